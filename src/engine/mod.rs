@@ -1,0 +1,19 @@
+//! The library as a Rust programmer would want it, one file a section of the C header.
+
+mod cancel;
+mod device;
+mod model;
+mod tokenizer;
+mod chat;
+mod sampling;
+mod generate;
+mod session;
+
+pub use cancel::Cancel;
+pub use chat::{Chat, ChatTemplate};
+pub use device::{Device, DeviceKind};
+pub use generate::{FinishReason, GenerateOptions, Generation, TokenEvent, TokenFn};
+pub use model::{Capability, Dtype, LoadOptions, Model, Progress, ProgressFn, Stage, estimate_memory};
+pub use sampling::{Sampler, Sampling, SamplingOptions};
+pub use session::Session;
+pub use tokenizer::Tokenizer;

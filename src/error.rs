@@ -1,0 +1,151 @@
+//! The one error type: what kind of failure it is, one line that names the subject, the expectation and what was found,
+//! and the chain of causes below it.
+//!
+//! ```
+//! use metal_candle::{Error, ErrorKind};
+//! let error = Error::new(ErrorKind::Format, "config.json: hidden_size: expected a positive integer, found -3");
+//! assert_eq!(error.kind(), ErrorKind::Format);
+//! ```
+
+use std::fmt;
+
+/// What kind of failure an [`Error`] is; each kind is one status code of the C ABI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The work was stopped by its cancel flag; what was finished is kept.
+    Cancelled,
+    /// An argument or option is outside its range.
+    InvalidArgument,
+    /// Text is not UTF-8.
+    InvalidUtf8,
+    /// A file, directory, token or device does not exist.
+    NotFound,
+    /// Reading or writing failed.
+    Io,
+    /// A download failed.
+    Network,
+    /// A file's content contradicts its format.
+    Format,
+    /// The input is well formed, and this library does not implement it.
+    Unsupported,
+    /// More tokens than the context holds.
+    ContextFull,
+    /// Memory ran out, or a size would pass what can be allocated.
+    OutOfMemory,
+    /// The compute device failed.
+    Device,
+    /// The device is suspended; resume it first.
+    Suspended,
+    /// The object is in use by another call.
+    Busy,
+    /// Two things that must belong together do not (a session file and its model).
+    Mismatch,
+    /// An earlier panic left the object in an unknown state.
+    Poisoned,
+    /// A chat template failed or refused the conversation.
+    Template,
+    /// A defect of this library: a panic was caught at the boundary.
+    Panic,
+}
+
+/// A failure with its kind, a one-line message and an optional cause.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The result of every fallible call of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error without a cause. Messages are lower case, without a full stop: `subject: expected, found`.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// The same error with the failure that led to it.
+    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The same error with `subject: ` in front of its message.
+    pub fn within(mut self, subject: impl fmt::Display) -> Self {
+        self.message = format!("{subject}: {}", self.message);
+        self
+    }
+
+    /// What kind of failure this is.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The one-line message, without the causes.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The message and every cause below it, one a line.
+    pub fn details(&self) -> String {
+        let mut text = self.message.clone();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str("\ncaused by: ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+
+    /// [`ErrorKind::InvalidArgument`].
+    pub fn argument(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InvalidArgument, message)
+    }
+
+    /// [`ErrorKind::Format`].
+    pub fn format(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Format, message)
+    }
+
+    /// [`ErrorKind::Unsupported`].
+    pub fn unsupported(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Unsupported, message)
+    }
+
+    /// [`ErrorKind::Cancelled`].
+    pub fn cancelled() -> Self {
+        Self::new(ErrorKind::Cancelled, "cancelled")
+    }
+
+    /// A failed file operation: [`ErrorKind::NotFound`] if the file is missing, else [`ErrorKind::Io`].
+    pub fn io(path: &std::path::Path, error: std::io::Error) -> Self {
+        let kind = match error.kind() {
+            std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+            std::io::ErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
+            _ => ErrorKind::Io,
+        };
+        Self::new(kind, format!("{}: {error}", path.display())).with_source(error)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl From<candle_core::Error> for Error {
+    /// A tensor operation failed: on a GPU that is the device, on the CPU a shape that the library got wrong.
+    fn from(error: candle_core::Error) -> Self {
+        Self::new(ErrorKind::Device, format!("tensor operation: {error}")).with_source(error)
+    }
+}

@@ -1,0 +1,37 @@
+//! A language model inside your app: load it, hold a conversation, stream the answer.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//! use metal_candle::{Chat, GenerateOptions, LoadOptions, Model, Session};
+//!
+//! let model = Model::load("models/tiny-coder", &LoadOptions::default(), None)?;
+//! let mut chat = Chat::new();
+//! chat.add("user", "What does `Vec::push` do?");
+//! let mut session = Session::new(&model, 0)?;
+//! session.set_chat(&chat, None)?;
+//! let answer = session.generate(&GenerateOptions::default(), None, &mut |event| {
+//!     print!("{}", event.text);
+//!     ControlFlow::Continue(())
+//! })?;
+//! assert_eq!(answer.text, "Appends an element to the back of a collection.");
+//! # Ok::<(), metal_candle::Error>(())
+//! ```
+//!
+//! The same engine stands behind the C ABI of `include/metal_candle.h`. Data flows one way:
+//! `ffi → engine → models → nn → ops → kernels`, with `load` beside `models`.
+
+mod error;
+pub mod ffi;
+mod engine;
+mod models;
+mod load;
+mod nn;
+mod ops;
+mod kernels;
+
+pub use engine::{
+    Cancel, Capability, Chat, ChatTemplate, Device, DeviceKind, Dtype, FinishReason, GenerateOptions, Generation, LoadOptions,
+    Model, Progress, ProgressFn, Sampler, Sampling, SamplingOptions, Session, Stage, TokenEvent, TokenFn, Tokenizer,
+    estimate_memory,
+};
+pub use error::{Error, ErrorKind, Result};
