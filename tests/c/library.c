@@ -3,10 +3,11 @@
 
 static void versions_of_header_and_library_agree(void) {
     CHECK(mc_abi_version() == MC_ABI_VERSION);
-    unsigned major = 0, minor = 0, patch = 0;
-    CHECK(sscanf(mc_version_string(), "%u.%u.%u", &major, &minor, &patch) == 3);
     CHECK(mc_version_number() == MC_VERSION_NUMBER);
     CHECK(strcmp(mc_version_string(), MC_VERSION_STRING) == 0);
+    unsigned major = 0, minor = 0, patch = 0;
+    CHECK(sscanf(mc_version_string(), "%u.%u.%u", &major, &minor, &patch) == 3);
+    CHECK(major * 1000000 + minor * 1000 + patch == MC_VERSION_NUMBER);
 }
 
 static void unknown_features_are_absent(void) {
@@ -81,8 +82,10 @@ static void the_log_reaches_the_callback_until_it_is_replaced(void) {
     CHECK(second.freed == 1);
 }
 
-static void an_unknown_log_level_is_refused(void) {
-    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "level", mc_log_set(NULL, NULL, NULL, (mc_log_level)99, &err));
+static void an_unknown_log_level_is_refused_and_changes_nothing(void) {
+    struct log log = {0};
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "max_level", mc_log_set(note, &log, forget, (mc_log_level)99, &err));
+    CHECK(log.freed == 0);
 }
 
 int main(int argc, char **argv) {
@@ -93,6 +96,6 @@ int main(int argc, char **argv) {
     RUN(freeing_null_does_nothing);
     RUN(memory_can_be_trimmed_at_any_time);
     RUN(the_log_reaches_the_callback_until_it_is_replaced);
-    RUN(an_unknown_log_level_is_refused);
+    RUN(an_unknown_log_level_is_refused_and_changes_nothing);
     return end();
 }
