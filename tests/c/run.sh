@@ -33,10 +33,12 @@ compile() { # section, kind: shared or static
 # A program prints `N passed, 0 failed`; the line is shown with its name in front.
 run() { # section, kind
     step "$1.c ($2) compiles" compile "$1" "$2" || return
-    local output
-    if output=$("$BUILD/tests/$1-$2" 2>&1); then passed=$((passed + 1)); else failed=$((failed + 1)); fi
-    printf '%s' "$output" | sed "s/^/$1.c ($2): /"
-    echo
+    local output status
+    output=$("$BUILD/tests/$1-$2" 2>&1)
+    status=$?
+    if [ $status = 0 ]; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+    [ $status -le 1 ] || output="$output"$'\n'"ended with status $status"
+    printf '%s\n' "$output" | sed "s/^/$1.c ($2): /"
 }
 
 for kind in shared static; do
