@@ -1,1 +1,65 @@
-//! The C ABI.
+//! One C ABI for language models inside an app: load a model, hold a conversation, stream the answer.
+//!
+//! @code
+//! mc_model *model = NULL;
+//! mc_generation *answer = NULL;
+//! mc_error *error = NULL;
+//! if (mc_model_load("models/tiny-coder", NULL, &model, &error) == MC_OK &&
+//!     mc_generate(model, "fn main", 7, NULL, &answer, &error) == MC_OK) {
+//!   puts(mc_generation_text(answer));
+//! } else {
+//!   fprintf(stderr, "%s\n", mc_error_message(error));
+//! }
+//! mc_generation_free(answer);
+//! mc_model_free(model);
+//! mc_error_free(error);
+//! @endcode
+//!
+//! These rules hold for every function and are not repeated there.
+//!
+//! - **Status.** Values below 16 are outcomes, values from 16 are errors; treat a value you do not know as an error. Every
+//!   function that returns mc_status can also return MC_ERROR_INVALID_ARGUMENT (NULL for an `MC_NONNULL` pointer, a handle
+//!   of another type, a number outside its range) and MC_ERROR_PANIC (a defect of this library).
+//! - **Errors.** The last parameter `err` may be NULL. `*err` becomes NULL on entry and is set exactly when the status is
+//!   an error; free it with mc_error_free(). It does not matter which thread reads or frees it.
+//! - **Outs.** An out parameter for a handle becomes NULL on entry; numbers and buffers are written on success alone.
+//! - **Ownership.** `_new`, `_load` and out parameters hand over one reference, dropped by the type's `_free`, which takes
+//!   NULL and may run on any thread. A handle keeps what it was made from alive: free in any order. Pointers that a getter
+//!   returns are valid until the handle is freed, unless it says otherwise.
+//! - **Strings.** `const char *` without a length is NUL-terminated UTF-8, on Windows too. Content is a pointer and a length
+//!   in bytes; the pointer may be NULL when the length is 0, if it is marked so.
+//! - **Threads.** Handles belong to no thread. Functions that take a handle as `const` may run beside each other on that
+//!   handle; any other use must be the only one, and where the documentation says MC_ERROR_BUSY it is checked. Freeing
+//!   while another thread is about to use the handle is an error of the caller.
+//! - **Callbacks.** They run on the thread of the call they were given to, before it returns, with no lock held. They must
+//!   not throw or longjmp. They may use other handles and free the handle in use; any other use of that handle gives
+//!   MC_ERROR_BUSY. Only MC_CONTINUE goes on, every other return value stops.
+//! - **A wrong handle** (NULL, another type) makes a getter return 0, "" or an empty array, and a setter or `_free` do
+//!   nothing; the log callback is told.
+//! - The library prints nothing, reads no environment variable, installs no signal handler and never ends the process.
+
+// The functions of a section carry their contract in the header's documentation, which these doc comments become; what Rust
+// calls a safety section would print a second time there. Pointers are checked by the four small files below; their helpers
+// are safe functions because nothing but an exported function can call them, with the arguments C handed to it.
+//
+// Three types stand for what a C program may get wrong although the header forbids it:
+// `MaybeUninit<&T>` prints as a nonnull pointer and, unlike `&T`, may hold NULL; `MaybeUninit<mc_dtype>` prints as the enum
+// and may hold any number; a raw pointer prints as nullable.
+#![allow(clippy::missing_safety_doc)]
+#![allow(non_camel_case_types)]
+
+pub mod boundary;
+mod handle;
+mod text;
+mod callback;
+
+pub mod error;
+pub mod library;
+pub mod values;
+pub mod cancel;
+pub mod device;
+pub mod model;
+pub mod tokenizer;
+pub mod chat;
+pub mod generate;
+pub mod session;

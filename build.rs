@@ -1,0 +1,27 @@
+//! Names the shared library by its binary interface: `libmetal_candle.so.1` holds what `MC_ABI_VERSION 1` describes.
+//!
+//! What it exports needs no script here: rustc hands the linker a list of the `no_mangle` functions, and `tests/abi.rs`
+//! compares the result with `abi/symbols.txt`.
+
+use std::{env, fs};
+
+fn main() {
+    let source = "src/ffi/library.rs";
+    println!("cargo:rerun-if-changed={source}");
+    println!("cargo:rerun-if-changed=build.rs");
+    let text = fs::read_to_string(source).expect("src/ffi/library.rs is part of the package");
+    let abi = text
+        .lines()
+        .find_map(|line| line.strip_prefix("pub const MC_ABI_VERSION: u32 = ")?.strip_suffix(';'))
+        .expect("src/ffi/library.rs defines MC_ABI_VERSION");
+    match env::var("CARGO_CFG_TARGET_OS").as_deref() {
+        Ok("macos" | "ios" | "tvos" | "watchos" | "visionos") => {
+            println!("cargo:rustc-cdylib-link-arg=-Wl,-install_name,@rpath/libmetal_candle.{abi}.dylib");
+            println!("cargo:rustc-cdylib-link-arg=-Wl,-compatibility_version,{abi}");
+        }
+        Ok("linux" | "android" | "freebsd") => {
+            println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libmetal_candle.so.{abi}");
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,81 @@
+//! Host functions: called on the thread of the call that they were given to, with no lock of ours held.
+
+use std::ffi::c_void;
+use std::mem::size_of;
+use std::ops::ControlFlow;
+
+use super::boundary::outside;
+use super::generate::{mc_token_event, mc_token_fn};
+use super::library::MC_CONTINUE;
+use super::model::{mc_progress_event, mc_progress_fn};
+use super::text::lend;
+use crate::{Progress, TokenEvent};
+
+/// The host's own pointer: handed back, never looked at.
+#[derive(Clone, Copy)]
+pub(super) struct UserData(pub(super) *mut c_void);
+
+// SAFETY: we only hand it back; the header tells the host on which thread its callback runs.
+unsafe impl Send for UserData {}
+// SAFETY: as above.
+unsafe impl Sync for UserData {}
+
+/// A progress callback and its `user_data`.
+#[derive(Clone, Copy)]
+pub(super) struct HostProgress {
+    pub(super) function: mc_progress_fn,
+    pub(super) user_data: UserData,
+}
+
+impl Default for HostProgress {
+    fn default() -> Self {
+        Self { function: None, user_data: UserData(std::ptr::null_mut()) }
+    }
+}
+
+impl HostProgress {
+    /// The engine's view of it; `None` without a function.
+    pub(super) fn closure(self) -> Option<impl FnMut(Progress) -> ControlFlow<()>> {
+        let function = self.function?;
+        Some(move |progress: Progress| {
+            let event = mc_progress_event {
+                struct_size: size_of::<mc_progress_event>(),
+                stage: progress.stage.into(),
+                done: progress.done,
+                total: progress.total,
+            };
+            // SAFETY: the host gave this function with this user_data; the event outlives the call.
+            flow(outside(|| unsafe { function(self.user_data.0, &event) }))
+        })
+    }
+}
+
+/// The engine's view of a token callback; without a function it only goes on.
+pub(super) fn token_closure(function: mc_token_fn, user_data: *mut c_void) -> impl FnMut(&TokenEvent) -> ControlFlow<()> {
+    let mut text = Vec::new();
+    move |token| {
+        let Some(function) = function else { return ControlFlow::Continue(()) };
+        let event = token_event(token, &mut text);
+        // SAFETY: the host gave this function with this user_data; event and text outlive the call.
+        flow(outside(|| unsafe { function(user_data, &event) }))
+    }
+}
+
+/// The event for C; its text lies in `text`, NUL-terminated.
+pub(super) fn token_event(token: &TokenEvent, text: &mut Vec<u8>) -> mc_token_event {
+    text.clear();
+    text.extend_from_slice(token.text.as_bytes());
+    text.push(0);
+    mc_token_event {
+        struct_size: size_of::<mc_token_event>(),
+        text: lend(text.as_ptr().cast()),
+        text_len: token.text.len(),
+        token: token.token,
+        index: token.index,
+        logprob: token.logprob,
+    }
+}
+
+fn flow(returned: i32) -> ControlFlow<()> {
+    if returned == MC_CONTINUE { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+}

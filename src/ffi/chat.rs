@@ -1,0 +1,224 @@
+//! Conversations, and the chat template that turns one into a prompt.
+
+use std::ffi::c_char;
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+
+use super::boundary::{guard, guard_or};
+use super::error::{mc_error, mc_status};
+use super::handle::{Exclusive, Given, Object, OutHandle, free, inert, new_handle};
+use super::model::mc_model;
+use super::text::{self, Text, content, given_content, optional_content};
+use super::values::mc_string;
+use crate::Chat;
+use crate::error::{ErrorKind, Result};
+
+/// A conversation: messages, tools, and variables of the chat template. Mutable; knows no model.
+///
+/// Threads: any; `const` calls concurrently, others exclusive: a second call meanwhile is MC_ERROR_BUSY.
+pub struct mc_chat {
+    _opaque: [u8; 0],
+}
+
+impl Object for mc_chat {
+    const NAME: &'static str = "mc_chat";
+    type Inner = Exclusive<Chat>;
+}
+
+/// Makes an empty conversation.
+///
+/// @return one reference; free it with mc_chat_free().
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub extern "C" fn mc_chat_new() -> NonNull<mc_chat> {
+    guard_or(inert(), || Ok(new_handle(Exclusive::new(Chat::new()))))
+}
+
+/// Makes a conversation from JSON, as chat APIs exchange it.
+///
+/// @param json      an array of messages (`role`, `content` and whatever else the template reads), or an object with
+///                  `messages` and optionally `tools`; UTF-8.
+/// @param json_len  bytes.
+/// @param out       receives one reference; free it with mc_chat_free().
+/// @param err       NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_chat_from_json(
+    json: MaybeUninit<&c_char>,
+    json_len: usize,
+    out: MaybeUninit<&mut *mut mc_chat>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        out.set(Exclusive::new(Chat::from_json(given_content(json, json_len, "json")?)?));
+        Ok(mc_status::MC_OK)
+    })
+}
+
+fn change(chat: MaybeUninit<&mut mc_chat>, change: impl FnOnce(&mut Chat) -> Result<()>) -> Result<mc_status> {
+    chat.get("chat")?.change("chat", change)?;
+    Ok(mc_status::MC_OK)
+}
+
+/// Adds a message at the end.
+///
+/// @param chat         the conversation.
+/// @param role         "system", "user", "assistant", or what else the template knows.
+/// @param content      UTF-8; NULL if `content_len` is 0. Copied.
+/// @param content_len  bytes.
+/// @param err          NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_chat_add(
+    chat: MaybeUninit<&mut mc_chat>,
+    role: MaybeUninit<&c_char>,
+    content: *const c_char,
+    content_len: usize,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let (role, content) = (text::name(&role, "role")?, self::content(content, content_len, "content")?);
+        change(chat, |chat| {
+            chat.add(role, content);
+            Ok(())
+        })
+    })
+}
+
+/// The tools that the model may call, for templates that know tools.
+///
+/// @param chat      the conversation.
+/// @param json      an array of tool definitions, UTF-8; NULL removes them. Copied.
+/// @param json_len  bytes.
+/// @param err       NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_chat_set_tools_json(
+    chat: MaybeUninit<&mut mc_chat>,
+    json: *const c_char,
+    json_len: usize,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let json = optional_content(json, json_len, "json")?;
+        change(chat, |chat| chat.set_tools_json(json))
+    })
+}
+
+/// A chat template instead of the model's.
+///
+/// @param chat       the conversation.
+/// @param jinja      a Jinja template as in tokenizer_config.json, UTF-8; NULL = the model's. Copied.
+/// @param jinja_len  bytes.
+/// @param err        NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_TEMPLATE if it does not parse; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_chat_set_template(
+    chat: MaybeUninit<&mut mc_chat>,
+    jinja: *const c_char,
+    jinja_len: usize,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let jinja = optional_content(jinja, jinja_len, "jinja")?;
+        change(chat, |chat| chat.set_template(jinja))
+    })
+}
+
+/// A variable of the template, such as "enable_thinking"; it overrides what the model's files say.
+///
+/// @param chat      the conversation.
+/// @param name      the variable.
+/// @param json      its value as JSON, such as `false` or `"text"`, UTF-8; NULL removes the variable. Copied.
+/// @param json_len  bytes.
+/// @param err       NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_chat_set_variable_json(
+    chat: MaybeUninit<&mut mc_chat>,
+    name: MaybeUninit<&c_char>,
+    json: *const c_char,
+    json_len: usize,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let (name, json) = (text::name(&name, "name")?, optional_content(json, json_len, "json")?);
+        change(chat, |chat| chat.set_variable_json(name, json))
+    })
+}
+
+/// The clock that a template's `strftime_now` reads, for renders that must repeat.
+///
+/// @param chat          the conversation; ignored while another call uses it.
+/// @param unix_seconds  seconds since 1970-01-01 00:00 UTC. Default: the time of the render.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_chat_set_time(chat: MaybeUninit<&mut mc_chat>, unix_seconds: i64) {
+    guard_or((), || {
+        chat.get("chat")?.change("chat", |chat| {
+            chat.set_time(unix_seconds);
+            Ok(())
+        })
+    });
+}
+
+/// The prompt that a conversation becomes with a model's chat template.
+///
+/// @param model                  the model.
+/// @param chat                   the conversation.
+/// @param add_generation_prompt  whether to open the assistant's turn at the end.
+/// @param out                    receives one reference; free it with mc_string_free().
+/// @param err                    NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_NOT_FOUND if neither model nor conversation has a template; MC_ERROR_TEMPLATE if the template
+///         fails or refuses the conversation; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_chat_render(
+    model: MaybeUninit<&mc_model>,
+    chat: MaybeUninit<&mc_chat>,
+    add_generation_prompt: bool,
+    out: MaybeUninit<&mut *mut mc_string>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        let (model, chat) = (model.get("model")?, chat.get("chat")?);
+        let template = match model.model.chat_template() {
+            Ok(template) => Some(template),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        out.set(Text::new(chat.read("chat")?.render(template, add_generation_prompt)?));
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// Frees a conversation.
+///
+/// @param chat  the conversation, or NULL.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_chat_free(chat: *mut mc_chat) {
+    guard_or((), || free(chat, "chat"));
+}

@@ -1,0 +1,608 @@
+//! Generation options, stateless generation, and what a generation gives.
+//!
+//! mc_generate() and mc_generate_stream() evaluate a prompt and forget it. To go on from what was evaluated, use a session.
+
+use std::ffi::{c_char, c_void};
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+
+use super::boundary::{guard, guard_or};
+use super::callback::{HostProgress, UserData, token_closure};
+use super::cancel::mc_cancel;
+use super::error::{mc_error, mc_status};
+use super::handle::{Builder, Given, Object, OutHandle, free, inert, new_handle, optional};
+use super::model::{mc_model, mc_progress_fn};
+use super::text::{Text, content, empty, given_content};
+use super::values::{lend_tokens, no_tokens};
+use crate::error::{Error, Result};
+use crate::{FinishReason, GenerateOptions, Generation, ProgressFn, Sampling, SamplingOptions, TokenFn};
+
+/// Why a generation ended.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum mc_finish_reason {
+    /// Never the reason of a generation: what a wrong handle gives.
+    MC_FINISH_NONE = 0,
+    /// The model ended its answer.
+    MC_FINISH_EOS = 1,
+    /// A stop text appeared; the text ends before it.
+    MC_FINISH_STOP_TEXT = 2,
+    /// `max_tokens` were generated.
+    MC_FINISH_MAX_TOKENS = 3,
+    /// The context is full.
+    MC_FINISH_CONTEXT_FULL = 4,
+    /// A callback returned something else than MC_CONTINUE, or mc_session_end() came before the end.
+    MC_FINISH_CALLBACK = 5,
+    /// The mc_cancel was triggered.
+    MC_FINISH_CANCELLED = 6,
+    /// Not a value: makes the enum 32 bits wide.
+    MC_FINISH_REASON_FORCE32 = 0x7fff_ffff,
+}
+
+/// One generated token, and the text that became certain with it. Fields are only ever added at the end.
+#[repr(C)]
+pub struct mc_token_event {
+    /// Bytes of this struct as the library knows it.
+    pub struct_size: usize,
+    /// Whole UTF-8 sequences, NUL-terminated; empty while a character or a possible stop text is incomplete.
+    pub text: MaybeUninit<&'static c_char>,
+    /// Bytes of `text`, without the NUL.
+    pub text_len: usize,
+    /// The token's id.
+    pub token: u32,
+    /// Its place in the answer, from 0.
+    pub index: u32,
+    /// Natural logarithm of the probability that the model itself gave the token, before any sampling setting.
+    pub logprob: f32,
+}
+
+/// Receives each token of a stream. Called on the thread of that call, before it returns.
+///
+/// @param user_data  what was given with the callback.
+/// @param event      the token; it and its text are valid during the call.
+/// @return MC_CONTINUE to go on; everything else ends the generation with MC_OK and MC_FINISH_CALLBACK.
+pub type mc_token_fn = Option<unsafe extern "C" fn(user_data: *mut c_void, event: &mc_token_event) -> i32>;
+
+/// How to generate: a builder. What is not set takes what the model's generation_config.json says. A bad value is remembered
+/// and reported by the first call that uses the options, as MC_ERROR_INVALID_ARGUMENT with the field, the value and what was
+/// expected. Can be used many times.
+///
+/// Threads: any, one at a time while it is set; then concurrently.
+pub struct mc_generate_options {
+    _opaque: [u8; 0],
+}
+
+/// A finished answer. Immutable.
+///
+/// Threads: any, concurrently.
+pub struct mc_generation {
+    _opaque: [u8; 0],
+}
+
+#[derive(Clone, Default)]
+pub(super) struct Options {
+    pub(super) generate: GenerateOptions,
+    pub(super) prefill_progress: HostProgress,
+}
+
+pub(super) struct GenerationState {
+    text: Text,
+    tokens: Vec<u32>,
+    prompt_tokens: usize,
+    finish_reason: mc_finish_reason,
+    prefill_seconds: f64,
+    decode_seconds: f64,
+}
+
+impl Object for mc_generate_options {
+    const NAME: &'static str = "mc_generate_options";
+    type Inner = Builder<Options>;
+}
+
+impl Object for mc_generation {
+    const NAME: &'static str = "mc_generation";
+    type Inner = GenerationState;
+}
+
+impl From<FinishReason> for mc_finish_reason {
+    fn from(reason: FinishReason) -> Self {
+        match reason {
+            FinishReason::Eos => Self::MC_FINISH_EOS,
+            FinishReason::StopText => Self::MC_FINISH_STOP_TEXT,
+            FinishReason::MaxTokens => Self::MC_FINISH_MAX_TOKENS,
+            FinishReason::ContextFull => Self::MC_FINISH_CONTEXT_FULL,
+            FinishReason::Callback => Self::MC_FINISH_CALLBACK,
+            FinishReason::Cancelled => Self::MC_FINISH_CANCELLED,
+        }
+    }
+}
+
+impl From<Generation> for GenerationState {
+    fn from(generation: Generation) -> Self {
+        Self {
+            text: Text::new(generation.text),
+            tokens: generation.tokens,
+            prompt_tokens: generation.prompt_tokens,
+            finish_reason: generation.finish_reason.into(),
+            prefill_seconds: generation.prefill_seconds,
+            decode_seconds: generation.decode_seconds,
+        }
+    }
+}
+
+/// Makes generation options: no token limit but the context, and the model's own sampling.
+///
+/// @return one reference; free it with mc_generate_options_free().
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub extern "C" fn mc_generate_options_new() -> NonNull<mc_generate_options> {
+    guard_or(inert(), || Ok(new_handle(Builder::new(Options::default()))))
+}
+
+fn set(options: MaybeUninit<&mut mc_generate_options>, setter: impl FnOnce(&mut GenerateOptions) -> Result<()>) {
+    guard_or((), || options.get("options")?.set(|options| setter(&mut options.generate)));
+}
+
+/// The ranges are the sampler's own: the field alone on top of the defaults, then the same field in the options.
+fn set_sampling(options: MaybeUninit<&mut mc_generate_options>, setter: impl Fn(&mut SamplingOptions)) {
+    set(options, |generate| {
+        let mut alone = SamplingOptions::default();
+        setter(&mut alone);
+        alone.resolve(&Sampling::default())?;
+        setter(&mut generate.sampling);
+        Ok(())
+    });
+}
+
+/// The most tokens to generate.
+///
+/// @param options  the options.
+/// @param value    tokens; 0 (the default) = until the model stops or the context is full.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_max_tokens(
+    options: MaybeUninit<&mut mc_generate_options>,
+    value: usize,
+) {
+    set(options, |generate| {
+        generate.max_tokens = value;
+        Ok(())
+    });
+}
+
+/// How random the choice of tokens is: logits are divided by this.
+///
+/// @param options  the options.
+/// @param value    0 or more; 0 = always the most probable token (the lowest id on ties). Default: the model's.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_temperature(
+    options: MaybeUninit<&mut mc_generate_options>,
+    value: f32,
+) {
+    set_sampling(options, |sampling| sampling.temperature = Some(value));
+}
+
+/// Keeps the `value` most probable tokens.
+///
+/// @param options  the options.
+/// @param value    tokens; 0 = all. Default: the model's.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_top_k(options: MaybeUninit<&mut mc_generate_options>, value: usize) {
+    set_sampling(options, |sampling| sampling.top_k = Some(value));
+}
+
+/// Keeps the fewest most probable tokens whose probabilities sum to `value`.
+///
+/// @param options  the options.
+/// @param value    above 0, up to 1; 1 = all tokens. Default: the model's.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_top_p(options: MaybeUninit<&mut mc_generate_options>, value: f32) {
+    set_sampling(options, |sampling| sampling.top_p = Some(value));
+}
+
+/// Keeps the tokens with at least `value` times the probability of the most probable one.
+///
+/// @param options  the options.
+/// @param value    0 to 1; 0 = all tokens. Default: the model's.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_min_p(options: MaybeUninit<&mut mc_generate_options>, value: f32) {
+    set_sampling(options, |sampling| sampling.min_p = Some(value));
+}
+
+/// Makes tokens that occurred less probable: their logits are divided by `penalty` if positive, else multiplied.
+///
+/// @param options  the options.
+/// @param penalty  above 0; 1 = off. Default: the model's.
+/// @param last_n   how many of the last tokens count, prompt and answer; 0 = all.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_repetition_penalty(
+    options: MaybeUninit<&mut mc_generate_options>,
+    penalty: f32,
+    last_n: usize,
+) {
+    set_sampling(options, |sampling| sampling.repetition_penalty = Some((penalty, last_n)));
+}
+
+/// Subtracts `value` from a token's logit for each time it occurs in the answer.
+///
+/// @param options  the options.
+/// @param value    finite; 0 = off, negative = encourage. Default: 0.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_frequency_penalty(
+    options: MaybeUninit<&mut mc_generate_options>,
+    value: f32,
+) {
+    set_sampling(options, |sampling| sampling.frequency_penalty = Some(value));
+}
+
+/// Subtracts `value` from the logit of each token that occurs in the answer.
+///
+/// @param options  the options.
+/// @param value    finite; 0 = off, negative = encourage. Default: 0.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_presence_penalty(
+    options: MaybeUninit<&mut mc_generate_options>,
+    value: f32,
+) {
+    set_sampling(options, |sampling| sampling.presence_penalty = Some(value));
+}
+
+/// Adds to the logit of one token; may be called for many tokens.
+///
+/// @param options  the options.
+/// @param token    the token's id; one outside the vocabulary makes the generation return MC_ERROR_INVALID_ARGUMENT.
+/// @param bias     added to its logit; minus infinity = never this token. Not a number is a bad value.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_add_logit_bias(
+    options: MaybeUninit<&mut mc_generate_options>,
+    token: u32,
+    bias: f32,
+) {
+    set_sampling(options, |sampling| sampling.logit_bias.push((token, bias)));
+}
+
+/// Makes sampling repeat: the same seed, options, prompt, model and device give the same answer.
+///
+/// @param options  the options.
+/// @param seed     any number, 0 too. Default: a new one from the system for each generation.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_seed(options: MaybeUninit<&mut mc_generate_options>, seed: u64) {
+    set_sampling(options, |sampling| sampling.seed = Some(seed));
+}
+
+/// Whether to go on after the model ended its answer, as for measuring speed.
+///
+/// @param options  the options.
+/// @param value    default: false.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_ignore_eos(
+    options: MaybeUninit<&mut mc_generate_options>,
+    value: bool,
+) {
+    set(options, |generate| {
+        generate.ignore_eos = value;
+        Ok(())
+    });
+}
+
+/// Whether the prompt of mc_generate() gets the tokenizer's special tokens, such as a beginning-of-sequence token. Turn it off
+/// for a prompt that a chat template made. A session's text is not concerned.
+///
+/// @param options  the options.
+/// @param value    default: true.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_add_special(
+    options: MaybeUninit<&mut mc_generate_options>,
+    value: bool,
+) {
+    set(options, |generate| {
+        generate.add_special = value;
+        Ok(())
+    });
+}
+
+/// How many tokens of a prompt are evaluated at once: more is faster, fewer answers a cancel sooner and takes less memory.
+///
+/// @param options  the options.
+/// @param value    1 to 512 tokens. Default: 512.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_prefill_chunk(
+    options: MaybeUninit<&mut mc_generate_options>,
+    value: usize,
+) {
+    set(options, |generate| {
+        if !(1..=512).contains(&value) {
+            return Err(Error::argument(format!("prefill_chunk: expected 1 to 512, found {value}")));
+        }
+        generate.prefill_chunk = value;
+        Ok(())
+    });
+}
+
+/// A flag that stops the generation.
+///
+/// @param options  the options.
+/// @param cancel   the flag; the options keep it alive. NULL (the default) = none.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_cancel(
+    options: MaybeUninit<&mut mc_generate_options>,
+    cancel: *const mc_cancel,
+) {
+    set(options, |generate| {
+        generate.cancel = optional(cancel, "cancel")?.map(|cancel| (*cancel).clone());
+        Ok(())
+    });
+}
+
+/// Who hears how far the evaluation of the prompt is. Not used by mc_session_begin().
+///
+/// @param options    the options.
+/// @param progress   called during a generation, on its thread, with MC_STAGE_PREFILL; NULL (the default) = nobody.
+/// @param user_data  handed to `progress`; may be NULL. Must live until the last generation with these options is over.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_prefill_progress(
+    options: MaybeUninit<&mut mc_generate_options>,
+    progress: mc_progress_fn,
+    user_data: *mut c_void,
+) {
+    guard_or((), || {
+        options.get("options")?.set(|options| {
+            options.prefill_progress = HostProgress { function: progress, user_data: UserData(user_data) };
+            Ok(())
+        })
+    });
+}
+
+/// Adds a text that ends the answer where it appears; the answer's text ends before it. It may span tokens.
+///
+/// @param options   the options.
+/// @param text      UTF-8, not empty. Copied.
+/// @param text_len  bytes.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_add_stop(
+    options: MaybeUninit<&mut mc_generate_options>,
+    text: MaybeUninit<&c_char>,
+    text_len: usize,
+) {
+    set(options, |generate| {
+        let text = given_content(text, text_len, "stop")?;
+        if text.is_empty() {
+            return Err(Error::argument("stop: expected text, found an empty one"));
+        }
+        generate.stop.push(text.to_owned());
+        Ok(())
+    });
+}
+
+/// Frees options; a generation that uses them goes on.
+///
+/// @param options  the options, or NULL.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_free(options: *mut mc_generate_options) {
+    guard_or((), || free(options, "options"));
+}
+
+pub(super) fn generate_options(options: *const mc_generate_options) -> Result<Options> {
+    match optional(options, "options")? {
+        Some(options) => options.options(),
+        None => Ok(Options::default()),
+    }
+}
+
+/// Runs a generation with the host's options and callbacks. A cancelled one is handed over too: the partial answer.
+pub(super) fn run(
+    options: *const mc_generate_options,
+    on_token: mc_token_fn,
+    user_data: *mut c_void,
+    out: OutHandle<mc_generation>,
+    generate: impl FnOnce(&GenerateOptions, Option<&mut ProgressFn<'_>>, &mut TokenFn<'_>) -> Result<Generation>,
+) -> Result<mc_status> {
+    let options = generate_options(options)?;
+    let mut progress = options.prefill_progress.closure();
+    let progress = progress.as_mut().map(|progress| progress as &mut ProgressFn<'_>);
+    let generation = generate(&options.generate, progress, &mut token_closure(on_token, user_data))?;
+    Ok(hand_over(generation, out))
+}
+
+pub(super) fn hand_over(generation: Generation, out: OutHandle<mc_generation>) -> mc_status {
+    let cancelled = generation.finish_reason == FinishReason::Cancelled;
+    out.set(generation.into());
+    if cancelled { mc_status::MC_CANCELLED } else { mc_status::MC_OK }
+}
+
+/// Generates an answer to a prompt.
+///
+/// @param model       the model.
+/// @param prompt      UTF-8; NULL if `prompt_len` is 0.
+/// @param prompt_len  bytes.
+/// @param options     how to generate; NULL = the defaults.
+/// @param out         receives one reference, with MC_CANCELLED too (the partial answer); free it with mc_generation_free().
+/// @param err         NULL, or receives the error.
+/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer;
+///         MC_ERROR_UNSUPPORTED if it cannot generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long;
+///         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any; it runs on the calling thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_generate(
+    model: MaybeUninit<&mc_model>,
+    prompt: *const c_char,
+    prompt_len: usize,
+    options: *const mc_generate_options,
+    out: MaybeUninit<&mut *mut mc_generation>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        let (model, prompt) = (model.get("model")?, content(prompt, prompt_len, "prompt")?);
+        run(options, None, std::ptr::null_mut(), out, |options, progress, on_token| {
+            model.model.generate(prompt, options, progress, on_token)
+        })
+    })
+}
+
+/// Generates an answer to a prompt, token by token.
+///
+/// @param model       the model.
+/// @param prompt      UTF-8; NULL if `prompt_len` is 0.
+/// @param prompt_len  bytes.
+/// @param options     how to generate; NULL = the defaults.
+/// @param on_token    called with each token, on this thread; NULL = nobody.
+/// @param user_data   handed to `on_token`; may be NULL.
+/// @param out         NULL, or receives one reference, with MC_CANCELLED too (the partial answer); free it with
+///                    mc_generation_free().
+/// @param err         NULL, or receives the error.
+/// @return as mc_generate().
+///
+/// Threads: any; it runs on the calling thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_generate_stream(
+    model: MaybeUninit<&mc_model>,
+    prompt: *const c_char,
+    prompt_len: usize,
+    options: *const mc_generate_options,
+    on_token: mc_token_fn,
+    user_data: *mut c_void,
+    out: *mut *mut mc_generation,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::nullable(out);
+        let (model, prompt) = (model.get("model")?, content(prompt, prompt_len, "prompt")?);
+        run(options, on_token, user_data, out, |options, progress, on_token| {
+            model.model.generate(prompt, options, progress, on_token)
+        })
+    })
+}
+
+/// The answer.
+///
+/// @param generation  the generation.
+/// @return UTF-8, NUL-terminated, valid until the generation is freed.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_text(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
+    guard_or(empty(), || Ok(generation.lend("generation")?.text.pointer()))
+}
+
+/// The length of the answer.
+///
+/// @param generation  the generation.
+/// @return bytes, without the NUL at the end.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_text_len(generation: MaybeUninit<&mc_generation>) -> usize {
+    guard_or(0, || Ok(generation.lend("generation")?.text.len()))
+}
+
+/// The answer's tokens, with the end-of-sequence token where that ended it.
+///
+/// @param generation  the generation.
+/// @return mc_generation_tokens_len() ids, valid until the generation is freed; never NULL.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_tokens(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&u32> {
+    guard_or(no_tokens(), || Ok(lend_tokens(&generation.lend("generation")?.tokens)))
+}
+
+/// How many tokens the answer has.
+///
+/// @param generation  the generation.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_tokens_len(generation: MaybeUninit<&mc_generation>) -> usize {
+    guard_or(0, || Ok(generation.lend("generation")?.tokens.len()))
+}
+
+/// How many tokens stood before the answer.
+///
+/// @param generation  the generation.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_prompt_tokens(generation: MaybeUninit<&mc_generation>) -> usize {
+    guard_or(0, || Ok(generation.lend("generation")?.prompt_tokens))
+}
+
+/// Why the answer ended.
+///
+/// @param generation  the generation.
+/// @return never MC_FINISH_NONE, except for a wrong handle.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_finish_reason(generation: MaybeUninit<&mc_generation>) -> mc_finish_reason {
+    guard_or(mc_finish_reason::MC_FINISH_NONE, || Ok(generation.lend("generation")?.finish_reason))
+}
+
+/// How long the evaluation of the prompt took.
+///
+/// @param generation  the generation.
+/// @return seconds; 0 if nothing had to be evaluated.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_prefill_seconds(generation: MaybeUninit<&mc_generation>) -> f64 {
+    guard_or(0.0, || Ok(generation.lend("generation")?.prefill_seconds))
+}
+
+/// How long generating the tokens took, callbacks counted.
+///
+/// @param generation  the generation.
+/// @return seconds.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_decode_seconds(generation: MaybeUninit<&mc_generation>) -> f64 {
+    guard_or(0.0, || Ok(generation.lend("generation")?.decode_seconds))
+}
+
+/// Frees a generation.
+///
+/// @param generation  the generation, or NULL.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_free(generation: *mut mc_generation) {
+    guard_or((), || free(generation, "generation"));
+}

@@ -1,0 +1,608 @@
+//! Loading a model and asking what it is.
+//!
+//! A model is a directory with config.json, safetensors and tokenizer.json, a .gguf file, or a repository on Hugging Face. It
+//! is immutable: any number of sessions on any threads share one.
+
+use std::ffi::{c_char, c_void};
+use std::mem::MaybeUninit;
+use std::path::PathBuf;
+use std::ptr::NonNull;
+
+use super::boundary::{Enumeration, checked, guard, guard_or};
+use super::callback::{HostProgress, UserData};
+use super::cancel::mc_cancel;
+use super::device::mc_device;
+use super::error::{mc_error, mc_status};
+use super::handle::{Builder, Given, Object, Out, OutHandle, free, inert, new_handle, optional, retain};
+use super::text::{self, Text, empty, optional_name};
+use super::values::mc_string;
+use crate::error::Result;
+use crate::{Capability, Dtype, LoadOptions, Model, ProgressFn, Stage, estimate_memory};
+
+/// The type that weights are kept in.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum mc_dtype {
+    /// As stored in the file.
+    MC_DTYPE_DEFAULT = 0,
+    /// 32-bit floating point.
+    MC_DTYPE_F32 = 1,
+    /// 16-bit IEEE floating point.
+    MC_DTYPE_F16 = 2,
+    /// 16-bit brain floating point.
+    MC_DTYPE_BF16 = 3,
+    /// Not a value: makes the enum 32 bits wide.
+    MC_DTYPE_FORCE32 = 0x7fff_ffff,
+}
+
+/// Which part of a long call is running, and what `done` and `total` of mc_progress_event count.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum mc_stage {
+    /// Downloading files; bytes.
+    MC_STAGE_DOWNLOAD = 1,
+    /// Reading weights; bytes.
+    MC_STAGE_READ = 2,
+    /// Quantising weights; bytes.
+    MC_STAGE_QUANTIZE = 3,
+    /// Compiling the device's kernels; kernels.
+    MC_STAGE_COMPILE = 4,
+    /// Evaluating the prompt; tokens.
+    MC_STAGE_PREFILL = 5,
+    /// Not a value: makes the enum 32 bits wide.
+    MC_STAGE_FORCE32 = 0x7fff_ffff,
+}
+
+/// What a model can be asked for.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum mc_capability {
+    /// Generating text.
+    MC_CAPABILITY_GENERATE = 1,
+    /// Embedding text.
+    MC_CAPABILITY_EMBED = 2,
+    /// Running with LoRA adapters.
+    MC_CAPABILITY_LORA = 3,
+    /// Training LoRA adapters.
+    MC_CAPABILITY_TRAIN = 4,
+    /// Rendering conversations: the model's files have a chat template.
+    MC_CAPABILITY_CHAT_TEMPLATE = 5,
+    /// Not a value: makes the enum 32 bits wide.
+    MC_CAPABILITY_FORCE32 = 0x7fff_ffff,
+}
+
+/// How far a long call is. Fields are only ever added at the end.
+#[repr(C)]
+pub struct mc_progress_event {
+    /// Bytes of this struct as the library knows it.
+    pub struct_size: usize,
+    /// Which part of the call is running.
+    pub stage: mc_stage,
+    /// How much of it is done, in the unit of the stage.
+    pub done: u64,
+    /// How much there is to do; 0 = not known.
+    pub total: u64,
+}
+
+/// Hears how far a call is. Called on the thread of that call, before it returns.
+///
+/// @param user_data  what was given with the callback.
+/// @param event      valid during the call.
+/// @return MC_CONTINUE to go on; everything else stops: loading ends with MC_CANCELLED, a generation with MC_OK and
+///         MC_FINISH_CALLBACK.
+pub type mc_progress_fn = Option<unsafe extern "C" fn(user_data: *mut c_void, event: &mc_progress_event) -> i32>;
+
+/// How to load a model: a builder. A bad value is remembered and reported by the first call that uses the options, as
+/// MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
+///
+/// Threads: any, one at a time while it is set; then concurrently.
+pub struct mc_model_options {
+    _opaque: [u8; 0],
+}
+
+/// A loaded model: its network, tokenizer, chat template and generation defaults. Immutable.
+///
+/// Threads: any, concurrently.
+pub struct mc_model {
+    _opaque: [u8; 0],
+}
+
+#[derive(Clone, Default)]
+pub(super) struct ModelOptions {
+    load: LoadOptions,
+    progress: HostProgress,
+}
+
+pub(super) struct ModelState {
+    pub(super) model: Model,
+    architecture: Text,
+}
+
+impl Object for mc_model_options {
+    const NAME: &'static str = "mc_model_options";
+    type Inner = Builder<ModelOptions>;
+}
+
+impl Object for mc_model {
+    const NAME: &'static str = "mc_model";
+    type Inner = ModelState;
+}
+
+impl Enumeration for mc_dtype {
+    const NAME: &'static str = "mc_dtype";
+    type Meaning = Option<Dtype>;
+    const TABLE: &'static [(Self, Self::Meaning)] = &[
+        (Self::MC_DTYPE_DEFAULT, None),
+        (Self::MC_DTYPE_F32, Some(Dtype::F32)),
+        (Self::MC_DTYPE_F16, Some(Dtype::F16)),
+        (Self::MC_DTYPE_BF16, Some(Dtype::BF16)),
+    ];
+}
+
+impl Enumeration for mc_capability {
+    const NAME: &'static str = "mc_capability";
+    type Meaning = Capability;
+    const TABLE: &'static [(Self, Self::Meaning)] = &[
+        (Self::MC_CAPABILITY_GENERATE, Capability::Generate),
+        (Self::MC_CAPABILITY_EMBED, Capability::Embed),
+        (Self::MC_CAPABILITY_LORA, Capability::Lora),
+        (Self::MC_CAPABILITY_TRAIN, Capability::Train),
+        (Self::MC_CAPABILITY_CHAT_TEMPLATE, Capability::ChatTemplate),
+    ];
+}
+
+impl From<Dtype> for mc_dtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::MC_DTYPE_F32,
+            Dtype::F16 => Self::MC_DTYPE_F16,
+            Dtype::BF16 => Self::MC_DTYPE_BF16,
+        }
+    }
+}
+
+impl From<Stage> for mc_stage {
+    fn from(stage: Stage) -> Self {
+        match stage {
+            Stage::Download => Self::MC_STAGE_DOWNLOAD,
+            Stage::Read => Self::MC_STAGE_READ,
+            Stage::Quantize => Self::MC_STAGE_QUANTIZE,
+            Stage::Compile => Self::MC_STAGE_COMPILE,
+            Stage::Prefill => Self::MC_STAGE_PREFILL,
+        }
+    }
+}
+
+/// Makes load options: best device, weights as stored, the model's own context, the tokenizer beside the weights.
+///
+/// @return one reference; free it with mc_model_options_free().
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub extern "C" fn mc_model_options_new() -> NonNull<mc_model_options> {
+    guard_or(inert(), || Ok(new_handle(Builder::new(ModelOptions::default()))))
+}
+
+fn set(options: MaybeUninit<&mut mc_model_options>, setter: impl FnOnce(&mut LoadOptions) -> Result<()>) {
+    guard_or((), || options.get("options")?.set(|options| setter(&mut options.load)));
+}
+
+/// Where the model runs.
+///
+/// @param options  the options.
+/// @param device   the device; the options keep it alive. Default: the best device, as MC_DEVICE_AUTO.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_device(
+    options: MaybeUninit<&mut mc_model_options>,
+    device: MaybeUninit<&mc_device>,
+) {
+    set(options, |load| {
+        load.device = Some(device.get("device")?.device.clone());
+        Ok(())
+    });
+}
+
+/// The type to keep weights in.
+///
+/// @param options  the options.
+/// @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored. Quantised weights stay as they are.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_dtype(
+    options: MaybeUninit<&mut mc_model_options>,
+    dtype: MaybeUninit<mc_dtype>,
+) {
+    set(options, |load| {
+        load.dtype = checked(dtype, "dtype")?;
+        Ok(())
+    });
+}
+
+/// Another tokenizer than the model's, or one for a GGUF file without.
+///
+/// @param options  the options.
+/// @param path     a tokenizer.json, or a directory with one; NULL (the default) = the model's.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(
+    options: MaybeUninit<&mut mc_model_options>,
+    path: *const c_char,
+) {
+    set(options, |load| {
+        load.tokenizer_path = optional_name(path, "tokenizer_path")?.map(PathBuf::from);
+        Ok(())
+    });
+}
+
+/// Quantises dense weights while loading, to take less memory.
+///
+/// @param options  the options.
+/// @param kind     "q8_0", "q4_k" and so on, as GGUF names them; NULL (the default) = as stored. An unknown kind makes
+///                 loading return MC_ERROR_INVALID_ARGUMENT or MC_ERROR_UNSUPPORTED.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_quantization(
+    options: MaybeUninit<&mut mc_model_options>,
+    kind: *const c_char,
+) {
+    set(options, |load| {
+        load.quantization = optional_name(kind, "quantization")?.map(str::to_owned);
+        Ok(())
+    });
+}
+
+/// The longest context that sessions of this model may have.
+///
+/// @param options  the options.
+/// @param value    tokens; 0 (the default) = what the model's configuration says.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_max_context(options: MaybeUninit<&mut mc_model_options>, value: usize) {
+    set(options, |load| {
+        load.max_context = (value > 0).then_some(value);
+        Ok(())
+    });
+}
+
+/// Where mc_model_load_hub() keeps what it downloads.
+///
+/// @param options  the options.
+/// @param value    a directory, in the layout of Hugging Face's own cache. Default: theirs, in the home directory.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_hub_cache_dir(
+    options: MaybeUninit<&mut mc_model_options>,
+    value: MaybeUninit<&c_char>,
+) {
+    set(options, |load| {
+        load.hub_cache_dir = Some(text::name(&value, "hub_cache_dir")?.into());
+        Ok(())
+    });
+}
+
+/// Which revision of a repository mc_model_load_hub() loads.
+///
+/// @param options  the options.
+/// @param value    a branch, tag or commit. Default: "main".
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_hub_revision(
+    options: MaybeUninit<&mut mc_model_options>,
+    value: MaybeUninit<&c_char>,
+) {
+    set(options, |load| {
+        load.hub_revision = Some(text::name(&value, "hub_revision")?.into());
+        Ok(())
+    });
+}
+
+/// The access token for private and gated repositories.
+///
+/// @param options  the options.
+/// @param value    the token; NULL (the default) = none. Tokens stored on this machine are not looked for.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_hub_token(
+    options: MaybeUninit<&mut mc_model_options>,
+    value: *const c_char,
+) {
+    set(options, |load| {
+        load.hub_token = optional_name(value, "hub_token")?.map(str::to_owned);
+        Ok(())
+    });
+}
+
+/// Whether mc_model_load_hub() must do with what was downloaded before.
+///
+/// @param options  the options.
+/// @param offline  true = no network; a file that is not in the cache is MC_ERROR_NOT_FOUND. Default: false.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_offline(options: MaybeUninit<&mut mc_model_options>, offline: bool) {
+    set(options, |load| {
+        load.offline = offline;
+        Ok(())
+    });
+}
+
+/// A flag that stops loading.
+///
+/// @param options  the options.
+/// @param cancel   the flag; the options keep it alive. NULL (the default) = none.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_cancel(
+    options: MaybeUninit<&mut mc_model_options>,
+    cancel: *const mc_cancel,
+) {
+    set(options, |load| {
+        load.cancel = optional(cancel, "cancel")?.map(|cancel| (*cancel).clone());
+        Ok(())
+    });
+}
+
+/// Who hears how far loading is.
+///
+/// @param options    the options.
+/// @param progress   called during a load, on its thread; NULL (the default) = nobody.
+/// @param user_data  handed to `progress`; may be NULL. Must live until the last load with these options is over.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_progress(
+    options: MaybeUninit<&mut mc_model_options>,
+    progress: mc_progress_fn,
+    user_data: *mut c_void,
+) {
+    guard_or((), || {
+        options.get("options")?.set(|options| {
+            options.progress = HostProgress { function: progress, user_data: UserData(user_data) };
+            Ok(())
+        })
+    });
+}
+
+/// Frees options; a load that uses them goes on.
+///
+/// @param options  the options, or NULL.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_free(options: *mut mc_model_options) {
+    guard_or((), || free(options, "options"));
+}
+
+fn load_options(options: *const mc_model_options) -> Result<ModelOptions> {
+    match optional(options, "options")? {
+        Some(options) => options.options(),
+        None => Ok(ModelOptions::default()),
+    }
+}
+
+/// How much memory a model takes, without loading it: weights, the KV cache of the whole context, and the workspace.
+///
+/// @param path     a model as for mc_model_load().
+/// @param options  how it would be loaded; NULL = the defaults.
+/// @param bytes    receives the estimate, in bytes.
+/// @param err      NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8, MC_ERROR_NOT_FOUND, MC_ERROR_IO, MC_ERROR_FORMAT, MC_ERROR_UNSUPPORTED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_model_estimate_memory(
+    path: MaybeUninit<&c_char>,
+    options: *const mc_model_options,
+    bytes: MaybeUninit<&mut u64>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let bytes = Out::new(bytes, "bytes")?;
+        let path = text::name(&path, "path")?;
+        bytes.set(estimate_memory(path, &load_options(options)?.load)?);
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// The same steps for a path and for a repository.
+fn load(
+    source: &MaybeUninit<&c_char>,
+    source_name: &str,
+    options: *const mc_model_options,
+    out: MaybeUninit<&mut *mut mc_model>,
+    load: impl FnOnce(&str, &LoadOptions, Option<&mut ProgressFn<'_>>) -> Result<Model>,
+) -> Result<mc_status> {
+    let out = OutHandle::new(out, "out")?;
+    let source = text::name(source, source_name)?;
+    let options = load_options(options)?;
+    let mut progress = options.progress.closure();
+    let model = load(source, &options.load, progress.as_mut().map(|progress| progress as &mut ProgressFn<'_>))?;
+    out.set(ModelState { architecture: Text::line(model.architecture()), model });
+    Ok(mc_status::MC_OK)
+}
+
+/// Loads a model from this machine. Files are checked: a missing, left over or wrongly shaped tensor is an error that names it.
+///
+/// @param path     a directory with config.json, safetensors and tokenizer.json, or a .gguf file.
+/// @param options  how to load it; NULL = the defaults.
+/// @param out      receives one reference; free it with mc_model_free().
+/// @param err      NULL, or receives the error.
+/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for a file;
+///         MC_ERROR_UNSUPPORTED for an architecture or setting; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
+///         MC_ERROR_SUSPENDED.
+///
+/// Threads: any; it runs on the calling thread and takes seconds.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_model_load(
+    path: MaybeUninit<&c_char>,
+    options: *const mc_model_options,
+    out: MaybeUninit<&mut *mut mc_model>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || load(&path, "path", options, out, |path, options, progress| Model::load(path, options, progress)))
+}
+
+/// Loads a model from Hugging Face: downloads the files that are not in the cache, then does as mc_model_load().
+///
+/// @param repo_id  "owner/name"; with a GGUF file, "owner/name/file.gguf".
+/// @param options  how to load it, and the revision, cache and token; NULL = the defaults.
+/// @param out      receives one reference; free it with mc_model_free().
+/// @param err      NULL, or receives the error.
+/// @return as mc_model_load(); MC_ERROR_NETWORK if a download fails, MC_ERROR_NOT_FOUND if there is no such repository,
+///         revision or file, MC_ERROR_UNSUPPORTED in a build without the feature "hub".
+///
+/// Threads: any; it runs on the calling thread and takes as long as the download.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_model_load_hub(
+    repo_id: MaybeUninit<&c_char>,
+    options: *const mc_model_options,
+    out: MaybeUninit<&mut *mut mc_model>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || load(&repo_id, "repo_id", options, out, Model::load_hub))
+}
+
+/// Adds a reference to a model, for a second owner; each reference is dropped with mc_model_free().
+///
+/// @param model  the model.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_retain(model: MaybeUninit<&mc_model>) {
+    guard_or((), || retain(model.pointer(), "model"));
+}
+
+/// Drops a reference to a model. Sessions keep what they need of it.
+///
+/// @param model  the model, or NULL.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_free(model: *mut mc_model) {
+    guard_or((), || free(model, "model"));
+}
+
+/// The model's architecture, as `model_type` of config.json or the GGUF file has it, such as "qwen2".
+///
+/// @param model  the model.
+/// @return UTF-8, NUL-terminated, valid until the model is freed.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_architecture(model: MaybeUninit<&mc_model>) -> MaybeUninit<&c_char> {
+    guard_or(empty(), || Ok(model.lend("model")?.architecture.pointer()))
+}
+
+/// The longest context of a session, in tokens.
+///
+/// @param model  the model.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_context_length(model: MaybeUninit<&mc_model>) -> usize {
+    guard_or(0, || Ok(model.get("model")?.model.context_length()))
+}
+
+/// How many token ids the network knows: the number of logits.
+///
+/// @param model  the model.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_vocab_size(model: MaybeUninit<&mc_model>) -> usize {
+    guard_or(0, || Ok(model.get("model")?.model.vocab_size()))
+}
+
+/// The width of the network, in numbers a token.
+///
+/// @param model  the model.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_hidden_size(model: MaybeUninit<&mc_model>) -> usize {
+    guard_or(0, || Ok(model.get("model")?.model.hidden_size()))
+}
+
+/// How many layers the network has.
+///
+/// @param model  the model.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_layer_count(model: MaybeUninit<&mc_model>) -> usize {
+    guard_or(0, || Ok(model.get("model")?.model.layer_count()))
+}
+
+/// How many weights the network has; shared ones count once.
+///
+/// @param model  the model.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_parameter_count(model: MaybeUninit<&mc_model>) -> u64 {
+    guard_or(0, || Ok(model.get("model")?.model.parameter_count()))
+}
+
+/// The type of the dense weights as loaded.
+///
+/// @param model  the model.
+/// @return never MC_DTYPE_DEFAULT, except for a wrong handle.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_get_dtype(model: MaybeUninit<&mc_model>) -> mc_dtype {
+    guard_or(mc_dtype::MC_DTYPE_DEFAULT, || Ok(model.get("model")?.model.dtype().into()))
+}
+
+/// Whether a model can be asked for something.
+///
+/// @param model       the model.
+/// @param capability  what for.
+/// @return false for a number that is no capability.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_supports(
+    model: MaybeUninit<&mc_model>,
+    capability: MaybeUninit<mc_capability>,
+) -> bool {
+    guard_or(false, || {
+        let capability = checked(capability, "capability")?;
+        Ok(model.get("model")?.model.supports(capability))
+    })
+}
+
+/// The model's configuration: config.json as it was read, or a GGUF file's metadata as JSON.
+///
+/// @param model  the model.
+/// @param out    receives one reference; free it with mc_string_free().
+/// @param err    NULL, or receives the error.
+/// @return MC_OK.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_model_config_json(
+    model: MaybeUninit<&mc_model>,
+    out: MaybeUninit<&mut *mut mc_string>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        out.set(Text::new(model.get("model")?.model.config_json()));
+        Ok(mc_status::MC_OK)
+    })
+}

@@ -1,0 +1,446 @@
+//! Sessions: a conversation's state, so that each turn evaluates only what is new.
+//!
+//! Append text or set the whole prompt, then generate, with a callback (mc_session_generate_stream()) or by asking for one
+//! token after another (mc_session_begin(), mc_session_next(), mc_session_end()). The answer becomes part of the session.
+
+use std::ffi::{c_char, c_void};
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::boundary::{guard, guard_or};
+use super::callback::token_event;
+use super::cancel::mc_cancel;
+use super::chat::mc_chat;
+use super::error::{mc_error, mc_status};
+use super::generate::{generate_options, hand_over, mc_generate_options, mc_generation, mc_token_event, mc_token_fn, run};
+use super::handle::{Exclusive, Given, Object, Out, OutHandle, free, optional};
+use super::model::mc_model;
+use super::text::{self, array, content};
+use crate::Session;
+use crate::error::{Error, Result};
+
+/// The tokens evaluated so far and what the network keeps of them. Holds its model.
+///
+/// Threads: any; `const` calls concurrently, others exclusive: a second call meanwhile, also one from a callback, is
+/// MC_ERROR_BUSY, never waits and changes nothing. After MC_ERROR_PANIC every call but mc_session_position() and
+/// mc_session_free() is MC_ERROR_POISONED.
+pub struct mc_session {
+    _opaque: [u8; 0],
+}
+
+pub(super) struct SessionState {
+    state: Exclusive<State>,
+    /// Tokens held after the last finished call, for a caller that does not want to hear `Busy`.
+    position: AtomicUsize,
+}
+
+struct State {
+    session: Session,
+    /// What mc_session_next lent last. Boxed, so that its address outlives a move of the state.
+    event: Option<Box<mc_token_event>>,
+    event_text: Vec<u8>,
+}
+
+impl Object for mc_session {
+    const NAME: &'static str = "mc_session";
+    type Inner = SessionState;
+}
+
+impl SessionState {
+    fn new(session: Session) -> Self {
+        let position = AtomicUsize::new(session.position());
+        Self { state: Exclusive::new(State { session, event: None, event_text: Vec::new() }), position }
+    }
+
+    fn change<R>(&self, change: impl FnOnce(&mut State) -> Result<R>) -> Result<R> {
+        self.state.change("session", |state| {
+            let result = change(state);
+            self.position.store(state.session.position(), Ordering::Relaxed);
+            result
+        })
+    }
+}
+
+/// Runs a change that has no result but its status.
+fn evaluate(session: MaybeUninit<&mut mc_session>, change: impl FnOnce(&mut Session) -> Result<()>) -> Result<mc_status> {
+    session.get("session")?.change(|state| change(&mut state.session))?;
+    Ok(mc_status::MC_OK)
+}
+
+/// Makes an empty session.
+///
+/// @param model        the model; the session keeps it alive.
+/// @param max_context  the most tokens that it will hold; 0 = mc_model_context_length(). Memory grows with use.
+/// @param out          receives one reference; free it with mc_session_free().
+/// @param err          NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for more than the model's context; MC_ERROR_UNSUPPORTED if the model cannot
+///         generate; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_new(
+    model: MaybeUninit<&mc_model>,
+    max_context: usize,
+    out: MaybeUninit<&mut *mut mc_session>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        out.set(SessionState::new(Session::new(&model.get("model")?.model, max_context)?));
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// Makes a copy of a session that goes its own way, as for several answers to one prompt.
+///
+/// @param session  the session.
+/// @param out      receives one reference; free it with mc_session_free().
+/// @param err      NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_fork(
+    session: MaybeUninit<&mc_session>,
+    out: MaybeUninit<&mut *mut mc_session>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        let session = session.get("session")?;
+        let fork = session.state.read("session")?.session.fork()?;
+        out.set(SessionState::new(fork));
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// Evaluates text behind what the session holds. Special tokens written in it become their ids; none are added.
+///
+/// @param session   the session.
+/// @param text      UTF-8; NULL if `text_len` is 0.
+/// @param text_len  bytes.
+/// @param cancel    a flag that stops the call; NULL = none.
+/// @param err       NULL, or receives the error.
+/// @return MC_OK; MC_CANCELLED (the session holds what was evaluated, see mc_session_position()); MC_ERROR_INVALID_UTF8;
+///         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_CONTEXT_FULL (nothing was evaluated); MC_ERROR_BUSY;
+///         MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_append(
+    session: MaybeUninit<&mut mc_session>,
+    text: *const c_char,
+    text_len: usize,
+    cancel: *const mc_cancel,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let (text, cancel) = (content(text, text_len, "text")?, optional(cancel, "cancel")?);
+        evaluate(session, |session| session.append(text, cancel.as_deref()))
+    })
+}
+
+/// Evaluates tokens behind what the session holds.
+///
+/// @param session     the session.
+/// @param tokens      ids below mc_model_vocab_size(); NULL if `tokens_len` is 0.
+/// @param tokens_len  how many.
+/// @param cancel      a flag that stops the call; NULL = none.
+/// @param err         NULL, or receives the error.
+/// @return as mc_session_append(); MC_ERROR_INVALID_ARGUMENT also for an id outside the vocabulary.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_append_tokens(
+    session: MaybeUninit<&mut mc_session>,
+    tokens: *const u32,
+    tokens_len: usize,
+    cancel: *const mc_cancel,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let (tokens, cancel) = (array(tokens, tokens_len, "tokens")?, optional(cancel, "cancel")?);
+        evaluate(session, |session| session.append_tokens(tokens, cancel.as_deref()))
+    })
+}
+
+/// Makes the session hold exactly this text: what it holds is kept as far as it is the same, only the rest is evaluated.
+///
+/// @param session   the session.
+/// @param text      UTF-8; NULL if `text_len` is 0.
+/// @param text_len  bytes.
+/// @param cancel    a flag that stops the call; NULL = none.
+/// @param err       NULL, or receives the error.
+/// @return as mc_session_append().
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_set_prompt(
+    session: MaybeUninit<&mut mc_session>,
+    text: *const c_char,
+    text_len: usize,
+    cancel: *const mc_cancel,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let (text, cancel) = (content(text, text_len, "text")?, optional(cancel, "cancel")?);
+        evaluate(session, |session| session.set_prompt(text, cancel.as_deref()))
+    })
+}
+
+/// Makes the session hold exactly this conversation, rendered with the chat template and its generation prompt; what it
+/// holds is kept as far as it is the same.
+///
+/// @param session  the session.
+/// @param chat     the conversation.
+/// @param cancel   a flag that stops the call; NULL = none.
+/// @param err      NULL, or receives the error.
+/// @return as mc_session_append() and mc_chat_render(); MC_ERROR_BUSY if either is in use.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_set_chat(
+    session: MaybeUninit<&mut mc_session>,
+    chat: MaybeUninit<&mc_chat>,
+    cancel: *const mc_cancel,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let (chat, cancel) = (chat.get("chat")?, optional(cancel, "cancel")?);
+        let chat = chat.read("chat")?;
+        evaluate(session, |session| session.set_chat(&chat, cancel.as_deref()))
+    })
+}
+
+/// Generates an answer to what the session holds, token by token; the session then holds the answer too.
+///
+/// @param session    the session; not empty. `on_token` may free it, and gets MC_ERROR_BUSY for other calls on it.
+/// @param options    how to generate; NULL = the defaults.
+/// @param on_token   called with each token, on this thread; NULL = nobody.
+/// @param user_data  handed to `on_token`; may be NULL.
+/// @param out        NULL, or receives one reference, with MC_CANCELLED too (the partial answer); free it with
+///                   mc_generation_free().
+/// @param err        NULL, or receives the error.
+/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for an empty session; MC_ERROR_BUSY; MC_ERROR_POISONED;
+///         MC_ERROR_CONTEXT_FULL; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any, exclusive; it runs on the calling thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_generate_stream(
+    session: MaybeUninit<&mut mc_session>,
+    options: *const mc_generate_options,
+    on_token: mc_token_fn,
+    user_data: *mut c_void,
+    out: *mut *mut mc_generation,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::nullable(out);
+        let session = session.get("session")?;
+        run(options, on_token, user_data, out, |options, progress, on_token| {
+            session.change(|state| state.session.generate(options, progress, on_token))
+        })
+    })
+}
+
+/// Begins an answer that mc_session_next() reads and mc_session_end() ends. One that was begun before is ended.
+///
+/// @param session  the session; not empty.
+/// @param options  how to generate, copied; NULL = the defaults. `prefill_progress` is not used.
+/// @param err      NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_begin(
+    session: MaybeUninit<&mut mc_session>,
+    options: *const mc_generate_options,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let options = generate_options(options)?;
+        evaluate(session, |session| session.begin(&options.generate))
+    })
+}
+
+/// Generates the next token of the answer.
+///
+/// @param session  the session, after mc_session_begin().
+/// @param event    receives the token, valid until the next call on this session; NULL if the status is not MC_OK.
+/// @param err      NULL, or receives the error.
+/// @return MC_OK with a token; MC_DONE when the answer is complete; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also without
+///         mc_session_begin(); MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
+///         MC_ERROR_SUSPENDED.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_next(
+    session: MaybeUninit<&mut mc_session>,
+    event: MaybeUninit<&mut *const mc_token_event>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = Out::new(event, "event")?;
+        out.set(ptr::null());
+        session.get("session")?.change(|state| {
+            let State { session, event, event_text } = state;
+            let Some(token) = session.next()? else { return Ok(mc_status::MC_DONE) };
+            out.set(event.insert(Box::new(token_event(&token, event_text))).as_ref());
+            Ok(mc_status::MC_OK)
+        })
+    })
+}
+
+/// Ends an answer, complete or not. May be called after any status of mc_session_next(), and gives what there is.
+///
+/// @param session  the session, after mc_session_begin().
+/// @param out      NULL, or receives one reference, with MC_CANCELLED too (the partial answer); free it with
+///                 mc_generation_free().
+/// @param err      NULL, or receives the error.
+/// @return MC_OK; MC_CANCELLED if that ended the answer; MC_ERROR_INVALID_ARGUMENT also without mc_session_begin();
+///         MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_end(
+    session: MaybeUninit<&mut mc_session>,
+    out: *mut *mut mc_generation,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::nullable(out);
+        let generation = session.get("session")?.change(|state| state.session.end())?;
+        Ok(hand_over(generation, out))
+    })
+}
+
+/// How many tokens the session held when the last call that changed it ended; never MC_ERROR_BUSY.
+///
+/// @param session  the session.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_session_position(session: MaybeUninit<&mc_session>) -> usize {
+    guard_or(0, || Ok(session.lend("session")?.position.load(Ordering::Relaxed)))
+}
+
+/// Writes a session to a file, to go on later with mc_session_load().
+///
+/// @param session  the session.
+/// @param path     the file; one that exists is replaced, and stays as it is if writing fails.
+/// @param err      NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the directory does not exist; MC_ERROR_IO; MC_ERROR_BUSY;
+///         MC_ERROR_POISONED; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_save(
+    session: MaybeUninit<&mc_session>,
+    path: MaybeUninit<&c_char>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let session = session.get("session")?;
+        session.state.read("session")?.session.save(text::name(&path, "path")?)?;
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// Reads a session that mc_session_save() wrote.
+///
+/// @param model  the model that the session was made with.
+/// @param path   the file.
+/// @param out    receives one reference; free it with mc_session_free().
+/// @param err    NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH
+///         if it belongs to another model; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_load(
+    model: MaybeUninit<&mc_model>,
+    path: MaybeUninit<&c_char>,
+    out: MaybeUninit<&mut *mut mc_session>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        let model = model.get("model")?;
+        out.set(SessionState::new(Session::load(&model.model, text::name(&path, "path")?)?));
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// The logits after the last token that the session holds: what the network says of each possible next token, unscaled.
+///
+/// @param session  the session; not empty.
+/// @param out      receives `out_len` numbers.
+/// @param out_len  mc_model_vocab_size().
+/// @param err      NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session and for another `out_len`; MC_ERROR_BUSY, also while
+///         another mc_session_logits() runs; MC_ERROR_POISONED; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_logits(
+    session: MaybeUninit<&mc_session>,
+    out: MaybeUninit<&mut f32>,
+    out_len: usize,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = Out::new(out, "out")?;
+        session.get("session")?.change(|state| {
+            let vocab_size = state.session.model().vocab_size();
+            if out_len != vocab_size {
+                return Err(Error::argument(format!("out_len: expected {vocab_size}, the vocabulary's size, found {out_len}")));
+            }
+            let logits = state.session.logits()?;
+            out.fill(&logits[..out_len.min(logits.len())]);
+            Ok(mc_status::MC_OK)
+        })
+    })
+}
+
+/// Forgets what comes after the first tokens. An answer that was begun is ended.
+///
+/// @param session   the session.
+/// @param position  how many tokens to keep, up to mc_session_position(); 0 = none.
+/// @param err       NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for more tokens than there are; MC_ERROR_BUSY; MC_ERROR_POISONED;
+///         MC_ERROR_UNSUPPORTED if the model keeps a window of its past alone and the position is before it.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_truncate(
+    session: MaybeUninit<&mut mc_session>,
+    position: usize,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || evaluate(session, |session| session.truncate(position)))
+}
+
+/// Frees a session. In a callback of a call on it, that call goes on and ends as usual.
+///
+/// @param session  the session, or NULL.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_session_free(session: *mut mc_session) {
+    guard_or((), || free(session, "session"));
+}

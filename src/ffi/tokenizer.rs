@@ -1,0 +1,172 @@
+//! Text to token ids and back.
+
+use std::ffi::c_char;
+use std::mem::MaybeUninit;
+
+use super::boundary::{guard, guard_or};
+use super::error::{mc_error, mc_status};
+use super::handle::{Given, Object, Out, OutHandle, free};
+use super::model::mc_model;
+use super::text::{self, Text, array, content};
+use super::values::{mc_string, mc_tokens};
+use crate::Tokenizer;
+
+/// A tokenizer. Immutable.
+///
+/// Threads: any, concurrently.
+pub struct mc_tokenizer {
+    _opaque: [u8; 0],
+}
+
+impl Object for mc_tokenizer {
+    const NAME: &'static str = "mc_tokenizer";
+    type Inner = Tokenizer;
+}
+
+/// A model's tokenizer.
+///
+/// @param model  the model.
+/// @param out    receives one reference; free it with mc_tokenizer_free(). It outlives the model.
+/// @param err    NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_NOT_FOUND if the model has none.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_model_tokenizer(
+    model: MaybeUninit<&mc_model>,
+    out: MaybeUninit<&mut *mut mc_tokenizer>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        out.set(model.get("model")?.model.tokenizer()?.clone());
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// Loads a tokenizer alone.
+///
+/// @param path  a tokenizer.json, or a directory with one.
+/// @param out   receives one reference; free it with mc_tokenizer_free().
+/// @param err   NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file;
+///         MC_ERROR_UNSUPPORTED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_tokenizer_load(
+    path: MaybeUninit<&c_char>,
+    out: MaybeUninit<&mut *mut mc_tokenizer>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        out.set(Tokenizer::load(text::name(&path, "path")?)?);
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// Text to token ids.
+///
+/// @param tokenizer    the tokenizer.
+/// @param text         UTF-8; NULL if `text_len` is 0. Special tokens written in it, such as "<|im_end|>", become their ids.
+/// @param text_len     bytes.
+/// @param add_special  whether to add what the tokenizer puts around a text, such as a beginning-of-sequence token.
+/// @param out          receives one reference; free it with mc_tokens_free().
+/// @param err          NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_tokenizer_encode(
+    tokenizer: MaybeUninit<&mc_tokenizer>,
+    text: *const c_char,
+    text_len: usize,
+    add_special: bool,
+    out: MaybeUninit<&mut *mut mc_tokens>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        let tokenizer = tokenizer.get("tokenizer")?;
+        out.set(tokenizer.encode(content(text, text_len, "text")?, add_special)?);
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// Token ids to text. Bytes that are not UTF-8, as where a character is cut, become U+FFFD.
+///
+/// @param tokenizer     the tokenizer.
+/// @param tokens        ids; NULL if `tokens_len` is 0.
+/// @param tokens_len    how many.
+/// @param skip_special  whether to leave special tokens out.
+/// @param out           receives one reference; free it with mc_string_free().
+/// @param err           NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an id outside the vocabulary.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_tokenizer_decode(
+    tokenizer: MaybeUninit<&mc_tokenizer>,
+    tokens: *const u32,
+    tokens_len: usize,
+    skip_special: bool,
+    out: MaybeUninit<&mut *mut mc_string>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        let tokenizer = tokenizer.get("tokenizer")?;
+        out.set(Text::new(tokenizer.decode(array(tokens, tokens_len, "tokens")?, skip_special)?));
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// The id of one token, as the vocabulary spells it: "<|im_end|>", or a piece with its space mark.
+///
+/// @param tokenizer  the tokenizer.
+/// @param token      the token.
+/// @param out        receives the id.
+/// @param err        NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the vocabulary lacks it.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_tokenizer_token_id(
+    tokenizer: MaybeUninit<&mc_tokenizer>,
+    token: MaybeUninit<&c_char>,
+    out: MaybeUninit<&mut u32>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = Out::new(out, "out")?;
+        let tokenizer = tokenizer.get("tokenizer")?;
+        out.set(tokenizer.token_id(text::name(&token, "token")?)?);
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// How many tokens the vocabulary has, added ones counted. A network may know more ids: mc_model_vocab_size().
+///
+/// @param tokenizer  the tokenizer.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_tokenizer_vocab_size(tokenizer: MaybeUninit<&mc_tokenizer>) -> usize {
+    guard_or(0, || Ok(tokenizer.get("tokenizer")?.vocab_size()))
+}
+
+/// Frees a tokenizer.
+///
+/// @param tokenizer  the tokenizer, or NULL.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_tokenizer_free(tokenizer: *mut mc_tokenizer) {
+    guard_or((), || free(tokenizer, "tokenizer"));
+}
