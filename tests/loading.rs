@@ -135,7 +135,9 @@ fn missing_files_are_named() {
 
 #[test]
 fn an_index_that_lies_is_refused() {
-    for (shard, says) in [("../model.safetensors", "beside the index"), ("/etc/passwd", "beside the index"), ("", "beside the index")] {
+    for (shard, says) in
+        [("../model.safetensors", "beside the index"), ("/etc/passwd", "beside the index"), ("", "beside the index")]
+    {
         let folder = copy("decoders/qwen3_sharded");
         let path = folder.path().join("model.safetensors.index.json");
         let mut index = common::json(&path);
@@ -225,7 +227,9 @@ fn tensors_that_are_missing_left_over_or_of_another_shape_are_named() {
     write(&folder, stale);
     assert!(try_load(folder.path()).is_ok(), "a buffer of old checkpoints is no weight");
 
-    let renamed = list().into_iter().map(|(name, view)| if name == "model.layers.0.mlp.up_proj.weight" { (name, spare.clone()) } else { (name, view) });
+    let renamed = list()
+        .into_iter()
+        .map(|(name, view)| if name == "model.layers.0.mlp.up_proj.weight" { (name, spare.clone()) } else { (name, view) });
     write(&folder, renamed.collect());
     refused(&folder, ErrorKind::Format, &["model.layers.0.mlp.up_proj.weight", "expected shape [64, 64]", "[64]"]);
 }
@@ -250,7 +254,8 @@ fn configurations_out_of_range_name_their_field() {
     format("rope_parameters", json!({"rope_type": "llama3", "rope_theta": 1e4}), &["factor"]);
     format("rope_parameters", json!({"rope_type": "longrope", "short_factor": [1], "long_factor": []}), &["factor"]);
 
-    let unsupported = |key, value, says: &[&str]| refused(&configured("decoders/qwen2_tied", key, value), ErrorKind::Unsupported, says);
+    let unsupported =
+        |key, value, says: &[&str]| refused(&configured("decoders/qwen2_tied", key, value), ErrorKind::Unsupported, says);
     unsupported("model_type", json!("mamba"), &["mamba", "qwen2"]);
     unsupported("hidden_act", json!("xielu"), &["hidden_act", "xielu", "silu"]);
     unsupported("rope_parameters", json!({"rope_type": "abf"}), &["abf", "default, linear"]);

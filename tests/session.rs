@@ -8,7 +8,8 @@ use std::sync::OnceLock;
 
 use common::{load, shipped};
 use metal_candle::{
-    Cancel, Chat, Device, DeviceKind, ErrorKind, FinishReason, GenerateOptions, LoadOptions, Model, SamplingOptions, Session, Stage,
+    Cancel, Chat, Device, DeviceKind, ErrorKind, FinishReason, GenerateOptions, LoadOptions, Model, SamplingOptions, Session,
+    Stage,
 };
 
 fn model() -> &'static Model {
@@ -258,7 +259,8 @@ fn the_callback_and_the_limits_end_an_answer() {
     session.append_tokens(&tokens(50), None).unwrap();
     let ignore = GenerateOptions { ignore_eos: true, ..options(3) };
     assert_eq!(run(&mut session, &ignore).finish_reason, FinishReason::MaxTokens);
-    let answer = session.generate(&GenerateOptions { ignore_eos: true, ..options(0) }, None, &mut |_| ControlFlow::Break(())).unwrap();
+    let answer =
+        session.generate(&GenerateOptions { ignore_eos: true, ..options(0) }, None, &mut |_| ControlFlow::Break(())).unwrap();
     assert_eq!((answer.finish_reason, answer.tokens.len()), (FinishReason::Callback, 1));
     let answer = run(&mut session, &GenerateOptions { ignore_eos: true, ..options(0) });
     assert_eq!((answer.finish_reason, session.position()), (FinishReason::ContextFull, 64));
@@ -284,7 +286,10 @@ fn stop_texts_are_never_shown() {
     assert_eq!((answer.text.as_str(), answer.finish_reason), ("Appends an element to the ", FinishReason::StopText));
     assert_eq!(pieces, answer.text);
     let empty = GenerateOptions { stop: vec![String::new()], ..options(1) };
-    assert_eq!(session.generate(&empty, None, &mut |_| ControlFlow::Continue(())).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    assert_eq!(
+        session.generate(&empty, None, &mut |_| ControlFlow::Continue(())).unwrap_err().kind(),
+        ErrorKind::InvalidArgument
+    );
 }
 
 #[test]
@@ -320,7 +325,8 @@ fn without_a_tokenizer_token_calls_work_and_text_calls_say_what_is_missing() {
 #[test]
 fn a_suspended_device_stops_between_tokens_and_the_session_goes_on() {
     let device = Device::new(DeviceKind::Cpu, 0).unwrap();
-    let model = Model::load(shipped("tiny-coder"), &LoadOptions { device: Some(device.clone()), ..LoadOptions::default() }, None).unwrap();
+    let model = Model::load(shipped("tiny-coder"), &LoadOptions { device: Some(device.clone()), ..LoadOptions::default() }, None)
+        .unwrap();
     let mut session = Session::new(&model, 0).unwrap();
     session.append_tokens(&tokens(10), None).unwrap();
     device.suspend(std::time::Duration::from_secs(5)).unwrap();

@@ -122,7 +122,15 @@ impl<W: Weight> Kernel for Part<'_, W> {
 impl<W: Weight> Part<'_, W> {
     /// All rows of a block against `P` panels.
     #[inline(always)]
-    unsafe fn rows_by_panels<S: Simd, const P: usize>(&self, a: &[f32], row: usize, rows: usize, col: usize, cols: usize, panel: usize) {
+    unsafe fn rows_by_panels<S: Simd, const P: usize>(
+        &self,
+        a: &[f32],
+        row: usize,
+        rows: usize,
+        col: usize,
+        cols: usize,
+        panel: usize,
+    ) {
         // The start value of each sum, where this block is the first.
         let mut start = [0f32; 2 * LANES];
         if let Some(bias) = self.bias {
@@ -130,7 +138,8 @@ impl<W: Weight> Part<'_, W> {
             start[..bias.len()].copy_from_slice(bias);
         }
         let start = if col == 0 { Some(&start) } else { None };
-        let w: [*const W; P] = std::array::from_fn(|p| self.w[(panel + p) * LANES * self.k + col * LANES..][..cols * LANES].as_ptr());
+        let w: [*const W; P] =
+            std::array::from_fn(|p| self.w[(panel + p) * LANES * self.k + col * LANES..][..cols * LANES].as_ptr());
         let mut done = 0;
         for tile_rows in tiles::<S>(rows) {
             let a = &a[done * cols..][..tile_rows * cols];
@@ -286,7 +295,9 @@ mod tests {
 
     #[test]
     fn every_shape_equals_the_naive_product() {
-        for (rows, n, k) in [(1, 1, 1), (1, 16, 7), (3, 17, 32), (5, 31, 9), (12, 32, 64), (13, 48, 33), (130, 70, 1100), (7, 100, 2100)] {
+        for (rows, n, k) in
+            [(1, 1, 1), (1, 16, 7), (3, 17, 32), (5, 31, 9), (12, 32, 64), (13, 48, 33), (130, 70, 1100), (7, 100, 2100)]
+        {
             for stored in [StoredType::F32, StoredType::F16, StoredType::BF16] {
                 let (x, w, bias) = (noise(rows * k, 1), noise(n * k, 2), noise(n, 3));
                 let packed = pack(&w, n, k, stored);
@@ -296,7 +307,8 @@ mod tests {
                     for o in 0..n {
                         let mut row = vec![0.0; k];
                         packed.row(o, &mut row);
-                        let want: f64 = (0..k).map(|i| f64::from(x[t * k + i]) * f64::from(row[i])).sum::<f64>() + f64::from(bias[o]);
+                        let want: f64 =
+                            (0..k).map(|i| f64::from(x[t * k + i]) * f64::from(row[i])).sum::<f64>() + f64::from(bias[o]);
                         assert!((f64::from(y[t * n + o]) - want).abs() < 1e-4, "{rows} {n} {k}: {} {want}", y[t * n + o]);
                     }
                 }
