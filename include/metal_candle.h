@@ -98,89 +98,47 @@ extern "C" {
  * led to it.
  */
 
-/**
- * How a call ended: below 16 an outcome, from 16 an error. A value you do not know is an error.
- */
+/** How a call ended: below 16 an outcome, from 16 an error. A value you do not know is an error. */
 typedef enum {
-  /**
-   * The call did what it was asked to.
-   */
+  /** The call did what it was asked to. */
   MC_OK = 0,
-  /**
-   * An iteration is over; there is nothing more to read.
-   */
+  /** An iteration is over; there is nothing more to read. */
   MC_DONE = 1,
-  /**
-   * Stopped by its mc_cancel or, while loading, by its progress callback; what was finished is kept. `*err` stays NULL.
-   */
+  /** Stopped by its mc_cancel or, while loading, by its progress callback; what was finished is kept. `*err` stays NULL. */
   MC_CANCELLED = 2,
-  /**
-   * An argument or option is outside its range, or a handle is NULL or of another type.
-   */
+  /** An argument or option is outside its range, or a handle is NULL or of another type. */
   MC_ERROR_INVALID_ARGUMENT = 16,
-  /**
-   * Text is not UTF-8; the message has the offset of the first bad byte.
-   */
+  /** Text is not UTF-8; the message has the offset of the first bad byte. */
   MC_ERROR_INVALID_UTF8 = 17,
-  /**
-   * A file, directory, token, device or chat template does not exist.
-   */
+  /** A file, directory, token, device or chat template does not exist. */
   MC_ERROR_NOT_FOUND = 18,
-  /**
-   * Reading or writing a file failed.
-   */
+  /** Reading or writing a file failed. */
   MC_ERROR_IO = 19,
-  /**
-   * A download failed.
-   */
+  /** A download failed. */
   MC_ERROR_NETWORK = 20,
-  /**
-   * A file's or text's content contradicts its format.
-   */
+  /** A file's or text's content contradicts its format. */
   MC_ERROR_FORMAT = 21,
-  /**
-   * The input is well formed, and this build of the library does not implement it.
-   */
+  /** The input is well formed, and this build of the library does not implement it. */
   MC_ERROR_UNSUPPORTED = 22,
-  /**
-   * More tokens than the context holds.
-   */
+  /** More tokens than the context holds. */
   MC_ERROR_CONTEXT_FULL = 23,
-  /**
-   * Memory ran out, or a size is beyond what can be allocated.
-   */
+  /** Memory ran out, or a size is beyond what can be allocated. */
   MC_ERROR_OUT_OF_MEMORY = 24,
-  /**
-   * The compute device failed.
-   */
+  /** The compute device failed. */
   MC_ERROR_DEVICE = 25,
-  /**
-   * The device is suspended; call mc_device_resume() first.
-   */
+  /** The device is suspended; call mc_device_resume() first. */
   MC_ERROR_SUSPENDED = 26,
-  /**
-   * The object is in use by another call; nothing was changed. Functions never wait for it.
-   */
+  /** The object is in use by another call; nothing was changed. Functions never wait for it. */
   MC_ERROR_BUSY = 27,
-  /**
-   * Two things that must belong together do not, such as a session file and the model.
-   */
+  /** Two things that must belong together do not, such as a session file and the model. */
   MC_ERROR_MISMATCH = 28,
-  /**
-   * An earlier MC_ERROR_PANIC left the object in an unknown state; it can only be freed.
-   */
+  /** An earlier MC_ERROR_PANIC left the object in an unknown state; it can only be freed. */
   MC_ERROR_POISONED = 29,
-  /**
-   * A chat template failed, or refused the conversation.
-   */
+  /** A chat template failed, or refused the conversation. */
   MC_ERROR_TEMPLATE = 30,
-  /**
-   * A defect of this library; the message says where. Please report it.
-   */
+  /** A defect of this library; the message says where. Please report it. */
   MC_ERROR_PANIC = 31,
-  /**
-   * Not a value: makes the enum 32 bits wide.
-   */
+  /** Not a value: makes the enum 32 bits wide. */
   MC_STATUS_FORCE32 = 2147483647,
 } mc_status;
 
@@ -254,47 +212,27 @@ void mc_error_free(mc_error *MC_NULLABLE error);
  */
 #define MC_ABI_VERSION 1
 
-/**
- * What a callback returns to stop the call that it runs in; so does every value but MC_CONTINUE.
- */
+/** What a callback returns to stop the call that it runs in; so does every value but MC_CONTINUE. */
 #define MC_STOP 0
 
-/**
- * What a callback returns to go on.
- */
+/** What a callback returns to go on. */
 #define MC_CONTINUE 1
 
-/**
- * How important a log message is; a level contains those before it.
- */
+/** How important a log message is; a level contains those before it. */
 typedef enum {
-  /**
-   * Nothing is logged.
-   */
+  /** Nothing is logged. */
   MC_LOG_OFF = 0,
-  /**
-   * Something failed that no status could report.
-   */
+  /** Something failed that no status could report. */
   MC_LOG_ERROR = 1,
-  /**
-   * A call was ignored, such as a setter with a wrong handle, or something looks wrong.
-   */
+  /** A call was ignored, such as a setter with a wrong handle, or something looks wrong. */
   MC_LOG_WARN = 2,
-  /**
-   * Milestones: a model was loaded, a device was opened.
-   */
+  /** Milestones: a model was loaded, a device was opened. */
   MC_LOG_INFO = 3,
-  /**
-   * Decisions that explain a result.
-   */
+  /** Decisions that explain a result. */
   MC_LOG_DEBUG = 4,
-  /**
-   * Everything, at a cost in speed.
-   */
+  /** Everything, at a cost in speed. */
   MC_LOG_TRACE = 5,
-  /**
-   * Not a value: makes the enum 32 bits wide.
-   */
+  /** Not a value: makes the enum 32 bits wide. */
   MC_LOG_LEVEL_FORCE32 = 2147483647,
 } mc_log_level;
 
@@ -552,29 +490,17 @@ void mc_cancel_free(mc_cancel *MC_NULLABLE cancel);
  * background.
  */
 
-/**
- * The kinds of device.
- */
+/** The kinds of device. */
 typedef enum {
-  /**
-   * The best there is: Metal or CUDA where this build and this machine have it, else the CPU.
-   */
+  /** The best there is: Metal or CUDA where this build and this machine have it, else the CPU. */
   MC_DEVICE_AUTO = 0,
-  /**
-   * The processor.
-   */
+  /** The processor. */
   MC_DEVICE_CPU = 1,
-  /**
-   * An Apple GPU.
-   */
+  /** An Apple GPU. */
   MC_DEVICE_METAL = 2,
-  /**
-   * An NVIDIA GPU.
-   */
+  /** An NVIDIA GPU. */
   MC_DEVICE_CUDA = 3,
-  /**
-   * Not a value: makes the enum 32 bits wide.
-   */
+  /** Not a value: makes the enum 32 bits wide. */
   MC_DEVICE_KIND_FORCE32 = 2147483647,
 } mc_device_kind;
 
@@ -709,89 +635,49 @@ void mc_device_free(mc_device *MC_NULLABLE device);
  * is immutable: any number of sessions on any threads share one.
  */
 
-/**
- * The type that weights are kept in.
- */
+/** The type that weights are kept in. */
 typedef enum {
-  /**
-   * As stored in the file.
-   */
+  /** As stored in the file. */
   MC_DTYPE_DEFAULT = 0,
-  /**
-   * 32-bit floating point.
-   */
+  /** 32-bit floating point. */
   MC_DTYPE_F32 = 1,
-  /**
-   * 16-bit IEEE floating point.
-   */
+  /** 16-bit IEEE floating point. */
   MC_DTYPE_F16 = 2,
-  /**
-   * 16-bit brain floating point.
-   */
+  /** 16-bit brain floating point. */
   MC_DTYPE_BF16 = 3,
-  /**
-   * Not a value: makes the enum 32 bits wide.
-   */
+  /** Not a value: makes the enum 32 bits wide. */
   MC_DTYPE_FORCE32 = 2147483647,
 } mc_dtype;
 
-/**
- * Which part of a long call is running, and what `done` and `total` of mc_progress_event count.
- */
+/** Which part of a long call is running, and what `done` and `total` of mc_progress_event count. */
 typedef enum {
-  /**
-   * Downloading files; bytes.
-   */
+  /** Downloading files; bytes. */
   MC_STAGE_DOWNLOAD = 1,
-  /**
-   * Reading weights; bytes.
-   */
+  /** Reading weights; bytes. */
   MC_STAGE_READ = 2,
-  /**
-   * Quantising weights; bytes.
-   */
+  /** Quantising weights; bytes. */
   MC_STAGE_QUANTIZE = 3,
-  /**
-   * Compiling the device's kernels; kernels.
-   */
+  /** Compiling the device's kernels; kernels. */
   MC_STAGE_COMPILE = 4,
-  /**
-   * Evaluating the prompt; tokens.
-   */
+  /** Evaluating the prompt; tokens. */
   MC_STAGE_PREFILL = 5,
-  /**
-   * Not a value: makes the enum 32 bits wide.
-   */
+  /** Not a value: makes the enum 32 bits wide. */
   MC_STAGE_FORCE32 = 2147483647,
 } mc_stage;
 
-/**
- * What a model can be asked for.
- */
+/** What a model can be asked for. */
 typedef enum {
-  /**
-   * Generating text.
-   */
+  /** Generating text. */
   MC_CAPABILITY_GENERATE = 1,
-  /**
-   * Embedding text.
-   */
+  /** Embedding text. */
   MC_CAPABILITY_EMBED = 2,
-  /**
-   * Running with LoRA adapters.
-   */
+  /** Running with LoRA adapters. */
   MC_CAPABILITY_LORA = 3,
-  /**
-   * Training LoRA adapters.
-   */
+  /** Training LoRA adapters. */
   MC_CAPABILITY_TRAIN = 4,
-  /**
-   * Rendering conversations: the model's files have a chat template.
-   */
+  /** Rendering conversations: the model's files have a chat template. */
   MC_CAPABILITY_CHAT_TEMPLATE = 5,
-  /**
-   * Not a value: makes the enum 32 bits wide.
-   */
+  /** Not a value: makes the enum 32 bits wide. */
   MC_CAPABILITY_FORCE32 = 2147483647,
 } mc_capability;
 
@@ -810,25 +696,15 @@ typedef struct mc_model mc_model;
  */
 typedef struct mc_model_options mc_model_options;
 
-/**
- * How far a long call is. Fields are only ever added at the end.
- */
+/** How far a long call is. Fields are only ever added at the end. */
 typedef struct {
-  /**
-   * Bytes of this struct as the library knows it.
-   */
+  /** Bytes of this struct as the library knows it. */
   size_t struct_size;
-  /**
-   * Which part of the call is running.
-   */
+  /** Which part of the call is running. */
   mc_stage stage;
-  /**
-   * How much of it is done, in the unit of the stage.
-   */
+  /** How much of it is done, in the unit of the stage. */
   uint64_t done;
-  /**
-   * How much there is to do; 0 = not known.
-   */
+  /** How much there is to do; 0 = not known. */
   uint64_t total;
 } mc_progress_event;
 
@@ -1423,41 +1299,23 @@ void mc_chat_free(mc_chat *MC_NULLABLE chat);
  * mc_generate() and mc_generate_stream() evaluate a prompt and forget it. To go on from what was evaluated, use a session.
  */
 
-/**
- * Why a generation ended.
- */
+/** Why a generation ended. */
 typedef enum {
-  /**
-   * Never the reason of a generation: what a wrong handle gives.
-   */
+  /** Never the reason of a generation: what a wrong handle gives. */
   MC_FINISH_NONE = 0,
-  /**
-   * The model ended its answer.
-   */
+  /** The model ended its answer. */
   MC_FINISH_EOS = 1,
-  /**
-   * A stop text appeared; the text ends before it.
-   */
+  /** A stop text appeared; the text ends before it. */
   MC_FINISH_STOP_TEXT = 2,
-  /**
-   * `max_tokens` were generated.
-   */
+  /** `max_tokens` were generated. */
   MC_FINISH_MAX_TOKENS = 3,
-  /**
-   * The context is full.
-   */
+  /** The context is full. */
   MC_FINISH_CONTEXT_FULL = 4,
-  /**
-   * A callback returned something else than MC_CONTINUE, or mc_session_end() came before the end.
-   */
+  /** A callback returned something else than MC_CONTINUE, or mc_session_end() came before the end. */
   MC_FINISH_CALLBACK = 5,
-  /**
-   * The mc_cancel was triggered.
-   */
+  /** The mc_cancel was triggered. */
   MC_FINISH_CANCELLED = 6,
-  /**
-   * Not a value: makes the enum 32 bits wide.
-   */
+  /** Not a value: makes the enum 32 bits wide. */
   MC_FINISH_REASON_FORCE32 = 2147483647,
 } mc_finish_reason;
 
@@ -1477,33 +1335,19 @@ typedef struct mc_generate_options mc_generate_options;
  */
 typedef struct mc_generation mc_generation;
 
-/**
- * One generated token, and the text that became certain with it. Fields are only ever added at the end.
- */
+/** One generated token, and the text that became certain with it. Fields are only ever added at the end. */
 typedef struct {
-  /**
-   * Bytes of this struct as the library knows it.
-   */
+  /** Bytes of this struct as the library knows it. */
   size_t struct_size;
-  /**
-   * Whole UTF-8 sequences, NUL-terminated; empty while a character or a possible stop text is incomplete.
-   */
+  /** Whole UTF-8 sequences, NUL-terminated; empty while a character or a possible stop text is incomplete. */
   const char *MC_NONNULL text;
-  /**
-   * Bytes of `text`, without the NUL.
-   */
+  /** Bytes of `text`, without the NUL. */
   size_t text_len;
-  /**
-   * The token's id.
-   */
+  /** The token's id. */
   uint32_t token;
-  /**
-   * Its place in the answer, from 0.
-   */
+  /** Its place in the answer, from 0. */
   uint32_t index;
-  /**
-   * Natural logarithm of the probability that the model itself gave the token, before any sampling setting.
-   */
+  /** Natural logarithm of the probability that the model itself gave the token, before any sampling setting. */
   float logprob;
 } mc_token_event;
 
