@@ -267,7 +267,7 @@ pub unsafe extern "C" fn mc_generate_options_set_presence_penalty(
 ///
 /// @param options  the options.
 /// @param token    the token's id; one outside the vocabulary makes the generation return MC_ERROR_INVALID_ARGUMENT.
-/// @param bias     added to its logit; minus infinity = never this token. Not a number is a bad value.
+/// @param bias     a number, added to its logit; minus infinity = never this token.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
