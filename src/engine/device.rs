@@ -7,9 +7,11 @@
 //! # Ok::<(), metal_candle::Error>(())
 //! ```
 
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops;
 
 /// The kinds of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,38 +28,241 @@ pub enum DeviceKind {
 
 /// A device; clones are the same device and share its gate.
 #[derive(Clone)]
-pub struct Device {}
+pub struct Device(Arc<Inner>);
+
+struct Inner {
+    kind: DeviceKind,
+    name: String,
+    candle: candle_core::Device,
+    gate: Mutex<Gate>,
+    idle: Condvar,
+}
+
+/// Who may work: iOS kills an app that uses the GPU in the background.
+#[derive(Default)]
+struct Gate {
+    suspended: bool,
+    working: usize,
+}
+
+/// Leave to work on the device, until dropped.
+pub struct Permit<'a>(&'a Inner);
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        let mut gate = self.0.gate();
+        gate.working -= 1;
+        if gate.working == 0 {
+            self.0.idle.notify_all();
+        }
+    }
+}
+
+impl Inner {
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        // The two fields are always consistent: a panic elsewhere in the holder changes neither.
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Device {
     /// How many devices of a kind this process can open; `Auto` counts as one.
     pub fn count(kind: DeviceKind) -> usize {
-        todo!("{kind:?}")
+        match kind {
+            DeviceKind::Auto | DeviceKind::Cpu => 1,
+            DeviceKind::Metal => usize::from(gpu::metal().is_ok()),
+            DeviceKind::Cuda => (0..64).take_while(|&index| gpu::cuda(index).is_ok()).count(),
+        }
     }
+
+    /// Opens a device; `index` is 0 for all but CUDA.
+    ///
+    /// # Errors
+    /// `ErrorKind::NotFound` if this build or machine has no such device. `Auto` never fails for lack of a GPU.
     pub fn new(kind: DeviceKind, index: usize) -> Result<Self> {
-        todo!("{kind:?} {index}")
+        if index > 0 && kind != DeviceKind::Cuda {
+            return Err(Error::new(ErrorKind::NotFound, format!("device index: expected 0 for {kind:?}, found {index}")));
+        }
+        match kind {
+            DeviceKind::Cpu => Ok(Self::open(DeviceKind::Cpu, "CPU".to_string(), candle_core::Device::Cpu)),
+            DeviceKind::Metal => Ok(Self::open(DeviceKind::Metal, "Metal".to_string(), gpu::metal()?)),
+            DeviceKind::Cuda => Ok(Self::open(DeviceKind::Cuda, format!("CUDA {index}"), gpu::cuda(index)?)),
+            DeviceKind::Auto => {
+                for kind in [DeviceKind::Metal, DeviceKind::Cuda] {
+                    match Self::new(kind, 0) {
+                        Ok(device) => return Ok(device),
+                        Err(error) => log::debug!("{error}"),
+                    }
+                }
+                Self::new(DeviceKind::Cpu, 0)
+            }
+        }
     }
+
+    fn open(kind: DeviceKind, name: String, candle: candle_core::Device) -> Self {
+        Self(Arc::new(Inner { kind, name, candle, gate: Mutex::default(), idle: Condvar::new() }))
+    }
+
     /// What was opened; never `Auto`.
     pub fn kind(&self) -> DeviceKind {
-        todo!()
+        self.0.kind
     }
+
+    /// A name for people.
     pub fn name(&self) -> &str {
-        todo!()
+        &self.0.name
     }
-    /// (used bytes, total bytes)
+
+    /// Bytes in use by this process, and bytes there are: of the machine's memory, which an Apple GPU shares.
+    ///
+    /// # Errors
+    /// `ErrorKind::Unsupported` where the system does not tell.
     pub fn memory(&self) -> Result<(u64, u64)> {
-        todo!()
+        if let Some(memory) = gpu::memory(&self.0.candle)? {
+            return Ok(memory);
+        }
+        match (ops::resident_bytes(), ops::physical_bytes()) {
+            (Some(used), Some(total)) => Ok((used, total)),
+            _ => Err(Error::unsupported("device memory: this system does not tell how much there is")),
+        }
     }
+
+    /// Waits until all work that was given to the device is done.
+    ///
+    /// # Errors
+    /// `ErrorKind::Device` if some of it failed.
     pub fn synchronize(&self) -> Result<()> {
-        todo!()
+        Ok(self.0.candle.synchronize()?)
     }
+
+    /// Closes the device for new work, then waits until what runs has reached its next chunk or token.
+    ///
+    /// Work that meets the closed gate ends with `ErrorKind::Suspended` and keeps what it had finished.
+    ///
+    /// # Errors
+    /// `ErrorKind::Busy` if something still runs after `timeout`; the gate stays closed.
     pub fn suspend(&self, timeout: Duration) -> Result<()> {
-        todo!("{timeout:?}")
+        let deadline = Instant::now() + timeout;
+        let mut gate = self.0.gate();
+        gate.suspended = true;
+        while gate.working > 0 {
+            let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
+                return Err(Error::new(ErrorKind::Busy, format!("suspend: work still runs after {} ms", timeout.as_millis())));
+            };
+            gate = self.0.idle.wait_timeout(gate, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(gate);
+        self.synchronize()
     }
+
+    /// Opens the device again.
     pub fn resume(&self) {
-        todo!()
+        self.0.gate().suspended = false;
     }
+
+    /// Leave to work for one chunk or token.
+    ///
+    /// # Errors
+    /// `ErrorKind::Suspended` while the device is suspended.
+    pub(crate) fn permit(&self) -> Result<Permit<'_>> {
+        let mut gate = self.0.gate();
+        if gate.suspended {
+            return Err(Error::new(ErrorKind::Suspended, format!("{}: suspended, resume it first", self.0.name)));
+        }
+        gate.working += 1;
+        Ok(Permit(&self.0))
+    }
+
+    pub(crate) fn candle(&self) -> &candle_core::Device {
+        &self.0.candle
+    }
+
     /// Gives memory that is kept for reuse back to the system, down to `keep_bytes`.
     pub fn trim_memory(keep_bytes: u64) -> Result<()> {
-        todo!("{keep_bytes}")
+        ops::trim(usize::try_from(keep_bytes).unwrap_or(usize::MAX));
+        Ok(())
+    }
+}
+
+/// Opening GPUs through candle.
+mod gpu {
+    use super::{Error, ErrorKind, Result};
+    use candle_core::Device;
+
+    /// The one Metal device of this process: each has its own buffers and command queue, so a second one could not share weights.
+    #[cfg(any(feature = "metal", target_os = "macos", target_os = "ios"))]
+    pub fn metal() -> Result<Device> {
+        use std::sync::OnceLock;
+        static METAL: OnceLock<std::result::Result<Device, String>> = OnceLock::new();
+        METAL
+            .get_or_init(|| {
+                // candle panics where there is no GPU session, and before macOS 15.
+                match std::panic::catch_unwind(|| Device::new_metal(0)) {
+                    Ok(Ok(device)) => Ok(device),
+                    Ok(Err(error)) => Err(error.to_string()),
+                    Err(_) => Err("the system refused a GPU session (macOS 15 or iOS 18 is needed)".to_string()),
+                }
+            })
+            .clone()
+            .map_err(|message| Error::new(ErrorKind::NotFound, format!("Metal: {message}")))
+    }
+
+    #[cfg(not(any(feature = "metal", target_os = "macos", target_os = "ios")))]
+    pub fn metal() -> Result<Device> {
+        Err(Error::new(ErrorKind::NotFound, "Metal: this build has no Metal"))
+    }
+
+    #[cfg(feature = "cuda")]
+    pub fn cuda(index: usize) -> Result<Device> {
+        Device::new_cuda(index).map_err(|e| Error::new(ErrorKind::NotFound, format!("CUDA {index}: {e}")).with_source(e))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    pub fn cuda(index: usize) -> Result<Device> {
+        Err(Error::new(ErrorKind::NotFound, format!("CUDA {index}: this build has no CUDA")))
+    }
+
+    /// Used and total bytes of a GPU that knows them.
+    pub fn memory(device: &Device) -> Result<Option<(u64, u64)>> {
+        match device {
+            #[cfg(any(feature = "metal", target_os = "macos", target_os = "ios"))]
+            Device::Metal(metal) => {
+                let device = metal.metal_device();
+                Ok(Some((device.current_allocated_size() as u64, device.recommended_max_working_set_size() as u64)))
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => {
+                let (free, total) = candle_core::cuda_backend::cudarc::driver::result::mem_get_info()
+                    .map_err(|e| Error::new(ErrorKind::Device, format!("CUDA memory: {e}")))?;
+                Ok(Some(((total - free) as u64, total as u64)))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suspended_device_refuses_work_until_it_resumes() {
+        let device = Device::new(DeviceKind::Cpu, 0).unwrap();
+        let permit = device.permit().unwrap();
+        assert_eq!(device.suspend(Duration::ZERO).unwrap_err().kind(), ErrorKind::Busy);
+        drop(permit);
+        device.suspend(Duration::from_secs(1)).unwrap();
+        assert_eq!(device.permit().err().unwrap().kind(), ErrorKind::Suspended);
+        device.clone().resume();
+        assert!(device.permit().is_ok());
+    }
+
+    #[test]
+    fn the_cpu_is_always_there() {
+        let device = Device::new(DeviceKind::Auto, 0).unwrap();
+        assert_ne!(device.kind(), DeviceKind::Auto);
+        let (used, total) = Device::new(DeviceKind::Cpu, 0).unwrap().memory().unwrap();
+        assert!(used > 0 && used < total);
+        assert_eq!(Device::new(DeviceKind::Cpu, 1).err().unwrap().kind(), ErrorKind::NotFound);
     }
 }

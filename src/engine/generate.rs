@@ -1,22 +1,30 @@
-//! The one generation loop and its options.
+//! The one generation loop: sample, decide, show. Push and pull, stateless and session calls all go through [`Answer`].
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
+use std::time::Instant;
 
-use super::{Cancel, Model, ProgressFn, SamplingOptions};
-use crate::error::Result;
+use unicode_segmentation::UnicodeSegmentation;
+
+use super::{Cancel, Model, ProgressFn, Sampler, SamplingOptions, Session, Tokenizer};
+use crate::error::{Error, ErrorKind, Result};
 
 /// How to generate; unset sampling fields take what generation_config.json says.
 #[derive(Debug, Clone)]
 pub struct GenerateOptions {
     /// 0 = until the model stops or the context is full.
     pub max_tokens: usize,
+    /// How tokens are chosen.
     pub sampling: SamplingOptions,
+    /// Texts that end the answer; they are not part of it. Each at least one byte.
     pub stop: Vec<String>,
+    /// Go on after an end-of-sequence token, for measurements.
     pub ignore_eos: bool,
-    /// Add the tokenizer's special tokens (BOS) to a stateless prompt.
+    /// Add what the tokenizer puts around a text (BOS) to a stateless prompt. Off for a rendered chat, which has its own.
     pub add_special: bool,
-    /// Tokens a prefill step; 1 to 512.
+    /// Tokens a prefill step, at most 512; 0 = 512. Changes the speed and how often cancel and progress are looked at, not the result.
     pub prefill_chunk: usize,
+    /// Stops within one prefill step or token.
     pub cancel: Option<Cancel>,
 }
 
@@ -28,7 +36,7 @@ impl Default for GenerateOptions {
             stop: Vec::new(),
             ignore_eos: false,
             add_special: true,
-            prefill_chunk: 512,
+            prefill_chunk: 0,
             cancel: None,
         }
     }
@@ -37,15 +45,21 @@ impl Default for GenerateOptions {
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FinishReason {
+    /// The model ended its answer.
     Eos,
+    /// A stop text appeared.
     StopText,
+    /// As many tokens as were asked for.
     MaxTokens,
+    /// No room for another token.
     ContextFull,
+    /// The callback said so.
     Callback,
+    /// The cancel flag was triggered.
     Cancelled,
 }
 
-/// One token: its id, and the text that became certain with it (whole UTF-8; may be empty).
+/// One token: its id, and the text that became certain with it (whole characters; may be empty).
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenEvent {
     pub text: String,
@@ -62,17 +76,24 @@ pub type TokenFn<'a> = dyn FnMut(&TokenEvent) -> ControlFlow<()> + 'a;
 /// A finished answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generation {
+    /// What was shown: the texts of all events joined.
     pub text: String,
     /// With the end-of-sequence token where that ended the answer.
     pub tokens: Vec<u32>,
+    /// Tokens that the answer stands behind.
     pub prompt_tokens: usize,
     pub finish_reason: FinishReason,
+    /// Evaluating the prompt, since the answer before this one.
     pub prefill_seconds: f64,
+    /// From the first token to the end.
     pub decode_seconds: f64,
 }
 
 impl Model {
-    /// Stateless: a session of its own for this prompt. A cancel gives `Ok` with `FinishReason::Cancelled`.
+    /// Answers a prompt in a session of its own. A cancel gives `Ok` with [`FinishReason::Cancelled`].
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an option out of range or an empty prompt, `ContextFull` for a prompt longer than the context.
     pub fn generate(
         &self,
         prompt: &str,
@@ -80,8 +101,280 @@ impl Model {
         prefill_progress: Option<&mut ProgressFn<'_>>,
         on_token: &mut TokenFn<'_>,
     ) -> Result<Generation> {
-        let _ = (prompt, options, prefill_progress.is_some());
-        let _ = on_token;
-        todo!()
+        let mut session = Session::new(self, 0)?;
+        session.push(&self.tokenizer()?.encode(prompt, options.add_special)?)?;
+        session.generate(options, prefill_progress, on_token)
+    }
+}
+
+/// One answer in the making.
+pub(super) struct Answer {
+    sampler: Sampler,
+    stream: Option<TextStream>,
+    eos: bool,
+    max_tokens: usize,
+    prompt_tokens: usize,
+    tokens: Vec<u32>,
+    text: String,
+    finish: Option<FinishReason>,
+    prefill_seconds: f64,
+    /// Since the first token was asked for.
+    started: Option<Instant>,
+    decode_seconds: f64,
+}
+
+impl Answer {
+    /// # Errors
+    /// `InvalidArgument` naming the option that is out of range.
+    pub fn new(model: &Model, options: &GenerateOptions, prompt_tokens: usize) -> Result<Self> {
+        let sampling = options.sampling.resolve(model.sampling())?;
+        let stream = match model.tokenizer() {
+            Ok(tokenizer) => Some(TextStream::new(tokenizer.clone(), &options.stop)?),
+            Err(error) if !options.stop.is_empty() => return Err(error.within("stop")),
+            Err(_) => None,
+        };
+        Ok(Self {
+            sampler: Sampler::new(sampling, model.vocab_size())?,
+            stream,
+            eos: !options.ignore_eos,
+            max_tokens: if options.max_tokens == 0 { usize::MAX } else { options.max_tokens },
+            prompt_tokens,
+            tokens: Vec::new(),
+            text: String::new(),
+            finish: None,
+            prefill_seconds: 0.0,
+            started: None,
+            decode_seconds: 0.0,
+        })
+    }
+
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.finish
+    }
+
+    pub fn finish(&mut self, reason: FinishReason) {
+        self.finish = Some(reason);
+        self.decode_seconds = self.started.map_or(0.0, |started| started.elapsed().as_secs_f64());
+    }
+
+    /// Time spent on the prompt; decoding starts now.
+    pub fn start(&mut self, prefill_seconds: f64) {
+        self.prefill_seconds = prefill_seconds;
+        self.started = Some(Instant::now());
+    }
+
+    pub fn is_started(&self) -> bool {
+        self.started.is_some()
+    }
+
+    /// Chooses the next token from the scores behind `held`, all tokens of the session; `room` is how many more fit. Returns
+    /// the event, and whether the session goes on behind this token (an end-of-sequence token is not kept).
+    pub fn choose(&mut self, model: &Model, logits: &[f32], held: &[u32], room: usize) -> Result<(TokenEvent, bool)> {
+        let (prompt, _) = held.split_at(self.prompt_tokens.min(held.len()));
+        let (token, logprob) = self.sampler.sample(logits, prompt, &self.tokens)?;
+        let index = self.tokens.len() as u32;
+        self.tokens.push(token);
+        let ends = self.eos && model.is_eos(token);
+        let mut text = String::new();
+        let mut reason = ends.then_some(FinishReason::Eos);
+        if let Some(stream) = &mut self.stream {
+            if !ends && stream.push(token, &mut text)? {
+                reason = Some(FinishReason::StopText);
+            }
+            if reason.is_none() && self.tokens.len() >= self.max_tokens {
+                reason = Some(FinishReason::MaxTokens);
+            } else if reason.is_none() && room <= 1 {
+                reason = Some(FinishReason::ContextFull);
+            }
+            if reason.is_some_and(|reason| reason != FinishReason::StopText) {
+                stream.flush(&mut text);
+            }
+        } else if reason.is_none() && self.tokens.len() >= self.max_tokens {
+            reason = Some(FinishReason::MaxTokens);
+        } else if reason.is_none() && room <= 1 {
+            reason = Some(FinishReason::ContextFull);
+        }
+        self.text.push_str(&text);
+        if let Some(reason) = reason {
+            self.finish(reason);
+        }
+        Ok((TokenEvent { text, token, index, logprob }, !ends))
+    }
+
+    /// The answer; one that was not finished was stopped by its caller.
+    pub fn into_generation(mut self) -> Generation {
+        if self.finish.is_none() {
+            self.finish(FinishReason::Callback);
+        }
+        Generation {
+            text: self.text,
+            tokens: self.tokens,
+            prompt_tokens: self.prompt_tokens,
+            finish_reason: self.finish.unwrap_or(FinishReason::Callback),
+            prefill_seconds: self.prefill_seconds,
+            decode_seconds: self.decode_seconds,
+        }
+    }
+}
+
+/// Tokens to text that may be shown: whole characters and grapheme clusters, and nothing that may become a stop text.
+struct TextStream {
+    tokenizer: Tokenizer,
+    stop: Vec<String>,
+    /// Special tokens that are stop texts by themselves; their text is never shown.
+    stop_tokens: HashSet<u32>,
+    /// The last tokens: those that the text depends on, then those whose text is not yet known.
+    tokens: Vec<u32>,
+    /// How many of them are in `known`.
+    read: usize,
+    /// The text of the first `read` tokens.
+    known: String,
+    /// Decoded, not yet shown.
+    held: String,
+}
+
+/// A character takes at most four tokens of one byte.
+const MOST_TOKENS_A_CHARACTER: usize = 4;
+
+impl TextStream {
+    fn new(tokenizer: Tokenizer, stop: &[String]) -> Result<Self> {
+        if stop.iter().any(String::is_empty) {
+            return Err(Error::new(ErrorKind::InvalidArgument, "stop: expected at least one byte, found an empty text"));
+        }
+        let stop_tokens = stop.iter().filter_map(|text| tokenizer.token_id(text).ok()).filter(|&id| tokenizer.is_special(id)).collect();
+        Ok(Self { tokenizer, stop: stop.to_vec(), stop_tokens, tokens: Vec::new(), read: 0, known: String::new(), held: String::new() })
+    }
+
+    /// Appends what became certain to `shown`; `true` if a stop text appeared.
+    fn push(&mut self, token: u32, shown: &mut String) -> Result<bool> {
+        if self.stop_tokens.contains(&token) {
+            self.flush(shown);
+            return Ok(true);
+        }
+        self.tokens.push(token);
+        let text = self.tokenizer.decode_known(&self.tokens, true)?;
+        // A tokenizer shows an unfinished character as U+FFFD; a real one comes alone, and does not wait for ever.
+        let waiting = self.tokens.len() - self.read;
+        if text.ends_with(char::REPLACEMENT_CHARACTER) && waiting < MOST_TOKENS_A_CHARACTER {
+            return Ok(false);
+        }
+        // A token's text depends on the token before it (spaces at a beginning), so that one stays in view.
+        match text.strip_prefix(self.known.as_str()) {
+            Some(new) => self.held.push_str(new),
+            None => self.held.push_str(&text[common_prefix(&text, &self.known)..]),
+        }
+        self.tokens.drain(..self.read);
+        self.read = self.tokens.len();
+        self.known = self.tokenizer.decode_known(&self.tokens, true)?;
+
+        if let Some(at) = self.stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+            shown.push_str(&self.held[..at]);
+            self.held.clear();
+            return Ok(true);
+        }
+        let certain = self.held.len() - self.open_stop().max(open_cluster(&self.held));
+        shown.extend(self.held.drain(..certain));
+        Ok(false)
+    }
+
+    /// Shows what was held back; bytes of a character that never became whole are dropped.
+    fn flush(&mut self, shown: &mut String) {
+        shown.push_str(&std::mem::take(&mut self.held));
+    }
+
+    /// Bytes at the end of the held text that may be the beginning of a stop text.
+    fn open_stop(&self) -> usize {
+        let begins = |stop: &String| (1..stop.len()).rev().find(|&n| stop.is_char_boundary(n) && self.held.ends_with(&stop[..n]));
+        self.stop.iter().filter_map(begins).max().unwrap_or(0)
+    }
+}
+
+fn common_prefix(a: &str, b: &str) -> usize {
+    a.char_indices().zip(b.chars()).find(|((_, x), y)| x != y).map_or(a.len().min(b.len()), |((at, _), _)| at)
+}
+
+/// Bytes of the last grapheme cluster, if what follows may still join it: emoji grow by joiners, skin tones and flags.
+fn open_cluster(text: &str) -> usize {
+    let Some(cluster) = text.graphemes(true).next_back() else { return 0 };
+    let grows = |c: char| matches!(c, '\u{200d}' | '\u{fe0f}' | '\u{20e3}' | '\u{2190}'..='\u{2bff}' | '\u{3030}' | '\u{303d}' | '\u{3297}' | '\u{3299}' | '\u{1f000}'..='\u{1faff}' | '\u{e0020}'..='\u{e007f}');
+    if cluster.chars().any(grows) { cluster.len() } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_clusters_that_may_grow_are_held() {
+        assert_eq!(open_cluster("abc"), 0);
+        assert_eq!(open_cluster("日本"), 0);
+        assert_eq!(open_cluster("a 👩"), "👩".len());
+        assert_eq!(open_cluster("👩\u{200d}"), "👩\u{200d}".len());
+        assert_eq!(open_cluster("👩 "), 0);
+        assert_eq!(open_cluster("🇩"), "🇩".len());
+    }
+
+    fn stream(stop: &[&str]) -> TextStream {
+        let tokenizer = Tokenizer::load("models/tiny-coder").unwrap();
+        TextStream::new(tokenizer, &stop.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap()
+    }
+
+    /// All pieces of a text, and whether a stop text ended it.
+    fn pieces(text: &str, stop: &[&str]) -> (Vec<String>, bool) {
+        let mut stream = stream(stop);
+        let mut pieces = Vec::new();
+        for token in stream.tokenizer.encode(text, false).unwrap() {
+            let mut piece = String::new();
+            let stopped = stream.push(token, &mut piece).unwrap();
+            pieces.push(piece);
+            if stopped {
+                return (pieces, true);
+            }
+        }
+        let mut rest = String::new();
+        stream.flush(&mut rest);
+        pieces.push(rest);
+        (pieces, false)
+    }
+
+    #[test]
+    fn emoji_cjk_and_joined_sequences_are_never_split() {
+        for text in ["👩‍👩‍👧‍👦", "a👍🏽b", "🇩🇪🇫🇷", "你好，世界", "naïve é ü", "👩‍🚀 x 👩‍🚀", "1️⃣2️⃣", "🏴󠁧󠁢󠁥󠁮󠁧󠁿!"] {
+            let (pieces, _) = pieces(text, &[]);
+            assert_eq!(pieces.concat(), text);
+            let whole: Vec<&str> = text.graphemes(true).collect();
+            let parts: Vec<String> = pieces.iter().flat_map(|p| p.graphemes(true).map(str::to_string).collect::<Vec<_>>()).collect();
+            assert_eq!(parts, whole, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_stop_text_over_several_tokens_is_never_shown() {
+        let (shown, stopped) = pieces("let x = 1; // END of it", &["// END"]);
+        assert!(stopped);
+        assert_eq!(shown.concat(), "let x = 1; ");
+        let (shown, stopped) = pieces("a // EN", &["// END"]);
+        assert!(!stopped);
+        assert_eq!(shown.concat(), "a // EN", "what did not become a stop text is shown at the end");
+        let (shown, stopped) = pieces("aaab", &["aab"]);
+        assert_eq!((shown.concat().as_str(), stopped), ("a", true));
+    }
+
+    #[test]
+    fn a_special_token_can_be_a_stop_text() {
+        let (shown, stopped) = pieces("yes<|im_start|>no", &["<|im_start|>"]);
+        assert_eq!((shown.concat().as_str(), stopped), ("yes", true));
+    }
+
+    #[test]
+    fn an_unfinished_character_at_the_end_is_dropped() {
+        let mut stream = stream(&[]);
+        let tokens = stream.tokenizer.encode("ab 𝔘", false).unwrap();
+        let mut shown = String::new();
+        for &token in &tokens[..tokens.len() - 1] {
+            stream.push(token, &mut shown).unwrap();
+        }
+        stream.flush(&mut shown);
+        assert!(shown.starts_with("ab") && !shown.contains(char::REPLACEMENT_CHARACTER), "{shown:?}");
     }
 }

@@ -8,6 +8,7 @@ mod chat;
 mod sampling;
 mod generate;
 mod session;
+mod session_file;
 
 pub use cancel::Cancel;
 pub use chat::{Chat, ChatTemplate};

@@ -1,37 +1,74 @@
 //! A loaded model: its network, tokenizer, chat template and generation defaults. Immutable, cheap to clone, shared by
 //! any number of sessions on any threads.
+//!
+//! ```
+//! use metal_candle::{LoadOptions, Model};
+//! let model = Model::load("models/tiny-coder", &LoadOptions::default(), None)?;
+//! assert_eq!((model.architecture(), model.context_length(), model.vocab_size()), ("qwen2", 1024, 4096));
+//! # Ok::<(), metal_candle::Error>(())
+//! ```
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::{Cancel, ChatTemplate, Device, Tokenizer};
-use crate::error::Result;
+use super::sampling::Sampling;
+use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
+use crate::error::{Error, ErrorKind, Result};
+use crate::load::{Checkpoint, Json};
+use crate::models::{self, Family};
+use crate::nn::{Config, KvCache, TensorSource, Transformer, Weights};
+use crate::ops::StoredType;
 
-/// The type that weights are stored in.
+/// The type that weights are stored in. On the CPU arithmetic is F32 with each of them; on a GPU it has this type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
+    /// 32 bits.
     F32,
+    /// 16 bits, 10 of them fraction.
     F16,
+    /// 16 bits with the range of F32.
     BF16,
+}
+
+impl From<Dtype> for StoredType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::BF16 => Self::BF16,
+        }
+    }
 }
 
 /// What a model can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Capability {
+    /// Text generation.
     Generate,
+    /// Sentence embeddings.
     Embed,
+    /// LoRA adapters.
     Lora,
+    /// Training of adapters.
     Train,
+    /// Conversations by a chat template of its own.
     ChatTemplate,
 }
 
 /// Which part of a long call is running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
+    /// Files come from the Hub.
     Download,
+    /// Weights are read.
     Read,
+    /// Weights are quantised.
     Quantize,
+    /// Kernels are compiled.
     Compile,
+    /// The prompt is evaluated.
     Prefill,
 }
 
@@ -49,78 +86,349 @@ pub type ProgressFn<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 /// How to load a model. The default: best device, weights as stored, the tokenizer beside the weights.
 #[derive(Clone, Default)]
 pub struct LoadOptions {
+    /// `None` = [`DeviceKind::Auto`].
     pub device: Option<Device>,
     /// `None` = as stored.
     pub dtype: Option<Dtype>,
+    /// Another tokenizer.json, or a directory with one.
     pub tokenizer_path: Option<PathBuf>,
+    /// Quantise while loading.
     pub quantization: Option<String>,
-    /// Tokens; `None` = what the configuration says.
+    /// Tokens; `None` = what the configuration says. A larger number than that extrapolates.
     pub max_context: Option<usize>,
+    /// Where the Hub's files are kept; `None` = the Hub client's own place.
     pub hub_cache_dir: Option<PathBuf>,
+    /// Branch, tag or commit; `None` = `main`.
     pub hub_revision: Option<String>,
+    /// For private and gated repositories.
     pub hub_token: Option<String>,
+    /// Use what is in the cache, and no network.
     pub offline: bool,
+    /// Stops loading between two tensors.
     pub cancel: Option<Cancel>,
 }
 
+/// A loaded model; clones are the same.
 #[derive(Clone)]
-pub struct Model {}
+pub struct Model(Arc<Inner>);
+
+struct Inner {
+    family: &'static Family,
+    transformer: Transformer,
+    config_json: String,
+    parameters: u64,
+    dtype: Dtype,
+    device: Device,
+    tokenizer: Option<Tokenizer>,
+    chat_template: Option<ChatTemplate>,
+    eos: HashSet<u32>,
+    sampling: Sampling,
+    fingerprint: u64,
+}
 
 impl Model {
-    pub fn load(path: impl AsRef<Path>, options: &LoadOptions, progress: Option<&mut ProgressFn<'_>>) -> Result<Self> {
-        let _ = (path.as_ref(), options, progress.is_some());
-        todo!()
+    /// Loads a directory in the layout of the Hub: config.json, model.safetensors or its shards, and, where there are any,
+    /// generation_config.json, tokenizer.json, tokenizer_config.json and chat_template.jinja.
+    ///
+    /// # Errors
+    /// `NotFound` for a missing file, `Format` for one that contradicts itself or the model, `Unsupported` for an unknown
+    /// family or a setting that is not implemented, `Cancelled`, `OutOfMemory`.
+    pub fn load(path: impl AsRef<Path>, options: &LoadOptions, mut progress: Option<&mut ProgressFn<'_>>) -> Result<Self> {
+        let files = Files::open(path.as_ref(), options)?;
+        let cancel = options.cancel.clone();
+        let mut told = 0;
+        let mut on_bytes = |done: u64, total: u64| {
+            cancel.as_ref().map_or(Ok(()), Cancel::check)?;
+            // A model has hundreds of small tensors; a caller wants a bar that moves.
+            if done - told < total / 256 && done < total {
+                return Ok(());
+            }
+            told = done;
+            tell(&mut progress, Progress { stage: Stage::Read, done, total })
+        };
+        on_bytes(0, 1)?;
+        let device = match &options.device {
+            Some(device) => device.clone(),
+            None => Device::new(DeviceKind::Auto, 0)?,
+        };
+        let tokenizer = files.tokenizer(options)?;
+        let chat_template = ChatTemplate::load(&files.directory)?;
+        let (eos, sampling) = (files.eos(tokenizer.as_ref())?, files.sampling()?);
+
+        let mut checkpoint = Checkpoint::open(&files.directory, &mut on_bytes)?;
+        let stored = stored_type(&checkpoint, &files.config, &device, options);
+        let mut weights = Weights::new(&mut checkpoint, device.candle(), stored);
+        let transformer = {
+            let _permit = device.permit()?;
+            Transformer::load(files.config, &mut weights)?
+        };
+        let parameters = weights.parameters();
+        let (fingerprint, dtype) = (checkpoint.fingerprint(), dtype_of(stored, &checkpoint, transformer.config()));
+        // What was not read (buffers of old checkpoints) counts as done.
+        checkpoint.finish()?;
+        device.synchronize()?;
+        Ok(Self(Arc::new(Inner {
+            family: files.family,
+            transformer,
+            config_json: files.config_json,
+            parameters,
+            dtype,
+            device,
+            tokenizer,
+            chat_template,
+            eos,
+            sampling,
+            fingerprint,
+        })))
     }
+
+    /// Loads a repository of the Hub, `owner/name`, downloading what the cache lacks.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and `Network`; `Unsupported` in a build without the `hub` feature.
     pub fn load_hub(repo_id: &str, options: &LoadOptions, progress: Option<&mut ProgressFn<'_>>) -> Result<Self> {
         let _ = (repo_id, options, progress.is_some());
-        todo!()
+        Err(Error::unsupported("load_hub: this build has no Hub client"))
     }
+
     /// `model_type` of config.json.
     pub fn architecture(&self) -> &str {
-        todo!()
+        self.0.family.model_type
     }
+
+    /// Tokens that a session may hold.
     pub fn context_length(&self) -> usize {
-        todo!()
+        self.config().context_length
     }
+
+    /// Scores that the model gives: at least the tokenizer's vocabulary, often padded.
     pub fn vocab_size(&self) -> usize {
-        todo!()
+        self.config().vocab_size
     }
+
+    /// Width of the residual stream.
     pub fn hidden_size(&self) -> usize {
-        todo!()
+        self.config().hidden_size
     }
+
+    /// Transformer blocks.
     pub fn layer_count(&self) -> usize {
-        todo!()
+        self.config().layers.len()
     }
+
+    /// Weights, a shared embedding counted once.
     pub fn parameter_count(&self) -> u64 {
-        todo!()
+        self.0.parameters
     }
+
+    /// What the matrices are stored as in memory.
     pub fn dtype(&self) -> Dtype {
-        todo!()
+        self.0.dtype
     }
+
+    /// What this model and this library can do together.
     pub fn supports(&self, capability: Capability) -> bool {
-        todo!("{capability:?}")
+        match capability {
+            Capability::Generate => true,
+            Capability::ChatTemplate => self.0.chat_template.is_some(),
+            Capability::Embed | Capability::Lora | Capability::Train => false,
+        }
     }
+
     /// config.json as it was read.
     pub fn config_json(&self) -> &str {
-        todo!()
+        &self.0.config_json
     }
+
+    /// Where it was loaded.
     pub fn device(&self) -> &Device {
-        todo!()
+        &self.0.device
     }
+
     /// # Errors
     /// `ErrorKind::NotFound` if the model has none, saying which file is missing.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        todo!()
+        self.0.tokenizer.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, "tokenizer.json: the model's directory has none, so only calls with token ids work")
+        })
     }
+
     /// # Errors
     /// `ErrorKind::NotFound` if the model has none.
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
-        todo!()
+        self.0.chat_template.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, "chat template: the model has none in tokenizer_config.json or chat_template.jinja")
+        })
+    }
+
+    pub(crate) fn transformer(&self) -> &Transformer {
+        &self.0.transformer
+    }
+
+    fn config(&self) -> &Config {
+        self.0.transformer.config()
+    }
+
+    /// Whether a token ends an answer.
+    pub(crate) fn is_eos(&self, token: u32) -> bool {
+        self.0.eos.contains(&token)
+    }
+
+    /// What generation_config.json recommends.
+    pub(crate) fn sampling(&self) -> &Sampling {
+        &self.0.sampling
+    }
+
+    /// Differs between models whose caches must not be exchanged.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        self.0.fingerprint
     }
 }
 
-/// The bytes that loading takes, plus the KV cache of the whole context and the workspace.
+/// The bytes that a model takes: its weights, the KV cache of its whole context and the workspace of a prefill step.
+///
+/// # Errors
+/// As [`Model::load`]; names and shapes of all tensors are checked, no weight is read.
 pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<u64> {
-    let _ = (path.as_ref(), options);
-    todo!()
+    let files = Files::open(path.as_ref(), options)?;
+    let device = match &options.device {
+        Some(device) => device.clone(),
+        None => Device::new(DeviceKind::Auto, 0)?,
+    };
+    let mut on_bytes = |_, _| Ok(());
+    let mut checkpoint = Checkpoint::open(&files.directory, &mut on_bytes)?;
+    let stored = stored_type(&checkpoint, &files.config, &device, options);
+    let value_bytes = dtype_of(stored, &checkpoint, &files.config);
+    let config = files.config.clone();
+    let mut weights = Weights::dry(&mut checkpoint, device.candle(), stored);
+    Transformer::load(files.config, &mut weights)?;
+    let on_cpu = device.kind() == DeviceKind::Cpu;
+    let cache = KvCache::bytes(&config, config.context_length, StoredType::from(value_bytes).size(), on_cpu);
+    Ok(weights.bytes() + cache + workspace_bytes(&config))
+}
+
+/// What a prefill step of 512 tokens holds at once beyond weights and cache, in F32.
+fn workspace_bytes(c: &Config) -> u64 {
+    let rows = super::session::PREFILL_CHUNK.min(c.context_length);
+    let attention = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim + 2 * c.num_heads * c.head_dim;
+    let mlp = c.intermediate_size * if c.gated { 3 } else { 2 };
+    let row = 4 * c.hidden_size + attention.max(mlp);
+    // Scores of one block of queries on each thread, the packed rows of a product, two rows of logits.
+    let fixed = 24 * c.context_length + 2 * 120 * 1024 + 2 * c.vocab_size;
+    (rows * row + fixed) as u64 * size_of::<f32>() as u64
+}
+
+/// The type that matrices are kept in: what was asked for, else as stored. A GPU needs one type for all.
+fn stored_type(checkpoint: &Checkpoint<'_>, config: &Config, device: &Device, options: &LoadOptions) -> Option<StoredType> {
+    let asked = options.dtype.map(StoredType::from);
+    if asked.is_some() || device.kind() == DeviceKind::Cpu { asked } else { Some(file_type(checkpoint, config)) }
+}
+
+/// What the file stores the embedding as.
+fn file_type(checkpoint: &Checkpoint<'_>, config: &Config) -> StoredType {
+    let names = [config.names.embed, config.names.head].map(|name| format!("{name}.weight"));
+    names.iter().find_map(|name| checkpoint.entry(name)).map_or(StoredType::F32, |entry| entry.stored)
+}
+
+fn dtype_of(stored: Option<StoredType>, checkpoint: &Checkpoint<'_>, config: &Config) -> Dtype {
+    match stored.unwrap_or_else(|| file_type(checkpoint, config)) {
+        StoredType::F32 => Dtype::F32,
+        StoredType::F16 => Dtype::F16,
+        StoredType::BF16 => Dtype::BF16,
+    }
+}
+
+/// Passes a progress on; a caller that stops has cancelled.
+pub(super) fn tell(progress: &mut Option<&mut ProgressFn<'_>>, event: Progress) -> Result<()> {
+    match progress.as_mut().map(|progress| progress(event)) {
+        Some(ControlFlow::Break(())) => Err(Error::cancelled()),
+        _ => Ok(()),
+    }
+}
+
+/// The small files of a model directory.
+struct Files {
+    directory: PathBuf,
+    family: &'static Family,
+    config: Config,
+    config_json: String,
+    raw: Json,
+    generation: Option<Json>,
+    tokenizer_config: Option<Json>,
+}
+
+impl Files {
+    fn open(path: &Path, options: &LoadOptions) -> Result<Self> {
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+            return Err(Error::unsupported(format!("{}: GGUF files are not supported, expected a directory with safetensors", path.display())));
+        }
+        if let Some(kind) = &options.quantization {
+            return Err(Error::unsupported(format!("quantization: {kind:?} is not supported, expected none")));
+        }
+        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if !metadata.is_dir() {
+            return Err(Error::unsupported(format!("{}: expected a directory with config.json", path.display())));
+        }
+        let raw = Json::read(&path.join("config.json"))?;
+        let (family, mut config) = models::parse(&raw)?;
+        if let Some(tokens) = options.max_context {
+            if !(1..=models::MAX_CONTEXT).contains(&tokens) {
+                return Err(Error::argument(format!("max_context: expected 1 to {}, found {tokens}", models::MAX_CONTEXT)));
+            }
+            config.context_length = tokens;
+        }
+        Ok(Self {
+            directory: path.to_path_buf(),
+            family,
+            config,
+            config_json: raw.value().to_string(),
+            generation: Json::read_optional(&path.join("generation_config.json"))?,
+            tokenizer_config: Json::read_optional(&path.join("tokenizer_config.json"))?,
+            raw,
+        })
+    }
+
+    fn tokenizer(&self, options: &LoadOptions) -> Result<Option<Tokenizer>> {
+        let path = options.tokenizer_path.clone().unwrap_or_else(|| self.directory.join("tokenizer.json"));
+        if options.tokenizer_path.is_none() && !path.exists() {
+            return Ok(None);
+        }
+        Tokenizer::load(path).map(Some)
+    }
+
+    /// The tokens that end an answer: those of generation_config.json, or else of config.json, and the tokenizer's own.
+    fn eos(&self, tokenizer: Option<&Tokenizer>) -> Result<HashSet<u32>> {
+        let mut eos = match &self.generation {
+            Some(generation) if generation.get("eos_token_id").is_some() => generation.ids("eos_token_id")?,
+            _ => self.raw.ids("eos_token_id")?,
+        };
+        if let (Some(tokenizer), Some(config)) = (tokenizer, &self.tokenizer_config) {
+            let token = match config.get("eos_token") {
+                Some(token) if token.value().is_object() => token.text("content")?,
+                Some(_) => config.text("eos_token")?,
+                None => None,
+            };
+            // A name that the vocabulary lacks can never be sampled.
+            eos.extend(token.and_then(|token| tokenizer.token_id(&token).ok()));
+        }
+        Ok(eos.into_iter().collect())
+    }
+
+    /// What generation_config.json recommends: sampling where `do_sample` says so, else greedy.
+    fn sampling(&self) -> Result<Sampling> {
+        let mut sampling = Sampling::default();
+        let Some(json) = &self.generation else { return Ok(sampling) };
+        sampling.repetition_penalty = json.positive("repetition_penalty", 1.0)? as f32;
+        if json.flag("do_sample", false)? {
+            let within = |key: &str, default: f64| -> Result<f32> {
+                let value = json.number(key)?.unwrap_or(default);
+                if (0.0..=1.0).contains(&value) { Ok(value as f32) } else { Err(json.invalid(key, &format!("expected 0 to 1, found {value}"))) }
+            };
+            sampling.temperature = json.number("temperature")?.unwrap_or(1.0).max(0.0) as f32;
+            sampling.top_k = json.count("top_k", usize::MAX >> 1)?.unwrap_or(0);
+            sampling.top_p = within("top_p", 1.0)?;
+            sampling.min_p = within("min_p", 0.0)?;
+        }
+        Ok(sampling)
+    }
 }

@@ -1,80 +1,431 @@
-//! A conversation's state: the tokens evaluated so far and their KV cache.
+//! A conversation's state: the tokens it holds and the KV cache of those evaluated so far.
+//!
+//! ```
+//! use metal_candle::{LoadOptions, Model, Session};
+//! let model = Model::load("models/tiny-coder", &LoadOptions::default(), None)?;
+//! let mut session = Session::new(&model, 0)?;
+//! session.append("fn main() {", None)?;
+//! assert_eq!(session.logits()?.len(), model.vocab_size());
+//! # Ok::<(), metal_candle::Error>(())
+//! ```
 
 use std::path::Path;
+use std::time::Instant;
 
-use super::{Cancel, Chat, GenerateOptions, Generation, Model, ProgressFn, TokenEvent, TokenFn};
-use crate::error::Result;
+use super::generate::Answer;
+use super::model::tell;
+use super::{Cancel, Chat, FinishReason, GenerateOptions, Generation, Model, Progress, ProgressFn, Stage, TokenEvent, TokenFn};
+use crate::error::{Error, ErrorKind, Result};
+use crate::nn::KvCache;
+use crate::ops;
 
-pub struct Session {}
+/// The most tokens of one prefill step: more is no faster, and Metal's buffers stay small.
+pub(super) const PREFILL_CHUNK: usize = 512;
+
+/// The regime of a cache whose tokens saw different frequencies: equal to none.
+const MIXED: usize = usize::MAX;
+
+/// Tokens, their cache, and the answer in the making. Not shared between threads; forks are.
+pub struct Session {
+    model: Model,
+    max_context: usize,
+    tokens: Vec<u32>,
+    /// Holds the first `cache.len()` of `tokens`: a token that was just chosen is evaluated when the next one is asked for.
+    cache: KvCache,
+    /// The rope frequencies that the cache was computed with.
+    regime: usize,
+    /// After the last of `tokens`; empty where they are not known.
+    logits: Vec<f32>,
+    /// Spent on prompts since the last answer began.
+    prefill_seconds: f64,
+    answer: Option<Pull>,
+}
+
+/// An answer that its caller pulls.
+struct Pull {
+    answer: Answer,
+    options: GenerateOptions,
+}
 
 impl Session {
     /// `max_context`: tokens; 0 = the model's.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if `max_context` passes what the model was loaded for.
     pub fn new(model: &Model, max_context: usize) -> Result<Self> {
-        let _ = (model, max_context);
-        todo!()
+        let most = model.context_length();
+        if max_context > most {
+            return Err(Error::argument(format!("max_context: expected at most {most}, found {max_context}")));
+        }
+        Ok(Self {
+            max_context: if max_context == 0 { most } else { max_context },
+            tokens: Vec::new(),
+            cache: model.transformer().new_cache(),
+            regime: 0,
+            logits: Vec::new(),
+            prefill_seconds: 0.0,
+            answer: None,
+            model: model.clone(),
+        })
     }
+
+    /// A second session that holds the same and goes its own way. An answer in the making stays with this one.
     pub fn fork(&self) -> Result<Self> {
-        todo!()
+        Ok(Self {
+            model: self.model.clone(),
+            max_context: self.max_context,
+            tokens: self.tokens.clone(),
+            cache: self.cache.fork()?,
+            regime: self.regime,
+            logits: self.logits.clone(),
+            prefill_seconds: 0.0,
+            answer: None,
+        })
     }
+
+    /// Appends a text. At the beginning of a session with what the tokenizer puts around a text (BOS).
+    ///
+    /// # Errors
+    /// `ContextFull` if it does not fit: then nothing was appended. `Cancelled`: the session holds what was finished.
     pub fn append(&mut self, text: &str, cancel: Option<&Cancel>) -> Result<()> {
-        todo!("{text} {cancel:?}")
+        let tokens = self.model.tokenizer()?.encode(text, self.tokens.is_empty())?;
+        self.append_tokens(&tokens, cancel)
     }
+
+    /// Appends token ids, as they are.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), and `InvalidArgument` naming an id outside the vocabulary.
     pub fn append_tokens(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<()> {
-        todo!("{tokens:?} {cancel:?}")
+        self.leave_answer()?;
+        self.check(tokens, self.tokens.len())?;
+        self.extend(tokens, cancel)
     }
+
+    /// Makes the session hold exactly this text: the longest common prefix of what it holds is kept, the rest evaluated.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
     pub fn set_prompt(&mut self, text: &str, cancel: Option<&Cancel>) -> Result<()> {
-        todo!("{text} {cancel:?}")
+        let tokens = self.model.tokenizer()?.encode(text, true)?;
+        self.set_tokens(&tokens, cancel)
     }
+
+    /// The same for a conversation, rendered by the chat template with its generation prompt.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append), and `Template`.
     pub fn set_chat(&mut self, chat: &Chat, cancel: Option<&Cancel>) -> Result<()> {
-        let _ = (chat, cancel);
-        todo!()
+        let prompt = chat.render(self.model.chat_template().ok(), true)?;
+        // A template writes its own BOS.
+        let tokens = self.model.tokenizer()?.encode(&prompt, false)?;
+        self.set_tokens(&tokens, cancel)
     }
-    /// A cancel gives `Ok` with `FinishReason::Cancelled` and the partial text.
+
+    fn set_tokens(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<()> {
+        self.leave_answer()?;
+        self.check(tokens, 0)?;
+        let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        self.keep(common);
+        self.extend(&tokens[common..], cancel)
+    }
+
+    /// Holds tokens without evaluating them yet.
+    pub(super) fn push(&mut self, tokens: &[u32]) -> Result<()> {
+        self.check(tokens, self.tokens.len())?;
+        if !tokens.is_empty() {
+            self.tokens.extend_from_slice(tokens);
+            self.logits.clear();
+        }
+        Ok(())
+    }
+
+    fn extend(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<()> {
+        self.push(tokens)?;
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let result = self.evaluate(PREFILL_CHUNK, cancel, &mut None);
+        if result.is_err() {
+            // What was not evaluated is not held.
+            self.tokens.truncate(self.cache.len());
+        }
+        result
+    }
+
+    /// Ids that the model knows, and room for them behind `held` tokens.
+    fn check(&self, tokens: &[u32], held: usize) -> Result<()> {
+        let vocab = self.model.vocab_size();
+        if let Some((at, id)) = tokens.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
+            return Err(Error::argument(format!("tokens[{at}]: expected an id below {vocab}, found {id}")));
+        }
+        if tokens.len() > self.max_context - held {
+            return Err(Error::new(
+                ErrorKind::ContextFull,
+                format!("context: {held} tokens are held and {} more do not fit into {}", tokens.len(), self.max_context),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Keeps the first `len` tokens.
+    fn keep(&mut self, len: usize) {
+        if len < self.tokens.len() {
+            self.tokens.truncate(len);
+            self.cache.truncate(len);
+            self.logits.clear();
+        }
+    }
+
+    /// Evaluates every token that is held and not yet in the cache, until the scores after the last one are known.
+    fn evaluate(&mut self, chunk: usize, cancel: Option<&Cancel>, progress: &mut Option<&mut ProgressFn<'_>>) -> Result<()> {
+        let total = self.tokens.len();
+        if !self.logits.is_empty() || total == 0 {
+            return Ok(());
+        }
+        let transformer = self.model.transformer();
+        let single = self.cache.len() + 1 == total;
+        let regime = transformer.regime(total);
+        if regime != self.regime {
+            if single && transformer.is_dynamic() && self.cache.len() > 0 {
+                // One more token beyond the trained length: the frequencies move a little with each, and evaluating all
+                // tokens again for every new one would be quadratic. The reference keeps the old keys as well.
+                self.regime = MIXED;
+            } else {
+                self.cache.truncate(0);
+                self.regime = regime;
+            }
+        }
+        // The scores of a token that is in the cache come with evaluating it again.
+        self.cache.truncate(total - 1);
+        let started = Instant::now();
+        let first = self.cache.len();
+        while self.cache.len() < total {
+            cancel.map_or(Ok(()), Cancel::check)?;
+            let from = self.cache.len();
+            let to = total.min(from + chunk);
+            let result = self.forward(from, to, total);
+            if let Err(error) = result {
+                self.cache.truncate(from);
+                return Err(error);
+            }
+            if !single {
+                tell(progress, Progress { stage: Stage::Prefill, done: (to - first) as u64, total: (total - first) as u64 })?;
+            }
+        }
+        if !single {
+            self.prefill_seconds += started.elapsed().as_secs_f64();
+        }
+        Ok(())
+    }
+
+    /// One step: tokens `from..to` of a sequence of `total`; with the last one come the scores.
+    fn forward(&mut self, from: usize, to: usize, total: usize) -> Result<()> {
+        let Self { model, tokens, cache, logits, .. } = self;
+        let transformer = model.transformer();
+        let _permit = model.device().permit()?;
+        ops::on_device(transformer.device(), || {
+            let hidden = transformer.forward(&tokens[from..to], cache, total)?;
+            if to == total {
+                *logits = transformer.logits(&hidden.narrow(0, to - from - 1, 1)?)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Answers what the session holds. A cancel gives `Ok` with [`FinishReason::Cancelled`] and the partial text.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an option out of range or an empty session.
     pub fn generate(
         &mut self,
         options: &GenerateOptions,
-        prefill_progress: Option<&mut ProgressFn<'_>>,
+        mut prefill_progress: Option<&mut ProgressFn<'_>>,
         on_token: &mut TokenFn<'_>,
     ) -> Result<Generation> {
-        let _ = (options, prefill_progress.is_some());
-        let _ = on_token;
-        todo!()
+        self.leave_answer()?;
+        let mut answer = self.begin_answer(options)?;
+        loop {
+            match self.advance(&mut answer, options, &mut prefill_progress) {
+                Ok(Some(event)) => {
+                    if on_token(&event).is_break() {
+                        answer.finish(FinishReason::Callback);
+                    }
+                }
+                Ok(None) => return Ok(answer.into_generation()),
+                Err(error) => return Err(error),
+            }
+        }
     }
+
+    /// Begins an answer whose tokens the caller pulls by [`next`](Self::next).
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an option out of range, an empty session, or while another answer is in the making.
     pub fn begin(&mut self, options: &GenerateOptions) -> Result<()> {
-        todo!("{options:?}")
+        self.leave_answer()?;
+        let answer = self.begin_answer(options)?;
+        self.answer = Some(Pull { answer, options: options.clone() });
+        Ok(())
     }
-    /// `None` when the answer is complete. After an error or the end, `end` still gives the partial answer.
+
+    /// The next token; `None` when the answer is complete. After an error [`end`](Self::end) still gives the partial answer.
+    ///
+    /// # Errors
+    /// `Cancelled` when the flag is triggered; `InvalidArgument` without a [`begin`](Self::begin).
+    #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<TokenEvent>> {
-        todo!()
+        let Some(mut pull) = self.answer.take() else {
+            return Err(Error::argument("next: no answer was begun"));
+        };
+        let result = self.advance(&mut pull.answer, &pull.options, &mut None);
+        let reason = pull.answer.finish_reason();
+        self.answer = Some(pull);
+        match (result, reason) {
+            (Ok(None), Some(FinishReason::Cancelled)) => Err(Error::cancelled()),
+            (result, _) => result,
+        }
     }
-    /// The answer so far; `InvalidArgument` without a `begin`.
+
+    /// The answer so far; one that was not complete has [`FinishReason::Callback`].
+    ///
+    /// # Errors
+    /// `InvalidArgument` without a [`begin`](Self::begin).
     pub fn end(&mut self) -> Result<Generation> {
-        todo!()
+        let pull = self.answer.take().ok_or_else(|| Error::argument("end: no answer was begun"))?;
+        Ok(pull.answer.into_generation())
     }
+
+    fn begin_answer(&mut self, options: &GenerateOptions) -> Result<Answer> {
+        if self.tokens.is_empty() {
+            return Err(Error::argument("session: expected at least one token to answer to, found none"));
+        }
+        Answer::new(&self.model, options, self.tokens.len())
+    }
+
+    /// An answer that is complete needs no `end`; one that is not must not lose its ground.
+    fn leave_answer(&mut self) -> Result<()> {
+        match &self.answer {
+            Some(pull) if pull.answer.finish_reason().is_none() => {
+                Err(Error::argument("session: an answer was begun, end it first"))
+            }
+            _ => {
+                self.answer = None;
+                Ok(())
+            }
+        }
+    }
+
+    /// One turn of the loop that all ways of generating share.
+    fn advance(
+        &mut self,
+        answer: &mut Answer,
+        options: &GenerateOptions,
+        progress: &mut Option<&mut ProgressFn<'_>>,
+    ) -> Result<Option<TokenEvent>> {
+        if answer.finish_reason().is_some() {
+            return Ok(None);
+        }
+        let chunk = if options.prefill_chunk == 0 { PREFILL_CHUNK } else { options.prefill_chunk.min(PREFILL_CHUNK) };
+        let mut stopped = false;
+        let mut watched = progress.as_mut().map(|progress| {
+            |event: Progress| {
+                let flow = progress(event);
+                stopped |= flow.is_break();
+                flow
+            }
+        });
+        let mut watched: Option<&mut ProgressFn<'_>> = watched.as_mut().map(|f| f as _);
+        let cancelled = options.cancel.as_ref().map_or(Ok(()), Cancel::check);
+        match cancelled.and_then(|()| self.evaluate(chunk, options.cancel.as_ref(), &mut watched)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::Cancelled => {
+                answer.finish(if stopped { FinishReason::Callback } else { FinishReason::Cancelled });
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        }
+        if !answer.is_started() {
+            answer.start(std::mem::take(&mut self.prefill_seconds));
+        }
+        let room = self.max_context - self.tokens.len();
+        if room == 0 {
+            answer.finish(FinishReason::ContextFull);
+            return Ok(None);
+        }
+        let (event, goes_on) = answer.choose(&self.model, &self.logits, &self.tokens, room)?;
+        if goes_on {
+            self.tokens.push(event.token);
+            self.logits.clear();
+        }
+        Ok(Some(event))
+    }
+
     /// How many tokens the session holds.
     pub fn position(&self) -> usize {
-        todo!()
+        self.tokens.len()
     }
+
+    /// The tokens that the session holds.
     pub fn tokens(&self) -> &[u32] {
-        todo!()
+        &self.tokens
     }
+
+    /// The model it belongs to.
     pub fn model(&self) -> &Model {
-        todo!()
+        &self.model
     }
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let _ = path.as_ref();
-        todo!()
-    }
-    pub fn load(model: &Model, path: impl AsRef<Path>) -> Result<Self> {
-        let _ = (model, path.as_ref());
-        todo!()
-    }
-    /// After the last token: `vocab_size` values. `InvalidArgument` on an empty session.
+
+    /// The scores after the last token: `vocab_size` values.
+    ///
+    /// # Errors
+    /// `InvalidArgument` on an empty session.
     pub fn logits(&mut self) -> Result<&[f32]> {
-        todo!()
+        if self.tokens.is_empty() {
+            return Err(Error::argument("session: expected at least one token, found none"));
+        }
+        self.evaluate(PREFILL_CHUNK, None, &mut None)?;
+        Ok(&self.logits)
     }
+
     /// Keeps the first `position` tokens.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the session holds fewer.
     pub fn truncate(&mut self, position: usize) -> Result<()> {
-        todo!("{position}")
+        self.leave_answer()?;
+        if position > self.tokens.len() {
+            return Err(Error::argument(format!("position: expected at most {}, found {position}", self.tokens.len())));
+        }
+        self.keep(position);
+        Ok(())
+    }
+
+    /// Writes tokens and cache to a file; beside it first, so that a failure leaves no half of one.
+    ///
+    /// # Errors
+    /// `Io`, naming the path.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        super::session_file::save(path.as_ref(), &self.model, self.max_context, self.regime, &self.tokens, &self.cache)
+    }
+
+    /// Reads what [`save`](Self::save) wrote.
+    ///
+    /// # Errors
+    /// `Mismatch` if another model wrote it, `Format` if it is damaged.
+    pub fn load(model: &Model, path: impl AsRef<Path>) -> Result<Self> {
+        let mut session = Self::new(model, 0)?;
+        let saved = super::session_file::load(path.as_ref(), model, &mut session.cache)?;
+        session.max_context = saved.max_context.min(session.max_context);
+        session.tokens = saved.tokens;
+        session.regime = saved.regime;
+        session.check(&session.tokens, 0).map_err(|error| error.within(path.as_ref().display()))?;
+        Ok(session)
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session({} of {} tokens)", self.tokens.len(), self.max_context)
     }
 }

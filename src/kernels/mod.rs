@@ -1,1 +1,21 @@
-//! kernels
+//! Compute kernels of our own, behind safe functions over slices; the only unsafe arithmetic of the crate.
+//!
+//! One rule holds for all of them: **an output element is computed by one thread, in an order that depends on nothing but
+//! its own inputs.** The number of rows in a call, the chunk they came in and the number of threads therefore change no bit
+//! of any result: a prompt evaluated token by token equals the prompt evaluated at once.
+
+mod simd;
+mod parallel;
+mod math;
+mod memory;
+mod packed;
+mod matmul;
+mod attention;
+mod elementwise;
+
+pub use attention::{KvHeads, Mask, attend};
+pub use elementwise::{Activation, Norm, add_scaled, gated, activate, normalise, rotate, scale_softcap};
+pub use matmul::matmul;
+pub use memory::{physical_bytes, resident_bytes, trim};
+pub use packed::{Packed, StoredType, widen};
+pub use parallel::install;

@@ -1,1 +1,111 @@
-//! models
+//! The model families: one small file each, and the table of them. A family is a function from config.json to the neutral
+//! configuration of the one network; nothing here sees a tensor.
+//!
+//! Every default is that of transformers 5.23, whose key names are read in both their styles.
+
+mod base;
+mod rope;
+
+mod arcee;
+mod cohere;
+mod cohere2;
+mod ernie4_5;
+mod exaone4;
+mod gemma;
+mod gemma2;
+mod gemma3_text;
+mod glm;
+mod glm4;
+mod granite;
+mod helium;
+mod hunyuan_v1_dense;
+mod llama;
+mod mistral;
+mod nemotron;
+mod olmo;
+mod olmo2;
+mod olmo3;
+mod phi;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod seed_oss;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
+mod vaultgemma;
+
+use crate::error::{Error, Result};
+use crate::load::Json;
+use crate::nn::Config;
+pub use base::MAX_CONTEXT;
+
+/// A family of models.
+pub struct Family {
+    /// `model_type` in config.json.
+    pub model_type: &'static str,
+    pub parse: fn(&Json) -> Result<Config>,
+}
+
+/// Every family that this library runs.
+pub static FAMILIES: &[Family] = &[
+    Family { model_type: "arcee", parse: arcee::parse },
+    Family { model_type: "cohere", parse: cohere::parse },
+    Family { model_type: "cohere2", parse: cohere2::parse },
+    Family { model_type: "ernie4_5", parse: ernie4_5::parse },
+    Family { model_type: "exaone4", parse: exaone4::parse },
+    Family { model_type: "gemma", parse: gemma::parse },
+    Family { model_type: "gemma2", parse: gemma2::parse },
+    Family { model_type: "gemma3_text", parse: gemma3_text::parse },
+    Family { model_type: "glm", parse: glm::parse },
+    Family { model_type: "glm4", parse: glm4::parse },
+    Family { model_type: "granite", parse: granite::parse },
+    Family { model_type: "helium", parse: helium::parse },
+    Family { model_type: "hunyuan_v1_dense", parse: hunyuan_v1_dense::parse },
+    Family { model_type: "llama", parse: llama::parse },
+    Family { model_type: "mistral", parse: mistral::parse },
+    Family { model_type: "nemotron", parse: nemotron::parse },
+    Family { model_type: "olmo", parse: olmo::parse },
+    Family { model_type: "olmo2", parse: olmo2::parse },
+    Family { model_type: "olmo3", parse: olmo3::parse },
+    Family { model_type: "phi", parse: phi::parse },
+    Family { model_type: "phi3", parse: phi3::parse },
+    Family { model_type: "qwen2", parse: qwen2::parse },
+    Family { model_type: "qwen3", parse: qwen3::parse },
+    Family { model_type: "seed_oss", parse: seed_oss::parse },
+    Family { model_type: "smollm3", parse: smollm3::parse },
+    Family { model_type: "stablelm", parse: stablelm::parse },
+    Family { model_type: "starcoder2", parse: starcoder2::parse },
+    Family { model_type: "vaultgemma", parse: vaultgemma::parse },
+];
+
+/// The network that a config.json describes.
+///
+/// # Errors
+/// `ErrorKind::Unsupported` for an unknown `model_type`, listing those that are known, and for settings that change the result
+/// and are not implemented; `ErrorKind::Format` naming a field that is missing or out of range.
+pub fn parse(json: &Json) -> Result<(&'static Family, Config)> {
+    let model_type = json.text("model_type")?.ok_or_else(|| json.invalid("model_type", "expected text, found nothing"))?;
+    let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
+        let known: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+        return Err(Error::unsupported(format!("config.json: model_type: {model_type:?} is not supported ({})", known.join(", "))));
+    };
+    Ok((family, (family.parse)(json)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sorted_and_without_doubles() {
+        assert!(FAMILIES.windows(2).all(|pair| pair[0].model_type < pair[1].model_type));
+    }
+
+    #[test]
+    fn an_unknown_family_is_named_with_the_known_ones() {
+        let json = Json::parse("config.json", r#"{"model_type": "mamba"}"#).unwrap();
+        let error = parse(&json).err().unwrap();
+        assert!(error.message().contains("\"mamba\"") && error.message().contains("qwen2"), "{error}");
+    }
+}

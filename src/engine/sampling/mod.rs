@@ -1,6 +1,30 @@
 //! From logits to a token: a chain of small samplers, the order of transformers' logits processors.
+//!
+//! Repetition penalty, frequency and presence penalty, logit bias, temperature, top-k, top-p, min-p, then a draw. Nothing allocates
+//! for a token once the buffers have grown, and nothing sorts the vocabulary: top-k keeps a small buffer of the best, and top-p sorts
+//! only the tokens around its border.
+//!
+//! ```
+//! use metal_candle::{Sampler, Sampling};
+//! let sampling = Sampling { temperature: 0.5, top_k: 2, ..Sampling::default() };
+//! let kept = Sampler::new(sampling, 4)?.distribution(&[1.0, 3.0, 2.0, 0.0], &[], &[])?.to_vec();
+//! assert_eq!(kept.iter().map(|&(id, _)| id).collect::<Vec<_>>(), [1, 2]);
+//! assert!((kept[0].1 - 0.880797).abs() < 1e-6); // e⁶ / (e⁶ + e⁴)
+//! # Ok::<(), metal_candle::Error>(())
+//! ```
 
-use crate::error::Result;
+mod penalties;
+mod logit_bias;
+mod temperature;
+mod top_k;
+mod top_p;
+mod min_p;
+mod exp;
+mod random;
+
+use crate::error::{Error, ErrorKind, Result};
+use exp::{highest, log_sum_exp};
+use random::Random;
 
 /// Settings of one generation, every field decided.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,8 +41,11 @@ pub struct Sampling {
     pub repetition_penalty: f32,
     /// How many of the last tokens (prompt and answer) it looks at; 0 = all.
     pub repetition_last_n: usize,
+    /// Taken from a token's logit for each time that it was generated; 0 = off.
     pub frequency_penalty: f32,
+    /// Taken from a token's logit once it was generated; 0 = off.
     pub presence_penalty: f32,
+    /// `(token, bias)`: added to its logit after the penalties; minus infinity forbids it; several of one token add up.
     pub logit_bias: Vec<(u32, f32)>,
     /// `None` = a seed from the system.
     pub seed: Option<u64>,
@@ -42,6 +69,31 @@ impl Default for Sampling {
     }
 }
 
+impl Sampling {
+    fn check(&self) -> Result<()> {
+        // (field, value, whether it is in range, the range); no comparison holds for NaN.
+        let fields = [
+            ("temperature", self.temperature, self.temperature >= 0.0, "0 or more"),
+            ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0, up to 1"),
+            ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "0 to 1"),
+            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0.0, "above 0"),
+            ("frequency_penalty", self.frequency_penalty, true, "a number"),
+            ("presence_penalty", self.presence_penalty, true, "a number"),
+        ];
+        for (field, value, is_in_range, range) in fields {
+            if !is_in_range || !value.is_finite() {
+                return Err(Error::argument(format!("{field}: expected {range}, found {value}")));
+            }
+        }
+        for &(id, bias) in &self.logit_bias {
+            if bias.is_nan() || bias == f32::INFINITY {
+                return Err(Error::argument(format!("logit_bias[{id}]: expected a number or minus infinity, found {bias}")));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What the caller of a generation sets; `None` = the model's default.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SamplingOptions {
@@ -53,6 +105,7 @@ pub struct SamplingOptions {
     pub repetition_penalty: Option<(f32, usize)>,
     pub frequency_penalty: Option<f32>,
     pub presence_penalty: Option<f32>,
+    /// Empty = the model's default.
     pub logit_bias: Vec<(u32, f32)>,
     pub seed: Option<u64>,
 }
@@ -63,23 +116,167 @@ impl SamplingOptions {
     /// # Errors
     /// `ErrorKind::InvalidArgument` naming the field that is out of range or not a number.
     pub fn resolve(&self, defaults: &Sampling) -> Result<Sampling> {
-        todo!("{defaults:?}")
+        let (repetition_penalty, repetition_last_n) =
+            self.repetition_penalty.unwrap_or((defaults.repetition_penalty, defaults.repetition_last_n));
+        let sampling = Sampling {
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_k: self.top_k.unwrap_or(defaults.top_k),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty,
+            repetition_last_n,
+            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
+            logit_bias: if self.logit_bias.is_empty() { defaults.logit_bias.clone() } else { self.logit_bias.clone() },
+            seed: self.seed.or(defaults.seed),
+        };
+        sampling.check()?;
+        Ok(sampling)
     }
 }
 
-/// Draws tokens; holds the generator and the buffers, so that a token allocates nothing.
-pub struct Sampler {}
+/// A token that may still be drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Candidate {
+    id: u32,
+    logit: f32,
+    /// Its probability over that of the best: `exp((logit - best) / temperature)`.
+    weight: f32,
+}
+
+/// Drops tokens from the candidates, which are in the order of their ids; the best stays. The last argument is a buffer.
+type Cut = fn(&Sampling, &mut Vec<Candidate>, &mut Vec<Candidate>);
+
+/// The samplers behind temperature and top-k, in their order. Top-k is not among them: it works on the row itself, so that these see
+/// k tokens instead of the vocabulary.
+const SAMPLERS: [(&str, Cut); 2] = [("top_p", top_p::cut), ("min_p", min_p::cut)];
+
+/// Draws tokens; holds the generator and the buffers.
+///
+/// A draw depends on the logits, the two lists of tokens and the generator's state alone. The kept tokens are walked in the order of
+/// their ids, and the exponential is our own, so a seed gives the same tokens for the same logits on every machine.
+pub struct Sampler {
+    sampling: Sampling,
+    vocab_size: usize,
+    random: Random,
+    /// The logits after penalties and biases; unused if there are none.
+    changed: Vec<f32>,
+    /// How often each token was seen; zeros between two calls.
+    counts: Vec<u32>,
+    best_logits: Vec<f32>,
+    candidates: Vec<Candidate>,
+    border: Vec<Candidate>,
+    kept: Vec<(u32, f32)>,
+}
 
 impl Sampler {
+    /// A sampler for rows of `vocab_size` logits.
+    ///
+    /// # Errors
+    /// `ErrorKind::InvalidArgument` if a setting is out of its range or a biased token is not in the vocabulary.
     pub fn new(sampling: Sampling, vocab_size: usize) -> Result<Self> {
-        todo!("{sampling:?} {vocab_size}")
+        sampling.check()?;
+        if vocab_size == 0 || u32::try_from(vocab_size).is_err() {
+            return Err(Error::argument(format!("vocab_size: expected 1 to {}, found {vocab_size}", u32::MAX)));
+        }
+        if let Some((id, _)) = sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocab_size) {
+            return Err(Error::argument(format!("logit_bias[{id}]: expected a token below {vocab_size}")));
+        }
+        Ok(Self {
+            random: Random::new(sampling.seed),
+            sampling,
+            vocab_size,
+            changed: Vec::new(),
+            counts: Vec::new(),
+            best_logits: Vec::new(),
+            candidates: Vec::new(),
+            border: Vec::new(),
+            kept: Vec::new(),
+        })
     }
-    /// The tokens that the chain keeps and their probabilities.
+
+    /// The tokens that the chain keeps and their probabilities, in the order of their ids; draws nothing.
+    ///
+    /// `context`: the prompt, `generated`: the answer so far. At temperature 0 one token is left.
+    ///
+    /// # Errors
+    /// `ErrorKind::InvalidArgument` if the row is not as long as the vocabulary, or penalties and biases leave no token or overflow.
+    /// `ErrorKind::Device` if the row holds NaN or plus infinity, or nothing but minus infinity: the model computed no distribution.
     pub fn distribution(&mut self, logits: &[f32], context: &[u32], generated: &[u32]) -> Result<&[(u32, f32)]> {
-        todo!("{logits:?} {context:?} {generated:?}")
+        let best = self.check_row(logits)?;
+        self.choose(logits, best, context, generated)?;
+        let total = total_weight(&self.candidates);
+        self.kept.clear();
+        self.kept.extend(self.candidates.iter().map(|candidate| (candidate.id, (f64::from(candidate.weight) / total) as f32)));
+        Ok(&self.kept)
     }
+
     /// The token and its log-probability under the model's own distribution (log softmax of `logits`).
+    ///
+    /// # Errors
+    /// As [`distribution`](Self::distribution).
     pub fn sample(&mut self, logits: &[f32], context: &[u32], generated: &[u32]) -> Result<(u32, f32)> {
-        todo!("{logits:?} {context:?} {generated:?}")
+        let best = self.check_row(logits)?;
+        self.choose(logits, best, context, generated)?;
+        let id = match self.candidates.as_slice() {
+            // The only one: the generator stays where it is.
+            [only] => only.id,
+            _ => self.draw(),
+        };
+        Ok((id, (f64::from(logits[id as usize]) - log_sum_exp(logits, best)) as f32))
     }
+
+    /// The highest logit.
+    fn check_row(&self, logits: &[f32]) -> Result<f32> {
+        if logits.len() != self.vocab_size {
+            return Err(Error::argument(format!("logits: expected {} values, found {}", self.vocab_size, logits.len())));
+        }
+        highest(logits).map_err(|found| Error::new(ErrorKind::Device, format!("logits: {found}")))
+    }
+
+    /// Fills `candidates` with the tokens that the chain keeps, in the order of their ids.
+    fn choose(&mut self, logits: &[f32], best: f32, context: &[u32], generated: &[u32]) -> Result<()> {
+        let Self { sampling, changed, counts, best_logits, candidates, border, .. } = self;
+        let mut row = (logits, best);
+        if penalties::is_on(sampling) || !sampling.logit_bias.is_empty() {
+            changed.clear();
+            changed.extend_from_slice(logits);
+            penalties::apply(sampling, changed, counts, context, generated);
+            logit_bias::apply(sampling, changed);
+            let best = highest(changed).map_err(|found| Error::argument(format!("penalties and logit_bias: {found}")))?;
+            row = (changed.as_slice(), best);
+        }
+        let (logits, best) = row;
+        candidates.clear();
+        if sampling.temperature == 0.0 {
+            let id = logits.iter().position(|&logit| logit == best).unwrap_or(0) as u32;
+            candidates.push(Candidate { id, logit: best, weight: 1.0 });
+            return Ok(());
+        }
+        let floor = top_k::floor(sampling, logits, best_logits);
+        temperature::weigh(sampling, logits, best, floor, candidates);
+        for (_, cut) in SAMPLERS {
+            cut(sampling, candidates, border);
+        }
+        Ok(())
+    }
+
+    /// A candidate by its weight.
+    fn draw(&mut self) -> u32 {
+        let mut left = self.random.uniform() * total_weight(&self.candidates);
+        let mut drawn = 0;
+        for candidate in self.candidates.iter().filter(|candidate| candidate.weight > 0.0) {
+            drawn = candidate.id;
+            left -= f64::from(candidate.weight);
+            if left < 0.0 {
+                break;
+            }
+        }
+        // Rounding may leave something behind the last candidate: it belongs to that one.
+        drawn
+    }
+}
+
+fn total_weight(candidates: &[Candidate]) -> f64 {
+    candidates.iter().map(|candidate| f64::from(candidate.weight)).sum()
 }

@@ -1,0 +1,104 @@
+# metal-candle for C: build, try, test, install. Needs Rust and a C compiler; GNU make 3.81 or newer.
+#
+#   make              the library: .so or .dylib, and .a (PROFILE=dev builds faster and checks more)
+#   make demo         a small model answers a question
+#   make test         everything that this machine can test; what it lacks is skipped with a line that says so
+#   make bench        the benchmarks
+#   make install      below PREFIX (/usr/local), staged below DESTDIR
+#   make uninstall    make lint    make clean
+
+CARGO   ?= cargo
+CFLAGS  ?= -O2
+PREFIX  ?= /usr/local
+PROFILE ?= release
+
+TARGET  := $(or $(CARGO_TARGET_DIR),target)
+OUT     := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+BUILD   := build/$(PROFILE)
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+ABI     := $(shell sed -n 's/^.define MC_ABI_VERSION //p' include/metal_candle.h)
+
+# LIB is what the linker looks for, SONAME what programs load, REAL the file itself once installed.
+ifeq ($(shell uname -s),Darwin)
+LIB    := libmetal_candle.dylib
+SONAME := libmetal_candle.$(ABI).dylib
+REAL   := libmetal_candle.$(VERSION).dylib
+else
+LIB    := libmetal_candle.so
+SONAME := libmetal_candle.so.$(ABI)
+REAL   := libmetal_candle.so.$(VERSION)
+endif
+
+export CARGO CC CXX OUT BUILD LIB SONAME PROFILE
+
+.PHONY: all library demo examples test bench install uninstall lint clean
+
+all: library
+
+# Without the rlib among the crate types link-time optimisation takes place. What a program needs beside the archive is
+# written to native-static-libs.
+library:
+	$(CARGO) rustc --lib --profile $(PROFILE) --crate-type cdylib,staticlib -- \
+		--print native-static-libs=$(OUT)/native-static-libs
+	ln -sf $(LIB) $(OUT)/$(SONAME)
+
+examples: library
+	mkdir -p $(BUILD)
+	for name in chat complete; do \
+		$(CC) -std=c99 $(CFLAGS) -Wall -Wextra -Wpedantic -Iinclude examples/c/$$name.c -o $(BUILD)/$$name \
+			-L$(OUT) -lmetal_candle -Wl,-rpath,$(abspath $(OUT)) || exit 1; \
+	done
+
+demo: examples
+	@echo; echo 'What does `Vec::push` do?'
+	@$(BUILD)/chat models/tiny-coder -p 'What does `Vec::push` do?'
+
+test: PROFILE = dev
+test:
+	$(CARGO) test
+	$(MAKE) PROFILE=$(PROFILE) examples
+	$(MAKE) PROFILE=$(PROFILE) test-c
+
+.PHONY: test-c
+test-c:
+	tests/c/run.sh
+	tests/c/install.sh
+
+bench:
+	python3 benches/run.py
+
+INCLUDE_DIR = $(DESTDIR)$(PREFIX)/include
+LIB_DIR     = $(DESTDIR)$(PREFIX)/lib
+LICENSE_DIR = $(DESTDIR)$(PREFIX)/share/licenses/metal-candle
+
+# A template of packaging/ with its names filled in; CMake wants `-framework X` as one list element.
+FILL = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@VERSION@|$(VERSION)|g' -e 's|@LIB@|$(LIB)|g' \
+	-e "s|@LIBS_PRIVATE@|`cat $(OUT)/native-static-libs`|g" \
+	-e "s|@LIBS_PRIVATE_LIST@|`sed -e 's/-framework /-framework_/g' -e 's/ /;/g' -e 's/framework_/framework /g' $(OUT)/native-static-libs`|g"
+
+install: library
+	install -d "$(INCLUDE_DIR)" "$(LIB_DIR)/pkgconfig" "$(LIB_DIR)/cmake/metal-candle" "$(LICENSE_DIR)"
+	install -m 644 include/metal_candle.h "$(INCLUDE_DIR)"
+	install -m 755 $(OUT)/$(LIB) "$(LIB_DIR)/$(REAL)"
+	ln -sf $(REAL) "$(LIB_DIR)/$(SONAME)"
+	ln -sf $(SONAME) "$(LIB_DIR)/$(LIB)"
+	if [ "$$(uname -s)" = Darwin ]; then install_name_tool -id "$(PREFIX)/lib/$(SONAME)" "$(LIB_DIR)/$(REAL)"; fi
+	install -m 644 $(OUT)/libmetal_candle.a "$(LIB_DIR)"
+	install -m 644 LICENSE "$(LICENSE_DIR)"
+	$(FILL) packaging/metal-candle.pc.in >"$(LIB_DIR)/pkgconfig/metal-candle.pc"
+	for name in metal-candle-config metal-candle-config-version; do \
+		$(FILL) packaging/$$name.cmake.in >"$(LIB_DIR)/cmake/metal-candle/$$name.cmake" || exit 1; \
+	done
+
+uninstall:
+	rm -f "$(INCLUDE_DIR)/metal_candle.h" "$(LIB_DIR)/$(LIB)" "$(LIB_DIR)/$(SONAME)" "$(LIB_DIR)/$(REAL)" \
+		"$(LIB_DIR)/libmetal_candle.a" "$(LIB_DIR)/pkgconfig/metal-candle.pc"
+	rm -rf "$(LIB_DIR)/cmake/metal-candle" "$(LICENSE_DIR)"
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+
+clean:
+	$(CARGO) clean
+	rm -rf build

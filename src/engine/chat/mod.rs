@@ -1,0 +1,261 @@
+//! A conversation and the chat template that turns it into a prompt.
+//!
+//! ```
+//! use metal_candle::{Chat, ChatTemplate};
+//! let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+//! let template = ChatTemplate::new(source, serde_json::Map::new())?;
+//! let mut chat = Chat::new();
+//! chat.add("user", "2 + 2?");
+//! assert_eq!(chat.render(Some(&template), true)?, "<user>2 + 2?<assistant>");
+//! # Ok::<(), metal_candle::Error>(())
+//! ```
+
+mod template;
+mod program;
+mod source;
+mod python;
+mod time;
+
+use std::time::SystemTime;
+
+use minijinja::Value;
+use serde_json::{Map, Value as Json};
+
+use crate::error::{Error, ErrorKind, Result};
+use program::Program;
+pub use template::ChatTemplate;
+
+/// A conversation: messages, the tools the model may call, and what else the template reads.
+///
+/// Message fields beside `role` and `content` (`tool_calls`, `name`, `reasoning_content`, …) reach the template as they came, in
+/// their order. As in transformers, a field that is null counts as absent, and `reasoning_content` is also visible as `thinking`.
+#[derive(Debug, Clone, Default)]
+pub struct Chat {
+    messages: Vec<Map<String, Json>>,
+    tools: Option<Json>,
+    program: Option<Program>,
+    variables: Map<String, Json>,
+    unix_seconds: Option<i64>,
+}
+
+impl Chat {
+    /// A conversation without messages.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A conversation from an array of messages, or an object with `messages` and optionally `tools`.
+    ///
+    /// Each message is an object with a string `role`; `content` is a string, an array of parts (objects), or null or absent
+    /// beside another field such as `tool_calls`.
+    ///
+    /// # Errors
+    /// `ErrorKind::InvalidArgument` naming the field, such as `messages[3].role`.
+    pub fn from_json(json: &str) -> Result<Self> {
+        let mut chat = Self::new();
+        let messages = match parse("chat", json)? {
+            Json::Array(messages) => messages,
+            Json::Object(fields) => chat.take_fields(fields)?,
+            other => return Err(expected("chat", "an array of messages or an object", Some(&other))),
+        };
+        chat.messages.reserve(messages.len());
+        for (at, message) in messages.into_iter().enumerate() {
+            chat.messages.push(check_message(at, message)?);
+        }
+        Ok(chat)
+    }
+
+    fn take_fields(&mut self, fields: Map<String, Json>) -> Result<Vec<Json>> {
+        let mut messages = None;
+        for (name, value) in fields {
+            match (name.as_str(), value) {
+                ("messages", Json::Array(value)) => messages = Some(value),
+                ("messages", other) => return Err(expected("messages", "an array", Some(&other))),
+                ("tools", Json::Null) => {}
+                ("tools", value) => self.tools = Some(check_tools(value)?),
+                _ => return Err(Error::argument(format!("chat: {name:?} is not supported (messages, tools)"))),
+            }
+        }
+        messages.ok_or_else(|| Error::argument("messages: expected an array, found nothing"))
+    }
+
+    /// Appends a message of plain text.
+    pub fn add(&mut self, role: &str, content: &str) {
+        let fields = [("role", role), ("content", content)];
+        self.messages.push(fields.into_iter().map(|(name, text)| (name.to_owned(), Json::from(text))).collect());
+    }
+
+    /// How many messages there are.
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// Whether there are no messages.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// The tools that the model may call, an array of objects; `None` removes them.
+    ///
+    /// # Errors
+    /// `ErrorKind::InvalidArgument` naming what is not as expected.
+    pub fn set_tools_json(&mut self, json: Option<&str>) -> Result<()> {
+        self.tools = json.map(|json| check_tools(parse("tools", json)?)).transpose()?;
+        Ok(())
+    }
+
+    /// A Jinja template instead of the model's; `None` = the model's.
+    ///
+    /// # Errors
+    /// `ErrorKind::Template` with the line that is wrong; the conversation keeps the template it had.
+    pub fn set_template(&mut self, jinja: Option<&str>) -> Result<()> {
+        self.program = jinja.map(Program::new).transpose()?;
+        Ok(())
+    }
+
+    /// A variable of the template, in front of the model's own (`enable_thinking`, `documents`, `bos_token`, …); `None` removes it.
+    ///
+    /// # Errors
+    /// `ErrorKind::InvalidArgument` if the name is no identifier or has another meaning, or `json` is not JSON.
+    pub fn set_variable_json(&mut self, name: &str, json: Option<&str>) -> Result<()> {
+        check_variable_name(name)?;
+        match json {
+            Some(json) => {
+                self.variables.insert(name.to_owned(), parse(&format!("variable {name}"), json)?);
+            }
+            None => {
+                // shift_remove: the order of the others stays.
+                self.variables.shift_remove(name);
+            }
+        }
+        Ok(())
+    }
+
+    /// What `strftime_now` tells, in seconds since 1970-01-01 00:00 UTC; unset, it is the time of [`render`](Self::render). UTC is
+    /// the only time zone, so that a prompt is the same everywhere.
+    pub fn set_time(&mut self, unix_seconds: i64) {
+        self.unix_seconds = Some(unix_seconds);
+    }
+
+    /// The prompt. `template`: the model's; `None` if it has none (then [`set_template`](Self::set_template) must have been called).
+    ///
+    /// # Errors
+    /// `ErrorKind::Template` with the template's line: its own `raise_exception`, a failed operation, or more than 50 million steps,
+    /// 64 MiB of output or 50 nested macros.
+    pub fn render(&self, template: Option<&ChatTemplate>, add_generation_prompt: bool) -> Result<String> {
+        let program = match (&self.program, template) {
+            (Some(program), _) => program,
+            (None, Some(template)) => template.program(self.tools.is_some())?,
+            (None, None) => return Err(Error::new(ErrorKind::Template, "chat template: the model has none, and none was set")),
+        };
+        let mut variables: Vec<(String, Value)> = vec![("documents".to_owned(), Value::from(()))];
+        let model = template.map(ChatTemplate::variables).into_iter().flatten();
+        variables.extend(model.chain(&self.variables).map(|(name, value)| (name.clone(), python::from_json(value))));
+        variables.extend([
+            ("messages".to_owned(), self.messages.iter().map(message_value).collect()),
+            ("tools".to_owned(), self.tools.as_ref().map_or(Value::from(()), python::from_json)),
+            ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
+        ]);
+        program.render(variables, self.unix_seconds.unwrap_or_else(now))
+    }
+}
+
+/// What transformers hands to a template for a message.
+fn message_value(message: &Map<String, Json>) -> Value {
+    let mut fields = message.clone();
+    fields.retain(|_, value| !value.is_null());
+    if let (Some(reasoning), false) = (fields.get("reasoning_content"), fields.contains_key("thinking")) {
+        fields.insert("thinking".to_owned(), reasoning.clone());
+    }
+    python::from_fields(&fields)
+}
+
+/// `at`: which message it is, for the error.
+fn check_message(at: usize, message: Json) -> Result<Map<String, Json>> {
+    let Json::Object(fields) = message else {
+        return Err(expected(&format!("messages[{at}]"), "an object", Some(&message)));
+    };
+    if !matches!(fields.get("role"), Some(Json::String(_))) {
+        return Err(expected(&format!("messages[{at}].role"), "a string", fields.get("role")));
+    }
+    match fields.get("content") {
+        Some(Json::String(_)) => {}
+        Some(Json::Array(parts)) => {
+            if let Some((part_at, part)) = parts.iter().enumerate().find(|(_, part)| !part.is_object()) {
+                return Err(expected(&format!("messages[{at}].content[{part_at}]"), "an object", Some(part)));
+            }
+        }
+        None | Some(Json::Null) if fields.iter().any(|(name, value)| name != "role" && !value.is_null()) => {}
+        other => return Err(expected(&format!("messages[{at}].content"), "a string or an array of parts", other)),
+    }
+    Ok(fields)
+}
+
+fn check_tools(tools: Json) -> Result<Json> {
+    let Json::Array(items) = &tools else {
+        return Err(expected("tools", "an array", Some(&tools)));
+    };
+    if let Some((at, item)) = items.iter().enumerate().find(|(_, item)| !item.is_object()) {
+        return Err(expected(&format!("tools[{at}]"), "an object", Some(item)));
+    }
+    Ok(tools)
+}
+
+fn check_variable_name(name: &str) -> Result<()> {
+    let is_letter = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
+    let is_identifier = name.bytes().enumerate().all(|(at, byte)| is_letter(byte) || (at > 0 && byte.is_ascii_digit()));
+    if name.is_empty() || !is_identifier {
+        return Err(Error::argument(format!("variable {name:?}: expected an identifier of letters, digits and underscores")));
+    }
+    if let Some((_, meaning)) = RESERVED.iter().find(|(reserved, _)| *reserved == name) {
+        return Err(Error::argument(format!("variable {name:?}: the name is reserved ({meaning})")));
+    }
+    if KEYWORDS.contains(&name) {
+        return Err(Error::argument(format!("variable {name:?}: the name is a keyword of Jinja")));
+    }
+    Ok(())
+}
+
+fn parse(subject: &str, json: &str) -> Result<Json> {
+    serde_json::from_str(json).map_err(|error| Error::argument(format!("{subject}: expected JSON: {error}")).with_source(error))
+}
+
+fn expected(subject: &str, expectation: &str, found: Option<&Json>) -> Error {
+    Error::argument(format!("{subject}: expected {expectation}, found {}", json_type(found)))
+}
+
+fn json_type(value: Option<&Json>) -> &'static str {
+    match value {
+        None => "nothing",
+        Some(Json::Null) => "null",
+        Some(Json::Bool(_)) => "a boolean",
+        Some(Json::Number(_)) => "a number",
+        Some(Json::String(_)) => "a string",
+        Some(Json::Array(_)) => "an array",
+        Some(Json::Object(_)) => "an object",
+    }
+}
+
+/// Seconds since 1970; a clock before that counts as 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.ok().and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or(0)
+}
+
+/// The names that [`Chat::set_variable_json`] refuses, and what they are.
+const RESERVED: [(&str, &str); 9] = [
+    ("messages", "the conversation"),
+    ("tools", "set the tools"),
+    ("add_generation_prompt", "an argument of rendering"),
+    ("raise_exception", "a function of the template"),
+    ("strftime_now", "a function of the template"),
+    ("namespace", "a function of the template"),
+    ("range", "a function of the template"),
+    ("dict", "a function of the template"),
+    ("loop", "the state of a loop"),
+];
+const KEYWORDS: [&str; 14] =
+    ["and", "or", "not", "in", "is", "if", "else", "for", "true", "false", "none", "True", "False", "None"];
+/// Methods that [`source`] writes into a template and [`python`] answers.
+const SLICE_METHOD: &str = "__slice__";
+const ATTRIBUTE_METHOD: &str = "__attribute__";

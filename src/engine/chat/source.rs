@@ -1,0 +1,286 @@
+//! A template's text, rewritten where minijinja reads it differently from Jinja2:
+//!
+//! - `{% generation %} … {% endgeneration %}` (transformers' own block) becomes `{% with %} … {% endwith %}`;
+//! - `x[a:b:c]` becomes a call of Python's slicing: minijinja 3.0.5 panics on `''[::-1]` and keeps index 0 in `x[:0:-1]`;
+//! - `x.items` without a call is a dict's method in Python, even where the dict has a key `items`.
+//!
+//! Nothing moves to another line, so line numbers stay true. Sizes that would make the parser recurse are refused here.
+//!
+//! ```text
+//! {{ messages[1:] }}  →  {{ messages.__slice__(1,none,none) }}
+//! ```
+
+use super::{ATTRIBUTE_METHOD, SLICE_METHOD};
+
+/// What is wrong with a template's text, and where.
+#[derive(Debug)]
+pub(super) struct SourceError {
+    pub line: usize,
+    pub message: String,
+}
+
+/// The text that minijinja compiles.
+pub(super) fn rewrite(source: &str) -> Result<String, SourceError> {
+    // Jinja2 reads every line end as `\n`.
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let mut rewriter = Rewriter { source: &source, at: 0, out: String::with_capacity(source.len() + 64) };
+    match rewriter.run() {
+        Ok(()) => Ok(rewriter.out),
+        Err(message) => Err(SourceError { line: 1 + source[..rewriter.at].matches('\n').count(), message }),
+    }
+}
+
+struct Rewriter<'s> {
+    source: &'s str,
+    /// Everything before this byte is in `out`.
+    at: usize,
+    out: String,
+}
+
+/// A bracket that is still open.
+struct Open {
+    bracket: u8,
+    /// Where its content starts in `out`.
+    start: usize,
+    /// Where the colons of a slice are in `out`.
+    colons: Vec<usize>,
+    has_comma: bool,
+}
+
+impl<'s> Rewriter<'s> {
+    fn run(&mut self) -> Result<(), String> {
+        let mut branches = 0;
+        while let Some(found) = self.rest().find('{') {
+            self.copy(found);
+            match self.rest().as_bytes().get(1) {
+                Some(b'#') => self.copy_past("#}"),
+                Some(b'{') => {
+                    self.copy(2);
+                    self.expression("}}", false)?;
+                }
+                Some(b'%') => self.tag(&mut branches)?,
+                _ => self.copy(1),
+            }
+        }
+        self.copy(self.rest().len());
+        Ok(())
+    }
+
+    /// At `{%`: the whole tag, or the whole block of `raw`.
+    fn tag(&mut self, branches: &mut usize) -> Result<(), String> {
+        let skipped = tag_name_offset(self.rest());
+        self.copy(skipped);
+        let name = identifier(self.rest());
+        match name {
+            "raw" => {
+                self.copy_raw_block();
+                return Ok(());
+            }
+            "generation" => self.replace(name.len(), "with"),
+            "endgeneration" => self.replace(name.len(), "endwith"),
+            _ => self.copy(name.len()),
+        }
+        // The parser nests an `elif` in the `else` of the one before it.
+        *branches += usize::from(name == "elif");
+        if *branches > MAX_BRANCHES {
+            return Err(format!("more than {MAX_BRANCHES} elif in one template are not supported"));
+        }
+        self.expression("%}", name == "set")
+    }
+
+    /// Up to and with `end`, which does not count inside strings and brackets.
+    fn expression(&mut self, end: &str, mut is_target: bool) -> Result<(), String> {
+        let mut open: Vec<Open> = Vec::new();
+        let mut tokens = 0;
+        while let Some(&byte) = self.rest().as_bytes().first() {
+            if open.is_empty() && self.rest().starts_with(end) {
+                self.copy(end.len());
+                return Ok(());
+            }
+            if byte.is_ascii_whitespace() {
+                self.copy(1);
+                continue;
+            }
+            tokens += 1;
+            if tokens > MAX_TOKENS {
+                return Err(format!("an expression of more than {MAX_TOKENS} tokens is not supported"));
+            }
+            match byte {
+                b'\'' | b'"' => self.copy(string_len(self.rest(), byte)),
+                b'(' | b'[' | b'{' => {
+                    self.copy(1);
+                    open.push(Open { bracket: byte, start: self.out.len(), colons: Vec::new(), has_comma: false });
+                }
+                b')' | b']' | b'}' => match open.pop() {
+                    Some(slice) if byte == b']' && slice.is_slice() => self.close_slice(&slice),
+                    _ => self.copy(1),
+                },
+                b':' | b',' => {
+                    if let Some(open) = open.last_mut() {
+                        match byte {
+                            b':' => open.colons.push(self.out.len()),
+                            _ => open.has_comma = true,
+                        }
+                    }
+                    self.copy(1);
+                }
+                b'=' => {
+                    is_target = is_target && !open.is_empty();
+                    self.copy(1);
+                }
+                b'.' if !is_target => self.attribute(),
+                _ => self.copy(identifier(self.rest()).len().max(char_len(self.rest()))),
+            }
+        }
+        Ok(())
+    }
+
+    /// `out` ends with the content of a slice: `1:` becomes `.__slice__(1,none,none)`.
+    fn close_slice(&mut self, slice: &Open) {
+        let mut bounds = Vec::new();
+        let mut start = slice.start;
+        for end in slice.colons.iter().copied().chain([self.out.len()]) {
+            bounds.push(self.out[start..end].to_owned());
+            start = end + 1;
+        }
+        bounds.resize(3, String::new());
+        self.out.truncate(slice.start - 1);
+        let bounds: Vec<&str> = bounds.iter().map(|bound| if bound.trim().is_empty() { "none" } else { bound }).collect();
+        self.out.push_str(&format!(".{SLICE_METHOD}({})", bounds.join(",")));
+        self.at += 1;
+    }
+
+    /// At a dot: `.items` becomes `.__attribute__('items')`, `.items(` stays.
+    fn attribute(&mut self) {
+        let after_dot = &self.rest()[1..];
+        let spaces = after_dot.len() - after_dot.trim_start().len();
+        let name = identifier(&after_dot[spaces..]);
+        let is_call = after_dot[spaces + name.len()..].trim_start().starts_with('(');
+        if is_call || !DICT_METHODS.contains(&name) {
+            self.copy(1 + spaces + name.len());
+            return;
+        }
+        self.replace(1 + spaces + name.len(), &format!(".{ATTRIBUTE_METHOD}('{name}')"));
+    }
+
+    /// At the name `raw`: up to the tag that ends it.
+    fn copy_raw_block(&mut self) {
+        let mut at = 0;
+        while let Some(found) = self.rest()[at..].find("{%") {
+            at += found;
+            let name = at + tag_name_offset(&self.rest()[at..]);
+            if identifier(&self.rest()[name..]) == "endraw" {
+                self.copy(name);
+                self.copy_past("%}");
+                return;
+            }
+            at += 2;
+        }
+        self.copy(self.rest().len());
+    }
+
+    fn rest(&self) -> &'s str {
+        &self.source[self.at..]
+    }
+
+    fn copy(&mut self, len: usize) {
+        let end = self.at + len;
+        self.out.push_str(&self.source[self.at..end]);
+        self.at = end;
+    }
+
+    fn copy_past(&mut self, end: &str) {
+        let len = self.rest().find(end).map_or(self.rest().len(), |found| found + end.len());
+        self.copy(len);
+    }
+
+    fn replace(&mut self, len: usize, text: &str) {
+        self.out.push_str(text);
+        self.at += len;
+    }
+}
+
+impl Open {
+    fn is_slice(&self) -> bool {
+        // Only a subscript holds a colon directly: a list's dicts have their own braces.
+        self.bracket == b'[' && !self.has_comma && matches!(self.colons.len(), 1 | 2)
+    }
+}
+
+/// Where the name starts in `{%- name`.
+fn tag_name_offset(tag: &str) -> usize {
+    let inside = tag[2..].strip_prefix(['-', '+']).unwrap_or(&tag[2..]);
+    tag.len() - inside.trim_start().len()
+}
+
+/// The ASCII name or number at the start of `text`.
+fn identifier(text: &str) -> &str {
+    let end = text.bytes().position(|byte| !byte.is_ascii_alphanumeric() && byte != b'_');
+    &text[..end.unwrap_or(text.len())]
+}
+
+/// How many bytes the string literal at the start of `text` takes, quotes included.
+fn string_len(text: &str, quote: u8) -> usize {
+    let mut escaped = false;
+    for (at, byte) in text.bytes().enumerate().skip(1) {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            _ if byte == quote => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+fn char_len(text: &str) -> usize {
+    text.chars().next().map_or(0, char::len_utf8)
+}
+
+/// The methods of Python's dict.
+const DICT_METHODS: [&str; 11] =
+    ["clear", "copy", "fromkeys", "get", "items", "keys", "pop", "popitem", "setdefault", "update", "values"];
+/// The parser and the code generator recurse along an expression; the real templates stay below 150 tokens.
+const MAX_TOKENS: usize = 1000;
+/// They recurse along a chain of `elif` too; the real templates stay below 60.
+const MAX_BRANCHES: usize = 300;
+
+#[cfg(test)]
+mod tests {
+    use super::rewrite;
+
+    #[test]
+    fn only_what_differs_is_rewritten() {
+        for (source, expected) in [
+            ("plain } text { %} {x", "plain } text { %} {x"),
+            ("{{ a[1:] }}", "{{ a.__slice__(1,none,none) }}"),
+            ("{{ a[::-1][0] }}", "{{ a.__slice__(none,none,-1)[0] }}"),
+            ("{{ a[b[1:2][0]:c(x, y)] }}", "{{ a.__slice__(b.__slice__(1,2,none)[0],c(x, y),none) }}"),
+            ("{{ [{'a': 1}, {'b': 2}] }}", "{{ [{'a': 1}, {'b': 2}] }}"),
+            ("{{ '[1:]' ~ \"\\\"[1:]\" }}", "{{ '[1:]' ~ \"\\\"[1:]\" }}"),
+            ("{# a[1:] #}{{ {'a': {'b': 1}} }}", "{# a[1:] #}{{ {'a': {'b': 1}} }}"),
+            ("{%- generation -%}x{%- endgeneration %}", "{%- with -%}x{%- endwith %}"),
+            ("{% raw %}{{ a[1:] }}{%- endraw -%}{{ a[:2] }}", "{% raw %}{{ a[1:] }}{%- endraw -%}{{ a.__slice__(none,2,none) }}"),
+            ("{{ d.items() }}{{ d.items }}", "{{ d.items() }}{{ d.__attribute__('items') }}"),
+            ("{% set ns.values = ns.values %}", "{% set ns.values = ns.__attribute__('values') %}"),
+            ("{{ é[1:] }}", "{{ é.__slice__(1,none,none) }}"),
+            ("a\r\nb\rc", "a\nb\nc"),
+            ("{{ a[1:", "{{ a[1:"),
+            ("{%", "{%"),
+            ("{% raw", "{% raw"),
+            ("{{ 'a", "{{ 'a"),
+            ("{{ 'a\\", "{{ 'a\\"),
+            ("{#", "{#"),
+        ] {
+            assert_eq!(rewrite(source).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn endless_expressions_are_refused_with_their_line() {
+        let error = rewrite(&format!("\n\n{{{{ 1{} }}}}", "+1".repeat(100_000))).unwrap_err();
+        assert_eq!(error.line, 3);
+        let error = rewrite(&format!("{{% if a %}}{}", "\n{% elif a %}".repeat(100_000))).unwrap_err();
+        assert_eq!(error.line, 302);
+    }
+}

@@ -1,0 +1,229 @@
+//! A model's chat template, from the files of its directory.
+//!
+//! ```no_run
+//! use metal_candle::ChatTemplate;
+//! let template = ChatTemplate::load(std::path::Path::new("models/tiny-coder"))?;
+//! assert!(template.is_some());
+//! # Ok::<(), metal_candle::Error>(())
+//! ```
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value as Json};
+
+use super::json_type;
+use super::program::Program;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The templates of a model and the variables its files give them (`bos_token`, `eos_token`, …).
+///
+/// A model may have several: `default`, and `tool_use` for conversations with tools.
+#[derive(Debug, Clone, Default)]
+pub struct ChatTemplate {
+    programs: Vec<(String, Program)>,
+    variables: Map<String, Json>,
+}
+
+impl ChatTemplate {
+    /// A template in Jinja and the variables that the model gives it.
+    ///
+    /// # Errors
+    /// `ErrorKind::Template` with the line that is wrong.
+    pub fn new(source: &str, variables: Map<String, Json>) -> Result<Self> {
+        Ok(Self { programs: vec![(DEFAULT.to_owned(), Program::new(source)?)], variables })
+    }
+
+    /// The template of the model directory `dir`; `None` if no file there has one.
+    ///
+    /// The first of these counts, as in transformers: `chat_template.jinja`, `chat_template.json`, and `chat_template` in
+    /// `tokenizer_config.json` (a string, or a list of `{name, template}`); `additional_chat_templates/NAME.jinja` add to it. The
+    /// special tokens come from `tokenizer_config.json`, or else `special_tokens_map.json`. A template is compiled when it is first
+    /// rendered, so that a broken one does not keep the model from loading.
+    ///
+    /// # Errors
+    /// `ErrorKind::Io` if a file cannot be read; `ErrorKind::Format`, naming file and field, if it is over 16 MiB, not UTF-8, not
+    /// JSON, or a field has another type.
+    pub fn load(dir: &Path) -> Result<Option<Self>> {
+        let config = Document::read(dir.join("tokenizer_config.json"))?;
+        let mut template = Self::default();
+        if let Some(source) = read_text(&dir.join("chat_template.jinja"))? {
+            template.set(DEFAULT, source);
+        } else if let Some(document) = Document::read(dir.join("chat_template.json"))? {
+            template.take_field(&document)?;
+        } else if let Some(document) = &config {
+            template.take_field(document)?;
+        }
+        for path in jinja_files(&dir.join("additional_chat_templates"))? {
+            let name = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if let Some(source) = read_text(&path)? {
+                template.set(&name, source);
+            }
+        }
+        if template.programs.is_empty() {
+            return Ok(None);
+        }
+        let tokens = Document::read(dir.join("special_tokens_map.json"))?;
+        for document in config.iter().chain(&tokens) {
+            template.take_special_tokens(document)?;
+        }
+        Ok(Some(template))
+    }
+
+    /// The text of the template that conversations without tools use.
+    pub fn source(&self) -> Option<&str> {
+        self.named(DEFAULT).map(Program::source)
+    }
+
+    /// The variables that the model gives its template.
+    pub(super) fn variables(&self) -> &Map<String, Json> {
+        &self.variables
+    }
+
+    /// The template for a conversation with or without tools.
+    pub(super) fn program(&self, has_tools: bool) -> Result<&Program> {
+        let chosen = if has_tools { self.named(TOOL_USE) } else { None };
+        chosen.or_else(|| self.named(DEFAULT)).ok_or_else(|| {
+            let names: Vec<&str> = self.programs.iter().map(|(name, _)| name.as_str()).collect();
+            let message = format!("chat template: none is named {DEFAULT:?} (the model has: {})", names.join(", "));
+            Error::new(ErrorKind::Template, message)
+        })
+    }
+
+    fn named(&self, wanted: &str) -> Option<&Program> {
+        self.programs.iter().find(|(name, _)| name == wanted).map(|(_, program)| program)
+    }
+
+    fn set(&mut self, name: &str, source: String) {
+        self.programs.retain(|(other, _)| other != name);
+        self.programs.push((name.to_owned(), Program::deferred(source)));
+    }
+
+    /// `chat_template`: a string, or a list of `{name, template}`.
+    fn take_field(&mut self, document: &Document) -> Result<()> {
+        match document.fields.get("chat_template") {
+            None | Some(Json::Null) => {}
+            Some(Json::String(source)) => self.set(DEFAULT, source.clone()),
+            Some(Json::Array(items)) => {
+                for (at, item) in items.iter().enumerate() {
+                    let field = |name: &str| match item.get(name) {
+                        Some(Json::String(text)) => Ok(text.clone()),
+                        other => Err(document.expected(&format!("chat_template[{at}].{name}"), "a string", other)),
+                    };
+                    self.set(&field("name")?, field("template")?);
+                }
+            }
+            other => return Err(document.expected("chat_template", "a string or a list", other)),
+        }
+        Ok(())
+    }
+
+    /// The special tokens that no document before this one gave.
+    fn take_special_tokens(&mut self, document: &Document) -> Result<()> {
+        for name in TOKENS {
+            if let Some(token) = document.token(name, document.fields.get(name))? {
+                self.variables.entry(name).or_insert(Json::String(token));
+            }
+        }
+        for name in TOKEN_LISTS {
+            let tokens = match document.fields.get(name) {
+                None | Some(Json::Null) => continue,
+                // transformers 5 names further tokens: {"image_token": "<image>"}.
+                Some(Json::Object(named)) => {
+                    for (name, token) in named {
+                        if let Some(token) = document.token(name, Some(token))? {
+                            self.variables.entry(name.as_str()).or_insert(Json::String(token));
+                        }
+                    }
+                    continue;
+                }
+                Some(Json::Array(tokens)) => tokens,
+                other => return Err(document.expected(name, "a list", other)),
+            };
+            let tokens: Result<Vec<_>> =
+                tokens.iter().enumerate().map(|(at, token)| document.token(&format!("{name}[{at}]"), Some(token))).collect();
+            let tokens = tokens?.into_iter().flatten().map(Json::String).collect();
+            self.variables.entry(name).or_insert(Json::Array(tokens));
+        }
+        Ok(())
+    }
+}
+
+/// A JSON file that holds an object.
+struct Document {
+    path: PathBuf,
+    fields: Map<String, Json>,
+}
+
+impl Document {
+    fn read(path: PathBuf) -> Result<Option<Self>> {
+        let Some(text) = read_text(&path)? else {
+            return Ok(None);
+        };
+        match serde_json::from_str(&text) {
+            Ok(Json::Object(fields)) => Ok(Some(Self { path, fields })),
+            Ok(other) => Err(Error::format(format!("{}: expected an object, found {}", path.display(), json_type(Some(&other))))),
+            Err(error) => Err(Error::format(format!("{}: expected JSON: {error}", path.display())).with_source(error)),
+        }
+    }
+
+    /// A token: a string, or an object with `content`; null is none.
+    fn token(&self, name: &str, value: Option<&Json>) -> Result<Option<String>> {
+        match value {
+            None | Some(Json::Null) => Ok(None),
+            Some(Json::String(token)) => Ok(Some(token.clone())),
+            Some(Json::Object(token)) => match token.get("content") {
+                Some(Json::String(token)) => Ok(Some(token.clone())),
+                other => Err(self.expected(&format!("{name}.content"), "a string", other)),
+            },
+            other => Err(self.expected(name, "a string", other)),
+        }
+    }
+
+    fn expected(&self, field: &str, expectation: &str, found: Option<&Json>) -> Error {
+        Error::format(format!("{}: {field}: expected {expectation}, found {}", self.path.display(), json_type(found)))
+    }
+}
+
+/// The text of a file; `None` if there is no such file.
+fn read_text(path: &Path) -> Result<Option<String>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path, error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| Error::io(path, error))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(Error::format(format!("{}: expected up to {MAX_FILE_BYTES} bytes, found more", path.display())));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) => Err(Error::format(format!("{}: expected UTF-8: {error}", path.display())).with_source(error)),
+    }
+}
+
+/// The `.jinja` files of a directory by name; none if there is no such directory.
+fn jinja_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io(dir, error)),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|error| Error::io(dir, error))?.path();
+        if path.extension().is_some_and(|extension| extension == "jinja") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
+const TOKENS: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const TOKEN_LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
+const MAX_FILE_BYTES: u64 = 16 << 20;

@@ -1,0 +1,379 @@
+//! Attention over cached keys and values, `softmax(q Kᵀ · scale + mask) V`, for grouped queries, sliding windows and soft caps.
+//!
+//! Keys lie in panels of sixteen positions and values in rows padded to sixteen, so that both products are the register tile
+//! of the matrix product. A query's scores, its softmax and its sum over values run in the order of absolute positions: the
+//! result has the same bits in a prompt, in a chunk of it and in a single step.
+
+use super::matmul::{multiply, tiles};
+use super::math;
+use super::parallel::{Shared, split};
+use super::simd::{Kernel, LANES, Simd, dispatch};
+
+/// Positions by which a cache grows.
+const GROWTH: usize = 256;
+/// Queries of one task: few enough that scores stay in the second cache, enough to feed the register tile.
+const BLOCK_QUERIES: usize = 24;
+
+/// Keys and values of one layer: for each key-value head its own growing buffers.
+#[derive(Clone)]
+pub struct KvHeads {
+    heads: Vec<Head>,
+    dim: usize,
+    len: usize,
+}
+
+#[derive(Clone, Default)]
+struct Head {
+    /// `[position / 16][dim][16]`
+    keys: Vec<f32>,
+    /// `[position][dim padded to 16]`
+    values: Vec<f32>,
+}
+
+impl KvHeads {
+    /// An empty cache for `heads` key-value heads of `dim` values.
+    pub fn new(heads: usize, dim: usize) -> Self {
+        Self { heads: vec![Head::default(); heads], dim, len: 0 }
+    }
+
+    /// Key-value heads and the values of each.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.heads.len(), self.dim)
+    }
+
+    /// Positions held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Bytes of a cache of `positions`, one layer.
+    pub fn bytes(heads: usize, dim: usize, positions: usize) -> u64 {
+        let positions = positions.div_ceil(GROWTH) * GROWTH;
+        (heads * positions) as u64 * (dim + dim.next_multiple_of(LANES)) as u64 * size_of::<f32>() as u64
+    }
+
+    /// Forgets all but the first `len` positions.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Appends rows of keys and values: `(T, heads · dim)` each, rows `stride` apart.
+    pub fn append(&mut self, keys: &[f32], k_stride: usize, values: &[f32], v_stride: usize, rows: usize) {
+        let (dim, padded) = (self.dim, self.dim.next_multiple_of(LANES));
+        let need = (self.len + rows).div_ceil(GROWTH) * GROWTH;
+        for (h, head) in self.heads.iter_mut().enumerate() {
+            if head.values.len() < need * padded {
+                head.keys.reserve_exact(need * dim - head.keys.len());
+                head.keys.resize(need * dim, 0.0);
+                head.values.reserve_exact(need * padded - head.values.len());
+                head.values.resize(need * padded, 0.0);
+            }
+            for t in 0..rows {
+                let at = self.len + t;
+                let panel = &mut head.keys[at / LANES * LANES * dim..][..LANES * dim];
+                for (d, &x) in keys[t * k_stride + h * dim..][..dim].iter().enumerate() {
+                    panel[d * LANES + at % LANES] = x;
+                }
+                head.values[at * padded..][..dim].copy_from_slice(&values[t * v_stride + h * dim..][..dim]);
+            }
+        }
+        self.len += rows;
+    }
+
+    /// Copies the key and the value of one head at one position.
+    pub fn read(&self, head: usize, position: usize, key: &mut [f32], value: &mut [f32]) {
+        assert!(position < self.len && key.len() == self.dim && value.len() == self.dim, "a position of this cache");
+        let (dim, head) = (self.dim, &self.heads[head]);
+        let panel = &head.keys[position / LANES * LANES * dim..][..LANES * dim];
+        for (d, x) in key.iter_mut().enumerate() {
+            *x = panel[d * LANES + position % LANES];
+        }
+        value.copy_from_slice(&head.values[position * dim.next_multiple_of(LANES)..][..dim]);
+    }
+}
+
+/// What a query may see, and how scores become weights.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mask {
+    /// Keys a query sees, itself included; `None` = all before it.
+    pub window: Option<usize>,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// `c · tanh(score / c)`.
+    pub softcap: Option<f32>,
+}
+
+/// The last `rows` positions of the cache attend to what they may see.
+///
+/// # Shape
+/// `q`: rows of `heads · dim` values, `q_stride` apart; `out`: `(rows, heads · dim)`.
+pub fn attend(q: &[f32], q_stride: usize, heads: usize, cache: &KvHeads, mask: Mask, out: &mut [f32]) {
+    let width = heads * cache.dim;
+    let rows = out.len() / width;
+    assert_eq!(out.len(), rows * width, "whole rows of out");
+    assert!(rows <= cache.len && heads.is_multiple_of(cache.heads.len()), "queries of this cache");
+    assert!(rows == 0 || q.len() >= (rows - 1) * q_stride + width, "q holds {rows} rows");
+    let group = heads / cache.heads.len();
+    // One step: a task is a key-value head with its whole group, so that its keys are read once. Else a block of queries of a head.
+    let blocks = rows.div_ceil(BLOCK_QUERIES);
+    let tasks = if rows == 1 { cache.heads.len() } else { heads * blocks };
+    let work = cache.len.min(mask.window.unwrap_or(usize::MAX)) * cache.dim * if rows == 1 { group } else { BLOCK_QUERIES };
+    let out = Shared::new(out);
+    split(tasks, (1usize << 15).div_ceil(work.max(1)), |tasks| {
+        let mut scratch = Scratch::default();
+        for task in tasks {
+            let block = if rows == 1 {
+                Block { head: task * group, kv_head: task, first: 0, rows: group, a_row: cache.dim, same_position: true }
+            } else {
+                let (head, first) = (task / blocks, task % blocks * BLOCK_QUERIES);
+                let rows = BLOCK_QUERIES.min(rows - first);
+                Block { head, kv_head: head / group, first, rows, a_row: q_stride, same_position: false }
+            };
+            let q = &q[block.first * q_stride + block.head * cache.dim..];
+            let position = cache.len - rows + block.first;
+            dispatch(Attend { q, block, position, cache, mask, width, out, scratch: &mut scratch });
+        }
+    });
+}
+
+/// Queries that are handled together: rows of one head, or the heads of a group at one position.
+#[derive(Clone, Copy)]
+struct Block {
+    head: usize,
+    kv_head: usize,
+    first: usize,
+    rows: usize,
+    a_row: usize,
+    same_position: bool,
+}
+
+#[derive(Default)]
+struct Scratch {
+    scores: Vec<f32>,
+    sums: Vec<f32>,
+}
+
+struct Attend<'a> {
+    q: &'a [f32],
+    block: Block,
+    /// The absolute position of the first query.
+    position: usize,
+    cache: &'a KvHeads,
+    mask: Mask,
+    width: usize,
+    out: Shared<f32>,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Attend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { q, block, position, cache, mask, width, out, scratch } = self;
+        let (dim, padded) = (cache.dim, cache.dim.next_multiple_of(LANES));
+        let head = &cache.heads[block.kv_head];
+        let last = if block.same_position { position } else { position + block.rows - 1 };
+        let sees_from = |position: usize| mask.window.map_or(0, |w| (position + 1).saturating_sub(w));
+        let (low, high) = (sees_from(position) / LANES, last / LANES + 1); // panels
+        let span = (high - low) * LANES;
+        scratch.scores.clear();
+        scratch.scores.resize(block.rows * span, 0.0);
+        let zero = [0f32; 2 * LANES];
+
+        let mut done = 0;
+        for rows in tiles::<S>(block.rows) {
+            let a = q[done * block.a_row..][..(rows - 1) * block.a_row + dim].as_ptr();
+            let mut panel = low;
+            while panel < high {
+                let pair = S::WIDE && panel + 1 < high;
+                let keys = &head.keys[panel * LANES * dim..][..(1 + usize::from(pair)) * LANES * dim];
+                let c = scratch.scores[done * span + (panel - low) * LANES..].as_mut_ptr();
+                // SAFETY: `a` holds `rows` rows of `dim` values, `keys` one or two whole panels, and `c` a tile of the scores.
+                unsafe {
+                    if pair {
+                        let b = [keys.as_ptr(), keys[LANES * dim..].as_ptr()];
+                        by_rows::<S, 2>(rows, dim, a, block.a_row, b, LANES, c, span, &zero);
+                    } else {
+                        by_rows::<S, 1>(rows, dim, a, block.a_row, [keys.as_ptr()], LANES, c, span, &zero);
+                    }
+                }
+                panel += 1 + usize::from(pair);
+            }
+            done += rows;
+        }
+
+        scratch.sums.clear();
+        for (r, scores) in scratch.scores.chunks_exact_mut(span).enumerate() {
+            let at = if block.same_position { position } else { position + r };
+            let seen = sees_from(at) - low * LANES..at + 1 - low * LANES;
+            scratch.sums.push(softmax::<S>(scores, seen, mask));
+        }
+
+        let positions = (last + 1) - low * LANES; // the values that are written; a later one may hold anything
+        let values = &head.values[low * LANES * padded..][..positions * padded];
+        let mut done = 0;
+        for rows in tiles::<S>(block.rows) {
+            let a = scratch.scores[done * span..].as_ptr();
+            let mut d = 0;
+            while d < padded {
+                let pair = S::WIDE && d + LANES < padded;
+                let vectors = 1 + usize::from(pair);
+                let mut tile = [0f32; 12 * 2 * LANES];
+                let b = values[d..].as_ptr();
+                // SAFETY: `a` holds `rows` rows of `span ≥ positions` weights, `values` that many rows of `padded` values.
+                unsafe {
+                    if pair {
+                        by_rows::<S, 2>(rows, positions, a, span, [b, b.add(LANES)], padded, tile.as_mut_ptr(), 2 * LANES, &zero);
+                    } else {
+                        by_rows::<S, 1>(rows, positions, a, span, [b], padded, tile.as_mut_ptr(), 2 * LANES, &zero);
+                    }
+                }
+                let valid = (dim - d).min(vectors * LANES);
+                for r in 0..rows {
+                    let (t, h) = if block.same_position { (0, block.head + done + r) } else { (block.first + done + r, block.head) };
+                    let scale = 1.0 / scratch.sums[done + r];
+                    for (i, &x) in tile[r * 2 * LANES..][..valid].iter().enumerate() {
+                        // SAFETY: row t, head h of the output belong to this task alone.
+                        unsafe { *out.get().add(t * width + h * dim + d + i) = x * scale };
+                    }
+                }
+                d += vectors * LANES;
+            }
+            done += rows;
+        }
+    }
+}
+
+/// A register tile of any height that [`tiles`] gives.
+///
+/// # Safety
+/// As [`multiply`].
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+unsafe fn by_rows<S: Simd, const P: usize>(
+    rows: usize,
+    steps: usize,
+    a: *const f32,
+    a_row: usize,
+    b: [*const f32; P],
+    b_step: usize,
+    c: *mut f32,
+    c_row: usize,
+    zero: &[f32; 2 * LANES],
+) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match rows {
+            12 => multiply::<S, f32, 12, P>(steps, a, a_row, 1, b, b_step, c, c_row, Some(zero)),
+            6 => multiply::<S, f32, 6, P>(steps, a, a_row, 1, b, b_step, c, c_row, Some(zero)),
+            4 => multiply::<S, f32, 4, P>(steps, a, a_row, 1, b, b_step, c, c_row, Some(zero)),
+            2 => multiply::<S, f32, 2, P>(steps, a, a_row, 1, b, b_step, c, c_row, Some(zero)),
+            _ => multiply::<S, f32, 1, P>(steps, a, a_row, 1, b, b_step, c, c_row, Some(zero)),
+        }
+    }
+}
+
+/// Turns the scores in `seen` into weights `e^(score - max)`, the others into zeros; returns the sum.
+///
+/// Lane `i` sums the positions that are `i` modulo sixteen: an order that does not depend on where the row begins.
+#[inline(always)]
+fn softmax<S: Simd>(scores: &mut [f32], seen: std::ops::Range<usize>, mask: Mask) -> f32 {
+    scores[..seen.start].fill(0.0);
+    scores[seen.end..].fill(0.0);
+    let row = &mut scores[seen.clone()];
+    match mask.softcap {
+        Some(cap) => row.iter_mut().for_each(|x| *x = cap * math::tanh::<S>(*x * mask.scale / cap)),
+        None => row.iter_mut().for_each(|x| *x *= mask.scale),
+    }
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    row.iter_mut().for_each(|x| *x = math::exp::<S>(*x - max));
+    let mut sums = [0f32; LANES];
+    for chunk in scores.chunks_exact(LANES) {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum += x;
+        }
+    }
+    sums.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(len: usize, mut seed: u64) -> Vec<f32> {
+        (0..len)
+            .map(|_| {
+                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (seed >> 40) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    /// One query at a time in F64, straight from the formula.
+    fn naive(q: &[f32], k: &[f32], v: &[f32], heads: usize, kv_heads: usize, dim: usize, mask: Mask) -> Vec<f32> {
+        let rows = q.len() / (heads * dim);
+        let mut out = vec![0.0; q.len()];
+        for t in 0..rows {
+            for h in 0..heads {
+                let g = h / (heads / kv_heads);
+                let from = mask.window.map_or(0, |w| (t + 1).saturating_sub(w));
+                let score = |s: usize| {
+                    let dot: f64 = (0..dim).map(|d| f64::from(q[(t * heads + h) * dim + d]) * f64::from(k[(s * kv_heads + g) * dim + d])).sum();
+                    let x = dot * f64::from(mask.scale);
+                    mask.softcap.map_or(x, |c| f64::from(c) * (x / f64::from(c)).tanh()).exp()
+                };
+                let total: f64 = (from..=t).map(score).sum();
+                for d in 0..dim {
+                    let x: f64 = (from..=t).map(|s| score(s) / total * f64::from(v[(s * kv_heads + g) * dim + d])).sum();
+                    out[(t * heads + h) * dim + d] = x as f32;
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn every_mask_and_shape_equals_the_formula_in_any_chunks() {
+        for (heads, kv_heads, dim, rows) in [(4, 2, 16, 61), (3, 3, 8, 20), (8, 1, 40, 35), (2, 2, 64, 300)] {
+            for window in [None, Some(1), Some(7), Some(33)] {
+                for softcap in [None, Some(2.0)] {
+                    let mask = Mask { window, scale: 0.7, softcap };
+                    let q = noise(rows * heads * dim, 1);
+                    let (k, v) = (noise(rows * kv_heads * dim, 2), noise(rows * kv_heads * dim, 3));
+                    let want = naive(&q, &k, &v, heads, kv_heads, dim, mask);
+                    let mut first: Option<Vec<f32>> = None;
+                    for chunk in [rows, 1, 7, 16, 50] {
+                        let (mut cache, mut out) = (KvHeads::new(kv_heads, dim), vec![f32::NAN; q.len()]);
+                        for from in (0..rows).step_by(chunk) {
+                            let n = chunk.min(rows - from);
+                            let (kw, qw) = (kv_heads * dim, heads * dim);
+                            cache.append(&k[from * kw..], kw, &v[from * kw..], kw, n);
+                            attend(&q[from * qw..], qw, heads, &cache, mask, &mut out[from * qw..][..n * qw]);
+                        }
+                        for (x, y) in out.iter().zip(&want) {
+                            assert!((x - y).abs() < 2e-5, "{heads} {kv_heads} {dim} {mask:?} chunk {chunk}: {x} {y}");
+                        }
+                        assert_eq!(&out, first.get_or_insert(out.clone()), "the same bits in chunks of {chunk}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_truncated_leaves_no_trace() {
+        let (dim, mask) = (16, Mask { window: None, scale: 1.0, softcap: None });
+        let (q, k, v) = (noise(dim, 1), noise(20 * dim, 2), noise(20 * dim, 3));
+        let mut clean = KvHeads::new(1, dim);
+        clean.append(&k, dim, &v, dim, 10);
+        let mut used = KvHeads::new(1, dim);
+        used.append(&k, dim, &v, dim, 10);
+        used.append(&[f32::NAN; 160], dim, &[f32::NAN; 160], dim, 10);
+        used.truncate(10);
+        let (mut a, mut b) = (vec![0.0; dim], vec![0.0; dim]);
+        attend(&q, dim, 1, &clean, mask, &mut a);
+        attend(&q, dim, 1, &used, mask, &mut b);
+        assert_eq!(a, b);
+    }
+}

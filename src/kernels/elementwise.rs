@@ -1,0 +1,329 @@
+//! What lies between the products: norms, rotary embedding, activations, residual sums. Each is one pass over its rows.
+
+use super::math;
+use super::parallel::{Shared, split};
+use super::simd::{Kernel, LANES, Simd, dispatch};
+
+/// Values below which a second thread does not pay.
+const GRAIN: usize = 1 << 14;
+
+/// The activation functions of the supported families, by the names of transformers' `ACT2FN`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `x · sigmoid(x)`
+    Silu,
+    /// `x · Φ(x)` with the error function
+    Gelu,
+    /// GELU's tanh form
+    GeluTanh,
+    /// `x · sigmoid(1.702 x)`
+    QuickGelu,
+    /// `max(x, 0)`
+    Relu,
+    /// `max(x, 0)²`
+    Relu2,
+}
+
+/// Which norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Norm {
+    /// `x / sqrt(mean(x²) + eps)`
+    Rms,
+    /// `(x - mean) / sqrt(variance + eps)`
+    Layer,
+}
+
+#[inline(always)]
+fn activation<S: Simd>(kind: Activation, x: f32) -> f32 {
+    match kind {
+        Activation::Silu => math::silu::<S>(x),
+        Activation::Gelu => math::gelu_erf::<S>(x),
+        Activation::GeluTanh => math::gelu_tanh::<S>(x),
+        Activation::QuickGelu => x / (1.0 + math::exp::<S>(-1.702 * x)),
+        Activation::Relu => x.max(0.0),
+        Activation::Relu2 => x.max(0.0) * x.max(0.0),
+    }
+}
+
+/// A loop body to be compiled for the widest lanes.
+struct Rows<F>(F, std::ops::Range<usize>);
+
+/// What a row kernel does with one row.
+trait RowWork {
+    /// Must be `#[inline(always)]`.
+    fn row<S: Simd>(&self, row: usize);
+}
+
+impl<F: RowWork> Kernel for Rows<&F> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for row in self.1 {
+            self.0.row::<S>(row);
+        }
+    }
+}
+
+fn each_row<F: RowWork + Sync>(rows: usize, width: usize, work: &F) {
+    split(rows, GRAIN.div_ceil(width.max(1)), |range| dispatch(Rows(work, range)));
+}
+
+/// One output row that a task owns.
+#[inline(always)]
+fn own_row<'a>(out: Shared<f32>, row: usize, width: usize) -> &'a mut [f32] {
+    // SAFETY: every row is handled by exactly one call, and the buffer outlives the parallel loop that all calls run in.
+    unsafe { std::slice::from_raw_parts_mut(out.get().add(row * width), width) }
+}
+
+/// Normalises groups of `width` values: whole rows, or each head of a row.
+///
+/// # Shape
+/// `x`: rows of `groups · width` values, `stride` apart; `weight` and `bias`: `width` values where the norm has them, or
+/// `groups · width` for a norm with its own weights a head; `out`: `(rows, groups · width)`. Statistics are F32.
+#[allow(clippy::too_many_arguments)]
+pub fn normalise(kind: Norm, eps: f32, x: &[f32], stride: usize, width: usize, groups: usize, weight: Option<&[f32]>, bias: Option<&[f32]>, out: &mut [f32]) {
+    struct Work<'a> {
+        kind: Norm,
+        eps: f32,
+        x: &'a [f32],
+        stride: usize,
+        width: usize,
+        groups: usize,
+        weight: Option<&'a [f32]>,
+        bias: Option<&'a [f32]>,
+        out: Shared<f32>,
+    }
+    impl RowWork for Work<'_> {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize) {
+            let out = own_row(self.out, row, self.width * self.groups);
+            let x = &self.x[row * self.stride..][..self.width * self.groups];
+            for (group, (x, out)) in x.chunks_exact(self.width).zip(out.chunks_exact_mut(self.width)).enumerate() {
+                let mean = match self.kind {
+                    Norm::Rms => 0.0,
+                    Norm::Layer => lane_sum(x, |x| x) / self.width as f32,
+                };
+                let variance = lane_sum(x, |x| (x - mean) * (x - mean)) / self.width as f32;
+                let scale = 1.0 / (variance + self.eps).sqrt();
+                match self.weight {
+                    Some(weight) => {
+                        let weight = &weight[group * self.width % weight.len()..][..self.width];
+                        for ((y, x), w) in out.iter_mut().zip(x).zip(weight) {
+                            *y = (x - mean) * scale * w;
+                        }
+                    }
+                    None => {
+                        for (y, x) in out.iter_mut().zip(x) {
+                            *y = (x - mean) * scale;
+                        }
+                    }
+                }
+                if let Some(bias) = self.bias {
+                    for (y, b) in out.iter_mut().zip(bias) {
+                        *y += b;
+                    }
+                }
+            }
+        }
+    }
+    let rows = out.len() / (width * groups);
+    assert!(weight.is_none_or(|w| w.len() == width || w.len() == width * groups), "a weight for each value");
+    assert!(bias.is_none_or(|b| b.len() == width), "a bias for each value");
+    let work = Work { kind, eps, x, stride, width, groups, weight, bias, out: Shared::new(out) };
+    each_row(rows, width * groups, &work);
+}
+
+/// The sum of `f(x)` in sixteen lanes.
+#[inline(always)]
+fn lane_sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (sum, &x) in sums.iter_mut().zip(chunk) {
+            *sum += f(x);
+        }
+    }
+    for (sum, &x) in sums.iter_mut().zip(rest) {
+        *sum += f(x);
+    }
+    sums.iter().sum()
+}
+
+/// Rotary embedding of the first `2 · half` values of each head.
+///
+/// # Shape
+/// `x`: rows of `heads · dim` values, `stride` apart; `cos`, `sin`: `(rows, half)`; `out`: `(rows, heads · dim)`.
+///
+/// # Source
+/// Su et al. 2021, <https://arxiv.org/abs/2104.09864>; value `i` is paired with `i + half`, or with its neighbour if `adjacent`.
+#[allow(clippy::too_many_arguments)]
+pub fn rotate(x: &[f32], stride: usize, heads: usize, dim: usize, adjacent: bool, cos: &[f32], sin: &[f32], half: usize, out: &mut [f32]) {
+    struct Work<'a> {
+        x: &'a [f32],
+        stride: usize,
+        heads: usize,
+        dim: usize,
+        adjacent: bool,
+        cos: &'a [f32],
+        sin: &'a [f32],
+        half: usize,
+        out: Shared<f32>,
+    }
+    impl RowWork for Work<'_> {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize) {
+            let width = self.heads * self.dim;
+            let (cos, sin) = (&self.cos[row * self.half..][..self.half], &self.sin[row * self.half..][..self.half]);
+            let out = own_row(self.out, row, width);
+            let x = &self.x[row * self.stride..][..width];
+            for (x, y) in x.chunks_exact(self.dim).zip(out.chunks_exact_mut(self.dim)) {
+                let (x, pass) = x.split_at(2 * self.half);
+                let (y, rest) = y.split_at_mut(2 * self.half);
+                rest.copy_from_slice(pass);
+                if self.adjacent {
+                    for ((x, y), (c, s)) in x.chunks_exact(2).zip(y.chunks_exact_mut(2)).zip(cos.iter().zip(sin)) {
+                        y[0] = x[0] * c - x[1] * s;
+                        y[1] = x[1] * c + x[0] * s;
+                    }
+                } else {
+                    let (a, b) = x.split_at(self.half);
+                    let (ya, yb) = y.split_at_mut(self.half);
+                    for i in 0..self.half {
+                        ya[i] = a[i] * cos[i] - b[i] * sin[i];
+                        yb[i] = b[i] * cos[i] + a[i] * sin[i];
+                    }
+                }
+            }
+        }
+    }
+    let rows = out.len() / (heads * dim);
+    assert!(2 * half <= dim && cos.len() == rows * half && sin.len() == rows * half, "an angle for each pair");
+    each_row(rows, heads * dim, &Work { x, stride, heads, dim, adjacent, cos, sin, half, out: Shared::new(out) });
+}
+
+/// `activation(gate) · up` of rows that hold the gate's `width` values, then up's.
+pub fn gated(kind: Activation, x: &[f32], width: usize, out: &mut [f32]) {
+    struct Work<'a>(Activation, &'a [f32], usize, Shared<f32>);
+    impl RowWork for Work<'_> {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize) {
+            let Self(kind, x, width, out) = *self;
+            let (gate, up) = x[row * 2 * width..][..2 * width].split_at(width);
+            with_activation::<S>(kind, gate, own_row(out, row, width));
+            for (y, up) in own_row(out, row, width).iter_mut().zip(up) {
+                *y *= up;
+            }
+        }
+    }
+    let rows = out.len() / width;
+    assert_eq!(x.len(), rows * 2 * width, "gate and up for each output");
+    each_row(rows, width, &Work(kind, x, width, Shared::new(out)));
+}
+
+/// `activation(x)` of every value.
+pub fn activate(kind: Activation, x: &[f32], width: usize, out: &mut [f32]) {
+    struct Work<'a>(Activation, &'a [f32], usize, Shared<f32>);
+    impl RowWork for Work<'_> {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize) {
+            let Self(kind, x, width, out) = *self;
+            with_activation::<S>(kind, &x[row * width..][..width], own_row(out, row, width));
+        }
+    }
+    assert_eq!(x.len(), out.len(), "as many outputs as inputs");
+    each_row(out.len() / width, width, &Work(kind, x, width, Shared::new(out)));
+}
+
+/// The choice outside, the loop inside: each arm is a vector loop of its own.
+#[inline(always)]
+fn with_activation<S: Simd>(kind: Activation, x: &[f32], out: &mut [f32]) {
+    macro_rules! arms {
+        ($($arm:ident)*) => {
+            match kind {
+                $(Activation::$arm => for (y, &x) in out.iter_mut().zip(x) { *y = activation::<S>(Activation::$arm, x); })*
+            }
+        };
+    }
+    arms!(Silu Gelu GeluTanh QuickGelu Relu Relu2)
+}
+
+/// `x + scale · y`.
+pub fn add_scaled(x: &[f32], y: &[f32], scale: f32, width: usize, out: &mut [f32]) {
+    struct Work<'a>(&'a [f32], &'a [f32], f32, usize, Shared<f32>);
+    impl RowWork for Work<'_> {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize) {
+            let Self(x, y, scale, width, out) = *self;
+            let (x, y) = (&x[row * width..][..width], &y[row * width..][..width]);
+            for ((out, x), y) in own_row(out, row, width).iter_mut().zip(x).zip(y) {
+                *out = S::fma1(scale, *y, *x);
+            }
+        }
+    }
+    assert!(x.len() == out.len() && y.len() == out.len(), "as many outputs as inputs");
+    each_row(out.len() / width, width, &Work(x, y, scale, width, Shared::new(out)));
+}
+
+/// `x · scale`, soft-capped by `cap · tanh(x / cap)`, in place.
+pub fn scale_softcap(x: &mut [f32], scale: f32, cap: Option<f32>) {
+    struct Work(f32, Option<f32>, usize, usize, Shared<f32>);
+    impl RowWork for Work {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize) {
+            let Self(scale, cap, width, len, x) = *self;
+            let width = width.min(len - row * width);
+            // SAFETY: blocks of `self.2` values are disjoint, and the last is cut at the length.
+            let x = unsafe { std::slice::from_raw_parts_mut(x.get().add(row * self.2), width) };
+            match cap {
+                Some(cap) => x.iter_mut().for_each(|x| *x = cap * math::tanh::<S>(*x * scale / cap)),
+                None => x.iter_mut().for_each(|x| *x *= scale),
+            }
+        }
+    }
+    let (len, block) = (x.len(), 4096);
+    each_row(len.div_ceil(block), block, &Work(scale, cap, block, len, Shared::new(x)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn norms_equal_their_formulas() {
+        let x: Vec<f32> = (0..70).map(|i| (i as f32 * 0.37).sin() * 3.0 + 0.5).collect();
+        let w: Vec<f32> = (0..35).map(|i| 0.5 + i as f32 * 0.01).collect();
+        for kind in [Norm::Rms, Norm::Layer] {
+            let mut y = vec![0.0; 70];
+            normalise(kind, 1e-3, &x, 35, 35, 1, Some(&w), Some(&w), &mut y);
+            for (row, out) in x.chunks(35).zip(y.chunks(35)) {
+                let mean = if kind == Norm::Rms { 0.0 } else { row.iter().map(|&x| f64::from(x)).sum::<f64>() / 35.0 };
+                let var = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / 35.0;
+                for i in 0..35 {
+                    let want = (f64::from(row[i]) - mean) / (var + 1e-3).sqrt() * f64::from(w[i]) + f64::from(w[i]);
+                    assert!((f64::from(out[i]) - want).abs() < 1e-5);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rotation_keeps_the_length_and_the_rest() {
+        let x: Vec<f32> = (0..24).map(|i| i as f32).collect(); // 1 row, 2 heads of 12, 8 rotated
+        let angles: Vec<f32> = (0..4).map(|i| 0.3 + i as f32).collect();
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+        for adjacent in [false, true] {
+            let mut y = vec![0.0; 24];
+            rotate(&x, 24, 2, 12, adjacent, &cos, &sin, 4, &mut y);
+            for h in 0..2 {
+                let (x, y) = (&x[h * 12..][..12], &y[h * 12..][..12]);
+                assert_eq!(x[8..], y[8..]);
+                for i in 0..4 {
+                    let (a, b) = if adjacent { (2 * i, 2 * i + 1) } else { (i, i + 4) };
+                    assert!((y[a] - (x[a] * cos[i] - x[b] * sin[i])).abs() < 1e-4);
+                    assert!((y[b] - (x[b] * cos[i] + x[a] * sin[i])).abs() < 1e-4);
+                }
+            }
+        }
+    }
+}

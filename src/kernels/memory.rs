@@ -1,0 +1,72 @@
+//! What the system tells about memory, and what we ask of it: huge pages for weights.
+
+/// An empty vector with room for `len` elements, on huge pages where the system offers them and the size is worth it.
+///
+/// Streaming weights through 4 kB pages spends much of the time in page walks; 2 MB pages nearly double the rate.
+pub fn huge_vec<T: Copy>(len: usize) -> Vec<T> {
+    let vec: Vec<T> = Vec::with_capacity(len);
+    #[cfg(target_os = "linux")]
+    {
+        const HUGE: usize = 2 << 20;
+        let start = (vec.as_ptr() as usize).next_multiple_of(HUGE);
+        let end = (vec.as_ptr() as usize + len * size_of::<T>()) / HUGE * HUGE;
+        if end > start {
+            // SAFETY: the range lies inside memory that `vec` owns; the advice changes no content. A refusal costs speed alone.
+            unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+        }
+    }
+    vec
+}
+
+/// The machine's memory in bytes, if the system tells.
+pub fn physical_bytes() -> Option<u64> {
+    #[cfg(unix)]
+    {
+        // SAFETY: `sysconf` reads a number and touches no memory of ours.
+        let (pages, page) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+        Some(u64::try_from(pages).ok()? * u64::try_from(page).ok()?)
+    }
+    #[cfg(not(unix))]
+    None
+}
+
+/// The bytes of this process that are in memory now, if the system tells.
+pub fn resident_bytes() -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+        let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+        // SAFETY: `sysconf` reads a number and touches no memory of ours.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        Some(pages * u64::try_from(page).ok()?)
+    }
+    #[cfg(any(target_os = "macos", target_os = "ios"))]
+    {
+        let mut info = std::mem::MaybeUninit::<libc::mach_task_basic_info>::zeroed();
+        let mut count = libc::MACH_TASK_BASIC_INFO_COUNT;
+        // The crate that libc names in its place would be one more dependency for this one number.
+        #[allow(deprecated)]
+        // SAFETY: the flavour matches the type and size of the buffer, which outlives the call.
+        let code = unsafe {
+            libc::task_info(libc::mach_task_self(), libc::MACH_TASK_BASIC_INFO, info.as_mut_ptr().cast(), &mut count)
+        };
+        if code != libc::KERN_SUCCESS {
+            return None;
+        }
+        // SAFETY: the call succeeded, and all-zero bytes are valid for this type anyway.
+        Some(unsafe { info.assume_init() }.resident_size)
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "macos", target_os = "ios")))]
+    None
+}
+
+/// Gives freed memory that the allocator keeps for reuse back to the system.
+pub fn trim(keep_bytes: usize) {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: `malloc_trim` takes the allocator's own lock and releases unused pages only.
+    unsafe {
+        libc::malloc_trim(keep_bytes);
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    let _ = keep_bytes;
+}

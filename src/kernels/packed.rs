@@ -1,0 +1,202 @@
+//! A weight matrix in the order in which the matrix product reads it.
+//!
+//! Rows are grouped by sixteen into panels; a panel holds, for each column, its sixteen rows side by side. One vector load
+//! is then one column of sixteen outputs, a decode step reads memory front to back, and nothing is repacked at run time.
+
+use half::{bf16, f16};
+
+use super::memory::huge_vec;
+use super::simd::LANES;
+
+/// The type of stored weights. Arithmetic is F32 with each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StoredType {
+    F32,
+    F16,
+    BF16,
+}
+
+impl StoredType {
+    /// Bytes of one value.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+}
+
+/// The values of a [`Packed`] matrix.
+pub(super) enum Panels {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    BF16(Vec<bf16>),
+}
+
+/// A matrix of `rows` outputs by `cols` inputs; the last panel is filled up with zeros.
+pub struct Packed {
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) panels: Panels,
+}
+
+impl Packed {
+    /// A matrix of zeros, to be filled by [`fill`](Self::fill). `None` if its size overflows.
+    pub fn new(rows: usize, cols: usize, stored: StoredType) -> Option<Self> {
+        let len = rows.div_ceil(LANES).checked_mul(LANES)?.checked_mul(cols)?;
+        len.checked_mul(size_of::<f32>()).filter(|&bytes| bytes <= isize::MAX as usize)?;
+        fn zeros<T: Copy + Default>(len: usize) -> Vec<T> {
+            let mut vec = huge_vec(len);
+            vec.resize(len, T::default());
+            vec
+        }
+        let panels = match stored {
+            StoredType::F32 => Panels::F32(zeros(len)),
+            StoredType::F16 => Panels::F16(zeros(len)),
+            StoredType::BF16 => Panels::BF16(zeros(len)),
+        };
+        Some(Self { rows, cols, panels })
+    }
+
+    /// Outputs.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The type that the values are stored in.
+    pub fn stored(&self) -> StoredType {
+        match self.panels {
+            Panels::F32(_) => StoredType::F32,
+            Panels::F16(_) => StoredType::F16,
+            Panels::BF16(_) => StoredType::BF16,
+        }
+    }
+
+    /// The bytes of a matrix of this shape.
+    pub fn bytes(rows: usize, cols: usize, stored: StoredType) -> u64 {
+        (rows.div_ceil(LANES) * LANES) as u64 * cols as u64 * stored.size() as u64
+    }
+
+    /// Writes whole rows from `first` on: little-endian values of type `from`, row after row. Returns `false` if a value of
+    /// a finite F32 or BF16 does not fit F16.
+    pub fn fill(&mut self, first: usize, bytes: &[u8], from: StoredType) -> bool {
+        let cols = self.cols;
+        assert_eq!(bytes.len() % (cols * from.size()), 0, "whole rows");
+        match (&mut self.panels, from) {
+            (Panels::F32(to), StoredType::F32) => scatter(to, cols, first, bytes, f32::from_le_bytes),
+            (Panels::F32(to), StoredType::F16) => scatter(to, cols, first, bytes, |b| f16::from_le_bytes(b).to_f32()),
+            (Panels::F32(to), StoredType::BF16) => scatter(to, cols, first, bytes, |b| bf16::from_le_bytes(b).to_f32()),
+            (Panels::BF16(to), StoredType::BF16) => scatter(to, cols, first, bytes, bf16::from_le_bytes),
+            (Panels::BF16(to), StoredType::F32) => {
+                scatter(to, cols, first, bytes, |b| bf16::from_f32(f32::from_le_bytes(b)));
+            }
+            (Panels::BF16(to), StoredType::F16) => {
+                scatter(to, cols, first, bytes, |b| bf16::from_f32(f16::from_le_bytes(b).to_f32()));
+            }
+            (Panels::F16(to), StoredType::F16) => scatter(to, cols, first, bytes, f16::from_le_bytes),
+            (Panels::F16(to), from) => {
+                let mut fits = true;
+                let mut narrow = |x: f32| {
+                    let y = f16::from_f32(x);
+                    fits &= y.is_finite() || !x.is_finite();
+                    y
+                };
+                match from {
+                    StoredType::F32 => scatter(to, cols, first, bytes, |b| narrow(f32::from_le_bytes(b))),
+                    _ => scatter(to, cols, first, bytes, |b| narrow(bf16::from_le_bytes(b).to_f32())),
+                }
+                return fits;
+            }
+        }
+        true
+    }
+
+    /// Copies one row into `out`, in F32.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.cols, "a row of this matrix");
+        fn gather<T: Copy>(panels: &[T], cols: usize, row: usize, out: &mut [f32], widen: impl Fn(T) -> f32) {
+            let panel = &panels[row / LANES * LANES * cols..][..LANES * cols];
+            for (x, column) in out.iter_mut().zip(panel.chunks_exact(LANES)) {
+                *x = widen(column[row % LANES]);
+            }
+        }
+        match &self.panels {
+            Panels::F32(p) => gather(p, self.cols, row, out, |x| x),
+            Panels::F16(p) => gather(p, self.cols, row, out, f16::to_f32),
+            Panels::BF16(p) => gather(p, self.cols, row, out, bf16::to_f32),
+        }
+    }
+}
+
+/// Reads `N`-byte values row by row and writes them into panels.
+fn scatter<T: Copy, const N: usize>(to: &mut [T], cols: usize, first: usize, bytes: &[u8], mut read: impl FnMut([u8; N]) -> T) {
+    let mut value = |at: usize| read(bytes[at * N..][..N].try_into().expect("N bytes"));
+    let rows = bytes.len() / N / cols;
+    let mut row = 0;
+    while row < rows {
+        let lane = (first + row) % LANES;
+        let panel = &mut to[(first + row) / LANES * LANES * cols..][..LANES * cols];
+        let lanes = (LANES - lane).min(rows - row);
+        // Columns outside, lanes inside: the writes are sequential, and sixteen sequential reads are what caches are built for.
+        for (k, column) in panel.chunks_exact_mut(LANES).enumerate() {
+            for (i, slot) in column[lane..lane + lanes].iter_mut().enumerate() {
+                *slot = value((row + i) * cols + k);
+            }
+        }
+        row += lanes;
+    }
+}
+
+/// Little-endian values of type `from` as F32.
+pub fn widen(bytes: &[u8], from: StoredType) -> Vec<f32> {
+    fn each<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+        bytes.chunks_exact(N).map(|b| read(b.try_into().expect("N bytes"))).collect()
+    }
+    match from {
+        StoredType::F32 => each(bytes, f32::from_le_bytes),
+        StoredType::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
+        StoredType::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_come_back_as_they_were_filled_in_any_pieces() {
+        let (rows, cols) = (37, 5);
+        let values: Vec<f32> = (0..rows * cols).map(|i| i as f32 * 0.5 - 30.0).collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        for stored in [StoredType::F32, StoredType::F16, StoredType::BF16] {
+            for piece in [1, 7, 16, 37] {
+                let mut packed = Packed::new(rows, cols, stored).unwrap();
+                for (i, part) in bytes.chunks(piece * cols * 4).enumerate() {
+                    assert!(packed.fill(i * piece, part, StoredType::F32));
+                }
+                for r in 0..rows {
+                    let mut out = vec![0.0; cols];
+                    packed.row(r, &mut out);
+                    assert_eq!(out, values[r * cols..][..cols]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_beyond_f16_is_reported() {
+        let mut packed = Packed::new(1, 1, StoredType::F16).unwrap();
+        assert!(!packed.fill(0, &70000f32.to_le_bytes(), StoredType::F32));
+        assert!(packed.fill(0, &f32::INFINITY.to_le_bytes(), StoredType::F32));
+    }
+
+    #[test]
+    fn a_size_beyond_the_address_space_is_refused() {
+        assert!(Packed::new(usize::MAX / 2, 8, StoredType::F32).is_none());
+    }
+}

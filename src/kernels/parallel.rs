@@ -1,0 +1,47 @@
+//! Threads: rayon's pool, entered once for a whole forward pass, so that a kernel's split costs no wake-up of a sleeping caller.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+/// Runs `work` on the pool; the kernels that it calls split their work there.
+pub fn install<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    // A call from inside the pool would be injected behind other work.
+    if rayon::current_thread_index().is_some() { work() } else { rayon::scope(|_| work()) }
+}
+
+/// Calls `work` with disjoint ranges that cover `0..total`, on all threads; no range is shorter than `grain` but the last.
+pub fn split(total: usize, grain: usize, work: impl Fn(Range<usize>) + Sync) {
+    let threads = rayon::current_num_threads();
+    let most = total / grain.max(1);
+    if threads == 1 || most <= 1 {
+        if total > 0 {
+            work(0..total);
+        }
+        return;
+    }
+    // A few parts a thread, so that one that was interrupted does not hold up the rest.
+    let parts = most.min(threads * 4);
+    (0..parts).into_par_iter().with_max_len(1).for_each(|i| work(total * i / parts..total * (i + 1) / parts));
+}
+
+/// A pointer that may go to other threads.
+///
+/// Whoever dereferences it answers for the element being in bounds and nobody else's.
+#[derive(Clone, Copy)]
+pub struct Shared<T>(*mut T);
+
+// SAFETY: the pointer itself is only a number; each use has its own SAFETY line about disjoint elements.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub fn new(slice: &mut [T]) -> Self {
+        Self(slice.as_mut_ptr())
+    }
+
+    pub fn get(self) -> *mut T {
+        self.0
+    }
+}

@@ -1,0 +1,215 @@
+//! Sixteen F32 lanes on every processor: one AVX-512 register, two AVX2 registers, or an array that the compiler vectorises.
+//!
+//! A kernel is a value that implements [`Kernel`]; [`dispatch`] runs it with the widest lanes that this processor has.
+
+use half::{bf16, f16};
+
+/// How many lanes a vector has.
+pub const LANES: usize = 16;
+
+/// Sixteen lanes of F32.
+///
+/// # Safety
+/// Every function of an implementation may be called only on a processor that has its instructions; [`dispatch`] sees to it.
+pub trait Simd: Copy + 'static {
+    /// Sixteen F32.
+    type V: Copy;
+    /// Whether `fma` rounds once.
+    const FUSED: bool;
+    /// Whether the registers hold twelve rows by two vectors of sums; else six rows by one.
+    const WIDE: bool;
+    unsafe fn splat(x: f32) -> Self::V;
+    /// Reads sixteen values, of any alignment.
+    unsafe fn load(p: *const f32) -> Self::V;
+    unsafe fn load_f16(p: *const f16) -> Self::V;
+    unsafe fn load_bf16(p: *const bf16) -> Self::V;
+    /// Writes sixteen values, of any alignment.
+    unsafe fn store(p: *mut f32, v: Self::V);
+    /// `a * b + c`.
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+
+    /// `a * b + c` of one lane, rounded as `fma` rounds.
+    #[inline(always)]
+    fn fma1(a: f32, b: f32, c: f32) -> f32 {
+        if Self::FUSED { a.mul_add(b, c) } else { a * b + c }
+    }
+}
+
+/// Work that wants the widest lanes there are.
+pub trait Kernel {
+    type Output;
+    /// Must be `#[inline(always)]`, so that it is compiled with the instructions of its caller.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `S`.
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// Runs a kernel with the widest lanes of this processor.
+pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
+            // SAFETY: the processor has just said that it has these instructions.
+            return unsafe { run_avx512(kernel) };
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+            // SAFETY: as above.
+            return unsafe { run_avx2(kernel) };
+        }
+    }
+    // SAFETY: `Portable` uses no instruction beyond the target's baseline.
+    unsafe { kernel.run::<Portable>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: this function's caller has checked the instructions.
+    unsafe { kernel.run::<x86::Avx512>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: this function's caller has checked the instructions.
+    unsafe { kernel.run::<x86::Avx2>() }
+}
+
+/// Plain arrays; NEON and SSE2 come from the compiler's vectoriser.
+#[derive(Clone, Copy)]
+pub struct Portable;
+
+impl Simd for Portable {
+    type V = [f32; LANES];
+    // Without the instruction `mul_add` is a call into the C library.
+    const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::V {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::V {
+        // SAFETY: the caller vouches for sixteen readable values.
+        unsafe { p.cast::<Self::V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> Self::V {
+        // SAFETY: the caller vouches for sixteen readable values.
+        unsafe { p.cast::<[f16; LANES]>().read_unaligned() }.map(f16::to_f32)
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> Self::V {
+        // SAFETY: the caller vouches for sixteen readable values.
+        unsafe { p.cast::<[bf16; LANES]>().read_unaligned() }.map(|x| f32::from_bits(u32::from(x.to_bits()) << 16))
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Self::V) {
+        // SAFETY: the caller vouches for sixteen writable values.
+        unsafe { p.cast::<Self::V>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        std::array::from_fn(|i| Self::fma1(a[i], b[i], c[i]))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{LANES, Simd};
+    use half::{bf16, f16};
+    use std::arch::x86_64::*;
+
+    const HALF: usize = LANES / 2;
+
+    #[derive(Clone, Copy)]
+    pub struct Avx512;
+
+    // SAFETY (all blocks of this implementation): the trait's contract: the processor has AVX-512, pointers are good for sixteen values.
+    impl Simd for Avx512 {
+        type V = __m512;
+        const FUSED: bool = true;
+        const WIDE: bool = true;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(p: *const f16) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const bf16) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())), 16)) }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, v: __m512) {
+            // SAFETY: see above.
+            unsafe { _mm512_storeu_ps(p, v) }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub struct Avx2;
+
+    // SAFETY (all blocks of this implementation): the trait's contract: the processor has AVX2, FMA and F16C, pointers are good for sixteen values.
+    impl Simd for Avx2 {
+        type V = [__m256; 2];
+        const FUSED: bool = true;
+        const WIDE: bool = false;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [_mm256_set1_ps(x); 2] }
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(HALF))] }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(p: *const f16) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(HALF).cast()))] }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(p: *const bf16) -> Self::V {
+            // SAFETY: see above.
+            unsafe {
+                [p, p.add(HALF)].map(|p| {
+                    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())), 16))
+                })
+            }
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut f32, v: Self::V) {
+            // SAFETY: see above.
+            unsafe {
+                _mm256_storeu_ps(p, v[0]);
+                _mm256_storeu_ps(p.add(HALF), v[1]);
+            }
+        }
+        #[inline(always)]
+        unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+        }
+    }
+}

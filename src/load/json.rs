@@ -1,0 +1,182 @@
+//! A strict reader of JSON configuration: every value is asked for with its type and range, and an error names the file, the
+//! path of the field, what was expected and what was found.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// Configuration files are small; a larger one is not what it says it is.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// A value and how to name it in an error.
+#[derive(Clone, Debug)]
+pub struct Json {
+    path: String,
+    value: Value,
+}
+
+impl Json {
+    /// Reads a file that must hold an object.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = read_text(path)?;
+        let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
+        Self::parse(&name, &text)
+    }
+
+    /// Reads a file that may be missing.
+    pub fn read_optional(path: &Path) -> Result<Option<Self>> {
+        if path.exists() { Self::read(path).map(Some) } else { Ok(None) }
+    }
+
+    /// Parses text that must hold an object; `name` stands for the file in errors.
+    pub fn parse(name: &str, text: &str) -> Result<Self> {
+        let value: Value =
+            serde_json::from_str(text).map_err(|e| Error::format(format!("{name}: not valid JSON: {e}")).with_source(e))?;
+        if !value.is_object() {
+            return Err(Error::format(format!("{name}: expected an object, found {}", kind(&value))));
+        }
+        Ok(Self { path: name.to_string(), value })
+    }
+
+    /// The value itself.
+    pub fn value(&self) -> &Value {
+        &self.value
+    }
+
+    /// The field, unless it is absent or null.
+    pub fn get(&self, key: &str) -> Option<Self> {
+        let value = self.value.get(key).filter(|value| !value.is_null())?;
+        Some(Self { path: format!("{}: {key}", self.path), value: value.clone() })
+    }
+
+    /// Whether the field is there, be it null.
+    pub fn has(&self, key: &str) -> bool {
+        self.value.get(key).is_some()
+    }
+
+    /// An object, as a reader of its own.
+    pub fn object(&self, key: &str) -> Result<Option<Self>> {
+        let Some(field) = self.get(key) else { return Ok(None) };
+        if field.value.is_object() { Ok(Some(field)) } else { Err(field.expected("an object")) }
+    }
+
+    /// A whole number from 0 to `max`.
+    pub fn count(&self, key: &str, max: usize) -> Result<Option<usize>> {
+        let Some(field) = self.get(key) else { return Ok(None) };
+        // Python writes whole floats too: `4096.0`.
+        let whole = field.value.as_u64().or_else(|| field.value.as_f64().filter(|x| x.fract() == 0.0 && *x >= 0.0).map(|x| x as u64));
+        match whole.and_then(|n| usize::try_from(n).ok()).filter(|&n| n <= max) {
+            Some(n) => Ok(Some(n)),
+            None => Err(field.expected(&format!("a whole number from 0 to {max}"))),
+        }
+    }
+
+    /// A whole number from 1 to `max` that must be there.
+    pub fn size(&self, key: &str, max: usize) -> Result<usize> {
+        match self.count(key, max)? {
+            Some(0) => Err(Error::format(format!("{}: {key}: expected a whole number from 1 to {max}, found 0", self.path))),
+            Some(n) => Ok(n),
+            None => Err(Error::format(format!("{}: {key}: expected a whole number from 1 to {max}, found nothing", self.path))),
+        }
+    }
+
+    /// A finite number.
+    pub fn number(&self, key: &str) -> Result<Option<f64>> {
+        let Some(field) = self.get(key) else { return Ok(None) };
+        field.value.as_f64().filter(|x| x.is_finite()).map(Some).ok_or_else(|| field.expected("a finite number"))
+    }
+
+    /// A number above zero, or `default` where it is absent or null.
+    pub fn positive(&self, key: &str, default: f64) -> Result<f64> {
+        match self.number(key)? {
+            None => Ok(default),
+            Some(x) if x > 0.0 => Ok(x),
+            Some(x) => Err(Error::format(format!("{}: {key}: expected a number above 0, found {x}", self.path))),
+        }
+    }
+
+    /// `true` or `false`, or `default` where it is absent or null.
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        let Some(field) = self.get(key) else { return Ok(default) };
+        field.value.as_bool().ok_or_else(|| field.expected("true or false"))
+    }
+
+    /// Text.
+    pub fn text(&self, key: &str) -> Result<Option<String>> {
+        let Some(field) = self.get(key) else { return Ok(None) };
+        field.value.as_str().map(|s| Some(s.to_string())).ok_or_else(|| field.expected("text"))
+    }
+
+    /// A list of finite numbers.
+    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        let Some(field) = self.get(key) else { return Ok(None) };
+        let list = field.value.as_array().ok_or_else(|| field.expected("a list of numbers"))?;
+        list.iter().map(|x| x.as_f64().filter(|x| x.is_finite()).ok_or_else(|| field.expected("a list of finite numbers"))).collect::<Result<_>>().map(Some)
+    }
+
+    /// A list of texts.
+    pub fn texts(&self, key: &str) -> Result<Option<Vec<String>>> {
+        let Some(field) = self.get(key) else { return Ok(None) };
+        let list = field.value.as_array().ok_or_else(|| field.expected("a list of texts"))?;
+        list.iter().map(|x| x.as_str().map(str::to_string).ok_or_else(|| field.expected("a list of texts"))).collect::<Result<_>>().map(Some)
+    }
+
+    /// An id or a list of ids.
+    pub fn ids(&self, key: &str) -> Result<Vec<u32>> {
+        let Some(field) = self.get(key) else { return Ok(Vec::new()) };
+        let id = |x: &Value| x.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| field.expected("a token id or a list of them"));
+        match &field.value {
+            Value::Array(list) => list.iter().map(id).collect(),
+            one => Ok(vec![id(one)?]),
+        }
+    }
+
+    /// An error about a field of this object that this library does not implement.
+    pub fn unsupported(&self, key: &str, expected: &str) -> Error {
+        let found = self.value.get(key).map_or_else(|| "nothing".to_string(), Value::to_string);
+        Error::unsupported(format!("{}: {key}: {expected}, found {}", self.path, clip(&found)))
+    }
+
+    /// An error about a field of this object that contradicts the rest.
+    pub fn invalid(&self, key: &str, message: &str) -> Error {
+        Error::format(format!("{}: {key}: {message}", self.path))
+    }
+
+    fn expected(&self, expected: &str) -> Error {
+        Error::format(format!("{}: expected {expected}, found {}", self.path, clip(&self.value.to_string())))
+    }
+}
+
+/// Reads a text file of bounded size.
+pub fn read_text(path: &Path) -> Result<String> {
+    let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+    if size > MAX_BYTES {
+        return Err(Error::format(format!("{}: expected at most {MAX_BYTES} bytes, found {size}", path.display())));
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    String::from_utf8(bytes).map_err(|e| {
+        Error::format(format!("{}: expected UTF-8, found an invalid byte at {}", path.display(), e.utf8_error().valid_up_to()))
+    })
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// The beginning of a value that may be long.
+fn clip(text: &str) -> String {
+    const MOST: usize = 60;
+    match text.char_indices().nth(MOST) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_string(),
+    }
+}

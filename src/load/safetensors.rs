@@ -1,0 +1,198 @@
+//! Safetensors files: `model.safetensors`, or shards named by `model.safetensors.index.json`.
+//!
+//! The header is untrusted: its size, every name, dtype, shape and range is checked against the file before anything is
+//! allocated, ranges may not overlap or leave gaps. Values are read, not mapped: a file that another program truncates is then
+//! an error and not a crash, and weights end up on huge pages. Format: <https://huggingface.co/docs/safetensors>.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::Json;
+use crate::error::{Error, Result};
+use crate::nn::{Entry, TensorSource};
+use crate::ops::StoredType;
+
+/// The format's own limit of a header.
+const MAX_HEADER: u64 = 100 << 20;
+
+/// What is told while bytes are read: how many so far, how many in all. An error stops the reading.
+pub type OnBytes<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
+
+/// The tensors of a model directory.
+pub struct Checkpoint<'a> {
+    files: Vec<(PathBuf, File)>,
+    tensors: HashMap<String, Tensor>,
+    read: u64,
+    total: u64,
+    fingerprint: u64,
+    on_bytes: &'a mut OnBytes<'a>,
+}
+
+struct Tensor {
+    entry: Entry,
+    file: usize,
+    start: u64,
+    len: u64,
+}
+
+impl<'a> Checkpoint<'a> {
+    /// Opens the files and checks their headers; reads no weights.
+    pub fn open(directory: &Path, on_bytes: &'a mut OnBytes<'a>) -> Result<Self> {
+        let index = directory.join("model.safetensors.index.json");
+        let single = directory.join("model.safetensors");
+        let mut checkpoint = Self { files: Vec::new(), tensors: HashMap::new(), read: 0, total: 0, fingerprint: FNV_START, on_bytes };
+        if single.exists() || !index.exists() {
+            checkpoint.add(&single)?;
+        } else {
+            checkpoint.add_shards(directory, &index)?;
+        }
+        checkpoint.total = checkpoint.tensors.values().map(|tensor| tensor.len).sum();
+        Ok(checkpoint)
+    }
+
+    /// A number of what was read: names, shapes and a sample of the values. Equal files give equal numbers, and a fine-tuned
+    /// copy another one.
+    pub fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
+    /// Tells that all is done, whatever was left unread.
+    pub fn finish(&mut self) -> Result<()> {
+        self.read = self.total;
+        (self.on_bytes)(self.total, self.total)
+    }
+
+    fn add_shards(&mut self, directory: &Path, index: &Path) -> Result<()> {
+        let json = Json::read(index)?;
+        let map = json.object("weight_map")?.ok_or_else(|| json.invalid("weight_map", "expected an object, found nothing"))?;
+        let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (name, shard) in map.value().as_object().into_iter().flatten() {
+            let shard = shard.as_str().ok_or_else(|| map.invalid(name, "expected the name of a file"))?;
+            // A shard lies beside its index: a path could point anywhere.
+            if shard.is_empty() || shard.contains(['/', '\\']) || shard == ".." {
+                return Err(map.invalid(name, &format!("expected the name of a file beside the index, found {shard:?}")));
+            }
+            shards.entry(shard).or_default().push(name);
+        }
+        for (shard, names) in shards {
+            self.add(&directory.join(shard))?;
+            if let Some(name) = names.iter().find(|name| !self.tensors.contains_key(**name)) {
+                return Err(map.invalid(name, &format!("the index places it in {shard}, which does not hold it")));
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, path: &Path) -> Result<()> {
+        let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let size = file.metadata().map_err(|e| Error::io(path, e))?.len();
+        let bad = |message: String| Error::format(format!("{}: {message}", path.display()));
+        let mut length = [0u8; 8];
+        if size < 8 {
+            return Err(bad(format!("expected a header of at least 8 bytes, found {size}")));
+        }
+        file.read_exact(&mut length).map_err(|e| Error::io(path, e))?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER.min(size - 8) {
+            return Err(bad(format!("header length: expected at most {}, found {length}", MAX_HEADER.min(size - 8))));
+        }
+        let mut header = vec![0; length as usize];
+        file.read_exact(&mut header).map_err(|e| Error::io(path, e))?;
+        let header: Value =
+            serde_json::from_slice(&header).map_err(|e| bad(format!("header: not valid JSON: {e}")).with_source(e))?;
+        let header = header.as_object().ok_or_else(|| bad("header: expected an object".to_string()))?;
+
+        let data = 8 + length;
+        let mut ranges = Vec::new();
+        for (name, fields) in header.iter().filter(|(name, _)| *name != "__metadata__") {
+            let (entry, start, end) = tensor(fields, size - data).map_err(|message| bad(format!("{name}: {message}")))?;
+            ranges.push((start, end, name));
+            let tensor = Tensor { entry, file: self.files.len(), start: data + start, len: end - start };
+            if self.tensors.insert(name.clone(), tensor).is_some() {
+                return Err(bad(format!("{name}: a second tensor of this name")));
+            }
+        }
+        // Sorted by where they begin, each must begin where the one before ends: no overlap, no gap, nothing behind the last.
+        ranges.sort_unstable();
+        let mut at = 0;
+        for (start, end, name) in ranges {
+            if start != at {
+                return Err(bad(format!("{name}: expected to begin at byte {at}, found {start}")));
+            }
+            at = end;
+        }
+        if at != size - data {
+            return Err(bad(format!("expected {at} bytes of tensors, found {}", size - data)));
+        }
+        self.files.push((path.to_path_buf(), file));
+        Ok(())
+    }
+}
+
+/// Of every so many bytes of a tensor, so many go into the fingerprint.
+const SAMPLE_EVERY: usize = 1 << 16;
+const SAMPLE: usize = 256;
+
+pub const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>): it must be the same in every version and on every machine.
+pub fn fnv(start: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(start, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// One header entry, checked: its type and shape, and its range within `size` bytes.
+fn tensor(fields: &Value, size: u64) -> std::result::Result<(Entry, u64, u64), String> {
+    let dtype = fields.get("dtype").and_then(Value::as_str).ok_or("expected a dtype")?;
+    let stored = match dtype {
+        "F32" => StoredType::F32,
+        "F16" => StoredType::F16,
+        "BF16" => StoredType::BF16,
+        other => return Err(format!("dtype: expected F32, F16 or BF16, found {other:?}")),
+    };
+    let whole = |value: &Value| value.as_u64().ok_or_else(|| format!("expected a whole number, found {value}"));
+    let list = |key: &str| fields.get(key).and_then(Value::as_array).ok_or_else(|| format!("{key}: expected a list"));
+    let shape = list("shape")?.iter().map(whole).collect::<std::result::Result<Vec<_>, _>>()?;
+    let &[start, end] = list("data_offsets")?.iter().map(whole).collect::<std::result::Result<Vec<_>, _>>()?.as_slice() else {
+        return Err("data_offsets: expected a begin and an end".to_string());
+    };
+    if start > end || end > size {
+        return Err(format!("data_offsets: expected a range within {size} bytes, found {start}..{end}"));
+    }
+    let bytes = shape.iter().try_fold(stored.size() as u64, |n, &dim| n.checked_mul(dim));
+    if bytes != Some(end - start) {
+        return Err(format!("shape {shape:?} of {dtype} does not take the {} bytes of its range", end - start));
+    }
+    let shape = shape.into_iter().map(|dim| usize::try_from(dim).map_err(|e| e.to_string())).collect::<std::result::Result<_, _>>()?;
+    Ok((Entry { shape, stored }, start, end))
+}
+
+impl TensorSource for Checkpoint<'_> {
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.tensors.get(name).map(|tensor| &tensor.entry)
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.tensors.keys().map(String::as_str).collect()
+    }
+
+    fn read(&mut self, name: &str, offset: u64, into: &mut [u8]) -> Result<()> {
+        let tensor = self.tensors.get(name).ok_or_else(|| Error::format(format!("{name}: not in the files")))?;
+        if offset.checked_add(into.len() as u64).is_none_or(|end| end > tensor.len) {
+            return Err(Error::format(format!("{name}: byte {offset} and {} more pass its {} bytes", into.len(), tensor.len)));
+        }
+        let (path, file) = &mut self.files[tensor.file];
+        file.seek(SeekFrom::Start(tensor.start + offset)).map_err(|e| Error::io(path, e))?;
+        file.read_exact(into).map_err(|e| Error::io(path, e))?;
+        self.fingerprint = fnv(self.fingerprint, name.as_bytes());
+        for block in into.chunks(SAMPLE_EVERY) {
+            self.fingerprint = fnv(self.fingerprint, &block[..block.len().min(SAMPLE)]);
+        }
+        // A matrix that is compared is read twice: the total is never passed.
+        self.read = (self.read + into.len() as u64).min(self.total);
+        (self.on_bytes)(self.read, self.total)
+    }
+}

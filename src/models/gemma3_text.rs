@@ -1,0 +1,40 @@
+//! Gemma 3 (text): q/k norms, and a rope of their own for the layers that slide.
+
+use super::base::{self, DEFAULTS, SANDWICH_NORMS};
+use super::{gemma, rope};
+use crate::error::Result;
+use crate::load::Json;
+use crate::nn::{Config, QkNorm, Rope, Scaling};
+
+pub fn parse(json: &Json) -> Result<Config> {
+    let mut config = gemma::common(json, "hidden_activation", SANDWICH_NORMS)?;
+    config.attn_scale = gemma::query_scale(json)?;
+    // transformers does not apply a cap of the scores here even when it is set.
+    if json.get("attn_logit_softcapping").is_some() {
+        return Err(json.unsupported("attn_logit_softcapping", "expected null"));
+    }
+    config.logit_softcap = base::softcap(json, "final_logit_softcapping", None)?;
+    config.qk_norm = Some(QkNorm::Head);
+    let every = base::pattern(json, "sliding_window_pattern", 6)?;
+    let sliding = base::sliding_layers(json, config.layers.len(), |i| (i + 1) % every != 0)?;
+    base::window_some(json, &mut config, &sliding, 4096)?;
+    config.ropes = ropes(json, config.head_dim)?;
+    for (layer, slides) in config.layers.iter_mut().zip(sliding) {
+        layer.rope = Some(usize::from(slides));
+    }
+    Ok(config)
+}
+
+/// One for full layers, one for those that slide.
+fn ropes(json: &Json, head_dim: usize) -> Result<Vec<Rope>> {
+    let thetas = (1e6, 1e4);
+    if let Some((full, sliding)) = rope::nested(json, head_dim, thetas, &DEFAULTS)? {
+        return Ok(vec![full, sliding]);
+    }
+    if json.object("rope_parameters")?.is_some() {
+        return Err(json.unsupported("rope_parameters", "expected settings for full_attention and sliding_attention"));
+    }
+    let full = rope::one(json, json.object("rope_scaling")?.as_ref(), head_dim, thetas.0, &DEFAULTS)?;
+    let theta = json.positive("rope_local_base_freq", thetas.1)?;
+    Ok(vec![full.clone(), Rope { theta, scaling: Scaling::Default, ..full }])
+}

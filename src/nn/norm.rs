@@ -1,0 +1,22 @@
+//! A norm with its weights.
+
+use candle_core::{Result, Tensor};
+
+use crate::ops::{self, Vector};
+
+/// Normalises groups of `width` values.
+pub struct Norm {
+    pub kind: ops::Norm,
+    pub eps: f32,
+    pub width: usize,
+    pub weight: Option<Vector>,
+    pub bias: Option<Vector>,
+}
+
+impl Norm {
+    /// # Shape
+    /// `(T, groups · width)`; returns the same.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::norm(x, self.kind, self.eps, self.width, self.weight.as_ref(), self.bias.as_ref())
+    }
+}

@@ -1,0 +1,137 @@
+//! The angles of rotary position embedding, for each way of stretching them to longer contexts.
+//!
+//! Equal to `modeling_rope_utils` of transformers 5.23.
+
+use std::f64::consts::TAU;
+use std::ops::Range;
+
+use candle_core::Device;
+
+use crate::ops::Angles;
+
+/// How a model's frequencies are stretched.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Scaling {
+    Default,
+    /// All frequencies divided by `factor` (Chen et al. 2023, <https://arxiv.org/abs/2306.15595>).
+    Linear { factor: f64 },
+    /// The base grows with the sequence once that passes `max_positions` (NTK-aware).
+    Dynamic { factor: f64, max_positions: usize },
+    /// Low frequencies divided by `factor`, high ones kept, those between blended.
+    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original: usize },
+    /// Peng et al. 2023, <https://arxiv.org/abs/2309.00071>.
+    Yarn { factor: f64, original: usize, beta_fast: f64, beta_slow: f64, attention_factor: f64, truncate: bool },
+    /// A factor a frequency, of which there are two sets (Ding et al. 2024, <https://arxiv.org/abs/2402.13753>).
+    LongRope { short: Vec<f64>, long: Vec<f64>, original: usize, attention_factor: f64 },
+}
+
+/// One rotary embedding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    pub theta: f64,
+    /// Values of a head that are rotated; even.
+    pub dim: usize,
+    /// A value's partner is its neighbour, not the one half a head away.
+    pub adjacent: bool,
+    pub scaling: Scaling,
+}
+
+impl Rope {
+    /// Sequences of equal regime have equal frequencies: 0 for all, but for the kinds that look at the sequence's length.
+    pub fn regime(&self, length: usize) -> usize {
+        match self.scaling {
+            Scaling::LongRope { original, .. } => usize::from(length > original),
+            Scaling::Dynamic { max_positions, .. } if length > max_positions => length,
+            _ => 0,
+        }
+    }
+
+    /// Whether the frequencies change with every token beyond the trained length.
+    pub fn is_dynamic(&self) -> bool {
+        matches!(self.scaling, Scaling::Dynamic { .. })
+    }
+
+    /// Angles for a range of positions in a sequence of `length` tokens.
+    pub fn angles(&self, positions: Range<usize>, length: usize, device: &Device) -> candle_core::Result<Angles> {
+        let frequencies = self.frequencies(length);
+        let factor = self.attention_factor() as f32;
+        let mut cos = Vec::with_capacity(positions.len() * frequencies.len());
+        let mut sin = Vec::with_capacity(positions.len() * frequencies.len());
+        for position in positions {
+            for frequency in &frequencies {
+                // The product is rounded to F32 as in the reference: at position 30,000 that decides the angle's third digit.
+                let (s, c) = f64::from(position as f32 * *frequency as f32).sin_cos();
+                cos.push(c as f32 * factor);
+                sin.push(s as f32 * factor);
+            }
+        }
+        Angles::new(cos, sin, frequencies.len(), device)
+    }
+
+    fn attention_factor(&self) -> f64 {
+        match self.scaling {
+            Scaling::Yarn { attention_factor, .. } | Scaling::LongRope { attention_factor, .. } => attention_factor,
+            _ => 1.0,
+        }
+    }
+
+    /// Radians a position, for each pair.
+    fn frequencies(&self, length: usize) -> Vec<f64> {
+        let dim = self.dim as f64;
+        let plain = |theta: f64| (0..self.dim / 2).map(move |i| 1.0 / theta.powf((2 * i) as f64 / dim));
+        match &self.scaling {
+            Scaling::Default => plain(self.theta).collect(),
+            Scaling::Linear { factor } => plain(self.theta).map(|f| f / factor).collect(),
+            Scaling::Dynamic { factor, max_positions } => {
+                let length = length.max(*max_positions) as f64;
+                let stretch = factor * length / *max_positions as f64 - (factor - 1.0);
+                plain(self.theta * stretch.powf(dim / (dim - 2.0))).collect()
+            }
+            Scaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original } => plain(self.theta)
+                .map(|f| {
+                    let turns = *original as f64 * f / TAU;
+                    let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    (1.0 - keep) * f / factor + keep * f
+                })
+                .collect(),
+            Scaling::Yarn { factor, original, beta_fast, beta_slow, truncate, .. } => {
+                // The pair that turns `rotations` times within the original context.
+                let pair = |rotations: f64| dim * (*original as f64 / (rotations * TAU)).ln() / (2.0 * self.theta.ln());
+                let (mut low, mut high) = (pair(*beta_fast), pair(*beta_slow));
+                if *truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                (low, high) = (low.max(0.0), high.min(dim - 1.0));
+                if low == high {
+                    high += 0.001;
+                }
+                plain(self.theta)
+                    .enumerate()
+                    .map(|(i, f)| {
+                        let stretch = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                        f / factor * stretch + f * (1.0 - stretch)
+                    })
+                    .collect()
+            }
+            Scaling::LongRope { short, long, .. } => {
+                let factors = if self.regime(length) == 1 { long } else { short };
+                plain(self.theta).zip(factors).map(|(f, factor)| f / factor).collect()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_kinds_that_look_at_the_length_have_regimes() {
+        let rope = |scaling| Rope { theta: 1e4, dim: 8, adjacent: false, scaling };
+        let long = rope(Scaling::LongRope { short: vec![1.0; 4], long: vec![2.0; 4], original: 10, attention_factor: 1.0 });
+        assert_eq!([long.regime(10), long.regime(11), long.regime(99)], [0, 1, 1]);
+        let dynamic = rope(Scaling::Dynamic { factor: 2.0, max_positions: 10 });
+        assert_eq!([dynamic.regime(10), dynamic.regime(11), dynamic.regime(12)], [0, 11, 12]);
+        assert_eq!(rope(Scaling::Linear { factor: 2.0 }).regime(1000), 0);
+    }
+}

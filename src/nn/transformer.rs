@@ -1,0 +1,238 @@
+//! The only forward pass.
+
+use candle_core::{Device, Result, Tensor};
+
+use super::linear::Linear;
+use super::norm::Norm;
+use super::weights::Slot;
+use super::{Config, KvCache, QkNorm, Rope, Source, Weights};
+use crate::error;
+use crate::ops::{self, Angles, Mask, Masks, Matrix};
+
+/// A decoder with its weights; immutable.
+pub struct Transformer {
+    config: Config,
+    device: Device,
+    embed: Matrix,
+    layers: Vec<Block>,
+    final_norm: Option<Norm>,
+    head: Linear,
+}
+
+/// One layer; a norm that the family does not have at a place is `None`.
+struct Block {
+    attn_in: Option<Norm>,
+    qkv: Linear,
+    q_norm: Option<Norm>,
+    k_norm: Option<Norm>,
+    o: Linear,
+    attn_out: Option<Norm>,
+    attn_sum: Option<Norm>,
+    mlp_in: Option<Norm>,
+    /// Gate and up as one matrix, or up alone.
+    up: Linear,
+    down: Linear,
+    mlp_out: Option<Norm>,
+    mlp_sum: Option<Norm>,
+}
+
+impl Transformer {
+    /// Fills every slot that the configuration declares.
+    ///
+    /// # Errors
+    /// `ErrorKind::Format` naming a tensor that is missing, has another shape, or is left over.
+    pub fn load(config: Config, weights: &mut Weights<'_>) -> error::Result<Self> {
+        let c = &config;
+        let embed_name = format!("{}.weight", c.names.embed);
+        let head_name = format!("{}.weight", c.names.head);
+        // A tied checkpoint may hold the shared matrix under either name, or under both.
+        let shared = if c.tied && !weights.has(&embed_name) { c.names.head } else { c.names.embed };
+        let vocab = |name: &str| Slot { name: name.to_string(), rows: 0..c.vocab_size, total: c.vocab_size };
+        let embed = weights.matrix(&[vocab(shared)], c.hidden_size)?;
+        let layers = (0..c.layers.len()).map(|i| Block::load(c, i, weights)).collect::<error::Result<_>>()?;
+        let final_norm = Some(load_norm(c, weights, c.names.final_norm, c.hidden_size)?);
+        let mut tied = c.tied;
+        if tied && shared == c.names.embed && weights.has(&head_name) {
+            // transformers ties equal matrices only; different ones are both used.
+            tied = weights.equal(&embed_name, &head_name)?;
+            weights.skip(&head_name);
+        }
+        let weight = if tied { embed.clone() } else { weights.matrix(&[vocab(c.names.head)], c.hidden_size)? };
+        let bias = if c.bias.head { Some(weights.vector(&format!("{}.bias", c.names.head), c.vocab_size, 0.0)?) } else { None };
+        weights.finish()?;
+        let device = weights.device().clone();
+        Ok(Self { device, embed, layers, final_norm, head: Linear { weight, bias }, config })
+    }
+
+    /// What the network is made of.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where its weights lie.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// An empty cache for this network.
+    pub fn new_cache(&self) -> KvCache {
+        KvCache::new(&self.config, &self.device)
+    }
+
+    /// Sequences of equal regime share their cached keys; see [`Rope::regime`].
+    pub fn regime(&self, length: usize) -> usize {
+        self.config.ropes.iter().map(|rope| rope.regime(length)).max().unwrap_or(0)
+    }
+
+    /// Whether a rope changes with every token beyond the trained length.
+    pub fn is_dynamic(&self) -> bool {
+        self.config.ropes.iter().any(Rope::is_dynamic)
+    }
+
+    /// Evaluates tokens behind those in the cache, and adds them to it.
+    ///
+    /// # Shape
+    /// `ids`: `T` ids below the vocabulary; returns the last layer's output `(T, C)`, before the final norm. `length`: tokens
+    /// of the whole sequence that this call is a part of; it decides the frequencies of dynamic ropes.
+    ///
+    /// # Errors
+    /// A failed device operation; some layers of the cache may then be ahead of others: truncate it.
+    pub fn forward(&self, ids: &[u32], cache: &mut KvCache, length: usize) -> Result<Tensor> {
+        let c = &self.config;
+        let positions = cache.len()..cache.len() + ids.len();
+        let angles = c.ropes.iter().map(|rope| rope.angles(positions.clone(), length, &self.device)).collect::<Result<Vec<_>>>()?;
+        let mut masks = Masks::default();
+        let mut x = ops::embedding(&self.embed, ids, c.embed_scale)?;
+        for ((block, layer), cache) in self.layers.iter().zip(&c.layers).zip(&mut cache.layers) {
+            let mask = Mask { window: layer.window, scale: c.attn_scale, softcap: c.attn_softcap };
+            let angles = layer.rope.map(|i| &angles[i]);
+            x = block.forward(c, x, angles, |q, k, v| ops::attention(q, k, v, c.num_heads, mask, cache, &mut masks))?;
+        }
+        Ok(x)
+    }
+
+    /// The scores of every token of the vocabulary, for each row of the last layer's output.
+    ///
+    /// # Shape
+    /// `hidden`: `(T, C)`; returns `T · V` values.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Vec<f32>> {
+        let y = self.head.forward(&normed(&self.final_norm, hidden)?)?;
+        ops::scale_softcap(&y, self.config.logit_scale, self.config.logit_softcap)
+    }
+}
+
+impl Block {
+    fn load(c: &Config, layer: usize, weights: &mut Weights<'_>) -> error::Result<Self> {
+        let n = &c.names;
+        let prefix = n.layer.replace("{}", &layer.to_string());
+        let at = |name: &str| format!("{prefix}.{name}");
+        let (q, kv, ffn) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.intermediate_size);
+        // `sizes` are the parts of a fused tensor; a projection of its own has the size of its part.
+        let slot = |source: Source, part: usize, sizes: &[usize]| match source {
+            Source::Own(name) => Slot { name: at(name), rows: 0..sizes[part], total: sizes[part] },
+            Source::Part(name, part) => {
+                let start = sizes[..part].iter().sum();
+                Slot { name: at(name), rows: start..start + sizes[part], total: sizes.iter().sum() }
+            }
+        };
+        let norm = |weights: &mut Weights<'_>, name: Option<&'static str>| {
+            name.map(|name| load_norm(c, weights, &at(name), c.hidden_size)).transpose()
+        };
+        let qkv = [slot(n.q, 0, &[q, kv, kv]), slot(n.k, 1, &[q, kv, kv]), slot(n.v, 2, &[q, kv, kv])];
+        let up = if c.gated { vec![slot(n.gate, 0, &[ffn, ffn]), slot(n.up, 1, &[ffn, ffn])] } else { vec![slot(n.up, 0, &[ffn])] };
+        Ok(Self {
+            attn_in: norm(weights, n.attn_in)?,
+            qkv: load_linear(weights, &qkv, c.hidden_size, c.bias.qkv)?,
+            q_norm: c.qk_norm.map(|kind| load_qk_norm(c, weights, kind, &at(n.q_norm), c.num_heads)).transpose()?,
+            k_norm: c.qk_norm.map(|kind| load_qk_norm(c, weights, kind, &at(n.k_norm), c.num_kv_heads)).transpose()?,
+            o: load_linear(weights, &[slot(n.o, 0, &[c.hidden_size])], q, c.bias.o)?,
+            attn_out: norm(weights, n.attn_out)?,
+            attn_sum: norm(weights, n.attn_sum)?,
+            mlp_in: norm(weights, n.mlp_in)?,
+            up: load_linear(weights, &up, c.hidden_size, c.bias.mlp)?,
+            down: load_linear(weights, &[slot(n.down, 0, &[c.hidden_size])], ffn, c.bias.mlp)?,
+            mlp_out: norm(weights, n.mlp_out)?,
+            mlp_sum: norm(weights, n.mlp_sum)?,
+        })
+    }
+
+    /// # Shape
+    /// `x`: `(T, C)`; returns the same.
+    fn forward(
+        &self,
+        c: &Config,
+        x: Tensor,
+        angles: Option<&Angles>,
+        attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let attn_in = normed(&self.attn_in, &x)?;
+        let (q, k, v) = self.queries_keys_values(c, &attn_in, angles)?;
+        let attn = normed(&self.attn_out, &self.o.forward(&attend(&q, &k, &v)?)?)?;
+        if c.parallel {
+            let mlp_in = if self.mlp_in.is_some() { normed(&self.mlp_in, &x)? } else { attn_in };
+            let mlp = normed(&self.mlp_out, &self.mlp(c, &mlp_in)?)?;
+            return ops::add_scaled(&ops::add_scaled(&x, &attn, c.residual_scale)?, &mlp, c.residual_scale);
+        }
+        let x = normed(&self.attn_sum, &ops::add_scaled(&x, &attn, c.residual_scale)?)?;
+        let mlp = normed(&self.mlp_out, &self.mlp(c, &normed(&self.mlp_in, &x)?)?)?;
+        normed(&self.mlp_sum, &ops::add_scaled(&x, &mlp, c.residual_scale)?)
+    }
+
+    /// # Shape
+    /// `x`: `(T, C)`; returns `(T, H · D)`, `(T, K · D)`, `(T, K · D)`.
+    fn queries_keys_values(&self, c: &Config, x: &Tensor, angles: Option<&Angles>) -> Result<(Tensor, Tensor, Tensor)> {
+        let mut qkv = self.qkv.forward(x)?;
+        if let Some(bound) = c.qkv_clip {
+            qkv = qkv.clamp(-bound, bound)?;
+        }
+        let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
+        let turn = |x: &Tensor| angles.map_or(Ok(x.clone()), |angles| ops::rope(x, c.head_dim, self.adjacent(c), angles));
+        let place = |x: Tensor, norm: &Option<Norm>| {
+            if c.qk_norm_after_rope { normed(norm, &turn(&x)?) } else { turn(&normed(norm, &x)?) }
+        };
+        Ok((place(qkv.narrow(1, 0, q)?, &self.q_norm)?, place(qkv.narrow(1, q, kv)?, &self.k_norm)?, qkv.narrow(1, q + kv, kv)?))
+    }
+
+    /// Pairing is a property of the family, so every rope of a model has the same.
+    fn adjacent(&self, c: &Config) -> bool {
+        c.ropes.first().is_some_and(|rope| rope.adjacent)
+    }
+
+    fn mlp(&self, c: &Config, x: &Tensor) -> Result<Tensor> {
+        let up = self.up.forward(x)?;
+        self.down.forward(&if c.gated { ops::gated(&up, c.activation)? } else { ops::activate(&up, c.activation)? })
+    }
+}
+
+/// Applies a norm where there is one.
+fn normed(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
+    norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(x))
+}
+
+fn load_linear(weights: &mut Weights<'_>, slots: &[Slot], cols: usize, bias: bool) -> error::Result<Linear> {
+    let weight = weights.matrix(slots, cols)?;
+    if !bias {
+        return Ok(Linear { weight, bias: None });
+    }
+    // Parts of one fused tensor are consecutive, and so are their biases: each stored bias is read once.
+    let mut parts: Vec<(String, usize)> = slots.iter().map(|slot| (format!("{}.bias", slot.name), slot.total)).collect();
+    parts.dedup();
+    Ok(Linear { weight, bias: Some(weights.vector_of(&parts, 0.0)?) })
+}
+
+fn load_norm(c: &Config, weights: &mut Weights<'_>, name: &str, width: usize) -> error::Result<Norm> {
+    let weight = if c.norm_weight { Some(weights.vector(&format!("{name}.weight"), width, c.norm_offset)?) } else { None };
+    let bias = if c.norm_bias { Some(weights.vector(&format!("{name}.bias"), width, 0.0)?) } else { None };
+    Ok(Norm { kind: c.norm, eps: c.eps, width, weight, bias })
+}
+
+fn load_qk_norm(c: &Config, weights: &mut Weights<'_>, kind: QkNorm, name: &str, heads: usize) -> error::Result<Norm> {
+    let (width, parts) = match kind {
+        QkNorm::Head => (c.head_dim, vec![(format!("{name}.weight"), c.head_dim)]),
+        QkNorm::Width => (heads * c.head_dim, vec![(format!("{name}.weight"), heads * c.head_dim)]),
+        QkNorm::EachHead => (c.head_dim, vec![(format!("{name}.weight"), heads * c.head_dim)]),
+        QkNorm::EachHeadApart => (c.head_dim, (0..heads).map(|h| (format!("{name}.norms.{h}.weight"), c.head_dim)).collect()),
+    };
+    let weight = Some(weights.vector_of(&parts, c.norm_offset)?);
+    Ok(Norm { kind: c.norm, eps: c.eps, width, weight, bias: None })
+}

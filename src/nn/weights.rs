@@ -1,0 +1,207 @@
+//! Slots filled from stored tensors. Remembers what was read, so that a tensor nobody asked for is an error.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use candle_core::Device;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::{Matrix, MatrixBuilder, StoredType, Vector, widen};
+
+/// What a file says of a tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    pub shape: Vec<usize>,
+    pub stored: StoredType,
+}
+
+/// Where tensors come from. Names and order of values are those of transformers, whatever the file format.
+pub trait TensorSource {
+    /// What the source holds under a name.
+    fn entry(&self, name: &str) -> Option<&Entry>;
+    /// Every name.
+    fn names(&self) -> Vec<&str>;
+    /// Copies little-endian bytes of a tensor, from byte `offset` on.
+    fn read(&mut self, name: &str, offset: u64, into: &mut [u8]) -> Result<()>;
+}
+
+/// Rows of a stored matrix.
+pub struct Slot {
+    /// Without `.weight`.
+    pub name: String,
+    pub rows: Range<usize>,
+    /// Rows of the whole tensor.
+    pub total: usize,
+}
+
+/// Bytes that are read in one piece: progress and cancel are looked at in between.
+const PIECE: usize = 4 << 20;
+
+/// Fills slots and counts the bytes that they take.
+pub struct Weights<'a> {
+    source: &'a mut dyn TensorSource,
+    device: &'a Device,
+    /// The type that matrices are kept in; `None` = as stored.
+    stored: Option<StoredType>,
+    used: HashSet<String>,
+    /// Allocate and read nothing, only check and count.
+    dry: bool,
+    bytes: u64,
+    parameters: u64,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Weights<'a> {
+    /// Reads matrices as `stored`, or as they are in the file.
+    pub fn new(source: &'a mut dyn TensorSource, device: &'a Device, stored: Option<StoredType>) -> Self {
+        Self { source, device, stored, used: HashSet::new(), dry: false, bytes: 0, parameters: 0, buffer: Vec::new() }
+    }
+
+    /// Checks names and shapes and counts bytes; what it returns is empty.
+    pub fn dry(source: &'a mut dyn TensorSource, device: &'a Device, stored: Option<StoredType>) -> Self {
+        Self { dry: true, ..Self::new(source, device, stored) }
+    }
+
+    /// The bytes of all slots filled so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The stored values of all slots filled so far.
+    pub fn parameters(&self) -> u64 {
+        self.parameters
+    }
+
+    /// The device that slots are filled on.
+    pub fn device(&self) -> &Device {
+        self.device
+    }
+
+    /// Whether the source holds a tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.source.entry(name).is_some()
+    }
+
+    /// Marks a tensor as seen that needs no slot.
+    pub fn skip(&mut self, name: &str) {
+        self.used.insert(name.to_string());
+    }
+
+    /// # Errors
+    /// `ErrorKind::Format` naming tensors that no slot asked for, but for buffers that old checkpoints carry along.
+    pub fn finish(&self) -> Result<()> {
+        let stale = |name: &str| {
+            [".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias"].iter().any(|buffer| name.ends_with(buffer))
+        };
+        let mut left: Vec<&str> = self.source.names().into_iter().filter(|name| !self.used.contains(*name) && !stale(name)).collect();
+        left.sort_unstable();
+        match left.as_slice() {
+            [] => Ok(()),
+            [first, rest @ ..] => Err(Error::format(format!(
+                "{first}: a tensor that the configuration has no place for{}",
+                if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) }
+            ))),
+        }
+    }
+
+    /// A vector of `len` values in F32, plus `offset`.
+    pub fn vector(&mut self, name: &str, len: usize, offset: f32) -> Result<Vector> {
+        self.vector_of(&[(name.to_string(), len)], offset)
+    }
+
+    /// Several stored vectors, or flattened small matrices, one after another.
+    pub fn vector_of(&mut self, parts: &[(String, usize)], offset: f32) -> Result<Vector> {
+        let total = parts.iter().map(|(_, len)| len).sum();
+        let mut values = Vec::with_capacity(if self.dry { 0 } else { total });
+        for (name, len) in parts {
+            let entry = self.source.entry(name).ok_or_else(|| missing(name))?;
+            if entry.shape.iter().product::<usize>() != *len || entry.shape.len() > 2 {
+                return Err(Error::format(format!("{name}: expected {len} values, found shape {:?}", entry.shape)));
+            }
+            let stored = entry.stored;
+            if !self.dry {
+                let mut bytes = vec![0; len * stored.size()];
+                self.source.read(name, 0, &mut bytes)?;
+                values.extend(widen(&bytes, stored).into_iter().map(|x| x + offset));
+            }
+            self.parameters += *len as u64;
+            self.used.insert(name.clone());
+        }
+        self.bytes += (total * size_of::<f32>()) as u64;
+        Ok(Vector::new(values, self.device)?)
+    }
+
+    /// Stored rows of several tensors as one matrix of `cols` inputs.
+    pub fn matrix(&mut self, slots: &[Slot], cols: usize) -> Result<Matrix> {
+        let mut types = Vec::new();
+        for slot in slots {
+            let name = format!("{}.weight", slot.name);
+            let entry = self.source.entry(&name).ok_or_else(|| missing(&name))?;
+            if entry.shape != [slot.total, cols] {
+                return Err(Error::format(format!("{name}: expected shape [{}, {cols}], found {:?}", slot.total, entry.shape)));
+            }
+            types.push(entry.stored);
+        }
+        // Parts of different types meet in the one that holds them all.
+        let common = if types.windows(2).all(|pair| pair[0] == pair[1]) { types[0] } else { StoredType::F32 };
+        let stored = self.stored.unwrap_or(common);
+        let rows: usize = slots.iter().map(|slot| slot.rows.len()).sum();
+        self.bytes += MatrixBuilder::bytes(rows, cols, stored, self.device.is_cpu());
+        self.parameters += rows as u64 * cols as u64;
+        self.used.extend(slots.iter().map(|slot| format!("{}.weight", slot.name)));
+        let room = if self.dry { 0 } else { rows };
+        let mut builder = MatrixBuilder::new(room, cols, stored, self.device)
+            .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, format!("{}.weight: {rows} × {cols} weights pass the address space", slots[0].name)))?;
+        if !self.dry {
+            let mut first = 0;
+            for (slot, from) in slots.iter().zip(types) {
+                self.fill(&mut builder, first, slot, cols, from)?;
+                first += slot.rows.len();
+            }
+        }
+        Ok(builder.finish()?)
+    }
+
+    fn fill(&mut self, builder: &mut MatrixBuilder, first: usize, slot: &Slot, cols: usize, from: StoredType) -> Result<()> {
+        let name = format!("{}.weight", slot.name);
+        let row_bytes = cols * from.size();
+        // Whole panels of sixteen rows, so that a piece does not end within one.
+        let piece = (PIECE / row_bytes / 16 * 16).max(16);
+        let mut row = slot.rows.start;
+        while row < slot.rows.end {
+            let rows = piece.min(slot.rows.end - row);
+            self.buffer.resize(rows * row_bytes, 0);
+            self.source.read(&name, (row * row_bytes) as u64, &mut self.buffer)?;
+            if !builder.fill(first + row - slot.rows.start, &self.buffer, from) {
+                return Err(Error::format(format!("{name}: a value is beyond the range of f16; load it as f32 or bf16")));
+            }
+            row += rows;
+        }
+        Ok(())
+    }
+
+    /// Whether two stored tensors hold the same values.
+    pub fn equal(&mut self, a: &str, b: &str) -> Result<bool> {
+        let (Some(x), Some(y)) = (self.source.entry(a), self.source.entry(b)) else { return Ok(false) };
+        if x != y {
+            return Ok(false);
+        }
+        let total = x.shape.iter().product::<usize>() * x.stored.size();
+        let (mut left, mut right) = (Vec::new(), Vec::new());
+        for offset in (0..total).step_by(PIECE) {
+            let len = PIECE.min(total - offset);
+            left.resize(len, 0);
+            right.resize(len, 0);
+            self.source.read(a, offset as u64, &mut left)?;
+            self.source.read(b, offset as u64, &mut right)?;
+            if left != right {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn missing(name: &str) -> Error {
+    Error::format(format!("{name}: the model needs this tensor, and the files do not hold it"))
+}

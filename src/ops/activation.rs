@@ -1,0 +1,53 @@
+//! Activation functions, alone and as gates.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::Activation;
+use super::row_op::row_op;
+use crate::kernels;
+
+/// `activation(gate) · up`.
+///
+/// # Shape
+/// `x`: `(T, 2 · F)`, a row's gate before its up; returns `(T, F)`.
+///
+/// # Source
+/// Shazeer 2020, <https://arxiv.org/abs/2002.05202>.
+pub fn gated(x: &Tensor, kind: Activation) -> Result<Tensor> {
+    let (_, cols) = x.dims2()?;
+    let width = cols / 2;
+    if x.device().is_cpu() {
+        return row_op("gated", x, width, |x, out| {
+            kernels::gated(kind, x.packed()?, width, out);
+            Ok(())
+        });
+    }
+    apply(&x.narrow(1, 0, width)?.force_contiguous()?, kind)? * x.narrow(1, width, width)?.force_contiguous()?
+}
+
+/// `activation(x)`.
+///
+/// # Shape
+/// `(T, F)`; returns the same.
+pub fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
+    let (_, cols) = x.dims2()?;
+    if x.device().is_cpu() {
+        return row_op("activate", x, cols, |x, out| {
+            kernels::activate(kind, x.packed()?, cols, out);
+            Ok(())
+        });
+    }
+    apply(x, kind)
+}
+
+fn apply(x: &Tensor, kind: Activation) -> Result<Tensor> {
+    match kind {
+        Activation::Silu => x.silu(),
+        Activation::Gelu => x.gelu_erf(),
+        Activation::GeluTanh => x.gelu(),
+        Activation::QuickGelu => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
+        Activation::Relu => x.relu(),
+        // The square passes F16's range at 256.
+        Activation::Relu2 => x.to_dtype(DType::F32)?.relu()?.sqr()?.to_dtype(x.dtype()),
+    }
+}

@@ -1,0 +1,230 @@
+//! Attention over a cache, and the cache of one layer.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Result, Storage, Tensor, bail};
+
+use super::Mask;
+use super::row_op::rows_of;
+use crate::kernels::{KvHeads, attend};
+
+/// Positions by which a cache on a GPU grows.
+const GROWTH: usize = 256;
+
+/// Keys and values of one layer.
+pub enum LayerCache {
+    Cpu(KvHeads),
+    Gpu(GpuCache),
+}
+
+/// Keys and values `(K, capacity, D)` on a GPU, of which `len` positions hold something.
+pub struct GpuCache {
+    kv_heads: usize,
+    head_dim: usize,
+    len: usize,
+    tensors: Option<(Tensor, Tensor)>,
+}
+
+impl LayerCache {
+    /// An empty cache.
+    pub fn new(kv_heads: usize, head_dim: usize, device: &Device) -> Self {
+        if device.is_cpu() {
+            Self::Cpu(KvHeads::new(kv_heads, head_dim))
+        } else {
+            Self::Gpu(GpuCache { kv_heads, head_dim, len: 0, tensors: None })
+        }
+    }
+
+    /// Positions held.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Cpu(heads) => heads.len(),
+            Self::Gpu(cache) => cache.len,
+        }
+    }
+
+    /// Bytes of a cache of `positions` on the CPU (`value_bytes` = 4) or a GPU.
+    pub fn bytes(kv_heads: usize, head_dim: usize, positions: usize, value_bytes: usize, on_cpu: bool) -> u64 {
+        if on_cpu {
+            return KvHeads::bytes(kv_heads, head_dim, positions);
+        }
+        2 * (kv_heads * head_dim * value_bytes) as u64 * positions.next_multiple_of(GROWTH) as u64
+    }
+
+    /// Forgets all but the first `len` positions.
+    pub fn truncate(&mut self, len: usize) {
+        match self {
+            Self::Cpu(heads) => heads.truncate(len),
+            Self::Gpu(cache) => cache.len = cache.len.min(len),
+        }
+    }
+
+    /// A copy that shares nothing.
+    pub fn fork(&self) -> Result<Self> {
+        Ok(match self {
+            Self::Cpu(heads) => Self::Cpu(heads.clone()),
+            Self::Gpu(cache) => {
+                let tensors = cache.tensors.as_ref().map(|(k, v)| Ok::<_, candle_core::Error>((k.force_contiguous()?, v.force_contiguous()?)));
+                Self::Gpu(GpuCache { tensors: tensors.transpose()?, ..*cache })
+            }
+        })
+    }
+
+    /// All keys, then all values, in F32: `(position, head, D)` each.
+    pub fn read(&self) -> Result<Vec<f32>> {
+        match self {
+            Self::Cpu(heads) => {
+                let (count, dim) = heads.shape();
+                let mut out = vec![0f32; 2 * heads.len() * count * dim];
+                let (keys, values) = out.split_at_mut(heads.len() * count * dim);
+                for ((i, key), value) in keys.chunks_exact_mut(dim).enumerate().zip(values.chunks_exact_mut(dim)) {
+                    heads.read(i % count, i / count, key, value);
+                }
+                Ok(out)
+            }
+            Self::Gpu(GpuCache { len: 0, .. }) | Self::Gpu(GpuCache { tensors: None, .. }) => Ok(Vec::new()),
+            Self::Gpu(GpuCache { len, tensors: Some((k, v)), .. }) => {
+                let mut out = super::to_f32(&k.narrow(1, 0, *len)?.transpose(0, 1)?)?;
+                out.extend(super::to_f32(&v.narrow(1, 0, *len)?.transpose(0, 1)?)?);
+                Ok(out)
+            }
+        }
+    }
+
+    /// Fills an empty cache with what [`read`](Self::read) gave.
+    pub fn write(&mut self, values: &[f32], device: &Device, dtype: DType) -> Result<()> {
+        let (k, v) = values.split_at(values.len() / 2);
+        match self {
+            Self::Cpu(heads) => {
+                let (count, dim) = heads.shape();
+                heads.append(k, count * dim, v, count * dim, k.len() / (count * dim));
+                Ok(())
+            }
+            Self::Gpu(cache) => {
+                let width = cache.kv_heads * cache.head_dim;
+                let rows = |x: &[f32]| Tensor::from_slice(x, (x.len() / width, width), &Device::Cpu)?.to_dtype(dtype)?.to_device(device);
+                cache.append(&rows(k)?, &rows(v)?)
+            }
+        }
+    }
+}
+
+impl GpuCache {
+    /// # Shape
+    /// `k`, `v`: `(T, K · D)`.
+    fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<()> {
+        let rows = k.dims()[0];
+        let need = self.len + rows;
+        let heads = |x: &Tensor| x.reshape((rows, self.kv_heads, self.head_dim))?.transpose(0, 1)?.force_contiguous();
+        let (k, v) = (heads(k)?, heads(v)?);
+        let capacity = self.tensors.as_ref().map_or(0, |(k, _)| k.dims()[1]);
+        if need > capacity {
+            let grow = |x: &Tensor, old: Option<&Tensor>| {
+                let to = Tensor::zeros((self.kv_heads, need.next_multiple_of(GROWTH), self.head_dim), x.dtype(), x.device())?;
+                if let (Some(old), true) = (old, self.len > 0) {
+                    to.slice_set(&old.narrow(1, 0, self.len)?.force_contiguous()?, 1, 0)?;
+                }
+                Ok::<_, candle_core::Error>(to)
+            };
+            let old = self.tensors.as_ref();
+            self.tensors = Some((grow(&k, old.map(|t| &t.0))?, grow(&v, old.map(|t| &t.1))?));
+        }
+        let Some((keys, values)) = &self.tensors else { bail!("a cache without room") };
+        keys.slice_set(&k, 1, self.len)?;
+        values.slice_set(&v, 1, self.len)?;
+        self.len = need;
+        Ok(())
+    }
+}
+
+/// The masks of one forward pass on a GPU, made once for each window and shared by the layers.
+#[derive(Default)]
+pub struct Masks(HashMap<Option<usize>, Tensor>);
+
+impl Masks {
+    /// `(T, S)`: 0 where a query sees a key, a large negative number where not. Keys begin at `first_key`.
+    fn get(&mut self, window: Option<usize>, rows: usize, keys: usize, device: &Device) -> Result<Tensor> {
+        if let Some(mask) = self.0.get(&window) {
+            return Ok(mask.clone());
+        }
+        let past = keys - rows;
+        let sees = |t: usize, s: usize| s <= past + t && window.is_none_or(|w| past + t - s < w);
+        // Finite, so that no row can become NaN.
+        let values: Vec<f32> = (0..rows * keys).map(|i| if sees(i / keys, i % keys) { 0.0 } else { -1e30 }).collect();
+        let mask = Tensor::from_vec(values, (rows, keys), device)?;
+        self.0.insert(window, mask.clone());
+        Ok(mask)
+    }
+}
+
+/// Appends keys and values to the cache; the queries attend to what they may see of it.
+///
+/// # Shape
+/// `q`: `(T, H · D)`, `k` and `v`: `(T, K · D)`; returns `(T, H · D)`. Scores and softmax are F32.
+///
+/// # Errors
+/// If a gradient is asked for: a cache belongs to inference.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask, cache: &mut LayerCache, masks: &mut Masks) -> Result<Tensor> {
+    if q.track_op() || k.track_op() || v.track_op() {
+        bail!("attention over a cache has no backward pass")
+    }
+    match cache {
+        LayerCache::Cpu(cache) => {
+            let (q_storage, q_layout) = q.storage_and_layout();
+            let (k_storage, k_layout) = k.storage_and_layout();
+            let (v_storage, v_layout) = v.storage_and_layout();
+            let (Storage::Cpu(q), Storage::Cpu(k), Storage::Cpu(v)) = (&*q_storage, &*k_storage, &*v_storage) else {
+                bail!("attention: a cache on the CPU met activations on a GPU")
+            };
+            let rows = q_layout.dims()[0];
+            let (q, k, v) = (rows_of(q, q_layout)?, rows_of(k, k_layout)?, rows_of(v, v_layout)?);
+            cache.append(k.values, k.stride, v.values, v.stride, rows);
+            let mut out = vec![0f32; rows * q.cols];
+            attend(q.values, q.stride, heads, cache, mask, &mut out);
+            Tensor::from_vec(out, (rows, q.cols), &Device::Cpu)
+        }
+        LayerCache::Gpu(cache) => attention_gpu(q, k, v, heads, mask, cache, masks),
+    }
+}
+
+fn attention_gpu(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask, cache: &mut GpuCache, masks: &mut Masks) -> Result<Tensor> {
+    let (rows, width) = q.dims2()?;
+    let (kv_heads, dim) = (cache.kv_heads, cache.head_dim);
+    cache.append(k, v)?;
+    let Some((keys, values)) = &cache.tensors else { bail!("a cache without room") };
+    // One query sees the window and nothing else, so it needs no mask.
+    let seen = if rows == 1 { cache.len.min(mask.window.unwrap_or(cache.len)) } else { cache.len };
+    let keys = keys.narrow(1, cache.len - seen, seen)?;
+    let values = values.narrow(1, cache.len - seen, seen)?;
+    let q = q.reshape((rows, heads, dim))?.transpose(0, 1)?.force_contiguous()?; // (H, T, D)
+    if rows == 1 && q.device().is_metal() && [32, 64, 72, 80, 96, 128, 256].contains(&dim) {
+        // The fused step of Metal ignores the start offset of a view.
+        let (k, v) = if seen == cache.len { (keys, values) } else { (keys.force_contiguous()?, values.force_contiguous()?) };
+        let y = candle_nn::ops::sdpa(
+            &q.unsqueeze(0)?,
+            &k.unsqueeze(0)?,
+            &v.unsqueeze(0)?,
+            None,
+            false,
+            mask.scale,
+            mask.softcap.unwrap_or(1.0),
+        )?;
+        return y.reshape((rows, width));
+    }
+    // Rank 3 with one batch stride: Metal's product is wrong for views whose batch strides are not uniform.
+    let q = q.reshape((kv_heads, heads / kv_heads * rows, dim))?;
+    let scores = (q.matmul(&keys.transpose(1, 2)?)?.to_dtype(DType::F32)? * f64::from(mask.scale))?;
+    let scores = match mask.softcap {
+        Some(cap) => ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?,
+        None => scores,
+    };
+    let scores = if rows == 1 {
+        scores
+    } else {
+        let mask = masks.get(mask.window, rows, seen, q.device())?;
+        scores.reshape((heads, rows, seen))?.broadcast_add(&mask)?.reshape((kv_heads, heads / kv_heads * rows, seen))?
+    };
+    let weights = candle_nn::ops::softmax_last_dim(&scores.contiguous()?)?.to_dtype(values.dtype())?;
+    let y = weights.matmul(&values)?; // (K, G · T, D)
+    y.reshape((heads, rows, dim))?.transpose(0, 1)?.force_contiguous()?.reshape((rows, width))
+}

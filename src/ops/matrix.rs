@@ -1,0 +1,131 @@
+//! Weights where the arithmetic is: packed panels on the CPU, a tensor on a GPU.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use crate::kernels::{Packed, StoredType, widen};
+
+/// A weight matrix `(outputs, inputs)`; immutable, shared by clones.
+#[derive(Clone)]
+pub enum Matrix {
+    Packed(Arc<Packed>),
+    Tensor(Tensor),
+}
+
+impl Matrix {
+    /// `N`
+    pub fn outputs(&self) -> usize {
+        match self {
+            Self::Packed(packed) => packed.rows(),
+            Self::Tensor(tensor) => tensor.dims()[0],
+        }
+    }
+}
+
+/// A matrix that is being read, row block by row block.
+pub enum MatrixBuilder {
+    Packed(Packed),
+    Bytes { rows: usize, cols: usize, stored: StoredType, bytes: Vec<u8>, device: Device },
+}
+
+impl MatrixBuilder {
+    /// Room for `rows · cols` weights; `None` if that passes the address space.
+    pub fn new(rows: usize, cols: usize, stored: StoredType, device: &Device) -> Option<Self> {
+        if device.is_cpu() {
+            return Packed::new(rows, cols, stored).map(Self::Packed);
+        }
+        let len = rows.checked_mul(cols)?.checked_mul(stored.size())?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).ok()?;
+        Some(Self::Bytes { rows, cols, stored, bytes, device: device.clone() })
+    }
+
+    /// The bytes that `rows · cols` weights take on a device.
+    pub fn bytes(rows: usize, cols: usize, stored: StoredType, on_cpu: bool) -> u64 {
+        if on_cpu { Packed::bytes(rows, cols, stored) } else { rows as u64 * cols as u64 * stored.size() as u64 }
+    }
+
+    /// Adds whole rows, in order, `first` being the first of them; `false` if a value does not fit the stored type.
+    pub fn fill(&mut self, first: usize, values: &[u8], from: StoredType) -> bool {
+        match self {
+            Self::Packed(packed) => packed.fill(first, values, from),
+            Self::Bytes { stored, bytes, .. } if *stored == from => {
+                bytes.extend_from_slice(values);
+                true
+            }
+            // A dtype change happens on the CPU, before the upload.
+            Self::Bytes { stored, bytes, .. } => {
+                let mut fits = true;
+                for x in widen(values, from) {
+                    match stored {
+                        StoredType::F32 => bytes.extend_from_slice(&x.to_le_bytes()),
+                        StoredType::BF16 => bytes.extend_from_slice(&half::bf16::from_f32(x).to_le_bytes()),
+                        StoredType::F16 => {
+                            let y = half::f16::from_f32(x);
+                            fits &= y.is_finite() || !x.is_finite();
+                            bytes.extend_from_slice(&y.to_le_bytes());
+                        }
+                    }
+                }
+                fits
+            }
+        }
+    }
+
+    /// The finished matrix, on its device.
+    pub fn finish(self) -> Result<Matrix> {
+        match self {
+            Self::Packed(packed) => Ok(Matrix::Packed(Arc::new(packed))),
+            Self::Bytes { rows, cols, stored, bytes, device } => {
+                Ok(Matrix::Tensor(Tensor::from_raw_buffer(&bytes, dtype(stored), &[rows, cols], &device)?))
+            }
+        }
+    }
+}
+
+/// A small weight (norm, bias): always F32.
+#[derive(Clone)]
+pub enum Vector {
+    Cpu(Arc<[f32]>),
+    Tensor(Tensor),
+}
+
+impl Vector {
+    pub fn new(values: Vec<f32>, device: &Device) -> Result<Self> {
+        if device.is_cpu() {
+            return Ok(Self::Cpu(values.into()));
+        }
+        let len = values.len();
+        Ok(Self::Tensor(Tensor::from_vec(values, len, device)?))
+    }
+
+    pub(super) fn cpu(&self) -> Result<&[f32]> {
+        match self {
+            Self::Cpu(values) => Ok(values),
+            Self::Tensor(_) => bail!("a weight on a GPU met activations on the CPU"),
+        }
+    }
+
+    pub(super) fn tensor(&self) -> Result<&Tensor> {
+        match self {
+            Self::Tensor(tensor) => Ok(tensor),
+            Self::Cpu(_) => bail!("a weight on the CPU met activations on a GPU"),
+        }
+    }
+}
+
+/// candle's name for a stored type.
+pub fn dtype(stored: StoredType) -> DType {
+    match stored {
+        StoredType::F32 => DType::F32,
+        StoredType::F16 => DType::F16,
+        StoredType::BF16 => DType::BF16,
+    }
+}
+
+/// Reads a tensor back as F32, row-major.
+pub fn to_f32(x: &Tensor) -> Result<Vec<f32>> {
+    // `to_vec` would download the whole storage behind a view.
+    x.to_dtype(DType::F32)?.force_contiguous()?.flatten_all()?.to_vec1()
+}

@@ -1,0 +1,58 @@
+//! Rotary position embedding.
+
+use candle_core::{Device, Result, Tensor};
+
+use super::row_op::row_op;
+use crate::kernels::rotate;
+
+/// The cosine and sine of each position's angles, already times the attention factor of the rope kind.
+pub struct Angles {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// Pairs a head.
+    half: usize,
+    /// The same on a GPU, `(T, half)`.
+    tensors: Option<(Tensor, Tensor)>,
+}
+
+impl Angles {
+    /// # Shape
+    /// `cos`, `sin`: `(T, half)`.
+    pub fn new(cos: Vec<f32>, sin: Vec<f32>, half: usize, device: &Device) -> Result<Self> {
+        let tensors = if device.is_cpu() {
+            None
+        } else {
+            let shape = (cos.len() / half, half);
+            Some((Tensor::from_slice(&cos, shape, device)?, Tensor::from_slice(&sin, shape, device)?))
+        };
+        Ok(Self { cos, sin, half, tensors })
+    }
+}
+
+/// Rotates the first `2 · half` values of each head; value `i` is paired with `i + half`, or with its neighbour if `adjacent`.
+///
+/// # Shape
+/// `x`: `(T, H · D)`; returns the same.
+///
+/// # Source
+/// Su et al. 2021, <https://arxiv.org/abs/2104.09864>.
+pub fn rope(x: &Tensor, head_dim: usize, adjacent: bool, angles: &Angles) -> Result<Tensor> {
+    let (rows, cols) = x.dims2()?;
+    let (heads, half) = (cols / head_dim, angles.half);
+    let Some((cos, sin)) = &angles.tensors else {
+        return row_op("rope", x, cols, |x, out| {
+            rotate(x.values, x.stride, heads, head_dim, adjacent, &angles.cos, &angles.sin, half, out);
+            Ok(())
+        });
+    };
+    let (cos, sin) = (cos.to_dtype(x.dtype())?, sin.to_dtype(x.dtype())?);
+    let x = x.reshape((rows, heads, head_dim))?.transpose(0, 1)?.unsqueeze(0)?; // (1, H, T, D)
+    let turned = x.narrow(3, 0, 2 * half)?.force_contiguous()?;
+    let turned = if adjacent {
+        candle_nn::rotary_emb::rope_i(&turned, &cos, &sin)?
+    } else {
+        candle_nn::rotary_emb::rope(&turned, &cos, &sin)?
+    };
+    let y = if 2 * half == head_dim { turned } else { Tensor::cat(&[&turned, &x.narrow(3, 2 * half, head_dim - 2 * half)?], 3)? };
+    y.squeeze(0)?.transpose(0, 1)?.force_contiguous()?.reshape((rows, cols))
+}

@@ -1,0 +1,103 @@
+/* Section `chat`: conversations and the template that makes a prompt of them. */
+#include "check.h"
+
+static mc_model *model;
+
+/* The prompt of a conversation must be exactly this. */
+static void expect_render(const mc_chat *chat, bool add_generation_prompt, const char *expected) {
+    mc_string *prompt = NULL;
+    EXPECT(MC_OK, mc_chat_render(model, chat, add_generation_prompt, &prompt, &err));
+    if (prompt == NULL) return;
+    if (strcmp(mc_string_data(prompt), expected) != 0) complain(__FILE__, __LINE__, mc_string_data(prompt));
+    mc_string_free(prompt);
+}
+
+static void the_models_template_makes_the_golden_prompt(void) {
+    mc_chat *chat = mc_chat_new();
+    EXPECT(MC_OK, mc_chat_add(chat, "user", QUESTION, strlen(QUESTION), &err));
+    expect_render(chat, true, PROMPT);
+    mc_chat_free(chat);
+}
+
+static void roles_follow_one_another(void) {
+    mc_chat *chat = mc_chat_new();
+    EXPECT(MC_OK, mc_chat_add(chat, "system", "Be brief.", 9, &err));
+    EXPECT(MC_OK, mc_chat_add(chat, "user", "A", 1, &err));
+    EXPECT(MC_OK, mc_chat_add(chat, "assistant", NULL, 0, &err));
+    expect_render(chat, false, "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n");
+    mc_chat_free(chat);
+}
+
+static void json_is_the_same_conversation(void) {
+    static const char *json = "[{\"role\": \"user\", \"content\": \"" QUESTION "\"}]";
+    mc_chat *chat = NULL;
+    EXPECT(MC_OK, mc_chat_from_json(json, strlen(json), &chat, &err));
+    expect_render(chat, true, PROMPT);
+    mc_chat_free(chat);
+    chat = NULL;
+    EXPECT(MC_ERROR_FORMAT, mc_chat_from_json("[{", 2, &chat, &err));
+    CHECK(chat == NULL);
+}
+
+static void a_template_and_its_variables_can_be_set(void) {
+    static const char *jinja = "{% if shout %}{{ messages[0].content | upper }}{% else %}{{ messages[0].content }}{% endif %}";
+    mc_chat *chat = mc_chat_new();
+    EXPECT(MC_OK, mc_chat_add(chat, "user", "abc", 3, &err));
+    EXPECT(MC_OK, mc_chat_set_template(chat, jinja, strlen(jinja), &err));
+    expect_render(chat, true, "abc");
+    EXPECT(MC_OK, mc_chat_set_variable_json(chat, "shout", "true", 4, &err));
+    expect_render(chat, true, "ABC");
+    EXPECT(MC_OK, mc_chat_set_variable_json(chat, "shout", NULL, 0, &err));
+    expect_render(chat, true, "abc");
+    EXPECT(MC_OK, mc_chat_set_template(chat, NULL, 0, &err));
+    expect_render(chat, false, "<|im_start|>system\nYou answer questions about the Rust standard library.<|im_end|>\n"
+                               "<|im_start|>user\nabc<|im_end|>\n");
+    mc_chat_free(chat);
+}
+
+static void the_clock_of_a_template_can_be_set(void) {
+    static const char *jinja = "{{ strftime_now('%Y-%m-%d') }}";
+    mc_chat *chat = mc_chat_new();
+    EXPECT(MC_OK, mc_chat_add(chat, "user", "abc", 3, &err));
+    EXPECT(MC_OK, mc_chat_set_template(chat, jinja, strlen(jinja), &err));
+    mc_chat_set_time(chat, 951782400); /* 29 February 2000 */
+    expect_render(chat, true, "2000-02-29");
+    mc_chat_free(chat);
+}
+
+static void a_template_may_refuse_a_conversation(void) {
+    static const char *jinja = "{{ raise_exception('roles must alternate') }}";
+    mc_chat *chat = mc_chat_new();
+    mc_string *prompt = NULL;
+    EXPECT(MC_OK, mc_chat_add(chat, "user", "abc", 3, &err));
+    EXPECT(MC_OK, mc_chat_set_template(chat, jinja, strlen(jinja), &err));
+    EXPECT_ERROR(MC_ERROR_TEMPLATE, "roles must alternate", mc_chat_render(model, chat, true, &prompt, &err));
+    CHECK(prompt == NULL);
+    mc_chat_free(chat);
+}
+
+static void tools_reach_the_template(void) {
+    static const char *jinja = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}";
+    static const char *tools = "[{\"type\": \"function\", \"function\": {\"name\": \"clock\", \"parameters\": {}}}]";
+    mc_chat *chat = mc_chat_new();
+    EXPECT(MC_OK, mc_chat_add(chat, "user", "abc", 3, &err));
+    EXPECT(MC_OK, mc_chat_set_template(chat, jinja, strlen(jinja), &err));
+    EXPECT(MC_OK, mc_chat_set_tools_json(chat, tools, strlen(tools), &err));
+    expect_render(chat, true, "clock");
+    EXPECT(MC_ERROR_FORMAT, mc_chat_set_tools_json(chat, "{", 1, &err));
+    mc_chat_free(chat);
+}
+
+int main(int argc, char **argv) {
+    begin(argc, argv);
+    model = load_model();
+    RUN(the_models_template_makes_the_golden_prompt);
+    RUN(roles_follow_one_another);
+    RUN(json_is_the_same_conversation);
+    RUN(a_template_and_its_variables_can_be_set);
+    RUN(the_clock_of_a_template_can_be_set);
+    RUN(a_template_may_refuse_a_conversation);
+    RUN(tools_reach_the_template);
+    mc_model_free(model);
+    return end();
+}

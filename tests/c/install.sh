@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Installs into a temporary prefix and builds a program as a user would: through pkg-config and through CMake, shared and static.
+set -u
+cd "$(dirname "$0")/../.."
+. tests/steps.sh
+
+: "${CC:=cc}" "${PROFILE:=dev}"
+stage=$(mktemp -d)
+trap 'rm -rf "$log" "$stage"' EXIT
+prefix=$stage/prefix
+answer='Appends an element to the back of a collection.'
+
+# Without the flags of a `make -j` above: its job server is not handed to this script.
+make_quietly() { MAKEFLAGS='' make PROFILE="$PROFILE" PREFIX="$prefix" "$@"; }
+
+answers() { [ "$(LD_LIBRARY_PATH=${2:-} DYLD_LIBRARY_PATH=${2:-} "$1" models/tiny-coder -p 'What does `Vec::push` do?')" = "$answer" ]; }
+
+pkg() { PKG_CONFIG_PATH=$prefix/lib/pkgconfig pkg-config "$@" metal-candle; }
+
+by_pkg_config_shared() {
+    # shellcheck disable=SC2046
+    $CC examples/c/chat.c -o "$stage/pc-shared" $(pkg --cflags --libs) && answers "$stage/pc-shared" "$prefix/lib"
+}
+
+by_pkg_config_static() {
+    # The archive by its name: a linker prefers the shared library beside it.
+    # shellcheck disable=SC2046
+    $CC examples/c/chat.c -o "$stage/pc-static" $(pkg --cflags) $(pkg --static --libs | sed "s|-lmetal_candle|$prefix/lib/libmetal_candle.a|") &&
+        answers "$stage/pc-static"
+}
+
+by_cmake() {
+    mkdir -p "$stage/cmake"
+    cat >"$stage/cmake/CMakeLists.txt" <<CMAKE
+cmake_minimum_required(VERSION 3.15)
+project(consumer C)
+find_package(metal-candle $(pkg_version) REQUIRED)
+foreach(kind shared static)
+  add_executable(chat-\${kind} $PWD/examples/c/chat.c)
+  target_link_libraries(chat-\${kind} PRIVATE metal-candle::\${kind})
+endforeach()
+CMAKE
+    cmake -S "$stage/cmake" -B "$stage/cmake/build" -DCMAKE_PREFIX_PATH="$prefix" && cmake --build "$stage/cmake/build" &&
+        answers "$stage/cmake/build/chat-shared" && answers "$stage/cmake/build/chat-static"
+}
+
+newer_is_refused_by_cmake() {
+    sed -i.bak 's/find_package(metal-candle [^ ]*/find_package(metal-candle 999.0/' "$stage/cmake/CMakeLists.txt"
+    ! cmake -S "$stage/cmake" -B "$stage/cmake/refused" -DCMAKE_PREFIX_PATH="$prefix"
+}
+
+pkg_version() { sed -n 's/^Version: //p' "$prefix/lib/pkgconfig/metal-candle.pc"; }
+
+nothing_is_left() { make_quietly uninstall && [ -z "$(find "$prefix" ! -type d)" ]; }
+
+staged() { make_quietly install DESTDIR="$stage/staged" && [ -e "$stage/staged$prefix/lib/pkgconfig/metal-candle.pc" ] && ! grep -rq "$stage/staged" "$stage/staged$prefix/lib/pkgconfig"; }
+
+# Programs must ask for the ABI's own name, so that a library of another ABI is never loaded in its place.
+soname() { readelf -d "$prefix/lib/libmetal_candle.so" | grep -F "SONAME" | grep -qF "[$(basename "$prefix"/lib/libmetal_candle.so.[0-9])]"; }
+
+step "make install" make_quietly install
+if [ "$(uname -s)" = Linux ] && have readelf "SONAME"; then step "SONAME" soname; fi
+if have pkg-config "build through pkg-config"; then
+    step "pkg-config, shared" by_pkg_config_shared
+    step "pkg-config, static" by_pkg_config_static
+fi
+if have cmake "build through CMake"; then
+    step "CMake, shared and static" by_cmake
+    step "CMake refuses a newer version" newer_is_refused_by_cmake
+fi
+step "make install DESTDIR" staged
+step "make uninstall" nothing_is_left
+
+end "tests/c/install.sh"

@@ -1,0 +1,164 @@
+/* Section `model`: loading, what a loaded model says of itself, references. */
+#include "check.h"
+
+static void a_loaded_model_describes_itself(void) {
+    mc_model *model = load_model();
+    CHECK(strcmp(mc_model_architecture(model), "qwen2") == 0);
+    CHECK(mc_model_context_length(model) == 1024);
+    CHECK(mc_model_vocab_size(model) == 4096);
+    CHECK(mc_model_hidden_size(model) == 256);
+    CHECK(mc_model_layer_count(model) == 8);
+    CHECK(mc_model_parameter_count(model) > 7000000 && mc_model_parameter_count(model) < 8000000);
+    CHECK(mc_model_supports(model, MC_CAPABILITY_GENERATE));
+    CHECK(mc_model_supports(model, MC_CAPABILITY_CHAT_TEMPLATE));
+    CHECK(!mc_model_supports(model, (mc_capability)99));
+
+    mc_string *config = NULL;
+    EXPECT(MC_OK, mc_model_config_json(model, &config, &err));
+    CHECK(strstr(mc_string_data(config), "\"num_key_value_heads\": 2") != NULL);
+    mc_string_free(config);
+    mc_model_free(model);
+}
+
+static void each_reference_is_freed_once(void) {
+    mc_model *model = load_model();
+    mc_model_retain(model);
+    mc_model_free(model);
+    CHECK(mc_model_layer_count(model) == 8); /* the second reference holds it */
+    mc_model_free(model);
+}
+
+static void a_child_holds_its_model(void) {
+    mc_model *model = load_model();
+    mc_session *session = NULL;
+    mc_tokenizer *tokenizer = NULL;
+    EXPECT(MC_OK, mc_session_new(model, 0, &session, &err));
+    EXPECT(MC_OK, mc_model_tokenizer(model, &tokenizer, &err));
+    mc_model_free(model);
+    EXPECT(MC_OK, mc_session_append(session, "fn main", 7, NULL, &err));
+    CHECK(mc_tokenizer_vocab_size(tokenizer) == 4096);
+    mc_tokenizer_free(tokenizer);
+    mc_session_free(session);
+}
+
+struct progress {
+    int calls;
+    uint64_t done;
+    uint64_t total;
+    bool monotone;
+    bool stop;
+};
+
+static int32_t note_progress(void *user_data, const mc_progress_event *event) {
+    struct progress *progress = user_data;
+    if (progress->calls++ == 0) progress->monotone = true;
+    if (event->stage == MC_STAGE_READ) {
+        if (event->done < progress->done || event->done > event->total) progress->monotone = false;
+        progress->done = event->done;
+        progress->total = event->total;
+    }
+    return progress->stop ? MC_STOP : MC_CONTINUE;
+}
+
+static void progress_rises_to_its_total(void) {
+    struct progress progress = {0};
+    mc_model *model = NULL;
+    mc_model_options *options = mc_model_options_new();
+    mc_model_options_set_progress(options, note_progress, &progress);
+    EXPECT(MC_OK, mc_model_load(model_path, options, &model, &err));
+    CHECK(progress.calls > 0 && progress.monotone);
+    CHECK(progress.total > 0 && progress.done == progress.total);
+    mc_model_free(model);
+    mc_model_options_free(options);
+}
+
+static void a_callback_or_a_cancel_ends_the_load(void) {
+    struct progress progress = {.stop = true};
+    mc_model *model = NULL;
+    mc_model_options *options = mc_model_options_new();
+    mc_model_options_set_progress(options, note_progress, &progress);
+    EXPECT(MC_CANCELLED, mc_model_load(model_path, options, &model, &err));
+    CHECK(model == NULL && progress.calls == 1);
+    mc_model_options_free(options);
+
+    options = mc_model_options_new();
+    mc_cancel *cancel = mc_cancel_new();
+    mc_cancel_trigger(cancel);
+    mc_model_options_set_cancel(options, cancel);
+    EXPECT(MC_CANCELLED, mc_model_load(model_path, options, &model, &err));
+    CHECK(model == NULL);
+    mc_cancel_free(cancel);
+    mc_model_options_free(options);
+}
+
+static void bad_options_are_reported_by_the_call_that_uses_them(void) {
+    mc_model *model = NULL;
+    mc_model_options *options = mc_model_options_new();
+    mc_model_options_set_dtype(options, (mc_dtype)77);
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "dtype", mc_model_load(model_path, options, &model, &err));
+    mc_model_options_free(options);
+    CHECK(model == NULL);
+}
+
+static void f32_and_bf16_give_the_same_answer(void) {
+    mc_model *model = NULL;
+    mc_generation *generation = NULL;
+    mc_generate_options *greedy_options = greedy(0);
+    mc_model_options *options = mc_model_options_new();
+    mc_model_options_set_dtype(options, MC_DTYPE_F32);
+    EXPECT(MC_OK, mc_model_load(model_path, options, &model, &err));
+    CHECK(mc_model_get_dtype(model) == MC_DTYPE_F32);
+    EXPECT(MC_OK, mc_generate(model, PROMPT, strlen(PROMPT), greedy_options, &generation, &err));
+    CHECK(generation != NULL && strcmp(mc_generation_text(generation), ANSWER) == 0);
+    mc_generation_free(generation);
+    mc_generate_options_free(greedy_options);
+    mc_model_options_free(options);
+    mc_model_free(model);
+}
+
+static void a_smaller_context_is_kept_to(void) {
+    mc_model *model = NULL;
+    mc_model_options *options = mc_model_options_new();
+    mc_model_options_set_max_context(options, 64);
+    EXPECT(MC_OK, mc_model_load(model_path, options, &model, &err));
+    CHECK(mc_model_context_length(model) == 64);
+    mc_model_options_free(options);
+    mc_model_free(model);
+}
+
+static void memory_is_estimated_without_loading(void) {
+    uint64_t bytes = 0;
+    EXPECT(MC_OK, mc_model_estimate_memory(model_path, NULL, &bytes, &err));
+    CHECK(bytes > 14000000 && bytes < 200000000); /* 7.3 M parameters of two bytes, cache and workspace */
+    uint64_t untouched = 5;
+    EXPECT(MC_ERROR_NOT_FOUND, mc_model_estimate_memory("no/such/model", NULL, &untouched, &err));
+    CHECK(untouched == 5);
+}
+
+static void a_model_needs_no_network(void) {
+    mc_model *model = NULL;
+    mc_model_options *options = mc_model_options_new();
+    char cache[] = "/tmp/mc-cache-XXXXXX";
+    CHECK(mkdtemp(cache) != NULL);
+    mc_model_options_set_offline(options, true);
+    mc_model_options_set_hub_cache_dir(options, cache);
+    CHECK(mc_model_load_hub("nobody/nothing", options, &model, &err) >= MC_ERROR_INVALID_ARGUMENT);
+    CHECK(model == NULL);
+    mc_model_options_free(options);
+    rmdir(cache);
+}
+
+int main(int argc, char **argv) {
+    begin(argc, argv);
+    RUN(a_loaded_model_describes_itself);
+    RUN(each_reference_is_freed_once);
+    RUN(a_child_holds_its_model);
+    RUN(progress_rises_to_its_total);
+    RUN(a_callback_or_a_cancel_ends_the_load);
+    RUN(bad_options_are_reported_by_the_call_that_uses_them);
+    RUN(f32_and_bf16_give_the_same_answer);
+    RUN(a_smaller_context_is_kept_to);
+    RUN(memory_is_estimated_without_loading);
+    RUN(a_model_needs_no_network);
+    return end();
+}

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# The C contract: the header by every compiler and standard, each tests/c/*.c against the shared library and the archive,
+# the examples, and some of the programs under valgrind. `make test` builds the library first and sets what is read here.
+set -u
+cd "$(dirname "$0")/../.."
+. tests/steps.sh
+
+: "${OUT:=target/debug}" "${BUILD:=build/dev}" "${LIB:=libmetal_candle.so}" "${CC:=cc}"
+warnings="-Wall -Wextra -Wpedantic -Werror"
+mkdir -p "$BUILD/tests"
+
+header() { # compiler, language, standard
+    printf '#include <metal_candle.h>\n#include <metal_candle.h>\nint main(void) { return (int)mc_abi_version(); }\n' |
+        "$1" -x "$2" -std="$3" $warnings -Iinclude -c -o "$BUILD/tests/header.o" -
+}
+
+for compiler in gcc clang; do
+    have $compiler "header as C by $compiler" || continue
+    for standard in c99 c11 c17; do step "header as $standard by $compiler" header $compiler c $standard; done
+done
+for compiler in g++ clang++; do
+    have $compiler "header as C++ by $compiler" || continue
+    for standard in c++11 c++17; do step "header as $standard by $compiler" header $compiler c++ $standard; done
+done
+
+compile() { # section, kind: shared or static
+    local link="-L$OUT -lmetal_candle -Wl,-rpath,$(cd "$OUT" && pwd)"
+    [ "$2" = shared ] || link="$OUT/libmetal_candle.a $(cat "$OUT/native-static-libs")"
+    # shellcheck disable=SC2086
+    $CC -std=c99 -O1 -g $warnings -Iinclude "tests/c/$1.c" -o "$BUILD/tests/$1-$2" $link -pthread -lm
+}
+
+# A program prints `N passed, 0 failed`; the line is shown with its name in front.
+run() { # section, kind
+    step "$1.c ($2) compiles" compile "$1" "$2" || return
+    local output status
+    output=$("$BUILD/tests/$1-$2" 2>&1)
+    status=$?
+    if [ $status = 0 ]; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+    [ $status -le 1 ] || output="$output"$'\n'"ended with status $status"
+    printf '%s\n' "$output" | sed "s/^/$1.c ($2): /"
+}
+
+for kind in shared static; do
+    for source in tests/c/*.c; do run "$(basename "$source" .c)" $kind; done
+done
+
+answer='Appends an element to the back of a collection.'
+question='What does `Vec::push` do?'
+
+one_shot() { [ "$("$BUILD/chat" models/tiny-coder -p "$question")" = "$answer" ]; }
+
+conversation() { # two questions and the end of input
+    [ "$(printf '%s\n%s\n' "$question" "$question" | "$BUILD/chat" --temperature 0 | head -n 1)" = "$answer" ]
+}
+
+interrupted() { # Ctrl-C must not end the program: it answers after it
+    local dir pid status
+    dir=$(mktemp -d)
+    mkfifo "$dir/input"
+    "$BUILD/chat" <"$dir/input" >"$dir/output" &
+    pid=$!
+    exec 3>"$dir/input"
+    echo "$question" >&3
+    until [ -s "$dir/output" ]; do kill -0 $pid || return 1; done
+    kill -INT $pid
+    echo "$question" >&3
+    exec 3>&-
+    wait $pid
+    status=$?
+    tail -n 1 "$dir/output" | grep -qF "$answer"
+    status=$((status + $?))
+    rm -rf "$dir"
+    return $status
+}
+
+usage() { "$BUILD/chat" --warp 9; [ $? = 2 ]; }
+
+complete() { "$BUILD/complete" models/tiny-coder 'fn main() {' 16 | grep -q .; }
+
+for example in one_shot conversation interrupted usage complete; do step "example: $example" $example; done
+
+# Two workers, so that valgrind sees threads and does not crawl.
+leaks() {
+    QUICK=1 RAYON_NUM_THREADS=2 valgrind --quiet --leak-check=full --errors-for-leak-kinds=definite --error-exitcode=9 "$BUILD/tests/$1-shared"
+}
+
+if have valgrind "memory errors and leaks"; then
+    for section in error values chat; do step "$section.c under valgrind" leaks $section; done
+fi
+
+end "tests/c"
