@@ -1455,7 +1455,7 @@ void mc_generate_options_set_presence_penalty(mc_generate_options *MC_NONNULL op
  *
  * @param options  the options.
  * @param token    the token's id; one outside the vocabulary makes the generation return MC_ERROR_INVALID_ARGUMENT.
- * @param bias     added to its logit; minus infinity = never this token. Not a number is a bad value.
+ * @param bias     a number, added to its logit; minus infinity = never this token.
  *
  * Threads: any, exclusive.
  */

@@ -1,6 +1,6 @@
 //! What the C ABI adds to the engine: remembered bad values, `MC_ERROR_BUSY`, poisoning, callbacks that free, the log.
 
-mod common;
+mod handles;
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_void};
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
 
-use common::*;
+use handles::*;
 use metal_candle::ffi::cancel::*;
 #[cfg(feature = "fault-injection")]
 use metal_candle::ffi::chat::*;
@@ -196,25 +196,24 @@ fn a_session_is_busy_inside_its_own_callback() {
         let (mut out, mut event, mut logits) = (null_mut::<mc_session>(), null::<mc_token_event>(), 0f32);
         let path = c"/nonexistent/session".as_ptr();
         let (chat, at) = (Owned::new(Type::Chat), &raw mut err);
+        let busy = |status| {
+            let message = expect(MC_ERROR_BUSY, status, unsafe { &mut *at });
+            assert_eq!(message, "session: expected to be free, found in use by another call");
+        };
         unsafe {
             assert_eq!(mc_session_position(nn(session)), 40);
-            for status in [
-                mc_session_fork(nn(session), nn(&raw mut out), at),
-                mc_session_append(nn(session), null(), 0, null(), at),
-                mc_session_append_tokens(nn(session), null(), 0, null(), at),
-                mc_session_set_prompt(nn(session), null(), 0, null(), at),
-                mc_session_set_chat(nn(session), chat.arg(), null(), at),
-                mc_session_generate_stream(nn(session), null(), None, null_mut(), null_mut(), at),
-                mc_session_begin(nn(session), null(), at),
-                mc_session_next(nn(session), nn(&raw mut event), at),
-                mc_session_end(nn(session), null_mut(), at),
-                mc_session_save(nn(session), nn(path), at),
-                mc_session_logits(nn(session), nn(&raw mut logits), 4096, at),
-                mc_session_truncate(nn(session), 0, at),
-            ] {
-                let message = expect(MC_ERROR_BUSY, status, &mut *at);
-                assert_eq!(message, "session: expected to be free, found in use by another call");
-            }
+            busy(mc_session_fork(nn(session), nn(&raw mut out), at));
+            busy(mc_session_append(nn(session), null(), 0, null(), at));
+            busy(mc_session_append_tokens(nn(session), null(), 0, null(), at));
+            busy(mc_session_set_prompt(nn(session), null(), 0, null(), at));
+            busy(mc_session_set_chat(nn(session), chat.arg(), null(), at));
+            busy(mc_session_generate_stream(nn(session), null(), None, null_mut(), null_mut(), at));
+            busy(mc_session_begin(nn(session), null(), at));
+            busy(mc_session_next(nn(session), nn(&raw mut event), at));
+            busy(mc_session_end(nn(session), null_mut(), at));
+            busy(mc_session_save(nn(session), nn(path), at));
+            busy(mc_session_logits(nn(session), nn(&raw mut logits), 4096, at));
+            busy(mc_session_truncate(nn(session), 0, at));
         }
         MC_CONTINUE
     });
@@ -529,14 +528,14 @@ mod faults {
         unsafe {
             inject_panic_in_use();
             expect(MC_ERROR_PANIC, mc_session_truncate(session.arg(), 1, &raw mut err), &mut err);
-            let mut fork = null_mut::<mc_session>();
-            for status in [
-                mc_session_truncate(session.arg(), 1, &raw mut err),
-                mc_session_fork(session.arg(), nn(&raw mut fork), &raw mut err),
-                mc_session_generate_stream(session.arg(), null(), None, null_mut(), null_mut(), &raw mut err),
-            ] {
-                assert_eq!(expect(MC_ERROR_POISONED, status, &mut err), "session: an earlier call on it ended in a panic");
-            }
+            let (mut fork, at) = (null_mut::<mc_session>(), &raw mut err);
+            let poisoned = |status| {
+                let message = expect(MC_ERROR_POISONED, status, &mut *at);
+                assert_eq!(message, "session: an earlier call on it ended in a panic");
+            };
+            poisoned(mc_session_truncate(session.arg(), 1, at));
+            poisoned(mc_session_fork(session.arg(), nn(&raw mut fork), at));
+            poisoned(mc_session_generate_stream(session.arg(), null(), None, null_mut(), null_mut(), at));
             assert_eq!(mc_session_position(session.arg()), 40);
         }
         drop((session, Owned::new(Type::Session), Owned::new(Type::Generation)));

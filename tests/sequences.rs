@@ -1,12 +1,12 @@
 //! Any sequence of calls with any handles leaves the process and the count of handles whole.
 
-mod common;
+mod handles;
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
 use std::ptr::{null, null_mut};
 
-use common::*;
+use handles::*;
 use metal_candle::ffi::cancel::*;
 use metal_candle::ffi::chat::*;
 use metal_candle::ffi::error::*;
@@ -27,12 +27,41 @@ struct Step {
     n: u8,
 }
 
+/// Three times in four a handle is the one that the call is for; else it is any, or NULL.
 fn step() -> impl Strategy<Value = Step> {
-    (0..CALLS, 0..SLOTS, 0..SLOTS, any::<u8>()).prop_map(|(call, a, b, n)| Step { call, a, b, n })
+    (0..CALLS, prop::option::weighted(0.25, 0..SLOTS), prop::option::weighted(0.25, 0..SLOTS), any::<u8>()).prop_map(
+        |(call, a, b, n)| {
+            let (fit_a, fit_b) = fit(call);
+            Step { call, a: a.unwrap_or(fit_a), b: b.unwrap_or(fit_b), n }
+        },
+    )
+}
+
+const MODEL: usize = 1;
+const SESSION: usize = 2;
+const CHAT: usize = 4;
+const OPTIONS: usize = 5;
+const TOKENIZER: usize = 6;
+const CANCEL: usize = 7;
+
+/// The slots whose handles a call is for.
+fn fit(call: u8) -> (usize, usize) {
+    match call {
+        0..=2 => (SESSION, CANCEL),
+        3 => (SESSION, CHAT),
+        4..=11 => (SESSION, OPTIONS),
+        13..=16 => (CHAT, CHAT),
+        17 => (MODEL, CHAT),
+        18 | 19 => (TOKENIZER, TOKENIZER),
+        12 | 20 | 21 | 36 => (MODEL, OPTIONS),
+        22..=24 => (CANCEL, CANCEL),
+        25..=33 => (OPTIONS, CANCEL),
+        _ => (8, 9),
+    }
 }
 
 const CALLS: u8 = 44;
-/// NULL, a model, and slots that hold anything or NULL.
+/// NULL, the model, and slots that begin as `fit` expects and then hold anything.
 const SLOTS: usize = 10;
 
 /// Handles by slot. Calls take any slot where they expect any type.
@@ -212,7 +241,7 @@ fn any_sequence_of_calls_leaves_nothing_behind() {
     let _alone = alone();
     let kept = kept();
     let config = ProptestConfig { cases: 1000, failure_persistence: None, max_shrink_iters: 2000, ..ProptestConfig::default() };
-    proptest!(config, |(steps in prop::collection::vec(step(), 1..24))| {
+    proptest!(config, |(steps in prop::collection::vec(step(), 1..48))| {
         let mut pool = Pool::new();
         steps.into_iter().for_each(|step| pool.run(step));
         drop(pool);
