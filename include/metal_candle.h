@@ -528,8 +528,7 @@ size_t mc_device_count(mc_device_kind kind);
  * @param index  which of them, from 0 to mc_device_count() - 1; 0 for MC_DEVICE_AUTO and MC_DEVICE_CPU.
  * @param out    receives one reference; free it with mc_device_free().
  * @param err    NULL, or receives the error.
- * @return MC_OK; MC_ERROR_NOT_FOUND if there is no such device; MC_ERROR_UNSUPPORTED if this build lacks the kind;
- *         MC_ERROR_DEVICE if it cannot be opened.
+ * @return MC_OK; MC_ERROR_NOT_FOUND if this build or machine has no such device.
  *
  * Threads: any.
  */
@@ -563,8 +562,8 @@ const char *MC_NONNULL mc_device_name(const mc_device *MC_NONNULL device);
  * How much of the device's memory is in use.
  *
  * @param device       the device.
- * @param used_bytes   receives what is in use: by this process on a GPU, by the whole system on the CPU.
- * @param total_bytes  receives what there is: for Metal what the system recommends as the working set.
+ * @param used_bytes   receives what is in use by this process; on CUDA by all.
+ * @param total_bytes  receives what there is; on Metal what the system recommends to use at most.
  * @param err          NULL, or receives the error.
  * @return MC_OK; MC_ERROR_DEVICE; MC_ERROR_UNSUPPORTED where the system does not tell.
  *
@@ -581,7 +580,7 @@ mc_status mc_device_memory(const mc_device *MC_NONNULL device,
  *
  * @param device  the device.
  * @param err     NULL, or receives the error.
- * @return MC_OK; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ * @return MC_OK; MC_ERROR_DEVICE if some of it failed.
  *
  * Threads: any.
  */
@@ -590,13 +589,15 @@ mc_status mc_device_synchronize(const mc_device *MC_NONNULL device,
                                 mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Stops work on a device, as iOS demands before an app goes to the background: waits until what runs has finished, and
- * makes every later use of the device return MC_ERROR_SUSPENDED until mc_device_resume().
+ * Stops work on a device, as iOS demands before an app goes to the background. Calls that run on it end with
+ * MC_ERROR_SUSPENDED at their next prefill chunk or token, and so do new ones until mc_device_resume(); sessions keep what
+ * was evaluated.
  *
- * @param device      the device; all handles to the same device are concerned.
+ * @param device      the device that the models were loaded onto with mc_model_options_set_device(). Another mc_device of
+ *                    the same kind does not stop them.
  * @param timeout_ms  how long to wait, in milliseconds; 0 = do not wait.
  * @param err         NULL, or receives the error.
- * @return MC_OK when the device is idle; MC_ERROR_BUSY if it is not after the timeout (it is suspended all the same);
+ * @return MC_OK when the device is idle; MC_ERROR_BUSY if it is not after the timeout (suspended it is all the same);
  *         MC_ERROR_DEVICE.
  *
  * Threads: any.
@@ -772,11 +773,13 @@ void mc_model_options_set_quantization(mc_model_options *MC_NONNULL options, con
  * The longest context that sessions of this model may have.
  *
  * @param options  the options.
- * @param value    tokens; 0 (the default) = what the model's configuration says.
+ * @param value    tokens; 0 (the default) = what the model's configuration says. More than that extrapolates, at a cost in
+ *                 quality.
  *
  * Threads: any, exclusive.
  */
-void mc_model_options_set_max_context(mc_model_options *MC_NONNULL options, size_t value);
+void mc_model_options_set_max_context(mc_model_options *MC_NONNULL options,
+                                      size_t value);
 
 /**
  * Where mc_model_load_hub() keeps what it downloads.
@@ -1049,8 +1052,7 @@ mc_status mc_model_tokenizer(const mc_model *MC_NONNULL model,
  * @param path  a tokenizer.json, or a directory with one.
  * @param out   receives one reference; free it with mc_tokenizer_free().
  * @param err   NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file;
- *         MC_ERROR_UNSUPPORTED.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file.
  *
  * Threads: any.
  */
@@ -1339,7 +1341,7 @@ typedef struct mc_generation mc_generation;
 typedef struct {
   /** Bytes of this struct as the library knows it. */
   size_t struct_size;
-  /** Whole UTF-8 sequences, NUL-terminated; empty while a character or a possible stop text is incomplete. */
+  /** Whole characters in UTF-8, NUL-terminated; empty while a character or a possible stop text is incomplete. */
   const char *MC_NONNULL text;
   /** Bytes of `text`, without the NUL. */
   size_t text_len;
@@ -1483,7 +1485,7 @@ void mc_generate_options_set_ignore_eos(mc_generate_options *MC_NONNULL options,
 
 /**
  * Whether the prompt of mc_generate() gets the tokenizer's special tokens, such as a beginning-of-sequence token. Turn it off
- * for a prompt that a chat template made. A session's text is not concerned.
+ * for a prompt that a chat template made. Sessions decide it themselves: see mc_session_append().
  *
  * @param options  the options.
  * @param value    default: true.
@@ -1553,14 +1555,15 @@ void mc_generate_options_free(mc_generate_options *MC_NULLABLE options);
  * Generates an answer to a prompt.
  *
  * @param model       the model.
- * @param prompt      UTF-8; NULL if `prompt_len` is 0.
+ * @param prompt      UTF-8; NULL if `prompt_len` is 0. Special tokens written in it become their ids.
  * @param prompt_len  bytes.
  * @param options     how to generate; NULL = the defaults.
  * @param out         receives one reference, with MC_CANCELLED too (the partial answer); free it with mc_generation_free().
  * @param err         NULL, or receives the error.
- * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer;
- *         MC_ERROR_UNSUPPORTED if it cannot generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long;
- *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a prompt without a token, special ones counted;
+ *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if it cannot
+ *         generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
+ *         MC_ERROR_SUSPENDED.
  *
  * Threads: any; it runs on the calling thread.
  */
@@ -1657,7 +1660,7 @@ size_t mc_generation_prompt_tokens(const mc_generation *MC_NONNULL generation);
 mc_finish_reason mc_generation_finish_reason(const mc_generation *MC_NONNULL generation);
 
 /**
- * How long the evaluation of the prompt took.
+ * How long the evaluation of the prompt took; in a session, of what it was given since the answer before.
  *
  * @param generation  the generation.
  * @return seconds; 0 if nothing had to be evaluated.
@@ -1667,7 +1670,7 @@ mc_finish_reason mc_generation_finish_reason(const mc_generation *MC_NONNULL gen
 double mc_generation_prefill_seconds(const mc_generation *MC_NONNULL generation);
 
 /**
- * How long generating the tokens took, callbacks counted.
+ * How long generating the tokens took, callbacks included.
  *
  * @param generation  the generation.
  * @return seconds.
@@ -1693,7 +1696,9 @@ void mc_generation_free(mc_generation *MC_NULLABLE generation);
  * @{
  *
  * Append text or set the whole prompt, then generate, with a callback (mc_session_generate_stream()) or by asking for one
- * token after another (mc_session_begin(), mc_session_next(), mc_session_end()). The answer becomes part of the session.
+ * token after another (mc_session_begin(), mc_session_next(), mc_session_end()). The answer becomes part of the session, an
+ * end-of-sequence token apart. Between mc_session_begin() and the end of that answer, calls that would change the session
+ * otherwise return MC_ERROR_INVALID_ARGUMENT: call mc_session_end() first.
  */
 
 /**
@@ -1739,7 +1744,8 @@ mc_status mc_session_fork(const mc_session *MC_NONNULL session,
                           mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Evaluates text behind what the session holds. Special tokens written in it become their ids; none are added.
+ * Evaluates text behind what the session holds. Special tokens written in it become their ids; an empty session also gets
+ * what the tokenizer puts around a text, such as a beginning-of-sequence token.
  *
  * @param session   the session.
  * @param text      UTF-8; NULL if `text_len` is 0.
@@ -1747,7 +1753,7 @@ mc_status mc_session_fork(const mc_session *MC_NONNULL session,
  * @param cancel    a flag that stops the call; NULL = none.
  * @param err       NULL, or receives the error.
  * @return MC_OK; MC_CANCELLED (the session holds what was evaluated, see mc_session_position()); MC_ERROR_INVALID_UTF8;
- *         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_CONTEXT_FULL (nothing was evaluated); MC_ERROR_BUSY;
+ *         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_CONTEXT_FULL (nothing was changed); MC_ERROR_BUSY;
  *         MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
  *
  * Threads: any, exclusive.
@@ -1816,7 +1822,8 @@ mc_status mc_session_set_chat(mc_session *MC_NONNULL session,
                               mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Generates an answer to what the session holds, token by token; the session then holds the answer too.
+ * Generates an answer to what the session holds, token by token; the session then holds the answer too. After an error it
+ * holds the tokens that were generated.
  *
  * @param session    the session; not empty. `on_token` may free it, and gets MC_ERROR_BUSY for other calls on it.
  * @param options    how to generate; NULL = the defaults.
@@ -1839,12 +1846,13 @@ mc_status mc_session_generate_stream(mc_session *MC_NONNULL session,
                                      mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Begins an answer that mc_session_next() reads and mc_session_end() ends. One that was begun before is ended.
+ * Begins an answer that mc_session_next() reads and mc_session_end() ends.
  *
  * @param session  the session; not empty.
  * @param options  how to generate, copied; NULL = the defaults. `prefill_progress` is not used.
  * @param err      NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session and while another answer is begun; MC_ERROR_BUSY;
+ *         MC_ERROR_POISONED.
  *
  * Threads: any, exclusive.
  */
@@ -1913,7 +1921,7 @@ mc_status mc_session_save(const mc_session *MC_NONNULL session,
                           mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Reads a session that mc_session_save() wrote.
+ * Reads a session that mc_session_save() wrote. It has the same `max_context`, or the model's if that is less.
  *
  * @param model  the model that the session was made with.
  * @param path   the file.
@@ -1932,6 +1940,7 @@ mc_status mc_session_load(const mc_model *MC_NONNULL model,
 
 /**
  * The logits after the last token that the session holds: what the network says of each possible next token, unscaled.
+ * Evaluates that token if nothing did yet.
  *
  * @param session  the session; not empty.
  * @param out      receives `out_len` numbers.
@@ -1949,13 +1958,12 @@ mc_status mc_session_logits(const mc_session *MC_NONNULL session,
                             mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Forgets what comes after the first tokens. An answer that was begun is ended.
+ * Forgets what comes after the first tokens.
  *
  * @param session   the session.
  * @param position  how many tokens to keep, up to mc_session_position(); 0 = none.
  * @param err       NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for more tokens than there are; MC_ERROR_BUSY; MC_ERROR_POISONED;
- *         MC_ERROR_UNSUPPORTED if the model keeps a window of its past alone and the position is before it.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for more tokens than there are; MC_ERROR_BUSY; MC_ERROR_POISONED.
  *
  * Threads: any, exclusive.
  */

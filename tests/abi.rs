@@ -10,7 +10,9 @@ use metal_candle::ffi::library::{MC_ABI_VERSION, mc_abi_version};
 fn exports_are_the_committed_list() {
     let listed: Vec<&str> = include_str!("../abi/symbols.txt").lines().collect();
     assert!(listed.is_sorted(), "abi/symbols.txt is not sorted");
-    let Some(output) = tool("nm", if cfg!(target_vendor = "apple") { &["-gU"] } else { &["-D", "--defined-only"] }) else { return };
+    let Some(output) = tool("nm", if cfg!(target_vendor = "apple") { &["-gU"] } else { &["-D", "--defined-only"] }) else {
+        return;
+    };
     let mut exported: Vec<&str> = output.lines().filter_map(|line| line.split_whitespace().last()).collect();
     if cfg!(target_vendor = "apple") {
         exported = exported.into_iter().map(|symbol| symbol.strip_prefix('_').unwrap_or(symbol)).collect();

@@ -11,6 +11,7 @@ use std::sync::{Barrier, Mutex};
 use std::thread;
 
 use handles::*;
+use mc_status::*;
 use metal_candle::ffi::cancel::*;
 #[cfg(feature = "fault-injection")]
 use metal_candle::ffi::chat::*;
@@ -20,7 +21,6 @@ use metal_candle::ffi::generate::*;
 use metal_candle::ffi::library::*;
 use metal_candle::ffi::model::*;
 use metal_candle::ffi::session::*;
-use mc_status::*;
 
 /// A handle that this test frees.
 struct Owned(Type, *mut c_void);
@@ -70,7 +70,10 @@ fn bad_generate_options_are_reported_by_their_first_use() {
             ),
             (report(|o| mc_generate_options_set_prefill_chunk(o, 0)), "options: prefill_chunk: expected 1 to 512, found 0"),
             (report(|o| mc_generate_options_set_prefill_chunk(o, 513)), "options: prefill_chunk: expected 1 to 512, found 513"),
-            (report(|o| mc_generate_options_add_stop(o, nn(c"".as_ptr()), 0)), "options: stop: expected text, found an empty one"),
+            (
+                report(|o| mc_generate_options_add_stop(o, nn(c"".as_ptr()), 0)),
+                "options: stop: expected text, found an empty one",
+            ),
             (
                 report(|o| mc_generate_options_add_stop(o, nn(c"a\xff".as_ptr()), 2)),
                 "options: stop: expected UTF-8, found byte 0xff at offset 1",
@@ -78,11 +81,15 @@ fn bad_generate_options_are_reported_by_their_first_use() {
         ] {
             assert_eq!(found, expected);
         }
-        assert!(report(|o| mc_generate_options_set_frequency_penalty(o, f32::INFINITY)).starts_with("options: frequency_penalty: "));
+        assert!(
+            report(|o| mc_generate_options_set_frequency_penalty(o, f32::INFINITY)).starts_with("options: frequency_penalty: ")
+        );
         assert!(report(|o| mc_generate_options_set_presence_penalty(o, f32::NAN)).starts_with("options: presence_penalty: "));
         assert!(report(|o| mc_generate_options_add_logit_bias(o, 3, f32::NAN)).starts_with("options: logit_bias[3]: "));
         let device = Owned::new(Type::Device);
-        assert!(report(|o| mc_generate_options_set_cancel(o, device.1.cast())).starts_with("options: cancel: expected mc_cancel, "));
+        assert!(
+            report(|o| mc_generate_options_set_cancel(o, device.1.cast())).starts_with("options: cancel: expected mc_cancel, ")
+        );
     }
 }
 
@@ -282,9 +289,8 @@ fn a_second_thread_finds_the_session_busy() {
         let shared = &shared;
         scope.spawn(move || {
             let (data, mut err) = ((&raw const *shared).cast_mut().cast(), null_mut());
-            let status = unsafe {
-                mc_session_generate_stream(nn(shared.session), null(), Some(wait), data, null_mut(), &raw mut err)
-            };
+            let status =
+                unsafe { mc_session_generate_stream(nn(shared.session), null(), Some(wait), data, null_mut(), &raw mut err) };
             expect(MC_OK, status, &mut err);
         });
         shared.inside.wait();
@@ -355,8 +361,7 @@ fn a_cancelled_generation_hands_over_what_there_is() {
     unsafe {
         mc_generate_options_set_cancel(options.arg(), cancel.1.cast());
         let options = options.1.cast();
-        let status =
-            mc_session_generate_stream(session.arg(), options, Some(trigger), cancel.1, &raw mut out, &raw mut err);
+        let status = mc_session_generate_stream(session.arg(), options, Some(trigger), cancel.1, &raw mut out, &raw mut err);
         expect(MC_CANCELLED, status, &mut err);
         assert_eq!(mc_generation_finish_reason(nn(out)), mc_finish_reason::MC_FINISH_CANCELLED);
         assert_eq!(mc_generation_tokens_len(nn(out)), 1);

@@ -111,7 +111,8 @@ impl Pool {
                 2 => mc_session_set_prompt(self.at(a), words, len, self.raw(b), err),
                 3 => mc_session_set_chat(self.at(a), self.at(b), null(), err),
                 4 => {
-                    let status = mc_session_generate_stream(self.at(a), self.short(b), Some(react), self.raw(a), place.cast(), err);
+                    let status =
+                        mc_session_generate_stream(self.at(a), self.short(b), Some(react), self.raw(a), place.cast(), err);
                     self.keep(n, Type::Generation, out);
                     status
                 }
