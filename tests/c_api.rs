@@ -2,7 +2,7 @@
 
 mod handles;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_void};
 use std::mem::{MaybeUninit, size_of};
 use std::ptr::{null, null_mut};
@@ -183,6 +183,48 @@ fn a_stream_gives_the_answer_piece_by_piece() {
     });
     assert_eq!(found, (MC_OK, ANSWER.to_owned(), mc_finish_reason::MC_FINISH_EOS, 13));
     assert_eq!(PIECES.take(), ANSWER);
+}
+
+#[test]
+fn callbacks_run_on_the_calling_thread() {
+    let _alone = alone();
+    thread_local!(static CALLS: Cell<[usize; 3]> = const { Cell::new([0; 3]) });
+    fn count(which: usize) -> i32 {
+        let mut calls = CALLS.get();
+        calls[which] += 1;
+        CALLS.set(calls);
+        MC_CONTINUE
+    }
+    extern "C" fn on_token(_: *mut c_void, _: &mc_token_event) -> i32 {
+        count(0)
+    }
+    extern "C" fn on_prefill(_: *mut c_void, event: &mc_progress_event) -> i32 {
+        assert_eq!(event.stage, mc_stage::MC_STAGE_PREFILL);
+        count(1)
+    }
+    extern "C" fn on_load(_: *mut c_void, event: &mc_progress_event) -> i32 {
+        assert_eq!(event.stage, mc_stage::MC_STAGE_READ);
+        count(2)
+    }
+    let (load, generate) = (Owned::new(Type::ModelOptions), Owned::new(Type::GenerateOptions));
+    let (mut model, mut out, mut err) = (null_mut::<mc_model>(), null_mut::<mc_generation>(), null_mut());
+    let prompt = PROMPT.as_ptr().cast();
+    unsafe {
+        mc_model_options_set_progress(load.arg(), Some(on_load), null_mut());
+        let status = mc_model_load(nn(model_path().as_ptr()), load.1.cast(), nn(&raw mut model), &raw mut err);
+        expect(MC_OK, status, &mut err);
+        mc_generate_options_set_prefill_progress(generate.arg(), Some(on_prefill), null_mut());
+        mc_generate_options_set_prefill_chunk(generate.arg(), 10);
+        let options = generate.1.cast();
+        let (model, out, err_at) = (model, &raw mut out, &raw mut err);
+        let status = mc_generate_stream(nn(model), prompt, PROMPT.len(), options, Some(on_token), null_mut(), out, err_at);
+        expect(MC_OK, status, &mut err);
+        mc_generation_free(*out);
+        mc_model_free(model);
+    }
+    let [tokens, chunks, reads] = CALLS.get();
+    assert_eq!((tokens, chunks), (2, 4));
+    assert!(reads > 1);
 }
 
 #[test]
