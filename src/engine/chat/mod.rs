@@ -141,7 +141,7 @@ impl Chat {
     ///
     /// # Errors
     /// `ErrorKind::Template` with the template's line: its own `raise_exception`, a failed operation, or more than 50 million steps,
-    /// 64 MiB of output or 50 nested macros.
+    /// 64 MiB of text or 50 nested macros.
     pub fn render(&self, template: Option<&ChatTemplate>, add_generation_prompt: bool) -> Result<String> {
         let program = match (&self.program, template) {
             (Some(program), _) => program,
@@ -256,6 +256,10 @@ const RESERVED: [(&str, &str); 9] = [
 ];
 const KEYWORDS: [&str; 14] =
     ["and", "or", "not", "in", "is", "if", "else", "for", "true", "false", "none", "True", "False", "None"];
-/// Methods that [`source`] writes into a template and [`python`] answers.
+/// Methods and functions that [`source`] writes into a template and [`python`] answers.
 const SLICE_METHOD: &str = "__slice__";
 const ATTRIBUTE_METHOD: &str = "__attribute__";
+const CHECK: &str = "__check__";
+const CHECK_ATTRIBUTE: &str = "__check_attribute__";
+/// A value that a template stores, and the text it makes.
+const MAX_BYTES: usize = 64 << 20;

@@ -11,10 +11,11 @@
 
 use std::fmt::Write;
 
-use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Tuple, ValueKind, from_args};
+use minijinja::formatting::{self, FormatStyle};
+use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Rest, Tuple, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
-use super::{ATTRIBUTE_METHOD, SLICE_METHOD};
+use super::{ATTRIBUTE_METHOD, MAX_BYTES, SLICE_METHOD};
 
 /// A JSON value as a template sees it, keys in their order.
 pub(super) fn from_json(json: &serde_json::Value) -> Value {
@@ -52,7 +53,7 @@ pub(super) fn to_str(value: &Value) -> Result<String, Error> {
 
 /// `repr(value)`.
 fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
-    check_depth(depth)?;
+    check_text(out, depth)?;
     match value.kind() {
         ValueKind::Number => out.push_str(&number(value)),
         ValueKind::Seq | ValueKind::Iterable => {
@@ -153,7 +154,7 @@ struct JsonStyle {
 
 impl JsonStyle {
     fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
-        check_depth(depth)?;
+        check_text(out, depth)?;
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -308,8 +309,7 @@ fn slice_indices(len: usize, (start, stop, step): (Option<i64>, Option<i64>, i64
 fn attribute(value: &Value, args: &[Value]) -> Result<Value, Error> {
     let (name,): (&str,) = from_args(args)?;
     // A namespace is no dict: its attributes are what the template put there.
-    let is_dict = value.kind() == ValueKind::Map && !value.as_object().is_some_and(|object| object.type_name().contains("Namespace"));
-    if is_dict { Ok(Value::from_object(DictMethod)) } else { value.get_attr(name) }
+    if value.kind() == ValueKind::Map && !is_namespace(value) { Ok(Value::from_object(DictMethod)) } else { value.get_attr(name) }
 }
 
 /// A method of dict that nobody calls; it has no attributes and no items.
@@ -395,6 +395,10 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
             };
             let left: String = padding.chars().take(left).collect();
             Value::from(format!("{left}{text}{}", &padding[left.len()..]))
+        }
+        "format" => {
+            check_format(text)?;
+            return Ok(None);
         }
         "join" => {
             let (parts,): (&Value,) = from_args(args)?;
@@ -488,7 +492,7 @@ fn title(text: &str) -> String {
     let mut after_cased = false;
     let mut result = String::with_capacity(text.len());
     for letter in text.chars() {
-        if after_cased { result.extend(letter.to_lowercase()) } else { result.extend(letter.to_uppercase()) }
+        if after_cased { result.extend(letter.to_lowercase()) } else { result.extend(title_case(letter)) }
         after_cased = letter.is_lowercase() || letter.is_uppercase();
     }
     result
@@ -496,7 +500,15 @@ fn title(text: &str) -> String {
 
 fn capitalize(text: &str) -> String {
     let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters.as_str().to_lowercase().chars()).collect())
+    letters.next().map_or_else(String::new, |first| title_case(first).chain(letters.as_str().to_lowercase().chars()).collect())
+}
+
+/// `ß` becomes `Ss`, not `SS`. Unicode's four digraphs with a title case of their own become upper case.
+fn title_case(letter: char) -> impl Iterator<Item = char> {
+    letter.to_uppercase().enumerate().flat_map(|(at, upper)| {
+        let lower = (at > 0).then(|| upper.to_lowercase());
+        lower.into_iter().flatten().chain((at == 0).then_some(upper))
+    })
 }
 
 fn swap_case(letter: char) -> Vec<char> {
@@ -505,9 +517,7 @@ fn swap_case(letter: char) -> Vec<char> {
 
 /// What is missing to `width` letters.
 fn padding(fill: char, width: usize, text: &str) -> Result<String, Error> {
-    if width > MAX_WIDTH {
-        return Err(invalid(format!("a width of {width} is not supported (up to {MAX_WIDTH})")));
-    }
+    check_width(width)?;
     Ok(std::iter::repeat_n(fill, width.saturating_sub(text.chars().count())).collect())
 }
 
@@ -553,6 +563,25 @@ pub(super) fn join_filter(value: &Value, separator: Option<Value>, attribute: Op
         }
     }
     Ok(Value::from(joined))
+}
+
+/// The filter `default`: for what is undefined, or with `boolean` for what is false.
+pub(super) fn default_filter(value: &Value, default: Option<Value>, boolean: Option<bool>, kwargs: Kwargs) -> Result<Value, Error> {
+    let boolean = boolean.map_or_else(|| kwargs.get::<Option<bool>>("boolean"), |boolean| Ok(Some(boolean)))?.unwrap_or(false);
+    let default = default.map_or_else(|| kwargs.get::<Option<Value>>("default_value"), |default| Ok(Some(default)))?;
+    kwargs.assert_all_used()?;
+    let is_missing = value.is_undefined() || (boolean && !value.is_true());
+    Ok(if is_missing { default.unwrap_or_else(|| Value::from("")) } else { value.clone() })
+}
+
+/// The filter `length`: 0 for what is undefined.
+pub(super) fn length_filter(value: &Value) -> Result<usize, Error> {
+    match (value.len(), value.kind()) {
+        (Some(len), _) => Ok(len),
+        (None, ValueKind::Undefined) => Ok(0),
+        (None, ValueKind::Iterable) => Ok(value.try_iter()?.count()),
+        (None, kind) => Err(invalid(format!("a value of type {kind} has no length"))),
+    }
 }
 
 /// The filter `trim`.
@@ -606,6 +635,76 @@ pub(super) fn float_filter(value: &Value, default: Option<Value>) -> Value {
     parsed.map_or_else(|| default.unwrap_or_else(|| Value::from(0.0)), Value::from)
 }
 
+/// The filter `indent`, by a number of spaces or a string.
+pub(super) fn indent_filter(value: &Value, width: Option<Value>, first: Option<bool>, blank: Option<bool>, kwargs: Kwargs) -> Result<Value, Error> {
+    let width = match width {
+        Some(width) => width,
+        None => kwargs.get::<Option<Value>>("width")?.unwrap_or_else(|| Value::from(4)),
+    };
+    let first = first.map_or_else(|| kwargs.get::<Option<bool>>("first"), |first| Ok(Some(first)))?.unwrap_or(false);
+    let blank = blank.map_or_else(|| kwargs.get::<Option<bool>>("blank"), |blank| Ok(Some(blank)))?.unwrap_or(false);
+    kwargs.assert_all_used()?;
+    let indentation = match (width.as_str(), width.as_i64()) {
+        (Some(text), _) => text.to_owned(),
+        (None, Some(spaces)) => padding(' ', usize::try_from(spaces).unwrap_or(0), "")?,
+        (None, None) => return Err(invalid("indent: width is neither an integer nor a string")),
+    };
+    let text = to_str(value)? + "\n";
+    let mut indented = String::new();
+    for (at, line) in split_lines(&text, false).iter().enumerate() {
+        let line = line.as_str().unwrap_or_default();
+        indented.push_str(if at == 0 { "" } else { "\n" });
+        if if at == 0 { first } else { blank || !line.is_empty() } {
+            indented.push_str(&indentation);
+        }
+        indented.push_str(line);
+        check_text(&indented, 0)?;
+    }
+    Ok(Value::from(indented))
+}
+
+/// The filters `batch` and `slice`, whose count must not be a size to allocate.
+pub(super) fn batch_filter(state: &State, value: Value, count: usize, fill_with: Option<Value>) -> Result<Value, Error> {
+    check_width(count)?;
+    minijinja::filters::batch(state, value, count, fill_with)
+}
+
+pub(super) fn slice_filter(state: &State, value: Value, count: usize, fill_with: Option<Value>) -> Result<Value, Error> {
+    check_width(count)?;
+    minijinja::filters::slice(state, value, count, fill_with)
+}
+
+/// The filter `format`, `'%s'|format(x)`.
+pub(super) fn format_filter(format: &str, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    check_format(format)?;
+    formatting::format(FormatStyle::Printf, format, &args.into_values()).map(Value::from)
+}
+
+/// A width or a precision of five digits is a size that nobody needs.
+fn check_format(format: &str) -> Result<(), Error> {
+    let is_huge = format.split(|letter: char| !letter.is_ascii_digit()).any(|digits| digits.len() > 4);
+    if is_huge { Err(invalid("format: a number of more than four digits is not supported")) } else { Ok(()) }
+}
+
+fn check_width(width: usize) -> Result<(), Error> {
+    if width > MAX_WIDTH { Err(invalid(format!("a size of {width} is not supported (up to {MAX_WIDTH})"))) } else { Ok(()) }
+}
+
+/// The function `range`.
+pub(super) fn range(start: i64, stop: Option<i64>, step: Option<i64>) -> Result<Value, Error> {
+    let (start, stop) = stop.map_or((0, start), |stop| (start, stop));
+    let step = step.unwrap_or(1);
+    let (distance, stride) = (i128::from(stop) - i128::from(start), i128::from(step));
+    if step == 0 {
+        return Err(invalid("range: the step cannot be zero"));
+    }
+    let len = if (distance < 0) == (step < 0) { (distance.abs() + stride.abs() - 1) / stride.abs() } else { 0 };
+    if len > MAX_RANGE {
+        return Err(invalid(format!("range: {len} numbers are not supported (up to {MAX_RANGE})")));
+    }
+    Ok((0..len).filter_map(|at| i64::try_from(i128::from(start) + at * stride).ok()).map(Value::from).collect())
+}
+
 /// The test `sequence`: in Python whatever has a length and items, so strings and dicts too.
 pub(super) fn is_sequence(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::String | ValueKind::Map)
@@ -621,8 +720,67 @@ pub(super) fn is_number(value: &Value) -> bool {
     matches!(value.kind(), ValueKind::Number | ValueKind::Bool)
 }
 
-fn check_depth(depth: usize) -> Result<(), Error> {
-    if depth > MAX_DEPTH { Err(invalid(format!("a value nested more than {MAX_DEPTH} deep is not supported"))) } else { Ok(()) }
+/// A value that `{% set %}` is about to store, if its size is bounded.
+///
+/// minijinja compares, prints and drops nested values recursively, so their depth must not grow from one `set` to the next.
+pub(super) fn check(value: &Value) -> Result<Value, Error> {
+    let mut size = Size { values: 0, bytes: 0, may_hold_namespaces: true };
+    size.add(value, 0)?;
+    Ok(value.clone())
+}
+
+/// As [`check`], for an attribute of a namespace: with a namespace in it, it could hold itself.
+pub(super) fn check_attribute(value: &Value) -> Result<Value, Error> {
+    let mut size = Size { values: 0, bytes: 0, may_hold_namespaces: false };
+    size.add(value, 0)?;
+    Ok(value.clone())
+}
+
+struct Size {
+    values: usize,
+    bytes: usize,
+    may_hold_namespaces: bool,
+}
+
+impl Size {
+    fn add(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        self.values += 1;
+        self.bytes += value.as_str().map_or(0, str::len);
+        if depth > MAX_DEPTH {
+            return Err(invalid(format!("a value nested more than {MAX_DEPTH} deep is not supported")));
+        }
+        if self.values > MAX_VALUES || self.bytes > MAX_BYTES {
+            return Err(invalid(format!("a value of more than {MAX_VALUES} items or {MAX_BYTES} bytes is not supported")));
+        }
+        if !self.may_hold_namespaces && is_namespace(value) {
+            return Err(invalid("a namespace in a namespace is not supported"));
+        }
+        // An iterable of unknown length may be one that can be read only once.
+        if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) || value.len().is_none() {
+            return Ok(());
+        }
+        for item in value.try_iter()? {
+            if value.kind() == ValueKind::Map {
+                self.add(&value.get_item(&item)?, depth + 1)?;
+            }
+            self.add(&item, depth + 1)?;
+        }
+        Ok(())
+    }
+}
+
+fn is_namespace(value: &Value) -> bool {
+    value.as_object().is_some_and(|object| object.type_name().contains("Namespace"))
+}
+
+fn check_text(text: &str, depth: usize) -> Result<(), Error> {
+    if depth > MAX_DEPTH {
+        return Err(invalid(format!("a value nested more than {MAX_DEPTH} deep is not supported")));
+    }
+    if text.len() > MAX_BYTES {
+        return Err(invalid(format!("text of more than {MAX_BYTES} bytes is not supported")));
+    }
+    Ok(())
 }
 
 fn invalid(message: impl Into<String>) -> Error {
@@ -631,7 +789,12 @@ fn invalid(message: impl Into<String>) -> Error {
 
 /// serde_json reads up to 128 levels; a template may nest further.
 const MAX_DEPTH: usize = 256;
+/// What a value may hold in all.
+const MAX_VALUES: usize = 1_000_000;
+/// A width, a count or an indentation.
 const MAX_WIDTH: usize = 1 << 16;
+/// As in Jinja2's sandbox.
+const MAX_RANGE: i128 = 100_000;
 
 #[cfg(test)]
 mod tests {

@@ -2,15 +2,17 @@
 //!
 //! - `{% generation %} … {% endgeneration %}` (transformers' own block) becomes `{% with %} … {% endwith %}`;
 //! - `x[a:b:c]` becomes a call of Python's slicing: minijinja 3.0.5 panics on `''[::-1]` and keeps index 0 in `x[:0:-1]`;
-//! - `x.items` without a call is a dict's method in Python, even where the dict has a key `items`.
+//! - `x.items` without a call is a dict's method in Python, even where the dict has a key `items`;
+//! - what `{% set %}` stores passes a check of its size: a loop around `{% set ns.x = [ns.x] %}` would nest until the stack overflows.
 //!
-//! Nothing moves to another line, so line numbers stay true. Sizes that would make the parser recurse are refused here.
+//! Nothing moves to another line, so line numbers stay true. What would make minijinja recurse without a bound is refused here.
 //!
 //! ```text
 //! {{ messages[1:] }}  →  {{ messages.__slice__(1,none,none) }}
+//! {% set x = y %}     →  {% set x =__check__(( y )) %}
 //! ```
 
-use super::{ATTRIBUTE_METHOD, SLICE_METHOD};
+use super::{ATTRIBUTE_METHOD, CHECK, CHECK_ATTRIBUTE, SLICE_METHOD};
 
 /// What is wrong with a template's text, and where.
 #[derive(Debug)]
@@ -37,6 +39,16 @@ struct Rewriter<'s> {
     out: String,
 }
 
+/// What an expression belongs to, as far as it was read.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    Value,
+    /// In a `set` before the equals sign; without one, the block after it is stored.
+    Target,
+    /// As `Target`, of the form `ns.name`.
+    AttributeTarget,
+}
+
 /// A bracket that is still open.
 struct Open {
     bracket: u8,
@@ -56,7 +68,7 @@ impl<'s> Rewriter<'s> {
                 Some(b'#') => self.copy_past("#}"),
                 Some(b'{') => {
                     self.copy(2);
-                    self.expression("}}", false)?;
+                    self.expression("}}", Place::Value)?;
                 }
                 Some(b'%') => self.tag(&mut branches)?,
                 _ => self.copy(1),
@@ -76,6 +88,7 @@ impl<'s> Rewriter<'s> {
                 self.copy_raw_block();
                 return Ok(());
             }
+            "block" | "extends" | "include" | "import" | "from" => return Err(format!("the tag {name:?} is not supported")),
             "generation" => self.replace(name.len(), "with"),
             "endgeneration" => self.replace(name.len(), "endwith"),
             _ => self.copy(name.len()),
@@ -85,15 +98,23 @@ impl<'s> Rewriter<'s> {
         if *branches > MAX_BRANCHES {
             return Err(format!("more than {MAX_BRANCHES} elif in one template are not supported"));
         }
-        self.expression("%}", name == "set")
+        self.expression("%}", if name == "set" { Place::Target } else { Place::Value })
     }
 
     /// Up to and with `end`, which does not count inside strings and brackets.
-    fn expression(&mut self, end: &str, mut is_target: bool) -> Result<(), String> {
+    fn expression(&mut self, end: &str, mut place: Place) -> Result<(), String> {
         let mut open: Vec<Open> = Vec::new();
+        let mut closing = String::new();
         let mut tokens = 0;
         while let Some(&byte) = self.rest().as_bytes().first() {
             if open.is_empty() && self.rest().starts_with(end) {
+                if place != Place::Value {
+                    closing = format!("|{CHECK}");
+                }
+                // The sign of whitespace control belongs to the end.
+                let sign = if self.out.ends_with(['-', '+']) { self.out.pop() } else { None };
+                self.out.push_str(&closing);
+                self.out.extend(sign);
                 self.copy(end.len());
                 return Ok(());
             }
@@ -124,11 +145,17 @@ impl<'s> Rewriter<'s> {
                     }
                     self.copy(1);
                 }
-                b'=' => {
-                    is_target = is_target && !open.is_empty();
+                b'=' if place != Place::Value && open.is_empty() => {
+                    let check = if place == Place::AttributeTarget { CHECK_ATTRIBUTE } else { CHECK };
+                    self.replace(1, &format!("={check}(("));
+                    "))".clone_into(&mut closing);
+                    place = Place::Value;
+                }
+                b'.' if place != Place::Value && open.is_empty() => {
+                    place = Place::AttributeTarget;
                     self.copy(1);
                 }
-                b'.' if !is_target => self.attribute(),
+                b'.' => self.attribute()?,
                 _ => self.copy(identifier(self.rest()).len().max(char_len(self.rest()))),
             }
         }
@@ -151,16 +178,21 @@ impl<'s> Rewriter<'s> {
     }
 
     /// At a dot: `.items` becomes `.__attribute__('items')`, `.items(` stays.
-    fn attribute(&mut self) {
+    fn attribute(&mut self) -> Result<(), String> {
         let after_dot = &self.rest()[1..];
         let spaces = after_dot.len() - after_dot.trim_start().len();
         let name = identifier(&after_dot[spaces..]);
-        let is_call = after_dot[spaces + name.len()..].trim_start().starts_with('(');
-        if is_call || !DICT_METHODS.contains(&name) {
-            self.copy(1 + spaces + name.len());
-            return;
+        let call = after_dot[spaces + name.len()..].trim_start().strip_prefix('(').map(str::trim_start);
+        if name == "cycle" && call.is_some_and(|args| args.starts_with([')', '*'])) {
+            // minijinja 3.0.5 divides by the number of arguments.
+            return Err("cycle without arguments is not supported".to_owned());
         }
-        self.replace(1 + spaces + name.len(), &format!(".{ATTRIBUTE_METHOD}('{name}')"));
+        if call.is_none() && DICT_METHODS.contains(&name) {
+            self.replace(1 + spaces + name.len(), &format!(".{ATTRIBUTE_METHOD}('{name}')"));
+        } else {
+            self.copy(1 + spaces + name.len());
+        }
+        Ok(())
     }
 
     /// At the name `raw`: up to the tag that ends it.
@@ -262,7 +294,9 @@ mod tests {
             ("{%- generation -%}x{%- endgeneration %}", "{%- with -%}x{%- endwith %}"),
             ("{% raw %}{{ a[1:] }}{%- endraw -%}{{ a[:2] }}", "{% raw %}{{ a[1:] }}{%- endraw -%}{{ a.__slice__(none,2,none) }}"),
             ("{{ d.items() }}{{ d.items }}", "{{ d.items() }}{{ d.__attribute__('items') }}"),
-            ("{% set ns.values = ns.values %}", "{% set ns.values = ns.__attribute__('values') %}"),
+            ("{% set ns.values = ns.values -%}", "{% set ns.values =__check_attribute__(( ns.__attribute__('values') ))-%}"),
+            ("{% set a, b = 1, 2 %}", "{% set a, b =__check__(( 1, 2 ))%}"),
+            ("{%- set a | trim -%}x{% endset %}", "{%- set a | trim |__check__-%}x{% endset %}"),
             ("{{ é[1:] }}", "{{ é.__slice__(1,none,none) }}"),
             ("a\r\nb\rc", "a\nb\nc"),
             ("{{ a[1:", "{{ a[1:"),
@@ -274,6 +308,11 @@ mod tests {
         ] {
             assert_eq!(rewrite(source).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn tags_that_load_templates_are_refused() {
+        assert_eq!(rewrite("\n{%- include 'x' %}").unwrap_err().message, "the tag \"include\" is not supported");
     }
 
     #[test]
