@@ -137,7 +137,10 @@ impl Chat {
         self.unix_seconds = Some(unix_seconds);
     }
 
-    /// The prompt. `template`: the model's; `None` if it has none (then [`set_template`](Self::set_template) must have been called).
+    /// The prompt, as transformers' `apply_chat_template` makes it. `template`: the model's; `None` if it has none (then [`set_template`](Self::set_template) must have been called).
+    ///
+    /// It is more lenient than Python in one thing: a loop over None is empty. Tags that load other templates (`include`, `import`,
+    /// `extends`, `block`) are not supported.
     ///
     /// # Errors
     /// `ErrorKind::Template` with the template's line: its own `raise_exception`, a failed operation, or more than 50 million steps,
