@@ -14,6 +14,9 @@ mod template;
 mod program;
 mod source;
 mod python;
+mod json;
+mod methods;
+mod filters;
 mod time;
 
 use std::time::SystemTime;
@@ -259,7 +262,7 @@ const RESERVED: [(&str, &str); 9] = [
 ];
 const KEYWORDS: [&str; 14] =
     ["and", "or", "not", "in", "is", "if", "else", "for", "true", "false", "none", "True", "False", "None"];
-/// Methods and functions that [`source`] writes into a template and [`python`] answers.
+/// Methods and functions that [`source`] writes into a template; [`methods`] and [`python`] answer them.
 const SLICE_METHOD: &str = "__slice__";
 const ATTRIBUTE_METHOD: &str = "__attribute__";
 const CHECK: &str = "__check__";

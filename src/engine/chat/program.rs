@@ -16,7 +16,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{AutoEscape, Environment, ErrorKind as JinjaError, Output, State, Value};
 
-use super::{CHECK, CHECK_ATTRIBUTE, MAX_BYTES, python, source, time};
+use super::{CHECK, CHECK_ATTRIBUTE, MAX_BYTES, filters, json, methods, python, source, time};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A template's text; it is compiled once, when first used.
@@ -89,31 +89,31 @@ fn compile(text: &str) -> Result<Environment<'static>> {
     environment.set_fuel(Some(MAX_STEPS));
     environment.set_recursion_limit(RECURSION_LIMIT);
     environment.set_formatter(print);
-    environment.set_unknown_method_callback(python::call_method);
+    environment.set_unknown_method_callback(methods::call_method);
     environment.add_function("raise_exception", raise_exception);
-    environment.add_function("range", python::range);
+    environment.add_function("range", filters::range);
     environment.add_function(CHECK, python::check);
     environment.add_function(CHECK_ATTRIBUTE, python::check_attribute);
     environment.add_filter(CHECK, python::check);
     // minijinja's own: it would print what the host has set.
     environment.remove_global("debug");
-    environment.add_filter("tojson", |value: &Value, kwargs: Kwargs| python::tojson(value, kwargs));
-    environment.add_filter("string", python::string_filter);
-    environment.add_filter("join", python::join_filter);
-    environment.add_filter("default", python::default_filter);
-    environment.add_filter("d", python::default_filter);
-    environment.add_filter("length", python::length_filter);
-    environment.add_filter("count", python::length_filter);
-    environment.add_filter("trim", python::trim_filter);
-    environment.add_filter("int", python::int_filter);
-    environment.add_filter("float", python::float_filter);
-    environment.add_filter("indent", python::indent_filter);
-    environment.add_filter("batch", python::batch_filter);
-    environment.add_filter("slice", python::slice_filter);
-    environment.add_filter("format", python::format_filter);
-    environment.add_test("sequence", python::is_sequence);
-    environment.add_test("iterable", python::is_iterable);
-    environment.add_test("number", python::is_number);
+    environment.add_filter("tojson", |value: &Value, kwargs: Kwargs| json::tojson(value, kwargs));
+    environment.add_filter("string", filters::string_filter);
+    environment.add_filter("join", filters::join_filter);
+    environment.add_filter("default", filters::default_filter);
+    environment.add_filter("d", filters::default_filter);
+    environment.add_filter("length", filters::length_filter);
+    environment.add_filter("count", filters::length_filter);
+    environment.add_filter("trim", filters::trim_filter);
+    environment.add_filter("int", filters::int_filter);
+    environment.add_filter("float", filters::float_filter);
+    environment.add_filter("indent", filters::indent_filter);
+    environment.add_filter("batch", filters::batch_filter);
+    environment.add_filter("slice", filters::slice_filter);
+    environment.add_filter("format", filters::format_filter);
+    environment.add_test("sequence", filters::is_sequence);
+    environment.add_test("iterable", filters::is_iterable);
+    environment.add_test("number", filters::is_number);
     environment.add_template_owned(NAME, text).map_err(template_error)?;
     Ok(environment)
 }
