@@ -34,6 +34,8 @@ pub struct Session {
     cache: KvCache,
     /// The rope frequencies that the cache was computed with.
     regime: usize,
+    /// Whether the last of `tokens` was chosen by an answer, not given by the caller.
+    chosen: bool,
     /// After the last of `tokens`; empty where they are not known.
     logits: Vec<f32>,
     /// Spent on prompts since the last answer began.
@@ -62,6 +64,7 @@ impl Session {
             tokens: Vec::new(),
             cache: model.transformer().new_cache(),
             regime: 0,
+            chosen: false,
             logits: Vec::new(),
             prefill_seconds: 0.0,
             answer: None,
@@ -77,6 +80,7 @@ impl Session {
             tokens: self.tokens.clone(),
             cache: self.cache.fork()?,
             regime: self.regime,
+            chosen: self.chosen,
             logits: self.logits.clone(),
             prefill_seconds: 0.0,
             answer: None,
@@ -135,6 +139,7 @@ impl Session {
         self.check(tokens, self.tokens.len())?;
         if !tokens.is_empty() {
             self.tokens.extend_from_slice(tokens);
+            self.chosen = false;
             self.logits.clear();
         }
         Ok(())
@@ -187,9 +192,9 @@ impl Session {
         let single = self.cache.len() + 1 == total;
         let regime = transformer.regime(total);
         if regime != self.regime {
-            if single && transformer.is_dynamic() && self.cache.len() > 0 {
-                // One more token beyond the trained length: the frequencies move a little with each, and evaluating all
-                // tokens again for every new one would be quadratic. The reference keeps the old keys as well.
+            if single && self.chosen && transformer.is_dynamic() {
+                // An answer beyond the trained length: the frequencies move a little with each token, and evaluating all of
+                // them again for every new one would be quadratic. The reference keeps the old keys as well.
                 self.regime = MIXED;
             } else {
                 self.cache.truncate(0);
@@ -356,6 +361,7 @@ impl Session {
         let (event, goes_on) = answer.choose(&self.model, &self.logits, &self.tokens, room)?;
         if goes_on {
             self.tokens.push(event.token);
+            self.chosen = true;
             self.logits.clear();
         }
         Ok(Some(event))

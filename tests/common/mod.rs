@@ -1,0 +1,56 @@
+//! What the tests share: reading the reference results.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+
+use metal_candle::{LoadOptions, Model};
+
+/// A folder below tests/golden.
+pub fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// A shipped model.
+pub fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
+}
+
+/// A JSON file.
+pub fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
+}
+
+/// Loads a model with its own settings.
+pub fn load(path: impl AsRef<Path>) -> Model {
+    let path = path.as_ref();
+    Model::load(path, &LoadOptions::default(), None).unwrap_or_else(|e| panic!("{}: {}", path.display(), e.details()))
+}
+
+/// A file of reference tensors.
+pub struct Reference(Vec<u8>);
+
+impl Reference {
+    pub fn open(path: &Path) -> Self {
+        Self(std::fs::read(path).unwrap())
+    }
+
+    pub fn floats(&self, name: &str) -> Vec<f32> {
+        let tensors = safetensors::SafeTensors::deserialize(&self.0).unwrap();
+        let tensor = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(tensor.dtype(), safetensors::Dtype::F32);
+        tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    pub fn ids(&self, name: &str) -> Vec<u32> {
+        let tensors = safetensors::SafeTensors::deserialize(&self.0).unwrap();
+        let tensor = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(tensor.dtype(), safetensors::Dtype::I64);
+        tensor.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect()
+    }
+}
+
+/// The largest difference; NaN anywhere is infinite.
+pub fn max_abs(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(x, y)| if (x - y).is_nan() { f32::INFINITY } else { (x - y).abs() }).fold(0.0, f32::max)
+}

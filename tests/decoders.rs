@@ -1,0 +1,163 @@
+//! Every decoder family against transformers: logits at every position, greedy continuations, and the equalities that need no
+//! reference: incremental = full, any chunks = one chunk, later tokens move nothing.
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::{Reference, golden, load, max_abs};
+use metal_candle::{Dtype, GenerateOptions, LoadOptions, Model, SamplingOptions, Session};
+use std::ops::ControlFlow;
+
+/// The tolerance of the reference results: four times their own noise.
+const TOLERANCE: f32 = 5e-4;
+const PROMPTS: usize = 4;
+
+/// Every model directory of the reference results.
+fn models() -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = ["decoders", "families"]
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(golden(folder)).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("config.json").exists())
+        .collect();
+    found.sort();
+    assert!(found.len() >= 50, "the reference results are there");
+    found
+}
+
+/// The context of a dynamic rope goes as far as its caller says.
+fn open(path: &PathBuf) -> Model {
+    let options = LoadOptions { max_context: Some(512), ..LoadOptions::default() };
+    Model::load(path, &options, None).unwrap_or_else(|e| panic!("{}: {}", path.display(), e.details()))
+}
+
+/// The logits after each token, evaluated one by one.
+fn stepwise(model: &Model, ids: &[u32]) -> Vec<f32> {
+    let mut session = Session::new(model, 0).unwrap();
+    ids.iter()
+        .flat_map(|&id| {
+            session.append_tokens(&[id], None).unwrap();
+            session.logits().unwrap().to_vec()
+        })
+        .collect()
+}
+
+/// The logits after a whole prompt.
+fn at_once(model: &Model, ids: &[u32]) -> Vec<f32> {
+    let mut session = Session::new(model, 0).unwrap();
+    session.append_tokens(ids, None).unwrap();
+    session.logits().unwrap().to_vec()
+}
+
+/// Rope frequencies of these depend on the length, so that a prefix alone is another computation than within the whole.
+fn looks_at_length(path: &PathBuf) -> bool {
+    let config = std::fs::read_to_string(path.join("config.json")).unwrap();
+    (config.contains("\"dynamic\"") && !config.contains("\"alpha\"")) || config.contains("\"longrope\"")
+}
+
+fn greedy(model: &Model, ids: &[u32], tokens: usize) -> Vec<u32> {
+    let mut session = Session::new(model, 0).unwrap();
+    session.append_tokens(ids, None).unwrap();
+    let options = GenerateOptions {
+        max_tokens: tokens,
+        ignore_eos: true,
+        sampling: SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() },
+        ..GenerateOptions::default()
+    };
+    session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap().tokens
+}
+
+#[test]
+fn logits_at_every_position_equal_the_reference() {
+    let mut worst = 0f32;
+    for path in models() {
+        let model = open(&path);
+        let reference = Reference::open(&path.join("golden.safetensors"));
+        for prompt in 0..PROMPTS {
+            let ids = reference.ids(&format!("prompt{prompt}.ids"));
+            let want = reference.floats(&format!("prompt{prompt}.logits"));
+            let vocab = want.len() / ids.len();
+            let last = &want[want.len() - vocab..];
+            let error = max_abs(&at_once(&model, &ids), last);
+            assert!(error <= TOLERANCE, "{} prompt {prompt}: {error} after the last token", path.display());
+            worst = worst.max(error);
+            if looks_at_length(&path) {
+                continue;
+            }
+            let error = max_abs(&stepwise(&model, &ids), &want);
+            assert!(error <= TOLERANCE, "{} prompt {prompt}: {error} at some position", path.display());
+            worst = worst.max(error);
+        }
+    }
+    assert!(worst > 0.0, "the comparison saw numbers");
+}
+
+#[test]
+fn greedy_continuations_equal_the_reference() {
+    for path in models() {
+        let model = open(&path);
+        let reference = Reference::open(&path.join("golden.safetensors"));
+        let notes = common::json(&path.join("golden.json"));
+        for prompt in 0..PROMPTS {
+            let ids = reference.ids(&format!("prompt{prompt}.ids"));
+            let want = reference.ids(&format!("prompt{prompt}.greedy"));
+            // Behind a switch of frequencies the reference goes on with keys of the old ones.
+            let comparable = notes["prompts"][prompt]["greedy_ids_before_switch"].as_u64().map_or(want.len(), |n| n as usize);
+            let got = greedy(&model, &ids, want.len());
+            assert_eq!(got[..comparable], want[..comparable], "{} prompt {prompt}", path.display());
+        }
+    }
+}
+
+#[test]
+fn one_by_one_and_in_any_chunks_give_the_same_bits() {
+    for path in models() {
+        let model = open(&path);
+        let ids = Reference::open(&path.join("golden.safetensors")).ids("prompt3.ids");
+        let whole = at_once(&model, &ids);
+        for chunk in [1, 3, 16, 49] {
+            let mut session = Session::new(&model, 0).unwrap();
+            for part in ids.chunks(chunk) {
+                session.append_tokens(part, None).unwrap();
+            }
+            assert_eq!(session.logits().unwrap(), whole, "{} in chunks of {chunk}", path.display());
+        }
+    }
+}
+
+#[test]
+fn a_later_token_never_moves_an_earlier_position() {
+    for path in models() {
+        let model = open(&path);
+        let mut ids = Reference::open(&path.join("golden.safetensors")).ids("prompt2.ids");
+        let mut session = Session::new(&model, 0).unwrap();
+        session.append_tokens(&ids, None).unwrap();
+        session.truncate(10).unwrap();
+        let before = session.logits().unwrap().to_vec();
+        for id in &mut ids[10..] {
+            *id = (*id + 7) % 200;
+        }
+        let mut other = Session::new(&model, 0).unwrap();
+        other.append_tokens(&ids, None).unwrap();
+        other.truncate(10).unwrap();
+        assert_eq!(other.logits().unwrap(), before, "{}", path.display());
+        assert_eq!(at_once(&model, &ids[..10]), before, "{}", path.display());
+    }
+}
+
+#[test]
+fn every_dtype_loads_and_stays_near_the_stored_one() {
+    for name in ["decoders/qwen2_tied", "families/llama_f32", "families/qwen2_untied_f16"] {
+        let stored = load(golden(name));
+        let ids: Vec<u32> = (1..30).collect();
+        let want = at_once(&stored, &ids);
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            let model = Model::load(golden(name), &LoadOptions { dtype: Some(dtype), ..LoadOptions::default() }, None).unwrap();
+            assert_eq!(model.dtype(), dtype);
+            let error = max_abs(&at_once(&model, &ids), &want);
+            let exact = dtype == Dtype::F32 || dtype == stored.dtype();
+            assert!(if exact { error == 0.0 } else { error < 0.5 }, "{name} as {dtype:?}: {error}");
+        }
+    }
+}
