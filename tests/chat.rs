@@ -34,7 +34,8 @@ fn check_goldens(dir: &Path) -> (usize, usize) {
         match (&result, case["expected"].as_str(), case["error_kind"].as_str()) {
             (Ok(text), Some(expected), _) if text == expected => {}
             (Err(error), None, Some("raise_exception"))
-                if error.kind() == ErrorKind::Template && error.message().ends_with(&format!(": {}", case["error"].as_str().unwrap())) => {}
+                if error.kind() == ErrorKind::Template
+                    && error.message().ends_with(&format!(": {}", case["error"].as_str().unwrap())) => {}
             (Err(error), None, Some("recursion")) if error.kind() == ErrorKind::Template => {}
             (Ok(_), None, Some("engine")) => rendered += 1,
             (Err(error), None, Some("engine")) if error.kind() == ErrorKind::Template => refused += 1,

@@ -28,7 +28,11 @@ fn header_is_what_the_sources_say() {
 #[test]
 fn symbol_list_is_the_functions_of_the_header() {
     let listed = fs::read_to_string(root().join(SYMBOLS)).unwrap_or_default();
-    assert_eq!(listed.lines().collect::<Vec<_>>(), functions(&header()), "{SYMBOLS}: run UPDATE_HEADER=1 cargo test --test header");
+    assert_eq!(
+        listed.lines().collect::<Vec<_>>(),
+        functions(&header()),
+        "{SYMBOLS}: run UPDATE_HEADER=1 cargo test --test header"
+    );
 }
 
 #[test]
@@ -52,8 +56,13 @@ fn each_function_has_its_parameters_and_threads_documented() {
         let status = header[..declaration].ends_with("mc_status ");
         let documented = document.contains("@return MC_OK") || document.contains("@return as ");
         assert!(!status || arguments.starts_with("mc_error_code") || documented, "{name}: its statuses are not documented");
-        assert!(!status || name == "mc_error_code" || header[..declaration].trim_end().ends_with("MC_NODISCARD mc_status")
-            || header[..declaration].trim_end().ends_with("MC_NODISCARD\nmc_status"), "{name}: the status can be ignored");
+        assert!(
+            !status
+                || name == "mc_error_code"
+                || header[..declaration].trim_end().ends_with("MC_NODISCARD mc_status")
+                || header[..declaration].trim_end().ends_with("MC_NODISCARD\nmc_status"),
+            "{name}: the status can be ignored"
+        );
     }
 }
 
@@ -87,7 +96,8 @@ fn versions_are_those_of_the_package() {
 fn header_compiles_without_warnings_as_c_and_cpp() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("metal_candle.h"), header()).unwrap();
-    let program = "#include <metal_candle.h>\n#include <metal_candle.h>\nint main(void) { return MC_ABI_VERSION == 1 ? 0 : 1; }\n";
+    let program =
+        "#include <metal_candle.h>\n#include <metal_candle.h>\nint main(void) { return MC_ABI_VERSION == 1 ? 0 : 1; }\n";
     let mut compiled = 0;
     for (compiler, extension, standards) in [
         ("gcc", "c", ["c99", "c11", "c17"].as_slice()),

@@ -47,7 +47,10 @@ fn kept_tokens_and_probabilities_equal_those_of_transformers() {
         let expected = case["probs"].as_object().unwrap();
         if case["any_ids"] == true {
             assert_eq!(kept.len(), expected.len(), "{name}");
-            assert!(kept.iter().zip(expected.values()).all(|(kept, p)| (f64::from(kept.1) - p.as_f64().unwrap()).abs() <= 1e-6), "{name}");
+            assert!(
+                kept.iter().zip(expected.values()).all(|(kept, p)| (f64::from(kept.1) - p.as_f64().unwrap()).abs() <= 1e-6),
+                "{name}"
+            );
         } else {
             assert_eq!(kept.iter().map(|kept| kept.0).collect::<Vec<_>>(), ids(&case["kept"]), "{name}");
             for (id, probability) in kept {
@@ -77,7 +80,8 @@ fn naive(sampling: &Sampling, logits: &[f32], context: &[u32], generated: &[u32]
         }
         *logit += sampling.logit_bias.iter().filter(|bias| bias.0 == id).map(|bias| bias.1).sum::<f32>();
     }
-    let mut kept: Vec<(u32, f32)> = logits.iter().enumerate().map(|(id, &logit)| (id as u32, logit)).filter(|kept| kept.1 > f32::NEG_INFINITY).collect();
+    let mut kept: Vec<(u32, f32)> =
+        logits.iter().enumerate().map(|(id, &logit)| (id as u32, logit)).filter(|kept| kept.1 > f32::NEG_INFINITY).collect();
     kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     if sampling.temperature == 0.0 {
         return vec![(kept[0].0, 1.0)];
@@ -95,7 +99,14 @@ fn naive(sampling: &Sampling, logits: &[f32], context: &[u32], generated: &[u32]
     let mut sum = 0.0;
     let mut distribution = softmax(&kept);
     if sampling.top_p < 1.0 {
-        let len = distribution.iter().take_while(|kept| { let stays = sum < f64::from(sampling.top_p); sum += kept.1; stays }).count();
+        let len = distribution
+            .iter()
+            .take_while(|kept| {
+                let stays = sum < f64::from(sampling.top_p);
+                sum += kept.1;
+                stays
+            })
+            .count();
         kept.truncate(len);
         distribution = softmax(&kept);
     }
@@ -118,14 +129,35 @@ fn sampling() -> impl Strategy<Value = Sampling> {
         prop_oneof![Just(0.0_f32), -1.0_f32..1.0],
         proptest::collection::vec((0_u32..8, prop_oneof![Just(f32::NEG_INFINITY), -2.0_f32..2.0]), 0..3),
     )
-        .prop_map(|(temperature, top_k, top_p, min_p, (repetition_penalty, repetition_last_n), frequency_penalty, presence_penalty, logit_bias)| Sampling {
-            temperature, top_k, top_p, min_p, repetition_penalty, repetition_last_n, frequency_penalty, presence_penalty, logit_bias, seed: Some(1),
-        })
+        .prop_map(
+            |(
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                (repetition_penalty, repetition_last_n),
+                frequency_penalty,
+                presence_penalty,
+                logit_bias,
+            )| Sampling {
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                repetition_penalty,
+                repetition_last_n,
+                frequency_penalty,
+                presence_penalty,
+                logit_bias,
+                seed: Some(1),
+            },
+        )
 }
 
 /// Rows with many ties, with masked tokens, wide and narrow.
 fn row() -> impl Strategy<Value = Vec<f32>> {
-    let logit = prop_oneof![8 => -12.0_f32..12.0, 4 => (-8_i8..8).prop_map(|step| f32::from(step) / 2.0), 1 => Just(f32::NEG_INFINITY)];
+    let logit =
+        prop_oneof![8 => -12.0_f32..12.0, 4 => (-8_i8..8).prop_map(|step| f32::from(step) / 2.0), 1 => Just(f32::NEG_INFINITY)];
     (20_usize..500).prop_flat_map(move |len| proptest::collection::vec(logit.clone(), len)).prop_map(|mut row| {
         row[10] = 0.0; // never all at minus infinity
         row
@@ -190,7 +222,8 @@ fn a_large_vocabulary_gives_what_the_definition_gives() {
 fn a_seed_gives_the_same_tokens_again() {
     let logits = large_row(1000);
     let draw = |seed| {
-        let mut sampler = Sampler::new(Sampling { temperature: 1.0, top_p: 0.95, seed, ..Sampling::default() }, logits.len()).unwrap();
+        let mut sampler =
+            Sampler::new(Sampling { temperature: 1.0, top_p: 0.95, seed, ..Sampling::default() }, logits.len()).unwrap();
         (0..50).map(|_| sampler.sample(&logits, &[], &[]).unwrap().0).collect::<Vec<_>>()
     };
     assert_eq!(draw(Some(7)), draw(Some(7)));
@@ -256,7 +289,10 @@ fn forbidden_tokens_are_never_drawn() {
         assert_eq!(sampler.sample(&[9.0, 0.0, f32::NEG_INFINITY], &[], &[]).unwrap().0, 1);
     }
     let error = sampler.sample(&[9.0, f32::NEG_INFINITY, f32::NEG_INFINITY], &[], &[]).unwrap_err();
-    assert_eq!((error.kind(), error.message()), (ErrorKind::InvalidArgument, "penalties and logit_bias: expected a number, found minus infinity for every token"));
+    assert_eq!(
+        (error.kind(), error.message()),
+        (ErrorKind::InvalidArgument, "penalties and logit_bias: expected a number, found minus infinity for every token")
+    );
 }
 
 #[test]
@@ -278,7 +314,10 @@ fn rows_without_a_distribution_are_errors() {
     }
     let mut sampler = Sampler::new(Sampling { repetition_penalty: 1e-30, ..Sampling::default() }, 1).unwrap();
     let error = sampler.sample(&[1e20], &[0], &[]).unwrap_err();
-    assert_eq!((error.kind(), error.message()), (ErrorKind::InvalidArgument, "penalties and logit_bias: token 0: expected a number, found inf"));
+    assert_eq!(
+        (error.kind(), error.message()),
+        (ErrorKind::InvalidArgument, "penalties and logit_bias: token 0: expected a number, found inf")
+    );
 }
 
 #[test]
@@ -287,22 +326,44 @@ fn options_out_of_range_are_named_with_their_value() {
     for (options, message) in [
         (SamplingOptions { temperature: Some(-0.5), ..Default::default() }, "temperature: expected 0 or more, found -0.5"),
         (SamplingOptions { temperature: Some(f32::NAN), ..Default::default() }, "temperature: expected 0 or more, found NaN"),
-        (SamplingOptions { temperature: Some(f32::INFINITY), ..Default::default() }, "temperature: expected 0 or more, found inf"),
+        (
+            SamplingOptions { temperature: Some(f32::INFINITY), ..Default::default() },
+            "temperature: expected 0 or more, found inf",
+        ),
         (SamplingOptions { top_p: Some(0.0), ..Default::default() }, "top_p: expected above 0, up to 1, found 0"),
         (SamplingOptions { top_p: Some(1.5), ..Default::default() }, "top_p: expected above 0, up to 1, found 1.5"),
         (SamplingOptions { min_p: Some(-0.1), ..Default::default() }, "min_p: expected 0 to 1, found -0.1"),
         (SamplingOptions { min_p: Some(2.0), ..Default::default() }, "min_p: expected 0 to 1, found 2"),
-        (SamplingOptions { repetition_penalty: Some((0.0, 64)), ..Default::default() }, "repetition_penalty: expected above 0, found 0"),
-        (SamplingOptions { frequency_penalty: Some(f32::NAN), ..Default::default() }, "frequency_penalty: expected a number, found NaN"),
-        (SamplingOptions { presence_penalty: Some(f32::NEG_INFINITY), ..Default::default() }, "presence_penalty: expected a number, found -inf"),
-        (SamplingOptions { logit_bias: vec![(3, f32::INFINITY)], ..Default::default() }, "logit_bias[3]: expected a number or minus infinity, found inf"),
+        (
+            SamplingOptions { repetition_penalty: Some((0.0, 64)), ..Default::default() },
+            "repetition_penalty: expected above 0, found 0",
+        ),
+        (
+            SamplingOptions { frequency_penalty: Some(f32::NAN), ..Default::default() },
+            "frequency_penalty: expected a number, found NaN",
+        ),
+        (
+            SamplingOptions { presence_penalty: Some(f32::NEG_INFINITY), ..Default::default() },
+            "presence_penalty: expected a number, found -inf",
+        ),
+        (
+            SamplingOptions { logit_bias: vec![(3, f32::INFINITY)], ..Default::default() },
+            "logit_bias[3]: expected a number or minus infinity, found inf",
+        ),
     ] {
         let error = options.resolve(&defaults).unwrap_err();
         assert_eq!((error.kind(), error.message()), (ErrorKind::InvalidArgument, message));
     }
     let options = SamplingOptions { temperature: Some(0.7), repetition_penalty: Some((1.1, 64)), ..Default::default() };
     let model = Sampling { temperature: 1.0, top_k: 20, seed: Some(3), ..Sampling::default() };
-    let expected = Sampling { temperature: 0.7, top_k: 20, repetition_penalty: 1.1, repetition_last_n: 64, seed: Some(3), ..Sampling::default() };
+    let expected = Sampling {
+        temperature: 0.7,
+        top_k: 20,
+        repetition_penalty: 1.1,
+        repetition_last_n: 64,
+        seed: Some(3),
+        ..Sampling::default()
+    };
     assert_eq!(options.resolve(&model).unwrap(), expected);
     let biased = Sampling { logit_bias: vec![(3, 1.0)], ..Sampling::default() };
     assert_eq!(Sampler::new(biased, 3).err().unwrap().message(), "logit_bias[3]: expected a token below 3");

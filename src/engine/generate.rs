@@ -241,8 +241,17 @@ impl TextStream {
         if stop.iter().any(String::is_empty) {
             return Err(Error::new(ErrorKind::InvalidArgument, "stop: expected at least one byte, found an empty text"));
         }
-        let stop_tokens = stop.iter().filter_map(|text| tokenizer.token_id(text).ok()).filter(|&id| tokenizer.is_special(id)).collect();
-        Ok(Self { tokenizer, stop: stop.to_vec(), stop_tokens, tokens: Vec::new(), read: 0, known: String::new(), held: String::new() })
+        let stop_tokens =
+            stop.iter().filter_map(|text| tokenizer.token_id(text).ok()).filter(|&id| tokenizer.is_special(id)).collect();
+        Ok(Self {
+            tokenizer,
+            stop: stop.to_vec(),
+            stop_tokens,
+            tokens: Vec::new(),
+            read: 0,
+            known: String::new(),
+            held: String::new(),
+        })
     }
 
     /// Appends what became certain to `shown`; `true` if a stop text appeared.
@@ -339,11 +348,13 @@ mod tests {
 
     #[test]
     fn emoji_cjk_and_joined_sequences_are_never_split() {
-        for text in ["👩‍👩‍👧‍👦", "a👍🏽b", "🇩🇪🇫🇷", "你好，世界", "naïve é ü", "👩‍🚀 x 👩‍🚀", "1️⃣2️⃣", "🏴󠁧󠁢󠁥󠁮󠁧󠁿!"] {
+        for text in ["👩‍👩‍👧‍👦", "a👍🏽b", "🇩🇪🇫🇷", "你好，世界", "naïve é ü", "👩‍🚀 x 👩‍🚀", "1️⃣2️⃣", "🏴󠁧󠁢󠁥󠁮󠁧󠁿!"]
+        {
             let (pieces, _) = pieces(text, &[]);
             assert_eq!(pieces.concat(), text);
             let whole: Vec<&str> = text.graphemes(true).collect();
-            let parts: Vec<String> = pieces.iter().flat_map(|p| p.graphemes(true).map(str::to_string).collect::<Vec<_>>()).collect();
+            let parts: Vec<String> =
+                pieces.iter().flat_map(|p| p.graphemes(true).map(str::to_string).collect::<Vec<_>>()).collect();
             assert_eq!(parts, whole, "{text}");
         }
     }

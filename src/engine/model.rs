@@ -360,7 +360,10 @@ struct Files {
 impl Files {
     fn open(path: &Path, options: &LoadOptions) -> Result<Self> {
         if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-            return Err(Error::unsupported(format!("{}: GGUF files are not supported, expected a directory with safetensors", path.display())));
+            return Err(Error::unsupported(format!(
+                "{}: GGUF files are not supported, expected a directory with safetensors",
+                path.display()
+            )));
         }
         if let Some(kind) = &options.quantization {
             return Err(Error::unsupported(format!("quantization: {kind:?} is not supported, expected none")));
@@ -422,7 +425,11 @@ impl Files {
         if json.flag("do_sample", false)? {
             let within = |key: &str, default: f64| -> Result<f32> {
                 let value = json.number(key)?.unwrap_or(default);
-                if (0.0..=1.0).contains(&value) { Ok(value as f32) } else { Err(json.invalid(key, &format!("expected 0 to 1, found {value}"))) }
+                if (0.0..=1.0).contains(&value) {
+                    Ok(value as f32)
+                } else {
+                    Err(json.invalid(key, &format!("expected 0 to 1, found {value}")))
+                }
             };
             sampling.temperature = json.number("temperature")?.unwrap_or(1.0).max(0.0) as f32;
             sampling.top_k = json.count("top_k", usize::MAX >> 1)?.unwrap_or(0);

@@ -34,7 +34,9 @@ pub struct Saved {
 /// Writes beside the path, then renames.
 pub fn save(path: &Path, model: &Model, max_context: usize, regime: usize, tokens: &[u32], cache: &KvCache) -> Result<()> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let name = path.file_name().ok_or_else(|| Error::argument(format!("path: expected the name of a file, found {:?}", path.display())))?;
+    let name = path
+        .file_name()
+        .ok_or_else(|| Error::argument(format!("path: expected the name of a file, found {:?}", path.display())))?;
     let mut beside = name.to_os_string();
     beside.push(format!(".{}-{}.part", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
     let beside = path.with_file_name(beside);

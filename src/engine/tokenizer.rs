@@ -44,7 +44,8 @@ impl Tokenizer {
         // Files carry the settings of the training run; a prompt is never cut or filled up in silence.
         tokenizer.with_truncation(None).map_err(|e| Error::format(format!("{}: truncation: {e}", path.display())))?;
         tokenizer.with_padding(None);
-        let special = tokenizer.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
+        let special =
+            tokenizer.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
         Ok(Self(Arc::new(Inner { tokenizer, special })))
     }
 
@@ -83,7 +84,10 @@ impl Tokenizer {
     /// # Errors
     /// `ErrorKind::NotFound` if the vocabulary lacks the token.
     pub fn token_id(&self, token: &str) -> Result<u32> {
-        self.0.tokenizer.token_to_id(token).ok_or_else(|| Error::new(ErrorKind::NotFound, format!("token {token:?}: not in the vocabulary")))
+        self.0
+            .tokenizer
+            .token_to_id(token)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("token {token:?}: not in the vocabulary")))
     }
 
     /// Whether a token is special: markup that is not part of a text.

@@ -162,10 +162,7 @@ fn set_sampling(options: MaybeUninit<&mut mc_generate_options>, setter: impl Fn(
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_max_tokens(
-    options: MaybeUninit<&mut mc_generate_options>,
-    value: usize,
-) {
+pub unsafe extern "C" fn mc_generate_options_set_max_tokens(options: MaybeUninit<&mut mc_generate_options>, value: usize) {
     set(options, |generate| {
         generate.max_tokens = value;
         Ok(())
@@ -179,10 +176,7 @@ pub unsafe extern "C" fn mc_generate_options_set_max_tokens(
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_temperature(
-    options: MaybeUninit<&mut mc_generate_options>,
-    value: f32,
-) {
+pub unsafe extern "C" fn mc_generate_options_set_temperature(options: MaybeUninit<&mut mc_generate_options>, value: f32) {
     set_sampling(options, |sampling| sampling.temperature = Some(value));
 }
 
@@ -242,10 +236,7 @@ pub unsafe extern "C" fn mc_generate_options_set_repetition_penalty(
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_frequency_penalty(
-    options: MaybeUninit<&mut mc_generate_options>,
-    value: f32,
-) {
+pub unsafe extern "C" fn mc_generate_options_set_frequency_penalty(options: MaybeUninit<&mut mc_generate_options>, value: f32) {
     set_sampling(options, |sampling| sampling.frequency_penalty = Some(value));
 }
 
@@ -256,10 +247,7 @@ pub unsafe extern "C" fn mc_generate_options_set_frequency_penalty(
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_presence_penalty(
-    options: MaybeUninit<&mut mc_generate_options>,
-    value: f32,
-) {
+pub unsafe extern "C" fn mc_generate_options_set_presence_penalty(options: MaybeUninit<&mut mc_generate_options>, value: f32) {
     set_sampling(options, |sampling| sampling.presence_penalty = Some(value));
 }
 
@@ -297,10 +285,7 @@ pub unsafe extern "C" fn mc_generate_options_set_seed(options: MaybeUninit<&mut 
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_ignore_eos(
-    options: MaybeUninit<&mut mc_generate_options>,
-    value: bool,
-) {
+pub unsafe extern "C" fn mc_generate_options_set_ignore_eos(options: MaybeUninit<&mut mc_generate_options>, value: bool) {
     set(options, |generate| {
         generate.ignore_eos = value;
         Ok(())
@@ -315,10 +300,7 @@ pub unsafe extern "C" fn mc_generate_options_set_ignore_eos(
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_add_special(
-    options: MaybeUninit<&mut mc_generate_options>,
-    value: bool,
-) {
+pub unsafe extern "C" fn mc_generate_options_set_add_special(options: MaybeUninit<&mut mc_generate_options>, value: bool) {
     set(options, |generate| {
         generate.add_special = value;
         Ok(())
@@ -332,10 +314,7 @@ pub unsafe extern "C" fn mc_generate_options_set_add_special(
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_prefill_chunk(
-    options: MaybeUninit<&mut mc_generate_options>,
-    value: usize,
-) {
+pub unsafe extern "C" fn mc_generate_options_set_prefill_chunk(options: MaybeUninit<&mut mc_generate_options>, value: usize) {
     set(options, |generate| {
         if !(1..=512).contains(&value) {
             return Err(Error::argument(format!("prefill_chunk: expected 1 to 512, found {value}")));

@@ -225,7 +225,9 @@ impl<T> Exclusive<T> {
 
 fn refused<G>(error: &TryLockError<G>, name: &str) -> Error {
     match error {
-        TryLockError::WouldBlock => Error::new(ErrorKind::Busy, format!("{name}: expected to be free, found in use by another call")),
+        TryLockError::WouldBlock => {
+            Error::new(ErrorKind::Busy, format!("{name}: expected to be free, found in use by another call"))
+        }
         TryLockError::Poisoned(_) => poisoned(name),
     }
 }

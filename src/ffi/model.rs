@@ -211,10 +211,7 @@ pub unsafe extern "C" fn mc_model_options_set_device(
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_dtype(
-    options: MaybeUninit<&mut mc_model_options>,
-    dtype: MaybeUninit<mc_dtype>,
-) {
+pub unsafe extern "C" fn mc_model_options_set_dtype(options: MaybeUninit<&mut mc_model_options>, dtype: MaybeUninit<mc_dtype>) {
     set(options, |load| {
         load.dtype = checked(dtype, "dtype")?;
         Ok(())
@@ -228,10 +225,7 @@ pub unsafe extern "C" fn mc_model_options_set_dtype(
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(
-    options: MaybeUninit<&mut mc_model_options>,
-    path: *const c_char,
-) {
+pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(options: MaybeUninit<&mut mc_model_options>, path: *const c_char) {
     set(options, |load| {
         load.tokenizer_path = optional_name(path, "tokenizer_path")?.map(PathBuf::from);
         Ok(())
@@ -246,10 +240,7 @@ pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_quantization(
-    options: MaybeUninit<&mut mc_model_options>,
-    kind: *const c_char,
-) {
+pub unsafe extern "C" fn mc_model_options_set_quantization(options: MaybeUninit<&mut mc_model_options>, kind: *const c_char) {
     set(options, |load| {
         load.quantization = optional_name(kind, "quantization")?.map(str::to_owned);
         Ok(())
@@ -311,10 +302,7 @@ pub unsafe extern "C" fn mc_model_options_set_hub_revision(
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_hub_token(
-    options: MaybeUninit<&mut mc_model_options>,
-    value: *const c_char,
-) {
+pub unsafe extern "C" fn mc_model_options_set_hub_token(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
     set(options, |load| {
         load.hub_token = optional_name(value, "hub_token")?.map(str::to_owned);
         Ok(())
@@ -342,10 +330,7 @@ pub unsafe extern "C" fn mc_model_options_set_offline(options: MaybeUninit<&mut 
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_cancel(
-    options: MaybeUninit<&mut mc_model_options>,
-    cancel: *const mc_cancel,
-) {
+pub unsafe extern "C" fn mc_model_options_set_cancel(options: MaybeUninit<&mut mc_model_options>, cancel: *const mc_cancel) {
     set(options, |load| {
         load.cancel = optional(cancel, "cancel")?.map(|cancel| (*cancel).clone());
         Ok(())
@@ -575,10 +560,7 @@ pub unsafe extern "C" fn mc_model_get_dtype(model: MaybeUninit<&mc_model>) -> mc
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_supports(
-    model: MaybeUninit<&mc_model>,
-    capability: MaybeUninit<mc_capability>,
-) -> bool {
+pub unsafe extern "C" fn mc_model_supports(model: MaybeUninit<&mc_model>, capability: MaybeUninit<mc_capability>) -> bool {
     guard_or(false, || {
         let capability = checked(capability, "capability")?;
         Ok(model.get("model")?.model.supports(capability))

@@ -4,8 +4,8 @@
 //! of the matrix product. A query's scores, its softmax and its sum over values run in the order of absolute positions: the
 //! result has the same bits in a prompt, in a chunk of it and in a single step.
 
-use super::matmul::{multiply, tiles};
 use super::math;
+use super::matmul::{multiply, tiles};
 use super::parallel::{Shared, split};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 
@@ -231,7 +231,8 @@ impl Kernel for Attend<'_> {
                 }
                 let valid = (dim - d).min(vectors * LANES);
                 for r in 0..rows {
-                    let (t, h) = if block.same_position { (0, block.head + done + r) } else { (block.first + done + r, block.head) };
+                    let (t, h) =
+                        if block.same_position { (0, block.head + done + r) } else { (block.first + done + r, block.head) };
                     let scale = 1.0 / scratch.sums[done + r];
                     for (i, &x) in tile[r * 2 * LANES..][..valid].iter().enumerate() {
                         // SAFETY: row t, head h of the output belong to this task alone.
@@ -319,7 +320,9 @@ mod tests {
                 let g = h / (heads / kv_heads);
                 let from = mask.window.map_or(0, |w| (t + 1).saturating_sub(w));
                 let score = |s: usize| {
-                    let dot: f64 = (0..dim).map(|d| f64::from(q[(t * heads + h) * dim + d]) * f64::from(k[(s * kv_heads + g) * dim + d])).sum();
+                    let dot: f64 = (0..dim)
+                        .map(|d| f64::from(q[(t * heads + h) * dim + d]) * f64::from(k[(s * kv_heads + g) * dim + d]))
+                        .sum();
                     let x = dot * f64::from(mask.scale);
                     mask.softcap.map_or(x, |c| f64::from(c) * (x / f64::from(c)).tanh()).exp()
                 };

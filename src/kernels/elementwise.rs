@@ -81,7 +81,17 @@ fn own_row<'a>(out: Shared<f32>, row: usize, width: usize) -> &'a mut [f32] {
 /// `x`: rows of `groups · width` values, `stride` apart; `weight` and `bias`: `width` values where the norm has them, or
 /// `groups · width` for a norm with its own weights a head; `out`: `(rows, groups · width)`. Statistics are F32.
 #[allow(clippy::too_many_arguments)]
-pub fn normalise(kind: Norm, eps: f32, x: &[f32], stride: usize, width: usize, groups: usize, weight: Option<&[f32]>, bias: Option<&[f32]>, out: &mut [f32]) {
+pub fn normalise(
+    kind: Norm,
+    eps: f32,
+    x: &[f32],
+    stride: usize,
+    width: usize,
+    groups: usize,
+    weight: Option<&[f32]>,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
     struct Work<'a> {
         kind: Norm,
         eps: f32,
@@ -158,7 +168,17 @@ fn lane_sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 /// # Source
 /// Su et al. 2021, <https://arxiv.org/abs/2104.09864>; value `i` is paired with `i + half`, or with its neighbour if `adjacent`.
 #[allow(clippy::too_many_arguments)]
-pub fn rotate(x: &[f32], stride: usize, heads: usize, dim: usize, adjacent: bool, cos: &[f32], sin: &[f32], half: usize, out: &mut [f32]) {
+pub fn rotate(
+    x: &[f32],
+    stride: usize,
+    heads: usize,
+    dim: usize,
+    adjacent: bool,
+    cos: &[f32],
+    sin: &[f32],
+    half: usize,
+    out: &mut [f32],
+) {
     struct Work<'a> {
         x: &'a [f32],
         stride: usize,

@@ -47,9 +47,8 @@ pub fn resident_bytes() -> Option<u64> {
         // The crate that libc names in its place would be one more dependency for this one number.
         #[allow(deprecated)]
         // SAFETY: the flavour matches the type and size of the buffer, which outlives the call.
-        let code = unsafe {
-            libc::task_info(libc::mach_task_self(), libc::MACH_TASK_BASIC_INFO, info.as_mut_ptr().cast(), &mut count)
-        };
+        let code =
+            unsafe { libc::task_info(libc::mach_task_self(), libc::MACH_TASK_BASIC_INFO, info.as_mut_ptr().cast(), &mut count) };
         if code != libc::KERN_SUCCESS {
             return None;
         }

@@ -14,7 +14,7 @@ mod attention;
 mod elementwise;
 
 pub use attention::{KvHeads, Mask, attend};
-pub use elementwise::{Activation, Norm, add_scaled, gated, activate, normalise, rotate, scale_softcap};
+pub use elementwise::{Activation, Norm, activate, add_scaled, gated, normalise, rotate, scale_softcap};
 pub use matmul::matmul;
 pub use memory::{physical_bytes, resident_bytes, trim};
 pub use packed::{Packed, StoredType, widen};

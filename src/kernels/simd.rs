@@ -193,9 +193,8 @@ mod x86 {
         unsafe fn load_bf16(p: *const bf16) -> Self::V {
             // SAFETY: see above.
             unsafe {
-                [p, p.add(HALF)].map(|p| {
-                    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())), 16))
-                })
+                [p, p.add(HALF)]
+                    .map(|p| _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())), 16)))
             }
         }
         #[inline(always)]

@@ -66,7 +66,8 @@ impl Json {
     pub fn count(&self, key: &str, max: usize) -> Result<Option<usize>> {
         let Some(field) = self.get(key) else { return Ok(None) };
         // Python writes whole floats too: `4096.0`.
-        let whole = field.value.as_u64().or_else(|| field.value.as_f64().filter(|x| x.fract() == 0.0 && *x >= 0.0).map(|x| x as u64));
+        let whole =
+            field.value.as_u64().or_else(|| field.value.as_f64().filter(|x| x.fract() == 0.0 && *x >= 0.0).map(|x| x as u64));
         match whole.and_then(|n| usize::try_from(n).ok()).filter(|&n| n <= max) {
             Some(n) => Ok(Some(n)),
             None => Err(field.expected(&format!("a whole number from 0 to {max}"))),
@@ -113,20 +114,28 @@ impl Json {
     pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
         let Some(field) = self.get(key) else { return Ok(None) };
         let list = field.value.as_array().ok_or_else(|| field.expected("a list of numbers"))?;
-        list.iter().map(|x| x.as_f64().filter(|x| x.is_finite()).ok_or_else(|| field.expected("a list of finite numbers"))).collect::<Result<_>>().map(Some)
+        list.iter()
+            .map(|x| x.as_f64().filter(|x| x.is_finite()).ok_or_else(|| field.expected("a list of finite numbers")))
+            .collect::<Result<_>>()
+            .map(Some)
     }
 
     /// A list of texts.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<String>>> {
         let Some(field) = self.get(key) else { return Ok(None) };
         let list = field.value.as_array().ok_or_else(|| field.expected("a list of texts"))?;
-        list.iter().map(|x| x.as_str().map(str::to_string).ok_or_else(|| field.expected("a list of texts"))).collect::<Result<_>>().map(Some)
+        list.iter()
+            .map(|x| x.as_str().map(str::to_string).ok_or_else(|| field.expected("a list of texts")))
+            .collect::<Result<_>>()
+            .map(Some)
     }
 
     /// An id or a list of ids.
     pub fn ids(&self, key: &str) -> Result<Vec<u32>> {
         let Some(field) = self.get(key) else { return Ok(Vec::new()) };
-        let id = |x: &Value| x.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| field.expected("a token id or a list of them"));
+        let id = |x: &Value| {
+            x.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| field.expected("a token id or a list of them"))
+        };
         match &field.value {
             Value::Array(list) => list.iter().map(id).collect(),
             one => Ok(vec![id(one)?]),

@@ -44,7 +44,8 @@ impl<'a> Checkpoint<'a> {
     pub fn open(directory: &Path, on_bytes: &'a mut OnBytes<'a>) -> Result<Self> {
         let index = directory.join("model.safetensors.index.json");
         let single = directory.join("model.safetensors");
-        let mut checkpoint = Self { files: Vec::new(), tensors: HashMap::new(), read: 0, total: 0, fingerprint: FNV_START, on_bytes };
+        let mut checkpoint =
+            Self { files: Vec::new(), tensors: HashMap::new(), read: 0, total: 0, fingerprint: FNV_START, on_bytes };
         if single.exists() || !index.exists() {
             checkpoint.add(&single)?;
         } else {
@@ -166,7 +167,8 @@ fn tensor(fields: &Value, size: u64) -> std::result::Result<(Entry, u64, u64), S
     if bytes != Some(end - start) {
         return Err(format!("shape {shape:?} of {dtype} does not take the {} bytes of its range", end - start));
     }
-    let shape = shape.into_iter().map(|dim| usize::try_from(dim).map_err(|e| e.to_string())).collect::<std::result::Result<_, _>>()?;
+    let shape =
+        shape.into_iter().map(|dim| usize::try_from(dim).map_err(|e| e.to_string())).collect::<std::result::Result<_, _>>()?;
     Ok((Entry { shape, stored }, start, end))
 }
 

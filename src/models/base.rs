@@ -100,14 +100,20 @@ pub fn parse(json: &Json, defaults: &Defaults) -> Result<Config> {
         Some(n) => n,
     };
     if num_kv_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) {
-        return Err(json.invalid("num_key_value_heads", &format!("expected a divisor of num_attention_heads {num_heads}, found {num_kv_heads}")));
+        return Err(json.invalid(
+            "num_key_value_heads",
+            &format!("expected a divisor of num_attention_heads {num_heads}, found {num_kv_heads}"),
+        ));
     }
     let head_dim = match json.count("head_dim", MAX_WIDTH)? {
         Some(0) => return Err(json.invalid("head_dim", "expected at least 1, found 0")),
         Some(n) => n,
         None if defaults.head_dim.is_some() && !json.has("head_dim") => defaults.head_dim.unwrap_or(1),
         None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
-        None => return Err(json.invalid("hidden_size", &format!("expected a multiple of num_attention_heads {num_heads}, found {hidden_size}"))),
+        None => {
+            return Err(json
+                .invalid("hidden_size", &format!("expected a multiple of num_attention_heads {num_heads}, found {hidden_size}")));
+        }
     };
     let num_layers = json.size("num_hidden_layers", MAX_LAYERS)?;
     let rope = rope::flat(json, head_dim, defaults)?;
@@ -171,7 +177,11 @@ pub fn activation(json: &Json, key: &str, default: &str) -> Result<Activation> {
         "quick_gelu" => Activation::QuickGelu,
         "relu" => Activation::Relu,
         "relu2" => Activation::Relu2,
-        other => return Err(Error::unsupported(format!("config.json: {key}: {other:?} is not supported (silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, relu2)"))),
+        other => {
+            return Err(Error::unsupported(format!(
+                "config.json: {key}: {other:?} is not supported (silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, relu2)"
+            )));
+        }
     })
 }
 
@@ -201,7 +211,9 @@ pub fn sliding_layers(json: &Json, layers: usize, legacy: impl Fn(usize) -> bool
         .map(|kind| match kind.as_str() {
             "full_attention" => Ok(false),
             "sliding_attention" => Ok(true),
-            other => Err(Error::unsupported(format!("config.json: layer_types: {other:?} is not supported (full_attention, sliding_attention)"))),
+            other => Err(Error::unsupported(format!(
+                "config.json: layer_types: {other:?} is not supported (full_attention, sliding_attention)"
+            ))),
         })
         .collect()
 }

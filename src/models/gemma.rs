@@ -17,7 +17,8 @@ pub fn parse(json: &Json) -> Result<Config> {
 
 /// What all Gemmas share.
 pub fn common(json: &Json, activation_key: &'static str, names: Names) -> Result<Config> {
-    let defaults = Defaults { names, activation_key, activation: "gelu_pytorch_tanh", head_dim: Some(256), tied: true, ..DEFAULTS };
+    let defaults =
+        Defaults { names, activation_key, activation: "gelu_pytorch_tanh", head_dim: Some(256), tied: true, ..DEFAULTS };
     let mut config = base::parse(json, &defaults)?;
     let bias = json.flag("attention_bias", false)?;
     config.bias = Bias { qkv: bias, o: bias, ..Bias::default() };

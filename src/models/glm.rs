@@ -11,7 +11,15 @@ pub fn parse(json: &Json) -> Result<Config> {
 
 /// What both generations share.
 pub fn common(json: &Json, names: Names) -> Result<Config> {
-    let defaults = Defaults { names, eps: 1.5625e-7, head_dim: Some(128), kv_heads: Some(2), partial: Some(0.5), adjacent: true, ..DEFAULTS };
+    let defaults = Defaults {
+        names,
+        eps: 1.5625e-7,
+        head_dim: Some(128),
+        kv_heads: Some(2),
+        partial: Some(0.5),
+        adjacent: true,
+        ..DEFAULTS
+    };
     let mut config = base::parse(json, &defaults)?;
     config.bias.qkv = json.flag("attention_bias", true)?;
     Ok(config)

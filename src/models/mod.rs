@@ -88,7 +88,10 @@ pub fn parse(json: &Json) -> Result<(&'static Family, Config)> {
     let model_type = json.text("model_type")?.ok_or_else(|| json.invalid("model_type", "expected text, found nothing"))?;
     let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
         let known: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
-        return Err(Error::unsupported(format!("config.json: model_type: {model_type:?} is not supported ({})", known.join(", "))));
+        return Err(Error::unsupported(format!(
+            "config.json: model_type: {model_type:?} is not supported ({})",
+            known.join(", ")
+        )));
     };
     Ok((family, (family.parse)(json)?))
 }

@@ -18,7 +18,8 @@ pub fn parse(json: &Json) -> Result<Config> {
     if json.flag("qk_layernorm", false)? {
         return Err(json.unsupported("qk_layernorm", "expected false"));
     }
-    let defaults = Defaults { names, eps_key: "layer_norm_eps", eps: 1e-5, activation: "gelu_new", partial: Some(0.5), ..DEFAULTS };
+    let defaults =
+        Defaults { names, eps_key: "layer_norm_eps", eps: 1e-5, activation: "gelu_new", partial: Some(0.5), ..DEFAULTS };
     let mut config = base::parse(json, &defaults)?;
     config.norm = Norm::Layer;
     config.norm_bias = true;

@@ -52,7 +52,9 @@ pub fn one(json: &Json, parameters: Option<&Json>, head_dim: usize, theta: f64, 
     let partial = match (partial, defaults.partial) {
         (given, Some(default)) => given.unwrap_or(default),
         (None | Some(1.0), None) => 1.0,
-        (Some(_), None) => return Err(json.unsupported("partial_rotary_factor", "expected none: this family rotates whole heads")),
+        (Some(_), None) => {
+            return Err(json.unsupported("partial_rotary_factor", "expected none: this family rotates whole heads"));
+        }
     };
     if !(partial > 0.0 && partial <= 1.0) {
         return Err(json.invalid("partial_rotary_factor", &format!("expected a number in 0..1, found {partial}")));
@@ -90,7 +92,11 @@ fn scaling(json: &Json, p: &Json, dim: usize) -> Result<Scaling> {
             Some(n) => n,
             None => p.count("original_max_position_embeddings", MAX_CONTEXT)?.map_or_else(trained, Ok)?,
         };
-        if positions < 2 { Err(p.invalid("original_max_position_embeddings", &format!("expected at least 2, found {positions}"))) } else { Ok(positions) }
+        if positions < 2 {
+            Err(p.invalid("original_max_position_embeddings", &format!("expected at least 2, found {positions}")))
+        } else {
+            Ok(positions)
+        }
     };
     let needed = |key: &str| {
         let value = p.positive(key, f64::NAN)?;

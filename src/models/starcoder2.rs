@@ -8,7 +8,15 @@ use crate::ops::Norm;
 
 pub fn parse(json: &Json) -> Result<Config> {
     let names = Names { up: Source::Own("mlp.c_fc"), down: Source::Own("mlp.c_proj"), ..LLAMA };
-    let defaults = Defaults { names, eps_key: "norm_epsilon", eps: 1e-5, activation: "gelu_pytorch_tanh", kv_heads: Some(2), tied: true, ..DEFAULTS };
+    let defaults = Defaults {
+        names,
+        eps_key: "norm_epsilon",
+        eps: 1e-5,
+        activation: "gelu_pytorch_tanh",
+        kv_heads: Some(2),
+        tied: true,
+        ..DEFAULTS
+    };
     for (key, only) in [("norm_type", "layer_norm"), ("mlp_type", "default")] {
         if json.text(key)?.is_some_and(|found| found != only) {
             return Err(json.unsupported(key, &format!("expected {only:?}")));

@@ -14,15 +14,37 @@ use crate::ops::Angles;
 pub enum Scaling {
     Default,
     /// All frequencies divided by `factor` (Chen et al. 2023, <https://arxiv.org/abs/2306.15595>).
-    Linear { factor: f64 },
+    Linear {
+        factor: f64,
+    },
     /// The base grows with the sequence once that passes `max_positions` (NTK-aware).
-    Dynamic { factor: f64, max_positions: usize },
+    Dynamic {
+        factor: f64,
+        max_positions: usize,
+    },
     /// Low frequencies divided by `factor`, high ones kept, those between blended.
-    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original: usize },
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original: usize,
+    },
     /// Peng et al. 2023, <https://arxiv.org/abs/2309.00071>.
-    Yarn { factor: f64, original: usize, beta_fast: f64, beta_slow: f64, attention_factor: f64, truncate: bool },
+    Yarn {
+        factor: f64,
+        original: usize,
+        beta_fast: f64,
+        beta_slow: f64,
+        attention_factor: f64,
+        truncate: bool,
+    },
     /// A factor a frequency, of which there are two sets (Ding et al. 2024, <https://arxiv.org/abs/2402.13753>).
-    LongRope { short: Vec<f64>, long: Vec<f64>, original: usize, attention_factor: f64 },
+    LongRope {
+        short: Vec<f64>,
+        long: Vec<f64>,
+        original: usize,
+        attention_factor: f64,
+    },
 }
 
 /// One rotary embedding.

@@ -100,7 +100,8 @@ impl Transformer {
     pub fn forward(&self, ids: &[u32], cache: &mut KvCache, length: usize) -> Result<Tensor> {
         let c = &self.config;
         let positions = cache.len()..cache.len() + ids.len();
-        let angles = c.ropes.iter().map(|rope| rope.angles(positions.clone(), length, &self.device)).collect::<Result<Vec<_>>>()?;
+        let angles =
+            c.ropes.iter().map(|rope| rope.angles(positions.clone(), length, &self.device)).collect::<Result<Vec<_>>>()?;
         let mut masks = Masks::default();
         let mut x = ops::embedding(&self.embed, ids, c.embed_scale)?;
         for ((block, layer), cache) in self.layers.iter().zip(&c.layers).zip(&mut cache.layers) {
@@ -139,7 +140,8 @@ impl Block {
             name.map(|name| load_norm(c, weights, &at(name), c.hidden_size)).transpose()
         };
         let qkv = [slot(n.q, 0, &[q, kv, kv]), slot(n.k, 1, &[q, kv, kv]), slot(n.v, 2, &[q, kv, kv])];
-        let up = if c.gated { vec![slot(n.gate, 0, &[ffn, ffn]), slot(n.up, 1, &[ffn, ffn])] } else { vec![slot(n.up, 0, &[ffn])] };
+        let up =
+            if c.gated { vec![slot(n.gate, 0, &[ffn, ffn]), slot(n.up, 1, &[ffn, ffn])] } else { vec![slot(n.up, 0, &[ffn])] };
         Ok(Self {
             attn_in: norm(weights, n.attn_in)?,
             qkv: load_linear(weights, &qkv, c.hidden_size, c.bias.qkv)?,

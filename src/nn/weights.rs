@@ -90,10 +90,10 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// `ErrorKind::Format` naming tensors that no slot asked for, but for buffers that old checkpoints carry along.
     pub fn finish(&self) -> Result<()> {
-        let stale = |name: &str| {
-            [".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias"].iter().any(|buffer| name.ends_with(buffer))
-        };
-        let mut left: Vec<&str> = self.source.names().into_iter().filter(|name| !self.used.contains(*name) && !stale(name)).collect();
+        let stale =
+            |name: &str| [".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias"].iter().any(|buffer| name.ends_with(buffer));
+        let mut left: Vec<&str> =
+            self.source.names().into_iter().filter(|name| !self.used.contains(*name) && !stale(name)).collect();
         left.sort_unstable();
         match left.as_slice() {
             [] => Ok(()),
@@ -150,8 +150,12 @@ impl<'a> Weights<'a> {
         self.parameters += rows as u64 * cols as u64;
         self.used.extend(slots.iter().map(|slot| format!("{}.weight", slot.name)));
         let room = if self.dry { 0 } else { rows };
-        let mut builder = MatrixBuilder::new(room, cols, stored, self.device)
-            .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, format!("{}.weight: {rows} × {cols} weights pass the address space", slots[0].name)))?;
+        let mut builder = MatrixBuilder::new(room, cols, stored, self.device).ok_or_else(|| {
+            Error::new(
+                ErrorKind::OutOfMemory,
+                format!("{}.weight: {rows} × {cols} weights pass the address space", slots[0].name),
+            )
+        })?;
         if !self.dry {
             let mut first = 0;
             for (slot, from) in slots.iter().zip(types) {

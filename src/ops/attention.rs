@@ -64,7 +64,10 @@ impl LayerCache {
         Ok(match self {
             Self::Cpu(heads) => Self::Cpu(heads.clone()),
             Self::Gpu(cache) => {
-                let tensors = cache.tensors.as_ref().map(|(k, v)| Ok::<_, candle_core::Error>((k.force_contiguous()?, v.force_contiguous()?)));
+                let tensors = cache
+                    .tensors
+                    .as_ref()
+                    .map(|(k, v)| Ok::<_, candle_core::Error>((k.force_contiguous()?, v.force_contiguous()?)));
                 Self::Gpu(GpuCache { tensors: tensors.transpose()?, ..*cache })
             }
         })
@@ -102,7 +105,8 @@ impl LayerCache {
             }
             Self::Gpu(cache) => {
                 let width = cache.kv_heads * cache.head_dim;
-                let rows = |x: &[f32]| Tensor::from_slice(x, (x.len() / width, width), &Device::Cpu)?.to_dtype(dtype)?.to_device(device);
+                let rows =
+                    |x: &[f32]| Tensor::from_slice(x, (x.len() / width, width), &Device::Cpu)?.to_dtype(dtype)?.to_device(device);
                 cache.append(&rows(k)?, &rows(v)?)
             }
         }
@@ -164,7 +168,15 @@ impl Masks {
 ///
 /// # Errors
 /// If a gradient is asked for: a cache belongs to inference.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask, cache: &mut LayerCache, masks: &mut Masks) -> Result<Tensor> {
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    mask: Mask,
+    cache: &mut LayerCache,
+    masks: &mut Masks,
+) -> Result<Tensor> {
     if q.track_op() || k.track_op() || v.track_op() {
         bail!("attention over a cache has no backward pass")
     }
@@ -187,7 +199,15 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask, c
     }
 }
 
-fn attention_gpu(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask, cache: &mut GpuCache, masks: &mut Masks) -> Result<Tensor> {
+fn attention_gpu(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    mask: Mask,
+    cache: &mut GpuCache,
+    masks: &mut Masks,
+) -> Result<Tensor> {
     let (rows, width) = q.dims2()?;
     let (kv_heads, dim) = (cache.kv_heads, cache.head_dim);
     cache.append(k, v)?;

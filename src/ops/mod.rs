@@ -25,7 +25,10 @@ pub use residual::{add_scaled, scale_softcap};
 pub use rope::{Angles, rope};
 
 /// Runs one step where its threads or its autorelease pool are.
-pub fn on_device<R: Send>(device: &candle_core::Device, step: impl FnOnce() -> candle_core::Result<R> + Send) -> crate::error::Result<R> {
+pub fn on_device<R: Send>(
+    device: &candle_core::Device,
+    step: impl FnOnce() -> candle_core::Result<R> + Send,
+) -> crate::error::Result<R> {
     if device.is_cpu() {
         return Ok(crate::kernels::install(step)?);
     }

@@ -62,7 +62,8 @@ impl Program {
         let template = self.environment()?.get_template(NAME).map_err(template_error)?;
         let mut text = BoundedText(Vec::new());
         template.render_captured_to(Value::from_pairs(variables), &mut text).map_err(template_error)?;
-        String::from_utf8(text.0).map_err(|error| Error::new(ErrorKind::Template, "chat template: output is not UTF-8").with_source(error))
+        String::from_utf8(text.0)
+            .map_err(|error| Error::new(ErrorKind::Template, "chat template: output is not UTF-8").with_source(error))
     }
 
     fn environment(&self) -> Result<&Environment<'static>> {

@@ -234,9 +234,7 @@ impl JsonStyle {
 fn json_number(value: &Value) -> String {
     match f64::try_from(value.clone()) {
         Ok(float) if !value.is_integer() && float.is_nan() => "NaN".to_owned(),
-        Ok(float) if !value.is_integer() && float.is_infinite() => {
-            if float > 0.0 { "Infinity" } else { "-Infinity" }.to_owned()
-        }
+        Ok(float) if !value.is_integer() && float.is_infinite() => if float > 0.0 { "Infinity" } else { "-Infinity" }.to_owned(),
         _ => number(value),
     }
 }
@@ -308,7 +306,8 @@ fn slice_indices(len: usize, (start, stop, step): (Option<i64>, Option<i64>, i64
 fn attribute(value: &Value, args: &[Value]) -> Result<Value, Error> {
     let (name,): (&str,) = from_args(args)?;
     // A namespace is no dict: its attributes are what the template put there.
-    let is_dict = value.kind() == ValueKind::Map && !value.as_object().is_some_and(|object| object.type_name().contains("Namespace"));
+    let is_dict =
+        value.kind() == ValueKind::Map && !value.as_object().is_some_and(|object| object.type_name().contains("Namespace"));
     if is_dict { Ok(Value::from_object(DictMethod)) } else { value.get_attr(name) }
 }
 
@@ -400,7 +399,8 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
             let (parts,): (&Value,) = from_args(args)?;
             let mut joined = String::new();
             for (at, part) in parts.try_iter()?.enumerate() {
-                let part = part.as_str().ok_or_else(|| invalid(format!("join: item {at}: expected a string, found {}", part.kind())))?;
+                let part =
+                    part.as_str().ok_or_else(|| invalid(format!("join: item {at}: expected a string, found {}", part.kind())))?;
                 joined.push_str(if at == 0 { "" } else { text });
                 joined.push_str(part);
             }
@@ -470,7 +470,9 @@ fn reversed(mut parts: Vec<Value>) -> Vec<Value> {
 }
 
 fn split_lines(text: &str, keep_ends: bool) -> Vec<Value> {
-    let is_end = |letter: char| matches!(letter, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let is_end = |letter: char| {
+        matches!(letter, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+    };
     let mut lines = Vec::new();
     let mut rest = text;
     while let Some(end) = rest.find(is_end) {
@@ -488,7 +490,11 @@ fn title(text: &str) -> String {
     let mut after_cased = false;
     let mut result = String::with_capacity(text.len());
     for letter in text.chars() {
-        if after_cased { result.extend(letter.to_lowercase()) } else { result.extend(letter.to_uppercase()) }
+        if after_cased {
+            result.extend(letter.to_lowercase())
+        } else {
+            result.extend(letter.to_uppercase())
+        }
         after_cased = letter.is_lowercase() || letter.is_uppercase();
     }
     result
@@ -533,7 +539,12 @@ pub(super) fn string_filter(value: &Value) -> Result<Value, Error> {
 }
 
 /// The filter `join`, with the attribute that it may take from each item.
-pub(super) fn join_filter(value: &Value, separator: Option<Value>, attribute: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+pub(super) fn join_filter(
+    value: &Value,
+    separator: Option<Value>,
+    attribute: Option<Value>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
     let separator = match separator {
         Some(separator) => separator,
         None => kwargs.get::<Option<Value>>("d")?.unwrap_or_else(|| Value::from("")),

@@ -37,7 +37,8 @@ pub(super) fn cut(sampling: &Sampling, candidates: &mut Vec<Candidate>, border: 
         last = Some(*candidate);
     }
     candidates.retain(|candidate| {
-        let in_border = |last: Candidate| candidate.logit > last.logit || (candidate.logit == last.logit && candidate.id <= last.id);
+        let in_border =
+            |last: Candidate| candidate.logit > last.logit || (candidate.logit == last.logit && candidate.id <= last.id);
         bucket(candidate) < at || (bucket(candidate) == at && last.is_some_and(in_border))
     });
 }

@@ -1,0 +1,84 @@
+//! The shape of the crate, read from its sources: which way modules look, and what library code never does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A module may name those behind it, and `error`.
+const LAYERS: [&str; 7] = ["ffi", "engine", "models", "load", "nn", "ops", "kernels"];
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Each source file: its layer, its path, and its code without comments and tests.
+fn code() -> Vec<(String, PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    assert!(files.len() > 60);
+    files
+        .into_iter()
+        .map(|path| {
+            let text = fs::read_to_string(&path).unwrap();
+            let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            let code = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+            let layer = path.strip_prefix(&root).unwrap().iter().next().unwrap().to_string_lossy().into_owned();
+            (layer, path, code)
+        })
+        .collect()
+}
+
+#[test]
+fn modules_look_one_way() {
+    let rank = |layer: &str| LAYERS.iter().position(|&name| name == layer);
+    for (layer, path, code) in code() {
+        let Some(own) = rank(&layer) else { continue };
+        for (at, _) in code.match_indices("crate::") {
+            let name: String = code[at + 7..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            if let Some(other) = rank(&name) {
+                assert!(other >= own, "{}: {layer} may not use {name}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_stands_in_ffi_and_kernels_only_and_says_why() {
+    for (layer, path, code) in code() {
+        if !["ffi", "kernels"].contains(&layer.as_str()) {
+            assert!(!code.contains("unsafe"), "{}", path.display());
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        for (i, line) in lines.iter().enumerate() {
+            if line.contains("unsafe {") && !line.trim_start().starts_with("//") {
+                let near = lines[i.saturating_sub(8)..=i].join("\n");
+                assert!(near.contains("SAFETY"), "{}:{}: no SAFETY line", path.display(), i + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn library_code_neither_prints_nor_exits_nor_reads_the_environment() {
+    for (_, path, code) in code() {
+        for word in ["println!", "eprintln!", "print!", "dbg!", "std::env", "env::var", "process::exit", "process::abort", "todo!", "unimplemented!", ".unwrap()"] {
+            assert!(!code.contains(word), "{}: {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn fused_operations_of_candle_are_called_in_ops_only() {
+    for (layer, path, code) in code() {
+        assert!(layer == "ops" || !code.contains("candle_nn"), "{}", path.display());
+    }
+}

@@ -1,0 +1,320 @@
+//! Loading: progress, cancel, memory, and files that lie.
+
+mod common;
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use common::{golden, load, shipped};
+use metal_candle::{Cancel, Error, ErrorKind, GenerateOptions, LoadOptions, Model, Session, Stage, estimate_memory};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn try_load(path: &Path) -> Result<Model, Error> {
+    Model::load(path, &LoadOptions::default(), None)
+}
+
+/// A copy of a small model that a test may spoil.
+fn copy(name: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(golden(name)).unwrap() {
+        let entry = entry.unwrap();
+        if !entry.file_name().to_string_lossy().starts_with("golden") {
+            fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+        }
+    }
+    folder
+}
+
+/// A copy with one key of its configuration changed; `Null` removes it.
+fn configured(name: &str, key: &str, value: Value) -> TempDir {
+    let folder = copy(name);
+    let path = folder.path().join("config.json");
+    let mut config = common::json(&path);
+    if value.is_null() {
+        config.as_object_mut().unwrap().remove(key);
+    } else {
+        config[key] = value;
+    }
+    fs::write(&path, config.to_string()).unwrap();
+    folder
+}
+
+fn refused(folder: &TempDir, kind: ErrorKind, says: &[&str]) {
+    let error = try_load(folder.path()).err().unwrap_or_else(|| panic!("loaded, expected an error about {says:?}"));
+    assert_eq!(error.kind(), kind, "{}", error.details());
+    for word in says {
+        assert!(error.message().contains(word), "{word:?} in {:?}", error.message());
+    }
+}
+
+#[test]
+fn progress_grows_to_the_whole_and_can_stop() {
+    let mut seen = Vec::new();
+    let mut watch = |progress: metal_candle::Progress| {
+        assert_eq!(progress.stage, Stage::Read);
+        seen.push((progress.done, progress.total));
+        ControlFlow::Continue(())
+    };
+    Model::load(shipped("tiny-coder"), &LoadOptions::default(), Some(&mut watch)).unwrap();
+    assert!(seen.len() > 5 && seen.is_sorted_by_key(|&(done, _)| done));
+    let &(done, total) = seen.last().unwrap();
+    assert!(done == total && total > 14_000_000);
+
+    let mut stop = |progress: metal_candle::Progress| {
+        if progress.done * 2 > progress.total { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let error = Model::load(shipped("tiny-coder"), &LoadOptions::default(), Some(&mut stop)).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    let cancel = Cancel::new();
+    cancel.trigger();
+    let options = LoadOptions { cancel: Some(cancel), ..LoadOptions::default() };
+    assert_eq!(Model::load(shipped("tiny-coder"), &options, None).err().unwrap().kind(), ErrorKind::Cancelled);
+}
+
+#[test]
+fn what_a_model_says_of_itself() {
+    let model = load(shipped("tiny-coder"));
+    assert_eq!((model.architecture(), model.layer_count(), model.hidden_size()), ("qwen2", 8, 256));
+    assert_eq!((model.vocab_size(), model.context_length()), (4096, 1024));
+    // Embedding, and in each layer two norms, q, k, v with biases, o, gate, up, down; the final norm.
+    let layer = 2 * 256 + (256 + 128 + 128) * 257 + 256 * 256 + 3 * 256 * 768;
+    assert_eq!(model.parameter_count(), 4096 * 256 + 8 * layer + 256);
+    let config: Value = serde_json::from_str(model.config_json()).unwrap();
+    assert_eq!(config, common::json(&shipped("tiny-coder").join("config.json")));
+}
+
+#[test]
+fn one_file_shards_and_both_tied_names_load() {
+    load(golden("decoders/qwen3_sharded"));
+    // A tied model whose file holds the shared matrix twice, or only as the head.
+    let source = golden("decoders/qwen2_tied");
+    let bytes = fs::read(source.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let embed = tensors.tensor("model.embed_tokens.weight").unwrap();
+    let want = logits(&load(&source));
+    for drop_embed in [false, true] {
+        let folder = copy("decoders/qwen2_tied");
+        let mut list: Vec<_> = tensors.iter().filter(|(name, _)| !(drop_embed && *name == "model.embed_tokens.weight")).collect();
+        list.push(("lm_head.weight", embed.clone()));
+        safetensors::serialize_to_file(list, None, &folder.path().join("model.safetensors")).unwrap();
+        assert_eq!(logits(&load(folder.path())), want);
+    }
+    // A head of its own in a model that says it is tied is used, as the reference does.
+    let folder = copy("decoders/qwen2_tied");
+    let other: Vec<u8> = embed.data().iter().rev().copied().collect();
+    let head = safetensors::tensor::TensorView::new(embed.dtype(), embed.shape().to_vec(), &other).unwrap();
+    let mut list: Vec<_> = tensors.iter().collect();
+    list.push(("lm_head.weight", head));
+    safetensors::serialize_to_file(list, None, &folder.path().join("model.safetensors")).unwrap();
+    assert_ne!(logits(&load(folder.path())), want);
+}
+
+fn logits(model: &Model) -> Vec<f32> {
+    let mut session = Session::new(model, 0).unwrap();
+    session.append_tokens(&[5, 9, 70], None).unwrap();
+    session.logits().unwrap().to_vec()
+}
+
+#[test]
+fn missing_files_are_named() {
+    let error = try_load(Path::new("/no/such/model")).err().unwrap();
+    assert!(error.kind() == ErrorKind::NotFound && error.message().contains("/no/such/model"), "{error}");
+    for (file, says) in [("config.json", "config.json"), ("model.safetensors", "model.safetensors")] {
+        let folder = copy("decoders/qwen2_tied");
+        fs::remove_file(folder.path().join(file)).unwrap();
+        refused(&folder, ErrorKind::NotFound, &[says]);
+    }
+    let folder = copy("decoders/qwen3_sharded");
+    fs::remove_file(folder.path().join("model-00002-of-00003.safetensors")).unwrap();
+    refused(&folder, ErrorKind::NotFound, &["model-00002-of-00003.safetensors"]);
+    let gguf = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+    assert_eq!(try_load(gguf.path()).err().unwrap().kind(), ErrorKind::Unsupported);
+}
+
+#[test]
+fn an_index_that_lies_is_refused() {
+    for (shard, says) in
+        [("../model.safetensors", "beside the index"), ("/etc/passwd", "beside the index"), ("", "beside the index")]
+    {
+        let folder = copy("decoders/qwen3_sharded");
+        let path = folder.path().join("model.safetensors.index.json");
+        let mut index = common::json(&path);
+        index["weight_map"]["model.norm.weight"] = json!(shard);
+        fs::write(&path, index.to_string()).unwrap();
+        refused(&folder, ErrorKind::Format, &["model.norm.weight", says]);
+    }
+    let folder = copy("decoders/qwen3_sharded");
+    let path = folder.path().join("model.safetensors.index.json");
+    let mut index = common::json(&path);
+    index["weight_map"]["model.phantom.weight"] = json!("model-00001-of-00003.safetensors");
+    fs::write(&path, index.to_string()).unwrap();
+    refused(&folder, ErrorKind::Format, &["model.phantom.weight", "does not hold it"]);
+}
+
+/// Writes a safetensors file from a header and data as they are.
+fn write_raw(path: &Path, length: u64, header: &[u8], data: &[u8]) {
+    fs::write(path, [&length.to_le_bytes(), header, data].concat()).unwrap();
+}
+
+#[test]
+fn headers_that_lie_are_refused() {
+    let folder = copy("decoders/qwen2_tied");
+    let path = folder.path().join("model.safetensors");
+    let whole = fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(whole[..8].try_into().unwrap());
+    let header: Value = serde_json::from_slice(&whole[8..8 + length as usize]).unwrap();
+    let data = &whole[8 + length as usize..];
+    for cut in [0, 5, 8, 100, whole.len() / 2, whole.len() - 1] {
+        fs::write(&path, &whole[..cut]).unwrap();
+        refused(&folder, ErrorKind::Format, &["model.safetensors"]);
+    }
+    for length in [u64::MAX, 1 << 40, whole.len() as u64, 3] {
+        write_raw(&path, length, b"{}", data);
+        refused(&folder, ErrorKind::Format, &["model.safetensors"]);
+    }
+    fs::write(&path, [whole.as_slice(), b"more"].concat()).unwrap();
+    refused(&folder, ErrorKind::Format, &["bytes of tensors"]);
+
+    let name = "model.norm.weight";
+    let offsets = header[name]["data_offsets"].clone();
+    let spoiled = [
+        ("dtype", json!("F64"), "dtype"),
+        ("dtype", json!(7), "dtype"),
+        ("shape", json!([65]), "shape"),
+        ("shape", json!([u64::MAX, u64::MAX]), "shape"),
+        ("shape", json!([-1]), "whole number"),
+        ("shape", json!("64"), "shape"),
+        ("data_offsets", json!([0, 128]), "begin"),
+        ("data_offsets", json!([offsets[1], offsets[0]]), "range"),
+        ("data_offsets", json!([0, u64::MAX]), "range"),
+        ("data_offsets", json!([1]), "data_offsets"),
+    ];
+    for (key, value, says) in spoiled {
+        let mut header = header.clone();
+        header[name][key] = value;
+        let text = header.to_string();
+        write_raw(&path, text.len() as u64, text.as_bytes(), data);
+        refused(&folder, ErrorKind::Format, &[says]);
+    }
+    for text in ["[]", "null", "{", "{\"a\": 3}", "\u{1}"] {
+        write_raw(&path, text.len() as u64, text.as_bytes(), b"");
+        refused(&folder, ErrorKind::Format, &["model.safetensors"]);
+    }
+}
+
+#[test]
+fn tensors_that_are_missing_left_over_or_of_another_shape_are_named() {
+    let bytes = fs::read(golden("decoders/qwen2_tied/model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let write = |folder: &TempDir, list: Vec<(String, safetensors::tensor::TensorView<'_>)>| {
+        safetensors::serialize_to_file(list, None, &folder.path().join("model.safetensors")).unwrap();
+    };
+    let list = || tensors.iter().map(|(name, view)| (name.to_string(), view)).collect::<Vec<_>>();
+    let folder = copy("decoders/qwen2_tied");
+    write(&folder, list().into_iter().filter(|(name, _)| name != "model.layers.1.mlp.up_proj.weight").collect());
+    refused(&folder, ErrorKind::Format, &["model.layers.1.mlp.up_proj.weight"]);
+
+    let spare = tensors.tensor("model.norm.weight").unwrap();
+    let mut more = list();
+    more.push(("model.layers.0.mlp.extra.weight".to_string(), spare.clone()));
+    write(&folder, more);
+    refused(&folder, ErrorKind::Format, &["model.layers.0.mlp.extra.weight", "no place"]);
+
+    let mut stale = list();
+    stale.push(("model.layers.0.self_attn.rotary_emb.inv_freq".to_string(), spare.clone()));
+    write(&folder, stale);
+    assert!(try_load(folder.path()).is_ok(), "a buffer of old checkpoints is no weight");
+
+    let renamed = list()
+        .into_iter()
+        .map(|(name, view)| if name == "model.layers.0.mlp.up_proj.weight" { (name, spare.clone()) } else { (name, view) });
+    write(&folder, renamed.collect());
+    refused(&folder, ErrorKind::Format, &["model.layers.0.mlp.up_proj.weight", "expected shape [64, 64]", "[64]"]);
+}
+
+#[test]
+fn configurations_out_of_range_name_their_field() {
+    let format = |key, value, says: &[&str]| refused(&configured("decoders/qwen2_tied", key, value), ErrorKind::Format, says);
+    format("num_attention_heads", json!(0), &["num_attention_heads"]);
+    format("num_hidden_layers", json!(1_000_000_000_000_u64), &["num_hidden_layers"]);
+    format("num_hidden_layers", json!(-1), &["num_hidden_layers", "-1"]);
+    format("hidden_size", json!("many"), &["hidden_size", "many"]);
+    format("hidden_size", json!(u64::MAX), &["hidden_size"]);
+    format("hidden_size", Value::Null, &["hidden_size", "nothing"]);
+    format("hidden_size", json!(66), &["hidden_size", "multiple"]);
+    format("num_key_value_heads", json!(3), &["num_key_value_heads"]);
+    format("head_dim", json!(0), &["head_dim"]);
+    format("head_dim", json!(15), &["head_dim", "even"]);
+    format("rms_norm_eps", json!(0), &["rms_norm_eps"]);
+    format("vocab_size", json!(1 << 20), &["embed_tokens", "expected shape"]);
+    format("layer_types", json!(["full_attention"]), &["layer_types", "3"]);
+    format("tie_word_embeddings", json!("yes"), &["tie_word_embeddings"]);
+    format("rope_parameters", json!({"rope_type": "llama3", "rope_theta": 1e4}), &["factor"]);
+    format("rope_parameters", json!({"rope_type": "longrope", "short_factor": [1], "long_factor": []}), &["factor"]);
+
+    let unsupported =
+        |key, value, says: &[&str]| refused(&configured("decoders/qwen2_tied", key, value), ErrorKind::Unsupported, says);
+    unsupported("model_type", json!("mamba"), &["mamba", "qwen2"]);
+    unsupported("hidden_act", json!("xielu"), &["hidden_act", "xielu", "silu"]);
+    unsupported("rope_parameters", json!({"rope_type": "abf"}), &["abf", "default, linear"]);
+    unsupported("quantization_config", json!({"quant_method": "gptq"}), &["quantization_config"]);
+    unsupported("partial_rotary_factor", json!(0.5), &["partial_rotary_factor"]);
+    unsupported("layer_types", json!(["full_attention", "chunked_attention", "full_attention"]), &["chunked_attention"]);
+    unsupported("is_causal", json!(false), &["is_causal"]);
+
+    for text in ["", "{", "[]", "\"text\"", "{\"model_type\": 3}", &"[".repeat(100_000)] {
+        let folder = copy("decoders/qwen2_tied");
+        fs::write(folder.path().join("config.json"), text).unwrap();
+        refused(&folder, ErrorKind::Format, &["config.json"]);
+    }
+    let folder = copy("decoders/qwen2_tied");
+    fs::write(folder.path().join("config.json"), b"{\"a\": \"\xff\"}").unwrap();
+    refused(&folder, ErrorKind::Format, &["config.json", "UTF-8"]);
+}
+
+#[test]
+fn options_out_of_range_name_themselves() {
+    let with = |options: LoadOptions| Model::load(golden("decoders/qwen2_tied"), &options, None).err().unwrap();
+    let error = with(LoadOptions { max_context: Some(0), ..LoadOptions::default() });
+    assert!(error.kind() == ErrorKind::InvalidArgument && error.message().contains("max_context"), "{error}");
+    let error = with(LoadOptions { quantization: Some("q4_k".to_string()), ..LoadOptions::default() });
+    assert!(error.kind() == ErrorKind::Unsupported && error.message().contains("q4_k"), "{error}");
+    let error = with(LoadOptions { tokenizer_path: Some("no/tokenizer.json".into()), ..LoadOptions::default() });
+    assert!(error.kind() == ErrorKind::NotFound && error.message().contains("tokenizer.json"), "{error}");
+    let damaged = tempfile::NamedTempFile::new().unwrap();
+    fs::write(damaged.path(), "{\"model\": 1}").unwrap();
+    let error = with(LoadOptions { tokenizer_path: Some(damaged.path().into()), ..LoadOptions::default() });
+    assert_eq!(error.kind(), ErrorKind::Format);
+}
+
+#[test]
+fn the_recommended_sampling_and_every_end_token_are_read() {
+    let folder = copy("decoders/qwen2_tied");
+    fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": [181, 5], "do_sample": false}"#).unwrap();
+    let model = load(folder.path());
+    let mut session = Session::new(&model, 0).unwrap();
+    session.append_tokens(&[57], None).unwrap();
+    let answer = session.generate(&GenerateOptions::default(), None, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(answer.tokens, [136, 181], "greedy, and 181 ends it");
+
+    fs::write(folder.path().join("generation_config.json"), r#"{"do_sample": true, "top_p": 1.5}"#).unwrap();
+    refused(&folder, ErrorKind::Format, &["generation_config.json", "top_p"]);
+}
+
+#[test]
+fn the_estimate_is_what_a_model_takes() {
+    // Weights and cache are counted to the byte; only the workspace is an estimate.
+    let path = shipped("tiny-coder");
+    let estimate = estimate_memory(&path, &LoadOptions::default()).unwrap();
+    let short = estimate_memory(&path, &LoadOptions { max_context: Some(256), ..LoadOptions::default() }).unwrap();
+    let cache_of = |tokens: u64| 8 * 2 * 2 * 64 * tokens * 4;
+    let workspace = |n: u64| n - cache_of(if n == short { 256 } else { 1024 });
+    assert!(workspace(estimate) > workspace(short), "a longer context has longer rows of scores");
+    let weights = 14_700_000;
+    assert!(estimate - cache_of(1024) > weights && estimate - cache_of(1024) < 2 * weights, "{estimate}");
+    let wide = estimate_memory(&path, &LoadOptions { dtype: Some(metal_candle::Dtype::F32), ..LoadOptions::default() }).unwrap();
+    assert!(wide - estimate > 14_600_000 && wide - estimate < 14_800_000, "twice the bytes a weight");
+    assert_eq!(estimate_memory("no/model", &LoadOptions::default()).unwrap_err().kind(), ErrorKind::NotFound);
+}

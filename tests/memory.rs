@@ -1,0 +1,26 @@
+//! The estimate against what the process really takes. Alone in its file: other tests would count as well.
+
+mod common;
+
+use common::shipped;
+use metal_candle::{Device, DeviceKind, Dtype, LoadOptions, Model, Session, estimate_memory};
+
+#[test]
+fn loading_and_a_full_context_take_what_was_estimated() {
+    let device = Device::new(DeviceKind::Cpu, 0).unwrap();
+    let options = LoadOptions { device: Some(device.clone()), dtype: Some(Dtype::F32), ..LoadOptions::default() };
+    let resident = || device.memory().unwrap().0 as f64;
+    // Thread stacks, the tokenizer and the allocator's own are there before, so that the difference is model and session.
+    let warm = Model::load(shipped("tiny-coder"), &options, None).unwrap();
+    Session::new(&warm, 0).unwrap().append_tokens(&[300; 4], None).unwrap();
+    let before = resident();
+
+    let estimate = estimate_memory(shipped("tiny-coder"), &options).unwrap() as f64;
+    let model = Model::load(shipped("tiny-coder"), &options, None).unwrap();
+    let mut session = Session::new(&model, 0).unwrap();
+    let ids: Vec<u32> = (0..1024).map(|i| 256 + i % 3000).collect();
+    session.append_tokens(&ids, None).unwrap();
+    let taken = resident() - before;
+    assert!(taken < 1.15 * estimate && taken > 0.7 * estimate, "took {taken:.0} bytes, the estimate was {estimate:.0}");
+    drop((session, model, warm));
+}

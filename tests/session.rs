@@ -1,0 +1,363 @@
+//! Sessions and generation through the Rust API: prefixes are kept, cancels leave a usable session, every way of generating
+//! gives the same text.
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::sync::OnceLock;
+
+use common::{load, shipped};
+use metal_candle::{
+    Cancel, Chat, Device, DeviceKind, ErrorKind, FinishReason, GenerateOptions, LoadOptions, Model, SamplingOptions, Session,
+    Stage,
+};
+
+fn model() -> &'static Model {
+    static MODEL: OnceLock<Model> = OnceLock::new();
+    MODEL.get_or_init(|| load(shipped("tiny-coder")))
+}
+
+fn tokens(n: usize) -> Vec<u32> {
+    (0..n as u32).map(|i| 300 + i * 37 % 3000).collect()
+}
+
+fn options(max_tokens: usize) -> GenerateOptions {
+    GenerateOptions { max_tokens, ..GenerateOptions::default() }
+}
+
+fn sampled(max_tokens: usize, seed: u64) -> GenerateOptions {
+    let sampling = SamplingOptions { temperature: Some(1.2), seed: Some(seed), ..SamplingOptions::default() };
+    GenerateOptions { sampling, ignore_eos: true, ..options(max_tokens) }
+}
+
+fn question(text: &str) -> Chat {
+    let mut chat = Chat::new();
+    chat.add("user", text);
+    chat
+}
+
+fn run(session: &mut Session, options: &GenerateOptions) -> metal_candle::Generation {
+    session.generate(options, None, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+#[test]
+fn push_pull_stateless_and_session_calls_give_one_text() {
+    let prompt = question("What does `Option::map` do?").render(model().chat_template().ok(), true).unwrap();
+    let stateless = GenerateOptions { add_special: false, ..options(60) };
+    let mut pieces = String::new();
+    let pushed = model()
+        .generate(&prompt, &stateless, None, &mut |event| {
+            pieces.push_str(&event.text);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(pieces, pushed.text);
+    assert!(!pushed.text.is_empty());
+
+    let mut session = Session::new(model(), 0).unwrap();
+    session.set_prompt(&prompt, None).unwrap();
+    session.begin(&options(60)).unwrap();
+    let mut pulled = Vec::new();
+    while let Some(event) = session.next().unwrap() {
+        pulled.push(event);
+    }
+    let end = session.end().unwrap();
+    assert_eq!((end.text.as_str(), &end.tokens), (pushed.text.as_str(), &pushed.tokens));
+    assert_eq!(pulled.iter().map(|event| event.text.as_str()).collect::<String>(), pushed.text);
+    assert_eq!(pulled.iter().map(|event| event.index).collect::<Vec<_>>(), (0..pulled.len() as u32).collect::<Vec<_>>());
+    assert_eq!(session.end().unwrap_err().kind(), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn a_seed_gives_the_same_text_in_any_chunks_and_on_any_cache() {
+    let ids = tokens(90);
+    let want = {
+        let mut session = Session::new(model(), 0).unwrap();
+        session.append_tokens(&ids, None).unwrap();
+        run(&mut session, &sampled(40, 7))
+    };
+    assert_eq!(want.finish_reason, FinishReason::MaxTokens);
+    for chunk in [1, 7, 64] {
+        let mut session = Session::new(model(), 0).unwrap();
+        for part in ids.chunks(chunk) {
+            session.append_tokens(part, None).unwrap();
+        }
+        assert_eq!(run(&mut session, &sampled(40, 7)).tokens, want.tokens, "in chunks of {chunk}");
+        session.truncate(ids.len()).unwrap();
+        assert_eq!(run(&mut session, &sampled(40, 7)).tokens, want.tokens, "on the cache of another answer");
+        session.truncate(ids.len()).unwrap();
+        assert_ne!(run(&mut session, &sampled(40, 8)).tokens, want.tokens, "another seed");
+    }
+}
+
+#[test]
+fn only_what_is_new_of_a_prompt_is_evaluated() {
+    let mut session = Session::new(model(), 0).unwrap();
+    let mut chat = question("What does `Vec::push` do?");
+    session.set_chat(&chat, None).unwrap();
+    let first = run(&mut session, &options(60));
+    chat.add("assistant", &first.text);
+    chat.add("user", "What does `Vec::pop` do?");
+    session.set_chat(&chat, None).unwrap();
+    let warm = run(&mut session, &options(60));
+
+    let mut fresh = Session::new(model(), 0).unwrap();
+    fresh.set_chat(&chat, None).unwrap();
+    let cold = run(&mut fresh, &options(60));
+    assert_eq!((warm.text, warm.tokens), (cold.text, cold.tokens));
+
+    // A prefix of what is held needs nothing but its last token again.
+    session.set_chat(&question("What does `Vec::push` do?"), None).unwrap();
+    assert_eq!(run(&mut session, &options(60)).tokens, first.tokens);
+}
+
+#[test]
+fn a_fork_goes_its_own_way() {
+    let mut session = Session::new(model(), 0).unwrap();
+    session.append_tokens(&tokens(30), None).unwrap();
+    let mut fork = session.fork().unwrap();
+    let a = run(&mut session, &sampled(20, 1));
+    assert_eq!((fork.position(), session.position()), (30, 50));
+    assert_eq!(run(&mut fork, &sampled(20, 1)).tokens, a.tokens);
+}
+
+#[test]
+fn a_saved_session_continues_as_if_it_had_not_been() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("session");
+    let mut session = Session::new(model(), 200).unwrap();
+    session.append_tokens(&tokens(40), None).unwrap();
+    run(&mut session, &sampled(5, 3)); // the last token is held and not yet evaluated
+    session.save(&path).unwrap();
+    let mut loaded = Session::load(model(), &path).unwrap();
+    assert_eq!(loaded.tokens(), session.tokens());
+    assert_eq!(loaded.logits().unwrap(), session.logits().unwrap());
+    assert_eq!(run(&mut loaded, &sampled(20, 4)).tokens, run(&mut session, &sampled(20, 4)).tokens);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside the file");
+
+    // Saving over a file replaces it; into a folder that is not there is an error and leaves nothing.
+    Session::new(model(), 0).unwrap().save(&path).unwrap();
+    assert_eq!(Session::load(model(), &path).unwrap().position(), 0);
+    assert_eq!(session.save(folder.path().join("no/where")).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_session_file_is_refused_by_another_model_and_when_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("session");
+    let mut session = Session::new(model(), 0).unwrap();
+    session.append_tokens(&tokens(20), None).unwrap();
+    session.save(&path).unwrap();
+    let other = load(common::golden("decoders/qwen2_tied"));
+    assert_eq!(Session::load(&other, &path).unwrap_err().kind(), ErrorKind::Mismatch);
+
+    let whole = std::fs::read(&path).unwrap();
+    for (at, change) in [(0, 1u8), (16, 0xff), (32, 0xff), (40, 0x7f), (100, 1), (whole.len() / 2, 1), (whole.len() - 1, 1)] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= change;
+        std::fs::write(&path, &bytes).unwrap();
+        let kind = Session::load(model(), &path).unwrap_err().kind();
+        assert!(matches!(kind, ErrorKind::Format | ErrorKind::Mismatch), "byte {at}: {kind:?}");
+    }
+    for len in [0, 7, 72, 200, whole.len() - 1] {
+        std::fs::write(&path, &whole[..len]).unwrap();
+        assert_eq!(Session::load(model(), &path).unwrap_err().kind(), ErrorKind::Format, "cut at {len}");
+    }
+    // Numbers that would overflow or ask for more memory than there is.
+    let mut lies = whole.clone();
+    lies[32..40].copy_from_slice(&u64::MAX.to_le_bytes());
+    std::fs::write(&path, &lies).unwrap();
+    assert_eq!(Session::load(model(), &path).unwrap_err().kind(), ErrorKind::Format);
+}
+
+#[test]
+fn the_same_configuration_with_other_weights_is_another_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = common::golden("decoders/qwen2_tied");
+    std::fs::copy(source.join("config.json"), folder.path().join("config.json")).unwrap();
+    let mut weights = std::fs::read(source.join("model.safetensors")).unwrap();
+    let last = weights.len() - 2;
+    weights[last] ^= 1; // the lowest bit of one weight of the final norm
+    std::fs::write(folder.path().join("model.safetensors"), weights).unwrap();
+    let (a, b) = (load(&source), load(folder.path()));
+    let mut session = Session::new(&a, 0).unwrap();
+    session.append_tokens(&[1, 2, 3], None).unwrap();
+    let path = folder.path().join("session");
+    session.save(&path).unwrap();
+    assert!(Session::load(&a, &path).is_ok());
+    assert_eq!(Session::load(&b, &path).unwrap_err().kind(), ErrorKind::Mismatch);
+}
+
+#[test]
+fn cancel_during_a_prompt_keeps_the_finished_chunks() {
+    let ids = tokens(600);
+    let cancel = Cancel::new();
+    cancel.trigger();
+    let mut session = Session::new(model(), 0).unwrap();
+    assert_eq!(session.append_tokens(&ids, Some(&cancel)).unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(session.position(), 0);
+    cancel.reset();
+
+    // The progress of a stateless prompt says when each chunk is done; the flag is seen before the next.
+    let prompt = model().tokenizer().unwrap().decode(&ids[..300], false).unwrap();
+    let flagged = GenerateOptions { prefill_chunk: 50, cancel: Some(cancel.clone()), ..options(5) };
+    let mut seen = Vec::new();
+    let answer = model()
+        .generate(
+            &prompt,
+            &flagged,
+            Some(&mut |progress| {
+                assert_eq!(progress.stage, Stage::Prefill);
+                seen.push(progress.done);
+                if seen.len() == 2 {
+                    cancel.trigger();
+                }
+                ControlFlow::Continue(())
+            }),
+            &mut |_| ControlFlow::Continue(()),
+        )
+        .unwrap();
+    assert_eq!(answer.finish_reason, FinishReason::Cancelled);
+    assert_eq!((seen.as_slice(), answer.text.as_str()), ([50, 100].as_slice(), ""));
+}
+
+#[test]
+fn cancel_during_an_answer_keeps_what_was_shown_and_the_session() {
+    let cancel = Cancel::new();
+    let mut session = Session::new(model(), 0).unwrap();
+    session.append_tokens(&tokens(20), None).unwrap();
+    let flagged = GenerateOptions { cancel: Some(cancel.clone()), ignore_eos: true, ..options(50) };
+    let mut count = 0;
+    let answer = session
+        .generate(&flagged, None, &mut |_| {
+            count += 1;
+            if count == 4 {
+                cancel.trigger();
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!((answer.finish_reason, answer.tokens.len()), (FinishReason::Cancelled, 4));
+    assert_eq!(session.position(), 24);
+
+    cancel.reset();
+    let rest = run(&mut session, &GenerateOptions { ignore_eos: true, ..options(16) });
+    let mut whole = Session::new(model(), 0).unwrap();
+    whole.append_tokens(&tokens(20), None).unwrap();
+    let want = run(&mut whole, &GenerateOptions { ignore_eos: true, ..options(20) });
+    assert_eq!([answer.tokens, rest.tokens].concat(), want.tokens);
+
+    cancel.trigger();
+    session.begin(&flagged).unwrap();
+    assert_eq!(session.next().unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(session.end().unwrap().finish_reason, FinishReason::Cancelled);
+}
+
+#[test]
+fn the_callback_and_the_limits_end_an_answer() {
+    let mut session = Session::new(model(), 64).unwrap();
+    session.append_tokens(&tokens(50), None).unwrap();
+    let ignore = GenerateOptions { ignore_eos: true, ..options(3) };
+    assert_eq!(run(&mut session, &ignore).finish_reason, FinishReason::MaxTokens);
+    let answer =
+        session.generate(&GenerateOptions { ignore_eos: true, ..options(0) }, None, &mut |_| ControlFlow::Break(())).unwrap();
+    assert_eq!((answer.finish_reason, answer.tokens.len()), (FinishReason::Callback, 1));
+    let answer = run(&mut session, &GenerateOptions { ignore_eos: true, ..options(0) });
+    assert_eq!((answer.finish_reason, session.position()), (FinishReason::ContextFull, 64));
+    let answer = run(&mut session, &ignore);
+    assert_eq!((answer.finish_reason, answer.tokens.len()), (FinishReason::ContextFull, 0));
+    let error = session.append_tokens(&[300], None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ContextFull);
+    assert!(error.message().contains("64"), "{error}");
+}
+
+#[test]
+fn stop_texts_are_never_shown() {
+    let mut session = Session::new(model(), 0).unwrap();
+    session.set_chat(&question("What does `Vec::push` do?"), None).unwrap();
+    let stopping = GenerateOptions { stop: vec!["back of".to_string(), "nowhere".to_string()], ..options(60) };
+    let mut pieces = String::new();
+    let answer = session
+        .generate(&stopping, None, &mut |event| {
+            pieces.push_str(&event.text);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!((answer.text.as_str(), answer.finish_reason), ("Appends an element to the ", FinishReason::StopText));
+    assert_eq!(pieces, answer.text);
+    let empty = GenerateOptions { stop: vec![String::new()], ..options(1) };
+    assert_eq!(
+        session.generate(&empty, None, &mut |_| ControlFlow::Continue(())).unwrap_err().kind(),
+        ErrorKind::InvalidArgument
+    );
+}
+
+#[test]
+fn bad_calls_name_what_is_wrong_and_change_nothing() {
+    let mut session = Session::new(model(), 0).unwrap();
+    let error = session.append_tokens(&[1, 2, 4096], None).unwrap_err();
+    assert!(error.kind() == ErrorKind::InvalidArgument && error.message().contains("tokens[2]"), "{error}");
+    assert_eq!(session.position(), 0);
+    assert_eq!(session.logits().unwrap_err().kind(), ErrorKind::InvalidArgument);
+    assert_eq!(session.begin(&options(1)).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    assert_eq!(session.truncate(1).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    assert_eq!(session.append_tokens(&tokens(1025), None).unwrap_err().kind(), ErrorKind::ContextFull);
+    assert_eq!(Session::new(model(), 1025).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    session.append_tokens(&tokens(5), None).unwrap();
+    session.begin(&options(5)).unwrap();
+    session.next().unwrap();
+    assert_eq!(session.append_tokens(&[300], None).unwrap_err().kind(), ErrorKind::InvalidArgument, "an answer is in the making");
+    session.end().unwrap();
+    session.append_tokens(&[300], None).unwrap();
+}
+
+#[test]
+fn without_a_tokenizer_token_calls_work_and_text_calls_say_what_is_missing() {
+    let model = load(common::golden("decoders/qwen2_tied"));
+    let mut session = Session::new(&model, 0).unwrap();
+    let error = session.append("text", None).unwrap_err();
+    assert!(error.kind() == ErrorKind::NotFound && error.message().contains("tokenizer.json"), "{error}");
+    session.append_tokens(&[57], None).unwrap();
+    let answer = run(&mut session, &GenerateOptions { ignore_eos: true, ..options(4) });
+    assert_eq!((answer.text.as_str(), answer.tokens.as_slice()), ("", [136, 181, 181, 181].as_slice()));
+}
+
+#[test]
+fn a_suspended_device_stops_between_tokens_and_the_session_goes_on() {
+    let device = Device::new(DeviceKind::Cpu, 0).unwrap();
+    let model = Model::load(shipped("tiny-coder"), &LoadOptions { device: Some(device.clone()), ..LoadOptions::default() }, None)
+        .unwrap();
+    let mut session = Session::new(&model, 0).unwrap();
+    session.append_tokens(&tokens(10), None).unwrap();
+    device.suspend(std::time::Duration::from_secs(5)).unwrap();
+    let ignore = GenerateOptions { ignore_eos: true, ..options(8) };
+    session.begin(&ignore).unwrap();
+    assert!(session.next().unwrap().is_some(), "the scores were known before");
+    assert_eq!(session.next().unwrap_err().kind(), ErrorKind::Suspended);
+    device.resume();
+    while session.next().unwrap().is_some() {}
+    let resumed = session.end().unwrap().tokens;
+    let mut other = Session::new(&model, 0).unwrap();
+    other.append_tokens(&tokens(10), None).unwrap();
+    assert_eq!(resumed, run(&mut other, &ignore).tokens);
+}
+
+#[test]
+fn eight_threads_on_one_model_give_the_text_of_one() {
+    let prompts: Vec<Vec<u32>> = (0..20).map(|i| tokens(10 + i * 3)).collect();
+    let one = |ids: &[u32]| {
+        let mut session = Session::new(model(), 0).unwrap();
+        session.append_tokens(ids, None).unwrap();
+        run(&mut session, &sampled(12, ids.len() as u64)).tokens
+    };
+    let want: Vec<_> = prompts.iter().map(|ids| one(ids)).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for (ids, want) in prompts.iter().zip(&want) {
+                    assert_eq!(&one(ids), want);
+                }
+            });
+        }
+    });
+}
