@@ -24,10 +24,14 @@ step() {
 
 have() {
     command -v "$1" >/dev/null 2>&1 && return
-    echo "skip: $2: $1 is missing"
+    skip "$2" "$1 is missing"
+    return 1
+}
+
+skip() { # what, why
+    echo "skip: $1: $2"
     skipped=$((skipped + 1))
     [ "${CI:-}" != true ] || failed=$((failed + 1))
-    return 1
 }
 
 end() {

@@ -76,10 +76,10 @@ impl Chat {
                 ("messages", other) => return Err(expected("messages", "an array", Some(&other))),
                 ("tools", Json::Null) => {}
                 ("tools", value) => self.tools = Some(check_tools(value)?),
-                _ => return Err(Error::argument(format!("chat: {name:?} is not supported (messages, tools)"))),
+                _ => return Err(Error::format(format!("chat: {name:?} is not supported (messages, tools)"))),
             }
         }
-        messages.ok_or_else(|| Error::argument("messages: expected an array, found nothing"))
+        messages.ok_or_else(|| Error::format("messages: expected an array, found nothing"))
     }
 
     /// Appends a message of plain text.
@@ -223,11 +223,11 @@ fn check_variable_name(name: &str) -> Result<()> {
 }
 
 fn parse(subject: &str, json: &str) -> Result<Json> {
-    serde_json::from_str(json).map_err(|error| Error::argument(format!("{subject}: expected JSON: {error}")).with_source(error))
+    serde_json::from_str(json).map_err(|error| Error::format(format!("{subject}: expected JSON: {error}")).with_source(error))
 }
 
 fn expected(subject: &str, expectation: &str, found: Option<&Json>) -> Error {
-    Error::argument(format!("{subject}: expected {expectation}, found {}", json_type(found)))
+    Error::format(format!("{subject}: expected {expectation}, found {}", json_type(found)))
 }
 
 fn json_type(value: Option<&Json>) -> &'static str {
