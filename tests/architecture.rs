@@ -70,7 +70,19 @@ fn unsafe_code_stands_in_ffi_and_kernels_only_and_says_why() {
 #[test]
 fn library_code_neither_prints_nor_exits_nor_reads_the_environment() {
     for (_, path, code) in code() {
-        for word in ["println!", "eprintln!", "print!", "dbg!", "std::env", "env::var", "process::exit", "process::abort", "todo!", "unimplemented!", ".unwrap()"] {
+        for word in [
+            "println!",
+            "eprintln!",
+            "print!",
+            "dbg!",
+            "std::env",
+            "env::var",
+            "process::exit",
+            "process::abort",
+            "todo!",
+            "unimplemented!",
+            ".unwrap()",
+        ] {
             assert!(!code.contains(word), "{}: {word}", path.display());
         }
     }

@@ -249,7 +249,8 @@ const UNTOUCHED: u64 = 0x5555_5555_5555_5555;
 struct Arguments {
     words: Vec<u64>,
     handles: Vec<(usize, Type, *mut c_void)>,
-    /// One for each parameter, so that no address moves.
+    /// One for each parameter, each in a box, so that no address moves.
+    #[allow(clippy::vec_box)]
     places: Vec<Box<u64>>,
     _logits: Vec<f32>,
 }

@@ -57,7 +57,12 @@ fn check_goldens(dir: &Path) -> (usize, usize) {
         }
     }
     let total = golden["cases"].as_array().unwrap().len();
-    assert!(failures.is_empty(), "{} of {total} cases differ:\n{}", failures.len(), failures[..failures.len().min(400)].join("\n\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {total} cases differ:\n{}",
+        failures.len(),
+        failures[..failures.len().min(400)].join("\n\n")
+    );
     (rendered, refused)
 }
 
@@ -73,7 +78,6 @@ fn real_templates_render_as_in_transformers() {
     let (rendered, refused) = check_goldens(Path::new(&dir));
     println!("where Python complains itself: {rendered} rendered, {refused} refused");
 }
-
 
 fn template(source: &str) -> ChatTemplate {
     ChatTemplate::new(source, Map::new()).unwrap()
@@ -91,7 +95,8 @@ fn render_on_a_small_stack(source: String) -> Result<String, String> {
 
 #[test]
 fn hostile_templates_fail_without_harm() {
-    let nest = |open: &str, inner: &str, close: &str, times: usize| format!("{}{inner}{}", open.repeat(times), close.repeat(times));
+    let nest =
+        |open: &str, inner: &str, close: &str, times: usize| format!("{}{inner}{}", open.repeat(times), close.repeat(times));
     for (source, message) in [
         ("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}".to_owned(), "line 1: stopped after 50000000 steps"),
         ("{% macro f(n) %}\n{{ f(n + 1) }}{% endmacro %}{{ f(0) }}".to_owned(), "line 2: recursion limit exceeded"),
@@ -132,16 +137,26 @@ fn hostile_templates_fail_without_harm() {
         let chain = if first.is_empty() { link.repeat(times) + "1" } else { first.to_owned() + &link.repeat(times) };
         render_on_a_small_stack(format!("{{{{ {chain} }}}}")).unwrap();
         // All limits at once: refused or not, but within the stack.
-        let branches = |elifs, brackets| format!("{{% if a %}}{}{{% else %}}{{{{ {} }}}}{{% endif %}}", "{% elif a %}".repeat(elifs), nest("(", &chain, ")", brackets));
+        let branches = |elifs, brackets| {
+            format!(
+                "{{% if a %}}{}{{% else %}}{{{{ {} }}}}{{% endif %}}",
+                "{% elif a %}".repeat(elifs),
+                nest("(", &chain, ")", brackets)
+            )
+        };
         for inner in [branches(100, 0), branches(40, 40), branches(0, 50)] {
-            let macros = format!("{{% macro f(n) %}}{}{{% endmacro %}}{{{{ f(1) }}}}", nest("{% if 1 %}", &inner, "{% endif %}", 48));
+            let macros =
+                format!("{{% macro f(n) %}}{}{{% endmacro %}}{{{{ f(1) }}}}", nest("{% if 1 %}", &inner, "{% endif %}", 48));
             let _ = render_on_a_small_stack(macros);
             let _ = render_on_a_small_stack(nest("{% for a in [0] %}", &inner, "{% endfor %}", 49));
         }
     }
     render_on_a_small_stack(format!("{{% if a %}}{}{{% endif %}}", "{% elif a %}".repeat(100))).unwrap();
     render_on_a_small_stack(nest("{% for a in [0] %}", "x", "{% endfor %}", 50)).unwrap();
-    render_on_a_small_stack("{{ ''[::-1] }}{{ [][::-1] }}{{ 'abc'[:5:-1] }}{{ 'abc'[-9223372036854775807::9223372036854775807] }}".to_owned()).unwrap();
+    render_on_a_small_stack(
+        "{{ ''[::-1] }}{{ [][::-1] }}{{ 'abc'[:5:-1] }}{{ 'abc'[-9223372036854775807::9223372036854775807] }}".to_owned(),
+    )
+    .unwrap();
 }
 
 #[test]
@@ -217,7 +232,8 @@ fn a_chat_that_is_built_equals_one_that_is_read() {
     let mut built = Chat::new();
     built.add("user", "Hi \"you\".");
     built.set_tools_json(Some(r#"[{"name": "f"}]"#)).unwrap();
-    let read = Chat::from_json(r#"{"tools": [{"name": "f"}], "messages": [{"role": "user", "content": "Hi \"you\"."}]}"#).unwrap();
+    let read =
+        Chat::from_json(r#"{"tools": [{"name": "f"}], "messages": [{"role": "user", "content": "Hi \"you\"."}]}"#).unwrap();
     assert_eq!(built.render(Some(&source), true).unwrap(), read.render(Some(&source), true).unwrap());
     built.set_tools_json(None).unwrap();
     assert!(built.render(Some(&source), true).unwrap().contains("]nullTrue"));
@@ -288,17 +304,41 @@ fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
 
 #[test]
 fn templates_are_found_where_transformers_finds_them() {
-    let config = r#"{"chat_template": "config {{ bos_token }}", "bos_token": {"content": "<s>", "lstrip": false}, "eos_token": null}"#;
+    let config =
+        r#"{"chat_template": "config {{ bos_token }}", "bos_token": {"content": "<s>", "lstrip": false}, "eos_token": null}"#;
     let list = r#"{"chat_template": [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]}"#;
     let tokens = r#"{"bos_token": "<other>", "pad_token": "<pad>", "additional_special_tokens": ["<a>", {"content": "<b>"}]}"#;
     for (files, plain, with_tools) in [
         (vec![("tokenizer_config.json", config)], "config <s>", "config <s>"),
         (vec![("tokenizer_config.json", config), ("chat_template.json", r#"{"chat_template": "json"}"#)], "json", "json"),
-        (vec![("tokenizer_config.json", config), ("chat_template.json", r#"{"chat_template": "json"}"#), ("chat_template.jinja", "{# #}jinja {{ bos_token }}")], "jinja <s>", "jinja <s>"),
+        (
+            vec![
+                ("tokenizer_config.json", config),
+                ("chat_template.json", r#"{"chat_template": "json"}"#),
+                ("chat_template.jinja", "{# #}jinja {{ bos_token }}"),
+            ],
+            "jinja <s>",
+            "jinja <s>",
+        ),
         (vec![("tokenizer_config.json", list)], "plain", "tools"),
         (vec![("chat_template.jinja", "jinja"), ("additional_chat_templates/tool_use.jinja", "more")], "jinja", "more"),
-        (vec![("chat_template.jinja", "{{ bos_token }}{{ pad_token }}{{ additional_special_tokens }}"), ("special_tokens_map.json", tokens), ("tokenizer_config.json", config)], "<s><pad>['<a>', '<b>']", "<s><pad>['<a>', '<b>']"),
-        (vec![("chat_template.jinja", "{{ image_token }}"), ("tokenizer_config.json", r#"{"extra_special_tokens": {"image_token": "<image>"}}"#)], "<image>", "<image>"),
+        (
+            vec![
+                ("chat_template.jinja", "{{ bos_token }}{{ pad_token }}{{ additional_special_tokens }}"),
+                ("special_tokens_map.json", tokens),
+                ("tokenizer_config.json", config),
+            ],
+            "<s><pad>['<a>', '<b>']",
+            "<s><pad>['<a>', '<b>']",
+        ),
+        (
+            vec![
+                ("chat_template.jinja", "{{ image_token }}"),
+                ("tokenizer_config.json", r#"{"extra_special_tokens": {"image_token": "<image>"}}"#),
+            ],
+            "<image>",
+            "<image>",
+        ),
     ] {
         let dir = directory(&files);
         let template = ChatTemplate::load(dir.path()).unwrap().unwrap();
@@ -311,7 +351,10 @@ fn templates_are_found_where_transformers_finds_them() {
     assert!(ChatTemplate::load(directory(&[("tokenizer_config.json", "{}")]).path()).unwrap().is_none());
     let dir = directory(&[("additional_chat_templates/rag.jinja", "x")]);
     let template = ChatTemplate::load(dir.path()).unwrap().unwrap();
-    assert_eq!((template.source(), Chat::new().render(Some(&template), false).unwrap_err().message()), (None, "chat template: none is named \"default\" (the model has: rag)"));
+    assert_eq!(
+        (template.source(), Chat::new().render(Some(&template), false).unwrap_err().message()),
+        (None, "chat template: none is named \"default\" (the model has: rag)")
+    );
 }
 
 #[test]
@@ -328,12 +371,36 @@ fn files_of_another_form_are_named_with_their_field() {
     for (name, text, message) in [
         ("tokenizer_config.json", "{", "tokenizer_config.json: expected JSON: EOF while parsing an object at line 1 column 1"),
         ("tokenizer_config.json", "[]", "tokenizer_config.json: expected an object, found an array"),
-        ("tokenizer_config.json", r#"{"chat_template": 1}"#, "tokenizer_config.json: chat_template: expected a string or a list, found a number"),
-        ("tokenizer_config.json", r#"{"chat_template": [{"name": "a"}]}"#, "tokenizer_config.json: chat_template[0].template: expected a string, found nothing"),
-        ("tokenizer_config.json", r#"{"chat_template": "", "bos_token": 1}"#, "tokenizer_config.json: bos_token: expected a string, found a number"),
-        ("tokenizer_config.json", r#"{"chat_template": "", "bos_token": {}}"#, "tokenizer_config.json: bos_token.content: expected a string, found nothing"),
-        ("tokenizer_config.json", r#"{"chat_template": "", "additional_special_tokens": ["a", 1]}"#, "tokenizer_config.json: additional_special_tokens[1]: expected a string, found a number"),
-        ("chat_template.json", r#"{"chat_template": {}}"#, "chat_template.json: chat_template: expected a string or a list, found an object"),
+        (
+            "tokenizer_config.json",
+            r#"{"chat_template": 1}"#,
+            "tokenizer_config.json: chat_template: expected a string or a list, found a number",
+        ),
+        (
+            "tokenizer_config.json",
+            r#"{"chat_template": [{"name": "a"}]}"#,
+            "tokenizer_config.json: chat_template[0].template: expected a string, found nothing",
+        ),
+        (
+            "tokenizer_config.json",
+            r#"{"chat_template": "", "bos_token": 1}"#,
+            "tokenizer_config.json: bos_token: expected a string, found a number",
+        ),
+        (
+            "tokenizer_config.json",
+            r#"{"chat_template": "", "bos_token": {}}"#,
+            "tokenizer_config.json: bos_token.content: expected a string, found nothing",
+        ),
+        (
+            "tokenizer_config.json",
+            r#"{"chat_template": "", "additional_special_tokens": ["a", 1]}"#,
+            "tokenizer_config.json: additional_special_tokens[1]: expected a string, found a number",
+        ),
+        (
+            "chat_template.json",
+            r#"{"chat_template": {}}"#,
+            "chat_template.json: chat_template: expected a string or a list, found an object",
+        ),
     ] {
         let error = ChatTemplate::load(directory(&[(name, text)]).path()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Format);
@@ -342,10 +409,18 @@ fn files_of_another_form_are_named_with_their_field() {
     let dir = directory(&[]);
     std::fs::write(dir.path().join("chat_template.jinja"), b"\xff").unwrap();
     let error = ChatTemplate::load(dir.path()).unwrap_err();
-    assert!(error.kind() == ErrorKind::Format && error.message().contains("chat_template.jinja: expected UTF-8"), "{}", error.message());
+    assert!(
+        error.kind() == ErrorKind::Format && error.message().contains("chat_template.jinja: expected UTF-8"),
+        "{}",
+        error.message()
+    );
     std::fs::File::create(dir.path().join("chat_template.jinja")).unwrap().set_len((16 << 20) + 1).unwrap();
     let error = ChatTemplate::load(dir.path()).unwrap_err();
-    assert!(error.kind() == ErrorKind::Format && error.message().ends_with("expected up to 16777216 bytes, found more"), "{}", error.message());
+    assert!(
+        error.kind() == ErrorKind::Format && error.message().ends_with("expected up to 16777216 bytes, found more"),
+        "{}",
+        error.message()
+    );
 }
 
 #[test]

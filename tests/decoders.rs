@@ -51,7 +51,7 @@ fn at_once(model: &Model, ids: &[u32]) -> Vec<f32> {
 }
 
 /// Rope frequencies of these depend on the length, so that a prefix alone is another computation than within the whole.
-fn looks_at_length(path: &PathBuf) -> bool {
+fn looks_at_length(path: &std::path::Path) -> bool {
     let config = std::fs::read_to_string(path.join("config.json")).unwrap();
     (config.contains("\"dynamic\"") && !config.contains("\"alpha\"")) || config.contains("\"longrope\"")
 }

@@ -234,7 +234,7 @@ extern "C" fn react(session: *mut c_void, event: &mc_token_event) -> i32 {
     // SAFETY: the handle lives; the call must find it busy.
     let status = unsafe { mc_session_truncate(nn(session), 0, null_mut()) };
     assert_eq!(status, mc_status::MC_ERROR_BUSY);
-    if event.token % 7 == 0 { MC_STOP } else { MC_CONTINUE }
+    if event.token.is_multiple_of(7) { MC_STOP } else { MC_CONTINUE }
 }
 
 #[test]

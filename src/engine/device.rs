@@ -26,7 +26,7 @@ pub enum DeviceKind {
     Cuda,
 }
 
-/// A device; clones are the same device and share its gate.
+/// A device; clones are the same device and share its gate. Metal is opened once a process, so all its handles share one gate.
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
 
@@ -85,7 +85,7 @@ impl Device {
         }
         match kind {
             DeviceKind::Cpu => Ok(Self::open(DeviceKind::Cpu, "CPU".to_string(), candle_core::Device::Cpu)),
-            DeviceKind::Metal => Ok(Self::open(DeviceKind::Metal, "Metal".to_string(), gpu::metal()?)),
+            DeviceKind::Metal => gpu::metal(),
             DeviceKind::Cuda => Ok(Self::open(DeviceKind::Cuda, format!("CUDA {index}"), gpu::cuda(index)?)),
             DeviceKind::Auto => {
                 for kind in [DeviceKind::Metal, DeviceKind::Cuda] {
@@ -189,16 +189,17 @@ mod gpu {
     use super::{Error, ErrorKind, Result};
     use candle_core::Device;
 
-    /// The one Metal device of this process: each has its own buffers and command queue, so a second one could not share weights.
+    /// The one Metal device of this process: each has its own buffers and command queue, so a second one could not share
+    /// weights, and a suspended app must stop all work of the GPU at one gate.
     #[cfg(any(feature = "metal", target_os = "macos", target_os = "ios"))]
-    pub fn metal() -> Result<Device> {
+    pub fn metal() -> Result<super::Device> {
         use std::sync::OnceLock;
-        static METAL: OnceLock<std::result::Result<Device, String>> = OnceLock::new();
+        static METAL: OnceLock<std::result::Result<super::Device, String>> = OnceLock::new();
         METAL
             .get_or_init(|| {
                 // candle panics where there is no GPU session, and before macOS 15.
                 match std::panic::catch_unwind(|| Device::new_metal(0)) {
-                    Ok(Ok(device)) => Ok(device),
+                    Ok(Ok(device)) => Ok(super::Device::open(super::DeviceKind::Metal, "Metal".to_string(), device)),
                     Ok(Err(error)) => Err(error.to_string()),
                     Err(_) => Err("the system refused a GPU session (macOS 15 or iOS 18 is needed)".to_string()),
                 }
@@ -208,7 +209,7 @@ mod gpu {
     }
 
     #[cfg(not(any(feature = "metal", target_os = "macos", target_os = "ios")))]
-    pub fn metal() -> Result<Device> {
+    pub fn metal() -> Result<super::Device> {
         Err(Error::new(ErrorKind::NotFound, "Metal: this build has no Metal"))
     }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use super::sampling::Sampling;
 use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Checkpoint, Json};
+use crate::load::{Checkpoint, Json, read_text};
 use crate::models::{self, Family};
 use crate::nn::{Config, KvCache, TensorSource, Transformer, Weights};
 use crate::ops::StoredType;
@@ -372,7 +372,8 @@ impl Files {
         if !metadata.is_dir() {
             return Err(Error::unsupported(format!("{}: expected a directory with config.json", path.display())));
         }
-        let raw = Json::read(&path.join("config.json"))?;
+        let config_json = read_text(&path.join("config.json"))?;
+        let raw = Json::parse("config.json", &config_json)?;
         let (family, mut config) = models::parse(&raw)?;
         if let Some(tokens) = options.max_context {
             if !(1..=models::MAX_CONTEXT).contains(&tokens) {
@@ -384,7 +385,7 @@ impl Files {
             directory: path.to_path_buf(),
             family,
             config,
-            config_json: raw.value().to_string(),
+            config_json,
             generation: Json::read_optional(&path.join("generation_config.json"))?,
             tokenizer_config: Json::read_optional(&path.join("tokenizer_config.json"))?,
             raw,

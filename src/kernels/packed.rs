@@ -68,15 +68,6 @@ impl Packed {
         self.cols
     }
 
-    /// The type that the values are stored in.
-    pub fn stored(&self) -> StoredType {
-        match self.panels {
-            Panels::F32(_) => StoredType::F32,
-            Panels::F16(_) => StoredType::F16,
-            Panels::BF16(_) => StoredType::BF16,
-        }
-    }
-
     /// The bytes of a matrix of this shape.
     pub fn bytes(rows: usize, cols: usize, stored: StoredType) -> u64 {
         (rows.div_ceil(LANES) * LANES) as u64 * cols as u64 * stored.size() as u64

@@ -3,5 +3,5 @@
 mod json;
 mod safetensors;
 
-pub use json::Json;
+pub use json::{Json, read_text};
 pub use safetensors::{Checkpoint, FNV_START, fnv};

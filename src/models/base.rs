@@ -111,8 +111,10 @@ pub fn parse(json: &Json, defaults: &Defaults) -> Result<Config> {
         None if defaults.head_dim.is_some() && !json.has("head_dim") => defaults.head_dim.unwrap_or(1),
         None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
         None => {
-            return Err(json
-                .invalid("hidden_size", &format!("expected a multiple of num_attention_heads {num_heads}, found {hidden_size}")));
+            return Err(json.invalid(
+                "hidden_size",
+                &format!("expected a multiple of num_attention_heads {num_heads}, found {hidden_size}"),
+            ));
         }
     };
     let num_layers = json.size("num_hidden_layers", MAX_LAYERS)?;

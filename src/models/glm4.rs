@@ -1,6 +1,6 @@
 //! GLM-4-0414: GLM with norms after each part as well.
 
-use super::base::{self, FUSED_MLP};
+use super::base::FUSED_MLP;
 use crate::error::Result;
 use crate::load::Json;
 use crate::nn::{Config, Names};

@@ -1,6 +1,6 @@
 //! VaultGemma: Gemma 2 without the norms after each part.
 
-use super::base::{self, LLAMA};
+use super::base::LLAMA;
 use super::{gemma, gemma2};
 use crate::error::Result;
 use crate::load::Json;

@@ -18,7 +18,12 @@ pub(super) fn string_filter(value: &Value) -> Result<Value, Error> {
 }
 
 /// The filter `join`, with the attribute that it may take from each item.
-pub(super) fn join_filter(value: &Value, separator: Option<Value>, attribute: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+pub(super) fn join_filter(
+    value: &Value,
+    separator: Option<Value>,
+    attribute: Option<Value>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
     let separator = match separator {
         Some(separator) => separator,
         None => kwargs.get::<Option<Value>>("d")?.unwrap_or_else(|| Value::from("")),
@@ -41,7 +46,12 @@ pub(super) fn join_filter(value: &Value, separator: Option<Value>, attribute: Op
 }
 
 /// The filter `default`: for what is undefined, or with `boolean` for what is false.
-pub(super) fn default_filter(value: &Value, default: Option<Value>, boolean: Option<bool>, kwargs: Kwargs) -> Result<Value, Error> {
+pub(super) fn default_filter(
+    value: &Value,
+    default: Option<Value>,
+    boolean: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
     let boolean = boolean.map_or_else(|| kwargs.get::<Option<bool>>("boolean"), |boolean| Ok(Some(boolean)))?.unwrap_or(false);
     let default = default.map_or_else(|| kwargs.get::<Option<Value>>("default_value"), |default| Ok(Some(default)))?;
     kwargs.assert_all_used()?;
@@ -111,7 +121,13 @@ pub(super) fn float_filter(value: &Value, default: Option<Value>) -> Value {
 }
 
 /// The filter `indent`, by a number of spaces or a string.
-pub(super) fn indent_filter(value: &Value, width: Option<Value>, first: Option<bool>, blank: Option<bool>, kwargs: Kwargs) -> Result<Value, Error> {
+pub(super) fn indent_filter(
+    value: &Value,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
     let width = match width {
         Some(width) => width,
         None => kwargs.get::<Option<Value>>("width")?.unwrap_or_else(|| Value::from(4)),

@@ -133,9 +133,7 @@ impl JsonStyle {
 fn json_number(value: &Value) -> String {
     match f64::try_from(value.clone()) {
         Ok(float) if !value.is_integer() && float.is_nan() => "NaN".to_owned(),
-        Ok(float) if !value.is_integer() && float.is_infinite() => {
-            if float > 0.0 { "Infinity" } else { "-Infinity" }.to_owned()
-        }
+        Ok(float) if !value.is_integer() && float.is_infinite() => if float > 0.0 { "Infinity" } else { "-Infinity" }.to_owned(),
         _ => number(value),
     }
 }

@@ -164,7 +164,8 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
             let (parts,): (&Value,) = from_args(args)?;
             let mut joined = String::new();
             for (at, part) in parts.try_iter()?.enumerate() {
-                let part = part.as_str().ok_or_else(|| invalid(format!("join: item {at}: expected a string, found {}", part.kind())))?;
+                let part =
+                    part.as_str().ok_or_else(|| invalid(format!("join: item {at}: expected a string, found {}", part.kind())))?;
                 joined.push_str(if at == 0 { "" } else { text });
                 joined.push_str(part);
             }
@@ -234,7 +235,9 @@ fn reversed(mut parts: Vec<Value>) -> Vec<Value> {
 }
 
 pub(super) fn split_lines(text: &str, keep_ends: bool) -> Vec<Value> {
-    let is_end = |letter: char| matches!(letter, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let is_end = |letter: char| {
+        matches!(letter, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+    };
     let mut lines = Vec::new();
     let mut rest = text;
     while let Some(end) = rest.find(is_end) {
@@ -252,7 +255,11 @@ fn title(text: &str) -> String {
     let mut after_cased = false;
     let mut result = String::with_capacity(text.len());
     for letter in text.chars() {
-        if after_cased { result.extend(letter.to_lowercase()) } else { result.extend(title_case(letter)) }
+        if after_cased {
+            result.extend(letter.to_lowercase())
+        } else {
+            result.extend(title_case(letter))
+        }
         after_cased = letter.is_lowercase() || letter.is_uppercase();
     }
     result

@@ -128,7 +128,10 @@ fn print(out: &mut Output, state: &mut State, value: &Value) -> std::result::Res
     let printed = state.get_or_insert_extension(Printed(0));
     printed.0 += text.len();
     if printed.0 > MAX_PRINTED_BYTES {
-        return Err(minijinja::Error::new(JinjaError::InvalidOperation, format!("stopped after {MAX_PRINTED_BYTES} bytes of text")));
+        return Err(minijinja::Error::new(
+            JinjaError::InvalidOperation,
+            format!("stopped after {MAX_PRINTED_BYTES} bytes of text"),
+        ));
     }
     out.write_str(&text).map_err(minijinja::Error::from)
 }

@@ -146,7 +146,14 @@ impl<'s> Rewriter<'s> {
                     if open.len() >= MAX_NESTING {
                         return Err(format!("more than {MAX_NESTING} nested brackets are not supported"));
                     }
-                    open.push(Open { bracket: byte, start: self.out.len(), colons: Vec::new(), has_comma: false, depth, deepest: 0 });
+                    open.push(Open {
+                        bracket: byte,
+                        start: self.out.len(),
+                        colons: Vec::new(),
+                        has_comma: false,
+                        depth,
+                        deepest: 0,
+                    });
                 }
                 b')' | b']' | b'}' => {
                     let closed = open.pop();
