@@ -302,10 +302,11 @@ fn common_prefix(a: &str, b: &str) -> usize {
     a.char_indices().zip(b.chars()).find(|((_, x), y)| x != y).map_or(a.len().min(b.len()), |((at, _), _)| at)
 }
 
-/// Bytes of the last grapheme cluster, if what follows may still join it: emoji grow by joiners, skin tones and flags.
+/// Bytes of the last grapheme cluster, if what follows may still join it: emoji grow by joiners, skin tones
+/// and flags, digits become keycaps.
 fn open_cluster(text: &str) -> usize {
     let Some(cluster) = text.graphemes(true).next_back() else { return 0 };
-    let grows = |c: char| matches!(c, '\u{200d}' | '\u{fe0f}' | '\u{20e3}' | '\u{2190}'..='\u{2bff}' | '\u{3030}' | '\u{303d}' | '\u{3297}' | '\u{3299}' | '\u{1f000}'..='\u{1faff}' | '\u{e0020}'..='\u{e007f}');
+    let grows = |c: char| matches!(c, '0'..='9' | '#' | '*' | '\u{200d}' | '\u{fe0f}' | '\u{20e3}' | '\u{2190}'..='\u{2bff}' | '\u{3030}' | '\u{303d}' | '\u{3297}' | '\u{3299}' | '\u{1f000}'..='\u{1faff}' | '\u{e0020}'..='\u{e007f}');
     if cluster.chars().any(grows) { cluster.len() } else { 0 }
 }
 
