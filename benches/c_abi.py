@@ -1,0 +1,156 @@
+"""The part of metal_candle.h that the benchmarks call, through ctypes.
+
+    library = Library("target/release/libmetal_candle.so", "build/bench/host.so")
+    session = Session(Model(library, "models/tiny-coder"), max_context=640)
+    session.append([1, 2, 3])
+    ids = session.generate(max_tokens=8, way="push", record=Record(8))
+"""
+
+import ctypes
+import os
+from ctypes import POINTER, byref, c_bool, c_char_p, c_double, c_float, c_int32, c_size_t, c_uint32, c_void_p
+
+import numpy as np
+
+CPU = 1  # MC_DEVICE_CPU
+DTYPES = {"stored": 0, "F32": 1}  # mc_dtype
+
+ids_p, handle_p = POINTER(c_uint32), POINTER(c_void_p)
+
+# name: (result, arguments); functions that can fail return mc_status and end with err.
+FUNCTIONS = {
+    "mc_version_string": (c_char_p, []),
+    "mc_live_objects": (c_size_t, []),
+    "mc_error_message": (c_char_p, [c_void_p]),
+    "mc_error_details": (c_char_p, [c_void_p]),
+    "mc_error_free": (None, [c_void_p]),
+    "mc_status_name": (c_char_p, [c_int32]),
+    "mc_device_new": (c_int32, [c_int32, c_size_t, handle_p, handle_p]),
+    "mc_device_free": (None, [c_void_p]),
+    "mc_model_options_new": (c_void_p, []),
+    "mc_model_options_set_device": (None, [c_void_p, c_void_p]),
+    "mc_model_options_set_dtype": (None, [c_void_p, c_int32]),
+    "mc_model_options_free": (None, [c_void_p]),
+    "mc_model_load": (c_int32, [c_char_p, c_void_p, handle_p, handle_p]),
+    "mc_model_vocab_size": (c_size_t, [c_void_p]),
+    "mc_model_free": (None, [c_void_p]),
+    "mc_generate_options_new": (c_void_p, []),
+    "mc_generate_options_set_max_tokens": (None, [c_void_p, c_size_t]),
+    "mc_generate_options_set_temperature": (None, [c_void_p, c_float]),
+    "mc_generate_options_set_ignore_eos": (None, [c_void_p, c_bool]),
+    "mc_generate_options_free": (None, [c_void_p]),
+    "mc_generation_tokens": (ids_p, [c_void_p]),
+    "mc_generation_tokens_len": (c_size_t, [c_void_p]),
+    "mc_generation_free": (None, [c_void_p]),
+    "mc_session_new": (c_int32, [c_void_p, c_size_t, handle_p, handle_p]),
+    "mc_session_append_tokens": (c_int32, [c_void_p, ids_p, c_size_t, c_void_p, handle_p]),
+    "mc_session_logits": (c_int32, [c_void_p, POINTER(c_float), c_size_t, handle_p]),
+    "mc_session_truncate": (c_int32, [c_void_p, c_size_t, handle_p]),
+    "mc_session_generate_stream": (c_int32, [c_void_p, c_void_p, c_void_p, c_void_p, handle_p, handle_p]),
+    "mc_session_begin": (c_int32, [c_void_p, c_void_p, handle_p]),
+    "mc_session_next": (c_int32, [c_void_p, handle_p, handle_p]),
+    "mc_session_end": (c_int32, [c_void_p, handle_p, handle_p]),
+    "mc_session_free": (None, [c_void_p]),
+}
+
+
+class Library:
+    """`path`: the shared library; `host`: host.c, compiled. Functions are attributes without their `mc_`."""
+
+    def __init__(self, path, host):
+        library, host = ctypes.CDLL(os.fspath(path)), ctypes.CDLL(os.fspath(host))
+        for name, (result, arguments) in FUNCTIONS.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+            setattr(self, name.removeprefix("mc_"), self._checked(function) if result is c_int32 else function)
+        host.keep_pulled.argtypes = [c_void_p, c_void_p, POINTER(Record), handle_p]
+        self.keep_pulled = self._checked(host.keep_pulled)
+        self.keep_pushed = ctypes.cast(host.keep_pushed, c_void_p)
+        self.next_address = ctypes.cast(library.mc_session_next, c_void_p)
+
+    def _checked(self, function):
+        """`function` without its `err`; a status other than MC_OK raises."""
+
+        def call(*arguments):
+            error = c_void_p()
+            status = function(*arguments, byref(error))
+            if status == 0:
+                return
+            text = f"{function.__name__}: {self.status_name(status).decode()}"
+            if error:
+                text += f": {self.error_message(error).decode()}\n{self.error_details(error).decode()}"
+                self.error_free(error)
+            raise RuntimeError(text)
+
+        return call
+
+
+class Record(ctypes.Structure):
+    """The `record` of host.c; `capacity` 0 only counts."""
+
+    _fields_ = [("token", ids_p), ("time", POINTER(c_double)), ("capacity", c_size_t), ("count", c_size_t)]
+
+    def __init__(self, capacity):
+        super().__init__((c_uint32 * capacity)(), (c_double * capacity)(), capacity, 0)
+
+    def tokens(self):
+        return self.token[: self.count]
+
+    def seconds(self):
+        """From the first token to the last."""
+        return self.time[self.count - 1] - self.time[0]
+
+
+class Model:
+    def __init__(self, library, path, dtype="F32"):
+        self.library, self.handle = library, c_void_p()
+        device, options = c_void_p(), library.model_options_new()
+        library.device_new(CPU, 0, byref(device))
+        library.model_options_set_device(options, device)
+        library.model_options_set_dtype(options, DTYPES[dtype])
+        library.model_load(os.fsencode(path), options, byref(self.handle))
+        library.model_options_free(options)
+        library.device_free(device)
+        self.vocab_size = library.model_vocab_size(self.handle)
+
+    def free(self):
+        self.library.model_free(self.handle)
+
+
+class Session:
+    def __init__(self, model, max_context):
+        self.library, self.vocab_size, self.handle = model.library, model.vocab_size, c_void_p()
+        self.library.session_new(model.handle, max_context, byref(self.handle))
+
+    def append(self, ids):
+        self.library.session_append_tokens(self.handle, (c_uint32 * len(ids))(*ids), len(ids), None)
+
+    def truncate(self, position):
+        self.library.session_truncate(self.handle, position)
+
+    def logits(self):
+        """After the last token: (V)."""
+        out = np.empty(self.vocab_size, np.float32)
+        self.library.session_logits(self.handle, out.ctypes.data_as(POINTER(c_float)), out.size)
+        return out
+
+    def generate(self, max_tokens, way, record):
+        """Greedy, past any end token. `way`: "pull" with begin, next, end; "push" to a C callback; "silent", no callback."""
+        library, generation, options = self.library, c_void_p(), self.library.generate_options_new()
+        library.generate_options_set_max_tokens(options, max_tokens)
+        library.generate_options_set_temperature(options, 0)
+        library.generate_options_set_ignore_eos(options, True)
+        if way == "pull":
+            library.session_begin(self.handle, options)
+            library.keep_pulled(library.next_address, self.handle, byref(record))
+            library.session_end(self.handle, byref(generation))
+        else:
+            callback = library.keep_pushed if way == "push" else None
+            library.session_generate_stream(self.handle, options, callback, byref(record), byref(generation))
+        ids = library.generation_tokens(generation)[: library.generation_tokens_len(generation)]
+        library.generation_free(generation)
+        library.generate_options_free(options)
+        return ids
+
+    def free(self):
+        self.library.session_free(self.handle)

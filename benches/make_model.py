@@ -1,0 +1,197 @@
+"""Writes a model of a known shape with seeded random weights, for the benchmarks: a directory as the Hub has it, and the
+same weights as a GGUF file.
+
+    python3 benches/make_model.py [--shape tiny] [--cache build/bench]
+
+The vocabulary is made up; it is there because GGUF readers and text streaming ask for one.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / "build" / "bench"
+F32_BYTES = 4
+SEED = 20240919
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Qwen2 model: biases on q, k, v and a tied output."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    vocab_size: int
+    head_dim: int = 64
+    rope_theta: float = 1e6
+    eps: float = 1e-6
+    max_context: int = 2048
+
+    def layer(self):
+        """(name in safetensors, name in GGUF, shape) of one layer's tensors."""
+        c, f = self.hidden_size, self.intermediate_size
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return [
+            ("input_layernorm.weight", "attn_norm.weight", (c,)),
+            ("self_attn.q_proj.weight", "attn_q.weight", (q, c)),
+            ("self_attn.q_proj.bias", "attn_q.bias", (q,)),
+            ("self_attn.k_proj.weight", "attn_k.weight", (kv, c)),
+            ("self_attn.k_proj.bias", "attn_k.bias", (kv,)),
+            ("self_attn.v_proj.weight", "attn_v.weight", (kv, c)),
+            ("self_attn.v_proj.bias", "attn_v.bias", (kv,)),
+            ("self_attn.o_proj.weight", "attn_output.weight", (c, q)),
+            ("post_attention_layernorm.weight", "ffn_norm.weight", (c,)),
+            ("mlp.gate_proj.weight", "ffn_gate.weight", (f, c)),
+            ("mlp.up_proj.weight", "ffn_up.weight", (f, c)),
+            ("mlp.down_proj.weight", "ffn_down.weight", (c, f)),
+        ]
+
+    def tensors(self):
+        yield "model.embed_tokens.weight", "token_embd.weight", (self.vocab_size, self.hidden_size)
+        for i in range(self.num_layers):
+            for name, gguf_name, shape in self.layer():
+                yield f"model.layers.{i}.{name}", f"blk.{i}.{gguf_name}", shape
+        yield "model.norm.weight", "output_norm.weight", (self.hidden_size,)
+
+    def weight_bytes(self):
+        """Also what one decoded token reads: the output matrix is the embedding."""
+        return F32_BYTES * sum(_size(shape) for _, _, shape in self.tensors())
+
+    def kv_bytes(self, tokens):
+        return F32_BYTES * 2 * self.num_layers * self.num_kv_heads * self.head_dim * tokens
+
+    def prefill_flops(self, tokens):
+        """Matrix products, causal attention, and the output matrix for the last position alone."""
+        matrices = self.num_layers * sum(_size(shape) for _, _, shape in self.layer() if len(shape) == 2)
+        attention = self.num_layers * 2 * self.num_heads * self.head_dim * tokens * (tokens + 1)
+        return 2 * matrices * tokens + attention + 2 * self.vocab_size * self.hidden_size
+
+    def config(self):
+        """config.json."""
+        return {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "dtype": "float32",
+            "num_hidden_layers": self.num_layers,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "vocab_size": self.vocab_size,
+            "hidden_act": "silu",
+            "rms_norm_eps": self.eps,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "max_position_embeddings": self.max_context,
+            "tie_word_embeddings": True,
+        }
+
+
+SHAPES = {
+    "qwen2.5-0.5b": Shape(24, 896, 4864, 14, 2, 151936),
+    "tiny": Shape(2, 128, 352, 2, 1, 1024),
+}
+
+
+def make_model(name, cache=CACHE):
+    """The directory of the shape's model, with `model.gguf` in it if the gguf package is there; made if missing."""
+    cache, shape = Path(cache), SHAPES[name]
+    directory, partial = cache / name, cache / f"{name}.partial"
+    if not directory.exists():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _save(shape, partial)
+        os.rename(partial, directory)
+    return directory
+
+
+def _save(shape, directory):
+    from safetensors.numpy import save_file
+
+    weights = _weights(shape)
+    vocabulary = _vocabulary(shape.vocab_size)
+    (directory / "config.json").write_text(json.dumps(shape.config(), indent=1) + "\n")
+    (directory / "tokenizer.json").write_text(json.dumps(_tokenizer(vocabulary)))
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    try:
+        import gguf
+    except ImportError:
+        return
+    _save_gguf(gguf, shape, weights, vocabulary, directory / "model.gguf")
+
+
+def _save_gguf(gguf, shape, weights, vocabulary, path):
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_block_count(shape.num_layers)
+    writer.add_embedding_length(shape.hidden_size)
+    writer.add_feed_forward_length(shape.intermediate_size)
+    writer.add_head_count(shape.num_heads)
+    writer.add_head_count_kv(shape.num_kv_heads)
+    writer.add_context_length(shape.max_context)
+    writer.add_rope_freq_base(shape.rope_theta)
+    writer.add_layer_norm_rms_eps(shape.eps)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(vocabulary))
+    writer.add_token_merges(MERGES)
+    for name, gguf_name, _ in shape.tensors():
+        writer.add_tensor(gguf_name, weights[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _weights(shape):
+    """Noise on every parameter; matrices scaled by their input, so that activations and logits stay near 1."""
+    import numpy as np
+
+    random = np.random.default_rng(SEED)
+    weights = {}
+    for name, _, size in shape.tensors():
+        noise = random.standard_normal(size, dtype=np.float32)
+        if name.endswith("norm.weight"):
+            noise = 1 + np.float32(0.1) * noise
+        else:
+            noise *= np.float32(0.1 if len(size) == 1 else size[1] ** -0.5)
+        weights[name] = noise
+    return weights
+
+
+MERGES = ["h e"]
+
+
+def _vocabulary(vocab_size):
+    """The byte-level alphabet of GPT-2, one merge, then words."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [chr(256 + i) for i in range(256 - len(printable))]
+    words = (f"w{i}" for i in range(vocab_size))
+    tokens = [*map(chr, printable), *others, "he", *words]
+    return tokens[:vocab_size]
+
+
+def _tokenizer(vocabulary):
+    """tokenizer.json."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    model = {"type": "BPE", "vocab": {token: id for id, token in enumerate(vocabulary)}, "merges": MERGES}
+    return {"version": "1.0", "added_tokens": [], "pre_tokenizer": byte_level, "decoder": byte_level, "model": model}
+
+
+def _size(shape):
+    return shape[0] * (shape[1] if len(shape) == 2 else 1)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
+    parser.add_argument("--cache", default=CACHE, help="folder (%(default)s)")
+    args = parser.parse_args()
+    print(make_model(args.shape, args.cache))

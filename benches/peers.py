@@ -1,0 +1,245 @@
+"""The libraries that are compared, behind one interface, each in a process of its own.
+
+A measurement is a method that returns (seconds, result); the result is read back before the clock stops.
+"""
+
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+
+
+class Peer:
+    settings = ("",)  # what may be faster on one machine and slower on another; the warm-up decides
+    decoders = ("decode",)
+
+    def use(self, setting):
+        pass
+
+    def warm_up(self, method, *arguments):
+        """Runs each setting twice; keeps the one that is faster the second time, and names it."""
+        seconds = {}
+        for setting in self.settings:
+            self.use(setting)
+            getattr(self, method)(*arguments)
+            seconds[setting], _ = getattr(self, method)(*arguments)
+        best = min(seconds, key=seconds.get)
+        self.use(best)
+        return best
+
+    def peak_bytes(self):
+        return peak_bytes()
+
+    def close(self):
+        pass
+
+
+class MetalCandle(Peer):
+    decoders = ("decode_pull", "decode_push")
+
+    def __init__(self, directory, threads, context, library, host, dtype="F32"):
+        import c_abi
+
+        self.abi, self.bytes_before = c_abi, peak_bytes()
+        self.library = c_abi.Library(library, host)
+        self.version = self.library.version_string().decode()
+        self.model = c_abi.Model(self.library, directory, dtype)
+        self.session = c_abi.Session(self.model, context)
+
+    def prefill(self, ids):
+        self.session.truncate(0)
+        start = time.perf_counter()
+        self.session.append(ids)
+        logits = self.session.logits()
+        return time.perf_counter() - start, logits
+
+    def decode_pull(self, prompt, steps):
+        return self._decode(prompt, steps, "pull")
+
+    def decode_push(self, prompt, steps):
+        return self._decode(prompt, steps, "push")
+
+    def _decode(self, prompt, steps, way):
+        record = self.abi.Record(steps + 1)
+        self.session.truncate(0)
+        self.session.append(prompt)
+        ids = self.session.generate(steps + 1, way, record)
+        if ids != record.tokens():
+            raise RuntimeError(f"metal-candle: the generation holds {ids}, the events were {record.tokens()}")
+        return record.seconds(), ids
+
+    def generate(self, prompt, tokens, way):
+        """The whole call, nothing recorded for each token."""
+        self.session.truncate(0)
+        self.session.append(prompt)
+        record = self.abi.Record(0)
+        start = time.perf_counter()
+        ids = self.session.generate(tokens, way, record)
+        return time.perf_counter() - start, ids
+
+    def close(self):
+        self.session.free()
+        self.model.free()
+        live = self.library.live_objects()
+        if live:
+            raise RuntimeError(f"metal-candle: expected no live objects at the end, found {live}")
+
+
+class Transformers(Peer):
+    settings = ("sdpa", "eager")
+
+    def __init__(self, directory, threads, context):
+        import torch
+        import transformers
+
+        self.torch, self.bytes_before = torch, peak_bytes()
+        self.version = f"{transformers.__version__}, torch {torch.__version__}"
+        torch.set_num_threads(threads)
+        transformers.utils.logging.disable_progress_bar()
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+    def use(self, setting):
+        self.model.set_attn_implementation(setting)
+
+    def _step(self, ids, cache=None):
+        ids = self.torch.tensor([ids])
+        return self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    def prefill(self, ids):
+        with self.torch.inference_mode():
+            start = time.perf_counter()
+            logits = self._step(ids).logits[0, -1].numpy()
+            return time.perf_counter() - start, logits
+
+    def decode(self, prompt, steps):
+        with self.torch.inference_mode():
+            out = self._step(prompt)
+            ids = [int(out.logits[0, -1].argmax())]
+            start = time.perf_counter()
+            for _ in range(steps):
+                out = self._step(ids[-1:], out.past_key_values)
+                ids.append(int(out.logits[0, -1].argmax()))
+            return time.perf_counter() - start, ids
+
+
+class LlamaCpp(Peer):
+    def __init__(self, directory, threads, context):
+        import llama_cpp
+        import numpy
+
+        self.llama, self.numpy, self.bytes_before = llama_cpp.llama_cpp, numpy, peak_bytes()
+        self.version = f"llama-cpp-python {llama_cpp.__version__}"
+        path = os.path.join(directory, "model.gguf")
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"no model.gguf: install gguf and delete {directory}")
+        self.quiet = self.llama.llama_log_callback(lambda level, text, user_data: None)
+        self.llama.llama_log_set(self.quiet, None)
+        params = self.llama.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self.model = self.llama.llama_model_load_from_file(path.encode(), params)
+        self.vocab_size = self.llama.llama_vocab_n_tokens(self.llama.llama_model_get_vocab(self.model))
+        params = self.llama.llama_context_default_params()
+        params.n_ctx = context
+        params.n_batch = params.n_ubatch = 512
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = self.llama.GGML_TYPE_F32
+        # Its flash attention rounds to F16 on the way: logits 1.6e-3 off, without it 1.2e-5.
+        params.flash_attn_type = self.llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.handle = self.llama.llama_init_from_model(self.model, params)
+
+    def _step(self, ids):
+        """The logits after the last of `ids`: (V), valid until the next step."""
+        array = (self.llama.llama_token * len(ids))(*ids)
+        if self.llama.llama_decode(self.handle, self.llama.llama_batch_get_one(array, len(ids))):
+            raise RuntimeError("llama_decode failed")
+        return self.numpy.ctypeslib.as_array(self.llama.llama_get_logits_ith(self.handle, -1), (self.vocab_size,))
+
+    def _clear(self):
+        self.llama.llama_memory_clear(self.llama.llama_get_memory(self.handle), True)
+
+    def prefill(self, ids):
+        self._clear()
+        start = time.perf_counter()
+        logits = self._step(ids).copy()
+        return time.perf_counter() - start, logits
+
+    def decode(self, prompt, steps):
+        self._clear()
+        ids = [int(self._step(prompt).argmax())]
+        start = time.perf_counter()
+        for _ in range(steps):
+            ids.append(int(self._step(ids[-1:]).argmax()))
+        return time.perf_counter() - start, ids
+
+
+PEERS = {"metal-candle": MetalCandle, "transformers": Transformers, "llama.cpp": LlamaCpp}
+
+
+def peak_bytes():
+    """The most memory that this process has held, mapped files that it has read included."""
+    if sys.platform == "linux":
+        # Not getrusage: its number starts at that of the parent process.
+        with open("/proc/self/status") as status:
+            return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Missing(Exception):
+    """A peer that this machine lacks."""
+
+
+class Worker:
+    """A peer in a process of its own: `worker("prefill", ids)` is `peer.prefill(ids)` there."""
+
+    def __init__(self, name, *arguments):
+        context = multiprocessing.get_context("spawn")
+        self.name, (self.pipe, end) = name, context.Pipe()
+        self.process = context.Process(target=_serve, args=(end, name, arguments), daemon=True)
+        self.process.start()
+        end.close()
+        self.version, self.bytes_before = self._receive()
+
+    def __call__(self, method, *arguments):
+        self.pipe.send((method, arguments))
+        return self._receive()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, trace):
+        if kind is None:
+            self("close")
+        self.pipe.close()
+        self.process.join()
+
+    def _receive(self):
+        try:
+            outcome = self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            raise RuntimeError(f"{self.name}: the process ended with {self.process.exitcode}") from None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def _serve(pipe, name, arguments):
+    try:
+        peer = PEERS[name](*arguments)
+        pipe.send((peer.version, peer.bytes_before))
+    except (ImportError, FileNotFoundError) as error:
+        return pipe.send(Missing(str(error)))
+    except Exception:
+        return pipe.send(RuntimeError(f"{name}: {traceback.format_exc()}"))
+    while True:
+        try:
+            method, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(getattr(peer, method)(*arguments))
+        except Exception:
+            pipe.send(RuntimeError(f"{name}: {traceback.format_exc()}"))
