@@ -98,89 +98,47 @@ extern "C" {
  * led to it.
  */
 
-/**
- * How a call ended: below 16 an outcome, from 16 an error. A value you do not know is an error.
- */
+/** How a call ended: below 16 an outcome, from 16 an error. A value you do not know is an error. */
 typedef enum {
-  /**
-   * The call did what it was asked to.
-   */
+  /** The call did what it was asked to. */
   MC_OK = 0,
-  /**
-   * An iteration is over; there is nothing more to read.
-   */
+  /** An iteration is over; there is nothing more to read. */
   MC_DONE = 1,
-  /**
-   * Stopped by its mc_cancel or, while loading, by its progress callback; what was finished is kept. `*err` stays NULL.
-   */
+  /** Stopped by its mc_cancel or, while loading, by its progress callback; what was finished is kept. `*err` stays NULL. */
   MC_CANCELLED = 2,
-  /**
-   * An argument or option is outside its range, or a handle is NULL or of another type.
-   */
+  /** An argument or option is outside its range, or a handle is NULL or of another type. */
   MC_ERROR_INVALID_ARGUMENT = 16,
-  /**
-   * Text is not UTF-8; the message has the offset of the first bad byte.
-   */
+  /** Text is not UTF-8; the message has the offset of the first bad byte. */
   MC_ERROR_INVALID_UTF8 = 17,
-  /**
-   * A file, directory, token, device or chat template does not exist.
-   */
+  /** A file, directory, token, device or chat template does not exist. */
   MC_ERROR_NOT_FOUND = 18,
-  /**
-   * Reading or writing a file failed.
-   */
+  /** Reading or writing a file failed. */
   MC_ERROR_IO = 19,
-  /**
-   * A download failed.
-   */
+  /** A download failed. */
   MC_ERROR_NETWORK = 20,
-  /**
-   * A file's or text's content contradicts its format.
-   */
+  /** A file's or text's content contradicts its format. */
   MC_ERROR_FORMAT = 21,
-  /**
-   * The input is well formed, and this build of the library does not implement it.
-   */
+  /** The input is well formed, and this build of the library does not implement it. */
   MC_ERROR_UNSUPPORTED = 22,
-  /**
-   * More tokens than the context holds.
-   */
+  /** More tokens than the context holds. */
   MC_ERROR_CONTEXT_FULL = 23,
-  /**
-   * Memory ran out, or a size is beyond what can be allocated.
-   */
+  /** Memory ran out, or a size is beyond what can be allocated. */
   MC_ERROR_OUT_OF_MEMORY = 24,
-  /**
-   * The compute device failed.
-   */
+  /** The compute device failed. */
   MC_ERROR_DEVICE = 25,
-  /**
-   * The device is suspended; call mc_device_resume() first.
-   */
+  /** The device is suspended; call mc_device_resume() first. */
   MC_ERROR_SUSPENDED = 26,
-  /**
-   * The object is in use by another call; nothing was changed. Functions never wait for it.
-   */
+  /** The object is in use by another call; nothing was changed. Functions never wait for it. */
   MC_ERROR_BUSY = 27,
-  /**
-   * Two things that must belong together do not, such as a session file and the model.
-   */
+  /** Two things that must belong together do not, such as a session file and the model. */
   MC_ERROR_MISMATCH = 28,
-  /**
-   * An earlier MC_ERROR_PANIC left the object in an unknown state; it can only be freed.
-   */
+  /** An earlier MC_ERROR_PANIC left the object in an unknown state; it can only be freed. */
   MC_ERROR_POISONED = 29,
-  /**
-   * A chat template failed, or refused the conversation.
-   */
+  /** A chat template failed, or refused the conversation. */
   MC_ERROR_TEMPLATE = 30,
-  /**
-   * A defect of this library; the message says where. Please report it.
-   */
+  /** A defect of this library; the message says where. Please report it. */
   MC_ERROR_PANIC = 31,
-  /**
-   * Not a value: makes the enum 32 bits wide.
-   */
+  /** Not a value: makes the enum 32 bits wide. */
   MC_STATUS_FORCE32 = 2147483647,
 } mc_status;
 
@@ -254,47 +212,27 @@ void mc_error_free(mc_error *MC_NULLABLE error);
  */
 #define MC_ABI_VERSION 1
 
-/**
- * What a callback returns to stop the call that it runs in; so does every value but MC_CONTINUE.
- */
+/** What a callback returns to stop the call that it runs in; so does every value but MC_CONTINUE. */
 #define MC_STOP 0
 
-/**
- * What a callback returns to go on.
- */
+/** What a callback returns to go on. */
 #define MC_CONTINUE 1
 
-/**
- * How important a log message is; a level contains those before it.
- */
+/** How important a log message is; a level contains those before it. */
 typedef enum {
-  /**
-   * Nothing is logged.
-   */
+  /** Nothing is logged. */
   MC_LOG_OFF = 0,
-  /**
-   * Something failed that no status could report.
-   */
+  /** Something failed that no status could report. */
   MC_LOG_ERROR = 1,
-  /**
-   * A call was ignored, such as a setter with a wrong handle, or something looks wrong.
-   */
+  /** A call was ignored, such as a setter with a wrong handle, or something looks wrong. */
   MC_LOG_WARN = 2,
-  /**
-   * Milestones: a model was loaded, a device was opened.
-   */
+  /** Milestones: a model was loaded, a device was opened. */
   MC_LOG_INFO = 3,
-  /**
-   * Decisions that explain a result.
-   */
+  /** Decisions that explain a result. */
   MC_LOG_DEBUG = 4,
-  /**
-   * Everything, at a cost in speed.
-   */
+  /** Everything, at a cost in speed. */
   MC_LOG_TRACE = 5,
-  /**
-   * Not a value: makes the enum 32 bits wide.
-   */
+  /** Not a value: makes the enum 32 bits wide. */
   MC_LOG_LEVEL_FORCE32 = 2147483647,
 } mc_log_level;
 
@@ -552,29 +490,17 @@ void mc_cancel_free(mc_cancel *MC_NULLABLE cancel);
  * background.
  */
 
-/**
- * The kinds of device.
- */
+/** The kinds of device. */
 typedef enum {
-  /**
-   * The best there is: Metal or CUDA where this build and this machine have it, else the CPU.
-   */
+  /** The best there is: Metal or CUDA where this build and this machine have it, else the CPU. */
   MC_DEVICE_AUTO = 0,
-  /**
-   * The processor.
-   */
+  /** The processor. */
   MC_DEVICE_CPU = 1,
-  /**
-   * An Apple GPU.
-   */
+  /** An Apple GPU. */
   MC_DEVICE_METAL = 2,
-  /**
-   * An NVIDIA GPU.
-   */
+  /** An NVIDIA GPU. */
   MC_DEVICE_CUDA = 3,
-  /**
-   * Not a value: makes the enum 32 bits wide.
-   */
+  /** Not a value: makes the enum 32 bits wide. */
   MC_DEVICE_KIND_FORCE32 = 2147483647,
 } mc_device_kind;
 
@@ -602,8 +528,7 @@ size_t mc_device_count(mc_device_kind kind);
  * @param index  which of them, from 0 to mc_device_count() - 1; 0 for MC_DEVICE_AUTO and MC_DEVICE_CPU.
  * @param out    receives one reference; free it with mc_device_free().
  * @param err    NULL, or receives the error.
- * @return MC_OK; MC_ERROR_NOT_FOUND if there is no such device; MC_ERROR_UNSUPPORTED if this build lacks the kind;
- *         MC_ERROR_DEVICE if it cannot be opened.
+ * @return MC_OK; MC_ERROR_NOT_FOUND if this build or machine has no such device.
  *
  * Threads: any.
  */
@@ -637,8 +562,8 @@ const char *MC_NONNULL mc_device_name(const mc_device *MC_NONNULL device);
  * How much of the device's memory is in use.
  *
  * @param device       the device.
- * @param used_bytes   receives what is in use: by this process on a GPU, by the whole system on the CPU.
- * @param total_bytes  receives what there is: for Metal what the system recommends as the working set.
+ * @param used_bytes   receives what is in use by this process; on CUDA by all.
+ * @param total_bytes  receives what there is; on Metal what the system recommends to use at most.
  * @param err          NULL, or receives the error.
  * @return MC_OK; MC_ERROR_DEVICE; MC_ERROR_UNSUPPORTED where the system does not tell.
  *
@@ -655,7 +580,7 @@ mc_status mc_device_memory(const mc_device *MC_NONNULL device,
  *
  * @param device  the device.
  * @param err     NULL, or receives the error.
- * @return MC_OK; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ * @return MC_OK; MC_ERROR_DEVICE if some of it failed.
  *
  * Threads: any.
  */
@@ -664,13 +589,15 @@ mc_status mc_device_synchronize(const mc_device *MC_NONNULL device,
                                 mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Stops work on a device, as iOS demands before an app goes to the background: waits until what runs has finished, and
- * makes every later use of the device return MC_ERROR_SUSPENDED until mc_device_resume().
+ * Stops work on a device, as iOS demands before an app goes to the background. Calls that run on it end with
+ * MC_ERROR_SUSPENDED at their next prefill chunk or token, and so do new ones until mc_device_resume(); sessions keep what
+ * was evaluated.
  *
- * @param device      the device; all handles to the same device are concerned.
+ * @param device      the device that the models were loaded onto with mc_model_options_set_device(). Another mc_device of
+ *                    the same kind does not stop them.
  * @param timeout_ms  how long to wait, in milliseconds; 0 = do not wait.
  * @param err         NULL, or receives the error.
- * @return MC_OK when the device is idle; MC_ERROR_BUSY if it is not after the timeout (it is suspended all the same);
+ * @return MC_OK when the device is idle; MC_ERROR_BUSY if it is not after the timeout (suspended it is all the same);
  *         MC_ERROR_DEVICE.
  *
  * Threads: any.
@@ -709,89 +636,49 @@ void mc_device_free(mc_device *MC_NULLABLE device);
  * is immutable: any number of sessions on any threads share one.
  */
 
-/**
- * The type that weights are kept in.
- */
+/** The type that weights are kept in. */
 typedef enum {
-  /**
-   * As stored in the file.
-   */
+  /** As stored in the file. */
   MC_DTYPE_DEFAULT = 0,
-  /**
-   * 32-bit floating point.
-   */
+  /** 32-bit floating point. */
   MC_DTYPE_F32 = 1,
-  /**
-   * 16-bit IEEE floating point.
-   */
+  /** 16-bit IEEE floating point. */
   MC_DTYPE_F16 = 2,
-  /**
-   * 16-bit brain floating point.
-   */
+  /** 16-bit brain floating point. */
   MC_DTYPE_BF16 = 3,
-  /**
-   * Not a value: makes the enum 32 bits wide.
-   */
+  /** Not a value: makes the enum 32 bits wide. */
   MC_DTYPE_FORCE32 = 2147483647,
 } mc_dtype;
 
-/**
- * Which part of a long call is running, and what `done` and `total` of mc_progress_event count.
- */
+/** Which part of a long call is running, and what `done` and `total` of mc_progress_event count. */
 typedef enum {
-  /**
-   * Downloading files; bytes.
-   */
+  /** Downloading files; bytes. */
   MC_STAGE_DOWNLOAD = 1,
-  /**
-   * Reading weights; bytes.
-   */
+  /** Reading weights; bytes. */
   MC_STAGE_READ = 2,
-  /**
-   * Quantising weights; bytes.
-   */
+  /** Quantising weights; bytes. */
   MC_STAGE_QUANTIZE = 3,
-  /**
-   * Compiling the device's kernels; kernels.
-   */
+  /** Compiling the device's kernels; kernels. */
   MC_STAGE_COMPILE = 4,
-  /**
-   * Evaluating the prompt; tokens.
-   */
+  /** Evaluating the prompt; tokens. */
   MC_STAGE_PREFILL = 5,
-  /**
-   * Not a value: makes the enum 32 bits wide.
-   */
+  /** Not a value: makes the enum 32 bits wide. */
   MC_STAGE_FORCE32 = 2147483647,
 } mc_stage;
 
-/**
- * What a model can be asked for.
- */
+/** What a model can be asked for. */
 typedef enum {
-  /**
-   * Generating text.
-   */
+  /** Generating text. */
   MC_CAPABILITY_GENERATE = 1,
-  /**
-   * Embedding text.
-   */
+  /** Embedding text. */
   MC_CAPABILITY_EMBED = 2,
-  /**
-   * Running with LoRA adapters.
-   */
+  /** Running with LoRA adapters. */
   MC_CAPABILITY_LORA = 3,
-  /**
-   * Training LoRA adapters.
-   */
+  /** Training LoRA adapters. */
   MC_CAPABILITY_TRAIN = 4,
-  /**
-   * Rendering conversations: the model's files have a chat template.
-   */
+  /** Rendering conversations: the model's files have a chat template. */
   MC_CAPABILITY_CHAT_TEMPLATE = 5,
-  /**
-   * Not a value: makes the enum 32 bits wide.
-   */
+  /** Not a value: makes the enum 32 bits wide. */
   MC_CAPABILITY_FORCE32 = 2147483647,
 } mc_capability;
 
@@ -810,25 +697,15 @@ typedef struct mc_model mc_model;
  */
 typedef struct mc_model_options mc_model_options;
 
-/**
- * How far a long call is. Fields are only ever added at the end.
- */
+/** How far a long call is. Fields are only ever added at the end. */
 typedef struct {
-  /**
-   * Bytes of this struct as the library knows it.
-   */
+  /** Bytes of this struct as the library knows it. */
   size_t struct_size;
-  /**
-   * Which part of the call is running.
-   */
+  /** Which part of the call is running. */
   mc_stage stage;
-  /**
-   * How much of it is done, in the unit of the stage.
-   */
+  /** How much of it is done, in the unit of the stage. */
   uint64_t done;
-  /**
-   * How much there is to do; 0 = not known.
-   */
+  /** How much there is to do; 0 = not known. */
   uint64_t total;
 } mc_progress_event;
 
@@ -896,11 +773,13 @@ void mc_model_options_set_quantization(mc_model_options *MC_NONNULL options, con
  * The longest context that sessions of this model may have.
  *
  * @param options  the options.
- * @param value    tokens; 0 (the default) = what the model's configuration says.
+ * @param value    tokens; 0 (the default) = what the model's configuration says. More than that extrapolates, at a cost in
+ *                 quality.
  *
  * Threads: any, exclusive.
  */
-void mc_model_options_set_max_context(mc_model_options *MC_NONNULL options, size_t value);
+void mc_model_options_set_max_context(mc_model_options *MC_NONNULL options,
+                                      size_t value);
 
 /**
  * Where mc_model_load_hub() keeps what it downloads.
@@ -1173,8 +1052,7 @@ mc_status mc_model_tokenizer(const mc_model *MC_NONNULL model,
  * @param path  a tokenizer.json, or a directory with one.
  * @param out   receives one reference; free it with mc_tokenizer_free().
  * @param err   NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file;
- *         MC_ERROR_UNSUPPORTED.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file.
  *
  * Threads: any.
  */
@@ -1423,41 +1301,23 @@ void mc_chat_free(mc_chat *MC_NULLABLE chat);
  * mc_generate() and mc_generate_stream() evaluate a prompt and forget it. To go on from what was evaluated, use a session.
  */
 
-/**
- * Why a generation ended.
- */
+/** Why a generation ended. */
 typedef enum {
-  /**
-   * Never the reason of a generation: what a wrong handle gives.
-   */
+  /** Never the reason of a generation: what a wrong handle gives. */
   MC_FINISH_NONE = 0,
-  /**
-   * The model ended its answer.
-   */
+  /** The model ended its answer. */
   MC_FINISH_EOS = 1,
-  /**
-   * A stop text appeared; the text ends before it.
-   */
+  /** A stop text appeared; the text ends before it. */
   MC_FINISH_STOP_TEXT = 2,
-  /**
-   * `max_tokens` were generated.
-   */
+  /** `max_tokens` were generated. */
   MC_FINISH_MAX_TOKENS = 3,
-  /**
-   * The context is full.
-   */
+  /** The context is full. */
   MC_FINISH_CONTEXT_FULL = 4,
-  /**
-   * A callback returned something else than MC_CONTINUE, or mc_session_end() came before the end.
-   */
+  /** A callback returned something else than MC_CONTINUE, or mc_session_end() came before the end. */
   MC_FINISH_CALLBACK = 5,
-  /**
-   * The mc_cancel was triggered.
-   */
+  /** The mc_cancel was triggered. */
   MC_FINISH_CANCELLED = 6,
-  /**
-   * Not a value: makes the enum 32 bits wide.
-   */
+  /** Not a value: makes the enum 32 bits wide. */
   MC_FINISH_REASON_FORCE32 = 2147483647,
 } mc_finish_reason;
 
@@ -1477,33 +1337,19 @@ typedef struct mc_generate_options mc_generate_options;
  */
 typedef struct mc_generation mc_generation;
 
-/**
- * One generated token, and the text that became certain with it. Fields are only ever added at the end.
- */
+/** One generated token, and the text that became certain with it. Fields are only ever added at the end. */
 typedef struct {
-  /**
-   * Bytes of this struct as the library knows it.
-   */
+  /** Bytes of this struct as the library knows it. */
   size_t struct_size;
-  /**
-   * Whole UTF-8 sequences, NUL-terminated; empty while a character or a possible stop text is incomplete.
-   */
+  /** Whole characters in UTF-8, NUL-terminated; empty while a character or a possible stop text is incomplete. */
   const char *MC_NONNULL text;
-  /**
-   * Bytes of `text`, without the NUL.
-   */
+  /** Bytes of `text`, without the NUL. */
   size_t text_len;
-  /**
-   * The token's id.
-   */
+  /** The token's id. */
   uint32_t token;
-  /**
-   * Its place in the answer, from 0.
-   */
+  /** Its place in the answer, from 0. */
   uint32_t index;
-  /**
-   * Natural logarithm of the probability that the model itself gave the token, before any sampling setting.
-   */
+  /** Natural logarithm of the probability that the model itself gave the token, before any sampling setting. */
   float logprob;
 } mc_token_event;
 
@@ -1611,7 +1457,7 @@ void mc_generate_options_set_presence_penalty(mc_generate_options *MC_NONNULL op
  *
  * @param options  the options.
  * @param token    the token's id; one outside the vocabulary makes the generation return MC_ERROR_INVALID_ARGUMENT.
- * @param bias     added to its logit; minus infinity = never this token. Not a number is a bad value.
+ * @param bias     a number, added to its logit; minus infinity = never this token.
  *
  * Threads: any, exclusive.
  */
@@ -1639,7 +1485,7 @@ void mc_generate_options_set_ignore_eos(mc_generate_options *MC_NONNULL options,
 
 /**
  * Whether the prompt of mc_generate() gets the tokenizer's special tokens, such as a beginning-of-sequence token. Turn it off
- * for a prompt that a chat template made. A session's text is not concerned.
+ * for a prompt that a chat template made. Sessions decide it themselves: see mc_session_append().
  *
  * @param options  the options.
  * @param value    default: true.
@@ -1709,14 +1555,15 @@ void mc_generate_options_free(mc_generate_options *MC_NULLABLE options);
  * Generates an answer to a prompt.
  *
  * @param model       the model.
- * @param prompt      UTF-8; NULL if `prompt_len` is 0.
+ * @param prompt      UTF-8; NULL if `prompt_len` is 0. Special tokens written in it become their ids.
  * @param prompt_len  bytes.
  * @param options     how to generate; NULL = the defaults.
  * @param out         receives one reference, with MC_CANCELLED too (the partial answer); free it with mc_generation_free().
  * @param err         NULL, or receives the error.
- * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer;
- *         MC_ERROR_UNSUPPORTED if it cannot generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long;
- *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a prompt without a token, special ones counted;
+ *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if it cannot
+ *         generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
+ *         MC_ERROR_SUSPENDED.
  *
  * Threads: any; it runs on the calling thread.
  */
@@ -1813,7 +1660,7 @@ size_t mc_generation_prompt_tokens(const mc_generation *MC_NONNULL generation);
 mc_finish_reason mc_generation_finish_reason(const mc_generation *MC_NONNULL generation);
 
 /**
- * How long the evaluation of the prompt took.
+ * How long the evaluation of the prompt took; in a session, of what it was given since the answer before.
  *
  * @param generation  the generation.
  * @return seconds; 0 if nothing had to be evaluated.
@@ -1823,7 +1670,7 @@ mc_finish_reason mc_generation_finish_reason(const mc_generation *MC_NONNULL gen
 double mc_generation_prefill_seconds(const mc_generation *MC_NONNULL generation);
 
 /**
- * How long generating the tokens took, callbacks counted.
+ * How long generating the tokens took, callbacks included.
  *
  * @param generation  the generation.
  * @return seconds.
@@ -1849,7 +1696,9 @@ void mc_generation_free(mc_generation *MC_NULLABLE generation);
  * @{
  *
  * Append text or set the whole prompt, then generate, with a callback (mc_session_generate_stream()) or by asking for one
- * token after another (mc_session_begin(), mc_session_next(), mc_session_end()). The answer becomes part of the session.
+ * token after another (mc_session_begin(), mc_session_next(), mc_session_end()). The answer becomes part of the session, an
+ * end-of-sequence token apart. Between mc_session_begin() and the end of that answer, calls that would change the session
+ * otherwise return MC_ERROR_INVALID_ARGUMENT: call mc_session_end() first.
  */
 
 /**
@@ -1895,7 +1744,8 @@ mc_status mc_session_fork(const mc_session *MC_NONNULL session,
                           mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Evaluates text behind what the session holds. Special tokens written in it become their ids; none are added.
+ * Evaluates text behind what the session holds. Special tokens written in it become their ids; an empty session also gets
+ * what the tokenizer puts around a text, such as a beginning-of-sequence token.
  *
  * @param session   the session.
  * @param text      UTF-8; NULL if `text_len` is 0.
@@ -1903,7 +1753,7 @@ mc_status mc_session_fork(const mc_session *MC_NONNULL session,
  * @param cancel    a flag that stops the call; NULL = none.
  * @param err       NULL, or receives the error.
  * @return MC_OK; MC_CANCELLED (the session holds what was evaluated, see mc_session_position()); MC_ERROR_INVALID_UTF8;
- *         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_CONTEXT_FULL (nothing was evaluated); MC_ERROR_BUSY;
+ *         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_CONTEXT_FULL (nothing was changed); MC_ERROR_BUSY;
  *         MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
  *
  * Threads: any, exclusive.
@@ -1972,7 +1822,8 @@ mc_status mc_session_set_chat(mc_session *MC_NONNULL session,
                               mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Generates an answer to what the session holds, token by token; the session then holds the answer too.
+ * Generates an answer to what the session holds, token by token; the session then holds the answer too. After an error it
+ * holds the tokens that were generated.
  *
  * @param session    the session; not empty. `on_token` may free it, and gets MC_ERROR_BUSY for other calls on it.
  * @param options    how to generate; NULL = the defaults.
@@ -1995,12 +1846,13 @@ mc_status mc_session_generate_stream(mc_session *MC_NONNULL session,
                                      mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Begins an answer that mc_session_next() reads and mc_session_end() ends. One that was begun before is ended.
+ * Begins an answer that mc_session_next() reads and mc_session_end() ends.
  *
  * @param session  the session; not empty.
  * @param options  how to generate, copied; NULL = the defaults. `prefill_progress` is not used.
  * @param err      NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session and while another answer is begun; MC_ERROR_BUSY;
+ *         MC_ERROR_POISONED.
  *
  * Threads: any, exclusive.
  */
@@ -2069,7 +1921,7 @@ mc_status mc_session_save(const mc_session *MC_NONNULL session,
                           mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Reads a session that mc_session_save() wrote.
+ * Reads a session that mc_session_save() wrote. It has the same `max_context`, or the model's if that is less.
  *
  * @param model  the model that the session was made with.
  * @param path   the file.
@@ -2088,6 +1940,7 @@ mc_status mc_session_load(const mc_model *MC_NONNULL model,
 
 /**
  * The logits after the last token that the session holds: what the network says of each possible next token, unscaled.
+ * Evaluates that token if nothing did yet.
  *
  * @param session  the session; not empty.
  * @param out      receives `out_len` numbers.
@@ -2105,13 +1958,12 @@ mc_status mc_session_logits(const mc_session *MC_NONNULL session,
                             mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Forgets what comes after the first tokens. An answer that was begun is ended.
+ * Forgets what comes after the first tokens.
  *
  * @param session   the session.
  * @param position  how many tokens to keep, up to mc_session_position(); 0 = none.
  * @param err       NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for more tokens than there are; MC_ERROR_BUSY; MC_ERROR_POISONED;
- *         MC_ERROR_UNSUPPORTED if the model keeps a window of its past alone and the position is before it.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for more tokens than there are; MC_ERROR_BUSY; MC_ERROR_POISONED.
  *
  * Threads: any, exclusive.
  */

@@ -17,6 +17,18 @@ fn chat_of(conversation: &Json, unix_seconds: i64) -> Chat {
     chat
 }
 
+fn differing_lines(expected: &str, found: &str) -> String {
+    let (mut expected, mut found) = (expected.split('\n'), found.split('\n'));
+    let mut lines = String::new();
+    loop {
+        match (expected.next(), found.next()) {
+            (None, None) => return lines,
+            (expected, found) if expected == found => {}
+            (expected, found) => lines.push_str(&format!("  expected {expected:?}\n  found    {found:?}\n")),
+        }
+    }
+}
+
 /// Checks every case below `dir`; returns how many of Python's own complaints we render and how many we refuse.
 fn check_goldens(dir: &Path) -> (usize, usize) {
     let golden: Json = serde_json::from_str(&std::fs::read_to_string(dir.join("cases.json")).unwrap()).unwrap();
@@ -37,14 +49,21 @@ fn check_goldens(dir: &Path) -> (usize, usize) {
                 if error.kind() == ErrorKind::Template
                     && error.message().ends_with(&format!(": {}", case["error"].as_str().unwrap())) => {}
             (Err(error), None, Some("recursion")) if error.kind() == ErrorKind::Template => {}
+            (Err(error), None, Some("python")) if error.kind() == ErrorKind::Template => {}
             (Ok(_), None, Some("engine")) => rendered += 1,
             (Err(error), None, Some("engine")) if error.kind() == ErrorKind::Template => refused += 1,
+            (Ok(text), Some(expected), _) => failures.push(format!("{label}\n{}", differing_lines(expected, text))),
             _ => failures.push(format!("{label}\n  expected {}{}\n  found    {result:?}", case["expected"], case["error"])),
         }
     }
     let total = golden["cases"].as_array().unwrap().len();
-    assert!(failures.is_empty(), "{} of {total} cases differ:\n{}", failures.len(), failures[..failures.len().min(8)].join("\n"));
+    assert!(failures.is_empty(), "{} of {total} cases differ:\n{}", failures.len(), failures[..failures.len().min(400)].join("\n\n"));
     (rendered, refused)
+}
+
+#[test]
+fn templates_render_as_in_jinja2() {
+    check_goldens(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/chat"));
 }
 
 #[test]
@@ -55,7 +74,293 @@ fn real_templates_render_as_in_transformers() {
     println!("where Python complains itself: {rendered} rendered, {refused} refused");
 }
 
-#[allow(dead_code)]
+
 fn template(source: &str) -> ChatTemplate {
     ChatTemplate::new(source, Map::new()).unwrap()
+}
+
+/// What a template makes of an empty conversation on a thread with a small stack, as an app's threads may have.
+fn render_on_a_small_stack(source: String) -> Result<String, String> {
+    let render = move || Chat::new().render(Some(&ChatTemplate::new(&source, Map::new())?), false);
+    let thread = std::thread::Builder::new().stack_size(512 << 10).spawn(render).unwrap();
+    thread.join().unwrap().map_err(|error| {
+        assert_eq!(error.kind(), ErrorKind::Template);
+        error.message().to_owned()
+    })
+}
+
+#[test]
+fn hostile_templates_fail_without_harm() {
+    let nest = |open: &str, inner: &str, close: &str, times: usize| format!("{}{inner}{}", open.repeat(times), close.repeat(times));
+    for (source, message) in [
+        ("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}".to_owned(), "line 1: stopped after 50000000 steps"),
+        ("{% macro f(n) %}\n{{ f(n + 1) }}{% endmacro %}{{ f(0) }}".to_owned(), "line 2: recursion limit exceeded"),
+        ("{% macro f(n) %}{% for i in [1] %}{% if i %}{% set x %}{{ f(n)|upper }}{% endset %}{{ x }}{% endif %}{% endfor %}{% endmacro %}{{ f(0) }}".to_owned(), "recursion limit exceeded"),
+        ("{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}".to_owned(), "recursion limit exceeded"),
+        ("{% for i in range(100000) %}{{ 'x' * 1000000 }}{% endfor %}".to_owned(), "stopped after 67108864 bytes"),
+        (format!("{{% macro f(x) %}}{{{{ x }}}}{{{{ x }}}}{{% endmacro %}}{{{{ {} }}}}", nest("f(", "'x' * 1000", ")", 40)), "stopped after 268435456 bytes"),
+        ("{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}".to_owned(), "a value of more than"),
+        ("{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}".to_owned(), "a value of more than"),
+        ("{% set ns = namespace(x=[]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}".to_owned(), "nested more than 256 deep"),
+        ("{% set ns = namespace() %}{% set ns.a = ns %}{{ ns ~ '' }}".to_owned(), "a namespace in a namespace"),
+        ("{% set x = [x] %}".repeat(10_000), "nested more than 256 deep"),
+        ("{% set x = 'x' * 1000 %}".to_owned() + &"{% set x %}{{ x }}{{ x }}{% endset %}".repeat(60), "a value of more than"),
+        (format!("{{{{ {} }}}}", nest("(", "1", ")", 400)), "more than 50 nested brackets"),
+        (format!("{{{{ {} }}}}", nest("[", "1", "]", 400)), "more than 50 nested brackets"),
+        (nest("{% if 1 %}", "x", "{% endif %}", 5000), "more than 50 nested blocks"),
+        (format!("{{{{ 1{} }}}}", "+1".repeat(100_000)), "more than 250 tokens"),
+        (format!("{{% if a %}}{}{{% endif %}}", "{% elif a %}".repeat(50_000)), "more than 100 elif"),
+        ("{{ range(9223372036854775807, -9223372036854775807, -1)|list }}".to_owned(), "numbers are not supported"),
+        ("{{ 'a'|indent(10000000000) }}".to_owned(), "a size of 10000000000 is not supported"),
+        ("{{ '%999999999d'|format(1) }}{{ '{:999999999}'.format(1) }}".to_owned(), "more than four digits"),
+        ("{{ '{:999999999}'.format(1) }}".to_owned(), "more than four digits"),
+        ("{{ [1]|batch(100000000000, 'x')|list }}".to_owned(), "a size of 100000000000 is not supported"),
+        ("{{ 'a'.center(100000000000) }}".to_owned(), "a size of 100000000000 is not supported"),
+        ("{% for i in [1] %}{{ loop.cycle() }}{% endfor %}".to_owned(), "cycle without arguments"),
+        ("\n{% include 'chat template' %}".to_owned(), "line 2: the tag \"include\" is not supported"),
+        ("{% block a %}{{ self.a() }}{% endblock %}".to_owned(), "the tag \"block\" is not supported"),
+        ("{{ 10 ** 1000000 }}".to_owned(), "unable to calculate"),
+        ("x".repeat(2 << 20), "2097152 bytes are not supported"),
+    ] {
+        let shown: String = source.chars().take(80).collect();
+        let error = render_on_a_small_stack(source).expect_err(&shown);
+        assert!(error.starts_with("chat template") && error.contains(message), "{shown}: {error}");
+    }
+    // The longest and deepest that pass.
+    let chains = [("1", "~a", 120), ("", "not ", 200), ("a", " is defined", 120), ("1", " if a else 1", 60)];
+    for (first, link, times) in chains {
+        let chain = if first.is_empty() { link.repeat(times) + "1" } else { first.to_owned() + &link.repeat(times) };
+        render_on_a_small_stack(format!("{{{{ {chain} }}}}")).unwrap();
+        // All limits at once: refused or not, but within the stack.
+        let branches = |elifs, brackets| format!("{{% if a %}}{}{{% else %}}{{{{ {} }}}}{{% endif %}}", "{% elif a %}".repeat(elifs), nest("(", &chain, ")", brackets));
+        for inner in [branches(100, 0), branches(40, 40), branches(0, 50)] {
+            let macros = format!("{{% macro f(n) %}}{}{{% endmacro %}}{{{{ f(1) }}}}", nest("{% if 1 %}", &inner, "{% endif %}", 48));
+            let _ = render_on_a_small_stack(macros);
+            let _ = render_on_a_small_stack(nest("{% for a in [0] %}", &inner, "{% endfor %}", 49));
+        }
+    }
+    render_on_a_small_stack(format!("{{% if a %}}{}{{% endif %}}", "{% elif a %}".repeat(100))).unwrap();
+    render_on_a_small_stack(nest("{% for a in [0] %}", "x", "{% endfor %}", 50)).unwrap();
+    render_on_a_small_stack("{{ ''[::-1] }}{{ [][::-1] }}{{ 'abc'[:5:-1] }}{{ 'abc'[-9223372036854775807::9223372036854775807] }}".to_owned()).unwrap();
+}
+
+#[test]
+fn invalid_templates_are_errors_with_their_line() {
+    for (source, message) in [
+        ("a\nb\n{% if %}", "chat template, line 3: syntax error: "),
+        ("{% if a %}\n", "chat template, line 1: syntax error: "),
+        ("\n{{ 'a", "chat template, line 2: syntax error: "),
+        ("\n\n\n{% nonsense %}", "chat template, line 4: syntax error: "),
+        ("{{ a | nonsense }}", "chat template, line 1: unknown filter: "),
+        ("{{ a is nonsense }}", "chat template, line 1: unknown test: "),
+    ] {
+        let mut chat = Chat::new();
+        let error = match ChatTemplate::new(source, Map::new()) {
+            Ok(template) => chat.render(Some(&template), true).unwrap_err(),
+            Err(error) => {
+                assert_eq!(chat.set_template(Some(source)).unwrap_err().message(), error.message());
+                error
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::Template);
+        assert!(error.message().starts_with(message), "{source:?}: {}", error.message());
+    }
+}
+
+#[test]
+fn a_refusal_of_the_template_is_the_message() {
+    let mut chat = Chat::new();
+    chat.add("user", "Hi.");
+    let source = "{% for m in messages %}\n{{ raise_exception('No ' ~ m.role ~ '!') }}{% endfor %}";
+    let error = chat.render(Some(&template(source)), true).unwrap_err();
+    assert_eq!((error.kind(), error.message()), (ErrorKind::Template, "chat template, line 2: No user!"));
+    assert_eq!(chat.render(None, true).unwrap_err().message(), "chat template: the model has none, and none was set");
+}
+
+#[test]
+fn messages_of_another_form_are_named() {
+    for (json, message) in [
+        ("[", "chat: expected JSON: EOF while parsing a list at line 1 column 1"),
+        ("3", "chat: expected an array of messages or an object, found a number"),
+        ("{}", "messages: expected an array, found nothing"),
+        (r#"{"messages": {}}"#, "messages: expected an array, found an object"),
+        (r#"{"messages": [], "temperature": 1}"#, "chat: \"temperature\" is not supported (messages, tools)"),
+        (r#"{"messages": [], "tools": {}}"#, "tools: expected an array, found an object"),
+        (r#"{"messages": [], "tools": [{}, 1]}"#, "tools[1]: expected an object, found a number"),
+        (r#"[{"role": "user", "content": ""}, "text"]"#, "messages[1]: expected an object, found a string"),
+        (r#"[{"content": ""}]"#, "messages[0].role: expected a string, found nothing"),
+        (r#"[{"role": null, "content": ""}]"#, "messages[0].role: expected a string, found null"),
+        (r#"[{"role": "user"}]"#, "messages[0].content: expected a string or an array of parts, found nothing"),
+        (r#"[{"role": "user", "content": null}]"#, "messages[0].content: expected a string or an array of parts, found null"),
+        (r#"[{"role": "user", "content": 1}]"#, "messages[0].content: expected a string or an array of parts, found a number"),
+        (r#"[{"role": "user", "content": [{}, "x"]}]"#, "messages[0].content[1]: expected an object, found a string"),
+    ] {
+        let error = Chat::from_json(json).unwrap_err();
+        assert_eq!((error.kind(), error.message()), (ErrorKind::InvalidArgument, message), "{json}");
+    }
+    let deep = format!(r#"[{{"role": "user", "content": "", "x": {}{}}}]"#, "[".repeat(100_000), "]".repeat(100_000));
+    assert!(Chat::from_json(&deep).unwrap_err().message().starts_with("chat: expected JSON: recursion limit exceeded"));
+}
+
+#[test]
+fn messages_reach_the_template_as_they_came() {
+    let json = r#"{"messages": [{"role": "assistant", "z": 1.0, "content": null, "tool_calls": [{"b": null, "a": 1e-7}], "a": "é"}], "tools": null}"#;
+    let chat = Chat::from_json(json).unwrap();
+    assert_eq!((chat.len(), chat.is_empty(), Chat::new().is_empty()), (1, false, true));
+    let rendered = chat.render(Some(&template("{{ messages|tojson }}{{ tools }}")), false).unwrap();
+    assert_eq!(rendered, r#"[{"role": "assistant", "z": 1.0, "tool_calls": [{"b": null, "a": 1e-07}], "a": "é"}]None"#);
+}
+
+#[test]
+fn a_chat_that_is_built_equals_one_that_is_read() {
+    let source = template("{{ messages|tojson }}{{ tools|tojson }}{{ add_generation_prompt }}");
+    let mut built = Chat::new();
+    built.add("user", "Hi \"you\".");
+    built.set_tools_json(Some(r#"[{"name": "f"}]"#)).unwrap();
+    let read = Chat::from_json(r#"{"tools": [{"name": "f"}], "messages": [{"role": "user", "content": "Hi \"you\"."}]}"#).unwrap();
+    assert_eq!(built.render(Some(&source), true).unwrap(), read.render(Some(&source), true).unwrap());
+    built.set_tools_json(None).unwrap();
+    assert!(built.render(Some(&source), true).unwrap().contains("]nullTrue"));
+    assert_eq!(built.set_tools_json(Some("{}")).unwrap_err().message(), "tools: expected an array, found an object");
+}
+
+#[test]
+fn variables_of_the_chat_stand_before_those_of_the_model() {
+    let mut variables = Map::new();
+    variables.insert("bos_token".to_owned(), json!("<s>"));
+    variables.insert("eos_token".to_owned(), json!("</s>"));
+    let template = ChatTemplate::new("{{ bos_token }}{{ eos_token }}{{ extra }}{{ documents }}", variables).unwrap();
+    let mut chat = Chat::new();
+    assert_eq!(chat.render(Some(&template), false).unwrap(), "<s></s>None");
+    chat.set_variable_json("bos_token", Some("\"<b>\"")).unwrap();
+    chat.set_variable_json("extra", Some(r#"{"k": [true, 1.0]}"#)).unwrap();
+    chat.set_variable_json("documents", Some("[]")).unwrap();
+    assert_eq!(chat.render(Some(&template), false).unwrap(), "<b></s>{'k': [True, 1.0]}[]");
+    chat.set_template(Some("{{ eos_token }}{{ bos_token }}")).unwrap();
+    assert_eq!(chat.render(Some(&template), false).unwrap(), "</s><b>");
+    assert_eq!(chat.render(None, false).unwrap(), "<b>");
+    chat.set_template(None).unwrap();
+    chat.set_variable_json("bos_token", None).unwrap();
+    assert_eq!(chat.render(Some(&template), false).unwrap(), "<s></s>{'k': [True, 1.0]}[]");
+}
+
+#[test]
+fn names_that_are_no_variables_are_refused() {
+    let mut chat = Chat::new();
+    for (name, json, message) in [
+        ("", "1", "variable \"\": expected an identifier of letters, digits and underscores"),
+        ("1a", "1", "variable \"1a\": expected an identifier of letters, digits and underscores"),
+        ("a-b", "1", "variable \"a-b\": expected an identifier of letters, digits and underscores"),
+        ("é", "1", "variable \"é\": expected an identifier of letters, digits and underscores"),
+        ("messages", "[]", "variable \"messages\": the name is reserved (the conversation)"),
+        ("tools", "[]", "variable \"tools\": the name is reserved (set the tools)"),
+        ("add_generation_prompt", "true", "variable \"add_generation_prompt\": the name is reserved (an argument of rendering)"),
+        ("strftime_now", "1", "variable \"strftime_now\": the name is reserved (a function of the template)"),
+        ("true", "1", "variable \"true\": the name is a keyword of Jinja"),
+        ("a", "{", "variable a: expected JSON: EOF while parsing an object at line 1 column 1"),
+    ] {
+        let error = chat.set_variable_json(name, Some(json)).unwrap_err();
+        assert_eq!((error.kind(), error.message()), (ErrorKind::InvalidArgument, message));
+    }
+}
+
+#[test]
+fn the_time_is_what_was_set() {
+    let source = template("{{ strftime_now('%Y-%m-%d %H:%M') }}");
+    let mut chat = Chat::new();
+    assert!(chat.render(Some(&source), false).unwrap().starts_with("20"));
+    chat.set_time(951_782_400);
+    assert_eq!(chat.render(Some(&source), false).unwrap(), "2000-02-29 00:00");
+    let error = chat.render(Some(&template("\n{{ strftime_now('%Q') }}")), false).unwrap_err();
+    assert_eq!(error.message(), "chat template, line 2: strftime_now: %Q is not supported");
+}
+
+/// A directory with these files.
+fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn templates_are_found_where_transformers_finds_them() {
+    let config = r#"{"chat_template": "config {{ bos_token }}", "bos_token": {"content": "<s>", "lstrip": false}, "eos_token": null}"#;
+    let list = r#"{"chat_template": [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]}"#;
+    let tokens = r#"{"bos_token": "<other>", "pad_token": "<pad>", "additional_special_tokens": ["<a>", {"content": "<b>"}]}"#;
+    for (files, plain, with_tools) in [
+        (vec![("tokenizer_config.json", config)], "config <s>", "config <s>"),
+        (vec![("tokenizer_config.json", config), ("chat_template.json", r#"{"chat_template": "json"}"#)], "json", "json"),
+        (vec![("tokenizer_config.json", config), ("chat_template.json", r#"{"chat_template": "json"}"#), ("chat_template.jinja", "{# #}jinja {{ bos_token }}")], "jinja <s>", "jinja <s>"),
+        (vec![("tokenizer_config.json", list)], "plain", "tools"),
+        (vec![("chat_template.jinja", "jinja"), ("additional_chat_templates/tool_use.jinja", "more")], "jinja", "more"),
+        (vec![("chat_template.jinja", "{{ bos_token }}{{ pad_token }}{{ additional_special_tokens }}"), ("special_tokens_map.json", tokens), ("tokenizer_config.json", config)], "<s><pad>['<a>', '<b>']", "<s><pad>['<a>', '<b>']"),
+        (vec![("chat_template.jinja", "{{ image_token }}"), ("tokenizer_config.json", r#"{"extra_special_tokens": {"image_token": "<image>"}}"#)], "<image>", "<image>"),
+    ] {
+        let dir = directory(&files);
+        let template = ChatTemplate::load(dir.path()).unwrap().unwrap();
+        let mut chat = Chat::new();
+        assert_eq!(chat.render(Some(&template), false).unwrap(), plain);
+        chat.set_tools_json(Some("[]")).unwrap();
+        assert_eq!(chat.render(Some(&template), false).unwrap(), with_tools);
+    }
+    assert!(ChatTemplate::load(directory(&[]).path()).unwrap().is_none());
+    assert!(ChatTemplate::load(directory(&[("tokenizer_config.json", "{}")]).path()).unwrap().is_none());
+    let dir = directory(&[("additional_chat_templates/rag.jinja", "x")]);
+    let template = ChatTemplate::load(dir.path()).unwrap().unwrap();
+    assert_eq!((template.source(), Chat::new().render(Some(&template), false).unwrap_err().message()), (None, "chat template: none is named \"default\" (the model has: rag)"));
+}
+
+#[test]
+fn a_broken_template_fails_when_it_is_used() {
+    let dir = directory(&[("chat_template.jinja", "{% if %}")]);
+    let template = ChatTemplate::load(dir.path()).unwrap().unwrap();
+    assert_eq!(template.source(), Some("{% if %}"));
+    let error = Chat::new().render(Some(&template), false).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Template);
+}
+
+#[test]
+fn files_of_another_form_are_named_with_their_field() {
+    for (name, text, message) in [
+        ("tokenizer_config.json", "{", "tokenizer_config.json: expected JSON: EOF while parsing an object at line 1 column 1"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json: expected an object, found an array"),
+        ("tokenizer_config.json", r#"{"chat_template": 1}"#, "tokenizer_config.json: chat_template: expected a string or a list, found a number"),
+        ("tokenizer_config.json", r#"{"chat_template": [{"name": "a"}]}"#, "tokenizer_config.json: chat_template[0].template: expected a string, found nothing"),
+        ("tokenizer_config.json", r#"{"chat_template": "", "bos_token": 1}"#, "tokenizer_config.json: bos_token: expected a string, found a number"),
+        ("tokenizer_config.json", r#"{"chat_template": "", "bos_token": {}}"#, "tokenizer_config.json: bos_token.content: expected a string, found nothing"),
+        ("tokenizer_config.json", r#"{"chat_template": "", "additional_special_tokens": ["a", 1]}"#, "tokenizer_config.json: additional_special_tokens[1]: expected a string, found a number"),
+        ("chat_template.json", r#"{"chat_template": {}}"#, "chat_template.json: chat_template: expected a string or a list, found an object"),
+    ] {
+        let error = ChatTemplate::load(directory(&[(name, text)]).path()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Format);
+        assert!(error.message().ends_with(message), "{text}: {}", error.message());
+    }
+    let dir = directory(&[]);
+    std::fs::write(dir.path().join("chat_template.jinja"), b"\xff").unwrap();
+    let error = ChatTemplate::load(dir.path()).unwrap_err();
+    assert!(error.kind() == ErrorKind::Format && error.message().contains("chat_template.jinja: expected UTF-8"), "{}", error.message());
+    std::fs::File::create(dir.path().join("chat_template.jinja")).unwrap().set_len((16 << 20) + 1).unwrap();
+    let error = ChatTemplate::load(dir.path()).unwrap_err();
+    assert!(error.kind() == ErrorKind::Format && error.message().ends_with("expected up to 16777216 bytes, found more"), "{}", error.message());
+}
+
+#[test]
+fn templates_and_chats_may_be_shared_by_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Chat>();
+    shared::<ChatTemplate>();
+}
+
+#[test]
+fn the_shipped_model_has_a_template() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-coder");
+    let template = ChatTemplate::load(&dir).unwrap().unwrap();
+    let mut chat = Chat::new();
+    chat.add("user", "Hi.");
+    let prompt = "<|im_start|>system\nYou answer questions about the Rust standard library.<|im_end|>\n<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(chat.render(Some(&template), true).unwrap(), prompt);
 }

@@ -207,7 +207,27 @@ fn generate(section: &str) -> String {
     let bindings = Builder::new().with_config(config).with_src(source(section)).generate().unwrap();
     let mut text = Vec::new();
     bindings.write(&mut text);
-    String::from_utf8(text).unwrap()
+    one_line_comments(&String::from_utf8(text).unwrap())
+}
+
+/// A comment of one line takes one line.
+fn one_line_comments(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let (mut short, mut i) = (String::new(), 0);
+    while i < lines.len() {
+        let comment = lines.get(i..i + 3).filter(|three| three[0].trim() == "/**" && three[2].trim() == "*/");
+        match comment.and_then(|three| three[1].trim().strip_prefix('*')) {
+            Some(line) if lines[i].len() + line.len() + 3 <= 125 => {
+                writeln!(short, "{}{line} */", lines[i]).unwrap();
+                i += 3;
+            }
+            _ => {
+                writeln!(short, "{}", lines[i]).unwrap();
+                i += 1;
+            }
+        }
+    }
+    short
 }
 
 const TOP: &str = r#"#ifndef METAL_CANDLE_H

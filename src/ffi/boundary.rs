@@ -9,10 +9,12 @@
 //! }
 //! ```
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::mem::{self, MaybeUninit};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
-use std::sync::Once;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
 
 use super::error::{mc_error, mc_status};
@@ -71,19 +73,27 @@ pub(super) fn outside<T>(host: impl FnOnce() -> T) -> T {
 /// `AssertUnwindSafe`: what a panic can leave half done is a session, chat or options, and their locks are poisoned by it.
 fn catch<T>(body: impl FnOnce() -> T) -> Result<T> {
     keep_panics_quiet();
+    GUARDS.fetch_add(1, Ordering::Relaxed);
     let depth = DEPTH.replace(DEPTH.get() + 1);
     let result = panic::catch_unwind(AssertUnwindSafe(|| {
         fault::next_guard();
         body()
     }));
     DEPTH.set(depth);
+    GUARDS.fetch_sub(1, Ordering::Relaxed);
     result.map_err(|payload| {
+        let message = described(&*payload);
         // Dropping a payload runs code that we do not know.
         mem::forget(payload);
-        let message = LAST_PANIC.try_with(RefCell::take).unwrap_or_default();
         Error::new(ErrorKind::Panic, format!("a defect of metal-candle: {message}"))
     })
 }
+
+/// How many guards are running on all threads.
+static GUARDS: AtomicUsize = AtomicUsize::new(0);
+
+/// The last panic on one of rayon's threads; it goes on on the thread that waits for them.
+static WORKER_PANIC: Mutex<String> = Mutex::new(String::new());
 
 thread_local! {
     /// How many guards this thread is inside of, host code not counted.
@@ -91,9 +101,9 @@ thread_local! {
     static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Rust's panic hook writes to standard error, also for a panic that is caught. Inside a guard ours keeps the message for the
-/// error instead; every other panic goes to the hook that was there. A C program has its own copy of Rust's runtime within
-/// this library, so only Rust hosts share the hook at all.
+/// Rust's panic hook writes to standard error, also for a panic that is caught. Inside a guard, and on rayon's threads while
+/// there is one, ours keeps the message for the error instead; every other panic goes to the hook that was there. A C program
+/// has its own copy of Rust's runtime within this library, so only Rust hosts share the hook at all.
 fn keep_panics_quiet() {
     static ONCE: Once = Once::new();
     if ONCE.is_completed() || thread::panicking() {
@@ -101,16 +111,38 @@ fn keep_panics_quiet() {
     }
     ONCE.call_once(|| {
         let previous = panic::take_hook();
-        panic::set_hook(Box::new(move |info| if DEPTH.get() > 0 { keep(info) } else { previous(info) }));
+        panic::set_hook(Box::new(move |info| {
+            if DEPTH.get() > 0 {
+                let _ = LAST_PANIC.try_with(|last| last.replace(kept(info)));
+            } else if GUARDS.load(Ordering::Relaxed) > 0 && rayon::current_thread_index().is_some() {
+                *WORKER_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = kept(info);
+            } else {
+                previous(info);
+            }
+        }));
     });
 }
 
-fn keep(info: &PanicHookInfo<'_>) {
-    let payload = info.payload();
-    let message = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
+/// The message, and where it came from.
+fn kept(info: &PanicHookInfo<'_>) -> String {
     let place = info.location().map(ToString::to_string).unwrap_or_default();
-    let text = format!("{} ({place})", message.unwrap_or("panic"));
-    let _ = LAST_PANIC.try_with(|last| last.replace(text));
+    format!("{} ({place})", message(info.payload()))
+}
+
+/// What the hook kept of this panic: the kept texts may also be of an older one, or of another thread's.
+fn described(payload: &(dyn Any + Send)) -> String {
+    let message = message(payload);
+    let own = LAST_PANIC.try_with(RefCell::take).unwrap_or_default();
+    if own.starts_with(message) {
+        return own;
+    }
+    let worker = WORKER_PANIC.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if worker.starts_with(message) { worker } else { message.to_owned() }
+}
+
+fn message(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or(payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic")
 }
 
 /// An enum of the header and what each value means to the engine.
@@ -173,4 +205,25 @@ pub(super) mod fault {
 pub(super) mod fault {
     pub(in crate::ffi) fn next_guard() {}
     pub(in crate::ffi) fn in_use() {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_says_where_it_was_also_on_a_worker_thread() {
+        let here = catch(|| panic!("{} here", 1)).unwrap_err();
+        assert!(here.message().starts_with("a defect of metal-candle: 1 here (src/ffi/boundary.rs:"), "{here}");
+        let there = catch(|| rayon::scope(|_| panic!("{} there", 2))).unwrap_err();
+        assert!(there.message().starts_with("a defect of metal-candle: 2 there (src/ffi/boundary.rs:"), "{there}");
+        let payload = catch(|| panic::panic_any(3)).unwrap_err();
+        assert!(payload.message().starts_with("a defect of metal-candle: panic (src/ffi/boundary.rs:"), "{payload}");
+    }
+
+    #[test]
+    fn a_failure_in_host_code_is_not_kept_quiet() {
+        let depths = catch(|| (DEPTH.get(), outside(|| DEPTH.get()), DEPTH.get())).unwrap();
+        assert_eq!(depths, (1, 0, 1));
+    }
 }

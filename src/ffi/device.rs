@@ -85,8 +85,7 @@ pub extern "C" fn mc_device_count(kind: MaybeUninit<mc_device_kind>) -> usize {
 /// @param index  which of them, from 0 to mc_device_count() - 1; 0 for MC_DEVICE_AUTO and MC_DEVICE_CPU.
 /// @param out    receives one reference; free it with mc_device_free().
 /// @param err    NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_NOT_FOUND if there is no such device; MC_ERROR_UNSUPPORTED if this build lacks the kind;
-///         MC_ERROR_DEVICE if it cannot be opened.
+/// @return MC_OK; MC_ERROR_NOT_FOUND if this build or machine has no such device.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
@@ -130,8 +129,8 @@ pub unsafe extern "C" fn mc_device_name(device: MaybeUninit<&mc_device>) -> Mayb
 /// How much of the device's memory is in use.
 ///
 /// @param device       the device.
-/// @param used_bytes   receives what is in use: by this process on a GPU, by the whole system on the CPU.
-/// @param total_bytes  receives what there is: for Metal what the system recommends as the working set.
+/// @param used_bytes   receives what is in use by this process; on CUDA by all.
+/// @param total_bytes  receives what there is; on Metal what the system recommends to use at most.
 /// @param err          NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_DEVICE; MC_ERROR_UNSUPPORTED where the system does not tell.
 ///
@@ -157,7 +156,7 @@ pub unsafe extern "C" fn mc_device_memory(
 ///
 /// @param device  the device.
 /// @param err     NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+/// @return MC_OK; MC_ERROR_DEVICE if some of it failed.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
@@ -169,13 +168,15 @@ pub unsafe extern "C" fn mc_device_synchronize(device: MaybeUninit<&mc_device>, 
     })
 }
 
-/// Stops work on a device, as iOS demands before an app goes to the background: waits until what runs has finished, and
-/// makes every later use of the device return MC_ERROR_SUSPENDED until mc_device_resume().
+/// Stops work on a device, as iOS demands before an app goes to the background. Calls that run on it end with
+/// MC_ERROR_SUSPENDED at their next prefill chunk or token, and so do new ones until mc_device_resume(); sessions keep what
+/// was evaluated.
 ///
-/// @param device      the device; all handles to the same device are concerned.
+/// @param device      the device that the models were loaded onto with mc_model_options_set_device(). Another mc_device of
+///                    the same kind does not stop them.
 /// @param timeout_ms  how long to wait, in milliseconds; 0 = do not wait.
 /// @param err         NULL, or receives the error.
-/// @return MC_OK when the device is idle; MC_ERROR_BUSY if it is not after the timeout (it is suspended all the same);
+/// @return MC_OK when the device is idle; MC_ERROR_BUSY if it is not after the timeout (suspended it is all the same);
 ///         MC_ERROR_DEVICE.
 ///
 /// Threads: any.

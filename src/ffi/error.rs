@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 use super::boundary::{guard_or, number};
 use super::handle::{Given, Object, free};
 use super::text::{Text, empty, lend};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 
 /// How a call ended: below 16 an outcome, from 16 an error. A value you do not know is an error.
 #[repr(C)]
@@ -141,6 +141,11 @@ fn status_name(number: i32) -> &'static CStr {
     }
 }
 
+/// NULL is no mistake here: it is what a call without an error leaves.
+fn state<'a>(error: &MaybeUninit<&'a mc_error>) -> Result<Option<&'a ErrorState>> {
+    if error.pointer().is_null() { Ok(None) } else { error.lend("error").map(Some) }
+}
+
 /// The status that came with an error.
 ///
 /// @param error  the error; NULL gives MC_OK.
@@ -149,7 +154,7 @@ fn status_name(number: i32) -> &'static CStr {
 /// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_error_code(error: MaybeUninit<&mc_error>) -> mc_status {
-    guard_or(mc_status::MC_OK, || Ok(error.lend("error")?.code))
+    guard_or(mc_status::MC_OK, || Ok(state(&error)?.map_or(mc_status::MC_OK, |state| state.code)))
 }
 
 /// What went wrong, in one line without a full stop: subject, what was expected, what was found.
@@ -160,7 +165,7 @@ pub unsafe extern "C" fn mc_error_code(error: MaybeUninit<&mc_error>) -> mc_stat
 /// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_error_message(error: MaybeUninit<&mc_error>) -> MaybeUninit<&c_char> {
-    guard_or(empty(), || Ok(error.lend("error")?.message.pointer()))
+    guard_or(empty(), || Ok(state(&error)?.map_or(empty(), |state| state.message.pointer())))
 }
 
 /// The message and every cause below it, one a line, for a log.
@@ -171,7 +176,7 @@ pub unsafe extern "C" fn mc_error_message(error: MaybeUninit<&mc_error>) -> Mayb
 /// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_error_details(error: MaybeUninit<&mc_error>) -> MaybeUninit<&c_char> {
-    guard_or(empty(), || Ok(error.lend("error")?.details.pointer()))
+    guard_or(empty(), || Ok(state(&error)?.map_or(empty(), |state| state.details.pointer())))
 }
 
 /// Frees an error.

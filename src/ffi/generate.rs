@@ -44,7 +44,7 @@ pub enum mc_finish_reason {
 pub struct mc_token_event {
     /// Bytes of this struct as the library knows it.
     pub struct_size: usize,
-    /// Whole UTF-8 sequences, NUL-terminated; empty while a character or a possible stop text is incomplete.
+    /// Whole characters in UTF-8, NUL-terminated; empty while a character or a possible stop text is incomplete.
     pub text: MaybeUninit<&'static c_char>,
     /// Bytes of `text`, without the NUL.
     pub text_len: usize,
@@ -255,7 +255,7 @@ pub unsafe extern "C" fn mc_generate_options_set_presence_penalty(options: Maybe
 ///
 /// @param options  the options.
 /// @param token    the token's id; one outside the vocabulary makes the generation return MC_ERROR_INVALID_ARGUMENT.
-/// @param bias     added to its logit; minus infinity = never this token. Not a number is a bad value.
+/// @param bias     a number, added to its logit; minus infinity = never this token.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
@@ -293,7 +293,7 @@ pub unsafe extern "C" fn mc_generate_options_set_ignore_eos(options: MaybeUninit
 }
 
 /// Whether the prompt of mc_generate() gets the tokenizer's special tokens, such as a beginning-of-sequence token. Turn it off
-/// for a prompt that a chat template made. A session's text is not concerned.
+/// for a prompt that a chat template made. Sessions decide it themselves: see mc_session_append().
 ///
 /// @param options  the options.
 /// @param value    default: true.
@@ -426,14 +426,15 @@ pub(super) fn hand_over(generation: Generation, out: OutHandle<mc_generation>) -
 /// Generates an answer to a prompt.
 ///
 /// @param model       the model.
-/// @param prompt      UTF-8; NULL if `prompt_len` is 0.
+/// @param prompt      UTF-8; NULL if `prompt_len` is 0. Special tokens written in it become their ids.
 /// @param prompt_len  bytes.
 /// @param options     how to generate; NULL = the defaults.
 /// @param out         receives one reference, with MC_CANCELLED too (the partial answer); free it with mc_generation_free().
 /// @param err         NULL, or receives the error.
-/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer;
-///         MC_ERROR_UNSUPPORTED if it cannot generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long;
-///         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a prompt without a token, special ones counted;
+///         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if it cannot
+///         generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
+///         MC_ERROR_SUSPENDED.
 ///
 /// Threads: any; it runs on the calling thread.
 #[unsafe(no_mangle)]
@@ -554,7 +555,7 @@ pub unsafe extern "C" fn mc_generation_finish_reason(generation: MaybeUninit<&mc
     guard_or(mc_finish_reason::MC_FINISH_NONE, || Ok(generation.lend("generation")?.finish_reason))
 }
 
-/// How long the evaluation of the prompt took.
+/// How long the evaluation of the prompt took; in a session, of what it was given since the answer before.
 ///
 /// @param generation  the generation.
 /// @return seconds; 0 if nothing had to be evaluated.
@@ -565,7 +566,7 @@ pub unsafe extern "C" fn mc_generation_prefill_seconds(generation: MaybeUninit<&
     guard_or(0.0, || Ok(generation.lend("generation")?.prefill_seconds))
 }
 
-/// How long generating the tokens took, callbacks counted.
+/// How long generating the tokens took, callbacks included.
 ///
 /// @param generation  the generation.
 /// @return seconds.

@@ -134,7 +134,7 @@ pub extern "C" fn mc_abi_version() -> u32 {
 }
 
 const FEATURES: [(&str, bool); 5] = [
-    ("metal", cfg!(feature = "metal")),
+    ("metal", cfg!(any(feature = "metal", target_os = "macos", target_os = "ios"))),
     ("cuda", cfg!(feature = "cuda")),
     ("accelerate", cfg!(feature = "accelerate")),
     ("hub", cfg!(feature = "hub")),

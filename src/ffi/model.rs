@@ -250,7 +250,8 @@ pub unsafe extern "C" fn mc_model_options_set_quantization(options: MaybeUninit<
 /// The longest context that sessions of this model may have.
 ///
 /// @param options  the options.
-/// @param value    tokens; 0 (the default) = what the model's configuration says.
+/// @param value    tokens; 0 (the default) = what the model's configuration says. More than that extrapolates, at a cost in
+///                 quality.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]

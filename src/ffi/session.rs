@@ -1,7 +1,9 @@
 //! Sessions: a conversation's state, so that each turn evaluates only what is new.
 //!
 //! Append text or set the whole prompt, then generate, with a callback (mc_session_generate_stream()) or by asking for one
-//! token after another (mc_session_begin(), mc_session_next(), mc_session_end()). The answer becomes part of the session.
+//! token after another (mc_session_begin(), mc_session_next(), mc_session_end()). The answer becomes part of the session, an
+//! end-of-sequence token apart. Between mc_session_begin() and the end of that answer, calls that would change the session
+//! otherwise return MC_ERROR_INVALID_ARGUMENT: call mc_session_end() first.
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
@@ -117,7 +119,8 @@ pub unsafe extern "C" fn mc_session_fork(
     })
 }
 
-/// Evaluates text behind what the session holds. Special tokens written in it become their ids; none are added.
+/// Evaluates text behind what the session holds. Special tokens written in it become their ids; an empty session also gets
+/// what the tokenizer puts around a text, such as a beginning-of-sequence token.
 ///
 /// @param session   the session.
 /// @param text      UTF-8; NULL if `text_len` is 0.
@@ -125,7 +128,7 @@ pub unsafe extern "C" fn mc_session_fork(
 /// @param cancel    a flag that stops the call; NULL = none.
 /// @param err       NULL, or receives the error.
 /// @return MC_OK; MC_CANCELLED (the session holds what was evaluated, see mc_session_position()); MC_ERROR_INVALID_UTF8;
-///         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_CONTEXT_FULL (nothing was evaluated); MC_ERROR_BUSY;
+///         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_CONTEXT_FULL (nothing was changed); MC_ERROR_BUSY;
 ///         MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
 ///
 /// Threads: any, exclusive.
@@ -219,7 +222,8 @@ pub unsafe extern "C" fn mc_session_set_chat(
     })
 }
 
-/// Generates an answer to what the session holds, token by token; the session then holds the answer too.
+/// Generates an answer to what the session holds, token by token; the session then holds the answer too. After an error it
+/// holds the tokens that were generated.
 ///
 /// @param session    the session; not empty. `on_token` may free it, and gets MC_ERROR_BUSY for other calls on it.
 /// @param options    how to generate; NULL = the defaults.
@@ -251,12 +255,13 @@ pub unsafe extern "C" fn mc_session_generate_stream(
     })
 }
 
-/// Begins an answer that mc_session_next() reads and mc_session_end() ends. One that was begun before is ended.
+/// Begins an answer that mc_session_next() reads and mc_session_end() ends.
 ///
 /// @param session  the session; not empty.
 /// @param options  how to generate, copied; NULL = the defaults. `prefill_progress` is not used.
 /// @param err      NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session; MC_ERROR_BUSY; MC_ERROR_POISONED.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session and while another answer is begun; MC_ERROR_BUSY;
+///         MC_ERROR_POISONED.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
@@ -358,7 +363,7 @@ pub unsafe extern "C" fn mc_session_save(
     })
 }
 
-/// Reads a session that mc_session_save() wrote.
+/// Reads a session that mc_session_save() wrote. It has the same `max_context`, or the model's if that is less.
 ///
 /// @param model  the model that the session was made with.
 /// @param path   the file.
@@ -385,6 +390,7 @@ pub unsafe extern "C" fn mc_session_load(
 }
 
 /// The logits after the last token that the session holds: what the network says of each possible next token, unscaled.
+/// Evaluates that token if nothing did yet.
 ///
 /// @param session  the session; not empty.
 /// @param out      receives `out_len` numbers.
@@ -416,13 +422,12 @@ pub unsafe extern "C" fn mc_session_logits(
     })
 }
 
-/// Forgets what comes after the first tokens. An answer that was begun is ended.
+/// Forgets what comes after the first tokens.
 ///
 /// @param session   the session.
 /// @param position  how many tokens to keep, up to mc_session_position(); 0 = none.
 /// @param err       NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for more tokens than there are; MC_ERROR_BUSY; MC_ERROR_POISONED;
-///         MC_ERROR_UNSUPPORTED if the model keeps a window of its past alone and the position is before it.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for more tokens than there are; MC_ERROR_BUSY; MC_ERROR_POISONED.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]

@@ -50,8 +50,7 @@ pub unsafe extern "C" fn mc_model_tokenizer(
 /// @param path  a tokenizer.json, or a directory with one.
 /// @param out   receives one reference; free it with mc_tokenizer_free().
 /// @param err   NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file;
-///         MC_ERROR_UNSUPPORTED.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]

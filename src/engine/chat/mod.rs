@@ -14,6 +14,9 @@ mod template;
 mod program;
 mod source;
 mod python;
+mod json;
+mod methods;
+mod filters;
 mod time;
 
 use std::time::SystemTime;
@@ -137,11 +140,14 @@ impl Chat {
         self.unix_seconds = Some(unix_seconds);
     }
 
-    /// The prompt. `template`: the model's; `None` if it has none (then [`set_template`](Self::set_template) must have been called).
+    /// The prompt, as transformers' `apply_chat_template` makes it. `template`: the model's; `None` if it has none (then [`set_template`](Self::set_template) must have been called).
+    ///
+    /// It is more lenient than Python in one thing: a loop over None is empty. Tags that load other templates (`include`, `import`,
+    /// `extends`, `block`) are not supported.
     ///
     /// # Errors
     /// `ErrorKind::Template` with the template's line: its own `raise_exception`, a failed operation, or more than 50 million steps,
-    /// 64 MiB of output or 50 nested macros.
+    /// 64 MiB of text or 50 nested macros.
     pub fn render(&self, template: Option<&ChatTemplate>, add_generation_prompt: bool) -> Result<String> {
         let program = match (&self.program, template) {
             (Some(program), _) => program,
@@ -256,6 +262,10 @@ const RESERVED: [(&str, &str); 9] = [
 ];
 const KEYWORDS: [&str; 14] =
     ["and", "or", "not", "in", "is", "if", "else", "for", "true", "false", "none", "True", "False", "None"];
-/// Methods that [`source`] writes into a template and [`python`] answers.
+/// Methods and functions that [`source`] writes into a template; [`methods`] and [`python`] answer them.
 const SLICE_METHOD: &str = "__slice__";
 const ATTRIBUTE_METHOD: &str = "__attribute__";
+const CHECK: &str = "__check__";
+const CHECK_ATTRIBUTE: &str = "__check_attribute__";
+/// A value that a template stores, and the text it makes.
+const MAX_BYTES: usize = 64 << 20;

@@ -8,6 +8,7 @@
 //! Program::new("{{ bos_token }}{{ messages[0].content|trim }}")?.render(variables, now)
 //! ```
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::{Arc, OnceLock};
 
@@ -15,7 +16,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
 use minijinja::{AutoEscape, Environment, ErrorKind as JinjaError, Output, State, Value};
 
-use super::{python, source, time};
+use super::{CHECK, CHECK_ATTRIBUTE, MAX_BYTES, filters, json, methods, python, source, time};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A template's text; it is compiled once, when first used.
@@ -89,30 +90,51 @@ fn compile(text: &str) -> Result<Environment<'static>> {
     environment.set_fuel(Some(MAX_STEPS));
     environment.set_recursion_limit(RECURSION_LIMIT);
     environment.set_formatter(print);
-    environment.set_unknown_method_callback(python::call_method);
+    environment.set_unknown_method_callback(methods::call_method);
     environment.add_function("raise_exception", raise_exception);
+    environment.add_function("range", filters::range);
+    environment.add_function(CHECK, python::check);
+    environment.add_function(CHECK_ATTRIBUTE, python::check_attribute);
+    environment.add_filter(CHECK, python::check);
+    // minijinja's own: it would print what the host has set.
     environment.remove_global("debug");
-    environment.add_filter("tojson", |value: &Value, kwargs: Kwargs| python::tojson(value, kwargs));
-    environment.add_filter("string", python::string_filter);
-    environment.add_filter("join", python::join_filter);
-    environment.add_filter("trim", python::trim_filter);
-    environment.add_filter("int", python::int_filter);
-    environment.add_filter("float", python::float_filter);
-    environment.add_test("sequence", python::is_sequence);
-    environment.add_test("iterable", python::is_iterable);
-    environment.add_test("number", python::is_number);
+    environment.add_filter("tojson", |value: &Value, kwargs: Kwargs| json::tojson(value, kwargs));
+    environment.add_filter("string", filters::string_filter);
+    environment.add_filter("join", filters::join_filter);
+    environment.add_filter("default", filters::default_filter);
+    environment.add_filter("d", filters::default_filter);
+    environment.add_filter("length", filters::length_filter);
+    environment.add_filter("count", filters::length_filter);
+    environment.add_filter("trim", filters::trim_filter);
+    environment.add_filter("int", filters::int_filter);
+    environment.add_filter("float", filters::float_filter);
+    environment.add_filter("indent", filters::indent_filter);
+    environment.add_filter("batch", filters::batch_filter);
+    environment.add_filter("slice", filters::slice_filter);
+    environment.add_filter("format", filters::format_filter);
+    environment.add_test("sequence", filters::is_sequence);
+    environment.add_test("iterable", filters::is_iterable);
+    environment.add_test("number", filters::is_number);
     environment.add_template_owned(NAME, text).map_err(template_error)?;
     Ok(environment)
 }
 
-/// `{{ value }}`: Python's `str`.
-fn print(out: &mut Output, _: &mut State, value: &Value) -> std::result::Result<(), minijinja::Error> {
-    match value.as_str() {
-        Some(text) => out.write_str(text),
-        None => out.write_str(&python::to_str(value)?),
+/// `{{ value }}`: Python's `str`. Counts what is printed, because a macro's text is a value that grows where no writer sees it.
+fn print(out: &mut Output, state: &mut State, value: &Value) -> std::result::Result<(), minijinja::Error> {
+    let text = match value.as_str() {
+        Some(text) => Cow::Borrowed(text),
+        None => Cow::Owned(python::to_str(value)?),
+    };
+    let printed = state.get_or_insert_extension(Printed(0));
+    printed.0 += text.len();
+    if printed.0 > MAX_PRINTED_BYTES {
+        return Err(minijinja::Error::new(JinjaError::InvalidOperation, format!("stopped after {MAX_PRINTED_BYTES} bytes of text")));
     }
-    .map_err(minijinja::Error::from)
+    out.write_str(&text).map_err(minijinja::Error::from)
 }
+
+/// How many bytes a run printed, in macros and blocks too.
+struct Printed(usize);
 
 fn raise_exception(message: &Value) -> std::result::Result<Value, minijinja::Error> {
     Err(minijinja::Error::new(JinjaError::InvalidOperation, python::to_str(message)?))
@@ -121,7 +143,7 @@ fn raise_exception(message: &Value) -> std::result::Result<Value, minijinja::Err
 fn template_error(error: minijinja::Error) -> Error {
     let message = match (error.kind(), error.detail()) {
         (JinjaError::OutOfFuel, _) => format!("stopped after {MAX_STEPS} steps"),
-        (JinjaError::WriteFailure, _) => format!("stopped after {MAX_OUTPUT_BYTES} bytes of output"),
+        (JinjaError::WriteFailure, _) => format!("stopped after {MAX_BYTES} bytes of output"),
         // What the template itself raised stands alone.
         (JinjaError::InvalidOperation, Some(detail)) => detail.to_owned(),
         (kind, Some(detail)) => format!("{kind}: {detail}"),
@@ -138,12 +160,12 @@ fn at_line(line: Option<usize>, message: &str) -> Error {
     Error::new(ErrorKind::Template, message)
 }
 
-/// A buffer that refuses to grow past [`MAX_OUTPUT_BYTES`].
+/// A buffer that refuses to grow past [`MAX_BYTES`].
 struct BoundedText(Vec<u8>);
 
 impl io::Write for BoundedText {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_OUTPUT_BYTES {
+        if self.0.len() + bytes.len() > MAX_BYTES {
             return Err(io::Error::from(io::ErrorKind::FileTooLarge));
         }
         self.0.extend_from_slice(bytes);
@@ -159,8 +181,8 @@ impl io::Write for BoundedText {
 const NAME: &str = "chat template";
 /// The real templates have up to 17 kB.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
-/// A conversation of a thousand messages takes about 100 thousand.
+/// About a second. Ten thousand messages take a tenth of that with the dearest of 28 real templates.
 const MAX_STEPS: u64 = 50_000_000;
-const MAX_OUTPUT_BYTES: usize = 64 << 20;
-/// A macro's call costs 4, a block 1. See the test `deep_recursion_fails_on_a_small_stack`.
+const MAX_PRINTED_BYTES: usize = 4 * MAX_BYTES;
+/// A macro's call costs 4, a block 1; half of minijinja's own limit, which is too much for a stack of 512 KiB.
 const RECURSION_LIMIT: usize = 200;

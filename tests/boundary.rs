@@ -1,0 +1,539 @@
+//! Each exported function survives what C programs get wrong: NULL, a handle of another type, memory that is no handle, and
+//! (with the feature `fault-injection`) a panic inside the library. No handle is lost on the way.
+
+mod handles;
+
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::null_mut;
+use std::sync::OnceLock;
+
+use handles::*;
+use metal_candle::ffi::cancel::*;
+use metal_candle::ffi::chat::*;
+use metal_candle::ffi::device::*;
+use metal_candle::ffi::error::*;
+use metal_candle::ffi::generate::*;
+use metal_candle::ffi::library::*;
+use metal_candle::ffi::model::*;
+use metal_candle::ffi::session::*;
+use metal_candle::ffi::tokenizer::*;
+use metal_candle::ffi::values::*;
+
+/// A parameter, and what a good call puts there.
+#[derive(Debug, Clone, Copy)]
+enum Parameter {
+    /// A handle that must not be NULL.
+    Handle(Type),
+    /// A handle that may be NULL.
+    Maybe(Type),
+    /// A handle that the call frees; may be NULL.
+    Freed(Type),
+    /// Text that must not be NULL.
+    Text(&'static CStr),
+    /// Text or an array that may be NULL (with length 0).
+    MaybeText(&'static CStr),
+    MaybeTokens(&'static [u32]),
+    ModelPath,
+    /// Of a session that was saved.
+    SessionPath,
+    /// A place for a handle, NULL after a failure.
+    Out(Type),
+    MaybeOut(Type),
+    /// A place for eight bytes, untouched after a failure.
+    Number,
+    /// A place for as many floats as the vocabulary is large.
+    Logits,
+    Err,
+    /// A callback or its data; may be NULL.
+    Callback(usize),
+    Word(u64),
+    Float(f32),
+}
+
+/// What a function returns, and so what it returns when it cannot do its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Returns {
+    Nothing,
+    Status,
+    /// 0, false or the enum's 0.
+    Zero,
+    /// "".
+    Empty,
+    /// A pointer to no values.
+    Array,
+    /// A handle; an inert one if it cannot be made.
+    New(Type),
+}
+
+struct Function {
+    name: &'static str,
+    parameters: Vec<Parameter>,
+    returns: Returns,
+    call: fn(&[u64]) -> u64,
+}
+
+macro_rules! functions {
+    ($($name:ident($($parameter:expr),*) $returns:expr;)*) => {
+        vec![$(Function {
+            name: stringify!($name),
+            parameters: vec![$($parameter),*],
+            returns: $returns,
+            call: |words| {
+                let mut words = words.iter().copied();
+                #[allow(unused_unsafe)]
+                // SAFETY: the words are those that a C program could pass; what it may not pass is what is tested.
+                let returned = unsafe { $name($({ let _ = stringify!($parameter); argument(words.next().unwrap()) }),*) };
+                assert!(words.next().is_none());
+                result(returned)
+            },
+        }),*]
+    };
+}
+
+#[rustfmt::skip]
+fn table() -> Vec<Function> {
+    use Parameter::*;
+    use Returns::*;
+    use Type::{Cancel, Chat, Device, Error, GenerateOptions, Generation, Model, ModelOptions, Session, String, Tokenizer, Tokens};
+    const TEN: Parameter = Word(10);
+    const YES: Parameter = Word(1);
+    functions! {
+        mc_status_name(Word(27)) Empty;
+        mc_error_code(Handle(Error)) Zero;
+        mc_error_message(Handle(Error)) Empty;
+        mc_error_details(Handle(Error)) Empty;
+        mc_error_free(Freed(Error)) Nothing;
+
+        mc_version_number() Zero;
+        mc_version_string() Empty;
+        mc_abi_version() Zero;
+        mc_has_feature(Text(c"hub")) Zero;
+        mc_live_objects() Zero;
+        mc_trim_memory(Word(0), Err) Status;
+        mc_log_set(Callback(ignore_message as *const () as usize), Callback(8), Callback(ignore_data as *const () as usize), Word(0), Err) Status;
+
+        mc_string_data(Handle(String)) Empty;
+        mc_string_len(Handle(String)) Zero;
+        mc_string_free(Freed(String)) Nothing;
+        mc_tokens_data(Handle(Tokens)) Array;
+        mc_tokens_len(Handle(Tokens)) Zero;
+        mc_tokens_free(Freed(Tokens)) Nothing;
+
+        mc_cancel_new() New(Cancel);
+        mc_cancel_trigger(Handle(Cancel)) Nothing;
+        mc_cancel_reset(Handle(Cancel)) Nothing;
+        mc_cancel_is_triggered(Handle(Cancel)) Zero;
+        mc_cancel_free(Freed(Cancel)) Nothing;
+
+        mc_device_count(YES) Zero;
+        mc_device_new(YES, Word(0), Out(Device), Err) Status;
+        mc_device_get_kind(Handle(Device)) Zero;
+        mc_device_name(Handle(Device)) Empty;
+        mc_device_memory(Handle(Device), Number, Number, Err) Status;
+        mc_device_synchronize(Handle(Device), Err) Status;
+        mc_device_suspend(Handle(Device), TEN, Err) Status;
+        mc_device_resume(Handle(Device)) Nothing;
+        mc_device_free(Freed(Device)) Nothing;
+
+        mc_model_options_new() New(ModelOptions);
+        mc_model_options_set_device(Handle(ModelOptions), Handle(Device)) Nothing;
+        mc_model_options_set_dtype(Handle(ModelOptions), YES) Nothing;
+        mc_model_options_set_tokenizer_path(Handle(ModelOptions), MaybeText(c"tokenizer.json")) Nothing;
+        mc_model_options_set_quantization(Handle(ModelOptions), MaybeText(c"q8_0")) Nothing;
+        mc_model_options_set_max_context(Handle(ModelOptions), TEN) Nothing;
+        mc_model_options_set_hub_cache_dir(Handle(ModelOptions), Text(c"cache")) Nothing;
+        mc_model_options_set_hub_revision(Handle(ModelOptions), Text(c"main")) Nothing;
+        mc_model_options_set_hub_token(Handle(ModelOptions), MaybeText(c"token")) Nothing;
+        mc_model_options_set_offline(Handle(ModelOptions), YES) Nothing;
+        mc_model_options_set_cancel(Handle(ModelOptions), Maybe(Cancel)) Nothing;
+        mc_model_options_set_progress(Handle(ModelOptions), Callback(continue_progress as *const () as usize), Callback(8)) Nothing;
+        mc_model_options_free(Freed(ModelOptions)) Nothing;
+        mc_model_estimate_memory(ModelPath, Maybe(ModelOptions), Number, Err) Status;
+        mc_model_load(ModelPath, Maybe(ModelOptions), Out(Model), Err) Status;
+        // Not a repository's name, so that nothing asks the network.
+        mc_model_load_hub(Text(c"no such/repository/\xc3\xa9"), Maybe(ModelOptions), Out(Model), Err) Status;
+        mc_model_retain(Handle(Model)) Nothing;
+        mc_model_free(Freed(Model)) Nothing;
+        mc_model_architecture(Handle(Model)) Empty;
+        mc_model_context_length(Handle(Model)) Zero;
+        mc_model_vocab_size(Handle(Model)) Zero;
+        mc_model_hidden_size(Handle(Model)) Zero;
+        mc_model_layer_count(Handle(Model)) Zero;
+        mc_model_parameter_count(Handle(Model)) Zero;
+        mc_model_get_dtype(Handle(Model)) Zero;
+        mc_model_supports(Handle(Model), YES) Zero;
+        mc_model_config_json(Handle(Model), Out(String), Err) Status;
+
+        mc_model_tokenizer(Handle(Model), Out(Tokenizer), Err) Status;
+        mc_tokenizer_load(ModelPath, Out(Tokenizer), Err) Status;
+        mc_tokenizer_encode(Handle(Tokenizer), MaybeText(c"fn main() {"), TEN, YES, Out(Tokens), Err) Status;
+        mc_tokenizer_decode(Handle(Tokenizer), MaybeTokens(&[1]), YES, YES, Out(String), Err) Status;
+        mc_tokenizer_token_id(Handle(Tokenizer), Text(c"<|im_end|>"), Number, Err) Status;
+        mc_tokenizer_vocab_size(Handle(Tokenizer)) Zero;
+        mc_tokenizer_free(Freed(Tokenizer)) Nothing;
+
+        mc_chat_new() New(Chat);
+        mc_chat_from_json(Text(c"[]"), Word(2), Out(Chat), Err) Status;
+        mc_chat_add(Handle(Chat), Text(c"user"), MaybeText(c"What is it?"), TEN, Err) Status;
+        mc_chat_set_tools_json(Handle(Chat), MaybeText(c"[]"), Word(2), Err) Status;
+        mc_chat_set_template(Handle(Chat), MaybeText(c"a template"), TEN, Err) Status;
+        mc_chat_set_variable_json(Handle(Chat), Text(c"bos_token"), MaybeText(c"\"<s>\""), Word(5), Err) Status;
+        mc_chat_set_time(Handle(Chat), TEN) Nothing;
+        mc_chat_render(Handle(Model), Handle(Chat), YES, Out(String), Err) Status;
+        mc_chat_free(Freed(Chat)) Nothing;
+
+        mc_generate_options_new() New(GenerateOptions);
+        mc_generate_options_set_max_tokens(Handle(GenerateOptions), TEN) Nothing;
+        mc_generate_options_set_temperature(Handle(GenerateOptions), Float(0.5)) Nothing;
+        mc_generate_options_set_top_k(Handle(GenerateOptions), TEN) Nothing;
+        mc_generate_options_set_top_p(Handle(GenerateOptions), Float(0.5)) Nothing;
+        mc_generate_options_set_min_p(Handle(GenerateOptions), Float(0.5)) Nothing;
+        mc_generate_options_set_repetition_penalty(Handle(GenerateOptions), Float(1.5), TEN) Nothing;
+        mc_generate_options_set_frequency_penalty(Handle(GenerateOptions), Float(0.5)) Nothing;
+        mc_generate_options_set_presence_penalty(Handle(GenerateOptions), Float(0.5)) Nothing;
+        mc_generate_options_add_logit_bias(Handle(GenerateOptions), TEN, Float(0.5)) Nothing;
+        mc_generate_options_set_seed(Handle(GenerateOptions), TEN) Nothing;
+        mc_generate_options_set_ignore_eos(Handle(GenerateOptions), YES) Nothing;
+        mc_generate_options_set_add_special(Handle(GenerateOptions), YES) Nothing;
+        mc_generate_options_set_prefill_chunk(Handle(GenerateOptions), TEN) Nothing;
+        mc_generate_options_set_cancel(Handle(GenerateOptions), Maybe(Cancel)) Nothing;
+        mc_generate_options_set_prefill_progress(Handle(GenerateOptions), Callback(continue_progress as *const () as usize), Callback(8)) Nothing;
+        mc_generate_options_add_stop(Handle(GenerateOptions), Text(c"stop"), Word(4)) Nothing;
+        mc_generate_options_free(Freed(GenerateOptions)) Nothing;
+        mc_generate(Handle(Model), MaybeText(c"fn main() {"), TEN, Maybe(GenerateOptions), Out(Generation), Err) Status;
+        mc_generate_stream(Handle(Model), MaybeText(c"fn main() {"), TEN, Maybe(GenerateOptions), Callback(stop_at_once as *const () as usize), Callback(8), MaybeOut(Generation), Err) Status;
+        mc_generation_text(Handle(Generation)) Empty;
+        mc_generation_text_len(Handle(Generation)) Zero;
+        mc_generation_tokens(Handle(Generation)) Array;
+        mc_generation_tokens_len(Handle(Generation)) Zero;
+        mc_generation_prompt_tokens(Handle(Generation)) Zero;
+        mc_generation_finish_reason(Handle(Generation)) Zero;
+        mc_generation_prefill_seconds(Handle(Generation)) Zero;
+        mc_generation_decode_seconds(Handle(Generation)) Zero;
+        mc_generation_free(Freed(Generation)) Nothing;
+
+        mc_session_new(Handle(Model), TEN, Out(Session), Err) Status;
+        mc_session_fork(Handle(Session), Out(Session), Err) Status;
+        mc_session_append(Handle(Session), MaybeText(c"fn main() {"), TEN, Maybe(Cancel), Err) Status;
+        mc_session_append_tokens(Handle(Session), MaybeTokens(&[1]), YES, Maybe(Cancel), Err) Status;
+        mc_session_set_prompt(Handle(Session), MaybeText(c"fn main() {"), TEN, Maybe(Cancel), Err) Status;
+        mc_session_set_chat(Handle(Session), Handle(Chat), Maybe(Cancel), Err) Status;
+        mc_session_generate_stream(Handle(Session), Maybe(GenerateOptions), Callback(stop_at_once as *const () as usize), Callback(8), MaybeOut(Generation), Err) Status;
+        mc_session_begin(Handle(Session), Maybe(GenerateOptions), Err) Status;
+        mc_session_next(Handle(Session), Number, Err) Status;
+        mc_session_end(Handle(Session), MaybeOut(Generation), Err) Status;
+        mc_session_position(Handle(Session)) Zero;
+        mc_session_save(Handle(Session), SessionPath, Err) Status;
+        mc_session_load(Handle(Model), SessionPath, Out(Session), Err) Status;
+        mc_session_logits(Handle(Session), Logits, Word(4096), Err) Status;
+        mc_session_truncate(Handle(Session), YES, Err) Status;
+        mc_session_free(Freed(Session)) Nothing;
+    }
+}
+
+/// Functions whose good call here is one that the library refuses.
+const REFUSED: [&str; 3] = ["mc_model_load_hub", "mc_session_next", "mc_session_end"];
+
+extern "C" fn ignore_message(_: *mut c_void, _: mc_log_level, _: *const c_char, _: *const c_char, _: usize) {}
+extern "C" fn ignore_data(_: *mut c_void) {}
+extern "C" fn continue_progress(_: *mut c_void, _: &mc_progress_event) -> i32 {
+    MC_CONTINUE
+}
+extern "C" fn stop_at_once(_: *mut c_void, _: &mc_token_event) -> i32 {
+    MC_STOP
+}
+
+const UNTOUCHED: u64 = 0x5555_5555_5555_5555;
+
+/// Arguments of one call, and what must be freed after it.
+struct Arguments {
+    words: Vec<u64>,
+    handles: Vec<(usize, Type, *mut c_void)>,
+    /// One for each parameter, so that no address moves.
+    places: Vec<Box<u64>>,
+    _logits: Vec<f32>,
+}
+
+impl Arguments {
+    fn good(function: &Function) -> Self {
+        let mut places: Vec<Box<u64>> = function.parameters.iter().map(|_| Box::new(UNTOUCHED)).collect();
+        let mut logits = vec![0f32; 4096];
+        let (mut words, mut handles) = (Vec::new(), Vec::new());
+        for (i, parameter) in function.parameters.iter().enumerate() {
+            words.push(match *parameter {
+                Parameter::Handle(kind) | Parameter::Maybe(kind) | Parameter::Freed(kind) => {
+                    let handle = make(kind);
+                    handles.push((i, kind, handle));
+                    handle as u64
+                }
+                Parameter::Text(text) | Parameter::MaybeText(text) => text.as_ptr() as u64,
+                Parameter::MaybeTokens(tokens) => tokens.as_ptr() as u64,
+                Parameter::ModelPath => {
+                    static PATH: OnceLock<std::ffi::CString> = OnceLock::new();
+                    PATH.get_or_init(model_path).as_ptr() as u64
+                }
+                Parameter::SessionPath => saved_session().as_ptr() as u64,
+                Parameter::Out(_) | Parameter::MaybeOut(_) | Parameter::Number => (&raw mut *places[i]) as u64,
+                Parameter::Err => {
+                    *places[i] = 0;
+                    (&raw mut *places[i]) as u64
+                }
+                Parameter::Logits => logits.as_mut_ptr() as u64,
+                Parameter::Callback(address) => address as u64,
+                Parameter::Word(word) => word,
+                Parameter::Float(value) => value.to_bits().into(),
+            });
+        }
+        Self { words, handles, places, _logits: logits }
+    }
+
+    /// Calls, checks what a failure must look like, frees everything; gives the status or value and the error's message.
+    fn call(mut self, function: &Function, failure: Failure) -> (u64, String) {
+        let returned = (function.call)(&self.words);
+        let mut message = String::new();
+        for (i, parameter) in function.parameters.iter().enumerate() {
+            if self.words[i] == 0 {
+                continue;
+            }
+            let place = *self.places[i];
+            match *parameter {
+                Parameter::Err => {
+                    let mut err = place as *mut mc_error;
+                    let code;
+                    (code, message) = taken(&mut err);
+                    let status = returned as i32;
+                    assert_eq!(code as i32, if status >= 16 { status } else { 0 }, "{}: err and status differ", function.name);
+                    assert_eq!(message.is_empty(), status < 16, "{}: {message}", function.name);
+                }
+                Parameter::Out(kind) | Parameter::MaybeOut(kind) if place != UNTOUCHED => {
+                    assert!(failure != Failure::Argument || place == 0, "{}: out after a failure", function.name);
+                    release(kind, place as *mut c_void);
+                }
+                // Outs are cleared behind the place where panics are injected, and behind the check of an earlier out.
+                Parameter::Number if failure != Failure::None && function.name != "mc_session_next" => {
+                    assert_eq!(place, UNTOUCHED, "{}: a number after a failure", function.name);
+                }
+                _ => {}
+            }
+        }
+        match (function.returns, failure) {
+            (_, Failure::None) | (Returns::Nothing, _) => {}
+            (Returns::Status, Failure::Argument) => assert_eq!(returned, 16, "{}: {message}", function.name),
+            (Returns::Status, Failure::Panic) => assert_eq!(returned, 31, "{}: {message}", function.name),
+            (Returns::Zero, _) => assert_eq!(returned, 0, "{}", function.name),
+            // SAFETY: functions that return text return text.
+            (Returns::Empty, _) => assert_eq!(unsafe { CStr::from_ptr(returned as *const c_char) }, c"", "{}", function.name),
+            (Returns::Array, _) => assert_ne!(returned, 0, "{}", function.name),
+            (Returns::New(_), _) => assert_ne!(returned, 0, "{}", function.name),
+        }
+        if let Returns::New(kind) = function.returns {
+            release(kind, returned as *mut c_void);
+        }
+        for (i, kind, handle) in self.handles.drain(..) {
+            let freed = matches!(function.parameters[i], Parameter::Freed(_)) && failure == Failure::None && self.words[i] != 0;
+            if !freed {
+                release(kind, handle);
+            }
+        }
+        (returned, message)
+    }
+}
+
+/// What stands in the way of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    None,
+    Argument,
+    #[cfg_attr(not(feature = "fault-injection"), expect(dead_code))]
+    Panic,
+}
+
+fn saved_session() -> &'static CStr {
+    static FILE: OnceLock<(tempfile::TempDir, std::ffi::CString)> = OnceLock::new();
+    let (_, path) = FILE.get_or_init(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = std::ffi::CString::new(directory.path().join("session").to_str().unwrap()).unwrap();
+        let session = make(Type::Session);
+        // SAFETY: all arguments are valid.
+        let _ = unsafe { mc_session_save(nn(session), nn(path.as_ptr()), null_mut()) };
+        release(Type::Session, session);
+        (directory, path)
+    });
+    path
+}
+
+/// Undoes what a call left in the process: `mc_log_set`, a second reference from `mc_model_retain`.
+fn undo(function: &Function, failure: Failure) {
+    // SAFETY: all arguments are valid.
+    unsafe {
+        match function.name {
+            "mc_log_set" => assert_eq!(mc_log_set(None, null_mut(), None, argument(0), null_mut()), mc_status::MC_OK),
+            "mc_model_retain" if failure == Failure::None => release(Type::Model, model_without_reference()),
+            _ => {}
+        }
+    }
+}
+
+fn model_without_reference() -> *mut c_void {
+    let model = make(Type::Model);
+    release(Type::Model, model);
+    model
+}
+
+/// Runs `check` for each function, alone, and compares the count of live handles before and after each.
+fn for_each_function(check: impl Fn(&Function)) {
+    let _alone = alone();
+    saved_session();
+    let kept = kept();
+    assert_eq!(mc_live_objects(), kept);
+    for function in table() {
+        check(&function);
+        assert_eq!(mc_live_objects(), kept, "{} lost a handle", function.name);
+    }
+}
+
+#[test]
+fn table_has_each_exported_function() {
+    let mut names: Vec<&str> = table().iter().map(|function| function.name).collect();
+    names.sort_unstable();
+    assert_eq!(names, include_str!("../abi/symbols.txt").lines().collect::<Vec<_>>());
+}
+
+#[test]
+fn good_arguments_are_accepted() {
+    for_each_function(|function| {
+        let (returned, message) = Arguments::good(function).call(function, Failure::None);
+        undo(function, Failure::None);
+        if function.returns == Returns::Status && !REFUSED.contains(&function.name) {
+            assert!(returned < 16, "{}: {message}", function.name);
+        }
+    });
+}
+
+#[test]
+fn null_is_refused_or_means_nothing() {
+    for_each_function(|function| {
+        for (i, parameter) in function.parameters.iter().enumerate() {
+            let failure = match parameter {
+                Parameter::Handle(_)
+                | Parameter::Text(_)
+                | Parameter::ModelPath
+                | Parameter::SessionPath
+                | Parameter::Out(_)
+                | Parameter::Number
+                | Parameter::Logits => Failure::Argument,
+                Parameter::Word(_) | Parameter::Float(_) => continue,
+                _ => Failure::None,
+            };
+            let mut arguments = Arguments::good(function);
+            arguments.words[i] = 0;
+            if let [Parameter::MaybeText(_) | Parameter::MaybeTokens(_), Parameter::Word(_), ..] = function.parameters[i..] {
+                arguments.words[i + 1] = 0;
+            }
+            arguments.call(function, failure);
+            undo(function, failure);
+        }
+    });
+}
+
+#[test]
+fn null_content_needs_length_zero() {
+    for_each_function(|function| {
+        for (i, pair) in function.parameters.windows(2).enumerate() {
+            if let [Parameter::MaybeText(_) | Parameter::MaybeTokens(_), Parameter::Word(_)] = pair {
+                let mut arguments = Arguments::good(function);
+                arguments.words[i] = 0;
+                arguments.call(function, Failure::Argument);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_handle_of_another_type_is_refused() {
+    for_each_function(|function| {
+        for (i, parameter) in function.parameters.iter().enumerate() {
+            let (Parameter::Handle(kind) | Parameter::Maybe(kind) | Parameter::Freed(kind)) = *parameter else { continue };
+            for other in TYPES.into_iter().filter(|other| *other != kind) {
+                let (mut arguments, handle) = (Arguments::good(function), make(other));
+                if handle.is_null() {
+                    arguments.call(function, Failure::None);
+                    continue;
+                }
+                arguments.words[i] = handle as u64;
+                // Setters tell the call that uses the options.
+                arguments.call(function, Failure::Argument);
+                release(other, handle);
+            }
+        }
+    });
+}
+
+#[test]
+fn memory_that_is_no_handle_is_refused() {
+    for_each_function(|function| {
+        for (i, parameter) in function.parameters.iter().enumerate() {
+            if matches!(parameter, Parameter::Handle(_) | Parameter::Maybe(_) | Parameter::Freed(_)) {
+                let zeros = [0u64; 8];
+                for address in [zeros.as_ptr() as u64, zeros.as_ptr() as u64 + 1] {
+                    let mut arguments = Arguments::good(function);
+                    arguments.words[i] = address;
+                    arguments.call(function, Failure::Argument);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn text_that_is_not_utf8_is_refused_with_its_offset() {
+    for_each_function(|function| {
+        for (i, parameter) in function.parameters.iter().enumerate() {
+            let content = matches!(function.parameters.get(i + 1), Some(Parameter::Word(_)));
+            if let Parameter::Text(_) | Parameter::MaybeText(_) | Parameter::ModelPath | Parameter::SessionPath = parameter {
+                let mut arguments = Arguments::good(function);
+                arguments.words[i] = c"ab\xff".as_ptr() as u64;
+                if content {
+                    arguments.words[i + 1] = 3;
+                }
+                let (returned, message) = arguments.call(function, Failure::None);
+                if function.returns == Returns::Status {
+                    let ready = message.contains("expected UTF-8, found byte 0xff at offset 2") && returned == 17;
+                    assert!(ready, "{}: {returned} {message}", function.name);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn enum_values_that_do_not_exist_are_refused() {
+    let _alone = alone();
+    let (mut err, mut device) = (null_mut(), null_mut::<mc_device>());
+    for number in [4, 255, 0x7fff_ffff, 0xffff_ffff_u64] {
+        // SAFETY: all arguments but the enum are valid.
+        unsafe {
+            let status = mc_device_new(argument(number), 0, nn(&raw mut device), &raw mut err);
+            let message = expect(mc_status::MC_ERROR_INVALID_ARGUMENT, status, &mut err);
+            assert_eq!(message, format!("kind: expected a value of mc_device_kind, found {}", number as i32));
+            assert_eq!(mc_device_count(argument(number)), 0);
+            assert_eq!(text(mc_status_name(argument(number))), "MC_STATUS_UNKNOWN");
+            let model = model();
+            assert!(!mc_model_supports(nn(model), argument(number | 8)));
+            mc_model_free(model);
+        }
+    }
+}
+
+#[cfg(feature = "fault-injection")]
+#[test]
+fn a_panic_becomes_a_status_or_a_default() {
+    for_each_function(|function| {
+        let arguments = Arguments::good(function);
+        metal_candle::ffi::boundary::inject_panic();
+        let (_, message) = arguments.call(function, Failure::Panic);
+        if function.returns == Returns::Status {
+            assert!(message.starts_with("a defect of metal-candle: injected panic (src/ffi/boundary.rs:"), "{message}");
+        }
+    });
+}

@@ -1,0 +1,225 @@
+//! What the tests of the C ABI share: arguments as C passes them, one handle of each type, and the model.
+
+#![allow(dead_code)]
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::mem::{MaybeUninit, size_of};
+use std::ptr::{self, null, null_mut};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use metal_candle::ffi::cancel::*;
+use metal_candle::ffi::chat::*;
+use metal_candle::ffi::device::*;
+use metal_candle::ffi::error::*;
+use metal_candle::ffi::generate::*;
+use metal_candle::ffi::model::*;
+use metal_candle::ffi::session::*;
+use metal_candle::ffi::tokenizer::*;
+use metal_candle::ffi::values::*;
+
+pub const PROMPT: &str = "<|im_start|>system\nYou answer questions about the Rust standard library.<|im_end|>\n<|im_start|>user\n\
+    What does `Vec::push` do?<|im_end|>\n<|im_start|>assistant\n";
+pub const ANSWER: &str = "Appends an element to the back of a collection.";
+pub const CHAT: &str = r#"[{"role": "user", "content": "What does `Vec::push` do?"}]"#;
+
+/// Tests that look at the count of live handles run one after another.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A word, as a C caller puts it into a register: the low bytes count.
+pub fn argument<T>(word: u64) -> T {
+    assert!(size_of::<T>() <= 8);
+    // SAFETY: the width was compared, little-endian machines alone are tested, and the tables below choose words that T allows.
+    unsafe { ptr::read_unaligned((&raw const word).cast::<T>()) }
+}
+
+/// What a function returned, as a word.
+pub fn result<T>(value: T) -> u64 {
+    assert!(size_of::<T>() <= 8);
+    let mut word = 0;
+    // SAFETY: the width was compared; the other bytes stay 0.
+    unsafe { ptr::write_unaligned((&raw mut word).cast::<T>(), value) };
+    word
+}
+
+/// A pointer where the header says nonnull.
+pub fn nn<T, P>(pointer: *const P) -> MaybeUninit<T> {
+    argument(pointer as u64)
+}
+
+/// A pointer that a function returned.
+pub fn pointer<T>(returned: T) -> *mut c_void {
+    result(returned) as *mut c_void
+}
+
+pub fn text(returned: MaybeUninit<&c_char>) -> String {
+    // SAFETY: the functions that return text promise NUL-terminated UTF-8.
+    unsafe { CStr::from_ptr(pointer(returned).cast()) }.to_str().unwrap().to_owned()
+}
+
+pub fn model_path() -> CString {
+    CString::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-coder")).unwrap()
+}
+
+/// The status and message of a failed call; frees the error.
+pub fn taken(err: &mut *mut mc_error) -> (mc_status, String) {
+    let error = std::mem::replace(err, null_mut());
+    // SAFETY: an error from a call, or NULL.
+    unsafe {
+        let found = (mc_error_code(nn(error)), text(mc_error_message(nn(error))));
+        mc_error_free(error);
+        found
+    }
+}
+
+/// Checks a status, and for an error that its object came along.
+#[track_caller]
+pub fn expect(expected: mc_status, status: mc_status, err: &mut *mut mc_error) -> String {
+    let (code, message) = taken(err);
+    assert_eq!(status, expected, "{message}");
+    assert_eq!(code, if status as i32 >= 16 { status } else { mc_status::MC_OK }, "{message}");
+    message
+}
+
+/// The types of handles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Type {
+    Error,
+    String,
+    Tokens,
+    Cancel,
+    Device,
+    ModelOptions,
+    Model,
+    Tokenizer,
+    Chat,
+    GenerateOptions,
+    Generation,
+    Session,
+}
+
+pub const TYPES: [Type; 12] = [
+    Type::Error,
+    Type::String,
+    Type::Tokens,
+    Type::Cancel,
+    Type::Device,
+    Type::ModelOptions,
+    Type::Model,
+    Type::Tokenizer,
+    Type::Chat,
+    Type::GenerateOptions,
+    Type::Generation,
+    Type::Session,
+];
+
+/// A second reference to the one model of the test program; NULL if it cannot be loaded.
+pub fn model() -> *mut mc_model {
+    static MODEL: OnceLock<usize> = OnceLock::new();
+    let model = *MODEL.get_or_init(|| {
+        let mut model: *mut mc_model = null_mut();
+        // SAFETY: all arguments are valid.
+        let _ = unsafe { mc_model_load(nn(model_path().as_ptr()), null(), nn(&raw mut model), null_mut()) };
+        model as usize
+    }) as *mut mc_model;
+    // SAFETY: the static keeps its reference.
+    unsafe { mc_model_retain(nn(model)) };
+    model
+}
+
+/// A session that holds the prompt, for forks: one prefill for the whole test program. NULL if there is none.
+fn prompted_session() -> *mut mc_session {
+    static SESSION: OnceLock<usize> = OnceLock::new();
+    *SESSION.get_or_init(|| {
+        let (model, mut session) = (model(), null_mut::<mc_session>());
+        // SAFETY: all arguments are valid.
+        unsafe {
+            let _ = mc_session_new(nn(model), 256, nn(&raw mut session), null_mut());
+            let _ = mc_session_append(nn(session), PROMPT.as_ptr().cast(), PROMPT.len(), null(), null_mut());
+            mc_model_free(model);
+        }
+        session as usize
+    }) as *mut mc_session
+}
+
+/// How many handles the test program itself keeps alive.
+pub fn kept() -> usize {
+    let (model, session) = (model(), prompted_session());
+    release(Type::Model, model.cast());
+    usize::from(!model.is_null()) + usize::from(!session.is_null())
+}
+
+/// A new handle; options are for a short and certain answer. NULL if the library failed.
+pub fn make(kind: Type) -> *mut c_void {
+    let (mut err, mut out): (*mut mc_error, *mut c_void) = (null_mut(), null_mut());
+    let place = &raw mut out;
+    let name = |text: &'static CStr| text.as_ptr();
+    // SAFETY: all arguments are valid.
+    unsafe {
+        let _ = match kind {
+            Type::Error => {
+                let _ = mc_model_load(nn(null::<c_char>()), null(), nn(place), &raw mut err);
+                return err.cast();
+            }
+            Type::String => {
+                let model = model();
+                let _ = mc_model_config_json(nn(model), nn(place), null_mut());
+                mc_model_free(model);
+                return out;
+            }
+            Type::Tokens => {
+                let tokenizer = make(Type::Tokenizer);
+                let _ = mc_tokenizer_encode(nn(tokenizer), name(c"fn main"), 7, false, nn(place), null_mut());
+                release(Type::Tokenizer, tokenizer);
+                return out;
+            }
+            Type::Cancel => return pointer(mc_cancel_new()),
+            Type::Device => mc_device_new(MaybeUninit::new(mc_device_kind::MC_DEVICE_CPU), 0, nn(place), null_mut()),
+            Type::ModelOptions => return pointer(mc_model_options_new()),
+            Type::Model => return model().cast(),
+            Type::Tokenizer => {
+                let model = model();
+                let _ = mc_model_tokenizer(nn(model), nn(place), null_mut());
+                mc_model_free(model);
+                return out;
+            }
+            Type::Chat => mc_chat_from_json(nn(CHAT.as_ptr()), CHAT.len(), nn(place), null_mut()),
+            Type::GenerateOptions => {
+                let options = pointer(mc_generate_options_new());
+                mc_generate_options_set_max_tokens(nn(options), 2);
+                return options;
+            }
+            Type::Generation => {
+                let (model, options) = (model(), make(Type::GenerateOptions));
+                let _ = mc_generate(nn(model), PROMPT.as_ptr().cast(), PROMPT.len(), options.cast(), nn(place), null_mut());
+                mc_model_free(model);
+                release(Type::GenerateOptions, options);
+                return out;
+            }
+            Type::Session => mc_session_fork(nn(prompted_session()), nn(place), null_mut()),
+        };
+    }
+    out
+}
+
+pub fn release(kind: Type, handle: *mut c_void) {
+    // SAFETY: the caller made it with `make`, or it is NULL.
+    unsafe {
+        match kind {
+            Type::Error => mc_error_free(handle.cast()),
+            Type::String => mc_string_free(handle.cast()),
+            Type::Tokens => mc_tokens_free(handle.cast()),
+            Type::Cancel => mc_cancel_free(handle.cast()),
+            Type::Device => mc_device_free(handle.cast()),
+            Type::ModelOptions => mc_model_options_free(handle.cast()),
+            Type::Model => mc_model_free(handle.cast()),
+            Type::Tokenizer => mc_tokenizer_free(handle.cast()),
+            Type::Chat => mc_chat_free(handle.cast()),
+            Type::GenerateOptions => mc_generate_options_free(handle.cast()),
+            Type::Generation => mc_generation_free(handle.cast()),
+            Type::Session => mc_session_free(handle.cast()),
+        }
+    }
+}
