@@ -55,7 +55,7 @@ demo: examples
 
 test: PROFILE = dev
 test:
-	$(CARGO) test
+	$(CARGO) test --no-fail-fast
 	$(MAKE) PROFILE=$(PROFILE) examples
 	$(MAKE) PROFILE=$(PROFILE) test-c
 
