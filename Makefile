@@ -35,8 +35,7 @@ export CARGO CC CXX OUT BUILD LIB SONAME PROFILE
 
 all: library
 
-# Without the rlib among the crate types link-time optimisation takes place. What a program needs beside the archive is
-# written to native-static-libs.
+# What a program needs beside the archive is written to native-static-libs.
 library:
 	$(CARGO) rustc --lib --profile $(PROFILE) --crate-type cdylib,staticlib -- \
 		--print native-static-libs=$(OUT)/native-static-libs
