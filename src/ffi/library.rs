@@ -297,11 +297,16 @@ impl Sink {
     }
 }
 
+/// Whether the HTTP client tells what it sends and receives: the Hub's token and signed URLs are in it.
+fn is_wire(metadata: &log::Metadata<'_>) -> bool {
+    metadata.target().starts_with("ureq") && metadata.level() > log::Level::Warn
+}
+
 struct Forward;
 
 impl log::Log for Forward {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.level() <= log::max_level()
+        metadata.level() <= log::max_level() && !is_wire(metadata)
     }
 
     fn log(&self, record: &log::Record<'_>) {
