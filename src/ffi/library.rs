@@ -322,3 +322,15 @@ impl log::Log for Forward {
 
     fn flush(&self) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_with_their_token_are_not_logged() {
+        let of = |target, level| is_wire(&log::Metadata::builder().target(target).level(level).build());
+        assert!(of("ureq_proto::util", log::Level::Trace) && of("ureq::run", log::Level::Debug));
+        assert!(!of("ureq::run", log::Level::Warn) && !of("metal_candle::load::hub", log::Level::Trace));
+    }
+}

@@ -28,7 +28,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// # Errors
 /// `NotFound` if there is no home directory.
 pub fn default_directory() -> Result<PathBuf> {
-    let home = std::env::home_dir().filter(|home| home.is_absolute());
+    let home = home::home_dir().filter(|home| home.is_absolute());
     let home = home.ok_or_else(|| {
         Error::new(ErrorKind::NotFound, "hub_cache_dir: expected a directory, found no home directory for the default")
     })?;
