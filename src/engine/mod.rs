@@ -3,6 +3,8 @@
 mod cancel;
 mod device;
 mod model;
+#[cfg(feature = "hub")]
+pub(crate) mod hub;
 mod tokenizer;
 mod chat;
 mod sampling;

@@ -96,15 +96,16 @@ pub struct LoadOptions {
     pub quantization: Option<String>,
     /// Tokens; `None` = what the configuration says. A larger number than that extrapolates.
     pub max_context: Option<usize>,
-    /// Where the Hub's files are kept; `None` = the Hub client's own place.
+    /// Where the Hub's files are kept, in the layout of the Hub's own client; `None` = its place, `.cache/huggingface/hub` in
+    /// the home directory (`Library/Caches/huggingface/hub` on iOS). Environment variables that move it are not read.
     pub hub_cache_dir: Option<PathBuf>,
     /// Branch, tag or commit; `None` = `main`.
     pub hub_revision: Option<String>,
-    /// For private and gated repositories.
+    /// For private and gated repositories; sent to the Hub only, never to the hosts it redirects to, and not logged.
     pub hub_token: Option<String>,
-    /// Use what is in the cache, and no network.
+    /// Use what is in the cache, and no network. Optional files that are not there count as not existing.
     pub offline: bool,
-    /// Stops loading between two tensors.
+    /// Stops loading between two tensors, and a download between two blocks.
     pub cancel: Option<Cancel>,
 }
 
@@ -182,13 +183,21 @@ impl Model {
         })))
     }
 
-    /// Loads a repository of the Hub, `owner/name`, downloading what the cache lacks.
+    /// Loads a repository of the Hub, `owner/name`, downloading what the cache lacks; then as [`load`](Self::load). Progress has
+    /// the stage `Download` if anything is downloaded, and then `Read`. A model that cannot be loaded is refused before its
+    /// weights are downloaded. A call that is cancelled keeps the files that are whole.
     ///
     /// # Errors
-    /// As [`load`](Self::load), and `Network`; `Unsupported` in a build without the `hub` feature.
+    /// As [`load`](Self::load); `InvalidArgument` for a name or revision that cannot exist; `NotFound` for a repository,
+    /// revision or file that does not; `Network`; `Unsupported` in a build without the `hub` feature.
     pub fn load_hub(repo_id: &str, options: &LoadOptions, progress: Option<&mut ProgressFn<'_>>) -> Result<Self> {
-        let _ = (repo_id, options, progress.is_some());
-        Err(Error::unsupported("load_hub: this build has no Hub client"))
+        #[cfg(feature = "hub")]
+        return super::hub::load(repo_id, options, progress);
+        #[cfg(not(feature = "hub"))]
+        {
+            let _ = (repo_id, options, progress.is_some());
+            Err(Error::unsupported("load_hub: this build has no Hub client"))
+        }
     }
 
     /// `model_type` of config.json.
@@ -347,7 +356,7 @@ pub(super) fn tell(progress: &mut Option<&mut ProgressFn<'_>>, event: Progress) 
 }
 
 /// The small files of a model directory.
-struct Files {
+pub(super) struct Files {
     directory: PathBuf,
     family: &'static Family,
     config: Config,
@@ -358,7 +367,7 @@ struct Files {
 }
 
 impl Files {
-    fn open(path: &Path, options: &LoadOptions) -> Result<Self> {
+    pub(super) fn open(path: &Path, options: &LoadOptions) -> Result<Self> {
         if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
             return Err(Error::unsupported(format!(
                 "{}: GGUF files are not supported, expected a directory with safetensors",

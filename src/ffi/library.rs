@@ -297,11 +297,16 @@ impl Sink {
     }
 }
 
+/// Whether the HTTP client tells what it sends and receives: the Hub's token and signed URLs are in it.
+fn is_wire(metadata: &log::Metadata<'_>) -> bool {
+    metadata.target().starts_with("ureq") && metadata.level() > log::Level::Warn
+}
+
 struct Forward;
 
 impl log::Log for Forward {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.level() <= log::max_level()
+        metadata.level() <= log::max_level() && !is_wire(metadata)
     }
 
     fn log(&self, record: &log::Record<'_>) {
@@ -316,4 +321,16 @@ impl log::Log for Forward {
     }
 
     fn flush(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_with_their_token_are_not_logged() {
+        let of = |target, level| is_wire(&log::Metadata::builder().target(target).level(level).build());
+        assert!(of("ureq_proto::util", log::Level::Trace) && of("ureq::run", log::Level::Debug));
+        assert!(!of("ureq::run", log::Level::Warn) && !of("metal_candle::load::hub", log::Level::Trace));
+    }
 }

@@ -2,6 +2,8 @@
 
 mod json;
 mod safetensors;
+#[cfg(feature = "hub")]
+pub mod hub;
 
 pub use json::{Json, read_text};
 pub use safetensors::{Checkpoint, FNV_START, fnv};

@@ -68,18 +68,8 @@ impl<'a> Checkpoint<'a> {
     }
 
     fn add_shards(&mut self, directory: &Path, index: &Path) -> Result<()> {
-        let json = Json::read(index)?;
-        let map = json.object("weight_map")?.ok_or_else(|| json.invalid("weight_map", "expected an object, found nothing"))?;
-        let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (name, shard) in map.value().as_object().into_iter().flatten() {
-            let shard = shard.as_str().ok_or_else(|| map.invalid(name, "expected the name of a file"))?;
-            // A shard lies beside its index: a path could point anywhere.
-            if shard.is_empty() || shard.contains(['/', '\\']) || shard == ".." {
-                return Err(map.invalid(name, &format!("expected the name of a file beside the index, found {shard:?}")));
-            }
-            shards.entry(shard).or_default().push(name);
-        }
-        for (shard, names) in shards {
+        let map = weight_map(index)?;
+        for (shard, names) in shards(&map)? {
             self.add(&directory.join(shard))?;
             if let Some(name) = names.iter().find(|name| !self.tensors.contains_key(**name)) {
                 return Err(map.invalid(name, &format!("the index places it in {shard}, which does not hold it")));
@@ -132,6 +122,26 @@ impl<'a> Checkpoint<'a> {
         self.files.push((path.to_path_buf(), file));
         Ok(())
     }
+}
+
+/// Which shard holds each tensor, as model.safetensors.index.json says.
+pub fn weight_map(index: &Path) -> Result<Json> {
+    let json = Json::read(index)?;
+    json.object("weight_map")?.ok_or_else(|| json.invalid("weight_map", "expected an object, found nothing"))
+}
+
+/// The shards of a weight map, each with the tensors it must hold.
+pub fn shards(map: &Json) -> Result<BTreeMap<&str, Vec<&str>>> {
+    let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, shard) in map.value().as_object().into_iter().flatten() {
+        let shard = shard.as_str().ok_or_else(|| map.invalid(name, "expected the name of a file"))?;
+        // A shard lies beside its index: a path could point anywhere.
+        if shard.is_empty() || shard.contains(['/', '\\']) || shard == ".." {
+            return Err(map.invalid(name, &format!("expected the name of a file beside the index, found {shard:?}")));
+        }
+        shards.entry(shard).or_default().push(name);
+    }
+    Ok(shards)
 }
 
 /// Of every so many bytes of a tensor, so many go into the fingerprint.

@@ -142,7 +142,12 @@ static void a_model_needs_no_network(void) {
     CHECK(mkdtemp(cache) != NULL);
     mc_model_options_set_offline(options, true);
     mc_model_options_set_hub_cache_dir(options, cache);
-    CHECK(mc_model_load_hub("nobody/nothing", options, &model, &err) >= MC_ERROR_INVALID_ARGUMENT);
+    if (mc_has_feature("hub")) {
+        EXPECT_ERROR(MC_ERROR_NOT_FOUND, "nobody/nothing", mc_model_load_hub("nobody/nothing", options, &model, &err));
+        EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "repo_id", mc_model_load_hub("../../etc", options, &model, &err));
+    } else {
+        EXPECT(MC_ERROR_UNSUPPORTED, mc_model_load_hub("nobody/nothing", options, &model, &err));
+    }
     CHECK(model == NULL);
     mc_model_options_free(options);
     rmdir(cache);

@@ -1,0 +1,55 @@
+//! Loading from the Hub: the download with the options, progress and cancel flag of the load that follows it.
+
+use std::path::Path;
+
+use super::model::{Files, tell};
+use super::{Cancel, LoadOptions, Model, Progress, ProgressFn, Stage};
+use crate::error::Result;
+use crate::load::hub::{ENDPOINT, Hub, RepoId, Revision, Watch};
+
+/// A caller hears of each so many bytes: often enough for a slow line, seldom enough for a fast one.
+const TELL_BYTES: u64 = 64 << 10;
+
+pub fn load(repo_id: &str, options: &LoadOptions, progress: Option<&mut ProgressFn<'_>>) -> Result<Model> {
+    load_from(ENDPOINT, repo_id, options, progress)
+}
+
+/// The same from another endpoint.
+pub(crate) fn load_from(
+    endpoint: &str,
+    repo_id: &str,
+    options: &LoadOptions,
+    mut progress: Option<&mut ProgressFn<'_>>,
+) -> Result<Model> {
+    let repo = RepoId::parse(repo_id)?;
+    let revision = Revision::parse(options.hub_revision.as_deref().unwrap_or("main"))?;
+    let cache = options.hub_cache_dir.as_deref();
+    let hub = if options.offline { Hub::offline(cache)? } else { Hub::new(endpoint, cache, options.hub_token.as_deref())? };
+    let directory = hub.fetch(&repo, &revision, &mut Download { options, progress: &mut progress, told: None })?;
+    Model::load(directory, options, progress)
+}
+
+struct Download<'a, 'p, 'f> {
+    options: &'a LoadOptions,
+    progress: &'a mut Option<&'p mut ProgressFn<'f>>,
+    told: Option<u64>,
+}
+
+impl Watch for Download<'_, '_, '_> {
+    fn check(&mut self) -> Result<()> {
+        self.options.cancel.as_ref().map_or(Ok(()), Cancel::check)
+    }
+
+    fn bytes(&mut self, done: u64, total: u64) -> Result<()> {
+        self.check()?;
+        if self.told.is_some_and(|told| done == told || (done - told < TELL_BYTES && done < total)) {
+            return Ok(());
+        }
+        self.told = Some(done);
+        tell(self.progress, Progress { stage: Stage::Download, done, total })
+    }
+
+    fn weights_follow(&mut self, directory: &Path) -> Result<()> {
+        Files::open(directory, self.options).map(drop)
+    }
+}

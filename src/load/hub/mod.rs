@@ -1,0 +1,504 @@
+//! Models from the Hugging Face Hub: which files a model needs, and getting those that the cache lacks.
+//!
+//! One listing names the commit and every file with its size and hash; files come in blocks, are checked, and appear in the
+//! cache under their name only when whole. The cache has the layout of the Hub's own client ([`cache`]), so each finds what
+//! the other downloaded. Everything the Hub says is checked before it becomes part of a path.
+//!
+//! The client is a thin one over `ureq` ([`client`]). hf-hub 1.0 is asynchronous and brings tokio, reqwest and aws-lc, about
+//! 300 crates with C among them; hf-hub 0.5 is synchronous, cannot be stopped within a file, leaves sizes and hashes
+//! unchecked and draws a progress bar. `ureq` blocks, has a timeout a read, and adds about 25 small crates.
+
+mod client;
+mod cache;
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use self::cache::{Cache, Partial};
+use self::client::{Client, each_block, network};
+use super::safetensors::{shards, weight_map};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The Hub itself.
+pub const ENDPOINT: &str = "https://huggingface.co";
+
+const CONFIG: &str = "config.json";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Files that a model directory may have beside its weights; the last three are those of sentence-transformers, as are the
+/// folders `N_Name`.
+const FILES: [&str; 10] = [
+    CONFIG,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+];
+
+/// The listing of a repository with ten thousand files has about 3 MB.
+const MAX_LISTING: u64 = 64 << 20;
+
+/// A connection that breaks is taken up again so often in one file.
+const MAX_RESUMES: usize = 10;
+
+/// Who waits for a download. Every error stops it.
+pub trait Watch {
+    /// Asked before each request and while waiting.
+    fn check(&mut self) -> Result<()>;
+    /// Told after each block: bytes so far of all that the model needs, those in the cache included. Never told if all were.
+    fn bytes(&mut self, done: u64, total: u64) -> Result<()>;
+    /// All but the weights is in `directory`: the last moment to refuse a model before its weights are downloaded.
+    fn weights_follow(&mut self, directory: &Path) -> Result<()>;
+}
+
+/// The Hub and the cache.
+pub struct Hub {
+    client: Option<Client>,
+    endpoint: String,
+    cache: PathBuf,
+}
+
+impl Hub {
+    /// `cache` is where files are kept (`None` = [`cache::default_directory`]).
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a token that cannot be one.
+    pub fn new(endpoint: &str, cache: Option<&Path>, token: Option<&str>) -> Result<Self> {
+        Ok(Self { client: Some(Client::new(endpoint, token)?), endpoint: endpoint.to_string(), cache: directory(cache)? })
+    }
+
+    /// The cache alone, without a network.
+    pub fn offline(cache: Option<&Path>) -> Result<Self> {
+        Ok(Self { client: None, endpoint: String::new(), cache: directory(cache)? })
+    }
+
+    /// Completes a model in the cache and returns its directory.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an impossible name; `NotFound` for a repository, revision or file that does not exist; `Network`;
+    /// `Format` for a listing or index that contradicts itself or names files elsewhere; `Io`; what `watch` returns.
+    pub fn fetch(&self, repo: &RepoId, revision: &Revision, watch: &mut dyn Watch) -> Result<PathBuf> {
+        let cache = Cache::new(&self.cache, repo);
+        match &self.client {
+            None => self.cached(&cache, repo, revision),
+            Some(client) => {
+                let subject = format!("{}@{}", repo.as_str(), revision.as_str());
+                watch.check()?;
+                let listing = self.list(client, repo, revision, watch).map_err(|e| named(e, &subject))?;
+                let download = Download { hub: self, client, cache, repo, listing };
+                let directory = download.model(watch).map_err(|e| named(e, &subject))?;
+                download.cache.remember(revision, &download.listing.sha, &mut || watch.check())?;
+                Ok(directory)
+            }
+        }
+    }
+
+    /// Which commit a revision is, and what it holds.
+    fn list(&self, client: &Client, repo: &RepoId, revision: &Revision, watch: &mut dyn Watch) -> Result<Listing> {
+        // `blobs` adds sizes and hashes.
+        let url = format!("{}/api/models/{}/revision/{}?blobs=true", self.endpoint, repo.as_str(), encode(revision.as_str()));
+        let mut text = Vec::new();
+        each_block(client.get(&url, 0)?, MAX_LISTING, &mut |block| {
+            text.extend_from_slice(block);
+            watch.check()
+        })?;
+        let listing: Listing =
+            serde_json::from_slice(&text).map_err(|e| Error::format(format!("listing: {e}")).with_source(e))?;
+        listing.checked()
+    }
+
+    /// A model without a network. Which optional files it should have nobody knows: what there is must do.
+    fn cached(&self, cache: &Cache, repo: &RepoId, revision: &Revision) -> Result<PathBuf> {
+        let missing = |file: &str| {
+            let (repo, revision, root) = (repo.as_str(), revision.as_str(), self.cache.display());
+            Error::new(
+                ErrorKind::NotFound,
+                format!("{repo}@{revision}: {file}: expected in the cache {root} (offline), found nothing"),
+            )
+        };
+        let directory = cache.snapshot(&cache.commit(revision).ok_or_else(|| missing("any file"))?);
+        let require = |file: &str| cache::size(&directory.join(file)).map(|_| ()).ok_or_else(|| missing(file));
+        require(CONFIG)?;
+        if cache::size(&directory.join(INDEX)).is_none() || cache::size(&directory.join(WEIGHTS)).is_some() {
+            require(WEIGHTS)?;
+        } else {
+            let map = weight_map(&directory.join(INDEX))?;
+            shards(&map)?.into_keys().try_for_each(require)?;
+        }
+        Ok(directory)
+    }
+}
+
+fn directory(cache: Option<&Path>) -> Result<PathBuf> {
+    cache.map_or_else(cache::default_directory, |cache| Ok(cache.to_path_buf()))
+}
+
+/// The error of a repository or file; a cancelled call is not about one.
+fn named(error: Error, subject: &str) -> Error {
+    if error.kind() == ErrorKind::Cancelled { error } else { error.within(subject) }
+}
+
+/// One commit of one repository on its way into the cache.
+struct Download<'a> {
+    hub: &'a Hub,
+    client: &'a Client,
+    cache: Cache,
+    repo: &'a RepoId,
+    listing: Listing,
+}
+
+impl Download<'_> {
+    /// The small files, then the weights.
+    fn model(&self, watch: &mut dyn Watch) -> Result<PathBuf> {
+        let directory = self.cache.snapshot(&self.listing.sha);
+        self.listing.find(CONFIG)?;
+        let weights = self.weights(watch)?;
+        let mut small: Vec<&Sibling> = self.listing.siblings.iter().filter(|file| is_small(&file.rfilename)).collect();
+        small.sort_by_key(|file| &file.rfilename);
+        small.dedup_by_key(|file| &file.rfilename);
+
+        let all = || small.iter().chain(&weights);
+        let total = all().fold(0, |sum: u64, file| sum.saturating_add(file.size()));
+        let finished = all().filter(|file| self.holds(file)).fold(0, |sum: u64, file| sum.saturating_add(file.size()));
+        let mut meter = Meter { watch, finished, told: finished, total };
+        let complete = finished == total;
+        if !complete {
+            meter.at(0)?;
+        }
+        small.iter().try_for_each(|file| self.file(file, &mut meter))?;
+        meter.watch.weights_follow(&directory)?;
+        weights.iter().try_for_each(|file| self.file(file, &mut meter))?;
+        // What another process finished meanwhile was not counted.
+        if !complete && meter.told < total {
+            meter.at(total)?;
+        }
+        Ok(directory)
+    }
+
+    /// The one file of weights, or the index and the shards it names; and those of sentence-transformers' modules.
+    fn weights(&self, watch: &mut dyn Watch) -> Result<Vec<&Sibling>> {
+        let modules = self.listing.siblings.iter().filter(|file| is_module_weights(&file.rfilename));
+        let mut files: Vec<&Sibling> = modules.collect();
+        match (self.listing.find(WEIGHTS), self.listing.find(INDEX)) {
+            (Err(missing), Err(_)) => return Err(missing),
+            (Ok(single), _) => files.push(single),
+            (Err(_), Ok(index)) => {
+                // The total is not known before the index is read: it comes unannounced.
+                self.file(index, &mut Meter { watch, finished: 0, told: 0, total: 0 })?;
+                files.push(index);
+                let map = weight_map(&self.cache.snapshot(&self.listing.sha).join(INDEX))?;
+                for (shard, tensors) in shards(&map)? {
+                    if !is_plain(shard) || !shard.ends_with(".safetensors") {
+                        let found = format!("expected the name of a safetensors file, found {shard:?}");
+                        return Err(map.invalid(tensors.first().unwrap_or(&""), &found));
+                    }
+                    files.push(self.listing.find(shard)?);
+                }
+            }
+        }
+        Ok(files)
+    }
+
+    /// Whether a file is where it belongs. A wrong size means that something damaged it.
+    fn holds(&self, file: &Sibling) -> bool {
+        cache::size(&self.cache.snapshot(&self.listing.sha).join(&file.rfilename)) == Some(file.size())
+    }
+
+    fn file(&self, file: &Sibling, meter: &mut Meter<'_>) -> Result<()> {
+        if self.holds(file) {
+            return Ok(());
+        }
+        meter.watch.check()?;
+        let etag = file.etag();
+        let _lock = self.cache.lock(etag, &mut || meter.again())?;
+        if cache::size(&self.cache.blob(etag)) != Some(file.size()) && !self.holds(file) {
+            self.blob(file, meter).map_err(|e| named(e, &file.rfilename))?;
+        }
+        if !self.holds(file) {
+            self.cache.link(&self.listing.sha, &file.rfilename, etag)?;
+        }
+        meter.at(file.size())?;
+        meter.finished = meter.finished.saturating_add(file.size());
+        Ok(())
+    }
+
+    /// Downloads a blob. A broken connection leaves the part of a file whose hash will tell whether it is good.
+    fn blob(&self, file: &Sibling, meter: &mut Meter<'_>) -> Result<()> {
+        let blob = self.cache.blob(file.etag());
+        let mut partial = Partial::open(&blob)?;
+        match self.complete(file, &mut partial, meter) {
+            Ok(()) => partial.keep(&blob),
+            Err(e) => {
+                if e.kind() != ErrorKind::Network || file.sha256().is_none() || partial.len() > file.size() {
+                    partial.discard();
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn complete(&self, file: &Sibling, partial: &mut Partial, meter: &mut Meter<'_>) -> Result<()> {
+        if file.sha256().is_some() {
+            partial.resume(&mut |len| meter.at(len))?;
+        }
+        if partial.len() > file.size() || file.sha256().is_none() {
+            partial.clear()?;
+        }
+        loop {
+            let resumed = partial.len();
+            self.receive(file, partial, meter)?;
+            let found = partial.sha256();
+            match file.sha256() {
+                Some(expected) if expected != found => {
+                    partial.clear()?;
+                    // What was left behind may have been bad; what came in one piece is not asked for twice.
+                    if resumed == 0 {
+                        return Err(network(format!("expected content with SHA-256 {expected}, found {found}")));
+                    }
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// The bytes that are missing. A connection that breaks is taken up where it ended, as long as each try brings something.
+    fn receive(&self, file: &Sibling, partial: &mut Partial, meter: &mut Meter<'_>) -> Result<()> {
+        let repo = self.repo.as_str();
+        let name = file.rfilename.split('/').map(encode).collect::<Vec<_>>().join("/");
+        let url = format!("{}/{repo}/resolve/{}/{name}", self.hub.endpoint, self.listing.sha);
+        let mut resumes = 0;
+        while partial.len() < file.size() {
+            let before = partial.len();
+            let part = self.client.get(&url, before).and_then(|body| {
+                // One byte more than expected tells a file that is too long.
+                each_block(body, file.size() - before + 1, &mut |block| {
+                    partial.write(block)?;
+                    meter.at(partial.len())
+                })
+            });
+            let short = || network(format!("expected {} bytes, found {}", file.size(), partial.len()));
+            match part {
+                Ok(()) if partial.len() > file.size() => {
+                    return Err(network(format!("expected {} bytes, found more", file.size())));
+                }
+                Ok(()) if partial.len() == file.size() => {}
+                _ if partial.len() > before && resumes < MAX_RESUMES && is_network(&part) => {
+                    log::debug!("{repo}: {}: connection lost at byte {}, taken up again", file.rfilename, partial.len());
+                    resumes += 1;
+                }
+                Ok(()) => return Err(short()),
+                Err(e) if e.kind() == ErrorKind::Network && partial.len() > 0 => return Err(short().with_source(e)),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a part ended because the connection did.
+fn is_network(part: &Result<()>) -> bool {
+    part.as_ref().err().is_none_or(|e| e.kind() == ErrorKind::Network)
+}
+
+/// Bytes of all files, never falling.
+struct Meter<'a> {
+    watch: &'a mut dyn Watch,
+    finished: u64,
+    told: u64,
+    total: u64,
+}
+
+impl Meter<'_> {
+    /// So many bytes of the present file are there.
+    fn at(&mut self, len: u64) -> Result<()> {
+        self.told = self.told.max(self.finished.saturating_add(len).min(self.total));
+        self.again()
+    }
+
+    fn again(&mut self) -> Result<()> {
+        if self.total == 0 { self.watch.check() } else { self.watch.bytes(self.told, self.total) }
+    }
+}
+
+/// What the Hub says of a revision: <https://huggingface.co/docs/hub/api>.
+#[derive(Deserialize)]
+struct Listing {
+    sha: String,
+    siblings: Vec<Sibling>,
+}
+
+/// A file of a repository.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Sibling {
+    rfilename: String,
+    size: Option<u64>,
+    blob_id: Option<String>,
+    lfs: Option<Lfs>,
+}
+
+/// A large file, kept outside of git.
+#[derive(Deserialize)]
+struct Lfs {
+    sha256: String,
+    size: Option<u64>,
+}
+
+impl Listing {
+    /// The same, if nothing in it leads out of the cache and what is needed is complete.
+    fn checked(self) -> Result<Self> {
+        if !is_hex(&self.sha, 40) {
+            return Err(Error::format(format!("listing: sha: expected 40 hexadecimal digits, found {:?}", self.sha)));
+        }
+        for file in &self.siblings {
+            let name = &file.rfilename;
+            if name.split(['/', '\\']).any(|part| matches!(part, "" | "." | "..")) {
+                return Err(Error::format(format!("listing: expected a path within the repository, found {name:?}")));
+            }
+            // Shards are known only once the index is read, so every file in reach must be complete.
+            if name.ends_with(".safetensors") || is_small(name) || name == INDEX {
+                file.check()?;
+            }
+        }
+        Ok(self)
+    }
+
+    fn find(&self, name: &str) -> Result<&Sibling> {
+        let file = self.siblings.iter().find(|file| file.rfilename == name);
+        file.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("{name}: the repository has no such file")))
+    }
+}
+
+impl Sibling {
+    fn check(&self) -> Result<()> {
+        let bad = |message: &str| Error::format(format!("listing: {}: {message}", self.rfilename));
+        match self.lfs.as_ref().and_then(|lfs| lfs.size).or(self.size) {
+            None => return Err(bad("expected a size, found none")),
+            // Sums of sizes, and doubles of hosts that count in them, stay exact.
+            Some(size) if size >= 1 << 53 => return Err(bad(&format!("size: expected less than 2^53 bytes, found {size}"))),
+            Some(_) => {}
+        }
+        if !is_hex(self.etag(), if self.lfs.is_some() { 64 } else { 40 }) {
+            return Err(bad(&format!("expected a hash, found {:?}", self.etag())));
+        }
+        Ok(())
+    }
+
+    fn size(&self) -> u64 {
+        self.lfs.as_ref().and_then(|lfs| lfs.size).or(self.size).unwrap_or(0)
+    }
+
+    fn sha256(&self) -> Option<&str> {
+        self.lfs.as_ref().map(|lfs| lfs.sha256.as_str())
+    }
+
+    /// What the Hub and the cache call the content: SHA-256 of a large file, git's id of another.
+    fn etag(&self) -> &str {
+        self.sha256().or(self.blob_id.as_deref()).unwrap_or_default()
+    }
+}
+
+/// The name of a repository: `owner/name`, or `name` alone for the oldest ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepoId(String);
+
+impl RepoId {
+    /// # Errors
+    /// `InvalidArgument` for what the Hub would not accept as a name; `Unsupported` for a file of a repository.
+    pub fn parse(text: &str) -> Result<Self> {
+        if text.to_ascii_lowercase().ends_with(".gguf") {
+            return Err(Error::unsupported(format!("repo_id: {text:?}: GGUF files are not supported, expected owner/name")));
+        }
+        // The Hub forbids "--" as well: the cache writes it for the slash.
+        let part = |part: &str| is_plain(part) && part.len() <= 96 && !part.starts_with('-') && !part.ends_with(['-', '.']);
+        if text.split('/').count() > 2 || !text.split('/').all(part) || text.contains("--") || text.contains("..") {
+            let found: String = text.chars().take(100).collect();
+            return Err(Error::argument(format!(
+                "repo_id: expected owner/name of letters, digits, '-', '_' and '.', found {found:?}"
+            )));
+        }
+        Ok(Self(text.to_string()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A branch, tag or commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revision(String);
+
+impl Revision {
+    /// # Errors
+    /// `InvalidArgument` for what git would not accept as a name (git-check-ref-format): it forbids all that could lead a path
+    /// elsewhere.
+    pub fn parse(text: &str) -> Result<Self> {
+        let part =
+            |part: &str| !part.is_empty() && !part.starts_with(['.', '-']) && !part.ends_with('.') && !part.ends_with(".lock");
+        let forbidden = |c: char| c.is_control() || " ~^:?*[\\\"<>|".contains(c);
+        if text.len() > 255
+            || !text.split('/').all(part)
+            || text.contains(forbidden)
+            || text.contains("..")
+            || text.contains("@{")
+        {
+            let found: String = text.chars().take(100).collect();
+            return Err(Error::argument(format!("hub_revision: expected a branch, tag or commit, found {found:?}")));
+        }
+        Ok(Self(text.to_string()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn is_commit(&self) -> bool {
+        is_hex(&self.0, 40)
+    }
+}
+
+/// Files that are fetched before the weights.
+fn is_small(name: &str) -> bool {
+    match name.split_once('/') {
+        None => FILES.contains(&name),
+        Some(("additional_chat_templates", template)) => is_plain(template) && template.ends_with(".jinja"),
+        Some((folder, file)) => is_module(folder) && file == CONFIG,
+    }
+}
+
+fn is_module_weights(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(folder, file)| is_module(folder) && is_plain(file) && file.ends_with(".safetensors"))
+}
+
+/// A folder of sentence-transformers: `1_Pooling`.
+fn is_module(folder: &str) -> bool {
+    let number = folder.split_once('_').map(|(number, _)| number);
+    is_plain(folder) && number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// One part of a path that is nothing but a name.
+fn is_plain(part: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    !part.is_empty() && !part.starts_with('.') && part.bytes().all(allowed)
+}
+
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Percent-encoding of one part of a URL.
+fn encode(part: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
+    part.bytes().map(|byte| if plain(byte) { (byte as char).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+#[cfg(test)]
+mod tests;
