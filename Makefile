@@ -54,7 +54,7 @@ demo: examples
 
 test: PROFILE = dev
 test:
-	$(CARGO) test --no-fail-fast
+	$(CARGO) test --no-fail-fast --features fault-injection
 	$(MAKE) PROFILE=$(PROFILE) examples
 	$(MAKE) PROFILE=$(PROFILE) test-c
 

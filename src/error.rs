@@ -143,9 +143,14 @@ impl std::error::Error for Error {
     }
 }
 
+/// How a tensor operation that found no memory begins its message: candle's errors have no kind for it.
+pub(crate) const NO_MEMORY: &str = "out of memory";
+
 impl From<candle_core::Error> for Error {
     /// A tensor operation failed: on a GPU that is the device, on the CPU a shape that the library got wrong.
     fn from(error: candle_core::Error) -> Self {
-        Self::new(ErrorKind::Device, format!("tensor operation: {error}")).with_source(error)
+        let text = error.to_string();
+        let kind = if text.starts_with(NO_MEMORY) { ErrorKind::OutOfMemory } else { ErrorKind::Device };
+        Self::new(kind, format!("tensor operation: {text}")).with_source(error)
     }
 }

@@ -17,7 +17,6 @@ use super::model::tell;
 use super::{Cancel, Chat, FinishReason, GenerateOptions, Generation, Model, Progress, ProgressFn, Stage, TokenEvent, TokenFn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::KvCache;
-use crate::ops;
 
 /// The most tokens of one prefill step: more is no faster, and Metal's buffers stay small.
 pub(super) const PREFILL_CHUNK: usize = 512;
@@ -229,10 +228,10 @@ impl Session {
         let Self { model, tokens, cache, logits, .. } = self;
         let transformer = model.transformer();
         let _permit = model.device().permit()?;
-        ops::on_device(transformer.device(), || {
+        transformer.backend().step(|| {
             let hidden = transformer.forward(&tokens[from..to], cache, total)?;
             if to == total {
-                *logits = transformer.logits(&hidden.narrow(0, to - from - 1, 1)?)?;
+                transformer.logits(&hidden.narrow(0, to - from - 1, 1)?, logits)?;
             }
             Ok(())
         })

@@ -5,6 +5,8 @@
 //! result has the same bits in a prompt, in a chunk of it and in a single step.
 
 use super::math;
+use std::collections::TryReserveError;
+
 use super::matmul::{multiply, tiles};
 use super::parallel::{Shared, split};
 use super::simd::{Kernel, LANES, Simd, dispatch};
@@ -58,16 +60,26 @@ impl KvHeads {
     }
 
     /// Appends rows of keys and values: `(T, heads · dim)` each, rows `stride` apart.
-    pub fn append(&mut self, keys: &[f32], k_stride: usize, values: &[f32], v_stride: usize, rows: usize) {
+    ///
+    /// # Errors
+    /// If there is no memory to grow; the cache is then as it was.
+    pub fn append(
+        &mut self,
+        keys: &[f32],
+        k_stride: usize,
+        values: &[f32],
+        v_stride: usize,
+        rows: usize,
+    ) -> Result<(), TryReserveError> {
         let (dim, padded) = (self.dim, self.dim.next_multiple_of(LANES));
         let need = (self.len + rows).div_ceil(GROWTH) * GROWTH;
-        for (h, head) in self.heads.iter_mut().enumerate() {
-            if head.values.len() < need * padded {
-                head.keys.reserve_exact(need * dim - head.keys.len());
-                head.keys.resize(need * dim, 0.0);
-                head.values.reserve_exact(need * padded - head.values.len());
-                head.values.resize(need * padded, 0.0);
+        for head in self.heads.iter_mut().filter(|head| head.values.len() < need * padded) {
+            for (buffer, len) in [(&mut head.keys, need * dim), (&mut head.values, need * padded)] {
+                buffer.try_reserve_exact(len.saturating_sub(buffer.len()))?;
+                buffer.resize(len, 0.0);
             }
+        }
+        for (h, head) in self.heads.iter_mut().enumerate() {
             for t in 0..rows {
                 let at = self.len + t;
                 let panel = &mut head.keys[at / LANES * LANES * dim..][..LANES * dim];
@@ -78,6 +90,7 @@ impl KvHeads {
             }
         }
         self.len += rows;
+        Ok(())
     }
 
     /// Copies the key and the value of one head at one position.
@@ -351,7 +364,7 @@ mod tests {
                         for from in (0..rows).step_by(chunk) {
                             let n = chunk.min(rows - from);
                             let (kw, qw) = (kv_heads * dim, heads * dim);
-                            cache.append(&k[from * kw..], kw, &v[from * kw..], kw, n);
+                            cache.append(&k[from * kw..], kw, &v[from * kw..], kw, n).unwrap();
                             attend(&q[from * qw..], qw, heads, &cache, mask, &mut out[from * qw..][..n * qw]);
                         }
                         for (x, y) in out.iter().zip(&want) {
@@ -369,9 +382,9 @@ mod tests {
         let (dim, mask) = (16, Mask { window: None, scale: 1.0, softcap: None });
         let (q, k, v) = (noise(dim, 1), noise(20 * dim, 2), noise(20 * dim, 3));
         let mut clean = KvHeads::new(1, dim);
-        clean.append(&k, dim, &v, dim, 10);
+        clean.append(&k, dim, &v, dim, 10).unwrap();
         let mut used = KvHeads::new(1, dim);
-        used.append(&k, dim, &v, dim, 10);
+        used.append(&k, dim, &v, dim, 10).unwrap();
         used.append(&[f32::NAN; 160], dim, &[f32::NAN; 160], dim, 10);
         used.truncate(10);
         let (mut a, mut b) = (vec![0.0; dim], vec![0.0; dim]);

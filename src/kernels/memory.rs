@@ -1,10 +1,12 @@
 //! What the system tells about memory, and what we ask of it: huge pages for weights.
 
-/// An empty vector with room for `len` elements, on huge pages where the system offers them and the size is worth it.
+/// An empty vector with room for `len` elements, on huge pages where the system offers them and the size is worth it; `None` if
+/// there is no memory for it.
 ///
 /// Streaming weights through 4 kB pages spends much of the time in page walks; 2 MB pages nearly double the rate.
-pub fn huge_vec<T: Copy>(len: usize) -> Vec<T> {
-    let vec: Vec<T> = Vec::with_capacity(len);
+pub fn huge_vec<T: Copy>(len: usize) -> Option<Vec<T>> {
+    let mut vec: Vec<T> = Vec::new();
+    vec.try_reserve_exact(len).ok()?;
     #[cfg(target_os = "linux")]
     {
         const HUGE: usize = 2 << 20;
@@ -15,7 +17,7 @@ pub fn huge_vec<T: Copy>(len: usize) -> Vec<T> {
             unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
         }
     }
-    vec
+    Some(vec)
 }
 
 /// The machine's memory in bytes, if the system tells.

@@ -41,19 +41,18 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// A matrix of zeros, to be filled by [`fill`](Self::fill). `None` if its size overflows.
+    /// A matrix of zeros, to be filled by [`fill`](Self::fill). `None` if there is no memory for its size.
     pub fn new(rows: usize, cols: usize, stored: StoredType) -> Option<Self> {
         let len = rows.div_ceil(LANES).checked_mul(LANES)?.checked_mul(cols)?;
-        len.checked_mul(size_of::<f32>()).filter(|&bytes| bytes <= isize::MAX as usize)?;
-        fn zeros<T: Copy + Default>(len: usize) -> Vec<T> {
-            let mut vec = huge_vec(len);
+        fn zeros<T: Copy + Default>(len: usize) -> Option<Vec<T>> {
+            let mut vec = huge_vec(len)?;
             vec.resize(len, T::default());
-            vec
+            Some(vec)
         }
         let panels = match stored {
-            StoredType::F32 => Panels::F32(zeros(len)),
-            StoredType::F16 => Panels::F16(zeros(len)),
-            StoredType::BF16 => Panels::BF16(zeros(len)),
+            StoredType::F32 => Panels::F32(zeros(len)?),
+            StoredType::F16 => Panels::F16(zeros(len)?),
+            StoredType::BF16 => Panels::BF16(zeros(len)?),
         };
         Some(Self { rows, cols, panels })
     }
@@ -187,7 +186,8 @@ mod tests {
     }
 
     #[test]
-    fn a_size_beyond_the_address_space_is_refused() {
+    fn a_size_beyond_the_memory_is_refused() {
+        assert!(Packed::new(1 << 30, 1 << 20, StoredType::F32).is_none());
         assert!(Packed::new(usize::MAX / 2, 8, StoredType::F32).is_none());
     }
 }

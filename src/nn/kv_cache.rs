@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result};
 
 use super::Config;
-use crate::ops::LayerCache;
+use crate::ops::{Backend, LayerCache};
 
 /// The cache of one sequence; grows in blocks.
 pub struct KvCache {
@@ -12,14 +12,14 @@ pub struct KvCache {
 
 impl KvCache {
     /// An empty cache.
-    pub fn new(config: &Config, device: &Device) -> Self {
-        let layer = || LayerCache::new(config.num_kv_heads, config.head_dim, device);
+    pub fn new(config: &Config, backend: &Backend) -> Self {
+        let layer = || LayerCache::new(config.num_kv_heads, config.head_dim, backend);
         Self { layers: config.layers.iter().map(|_| layer()).collect() }
     }
 
     /// The bytes of a cache of `positions` tokens.
-    pub fn bytes(config: &Config, positions: usize, value_bytes: usize, on_cpu: bool) -> u64 {
-        LayerCache::bytes(config.num_kv_heads, config.head_dim, positions, value_bytes, on_cpu) * config.layers.len() as u64
+    pub fn bytes(config: &Config, positions: usize, value_bytes: usize, backend: &Backend) -> u64 {
+        LayerCache::bytes(config.num_kv_heads, config.head_dim, positions, value_bytes, backend) * config.layers.len() as u64
     }
 
     /// Positions held: what every layer holds.

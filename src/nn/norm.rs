@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::{self, Vector};
+use crate::ops::{self, Backend, Vector};
 
 /// Normalises groups of `width` values.
 pub struct Norm {
@@ -16,7 +16,7 @@ pub struct Norm {
 impl Norm {
     /// # Shape
     /// `(T, groups · width)`; returns the same.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::norm(x, self.kind, self.eps, self.width, self.weight.as_ref(), self.bias.as_ref())
+    pub fn forward(&self, backend: &Backend, x: &Tensor) -> Result<Tensor> {
+        ops::norm(backend, x, self.kind, self.eps, self.width, self.weight.as_ref(), self.bias.as_ref())
     }
 }

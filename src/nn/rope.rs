@@ -5,9 +5,7 @@
 use std::f64::consts::TAU;
 use std::ops::Range;
 
-use candle_core::Device;
-
-use crate::ops::Angles;
+use crate::ops::{Angles, Backend};
 
 /// How a model's frequencies are stretched.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,7 +72,7 @@ impl Rope {
     }
 
     /// Angles for a range of positions in a sequence of `length` tokens.
-    pub fn angles(&self, positions: Range<usize>, length: usize, device: &Device) -> candle_core::Result<Angles> {
+    pub fn angles(&self, positions: Range<usize>, length: usize, backend: &Backend) -> candle_core::Result<Angles> {
         let frequencies = self.frequencies(length);
         let factor = self.attention_factor() as f32;
         let mut cos = Vec::with_capacity(positions.len() * frequencies.len());
@@ -87,7 +85,7 @@ impl Rope {
                 sin.push(s as f32 * factor);
             }
         }
-        Angles::new(cos, sin, frequencies.len(), device)
+        Angles::new(cos, sin, frequencies.len(), backend)
     }
 
     fn attention_factor(&self) -> f64 {

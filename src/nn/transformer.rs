@@ -1,18 +1,18 @@
 //! The only forward pass.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::linear::Linear;
 use super::norm::Norm;
 use super::weights::Slot;
 use super::{Config, KvCache, QkNorm, Rope, Source, Weights};
 use crate::error;
-use crate::ops::{self, Angles, Mask, Masks, Matrix};
+use crate::ops::{self, Angles, Backend, Mask, Masks, Matrix};
 
 /// A decoder with its weights; immutable.
 pub struct Transformer {
     config: Config,
-    device: Device,
+    backend: Backend,
     embed: Matrix,
     layers: Vec<Block>,
     final_norm: Option<Norm>,
@@ -60,8 +60,8 @@ impl Transformer {
         let weight = if tied { embed.clone() } else { weights.matrix(&[vocab(c.names.head)], c.hidden_size)? };
         let bias = if c.bias.head { Some(weights.vector(&format!("{}.bias", c.names.head), c.vocab_size, 0.0)?) } else { None };
         weights.finish()?;
-        let device = weights.device().clone();
-        Ok(Self { device, embed, layers, final_norm, head: Linear { weight, bias }, config })
+        let backend = weights.backend().clone();
+        Ok(Self { backend, embed, layers, final_norm, head: Linear { weight, bias }, config })
     }
 
     /// What the network is made of.
@@ -69,14 +69,14 @@ impl Transformer {
         &self.config
     }
 
-    /// Where its weights lie.
-    pub fn device(&self) -> &Device {
-        &self.device
+    /// Where it computes.
+    pub fn backend(&self) -> &Backend {
+        &self.backend
     }
 
     /// An empty cache for this network.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(&self.config, &self.device)
+        KvCache::new(&self.config, &self.backend)
     }
 
     /// Sequences of equal regime share their cached keys; see [`Rope::regime`].
@@ -101,13 +101,14 @@ impl Transformer {
         let c = &self.config;
         let positions = cache.len()..cache.len() + ids.len();
         let angles =
-            c.ropes.iter().map(|rope| rope.angles(positions.clone(), length, &self.device)).collect::<Result<Vec<_>>>()?;
+            c.ropes.iter().map(|rope| rope.angles(positions.clone(), length, &self.backend)).collect::<Result<Vec<_>>>()?;
         let mut masks = Masks::default();
         let mut x = ops::embedding(&self.embed, ids, c.embed_scale)?;
         for ((block, layer), cache) in self.layers.iter().zip(&c.layers).zip(&mut cache.layers) {
             let mask = Mask { window: layer.window, scale: c.attn_scale, softcap: c.attn_softcap };
             let angles = layer.rope.map(|i| &angles[i]);
-            x = block.forward(c, x, angles, |q, k, v| ops::attention(q, k, v, c.num_heads, mask, cache, &mut masks))?;
+            x = block
+                .forward(&self.backend, c, x, angles, |q, k, v| ops::attention(q, k, v, c.num_heads, mask, cache, &mut masks))?;
         }
         Ok(x)
     }
@@ -115,10 +116,11 @@ impl Transformer {
     /// The scores of every token of the vocabulary, for each row of the last layer's output.
     ///
     /// # Shape
-    /// `hidden`: `(T, C)`; returns `T · V` values.
-    pub fn logits(&self, hidden: &Tensor) -> Result<Vec<f32>> {
-        let y = self.head.forward(&normed(&self.final_norm, hidden)?)?;
-        ops::scale_softcap(&y, self.config.logit_scale, self.config.logit_softcap)
+    /// `hidden`: `(T, C)`; `out` becomes `T · V` values.
+    pub fn logits(&self, hidden: &Tensor, out: &mut Vec<f32>) -> Result<()> {
+        let c = &self.config;
+        let x = normed(&self.backend, &self.final_norm, hidden)?;
+        ops::logits(&x, &self.head.weight, self.head.bias.as_ref(), c.logit_scale, c.logit_softcap, out)
     }
 }
 
@@ -162,27 +164,34 @@ impl Block {
     /// `x`: `(T, C)`; returns the same.
     fn forward(
         &self,
+        backend: &Backend,
         c: &Config,
         x: Tensor,
         angles: Option<&Angles>,
         attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let attn_in = normed(&self.attn_in, &x)?;
-        let (q, k, v) = self.queries_keys_values(c, &attn_in, angles)?;
-        let attn = normed(&self.attn_out, &self.o.forward(&attend(&q, &k, &v)?)?)?;
+        let attn_in = normed(backend, &self.attn_in, &x)?;
+        let (q, k, v) = self.queries_keys_values(backend, c, &attn_in, angles)?;
+        let attn = normed(backend, &self.attn_out, &self.o.forward(&attend(&q, &k, &v)?)?)?;
         if c.parallel {
-            let mlp_in = if self.mlp_in.is_some() { normed(&self.mlp_in, &x)? } else { attn_in };
-            let mlp = normed(&self.mlp_out, &self.mlp(c, &mlp_in)?)?;
-            return ops::add_scaled(&ops::add_scaled(&x, &attn, c.residual_scale)?, &mlp, c.residual_scale);
+            let mlp_in = if self.mlp_in.is_some() { normed(backend, &self.mlp_in, &x)? } else { attn_in };
+            let mlp = normed(backend, &self.mlp_out, &self.mlp(backend, c, &mlp_in)?)?;
+            return ops::add_scaled(backend, &ops::add_scaled(backend, &x, &attn, c.residual_scale)?, &mlp, c.residual_scale);
         }
-        let x = normed(&self.attn_sum, &ops::add_scaled(&x, &attn, c.residual_scale)?)?;
-        let mlp = normed(&self.mlp_out, &self.mlp(c, &normed(&self.mlp_in, &x)?)?)?;
-        normed(&self.mlp_sum, &ops::add_scaled(&x, &mlp, c.residual_scale)?)
+        let x = normed(backend, &self.attn_sum, &ops::add_scaled(backend, &x, &attn, c.residual_scale)?)?;
+        let mlp = normed(backend, &self.mlp_out, &self.mlp(backend, c, &normed(backend, &self.mlp_in, &x)?)?)?;
+        normed(backend, &self.mlp_sum, &ops::add_scaled(backend, &x, &mlp, c.residual_scale)?)
     }
 
     /// # Shape
     /// `x`: `(T, C)`; returns `(T, H · D)`, `(T, K · D)`, `(T, K · D)`.
-    fn queries_keys_values(&self, c: &Config, x: &Tensor, angles: Option<&Angles>) -> Result<(Tensor, Tensor, Tensor)> {
+    fn queries_keys_values(
+        &self,
+        backend: &Backend,
+        c: &Config,
+        x: &Tensor,
+        angles: Option<&Angles>,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
         let mut qkv = self.qkv.forward(x)?;
         if let Some(bound) = c.qkv_clip {
             qkv = qkv.clamp(-bound, bound)?;
@@ -190,7 +199,7 @@ impl Block {
         let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
         let turn = |x: &Tensor| angles.map_or(Ok(x.clone()), |angles| ops::rope(x, c.head_dim, self.adjacent(c), angles));
         let place = |x: Tensor, norm: &Option<Norm>| {
-            if c.qk_norm_after_rope { normed(norm, &turn(&x)?) } else { turn(&normed(norm, &x)?) }
+            if c.qk_norm_after_rope { normed(backend, norm, &turn(&x)?) } else { turn(&normed(backend, norm, &x)?) }
         };
         Ok((place(qkv.narrow(1, 0, q)?, &self.q_norm)?, place(qkv.narrow(1, q, kv)?, &self.k_norm)?, qkv.narrow(1, q + kv, kv)?))
     }
@@ -200,15 +209,19 @@ impl Block {
         c.ropes.first().is_some_and(|rope| rope.adjacent)
     }
 
-    fn mlp(&self, c: &Config, x: &Tensor) -> Result<Tensor> {
+    fn mlp(&self, backend: &Backend, c: &Config, x: &Tensor) -> Result<Tensor> {
         let up = self.up.forward(x)?;
-        self.down.forward(&if c.gated { ops::gated(&up, c.activation)? } else { ops::activate(&up, c.activation)? })
+        self.down.forward(&if c.gated {
+            ops::gated(backend, &up, c.activation)?
+        } else {
+            ops::activate(backend, &up, c.activation)?
+        })
     }
 }
 
 /// Applies a norm where there is one.
-fn normed(norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
-    norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(x))
+fn normed(backend: &Backend, norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
+    norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(backend, x))
 }
 
 fn load_linear(weights: &mut Weights<'_>, slots: &[Slot], cols: usize, bias: bool) -> error::Result<Linear> {

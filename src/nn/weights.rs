@@ -3,10 +3,8 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use candle_core::Device;
-
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Matrix, MatrixBuilder, StoredType, Vector, widen};
+use crate::ops::{Backend, Matrix, MatrixBuilder, StoredType, Vector, widen};
 
 /// What a file says of a tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,7 +38,7 @@ const PIECE: usize = 4 << 20;
 /// Fills slots and counts the bytes that they take.
 pub struct Weights<'a> {
     source: &'a mut dyn TensorSource,
-    device: &'a Device,
+    backend: &'a Backend,
     /// The type that matrices are kept in; `None` = as stored.
     stored: Option<StoredType>,
     used: HashSet<String>,
@@ -53,13 +51,13 @@ pub struct Weights<'a> {
 
 impl<'a> Weights<'a> {
     /// Reads matrices as `stored`, or as they are in the file.
-    pub fn new(source: &'a mut dyn TensorSource, device: &'a Device, stored: Option<StoredType>) -> Self {
-        Self { source, device, stored, used: HashSet::new(), dry: false, bytes: 0, parameters: 0, buffer: Vec::new() }
+    pub fn new(source: &'a mut dyn TensorSource, backend: &'a Backend, stored: Option<StoredType>) -> Self {
+        Self { source, backend, stored, used: HashSet::new(), dry: false, bytes: 0, parameters: 0, buffer: Vec::new() }
     }
 
     /// Checks names and shapes and counts bytes; what it returns is empty.
-    pub fn dry(source: &'a mut dyn TensorSource, device: &'a Device, stored: Option<StoredType>) -> Self {
-        Self { dry: true, ..Self::new(source, device, stored) }
+    pub fn dry(source: &'a mut dyn TensorSource, backend: &'a Backend, stored: Option<StoredType>) -> Self {
+        Self { dry: true, ..Self::new(source, backend, stored) }
     }
 
     /// The bytes of all slots filled so far.
@@ -72,9 +70,9 @@ impl<'a> Weights<'a> {
         self.parameters
     }
 
-    /// The device that slots are filled on.
-    pub fn device(&self) -> &Device {
-        self.device
+    /// Where slots are filled.
+    pub fn backend(&self) -> &Backend {
+        self.backend
     }
 
     /// Whether the source holds a tensor.
@@ -128,7 +126,7 @@ impl<'a> Weights<'a> {
             self.used.insert(name.clone());
         }
         self.bytes += (total * size_of::<f32>()) as u64;
-        Ok(Vector::new(values, self.device)?)
+        Ok(Vector::new(values, self.backend)?)
     }
 
     /// Stored rows of several tensors as one matrix of `cols` inputs.
@@ -146,15 +144,12 @@ impl<'a> Weights<'a> {
         let common = if types.windows(2).all(|pair| pair[0] == pair[1]) { types[0] } else { StoredType::F32 };
         let stored = self.stored.unwrap_or(common);
         let rows: usize = slots.iter().map(|slot| slot.rows.len()).sum();
-        self.bytes += MatrixBuilder::bytes(rows, cols, stored, self.device.is_cpu());
+        self.bytes += MatrixBuilder::bytes(rows, cols, stored, self.backend);
         self.parameters += rows as u64 * cols as u64;
         self.used.extend(slots.iter().map(|slot| format!("{}.weight", slot.name)));
         let room = if self.dry { 0 } else { rows };
-        let mut builder = MatrixBuilder::new(room, cols, stored, self.device).ok_or_else(|| {
-            Error::new(
-                ErrorKind::OutOfMemory,
-                format!("{}.weight: {rows} × {cols} weights pass the address space", slots[0].name),
-            )
+        let mut builder = MatrixBuilder::new(room, cols, stored, self.backend).ok_or_else(|| {
+            Error::new(ErrorKind::OutOfMemory, format!("{}.weight: {rows} × {cols} weights do not fit the memory", slots[0].name))
         })?;
         if !self.dry {
             let mut first = 0;

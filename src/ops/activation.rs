@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::Activation;
 use super::row_op::row_op;
+use super::{Activation, Backend};
 use crate::kernels;
 
 /// `activation(gate) · up`.
@@ -13,10 +13,10 @@ use crate::kernels;
 ///
 /// # Source
 /// Shazeer 2020, <https://arxiv.org/abs/2002.05202>.
-pub fn gated(x: &Tensor, kind: Activation) -> Result<Tensor> {
+pub fn gated(backend: &Backend, x: &Tensor, kind: Activation) -> Result<Tensor> {
     let (_, cols) = x.dims2()?;
     let width = cols / 2;
-    if x.device().is_cpu() {
+    if backend.kernels {
         return row_op("gated", x, width, |x, out| {
             kernels::gated(kind, x.packed()?, width, out);
             Ok(())
@@ -29,9 +29,9 @@ pub fn gated(x: &Tensor, kind: Activation) -> Result<Tensor> {
 ///
 /// # Shape
 /// `(T, F)`; returns the same.
-pub fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
+pub fn activate(backend: &Backend, x: &Tensor, kind: Activation) -> Result<Tensor> {
     let (_, cols) = x.dims2()?;
-    if x.device().is_cpu() {
+    if backend.kernels {
         return row_op("activate", x, cols, |x, out| {
             kernels::activate(kind, x.packed()?, cols, out);
             Ok(())

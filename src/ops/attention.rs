@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 
-use super::Mask;
 use super::row_op::rows_of;
+use super::{Backend, Mask};
 use crate::kernels::{KvHeads, attend};
 
 /// Positions by which a cache on a GPU grows.
@@ -27,8 +27,8 @@ pub struct GpuCache {
 
 impl LayerCache {
     /// An empty cache.
-    pub fn new(kv_heads: usize, head_dim: usize, device: &Device) -> Self {
-        if device.is_cpu() {
+    pub fn new(kv_heads: usize, head_dim: usize, backend: &Backend) -> Self {
+        if backend.kernels {
             Self::Cpu(KvHeads::new(kv_heads, head_dim))
         } else {
             Self::Gpu(GpuCache { kv_heads, head_dim, len: 0, tensors: None })
@@ -43,9 +43,9 @@ impl LayerCache {
         }
     }
 
-    /// Bytes of a cache of `positions` on the CPU (`value_bytes` = 4) or a GPU.
-    pub fn bytes(kv_heads: usize, head_dim: usize, positions: usize, value_bytes: usize, on_cpu: bool) -> u64 {
-        if on_cpu {
+    /// Bytes of a cache of `positions`: F32 for our kernels, else `value_bytes` a value.
+    pub fn bytes(kv_heads: usize, head_dim: usize, positions: usize, value_bytes: usize, backend: &Backend) -> u64 {
+        if backend.kernels {
             return KvHeads::bytes(kv_heads, head_dim, positions);
         }
         2 * (kv_heads * head_dim * value_bytes) as u64 * positions.next_multiple_of(GROWTH) as u64
@@ -100,8 +100,7 @@ impl LayerCache {
         match self {
             Self::Cpu(heads) => {
                 let (count, dim) = heads.shape();
-                heads.append(k, count * dim, v, count * dim, k.len() / (count * dim));
-                Ok(())
+                heads.append(k, count * dim, v, count * dim, k.len() / (count * dim)).map_err(no_memory)
             }
             Self::Gpu(cache) => {
                 let width = cache.kv_heads * cache.head_dim;
@@ -111,6 +110,10 @@ impl LayerCache {
             }
         }
     }
+}
+
+fn no_memory(error: std::collections::TryReserveError) -> candle_core::Error {
+    candle_core::Error::msg(format!("{}: the cache cannot grow: {error}", crate::error::NO_MEMORY))
 }
 
 impl GpuCache {
@@ -190,7 +193,7 @@ pub fn attention(
             };
             let rows = q_layout.dims()[0];
             let (q, k, v) = (rows_of(q, q_layout)?, rows_of(k, k_layout)?, rows_of(v, v_layout)?);
-            cache.append(k.values, k.stride, v.values, v.stride, rows);
+            cache.append(k.values, k.stride, v.values, v.stride, rows).map_err(no_memory)?;
             let mut out = vec![0f32; rows * q.cols];
             attend(q.values, q.stride, heads, cache, mask, &mut out);
             Tensor::from_vec(out, (rows, q.cols), &Device::Cpu)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+use super::Backend;
 use crate::kernels::{Packed, StoredType, widen};
 
 /// A weight matrix `(outputs, inputs)`; immutable, shared by clones.
@@ -30,20 +31,20 @@ pub enum MatrixBuilder {
 }
 
 impl MatrixBuilder {
-    /// Room for `rows · cols` weights; `None` if that passes the address space.
-    pub fn new(rows: usize, cols: usize, stored: StoredType, device: &Device) -> Option<Self> {
-        if device.is_cpu() {
+    /// Room for `rows · cols` weights; `None` if there is no memory for them.
+    pub fn new(rows: usize, cols: usize, stored: StoredType, backend: &Backend) -> Option<Self> {
+        if backend.kernels {
             return Packed::new(rows, cols, stored).map(Self::Packed);
         }
         let len = rows.checked_mul(cols)?.checked_mul(stored.size())?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).ok()?;
-        Some(Self::Bytes { rows, cols, stored, bytes, device: device.clone() })
+        Some(Self::Bytes { rows, cols, stored, bytes, device: backend.device.clone() })
     }
 
     /// The bytes that `rows · cols` weights take on a device.
-    pub fn bytes(rows: usize, cols: usize, stored: StoredType, on_cpu: bool) -> u64 {
-        if on_cpu { Packed::bytes(rows, cols, stored) } else { rows as u64 * cols as u64 * stored.size() as u64 }
+    pub fn bytes(rows: usize, cols: usize, stored: StoredType, backend: &Backend) -> u64 {
+        if backend.kernels { Packed::bytes(rows, cols, stored) } else { rows as u64 * cols as u64 * stored.size() as u64 }
     }
 
     /// Adds whole rows, in order, `first` being the first of them; `false` if a value does not fit the stored type.
@@ -92,12 +93,12 @@ pub enum Vector {
 }
 
 impl Vector {
-    pub fn new(values: Vec<f32>, device: &Device) -> Result<Self> {
-        if device.is_cpu() {
+    pub fn new(values: Vec<f32>, backend: &Backend) -> Result<Self> {
+        if backend.kernels {
             return Ok(Self::Cpu(values.into()));
         }
         let len = values.len();
-        Ok(Self::Tensor(Tensor::from_vec(values, len, device)?))
+        Ok(Self::Tensor(Tensor::from_vec(values, len, &backend.device)?))
     }
 
     pub(super) fn cpu(&self) -> Result<&[f32]> {

@@ -4,6 +4,7 @@
 //! stored as; on a GPU they have the dtype of the weights. Nothing above this module calls a fused operation of candle
 //! directly: several of them are silently wrong on Metal for strided or offset inputs, and all of them cut gradients.
 
+mod backend;
 mod row_op;
 mod matrix;
 mod embedding;
@@ -17,24 +18,10 @@ mod residual;
 pub use crate::kernels::{Activation, Mask, Norm, StoredType, physical_bytes, resident_bytes, trim, widen};
 pub use activation::{activate, gated};
 pub use attention::{LayerCache, Masks, attention};
+pub use backend::Backend;
 pub use embedding::embedding;
-pub use linear::linear;
+pub use linear::{linear, logits};
 pub use matrix::{Matrix, MatrixBuilder, Vector, dtype, to_f32};
 pub use norm::norm;
-pub use residual::{add_scaled, scale_softcap};
+pub use residual::add_scaled;
 pub use rope::{Angles, rope};
-
-/// Runs one step where its threads or its autorelease pool are.
-pub fn on_device<R: Send>(
-    device: &candle_core::Device,
-    step: impl FnOnce() -> candle_core::Result<R> + Send,
-) -> crate::error::Result<R> {
-    if device.is_cpu() {
-        return Ok(crate::kernels::install(step)?);
-    }
-    // candle's Metal backend leaves autoreleased objects behind at every operation.
-    #[cfg(any(target_os = "macos", target_os = "ios"))]
-    return Ok(objc2::rc::autoreleasepool(|_| step())?);
-    #[cfg(not(any(target_os = "macos", target_os = "ios")))]
-    Ok(step()?)
-}

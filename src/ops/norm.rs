@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::row_op::row_op;
-use super::{Norm, Vector};
+use super::{Backend, Norm, Vector};
 use crate::kernels::normalise;
 
 /// Normalises each group of `width` values of each row: the whole row, or each head of it.
@@ -13,9 +13,17 @@ use crate::kernels::normalise;
 ///
 /// # Source
 /// Zhang and Sennrich 2019, eq. 4, <https://arxiv.org/abs/1910.07467>; Ba et al. 2016, <https://arxiv.org/abs/1607.06450>.
-pub fn norm(x: &Tensor, kind: Norm, eps: f32, width: usize, weight: Option<&Vector>, bias: Option<&Vector>) -> Result<Tensor> {
+pub fn norm(
+    backend: &Backend,
+    x: &Tensor,
+    kind: Norm,
+    eps: f32,
+    width: usize,
+    weight: Option<&Vector>,
+    bias: Option<&Vector>,
+) -> Result<Tensor> {
     let (rows, cols) = x.dims2()?;
-    if x.device().is_cpu() {
+    if backend.kernels {
         let (weight, bias) = (weight.map(Vector::cpu).transpose()?, bias.map(Vector::cpu).transpose()?);
         return row_op("norm", x, cols, |x, out| {
             normalise(kind, eps, x.values, x.stride, width, cols / width, weight, bias, out);

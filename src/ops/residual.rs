@@ -1,7 +1,8 @@
-//! Sums of the residual stream, and the last touch on logits.
+//! Sums of the residual stream.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
+use super::Backend;
 use super::row_op::{row_op, rows_of};
 use crate::kernels;
 
@@ -9,8 +10,8 @@ use crate::kernels;
 ///
 /// # Shape
 /// `(T, C)` each; returns the same.
-pub fn add_scaled(x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
-    if !x.device().is_cpu() {
+pub fn add_scaled(backend: &Backend, x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
+    if !backend.kernels {
         return if scale == 1.0 { x + y } else { x + (y * f64::from(scale))? };
     }
     let (_, cols) = x.dims2()?;
@@ -22,16 +23,4 @@ pub fn add_scaled(x: &Tensor, y: &Tensor, scale: f32) -> Result<Tensor> {
         kernels::add_scaled(x.packed()?, y, scale, cols, out);
         Ok(())
     })
-}
-
-/// Logits read back: `x · scale`, then `cap · tanh(x / cap)` where there is a cap.
-///
-/// # Shape
-/// `x`: `(T, V)`; returns `T · V` values in F32.
-pub fn scale_softcap(x: &Tensor, scale: f32, cap: Option<f32>) -> Result<Vec<f32>> {
-    let mut values = super::to_f32(&x.to_dtype(DType::F32)?)?;
-    if scale != 1.0 || cap.is_some() {
-        kernels::scale_softcap(&mut values, scale, cap);
-    }
-    Ok(values)
 }

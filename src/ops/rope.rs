@@ -1,7 +1,8 @@
 //! Rotary position embedding.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
+use super::Backend;
 use super::row_op::row_op;
 use crate::kernels::rotate;
 
@@ -18,12 +19,12 @@ pub struct Angles {
 impl Angles {
     /// # Shape
     /// `cos`, `sin`: `(T, half)`.
-    pub fn new(cos: Vec<f32>, sin: Vec<f32>, half: usize, device: &Device) -> Result<Self> {
-        let tensors = if device.is_cpu() {
+    pub fn new(cos: Vec<f32>, sin: Vec<f32>, half: usize, backend: &Backend) -> Result<Self> {
+        let tensors = if backend.kernels {
             None
         } else {
             let shape = (cos.len() / half, half);
-            Some((Tensor::from_slice(&cos, shape, device)?, Tensor::from_slice(&sin, shape, device)?))
+            Some((Tensor::from_slice(&cos, shape, &backend.device)?, Tensor::from_slice(&sin, shape, &backend.device)?))
         };
         Ok(Self { cos, sin, half, tensors })
     }
