@@ -31,6 +31,7 @@ def main():
         before = bench.machine()
         with Workers(bench, bench.directory) as workers:
             bench.result["versions"] = {peer: worker.version for peer, worker in workers.items()}
+            print(f"{'versions':13} {bench.result['versions']}", flush=True)
             for part in PARTS[:2]:
                 if part in args.only:
                     getattr(bench, part)(workers)
