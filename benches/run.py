@@ -15,7 +15,7 @@ from make_model import CACHE, ROOT, SHAPES, make_model
 from peers import PEERS, Missing, Worker
 
 PREFILL, PROMPT, STEPS, CONTEXT = 512, 32, 64, 640  # tokens
-CODER_TOKENS, CODER_ROUNDS = 512, 25
+CODER_TOKENS, CODER_ROUNDS = 64, 300  # short and many: neighbours in time are compared
 LOGITS_BOUND = 1e-4  # logits have a standard deviation near 1; other orders of summation move them by about 1e-5
 MEMORY_BOUND = 1.3  # times the weights, plus the KV cache
 PARTS = ("prefill", "decode", "callback", "memory")
