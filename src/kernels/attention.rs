@@ -385,7 +385,7 @@ mod tests {
         clean.append(&k, dim, &v, dim, 10).unwrap();
         let mut used = KvHeads::new(1, dim);
         used.append(&k, dim, &v, dim, 10).unwrap();
-        used.append(&[f32::NAN; 160], dim, &[f32::NAN; 160], dim, 10);
+        used.append(&[f32::NAN; 160], dim, &[f32::NAN; 160], dim, 10).unwrap();
         used.truncate(10);
         let (mut a, mut b) = (vec![0.0; dim], vec![0.0; dim]);
         attend(&q, dim, 1, &clean, mask, &mut a);
