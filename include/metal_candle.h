@@ -632,7 +632,7 @@ void mc_device_free(mc_device *MC_NULLABLE device);
  * @defgroup mc_model Loading a model and asking what it is
  * @{
  *
- * A model is a directory with config.json, safetensors and tokenizer.json, a .gguf file, or a repository on Hugging Face. It
+ * A model is a directory with config.json, safetensors and tokenizer.json, or a repository on Hugging Face. It
  * is immutable: any number of sessions on any threads share one.
  */
 
@@ -749,7 +749,7 @@ void mc_model_options_set_device(mc_model_options *MC_NONNULL options, const mc_
 void mc_model_options_set_dtype(mc_model_options *MC_NONNULL options, mc_dtype dtype);
 
 /**
- * Another tokenizer than the model's, or one for a GGUF file without.
+ * Another tokenizer than the model's, or one for a directory without.
  *
  * @param options  the options.
  * @param path     a tokenizer.json, or a directory with one; NULL (the default) = the model's.
@@ -759,11 +759,10 @@ void mc_model_options_set_dtype(mc_model_options *MC_NONNULL options, mc_dtype d
 void mc_model_options_set_tokenizer_path(mc_model_options *MC_NONNULL options, const char *MC_NULLABLE path);
 
 /**
- * Quantises dense weights while loading, to take less memory.
+ * Asks for weights that are quantised while loading, to take less memory. This version implements no kind.
  *
  * @param options  the options.
- * @param kind     "q8_0", "q4_k" and so on, as GGUF names them; NULL (the default) = as stored. An unknown kind makes
- *                 loading return MC_ERROR_INVALID_ARGUMENT or MC_ERROR_UNSUPPORTED.
+ * @param kind     "q8_0", "q4_k" and so on: loading returns MC_ERROR_UNSUPPORTED. NULL (the default) = as stored.
  *
  * Threads: any, exclusive.
  */
@@ -873,7 +872,8 @@ mc_status mc_model_estimate_memory(const char *MC_NONNULL path,
 /**
  * Loads a model from this machine. Files are checked: a missing, left over or wrongly shaped tensor is an error that names it.
  *
- * @param path     a directory with config.json, safetensors and tokenizer.json, or a .gguf file.
+ * @param path     a directory with config.json, safetensors and tokenizer.json. A .gguf file is
+ *                 MC_ERROR_UNSUPPORTED: this version reads none.
  * @param options  how to load it; NULL = the defaults.
  * @param out      receives one reference; free it with mc_model_free().
  * @param err      NULL, or receives the error.
@@ -892,7 +892,7 @@ mc_status mc_model_load(const char *MC_NONNULL path,
 /**
  * Loads a model from Hugging Face: downloads the files that are not in the cache, then does as mc_model_load().
  *
- * @param repo_id  "owner/name"; with a GGUF file, "owner/name/file.gguf".
+ * @param repo_id  "owner/name".
  * @param options  how to load it, and the revision, cache and token; NULL = the defaults.
  * @param out      receives one reference; free it with mc_model_free().
  * @param err      NULL, or receives the error.
@@ -926,7 +926,7 @@ void mc_model_retain(const mc_model *MC_NONNULL model);
 void mc_model_free(mc_model *MC_NULLABLE model);
 
 /**
- * The model's architecture, as `model_type` of config.json or the GGUF file has it, such as "qwen2".
+ * The model's architecture, as `model_type` of config.json has it, such as "qwen2".
  *
  * @param model  the model.
  * @return UTF-8, NUL-terminated, valid until the model is freed.
@@ -1002,7 +1002,7 @@ mc_dtype mc_model_get_dtype(const mc_model *MC_NONNULL model);
 bool mc_model_supports(const mc_model *MC_NONNULL model, mc_capability capability);
 
 /**
- * The model's configuration: config.json as it was read, or a GGUF file's metadata as JSON.
+ * The model's configuration: config.json as it was read.
  *
  * @param model  the model.
  * @param out    receives one reference; free it with mc_string_free().

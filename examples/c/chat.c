@@ -3,7 +3,7 @@
  *
  *   chat [MODEL] [--system TEXT] [--max-tokens N] [--temperature X] [-p QUESTION]
  *
- * MODEL is a directory or a .gguf file, models/tiny-coder if left out. With -p one question is answered, without a prompt.
+ * MODEL is a directory, models/tiny-coder if left out. With -p one question is answered, without a prompt.
  */
 #define _POSIX_C_SOURCE 200809L /* sigaction, getline, isatty */
 

@@ -177,22 +177,20 @@ impl Answer {
         let ends = self.eos && model.is_eos(token);
         let mut text = String::new();
         let mut reason = ends.then_some(FinishReason::Eos);
-        if let Some(stream) = &mut self.stream {
-            if !ends && stream.push(token, &mut text)? {
-                reason = Some(FinishReason::StopText);
-            }
-            if reason.is_none() && self.tokens.len() >= self.max_tokens {
-                reason = Some(FinishReason::MaxTokens);
-            } else if reason.is_none() && room <= 1 {
-                reason = Some(FinishReason::ContextFull);
-            }
-            if reason.is_some_and(|reason| reason != FinishReason::StopText) {
-                stream.flush(&mut text);
-            }
-        } else if reason.is_none() && self.tokens.len() >= self.max_tokens {
+        if let (None, Some(stream)) = (reason, &mut self.stream)
+            && stream.push(token, &mut text)?
+        {
+            reason = Some(FinishReason::StopText);
+        }
+        if reason.is_none() && self.tokens.len() >= self.max_tokens {
             reason = Some(FinishReason::MaxTokens);
         } else if reason.is_none() && room <= 1 {
             reason = Some(FinishReason::ContextFull);
+        }
+        if let (Some(FinishReason::Eos | FinishReason::MaxTokens | FinishReason::ContextFull), Some(stream)) =
+            (reason, &mut self.stream)
+        {
+            stream.flush(&mut text);
         }
         self.text.push_str(&text);
         if let Some(reason) = reason {

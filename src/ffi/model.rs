@@ -1,6 +1,6 @@
 //! Loading a model and asking what it is.
 //!
-//! A model is a directory with config.json, safetensors and tokenizer.json, a .gguf file, or a repository on Hugging Face. It
+//! A model is a directory with config.json, safetensors and tokenizer.json, or a repository on Hugging Face. It
 //! is immutable: any number of sessions on any threads share one.
 
 use std::ffi::{c_char, c_void};
@@ -218,7 +218,7 @@ pub unsafe extern "C" fn mc_model_options_set_dtype(options: MaybeUninit<&mut mc
     });
 }
 
-/// Another tokenizer than the model's, or one for a GGUF file without.
+/// Another tokenizer than the model's, or one for a directory without.
 ///
 /// @param options  the options.
 /// @param path     a tokenizer.json, or a directory with one; NULL (the default) = the model's.
@@ -232,11 +232,10 @@ pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(options: MaybeUnini
     });
 }
 
-/// Quantises dense weights while loading, to take less memory.
+/// Asks for weights that are quantised while loading, to take less memory. This version implements no kind.
 ///
 /// @param options  the options.
-/// @param kind     "q8_0", "q4_k" and so on, as GGUF names them; NULL (the default) = as stored. An unknown kind makes
-///                 loading return MC_ERROR_INVALID_ARGUMENT or MC_ERROR_UNSUPPORTED.
+/// @param kind     "q8_0", "q4_k" and so on: loading returns MC_ERROR_UNSUPPORTED. NULL (the default) = as stored.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
@@ -420,7 +419,8 @@ fn load(
 
 /// Loads a model from this machine. Files are checked: a missing, left over or wrongly shaped tensor is an error that names it.
 ///
-/// @param path     a directory with config.json, safetensors and tokenizer.json, or a .gguf file.
+/// @param path     a directory with config.json, safetensors and tokenizer.json. A .gguf file is
+///                 MC_ERROR_UNSUPPORTED: this version reads none.
 /// @param options  how to load it; NULL = the defaults.
 /// @param out      receives one reference; free it with mc_model_free().
 /// @param err      NULL, or receives the error.
@@ -442,7 +442,7 @@ pub unsafe extern "C" fn mc_model_load(
 
 /// Loads a model from Hugging Face: downloads the files that are not in the cache, then does as mc_model_load().
 ///
-/// @param repo_id  "owner/name"; with a GGUF file, "owner/name/file.gguf".
+/// @param repo_id  "owner/name".
 /// @param options  how to load it, and the revision, cache and token; NULL = the defaults.
 /// @param out      receives one reference; free it with mc_model_free().
 /// @param err      NULL, or receives the error.
@@ -481,7 +481,7 @@ pub unsafe extern "C" fn mc_model_free(model: *mut mc_model) {
     guard_or((), || free(model, "model"));
 }
 
-/// The model's architecture, as `model_type` of config.json or the GGUF file has it, such as "qwen2".
+/// The model's architecture, as `model_type` of config.json has it, such as "qwen2".
 ///
 /// @param model  the model.
 /// @return UTF-8, NUL-terminated, valid until the model is freed.
@@ -568,7 +568,7 @@ pub unsafe extern "C" fn mc_model_supports(model: MaybeUninit<&mc_model>, capabi
     })
 }
 
-/// The model's configuration: config.json as it was read, or a GGUF file's metadata as JSON.
+/// The model's configuration: config.json as it was read.
 ///
 /// @param model  the model.
 /// @param out    receives one reference; free it with mc_string_free().

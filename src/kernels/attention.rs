@@ -313,16 +313,8 @@ fn softmax<S: Simd>(scores: &mut [f32], seen: std::ops::Range<usize>, mask: Mask
 
 #[cfg(test)]
 mod tests {
+    use super::super::noise;
     use super::*;
-
-    fn noise(len: usize, mut seed: u64) -> Vec<f32> {
-        (0..len)
-            .map(|_| {
-                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                (seed >> 40) as f32 / (1 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
 
     /// One query at a time in F64, straight from the formula.
     fn naive(q: &[f32], k: &[f32], v: &[f32], heads: usize, kv_heads: usize, dim: usize, mask: Mask) -> Vec<f32> {

@@ -288,18 +288,9 @@ pub(super) unsafe fn multiply<S: Simd, W: Weight, const R: usize, const P: usize
 
 #[cfg(test)]
 mod tests {
+    use super::super::noise;
     use super::super::packed::StoredType;
     use super::*;
-
-    /// Values of a fixed generator, in -1..1.
-    fn noise(len: usize, mut seed: u64) -> Vec<f32> {
-        (0..len)
-            .map(|_| {
-                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                (seed >> 40) as f32 / (1 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
 
     fn pack(values: &[f32], rows: usize, cols: usize, stored: StoredType) -> Packed {
         let mut packed = Packed::new(rows, cols, stored).unwrap();
@@ -342,6 +333,36 @@ mod tests {
             let mut one = vec![0.0; n];
             matmul(&x[t * k..][..k], k, &packed, None, &mut one);
             assert_eq!(one, all[t * n..][..n]);
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_product() {
+        struct Product<'a>(&'a [f32], &'a Packed);
+        impl Kernel for Product<'_> {
+            type Output = Vec<f32>;
+            #[inline(always)]
+            unsafe fn run<S: Simd>(self) -> Vec<f32> {
+                let Self(x, packed) = self;
+                let Panels::BF16(w) = &packed.panels else { panic!("BF16 weights") };
+                let (n, k) = (packed.rows, packed.cols);
+                let (rows, panels) = (x.len() / k, 0..n.div_ceil(LANES));
+                let mut y = vec![0.0; rows * n];
+                let part = Part { x, x_stride: k, w, rows, n, k, bias: None, y: Shared::new(&mut y), panels };
+                // SAFETY: passed on from the caller.
+                unsafe { part.run::<S>() };
+                y
+            }
+        }
+        let (rows, n, k) = (17, 50, 70);
+        let x = noise(rows * k, 8);
+        let packed = pack(&noise(n * k, 9), n, k, StoredType::BF16);
+        let widest = dispatch(Product(&x, &packed));
+        for (name, run) in super::super::simd::levels::<Product<'_>>() {
+            for (a, b) in run(Product(&x, &packed)).iter().zip(&widest) {
+                // Without a fused multiply-add each step rounds once more.
+                assert!((a - b).abs() <= if name == "portable" { 1e-5 } else { 0.0 }, "{name}: {a} {b}");
+            }
         }
     }
 }

@@ -19,3 +19,14 @@ pub use matmul::matmul;
 pub use memory::{physical_bytes, resident_bytes, trim};
 pub use packed::{Packed, StoredType, widen};
 pub use parallel::install;
+
+/// Values of a fixed generator, in -1..1.
+#[cfg(test)]
+fn noise(len: usize, mut seed: u64) -> Vec<f32> {
+    (0..len)
+        .map(|_| {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}

@@ -62,6 +62,20 @@ pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     unsafe { kernel.run::<Portable>() }
 }
 
+/// Every level that this processor can run, narrowest first.
+#[cfg(test)]
+pub fn levels<K: Kernel>() -> Vec<(&'static str, fn(K) -> K::Output)> {
+    // SAFETY: `Portable` uses no instruction beyond the target's baseline.
+    let mut levels: Vec<(&'static str, fn(K) -> K::Output)> = vec![("portable", |kernel| unsafe { kernel.run::<Portable>() })];
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+        // SAFETY: the processor has just said that it has these instructions.
+        levels.push(("avx2", |kernel| unsafe { run_avx2(kernel) }));
+    }
+    levels.push(("widest", dispatch));
+    levels
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
