@@ -39,7 +39,7 @@
  *   MC_ERROR_BUSY. Only MC_CONTINUE goes on, every other return value stops.
  * - **A wrong handle** (NULL, another type) makes a getter return 0, "" or an empty array, and a setter or `_free` do
  *   nothing; the log callback is told.
- * - The library prints nothing, reads no environment variable, installs no signal handler and never ends the process.
+ * - The library prints nothing, needs no environment variable, installs no signal handler and never ends the process.
  */
 #ifndef METAL_CANDLE_H
 #define METAL_CANDLE_H

@@ -94,3 +94,15 @@ fn fused_operations_of_candle_are_called_in_ops_only() {
         assert!(layer == "ops" || !code.contains("candle_nn"), "{}", path.display());
     }
 }
+
+#[test]
+fn the_readme_shows_what_is_compiled() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let program = fs::read_to_string(root.join("examples/c/complete.c")).unwrap();
+    let snippets: Vec<&str> = readme.split("```c\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(!snippets.is_empty());
+    for snippet in snippets {
+        assert!(program.contains(snippet), "not in examples/c/complete.c:\n{snippet}");
+    }
+}

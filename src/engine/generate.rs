@@ -190,7 +190,7 @@ impl Answer {
         if let (Some(FinishReason::Eos | FinishReason::MaxTokens | FinishReason::ContextFull), Some(stream)) =
             (reason, &mut self.stream)
         {
-            stream.flush(&mut text);
+            stream.flush(&mut text)?;
         }
         self.text.push_str(&text);
         if let Some(reason) = reason {
@@ -231,8 +231,9 @@ struct TextStream {
     held: String,
 }
 
-/// A character takes at most four tokens of one byte.
-const MOST_TOKENS_A_CHARACTER: usize = 4;
+/// Tokens that a character may be waited for. Four bytes are four tokens at most, but where tokens end within characters one
+/// unfinished character follows the other; a model that writes no UTF-8 at all must still be shown.
+const MOST_WAITING: usize = 16;
 
 impl TextStream {
     fn new(tokenizer: Tokenizer, stop: &[String]) -> Result<Self> {
@@ -255,28 +256,28 @@ impl TextStream {
     /// Appends what became certain to `shown`; `true` if a stop text appeared.
     fn push(&mut self, token: u32, shown: &mut String) -> Result<bool> {
         if self.stop_tokens.contains(&token) {
-            self.flush(shown);
+            self.flush(shown)?;
             return Ok(true);
         }
         self.tokens.push(token);
         let text = self.tokenizer.decode_known(&self.tokens, true)?;
-        // A tokenizer shows an unfinished character as U+FFFD; a real one comes alone, and does not wait for ever.
-        let waiting = self.tokens.len() - self.read;
-        if text.ends_with(char::REPLACEMENT_CHARACTER) && waiting < MOST_TOKENS_A_CHARACTER {
+        // A tokenizer shows an unfinished character as U+FFFD.
+        if text.ends_with(char::REPLACEMENT_CHARACTER) && self.tokens.len() - self.read < MOST_WAITING {
             return Ok(false);
         }
-        // A token's text depends on the token before it (spaces at a beginning), so that one stays in view.
-        match text.strip_prefix(self.known.as_str()) {
-            Some(new) => self.held.push_str(new),
-            None => self.held.push_str(&text[common_prefix(&text, &self.known)..]),
+        self.held.push_str(self.new_part(&text));
+        // A token's text depends on the one before it (spaces at a beginning), so the last that has a text stays in view.
+        let rest = self.tokenizer.decode_known(&self.tokens[self.read..], true)?;
+        if rest.is_empty() {
+            self.known = text;
+        } else {
+            self.tokens.drain(..self.read);
+            self.known = rest;
         }
-        self.tokens.drain(..self.read);
         self.read = self.tokens.len();
-        self.known = self.tokenizer.decode_known(&self.tokens, true)?;
 
-        if let Some(at) = self.stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
-            shown.push_str(&self.held[..at]);
-            self.held.clear();
+        if self.cut_at_stop() {
+            shown.push_str(&std::mem::take(&mut self.held));
             return Ok(true);
         }
         let certain = self.held.len() - self.open_stop().max(open_cluster(&self.held));
@@ -285,8 +286,26 @@ impl TextStream {
     }
 
     /// Shows what was held back; bytes of a character that never became whole are dropped.
-    fn flush(&mut self, shown: &mut String) {
+    fn flush(&mut self, shown: &mut String) -> Result<()> {
+        let text = self.tokenizer.decode_known(&self.tokens, true)?;
+        self.held.push_str(self.new_part(&text).trim_end_matches(char::REPLACEMENT_CHARACTER));
+        self.tokens.clear();
+        (self.read, self.known) = (0, String::new());
+        self.cut_at_stop();
         shown.push_str(&std::mem::take(&mut self.held));
+        Ok(())
+    }
+
+    /// What of the window's text is not in `known`.
+    fn new_part<'a>(&self, text: &'a str) -> &'a str {
+        text.strip_prefix(self.known.as_str()).unwrap_or_else(|| &text[common_prefix(text, &self.known)..])
+    }
+
+    /// Ends the held text before a stop text, if there is one.
+    fn cut_at_stop(&mut self) -> bool {
+        let at = self.stop.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
+        self.held.truncate(at.unwrap_or(self.held.len()));
+        at.is_some()
     }
 
     /// Bytes at the end of the held text that may be the beginning of a stop text.
@@ -340,7 +359,7 @@ mod tests {
             }
         }
         let mut rest = String::new();
-        stream.flush(&mut rest);
+        stream.flush(&mut rest).unwrap();
         pieces.push(rest);
         (pieces, false)
     }
@@ -384,7 +403,18 @@ mod tests {
         for &token in &tokens[..tokens.len() - 1] {
             stream.push(token, &mut shown).unwrap();
         }
-        stream.flush(&mut shown);
+        stream.flush(&mut shown).unwrap();
         assert!(shown.starts_with("ab") && !shown.contains(char::REPLACEMENT_CHARACTER), "{shown:?}");
+    }
+
+    #[test]
+    fn a_skipped_special_token_does_not_eat_the_space_after_it() {
+        let mut stream = stream(&[]);
+        let mut shown = String::new();
+        for token in stream.tokenizer.encode("one<|im_start|> two", false).unwrap() {
+            stream.push(token, &mut shown).unwrap();
+        }
+        stream.flush(&mut shown).unwrap();
+        assert_eq!(shown, "one two");
     }
 }

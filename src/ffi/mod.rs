@@ -36,7 +36,7 @@
 //!   MC_ERROR_BUSY. Only MC_CONTINUE goes on, every other return value stops.
 //! - **A wrong handle** (NULL, another type) makes a getter return 0, "" or an empty array, and a setter or `_free` do
 //!   nothing; the log callback is told.
-//! - The library prints nothing, reads no environment variable, installs no signal handler and never ends the process.
+//! - The library prints nothing, needs no environment variable, installs no signal handler and never ends the process.
 
 // The functions of a section carry their contract in the header's documentation, which these doc comments become; what Rust
 // calls a safety section would print a second time there. Pointers are checked by the four small files below; their helpers
