@@ -62,11 +62,15 @@ pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     unsafe { kernel.run::<Portable>() }
 }
 
+/// A name, and how to run a kernel with those lanes.
+#[cfg(test)]
+type Level<K> = (&'static str, fn(K) -> <K as Kernel>::Output);
+
 /// Every level that this processor can run, narrowest first.
 #[cfg(test)]
-pub fn levels<K: Kernel>() -> Vec<(&'static str, fn(K) -> K::Output)> {
+pub fn levels<K: Kernel>() -> Vec<Level<K>> {
     // SAFETY: `Portable` uses no instruction beyond the target's baseline.
-    let mut levels: Vec<(&'static str, fn(K) -> K::Output)> = vec![("portable", |kernel| unsafe { kernel.run::<Portable>() })];
+    let mut levels: Vec<Level<K>> = vec![("portable", |kernel| unsafe { kernel.run::<Portable>() })];
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
         // SAFETY: the processor has just said that it has these instructions.
