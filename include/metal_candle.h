@@ -742,7 +742,7 @@ void mc_model_options_set_device(mc_model_options *MC_NONNULL options, const mc_
  * The type to keep weights in.
  *
  * @param options  the options.
- * @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored. Quantised weights stay as they are.
+ * @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored.
  *
  * Threads: any, exclusive.
  */

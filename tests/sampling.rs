@@ -370,31 +370,3 @@ fn options_out_of_range_are_named_with_their_value() {
     assert!(Sampler::new(Sampling::default(), 0).is_err());
     assert!(Sampler::new(Sampling { top_p: f32::NAN, ..Sampling::default() }, 3).is_err());
 }
-
-/// `cargo test --release --test sampling -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn time_of_a_token() {
-    let logits = large_row(151_936);
-    let context: Vec<u32> = (0..2000).collect();
-    let base = Sampling { temperature: 0.8, seed: Some(1), ..Sampling::default() };
-    for (name, sampling) in [
-        ("greedy", Sampling::default()),
-        ("greedy, repetition penalty", Sampling { repetition_penalty: 1.1, ..Sampling::default() }),
-        ("temperature", base.clone()),
-        ("top_k 20, top_p 0.95", Sampling { top_k: 20, top_p: 0.95, ..base.clone() }),
-        ("top_p 0.9", Sampling { top_p: 0.9, ..base.clone() }),
-        ("min_p 0.05", Sampling { min_p: 0.05, ..base }),
-    ] {
-        let mut sampler = Sampler::new(sampling, logits.len()).unwrap();
-        let mut times: Vec<f64> = (0..200)
-            .map(|_| {
-                let start = std::time::Instant::now();
-                sampler.sample(&logits, &context, &[]).unwrap();
-                start.elapsed().as_secs_f64() * 1e3
-            })
-            .collect();
-        times.sort_by(f64::total_cmp);
-        println!("{name}: median {:.3} ms, 90 % {:.3} ms, vocabulary 151936", times[100], times[180]);
-    }
-}

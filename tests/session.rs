@@ -254,6 +254,20 @@ fn cancel_during_an_answer_keeps_what_was_shown_and_the_session() {
 }
 
 #[test]
+fn a_cancelled_append_loses_nothing_of_the_answer_before_it() {
+    let mut session = Session::new(model(), 0).unwrap();
+    session.append_tokens(&tokens(20), None).unwrap();
+    run(&mut session, &sampled(5, 1));
+    let held = session.tokens().to_vec();
+    let scores = session.fork().unwrap().logits().unwrap().to_vec();
+    let cancel = Cancel::new();
+    cancel.trigger();
+    assert_eq!(session.append_tokens(&tokens(3), Some(&cancel)).unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(session.tokens(), held);
+    assert_eq!(session.logits().unwrap(), scores);
+}
+
+#[test]
 fn the_callback_and_the_limits_end_an_answer() {
     let mut session = Session::new(model(), 64).unwrap();
     session.append_tokens(&tokens(50), None).unwrap();

@@ -145,14 +145,15 @@ impl Session {
     }
 
     fn extend(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<()> {
+        let held = self.tokens.len();
         self.push(tokens)?;
         if tokens.is_empty() {
             return Ok(());
         }
         let result = self.evaluate(PREFILL_CHUNK, cancel, &mut None);
         if result.is_err() {
-            // What was not evaluated is not held.
-            self.tokens.truncate(self.cache.len());
+            // What was not evaluated is not held; what was held before is, evaluated or not (an answer's last token is not yet).
+            self.tokens.truncate(self.cache.len().max(held));
         }
         result
     }

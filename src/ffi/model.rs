@@ -207,7 +207,7 @@ pub unsafe extern "C" fn mc_model_options_set_device(
 /// The type to keep weights in.
 ///
 /// @param options  the options.
-/// @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored. Quantised weights stay as they are.
+/// @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
