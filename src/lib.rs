@@ -30,8 +30,8 @@ mod ops;
 mod kernels;
 
 pub use engine::{
-    Cancel, Capability, Chat, ChatTemplate, Device, DeviceKind, Dtype, FinishReason, GenerateOptions, Generation, LoadOptions,
-    Model, Progress, ProgressFn, Sampler, Sampling, SamplingOptions, Session, Stage, TokenEvent, TokenFn, Tokenizer,
-    estimate_memory,
+    Cancel, Capability, Chat, ChatTemplate, Device, DeviceKind, Dtype, EmbedOptions, FinishReason, GenerateOptions, Generation,
+    LoadOptions, Model, Pooling, Progress, ProgressFn, Prompt, Sampler, Sampling, SamplingOptions, Session, Similarity, Stage,
+    TokenEvent, TokenFn, Tokenizer, estimate_memory, similarity_top_k,
 };
 pub use error::{Error, ErrorKind, Result};

@@ -11,12 +11,18 @@ mod sampling;
 mod generate;
 mod session;
 mod session_file;
+mod embed;
+mod similarity;
 
 pub use cancel::Cancel;
 pub use chat::{Chat, ChatTemplate};
 pub use device::{Device, DeviceKind};
+pub use embed::{EmbedOptions, Prompt};
 pub use generate::{FinishReason, GenerateOptions, Generation, TokenEvent, TokenFn};
 pub use model::{Capability, Dtype, LoadOptions, Model, Progress, ProgressFn, Stage, estimate_memory};
 pub use sampling::{Sampler, Sampling, SamplingOptions};
 pub use session::Session;
+pub use similarity::similarity_top_k;
 pub use tokenizer::Tokenizer;
+pub use crate::load::Similarity;
+pub use crate::nn::Pooling;

@@ -13,10 +13,11 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::embed::{self, Embedder};
 use super::sampling::Sampling;
 use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Checkpoint, Json, read_text};
+use crate::load::{Checkpoint, Json, SentenceConfig, read_text};
 use crate::models::{self, Family};
 use crate::nn::{Config, KvCache, TensorSource, Transformer, Weights};
 use crate::ops::{Backend, StoredType};
@@ -45,9 +46,9 @@ impl From<Dtype> for StoredType {
 /// What a model can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Capability {
-    /// Text generation.
+    /// Text generation: an encoder cannot, nor can a checkpoint without an output matrix.
     Generate,
-    /// Sentence embeddings.
+    /// Sentence embeddings: every model with a tokenizer.
     Embed,
     /// LoRA adapters.
     Lora,
@@ -70,9 +71,11 @@ pub enum Stage {
     Compile,
     /// The prompt is evaluated.
     Prefill,
+    /// Texts become vectors.
+    Embed,
 }
 
-/// How far a stage is: bytes for `Download`, `Read` and `Quantize`, kernels for `Compile`, tokens for `Prefill`.
+/// How far a stage is: bytes for `Download`, `Read` and `Quantize`, kernels for `Compile`, tokens for `Prefill`, texts for `Embed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     pub stage: Stage,
@@ -125,11 +128,13 @@ struct Inner {
     eos: HashSet<u32>,
     sampling: Sampling,
     fingerprint: u64,
+    embedder: Embedder,
 }
 
 impl Model {
     /// Loads a directory in the layout of the Hub: config.json, model.safetensors or its shards, and, where there are any,
-    /// generation_config.json, tokenizer.json, tokenizer_config.json and chat_template.jinja.
+    /// generation_config.json, tokenizer.json, tokenizer_config.json and chat_template.jinja; or one in the layout of
+    /// sentence-transformers, with modules.json.
     ///
     /// # Errors
     /// `NotFound` for a missing file, `Format` for one that contradicts itself or the model, `Unsupported` for an unknown
@@ -155,6 +160,9 @@ impl Model {
         let tokenizer = files.tokenizer(options)?;
         let chat_template = ChatTemplate::load(&files.directory)?;
         let (eos, sampling) = (files.eos(tokenizer.as_ref())?, files.sampling()?);
+        let (hidden_size, context_length) = (files.config.hidden_size, files.config.context_length);
+        let tokenizer_config = files.tokenizer_config.as_ref();
+        let embedder = Embedder::load(files.sentence, tokenizer.as_ref(), tokenizer_config, hidden_size, context_length)?;
 
         let mut checkpoint = Checkpoint::open(&files.directory, &mut on_bytes)?;
         let stored = stored_type(&checkpoint, &files.config, &device, options);
@@ -183,6 +191,7 @@ impl Model {
             eos,
             sampling,
             fingerprint,
+            embedder,
         })))
     }
 
@@ -241,9 +250,10 @@ impl Model {
     /// What this model and this library can do together.
     pub fn supports(&self, capability: Capability) -> bool {
         match capability {
-            Capability::Generate => true,
+            Capability::Generate => self.transformer().generates(),
             Capability::ChatTemplate => self.0.chat_template.is_some(),
-            Capability::Embed | Capability::Lora | Capability::Train => false,
+            Capability::Embed => self.0.tokenizer.is_some(),
+            Capability::Lora | Capability::Train => false,
         }
     }
 
@@ -277,6 +287,10 @@ impl Model {
         &self.0.transformer
     }
 
+    pub(super) fn embedder(&self) -> &Embedder {
+        &self.0.embedder
+    }
+
     fn config(&self) -> &Config {
         self.0.transformer.config()
     }
@@ -297,7 +311,7 @@ impl Model {
     }
 }
 
-/// The bytes that a model takes: its weights, the KV cache of its whole context and the workspace of a prefill step.
+/// The bytes that a model takes: its weights, the KV cache of its whole context if it generates, and the workspace of a step.
 ///
 /// # Errors
 /// As [`Model::load`]; names and shapes of all tensors are checked, no weight is read.
@@ -314,8 +328,11 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
     let config = files.config.clone();
     let backend = Backend::new(device.candle());
     let mut weights = Weights::dry(&mut checkpoint, &backend, stored);
-    Transformer::load(files.config, &mut weights)?;
-    let cache = KvCache::bytes(&config, config.context_length, StoredType::from(value_bytes).size(), &backend);
+    let cache = if Transformer::load(files.config, &mut weights)?.generates() {
+        KvCache::bytes(&config, config.context_length, StoredType::from(value_bytes).size(), &backend)
+    } else {
+        0
+    };
     Ok(weights.bytes() + cache + workspace_bytes(&config))
 }
 
@@ -327,6 +344,12 @@ fn warm_up(
     options: &LoadOptions,
     progress: &mut Option<&mut ProgressFn<'_>>,
 ) -> Result<()> {
+    if !transformer.generates() {
+        let _permit = device.permit()?;
+        let lengths = [8, 64.min(transformer.config().context_length)];
+        transformer.backend().step(|| transformer.encode(&vec![0; lengths.iter().sum()], &lengths))?;
+        return device.synchronize();
+    }
     let mut cache = transformer.new_cache();
     let mut scores = Vec::new();
     let lengths = [8, super::session::PREFILL_CHUNK - 8, 1, 1];
@@ -343,9 +366,9 @@ fn warm_up(
     device.synchronize()
 }
 
-/// What a prefill step of 512 tokens holds at once beyond weights and cache, in F32.
+/// What a step holds at once beyond weights and cache, in F32: 512 tokens of a prompt, or a pack of texts, or one long text.
 fn workspace_bytes(c: &Config) -> u64 {
-    let rows = super::session::PREFILL_CHUNK.min(c.context_length);
+    let rows = if c.causal { super::session::PREFILL_CHUNK.min(c.context_length) } else { embed::PACK_TOKENS.max(c.context_length) };
     let attention = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim + 2 * c.num_heads * c.head_dim;
     let mlp = c.intermediate_size * if c.gated { 3 } else { 2 };
     let row = 4 * c.hidden_size + attention.max(mlp);
@@ -362,8 +385,10 @@ fn stored_type(checkpoint: &Checkpoint<'_>, config: &Config, device: &Device, op
 
 /// What the file stores the embedding as.
 fn file_type(checkpoint: &Checkpoint<'_>, config: &Config) -> StoredType {
-    let names = [config.names.embed, config.names.head].map(|name| format!("{name}.weight"));
-    names.iter().find_map(|name| checkpoint.entry(name)).map_or(StoredType::F32, |entry| entry.stored)
+    let prefixes = config.names.prefixes.iter().copied().chain([""]);
+    let embed = prefixes.map(|prefix| format!("{prefix}{}.weight", config.names.embed));
+    let mut names = embed.chain(config.names.head.map(|name| format!("{name}.weight")));
+    names.find_map(|name| checkpoint.entry(&name)?.stored.clone().ok()).unwrap_or(StoredType::F32)
 }
 
 fn dtype_of(stored: Option<StoredType>, checkpoint: &Checkpoint<'_>, config: &Config) -> Dtype {
@@ -391,6 +416,7 @@ pub(super) struct Files {
     raw: Json,
     generation: Option<Json>,
     tokenizer_config: Option<Json>,
+    sentence: SentenceConfig,
 }
 
 impl Files {
@@ -408,6 +434,8 @@ impl Files {
         if !metadata.is_dir() {
             return Err(Error::unsupported(format!("{}: expected a directory with config.json", path.display())));
         }
+        let sentence = SentenceConfig::read(path)?;
+        let path = sentence.network.clone();
         let config_json = read_text(&path.join("config.json"))?;
         let raw = Json::parse("config.json", &config_json)?;
         let (family, mut config) = models::parse(&raw)?;
@@ -418,12 +446,13 @@ impl Files {
             config.context_length = tokens;
         }
         Ok(Self {
-            directory: path.to_path_buf(),
             family,
             config,
             config_json,
             generation: Json::read_optional(&path.join("generation_config.json"))?,
             tokenizer_config: Json::read_optional(&path.join("tokenizer_config.json"))?,
+            directory: path,
+            sentence,
             raw,
         })
     }

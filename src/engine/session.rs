@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use super::generate::Answer;
 use super::model::tell;
-use super::{Cancel, Chat, FinishReason, GenerateOptions, Generation, Model, Progress, ProgressFn, Stage, TokenEvent, TokenFn};
+use super::{Cancel, Capability, Chat, FinishReason, GenerateOptions, Generation, Model, Progress, ProgressFn, Stage, TokenEvent, TokenFn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::KvCache;
 
@@ -54,6 +54,10 @@ impl Session {
     /// # Errors
     /// `InvalidArgument` if `max_context` passes what the model was loaded for.
     pub fn new(model: &Model, max_context: usize) -> Result<Self> {
+        if !model.supports(Capability::Generate) {
+            let found = model.architecture();
+            return Err(Error::unsupported(format!("session: expected a model that generates text, found one of {found} that only embeds")));
+        }
         let most = model.context_length();
         if max_context > most {
             return Err(Error::argument(format!("max_context: expected at most {most}, found {max_context}")));

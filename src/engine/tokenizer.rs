@@ -12,6 +12,9 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use tokenizers::normalizers::{Lowercase, Sequence as NormalizerSequence};
+use tokenizers::{NormalizerWrapper, PostProcessor, TruncationDirection};
+
 use crate::error::{Error, ErrorKind, Result};
 
 /// Larger than any real tokenizer.json.
@@ -60,6 +63,41 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// As [`encode`](Self::encode) with special tokens, cut to `max_tokens` in all, at the end or at the beginning of the text.
+    pub(crate) fn encode_within(&self, text: &str, max_tokens: usize, cut: TruncationDirection) -> Result<Vec<u32>> {
+        let refused =
+            |e: tokenizers::Error| Error::argument(format!("text: the tokenizer refused it: {e}")).with_source(e);
+        let tokenizer = &self.0.tokenizer;
+        let mut encoding = tokenizer.encode_fast(text, false).map_err(refused)?;
+        encoding.truncate(max_tokens.saturating_sub(self.special_per_text()), 0, cut);
+        let encoding = tokenizer.post_process(encoding, None, true).map_err(refused)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The special tokens that the tokenizer puts around a text.
+    pub(crate) fn special_per_text(&self) -> usize {
+        self.0.tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(false))
+    }
+
+    /// The same, but every text is lower-cased first; itself if it does that already.
+    pub(crate) fn lower_cased(&self) -> Result<Self> {
+        let normalizer = self.0.tokenizer.get_normalizer();
+        if normalizer.is_some_and(lowers_case) {
+            return Ok(self.clone());
+        }
+        let mut steps = vec![NormalizerWrapper::Lowercase(Lowercase)];
+        match normalizer {
+            Some(NormalizerWrapper::Sequence(sequence)) => steps.extend(sequence.as_ref().iter().cloned()),
+            Some(other) => steps.push(other.clone()),
+            None => {}
+        }
+        let mut tokenizer = self.0.tokenizer.clone();
+        tokenizer
+            .with_normalizer(Some(NormalizerSequence::new(steps)))
+            .map_err(|e| Error::format(format!("tokenizer.json: normalizer: {e}")).with_source(e))?;
+        Ok(Self(Arc::new(Inner { tokenizer, special: self.0.special.clone() })))
+    }
+
     /// The text of token ids; bytes that are no UTF-8 become U+FFFD. `skip_special`: without special tokens.
     ///
     /// # Errors
@@ -98,5 +136,14 @@ impl Tokenizer {
     /// Tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.0.tokenizer.get_vocab_size(true)
+    }
+}
+
+fn lowers_case(normalizer: &NormalizerWrapper) -> bool {
+    match normalizer {
+        NormalizerWrapper::Lowercase(_) => true,
+        NormalizerWrapper::BertNormalizer(bert) => bert.lowercase,
+        NormalizerWrapper::Sequence(sequence) => sequence.as_ref().iter().any(lowers_case),
+        _ => false,
     }
 }

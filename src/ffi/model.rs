@@ -49,6 +49,8 @@ pub enum mc_stage {
     MC_STAGE_COMPILE = 4,
     /// Evaluating the prompt; tokens.
     MC_STAGE_PREFILL = 5,
+    /// Texts become vectors; counted in texts.
+    MC_STAGE_EMBED = 6,
     /// Not a value: makes the enum 32 bits wide.
     MC_STAGE_FORCE32 = 0x7fff_ffff,
 }
@@ -169,6 +171,7 @@ impl From<Stage> for mc_stage {
             Stage::Quantize => Self::MC_STAGE_QUANTIZE,
             Stage::Compile => Self::MC_STAGE_COMPILE,
             Stage::Prefill => Self::MC_STAGE_PREFILL,
+            Stage::Embed => Self::MC_STAGE_EMBED,
         }
     }
 }

@@ -1,12 +1,15 @@
-//! Attention over cached keys and values, `softmax(q Kᵀ · scale + mask) V`, for grouped queries, sliding windows and soft caps.
+//! Attention, `softmax(q Kᵀ · scale + bias + mask) V`, over a cache or within each of several sequences: grouped queries, sliding
+//! windows, soft caps, relative position biases.
 //!
 //! Keys lie in panels of sixteen positions and values in rows padded to sixteen, so that both products are the register tile
 //! of the matrix product. A query's scores, its softmax and its sum over values run in the order of absolute positions: the
-//! result has the same bits in a prompt, in a chunk of it and in a single step.
+//! result has the same bits in a prompt, in a chunk of it and in a single step, and whatever other sequences there are.
+
+use std::collections::TryReserveError;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use super::math;
-use std::collections::TryReserveError;
-
 use super::matmul::{multiply, tiles};
 use super::parallel::{Shared, split};
 use super::simd::{Kernel, LANES, Simd, dispatch};
@@ -15,6 +18,8 @@ use super::simd::{Kernel, LANES, Simd, dispatch};
 const GROWTH: usize = 256;
 /// Queries of one task: few enough that scores stay in the second cache, enough to feed the register tile.
 const BLOCK_QUERIES: usize = 24;
+/// Multiply-adds below which a second thread does not pay.
+const SPLIT_WORK: usize = 1 << 15;
 
 /// Keys and values of one layer: for each key-value head its own growing buffers.
 #[derive(Clone)]
@@ -30,6 +35,28 @@ struct Head {
     keys: Vec<f32>,
     /// `[position][dim padded to 16]`
     values: Vec<f32>,
+}
+
+impl Head {
+    /// Room for `positions`, a multiple of sixteen.
+    fn reserve(&mut self, positions: usize, dim: usize) -> Result<(), TryReserveError> {
+        for (buffer, len) in [(&mut self.keys, positions * dim), (&mut self.values, positions * dim.next_multiple_of(LANES))] {
+            if buffer.len() < len {
+                buffer.try_reserve_exact(len - buffer.len())?;
+                buffer.resize(len, 0.0);
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, position: usize, key: &[f32], value: &[f32]) {
+        let dim = key.len();
+        let panel = &mut self.keys[position / LANES * LANES * dim..][..LANES * dim];
+        for (d, &x) in key.iter().enumerate() {
+            panel[d * LANES + position % LANES] = x;
+        }
+        self.values[position * dim.next_multiple_of(LANES)..][..dim].copy_from_slice(value);
+    }
 }
 
 impl KvHeads {
@@ -71,22 +98,12 @@ impl KvHeads {
         v_stride: usize,
         rows: usize,
     ) -> Result<(), TryReserveError> {
-        let (dim, padded) = (self.dim, self.dim.next_multiple_of(LANES));
+        let dim = self.dim;
         let need = (self.len + rows).div_ceil(GROWTH) * GROWTH;
-        for head in self.heads.iter_mut().filter(|head| head.values.len() < need * padded) {
-            for (buffer, len) in [(&mut head.keys, need * dim), (&mut head.values, need * padded)] {
-                buffer.try_reserve_exact(len.saturating_sub(buffer.len()))?;
-                buffer.resize(len, 0.0);
-            }
-        }
+        self.heads.iter_mut().try_for_each(|head| head.reserve(need, dim))?;
         for (h, head) in self.heads.iter_mut().enumerate() {
             for t in 0..rows {
-                let at = self.len + t;
-                let panel = &mut head.keys[at / LANES * LANES * dim..][..LANES * dim];
-                for (d, &x) in keys[t * k_stride + h * dim..][..dim].iter().enumerate() {
-                    panel[d * LANES + at % LANES] = x;
-                }
-                head.values[at * padded..][..dim].copy_from_slice(&values[t * v_stride + h * dim..][..dim]);
+                head.write(self.len + t, &keys[t * k_stride + h * dim..][..dim], &values[t * v_stride + h * dim..][..dim]);
             }
         }
         self.len += rows;
@@ -108,7 +125,9 @@ impl KvHeads {
 /// What a query may see, and how scores become weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mask {
-    /// Keys a query sees, itself included; `None` = all before it.
+    /// Only keys up to the query's own position.
+    pub causal: bool,
+    /// Keys nearer than this are seen, the query's own being at 0; `None` = all.
     pub window: Option<usize>,
     /// Factor of the scores.
     pub scale: f32,
@@ -116,7 +135,16 @@ pub struct Mask {
     pub softcap: Option<f32>,
 }
 
-/// The last `rows` positions of the cache attend to what they may see.
+impl Mask {
+    /// The keys that the query at `position` sees, of `len`.
+    fn seen(&self, position: usize, len: usize) -> Range<usize> {
+        let window = self.window.unwrap_or(usize::MAX);
+        let from = (position + 1).saturating_sub(window);
+        from..if self.causal { position + 1 } else { position.saturating_add(window).min(len) }
+    }
+}
+
+/// The last `rows` positions of the cache attend to what they may see, with a causal mask.
 ///
 /// # Shape
 /// `q`: rows of `heads · dim` values, `q_stride` apart; `out`: `(rows, heads · dim)`.
@@ -124,7 +152,7 @@ pub fn attend(q: &[f32], q_stride: usize, heads: usize, cache: &KvHeads, mask: M
     let width = heads * cache.dim;
     let rows = out.len() / width;
     assert_eq!(out.len(), rows * width, "whole rows of out");
-    assert!(rows <= cache.len && heads.is_multiple_of(cache.heads.len()), "queries of this cache");
+    assert!(rows <= cache.len && heads.is_multiple_of(cache.heads.len()) && mask.causal, "queries of this cache");
     assert!(rows == 0 || q.len() >= (rows - 1) * q_stride + width, "q holds {rows} rows");
     let group = heads / cache.heads.len();
     // One step: a task is a key-value head with its whole group, so that its keys are read once. Else a block of queries of a head.
@@ -132,28 +160,101 @@ pub fn attend(q: &[f32], q_stride: usize, heads: usize, cache: &KvHeads, mask: M
     let tasks = if rows == 1 { cache.heads.len() } else { heads * blocks };
     let work = cache.len.min(mask.window.unwrap_or(usize::MAX)) * cache.dim * if rows == 1 { group } else { BLOCK_QUERIES };
     let out = Shared::new(out);
-    split(tasks, (1usize << 15).div_ceil(work.max(1)), |tasks| {
+    split(tasks, SPLIT_WORK.div_ceil(work.max(1)), |tasks| {
         let mut scratch = Scratch::default();
         for task in tasks {
-            let block = if rows == 1 {
-                Block { head: task * group, kv_head: task, first: 0, rows: group, a_row: cache.dim, same_position: true }
+            let (block, kv_head) = if rows == 1 {
+                (Block { head: task * group, first: 0, rows: group, a_row: cache.dim, same_position: true }, task)
             } else {
                 let (head, first) = (task / blocks, task % blocks * BLOCK_QUERIES);
                 let rows = BLOCK_QUERIES.min(rows - first);
-                Block { head, kv_head: head / group, first, rows, a_row: q_stride, same_position: false }
+                (Block { head, first, rows, a_row: q_stride, same_position: false }, head / group)
             };
             let q = &q[block.first * q_stride + block.head * cache.dim..];
             let position = cache.len - rows + block.first;
-            dispatch(Attend { q, block, position, cache, mask, width, out, scratch: &mut scratch });
+            let (dim, len, keys) = (cache.dim, cache.len, &cache.heads[kv_head]);
+            dispatch(Attend { q, block, position, keys, dim, len, mask, bias: None, width, out, scratch: &mut scratch });
         }
     });
+}
+
+/// Sequences that lie one after another attend, each to itself.
+///
+/// # Shape
+/// `q`, `out`: rows of `heads · dim` values; `k`, `v`: rows of `kv_heads · dim`; as many rows as `lengths` sum to. `bias`: for each head
+/// `2 · longest - 1` values that are added to the scores, by the key's position minus the query's, which is 0 in the middle.
+///
+/// # Errors
+/// If there is no memory for the keys of one head.
+#[allow(clippy::too_many_arguments)]
+pub fn attend_within(
+    q: Strided<'_>,
+    k: Strided<'_>,
+    v: Strided<'_>,
+    heads: usize,
+    kv_heads: usize,
+    lengths: &[usize],
+    mask: Mask,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) -> Result<(), TryReserveError> {
+    let rows: usize = lengths.iter().sum();
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    if longest == 0 {
+        return Ok(());
+    }
+    let width = out.len() / rows;
+    let (dim, group) = (width / heads, heads / kv_heads);
+    assert_eq!(out.len(), rows * heads * dim, "whole rows of out");
+    assert!(group * kv_heads == heads, "whole groups of heads");
+    for (x, heads) in [(&q, heads), (&k, kv_heads), (&v, kv_heads)] {
+        assert!(x.values.len() >= (rows - 1) * x.stride + heads * dim, "{rows} rows of q, k and v");
+    }
+    assert!(bias.is_none_or(|bias| bias.len() == heads * (2 * longest - 1)), "a bias for each distance");
+    let starts: Vec<usize> = lengths.iter().scan(0, |at, len| Some(std::mem::replace(at, *at + len))).collect();
+    let failed = Mutex::new(Ok(()));
+    let out = Shared::new(out);
+    // A task is a head of a sequence: its keys are packed once and stay in the first caches.
+    let work = (rows / lengths.len()).pow(2) * dim;
+    split(lengths.len() * heads, SPLIT_WORK.div_ceil(work.max(1)), |tasks| {
+        let (mut keys, mut scratch) = (Head::default(), Scratch::default());
+        if let Err(error) = keys.reserve(longest.next_multiple_of(LANES), dim) {
+            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
+            return;
+        }
+        for task in tasks {
+            let (head, start, len) = (task % heads, starts[task / heads], lengths[task / heads]);
+            if len == 0 {
+                continue;
+            }
+            for t in 0..len {
+                let at = |x: &Strided<'_>| (start + t) * x.stride + head / group * dim;
+                keys.write(t, &k.values[at(&k)..][..dim], &v.values[at(&v)..][..dim]);
+            }
+            let bias = bias.map(|bias| &bias[head * (2 * longest - 1) + longest - len..][..2 * len - 1]);
+            for first in (0..len).step_by(BLOCK_QUERIES) {
+                let rows = BLOCK_QUERIES.min(len - first);
+                let block = Block { head, first: start + first, rows, a_row: q.stride, same_position: false };
+                let (q, keys, scratch) = (&q.values[block.first * q.stride + head * dim..], &keys, &mut scratch);
+                dispatch(Attend { q, block, position: first, keys, dim, len, mask, bias, width, out, scratch });
+            }
+        }
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Rows of values that are `stride` apart.
+#[derive(Clone, Copy)]
+pub struct Strided<'a> {
+    pub values: &'a [f32],
+    pub stride: usize,
 }
 
 /// Queries that are handled together: rows of one head, or the heads of a group at one position.
 #[derive(Clone, Copy)]
 struct Block {
     head: usize,
-    kv_head: usize,
+    /// Its first row of the output.
     first: usize,
     rows: usize,
     a_row: usize,
@@ -171,8 +272,13 @@ struct Attend<'a> {
     block: Block,
     /// The absolute position of the first query.
     position: usize,
-    cache: &'a KvHeads,
+    keys: &'a Head,
+    dim: usize,
+    /// Positions that hold a key.
+    len: usize,
     mask: Mask,
+    /// `2 · len - 1` values, by the key's position minus the query's.
+    bias: Option<&'a [f32]>,
     width: usize,
     out: Shared<f32>,
     scratch: &'a mut Scratch,
@@ -183,12 +289,11 @@ impl Kernel for Attend<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { q, block, position, cache, mask, width, out, scratch } = self;
-        let (dim, padded) = (cache.dim, cache.dim.next_multiple_of(LANES));
-        let head = &cache.heads[block.kv_head];
+        let Self { q, block, position, keys: head, dim, len, mask, bias, width, out, scratch } = self;
+        let padded = dim.next_multiple_of(LANES);
         let last = if block.same_position { position } else { position + block.rows - 1 };
-        let sees_from = |position: usize| mask.window.map_or(0, |w| (position + 1).saturating_sub(w));
-        let (low, high) = (sees_from(position) / LANES, last / LANES + 1); // panels
+        let end = mask.seen(last, len).end;
+        let (low, high) = (mask.seen(position, len).start / LANES, end.div_ceil(LANES)); // panels
         let span = (high - low) * LANES;
         scratch.scores.clear();
         scratch.scores.resize(block.rows * span, 0.0);
@@ -219,11 +324,12 @@ impl Kernel for Attend<'_> {
         scratch.sums.clear();
         for (r, scores) in scratch.scores.chunks_exact_mut(span).enumerate() {
             let at = if block.same_position { position } else { position + r };
-            let seen = sees_from(at) - low * LANES..at + 1 - low * LANES;
-            scratch.sums.push(softmax::<S>(scores, seen, mask));
+            let seen = mask.seen(at, len);
+            let bias = bias.map(|bias| &bias[len - 1 + seen.start - at..][..seen.len()]);
+            scratch.sums.push(softmax::<S>(scores, seen.start - low * LANES..seen.end - low * LANES, mask, bias));
         }
 
-        let positions = (last + 1) - low * LANES; // the values that are written; a later one may hold anything
+        let positions = end - low * LANES; // the values that are written; a later one may hold anything
         let values = &head.values[low * LANES * padded..][..positions * padded];
         let mut done = 0;
         for rows in tiles::<S>(block.rows) {
@@ -292,13 +398,16 @@ unsafe fn by_rows<S: Simd, const P: usize>(
 ///
 /// Lane `i` sums the positions that are `i` modulo sixteen: an order that does not depend on where the row begins.
 #[inline(always)]
-fn softmax<S: Simd>(scores: &mut [f32], seen: std::ops::Range<usize>, mask: Mask) -> f32 {
+fn softmax<S: Simd>(scores: &mut [f32], seen: Range<usize>, mask: Mask, bias: Option<&[f32]>) -> f32 {
     scores[..seen.start].fill(0.0);
     scores[seen.end..].fill(0.0);
     let row = &mut scores[seen.clone()];
     match mask.softcap {
         Some(cap) => row.iter_mut().for_each(|x| *x = cap * math::tanh::<S>(*x * mask.scale / cap)),
         None => row.iter_mut().for_each(|x| *x *= mask.scale),
+    }
+    if let Some(bias) = bias {
+        row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
     }
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     row.iter_mut().for_each(|x| *x = math::exp::<S>(*x - max));
@@ -316,25 +425,38 @@ mod tests {
     use super::super::noise;
     use super::*;
 
-    /// One query at a time in F64, straight from the formula.
-    fn naive(q: &[f32], k: &[f32], v: &[f32], heads: usize, kv_heads: usize, dim: usize, mask: Mask) -> Vec<f32> {
+    /// One query at a time in F64, straight from the formula; `bias` as [`attend_within`] takes it.
+    #[allow(clippy::too_many_arguments)]
+    fn naive(
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        heads: usize,
+        kv_heads: usize,
+        dim: usize,
+        mask: Mask,
+        bias: Option<&[f32]>,
+    ) -> Vec<f32> {
         let rows = q.len() / (heads * dim);
         let mut out = vec![0.0; q.len()];
         for t in 0..rows {
             for h in 0..heads {
                 let g = h / (heads / kv_heads);
-                let from = mask.window.map_or(0, |w| (t + 1).saturating_sub(w));
+                let sees = |s: &usize| (!mask.causal || *s <= t) && mask.window.is_none_or(|w| t.abs_diff(*s) < w);
+                let seen: Vec<usize> = (0..rows).filter(sees).collect();
                 let score = |s: usize| {
                     let dot: f64 = (0..dim)
                         .map(|d| f64::from(q[(t * heads + h) * dim + d]) * f64::from(k[(s * kv_heads + g) * dim + d]))
                         .sum();
                     let x = dot * f64::from(mask.scale);
-                    mask.softcap.map_or(x, |c| f64::from(c) * (x / f64::from(c)).tanh()).exp()
+                    let x = mask.softcap.map_or(x, |c| f64::from(c) * (x / f64::from(c)).tanh());
+                    let middle = bias.map_or(0, |bias| bias.len() / heads / 2);
+                    (x + bias.map_or(0.0, |bias| f64::from(bias[h * (2 * middle + 1) + middle + s - t]))).exp()
                 };
-                let total: f64 = (from..=t).map(score).sum();
+                let total: f64 = seen.iter().map(|&s| score(s)).sum();
                 for d in 0..dim {
-                    let x: f64 = (from..=t).map(|s| score(s) / total * f64::from(v[(s * kv_heads + g) * dim + d])).sum();
-                    out[(t * heads + h) * dim + d] = x as f32;
+                    let value = |s: usize| f64::from(v[(s * kv_heads + g) * dim + d]);
+                    out[(t * heads + h) * dim + d] = seen.iter().map(|&s| score(s) / total * value(s)).sum::<f64>() as f32;
                 }
             }
         }
@@ -342,14 +464,58 @@ mod tests {
     }
 
     #[test]
+    fn sequences_see_themselves_only_and_have_the_same_bits_in_any_company() {
+        for (heads, kv_heads, dim) in [(4, 2, 16), (3, 3, 8), (8, 1, 40), (2, 2, 64)] {
+            for (causal, window, biased) in
+                [(false, None, false), (false, None, true), (false, Some(1), false), (false, Some(9), true), (true, Some(7), false)]
+            {
+                let mask = Mask { causal, window, scale: 0.7, softcap: None };
+                let lengths = [5, 0, 33, 1, 70, 16];
+                let (rows, longest) = (lengths.iter().sum::<usize>(), 70);
+                let (qw, kw) = (heads * dim, kv_heads * dim);
+                // q, k and v are columns of one matrix, as the product gives them.
+                let stride = qw + 2 * kw;
+                let qkv = noise(rows * stride, 1);
+                let part = |from: usize| Strided { values: &qkv[from..], stride };
+                let bias = biased.then(|| noise(heads * (2 * longest - 1), 2));
+                let mut out = vec![f32::NAN; rows * qw];
+                let (q, k, v) = (part(0), part(qw), part(qw + kw));
+                attend_within(q, k, v, heads, kv_heads, &lengths, mask, bias.as_deref(), &mut out).unwrap();
+                let mut start = 0;
+                for len in lengths {
+                    let column = |from: usize, width: usize| -> Vec<f32> {
+                        (start..start + len).flat_map(|t| qkv[t * stride + from..][..width].to_vec()).collect()
+                    };
+                    let (q, k, v) = (column(0, qw), column(qw, kw), column(qw + kw, kw));
+                    let bias: Option<Vec<f32>> = bias.as_ref().filter(|_| len > 0).map(|bias| {
+                        let head = |h: usize| bias[h * (2 * longest - 1) + longest - len..][..2 * len - 1].to_vec();
+                        (0..heads).flat_map(head).collect()
+                    });
+                    let want = naive(&q, &k, &v, heads, kv_heads, dim, mask, bias.as_deref());
+                    let mut alone = vec![f32::NAN; len * qw];
+                    let of = |values, stride| Strided { values, stride };
+                    let (q, k, v) = (of(&q, qw), of(&k, kw), of(&v, kw));
+                    attend_within(q, k, v, heads, kv_heads, &[len], mask, bias.as_deref(), &mut alone).unwrap();
+                    let got = &out[start * qw..][..len * qw];
+                    for (x, y) in got.iter().zip(&want) {
+                        assert!((x - y).abs() < 2e-5, "{heads} {kv_heads} {dim} {mask:?} of {len}: {x} {y}");
+                    }
+                    assert_eq!(got, alone);
+                    start += len;
+                }
+            }
+        }
+    }
+
+    #[test]
     fn every_mask_and_shape_equals_the_formula_in_any_chunks() {
         for (heads, kv_heads, dim, rows) in [(4, 2, 16, 61), (3, 3, 8, 20), (8, 1, 40, 35), (2, 2, 64, 300)] {
             for window in [None, Some(1), Some(7), Some(33)] {
                 for softcap in [None, Some(2.0)] {
-                    let mask = Mask { window, scale: 0.7, softcap };
+                    let mask = Mask { causal: true, window, scale: 0.7, softcap };
                     let q = noise(rows * heads * dim, 1);
                     let (k, v) = (noise(rows * kv_heads * dim, 2), noise(rows * kv_heads * dim, 3));
-                    let want = naive(&q, &k, &v, heads, kv_heads, dim, mask);
+                    let want = naive(&q, &k, &v, heads, kv_heads, dim, mask, None);
                     let mut first: Option<Vec<f32>> = None;
                     for chunk in [rows, 1, 7, 16, 50] {
                         let (mut cache, mut out) = (KvHeads::new(kv_heads, dim), vec![f32::NAN; q.len()]);
@@ -371,7 +537,7 @@ mod tests {
 
     #[test]
     fn what_was_truncated_leaves_no_trace() {
-        let (dim, mask) = (16, Mask { window: None, scale: 1.0, softcap: None });
+        let (dim, mask) = (16, Mask { causal: true, window: None, scale: 1.0, softcap: None });
         let (q, k, v) = (noise(dim, 1), noise(20 * dim, 2), noise(20 * dim, 3));
         let mut clean = KvHeads::new(1, dim);
         clean.append(&k, dim, &v, dim, 10).unwrap();

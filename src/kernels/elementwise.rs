@@ -22,6 +22,10 @@ pub enum Activation {
     Relu,
     /// `max(x, 0)²`
     Relu2,
+    /// The hyperbolic tangent
+    Tanh,
+    /// `1 / (1 + e⁻ˣ)`
+    Sigmoid,
 }
 
 /// Which norm.
@@ -42,6 +46,8 @@ fn activation<S: Simd>(kind: Activation, x: f32) -> f32 {
         Activation::QuickGelu => x / (1.0 + math::exp::<S>(-1.702 * x)),
         Activation::Relu => x.max(0.0),
         Activation::Relu2 => x.max(0.0) * x.max(0.0),
+        Activation::Tanh => math::tanh::<S>(x),
+        Activation::Sigmoid => 1.0 / (1.0 + math::exp::<S>(-x)),
     }
 }
 
@@ -265,7 +271,7 @@ fn with_activation<S: Simd>(kind: Activation, x: &[f32], out: &mut [f32]) {
             }
         };
     }
-    arms!(Silu Gelu GeluTanh QuickGelu Relu Relu2)
+    arms!(Silu Gelu GeluTanh QuickGelu Relu Relu2 Tanh Sigmoid)
 }
 
 /// `x + scale · y`.

@@ -24,6 +24,7 @@ pub fn matmul(x: &[f32], x_stride: usize, weight: &Packed, bias: Option<&[f32]>,
     let (n, k) = (weight.rows, weight.cols);
     let rows = y.len() / n;
     assert_eq!(y.len(), rows * n, "whole rows of y");
+    assert_eq!(weight.lanes, LANES, "a matrix for products");
     assert!(rows == 0 || x.len() >= (rows - 1) * x_stride + k, "x holds {rows} rows");
     assert!(bias.is_none_or(|b| b.len() == n), "a bias for each output");
     match &weight.panels {
@@ -289,11 +290,11 @@ pub(super) unsafe fn multiply<S: Simd, W: Weight, const R: usize, const P: usize
 #[cfg(test)]
 mod tests {
     use super::super::noise;
-    use super::super::packed::StoredType;
+    use super::super::packed::{StoredType, Use};
     use super::*;
 
     fn pack(values: &[f32], rows: usize, cols: usize, stored: StoredType) -> Packed {
-        let mut packed = Packed::new(rows, cols, stored).unwrap();
+        let mut packed = Packed::new(rows, cols, stored, Use::Product).unwrap();
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         assert!(packed.fill(0, &bytes, StoredType::F32));
         packed

@@ -13,11 +13,11 @@ mod matmul;
 mod attention;
 mod elementwise;
 
-pub use attention::{KvHeads, Mask, attend};
+pub use attention::{KvHeads, Mask, Strided, attend, attend_within};
 pub use elementwise::{Activation, Norm, activate, add_scaled, gated, normalise, rotate, scale_softcap};
 pub use matmul::matmul;
 pub use memory::{physical_bytes, resident_bytes, trim};
-pub use packed::{Packed, StoredType, widen};
+pub use packed::{Packed, StoredType, Use, widen};
 pub use parallel::install;
 
 /// Values of a fixed generator, in -1..1.

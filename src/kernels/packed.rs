@@ -2,6 +2,7 @@
 //!
 //! Rows are grouped by sixteen into panels; a panel holds, for each column, its sixteen rows side by side. One vector load
 //! is then one column of sixteen outputs, a decode step reads memory front to back, and nothing is repacked at run time.
+//! A table that rows are only looked up in has panels of one row: a row of a wide panel is a cache line a value.
 
 use half::{bf16, f16};
 
@@ -33,17 +34,39 @@ pub(super) enum Panels {
     BF16(Vec<bf16>),
 }
 
+/// What a matrix is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Products, and single rows now and then.
+    Product,
+    /// Rows only.
+    Lookup,
+}
+
+impl Use {
+    /// Rows of a panel.
+    fn lanes(self) -> usize {
+        match self {
+            Self::Product => LANES,
+            Self::Lookup => 1,
+        }
+    }
+}
+
 /// A matrix of `rows` outputs by `cols` inputs; the last panel is filled up with zeros.
 pub struct Packed {
     pub(super) rows: usize,
     pub(super) cols: usize,
+    /// Rows of a panel.
+    pub(super) lanes: usize,
     pub(super) panels: Panels,
 }
 
 impl Packed {
     /// A matrix of zeros, to be filled by [`fill`](Self::fill). `None` if there is no memory for its size.
-    pub fn new(rows: usize, cols: usize, stored: StoredType) -> Option<Self> {
-        let len = rows.div_ceil(LANES).checked_mul(LANES)?.checked_mul(cols)?;
+    pub fn new(rows: usize, cols: usize, stored: StoredType, purpose: Use) -> Option<Self> {
+        let lanes = purpose.lanes();
+        let len = rows.div_ceil(lanes).checked_mul(lanes)?.checked_mul(cols)?;
         fn zeros<T: Copy + Default>(len: usize) -> Option<Vec<T>> {
             let mut vec = huge_vec(len)?;
             vec.resize(len, T::default());
@@ -54,7 +77,7 @@ impl Packed {
             StoredType::F16 => Panels::F16(zeros(len)?),
             StoredType::BF16 => Panels::BF16(zeros(len)?),
         };
-        Some(Self { rows, cols, panels })
+        Some(Self { rows, cols, lanes, panels })
     }
 
     /// Outputs.
@@ -68,27 +91,27 @@ impl Packed {
     }
 
     /// The bytes of a matrix of this shape.
-    pub fn bytes(rows: usize, cols: usize, stored: StoredType) -> u64 {
-        (rows.div_ceil(LANES) * LANES) as u64 * cols as u64 * stored.size() as u64
+    pub fn bytes(rows: usize, cols: usize, stored: StoredType, purpose: Use) -> u64 {
+        rows.next_multiple_of(purpose.lanes()) as u64 * cols as u64 * stored.size() as u64
     }
 
     /// Writes whole rows from `first` on: little-endian values of type `from`, row after row. Returns `false` if a value of
     /// a finite F32 or BF16 does not fit F16.
     pub fn fill(&mut self, first: usize, bytes: &[u8], from: StoredType) -> bool {
-        let cols = self.cols;
+        let (cols, lanes) = (self.cols, self.lanes);
         assert_eq!(bytes.len() % (cols * from.size()), 0, "whole rows");
         match (&mut self.panels, from) {
-            (Panels::F32(to), StoredType::F32) => scatter(to, cols, first, bytes, f32::from_le_bytes),
-            (Panels::F32(to), StoredType::F16) => scatter(to, cols, first, bytes, |b| f16::from_le_bytes(b).to_f32()),
-            (Panels::F32(to), StoredType::BF16) => scatter(to, cols, first, bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            (Panels::BF16(to), StoredType::BF16) => scatter(to, cols, first, bytes, bf16::from_le_bytes),
+            (Panels::F32(to), StoredType::F32) => scatter(to, cols, lanes, first, bytes, f32::from_le_bytes),
+            (Panels::F32(to), StoredType::F16) => scatter(to, cols, lanes, first, bytes, |b| f16::from_le_bytes(b).to_f32()),
+            (Panels::F32(to), StoredType::BF16) => scatter(to, cols, lanes, first, bytes, |b| bf16::from_le_bytes(b).to_f32()),
+            (Panels::BF16(to), StoredType::BF16) => scatter(to, cols, lanes, first, bytes, bf16::from_le_bytes),
             (Panels::BF16(to), StoredType::F32) => {
-                scatter(to, cols, first, bytes, |b| bf16::from_f32(f32::from_le_bytes(b)));
+                scatter(to, cols, lanes, first, bytes, |b| bf16::from_f32(f32::from_le_bytes(b)));
             }
             (Panels::BF16(to), StoredType::F16) => {
-                scatter(to, cols, first, bytes, |b| bf16::from_f32(f16::from_le_bytes(b).to_f32()));
+                scatter(to, cols, lanes, first, bytes, |b| bf16::from_f32(f16::from_le_bytes(b).to_f32()));
             }
-            (Panels::F16(to), StoredType::F16) => scatter(to, cols, first, bytes, f16::from_le_bytes),
+            (Panels::F16(to), StoredType::F16) => scatter(to, cols, lanes, first, bytes, f16::from_le_bytes),
             (Panels::F16(to), from) => {
                 let mut fits = true;
                 let mut narrow = |x: f32| {
@@ -97,8 +120,8 @@ impl Packed {
                     y
                 };
                 match from {
-                    StoredType::F32 => scatter(to, cols, first, bytes, |b| narrow(f32::from_le_bytes(b))),
-                    _ => scatter(to, cols, first, bytes, |b| narrow(bf16::from_le_bytes(b).to_f32())),
+                    StoredType::F32 => scatter(to, cols, lanes, first, bytes, |b| narrow(f32::from_le_bytes(b))),
+                    _ => scatter(to, cols, lanes, first, bytes, |b| narrow(bf16::from_le_bytes(b).to_f32())),
                 }
                 return fits;
             }
@@ -109,36 +132,43 @@ impl Packed {
     /// Copies one row into `out`, in F32.
     pub fn row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows && out.len() == self.cols, "a row of this matrix");
-        fn gather<T: Copy>(panels: &[T], cols: usize, row: usize, out: &mut [f32], widen: impl Fn(T) -> f32) {
-            let panel = &panels[row / LANES * LANES * cols..][..LANES * cols];
-            for (x, column) in out.iter_mut().zip(panel.chunks_exact(LANES)) {
-                *x = widen(column[row % LANES]);
+        fn gather<T: Copy>(panels: &[T], lanes: usize, row: usize, out: &mut [f32], widen: impl Fn(T) -> f32) {
+            let panel = &panels[row / lanes * lanes * out.len()..][..lanes * out.len()];
+            for (x, column) in out.iter_mut().zip(panel.chunks_exact(lanes)) {
+                *x = widen(column[row % lanes]);
             }
         }
         match &self.panels {
-            Panels::F32(p) => gather(p, self.cols, row, out, |x| x),
-            Panels::F16(p) => gather(p, self.cols, row, out, f16::to_f32),
-            Panels::BF16(p) => gather(p, self.cols, row, out, bf16::to_f32),
+            Panels::F32(p) => gather(p, self.lanes, row, out, |x| x),
+            Panels::F16(p) => gather(p, self.lanes, row, out, f16::to_f32),
+            Panels::BF16(p) => gather(p, self.lanes, row, out, bf16::to_f32),
         }
     }
 }
 
 /// Reads `N`-byte values row by row and writes them into panels.
-fn scatter<T: Copy, const N: usize>(to: &mut [T], cols: usize, first: usize, bytes: &[u8], mut read: impl FnMut([u8; N]) -> T) {
+fn scatter<T: Copy, const N: usize>(
+    to: &mut [T],
+    cols: usize,
+    lanes: usize,
+    first: usize,
+    bytes: &[u8],
+    mut read: impl FnMut([u8; N]) -> T,
+) {
     let mut value = |at: usize| read(bytes[at * N..][..N].try_into().expect("N bytes"));
     let rows = bytes.len() / N / cols;
     let mut row = 0;
     while row < rows {
-        let lane = (first + row) % LANES;
-        let panel = &mut to[(first + row) / LANES * LANES * cols..][..LANES * cols];
-        let lanes = (LANES - lane).min(rows - row);
+        let lane = (first + row) % lanes;
+        let panel = &mut to[(first + row) / lanes * lanes * cols..][..lanes * cols];
+        let filled = (lanes - lane).min(rows - row);
         // Columns outside, lanes inside: the writes are sequential, and sixteen sequential reads are what caches are built for.
-        for (k, column) in panel.chunks_exact_mut(LANES).enumerate() {
-            for (i, slot) in column[lane..lane + lanes].iter_mut().enumerate() {
+        for (k, column) in panel.chunks_exact_mut(lanes).enumerate() {
+            for (i, slot) in column[lane..lane + filled].iter_mut().enumerate() {
                 *slot = value((row + i) * cols + k);
             }
         }
-        row += lanes;
+        row += filled;
     }
 }
 
@@ -163,9 +193,14 @@ mod tests {
         let (rows, cols) = (37, 5);
         let values: Vec<f32> = (0..rows * cols).map(|i| i as f32 * 0.5 - 30.0).collect();
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        for stored in [StoredType::F32, StoredType::F16, StoredType::BF16] {
+        for (stored, purpose) in [
+            (StoredType::F32, Use::Product),
+            (StoredType::F16, Use::Product),
+            (StoredType::BF16, Use::Product),
+            (StoredType::F32, Use::Lookup),
+        ] {
             for piece in [1, 7, 16, 37] {
-                let mut packed = Packed::new(rows, cols, stored).unwrap();
+                let mut packed = Packed::new(rows, cols, stored, purpose).unwrap();
                 for (i, part) in bytes.chunks(piece * cols * 4).enumerate() {
                     assert!(packed.fill(i * piece, part, StoredType::F32));
                 }
@@ -180,14 +215,14 @@ mod tests {
 
     #[test]
     fn a_value_beyond_f16_is_reported() {
-        let mut packed = Packed::new(1, 1, StoredType::F16).unwrap();
+        let mut packed = Packed::new(1, 1, StoredType::F16, Use::Product).unwrap();
         assert!(!packed.fill(0, &70000f32.to_le_bytes(), StoredType::F32));
         assert!(packed.fill(0, &f32::INFINITY.to_le_bytes(), StoredType::F32));
     }
 
     #[test]
     fn a_size_beyond_the_memory_is_refused() {
-        assert!(Packed::new(1 << 30, 1 << 20, StoredType::F32).is_none());
-        assert!(Packed::new(usize::MAX / 2, 8, StoredType::F32).is_none());
+        assert!(Packed::new(1 << 30, 1 << 20, StoredType::F32, Use::Product).is_none());
+        assert!(Packed::new(usize::MAX / 2, 8, StoredType::F32, Use::Lookup).is_none());
     }
 }

@@ -2,8 +2,10 @@
 
 mod json;
 mod safetensors;
+mod sentence;
 #[cfg(feature = "hub")]
 pub mod hub;
 
 pub use json::{Json, read_text};
 pub use safetensors::{Checkpoint, FNV_START, fnv};
+pub use sentence::{Module, SentenceConfig, Similarity};

@@ -158,10 +158,15 @@ pub fn fnv(start: u64, bytes: &[u8]) -> u64 {
 /// One header entry, checked: its type and shape, and its range within `size` bytes.
 fn tensor(fields: &Value, size: u64) -> std::result::Result<(Entry, u64, u64), String> {
     let dtype = fields.get("dtype").and_then(Value::as_str).ok_or("expected a dtype")?;
-    let stored = match dtype {
-        "F32" => StoredType::F32,
-        "F16" => StoredType::F16,
-        "BF16" => StoredType::BF16,
+    let (stored, value_bytes) = match dtype {
+        "F32" => (Ok(StoredType::F32), 4),
+        "F16" => (Ok(StoredType::F16), 2),
+        "BF16" => (Ok(StoredType::BF16), 2),
+        // Nothing here computes with these, but a buffer of them may lie beside the weights.
+        "BOOL" | "U8" | "I8" => (Err(dtype.to_string()), 1),
+        "U16" | "I16" => (Err(dtype.to_string()), 2),
+        "U32" | "I32" => (Err(dtype.to_string()), 4),
+        "U64" | "I64" | "F64" => (Err(dtype.to_string()), 8),
         other => return Err(format!("dtype: expected F32, F16 or BF16, found {other:?}")),
     };
     let whole = |value: &Value| value.as_u64().ok_or_else(|| format!("expected a whole number, found {value}"));
@@ -173,7 +178,7 @@ fn tensor(fields: &Value, size: u64) -> std::result::Result<(Entry, u64, u64), S
     if start > end || end > size {
         return Err(format!("data_offsets: expected a range within {size} bytes, found {start}..{end}"));
     }
-    let bytes = shape.iter().try_fold(stored.size() as u64, |n, &dim| n.checked_mul(dim));
+    let bytes = shape.iter().try_fold(value_bytes as u64, |n: u64, &dim| n.checked_mul(dim));
     if bytes != Some(end - start) {
         return Err(format!("shape {shape:?} of {dtype} does not take the {} bytes of its range", end - start));
     }

@@ -14,10 +14,16 @@ pub const MAX_CONTEXT: usize = 1 << 30;
 
 /// Llama's names: those of most families.
 pub const LLAMA: Names = Names {
-    embed: "model.embed_tokens",
-    layer: "model.layers.{}",
-    final_norm: "model.norm",
-    head: "lm_head",
+    prefixes: &["model."],
+    embed: "embed_tokens",
+    positions: "",
+    types: "",
+    embed_norm: None,
+    relative_bias: "",
+    layer: "layers.{}",
+    final_norm: Some("norm"),
+    head: Some("lm_head"),
+    unused: &[],
     q: Source::Own("self_attn.q_proj"),
     k: Source::Own("self_attn.k_proj"),
     v: Source::Own("self_attn.v_proj"),
@@ -128,7 +134,11 @@ pub fn parse(json: &Json, defaults: &Defaults) -> Result<Config> {
         num_kv_heads,
         head_dim,
         context_length: rope::context_length(&rope, trained),
-        layers: vec![Layer { window: None, rope: Some(0) }; num_layers],
+        causal: true,
+        positions: None,
+        token_types: None,
+        relative_buckets: None,
+        layers: vec![Layer::PLAIN; num_layers],
         ropes: vec![rope],
         names: defaults.names,
         norm: Norm::Rms,
@@ -154,17 +164,11 @@ pub fn parse(json: &Json, defaults: &Defaults) -> Result<Config> {
 }
 
 /// Keys of any family that ask for another network than the one built here.
-fn refuse_what_changes_the_result(json: &Json) -> Result<()> {
+pub fn refuse_what_changes_the_result(json: &Json) -> Result<()> {
     for key in ["quantization_config", "per_layer_config"] {
         if json.get(key).is_some() {
             return Err(json.unsupported(key, "expected none: such checkpoints are not supported"));
         }
-    }
-    if !json.flag("is_causal", true)? {
-        return Err(json.unsupported("is_causal", "expected true"));
-    }
-    if json.flag("use_bidirectional_attention", false)? {
-        return Err(json.unsupported("use_bidirectional_attention", "expected false for text generation"));
     }
     Ok(())
 }
@@ -179,9 +183,11 @@ pub fn activation(json: &Json, key: &str, default: &str) -> Result<Activation> {
         "quick_gelu" => Activation::QuickGelu,
         "relu" => Activation::Relu,
         "relu2" => Activation::Relu2,
+        "tanh" => Activation::Tanh,
+        "sigmoid" => Activation::Sigmoid,
         other => {
             return Err(Error::unsupported(format!(
-                "config.json: {key}: {other:?} is not supported (silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, relu2)"
+                "config.json: {key}: {other:?} is not supported (silu, gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, relu2, tanh, sigmoid)"
             )));
         }
     })

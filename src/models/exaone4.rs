@@ -16,7 +16,7 @@ pub fn parse(json: &Json) -> Result<Config> {
         return Err(json.invalid("sliding_window", "expected a number for the layers that slide, found null"));
     }
     for (layer, slides) in config.layers.iter_mut().zip(sliding) {
-        *layer = Layer { window: window.filter(|_| slides), rope: (slides || window.is_none()).then_some(0) };
+        *layer = Layer { window: window.filter(|_| slides), rope: (slides || window.is_none()).then_some(0), ..Layer::PLAIN };
     }
     Ok(config)
 }

@@ -22,6 +22,11 @@ pub fn parse(json: &Json) -> Result<Config> {
     for (layer, slides) in config.layers.iter_mut().zip(sliding) {
         layer.rope = Some(usize::from(slides));
     }
+    if json.flag("use_bidirectional_attention", false)? {
+        config.causal = false;
+        // Half of the window lies on each side.
+        config.layers.iter_mut().for_each(|layer| layer.window = layer.window.map(|window| window / 2 + 1));
+    }
     Ok(config)
 }
 

@@ -4,12 +4,16 @@
 //! Every default is that of transformers 5.23, whose key names are read in both their styles.
 
 mod base;
+mod encoder;
 mod rope;
 
 mod arcee;
+mod bert;
 mod cohere;
 mod cohere2;
+mod distilbert;
 mod ernie4_5;
+mod eurobert;
 mod exaone4;
 mod gemma;
 mod gemma2;
@@ -21,7 +25,10 @@ mod helium;
 mod hunyuan_v1_dense;
 mod llama;
 mod mistral;
+mod modernbert;
+mod mpnet;
 mod nemotron;
+mod nomic_bert;
 mod olmo;
 mod olmo2;
 mod olmo3;
@@ -29,6 +36,7 @@ mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod roberta;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
@@ -50,9 +58,13 @@ pub struct Family {
 /// Every family that this library runs.
 pub static FAMILIES: &[Family] = &[
     Family { model_type: "arcee", parse: arcee::parse },
+    Family { model_type: "bert", parse: bert::parse },
+    Family { model_type: "camembert", parse: roberta::parse },
     Family { model_type: "cohere", parse: cohere::parse },
     Family { model_type: "cohere2", parse: cohere2::parse },
+    Family { model_type: "distilbert", parse: distilbert::parse },
     Family { model_type: "ernie4_5", parse: ernie4_5::parse },
+    Family { model_type: "eurobert", parse: eurobert::parse },
     Family { model_type: "exaone4", parse: exaone4::parse },
     Family { model_type: "gemma", parse: gemma::parse },
     Family { model_type: "gemma2", parse: gemma2::parse },
@@ -64,7 +76,10 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "hunyuan_v1_dense", parse: hunyuan_v1_dense::parse },
     Family { model_type: "llama", parse: llama::parse },
     Family { model_type: "mistral", parse: mistral::parse },
+    Family { model_type: "modernbert", parse: modernbert::parse },
+    Family { model_type: "mpnet", parse: mpnet::parse },
     Family { model_type: "nemotron", parse: nemotron::parse },
+    Family { model_type: "nomic_bert", parse: nomic_bert::parse },
     Family { model_type: "olmo", parse: olmo::parse },
     Family { model_type: "olmo2", parse: olmo2::parse },
     Family { model_type: "olmo3", parse: olmo3::parse },
@@ -72,11 +87,13 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "phi3", parse: phi3::parse },
     Family { model_type: "qwen2", parse: qwen2::parse },
     Family { model_type: "qwen3", parse: qwen3::parse },
+    Family { model_type: "roberta", parse: roberta::parse },
     Family { model_type: "seed_oss", parse: seed_oss::parse },
     Family { model_type: "smollm3", parse: smollm3::parse },
     Family { model_type: "stablelm", parse: stablelm::parse },
     Family { model_type: "starcoder2", parse: starcoder2::parse },
     Family { model_type: "vaultgemma", parse: vaultgemma::parse },
+    Family { model_type: "xlm-roberta", parse: roberta::parse },
 ];
 
 /// The network that a config.json describes.
@@ -93,7 +110,13 @@ pub fn parse(json: &Json) -> Result<(&'static Family, Config)> {
             known.join(", ")
         )));
     };
-    Ok((family, (family.parse)(json)?))
+    let mut config = (family.parse)(json)?;
+    if config.causal && !json.flag("is_causal", true)? {
+        // transformers turns the mask of any decoder into one that sees all; the window then lies on both sides.
+        config.causal = false;
+        config.layers.iter_mut().for_each(|layer| layer.window = layer.window.map(|window| window + 1));
+    }
+    Ok((family, config))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ pub fn parse(json: &Json) -> Result<Config> {
         o: Source::Own("self_attn.dense"),
         up: Source::Own("mlp.fc1"),
         down: Source::Own("mlp.fc2"),
-        final_norm: "model.final_layernorm",
+        final_norm: Some("final_layernorm"),
         mlp_in: None,
         ..LLAMA
     };

@@ -17,7 +17,7 @@ pub fn parse(json: &Json) -> Result<Config> {
         return Err(json.invalid("sliding_window", "expected a number for the layers that slide, found null"));
     }
     for (i, layer) in config.layers.iter_mut().enumerate() {
-        *layer = Layer { window: window.filter(|_| sliding[i]), rope: rotated[i].then_some(0) };
+        *layer = Layer { window: window.filter(|_| sliding[i]), rope: rotated[i].then_some(0), ..Layer::PLAIN };
     }
     Ok(config)
 }

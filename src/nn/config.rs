@@ -6,10 +6,25 @@ use crate::ops::{Activation, Norm};
 /// One layer's place in a pattern of windows and position embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layer {
-    /// Keys that a query sees, itself included; `None` = all before it.
+    /// Keys nearer than this are seen, the query's own being at 0; `None` = all.
     pub window: Option<usize>,
     /// Index into [`Config::ropes`]; `None` = no position embedding.
     pub rope: Option<usize>,
+    /// Whether the norm before attention is there, where the family has one (ModernBERT's first layer lacks it).
+    pub attn_in: bool,
+}
+
+impl Layer {
+    /// A layer that sees all, with the first rope.
+    pub const PLAIN: Self = Self { window: None, rope: Some(0), attn_in: true };
+}
+
+/// A table of learned positions, added to the embedding of each token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Positions {
+    pub rows: usize,
+    /// RoBERTa's way: positions count from behind the padding's id, and a padding token in the text has that id as its position.
+    pub padding: Option<u32>,
 }
 
 /// Where a projection is stored.
@@ -24,10 +39,21 @@ pub enum Source {
 /// The names of the stored tensors, without `.weight`; `None` = the family has no such tensor. `{}` is the layer's number.
 #[derive(Debug, Clone, Copy)]
 pub struct Names {
+    /// What stands before all names but the head's, in a checkpoint of a network with a task's head; the first is usual.
+    pub prefixes: &'static [&'static str],
     pub embed: &'static str,
+    /// Read where there is a table of positions.
+    pub positions: &'static str,
+    /// Read where there are token types.
+    pub types: &'static str,
+    pub embed_norm: Option<&'static str>,
+    /// Read where attention has a bias by distance.
+    pub relative_bias: &'static str,
     pub layer: &'static str,
-    pub final_norm: &'static str,
-    pub head: &'static str,
+    pub final_norm: Option<&'static str>,
+    pub head: Option<&'static str>,
+    /// How names of tensors begin that have no part in this network: heads of tasks that it was trained for.
+    pub unused: &'static [&'static str],
     pub q: Source,
     pub k: Source,
     pub v: Source,
@@ -75,7 +101,7 @@ pub struct Bias {
     pub head: bool,
 }
 
-/// A decoder, every choice made.
+/// A decoder or an encoder, every choice made.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub vocab_size: usize,
@@ -86,6 +112,13 @@ pub struct Config {
     pub head_dim: usize,
     /// Tokens.
     pub context_length: usize,
+    /// A token sees those before it, else all.
+    pub causal: bool,
+    pub positions: Option<Positions>,
+    /// Rows of the table of token types, of which the first is added to every token.
+    pub token_types: Option<usize>,
+    /// T5's buckets of distances, each with a value a head that is added to the scores.
+    pub relative_buckets: Option<usize>,
     pub layers: Vec<Layer>,
     pub ropes: Vec<Rope>,
     pub names: Names,

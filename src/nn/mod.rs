@@ -6,10 +6,15 @@ mod weights;
 mod linear;
 mod norm;
 mod kv_cache;
+mod relative_bias;
 mod transformer;
+mod pooling;
 
-pub use config::{Bias, Config, Layer, Names, QkNorm, Source};
+pub use config::{Bias, Config, Layer, Names, Positions, QkNorm, Source};
 pub use kv_cache::KvCache;
+pub use linear::Linear;
+pub use norm::Norm;
 pub use rope::{Rope, Scaling};
+pub use pooling::Pooling;
 pub use transformer::Transformer;
-pub use weights::{Entry, TensorSource, Weights};
+pub use weights::{Entry, Slot, TensorSource, Weights};

@@ -2,6 +2,7 @@
 //!
 //! Equal to `modeling_rope_utils` of transformers 5.23.
 
+use std::collections::HashMap;
 use std::f64::consts::TAU;
 use std::ops::Range;
 
@@ -71,21 +72,41 @@ impl Rope {
         matches!(self.scaling, Scaling::Dynamic { .. })
     }
 
-    /// Angles for a range of positions in a sequence of `length` tokens.
-    pub fn angles(&self, positions: Range<usize>, length: usize, backend: &Backend) -> candle_core::Result<Angles> {
-        let frequencies = self.frequencies(length);
+    /// Angles for spans of positions, one after another, each within a sequence whose tokens `length` tells.
+    pub fn angles(
+        &self,
+        spans: &[Range<usize>],
+        length: impl Fn(&Range<usize>) -> usize,
+        backend: &Backend,
+    ) -> candle_core::Result<Angles> {
         let factor = self.attention_factor() as f32;
-        let mut cos = Vec::with_capacity(positions.len() * frequencies.len());
-        let mut sin = Vec::with_capacity(positions.len() * frequencies.len());
-        for position in positions {
-            for frequency in &frequencies {
-                // The product is rounded to F32 as in the reference: at position 30,000 that decides the angle's third digit.
-                let (s, c) = f64::from(position as f32 * *frequency as f32).sin_cos();
-                cos.push(c as f32 * factor);
-                sin.push(s as f32 * factor);
+        let half = self.dim / 2;
+        let total = spans.iter().map(Range::len).sum::<usize>() * half;
+        let (mut cos, mut sin) = (Vec::with_capacity(total), Vec::with_capacity(total));
+        // Where each regime's angles from position 0 on begin, and how many positions they cover: sequences share them.
+        let mut known: HashMap<usize, Range<usize>> = HashMap::new();
+        for span in spans {
+            let regime = self.regime(length(span));
+            if let Some(done) = known.get(&regime).filter(|done| span.start == 0 && span.end * half <= done.len()) {
+                let same = done.start..done.start + span.end * half;
+                cos.extend_from_within(same.clone());
+                sin.extend_from_within(same);
+                continue;
+            }
+            let (begin, frequencies) = (cos.len(), self.frequencies(length(span)));
+            for position in span.clone() {
+                for frequency in &frequencies {
+                    // The product is rounded to F32 as in the reference: at position 30,000 that decides the angle's third digit.
+                    let (s, c) = f64::from(position as f32 * *frequency as f32).sin_cos();
+                    cos.push(c as f32 * factor);
+                    sin.push(s as f32 * factor);
+                }
+            }
+            if span.start == 0 {
+                known.insert(regime, begin..cos.len());
             }
         }
-        Angles::new(cos, sin, frequencies.len(), backend)
+        Angles::new(cos, sin, half, backend)
     }
 
     fn attention_factor(&self) -> f64 {

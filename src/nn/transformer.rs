@@ -1,22 +1,28 @@
 //! The only forward pass.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use super::linear::Linear;
 use super::norm::Norm;
 use super::weights::Slot;
+use super::relative_bias::RelativeBias;
 use super::{Config, KvCache, QkNorm, Rope, Source, Weights};
 use crate::error;
-use crate::ops::{self, Angles, Backend, Mask, Masks, Matrix};
+use crate::ops::{self, Angles, Backend, Mask, Masks, Matrix, Sequences};
 
-/// A decoder with its weights; immutable.
+/// A decoder or an encoder with its weights; immutable.
 pub struct Transformer {
     config: Config,
     backend: Backend,
     embed: Matrix,
+    positions: Option<Matrix>,
+    types: Option<Matrix>,
+    embed_norm: Option<Norm>,
+    relative_bias: Option<RelativeBias>,
     layers: Vec<Block>,
     final_norm: Option<Norm>,
-    head: Linear,
+    /// `None` = the checkpoint gives vectors of tokens, and no scores of the next one.
+    head: Option<Linear>,
 }
 
 /// One layer; a norm that the family does not have at a place is `None`.
@@ -43,25 +49,57 @@ impl Transformer {
     /// `ErrorKind::Format` naming a tensor that is missing, has another shape, or is left over.
     pub fn load(config: Config, weights: &mut Weights<'_>) -> error::Result<Self> {
         let c = &config;
-        let embed_name = format!("{}.weight", c.names.embed);
-        let head_name = format!("{}.weight", c.names.head);
+        let (prefix, bare) = prefix(c, weights);
+        let at = |name: &str| format!("{prefix}{name}");
+        let (embed_name, head_name) = (at(c.names.embed), c.names.head);
+        let has = |weights: &Weights<'_>, name: &str| weights.has(&format!("{name}.weight"));
+        let mut tied = c.tied && head_name.is_some();
         // A tied checkpoint may hold the shared matrix under either name, or under both.
-        let shared = if c.tied && !weights.has(&embed_name) { c.names.head } else { c.names.embed };
-        let vocab = |name: &str| Slot { name: name.to_string(), rows: 0..c.vocab_size, total: c.vocab_size };
-        let embed = weights.matrix(&[vocab(shared)], c.hidden_size)?;
-        let layers = (0..c.layers.len()).map(|i| Block::load(c, i, weights)).collect::<error::Result<_>>()?;
-        let final_norm = Some(load_norm(c, weights, c.names.final_norm, c.hidden_size)?);
-        let mut tied = c.tied;
-        if tied && shared == c.names.embed && weights.has(&head_name) {
+        let shared = match head_name {
+            Some(head) if tied && !has(weights, &embed_name) => head,
+            _ => embed_name.as_str(),
+        };
+        if let Some(head) = head_name
+            && tied
+            && shared == embed_name
+            && has(weights, head)
+        {
             // transformers ties equal matrices only; different ones are both used.
-            tied = weights.equal(&embed_name, &head_name)?;
-            weights.skip(&head_name);
+            let (embed, head) = (format!("{embed_name}.weight"), format!("{head}.weight"));
+            tied = weights.equal(&embed, &head)?;
+            weights.skip(&head);
         }
-        let weight = if tied { embed.clone() } else { weights.matrix(&[vocab(c.names.head)], c.hidden_size)? };
-        let bias = if c.bias.head { Some(weights.vector(&format!("{}.bias", c.names.head), c.vocab_size, 0.0)?) } else { None };
-        weights.finish()?;
-        let backend = weights.backend().clone();
-        Ok(Self { backend, embed, layers, final_norm, head: Linear { weight, bias }, config })
+        let embed = if tied {
+            weights.matrix(&[Slot::whole(shared, c.vocab_size)], c.hidden_size)?
+        } else {
+            weights.table(shared, c.vocab_size, c.hidden_size)?
+        };
+        let positions = c.positions.map(|p| weights.table(&at(c.names.positions), p.rows, c.hidden_size)).transpose()?;
+        let types = c.token_types.map(|rows| weights.table(&at(c.names.types), rows, c.hidden_size)).transpose()?;
+        let relative_bias = c.relative_buckets.map(|n| RelativeBias::load(weights, &at(c.names.relative_bias), n, c.num_heads));
+        let norm = |weights: &mut Weights<'_>, name: Option<&'static str>| {
+            name.map(|name| load_norm(c, weights, &at(name), c.hidden_size)).transpose()
+        };
+        let embed_norm = norm(weights, c.names.embed_norm)?;
+        let layers = (0..c.layers.len()).map(|i| Block::load(c, i, &prefix, weights)).collect::<error::Result<_>>()?;
+        let final_norm = norm(weights, c.names.final_norm)?;
+        let head = match head_name {
+            None => None,
+            // Saved without a head: a model of embeddings.
+            Some(head) if bare && !tied && !has(weights, head) => None,
+            Some(head) => {
+                let slot = Slot::whole(head, c.vocab_size);
+                let weight = if tied { embed.clone() } else { weights.matrix(&[slot], c.hidden_size)? };
+                let bias = if c.bias.head { Some(weights.vector(&format!("{head}.bias"), c.vocab_size, 0.0)?) } else { None };
+                Some(Linear { weight, bias })
+            }
+        };
+        weights.finish(|name| {
+            let name = name.strip_prefix(&prefix).unwrap_or(name);
+            c.names.unused.iter().any(|unused| name.starts_with(unused))
+        })?;
+        let (backend, relative_bias) = (weights.backend().clone(), relative_bias.transpose()?);
+        Ok(Self { backend, embed, positions, types, embed_norm, relative_bias, layers, final_norm, head, config })
     }
 
     /// What the network is made of.
@@ -72,6 +110,11 @@ impl Transformer {
     /// Where it computes.
     pub fn backend(&self) -> &Backend {
         &self.backend
+    }
+
+    /// Whether it can tell the next token: it has an output matrix, and no token sees a later one.
+    pub fn generates(&self) -> bool {
+        self.head.is_some() && self.config.causal
     }
 
     /// An empty cache for this network.
@@ -99,16 +142,57 @@ impl Transformer {
     /// A failed device operation; some layers of the cache may then be ahead of others: truncate it.
     pub fn forward(&self, ids: &[u32], cache: &mut KvCache, length: usize) -> Result<Tensor> {
         let c = &self.config;
-        let positions = cache.len()..cache.len() + ids.len();
-        let angles =
-            c.ropes.iter().map(|rope| rope.angles(positions.clone(), length, &self.backend)).collect::<Result<Vec<_>>>()?;
+        let first = cache.len();
+        let angles = c.ropes.iter().map(|rope| rope.angles(&[first..first + ids.len()], |_| length, &self.backend));
+        let angles = angles.collect::<Result<Vec<_>>>()?;
         let mut masks = Masks::default();
+        self.run(ids, &positions_of(c, ids, &[ids.len()], first), &angles, |layer, q, k, v, mask| {
+            ops::attention(q, k, v, c.num_heads, mask, &mut cache.layers[layer], &mut masks)
+        })
+    }
+
+    /// Evaluates whole sequences, which lie one after another in `ids`, each for itself.
+    ///
+    /// # Shape
+    /// `ids`: `T` ids below the vocabulary, as many as `lengths` sum to; returns the vectors of the tokens `(T, C)`, after the final norm.
+    ///
+    /// # Errors
+    /// A failed device operation; a sequence that is longer than the model's context.
+    pub fn encode(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
+        let c = &self.config;
+        let spans: Vec<_> = lengths.iter().map(|&len| 0..len).collect();
+        let angles = c.ropes.iter().map(|rope| rope.angles(&spans, |span| span.len(), &self.backend));
+        let angles = angles.collect::<Result<Vec<_>>>()?;
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let bias = self.relative_bias.as_ref().map(|bias| bias.by_distance(longest));
+        let mut sequences = Sequences::new(lengths.to_vec(), bias, &self.backend)?;
+        let x = self.run(ids, &positions_of(c, ids, lengths, 0), &angles, |_, q, k, v, mask| {
+            ops::attention_within(q, k, v, c.num_heads, c.num_kv_heads, mask, &mut sequences)
+        })?;
+        normed(&self.backend, &self.final_norm, &x)
+    }
+
+    /// All layers; `attend` knows which tokens see which.
+    fn run(
+        &self,
+        ids: &[u32],
+        positions: &[u32],
+        angles: &[Angles],
+        mut attend: impl FnMut(usize, &Tensor, &Tensor, &Tensor, Mask) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let c = &self.config;
         let mut x = ops::embedding(&self.embed, ids, c.embed_scale)?;
-        for ((block, layer), cache) in self.layers.iter().zip(&c.layers).zip(&mut cache.layers) {
-            let mask = Mask { window: layer.window, scale: c.attn_scale, softcap: c.attn_softcap };
+        if let Some(types) = &self.types {
+            x = ops::add_scaled(&self.backend, &x, &ops::embedding(types, &vec![0; ids.len()], 1.0)?, 1.0)?;
+        }
+        if let Some(table) = &self.positions {
+            x = ops::add_scaled(&self.backend, &x, &ops::embedding(table, positions, 1.0)?, 1.0)?;
+        }
+        x = normed(&self.backend, &self.embed_norm, &x)?;
+        for (i, (block, layer)) in self.layers.iter().zip(&c.layers).enumerate() {
+            let mask = Mask { causal: c.causal, window: layer.window, scale: c.attn_scale, softcap: c.attn_softcap };
             let angles = layer.rope.map(|i| &angles[i]);
-            x = block
-                .forward(&self.backend, c, x, angles, |q, k, v| ops::attention(q, k, v, c.num_heads, mask, cache, &mut masks))?;
+            x = block.forward(&self.backend, c, x, angles, |q, k, v| attend(i, q, k, v, mask))?;
         }
         Ok(x)
     }
@@ -117,17 +201,21 @@ impl Transformer {
     ///
     /// # Shape
     /// `hidden`: `(T, C)`; `out` becomes `T · V` values.
+    ///
+    /// # Errors
+    /// If the network has no output matrix; see [`generates`](Self::generates).
     pub fn logits(&self, hidden: &Tensor, out: &mut Vec<f32>) -> Result<()> {
         let c = &self.config;
+        let Some(head) = &self.head else { bail!("the model has no output matrix") };
         let x = normed(&self.backend, &self.final_norm, hidden)?;
-        ops::logits(&x, &self.head.weight, self.head.bias.as_ref(), c.logit_scale, c.logit_softcap, out)
+        ops::logits(&x, &head.weight, head.bias.as_ref(), c.logit_scale, c.logit_softcap, out)
     }
 }
 
 impl Block {
-    fn load(c: &Config, layer: usize, weights: &mut Weights<'_>) -> error::Result<Self> {
+    fn load(c: &Config, layer: usize, prefix: &str, weights: &mut Weights<'_>) -> error::Result<Self> {
         let n = &c.names;
-        let prefix = n.layer.replace("{}", &layer.to_string());
+        let prefix = format!("{prefix}{}", n.layer.replace("{}", &layer.to_string()));
         let at = |name: &str| format!("{prefix}.{name}");
         let (q, kv, ffn) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.intermediate_size);
         // `sizes` are the parts of a fused tensor; a projection of its own has the size of its part.
@@ -145,7 +233,7 @@ impl Block {
         let up =
             if c.gated { vec![slot(n.gate, 0, &[ffn, ffn]), slot(n.up, 1, &[ffn, ffn])] } else { vec![slot(n.up, 0, &[ffn])] };
         Ok(Self {
-            attn_in: norm(weights, n.attn_in)?,
+            attn_in: norm(weights, n.attn_in.filter(|_| c.layers[layer].attn_in))?,
             qkv: load_linear(weights, &qkv, c.hidden_size, c.bias.qkv)?,
             q_norm: c.qk_norm.map(|kind| load_qk_norm(c, weights, kind, &at(n.q_norm), c.num_heads)).transpose()?,
             k_norm: c.qk_norm.map(|kind| load_qk_norm(c, weights, kind, &at(n.k_norm), c.num_kv_heads)).transpose()?,
@@ -217,6 +305,36 @@ impl Block {
             ops::activate(backend, &up, c.activation)?
         })
     }
+}
+
+/// The prefix of the stored names, and whether the checkpoint lacks it: it was then saved without a head.
+fn prefix(c: &Config, weights: &Weights<'_>) -> (String, bool) {
+    let layers = c.names.layer.split("{}").next().unwrap_or_default();
+    let stored = c.names.prefixes.iter().find(|prefix| weights.has_any(&format!("{prefix}{layers}")));
+    match (stored, c.names.prefixes.first()) {
+        (Some(prefix), _) => ((*prefix).to_string(), false),
+        (None, Some(_)) if weights.has_any(layers) => (String::new(), true),
+        (None, usual) => (usual.copied().unwrap_or_default().to_string(), false),
+    }
+}
+
+/// The row of each token in the table of positions.
+fn positions_of(c: &Config, ids: &[u32], lengths: &[usize], first: usize) -> Vec<u32> {
+    let Some(positions) = c.positions else { return Vec::new() };
+    let mut rows = Vec::with_capacity(ids.len());
+    let mut ids = ids.iter();
+    for &len in lengths {
+        let mut next = first as u32 + positions.padding.map_or(0, |padding| padding + 1);
+        for &id in ids.by_ref().take(len) {
+            if positions.padding == Some(id) {
+                rows.push(id);
+            } else {
+                rows.push(next);
+                next += 1;
+            }
+        }
+    }
+    rows
 }
 
 /// Applies a norm where there is one.

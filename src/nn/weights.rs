@@ -4,13 +4,21 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Backend, Matrix, MatrixBuilder, StoredType, Vector, widen};
+use crate::ops::{Backend, Matrix, MatrixBuilder, StoredType, Use, Vector, widen};
 
 /// What a file says of a tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
     pub shape: Vec<usize>,
-    pub stored: StoredType,
+    /// The file's own name of the type, where it is none that weights have (old checkpoints carry position numbers along).
+    pub stored: std::result::Result<StoredType, String>,
+}
+
+impl Entry {
+    /// The type of a tensor that holds weights.
+    fn stored(&self, name: &str) -> Result<StoredType> {
+        self.stored.clone().map_err(|found| Error::format(format!("{name}: dtype: expected F32, F16 or BF16, found {found:?}")))
+    }
 }
 
 /// Where tensors come from. Names and order of values are those of transformers, whatever the file format.
@@ -30,6 +38,13 @@ pub struct Slot {
     pub rows: Range<usize>,
     /// Rows of the whole tensor.
     pub total: usize,
+}
+
+impl Slot {
+    /// All rows of a tensor.
+    pub fn whole(name: &str, rows: usize) -> Self {
+        Self { name: name.to_string(), rows: 0..rows, total: rows }
+    }
 }
 
 /// Bytes that are read in one piece: progress and cancel are looked at in between.
@@ -85,11 +100,17 @@ impl<'a> Weights<'a> {
         self.used.insert(name.to_string());
     }
 
+    /// Whether the name of a tensor begins like this.
+    pub fn has_any(&self, start: &str) -> bool {
+        self.source.names().iter().any(|name| name.starts_with(start))
+    }
+
     /// # Errors
-    /// `ErrorKind::Format` naming tensors that no slot asked for, but for buffers that old checkpoints carry along.
-    pub fn finish(&self) -> Result<()> {
-        let stale =
-            |name: &str| [".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias"].iter().any(|buffer| name.ends_with(buffer));
+    /// `ErrorKind::Format` naming tensors that no slot asked for, but for those that `unused` knows and buffers that old
+    /// checkpoints carry along.
+    pub fn finish(&self, unused: impl Fn(&str) -> bool) -> Result<()> {
+        let buffers = [".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias"];
+        let stale = |name: &str| unused(name) || buffers.iter().any(|buffer| name.ends_with(buffer));
         let mut left: Vec<&str> =
             self.source.names().into_iter().filter(|name| !self.used.contains(*name) && !stale(name)).collect();
         left.sort_unstable();
@@ -109,6 +130,13 @@ impl<'a> Weights<'a> {
 
     /// Several stored vectors, or flattened small matrices, one after another.
     pub fn vector_of(&mut self, parts: &[(String, usize)], offset: f32) -> Result<Vector> {
+        let mut values = self.values(parts)?;
+        values.iter_mut().for_each(|x| *x += offset);
+        Ok(Vector::new(values, self.backend)?)
+    }
+
+    /// The same as plain numbers; nothing in a dry run.
+    pub fn values(&mut self, parts: &[(String, usize)]) -> Result<Vec<f32>> {
         let total = parts.iter().map(|(_, len)| len).sum();
         let mut values = Vec::with_capacity(if self.dry { 0 } else { total });
         for (name, len) in parts {
@@ -116,21 +144,30 @@ impl<'a> Weights<'a> {
             if entry.shape.iter().product::<usize>() != *len || entry.shape.len() > 2 {
                 return Err(Error::format(format!("{name}: expected {len} values, found shape {:?}", entry.shape)));
             }
-            let stored = entry.stored;
+            let stored = entry.stored(name)?;
             if !self.dry {
                 let mut bytes = vec![0; len * stored.size()];
                 self.source.read(name, 0, &mut bytes)?;
-                values.extend(widen(&bytes, stored).into_iter().map(|x| x + offset));
+                values.extend(widen(&bytes, stored));
             }
             self.parameters += *len as u64;
             self.used.insert(name.clone());
         }
         self.bytes += (total * size_of::<f32>()) as u64;
-        Ok(Vector::new(values, self.backend)?)
+        Ok(values)
     }
 
     /// Stored rows of several tensors as one matrix of `cols` inputs.
     pub fn matrix(&mut self, slots: &[Slot], cols: usize) -> Result<Matrix> {
+        self.matrix_for(Use::Product, slots, cols)
+    }
+
+    /// A matrix whose rows are looked up.
+    pub fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        self.matrix_for(Use::Lookup, &[Slot::whole(name, rows)], cols)
+    }
+
+    fn matrix_for(&mut self, purpose: Use, slots: &[Slot], cols: usize) -> Result<Matrix> {
         let mut types = Vec::new();
         for slot in slots {
             let name = format!("{}.weight", slot.name);
@@ -138,17 +175,17 @@ impl<'a> Weights<'a> {
             if entry.shape != [slot.total, cols] {
                 return Err(Error::format(format!("{name}: expected shape [{}, {cols}], found {:?}", slot.total, entry.shape)));
             }
-            types.push(entry.stored);
+            types.push(entry.stored(&name)?);
         }
         // Parts of different types meet in the one that holds them all.
         let common = if types.windows(2).all(|pair| pair[0] == pair[1]) { types[0] } else { StoredType::F32 };
         let stored = self.stored.unwrap_or(common);
         let rows: usize = slots.iter().map(|slot| slot.rows.len()).sum();
-        self.bytes += MatrixBuilder::bytes(rows, cols, stored, self.backend);
+        self.bytes += MatrixBuilder::bytes(rows, cols, stored, purpose, self.backend);
         self.parameters += rows as u64 * cols as u64;
         self.used.extend(slots.iter().map(|slot| format!("{}.weight", slot.name)));
         let room = if self.dry { 0 } else { rows };
-        let mut builder = MatrixBuilder::new(room, cols, stored, self.backend).ok_or_else(|| {
+        let mut builder = MatrixBuilder::new(room, cols, stored, purpose, self.backend).ok_or_else(|| {
             Error::new(ErrorKind::OutOfMemory, format!("{}.weight: {rows} × {cols} weights do not fit the memory", slots[0].name))
         })?;
         if !self.dry {
@@ -185,7 +222,7 @@ impl<'a> Weights<'a> {
         if x != y {
             return Ok(false);
         }
-        let total = x.shape.iter().product::<usize>() * x.stored.size();
+        let total = x.shape.iter().product::<usize>() * x.stored(a)?.size();
         let (mut left, mut right) = (Vec::new(), Vec::new());
         for offset in (0..total).step_by(PIECE) {
             let len = PIECE.min(total - offset);

@@ -47,6 +47,8 @@ fn apply(x: &Tensor, kind: Activation) -> Result<Tensor> {
         Activation::GeluTanh => x.gelu(),
         Activation::QuickGelu => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
         Activation::Relu => x.relu(),
+        Activation::Tanh => x.tanh(),
+        Activation::Sigmoid => candle_nn::ops::sigmoid(x),
         // The square passes F16's range at 256.
         Activation::Relu2 => x.to_dtype(DType::F32)?.relu()?.sqr()?.to_dtype(x.dtype()),
     }

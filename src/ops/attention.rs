@@ -1,4 +1,4 @@
-//! Attention over a cache, and the cache of one layer.
+//! Attention over a cache and within each of several sequences; the cache of one layer.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 
 use super::row_op::rows_of;
 use super::{Backend, Mask};
-use crate::kernels::{KvHeads, attend};
+use crate::kernels::{KvHeads, Strided, attend, attend_within};
 
 /// Positions by which a cache on a GPU grows.
 const GROWTH: usize = 256;
@@ -113,7 +113,7 @@ impl LayerCache {
 }
 
 fn no_memory(error: std::collections::TryReserveError) -> candle_core::Error {
-    candle_core::Error::msg(format!("{}: the cache cannot grow: {error}", crate::error::NO_MEMORY))
+    candle_core::Error::msg(format!("{}: no room for keys and values: {error}", crate::error::NO_MEMORY))
 }
 
 impl GpuCache {
@@ -250,4 +250,138 @@ fn attention_gpu(
     let weights = candle_nn::ops::softmax_last_dim(&scores.contiguous()?)?.to_dtype(values.dtype())?;
     let y = weights.matmul(&values)?; // (K, G · T, D)
     y.reshape((heads, rows, dim))?.transpose(0, 1)?.force_contiguous()?.reshape((rows, width))
+}
+
+/// Sequences whose rows lie one after another, and what attention within them needs in every layer.
+pub struct Sequences {
+    lengths: Vec<usize>,
+    longest: usize,
+    /// `(H, 2 · longest - 1)`: added to the scores, by the key's position minus the query's, which is 0 in the middle.
+    bias: Option<Vec<f32>>,
+    /// On a GPU, where all sequences are as long as the longest.
+    padded: Option<Padded>,
+}
+
+struct Padded {
+    /// `(B · L)`: the row of each place; padding repeats the first.
+    rows: Tensor,
+    /// The place of each row.
+    places: Tensor,
+    /// `(B, 1, L, L)` for each window: 0 where a query sees a key, a large negative number where not.
+    masks: HashMap<Option<usize>, Tensor>,
+    /// `(1, H, L, L)`
+    bias: Option<Tensor>,
+}
+
+impl Sequences {
+    /// `bias`: `(H, 2 · longest - 1)`.
+    pub fn new(lengths: Vec<usize>, bias: Option<Vec<f32>>, backend: &Backend) -> Result<Self> {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let padded = if backend.kernels { None } else { Some(Padded::new(&lengths, longest, bias.as_deref(), &backend.device)?) };
+        Ok(Self { lengths, longest, bias, padded })
+    }
+}
+
+impl Padded {
+    fn new(lengths: &[usize], longest: usize, bias: Option<&[f32]>, device: &Device) -> Result<Self> {
+        let (mut rows, mut places) = (Vec::with_capacity(lengths.len() * longest), Vec::new());
+        for (b, &len) in lengths.iter().enumerate() {
+            let first = places.len();
+            places.extend((0..len).map(|t| (b * longest + t) as u32));
+            rows.extend((0..longest).map(|t| if t < len { (first + t) as u32 } else { 0 }));
+        }
+        let bias = bias.map(|bias| {
+            let heads = bias.len() / (2 * longest - 1);
+            let at = |i: usize| {
+                let (h, query, key) = (i / (longest * longest), i / longest % longest, i % longest);
+                bias[h * (2 * longest - 1) + longest - 1 + key - query]
+            };
+            let values: Vec<f32> = (0..heads * longest * longest).map(at).collect();
+            Tensor::from_vec(values, (1, heads, longest, longest), device)
+        });
+        Ok(Self {
+            rows: Tensor::new(rows, device)?,
+            places: Tensor::new(places, device)?,
+            masks: HashMap::new(),
+            bias: bias.transpose()?,
+        })
+    }
+
+    fn mask(&mut self, mask: Mask, lengths: &[usize], longest: usize, device: &Device) -> Result<Tensor> {
+        if let Some(mask) = self.masks.get(&mask.window) {
+            return Ok(mask.clone());
+        }
+        let sees = |len: usize, query: usize, key: usize| {
+            key < len && (!mask.causal || key <= query) && mask.window.is_none_or(|w| key.abs_diff(query) < w)
+        };
+        let square = longest * longest;
+        // Finite, so that no row can become NaN.
+        let value = |i: usize| if sees(lengths[i / square], i / longest % longest, i % longest) { 0.0 } else { -1e30f32 };
+        let values: Vec<f32> = (0..lengths.len() * square).map(value).collect();
+        let tensor = Tensor::from_vec(values, (lengths.len(), 1, longest, longest), device)?;
+        self.masks.insert(mask.window, tensor.clone());
+        Ok(tensor)
+    }
+}
+
+/// The queries of each sequence attend to what they may see of it.
+///
+/// # Shape
+/// `q`: `(T, H · D)`, `k` and `v`: `(T, K · D)`, with the rows of all sequences one after another; returns `(T, H · D)`. Scores and softmax
+/// are F32.
+///
+/// # Errors
+/// If a gradient is asked for.
+pub fn attention_within(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    kv_heads: usize,
+    mask: Mask,
+    sequences: &mut Sequences,
+) -> Result<Tensor> {
+    if q.track_op() || k.track_op() || v.track_op() {
+        bail!("attention within sequences has no backward pass")
+    }
+    let (rows, width) = q.dims2()?;
+    let dim = width / heads;
+    let Sequences { lengths, longest, bias, padded } = sequences;
+    let Some(padded) = padded else {
+        let (q_storage, q_layout) = q.storage_and_layout();
+        let (k_storage, k_layout) = k.storage_and_layout();
+        let (v_storage, v_layout) = v.storage_and_layout();
+        let (Storage::Cpu(q), Storage::Cpu(k), Storage::Cpu(v)) = (&*q_storage, &*k_storage, &*v_storage) else {
+            bail!("attention: sequences on the CPU met activations on a GPU")
+        };
+        let strided = |storage, layout| rows_of(storage, layout).map(|x| Strided { values: x.values, stride: x.stride });
+        let (q, k, v) = (strided(q, q_layout)?, strided(k, k_layout)?, strided(v, v_layout)?);
+        let mut out = vec![0f32; rows * width];
+        attend_within(q, k, v, heads, kv_heads, lengths, mask, bias.as_deref(), &mut out).map_err(no_memory)?;
+        return Tensor::from_vec(out, (rows, width), &Device::Cpu);
+    };
+    let (batch, longest) = (lengths.len(), *longest);
+    // (B, L, heads, D), then heads before positions, then one batch: rank 3, as in `attention_gpu`.
+    let place = |x: &Tensor, heads: usize| {
+        x.force_contiguous()?.index_select(&padded.rows, 0)?.reshape((batch, longest, heads, dim))?.transpose(1, 2)?.force_contiguous()
+    };
+    let group = heads / kv_heads;
+    let queries = place(q, heads)?.reshape((batch * kv_heads, group * longest, dim))?;
+    let keys = place(k, kv_heads)?.reshape((batch * kv_heads, longest, dim))?;
+    let values = place(v, kv_heads)?.reshape((batch * kv_heads, longest, dim))?;
+    let scores = (queries.matmul(&keys.transpose(1, 2)?)?.to_dtype(DType::F32)? * f64::from(mask.scale))?;
+    let scores = match mask.softcap {
+        Some(cap) => ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?,
+        None => scores,
+    };
+    let scores = scores.reshape((batch, heads, longest, longest))?;
+    let scores = match &padded.bias {
+        Some(bias) => scores.broadcast_add(bias)?,
+        None => scores,
+    };
+    let scores = scores.broadcast_add(&padded.mask(mask, lengths, longest, q.device())?)?;
+    let weights = candle_nn::ops::softmax_last_dim(&scores.contiguous()?)?.to_dtype(values.dtype())?;
+    let y = weights.reshape((batch * kv_heads, group * longest, longest))?.matmul(&values)?;
+    let y = y.reshape((batch, heads, longest, dim))?.transpose(1, 2)?.force_contiguous()?;
+    y.reshape((batch * longest, width))?.index_select(&padded.places, 0)
 }

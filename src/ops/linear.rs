@@ -1,10 +1,10 @@
-//! The product with a weight matrix.
+//! The product with a weight matrix, and with a set of vectors.
 
 use candle_core::{Result, Storage, Tensor, bail};
 
 use super::row_op::{row_op, rows_of};
 use super::{Matrix, Vector, to_f32};
-use crate::kernels::{matmul, scale_softcap};
+use crate::kernels::{Packed, StoredType, Use, install, matmul, scale_softcap};
 
 /// `y = x Wᵀ + b`.
 ///
@@ -61,4 +61,25 @@ pub fn logits(
         scale_softcap(out, scale, cap);
     }
     Ok(())
+}
+
+/// Scalar products with a fixed set of vectors, on the CPU.
+pub struct Products(Packed);
+
+impl Products {
+    /// `vectors`: `(N, C)`, row-major. `None` if there is no memory for a copy.
+    pub fn new(vectors: &[f32], cols: usize) -> Option<Self> {
+        let mut packed = Packed::new(vectors.len() / cols, cols, StoredType::F32, Use::Product)?;
+        for (i, row) in vectors.chunks_exact(cols).enumerate() {
+            let bytes: Vec<u8> = row.iter().flat_map(|x| x.to_le_bytes()).collect();
+            packed.fill(i, &bytes, StoredType::F32);
+        }
+        Some(Self(packed))
+    }
+
+    /// # Shape
+    /// `rows`: `(T, C)`; `out`: `(T, N)`.
+    pub fn with(&self, rows: &[f32], out: &mut [f32]) {
+        install(|| matmul(rows, self.0.cols(), &self.0, None, out));
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::Backend;
-use crate::kernels::{Packed, StoredType, widen};
+use crate::kernels::{Packed, StoredType, Use, widen};
 
 /// A weight matrix `(outputs, inputs)`; immutable, shared by clones.
 #[derive(Clone)]
@@ -32,9 +32,9 @@ pub enum MatrixBuilder {
 
 impl MatrixBuilder {
     /// Room for `rows · cols` weights; `None` if there is no memory for them.
-    pub fn new(rows: usize, cols: usize, stored: StoredType, backend: &Backend) -> Option<Self> {
+    pub fn new(rows: usize, cols: usize, stored: StoredType, purpose: Use, backend: &Backend) -> Option<Self> {
         if backend.kernels {
-            return Packed::new(rows, cols, stored).map(Self::Packed);
+            return Packed::new(rows, cols, stored, purpose).map(Self::Packed);
         }
         let len = rows.checked_mul(cols)?.checked_mul(stored.size())?;
         let mut bytes = Vec::new();
@@ -43,8 +43,11 @@ impl MatrixBuilder {
     }
 
     /// The bytes that `rows · cols` weights take on a device.
-    pub fn bytes(rows: usize, cols: usize, stored: StoredType, backend: &Backend) -> u64 {
-        if backend.kernels { Packed::bytes(rows, cols, stored) } else { rows as u64 * cols as u64 * stored.size() as u64 }
+    pub fn bytes(rows: usize, cols: usize, stored: StoredType, purpose: Use, backend: &Backend) -> u64 {
+        if backend.kernels {
+            return Packed::bytes(rows, cols, stored, purpose);
+        }
+        rows as u64 * cols as u64 * stored.size() as u64
     }
 
     /// Adds whole rows, in order, `first` being the first of them; `false` if a value does not fit the stored type.

@@ -15,12 +15,12 @@ mod attention;
 mod activation;
 mod residual;
 
-pub use crate::kernels::{Activation, Mask, Norm, StoredType, physical_bytes, resident_bytes, trim, widen};
+pub use crate::kernels::{Activation, Mask, Norm, StoredType, Use, physical_bytes, resident_bytes, trim, widen};
 pub use activation::{activate, gated};
-pub use attention::{LayerCache, Masks, attention};
+pub use attention::{LayerCache, Masks, Sequences, attention, attention_within};
 pub use backend::Backend;
 pub use embedding::embedding;
-pub use linear::{linear, logits};
+pub use linear::{Products, linear, logits};
 pub use matrix::{Matrix, MatrixBuilder, Vector, dtype, to_f32};
 pub use norm::norm;
 pub use residual::add_scaled;

@@ -1,0 +1,406 @@
+//! Sentence embeddings: texts to vectors, by what the model's directory says of its modules and prompts.
+//!
+//! Texts are sorted by length and evaluated in packs without padding; on the CPU a text has the same vector, bit for bit, alone
+//! and in any batch. Equal to `SentenceTransformer.encode` of sentence-transformers 6.2.
+//!
+//! ```
+//! use metal_candle::{EmbedOptions, LoadOptions, Model};
+//! let model = Model::load("models/tiny-embed", &LoadOptions::default(), None)?;
+//! let texts = ["How do I append an element?", "Appends an element to a vector.", "Opens a file for reading."];
+//! let vectors = model.embed(&texts, &EmbedOptions::default(), None)?;
+//! let rows: Vec<&[f32]> = vectors.chunks(model.embedding_dim(&EmbedOptions::default())?).collect();
+//! let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+//! assert!(cosine(rows[0], rows[1]) > cosine(rows[0], rows[2]));
+//! # Ok::<(), metal_candle::Error>(())
+//! ```
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+use tokenizers::TruncationDirection;
+
+use super::model::{Progress, ProgressFn, Stage, tell};
+use super::{Cancel, Model, Tokenizer};
+use crate::error::{Error, Result};
+use crate::load::{Checkpoint, Json, Module, SentenceConfig, Similarity};
+use crate::nn::{Linear, Norm, Pooling, Slot, Weights};
+use crate::ops::{self, Activation, Backend};
+
+/// Tokens of one pack: enough to feed every thread, few enough that what lies between two products stays in the caches.
+pub(super) const PACK_TOKENS: usize = 1024;
+/// The same on a GPU, which wants more work at once.
+const GPU_PACK_TOKENS: usize = 16_384;
+/// Texts that are tokenised between two looks at the cancel flag.
+const TOKENIZE_TEXTS: usize = 1024;
+
+/// What is put in front of every text.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Prompt {
+    /// The model's default prompt, if it has one.
+    #[default]
+    Default,
+    /// One of the model's prompts by its name: `query`, `document` …
+    Name(String),
+    /// This text; the empty one for no prompt at all.
+    Text(String),
+}
+
+/// How to embed. The default is what the model's directory says.
+#[derive(Clone, Default)]
+pub struct EmbedOptions {
+    /// In place of the model's own.
+    pub pooling: Option<Pooling>,
+    /// Whether vectors have length 1; `None` = what the model's modules say, `Some(false)` = without its last Normalize.
+    pub normalize: Option<bool>,
+    /// Only the first values of each vector (Matryoshka models), normalised where the whole vector would be.
+    pub dimensions: Option<usize>,
+    /// Tokens of a text, special ones included; of a longer text the rest is cut off. `None` = the model's own limit.
+    pub max_length: Option<usize>,
+    /// Most texts that are evaluated at once; `None` = as many as are fastest. Changes no vector.
+    pub batch_size: Option<usize>,
+    pub prompt: Prompt,
+    /// Stops between two packs of texts.
+    pub cancel: Option<Cancel>,
+}
+
+/// What follows the network.
+pub(super) struct Embedder {
+    config: SentenceConfig,
+    tokenizer: Option<Tokenizer>,
+    max_length: usize,
+    cut: TruncationDirection,
+    /// Without a Normalize at their end.
+    steps: Vec<Step>,
+    normalize: bool,
+}
+
+/// A module on the CPU: its vectors are few and small.
+enum Step {
+    Dense { linear: Linear, activation: Option<Activation>, residual: Option<Residual> },
+    LayerNorm(Norm),
+    Normalize,
+}
+
+/// What a Dense module adds to its output.
+enum Residual {
+    Input,
+    Projected(Linear),
+}
+
+/// The options of one call, resolved.
+struct Plan<'a> {
+    tokenizer: &'a Tokenizer,
+    prompt: String,
+    /// Tokens at the beginning that are not pooled.
+    skip: usize,
+    max_length: usize,
+    pooling: Vec<Pooling>,
+    normalize: bool,
+    /// Width of the result.
+    dim: usize,
+    batch_size: usize,
+}
+
+impl Model {
+    /// The width of the vectors that [`embed`](Self::embed) gives with these options.
+    ///
+    /// # Errors
+    /// Those of the options.
+    pub fn embedding_dim(&self, options: &EmbedOptions) -> Result<usize> {
+        Ok(self.plan(options)?.dim)
+    }
+
+    /// How the model's vectors are meant to be compared.
+    pub fn similarity(&self) -> Similarity {
+        self.embedder().config.similarity
+    }
+
+    /// The names of the model's prompts.
+    pub fn prompt_names(&self) -> impl Iterator<Item = &str> {
+        self.embedder().config.prompts.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// One vector for each text, in their order. Progress has the stage `Embed` and counts texts.
+    ///
+    /// # Shape
+    /// `(texts, dim)`, row-major.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an option outside its range, naming it; `NotFound` for a model without a tokenizer; `Cancelled`;
+    /// `OutOfMemory`; `Suspended`.
+    pub fn embed(
+        &self,
+        texts: &[&str],
+        options: &EmbedOptions,
+        mut progress: Option<&mut ProgressFn<'_>>,
+    ) -> Result<Vec<f32>> {
+        let plan = self.plan(options)?;
+        let check = || options.cancel.as_ref().map_or(Ok(()), Cancel::check);
+        let room = || Error::new(crate::error::ErrorKind::OutOfMemory, format!("{} vectors do not fit the memory", texts.len()));
+        let len = texts.len().checked_mul(plan.dim).ok_or_else(room)?;
+        let mut vectors = Vec::new();
+        vectors.try_reserve_exact(len).map_err(|_| room())?;
+        vectors.resize(len, 0f32);
+
+        let mut tokens = Vec::with_capacity(texts.len());
+        for texts in texts.chunks(TOKENIZE_TEXTS) {
+            check()?;
+            tokens.extend(self.tokenize(texts, &plan)?);
+        }
+        // The longest first: memory is then needed at once or not at all, and the last pack is a short one.
+        let mut order: Vec<usize> = (0..texts.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(tokens[i].len()));
+        let (mut done, total) = (0, texts.len());
+        while done < total {
+            check()?;
+            let pack = self.pack(&order[done..], &tokens, plan.batch_size);
+            let rows = self.embed_pack(pack, &tokens, &plan)?;
+            for (&i, row) in pack.iter().zip(rows.chunks_exact(plan.dim)) {
+                vectors[i * plan.dim..][..plan.dim].copy_from_slice(row);
+            }
+            done += pack.len();
+            tell(&mut progress, Progress { stage: Stage::Embed, done: done as u64, total: total as u64 })?;
+        }
+        Ok(vectors)
+    }
+
+    fn plan(&self, options: &EmbedOptions) -> Result<Plan<'_>> {
+        let Embedder { config, tokenizer, max_length, normalize, .. } = self.embedder();
+        let tokenizer = tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok)?;
+        let pooling = options.pooling.map_or_else(|| config.pooling.clone(), |pooling| vec![pooling]);
+        let whole = self.embedder().width(pooling.len() * self.hidden_size()).map_err(|expected| {
+            Error::argument(format!("pooling: expected one that gives the {expected} values that the model's next module reads"))
+        })?;
+        let dim = options.dimensions.unwrap_or(whole);
+        if !(1..=whole).contains(&dim) {
+            return Err(Error::argument(format!("dimensions: expected 1 to {whole}, found {dim}")));
+        }
+        let (least, most) = (tokenizer.special_per_text() + 1, self.context_length());
+        let max_length = options.max_length.unwrap_or(*max_length);
+        if !(least..=most).contains(&max_length) {
+            return Err(Error::argument(format!("max_length: expected {least} to {most} tokens, found {max_length}")));
+        }
+        if options.batch_size == Some(0) {
+            return Err(Error::argument("batch_size: expected at least 1, found 0"));
+        }
+        let prompt = match &options.prompt {
+            Prompt::Default => config.default_prompt.clone().unwrap_or_default(),
+            Prompt::Text(text) => text.clone(),
+            Prompt::Name(name) => match config.prompts.iter().find(|(known, _)| known == name) {
+                Some((_, prompt)) => prompt.clone(),
+                None => {
+                    let known: Vec<&str> = self.prompt_names().collect();
+                    let known = known.join(", ");
+                    return Err(Error::argument(format!("prompt_name: expected one of the model's ({known}), found {name:?}")));
+                }
+            },
+        };
+        let mut skip = 0;
+        if !config.include_prompt && !prompt.is_empty() {
+            let ids = tokenizer.encode_within(&prompt, max_length, self.embedder().cut)?;
+            // What the tokenizer puts behind a text does not stand behind a prompt.
+            skip = ids.len() - usize::from(ids.last().is_some_and(|&id| tokenizer.is_special(id)));
+        }
+        let normalize = options.normalize.unwrap_or(*normalize);
+        let batch_size = options.batch_size.unwrap_or(usize::MAX);
+        Ok(Plan { tokenizer, prompt, skip, max_length, pooling, normalize, dim, batch_size })
+    }
+
+    fn tokenize(&self, texts: &[&str], plan: &Plan<'_>) -> Result<Vec<Vec<u32>>> {
+        let vocabulary = self.vocab_size();
+        let encode = |text: &&str| {
+            let prompted = if plan.prompt.is_empty() { None } else { Some(format!("{}{text}", plan.prompt)) };
+            let ids = plan.tokenizer.encode_within(prompted.as_deref().unwrap_or(text), plan.max_length, self.embedder().cut)?;
+            match ids.iter().find(|&&id| id as usize >= vocabulary) {
+                Some(id) => Err(Error::format(format!("tokenizer.json: token id {id} is outside the model's vocabulary of {vocabulary}"))),
+                None => Ok(ids),
+            }
+        };
+        // One text is not worth waking a thread.
+        if let [text] = texts { encode(text).map(|ids| vec![ids]) } else { texts.par_iter().map(encode).collect() }
+    }
+
+    /// The first texts of `order`, as many as are evaluated at once.
+    fn pack<'a>(&self, order: &'a [usize], tokens: &[Vec<u32>], batch_size: usize) -> &'a [usize] {
+        let longest = order.first().map_or(0, |&i| tokens[i].len());
+        let mut sum = 0;
+        let fits = |(n, &i): (usize, &usize)| {
+            sum += tokens[i].len();
+            let within = if self.transformer().backend().kernels { sum <= PACK_TOKENS } else { (n + 1) * longest <= GPU_PACK_TOKENS };
+            n == 0 || (within && n < batch_size)
+        };
+        let count = order.iter().enumerate().map(fits).take_while(|fits| *fits).count();
+        &order[..count]
+    }
+
+    /// # Shape
+    /// `(pack, dim)`
+    fn embed_pack(&self, pack: &[usize], tokens: &[Vec<u32>], plan: &Plan<'_>) -> Result<Vec<f32>> {
+        let ids: Vec<u32> = pack.iter().flat_map(|&i| tokens[i].iter().copied()).collect();
+        let lengths: Vec<usize> = pack.iter().map(|&i| tokens[i].len()).collect();
+        let (transformer, width) = (self.transformer(), self.hidden_size());
+        let _permit = self.device().permit()?;
+        transformer.backend().step(|| {
+            // A text without any token has no vectors to pool.
+            let hidden = if ids.is_empty() { Vec::new() } else { ops::to_f32(&transformer.encode(&ids, &lengths)?)? };
+            let mut pooled = vec![0f32; pack.len() * plan.pooling.len() * width];
+            let mut start = 0;
+            for (row, len) in pooled.chunks_exact_mut(plan.pooling.len() * width).zip(&lengths) {
+                for (pooling, out) in plan.pooling.iter().zip(row.chunks_exact_mut(width)) {
+                    pooling.apply(&hidden[start * width..][..len * width], plan.skip, out);
+                }
+                start += len;
+            }
+            let whole = self.embedder().follow(pooled, pack.len())?;
+            let mut rows = Vec::with_capacity(pack.len() * plan.dim);
+            for row in whole.chunks_exact(whole.len() / pack.len()) {
+                let first = rows.len();
+                rows.extend_from_slice(&row[..plan.dim]);
+                if plan.normalize {
+                    normalize(&mut rows[first..]);
+                }
+            }
+            Ok(rows)
+        })
+    }
+}
+
+impl Embedder {
+    /// Loads the modules. `hidden_size`: width of a token's vector.
+    pub(super) fn load(
+        config: SentenceConfig,
+        tokenizer: Option<&Tokenizer>,
+        tokenizer_config: Option<&Json>,
+        hidden_size: usize,
+        context_length: usize,
+    ) -> Result<Self> {
+        if let Some(width) = config.width.filter(|&width| width != hidden_size) {
+            return Err(Error::format(format!("pooling: expected vectors of {hidden_size} values, found {width}")));
+        }
+        let mut steps = config.modules.iter().map(Step::load).collect::<Result<Vec<_>>>()?;
+        let normalize = steps.pop_if(|step| matches!(step, Step::Normalize)).is_some();
+        let limit = match config.max_length {
+            Some(limit) => limit,
+            // "No limit" is a number of thirty digits there.
+            None => match tokenizer_config.map(|json| json.number("model_max_length")).transpose()?.flatten() {
+                Some(limit) if limit >= 1.0 => limit as usize,
+                Some(limit) => return Err(Error::format(format!("tokenizer_config.json: model_max_length: expected at least 1, found {limit}"))),
+                None => context_length,
+            },
+        };
+        let cut = match tokenizer_config.map(|json| json.text("truncation_side")).transpose()?.flatten().as_deref() {
+            None | Some("right") => TruncationDirection::Right,
+            Some("left") => TruncationDirection::Left,
+            Some(other) => {
+                let message = format!("tokenizer_config.json: truncation_side: expected \"left\" or \"right\", found {other:?}");
+                return Err(Error::format(message));
+            }
+        };
+        // `None` = the model's own tokenizer, unchanged.
+        let tokenizer = if config.lower_case { tokenizer.map(Tokenizer::lower_cased).transpose()? } else { None };
+        let embedder = Self { max_length: limit.min(context_length), tokenizer, cut, steps, normalize, config };
+        let pooled = embedder.config.pooling.len() * hidden_size;
+        embedder
+            .width(pooled)
+            .map_err(|expected| Error::format(format!("modules.json: a module reads {expected} values and gets others")))?;
+        Ok(embedder)
+    }
+
+    /// The width behind all steps, or what the first that does not fit reads.
+    fn width(&self, pooled: usize) -> std::result::Result<usize, usize> {
+        let modules = self.config.modules.iter();
+        modules.into_iter().try_fold(pooled, |width, module| match module {
+            Module::Dense { inputs, outputs, .. } if *inputs == width => Ok(*outputs),
+            Module::Dense { inputs: expected, .. } => Err(*expected),
+            Module::LayerNorm { width: expected, .. } if *expected != width => Err(*expected),
+            Module::LayerNorm { .. } | Module::Normalize => Ok(width),
+        })
+    }
+
+    /// All steps.
+    ///
+    /// # Shape
+    /// `(rows, pooled)` to `(rows, width)`
+    fn follow(&self, pooled: Vec<f32>, rows: usize) -> candle_core::Result<Vec<f32>> {
+        if self.steps.is_empty() {
+            return Ok(pooled);
+        }
+        let cpu = Backend::new(&candle_core::Device::Cpu);
+        let width = pooled.len() / rows;
+        let mut x = Tensor::from_vec(pooled, (rows, width), &cpu.device)?;
+        for step in &self.steps {
+            x = step.forward(&cpu, &x)?;
+        }
+        ops::to_f32(&x)
+    }
+}
+
+impl Step {
+    fn load(module: &Module) -> Result<Self> {
+        let (Module::Dense { directory, .. } | Module::LayerNorm { directory, .. }) = module else { return Ok(Self::Normalize) };
+        let folder = directory.file_name().unwrap_or_default().to_string_lossy();
+        Self::read(module, directory).map_err(|error| error.within(folder))
+    }
+
+    fn read(module: &Module, directory: &Path) -> Result<Self> {
+        let cpu = Backend::new(&candle_core::Device::Cpu);
+        let mut on_bytes = |_, _| Ok(());
+        let mut checkpoint = Checkpoint::open(directory, &mut on_bytes)?;
+        let mut weights = Weights::new(&mut checkpoint, &cpu, None);
+        let step = match module {
+            Module::Dense { inputs, outputs, bias, activation, residual, .. } => {
+                let weight = weights.matrix(&[Slot::whole("linear", *outputs)], *inputs)?;
+                let bias = if *bias { Some(weights.vector("linear.bias", *outputs, 0.0)?) } else { None };
+                let residual = match residual {
+                    false => None,
+                    true if inputs == outputs => Some(Residual::Input),
+                    true => {
+                        let weight = weights.matrix(&[Slot::whole("residual", *outputs)], *inputs)?;
+                        Some(Residual::Projected(Linear { weight, bias: None }))
+                    }
+                };
+                Self::Dense { linear: Linear { weight, bias }, activation: *activation, residual }
+            }
+            Module::LayerNorm { width, .. } => Self::LayerNorm(Norm {
+                kind: ops::Norm::Layer,
+                // torch's default, which the module does not change.
+                eps: 1e-5,
+                width: *width,
+                weight: Some(weights.vector("norm.weight", *width, 0.0)?),
+                bias: Some(weights.vector("norm.bias", *width, 0.0)?),
+            }),
+            Module::Normalize => Self::Normalize,
+        };
+        weights.finish(|_| false)?;
+        Ok(step)
+    }
+
+    /// # Shape
+    /// `(rows, inputs)` to `(rows, outputs)`
+    fn forward(&self, cpu: &Backend, x: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Dense { linear, activation, residual } => {
+                let y = linear.forward(x)?;
+                let y = activation.map_or(Ok(y.clone()), |activation| ops::activate(cpu, &y, activation))?;
+                match residual {
+                    None => Ok(y),
+                    Some(Residual::Input) => ops::add_scaled(cpu, &y, x, 1.0),
+                    Some(Residual::Projected(linear)) => ops::add_scaled(cpu, &y, &linear.forward(x)?, 1.0),
+                }
+            }
+            Self::LayerNorm(norm) => norm.forward(cpu, x),
+            Self::Normalize => {
+                let (shape, mut values) = (x.shape().clone(), ops::to_f32(x)?);
+                values.chunks_exact_mut(shape.dims()[1]).for_each(normalize);
+                Tensor::from_vec(values, shape, &cpu.device)
+            }
+        }
+    }
+}
+
+/// To length 1; a vector of zeros stays one.
+fn normalize(row: &mut [f32]) {
+    let length = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
+    row.iter_mut().for_each(|x| *x /= length);
+}

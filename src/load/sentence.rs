@@ -1,0 +1,397 @@
+//! The directory format of sentence-transformers, versions 2 to 6: which modules follow the network, and with what settings.
+//!
+//! What is not implemented is an error that names the file and the key, also for settings that this version does not know.
+
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{Json, read_text};
+use crate::error::{Error, Result};
+use crate::nn::Pooling;
+use crate::ops::Activation;
+
+/// Larger than any network or text.
+const MAX_SIZE: usize = 1 << 30;
+
+/// How vectors of a model are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Similarity {
+    /// The cosine of the angle between them.
+    #[default]
+    Cosine,
+    /// The scalar product.
+    Dot,
+    /// Minus the Euclidean distance.
+    Euclidean,
+    /// Minus the sum of the absolute differences.
+    Manhattan,
+}
+
+/// One step from the pooled vector to the final one.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Module {
+    Dense {
+        /// Where its weights are.
+        directory: PathBuf,
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+        /// `None` = the identity.
+        activation: Option<Activation>,
+        /// The input is added to the output.
+        residual: bool,
+    },
+    LayerNorm {
+        directory: PathBuf,
+        width: usize,
+    },
+    Normalize,
+}
+
+/// What a model directory says of its embeddings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SentenceConfig {
+    /// Where the network and its tokenizer are.
+    pub network: PathBuf,
+    /// Tokens; `None` = what the tokenizer says.
+    pub max_length: Option<usize>,
+    pub lower_case: bool,
+    /// Texts that may be put in front, by name.
+    pub prompts: Vec<(String, String)>,
+    pub default_prompt: Option<String>,
+    pub similarity: Similarity,
+    /// Side by side where there are several.
+    pub pooling: Vec<Pooling>,
+    /// Width of a token's vector, where the pooling says it.
+    pub width: Option<usize>,
+    /// Whether a prompt's tokens are pooled.
+    pub include_prompt: bool,
+    pub modules: Vec<Module>,
+}
+
+impl SentenceConfig {
+    /// Reads a directory; one without modules.json pools the mean, as the reference does.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let mut config = Self {
+            network: directory.to_path_buf(),
+            max_length: None,
+            lower_case: false,
+            // The reference knows these two without being told.
+            prompts: ["query", "document"].map(|name| (name.to_string(), String::new())).to_vec(),
+            default_prompt: None,
+            similarity: Similarity::default(),
+            pooling: vec![Pooling::Mean],
+            width: None,
+            include_prompt: true,
+            modules: Vec::new(),
+        };
+        let modules = directory.join("modules.json");
+        if modules.exists() {
+            config.read_modules(directory, &modules)?;
+            config.read_network_settings()?;
+        }
+        if let Some(json) = Json::read_optional(&directory.join("config_sentence_transformers.json"))? {
+            config.read_prompts(&json)?;
+        }
+        Ok(config)
+    }
+
+    fn read_modules(&mut self, directory: &Path, path: &Path) -> Result<()> {
+        let bad = |message: String| Error::format(format!("modules.json: {message}"));
+        let list: Value =
+            serde_json::from_str(&read_text(path)?).map_err(|e| bad(format!("not valid JSON: {e}")).with_source(e))?;
+        let list = list.as_array().ok_or_else(|| bad("expected a list".to_string()))?;
+        let mut pooled = false;
+        for (i, entry) in list.iter().enumerate() {
+            let entry = Json::parse(&format!("modules.json: {i}"), &entry.to_string())?;
+            known_keys(&entry, &["idx", "name", "path", "type"])?;
+            let kind = entry.text("type")?.ok_or_else(|| entry.invalid("type", "expected text, found nothing"))?;
+            let folder = entry.text("path")?.unwrap_or_default();
+            let inside = |part| matches!(part, Component::Normal(_));
+            if !Path::new(&folder).components().all(inside) {
+                return Err(entry.invalid("path", &format!("expected a folder of this directory, found {folder:?}")));
+            }
+            let folder = directory.join(folder);
+            let name = kind.strip_prefix("sentence_transformers.").and_then(|kind| kind.rsplit('.').next());
+            match (name, i, pooled) {
+                (Some("Transformer"), 0, _) => self.network = folder,
+                (Some("Pooling"), _, false) if i > 0 => {
+                    self.read_pooling(&folder)?;
+                    pooled = true;
+                }
+                (Some("Dense"), _, true) => self.modules.push(dense(&folder)?),
+                (Some("LayerNorm"), _, true) => self.modules.push(layer_norm(&folder)?),
+                (Some("Normalize"), _, true) => self.modules.push(normalize(&folder)?),
+                // It does nothing outside of training.
+                (Some("Dropout"), _, true) => {}
+                _ => {
+                    let expected = "expected Transformer, then Pooling, then any of Dense, LayerNorm, Normalize, Dropout";
+                    return Err(entry.unsupported("type", expected));
+                }
+            }
+        }
+        if pooled { Ok(()) } else { Err(bad("expected a Pooling module, found none".to_string())) }
+    }
+
+    fn read_pooling(&mut self, folder: &Path) -> Result<()> {
+        let json = read_config(folder)?;
+        const FLAGS: [(&str, Pooling); 6] = [
+            ("pooling_mode_cls_token", Pooling::Cls),
+            ("pooling_mode_max_tokens", Pooling::Max),
+            ("pooling_mode_mean_tokens", Pooling::Mean),
+            ("pooling_mode_mean_sqrt_len_tokens", Pooling::MeanSqrtLen),
+            ("pooling_mode_weightedmean_tokens", Pooling::WeightedMean),
+            ("pooling_mode_lasttoken", Pooling::Last),
+        ];
+        let mut keys = vec!["word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"];
+        keys.extend(FLAGS.map(|(key, _)| key));
+        known_keys(&json, &keys)?;
+        self.width = match json.count("embedding_dimension", MAX_SIZE)? {
+            Some(width) => Some(width),
+            None => json.count("word_embedding_dimension", MAX_SIZE)?,
+        };
+        self.include_prompt = json.flag("include_prompt", true)?;
+        self.pooling = match json.get("pooling_mode") {
+            None => {
+                let mut modes = Vec::new();
+                for (key, pooling) in FLAGS {
+                    if json.flag(key, false)? {
+                        modes.push(pooling);
+                    }
+                }
+                if modes.is_empty() { vec![Pooling::Mean] } else { modes }
+            }
+            Some(mode) => {
+                let names = if mode.value().is_array() { json.texts("pooling_mode")? } else { json.text("pooling_mode")?.map(|n| vec![n]) };
+                let names = names.unwrap_or_default();
+                let modes = names.iter().map(|name| pooling_named(name)).collect::<Option<Vec<_>>>().filter(|m| !m.is_empty());
+                modes.ok_or_else(|| {
+                    json.unsupported("pooling_mode", "expected cls, max, mean, mean_sqrt_len_tokens, weightedmean or lasttoken")
+                })?
+            }
+        };
+        Ok(())
+    }
+
+    /// `sentence_bert_config.json`, or its name in early versions.
+    fn read_network_settings(&mut self) -> Result<()> {
+        let kinds = ["bert", "roberta", "distilbert", "camembert", "xlm-roberta"];
+        let mut files = kinds.iter().map(|kind| self.network.join(format!("sentence_{kind}_config.json")));
+        let Some(path) = files.find(|path| path.exists()) else { return Ok(()) };
+        let json = Json::read(&path)?;
+        known_keys(
+            &json,
+            &["max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"],
+        )?;
+        self.max_length = json.count("max_seq_length", MAX_SIZE)?;
+        if self.max_length == Some(0) {
+            return Err(json.invalid("max_seq_length", "expected at least 1 or null, found 0"));
+        }
+        self.lower_case = json.flag("do_lower_case", false)?;
+        for (json, key, only) in [(&json, "transformer_task", "feature-extraction"), (&json, "module_output_name", "token_embeddings")] {
+            if json.text(key)?.is_some_and(|found| found != only) {
+                return Err(json.unsupported(key, &format!("expected {only:?}")));
+            }
+        }
+        if let Some(modality) = json.object("modality_config")? {
+            known_keys(&modality, &["text"])?;
+            if let Some(text) = modality.object("text")? {
+                known_keys(&text, &["method", "method_output_name"])?;
+                for (key, only) in [("method", "forward"), ("method_output_name", "last_hidden_state")] {
+                    if text.text(key)?.is_some_and(|found| found != only) {
+                        return Err(text.unsupported(key, &format!("expected {only:?}")));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_prompts(&mut self, json: &Json) -> Result<()> {
+        if let Some(prompts) = json.object("prompts")? {
+            for name in prompts.value().as_object().into_iter().flat_map(|prompts| prompts.keys()) {
+                let prompt = prompts.text(name)?.unwrap_or_default();
+                match self.prompts.iter_mut().find(|(known, _)| known == name) {
+                    Some((_, known)) => *known = prompt,
+                    None => self.prompts.push((name.clone(), prompt)),
+                }
+            }
+        }
+        if let Some(name) = json.text("default_prompt_name")? {
+            let prompt = self.prompts.iter().find(|(known, _)| *known == name);
+            let prompt = prompt.ok_or_else(|| json.invalid("default_prompt_name", &format!("expected one of prompts, found {name:?}")))?;
+            self.default_prompt = Some(prompt.1.clone());
+        }
+        self.similarity = match json.text("similarity_fn_name")?.as_deref() {
+            None | Some("cosine" | "cos_sim") => Similarity::Cosine,
+            Some("dot" | "dot_score") => Similarity::Dot,
+            Some("euclidean" | "euclidean_sim") => Similarity::Euclidean,
+            Some("manhattan" | "manhattan_sim") => Similarity::Manhattan,
+            Some(_) => return Err(json.unsupported("similarity_fn_name", "expected cosine, dot, euclidean or manhattan")),
+        };
+        Ok(())
+    }
+}
+
+fn pooling_named(name: &str) -> Option<Pooling> {
+    Some(match name {
+        "cls" => Pooling::Cls,
+        "max" => Pooling::Max,
+        "mean" => Pooling::Mean,
+        "mean_sqrt_len_tokens" => Pooling::MeanSqrtLen,
+        "weightedmean" => Pooling::WeightedMean,
+        "lasttoken" => Pooling::Last,
+        _ => return None,
+    })
+}
+
+fn dense(folder: &Path) -> Result<Module> {
+    let json = read_config(folder)?;
+    let keys =
+        ["in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name", "use_residual"];
+    known_keys(&json, &keys)?;
+    on_the_sentence(&json)?;
+    let activation = match json.text("activation_function")?.as_deref() {
+        None | Some("torch.nn.modules.activation.Tanh") => Some(Activation::Tanh),
+        Some("torch.nn.modules.linear.Identity") => None,
+        Some("torch.nn.modules.activation.ReLU") => Some(Activation::Relu),
+        Some("torch.nn.modules.activation.GELU") => Some(Activation::Gelu),
+        Some("torch.nn.modules.activation.SiLU") => Some(Activation::Silu),
+        Some("torch.nn.modules.activation.Sigmoid") => Some(Activation::Sigmoid),
+        Some(_) => {
+            let expected = "expected Tanh, Identity, ReLU, GELU, SiLU or Sigmoid of torch";
+            return Err(json.unsupported("activation_function", expected));
+        }
+    };
+    Ok(Module::Dense {
+        directory: folder.to_path_buf(),
+        inputs: json.size("in_features", MAX_SIZE)?,
+        outputs: json.size("out_features", MAX_SIZE)?,
+        bias: json.flag("bias", true)?,
+        activation,
+        residual: json.flag("use_residual", false)?,
+    })
+}
+
+fn layer_norm(folder: &Path) -> Result<Module> {
+    let json = read_config(folder)?;
+    known_keys(&json, &["dimension"])?;
+    Ok(Module::LayerNorm { directory: folder.to_path_buf(), width: json.size("dimension", MAX_SIZE)? })
+}
+
+/// Its folder may be missing: it holds nothing.
+fn normalize(folder: &Path) -> Result<Module> {
+    if folder.join("config.json").exists() {
+        let json = read_config(folder)?;
+        known_keys(&json, &["module_input_name", "module_output_name"])?;
+        on_the_sentence(&json)?;
+    }
+    Ok(Module::Normalize)
+}
+
+/// A module that works on the pooled vector and leaves it in its place.
+fn on_the_sentence(json: &Json) -> Result<()> {
+    for key in ["module_input_name", "module_output_name"] {
+        if json.text(key)?.is_some_and(|found| found != "sentence_embedding") {
+            return Err(json.unsupported(key, "expected \"sentence_embedding\""));
+        }
+    }
+    Ok(())
+}
+
+fn read_config(folder: &Path) -> Result<Json> {
+    let name = folder.file_name().map_or_else(String::new, |name| format!("{}/", name.to_string_lossy()));
+    Json::parse(&format!("{name}config.json"), &read_text(&folder.join("config.json"))?)
+}
+
+/// A setting that nobody here knows may change the result.
+fn known_keys(json: &Json, known: &[&str]) -> Result<()> {
+    let mut keys = json.value().as_object().into_iter().flat_map(|fields| fields.keys());
+    match keys.find(|key| !known.contains(&key.as_str()) && json.get(key).is_some()) {
+        Some(key) => Err(json.unsupported(key, "expected no setting of this name")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::error::ErrorKind;
+
+    const TRANSFORMER: &str = r#"{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}"#;
+    const POOLING: &str = r#"{"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}"#;
+
+    /// A directory with these modules and files.
+    fn directory(modules: &[&str], files: &[(&str, &str)]) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("modules.json"), format!("[{}]", modules.join(","))).unwrap();
+        for (name, text) in [("1_Pooling/config.json", r#"{"pooling_mode": "mean"}"#)].iter().chain(files) {
+            let path = directory.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        directory
+    }
+
+    #[test]
+    fn what_is_not_implemented_is_refused_by_name() {
+        let dense = |path: &str| format!(r#"{{"path": "{path}", "type": "sentence_transformers.models.Dense"}}"#);
+        let normalize = r#"{"path": "2_N", "type": "sentence_transformers.models.Normalize"}"#;
+        type Case<'a> = (Vec<&'a str>, Vec<(&'a str, &'a str)>, ErrorKind, &'a str);
+        let outside = dense("../elsewhere");
+        let inside = dense("2_Dense");
+        let cases: Vec<Case<'_>> = vec![
+            (vec![TRANSFORMER], vec![], ErrorKind::Format, "Pooling"),
+            (vec![POOLING, TRANSFORMER], vec![], ErrorKind::Unsupported, "modules.json: 0: type"),
+            (vec![TRANSFORMER, normalize, POOLING], vec![], ErrorKind::Unsupported, "modules.json: 1: type"),
+            (vec![TRANSFORMER, r#"{"path": "", "type": "custom.Pooling"}"#], vec![], ErrorKind::Unsupported, "custom.Pooling"),
+            (vec![TRANSFORMER, POOLING, &outside], vec![], ErrorKind::Format, "elsewhere"),
+            (vec![TRANSFORMER, POOLING], vec![("1_Pooling/config.json", r#"{"pooling_mode": "median"}"#)], ErrorKind::Unsupported, "median"),
+            (vec![TRANSFORMER, POOLING], vec![("1_Pooling/config.json", r#"{"new_key": 1}"#)], ErrorKind::Unsupported, "new_key"),
+            (
+                vec![TRANSFORMER, POOLING, &inside],
+                vec![("2_Dense/config.json", r#"{"in_features": 2, "out_features": 2, "activation_function": "my.Own"}"#)],
+                ErrorKind::Unsupported,
+                "2_Dense/config.json: activation_function",
+            ),
+            (
+                vec![TRANSFORMER, POOLING, normalize],
+                vec![("2_N/config.json", r#"{"module_input_name": "token_embeddings"}"#)],
+                ErrorKind::Unsupported,
+                "module_input_name",
+            ),
+            (vec![TRANSFORMER, POOLING], vec![("sentence_bert_config.json", r#"{"max_seq_length": 0}"#)], ErrorKind::Format, "max_seq_length"),
+            (
+                vec![TRANSFORMER, POOLING],
+                vec![("config_sentence_transformers.json", r#"{"default_prompt_name": "search"}"#)],
+                ErrorKind::Format,
+                "default_prompt_name",
+            ),
+            (
+                vec![TRANSFORMER, POOLING],
+                vec![("config_sentence_transformers.json", r#"{"similarity_fn_name": "taxi"}"#)],
+                ErrorKind::Unsupported,
+                "similarity_fn_name",
+            ),
+        ];
+        for (modules, files, kind, names) in cases {
+            let directory = directory(&modules, &files);
+            let error = SentenceConfig::read(directory.path()).unwrap_err();
+            assert!(error.kind() == kind && error.message().contains(names), "{names}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn both_styles_of_pooling_give_the_same_modes_in_their_order() {
+        let flags = r#"{"pooling_mode_lasttoken": true, "pooling_mode_cls_token": true, "word_embedding_dimension": 3}"#;
+        let names = r#"{"pooling_mode": ["lasttoken", "cls"], "embedding_dimension": 3}"#;
+        for (text, want) in [(flags, [Pooling::Cls, Pooling::Last]), (names, [Pooling::Last, Pooling::Cls])] {
+            let directory = directory(&[TRANSFORMER, POOLING], &[("1_Pooling/config.json", text)]);
+            let config = SentenceConfig::read(directory.path()).unwrap();
+            assert_eq!((config.pooling.as_slice(), config.width), (want.as_slice(), Some(3)));
+        }
+    }
+}
