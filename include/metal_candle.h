@@ -662,6 +662,8 @@ typedef enum {
   MC_STAGE_COMPILE = 4,
   /** Evaluating the prompt; tokens. */
   MC_STAGE_PREFILL = 5,
+  /** Texts become vectors; counted in texts. */
+  MC_STAGE_EMBED = 6,
   /** Not a value: makes the enum 32 bits wide. */
   MC_STAGE_FORCE32 = 2147483647,
 } mc_stage;
@@ -1980,6 +1982,288 @@ mc_status mc_session_truncate(mc_session *MC_NONNULL session,
  * Threads: any.
  */
 void mc_session_free(mc_session *MC_NULLABLE session);
+
+/** @} */
+
+
+/**
+ * @defgroup mc_embed Sentence embeddings, and the search for the nearest of many vectors
+ * @{
+ *
+ * mc_embed() and mc_embed_batch() turn texts into vectors, as the model's directory says: modules, prompts and limits of
+ * sentence-transformers, or the mean of the tokens' vectors where it says nothing. A text has the same vector alone and in any batch,
+ * bit for bit on the CPU.
+ */
+
+/** How the vectors of a text's tokens become one. */
+typedef enum {
+  /** What the model's directory says. */
+  MC_POOLING_DEFAULT = 0,
+  /** Their mean. */
+  MC_POOLING_MEAN = 1,
+  /** The first one. */
+  MC_POOLING_CLS = 2,
+  /** The last one. */
+  MC_POOLING_LAST = 3,
+  /** The largest value of each dimension. */
+  MC_POOLING_MAX = 4,
+  /** Their sum over the square root of their number. */
+  MC_POOLING_MEAN_SQRT_LEN = 5,
+  /** Their mean, weighted with the position, 1 for the first. */
+  MC_POOLING_WEIGHTED_MEAN = 6,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_POOLING_FORCE32 = 2147483647,
+} mc_pooling;
+
+/** How vectors are compared; more is nearer. */
+typedef enum {
+  /** Never that of a model: what a wrong handle gives. */
+  MC_SIMILARITY_NONE = 0,
+  /** The cosine of the angle between them, -1 to 1. */
+  MC_SIMILARITY_COSINE = 1,
+  /** The scalar product. */
+  MC_SIMILARITY_DOT = 2,
+  /** Minus the Euclidean distance. */
+  MC_SIMILARITY_EUCLIDEAN = 3,
+  /** Minus the sum of the absolute differences. */
+  MC_SIMILARITY_MANHATTAN = 4,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_SIMILARITY_FORCE32 = 2147483647,
+} mc_similarity;
+
+/**
+ * How to embed: a builder. What is not set is what the model's directory says. A bad value is remembered and reported by the
+ * first call that uses the options, as MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used
+ * many times.
+ *
+ * Threads: any, one at a time while it is set; then concurrently.
+ */
+typedef struct mc_embed_options mc_embed_options;
+
+/**
+ * Makes embed options: all as the model's directory says.
+ *
+ * @return one reference; free it with mc_embed_options_free().
+ *
+ * Threads: any.
+ */
+mc_embed_options *MC_NONNULL mc_embed_options_new(void);
+
+/**
+ * Another way of pooling than the model's own.
+ *
+ * @param options  the options.
+ * @param pooling  MC_POOLING_DEFAULT (the default) = the model's own.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_embed_options_set_pooling(mc_embed_options *MC_NONNULL options, mc_pooling pooling);
+
+/**
+ * Whether vectors have length 1.
+ *
+ * @param options  the options.
+ * @param value    true = they have; false = they are left as they are, also where the model's modules end with Normalize.
+ *                 Default: as the modules say.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_embed_options_set_normalize(mc_embed_options *MC_NONNULL options,
+                                    bool value);
+
+/**
+ * Keeps the first values of each vector only, for models that were trained for it (Matryoshka). The shorter vector is normalised
+ * where the whole one would be.
+ *
+ * @param options  the options.
+ * @param value    values of a vector; 0 (the default) = all. More than the model gives is an error of the call that embeds.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_embed_options_set_dimensions(mc_embed_options *MC_NONNULL options,
+                                     size_t value);
+
+/**
+ * How much of a long text counts; the rest is cut off.
+ *
+ * @param options  the options.
+ * @param value    tokens, with those that the tokenizer adds; 0 (the default) = the model's own limit. More than
+ *                 mc_model_context_length() is an error of the call that embeds.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_embed_options_set_max_length(mc_embed_options *MC_NONNULL options, size_t value);
+
+/**
+ * The most texts that are evaluated at once: fewer take less memory and answer a cancel sooner. Changes no vector.
+ *
+ * @param options  the options.
+ * @param value    texts; 0 (the default) = as many as are fastest.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_embed_options_set_batch_size(mc_embed_options *MC_NONNULL options, size_t value);
+
+/**
+ * Puts one of the model's own prompts in front of every text: "query" for what is searched for, "document" for what is
+ * searched, or whatever its config_sentence_transformers.json names. Replaces mc_embed_options_set_prefix().
+ *
+ * @param options  the options.
+ * @param name     the prompt's name, copied; one that the model lacks is an error of the call that embeds, which lists those it
+ *                 has. NULL (the default) = the model's default prompt, if it has one.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_embed_options_set_prompt_name(mc_embed_options *MC_NONNULL options,
+                                      const char *MC_NULLABLE name);
+
+/**
+ * Puts a text in front of every text. Replaces mc_embed_options_set_prompt_name().
+ *
+ * @param options  the options.
+ * @param prefix   the text, copied; "" = nothing, not even the model's default prompt. NULL (the default) = the model's default
+ *                 prompt, if it has one.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_embed_options_set_prefix(mc_embed_options *MC_NONNULL options,
+                                 const char *MC_NULLABLE prefix);
+
+/**
+ * A flag that stops the work between two groups of texts.
+ *
+ * @param options  the options.
+ * @param cancel   the flag; the options keep it alive. NULL (the default) = none.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_embed_options_set_cancel(mc_embed_options *MC_NONNULL options, const mc_cancel *MC_NULLABLE cancel);
+
+/**
+ * Who hears how many texts are done.
+ *
+ * @param options    the options.
+ * @param progress   called while texts are embedded, on the thread of that call, with MC_STAGE_EMBED; what is not MC_CONTINUE
+ *                   stops the call with MC_CANCELLED. NULL (the default) = nobody.
+ * @param user_data  handed to `progress`; may be NULL. Must live until the last call with these options is over.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_embed_options_set_progress(mc_embed_options *MC_NONNULL options,
+                                   mc_progress_fn progress,
+                                   void *MC_NULLABLE user_data);
+
+/**
+ * Frees options; a call that uses them goes on.
+ *
+ * @param options  the options, or NULL.
+ *
+ * Threads: any.
+ */
+void mc_embed_options_free(mc_embed_options *MC_NULLABLE options);
+
+/**
+ * How many values a vector has with these options.
+ *
+ * @param model    the model.
+ * @param options  the options, or NULL.
+ * @return 0 for options that the calls below would refuse, and for a model without a tokenizer.
+ *
+ * Threads: any.
+ */
+size_t mc_embed_dim(const mc_model *MC_NONNULL model, const mc_embed_options *MC_NULLABLE options);
+
+/**
+ * How the model's vectors are meant to be compared, as its config_sentence_transformers.json says; the cosine where it says
+ * nothing.
+ *
+ * @param model  the model.
+ * @return MC_SIMILARITY_NONE for a wrong handle.
+ *
+ * Threads: any.
+ */
+mc_similarity mc_embed_similarity(const mc_model *MC_NONNULL model);
+
+/**
+ * Embeds one text.
+ *
+ * @param model     the model.
+ * @param text      UTF-8; the empty text has a vector too. NULL if `text_len` is 0.
+ * @param text_len  bytes.
+ * @param options   the options, or NULL.
+ * @param out       receives `out_len` numbers.
+ * @param out_len   mc_embed_dim().
+ * @param err       NULL, or receives the error.
+ * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for another `out_len` and for options out of their range;
+ *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
+ *         MC_ERROR_SUSPENDED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_embed(const mc_model *MC_NONNULL model,
+                   const char *MC_NULLABLE text,
+                   size_t text_len,
+                   const mc_embed_options *MC_NULLABLE options,
+                   float *MC_NONNULL out,
+                   size_t out_len,
+                   mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Embeds many texts: faster than one by one, and with the same vectors.
+ *
+ * @param model      the model.
+ * @param texts      `texts_len` texts in UTF-8.
+ * @param text_lens  the bytes of each text; a text of 0 bytes may be NULL. NULL = all texts end with a NUL.
+ * @param texts_len  texts; may be 0.
+ * @param options    the options, or NULL.
+ * @param out        receives one vector after another, in the order of the texts: (texts_len, mc_embed_dim()).
+ * @param out_len    texts_len * mc_embed_dim().
+ * @param err        NULL, or receives the error.
+ * @return as mc_embed(); MC_ERROR_INVALID_UTF8 names the text by its index.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_embed_batch(const mc_model *MC_NONNULL model,
+                         const char *const MC_NULLABLE *MC_NONNULL texts,
+                         const size_t *MC_NULLABLE text_lens,
+                         size_t texts_len,
+                         const mc_embed_options *MC_NULLABLE options,
+                         float *MC_NONNULL out,
+                         size_t out_len,
+                         mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * For each query the `k` nearest documents, the nearest first; of equally near ones the earlier. Every document is compared; the
+ * work is spread over all threads.
+ *
+ * @param similarity     how to compare; mc_embed_similarity().
+ * @param queries        vectors: (queries_len, dim), one after another.
+ * @param queries_len    queries; may be 0.
+ * @param documents      vectors: (documents_len, dim), one after another.
+ * @param documents_len  documents.
+ * @param dim            values of a vector; at least 1.
+ * @param k              how many for each query; 1 to `documents_len`.
+ * @param indices        receives (queries_len, k) numbers of documents, from 0.
+ * @param scores         receives (queries_len, k) similarities. A vector of zeros has the cosine 0 with every other; what is no
+ *                       number comes last.
+ * @param err            NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_OUT_OF_MEMORY.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_similarity_top_k(mc_similarity similarity,
+                              const float *MC_NONNULL queries,
+                              size_t queries_len,
+                              const float *MC_NONNULL documents,
+                              size_t documents_len,
+                              size_t dim,
+                              size_t k,
+                              size_t *MC_NONNULL indices,
+                              float *MC_NONNULL scores,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /** @} */
 

@@ -11,6 +11,7 @@ use handles::*;
 use metal_candle::ffi::cancel::*;
 use metal_candle::ffi::chat::*;
 use metal_candle::ffi::device::*;
+use metal_candle::ffi::embed::*;
 use metal_candle::ffi::error::*;
 use metal_candle::ffi::generate::*;
 use metal_candle::ffi::library::*;
@@ -41,8 +42,10 @@ enum Parameter {
     MaybeOut(Type),
     /// A place for eight bytes, untouched after a failure.
     Number,
-    /// A place for as many floats as the vocabulary is large.
-    Logits,
+    /// As many floats as the vocabulary is large, read or written.
+    Floats,
+    /// An array of one text.
+    Texts(&'static CStr),
     Err,
     /// A callback or its data; may be NULL.
     Callback(usize),
@@ -94,9 +97,11 @@ macro_rules! functions {
 fn table() -> Vec<Function> {
     use Parameter::*;
     use Returns::*;
-    use Type::{Cancel, Chat, Device, Error, GenerateOptions, Generation, Model, ModelOptions, Session, String, Tokenizer, Tokens};
+    use Type::{Cancel, Chat, Device, EmbedOptions, Error, GenerateOptions, Generation, Model, ModelOptions, Session, String, Tokenizer, Tokens};
     const TEN: Parameter = Word(10);
     const YES: Parameter = Word(1);
+    /// Of the model's vectors.
+    const WIDTH: u64 = 256;
     functions! {
         mc_status_name(Word(27)) Empty;
         mc_error_code(Handle(Error)) Zero;
@@ -225,9 +230,26 @@ fn table() -> Vec<Function> {
         mc_session_position(Handle(Session)) Zero;
         mc_session_save(Handle(Session), SessionPath, Err) Status;
         mc_session_load(Handle(Model), SessionPath, Out(Session), Err) Status;
-        mc_session_logits(Handle(Session), Logits, Word(4096), Err) Status;
+        mc_session_logits(Handle(Session), Floats, Word(4096), Err) Status;
         mc_session_truncate(Handle(Session), YES, Err) Status;
         mc_session_free(Freed(Session)) Nothing;
+
+        mc_embed_options_new() New(EmbedOptions);
+        mc_embed_options_set_pooling(Handle(EmbedOptions), YES) Nothing;
+        mc_embed_options_set_normalize(Handle(EmbedOptions), YES) Nothing;
+        mc_embed_options_set_dimensions(Handle(EmbedOptions), TEN) Nothing;
+        mc_embed_options_set_max_length(Handle(EmbedOptions), TEN) Nothing;
+        mc_embed_options_set_batch_size(Handle(EmbedOptions), TEN) Nothing;
+        mc_embed_options_set_prompt_name(Handle(EmbedOptions), MaybeText(c"query")) Nothing;
+        mc_embed_options_set_prefix(Handle(EmbedOptions), MaybeText(c"query: ")) Nothing;
+        mc_embed_options_set_cancel(Handle(EmbedOptions), Maybe(Cancel)) Nothing;
+        mc_embed_options_set_progress(Handle(EmbedOptions), Callback(continue_progress as *const () as usize), Callback(8)) Nothing;
+        mc_embed_options_free(Freed(EmbedOptions)) Nothing;
+        mc_embed_dim(Handle(Model), Maybe(EmbedOptions)) Zero;
+        mc_embed_similarity(Handle(Model)) Zero;
+        mc_embed(Handle(Model), MaybeText(c"fn main() {"), TEN, Maybe(EmbedOptions), Floats, Word(WIDTH), Err) Status;
+        mc_embed_batch(Handle(Model), Texts(c"fn main() {"), Callback(0), YES, Maybe(EmbedOptions), Floats, Word(WIDTH), Err) Status;
+        mc_similarity_top_k(YES, Floats, YES, Floats, Word(2), TEN, YES, Number, Floats, Err) Status;
     }
 }
 
@@ -252,13 +274,13 @@ struct Arguments {
     /// One for each parameter, each in a box, so that no address moves.
     #[allow(clippy::vec_box)]
     places: Vec<Box<u64>>,
-    _logits: Vec<f32>,
+    _floats: Vec<Vec<f32>>,
 }
 
 impl Arguments {
     fn good(function: &Function) -> Self {
         let mut places: Vec<Box<u64>> = function.parameters.iter().map(|_| Box::new(UNTOUCHED)).collect();
-        let mut logits = vec![0f32; 4096];
+        let mut floats = vec![vec![0f32; 4096]; function.parameters.len()];
         let (mut words, mut handles) = (Vec::new(), Vec::new());
         for (i, parameter) in function.parameters.iter().enumerate() {
             words.push(match *parameter {
@@ -279,13 +301,17 @@ impl Arguments {
                     *places[i] = 0;
                     (&raw mut *places[i]) as u64
                 }
-                Parameter::Logits => logits.as_mut_ptr() as u64,
+                Parameter::Floats => floats[i].as_mut_ptr() as u64,
+                Parameter::Texts(text) => {
+                    *places[i] = text.as_ptr() as u64;
+                    (&raw mut *places[i]) as u64
+                }
                 Parameter::Callback(address) => address as u64,
                 Parameter::Word(word) => word,
                 Parameter::Float(value) => value.to_bits().into(),
             });
         }
-        Self { words, handles, places, _logits: logits }
+        Self { words, handles, places, _floats: floats }
     }
 
     /// Calls, checks what a failure must look like, frees everything; gives the status or value and the error's message.
@@ -422,7 +448,8 @@ fn null_is_refused_or_means_nothing() {
                 | Parameter::SessionPath
                 | Parameter::Out(_)
                 | Parameter::Number
-                | Parameter::Logits => Failure::Argument,
+                | Parameter::Floats
+                | Parameter::Texts(_) => Failure::Argument,
                 Parameter::Word(_) | Parameter::Float(_) => continue,
                 _ => Failure::None,
             };

@@ -3,10 +3,14 @@
 
 mod common;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use common::{Reference, golden, json, load, max_abs, shipped};
-use metal_candle::{EmbedOptions, Model, Prompt, Similarity, similarity_top_k};
+use metal_candle::{
+    Cancel, Capability, EmbedOptions, ErrorKind, LoadOptions, Model, Pooling, Prompt, Session, Similarity, Stage,
+    similarity_top_k,
+};
 use serde_json::Value;
 
 /// Tolerances of the reference results; each is above their own noise and below the smallest mistake seen.
@@ -60,4 +64,269 @@ fn every_model_prompt_and_text_equals_the_reference() {
             }
         }
     }
+}
+
+#[test]
+fn the_shipped_model_equals_the_reference_and_answers_its_questions() {
+    let (model, notes) = (load(shipped("tiny-embed")), json(&golden("tiny_embed.json")));
+    let rows = |value: &Value| -> Vec<f32> {
+        value.as_array().unwrap().iter().flat_map(|row| row.as_array().unwrap()).map(|x| x.as_f64().unwrap() as f32).collect()
+    };
+    let same = |texts: &[&str], want: &Value| {
+        let got = embed(&model, texts, &EmbedOptions::default());
+        let error = max_abs(&got, &rows(want));
+        assert!(error <= SHIPPED, "{error}");
+        got
+    };
+    same(&texts(&notes), &notes["embeddings"]);
+    let search = &notes["search"];
+    let list = |key: &str, field: &str| -> Vec<&str> {
+        search[key].as_array().unwrap().iter().map(|entry| entry[field].as_str().unwrap()).collect()
+    };
+    let documents = same(&list("docs", "text"), &search["doc_embeddings"]);
+    let queries = same(&list("queries", "query"), &search["query_embeddings"]);
+    let (found, scores) = similarity_top_k(model.similarity(), &queries, &documents, 192, 3).unwrap();
+    for (i, query) in search["queries"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(serde_json::json!(found[3 * i..3 * i + 3]), query["top3"]);
+        for (score, want) in scores[3 * i..].iter().zip(query["scores"].as_array().unwrap()) {
+            assert!((f64::from(*score) - want.as_f64().unwrap()).abs() < 5e-6);
+        }
+    }
+    assert_eq!(model.similarity(), Similarity::Cosine);
+}
+
+#[test]
+fn a_text_has_the_same_bits_alone_and_in_any_batch() {
+    for path in models() {
+        let (model, notes) = (load(&path), json(&path.join("golden.json")));
+        let texts = texts(&notes);
+        let batch = embed(&model, &texts, &EmbedOptions::default());
+        let dim = model.embedding_dim(&EmbedOptions::default()).unwrap();
+        for (text, row) in texts.iter().zip(batch.chunks(dim)) {
+            assert_eq!(embed(&model, &[text], &EmbedOptions::default()), row, "{}: {text:?}", path.display());
+        }
+        let backwards: Vec<&str> = texts.iter().rev().chain(&texts).copied().collect();
+        let rows = embed(&model, &backwards, &EmbedOptions { batch_size: Some(3), ..EmbedOptions::default() });
+        assert_eq!(rows[texts.len() * dim..], batch);
+        assert_eq!(&rows[..dim], &batch[(texts.len() - 1) * dim..]);
+    }
+}
+
+#[test]
+fn prompts_by_name_and_by_text_are_the_same_and_a_default_is_used() {
+    let model = load(golden("encoders/xlmr_prompt_excluded"));
+    let texts = ["hello", "Die Brücke über den Fluss"];
+    let text = |prompt: &str| EmbedOptions { prompt: Prompt::Text(prompt.into()), ..EmbedOptions::default() };
+    let query = embed(&model, &texts, &with_prompt("query"));
+    assert_eq!(embed(&model, &texts, &EmbedOptions::default()), query);
+    assert_eq!(embed(&model, &texts, &text("query: ")), query);
+    assert_ne!(embed(&model, &texts, &with_prompt("passage")), query);
+    assert_ne!(embed(&model, &texts, &text("")), query);
+    // The reference knows these names even where the model says nothing.
+    let plain = load(golden("encoders/bert_mean_norm"));
+    assert_eq!(embed(&plain, &texts, &with_prompt("document")), embed(&plain, &texts, &EmbedOptions::default()));
+    let error = plain.embed(&texts, &with_prompt("passage"), None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    assert_eq!(error.message(), "prompt_name: expected one of the model's (query, document), found \"passage\"");
+}
+
+#[test]
+fn vectors_are_cut_before_they_are_normalised() {
+    let texts = ["hello", "The cat sleeps in the warm sun."];
+    for (name, own) in [("bert_mean_norm", true), ("bert_cls", false)] {
+        let model = load(golden("encoders").join(name));
+        let plain = embed(&model, &texts, &EmbedOptions { normalize: Some(false), ..EmbedOptions::default() });
+        for (normalize, dimensions) in [(None, 24), (Some(true), 24), (Some(false), 24), (Some(true), 64)] {
+            let options = EmbedOptions { normalize, dimensions: Some(dimensions), ..EmbedOptions::default() };
+            assert_eq!(model.embedding_dim(&options).unwrap(), dimensions);
+            let rows = embed(&model, &texts, &options);
+            for (row, whole) in rows.chunks(dimensions).zip(plain.chunks(64)) {
+                let part = &whole[..dimensions];
+                let length = part.iter().map(|x| x * x).sum::<f32>().sqrt();
+                let divisor = if normalize.unwrap_or(own) { length } else { 1.0 };
+                let want: Vec<f32> = part.iter().map(|x| x / divisor).collect();
+                assert!(max_abs(row, &want) < 1e-6, "{name} {normalize:?} {dimensions}");
+            }
+        }
+    }
+}
+
+#[test]
+fn another_pooling_takes_the_place_of_the_models_own() {
+    let model = load(golden("encoders/bert_max_meansqrt"));
+    let texts = ["hello", "", "How do I sort a list of numbers?"];
+    let all = embed(&model, &texts, &EmbedOptions::default());
+    for (i, pooling) in [Pooling::Cls, Pooling::Max, Pooling::MeanSqrtLen, Pooling::WeightedMean].into_iter().enumerate() {
+        let options = EmbedOptions { pooling: Some(pooling), ..EmbedOptions::default() };
+        let rows = embed(&model, &texts, &options);
+        for (row, all) in rows.chunks(64).zip(all.chunks(4 * 64)) {
+            assert_eq!(row, &all[i * 64..][..64], "{pooling:?}");
+        }
+    }
+    // What follows the pooling still fits one way, not four.
+    let dense = load(golden("encoders/bert_dense_new"));
+    let options = EmbedOptions { pooling: Some(Pooling::Mean), ..EmbedOptions::default() };
+    assert_eq!(dense.embedding_dim(&options).unwrap(), 40);
+}
+
+#[test]
+fn a_long_text_is_cut_and_nothing_is_too_long() {
+    let model = load(shipped("tiny-embed"));
+    let long = "append an element to the vector ".repeat(1700); // 10,200 words
+    let limit = |tokens| EmbedOptions { max_length: Some(tokens), ..EmbedOptions::default() };
+    let whole = embed(&model, &[&long], &EmbedOptions::default());
+    assert_eq!(whole, embed(&model, &[&long], &limit(256)));
+    assert_ne!(whole, embed(&model, &[&long], &limit(255)));
+    // Two tokens around the text and three of it.
+    let tokens = model.tokenizer().unwrap().encode("append an element", false).unwrap();
+    assert_eq!(
+        embed(&model, &["append an element to it"], &limit(tokens.len() + 2)),
+        embed(&model, &["append an element"], &limit(256))
+    );
+    for text in ["", " ", "\n\t ", "\u{200d}", "日本語", "🦀"] {
+        let row = embed(&model, &[text], &EmbedOptions::default());
+        assert!((row.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5, "{text:?}");
+    }
+    assert_eq!(embed(&model, &[], &EmbedOptions::default()), [0f32; 0]);
+}
+
+#[test]
+fn options_out_of_their_range_are_refused_by_name() {
+    let model = load(shipped("tiny-embed"));
+    let default = EmbedOptions::default;
+    for (options, message) in [
+        (EmbedOptions { dimensions: Some(0), ..default() }, "dimensions: expected 1 to 192, found 0"),
+        (EmbedOptions { dimensions: Some(193), ..default() }, "dimensions: expected 1 to 192, found 193"),
+        (EmbedOptions { max_length: Some(2), ..default() }, "max_length: expected 3 to 256 tokens, found 2"),
+        (EmbedOptions { max_length: Some(257), ..default() }, "max_length: expected 3 to 256 tokens, found 257"),
+        (EmbedOptions { batch_size: Some(0), ..default() }, "batch_size: expected at least 1, found 0"),
+    ] {
+        let error = model.embed(&["text"], &options, None).unwrap_err();
+        assert_eq!((error.kind(), error.message()), (ErrorKind::InvalidArgument, message));
+        assert!(model.embedding_dim(&options).is_err());
+    }
+}
+
+#[test]
+fn cancel_and_progress_stop_between_packs() {
+    let model = load(shipped("tiny-embed"));
+    let texts: Vec<String> = (0..300).map(|i| format!("text number {i} about vectors and slices")).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let mut seen = Vec::new();
+    model
+        .embed(
+            &texts,
+            &EmbedOptions { batch_size: Some(64), ..EmbedOptions::default() },
+            Some(&mut |event| {
+                assert_eq!((event.stage, event.total), (Stage::Embed, 300));
+                seen.push(event.done);
+                ControlFlow::Continue(())
+            }),
+        )
+        .unwrap();
+    assert!(seen.windows(2).all(|pair| pair[0] < pair[1] && pair[1] - pair[0] <= 64) && seen.last() == Some(&300), "{seen:?}");
+    let stopped = model.embed(&texts, &EmbedOptions::default(), Some(&mut |_| ControlFlow::Break(())));
+    assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Cancelled);
+    let cancel = Cancel::new();
+    let options = EmbedOptions { cancel: Some(cancel.clone()), ..EmbedOptions::default() };
+    cancel.trigger();
+    assert_eq!(model.embed(&texts, &options, None).unwrap_err().kind(), ErrorKind::Cancelled);
+    cancel.reset();
+    assert_eq!(embed(&model, &texts, &options), embed(&model, &texts, &EmbedOptions::default()));
+}
+
+#[test]
+fn threads_share_one_model() {
+    let model = load(shipped("tiny-embed"));
+    let texts = ["Removes the last element.", "", "Opens a file in read-only mode and returns it."];
+    let want = embed(&model, &texts, &EmbedOptions::default());
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..10).for_each(|_| assert_eq!(embed(&model, &texts, &EmbedOptions::default()), want)));
+        }
+    });
+}
+
+#[test]
+fn an_encoder_embeds_and_does_not_generate() {
+    let model = load(shipped("tiny-embed"));
+    assert!(model.supports(Capability::Embed) && !model.supports(Capability::Generate));
+    let error = Session::new(&model, 0).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert_eq!(error.message(), "session: expected a model that generates text, found one of bert that only embeds");
+    // Without an output matrix a decoder only embeds; with its embedding tied to one it does both.
+    assert!(!load(golden("encoders/qwen2_last_right")).supports(Capability::Generate));
+    let both = load(golden("encoders/qwen3_last_left"));
+    assert!(both.supports(Capability::Generate) && both.supports(Capability::Embed));
+}
+
+/// A copy of a reference directory, changed.
+fn changed(name: &str, change: impl FnOnce(&Path)) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    copy_all(&golden("encoders").join(name), copy.path());
+    change(copy.path());
+    copy
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            copy_all(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_plain_directory_pools_the_mean() {
+    let plain = changed("bert_mean_norm", |path| std::fs::remove_file(path.join("modules.json")).unwrap());
+    let texts = ["hello", "The cat sleeps in the warm sun."];
+    let not_normalised = EmbedOptions { normalize: Some(false), ..EmbedOptions::default() };
+    let want = embed(&load(golden("encoders/bert_mean_norm")), &texts, &not_normalised);
+    assert_eq!(embed(&load(plain.path()), &texts, &EmbedOptions::default()), want);
+}
+
+#[test]
+fn a_directory_that_contradicts_itself_is_refused_by_name() {
+    let write = |path: &Path, file: &str, text: &str| std::fs::write(path.join(file), text).unwrap();
+    let refused = |name: &str, kind: ErrorKind, names: &[&str], change: &dyn Fn(&Path)| {
+        let copy = changed(name, change);
+        let error = Model::load(copy.path(), &LoadOptions::default(), None).err().unwrap();
+        assert!(error.kind() == kind && names.iter().all(|name| error.message().contains(name)), "{names:?}: {error:?}");
+    };
+    let dense = |text: &'static str| move |path: &Path| write(path, "2_Dense/config.json", text);
+    refused("bert_dense_new", ErrorKind::Format, &["reads 63 values"], &dense(r#"{"in_features": 63, "out_features": 40}"#));
+    refused(
+        "bert_dense_new",
+        ErrorKind::Format,
+        &["2_Dense", "linear.weight", "[41, 64]"],
+        &dense(r#"{"in_features": 64, "out_features": 41}"#),
+    );
+    let no_bias = dense(r#"{"in_features": 64, "out_features": 40, "bias": false}"#);
+    refused("bert_dense_new", ErrorKind::Format, &["2_Dense", "linear.bias"], &no_bias);
+    refused("bert_dense_new", ErrorKind::NotFound, &["2_Dense", "model.safetensors"], &|path| {
+        std::fs::remove_file(path.join("2_Dense/model.safetensors")).unwrap();
+    });
+    refused("bert_mean_norm", ErrorKind::Format, &["pooling", "64", "65"], &|path| {
+        write(path, "1_Pooling/config.json", r#"{"word_embedding_dimension": 65, "pooling_mode_mean_tokens": true}"#);
+    });
+    refused("mpnet_mean_norm", ErrorKind::Format, &["relative_attention_num_buckets", "3"], &|path| {
+        let config = std::fs::read_to_string(path.join("config.json")).unwrap();
+        write(
+            path,
+            "config.json",
+            &config.replace("\"relative_attention_num_buckets\": 32", "\"relative_attention_num_buckets\": 3"),
+        );
+    });
+    refused("xlmr_mean_e5", ErrorKind::Format, &["max_position_embeddings"], &|path| {
+        let config = std::fs::read_to_string(path.join("config.json")).unwrap();
+        write(path, "config.json", &config.replace("\"max_position_embeddings\": 96", "\"max_position_embeddings\": 2"));
+    });
+    let without_tokenizer = changed("bert_mean_norm", |path| std::fs::remove_file(path.join("tokenizer.json")).unwrap());
+    let model = load(without_tokenizer.path());
+    assert!(!model.supports(Capability::Embed));
+    assert_eq!(model.embed(&["text"], &EmbedOptions::default(), None).unwrap_err().kind(), ErrorKind::NotFound);
 }

@@ -180,7 +180,9 @@ fn headers_that_lie_are_refused() {
     let name = "model.norm.weight";
     let offsets = header[name]["data_offsets"].clone();
     let spoiled = [
-        ("dtype", json!("F64"), "dtype"),
+        ("dtype", json!("F64"), "F64"),
+        ("dtype", json!("I16"), "dtype: expected F32, F16 or BF16, found \"I16\""),
+        ("dtype", json!("F4"), "dtype"),
         ("dtype", json!(7), "dtype"),
         ("shape", json!([65]), "shape"),
         ("shape", json!([u64::MAX, u64::MAX]), "shape"),
@@ -262,7 +264,6 @@ fn configurations_out_of_range_name_their_field() {
     unsupported("quantization_config", json!({"quant_method": "gptq"}), &["quantization_config"]);
     unsupported("partial_rotary_factor", json!(0.5), &["partial_rotary_factor"]);
     unsupported("layer_types", json!(["full_attention", "chunked_attention", "full_attention"]), &["chunked_attention"]);
-    unsupported("is_causal", json!(false), &["is_causal"]);
 
     for text in ["", "{", "[]", "\"text\"", "{\"model_type\": 3}", &"[".repeat(100_000)] {
         let folder = copy("decoders/qwen2_tied");

@@ -129,12 +129,7 @@ impl Model {
     /// # Errors
     /// `InvalidArgument` for an option outside its range, naming it; `NotFound` for a model without a tokenizer; `Cancelled`;
     /// `OutOfMemory`; `Suspended`.
-    pub fn embed(
-        &self,
-        texts: &[&str],
-        options: &EmbedOptions,
-        mut progress: Option<&mut ProgressFn<'_>>,
-    ) -> Result<Vec<f32>> {
+    pub fn embed(&self, texts: &[&str], options: &EmbedOptions, mut progress: Option<&mut ProgressFn<'_>>) -> Result<Vec<f32>> {
         let plan = self.plan(options)?;
         let check = || options.cancel.as_ref().map_or(Ok(()), Cancel::check);
         let room = || Error::new(crate::error::ErrorKind::OutOfMemory, format!("{} vectors do not fit the memory", texts.len()));
@@ -169,7 +164,7 @@ impl Model {
         let Embedder { config, tokenizer, max_length, normalize, .. } = self.embedder();
         let tokenizer = tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok)?;
         let pooling = options.pooling.map_or_else(|| config.pooling.clone(), |pooling| vec![pooling]);
-        let whole = self.embedder().width(pooling.len() * self.hidden_size()).map_err(|expected| {
+        let whole = width(&config.modules, pooling.len() * self.hidden_size()).map_err(|expected| {
             Error::argument(format!("pooling: expected one that gives the {expected} values that the model's next module reads"))
         })?;
         let dim = options.dimensions.unwrap_or(whole);
@@ -213,7 +208,9 @@ impl Model {
             let prompted = if plan.prompt.is_empty() { None } else { Some(format!("{}{text}", plan.prompt)) };
             let ids = plan.tokenizer.encode_within(prompted.as_deref().unwrap_or(text), plan.max_length, self.embedder().cut)?;
             match ids.iter().find(|&&id| id as usize >= vocabulary) {
-                Some(id) => Err(Error::format(format!("tokenizer.json: token id {id} is outside the model's vocabulary of {vocabulary}"))),
+                Some(id) => {
+                    Err(Error::format(format!("tokenizer.json: token id {id} is outside the model's vocabulary of {vocabulary}")))
+                }
                 None => Ok(ids),
             }
         };
@@ -227,7 +224,8 @@ impl Model {
         let mut sum = 0;
         let fits = |(n, &i): (usize, &usize)| {
             sum += tokens[i].len();
-            let within = if self.transformer().backend().kernels { sum <= PACK_TOKENS } else { (n + 1) * longest <= GPU_PACK_TOKENS };
+            let within =
+                if self.transformer().backend().kernels { sum <= PACK_TOKENS } else { (n + 1) * longest <= GPU_PACK_TOKENS };
             n == 0 || (within && n < batch_size)
         };
         let count = order.iter().enumerate().map(fits).take_while(|fits| *fits).count();
@@ -278,6 +276,8 @@ impl Embedder {
         if let Some(width) = config.width.filter(|&width| width != hidden_size) {
             return Err(Error::format(format!("pooling: expected vectors of {hidden_size} values, found {width}")));
         }
+        width(&config.modules, config.pooling.len() * hidden_size)
+            .map_err(|expected| Error::format(format!("modules.json: a module reads {expected} values and gets others")))?;
         let mut steps = config.modules.iter().map(Step::load).collect::<Result<Vec<_>>>()?;
         let normalize = steps.pop_if(|step| matches!(step, Step::Normalize)).is_some();
         let limit = match config.max_length {
@@ -285,7 +285,11 @@ impl Embedder {
             // "No limit" is a number of thirty digits there.
             None => match tokenizer_config.map(|json| json.number("model_max_length")).transpose()?.flatten() {
                 Some(limit) if limit >= 1.0 => limit as usize,
-                Some(limit) => return Err(Error::format(format!("tokenizer_config.json: model_max_length: expected at least 1, found {limit}"))),
+                Some(limit) => {
+                    return Err(Error::format(format!(
+                        "tokenizer_config.json: model_max_length: expected at least 1, found {limit}"
+                    )));
+                }
                 None => context_length,
             },
         };
@@ -299,23 +303,7 @@ impl Embedder {
         };
         // `None` = the model's own tokenizer, unchanged.
         let tokenizer = if config.lower_case { tokenizer.map(Tokenizer::lower_cased).transpose()? } else { None };
-        let embedder = Self { max_length: limit.min(context_length), tokenizer, cut, steps, normalize, config };
-        let pooled = embedder.config.pooling.len() * hidden_size;
-        embedder
-            .width(pooled)
-            .map_err(|expected| Error::format(format!("modules.json: a module reads {expected} values and gets others")))?;
-        Ok(embedder)
-    }
-
-    /// The width behind all steps, or what the first that does not fit reads.
-    fn width(&self, pooled: usize) -> std::result::Result<usize, usize> {
-        let modules = self.config.modules.iter();
-        modules.into_iter().try_fold(pooled, |width, module| match module {
-            Module::Dense { inputs, outputs, .. } if *inputs == width => Ok(*outputs),
-            Module::Dense { inputs: expected, .. } => Err(*expected),
-            Module::LayerNorm { width: expected, .. } if *expected != width => Err(*expected),
-            Module::LayerNorm { .. } | Module::Normalize => Ok(width),
-        })
+        Ok(Self { max_length: limit.min(context_length), tokenizer, cut, steps, normalize, config })
     }
 
     /// All steps.
@@ -397,6 +385,16 @@ impl Step {
             }
         }
     }
+}
+
+/// The width behind all modules, or what the first that does not fit reads.
+fn width(modules: &[Module], pooled: usize) -> std::result::Result<usize, usize> {
+    modules.iter().try_fold(pooled, |width, module| match module {
+        Module::Dense { inputs, outputs, .. } if *inputs == width => Ok(*outputs),
+        Module::Dense { inputs: expected, .. } => Err(*expected),
+        Module::LayerNorm { width: expected, .. } if *expected != width => Err(*expected),
+        Module::LayerNorm { .. } | Module::Normalize => Ok(width),
+    })
 }
 
 /// To length 1; a vector of zeros stays one.

@@ -14,6 +14,8 @@ mod session_file;
 mod embed;
 mod similarity;
 
+pub use crate::load::Similarity;
+pub use crate::nn::Pooling;
 pub use cancel::Cancel;
 pub use chat::{Chat, ChatTemplate};
 pub use device::{Device, DeviceKind};
@@ -24,5 +26,3 @@ pub use sampling::{Sampler, Sampling, SamplingOptions};
 pub use session::Session;
 pub use similarity::similarity_top_k;
 pub use tokenizer::Tokenizer;
-pub use crate::load::Similarity;
-pub use crate::nn::Pooling;

@@ -368,7 +368,8 @@ fn warm_up(
 
 /// What a step holds at once beyond weights and cache, in F32: 512 tokens of a prompt, or a pack of texts, or one long text.
 fn workspace_bytes(c: &Config) -> u64 {
-    let rows = if c.causal { super::session::PREFILL_CHUNK.min(c.context_length) } else { embed::PACK_TOKENS.max(c.context_length) };
+    let rows =
+        if c.causal { super::session::PREFILL_CHUNK.min(c.context_length) } else { embed::PACK_TOKENS.max(c.context_length) };
     let attention = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim + 2 * c.num_heads * c.head_dim;
     let mlp = c.intermediate_size * if c.gated { 3 } else { 2 };
     let row = 4 * c.hidden_size + attention.max(mlp);
@@ -555,5 +556,25 @@ mod tests {
             }
         }
         assert!(seen >= 50);
+    }
+
+    #[test]
+    fn the_path_of_gpus_encodes_as_the_path_of_the_cpu() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/encoders");
+        let mut seen = 0;
+        for entry in std::fs::read_dir(root).unwrap() {
+            let directory = entry.unwrap().path();
+            let notes = Json::read(&directory.join("golden.json")).unwrap();
+            let texts = notes.value()["token_ids"]["none"].as_array().unwrap().iter();
+            let texts: Vec<Vec<u32>> =
+                texts.map(|ids| ids.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()).collect();
+            let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
+            let encode =
+                |kernels| crate::ops::to_f32(&network(&directory, kernels).encode(&texts.concat(), &lengths).unwrap()).unwrap();
+            let error = encode(true).iter().zip(encode(false)).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+            assert!(error < 2e-4, "{}: {error}", directory.display());
+            seen += 1;
+        }
+        assert!(seen >= 15);
     }
 }

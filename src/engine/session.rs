@@ -14,7 +14,9 @@ use std::time::Instant;
 
 use super::generate::Answer;
 use super::model::tell;
-use super::{Cancel, Capability, Chat, FinishReason, GenerateOptions, Generation, Model, Progress, ProgressFn, Stage, TokenEvent, TokenFn};
+use super::{
+    Cancel, Capability, Chat, FinishReason, GenerateOptions, Generation, Model, Progress, ProgressFn, Stage, TokenEvent, TokenFn,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::KvCache;
 
@@ -56,7 +58,9 @@ impl Session {
     pub fn new(model: &Model, max_context: usize) -> Result<Self> {
         if !model.supports(Capability::Generate) {
             let found = model.architecture();
-            return Err(Error::unsupported(format!("session: expected a model that generates text, found one of {found} that only embeds")));
+            return Err(Error::unsupported(format!(
+                "session: expected a model that generates text, found one of {found} that only embeds"
+            )));
         }
         let most = model.context_length();
         if max_context > most {

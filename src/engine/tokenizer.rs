@@ -65,8 +65,7 @@ impl Tokenizer {
 
     /// As [`encode`](Self::encode) with special tokens, cut to `max_tokens` in all, at the end or at the beginning of the text.
     pub(crate) fn encode_within(&self, text: &str, max_tokens: usize, cut: TruncationDirection) -> Result<Vec<u32>> {
-        let refused =
-            |e: tokenizers::Error| Error::argument(format!("text: the tokenizer refused it: {e}")).with_source(e);
+        let refused = |e: tokenizers::Error| Error::argument(format!("text: the tokenizer refused it: {e}")).with_source(e);
         let tokenizer = &self.0.tokenizer;
         let mut encoding = tokenizer.encode_fast(text, false).map_err(refused)?;
         encoding.truncate(max_tokens.saturating_sub(self.special_per_text()), 0, cut);

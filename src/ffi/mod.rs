@@ -63,3 +63,4 @@ pub mod tokenizer;
 pub mod chat;
 pub mod generate;
 pub mod session;
+pub mod embed;

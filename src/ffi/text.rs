@@ -93,6 +93,16 @@ pub(super) fn array<'a, T>(pointer: *const T, len: usize, name: &str) -> Result<
     Ok(unsafe { std::slice::from_raw_parts(pointer, len) })
 }
 
+/// `len` values that the header marks nonnull.
+pub(super) fn given_array<'a, T>(pointer: MaybeUninit<&T>, len: usize, name: &str) -> Result<&'a [T]> {
+    // SAFETY: C passed the argument, so it is initialised; a reference has the layout of a pointer.
+    let pointer = unsafe { pointer.as_ptr().cast::<*const T>().read() };
+    if pointer.is_null() {
+        return Err(Error::argument(format!("{name}: expected {len} values, found NULL")));
+    }
+    array(pointer, len, name)
+}
+
 fn utf8<'a>(bytes: &'a [u8], name: &str) -> Result<&'a str> {
     std::str::from_utf8(bytes).map_err(|error| {
         let (offset, byte) = (error.valid_up_to(), bytes[error.valid_up_to()]);

@@ -466,9 +466,13 @@ mod tests {
     #[test]
     fn sequences_see_themselves_only_and_have_the_same_bits_in_any_company() {
         for (heads, kv_heads, dim) in [(4, 2, 16), (3, 3, 8), (8, 1, 40), (2, 2, 64)] {
-            for (causal, window, biased) in
-                [(false, None, false), (false, None, true), (false, Some(1), false), (false, Some(9), true), (true, Some(7), false)]
-            {
+            for (causal, window, biased) in [
+                (false, None, false),
+                (false, None, true),
+                (false, Some(1), false),
+                (false, Some(9), true),
+                (true, Some(7), false),
+            ] {
                 let mask = Mask { causal, window, scale: 0.7, softcap: None };
                 let lengths = [5, 0, 33, 1, 70, 16];
                 let (rows, longest) = (lengths.iter().sum::<usize>(), 70);

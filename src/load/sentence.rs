@@ -163,7 +163,11 @@ impl SentenceConfig {
                 if modes.is_empty() { vec![Pooling::Mean] } else { modes }
             }
             Some(mode) => {
-                let names = if mode.value().is_array() { json.texts("pooling_mode")? } else { json.text("pooling_mode")?.map(|n| vec![n]) };
+                let names = if mode.value().is_array() {
+                    json.texts("pooling_mode")?
+                } else {
+                    json.text("pooling_mode")?.map(|n| vec![n])
+                };
                 let names = names.unwrap_or_default();
                 let modes = names.iter().map(|name| pooling_named(name)).collect::<Option<Vec<_>>>().filter(|m| !m.is_empty());
                 modes.ok_or_else(|| {
@@ -180,16 +184,15 @@ impl SentenceConfig {
         let mut files = kinds.iter().map(|kind| self.network.join(format!("sentence_{kind}_config.json")));
         let Some(path) = files.find(|path| path.exists()) else { return Ok(()) };
         let json = Json::read(&path)?;
-        known_keys(
-            &json,
-            &["max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"],
-        )?;
+        known_keys(&json, &["max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"])?;
         self.max_length = json.count("max_seq_length", MAX_SIZE)?;
         if self.max_length == Some(0) {
             return Err(json.invalid("max_seq_length", "expected at least 1 or null, found 0"));
         }
         self.lower_case = json.flag("do_lower_case", false)?;
-        for (json, key, only) in [(&json, "transformer_task", "feature-extraction"), (&json, "module_output_name", "token_embeddings")] {
+        for (json, key, only) in
+            [(&json, "transformer_task", "feature-extraction"), (&json, "module_output_name", "token_embeddings")]
+        {
             if json.text(key)?.is_some_and(|found| found != only) {
                 return Err(json.unsupported(key, &format!("expected {only:?}")));
             }
@@ -220,7 +223,8 @@ impl SentenceConfig {
         }
         if let Some(name) = json.text("default_prompt_name")? {
             let prompt = self.prompts.iter().find(|(known, _)| *known == name);
-            let prompt = prompt.ok_or_else(|| json.invalid("default_prompt_name", &format!("expected one of prompts, found {name:?}")))?;
+            let prompt =
+                prompt.ok_or_else(|| json.invalid("default_prompt_name", &format!("expected one of prompts, found {name:?}")))?;
             self.default_prompt = Some(prompt.1.clone());
         }
         self.similarity = match json.text("similarity_fn_name")?.as_deref() {
@@ -349,7 +353,12 @@ mod tests {
             (vec![TRANSFORMER, normalize, POOLING], vec![], ErrorKind::Unsupported, "modules.json: 1: type"),
             (vec![TRANSFORMER, r#"{"path": "", "type": "custom.Pooling"}"#], vec![], ErrorKind::Unsupported, "custom.Pooling"),
             (vec![TRANSFORMER, POOLING, &outside], vec![], ErrorKind::Format, "elsewhere"),
-            (vec![TRANSFORMER, POOLING], vec![("1_Pooling/config.json", r#"{"pooling_mode": "median"}"#)], ErrorKind::Unsupported, "median"),
+            (
+                vec![TRANSFORMER, POOLING],
+                vec![("1_Pooling/config.json", r#"{"pooling_mode": "median"}"#)],
+                ErrorKind::Unsupported,
+                "median",
+            ),
             (vec![TRANSFORMER, POOLING], vec![("1_Pooling/config.json", r#"{"new_key": 1}"#)], ErrorKind::Unsupported, "new_key"),
             (
                 vec![TRANSFORMER, POOLING, &inside],
@@ -363,7 +372,12 @@ mod tests {
                 ErrorKind::Unsupported,
                 "module_input_name",
             ),
-            (vec![TRANSFORMER, POOLING], vec![("sentence_bert_config.json", r#"{"max_seq_length": 0}"#)], ErrorKind::Format, "max_seq_length"),
+            (
+                vec![TRANSFORMER, POOLING],
+                vec![("sentence_bert_config.json", r#"{"max_seq_length": 0}"#)],
+                ErrorKind::Format,
+                "max_seq_length",
+            ),
             (
                 vec![TRANSFORMER, POOLING],
                 vec![("config_sentence_transformers.json", r#"{"default_prompt_name": "search"}"#)],

@@ -14,7 +14,7 @@ pub use config::{Bias, Config, Layer, Names, Positions, QkNorm, Source};
 pub use kv_cache::KvCache;
 pub use linear::Linear;
 pub use norm::Norm;
-pub use rope::{Rope, Scaling};
 pub use pooling::Pooling;
+pub use rope::{Rope, Scaling};
 pub use transformer::Transformer;
 pub use weights::{Entry, Slot, TensorSource, Weights};

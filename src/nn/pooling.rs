@@ -81,7 +81,10 @@ mod tests {
         assert_eq!([pool(Pooling::Cls, 0), pool(Pooling::Cls, 1), pool(Pooling::Cls, 3)], [[1.0, -8.0], [2.0, 4.0], [1.0, -8.0]]);
         assert_eq!([pool(Pooling::Last, 0), pool(Pooling::Last, 3)], [[6.0, -2.0], [0.0, 0.0]]);
         assert_eq!([pool(Pooling::Max, 0), pool(Pooling::Max, 2)], [[6.0, 4.0], [6.0, -2.0]]);
-        assert_eq!([pool(Pooling::Mean, 0), pool(Pooling::Mean, 1), pool(Pooling::Mean, 3)], [[3.0, -2.0], [4.0, 1.0], [0.0, 0.0]]);
+        assert_eq!(
+            [pool(Pooling::Mean, 0), pool(Pooling::Mean, 1), pool(Pooling::Mean, 3)],
+            [[3.0, -2.0], [4.0, 1.0], [0.0, 0.0]]
+        );
         assert_eq!(pool(Pooling::MeanSqrtLen, 0), [9.0 / 3f32.sqrt(), -6.0 / 3f32.sqrt()]);
         // Tokens keep the weights of their positions when a prompt is left out.
         assert_eq!(pool(Pooling::WeightedMean, 1), [(2.0 * 2.0 + 3.0 * 6.0) / 5.0, (2.0 * 4.0 - 3.0 * 2.0) / 5.0]);

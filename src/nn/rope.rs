@@ -72,28 +72,23 @@ impl Rope {
         matches!(self.scaling, Scaling::Dynamic { .. })
     }
 
-    /// Angles for spans of positions, one after another, each within a sequence whose tokens `length` tells.
-    pub fn angles(
-        &self,
-        spans: &[Range<usize>],
-        length: impl Fn(&Range<usize>) -> usize,
-        backend: &Backend,
-    ) -> candle_core::Result<Angles> {
+    /// Angles for spans of positions, one after another, each with the tokens of the whole sequence that it is part of.
+    pub fn angles(&self, spans: &[(Range<usize>, usize)], backend: &Backend) -> candle_core::Result<Angles> {
         let factor = self.attention_factor() as f32;
         let half = self.dim / 2;
-        let total = spans.iter().map(Range::len).sum::<usize>() * half;
+        let total = spans.iter().map(|(span, _)| span.len()).sum::<usize>() * half;
         let (mut cos, mut sin) = (Vec::with_capacity(total), Vec::with_capacity(total));
         // Where each regime's angles from position 0 on begin, and how many positions they cover: sequences share them.
         let mut known: HashMap<usize, Range<usize>> = HashMap::new();
-        for span in spans {
-            let regime = self.regime(length(span));
+        for (span, length) in spans {
+            let regime = self.regime(*length);
             if let Some(done) = known.get(&regime).filter(|done| span.start == 0 && span.end * half <= done.len()) {
                 let same = done.start..done.start + span.end * half;
                 cos.extend_from_within(same.clone());
                 sin.extend_from_within(same);
                 continue;
             }
-            let (begin, frequencies) = (cos.len(), self.frequencies(length(span)));
+            let (begin, frequencies) = (cos.len(), self.frequencies(*length));
             for position in span.clone() {
                 for frequency in &frequencies {
                     // The product is rounded to F32 as in the reference: at position 30,000 that decides the angle's third digit.

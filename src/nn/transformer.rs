@@ -4,8 +4,8 @@ use candle_core::{Result, Tensor, bail};
 
 use super::linear::Linear;
 use super::norm::Norm;
-use super::weights::Slot;
 use super::relative_bias::RelativeBias;
+use super::weights::Slot;
 use super::{Config, KvCache, QkNorm, Rope, Source, Weights};
 use crate::error;
 use crate::ops::{self, Angles, Backend, Mask, Masks, Matrix, Sequences};
@@ -143,7 +143,7 @@ impl Transformer {
     pub fn forward(&self, ids: &[u32], cache: &mut KvCache, length: usize) -> Result<Tensor> {
         let c = &self.config;
         let first = cache.len();
-        let angles = c.ropes.iter().map(|rope| rope.angles(&[first..first + ids.len()], |_| length, &self.backend));
+        let angles = c.ropes.iter().map(|rope| rope.angles(&[(first..first + ids.len(), length)], &self.backend));
         let angles = angles.collect::<Result<Vec<_>>>()?;
         let mut masks = Masks::default();
         self.run(ids, &positions_of(c, ids, &[ids.len()], first), &angles, |layer, q, k, v, mask| {
@@ -160,8 +160,8 @@ impl Transformer {
     /// A failed device operation; a sequence that is longer than the model's context.
     pub fn encode(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
         let c = &self.config;
-        let spans: Vec<_> = lengths.iter().map(|&len| 0..len).collect();
-        let angles = c.ropes.iter().map(|rope| rope.angles(&spans, |span| span.len(), &self.backend));
+        let spans: Vec<_> = lengths.iter().map(|&len| (0..len, len)).collect();
+        let angles = c.ropes.iter().map(|rope| rope.angles(&spans, &self.backend));
         let angles = angles.collect::<Result<Vec<_>>>()?;
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let bias = self.relative_bias.as_ref().map(|bias| bias.by_distance(longest));

@@ -363,7 +363,11 @@ pub fn attention_within(
     let (batch, longest) = (lengths.len(), *longest);
     // (B, L, heads, D), then heads before positions, then one batch: rank 3, as in `attention_gpu`.
     let place = |x: &Tensor, heads: usize| {
-        x.force_contiguous()?.index_select(&padded.rows, 0)?.reshape((batch, longest, heads, dim))?.transpose(1, 2)?.force_contiguous()
+        x.force_contiguous()?
+            .index_select(&padded.rows, 0)?
+            .reshape((batch, longest, heads, dim))?
+            .transpose(1, 2)?
+            .force_contiguous()
     };
     let group = heads / kv_heads;
     let queries = place(q, heads)?.reshape((batch * kv_heads, group * longest, dim))?;

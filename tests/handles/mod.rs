@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use metal_candle::ffi::cancel::*;
 use metal_candle::ffi::chat::*;
 use metal_candle::ffi::device::*;
+use metal_candle::ffi::embed::*;
 use metal_candle::ffi::error::*;
 use metal_candle::ffi::generate::*;
 use metal_candle::ffi::model::*;
@@ -98,9 +99,10 @@ pub enum Type {
     GenerateOptions,
     Generation,
     Session,
+    EmbedOptions,
 }
 
-pub const TYPES: [Type; 12] = [
+pub const TYPES: [Type; 13] = [
     Type::Error,
     Type::String,
     Type::Tokens,
@@ -113,6 +115,7 @@ pub const TYPES: [Type; 12] = [
     Type::GenerateOptions,
     Type::Generation,
     Type::Session,
+    Type::EmbedOptions,
 ];
 
 /// A second reference to the one model of the test program; NULL if it cannot be loaded.
@@ -198,6 +201,7 @@ pub fn make(kind: Type) -> *mut c_void {
                 release(Type::GenerateOptions, options);
                 return out;
             }
+            Type::EmbedOptions => return pointer(mc_embed_options_new()),
             Type::Session => mc_session_fork(nn(prompted_session()), nn(place), null_mut()),
         };
     }
@@ -220,6 +224,7 @@ pub fn release(kind: Type, handle: *mut c_void) {
             Type::GenerateOptions => mc_generate_options_free(handle.cast()),
             Type::Generation => mc_generation_free(handle.cast()),
             Type::Session => mc_session_free(handle.cast()),
+            Type::EmbedOptions => mc_embed_options_free(handle.cast()),
         }
     }
 }
