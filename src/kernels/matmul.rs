@@ -5,15 +5,17 @@
 //! Blocking after Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
 
 use super::packed::{Packed, Panels};
-use super::parallel::{Shared, split};
+use super::parallel::{Shared, each, parts};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 use half::{bf16, f16};
 
-/// Columns of a block: what of a pair of panels stays in the first caches while all rows pass.
+/// Columns of a block: what of a pair of panels stays in the first caches while the rows of a block pass.
 const BLOCK_COLS: usize = 1024;
-/// Rows of a block: with `BLOCK_COLS` columns half a megabyte, for the second cache.
+/// Rows of a block, in whole register tiles: with `BLOCK_COLS` columns half a megabyte, for the second cache.
 const BLOCK_ROWS: usize = 120;
-/// Products below this many multiply-adds are not worth a second thread.
+/// Rows below which a part of its own does not pay: each part reads all its panels again.
+const PART_ROWS: usize = 60;
+/// Multiply-adds below which a part of its own does not pay.
 const SPLIT_WORK: usize = 1 << 17;
 
 /// `y[t][n] = Σ_k x[t][k] · W[n][k] + bias[n]` for every row `t`.
@@ -39,11 +41,25 @@ fn product<W: Weight>(x: &[f32], x_stride: usize, w: &[W], shape: (usize, usize,
     let panels = n.div_ceil(LANES);
     assert_eq!(w.len(), panels * LANES * k, "whole panels");
     let pairs = panels.div_ceil(2);
-    let grain = SPLIT_WORK.div_ceil((rows * k * 2 * LANES).max(1));
+    // By rows where there are many, so that a part's rows meet all panels while they are in its cache; the rest by panels.
+    let most = parts(rows * n * k / SPLIT_WORK);
+    let row_parts = most.min(rows.div_ceil(PART_ROWS)).max(1);
+    let panel_parts = most.div_ceil(row_parts).min(pairs);
+    let part_rows = rows.div_ceil(row_parts).next_multiple_of(12);
     let y = Shared::new(y);
-    split(pairs, grain, |range| {
-        let part = Part { x, x_stride, w, rows, n, k, bias, y, panels: range.start * 2..(range.end * 2).min(panels) };
-        dispatch(part);
+    each(row_parts * panel_parts, |part| {
+        let (row, panel) = (part / panel_parts * part_rows, part % panel_parts);
+        dispatch(Part {
+            x,
+            x_stride,
+            w,
+            rows: row.min(rows)..(row + part_rows).min(rows),
+            n,
+            k,
+            bias,
+            y,
+            panels: pairs * panel / panel_parts * 2..(pairs * (panel + 1) / panel_parts * 2).min(panels),
+        });
     });
 }
 
@@ -78,12 +94,12 @@ impl Weight for bf16 {
     }
 }
 
-/// One thread's share: all rows, some panels.
+/// One thread's share: some rows, some panels.
 struct Part<'a, W> {
     x: &'a [f32],
     x_stride: usize,
     w: &'a [W],
-    rows: usize,
+    rows: std::ops::Range<usize>,
     n: usize,
     k: usize,
     bias: Option<&'a [f32]>,
@@ -96,21 +112,19 @@ impl<W: Weight> Kernel for Part<'_, W> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let mut a = Vec::new();
-        for row in (0..self.rows).step_by(BLOCK_ROWS) {
-            let rows = BLOCK_ROWS.min(self.rows - row);
+        for row in self.rows.clone().step_by(BLOCK_ROWS) {
+            let rows = BLOCK_ROWS.min(self.rows.end - row);
             for col in (0..self.k).step_by(BLOCK_COLS) {
                 let cols = BLOCK_COLS.min(self.k - col);
-                pack_rows::<S>(&self.x[row * self.x_stride + col..], self.x_stride, rows, cols, &mut a);
                 let mut panel = self.panels.start;
                 while panel < self.panels.end {
                     // SAFETY: the caller vouches for the instructions of `S`.
                     unsafe {
                         if S::WIDE && panel + 1 < self.panels.end {
-                            self.rows_by_panels::<S, 2>(&a, row, rows, col, cols, panel);
+                            self.rows_by_panels::<S, 2>(row, rows, col, cols, panel);
                             panel += 2;
                         } else {
-                            self.rows_by_panels::<S, 1>(&a, row, rows, col, cols, panel);
+                            self.rows_by_panels::<S, 1>(row, rows, col, cols, panel);
                             panel += 1;
                         }
                     }
@@ -123,15 +137,7 @@ impl<W: Weight> Kernel for Part<'_, W> {
 impl<W: Weight> Part<'_, W> {
     /// All rows of a block against `P` panels.
     #[inline(always)]
-    unsafe fn rows_by_panels<S: Simd, const P: usize>(
-        &self,
-        a: &[f32],
-        row: usize,
-        rows: usize,
-        col: usize,
-        cols: usize,
-        panel: usize,
-    ) {
+    unsafe fn rows_by_panels<S: Simd, const P: usize>(&self, row: usize, rows: usize, col: usize, cols: usize, panel: usize) {
         // The start value of each sum, where this block is the first.
         let mut start = [0f32; 2 * LANES];
         if let Some(bias) = self.bias {
@@ -143,7 +149,7 @@ impl<W: Weight> Part<'_, W> {
             std::array::from_fn(|p| self.w[(panel + p) * LANES * self.k + col * LANES..][..cols * LANES].as_ptr());
         let mut done = 0;
         for tile_rows in tiles::<S>(rows) {
-            let a = &a[done * cols..][..tile_rows * cols];
+            let a = &self.x[(row + done) * self.x_stride + col..][..(tile_rows - 1) * self.x_stride + cols];
             // SAFETY: `a` and `w` hold `cols` steps; the output tile is handled in `tile`.
             unsafe {
                 match tile_rows {
@@ -173,11 +179,11 @@ impl<W: Weight> Part<'_, W> {
         let width = (self.n - first).min(P * LANES);
         // SAFETY: rows `row..row + R` and columns `first..first + width` lie in y and belong to this part alone.
         let y = unsafe { self.y.get().add(row * self.n + first) };
-        // SAFETY: `a` holds R × cols values, `w` points at cols × 16 values each; y is good for `width` columns, and a narrower
+        // SAFETY: `a` holds R rows of cols values, `w` points at cols × 16 values each; y is good for `width` columns, and a narrower
         // tile goes through a buffer of full width.
         unsafe {
             if width == P * LANES {
-                multiply::<S, W, R, P>(cols, a.as_ptr(), 1, R, *w, LANES, y, self.n, start);
+                multiply::<S, W, R, P>(cols, a.as_ptr(), self.x_stride, 1, *w, LANES, y, self.n, start);
                 return;
             }
             let mut buffer = [0f32; 12 * 2 * LANES];
@@ -186,7 +192,7 @@ impl<W: Weight> Part<'_, W> {
                     std::ptr::copy_nonoverlapping(y.add(r * self.n), buffer.as_mut_ptr().add(r * P * LANES), width);
                 }
             }
-            multiply::<S, W, R, P>(cols, a.as_ptr(), 1, R, *w, LANES, buffer.as_mut_ptr(), P * LANES, start);
+            multiply::<S, W, R, P>(cols, a.as_ptr(), self.x_stride, 1, *w, LANES, buffer.as_mut_ptr(), P * LANES, start);
             for r in 0..R {
                 std::ptr::copy_nonoverlapping(buffer.as_ptr().add(r * P * LANES), y.add(r * self.n), width);
             }
@@ -203,23 +209,6 @@ pub(super) fn tiles<S: Simd>(rows: usize) -> impl Iterator<Item = usize> {
         left -= rows;
         Some(rows)
     })
-}
-
-/// Copies a block of `x` tile by tile: for each column the rows of the tile side by side.
-fn pack_rows<S: Simd>(x: &[f32], stride: usize, rows: usize, cols: usize, a: &mut Vec<f32>) {
-    a.clear();
-    a.resize(rows * cols, 0.0);
-    let mut done = 0;
-    for tile_rows in tiles::<S>(rows) {
-        let tile = &mut a[done * cols..][..tile_rows * cols];
-        for r in 0..tile_rows {
-            let row = &x[(done + r) * stride..][..cols];
-            for (k, &value) in row.iter().enumerate() {
-                tile[k * tile_rows + r] = value;
-            }
-        }
-        done += tile_rows;
-    }
 }
 
 /// The register tile: `c[r][p] = start[p] + Σ_k a[r][k] · b[p][k]`, or added to what `c` holds where `start` is `None`.
@@ -349,7 +338,7 @@ mod tests {
                 let (n, k) = (packed.rows, packed.cols);
                 let (rows, panels) = (x.len() / k, 0..n.div_ceil(LANES));
                 let mut y = vec![0.0; rows * n];
-                let part = Part { x, x_stride: k, w, rows, n, k, bias: None, y: Shared::new(&mut y), panels };
+                let part = Part { x, x_stride: k, w, rows: 0..rows, n, k, bias: None, y: Shared::new(&mut y), panels };
                 // SAFETY: passed on from the caller.
                 unsafe { part.run::<S>() };
                 y

@@ -12,17 +12,20 @@ pub fn install<R: Send>(work: impl FnOnce() -> R + Send) -> R {
 
 /// Calls `work` with disjoint ranges that cover `0..total`, on all threads; no range is shorter than `grain` but the last.
 pub fn split(total: usize, grain: usize, work: impl Fn(Range<usize>) + Sync) {
-    let threads = rayon::current_num_threads();
-    let most = total / grain.max(1);
-    if threads == 1 || most <= 1 {
-        if total > 0 {
-            work(0..total);
-        }
-        return;
-    }
+    let parts = parts(total / grain.max(1));
+    each(parts, |i| work(total * i / parts..total * (i + 1) / parts));
+}
+
+/// Into how many parts work is cut that could be cut into `most`: at least one.
+pub fn parts(most: usize) -> usize {
     // A few parts a thread, so that one that was interrupted does not hold up the rest.
-    let parts = most.min(threads * 4);
-    (0..parts).into_par_iter().with_max_len(1).for_each(|i| work(total * i / parts..total * (i + 1) / parts));
+    let threads = rayon::current_num_threads();
+    if threads == 1 { 1 } else { most.clamp(1, threads * 4) }
+}
+
+/// Calls `work` with each of `0..parts`, on all threads.
+pub fn each(parts: usize, work: impl Fn(usize) + Sync) {
+    if parts == 1 { work(0) } else { (0..parts).into_par_iter().with_max_len(1).for_each(|i| work(i)) }
 }
 
 /// A pointer that may go to other threads.
