@@ -36,8 +36,11 @@ pub fn similarity_top_k(
     dim: usize,
     k: usize,
 ) -> Result<(Vec<usize>, Vec<f32>)> {
+    if dim == 0 {
+        return Err(Error::argument("dim: expected at least 1, found 0"));
+    }
     for (name, rows) in [("queries", queries), ("documents", documents)] {
-        if dim == 0 || !rows.len().is_multiple_of(dim) {
+        if !rows.len().is_multiple_of(dim) {
             return Err(Error::argument(format!("{name}: expected whole rows of {dim} values, found {} values", rows.len())));
         }
     }

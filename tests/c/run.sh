@@ -85,7 +85,15 @@ usage() { "$BUILD/chat" --warp 9; [ $? = 2 ]; }
 
 complete() { "$BUILD/complete" models/tiny-coder 'fn main() {' 16 | grep -q .; }
 
-for example in one_shot conversation interrupted usage complete; do step "example: $example" $example; done
+search() { # the nearest line is the one that answers, from an argument and from the input
+    local lines=examples/data/standard_library.txt query='How do I append an element to a vector?' found
+    for found in "$("$BUILD/search" models/tiny-embed $lines "$query" 2>/dev/null)" \
+        "$(echo "$query" | "$BUILD/search" models/tiny-embed $lines 2>/dev/null)"; do
+        [ "$(sed -n 's/^  0\.[0-9]*  //p' <<<"$found" | head -n 1)" = 'Appends an element to the end of a vector.' ] || return 1
+    done
+}
+
+for example in one_shot conversation interrupted usage complete search; do step "example: $example" $example; done
 
 # Instruction by instruction, the Rust code too, so only programs that hardly compute (a token takes seconds).
 leaks() {
