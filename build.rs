@@ -2,7 +2,9 @@
 //!
 //! What it exports needs no script here: rustc hands the linker a list of the `no_mangle` functions, and `tests/abi.rs`
 //! compares the result with `abi/symbols.txt`. That list has the functions of dependencies too, and llguidance has a C interface
-//! of its own (`llg_*`): those stay inside.
+//! of its own (`llg_*`): on ELF those stay inside. Apple's linker knows a list of what to export or one of what not to, and rustc
+//! gives it the first; there nothing binds to them by accident, as a program looks a symbol up in the library that it was linked
+//! with.
 
 use std::{env, fs};
 
