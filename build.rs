@@ -1,7 +1,10 @@
 //! Names the shared library by its binary interface: `libmetal_candle.so.1` holds what `MC_ABI_VERSION 1` describes.
 //!
 //! What it exports needs no script here: rustc hands the linker a list of the `no_mangle` functions, and `tests/abi.rs`
-//! compares the result with `abi/symbols.txt`.
+//! compares the result with `abi/symbols.txt`. That list has the functions of dependencies too, and llguidance has a C interface
+//! of its own (`llg_*`): on ELF those stay inside. Apple's linker knows a list of what to export or one of what not to, and rustc
+//! gives it the first; there nothing binds to them by accident, as a program looks a symbol up in the library that it was linked
+//! with.
 
 use std::{env, fs};
 
@@ -21,6 +24,8 @@ fn main() {
         }
         Ok("linux" | "android" | "freebsd") => {
             println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libmetal_candle.so.{abi}");
+            // Our own functions come as objects, those of dependencies in archives.
+            println!("cargo:rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
         }
         _ => {}
     }

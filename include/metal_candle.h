@@ -1307,7 +1307,7 @@ void mc_chat_free(mc_chat *MC_NULLABLE chat);
 typedef enum {
   /** Never the reason of a generation: what a wrong handle gives. */
   MC_FINISH_NONE = 0,
-  /** The model ended its answer. */
+  /** The model ended its answer, or its JSON schema lets nothing follow. */
   MC_FINISH_EOS = 1,
   /** A stop text appeared; the text ends before it. */
   MC_FINISH_STOP_TEXT = 2,
@@ -1476,14 +1476,16 @@ void mc_generate_options_add_logit_bias(mc_generate_options *MC_NONNULL options,
 void mc_generate_options_set_seed(mc_generate_options *MC_NONNULL options, uint64_t seed);
 
 /**
- * Whether to go on after the model ended its answer, as for measuring speed.
+ * Whether to go on after the model ended its answer, as for measuring speed. With a JSON schema: as long as it lets something
+ * follow.
  *
  * @param options  the options.
  * @param value    default: false.
  *
  * Threads: any, exclusive.
  */
-void mc_generate_options_set_ignore_eos(mc_generate_options *MC_NONNULL options, bool value);
+void mc_generate_options_set_ignore_eos(mc_generate_options *MC_NONNULL options,
+                                        bool value);
 
 /**
  * Whether the prompt of mc_generate() gets the tokenizer's special tokens, such as a beginning-of-sequence token. Turn it off
@@ -1543,6 +1545,33 @@ void mc_generate_options_set_prefill_progress(mc_generate_options *MC_NONNULL op
 void mc_generate_options_add_stop(mc_generate_options *MC_NONNULL options,
                                   const char *MC_NONNULL text,
                                   size_t text_len);
+
+/**
+ * Makes the answer a JSON text that conforms to a JSON Schema, whatever the sampling options: tokens that would break it cannot be
+ * chosen. It then ends with MC_FINISH_EOS; an answer that ends for another reason (`max_tokens`, a full context, a stop text, a
+ * cancel) is the beginning of such a text. Log-probabilities stay the model's own. The model does not see the schema: a prompt
+ * that asks for it gives better answers.
+ *
+ * Understood are type, enum, const, anyOf, allOf, $ref within the schema, oneOf where its cases exclude one another; properties,
+ * required, additionalProperties, patternProperties, minProperties, maxProperties; items, prefixItems, minItems, maxItems;
+ * pattern, format, minLength, maxLength; minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf. Another keyword of
+ * JSON Schema (not, if, contains, uniqueItems and so on) is an error; a word that is none is an annotation. Properties come in the
+ * schema's order; between values stands at most one space, or a line break with an indentation; a number without bounds may have
+ * more digits than a double holds.
+ *
+ * @param options   the options.
+ * @param json      the schema, an object or a boolean, UTF-8; NULL (the default) = any text. Copied. The first call that uses the
+ *                  options reads it: MC_ERROR_INVALID_ARGUMENT for what is no JSON, no schema, not understood or too large (64
+ *                  KiB, 4096 levels or 65536 values once each $ref is replaced by what it names, 64 patterns in
+ *                  patternProperties); MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if its tokens do
+ *                  not stand for bytes, or if the schema's grammar passes a limit, also in the middle of an answer.
+ * @param json_len  bytes.
+ *
+ * Threads: any, exclusive. The first answer with a schema prepares the model's vocabulary for all that follow.
+ */
+void mc_generate_options_set_json_schema(mc_generate_options *MC_NONNULL options,
+                                         const char *MC_NULLABLE json,
+                                         size_t json_len);
 
 /**
  * Frees options; a generation that uses them goes on.

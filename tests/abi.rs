@@ -16,6 +16,8 @@ fn exports_are_the_committed_list() {
     let mut exported: Vec<&str> = output.lines().filter_map(|line| line.split_whitespace().last()).collect();
     if cfg!(target_vendor = "apple") {
         exported = exported.into_iter().map(|symbol| symbol.strip_prefix('_').unwrap_or(symbol)).collect();
+        // See build.rs: there these cannot be kept inside.
+        exported.retain(|symbol| !symbol.starts_with("llg_"));
     }
     exported.sort_unstable();
     assert_eq!(exported, listed);

@@ -204,6 +204,7 @@ fn table() -> Vec<Function> {
         mc_generate_options_set_cancel(Handle(GenerateOptions), Maybe(Cancel)) Nothing;
         mc_generate_options_set_prefill_progress(Handle(GenerateOptions), Callback(continue_progress as *const () as usize), Callback(8)) Nothing;
         mc_generate_options_add_stop(Handle(GenerateOptions), Text(c"stop"), Word(4)) Nothing;
+        mc_generate_options_set_json_schema(Handle(GenerateOptions), MaybeText(c"true"), Word(4)) Nothing;
         mc_generate_options_free(Freed(GenerateOptions)) Nothing;
         mc_generate(Handle(Model), MaybeText(c"fn main() {"), TEN, Maybe(GenerateOptions), Out(Generation), Err) Status;
         mc_generate_stream(Handle(Model), MaybeText(c"fn main() {"), TEN, Maybe(GenerateOptions), Callback(stop_at_once as *const () as usize), Callback(8), MaybeOut(Generation), Err) Status;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use unicode_segmentation::UnicodeSegmentation;
 
+use super::constraint::Constraint;
 use super::{Cancel, Model, ProgressFn, Sampler, SamplingOptions, Session, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -18,8 +19,25 @@ pub struct GenerateOptions {
     pub sampling: SamplingOptions,
     /// Texts that end the answer; they are not part of it. Each at least one byte.
     pub stop: Vec<String>,
-    /// Go on after an end-of-sequence token, for measurements.
+    /// Go on after an end-of-sequence token, for measurements. With a schema: go on as long as it allows.
     pub ignore_eos: bool,
+    /// A JSON Schema: the answer is one JSON text that conforms to it, whatever the sampling options, and then ends with
+    /// [`FinishReason::Eos`]. Tokens that would break it cannot be chosen; log-probabilities stay the model's own. An answer that
+    /// ends for another reason (`max_tokens`, a full context, a stop text, a cancel) is the beginning of such a text.
+    ///
+    /// The schema is an object or a boolean, of draft 4 to 2020-12. Understood are `type`, `enum`, `const`, `anyOf`, `allOf`, `$ref`
+    /// within the schema, `oneOf` where its cases exclude one another; `properties`, `required`, `additionalProperties`,
+    /// `patternProperties`, `minProperties`, `maxProperties`; `items`, `prefixItems`, `minItems`, `maxItems`; `pattern`, `format`,
+    /// `minLength`, `maxLength`; `minimum`, `maximum` and their exclusive kinds, `multipleOf`. Another keyword of JSON Schema (`not`,
+    /// `if`, `contains`, `uniqueItems`, …) is an error; a word that is none is an annotation, as the standard says. Properties come
+    /// in the schema's order. Between values stands at most one space, or a line break with an indentation. A number without bounds
+    /// may have more digits than an `f64` holds.
+    ///
+    /// The model does not see the schema: a prompt that asks for it gives better answers.
+    ///
+    /// Schemas that would take too long or too much memory are errors: more than 64 KiB, 4096 levels or 65536 values once each `$ref`
+    /// is replaced by what it names, 64 patterns in `patternProperties`, or the limits of the grammar that it becomes.
+    pub json_schema: Option<String>,
     /// Add what the tokenizer puts around a text (BOS) to a stateless prompt. Off for a rendered chat, which has its own.
     pub add_special: bool,
     /// Tokens a prefill step, at most 512; 0 = 512. Changes the speed and how often cancel and progress are looked at, not the result.
@@ -35,6 +53,7 @@ impl Default for GenerateOptions {
             sampling: SamplingOptions::default(),
             stop: Vec::new(),
             ignore_eos: false,
+            json_schema: None,
             add_special: true,
             prefill_chunk: 0,
             cancel: None,
@@ -45,7 +64,7 @@ impl Default for GenerateOptions {
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FinishReason {
-    /// The model ended its answer.
+    /// The model ended its answer, or nothing may follow by its schema.
     Eos,
     /// A stop text appeared.
     StopText,
@@ -93,7 +112,8 @@ impl Model {
     /// Answers a prompt in a session of its own. A cancel gives `Ok` with [`FinishReason::Cancelled`].
     ///
     /// # Errors
-    /// `InvalidArgument` for an option out of range or an empty prompt, `ContextFull` for a prompt longer than the context.
+    /// `InvalidArgument` for an option out of range or an empty prompt, `ContextFull` for a prompt longer than the context,
+    /// `Unsupported` for a schema where the tokenizer's tokens are not known as bytes.
     pub fn generate(
         &self,
         prompt: &str,
@@ -110,6 +130,7 @@ impl Model {
 /// One answer in the making.
 pub(super) struct Answer {
     sampler: Sampler,
+    constraint: Option<Constraint>,
     stream: Option<TextStream>,
     eos: bool,
     max_tokens: usize,
@@ -125,7 +146,7 @@ pub(super) struct Answer {
 
 impl Answer {
     /// # Errors
-    /// `InvalidArgument` naming the option that is out of range.
+    /// `InvalidArgument` naming the option that is out of range, `Unsupported` for a schema or tokenizer that is not implemented.
     pub fn new(model: &Model, options: &GenerateOptions, prompt_tokens: usize) -> Result<Self> {
         let sampling = options.sampling.resolve(model.sampling())?;
         let stream = match model.tokenizer() {
@@ -135,6 +156,7 @@ impl Answer {
         };
         Ok(Self {
             sampler: Sampler::new(sampling, model.vocab_size())?,
+            constraint: options.json_schema.as_deref().map(|schema| Constraint::new(model, schema)).transpose()?,
             stream,
             eos: !options.ignore_eos,
             max_tokens: if options.max_tokens == 0 { usize::MAX } else { options.max_tokens },
@@ -171,10 +193,16 @@ impl Answer {
     /// the event, and whether the session goes on behind this token (an end-of-sequence token is not kept).
     pub fn choose(&mut self, model: &Model, logits: &[f32], held: &[u32], room: usize) -> Result<(TokenEvent, bool)> {
         let (prompt, _) = held.split_at(self.prompt_tokens.min(held.len()));
-        let (token, logprob) = self.sampler.sample(logits, prompt, &self.tokens)?;
+        let allowed = self.constraint.as_mut().map(|constraint| constraint.allowed(self.eos)).transpose()?;
+        let (token, logprob) = self.sampler.sample_allowed(logits, allowed, prompt, &self.tokens)?;
+        // A schema allows these tokens only where the text may end.
+        let ends = model.is_eos(token) && (self.eos || self.constraint.is_some());
+        let is_complete = match &mut self.constraint {
+            Some(constraint) if !ends => constraint.accept(token)?,
+            _ => false,
+        };
         let index = self.tokens.len() as u32;
         self.tokens.push(token);
-        let ends = self.eos && model.is_eos(token);
         let mut text = String::new();
         let mut reason = ends.then_some(FinishReason::Eos);
         if let (None, Some(stream)) = (reason, &mut self.stream)
@@ -182,7 +210,9 @@ impl Answer {
         {
             reason = Some(FinishReason::StopText);
         }
-        if reason.is_none() && self.tokens.len() >= self.max_tokens {
+        if reason.is_none() && is_complete {
+            reason = Some(FinishReason::Eos);
+        } else if reason.is_none() && self.tokens.len() >= self.max_tokens {
             reason = Some(FinishReason::MaxTokens);
         } else if reason.is_none() && room <= 1 {
             reason = Some(FinishReason::ContextFull);

@@ -8,6 +8,7 @@ pub(crate) mod hub;
 mod tokenizer;
 mod chat;
 mod sampling;
+mod constraint;
 mod generate;
 mod session;
 mod session_file;

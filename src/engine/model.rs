@@ -11,8 +11,9 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use super::constraint::Vocabulary;
 use super::embed::{self, Embedder};
 use super::sampling::Sampling;
 use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
@@ -129,6 +130,8 @@ struct Inner {
     sampling: Sampling,
     fingerprint: u64,
     embedder: Embedder,
+    /// Built with the first answer that keeps to a schema.
+    vocabulary: OnceLock<Vocabulary>,
 }
 
 impl Model {
@@ -192,6 +195,7 @@ impl Model {
             sampling,
             fingerprint,
             embedder,
+            vocabulary: OnceLock::new(),
         })))
     }
 
@@ -298,6 +302,15 @@ impl Model {
     /// Whether a token ends an answer.
     pub(crate) fn is_eos(&self, token: u32) -> bool {
         self.0.eos.contains(&token)
+    }
+
+    /// The tokens as a grammar reads them. Two threads that both come first both build it; one result is kept.
+    pub(super) fn vocabulary(&self) -> Result<&Vocabulary> {
+        if let Some(vocabulary) = self.0.vocabulary.get() {
+            return Ok(vocabulary);
+        }
+        let vocabulary = Vocabulary::new(self.tokenizer()?, self.vocab_size(), &self.0.eos)?;
+        Ok(self.0.vocabulary.get_or_init(|| vocabulary))
     }
 
     /// What generation_config.json recommends.

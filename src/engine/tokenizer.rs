@@ -8,12 +8,12 @@
 //! # Ok::<(), metal_candle::Error>(())
 //! ```
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use tokenizers::normalizers::{Lowercase, Sequence as NormalizerSequence};
-use tokenizers::{NormalizerWrapper, PostProcessor, TruncationDirection};
+use tokenizers::{Decoder, DecoderWrapper, NormalizerWrapper, PostProcessor, TruncationDirection};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -135,6 +135,155 @@ impl Tokenizer {
     /// Tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.0.tokenizer.get_vocab_size(true)
+    }
+
+    /// The bytes that each id below `vocab_size` adds to a text in its middle; none for special tokens and ids without a token.
+    ///
+    /// # Errors
+    /// `ErrorKind::Unsupported` for a decoder by which a token's bytes depend on its neighbours.
+    pub(crate) fn token_bytes(&self, vocab_size: usize) -> Result<Vec<Vec<u8>>> {
+        let spelling = Spelling::of(self.0.tokenizer.get_decoder())?;
+        let bytes = |id: u32| match self.0.tokenizer.id_to_token(id) {
+            Some(token) if !self.is_special(id) => spelling.bytes(token),
+            _ => Ok(Vec::new()),
+        };
+        (0..vocab_size as u32).map(bytes).collect()
+    }
+}
+
+/// How a vocabulary writes bytes.
+enum Spelling<'t> {
+    /// One character a byte, as GPT-2 does.
+    Characters(HashMap<char, u8>),
+    /// Text, changed by the decoder (`▁` is a space), and `<0x0A>` for single bytes.
+    Text(&'t DecoderWrapper),
+}
+
+impl<'t> Spelling<'t> {
+    fn of(decoder: Option<&'t DecoderWrapper>) -> Result<Self> {
+        let mut parts = Vec::new();
+        let decoder = decoder.ok_or_else(|| Error::unsupported("tokenizer.json: decoder: expected one, found none"))?;
+        collect_parts(decoder, &mut parts);
+        use DecoderWrapper::{ByteFallback, ByteLevel, Fuse, Metaspace, Replace, Strip};
+        if parts.iter().all(|part| matches!(part, ByteLevel(_) | Fuse(_))) {
+            return Ok(Self::Characters(byte_characters()));
+        }
+        if parts.iter().all(|part| matches!(part, ByteFallback(_) | Fuse(_) | Metaspace(_) | Replace(_) | Strip(_))) {
+            return Ok(Self::Text(decoder));
+        }
+        Err(Error::unsupported(
+            "tokenizer.json: decoder: expected ByteLevel, or ByteFallback and Metaspace with Replace, Fuse and Strip",
+        ))
+    }
+
+    fn bytes(&self, token: String) -> Result<Vec<u8>> {
+        match self {
+            // Added tokens are written as they are; the decoder tells them by a character that stands for no byte.
+            Self::Characters(bytes) => {
+                let bytes: Option<Vec<u8>> = token.chars().map(|c| bytes.get(&c).copied()).collect();
+                Ok(bytes.unwrap_or_else(|| token.into_bytes()))
+            }
+            Self::Text(decoder) => match single_byte(&token) {
+                Some(byte) => Ok(vec![byte]),
+                None => Ok(text_between(decoder, token)?.into_bytes()),
+            },
+        }
+    }
+}
+
+fn collect_parts<'t>(decoder: &'t DecoderWrapper, parts: &mut Vec<&'t DecoderWrapper>) {
+    match decoder {
+        DecoderWrapper::Sequence(sequence) => sequence.get_decoders().iter().for_each(|part| collect_parts(part, parts)),
+        part => parts.push(part),
+    }
+}
+
+/// The byte of a `<0x0A>`.
+fn single_byte(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
+}
+
+/// A decoder strips spaces at both ends of a text: what it makes of the token between two others.
+fn text_between(decoder: &DecoderWrapper, token: String) -> Result<String> {
+    let refused = |reason: String| Error::unsupported(format!("tokenizer.json: decoder: {reason}"));
+    let text = decoder.decode(vec!["a".to_owned(), token.clone(), "a".to_owned()]).map_err(|e| refused(e.to_string()))?;
+    let between = text.strip_prefix('a').and_then(|text| text.strip_suffix('a'));
+    between.map(str::to_owned).ok_or_else(|| refused(format!("token {token:?} changes its neighbours")))
+}
+
+/// The printable characters of Latin-1 stand for themselves, the other bytes for the characters from U+0100 on.
+///
+/// # Source
+/// `bytes_to_unicode` of GPT-2, <https://github.com/openai/gpt-2/blob/master/src/encoder.py>.
+fn byte_characters() -> HashMap<char, u8> {
+    let is_printable = |byte: u8| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let others = (0..=u8::MAX).filter(|&byte| !is_printable(byte)).zip('\u{100}'..);
+    let printable = (0..=u8::MAX).filter(|&byte| is_printable(byte)).map(|byte| (byte, char::from(byte)));
+    printable.chain(others).map(|(byte, character)| (character, byte)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn joined(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u8> {
+        let bytes = tokenizer.token_bytes(tokenizer.vocab_size()).unwrap();
+        ids.iter().flat_map(|&id| bytes[id as usize].clone()).collect()
+    }
+
+    /// A tokenizer.json with this decoder over these tokens.
+    fn made(decoder: &str, tokens: &[&str]) -> Tokenizer {
+        let vocab: Vec<String> = tokens.iter().enumerate().map(|(id, token)| format!("{token:?}: {id}")).collect();
+        let text = format!(
+            r#"{{"version": "1.0", "added_tokens": [{{"id": 0, "content": "<s>", "special": true, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false}}], "decoder": {decoder},
+                "model": {{"type": "BPE", "vocab": {{{}}}, "merges": []}}}}"#,
+            vocab.join(", ")
+        );
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("tokenizer.json"), text).unwrap();
+        Tokenizer::load(directory.path()).unwrap()
+    }
+
+    #[test]
+    fn the_bytes_of_tokens_joined_are_the_text() {
+        let tokenizer = Tokenizer::load("models/tiny-coder").unwrap();
+        for text in ["let x = \"a\\n\";\n\t// naïve 日本 👩‍🚀", " {\"a\": [1, 2.5e-3, null]}\r\n", "\u{ad}\u{a0}\u{7f}\0"]
+        {
+            let ids = tokenizer.encode(text, false).unwrap();
+            assert_eq!(joined(&tokenizer, &ids), text.as_bytes(), "{text:?}");
+        }
+        let special = tokenizer.token_id("<|im_end|>").unwrap();
+        assert_eq!(joined(&tokenizer, &[special]), b"");
+    }
+
+    #[test]
+    fn the_bytes_of_a_vocabulary_of_texts_are_those_of_its_decoder() {
+        let llama = r#"{"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}"#;
+        let metaspace = r#"{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true}"#;
+        let tokens = ["<s>", "▁the", "a", "▁", "<0x0A>", "<0xE2>", "<0xABC>", "x▁y"];
+        for decoder in [llama, metaspace] {
+            let bytes = made(decoder, &tokens).token_bytes(10).unwrap();
+            let want: [&[u8]; 10] = [b"", b" the", b"a", b" ", b"\n", b"\xe2", b"<0xABC>", b"x y", b"", b""];
+            assert_eq!(bytes, want);
+        }
+        let byte_level = r#"{"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}"#;
+        let bytes = made(byte_level, &["<s>", "Ġthe", "Ċ", "é", "a b"]).token_bytes(6).unwrap();
+        let want: [&[u8]; 6] = [b"", b" the", b"\n", b"\xe9", b"a b", b""];
+        assert_eq!(bytes, want);
+    }
+
+    #[test]
+    fn a_decoder_that_looks_at_neighbours_is_refused() {
+        let pieces = r###"{"type": "WordPiece", "prefix": "##", "cleanup": true}"###;
+        for decoder in [pieces, "null"] {
+            let error = made(decoder, &["<s>", "a"]).token_bytes(2).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.message().starts_with("tokenizer.json: decoder: expected "), "{error}");
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::cancel::mc_cancel;
 use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Given, Object, OutHandle, free, inert, new_handle, optional};
 use super::model::{mc_model, mc_progress_fn};
-use super::text::{Text, content, empty, given_content};
+use super::text::{Text, content, empty, given_content, optional_content};
 use super::values::{lend_tokens, no_tokens};
 use crate::error::{Error, Result};
 use crate::{FinishReason, GenerateOptions, Generation, ProgressFn, Sampling, SamplingOptions, TokenFn};
@@ -23,7 +23,7 @@ use crate::{FinishReason, GenerateOptions, Generation, ProgressFn, Sampling, Sam
 pub enum mc_finish_reason {
     /// Never the reason of a generation: what a wrong handle gives.
     MC_FINISH_NONE = 0,
-    /// The model ended its answer.
+    /// The model ended its answer, or its JSON schema lets nothing follow.
     MC_FINISH_EOS = 1,
     /// A stop text appeared; the text ends before it.
     MC_FINISH_STOP_TEXT = 2,
@@ -278,7 +278,8 @@ pub unsafe extern "C" fn mc_generate_options_set_seed(options: MaybeUninit<&mut 
     set_sampling(options, |sampling| sampling.seed = Some(seed));
 }
 
-/// Whether to go on after the model ended its answer, as for measuring speed.
+/// Whether to go on after the model ended its answer, as for measuring speed. With a JSON schema: as long as it lets something
+/// follow.
 ///
 /// @param options  the options.
 /// @param value    default: false.
@@ -381,6 +382,39 @@ pub unsafe extern "C" fn mc_generate_options_add_stop(
             return Err(Error::argument("stop: expected text, found an empty one"));
         }
         generate.stop.push(text.to_owned());
+        Ok(())
+    });
+}
+
+/// Makes the answer a JSON text that conforms to a JSON Schema, whatever the sampling options: tokens that would break it cannot be
+/// chosen. It then ends with MC_FINISH_EOS; an answer that ends for another reason (`max_tokens`, a full context, a stop text, a
+/// cancel) is the beginning of such a text. Log-probabilities stay the model's own. The model does not see the schema: a prompt
+/// that asks for it gives better answers.
+///
+/// Understood are type, enum, const, anyOf, allOf, $ref within the schema, oneOf where its cases exclude one another; properties,
+/// required, additionalProperties, patternProperties, minProperties, maxProperties; items, prefixItems, minItems, maxItems;
+/// pattern, format, minLength, maxLength; minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf. Another keyword of
+/// JSON Schema (not, if, contains, uniqueItems and so on) is an error; a word that is none is an annotation. Properties come in the
+/// schema's order; between values stands at most one space, or a line break with an indentation; a number without bounds may have
+/// more digits than a double holds.
+///
+/// @param options   the options.
+/// @param json      the schema, an object or a boolean, UTF-8; NULL (the default) = any text. Copied. The first call that uses the
+///                  options reads it: MC_ERROR_INVALID_ARGUMENT for what is no JSON, no schema, not understood or too large (64
+///                  KiB, 4096 levels or 65536 values once each $ref is replaced by what it names, 64 patterns in
+///                  patternProperties); MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if its tokens do
+///                  not stand for bytes, or if the schema's grammar passes a limit, also in the middle of an answer.
+/// @param json_len  bytes.
+///
+/// Threads: any, exclusive. The first answer with a schema prepares the model's vocabulary for all that follow.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_json_schema(
+    options: MaybeUninit<&mut mc_generate_options>,
+    json: *const c_char,
+    json_len: usize,
+) {
+    set(options, |generate| {
+        generate.json_schema = optional_content(json, json_len, "json_schema")?.map(str::to_owned);
         Ok(())
     });
 }

@@ -152,6 +152,50 @@ static void penalties_and_biases_change_the_answer(void) {
     mc_generate_options_free(options);
 }
 
+static void a_schema_shapes_the_answer(void) {
+    static const char schema[] = "{\"type\": \"object\", \"additionalProperties\": false, \"required\": [\"kind\"],"
+                                 " \"properties\": {\"kind\": {\"enum\": [\"method\", \"type\"]}}}";
+    for (uint64_t seed = 0; seed < (quick ? 2 : 8); seed++) {
+        struct stream stream = {0};
+        char kind[8] = "";
+        int end = 0;
+        mc_generate_options *options = greedy(0);
+        mc_generate_options_set_json_schema(options, schema, strlen(schema));
+        mc_generate_options_set_temperature(options, (float)seed / 2);
+        mc_generate_options_set_seed(options, seed);
+        mc_generation *generation = stream_text(PROMPT, options, &stream);
+        CHECK(mc_generation_finish_reason(generation) == MC_FINISH_EOS);
+        CHECK(sscanf(stream.text, " { \"kind\" : \"%7[a-z]\" }%n", kind, &end) == 1 && (size_t)end == stream.text_len);
+        CHECK(strcmp(kind, "method") == 0 || strcmp(kind, "type") == 0);
+        mc_generation_free(generation);
+
+        struct stream again = {0};
+        mc_generate_options_set_json_schema(options, NULL, 0); /* off */
+        mc_generate_options_set_temperature(options, 0);
+        mc_generation_free(stream_text(PROMPT, options, &again));
+        CHECK(strcmp(again.text, ANSWER) == 0);
+        mc_generate_options_free(options);
+    }
+}
+
+static void a_schema_that_is_none_is_named(void) {
+    static const struct { const char *schema, *message; } cases[] = {
+        {"", "json_schema: not JSON: EOF"},
+        {"{\"type\": \"string\"", "json_schema: not JSON: EOF"},
+        {"7", "json_schema: expected an object or a boolean, found a number"},
+        {"{\"not\": {}}", "json_schema: unimplemented keys: [\"not\"]"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        mc_generation *generation = NULL;
+        mc_generate_options *options = greedy(8);
+        mc_generate_options_set_json_schema(options, cases[i].schema, strlen(cases[i].schema));
+        EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, cases[i].message,
+                     mc_generate(model, PROMPT, strlen(PROMPT), options, &generation, &err));
+        CHECK(generation == NULL);
+        mc_generate_options_free(options);
+    }
+}
+
 static void the_context_is_a_limit(void) {
     char text[9000];
     for (size_t i = 0; i < sizeof text; i++) text[i] = i % 3 == 2 ? ' ' : (char)('a' + i % 23);
@@ -273,6 +317,8 @@ int main(int argc, char **argv) {
     RUN(a_seed_repeats_its_text_and_another_gives_another);
     RUN(characters_are_never_split);
     RUN(penalties_and_biases_change_the_answer);
+    RUN(a_schema_shapes_the_answer);
+    RUN(a_schema_that_is_none_is_named);
     RUN(the_context_is_a_limit);
     RUN(chunks_do_not_change_the_answer);
     RUN(a_bad_option_is_named);

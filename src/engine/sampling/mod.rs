@@ -1,6 +1,6 @@
 //! From logits to a token: a chain of small samplers, the order of transformers' logits processors.
 //!
-//! Repetition penalty, frequency and presence penalty, logit bias, temperature, top-k, top-p, min-p, then a draw. Nothing allocates
+//! Repetition penalty, frequency and presence penalty, logit bias, what a schema allows, temperature, top-k, top-p, min-p, then a draw. Nothing allocates
 //! for a token once the buffers have grown, and nothing sorts the vocabulary: top-k keeps a small buffer of the best, and top-p sorts
 //! only the tokens around its border.
 //!
@@ -15,6 +15,7 @@
 
 mod penalties;
 mod logit_bias;
+mod allowed;
 mod temperature;
 mod top_k;
 mod top_p;
@@ -159,7 +160,7 @@ pub struct Sampler {
     sampling: Sampling,
     vocab_size: usize,
     random: Random,
-    /// The logits after penalties and biases; unused if there are none.
+    /// The logits after penalties, biases and what is allowed; unused if there are none.
     changed: Vec<f32>,
     /// How often each token was seen; zeros between two calls.
     counts: Vec<u32>,
@@ -204,7 +205,7 @@ impl Sampler {
     /// `ErrorKind::Device` if the row holds NaN or plus infinity, or nothing but minus infinity: the model computed no distribution.
     pub fn distribution(&mut self, logits: &[f32], context: &[u32], generated: &[u32]) -> Result<&[(u32, f32)]> {
         let best = self.check_row(logits)?;
-        self.choose(logits, best, context, generated)?;
+        self.choose(logits, best, None, context, generated)?;
         let total = total_weight(&self.candidates);
         self.kept.clear();
         self.kept.extend(self.candidates.iter().map(|candidate| (candidate.id, (f64::from(candidate.weight) / total) as f32)));
@@ -216,8 +217,23 @@ impl Sampler {
     /// # Errors
     /// As [`distribution`](Self::distribution).
     pub fn sample(&mut self, logits: &[f32], context: &[u32], generated: &[u32]) -> Result<(u32, f32)> {
+        self.sample_allowed(logits, None, context, generated)
+    }
+
+    /// The same among the tokens whose bit is set: bit `id % 32` of word `id / 32`; `None` = all. The log-probability is still
+    /// that of the whole row.
+    ///
+    /// # Errors
+    /// As [`distribution`](Self::distribution), and `ErrorKind::InvalidArgument` if no allowed token is left.
+    pub(in crate::engine) fn sample_allowed(
+        &mut self,
+        logits: &[f32],
+        allowed: Option<&[u32]>,
+        context: &[u32],
+        generated: &[u32],
+    ) -> Result<(u32, f32)> {
         let best = self.check_row(logits)?;
-        self.choose(logits, best, context, generated)?;
+        self.choose(logits, best, allowed, context, generated)?;
         let id = match self.candidates.as_slice() {
             // The only one: the generator stays where it is.
             [only] => only.id,
@@ -235,15 +251,20 @@ impl Sampler {
     }
 
     /// Fills `candidates` with the tokens that the chain keeps, in the order of their ids.
-    fn choose(&mut self, logits: &[f32], best: f32, context: &[u32], generated: &[u32]) -> Result<()> {
+    fn choose(&mut self, logits: &[f32], best: f32, allowed: Option<&[u32]>, context: &[u32], generated: &[u32]) -> Result<()> {
         let Self { sampling, changed, counts, best_logits, candidates, border, .. } = self;
         let mut row = (logits, best);
-        if penalties::is_on(sampling) || !sampling.logit_bias.is_empty() {
+        if penalties::is_on(sampling) || !sampling.logit_bias.is_empty() || allowed.is_some() {
             changed.clear();
             changed.extend_from_slice(logits);
             penalties::apply(sampling, changed, counts, context, generated);
             logit_bias::apply(sampling, changed);
-            let best = highest(changed).map_err(|found| Error::argument(format!("penalties and logit_bias: {found}")))?;
+            let mut subject = "penalties and logit_bias";
+            if let Some(allowed) = allowed {
+                allowed::apply(allowed, changed);
+                subject = "penalties, logit_bias and json_schema";
+            }
+            let best = highest(changed).map_err(|found| Error::argument(format!("{subject}: {found}")))?;
             row = (changed.as_slice(), best);
         }
         let (logits, best) = row;

@@ -1,0 +1,310 @@
+//! Answers that keep to a JSON schema: at each token, which tokens may come next.
+//!
+//! The schema becomes a grammar over bytes (by the `llguidance` crate), and the vocabulary a tree of the tokens' bytes. A walk
+//! through both gives one bit a token; the sampler rules the others out before it chooses.
+//!
+//! ```text
+//! {"type": "boolean"} allows "t", "tr", "true", "f", …; after "t": "r", "ru", "rue"; after "true": an end-of-sequence token
+//! ```
+
+use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::thread;
+
+use llguidance::api::{StopReason, TopLevelGrammar};
+use llguidance::panic_utils::catch_unwind;
+use llguidance::toktrie::{ApproximateTokEnv, INVALID_TOKEN, SimpleVob, TokRxInfo, TokTrie};
+use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
+use serde_json::Value;
+
+use super::{Model, Tokenizer};
+use crate::error::{Error, ErrorKind, Result};
+
+/// What a model's tokens are as bytes, in the tree that grammars walk through.
+pub(super) struct Vocabulary {
+    factory: ParserFactory,
+    eos: Vec<u32>,
+}
+
+impl Vocabulary {
+    /// # Errors
+    /// `Unsupported` for a tokenizer whose tokens are not known as bytes.
+    pub fn new(tokenizer: &Tokenizer, vocab_size: usize, eos: &HashSet<u32>) -> Result<Self> {
+        let mut words = tokenizer.token_bytes(vocab_size)?;
+        let mut eos: Vec<u32> = eos.iter().copied().filter(|&id| (id as usize) < vocab_size).collect();
+        eos.sort_unstable();
+        // What ends an answer is never a part of its text, whatever its spelling.
+        eos.iter().for_each(|&id| words[id as usize].clear());
+        // Deeper than the tree's nodes can say; shorter tokens spell the same.
+        words.iter_mut().filter(|word| word.len() > MAX_TOKEN_BYTES).for_each(Vec::clear);
+        let factory = catch_unwind(AssertUnwindSafe(|| {
+            let trie = TokTrie::from(&TokRxInfo::new(vocab_size as u32, INVALID_TOKEN), &words);
+            let trie = if eos.is_empty() { trie } else { trie.with_eos_tokens(&eos) };
+            ParserFactory::new_simple(&(Arc::new(ApproximateTokEnv::new(trie)) as _))
+        }));
+        let mut factory = factory.map_err(|e| Error::unsupported(format!("vocabulary: {}", one_line(&e.to_string()))))?;
+        factory.quiet();
+        factory.limits_mut().verbose_errors = false;
+        Ok(Self { factory, eos })
+    }
+}
+
+/// The place of an answer in its grammar.
+pub(super) struct Constraint {
+    matcher: Matcher,
+    eos: Vec<u32>,
+    /// Of the last call of [`allowed`](Self::allowed).
+    allowed: SimpleVob,
+}
+
+impl Constraint {
+    /// # Errors
+    /// `InvalidArgument` for a schema that is no JSON, no schema, too large, or uses what is not implemented; as
+    /// [`Model::tokenizer`] and [`Vocabulary::new`].
+    pub fn new(model: &Model, schema: &str) -> Result<Self> {
+        let vocabulary = model.vocabulary().map_err(|error| error.within(SUBJECT))?;
+        // Schemas nest, and so does what reads them: a thread of its own has a stack for the deepest one that passes the checks.
+        let matcher = thread::scope(|scope| {
+            let builder = thread::Builder::new().name("mc-json-schema".to_owned()).stack_size(STACK_BYTES);
+            let thread = builder.spawn_scoped(scope, || {
+                let grammar = TopLevelGrammar::from_json_schema(parse(schema)?);
+                let parser = vocabulary.factory.create_parser(grammar).map_err(|e| failure(&e.to_string()))?;
+                Ok(Matcher::new(Ok(parser)))
+            });
+            let thread = thread.map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("{SUBJECT}: no thread: {e}")))?;
+            thread.join().unwrap_or_else(|_| Err(failure("panic: while it was read")))
+        })?;
+        Ok(Self { matcher, eos: vocabulary.eos.clone(), allowed: SimpleVob::new() })
+    }
+
+    /// The tokens that may come next: bit `id % 32` of word `id / 32`. End-of-sequence tokens are among them where the text may
+    /// end; without `eos` only where nothing else may follow.
+    ///
+    /// # Errors
+    /// `Unsupported` for a grammar that passes its limits on the way.
+    pub fn allowed(&mut self, eos: bool) -> Result<&[u32]> {
+        self.allowed = self.matcher.compute_mask().map_err(|e| step_failure(&e.to_string()))?;
+        if !eos {
+            let ends: Vec<u32> = self.eos.iter().copied().filter(|&id| self.allowed.is_allowed(id)).collect();
+            ends.iter().for_each(|&id| self.allowed.disallow_token(id));
+            if self.allowed.is_zero() {
+                ends.iter().for_each(|&id| self.allowed.allow_token(id));
+            }
+        }
+        Ok(self.allowed.as_slice())
+    }
+
+    /// Goes on behind a token that was allowed and ends nothing; `true` if the text is complete and nothing may follow.
+    ///
+    /// # Errors
+    /// As [`allowed`](Self::allowed).
+    pub fn accept(&mut self, token: u32) -> Result<bool> {
+        self.matcher.consume_token(token).map_err(|e| step_failure(&e.to_string()))?;
+        Ok(self.matcher.stop_reason() == StopReason::NoExtension)
+    }
+}
+
+const SUBJECT: &str = "json_schema";
+
+/// The tree has ten bits for the depth of a token.
+const MAX_TOKEN_BYTES: usize = 1000;
+
+/// Larger than what a model can fill in; the time for thousands of properties grows with their square.
+const MAX_SCHEMA_BYTES: usize = 64 << 10;
+
+/// Values within values, all that `$ref` names added up: the deepest that reading can get.
+const MAX_LEVELS: usize = 4096;
+
+/// Values, each `$ref` replaced by what it names: a few lines that name each other twice are 2ⁿ.
+const MAX_VALUES: usize = 1 << 16;
+
+/// Each pair is compared, as two must not match one name.
+const MAX_PATTERNS: usize = 64;
+
+/// 16 kB for each level; only what is used becomes memory.
+const STACK_BYTES: usize = 64 << 20;
+
+/// A space, or a line break and an indentation. Any number of them would conform as well, and a small model then
+/// writes spaces until max_tokens.
+const WHITESPACE: &str = r"\x20|\x0A[\x20\x09]{0,20}";
+
+/// The schema as the grammar's compiler takes it.
+fn parse(schema: &str) -> Result<Value> {
+    if schema.len() > MAX_SCHEMA_BYTES {
+        return Err(Error::argument(format!("{SUBJECT}: expected at most {MAX_SCHEMA_BYTES} bytes, found {}", schema.len())));
+    }
+    let mut value: Value = serde_json::from_str(schema).map_err(|e| Error::argument(format!("{SUBJECT}: not JSON: {e}")))?;
+    let found = match &value {
+        // The compiler's own settings would stand there.
+        Value::Object(keywords) if keywords.contains_key(SETTINGS) => {
+            return Err(Error::argument(format!("{SUBJECT}: {SETTINGS:?} is not a keyword of JSON Schema")));
+        }
+        Value::Object(_) | Value::Bool(false) => "",
+        Value::Bool(true) => {
+            value = Value::Object(serde_json::Map::new());
+            ""
+        }
+        Value::Null => "null",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+    };
+    if !found.is_empty() {
+        return Err(Error::argument(format!("{SUBJECT}: expected an object or a boolean, found {found}")));
+    }
+    Extent::check(&value)?;
+    if value.is_object() {
+        JsonCompileOptions { whitespace_pattern: Some(WHITESPACE.to_owned()), ..Default::default() }.apply_to(&mut value);
+    }
+    Ok(value)
+}
+
+const SETTINGS: &str = "x-guidance";
+
+/// How large a schema gets while it is read: reading follows each `$ref` where it stands.
+struct Extent<'s> {
+    root: &'s Value,
+    /// What `$ref` names, and the values in it; 1 while it is counted, as recursion stays a reference.
+    values: HashMap<&'s str, usize>,
+    levels: usize,
+}
+
+impl<'s> Extent<'s> {
+    fn check(root: &'s Value) -> Result<()> {
+        let mut extent = Self { root, values: HashMap::new(), levels: 0 };
+        extent.add_levels(root)?;
+        let patterns = patterns(root);
+        if patterns > MAX_PATTERNS {
+            return Err(Error::argument(format!(
+                "{SUBJECT}: patternProperties: expected at most {MAX_PATTERNS} in all, found {patterns}"
+            )));
+        }
+        // What is only defined is not read.
+        let read = root.as_object().into_iter().flatten().filter(|(key, _)| !["$defs", "definitions"].contains(&key.as_str()));
+        let own = reference(root).and_then(|name| extent.named(name)).map_or(0, |value| extent.values(value));
+        let values = read.fold(own, |sum, (_, value)| extent.values(value).saturating_add(sum));
+        if values > MAX_VALUES {
+            return Err(Error::argument(format!(
+                "{SUBJECT}: expected at most {MAX_VALUES} values once each $ref is replaced, found more"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Adds the levels of a value and of everything that is named in it, each name once.
+    fn add_levels(&mut self, value: &'s Value) -> Result<()> {
+        let mut open = vec![value];
+        let mut seen = HashSet::new();
+        while let Some(value) = open.pop() {
+            let mut names = Vec::new();
+            self.levels += depth(value, &mut names);
+            if self.levels > MAX_LEVELS {
+                return Err(Error::argument(format!(
+                    "{SUBJECT}: expected at most {MAX_LEVELS} levels, those behind each $ref included, found more"
+                )));
+            }
+            let new = names.into_iter().filter(|name| seen.insert(*name));
+            open.extend(new.filter_map(|name| self.named(name)));
+        }
+        Ok(())
+    }
+
+    /// The values in a value, those that are named in it included.
+    fn values(&mut self, value: &'s Value) -> usize {
+        let children: usize = match value {
+            Value::Array(items) => items.iter().fold(0, |sum, item| self.values(item).saturating_add(sum)),
+            Value::Object(fields) => fields.values().fold(0, |sum, field| self.values(field).saturating_add(sum)),
+            _ => 0,
+        };
+        let named = reference(value).map_or(0, |name| match self.values.get(name) {
+            Some(&values) => values,
+            None => {
+                self.values.insert(name, 1);
+                let values = self.named(name).map_or(0, |value| self.values(value));
+                self.values.insert(name, values);
+                values
+            }
+        });
+        children.saturating_add(named).saturating_add(1)
+    }
+
+    /// As the compiler looks it up; what it does not find there is its error to tell.
+    fn named(&self, name: &str) -> Option<&'s Value> {
+        let path = name.strip_prefix('#')?.trim_start_matches('/');
+        path.split('/').filter(|part| !part.is_empty()).try_fold(self.root, |value, part| match value {
+            Value::Array(items) => items.get(part.parse::<usize>().ok()?),
+            value => value.get(part),
+        })
+    }
+}
+
+fn reference(value: &Value) -> Option<&str> {
+    value.get("$ref")?.as_str()
+}
+
+fn patterns(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => items.iter().map(patterns).sum(),
+        Value::Object(fields) => {
+            let own = fields.get("patternProperties").and_then(Value::as_object).map_or(0, serde_json::Map::len);
+            own + fields.values().map(patterns).sum::<usize>()
+        }
+        _ => 0,
+    }
+}
+
+/// Values within values, and the names met on the way. JSON texts nest 128 deep at most.
+fn depth<'s>(value: &'s Value, names: &mut Vec<&'s str>) -> usize {
+    names.extend(reference(value));
+    let deepest = match value {
+        Value::Array(items) => items.iter().map(|item| depth(item, names)).max(),
+        Value::Object(fields) => fields.values().map(|field| depth(field, names)).max(),
+        _ => None,
+    };
+    deepest.unwrap_or(0) + 1
+}
+
+/// Why a schema did not become a grammar. The compiler panics on some numbers, as its arithmetic overflows.
+fn failure(reason: &str) -> Error {
+    let kind = if reason.starts_with("panic: ") { ErrorKind::Unsupported } else { ErrorKind::InvalidArgument };
+    Error::new(kind, format!("{SUBJECT}: {}", one_line(reason)))
+}
+
+/// Why a grammar did not get further.
+fn step_failure(reason: &str) -> Error {
+    let kind = if reason.starts_with("panic: ") { ErrorKind::Panic } else { ErrorKind::Unsupported };
+    let line = one_line(reason);
+    // A reference to itself and nothing else, for one.
+    let line = if line.starts_with("noExtension") { "no text conforms to it" } else { &line };
+    Error::new(kind, format!("{SUBJECT}: {line}"))
+}
+
+/// Without what llguidance adds below (a trace, its state) or shows of the schema, and in lower case as our messages are.
+fn one_line(reason: &str) -> String {
+    let mut lines = reason.lines().map(str::trim).take_while(|line| !line.starts_with('<'));
+    let mut line: String = lines.next().unwrap_or_default().trim_end_matches('.').chars().take(MAX_REASON).collect();
+    for (theirs, ours) in REWORDED {
+        line = line.replace(theirs, ours);
+    }
+    if let Some(cause) = lines.find_map(|line| line.strip_prefix("error: ")) {
+        line = format!("{line} {cause}");
+    }
+    let mut characters = line.chars();
+    match characters.next() {
+        Some(first) if !characters.as_str().starts_with(char::is_uppercase) => first.to_lowercase().chain(characters).collect(),
+        _ => line,
+    }
+}
+
+/// What a reason says about settings that our caller does not have.
+const REWORDED: [(&str, &str); 2] = [
+    (
+        "oneOf constraints are not supported. Enable 'coerce_one_of' option to approximate oneOf with anyOf",
+        "oneOf: expected cases that exclude one another, as by a property with another const in each",
+    ),
+    (" without 'referencing' feature; ref", ", found"),
+];
+
+/// Some reasons quote what they are about.
+const MAX_REASON: usize = 300;
