@@ -14,16 +14,16 @@ from make_model import CACHE, ROOT
 from worker import Missing, Worker
 
 
-def arguments(description, parts, peers, **defaults):
-    """A parser with the options of every benchmark; `defaults`: other options and their defaults."""
+def arguments(description, parts, peers, **more):
+    """The command line: the options of every benchmark, and `more`: name: (default, choices or None)."""
     suffix = "dylib" if sys.platform == "darwin" else "so"
     several = {"only": parts, "peers": tuple(peers)}
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--lib", default=ROOT / f"target/release/libmetal_candle.{suffix}", help="%(default)s")
     for name, choices in several.items():
         parser.add_argument(f"--{name}", type=lambda text: text.split(","), default=choices, help=",".join(choices))
-    for name, (default, choices) in defaults.items():
-        parser.add_argument(f"--{name}", choices=choices, default=default, help="%(default)s")
+    for name, (default, choices) in more.items():
+        parser.add_argument(f"--{name}", type=type(default), choices=choices, default=default, help="%(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="%(default)s")
     parser.add_argument("--threads", type=int, default=2, help="of each peer (%(default)s)")
     args = parser.parse_args()
@@ -132,10 +132,10 @@ class Times:
         return Times([count / seconds for seconds in self.all], self.setting).__dict__
 
 
-def alternate(runs, rounds):
-    """Runs label: (worker, method, arguments) round by round, after a warm-up of each. Returns the times and the results,
-    both by label."""
-    settings = {label: worker("warm_up", *call) for label, (worker, *call) in runs.items()}
+def alternate(runs, rounds, warm_up=None):
+    """Runs label: (worker, method, arguments) round by round, after a warm-up of each, with the call `warm_up` if that is
+    shorter. Returns the times and the results, both by label."""
+    settings = {label: worker("warm_up", *(warm_up or call)) for label, (worker, *call) in runs.items()}
     seconds, results, labels = {label: [] for label in runs}, {label: [] for label in runs}, list(runs)
     for _ in range(rounds):
         for label in labels:

@@ -52,9 +52,7 @@ class MetalCandle(Peer):
     def close(self):
         self.session.free()
         self.model.free()
-        live = self.library.live_objects()
-        if live:
-            raise RuntimeError(f"metal-candle: expected no live objects at the end, found {live}")
+        self.library.expect_no_live_objects()
 
 
 class Transformers(Peer):
