@@ -84,10 +84,9 @@ class Embeddings(Bench):
 
     def check(self, part, vectors):
         reference, expected = first(vectors, "sentence-transformers")
-        expected = rows(expected)
         for peer, rounds in vectors.items():
-            difference = max(float(np.abs(rows(found) - expected).max()) for found in rounds)
-            cosine = min(float((rows(found) * expected).sum(1).min()) for found in rounds)
+            difference = max(float(np.abs(rows(found) - rows(expected)).max()) for found in rounds)
+            cosine = min(float((rows(found) * rows(expected)).sum(1).min()) for found in rounds)
             row = self.result[part][peer]
             row |= {"max_difference": difference, "min_cosine": cosine, "note": f"within {difference:.1e}, cosine {cosine:.7f}"}
             if not difference <= VECTOR_BOUND:

@@ -75,11 +75,13 @@ class SentenceTransformers(Embedder):
 class Padded(Embedder):
     """A graph that takes ids and mask: texts go in batches of like length, each padded to its longest."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, graphs):
         import numpy
         import tokenizers
 
-        self.numpy = numpy
+        self.numpy, self.graphs = numpy, graphs
+        if missing := [path for path in graphs.values() if not path.exists()]:
+            raise FileNotFoundError(f"no {missing[0]}: run benches/make_onnx.py to see why")
         self.tokenizer = tokenizers.Tokenizer.from_file(os.path.join(directory, "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(max_tokens(directory))
@@ -113,8 +115,8 @@ class OnnxRuntime(Padded):
     def __init__(self, directory, threads, graphs):
         import onnxruntime
 
-        super().__init__(directory)
-        self.ort, self.bytes_before, self.graphs, self.name = onnxruntime, peak_bytes(), graphs, None
+        super().__init__(directory, graphs)
+        self.ort, self.bytes_before, self.name = onnxruntime, peak_bytes(), None
         self.version = onnxruntime.__version__
         self.options = onnxruntime.SessionOptions()
         self.options.intra_op_num_threads = threads
@@ -140,7 +142,7 @@ class OpenVino(Padded):
     def __init__(self, directory, threads, graphs):
         import openvino
 
-        super().__init__(directory)
+        super().__init__(directory, graphs)
         self.openvino, self.bytes_before, self.threads, self.hint = openvino, peak_bytes(), threads, None
         self.version = openvino.__version__
         # As exported: operators that only ONNX Runtime knows mean nothing here.
