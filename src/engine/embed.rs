@@ -160,15 +160,17 @@ impl Model {
         // The longest first: memory is then needed at once or not at all, and the last pack is a short one.
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(tokens[i].len()));
+        let packs = self.packs(&order, &tokens, plan.batch_size);
         let (mut done, total) = (0, texts.len());
-        while done < total {
+        for packs in packs.chunks(self.packs_at_once()) {
             check()?;
-            let pack = self.pack(&order[done..], &tokens, plan.batch_size);
-            let rows = self.embed_pack(pack, &tokens, &plan)?;
-            for (&i, row) in pack.iter().zip(rows.chunks_exact(plan.dim)) {
-                vectors[i * plan.dim..][..plan.dim].copy_from_slice(row);
+            let rows = ops::parallel_map(packs, |pack| self.embed_pack(pack, &tokens, &plan));
+            for (pack, rows) in packs.iter().zip(rows) {
+                for (&i, row) in pack.iter().zip(rows?.chunks_exact(plan.dim)) {
+                    vectors[i * plan.dim..][..plan.dim].copy_from_slice(row);
+                }
+                done += pack.len();
             }
-            done += pack.len();
             tell(&mut progress, Progress { stage: Stage::Embed, done: done as u64, total: total as u64 })?;
         }
         Ok(vectors)
@@ -240,18 +242,29 @@ impl Model {
         if let [text] = texts { encode(text).map(|ids| vec![ids]) } else { texts.par_iter().map(encode).collect() }
     }
 
-    /// The first texts of `order`, as many as are evaluated at once.
-    fn pack<'a>(&self, order: &'a [usize], tokens: &[Vec<u32>], batch_size: usize) -> &'a [usize] {
-        let longest = order.first().map_or(0, |&i| tokens[i].len());
-        let mut sum = 0;
-        let fits = |(n, &i): (usize, &usize)| {
-            sum += tokens[i].len();
-            let within =
-                if self.transformer().backend().kernels { sum <= PACK_TOKENS } else { (n + 1) * longest <= GPU_PACK_TOKENS };
-            n == 0 || (within && n < batch_size)
-        };
-        let count = order.iter().enumerate().map(fits).take_while(|fits| *fits).count();
-        &order[..count]
+    /// Cuts `order` into the texts that go through the network together.
+    fn packs<'a>(&self, mut order: &'a [usize], tokens: &[Vec<u32>], batch_size: usize) -> Vec<&'a [usize]> {
+        let kernels = self.transformer().backend().kernels;
+        let mut packs = Vec::new();
+        while let Some(&first) = order.first() {
+            let mut sum = 0;
+            let mut within = |n: usize, i: usize| {
+                sum += tokens[i].len();
+                // On a GPU all are as long as the longest.
+                let fits = if kernels { sum <= PACK_TOKENS } else { (n + 1) * tokens[first].len() <= GPU_PACK_TOKENS };
+                n == 0 || (fits && n < batch_size)
+            };
+            let count = order.iter().enumerate().map_while(|(n, &i)| within(n, i).then_some(n + 1)).last().unwrap_or(1);
+            let (pack, rest) = order.split_at(count);
+            packs.push(pack);
+            order = rest;
+        }
+        packs
+    }
+
+    /// Packs between two looks at the cancel flag: on the CPU a few for each thread.
+    fn packs_at_once(&self) -> usize {
+        if self.transformer().backend().kernels { 4 * rayon::current_num_threads() } else { 1 }
     }
 
     /// # Shape
