@@ -36,7 +36,7 @@ fn reference() -> (Vec<&'static str>, Vec<f32>) {
 }
 
 fn embed(texts: &[&str]) -> Vec<f32> {
-    MODEL.embed(texts, &EmbedOptions::default()).unwrap_or_else(|e| panic!("{}", e.details()))
+    MODEL.embed(texts, &EmbedOptions::default(), None).unwrap_or_else(|e| panic!("{}", e.details()))
 }
 
 #[test]
