@@ -13,7 +13,6 @@ mod norm;
 mod rope;
 mod attention;
 mod activation;
-mod residual;
 
 pub use crate::kernels::{Activation, Mask, Norm, StoredType, Use, parallel_map, physical_bytes, resident_bytes, trim, widen};
 pub use activation::{activate, gated};
@@ -22,6 +21,5 @@ pub use backend::Backend;
 pub use embedding::embedding;
 pub use linear::{Products, linear, logits};
 pub use matrix::{Matrix, MatrixBuilder, Vector, dtype, to_f32};
-pub use norm::norm;
-pub use residual::add_scaled;
+pub use norm::{NormOf, add_scaled, norm};
 pub use rope::{Angles, rope};
