@@ -15,8 +15,9 @@ from make_model import CACHE, ROOT
 from make_onnx import graphs
 from worker import peak_bytes
 
+SPREADS = {"even": "each number as likely", "log": "each doubling as likely"}
 DIM, MODEL = 384, "all-MiniLM-L6-v2"
-SEED, WORDS = 20251122, (3, 200)  # every number of words between is as likely
+SEED, WORDS = 20251122, (3, 200)
 QUERY, QUERY_REPEAT, QUERY_ROUNDS = "how do I keep bread from going stale", 20, 40
 VECTOR_BOUND = 1e-5  # of vectors of length 1; other orders of summation move them by about 2e-7
 MEMORY_BOUND = 0.5  # times ONNX Runtime's
@@ -24,7 +25,7 @@ PARTS = ("embed", "query", "memory")
 
 
 def main():
-    bench = Embeddings(arguments(__doc__, PARTS, EMBEDDERS, texts=(512, None)))
+    bench = Embeddings(arguments(__doc__, PARTS, EMBEDDERS, texts=(512, None), words=("even", ("even", "log"))))
     if {"embed", "query"} & set(bench.args.only):
         before = bench.machine()
         with Workers(bench, EMBEDDERS) as workers:
@@ -43,7 +44,7 @@ def main():
 class Embeddings(Bench):
     def __init__(self, args):
         fetched = subprocess.run([ROOT / "tests" / "fetch-minilm.sh"], check=True, stdout=subprocess.PIPE, text=True)
-        self.directory, self.texts, self.best = fetched.stdout.strip(), make_texts(args.texts), {}
+        self.directory, self.texts, self.best = fetched.stdout.strip(), make_texts(args.texts, args.words), {}
         self.trial = ("embed", self.texts[::4])  # up to twelve settings are tried
         self.graphs = graphs(self.directory, CACHE)
         if {"onnxruntime", "openvino"} & set(args.peers) and not all(path.exists() for path in self.graphs.values()):
@@ -57,7 +58,7 @@ class Embeddings(Bench):
         facts = {
             "model": MODEL,
             "dtype": "F32",
-            "texts": f"{args.texts} of {WORDS[0]} to {WORDS[1]} words; {min(self.tokens)} to {max(self.tokens)} tokens, "
+            "texts": f"{args.texts} of {WORDS[0]} to {WORDS[1]} words, {SPREADS[args.words]}; {min(self.tokens)} to {max(self.tokens)} tokens, "
             f"{sum(self.tokens)} in all",
             "query": f"{len(QUERY.split())} words, {len(tokenizer.encode(QUERY).ids)} tokens",
         }
@@ -149,11 +150,16 @@ class Embeddings(Bench):
             return peak_bytes(process.pid)
 
 
-def make_texts(count):
+def make_texts(count, spread):
     """Deterministic: everyday words and rarer ones, which are several tokens each."""
     generator = random.Random(SEED)
-    words = ENGLISH.split()
-    return [" ".join(generator.choices(words, k=generator.randint(*WORDS))) for _ in range(count)]
+    words, (least, most) = ENGLISH.split(), WORDS
+    lengths = {
+        "even": lambda: generator.randint(least, most),
+        # As sentences and paragraphs are: many short ones and a few long ones.
+        "log": lambda: round(least * (most / least) ** generator.random()),
+    }
+    return [" ".join(generator.choices(words, k=lengths[spread]())) for _ in range(count)]
 
 
 def rows(vectors):

@@ -431,7 +431,16 @@ fn largest(row: &[f32]) -> f32 {
             *most = if x > *most { x } else { *most };
         }
     }
-    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+    for (most, &x) in lanes.iter_mut().zip(rest) {
+        *most = if x > *most { x } else { *most };
+    }
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        let (low, high) = lanes.split_at_mut(width);
+        low.iter_mut().zip(high).for_each(|(most, x)| *most = if *x > *most { *x } else { *most });
+    }
+    lanes[0]
 }
 
 #[cfg(test)]
