@@ -60,7 +60,7 @@ class Embeddings(Bench):
             "dtype": "F32",
             "texts": f"{args.texts} of {WORDS[0]} to {WORDS[1]} words, {SPREADS[args.words]}; {min(self.tokens)} to {max(self.tokens)} tokens, "
             f"{sum(self.tokens)} in all",
-            "query": f"{len(QUERY.split())} words, {len(tokenizer.encode(QUERY).ids)} tokens",
+            "query text": f"{len(QUERY.split())} words, {len(tokenizer.encode(QUERY).ids)} tokens",
         }
         super().__init__(args, EMBEDDERS, facts)
 
