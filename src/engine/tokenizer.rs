@@ -223,6 +223,15 @@ fn byte_characters() -> HashMap<char, u8> {
     printable.chain(others).map(|(byte, character)| (character, byte)).collect()
 }
 
+fn lowers_case(normalizer: &NormalizerWrapper) -> bool {
+    match normalizer {
+        NormalizerWrapper::Lowercase(_) => true,
+        NormalizerWrapper::BertNormalizer(bert) => bert.lowercase,
+        NormalizerWrapper::Sequence(sequence) => sequence.as_ref().iter().any(lowers_case),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,14 +293,5 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Unsupported);
             assert!(error.message().starts_with("tokenizer.json: decoder: expected "), "{error}");
         }
-    }
-}
-
-fn lowers_case(normalizer: &NormalizerWrapper) -> bool {
-    match normalizer {
-        NormalizerWrapper::Lowercase(_) => true,
-        NormalizerWrapper::BertNormalizer(bert) => bert.lowercase,
-        NormalizerWrapper::Sequence(sequence) => sequence.as_ref().iter().any(lowers_case),
-        _ => false,
     }
 }

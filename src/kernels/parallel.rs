@@ -25,7 +25,7 @@ pub fn parts(most: usize) -> usize {
 
 /// Calls `work` with each of `0..parts`, on all threads.
 pub fn each(parts: usize, work: impl Fn(usize) + Sync) {
-    if parts == 1 { work(0) } else { (0..parts).into_par_iter().with_max_len(1).for_each(|i| work(i)) }
+    if parts == 1 { work(0) } else { (0..parts).into_par_iter().with_max_len(1).for_each(&work) }
 }
 
 /// A pointer that may go to other threads.
