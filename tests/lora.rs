@@ -475,6 +475,12 @@ fn a_spoiled_adapter_is_refused_by_the_name_of_what_is_wrong() {
         (all7().set("rank_pattern", json!([8])), Format, "rank_pattern: expected an object"),
         (all7().set("alpha_pattern", json!({"k_proj": "8"})), Format, "alpha_pattern: k_proj: expected a finite number"),
         (all7().set("rank_pattern", json!({"(x+x+)+y(?=z)|(([a-z_.0-9]*)*)*=": 8})), Unsupported, "takes too long"),
+        (all7().set("rank_pattern", json!({"(a{1000}){1000}": 8})), Format, "rank_pattern: expected a regular expression"),
+        (
+            all7().set("rank_pattern", (0..5000).map(|i| (i.to_string(), json!(8))).collect()),
+            Unsupported,
+            "expected at most 4096",
+        ),
         (all7().set("target_modules", json!(null)), Format, "target_modules: expected a list of names or a pattern"),
         (all7().set("target_modules", json!(7)), Format, "target_modules: expected a list of texts"),
         (all7().set("target_modules", json!("[")), Format, "target_modules: expected a regular expression"),

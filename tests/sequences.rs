@@ -12,7 +12,6 @@ use metal_candle::ffi::chat::*;
 use metal_candle::ffi::error::*;
 use metal_candle::ffi::generate::*;
 use metal_candle::ffi::library::*;
-use metal_candle::ffi::lora::*;
 use metal_candle::ffi::model::*;
 use metal_candle::ffi::session::*;
 use metal_candle::ffi::tokenizer::*;

@@ -6,14 +6,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use fancy_regex::Regex;
+use fancy_regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
 use super::replace::replace;
 use super::safetensors::{Tensors, write_safetensors};
 use super::{Checkpoint, Json, fnv, read_text};
 use crate::error::{Error, Result};
-use crate::nn::{Adapter, Entry, LowRank, Module, Place, Slot, TensorSource, Transformer, Weights};
+use crate::nn::{Adapter, Entry, LowRank, Module, Place, Replaced, Slot, TensorSource, Transformer, Weights};
 use crate::ops::{Backend, Matrix, StoredType};
 
 const CONFIG: &str = "adapter_config.json";
@@ -22,6 +22,11 @@ const TENSORS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 /// Larger than any rank.
 const MAX_RANK: usize = 1 << 20;
+
+/// More than the projections of any model; each is tried on each module.
+const MAX_PATTERNS: usize = 4096;
+/// Bytes of a compiled pattern.
+const MAX_PATTERN_BYTES: usize = 256 << 10;
 
 /// An adapter and what its configuration says of it.
 pub struct Peft {
@@ -103,7 +108,7 @@ fn tensors_of(adapter: &Adapter, prefix: &str) -> Result<Tensors> {
     for (module, bias) in &adapter.biases {
         tensors.insert(own(module, "bias"), (vec![bias.len()], bias.clone()));
     }
-    for (module, weight) in &adapter.weights {
+    for Replaced { module, weight, .. } in &adapter.weights {
         tensors.insert(own(module, "weight"), all(weight)?);
     }
     Ok(tensors)
@@ -297,7 +302,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads matrices that replace the model's.
-    fn weights(&self, weights: &mut Weights<'_>) -> Result<Vec<(Module, Matrix)>> {
+    fn weights(&self, weights: &mut Weights<'_>) -> Result<Vec<Replaced>> {
         let mut replaced = Vec::new();
         for (module, stored) in self.modules.iter().zip(&self.stored) {
             let Some(name) = &stored.weight else { continue };
@@ -306,7 +311,7 @@ impl<'a> Reader<'a> {
                 Place::Embed => weights.table(name, module.outputs, module.inputs)?,
                 _ => weights.matrix(&[Slot::whole(name, module.outputs)], module.inputs)?,
             };
-            replaced.push((module.clone(), weight));
+            replaced.push(Replaced::new(self.network, module.clone(), weight)?);
         }
         Ok(replaced)
     }
@@ -623,7 +628,12 @@ fn targets_of(json: &Json, key: &str) -> Result<Targets> {
 
 fn patterns<T>(json: &Json, key: &str, value: impl Fn(&Json, &str) -> Result<T>) -> Result<Vec<(Regex, T)>> {
     let Some(object) = json.object(key)? else { return Ok(Vec::new()) };
-    let fields = object.value().as_object().into_iter().flatten();
+    let fields = object.value().as_object();
+    let count = fields.map_or(0, serde_json::Map::len);
+    if count > MAX_PATTERNS {
+        return Err(json.unsupported(key, &format!("expected at most {MAX_PATTERNS} patterns")));
+    }
+    let fields = fields.into_iter().flatten();
     fields
         .map(|(pattern, _)| Ok((regex(json, key, &format!(r"\A(?:.*\.)?(?:{pattern})\z"))?, value(&object, pattern)?)))
         .collect()
@@ -640,7 +650,8 @@ fn first<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Result<Option<T>> {
 }
 
 fn regex(json: &Json, key: &str, pattern: &str) -> Result<Regex> {
-    Regex::new(pattern).map_err(|e| json.invalid(key, &format!("expected a regular expression: {e}")).with_source(e))
+    let compiled = RegexBuilder::new(pattern).delegate_size_limit(MAX_PATTERN_BYTES).build();
+    compiled.map_err(|e| json.invalid(key, &format!("expected a regular expression: {e}")).with_source(e))
 }
 
 /// A pattern from outside may ask for more steps than there is time.

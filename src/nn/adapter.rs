@@ -5,6 +5,7 @@
 //! sorted by where they act.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
 
 use candle_core::Result;
@@ -110,14 +111,33 @@ impl LowRank {
     }
 }
 
+/// A matrix in place of the network's own: the embedding or the output matrix.
+pub struct Replaced {
+    pub module: Module,
+    /// On the CPU, as stored.
+    pub weight: Matrix,
+    /// Where the network computes.
+    ready: Matrix,
+}
+
+impl Replaced {
+    /// Uploads what the network computes with.
+    ///
+    /// # Errors
+    /// `ErrorKind::OutOfMemory`, `ErrorKind::Device`.
+    pub fn new(network: &Transformer, module: Module, weight: Matrix) -> error::Result<Self> {
+        let ready = network_matrix(&weight, 0..weight.outputs(), network.backend(), network.computed_type())?;
+        Ok(Self { module, weight, ready })
+    }
+}
+
 /// What one fine-tuning changed; immutable.
 #[derive(Default)]
 pub struct Adapter {
     pub low_rank: Vec<LowRank>,
     /// In place of the network's own.
     pub biases: Vec<(Module, Vec<f32>)>,
-    /// In place of the network's own, on the CPU: the embedding or the output matrix.
-    pub weights: Vec<(Module, Matrix)>,
+    pub weights: Vec<Replaced>,
 }
 
 /// The low-rank changes of an adapter with a scale, by place.
@@ -132,7 +152,7 @@ impl Adapter {
         let mut scaled = Vec::new();
         for low_rank in &self.low_rank {
             let place = low_rank.module.place;
-            let own = self.weights.iter().find(|(module, _)| module.place == place).map(|(_, weight)| weight);
+            let own = self.weights.iter().find(|own| own.module.place == place).map(|own| &own.ready);
             if let Some(weight) = own.or_else(|| network.linear(place).map(|linear| &linear.weight)) {
                 scaled.extend(low_rank.deltas(weight, network.backend(), scale)?.into_iter().map(|delta| (place, delta)));
             }
@@ -166,7 +186,6 @@ impl Adapters {
     /// # Errors
     /// `ErrorKind::InvalidArgument` if two of them replace the same weights: these have no sum.
     pub fn new<'a>(network: &Transformer, adapters: impl IntoIterator<Item = (&'a Adapter, &'a Scaled)>) -> error::Result<Self> {
-        let (backend, stored) = (network.backend(), network.computed_type());
         let mut places: HashMap<Place, Change> = HashMap::new();
         let mut biases: HashMap<Place, (Vec<f32>, Vec<Range<usize>>)> = HashMap::new();
         let twice = |name: &str| Error::argument(format!("adapters: expected one that replaces {name}, found two"));
@@ -174,17 +193,16 @@ impl Adapters {
             for (place, delta) in scaled {
                 places.entry(*place).or_default().deltas.push(delta.clone());
             }
-            for (module, weight) in &adapter.weights {
-                let ready = network_matrix(weight, 0..weight.outputs(), backend, stored)?;
-                if places.entry(module.place).or_default().weight.replace(ready).is_some() {
+            for Replaced { module, ready, .. } in &adapter.weights {
+                if places.entry(module.place).or_default().weight.replace(ready.clone()).is_some() {
                     return Err(twice(&module.name));
                 }
             }
             for (module, values) in &adapter.biases {
                 let Some(own) = network.linear(module.place).and_then(|linear| linear.bias.as_ref()) else { continue };
                 let (bias, replaced) = match biases.entry(module.place) {
-                    std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-                    std::collections::hash_map::Entry::Vacant(entry) => entry.insert((own.values()?, Vec::new())),
+                    Entry::Occupied(entry) => entry.into_mut(),
+                    Entry::Vacant(entry) => entry.insert((own.values()?, Vec::new())),
                 };
                 for (rows, start) in &module.parts {
                     let outputs = *start..start + rows.len();
@@ -197,7 +215,7 @@ impl Adapters {
             }
         }
         for (place, (bias, _)) in biases {
-            places.entry(place).or_default().bias = Some(Vector::new(bias, backend)?);
+            places.entry(place).or_default().bias = Some(Vector::new(bias, network.backend())?);
         }
         Ok(Self(places))
     }

@@ -11,7 +11,7 @@ mod relative_bias;
 mod transformer;
 mod pooling;
 
-pub use adapter::{Adapter, Adapters, Change, LowRank, Module, Place, Scaled};
+pub use adapter::{Adapter, Adapters, Change, LowRank, Module, Place, Replaced, Scaled};
 pub use config::{Bias, Config, Layer, Names, Positions, QkNorm, Source};
 pub use kv_cache::KvCache;
 pub use linear::Linear;
