@@ -11,6 +11,7 @@ CARGO   ?= cargo
 CFLAGS  ?= -O2
 PREFIX  ?= /usr/local
 PROFILE ?= release
+TEST_FEATURES ?= fault-injection
 
 TARGET  := $(or $(CARGO_TARGET_DIR),target)
 OUT     := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
@@ -54,7 +55,7 @@ demo: examples
 
 test: PROFILE = dev
 test:
-	$(CARGO) test --no-fail-fast --features fault-injection
+	$(CARGO) test --no-fail-fast --features $(TEST_FEATURES)
 	$(MAKE) PROFILE=$(PROFILE) examples
 	$(MAKE) PROFILE=$(PROFILE) test-c
 
@@ -65,6 +66,7 @@ test-c:
 
 bench:
 	python3 benches/run.py
+	python3 benches/embed.py
 
 INCLUDE_DIR = $(DESTDIR)$(PREFIX)/include
 LIB_DIR     = $(DESTDIR)$(PREFIX)/lib

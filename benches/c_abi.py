@@ -8,14 +8,13 @@
 
 import ctypes
 import os
+from array import array
 from ctypes import POINTER, byref, c_bool, c_char_p, c_double, c_float, c_int32, c_size_t, c_uint32, c_void_p
-
-import numpy as np
 
 CPU = 1  # MC_DEVICE_CPU
 DTYPES = {"stored": 0, "F32": 1}  # mc_dtype
 
-ids_p, handle_p = POINTER(c_uint32), POINTER(c_void_p)
+ids_p, floats_p, texts_p, handle_p = POINTER(c_uint32), POINTER(c_float), POINTER(c_char_p), POINTER(c_void_p)
 
 # name: (result, arguments); functions that can fail return mc_status and end with err.
 FUNCTIONS = {
@@ -44,14 +43,26 @@ FUNCTIONS = {
     "mc_generation_free": (None, [c_void_p]),
     "mc_session_new": (c_int32, [c_void_p, c_size_t, handle_p, handle_p]),
     "mc_session_append_tokens": (c_int32, [c_void_p, ids_p, c_size_t, c_void_p, handle_p]),
-    "mc_session_logits": (c_int32, [c_void_p, POINTER(c_float), c_size_t, handle_p]),
+    "mc_session_logits": (c_int32, [c_void_p, floats_p, c_size_t, handle_p]),
     "mc_session_truncate": (c_int32, [c_void_p, c_size_t, handle_p]),
     "mc_session_generate_stream": (c_int32, [c_void_p, c_void_p, c_void_p, c_void_p, handle_p, handle_p]),
     "mc_session_begin": (c_int32, [c_void_p, c_void_p, handle_p]),
     "mc_session_next": (c_int32, [c_void_p, handle_p, handle_p]),
     "mc_session_end": (c_int32, [c_void_p, handle_p, handle_p]),
     "mc_session_free": (None, [c_void_p]),
+    "mc_embed_dim": (c_size_t, [c_void_p, c_void_p]),
+    "mc_embed": (c_int32, [c_void_p, c_char_p, c_size_t, c_void_p, floats_p, c_size_t, handle_p]),
+    "mc_embed_batch": (c_int32, [c_void_p, texts_p, POINTER(c_size_t), c_size_t, c_void_p, floats_p, c_size_t, handle_p]),
 }
+
+
+def zeros(count):
+    """Floats for the library to fill. Not numpy's: its memory would count as ours."""
+    return array("f", bytes(4 * count))
+
+
+def address(floats):
+    return (c_float * len(floats)).from_buffer(floats)
 
 
 class Library:
@@ -84,6 +95,10 @@ class Library:
 
         return call
 
+    def expect_no_live_objects(self):
+        if live := self.live_objects():
+            raise RuntimeError(f"metal-candle: expected no live objects at the end, found {live}")
+
 
 class Record(ctypes.Structure):
     """The `record` of host.c; `capacity` 0 only counts."""
@@ -113,6 +128,20 @@ class Model:
         library.device_free(device)
         self.vocab_size = library.model_vocab_size(self.handle)
 
+    def embed(self, text):
+        """(dim)."""
+        text, out = text.encode(), zeros(self.library.embed_dim(self.handle, None))
+        self.library.embed(self.handle, text, len(text), None, address(out), len(out))
+        return out
+
+    def embed_batch(self, texts):
+        """(texts, dim), row by row."""
+        texts, count = [text.encode() for text in texts], len(texts)
+        out = zeros(count * self.library.embed_dim(self.handle, None))
+        pointers, lengths = (c_char_p * count)(*texts), (c_size_t * count)(*map(len, texts))
+        self.library.embed_batch(self.handle, pointers, lengths, count, None, address(out), len(out))
+        return out
+
     def free(self):
         self.library.model_free(self.handle)
 
@@ -130,8 +159,8 @@ class Session:
 
     def logits(self):
         """After the last token: (V)."""
-        out = np.empty(self.vocab_size, np.float32)
-        self.library.session_logits(self.handle, out.ctypes.data_as(POINTER(c_float)), out.size)
+        out = zeros(self.vocab_size)
+        self.library.session_logits(self.handle, address(out), len(out))
         return out
 
     def generate(self, max_tokens, way, record):

@@ -1,44 +1,15 @@
-"""The libraries that are compared, behind one interface, each in a process of its own.
+"""The libraries whose generation is compared, behind one interface: see worker.py."""
 
-A measurement is a method that returns (seconds, result); the result is read back before the clock stops.
-"""
-
-import multiprocessing
 import os
-import sys
 import time
-import traceback
 
-
-class Peer:
-    settings = ("",)  # what may be faster on one machine and slower on another; the warm-up decides
-    decoders = ("decode",)
-
-    def use(self, setting):
-        pass
-
-    def warm_up(self, method, *arguments):
-        """Runs each setting twice; keeps the one that is faster the second time, and names it."""
-        seconds = {}
-        for setting in self.settings:
-            self.use(setting)
-            getattr(self, method)(*arguments)
-            seconds[setting], _ = getattr(self, method)(*arguments)
-        best = min(seconds, key=seconds.get)
-        self.use(best)
-        return best
-
-    def peak_bytes(self):
-        return peak_bytes()
-
-    def close(self):
-        pass
+from worker import Peer, peak_bytes
 
 
 class MetalCandle(Peer):
     decoders = ("decode_pull", "decode_push")
 
-    def __init__(self, directory, threads, context, library, host, dtype="F32"):
+    def __init__(self, library, host, directory, threads, context, dtype="F32"):
         import c_abi
 
         self.abi, self.bytes_before = c_abi, peak_bytes()
@@ -81,13 +52,11 @@ class MetalCandle(Peer):
     def close(self):
         self.session.free()
         self.model.free()
-        live = self.library.live_objects()
-        if live:
-            raise RuntimeError(f"metal-candle: expected no live objects at the end, found {live}")
+        self.library.expect_no_live_objects()
 
 
 class Transformers(Peer):
-    settings = ("sdpa", "eager")
+    decoders = ("decode",)
 
     def __init__(self, directory, threads, context):
         import torch
@@ -98,6 +67,9 @@ class Transformers(Peer):
         torch.set_num_threads(threads)
         transformers.utils.logging.disable_progress_bar()
         self.model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+    def settings(self, method):
+        return ("sdpa", "eager")
 
     def use(self, setting):
         self.model.set_attn_implementation(setting)
@@ -124,6 +96,8 @@ class Transformers(Peer):
 
 
 class LlamaCpp(Peer):
+    decoders = ("decode",)
+
     def __init__(self, directory, threads, context):
         import llama_cpp
         import numpy
@@ -174,72 +148,3 @@ class LlamaCpp(Peer):
 
 
 PEERS = {"metal-candle": MetalCandle, "transformers": Transformers, "llama.cpp": LlamaCpp}
-
-
-def peak_bytes():
-    """The most memory that this process has held, mapped files that it has read included."""
-    if sys.platform == "linux":
-        # Not getrusage: its number starts at that of the parent process.
-        with open("/proc/self/status") as status:
-            return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-class Missing(Exception):
-    """A peer that this machine lacks."""
-
-
-class Worker:
-    """A peer in a process of its own: `worker("prefill", ids)` is `peer.prefill(ids)` there."""
-
-    def __init__(self, name, *arguments):
-        context = multiprocessing.get_context("spawn")
-        self.name, (self.pipe, end) = name, context.Pipe()
-        self.process = context.Process(target=_serve, args=(end, name, arguments), daemon=True)
-        self.process.start()
-        end.close()
-        self.version, self.bytes_before = self._receive()
-
-    def __call__(self, method, *arguments):
-        self.pipe.send((method, arguments))
-        return self._receive()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, value, trace):
-        if kind is None:
-            self("close")
-        self.pipe.close()
-        self.process.join()
-
-    def _receive(self):
-        try:
-            outcome = self.pipe.recv()
-        except EOFError:
-            self.process.join()
-            raise RuntimeError(f"{self.name}: the process ended with {self.process.exitcode}") from None
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-
-def _serve(pipe, name, arguments):
-    try:
-        peer = PEERS[name](*arguments)
-        pipe.send((peer.version, peer.bytes_before))
-    except (ImportError, FileNotFoundError) as error:
-        return pipe.send(Missing(str(error)))
-    except Exception:
-        return pipe.send(RuntimeError(f"{name}: {traceback.format_exc()}"))
-    while True:
-        try:
-            method, arguments = pipe.recv()
-        except EOFError:
-            return
-        try:
-            pipe.send(getattr(peer, method)(*arguments))
-        except Exception:
-            pipe.send(RuntimeError(f"{name}: {traceback.format_exc()}"))

@@ -20,9 +20,10 @@ const SHIPPED: f32 = 5e-6;
 
 /// Every directory of the reference results.
 fn models() -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = std::fs::read_dir(golden("encoders")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let folders = ["encoders", "embedders"].map(|folder| std::fs::read_dir(golden(folder)).unwrap());
+    let mut found: Vec<PathBuf> = folders.into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
     found.sort();
-    assert!(found.len() >= 15, "the reference results are there");
+    assert!(found.len() >= 30, "the reference results are there");
     found
 }
 

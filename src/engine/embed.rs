@@ -14,6 +14,7 @@
 //! # Ok::<(), metal_candle::Error>(())
 //! ```
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -25,11 +26,11 @@ use super::model::{Progress, ProgressFn, Stage, tell};
 use super::{Cancel, Lora, Model, Tokenizer};
 use crate::error::{Error, Result};
 use crate::load::{Checkpoint, Json, Module, SentenceConfig, Similarity};
-use crate::nn::{Linear, Norm, Pooling, Slot, Weights};
+use crate::nn::{Config, Linear, Norm, Pooling, Slot, Weights};
 use crate::ops::{self, Activation, Backend};
 
 /// Tokens of one pack: enough to feed every thread, few enough that what lies between two products stays in the caches.
-pub(super) const PACK_TOKENS: usize = 1024;
+pub(super) const PACK_TOKENS: usize = 384;
 /// The same on a GPU, which wants more work at once.
 const GPU_PACK_TOKENS: usize = 16_384;
 /// Texts that are tokenised between two looks at the cancel flag.
@@ -70,7 +71,10 @@ pub struct EmbedOptions {
 /// What follows the network.
 pub(super) struct Embedder {
     config: SentenceConfig,
+    /// `None` = the model's own.
     tokenizer: Option<Tokenizer>,
+    /// The tokens that tokenizer_config.json names.
+    special: HashSet<u32>,
     max_length: usize,
     cut: TruncationDirection,
     /// Without a Normalize at their end.
@@ -91,6 +95,16 @@ enum Residual {
     Projected(Linear),
 }
 
+/// What becomes length 1.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Normalize {
+    Nothing,
+    /// Before the first values are kept: their length is then another.
+    Whole,
+    /// The values that are kept.
+    Kept,
+}
+
 /// The options of one call, resolved.
 struct Plan<'a> {
     tokenizer: &'a Tokenizer,
@@ -99,7 +113,7 @@ struct Plan<'a> {
     skip: usize,
     max_length: usize,
     pooling: Vec<Pooling>,
-    normalize: bool,
+    normalize: Normalize,
     /// Width of the result.
     dim: usize,
     batch_size: usize,
@@ -150,32 +164,34 @@ impl Model {
         // The longest first: memory is then needed at once or not at all, and the last pack is a short one.
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(tokens[i].len()));
+        let packs = self.packs(&order, &tokens, plan.batch_size);
         let (mut done, total) = (0, texts.len());
-        while done < total {
+        for packs in packs.chunks(self.packs_at_once()) {
             check()?;
-            let pack = self.pack(&order[done..], &tokens, plan.batch_size);
-            let rows = self.embed_pack(pack, &tokens, &plan, &attached)?;
-            for (&i, row) in pack.iter().zip(rows.chunks_exact(plan.dim)) {
-                vectors[i * plan.dim..][..plan.dim].copy_from_slice(row);
+            let rows = ops::parallel_map(packs, |pack| self.embed_pack(pack, &tokens, &plan, &attached));
+            for (pack, rows) in packs.iter().zip(rows) {
+                for (&i, row) in pack.iter().zip(rows?.chunks_exact(plan.dim)) {
+                    vectors[i * plan.dim..][..plan.dim].copy_from_slice(row);
+                }
+                done += pack.len();
             }
-            done += pack.len();
             tell(&mut progress, Progress { stage: Stage::Embed, done: done as u64, total: total as u64 })?;
         }
         Ok(vectors)
     }
 
     fn plan(&self, options: &EmbedOptions) -> Result<Plan<'_>> {
-        let Embedder { config, tokenizer, max_length, normalize, .. } = self.embedder();
+        let Embedder { config, tokenizer, special, max_length, normalize, .. } = self.embedder();
         let tokenizer = tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok)?;
         let pooling = options.pooling.map_or_else(|| config.pooling.clone(), |pooling| vec![pooling]);
         let whole = width(&config.modules, pooling.len() * self.hidden_size()).map_err(|expected| {
             Error::argument(format!("pooling: expected one that gives the {expected} values that the model's next module reads"))
         })?;
-        let dim = options.dimensions.unwrap_or(whole);
+        let dim = options.dimensions.or(config.truncate_dim.map(|dim| dim.min(whole))).unwrap_or(whole);
         if !(1..=whole).contains(&dim) {
             return Err(Error::argument(format!("dimensions: expected 1 to {whole}, found {dim}")));
         }
-        let (least, most) = (tokenizer.special_per_text() + 1, self.context_length());
+        let (least, most) = (tokenizer.special_per_text() + 1, self.context_length().max(*max_length));
         let max_length = options.max_length.unwrap_or(*max_length);
         if !(least..=most).contains(&max_length) {
             return Err(Error::argument(format!("max_length: expected {least} to {most} tokens, found {max_length}")));
@@ -198,10 +214,18 @@ impl Model {
         let mut skip = 0;
         if !config.include_prompt && !prompt.is_empty() {
             let ids = tokenizer.encode_within(&prompt, max_length, self.embedder().cut)?;
-            // What the tokenizer puts behind a text does not stand behind a prompt.
-            skip = ids.len() - usize::from(ids.last().is_some_and(|&id| tokenizer.is_special(id)));
+            // What the tokenizer puts behind a text does not stand behind a prompt; the reference takes any token that
+            // tokenizer_config.json names for it.
+            let added = tokenizer.encode(&prompt, false)?.last() != ids.last();
+            let behind = |id: &&u32| special.contains(id) || added && tokenizer.is_special(**id);
+            skip = ids.len() - usize::from(ids.last().filter(behind).is_some());
         }
-        let normalize = options.normalize.unwrap_or(*normalize);
+        let normalize = match options.normalize.unwrap_or(*normalize) {
+            false => Normalize::Nothing,
+            // What the directory itself cuts is not normalised again.
+            true if options.normalize.is_none() && options.dimensions.is_none() => Normalize::Whole,
+            true => Normalize::Kept,
+        };
         let batch_size = options.batch_size.unwrap_or(usize::MAX);
         Ok(Plan { tokenizer, prompt, skip, max_length, pooling, normalize, dim, batch_size })
     }
@@ -222,18 +246,29 @@ impl Model {
         if let [text] = texts { encode(text).map(|ids| vec![ids]) } else { texts.par_iter().map(encode).collect() }
     }
 
-    /// The first texts of `order`, as many as are evaluated at once.
-    fn pack<'a>(&self, order: &'a [usize], tokens: &[Vec<u32>], batch_size: usize) -> &'a [usize] {
-        let longest = order.first().map_or(0, |&i| tokens[i].len());
-        let mut sum = 0;
-        let fits = |(n, &i): (usize, &usize)| {
-            sum += tokens[i].len();
-            let within =
-                if self.transformer().backend().kernels { sum <= PACK_TOKENS } else { (n + 1) * longest <= GPU_PACK_TOKENS };
-            n == 0 || (within && n < batch_size)
-        };
-        let count = order.iter().enumerate().map(fits).take_while(|fits| *fits).count();
-        &order[..count]
+    /// Cuts `order` into the texts that go through the network together.
+    fn packs<'a>(&self, mut order: &'a [usize], tokens: &[Vec<u32>], batch_size: usize) -> Vec<&'a [usize]> {
+        let kernels = self.transformer().backend().kernels;
+        let mut packs = Vec::new();
+        while let Some(&first) = order.first() {
+            let mut sum = 0;
+            let mut within = |n: usize, i: usize| {
+                sum += tokens[i].len();
+                // On a GPU all are as long as the longest.
+                let fits = if kernels { sum <= PACK_TOKENS } else { (n + 1) * tokens[first].len() <= GPU_PACK_TOKENS };
+                n == 0 || (fits && n < batch_size)
+            };
+            let count = order.iter().enumerate().map_while(|(n, &i)| within(n, i).then_some(n + 1)).last().unwrap_or(1);
+            let (pack, rest) = order.split_at(count);
+            packs.push(pack);
+            order = rest;
+        }
+        packs
+    }
+
+    /// Packs between two looks at the cancel flag: on the CPU a few for each thread.
+    fn packs_at_once(&self) -> usize {
+        if self.transformer().backend().kernels { 4 * rayon::current_num_threads() } else { 1 }
     }
 
     /// # Shape
@@ -258,14 +293,16 @@ impl Model {
                 }
                 start += len;
             }
-            let whole = self.embedder().follow(pooled, pack.len())?;
+            let mut whole = self.embedder().follow(pooled, pack.len())?;
+            let width = whole.len() / pack.len();
             let mut rows = Vec::with_capacity(pack.len() * plan.dim);
-            for row in whole.chunks_exact(whole.len() / pack.len()) {
-                let first = rows.len();
-                rows.extend_from_slice(&row[..plan.dim]);
-                if plan.normalize {
-                    normalize(&mut rows[first..]);
+            for row in whole.chunks_exact_mut(width) {
+                match plan.normalize {
+                    Normalize::Nothing => {}
+                    Normalize::Whole => normalize(row),
+                    Normalize::Kept => normalize(&mut row[..plan.dim]),
                 }
+                rows.extend_from_slice(&row[..plan.dim]);
             }
             Ok(rows)
         })
@@ -273,14 +310,14 @@ impl Model {
 }
 
 impl Embedder {
-    /// Loads the modules. `hidden_size`: width of a token's vector.
+    /// Loads the modules that follow `network`.
     pub(super) fn load(
         config: SentenceConfig,
         tokenizer: Option<&Tokenizer>,
         tokenizer_config: Option<&Json>,
-        hidden_size: usize,
-        context_length: usize,
+        network: &Config,
     ) -> Result<Self> {
+        let (hidden_size, context_length) = (network.hidden_size, network.context_length);
         if let Some(width) = config.width.filter(|&width| width != hidden_size) {
             return Err(Error::format(format!("pooling: expected vectors of {hidden_size} values, found {width}")));
         }
@@ -288,11 +325,13 @@ impl Embedder {
             .map_err(|expected| Error::format(format!("modules.json: a module reads {expected} values and gets others")))?;
         let mut steps = config.modules.iter().map(Step::load).collect::<Result<Vec<_>>>()?;
         let normalize = steps.pop_if(|step| matches!(step, Step::Normalize)).is_some();
-        let limit = match config.max_length {
-            Some(limit) => limit,
+        let max_length = match config.max_length {
+            // Rotary positions have no end; a table has.
+            Some(limit) if network.positions.is_none() => limit,
+            Some(limit) => limit.min(context_length),
             // "No limit" is a number of thirty digits there.
             None => match tokenizer_config.map(|json| json.number("model_max_length")).transpose()?.flatten() {
-                Some(limit) if limit >= 1.0 => limit as usize,
+                Some(limit) if limit >= 1.0 => context_length.min(limit as usize),
                 Some(limit) => {
                     return Err(Error::format(format!(
                         "tokenizer_config.json: model_max_length: expected at least 1, found {limit}"
@@ -309,9 +348,10 @@ impl Embedder {
                 return Err(Error::format(message));
             }
         };
-        // `None` = the model's own tokenizer, unchanged.
+        let named = |tokenizer: &Tokenizer| tokenizer_config.map(|json| named_tokens(json, tokenizer)).unwrap_or_default();
+        let special = tokenizer.map(named).unwrap_or_default();
         let tokenizer = if config.lower_case { tokenizer.map(Tokenizer::lower_cased).transpose()? } else { None };
-        Ok(Self { max_length: limit.min(context_length), tokenizer, cut, steps, normalize, config })
+        Ok(Self { max_length, tokenizer, special, cut, steps, normalize, config })
     }
 
     /// All steps.
@@ -403,6 +443,13 @@ fn width(modules: &[Module], pooled: usize) -> std::result::Result<usize, usize>
         Module::LayerNorm { width: expected, .. } if *expected != width => Err(*expected),
         Module::LayerNorm { .. } | Module::Normalize => Ok(width),
     })
+}
+
+/// The tokens that a tokenizer_config.json names: `cls_token`, `eos_token` …
+fn named_tokens(json: &Json, tokenizer: &Tokenizer) -> HashSet<u32> {
+    let fields = json.value().as_object().into_iter().flatten().filter(|(key, _)| key.ends_with("_token"));
+    let names = fields.filter_map(|(_, value)| value.get("content").unwrap_or(value).as_str());
+    names.filter_map(|name| tokenizer.token_id(name).ok()).collect()
 }
 
 /// To length 1; a vector of zeros stays one.

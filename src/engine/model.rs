@@ -163,9 +163,7 @@ impl Model {
         let tokenizer = files.tokenizer(options)?;
         let chat_template = ChatTemplate::load(&files.directory)?;
         let (eos, sampling) = (files.eos(tokenizer.as_ref())?, files.sampling()?);
-        let (hidden_size, context_length) = (files.config.hidden_size, files.config.context_length);
-        let tokenizer_config = files.tokenizer_config.as_ref();
-        let embedder = Embedder::load(files.sentence, tokenizer.as_ref(), tokenizer_config, hidden_size, context_length)?;
+        let embedder = Embedder::load(files.sentence, tokenizer.as_ref(), files.tokenizer_config.as_ref(), &files.config)?;
 
         let mut checkpoint = Checkpoint::open(&files.directory, &mut on_bytes)?;
         let stored = stored_type(&checkpoint, &files.config, &device, options);

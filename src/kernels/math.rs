@@ -8,8 +8,12 @@ pub fn exp<S: Simd>(x: f32) -> f32 {
     // x = n ln 2 + r with |r| ≤ ln 2 / 2; ln 2 in two parts, so that r keeps its low bits.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Added to 1.5 · 2²³ a number is rounded to a whole one, and its low bits are that number: a conversion to an integer has its
+    // own rules for what does not fit, and is done one by one for them.
+    const WHOLE: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
-    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+    let shifted = x * std::f32::consts::LOG2_E + WHOLE;
+    let n = shifted - WHOLE;
     let r = S::fma1(n, -LN2_LOW, S::fma1(n, -LN2_HIGH, x));
     // Minimax polynomial of Cephes' expf.
     let mut p = 1.987_569_1e-4;
@@ -19,7 +23,7 @@ pub fn exp<S: Simd>(x: f32) -> f32 {
     p = S::fma1(p, r, 1.666_666_5e-1);
     p = S::fma1(p, r, 0.5);
     let y = S::fma1(p * r, r, r) + 1.0;
-    y * f32::from_bits(((n as i32 + 127) << 23) as u32)
+    y * f32::from_bits(shifted.to_bits().wrapping_sub(WHOLE.to_bits()).wrapping_add(127) << 23)
 }
 
 /// `tanh x`, absolute error below 2e-7.

@@ -258,13 +258,15 @@ pub(super) unsafe fn multiply<S: Simd, W: Weight, const R: usize, const P: usize
         for k in 0..steps {
             let first = W::load::<S>(b[0].add(k * b_step));
             let second = if P > 1 { W::load::<S>(b[P - 1].add(k * b_step)) } else { first };
-            let a = a.add(k * a_step);
+            let mut a = a.add(k * a_step);
             each_row!(ROW => {
                 let x = S::splat(*a.add(ROW * a_row));
                 sum[ROW][0] = S::fma(x, first, sum[ROW][0]);
                 if P > 1 {
                     sum[ROW][1] = S::fma(x, second, sum[ROW][1]);
                 }
+                // Or the compiler reads all rows first, has no registers left for the sums, and moves them about in memory.
+                (sum[ROW][0], sum[ROW][1], a) = S::then(sum[ROW][0], sum[ROW][1], a);
             });
         }
         each_row!(ROW => {

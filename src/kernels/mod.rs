@@ -18,7 +18,7 @@ pub use elementwise::{Activation, Norm, activate, add_scaled, gated, normalise, 
 pub use matmul::matmul;
 pub use memory::{physical_bytes, resident_bytes, trim};
 pub use packed::{Packed, StoredType, Use, widen};
-pub use parallel::install;
+pub use parallel::{install, map as parallel_map};
 
 /// Values of a fixed generator, in -1..1.
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Threads: rayon's pool, entered once for a whole forward pass, so that a kernel's split costs no wake-up of a sleeping caller.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -20,7 +21,31 @@ pub fn split(total: usize, grain: usize, work: impl Fn(Range<usize>) + Sync) {
 pub fn parts(most: usize) -> usize {
     // A few parts a thread, so that one that was interrupted does not hold up the rest.
     let threads = rayon::current_num_threads();
-    if threads == 1 { 1 } else { most.clamp(1, threads * 4) }
+    if threads == 1 || ALONE.get() { 1 } else { most.clamp(1, threads * 4) }
+}
+
+thread_local! {
+    /// Whether the kernels that this thread calls keep to it.
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` on as many items at once as there are threads. With an item for each thread, its kernels keep to that thread: what
+/// one leaves for the next is then in that thread's cache, and nobody waits for anybody. With fewer, the kernels share the threads.
+pub fn map<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    if items.len() < rayon::current_num_threads() {
+        return items.iter().map(work).collect();
+    }
+    let alone = |item: &T| {
+        struct Restore(bool);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                ALONE.set(self.0);
+            }
+        }
+        let _restore = Restore(ALONE.replace(true));
+        work(item)
+    };
+    items.par_iter().with_max_len(1).map(alone).collect()
 }
 
 /// Calls `work` with each of `0..parts`, on all threads.

@@ -28,6 +28,12 @@ pub trait Simd: Copy + 'static {
     /// `a * b + c`.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
 
+    /// The same values; what is read through the pointer from here on comes after both in the program. Costs no instruction.
+    #[inline(always)]
+    unsafe fn then(v: Self::V, w: Self::V, p: *const f32) -> (Self::V, Self::V, *const f32) {
+        (v, w, p)
+    }
+
     /// `a * b + c` of one lane, rounded as `fma` rounds.
     #[inline(always)]
     fn fma1(a: f32, b: f32, c: f32) -> f32 {
@@ -138,6 +144,7 @@ impl Simd for Portable {
 mod x86 {
     use super::{LANES, Simd};
     use half::{bf16, f16};
+    use std::arch::asm;
     use std::arch::x86_64::*;
 
     const HALF: usize = LANES / 2;
@@ -181,6 +188,23 @@ mod x86 {
             // SAFETY: see above.
             unsafe { _mm512_fmadd_ps(a, b, c) }
         }
+        #[inline(always)]
+        unsafe fn then(v: __m512, w: __m512, p: *const f32) -> (__m512, __m512, *const f32) {
+            // SAFETY: see above.
+            unsafe { then(v, w, p) }
+        }
+    }
+
+    /// No instruction, but the compiler takes it for one whose results all need all arguments.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    #[expect(clippy::pointers_in_nomem_asm_block, reason = "nothing is read through it here")]
+    fn then(mut v: __m512, mut w: __m512, mut p: *const f32) -> (__m512, __m512, *const f32) {
+        // SAFETY: it changes nothing.
+        unsafe {
+            asm!("/* {0} {1} {2} */", inout(zmm_reg) v, inout(zmm_reg) w, inout(reg) p, options(pure, nomem, nostack, preserves_flags));
+        }
+        (v, w, p)
     }
 
     #[derive(Clone, Copy)]

@@ -116,7 +116,7 @@ impl<'a> Checkpoint<'a> {
             let (entry, start, end) = tensor(fields, size - data).map_err(|message| bad(format!("{name}: {message}")))?;
             ranges.push((start, end, name));
             let tensor = Tensor { entry, file: self.files.len(), start: data + start, len: end - start };
-            if self.tensors.insert(name.clone(), tensor).is_some() {
+            if self.tensors.insert(today(name), tensor).is_some() {
                 return Err(bad(format!("{name}: a second tensor of this name")));
             }
         }
@@ -183,6 +183,16 @@ pub fn write_safetensors(path: &Path, tensors: &Tensors) -> Result<()> {
         }
     }
     file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)
+}
+
+/// The name that a tensor of an early checkpoint has today: BERT's norms once had a gamma and a beta.
+fn today(name: &str) -> String {
+    for (old, new) in [("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")] {
+        if let Some(start) = name.strip_suffix(old) {
+            return format!("{start}{new}");
+        }
+    }
+    name.to_string()
 }
 
 /// Of every so many bytes of a tensor, so many go into the fingerprint.

@@ -60,6 +60,8 @@ pub struct SentenceConfig {
     /// Texts that may be put in front, by name.
     pub prompts: Vec<(String, String)>,
     pub default_prompt: Option<String>,
+    /// Only the first values of each vector are kept, which are not normalised again.
+    pub truncate_dim: Option<usize>,
     pub similarity: Similarity,
     /// Side by side where there are several.
     pub pooling: Vec<Pooling>,
@@ -71,7 +73,8 @@ pub struct SentenceConfig {
 }
 
 impl SentenceConfig {
-    /// Reads a directory; one without modules.json pools the mean, as the reference does.
+    /// Reads a directory. One without modules.json pools as the reference does, which then looks at no other setting either: the
+    /// mean, or the last token of a network that was made to generate.
     pub fn read(directory: &Path) -> Result<Self> {
         let mut config = Self {
             network: directory.to_path_buf(),
@@ -80,6 +83,7 @@ impl SentenceConfig {
             // The reference knows these two without being told.
             prompts: ["query", "document"].map(|name| (name.to_string(), String::new())).to_vec(),
             default_prompt: None,
+            truncate_dim: None,
             similarity: Similarity::default(),
             pooling: vec![Pooling::Mean],
             width: None,
@@ -87,12 +91,19 @@ impl SentenceConfig {
             modules: Vec::new(),
         };
         let modules = directory.join("modules.json");
-        if modules.exists() {
-            config.read_modules(directory, &modules)?;
-            config.read_network_settings()?;
+        if !modules.exists() {
+            let json = Json::read(&directory.join("config.json"))?;
+            let generates =
+                json.texts("architectures")?.is_some_and(|list| list.first().is_some_and(|a| a.ends_with("ForCausalLM")));
+            if generates && json.flag("is_causal", true)? {
+                config.pooling = vec![Pooling::Last];
+            }
+            return Ok(config);
         }
+        config.read_modules(directory, &modules)?;
+        config.read_network_settings()?;
         if let Some(json) = Json::read_optional(&directory.join("config_sentence_transformers.json"))? {
-            config.read_prompts(&json)?;
+            config.read_model_settings(&json)?;
         }
         Ok(config)
     }
@@ -180,7 +191,7 @@ impl SentenceConfig {
 
     /// `sentence_bert_config.json`, or its name in early versions.
     fn read_network_settings(&mut self) -> Result<()> {
-        let kinds = ["bert", "roberta", "distilbert", "camembert", "xlm-roberta"];
+        let kinds = ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"];
         let mut files = kinds.iter().map(|kind| self.network.join(format!("sentence_{kind}_config.json")));
         let Some(path) = files.find(|path| path.exists()) else { return Ok(()) };
         let json = Json::read(&path)?;
@@ -211,7 +222,14 @@ impl SentenceConfig {
         Ok(())
     }
 
-    fn read_prompts(&mut self, json: &Json) -> Result<()> {
+    fn read_model_settings(&mut self, json: &Json) -> Result<()> {
+        if json.text("model_type")?.is_some_and(|found| found != "SentenceTransformer") {
+            return Err(json.unsupported("model_type", "expected \"SentenceTransformer\""));
+        }
+        self.truncate_dim = json.count("truncate_dim", MAX_SIZE)?;
+        if self.truncate_dim == Some(0) {
+            return Err(json.invalid("truncate_dim", "expected at least 1 or null, found 0"));
+        }
         if let Some(prompts) = json.object("prompts")? {
             for name in prompts.value().as_object().into_iter().flat_map(|prompts| prompts.keys()) {
                 let prompt = prompts.text(name)?.unwrap_or_default();
@@ -256,15 +274,17 @@ fn dense(folder: &Path) -> Result<Module> {
         ["in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name", "use_residual"];
     known_keys(&json, &keys)?;
     on_the_sentence(&json)?;
-    let activation = match json.text("activation_function")?.as_deref() {
-        None | Some("torch.nn.modules.activation.Tanh") => Some(Activation::Tanh),
-        Some("torch.nn.modules.linear.Identity") => None,
-        Some("torch.nn.modules.activation.ReLU") => Some(Activation::Relu),
-        Some("torch.nn.modules.activation.GELU") => Some(Activation::Gelu),
-        Some("torch.nn.modules.activation.SiLU") => Some(Activation::Silu),
-        Some("torch.nn.modules.activation.Sigmoid") => Some(Activation::Sigmoid),
-        Some(_) => {
-            let expected = "expected Tanh, Identity, ReLU, GELU, SiLU or Sigmoid of torch";
+    // Both `torch.nn.modules.activation.ReLU` and `torch.nn.ReLU` are written; a class of another package is none of ours.
+    let activation = json.text("activation_function")?.unwrap_or_else(|| "torch.nn.Tanh".to_string());
+    let activation = match activation.strip_prefix("torch.nn.").and_then(|path| path.rsplit('.').next()) {
+        Some("Tanh") => Some(Activation::Tanh),
+        Some("Identity") => None,
+        Some("ReLU") => Some(Activation::Relu),
+        Some("GELU") => Some(Activation::Gelu),
+        Some("SiLU") => Some(Activation::Silu),
+        Some("Sigmoid") => Some(Activation::Sigmoid),
+        _ => {
+            let expected = "expected Tanh, Identity, ReLU, GELU, SiLU or Sigmoid of torch.nn";
             return Err(json.unsupported("activation_function", expected));
         }
     };

@@ -16,7 +16,7 @@ mod attention;
 mod activation;
 mod residual;
 
-pub use crate::kernels::{Activation, Mask, Norm, StoredType, Use, physical_bytes, resident_bytes, trim, widen};
+pub use crate::kernels::{Activation, Mask, Norm, StoredType, Use, parallel_map, physical_bytes, resident_bytes, trim, widen};
 pub use activation::{activate, gated};
 pub use attention::{LayerCache, Masks, Sequences, attention, attention_within};
 pub use backend::Backend;

@@ -68,8 +68,7 @@ def roberta(**keys):
 def pooling(mode, include=True): return ("Pooling", dict(embedding_dimension=48, pooling_mode=mode, include_prompt=include))
 def dense(i, o, activation="Tanh", **kw):
     place = "linear" if activation == "Identity" else "activation"
-    if activation == "my": activation = "my.Activation"
-    elif activation: activation = f"torch.nn.modules.{place}.{activation}"
+    if activation: activation = f"torch.nn.modules.{place}.{activation}"
     return ("Dense", dict(in_features=i, out_features=o, **({} if activation is None else dict(activation_function=activation)), **kw))
 NORMALIZE, DROPOUT = ("Normalize", {}), ("Dropout", dict(dropout=0.5))
 
@@ -143,9 +142,9 @@ CASES = {
                   "weight and residual.weight swapped": swap("7_Dense", "linear.weight", "residual.weight"), "GELU by tanh": replaced(torch.nn.GELU, "forward", lambda m, x: torch.nn.functional.gelu(x, approximate="tanh")), "LayerNorm left out": lambda d: no_module(d, "LayerNorm")},
         note="use_residual adds the input after the activation, through residual.weight (no bias) where the widths differ; LayerNorm has torch's eps 1e-5; the Normalize in the middle stays, at the end there is none"),
     "bert_chain_old": dict(kind="bert", config=BERT, tokenizer=UNCASED, limit=32, modules=[pooling("cls"), dense(48, 48, "SiLU", bias=False), dense(48, 44, None), dense(44, 52, "Identity"),
-        dense(52, 36, "my"), NORMALIZE], mistakes={"no activation by default": keys("3_Dense/config.json", activation_function="torch.nn.modules.linear.Identity"),
-        "no activation for my.Activation": keys("5_Dense/config.json", activation_function="torch.nn.modules.linear.Identity"), "SiLU is Tanh": keys("2_Dense/config.json", activation_function="torch.nn.modules.activation.Tanh")},
-        note="3_Dense names no activation_function: Tanh; 5_Dense names my.Activation, which does not begin with torch.: the reference warns and takes Tanh"),
+        dense(52, 36), NORMALIZE], mistakes={"no activation by default": keys("3_Dense/config.json", activation_function="torch.nn.modules.linear.Identity"),
+        "no activation for Tanh": keys("5_Dense/config.json", activation_function="torch.nn.modules.linear.Identity"), "SiLU is Tanh": keys("2_Dense/config.json", activation_function="torch.nn.modules.activation.Tanh")},
+        note="3_Dense names no activation_function: Tanh"),
     "bert_prompts_excluded": dict(kind="bert", config=BERT, tokenizer=UNCASED, limit=40, modules=[pooling(["cls", "lasttoken", "max", "weightedmean"], False)], default="query",
         prompts=dict(query="query: ", passage="passage: ", long=LONG, empty=""), mistakes={"prompts pooled": keys("1_Pooling/config.json", include_prompt=True)},
         note="include_prompt false with four ways of pooling; tokens keep the weights of their positions; prompt `long` alone fills the limit: its last token [SEP] is special and not counted, so one token is left to pool; `none` is with the default prompt switched off"),
