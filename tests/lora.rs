@@ -218,6 +218,8 @@ fn adapters_of_one_answer_replace_those_of_the_session_and_then_go() {
             pulled.push(event.token);
         }
         assert_eq!(pulled, *want);
+        let held = session.tokens().to_vec();
+        assert_eq!(session.logits().unwrap(), logits(&model, &[(one.clone(), 1.0)], &held), "behind a complete answer");
         if want == &first {
             session.end().unwrap();
         }
@@ -303,7 +305,7 @@ fn an_adapter_belongs_to_its_model() {
         assert_eq!(other.merge(&lora, 1.0).err().unwrap().kind(), ErrorKind::Mismatch);
     }
     let mut session = Session::new(&model, 0).unwrap();
-    for scale in [f32::NAN, f32::INFINITY] {
+    for scale in [f32::NAN, f32::INFINITY, f32::MAX] {
         let error = session.set_adapters(&[(lora.clone(), scale)]).unwrap_err();
         assert!(error.kind() == ErrorKind::InvalidArgument && error.message().contains("scale"), "{error}");
     }
@@ -467,6 +469,8 @@ fn a_spoiled_adapter_is_refused_by_the_name_of_what_is_wrong() {
         (all7().set("r", json!(null)), Format, "r: expected"),
         (all7().set("lora_alpha", json!(null)), Format, "lora_alpha: expected a number"),
         (all7().set("lora_alpha", json!("16")), Format, "lora_alpha: expected a finite number"),
+        (all7().set("lora_alpha", json!(1e300)), Format, "lora_alpha: expected a number of F32"),
+        (all7().set("alpha_pattern", json!({"k_proj": null})), Format, "alpha_pattern: k_proj: expected a number, found null"),
         (all7().set("lora_dropout", json!(-0.5)), Format, "lora_dropout"),
         (all7().set("r", json!(4)), Format, "q_proj.lora_A.weight: expected shape [4, 64], found [8, 64]"),
         (all7().set("rank_pattern", json!({"k_proj": 3})), Format, "k_proj.lora_A.weight: expected shape [3, 64], found [8, 64]"),

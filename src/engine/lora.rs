@@ -60,7 +60,7 @@ impl Lora {
     }
 
     /// Writes the adapter in PEFT's format; values are F32. Files that are there are replaced, and stay as they are if writing
-    /// fails.
+    /// fails. Tensors for parts of the model that this library has no use for, such as BERT's pooler, are not kept.
     ///
     /// # Errors
     /// `Io`, naming the path.
@@ -151,6 +151,10 @@ impl Attached {
         for (lora, scale) in adapters {
             if !scale.is_finite() {
                 return Err(Error::argument(format!("scale: expected a finite number, found {scale}")));
+            }
+            let largest = lora.0.peft.adapter.low_rank.iter().map(|low_rank| low_rank.scaling.abs()).fold(1.0, f32::max);
+            if !(scale * largest).is_finite() {
+                return Err(Error::argument(format!("scale: expected a smaller number, found {scale}")));
             }
             let ((fingerprint, dtype, device), own) = (&lora.0.base, base(model));
             if (*fingerprint, *dtype) != (own.0, own.1) || !device.candle().same_device(own.2.candle()) {

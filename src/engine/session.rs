@@ -337,6 +337,9 @@ impl Session {
         let result = self.advance(&mut pull.answer, &pull.options, &mut None);
         let reason = pull.answer.finish_reason();
         self.answer = Some(pull);
+        if reason.is_some() {
+            self.answer_adapters = None;
+        }
         match (result, reason) {
             (Ok(None), Some(FinishReason::Cancelled)) => Err(Error::cancelled()),
             (result, _) => result,

@@ -73,7 +73,7 @@ pub unsafe extern "C" fn mc_lora_load(
 }
 
 /// Writes an adapter in the format of PEFT, with its values in F32. Loading it again gives an adapter with the same results, bit for
-/// bit.
+/// bit. Tensors for parts of the model that this library has no use for, such as BERT's pooler, are not kept.
 ///
 /// @param lora      the adapter.
 /// @param peft_dir  the directory; it is made if it does not exist. Files of an adapter that are there are replaced, and stay as they

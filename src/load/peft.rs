@@ -530,7 +530,9 @@ impl PeftConfig {
             targets,
             excluded: json.get("exclude_modules").map(|_| targets_of(json, "exclude_modules")).transpose()?,
             rank_pattern: patterns(json, "rank_pattern", |object, key| object.size(key, MAX_RANK))?,
-            alpha_pattern: patterns(json, "alpha_pattern", |object, key| Ok(object.number(key)?.unwrap_or_default()))?,
+            alpha_pattern: patterns(json, "alpha_pattern", |object, key| {
+                object.number(key)?.ok_or_else(|| object.invalid(key, "expected a number, found null"))
+            })?,
             layers,
             layers_pattern: layers_pattern.iter().map(layer_of).collect::<Result<_>>()?,
             modules_to_save: json.texts("modules_to_save")?.unwrap_or_default(),
@@ -584,7 +586,11 @@ impl PeftConfig {
 
     fn scaling(&self, path: &str, rank: usize) -> Result<f32> {
         let alpha = first(&self.alpha_pattern, path)?.unwrap_or(self.alpha);
-        Ok((if self.rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 }) as f32)
+        let scaling = (if self.rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 }) as f32;
+        if !scaling.is_finite() {
+            return Err(Error::format(format!("{CONFIG}: lora_alpha: expected a number of F32 for {path}, found {alpha}")));
+        }
+        Ok(scaling)
     }
 }
 
