@@ -418,11 +418,14 @@ impl Step {
         match self {
             Self::Dense { linear, activation, residual } => {
                 let y = linear.forward(x, None)?;
-                let y = activation.map_or(Ok(y.clone()), |activation| ops::activate(cpu, &y, activation))?;
+                let y = match activation {
+                    Some(activation) => ops::activate(cpu, y, *activation)?,
+                    None => y,
+                };
                 match residual {
                     None => Ok(y),
-                    Some(Residual::Input) => ops::add_scaled(cpu, &y, x, 1.0),
-                    Some(Residual::Projected(linear)) => ops::add_scaled(cpu, &y, &linear.forward(x, None)?, 1.0),
+                    Some(Residual::Input) => ops::add_scaled(cpu, x, y, 1.0, None),
+                    Some(Residual::Projected(linear)) => ops::add_scaled(cpu, &linear.forward(x, None)?, y, 1.0, None),
                 }
             }
             Self::LayerNorm(norm) => norm.forward(cpu, x),

@@ -81,72 +81,99 @@ fn own_row<'a>(out: Shared<f32>, row: usize, width: usize) -> &'a mut [f32] {
     unsafe { std::slice::from_raw_parts_mut(out.get().add(row * width), width) }
 }
 
-/// Normalises groups of `width` values: whole rows, or each head of a row.
+/// What a norm does to a row.
 ///
 /// # Shape
-/// `x`: rows of `groups · width` values, `stride` apart; `weight` and `bias`: `width` values where the norm has them, or
-/// `groups · width` for a norm with its own weights a head; `out`: `(rows, groups · width)`. Statistics are F32.
-#[allow(clippy::too_many_arguments)]
-pub fn normalise(
-    kind: Norm,
-    eps: f32,
-    x: &[f32],
-    stride: usize,
-    width: usize,
-    groups: usize,
-    weight: Option<&[f32]>,
-    bias: Option<&[f32]>,
-    out: &mut [f32],
-) {
-    struct Work<'a> {
-        kind: Norm,
-        eps: f32,
-        x: &'a [f32],
-        stride: usize,
-        width: usize,
-        groups: usize,
-        weight: Option<&'a [f32]>,
-        bias: Option<&'a [f32]>,
-        out: Shared<f32>,
+/// A row is groups of `width` values: the whole row, or each head of it. `weight` and `bias`: `width` values where the norm has them;
+/// `weight` also as many as a row has, for a norm with its own weights a head.
+#[derive(Clone, Copy)]
+pub struct Normalise<'a> {
+    pub kind: Norm,
+    pub eps: f32,
+    pub width: usize,
+    pub weight: Option<&'a [f32]>,
+    pub bias: Option<&'a [f32]>,
+}
+
+impl Normalise<'_> {
+    fn check(&self, cols: usize) {
+        let (width, weight) = (self.width, self.weight);
+        assert!(cols.is_multiple_of(width), "whole groups");
+        assert!(weight.is_none_or(|w| w.len() == width || w.len() == cols), "a weight for each value");
+        assert!(self.bias.is_none_or(|b| b.len() == width), "a bias for each value");
     }
-    impl RowWork for Work<'_> {
-        #[inline(always)]
-        fn row<S: Simd>(&self, row: usize) {
-            let out = own_row(self.out, row, self.width * self.groups);
-            let x = &self.x[row * self.stride..][..self.width * self.groups];
-            for (group, (x, out)) in x.chunks_exact(self.width).zip(out.chunks_exact_mut(self.width)).enumerate() {
-                let mean = match self.kind {
-                    Norm::Rms => 0.0,
-                    Norm::Layer => lane_sum(x, |x| x) / self.width as f32,
-                };
-                let variance = lane_sum(x, |x| (x - mean) * (x - mean)) / self.width as f32;
-                let scale = 1.0 / (variance + self.eps).sqrt();
-                match self.weight {
-                    Some(weight) => {
-                        let weight = &weight[group * self.width % weight.len()..][..self.width];
-                        for ((y, x), w) in out.iter_mut().zip(x).zip(weight) {
-                            *y = (x - mean) * scale * w;
-                        }
-                    }
-                    None => {
-                        for (y, x) in out.iter_mut().zip(x) {
-                            *y = (x - mean) * scale;
-                        }
+
+    /// Statistics are F32.
+    #[inline(always)]
+    fn row(&self, row: &mut [f32]) {
+        for (group, x) in row.chunks_exact_mut(self.width).enumerate() {
+            let mean = match self.kind {
+                Norm::Rms => 0.0,
+                Norm::Layer => lane_sum(x, |x| x) / self.width as f32,
+            };
+            let variance = lane_sum(x, |x| (x - mean) * (x - mean)) / self.width as f32;
+            let scale = 1.0 / (variance + self.eps).sqrt();
+            match self.weight {
+                Some(weight) => {
+                    let weight = &weight[group * self.width % weight.len()..][..self.width];
+                    for (x, w) in x.iter_mut().zip(weight) {
+                        *x = (*x - mean) * scale * w;
                     }
                 }
-                if let Some(bias) = self.bias {
-                    for (y, b) in out.iter_mut().zip(bias) {
-                        *y += b;
-                    }
+                None => x.iter_mut().for_each(|x| *x = (*x - mean) * scale),
+            }
+            if let Some(bias) = self.bias {
+                for (x, b) in x.iter_mut().zip(bias) {
+                    *x += b;
                 }
             }
         }
     }
-    let rows = out.len() / (width * groups);
-    assert!(weight.is_none_or(|w| w.len() == width || w.len() == width * groups), "a weight for each value");
-    assert!(bias.is_none_or(|b| b.len() == width), "a bias for each value");
-    let work = Work { kind, eps, x, stride, width, groups, weight, bias, out: Shared::new(out) };
-    each_row(rows, width * groups, &work);
+}
+
+/// The normalised rows of `x`, which are `stride` apart.
+///
+/// # Shape
+/// `out`: rows of `cols` values.
+pub fn normalise(norm: Normalise<'_>, x: &[f32], stride: usize, cols: usize, out: &mut [f32]) {
+    struct Work<'a>(Normalise<'a>, &'a [f32], usize, usize, Shared<f32>);
+    impl RowWork for Work<'_> {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize) {
+            let Self(norm, x, stride, cols, out) = *self;
+            let out = own_row(out, row, cols);
+            out.copy_from_slice(&x[row * stride..][..cols]);
+            norm.row(out);
+        }
+    }
+    norm.check(cols);
+    each_row(out.len() / cols, cols, &Work(norm, x, stride, cols, Shared::new(out)));
+}
+
+/// `y` becomes `x + scale · y`, normalised where there is a norm.
+///
+/// # Shape
+/// `x`, `y`: rows of `cols` values.
+pub fn add_scaled(x: &[f32], scale: f32, y: &mut [f32], cols: usize, norm: Option<Normalise<'_>>) {
+    struct Work<'a>(&'a [f32], f32, usize, Option<Normalise<'a>>, Shared<f32>);
+    impl RowWork for Work<'_> {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize) {
+            let Self(x, scale, cols, norm, y) = *self;
+            let y = own_row(y, row, cols);
+            for (y, x) in y.iter_mut().zip(&x[row * cols..][..cols]) {
+                *y = S::fma1(scale, *y, *x);
+            }
+            if let Some(norm) = norm {
+                norm.row(y);
+            }
+        }
+    }
+    assert_eq!(x.len(), y.len(), "as many of one as of the other");
+    if let Some(norm) = norm {
+        norm.check(cols);
+    }
+    each_row(y.len() / cols, cols, &Work(x, scale, cols, norm, Shared::new(y)));
 }
 
 /// The sum of `f(x)` in sixteen lanes.
@@ -236,8 +263,10 @@ pub fn gated(kind: Activation, x: &[f32], width: usize, out: &mut [f32]) {
         fn row<S: Simd>(&self, row: usize) {
             let Self(kind, x, width, out) = *self;
             let (gate, up) = x[row * 2 * width..][..2 * width].split_at(width);
-            with_activation::<S>(kind, gate, own_row(out, row, width));
-            for (y, up) in own_row(out, row, width).iter_mut().zip(up) {
+            let out = own_row(out, row, width);
+            out.copy_from_slice(gate);
+            with_activation::<S>(kind, out);
+            for (y, up) in out.iter_mut().zip(up) {
                 *y *= up;
             }
         }
@@ -247,48 +276,30 @@ pub fn gated(kind: Activation, x: &[f32], width: usize, out: &mut [f32]) {
     each_row(rows, width, &Work(kind, x, width, Shared::new(out)));
 }
 
-/// `activation(x)` of every value.
-pub fn activate(kind: Activation, x: &[f32], width: usize, out: &mut [f32]) {
-    struct Work<'a>(Activation, &'a [f32], usize, Shared<f32>);
-    impl RowWork for Work<'_> {
+/// `activation(x)` of every value, in place.
+pub fn activate(kind: Activation, x: &mut [f32], width: usize) {
+    struct Work(Activation, usize, Shared<f32>);
+    impl RowWork for Work {
         #[inline(always)]
         fn row<S: Simd>(&self, row: usize) {
-            let Self(kind, x, width, out) = *self;
-            with_activation::<S>(kind, &x[row * width..][..width], own_row(out, row, width));
+            let Self(kind, width, x) = *self;
+            with_activation::<S>(kind, own_row(x, row, width));
         }
     }
-    assert_eq!(x.len(), out.len(), "as many outputs as inputs");
-    each_row(out.len() / width, width, &Work(kind, x, width, Shared::new(out)));
+    each_row(x.len() / width, width, &Work(kind, width, Shared::new(x)));
 }
 
 /// The choice outside, the loop inside: each arm is a vector loop of its own.
 #[inline(always)]
-fn with_activation<S: Simd>(kind: Activation, x: &[f32], out: &mut [f32]) {
+fn with_activation<S: Simd>(kind: Activation, x: &mut [f32]) {
     macro_rules! arms {
         ($($arm:ident)*) => {
             match kind {
-                $(Activation::$arm => for (y, &x) in out.iter_mut().zip(x) { *y = activation::<S>(Activation::$arm, x); })*
+                $(Activation::$arm => for x in x.iter_mut() { *x = activation::<S>(Activation::$arm, *x); })*
             }
         };
     }
     arms!(Silu Gelu GeluTanh QuickGelu Relu Relu2 Tanh Sigmoid)
-}
-
-/// `x + scale · y`.
-pub fn add_scaled(x: &[f32], y: &[f32], scale: f32, width: usize, out: &mut [f32]) {
-    struct Work<'a>(&'a [f32], &'a [f32], f32, usize, Shared<f32>);
-    impl RowWork for Work<'_> {
-        #[inline(always)]
-        fn row<S: Simd>(&self, row: usize) {
-            let Self(x, y, scale, width, out) = *self;
-            let (x, y) = (&x[row * width..][..width], &y[row * width..][..width]);
-            for ((out, x), y) in own_row(out, row, width).iter_mut().zip(x).zip(y) {
-                *out = S::fma1(scale, *y, *x);
-            }
-        }
-    }
-    assert!(x.len() == out.len() && y.len() == out.len(), "as many outputs as inputs");
-    each_row(out.len() / width, width, &Work(x, y, scale, width, Shared::new(out)));
 }
 
 /// `x · scale`, soft-capped by `cap · tanh(x / cap)`, in place.
@@ -321,7 +332,15 @@ mod tests {
         let w: Vec<f32> = (0..35).map(|i| 0.5 + i as f32 * 0.01).collect();
         for kind in [Norm::Rms, Norm::Layer] {
             let mut y = vec![0.0; 70];
-            normalise(kind, 1e-3, &x, 35, 35, 1, Some(&w), Some(&w), &mut y);
+            let norm = Normalise { kind, eps: 1e-3, width: 35, weight: Some(&w), bias: Some(&w) };
+            normalise(norm, &x, 35, 35, &mut y);
+            let mut sum = x.clone();
+            add_scaled(&[0.5; 70], 2.0, &mut sum, 35, Some(norm));
+            let mut plain = x.clone();
+            add_scaled(&[0.5; 70], 2.0, &mut plain, 35, None);
+            let mut after = vec![0.0; 70];
+            normalise(norm, &plain, 35, 35, &mut after);
+            assert_eq!(sum, after);
             for (row, out) in x.chunks(35).zip(y.chunks(35)) {
                 let mean = if kind == Norm::Rms { 0.0 } else { row.iter().map(|&x| f64::from(x)).sum::<f64>() / 35.0 };
                 let var = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / 35.0;

@@ -14,7 +14,7 @@ mod attention;
 mod elementwise;
 
 pub use attention::{KvHeads, Mask, Strided, attend, attend_within};
-pub use elementwise::{Activation, Norm, activate, add_scaled, gated, normalise, rotate, scale_softcap};
+pub use elementwise::{Activation, Norm, Normalise, activate, add_scaled, gated, normalise, rotate, scale_softcap};
 pub use matmul::matmul;
 pub use memory::{physical_bytes, resident_bytes, trim};
 pub use packed::{Packed, StoredType, Use, widen};

@@ -18,6 +18,12 @@ impl Norm {
     /// # Shape
     /// `(T, groups · width)`; returns the same.
     pub fn forward(&self, backend: &Backend, x: &Tensor) -> Result<Tensor> {
-        ops::norm(backend, x, self.kind, self.eps, self.width, self.weight.as_ref(), self.bias.as_ref())
+        ops::norm(backend, x, self.of())
+    }
+
+    /// As an operation takes it.
+    pub fn of(&self) -> ops::NormOf<'_> {
+        let Self { kind, eps, width, weight, bias } = self;
+        ops::NormOf { kind: *kind, eps: *eps, width: *width, weight: weight.as_ref(), bias: bias.as_ref() }
     }
 }

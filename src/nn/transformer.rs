@@ -271,10 +271,10 @@ impl Transformer {
         let own_embed = adapters.and_then(|adapters| adapters.at(Place::Embed)?.weight.as_ref());
         let mut x = ops::embedding(own_embed.unwrap_or(&self.embed), ids, c.embed_scale)?;
         if let Some(types) = &self.types {
-            x = ops::add_scaled(&self.backend, &x, &ops::embedding(types, &vec![0; ids.len()], 1.0)?, 1.0)?;
+            x = ops::add_scaled(&self.backend, &x, ops::embedding(types, &vec![0; ids.len()], 1.0)?, 1.0, None)?;
         }
         if let Some(table) = &self.positions {
-            x = ops::add_scaled(&self.backend, &x, &ops::embedding(table, positions, 1.0)?, 1.0)?;
+            x = ops::add_scaled(&self.backend, &x, ops::embedding(table, positions, 1.0)?, 1.0, None)?;
         }
         x = normed(&self.backend, &self.embed_norm, &x)?;
         for (i, (block, layer)) in self.layers.iter().zip(&c.layers).enumerate() {
@@ -341,14 +341,17 @@ impl Block {
         let attn_in = normed(backend, &self.attn_in, &x)?;
         let (q, k, v) = self.queries_keys_values(backend, c, &attn_in, angles, changes.qkv)?;
         let attn = normed(backend, &self.attn_out, &self.o.forward(&attend(&q, &k, &v)?, changes.o)?)?;
+        let add = |x: &Tensor, y: Tensor, norm: &Option<Norm>| {
+            ops::add_scaled(backend, x, y, c.residual_scale, norm.as_ref().map(Norm::of))
+        };
         if c.parallel {
             let mlp_in = if self.mlp_in.is_some() { normed(backend, &self.mlp_in, &x)? } else { attn_in };
             let mlp = normed(backend, &self.mlp_out, &self.mlp(backend, c, &mlp_in, changes)?)?;
-            return ops::add_scaled(backend, &ops::add_scaled(backend, &x, &attn, c.residual_scale)?, &mlp, c.residual_scale);
+            return add(&add(&x, attn, &None)?, mlp, &None);
         }
-        let x = normed(backend, &self.attn_sum, &ops::add_scaled(backend, &x, &attn, c.residual_scale)?)?;
+        let x = add(&x, attn, &self.attn_sum)?;
         let mlp = normed(backend, &self.mlp_out, &self.mlp(backend, c, &normed(backend, &self.mlp_in, &x)?, changes)?)?;
-        normed(backend, &self.mlp_sum, &ops::add_scaled(backend, &x, &mlp, c.residual_scale)?)
+        add(&x, mlp, &self.mlp_sum)
     }
 
     /// # Shape
@@ -380,8 +383,7 @@ impl Block {
 
     fn mlp(&self, backend: &Backend, c: &Config, x: &Tensor, changes: BlockChanges<'_>) -> Result<Tensor> {
         let up = self.up.forward(x, changes.up)?;
-        let activated =
-            if c.gated { ops::gated(backend, &up, c.activation)? } else { ops::activate(backend, &up, c.activation)? };
+        let activated = if c.gated { ops::gated(backend, &up, c.activation)? } else { ops::activate(backend, up, c.activation)? };
         self.down.forward(&activated, changes.down)
     }
 }

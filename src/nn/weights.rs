@@ -48,7 +48,7 @@ impl Slot {
 }
 
 /// Bytes that are read in one piece: progress and cancel are looked at in between.
-const PIECE: usize = 4 << 20;
+const PIECE: usize = 1 << 20;
 
 /// Fills slots and counts the bytes that they take.
 pub struct Weights<'a> {

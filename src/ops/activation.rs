@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::row_op::row_op;
+use super::row_op::{in_place, row_op};
 use super::{Activation, Backend};
 use crate::kernels;
 
@@ -25,19 +25,18 @@ pub fn gated(backend: &Backend, x: &Tensor, kind: Activation) -> Result<Tensor> 
     apply(&x.narrow(1, 0, width)?.force_contiguous()?, kind)? * x.narrow(1, width, width)?.force_contiguous()?
 }
 
-/// `activation(x)`.
+/// `activation(x)`; on the CPU in the memory of `x`.
 ///
 /// # Shape
 /// `(T, F)`; returns the same.
-pub fn activate(backend: &Backend, x: &Tensor, kind: Activation) -> Result<Tensor> {
-    let (_, cols) = x.dims2()?;
+pub fn activate(backend: &Backend, x: Tensor, kind: Activation) -> Result<Tensor> {
     if backend.kernels {
-        return row_op("activate", x, cols, |x, out| {
-            kernels::activate(kind, x.packed()?, cols, out);
+        return in_place("activate", x, |x, cols| {
+            kernels::activate(kind, x, cols);
             Ok(())
         });
     }
-    apply(x, kind)
+    apply(&x, kind)
 }
 
 fn apply(x: &Tensor, kind: Activation) -> Result<Tensor> {

@@ -14,7 +14,6 @@ mod norm;
 mod rope;
 mod attention;
 mod activation;
-mod residual;
 
 pub use crate::kernels::{Activation, Mask, Norm, StoredType, Use, parallel_map, physical_bytes, resident_bytes, trim, widen};
 pub use activation::{activate, gated};
@@ -24,6 +23,5 @@ pub use embedding::embedding;
 pub use linear::{Products, linear, logits};
 pub use low_rank::{Delta, merged};
 pub use matrix::{Matrix, MatrixBuilder, Vector, dtype, to_f32};
-pub use norm::norm;
-pub use residual::add_scaled;
+pub use norm::{NormOf, add_scaled, norm};
 pub use rope::{Angles, rope};

@@ -1,35 +1,48 @@
-//! Root-mean-square norm and layer norm.
+//! Root-mean-square norm and layer norm, of a tensor and of a sum.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Storage, Tensor, bail};
 
-use super::row_op::row_op;
+use super::row_op::{in_place, row_op, rows_of};
 use super::{Backend, Norm, Vector};
-use crate::kernels::normalise;
+use crate::kernels::{self, Normalise};
 
-/// Normalises each group of `width` values of each row: the whole row, or each head of it.
+/// How groups of `width` values are normalised: whole rows, or each head of a row.
 ///
 /// # Shape
-/// `x`: `(T, groups · width)`, `weight`: `(width)`, or `(groups · width)` where each head has its own, `bias`: `(width)`; returns the shape and dtype of `x`. Statistics are F32.
+/// `weight`: `(width)`, or `(groups · width)` where each head has its own, `bias`: `(width)`.
 ///
 /// # Source
 /// Zhang and Sennrich 2019, eq. 4, <https://arxiv.org/abs/1910.07467>; Ba et al. 2016, <https://arxiv.org/abs/1607.06450>.
-pub fn norm(
-    backend: &Backend,
-    x: &Tensor,
-    kind: Norm,
-    eps: f32,
-    width: usize,
-    weight: Option<&Vector>,
-    bias: Option<&Vector>,
-) -> Result<Tensor> {
+#[derive(Clone, Copy)]
+pub struct NormOf<'a> {
+    pub kind: Norm,
+    pub eps: f32,
+    pub width: usize,
+    pub weight: Option<&'a Vector>,
+    pub bias: Option<&'a Vector>,
+}
+
+impl<'a> NormOf<'a> {
+    fn cpu(self) -> Result<Normalise<'a>> {
+        let (weight, bias) = (self.weight.map(Vector::cpu).transpose()?, self.bias.map(Vector::cpu).transpose()?);
+        Ok(Normalise { kind: self.kind, eps: self.eps, width: self.width, weight, bias })
+    }
+}
+
+/// The normalised rows.
+///
+/// # Shape
+/// `x`: `(T, groups · width)`; returns the shape and dtype of `x`. Statistics are F32.
+pub fn norm(backend: &Backend, x: &Tensor, norm: NormOf<'_>) -> Result<Tensor> {
     let (rows, cols) = x.dims2()?;
     if backend.kernels {
-        let (weight, bias) = (weight.map(Vector::cpu).transpose()?, bias.map(Vector::cpu).transpose()?);
+        let norm = norm.cpu()?;
         return row_op("norm", x, cols, |x, out| {
-            normalise(kind, eps, x.values, x.stride, width, cols / width, weight, bias, out);
+            kernels::normalise(norm, x.values, x.stride, cols, out);
             Ok(())
         });
     }
+    let NormOf { kind, eps, width, weight, bias } = norm;
     // In F32 throughout: in F16 the sum of squares passes 65504 at 4096 values once they reach 4.
     let y = x.to_dtype(DType::F32)?.reshape((rows, cols / width, width))?;
     let y = match kind {
@@ -46,4 +59,27 @@ pub fn norm(
         y = y.broadcast_add(bias.tensor()?)?;
     }
     y.reshape((rows, cols))?.to_dtype(x.dtype())
+}
+
+/// `x + scale · y`, normalised where there is a norm; on the CPU in the memory of `y`.
+///
+/// # Shape
+/// `(T, C)` each; returns the same.
+pub fn add_scaled(backend: &Backend, x: &Tensor, y: Tensor, scale: f32, after: Option<NormOf<'_>>) -> Result<Tensor> {
+    if !backend.kernels {
+        let sum = if scale == 1.0 { (x + y)? } else { (x + (y * f64::from(scale))?)? };
+        return after.map_or(Ok(sum.clone()), |after| norm(backend, &sum, after));
+    }
+    if x.track_op() {
+        bail!("add_scaled has no backward pass")
+    }
+    let after = after.map(NormOf::cpu).transpose()?;
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { bail!("add_scaled: operands on two devices") };
+    let x = rows_of(storage, layout)?;
+    let x = x.packed()?;
+    in_place("add_scaled", y, |y, cols| {
+        kernels::add_scaled(x, scale, y, cols, after);
+        Ok(())
+    })
 }

@@ -1,7 +1,7 @@
 //! A CPU operation on rows as a candle operation: it takes strided rows, and a backward pass through it is an error that names
 //! it, never a gradient that is silently missing.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, InplaceOp1, Layout, Result, Shape, Tensor, bail};
 
 /// Rows of F32, `stride` values apart.
 pub struct Rows<'a> {
@@ -69,4 +69,37 @@ pub fn row_op(
         bail!("{name} has no backward pass")
     }
     x.apply_op1_no_bwd(&RowOp { name, cols, work })
+}
+
+/// `work` changes the rows where they are.
+struct InPlace<F> {
+    name: &'static str,
+    work: F,
+}
+
+impl<F: Fn(&mut [f32], usize) -> Result<()>> InplaceOp1 for InPlace<F> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (cols, len, packed) = {
+            let rows = rows_of(storage, layout)?;
+            (rows.cols, rows.values.len(), rows.packed().is_ok())
+        };
+        let CpuStorage::F32(values) = storage else { bail!("activations on the CPU are F32") };
+        if !packed {
+            bail!("{}: rows that are changed must follow one another", self.name)
+        }
+        if len > 0 { (self.work)(&mut values[layout.start_offset()..][..len], cols) } else { Ok(()) }
+    }
+}
+
+/// Runs `work` on the values of a CPU tensor and the width of its rows; nobody else may hold the tensor's values.
+pub fn in_place(name: &'static str, x: Tensor, work: impl Fn(&mut [f32], usize) -> Result<()>) -> Result<Tensor> {
+    if x.track_op() {
+        bail!("{name} has no backward pass")
+    }
+    x.inplace_op1(&InPlace { name, work })?;
+    Ok(x)
 }
