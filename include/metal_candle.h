@@ -1297,6 +1297,154 @@ void mc_chat_free(mc_chat *MC_NULLABLE chat);
 
 
 /**
+ * @defgroup mc_lora LoRA adapters: a fine-tuning that is kept apart from its model
+ * @{
+ *
+ * An adapter is loaded for a model from a directory of PEFT, and then attached: to a session (mc_session_set_lora()), to one
+ * generation (mc_generate_options_set_lora()) or to embeddings (mc_embed_options_set_lora()), each with a factor. Several at once add up
+ * (mc_session_set_loras()). The model itself never changes: sessions with different adapters run side by side on one model, and
+ * a session whose adapters are removed computes what it would have without them, bit for bit on the CPU. mc_lora_merge() makes a new
+ * model with the adapter's changes in its weights.
+ */
+
+/**
+ * A loaded adapter. Immutable; keeps nothing of its model alive but is for that model only.
+ *
+ * Threads: any, concurrently.
+ */
+typedef struct mc_lora mc_lora;
+
+/**
+ * Loads an adapter of a model.
+ *
+ * Understood are the projections of every layer and the output matrix as targets, by names, by a pattern or as "all-linear";
+ * rank_pattern, alpha_pattern, layers_to_transform, exclude_modules, rsLoRA, DoRA, trained biases, and the embedding and the output
+ * matrix as modules_to_save. Files are checked: a tensor without a place in the model, a target without its tensors, a shape that
+ * does not fit, a number that is not finite, and an option that would change the result and is not implemented (LoRA on the
+ * embedding, among others) are errors that name it. What only matters in training, such as lora_dropout, is ignored.
+ *
+ * @param model     the model that the adapter was trained on. Another model of the same shapes cannot be told from it.
+ * @param peft_dir  a directory with adapter_config.json and adapter_model.safetensors, as PEFT saves them. The tensors may also have
+ *                  the names layers.{i}.{target}.lora_a and .lora_b.
+ * @param out       receives one reference; free it with mc_lora_free().
+ * @param err       NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the files; MC_ERROR_UNSUPPORTED;
+ *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_lora_load(const mc_model *MC_NONNULL model,
+                       const char *MC_NONNULL peft_dir,
+                       mc_lora *MC_NULLABLE *MC_NONNULL out,
+                       mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Writes an adapter in the format of PEFT, with its values in F32. Loading it again gives an adapter with the same results, bit for
+ * bit. Tensors for parts of the model that this library has no use for, such as BERT's pooler, are not kept.
+ *
+ * @param lora      the adapter.
+ * @param peft_dir  the directory; it is made if it does not exist. Files of an adapter that are there are replaced, and stay as they
+ *                  are if writing fails.
+ * @param err       NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_lora_save(const mc_lora *MC_NONNULL lora,
+                       const char *MC_NONNULL peft_dir,
+                       mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Adds a reference to an adapter, for a second owner; each reference is dropped with mc_lora_free().
+ *
+ * @param lora  the adapter.
+ *
+ * Threads: any.
+ */
+void mc_lora_retain(const mc_lora *MC_NONNULL lora);
+
+/**
+ * Drops a reference to an adapter. Sessions, options and merged models keep what they need of it.
+ *
+ * @param lora  the adapter, or NULL.
+ *
+ * Threads: any.
+ */
+void mc_lora_free(mc_lora *MC_NULLABLE lora);
+
+/**
+ * The rank that the adapter's configuration gives; rank_pattern may give single modules another one.
+ *
+ * @param lora  the adapter.
+ *
+ * Threads: any.
+ */
+size_t mc_lora_rank(const mc_lora *MC_NONNULL lora);
+
+/**
+ * The lora_alpha that the adapter's configuration gives; alpha_pattern may give single modules another one. A change counts
+ * alpha / rank times, or alpha / sqrt(rank) times with rsLoRA.
+ *
+ * @param lora  the adapter.
+ *
+ * Threads: any.
+ */
+float mc_lora_alpha(const mc_lora *MC_NONNULL lora);
+
+/**
+ * How many values the adapter has; those of replaced matrices and biases count too.
+ *
+ * @param lora  the adapter.
+ *
+ * Threads: any.
+ */
+uint64_t mc_lora_parameter_count(const mc_lora *MC_NONNULL lora);
+
+/**
+ * The adapter's configuration: adapter_config.json as it was read.
+ *
+ * @param lora  the adapter.
+ * @param out   receives one reference; free it with mc_string_free().
+ * @param err   NULL, or receives the error.
+ * @return MC_OK.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_lora_config_json(const mc_lora *MC_NONNULL lora,
+                              mc_string *MC_NULLABLE *MC_NONNULL out,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Makes a new model with an adapter's changes in its weights: the same results as with the adapter attached, up to rounding, at the
+ * speed of the model alone. The model that it is made from stays as it is; the two share the weights that do not change. On the CPU the
+ * changed matrices are F32, whatever they were; on a GPU they keep their type.
+ *
+ * To merge a second adapter, load it for the new model.
+ *
+ * @param model  the model.
+ * @param lora   an adapter of this model.
+ * @param scale  a factor for its changes: 1 = as trained, 0 = none. Matrices and biases that it replaces are replaced whatever the
+ *               factor, unless it is 0.
+ * @param out    receives one reference; free it with mc_model_free().
+ * @param err    NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_MISMATCH for an adapter of another model; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *
+ * Threads: any; it runs on the calling thread and may take seconds.
+ */
+MC_NODISCARD
+mc_status mc_lora_merge(const mc_model *MC_NONNULL model,
+                        const mc_lora *MC_NONNULL lora,
+                        float scale,
+                        mc_model *MC_NULLABLE *MC_NONNULL out,
+                        mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/** @} */
+
+
+/**
  * @defgroup mc_generate Generation options, stateless generation, and what a generation gives
  * @{
  *
@@ -1521,6 +1669,21 @@ void mc_generate_options_set_prefill_chunk(mc_generate_options *MC_NONNULL optio
 void mc_generate_options_set_cancel(mc_generate_options *MC_NONNULL options, const mc_cancel *MC_NULLABLE cancel);
 
 /**
+ * An adapter for the generation, in place of the session's own. In a session, what it holds is evaluated with the adapter first,
+ * and with the session's own again before the next call that needs it.
+ *
+ * @param options  the options.
+ * @param lora     an adapter of the model; the options keep it alive. NULL (the default) = the session's own adapters; without a
+ *                 session, none. One of another model makes the generation return MC_ERROR_MISMATCH.
+ * @param scale    a factor for its changes: a finite number; 1 = as trained, 0 = the model alone.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_generate_options_set_lora(mc_generate_options *MC_NONNULL options,
+                                  const mc_lora *MC_NULLABLE lora,
+                                  float scale);
+
+/**
  * Who hears how far the evaluation of the prompt is. Not used by mc_session_begin().
  *
  * @param options    the options.
@@ -1593,8 +1756,8 @@ void mc_generate_options_free(mc_generate_options *MC_NULLABLE options);
  * @param err         NULL, or receives the error.
  * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a prompt without a token, special ones counted;
  *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if it cannot
- *         generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
- *         MC_ERROR_SUSPENDED.
+ *         generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long; MC_ERROR_MISMATCH for an adapter of another model;
+ *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
  *
  * Threads: any; it runs on the calling thread.
  */
@@ -1938,7 +2101,7 @@ size_t mc_session_position(const mc_session *MC_NONNULL session);
 /**
  * Writes a session to a file, to go on later with mc_session_load().
  *
- * @param session  the session.
+ * @param session  the session. Its adapters are not written; attach them again after mc_session_load().
  * @param path     the file; one that exists is replaced, and stays as it is if writing fails.
  * @param err      NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the directory does not exist; MC_ERROR_IO; MC_ERROR_BUSY;
@@ -1952,7 +2115,9 @@ mc_status mc_session_save(const mc_session *MC_NONNULL session,
                           mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Reads a session that mc_session_save() wrote. It has the same `max_context`, or the model's if that is less.
+ * Reads a session that mc_session_save() wrote. It has the same `max_context`, or the model's if that is less, and no adapters. With
+ * those that it had, set again by mc_session_set_lora(), what was evaluated is used as it is; with others, or none, it is evaluated
+ * again when it is next needed.
  *
  * @param model  the model that the session was made with.
  * @param path   the file.
@@ -2002,6 +2167,46 @@ MC_NODISCARD
 mc_status mc_session_truncate(mc_session *MC_NONNULL session,
                               size_t position,
                               mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Evaluates with this adapter from now on, in place of those before. The session keeps its tokens; what it computed with other
+ * adapters is computed again when it is next needed. Setting what is set already costs nothing. A fork has the same adapters.
+ *
+ * @param session  the session.
+ * @param lora     an adapter of the session's model; the session keeps it alive. NULL = none: the session then computes as if it
+ *                 had never had one.
+ * @param scale    a factor for its changes: a finite number; 1 = as trained, 0 = none.
+ * @param err      NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also while an answer is begun; MC_ERROR_MISMATCH for an adapter of another model;
+ *         MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED. After an error the session
+ *         has the adapters that it had.
+ *
+ * Threads: any, exclusive.
+ */
+MC_NODISCARD
+mc_status mc_session_set_lora(mc_session *MC_NONNULL session,
+                              const mc_lora *MC_NULLABLE lora,
+                              float scale,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Evaluates with several adapters at once: their changes add up. Else as mc_session_set_lora().
+ *
+ * @param session  the session.
+ * @param loras    `count` adapters of the session's model, none of them NULL; NULL if `count` is 0.
+ * @param scales   `count` factors; NULL = 1 for each.
+ * @param count    how many; 0 = none.
+ * @param err      NULL, or receives the error.
+ * @return as mc_session_set_lora(); MC_ERROR_INVALID_ARGUMENT also for two adapters that replace the same matrix or bias.
+ *
+ * Threads: any, exclusive.
+ */
+MC_NODISCARD
+mc_status mc_session_set_loras(mc_session *MC_NONNULL session,
+                               const mc_lora *const MC_NULLABLE *MC_NULLABLE loras,
+                               const float *MC_NULLABLE scales,
+                               size_t count,
+                               mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
  * Frees a session. In a callback of a call on it, that call goes on and ends as usual.
@@ -2159,6 +2364,20 @@ void mc_embed_options_set_prefix(mc_embed_options *MC_NONNULL options,
                                  const char *MC_NULLABLE prefix);
 
 /**
+ * An adapter for the vectors.
+ *
+ * @param options  the options.
+ * @param lora     an adapter of the model; the options keep it alive. NULL (the default) = none. One of another model makes the call
+ *                 that embeds return MC_ERROR_MISMATCH.
+ * @param scale    a factor for its changes: a finite number; 1 = as trained, 0 = the model alone.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_embed_options_set_lora(mc_embed_options *MC_NONNULL options,
+                               const mc_lora *MC_NULLABLE lora,
+                               float scale);
+
+/**
  * A flag that stops the work between two groups of texts.
  *
  * @param options  the options.
@@ -2224,8 +2443,8 @@ mc_similarity mc_embed_similarity(const mc_model *MC_NONNULL model);
  * @param out_len   mc_embed_dim().
  * @param err       NULL, or receives the error.
  * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for another `out_len` and for options out of their range;
- *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
- *         MC_ERROR_SUSPENDED.
+ *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_MISMATCH for an adapter of another model;
+ *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
  *
  * Threads: any.
  */

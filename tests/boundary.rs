@@ -15,6 +15,7 @@ use metal_candle::ffi::embed::*;
 use metal_candle::ffi::error::*;
 use metal_candle::ffi::generate::*;
 use metal_candle::ffi::library::*;
+use metal_candle::ffi::lora::*;
 use metal_candle::ffi::model::*;
 use metal_candle::ffi::session::*;
 use metal_candle::ffi::tokenizer::*;
@@ -37,6 +38,10 @@ enum Parameter {
     ModelPath,
     /// Of a session that was saved.
     SessionPath,
+    /// Of an adapter.
+    AdapterPath,
+    /// Where an adapter may be written.
+    NewPath,
     /// A place for a handle, NULL after a failure.
     Out(Type),
     MaybeOut(Type),
@@ -46,6 +51,8 @@ enum Parameter {
     Floats,
     /// An array of one text.
     Texts(&'static CStr),
+    /// An array of one handle; may be NULL with length 0.
+    MaybeHandles(Type),
     Err,
     /// A callback or its data; may be NULL.
     Callback(usize),
@@ -97,7 +104,7 @@ macro_rules! functions {
 fn table() -> Vec<Function> {
     use Parameter::*;
     use Returns::*;
-    use Type::{Cancel, Chat, Device, EmbedOptions, Error, GenerateOptions, Generation, Model, ModelOptions, Session, String, Tokenizer, Tokens};
+    use Type::{Cancel, Chat, Device, EmbedOptions, Error, GenerateOptions, Generation, Lora, Model, ModelOptions, Session, String, Tokenizer, Tokens};
     const TEN: Parameter = Word(10);
     const YES: Parameter = Word(1);
     /// Of the model's vectors.
@@ -187,6 +194,16 @@ fn table() -> Vec<Function> {
         mc_chat_render(Handle(Model), Handle(Chat), YES, Out(String), Err) Status;
         mc_chat_free(Freed(Chat)) Nothing;
 
+        mc_lora_load(Handle(Model), AdapterPath, Out(Lora), Err) Status;
+        mc_lora_save(Handle(Lora), NewPath, Err) Status;
+        mc_lora_retain(Handle(Lora)) Nothing;
+        mc_lora_free(Freed(Lora)) Nothing;
+        mc_lora_rank(Handle(Lora)) Zero;
+        mc_lora_alpha(Handle(Lora)) Zero;
+        mc_lora_parameter_count(Handle(Lora)) Zero;
+        mc_lora_config_json(Handle(Lora), Out(String), Err) Status;
+        mc_lora_merge(Handle(Model), Handle(Lora), Float(0.5), Out(Model), Err) Status;
+
         mc_generate_options_new() New(GenerateOptions);
         mc_generate_options_set_max_tokens(Handle(GenerateOptions), TEN) Nothing;
         mc_generate_options_set_temperature(Handle(GenerateOptions), Float(0.5)) Nothing;
@@ -202,6 +219,7 @@ fn table() -> Vec<Function> {
         mc_generate_options_set_add_special(Handle(GenerateOptions), YES) Nothing;
         mc_generate_options_set_prefill_chunk(Handle(GenerateOptions), TEN) Nothing;
         mc_generate_options_set_cancel(Handle(GenerateOptions), Maybe(Cancel)) Nothing;
+        mc_generate_options_set_lora(Handle(GenerateOptions), Maybe(Lora), Float(0.5)) Nothing;
         mc_generate_options_set_prefill_progress(Handle(GenerateOptions), Callback(continue_progress as *const () as usize), Callback(8)) Nothing;
         mc_generate_options_add_stop(Handle(GenerateOptions), Text(c"stop"), Word(4)) Nothing;
         mc_generate_options_set_json_schema(Handle(GenerateOptions), MaybeText(c"true"), Word(4)) Nothing;
@@ -233,6 +251,8 @@ fn table() -> Vec<Function> {
         mc_session_load(Handle(Model), SessionPath, Out(Session), Err) Status;
         mc_session_logits(Handle(Session), Floats, Word(4096), Err) Status;
         mc_session_truncate(Handle(Session), YES, Err) Status;
+        mc_session_set_lora(Handle(Session), Maybe(Lora), Float(0.5), Err) Status;
+        mc_session_set_loras(Handle(Session), MaybeHandles(Lora), Callback(0), YES, Err) Status;
         mc_session_free(Freed(Session)) Nothing;
 
         mc_embed_options_new() New(EmbedOptions);
@@ -243,6 +263,7 @@ fn table() -> Vec<Function> {
         mc_embed_options_set_batch_size(Handle(EmbedOptions), TEN) Nothing;
         mc_embed_options_set_prompt_name(Handle(EmbedOptions), MaybeText(c"query")) Nothing;
         mc_embed_options_set_prefix(Handle(EmbedOptions), MaybeText(c"query: ")) Nothing;
+        mc_embed_options_set_lora(Handle(EmbedOptions), Maybe(Lora), Float(0.5)) Nothing;
         mc_embed_options_set_cancel(Handle(EmbedOptions), Maybe(Cancel)) Nothing;
         mc_embed_options_set_progress(Handle(EmbedOptions), Callback(continue_progress as *const () as usize), Callback(8)) Nothing;
         mc_embed_options_free(Freed(EmbedOptions)) Nothing;
@@ -297,6 +318,8 @@ impl Arguments {
                     PATH.get_or_init(model_path).as_ptr() as u64
                 }
                 Parameter::SessionPath => saved_session().as_ptr() as u64,
+                Parameter::AdapterPath => adapter_path().as_ptr() as u64,
+                Parameter::NewPath => new_path().as_ptr() as u64,
                 Parameter::Out(_) | Parameter::MaybeOut(_) | Parameter::Number => (&raw mut *places[i]) as u64,
                 Parameter::Err => {
                     *places[i] = 0;
@@ -305,6 +328,12 @@ impl Arguments {
                 Parameter::Floats => floats[i].as_mut_ptr() as u64,
                 Parameter::Texts(text) => {
                     *places[i] = text.as_ptr() as u64;
+                    (&raw mut *places[i]) as u64
+                }
+                Parameter::MaybeHandles(kind) => {
+                    let handle = make(kind);
+                    handles.push((i, kind, handle));
+                    *places[i] = handle as u64;
                     (&raw mut *places[i]) as u64
                 }
                 Parameter::Callback(address) => address as u64,
@@ -390,22 +419,34 @@ fn saved_session() -> &'static CStr {
     path
 }
 
+fn new_path() -> &'static CStr {
+    static PATH: OnceLock<(tempfile::TempDir, std::ffi::CString)> = OnceLock::new();
+    let (_, path) = PATH.get_or_init(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = std::ffi::CString::new(directory.path().join("adapter").to_str().unwrap()).unwrap();
+        (directory, path)
+    });
+    path
+}
+
 /// Undoes what a call left in the process: `mc_log_set`, a second reference from `mc_model_retain`.
 fn undo(function: &Function, failure: Failure) {
     // SAFETY: all arguments are valid.
     unsafe {
         match function.name {
             "mc_log_set" => assert_eq!(mc_log_set(None, null_mut(), None, argument(0), null_mut()), mc_status::MC_OK),
-            "mc_model_retain" if failure == Failure::None => release(Type::Model, model_without_reference()),
+            "mc_model_retain" if failure == Failure::None => release(Type::Model, without_reference(Type::Model)),
+            "mc_lora_retain" if failure == Failure::None => release(Type::Lora, without_reference(Type::Lora)),
             _ => {}
         }
     }
 }
 
-fn model_without_reference() -> *mut c_void {
-    let model = make(Type::Model);
-    release(Type::Model, model);
-    model
+/// A handle that the test program keeps anyway.
+fn without_reference(kind: Type) -> *mut c_void {
+    let handle = make(kind);
+    release(kind, handle);
+    handle
 }
 
 /// Runs `check` for each function, alone, and compares the count of live handles before and after each.
@@ -447,6 +488,9 @@ fn null_is_refused_or_means_nothing() {
                 | Parameter::Text(_)
                 | Parameter::ModelPath
                 | Parameter::SessionPath
+                | Parameter::AdapterPath
+                | Parameter::NewPath
+                | Parameter::MaybeHandles(_)
                 | Parameter::Out(_)
                 | Parameter::Number
                 | Parameter::Floats
@@ -519,7 +563,13 @@ fn text_that_is_not_utf8_is_refused_with_its_offset() {
     for_each_function(|function| {
         for (i, parameter) in function.parameters.iter().enumerate() {
             let content = matches!(function.parameters.get(i + 1), Some(Parameter::Word(_)));
-            if let Parameter::Text(_) | Parameter::MaybeText(_) | Parameter::ModelPath | Parameter::SessionPath = parameter {
+            if let Parameter::Text(_)
+            | Parameter::MaybeText(_)
+            | Parameter::ModelPath
+            | Parameter::SessionPath
+            | Parameter::AdapterPath
+            | Parameter::NewPath = parameter
+            {
                 let mut arguments = Arguments::good(function);
                 arguments.words[i] = c"ab\xff".as_ptr() as u64;
                 if content {

@@ -43,6 +43,7 @@ const CHAT: usize = 4;
 const OPTIONS: usize = 5;
 const TOKENIZER: usize = 6;
 const CANCEL: usize = 7;
+const LORA: usize = 10;
 
 /// The slots whose handles a call is for.
 fn fit(call: u8) -> (usize, usize) {
@@ -56,13 +57,15 @@ fn fit(call: u8) -> (usize, usize) {
         12 | 20 | 21 | 36 => (MODEL, OPTIONS),
         22..=24 => (CANCEL, CANCEL),
         25..=33 => (OPTIONS, CANCEL),
+        44 => (SESSION, LORA),
+        45 => (OPTIONS, LORA),
         _ => (8, 9),
     }
 }
 
-const CALLS: u8 = 44;
+const CALLS: u8 = 46;
 /// NULL, the model, and slots that begin as `fit` expects and then hold anything.
-const SLOTS: usize = 10;
+const SLOTS: usize = 11;
 
 /// Handles by slot. Calls take any slot where they expect any type.
 struct Pool {
@@ -79,6 +82,7 @@ impl Pool {
         for (slot, kind) in slots[1..].iter_mut().zip(kinds) {
             *slot = (kind, make(kind));
         }
+        slots[LORA] = (Type::Lora, make(Type::Lora));
         Self { slots, short: make(Type::GenerateOptions), err: null_mut() }
     }
 
@@ -167,6 +171,7 @@ impl Pool {
                     self.keep(n, Type::Generation, out);
                     status
                 }
+                44 => mc_session_set_lora(self.at(a), self.raw(b), f32::from(n % 3) / 2.0, err),
                 _ => {
                     self.run_without_status(Step { call, a, b, n }, half, flag);
                     mc_status::MC_OK
@@ -193,6 +198,7 @@ impl Pool {
                 31 => mc_generate_options_set_ignore_eos(self.at(a), flag),
                 32 => mc_generate_options_set_prefill_chunk(self.at(a), usize::from(n)),
                 33 => mc_generate_options_add_stop(self.at(a), nn(c"let".as_ptr()), 3),
+                45 => mc_generate_options_set_lora(self.at(a), self.raw(b), half),
                 34 => drop(text(mc_generation_text(self.at(a)))),
                 35 => drop((mc_session_position(self.at(a)), mc_string_len(self.at(a)), mc_tokens_len(self.at(a)))),
                 36 => drop((text(mc_model_architecture(self.at(a))), text(mc_string_data(self.at(b))))),

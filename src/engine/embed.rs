@@ -21,8 +21,9 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 use tokenizers::TruncationDirection;
 
+use super::lora::Attached;
 use super::model::{Progress, ProgressFn, Stage, tell};
-use super::{Cancel, Model, Tokenizer};
+use super::{Cancel, Lora, Model, Tokenizer};
 use crate::error::{Error, Result};
 use crate::load::{Checkpoint, Json, Module, SentenceConfig, Similarity};
 use crate::nn::{Config, Linear, Norm, Pooling, Slot, Weights};
@@ -61,6 +62,8 @@ pub struct EmbedOptions {
     /// Most texts that are evaluated at once; `None` = as many as are fastest. Changes no vector.
     pub batch_size: Option<usize>,
     pub prompt: Prompt,
+    /// Adapters, each with its scale; their changes add up.
+    pub adapters: Vec<(Lora, f32)>,
     /// Stops between two packs of texts.
     pub cancel: Option<Cancel>,
 }
@@ -141,10 +144,11 @@ impl Model {
     /// `(texts, dim)`, row-major.
     ///
     /// # Errors
-    /// `InvalidArgument` for an option outside its range, naming it; `NotFound` for a model without a tokenizer; `Cancelled`;
-    /// `OutOfMemory`; `Suspended`.
+    /// `InvalidArgument` for an option outside its range, naming it; `NotFound` for a model without a tokenizer; `Mismatch` for an
+    /// adapter of another model; `Cancelled`; `OutOfMemory`; `Suspended`.
     pub fn embed(&self, texts: &[&str], options: &EmbedOptions, mut progress: Option<&mut ProgressFn<'_>>) -> Result<Vec<f32>> {
         let plan = self.plan(options)?;
+        let attached = Attached::new(self, &options.adapters)?;
         let check = || options.cancel.as_ref().map_or(Ok(()), Cancel::check);
         let room = || Error::new(crate::error::ErrorKind::OutOfMemory, format!("{} vectors do not fit the memory", texts.len()));
         let len = texts.len().checked_mul(plan.dim).ok_or_else(room)?;
@@ -164,7 +168,7 @@ impl Model {
         let (mut done, total) = (0, texts.len());
         for packs in packs.chunks(self.packs_at_once()) {
             check()?;
-            let rows = ops::parallel_map(packs, |pack| self.embed_pack(pack, &tokens, &plan));
+            let rows = ops::parallel_map(packs, |pack| self.embed_pack(pack, &tokens, &plan, &attached));
             for (pack, rows) in packs.iter().zip(rows) {
                 for (&i, row) in pack.iter().zip(rows?.chunks_exact(plan.dim)) {
                     vectors[i * plan.dim..][..plan.dim].copy_from_slice(row);
@@ -269,14 +273,18 @@ impl Model {
 
     /// # Shape
     /// `(pack, dim)`
-    fn embed_pack(&self, pack: &[usize], tokens: &[Vec<u32>], plan: &Plan<'_>) -> Result<Vec<f32>> {
+    fn embed_pack(&self, pack: &[usize], tokens: &[Vec<u32>], plan: &Plan<'_>, attached: &Attached) -> Result<Vec<f32>> {
         let ids: Vec<u32> = pack.iter().flat_map(|&i| tokens[i].iter().copied()).collect();
         let lengths: Vec<usize> = pack.iter().map(|&i| tokens[i].len()).collect();
         let (transformer, width) = (self.transformer(), self.hidden_size());
         let _permit = self.device().permit()?;
         transformer.backend().step(|| {
             // A text without any token has no vectors to pool.
-            let hidden = if ids.is_empty() { Vec::new() } else { ops::to_f32(&transformer.encode(&ids, &lengths)?)? };
+            let hidden = if ids.is_empty() {
+                Vec::new()
+            } else {
+                ops::to_f32(&transformer.encode(&ids, &lengths, attached.adapters())?)?
+            };
             let mut pooled = vec![0f32; pack.len() * plan.pooling.len() * width];
             let mut start = 0;
             for (row, len) in pooled.chunks_exact_mut(plan.pooling.len() * width).zip(&lengths) {
@@ -409,7 +417,7 @@ impl Step {
     fn forward(&self, cpu: &Backend, x: &Tensor) -> candle_core::Result<Tensor> {
         match self {
             Self::Dense { linear, activation, residual } => {
-                let y = linear.forward(x)?;
+                let y = linear.forward(x, None)?;
                 let y = match activation {
                     Some(activation) => ops::activate(cpu, y, *activation)?,
                     None => y,
@@ -417,7 +425,7 @@ impl Step {
                 match residual {
                     None => Ok(y),
                     Some(Residual::Input) => ops::add_scaled(cpu, x, y, 1.0, None),
-                    Some(Residual::Projected(linear)) => ops::add_scaled(cpu, &linear.forward(x)?, y, 1.0, None),
+                    Some(Residual::Projected(linear)) => ops::add_scaled(cpu, &linear.forward(x, None)?, y, 1.0, None),
                 }
             }
             Self::LayerNorm(norm) => norm.forward(cpu, x),

@@ -7,7 +7,7 @@ use std::time::Instant;
 use unicode_segmentation::UnicodeSegmentation;
 
 use super::constraint::Constraint;
-use super::{Cancel, Model, ProgressFn, Sampler, SamplingOptions, Session, Tokenizer};
+use super::{Cancel, Lora, Model, ProgressFn, Sampler, SamplingOptions, Session, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How to generate; unset sampling fields take what generation_config.json says.
@@ -42,6 +42,9 @@ pub struct GenerateOptions {
     pub add_special: bool,
     /// Tokens a prefill step, at most 512; 0 = 512. Changes the speed and how often cancel and progress are looked at, not the result.
     pub prefill_chunk: usize,
+    /// Adapters for this answer, each with its scale, in place of the session's own; none of them = the model alone. `None` = the
+    /// session's own. What the session computed with other adapters is computed again, for this answer and behind it.
+    pub adapters: Option<Vec<(Lora, f32)>>,
     /// Stops within one prefill step or token.
     pub cancel: Option<Cancel>,
 }
@@ -56,6 +59,7 @@ impl Default for GenerateOptions {
             json_schema: None,
             add_special: true,
             prefill_chunk: 0,
+            adapters: None,
             cancel: None,
         }
     }
@@ -113,7 +117,7 @@ impl Model {
     ///
     /// # Errors
     /// `InvalidArgument` for an option out of range or an empty prompt, `ContextFull` for a prompt longer than the context,
-    /// `Unsupported` for a schema where the tokenizer's tokens are not known as bytes.
+    /// `Mismatch` for an adapter of another model, `Unsupported` for a schema where the tokenizer's tokens are not known as bytes.
     pub fn generate(
         &self,
         prompt: &str,

@@ -13,6 +13,7 @@ mod generate;
 mod session;
 mod session_file;
 mod embed;
+mod lora;
 mod similarity;
 
 pub use crate::load::Similarity;
@@ -22,6 +23,7 @@ pub use chat::{Chat, ChatTemplate};
 pub use device::{Device, DeviceKind};
 pub use embed::{EmbedOptions, Prompt};
 pub use generate::{FinishReason, GenerateOptions, Generation, TokenEvent, TokenFn};
+pub use lora::Lora;
 pub use model::{Capability, Dtype, LoadOptions, Model, Progress, ProgressFn, Stage, estimate_memory};
 pub use sampling::{Sampler, Sampling, SamplingOptions};
 pub use session::Session;

@@ -129,7 +129,7 @@ struct Inner {
     eos: HashSet<u32>,
     sampling: Sampling,
     fingerprint: u64,
-    embedder: Embedder,
+    embedder: Arc<Embedder>,
     /// Built with the first answer that keeps to a schema.
     vocabulary: OnceLock<Vocabulary>,
 }
@@ -192,7 +192,7 @@ impl Model {
             eos,
             sampling,
             fingerprint,
-            embedder,
+            embedder: Arc::new(embedder),
             vocabulary: OnceLock::new(),
         })))
     }
@@ -255,7 +255,8 @@ impl Model {
             Capability::Generate => self.transformer().generates(),
             Capability::ChatTemplate => self.0.chat_template.is_some(),
             Capability::Embed => self.0.tokenizer.is_some(),
-            Capability::Lora | Capability::Train => false,
+            Capability::Lora => true,
+            Capability::Train => false,
         }
     }
 
@@ -295,6 +296,27 @@ impl Model {
 
     fn config(&self) -> &Config {
         self.0.transformer.config()
+    }
+
+    /// The same model with another network.
+    pub(super) fn with_transformer(&self, transformer: Transformer, fingerprint: u64) -> Self {
+        let inner = &*self.0;
+        Self(Arc::new(Inner {
+            family: inner.family,
+            dtype: if transformer.backend().kernels { Dtype::F32 } else { inner.dtype },
+            // What is no longer shared counts twice.
+            parameters: inner.parameters + inner.transformer.tied_parameters() - transformer.tied_parameters(),
+            transformer,
+            config_json: inner.config_json.clone(),
+            device: inner.device.clone(),
+            tokenizer: inner.tokenizer.clone(),
+            chat_template: inner.chat_template.clone(),
+            eos: inner.eos.clone(),
+            sampling: inner.sampling.clone(),
+            fingerprint,
+            embedder: inner.embedder.clone(),
+            vocabulary: OnceLock::new(),
+        }))
     }
 
     /// Whether a token ends an answer.
@@ -358,7 +380,7 @@ fn warm_up(
     if !transformer.generates() {
         let _permit = device.permit()?;
         let lengths = [8, 64.min(transformer.config().context_length)];
-        transformer.backend().step(|| transformer.encode(&vec![0; lengths.iter().sum()], &lengths))?;
+        transformer.backend().step(|| transformer.encode(&vec![0; lengths.iter().sum()], &lengths, None))?;
         return device.synchronize();
     }
     let mut cache = transformer.new_cache();
@@ -369,8 +391,8 @@ fn warm_up(
         tell(progress, Progress { stage: Stage::Compile, done: done as u64, total: lengths.len() as u64 })?;
         let _permit = device.permit()?;
         transformer.backend().step(|| {
-            let hidden = transformer.forward(&vec![0; length], &mut cache, super::session::PREFILL_CHUNK + 2)?;
-            transformer.logits(&hidden.narrow(0, length - 1, 1)?, &mut scores)
+            let hidden = transformer.forward(&vec![0; length], &mut cache, super::session::PREFILL_CHUNK + 2, None)?;
+            transformer.logits(&hidden.narrow(0, length - 1, 1)?, &mut scores, None)
         })?;
     }
     tell(progress, Progress { stage: Stage::Compile, done: lengths.len() as u64, total: lengths.len() as u64 })?;
@@ -521,25 +543,30 @@ impl Files {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::Adapters;
 
     /// The network of a directory, on the CPU, by our kernels or by the tensor operations of GPUs.
     fn network(directory: &Path, kernels: bool) -> Transformer {
+        network_of(directory, kernels, StoredType::F32)
+    }
+
+    fn network_of(directory: &Path, kernels: bool, stored: StoredType) -> Transformer {
         let options = LoadOptions { max_context: Some(512), ..LoadOptions::default() };
         let files = Files::open(directory, &options).unwrap();
         let mut on_bytes = |_, _| Ok(());
         let mut checkpoint = Checkpoint::open(directory, &mut on_bytes).unwrap();
         let backend = Backend { device: candle_core::Device::Cpu, kernels };
-        Transformer::load(files.config, &mut Weights::new(&mut checkpoint, &backend, Some(StoredType::F32))).unwrap()
+        Transformer::load(files.config, &mut Weights::new(&mut checkpoint, &backend, Some(stored))).unwrap()
     }
 
     /// The logits after every token, evaluated in chunks.
-    fn logits(network: &Transformer, ids: &[u32], chunk: usize) -> Vec<f32> {
+    fn logits(network: &Transformer, ids: &[u32], chunk: usize, adapters: Option<&Adapters>) -> Vec<f32> {
         let mut cache = network.new_cache();
         let mut all = Vec::new();
         for part in ids.chunks(chunk) {
-            let hidden = network.forward(part, &mut cache, ids.len()).unwrap();
+            let hidden = network.forward(part, &mut cache, ids.len(), adapters).unwrap();
             let mut out = Vec::new();
-            network.logits(&hidden, &mut out).unwrap();
+            network.logits(&hidden, &mut out, adapters).unwrap();
             all.extend(out);
         }
         all
@@ -555,10 +582,10 @@ mod tests {
                 let notes = Json::read(&directory.join("golden.json")).unwrap();
                 let prompt = &notes.value()["prompts"][3]["ids"];
                 let ids: Vec<u32> = prompt.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
-                let want = logits(&network(&directory, true), &ids, ids.len());
+                let want = logits(&network(&directory, true), &ids, ids.len(), None);
                 let tensors = network(&directory, false);
                 for chunk in [ids.len(), 7, 1] {
-                    let got = logits(&tensors, &ids, chunk);
+                    let got = logits(&tensors, &ids, chunk, None);
                     let error = want.iter().zip(&got).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
                     // Both are within 5e-4 of the reference; this is what the order of sums alone changes.
                     assert!(error < 2e-4, "{} in chunks of {chunk}: {error}", directory.display());
@@ -567,6 +594,48 @@ mod tests {
             }
         }
         assert!(seen >= 50);
+    }
+
+    #[test]
+    fn the_path_of_gpus_adapts_as_the_path_of_the_cpu() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let ids: Vec<u32> = (0..30).map(|i| 3 + i * 67 % 200).collect();
+        let attached = |network: &Transformer, adapter: &Path| {
+            let adapter = crate::load::Peft::read(adapter, network).unwrap().adapter;
+            let scaled = adapter.scaled(network, 0.7).unwrap();
+            Adapters::new(network, [(&adapter, &scaled)]).unwrap()
+        };
+        let max = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+        let mut seen = 0;
+        for folder in ["lora", "adapters"] {
+            for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+                let adapter = entry.unwrap().path();
+                let notes = Json::read(&adapter.join("golden.json")).unwrap();
+                let directory = root.join(notes.text("base").unwrap().unwrap());
+                let kernels = network(&directory, true);
+                if !kernels.generates() || adapter.ends_with("qwen2_embed_lm_head") {
+                    continue;
+                }
+                let want = logits(&kernels, &ids, ids.len(), Some(&attached(&kernels, &adapter)));
+                let tensors = network(&directory, false);
+                let adapters = attached(&tensors, &adapter);
+                for chunk in [ids.len(), 7, 1] {
+                    let error = max(&want, &logits(&tensors, &ids, chunk, Some(&adapters)));
+                    assert!(error < 2e-4, "{} in chunks of {chunk}: {error}", adapter.display());
+                }
+                let error = max(&want, &logits(&tensors.merged(&adapters).unwrap(), &ids, ids.len(), None));
+                assert!(error < 5e-4, "{} merged: {error}", adapter.display());
+                // With 16 bits the types of all parts must still meet; the scores are about 20.
+                let half = network_of(&directory, false, StoredType::F16);
+                let adapters = attached(&half, &adapter);
+                for found in [logits(&half, &ids, 7, Some(&adapters)), logits(&half.merged(&adapters).unwrap(), &ids, 7, None)] {
+                    let error = max(&want, &found);
+                    assert!(error < 1.0, "{} in F16: {error}", adapter.display());
+                }
+                seen += 1;
+            }
+        }
+        assert!(seen >= 26);
     }
 
     #[test]
@@ -580,8 +649,9 @@ mod tests {
             let texts: Vec<Vec<u32>> =
                 texts.map(|ids| ids.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()).collect();
             let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
-            let encode =
-                |kernels| crate::ops::to_f32(&network(&directory, kernels).encode(&texts.concat(), &lengths).unwrap()).unwrap();
+            let encode = |kernels| {
+                crate::ops::to_f32(&network(&directory, kernels).encode(&texts.concat(), &lengths, None).unwrap()).unwrap()
+            };
             let error = encode(true).iter().zip(encode(false)).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
             assert!(error < 2e-4, "{}: {error}", directory.display());
             seen += 1;

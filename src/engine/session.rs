@@ -13,9 +13,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::generate::Answer;
+use super::lora::Attached;
 use super::model::tell;
+use super::session_file::Saved;
 use super::{
-    Cancel, Capability, Chat, FinishReason, GenerateOptions, Generation, Model, Progress, ProgressFn, Stage, TokenEvent, TokenFn,
+    Cancel, Capability, Chat, FinishReason, GenerateOptions, Generation, Lora, Model, Progress, ProgressFn, Stage, TokenEvent,
+    TokenFn,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::KvCache;
@@ -35,6 +38,11 @@ pub struct Session {
     cache: KvCache,
     /// The rope frequencies that the cache was computed with.
     regime: usize,
+    adapters: Attached,
+    /// Those of the answer in the making, where it has its own.
+    answer_adapters: Option<Attached>,
+    /// The fingerprint of the adapters that cache and logits were computed with.
+    computed_with: u64,
     /// Whether the last of `tokens` was chosen by an answer, not given by the caller.
     chosen: bool,
     /// After the last of `tokens`; empty where they are not known.
@@ -71,6 +79,9 @@ impl Session {
             tokens: Vec::new(),
             cache: model.transformer().new_cache(),
             regime: 0,
+            adapters: Attached::default(),
+            answer_adapters: None,
+            computed_with: 0,
             chosen: false,
             logits: Vec::new(),
             prefill_seconds: 0.0,
@@ -87,6 +98,9 @@ impl Session {
             tokens: self.tokens.clone(),
             cache: self.cache.fork()?,
             regime: self.regime,
+            adapters: self.adapters.clone(),
+            answer_adapters: None,
+            computed_with: self.computed_with,
             chosen: self.chosen,
             logits: self.logits.clone(),
             prefill_seconds: 0.0,
@@ -190,8 +204,34 @@ impl Session {
         }
     }
 
+    /// Evaluates with these adapters from now on, each times its scale; their changes add up. None = the model alone, bit for bit as
+    /// if there had never been any. An adapter times 0 is none.
+    ///
+    /// The session keeps its tokens. What it computed with other adapters is computed again when it is next needed; setting the same
+    /// adapters again costs nothing.
+    ///
+    /// # Errors
+    /// `Mismatch` for an adapter of another model; `InvalidArgument` for a scale that is no number, for two adapters that replace
+    /// the same matrix, and while an answer is in the making. Nothing is changed then.
+    pub fn set_adapters(&mut self, adapters: &[(Lora, f32)]) -> Result<()> {
+        self.leave_answer()?;
+        self.adapters = Attached::new(&self.model, adapters)?;
+        Ok(())
+    }
+
+    /// Forgets what was computed with other adapters than those that count now.
+    fn follow_adapters(&mut self) {
+        let wanted = self.answer_adapters.as_ref().unwrap_or(&self.adapters).fingerprint();
+        if wanted != self.computed_with {
+            self.cache.truncate(0);
+            self.logits.clear();
+            self.computed_with = wanted;
+        }
+    }
+
     /// Evaluates every token that is held and not yet in the cache, until the scores after the last one are known.
     fn evaluate(&mut self, chunk: usize, cancel: Option<&Cancel>, progress: &mut Option<&mut ProgressFn<'_>>) -> Result<()> {
+        self.follow_adapters();
         let total = self.tokens.len();
         if !self.logits.is_empty() || total == 0 {
             return Ok(());
@@ -234,13 +274,14 @@ impl Session {
 
     /// One step: tokens `from..to` of a sequence of `total`; with the last one come the scores.
     fn forward(&mut self, from: usize, to: usize, total: usize) -> Result<()> {
-        let Self { model, tokens, cache, logits, .. } = self;
+        let Self { model, tokens, cache, logits, adapters, answer_adapters, .. } = self;
+        let adapters = answer_adapters.as_ref().unwrap_or(adapters).adapters();
         let transformer = model.transformer();
         let _permit = model.device().permit()?;
         transformer.backend().step(|| {
-            let hidden = transformer.forward(&tokens[from..to], cache, total)?;
+            let hidden = transformer.forward(&tokens[from..to], cache, total, adapters)?;
             if to == total {
-                transformer.logits(&hidden.narrow(0, to - from - 1, 1)?, logits)?;
+                transformer.logits(&hidden.narrow(0, to - from - 1, 1)?, logits, adapters)?;
             }
             Ok(())
         })
@@ -258,17 +299,19 @@ impl Session {
     ) -> Result<Generation> {
         self.leave_answer()?;
         let mut answer = self.begin_answer(options)?;
-        loop {
+        let result = loop {
             match self.advance(&mut answer, options, &mut prefill_progress) {
                 Ok(Some(event)) => {
                     if on_token(&event).is_break() {
                         answer.finish(FinishReason::Callback);
                     }
                 }
-                Ok(None) => return Ok(answer.into_generation()),
-                Err(error) => return Err(error),
+                Ok(None) => break Ok(answer.into_generation()),
+                Err(error) => break Err(error),
             }
-        }
+        };
+        self.answer_adapters = None;
+        result
     }
 
     /// Begins an answer whose tokens the caller pulls by [`next`](Self::next).
@@ -294,6 +337,9 @@ impl Session {
         let result = self.advance(&mut pull.answer, &pull.options, &mut None);
         let reason = pull.answer.finish_reason();
         self.answer = Some(pull);
+        if reason.is_some() {
+            self.answer_adapters = None;
+        }
         match (result, reason) {
             (Ok(None), Some(FinishReason::Cancelled)) => Err(Error::cancelled()),
             (result, _) => result,
@@ -306,6 +352,7 @@ impl Session {
     /// `InvalidArgument` without a [`begin`](Self::begin).
     pub fn end(&mut self) -> Result<Generation> {
         let pull = self.answer.take().ok_or_else(|| Error::argument("end: no answer was begun"))?;
+        self.answer_adapters = None;
         Ok(pull.answer.into_generation())
     }
 
@@ -313,7 +360,10 @@ impl Session {
         if self.tokens.is_empty() {
             return Err(Error::argument("session: expected at least one token to answer to, found none"));
         }
-        Answer::new(&self.model, options, self.tokens.len())
+        let adapters = options.adapters.as_ref().map(|adapters| Attached::new(&self.model, adapters)).transpose()?;
+        let answer = Answer::new(&self.model, options, self.tokens.len())?;
+        self.answer_adapters = adapters;
+        Ok(answer)
     }
 
     /// An answer that is complete needs no `end`; one that is not must not lose its ground.
@@ -324,6 +374,7 @@ impl Session {
             }
             _ => {
                 self.answer = None;
+                self.answer_adapters = None;
                 Ok(())
             }
         }
@@ -415,15 +466,23 @@ impl Session {
         Ok(())
     }
 
-    /// Writes tokens and cache to a file; beside it first, so that a failure leaves no half of one.
+    /// Writes tokens and cache to a file; beside it first, so that a failure leaves no half of one. Adapters are not written, only
+    /// which ones the cache was computed with.
     ///
     /// # Errors
     /// `Io`, naming the path.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        super::session_file::save(path.as_ref(), &self.model, self.max_context, self.regime, &self.tokens, &self.cache)
+        let state = Saved {
+            max_context: self.max_context,
+            regime: self.regime,
+            computed_with: self.computed_with,
+            tokens: self.tokens.clone(),
+        };
+        super::session_file::save(path.as_ref(), &self.model, &state, &self.cache)
     }
 
-    /// Reads what [`save`](Self::save) wrote.
+    /// Reads what [`save`](Self::save) wrote. The session has no adapters: attach them again. With those that it had the cache is
+    /// used as it is; with others, or none, it is computed again when it is next needed.
     ///
     /// # Errors
     /// `Mismatch` if another model wrote it, `Format` if it is damaged.
@@ -433,6 +492,7 @@ impl Session {
         session.max_context = saved.max_context.min(session.max_context);
         session.tokens = saved.tokens;
         session.regime = saved.regime;
+        session.computed_with = saved.computed_with;
         session.check(&session.tokens, 0).map_err(|error| error.within(path.as_ref().display()))?;
         Ok(session)
     }

@@ -2,8 +2,8 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 8 | `MCSESS01` |
-//! | 8 × 8 | model fingerprint, max_context, regime, tokens, cached tokens, layers, KV heads, head_dim |
+//! | 8 | `MCSESS02` |
+//! | 9 × 8 | model fingerprint, max_context, regime, tokens, cached tokens, layers, KV heads, head_dim, adapters' fingerprint |
 //! | 4 × tokens | token ids |
 //! | 4 × … | for each layer keys, then values, `(cached, heads, head_dim)` in F32 |
 //! | 8 | FNV-1a of all before |
@@ -13,61 +13,50 @@
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Model;
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{FNV_START, fnv};
+use crate::load::{FNV_START, fnv, replace};
 use crate::nn::KvCache;
 use crate::ops;
 
-const MAGIC: &[u8; 8] = b"MCSESS01";
-const FIELDS: usize = 8;
+const MAGIC: &[u8; 8] = b"MCSESS02";
+const FIELDS: usize = 9;
 
 /// What a file holds besides the cache.
 pub struct Saved {
     pub max_context: usize,
     pub regime: usize,
+    /// The fingerprint of the adapters that the cache was computed with.
+    pub computed_with: u64,
     pub tokens: Vec<u32>,
 }
 
 /// Writes beside the path, then renames.
-pub fn save(path: &Path, model: &Model, max_context: usize, regime: usize, tokens: &[u32], cache: &KvCache) -> Result<()> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let name = path
-        .file_name()
-        .ok_or_else(|| Error::argument(format!("path: expected the name of a file, found {:?}", path.display())))?;
-    let mut beside = name.to_os_string();
-    beside.push(format!(".{}-{}.part", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
-    let beside = path.with_file_name(beside);
-    let written = write(&beside, model, max_context, regime, tokens, cache)
-        .and_then(|()| std::fs::rename(&beside, path).map_err(|e| Error::io(path, e)));
-    if written.is_err() {
-        // The first error is the one to tell; the part may not even exist.
-        let _ = std::fs::remove_file(&beside);
-    }
-    written
+pub fn save(path: &Path, model: &Model, state: &Saved, cache: &KvCache) -> Result<()> {
+    replace(&[path.to_path_buf()], |parts| write(&parts[0], model, state, cache))
 }
 
-fn write(path: &Path, model: &Model, max_context: usize, regime: usize, tokens: &[u32], cache: &KvCache) -> Result<()> {
+fn write(path: &Path, model: &Model, state: &Saved, cache: &KvCache) -> Result<()> {
     let io = |e| Error::io(path, e);
     let mut file = Hashed { inner: BufWriter::new(File::create(path).map_err(io)?), hash: FNV_START };
     let config = model.transformer().config();
     file.write_all(MAGIC).map_err(io)?;
     let fields = [
         model.fingerprint(),
-        max_context as u64,
-        regime as u64,
-        tokens.len() as u64,
+        state.max_context as u64,
+        state.regime as u64,
+        state.tokens.len() as u64,
         cache.len() as u64,
         cache.layer_count() as u64,
         config.num_kv_heads as u64,
         config.head_dim as u64,
+        state.computed_with,
     ];
     for field in fields {
         file.write_all(&field.to_le_bytes()).map_err(io)?;
     }
-    file.write_all(&tokens.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()).map_err(io)?;
+    file.write_all(&state.tokens.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()).map_err(io)?;
     for layer in 0..cache.layer_count() {
         let values: Vec<u8> = cache.read(layer)?.iter().flat_map(|x| x.to_le_bytes()).collect();
         file.write_all(&values).map_err(io)?;
@@ -98,7 +87,7 @@ pub fn load(path: &Path, model: &Model, cache: &mut KvCache) -> Result<Saved> {
         file.read_exact(&mut bytes).map_err(io)?;
         *field = u64::from_le_bytes(bytes);
     }
-    let [fingerprint, max_context, regime, tokens, cached, layers, kv_heads, head_dim] = fields;
+    let [fingerprint, max_context, regime, tokens, cached, layers, kv_heads, head_dim, computed_with] = fields;
     let config = model.transformer().config();
     if [layers, kv_heads, head_dim] != [cache.layer_count() as u64, config.num_kv_heads as u64, config.head_dim as u64]
         || fingerprint != model.fingerprint()
@@ -129,7 +118,7 @@ pub fn load(path: &Path, model: &Model, cache: &mut KvCache) -> Result<Saved> {
     if u64::from_le_bytes(stored) != hash {
         return Err(bad("damaged: the checksum does not fit the content".to_string()));
     }
-    Ok(Saved { max_context: max_context.min(usize::MAX as u64) as usize, regime: regime as usize, tokens })
+    Ok(Saved { max_context: max_context.min(usize::MAX as u64) as usize, regime: regime as usize, computed_with, tokens })
 }
 
 /// A file that is hashed as it passes.

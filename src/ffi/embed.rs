@@ -13,6 +13,7 @@ use super::callback::{HostProgress, UserData};
 use super::cancel::mc_cancel;
 use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Given, Object, Out, free, inert, new_handle, optional};
+use super::lora::{mc_lora, scaled};
 use super::model::{mc_model, mc_progress_fn};
 use super::text::{array, content, given_array, optional_name};
 use crate::error::{Error, Result};
@@ -235,6 +236,26 @@ pub unsafe extern "C" fn mc_embed_options_set_prefix(options: MaybeUninit<&mut m
     });
 }
 
+/// An adapter for the vectors.
+///
+/// @param options  the options.
+/// @param lora     an adapter of the model; the options keep it alive. NULL (the default) = none. One of another model makes the call
+///                 that embeds return MC_ERROR_MISMATCH.
+/// @param scale    a factor for its changes: a finite number; 1 = as trained, 0 = the model alone.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_embed_options_set_lora(
+    options: MaybeUninit<&mut mc_embed_options>,
+    lora: *const mc_lora,
+    scale: f32,
+) {
+    set(options, |embed| {
+        embed.adapters = scaled(lora, scale)?;
+        Ok(())
+    });
+}
+
 /// A flag that stops the work between two groups of texts.
 ///
 /// @param options  the options.
@@ -322,8 +343,8 @@ pub unsafe extern "C" fn mc_embed_similarity(model: MaybeUninit<&mc_model>) -> m
 /// @param out_len   mc_embed_dim().
 /// @param err       NULL, or receives the error.
 /// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for another `out_len` and for options out of their range;
-///         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
-///         MC_ERROR_SUSPENDED.
+///         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_MISMATCH for an adapter of another model;
+///         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]

@@ -11,6 +11,7 @@ use super::callback::{HostProgress, UserData, token_closure};
 use super::cancel::mc_cancel;
 use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Given, Object, OutHandle, free, inert, new_handle, optional};
+use super::lora::{mc_lora, scaled};
 use super::model::{mc_model, mc_progress_fn};
 use super::text::{Text, content, empty, given_content, optional_content};
 use super::values::{lend_tokens, no_tokens};
@@ -342,6 +343,27 @@ pub unsafe extern "C" fn mc_generate_options_set_cancel(
     });
 }
 
+/// An adapter for the generation, in place of the session's own. In a session, what it holds is evaluated with the adapter first,
+/// and with the session's own again before the next call that needs it.
+///
+/// @param options  the options.
+/// @param lora     an adapter of the model; the options keep it alive. NULL (the default) = the session's own adapters; without a
+///                 session, none. One of another model makes the generation return MC_ERROR_MISMATCH.
+/// @param scale    a factor for its changes: a finite number; 1 = as trained, 0 = the model alone.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_lora(
+    options: MaybeUninit<&mut mc_generate_options>,
+    lora: *const mc_lora,
+    scale: f32,
+) {
+    set(options, |generate| {
+        generate.adapters = Some(scaled(lora, scale)?).filter(|adapters| !adapters.is_empty());
+        Ok(())
+    });
+}
+
 /// Who hears how far the evaluation of the prompt is. Not used by mc_session_begin().
 ///
 /// @param options    the options.
@@ -467,8 +489,8 @@ pub(super) fn hand_over(generation: Generation, out: OutHandle<mc_generation>) -
 /// @param err         NULL, or receives the error.
 /// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a prompt without a token, special ones counted;
 ///         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if it cannot
-///         generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
-///         MC_ERROR_SUSPENDED.
+///         generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long; MC_ERROR_MISMATCH for an adapter of another model;
+///         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
 ///
 /// Threads: any; it runs on the calling thread.
 #[unsafe(no_mangle)]

@@ -61,6 +61,7 @@ pub mod device;
 pub mod model;
 pub mod tokenizer;
 pub mod chat;
+pub mod lora;
 pub mod generate;
 pub mod session;
 pub mod embed;

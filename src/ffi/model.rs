@@ -120,6 +120,12 @@ pub(super) struct ModelState {
     architecture: Text,
 }
 
+impl ModelState {
+    pub(super) fn new(model: Model) -> Self {
+        Self { architecture: Text::line(model.architecture()), model }
+    }
+}
+
 impl Object for mc_model_options {
     const NAME: &'static str = "mc_model_options";
     type Inner = Builder<ModelOptions>;
@@ -416,7 +422,7 @@ fn load(
     let options = load_options(options)?;
     let mut progress = options.progress.closure();
     let model = load(source, &options.load, progress.as_mut().map(|progress| progress as &mut ProgressFn<'_>))?;
-    out.set(ModelState { architecture: Text::line(model.architecture()), model });
+    out.set(ModelState::new(model));
     Ok(mc_status::MC_OK)
 }
 

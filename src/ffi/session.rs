@@ -17,6 +17,7 @@ use super::chat::mc_chat;
 use super::error::{mc_error, mc_status};
 use super::generate::{generate_options, hand_over, mc_generate_options, mc_generation, mc_token_event, mc_token_fn, run};
 use super::handle::{Exclusive, Given, Object, Out, OutHandle, free, optional};
+use super::lora::{mc_lora, scaled};
 use super::model::mc_model;
 use super::text::{self, array, content};
 use crate::Session;
@@ -342,7 +343,7 @@ pub unsafe extern "C" fn mc_session_position(session: MaybeUninit<&mc_session>) 
 
 /// Writes a session to a file, to go on later with mc_session_load().
 ///
-/// @param session  the session.
+/// @param session  the session. Its adapters are not written; attach them again after mc_session_load().
 /// @param path     the file; one that exists is replaced, and stays as it is if writing fails.
 /// @param err      NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the directory does not exist; MC_ERROR_IO; MC_ERROR_BUSY;
@@ -363,7 +364,9 @@ pub unsafe extern "C" fn mc_session_save(
     })
 }
 
-/// Reads a session that mc_session_save() wrote. It has the same `max_context`, or the model's if that is less.
+/// Reads a session that mc_session_save() wrote. It has the same `max_context`, or the model's if that is less, and no adapters. With
+/// those that it had, set again by mc_session_set_lora(), what was evaluated is used as it is; with others, or none, it is evaluated
+/// again when it is next needed.
 ///
 /// @param model  the model that the session was made with.
 /// @param path   the file.
@@ -438,6 +441,66 @@ pub unsafe extern "C" fn mc_session_truncate(
     err: *mut *mut mc_error,
 ) -> mc_status {
     guard(err, || evaluate(session, |session| session.truncate(position)))
+}
+
+/// Evaluates with this adapter from now on, in place of those before. The session keeps its tokens; what it computed with other
+/// adapters is computed again when it is next needed. Setting what is set already costs nothing. A fork has the same adapters.
+///
+/// @param session  the session.
+/// @param lora     an adapter of the session's model; the session keeps it alive. NULL = none: the session then computes as if it
+///                 had never had one.
+/// @param scale    a factor for its changes: a finite number; 1 = as trained, 0 = none.
+/// @param err      NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also while an answer is begun; MC_ERROR_MISMATCH for an adapter of another model;
+///         MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED. After an error the session
+///         has the adapters that it had.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_set_lora(
+    session: MaybeUninit<&mut mc_session>,
+    lora: *const mc_lora,
+    scale: f32,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let adapters = scaled(lora, scale)?;
+        evaluate(session, |session| session.set_adapters(&adapters))
+    })
+}
+
+/// Evaluates with several adapters at once: their changes add up. Else as mc_session_set_lora().
+///
+/// @param session  the session.
+/// @param loras    `count` adapters of the session's model, none of them NULL; NULL if `count` is 0.
+/// @param scales   `count` factors; NULL = 1 for each.
+/// @param count    how many; 0 = none.
+/// @param err      NULL, or receives the error.
+/// @return as mc_session_set_lora(); MC_ERROR_INVALID_ARGUMENT also for two adapters that replace the same matrix or bias.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_set_loras(
+    session: MaybeUninit<&mut mc_session>,
+    loras: *const *const mc_lora,
+    scales: *const f32,
+    count: usize,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let loras = array(loras, count, "loras")?;
+        let scales = if scales.is_null() { None } else { Some(array(scales, count, "scales")?) };
+        let adapter = |(i, &lora): (usize, &*const mc_lora)| {
+            let name = format!("loras[{i}]");
+            let lora = optional(lora, &name)?;
+            let lora = lora.ok_or_else(|| Error::argument(format!("{name}: expected mc_lora, found NULL")))?;
+            Ok(((*lora).clone(), scales.map_or(1.0, |scales| scales[i])))
+        };
+        let adapters = loras.iter().enumerate().map(adapter).collect::<Result<Vec<_>>>()?;
+        evaluate(session, |session| session.set_adapters(&adapters))
+    })
 }
 
 /// Frees a session. In a callback of a call on it, that call goes on and ends as usual.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -44,15 +44,28 @@ impl<'a> Checkpoint<'a> {
     pub fn open(directory: &Path, on_bytes: &'a mut OnBytes<'a>) -> Result<Self> {
         let index = directory.join("model.safetensors.index.json");
         let single = directory.join("model.safetensors");
-        let mut checkpoint =
-            Self { files: Vec::new(), tensors: HashMap::new(), read: 0, total: 0, fingerprint: FNV_START, on_bytes };
         if single.exists() || !index.exists() {
-            checkpoint.add(&single)?;
-        } else {
-            checkpoint.add_shards(directory, &index)?;
+            return Self::open_file(&single, on_bytes);
         }
-        checkpoint.total = checkpoint.tensors.values().map(|tensor| tensor.len).sum();
-        Ok(checkpoint)
+        let mut checkpoint = Self::empty(on_bytes);
+        checkpoint.add_shards(directory, &index)?;
+        Ok(checkpoint.counted())
+    }
+
+    /// The same for one file.
+    pub fn open_file(path: &Path, on_bytes: &'a mut OnBytes<'a>) -> Result<Self> {
+        let mut checkpoint = Self::empty(on_bytes);
+        checkpoint.add(path)?;
+        Ok(checkpoint.counted())
+    }
+
+    fn empty(on_bytes: &'a mut OnBytes<'a>) -> Self {
+        Self { files: Vec::new(), tensors: HashMap::new(), read: 0, total: 0, fingerprint: FNV_START, on_bytes }
+    }
+
+    fn counted(mut self) -> Self {
+        self.total = self.tensors.values().map(|tensor| tensor.len).sum();
+        self
     }
 
     /// A number of what was read: names, shapes and a sample of the values. Equal files give equal numbers, and a fine-tuned
@@ -142,6 +155,34 @@ pub fn shards(map: &Json) -> Result<BTreeMap<&str, Vec<&str>>> {
         shards.entry(shard).or_default().push(name);
     }
     Ok(shards)
+}
+
+/// Shape and values by name.
+pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// Writes a file of tensors in F32.
+pub fn write_safetensors(path: &Path, tensors: &Tensors) -> Result<()> {
+    let io = |e| Error::io(path, e);
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".to_string(), serde_json::json!({"format": "pt"}));
+    let mut at = 0;
+    for (name, (shape, values)) in tensors {
+        let end = at + values.len() * size_of::<f32>();
+        header.insert(name.clone(), serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [at, end]}));
+        at = end;
+    }
+    let mut header = Value::Object(header).to_string();
+    // Values begin at a multiple of eight bytes.
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let mut file = BufWriter::new(File::create(path).map_err(io)?);
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+    file.write_all(header.as_bytes()).map_err(io)?;
+    for (_, values) in tensors.values() {
+        for x in values {
+            file.write_all(&x.to_le_bytes()).map_err(io)?;
+        }
+    }
+    file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)
 }
 
 /// The name that a tensor of an early checkpoint has today: BERT's norms once had a gamma and a beta.

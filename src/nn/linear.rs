@@ -2,7 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::{self, Matrix, Vector};
+use super::Change;
+use crate::ops::{self, Delta, Matrix, Vector};
 
 /// `y = x Wᵀ + b`; several stored projections of the same input are one matrix.
 #[derive(Clone)]
@@ -14,7 +15,14 @@ pub struct Linear {
 impl Linear {
     /// # Shape
     /// `(T, C)` to `(T, N)`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::linear(x, &self.weight, self.bias.as_ref())
+    pub fn forward(&self, x: &Tensor, change: Option<&Change>) -> Result<Tensor> {
+        let (weight, bias, deltas) = self.changed(change);
+        ops::linear(x, weight, bias, deltas)
+    }
+
+    /// What a product with a change is made of.
+    pub(super) fn changed<'a>(&'a self, change: Option<&'a Change>) -> (&'a Matrix, Option<&'a Vector>, &'a [Delta]) {
+        let Some(change) = change else { return (&self.weight, self.bias.as_ref(), &[]) };
+        (change.weight.as_ref().unwrap_or(&self.weight), change.bias.as_ref().or(self.bias.as_ref()), &change.deltas)
     }
 }

@@ -4,12 +4,14 @@ mod config;
 mod rope;
 mod weights;
 mod linear;
+mod adapter;
 mod norm;
 mod kv_cache;
 mod relative_bias;
 mod transformer;
 mod pooling;
 
+pub use adapter::{Adapter, Adapters, Change, LowRank, Module, Place, Replaced, Scaled};
 pub use config::{Bias, Config, Layer, Names, Positions, QkNorm, Source};
 pub use kv_cache::KvCache;
 pub use linear::Linear;

@@ -5,6 +5,7 @@ use candle_core::{Result, Tensor};
 use crate::ops::{self, Backend, Vector};
 
 /// Normalises groups of `width` values.
+#[derive(Clone)]
 pub struct Norm {
     pub kind: ops::Norm,
     pub eps: f32,

@@ -9,6 +9,7 @@ use crate::error;
 const FARTHEST: f32 = 128.0;
 
 /// A value for each bucket and head.
+#[derive(Clone)]
 pub struct RelativeBias {
     buckets: usize,
     heads: usize,

@@ -2,15 +2,17 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use super::adapter::{Adapters, BlockChanges, Change, Module, Place};
 use super::linear::Linear;
 use super::norm::Norm;
 use super::relative_bias::RelativeBias;
 use super::weights::Slot;
 use super::{Config, KvCache, QkNorm, Rope, Source, Weights};
 use crate::error;
-use crate::ops::{self, Angles, Backend, Mask, Masks, Matrix, Sequences};
+use crate::ops::{self, Angles, Backend, Mask, Masks, Matrix, Sequences, StoredType};
 
-/// A decoder or an encoder with its weights; immutable.
+/// A decoder or an encoder with its weights; immutable, clones share the weights.
+#[derive(Clone)]
 pub struct Transformer {
     config: Config,
     backend: Backend,
@@ -26,6 +28,7 @@ pub struct Transformer {
 }
 
 /// One layer; a norm that the family does not have at a place is `None`.
+#[derive(Clone)]
 struct Block {
     attn_in: Option<Norm>,
     qkv: Linear,
@@ -132,21 +135,104 @@ impl Transformer {
         self.config.ropes.iter().any(Rope::is_dynamic)
     }
 
+    /// The checkpoint's modules that adapters can change: those that are matrices.
+    pub fn modules(&self) -> Vec<Module> {
+        let c = &self.config;
+        let mut modules = vec![Module::whole(c.names.embed, c.hidden_size, c.vocab_size, false, Place::Embed)];
+        for layer in 0..c.layers.len() {
+            let products = products(c, &c.names.layer.replace("{}", &layer.to_string()));
+            let first = modules.len();
+            let places = [Place::Qkv(layer), Place::O(layer), Place::Up(layer), Place::Down(layer)];
+            for (place, Product { slots, inputs, bias }) in places.into_iter().zip(products) {
+                let mut start = 0;
+                for slot in slots {
+                    let known = (first..modules.len()).find(|&at| modules[at].name == slot.name);
+                    let at = known.unwrap_or_else(|| {
+                        modules.push(Module { parts: Vec::new(), ..Module::whole(&slot.name, inputs, slot.total, bias, place) });
+                        modules.len() - 1
+                    });
+                    let rows = slot.rows.len();
+                    // Neighbours in both orders are one part: a stored q|k|v is the network's.
+                    match modules[at].parts.last_mut() {
+                        Some((last, first)) if last.end == slot.rows.start && *first + last.len() == start => {
+                            last.end = slot.rows.end;
+                        }
+                        _ => modules[at].parts.push((slot.rows, start)),
+                    }
+                    start += rows;
+                }
+            }
+        }
+        if let (Some(_), Some(name)) = (&self.head, c.names.head) {
+            modules.push(Module::whole(name, c.hidden_size, c.vocab_size, c.bias.head, Place::Head));
+        }
+        modules
+    }
+
+    /// The matrix at a place, with its bias; the embedding is none with outputs.
+    pub(super) fn linear(&self, place: Place) -> Option<&Linear> {
+        match place {
+            Place::Qkv(layer) => self.layers.get(layer).map(|block| &block.qkv),
+            Place::O(layer) => self.layers.get(layer).map(|block| &block.o),
+            Place::Up(layer) => self.layers.get(layer).map(|block| &block.up),
+            Place::Down(layer) => self.layers.get(layer).map(|block| &block.down),
+            Place::Head => self.head.as_ref(),
+            Place::Embed => None,
+        }
+    }
+
+    /// The weights that embedding and output matrix share.
+    pub fn tied_parameters(&self) -> u64 {
+        let shares = |head: &Linear| head.weight.is_same(&self.embed);
+        let size = self.embed.outputs() as u64 * self.embed.inputs() as u64;
+        if self.head.as_ref().is_some_and(shares) { size } else { 0 }
+    }
+
+    /// The type of matrices that adapters bring along.
+    pub(super) fn computed_type(&self) -> StoredType {
+        self.embed.computed_type()
+    }
+
+    /// The network that this one and adapters are together. What they do not change is shared.
+    ///
+    /// # Errors
+    /// `ErrorKind::OutOfMemory`, `ErrorKind::Device`.
+    pub fn merged(&self, adapters: &Adapters) -> error::Result<Self> {
+        let mut network = self.clone();
+        let backend = &self.backend;
+        for (i, block) in network.layers.iter_mut().enumerate() {
+            let changes = adapters.block(i);
+            block.qkv = block.qkv.merged(changes.qkv, backend)?;
+            block.o = block.o.merged(changes.o, backend)?;
+            block.up = block.up.merged(changes.up, backend)?;
+            block.down = block.down.merged(changes.down, backend)?;
+        }
+        network.head = match &self.head {
+            Some(head) => Some(head.merged(adapters.at(Place::Head), backend)?),
+            None => None,
+        };
+        if let Some(embed) = adapters.at(Place::Embed).and_then(|change| change.weight.as_ref()) {
+            network.embed = embed.clone();
+        }
+        Ok(network)
+    }
+
     /// Evaluates tokens behind those in the cache, and adds them to it.
     ///
     /// # Shape
     /// `ids`: `T` ids below the vocabulary; returns the last layer's output `(T, C)`, before the final norm. `length`: tokens
-    /// of the whole sequence that this call is a part of; it decides the frequencies of dynamic ropes.
+    /// of the whole sequence that this call is a part of; it decides the frequencies of dynamic ropes. `adapters`: those that the
+    /// cache was computed with.
     ///
     /// # Errors
     /// A failed device operation; some layers of the cache may then be ahead of others: truncate it.
-    pub fn forward(&self, ids: &[u32], cache: &mut KvCache, length: usize) -> Result<Tensor> {
+    pub fn forward(&self, ids: &[u32], cache: &mut KvCache, length: usize, adapters: Option<&Adapters>) -> Result<Tensor> {
         let c = &self.config;
         let first = cache.len();
         let angles = c.ropes.iter().map(|rope| rope.angles(&[(first..first + ids.len(), length)], &self.backend));
         let angles = angles.collect::<Result<Vec<_>>>()?;
         let mut masks = Masks::default();
-        self.run(ids, &positions_of(c, ids, &[ids.len()], first), &angles, |layer, q, k, v, mask| {
+        self.run(ids, &positions_of(c, ids, &[ids.len()], first), &angles, adapters, |layer, q, k, v, mask| {
             ops::attention(q, k, v, c.num_heads, mask, &mut cache.layers[layer], &mut masks)
         })
     }
@@ -158,7 +244,7 @@ impl Transformer {
     ///
     /// # Errors
     /// A failed device operation; a sequence that is longer than the model's context.
-    pub fn encode(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
+    pub fn encode(&self, ids: &[u32], lengths: &[usize], adapters: Option<&Adapters>) -> Result<Tensor> {
         let c = &self.config;
         let spans: Vec<_> = lengths.iter().map(|&len| (0..len, len)).collect();
         let angles = c.ropes.iter().map(|rope| rope.angles(&spans, &self.backend));
@@ -166,7 +252,7 @@ impl Transformer {
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let bias = self.relative_bias.as_ref().map(|bias| bias.by_distance(longest));
         let mut sequences = Sequences::new(lengths.to_vec(), bias, &self.backend)?;
-        let x = self.run(ids, &positions_of(c, ids, lengths, 0), &angles, |_, q, k, v, mask| {
+        let x = self.run(ids, &positions_of(c, ids, lengths, 0), &angles, adapters, |_, q, k, v, mask| {
             ops::attention_within(q, k, v, c.num_heads, c.num_kv_heads, mask, &mut sequences)
         })?;
         normed(&self.backend, &self.final_norm, &x)
@@ -178,10 +264,12 @@ impl Transformer {
         ids: &[u32],
         positions: &[u32],
         angles: &[Angles],
+        adapters: Option<&Adapters>,
         mut attend: impl FnMut(usize, &Tensor, &Tensor, &Tensor, Mask) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let c = &self.config;
-        let mut x = ops::embedding(&self.embed, ids, c.embed_scale)?;
+        let own_embed = adapters.and_then(|adapters| adapters.at(Place::Embed)?.weight.as_ref());
+        let mut x = ops::embedding(own_embed.unwrap_or(&self.embed), ids, c.embed_scale)?;
         if let Some(types) = &self.types {
             x = ops::add_scaled(&self.backend, &x, ops::embedding(types, &vec![0; ids.len()], 1.0)?, 1.0, None)?;
         }
@@ -192,7 +280,8 @@ impl Transformer {
         for (i, (block, layer)) in self.layers.iter().zip(&c.layers).enumerate() {
             let mask = Mask { causal: c.causal, window: layer.window, scale: c.attn_scale, softcap: c.attn_softcap };
             let angles = layer.rope.map(|i| &angles[i]);
-            x = block.forward(&self.backend, c, x, angles, |q, k, v| attend(i, q, k, v, mask))?;
+            let changes = adapters.map(|adapters| adapters.block(i)).unwrap_or_default();
+            x = block.forward(&self.backend, c, x, angles, changes, |q, k, v| attend(i, q, k, v, mask))?;
         }
         Ok(x)
     }
@@ -204,11 +293,12 @@ impl Transformer {
     ///
     /// # Errors
     /// If the network has no output matrix; see [`generates`](Self::generates).
-    pub fn logits(&self, hidden: &Tensor, out: &mut Vec<f32>) -> Result<()> {
+    pub fn logits(&self, hidden: &Tensor, out: &mut Vec<f32>, adapters: Option<&Adapters>) -> Result<()> {
         let c = &self.config;
         let Some(head) = &self.head else { bail!("the model has no output matrix") };
         let x = normed(&self.backend, &self.final_norm, hidden)?;
-        ops::logits(&x, &head.weight, head.bias.as_ref(), c.logit_scale, c.logit_softcap, out)
+        let (weight, bias, deltas) = head.changed(adapters.and_then(|adapters| adapters.at(Place::Head)));
+        ops::logits(&x, weight, bias, deltas, c.logit_scale, c.logit_softcap, out)
     }
 }
 
@@ -217,32 +307,21 @@ impl Block {
         let n = &c.names;
         let prefix = format!("{prefix}{}", n.layer.replace("{}", &layer.to_string()));
         let at = |name: &str| format!("{prefix}.{name}");
-        let (q, kv, ffn) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.intermediate_size);
-        // `sizes` are the parts of a fused tensor; a projection of its own has the size of its part.
-        let slot = |source: Source, part: usize, sizes: &[usize]| match source {
-            Source::Own(name) => Slot { name: at(name), rows: 0..sizes[part], total: sizes[part] },
-            Source::Part(name, part) => {
-                let start = sizes[..part].iter().sum();
-                Slot { name: at(name), rows: start..start + sizes[part], total: sizes.iter().sum() }
-            }
-        };
         let norm = |weights: &mut Weights<'_>, name: Option<&'static str>| {
             name.map(|name| load_norm(c, weights, &at(name), c.hidden_size)).transpose()
         };
-        let qkv = [slot(n.q, 0, &[q, kv, kv]), slot(n.k, 1, &[q, kv, kv]), slot(n.v, 2, &[q, kv, kv])];
-        let up =
-            if c.gated { vec![slot(n.gate, 0, &[ffn, ffn]), slot(n.up, 1, &[ffn, ffn])] } else { vec![slot(n.up, 0, &[ffn])] };
+        let [qkv, o, up, down] = products(c, &prefix);
         Ok(Self {
             attn_in: norm(weights, n.attn_in.filter(|_| c.layers[layer].attn_in))?,
-            qkv: load_linear(weights, &qkv, c.hidden_size, c.bias.qkv)?,
+            qkv: load_linear(weights, &qkv)?,
             q_norm: c.qk_norm.map(|kind| load_qk_norm(c, weights, kind, &at(n.q_norm), c.num_heads)).transpose()?,
             k_norm: c.qk_norm.map(|kind| load_qk_norm(c, weights, kind, &at(n.k_norm), c.num_kv_heads)).transpose()?,
-            o: load_linear(weights, &[slot(n.o, 0, &[c.hidden_size])], q, c.bias.o)?,
+            o: load_linear(weights, &o)?,
             attn_out: norm(weights, n.attn_out)?,
             attn_sum: norm(weights, n.attn_sum)?,
             mlp_in: norm(weights, n.mlp_in)?,
-            up: load_linear(weights, &up, c.hidden_size, c.bias.mlp)?,
-            down: load_linear(weights, &[slot(n.down, 0, &[c.hidden_size])], ffn, c.bias.mlp)?,
+            up: load_linear(weights, &up)?,
+            down: load_linear(weights, &down)?,
             mlp_out: norm(weights, n.mlp_out)?,
             mlp_sum: norm(weights, n.mlp_sum)?,
         })
@@ -256,21 +335,22 @@ impl Block {
         c: &Config,
         x: Tensor,
         angles: Option<&Angles>,
+        changes: BlockChanges<'_>,
         attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let attn_in = normed(backend, &self.attn_in, &x)?;
-        let (q, k, v) = self.queries_keys_values(backend, c, &attn_in, angles)?;
-        let attn = normed(backend, &self.attn_out, &self.o.forward(&attend(&q, &k, &v)?)?)?;
+        let (q, k, v) = self.queries_keys_values(backend, c, &attn_in, angles, changes.qkv)?;
+        let attn = normed(backend, &self.attn_out, &self.o.forward(&attend(&q, &k, &v)?, changes.o)?)?;
         let add = |x: &Tensor, y: Tensor, norm: &Option<Norm>| {
             ops::add_scaled(backend, x, y, c.residual_scale, norm.as_ref().map(Norm::of))
         };
         if c.parallel {
             let mlp_in = if self.mlp_in.is_some() { normed(backend, &self.mlp_in, &x)? } else { attn_in };
-            let mlp = normed(backend, &self.mlp_out, &self.mlp(backend, c, &mlp_in)?)?;
+            let mlp = normed(backend, &self.mlp_out, &self.mlp(backend, c, &mlp_in, changes)?)?;
             return add(&add(&x, attn, &None)?, mlp, &None);
         }
         let x = add(&x, attn, &self.attn_sum)?;
-        let mlp = normed(backend, &self.mlp_out, &self.mlp(backend, c, &normed(backend, &self.mlp_in, &x)?)?)?;
+        let mlp = normed(backend, &self.mlp_out, &self.mlp(backend, c, &normed(backend, &self.mlp_in, &x)?, changes)?)?;
         add(&x, mlp, &self.mlp_sum)
     }
 
@@ -282,8 +362,9 @@ impl Block {
         c: &Config,
         x: &Tensor,
         angles: Option<&Angles>,
+        change: Option<&Change>,
     ) -> Result<(Tensor, Tensor, Tensor)> {
-        let mut qkv = self.qkv.forward(x)?;
+        let mut qkv = self.qkv.forward(x, change)?;
         if let Some(bound) = c.qkv_clip {
             qkv = qkv.clamp(-bound, bound)?;
         }
@@ -300,13 +381,10 @@ impl Block {
         c.ropes.first().is_some_and(|rope| rope.adjacent)
     }
 
-    fn mlp(&self, backend: &Backend, c: &Config, x: &Tensor) -> Result<Tensor> {
-        let up = self.up.forward(x)?;
-        self.down.forward(&if c.gated {
-            ops::gated(backend, &up, c.activation)?
-        } else {
-            ops::activate(backend, up, c.activation)?
-        })
+    fn mlp(&self, backend: &Backend, c: &Config, x: &Tensor, changes: BlockChanges<'_>) -> Result<Tensor> {
+        let up = self.up.forward(x, changes.up)?;
+        let activated = if c.gated { ops::gated(backend, &up, c.activation)? } else { ops::activate(backend, up, c.activation)? };
+        self.down.forward(&activated, changes.down)
     }
 }
 
@@ -345,13 +423,44 @@ fn normed(backend: &Backend, norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> 
     norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(backend, x))
 }
 
-fn load_linear(weights: &mut Weights<'_>, slots: &[Slot], cols: usize, bias: bool) -> error::Result<Linear> {
-    let weight = weights.matrix(slots, cols)?;
-    if !bias {
+/// A matrix of a layer: the stored rows that it is made of.
+struct Product {
+    slots: Vec<Slot>,
+    inputs: usize,
+    bias: bool,
+}
+
+/// The matrices of a layer in the order q|k|v, o, gate|up, down; `prefix` is the layer's own.
+fn products(c: &Config, prefix: &str) -> [Product; 4] {
+    let n = &c.names;
+    let (q, kv, ffn) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.intermediate_size);
+    let at = |name: &str| format!("{prefix}.{name}");
+    // `sizes` are the parts of a fused tensor; a projection of its own has the size of its part.
+    let slot = |source: Source, part: usize, sizes: &[usize]| match source {
+        Source::Own(name) => Slot { name: at(name), rows: 0..sizes[part], total: sizes[part] },
+        Source::Part(name, part) => {
+            let start = sizes[..part].iter().sum();
+            Slot { name: at(name), rows: start..start + sizes[part], total: sizes.iter().sum() }
+        }
+    };
+    let qkv = vec![slot(n.q, 0, &[q, kv, kv]), slot(n.k, 1, &[q, kv, kv]), slot(n.v, 2, &[q, kv, kv])];
+    let up = if c.gated { vec![slot(n.gate, 0, &[ffn, ffn]), slot(n.up, 1, &[ffn, ffn])] } else { vec![slot(n.up, 0, &[ffn])] };
+    [
+        Product { slots: qkv, inputs: c.hidden_size, bias: c.bias.qkv },
+        Product { slots: vec![slot(n.o, 0, &[c.hidden_size])], inputs: q, bias: c.bias.o },
+        Product { slots: up, inputs: c.hidden_size, bias: c.bias.mlp },
+        Product { slots: vec![slot(n.down, 0, &[c.hidden_size])], inputs: ffn, bias: c.bias.mlp },
+    ]
+}
+
+fn load_linear(weights: &mut Weights<'_>, product: &Product) -> error::Result<Linear> {
+    let weight = weights.matrix(&product.slots, product.inputs)?;
+    if !product.bias {
         return Ok(Linear { weight, bias: None });
     }
     // Parts of one fused tensor are consecutive, and so are their biases: each stored bias is read once.
-    let mut parts: Vec<(String, usize)> = slots.iter().map(|slot| (format!("{}.bias", slot.name), slot.total)).collect();
+    let bias_of = |slot: &Slot| (format!("{}.bias", slot.name), slot.total);
+    let mut parts: Vec<(String, usize)> = product.slots.iter().map(bias_of).collect();
     parts.dedup();
     Ok(Linear { weight, bias: Some(weights.vector_of(&parts, 0.0)?) })
 }

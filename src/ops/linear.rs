@@ -1,33 +1,33 @@
-//! The product with a weight matrix, and with a set of vectors.
+//! The product with a weight matrix and its low-rank changes, and with a set of vectors.
 
 use candle_core::{Result, Storage, Tensor, bail};
 
+use super::low_rank::product_on_cpu;
 use super::row_op::{row_op, rows_of};
-use super::{Matrix, Vector, to_f32};
+use super::{Delta, Matrix, Vector, to_f32};
 use crate::kernels::{Packed, StoredType, Use, install, matmul, scale_softcap};
 
-/// `y = x Wᵀ + b`.
+/// `y = x Wᵀ + b`, and what the changes add.
 ///
 /// # Shape
 /// `x`: `(T, C)`, `weight`: `(N, C)`, `bias`: `(N)`; returns `(T, N)`.
-pub fn linear(x: &Tensor, weight: &Matrix, bias: Option<&Vector>) -> Result<Tensor> {
+pub fn linear(x: &Tensor, weight: &Matrix, bias: Option<&Vector>, deltas: &[Delta]) -> Result<Tensor> {
     match weight {
         Matrix::Packed(packed) => {
             let bias = bias.map(Vector::cpu).transpose()?;
-            row_op("linear", x, packed.rows(), |x, out| {
-                if x.cols != packed.cols() {
-                    bail!("linear: {} inputs for a matrix of {}", x.cols, packed.cols())
-                }
-                matmul(x.values, x.stride, packed, bias, out);
-                Ok(())
-            })
+            row_op("linear", x, packed.rows(), |x, out| product_on_cpu(&x, packed, bias, deltas, out))
         }
         Matrix::Tensor(weight) => {
-            let y = x.contiguous()?.matmul(&weight.t()?)?;
-            match bias {
-                Some(bias) => y.broadcast_add(&bias.tensor()?.to_dtype(y.dtype())?),
-                None => Ok(y),
+            let x = x.contiguous()?;
+            let plain = x.matmul(&weight.t()?)?;
+            let mut y = match bias {
+                Some(bias) => plain.broadcast_add(&bias.tensor()?.to_dtype(plain.dtype())?)?,
+                None => plain.clone(),
+            };
+            for delta in deltas {
+                y = (y + delta.tensor(&x, &plain)?)?;
             }
+            Ok(y)
         }
     }
 }
@@ -41,6 +41,7 @@ pub fn logits(
     x: &Tensor,
     weight: &Matrix,
     bias: Option<&Vector>,
+    deltas: &[Delta],
     scale: f32,
     cap: Option<f32>,
     out: &mut Vec<f32>,
@@ -49,13 +50,10 @@ pub fn logits(
         let (storage, layout) = x.storage_and_layout();
         let Storage::Cpu(storage) = &*storage else { bail!("logits: operands on two devices") };
         let rows = rows_of(storage, layout)?;
-        if rows.cols != packed.cols() {
-            bail!("logits: {} inputs for a matrix of {}", rows.cols, packed.cols())
-        }
         out.resize(layout.dims()[0] * packed.rows(), 0.0);
-        matmul(rows.values, rows.stride, packed, bias.map(Vector::cpu).transpose()?, out);
+        product_on_cpu(&rows, packed, bias.map(Vector::cpu).transpose()?, deltas, out)?;
     } else {
-        *out = to_f32(&linear(x, weight, bias)?)?;
+        *out = to_f32(&linear(x, weight, bias, deltas)?)?;
     }
     if scale != 1.0 || cap.is_some() {
         scale_softcap(out, scale, cap);

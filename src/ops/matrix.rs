@@ -1,5 +1,6 @@
 //! Weights where the arithmetic is: packed panels on the CPU, a tensor on a GPU.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -20,6 +21,49 @@ impl Matrix {
         match self {
             Self::Packed(packed) => packed.rows(),
             Self::Tensor(tensor) => tensor.dims()[0],
+        }
+    }
+
+    /// `C`
+    pub fn inputs(&self) -> usize {
+        match self {
+            Self::Packed(packed) => packed.cols(),
+            Self::Tensor(tensor) => tensor.dims()[1],
+        }
+    }
+
+    /// Whether two are one in memory.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Packed(a), Self::Packed(b)) => Arc::ptr_eq(a, b),
+            (Self::Tensor(a), Self::Tensor(b)) => a.id() == b.id(),
+            _ => false,
+        }
+    }
+
+    /// Some rows in F32, row-major, on the CPU.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
+        match self {
+            Self::Packed(packed) => {
+                let mut values = vec![0f32; rows.len() * packed.cols()];
+                for (out, row) in values.chunks_exact_mut(packed.cols()).zip(rows) {
+                    packed.row(row, out);
+                }
+                Ok(values)
+            }
+            Self::Tensor(tensor) => to_f32(&tensor.narrow(0, rows.start, rows.len())?),
+        }
+    }
+
+    /// The type that arithmetic with this matrix has: F32 by our kernels, the tensor's own on a GPU.
+    pub fn computed_type(&self) -> StoredType {
+        match self {
+            Self::Packed(_) => StoredType::F32,
+            Self::Tensor(tensor) => match tensor.dtype() {
+                DType::F16 => StoredType::F16,
+                DType::BF16 => StoredType::BF16,
+                _ => StoredType::F32,
+            },
         }
     }
 }
@@ -102,6 +146,14 @@ impl Vector {
         }
         let len = values.len();
         Ok(Self::Tensor(Tensor::from_vec(values, len, &backend.device)?))
+    }
+
+    /// The values on the CPU.
+    pub fn values(&self) -> Result<Vec<f32>> {
+        match self {
+            Self::Cpu(values) => Ok(values.to_vec()),
+            Self::Tensor(tensor) => to_f32(tensor),
+        }
     }
 
     pub(super) fn cpu(&self) -> Result<&[f32]> {

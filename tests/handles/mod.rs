@@ -13,6 +13,7 @@ use metal_candle::ffi::device::*;
 use metal_candle::ffi::embed::*;
 use metal_candle::ffi::error::*;
 use metal_candle::ffi::generate::*;
+use metal_candle::ffi::lora::*;
 use metal_candle::ffi::model::*;
 use metal_candle::ffi::session::*;
 use metal_candle::ffi::tokenizer::*;
@@ -64,6 +65,31 @@ pub fn model_path() -> CString {
     CString::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-coder")).unwrap()
 }
 
+/// An adapter of that model, with values of no meaning: rank 2 on the values of the first layer.
+pub fn adapter_path() -> &'static CStr {
+    static PATH: OnceLock<(tempfile::TempDir, CString)> = OnceLock::new();
+    let (_, path) = PATH.get_or_init(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["layers.0.self_attn.v_proj"]}"#;
+        std::fs::write(directory.path().join("adapter_config.json"), config).unwrap();
+        let weights = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-coder/model.safetensors")).unwrap();
+        let weights = safetensors::SafeTensors::deserialize(&weights).unwrap();
+        let shape = weights.tensor("model.layers.0.self_attn.v_proj.weight").unwrap().shape().to_vec();
+        let values: Vec<u8> = (0..2 * shape[0].max(shape[1])).flat_map(|i| ((i % 7) as f32 - 3.0).to_le_bytes()).collect();
+        let tensor = |name: &str, shape: [usize; 2]| {
+            let data = &values[..shape[0] * shape[1] * 4];
+            let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), data).unwrap();
+            (format!("base_model.model.model.layers.0.self_attn.v_proj.{name}.weight"), view)
+        };
+        let tensors = [tensor("lora_A", [2, shape[1]]), tensor("lora_B", [shape[0], 2])];
+        let file = directory.path().join("adapter_model.safetensors");
+        std::fs::write(file, safetensors::serialize(tensors, None).unwrap()).unwrap();
+        let path = CString::new(directory.path().to_str().unwrap()).unwrap();
+        (directory, path)
+    });
+    path
+}
+
 /// The status and message of a failed call; frees the error.
 pub fn taken(err: &mut *mut mc_error) -> (mc_status, String) {
     let error = std::mem::replace(err, null_mut());
@@ -100,9 +126,10 @@ pub enum Type {
     Generation,
     Session,
     EmbedOptions,
+    Lora,
 }
 
-pub const TYPES: [Type; 13] = [
+pub const TYPES: [Type; 14] = [
     Type::Error,
     Type::String,
     Type::Tokens,
@@ -116,6 +143,7 @@ pub const TYPES: [Type; 13] = [
     Type::Generation,
     Type::Session,
     Type::EmbedOptions,
+    Type::Lora,
 ];
 
 /// A second reference to the one model of the test program; NULL if it cannot be loaded.
@@ -130,6 +158,23 @@ pub fn model() -> *mut mc_model {
     // SAFETY: the static keeps its reference.
     unsafe { mc_model_retain(nn(model)) };
     model
+}
+
+/// A second reference to the one adapter of the test program; NULL if it cannot be loaded.
+pub fn lora() -> *mut mc_lora {
+    static LORA: OnceLock<usize> = OnceLock::new();
+    let lora = *LORA.get_or_init(|| {
+        let (model, mut lora) = (model(), null_mut::<mc_lora>());
+        // SAFETY: all arguments are valid.
+        unsafe {
+            let _ = mc_lora_load(nn(model), nn(adapter_path().as_ptr()), nn(&raw mut lora), null_mut());
+            mc_model_free(model);
+        }
+        lora as usize
+    }) as *mut mc_lora;
+    // SAFETY: the static keeps its reference.
+    unsafe { mc_lora_retain(nn(lora)) };
+    lora
 }
 
 /// A session that holds the prompt, for forks: one prefill for the whole test program. NULL if there is none.
@@ -149,9 +194,10 @@ fn prompted_session() -> *mut mc_session {
 
 /// How many handles the test program itself keeps alive.
 pub fn kept() -> usize {
-    let (model, session) = (model(), prompted_session());
+    let (model, session, lora) = (model(), prompted_session(), lora());
     release(Type::Model, model.cast());
-    usize::from(!model.is_null()) + usize::from(!session.is_null())
+    release(Type::Lora, lora.cast());
+    usize::from(!model.is_null()) + usize::from(!session.is_null()) + usize::from(!lora.is_null())
 }
 
 /// A new handle; options are for a short and certain answer. NULL if the library failed.
@@ -202,6 +248,7 @@ pub fn make(kind: Type) -> *mut c_void {
                 return out;
             }
             Type::EmbedOptions => return pointer(mc_embed_options_new()),
+            Type::Lora => return lora().cast(),
             Type::Session => mc_session_fork(nn(prompted_session()), nn(place), null_mut()),
         };
     }
@@ -225,6 +272,7 @@ pub fn release(kind: Type, handle: *mut c_void) {
             Type::Generation => mc_generation_free(handle.cast()),
             Type::Session => mc_session_free(handle.cast()),
             Type::EmbedOptions => mc_embed_options_free(handle.cast()),
+            Type::Lora => mc_lora_free(handle.cast()),
         }
     }
 }

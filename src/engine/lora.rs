@@ -1,0 +1,192 @@
+//! LoRA adapters: a fine-tuning that is kept apart from its model, attached to a session or a call, or merged into a new model.
+//!
+//! Adapters are read and written in the directory format of PEFT; what is attached computes the same as PEFT 0.21 does.
+//!
+//! ```
+//! use metal_candle::{LoadOptions, Lora, Model, Session};
+//! let model = Model::load("tests/golden/decoders/qwen2_untied_old", &LoadOptions::default(), None)?;
+//! let lora = Lora::load(&model, "tests/golden/lora/qwen2_all7")?;
+//! assert_eq!((lora.rank(), lora.alpha()), (8, 16.0));
+//! let mut session = Session::new(&model, 0)?;
+//! session.append_tokens(&[1, 2, 3], None)?;
+//! let plain = session.logits()?.to_vec();
+//! session.set_adapters(&[(lora, 1.0)])?;
+//! assert_ne!(session.logits()?, plain);
+//! session.set_adapters(&[])?;
+//! assert_eq!(session.logits()?, plain);
+//! # Ok::<(), metal_candle::Error>(())
+//! ```
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Device, Dtype, Model};
+use crate::error::{Error, ErrorKind, Result};
+use crate::load::{FNV_START, Peft, fnv, write_peft};
+use crate::nn::{Adapters, Scaled};
+
+/// A loaded adapter; immutable, clones are the same.
+#[derive(Clone)]
+pub struct Lora(Arc<Inner>);
+
+struct Inner {
+    peft: Peft,
+    /// The model that it was loaded for: its weights, their type, and where they are.
+    base: (u64, Dtype, Device),
+    /// Of an adapter with magnitudes, for the scale that was used last: it takes reading all weights.
+    scaled: Mutex<Option<(u32, Arc<Scaled>)>>,
+}
+
+impl Lora {
+    /// Loads an adapter of a model from a directory of PEFT: adapter_config.json and adapter_model.safetensors.
+    ///
+    /// Understood are all projections and the output matrix as targets, by names, by a pattern or as `all-linear`; `rank_pattern`,
+    /// `alpha_pattern`, `layers_to_transform`, `exclude_modules`, rsLoRA, DoRA, trained biases, and the embedding and the output
+    /// matrix as `modules_to_save`. Also tensors named `layers.{i}.{target}.lora_a`, as the first version of this library wrote them.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`; `Format` for a tensor without a place in the model, a target without its tensors, a shape that does not fit;
+    /// `Unsupported` for an option that changes the result and is not implemented; each names what it is about.
+    pub fn load(model: &Model, directory: impl AsRef<Path>) -> Result<Self> {
+        let directory = directory.as_ref();
+        let metadata = std::fs::metadata(directory).map_err(|e| Error::io(directory, e))?;
+        if !metadata.is_dir() {
+            let message = format!("{}: expected a directory with adapter_config.json", directory.display());
+            return Err(Error::new(ErrorKind::NotFound, message));
+        }
+        let _permit = model.device().permit()?;
+        let peft = Peft::read(directory, model.transformer())?;
+        Ok(Self(Arc::new(Inner { peft, base: base(model), scaled: Mutex::new(None) })))
+    }
+
+    /// Writes the adapter in PEFT's format; values are F32. Files that are there are replaced, and stay as they are if writing
+    /// fails. Tensors for parts of the model that this library has no use for, such as BERT's pooler, are not kept.
+    ///
+    /// # Errors
+    /// `Io`, naming the path.
+    pub fn save(&self, directory: impl AsRef<Path>) -> Result<()> {
+        let Peft { adapter, prefix, config_json, .. } = &self.0.peft;
+        write_peft(directory.as_ref(), adapter, prefix, config_json)
+    }
+
+    /// `r` of its configuration; single modules may have another one.
+    pub fn rank(&self) -> usize {
+        self.0.peft.rank
+    }
+
+    /// `lora_alpha` of its configuration; single modules may have another one.
+    pub fn alpha(&self) -> f32 {
+        self.0.peft.alpha
+    }
+
+    /// Its values, those of replaced matrices and biases counted too.
+    pub fn parameter_count(&self) -> u64 {
+        self.0.peft.parameters
+    }
+
+    /// adapter_config.json as it was read.
+    pub fn config_json(&self) -> &str {
+        &self.0.peft.config_json
+    }
+
+    fn scaled(&self, model: &Model, scale: f32) -> Result<Arc<Scaled>> {
+        let adapter = &self.0.peft.adapter;
+        let compute = || model.transformer().backend().step(|| adapter.scaled(model.transformer(), scale)).map(Arc::new);
+        if !adapter.has_magnitudes() {
+            return compute();
+        }
+        let last = || self.0.scaled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((bits, scaled)) = &*last()
+            && *bits == scale.to_bits()
+        {
+            return Ok(scaled.clone());
+        }
+        // Not under the lock: two threads may both compute it, none waits for the other.
+        let scaled = compute()?;
+        *last() = Some((scale.to_bits(), scaled.clone()));
+        Ok(scaled)
+    }
+}
+
+impl std::fmt::Debug for Lora {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Lora(rank {}, {} values)", self.rank(), self.parameter_count())
+    }
+}
+
+impl Model {
+    /// A new model with the adapter's changes in its weights, times `scale`. This model stays as it is; the two share the weights
+    /// that do not change. The changed matrices of the new one are F32 on the CPU, whatever they were: rounding to 16 bits would lose
+    /// more than a small change adds. On a GPU they keep their type.
+    ///
+    /// # Errors
+    /// `Mismatch` for an adapter of another model; `InvalidArgument` for a scale that is no number; `OutOfMemory`.
+    pub fn merge(&self, lora: &Lora, scale: f32) -> Result<Self> {
+        let attached = Attached::new(self, &[(lora.clone(), scale)])?;
+        let Some(adapters) = attached.adapters() else { return Ok(self.clone()) };
+        let _permit = self.device().permit()?;
+        let mut merged = Ok(None);
+        let done = self.transformer().backend().step(|| {
+            merged = self.transformer().merged(adapters).map(Some);
+            Ok(())
+        });
+        done?;
+        let Some(transformer) = merged? else { return Ok(self.clone()) };
+        Ok(self.with_transformer(transformer, fnv(self.fingerprint(), &attached.fingerprint().to_le_bytes())))
+    }
+}
+
+/// Adapters with their scales, ready for the network; clones share them.
+#[derive(Clone, Default)]
+pub(super) struct Attached {
+    adapters: Option<Arc<Adapters>>,
+    fingerprint: u64,
+}
+
+impl Attached {
+    /// # Errors
+    /// `Mismatch` for an adapter of another model; `InvalidArgument` for a scale that is no number, and for two adapters that
+    /// replace the same matrix or bias.
+    pub fn new(model: &Model, adapters: &[(Lora, f32)]) -> Result<Self> {
+        for (lora, scale) in adapters {
+            if !scale.is_finite() {
+                return Err(Error::argument(format!("scale: expected a finite number, found {scale}")));
+            }
+            let largest = lora.0.peft.adapter.low_rank.iter().map(|low_rank| low_rank.scaling.abs()).fold(1.0, f32::max);
+            if !(scale * largest).is_finite() {
+                return Err(Error::argument(format!("scale: expected a smaller number, found {scale}")));
+            }
+            let ((fingerprint, dtype, device), own) = (&lora.0.base, base(model));
+            if (*fingerprint, *dtype) != (own.0, own.1) || !device.candle().same_device(own.2.candle()) {
+                return Err(Error::new(ErrorKind::Mismatch, "lora: expected an adapter of this model, found one of another"));
+            }
+        }
+        // Nothing is left of an adapter times zero.
+        let active = || adapters.iter().filter(|(_, scale)| *scale != 0.0);
+        if active().next().is_none() {
+            return Ok(Self::default());
+        }
+        let _permit = model.device().permit()?;
+        let scaled = active().map(|(lora, scale)| lora.scaled(model, *scale)).collect::<Result<Vec<_>>>()?;
+        let pairs = active().zip(&scaled).map(|((lora, _), scaled)| (&lora.0.peft.adapter, &**scaled));
+        let prepared = Adapters::new(model.transformer(), pairs)?;
+        let fingerprint = active().fold(FNV_START, |hash, (lora, scale)| {
+            fnv(fnv(hash, &lora.0.peft.fingerprint.to_le_bytes()), &scale.to_bits().to_le_bytes())
+        });
+        Ok(Self { adapters: Some(Arc::new(prepared)), fingerprint: fingerprint.max(1) })
+    }
+
+    /// What the network takes.
+    pub fn adapters(&self) -> Option<&Adapters> {
+        self.adapters.as_deref()
+    }
+
+    /// Equal for equal adapters with equal scales in the same order; 0 for none.
+    pub fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+}
+
+fn base(model: &Model) -> (u64, Dtype, Device) {
+    (model.fingerprint(), model.dtype(), model.device().clone())
+}

@@ -1,0 +1,673 @@
+//! Adapters in the directory format of PEFT: adapter_config.json and adapter_model.safetensors.
+//!
+//! As PEFT 0.21 reads them, but strict: each tensor must have a place, each module that the configuration targets its tensors, and
+//! an option that changes the result and is not implemented is an error that names it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use fancy_regex::{Regex, RegexBuilder};
+use serde_json::Value;
+
+use super::replace::replace;
+use super::safetensors::{Tensors, write_safetensors};
+use super::{Checkpoint, Json, fnv, read_text};
+use crate::error::{Error, Result};
+use crate::nn::{Adapter, Entry, LowRank, Module, Place, Replaced, Slot, TensorSource, Transformer, Weights};
+use crate::ops::{Backend, Matrix, StoredType};
+
+const CONFIG: &str = "adapter_config.json";
+const TENSORS: &str = "adapter_model.safetensors";
+/// What PEFT puts in front of every name.
+const PREFIX: &str = "base_model.model.";
+/// Larger than any rank.
+const MAX_RANK: usize = 1 << 20;
+
+/// More than the projections of any model; each is tried on each module.
+const MAX_PATTERNS: usize = 4096;
+/// Bytes of a compiled pattern.
+const MAX_PATTERN_BYTES: usize = 256 << 10;
+
+/// An adapter and what its configuration says of it.
+pub struct Peft {
+    pub adapter: Adapter,
+    /// What stands in front of the names of layers in its file.
+    pub prefix: String,
+    pub config_json: String,
+    pub rank: usize,
+    pub alpha: f32,
+    /// Trained values.
+    pub parameters: u64,
+    /// Of the configuration and of a sample of the values.
+    pub fingerprint: u64,
+}
+
+impl Peft {
+    /// Reads an adapter of a network.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`; `Format` naming a tensor without a place, a module without its tensors, a shape that does not fit;
+    /// `Unsupported` for an option that is not implemented.
+    pub fn read(directory: &Path, network: &Transformer) -> Result<Self> {
+        let config_json = read_text(&directory.join(CONFIG))?;
+        let config = PeftConfig::parse(&Json::parse(CONFIG, &config_json)?)?;
+        let mut on_bytes = |_, _| Ok(());
+        let mut checkpoint = Checkpoint::open_file(&directory.join(TENSORS), &mut on_bytes)?;
+        let reader = Reader::new(&config, network, &checkpoint)?;
+        let cpu = Backend::new(&candle_core::Device::Cpu);
+        let mut source = Named(&mut checkpoint);
+        let mut weights = Weights::new(&mut source, &cpu, Some(StoredType::F32));
+        let mut adapter = reader.changes(&mut weights)?;
+        let mut parameters = weights.parameters();
+        // A vocabulary's matrices are large: they stay as stored.
+        let mut weights = Weights::new(&mut source, &cpu, None);
+        adapter.weights = reader.weights(&mut weights)?;
+        parameters += weights.parameters();
+        if adapter.low_rank.is_empty() && adapter.weights.is_empty() {
+            return Err(Error::format(format!("{CONFIG}: target_modules: expected a module of the model, found none")));
+        }
+        let prefix = reader.prefix.to_string();
+        let fingerprint = fnv(checkpoint.fingerprint(), config_json.as_bytes());
+        Ok(Self { adapter, prefix, rank: config.rank, alpha: config.alpha as f32, parameters, fingerprint, config_json })
+    }
+}
+
+/// Writes an adapter so that [`Peft::read`] and PEFT read it: the configuration as it was, values in F32. Both files are written beside
+/// their places and renamed.
+///
+/// # Errors
+/// `Io`, `NotFound`, naming the path.
+pub fn write_peft(directory: &Path, adapter: &Adapter, prefix: &str, config_json: &str) -> Result<()> {
+    std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
+    let tensors = tensors_of(adapter, prefix)?;
+    replace(&[directory.join(TENSORS), directory.join(CONFIG)], |parts| {
+        write_safetensors(&parts[0], &tensors)?;
+        std::fs::write(&parts[1], config_json).map_err(|e| Error::io(&parts[1], e))
+    })
+}
+
+/// Names, shapes and values, sorted by name.
+fn tensors_of(adapter: &Adapter, prefix: &str) -> Result<Tensors> {
+    let mut tensors = BTreeMap::new();
+    let name = |module: &Module, field: &str| format!("{PREFIX}{}.{field}", path(module, prefix));
+    let all = |matrix: &Matrix| Ok::<_, Error>((vec![matrix.outputs(), matrix.inputs()], matrix.rows(0..matrix.outputs())?));
+    for LowRank { module, a, b, b_bias, magnitude, .. } in &adapter.low_rank {
+        tensors.insert(name(module, "lora_A.weight"), all(a)?);
+        tensors.insert(name(module, "lora_B.weight"), all(b)?);
+        for (field, vector) in [("lora_B.bias", b_bias), ("lora_magnitude_vector", magnitude)] {
+            if let Some(values) = vector {
+                tensors.insert(name(module, field), (vec![values.len()], values.clone()));
+            }
+        }
+    }
+    // PEFT keeps a module that it changes within another one.
+    let own = |module: &Module, field: &str| {
+        let wrapped = adapter.low_rank.iter().any(|low_rank| low_rank.module.name == module.name);
+        name(module, &if wrapped { format!("base_layer.{field}") } else { field.to_string() })
+    };
+    for (module, bias) in &adapter.biases {
+        tensors.insert(own(module, "bias"), (vec![bias.len()], bias.clone()));
+    }
+    for Replaced { module, weight, .. } in &adapter.weights {
+        tensors.insert(own(module, "weight"), all(weight)?);
+    }
+    Ok(tensors)
+}
+
+/// Tensors of which some are stored without `.weight` at the end: those that this library's first version wrote.
+struct Named<'a, 'b>(&'a mut Checkpoint<'b>);
+
+impl Named<'_, '_> {
+    fn stored<'n>(&self, name: &'n str) -> &'n str {
+        match name.strip_suffix(".weight") {
+            Some(short) if self.0.entry(name).is_none() => short,
+            _ => name,
+        }
+    }
+}
+
+impl TensorSource for Named<'_, '_> {
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.0.entry(self.stored(name))
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.0.names()
+    }
+
+    fn read(&mut self, name: &str, offset: u64, into: &mut [u8]) -> Result<()> {
+        self.0.read(self.stored(name), offset, into)
+    }
+}
+
+/// The stored names of what there is for one module.
+#[derive(Default, Clone)]
+struct Stored {
+    a: Option<String>,
+    b: Option<String>,
+    b_bias: Option<String>,
+    magnitude: Option<String>,
+    weight: Option<String>,
+    bias: Option<String>,
+}
+
+/// How a name ends, and which tensor of its module it is. The first that fits counts.
+type Field = fn(&mut Stored) -> &mut Option<String>;
+const FIELDS: [(&str, Field); 10] = [
+    (".lora_A.weight", |stored| &mut stored.a),
+    (".lora_B.weight", |stored| &mut stored.b),
+    (".lora_B.bias", |stored| &mut stored.b_bias),
+    (".lora_magnitude_vector", |stored| &mut stored.magnitude),
+    (".lora_a", |stored| &mut stored.a),
+    (".lora_b", |stored| &mut stored.b),
+    (".base_layer.weight", |stored| &mut stored.weight),
+    (".base_layer.bias", |stored| &mut stored.bias),
+    (".weight", |stored| &mut stored.weight),
+    (".bias", |stored| &mut stored.bias),
+];
+
+/// An adapter's tensors, sorted by the modules of a network.
+struct Reader<'a> {
+    config: &'a PeftConfig,
+    network: &'a Transformer,
+    modules: Vec<Module>,
+    stored: Vec<Stored>,
+    /// What PEFT saw in front of the names of layers.
+    prefix: &'a str,
+}
+
+impl<'a> Reader<'a> {
+    fn new(config: &'a PeftConfig, network: &'a Transformer, checkpoint: &Checkpoint<'_>) -> Result<Self> {
+        let names = &network.config().names;
+        let modules = network.modules();
+        let mut tensors = checkpoint.names();
+        tensors.sort_unstable();
+        // A model that was trained without its head has no prefix.
+        let layers = names.layer.split("{}").next().unwrap_or_default();
+        let bare = |name: &&str| name.strip_prefix(PREFIX).unwrap_or(name).starts_with(layers);
+        let old = tensors.iter().any(|name| old_name(name).is_some());
+        let prefix = match names.prefixes.first() {
+            Some(_) if !old && tensors.iter().any(bare) => "",
+            Some(usual) => {
+                let seen = |prefix: &&&'static str| {
+                    let start = format!("{PREFIX}{prefix}{layers}");
+                    tensors.iter().any(|name| name.starts_with(&start))
+                };
+                names.prefixes.iter().find(seen).unwrap_or(usual)
+            }
+            None => "",
+        };
+        let mut reader = Self { config, network, stored: vec![Stored::default(); modules.len()], modules, prefix };
+        let paths: HashMap<String, usize> = (0..reader.modules.len()).map(|i| (reader.path(i), i)).collect();
+        let mut ignored = Vec::new();
+        for name in tensors {
+            reader.sort(name, &paths, &mut ignored)?;
+        }
+        reader.check_targets(&ignored)?;
+        Ok(reader)
+    }
+
+    /// A module's name as PEFT sees it.
+    fn path(&self, module: usize) -> String {
+        path(&self.modules[module], self.prefix)
+    }
+
+    /// Finds the module of a tensor.
+    fn sort(&mut self, name: &str, paths: &HashMap<String, usize>, ignored: &mut Vec<String>) -> Result<()> {
+        let no_place = || Error::format(format!("{TENSORS}: {name}: a tensor that the model has no place for"));
+        let inner = name.strip_prefix(PREFIX).unwrap_or(name);
+        let inner = inner.strip_suffix(".weight").filter(|rest| rest.ends_with(".lora_magnitude_vector")).unwrap_or(inner);
+        if inner.contains(".lora_embedding_") {
+            return Err(Error::unsupported(format!("{TENSORS}: {name}: LoRA on the embedding is not supported")));
+        }
+        let field = FIELDS.iter().find_map(|(end, field)| Some((inner.strip_suffix(end)?, field)));
+        let (path, field) = field.ok_or_else(no_place)?;
+        let found = match old_name(inner) {
+            Some((layer, target)) => {
+                let stem = format!("{}.", self.network.config().names.layer.replace("{}", layer));
+                let is_it = |module: &Module| {
+                    let rest = module.name.strip_prefix(&stem);
+                    rest.is_some_and(|rest| rest.rsplit('.').next() == Some(target))
+                };
+                self.modules.iter().position(is_it)
+            }
+            None => paths.get(path).copied(),
+        };
+        let Some(found) = found else {
+            let bare = path.strip_prefix(self.prefix).unwrap_or(path);
+            // A part of the model that this library has no use for, such as BERT's pooler.
+            if self.network.config().names.unused.iter().any(|unused| format!("{bare}.").starts_with(unused)) {
+                ignored.push(path.to_string());
+                return Ok(());
+            }
+            return Err(no_place());
+        };
+        match field(&mut self.stored[found]).replace(name.to_string()) {
+            None => Ok(()),
+            Some(other) => Err(Error::format(format!("{TENSORS}: {name}: the same tensor as {other}"))),
+        }
+    }
+
+    /// Names in the configuration that stand for nothing.
+    fn check_targets(&self, ignored: &[String]) -> Result<()> {
+        let paths: Vec<String> = (0..self.modules.len()).map(|i| self.path(i)).collect();
+        let known = || paths.iter().chain(ignored);
+        if let Targets::Names(names) = &self.config.targets
+            && let Some(name) = names.iter().find(|name| !known().any(|path| ends_with_name(path, name)))
+        {
+            return Err(Error::format(format!("{CONFIG}: target_modules: {name:?}: the model has no such module")));
+        }
+        for name in &self.config.modules_to_save {
+            if ignored.iter().any(|path| ends_with_name(path, name)) {
+                continue;
+            }
+            let found = (0..paths.len()).find(|&i| ends_with_name(&paths[i], name));
+            match found.filter(|&i| matches!(self.modules[i].place, Place::Embed | Place::Head)) {
+                Some(i) if self.stored[i].weight.is_some() => {}
+                Some(i) => return Err(lacks(&format!("{}.weight", paths[i]), "modules_to_save names")),
+                None => {
+                    let whole = |module: &&Module| matches!(module.place, Place::Embed | Place::Head);
+                    let possible: Vec<&str> = self.modules.iter().filter(whole).map(|module| module.name.as_str()).collect();
+                    return Err(Error::unsupported(format!(
+                        "{CONFIG}: modules_to_save: {name:?} is not supported ({})",
+                        possible.join(", ")
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what is small: low-rank changes and biases.
+    fn changes(&self, weights: &mut Weights<'_>) -> Result<Adapter> {
+        let mut adapter = Adapter::default();
+        for (i, (module, stored)) in self.modules.iter().zip(&self.stored).enumerate() {
+            let path = self.path(i);
+            let targeted = self.config.targets(&path, module.place)?;
+            if module.place == Place::Embed && targeted {
+                return Err(Error::unsupported(format!(
+                    "{CONFIG}: target_modules: LoRA on the embedding ({path}) is not supported"
+                )));
+            }
+            self.check_tensors(&path, module, stored, targeted)?;
+            if targeted {
+                adapter.low_rank.push(self.low_rank(&path, module, stored, weights)?);
+            }
+            if let Some(name) = &stored.bias {
+                let bias = finite(name, weights.values(&[(name.clone(), module.outputs)])?)?;
+                adapter.biases.push((module.clone(), bias));
+            }
+        }
+        Ok(adapter)
+    }
+
+    /// Reads matrices that replace the model's.
+    fn weights(&self, weights: &mut Weights<'_>) -> Result<Vec<Replaced>> {
+        let mut replaced = Vec::new();
+        for (module, stored) in self.modules.iter().zip(&self.stored) {
+            let Some(name) = &stored.weight else { continue };
+            let name = name.strip_suffix(".weight").unwrap_or(name);
+            let weight = match module.place {
+                Place::Embed => weights.table(name, module.outputs, module.inputs)?,
+                _ => weights.matrix(&[Slot::whole(name, module.outputs)], module.inputs)?,
+            };
+            replaced.push(Replaced::new(self.network, module.clone(), weight)?);
+        }
+        Ok(replaced)
+    }
+
+    /// What is stored for a module is what the configuration says.
+    fn check_tensors(&self, path: &str, module: &Module, stored: &Stored, targeted: bool) -> Result<()> {
+        let config = self.config;
+        let whole = matches!(module.place, Place::Embed | Place::Head);
+        let bias = module.bias && (config.bias == BiasKind::All || (config.bias == BiasKind::Targeted && targeted));
+        // The tensor, whether there must be one, whether there may be one, and the option that says so.
+        let rules = [
+            (&stored.a, targeted, targeted, "lora_A.weight", "target_modules"),
+            (&stored.b, targeted, targeted, "lora_B.weight", "target_modules"),
+            (&stored.b_bias, targeted && config.lora_bias, targeted && config.lora_bias, "lora_B.bias", "lora_bias"),
+            (&stored.magnitude, targeted && config.dora, targeted && config.dora, "lora_magnitude_vector", "use_dora"),
+            (&stored.bias, bias, bias || (whole && module.bias && stored.weight.is_some()), "bias", "bias"),
+            (&stored.weight, false, whole, "weight", "modules_to_save"),
+        ];
+        for (name, must, may, field, option) in rules {
+            match name {
+                None if must => return Err(lacks(&format!("{path}.{field}"), &format!("{option} asks for"))),
+                Some(name) if !may => {
+                    let message = format!("{TENSORS}: {name}: a tensor that {option} does not ask for");
+                    return Err(if option == "modules_to_save" { Error::unsupported(message) } else { Error::format(message) });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn low_rank(&self, path: &str, module: &Module, stored: &Stored, weights: &mut Weights<'_>) -> Result<LowRank> {
+        let rank = self.config.rank(path)?;
+        let mut matrix = |name: &Option<String>, rows: usize, cols: usize| {
+            let name = name.as_deref().unwrap_or_default();
+            let matrix = weights.matrix(&[Slot::whole(name.strip_suffix(".weight").unwrap_or(name), rows)], cols)?;
+            finite(name, matrix.rows(0..rows)?)?;
+            Ok::<_, Error>(matrix)
+        };
+        let both = (matrix(&stored.a, rank, module.inputs)?, matrix(&stored.b, module.outputs, rank)?);
+        let mut vector = |name: &Option<String>| match name {
+            Some(name) => finite(name, weights.values(&[(name.clone(), module.outputs)])?).map(Some),
+            None => Ok(None),
+        };
+        let vectors = (vector(&stored.b_bias)?, vector(&stored.magnitude)?);
+        LowRank::new(self.network, module.clone(), both, vectors, self.config.scaling(path, rank)?)
+    }
+}
+
+/// A module's name as PEFT sees it: all but the output matrix lie within the model.
+fn path(module: &Module, prefix: &str) -> String {
+    if module.place == Place::Head { module.name.clone() } else { format!("{prefix}{}", module.name) }
+}
+
+/// The layer and target of a name that this library's first version wrote: `layers.{i}.{target}.lora_a`.
+fn old_name(name: &str) -> Option<(&str, &str)> {
+    let rest = name.strip_prefix("layers.")?;
+    let rest = rest.strip_suffix(".lora_a").or_else(|| rest.strip_suffix(".lora_b"))?;
+    rest.split_once('.').filter(|(layer, target)| layer.bytes().all(|b| b.is_ascii_digit()) && !target.contains('.'))
+}
+
+/// Whether a path is a name, or ends with it behind a dot.
+fn ends_with_name(path: &str, name: &str) -> bool {
+    path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+fn lacks(name: &str, why: &str) -> Error {
+    Error::format(format!("{TENSORS}: {PREFIX}{name}: {why} this tensor, and the file does not hold it"))
+}
+
+fn finite(name: &str, values: Vec<f32>) -> Result<Vec<f32>> {
+    match values.iter().find(|x| !x.is_finite()) {
+        Some(x) => Err(Error::format(format!("{TENSORS}: {name}: expected finite values, found {x}"))),
+        None => Ok(values),
+    }
+}
+
+/// Which biases were trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum BiasKind {
+    None,
+    All,
+    Targeted,
+}
+
+/// Which modules were trained.
+enum Targets {
+    /// The whole path, or what it ends with.
+    Names(Vec<String>),
+    Pattern(Regex),
+    /// Every matrix but the embedding and the output matrix.
+    Linear,
+}
+
+/// adapter_config.json, as far as it changes the result.
+struct PeftConfig {
+    rank: usize,
+    alpha: f64,
+    rslora: bool,
+    dora: bool,
+    lora_bias: bool,
+    bias: BiasKind,
+    targets: Targets,
+    excluded: Option<Targets>,
+    rank_pattern: Vec<(Regex, usize)>,
+    alpha_pattern: Vec<(Regex, f64)>,
+    layers: Option<Vec<usize>>,
+    layers_pattern: Vec<Regex>,
+    modules_to_save: Vec<String>,
+}
+
+/// Keys of the configuration that say how the adapter came to be.
+const HISTORY: [&str; 14] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
+    "inference_mode",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+];
+
+/// Keys that are read below.
+const READ: [&str; 17] = [
+    "alpha_pattern",
+    "bias",
+    "exclude_modules",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_bias",
+    "modules_to_save",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "use_dora",
+    "use_rslora",
+    "fan_in_fan_out",
+    "ensure_weight_tying",
+];
+
+impl PeftConfig {
+    fn parse(json: &Json) -> Result<Self> {
+        if json.text("peft_type")?.as_deref() != Some("LORA") {
+            return Err(json.unsupported("peft_type", "expected \"LORA\""));
+        }
+        for (key, value) in json.value().as_object().into_iter().flatten() {
+            // Whatever a later version of PEFT adds is off while it is empty.
+            if !HISTORY.contains(&key.as_str()) && !READ.contains(&key.as_str()) && !is_off(value) {
+                return Err(json.unsupported(key, "expected none: this option is not implemented"));
+            }
+        }
+        for key in ["fan_in_fan_out", "ensure_weight_tying"] {
+            if json.flag(key, false)? {
+                return Err(json.unsupported(key, "expected false"));
+            }
+        }
+        // The others subtract something from the base model before training, which is then no longer the one at hand.
+        let plain = ["gaussian", "eva", "orthogonal"];
+        if let Some(init) = json.get("init_lora_weights")
+            && !init.value().is_boolean()
+            && !init.value().as_str().is_some_and(|init| plain.contains(&init))
+        {
+            return Err(json.unsupported("init_lora_weights", "expected true, false, \"gaussian\", \"eva\" or \"orthogonal\""));
+        }
+        if let Some(dropout) = json.number("lora_dropout")?
+            && !(0.0..=1.0).contains(&dropout)
+        {
+            return Err(json.invalid("lora_dropout", &format!("expected 0 to 1, found {dropout}")));
+        }
+        let targets = match json.get("target_modules") {
+            None if json.get("modules_to_save").is_some() => Targets::Names(Vec::new()),
+            None => return Err(json.invalid("target_modules", "expected a list of names or a pattern, found nothing")),
+            Some(_) => targets(json, "target_modules")?,
+        };
+        let layers = match json.get("layers_to_transform") {
+            Some(field) if field.value().is_array() => {
+                Some(whole_numbers(json, "layers_to_transform")?).filter(|l| !l.is_empty())
+            }
+            _ => json.count("layers_to_transform", usize::MAX >> 1)?.map(|layer| vec![layer]),
+        };
+        let layers_pattern = match json.get("layers_pattern") {
+            Some(field) if field.value().is_array() => json.texts("layers_pattern")?.unwrap_or_default(),
+            _ => json.text("layers_pattern")?.filter(|pattern| !pattern.is_empty()).into_iter().collect(),
+        };
+        for (key, is_set) in [("layers_to_transform", layers.is_some()), ("layers_pattern", !layers_pattern.is_empty())] {
+            if is_set && !matches!(targets, Targets::Names(_)) {
+                return Err(json.invalid(key, "expected none where target_modules is text"));
+            }
+        }
+        let layer_of = |pattern: &String| regex(json, "layers_pattern", &format!(r"\A(?:|.*?\.)(?:{pattern})\.(\d+)\."));
+        let config = Self {
+            rank: json.size("r", MAX_RANK)?,
+            alpha: match json.number("lora_alpha")? {
+                Some(alpha) => alpha,
+                None => return Err(json.invalid("lora_alpha", "expected a number, found nothing")),
+            },
+            rslora: json.flag("use_rslora", false)?,
+            dora: json.flag("use_dora", false)?,
+            lora_bias: json.flag("lora_bias", false)?,
+            bias: match json.text("bias")?.as_deref() {
+                None | Some("none") => BiasKind::None,
+                Some("all") => BiasKind::All,
+                Some("lora_only") => BiasKind::Targeted,
+                Some(_) => return Err(json.unsupported("bias", "expected \"none\", \"all\" or \"lora_only\"")),
+            },
+            targets,
+            excluded: json.get("exclude_modules").map(|_| targets_of(json, "exclude_modules")).transpose()?,
+            rank_pattern: patterns(json, "rank_pattern", |object, key| object.size(key, MAX_RANK))?,
+            alpha_pattern: patterns(json, "alpha_pattern", |object, key| {
+                object.number(key)?.ok_or_else(|| object.invalid(key, "expected a number, found null"))
+            })?,
+            layers,
+            layers_pattern: layers_pattern.iter().map(layer_of).collect::<Result<_>>()?,
+            modules_to_save: json.texts("modules_to_save")?.unwrap_or_default(),
+        };
+        if config.lora_bias && config.dora {
+            return Err(json.invalid("lora_bias", "expected false with use_dora"));
+        }
+        Ok(config)
+    }
+
+    /// Whether a module was trained.
+    fn targets(&self, path: &str, place: Place) -> Result<bool> {
+        if let Some(excluded) = &self.excluded
+            && excluded.hold(path, place)?
+        {
+            return Ok(false);
+        }
+        let saved =
+            |name: &String| path.split('.').collect::<Vec<_>>().windows(name.split('.').count()).any(|w| w.join(".") == *name);
+        if self.modules_to_save.iter().any(saved) || !self.targets.hold(path, place)? {
+            return Ok(false);
+        }
+        // A path that is named as a whole is meant whatever its layer.
+        let named = matches!(&self.targets, Targets::Names(names) if names.iter().any(|name| name == path));
+        match &self.layers {
+            Some(layers) if !named => Ok(self.layer(path)?.is_some_and(|layer| layers.contains(&layer))),
+            _ => Ok(true),
+        }
+    }
+
+    /// The layer that a path goes through: behind one of the patterns, or its first number.
+    fn layer(&self, path: &str) -> Result<Option<usize>> {
+        if self.layers_pattern.is_empty() {
+            let parts: Vec<&str> = path.split('.').collect();
+            // A module stands behind it, and two names before.
+            let inside = parts.get(2..parts.len().saturating_sub(1)).unwrap_or_default();
+            let number = inside.iter().find(|part| part.bytes().all(|b| b.is_ascii_digit()));
+            return Ok(number.and_then(|number| number.parse().ok()));
+        }
+        for pattern in &self.layers_pattern {
+            if let Some(found) = pattern.captures(path).map_err(too_hard)? {
+                return Ok(found.get(1).and_then(|number| number.as_str().parse().ok()));
+            }
+        }
+        Ok(None)
+    }
+
+    fn rank(&self, path: &str) -> Result<usize> {
+        Ok(first(&self.rank_pattern, path)?.unwrap_or(self.rank))
+    }
+
+    fn scaling(&self, path: &str, rank: usize) -> Result<f32> {
+        let alpha = first(&self.alpha_pattern, path)?.unwrap_or(self.alpha);
+        let scaling = (if self.rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 }) as f32;
+        if !scaling.is_finite() {
+            return Err(Error::format(format!("{CONFIG}: lora_alpha: expected a number of F32 for {path}, found {alpha}")));
+        }
+        Ok(scaling)
+    }
+}
+
+impl Targets {
+    fn hold(&self, path: &str, place: Place) -> Result<bool> {
+        match self {
+            Self::Names(names) => Ok(names.iter().any(|name| ends_with_name(path, name))),
+            Self::Pattern(pattern) => pattern.is_match(path).map_err(too_hard),
+            Self::Linear => Ok(!matches!(place, Place::Embed | Place::Head)),
+        }
+    }
+}
+
+/// Null, false, or empty.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
+}
+
+fn targets(json: &Json, key: &str) -> Result<Targets> {
+    match json.get(key).and_then(|field| field.value().as_str().map(str::to_lowercase)).as_deref() {
+        Some("all-linear") => Ok(Targets::Linear),
+        _ => targets_of(json, key),
+    }
+}
+
+/// A list of names, or a pattern for the whole path.
+fn targets_of(json: &Json, key: &str) -> Result<Targets> {
+    match json.get(key) {
+        Some(field) if field.value().is_string() => {
+            let pattern = json.text(key)?.unwrap_or_default();
+            Ok(Targets::Pattern(regex(json, key, &format!(r"\A(?:{pattern})\z"))?))
+        }
+        _ => Ok(Targets::Names(json.texts(key)?.unwrap_or_default())),
+    }
+}
+
+fn patterns<T>(json: &Json, key: &str, value: impl Fn(&Json, &str) -> Result<T>) -> Result<Vec<(Regex, T)>> {
+    let Some(object) = json.object(key)? else { return Ok(Vec::new()) };
+    let fields = object.value().as_object();
+    let count = fields.map_or(0, serde_json::Map::len);
+    if count > MAX_PATTERNS {
+        return Err(json.unsupported(key, &format!("expected at most {MAX_PATTERNS} patterns")));
+    }
+    let fields = fields.into_iter().flatten();
+    fields
+        .map(|(pattern, _)| Ok((regex(json, key, &format!(r"\A(?:.*\.)?(?:{pattern})\z"))?, value(&object, pattern)?)))
+        .collect()
+}
+
+/// What the first pattern that fits a path says.
+fn first<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Result<Option<T>> {
+    for (pattern, value) in patterns {
+        if pattern.is_match(path).map_err(too_hard)? {
+            return Ok(Some(*value));
+        }
+    }
+    Ok(None)
+}
+
+fn regex(json: &Json, key: &str, pattern: &str) -> Result<Regex> {
+    let compiled = RegexBuilder::new(pattern).delegate_size_limit(MAX_PATTERN_BYTES).build();
+    compiled.map_err(|e| json.invalid(key, &format!("expected a regular expression: {e}")).with_source(e))
+}
+
+/// A pattern from outside may ask for more steps than there is time.
+fn too_hard(error: fancy_regex::Error) -> Error {
+    Error::unsupported(format!("{CONFIG}: a pattern takes too long: {error}")).with_source(error)
+}
+
+fn whole_numbers(json: &Json, key: &str) -> Result<Vec<usize>> {
+    let numbers = json.numbers(key)?.unwrap_or_default();
+    let whole = |x: f64| if x >= 0.0 && x.fract() == 0.0 && x < 1e9 { Ok(x as usize) } else { Err(x) };
+    let numbers = numbers.into_iter().map(whole).collect::<std::result::Result<_, _>>();
+    numbers.map_err(|x| json.invalid(key, &format!("expected whole numbers, found {x}")))
+}

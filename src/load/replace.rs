@@ -1,0 +1,31 @@
+//! Files that are written beside their place and renamed, so that a failure or a crash leaves the old one or the new one.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+
+/// Where to write what will be `path`: a name that nothing else uses, in the same directory.
+pub fn beside(path: &Path) -> Result<PathBuf> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let name = path
+        .file_name()
+        .ok_or_else(|| Error::argument(format!("path: expected the name of a file, found {:?}", path.display())))?;
+    let mut beside = name.to_os_string();
+    beside.push(format!(".{}-{}.part", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+    Ok(path.with_file_name(beside))
+}
+
+/// Writes files by `write` and puts them in their places once all are whole.
+pub fn replace(paths: &[PathBuf], write: impl FnOnce(&[PathBuf]) -> Result<()>) -> Result<()> {
+    let parts = paths.iter().map(|path| beside(path)).collect::<Result<Vec<_>>>()?;
+    let rename = |(part, path): (&PathBuf, &PathBuf)| std::fs::rename(part, path).map_err(|e| Error::io(path, e));
+    let written = write(&parts).and_then(|()| parts.iter().zip(paths).try_for_each(rename));
+    if written.is_err() {
+        for part in &parts {
+            // The first error is the one to tell; the part may not even exist.
+            let _ = std::fs::remove_file(part);
+        }
+    }
+    written
+}

@@ -1,0 +1,97 @@
+"""Makes PEFT adapters of the tiny models beside this file, with reference values (written with peft 0.21.2, transformers 5.23).
+
+    python make_adapters.py [--out DIR] [NAME ...]        (default: the folder `adapters` beside this file, all names)
+
+Each directory holds adapter_config.json and adapter_model.safetensors as PEFT saves them, golden.json (the base model, what it is
+for) and golden.safetensors: of a decoder prompt0.{ids,logits,merged_logits}, of an encoder `embeddings` of its golden texts, pooled
+by the mean and normalised. Arithmetic: float32 on the stored weights, eager attention, one sequence at a time.
+What they hold beyond `lora/`: fused projections, other families, biases, tied matrices, patterns of every kind, an encoder."""
+import argparse, io, contextlib, json, logging, os, shutil, warnings, zlib
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+warnings.filterwarnings("ignore"); logging.disable(logging.WARNING)
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+disable_progress_bar()
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+QWEN = "decoders/qwen2_untied_old"
+# name: (base, LoraConfig, what it is for)
+ADAPTERS = {
+    "phi3_fused": ("decoders/phi3", dict(target_modules=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]), "q, k, v and gate, up stored as one tensor"),
+    "phi3_fused_dora": ("decoders/phi3", dict(target_modules=["qkv_proj", "gate_up_proj"], use_dora=True), "magnitudes of a fused tensor"),
+    "glm4_all_linear": ("families/glm4", dict(target_modules="all-linear"), "all-linear: every projection, not the output matrix"),
+    "starcoder2": ("families/starcoder2", dict(target_modules=["c_fc", "c_proj", "k_proj"]), "biases, no gate, keys alone of q, k, v"),
+    "phi_bias_lora_only": ("families/phi", dict(target_modules=["q_proj", "dense", "fc2"], bias="lora_only"), "trained biases of the targets"),
+    "qwen2_bias_all": (QWEN, dict(target_modules=["q_proj", "down_proj"], bias="all"), "trained biases of all modules"),
+    "qwen2_lora_bias": (QWEN, dict(target_modules=["k_proj", "v_proj"], lora_bias=True), "a bias behind B"),
+    "qwen2_dora_bias": (QWEN, dict(target_modules=["q_proj", "v_proj", "up_proj"], use_dora=True, bias="lora_only"), "magnitudes do not scale a bias"),
+    "gemma2_tied_saved": ("decoders/gemma2", dict(target_modules=["v_proj"], modules_to_save=["embed_tokens", "lm_head"]), "both sides of a tied matrix, each with values of its own"),
+    "qwen2_tied_embed_saved": ("decoders/qwen2_tied", dict(target_modules=["o_proj"], modules_to_save=["embed_tokens"]), "the embedding alone of a tied matrix: the output matrix stays"),
+    "qwen2_tied_lm_head": ("decoders/qwen2_tied", dict(target_modules=["lm_head", "q_proj"]), "LoRA on a tied output matrix: the embedding stays"),
+    "llama_excluded": ("decoders/llama_plain", dict(target_modules=["q_proj", "k_proj", "v_proj"], exclude_modules=["layers.0.self_attn.k_proj"]), "exclude_modules"),
+    "llama_layers_pattern": ("decoders/llama_plain", dict(target_modules=["o_proj", "up_proj"], layers_to_transform=[1], layers_pattern="layers"), "layers_pattern"),
+    "bert_pooler": ("encoders/bert_mean_norm", dict(target_modules=["query", "value", "dense"], task_type="FEATURE_EXTRACTION"), "an encoder; `dense` also means the pooler, which no vector sees"),
+}
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", default=os.path.join(HERE, "adapters")); parser.add_argument("names", nargs="*")
+    args = parser.parse_args(); torch.set_num_threads(1)
+    for name in args.names or ADAPTERS: make(name, args.out)
+
+def seeded(name): torch.manual_seed(zlib.crc32(name.encode()))
+
+@torch.no_grad()
+def make(name, out):
+    base, config, note = ADAPTERS[name]
+    encoder, folder = base.startswith("encoders"), os.path.join(out, name)
+    def load():
+        kind = AutoModel if encoder else AutoModelForCausalLM
+        return kind.from_pretrained(os.path.join(HERE, base), attn_implementation="eager", dtype=torch.float32).eval()
+    config = LoraConfig(**{**dict(r=4, lora_alpha=8, lora_dropout=0.05, task_type="CAUSAL_LM"), **config})
+    seeded(name)
+    plain, model = load(), get_peft_model(load(), config).eval()
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    for key, p in model.named_parameters():
+        if id(p) not in trained: continue
+        if "magnitude" in key: p.mul_(1 + 0.3 * torch.randn_like(p))
+        else: p.add_(torch.randn_like(p) * (0.3 if "lora_" in key else 0.1))
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.redirect_stdout(io.StringIO()): model.save_pretrained(folder)
+    os.remove(os.path.join(folder, "README.md"))
+    path = os.path.join(folder, "adapter_config.json"); text = json.load(open(path))
+    text["base_model_name_or_path"] = f"../../{base}"
+    for key in ("target_modules", "exclude_modules", "modules_to_save"):
+        if isinstance(text.get(key), list): text[key].sort()
+    json.dump(text, open(path, "w"), indent=1)
+    # What is compared is what the files hold.
+    model = PeftModel.from_pretrained(load(), folder).eval()
+    values, mistakes = {}, {}
+    if encoder:
+        golden = json.load(open(os.path.join(HERE, base, "golden.json")))
+        def embed(model):
+            rows = []
+            for ids in golden["token_ids"]["none"]:
+                mean = model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long)).last_hidden_state[0].mean(0)
+                rows.append(mean / mean.norm())
+            return torch.stack(rows)
+        values["embeddings"], without = embed(model), embed(plain)
+        changed = (values["embeddings"] - without).abs().max().item()
+    else:
+        ids = torch.randint(3, 211, (1, 12)); values["prompt0.ids"] = ids[0]
+        values["prompt0.logits"] = model(ids).logits[0]
+        changed = (values["prompt0.logits"] - plain(ids).logits[0]).abs().max().item()
+        double = PeftModel.from_pretrained(load(), folder).double().eval()
+        mistakes["f32_vs_f64"] = (double(ids).logits[0] - values["prompt0.logits"]).abs().max().item()
+        if "tied_lm_head" in name: pass  # merging changes the embedding as well, so that merged and attached differ
+        else: values["prompt0.merged_logits"] = model.merge_and_unload()(ids).logits[0]
+        if "prompt0.merged_logits" in values: mistakes["merged_vs_unmerged"] = (values["prompt0.merged_logits"] - values["prompt0.logits"]).abs().max().item()
+    save_file({k: v.contiguous() for k, v in values.items()}, os.path.join(folder, "golden.safetensors"))
+    notes = dict(base=base, note=note, adapter_changes_by=round(changed, 4), noise_max_abs={k: float(f"{v:.3g}") for k, v in mistakes.items()})
+    json.dump(notes, open(os.path.join(folder, "golden.json"), "w"), indent=1)
+    print(name, notes["adapter_changes_by"], notes["noise_max_abs"], sorted(load_file(os.path.join(folder, "adapter_model.safetensors")))[:3])
+
+if __name__ == "__main__": main()

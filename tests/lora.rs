@@ -1,0 +1,693 @@
+//! Adapters against PEFT: logits with each of its variants, attached and merged; and the equalities that need no reference: removed =
+//! never attached, per call = per session, changed = fresh, both orders, many sessions at once.
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use common::{Reference, golden, json, load, max_abs, shipped};
+use metal_candle::{
+    Capability, Dtype, EmbedOptions, ErrorKind, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, Model, Pooling,
+    SamplingOptions, Session,
+};
+
+/// The tolerance of the reference results.
+const TOLERANCE: f32 = 5e-4;
+/// What this library does not implement, and what its error says.
+const REFUSED: [(&str, &str); 1] = [("qwen2_embed_lm_head", "LoRA on the embedding")];
+
+/// Every adapter of the reference results.
+fn adapters() -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = ["lora", "adapters"]
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(golden(folder)).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    found.sort();
+    assert!(found.len() >= 28, "the reference results are there");
+    found
+}
+
+fn base(adapter: &Path) -> Model {
+    load(golden(json(&adapter.join("golden.json"))["base"].as_str().unwrap()))
+}
+
+fn open(model: &Model, adapter: impl AsRef<Path>) -> Lora {
+    let adapter = adapter.as_ref();
+    Lora::load(model, adapter).unwrap_or_else(|e| panic!("{}: {}", adapter.display(), e.details()))
+}
+
+/// A model and one of its adapters.
+fn pair(name: &str) -> (Model, Lora) {
+    let model = base(&golden(name));
+    let lora = open(&model, golden(name));
+    (model, lora)
+}
+
+fn session(model: &Model, adapters: &[(Lora, f32)], ids: &[u32]) -> Session {
+    let mut session = Session::new(model, 0).unwrap();
+    session.set_adapters(adapters).unwrap();
+    session.append_tokens(ids, None).unwrap();
+    session
+}
+
+/// The logits after a whole prompt.
+fn logits(model: &Model, adapters: &[(Lora, f32)], ids: &[u32]) -> Vec<f32> {
+    session(model, adapters, ids).logits().unwrap().to_vec()
+}
+
+/// The logits after each token, evaluated one by one.
+fn stepwise(model: &Model, adapters: &[(Lora, f32)], ids: &[u32]) -> Vec<f32> {
+    let mut session = session(model, adapters, &[]);
+    let mut step = |id: &u32| {
+        session.append_tokens(&[*id], None).unwrap();
+        session.logits().unwrap().to_vec()
+    };
+    ids.iter().flat_map(&mut step).collect()
+}
+
+fn greedy(tokens: usize) -> GenerateOptions {
+    let sampling = SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() };
+    GenerateOptions { max_tokens: tokens, ignore_eos: true, sampling, ..GenerateOptions::default() }
+}
+
+fn run(session: &mut Session, options: &GenerateOptions) -> Generation {
+    session.generate(options, None, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+const IDS: [u32; 9] = [110, 158, 47, 188, 30, 172, 9, 2, 131];
+
+#[test]
+fn logits_equal_those_of_peft_attached_and_merged() {
+    let mut seen = 0;
+    for path in adapters() {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let model = base(&path);
+        if let Some((_, fragment)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
+            let error = Lora::load(&model, &path).unwrap_err();
+            assert!(error.kind() == ErrorKind::Unsupported && error.message().contains(fragment), "{name}: {error}");
+            continue;
+        }
+        let lora = open(&model, &path);
+        let reference = Reference::open(&path.join("golden.safetensors"));
+        let notes = json(&path.join("golden.json"));
+        let merged = model.merge(&lora, 1.0).unwrap();
+        if !model.supports(Capability::Generate) {
+            let texts = json(&golden(notes["base"].as_str().unwrap()).join("golden.json"));
+            let texts: Vec<&str> = texts["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+            let want = reference.floats("embeddings");
+            let attached = EmbedOptions { adapters: vec![(lora, 1.0)], ..EmbedOptions::default() };
+            let error = max_abs(&model.embed(&texts, &attached, None).unwrap(), &want);
+            let merged_error = max_abs(&merged.embed(&texts, &EmbedOptions::default(), None).unwrap(), &want);
+            assert!(error <= 2e-5 && merged_error <= 2e-5, "{name}: {error}, merged {merged_error}");
+            seen += 1;
+            continue;
+        }
+        let adapters = [(lora, 1.0)];
+        for prompt in 0..if path.starts_with(golden("lora")) { 2 } else { 1 } {
+            let ids = reference.ids(&format!("prompt{prompt}.ids"));
+            let want = reference.floats(&format!("prompt{prompt}.logits"));
+            let last = &want[want.len() - model.vocab_size()..];
+            let at_once = max_abs(&logits(&model, &adapters, &ids), last);
+            let steps = max_abs(&stepwise(&model, &adapters, &ids), &want);
+            assert!(at_once <= TOLERANCE && steps <= TOLERANCE, "{name} prompt {prompt}: {at_once}, in steps {steps}");
+            // PEFT changes both sides of a tied matrix when it merges, and this library the one that the adapter is for.
+            let tied = name == "qwen2_tied_lm_head";
+            let want = if tied { want } else { reference.floats(&format!("prompt{prompt}.merged_logits")) };
+            let error = max_abs(&stepwise(&merged, &[], &ids), &want);
+            assert!(error <= TOLERANCE, "{name} prompt {prompt}: {error} merged");
+        }
+        seen += 1;
+    }
+    assert!(seen >= 27);
+}
+
+#[test]
+fn a_removed_adapter_leaves_no_bit_behind() {
+    for name in ["lora/qwen2_all7", "lora/qwen2_dora", "lora/qwen2_lm_head_saved", "adapters/qwen2_bias_all"] {
+        let (model, lora) = pair(name);
+        let plain = logits(&model, &[], &IDS);
+        let mut changed = session(&model, &[(lora.clone(), 1.0)], &IDS);
+        assert!(max_abs(changed.logits().unwrap(), &plain) > 0.1, "{name}");
+        changed.set_adapters(&[]).unwrap();
+        assert_eq!(changed.logits().unwrap(), plain, "{name}");
+        // Times zero is removed.
+        changed.set_adapters(&[(lora, 0.0)]).unwrap();
+        assert_eq!(changed.logits().unwrap(), plain, "{name}");
+    }
+}
+
+#[test]
+fn a_scale_scales_and_two_adapters_add_up_in_any_order() {
+    let (model, one) = pair("lora/qwen2_all7");
+    let other = open(&model, golden("lora/qwen2_regex_layer1"));
+    let half = logits(&model, &[(one.clone(), 0.5)], &IDS);
+    // The same change in two halves of a half.
+    let quarters = logits(&model, &[(one.clone(), 0.25), (one.clone(), 0.25)], &IDS);
+    assert!(max_abs(&half, &quarters) < 1e-4);
+    assert!(max_abs(&half, &logits(&model, &[(one.clone(), 1.0)], &IDS)) > 0.1);
+    let back = logits(&model, &[(one.clone(), 0.7), (one.clone(), -0.7)], &IDS);
+    assert!(max_abs(&back, &logits(&model, &[], &IDS)) < 1e-4);
+
+    let both = logits(&model, &[(one.clone(), 0.5), (other.clone(), 0.75)], &IDS);
+    let swapped = logits(&model, &[(other.clone(), 0.75), (one.clone(), 0.5)], &IDS);
+    assert!(max_abs(&both, &swapped) < 1e-4 && max_abs(&both, &half) > 0.1);
+    // Merged one after the other: the second is loaded for the model that the first made.
+    let merged = model.merge(&one, 0.5).unwrap();
+    let merged = merged.merge(&open(&merged, golden("lora/qwen2_regex_layer1")), 0.75).unwrap();
+    assert!(max_abs(&both, &logits(&merged, &[], &IDS)) < TOLERANCE);
+
+    // Magnitudes count from the model, not from one another.
+    let dora = open(&model, golden("lora/qwen2_dora"));
+    let both = logits(&model, &[(dora.clone(), 0.5), (one.clone(), 0.5)], &IDS);
+    let swapped = logits(&model, &[(one, 0.5), (dora, 0.5)], &IDS);
+    assert!(max_abs(&both, &swapped) < 1e-4);
+}
+
+#[test]
+fn a_changed_adapter_evaluates_the_session_again() {
+    let (model, one) = pair("lora/qwen2_all7");
+    let other = open(&model, golden("lora/qwen2_rslora"));
+    let mut session = session(&model, &[(one.clone(), 1.0)], &IDS);
+    let first = run(&mut session, &greedy(5)).tokens;
+    let held = session.tokens().to_vec();
+    for adapters in [vec![(other.clone(), 1.0)], vec![], vec![(one.clone(), 0.5), (other.clone(), 0.5)], vec![(one.clone(), 1.0)]]
+    {
+        session.set_adapters(&adapters).unwrap();
+        assert_eq!(session.tokens(), held, "the tokens stay");
+        assert_eq!(session.fork().unwrap().logits().unwrap(), logits(&model, &adapters, &held), "a fork has the same adapters");
+        assert_eq!(session.logits().unwrap(), logits(&model, &adapters, &held));
+    }
+    session.truncate(IDS.len()).unwrap();
+    assert_eq!(run(&mut session, &greedy(5)).tokens, first);
+
+    // The same adapters again cost nothing: the next answer has no prompt to evaluate.
+    session.logits().unwrap();
+    run(&mut session, &greedy(1));
+    session.set_adapters(&[(one.clone(), 1.0)]).unwrap();
+    assert_eq!(run(&mut session, &greedy(1)).prefill_seconds, 0.0);
+    session.set_adapters(&[(other, 1.0)]).unwrap();
+    assert!(run(&mut session, &greedy(1)).prefill_seconds > 0.0);
+}
+
+#[test]
+fn adapters_of_one_answer_replace_those_of_the_session_and_then_go() {
+    let (model, one) = pair("lora/qwen2_all7");
+    let other = open(&model, golden("lora/qwen2_rslora"));
+    let with = |adapters: &[(Lora, f32)]| run(&mut session(&model, adapters, &IDS), &greedy(6)).tokens;
+    let (plain, first, second) = (with(&[]), with(&[(one.clone(), 1.0)]), with(&[(other.clone(), 0.5)]));
+    assert!(plain != first && first != second);
+
+    let mut session = session(&model, &[(one.clone(), 1.0)], &IDS);
+    let answer = |adapters: Option<Vec<(Lora, f32)>>| GenerateOptions { adapters, ..greedy(6) };
+    for (adapters, want) in [
+        (None, &first),
+        (Some(vec![(other.clone(), 0.5)]), &second),
+        (Some(vec![]), &plain),
+        (Some(vec![(one.clone(), 0.0)]), &plain),
+    ] {
+        assert_eq!(run(&mut session, &answer(adapters.clone())).tokens, *want);
+        let held = session.tokens().to_vec();
+        assert_eq!(session.logits().unwrap(), logits(&model, &[(one.clone(), 1.0)], &held), "behind the answer");
+        session.truncate(IDS.len()).unwrap();
+
+        session.begin(&answer(adapters)).unwrap();
+        let mut pulled = Vec::new();
+        while let Some(event) = session.next().unwrap() {
+            pulled.push(event.token);
+        }
+        assert_eq!(pulled, *want);
+        let held = session.tokens().to_vec();
+        assert_eq!(session.logits().unwrap(), logits(&model, &[(one.clone(), 1.0)], &held), "behind a complete answer");
+        if want == &first {
+            session.end().unwrap();
+        }
+        session.truncate(IDS.len()).unwrap();
+    }
+
+    // An answer that its caller leaves early.
+    session.begin(&answer(Some(vec![(other.clone(), 0.5)]))).unwrap();
+    session.next().unwrap();
+    let error = session.set_adapters(&[]).unwrap_err();
+    assert!(error.message().contains("an answer was begun"), "{error}");
+    assert_eq!(session.end().unwrap().finish_reason, FinishReason::Callback);
+    let held = session.tokens().to_vec();
+    assert_eq!(session.logits().unwrap(), logits(&model, &[(one, 1.0)], &held));
+}
+
+#[test]
+fn sessions_with_different_adapters_run_side_by_side() {
+    let (model, one) = pair("lora/qwen2_all7");
+    let sets = [
+        vec![],
+        vec![(one.clone(), 1.0)],
+        vec![(open(&model, golden("lora/qwen2_dora")), 1.0)],
+        vec![(open(&model, golden("lora/qwen2_lm_head_saved")), 1.0), (one, 0.5)],
+    ];
+    let answer = |adapters: &[(Lora, f32)]| run(&mut session(&model, adapters, &IDS), &greedy(8)).tokens;
+    let want: Vec<_> = sets.iter().map(|adapters| answer(adapters)).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            for (adapters, want) in sets.iter().zip(&want) {
+                let answer = &answer;
+                scope.spawn(move || (0..4).for_each(|_| assert_eq!(&answer(adapters), want)));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_saved_session_is_used_again_with_the_adapters_it_had() {
+    let (model, one) = pair("lora/qwen2_all7");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("session");
+    let adapters = [(one.clone(), 1.0)];
+    let mut saved = session(&model, &adapters, &IDS);
+    let want = saved.logits().unwrap().to_vec();
+    saved.save(&path).unwrap();
+
+    // Without them it is a session without adapters.
+    assert_eq!(Session::load(&model, &path).unwrap().logits().unwrap(), logits(&model, &[], &IDS));
+    let mut resumed = Session::load(&model, &path).unwrap();
+    // Loaded anew: it is what the adapter is that counts.
+    resumed.set_adapters(&[(open(&model, golden("lora/qwen2_all7")), 1.0)]).unwrap();
+    let evaluated = |session: &mut Session| {
+        let mut total = 0;
+        let mut progress = |progress: metal_candle::Progress| {
+            total = progress.total;
+            ControlFlow::Continue(())
+        };
+        session.generate(&greedy(1), Some(&mut progress), &mut |_| ControlFlow::Break(())).unwrap();
+        total
+    };
+    assert_eq!(evaluated(&mut resumed.fork().unwrap()), 1, "the scores are not in the file");
+    assert_eq!(resumed.logits().unwrap(), want);
+    assert_eq!(evaluated(&mut Session::load(&model, &path).unwrap()), IDS.len() as u64);
+}
+
+#[test]
+fn an_adapter_belongs_to_its_model() {
+    let (model, lora) = pair("lora/qwen2_all7");
+    let same = base(&golden("lora/qwen2_all7"));
+    assert!(Session::new(&same, 0).unwrap().set_adapters(&[(lora.clone(), 1.0)]).is_ok(), "the same files loaded twice");
+    let other = load(golden("decoders/qwen2_window_old"));
+    let halved = LoadOptions { dtype: Some(Dtype::F16), ..LoadOptions::default() };
+    let halved = Model::load(golden("decoders/qwen2_untied_old"), &halved, None).unwrap();
+    for other in [other, halved, model.merge(&lora, 1.0).unwrap()] {
+        let mut session = Session::new(&other, 0).unwrap();
+        session.append_tokens(&IDS, None).unwrap();
+        let before = session.logits().unwrap().to_vec();
+        assert_eq!(session.set_adapters(&[(lora.clone(), 1.0)]).unwrap_err().kind(), ErrorKind::Mismatch);
+        let options = GenerateOptions { adapters: Some(vec![(lora.clone(), 1.0)]), ..greedy(1) };
+        assert_eq!(session.begin(&options).unwrap_err().kind(), ErrorKind::Mismatch);
+        assert_eq!(session.logits().unwrap(), before);
+        assert_eq!(other.merge(&lora, 1.0).err().unwrap().kind(), ErrorKind::Mismatch);
+    }
+    let mut session = Session::new(&model, 0).unwrap();
+    for scale in [f32::NAN, f32::INFINITY, f32::MAX] {
+        let error = session.set_adapters(&[(lora.clone(), scale)]).unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidArgument && error.message().contains("scale"), "{error}");
+    }
+    let saved = open(&model, golden("lora/qwen2_lm_head_saved"));
+    let error = session.set_adapters(&[(saved.clone(), 1.0), (saved, 0.5)]).unwrap_err();
+    assert!(error.kind() == ErrorKind::InvalidArgument && error.message().contains("lm_head"), "{error}");
+    let biased = open(&model, golden("adapters/qwen2_bias_all"));
+    let error = session.set_adapters(&[(biased.clone(), 1.0), (biased, 0.5)]).unwrap_err();
+    assert!(error.message().contains("q_proj.bias"), "{error}");
+}
+
+#[test]
+fn merging_leaves_the_model_as_it_is() {
+    for name in ["lora/qwen2_dora", "adapters/gemma2_tied_saved", "adapters/phi3_fused", "adapters/qwen2_lora_bias"] {
+        let (model, lora) = pair(name);
+        let (plain, parameters) = (logits(&model, &[], &IDS), model.parameter_count());
+        let merged = model.merge(&lora, 0.75).unwrap();
+        let attached = logits(&model, &[(lora.clone(), 0.75)], &IDS);
+        assert!(max_abs(&logits(&merged, &[], &IDS), &attached) < TOLERANCE, "{name}");
+        assert_eq!(logits(&model, &[], &IDS), plain, "{name}");
+        assert_eq!(model.parameter_count(), parameters);
+        let untied = if name.contains("tied") { (merged.vocab_size() * merged.hidden_size()) as u64 } else { 0 };
+        assert_eq!(merged.parameter_count(), parameters + untied, "{name}");
+        drop((model, lora));
+        assert!(max_abs(&logits(&merged, &[], &IDS), &attached) < TOLERANCE, "it holds what it needs");
+    }
+    let (model, lora) = pair("lora/qwen2_all7");
+    assert_eq!(logits(&model.merge(&lora, 0.0).unwrap(), &[], &IDS), logits(&model, &[], &IDS));
+}
+
+#[test]
+fn what_is_saved_is_what_was_loaded() {
+    for path in adapters() {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if REFUSED.iter().any(|(refused, _)| *refused == name) {
+            continue;
+        }
+        let model = base(&path);
+        let lora = open(&model, &path);
+        let folder = tempfile::tempdir().unwrap();
+        let copy = folder.path().join("a/new/directory");
+        lora.save(&copy).unwrap();
+        lora.save(&copy).unwrap();
+        let mut files: Vec<_> = std::fs::read_dir(&copy).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        files.sort();
+        assert_eq!(files, ["adapter_config.json", "adapter_model.safetensors"]);
+        let again = open(&model, &copy);
+        assert_eq!((again.rank(), again.alpha(), again.parameter_count()), (lora.rank(), lora.alpha(), lora.parameter_count()));
+        assert_eq!(again.config_json(), lora.config_json());
+        if model.supports(Capability::Generate) {
+            assert_eq!(logits(&model, &[(again, 1.0)], &IDS), logits(&model, &[(lora, 1.0)], &IDS), "{name}");
+        }
+        // The names that PEFT gave them, and their values in F32.
+        let read = |path: &Path| {
+            let bytes = std::fs::read(path.join("adapter_model.safetensors")).unwrap();
+            let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let mut all: Vec<_> =
+                tensors.iter().map(|(name, t)| (name.to_string(), t.shape().to_vec(), t.data().to_vec())).collect();
+            all.retain(|(name, ..)| !name.contains("pooler"));
+            all.sort();
+            all
+        };
+        let (mut want, found) = (read(&path), read(&copy));
+        if name == "qwen2_qv_bf16" {
+            for (_, _, data) in &mut want {
+                *data = data.chunks_exact(2).flat_map(|b| [0, 0, b[0], b[1]]).collect();
+            }
+        }
+        assert!(want == found, "{name}");
+    }
+}
+
+#[test]
+fn what_an_adapter_is_can_be_asked() {
+    let (model, lora) = pair("lora/llama_patterns");
+    assert_eq!((lora.rank(), lora.alpha()), (8, 16.0));
+    assert!(lora.config_json().contains("rank_pattern"));
+    let bytes = std::fs::read(golden("lora/llama_patterns/adapter_model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let values: usize = tensors.iter().map(|(_, tensor)| tensor.shape().iter().product::<usize>()).sum();
+    assert_eq!(lora.parameter_count(), values as u64);
+    assert!(model.supports(Capability::Lora) && !model.supports(Capability::Train));
+}
+
+/// An adapter whose files a test changes.
+struct Spoiled {
+    folder: tempfile::TempDir,
+    config: serde_json::Value,
+    tensors: Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)>,
+}
+
+impl Spoiled {
+    fn new(adapter: &str) -> Self {
+        let bytes = std::fs::read(golden(adapter).join("adapter_model.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let owned = |(name, t): (&str, safetensors::tensor::TensorView<'_>)| {
+            (name.to_string(), t.dtype(), t.shape().to_vec(), t.data().to_vec())
+        };
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            config: json(&golden(adapter).join("adapter_config.json")),
+            tensors: tensors.iter().map(owned).collect(),
+        }
+    }
+
+    fn set(mut self, key: &str, value: serde_json::Value) -> Self {
+        self.config[key] = value;
+        self
+    }
+
+    fn rename(mut self, change: impl Fn(&str) -> String) -> Self {
+        self.tensors.iter_mut().for_each(|(name, ..)| *name = change(name));
+        self
+    }
+
+    fn without(mut self, part: &str) -> Self {
+        let before = self.tensors.len();
+        self.tensors.retain(|(name, ..)| !name.contains(part));
+        assert!(self.tensors.len() < before);
+        self
+    }
+
+    fn tensor(mut self, part: &str, change: impl FnOnce(&mut Vec<usize>, &mut Vec<u8>)) -> Self {
+        let (_, _, shape, data) = self.tensors.iter_mut().find(|(name, ..)| name.contains(part)).unwrap();
+        change(shape, data);
+        self
+    }
+
+    fn add(mut self, name: &str, shape: &[usize]) -> Self {
+        let data = vec![0; shape.iter().product::<usize>() * 4];
+        self.tensors.push((name.to_string(), safetensors::Dtype::F32, shape.to_vec(), data));
+        self
+    }
+
+    fn write(&self) -> &Path {
+        let view = |(name, dtype, shape, data): &(String, safetensors::Dtype, Vec<usize>, Vec<u8>)| {
+            (name.clone(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), data.clone().leak()).unwrap())
+        };
+        let bytes = safetensors::serialize(self.tensors.iter().map(view).collect::<Vec<_>>(), None).unwrap();
+        std::fs::write(self.folder.path().join("adapter_model.safetensors"), bytes).unwrap();
+        std::fs::write(self.folder.path().join("adapter_config.json"), self.config.to_string()).unwrap();
+        self.folder.path()
+    }
+}
+
+#[test]
+fn a_spoiled_adapter_is_refused_by_the_name_of_what_is_wrong() {
+    use ErrorKind::{Format, Unsupported};
+    use serde_json::json;
+    let model = base(&golden("lora/qwen2_all7"));
+    let all7 = || Spoiled::new("lora/qwen2_all7");
+    let dora = || Spoiled::new("lora/qwen2_dora");
+    let q = "base_model.model.model.layers.0.self_attn.q_proj";
+    let cases = [
+        (all7().set("peft_type", json!("LOHA")), Unsupported, "peft_type: expected \"LORA\", found \"LOHA\""),
+        (all7().set("peft_type", json!(null)), Unsupported, "peft_type"),
+        (all7().set("r", json!(0)), Format, "r: expected a whole number from 1"),
+        (all7().set("r", json!(-8)), Format, "r: expected"),
+        (all7().set("r", json!("8")), Format, "r: expected"),
+        (all7().set("r", json!(1u64 << 60)), Format, "r: expected"),
+        (all7().set("r", json!(null)), Format, "r: expected"),
+        (all7().set("lora_alpha", json!(null)), Format, "lora_alpha: expected a number"),
+        (all7().set("lora_alpha", json!("16")), Format, "lora_alpha: expected a finite number"),
+        (all7().set("lora_alpha", json!(1e300)), Format, "lora_alpha: expected a number of F32"),
+        (all7().set("alpha_pattern", json!({"k_proj": null})), Format, "alpha_pattern: k_proj: expected a number, found null"),
+        (all7().set("lora_dropout", json!(-0.5)), Format, "lora_dropout"),
+        (all7().set("r", json!(4)), Format, "q_proj.lora_A.weight: expected shape [4, 64], found [8, 64]"),
+        (all7().set("rank_pattern", json!({"k_proj": 3})), Format, "k_proj.lora_A.weight: expected shape [3, 64], found [8, 64]"),
+        (all7().set("rank_pattern", json!({"k_proj": 0})), Format, "rank_pattern: k_proj: expected a whole number from 1"),
+        (all7().set("rank_pattern", json!({"k_(proj": 8})), Format, "rank_pattern: expected a regular expression"),
+        (all7().set("rank_pattern", json!([8])), Format, "rank_pattern: expected an object"),
+        (all7().set("alpha_pattern", json!({"k_proj": "8"})), Format, "alpha_pattern: k_proj: expected a finite number"),
+        (all7().set("rank_pattern", json!({"(x+x+)+y(?=z)|(([a-z_.0-9]*)*)*=": 8})), Unsupported, "takes too long"),
+        (all7().set("rank_pattern", json!({"(a{1000}){1000}": 8})), Format, "rank_pattern: expected a regular expression"),
+        (
+            all7().set("rank_pattern", (0..5000).map(|i| (i.to_string(), json!(8))).collect()),
+            Unsupported,
+            "expected at most 4096",
+        ),
+        (all7().set("target_modules", json!(null)), Format, "target_modules: expected a list of names or a pattern"),
+        (all7().set("target_modules", json!(7)), Format, "target_modules: expected a list of texts"),
+        (all7().set("target_modules", json!("[")), Format, "target_modules: expected a regular expression"),
+        (all7().set("target_modules", json!(["q_proj"])), Format, "lora_A.weight: a tensor that target_modules does not ask for"),
+        (
+            all7().set("target_modules", json!(".*mlp.*")),
+            Format,
+            "self_attn.q_proj.lora_A.weight: a tensor that target_modules does not",
+        ),
+        (
+            all7().set("target_modules", json!(["q_proj", "c_attn"])),
+            Format,
+            "target_modules: \"c_attn\": the model has no such module",
+        ),
+        (all7().set("target_modules", json!(["embed_tokens"])), Unsupported, "LoRA on the embedding"),
+        (all7().set("exclude_modules", json!(["up_proj"])), Format, "mlp.up_proj.lora_A.weight: a tensor that target_modules"),
+        (all7().set("layers_to_transform", json!([0])), Format, "layers.1.self_attn.q_proj.lora_A.weight: a tensor that"),
+        (all7().set("layers_to_transform", json!([0.5])), Format, "layers_to_transform: expected whole numbers"),
+        (
+            all7().set("target_modules", json!("all-linear")).set("layers_to_transform", json!(0)),
+            Format,
+            "layers_to_transform: expected none where target_modules is text",
+        ),
+        (all7().set("modules_to_save", json!(["lm_head"])), Format, "lm_head.weight: modules_to_save names this tensor"),
+        (
+            all7().set("modules_to_save", json!(["norm"])),
+            Unsupported,
+            "modules_to_save: \"norm\" is not supported (embed_tokens, lm_head)",
+        ),
+        (all7().set("use_dora", json!(true)), Format, "q_proj.lora_magnitude_vector: use_dora asks for this tensor"),
+        (dora().set("use_dora", json!(false)), Format, "lora_magnitude_vector: a tensor that use_dora does not ask for"),
+        (dora().set("lora_bias", json!(true)), Format, "lora_bias: expected false with use_dora"),
+        (all7().set("lora_bias", json!(true)), Format, "lora_B.bias: lora_bias asks for this tensor"),
+        (all7().set("bias", json!("all")), Format, "q_proj.bias: bias asks for this tensor"),
+        (all7().set("bias", json!("some")), Unsupported, "bias: expected \"none\", \"all\" or \"lora_only\""),
+        (Spoiled::new("adapters/qwen2_bias_all").set("bias", json!("none")), Format, "bias: a tensor that bias does not ask for"),
+        (all7().set("fan_in_fan_out", json!(true)), Unsupported, "fan_in_fan_out: expected false"),
+        (all7().set("ensure_weight_tying", json!(true)), Unsupported, "ensure_weight_tying: expected false"),
+        (all7().set("use_qalora", json!(true)), Unsupported, "use_qalora: expected none"),
+        (all7().set("layer_replication", json!([[0, 1]])), Unsupported, "layer_replication: expected none"),
+        (all7().set("trainable_token_indices", json!([1])), Unsupported, "trainable_token_indices: expected none"),
+        (all7().set("target_parameters", json!(["x"])), Unsupported, "target_parameters: expected none"),
+        (all7().set("megatron_config", json!({"a": 1})), Unsupported, "megatron_config: expected none"),
+        (all7().set("alora_invocation_tokens", json!([1])), Unsupported, "alora_invocation_tokens: expected none"),
+        (all7().set("use_something_new", json!(true)), Unsupported, "use_something_new: expected none"),
+        (all7().set("init_lora_weights", json!("pissa")), Unsupported, "init_lora_weights: expected true"),
+        (
+            all7().without("layers.1.mlp.up_proj.lora_A"),
+            Format,
+            "layers.1.mlp.up_proj.lora_A.weight: target_modules asks for this tensor",
+        ),
+        (all7().without("layers.0.self_attn.o_proj.lora_B"), Format, "o_proj.lora_B.weight: target_modules asks for this tensor"),
+        (dora().without("layers.0.self_attn.o_proj.lora_mag"), Format, "o_proj.lora_magnitude_vector: use_dora asks"),
+        (
+            all7().add("base_model.model.model.layers.7.mlp.up_proj.lora_A.weight", &[8, 64]),
+            Format,
+            "layers.7.mlp.up_proj.lora_A.weight: a tensor that the model has no place for",
+        ),
+        (all7().add("something", &[1]), Format, "something: a tensor that the model has no place for"),
+        (all7().add(&format!("{q}.lora_C.weight"), &[1]), Format, "lora_C.weight: a tensor that the model has no place for"),
+        (
+            all7().add(&format!("{q}.weight"), &[64, 64]),
+            Unsupported,
+            "q_proj.weight: a tensor that modules_to_save does not ask for",
+        ),
+        (all7().add("model.layers.0.self_attn.q_proj.lora_A.weight", &[8, 64]), Format, "the same tensor as"),
+        (
+            all7().add("base_model.model.lm_head.weight", &[212, 64]),
+            Format,
+            "lm_head.weight: expected shape [211, 64], found [212, 64]",
+        ),
+        (
+            all7().tensor("q_proj.lora_B", |shape, _| *shape = vec![32, 16]),
+            Format,
+            "lora_B.weight: expected shape [64, 8], found [32, 16]",
+        ),
+        (
+            dora().tensor("q_proj.lora_mag", |shape, _| *shape = vec![8, 2, 4]),
+            Format,
+            "expected 64 values, found shape [8, 2, 4]",
+        ),
+        (
+            all7().tensor("up_proj.lora_A", |_, data| data[..4].copy_from_slice(&f32::NAN.to_le_bytes())),
+            Format,
+            "up_proj.lora_A.weight: expected finite values, found NaN",
+        ),
+        (all7().tensor("up_proj.lora_B", |_, data| data[..4].copy_from_slice(&f32::INFINITY.to_le_bytes())), Format, "found inf"),
+    ];
+    for (i, (spoiled, kind, fragment)) in cases.iter().enumerate() {
+        match Lora::load(&model, spoiled.write()) {
+            Ok(_) => panic!("case {i}, {fragment}: accepted"),
+            Err(error) => assert!(
+                error.kind() == *kind && error.message().contains(fragment),
+                "{i}, {fragment}: {:?} {error}",
+                error.kind()
+            ),
+        }
+    }
+    assert!(Lora::load(&model, all7().write()).is_ok());
+}
+
+#[test]
+fn missing_and_damaged_files_are_told_apart() {
+    let model = base(&golden("lora/qwen2_all7"));
+    let kind = |path: &Path| Lora::load(&model, path).unwrap_err().kind();
+    assert_eq!(kind(Path::new("no/such/directory")), ErrorKind::NotFound);
+    assert_eq!(kind(&golden("lora/qwen2_all7/adapter_config.json")), ErrorKind::NotFound);
+    let spoiled = Spoiled::new("lora/qwen2_all7");
+    let (config, tensors) = ("adapter_config.json", "adapter_model.safetensors");
+    for (file, content, expected) in [
+        (config, None, ErrorKind::NotFound),
+        (tensors, None, ErrorKind::NotFound),
+        (config, Some(&b"{"[..]), ErrorKind::Format),
+        (config, Some(b"[]"), ErrorKind::Format),
+        (config, Some(b"\xff"), ErrorKind::Format),
+        (config, Some(br#"{"peft_type": "LORA", "r": 8, "lora_alpha": 1e999, "target_modules": ["q_proj"]}"#), ErrorKind::Format),
+        (tensors, Some(b""), ErrorKind::Format),
+        (tensors, Some(&[0xff; 16]), ErrorKind::Format),
+    ] {
+        let folder = spoiled.write();
+        match content {
+            Some(content) => std::fs::write(folder.join(file), content).unwrap(),
+            None => std::fs::remove_file(folder.join(file)).unwrap(),
+        }
+        let error = Lora::load(&model, folder).unwrap_err();
+        assert!(error.kind() == expected && error.message().contains(file), "{file} {content:?}: {error}");
+    }
+    let whole = std::fs::read(golden("lora/qwen2_all7").join(tensors)).unwrap();
+    spoiled.write();
+    for len in [1, 8, 100, whole.len() - 1] {
+        std::fs::write(spoiled.folder.path().join(tensors), &whole[..len]).unwrap();
+        assert_eq!(kind(spoiled.folder.path()), ErrorKind::Format, "cut at {len}");
+    }
+}
+
+#[test]
+fn the_first_versions_names_and_other_spellings_are_read() {
+    let (model, lora) = pair("lora/qwen2_all7");
+    let want = logits(&model, &[(lora.clone(), 1.0)], &IDS);
+    let old = |name: &str| {
+        let parts: Vec<&str> = name.split('.').collect();
+        let end = if name.contains("lora_A") { "lora_a" } else { "lora_b" };
+        format!("layers.{}.{}.{end}", parts[4], parts[6])
+    };
+    let bare = |name: &str| name.replace("base_model.model.", "");
+    let headless = |name: &str| name.replace("base_model.model.model.", "base_model.model.");
+    let same = |name: &str| name.to_string();
+    let all7 = || Spoiled::new("lora/qwen2_all7");
+    for spoiled in [
+        all7().rename(old),
+        all7().rename(bare),
+        all7().rename(headless),
+        all7().rename(same).set("target_modules", serde_json::json!("all-linear")),
+        all7().set("target_modules", serde_json::json!("ALL-LINEAR")),
+        all7().set("target_modules", serde_json::json!(r".*\.(q|k|v|o|gate|up|down)_proj")),
+        all7().set("lora_dropout", serde_json::json!(0.0)),
+        all7()
+            .set("layers_to_transform", serde_json::json!([0, 1]))
+            .set("layers_pattern", serde_json::json!(["blocks", "layers"])),
+        all7().set("init_lora_weights", serde_json::json!("eva")).set("eva_config", serde_json::json!({"rho": 2.0})),
+    ] {
+        let found = logits(&model, &[(open(&model, spoiled.write()), 1.0)], &IDS);
+        assert_eq!(found, want, "{:?}", spoiled.tensors[0].0);
+    }
+}
+
+#[test]
+fn embeddings_take_adapters() {
+    let model = load(shipped("tiny-embed"));
+    let path = tempfile::tempdir().unwrap();
+    let names: Vec<String> = {
+        let bytes = std::fs::read(shipped("tiny-embed").join("model.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        tensors.names().into_iter().map(|name| name.to_string()).filter(|name| name.contains("query.weight")).collect()
+    };
+    let width = model.hidden_size();
+    let values: Vec<u8> = (0..width * 4).flat_map(|i| ((i * 37 % 101) as f32 / 101.0 - 0.5).to_le_bytes()).collect();
+    let views: Vec<_> = names
+        .iter()
+        .flat_map(|name| {
+            let module = name.strip_suffix(".weight").unwrap();
+            let view = |shape: Vec<usize>| safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &values).unwrap();
+            [
+                (format!("base_model.model.{module}.lora_A.weight"), view(vec![4, width])),
+                (format!("base_model.model.{module}.lora_B.weight"), view(vec![width, 4])),
+            ]
+        })
+        .collect();
+    std::fs::write(path.path().join("adapter_model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    let config = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["query"]}"#;
+    std::fs::write(path.path().join("adapter_config.json"), config).unwrap();
+    let lora = open(&model, path.path());
+
+    let texts = ["Appends an element.", "Opens a file for reading, and what else there may be to say.", ""];
+    let with = |adapters: Vec<(Lora, f32)>| EmbedOptions { adapters, pooling: Some(Pooling::Mean), ..EmbedOptions::default() };
+    let plain = model.embed(&texts, &with(vec![]), None).unwrap();
+    let changed = model.embed(&texts, &with(vec![(lora.clone(), 1.0)]), None).unwrap();
+    assert!(max_abs(&plain, &changed) > 1e-3);
+    assert_eq!(model.embed(&texts, &with(vec![(lora.clone(), 0.0)]), None).unwrap(), plain);
+    let alone = model.embed(&texts[1..2], &with(vec![(lora.clone(), 1.0)]), None).unwrap();
+    assert_eq!(alone, changed[alone.len()..2 * alone.len()], "a text has the same vector alone and in a batch");
+    let merged = model.merge(&lora, 1.0).unwrap();
+    assert!(max_abs(&merged.embed(&texts, &with(vec![]), None).unwrap(), &changed) < 2e-5);
+    let other = load(golden("encoders/bert_mean_norm"));
+    assert_eq!(other.embed(&texts, &with(vec![(lora, 1.0)]), None).unwrap_err().kind(), ErrorKind::Mismatch);
+}
