@@ -2321,22 +2321,25 @@ void mc_embed_options_set_dimensions(mc_embed_options *MC_NONNULL options,
  * How much of a long text counts; the rest is cut off.
  *
  * @param options  the options.
- * @param value    tokens, with those that the tokenizer adds; 0 (the default) = the model's own limit. More than
+ * @param value    tokens, with those that the tokenizer adds; 0 (the default) = the model's own limit. More than that and
  *                 mc_model_context_length() is an error of the call that embeds.
  *
  * Threads: any, exclusive.
  */
-void mc_embed_options_set_max_length(mc_embed_options *MC_NONNULL options, size_t value);
+void mc_embed_options_set_max_length(mc_embed_options *MC_NONNULL options,
+                                     size_t value);
 
 /**
- * The most texts that are evaluated at once: fewer take less memory and answer a cancel sooner. Changes no vector.
+ * The most texts that go through the network together, on each thread: fewer take less memory and answer a cancel sooner. Changes
+ * no vector.
  *
  * @param options  the options.
  * @param value    texts; 0 (the default) = as many as are fastest.
  *
  * Threads: any, exclusive.
  */
-void mc_embed_options_set_batch_size(mc_embed_options *MC_NONNULL options, size_t value);
+void mc_embed_options_set_batch_size(mc_embed_options *MC_NONNULL options,
+                                     size_t value);
 
 /**
  * Puts one of the model's own prompts in front of every text: "query" for what is searched for, "document" for what is
@@ -2378,7 +2381,7 @@ void mc_embed_options_set_lora(mc_embed_options *MC_NONNULL options,
                                float scale);
 
 /**
- * A flag that stops the work between two groups of texts.
+ * A flag that stops the work as soon as the texts are done that are going through the network.
  *
  * @param options  the options.
  * @param cancel   the flag; the options keep it alive. NULL (the default) = none.

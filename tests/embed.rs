@@ -209,31 +209,99 @@ fn options_out_of_their_range_are_refused_by_name() {
 }
 
 #[test]
-fn cancel_and_progress_stop_between_packs() {
+fn progress_counts_texts_and_cancel_stops_on_the_way() {
     let model = load(shipped("tiny-embed"));
-    let texts: Vec<String> = (0..300).map(|i| format!("text number {i} about vectors and slices")).collect();
+    let texts: Vec<String> = (0..2000).map(|i| format!("text number {i}")).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let cancel = Cancel::new();
+    let options = EmbedOptions { batch_size: Some(1), cancel: Some(cancel.clone()), ..EmbedOptions::default() };
     let mut seen = Vec::new();
-    model
+    let want = model
         .embed(
             &texts,
-            &EmbedOptions { batch_size: Some(64), ..EmbedOptions::default() },
+            &options,
             Some(&mut |event| {
-                assert_eq!((event.stage, event.total), (Stage::Embed, 300));
+                assert_eq!((event.stage, event.total), (Stage::Embed, 2000));
                 seen.push(event.done);
                 ControlFlow::Continue(())
             }),
         )
         .unwrap();
-    assert!(seen.windows(2).all(|pair| pair[0] < pair[1] && pair[1] - pair[0] <= 64) && seen.last() == Some(&300), "{seen:?}");
-    let stopped = model.embed(&texts, &EmbedOptions::default(), Some(&mut |_| ControlFlow::Break(())));
-    assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Cancelled);
-    let cancel = Cancel::new();
-    let options = EmbedOptions { cancel: Some(cancel.clone()), ..EmbedOptions::default() };
-    cancel.trigger();
-    assert_eq!(model.embed(&texts, &options, None).unwrap_err().kind(), ErrorKind::Cancelled);
+    assert!(seen.windows(2).all(|pair| pair[0] < pair[1]) && seen.last() == Some(&2000), "{seen:?}");
+    assert!(seen.len() > 2, "{seen:?}");
+    let mut calls = 0;
+    let stopped = model.embed(
+        &texts,
+        &options,
+        Some(&mut |_| {
+            calls += 1;
+            ControlFlow::Break(())
+        }),
+    );
+    assert_eq!((stopped.unwrap_err().kind(), calls), (ErrorKind::Cancelled, 1));
+    let mut calls = 0;
+    let stopped = model.embed(
+        &texts,
+        &options,
+        Some(&mut |_| {
+            calls += 1;
+            cancel.trigger();
+            ControlFlow::Continue(())
+        }),
+    );
+    assert_eq!((stopped.unwrap_err().kind(), calls), (ErrorKind::Cancelled, 1));
     cancel.reset();
-    assert_eq!(embed(&model, &texts, &options), embed(&model, &texts, &EmbedOptions::default()));
+    assert_eq!(embed(&model, &texts, &options), want);
+}
+
+#[test]
+fn what_tokenizer_config_says_of_a_class_counts() {
+    let set = |name: &str, key: &'static str, value: Value| {
+        let copy = changed(name, |path| {
+            let mut config = json(&path.join("tokenizer_config.json"));
+            config[key] = value;
+            std::fs::write(path.join("tokenizer_config.json"), config.to_string()).unwrap();
+        });
+        let model = load(copy.path());
+        move |text: &str| model.tokenizer().unwrap().encode(text, false).unwrap()
+    };
+    // transformers 5.23: BertTokenizer and MPNetTokenizer build their own normaliser from these keys.
+    let upper = "Hello Größe ÉCOLE";
+    for name in ["bert_cls", "bert_mean_norm", "mpnet_mean_norm", "distilbert_mean"] {
+        let (lower, cased) = (set(name, "do_lower_case", true.into()), set(name, "do_lower_case", false.into()));
+        assert_eq!(lower(upper), lower(&upper.to_lowercase()), "{name}");
+        assert_ne!(cased(upper), cased(&upper.to_lowercase()), "{name}");
+        assert_eq!(set(name, "do_lower_case", Value::Null)(upper), lower(upper), "{name}: true where it is absent");
+    }
+    let (kept, stripped) = (set("bert_cls", "strip_accents", false.into()), set("bert_cls", "strip_accents", true.into()));
+    assert_eq!(stripped("école"), kept("ecole"));
+    assert_ne!(kept("école"), kept("ecole"));
+    let (apart, together) =
+        (set("bert_cls", "tokenize_chinese_chars", true.into()), set("bert_cls", "tokenize_chinese_chars", false.into()));
+    assert_ne!(apart("今天天气"), together("今天天气"));
+    // Other classes are what tokenizer.json says.
+    let copy = set("bert_cls", "tokenizer_class", "PreTrainedTokenizerFast".into());
+    assert_ne!(copy(upper), copy(&upper.to_lowercase()));
+}
+
+#[test]
+fn a_limit_of_the_caller_counts_and_a_table_of_positions_ends() {
+    let table = LoadOptions { max_context: Some(97), ..LoadOptions::default() };
+    let error = Model::load(golden("encoders/bert_cls"), &table, None).err().unwrap();
+    assert_eq!(error.message(), "max_context: expected at most the model's 96 positions, found 97");
+    let long = "the quick brown fox ".repeat(40);
+    let options = LoadOptions { max_context: Some(20), ..LoadOptions::default() };
+    for name in ["encoders/bert_cls", "encoders/qwen3_last_left", "embedders/eurobert_mean"] {
+        let model = Model::load(golden(name), &options, None).unwrap();
+        let cut = EmbedOptions { max_length: Some(20), ..EmbedOptions::default() };
+        assert_eq!(embed(&model, &[&long], &EmbedOptions::default()), embed(&load(golden(name)), &[&long], &cut), "{name}");
+        assert!(model.embed(&["text"], &EmbedOptions { max_length: Some(21), ..cut }, None).is_err());
+    }
+    // A directory's own limit below what the tokenizer adds leaves just that.
+    let tiny =
+        changed("bert_cls", |path| std::fs::write(path.join("sentence_bert_config.json"), r#"{"max_seq_length": 1}"#).unwrap());
+    let model = load(tiny.path());
+    assert_eq!(embed(&model, &["some text"], &EmbedOptions::default()), embed(&model, &[""], &EmbedOptions::default()));
 }
 
 #[test]
@@ -314,13 +382,10 @@ fn a_directory_that_contradicts_itself_is_refused_by_name() {
     refused("bert_mean_norm", ErrorKind::Format, &["pooling", "64", "65"], &|path| {
         write(path, "1_Pooling/config.json", r#"{"word_embedding_dimension": 65, "pooling_mode_mean_tokens": true}"#);
     });
-    refused("mpnet_mean_norm", ErrorKind::Format, &["relative_attention_num_buckets", "3"], &|path| {
+    refused("mpnet_mean_norm", ErrorKind::Format, &["relative_attention_num_buckets", "31"], &|path| {
         let config = std::fs::read_to_string(path.join("config.json")).unwrap();
-        write(
-            path,
-            "config.json",
-            &config.replace("\"relative_attention_num_buckets\": 32", "\"relative_attention_num_buckets\": 3"),
-        );
+        let fewer = config.replace("\"relative_attention_num_buckets\": 32", "\"relative_attention_num_buckets\": 31");
+        write(path, "config.json", &fewer);
     });
     refused("xlmr_mean_e5", ErrorKind::Format, &["max_position_embeddings"], &|path| {
         let config = std::fs::read_to_string(path.join("config.json")).unwrap();

@@ -30,11 +30,16 @@ use crate::nn::{Config, Linear, Norm, Pooling, Slot, Weights};
 use crate::ops::{self, Activation, Backend};
 
 /// Tokens of one pack: enough to feed every thread, few enough that what lies between two products stays in the caches.
-pub(super) const PACK_TOKENS: usize = 384;
+const PACK_TOKENS: usize = 384;
 /// The same on a GPU, which wants more work at once.
 const GPU_PACK_TOKENS: usize = 16_384;
 /// Texts that are tokenised between two looks at the cancel flag.
 const TOKENIZE_TEXTS: usize = 1024;
+
+/// The most tokens that are on their way through the network at a time on the CPU: a pack on each thread, or one long text.
+pub(super) fn rows_at_once(longest: usize) -> usize {
+    longest.max(PACK_TOKENS * rayon::current_num_threads())
+}
 
 /// What is put in front of every text.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -59,12 +64,12 @@ pub struct EmbedOptions {
     pub dimensions: Option<usize>,
     /// Tokens of a text, special ones included; of a longer text the rest is cut off. `None` = the model's own limit.
     pub max_length: Option<usize>,
-    /// Most texts that are evaluated at once; `None` = as many as are fastest. Changes no vector.
+    /// Most texts that go through the network together, on each thread; `None` = as many as are fastest. Changes no vector.
     pub batch_size: Option<usize>,
     pub prompt: Prompt,
     /// Adapters, each with its scale; their changes add up.
     pub adapters: Vec<(Lora, f32)>,
-    /// Stops between two packs of texts.
+    /// Stops when the texts that are going through the network are done.
     pub cancel: Option<Cancel>,
 }
 
@@ -73,7 +78,7 @@ pub(super) struct Embedder {
     config: SentenceConfig,
     /// `None` = the model's own.
     tokenizer: Option<Tokenizer>,
-    /// The tokens that tokenizer_config.json names.
+    /// The tokens that tokenizer_config.json and special_tokens_map.json name.
     special: HashSet<u32>,
     max_length: usize,
     cut: TruncationDirection,
@@ -167,8 +172,15 @@ impl Model {
         let packs = self.packs(&order, &tokens, plan.batch_size);
         let (mut done, total) = (0, texts.len());
         for packs in packs.chunks(self.packs_at_once()) {
-            check()?;
-            let rows = ops::parallel_map(packs, |pack| self.embed_pack(pack, &tokens, &plan, &attached));
+            let embed = |pack: &&[usize]| {
+                check()?;
+                self.embed_pack(pack, &tokens, &plan, &attached)
+            };
+            // A text that alone takes longer than all others share the threads for first has them all to itself.
+            let size = |pack: &[usize]| pack.iter().map(|&i| tokens[i].len()).sum::<usize>();
+            let share = packs.iter().map(|pack| size(pack)).sum::<usize>() / rayon::current_num_threads();
+            let (long, others) = packs.split_at(packs.iter().take_while(|pack| size(pack) > share.max(PACK_TOKENS)).count());
+            let rows = long.iter().map(embed).chain(ops::parallel_map(others, embed));
             for (pack, rows) in packs.iter().zip(rows) {
                 for (&i, row) in pack.iter().zip(rows?.chunks_exact(plan.dim)) {
                     vectors[i * plan.dim..][..plan.dim].copy_from_slice(row);
@@ -191,11 +203,13 @@ impl Model {
         if !(1..=whole).contains(&dim) {
             return Err(Error::argument(format!("dimensions: expected 1 to {whole}, found {dim}")));
         }
-        let (least, most) = (tokenizer.special_per_text() + 1, self.context_length().max(*max_length));
-        let max_length = options.max_length.unwrap_or(*max_length);
-        if !(least..=most).contains(&max_length) {
-            return Err(Error::argument(format!("max_length: expected {least} to {most} tokens, found {max_length}")));
+        if let Some(found) = options.max_length {
+            let (least, most) = (tokenizer.special_per_text() + 1, self.context_length().max(*max_length));
+            if !(least..=most).contains(&found) {
+                return Err(Error::argument(format!("max_length: expected {least} to {most} tokens, found {found}")));
+            }
         }
+        let max_length = options.max_length.unwrap_or(*max_length);
         if options.batch_size == Some(0) {
             return Err(Error::argument("batch_size: expected at least 1, found 0"));
         }
@@ -214,8 +228,8 @@ impl Model {
         let mut skip = 0;
         if !config.include_prompt && !prompt.is_empty() {
             let ids = tokenizer.encode_within(&prompt, max_length, self.embedder().cut)?;
-            // What the tokenizer puts behind a text does not stand behind a prompt; the reference takes any token that
-            // tokenizer_config.json names for it.
+            // What the tokenizer puts behind a text does not stand behind a prompt; the reference takes any token that has a name
+            // for it.
             let added = tokenizer.encode(&prompt, false)?.last() != ids.last();
             let behind = |id: &&u32| special.contains(id) || added && tokenizer.is_special(**id);
             skip = ids.len() - usize::from(ids.last().filter(behind).is_some());
@@ -266,9 +280,9 @@ impl Model {
         packs
     }
 
-    /// Packs between two looks at the cancel flag: on the CPU a few for each thread.
+    /// Packs between two reports of progress: on the CPU many for each thread, as all wait for the last.
     fn packs_at_once(&self) -> usize {
-        if self.transformer().backend().kernels { 4 * rayon::current_num_threads() } else { 1 }
+        if self.transformer().backend().kernels { 16 * rayon::current_num_threads() } else { 1 }
     }
 
     /// # Shape
@@ -310,12 +324,14 @@ impl Model {
 }
 
 impl Embedder {
-    /// Loads the modules that follow `network`.
+    /// Loads the modules that follow `network`; `limited`: its context is what the caller set.
     pub(super) fn load(
         config: SentenceConfig,
         tokenizer: Option<&Tokenizer>,
         tokenizer_config: Option<&Json>,
+        special_tokens: Option<&Json>,
         network: &Config,
+        limited: bool,
     ) -> Result<Self> {
         let (hidden_size, context_length) = (network.hidden_size, network.context_length);
         if let Some(width) = config.width.filter(|&width| width != hidden_size) {
@@ -326,8 +342,8 @@ impl Embedder {
         let mut steps = config.modules.iter().map(Step::load).collect::<Result<Vec<_>>>()?;
         let normalize = steps.pop_if(|step| matches!(step, Step::Normalize)).is_some();
         let max_length = match config.max_length {
-            // Rotary positions have no end; a table has.
-            Some(limit) if network.positions.is_none() => limit,
+            // Rotary positions have no end, unless the caller set one; a table has.
+            Some(limit) if network.positions.is_none() && !limited => limit,
             Some(limit) => limit.min(context_length),
             // "No limit" is a number of thirty digits there.
             None => match tokenizer_config.map(|json| json.number("model_max_length")).transpose()?.flatten() {
@@ -348,8 +364,9 @@ impl Embedder {
                 return Err(Error::format(message));
             }
         };
-        let named = |tokenizer: &Tokenizer| tokenizer_config.map(|json| named_tokens(json, tokenizer)).unwrap_or_default();
-        let special = tokenizer.map(named).unwrap_or_default();
+        let files = || tokenizer_config.into_iter().chain(special_tokens);
+        let special = tokenizer.map(|tokenizer| files().flat_map(|json| named_tokens(json, tokenizer)).collect());
+        let special = special.unwrap_or_default();
         let tokenizer = if config.lower_case { tokenizer.map(Tokenizer::lower_cased).transpose()? } else { None };
         Ok(Self { max_length, tokenizer, special, cut, steps, normalize, config })
     }
@@ -448,11 +465,22 @@ fn width(modules: &[Module], pooled: usize) -> std::result::Result<usize, usize>
     })
 }
 
-/// The tokens that a tokenizer_config.json names: `cls_token`, `eos_token` …
-fn named_tokens(json: &Json, tokenizer: &Tokenizer) -> HashSet<u32> {
-    let fields = json.value().as_object().into_iter().flatten().filter(|(key, _)| key.ends_with("_token"));
-    let names = fields.filter_map(|(_, value)| value.get("content").unwrap_or(value).as_str());
-    names.filter_map(|name| tokenizer.token_id(name).ok()).collect()
+/// The tokens that a tokenizer_config.json or special_tokens_map.json names: `cls_token`, `additional_special_tokens` …
+fn named_tokens(json: &Json, tokenizer: &Tokenizer) -> Vec<u32> {
+    fn names(value: &serde_json::Value) -> Vec<&str> {
+        match value {
+            serde_json::Value::String(name) => vec![name],
+            serde_json::Value::Array(list) => list.iter().flat_map(names).collect(),
+            serde_json::Value::Object(fields) => match fields.get("content") {
+                Some(content) => names(content),
+                None => fields.values().flat_map(names).collect(),
+            },
+            _ => Vec::new(),
+        }
+    }
+    let named = |key: &str| key.ends_with("_token") || key.ends_with("special_tokens");
+    let fields = json.value().as_object().into_iter().flatten().filter(|(key, _)| named(key));
+    fields.flat_map(|(_, value)| names(value)).filter_map(|name| tokenizer.token_id(name).ok()).collect()
 }
 
 /// To length 1; a vector of zeros stays one.

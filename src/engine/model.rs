@@ -18,7 +18,7 @@ use super::embed::{self, Embedder};
 use super::sampling::Sampling;
 use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Checkpoint, Json, SentenceConfig, read_text};
+use crate::load::{Checkpoint, Json, Module, SentenceConfig, read_text};
 use crate::models::{self, Family};
 use crate::nn::{Config, KvCache, TensorSource, Transformer, Weights};
 use crate::ops::{Backend, StoredType};
@@ -163,7 +163,15 @@ impl Model {
         let tokenizer = files.tokenizer(options)?;
         let chat_template = ChatTemplate::load(&files.directory)?;
         let (eos, sampling) = (files.eos(tokenizer.as_ref())?, files.sampling()?);
-        let embedder = Embedder::load(files.sentence, tokenizer.as_ref(), files.tokenizer_config.as_ref(), &files.config)?;
+        let special_tokens = Json::read_optional(&files.directory.join("special_tokens_map.json"))?;
+        let embedder = Embedder::load(
+            files.sentence,
+            tokenizer.as_ref(),
+            files.tokenizer_config.as_ref(),
+            special_tokens.as_ref(),
+            &files.config,
+            options.max_context.is_some(),
+        )?;
 
         let mut checkpoint = Checkpoint::open(&files.directory, &mut on_bytes)?;
         let stored = stored_type(&checkpoint, &files.config, &device, options);
@@ -344,7 +352,8 @@ impl Model {
     }
 }
 
-/// The bytes that a model takes: its weights, the KV cache of its whole context if it generates, and the workspace of a step.
+/// The bytes that a model takes: its weights, and the KV cache of its whole context with the workspace of a prefill step, or, if it
+/// only embeds, the workspace of a batch of its longest texts.
 ///
 /// # Errors
 /// As [`Model::load`]; names and shapes of all tensors are checked, no weight is read.
@@ -361,12 +370,15 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
     let config = files.config.clone();
     let backend = Backend::new(device.candle());
     let mut weights = Weights::dry(&mut checkpoint, &backend, stored);
-    let cache = if Transformer::load(files.config, &mut weights)?.generates() {
-        KvCache::bytes(&config, config.context_length, StoredType::from(value_bytes).size(), &backend)
-    } else {
-        0
-    };
-    Ok(weights.bytes() + cache + workspace_bytes(&config))
+    let generates = Transformer::load(files.config, &mut weights)?.generates();
+    let modules: u64 = files.sentence.modules.iter().map(Module::bytes).sum();
+    if !generates {
+        let longest = files.sentence.max_length.unwrap_or(config.context_length);
+        return Ok(weights.bytes() + modules + workspace_bytes(&config, embed::rows_at_once(longest)));
+    }
+    let cache = KvCache::bytes(&config, config.context_length, StoredType::from(value_bytes).size(), &backend);
+    let rows = super::session::PREFILL_CHUNK.min(config.context_length);
+    Ok(weights.bytes() + modules + cache + workspace_bytes(&config, rows))
 }
 
 /// GPU kernels are compiled when they are first used: a short prompt, a long one and two single tokens use them all, so that the
@@ -399,10 +411,8 @@ fn warm_up(
     device.synchronize()
 }
 
-/// What a step holds at once beyond weights and cache, in F32: 512 tokens of a prompt, or a pack of texts, or one long text.
-fn workspace_bytes(c: &Config) -> u64 {
-    let rows =
-        if c.causal { super::session::PREFILL_CHUNK.min(c.context_length) } else { embed::PACK_TOKENS.max(c.context_length) };
+/// What steps of so many tokens in all hold beyond weights and cache, in F32.
+fn workspace_bytes(c: &Config, rows: usize) -> u64 {
     let attention = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim + 2 * c.num_heads * c.head_dim;
     let mlp = c.intermediate_size * if c.gated { 3 } else { 2 };
     let row = 4 * c.hidden_size + attention.max(mlp);
@@ -477,6 +487,12 @@ impl Files {
             if !(1..=models::MAX_CONTEXT).contains(&tokens) {
                 return Err(Error::argument(format!("max_context: expected 1 to {}, found {tokens}", models::MAX_CONTEXT)));
             }
+            if config.positions.is_some() && tokens > config.context_length {
+                let most = config.context_length;
+                return Err(Error::argument(format!(
+                    "max_context: expected at most the model's {most} positions, found {tokens}"
+                )));
+            }
             config.context_length = tokens;
         }
         Ok(Self {
@@ -496,7 +512,11 @@ impl Files {
         if options.tokenizer_path.is_none() && !path.exists() {
             return Ok(None);
         }
-        Tokenizer::load(path).map(Some)
+        let tokenizer = Tokenizer::load(path)?;
+        match &self.tokenizer_config {
+            Some(config) if options.tokenizer_path.is_none() => tokenizer.configured(config, self.family.model_type).map(Some),
+            _ => Ok(Some(tokenizer)),
+        }
     }
 
     /// The tokens that end an answer: those of generation_config.json, or else of config.json, and the tokenizer's own.
@@ -551,8 +571,10 @@ mod tests {
     }
 
     fn network_of(directory: &Path, kernels: bool, stored: StoredType) -> Transformer {
-        let options = LoadOptions { max_context: Some(512), ..LoadOptions::default() };
-        let files = Files::open(directory, &options).unwrap();
+        let mut files = Files::open(directory, &LoadOptions::default()).unwrap();
+        if files.config.positions.is_none() {
+            files.config.context_length = 512; // a dynamic rope goes as far as its caller says
+        }
         let mut on_bytes = |_, _| Ok(());
         let mut checkpoint = Checkpoint::open(directory, &mut on_bytes).unwrap();
         let backend = Backend { device: candle_core::Device::Cpu, kernels };

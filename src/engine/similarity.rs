@@ -12,6 +12,8 @@ use crate::ops;
 /// Documents and queries that are compared at once: their scores stay in the caches.
 const BLOCK_DOCUMENTS: usize = 1024;
 const BLOCK_QUERIES: usize = 256;
+/// Documents that all queries of a block keep.
+const BLOCK_FOUND: usize = 1 << 20;
 
 /// For each query the `k` most similar documents, the best first; of equal ones the earlier. A vector of zeros has the cosine 0
 /// with every other; scores that are no numbers come last.
@@ -48,10 +50,15 @@ pub fn similarity_top_k(
         return Err(Error::argument(format!("k: expected at most the {} documents, found {k}", documents.len() / dim)));
     }
     let (mut indices, mut scores) = (Vec::new(), Vec::new());
-    if k == 0 {
+    if k == 0 || queries.is_empty() {
         return Ok((indices, scores));
     }
-    for queries in queries.chunks(BLOCK_QUERIES * dim) {
+    let found = (queries.len() / dim).checked_mul(k).ok_or_else(no_memory)?;
+    indices.try_reserve_exact(found).map_err(|_| no_memory())?;
+    scores.try_reserve_exact(found).map_err(|_| no_memory())?;
+    // Where many are looked for, fewer queries at once: their heaps take the room.
+    let block_queries = (BLOCK_FOUND / k).clamp(1, BLOCK_QUERIES);
+    for queries in queries.chunks(block_queries * dim) {
         for best in block(similarity, queries, documents, dim, k)? {
             let best = best.into_sorted_vec();
             indices.extend(best.iter().map(|found| found.index));
@@ -65,14 +72,12 @@ pub fn similarity_top_k(
 fn block(similarity: Similarity, queries: &[f32], documents: &[f32], dim: usize, k: usize) -> Result<Vec<BinaryHeap<Found>>> {
     let count = queries.len() / dim;
     let products = match similarity {
-        Similarity::Cosine | Similarity::Dot => Some(
-            ops::Products::new(queries, dim)
-                .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, "queries: there is no memory to compare them"))?,
-        ),
+        Similarity::Cosine | Similarity::Dot => Some(ops::Products::new(queries, dim).ok_or_else(no_memory)?),
         Similarity::Euclidean | Similarity::Manhattan => None,
     };
     let lengths: Vec<f32> = queries.chunks_exact(dim).map(length).collect();
-    let mut best: Vec<BinaryHeap<Found>> = (0..count).map(|_| BinaryHeap::with_capacity(k + 1)).collect();
+    let mut best: Vec<BinaryHeap<Found>> = (0..count).map(|_| BinaryHeap::new()).collect();
+    best.iter_mut().try_for_each(|best| best.try_reserve_exact(k + 1)).map_err(|_| no_memory())?;
     let mut scores = vec![0f32; BLOCK_DOCUMENTS * count]; // (documents, queries)
     for (number, documents) in documents.chunks(BLOCK_DOCUMENTS * dim).enumerate() {
         let scores = &mut scores[..documents.len() / dim * count];
@@ -108,6 +113,10 @@ fn block(similarity: Similarity, queries: &[f32], documents: &[f32], dim: usize,
         });
     }
     Ok(best)
+}
+
+fn no_memory() -> Error {
+    Error::new(ErrorKind::OutOfMemory, "k: there is no memory for so many results")
 }
 
 fn length(row: &[f32]) -> f32 {

@@ -12,10 +12,11 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use tokenizers::normalizers::{Lowercase, Sequence as NormalizerSequence};
-use tokenizers::{Decoder, DecoderWrapper, NormalizerWrapper, PostProcessor, TruncationDirection};
+use tokenizers::normalizers::{BertNormalizer, Lowercase, Sequence as NormalizerSequence};
+use tokenizers::{Decoder, DecoderWrapper, NormalizerWrapper, PostProcessor, PreTokenizerWrapper, TruncationDirection};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::load::Json;
 
 /// Larger than any real tokenizer.json.
 const MAX_BYTES: u64 = 256 << 20;
@@ -78,6 +79,39 @@ impl Tokenizer {
         self.0.tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(false))
     }
 
+    /// The same with what tokenizer_config.json says of a class that the reference does not take from tokenizer.json: BERT's and
+    /// MPNet's normaliser, RoBERTa's first space.
+    pub(crate) fn configured(&self, config: &Json, model_type: &str) -> Result<Self> {
+        let class = config.text("tokenizer_class")?.unwrap_or_else(|| {
+            let class = match model_type {
+                "bert" | "distilbert" => "BertTokenizer",
+                "mpnet" => "MPNetTokenizer",
+                "roberta" => "RobertaTokenizer",
+                _ => "",
+            };
+            class.to_string()
+        });
+        let mut tokenizer = self.0.tokenizer.clone();
+        match class.strip_suffix("Fast").unwrap_or(&class) {
+            "BertTokenizer" | "DistilBertTokenizer" | "MPNetTokenizer" => {
+                let accents =
+                    if config.get("strip_accents").is_some() { Some(config.flag("strip_accents", false)?) } else { None };
+                let (chinese, lower) = (config.flag("tokenize_chinese_chars", true)?, config.flag("do_lower_case", true)?);
+                let normalizer = BertNormalizer::new(true, chinese, accents, lower);
+                tokenizer.with_normalizer(Some(normalizer)).map_err(bad_normalizer)?;
+            }
+            "RobertaTokenizer" => match tokenizer.get_pre_tokenizer() {
+                Some(PreTokenizerWrapper::ByteLevel(bytes)) => {
+                    let bytes = bytes.add_prefix_space(config.flag("add_prefix_space", false)?);
+                    tokenizer.with_pre_tokenizer(Some(bytes));
+                }
+                _ => return Ok(self.clone()),
+            },
+            _ => return Ok(self.clone()),
+        }
+        Ok(Self(Arc::new(Inner { tokenizer, special: self.0.special.clone() })))
+    }
+
     /// The same, but every text is lower-cased first; itself if it does that already.
     pub(crate) fn lower_cased(&self) -> Result<Self> {
         let normalizer = self.0.tokenizer.get_normalizer();
@@ -91,9 +125,7 @@ impl Tokenizer {
             None => {}
         }
         let mut tokenizer = self.0.tokenizer.clone();
-        tokenizer
-            .with_normalizer(Some(NormalizerSequence::new(steps)))
-            .map_err(|e| Error::format(format!("tokenizer.json: normalizer: {e}")).with_source(e))?;
+        tokenizer.with_normalizer(Some(NormalizerSequence::new(steps))).map_err(bad_normalizer)?;
         Ok(Self(Arc::new(Inner { tokenizer, special: self.0.special.clone() })))
     }
 
@@ -221,6 +253,10 @@ fn byte_characters() -> HashMap<char, u8> {
     let others = (0..=u8::MAX).filter(|&byte| !is_printable(byte)).zip('\u{100}'..);
     let printable = (0..=u8::MAX).filter(|&byte| is_printable(byte)).map(|byte| (byte, char::from(byte)));
     printable.chain(others).map(|(byte, character)| (character, byte)).collect()
+}
+
+fn bad_normalizer(e: tokenizers::Error) -> Error {
+    Error::format(format!("tokenizer.json: normalizer: {e}")).with_source(e)
 }
 
 fn lowers_case(normalizer: &NormalizerWrapper) -> bool {

@@ -179,7 +179,7 @@ pub unsafe extern "C" fn mc_embed_options_set_dimensions(options: MaybeUninit<&m
 /// How much of a long text counts; the rest is cut off.
 ///
 /// @param options  the options.
-/// @param value    tokens, with those that the tokenizer adds; 0 (the default) = the model's own limit. More than
+/// @param value    tokens, with those that the tokenizer adds; 0 (the default) = the model's own limit. More than that and
 ///                 mc_model_context_length() is an error of the call that embeds.
 ///
 /// Threads: any, exclusive.
@@ -191,7 +191,8 @@ pub unsafe extern "C" fn mc_embed_options_set_max_length(options: MaybeUninit<&m
     });
 }
 
-/// The most texts that are evaluated at once: fewer take less memory and answer a cancel sooner. Changes no vector.
+/// The most texts that go through the network together, on each thread: fewer take less memory and answer a cancel sooner. Changes
+/// no vector.
 ///
 /// @param options  the options.
 /// @param value    texts; 0 (the default) = as many as are fastest.
@@ -256,7 +257,7 @@ pub unsafe extern "C" fn mc_embed_options_set_lora(
     });
 }
 
-/// A flag that stops the work between two groups of texts.
+/// A flag that stops the work as soon as the texts are done that are going through the network.
 ///
 /// @param options  the options.
 /// @param cancel   the flag; the options keep it alive. NULL (the default) = none.

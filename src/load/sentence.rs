@@ -1,6 +1,6 @@
 //! The directory format of sentence-transformers, versions 2 to 6: which modules follow the network, and with what settings.
 //!
-//! What is not implemented is an error that names the file and the key, also for settings that this version does not know.
+//! What is not implemented is an error that names the file and the key, also for settings of a module that are not known here.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -47,6 +47,21 @@ pub enum Module {
         width: usize,
     },
     Normalize,
+}
+
+impl Module {
+    /// What its weights take.
+    pub fn bytes(&self) -> u64 {
+        let values = match self {
+            Self::Dense { inputs, outputs, residual, .. } => {
+                let projected = if *residual && inputs != outputs { 2 } else { 1 };
+                projected * *inputs as u64 * *outputs as u64 + *outputs as u64
+            }
+            Self::LayerNorm { width, .. } => 2 * *width as u64,
+            Self::Normalize => 0,
+        };
+        values * size_of::<f32>() as u64
+    }
 }
 
 /// What a model directory says of its embeddings.

@@ -146,12 +146,16 @@ pub fn refuse_relative_positions(json: &Json) -> Result<()> {
     }
 }
 
-/// Positions that count from behind the padding's id, as RoBERTa's do.
-pub fn positions_behind_padding(json: &Json, config: &mut Config) -> Result<()> {
-    let padding = if json.has("pad_token_id") { json.size("pad_token_id", MAX_VOCAB)? } else { 1 };
+/// The padding's id, from behind which RoBERTa's positions count.
+pub fn padding(json: &Json) -> Result<usize> {
+    if json.has("pad_token_id") { json.size("pad_token_id", MAX_VOCAB) } else { Ok(1) }
+}
+
+/// Positions that count from behind the id `padding`.
+pub fn positions_behind(padding: usize, json: &Json, config: &mut Config) -> Result<()> {
     let rows = config.context_length;
     if rows <= padding + 1 {
-        let message = format!("expected more than pad_token_id {padding} and one, found {rows}");
+        let message = format!("expected more than the padding's id {padding} and one, found {rows}");
         return Err(json.invalid("max_position_embeddings", &message));
     }
     config.positions = Some(Positions { rows, padding: Some(padding as u32) });

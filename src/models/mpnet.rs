@@ -3,7 +3,7 @@
 use super::encoder::{self, BERT, KEYS, Keys};
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{Config, Names, Source};
+use crate::nn::{Config, Names, RELATIVE_BUCKETS, Source};
 
 pub fn parse(json: &Json) -> Result<Config> {
     let names = Names {
@@ -17,12 +17,13 @@ pub fn parse(json: &Json) -> Result<Config> {
         ..BERT
     };
     let mut config = encoder::parse(json, &Keys { names, ..KEYS })?;
-    encoder::positions_behind_padding(json, &mut config)?;
+    // A constant in the reference, whatever pad_token_id says.
+    encoder::positions_behind(1, json, &mut config)?;
     let key = "relative_attention_num_buckets";
-    let buckets = json.count(key, 1 << 10)?.unwrap_or(32);
-    // Half are for each direction, and half of those are exact.
-    if buckets < 4 || buckets / 4 >= 128 {
-        return Err(json.invalid(key, &format!("expected 4 to 511, found {buckets}")));
+    let buckets = json.count(key, 1 << 20)?.unwrap_or(RELATIVE_BUCKETS);
+    // The reference's formula has 32 of them, however long the stored table is.
+    if buckets < RELATIVE_BUCKETS {
+        return Err(json.invalid(key, &format!("expected at least {RELATIVE_BUCKETS}, found {buckets}")));
     }
     config.relative_buckets = Some(buckets);
     Ok(config)

@@ -10,6 +10,6 @@ pub fn parse(json: &Json) -> Result<Config> {
     let names = Names { prefixes: &["roberta."], ..BERT };
     let mut config = encoder::parse(json, &Keys { names, ..KEYS })?;
     config.token_types = encoder::token_types(json)?;
-    encoder::positions_behind_padding(json, &mut config)?;
+    encoder::positions_behind(encoder::padding(json)?, json, &mut config)?;
     Ok(config)
 }

@@ -117,7 +117,7 @@ pub struct Config {
     pub positions: Option<Positions>,
     /// Rows of the table of token types, of which the first is added to every token.
     pub token_types: Option<usize>,
-    /// T5's buckets of distances, each with a value a head that is added to the scores.
+    /// Rows of the table of T5's buckets of distances: each has a value a head that is added to the scores.
     pub relative_buckets: Option<usize>,
     pub layers: Vec<Layer>,
     pub ropes: Vec<Rope>,

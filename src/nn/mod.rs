@@ -17,6 +17,7 @@ pub use kv_cache::KvCache;
 pub use linear::Linear;
 pub use norm::Norm;
 pub use pooling::Pooling;
+pub use relative_bias::RELATIVE_BUCKETS;
 pub use rope::{Rope, Scaling};
 pub use transformer::Transformer;
 pub use weights::{Entry, Slot, TensorSource, Weights};

@@ -5,23 +5,24 @@
 use super::Weights;
 use crate::error;
 
+/// Buckets of the formula.
+pub const RELATIVE_BUCKETS: usize = 32;
 /// From here on all distances share the last bucket.
 const FARTHEST: f32 = 128.0;
 
 /// A value for each bucket and head.
 #[derive(Clone)]
 pub struct RelativeBias {
-    buckets: usize,
     heads: usize,
-    /// `(buckets, heads)`
+    /// `(buckets, heads)`; no row behind the formula's is ever read.
     values: Vec<f32>,
 }
 
 impl RelativeBias {
-    /// Reads the stored table, `(buckets, heads)`.
+    /// Reads the stored table, `(buckets, heads)`, at least [`RELATIVE_BUCKETS`] of them.
     pub fn load(weights: &mut Weights<'_>, name: &str, buckets: usize, heads: usize) -> error::Result<Self> {
         let values = weights.values(&[(format!("{name}.weight"), buckets * heads)])?;
-        Ok(Self { buckets, heads, values })
+        Ok(Self { heads, values })
     }
 
     /// What is added to the scores of sequences of up to `longest` tokens.
@@ -30,23 +31,23 @@ impl RelativeBias {
     /// `(H, 2 · longest - 1)`, by the key's position minus the query's, which is 0 in the middle.
     pub fn by_distance(&self, longest: usize) -> Vec<f32> {
         let middle = longest.saturating_sub(1) as isize;
-        let buckets: Vec<usize> = (-middle..=middle).map(|distance| bucket(distance, self.buckets)).collect();
+        let buckets: Vec<usize> = (-middle..=middle).map(bucket).collect();
         (0..self.heads).flat_map(|head| buckets.iter().map(move |bucket| self.values[bucket * self.heads + head])).collect()
     }
 }
 
 /// Half of the buckets are for keys behind the query; of each half, half are exact, and the others grow with the logarithm.
-fn bucket(distance: isize, buckets: usize) -> usize {
-    let half = buckets / 2;
-    let exact = half / 2;
-    let behind = if distance > 0 { half } else { 0 };
+fn bucket(distance: isize) -> usize {
+    const HALF: usize = RELATIVE_BUCKETS / 2;
+    const EXACT: usize = HALF / 2;
+    let behind = if distance > 0 { HALF } else { 0 };
     let far = distance.unsigned_abs();
-    if far < exact {
+    if far < EXACT {
         return behind + far;
     }
     // In F32, as the reference rounds: at powers of two the next bucket begins.
-    let grown = (far as f32 / exact as f32).ln() / (FARTHEST / exact as f32).ln() * (half - exact) as f32;
-    behind + (exact + grown as usize).min(half - 1)
+    let grown = (far as f32 / EXACT as f32).ln() / (FARTHEST / EXACT as f32).ln() * (HALF - EXACT) as f32;
+    behind + (EXACT + grown as usize).min(HALF - 1)
 }
 
 #[cfg(test)]
@@ -84,15 +85,15 @@ mod tests {
             (300, 31),
         ];
         for (distance, bucket) in want {
-            assert_eq!(super::bucket(distance, 32), bucket, "distance {distance}");
+            assert_eq!(super::bucket(distance), bucket, "distance {distance}");
         }
     }
 
     #[test]
     fn each_head_has_its_row_with_zero_distance_in_the_middle() {
-        let bias = RelativeBias { buckets: 4, heads: 2, values: (0..8).map(|x| x as f32).collect() };
-        // Buckets of four: 0 at no distance, 1 before, 2 + 1 behind.
-        assert_eq!(bias.by_distance(2), [2.0, 0.0, 6.0, 3.0, 1.0, 7.0]);
+        let bias = RelativeBias { heads: 2, values: (0..64).map(|x| x as f32).collect() };
+        // Bucket 1 is one before the query, 16 + 1 one behind.
+        assert_eq!(bias.by_distance(2), [2.0, 0.0, 34.0, 3.0, 1.0, 35.0]);
         assert_eq!(bias.by_distance(1), [0.0, 1.0]);
     }
 }

@@ -61,10 +61,13 @@ pub fn norm(backend: &Backend, x: &Tensor, norm: NormOf<'_>) -> Result<Tensor> {
     y.reshape((rows, cols))?.to_dtype(x.dtype())
 }
 
-/// `x + scale · y`, normalised where there is a norm; on the CPU in the memory of `y`.
+/// `x + scale · y`, normalised where there is a norm; on the CPU in the memory of `y`, which nothing else may use.
 ///
 /// # Shape
 /// `(T, C)` each; returns the same.
+///
+/// # Errors
+/// If `x` and `y` are one tensor: it would be read and written at once.
 pub fn add_scaled(backend: &Backend, x: &Tensor, y: Tensor, scale: f32, after: Option<NormOf<'_>>) -> Result<Tensor> {
     if !backend.kernels {
         let sum = if scale == 1.0 { (x + y)? } else { (x + (y * f64::from(scale))?)? };
@@ -72,6 +75,9 @@ pub fn add_scaled(backend: &Backend, x: &Tensor, y: Tensor, scale: f32, after: O
     }
     if x.track_op() {
         bail!("add_scaled has no backward pass")
+    }
+    if x.id() == y.id() {
+        bail!("add_scaled: expected two tensors, found one twice")
     }
     let after = after.map(NormOf::cpu).transpose()?;
     let (storage, layout) = x.storage_and_layout();
