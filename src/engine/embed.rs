@@ -30,7 +30,7 @@ use crate::nn::{Config, Linear, Norm, Pooling, Slot, Weights};
 use crate::ops::{self, Activation, Backend};
 
 /// Tokens of one pack: enough to feed every thread, few enough that what lies between two products stays in the caches.
-const PACK_TOKENS: usize = 384;
+const PACK_TOKENS: usize = 512;
 /// The same on a GPU, which wants more work at once.
 const GPU_PACK_TOKENS: usize = 16_384;
 /// Texts that are tokenised between two looks at the cancel flag.

@@ -402,15 +402,18 @@ fn softmax<S: Simd>(scores: &mut [f32], seen: Range<usize>, mask: Mask, bias: Op
     scores[..seen.start].fill(0.0);
     scores[seen.end..].fill(0.0);
     let row = &mut scores[seen.clone()];
-    match mask.softcap {
-        Some(cap) => row.iter_mut().for_each(|x| *x = cap * math::tanh::<S>(*x * mask.scale / cap)),
-        None => row.iter_mut().for_each(|x| *x *= mask.scale),
+    // A factor alone needs no pass of its own: the largest score stays the largest.
+    let factor = if mask.softcap.is_none() && bias.is_none() && mask.scale > 0.0 { mask.scale } else { 1.0 };
+    if let Some(cap) = mask.softcap {
+        row.iter_mut().for_each(|x| *x = cap * math::tanh::<S>(*x * mask.scale / cap));
+    } else if factor != mask.scale {
+        row.iter_mut().for_each(|x| *x *= mask.scale);
     }
     if let Some(bias) = bias {
         row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
     }
-    let max = largest(row);
-    row.iter_mut().for_each(|x| *x = math::exp::<S>(*x - max));
+    let max = largest(row) * factor;
+    row.iter_mut().for_each(|x| *x = math::exp::<S>(S::fma1(*x, factor, -max)));
     let mut sums = [0f32; LANES];
     for chunk in scores.chunks_exact(LANES) {
         for (sum, x) in sums.iter_mut().zip(chunk) {

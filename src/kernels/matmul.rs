@@ -11,8 +11,8 @@ use half::{bf16, f16};
 
 /// Columns of a block: what of a pair of panels stays in the first caches while the rows of a block pass.
 const BLOCK_COLS: usize = 1024;
-/// Rows of a block, in whole register tiles: with `BLOCK_COLS` columns half a megabyte, for the second cache.
-const BLOCK_ROWS: usize = 120;
+/// Values of a block of rows, for the second cache: half a megabyte. The more rows it has, the less often the panels are read.
+const BLOCK_VALUES: usize = 120 * 1024;
 /// Rows below which a part of its own does not pay: each part reads all its panels again.
 const PART_ROWS: usize = 60;
 /// Multiply-adds below which a part of its own does not pay.
@@ -112,8 +112,11 @@ impl<W: Weight> Kernel for Part<'_, W> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for row in self.rows.clone().step_by(BLOCK_ROWS) {
-            let rows = BLOCK_ROWS.min(self.rows.end - row);
+        // Blocks of equal height, in whole register tiles.
+        let most = (BLOCK_VALUES / self.k.clamp(1, BLOCK_COLS)).max(12);
+        let block_rows = self.rows.len().div_ceil(self.rows.len().div_ceil(most).max(1)).next_multiple_of(12);
+        for row in self.rows.clone().step_by(block_rows.max(12)) {
+            let rows = block_rows.min(self.rows.end - row);
             for col in (0..self.k).step_by(BLOCK_COLS) {
                 let cols = BLOCK_COLS.min(self.k - col);
                 let mut panel = self.panels.start;
