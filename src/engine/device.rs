@@ -215,9 +215,7 @@ mod gpu {
 
     #[cfg(feature = "cuda")]
     pub fn cuda(index: usize) -> Result<Device> {
-        // candle's default is a stream for each thread that asks: nothing would order the work of two threads, and `synchronize` would
-        // wait for the caller's own alone. One stream is one order for all, as on Metal.
-        let device = Device::new_cuda_with_stream(index);
+        let device = crate::ops::open_cuda(index);
         device.map_err(|e| Error::new(ErrorKind::NotFound, format!("CUDA {index}: {e}")).with_source(e))
     }
 
