@@ -145,12 +145,28 @@ impl std::error::Error for Error {
 
 /// How a tensor operation that found no memory begins its message: candle's errors have no kind for it.
 pub(crate) const NO_MEMORY: &str = "out of memory";
+/// What CUDA and its matrix library call the same.
+const NO_GPU_MEMORY: [&str; 2] = ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"];
 
 impl From<candle_core::Error> for Error {
     /// A tensor operation failed: on a GPU that is the device, on the CPU a shape that the library got wrong.
     fn from(error: candle_core::Error) -> Self {
         let text = error.to_string();
-        let kind = if text.starts_with(NO_MEMORY) { ErrorKind::OutOfMemory } else { ErrorKind::Device };
+        let no_memory = text.starts_with(NO_MEMORY) || NO_GPU_MEMORY.iter().any(|name| text.contains(name));
+        let kind = if no_memory { ErrorKind::OutOfMemory } else { ErrorKind::Device };
         Self::new(kind, format!("tensor operation: {text}")).with_source(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_device_is_out_of_memory() {
+        for text in ["out of memory: no room", r#"DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#] {
+            assert_eq!(Error::from(candle_core::Error::msg(text)).kind(), ErrorKind::OutOfMemory);
+        }
+        assert_eq!(Error::from(candle_core::Error::msg("shape mismatch")).kind(), ErrorKind::Device);
     }
 }

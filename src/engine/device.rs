@@ -215,7 +215,8 @@ mod gpu {
 
     #[cfg(feature = "cuda")]
     pub fn cuda(index: usize) -> Result<Device> {
-        Device::new_cuda(index).map_err(|e| Error::new(ErrorKind::NotFound, format!("CUDA {index}: {e}")).with_source(e))
+        let device = crate::ops::open_cuda(index);
+        device.map_err(|e| Error::new(ErrorKind::NotFound, format!("CUDA {index}: {e}")).with_source(e))
     }
 
     #[cfg(not(feature = "cuda"))]
@@ -232,8 +233,12 @@ mod gpu {
                 Ok(Some((device.current_allocated_size() as u64, device.recommended_max_working_set_size() as u64)))
             }
             #[cfg(feature = "cuda")]
-            Device::Cuda(_) => {
-                let (free, total) = candle_core::cuda_backend::cudarc::driver::result::mem_get_info()
+            Device::Cuda(cuda) => {
+                // Through the context: the driver's own call asks whichever device the calling thread has used, and fails if none.
+                let (free, total) = cuda
+                    .cuda_stream()
+                    .context()
+                    .mem_get_info()
                     .map_err(|e| Error::new(ErrorKind::Device, format!("CUDA memory: {e}")))?;
                 Ok(Some(((total - free) as u64, total as u64)))
             }

@@ -7,6 +7,8 @@
 mod simd;
 mod parallel;
 mod math;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod memory;
 mod packed;
 mod matmul;
@@ -14,6 +16,8 @@ mod attention;
 mod elementwise;
 
 pub use attention::{KvHeads, Mask, Strided, attend, attend_within};
+#[cfg(feature = "cuda")]
+pub use cuda::open_cuda;
 pub use elementwise::{Activation, Norm, Normalise, activate, add_scaled, gated, normalise, rotate, scale_softcap};
 pub use matmul::matmul;
 pub use memory::{physical_bytes, resident_bytes, trim};

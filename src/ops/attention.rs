@@ -121,6 +121,9 @@ impl GpuCache {
     /// `k`, `v`: `(T, K · D)`.
     fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<()> {
         let rows = k.dims()[0];
+        if rows == 0 {
+            return Ok(());
+        }
         let need = self.len + rows;
         let heads = |x: &Tensor| x.reshape((rows, self.kv_heads, self.head_dim))?.transpose(0, 1)?.force_contiguous();
         let (k, v) = (heads(k)?, heads(v)?);
@@ -388,4 +391,20 @@ pub fn attention_within(
     let y = weights.reshape((batch * kv_heads, group * longest, longest))?.matmul(&values)?;
     let y = y.reshape((batch, heads, longest, dim))?.transpose(1, 2)?.force_contiguous()?;
     y.reshape((batch * longest, width))?.index_select(&padded.places, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_cache_is_read_and_written() {
+        for kernels in [true, false] {
+            let backend = Backend { device: Device::Cpu, kernels };
+            let mut cache = LayerCache::new(2, 8, &backend);
+            let values = cache.read().unwrap();
+            cache.write(&values, &backend.device, DType::F32).unwrap();
+            assert_eq!((values.len(), cache.len()), (0, 0), "kernels {kernels}");
+        }
+    }
 }

@@ -15,6 +15,8 @@ mod rope;
 mod attention;
 mod activation;
 
+#[cfg(feature = "cuda")]
+pub use crate::kernels::open_cuda;
 pub use crate::kernels::{Activation, Mask, Norm, StoredType, Use, parallel_map, physical_bytes, resident_bytes, trim, widen};
 pub use activation::{activate, gated};
 pub use attention::{LayerCache, Masks, Sequences, attention, attention_within};

@@ -5,14 +5,19 @@ use std::path::{Path, PathBuf};
 
 use metal_candle::{LoadOptions, Model};
 
+/// The package: where cargo says that it is now, so that a test program may run on another machine than the one that built it.
+fn root() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 /// A folder below tests/golden.
 pub fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    root().join("tests/golden").join(name)
 }
 
 /// A shipped model.
 pub fn shipped(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name)
+    root().join("models").join(name)
 }
 
 /// A JSON file.

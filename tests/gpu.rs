@@ -1,0 +1,372 @@
+//! The GPU of this machine against its CPU: every family, encoder and adapter of the reference results, in each type that arithmetic
+//! may have there. Ignored, as few machines have one: `cargo test --features cuda --test gpu -- --ignored --nocapture`, on Apple
+//! systems without the feature.
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use common::{Reference, golden, json, max_abs, shipped};
+use metal_candle::{
+    Capability, Chat, Device, DeviceKind, Dtype, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Lora, Model, Prompt,
+    SamplingOptions, Session,
+};
+
+/// Both compute in F32, in another order. The reduced precision that GPUs offer for it would be seen.
+const F32_TOLERANCE: f32 = 2e-3;
+/// The least cosine of both results where arithmetic has 16 bits on the GPU: the models are random, with large weights.
+const F16_COSINE: f64 = 0.999;
+const BF16_COSINE: f64 = 0.97;
+const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::BF16, Dtype::F16];
+
+fn gpu() -> Device {
+    let device = Device::new(DeviceKind::Auto, 0).unwrap();
+    assert_ne!(device.kind(), DeviceKind::Cpu, "these tests need a GPU, and a build that knows it");
+    device
+}
+
+fn cpu() -> Device {
+    Device::new(DeviceKind::Cpu, 0).unwrap()
+}
+
+fn open(path: &Path, device: &Device, dtype: Option<Dtype>, max_context: Option<usize>) -> Model {
+    let options = LoadOptions { device: Some(device.clone()), dtype, max_context, ..LoadOptions::default() };
+    Model::load(path, &options, None).unwrap_or_else(|e| panic!("{}: {}", path.display(), e.details()))
+}
+
+fn models(folders: &[&str]) -> Vec<PathBuf> {
+    let entries = folders.iter().flat_map(|folder| std::fs::read_dir(golden(folder)).unwrap());
+    let mut found: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    assert!(found.len() >= 25, "the reference results are there");
+    found
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+    let lengths = dot(a, a).sqrt() * dot(b, b).sqrt();
+    // A text may have the vector zero.
+    if lengths == 0.0 { f64::from(u8::from(max_abs(a, b) == 0.0)) } else { dot(a, b) / lengths }
+}
+
+/// The worst of many comparisons.
+struct Worst {
+    error: f32,
+    cosine: f64,
+}
+
+impl Worst {
+    fn new() -> Self {
+        Self { error: 0.0, cosine: 1.0 }
+    }
+
+    fn add(&mut self, got: &[f32], want: &[f32]) {
+        self.error = self.error.max(max_abs(got, want));
+        // NaN is worse than all.
+        let cosine = cosine(got, want);
+        self.cosine = if cosine >= self.cosine { self.cosine } else { cosine };
+    }
+
+    fn fails(&self, dtype: Dtype) -> bool {
+        let fine = match dtype {
+            Dtype::F32 => self.error <= F32_TOLERANCE,
+            Dtype::F16 => self.error.is_finite() && self.cosine >= F16_COSINE,
+            Dtype::BF16 => self.error.is_finite() && self.cosine >= BF16_COSINE,
+        };
+        !fine
+    }
+}
+
+/// One line for each model, and all that fail at the end.
+#[derive(Default)]
+struct Table(Vec<String>);
+
+impl Table {
+    fn line(&mut self, name: &str, dtype: Dtype, what: &str, worst: &Worst) {
+        let line = format!("{name:32} {dtype:?} {what:12} max {:.2e} cosine {:.6}", worst.error, worst.cosine);
+        println!("{line}");
+        if worst.fails(dtype) {
+            self.0.push(line);
+        }
+    }
+
+    fn finish(self) {
+        assert!(self.0.is_empty(), "{} differ too much:\n{}", self.0.len(), self.0.join("\n"));
+    }
+}
+
+fn logits(session: &mut Session, ids: &[u32]) -> Vec<f32> {
+    session.append_tokens(ids, None).unwrap();
+    session.logits().unwrap().to_vec()
+}
+
+/// The logits after the whole prompt.
+fn at_once(model: &Model, ids: &[u32]) -> Vec<f32> {
+    logits(&mut Session::new(model, 0).unwrap(), ids)
+}
+
+/// The logits after a first part in chunks, and after each of the last tokens.
+fn in_parts(model: &Model, ids: &[u32], chunk: usize) -> Vec<f32> {
+    let mut session = Session::new(model, 0).unwrap();
+    let (first, steps) = ids.split_at(ids.len().saturating_sub(5));
+    for part in first.chunks(chunk) {
+        session.append_tokens(part, None).unwrap();
+    }
+    steps.chunks(1).flat_map(|id| logits(&mut session, id)).collect()
+}
+
+fn answer(session: &mut Session, max_tokens: usize) -> Vec<u32> {
+    let sampling = SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() };
+    let options = GenerateOptions { max_tokens, ignore_eos: true, sampling, ..GenerateOptions::default() };
+    session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap().tokens
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn decoders_give_the_scores_of_the_cpu() {
+    let (gpu, cpu, mut table) = (gpu(), cpu(), Table::default());
+    for path in models(&["decoders", "families"]) {
+        let reference = Reference::open(&path.join("golden.safetensors"));
+        for dtype in DTYPES {
+            let [model, want] = [&gpu, &cpu].map(|device| open(&path, device, Some(dtype), Some(512)));
+            let (mut whole, mut parts) = (Worst::new(), Worst::new());
+            for prompt in 0..4 {
+                let ids = reference.ids(&format!("prompt{prompt}.ids"));
+                whole.add(&at_once(&model, &ids), &at_once(&want, &ids));
+                parts.add(&in_parts(&model, &ids, 7), &in_parts(&want, &ids, 7));
+                if dtype == Dtype::F32 {
+                    let greedy = [&model, &want].map(|model| {
+                        let mut session = Session::new(model, 0).unwrap();
+                        session.append_tokens(&ids, None).unwrap();
+                        answer(&mut session, 24)
+                    });
+                    assert_eq!(greedy[0], greedy[1], "{} prompt {prompt}", name(&path));
+                }
+            }
+            table.line(&name(&path), dtype, "whole", &whole);
+            table.line(&name(&path), dtype, "parts", &parts);
+        }
+    }
+    table.finish();
+}
+
+/// Beyond one prefill step, and beyond the room that a cache has at first.
+#[test]
+#[ignore = "needs a GPU"]
+fn long_prompts_give_the_scores_of_the_cpu() {
+    let (gpu, cpu, mut table) = (gpu(), cpu(), Table::default());
+    let ids: Vec<u32> = (0..600u32).map(|i| (i * i + 37 * i + 11) % 199).collect();
+    for path in models(&["decoders", "families"]) {
+        for dtype in [Dtype::F32, Dtype::BF16] {
+            let [model, want] = [&gpu, &cpu].map(|device| open(&path, device, Some(dtype), Some(1024)));
+            let (mut whole, mut parts) = (Worst::new(), Worst::new());
+            whole.add(&at_once(&model, &ids), &at_once(&want, &ids));
+            parts.add(&in_parts(&model, &ids[..260], 100), &in_parts(&want, &ids[..260], 100));
+            table.line(&name(&path), dtype, "long", &whole);
+            table.line(&name(&path), dtype, "long parts", &parts);
+        }
+    }
+    table.finish();
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn encoders_give_the_vectors_of_the_cpu() {
+    let (gpu, cpu, mut table) = (gpu(), cpu(), Table::default());
+    for path in models(&["encoders", "embedders"]).into_iter().chain([shipped("tiny-embed")]) {
+        let notes = if path == shipped("tiny-embed") { golden("tiny_embed.json") } else { path.join("golden.json") };
+        let notes = json(&notes);
+        let texts: Vec<&str> = notes["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+        for dtype in DTYPES {
+            let [model, want] = [&gpu, &cpu].map(|device| open(&path, device, Some(dtype), None));
+            let (mut batch, mut single) = (Worst::new(), Worst::new());
+            let none = vec![serde_json::json!("none")];
+            for prompt in notes["embeddings"].as_array().filter(|names| names[0].is_string()).unwrap_or(&none) {
+                let prompt = match prompt.as_str().unwrap() {
+                    "none" => Prompt::Text(String::new()),
+                    name => Prompt::Name(name.to_string()),
+                };
+                let options = EmbedOptions { prompt, ..EmbedOptions::default() };
+                let alone = EmbedOptions { batch_size: Some(1), ..options.clone() };
+                let dim = want.embedding_dim(&options).unwrap();
+                let want = want.embed(&texts, &options, None).unwrap();
+                for (options, worst) in [(&options, &mut batch), (&alone, &mut single)] {
+                    let got = model.embed(&texts, options, None).unwrap();
+                    got.chunks(dim).zip(want.chunks(dim)).for_each(|(got, want)| worst.add(got, want));
+                }
+            }
+            table.line(&name(&path), dtype, "batch", &batch);
+            table.line(&name(&path), dtype, "single", &single);
+        }
+    }
+    table.finish();
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn adapters_change_what_they_change_on_the_cpu() {
+    let (gpu, cpu, mut table) = (gpu(), cpu(), Table::default());
+    for path in models(&["lora", "adapters"]) {
+        let notes = json(&path.join("golden.json"));
+        let base = golden(notes["base"].as_str().unwrap());
+        for dtype in [Dtype::F32, Dtype::BF16] {
+            let models = [&gpu, &cpu].map(|device| open(&base, device, Some(dtype), None));
+            let loras = models.each_ref().map(|model| Lora::load(model, &path));
+            let [Ok(lora), Ok(cpu_lora)] = &loras else {
+                assert!(loras.iter().all(|lora| lora.as_ref().is_err_and(|e| e.kind() == ErrorKind::Unsupported)));
+                continue;
+            };
+            let pairs = [(&models[0], lora.clone()), (&models[1], cpu_lora.clone())];
+            let [[attached, merged], [want, want_merged]] = pairs.map(|(model, lora)| {
+                let merged = model.merge(&lora, 1.0).unwrap();
+                if !model.supports(Capability::Generate) {
+                    let texts = ["hello", "How do I sort a list of numbers?"];
+                    let options = EmbedOptions { adapters: vec![(lora, 1.0)], ..EmbedOptions::default() };
+                    return [(model, options), (&merged, EmbedOptions::default())]
+                        .map(|(model, options)| model.embed(&texts, &options, None).unwrap());
+                }
+                let ids = Reference::open(&path.join("golden.safetensors")).ids("prompt0.ids");
+                [(model, vec![(lora, 1.0)]), (&merged, Vec::new())].map(|(model, adapters)| {
+                    let mut session = Session::new(model, 0).unwrap();
+                    session.set_adapters(&adapters).unwrap();
+                    let mut out = logits(&mut session, &ids[..ids.len() - 1]);
+                    out.extend(logits(&mut session, &ids[ids.len() - 1..]));
+                    out
+                })
+            });
+            let (mut first, mut second) = (Worst::new(), Worst::new());
+            first.add(&attached, &want);
+            second.add(&merged, &want_merged);
+            table.line(&name(&path), dtype, "attached", &first);
+            table.line(&name(&path), dtype, "merged", &second);
+        }
+    }
+    table.finish();
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn the_shipped_model_gives_its_answers() {
+    let (gpu, reference) = (gpu(), json(&golden("tiny_coder.json")));
+    let max_tokens = reference["max_new_tokens"].as_u64().unwrap() as usize;
+    for dtype in DTYPES {
+        let model = open(&shipped("tiny-coder"), &gpu, Some(dtype), None);
+        // With 16 bits another token may be chosen where two are nearly as likely.
+        let least_margin = if dtype == Dtype::F32 { 0.0 } else { 0.5 };
+        let mut wrong = Vec::new();
+        let (started, mut tokens) = (Instant::now(), 0);
+        for item in reference["items"].as_array().unwrap() {
+            let mut session = Session::new(&model, 0).unwrap();
+            session.set_chat(&Chat::from_json(&item["messages"].to_string()).unwrap(), None).unwrap();
+            let options = GenerateOptions { max_tokens, ..GenerateOptions::default() };
+            let answer = session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap();
+            tokens += answer.tokens.len();
+            if answer.text != item["answer"].as_str().unwrap() && item["smallest_margin"].as_f64().unwrap() >= least_margin {
+                wrong.push(format!("{dtype:?}: {:?} instead of {}", answer.text, item["answer"]));
+            }
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        println!("tiny-coder {dtype:?}: {} wrong answers, {:.0} tokens/s", wrong.len(), tokens as f64 / seconds);
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn sessions_fork_and_go_back_and_are_saved() {
+    let gpu = gpu();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("session");
+    for dtype in DTYPES {
+        let model = open(&shipped("tiny-coder"), &gpu, Some(dtype), None);
+        let ids: Vec<u32> = (0..300).map(|i| 300 + i * 37 % 3000).collect();
+        let mut session = Session::new(&model, 0).unwrap();
+        session.append_tokens(&ids, None).unwrap();
+        let want = answer(&mut session.fork().unwrap(), 20);
+        session.save(&file).unwrap();
+        assert_eq!(answer(&mut Session::load(&model, &file).unwrap(), 20), want, "{dtype:?} saved");
+        assert_eq!(answer(&mut session, 20), want, "{dtype:?} after a fork");
+        session.truncate(100).unwrap();
+        session.append_tokens(&ids[100..], None).unwrap();
+        assert_eq!(answer(&mut session, 20), want, "{dtype:?} after going back");
+        Session::new(&model, 0).unwrap().save(&file).unwrap();
+        let mut empty = Session::load(&model, &file).unwrap();
+        empty.append_tokens(&ids, None).unwrap();
+        assert_eq!(answer(&mut empty, 20), want, "{dtype:?} saved empty");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_suspended_gpu_stops_between_tokens_and_the_session_goes_on() {
+    let gpu = gpu();
+    let model = open(&shipped("tiny-coder"), &gpu, None, None);
+    let ids: Vec<u32> = (0..10).map(|i| 300 + i * 37).collect();
+    let sampling = SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() };
+    let options = GenerateOptions { max_tokens: 8, ignore_eos: true, sampling, ..GenerateOptions::default() };
+    let mut session = Session::new(&model, 0).unwrap();
+    session.append_tokens(&ids, None).unwrap();
+    gpu.suspend(Duration::from_secs(5)).unwrap();
+    session.begin(&options).unwrap();
+    assert!(session.next().unwrap().is_some(), "the scores were known before");
+    assert_eq!(session.next().unwrap_err().kind(), ErrorKind::Suspended);
+    let options = LoadOptions { device: Some(gpu.clone()), ..LoadOptions::default() };
+    assert_eq!(Model::load(shipped("tiny-coder"), &options, None).err().unwrap().kind(), ErrorKind::Suspended);
+    gpu.resume();
+    while session.next().unwrap().is_some() {}
+    let mut other = Session::new(&model, 0).unwrap();
+    other.append_tokens(&ids, None).unwrap();
+    assert_eq!(session.end().unwrap().tokens, answer(&mut other, 8));
+}
+
+/// A session may be used on one thread after another, and a model on many at once.
+#[test]
+#[ignore = "needs a GPU"]
+fn threads_see_what_others_computed() {
+    let gpu = gpu();
+    let model = open(&shipped("tiny-coder"), &gpu, None, None);
+    let prompts: Vec<Vec<u32>> = (0..16u32).map(|p| (0..30 + p * 40).map(|i| 300 + (i * 37 + p * 11) % 3000).collect()).collect();
+    let want: Vec<Vec<f32>> = prompts.iter().map(|ids| at_once(&model, ids)).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| prompts.iter().zip(&want).for_each(|(ids, want)| assert_eq!(&at_once(&model, ids), want)));
+        }
+    });
+    for round in 0..20 {
+        let (ids, want) = (&prompts[15], &want[15]);
+        let mut session = Session::new(&model, 0).unwrap();
+        session.append_tokens(&ids[..512], None).unwrap();
+        let mut fork = std::thread::scope(|scope| scope.spawn(|| session.fork().unwrap()).join().unwrap());
+        drop(session);
+        let got = std::thread::scope(|scope| scope.spawn(|| logits(&mut fork, &ids[512..])).join().unwrap());
+        assert!(max_abs(&got, want) <= 0.25, "round {round}: {}", max_abs(&got, want));
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_gpu_tells_its_memory_on_every_thread() {
+    let gpu = gpu();
+    assert!(Device::count(gpu.kind()) >= 1);
+    let memory = || {
+        let (used, total) = gpu.memory().unwrap();
+        assert!(used < total, "{used} of {total}");
+    };
+    memory();
+    std::thread::scope(|scope| scope.spawn(memory).join().unwrap());
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a GPU"]
+fn a_full_cuda_device_is_out_of_memory() {
+    let device = candle_core::Device::new_cuda_with_stream(0).unwrap();
+    let error = candle_core::Tensor::zeros(1 << 40, candle_core::DType::F32, &device).unwrap_err();
+    assert_eq!(metal_candle::Error::from(error).kind(), ErrorKind::OutOfMemory);
+}
