@@ -24,12 +24,13 @@ use tokenizers::TruncationDirection;
 use super::lora::Attached;
 use super::model::{Progress, ProgressFn, Stage, tell};
 use super::{Cancel, Lora, Model, Tokenizer};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Checkpoint, Json, Module, SentenceConfig, Similarity};
 use crate::nn::{Config, Linear, Norm, Pooling, Slot, Weights};
 use crate::ops::{self, Activation, Backend};
 
-/// Tokens of one pack: enough to feed every thread, few enough that what lies between two products stays in the caches.
+/// Tokens of one pack, which one thread takes through the network: enough that a matrix is not read for a few rows, few enough that
+/// what lies between two products stays in the caches.
 const PACK_TOKENS: usize = 512;
 /// The same on a GPU, which wants more work at once.
 const GPU_PACK_TOKENS: usize = 16_384;
@@ -155,7 +156,7 @@ impl Model {
         let plan = self.plan(options)?;
         let attached = Attached::new(self, &options.adapters)?;
         let check = || options.cancel.as_ref().map_or(Ok(()), Cancel::check);
-        let room = || Error::new(crate::error::ErrorKind::OutOfMemory, format!("{} vectors do not fit the memory", texts.len()));
+        let room = || Error::new(ErrorKind::OutOfMemory, format!("{} vectors do not fit the memory", texts.len()));
         let len = texts.len().checked_mul(plan.dim).ok_or_else(room)?;
         let mut vectors = Vec::new();
         vectors.try_reserve_exact(len).map_err(|_| room())?;
@@ -172,15 +173,10 @@ impl Model {
         let packs = self.packs(&order, &tokens, plan.batch_size);
         let (mut done, total) = (0, texts.len());
         for packs in packs.chunks(self.packs_at_once()) {
-            let embed = |pack: &&[usize]| {
+            let rows = self.embed_packs(packs, &tokens, |pack| {
                 check()?;
                 self.embed_pack(pack, &tokens, &plan, &attached)
-            };
-            // A text that alone takes longer than all others share the threads for first has them all to itself.
-            let size = |pack: &[usize]| pack.iter().map(|&i| tokens[i].len()).sum::<usize>();
-            let share = packs.iter().map(|pack| size(pack)).sum::<usize>() / rayon::current_num_threads();
-            let (long, others) = packs.split_at(packs.iter().take_while(|pack| size(pack) > share.max(PACK_TOKENS)).count());
-            let rows = long.iter().map(embed).chain(ops::parallel_map(others, embed));
+            });
             for (pack, rows) in packs.iter().zip(rows) {
                 for (&i, row) in pack.iter().zip(rows?.chunks_exact(plan.dim)) {
                     vectors[i * plan.dim..][..plan.dim].copy_from_slice(row);
@@ -283,6 +279,17 @@ impl Model {
     /// Packs between two reports of progress: on the CPU many for each thread, as all wait for the last.
     fn packs_at_once(&self) -> usize {
         if self.transformer().backend().kernels { 16 * rayon::current_num_threads() } else { 1 }
+    }
+
+    /// A thread takes a pack; the first ones, where each is longer than a thread's share of all, have all threads one after another.
+    fn embed_packs<R: Send>(&self, packs: &[&[usize]], tokens: &[Vec<u32>], embed: impl Fn(&[usize]) -> R + Sync) -> Vec<R> {
+        let size = |pack: &[usize]| pack.iter().map(|&i| tokens[i].len()).sum::<usize>();
+        let share = packs.iter().map(|pack| size(pack)).sum::<usize>() / rayon::current_num_threads();
+        let long = packs.iter().take_while(|pack| size(pack) > share.max(PACK_TOKENS)).count();
+        let (long, others) = packs.split_at(long);
+        let mut rows: Vec<R> = long.iter().map(|pack| embed(pack)).collect();
+        rows.extend(ops::parallel_map(others, |pack| embed(pack)));
+        rows
     }
 
     /// # Shape
