@@ -300,19 +300,21 @@ impl Model {
         let (transformer, width) = (self.transformer(), self.hidden_size());
         let _permit = self.device().permit()?;
         transformer.backend().step(|| {
-            // A text without any token has no vectors to pool.
-            let hidden = if ids.is_empty() {
-                Vec::new()
-            } else {
-                ops::to_f32(&transformer.encode(&ids, &lengths, attached.adapters())?)?
-            };
             let mut pooled = vec![0f32; pack.len() * plan.pooling.len() * width];
-            let mut start = 0;
-            for (row, len) in pooled.chunks_exact_mut(plan.pooling.len() * width).zip(&lengths) {
-                for (pooling, out) in plan.pooling.iter().zip(row.chunks_exact_mut(width)) {
-                    pooling.apply(&hidden[start * width..][..len * width], plan.skip, out);
+            let mut pool = |hidden: &[f32]| {
+                let mut start = 0;
+                for (row, len) in pooled.chunks_exact_mut(plan.pooling.len() * width).zip(&lengths) {
+                    for (pooling, out) in plan.pooling.iter().zip(row.chunks_exact_mut(width)) {
+                        pooling.apply(&hidden[start * width..][..len * width], plan.skip, out);
+                    }
+                    start += len;
                 }
-                start += len;
+            };
+            // A text without any token has no vectors to pool.
+            if ids.is_empty() {
+                pool(&[]);
+            } else {
+                ops::with_f32(&transformer.encode(&ids, &lengths, attached.adapters())?, pool)?;
             }
             let mut whole = self.embedder().follow(pooled, pack.len())?;
             let width = whole.len() / pack.len();

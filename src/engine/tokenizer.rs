@@ -25,6 +25,7 @@ const MAX_BYTES: u64 = 256 << 20;
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     tokenizer: tokenizers::Tokenizer,
     special: HashSet<u32>,
@@ -81,7 +82,7 @@ impl Tokenizer {
 
     /// The same with what tokenizer_config.json says of a class that the reference does not take from tokenizer.json: BERT's and
     /// MPNet's normaliser, RoBERTa's first space.
-    pub(crate) fn configured(&self, config: &Json, model_type: &str) -> Result<Self> {
+    pub(crate) fn configured(self, config: &Json, model_type: &str) -> Result<Self> {
         let class = config.text("tokenizer_class")?.unwrap_or_else(|| {
             let class = match model_type {
                 "bert" | "distilbert" => "BertTokenizer",
@@ -91,7 +92,8 @@ impl Tokenizer {
             };
             class.to_string()
         });
-        let mut tokenizer = self.0.tokenizer.clone();
+        // Its only holder needs no copy: vocabularies take megabytes.
+        let Inner { mut tokenizer, special } = Arc::try_unwrap(self.0).unwrap_or_else(|shared| (*shared).clone());
         match class.strip_suffix("Fast").unwrap_or(&class) {
             "BertTokenizer" | "DistilBertTokenizer" | "MPNetTokenizer" => {
                 let accents =
@@ -100,16 +102,15 @@ impl Tokenizer {
                 let normalizer = BertNormalizer::new(true, chinese, accents, lower);
                 tokenizer.with_normalizer(Some(normalizer)).map_err(bad_normalizer)?;
             }
-            "RobertaTokenizer" => match tokenizer.get_pre_tokenizer() {
-                Some(PreTokenizerWrapper::ByteLevel(bytes)) => {
+            "RobertaTokenizer" => {
+                if let Some(PreTokenizerWrapper::ByteLevel(bytes)) = tokenizer.get_pre_tokenizer() {
                     let bytes = bytes.add_prefix_space(config.flag("add_prefix_space", false)?);
                     tokenizer.with_pre_tokenizer(Some(bytes));
                 }
-                _ => return Ok(self.clone()),
-            },
-            _ => return Ok(self.clone()),
+            }
+            _ => {}
         }
-        Ok(Self(Arc::new(Inner { tokenizer, special: self.0.special.clone() })))
+        Ok(Self(Arc::new(Inner { tokenizer, special })))
     }
 
     /// The same, but every text is lower-cased first; itself if it does that already.

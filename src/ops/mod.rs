@@ -24,6 +24,6 @@ pub use backend::Backend;
 pub use embedding::embedding;
 pub use linear::{Products, linear, logits};
 pub use low_rank::{Delta, merged};
-pub use matrix::{Matrix, MatrixBuilder, Vector, dtype, to_f32};
+pub use matrix::{Matrix, MatrixBuilder, Vector, dtype, to_f32, with_f32};
 pub use norm::{NormOf, add_scaled, norm};
 pub use rope::{Angles, rope};
