@@ -269,7 +269,9 @@ pub(super) unsafe fn multiply<S: Simd, W: Weight, const R: usize, const P: usize
                     sum[ROW][1] = S::fma(x, second, sum[ROW][1]);
                 }
                 // Or the compiler reads all rows first, has no registers left for the sums, and moves them about in memory.
-                (sum[ROW][0], sum[ROW][1], a) = S::then(sum[ROW][0], sum[ROW][1], a);
+                if R > 4 {
+                    (sum[ROW][0], sum[ROW][1], a) = S::then(sum[ROW][0], sum[ROW][1], a);
+                }
             });
         }
         each_row!(ROW => {
