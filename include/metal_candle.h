@@ -424,7 +424,7 @@ void mc_tokens_free(mc_tokens *MC_NULLABLE tokens);
  * @{
  *
  * Hand it to a call or its options, trigger it, and the call ends with MC_CANCELLED at its next check: at each download
- * chunk, tensor loaded, prefill chunk and token. What the call worked on stays usable.
+ * chunk, tensor loaded, prefill chunk, token and group of embedded texts. What the call worked on stays usable.
  */
 
 /**
@@ -2225,8 +2225,8 @@ void mc_session_free(mc_session *MC_NULLABLE session);
  * @{
  *
  * mc_embed() and mc_embed_batch() turn texts into vectors, as the model's directory says: modules, prompts and limits of
- * sentence-transformers, or the mean of the tokens' vectors where it says nothing. A text has the same vector alone and in any batch,
- * bit for bit on the CPU.
+ * sentence-transformers. Where it has none of these, an encoder gives the mean of the tokens' vectors, and a model that was made to
+ * generate the last one. A text has the same vector alone and in any batch, bit for bit on the CPU.
  */
 
 /** How the vectors of a text's tokens become one. */

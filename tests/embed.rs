@@ -211,47 +211,36 @@ fn options_out_of_their_range_are_refused_by_name() {
 #[test]
 fn progress_counts_texts_and_cancel_stops_on_the_way() {
     let model = load(shipped("tiny-embed"));
-    let texts: Vec<String> = (0..2000).map(|i| format!("text number {i}")).collect();
+    // Several rounds of work on any machine: the more threads, the more texts a round has.
+    let count = 64 * std::thread::available_parallelism().unwrap().get() as u64;
+    let texts: Vec<String> = (0..count).map(|i| format!("text {i}")).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let cancel = Cancel::new();
     let options = EmbedOptions { batch_size: Some(1), cancel: Some(cancel.clone()), ..EmbedOptions::default() };
-    let mut seen = Vec::new();
-    let want = model
-        .embed(
+    // What a call gives, and the texts done at each report.
+    let run = |report: &dyn Fn() -> ControlFlow<()>| {
+        let mut seen = Vec::new();
+        let result = model.embed(
             &texts,
             &options,
             Some(&mut |event| {
-                assert_eq!((event.stage, event.total), (Stage::Embed, 2000));
+                assert_eq!((event.stage, event.total), (Stage::Embed, count));
                 seen.push(event.done);
-                ControlFlow::Continue(())
+                report()
             }),
-        )
-        .unwrap();
-    assert!(seen.windows(2).all(|pair| pair[0] < pair[1]) && seen.last() == Some(&2000), "{seen:?}");
-    assert!(seen.len() > 2, "{seen:?}");
-    let mut calls = 0;
-    let stopped = model.embed(
-        &texts,
-        &options,
-        Some(&mut |_| {
-            calls += 1;
-            ControlFlow::Break(())
-        }),
-    );
-    assert_eq!((stopped.unwrap_err().kind(), calls), (ErrorKind::Cancelled, 1));
-    let mut calls = 0;
-    let stopped = model.embed(
-        &texts,
-        &options,
-        Some(&mut |_| {
-            calls += 1;
-            cancel.trigger();
-            ControlFlow::Continue(())
-        }),
-    );
-    assert_eq!((stopped.unwrap_err().kind(), calls), (ErrorKind::Cancelled, 1));
+        );
+        (result.map_err(|error| error.kind()), seen)
+    };
+    let (want, seen) = run(&|| ControlFlow::Continue(()));
+    assert!(seen.len() > 2 && seen.windows(2).all(|pair| pair[0] < pair[1]) && seen.last() == Some(&count), "{seen:?}");
+    assert_eq!(run(&|| ControlFlow::Break(())), (Err(ErrorKind::Cancelled), seen[..1].to_vec()));
+    let cancelled = run(&|| {
+        cancel.trigger();
+        ControlFlow::Continue(())
+    });
+    assert_eq!(cancelled, (Err(ErrorKind::Cancelled), seen[..1].to_vec()));
     cancel.reset();
-    assert_eq!(embed(&model, &texts, &options), want);
+    assert_eq!(Ok(embed(&model, &texts, &options)), want);
 }
 
 #[test]
@@ -356,6 +345,25 @@ fn a_plain_directory_pools_the_mean() {
     let not_normalised = EmbedOptions { normalize: Some(false), ..EmbedOptions::default() };
     let want = embed(&load(golden("encoders/bert_mean_norm")), &texts, &not_normalised);
     assert_eq!(embed(&load(plain.path()), &texts, &EmbedOptions::default()), want);
+}
+
+#[test]
+fn shards_may_have_the_names_of_early_checkpoints() {
+    let path = golden("embedders/bert_old_folder");
+    let copy = tempfile::tempdir().unwrap();
+    copy_all(&path, copy.path());
+    let folder = copy.path().join("0_Transformer");
+    let (single, shard) = (folder.join("model.safetensors"), folder.join("model-00001-of-00001.safetensors"));
+    let bytes = std::fs::read(&single).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let map: serde_json::Map<String, Value> =
+        tensors.names().into_iter().map(|name| (name.to_string(), "model-00001-of-00001.safetensors".into())).collect();
+    assert!(map.keys().any(|name| name.ends_with("LayerNorm.gamma")), "old names");
+    std::fs::write(folder.join("model.safetensors.index.json"), serde_json::json!({"weight_map": map}).to_string()).unwrap();
+    std::fs::rename(&single, shard).unwrap();
+    let texts = ["hello", "The cat sleeps in the warm sun."];
+    let default = EmbedOptions::default();
+    assert_eq!(embed(&load(copy.path()), &texts, &default), embed(&load(path), &texts, &default));
 }
 
 #[test]

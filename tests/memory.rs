@@ -3,10 +3,15 @@
 mod common;
 
 use common::shipped;
-use metal_candle::{Device, DeviceKind, Dtype, LoadOptions, Model, Session, estimate_memory};
+use metal_candle::{Device, DeviceKind, Dtype, EmbedOptions, LoadOptions, Model, Session, estimate_memory};
 
 #[test]
-fn loading_and_a_full_context_take_what_was_estimated() {
+fn what_loading_and_work_take_was_estimated() {
+    a_full_context();
+    long_texts();
+}
+
+fn a_full_context() {
     let device = Device::new(DeviceKind::Cpu, 0).unwrap();
     let options = LoadOptions { device: Some(device.clone()), dtype: Some(Dtype::F32), ..LoadOptions::default() };
     let resident = || device.memory().unwrap().0 as f64;
@@ -23,4 +28,23 @@ fn loading_and_a_full_context_take_what_was_estimated() {
     let taken = resident() - before;
     assert!(taken < 1.15 * estimate && taken > 0.7 * estimate, "took {taken:.0} bytes, the estimate was {estimate:.0}");
     drop((session, model, warm));
+}
+
+fn long_texts() {
+    let device = Device::new(DeviceKind::Cpu, 0).unwrap();
+    let options = LoadOptions { device: Some(device.clone()), dtype: Some(Dtype::F32), ..LoadOptions::default() };
+    let resident = || device.memory().unwrap().0 as f64;
+    let warm = Model::load(shipped("tiny-embed"), &options, None).unwrap();
+    warm.embed(&["text"], &EmbedOptions::default(), None).unwrap();
+    let before = resident();
+
+    let estimate = estimate_memory(shipped("tiny-embed"), &options).unwrap() as f64;
+    let model = Model::load(shipped("tiny-embed"), &options, None).unwrap();
+    let loaded = resident() - before;
+    let text = "append an element to the vector ".repeat(60);
+    model.embed(&vec![text.as_str(); 64], &EmbedOptions::default(), None).unwrap();
+    // Freed buffers may have gone back: what is left is at least the weights.
+    let taken = (resident() - before).max(loaded);
+    assert!(taken < 1.15 * estimate && taken > 0.4 * estimate, "took {taken:.0} bytes, the estimate was {estimate:.0}");
+    drop((model, warm));
 }

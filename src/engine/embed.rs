@@ -115,8 +115,6 @@ enum Normalize {
 struct Plan<'a> {
     tokenizer: &'a Tokenizer,
     prompt: String,
-    /// Tokens at the beginning that are not pooled.
-    skip: usize,
     max_length: usize,
     pooling: Vec<Pooling>,
     normalize: Normalize,
@@ -170,12 +168,12 @@ impl Model {
         // The longest first: memory is then needed at once or not at all, and the last pack is a short one.
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(tokens[i].len()));
-        let packs = self.packs(&order, &tokens, plan.batch_size);
+        let (packs, skip) = (self.packs(&order, &tokens, plan.batch_size), self.not_pooled(&plan)?);
         let (mut done, total) = (0, texts.len());
         for packs in packs.chunks(self.packs_at_once()) {
             let rows = self.embed_packs(packs, &tokens, |pack| {
                 check()?;
-                self.embed_pack(pack, &tokens, &plan, &attached)
+                self.embed_pack(pack, &tokens, &plan, skip, &attached)
             });
             for (pack, rows) in packs.iter().zip(rows) {
                 for (&i, row) in pack.iter().zip(rows?.chunks_exact(plan.dim)) {
@@ -189,7 +187,7 @@ impl Model {
     }
 
     fn plan(&self, options: &EmbedOptions) -> Result<Plan<'_>> {
-        let Embedder { config, tokenizer, special, max_length, normalize, .. } = self.embedder();
+        let Embedder { config, tokenizer, max_length, normalize, .. } = self.embedder();
         let tokenizer = tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok)?;
         let pooling = options.pooling.map_or_else(|| config.pooling.clone(), |pooling| vec![pooling]);
         let whole = width(&config.modules, pooling.len() * self.hidden_size()).map_err(|expected| {
@@ -221,15 +219,6 @@ impl Model {
                 }
             },
         };
-        let mut skip = 0;
-        if !config.include_prompt && !prompt.is_empty() {
-            let ids = tokenizer.encode_within(&prompt, max_length, self.embedder().cut)?;
-            // What the tokenizer puts behind a text does not stand behind a prompt; the reference takes any token that has a name
-            // for it.
-            let added = tokenizer.encode(&prompt, false)?.last() != ids.last();
-            let behind = |id: &&u32| special.contains(id) || added && tokenizer.is_special(**id);
-            skip = ids.len() - usize::from(ids.last().filter(behind).is_some());
-        }
         let normalize = match options.normalize.unwrap_or(*normalize) {
             false => Normalize::Nothing,
             // What the directory itself cuts is not normalised again.
@@ -237,7 +226,21 @@ impl Model {
             true => Normalize::Kept,
         };
         let batch_size = options.batch_size.unwrap_or(usize::MAX);
-        Ok(Plan { tokenizer, prompt, skip, max_length, pooling, normalize, dim, batch_size })
+        Ok(Plan { tokenizer, prompt, max_length, pooling, normalize, dim, batch_size })
+    }
+
+    /// Tokens at the beginning of every text that are not pooled.
+    fn not_pooled(&self, plan: &Plan<'_>) -> Result<usize> {
+        let Embedder { config, special, cut, .. } = self.embedder();
+        if config.include_prompt || plan.prompt.is_empty() {
+            return Ok(0);
+        }
+        let ids = plan.tokenizer.encode_within(&plan.prompt, plan.max_length, *cut)?;
+        // What the tokenizer puts behind a text does not stand behind a prompt; the reference takes any token that has a name
+        // for it.
+        let added = plan.tokenizer.encode(&plan.prompt, false)?.last() != ids.last();
+        let behind = |id: &&u32| special.contains(id) || added && plan.tokenizer.is_special(**id);
+        Ok(ids.len() - usize::from(ids.last().filter(behind).is_some()))
     }
 
     fn tokenize(&self, texts: &[&str], plan: &Plan<'_>) -> Result<Vec<Vec<u32>>> {
@@ -294,7 +297,14 @@ impl Model {
 
     /// # Shape
     /// `(pack, dim)`
-    fn embed_pack(&self, pack: &[usize], tokens: &[Vec<u32>], plan: &Plan<'_>, attached: &Attached) -> Result<Vec<f32>> {
+    fn embed_pack(
+        &self,
+        pack: &[usize],
+        tokens: &[Vec<u32>],
+        plan: &Plan<'_>,
+        skip: usize,
+        attached: &Attached,
+    ) -> Result<Vec<f32>> {
         let ids: Vec<u32> = pack.iter().flat_map(|&i| tokens[i].iter().copied()).collect();
         let lengths: Vec<usize> = pack.iter().map(|&i| tokens[i].len()).collect();
         let (transformer, width) = (self.transformer(), self.hidden_size());
@@ -305,7 +315,7 @@ impl Model {
                 let mut start = 0;
                 for (row, len) in pooled.chunks_exact_mut(plan.pooling.len() * width).zip(&lengths) {
                     for (pooling, out) in plan.pooling.iter().zip(row.chunks_exact_mut(width)) {
-                        pooling.apply(&hidden[start * width..][..len * width], plan.skip, out);
+                        pooling.apply(&hidden[start * width..][..len * width], skip, out);
                     }
                     start += len;
                 }

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::model::{Files, tell};
+use super::files::Files;
+use super::model::tell;
 use super::{Cancel, LoadOptions, Model, Progress, ProgressFn, Stage};
 use crate::error::Result;
 use crate::load::hub::{ENDPOINT, Hub, RepoId, Revision, Watch};

@@ -3,6 +3,7 @@
 mod cancel;
 mod device;
 mod model;
+mod files;
 #[cfg(feature = "hub")]
 pub(crate) mod hub;
 mod tokenizer;

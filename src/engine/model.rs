@@ -15,11 +15,12 @@ use std::sync::{Arc, OnceLock};
 
 use super::constraint::Vocabulary;
 use super::embed::{self, Embedder};
+use super::files::Files;
 use super::sampling::Sampling;
 use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Checkpoint, Json, Module, SentenceConfig, read_text};
-use crate::models::{self, Family};
+use crate::load::{Checkpoint, Json, Module};
+use crate::models::Family;
 use crate::nn::{Config, KvCache, TensorSource, Transformer, Weights};
 use crate::ops::{Backend, StoredType};
 
@@ -373,7 +374,9 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
     let generates = Transformer::load(files.config, &mut weights)?.generates();
     let modules: u64 = files.sentence.modules.iter().map(Module::bytes).sum();
     if !generates {
-        let longest = files.sentence.max_length.unwrap_or(config.context_length);
+        // A table of positions ends; see `Embedder::load`.
+        let most = if config.positions.is_some() { config.context_length } else { usize::MAX };
+        let longest = files.sentence.max_length.unwrap_or(config.context_length).min(most);
         return Ok(weights.bytes() + modules + workspace_bytes(&config, embed::rows_at_once(longest)));
     }
     let cache = KvCache::bytes(&config, config.context_length, StoredType::from(value_bytes).size(), &backend);
@@ -381,33 +384,31 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
     Ok(weights.bytes() + modules + cache + workspace_bytes(&config, rows))
 }
 
-/// GPU kernels are compiled when they are first used: a short prompt, a long one and two single tokens use them all, so that the
-/// first answer does not wait.
+/// GPU kernels are compiled when they are first used: a short prompt, a long one and two single tokens use them all, or two texts
+/// where texts are all there is, so that the first answer does not wait.
 fn warm_up(
     transformer: &Transformer,
     device: &Device,
     options: &LoadOptions,
     progress: &mut Option<&mut ProgressFn<'_>>,
 ) -> Result<()> {
-    if !transformer.generates() {
-        let _permit = device.permit()?;
-        let lengths = [8, 64.min(transformer.config().context_length)];
-        transformer.backend().step(|| transformer.encode(&vec![0; lengths.iter().sum()], &lengths, None))?;
-        return device.synchronize();
-    }
     let mut cache = transformer.new_cache();
     let mut scores = Vec::new();
-    let lengths = [8, super::session::PREFILL_CHUNK - 8, 1, 1];
-    for (done, length) in lengths.into_iter().enumerate() {
+    let short = [8, 64.min(transformer.config().context_length)];
+    let steps = if transformer.generates() { &[8, super::session::PREFILL_CHUNK - 8, 1, 1][..] } else { &short[..] };
+    for (done, &length) in steps.iter().enumerate() {
         options.cancel.as_ref().map_or(Ok(()), Cancel::check)?;
-        tell(progress, Progress { stage: Stage::Compile, done: done as u64, total: lengths.len() as u64 })?;
+        tell(progress, Progress { stage: Stage::Compile, done: done as u64, total: steps.len() as u64 })?;
         let _permit = device.permit()?;
         transformer.backend().step(|| {
+            if !transformer.generates() {
+                return transformer.encode(&vec![0; length], &[length], None).map(drop);
+            }
             let hidden = transformer.forward(&vec![0; length], &mut cache, super::session::PREFILL_CHUNK + 2, None)?;
             transformer.logits(&hidden.narrow(0, length - 1, 1)?, &mut scores, None)
         })?;
     }
-    tell(progress, Progress { stage: Stage::Compile, done: lengths.len() as u64, total: lengths.len() as u64 })?;
+    tell(progress, Progress { stage: Stage::Compile, done: steps.len() as u64, total: steps.len() as u64 })?;
     device.synchronize()
 }
 
@@ -448,115 +449,6 @@ pub(super) fn tell(progress: &mut Option<&mut ProgressFn<'_>>, event: Progress) 
     match progress.as_mut().map(|progress| progress(event)) {
         Some(ControlFlow::Break(())) => Err(Error::cancelled()),
         _ => Ok(()),
-    }
-}
-
-/// The small files of a model directory.
-pub(super) struct Files {
-    directory: PathBuf,
-    family: &'static Family,
-    config: Config,
-    config_json: String,
-    raw: Json,
-    generation: Option<Json>,
-    tokenizer_config: Option<Json>,
-    sentence: SentenceConfig,
-}
-
-impl Files {
-    pub(super) fn open(path: &Path, options: &LoadOptions) -> Result<Self> {
-        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-            return Err(Error::unsupported(format!(
-                "{}: GGUF files are not supported, expected a directory with safetensors",
-                path.display()
-            )));
-        }
-        if let Some(kind) = &options.quantization {
-            return Err(Error::unsupported(format!("quantization: {kind:?} is not supported, expected none")));
-        }
-        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-        if !metadata.is_dir() {
-            return Err(Error::unsupported(format!("{}: expected a directory with config.json", path.display())));
-        }
-        let sentence = SentenceConfig::read(path)?;
-        let path = sentence.network.clone();
-        let config_json = read_text(&path.join("config.json"))?;
-        let raw = Json::parse("config.json", &config_json)?;
-        let (family, mut config) = models::parse(&raw)?;
-        if let Some(tokens) = options.max_context {
-            if !(1..=models::MAX_CONTEXT).contains(&tokens) {
-                return Err(Error::argument(format!("max_context: expected 1 to {}, found {tokens}", models::MAX_CONTEXT)));
-            }
-            if config.positions.is_some() && tokens > config.context_length {
-                let most = config.context_length;
-                return Err(Error::argument(format!(
-                    "max_context: expected at most the model's {most} positions, found {tokens}"
-                )));
-            }
-            config.context_length = tokens;
-        }
-        Ok(Self {
-            family,
-            config,
-            config_json,
-            generation: Json::read_optional(&path.join("generation_config.json"))?,
-            tokenizer_config: Json::read_optional(&path.join("tokenizer_config.json"))?,
-            directory: path,
-            sentence,
-            raw,
-        })
-    }
-
-    fn tokenizer(&self, options: &LoadOptions) -> Result<Option<Tokenizer>> {
-        let path = options.tokenizer_path.clone().unwrap_or_else(|| self.directory.join("tokenizer.json"));
-        if options.tokenizer_path.is_none() && !path.exists() {
-            return Ok(None);
-        }
-        let tokenizer = Tokenizer::load(path)?;
-        match &self.tokenizer_config {
-            Some(config) if options.tokenizer_path.is_none() => tokenizer.configured(config, self.family.model_type).map(Some),
-            _ => Ok(Some(tokenizer)),
-        }
-    }
-
-    /// The tokens that end an answer: those of generation_config.json, or else of config.json, and the tokenizer's own.
-    fn eos(&self, tokenizer: Option<&Tokenizer>) -> Result<HashSet<u32>> {
-        let mut eos = match &self.generation {
-            Some(generation) if generation.get("eos_token_id").is_some() => generation.ids("eos_token_id")?,
-            _ => self.raw.ids("eos_token_id")?,
-        };
-        if let (Some(tokenizer), Some(config)) = (tokenizer, &self.tokenizer_config) {
-            let token = match config.get("eos_token") {
-                Some(token) if token.value().is_object() => token.text("content")?,
-                Some(_) => config.text("eos_token")?,
-                None => None,
-            };
-            // A name that the vocabulary lacks can never be sampled.
-            eos.extend(token.and_then(|token| tokenizer.token_id(&token).ok()));
-        }
-        Ok(eos.into_iter().collect())
-    }
-
-    /// What generation_config.json recommends: sampling where `do_sample` says so, else greedy.
-    fn sampling(&self) -> Result<Sampling> {
-        let mut sampling = Sampling::default();
-        let Some(json) = &self.generation else { return Ok(sampling) };
-        sampling.repetition_penalty = json.positive("repetition_penalty", 1.0)? as f32;
-        if json.flag("do_sample", false)? {
-            let within = |key: &str, default: f64| -> Result<f32> {
-                let value = json.number(key)?.unwrap_or(default);
-                if (0.0..=1.0).contains(&value) {
-                    Ok(value as f32)
-                } else {
-                    Err(json.invalid(key, &format!("expected 0 to 1, found {value}")))
-                }
-            };
-            sampling.temperature = json.number("temperature")?.unwrap_or(1.0).max(0.0) as f32;
-            sampling.top_k = json.count("top_k", usize::MAX >> 1)?.unwrap_or(0);
-            sampling.top_p = within("top_p", 1.0)?;
-            sampling.min_p = within("min_p", 0.0)?;
-        }
-        Ok(sampling)
     }
 }
 

@@ -29,11 +29,15 @@ pub(super) struct HostProgress {
 
 impl Default for HostProgress {
     fn default() -> Self {
-        Self { function: None, user_data: UserData(std::ptr::null_mut()) }
+        Self::new(None, std::ptr::null_mut())
     }
 }
 
 impl HostProgress {
+    pub(super) fn new(function: mc_progress_fn, user_data: *mut c_void) -> Self {
+        Self { function, user_data: UserData(user_data) }
+    }
+
     /// The engine's view of it; `None` without a function.
     pub(super) fn closure(self) -> Option<impl FnMut(Progress) -> ControlFlow<()>> {
         let function = self.function?;

@@ -1,14 +1,15 @@
 //! A flag that stops calls from another thread or from a signal handler.
 //!
 //! Hand it to a call or its options, trigger it, and the call ends with MC_CANCELLED at its next check: at each download
-//! chunk, tensor loaded, prefill chunk and token. What the call worked on stays usable.
+//! chunk, tensor loaded, prefill chunk, token and group of embedded texts. What the call worked on stays usable.
 
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 use super::boundary::{guard_or, guard_signal};
-use super::handle::{Given, Object, free, inert, new_handle};
+use super::handle::{Given, Object, free, inert, new_handle, optional};
 use crate::Cancel;
+use crate::error::Result;
 
 /// A flag that stops the calls it was handed to. Freeing it does not stop or disturb them.
 ///
@@ -20,6 +21,11 @@ pub struct mc_cancel {
 impl Object for mc_cancel {
     const NAME: &'static str = "mc_cancel";
     type Inner = Cancel;
+}
+
+/// What options keep of a flag, which may be NULL.
+pub(super) fn given_cancel(cancel: *const mc_cancel) -> Result<Option<Cancel>> {
+    Ok(optional(cancel, "cancel")?.map(|cancel| (*cancel).clone()))
 }
 
 /// Makes a flag that is not triggered.

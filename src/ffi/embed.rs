@@ -1,16 +1,16 @@
 //! Sentence embeddings, and the search for the nearest of many vectors.
 //!
 //! mc_embed() and mc_embed_batch() turn texts into vectors, as the model's directory says: modules, prompts and limits of
-//! sentence-transformers, or the mean of the tokens' vectors where it says nothing. A text has the same vector alone and in any batch,
-//! bit for bit on the CPU.
+//! sentence-transformers. Where it has none of these, an encoder gives the mean of the tokens' vectors, and a model that was made to
+//! generate the last one. A text has the same vector alone and in any batch, bit for bit on the CPU.
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 use super::boundary::{Enumeration, checked, guard, guard_or};
-use super::callback::{HostProgress, UserData};
-use super::cancel::mc_cancel;
+use super::callback::HostProgress;
+use super::cancel::{given_cancel, mc_cancel};
 use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Given, Object, Out, free, inert, new_handle, optional};
 use super::lora::{mc_lora, scaled};
@@ -266,7 +266,7 @@ pub unsafe extern "C" fn mc_embed_options_set_lora(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_cancel(options: MaybeUninit<&mut mc_embed_options>, cancel: *const mc_cancel) {
     set(options, |embed| {
-        embed.cancel = optional(cancel, "cancel")?.map(|cancel| (*cancel).clone());
+        embed.cancel = given_cancel(cancel)?;
         Ok(())
     });
 }
@@ -287,7 +287,7 @@ pub unsafe extern "C" fn mc_embed_options_set_progress(
 ) {
     guard_or((), || {
         options.get("options")?.set(|options| {
-            options.progress = HostProgress { function: progress, user_data: UserData(user_data) };
+            options.progress = HostProgress::new(progress, user_data);
             Ok(())
         })
     });

@@ -7,8 +7,8 @@ use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 use super::boundary::{guard, guard_or};
-use super::callback::{HostProgress, UserData, token_closure};
-use super::cancel::mc_cancel;
+use super::callback::{HostProgress, token_closure};
+use super::cancel::{given_cancel, mc_cancel};
 use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Given, Object, OutHandle, free, inert, new_handle, optional};
 use super::lora::{mc_lora, scaled};
@@ -338,7 +338,7 @@ pub unsafe extern "C" fn mc_generate_options_set_cancel(
     cancel: *const mc_cancel,
 ) {
     set(options, |generate| {
-        generate.cancel = optional(cancel, "cancel")?.map(|cancel| (*cancel).clone());
+        generate.cancel = given_cancel(cancel)?;
         Ok(())
     });
 }
@@ -379,7 +379,7 @@ pub unsafe extern "C" fn mc_generate_options_set_prefill_progress(
 ) {
     guard_or((), || {
         options.get("options")?.set(|options| {
-            options.prefill_progress = HostProgress { function: progress, user_data: UserData(user_data) };
+            options.prefill_progress = HostProgress::new(progress, user_data);
             Ok(())
         })
     });

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::ptr::NonNull;
 
 use super::boundary::{Enumeration, checked, guard, guard_or};
-use super::callback::{HostProgress, UserData};
-use super::cancel::mc_cancel;
+use super::callback::HostProgress;
+use super::cancel::{given_cancel, mc_cancel};
 use super::device::mc_device;
 use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Given, Object, Out, OutHandle, free, inert, new_handle, optional, retain};
@@ -341,7 +341,7 @@ pub unsafe extern "C" fn mc_model_options_set_offline(options: MaybeUninit<&mut 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_cancel(options: MaybeUninit<&mut mc_model_options>, cancel: *const mc_cancel) {
     set(options, |load| {
-        load.cancel = optional(cancel, "cancel")?.map(|cancel| (*cancel).clone());
+        load.cancel = given_cancel(cancel)?;
         Ok(())
     });
 }
@@ -361,7 +361,7 @@ pub unsafe extern "C" fn mc_model_options_set_progress(
 ) {
     guard_or((), || {
         options.get("options")?.set(|options| {
-            options.progress = HostProgress { function: progress, user_data: UserData(user_data) };
+            options.progress = HostProgress::new(progress, user_data);
             Ok(())
         })
     });

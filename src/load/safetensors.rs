@@ -84,7 +84,7 @@ impl<'a> Checkpoint<'a> {
         let map = weight_map(index)?;
         for (shard, names) in shards(&map)? {
             self.add(&directory.join(shard))?;
-            if let Some(name) = names.iter().find(|name| !self.tensors.contains_key(**name)) {
+            if let Some(name) = names.iter().find(|name| !self.tensors.contains_key(&today(name))) {
                 return Err(map.invalid(name, &format!("the index places it in {shard}, which does not hold it")));
             }
         }
@@ -209,7 +209,7 @@ pub fn fnv(start: u64, bytes: &[u8]) -> u64 {
 /// One header entry, checked: its type and shape, and its range within `size` bytes.
 fn tensor(fields: &Value, size: u64) -> std::result::Result<(Entry, u64, u64), String> {
     let dtype = fields.get("dtype").and_then(Value::as_str).ok_or("expected a dtype")?;
-    let (stored, value_bytes) = match dtype {
+    let (stored, value_bytes): (_, u64) = match dtype {
         "F32" => (Ok(StoredType::F32), 4),
         "F16" => (Ok(StoredType::F16), 2),
         "BF16" => (Ok(StoredType::BF16), 2),
@@ -229,7 +229,7 @@ fn tensor(fields: &Value, size: u64) -> std::result::Result<(Entry, u64, u64), S
     if start > end || end > size {
         return Err(format!("data_offsets: expected a range within {size} bytes, found {start}..{end}"));
     }
-    let bytes = shape.iter().try_fold(value_bytes as u64, |n: u64, &dim| n.checked_mul(dim));
+    let bytes = shape.iter().try_fold(value_bytes, |n, &dim| n.checked_mul(dim));
     if bytes != Some(end - start) {
         return Err(format!("shape {shape:?} of {dtype} does not take the {} bytes of its range", end - start));
     }

@@ -11,8 +11,10 @@ use crate::error::{Error, Result};
 use crate::nn::Pooling;
 use crate::ops::Activation;
 
-/// Larger than any network or text.
-const MAX_SIZE: usize = 1 << 30;
+/// Larger than any vector: the product of two still has room.
+const MAX_WIDTH: usize = 1 << 20;
+/// Larger than any text, in tokens.
+const MAX_TOKENS: usize = 1 << 30;
 
 /// How vectors of a model are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -173,9 +175,9 @@ impl SentenceConfig {
         let mut keys = vec!["word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"];
         keys.extend(FLAGS.map(|(key, _)| key));
         known_keys(&json, &keys)?;
-        self.width = match json.count("embedding_dimension", MAX_SIZE)? {
+        self.width = match json.count("embedding_dimension", MAX_WIDTH)? {
             Some(width) => Some(width),
-            None => json.count("word_embedding_dimension", MAX_SIZE)?,
+            None => json.count("word_embedding_dimension", MAX_WIDTH)?,
         };
         self.include_prompt = json.flag("include_prompt", true)?;
         self.pooling = match json.get("pooling_mode") {
@@ -211,7 +213,7 @@ impl SentenceConfig {
         let Some(path) = files.find(|path| path.exists()) else { return Ok(()) };
         let json = Json::read(&path)?;
         known_keys(&json, &["max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"])?;
-        self.max_length = json.count("max_seq_length", MAX_SIZE)?;
+        self.max_length = json.count("max_seq_length", MAX_TOKENS)?;
         if self.max_length == Some(0) {
             return Err(json.invalid("max_seq_length", "expected at least 1 or null, found 0"));
         }
@@ -241,7 +243,7 @@ impl SentenceConfig {
         if json.text("model_type")?.is_some_and(|found| found != "SentenceTransformer") {
             return Err(json.unsupported("model_type", "expected \"SentenceTransformer\""));
         }
-        self.truncate_dim = json.count("truncate_dim", MAX_SIZE)?;
+        self.truncate_dim = json.count("truncate_dim", MAX_WIDTH)?;
         if self.truncate_dim == Some(0) {
             return Err(json.invalid("truncate_dim", "expected at least 1 or null, found 0"));
         }
@@ -305,8 +307,8 @@ fn dense(folder: &Path) -> Result<Module> {
     };
     Ok(Module::Dense {
         directory: folder.to_path_buf(),
-        inputs: json.size("in_features", MAX_SIZE)?,
-        outputs: json.size("out_features", MAX_SIZE)?,
+        inputs: json.size("in_features", MAX_WIDTH)?,
+        outputs: json.size("out_features", MAX_WIDTH)?,
         bias: json.flag("bias", true)?,
         activation,
         residual: json.flag("use_residual", false)?,
@@ -316,7 +318,7 @@ fn dense(folder: &Path) -> Result<Module> {
 fn layer_norm(folder: &Path) -> Result<Module> {
     let json = read_config(folder)?;
     known_keys(&json, &["dimension"])?;
-    Ok(Module::LayerNorm { directory: folder.to_path_buf(), width: json.size("dimension", MAX_SIZE)? })
+    Ok(Module::LayerNorm { directory: folder.to_path_buf(), width: json.size("dimension", MAX_WIDTH)? })
 }
 
 /// Its folder may be missing: it holds nothing.
@@ -400,6 +402,12 @@ mod tests {
                 vec![("2_Dense/config.json", r#"{"in_features": 2, "out_features": 2, "activation_function": "my.Own"}"#)],
                 ErrorKind::Unsupported,
                 "2_Dense/config.json: activation_function",
+            ),
+            (
+                vec![TRANSFORMER, POOLING, &inside],
+                vec![("2_Dense/config.json", r#"{"in_features": 2, "out_features": 1073741824}"#)],
+                ErrorKind::Format,
+                "2_Dense/config.json: out_features",
             ),
             (
                 vec![TRANSFORMER, POOLING, normalize],

@@ -137,8 +137,7 @@ impl<'a> Weights<'a> {
 
     /// The same as plain numbers; nothing in a dry run.
     pub fn values(&mut self, parts: &[(String, usize)]) -> Result<Vec<f32>> {
-        let total = parts.iter().map(|(_, len)| len).sum();
-        let mut values = Vec::with_capacity(if self.dry { 0 } else { total });
+        let mut values = Vec::new();
         for (name, len) in parts {
             let entry = self.source.entry(name).ok_or_else(|| missing(name))?;
             if entry.shape.iter().product::<usize>() != *len || entry.shape.len() > 2 {
@@ -148,12 +147,13 @@ impl<'a> Weights<'a> {
             if !self.dry {
                 let mut bytes = vec![0; len * stored.size()];
                 self.source.read(name, 0, &mut bytes)?;
+                // Now that the file is known to hold so many: a configuration may ask for any number.
                 values.extend(widen(&bytes, stored));
             }
             self.parameters += *len as u64;
+            self.bytes += (*len * size_of::<f32>()) as u64;
             self.used.insert(name.clone());
         }
-        self.bytes += (total * size_of::<f32>()) as u64;
         Ok(values)
     }
 

@@ -1,8 +1,8 @@
 //! From logits to a token: a chain of small samplers, the order of transformers' logits processors.
 //!
-//! Repetition penalty, frequency and presence penalty, logit bias, what a schema allows, temperature, top-k, top-p, min-p, then a draw. Nothing allocates
-//! for a token once the buffers have grown, and nothing sorts the vocabulary: top-k keeps a small buffer of the best, and top-p sorts
-//! only the tokens around its border.
+//! Repetition penalty, frequency and presence penalty, logit bias, what a schema allows, temperature, top-k, top-p, min-p, then a
+//! draw. Nothing allocates for a token once the buffers have grown, and nothing sorts the vocabulary: top-k keeps a small buffer of
+//! the best, and top-p sorts only the tokens around its border.
 //!
 //! ```
 //! use metal_candle::{Sampler, Sampling};
