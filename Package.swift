@@ -1,0 +1,34 @@
+// swift-tools-version: 6.0
+// The Swift package. On Apple platforms the Rust library comes as an XCFramework. Elsewhere the linker finds it: installed where it
+// looks, or by LIBRARY_PATH, -Xlinker -L, or PKG_CONFIG_PATH (`make install PREFIX=…`, then `PKG_CONFIG_PATH=…/lib/pkgconfig swift build`).
+import PackageDescription
+
+#if canImport(Darwin)
+// Made by swift/scripts/build-xcframework.sh. The path is relative to this file.
+let framework = Context.environment["METAL_CANDLE_XCFRAMEWORK"] ?? "build/MetalCandle.xcframework"
+let native: [Target] = [.binaryTarget(name: "CMetalCandleLink", path: framework)]
+let libraries: [LinkerSetting] = ["Metal", "Foundation", "CoreGraphics", "Security"].map { .linkedFramework($0) }
+#else
+// SwiftPM warns of a .pc file that is not there, so it is only told to look where somebody says where.
+let native: [Target] =
+    Context.environment["PKG_CONFIG_PATH"] == nil
+    ? [] : [.systemLibrary(name: "CMetalCandleLink", path: "swift/Sources/CMetalCandleLink", pkgConfig: "metal-candle")]
+let libraries: [LinkerSetting] = ["metal_candle", "gcc_s", "m"].map { .linkedLibrary($0) }
+#endif
+
+let package = Package(
+    name: "metal-candle",
+    platforms: [.macOS(.v15), .iOS(.v18)],
+    products: [.library(name: "MetalCandle", targets: ["MetalCandle"])],
+    targets: native + [
+        .target(name: "CMetalCandle", path: "swift/Sources/CMetalCandle"),
+        .target(
+            name: "MetalCandle", dependencies: ["CMetalCandle"] + native.map { .target(name: $0.name) },
+            path: "swift/Sources/MetalCandle", linkerSettings: libraries),
+        .executableTarget(
+            name: "mc-chat", dependencies: ["MetalCandle"], path: "swift/Examples/CommandLine"),
+        .testTarget(
+            name: "MetalCandleTests", dependencies: ["MetalCandle"], path: "swift/Tests/MetalCandleTests"),
+    ],
+    swiftLanguageModes: [.v6]
+)

@@ -1,0 +1,2 @@
+import MetalCandle
+print(MetalCandleRuntime.version)

@@ -1,0 +1,97 @@
+import CMetalCandle
+
+/// How to generate an answer. What is nil is as the model's own `generation_config.json` says.
+public struct ResponseOptions: Sendable {
+    /// The most tokens; nil = until the model ends its answer or the context is full.
+    public var maximumTokens: Int?
+    /// How random the choice of tokens is, from 0; 0 = always the most probable one.
+    public var temperature: Float?
+    /// Only this many most probable tokens are chosen from; 0 = all.
+    public var topK: Int?
+    /// Only the fewest most probable tokens whose probabilities sum to this are chosen from; above 0, up to 1.
+    public var topP: Float?
+    /// Only tokens with at least this times the probability of the most probable one are chosen from; 0 to 1.
+    public var minP: Float?
+    /// Makes tokens that occurred less probable.
+    public var repetitionPenalty: RepetitionPenalty?
+    /// Subtracted from a token's logit for each time it occurs in the answer.
+    public var frequencyPenalty: Float?
+    /// Subtracted from the logit of each token that occurs in the answer.
+    public var presencePenalty: Float?
+    /// Added to the logits of single tokens; minus infinity = never this one.
+    public var logitBias: [UInt32: Float]
+    /// Makes sampling repeat: the same seed, options, prompt, model and device give the same answer.
+    public var seed: UInt64?
+    /// Texts that end the answer where they appear; it ends before them.
+    public var stops: [String]
+    /// A JSON Schema that the answer conforms to, whatever the sampling; its properties come in the schema's order. The model does not
+    /// see it: a prompt that asks for it gives better answers.
+    public var jsonSchema: String?
+    /// An adapter for this answer, in place of the session's own.
+    public var adapter: AttachedAdapter?
+
+    /// Divides the logits of tokens that occurred if they are positive, and multiplies them otherwise.
+    public struct RepetitionPenalty: Sendable, Hashable {
+        /// Above 0; 1 = off.
+        public var penalty: Float
+        /// How many of the last tokens count, prompt and answer; 0 = all.
+        public var window: Int
+
+        /// Makes a penalty.
+        public init(_ penalty: Float, window: Int = 0) {
+            self.penalty = penalty
+            self.window = window
+        }
+    }
+
+    /// Makes options; what is not given is as the model says.
+    public init(
+        maximumTokens: Int? = nil, temperature: Float? = nil, topK: Int? = nil, topP: Float? = nil, minP: Float? = nil,
+        repetitionPenalty: RepetitionPenalty? = nil, frequencyPenalty: Float? = nil, presencePenalty: Float? = nil,
+        logitBias: [UInt32: Float] = [:], seed: UInt64? = nil, stops: [String] = [], jsonSchema: String? = nil,
+        adapter: AttachedAdapter? = nil
+    ) {
+        self.maximumTokens = maximumTokens
+        self.temperature = temperature
+        self.topK = topK
+        self.topP = topP
+        self.minP = minP
+        self.repetitionPenalty = repetitionPenalty
+        self.frequencyPenalty = frequencyPenalty
+        self.presencePenalty = presencePenalty
+        self.logitBias = logitBias
+        self.seed = seed
+        self.stops = stops
+        self.jsonSchema = jsonSchema
+        self.adapter = adapter
+    }
+
+    func native(_ cancel: CancelFlag) throws -> Handle {
+        let handle = Handle(mc_generate_options_new(), free: mc_generate_options_free)
+        let options = handle.pointer
+        mc_generate_options_set_cancel(options, cancel.pointer)
+        if let maximumTokens {
+            try requirePositive(maximumTokens, "maximumTokens")
+            mc_generate_options_set_max_tokens(options, maximumTokens)
+        }
+        if let temperature { mc_generate_options_set_temperature(options, temperature) }
+        if let topK {
+            try requireNotNegative(topK, "topK")
+            mc_generate_options_set_top_k(options, topK)
+        }
+        if let topP { mc_generate_options_set_top_p(options, topP) }
+        if let minP { mc_generate_options_set_min_p(options, minP) }
+        if let repetitionPenalty {
+            try requireNotNegative(repetitionPenalty.window, "repetitionPenalty.window")
+            mc_generate_options_set_repetition_penalty(options, repetitionPenalty.penalty, repetitionPenalty.window)
+        }
+        if let frequencyPenalty { mc_generate_options_set_frequency_penalty(options, frequencyPenalty) }
+        if let presencePenalty { mc_generate_options_set_presence_penalty(options, presencePenalty) }
+        for (token, bias) in logitBias { mc_generate_options_add_logit_bias(options, token, bias) }
+        if let seed { mc_generate_options_set_seed(options, seed) }
+        for stop in stops { stop.withBytes { mc_generate_options_add_stop(options, $0, $1) } }
+        jsonSchema?.withBytes { mc_generate_options_set_json_schema(options, $0, $1) }
+        if let adapter { mc_generate_options_set_lora(options, adapter.adapter.handle.pointer, adapter.scale) }
+        return handle
+    }
+}

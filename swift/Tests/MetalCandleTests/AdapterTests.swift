@@ -1,0 +1,103 @@
+import Foundation
+import MetalCandle
+import Testing
+
+extension MetalCandleTests { @Suite struct Adapters {
+    @Test func anAdapterChangesTheAnswerAndLeavesNoTrace() async throws {
+        let directory = try TemporaryDirectory()
+        let model = try await loadCoder()
+        let adapter = try await Adapter(directory: writeAdapter(to: directory.url), for: model)
+        #expect(adapter.rank == 2 && adapter.alpha == 16)
+        #expect(adapter.parameterCount == 8 * 2 * (256 + 256))
+
+        let session = ChatSession(model, options: ResponseOptions(maximumTokens: 24, temperature: 0))
+        let before = try await session.respond(to: question).text
+        func again() async throws -> String {
+            try session.reset()
+            return try await session.respond(to: question).text
+        }
+        session.adapters = [AttachedAdapter(adapter)]
+        let changed = try await again()
+        #expect(changed != before)
+        session.adapters = [AttachedAdapter(adapter, scale: 0)]
+        #expect(try await again() == before)
+        session.adapters = []
+        #expect(try await again() == before)
+
+        // For one answer alone, and merged into a model of its own.
+        try session.reset()
+        let once = ResponseOptions(maximumTokens: 24, temperature: 0, adapter: AttachedAdapter(adapter))
+        #expect(try await session.respond(to: question, options: once).text == changed)
+        #expect(try await again() == before)
+        let merged = try await model.merging(adapter)
+        #expect(try await ChatSession(merged).respond(to: question, options: ResponseOptions(maximumTokens: 24, temperature: 0)).text == changed)
+    }
+
+    @Test func aSavedAdapterIsTheSame() async throws {
+        let directory = try TemporaryDirectory()
+        let model = try await loadCoder()
+        let adapter = try await Adapter(directory: writeAdapter(to: directory.url), for: model)
+        let copy = directory.url.appending(path: "copy")
+        try await adapter.save(to: copy)
+        let loaded = try await Adapter(directory: copy, for: model)
+        func text(_ adapter: Adapter) async throws -> String {
+            try await model.complete("fn main", options: .init(maximumTokens: 16, temperature: 0, adapter: .init(adapter))).text
+        }
+        #expect(try await text(adapter) == text(loaded))
+        #expect(loaded.parameterCount == adapter.parameterCount)
+    }
+
+    @Test func anAdapterOfAnotherModelIsAMismatch() async throws {
+        let directory = try TemporaryDirectory()
+        let adapter = try await Adapter(directory: writeAdapter(to: directory.url), for: loadCoder())
+        let other = try await loadCoder()
+        let session = ChatSession(other, options: greedy)
+        session.adapters = [AttachedAdapter(adapter)]
+        await expect(.mismatch) { try await session.respond(to: question) }
+        session.adapters = []
+        #expect(try await session.respond(to: question).text == answer)
+        await expect(.mismatch) { try await other.merging(adapter) }
+    }
+
+    @Test func adaptersOfEmbeddings() async throws {
+        let directory = try TemporaryDirectory()
+        let model = try await EmbeddingModel.load(from: tinyCoder)
+        let adapter = try await Adapter(directory: writeAdapter(to: directory.url), for: model)
+        let plain = try await model.embed("fn main")
+        let changed = try await model.embed("fn main", options: EmbeddingOptions(adapter: AttachedAdapter(adapter)))
+        #expect(plain != changed)
+        #expect(try await model.embed("fn main") == plain)
+    }
+
+    @Test func aDirectoryWithoutAnAdapterIsNotFound() async throws {
+        let directory = try TemporaryDirectory()
+        let model = try await loadCoder()
+        await expect(.notFound, "adapter_config.json") { try await Adapter(directory: directory.url, for: model) }
+    }
+
+    /// An adapter of rank 2 for the queries of tiny-coder's eight layers, with values from a fixed sequence.
+    private func writeAdapter(to directory: URL) throws -> URL {
+        var state: UInt32 = 1
+        func value() -> Float {
+            state = state &* 1_664_525 &+ 1_013_904_223
+            return Float(state >> 8) / Float(1 << 24) - 0.5
+        }
+        var (header, data) = (["{"], Data())
+        for layer in 0..<8 {
+            for (name, shape) in [("lora_A", "[2,256]"), ("lora_B", "[256,2]")] {
+                let start = data.count
+                for _ in 0..<512 { withUnsafeBytes(of: value().bitPattern.littleEndian) { data.append(contentsOf: $0) } }
+                let key = "base_model.model.model.layers.\(layer).self_attn.q_proj.\(name).weight"
+                header.append(#""\#(key)":{"dtype":"F32","shape":\#(shape),"data_offsets":[\#(start),\#(data.count)]}"#)
+            }
+        }
+        let json = "{" + header.dropFirst().joined(separator: ",") + "}"
+        var file = withUnsafeBytes(of: UInt64(json.utf8.count).littleEndian) { Data($0) }
+        file.append(contentsOf: json.utf8)
+        file.append(data)
+        try file.write(to: directory.appending(path: "adapter_model.safetensors"))
+        try Data(#"{"peft_type":"LORA","r":2,"lora_alpha":16,"target_modules":["q_proj"],"bias":"none"}"#.utf8)
+            .write(to: directory.appending(path: "adapter_config.json"))
+        return directory
+    }
+}}

@@ -1,0 +1,84 @@
+import Foundation
+import MetalCandle
+import Synchronization
+import Testing
+
+/// One test at a time: some count the process's native objects, or set what holds for all of it.
+@Suite(.serialized) struct MetalCandleTests {}
+
+/// The repository, found from this file.
+let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+    .deletingLastPathComponent().deletingLastPathComponent()
+let tinyCoder = root.appending(path: "models/tiny-coder")
+let tinyEmbed = root.appending(path: "models/tiny-embed")
+
+let question = "What does `Vec::push` do?"
+let answer = "Appends an element to the back of a collection."
+let greedy = ResponseOptions(temperature: 0)
+
+func loadCoder(_ options: ModelOptions = ModelOptions()) async throws -> LanguageModel {
+    try await LanguageModel.load(from: tinyCoder, options: options)
+}
+
+/// What an operation throws must be this error of the library.
+func expect(
+    _ code: MetalCandleError.Code, _ contains: String = "", sourceLocation: SourceLocation = #_sourceLocation,
+    _ operation: () async throws -> some Any
+) async {
+    do {
+        let value = try await operation()
+        Issue.record("expected \(code), found \(value)", sourceLocation: sourceLocation)
+    } catch let error as MetalCandleError {
+        #expect(error.code == code, "\(error)", sourceLocation: sourceLocation)
+        #expect(contains.isEmpty || error.message.contains(contains), sourceLocation: sourceLocation)
+    } catch {
+        Issue.record("expected \(code), found \(error)", sourceLocation: sourceLocation)
+    }
+}
+
+/// What an operation throws must be Swift's own error of a cancelled task.
+func expectCancelled(sourceLocation: SourceLocation = #_sourceLocation, _ operation: () async throws -> some Any) async {
+    do {
+        let value = try await operation()
+        Issue.record("expected a cancellation, found \(value)", sourceLocation: sourceLocation)
+    } catch {
+        #expect(error is CancellationError, "\(error)", sourceLocation: sourceLocation)
+    }
+}
+
+/// Values that callbacks on any thread leave behind.
+final class Recorder<Value: Sendable>: Sendable {
+    private let list = Mutex<[Value]>([])
+
+    var values: [Value] { list.withLock { $0 } }
+
+    func append(_ value: Value) { list.withLock { $0.append(value) } }
+}
+
+/// A directory that is removed when the test lets go of it.
+final class TemporaryDirectory {
+    let url = FileManager.default.temporaryDirectory.appending(path: "metal-candle-\(UUID().uuidString)")
+
+    init() throws { try FileManager.default.createDirectory(at: url, withIntermediateDirectories: true) }
+
+    /// A copy of a model, to be damaged.
+    func copy(of model: URL) throws -> URL {
+        let copy = url.appending(path: model.lastPathComponent)
+        try FileManager.default.copyItem(at: model, to: copy)
+        return copy
+    }
+
+    deinit { try? FileManager.default.removeItem(at: url) }
+}
+
+/// Waits for what another thread is about to do, half a minute at most.
+func eventually(_ condition: () -> Bool, sourceLocation: SourceLocation = #_sourceLocation) async {
+    let deadline = ContinuousClock.now + .seconds(30)
+    while !condition() {
+        guard ContinuousClock.now < deadline else {
+            Issue.record("it never happened", sourceLocation: sourceLocation)
+            return
+        }
+        await Task.yield()
+    }
+}
