@@ -28,7 +28,7 @@ let package = Package(
         .executableTarget(
             name: "mc-chat", dependencies: ["MetalCandle"], path: "swift/Examples/CommandLine"),
         .testTarget(
-            name: "MetalCandleTests", dependencies: ["MetalCandle"], path: "swift/Tests/MetalCandleTests"),
+            name: "MetalCandleTests", dependencies: ["MetalCandle", "CMetalCandle"], path: "swift/Tests/MetalCandleTests"),
     ],
     swiftLanguageModes: [.v6]
 )

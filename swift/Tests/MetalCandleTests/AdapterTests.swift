@@ -50,7 +50,7 @@ extension MetalCandleTests { @Suite struct Adapters {
     @Test func anAdapterOfAnotherModelIsAMismatch() async throws {
         let directory = try TemporaryDirectory()
         let adapter = try await Adapter(directory: writeAdapter(to: directory.url), for: loadCoder())
-        let other = try await loadCoder()
+        let other = try await loadCoder(ModelOptions(weightType: .float32))
         let session = ChatSession(other, options: greedy)
         session.adapters = [AttachedAdapter(adapter)]
         await expect(.mismatch) { try await session.respond(to: question) }

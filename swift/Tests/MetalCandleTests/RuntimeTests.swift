@@ -1,3 +1,4 @@
+import CMetalCandle
 import Foundation
 import Testing
 
@@ -16,15 +17,21 @@ extension MetalCandleTests { @Suite struct Runtime {
         #expect(try await ChatSession(model, options: greedy).respond(to: question).text == answer)
     }
 
-    @Test func theLogTellsOfAModel() async throws {
+    @Test func theLogTellsOfAnIgnoredCall() throws {
         let recorder = Recorder<MetalCandleRuntime.LogMessage>()
-        try MetalCandleRuntime.log(.debug) { recorder.append($0) }
-        _ = try await loadCoder()
+        let chat = Handle(mc_chat_new(), free: mc_chat_free)
+        let wrong = { mc_generate_options_set_top_k(chat.pointer, 1) }
+        try MetalCandleRuntime.log(.warning) { recorder.append($0) }
+        wrong()
+        #expect(recorder.values.count == 1)
+        #expect(recorder.values.first?.level == .warning)
+        #expect(recorder.values.first?.target.hasPrefix("metal_candle") == true)
+        #expect(recorder.values.first?.text.contains("ignored call: ") == true)
+        try MetalCandleRuntime.log(.error) { recorder.append($0) }
+        wrong()
         try MetalCandleRuntime.log(to: nil)
-        let count = recorder.values.count
-        #expect(recorder.values.contains { $0.level == .info && $0.target.hasPrefix("metal_candle") && !$0.text.isEmpty })
-        _ = try await loadCoder()
-        #expect(recorder.values.count == count)
+        wrong()
+        #expect(recorder.values.count == 1)
     }
 
     @Test func theLogsReceiverIsLetGo() throws {

@@ -1,3 +1,4 @@
+import Foundation
 import Testing
 
 @testable import MetalCandle
@@ -49,14 +50,65 @@ extension MetalCandleTests { @Suite struct ToolCalls {
         #expect(throws: DecodingError.self) { try call.decodeArguments(as: [Int].self) }
     }
 
-    @Test func aSessionWithToolsGivesCallsAsEvents() async throws {
-        // The tiny model was never shown a tool; a template that writes one for it, and the likeliest token bent to its end, will do.
-        let model = try await loadCoder()
-        let tool = ToolDefinition(name: "time", description: "", parameters: #"{"type": "object"}"#)
+    @Test func aSessionWithToolsFindsCallsInAnswers() async throws {
+        // The tiny model was never shown a tool, so one of the tokens of its answer is renamed to a call: that behind "App".
+        let directory = try TemporaryDirectory()
+        let copy = try directory.copy(of: tinyCoder)
+        let file = copy.appending(path: "tokenizer.json")
+        var tokenizer = try #require(JSONSerialization.jsonObject(with: Data(contentsOf: file)) as? [String: Any])
+        var bpe = try #require(tokenizer["model"] as? [String: Any])
+        var vocabulary = try #require(bpe["vocab"] as? [String: Int])
+        vocabulary[#"<tool_call>{"name":"time","arguments":{"zone":"UTC"}}</tool_call>"#] = vocabulary.removeValue(forKey: "ends")
+        bpe["vocab"] = vocabulary
+        bpe["merges"] = try #require(bpe["merges"] as? [[String]]).filter { $0.joined() != "ends" && !$0.contains("ends") }
+        tokenizer["model"] = bpe
+        try JSONSerialization.data(withJSONObject: tokenizer).write(to: file)
+        let model = try await LanguageModel.load(from: copy)
+
+        let tool = ToolDefinition(name: "time", description: "The \"time\"", parameters: #"{"type": "object"}"#)
         let session = ChatSession(model, tools: [tool], options: greedy)
-        let stop = try await model.tokens("<|im_end|>")
-        #expect(stop.count == 1)
         let response = try await session.respond(to: question)
-        #expect(response.toolCalls.isEmpty && response.text == answer)
+        #expect(response.toolCalls == [call])
+        #expect(response.text == "App an element to the back of a collection.")
+        #expect(session.history.last == ChatMessage(.assistant, response.text, toolCalls: [call]))
+        _ = try await session.respond(to: [.tool("12:00")], options: ResponseOptions(maximumTokens: 2))
+        #expect(session.history.count == 4)
+
+        // Left behind the call: it was read, and stays.
+        let other = ChatSession(model, tools: [tool], options: greedy)
+        for try await event in other.streamResponse(to: question) { if case .toolCall = event { break } }
+        #expect(other.history.last == ChatMessage(.assistant, "App", toolCalls: [call]))
+
+        // Without tools a call is text.
+        let without = try await ChatSession(model, options: greedy).respond(to: question)
+        #expect(without.toolCalls.isEmpty && without.text.contains("<tool_call>"))
+    }
+
+    @Test func aTemplateSeesToolsAndCallsAndVariables() async throws {
+        let directory = try TemporaryDirectory()
+        let copy = try directory.copy(of: tinyCoder)
+        let config = copy.appending(path: "tokenizer_config.json")
+        var json = try #require(JSONSerialization.jsonObject(with: Data(contentsOf: config)) as? [String: Any])
+        // A template that refuses to render unless everything reached it.
+        json["chat_template"] = """
+            {%- if tools[0].function.name != 'time' or tools[0].function.description != 'The "time"'
+                or tools[0].function.parameters.type != 'object' -%}{{ raise_exception('tools: ' + tools | tojson) }}{%- endif -%}
+            {%- if mood != 'calm' -%}{{ raise_exception('variables') }}{%- endif -%}
+            {%- if messages[1].tool_calls[0].function.arguments.zone != 'UTC' -%}{{ raise_exception('calls') }}{%- endif -%}
+            {%- for message in messages -%}{{ message.role + message.content }}{%- endfor -%}
+            """
+        try JSONSerialization.data(withJSONObject: json).write(to: config)
+        let model = try await LanguageModel.load(from: copy)
+        let tool = ToolDefinition(name: "time", description: "The \"time\"", parameters: #"{"type": "object"}"#)
+        let history: [ChatMessage] = [.user("a \"b\" \\ \u{1}🦀"), ChatMessage(.assistant, "", toolCalls: [call])]
+        let options = ResponseOptions(maximumTokens: 1)
+        func session(_ tools: [ToolDefinition], _ variables: [String: String], _ history: [ChatMessage]) -> ChatSession {
+            ChatSession(model, history: history, tools: tools, templateVariables: variables, options: options)
+        }
+        let calm = ["mood": "\"calm\""]
+        _ = try await session([tool], calm, history).respond(to: [.tool("12:00")])
+        await expect(.template) { try await session([], calm, history).respond(to: [.tool("12:00")]) }
+        await expect(.template, "variables") { try await session([tool], [:], history).respond(to: [.tool("12:00")]) }
+        await expect(.template) { try await session([tool], calm, [history[0], .assistant("")]).respond(to: [.tool("12:00")]) }
     }
 }}
