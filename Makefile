@@ -58,11 +58,15 @@ test:
 	$(CARGO) test --no-fail-fast --features $(TEST_FEATURES)
 	$(MAKE) PROFILE=$(PROFILE) examples
 	$(MAKE) PROFILE=$(PROFILE) test-c
+	@if command -v swift >/dev/null; then $(MAKE) PROFILE=$(PROFILE) test-swift; else echo "skip: the Swift package: swift is missing"; fi
 
-.PHONY: test-c
+.PHONY: test-c test-swift
 test-c:
 	tests/c/run.sh
 	tests/c/install.sh
+
+test-swift: library
+	tests/swift/run.sh
 
 bench:
 	python3 benches/run.py

@@ -25,7 +25,7 @@ public final class Adapter: Sendable {
         try await self.init(directory, model.native)
     }
 
-    /// Loads an adapter of an embedding model; else as ``init(directory:for:)-(_,LanguageModel)``.
+    /// Loads an adapter of an embedding model; else the same.
     public convenience init(directory: URL, for model: EmbeddingModel) async throws {
         try await self.init(directory, model.native)
     }

@@ -87,7 +87,7 @@ public final class EmbeddingModel: Sendable {
 
     /// Embeds a text.
     ///
-    /// - Throws: as ``embed(_:options:)-([String],_)``.
+    /// - Throws: ``MetalCandleError``; `CancellationError`.
     public func embed(_ text: String, options: EmbeddingOptions = EmbeddingOptions()) async throws -> [Float] {
         try await embed([text], options: options)[0]
     }

@@ -1,0 +1,147 @@
+import ChatModels
+import Foundation
+import MetalCandle
+import Testing
+
+private let root = (0..<6).reduce(URL(filePath: #filePath)) { url, _ in url.deletingLastPathComponent() }
+private let coder = root.appending(path: "models/tiny-coder")
+private let embedder = root.appending(path: "models/tiny-embed")
+private let question = "What does `Vec::push` do?"
+private let answer = "Appends an element to the back of a collection."
+
+@MainActor @Suite(.serialized) struct ChatModelsTests {
+    @Test func aLoaderBecomesReadyAndIdleAgain() async throws {
+        let loader = ModelLoader<LanguageModel>()
+        #expect(loader.model == nil && loader.fraction == nil)
+        loader.load(.directory(coder))
+        #expect(loader.fraction == 0)
+        await loader.finish()
+        let model = try #require(loader.model)
+        #expect(model.info.architecture == "qwen2")
+        loader.unload()
+        #expect(loader.model == nil && !model.isLoaded)
+    }
+
+    @Test func aLoaderShowsItsProgress() async throws {
+        let loader = ModelLoader<LanguageModel>()
+        var seen: [Double] = []
+        loader.load(.directory(coder))
+        while loader.model == nil {
+            if let fraction = loader.fraction, fraction != seen.last { seen.append(fraction) }
+            await Task.yield()
+        }
+        #expect(seen == seen.sorted() && seen.first == 0)
+    }
+
+    @Test func aLoaderSaysWhatFailed() async {
+        let loader = ModelLoader<LanguageModel>()
+        loader.load(.directory(URL(filePath: "/nowhere")))
+        await loader.finish()
+        guard case .failed(let message) = loader.state else { Issue.record("\(loader.state)"); return }
+        #expect(message.contains("/nowhere"))
+        loader.load(.hub(HubModel("nobody/nothing", cache: URL(filePath: "/nowhere"), isOffline: true)))
+        await loader.finish()
+        guard case .failed(let message) = loader.state else { Issue.record("\(loader.state)"); return }
+        #expect(message.contains("nobody/nothing"))
+    }
+
+    @Test func aLoaderCanBeCancelled() async {
+        let loader = ModelLoader<LanguageModel>()
+        loader.load(.directory(coder))
+        loader.cancel()
+        await loader.finish()
+        guard case .idle = loader.state else { Issue.record("\(loader.state)"); return }
+        // A second model takes the place of the first, which is still being loaded.
+        loader.load(.directory(coder))
+        loader.load(.directory(URL(filePath: "/nowhere")))
+        await loader.finish()
+        guard case .failed = loader.state else { Issue.record("\(loader.state)"); return }
+    }
+
+    @Test func aQuestionIsAnswered() async throws {
+        let chat = ChatModel(try await LanguageModel.load(from: coder), options: ResponseOptions(temperature: 0))
+        #expect(!chat.canSend)
+        chat.draft = "  \(question)\n"
+        #expect(chat.canSend)
+        chat.send()
+        #expect(chat.isResponding && !chat.canSend && chat.draft.isEmpty)
+        await chat.finish()
+        #expect(!chat.isResponding)
+        #expect(chat.messages.map(\.text) == [question, answer])
+        #expect(chat.messages.map(\.isFromPerson) == [true, false])
+        #expect(chat.stopReason == nil)
+        #expect((chat.tokensPerSecond ?? 0) > 0)
+        await chat.reset()
+        #expect(chat.messages.isEmpty && chat.tokensPerSecond == nil)
+    }
+
+    @Test func theStopButtonKeepsWhatCame() async throws {
+        let model = try await LanguageModel.load(from: coder)
+        let endless = ResponseOptions(temperature: 1, logitBias: [4095: -.infinity, 4093: -.infinity], seed: 1)
+        let chat = ChatModel(model, options: endless)
+        chat.draft = question
+        chat.send()
+        while chat.messages.last?.text.isEmpty ?? true { await Task.yield() }
+        chat.stop()
+        await chat.finish()
+        #expect(chat.stopReason == "Stopped")
+        #expect(chat.messages.count == 2)
+        // The next question works.
+        chat.draft = question
+        chat.send()
+        while chat.messages.count < 4 || chat.messages[3].text.isEmpty { await Task.yield() }
+        await chat.reset()
+        #expect(chat.messages.isEmpty && !chat.isResponding)
+    }
+
+    @Test func theLimitIsTold() async throws {
+        let chat = ChatModel(try await LanguageModel.load(from: coder), options: ResponseOptions(maximumTokens: 2, temperature: 0))
+        chat.draft = question
+        chat.send()
+        await chat.finish()
+        #expect(chat.stopReason == "The answer reached its limit")
+    }
+
+    @Test func aFailureIsToldAndLeavesNoEmptyBubble() async throws {
+        let model = try await LanguageModel.load(from: coder)
+        let chat = ChatModel(model)
+        model.unload()
+        chat.draft = question
+        chat.send()
+        await chat.finish()
+        #expect(chat.stopReason?.contains("unloaded") == true)
+        #expect(chat.messages.map(\.text) == [question])
+    }
+
+    @Test func theNearestLineComesFirst() async throws {
+        let search = SearchModel(try await EmbeddingModel.load(from: embedder))
+        let text = try String(contentsOf: root.appending(path: "examples/data/standard_library.txt"), encoding: .utf8)
+        // Typed before the index is there: the results follow it.
+        search.index(text)
+        search.query = "How do I append an element to a vector?"
+        #expect(search.isIndexing)
+        while search.results.isEmpty && search.failure == nil { await search.finish(); await Task.yield() }
+        #expect(search.results.count == 10)
+        #expect(search.results.first?.line == "Appends an element to the end of a vector.")
+        #expect(search.failure == nil && !search.isIndexing)
+        search.query = ""
+        await search.finish()
+        #expect(search.results.isEmpty)
+    }
+
+    @Test func aSearchSaysWhatFailed() async throws {
+        let model = try await EmbeddingModel.load(from: embedder)
+        let search = SearchModel(model)
+        model.unload()
+        search.index("a\nb")
+        await search.finish()
+        #expect(search.failure?.contains("unloaded") == true)
+        #expect(!search.isIndexing && search.lines == ["a", "b"])
+    }
+
+    @Test func theGaugeShowsMemory() {
+        let gauge = MemoryGauge()
+        gauge.refresh()
+        #expect((gauge.fraction ?? 0) > 0 && (gauge.fraction ?? 1) < 1)
+    }
+}

@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# The Swift package: its tests, the terminal program, the sample's view models, the documentation, and a package that depends on
+# this one by a git tag and compiles every snippet of README.md, the articles and the documentation comments.
+# Needs Swift 6.0, git and python3; on Linux the archive of `make PROFILE=dev library`, on a Mac the XCFramework.
+set -u
+cd "$(dirname "$0")/../.."
+. tests/steps.sh
+
+: "${OUT:=target/debug}" "${BUILD:=build/dev}"
+: "${ARCHIVE:=$OUT/libmetal_candle.a}"
+mkdir -p "$BUILD/swift/native"
+scratch=$(cd "$BUILD/swift" && pwd)
+stage=$(mktemp -d)
+trap 'rm -rf "$log" "$stage"' EXIT
+
+if [ "$(uname -s)" = Darwin ]; then
+    if [ ! -e "${METAL_CANDLE_XCFRAMEWORK:-build/MetalCandle.xcframework}" ]; then
+        skip "the Swift package" "there is no build/MetalCandle.xcframework"
+        end "tests/swift"
+        exit
+    fi
+else
+    # Alone in its folder: beside a shared library the linker would take that one.
+    ln -sf "$(cd "$(dirname "$ARCHIVE")" && pwd)/$(basename "$ARCHIVE")" "$scratch/native/libmetal_candle.a"
+    export LIBRARY_PATH=$scratch/native
+fi
+flags="-j 2 -Xswiftc -warnings-as-errors"
+# libswiftObservation.so of some Linux toolchains lacks a symbol that it never calls (swiftlang/swift issue 75670).
+[ "$(uname -s)" = Darwin ] || flags="$flags -Xlinker --allow-shlib-undefined"
+
+build() { # folder, scratch
+    # SwiftPM does not see that the archive is another one; what was linked with it is linked again.
+    find "$2"/*/debug -maxdepth 1 \( -name '*.xctest' -o -name mc-chat \) -exec rm -rf {} + 2>/dev/null
+    # shellcheck disable=SC2086
+    swift build --build-tests --package-path "$1" --scratch-path "$2" $flags
+}
+
+# Its output's last line says how many tests there were; without one, nothing ran.
+tests() { # folder, scratch
+    swift test --skip-build --package-path "$1" --scratch-path "$2" 2>&1 | tee "$stage/tests"
+    [ "${PIPESTATUS[0]}" = 0 ] && grep -q 'Test run with [1-9][0-9]* tests passed' "$stage/tests"
+}
+
+question='What does `Vec::push` do?'
+answer='Appends an element to the back of a collection.'
+chat() { "$(swift build --scratch-path "$scratch/package" --show-bin-path)/mc-chat" "$@"; }
+
+one_shot() { [ "$(chat -p "$question")" = "$answer" ]; }
+conversation() { [ "$(printf '%s\n%s\n' "$question" "$question" | chat --temperature 0 models/tiny-coder | head -n 1)" = "$answer" ]; }
+usage() { chat --warp 9; [ $? = 2 ]; }
+missing_model() { chat nowhere 2>&1 | grep -q '^mc-chat: .*nowhere: No such file'; }
+
+documented() { # every public symbol, and every link
+    local graphs
+    swift package --scratch-path "$scratch/package" dump-symbol-graph --minimum-access-level public &&
+        graphs=$(dirname "$(find "$scratch/package/" -name MetalCandle.symbols.json)") &&
+        python3 tests/swift/documented.py "$graphs/MetalCandle.symbols.json" || return 1
+    mkdir -p "$stage/graphs" && cp "$graphs/MetalCandle.symbols.json" "$stage/graphs" &&
+        "$1" convert swift/Sources/MetalCandle/MetalCandle.docc --additional-symbol-graph-dir "$stage/graphs" \
+            --output-path "$stage/documentation" --fallback-bundle-identifier metal-candle --fallback-display-name MetalCandle \
+            --warnings-as-errors
+}
+
+docc() { # beside the compiler, where it is not on the PATH
+    command -v docc || find "$(dirname "$(dirname "$(readlink -f "$(command -v swift)")")")" /usr/libexec/swift/bin -name docc 2>/dev/null | head -n 1
+}
+
+consumer() { # depends on a tag of this package, as apps do
+    local package=$stage/metal-candle user=(-c user.name=nobody -c user.email=nobody -c commit.gpgsign=false -c init.defaultBranch=main)
+    mkdir -p "$package" "$scratch/consumer" && cp -R Package.swift swift include "$package" &&
+        git -C "$package" "${user[@]}" init -q && git -C "$package" add -A &&
+        git -C "$package" "${user[@]}" commit -qm 'as it is' && git -C "$package" tag 1.2.3 &&
+        python3 tests/swift/consumer.py "$stage/consumer" "$package" &&
+        swift run --package-path "$stage/consumer" --scratch-path "$stage/consumer/build" -j 2 readme | tee "$stage/readme" &&
+        grep -qF "$answer" "$stage/readme"
+}
+
+step "swift build" build . "$scratch/package" && step "swift test" tests . "$scratch/package" && grep '^.* Test run with' "$stage/tests"
+for program in one_shot conversation usage missing_model; do step "mc-chat: $program" $program; done
+step "the sample builds" build swift/Examples/Chat "$scratch/sample" && step "the sample's tests" tests swift/Examples/Chat "$scratch/sample" &&
+    grep '^.* Test run with' "$stage/tests"
+[ "$(uname -s)" = Darwin ] || step "the sample's views parse" swiftc -frontend -parse swift/Examples/Chat/Sources/Chat/*.swift
+if have python3 "documentation and snippets"; then
+    step "documentation" documented "$(docc)"
+    if have git "a package that depends on this one"; then step "a package that depends on a tag" consumer; fi
+fi
+
+end "tests/swift"
