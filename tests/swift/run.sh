@@ -65,13 +65,17 @@ docc() { # beside the compiler, where it is not on the PATH
     command -v docc || find "$(dirname "$(dirname "$(readlink -f "$(command -v swift)")")")" /usr/libexec/swift/bin -name docc 2>/dev/null | head -n 1
 }
 
+installed() { # what `make install` puts where a package finds it by PKG_CONFIG_PATH
+    mkdir -p "$1/lib/pkgconfig" && cp -R include "$1" && cp "$scratch/native/libmetal_candle.a" "$1/lib" &&
+        sed -e "s|@PREFIX@|$1|g" -e 's|@VERSION@|1.2.3|g' -e 's|@LIBS_PRIVATE@||g' packaging/metal-candle.pc.in >"$1/lib/pkgconfig/metal-candle.pc"
+}
+
 consumer() { # depends on a tag of this package, as apps do
     local package=$stage/metal-candle user=(-c user.name=nobody -c user.email=nobody -c commit.gpgsign=false -c init.defaultBranch=main)
-    mkdir -p "$package" "$scratch/consumer" && cp -R Package.swift swift include "$package" &&
-        git -C "$package" "${user[@]}" init -q && git -C "$package" add -A &&
-        git -C "$package" "${user[@]}" commit -qm 'as it is' && git -C "$package" tag 1.2.3 &&
-        python3 tests/swift/consumer.py "$stage/consumer" "$package" &&
-        swift run --package-path "$stage/consumer" --scratch-path "$stage/consumer/build" -j 2 readme | tee "$stage/readme" &&
+    mkdir -p "$package" && cp -R Package.swift swift include "$package" && git -C "$package" "${user[@]}" init -q &&
+        git -C "$package" add -A && git -C "$package" "${user[@]}" commit -qm 'as it is' && git -C "$package" tag 1.2.3 &&
+        python3 tests/swift/consumer.py "$stage/consumer" "$package" && installed "$stage/prefix" &&
+        LIBRARY_PATH='' PKG_CONFIG_PATH=$stage/prefix/lib/pkgconfig swift run --package-path "$stage/consumer" -j 2 readme | tee "$stage/readme" &&
         grep -qF "$answer" "$stage/readme"
 }
 
