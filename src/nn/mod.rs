@@ -9,6 +9,7 @@ mod norm;
 mod kv_cache;
 mod relative_bias;
 mod transformer;
+mod training;
 mod pooling;
 
 pub use adapter::{Adapter, Adapters, Change, LowRank, Module, Place, Replaced, Scaled};
@@ -19,5 +20,6 @@ pub use norm::Norm;
 pub use pooling::Pooling;
 pub use relative_bias::RELATIVE_BUCKETS;
 pub use rope::{Rope, Scaling};
+pub use training::{Batch, Gradient, Pass, Trained};
 pub use transformer::Transformer;
 pub use weights::{Entry, Slot, TensorSource, Weights};
