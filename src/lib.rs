@@ -30,8 +30,8 @@ mod ops;
 mod kernels;
 
 pub use engine::{
-    Cancel, Capability, Chat, ChatTemplate, Device, DeviceKind, Dtype, EmbedOptions, FinishReason, GenerateOptions, Generation,
-    LoadOptions, Lora, Model, Pooling, Progress, ProgressFn, Prompt, Sampler, Sampling, SamplingOptions, Session, Similarity,
-    Stage, TokenEvent, TokenFn, Tokenizer, estimate_memory, similarity_top_k,
+    Cancel, Capability, Chat, ChatTemplate, Dataset, Device, DeviceKind, Dtype, EmbedOptions, FinishReason, GenerateOptions,
+    Generation, LoadOptions, Lora, Model, Pooling, Progress, ProgressFn, Prompt, Sampler, Sampling, SamplingOptions, Session,
+    Similarity, Stage, TokenEvent, TokenFn, Tokenizer, estimate_memory, similarity_top_k,
 };
 pub use error::{Error, ErrorKind, Result};

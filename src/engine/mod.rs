@@ -16,11 +16,13 @@ mod session_file;
 mod embed;
 mod lora;
 mod similarity;
+mod dataset;
 
 pub use crate::load::Similarity;
 pub use crate::nn::Pooling;
 pub use cancel::Cancel;
 pub use chat::{Chat, ChatTemplate};
+pub use dataset::Dataset;
 pub use device::{Device, DeviceKind};
 pub use embed::{EmbedOptions, Prompt};
 pub use generate::{FinishReason, GenerateOptions, Generation, TokenEvent, TokenFn};
