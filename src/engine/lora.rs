@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Device, Dtype, Model};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{FNV_START, Peft, fnv, write_peft};
+use crate::load::{FNV_START, Peft, fnv};
 use crate::nn::{Adapters, Scaled};
 
 /// A loaded adapter; immutable, clones are the same.
@@ -65,8 +65,7 @@ impl Lora {
     /// # Errors
     /// `Io`, naming the path.
     pub fn save(&self, directory: impl AsRef<Path>) -> Result<()> {
-        let Peft { adapter, prefix, config_json, .. } = &self.0.peft;
-        write_peft(directory.as_ref(), adapter, prefix, config_json)
+        self.0.peft.write(directory.as_ref())
     }
 
     /// `r` of its configuration; single modules may have another one.

@@ -8,6 +8,7 @@ mod files;
 pub(crate) mod hub;
 mod tokenizer;
 mod chat;
+mod random;
 mod sampling;
 mod constraint;
 mod generate;
