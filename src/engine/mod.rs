@@ -18,6 +18,7 @@ mod embed;
 mod lora;
 mod similarity;
 mod dataset;
+mod training;
 
 pub use crate::load::Similarity;
 pub use crate::nn::Pooling;
@@ -33,3 +34,4 @@ pub use sampling::{Sampler, Sampling, SamplingOptions};
 pub use session::Session;
 pub use similarity::similarity_top_k;
 pub use tokenizer::Tokenizer;
+pub use training::{LoraConfig, LoraTrainer, MicroStep, Schedule, TrainEvent, TrainFn, TrainOptions, Update, Weighting};

@@ -261,11 +261,10 @@ impl Model {
     /// What this model and this library can do together.
     pub fn supports(&self, capability: Capability) -> bool {
         match capability {
-            Capability::Generate => self.transformer().generates(),
+            Capability::Generate | Capability::Train => self.transformer().generates(),
             Capability::ChatTemplate => self.0.chat_template.is_some(),
             Capability::Embed => self.0.tokenizer.is_some(),
             Capability::Lora => true,
-            Capability::Train => false,
         }
     }
 

@@ -20,7 +20,7 @@ pub use attention::{KvHeads, Mask, Strided, attend, attend_within};
 pub use cuda::open_cuda;
 pub use elementwise::{Activation, Norm, Normalise, activate, add_scaled, gated, normalise, rotate, scale_softcap};
 pub use matmul::matmul;
-pub use memory::{physical_bytes, resident_bytes, trim};
+pub use memory::{peak_bytes, physical_bytes, resident_bytes, trim};
 pub use packed::{Packed, StoredType, Use, widen};
 pub use parallel::{install, map as parallel_map};
 

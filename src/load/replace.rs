@@ -18,13 +18,14 @@ pub fn beside(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(beside))
 }
 
-/// Removes what writers of `path` that were killed have left beside it. Whoever calls this is the only writer.
-pub fn remove_parts(path: &Path) {
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return };
-    let start = format!("{}.", name.to_string_lossy());
+/// Removes what writers that were killed have left in a directory. Whoever calls this is the only one that writes there.
+pub fn remove_parts(directory: &Path) {
+    let is_part = |name: &str| {
+        let id = name.strip_suffix(".part").and_then(|name| name.rsplit_once('.')?.1.split_once('-'));
+        id.is_some_and(|(process, count)| [process, count].iter().all(|part| part.parse::<u64>().is_ok()))
+    };
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if name.to_string_lossy().strip_prefix(&start).is_some_and(|rest| rest.ends_with(".part")) {
+        if is_part(&entry.file_name().to_string_lossy()) {
             // What cannot be removed takes room and does no harm.
             let _ = std::fs::remove_file(entry.path());
         }

@@ -17,7 +17,9 @@ mod activation;
 
 #[cfg(feature = "cuda")]
 pub use crate::kernels::open_cuda;
-pub use crate::kernels::{Activation, Mask, Norm, StoredType, Use, parallel_map, physical_bytes, resident_bytes, trim, widen};
+pub use crate::kernels::{
+    Activation, Mask, Norm, StoredType, Use, parallel_map, peak_bytes, physical_bytes, resident_bytes, trim, widen,
+};
 pub use activation::{activate, gated};
 pub use attention::{LayerCache, Masks, Sequences, attention, attention_within};
 pub use backend::Backend;
