@@ -66,3 +66,4 @@ pub mod generate;
 pub mod session;
 pub mod embed;
 pub mod dataset;
+pub mod train;

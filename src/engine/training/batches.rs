@@ -26,9 +26,13 @@ impl<'a> Sequences<'a> {
         if let Some((at, id)) = tokens.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
             return Err(Error::argument(format!("tokens[{at}]: expected an id below {vocab}, found {id}")));
         }
-        let (Some(0), Some(&end), true) = (offsets.first(), offsets.last(), offsets.len() >= 2) else {
-            return Err(Error::argument(format!("offsets: expected 0 and the end of each sequence, found {offsets:?}")));
+        let &[first, .., end] = offsets else {
+            let found = offsets.len();
+            return Err(Error::argument(format!("offsets: expected 0 and the end of each sequence, found {found} values")));
         };
+        if first != 0 {
+            return Err(Error::argument(format!("offsets[0]: expected 0, found {first}")));
+        }
         if let Some(at) = (1..offsets.len()).find(|&at| offsets[at] <= offsets[at - 1]) {
             let (least, found) = (offsets[at - 1], offsets[at]);
             return Err(Error::argument(format!("offsets[{at}]: expected more than {least}, found {found}")));
