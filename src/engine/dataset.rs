@@ -113,7 +113,8 @@ impl Dataset {
         self.add(Content::Completion { prompt: prompt.to_owned(), completion: completion.to_owned() });
     }
 
-    /// Appends a conversation as it is now: its messages, tools, template and variables.
+    /// Appends a conversation as it is now: its messages, tools, template and variables. A template that tells the time tells that of
+    /// this call, unless the conversation has another.
     pub fn add_chat(&mut self, chat: &Chat) {
         self.add(chat_from(chat.clone(), 0));
     }
