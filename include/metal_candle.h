@@ -2518,6 +2518,135 @@ mc_status mc_similarity_top_k(mc_similarity similarity,
 
 /** @} */
 
+
+/**
+ * @defgroup mc_dataset Examples to train on: texts, completions of prompts, and conversations
+ * @{
+ *
+ * A dataset holds examples as they were written; a model's tokenizer and chat template make tokens of them when training begins. Of a
+ * text all is learnt. Of a completion and of a conversation it is, with a masked prompt, what the model is to write: the completion,
+ * and each message of the assistant up to and with the token that ends it.
+ *
+ * Texts and completions have the special tokens that the tokenizer puts around a text, and the token that ends a text behind them, as
+ * with TRL's SFTTrainer. A conversation has those that its template writes, and where that ends an answer with none, the token that ends
+ * a text behind the last. A message that the template writes differently once others follow it, as Qwen3's does with thoughts, is
+ * learnt as a sequence of its own, so that what is learnt of is always what the model is given when it has to answer. A template that
+ * does not write a message behind its generation prompt makes training fail with MC_ERROR_TEMPLATE, with the example's number.
+ */
+
+/**
+ * Examples in their order. Mutable; knows no model.
+ *
+ * Threads: any; `const` calls concurrently, others exclusive: a second call meanwhile is MC_ERROR_BUSY.
+ */
+typedef struct mc_dataset mc_dataset;
+
+/**
+ * Makes an empty dataset.
+ *
+ * @return one reference; free it with mc_dataset_free().
+ *
+ * Threads: any.
+ */
+mc_dataset *MC_NONNULL mc_dataset_new(void);
+
+/**
+ * Makes a dataset from a file of JSON lines: one example a line, each an object with the fields of one of these.
+ *
+ * - `messages`, and optionally `tools`: a conversation, as for mc_chat_from_json().
+ * - `prompt` and `completion`: both text; or both an array of messages, and optionally `tools`: a conversation of which the
+ *   messages of `completion` alone are learnt.
+ * - `text`: text.
+ *
+ * Blank lines are skipped, a byte order mark too; fields that are null count as absent. Other fields are errors, and so are lines of
+ * more than 8 MiB.
+ *
+ * @param path  the file. Its content is UTF-8.
+ * @param out   receives one reference; free it with mc_dataset_free().
+ * @param err   NULL, or receives the error, with the number of the line.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO; MC_ERROR_FORMAT.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_dataset_load_jsonl(const char *MC_NONNULL path,
+                                mc_dataset *MC_NULLABLE *MC_NONNULL out,
+                                mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Adds a text at the end.
+ *
+ * @param dataset   the dataset.
+ * @param text      UTF-8; NULL if `text_len` is 0. Copied.
+ * @param text_len  bytes.
+ * @param err       NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any, exclusive.
+ */
+MC_NODISCARD
+mc_status mc_dataset_add_text(mc_dataset *MC_NONNULL dataset,
+                              const char *MC_NULLABLE text,
+                              size_t text_len,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Adds a prompt and the text that is to follow it at the end. The two are joined as they are: a space between them belongs to one.
+ *
+ * @param dataset         the dataset.
+ * @param prompt          UTF-8; NULL if `prompt_len` is 0. Copied.
+ * @param prompt_len      bytes.
+ * @param completion      UTF-8; NULL if `completion_len` is 0. Copied.
+ * @param completion_len  bytes.
+ * @param err             NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any, exclusive.
+ */
+MC_NODISCARD
+mc_status mc_dataset_add_completion(mc_dataset *MC_NONNULL dataset,
+                                    const char *MC_NULLABLE prompt,
+                                    size_t prompt_len,
+                                    const char *MC_NULLABLE completion,
+                                    size_t completion_len,
+                                    mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Adds a conversation at the end, as it is now: its messages, tools, template and variables. A template that tells the time tells
+ * that of this call, unless mc_chat_set_time() set another.
+ *
+ * @param dataset  the dataset.
+ * @param chat     the conversation. Copied.
+ * @param err      NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any, exclusive.
+ */
+MC_NODISCARD
+mc_status mc_dataset_add_chat(mc_dataset *MC_NONNULL dataset,
+                              const mc_chat *MC_NONNULL chat,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * How many examples there are.
+ *
+ * @param dataset  the dataset; 0 while another call changes it.
+ *
+ * Threads: any.
+ */
+size_t mc_dataset_len(const mc_dataset *MC_NONNULL dataset);
+
+/**
+ * Frees a dataset.
+ *
+ * @param dataset  the dataset, or NULL.
+ *
+ * Threads: any.
+ */
+void mc_dataset_free(mc_dataset *MC_NULLABLE dataset);
+
+/** @} */
+
 #ifdef __cplusplus
 }
 #endif

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use handles::*;
 use metal_candle::ffi::cancel::*;
 use metal_candle::ffi::chat::*;
+use metal_candle::ffi::dataset::*;
 use metal_candle::ffi::device::*;
 use metal_candle::ffi::embed::*;
 use metal_candle::ffi::error::*;
@@ -40,6 +41,8 @@ enum Parameter {
     SessionPath,
     /// Of an adapter.
     AdapterPath,
+    /// Of a file of examples.
+    ExamplesPath,
     /// Where an adapter may be written.
     NewPath,
     /// A place for a handle, NULL after a failure.
@@ -104,7 +107,7 @@ macro_rules! functions {
 fn table() -> Vec<Function> {
     use Parameter::*;
     use Returns::*;
-    use Type::{Cancel, Chat, Device, EmbedOptions, Error, GenerateOptions, Generation, Lora, Model, ModelOptions, Session, String, Tokenizer, Tokens};
+    use Type::{Cancel, Chat, Dataset, Device, EmbedOptions, Error, GenerateOptions, Generation, Lora, Model, ModelOptions, Session, String, Tokenizer, Tokens};
     const TEN: Parameter = Word(10);
     const YES: Parameter = Word(1);
     /// Of the model's vectors.
@@ -272,6 +275,14 @@ fn table() -> Vec<Function> {
         mc_embed(Handle(Model), MaybeText(c"fn main() {"), TEN, Maybe(EmbedOptions), Floats, Word(WIDTH), Err) Status;
         mc_embed_batch(Handle(Model), Texts(c"fn main() {"), Callback(0), YES, Maybe(EmbedOptions), Floats, Word(WIDTH), Err) Status;
         mc_similarity_top_k(YES, Floats, YES, Floats, Word(2), TEN, YES, Number, Floats, Err) Status;
+
+        mc_dataset_new() New(Dataset);
+        mc_dataset_load_jsonl(ExamplesPath, Out(Dataset), Err) Status;
+        mc_dataset_add_text(Handle(Dataset), MaybeText(c"fn main() {"), TEN, Err) Status;
+        mc_dataset_add_completion(Handle(Dataset), MaybeText(c"fn main() {"), TEN, MaybeText(c"fn main() {"), TEN, Err) Status;
+        mc_dataset_add_chat(Handle(Dataset), Handle(Chat), Err) Status;
+        mc_dataset_len(Handle(Dataset)) Zero;
+        mc_dataset_free(Freed(Dataset)) Nothing;
     }
 }
 
@@ -319,6 +330,7 @@ impl Arguments {
                 }
                 Parameter::SessionPath => saved_session().as_ptr() as u64,
                 Parameter::AdapterPath => adapter_path().as_ptr() as u64,
+                Parameter::ExamplesPath => examples_path().as_ptr() as u64,
                 Parameter::NewPath => new_path().as_ptr() as u64,
                 Parameter::Out(_) | Parameter::MaybeOut(_) | Parameter::Number => (&raw mut *places[i]) as u64,
                 Parameter::Err => {
@@ -489,6 +501,7 @@ fn null_is_refused_or_means_nothing() {
                 | Parameter::ModelPath
                 | Parameter::SessionPath
                 | Parameter::AdapterPath
+                | Parameter::ExamplesPath
                 | Parameter::NewPath
                 | Parameter::MaybeHandles(_)
                 | Parameter::Out(_)
@@ -568,6 +581,7 @@ fn text_that_is_not_utf8_is_refused_with_its_offset() {
             | Parameter::ModelPath
             | Parameter::SessionPath
             | Parameter::AdapterPath
+            | Parameter::ExamplesPath
             | Parameter::NewPath = parameter
             {
                 let mut arguments = Arguments::good(function);

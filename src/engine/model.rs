@@ -8,7 +8,6 @@
 //! # Ok::<(), metal_candle::Error>(())
 //! ```
 
-use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -127,7 +126,7 @@ struct Inner {
     device: Device,
     tokenizer: Option<Tokenizer>,
     chat_template: Option<ChatTemplate>,
-    eos: HashSet<u32>,
+    eos: Vec<u32>,
     sampling: Sampling,
     fingerprint: u64,
     embedder: Arc<Embedder>,
@@ -325,6 +324,11 @@ impl Model {
             embedder: inner.embedder.clone(),
             vocabulary: OnceLock::new(),
         }))
+    }
+
+    /// The token that ends a text; `None` if no file names one.
+    pub(super) fn eos(&self) -> Option<u32> {
+        self.0.eos.first().copied()
     }
 
     /// Whether a token ends an answer.

@@ -1,7 +1,14 @@
 //! Examples to train on: texts, completions of prompts, and conversations.
 //!
-//! A dataset holds examples as they were written; a model's tokenizer and chat template make tokens of them when training begins. With a
-//! masked prompt, training learns completions and what the assistant says alone, the token that ends each answer included.
+//! A dataset holds examples as they were written; a model's tokenizer and chat template make tokens of them when training begins. Of a
+//! text all is learnt. Of a completion and of a conversation it is, with a masked prompt, what the model is to write: the completion,
+//! and each message of the assistant up to and with the token that ends it.
+//!
+//! Texts and completions have the special tokens that the tokenizer puts around a text, and the token that ends a text behind them, as
+//! with TRL's SFTTrainer. A conversation has those that its template writes, and where that ends an answer with none, the token that ends
+//! a text behind the last. A message that the template writes differently once others follow it, as Qwen3's does with thoughts, is
+//! learnt as a sequence of its own, so that what is learnt of is always what the model is given when it has to answer. A template that
+//! does not write a message behind its generation prompt makes training fail with MC_ERROR_TEMPLATE, with the example's number.
 
 use std::ffi::c_char;
 use std::mem::MaybeUninit;
@@ -40,12 +47,14 @@ pub extern "C" fn mc_dataset_new() -> NonNull<mc_dataset> {
 /// Makes a dataset from a file of JSON lines: one example a line, each an object with the fields of one of these.
 ///
 /// - `messages`, and optionally `tools`: a conversation, as for mc_chat_from_json().
-/// - `prompt` and `completion`: both text, or both messages of a conversation.
+/// - `prompt` and `completion`: both text; or both an array of messages, and optionally `tools`: a conversation of which the
+///   messages of `completion` alone are learnt.
 /// - `text`: text.
 ///
-/// Blank lines are skipped. Another field is an error.
+/// Blank lines are skipped, a byte order mark too; fields that are null count as absent. Other fields are errors, and so are lines of
+/// more than 8 MiB.
 ///
-/// @param path  the file, UTF-8.
+/// @param path  the file. Its content is UTF-8.
 /// @param out   receives one reference; free it with mc_dataset_free().
 /// @param err   NULL, or receives the error, with the number of the line.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO; MC_ERROR_FORMAT.
@@ -72,7 +81,7 @@ fn add(dataset: MaybeUninit<&mut mc_dataset>, add: impl FnOnce(&mut Dataset)) ->
     })
 }
 
-/// Adds a text at the end. All of it is learnt.
+/// Adds a text at the end.
 ///
 /// @param dataset   the dataset.
 /// @param text      UTF-8; NULL if `text_len` is 0. Copied.
@@ -122,7 +131,8 @@ pub unsafe extern "C" fn mc_dataset_add_completion(
     })
 }
 
-/// Adds a conversation at the end, as it is now: its messages, tools, template and variables.
+/// Adds a conversation at the end, as it is now: its messages, tools, template and variables. A template that tells the time tells
+/// that of this call, unless mc_chat_set_time() set another.
 ///
 /// @param dataset  the dataset.
 /// @param chat     the conversation. Copied.

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use metal_candle::ffi::cancel::*;
 use metal_candle::ffi::chat::*;
+use metal_candle::ffi::dataset::*;
 use metal_candle::ffi::device::*;
 use metal_candle::ffi::embed::*;
 use metal_candle::ffi::error::*;
@@ -90,6 +91,18 @@ pub fn adapter_path() -> &'static CStr {
     path
 }
 
+/// A file of two examples.
+pub fn examples_path() -> &'static CStr {
+    static PATH: OnceLock<(tempfile::NamedTempFile, CString)> = OnceLock::new();
+    let (_, path) = PATH.get_or_init(|| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("{{\"text\": \"fn main\"}}\n{{\"messages\": {CHAT}}}\n")).unwrap();
+        let path = CString::new(file.path().to_str().unwrap()).unwrap();
+        (file, path)
+    });
+    path
+}
+
 /// The status and message of a failed call; frees the error.
 pub fn taken(err: &mut *mut mc_error) -> (mc_status, String) {
     let error = std::mem::replace(err, null_mut());
@@ -127,9 +140,10 @@ pub enum Type {
     Session,
     EmbedOptions,
     Lora,
+    Dataset,
 }
 
-pub const TYPES: [Type; 14] = [
+pub const TYPES: [Type; 15] = [
     Type::Error,
     Type::String,
     Type::Tokens,
@@ -144,6 +158,7 @@ pub const TYPES: [Type; 14] = [
     Type::Session,
     Type::EmbedOptions,
     Type::Lora,
+    Type::Dataset,
 ];
 
 /// A second reference to the one model of the test program; NULL if it cannot be loaded.
@@ -249,6 +264,7 @@ pub fn make(kind: Type) -> *mut c_void {
             }
             Type::EmbedOptions => return pointer(mc_embed_options_new()),
             Type::Lora => return lora().cast(),
+            Type::Dataset => return pointer(mc_dataset_new()),
             Type::Session => mc_session_fork(nn(prompted_session()), nn(place), null_mut()),
         };
     }
@@ -273,6 +289,7 @@ pub fn release(kind: Type, handle: *mut c_void) {
             Type::Session => mc_session_free(handle.cast()),
             Type::EmbedOptions => mc_embed_options_free(handle.cast()),
             Type::Lora => mc_lora_free(handle.cast()),
+            Type::Dataset => mc_dataset_free(handle.cast()),
         }
     }
 }
