@@ -21,8 +21,8 @@ use super::{LoraTrainer, Progress, Schedule, TrainOptions, Weighting};
 use crate::engine::Model;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Beside, Checkpoint, Json, PeftPlan, Tensors, remove_parts};
-use crate::nn::{Gradient, Module, TensorSource, Trained};
-use crate::ops::{StoredType, widen};
+use crate::nn::{Module, TensorSource, Trained};
+use crate::ops::{Gradient, StoredType, widen};
 
 pub(super) const FILE: &str = "training_state.safetensors";
 const STATE: &str = "training_state";

@@ -43,7 +43,8 @@ use super::random::Random;
 use super::{Cancel, Capability, Lora, Model};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Fresh, PeftPlan};
-use crate::nn::{Gradient, Pass, Trained, Transformer};
+use crate::nn::{Pass, Trained, Transformer};
+use crate::ops::{Dropout, Gradient};
 
 /// What is drawn from the streams of a seed: the fresh weights; the dropout of each micro-batch; the order of each epoch.
 const WEIGHTS: u64 = 0;
@@ -243,8 +244,8 @@ impl LoraTrainer {
     /// One micro-batch, and the step if it is its last, which that of an epoch always is.
     fn micro_step(&mut self, sequences: &Sequences<'_>, ends_epoch: bool) -> Result<MicroStep> {
         let total = self.schedule_end()?;
-        let dropout =
-            (self.dropout > 0.0).then(|| (self.dropout, Random::stream(self.seed, DROPOUT | self.progress.micro_steps).bits()));
+        let seed = || Random::stream(self.seed, DROPOUT | self.progress.micro_steps).bits();
+        let dropout = (self.dropout > 0.0).then(|| Dropout { share: self.dropout, seed: seed() });
         let pass = |network: &Transformer, pass: Pass<'_>| network.gradients(sequences.batch(), &self.trained, pass);
         let (sum, gradients) = self.pass(dropout, pass)?;
         let target_tokens = sequences.target_tokens();
@@ -335,7 +336,7 @@ impl LoraTrainer {
     /// Work of the network, which a cancel flag stops and a suspended device.
     fn pass<R: Send>(
         &self,
-        dropout: Option<(f32, u64)>,
+        dropout: Option<Dropout>,
         work: impl FnOnce(&Transformer, Pass<'_>) -> candle_core::Result<Option<R>> + Send,
     ) -> Result<R> {
         let (device, cancel) = (self.model.device(), self.options.cancel.as_ref());
