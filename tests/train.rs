@@ -299,6 +299,9 @@ fn a_snapshot_stays_as_it_is_while_training_goes_on() {
     assert!(now != then && now == logits(&model, &[(trainer.adapter().unwrap(), 1.0)]));
 }
 
+/// A micro-batch, and what is said of it.
+type Refused<'a> = (&'a [u32], Option<&'a [bool]>, &'a [usize], ErrorKind, String);
+
 #[test]
 fn what_cannot_be_learnt_is_refused_by_name_and_changes_nothing() {
     let mut trainer = trainer(&small(), &options());
@@ -308,7 +311,7 @@ fn what_cannot_be_learnt_is_refused_by_name_and_changes_nothing() {
     let long = vec![1; context + 1];
     let argument = ErrorKind::InvalidArgument;
     let none = [false; 9];
-    let cases: [(&[u32], Option<&[bool]>, &[usize], ErrorKind, String); 11] = [
+    let cases: [Refused; 11] = [
         (
             &[1, 2, vocabulary],
             None,

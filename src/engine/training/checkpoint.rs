@@ -63,12 +63,12 @@ bits! {
 macro_rules! stored {
     ($type:ident: $($field:ident)*) => {
         impl $type {
-            fn to_json(&self) -> Value {
+            fn fields(&self) -> Value {
                 let fields = [$((stringify!($field).to_string(), digits(&self.$field))),*];
                 fields.into_iter().collect::<Map<_, _>>().into()
             }
 
-            fn from_json(json: &Json) -> Result<Self> {
+            fn from_fields(json: &Json) -> Result<Self> {
                 #[allow(clippy::needless_update)]
                 Ok(Self { $($field: number(json, stringify!($field))?,)* ..Self::default() })
             }
@@ -127,8 +127,8 @@ impl LoraTrainer {
             "dropout": digits(&self.dropout),
             "seed": digits(&self.seed),
             "checkpoints": self.options.checkpoint.is_some(),
-            "options": self.options.to_json(),
-            "progress": self.progress.to_json(),
+            "options": self.options.fields(),
+            "progress": self.progress.fields(),
         })
     }
 
@@ -182,14 +182,14 @@ impl LoraTrainer {
                 format!("model: expected a checkpoint of this one ({expected:016x}), found one of another ({found:016x})");
             return Err(Error::new(ErrorKind::Mismatch, message));
         }
-        let mut own = TrainOptions::from_json(&object(&json, "options")?)?;
+        let mut own = TrainOptions::from_fields(&object(&json, "options")?)?;
         own.check().map_err(|error| json.invalid("options", error.message()))?;
         own.checkpoint = json.flag("checkpoints", false)?.then(|| directory.to_path_buf());
         let options = match options {
             Some(options) => same_data(&own, options)?.clone(),
             None => own,
         };
-        let progress = Progress::from_json(&object(&json, "progress")?)?;
+        let progress = Progress::from_fields(&object(&json, "progress")?)?;
         progress.check(&options).map_err(|message| json.invalid("progress", &message))?;
         let (dropout, seed): (f32, u64) = (number(&json, "dropout")?, number(&json, "seed")?);
         if !(0.0..1.0).contains(&dropout) {
