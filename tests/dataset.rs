@@ -34,6 +34,12 @@ fn every_form_is_read() {
 }
 
 #[test]
+fn the_example_has_thirty_facts() {
+    let dataset = Dataset::load_jsonl("examples/data/facts.jsonl").unwrap();
+    assert_eq!(dataset.len(), 30);
+}
+
+#[test]
 fn a_line_that_is_no_example_is_refused_by_its_number() {
     let forms = "expected messages and perhaps tools, prompt and completion, or text, found";
     for (line, expected) in [

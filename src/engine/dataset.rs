@@ -11,6 +11,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde_json::{Map, Value as Json};
 
@@ -82,22 +83,27 @@ impl Dataset {
 
     /// Reads a file of JSON lines, one example each: `{"messages": [...]}`, optionally with `tools`, as for
     /// [`Chat::from_json`]; `{"prompt": ..., "completion": ...}`, both strings, or both messages and optionally with `tools`; or
-    /// `{"text": ...}`. Blank lines are skipped, fields that are null count as absent, others are errors.
+    /// `{"text": ...}`. Blank lines are skipped, fields that are null count as absent, others are errors. A template that tells the
+    /// time tells when the file was last changed, so that a training that is resumed on another day sees the same.
     ///
     /// # Errors
     /// `NotFound`, `Io`; `InvalidUtf8`, `Format` with path, line and field.
     pub fn load_jsonl(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let mut dataset = Self { examples: Vec::new(), path: path.to_path_buf() };
-        let mut file = BufReader::new(File::open(path).map_err(|e| Error::io(path, e))?);
-        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let changed = file.metadata().and_then(|metadata| metadata.modified()).unwrap_or_else(|_| SystemTime::now());
+        let (mut file, mut bytes) = (BufReader::new(file), Vec::new());
         for line in 1.. {
             bytes.clear();
             let mut bounded = file.by_ref().take(MAX_LINE_BYTES as u64 + 1);
             if bounded.read_until(b'\n', &mut bytes).map_err(|e| Error::io(path, e))? == 0 {
                 break;
             }
-            let content = read_line(&bytes, line).map_err(|e| e.within(format_args!("{}, line {line}", path.display())))?;
+            let mut content = read_line(&bytes, line).map_err(|e| e.within(format_args!("{}, line {line}", path.display())))?;
+            if let Some(Content::Chat { chat, .. }) = &mut content {
+                chat.keep_time(changed);
+            }
             dataset.examples.extend(content.map(|content| Example { content, line: Some(line) }));
         }
         Ok(dataset)
@@ -116,7 +122,9 @@ impl Dataset {
     /// Appends a conversation as it is now: its messages, tools, template and variables. A template that tells the time tells that of
     /// this call, unless the conversation has another.
     pub fn add_chat(&mut self, chat: &Chat) {
-        self.add(chat_from(chat.clone(), 0));
+        let mut chat = chat.clone();
+        chat.keep_time(SystemTime::now());
+        self.add(Content::chat(chat, 0));
     }
 
     fn add(&mut self, content: Content) {
@@ -168,6 +176,10 @@ impl Dataset {
 }
 
 impl Content {
+    fn chat(chat: Chat, prompt: usize) -> Self {
+        Self::Chat { chat: Box::new(chat), prompt }
+    }
+
     fn samples(&self, model: &Model, mask_prompt: bool) -> Result<Vec<Sample>> {
         match self {
             Self::Text(text) => Ok(vec![Sample::text(model, text, 0)?]),
@@ -278,7 +290,7 @@ fn read_example(mut fields: Map<String, Json>) -> Result<Content> {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut take = |name: &str| fields.remove(name).unwrap_or_default();
     match names[..] {
-        ["messages"] | ["messages", "tools"] => Ok(chat_from(Chat::from_value(Json::Object(fields))?, 0)),
+        ["messages"] | ["messages", "tools"] => Ok(Content::chat(Chat::from_value(Json::Object(fields))?, 0)),
         ["completion", "prompt"] | ["completion", "prompt", "tools"] => {
             read_completion(take("prompt"), take("completion"), fields.remove("tools"))
         }
@@ -304,17 +316,12 @@ fn read_completion(prompt: Json, completion: Json, tools: Option<Json>) -> Resul
             let asked = chat.len();
             chat.set_tools(tools)?;
             chat.append(Chat::from_value(completion).map_err(|e| e.within("completion"))?);
-            Ok(chat_from(chat, asked))
+            Ok(Content::chat(chat, asked))
         }
         (Json::String(_), other) => Err(expected("completion", "a string, as the prompt is", Some(&other))),
         (Json::Array(_), other) => Err(expected("completion", "an array of messages, as the prompt is", Some(&other))),
         (other, _) => Err(expected("prompt", "a string or an array of messages", Some(&other))),
     }
-}
-
-fn chat_from(mut chat: Chat, prompt: usize) -> Content {
-    chat.keep_time();
-    Content::Chat { chat: Box::new(chat), prompt }
 }
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ pub extern "C" fn mc_dataset_new() -> NonNull<mc_dataset> {
 /// - `text`: text.
 ///
 /// Blank lines are skipped, a byte order mark too; fields that are null count as absent. Other fields are errors, and so are lines of
-/// more than 8 MiB.
+/// more than 8 MiB. A template that tells the time tells when the file was last changed.
 ///
 /// @param path  the file. Its content is UTF-8.
 /// @param out   receives one reference; free it with mc_dataset_free().

@@ -6,8 +6,9 @@
 //! ```
 
 use std::ops::Range;
+use std::time::SystemTime;
 
-use super::{Chat, ChatTemplate, now};
+use super::{Chat, ChatTemplate, unix_seconds};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A text, and where in it the assistant answers, in bytes.
@@ -48,9 +49,9 @@ impl Chat {
         Ok(lessons)
     }
 
-    /// Renders at the time of this call from now on, unless a time was set: what is rendered twice is then the same.
-    pub(in crate::engine) fn keep_time(&mut self) {
-        self.unix_seconds.get_or_insert_with(now);
+    /// Renders at this time from now on, unless another was set: what is rendered twice is then the same.
+    pub(in crate::engine) fn keep_time(&mut self, time: SystemTime) {
+        self.unix_seconds.get_or_insert_with(|| unix_seconds(time));
     }
 }
 

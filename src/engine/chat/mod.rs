@@ -262,9 +262,13 @@ fn json_type(value: Option<&Json>) -> &'static str {
     }
 }
 
-/// Seconds since 1970; a clock before that counts as 1970.
 fn now() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    unix_seconds(SystemTime::now())
+}
+
+/// Seconds since 1970; a time before that counts as 1970.
+fn unix_seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
     since.ok().and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or(0)
 }
 

@@ -35,7 +35,7 @@ fn chat(json: &str) -> Chat {
 }
 
 fn conversation(chat: Chat) -> Content {
-    chat_from(chat, 0)
+    Content::chat(chat, 0)
 }
 
 const SYSTEM: &str = "<|im_start|>system\nYou answer questions about the Rust standard library.<|im_end|>\n";
@@ -239,4 +239,15 @@ fn a_file_gives_the_same_as_calls() {
             format!("{question}B.<|im_end|>\n<|im_start|>user\nC?<|im_end|>\n<|im_start|>assistant\n[D.<|im_end|>]\n"),
         ]
     );
+}
+
+#[test]
+fn a_template_tells_the_time_of_the_file() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), r#"{"messages": [{"role": "assistant", "content": "Noon."}]}"#).unwrap();
+    file.as_file().set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(951_782_400)).unwrap();
+    let mut dataset = Dataset::load_jsonl(file.path()).unwrap();
+    let Content::Chat { chat, .. } = &mut dataset.examples[0].content else { panic!() };
+    chat.set_template(Some("{{ strftime_now('%Y-%m-%d') }}:{% for m in messages %}{{ m.content }}{% endfor %}")).unwrap();
+    assert_eq!(marked(&dataset.tokenized(&tiny_coder(), 1024, true).unwrap().examples[0]), "2000-02-29:[Noon.<|im_end|>]");
 }
