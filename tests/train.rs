@@ -646,6 +646,8 @@ fn damaged_checkpoints_are_refused() {
             assert!(kind.is_some() || free, "{path}");
         }
     }
+    let early = with_metadata(&whole, |text| text["progress"]["pending"] = "0000000000000001".into());
+    assert_eq!(resume(&early).unwrap_err().kind(), ErrorKind::Format);
     // Values and shapes.
     let values = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
     for number in [f32::NAN, f32::INFINITY] {

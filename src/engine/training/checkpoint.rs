@@ -17,6 +17,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::options::{MOST, MOST_EPOCHS};
+use super::run::BEST;
 use super::{LoraTrainer, Progress, Schedule, TrainOptions, Weighting};
 use crate::engine::Model;
 use crate::error::{Error, ErrorKind, Result};
@@ -183,10 +184,13 @@ impl LoraTrainer {
             return Err(Error::new(ErrorKind::Mismatch, message));
         }
         let mut own = TrainOptions::from_fields(&object(&json, "options")?)?;
-        own.check().map_err(|error| json.invalid("options", error.message()))?;
+        super::check_options(model, &own).map_err(|error| json.invalid("options", error.message()))?;
         own.checkpoint = json.flag("checkpoints", false)?.then(|| directory.to_path_buf());
         let options = match options {
-            Some(options) => same_data(&own, options)?.clone(),
+            Some(options) => {
+                super::check_options(model, options)?;
+                same_data(&own, options)?.clone()
+            }
             None => own,
         };
         let progress = Progress::from_fields(&object(&json, "progress")?)?;
@@ -226,9 +230,8 @@ impl LoraTrainer {
             return Err(Error::format(format!("{FILE}: second_moments: expected numbers from 0, found a negative one")));
         }
         remove_parts(directory);
-        let trainer = Self { model: model.clone(), plan, dropout, seed, options, trained, first, second, gradients, progress };
-        trainer.check_options()?;
-        Ok(trainer)
+        remove_parts(&directory.join(BEST));
+        Ok(Self { model: model.clone(), plan, dropout, seed, options, trained, first, second, gradients, progress })
     }
 }
 
@@ -252,6 +255,9 @@ impl Progress {
         let numbers = [("loss_sum", self.loss_sum), ("loss", self.loss), ("grad_norm", self.grad_norm)];
         if let Some((name, found)) = numbers.into_iter().find(|(_, found)| !found.is_finite()) {
             return Err(format!("{name}: expected a finite number, found {found}"));
+        }
+        if self.pending && self.step == 0 {
+            return Err("pending: expected none before the first step, found one".to_string());
         }
         if self.best_loss.is_nan() {
             return Err("best_loss: expected a number, found NaN".to_string());

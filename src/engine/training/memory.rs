@@ -1,6 +1,6 @@
 //! What training takes beside the loaded model.
 
-use super::{LoraConfig, LoraTrainer, TrainOptions, USUAL_LENGTH, plan};
+use super::{LoraConfig, LoraTrainer, TrainOptions, USUAL_LENGTH, check_options, plan};
 use crate::engine::Model;
 use crate::error::Result;
 use crate::nn::Config;
@@ -16,7 +16,7 @@ impl LoraTrainer {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn estimate_memory(model: &Model, config: &LoraConfig, options: &TrainOptions) -> Result<u64> {
-        options.check()?;
+        check_options(model, options)?;
         let plan = plan(model, config)?;
         let c = model.transformer().config();
         let longest = if options.max_length == 0 { c.context_length.min(USUAL_LENGTH) } else { options.max_length };

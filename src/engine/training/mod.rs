@@ -152,6 +152,7 @@ impl LoraTrainer {
     /// (DoRA), biases or replaced matrices; `Mismatch` for an initial adapter of another model; `OutOfMemory`.
     pub fn new(model: &Model, config: &LoraConfig, options: &TrainOptions) -> Result<Self> {
         let plan = plan(model, config)?;
+        check_options(model, options)?;
         let modules = plan.modules.iter();
         let gradients = || plan.modules.iter().map(|(module, rank, _)| zeros(module.inputs, *rank, module.outputs));
         let trained = modules.zip(gradients()).map(|((module, rank, scaling), zeros)| {
@@ -170,21 +171,11 @@ impl LoraTrainer {
             progress: Progress::default(),
             plan,
         };
-        trainer.check_options()?;
         match &config.initial {
             Some(lora) => trainer.copy_weights(lora)?,
             None => trainer.draw_weights(),
         }
         Ok(trainer)
-    }
-
-    fn check_options(&self) -> Result<()> {
-        self.options.check()?;
-        let (most, found) = (self.model.context_length(), self.options.max_length);
-        if found > most {
-            return Err(Error::argument(format!("max_length: expected at most {most}, the model's context, found {found}")));
-        }
-        Ok(())
     }
 
     /// As PEFT does: `a` uniform within `1 / √inputs` (Kaiming's with `a = √5`), `b` zero, so that the adapter changes nothing yet.
@@ -390,6 +381,17 @@ fn check_model(model: &Model) -> Result<()> {
     }
     let found = model.architecture();
     Err(Error::unsupported(format!("trainer: expected a model that generates text, found one of {found} that only embeds")))
+}
+
+/// # Errors
+/// `InvalidArgument` naming the option that is out of its range for this model.
+fn check_options(model: &Model, options: &TrainOptions) -> Result<()> {
+    options.check()?;
+    let (most, found) = (model.context_length(), options.max_length);
+    if found > most {
+        return Err(Error::argument(format!("max_length: expected at most {most}, the model's context, found {found}")));
+    }
+    Ok(())
 }
 
 /// What a configuration means for a model.

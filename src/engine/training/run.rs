@@ -13,7 +13,7 @@ use crate::load::{FNV_START, fnv};
 use crate::ops;
 
 /// The folder of the best adapter within that of checkpoints.
-const BEST: &str = "best";
+pub(super) const BEST: &str = "best";
 
 /// One finished step of a training on a dataset.
 #[derive(Debug, Clone, Copy, PartialEq)]
