@@ -167,6 +167,24 @@ fn what_is_kept_and_what_is_computed_twice_gives_the_same_weights() {
 }
 
 #[test]
+fn dropout_is_another_one_each_time_and_the_same_for_a_seed() {
+    let model = model();
+    let initial = Some(Lora::load(&model, golden("lora/qwen2_all7")).unwrap());
+    let still = TrainOptions { learning_rate: 0.0, ..TrainOptions::default() };
+    let losses = |seed| {
+        let config = LoraConfig { initial: initial.clone(), dropout: 0.5, seed, ..LoraConfig::default() };
+        let mut trainer = LoraTrainer::new(&model, &config, &still).unwrap();
+        let plain = trainer.eval_step(&TOKENS, None, &OFFSETS).unwrap();
+        let [first, second] = [0, 1].map(|_| trainer.train_step(&TOKENS, None, &OFFSETS).unwrap().loss);
+        assert_eq!(trainer.eval_step(&TOKENS, None, &OFFSETS).unwrap(), plain);
+        assert!(first != second && first != plain);
+        (first, second)
+    };
+    assert_eq!(losses(1), losses(1));
+    assert_ne!(losses(1), losses(2));
+}
+
+#[test]
 fn a_new_adapter_changes_nothing_until_it_is_trained_and_then_all_of_it_moves() {
     let model = model();
     let config = LoraConfig { seed: 7, ..LoraConfig::default() };
