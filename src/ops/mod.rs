@@ -28,7 +28,7 @@ pub use crate::kernels::{
 pub use activation::{activate, gated};
 pub use attention::{LayerCache, Masks, Sequences, attention, attention_within};
 pub use backend::Backend;
-pub use cross_entropy::cross_entropy;
+pub use cross_entropy::{cross_entropy, scored_at_once};
 pub use embedding::embedding;
 pub use linear::{Product, Products, linear, logits};
 pub use low_rank::{Delta, merged};
