@@ -67,6 +67,7 @@ test-c:
 bench:
 	python3 benches/run.py
 	python3 benches/embed.py
+	python3 benches/train.py
 
 INCLUDE_DIR = $(DESTDIR)$(PREFIX)/include
 LIB_DIR     = $(DESTDIR)$(PREFIX)/lib
