@@ -155,6 +155,11 @@ impl Device {
         self.synchronize()
     }
 
+    /// Whether it is closed for new work.
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.0.gate().suspended
+    }
+
     /// Opens the device again.
     pub fn resume(&self) {
         self.0.gate().suspended = false;

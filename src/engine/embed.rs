@@ -26,8 +26,8 @@ use super::model::{Progress, ProgressFn, Stage, tell};
 use super::{Cancel, Lora, Model, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Checkpoint, Json, Module, SentenceConfig, Similarity};
-use crate::nn::{Config, Linear, Norm, Pooling, Slot, Weights};
-use crate::ops::{self, Activation, Backend};
+use crate::nn::{Config, Linear, Pooling, Slot, Weights};
+use crate::ops::{self, Activation, Backend, Context};
 
 /// Tokens of one pack, which one thread takes through the network: enough that a matrix is not read for a few rows, few enough that
 /// what lies between two products stays in the caches.
@@ -91,7 +91,7 @@ pub(super) struct Embedder {
 /// A module on the CPU: its vectors are few and small.
 enum Step {
     Dense { linear: Linear, activation: Option<Activation>, residual: Option<Residual> },
-    LayerNorm(Norm),
+    LayerNorm(ops::Norm),
     Normalize,
 }
 
@@ -434,8 +434,8 @@ impl Step {
                 };
                 Self::Dense { linear: Linear { weight, bias }, activation: *activation, residual }
             }
-            Module::LayerNorm { width, .. } => Self::LayerNorm(Norm {
-                kind: ops::Norm::Layer,
+            Module::LayerNorm { width, .. } => Self::LayerNorm(ops::Norm {
+                kind: ops::NormKind::Layer,
                 // torch's default, which the module does not change.
                 eps: 1e-5,
                 width: *width,
@@ -451,20 +451,21 @@ impl Step {
     /// # Shape
     /// `(rows, inputs)` to `(rows, outputs)`
     fn forward(&self, cpu: &Backend, x: &Tensor) -> candle_core::Result<Tensor> {
+        let cx = Context::forward(cpu);
         match self {
             Self::Dense { linear, activation, residual } => {
-                let y = linear.forward(x, None)?;
+                let y = linear.forward(cx, x, None)?;
                 let y = match activation {
-                    Some(activation) => ops::activate(cpu, y, *activation)?,
+                    Some(activation) => ops::activate(cx, y, *activation)?,
                     None => y,
                 };
                 match residual {
                     None => Ok(y),
-                    Some(Residual::Input) => ops::add_scaled(cpu, x, y, 1.0, None),
-                    Some(Residual::Projected(linear)) => ops::add_scaled(cpu, &linear.forward(x, None)?, y, 1.0, None),
+                    Some(Residual::Input) => ops::add_scaled(cx, x, y, 1.0, None),
+                    Some(Residual::Projected(linear)) => ops::add_scaled(cx, &linear.forward(cx, x, None)?, y, 1.0, None),
                 }
             }
-            Self::LayerNorm(norm) => norm.forward(cpu, x),
+            Self::LayerNorm(norm) => ops::norm(cx, x, norm),
             Self::Normalize => {
                 let (shape, mut values) = (x.shape().clone(), ops::to_f32(x)?);
                 values.chunks_exact_mut(shape.dims()[1]).for_each(normalize);

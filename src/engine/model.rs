@@ -8,7 +8,6 @@
 //! # Ok::<(), metal_candle::Error>(())
 //! ```
 
-use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -127,7 +126,7 @@ struct Inner {
     device: Device,
     tokenizer: Option<Tokenizer>,
     chat_template: Option<ChatTemplate>,
-    eos: HashSet<u32>,
+    eos: Vec<u32>,
     sampling: Sampling,
     fingerprint: u64,
     embedder: Arc<Embedder>,
@@ -261,11 +260,10 @@ impl Model {
     /// What this model and this library can do together.
     pub fn supports(&self, capability: Capability) -> bool {
         match capability {
-            Capability::Generate => self.transformer().generates(),
+            Capability::Generate | Capability::Train => self.transformer().generates(),
             Capability::ChatTemplate => self.0.chat_template.is_some(),
             Capability::Embed => self.0.tokenizer.is_some(),
             Capability::Lora => true,
-            Capability::Train => false,
         }
     }
 
@@ -326,6 +324,11 @@ impl Model {
             embedder: inner.embedder.clone(),
             vocabulary: OnceLock::new(),
         }))
+    }
+
+    /// The token that ends a text; `None` if no file names one.
+    pub(super) fn eos(&self) -> Option<u32> {
+        self.0.eos.first().copied()
     }
 
     /// Whether a token ends an answer.
@@ -455,7 +458,8 @@ pub(super) fn tell(progress: &mut Option<&mut ProgressFn<'_>>, event: Progress) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::Adapters;
+    use crate::nn::{Adapters, Batch, Module, Pass, Place, Trained};
+    use crate::ops::Dropout;
 
     /// The network of a directory, on the CPU, by our kernels or by the tensor operations of GPUs.
     fn network(directory: &Path, kernels: bool) -> Transformer {
@@ -524,6 +528,9 @@ mod tests {
         for folder in ["lora", "adapters"] {
             for entry in std::fs::read_dir(root.join(folder)).unwrap() {
                 let adapter = entry.unwrap().path();
+                if !adapter.join("adapter_config.json").exists() {
+                    continue;
+                }
                 let notes = Json::read(&adapter.join("golden.json")).unwrap();
                 let directory = root.join(notes.text("base").unwrap().unwrap());
                 let kernels = network(&directory, true);
@@ -550,6 +557,119 @@ mod tests {
             }
         }
         assert!(seen >= 26);
+    }
+
+    /// A change of every matrix of the layers, of rank 3.
+    fn in_training(network: &Transformer) -> Vec<Trained> {
+        let mut seed = 1u32;
+        let mut noise = |len: usize| -> Vec<f32> {
+            let next = |_| {
+                seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (seed >> 8) as f32 / (1 << 24) as f32 * 0.2 - 0.1
+            };
+            (0..len).map(next).collect()
+        };
+        let modules = network.modules().into_iter().filter(|module| !matches!(module.place, Place::Embed | Place::Head));
+        let change = |module: Module| {
+            let (a, b) = (noise(3 * module.inputs), noise(module.outputs * 3));
+            Trained { module, rank: 3, scaling: 1.5, a, b }
+        };
+        modules.map(change).collect()
+    }
+
+    const LENGTHS: [usize; 3] = [11, 1, 23];
+
+    fn targets(ids: &[u32]) -> Vec<bool> {
+        (0..ids.len()).map(|t| ![0, 11, 12].contains(&t) && t % 5 != 3).collect()
+    }
+
+    fn pass(checkpointing: bool, dropout: Option<Dropout>) -> Pass<'static> {
+        Pass { checkpointing, dropout, stop: &|| false }
+    }
+
+    #[test]
+    fn every_family_trains_alike_by_kernels_and_by_tensor_operations_with_and_without_checkpoints() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let ids: Vec<u32> = (0..35).map(|i| 3 + i * 67 % 120).collect();
+        let targets = targets(&ids);
+        let batch = Batch { ids: &ids, lengths: &LENGTHS, targets: &targets };
+        let mut seen = 0;
+        for folder in ["decoders", "families"] {
+            for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+                let directory = entry.unwrap().path();
+                let network_by = network(&directory, true);
+                let trained = in_training(&network_by);
+                let (loss, gradients) = network_by.gradients(batch, &trained, pass(false, None)).unwrap().unwrap();
+
+                // The loss is that of the scores which inference gives, merged or not.
+                let adapter = Adapters::in_training(&network_by, &trained, None).unwrap();
+                let mut want = 0.0;
+                for (i, len) in LENGTHS.into_iter().enumerate() {
+                    let start: usize = LENGTHS[..i].iter().sum();
+                    let mut cache = network_by.new_cache();
+                    let hidden = network_by.forward(&ids[start..start + len], &mut cache, len, Some(&adapter)).unwrap();
+                    let mut scores = Vec::new();
+                    network_by.logits(&hidden, &mut scores, None).unwrap();
+                    for (t, row) in scores.chunks_exact(scores.len() / len).take(len - 1).enumerate() {
+                        if targets[start + t + 1] {
+                            let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+                            want += sum.ln() - f64::from(row[ids[start + t + 1] as usize]);
+                        }
+                    }
+                }
+                assert!((loss - want).abs() < 1e-4 * want, "{}: {loss} {want}", directory.display());
+
+                let (again, recomputed) = network_by.gradients(batch, &trained, pass(true, None)).unwrap().unwrap();
+                let found = network(&directory, false).gradients(batch, &trained, pass(false, None)).unwrap().unwrap();
+                assert_eq!(loss, again);
+                assert!((loss - found.0).abs() < 1e-4 * loss, "{}: {loss} {}", directory.display(), found.0);
+                let largest = gradients.iter().flat_map(|g| g.a.iter().chain(&g.b)).fold(0f32, |m, x| m.max(x.abs()));
+                for ((g, recomputed), (found, change)) in gradients.iter().zip(&recomputed).zip(found.1.iter().zip(&trained)) {
+                    assert!(g.a == recomputed.a && g.b == recomputed.b, "{}", directory.display());
+                    for (one, other) in g.a.iter().zip(&found.a).chain(g.b.iter().zip(&found.b)) {
+                        let error = (one - other).abs() / largest;
+                        assert!(error < 5e-5, "{} {}: {one} {other}", directory.display(), change.module.name);
+                    }
+                    let any = |x: &[f32]| x.iter().any(|x| x.abs() > 1e-6 * largest);
+                    assert!(any(&g.a) && any(&g.b), "{} {}", directory.display(), change.module.name);
+                }
+                seen += 1;
+            }
+        }
+        assert!(seen >= 50);
+    }
+
+    #[test]
+    fn gradients_are_the_slopes_of_the_loss() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let ids: Vec<u32> = (0..35).map(|i| 3 + i * 67 % 120).collect();
+        let targets = targets(&ids);
+        let batch = Batch { ids: &ids, lengths: &LENGTHS, targets: &targets };
+        for directory in ["decoders/qwen2_untied_old", "decoders/gemma2", "decoders/phi3"] {
+            for dropout in [None, Some(Dropout { share: 0.2, seed: 7 })] {
+                let network = network(&root.join(directory), true);
+                let trained = in_training(&network);
+                let (_, gradients) = network.gradients(batch, &trained, pass(true, dropout)).unwrap().unwrap();
+                let all = || gradients.iter().flat_map(|g| g.a.iter().chain(&g.b));
+                let largest = all().fold(0f32, |m, x| m.max(x.abs()));
+                for (i, gradient) in gradients.iter().enumerate() {
+                    for (b, gradient) in [(false, &gradient.a), (true, &gradient.b)] {
+                        // Along the gradient itself, where the slope is largest.
+                        let length = gradient.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+                        let loss = |step: f64| {
+                            let mut moved = trained.clone();
+                            let values = if b { &mut moved[i].b } else { &mut moved[i].a };
+                            values.iter_mut().zip(gradient).for_each(|(x, g)| *x += (f64::from(*g) / length * step) as f32);
+                            network.gradients(batch, &moved, pass(true, dropout)).unwrap().unwrap().0
+                        };
+                        let h = 0.005;
+                        let slope = (8.0 * (loss(h) - loss(-h)) - (loss(2.0 * h) - loss(-2.0 * h))) / (12.0 * h);
+                        let name = &trained[i].module.name;
+                        assert!((slope - length).abs() < 1e-3 * length + 1e-4 * f64::from(largest), "{name}: {slope} {length}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

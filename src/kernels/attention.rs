@@ -10,16 +10,16 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::math;
-use super::matmul::{multiply, tiles};
+use super::matmul::{by_rows, tiles};
 use super::parallel::{Shared, split};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Positions by which a cache grows.
 const GROWTH: usize = 256;
 /// Queries of one task: few enough that scores stay in the second cache, enough to feed the register tile.
-const BLOCK_QUERIES: usize = 24;
+pub(super) const BLOCK_QUERIES: usize = 24;
 /// Multiply-adds below which a second thread does not pay.
-const SPLIT_WORK: usize = 1 << 15;
+pub(super) const SPLIT_WORK: usize = 1 << 15;
 
 /// Keys and values of one layer: for each key-value head its own growing buffers.
 #[derive(Clone)]
@@ -30,16 +30,16 @@ pub struct KvHeads {
 }
 
 #[derive(Clone, Default)]
-struct Head {
+pub(super) struct Head {
     /// `[position / 16][dim][16]`
-    keys: Vec<f32>,
+    pub(super) keys: Vec<f32>,
     /// `[position][dim padded to 16]`
-    values: Vec<f32>,
+    pub(super) values: Vec<f32>,
 }
 
 impl Head {
     /// Room for `positions`, a multiple of sixteen.
-    fn reserve(&mut self, positions: usize, dim: usize) -> Result<(), TryReserveError> {
+    pub(super) fn reserve(&mut self, positions: usize, dim: usize) -> Result<(), TryReserveError> {
         for (buffer, len) in [(&mut self.keys, positions * dim), (&mut self.values, positions * dim.next_multiple_of(LANES))] {
             if buffer.len() < len {
                 buffer.try_reserve_exact(len - buffer.len())?;
@@ -49,7 +49,7 @@ impl Head {
         Ok(())
     }
 
-    fn write(&mut self, position: usize, key: &[f32], value: &[f32]) {
+    pub(super) fn write(&mut self, position: usize, key: &[f32], value: &[f32]) {
         let dim = key.len();
         let panel = &mut self.keys[position / LANES * LANES * dim..][..LANES * dim];
         for (d, &x) in key.iter().enumerate() {
@@ -137,7 +137,7 @@ pub struct Mask {
 
 impl Mask {
     /// The keys that the query at `position` sees, of `len`.
-    fn seen(&self, position: usize, len: usize) -> Range<usize> {
+    pub(super) fn seen(&self, position: usize, len: usize) -> Range<usize> {
         let window = self.window.unwrap_or(usize::MAX);
         let from = (position + 1).saturating_sub(window);
         from..if self.causal { position + 1 } else { position.saturating_add(window).min(len) }
@@ -311,9 +311,9 @@ impl Kernel for Attend<'_> {
                 unsafe {
                     if pair {
                         let b = [keys.as_ptr(), keys[LANES * dim..].as_ptr()];
-                        by_rows::<S, 2>(rows, dim, a, block.a_row, b, LANES, c, span, &zero);
+                        by_rows::<S, 2>(rows, dim, (a, block.a_row, 1), b, LANES, c, span, Some(&zero));
                     } else {
-                        by_rows::<S, 1>(rows, dim, a, block.a_row, [keys.as_ptr()], LANES, c, span, &zero);
+                        by_rows::<S, 1>(rows, dim, (a, block.a_row, 1), [keys.as_ptr()], LANES, c, span, Some(&zero));
                     }
                 }
                 panel += 1 + usize::from(pair);
@@ -343,9 +343,18 @@ impl Kernel for Attend<'_> {
                 // SAFETY: `a` holds `rows` rows of `span ≥ positions` weights, `values` that many rows of `padded` values.
                 unsafe {
                     if pair {
-                        by_rows::<S, 2>(rows, positions, a, span, [b, b.add(LANES)], padded, tile.as_mut_ptr(), 2 * LANES, &zero);
+                        by_rows::<S, 2>(
+                            rows,
+                            positions,
+                            (a, span, 1),
+                            [b, b.add(LANES)],
+                            padded,
+                            tile.as_mut_ptr(),
+                            2 * LANES,
+                            Some(&zero),
+                        );
                     } else {
-                        by_rows::<S, 1>(rows, positions, a, span, [b], padded, tile.as_mut_ptr(), 2 * LANES, &zero);
+                        by_rows::<S, 1>(rows, positions, (a, span, 1), [b], padded, tile.as_mut_ptr(), 2 * LANES, Some(&zero));
                     }
                 }
                 let valid = (dim - d).min(vectors * LANES);
@@ -365,40 +374,11 @@ impl Kernel for Attend<'_> {
     }
 }
 
-/// A register tile of any height that [`tiles`] gives.
-///
-/// # Safety
-/// As [`multiply`].
-#[allow(clippy::too_many_arguments)]
-#[inline(always)]
-unsafe fn by_rows<S: Simd, const P: usize>(
-    rows: usize,
-    steps: usize,
-    a: *const f32,
-    a_row: usize,
-    b: [*const f32; P],
-    b_step: usize,
-    c: *mut f32,
-    c_row: usize,
-    zero: &[f32; 2 * LANES],
-) {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        match rows {
-            12 => multiply::<S, f32, 12, P>(steps, a, a_row, 1, b, b_step, c, c_row, Some(zero)),
-            6 => multiply::<S, f32, 6, P>(steps, a, a_row, 1, b, b_step, c, c_row, Some(zero)),
-            4 => multiply::<S, f32, 4, P>(steps, a, a_row, 1, b, b_step, c, c_row, Some(zero)),
-            2 => multiply::<S, f32, 2, P>(steps, a, a_row, 1, b, b_step, c, c_row, Some(zero)),
-            _ => multiply::<S, f32, 1, P>(steps, a, a_row, 1, b, b_step, c, c_row, Some(zero)),
-        }
-    }
-}
-
 /// Turns the scores in `seen` into weights `e^(score - max)`, the others into zeros; returns the sum.
 ///
 /// Lane `i` sums the positions that are `i` modulo sixteen: an order that does not depend on where the row begins.
 #[inline(always)]
-fn softmax<S: Simd>(scores: &mut [f32], seen: Range<usize>, mask: Mask, bias: Option<&[f32]>) -> f32 {
+pub(super) fn softmax<S: Simd>(scores: &mut [f32], seen: Range<usize>, mask: Mask, bias: Option<&[f32]>) -> f32 {
     scores[..seen.start].fill(0.0);
     scores[seen.end..].fill(0.0);
     let row = &mut scores[seen.clone()];
@@ -412,7 +392,7 @@ fn softmax<S: Simd>(scores: &mut [f32], seen: Range<usize>, mask: Mask, bias: Op
     if let Some(bias) = bias {
         row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
     }
-    let max = largest(row) * factor;
+    let max = math::largest(row) * factor;
     row.iter_mut().for_each(|x| *x = math::exp::<S>(S::fma1(*x, factor, -max)));
     let mut sums = [0f32; LANES];
     for chunk in scores.chunks_exact(LANES) {
@@ -421,29 +401,6 @@ fn softmax<S: Simd>(scores: &mut [f32], seen: Range<usize>, mask: Mask, bias: Op
         }
     }
     sums.iter().sum()
-}
-
-/// The largest value, sixteen at a time: one after another, each comparison would wait for the one before.
-#[inline(always)]
-fn largest(row: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let chunks = row.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (most, &x) in lanes.iter_mut().zip(chunk) {
-            *most = if x > *most { x } else { *most };
-        }
-    }
-    for (most, &x) in lanes.iter_mut().zip(rest) {
-        *most = if x > *most { x } else { *most };
-    }
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        let (low, high) = lanes.split_at_mut(width);
-        low.iter_mut().zip(high).for_each(|(most, x)| *most = if *x > *most { *x } else { *most });
-    }
-    lanes[0]
 }
 
 #[cfg(test)]

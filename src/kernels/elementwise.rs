@@ -2,7 +2,7 @@
 
 use super::math;
 use super::parallel::{Shared, split};
-use super::simd::{Kernel, LANES, Simd, dispatch};
+use super::simd::{Kernel, Simd, dispatch};
 
 /// Values below which a second thread does not pay.
 const GRAIN: usize = 1 << 14;
@@ -51,6 +51,32 @@ fn activation<S: Simd>(kind: Activation, x: f32) -> f32 {
     }
 }
 
+#[inline(always)]
+fn slope<S: Simd>(kind: Activation, x: f32) -> f32 {
+    match kind {
+        Activation::Silu => math::slope::silu::<S>(x),
+        Activation::Gelu => math::slope::gelu_erf::<S>(x),
+        Activation::GeluTanh => math::slope::gelu_tanh::<S>(x),
+        Activation::QuickGelu => math::slope::silu::<S>(1.702 * x),
+        Activation::Relu => {
+            if x > 0.0 {
+                1.0
+            } else {
+                0.0
+            }
+        }
+        Activation::Relu2 => 2.0 * x.max(0.0),
+        Activation::Tanh => {
+            let y = math::tanh::<S>(x);
+            1.0 - y * y
+        }
+        Activation::Sigmoid => {
+            let y = 1.0 / (1.0 + math::exp::<S>(-x));
+            y * (1.0 - y)
+        }
+    }
+}
+
 /// A loop body to be compiled for the widest lanes.
 struct Rows<F>(F, std::ops::Range<usize>);
 
@@ -76,7 +102,7 @@ fn each_row<F: RowWork + Sync>(rows: usize, width: usize, work: &F) {
 
 /// One output row that a task owns.
 #[inline(always)]
-fn own_row<'a>(out: Shared<f32>, row: usize, width: usize) -> &'a mut [f32] {
+fn own_row<'a, T>(out: Shared<T>, row: usize, width: usize) -> &'a mut [T] {
     // SAFETY: every row is handled by exactly one call, and the buffer outlives the parallel loop that all calls run in.
     unsafe { std::slice::from_raw_parts_mut(out.get().add(row * width), width) }
 }
@@ -103,19 +129,28 @@ impl Normalise<'_> {
         assert!(self.bias.is_none_or(|b| b.len() == width), "a bias for each value");
     }
 
-    /// Statistics are F32.
+    /// What is subtracted from a group, and by what it is then multiplied. Statistics are F32.
+    #[inline(always)]
+    fn statistics(&self, x: &[f32]) -> (f32, f32) {
+        let mean = match self.kind {
+            Norm::Rms => 0.0,
+            Norm::Layer => math::lane_sum(x, |x| x) / self.width as f32,
+        };
+        let variance = math::lane_sum(x, |x| (x - mean) * (x - mean)) / self.width as f32;
+        (mean, 1.0 / (variance + self.eps).sqrt())
+    }
+
+    #[inline(always)]
+    fn weight_of(&self, group: usize) -> Option<&[f32]> {
+        self.weight.map(|weight| &weight[group * self.width % weight.len()..][..self.width])
+    }
+
     #[inline(always)]
     fn row(&self, row: &mut [f32]) {
         for (group, x) in row.chunks_exact_mut(self.width).enumerate() {
-            let mean = match self.kind {
-                Norm::Rms => 0.0,
-                Norm::Layer => lane_sum(x, |x| x) / self.width as f32,
-            };
-            let variance = lane_sum(x, |x| (x - mean) * (x - mean)) / self.width as f32;
-            let scale = 1.0 / (variance + self.eps).sqrt();
-            match self.weight {
+            let (mean, scale) = self.statistics(x);
+            match self.weight_of(group) {
                 Some(weight) => {
-                    let weight = &weight[group * self.width % weight.len()..][..self.width];
                     for (x, w) in x.iter_mut().zip(weight) {
                         *x = (*x - mean) * scale * w;
                     }
@@ -129,6 +164,45 @@ impl Normalise<'_> {
             }
         }
     }
+}
+
+impl Normalise<'_> {
+    /// `dy` becomes the gradient of the row `x`.
+    #[inline(always)]
+    fn row_back(&self, x: &[f32], dy: &mut [f32]) {
+        for (group, (x, dy)) in x.chunks_exact(self.width).zip(dy.chunks_exact_mut(self.width)).enumerate() {
+            let (mean, scale) = self.statistics(x);
+            if let Some(weight) = self.weight_of(group) {
+                dy.iter_mut().zip(weight).for_each(|(dy, w)| *dy *= w);
+            }
+            // The gradient may not move the mean, nor the length, which the norm takes away.
+            let shift = match self.kind {
+                Norm::Rms => 0.0,
+                Norm::Layer => math::lane_sum(dy, |dy| dy) / self.width as f32,
+            };
+            let along = math::lane_dot(dy, x, |x| (x - mean) * scale) / self.width as f32;
+            for (dy, x) in dy.iter_mut().zip(x) {
+                *dy = (*dy - shift - (x - mean) * scale * along) * scale;
+            }
+        }
+    }
+}
+
+/// `dy`, the gradient of the normalised rows of `x`, becomes that of `x`.
+///
+/// # Shape
+/// `x`: rows of `cols` values, `stride` apart; `dy`: rows of `cols` values.
+pub fn normalise_back(norm: Normalise<'_>, x: &[f32], stride: usize, cols: usize, dy: &mut [f32]) {
+    struct Work<'a>(Normalise<'a>, &'a [f32], usize, usize, Shared<f32>);
+    impl RowWork for Work<'_> {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize) {
+            let Self(norm, x, stride, cols, dy) = *self;
+            norm.row_back(&x[row * stride..][..cols], own_row(dy, row, cols));
+        }
+    }
+    norm.check(cols);
+    each_row(dy.len() / cols, cols, &Work(norm, x, stride, cols, Shared::new(dy)));
 }
 
 /// The normalised rows of `x`, which are `stride` apart.
@@ -174,23 +248,6 @@ pub fn add_scaled(x: &[f32], scale: f32, y: &mut [f32], cols: usize, norm: Optio
         norm.check(cols);
     }
     each_row(y.len() / cols, cols, &Work(x, scale, cols, norm, Shared::new(y)));
-}
-
-/// The sum of `f(x)` in sixteen lanes.
-#[inline(always)]
-fn lane_sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut sums = [0f32; LANES];
-    let chunks = x.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (sum, &x) in sums.iter_mut().zip(chunk) {
-            *sum += f(x);
-        }
-    }
-    for (sum, &x) in sums.iter_mut().zip(rest) {
-        *sum += f(x);
-    }
-    sums.iter().sum()
 }
 
 /// Rotary embedding of the first `2 · half` values of each head.
@@ -289,17 +346,143 @@ pub fn activate(kind: Activation, x: &mut [f32], width: usize) {
     each_row(x.len() / width, width, &Work(kind, width, Shared::new(x)));
 }
 
+/// The gradient of [`gated`]'s input from that of its output.
+///
+/// # Shape
+/// `x`, `dx`: rows of `2 · width` values; `dy`: rows of `width`.
+pub fn gated_back(kind: Activation, x: &[f32], dy: &[f32], width: usize, dx: &mut [f32]) {
+    struct Work<'a>(Activation, &'a [f32], &'a [f32], usize, Shared<f32>);
+    impl RowWork for Work<'_> {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize) {
+            let Self(kind, x, dy, width, dx) = *self;
+            let (gate, up) = x[row * 2 * width..][..2 * width].split_at(width);
+            let dy = &dy[row * width..][..width];
+            let (d_gate, d_up) = own_row(dx, row, 2 * width).split_at_mut(width);
+            d_gate.copy_from_slice(gate);
+            with_slope::<S>(kind, d_gate);
+            d_up.copy_from_slice(gate);
+            with_activation::<S>(kind, d_up);
+            for ((d_gate, d_up), (up, dy)) in d_gate.iter_mut().zip(d_up).zip(up.iter().zip(dy)) {
+                *d_gate *= up * dy;
+                *d_up *= dy;
+            }
+        }
+    }
+    let rows = dy.len() / width;
+    assert!(x.len() == rows * 2 * width && dx.len() == x.len(), "gate and up for each output");
+    each_row(rows, width, &Work(kind, x, dy, width, Shared::new(dx)));
+}
+
+/// `dy`, the gradient of the activations of `x`, becomes that of `x`.
+pub fn activate_back(kind: Activation, x: &[f32], dy: &mut [f32], width: usize) {
+    struct Work<'a>(Activation, &'a [f32], usize, Shared<f32>);
+    impl RowWork for Work<'_> {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize) {
+            let Self(kind, x, width, dy) = *self;
+            // A part of a row at a time, so that slopes need no memory of their own.
+            let mut slopes = [0f32; 256];
+            let dy = own_row(dy, row, width);
+            for (x, dy) in x[row * width..][..width].chunks(slopes.len()).zip(dy.chunks_mut(slopes.len())) {
+                let slopes = &mut slopes[..x.len()];
+                slopes.copy_from_slice(x);
+                with_slope::<S>(kind, slopes);
+                dy.iter_mut().zip(slopes).for_each(|(dy, slope)| *dy *= *slope);
+            }
+        }
+    }
+    assert_eq!(x.len(), dy.len(), "a gradient for each value");
+    each_row(x.len() / width, width, &Work(kind, x, width, Shared::new(dy)));
+}
+
 /// The choice outside, the loop inside: each arm is a vector loop of its own.
+macro_rules! each_kind {
+    ($kind:ident, $x:ident, $function:ident: $($arm:ident)*) => {
+        match $kind {
+            $(Activation::$arm => for x in $x.iter_mut() { *x = $function::<S>(Activation::$arm, *x); })*
+        }
+    };
+}
+
 #[inline(always)]
 fn with_activation<S: Simd>(kind: Activation, x: &mut [f32]) {
-    macro_rules! arms {
-        ($($arm:ident)*) => {
-            match kind {
-                $(Activation::$arm => for x in x.iter_mut() { *x = activation::<S>(Activation::$arm, *x); })*
+    each_kind!(kind, x, activation: Silu Gelu GeluTanh QuickGelu Relu Relu2 Tanh Sigmoid)
+}
+
+#[inline(always)]
+fn with_slope<S: Simd>(kind: Activation, x: &mut [f32]) {
+    each_kind!(kind, x, slope: Silu Gelu GeluTanh QuickGelu Relu Relu2 Tanh Sigmoid)
+}
+
+/// Cross entropy of rows of scores, in nats, each against one id; the scores become its gradient.
+///
+/// # Shape
+/// `scores`: `(rows, width)`, before `cap · tanh(scale · score / cap)`, or `scale · score` where there is no cap; `targets`: below
+/// `width`; `losses`: one a row.
+pub fn cross_entropy(scores: &mut [f32], width: usize, targets: &[u32], scale: f32, cap: Option<f32>, losses: &mut [f64]) {
+    struct Work<'a>(Shared<f32>, usize, &'a [u32], f32, Option<f32>, Shared<f64>);
+    impl RowWork for Work<'_> {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize) {
+            let Self(scores, width, targets, scale, cap, losses) = *self;
+            let (scores, target) = (own_row(scores, row, width), targets[row] as usize);
+            match cap {
+                Some(cap) => scores.iter_mut().for_each(|x| *x = cap * math::tanh::<S>(*x * scale / cap)),
+                None => scores.iter_mut().for_each(|x| *x *= scale),
             }
-        };
+            let (max, own) = (math::largest(scores), scores[target]);
+            // Blocks in F32, their sums in F64: a vocabulary has too many small terms for one F32.
+            let sum: f64 = scores.chunks(4096).map(|block| f64::from(math::lane_sum(block, |x| math::exp::<S>(x - max)))).sum();
+            own_row(losses, row, 1)[0] = sum.ln() + f64::from(max) - f64::from(own);
+            let part = (1.0 / sum) as f32;
+            match cap {
+                Some(cap) => {
+                    let slope = |x: f32| scale * (1.0 - (x / cap) * (x / cap));
+                    scores.iter_mut().for_each(|x| *x = math::exp::<S>(*x - max) * part * slope(*x));
+                    scores[target] -= slope(own);
+                }
+                None => {
+                    scores.iter_mut().for_each(|x| *x = math::exp::<S>(*x - max) * part * scale);
+                    scores[target] -= scale;
+                }
+            }
+        }
     }
-    arms!(Silu Gelu GeluTanh QuickGelu Relu Relu2 Tanh Sigmoid)
+    assert!(scores.len() == width * targets.len() && losses.len() == targets.len(), "a target and a loss for each row");
+    assert!(targets.iter().all(|&target| (target as usize) < width), "targets of this vocabulary");
+    let rows = targets.len();
+    each_row(rows, width, &Work(Shared::new(scores), width, targets, scale, cap, Shared::new(losses)));
+}
+
+/// `x` with some values set to 0 and the others multiplied by `1 / (1 - share)`, so that sums stay what they are on average. Which ones,
+/// `seed` and a value's place decide and nothing else: called twice, it drops the same.
+///
+/// # Source
+/// Srivastava et al. 2014; the mixing is the finaliser of MurmurHash3.
+pub fn dropout(x: &mut [f32], share: f32, seed: u64) {
+    struct Work(Shared<f32>, usize, u32, f32, u64);
+    const WIDTH: usize = 4096;
+    impl RowWork for Work {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize) {
+            let Self(x, len, threshold, keep, seed) = *self;
+            let first = row * WIDTH;
+            // SAFETY: blocks are disjoint, and the last is cut at the length.
+            let x = unsafe { std::slice::from_raw_parts_mut(x.get().add(first), WIDTH.min(len - first)) };
+            let start = seed ^ (row as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let (low, high) = (start as u32, (start >> 32) as u32);
+            for (i, x) in x.iter_mut().enumerate() {
+                let mut h = low ^ (i as u32).wrapping_mul(0x9e37_79b1);
+                h = (h ^ (h >> 16)).wrapping_mul(0x85eb_ca6b) ^ high;
+                h = (h ^ (h >> 13)).wrapping_mul(0xc2b2_ae35);
+                h ^= h >> 16;
+                *x = if h < threshold { 0.0 } else { *x * keep };
+            }
+        }
+    }
+    let threshold = (f64::from(share) * f64::from(u32::MAX)) as u32;
+    each_row(x.len().div_ceil(WIDTH), WIDTH, &Work(Shared::new(x), x.len(), threshold, 1.0 / (1.0 - share), seed));
 }
 
 /// `x · scale`, soft-capped by `cap · tanh(x / cap)`, in place.

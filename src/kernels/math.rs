@@ -1,6 +1,6 @@
 //! Elementary functions without branches, so that a loop over them becomes vector code.
 
-use super::simd::Simd;
+use super::simd::{LANES, Simd};
 
 /// `eˣ`, relative error below 3e-7 between -87 and 88; beyond, the value at that end. NaN gives NaN.
 #[inline(always)]
@@ -38,10 +38,11 @@ pub fn silu<S: Simd>(x: f32) -> f32 {
     x / (1.0 + exp::<S>(-x))
 }
 
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+
 /// GELU in its tanh form (Hendrycks and Gimpel 2016, <https://arxiv.org/abs/1606.08415>).
 #[inline(always)]
 pub fn gelu_tanh<S: Simd>(x: f32) -> f32 {
-    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
     0.5 * x * (1.0 + tanh::<S>(SQRT_2_OVER_PI * x * S::fma1(0.044715 * x, x, 1.0)))
 }
 
@@ -49,6 +50,90 @@ pub fn gelu_tanh<S: Simd>(x: f32) -> f32 {
 #[inline(always)]
 pub fn gelu_erf<S: Simd>(x: f32) -> f32 {
     0.5 * x * (1.0 + erf::<S>(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+/// The largest value, sixteen at a time: one after another, each comparison would wait for the one before.
+#[inline(always)]
+pub fn largest(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = row.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (most, &x) in lanes.iter_mut().zip(chunk) {
+            *most = if x > *most { x } else { *most };
+        }
+    }
+    for (most, &x) in lanes.iter_mut().zip(rest) {
+        *most = if x > *most { x } else { *most };
+    }
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        let (low, high) = lanes.split_at_mut(width);
+        low.iter_mut().zip(high).for_each(|(most, x)| *most = if *x > *most { *x } else { *most });
+    }
+    lanes[0]
+}
+
+/// The sum of `y · f(x)` in sixteen lanes.
+#[inline(always)]
+pub fn lane_dot(y: &[f32], x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0f32; LANES];
+    let whole = x.len() / LANES * LANES;
+    for (y, x) in y[..whole].chunks_exact(LANES).zip(x[..whole].chunks_exact(LANES)) {
+        for ((sum, y), x) in sums.iter_mut().zip(y).zip(x) {
+            *sum += y * f(*x);
+        }
+    }
+    for ((sum, y), x) in sums.iter_mut().zip(&y[whole..]).zip(&x[whole..]) {
+        *sum += y * f(*x);
+    }
+    sums.iter().sum()
+}
+
+/// The sum of `f(x)` in sixteen lanes.
+#[inline(always)]
+pub fn lane_sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (sum, &x) in sums.iter_mut().zip(chunk) {
+            *sum += f(x);
+        }
+    }
+    for (sum, &x) in sums.iter_mut().zip(rest) {
+        *sum += f(x);
+    }
+    sums.iter().sum()
+}
+
+/// The slopes of the functions above.
+pub mod slope {
+    use super::{Simd, erf, exp};
+
+    /// Of [`silu`](super::silu).
+    #[inline(always)]
+    pub fn silu<S: Simd>(x: f32) -> f32 {
+        let sigmoid = 1.0 / (1.0 + exp::<S>(-x));
+        sigmoid * (1.0 + x * (1.0 - sigmoid))
+    }
+
+    /// Of [`gelu_tanh`](super::gelu_tanh).
+    #[inline(always)]
+    pub fn gelu_tanh<S: Simd>(x: f32) -> f32 {
+        let inner = super::SQRT_2_OVER_PI * x * S::fma1(0.044715 * x, x, 1.0);
+        let tanh = super::tanh::<S>(inner);
+        let slope = super::SQRT_2_OVER_PI * S::fma1(3.0 * 0.044715 * x, x, 1.0);
+        0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope
+    }
+
+    /// Of [`gelu_erf`](super::gelu_erf).
+    #[inline(always)]
+    pub fn gelu_erf<S: Simd>(x: f32) -> f32 {
+        const DENSITY: f32 = 0.398_942_3; // 1 / √(2π)
+        0.5 * (1.0 + erf::<S>(x * std::f32::consts::FRAC_1_SQRT_2)) + x * DENSITY * exp::<S>(-0.5 * x * x)
+    }
 }
 
 /// The error function as a rational function of `x` clamped to ±4, as XLA computes it; absolute error below 5e-7.

@@ -4,6 +4,8 @@
 //! over the columns in order, whatever the tile, so the number of rows changes no bit of a row's result.
 //! Blocking after Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
 
+use std::ops::Range;
+
 use super::packed::{Packed, Panels};
 use super::parallel::{Shared, each, parts};
 use super::simd::{Kernel, LANES, Simd, dispatch};
@@ -17,27 +19,57 @@ const BLOCK_VALUES: usize = 120 * 1024;
 const PART_ROWS: usize = 60;
 /// Multiply-adds below which a part of its own does not pay.
 const SPLIT_WORK: usize = 1 << 17;
+/// Outputs of a block that is turned round for the product with the transpose, and its inputs: a megabyte.
+const TURNED: (usize, usize) = (512, 512);
+
+/// What the sums begin with.
+#[derive(Clone, Copy)]
+enum Start<'a> {
+    Bias(Option<&'a [f32]>),
+    /// What `y` holds.
+    Add,
+}
 
 /// `y[t][n] = Σ_k x[t][k] · W[n][k] + bias[n]` for every row `t`.
 ///
 /// # Shape
 /// `x`: rows of `W.cols()` values, `x_stride` apart; `y`: `(rows, W.rows())`; `bias`: `W.rows()` values.
 pub fn matmul(x: &[f32], x_stride: usize, weight: &Packed, bias: Option<&[f32]>, y: &mut [f32]) {
+    assert!(bias.is_none_or(|b| b.len() == weight.rows), "a bias for each output");
+    checked(x, x_stride, weight, Start::Bias(bias), y, weight.rows, y.len() / weight.rows);
+}
+
+/// `y[t][n] += Σ_k x[t][k] · W[n][k]` for every row `t`.
+///
+/// # Shape
+/// As [`matmul`], but the rows of `y` are `y_stride` apart.
+pub fn matmul_add(x: &[f32], x_stride: usize, weight: &Packed, y: &mut [f32], y_stride: usize) {
+    // The last row ends with its last value.
+    let rows = (y.len() + y_stride).checked_sub(weight.rows).expect("a row of y") / y_stride;
+    checked(x, x_stride, weight, Start::Add, y, y_stride, rows);
+}
+
+fn checked(x: &[f32], x_stride: usize, weight: &Packed, start: Start<'_>, y: &mut [f32], y_stride: usize, rows: usize) {
     let (n, k) = (weight.rows, weight.cols);
-    let rows = y.len() / n;
-    assert_eq!(y.len(), rows * n, "whole rows of y");
     assert_eq!(weight.lanes, LANES, "a matrix for products");
     assert!(rows == 0 || x.len() >= (rows - 1) * x_stride + k, "x holds {rows} rows");
-    assert!(bias.is_none_or(|b| b.len() == n), "a bias for each output");
+    assert!(n <= y_stride && y.len() == (rows * y_stride).saturating_sub(if rows == 0 { 0 } else { y_stride - n }), "rows of y");
     match &weight.panels {
-        Panels::F32(p) => product(x, x_stride, p, (rows, n, k), bias, y),
-        Panels::F16(p) => product(x, x_stride, p, (rows, n, k), bias, y),
-        Panels::BF16(p) => product(x, x_stride, p, (rows, n, k), bias, y),
+        Panels::F32(p) => product(x, x_stride, p, (rows, n, k), start, y, y_stride),
+        Panels::F16(p) => product(x, x_stride, p, (rows, n, k), start, y, y_stride),
+        Panels::BF16(p) => product(x, x_stride, p, (rows, n, k), start, y, y_stride),
     }
 }
 
-fn product<W: Weight>(x: &[f32], x_stride: usize, w: &[W], shape: (usize, usize, usize), bias: Option<&[f32]>, y: &mut [f32]) {
-    let (rows, n, k) = shape;
+fn product<W: Weight>(
+    x: &[f32],
+    x_stride: usize,
+    w: &[W],
+    (rows, n, k): (usize, usize, usize),
+    start: Start<'_>,
+    y: &mut [f32],
+    y_stride: usize,
+) {
     let panels = n.div_ceil(LANES);
     assert_eq!(w.len(), panels * LANES * k, "whole panels");
     let pairs = panels.div_ceil(2);
@@ -56,11 +88,196 @@ fn product<W: Weight>(x: &[f32], x_stride: usize, w: &[W], shape: (usize, usize,
             rows: row.min(rows)..(row + part_rows).min(rows),
             n,
             k,
-            bias,
+            start,
             y,
+            y_stride,
             panels: pairs * panel / panel_parts * 2..(pairs * (panel + 1) / panel_parts * 2).min(panels),
         });
     });
+}
+
+/// The product with the transpose: `y[t][k] += Σ_n x[t][n] · W[n][k]` for every row `t`.
+///
+/// Blocks of the matrix are turned round on the way: a copy of the whole would take its memory twice.
+///
+/// # Shape
+/// `x`: rows of `W.rows()` values, `x_stride` apart; `y`: `(rows, W.cols())`.
+pub fn matmul_transposed_add(x: &[f32], x_stride: usize, weight: &Packed, y: &mut [f32]) {
+    let (n, k) = (weight.rows, weight.cols);
+    let rows = y.len() / k;
+    assert_eq!(y.len(), rows * k, "whole rows of y");
+    assert_eq!(weight.lanes, LANES, "a matrix for products");
+    assert!(rows == 0 || x.len() >= (rows - 1) * x_stride + n, "x holds {rows} rows");
+    match &weight.panels {
+        Panels::F32(p) => transposed(x, x_stride, p, (rows, n, k), y),
+        Panels::F16(p) => transposed(x, x_stride, p, (rows, n, k), y),
+        Panels::BF16(p) => transposed(x, x_stride, p, (rows, n, k), y),
+    }
+}
+
+fn transposed<W: Weight>(x: &[f32], x_stride: usize, w: &[W], (rows, n, k): (usize, usize, usize), y: &mut [f32]) {
+    if rows == 0 {
+        return;
+    }
+    let panels = k.div_ceil(LANES);
+    let most = parts(rows * n * k / SPLIT_WORK).max(k.div_ceil(TURNED.1)).min(panels.div_ceil(2));
+    let y = Shared::new(y);
+    each(most, |part| {
+        let panels = panels * part / most..panels * (part + 1) / most;
+        let mut turned = vec![0f32; TURNED.0.min(n) * panels.len() * LANES];
+        for first in (0..n).step_by(TURNED.0) {
+            let outputs = first..n.min(first + TURNED.0);
+            dispatch(Turn { w, k, outputs: outputs.clone(), panels: panels.clone(), turned: &mut turned });
+            dispatch(Part {
+                x: &x[first..],
+                x_stride,
+                w: &turned,
+                rows: 0..rows,
+                n: (panels.end * LANES).min(k) - panels.start * LANES,
+                k: outputs.len(),
+                start: Start::Add,
+                // SAFETY: the columns of these panels lie in y, and belong to this part alone.
+                y: unsafe { y.add(panels.start * LANES) },
+                y_stride: k,
+                panels: 0..panels.len(),
+            });
+        }
+    });
+}
+
+/// Copies outputs of a packed matrix so that inputs are side by side: `[panel of inputs][output][16]`.
+struct Turn<'a, W> {
+    w: &'a [W],
+    k: usize,
+    /// Begins with a panel.
+    outputs: Range<usize>,
+    /// Panels of inputs.
+    panels: Range<usize>,
+    turned: &'a mut [f32],
+}
+
+impl<W: Weight> Kernel for Turn<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let count = self.outputs.len();
+        for (panel, turned) in self.panels.zip(self.turned.chunks_exact_mut(count * LANES)) {
+            let inputs = panel * LANES..self.k.min((panel + 1) * LANES);
+            for (output, turned) in self.outputs.clone().step_by(LANES).zip(turned.chunks_mut(LANES * LANES)) {
+                let w = &self.w[output * self.k + inputs.start * LANES..][..inputs.len() * LANES];
+                let mut block = [[0f32; LANES]; LANES];
+                for (w, row) in w.chunks_exact(LANES).zip(&mut block) {
+                    // SAFETY: `w` and `row` hold sixteen values; the caller vouches for the instructions of `S`.
+                    unsafe { S::store(row.as_mut_ptr(), W::load::<S>(w.as_ptr())) };
+                }
+                for (lane, turned) in turned.chunks_exact_mut(LANES).enumerate() {
+                    for (to, row) in turned.iter_mut().zip(&block) {
+                        *to = row[lane];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `y[r][c] = Σ_t a[t][r] · b[t][c]`: a sum over rows, in their order.
+///
+/// # Shape
+/// `a`: `(rows, R)`; `b`: rows of `C` values, `b_stride` apart; `y`: `(R, C)`.
+pub fn outer_sum(a: &[f32], b: &[f32], b_stride: usize, cols: usize, y: &mut [f32]) {
+    let height = y.len() / cols;
+    let rows = a.len() / height;
+    assert!(y.len() == height * cols && a.len() == rows * height, "whole rows of y and a");
+    y.fill(0.0);
+    if rows == 0 {
+        return;
+    }
+    assert!(b.len() >= (rows - 1) * b_stride + cols, "b holds {rows} rows");
+    let panels = cols.div_ceil(LANES);
+    let most = parts(rows * height * cols / SPLIT_WORK).min(panels.div_ceil(2));
+    let y = Shared::new(y);
+    each(most, |part| {
+        let panels = panels * part / most..panels * (part + 1) / most;
+        dispatch(Outer { a, b, b_stride, height, rows, cols, panels, y });
+    });
+}
+
+/// One thread's columns of a sum over rows.
+struct Outer<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
+    b_stride: usize,
+    height: usize,
+    rows: usize,
+    cols: usize,
+    panels: Range<usize>,
+    y: Shared<f32>,
+}
+
+impl Kernel for Outer<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // Rows at a time: few enough that those of `b` are in the cache when the next columns are read.
+        const ROWS: usize = 64;
+        let whole = self.panels.start..self.panels.end.min(self.cols / LANES);
+        for first in (0..self.rows).step_by(ROWS) {
+            let steps = ROWS.min(self.rows - first);
+            let a = &self.a[first * self.height..][..steps * self.height];
+            let b = &self.b[first * self.b_stride..][..(steps - 1) * self.b_stride + self.cols];
+            let mut panel = whole.start;
+            while panel < whole.end {
+                let pair = S::WIDE && panel + 1 < whole.end;
+                let b = b[panel * LANES..].as_ptr();
+                // SAFETY: steps rows of `height` values in `a`, and of one or two whole vectors in `b`; these columns of y are this part's.
+                unsafe {
+                    let y = self.y.get().add(panel * LANES);
+                    if pair {
+                        sums_by_rows::<S, 2>(self.height, steps, a, [b, b.add(LANES)], self.b_stride, y, self.cols);
+                    } else {
+                        sums_by_rows::<S, 1>(self.height, steps, a, [b], self.b_stride, y, self.cols);
+                    }
+                }
+                panel += 1 + usize::from(pair);
+            }
+            if whole.end < self.panels.end {
+                for r in 0..self.height {
+                    for c in whole.end * LANES..self.cols {
+                        // SAFETY: row r and column c of y, which are this part's.
+                        let y = unsafe { &mut *self.y.get().add(r * self.cols + c) };
+                        *y = (0..steps).fold(*y, |sum, t| S::fma1(a[t * self.height + r], b[t * self.b_stride + c], sum));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// All heights of one or two vectors: `y[r] += Σ_t a[t][r] · b[t]`.
+///
+/// # Safety
+/// As [`multiply`]; `a` holds `steps` rows of `height` values.
+#[inline(always)]
+unsafe fn sums_by_rows<S: Simd, const P: usize>(
+    height: usize,
+    steps: usize,
+    a: &[f32],
+    b: [*const f32; P],
+    b_stride: usize,
+    y: *mut f32,
+    y_stride: usize,
+) {
+    let mut done = 0;
+    for rows in tiles::<S>(height) {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            let (a, y) = (a.as_ptr().add(done), y.add(done * y_stride));
+            by_rows::<S, P>(rows, steps, (a, 1, height), b, b_stride, y, y_stride, None);
+        }
+        done += rows;
+    }
 }
 
 /// A value that weights are stored as.
@@ -99,12 +316,13 @@ struct Part<'a, W> {
     x: &'a [f32],
     x_stride: usize,
     w: &'a [W],
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     n: usize,
     k: usize,
-    bias: Option<&'a [f32]>,
+    start: Start<'a>,
     y: Shared<f32>,
-    panels: std::ops::Range<usize>,
+    y_stride: usize,
+    panels: Range<usize>,
 }
 
 impl<W: Weight> Kernel for Part<'_, W> {
@@ -143,11 +361,11 @@ impl<W: Weight> Part<'_, W> {
     unsafe fn rows_by_panels<S: Simd, const P: usize>(&self, row: usize, rows: usize, col: usize, cols: usize, panel: usize) {
         // The start value of each sum, where this block is the first.
         let mut start = [0f32; 2 * LANES];
-        if let Some(bias) = self.bias {
+        if let Start::Bias(Some(bias)) = self.start {
             let bias = &bias[panel * LANES..self.n.min((panel + P) * LANES)];
             start[..bias.len()].copy_from_slice(bias);
         }
-        let start = if col == 0 { Some(&start) } else { None };
+        let start = if col == 0 && matches!(self.start, Start::Bias(_)) { Some(&start) } else { None };
         let w: [*const W; P] =
             std::array::from_fn(|p| self.w[(panel + p) * LANES * self.k + col * LANES..][..cols * LANES].as_ptr());
         let mut done = 0;
@@ -181,24 +399,52 @@ impl<W: Weight> Part<'_, W> {
         let first = panel * LANES;
         let width = (self.n - first).min(P * LANES);
         // SAFETY: rows `row..row + R` and columns `first..first + width` lie in y and belong to this part alone.
-        let y = unsafe { self.y.get().add(row * self.n + first) };
+        let y = unsafe { self.y.get().add(row * self.y_stride + first) };
         // SAFETY: `a` holds R rows of cols values, `w` points at cols × 16 values each; y is good for `width` columns, and a narrower
         // tile goes through a buffer of full width.
         unsafe {
             if width == P * LANES {
-                multiply::<S, W, R, P>(cols, a.as_ptr(), self.x_stride, 1, *w, LANES, y, self.n, start);
+                multiply::<S, W, R, P>(cols, a.as_ptr(), self.x_stride, 1, *w, LANES, y, self.y_stride, start);
                 return;
             }
             let mut buffer = [0f32; 12 * 2 * LANES];
             if start.is_none() {
                 for r in 0..R {
-                    std::ptr::copy_nonoverlapping(y.add(r * self.n), buffer.as_mut_ptr().add(r * P * LANES), width);
+                    std::ptr::copy_nonoverlapping(y.add(r * self.y_stride), buffer.as_mut_ptr().add(r * P * LANES), width);
                 }
             }
             multiply::<S, W, R, P>(cols, a.as_ptr(), self.x_stride, 1, *w, LANES, buffer.as_mut_ptr(), P * LANES, start);
             for r in 0..R {
-                std::ptr::copy_nonoverlapping(buffer.as_ptr().add(r * P * LANES), y.add(r * self.n), width);
+                std::ptr::copy_nonoverlapping(buffer.as_ptr().add(r * P * LANES), y.add(r * self.y_stride), width);
             }
+        }
+    }
+}
+
+/// A register tile of any height that [`tiles`] gives; `a` with what lies between its rows and between its steps.
+///
+/// # Safety
+/// As [`multiply`].
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+pub(super) unsafe fn by_rows<S: Simd, const P: usize>(
+    rows: usize,
+    steps: usize,
+    (a, a_row, a_step): (*const f32, usize, usize),
+    b: [*const f32; P],
+    b_step: usize,
+    c: *mut f32,
+    c_row: usize,
+    start: Option<&[f32; 2 * LANES]>,
+) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match rows {
+            12 => multiply::<S, f32, 12, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
+            6 => multiply::<S, f32, 6, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
+            4 => multiply::<S, f32, 4, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
+            2 => multiply::<S, f32, 2, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
+            _ => multiply::<S, f32, 1, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
         }
     }
 }
@@ -251,7 +497,8 @@ pub(super) unsafe fn multiply<S: Simd, W: Weight, const R: usize, const P: usize
         each_row!(ROW => {
             let (first, second) = match start {
                 Some(start) => (start.as_ptr(), start.as_ptr().add(LANES)),
-                None => (c.add(ROW * c_row).cast_const(), c.add(ROW * c_row + LANES).cast_const()),
+                // Of one vector, the second is not read.
+                None => (c.add(ROW * c_row).cast_const(), c.wrapping_add(ROW * c_row + LANES).cast_const()),
             };
             sum[ROW][0] = S::load(first);
             if P > 1 {
@@ -320,6 +567,47 @@ mod tests {
     }
 
     #[test]
+    fn products_with_the_transpose_and_sums_over_rows_equal_the_naive_ones() {
+        for (rows, n, k) in [(1, 1, 1), (3, 17, 32), (13, 48, 33), (130, 600, 70), (70, 33, 1100)] {
+            let (x, w, y) = (noise(rows * (n + 3), 1), noise(n * k, 2), noise(rows * k, 3));
+            for stored in [StoredType::F32, StoredType::BF16] {
+                let packed = pack(&w, n, k, stored);
+                let mut sum = y.clone();
+                matmul_transposed_add(&x, n + 3, &packed, &mut sum);
+                let mut rows_of_w = vec![0.0; n * k];
+                rows_of_w.chunks_exact_mut(k).enumerate().for_each(|(o, row)| packed.row(o, row));
+                for (i, (sum, y)) in sum.iter().zip(&y).enumerate() {
+                    let product = |o: usize| f64::from(x[i / k * (n + 3) + o]) * f64::from(rows_of_w[o * k + i % k]);
+                    let want = f64::from(*y) + (0..n).map(product).sum::<f64>();
+                    assert!((f64::from(*sum) - want).abs() < 1e-4, "{rows} {n} {k}: {sum} {want}");
+                }
+            }
+            let a = noise(rows * 5, 4);
+            let mut sum = vec![f32::NAN; 5 * n];
+            outer_sum(&a, &x, n + 3, n, &mut sum);
+            for (i, sum) in sum.iter().enumerate() {
+                let want = (0..rows).map(|t| f64::from(a[t * 5 + i / n]) * f64::from(x[t * (n + 3) + i % n])).sum::<f64>();
+                assert!((f64::from(*sum) - want).abs() < 1e-4, "{rows} {n}: {sum} {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_is_added_to_a_part_of_wider_rows() {
+        let (rows, n, k, wide) = (14, 37, 9, 50);
+        let (x, packed) = (noise(rows * k, 1), pack(&noise(n * k, 2), n, k, StoredType::F32));
+        let mut product = vec![0.0; rows * n];
+        matmul(&x, k, &packed, None, &mut product);
+        let mut y = vec![1.0; rows * wide];
+        matmul_add(&x, k, &packed, &mut y[7..(rows - 1) * wide + 7 + n], wide);
+        for (i, y) in y.iter().enumerate() {
+            let at = i % wide;
+            let want = if (7..7 + n).contains(&at) { 1.0 + product[i / wide * n + at - 7] } else { 1.0 };
+            assert!((y - want).abs() < 1e-5, "{i}: {y} {want}");
+        }
+    }
+
+    #[test]
     fn a_row_has_the_same_bits_in_any_company() {
         let (rows, n, k) = (29, 75, 1500);
         let x = noise(rows * k, 5);
@@ -345,7 +633,8 @@ mod tests {
                 let (n, k) = (packed.rows, packed.cols);
                 let (rows, panels) = (x.len() / k, 0..n.div_ceil(LANES));
                 let mut y = vec![0.0; rows * n];
-                let part = Part { x, x_stride: k, w, rows: 0..rows, n, k, bias: None, y: Shared::new(&mut y), panels };
+                let (start, y_stride) = (Start::Bias(None), n);
+                let part = Part { x, x_stride: k, w, rows: 0..rows, n, k, start, y: Shared::new(&mut y), y_stride, panels };
                 // SAFETY: passed on from the caller.
                 unsafe { part.run::<S>() };
                 y

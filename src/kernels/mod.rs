@@ -13,14 +13,19 @@ mod memory;
 mod packed;
 mod matmul;
 mod attention;
+mod attention_back;
 mod elementwise;
 
 pub use attention::{KvHeads, Mask, Strided, attend, attend_within};
+pub use attention_back::attend_within_back;
 #[cfg(feature = "cuda")]
 pub use cuda::open_cuda;
-pub use elementwise::{Activation, Norm, Normalise, activate, add_scaled, gated, normalise, rotate, scale_softcap};
-pub use matmul::matmul;
-pub use memory::{physical_bytes, resident_bytes, trim};
+pub use elementwise::{
+    Activation, Norm, Normalise, activate, activate_back, add_scaled, cross_entropy, dropout, gated, gated_back, normalise,
+    normalise_back, rotate, scale_softcap,
+};
+pub use matmul::{matmul, matmul_add, matmul_transposed_add, outer_sum};
+pub use memory::{peak_bytes, physical_bytes, resident_bytes, trim};
 pub use packed::{Packed, StoredType, Use, widen};
 pub use parallel::{install, map as parallel_map};
 

@@ -72,4 +72,13 @@ impl<T> Shared<T> {
     pub fn get(self) -> *mut T {
         self.0
     }
+
+    /// The same from the element `offset` on.
+    ///
+    /// # Safety
+    /// It lies in the slice.
+    pub unsafe fn add(self, offset: usize) -> Self {
+        // SAFETY: passed on from the caller.
+        Self(unsafe { self.0.add(offset) })
+    }
 }

@@ -4,7 +4,7 @@ use super::rope;
 use crate::error::{Error, Result};
 use crate::load::Json;
 use crate::nn::{Bias, Config, Layer, Names, Source};
-use crate::ops::{Activation, Norm};
+use crate::ops::{Activation, NormKind};
 
 /// Bounds of what a configuration may ask for: far above any model, far below an overflow.
 pub const MAX_WIDTH: usize = 1 << 20;
@@ -141,7 +141,7 @@ pub fn parse(json: &Json, defaults: &Defaults) -> Result<Config> {
         layers: vec![Layer::PLAIN; num_layers],
         ropes: vec![rope],
         names: defaults.names,
-        norm: Norm::Rms,
+        norm: NormKind::Rms,
         eps: json.positive(defaults.eps_key, defaults.eps)? as f32,
         norm_offset: 0.0,
         norm_weight: true,

@@ -4,7 +4,7 @@ use super::base::{self, DEFAULTS, Defaults, LLAMA};
 use crate::error::Result;
 use crate::load::Json;
 use crate::nn::{Bias, Config, Names, QkNorm};
-use crate::ops::Norm;
+use crate::ops::NormKind;
 
 pub fn parse(json: &Json) -> Result<Config> {
     let mut config = common(json, 500_000.0)?;
@@ -21,7 +21,7 @@ pub fn common(json: &Json, theta: f64) -> Result<Config> {
     let mut config = base::parse(json, &defaults)?;
     let bias = json.flag("attention_bias", false)?;
     config.bias = Bias { qkv: bias, o: bias, ..Bias::default() };
-    config.norm = Norm::Layer;
+    config.norm = NormKind::Layer;
     config.parallel = true;
     config.logit_scale = base::factor(json, "logit_scale", 0.0625)?;
     Ok(config)

@@ -4,7 +4,7 @@ use super::base::{self, MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
 use crate::error::Result;
 use crate::load::Json;
 use crate::nn::{Bias, Config, Layer, Names, Positions, Source};
-use crate::ops::Norm;
+use crate::ops::NormKind;
 
 /// Heads of the tasks that an encoder was trained for, and numbers that old checkpoints carry along: none of it makes a vector.
 pub const HEADS: &[&str] = &[
@@ -111,7 +111,7 @@ pub fn parse(json: &Json, keys: &Keys) -> Result<Config> {
         layers: vec![Layer { rope: None, ..Layer::PLAIN }; json.size(keys.num_layers, MAX_LAYERS)?],
         ropes: Vec::new(),
         names: keys.names,
-        norm: Norm::Layer,
+        norm: NormKind::Layer,
         eps: json.positive(keys.eps, 1e-12)? as f32,
         norm_offset: 0.0,
         norm_weight: true,

@@ -4,13 +4,13 @@ use super::base::{self, DEFAULTS};
 use crate::error::Result;
 use crate::load::Json;
 use crate::nn::{Bias, Config};
-use crate::ops::Norm;
+use crate::ops::NormKind;
 
 pub fn parse(json: &Json) -> Result<Config> {
     let mut config = base::parse(json, &DEFAULTS)?;
     let bias = json.flag("attention_bias", false)?;
     config.bias = Bias { qkv: bias, o: bias, ..Bias::default() };
-    config.norm = Norm::Layer;
+    config.norm = NormKind::Layer;
     config.norm_weight = false;
     config.eps = 1e-5; // fixed: no key changes it
     config.qkv_clip = json.number("clip_qkv")?.map(|bound| bound as f32);

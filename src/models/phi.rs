@@ -4,7 +4,7 @@ use super::base::{self, DEFAULTS, Defaults, LLAMA};
 use crate::error::Result;
 use crate::load::Json;
 use crate::nn::{Bias, Config, Names, Source};
-use crate::ops::Norm;
+use crate::ops::NormKind;
 
 pub fn parse(json: &Json) -> Result<Config> {
     let names = Names {
@@ -21,7 +21,7 @@ pub fn parse(json: &Json) -> Result<Config> {
     let defaults =
         Defaults { names, eps_key: "layer_norm_eps", eps: 1e-5, activation: "gelu_new", partial: Some(0.5), ..DEFAULTS };
     let mut config = base::parse(json, &defaults)?;
-    config.norm = Norm::Layer;
+    config.norm = NormKind::Layer;
     config.norm_bias = true;
     config.bias = Bias { qkv: true, o: true, mlp: true, head: true };
     config.parallel = true;

@@ -4,7 +4,7 @@ use super::base::{self, DEFAULTS, Defaults};
 use crate::error::Result;
 use crate::load::Json;
 use crate::nn::{Config, Names, QkNorm};
-use crate::ops::Norm;
+use crate::ops::NormKind;
 
 pub fn parse(json: &Json) -> Result<Config> {
     let mut defaults = Defaults { eps_key: "layer_norm_eps", eps: 1e-5, kv_heads: Some(32), partial: Some(0.25), ..DEFAULTS };
@@ -21,7 +21,7 @@ pub fn parse(json: &Json) -> Result<Config> {
     }
     config.qk_norm = json.flag("qk_layernorm", false)?.then_some(QkNorm::EachHeadApart);
     config.bias.qkv = json.flag("use_qkv_bias", false)?;
-    config.norm = Norm::Layer;
+    config.norm = NormKind::Layer;
     config.norm_bias = true;
     config.parallel = parallel;
     Ok(config)

@@ -4,7 +4,7 @@ use super::base::{self, DEFAULTS, Defaults, LLAMA};
 use crate::error::Result;
 use crate::load::Json;
 use crate::nn::{Bias, Config, Names, Source};
-use crate::ops::Norm;
+use crate::ops::NormKind;
 
 pub fn parse(json: &Json) -> Result<Config> {
     let names = Names { up: Source::Own("mlp.c_fc"), down: Source::Own("mlp.c_proj"), ..LLAMA };
@@ -25,7 +25,7 @@ pub fn parse(json: &Json) -> Result<Config> {
     let mut config = base::parse(json, &defaults)?;
     let bias = json.flag("use_bias", true)?;
     config.bias = Bias { qkv: bias, o: bias, mlp: bias, head: false };
-    config.norm = Norm::Layer;
+    config.norm = NormKind::Layer;
     config.norm_bias = true;
     config.gated = false;
     base::window_everywhere(json, &mut config, None)?;

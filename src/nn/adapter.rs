@@ -10,9 +10,9 @@ use std::ops::Range;
 
 use candle_core::Result;
 
-use super::{Linear, Transformer};
+use super::{Linear, Trained, Transformer};
 use crate::error::{self, Error};
-use crate::ops::{Backend, Delta, Matrix, MatrixBuilder, StoredType, Use, Vector, merged};
+use crate::ops::{Backend, Delta, Dropout, Matrix, MatrixBuilder, StoredType, Trainable, Use, Vector, merged};
 
 /// A matrix of the network; of a layer, its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -174,6 +174,7 @@ pub struct Change {
     pub bias: Option<Vector>,
     /// In place of the linear's own.
     pub weight: Option<Matrix>,
+    pub trained: Vec<Trainable>,
 }
 
 /// Adapters as the network takes them.
@@ -216,6 +217,20 @@ impl Adapters {
         }
         for (place, (bias, _)) in biases {
             places.entry(place).or_default().bias = Some(Vector::new(bias, network.backend())?);
+        }
+        Ok(Self(places))
+    }
+
+    /// What is in training, each change with its number in `trained`.
+    ///
+    /// # Errors
+    /// No memory, a failed upload.
+    pub fn in_training(network: &Transformer, trained: &[Trained], dropout: Option<Dropout>) -> Result<Self> {
+        let mut places: HashMap<Place, Change> = HashMap::new();
+        for (number, Trained { module, rank, scaling, a, b }) in trained.iter().enumerate() {
+            let dropout = dropout.map(|dropout| dropout.of(number));
+            let change = Trainable::new(number, *rank, (a, b), &module.parts, *scaling, dropout, network.backend())?;
+            places.entry(module.place).or_default().trained.push(change);
         }
         Ok(Self(places))
     }

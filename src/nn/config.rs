@@ -1,7 +1,7 @@
 //! What a network is made of, in neutral terms. A model family is a function from config.json to this.
 
 use super::Rope;
-use crate::ops::{Activation, Norm};
+use crate::ops::{Activation, NormKind};
 
 /// One layer's place in a pattern of windows and position embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +122,7 @@ pub struct Config {
     pub layers: Vec<Layer>,
     pub ropes: Vec<Rope>,
     pub names: Names,
-    pub norm: Norm,
+    pub norm: NormKind,
     pub eps: f32,
     /// Added to stored norm weights (Gemma stores `w - 1`).
     pub norm_offset: f32,

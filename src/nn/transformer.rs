@@ -1,15 +1,16 @@
 //! The only forward pass.
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor, bail};
 
 use super::adapter::{Adapters, BlockChanges, Change, Module, Place};
 use super::linear::Linear;
-use super::norm::Norm;
 use super::relative_bias::RelativeBias;
 use super::weights::Slot;
 use super::{Config, KvCache, QkNorm, Rope, Source, Weights};
 use crate::error;
-use crate::ops::{self, Angles, Backend, Mask, Masks, Matrix, Sequences, StoredType};
+use crate::ops::{self, Angles, Backend, Context, Mask, Masks, Matrix, Norm, Product, Sequences, StoredType};
 
 /// A decoder or an encoder with its weights; immutable, clones share the weights.
 #[derive(Clone)]
@@ -143,7 +144,7 @@ impl Transformer {
             let products = products(c, &c.names.layer.replace("{}", &layer.to_string()));
             let first = modules.len();
             let places = [Place::Qkv(layer), Place::O(layer), Place::Up(layer), Place::Down(layer)];
-            for (place, Product { slots, inputs, bias }) in places.into_iter().zip(products) {
+            for (place, Stored { slots, inputs, bias }) in places.into_iter().zip(products) {
                 let mut start = 0;
                 for slot in slots {
                     let known = (first..modules.len()).find(|&at| modules[at].name == slot.name);
@@ -229,8 +230,7 @@ impl Transformer {
     pub fn forward(&self, ids: &[u32], cache: &mut KvCache, length: usize, adapters: Option<&Adapters>) -> Result<Tensor> {
         let c = &self.config;
         let first = cache.len();
-        let angles = c.ropes.iter().map(|rope| rope.angles(&[(first..first + ids.len(), length)], &self.backend));
-        let angles = angles.collect::<Result<Vec<_>>>()?;
+        let angles = self.angles(&[(first..first + ids.len(), length)])?;
         let mut masks = Masks::default();
         self.run(ids, &positions_of(c, ids, &[ids.len()], first), &angles, adapters, |layer, q, k, v, mask| {
             ops::attention(q, k, v, c.num_heads, mask, &mut cache.layers[layer], &mut masks)
@@ -246,16 +246,24 @@ impl Transformer {
     /// A failed device operation; a sequence that is longer than the model's context.
     pub fn encode(&self, ids: &[u32], lengths: &[usize], adapters: Option<&Adapters>) -> Result<Tensor> {
         let c = &self.config;
+        let (angles, mut sequences) = self.packed(lengths)?;
+        let cx = Context::forward(&self.backend);
+        let x = self.run(ids, &positions_of(c, ids, lengths, 0), &angles, adapters, |_, q, k, v, mask| {
+            ops::attention_within(cx, [q, k, v], c.num_heads, c.num_kv_heads, mask, &mut sequences)
+        })?;
+        normed(cx, &self.final_norm, &x)
+    }
+
+    /// What sequences that lie one after another need in every layer.
+    pub(super) fn packed(&self, lengths: &[usize]) -> Result<(Vec<Angles>, Sequences)> {
         let spans: Vec<_> = lengths.iter().map(|&len| (0..len, len)).collect();
-        let angles = c.ropes.iter().map(|rope| rope.angles(&spans, &self.backend));
-        let angles = angles.collect::<Result<Vec<_>>>()?;
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let bias = self.relative_bias.as_ref().map(|bias| bias.by_distance(longest));
-        let mut sequences = Sequences::new(lengths.to_vec(), bias, &self.backend)?;
-        let x = self.run(ids, &positions_of(c, ids, lengths, 0), &angles, adapters, |_, q, k, v, mask| {
-            ops::attention_within(q, k, v, c.num_heads, c.num_kv_heads, mask, &mut sequences)
-        })?;
-        normed(&self.backend, &self.final_norm, &x)
+        Ok((self.angles(&spans)?, Sequences::new(lengths.to_vec(), bias, &self.backend)?))
+    }
+
+    fn angles(&self, spans: &[(Range<usize>, usize)]) -> Result<Vec<Angles>> {
+        self.config.ropes.iter().map(|rope| rope.angles(spans, &self.backend)).collect()
     }
 
     /// All layers; `attend` knows which tokens see which.
@@ -267,23 +275,59 @@ impl Transformer {
         adapters: Option<&Adapters>,
         mut attend: impl FnMut(usize, &Tensor, &Tensor, &Tensor, Mask) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let c = &self.config;
+        let cx = Context::forward(&self.backend);
+        let x = self.embed(ids, positions, adapters)?;
+        (0..self.layers.len())
+            .try_fold(x, |x, i| self.layer(cx, i, x, angles, adapters, |q, k, v, mask| attend(i, q, k, v, mask)))
+    }
+
+    /// The vectors of tokens that the first layer reads.
+    pub(super) fn embed(&self, ids: &[u32], positions: &[u32], adapters: Option<&Adapters>) -> Result<Tensor> {
+        let cx = Context::forward(&self.backend);
         let own_embed = adapters.and_then(|adapters| adapters.at(Place::Embed)?.weight.as_ref());
-        let mut x = ops::embedding(own_embed.unwrap_or(&self.embed), ids, c.embed_scale)?;
+        let mut x = ops::embedding(own_embed.unwrap_or(&self.embed), ids, self.config.embed_scale)?;
         if let Some(types) = &self.types {
-            x = ops::add_scaled(&self.backend, &x, ops::embedding(types, &vec![0; ids.len()], 1.0)?, 1.0, None)?;
+            x = ops::add_scaled(cx, &x, ops::embedding(types, &vec![0; ids.len()], 1.0)?, 1.0, None)?;
         }
         if let Some(table) = &self.positions {
-            x = ops::add_scaled(&self.backend, &x, ops::embedding(table, positions, 1.0)?, 1.0, None)?;
+            x = ops::add_scaled(cx, &x, ops::embedding(table, positions, 1.0)?, 1.0, None)?;
         }
-        x = normed(&self.backend, &self.embed_norm, &x)?;
-        for (i, (block, layer)) in self.layers.iter().zip(&c.layers).enumerate() {
-            let mask = Mask { causal: c.causal, window: layer.window, scale: c.attn_scale, softcap: c.attn_softcap };
-            let angles = layer.rope.map(|i| &angles[i]);
-            let changes = adapters.map(|adapters| adapters.block(i)).unwrap_or_default();
-            x = block.forward(&self.backend, c, x, angles, changes, |q, k, v| attend(i, q, k, v, mask))?;
-        }
-        Ok(x)
+        normed(cx, &self.embed_norm, &x)
+    }
+
+    /// One layer.
+    ///
+    /// # Shape
+    /// `x`: `(T, C)`; returns the same.
+    pub(super) fn layer(
+        &self,
+        cx: Context<'_>,
+        i: usize,
+        x: Tensor,
+        angles: &[Angles],
+        adapters: Option<&Adapters>,
+        attend: impl FnOnce(&Tensor, &Tensor, &Tensor, Mask) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (c, layer) = (&self.config, &self.config.layers[i]);
+        let mask = Mask { causal: c.causal, window: layer.window, scale: c.attn_scale, softcap: c.attn_softcap };
+        let angles = layer.rope.map(|i| &angles[i]);
+        let changes = adapters.map(|adapters| adapters.block(i)).unwrap_or_default();
+        self.layers[i].forward(cx, c, x, angles, changes, |q, k, v| attend(q, k, v, mask))
+    }
+
+    /// The row of each token in the table of positions.
+    pub(super) fn positions(&self, ids: &[u32], lengths: &[usize]) -> Vec<u32> {
+        positions_of(&self.config, ids, lengths, 0)
+    }
+
+    /// The output matrix alone.
+    pub(super) fn head(&self) -> Option<Product<'_>> {
+        self.head.as_ref().map(|head| head.changed(None))
+    }
+
+    /// Behind the last layer.
+    pub(super) fn final_normed(&self, cx: Context<'_>, x: &Tensor) -> Result<Tensor> {
+        normed(cx, &self.final_norm, x)
     }
 
     /// The scores of every token of the vocabulary, for each row of the last layer's output.
@@ -296,9 +340,9 @@ impl Transformer {
     pub fn logits(&self, hidden: &Tensor, out: &mut Vec<f32>, adapters: Option<&Adapters>) -> Result<()> {
         let c = &self.config;
         let Some(head) = &self.head else { bail!("the model has no output matrix") };
-        let x = normed(&self.backend, &self.final_norm, hidden)?;
-        let (weight, bias, deltas) = head.changed(adapters.and_then(|adapters| adapters.at(Place::Head)));
-        ops::logits(&x, weight, bias, deltas, c.logit_scale, c.logit_softcap, out)
+        let x = normed(Context::forward(&self.backend), &self.final_norm, hidden)?;
+        let product = head.changed(adapters.and_then(|adapters| adapters.at(Place::Head)));
+        ops::logits(&self.backend, &x, product, c.logit_scale, c.logit_softcap, out)
     }
 }
 
@@ -331,26 +375,24 @@ impl Block {
     /// `x`: `(T, C)`; returns the same.
     fn forward(
         &self,
-        backend: &Backend,
+        cx: Context<'_>,
         c: &Config,
         x: Tensor,
         angles: Option<&Angles>,
         changes: BlockChanges<'_>,
         attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let attn_in = normed(backend, &self.attn_in, &x)?;
-        let (q, k, v) = self.queries_keys_values(backend, c, &attn_in, angles, changes.qkv)?;
-        let attn = normed(backend, &self.attn_out, &self.o.forward(&attend(&q, &k, &v)?, changes.o)?)?;
-        let add = |x: &Tensor, y: Tensor, norm: &Option<Norm>| {
-            ops::add_scaled(backend, x, y, c.residual_scale, norm.as_ref().map(Norm::of))
-        };
+        let attn_in = normed(cx, &self.attn_in, &x)?;
+        let [q, k, v] = self.queries_keys_values(cx, c, &attn_in, angles, changes.qkv)?;
+        let attn = normed(cx, &self.attn_out, &self.o.forward(cx, &attend(&q, &k, &v)?, changes.o)?)?;
+        let add = |x: &Tensor, y: Tensor, norm: &Option<Norm>| ops::add_scaled(cx, x, y, c.residual_scale, norm.as_ref());
         if c.parallel {
-            let mlp_in = if self.mlp_in.is_some() { normed(backend, &self.mlp_in, &x)? } else { attn_in };
-            let mlp = normed(backend, &self.mlp_out, &self.mlp(backend, c, &mlp_in, changes)?)?;
+            let mlp_in = if self.mlp_in.is_some() { normed(cx, &self.mlp_in, &x)? } else { attn_in };
+            let mlp = normed(cx, &self.mlp_out, &self.mlp(cx, c, &mlp_in, changes)?)?;
             return add(&add(&x, attn, &None)?, mlp, &None);
         }
         let x = add(&x, attn, &self.attn_sum)?;
-        let mlp = normed(backend, &self.mlp_out, &self.mlp(backend, c, &normed(backend, &self.mlp_in, &x)?, changes)?)?;
+        let mlp = normed(cx, &self.mlp_out, &self.mlp(cx, c, &normed(cx, &self.mlp_in, &x)?, changes)?)?;
         add(&x, mlp, &self.mlp_sum)
     }
 
@@ -358,22 +400,23 @@ impl Block {
     /// `x`: `(T, C)`; returns `(T, H · D)`, `(T, K · D)`, `(T, K · D)`.
     fn queries_keys_values(
         &self,
-        backend: &Backend,
+        cx: Context<'_>,
         c: &Config,
         x: &Tensor,
         angles: Option<&Angles>,
         change: Option<&Change>,
-    ) -> Result<(Tensor, Tensor, Tensor)> {
-        let mut qkv = self.qkv.forward(x, change)?;
+    ) -> Result<[Tensor; 3]> {
+        let mut qkv = self.qkv.forward(cx, x, change)?;
         if let Some(bound) = c.qkv_clip {
-            qkv = qkv.clamp(-bound, bound)?;
+            qkv = ops::clip(cx, &qkv, bound)?;
         }
-        let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
-        let turn = |x: &Tensor| angles.map_or(Ok(x.clone()), |angles| ops::rope(x, c.head_dim, self.adjacent(c), angles));
+        let turn = |x: &Tensor| angles.map_or(Ok(x.clone()), |angles| ops::rope(cx, x, c.head_dim, self.adjacent(c), angles));
         let place = |x: Tensor, norm: &Option<Norm>| {
-            if c.qk_norm_after_rope { normed(backend, norm, &turn(&x)?) } else { turn(&normed(backend, norm, &x)?) }
+            if c.qk_norm_after_rope { normed(cx, norm, &turn(&x)?) } else { turn(&normed(cx, norm, &x)?) }
         };
-        Ok((place(qkv.narrow(1, 0, q)?, &self.q_norm)?, place(qkv.narrow(1, q, kv)?, &self.k_norm)?, qkv.narrow(1, q + kv, kv)?))
+        let kv = c.num_kv_heads * c.head_dim;
+        let [q, k, v] = ops::split(cx, &qkv, [c.num_heads * c.head_dim, kv, kv])?;
+        Ok([place(q, &self.q_norm)?, place(k, &self.k_norm)?, v])
     }
 
     /// Pairing is a property of the family, so every rope of a model has the same.
@@ -381,10 +424,10 @@ impl Block {
         c.ropes.first().is_some_and(|rope| rope.adjacent)
     }
 
-    fn mlp(&self, backend: &Backend, c: &Config, x: &Tensor, changes: BlockChanges<'_>) -> Result<Tensor> {
-        let up = self.up.forward(x, changes.up)?;
-        let activated = if c.gated { ops::gated(backend, &up, c.activation)? } else { ops::activate(backend, up, c.activation)? };
-        self.down.forward(&activated, changes.down)
+    fn mlp(&self, cx: Context<'_>, c: &Config, x: &Tensor, changes: BlockChanges<'_>) -> Result<Tensor> {
+        let up = self.up.forward(cx, x, changes.up)?;
+        let activated = if c.gated { ops::gated(cx, &up, c.activation)? } else { ops::activate(cx, up, c.activation)? };
+        self.down.forward(cx, &activated, changes.down)
     }
 }
 
@@ -419,19 +462,19 @@ fn positions_of(c: &Config, ids: &[u32], lengths: &[usize], first: usize) -> Vec
 }
 
 /// Applies a norm where there is one.
-fn normed(backend: &Backend, norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
-    norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(backend, x))
+fn normed(cx: Context<'_>, norm: &Option<Norm>, x: &Tensor) -> Result<Tensor> {
+    norm.as_ref().map_or(Ok(x.clone()), |norm| ops::norm(cx, x, norm))
 }
 
 /// A matrix of a layer: the stored rows that it is made of.
-struct Product {
+struct Stored {
     slots: Vec<Slot>,
     inputs: usize,
     bias: bool,
 }
 
 /// The matrices of a layer in the order q|k|v, o, gate|up, down; `prefix` is the layer's own.
-fn products(c: &Config, prefix: &str) -> [Product; 4] {
+fn products(c: &Config, prefix: &str) -> [Stored; 4] {
     let n = &c.names;
     let (q, kv, ffn) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.intermediate_size);
     let at = |name: &str| format!("{prefix}.{name}");
@@ -446,14 +489,14 @@ fn products(c: &Config, prefix: &str) -> [Product; 4] {
     let qkv = vec![slot(n.q, 0, &[q, kv, kv]), slot(n.k, 1, &[q, kv, kv]), slot(n.v, 2, &[q, kv, kv])];
     let up = if c.gated { vec![slot(n.gate, 0, &[ffn, ffn]), slot(n.up, 1, &[ffn, ffn])] } else { vec![slot(n.up, 0, &[ffn])] };
     [
-        Product { slots: qkv, inputs: c.hidden_size, bias: c.bias.qkv },
-        Product { slots: vec![slot(n.o, 0, &[c.hidden_size])], inputs: q, bias: c.bias.o },
-        Product { slots: up, inputs: c.hidden_size, bias: c.bias.mlp },
-        Product { slots: vec![slot(n.down, 0, &[c.hidden_size])], inputs: ffn, bias: c.bias.mlp },
+        Stored { slots: qkv, inputs: c.hidden_size, bias: c.bias.qkv },
+        Stored { slots: vec![slot(n.o, 0, &[c.hidden_size])], inputs: q, bias: c.bias.o },
+        Stored { slots: up, inputs: c.hidden_size, bias: c.bias.mlp },
+        Stored { slots: vec![slot(n.down, 0, &[c.hidden_size])], inputs: ffn, bias: c.bias.mlp },
     ]
 }
 
-fn load_linear(weights: &mut Weights<'_>, product: &Product) -> error::Result<Linear> {
+fn load_linear(weights: &mut Weights<'_>, product: &Stored) -> error::Result<Linear> {
     let weight = weights.matrix(&product.slots, product.inputs)?;
     if !product.bias {
         return Ok(Linear { weight, bias: None });

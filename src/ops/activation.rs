@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::row_op::{in_place, row_op};
-use super::{Activation, Backend};
+use super::Activation;
+use super::row_op::{Rows, in_place, row_op, with_rows};
+use super::tape::{Context, by_candle};
 use crate::kernels;
 
 /// `activation(gate) · up`.
@@ -13,24 +14,65 @@ use crate::kernels;
 ///
 /// # Source
 /// Shazeer 2020, <https://arxiv.org/abs/2002.05202>.
-pub fn gated(backend: &Backend, x: &Tensor, kind: Activation) -> Result<Tensor> {
+pub fn gated(cx: Context<'_>, x: &Tensor, kind: Activation) -> Result<Tensor> {
     let (_, cols) = x.dims2()?;
     let width = cols / 2;
-    if backend.kernels {
-        return row_op("gated", x, width, |x, out| {
+    let kernels = cx.backend.kernels;
+    let by_tensors = move |x: &Tensor| {
+        apply(&x.narrow(1, 0, width)?.force_contiguous()?, kind)? * x.narrow(1, width, width)?.force_contiguous()?
+    };
+    let y = if kernels {
+        row_op("gated", x, width, |x, out| {
             kernels::gated(kind, x.packed()?, width, out);
             Ok(())
-        });
-    }
-    apply(&x.narrow(1, 0, width)?.force_contiguous()?, kind)? * x.narrow(1, width, width)?.force_contiguous()?
+        })?
+    } else {
+        by_tensors(x)?
+    };
+    let input = x.clone();
+    cx.record([x], &y, move |gradient| {
+        if !kernels {
+            return by_candle([input], &gradient, |[x]| by_tensors(x));
+        }
+        let back = |dy: Rows<'_>, dx: &mut [f32]| {
+            let dy = dy.packed()?;
+            with_rows(&input, |x| {
+                kernels::gated_back(kind, x.packed()?, dy, width, dx);
+                Ok(())
+            })
+        };
+        Ok([row_op("gated back", &gradient, cols, back)?])
+    });
+    Ok(y)
 }
 
-/// `activation(x)`; on the CPU in the memory of `x`.
+/// `activation(x)`; on the CPU in the memory of `x`, unless its gradient is asked for.
 ///
 /// # Shape
 /// `(T, F)`; returns the same.
-pub fn activate(backend: &Backend, x: Tensor, kind: Activation) -> Result<Tensor> {
-    if backend.kernels {
+pub fn activate(cx: Context<'_>, x: Tensor, kind: Activation) -> Result<Tensor> {
+    if !cx.tracks(&x) {
+        return activated(cx.backend.kernels, x, kind);
+    }
+    let (y, kernels) = (activated(cx.backend.kernels, x.copy()?, kind)?, cx.backend.kernels);
+    let input = x.clone();
+    cx.record([&x], &y, move |gradient| {
+        if !kernels {
+            return by_candle([input], &gradient, |[x]| apply(x, kind));
+        }
+        let back = |dy: &mut [f32], cols| {
+            with_rows(&input, |x| {
+                kernels::activate_back(kind, x.packed()?, dy, cols);
+                Ok(())
+            })
+        };
+        Ok([in_place("activate back", gradient, back)?])
+    });
+    Ok(y)
+}
+
+fn activated(kernels: bool, x: Tensor, kind: Activation) -> Result<Tensor> {
+    if kernels {
         return in_place("activate", x, |x, cols| {
             kernels::activate(kind, x, cols);
             Ok(())

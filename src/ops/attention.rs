@@ -1,12 +1,14 @@
 //! Attention over a cache and within each of several sequences; the cache of one layer.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 
-use super::row_op::rows_of;
+use super::row_op::{Rows, rows_of};
+use super::tape::{Context, by_candle};
 use super::{Backend, Mask};
-use crate::kernels::{KvHeads, Strided, attend, attend_within};
+use crate::kernels::{KvHeads, Strided, attend, attend_within, attend_within_back};
 
 /// Positions by which a cache on a GPU grows.
 const GROWTH: usize = 256;
@@ -171,9 +173,6 @@ impl Masks {
 ///
 /// # Shape
 /// `q`: `(T, H · D)`, `k` and `v`: `(T, K · D)`; returns `(T, H · D)`. Scores and softmax are F32.
-///
-/// # Errors
-/// If a gradient is asked for: a cache belongs to inference.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -183,9 +182,6 @@ pub fn attention(
     cache: &mut LayerCache,
     masks: &mut Masks,
 ) -> Result<Tensor> {
-    if q.track_op() || k.track_op() || v.track_op() {
-        bail!("attention over a cache has no backward pass")
-    }
     match cache {
         LayerCache::Cpu(cache) => {
             let (q_storage, q_layout) = q.storage_and_layout();
@@ -257,7 +253,7 @@ fn attention_gpu(
 
 /// Sequences whose rows lie one after another, and what attention within them needs in every layer.
 pub struct Sequences {
-    lengths: Vec<usize>,
+    lengths: Arc<[usize]>,
     longest: usize,
     /// `(H, 2 · longest - 1)`: added to the scores, by the key's position minus the query's, which is 0 in the middle.
     bias: Option<Vec<f32>>,
@@ -281,7 +277,7 @@ impl Sequences {
     pub fn new(lengths: Vec<usize>, bias: Option<Vec<f32>>, backend: &Backend) -> Result<Self> {
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let padded = if backend.kernels { None } else { Some(Padded::new(&lengths, longest, bias.as_deref(), &backend.device)?) };
-        Ok(Self { lengths, longest, bias, padded })
+        Ok(Self { lengths: lengths.into(), longest, bias, padded })
     }
 }
 
@@ -334,63 +330,109 @@ impl Padded {
 /// are F32.
 ///
 /// # Errors
-/// If a gradient is asked for.
+/// If a gradient is asked for and the scores have a bias.
 pub fn attention_within(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    cx: Context<'_>,
+    [q, k, v]: [&Tensor; 3],
     heads: usize,
     kv_heads: usize,
     mask: Mask,
     sequences: &mut Sequences,
 ) -> Result<Tensor> {
-    if q.track_op() || k.track_op() || v.track_op() {
-        bail!("attention within sequences has no backward pass")
+    if sequences.bias.is_some() && [q, k, v].iter().any(|x| cx.tracks(x)) {
+        bail!("attention with a bias by distance has no backward pass")
     }
     let (rows, width) = q.dims2()?;
-    let dim = width / heads;
     let Sequences { lengths, longest, bias, padded } = sequences;
+    let inputs = [q.clone(), k.clone(), v.clone()];
     let Some(padded) = padded else {
-        let (q_storage, q_layout) = q.storage_and_layout();
-        let (k_storage, k_layout) = k.storage_and_layout();
-        let (v_storage, v_layout) = v.storage_and_layout();
-        let (Storage::Cpu(q), Storage::Cpu(k), Storage::Cpu(v)) = (&*q_storage, &*k_storage, &*v_storage) else {
-            bail!("attention: sequences on the CPU met activations on a GPU")
-        };
-        let strided = |storage, layout| rows_of(storage, layout).map(|x| Strided { values: x.values, stride: x.stride });
-        let (q, k, v) = (strided(q, q_layout)?, strided(k, k_layout)?, strided(v, v_layout)?);
         let mut out = vec![0f32; rows * width];
-        attend_within(q, k, v, heads, kv_heads, lengths, mask, bias.as_deref(), &mut out).map_err(no_memory)?;
-        return Tensor::from_vec(out, (rows, width), &Device::Cpu);
+        with_strided([q, k, v], |[q, k, v]| {
+            attend_within(q, k, v, heads, kv_heads, lengths, mask, bias.as_deref(), &mut out).map_err(no_memory)
+        })?;
+        let y = Tensor::from_vec(out, (rows, width), &Device::Cpu)?;
+        let lengths = lengths.clone();
+        cx.record([q, k, v], &y, move |gradient| {
+            let mut out = inputs.each_ref().map(|x| vec![0f32; x.elem_count()]);
+            with_strided([&inputs[0], &inputs[1], &inputs[2], &gradient], |[q, k, v, dy]| {
+                let out = out.each_mut().map(Vec::as_mut_slice);
+                attend_within_back(q, k, v, dy, (heads, kv_heads), &lengths, mask, out).map_err(no_memory)
+            })?;
+            let [dq, dk, dv] = out;
+            let kv_width = width / heads * kv_heads;
+            let tensor = |values, width| Tensor::from_vec(values, (rows, width), &Device::Cpu);
+            Ok([tensor(dq, width)?, tensor(dk, kv_width)?, tensor(dv, kv_width)?])
+        });
+        return Ok(y);
     };
-    let (batch, longest) = (lengths.len(), *longest);
-    // (B, L, heads, D), then heads before positions, then one batch: rank 3, as in `attention_gpu`.
-    let place = |x: &Tensor, heads: usize| {
-        x.force_contiguous()?
-            .index_select(&padded.rows, 0)?
-            .reshape((batch, longest, heads, dim))?
-            .transpose(1, 2)?
-            .force_contiguous()
+    let places = Places {
+        shape: (lengths.len(), *longest, heads, kv_heads),
+        mask: padded.mask(mask, lengths, *longest, q.device())?,
+        rows: padded.rows.clone(),
+        places: padded.places.clone(),
+        bias: padded.bias.clone(),
     };
-    let group = heads / kv_heads;
-    let queries = place(q, heads)?.reshape((batch * kv_heads, group * longest, dim))?;
-    let keys = place(k, kv_heads)?.reshape((batch * kv_heads, longest, dim))?;
-    let values = place(v, kv_heads)?.reshape((batch * kv_heads, longest, dim))?;
-    let scores = (queries.matmul(&keys.transpose(1, 2)?)?.to_dtype(DType::F32)? * f64::from(mask.scale))?;
-    let scores = match mask.softcap {
-        Some(cap) => ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?,
-        None => scores,
-    };
-    let scores = scores.reshape((batch, heads, longest, longest))?;
-    let scores = match &padded.bias {
-        Some(bias) => scores.broadcast_add(bias)?,
-        None => scores,
-    };
-    let scores = scores.broadcast_add(&padded.mask(mask, lengths, longest, q.device())?)?;
-    let weights = candle_nn::ops::softmax_last_dim(&scores.contiguous()?)?.to_dtype(values.dtype())?;
-    let y = weights.reshape((batch * kv_heads, group * longest, longest))?.matmul(&values)?;
-    let y = y.reshape((batch, heads, longest, dim))?.transpose(1, 2)?.force_contiguous()?;
-    y.reshape((batch * longest, width))?.index_select(&padded.places, 0)
+    let y = places.attend([q, k, v], mask, candle_nn::ops::softmax_last_dim)?;
+    cx.record([q, k, v], &y, move |gradient| {
+        by_candle(inputs, &gradient, |inputs| places.attend(inputs, mask, |scores| candle_nn::ops::softmax(scores, 3)))
+    });
+    Ok(y)
+}
+
+/// Lends the rows of CPU tensors.
+fn with_strided<const N: usize, R>(tensors: [&Tensor; N], work: impl FnOnce([Strided<'_>; N]) -> Result<R>) -> Result<R> {
+    let storages = tensors.map(Tensor::storage_and_layout);
+    let mut rows = Vec::with_capacity(N);
+    for (storage, layout) in &storages {
+        let Storage::Cpu(storage) = &**storage else { bail!("attention: sequences on the CPU met activations on a GPU") };
+        let Rows { values, stride, .. } = rows_of(storage, layout)?;
+        rows.push(Strided { values, stride });
+    }
+    work(std::array::from_fn(|i| rows[i]))
+}
+
+/// Sequences padded to the longest, on a GPU.
+struct Places {
+    /// Sequences, the longest, heads, key-value heads.
+    shape: (usize, usize, usize, usize),
+    rows: Tensor,
+    places: Tensor,
+    mask: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Places {
+    fn attend(&self, [q, k, v]: [&Tensor; 3], mask: Mask, softmax: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let (batch, longest, heads, kv_heads) = self.shape;
+        let (_, width) = q.dims2()?;
+        let dim = width / heads;
+        // (B, L, heads, D), then heads before positions, then one batch: rank 3, as in `attention_gpu`.
+        let place = |x: &Tensor, heads: usize| {
+            x.force_contiguous()?
+                .index_select(&self.rows, 0)?
+                .reshape((batch, longest, heads, dim))?
+                .transpose(1, 2)?
+                .force_contiguous()
+        };
+        let group = heads / kv_heads;
+        let queries = place(q, heads)?.reshape((batch * kv_heads, group * longest, dim))?;
+        let keys = place(k, kv_heads)?.reshape((batch * kv_heads, longest, dim))?;
+        let values = place(v, kv_heads)?.reshape((batch * kv_heads, longest, dim))?;
+        let scores = (queries.matmul(&keys.transpose(1, 2)?)?.to_dtype(DType::F32)? * f64::from(mask.scale))?;
+        let scores = match mask.softcap {
+            Some(cap) => ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?,
+            None => scores,
+        };
+        let scores = scores.reshape((batch, heads, longest, longest))?;
+        let scores = match &self.bias {
+            Some(bias) => scores.broadcast_add(bias)?,
+            None => scores,
+        };
+        let weights = softmax(&scores.broadcast_add(&self.mask)?.contiguous()?)?.to_dtype(values.dtype())?;
+        let y = weights.reshape((batch * kv_heads, group * longest, longest))?.matmul(&values)?;
+        let y = y.reshape((batch, heads, longest, dim))?.transpose(1, 2)?.force_contiguous()?;
+        y.reshape((batch * longest, width))?.index_select(&self.places, 0)
+    }
 }
 
 #[cfg(test)]

@@ -81,8 +81,12 @@ impl Delta {
 
     /// The same by tensor operations: what is added to all outputs. `plain`: `W x`.
     pub(super) fn tensor(&self, x: &Tensor, plain: &Tensor) -> Result<Tensor> {
-        let inner = super::linear(x, &self.a, None, &[])?;
-        let mut change = (super::linear(&inner, &self.b, self.bias.as_ref(), &[])? * f64::from(self.scale))?;
+        let (Matrix::Tensor(a), Matrix::Tensor(b)) = (&self.a, &self.b) else { bail!("an adapter on the CPU met a GPU") };
+        let mut change = x.matmul(&a.t()?)?.matmul(&b.t()?)?;
+        if let Some(bias) = &self.bias {
+            change = change.broadcast_add(&bias.tensor()?.to_dtype(change.dtype())?)?;
+        }
+        change = (change * f64::from(self.scale))?;
         if let Some(gain) = &self.gain {
             let gain = gain.tensor()?;
             let plain = plain.narrow(1, self.start, self.b.outputs())?.force_contiguous()?;

@@ -2,28 +2,39 @@
 //!
 //! Activations are rows, `(T, …)`: all tokens of a call one after another. On the CPU they are F32 whatever the weights are
 //! stored as; on a GPU they have the dtype of the weights. Nothing above this module calls a fused operation of candle
-//! directly: several of them are silently wrong on Metal for strided or offset inputs, and all of them cut gradients.
+//! directly: several of them are silently wrong on Metal for strided or offset inputs, and all of them cut gradients. Each operation
+//! here notes its way back on a [`Tape`], if there is one.
 
 mod backend;
+mod tape;
 mod row_op;
 mod matrix;
 mod embedding;
 mod linear;
 mod low_rank;
+mod trainable;
+mod cross_entropy;
 mod norm;
 mod rope;
+mod split;
 mod attention;
 mod activation;
 
 #[cfg(feature = "cuda")]
 pub use crate::kernels::open_cuda;
-pub use crate::kernels::{Activation, Mask, Norm, StoredType, Use, parallel_map, physical_bytes, resident_bytes, trim, widen};
+pub use crate::kernels::{
+    Activation, Mask, Norm as NormKind, StoredType, Use, parallel_map, peak_bytes, physical_bytes, resident_bytes, trim, widen,
+};
 pub use activation::{activate, gated};
 pub use attention::{LayerCache, Masks, Sequences, attention, attention_within};
 pub use backend::Backend;
+pub use cross_entropy::{cross_entropy, scored_at_once};
 pub use embedding::embedding;
-pub use linear::{Products, linear, logits};
+pub use linear::{Product, Products, linear, logits};
 pub use low_rank::{Delta, merged};
 pub use matrix::{Matrix, MatrixBuilder, Vector, dtype, to_f32, with_f32};
-pub use norm::{NormOf, add_scaled, norm};
+pub use norm::{Norm, add_scaled, norm};
 pub use rope::{Angles, rope};
+pub use split::{clip, split};
+pub use tape::{Context, Gradient, Gradients, Tape};
+pub use trainable::{Dropout, Trainable};

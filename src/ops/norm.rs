@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Result, Storage, Tensor, bail};
 
-use super::row_op::{in_place, row_op, rows_of};
-use super::{Backend, Norm, Vector};
+use super::row_op::{in_place, row_op, rows_of, with_rows};
+use super::tape::{Context, by_candle};
+use super::{NormKind, Vector};
 use crate::kernels::{self, Normalise};
 
 /// How groups of `width` values are normalised: whole rows, or each head of a row.
@@ -13,19 +14,20 @@ use crate::kernels::{self, Normalise};
 ///
 /// # Source
 /// Zhang and Sennrich 2019, eq. 4, <https://arxiv.org/abs/1910.07467>; Ba et al. 2016, <https://arxiv.org/abs/1607.06450>.
-#[derive(Clone, Copy)]
-pub struct NormOf<'a> {
-    pub kind: Norm,
+#[derive(Clone)]
+pub struct Norm {
+    pub kind: NormKind,
     pub eps: f32,
     pub width: usize,
-    pub weight: Option<&'a Vector>,
-    pub bias: Option<&'a Vector>,
+    pub weight: Option<Vector>,
+    pub bias: Option<Vector>,
 }
 
-impl<'a> NormOf<'a> {
-    fn cpu(self) -> Result<Normalise<'a>> {
-        let (weight, bias) = (self.weight.map(Vector::cpu).transpose()?, self.bias.map(Vector::cpu).transpose()?);
-        Ok(Normalise { kind: self.kind, eps: self.eps, width: self.width, weight, bias })
+impl Norm {
+    fn cpu(&self) -> Result<Normalise<'_>> {
+        let Self { kind, eps, width, weight, bias } = self;
+        let (weight, bias) = (weight.as_ref().map(Vector::cpu).transpose()?, bias.as_ref().map(Vector::cpu).transpose()?);
+        Ok(Normalise { kind: *kind, eps: *eps, width: *width, weight, bias })
     }
 }
 
@@ -33,27 +35,50 @@ impl<'a> NormOf<'a> {
 ///
 /// # Shape
 /// `x`: `(T, groups · width)`; returns the shape and dtype of `x`. Statistics are F32.
-pub fn norm(backend: &Backend, x: &Tensor, norm: NormOf<'_>) -> Result<Tensor> {
-    let (rows, cols) = x.dims2()?;
-    if backend.kernels {
+pub fn norm(cx: Context<'_>, x: &Tensor, norm: &Norm) -> Result<Tensor> {
+    let (_, cols) = x.dims2()?;
+    let y = if cx.backend.kernels {
         let norm = norm.cpu()?;
-        return row_op("norm", x, cols, |x, out| {
+        row_op("norm", x, cols, |x, out| {
             kernels::normalise(norm, x.values, x.stride, cols, out);
             Ok(())
+        })?
+    } else {
+        by_tensors(x, norm)?
+    };
+    if cx.tracks(x) {
+        let (input, norm, kernels) = (x.clone(), norm.clone(), cx.backend.kernels);
+        cx.record([x], &y, move |gradient| {
+            if !kernels {
+                return by_candle([input], &gradient, |[x]| by_tensors(x, &norm));
+            }
+            let norm = norm.cpu()?;
+            let back = |dy: &mut [f32], cols| {
+                with_rows(&input, |x| {
+                    kernels::normalise_back(norm, x.values, x.stride, cols, dy);
+                    Ok(())
+                })
+            };
+            Ok([in_place("norm back", gradient, back)?])
         });
     }
-    let NormOf { kind, eps, width, weight, bias } = norm;
+    Ok(y)
+}
+
+fn by_tensors(x: &Tensor, norm: &Norm) -> Result<Tensor> {
+    let (rows, cols) = x.dims2()?;
+    let Norm { kind, eps, width, weight, bias } = norm;
     // In F32 throughout: in F16 the sum of squares passes 65504 at 4096 values once they reach 4.
-    let y = x.to_dtype(DType::F32)?.reshape((rows, cols / width, width))?;
+    let y = x.to_dtype(DType::F32)?.reshape((rows, cols / width, *width))?;
     let y = match kind {
-        Norm::Rms => y,
-        Norm::Layer => y.broadcast_sub(&y.mean_keepdim(2)?)?,
+        NormKind::Rms => y,
+        NormKind::Layer => y.broadcast_sub(&y.mean_keepdim(2)?)?,
     };
-    let scale = (y.sqr()?.mean_keepdim(2)? + f64::from(eps))?.sqrt()?.recip()?;
+    let scale = (y.sqr()?.mean_keepdim(2)? + f64::from(*eps))?.sqrt()?.recip()?;
     let mut y = y.broadcast_mul(&scale)?;
     if let Some(weight) = weight {
         let weight = weight.tensor()?;
-        y = y.broadcast_mul(&weight.reshape((weight.elem_count() / width, width))?)?;
+        y = y.broadcast_mul(&weight.reshape((weight.elem_count() / width, *width))?)?;
     }
     if let Some(bias) = bias {
         y = y.broadcast_add(bias.tensor()?)?;
@@ -68,24 +93,35 @@ pub fn norm(backend: &Backend, x: &Tensor, norm: NormOf<'_>) -> Result<Tensor> {
 ///
 /// # Errors
 /// If `x` and `y` are one tensor: it would be read and written at once.
-pub fn add_scaled(backend: &Backend, x: &Tensor, y: Tensor, scale: f32, after: Option<NormOf<'_>>) -> Result<Tensor> {
-    if !backend.kernels {
-        let sum = if scale == 1.0 { (x + y)? } else { (x + (y * f64::from(scale))?)? };
-        return after.map_or(Ok(sum.clone()), |after| norm(backend, &sum, after));
+pub fn add_scaled(cx: Context<'_>, x: &Tensor, y: Tensor, scale: f32, after: Option<&Norm>) -> Result<Tensor> {
+    let tracked = cx.tracks(x) || cx.tracks(&y);
+    // The way back through a norm needs what went into it.
+    let (within, behind) = if cx.backend.kernels && !tracked { (after, None) } else { (None, after) };
+    let added = y.clone();
+    let sum = if cx.backend.kernels {
+        if x.id() == y.id() {
+            bail!("add_scaled: expected two tensors, found one twice")
+        }
+        let within = within.map(Norm::cpu).transpose()?;
+        let (storage, layout) = x.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else { bail!("add_scaled: operands on two devices") };
+        let x = rows_of(storage, layout)?;
+        let x = x.packed()?;
+        in_place("add_scaled", y, |y, cols| {
+            kernels::add_scaled(x, scale, y, cols, within);
+            Ok(())
+        })?
+    } else if scale == 1.0 {
+        (x + y)?
+    } else {
+        (x + (y * f64::from(scale))?)?
+    };
+    if tracked {
+        cx.record([x, &added], &sum, move |gradient| {
+            // Two tensors, not one twice: each is changed where it is on the way on.
+            let of_added = if scale == 1.0 { gradient.copy()? } else { (&gradient * f64::from(scale))? };
+            Ok([gradient, of_added])
+        });
     }
-    if x.track_op() {
-        bail!("add_scaled has no backward pass")
-    }
-    if x.id() == y.id() {
-        bail!("add_scaled: expected two tensors, found one twice")
-    }
-    let after = after.map(NormOf::cpu).transpose()?;
-    let (storage, layout) = x.storage_and_layout();
-    let Storage::Cpu(storage) = &*storage else { bail!("add_scaled: operands on two devices") };
-    let x = rows_of(storage, layout)?;
-    let x = x.packed()?;
-    in_place("add_scaled", y, |y, cols| {
-        kernels::add_scaled(x, scale, y, cols, after);
-        Ok(())
-    })
+    behind.map_or(Ok(sum.clone()), |behind| norm(cx, &sum, behind))
 }

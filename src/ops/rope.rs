@@ -1,13 +1,19 @@
 //! Rotary position embedding.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 
 use super::Backend;
 use super::row_op::row_op;
+use super::tape::Context;
 use crate::kernels::rotate;
 
-/// The cosine and sine of each position's angles, already times the attention factor of the rope kind.
-pub struct Angles {
+/// The cosine and sine of each position's angles, already times the attention factor of the rope kind; clones share them.
+#[derive(Clone)]
+pub struct Angles(Arc<Values>);
+
+struct Values {
     cos: Vec<f32>,
     sin: Vec<f32>,
     /// Pairs a head.
@@ -26,7 +32,14 @@ impl Angles {
             let shape = (cos.len() / half, half);
             Some((Tensor::from_slice(&cos, shape, &backend.device)?, Tensor::from_slice(&sin, shape, &backend.device)?))
         };
-        Ok(Self { cos, sin, half, tensors })
+        Ok(Self(Arc::new(Values { cos, sin, half, tensors })))
+    }
+
+    /// The same turns the other way.
+    fn back(&self) -> Result<Self> {
+        let Values { cos, sin, half, tensors } = &*self.0;
+        let tensors = tensors.as_ref().map(|(cos, sin)| Ok::<_, candle_core::Error>((cos.clone(), sin.neg()?))).transpose()?;
+        Ok(Self(Arc::new(Values { cos: cos.clone(), sin: sin.iter().map(|x| -x).collect(), half: *half, tensors })))
     }
 }
 
@@ -37,8 +50,17 @@ impl Angles {
 ///
 /// # Source
 /// Su et al. 2021, <https://arxiv.org/abs/2104.09864>.
-pub fn rope(x: &Tensor, head_dim: usize, adjacent: bool, angles: &Angles) -> Result<Tensor> {
+pub fn rope(cx: Context<'_>, x: &Tensor, head_dim: usize, adjacent: bool, angles: &Angles) -> Result<Tensor> {
+    let y = turned(x, head_dim, adjacent, angles)?;
+    let angles = angles.clone();
+    // A factor of the angles is a factor of the gradient as well.
+    cx.record([x], &y, move |gradient| Ok([turned(&gradient, head_dim, adjacent, &angles.back()?)?]));
+    Ok(y)
+}
+
+fn turned(x: &Tensor, head_dim: usize, adjacent: bool, angles: &Angles) -> Result<Tensor> {
     let (rows, cols) = x.dims2()?;
+    let angles = &*angles.0;
     let (heads, half) = (cols / head_dim, angles.half);
     let Some((cos, sin)) = &angles.tensors else {
         return row_op("rope", x, cols, |x, out| {

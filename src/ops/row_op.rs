@@ -1,7 +1,6 @@
-//! A CPU operation on rows as a candle operation: it takes strided rows, and a backward pass through it is an error that names
-//! it, never a gradient that is silently missing.
+//! A CPU operation on rows as a candle operation: it takes strided rows.
 
-use candle_core::{CpuStorage, CustomOp1, InplaceOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// Rows of F32, `stride` values apart.
 pub struct Rows<'a> {
@@ -57,6 +56,13 @@ pub fn rows_of<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Rows<'a>>
     Ok(Rows { values: &values[start..end], stride, cols })
 }
 
+/// Lends the rows of a CPU tensor.
+pub fn with_rows<R>(x: &Tensor, read: impl FnOnce(Rows<'_>) -> Result<R>) -> Result<R> {
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { bail!("a kernel of the CPU met a tensor on a GPU") };
+    read(rows_of(storage, layout)?)
+}
+
 /// Runs `work` on the rows of a CPU tensor.
 pub fn row_op(
     name: &'static str,
@@ -64,10 +70,6 @@ pub fn row_op(
     cols: usize,
     work: impl Fn(Rows<'_>, &mut [f32]) -> Result<()> + Send + Sync,
 ) -> Result<Tensor> {
-    if x.track_op() {
-        // Without this check candle would want the closure to live for ever.
-        bail!("{name} has no backward pass")
-    }
     x.apply_op1_no_bwd(&RowOp { name, cols, work })
 }
 
@@ -97,9 +99,6 @@ impl<F: Fn(&mut [f32], usize) -> Result<()>> InplaceOp1 for InPlace<F> {
 
 /// Runs `work` on the values of a CPU tensor and the width of its rows; nobody else may hold the tensor's values.
 pub fn in_place(name: &'static str, x: Tensor, work: impl Fn(&mut [f32], usize) -> Result<()>) -> Result<Tensor> {
-    if x.track_op() {
-        bail!("{name} has no backward pass")
-    }
     x.inplace_op1(&InPlace { name, work })?;
     Ok(x)
 }

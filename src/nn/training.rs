@@ -1,0 +1,173 @@
+//! The gradient of a low-rank change: the network's forward pass, and back through it.
+
+use candle_core::{Result, Tensor, TensorId, bail};
+
+use super::{Adapters, Module, Transformer};
+use crate::ops::{self, Angles, Context, Dropout, Gradient, Gradients, Sequences, Tape};
+
+/// The low-rank change of one module in training, on the CPU in F32 wherever the network computes.
+#[derive(Debug, Clone)]
+pub struct Trained {
+    pub module: Module,
+    pub rank: usize,
+    /// `alpha / R`, or `alpha / √R`.
+    pub scaling: f32,
+    /// `(R, inputs)`, row-major.
+    pub a: Vec<f32>,
+    /// `(outputs, R)`, row-major.
+    pub b: Vec<f32>,
+}
+
+/// Sequences to learn from, one after another.
+#[derive(Clone, Copy)]
+pub struct Batch<'a> {
+    /// Below the vocabulary.
+    pub ids: &'a [u32],
+    /// They sum to the number of ids; none is 0.
+    pub lengths: &'a [usize],
+    /// Whether each token is to be foretold from those before it. The first of a sequence never counts.
+    pub targets: &'a [bool],
+}
+
+/// How a pass is done.
+#[derive(Clone, Copy)]
+pub struct Pass<'a> {
+    /// Keep the inputs of layers alone and compute the rest a second time: less memory, a third more time.
+    pub checkpointing: bool,
+    pub dropout: Option<Dropout>,
+    /// Read between layers: `true` stops.
+    pub stop: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl Transformer {
+    /// The cross entropy of the targets, in nats: summed, not averaged. No dropout. `None` if it was stopped.
+    ///
+    /// # Errors
+    /// A failed device operation; a network without an output matrix.
+    pub fn loss(&self, batch: Batch<'_>, trained: &[Trained], pass: Pass<'_>) -> Result<Option<f64>> {
+        let adapters = Adapters::in_training(self, trained, None)?;
+        let mut layers = Layers::new(self, batch, &adapters)?;
+        for i in 0..self.config().layers.len() {
+            if (pass.stop)() {
+                return Ok(None);
+            }
+            layers.x = layers.forward(Context::forward(self.backend()), i)?;
+        }
+        Ok(Some(self.head_loss(&layers.x, batch, false)?.0))
+    }
+
+    /// The cross entropy of the targets, in nats: summed, not averaged; and its gradient for each of `trained`, in their order.
+    /// `None` if it was stopped.
+    ///
+    /// # Errors
+    /// A failed device operation; a network without an output matrix; a change that gets no gradient.
+    pub fn gradients(&self, batch: Batch<'_>, trained: &[Trained], pass: Pass<'_>) -> Result<Option<(f64, Vec<Gradient>)>> {
+        let backend = self.backend();
+        let adapters = Adapters::in_training(self, trained, pass.dropout)?;
+        let mut layers = Layers::new(self, batch, &adapters)?;
+        // Of each layer its input, and how to go back through it where that is kept.
+        let mut passed = Vec::with_capacity(self.config().layers.len());
+        for i in 0..self.config().layers.len() {
+            if (pass.stop)() {
+                return Ok(None);
+            }
+            let input = layers.x.clone();
+            let way_back = if pass.checkpointing {
+                layers.x = layers.forward(Context::forward(backend), i)?;
+                None
+            } else {
+                let (output, tape) = layers.recorded(i)?;
+                layers.x = output;
+                Some((layers.x.clone(), tape))
+            };
+            passed.push((input, way_back));
+        }
+        let (loss, gradient) = self.head_loss(&layers.x, batch, true)?;
+        let mut gradients = Gradients::default();
+        let mut gradient = gradient;
+        for (i, (input, way_back)) in passed.into_iter().enumerate().rev() {
+            if (pass.stop)() {
+                return Ok(None);
+            }
+            // Below the first layer that is in training there is nothing to do.
+            let Some(of_output) = gradient else { break };
+            let id = input.id();
+            let (output, tape) = match way_back {
+                Some(kept) => kept,
+                None => {
+                    layers.x = input;
+                    layers.recorded(i)?
+                }
+            };
+            gradients.add(output.id(), of_output, backend)?;
+            drop(output);
+            tape.back(&mut gradients)?;
+            gradient = gradients.take(id);
+        }
+        let of_change = |number: usize| {
+            let found = gradients.trained.remove(&number);
+            found.ok_or_else(|| candle_core::Error::msg(format!("training: {} gets no gradient", trained[number].module.name)))
+        };
+        Ok(Some((loss, (0..trained.len()).map(of_change).collect::<Result<_>>()?)))
+    }
+
+    /// The loss at the last layer's output, and its gradient there.
+    fn head_loss(&self, x: &Tensor, batch: Batch<'_>, with_gradient: bool) -> Result<(f64, Option<Tensor>)> {
+        let (c, backend) = (self.config(), self.backend());
+        let Some(product) = self.head() else { bail!("training: the model has no output matrix") };
+        // The row of each target is that of the token before it.
+        let rows: Vec<u32> = (1..batch.ids.len()).filter(|&t| batch.targets[t]).map(|t| t as u32 - 1).collect();
+        let ids: Vec<u32> = rows.iter().map(|&row| batch.ids[row as usize + 1]).collect();
+        let rows = Tensor::new(rows, &backend.device)?;
+        let tape = Tape::default();
+        let hidden = x.index_select(&rows, 0)?;
+        tape.track(&hidden);
+        let normed = self.final_normed(Context { backend, tape: Some(&tape) }, &hidden)?;
+        let (loss, gradient) =
+            ops::cross_entropy(backend, &normed, product, (c.logit_scale, c.logit_softcap), &ids, with_gradient)?;
+        let Some(gradient) = gradient else { return Ok((loss, None)) };
+        let mut gradients = Gradients::default();
+        gradients.add(normed.id(), gradient, backend)?;
+        tape.back(&mut gradients)?;
+        let Some(gradient) = gradients.take(hidden.id()) else { bail!("training: the loss has no gradient") };
+        Ok((loss, Some(x.zeros_like()?.index_add(&rows, &gradient, 0)?)))
+    }
+}
+
+/// A forward pass, layer by layer.
+struct Layers<'a> {
+    network: &'a Transformer,
+    adapters: &'a Adapters,
+    angles: Vec<Angles>,
+    sequences: Sequences,
+    /// The output of the layer before.
+    x: Tensor,
+    /// The input of the first layer, which needs no gradient.
+    embedded: TensorId,
+}
+
+impl<'a> Layers<'a> {
+    fn new(network: &'a Transformer, batch: Batch<'_>, adapters: &'a Adapters) -> Result<Self> {
+        let (angles, sequences) = network.packed(batch.lengths)?;
+        let x = network.embed(batch.ids, &network.positions(batch.ids, batch.lengths), Some(adapters))?;
+        let embedded = x.id();
+        Ok(Self { network, adapters, angles, sequences, x, embedded })
+    }
+
+    fn forward(&mut self, cx: Context<'_>, i: usize) -> Result<Tensor> {
+        let (c, sequences) = (self.network.config(), &mut self.sequences);
+        self.network.layer(cx, i, self.x.clone(), &self.angles, Some(self.adapters), |q, k, v, mask| {
+            ops::attention_within(cx, [q, k, v], c.num_heads, c.num_kv_heads, mask, sequences)
+        })
+    }
+
+    /// The layer's output, and the way back to its input.
+    fn recorded(&mut self, i: usize) -> Result<(Tensor, Tape)> {
+        let tape = Tape::default();
+        if self.x.id() != self.embedded {
+            tape.track(&self.x);
+        }
+        let output = self.forward(Context { backend: self.network.backend(), tape: Some(&tape) }, i)?;
+        Ok((output, tape))
+    }
+}

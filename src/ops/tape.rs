@@ -1,0 +1,322 @@
+//! What a forward pass leaves behind for the way back through it.
+//!
+//! candle's own graph is not used: it copies every gradient that it passes on, keeps all activations until the end, and asks for the
+//! gradients of frozen weights. Here a gradient belongs to one tensor alone and moves, and what a step kept is free once it is done.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+
+use candle_core::{Result, Tensor, TensorId, Var};
+
+use super::{Backend, add_scaled};
+
+/// Where an operation computes, and the tape that it writes to, if the pass is one to go back through.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    pub backend: &'a Backend,
+    pub tape: Option<&'a Tape>,
+}
+
+impl<'a> Context<'a> {
+    /// Forward alone.
+    pub fn forward(backend: &'a Backend) -> Self {
+        Self { backend, tape: None }
+    }
+
+    /// Notes how the gradient of `output` becomes those of `inputs`, if a gradient of one of them is asked for.
+    pub(super) fn record<const N: usize>(
+        self,
+        inputs: [&Tensor; N],
+        output: &Tensor,
+        back: impl FnOnce(Tensor) -> Result<[Tensor; N]> + 'static,
+    ) {
+        let Some(tape) = self.tape else { return };
+        let ids = inputs.map(|input| tape.tracks(input).then(|| input.id()));
+        if ids.iter().all(Option::is_none) {
+            return;
+        }
+        let (output_id, backend) = (output.id(), self.backend.clone());
+        tape.push([output], move |gradients| {
+            let Some(gradient) = gradients.take(output_id) else { return Ok(()) };
+            for (id, gradient) in ids.into_iter().zip(back(gradient)?) {
+                if let Some(id) = id {
+                    gradients.add(id, gradient, &backend)?;
+                }
+            }
+            Ok(())
+        });
+    }
+
+    /// Whether the gradient of a tensor is asked for.
+    pub(super) fn tracks(self, x: &Tensor) -> bool {
+        self.tape.is_some_and(|tape| tape.tracks(x))
+    }
+}
+
+type Step = Box<dyn FnOnce(&mut Gradients) -> Result<()>>;
+
+/// The steps of a forward pass.
+#[derive(Default)]
+pub struct Tape {
+    steps: RefCell<Vec<Step>>,
+    tracked: RefCell<HashSet<TensorId>>,
+}
+
+impl Tape {
+    /// Asks for the gradient of a tensor.
+    pub fn track(&self, x: &Tensor) {
+        self.tracked.borrow_mut().insert(x.id());
+    }
+
+    fn tracks(&self, x: &Tensor) -> bool {
+        self.tracked.borrow().contains(&x.id())
+    }
+
+    /// Adds a step that takes the gradients of `outputs`.
+    pub(super) fn push<const N: usize>(&self, outputs: [&Tensor; N], step: impl FnOnce(&mut Gradients) -> Result<()> + 'static) {
+        outputs.iter().for_each(|output| self.track(output));
+        self.steps.borrow_mut().push(Box::new(step));
+    }
+
+    /// Goes back through all steps.
+    ///
+    /// # Errors
+    /// A failed device operation.
+    pub fn back(self, gradients: &mut Gradients) -> Result<()> {
+        self.steps.into_inner().into_iter().rev().try_for_each(|step| step(gradients))
+    }
+}
+
+/// The gradient of a trained low-rank change.
+#[derive(Debug, Clone)]
+pub struct Gradient {
+    /// `(R, inputs)`
+    pub a: Vec<f32>,
+    /// `(outputs, R)`
+    pub b: Vec<f32>,
+}
+
+/// Gradients on their way. Each is a tensor of its own, in memory that nothing else uses.
+#[derive(Default)]
+pub struct Gradients {
+    of: HashMap<TensorId, Tensor>,
+    /// By the number of the change.
+    pub trained: HashMap<usize, Gradient>,
+}
+
+impl Gradients {
+    /// Adds to the gradient of a tensor.
+    pub fn add(&mut self, id: TensorId, gradient: Tensor, backend: &Backend) -> Result<()> {
+        let sum = match self.of.remove(&id) {
+            Some(sum) => add_scaled(Context::forward(backend), &sum, gradient, 1.0, None)?,
+            None => gradient,
+        };
+        self.of.insert(id, sum);
+        Ok(())
+    }
+
+    /// The gradient of a tensor, which has none from here on.
+    pub fn take(&mut self, id: TensorId) -> Option<Tensor> {
+        self.of.remove(&id)
+    }
+}
+
+/// The gradients of the inputs of what candle can differentiate, by computing it a second time.
+pub(super) fn by_candle<const N: usize>(
+    inputs: [Tensor; N],
+    gradient: &Tensor,
+    forward: impl FnOnce([&Tensor; N]) -> Result<Tensor>,
+) -> Result<[Tensor; N]> {
+    let variables = inputs.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>()?;
+    let output = forward(std::array::from_fn(|i| variables[i].as_tensor()))?;
+    let mut store = (output * gradient)?.sum_all()?.backward()?;
+    let gradients: Vec<Tensor> = variables
+        .iter()
+        .map(|variable| store.remove(variable).map_or_else(|| variable.zeros_like(), Ok))
+        .collect::<Result<_>>()?;
+    Ok(std::array::from_fn(|i| gradients[i].clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::kernels::StoredType;
+    use crate::ops::{self, Activation, Angles, Mask, Matrix, MatrixBuilder, NormKind, Product, Sequences, Use, Vector};
+
+    const ROWS: usize = 7;
+
+    /// Values between -1 and 1, none of them within 0.03 of where a function has a corner: 0 and ±0.5.
+    fn noise(len: usize, mut seed: u32) -> Vec<f32> {
+        let next = |_| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            ((seed >> 27) as f32 + 0.5) / 16.0 - 1.0
+        };
+        (0..len).map(next).collect()
+    }
+
+    fn rows(values: Vec<f32>) -> Tensor {
+        let width = values.len() / ROWS;
+        Tensor::from_vec(values, (ROWS, width), &Device::Cpu).unwrap()
+    }
+
+    fn matrix(values: &[f32], cols: usize, backend: &Backend) -> Matrix {
+        let mut builder = MatrixBuilder::new(values.len() / cols, cols, StoredType::F32, Use::Product, backend).unwrap();
+        builder.fill(0, &values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>(), StoredType::F32);
+        builder.finish().unwrap()
+    }
+
+    /// The same values in memory of their own, for operations that change them where they are.
+    fn own(cx: Context<'_>, x: &Tensor) -> Tensor {
+        ops::clip(cx, x, 1e9).unwrap()
+    }
+
+    /// Holds the gradient of each input, for a random one of the output, against the slope of the output in each value.
+    fn check(name: &str, backend: &Backend, widths: &[usize], forward: impl Fn(Context<'_>, &[Tensor]) -> Tensor) {
+        let inputs: Vec<Vec<f32>> = widths.iter().zip(1..).map(|(width, seed)| noise(ROWS * width, seed)).collect();
+        let tensors = |inputs: &[Vec<f32>]| inputs.iter().map(|input| rows(input.clone())).collect::<Vec<_>>();
+        let (tape, given) = (Tape::default(), tensors(&inputs));
+        let ids: Vec<TensorId> = given.iter().map(Tensor::id).collect();
+        given.iter().for_each(|input| tape.track(input));
+        let y = forward(Context { backend, tape: Some(&tape) }, &given);
+        let weights = noise(y.elem_count(), 99);
+        let mut gradients = Gradients::default();
+        gradients.add(y.id(), Tensor::from_vec(weights.clone(), y.shape(), &Device::Cpu).unwrap(), backend).unwrap();
+        tape.back(&mut gradients).unwrap();
+        let sum = |inputs: &[Vec<f32>]| -> f64 {
+            let y = ops::to_f32(&forward(Context::forward(backend), &tensors(inputs))).unwrap();
+            y.iter().zip(&weights).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum()
+        };
+        for (input, id) in ids.into_iter().enumerate() {
+            let gradient = ops::to_f32(&gradients.take(id).unwrap_or_else(|| panic!("{name}: no gradient"))).unwrap();
+            for (at, found) in gradient.into_iter().enumerate() {
+                let moved = |step: f32| {
+                    let mut moved = inputs.clone();
+                    moved[input][at] += step;
+                    // The step as it was rounded.
+                    (sum(&moved), f64::from(moved[input][at]) - f64::from(inputs[input][at]))
+                };
+                let h = 0.01;
+                let slope = |h: f32| {
+                    let ((up, to), (down, from)) = (moved(h), moved(-h));
+                    (up - down) / (to - from)
+                };
+                let want = (4.0 * slope(h) - slope(2.0 * h)) / 3.0;
+                let error = (f64::from(found) - want).abs();
+                assert!(error < 1e-3, "{name}, kernels {}: input {input}, value {at}: {found} {want}", backend.kernels);
+            }
+        }
+    }
+
+    #[test]
+    fn every_operation_has_the_gradient_of_its_slopes() {
+        for kernels in [true, false] {
+            let backend = &Backend { device: Device::Cpu, kernels };
+            let vector = |len, seed| Some(Vector::new(noise(len, seed), backend).unwrap());
+            for (kind, weight, bias) in [
+                (NormKind::Rms, vector(12, 5), None),
+                (NormKind::Layer, vector(12, 5), vector(12, 6)),
+                (NormKind::Layer, None, None),
+            ] {
+                let norm = ops::Norm { kind, eps: 1e-3, width: 12, weight, bias };
+                check("norm", backend, &[12], |cx, x| ops::norm(cx, &x[0], &norm).unwrap());
+                check("sum and norm", backend, &[12, 12], |cx, x| {
+                    add_scaled(cx, &x[0], own(cx, &x[1]), 0.3, Some(&norm)).unwrap()
+                });
+            }
+            let heads = ops::Norm { kind: NormKind::Rms, eps: 1e-3, width: 6, weight: vector(12, 7), bias: None };
+            check("norm of heads", backend, &[12], |cx, x| ops::norm(cx, &x[0], &heads).unwrap());
+            check("one tensor used twice", backend, &[12], |cx, x| {
+                add_scaled(cx, &x[0], ops::norm(cx, &x[0], &heads).unwrap(), 1.0, None).unwrap()
+            });
+            for kind in [
+                Activation::Silu,
+                Activation::Gelu,
+                Activation::GeluTanh,
+                Activation::QuickGelu,
+                Activation::Relu,
+                Activation::Relu2,
+                Activation::Tanh,
+                Activation::Sigmoid,
+            ] {
+                check(&format!("gated {kind:?}"), backend, &[12], |cx, x| ops::gated(cx, &x[0], kind).unwrap());
+                check(&format!("{kind:?}"), backend, &[12], |cx, x| ops::activate(cx, own(cx, &x[0]), kind).unwrap());
+            }
+            for adjacent in [false, true] {
+                let (cos, sin) = noise(ROWS * 2, 3).iter().map(|x| (x.cos(), x.sin())).unzip();
+                let angles = Angles::new(cos, sin, 2, backend).unwrap();
+                check("rope", backend, &[12], |cx, x| ops::rope(cx, &x[0], 6, adjacent, &angles).unwrap());
+            }
+            check("clip", backend, &[12], |cx, x| ops::clip(cx, &x[0], 0.5).unwrap());
+            check("split", backend, &[12], |cx, x| {
+                let [a, b, _] = ops::split(cx, &x[0], [5, 5, 2]).unwrap();
+                let plain = ops::Norm { kind: NormKind::Rms, eps: 1e-3, width: 5, weight: None, bias: None };
+                add_scaled(cx, &own(cx, &a), ops::norm(cx, &b, &plain).unwrap(), 1.0, None).unwrap()
+            });
+            for (window, softcap) in [(None, None), (Some(2), None), (None, Some(0.7)), (Some(3), Some(2.0))] {
+                for causal in [true, false] {
+                    let mask = Mask { causal, window, scale: 0.8, softcap };
+                    let attend = |cx: Context<'_>, x: &[Tensor]| {
+                        let mut sequences = Sequences::new(vec![4, 1, 2], None, backend).unwrap();
+                        ops::attention_within(cx, [&x[0], &x[1], &x[2]], 4, 2, mask, &mut sequences).unwrap()
+                    };
+                    check("attention", backend, &[12, 6, 6], attend);
+                }
+            }
+            let (weight, bias) = (matrix(&noise(20 * 12, 4), 12, backend), vector(20, 5));
+            let product = Product { weight: &weight, bias: bias.as_ref(), deltas: &[], trained: &[] };
+            check("linear", backend, &[12], |cx, x| ops::linear(cx, &x[0], product).unwrap());
+            for dropout in [None, Some(ops::Dropout { share: 0.3, seed: 5 })] {
+                let (a, b) = (noise(3 * 12, 6), noise(10 * 3, 7));
+                let parts = [(0..4, 11), (4..10, 2)];
+                let change = ops::Trainable::new(0, 3, (&a, &b), &parts, 0.7, dropout, backend).unwrap();
+                let product = Product { trained: std::slice::from_ref(&change), ..product };
+                check("linear in training", backend, &[12], |cx, x| ops::linear(cx, &x[0], product).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn cross_entropy_has_the_gradient_of_its_slopes() {
+        for (kernels, cap) in [(true, None), (true, Some(1.5)), (false, None), (false, Some(1.5))] {
+            let backend = &Backend { device: Device::Cpu, kernels };
+            let (weight, bias) = (matrix(&noise(50 * 12, 4), 12, backend), Vector::new(noise(50, 5), backend).unwrap());
+            let product = Product { weight: &weight, bias: Some(&bias), deltas: &[], trained: &[] };
+            let targets: Vec<u32> = (0..ROWS as u32).map(|i| i * 7).collect();
+            let x = noise(ROWS * 12, 1);
+            let loss =
+                |x: &[f32], with| ops::cross_entropy(backend, &rows(x.to_vec()), product, (1.2, cap), &targets, with).unwrap();
+            let gradient = ops::to_f32(&loss(&x, true).1.unwrap()).unwrap();
+            assert!(loss(&x, false).1.is_none());
+            for (at, found) in gradient.into_iter().enumerate() {
+                let moved = |step: f32| {
+                    let mut moved = x.clone();
+                    moved[at] += step;
+                    (loss(&moved, false).0, f64::from(moved[at]))
+                };
+                let ((up, to), (down, from)) = (moved(0.01), moved(-0.01));
+                let want = (up - down) / (to - from);
+                assert!((f64::from(found) - want).abs() < 1e-3, "kernels {kernels}, cap {cap:?}: {found} {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn dropout_keeps_the_mean_and_drops_its_share() {
+        let drop = |seed| {
+            let mut x = vec![1f32; 100_000];
+            crate::kernels::dropout(&mut x, 0.3, seed);
+            x
+        };
+        let (x, other) = (drop(1), drop(2));
+        let dropped = x.iter().filter(|x| **x == 0.0).count() as f32 / x.len() as f32;
+        assert!((dropped - 0.3).abs() < 0.006 && x.iter().all(|x| *x == 0.0 || (x - 1.0 / 0.7).abs() < 1e-6), "{dropped}");
+        assert_eq!(x, drop(1));
+        // Independent of each other: both drop a value as often as chance has it.
+        let both = x.iter().zip(&other).filter(|(x, y)| **x == 0.0 && **y == 0.0).count() as f32 / x.len() as f32;
+        assert!((both - 0.09).abs() < 0.006, "{both}");
+        let neighbours = x.windows(2).filter(|pair| pair == &[0.0, 0.0]).count() as f32 / x.len() as f32;
+        assert!((neighbours - 0.09).abs() < 0.006, "{neighbours}");
+    }
+}
