@@ -41,6 +41,11 @@ tests() { # folder, scratch
     [ "${PIPESTATUS[0]}" = 0 ] && grep -q 'Test run with [1-9][0-9]* tests passed' "$stage/tests"
 }
 
+rules() { # what reviewers would else look for: one file says what is safe to send, and nothing keeps apps from depending on a version
+    [ "$(grep -rlE '@unchecked Sendable|nonisolated\(unsafe\)|@preconcurrency' swift --include='*.swift')" = swift/Sources/MetalCandle/Handle.swift ] &&
+        ! grep -rn 'unsafeFlags' Package.swift swift --include='*.swift'
+}
+
 question='What does `Vec::push` do?'
 answer='Appends an element to the back of a collection.'
 chat() { "$(swift build --scratch-path "$scratch/package" --show-bin-path)/mc-chat" "$@"; }
@@ -79,6 +84,7 @@ consumer() { # depends on a tag of this package, as apps do
         grep -qF "$answer" "$stage/readme"
 }
 
+step "rules" rules
 step "swift build" build . "$scratch/package" && step "swift test" tests . "$scratch/package" && grep '^.* Test run with' "$stage/tests"
 for program in one_shot conversation usage missing_model; do step "mc-chat: $program" $program; done
 step "the sample builds" build swift/Examples/Chat "$scratch/sample" && step "the sample's tests" tests swift/Examples/Chat "$scratch/sample" &&

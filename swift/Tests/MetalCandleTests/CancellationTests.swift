@@ -40,6 +40,26 @@ extension MetalCandleTests { @Suite struct Cancellation {
         #expect(try await session.respond(to: question, options: greedy).text == answer)
     }
 
+    @Test func aCancelledReaderGetsNoMoreText() async throws {
+        let model = try await loadCoder()
+        let session = ChatSession(model)
+        let read = Recorder<GenerationEvent>()
+        await expectCancelled {
+            try await Task {
+                var events = session.streamResponse(to: question, options: long).makeAsyncIterator()
+                if let event = try await events.next() { read.append(event) }
+                // Behind this the next token is ready, and would be text.
+                _ = try await model.complete("fn", options: ResponseOptions(maximumTokens: 1))
+                withUnsafeCurrentTask { $0?.cancel() }
+                if let event = try await events.next() { read.append(event) }
+            }.value
+        }
+        #expect(read.values.count == 1)
+        // The native session was in the middle of its answer.
+        try session.reset()
+        #expect(try await session.respond(to: question, options: greedy).text == answer)
+    }
+
     @Test func aCancelledRespondLeavesNoTrace() async throws {
         let session = ChatSession(try await loadCoder())
         for _ in 0..<5 {

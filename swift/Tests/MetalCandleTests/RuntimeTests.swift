@@ -71,6 +71,43 @@ extension MetalCandleTests { @Suite struct Runtime {
         #expect(session.history == [.user(question), .assistant(answer)])
     }
 
+    @Test func workIsOneTokenAheadOfItsReader() async throws {
+        let device = try ComputeDevice(.cpu)
+        let model = try await loadCoder(ModelOptions(device: device))
+        var events = ChatSession(model, options: greedy).streamResponse(to: question).makeAsyncIterator()
+        _ = try await events.next()
+        _ = try await model.complete("fn", options: ResponseOptions(maximumTokens: 1))  // the token ahead is made before this
+        try device.suspend()
+        let read = Recorder<Bool>()
+        let resuming = Task {
+            await eventually { read.values.count == 1 && Gate.shared.waiting == 1 }
+            device.resume()
+        }
+        _ = try await events.next()
+        read.append(true)
+        await resuming.value
+        _ = try await events.next()
+    }
+
+    @Test func anOpeningAndACancellationBeforeTheWaitAreNotMissed() async throws {
+        let gate = Gate()
+        let before = gate.openings
+        gate.open()
+        let ended = Recorder<Bool>()
+        let opened = Task { try await gate.wait(after: before); ended.append(true) }
+        await eventually { ended.values == [true] }
+        opened.cancel()
+
+        let cancelled = Task {
+            withUnsafeCurrentTask { $0?.cancel() }
+            do { try await gate.wait(after: gate.openings) } catch { ended.append(error is CancellationError) }
+        }
+        await eventually { ended.values == [true, true] }
+        gate.open()
+        await cancelled.value
+        #expect(gate.waiting == 0)
+    }
+
     @Test func callsThatBeginOnASuspendedDeviceWait() async throws {
         let device = try ComputeDevice(.cpu)
         let model = try await loadCoder(ModelOptions(device: device))

@@ -8,6 +8,7 @@ import SwiftUI
             TabView {
                 Tab("Chat", systemImage: "bubble.left.and.bubble.right") { ChatTab() }
                 Tab("Search", systemImage: "magnifyingglass") { SearchTab() }
+                Tab("LoRA", systemImage: "slider.horizontal.3") { TrainingTab() }
             }
         }
     }

@@ -139,6 +139,42 @@ private let answer = "Appends an element to the back of a collection."
         #expect(!search.isIndexing && search.lines == ["a", "b"])
     }
 
+    @Test func trainingChangesTheAnswer() async throws {
+        let file = FileManager.default.temporaryDirectory.appending(path: "\(UUID().uuidString).jsonl")
+        defer { try? FileManager.default.removeItem(at: file) }
+        let line = #"{"messages": [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "A candle."}]}"#
+        try Data("\(line)\n\(line)\n".utf8).write(to: file)
+
+        let model = try await LanguageModel.load(from: coder)
+        let training = TrainingModel(model, responseOptions: ResponseOptions(maximumTokens: 8, temperature: 0))
+        #expect(!training.canTrain && !training.canCompare)
+        training.open(file)
+        await training.finish()
+        #expect(training.exampleCount == 2 && training.canTrain)
+        training.epochs = 40
+        training.train()
+        #expect(training.isBusy && !training.canTrain)
+        await training.finish()
+        #expect(training.losses.map(\.id) == Array(1...40))
+        #expect(training.fraction == 1 && training.failure == nil)
+        #expect((training.losses.last?.loss ?? 9) < (training.losses.first?.loss ?? 0) / 2)
+        training.compare("Who are you?")
+        await training.finish()
+        #expect(training.comparison?.with == "A candle.")
+        #expect(training.comparison?.without.isEmpty == false && training.comparison?.without != "A candle.")
+
+        // Stopped in the middle: what was learnt is an adapter.
+        training.train()
+        while training.losses.isEmpty { await Task.yield() }
+        training.stop()
+        await training.finish()
+        #expect(training.losses.count < 40 && training.adapter != nil && training.failure == nil)
+
+        training.open(URL(filePath: "/nowhere"))
+        await training.finish()
+        #expect(training.failure?.contains("/nowhere") == true)
+    }
+
     @Test func theGaugeShowsMemory() {
         let gauge = MemoryGauge()
         gauge.refresh()
