@@ -62,9 +62,15 @@ extension MetalCandleTests { @Suite struct Cancellation {
 
     @Test func aCancelledRespondLeavesNoTrace() async throws {
         let session = ChatSession(try await loadCoder())
+        var endless = long
+        endless.maximumTokens = nil
         for _ in 0..<5 {
-            let responding = Task { try await session.respond(to: question, options: long) }
-            await eventually { session.isResponding }
+            let ended = Recorder<Bool>()
+            let responding = Task { [endless] in
+                defer { ended.append(true) }
+                return try await session.respond(to: question, options: endless)
+            }
+            await eventually { session.isResponding || !ended.values.isEmpty }
             responding.cancel()
             await expectCancelled { try await responding.value }
             #expect(session.history.isEmpty && !session.isResponding)

@@ -81,8 +81,12 @@ extension MetalCandleTests { @Suite struct Concurrency {
         }
         await eventually { MetalCandleRuntime.liveObjects == 0 }
 
-        let responding = Task { try await ChatSession(try await loadCoder()).respond(to: question) }
-        await eventually { MetalCandleRuntime.liveObjects > 3 }
+        let (begun, signal) = AsyncStream.makeStream(of: Void.self)
+        let responding = Task {
+            let stream = ChatSession(try await loadCoder()).streamResponse(to: question)
+            for try await _ in stream { signal.finish() }
+        }
+        for await _ in begun {}
         responding.cancel()
         _ = await responding.result
         await eventually { MetalCandleRuntime.liveObjects == 0 }
