@@ -12,7 +12,7 @@ import os
 from array import array
 from ctypes import POINTER, byref, c_bool, c_char_p, c_double, c_float, c_int32, c_size_t, c_uint32, c_void_p
 
-CPU = 1  # MC_DEVICE_CPU
+DEVICES = {"cpu": 1, "metal": 2, "cuda": 3}  # mc_device_kind
 DTYPES = {"stored": 0, "F32": 1}  # mc_dtype
 
 ids_p, floats_p, texts_p, handle_p = POINTER(c_uint32), POINTER(c_float), POINTER(c_char_p), POINTER(c_void_p)
@@ -132,15 +132,15 @@ class Record(ctypes.Structure):
 
 
 class Model:
-    def __init__(self, library, path, dtype="F32"):
+    def __init__(self, library, path, dtype="F32", device="cpu"):
         self.library, self.handle = library, c_void_p()
-        device, options = c_void_p(), library.model_options_new()
-        library.device_new(CPU, 0, byref(device))
-        library.model_options_set_device(options, device)
+        computing, options = c_void_p(), library.model_options_new()
+        library.device_new(DEVICES[device], 0, byref(computing))
+        library.model_options_set_device(options, computing)
         library.model_options_set_dtype(options, DTYPES[dtype])
         library.model_load(os.fsencode(path), options, byref(self.handle))
         library.model_options_free(options)
-        library.device_free(device)
+        library.device_free(computing)
         self.vocab_size = library.model_vocab_size(self.handle)
 
     def embed(self, text):

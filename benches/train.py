@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from bench import Bench, Times, Workers, arguments, first, print_rates, print_ratios
+from c_abi import DEVICES
 from make_adapter import ALPHA, RANK, TARGETS
 from make_model import CACHE, ROOT, SHAPES, make_model
 from trainers import GRAD_CLIP, LEARNING_RATE, TRAINERS, WEIGHT_DECAY
@@ -18,7 +19,7 @@ PARTS = ("speed", "memory")
 
 
 def main():
-    bench = Training(arguments(__doc__, PARTS, TRAINERS, shape=("qwen2.5-0.5b", SHAPES)))
+    bench = Training(arguments(__doc__, PARTS, TRAINERS, shape=("qwen2.5-0.5b", SHAPES), device=("cpu", DEVICES)))
     if "speed" in bench.args.only:
         before = bench.machine()
         with Workers(bench, TRAINERS, *bench.model) as workers:
@@ -38,7 +39,7 @@ class Training(Bench):
         if not adapter.exists():
             # In a process of its own: torch's threads and memory end with it.
             subprocess.run([sys.executable, ROOT / "benches" / "make_adapter.py", directory, adapter], stderr=subprocess.DEVNULL)
-        self.model = (directory, args.threads, adapter if adapter.exists() else None)
+        self.model = (directory, args.threads, adapter if adapter.exists() else None, args.device)
         facts = {
             "model": f"{args.shape}: {self.shape}",
             "dtype": "F32",
@@ -108,7 +109,7 @@ class Training(Bench):
     def check_memory(self, part, rows):
         reference = self.result["memory"]["train"].get("peft")
         # The tiny shapes are smaller than the interpreter; they test the benchmarks only.
-        if self.args.shape == "tiny" or not reference or "metal-candle" not in rows:
+        if self.args.shape == "tiny" or self.args.device != "cpu" or not reference or "metal-candle" not in rows:
             return
         ratio, bound = rows["metal-candle"]["peak_bytes"] / reference["peak_bytes"], MEMORY_BOUNDS[part]
         print(f"  memory: metal-candle / peft without checkpointing = {ratio:.2f}")

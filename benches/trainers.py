@@ -28,13 +28,13 @@ class Trainer(Peer):
 
 
 class MetalCandle(Trainer):
-    def __init__(self, library, host, directory, threads, adapter):
+    def __init__(self, library, host, directory, threads, adapter, device):
         import c_abi
 
         self.abi, self.bytes_before, self.adapter, self.trainer = c_abi, peak_bytes(), adapter, None
         self.library = c_abi.Library(library, host)
         self.version = self.library.version_string().decode()
-        self.model = c_abi.Model(self.library, directory)
+        self.model = c_abi.Model(self.library, directory, device=device)
 
     def begin(self, checkpointing):
         self.end()
@@ -55,7 +55,7 @@ class MetalCandle(Trainer):
 
 
 class Peft(Trainer):
-    def __init__(self, directory, threads, adapter):
+    def __init__(self, directory, threads, adapter, device):
         import peft
         import torch
         import transformers
@@ -65,7 +65,8 @@ class Peft(Trainer):
         torch.set_num_threads(threads)
         warnings.simplefilter("ignore", FutureWarning)  # of new names that older versions do not know
         transformers.utils.logging.disable_progress_bar()
-        self.base = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        self.device = {"metal": "mps"}.get(device, device)
+        self.base = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).to(self.device)
         self.model = peft.PeftModel.from_pretrained(self.base, adapter, is_trainable=True).train()
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.initial = [parameter.detach().clone() for parameter in self.trained]
@@ -87,12 +88,14 @@ class Peft(Trainer):
             self.base.gradient_checkpointing_disable()
 
     def learn(self, batch):
-        ids = self.torch.tensor(batch)
+        ids = self.torch.tensor(batch, device=self.device)
         self.optimizer.zero_grad()
         loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         self.torch.nn.utils.clip_grad_norm_(self.trained, GRAD_CLIP)
         self.optimizer.step()
+        if self.device != "cpu":
+            getattr(self.torch, self.device).synchronize()
         return float(loss.detach())
 
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use common::{Reference, golden, json, max_abs, shipped};
 use metal_candle::{
-    Capability, Chat, Device, DeviceKind, Dtype, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Lora, Model, Prompt,
-    SamplingOptions, Session,
+    Capability, Chat, Device, DeviceKind, Dtype, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig,
+    LoraTrainer, Model, Prompt, SamplingOptions, Session, TrainOptions,
 };
 
 /// Both compute in F32, in another order. The reduced precision that GPUs offer for it would be seen.
@@ -246,6 +246,32 @@ fn adapters_change_what_they_change_on_the_cpu() {
             second.add(&merged, &want_merged);
             table.line(&name(&path), dtype, "attached", &first);
             table.line(&name(&path), dtype, "merged", &second);
+        }
+    }
+    table.finish();
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn training_follows_that_of_the_cpu() {
+    let (gpu, cpu, mut table) = (gpu(), cpu(), Table::default());
+    let ids: Vec<u32> = (0..35).map(|i| 3 + i * 67 % 120).collect();
+    for path in models(&["decoders", "families"]) {
+        for dtype in [Dtype::F32, Dtype::BF16] {
+            for (gradient_checkpointing, dropout) in [(true, 0.1), (false, 0.0)] {
+                let options = TrainOptions { learning_rate: 1e-3, gradient_checkpointing, ..TrainOptions::default() };
+                let config = LoraConfig { dropout, ..LoraConfig::default() };
+                let losses = [&gpu, &cpu].map(|device| {
+                    let model = open(&path, device, Some(dtype), None);
+                    let mut trainer = LoraTrainer::new(&model, &config, &options).unwrap();
+                    let steps = (0..5).map(|_| trainer.train_step(&ids, None, &[0, 11, 12, 35]).unwrap());
+                    // The logarithm: of a length, the share that differs counts.
+                    steps.flat_map(|step| [step.loss, step.update.unwrap().grad_norm.ln()]).collect::<Vec<f32>>()
+                });
+                let mut worst = Worst::new();
+                worst.add(&losses[0], &losses[1]);
+                table.line(&name(&path), dtype, if gradient_checkpointing { "checkpointed" } else { "kept" }, &worst);
+            }
         }
     }
     table.finish();

@@ -3,13 +3,15 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use common::{Reference, golden, json, load, max_abs, shipped};
 use metal_candle::{
-    Cancel, Capability, Dataset, ErrorKind, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Schedule, Session, TrainEvent,
-    TrainOptions, Weighting,
+    Cancel, Capability, Chat, Dataset, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Schedule,
+    Session, TrainEvent, TrainOptions, Weighting,
 };
 use safetensors::SafeTensors;
 use tempfile::{TempDir, tempdir};
@@ -544,6 +546,66 @@ fn a_process_that_is_killed_while_it_writes_leaves_the_last_checkpoint() {
     assert!(state(&LoraTrainer::resume(trainer.model(), directory.path(), None).unwrap()) == state(&trainer));
 }
 
+/// Where [`a_training_that_is_killed`] writes its checkpoints.
+const CHILD: &str = "METAL_CANDLE_TEST_CHECKPOINTS";
+
+fn learnt_in_a_child(checkpoint: &Path) -> (Dataset, TrainOptions) {
+    let options = TrainOptions {
+        learning_rate: 2e-3,
+        batch_size: 2,
+        grad_accumulation: 2,
+        epochs: 8,
+        checkpoint: Some(checkpoint.to_path_buf()),
+        checkpoint_every: 1,
+        ..TrainOptions::default()
+    };
+    (examples(0, 12), options)
+}
+
+/// Not a test by itself: the process that the next test kills.
+#[test]
+#[ignore]
+fn a_training_that_is_killed() {
+    let directory = std::env::var_os(CHILD).unwrap();
+    let (data, options) = learnt_in_a_child(Path::new(&directory));
+    LoraTrainer::new(&coder(), &tiny(), &options)
+        .unwrap()
+        .train(&data, None, &mut |event| {
+            println!("step {}", event.step);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_training_that_was_killed_goes_on_bit_for_bit() {
+    let unharmed = tempdir().unwrap();
+    let (data, options) = learnt_in_a_child(unharmed.path());
+    let mut whole = LoraTrainer::new(&coder(), &tiny(), &options).unwrap();
+    run(&mut whole, &data, None, 0);
+    assert_eq!(whole.step_count(), 24);
+    let directory = tempdir().unwrap();
+    for kill_after in [2, 7, 11] {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_training_that_is_killed", "--ignored", "--nocapture"])
+            .env(CHILD, directory.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let told = lines.map(Result::unwrap).find(|line| line.ends_with(&format!("step {kill_after}")));
+        assert!(told.is_some(), "the child ended before step {kill_after}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let mut resumed = LoraTrainer::resume(&coder(), directory.path(), None).unwrap();
+        let found = resumed.step_count();
+        assert!((kill_after - 1..24).contains(&found), "{found}");
+        run(&mut resumed, &data, None, 0);
+        assert!(state(&resumed) == state(&whole), "killed after step {kill_after}");
+        std::fs::remove_dir_all(directory.path()).unwrap();
+    }
+}
+
 #[test]
 fn a_checkpoint_keeps_the_options_and_refuses_those_that_change_the_data() {
     let options = TrainOptions { weight_decay: 0.1, seed: u64::MAX, max_length: 12, ..options() };
@@ -779,6 +841,46 @@ fn a_training_on_a_dataset_goes_on_bit_for_bit_wherever_it_was_stopped() {
     let error = trainer.train(&eval, None, &mut |_| ControlFlow::Continue(())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Mismatch);
     assert_eq!(run(&mut trainer, &data, None, 0).len(), 3);
+}
+
+#[test]
+fn thirty_facts_are_learnt_and_the_old_answers_stay() {
+    let model = coder();
+    let answer = |session: &mut Session, question: &str| {
+        let mut chat = Chat::new();
+        chat.add("user", question);
+        session.set_chat(&chat, None).unwrap();
+        let options = GenerateOptions { max_tokens: 128, ..GenerateOptions::default() };
+        session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap().text
+    };
+    let lines = std::fs::read_to_string("examples/data/facts.jsonl").unwrap();
+    let facts: Vec<(String, String)> = lines
+        .lines()
+        .map(|line| {
+            let messages = &serde_json::from_str::<serde_json::Value>(line).unwrap()["messages"];
+            let content = |i: usize| messages[i]["content"].as_str().unwrap().to_string();
+            (content(0), content(1))
+        })
+        .collect();
+    assert_eq!(facts.len(), 30);
+    let known = |session: &mut Session| facts.iter().filter(|(fact, want)| &answer(session, fact) == want).count();
+    let mut session = Session::new(&model, 0).unwrap();
+    assert_eq!(known(&mut session), 0);
+
+    let options =
+        TrainOptions { learning_rate: 2e-3, schedule: Schedule::Cosine, warmup_steps: 8, epochs: 25, ..TrainOptions::default() };
+    let mut trainer = LoraTrainer::new(&model, &LoraConfig::default(), &options).unwrap();
+    let events = run(&mut trainer, &Dataset::load_jsonl("examples/data/facts.jsonl").unwrap(), None, 0);
+    assert_eq!(events.len(), 200);
+    session.set_adapters(&[(trainer.adapter().unwrap(), 1.0)]).unwrap();
+    assert_eq!(known(&mut session), 30);
+
+    session.set_adapters(&[]).unwrap();
+    let old = json(&golden("tiny_coder.json"));
+    for item in old["items"].as_array().unwrap().iter().filter(|item| item["messages"].as_array().unwrap().len() == 1).take(4) {
+        let question = item["messages"][0]["content"].as_str().unwrap();
+        assert_eq!(answer(&mut session, question), item["answer"].as_str().unwrap());
+    }
 }
 
 #[test]
