@@ -11,7 +11,7 @@ CARGO   ?= cargo
 CFLAGS  ?= -O2
 PREFIX  ?= /usr/local
 PROFILE ?= release
-TEST_FEATURES ?= fault-injection
+TEST_FEATURES ?= fault-injection,selftest
 
 TARGET  := $(or $(CARGO_TARGET_DIR),target)
 OUT     := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))

@@ -35,3 +35,6 @@ pub use engine::{
     Stage, TokenEvent, TokenFn, Tokenizer, estimate_memory, similarity_top_k,
 };
 pub use error::{Error, ErrorKind, Result};
+#[cfg(feature = "fault-injection")]
+#[doc(hidden)]
+pub use ops::inject_device_failure;
