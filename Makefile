@@ -3,6 +3,7 @@
 #   make              the library: .so or .dylib, and .a (PROFILE=dev builds faster and checks more)
 #   make demo         a small model answers a question
 #   make test         everything that this machine can test; what it lacks is skipped with a line that says so
+#   make selftest     every operation of the GPU held against the CPU (DEVICE=metal, cuda, cpu)
 #   make bench        the benchmarks
 #   make install      below PREFIX (/usr/local), staged below DESTDIR
 #   make uninstall    make lint    make clean
@@ -32,7 +33,7 @@ endif
 
 export CARGO CC CXX OUT BUILD LIB SONAME PROFILE
 
-.PHONY: all library demo examples test bench install uninstall lint clean
+.PHONY: all library demo examples test selftest bench install uninstall lint clean
 
 all: library
 
@@ -56,6 +57,7 @@ demo: examples
 test: PROFILE = dev
 test:
 	$(CARGO) test --no-fail-fast --features $(TEST_FEATURES)
+	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
 	$(MAKE) PROFILE=$(PROFILE) examples
 	$(MAKE) PROFILE=$(PROFILE) test-c
 
@@ -63,6 +65,9 @@ test:
 test-c:
 	tests/c/run.sh
 	tests/c/install.sh
+
+selftest:
+	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- $(if $(DEVICE),--device $(DEVICE))
 
 bench:
 	python3 benches/run.py

@@ -28,6 +28,9 @@ mod load;
 mod nn;
 mod ops;
 mod kernels;
+#[cfg(feature = "selftest")]
+#[doc(hidden)]
+pub mod selftest;
 
 pub use engine::{
     Cancel, Capability, Chat, ChatTemplate, Device, DeviceKind, Dtype, EmbedOptions, FinishReason, GenerateOptions, Generation,

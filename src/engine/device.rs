@@ -331,7 +331,7 @@ mod tests {
         let device = Device::new(DeviceKind::Cpu, 0).unwrap();
         device.step(|| Ok(assert_eq!(device.suspend(Duration::ZERO).unwrap_err().kind(), ErrorKind::Busy))).unwrap();
         device.suspend(Duration::MAX).unwrap();
-        let nothing = || panic!("work on a suspended device");
+        let nothing = || -> Result<()> { panic!("work on a suspended device") };
         assert_eq!(device.step(nothing).unwrap_err().kind(), ErrorKind::Suspended);
         assert_eq!(device.work(nothing).unwrap_err().kind(), ErrorKind::Suspended);
         device.clone().resume();
