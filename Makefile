@@ -45,7 +45,7 @@ library:
 
 examples: library
 	mkdir -p $(BUILD)
-	for name in chat complete search; do \
+	for name in chat complete search finetune; do \
 		$(CC) -std=c99 $(CFLAGS) -Wall -Wextra -Wpedantic -Iinclude examples/c/$$name.c -o $(BUILD)/$$name \
 			-L$(OUT) -lmetal_candle -Wl,-rpath,$(abspath $(OUT)) || exit 1; \
 	done
@@ -72,6 +72,7 @@ selftest:
 bench:
 	python3 benches/run.py
 	python3 benches/embed.py
+	python3 benches/train.py
 
 INCLUDE_DIR = $(DESTDIR)$(PREFIX)/include
 LIB_DIR     = $(DESTDIR)$(PREFIX)/lib

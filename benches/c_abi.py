@@ -4,6 +4,7 @@
     session = Session(Model(library, "models/tiny-coder"), max_context=640)
     session.append([1, 2, 3])
     ids = session.generate(max_tokens=8, way="push", record=Record(8))
+    loss = Trainer(model, "adapter", 1e-3, 0.01, 1.0, checkpointing=False).step([[1, 2, 3], [4, 5]])
 """
 
 import ctypes
@@ -50,6 +51,20 @@ FUNCTIONS = {
     "mc_session_next": (c_int32, [c_void_p, handle_p, handle_p]),
     "mc_session_end": (c_int32, [c_void_p, handle_p, handle_p]),
     "mc_session_free": (None, [c_void_p]),
+    "mc_lora_load": (c_int32, [c_void_p, c_char_p, handle_p, handle_p]),
+    "mc_lora_free": (None, [c_void_p]),
+    "mc_lora_config_new": (c_void_p, []),
+    "mc_lora_config_set_initial": (None, [c_void_p, c_void_p]),
+    "mc_lora_config_free": (None, [c_void_p]),
+    "mc_train_options_new": (c_void_p, []),
+    "mc_train_options_set_learning_rate": (None, [c_void_p, c_float]),
+    "mc_train_options_set_weight_decay": (None, [c_void_p, c_float]),
+    "mc_train_options_set_grad_clip": (None, [c_void_p, c_float]),
+    "mc_train_options_set_gradient_checkpointing": (None, [c_void_p, c_bool]),
+    "mc_train_options_free": (None, [c_void_p]),
+    "mc_lora_trainer_new": (c_int32, [c_void_p, c_void_p, c_void_p, handle_p, handle_p]),
+    "mc_lora_train_step": (c_int32, [c_void_p, ids_p, c_char_p, POINTER(c_size_t), c_size_t, floats_p, handle_p]),
+    "mc_lora_trainer_free": (None, [c_void_p]),
     "mc_embed_dim": (c_size_t, [c_void_p, c_void_p]),
     "mc_embed": (c_int32, [c_void_p, c_char_p, c_size_t, c_void_p, floats_p, c_size_t, handle_p]),
     "mc_embed_batch": (c_int32, [c_void_p, texts_p, POINTER(c_size_t), c_size_t, c_void_p, floats_p, c_size_t, handle_p]),
@@ -183,3 +198,35 @@ class Session:
 
     def free(self):
         self.library.session_free(self.handle)
+
+
+class Trainer:
+    """Trains an adapter with AdamW at a constant rate. `adapter`: a directory to begin with; None = a fresh one of rank 8."""
+
+    def __init__(self, model, adapter, learning_rate, weight_decay, grad_clip, checkpointing):
+        library, self.handle, lora = model.library, c_void_p(), c_void_p()
+        self.library = library
+        config, options = library.lora_config_new(), library.train_options_new()
+        if adapter:
+            library.lora_load(model.handle, os.fsencode(adapter), byref(lora))
+            library.lora_config_set_initial(config, lora)
+        library.train_options_set_learning_rate(options, learning_rate)
+        library.train_options_set_weight_decay(options, weight_decay)
+        library.train_options_set_grad_clip(options, grad_clip)
+        library.train_options_set_gradient_checkpointing(options, checkpointing)
+        library.lora_trainer_new(model.handle, config, options, byref(self.handle))
+        library.train_options_free(options)
+        library.lora_config_free(config)
+        library.lora_free(lora)
+
+    def step(self, batch):
+        """The mean loss of all tokens of the sequences but each first, before the step."""
+        ids, offsets, loss = [id for sequence in batch for id in sequence], [0], c_float()
+        for sequence in batch:
+            offsets.append(offsets[-1] + len(sequence))
+        ids, offsets = (c_uint32 * len(ids))(*ids), (c_size_t * len(offsets))(*offsets)
+        self.library.lora_train_step(self.handle, ids, None, offsets, len(batch), byref(loss))
+        return loss.value
+
+    def free(self):
+        self.library.lora_trainer_free(self.handle)

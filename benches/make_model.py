@@ -73,6 +73,15 @@ class Shape:
         attention = self.num_layers * 2 * self.num_heads * self.head_dim * tokens * (tokens + 1)
         return 2 * matrices * tokens + attention + 2 * self.vocab_size * self.hidden_size
 
+    def train_flops(self, tokens, rank):
+        """One sequence through a step that trains an adapter on every matrix: forward, and back to the input of each product;
+        the matrices themselves have no gradient, an adapter's have. What checkpointing computes again is not counted."""
+        matrices = [shape for _, _, shape in self.layer() if len(shape) == 2]
+        frozen = self.num_layers * sum(map(_size, matrices)) + self.vocab_size * self.hidden_size
+        trained = self.num_layers * sum(rank * sum(shape) for shape in matrices)
+        attention = self.num_layers * 2 * self.num_heads * self.head_dim * tokens * (tokens + 1)
+        return 2 * (2 * frozen + 3 * trained) * tokens + 3 * attention
+
     def config(self):
         """config.json."""
         return {

@@ -424,7 +424,7 @@ void mc_tokens_free(mc_tokens *MC_NULLABLE tokens);
  * @{
  *
  * Hand it to a call or its options, trigger it, and the call ends with MC_CANCELLED at its next check: at each download
- * chunk, tensor loaded, prefill chunk, token and group of embedded texts. What the call worked on stays usable.
+ * chunk, tensor loaded, prefill chunk, token, group of embedded texts and layer of a training pass. What the call worked on stays usable.
  */
 
 /**
@@ -2524,6 +2524,763 @@ mc_status mc_similarity_top_k(mc_similarity similarity,
                               size_t *MC_NONNULL indices,
                               float *MC_NONNULL scores,
                               mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/** @} */
+
+
+/**
+ * @defgroup mc_dataset Examples to train on: texts, completions of prompts, and conversations
+ * @{
+ *
+ * A dataset holds examples as they were written; a model's tokenizer and chat template make tokens of them when training begins. Of a
+ * text all is learnt. Of a completion and of a conversation it is, with a masked prompt, what the model is to write: the completion,
+ * and each message of the assistant up to and with the token that ends it.
+ *
+ * Texts and completions have the special tokens that the tokenizer puts around a text, and the token that ends a text behind them, as
+ * with TRL's SFTTrainer. A conversation has those that its template writes, and where that ends an answer with none, the token that ends
+ * a text behind the last. A message that the template writes differently once others follow it, as Qwen3's does with thoughts, is
+ * learnt as a sequence of its own, so that what is learnt of is always what the model is given when it has to answer. A template that
+ * does not write a message behind its generation prompt makes training fail with MC_ERROR_TEMPLATE, with the example's number.
+ */
+
+/**
+ * Examples in their order. Mutable; knows no model.
+ *
+ * Threads: any; `const` calls concurrently, others exclusive: a second call meanwhile is MC_ERROR_BUSY.
+ */
+typedef struct mc_dataset mc_dataset;
+
+/**
+ * Makes an empty dataset.
+ *
+ * @return one reference; free it with mc_dataset_free().
+ *
+ * Threads: any.
+ */
+mc_dataset *MC_NONNULL mc_dataset_new(void);
+
+/**
+ * Makes a dataset from a file of JSON lines: one example a line, each an object with the fields of one of these.
+ *
+ * - `messages`, and optionally `tools`: a conversation, as for mc_chat_from_json().
+ * - `prompt` and `completion`: both text; or both an array of messages, and optionally `tools`: a conversation of which the
+ *   messages of `completion` alone are learnt.
+ * - `text`: text.
+ *
+ * Blank lines are skipped, a byte order mark too; fields that are null count as absent. Other fields are errors, and so are lines of
+ * more than 8 MiB. A template that tells the time tells when the file was last changed.
+ *
+ * @param path  the file. Its content is UTF-8.
+ * @param out   receives one reference; free it with mc_dataset_free().
+ * @param err   NULL, or receives the error, with the number of the line.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO; MC_ERROR_FORMAT.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_dataset_load_jsonl(const char *MC_NONNULL path,
+                                mc_dataset *MC_NULLABLE *MC_NONNULL out,
+                                mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Adds a text at the end.
+ *
+ * @param dataset   the dataset.
+ * @param text      UTF-8; NULL if `text_len` is 0. Copied.
+ * @param text_len  bytes.
+ * @param err       NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any, exclusive.
+ */
+MC_NODISCARD
+mc_status mc_dataset_add_text(mc_dataset *MC_NONNULL dataset,
+                              const char *MC_NULLABLE text,
+                              size_t text_len,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Adds a prompt and the text that is to follow it at the end. The two are joined as they are: a space between them belongs to one.
+ *
+ * @param dataset         the dataset.
+ * @param prompt          UTF-8; NULL if `prompt_len` is 0. Copied.
+ * @param prompt_len      bytes.
+ * @param completion      UTF-8; NULL if `completion_len` is 0. Copied.
+ * @param completion_len  bytes.
+ * @param err             NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any, exclusive.
+ */
+MC_NODISCARD
+mc_status mc_dataset_add_completion(mc_dataset *MC_NONNULL dataset,
+                                    const char *MC_NULLABLE prompt,
+                                    size_t prompt_len,
+                                    const char *MC_NULLABLE completion,
+                                    size_t completion_len,
+                                    mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Adds a conversation at the end, as it is now: its messages, tools, template and variables. A template that tells the time tells
+ * that of this call, unless mc_chat_set_time() set another.
+ *
+ * @param dataset  the dataset.
+ * @param chat     the conversation. Copied.
+ * @param err      NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any, exclusive.
+ */
+MC_NODISCARD
+mc_status mc_dataset_add_chat(mc_dataset *MC_NONNULL dataset,
+                              const mc_chat *MC_NONNULL chat,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * How many examples there are.
+ *
+ * @param dataset  the dataset; 0 while another call changes it.
+ *
+ * Threads: any.
+ */
+size_t mc_dataset_len(const mc_dataset *MC_NONNULL dataset);
+
+/**
+ * Frees a dataset.
+ *
+ * @param dataset  the dataset, or NULL.
+ *
+ * Threads: any.
+ */
+void mc_dataset_free(mc_dataset *MC_NULLABLE dataset);
+
+/** @} */
+
+
+/**
+ * @defgroup mc_train Training of LoRA adapters: the model stays as it is, and what is learnt is an adapter of it
+ * @{
+ *
+ * A trainer takes a dataset (mc_lora_train()), or micro-batches of tokens, one call each (mc_lora_train_step()). It stops at any
+ * micro-batch, and goes on from a checkpoint (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has learnt so
+ * far is an adapter like any other (mc_lora_trainer_adapter()), to attach to sessions while training goes on.
+ *
+ * @code
+ * mc_lora_trainer *trainer = NULL;
+ * mc_dataset *dataset = NULL;
+ * mc_lora *lora = NULL;
+ * if (mc_dataset_load_jsonl("examples.jsonl", &dataset, &error) == MC_OK &&
+ *     mc_lora_trainer_new(model, NULL, NULL, &trainer, &error) == MC_OK &&
+ *     mc_lora_train(trainer, dataset, NULL, NULL, NULL, &error) == MC_OK &&
+ *     mc_lora_trainer_adapter(trainer, &lora, &error) == MC_OK) {
+ *   mc_lora_save(lora, "adapter", &error);
+ * }
+ * @endcode
+ */
+
+/** What the micro-batches of a step count. */
+typedef enum {
+  /** Each the same, whatever its number of tokens: a step's loss is the mean of their means. */
+  MC_WEIGHTING_MICRO_BATCHES = 0,
+  /** Each token the same: a step's loss is the mean over all its tokens, as in the Trainer of transformers. */
+  MC_WEIGHTING_TOKENS = 1,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_WEIGHTING_FORCE32 = 2147483647,
+} mc_weighting;
+
+/** What the learning rate does behind the warm-up. */
+typedef enum {
+  /** It stays. */
+  MC_SCHEDULE_CONSTANT = 0,
+  /** It falls to 0 in a line. */
+  MC_SCHEDULE_LINEAR = 1,
+  /** It falls to 0 along half a cosine. */
+  MC_SCHEDULE_COSINE = 2,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_SCHEDULE_FORCE32 = 2147483647,
+} mc_schedule;
+
+/**
+ * The adapter that is to be trained: a builder. A bad value is remembered and reported by the first call that uses it, as
+ * MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
+ *
+ * Threads: any, one at a time while it is set; then concurrently.
+ */
+typedef struct mc_lora_config mc_lora_config;
+
+/**
+ * An adapter in training. Holds its model.
+ *
+ * Threads: any; `const` calls concurrently, others exclusive: a second call meanwhile, also one from a callback, is
+ * MC_ERROR_BUSY, never waits and changes nothing. After MC_ERROR_PANIC every call but mc_lora_trainer_step_count() and
+ * mc_lora_trainer_free() is MC_ERROR_POISONED.
+ */
+typedef struct mc_lora_trainer mc_lora_trainer;
+
+/**
+ * How to train: a builder. A bad value is remembered and reported by the first call that uses the options, as
+ * MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
+ *
+ * Threads: any, one at a time while it is set; then concurrently.
+ */
+typedef struct mc_train_options mc_train_options;
+
+/** One finished step of mc_lora_train(). Fields are only ever added at the end. */
+typedef struct {
+  /** Bytes of this struct as the library knows it. */
+  size_t struct_size;
+  /** From 1. */
+  uint64_t step;
+  /** The step that the training ends with, unless it is stopped. */
+  uint64_t total_steps;
+  /** From 1. */
+  uint32_t epoch;
+  /** The mean cross entropy of the step's tokens to learn, in nats, before the step. */
+  float loss;
+  /** The same of the evaluation dataset, after the step; NaN where it was not evaluated. */
+  float eval_loss;
+  /** The learning rate of the step. */
+  float learning_rate;
+  /** The length of the gradient of all weights together, before it was cut. */
+  float grad_norm;
+  /** All tokens of the step, learnt or not, over the time since the last step. */
+  float tokens_per_second;
+  /** Tokens that the step learnt. */
+  uint64_t target_tokens;
+  /** The most memory that the process has had so far, in bytes; 0 where the system does not tell. */
+  uint64_t peak_bytes;
+  /** Examples of the training dataset that were cut to `max_length`. */
+  uint64_t truncated;
+  /** Examples of the training dataset that have no token to learn, and are left out. */
+  uint64_t skipped;
+  /** Whether `eval_loss` is the lowest so far. */
+  bool is_best;
+} mc_train_event;
+
+/**
+ * Receives each step of a training. Called on the thread of mc_lora_train(), before it returns.
+ *
+ * @param user_data  what was given with the callback.
+ * @param event      the step; valid during the call.
+ * @return MC_CONTINUE to go on; everything else ends the training with MC_OK.
+ */
+typedef int32_t (*MC_NULLABLE mc_train_fn)(void *MC_NULLABLE user_data, const mc_train_event *MC_NONNULL event);
+
+/**
+ * Makes the description of an adapter: rank 8 and alpha 16 on every matrix of the layers, from fresh weights.
+ *
+ * @return one reference; free it with mc_lora_config_free().
+ *
+ * Threads: any.
+ */
+mc_lora_config *MC_NONNULL mc_lora_config_new(void);
+
+/**
+ * How many values each input and output of a changed matrix gets.
+ *
+ * @param config  the description.
+ * @param value   1 to 8192. Default: 8.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_lora_config_set_rank(mc_lora_config *MC_NONNULL config, size_t value);
+
+/**
+ * How much a change counts: `value` / rank times.
+ *
+ * @param config  the description.
+ * @param value   above 0. Default: 16.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_lora_config_set_alpha(mc_lora_config *MC_NONNULL config, float value);
+
+/**
+ * The share of a change's inputs that a training pass does not see; another share each time.
+ *
+ * @param config  the description.
+ * @param value   at least 0 and below 1. Default: 0.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_lora_config_set_dropout(mc_lora_config *MC_NONNULL config, float value);
+
+/**
+ * Goes on with an adapter: its rank, alpha and targets are taken, whatever else is set here, and its weights copied.
+ *
+ * @param config  the description.
+ * @param lora    an adapter of the model that will be trained, without magnitudes (DoRA), trained biases and replaced matrices; the
+ *                description keeps it alive. NULL (the default) = fresh weights.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_lora_config_set_initial(mc_lora_config *MC_NONNULL config,
+                                const mc_lora *MC_NULLABLE lora);
+
+/**
+ * Whether a change counts alpha / sqrt(rank) times instead of alpha / rank times.
+ *
+ * @param config  the description.
+ * @param value   default: false.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_lora_config_set_rslora(mc_lora_config *MC_NONNULL config, bool value);
+
+/**
+ * What decides the fresh weights and the dropout.
+ *
+ * @param config  the description.
+ * @param seed    any number. Default: 0.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_lora_config_set_seed(mc_lora_config *MC_NONNULL config, uint64_t seed);
+
+/**
+ * Adds matrices that get a change; may be called for many. Without any, every matrix of the layers gets one.
+ *
+ * @param config  the description.
+ * @param module  as PEFT names them: each matrix whose path ends with this, such as "q_proj" or "layers.0.mlp.up_proj", or "all-linear".
+ *                One that the model does not have makes mc_lora_trainer_new() return MC_ERROR_INVALID_ARGUMENT, and the embedding
+ *                and the output matrix MC_ERROR_UNSUPPORTED.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_lora_config_add_target(mc_lora_config *MC_NONNULL config,
+                               const char *MC_NONNULL module);
+
+/**
+ * Frees a description; trainers that were made with it go on.
+ *
+ * @param config  the description, or NULL.
+ *
+ * Threads: any.
+ */
+void mc_lora_config_free(mc_lora_config *MC_NULLABLE config);
+
+/**
+ * Makes training options with the defaults that each setter names.
+ *
+ * @return one reference; free it with mc_train_options_free().
+ *
+ * Threads: any.
+ */
+mc_train_options *MC_NONNULL mc_train_options_new(void);
+
+/**
+ * How far a step goes.
+ *
+ * @param options  the options.
+ * @param value    0 to 1. Default: 2e-4.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_learning_rate(mc_train_options *MC_NONNULL options, float value);
+
+/**
+ * What each step takes off every weight: this times the learning rate.
+ *
+ * @param options  the options.
+ * @param value    0 to 1. Default: 0.01.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_weight_decay(mc_train_options *MC_NONNULL options, float value);
+
+/**
+ * How much the moving averages of AdamW keep.
+ *
+ * @param options  the options.
+ * @param beta1    of the gradient; at least 0 and below 1. Default: 0.9.
+ * @param beta2    of its square; at least 0 and below 1. Default: 0.999.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_adam_betas(mc_train_options *MC_NONNULL options, float beta1, float beta2);
+
+/**
+ * What AdamW adds to the root of the second average.
+ *
+ * @param options  the options.
+ * @param value    above 0. Default: 1e-8.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_adam_epsilon(mc_train_options *MC_NONNULL options, float value);
+
+/**
+ * Where mc_lora_train() writes checkpoints, for mc_lora_trainer_resume(); each replaces the one before. The directory is also the adapter
+ * in PEFT's format, and its folder "best" the adapter with the lowest loss of those that were evaluated.
+ *
+ * @param options      the options.
+ * @param dir          the directory; it is made if it does not exist. NULL (the default) = none are written.
+ * @param every_steps  steps between two checkpoints; there is one at the end in any case. 0 = only that one.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_checkpoint(mc_train_options *MC_NONNULL options,
+                                     const char *MC_NULLABLE dir,
+                                     uint64_t every_steps);
+
+/**
+ * How often mc_lora_train() evaluates its evaluation dataset.
+ *
+ * @param options  the options.
+ * @param steps    steps between two evaluations; there is one at the end in any case. 0 (the default) = only that one.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_eval_every(mc_train_options *MC_NONNULL options, uint64_t steps);
+
+/**
+ * Ends mc_lora_train() early, when evaluations find nothing better any more.
+ *
+ * @param options      the options.
+ * @param evaluations  how many in a row may be without a new lowest loss; 0 (the default) = any number.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_patience(mc_train_options *MC_NONNULL options, uint64_t evaluations);
+
+/**
+ * Whether a pass keeps the inputs of layers alone and computes the rest a second time: a third more time, and memory for one layer instead
+ * of all.
+ *
+ * @param options  the options.
+ * @param value    default: true.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_gradient_checkpointing(mc_train_options *MC_NONNULL options,
+                                                 bool value);
+
+/**
+ * Cuts the gradient of all weights together to a length.
+ *
+ * @param options  the options.
+ * @param value    the length; 0 = as it is. Default: 1.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_grad_clip(mc_train_options *MC_NONNULL options, float value);
+
+/**
+ * How many micro-batches make a step; the last step of an epoch takes what is left. More is as a larger batch, in the memory of one.
+ *
+ * @param options  the options.
+ * @param value    1 to 1048576. Default: 1.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_grad_accumulation(mc_train_options *MC_NONNULL options,
+                                            size_t value);
+
+/**
+ * What the micro-batches of a step count.
+ *
+ * @param options  the options.
+ * @param value    default: MC_WEIGHTING_MICRO_BATCHES.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_weighting(mc_train_options *MC_NONNULL options, mc_weighting value);
+
+/**
+ * What the learning rate does.
+ *
+ * @param options       the options.
+ * @param value         what it does behind the warm-up. Default: MC_SCHEDULE_CONSTANT.
+ * @param warmup_steps  steps in which it rises: of W, step S from 1 has S / W of it. Default: 0.
+ * @param total_steps   where the schedule ends, and with it mc_lora_train(). 0 (the default) = with the last epoch; for
+ *                      mc_lora_train_step(), which knows of no epochs, a schedule that falls needs a number.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_schedule(mc_train_options *MC_NONNULL options,
+                                   mc_schedule value,
+                                   uint64_t warmup_steps,
+                                   uint64_t total_steps);
+
+/**
+ * Whether a warm-up begins with the learning rate 0, as in the Trainer of transformers: of W steps, step S from 1 then has (S - 1) / W of
+ * it.
+ *
+ * @param options  the options.
+ * @param value    default: false.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_warmup_from_zero(mc_train_options *MC_NONNULL options,
+                                           bool value);
+
+/**
+ * How many examples of a dataset are a micro-batch.
+ *
+ * @param options  the options.
+ * @param value    1 to 1048576. Default: 4.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_batch_size(mc_train_options *MC_NONNULL options, size_t value);
+
+/**
+ * How often mc_lora_train() sees each example.
+ *
+ * @param options  the options.
+ * @param value    at least 1. Default: 1.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_epochs(mc_train_options *MC_NONNULL options, size_t value);
+
+/**
+ * The most tokens of an example of a dataset; of a longer one the rest is cut off, which mc_train_event counts.
+ *
+ * @param options  the options.
+ * @param value    at least 2, up to mc_model_context_length(); 0 (the default) = that, but at most 2048.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_max_length(mc_train_options *MC_NONNULL options, size_t value);
+
+/**
+ * Whether completions and conversations teach the answers alone, and not the prompts before them.
+ *
+ * @param options  the options.
+ * @param value    default: true.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_mask_prompt(mc_train_options *MC_NONNULL options, bool value);
+
+/**
+ * What decides the order of a dataset's examples.
+ *
+ * @param options  the options.
+ * @param seed     any number. Default: 0.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_seed(mc_train_options *MC_NONNULL options, uint64_t seed);
+
+/**
+ * A flag that stops every call on a trainer with these options, within one layer of the network; the trainer stays at the last finished
+ * micro-batch.
+ *
+ * @param options  the options.
+ * @param cancel   the flag; the options and their trainers keep it alive. NULL (the default) = none.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_cancel(mc_train_options *MC_NONNULL options,
+                                 const mc_cancel *MC_NULLABLE cancel);
+
+/**
+ * Frees options; trainers that were made with them go on.
+ *
+ * @param options  the options, or NULL.
+ *
+ * Threads: any.
+ */
+void mc_train_options_free(mc_train_options *MC_NULLABLE options);
+
+/**
+ * The bytes that a trainer takes beside its model, at most, with micro-batches of the longest examples: the adapter, its optimiser and
+ * gradients, and what a pass keeps of each layer for the way back.
+ *
+ * @param model    the model.
+ * @param config   the adapter; NULL = the defaults.
+ * @param options  how to train; NULL = the defaults.
+ * @param bytes    receives the number.
+ * @param err      NULL, or receives the error.
+ * @return MC_OK; as mc_lora_trainer_new().
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_lora_estimate_memory(const mc_model *MC_NONNULL model,
+                                  const mc_lora_config *MC_NULLABLE config,
+                                  const mc_train_options *MC_NULLABLE options,
+                                  uint64_t *MC_NONNULL bytes,
+                                  mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Makes a trainer with fresh weights, which change nothing yet, or with those of an initial adapter.
+ *
+ * @param model    the model; the trainer keeps it alive, and leaves it as it is.
+ * @param config   the adapter; NULL = the defaults. Copied.
+ * @param options  how to train; NULL = the defaults. Copied.
+ * @param out      receives one reference; free it with mc_lora_trainer_free().
+ * @param err      NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a target that the model does not have; MC_ERROR_UNSUPPORTED if the model cannot
+ *         generate (MC_CAPABILITY_TRAIN), for the embedding or output matrix as a target, and for an initial adapter with magnitudes
+ *         (DoRA), biases or replaced matrices; MC_ERROR_MISMATCH for an initial adapter of another model; MC_ERROR_OUT_OF_MEMORY;
+ *         MC_ERROR_DEVICE.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_lora_trainer_new(const mc_model *MC_NONNULL model,
+                              const mc_lora_config *MC_NULLABLE config,
+                              const mc_train_options *MC_NULLABLE options,
+                              mc_lora_trainer *MC_NULLABLE *MC_NONNULL out,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Goes on where mc_lora_trainer_save() or mc_lora_train() has left off. With the same data the results are, on the CPU, those of a
+ * training without an interruption, bit for bit. Unfinished files of a process that was killed are removed from the directory.
+ *
+ * @param model           the model that the checkpoint was trained on.
+ * @param checkpoint_dir  the directory.
+ * @param options         NULL = those of the checkpoint, without a cancel flag, and with new checkpoints in the same directory if
+ *                        they were written at all. Else these, where all but `batch_size`, `grad_accumulation`, `weighting`,
+ *                        `max_length`, `mask_prompt` and `seed` may differ from those of the checkpoint. Copied.
+ * @param out             receives one reference; free it with mc_lora_trainer_free().
+ * @param err             NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an option that differs and must not; MC_ERROR_INVALID_UTF8;
+ *         MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH for a checkpoint of another model;
+ *         MC_ERROR_UNSUPPORTED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_lora_trainer_resume(const mc_model *MC_NONNULL model,
+                                 const char *MC_NONNULL checkpoint_dir,
+                                 const mc_train_options *MC_NULLABLE options,
+                                 mc_lora_trainer *MC_NULLABLE *MC_NONNULL out,
+                                 mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Learns from one micro-batch. The weights change with every call that completes `grad_accumulation` of them.
+ *
+ * @param trainer    the trainer.
+ * @param tokens     ids of all sequences one after another: `offsets[sequences]` of them, below mc_model_vocab_size().
+ * @param loss_mask  as many bytes: whether each token is learnt, that is foretold from those before it in its sequence. The first of a
+ *                   sequence never is. NULL = every other one.
+ * @param offsets    `sequences` + 1 numbers: sequence `i` is at `offsets[i]` to `offsets[i + 1]`; the first number is 0.
+ * @param sequences  how many sequences; at least 1.
+ * @param loss       receives the mean cross entropy of the tokens to learn of this micro-batch, in nats, before it changed anything.
+ * @param err        NULL, or receives the error.
+ * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a loss or gradient that is not finite, and for a schedule that falls
+ *         without `total_steps`; MC_ERROR_CONTEXT_FULL for a sequence longer than the model's context; MC_ERROR_BUSY;
+ *         MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED. If it is not MC_OK the trainer is as it was.
+ *
+ * Threads: any, exclusive; it runs on the calling thread.
+ */
+MC_NODISCARD
+mc_status mc_lora_train_step(mc_lora_trainer *MC_NONNULL trainer,
+                             const uint32_t *MC_NONNULL tokens,
+                             const uint8_t *MC_NULLABLE loss_mask,
+                             const size_t *MC_NONNULL offsets,
+                             size_t sequences,
+                             float *MC_NONNULL loss,
+                             mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The loss of one micro-batch with the weights as they are; changes nothing.
+ *
+ * @param trainer    the trainer.
+ * @param tokens     as mc_lora_train_step().
+ * @param loss_mask  as mc_lora_train_step().
+ * @param offsets    as mc_lora_train_step().
+ * @param sequences  how many sequences; at least 1.
+ * @param loss       receives the mean cross entropy of the tokens to learn, in nats.
+ * @param err        NULL, or receives the error.
+ * @return as mc_lora_train_step().
+ *
+ * Threads: any, exclusive; it runs on the calling thread.
+ */
+MC_NODISCARD
+mc_status mc_lora_eval_step(mc_lora_trainer *MC_NONNULL trainer,
+                            const uint32_t *MC_NONNULL tokens,
+                            const uint8_t *MC_NULLABLE loss_mask,
+                            const size_t *MC_NONNULL offsets,
+                            size_t sequences,
+                            float *MC_NONNULL loss,
+                            mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Trains on a dataset until the last epoch, `total_steps` or `patience` ends it; what was done before, and is in a checkpoint, counts.
+ * Examples come in another order each epoch, those of near lengths together.
+ *
+ * A stop by the callback, a cancel flag and an error leave the trainer at the last finished micro-batch, and another call with the same
+ * dataset goes on there: so a callback that wants the adapter as it is now stops, and its caller takes the adapter and calls again. After
+ * the end another call does nothing; to train on something else, give the adapter to a new trainer. The trainer keeps the last weights, not
+ * those of the best evaluation: these are in the folder "best" of the checkpoints, if they have a place.
+ *
+ * @param trainer    the trainer. `on_step` may free it, and gets MC_ERROR_BUSY for other calls on it.
+ * @param train      what to learn; not empty, and not to be changed meanwhile.
+ * @param eval       what to evaluate; NULL = nothing.
+ * @param on_step    called with each step, on this thread; NULL = nobody.
+ * @param user_data  handed to `on_step`; may be NULL.
+ * @param err        NULL, or receives the error.
+ * @return MC_OK, also if `on_step` stopped it; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a dataset without a token to learn, and
+ *         for a loss or gradient that is not finite; MC_ERROR_MISMATCH for another dataset than that of the epoch that was begun;
+ *         MC_ERROR_NOT_FOUND if the model has no tokenizer, or no chat template for conversations; MC_ERROR_TEMPLATE; MC_ERROR_IO for
+ *         a checkpoint; MC_ERROR_BUSY also if a dataset is in use; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
+ *         MC_ERROR_SUSPENDED.
+ *
+ * Threads: any, exclusive; it runs on the calling thread.
+ */
+MC_NODISCARD
+mc_status mc_lora_train(mc_lora_trainer *MC_NONNULL trainer,
+                        const mc_dataset *MC_NONNULL train,
+                        const mc_dataset *MC_NULLABLE eval,
+                        mc_train_fn on_step,
+                        void *MC_NULLABLE user_data,
+                        mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * How many steps of the optimiser are finished; never MC_ERROR_BUSY, and during mc_lora_train() as of the last step.
+ *
+ * @param trainer  the trainer.
+ *
+ * Threads: any.
+ */
+uint64_t mc_lora_trainer_step_count(const mc_lora_trainer *MC_NONNULL trainer);
+
+/**
+ * The adapter as it is now: an immutable copy, to attach to sessions of the model or to save with mc_lora_save(), while training goes on.
+ *
+ * @param trainer  the trainer.
+ * @param out      receives one reference; free it with mc_lora_free().
+ * @param err      NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_lora_trainer_adapter(const mc_lora_trainer *MC_NONNULL trainer,
+                                  mc_lora *MC_NULLABLE *MC_NONNULL out,
+                                  mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Writes a checkpoint, for mc_lora_trainer_resume(): the adapter, the optimiser, what was accumulated, and where the training is in its
+ * data. The directory is also the adapter in PEFT's format, for mc_lora_load(). If the process is killed meanwhile, the files are the old
+ * ones or the new ones.
+ *
+ * @param trainer         the trainer.
+ * @param checkpoint_dir  the directory; it is made if it does not exist. A checkpoint that is there is replaced, and stays as it is if
+ *                        writing fails.
+ * @param err             NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_lora_trainer_save(const mc_lora_trainer *MC_NONNULL trainer,
+                               const char *MC_NONNULL checkpoint_dir,
+                               mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Frees a trainer. In a callback of a call on it, that call goes on and ends as usual.
+ *
+ * @param trainer  the trainer, or NULL.
+ *
+ * Threads: any.
+ */
+void mc_lora_trainer_free(mc_lora_trainer *MC_NULLABLE trainer);
 
 /** @} */
 

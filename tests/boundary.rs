@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use handles::*;
 use metal_candle::ffi::cancel::*;
 use metal_candle::ffi::chat::*;
+use metal_candle::ffi::dataset::*;
 use metal_candle::ffi::device::*;
 use metal_candle::ffi::embed::*;
 use metal_candle::ffi::error::*;
@@ -19,6 +20,7 @@ use metal_candle::ffi::lora::*;
 use metal_candle::ffi::model::*;
 use metal_candle::ffi::session::*;
 use metal_candle::ffi::tokenizer::*;
+use metal_candle::ffi::train::*;
 use metal_candle::ffi::values::*;
 
 /// A parameter, and what a good call puts there.
@@ -40,6 +42,10 @@ enum Parameter {
     SessionPath,
     /// Of an adapter.
     AdapterPath,
+    /// Of a file of examples.
+    ExamplesPath,
+    /// Of a training.
+    CheckpointPath,
     /// Where an adapter may be written.
     NewPath,
     /// A place for a handle, NULL after a failure.
@@ -49,6 +55,8 @@ enum Parameter {
     Number,
     /// As many floats as the vocabulary is large, read or written.
     Floats,
+    /// Numbers that must be there.
+    Sizes(&'static [usize]),
     /// An array of one text.
     Texts(&'static CStr),
     /// An array of one handle; may be NULL with length 0.
@@ -104,7 +112,7 @@ macro_rules! functions {
 fn table() -> Vec<Function> {
     use Parameter::*;
     use Returns::*;
-    use Type::{Cancel, Chat, Device, EmbedOptions, Error, GenerateOptions, Generation, Lora, Model, ModelOptions, Session, String, Tokenizer, Tokens};
+    use Type::{Cancel, Chat, Dataset, Device, EmbedOptions, Error, GenerateOptions, Generation, Lora, LoraConfig, LoraTrainer, Model, ModelOptions, Session, String, Tokenizer, Tokens, TrainOptions};
     const TEN: Parameter = Word(10);
     const YES: Parameter = Word(1);
     /// Of the model's vectors.
@@ -272,6 +280,55 @@ fn table() -> Vec<Function> {
         mc_embed(Handle(Model), MaybeText(c"fn main() {"), TEN, Maybe(EmbedOptions), Floats, Word(WIDTH), Err) Status;
         mc_embed_batch(Handle(Model), Texts(c"fn main() {"), Callback(0), YES, Maybe(EmbedOptions), Floats, Word(WIDTH), Err) Status;
         mc_similarity_top_k(YES, Floats, YES, Floats, Word(2), TEN, YES, Number, Floats, Err) Status;
+
+        mc_dataset_new() New(Dataset);
+        mc_dataset_load_jsonl(ExamplesPath, Out(Dataset), Err) Status;
+        mc_dataset_add_text(Handle(Dataset), MaybeText(c"fn main() {"), TEN, Err) Status;
+        mc_dataset_add_completion(Handle(Dataset), MaybeText(c"fn main() {"), TEN, MaybeText(c"fn main() {"), TEN, Err) Status;
+        mc_dataset_add_chat(Handle(Dataset), Handle(Chat), Err) Status;
+        mc_dataset_len(Handle(Dataset)) Zero;
+        mc_dataset_free(Freed(Dataset)) Nothing;
+
+        mc_lora_config_new() New(LoraConfig);
+        mc_lora_config_set_rank(Handle(LoraConfig), TEN) Nothing;
+        mc_lora_config_set_alpha(Handle(LoraConfig), Float(0.5)) Nothing;
+        mc_lora_config_set_dropout(Handle(LoraConfig), Float(0.5)) Nothing;
+        mc_lora_config_set_initial(Handle(LoraConfig), Maybe(Lora)) Nothing;
+        mc_lora_config_set_rslora(Handle(LoraConfig), YES) Nothing;
+        mc_lora_config_set_seed(Handle(LoraConfig), TEN) Nothing;
+        mc_lora_config_add_target(Handle(LoraConfig), Text(c"q_proj")) Nothing;
+        mc_lora_config_free(Freed(LoraConfig)) Nothing;
+        mc_train_options_new() New(TrainOptions);
+        mc_train_options_set_learning_rate(Handle(TrainOptions), Float(0.5)) Nothing;
+        mc_train_options_set_weight_decay(Handle(TrainOptions), Float(0.5)) Nothing;
+        mc_train_options_set_adam_betas(Handle(TrainOptions), Float(0.5), Float(0.5)) Nothing;
+        mc_train_options_set_adam_epsilon(Handle(TrainOptions), Float(0.5)) Nothing;
+        mc_train_options_set_checkpoint(Handle(TrainOptions), MaybeText(c"checkpoint"), TEN) Nothing;
+        mc_train_options_set_eval_every(Handle(TrainOptions), TEN) Nothing;
+        mc_train_options_set_patience(Handle(TrainOptions), TEN) Nothing;
+        mc_train_options_set_gradient_checkpointing(Handle(TrainOptions), YES) Nothing;
+        mc_train_options_set_grad_clip(Handle(TrainOptions), Float(0.5)) Nothing;
+        mc_train_options_set_grad_accumulation(Handle(TrainOptions), TEN) Nothing;
+        mc_train_options_set_weighting(Handle(TrainOptions), YES) Nothing;
+        mc_train_options_set_schedule(Handle(TrainOptions), YES, TEN, TEN) Nothing;
+        mc_train_options_set_warmup_from_zero(Handle(TrainOptions), YES) Nothing;
+        mc_train_options_set_batch_size(Handle(TrainOptions), TEN) Nothing;
+        mc_train_options_set_epochs(Handle(TrainOptions), TEN) Nothing;
+        mc_train_options_set_max_length(Handle(TrainOptions), TEN) Nothing;
+        mc_train_options_set_mask_prompt(Handle(TrainOptions), YES) Nothing;
+        mc_train_options_set_seed(Handle(TrainOptions), TEN) Nothing;
+        mc_train_options_set_cancel(Handle(TrainOptions), Maybe(Cancel)) Nothing;
+        mc_train_options_free(Freed(TrainOptions)) Nothing;
+        mc_lora_estimate_memory(Handle(Model), Maybe(LoraConfig), Maybe(TrainOptions), Number, Err) Status;
+        mc_lora_trainer_new(Handle(Model), Maybe(LoraConfig), Maybe(TrainOptions), Out(LoraTrainer), Err) Status;
+        mc_lora_trainer_resume(Handle(Model), CheckpointPath, Maybe(TrainOptions), Out(LoraTrainer), Err) Status;
+        mc_lora_train_step(Handle(LoraTrainer), Floats, Callback(0), Sizes(&[0, 3]), YES, Number, Err) Status;
+        mc_lora_eval_step(Handle(LoraTrainer), Floats, Callback(0), Sizes(&[0, 3]), YES, Number, Err) Status;
+        mc_lora_train(Handle(LoraTrainer), Handle(Dataset), Maybe(Dataset), Callback(stop_training as *const () as usize), Callback(8), Err) Status;
+        mc_lora_trainer_step_count(Handle(LoraTrainer)) Zero;
+        mc_lora_trainer_adapter(Handle(LoraTrainer), Out(Lora), Err) Status;
+        mc_lora_trainer_save(Handle(LoraTrainer), NewPath, Err) Status;
+        mc_lora_trainer_free(Freed(LoraTrainer)) Nothing;
     }
 }
 
@@ -284,6 +341,10 @@ extern "C" fn continue_progress(_: *mut c_void, _: &mc_progress_event) -> i32 {
     MC_CONTINUE
 }
 extern "C" fn stop_at_once(_: *mut c_void, _: &mc_token_event) -> i32 {
+    MC_STOP
+}
+
+extern "C" fn stop_training(_: *mut c_void, _: &mc_train_event) -> i32 {
     MC_STOP
 }
 
@@ -319,7 +380,10 @@ impl Arguments {
                 }
                 Parameter::SessionPath => saved_session().as_ptr() as u64,
                 Parameter::AdapterPath => adapter_path().as_ptr() as u64,
+                Parameter::ExamplesPath => examples_path().as_ptr() as u64,
+                Parameter::CheckpointPath => saved_checkpoint().as_ptr() as u64,
                 Parameter::NewPath => new_path().as_ptr() as u64,
+                Parameter::Sizes(sizes) => sizes.as_ptr() as u64,
                 Parameter::Out(_) | Parameter::MaybeOut(_) | Parameter::Number => (&raw mut *places[i]) as u64,
                 Parameter::Err => {
                     *places[i] = 0;
@@ -419,6 +483,20 @@ fn saved_session() -> &'static CStr {
     path
 }
 
+fn saved_checkpoint() -> &'static CStr {
+    static FILE: OnceLock<(tempfile::TempDir, std::ffi::CString)> = OnceLock::new();
+    let (_, path) = FILE.get_or_init(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = std::ffi::CString::new(directory.path().to_str().unwrap()).unwrap();
+        let trainer = make(Type::LoraTrainer);
+        // SAFETY: all arguments are valid.
+        let _ = unsafe { mc_lora_trainer_save(nn(trainer), nn(path.as_ptr()), null_mut()) };
+        release(Type::LoraTrainer, trainer);
+        (directory, path)
+    });
+    path
+}
+
 fn new_path() -> &'static CStr {
     static PATH: OnceLock<(tempfile::TempDir, std::ffi::CString)> = OnceLock::new();
     let (_, path) = PATH.get_or_init(|| {
@@ -453,6 +531,7 @@ fn without_reference(kind: Type) -> *mut c_void {
 fn for_each_function(check: impl Fn(&Function)) {
     let _alone = alone();
     saved_session();
+    saved_checkpoint();
     let kept = kept();
     assert_eq!(mc_live_objects(), kept);
     for function in table() {
@@ -489,7 +568,10 @@ fn null_is_refused_or_means_nothing() {
                 | Parameter::ModelPath
                 | Parameter::SessionPath
                 | Parameter::AdapterPath
+                | Parameter::ExamplesPath
+                | Parameter::CheckpointPath
                 | Parameter::NewPath
+                | Parameter::Sizes(_)
                 | Parameter::MaybeHandles(_)
                 | Parameter::Out(_)
                 | Parameter::Number
@@ -568,6 +650,8 @@ fn text_that_is_not_utf8_is_refused_with_its_offset() {
             | Parameter::ModelPath
             | Parameter::SessionPath
             | Parameter::AdapterPath
+            | Parameter::ExamplesPath
+            | Parameter::CheckpointPath
             | Parameter::NewPath = parameter
             {
                 let mut arguments = Arguments::good(function);

@@ -20,8 +20,12 @@ use metal_candle::ffi::device::*;
 use metal_candle::ffi::error::*;
 use metal_candle::ffi::generate::*;
 use metal_candle::ffi::library::*;
+#[cfg(feature = "fault-injection")]
+use metal_candle::ffi::lora::*;
 use metal_candle::ffi::model::*;
 use metal_candle::ffi::session::*;
+#[cfg(feature = "fault-injection")]
+use metal_candle::ffi::train::*;
 
 /// A handle that this test frees.
 struct Owned(Type, *mut c_void);
@@ -626,6 +630,25 @@ mod faults {
             let status = mc_chat_render(model.arg(), chat.arg(), true, nn(&raw mut out), &raw mut err);
             expect(MC_ERROR_POISONED, status, &mut err);
         }
+    }
+
+    #[test]
+    fn a_panic_poisons_a_trainer_and_not_its_model() {
+        let _alone = alone();
+        let (trainer, mut lora, mut err) = (Owned::new(Type::LoraTrainer), null_mut::<mc_lora>(), null_mut());
+        let (tokens, offsets, mut loss) = ([1u32, 2, 3], [0usize, 3], 0f32);
+        unsafe {
+            inject_panic_in_use();
+            for expected in [MC_ERROR_PANIC, MC_ERROR_POISONED] {
+                let (tokens, offsets, loss) = (nn(tokens.as_ptr()), nn(offsets.as_ptr()), nn(&raw mut loss));
+                let status = mc_lora_train_step(trainer.arg(), tokens, null(), offsets, 1, loss, &raw mut err);
+                expect(expected, status, &mut err);
+            }
+            let status = mc_lora_trainer_adapter(trainer.arg(), nn(&raw mut lora), &raw mut err);
+            assert_eq!(expect(MC_ERROR_POISONED, status, &mut err), "trainer: an earlier call on it ended in a panic");
+            assert_eq!(mc_lora_trainer_step_count(trainer.arg()), 0);
+        }
+        drop((trainer, Owned::new(Type::LoraTrainer)));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use common::{devices, golden, load_onto, shipped};
 use metal_candle::{
-    Device, DeviceKind, EmbedOptions, Error, ErrorKind, GenerateOptions, Generation, LoadOptions, Lora, Model, Progress,
-    SamplingOptions, Session,
+    Device, DeviceKind, EmbedOptions, Error, ErrorKind, GenerateOptions, Generation, LoadOptions, Lora, LoraConfig, LoraTrainer,
+    Model, Progress, SamplingOptions, Session, TrainOptions,
 };
 
 const LONG: Duration = Duration::from_secs(600);
@@ -63,7 +63,8 @@ fn all_work_says_that_the_device_is_suspended_and_runs_once_it_is_not() {
         let onto = LoadOptions { device: Some(device.clone()), ..LoadOptions::default() };
         let load = || Model::load(shipped("tiny-embed"), &onto, None).map(drop);
         let append = || held.fork()?.append_tokens(&tokens(3), None);
-        let calls: [(&str, &dyn Fn() -> Result<(), Error>); 9] = [
+        let trainer = LoraTrainer::new(&base, &LoraConfig::default(), &TrainOptions::default()).unwrap();
+        let calls: [(&str, &dyn Fn() -> Result<(), Error>); 11] = [
             ("load", &load),
             ("generate", &|| coder.generate("fn", &options(), None, &mut |_| ControlFlow::Continue(())).map(drop)),
             ("fork and append", &append),
@@ -73,6 +74,8 @@ fn all_work_says_that_the_device_is_suspended_and_runs_once_it_is_not() {
             ("load an adapter", &|| Lora::load(&base, &path).map(drop)),
             ("attach an adapter", &|| Session::new(&base, 0)?.set_adapters(&[(lora.clone(), 1.0)])),
             ("merge an adapter", &|| base.merge(&lora, 1.0).map(drop)),
+            ("train", &|| trainer.eval_step(&[3, 4, 5], None, &[0, 3]).map(drop)),
+            ("read what was trained", &|| trainer.adapter().map(drop)),
         ];
         suspend_elsewhere(&device);
         for (name, call) in calls {

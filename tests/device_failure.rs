@@ -8,8 +8,8 @@ use std::ops::ControlFlow;
 
 use common::{devices, golden, load_onto, max_abs, shipped};
 use metal_candle::{
-    EmbedOptions, Error, ErrorKind, GenerateOptions, LoadOptions, Model, Progress, SamplingOptions, Session, TokenEvent,
-    inject_device_failure,
+    EmbedOptions, Error, ErrorKind, GenerateOptions, LoadOptions, LoraConfig, LoraTrainer, Model, Progress, SamplingOptions,
+    Session, TokenEvent, TrainOptions, inject_device_failure,
 };
 
 /// More than one step.
@@ -104,6 +104,15 @@ fn a_device_that_fails_in_mid_step_changes_no_result() {
             result
         });
         assert_eq!(failures, 3 * products, "{name}: the first token's scores were known");
+
+        // A step of training: the trainer is as it was, and goes on.
+        let trainer = || LoraTrainer::new(&model, &LoraConfig::default(), &TrainOptions::default()).unwrap();
+        let step = |trainer: &mut LoraTrainer| trainer.train_step(&prompt[..12], None, &[0, 5, 12]);
+        let (mut undisturbed, mut failing) = (trainer(), trainer());
+        let want = [step(&mut undisturbed).unwrap(), step(&mut undisturbed).unwrap()];
+        let failures = each_failure(|| step(&mut failing).map(|found| assert_eq!(found, want[0], "{name}")));
+        assert!(failures >= products, "{name}: {failures}");
+        assert_eq!(step(&mut failing).unwrap(), want[1], "{name}");
 
         let model = load_onto(&device, shipped("tiny-embed"));
         let embed = || model.embed(&["a text", "another", ""], &EmbedOptions::default(), None);

@@ -30,10 +30,11 @@ pub(super) struct Vocabulary {
 impl Vocabulary {
     /// # Errors
     /// `Unsupported` for a tokenizer whose tokens are not known as bytes.
-    pub fn new(tokenizer: &Tokenizer, vocab_size: usize, eos: &HashSet<u32>) -> Result<Self> {
+    pub fn new(tokenizer: &Tokenizer, vocab_size: usize, eos: &[u32]) -> Result<Self> {
         let mut words = tokenizer.token_bytes(vocab_size)?;
         let mut eos: Vec<u32> = eos.iter().copied().filter(|&id| (id as usize) < vocab_size).collect();
         eos.sort_unstable();
+        eos.dedup();
         // What ends an answer is never a part of its text, whatever its spelling.
         eos.iter().for_each(|&id| words[id as usize].clear());
         // Deeper than the tree's nodes can say; shorter tokens spell the same.

@@ -1,6 +1,5 @@
 //! The small files of a model directory: what a model is, before its weights are read.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::sampling::Sampling;
@@ -78,8 +77,8 @@ impl Files {
         }
     }
 
-    /// The tokens that end an answer: those of generation_config.json, or else of config.json, and the tokenizer's own.
-    pub(super) fn eos(&self, tokenizer: Option<&Tokenizer>) -> Result<HashSet<u32>> {
+    /// The tokens that end an answer: the tokenizer's own first, then those of generation_config.json, or else of config.json.
+    pub(super) fn eos(&self, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
         let mut eos = match &self.generation {
             Some(generation) if generation.get("eos_token_id").is_some() => generation.ids("eos_token_id")?,
             _ => self.raw.ids("eos_token_id")?,
@@ -91,9 +90,12 @@ impl Files {
                 None => None,
             };
             // A name that the vocabulary lacks can never be sampled.
-            eos.extend(token.and_then(|token| tokenizer.token_id(&token).ok()));
+            if let Some(own) = token.and_then(|token| tokenizer.token_id(&token).ok()) {
+                eos.retain(|id| *id != own);
+                eos.insert(0, own);
+            }
         }
-        Ok(eos.into_iter().collect())
+        Ok(eos)
     }
 
     /// What generation_config.json recommends: sampling where `do_sample` says so, else greedy.

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Device, Dtype, Model};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{FNV_START, Peft, fnv, write_peft};
+use crate::load::{FNV_START, Peft, fnv};
 use crate::nn::{Adapters, Scaled};
 
 /// A loaded adapter; immutable, clones are the same.
@@ -54,8 +54,7 @@ impl Lora {
             let message = format!("{}: expected a directory with adapter_config.json", directory.display());
             return Err(Error::new(ErrorKind::NotFound, message));
         }
-        let peft = model.device().work(|| Peft::read(directory, model.transformer()))?;
-        Ok(Self(Arc::new(Inner { peft, base: base(model), scaled: Mutex::new(None) })))
+        Ok(Self::new(model, model.device().work(|| Peft::read(directory, model.transformer()))?))
     }
 
     /// Writes the adapter in PEFT's format; values are F32. Files that are there are replaced, and stay as they are if writing
@@ -64,8 +63,7 @@ impl Lora {
     /// # Errors
     /// `Io`, naming the path.
     pub fn save(&self, directory: impl AsRef<Path>) -> Result<()> {
-        let Peft { adapter, prefix, config_json, .. } = &self.0.peft;
-        write_peft(directory.as_ref(), adapter, prefix, config_json)
+        self.0.peft.write(directory.as_ref())
     }
 
     /// `r` of its configuration; single modules may have another one.
@@ -83,9 +81,28 @@ impl Lora {
         self.0.peft.parameters
     }
 
-    /// adapter_config.json as it was read.
+    /// adapter_config.json as it was read, or as a trainer wrote it.
     pub fn config_json(&self) -> &str {
         &self.0.peft.config_json
+    }
+
+    /// What a trainer has made for a model.
+    pub(super) fn new(model: &Model, peft: Peft) -> Self {
+        Self(Arc::new(Inner { peft, base: base(model), scaled: Mutex::new(None) }))
+    }
+
+    pub(super) fn peft(&self) -> &Peft {
+        &self.0.peft
+    }
+
+    /// # Errors
+    /// `Mismatch` for an adapter of another model.
+    pub(super) fn check_base(&self, model: &Model) -> Result<()> {
+        let ((fingerprint, dtype, device), own) = (&self.0.base, base(model));
+        if (*fingerprint, *dtype) != (own.0, own.1) || !device.backend().device.same_device(&own.2.backend().device) {
+            return Err(Error::new(ErrorKind::Mismatch, "lora: expected an adapter of this model, found one of another"));
+        }
+        Ok(())
     }
 
     fn scaled(&self, model: &Model, scale: f32) -> Result<Arc<Scaled>> {
@@ -148,10 +165,7 @@ impl Attached {
             if !(scale * largest).is_finite() {
                 return Err(Error::argument(format!("scale: expected a smaller number, found {scale}")));
             }
-            let ((fingerprint, dtype, device), own) = (&lora.0.base, base(model));
-            if (*fingerprint, *dtype) != (own.0, own.1) || !device.backend().device.same_device(&own.2.backend().device) {
-                return Err(Error::new(ErrorKind::Mismatch, "lora: expected an adapter of this model, found one of another"));
-            }
+            lora.check_base(model)?;
         }
         // Nothing is left of an adapter times zero.
         let active = || adapters.iter().filter(|(_, scale)| *scale != 0.0);

@@ -13,7 +13,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tokenizers::normalizers::{BertNormalizer, Lowercase, Sequence as NormalizerSequence};
-use tokenizers::{Decoder, DecoderWrapper, NormalizerWrapper, PostProcessor, PreTokenizerWrapper, TruncationDirection};
+use tokenizers::{
+    Decoder, DecoderWrapper, Encoding, Model, NormalizerWrapper, OffsetType, PostProcessor, PreTokenizer, PreTokenizerWrapper,
+    TruncationDirection,
+};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::Json;
@@ -73,6 +76,36 @@ impl Tokenizer {
         encoding.truncate(max_tokens.saturating_sub(self.special_per_text()), 0, cut);
         let encoding = tokenizer.post_process(encoding, None, true).map_err(refused)?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// As [`encode`](Self::encode), with the byte of the text at which each token begins. What the tokenizer puts in front of a text
+    /// begins at 0, what it puts behind at the end.
+    pub(crate) fn encode_with_starts(&self, text: &str, add_special: bool) -> Result<(Vec<u32>, Vec<usize>)> {
+        let refused = |e: tokenizers::Error| Error::argument(format!("text: the tokenizer refused it: {e}")).with_source(e);
+        let encoding = self.encode_untrimmed(text).map_err(refused)?;
+        let mut own = encoding.get_offsets().iter().map(|(start, _)| *start).collect::<Vec<_>>().into_iter();
+        let encoding = self.0.tokenizer.post_process(encoding, None, add_special).map_err(refused)?;
+        let mut before = 0;
+        let mut start = |added: &u32| {
+            let start = if *added == 0 { own.next().unwrap_or(text.len()) } else { before };
+            if *added == 0 {
+                before = text.len();
+            }
+            start
+        };
+        let starts = encoding.get_special_tokens_mask().iter().map(&mut start).collect();
+        Ok((encoding.get_ids().to_vec(), starts))
+    }
+
+    /// The tokens of a text before post-processing, which makes some tokenizers tell that a token begins behind its space.
+    fn encode_untrimmed(&self, text: &str) -> tokenizers::Result<Encoding> {
+        let tokenizer = &self.0.tokenizer;
+        let mut parts = tokenizer.get_added_vocabulary().extract_and_normalize(tokenizer.get_normalizer(), text);
+        if let Some(pre_tokenizer) = tokenizer.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut parts)?;
+        }
+        tokenizer.get_model().tokenize_in_pretokenized(&mut parts, None)?;
+        parts.into_encoding(None, 0, OffsetType::Byte)
     }
 
     /// The special tokens that the tokenizer puts around a text.
@@ -302,6 +335,38 @@ mod tests {
         }
         let special = tokenizer.token_id("<|im_end|>").unwrap();
         assert_eq!(joined(&tokenizer, &[special]), b"");
+    }
+
+    #[test]
+    fn tokens_begin_where_their_bytes_do() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folders = ["models", "tests/golden/encoders", "tests/golden/embedders"];
+        let folders = folders.iter().flat_map(|folder| std::fs::read_dir(root.join(folder)).unwrap());
+        let (mut seen, mut by_bytes) = (0, 0);
+        for path in folders.map(|entry| entry.unwrap().path()) {
+            let Ok(tokenizer) = Tokenizer::load(&path) else { continue };
+            for text in ["let x = \"naïve 日本 👩‍🚀\";\n\n  end", "hello", " a", ""] {
+                let (plain, own) = tokenizer.encode_with_starts(text, false).unwrap();
+                let (ids, starts) = tokenizer.encode_with_starts(text, true).unwrap();
+                assert_eq!(plain, tokenizer.encode(text, false).unwrap(), "{}", path.display());
+                assert_eq!(ids, tokenizer.encode(text, true).unwrap(), "{}", path.display());
+                assert!(ids.len() == starts.len() && starts.is_sorted(), "{}: {starts:?}", path.display());
+                let added = ids.len() - plain.len();
+                let before = (0..=added).find(|&before| ids[before..].starts_with(&plain)).unwrap();
+                let want = [vec![0; before], own.clone(), vec![text.len(); added - before]].concat();
+                assert_eq!(starts, want, "{}", path.display());
+                // A token that begins within a character begins with it.
+                let by_byte = matches!(Spelling::of(tokenizer.0.tokenizer.get_decoder()), Ok(Spelling::Characters(_)));
+                if by_byte && joined(&tokenizer, &plain) == text.as_bytes() {
+                    let begins = |token: usize| text.floor_char_boundary(joined(&tokenizer, &plain[..token]).len());
+                    let want: Vec<usize> = (0..plain.len()).map(begins).collect();
+                    assert_eq!(own, want, "{}", path.display());
+                    by_bytes += 1;
+                }
+            }
+            seen += 1;
+        }
+        assert!(seen > 30 && by_bytes > 20, "{seen} {by_bytes}");
     }
 
     #[test]

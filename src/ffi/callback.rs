@@ -9,7 +9,8 @@ use super::generate::{mc_token_event, mc_token_fn};
 use super::library::MC_CONTINUE;
 use super::model::{mc_progress_event, mc_progress_fn};
 use super::text::lend;
-use crate::{Progress, TokenEvent};
+use super::train::{mc_train_event, mc_train_fn};
+use crate::{Progress, TokenEvent, TrainEvent};
 
 /// The host's own pointer: handed back, never looked at.
 #[derive(Clone, Copy)]
@@ -77,6 +78,31 @@ pub(super) fn token_event(token: &TokenEvent, text: &mut Vec<u8>) -> mc_token_ev
         token: token.token,
         index: token.index,
         logprob: token.logprob,
+    }
+}
+
+/// The engine's view of a training callback; without a function it only goes on.
+pub(super) fn train_closure(function: mc_train_fn, user_data: *mut c_void) -> impl FnMut(&TrainEvent) -> ControlFlow<()> {
+    move |event| {
+        let Some(function) = function else { return ControlFlow::Continue(()) };
+        let event = mc_train_event {
+            struct_size: size_of::<mc_train_event>(),
+            step: event.step,
+            total_steps: event.total_steps,
+            epoch: event.epoch as u32,
+            loss: event.loss,
+            eval_loss: event.eval_loss.unwrap_or(f32::NAN),
+            learning_rate: event.learning_rate,
+            grad_norm: event.grad_norm,
+            tokens_per_second: event.tokens_per_second,
+            target_tokens: event.target_tokens,
+            peak_bytes: event.peak_bytes,
+            truncated: event.truncated as u64,
+            skipped: event.skipped as u64,
+            is_best: event.is_best,
+        };
+        // SAFETY: the host gave this function with this user_data; the event outlives the call.
+        flow(outside(|| unsafe { function(user_data, &event) }))
     }
 }
 

@@ -1,7 +1,7 @@
 //! A flag that stops calls from another thread or from a signal handler.
 //!
 //! Hand it to a call or its options, trigger it, and the call ends with MC_CANCELLED at its next check: at each download
-//! chunk, tensor loaded, prefill chunk, token and group of embedded texts. What the call worked on stays usable.
+//! chunk, tensor loaded, prefill chunk, token, group of embedded texts and layer of a training pass. What the call worked on stays usable.
 
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;

@@ -65,3 +65,5 @@ pub mod lora;
 pub mod generate;
 pub mod session;
 pub mod embed;
+pub mod dataset;
+pub mod train;

@@ -61,6 +61,24 @@ pub fn resident_bytes() -> Option<u64> {
     None
 }
 
+/// The most bytes of this process that were in memory at any time, if the system tells.
+pub fn peak_bytes() -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        // SAFETY: the buffer has the type that the call fills, and outlives it.
+        if unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) } != 0 {
+            return None;
+        }
+        // SAFETY: the call succeeded, and all-zero bytes are valid for this type anyway.
+        let peak = u64::try_from(unsafe { usage.assume_init() }.ru_maxrss).ok()?;
+        // Apple counts bytes, the others kilobytes.
+        Some(if cfg!(target_vendor = "apple") { peak } else { peak.saturating_mul(1024) })
+    }
+    #[cfg(not(unix))]
+    None
+}
+
 /// Gives freed memory that the allocator keeps for reuse back to the system.
 pub fn trim(keep_bytes: usize) {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

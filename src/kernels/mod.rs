@@ -25,7 +25,7 @@ pub use elementwise::{
     normalise_back, rotate, scale_softcap,
 };
 pub use matmul::{matmul, matmul_add, matmul_transposed_add, outer_sum};
-pub use memory::{physical_bytes, resident_bytes, trim};
+pub use memory::{peak_bytes, physical_bytes, resident_bytes, trim};
 pub use packed::{Packed, StoredType, Use, widen};
 pub use parallel::{install, map as parallel_map};
 

@@ -153,7 +153,8 @@ impl Json {
         Error::format(format!("{}: {key}: {message}", self.path))
     }
 
-    fn expected(&self, expected: &str) -> Error {
+    /// An error about this value, which is something else than expected.
+    pub fn expected(&self, expected: &str) -> Error {
         Error::format(format!("{}: expected {expected}, found {}", self.path, clip(&self.value.to_string())))
     }
 }

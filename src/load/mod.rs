@@ -9,7 +9,7 @@ mod peft;
 pub mod hub;
 
 pub use json::{Json, read_text};
-pub use peft::{Peft, write_peft};
-pub use replace::replace;
-pub use safetensors::{Checkpoint, FNV_START, fnv};
+pub use peft::{Beside, Fresh, Peft, PeftPlan};
+pub use replace::{remove_parts, replace};
+pub use safetensors::{Checkpoint, FNV_START, Tensors, fnv};
 pub use sentence::{Module, SentenceConfig, Similarity};

@@ -1,5 +1,7 @@
 //! Files that are written beside their place and renamed, so that a failure or a crash leaves the old one or the new one.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,6 +16,30 @@ pub fn beside(path: &Path) -> Result<PathBuf> {
     let mut beside = name.to_os_string();
     beside.push(format!(".{}-{}.part", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
     Ok(path.with_file_name(beside))
+}
+
+/// Removes what writers that were killed have left in a directory. Whoever calls this is the only one that writes there.
+pub fn remove_parts(directory: &Path) {
+    let is_part = |name: &str| {
+        let id = name.strip_suffix(".part").and_then(|name| name.rsplit_once('.')?.1.split_once('-'));
+        id.is_some_and(|(process, count)| [process, count].iter().all(|part| part.parse::<u64>().is_ok()))
+    };
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if is_part(&entry.file_name().to_string_lossy()) {
+            // What cannot be removed takes room and does no harm.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Writes a text, down to the disk.
+pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(|e| Error::io(path, e))
 }
 
 /// Writes files by `write` and puts them in their places once all are whole.

@@ -4,6 +4,7 @@
 //! allocated, ranges may not overlap or leave gaps. Values are read, not mapped: a file that another program truncates is then
 //! an error and not a crash, and weights end up on huge pages. Format: <https://huggingface.co/docs/safetensors>.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
@@ -16,6 +17,8 @@ use crate::error::{Error, Result};
 use crate::nn::{Entry, TensorSource};
 use crate::ops::StoredType;
 
+/// The entry of a header that is no tensor.
+const METADATA: &str = "__metadata__";
 /// The format's own limit of a header.
 const MAX_HEADER: u64 = 100 << 20;
 
@@ -26,6 +29,8 @@ pub type OnBytes<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
 pub struct Checkpoint<'a> {
     files: Vec<(PathBuf, File)>,
     tensors: HashMap<String, Tensor>,
+    /// Of the last file.
+    metadata: Option<Value>,
     read: u64,
     total: u64,
     fingerprint: u64,
@@ -60,12 +65,17 @@ impl<'a> Checkpoint<'a> {
     }
 
     fn empty(on_bytes: &'a mut OnBytes<'a>) -> Self {
-        Self { files: Vec::new(), tensors: HashMap::new(), read: 0, total: 0, fingerprint: FNV_START, on_bytes }
+        Self { files: Vec::new(), tensors: HashMap::new(), metadata: None, read: 0, total: 0, fingerprint: FNV_START, on_bytes }
     }
 
     fn counted(mut self) -> Self {
         self.total = self.tensors.values().map(|tensor| tensor.len).sum();
         self
+    }
+
+    /// A text that says more of the file.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.as_ref()?.get(key)?.as_str()
     }
 
     /// A number of what was read: names, shapes and a sample of the values. Equal files give equal numbers, and a fine-tuned
@@ -110,9 +120,10 @@ impl<'a> Checkpoint<'a> {
             serde_json::from_slice(&header).map_err(|e| bad(format!("header: not valid JSON: {e}")).with_source(e))?;
         let header = header.as_object().ok_or_else(|| bad("header: expected an object".to_string()))?;
 
+        self.metadata = header.get(METADATA).cloned();
         let data = 8 + length;
         let mut ranges = Vec::new();
-        for (name, fields) in header.iter().filter(|(name, _)| *name != "__metadata__") {
+        for (name, fields) in header.iter().filter(|(name, _)| *name != METADATA) {
             let (entry, start, end) = tensor(fields, size - data).map_err(|message| bad(format!("{name}: {message}")))?;
             ranges.push((start, end, name));
             let tensor = Tensor { entry, file: self.files.len(), start: data + start, len: end - start };
@@ -158,13 +169,14 @@ pub fn shards(map: &Json) -> Result<BTreeMap<&str, Vec<&str>>> {
 }
 
 /// Shape and values by name.
-pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+pub type Tensors<'a> = BTreeMap<String, (Vec<usize>, Cow<'a, [f32]>)>;
 
-/// Writes a file of tensors in F32.
-pub fn write_safetensors(path: &Path, tensors: &Tensors) -> Result<()> {
+/// Writes a file of tensors in F32, with texts that say more of it.
+pub fn write_safetensors(path: &Path, tensors: &Tensors<'_>, metadata: &[(&str, &str)]) -> Result<()> {
     let io = |e| Error::io(path, e);
     let mut header = serde_json::Map::new();
-    header.insert("__metadata__".to_string(), serde_json::json!({"format": "pt"}));
+    let texts = metadata.iter().map(|&(key, text)| (key.to_string(), Value::from(text)));
+    header.insert(METADATA.to_string(), texts.collect::<serde_json::Map<_, _>>().into());
     let mut at = 0;
     for (name, (shape, values)) in tensors {
         let end = at + values.len() * size_of::<f32>();
@@ -178,7 +190,7 @@ pub fn write_safetensors(path: &Path, tensors: &Tensors) -> Result<()> {
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
     file.write_all(header.as_bytes()).map_err(io)?;
     for (_, values) in tensors.values() {
-        for x in values {
+        for x in values.iter() {
             file.write_all(&x.to_le_bytes()).map_err(io)?;
         }
     }

@@ -10,6 +10,11 @@ use crate::kernels::{self, matmul_transposed_add};
 /// Scores that are in memory at a time: 128 MB. All of a batch would be more than everything else together.
 const CHUNK_VALUES: usize = 1 << 25;
 
+/// The most rows whose scores of so many outputs are in memory at a time.
+pub fn scored_at_once(outputs: usize) -> usize {
+    (CHUNK_VALUES / outputs).max(16)
+}
+
 /// The cross entropy of rows against one id each, in nats and summed, of `scale · x Wᵀ`, capped by `cap · tanh(y / cap)` where there is a
 /// cap; and its gradient for `x`, if it is asked for.
 ///
@@ -34,8 +39,7 @@ pub fn cross_entropy(
         bail!("cross entropy: {} targets of a vocabulary of {outputs} for {rows} rows", targets.len())
     }
     // Of equal size: the product is at its best with many rows.
-    let most = (CHUNK_VALUES / outputs).max(16);
-    let chunk = rows.div_ceil(rows.div_ceil(most).max(1)).max(1);
+    let chunk = rows.div_ceil(rows.div_ceil(scored_at_once(outputs)).max(1)).max(1);
     let mut loss = 0.0;
     let Matrix::Packed(packed) = product.weight else {
         let mut gradients = Vec::new();

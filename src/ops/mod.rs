@@ -24,12 +24,12 @@ mod activation;
 #[cfg(feature = "cuda")]
 pub use crate::kernels::open_cuda;
 pub use crate::kernels::{
-    Activation, Mask, Norm as NormKind, StoredType, Use, parallel_map, physical_bytes, resident_bytes, trim, widen,
+    Activation, Mask, Norm as NormKind, StoredType, Use, parallel_map, peak_bytes, physical_bytes, resident_bytes, trim, widen,
 };
 pub use activation::{activate, gated};
 pub use attention::{LayerCache, Masks, Sequences, attention, attention_within};
 pub use backend::Backend;
-pub use cross_entropy::cross_entropy;
+pub use cross_entropy::{cross_entropy, scored_at_once};
 pub use embedding::embedding;
 #[cfg(feature = "fault-injection")]
 pub use fault::inject_device_failure;

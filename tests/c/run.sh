@@ -93,7 +93,18 @@ search() { # the nearest line is the one that answers, from an argument and from
     done
 }
 
-for example in one_shot conversation interrupted usage complete search; do step "example: $example" $example; done
+finetune() { # with the adapter the new facts, without it the old answers; the adapter is one that PEFT could load
+    local dir output
+    dir=$(mktemp -d)
+    output=$("$BUILD/finetune" models/tiny-coder examples/data/facts.jsonl "$dir/adapter" 2>/dev/null) &&
+        grep -q 'The gray heron, which is never chased from a doorstep.' <<<"$output" &&
+        grep -qF "$answer" <<<"$output" && [ -s "$dir/adapter/adapter_model.safetensors" ]
+    local status=$?
+    rm -rf "$dir"
+    return $status
+}
+
+for example in one_shot conversation interrupted usage complete search finetune; do step "example: $example" $example; done
 
 # Instruction by instruction, the Rust code too, so only programs that hardly compute (a token takes seconds).
 leaks() {

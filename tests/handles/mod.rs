@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use metal_candle::ffi::cancel::*;
 use metal_candle::ffi::chat::*;
+use metal_candle::ffi::dataset::*;
 use metal_candle::ffi::device::*;
 use metal_candle::ffi::embed::*;
 use metal_candle::ffi::error::*;
@@ -17,6 +18,7 @@ use metal_candle::ffi::lora::*;
 use metal_candle::ffi::model::*;
 use metal_candle::ffi::session::*;
 use metal_candle::ffi::tokenizer::*;
+use metal_candle::ffi::train::*;
 use metal_candle::ffi::values::*;
 
 pub const PROMPT: &str = "<|im_start|>system\nYou answer questions about the Rust standard library.<|im_end|>\n<|im_start|>user\n\
@@ -90,6 +92,18 @@ pub fn adapter_path() -> &'static CStr {
     path
 }
 
+/// A file of two examples.
+pub fn examples_path() -> &'static CStr {
+    static PATH: OnceLock<(tempfile::NamedTempFile, CString)> = OnceLock::new();
+    let (_, path) = PATH.get_or_init(|| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("{{\"text\": \"fn main\"}}\n{{\"messages\": {CHAT}}}\n")).unwrap();
+        let path = CString::new(file.path().to_str().unwrap()).unwrap();
+        (file, path)
+    });
+    path
+}
+
 /// The status and message of a failed call; frees the error.
 pub fn taken(err: &mut *mut mc_error) -> (mc_status, String) {
     let error = std::mem::replace(err, null_mut());
@@ -127,9 +141,13 @@ pub enum Type {
     Session,
     EmbedOptions,
     Lora,
+    Dataset,
+    LoraConfig,
+    TrainOptions,
+    LoraTrainer,
 }
 
-pub const TYPES: [Type; 14] = [
+pub const TYPES: [Type; 18] = [
     Type::Error,
     Type::String,
     Type::Tokens,
@@ -144,6 +162,10 @@ pub const TYPES: [Type; 14] = [
     Type::Session,
     Type::EmbedOptions,
     Type::Lora,
+    Type::Dataset,
+    Type::LoraConfig,
+    Type::TrainOptions,
+    Type::LoraTrainer,
 ];
 
 /// A second reference to the one model of the test program; NULL if it cannot be loaded.
@@ -249,6 +271,25 @@ pub fn make(kind: Type) -> *mut c_void {
             }
             Type::EmbedOptions => return pointer(mc_embed_options_new()),
             Type::Lora => return lora().cast(),
+            Type::Dataset => {
+                let dataset = pointer(mc_dataset_new());
+                let _ = mc_dataset_add_text(nn(dataset), name(c"fn main"), 7, null_mut());
+                return dataset;
+            }
+            Type::LoraConfig => {
+                let config = pointer(mc_lora_config_new());
+                mc_lora_config_set_rank(nn(config), 2);
+                mc_lora_config_add_target(nn(config), nn(c"layers.0.self_attn.v_proj".as_ptr()));
+                return config;
+            }
+            Type::TrainOptions => return pointer(mc_train_options_new()),
+            Type::LoraTrainer => {
+                let (model, config) = (model(), make(Type::LoraConfig));
+                let _ = mc_lora_trainer_new(nn(model), config.cast(), null(), nn(place), null_mut());
+                mc_model_free(model);
+                release(Type::LoraConfig, config);
+                return out;
+            }
             Type::Session => mc_session_fork(nn(prompted_session()), nn(place), null_mut()),
         };
     }
@@ -273,6 +314,10 @@ pub fn release(kind: Type, handle: *mut c_void) {
             Type::Session => mc_session_free(handle.cast()),
             Type::EmbedOptions => mc_embed_options_free(handle.cast()),
             Type::Lora => mc_lora_free(handle.cast()),
+            Type::Dataset => mc_dataset_free(handle.cast()),
+            Type::LoraConfig => mc_lora_config_free(handle.cast()),
+            Type::TrainOptions => mc_train_options_free(handle.cast()),
+            Type::LoraTrainer => mc_lora_trainer_free(handle.cast()),
         }
     }
 }

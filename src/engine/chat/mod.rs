@@ -11,6 +11,7 @@
 //! ```
 
 mod template;
+mod lesson;
 mod program;
 mod source;
 mod python;
@@ -25,6 +26,7 @@ use minijinja::Value;
 use serde_json::{Map, Value as Json};
 
 use crate::error::{Error, ErrorKind, Result};
+pub(super) use lesson::Lesson;
 use program::Program;
 pub use template::ChatTemplate;
 
@@ -55,8 +57,12 @@ impl Chat {
     /// # Errors
     /// `ErrorKind::InvalidArgument` naming the field, such as `messages[3].role`.
     pub fn from_json(json: &str) -> Result<Self> {
+        Self::from_value(parse("chat", json)?)
+    }
+
+    pub(super) fn from_value(value: Json) -> Result<Self> {
         let mut chat = Self::new();
-        let messages = match parse("chat", json)? {
+        let messages = match value {
             Json::Array(messages) => messages,
             Json::Object(fields) => chat.take_fields(fields)?,
             other => return Err(expected("chat", "an array of messages or an object", Some(&other))),
@@ -88,6 +94,11 @@ impl Chat {
         self.messages.push(fields.into_iter().map(|(name, text)| (name.to_owned(), Json::from(text))).collect());
     }
 
+    /// Appends the messages of another conversation.
+    pub(super) fn append(&mut self, other: Self) {
+        self.messages.extend(other.messages);
+    }
+
     /// How many messages there are.
     pub fn len(&self) -> usize {
         self.messages.len()
@@ -103,7 +114,11 @@ impl Chat {
     /// # Errors
     /// `ErrorKind::InvalidArgument` naming what is not as expected.
     pub fn set_tools_json(&mut self, json: Option<&str>) -> Result<()> {
-        self.tools = json.map(|json| check_tools(parse("tools", json)?)).transpose()?;
+        self.set_tools(json.map(|json| parse("tools", json)).transpose()?)
+    }
+
+    pub(super) fn set_tools(&mut self, tools: Option<Json>) -> Result<()> {
+        self.tools = tools.map(check_tools).transpose()?;
         Ok(())
     }
 
@@ -149,6 +164,11 @@ impl Chat {
     /// `ErrorKind::Template` with the template's line: its own `raise_exception`, a failed operation, or more than 50 million steps,
     /// 64 MiB of text or 50 nested macros.
     pub fn render(&self, template: Option<&ChatTemplate>, add_generation_prompt: bool) -> Result<String> {
+        self.render_first(self.messages.len(), template, add_generation_prompt)
+    }
+
+    /// The same as if there were only the first `count` messages.
+    fn render_first(&self, count: usize, template: Option<&ChatTemplate>, add_generation_prompt: bool) -> Result<String> {
         let program = match (&self.program, template) {
             (Some(program), _) => program,
             (None, Some(template)) => template.program(self.tools.is_some())?,
@@ -158,7 +178,7 @@ impl Chat {
         let model = template.map(ChatTemplate::variables).into_iter().flatten();
         variables.extend(model.chain(&self.variables).map(|(name, value)| (name.clone(), python::from_json(value))));
         variables.extend([
-            ("messages".to_owned(), self.messages.iter().map(message_value).collect()),
+            ("messages".to_owned(), self.messages[..count].iter().map(message_value).collect()),
             ("tools".to_owned(), self.tools.as_ref().map_or(Value::from(()), python::from_json)),
             ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
         ]);
@@ -226,7 +246,7 @@ fn parse(subject: &str, json: &str) -> Result<Json> {
     serde_json::from_str(json).map_err(|error| Error::format(format!("{subject}: expected JSON: {error}")).with_source(error))
 }
 
-fn expected(subject: &str, expectation: &str, found: Option<&Json>) -> Error {
+pub(super) fn expected(subject: &str, expectation: &str, found: Option<&Json>) -> Error {
     Error::format(format!("{subject}: expected {expectation}, found {}", json_type(found)))
 }
 
@@ -242,9 +262,13 @@ fn json_type(value: Option<&Json>) -> &'static str {
     }
 }
 
-/// Seconds since 1970; a clock before that counts as 1970.
 fn now() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    unix_seconds(SystemTime::now())
+}
+
+/// Seconds since 1970; a time before that counts as 1970.
+fn unix_seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
     since.ok().and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or(0)
 }
 

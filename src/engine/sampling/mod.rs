@@ -21,11 +21,10 @@ mod top_k;
 mod top_p;
 mod min_p;
 mod exp;
-mod random;
 
+use super::random::Random;
 use crate::error::{Error, ErrorKind, Result};
 use exp::{highest, log_sum_exp};
-use random::Random;
 
 /// Settings of one generation, every field decided.
 #[derive(Debug, Clone, PartialEq)]

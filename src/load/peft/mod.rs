@@ -4,13 +4,16 @@
 //! an option that changes the result and is not implemented is an error that names it.
 
 mod config;
+mod plan;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use config::{BiasKind, PeftConfig, Targets, ends_with_name};
+pub use plan::{Beside, Fresh, PeftPlan};
 
-use super::replace::replace;
+use super::replace::{replace, write_text};
 use super::safetensors::{Tensors, write_safetensors};
 use super::{Checkpoint, Json, fnv, read_text};
 use crate::error::{Error, Result};
@@ -64,33 +67,38 @@ impl Peft {
         let fingerprint = fnv(checkpoint.fingerprint(), config_json.as_bytes());
         Ok(Self { adapter, prefix, rank: config.rank, alpha: config.alpha as f32, parameters, fingerprint, config_json })
     }
+
+    /// Writes the adapter so that [`read`](Self::read) and PEFT read it: the configuration as it was, values in F32. Both files are
+    /// written beside their places and renamed.
+    ///
+    /// # Errors
+    /// `Io`, `NotFound`, naming the path.
+    pub fn write(&self, directory: &Path) -> Result<()> {
+        std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
+        let tensors = tensors_of(&self.adapter, &self.prefix)?;
+        replace(&[directory.join(TENSORS), directory.join(CONFIG)], |parts| {
+            write_safetensors(&parts[0], &tensors, &[TORCH])?;
+            write_text(&parts[1], &self.config_json)
+        })
+    }
 }
 
-/// Writes an adapter so that [`Peft::read`] and PEFT read it: the configuration as it was, values in F32. Both files are written beside
-/// their places and renamed.
-///
-/// # Errors
-/// `Io`, `NotFound`, naming the path.
-pub fn write_peft(directory: &Path, adapter: &Adapter, prefix: &str, config_json: &str) -> Result<()> {
-    std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
-    let tensors = tensors_of(adapter, prefix)?;
-    replace(&[directory.join(TENSORS), directory.join(CONFIG)], |parts| {
-        write_safetensors(&parts[0], &tensors)?;
-        std::fs::write(&parts[1], config_json).map_err(|e| Error::io(&parts[1], e))
-    })
-}
+/// What stands in the metadata of tensors that torch may load.
+const TORCH: (&str, &str) = ("format", "pt");
 
 /// Names, shapes and values, sorted by name.
-fn tensors_of(adapter: &Adapter, prefix: &str) -> Result<Tensors> {
+fn tensors_of<'a>(adapter: &'a Adapter, prefix: &str) -> Result<Tensors<'a>> {
     let mut tensors = BTreeMap::new();
-    let name = |module: &Module, field: &str| format!("{PREFIX}{}.{field}", path(module, prefix));
-    let all = |matrix: &Matrix| Ok::<_, Error>((vec![matrix.outputs(), matrix.inputs()], matrix.rows(0..matrix.outputs())?));
+    let name = |module: &Module, field: &str| tensor_name(module, prefix, field);
+    let all = |matrix: &Matrix| {
+        Ok::<_, Error>((vec![matrix.outputs(), matrix.inputs()], Cow::Owned(matrix.rows(0..matrix.outputs())?)))
+    };
     for LowRank { module, a, b, b_bias, magnitude, .. } in &adapter.low_rank {
         tensors.insert(name(module, "lora_A.weight"), all(a)?);
         tensors.insert(name(module, "lora_B.weight"), all(b)?);
         for (field, vector) in [("lora_B.bias", b_bias), ("lora_magnitude_vector", magnitude)] {
             if let Some(values) = vector {
-                tensors.insert(name(module, field), (vec![values.len()], values.clone()));
+                tensors.insert(name(module, field), (vec![values.len()], Cow::Borrowed(values.as_slice())));
             }
         }
     }
@@ -100,7 +108,7 @@ fn tensors_of(adapter: &Adapter, prefix: &str) -> Result<Tensors> {
         name(module, &if wrapped { format!("base_layer.{field}") } else { field.to_string() })
     };
     for (module, bias) in &adapter.biases {
-        tensors.insert(own(module, "bias"), (vec![bias.len()], bias.clone()));
+        tensors.insert(own(module, "bias"), (vec![bias.len()], Cow::Borrowed(bias.as_slice())));
     }
     for Replaced { module, weight, .. } in &adapter.weights {
         tensors.insert(own(module, "weight"), all(weight)?);
@@ -358,6 +366,10 @@ impl<'a> Reader<'a> {
 /// A module's name as PEFT sees it: all but the output matrix lie within the model.
 fn path(module: &Module, prefix: &str) -> String {
     if module.place == Place::Head { module.name.clone() } else { format!("{prefix}{}", module.name) }
+}
+
+fn tensor_name(module: &Module, prefix: &str, field: &str) -> String {
+    format!("{PREFIX}{}.{field}", path(module, prefix))
 }
 
 /// The layer and target of a name that this library's first version wrote: `layers.{i}.{target}.lora_a`.

@@ -1,0 +1,433 @@
+//! Training of LoRA adapters: the model stays as it is, and what is learnt is an adapter of it.
+//!
+//! A trainer takes micro-batches of tokens, one call each, or a whole dataset; it stops at any micro-batch, and goes on from a
+//! checkpoint as if it had not.
+//!
+//! ```
+//! use metal_candle::{LoadOptions, LoraConfig, LoraTrainer, Model, Session, TrainOptions};
+//! let model = Model::load("tests/golden/decoders/qwen2_untied_old", &LoadOptions::default(), None)?;
+//! let config = LoraConfig { rank: 4, targets: vec!["q_proj".into(), "v_proj".into()], ..LoraConfig::default() };
+//! let options = TrainOptions { learning_rate: 0.01, ..TrainOptions::default() };
+//! let mut trainer = LoraTrainer::new(&model, &config, &options)?;
+//! // Two sequences, of three tokens and of four.
+//! let (tokens, offsets) = ([5, 6, 7, 1, 2, 3, 4], [0, 3, 7]);
+//! let before = trainer.eval_step(&tokens, None, &offsets)?;
+//! for _ in 0..5 {
+//!     trainer.train_step(&tokens, None, &offsets)?;
+//! }
+//! assert!(trainer.eval_step(&tokens, None, &offsets)? < before);
+//! Session::new(&model, 0)?.set_adapters(&[(trainer.adapter()?, 1.0)])?;
+//! # Ok::<(), metal_candle::Error>(())
+//! ```
+
+mod options;
+mod schedule;
+mod optimizer;
+mod batches;
+mod run;
+mod checkpoint;
+mod memory;
+#[cfg(test)]
+mod tests;
+
+pub use options::{LoraConfig, TrainOptions, Weighting};
+pub use run::{TrainEvent, TrainFn};
+pub use schedule::Schedule;
+
+use std::path::Path;
+
+use batches::Sequences;
+use optimizer::AdamW;
+
+use super::random::Random;
+use super::{Cancel, Capability, Lora, Model};
+use crate::error::{Error, ErrorKind, Result};
+use crate::load::{Fresh, PeftPlan};
+use crate::nn::{Pass, Trained, Transformer};
+use crate::ops::{Dropout, Gradient};
+
+/// What is drawn from the streams of a seed: the fresh weights; the dropout of each micro-batch; the order of each epoch.
+const WEIGHTS: u64 = 0;
+const DROPOUT: u64 = 1 << 62;
+const ORDER: u64 = 2 << 62;
+
+/// The most tokens of an example where the options name no limit: a long one must not decide how much memory a phone needs.
+const USUAL_LENGTH: usize = 2048;
+
+/// An adapter in training, with the model that it is for. Not shared between threads; its snapshots are.
+pub struct LoraTrainer {
+    model: Model,
+    plan: PeftPlan,
+    dropout: f32,
+    /// Of fresh weights and dropout.
+    seed: u64,
+    options: TrainOptions,
+    /// In the order of the plan's modules, as are the following.
+    trained: Vec<Trained>,
+    first: Vec<Gradient>,
+    second: Vec<Gradient>,
+    /// Of the micro-batches since the last step, weighted; empty if there are none.
+    gradients: Vec<Gradient>,
+    progress: Progress,
+}
+
+/// All numbers that a training goes on from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Progress {
+    /// Finished steps.
+    step: u64,
+    /// Finished micro-batches of all steps.
+    micro_steps: u64,
+    /// Of the step in the making.
+    micro: usize,
+    /// Of the step in the making, or of the last one while there is none: what its loss is made of, and its tokens to learn.
+    loss_sum: f64,
+    targets: u64,
+    /// Of the last step.
+    loss: f64,
+    grad_norm: f64,
+    /// The last step was not yet evaluated and told.
+    pending: bool,
+    /// The fingerprint of the data; 0 = there was no training on a dataset.
+    data: u64,
+    /// Finished epochs, and finished batches of the next one.
+    epoch: usize,
+    position: usize,
+    /// Finished steps when the training on this dataset began, and the steps of each of its epochs.
+    first_step: u64,
+    epoch_steps: u64,
+    best_loss: f64,
+    /// Evaluations since the best one.
+    stale_evals: u64,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            step: 0,
+            micro_steps: 0,
+            micro: 0,
+            loss_sum: 0.0,
+            targets: 0,
+            loss: 0.0,
+            grad_norm: 0.0,
+            pending: false,
+            data: 0,
+            epoch: 0,
+            position: 0,
+            first_step: 0,
+            epoch_steps: 0,
+            best_loss: f64::INFINITY,
+            stale_evals: 0,
+        }
+    }
+}
+
+/// What one micro-batch did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MicroStep {
+    /// The mean cross entropy of its tokens to learn, in nats, before anything was changed by it.
+    pub loss: f32,
+    pub target_tokens: usize,
+    /// The step that it completed.
+    pub update: Option<Update>,
+}
+
+/// What one step of the optimiser did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Update {
+    /// From 1.
+    pub step: u64,
+    pub learning_rate: f32,
+    /// The length of the gradient of all weights together, before it was cut.
+    pub grad_norm: f32,
+}
+
+impl LoraTrainer {
+    /// A trainer with fresh weights, which change nothing yet, or with those of the initial adapter.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a field out of its range and for a target that the model does not have, naming it; `Unsupported` for a
+    /// model that does not generate text, for its embedding or output matrix as a target, and for an initial adapter with magnitudes
+    /// (DoRA), biases or replaced matrices; `Mismatch` for an initial adapter of another model; `OutOfMemory`.
+    pub fn new(model: &Model, config: &LoraConfig, options: &TrainOptions) -> Result<Self> {
+        let plan = plan(model, config)?;
+        check_options(model, options)?;
+        let modules = plan.modules.iter();
+        let gradients = || plan.modules.iter().map(|(module, rank, _)| zeros(module.inputs, *rank, module.outputs));
+        let trained = modules.zip(gradients()).map(|((module, rank, scaling), zeros)| {
+            let Gradient { a, b } = zeros?;
+            Ok(Trained { module: module.clone(), rank: *rank, scaling: *scaling, a, b })
+        });
+        let mut trainer = Self {
+            model: model.clone(),
+            dropout: config.dropout,
+            seed: config.seed,
+            options: options.clone(),
+            trained: trained.collect::<Result<_>>()?,
+            first: gradients().collect::<Result<_>>()?,
+            second: gradients().collect::<Result<_>>()?,
+            gradients: Vec::new(),
+            progress: Progress::default(),
+            plan,
+        };
+        match &config.initial {
+            Some(lora) => trainer.copy_weights(lora)?,
+            None => trainer.draw_weights(),
+        }
+        Ok(trainer)
+    }
+
+    /// As PEFT does: `a` uniform within `1 / √inputs` (Kaiming's with `a = √5`), `b` zero, so that the adapter changes nothing yet.
+    fn draw_weights(&mut self) {
+        let mut random = Random::stream(self.seed, WEIGHTS);
+        for Trained { module, a, .. } in &mut self.trained {
+            let bound = 1.0 / (module.inputs as f64).sqrt();
+            a.fill_with(|| ((2.0 * random.uniform() - 1.0) * bound) as f32);
+        }
+    }
+
+    fn copy_weights(&mut self, lora: &Lora) -> Result<()> {
+        for Trained { module, rank, a, b, .. } in &mut self.trained {
+            let low_rank = lora.peft().adapter.low_rank.iter().find(|low_rank| low_rank.module.name == module.name);
+            let Some(low_rank) = low_rank.filter(|low_rank| low_rank.a.outputs() == *rank) else {
+                return Err(Error::format(format!("initial: {}: expected an adapter of rank {rank}, found none", module.name)));
+            };
+            *a = low_rank.a.rows(0..*rank)?;
+            *b = low_rank.b.rows(0..module.outputs)?;
+        }
+        Ok(())
+    }
+
+    /// Learns from one micro-batch; with every [`grad_accumulation`](TrainOptions::grad_accumulation)-th one the weights change.
+    ///
+    /// # Shape
+    /// `tokens`: all sequences one after another, sequence `i` at `offsets[i]..offsets[i + 1]`. `loss_mask`: whether each token is
+    /// learnt, that is foretold from those before it in its sequence; `None` = every one. The first of a sequence never is.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming the token, offset or option that is wrong, and for a loss or gradient that is not finite;
+    /// `ContextFull` for a sequence that is longer than the model's context; `Cancelled`; `Suspended`; `OutOfMemory`; `Device`. The
+    /// trainer then is as it was, but for a gradient that several micro-batches together made infinite: then these are forgotten.
+    pub fn train_step(&mut self, tokens: &[u32], loss_mask: Option<&[bool]>, offsets: &[usize]) -> Result<MicroStep> {
+        let sequences = Sequences::new(&self.model, tokens, loss_mask, offsets)?;
+        let step = self.micro_step(&sequences, false)?;
+        // A step that a cancelled evaluation left untold is of the past now.
+        self.progress.pending = false;
+        Ok(step)
+    }
+
+    /// The mean cross entropy of one micro-batch with the weights as they are, in nats; changes nothing.
+    ///
+    /// # Errors
+    /// As [`train_step`](Self::train_step).
+    pub fn eval_step(&self, tokens: &[u32], loss_mask: Option<&[bool]>, offsets: &[usize]) -> Result<f32> {
+        let sequences = Sequences::new(&self.model, tokens, loss_mask, offsets)?;
+        Ok((self.loss(&sequences)? / sequences.target_tokens() as f64) as f32)
+    }
+
+    /// The summed cross entropy.
+    fn loss(&self, sequences: &Sequences<'_>) -> Result<f64> {
+        let sum = self.pass(None, |network, pass| network.loss(sequences.batch(), &self.trained, pass))?;
+        finite("loss", sum)
+    }
+
+    /// One micro-batch, and the step if it is its last, which that of an epoch always is.
+    fn micro_step(&mut self, sequences: &Sequences<'_>, ends_epoch: bool) -> Result<MicroStep> {
+        let total = self.schedule_end()?;
+        let seed = || Random::stream(self.seed, DROPOUT | self.progress.micro_steps).bits();
+        let dropout = (self.dropout > 0.0).then(|| Dropout { share: self.dropout, seed: seed() });
+        let pass = |network: &Transformer, pass: Pass<'_>| network.gradients(sequences.batch(), &self.trained, pass);
+        let (sum, gradients) = self.pass(dropout, pass)?;
+        let target_tokens = sequences.target_tokens();
+        let mean = finite("loss", sum / target_tokens as f64)?;
+        finite("gradient", norm(&gradients))?;
+        let (loss, weight) = match self.options.weighting {
+            Weighting::MicroBatches => (mean, 1.0 / target_tokens as f64),
+            Weighting::Tokens => (sum, 1.0),
+        };
+        self.accumulate(gradients, weight as f32);
+        let progress = &mut self.progress;
+        if progress.micro == 0 {
+            (progress.loss_sum, progress.targets) = (0.0, 0);
+        }
+        progress.loss_sum += loss;
+        progress.targets += target_tokens as u64;
+        progress.micro += 1;
+        progress.micro_steps += 1;
+        let is_last = ends_epoch || progress.micro == self.options.grad_accumulation;
+        let update = if is_last { Some(self.update(total)?) } else { None };
+        Ok(MicroStep { loss: mean as f32, target_tokens, update })
+    }
+
+    fn accumulate(&mut self, mut gradients: Vec<Gradient>, weight: f32) {
+        if self.gradients.is_empty() {
+            gradients.iter_mut().flat_map(|Gradient { a, b }| a.iter_mut().chain(b)).for_each(|x| *x *= weight);
+            self.gradients = gradients;
+            return;
+        }
+        for (sum, new) in self.gradients.iter_mut().zip(&gradients) {
+            for (sum, new) in [(&mut sum.a, &new.a), (&mut sum.b, &new.b)] {
+                sum.iter_mut().zip(new).for_each(|(sum, x)| *sum += x * weight);
+            }
+        }
+    }
+
+    /// The step of the optimiser.
+    fn update(&mut self, total: u64) -> Result<Update> {
+        let progress = &mut self.progress;
+        let mut gradients = std::mem::take(&mut self.gradients);
+        let micro = std::mem::take(&mut progress.micro);
+        let count = match self.options.weighting {
+            Weighting::MicroBatches => micro as f64,
+            Weighting::Tokens => progress.targets as f64,
+        };
+        gradients.iter_mut().flat_map(|Gradient { a, b }| a.iter_mut().chain(b)).for_each(|x| *x *= (1.0 / count) as f32);
+        let grad_norm = finite("gradient", norm(&gradients))?;
+        let clip = match self.options.grad_clip {
+            0.0 => 1.0,
+            // torch's, with what keeps it from dividing by 0.
+            most => (most / (grad_norm + 1e-6)).min(1.0),
+        };
+        let learning_rate = self.options.learning_rate_at(progress.step, total);
+        let adam = AdamW::new(&self.options, learning_rate, progress.step + 1);
+        for (((values, gradient), first), second) in
+            self.trained.iter_mut().zip(&gradients).zip(&mut self.first).zip(&mut self.second)
+        {
+            adam.update(&mut values.a, &gradient.a, clip as f32, &mut first.a, &mut second.a);
+            adam.update(&mut values.b, &gradient.b, clip as f32, &mut first.b, &mut second.b);
+        }
+        progress.step += 1;
+        progress.loss = progress.loss_sum / count;
+        progress.grad_norm = grad_norm;
+        Ok(Update { step: progress.step, learning_rate: learning_rate as f32, grad_norm: grad_norm as f32 })
+    }
+
+    /// Where the schedule ends, in steps.
+    fn schedule_end(&self) -> Result<u64> {
+        let total = self.total_steps();
+        if total == 0 && self.options.schedule != Schedule::Constant {
+            let schedule = self.options.schedule;
+            return Err(Error::argument(format!(
+                "total_steps: expected at least 1 for a schedule that is {schedule:?}, found 0, which only a training on a dataset knows"
+            )));
+        }
+        Ok(total)
+    }
+
+    /// 0 = not known.
+    fn total_steps(&self) -> u64 {
+        let Progress { data, first_step, epoch_steps, .. } = self.progress;
+        match self.options.total_steps {
+            0 if data != 0 => first_step.saturating_add(epoch_steps.saturating_mul(self.options.epochs as u64)),
+            total => total,
+        }
+    }
+
+    /// Work of the network, which a cancel flag stops and a suspended device.
+    fn pass<R: Send>(
+        &self,
+        dropout: Option<Dropout>,
+        work: impl FnOnce(&Transformer, Pass<'_>) -> candle_core::Result<Option<R>> + Send,
+    ) -> Result<R> {
+        let (device, cancel) = (self.model.device(), self.options.cancel.as_ref());
+        cancel.map_or(Ok(()), Cancel::check)?;
+        let stop = || cancel.is_some_and(Cancel::is_triggered) || device.check().is_err();
+        let pass = Pass { checkpointing: self.options.gradient_checkpointing, dropout, stop: &stop };
+        let network = self.model.transformer();
+        let done = device.step(|| Ok(work(network, pass)?))?;
+        done.ok_or_else(|| match cancel.map_or(Ok(()), Cancel::check) {
+            Err(cancelled) => cancelled,
+            Ok(()) => Error::new(ErrorKind::Suspended, "training: the device was suspended, resume it first"),
+        })
+    }
+
+    /// The adapter as it is now: an immutable copy, to attach to sessions or to save, while training goes on.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Device`, `Suspended`.
+    pub fn adapter(&self) -> Result<Lora> {
+        let peft = self.model.device().work(|| self.plan.adapter(self.model.transformer(), &self.trained))?;
+        Ok(Lora::new(&self.model, peft))
+    }
+
+    /// Finished steps of the optimiser.
+    pub fn step_count(&self) -> u64 {
+        self.progress.step
+    }
+
+    /// The model that the adapter is for.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    fn save_adapter(&self, directory: &Path) -> Result<()> {
+        self.plan.write(directory, &self.trained, None)
+    }
+}
+
+impl std::fmt::Debug for LoraTrainer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LoraTrainer({} values, step {})", self.plan.parameters(), self.progress.step)
+    }
+}
+
+/// # Errors
+/// `Unsupported` for a model that cannot be trained.
+fn check_model(model: &Model) -> Result<()> {
+    if model.supports(Capability::Train) {
+        return Ok(());
+    }
+    let found = model.architecture();
+    Err(Error::unsupported(format!("trainer: expected a model that generates text, found one of {found} that only embeds")))
+}
+
+/// # Errors
+/// `InvalidArgument` naming the option that is out of its range for this model.
+fn check_options(model: &Model, options: &TrainOptions) -> Result<()> {
+    options.check()?;
+    let (most, found) = (model.context_length(), options.max_length);
+    if found > most {
+        return Err(Error::argument(format!("max_length: expected at most {most}, the model's context, found {found}")));
+    }
+    Ok(())
+}
+
+/// What a configuration means for a model.
+fn plan(model: &Model, config: &LoraConfig) -> Result<PeftPlan> {
+    config.check()?;
+    check_model(model)?;
+    let LoraConfig { rank, alpha, dropout, rslora, ref targets, ref initial, .. } = *config;
+    match initial {
+        Some(lora) => {
+            lora.check_base(model)?;
+            PeftPlan::of(model.transformer(), lora.peft(), dropout).map_err(|error| error.within("initial"))
+        }
+        None => PeftPlan::new(model.transformer(), &Fresh { rank, alpha, dropout, rslora, targets }),
+    }
+}
+
+fn zeros(inputs: usize, rank: usize, outputs: usize) -> Result<Gradient> {
+    let zeros = |len: usize| {
+        let mut values = Vec::new();
+        values.try_reserve_exact(len).map_err(|_| {
+            Error::new(ErrorKind::OutOfMemory, format!("trainer: {len} values of an adapter do not fit the memory"))
+        })?;
+        values.resize(len, 0.0);
+        Ok::<_, Error>(values)
+    };
+    Ok(Gradient { a: zeros(rank * inputs)?, b: zeros(outputs * rank)? })
+}
+
+/// The length of all gradients together.
+fn norm(gradients: &[Gradient]) -> f64 {
+    let squares = gradients.iter().flat_map(|Gradient { a, b }| a.iter().chain(b)).map(|x| f64::from(*x) * f64::from(*x));
+    squares.sum::<f64>().sqrt()
+}
+
+fn finite(name: &str, x: f64) -> Result<f64> {
+    if x.is_finite() {
+        return Ok(x);
+    }
+    Err(Error::argument(format!("{name}: expected a finite number, found {x}: the learning rate may be too high")))
+}

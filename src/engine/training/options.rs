@@ -1,0 +1,192 @@
+//! What is trained, and how.
+
+use std::path::PathBuf;
+
+use super::Schedule;
+use crate::engine::{Cancel, Lora};
+use crate::error::{Error, Result};
+
+/// Larger than any use: a change of this rank has more values than most matrices.
+const MOST_RANK: usize = 1 << 13;
+/// Enough for any training.
+pub(super) const MOST_EPOCHS: usize = 1 << 30;
+/// Counters stay exact in an `f64`, and far from overflow.
+pub(super) const MOST: u64 = 1 << 53;
+
+/// The adapter that is to be trained. The default: rank 8 and alpha 16 on every matrix of the layers, from fresh weights.
+#[derive(Debug, Clone)]
+pub struct LoraConfig {
+    /// 1 to 8192. Not used with [`initial`](Self::initial).
+    pub rank: usize,
+    /// A change counts `alpha / rank` times. Not used with [`initial`](Self::initial).
+    pub alpha: f32,
+    /// The share of a change's inputs that a training pass does not see, at least 0 and below 1.
+    pub dropout: f32,
+    /// A change counts `alpha / √rank` times instead. Not used with [`initial`](Self::initial).
+    pub rslora: bool,
+    /// Decides the fresh weights and the dropout.
+    pub seed: u64,
+    /// The matrices that get a change, as PEFT names them: each whose path ends with one of these (`q_proj`, `self_attn.q_proj`), or
+    /// `all-linear`. Empty = every matrix of the layers. Not used with [`initial`](Self::initial).
+    pub targets: Vec<String>,
+    /// Goes on with this adapter: its rank, alpha and targets are taken, and its weights copied.
+    pub initial: Option<Lora>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self { rank: 8, alpha: 16.0, dropout: 0.0, rslora: false, seed: 0, targets: Vec::new(), initial: None }
+    }
+}
+
+impl LoraConfig {
+    /// # Errors
+    /// `InvalidArgument` naming the field that is out of its range.
+    pub fn check(&self) -> Result<()> {
+        within("rank", self.rank, 1, MOST_RANK)?;
+        if !(self.alpha.is_finite() && self.alpha > 0.0) {
+            return Err(Error::argument(format!("alpha: expected a number above 0, found {}", self.alpha)));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::argument(format!("dropout: expected at least 0 and below 1, found {}", self.dropout)));
+        }
+        Ok(())
+    }
+}
+
+/// What the micro-batches of a step count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Weighting {
+    /// Each the same, whatever its number of tokens: a step's loss is the mean of their means.
+    MicroBatches,
+    /// Each token the same: a step's loss is the mean over all its tokens, as in the Trainer of transformers.
+    Tokens,
+}
+
+/// How to train.
+#[derive(Debug, Clone)]
+pub struct TrainOptions {
+    /// 0 to 1; default 2e-4.
+    pub learning_rate: f64,
+    /// 0 to 1: each step takes this times the learning rate off every weight; default 0.01.
+    pub weight_decay: f64,
+    /// How much the moving average of the gradient keeps, at least 0 and below 1; default 0.9.
+    pub beta1: f64,
+    /// The same of the gradient's square; default 0.999.
+    pub beta2: f64,
+    /// Added to the root of the second average, above 0; default 1e-8.
+    pub epsilon: f64,
+    /// The length that the gradient of all weights together is cut to; 0 = not cut; default 1.
+    pub grad_clip: f64,
+    /// Micro-batches of a step, at least 1; default 1.
+    pub grad_accumulation: usize,
+    /// What the micro-batches of a step count.
+    pub weighting: Weighting,
+    /// Default: constant.
+    pub schedule: Schedule,
+    /// Steps in which the learning rate rises; default 0.
+    pub warmup_steps: u64,
+    /// The first step has the learning rate 0, as in the Trainer of transformers, and not the first part of it; default off.
+    pub warmup_from_zero: bool,
+    /// Where the schedule ends, and with it a training on a dataset. 0 (the default) = with the last epoch, which only a training
+    /// on a dataset knows.
+    pub total_steps: u64,
+    /// Sequences of a micro-batch, at least 1; default 4.
+    pub batch_size: usize,
+    /// How often a training on a dataset sees each example; default 1.
+    pub epochs: usize,
+    /// Tokens of an example of a dataset, of a longer one the rest is cut off; at least 2. 0 (the default) = the model's context,
+    /// but at most 2048.
+    pub max_length: usize,
+    /// Of completions and conversations, learn the answers alone; default on.
+    pub mask_prompt: bool,
+    /// Decides the order of a dataset's examples.
+    pub seed: u64,
+    /// Keep the inputs of layers alone and compute the rest a second time: a third more time, and memory for one layer instead of
+    /// all; default on.
+    pub gradient_checkpointing: bool,
+    /// Where a training on a dataset writes checkpoints: when it ends, or every so many steps. The best adapter of those that were
+    /// evaluated is written into its folder `best`.
+    pub checkpoint: Option<PathBuf>,
+    /// 0 (the default) = only when the training ends.
+    pub checkpoint_every: u64,
+    /// Steps between two evaluations; there is one at the end in any case. 0 (the default) = only that one.
+    pub eval_every: u64,
+    /// Ends the training after so many evaluations without a new best; 0 (the default) = never.
+    pub patience: u64,
+    /// Stops a call within one layer of the network; the trainer stays at the last finished micro-batch.
+    pub cancel: Option<Cancel>,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            learning_rate: 2e-4,
+            weight_decay: 0.01,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            grad_clip: 1.0,
+            grad_accumulation: 1,
+            weighting: Weighting::MicroBatches,
+            schedule: Schedule::Constant,
+            warmup_steps: 0,
+            warmup_from_zero: false,
+            total_steps: 0,
+            batch_size: 4,
+            epochs: 1,
+            max_length: 0,
+            mask_prompt: true,
+            seed: 0,
+            gradient_checkpointing: true,
+            checkpoint: None,
+            checkpoint_every: 0,
+            eval_every: 0,
+            patience: 0,
+            cancel: None,
+        }
+    }
+}
+
+impl TrainOptions {
+    /// # Errors
+    /// `InvalidArgument` naming the field that is out of its range.
+    pub fn check(&self) -> Result<()> {
+        for (name, value) in [("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(Error::argument(format!("{name}: expected 0 to 1, found {value}")));
+            }
+        }
+        for (name, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&beta) {
+                return Err(Error::argument(format!("{name}: expected at least 0 and below 1, found {beta}")));
+            }
+        }
+        // In F32, which the optimiser computes in.
+        if !(self.epsilon as f32 > 0.0 && (self.epsilon as f32).is_finite()) {
+            return Err(Error::argument(format!("epsilon: expected a number above 0, found {}", self.epsilon)));
+        }
+        if !(self.grad_clip.is_finite() && self.grad_clip >= 0.0) {
+            return Err(Error::argument(format!("grad_clip: expected a number from 0, found {}", self.grad_clip)));
+        }
+        within("grad_accumulation", self.grad_accumulation, 1, 1 << 20)?;
+        within("batch_size", self.batch_size, 1, 1 << 20)?;
+        within("epochs", self.epochs, 1, MOST_EPOCHS)?;
+        if self.max_length == 1 {
+            return Err(Error::argument("max_length: expected 0 or at least 2 tokens, found 1"));
+        }
+        for (name, steps) in [("warmup_steps", self.warmup_steps), ("total_steps", self.total_steps)] {
+            if steps > MOST {
+                return Err(Error::argument(format!("{name}: expected at most {MOST}, found {steps}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn within(name: &str, value: usize, least: usize, most: usize) -> Result<()> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::argument(format!("{name}: expected {least} to {most}, found {value}")))
+}

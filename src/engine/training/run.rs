@@ -1,0 +1,239 @@
+//! Training on a dataset: epochs, evaluations, the best adapter, checkpoints, and what is told of each step.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use super::super::dataset::{Sample, Tokenized};
+use super::super::random::Random;
+use super::batches::{Sequences, batches};
+use super::{LoraTrainer, ORDER, Progress, USUAL_LENGTH};
+use crate::engine::Dataset;
+use crate::error::{Error, ErrorKind, Result};
+use crate::load::{FNV_START, fnv};
+use crate::ops;
+
+/// The folder of the best adapter within that of checkpoints.
+pub(super) const BEST: &str = "best";
+
+/// One finished step of a training on a dataset.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TrainEvent {
+    /// From 1.
+    pub step: u64,
+    /// The step that the training ends with, unless it is stopped.
+    pub total_steps: u64,
+    /// From 1.
+    pub epoch: usize,
+    /// The mean cross entropy of the step's tokens to learn, in nats, before the step.
+    pub loss: f32,
+    /// The same of the evaluation dataset, after the step, where it was evaluated.
+    pub eval_loss: Option<f32>,
+    /// Whether it was evaluated with the lowest loss so far.
+    pub is_best: bool,
+    pub learning_rate: f32,
+    /// The length of the gradient of all weights together, before it was cut.
+    pub grad_norm: f32,
+    /// All tokens of the step, learnt or not, over the time since the last step.
+    pub tokens_per_second: f32,
+    /// Tokens that the step learnt.
+    pub target_tokens: u64,
+    /// The most memory that the process has had so far; 0 where the system does not tell.
+    pub peak_bytes: u64,
+    /// Examples of the training dataset that were cut to `max_length`, and those that have no token to learn.
+    pub truncated: usize,
+    pub skipped: usize,
+}
+
+/// Called with each step; `Break` stops the training.
+pub type TrainFn<'a> = dyn FnMut(&TrainEvent) -> ControlFlow<()> + 'a;
+
+/// What a run works on.
+struct Data {
+    train: Tokenized,
+    eval: Option<Tokenized>,
+}
+
+/// What passed since the last step.
+struct Clock {
+    since: Instant,
+    tokens: usize,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { since: Instant::now(), tokens: 0 }
+    }
+}
+
+impl LoraTrainer {
+    /// Trains on a dataset until [`epochs`](super::TrainOptions::epochs) or [`total_steps`](super::TrainOptions::total_steps) are
+    /// reached or [`patience`](super::TrainOptions::patience) ends; what was done before, and is in a checkpoint, counts. Examples
+    /// come in another order each epoch; the last step of an epoch takes what is left of it.
+    ///
+    /// `Break` from `on_step`, a cancel flag and an error leave the trainer at the last finished micro-batch, and another call with
+    /// the same dataset goes on there. After the end another call does nothing; to train on something else, give the
+    /// [`adapter`](Self::adapter) to a new trainer. The trainer keeps the last weights, not those of the best evaluation: these are
+    /// in the folder `best` of the checkpoints, if they have a place.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a dataset without a token to learn; `Mismatch` for another dataset than that of the epoch that was
+    /// begun; those of the tokenizer and the chat template; `Io`; and those of [`train_step`](Self::train_step).
+    pub fn train(&mut self, train: &Dataset, eval: Option<&Dataset>, on_step: &mut TrainFn<'_>) -> Result<()> {
+        let data =
+            Data { train: self.tokenized(train, "train")?, eval: eval.map(|eval| self.tokenized(eval, "eval")).transpose()? };
+        self.begin(&data.train.examples)?;
+        let mut clock = Clock::start();
+        // A cancel came between a step and its evaluation.
+        let mut flow = if self.progress.pending { self.finish_step(&data, &clock, on_step)? } else { ControlFlow::Continue(()) };
+        while flow.is_continue() && !self.is_done() {
+            flow = self.epoch(&data, &mut clock, on_step)?;
+        }
+        Ok(())
+    }
+
+    fn tokenized(&self, dataset: &Dataset, name: &str) -> Result<Tokenized> {
+        let most = match self.options.max_length {
+            0 => self.model.context_length().min(USUAL_LENGTH),
+            most => most,
+        };
+        let tokenized = dataset.tokenized(&self.model, most, self.options.mask_prompt)?;
+        if tokenized.examples.is_empty() {
+            let found = dataset.len();
+            return Err(Error::argument(format!("{name}: expected an example with a token to learn, found none among {found}")));
+        }
+        Ok(tokenized)
+    }
+
+    /// Takes a dataset up, for the first time or again.
+    fn begin(&mut self, samples: &[Sample]) -> Result<()> {
+        let fingerprint = fingerprint(samples);
+        let progress = &mut self.progress;
+        let batches = samples.len().div_ceil(self.options.batch_size);
+        if progress.data == 0 {
+            if progress.micro > 0 {
+                let found = progress.micro;
+                return Err(Error::argument(format!(
+                    "train: expected no step in the making, found one of {found} micro-batches: complete it by train_step first"
+                )));
+            }
+            progress.data = fingerprint;
+            progress.first_step = progress.step;
+            progress.epoch_steps = batches.div_ceil(self.options.grad_accumulation) as u64;
+        } else if progress.data != fingerprint {
+            let (old, new) = (progress.data, fingerprint);
+            return Err(Error::new(
+                ErrorKind::Mismatch,
+                format!("train: expected the dataset that this training began with ({old:016x}), found another ({new:016x})"),
+            ));
+        }
+        if progress.position >= batches {
+            let found = progress.position;
+            return Err(Error::format(format!("position: expected less than {batches} batches of an epoch, found {found}")));
+        }
+        Ok(())
+    }
+
+    fn is_done(&self) -> bool {
+        let (options, Progress { step, epoch, stale_evals, .. }) = (&self.options, self.progress);
+        epoch >= options.epochs
+            || (options.total_steps > 0 && step >= options.total_steps)
+            || (options.patience > 0 && stale_evals >= options.patience)
+    }
+
+    /// What is left of an epoch.
+    fn epoch(&mut self, data: &Data, clock: &mut Clock, on_step: &mut TrainFn<'_>) -> Result<ControlFlow<()>> {
+        let samples = &data.train.examples;
+        let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
+        let order = Random::stream(self.options.seed, ORDER | self.progress.epoch as u64);
+        let batches = batches(&lengths, self.options.batch_size, order);
+        for (i, batch) in batches.iter().enumerate().skip(self.progress.position) {
+            let ends_epoch = i + 1 == batches.len();
+            let sequences = Sequences::of(samples, batch);
+            let micro = self.micro_step(&sequences, ends_epoch)?;
+            clock.tokens += sequences.tokens();
+            let progress = &mut self.progress;
+            (progress.epoch, progress.position) = if ends_epoch { (progress.epoch + 1, 0) } else { (progress.epoch, i + 1) };
+            if micro.update.is_none() {
+                continue;
+            }
+            progress.pending = true;
+            let flow = self.finish_step(data, clock, on_step)?;
+            *clock = Clock::start();
+            if flow.is_break() || self.is_done() {
+                return Ok(flow);
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// What follows a step: its evaluation, the best adapter, a checkpoint, and telling it.
+    fn finish_step(&mut self, data: &Data, clock: &Clock, on_step: &mut TrainFn<'_>) -> Result<ControlFlow<()>> {
+        let tokens_per_second = clock.tokens as f32 / clock.since.elapsed().as_secs_f32().max(f32::MIN_POSITIVE);
+        let step = self.progress.step;
+        let is_due = |every: u64| every > 0 && step.is_multiple_of(every);
+        let eval = data.eval.as_ref().filter(|_| self.is_done() || is_due(self.options.eval_every));
+        let eval_loss = eval.map(|eval| self.evaluate(&eval.examples)).transpose()?;
+        let is_best = eval_loss.is_some_and(|loss| loss < self.progress.best_loss);
+        if let (Some(directory), true) = (&self.options.checkpoint, is_best) {
+            self.save_adapter(&directory.join(BEST))?;
+        }
+        let progress = &mut self.progress;
+        if let Some(loss) = eval_loss {
+            progress.best_loss = progress.best_loss.min(loss);
+            progress.stale_evals = if is_best { 0 } else { progress.stale_evals + 1 };
+        }
+        progress.pending = false;
+        let is_saved = self.is_done() || is_due(self.options.checkpoint_every);
+        if is_saved {
+            self.checkpoint()?;
+        }
+        let Progress { loss, grad_norm, targets, epoch, position, first_step, epoch_steps, .. } = self.progress;
+        let end = first_step.saturating_add(epoch_steps.saturating_mul(self.options.epochs as u64));
+        let flow = on_step(&TrainEvent {
+            step,
+            total_steps: if self.options.total_steps > 0 { end.min(self.options.total_steps) } else { end },
+            epoch: if position == 0 { epoch } else { epoch + 1 },
+            loss: loss as f32,
+            eval_loss: eval_loss.map(|loss| loss as f32),
+            is_best,
+            learning_rate: self.options.learning_rate_at(step - 1, self.total_steps()) as f32,
+            grad_norm: grad_norm as f32,
+            tokens_per_second,
+            target_tokens: targets,
+            peak_bytes: ops::peak_bytes().unwrap_or(0),
+            truncated: data.train.truncated,
+            skipped: data.train.skipped,
+        });
+        if flow.is_break() && !is_saved {
+            self.checkpoint()?;
+        }
+        Ok(flow)
+    }
+
+    fn checkpoint(&self) -> Result<()> {
+        self.options.checkpoint.as_ref().map_or(Ok(()), |directory| self.save(directory))
+    }
+
+    /// The mean cross entropy of all tokens to learn.
+    fn evaluate(&self, samples: &[Sample]) -> Result<f64> {
+        let mut order: Vec<usize> = (0..samples.len()).collect();
+        // The longest first: if it does not fit the memory, that is known at once.
+        order.sort_by_key(|&i| std::cmp::Reverse(samples[i].ids.len()));
+        let (mut sum, mut targets) = (0.0, 0);
+        for batch in order.chunks(self.options.batch_size) {
+            let sequences = Sequences::of(samples, batch);
+            sum += self.loss(&sequences)?;
+            targets += sequences.target_tokens();
+        }
+        Ok(sum / targets as f64)
+    }
+}
+
+/// Of all tokens and which of them are learnt; never 0.
+fn fingerprint(samples: &[Sample]) -> u64 {
+    let hash = samples.iter().fold(FNV_START, |hash, Sample { ids, targets }| {
+        let hash = fnv(hash, &(ids.len() as u64).to_le_bytes());
+        ids.iter().zip(targets).fold(hash, |hash, (id, target)| fnv(fnv(hash, &id.to_le_bytes()), &[u8::from(*target)]))
+    });
+    hash.max(1)
+}

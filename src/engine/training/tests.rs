@@ -1,0 +1,131 @@
+//! What cannot be seen from outside: gradients, and a training that stops between two micro-batches of a step.
+
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+
+use super::*;
+use crate::engine::{Dataset, LoadOptions};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+#[test]
+fn first_gradients_equal_those_of_peft() {
+    for run in ["qwen2_main", "qwen2_hf_trainer", "llama_main"] {
+        let directory = golden("lora/training").join(run);
+        let notes: serde_json::Value = serde_json::from_slice(&std::fs::read(directory.join("golden.json")).unwrap()).unwrap();
+        let base = golden(notes["base"].as_str().unwrap());
+        let model = Model::load(base, &LoadOptions::default(), None).unwrap();
+        let initial = Some(Lora::load(&model, directory.join("init")).unwrap());
+        let weighting = if run == "qwen2_hf_trainer" { Weighting::Tokens } else { Weighting::MicroBatches };
+        for gradient_checkpointing in [false, true] {
+            // One more than there are: the sum stays where it is.
+            let options = TrainOptions { grad_accumulation: 3, weighting, gradient_checkpointing, ..TrainOptions::default() };
+            let config = LoraConfig { initial: initial.clone(), ..LoraConfig::default() };
+            let mut trainer = LoraTrainer::new(&model, &config, &options).unwrap();
+            for micro in notes["log"][0]["micro_batches"].as_array().unwrap() {
+                let (mut ids, mut mask, mut offsets) = (Vec::new(), Vec::new(), vec![0]);
+                for sequence in micro.as_array().unwrap() {
+                    let sequence = &notes["sequences"][sequence.as_u64().unwrap() as usize];
+                    ids.extend(sequence["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32));
+                    mask.extend(sequence["loss_mask"].as_array().unwrap().iter().map(|bit| bit == 1));
+                    offsets.push(ids.len());
+                }
+                assert_eq!(trainer.train_step(&ids, Some(&mask), &offsets).unwrap().update, None);
+            }
+            let count = match weighting {
+                Weighting::MicroBatches => 2.0,
+                Weighting::Tokens => trainer.progress.targets as f32,
+            };
+            let bytes = std::fs::read(directory.join("gradients_step1.safetensors")).unwrap();
+            let tensors = SafeTensors::deserialize(&bytes).unwrap();
+            let floats = |tensor: safetensors::tensor::TensorView<'_>| -> Vec<f32> {
+                tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+            };
+            let largest = tensors.iter().flat_map(|(_, tensor)| floats(tensor)).map(f32::abs).fold(0.0, f32::max);
+            let mut worst = 0f32;
+            for (Trained { module, .. }, Gradient { a, b }) in trainer.trained.iter().zip(&trainer.gradients) {
+                for (field, found) in [("lora_A", a), ("lora_B", b)] {
+                    let name = format!("base_model.model.model.{}.{field}.weight", module.name);
+                    let want = floats(tensors.tensor(&name).unwrap());
+                    assert_eq!(want.len(), found.len(), "{name}");
+                    let error = |(x, y): (&f32, &f32)| if x.is_nan() { f32::INFINITY } else { (x / count - y).abs() };
+                    worst = found.iter().zip(&want).map(error).fold(worst, f32::max);
+                }
+            }
+            assert_eq!(tensors.len(), 2 * trainer.gradients.len());
+            assert!(worst <= 5e-5 * largest, "{run}: {worst} of {largest}");
+        }
+    }
+}
+
+fn dataset() -> Dataset {
+    let mut dataset = Dataset::new();
+    for i in 0..11 {
+        dataset.add_completion(&format!("What is {i} and {i}?"), &format!(" It is {}.{}", 2 * i, " Really.".repeat(i % 3)));
+    }
+    dataset
+}
+
+#[test]
+fn a_training_that_stopped_within_a_step_goes_on_bit_for_bit() {
+    let model = Model::load(golden("../../models/tiny-coder"), &LoadOptions::default(), None).unwrap();
+    let config = LoraConfig { rank: 2, targets: vec!["v_proj".to_string()], dropout: 0.25, ..LoraConfig::default() };
+    let options = TrainOptions { batch_size: 2, grad_accumulation: 4, epochs: 2, ..TrainOptions::default() };
+    let new = || LoraTrainer::new(&model, &config, &options).unwrap();
+    let on_step = &mut |_: &TrainEvent| std::ops::ControlFlow::Continue(());
+    let state = |trainer: &LoraTrainer| {
+        let directory = tempfile::tempdir().unwrap();
+        trainer.save(directory.path()).unwrap();
+        std::fs::read(directory.path().join(checkpoint::FILE)).unwrap()
+    };
+    let mut whole = new();
+    whole.train(&dataset(), None, on_step).unwrap();
+    // Six batches an epoch: steps of four and of two.
+    assert_eq!((whole.step_count(), whole.progress.micro_steps), (4, 12));
+
+    // The first batches of the second epoch, as `train` takes them, up to a cancel.
+    let mut stopped = new();
+    let first_epoch = TrainOptions { epochs: 1, ..options.clone() };
+    stopped.options = first_epoch;
+    stopped.train(&dataset(), None, on_step).unwrap();
+    stopped.options = options.clone();
+    let samples = dataset().tokenized(&model, 1024, true).unwrap().examples;
+    let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
+    let order = batches::batches(&lengths, 2, Random::stream(options.seed, ORDER | 1));
+    for (i, batch) in order.iter().take(3).enumerate() {
+        stopped.micro_step(&Sequences::of(&samples, batch), false).unwrap();
+        stopped.progress.position = i + 1;
+    }
+    assert_eq!((stopped.progress.micro, stopped.progress.epoch, stopped.gradients.is_empty()), (3, 1, false));
+    let directory = tempfile::tempdir().unwrap();
+    stopped.save(directory.path()).unwrap();
+    drop(stopped);
+    let mut resumed = LoraTrainer::resume(&model, directory.path(), None).unwrap();
+    resumed.train(&dataset(), None, on_step).unwrap();
+    assert_eq!(resumed.progress, whole.progress);
+    assert!(state(&resumed) == state(&whole));
+}
+
+#[test]
+fn an_evaluation_that_was_cancelled_is_done_by_the_next_call() {
+    let model = Model::load(golden("../../models/tiny-coder"), &LoadOptions::default(), None).unwrap();
+    let config = LoraConfig { rank: 2, targets: vec!["v_proj".to_string()], ..LoraConfig::default() };
+    let options = TrainOptions { batch_size: 16, ..TrainOptions::default() };
+    let mut trainer = LoraTrainer::new(&model, &config, &options).unwrap();
+    let samples = dataset().tokenized(&model, 1024, true).unwrap().examples;
+    // The one batch of the epoch, as `train` takes it, up to a cancel in the evaluation.
+    trainer.train(&dataset(), None, &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
+    let mut events = Vec::new();
+    trainer.progress.pending = true;
+    let mut on_step = |event: &TrainEvent| {
+        events.push(*event);
+        std::ops::ControlFlow::Continue(())
+    };
+    trainer.train(&dataset(), Some(&dataset()), &mut on_step).unwrap();
+    trainer.train(&dataset(), Some(&dataset()), &mut on_step).unwrap();
+    assert_eq!((events.len(), trainer.step_count(), samples.len()), (1, 1, 11));
+    assert!(events[0].is_best && events[0].eval_loss.unwrap() < events[0].loss && events[0].step == 1);
+}

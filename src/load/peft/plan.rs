@@ -1,0 +1,220 @@
+//! An adapter in training: which modules of a network a configuration means, and the adapter that their values are.
+//!
+//! A configuration is always read from its text, that of a new adapter too: what is written is then what was trained.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::config::{BiasKind, PeftConfig, ends_with_name};
+use super::{CONFIG, Peft, TENSORS, TORCH, path, replace, tensor_name, write_safetensors, write_text};
+use crate::error::{Error, ErrorKind, Result};
+use crate::load::{FNV_START, Json, Tensors, fnv};
+use crate::nn::{Adapter, LowRank, Module, Place, Trained, Transformer};
+use crate::ops::{Backend, Matrix, MatrixBuilder, StoredType, Use};
+
+/// What PEFT calls every matrix of the layers.
+const ALL: &str = "all-linear";
+
+/// An adapter that does not exist yet.
+pub struct Fresh<'a> {
+    pub rank: usize,
+    pub alpha: f32,
+    pub dropout: f32,
+    pub rslora: bool,
+    /// How paths of modules end; none = every matrix of the layers.
+    pub targets: &'a [String],
+}
+
+/// The modules of an adapter in training.
+pub struct PeftPlan {
+    pub config_json: String,
+    /// What stands in front of the names of layers in its file.
+    pub prefix: String,
+    /// In the network's order, each with its rank and scaling.
+    pub modules: Vec<(Module, usize, f32)>,
+    rank: usize,
+    alpha: f32,
+}
+
+/// A file of tensors that is written together with an adapter, and replaced before it.
+pub struct Beside<'a> {
+    pub path: PathBuf,
+    pub tensors: Tensors<'a>,
+    pub metadata: &'a [(&'a str, &'a str)],
+}
+
+impl PeftPlan {
+    /// # Errors
+    /// `InvalidArgument` for a target that the network does not have; `Unsupported` for its embedding or output matrix.
+    pub fn new(network: &Transformer, fresh: &Fresh<'_>) -> Result<Self> {
+        let prefix = network.config().names.prefixes.first().copied().unwrap_or_default();
+        let modules = network.modules();
+        let in_layers = |module: &&Module| !matches!(module.place, Place::Embed | Place::Head);
+        // As PEFT names them: q_proj, not layers.0.self_attn.q_proj.
+        let short = |module: &Module| module.name.rsplit('.').next().unwrap_or_default().to_string();
+        let all: BTreeSet<String> = modules.iter().filter(in_layers).map(short).collect();
+        for target in fresh.targets.iter().filter(|target| *target != ALL) {
+            let mut found = modules.iter().filter(|module| ends_with_name(&path(module, prefix), target)).peekable();
+            if found.peek().is_none() {
+                let known = all.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+                return Err(Error::argument(format!("targets: expected modules of the model ({known}), found {target:?}")));
+            }
+            if found.any(|module| !in_layers(&module)) {
+                return Err(Error::unsupported(format!(
+                    "targets: {target:?}: training the embedding or the output matrix is not supported"
+                )));
+            }
+        }
+        let every = fresh.targets.is_empty() || fresh.targets.iter().any(|target| target == ALL);
+        let targets = if every { all } else { fresh.targets.iter().cloned().collect() };
+        let config = json!({
+            "alpha_pattern": {},
+            "auto_mapping": null,
+            "base_model_name_or_path": null,
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "layers_pattern": null,
+            "layers_to_transform": null,
+            "lora_alpha": decimal(fresh.alpha),
+            "lora_dropout": decimal(fresh.dropout),
+            "modules_to_save": null,
+            "peft_type": "LORA",
+            "r": fresh.rank,
+            "rank_pattern": {},
+            "target_modules": targets,
+            "task_type": "CAUSAL_LM",
+            "use_dora": false,
+            "use_rslora": fresh.rslora,
+        });
+        Self::read(network, format!("{config:#}\n"), prefix.to_string())
+    }
+
+    /// Goes on with an adapter, with another dropout.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn of(network: &Transformer, peft: &Peft, dropout: f32) -> Result<Self> {
+        let mut config = Json::parse(CONFIG, &peft.config_json)?.value().clone();
+        config["lora_dropout"] = decimal(dropout);
+        Self::read(network, format!("{config:#}\n"), peft.prefix.clone())
+    }
+
+    /// Finds the modules that a configuration means.
+    ///
+    /// # Errors
+    /// `Unsupported` for what adapters can have and training cannot change; `Format` for a configuration without a module.
+    pub fn read(network: &Transformer, config_json: String, prefix: String) -> Result<Self> {
+        let json = Json::parse(CONFIG, &config_json)?;
+        let config = PeftConfig::parse(&json)?;
+        for (key, is_set) in [
+            ("use_dora", config.dora),
+            ("lora_bias", config.lora_bias),
+            ("bias", config.bias != BiasKind::None),
+            ("modules_to_save", !config.modules_to_save.is_empty()),
+        ] {
+            if is_set {
+                return Err(json.unsupported(key, "expected none: it cannot be trained"));
+            }
+        }
+        let mut modules = Vec::new();
+        for module in network.modules() {
+            let path = path(&module, &prefix);
+            if !config.targets(&path, module.place)? {
+                continue;
+            }
+            if matches!(module.place, Place::Embed | Place::Head) {
+                return Err(Error::unsupported(format!("{CONFIG}: target_modules: training {path} is not supported")));
+            }
+            let rank = config.rank(&path)?;
+            let scaling = config.scaling(&path, rank)?;
+            modules.push((module, rank, scaling));
+        }
+        if modules.is_empty() {
+            return Err(json.invalid("target_modules", "expected a module of the model, found none"));
+        }
+        Ok(Self { prefix, modules, rank: config.rank, alpha: config.alpha as f32, config_json })
+    }
+
+    /// The values that are trained.
+    pub fn parameters(&self) -> usize {
+        self.modules.iter().map(|(module, rank, _)| rank * (module.inputs + module.outputs)).sum()
+    }
+
+    /// The adapter that these values are now.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Device`.
+    pub fn adapter(&self, network: &Transformer, trained: &[Trained]) -> Result<Peft> {
+        let mut fingerprint = fnv(FNV_START, self.config_json.as_bytes());
+        let mut adapter = Adapter::default();
+        for Trained { module, rank, scaling, a, b } in trained {
+            let (a, b) = (bytes(a), bytes(b));
+            fingerprint = fnv(fnv(fingerprint, &a), &b);
+            let both = (matrix(*rank, module.inputs, &a)?, matrix(module.outputs, *rank, &b)?);
+            adapter.low_rank.push(LowRank::new(network, module.clone(), both, (None, None), *scaling)?);
+        }
+        Ok(Peft {
+            adapter,
+            prefix: self.prefix.clone(),
+            config_json: self.config_json.clone(),
+            rank: self.rank,
+            alpha: self.alpha,
+            parameters: self.parameters() as u64,
+            fingerprint,
+        })
+    }
+
+    /// Writes the adapter that these values are now, and a file beside it; all are written beside their places and renamed.
+    ///
+    /// # Errors
+    /// `Io`, `NotFound`, naming the path.
+    pub fn write(&self, directory: &Path, trained: &[Trained], beside: Option<&Beside<'_>>) -> Result<()> {
+        std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
+        let tensors = self.tensors(trained);
+        let adapter = [directory.join(TENSORS), directory.join(CONFIG)];
+        let paths: Vec<PathBuf> = beside.iter().map(|beside| beside.path.clone()).chain(adapter).collect();
+        replace(&paths, |parts| {
+            let (first, parts) = parts.split_at(parts.len() - 2);
+            if let (Some(Beside { tensors, metadata, .. }), [part]) = (beside, first) {
+                write_safetensors(part, tensors, metadata)?;
+            }
+            write_safetensors(&parts[0], &tensors, &[TORCH])?;
+            write_text(&parts[1], &self.config_json)
+        })
+    }
+
+    fn tensors<'a>(&self, trained: &'a [Trained]) -> Tensors<'a> {
+        let both = |Trained { module, rank, a, b, .. }: &'a Trained| {
+            let name = |field| tensor_name(module, &self.prefix, field);
+            [
+                (name("lora_A.weight"), (vec![*rank, module.inputs], Cow::Borrowed(a.as_slice()))),
+                (name("lora_B.weight"), (vec![module.outputs, *rank], Cow::Borrowed(b.as_slice()))),
+            ]
+        };
+        trained.iter().flat_map(both).collect()
+    }
+}
+
+/// A number as it was written: 0.1 and not 0.10000000149011612; whole ones as PEFT writes them, 16.
+fn decimal(x: f32) -> Value {
+    if x.fract() == 0.0 && x.abs() < 1e9 { json!(x as i64) } else { json!(x.to_string().parse::<f64>().unwrap_or(x.into())) }
+}
+
+fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// A matrix on the CPU.
+fn matrix(rows: usize, cols: usize, bytes: &[u8]) -> Result<Matrix> {
+    let cpu = Backend::new(&candle_core::Device::Cpu);
+    let builder = MatrixBuilder::new(rows, cols, StoredType::F32, Use::Product, &cpu);
+    let mut builder = builder
+        .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, format!("adapter: {rows} × {cols} values do not fit the memory")))?;
+    builder.fill(0, bytes, StoredType::F32);
+    Ok(builder.finish()?)
+}

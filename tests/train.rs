@@ -1,0 +1,906 @@
+//! Training against PEFT and torch; and the equalities that need no reference: resumed = uninterrupted, checkpointed = kept, refused
+//! = as before.
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use common::{Reference, golden, json, load, max_abs, shipped};
+use metal_candle::{
+    Cancel, Capability, Dataset, ErrorKind, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Schedule, Session, TrainEvent,
+    TrainOptions, Weighting,
+};
+use safetensors::SafeTensors;
+use tempfile::{TempDir, tempdir};
+
+const STATE: &str = "training_state.safetensors";
+const BASE: &str = "decoders/qwen2_untied_old";
+const IDS: [u32; 9] = [110, 158, 47, 188, 30, 172, 9, 2, 131];
+
+/// Two sequences.
+const TOKENS: [u32; 9] = [5, 6, 7, 1, 2, 3, 4, 8, 9];
+const OFFSETS: [usize; 3] = [0, 3, 9];
+
+fn model() -> Model {
+    load(golden(BASE))
+}
+
+/// An adapter of few values, with dropout.
+fn small() -> LoraConfig {
+    let targets = vec!["q_proj".to_string(), "down_proj".to_string()];
+    LoraConfig { rank: 2, targets, dropout: 0.2, seed: 3, ..LoraConfig::default() }
+}
+
+fn options() -> TrainOptions {
+    TrainOptions { learning_rate: 0.01, grad_accumulation: 3, ..TrainOptions::default() }
+}
+
+fn trainer(config: &LoraConfig, options: &TrainOptions) -> LoraTrainer {
+    LoraTrainer::new(&model(), config, options).unwrap()
+}
+
+/// One micro-batch that depends on a number.
+fn learn(trainer: &mut LoraTrainer, number: usize) -> f32 {
+    let tokens: Vec<u32> = (0..9 + number % 5).map(|i| ((i * 37 + number * 11) % 200) as u32).collect();
+    trainer.train_step(&tokens, None, &[0, 4, tokens.len()]).unwrap().loss
+}
+
+/// Everything that a training is, as bytes.
+fn state(trainer: &LoraTrainer) -> Vec<u8> {
+    let directory = tempdir().unwrap();
+    trainer.save(directory.path()).unwrap();
+    std::fs::read(directory.path().join(STATE)).unwrap()
+}
+
+fn saved(trainer: &LoraTrainer) -> TempDir {
+    let directory = tempdir().unwrap();
+    trainer.save(directory.path()).unwrap();
+    directory
+}
+
+fn logits(model: &Model, adapters: &[(Lora, f32)]) -> Vec<f32> {
+    let mut session = Session::new(model, 0).unwrap();
+    session.set_adapters(adapters).unwrap();
+    session.append_tokens(&IDS, None).unwrap();
+    session.logits().unwrap().to_vec()
+}
+
+/// The largest difference of an adapter's weights to those of a file of PEFT.
+fn distance(lora: &Lora, file: &Path) -> f32 {
+    let directory = tempdir().unwrap();
+    lora.save(directory.path()).unwrap();
+    let bytes = std::fs::read(file).unwrap();
+    let (found, names) = (Reference::open(&directory.path().join("adapter_model.safetensors")), SafeTensors::deserialize(&bytes));
+    let (want, names) = (Reference::open(file), names.unwrap());
+    assert!(names.len() >= 8);
+    names.names().into_iter().map(|name| max_abs(&found.floats(name), &want.floats(name))).fold(0.0, f32::max)
+}
+
+#[test]
+fn trainings_equal_those_of_peft_and_torch() {
+    for run in ["qwen2_main", "qwen2_hf_trainer", "llama_main"] {
+        let directory = golden("lora/training").join(run);
+        let notes = json(&directory.join("golden.json"));
+        let model = load(golden(notes["base"].as_str().unwrap()));
+        let (trainers_way, steps) = (run == "qwen2_hf_trainer", notes["steps"].as_u64().unwrap());
+        let options = TrainOptions {
+            learning_rate: 0.001,
+            grad_accumulation: 2,
+            schedule: Schedule::Cosine,
+            warmup_steps: 5,
+            warmup_from_zero: trainers_way,
+            weighting: if trainers_way { Weighting::Tokens } else { Weighting::MicroBatches },
+            total_steps: steps,
+            ..TrainOptions::default()
+        };
+        let initial = Some(Lora::load(&model, directory.join("init")).unwrap());
+        let config = LoraConfig { initial, ..LoraConfig::default() };
+        let mut trainer = LoraTrainer::new(&model, &config, &options).unwrap();
+        let mut compared = 0;
+        for log in notes["log"].as_array().unwrap() {
+            let mut update = None;
+            let micros = log["micro_batches"].as_array().unwrap().iter();
+            for (micro, want) in micros.zip(log["micro_loss"].as_array().unwrap()) {
+                let (mut ids, mut mask, mut offsets) = (Vec::new(), Vec::new(), vec![0]);
+                for sequence in micro.as_array().unwrap() {
+                    let sequence = &notes["sequences"][sequence.as_u64().unwrap() as usize];
+                    ids.extend(sequence["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32));
+                    mask.extend(sequence["loss_mask"].as_array().unwrap().iter().map(|bit| bit == 1));
+                    offsets.push(ids.len());
+                }
+                let step = trainer.train_step(&ids, Some(&mask), &offsets).unwrap();
+                let error = (f64::from(step.loss) - want.as_f64().unwrap()).abs();
+                assert!(error <= 5e-5, "{run} {}: loss {} and not {want}", log["step"], step.loss);
+                update = step.update;
+            }
+            let (update, step) = (update.unwrap(), log["step"].as_u64().unwrap());
+            assert_eq!(update.step, step);
+            for (name, found, want, tolerance) in [
+                ("learning rate", update.learning_rate, &log["lr"], 1e-6),
+                ("gradient norm", update.grad_norm, &log["grad_norm_before_clip"], 5e-5),
+            ] {
+                let want = want.as_f64().unwrap();
+                assert!((f64::from(found) - want).abs() <= tolerance * want, "{run} {step}: {name} {found} and not {want}");
+            }
+            let weights = directory.join(format!("weights_step{step}.safetensors"));
+            if weights.exists() {
+                let error = distance(&trainer.adapter().unwrap(), &weights);
+                assert!(error <= 2e-5, "{run} {step}: weights {error}");
+                compared += 1;
+            }
+        }
+        assert_eq!((trainer.step_count(), compared), (steps, if steps == 50 { 4 } else { 3 }));
+    }
+}
+
+#[test]
+fn fifty_steps_are_twenty_and_thirty_after_a_pause_bit_for_bit() {
+    let options = TrainOptions { schedule: Schedule::Cosine, warmup_steps: 4, total_steps: 50, ..options() };
+    let mut whole = trainer(&small(), &options);
+    let losses: Vec<f32> = (0..150).map(|i| learn(&mut whole, i)).collect();
+    assert_eq!(whole.step_count(), 50);
+    // At a step, and in the middle of one.
+    for pause in [60, 61, 62] {
+        let mut first = trainer(&small(), &options);
+        let mut found: Vec<f32> = (0..pause).map(|i| learn(&mut first, i)).collect();
+        let directory = saved(&first);
+        drop(first);
+        let mut second = LoraTrainer::resume(&model(), directory.path(), None).unwrap();
+        assert!(state(&second) == state(&second));
+        found.extend((pause..150).map(|i| learn(&mut second, i)));
+        assert_eq!(found, losses);
+        assert!(state(&second) == state(&whole), "after {pause} micro-batches");
+    }
+}
+
+#[test]
+fn what_is_kept_and_what_is_computed_twice_gives_the_same_weights() {
+    let run = |gradient_checkpointing| {
+        let mut trainer = trainer(&small(), &TrainOptions { gradient_checkpointing, ..options() });
+        (0..6).for_each(|i| {
+            learn(&mut trainer, i);
+        });
+        logits(trainer.model(), &[(trainer.adapter().unwrap(), 1.0)])
+    };
+    assert_eq!(run(true), run(false));
+}
+
+#[test]
+fn dropout_is_another_one_each_time_and_the_same_for_a_seed() {
+    let model = model();
+    let initial = Some(Lora::load(&model, golden("lora/qwen2_all7")).unwrap());
+    let still = TrainOptions { learning_rate: 0.0, ..TrainOptions::default() };
+    let losses = |seed| {
+        let config = LoraConfig { initial: initial.clone(), dropout: 0.5, seed, ..LoraConfig::default() };
+        let mut trainer = LoraTrainer::new(&model, &config, &still).unwrap();
+        let plain = trainer.eval_step(&TOKENS, None, &OFFSETS).unwrap();
+        let [first, second] = [0, 1].map(|_| trainer.train_step(&TOKENS, None, &OFFSETS).unwrap().loss);
+        assert_eq!(trainer.eval_step(&TOKENS, None, &OFFSETS).unwrap(), plain);
+        assert!(first != second && first != plain);
+        (first, second)
+    };
+    assert_eq!(losses(1), losses(1));
+    assert_ne!(losses(1), losses(2));
+}
+
+#[test]
+fn a_new_adapter_changes_nothing_until_it_is_trained_and_then_all_of_it_moves() {
+    let model = model();
+    let config = LoraConfig { seed: 7, ..LoraConfig::default() };
+    let mut trainer = LoraTrainer::new(&model, &config, &TrainOptions { weight_decay: 0.0, ..TrainOptions::default() }).unwrap();
+    let before = trainer.adapter().unwrap();
+    assert_eq!(logits(&model, &[(before.clone(), 1.0)]), logits(&model, &[]));
+    // The first step moves B alone: A's gradient is that of nothing.
+    for _ in 0..2 {
+        trainer.train_step(&TOKENS, None, &OFFSETS).unwrap();
+    }
+    let (first, second) = (tempdir().unwrap(), tempdir().unwrap());
+    before.save(first.path()).unwrap();
+    trainer.adapter().unwrap().save(second.path()).unwrap();
+    let [first, second] =
+        [first, second].map(|directory| std::fs::read(directory.path().join("adapter_model.safetensors")).unwrap());
+    let (old, new) = (SafeTensors::deserialize(&first).unwrap(), SafeTensors::deserialize(&second).unwrap());
+    assert_eq!(old.len(), 2 * 7 * model.layer_count());
+    for (name, tensor) in old.tensors() {
+        assert_ne!(tensor.data(), new.tensor(&name).unwrap().data(), "{name}");
+        let values: Vec<f32> = tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let (largest, bound) = (values.iter().fold(0f32, |m, x| m.max(x.abs())), 1.0 / (tensor.shape()[1] as f32).sqrt());
+        if name.ends_with("lora_B.weight") {
+            assert_eq!(largest, 0.0, "{name}");
+        } else {
+            assert!(largest <= bound && largest > 0.9 * bound, "{name}: {largest} of {bound}");
+        }
+    }
+    // The seed decides.
+    let of = |seed| LoraTrainer::new(&model, &LoraConfig { seed, ..LoraConfig::default() }, &TrainOptions::default()).unwrap();
+    assert!(state(&of(7)) == state(&of(7)) && state(&of(7)) != state(&of(8)));
+}
+
+#[test]
+fn a_trained_adapter_is_one_of_peft_and_training_goes_on_with_it() {
+    let model = model();
+    let config = LoraConfig { rank: 4, alpha: 0.1, dropout: 0.05, rslora: true, ..small() };
+    let mut trainer =
+        LoraTrainer::new(&model, &config, &TrainOptions { learning_rate: 0.01, ..TrainOptions::default() }).unwrap();
+    learn(&mut trainer, 1);
+    let lora = trainer.adapter().unwrap();
+    assert_eq!((lora.rank(), lora.alpha()), (4, 0.1));
+    let directory = tempdir().unwrap();
+    lora.save(directory.path()).unwrap();
+    let notes = json(&directory.path().join("adapter_config.json"));
+    for (key, value) in [
+        ("peft_type", serde_json::json!("LORA")),
+        ("task_type", serde_json::json!("CAUSAL_LM")),
+        ("r", serde_json::json!(4)),
+        ("lora_alpha", serde_json::json!(0.1)),
+        ("lora_dropout", serde_json::json!(0.05)),
+        ("use_rslora", serde_json::json!(true)),
+        ("bias", serde_json::json!("none")),
+        ("target_modules", serde_json::json!(["down_proj", "q_proj"])),
+    ] {
+        assert_eq!(notes[key], value, "{key}");
+    }
+    let loaded = Lora::load(&model, directory.path()).unwrap();
+    assert_eq!(logits(&model, &[(loaded.clone(), 1.0)]), logits(&model, &[(lora, 1.0)]));
+    assert_eq!(loaded.parameter_count(), trainer.adapter().unwrap().parameter_count());
+    // The directory of a checkpoint is one too.
+    let checkpoint = saved(&trainer);
+    assert_eq!(
+        logits(&model, &[(Lora::load(&model, checkpoint.path()).unwrap(), 1.0)]),
+        logits(&model, &[(loaded.clone(), 1.0)])
+    );
+
+    let next =
+        LoraConfig { rank: 99, targets: vec!["v_proj".to_string()], initial: Some(loaded.clone()), ..LoraConfig::default() };
+    let next = LoraTrainer::new(&model, &next, &TrainOptions::default()).unwrap();
+    let same = next.adapter().unwrap();
+    assert_eq!((same.rank(), same.alpha()), (4, 0.1));
+    assert_eq!(logits(&model, &[(same, 1.0)]), logits(&model, &[(loaded, 1.0)]));
+}
+
+#[test]
+fn patterns_of_an_adapter_survive_its_training() {
+    let directory = golden("lora/llama_patterns");
+    let model = load(golden(json(&directory.join("golden.json"))["base"].as_str().unwrap()));
+    let lora = Lora::load(&model, &directory).unwrap();
+    let config = LoraConfig { initial: Some(lora.clone()), ..LoraConfig::default() };
+    let mut trainer = LoraTrainer::new(&model, &config, &TrainOptions::default()).unwrap();
+    assert_eq!(logits(&model, &[(trainer.adapter().unwrap(), 1.0)]), logits(&model, &[(lora.clone(), 1.0)]));
+    trainer.train_step(&TOKENS, None, &OFFSETS).unwrap();
+    let trained = trainer.adapter().unwrap();
+    assert_eq!(trained.parameter_count(), lora.parameter_count());
+    let patterns = |lora: &Lora| {
+        let config: serde_json::Value = serde_json::from_str(lora.config_json()).unwrap();
+        ["rank_pattern", "alpha_pattern", "target_modules"].map(|key| config[key].clone())
+    };
+    assert_eq!(patterns(&trained), patterns(&lora));
+}
+
+#[test]
+fn fused_checkpoints_are_trained_on_what_they_store() {
+    let model = load(golden("decoders/phi3"));
+    let mut trainer = LoraTrainer::new(&model, &LoraConfig::default(), &TrainOptions::default()).unwrap();
+    trainer.train_step(&TOKENS, None, &OFFSETS).unwrap();
+    let config: serde_json::Value = serde_json::from_str(trainer.adapter().unwrap().config_json()).unwrap();
+    assert_eq!(config["target_modules"], serde_json::json!(["down_proj", "gate_up_proj", "o_proj", "qkv_proj"]));
+    assert_ne!(logits(&model, &[(trainer.adapter().unwrap(), 1.0)]), logits(&model, &[]));
+}
+
+#[test]
+fn a_snapshot_stays_as_it_is_while_training_goes_on() {
+    let mut trainer = trainer(&small(), &TrainOptions { learning_rate: 0.01, ..TrainOptions::default() });
+    learn(&mut trainer, 0);
+    let (model, snapshot) = (trainer.model().clone(), trainer.adapter().unwrap());
+    let then = logits(&model, &[(snapshot.clone(), 1.0)]);
+    let mut live = Session::new(&model, 0).unwrap();
+    live.append_tokens(&IDS, None).unwrap();
+    let plain = live.logits().unwrap().to_vec();
+    live.set_adapters(&[(snapshot, 1.0)]).unwrap();
+    let live = std::thread::spawn(move || {
+        let seen: Vec<Vec<f32>> = (0..20)
+            .map(|_| {
+                live.truncate(IDS.len() - 1).unwrap();
+                live.append_tokens(&IDS[IDS.len() - 1..], None).unwrap();
+                live.logits().unwrap().to_vec()
+            })
+            .collect();
+        (live, seen)
+    });
+    (1..8).for_each(|i| {
+        learn(&mut trainer, i);
+    });
+    let (mut live, seen) = live.join().unwrap();
+    assert!(seen.iter().all(|logits| *logits == then) && then != plain);
+    live.set_adapters(&[(trainer.adapter().unwrap(), 1.0)]).unwrap();
+    let now = live.logits().unwrap().to_vec();
+    assert!(now != then && now == logits(&model, &[(trainer.adapter().unwrap(), 1.0)]));
+}
+
+/// A micro-batch, and what is said of it.
+type Refused<'a> = (&'a [u32], Option<&'a [bool]>, &'a [usize], ErrorKind, String);
+
+#[test]
+fn what_cannot_be_learnt_is_refused_by_name_and_changes_nothing() {
+    let mut trainer = trainer(&small(), &options());
+    learn(&mut trainer, 0);
+    let before = state(&trainer);
+    let (vocabulary, context) = (trainer.model().vocab_size() as u32, trainer.model().context_length());
+    let long = vec![1; context + 1];
+    let argument = ErrorKind::InvalidArgument;
+    let none = [false; 9];
+    let cases: [Refused; 11] = [
+        (
+            &[1, 2, vocabulary],
+            None,
+            &[0, 3],
+            argument,
+            format!("tokens[2]: expected an id below {vocabulary}, found {vocabulary}"),
+        ),
+        (&TOKENS, None, &[0, 3, 3, 9], argument, "offsets[2]: expected more than 3, found 3".into()),
+        (&TOKENS, None, &[0, 9, 3], argument, "offsets[2]: expected more than 9, found 3".into()),
+        (&TOKENS, None, &[0, 3], argument, "offsets[1]: expected the 9 tokens, found 3".into()),
+        (&TOKENS, None, &[0, 99], argument, "offsets[1]: expected the 9 tokens, found 99".into()),
+        (&TOKENS, None, &[1, 9], argument, "offsets[0]: expected 0, found 1".into()),
+        (&[], None, &[0], argument, "offsets: expected 0 and the end of each sequence, found 1 values".into()),
+        (&[], None, &[], argument, "offsets: expected 0 and the end of each sequence, found 0 values".into()),
+        (&TOKENS, Some(&none[..8]), &OFFSETS, argument, "loss_mask: expected 9 values, one a token, found 8".into()),
+        (
+            &TOKENS,
+            Some(&none),
+            &OFFSETS,
+            argument,
+            "loss_mask: expected a token to learn behind the first of a sequence, found none".into(),
+        ),
+        (
+            &long,
+            None,
+            &[0, context + 1],
+            ErrorKind::ContextFull,
+            format!("sequence 0: expected at most {context} tokens, the model's context, found {}", context + 1),
+        ),
+    ];
+    for (tokens, mask, offsets, kind, message) in cases {
+        let errors =
+            [trainer.train_step(tokens, mask, offsets).unwrap_err(), trainer.eval_step(tokens, mask, offsets).unwrap_err()];
+        for error in errors {
+            assert_eq!((error.kind(), error.message()), (kind, message.as_str()));
+        }
+    }
+    // Sequences of one token teach nothing.
+    assert_eq!(trainer.train_step(&[1, 2], None, &[0, 1, 2]).unwrap_err().kind(), argument);
+    assert!(state(&trainer) == before);
+    learn(&mut trainer, 1);
+}
+
+#[test]
+fn configurations_that_cannot_be_trained_are_refused_by_name() {
+    let model = model();
+    let refused = |config: LoraConfig, options: TrainOptions| LoraTrainer::new(&model, &config, &options).unwrap_err();
+    let target = |name: &str| LoraConfig { targets: vec![name.to_string()], ..LoraConfig::default() };
+    let initial = |name: &str| LoraConfig { initial: Some(Lora::load(&model, golden(name)).unwrap()), ..LoraConfig::default() };
+    let (argument, unsupported) = (ErrorKind::InvalidArgument, ErrorKind::Unsupported);
+    for (config, kind, fragment) in [
+        (
+            target("x_proj"),
+            argument,
+            "targets: expected modules of the model (down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj), found \"x_proj\"",
+        ),
+        (target("proj"), argument, "found \"proj\""),
+        (target("lm_head"), unsupported, "targets: \"lm_head\": "),
+        (target("embed_tokens"), unsupported, "targets: \"embed_tokens\": "),
+        (LoraConfig { rank: 0, ..LoraConfig::default() }, argument, "rank: expected 1 to 8192, found 0"),
+        (LoraConfig { rank: usize::MAX, ..LoraConfig::default() }, argument, "rank: "),
+        (LoraConfig { alpha: f32::NAN, ..LoraConfig::default() }, argument, "alpha: "),
+        (LoraConfig { dropout: 1.0, ..LoraConfig::default() }, argument, "dropout: expected at least 0 and below 1, found 1"),
+        (initial("lora/qwen2_dora"), unsupported, "use_dora"),
+        (initial("adapters/qwen2_bias_all"), unsupported, "bias"),
+        (initial("lora/qwen2_lm_head_saved"), unsupported, "modules_to_save"),
+    ] {
+        let error = refused(config, TrainOptions::default());
+        assert!(error.kind() == kind && error.message().contains(fragment), "{error}");
+    }
+    let default = TrainOptions::default;
+    for (options, fragment) in [
+        (TrainOptions { learning_rate: -1.0, ..default() }, "learning_rate: expected 0 to 1, found -1"),
+        (TrainOptions { learning_rate: f64::NAN, ..default() }, "learning_rate: "),
+        (TrainOptions { weight_decay: 2.0, ..default() }, "weight_decay: "),
+        (TrainOptions { beta1: 1.0, ..default() }, "beta1: "),
+        (TrainOptions { beta2: -0.1, ..default() }, "beta2: "),
+        (TrainOptions { epsilon: 0.0, ..default() }, "epsilon: "),
+        (TrainOptions { epsilon: 1e-300, ..default() }, "epsilon: "),
+        (TrainOptions { grad_clip: f64::INFINITY, ..default() }, "grad_clip: "),
+        (TrainOptions { grad_accumulation: 0, ..default() }, "grad_accumulation: "),
+        (TrainOptions { batch_size: 0, ..default() }, "batch_size: "),
+        (TrainOptions { epochs: 0, ..default() }, "epochs: "),
+        (TrainOptions { max_length: 1, ..default() }, "max_length: "),
+        (TrainOptions { max_length: 1 << 30, ..default() }, "max_length: "),
+        (TrainOptions { warmup_steps: u64::MAX, ..default() }, "warmup_steps: "),
+        (TrainOptions { total_steps: u64::MAX, ..default() }, "total_steps: "),
+    ] {
+        let error = refused(LoraConfig::default(), options);
+        assert!(error.kind() == argument && error.message().starts_with(fragment), "{error}");
+    }
+    // A schedule that falls must know where to.
+    let mut trainer = trainer(&small(), &TrainOptions { schedule: Schedule::Linear, ..default() });
+    let error = trainer.train_step(&TOKENS, None, &OFFSETS).unwrap_err();
+    assert!(error.kind() == argument && error.message().starts_with("total_steps: "), "{error}");
+
+    let other = load(golden("decoders/llama_plain"));
+    let config = LoraConfig { initial: Some(Lora::load(&model, golden("lora/qwen2_all7")).unwrap()), ..LoraConfig::default() };
+    assert_eq!(LoraTrainer::new(&other, &config, &default()).unwrap_err().kind(), ErrorKind::Mismatch);
+    let encoder = load(shipped("tiny-embed"));
+    assert!(model.supports(Capability::Train) && !encoder.supports(Capability::Train));
+    assert_eq!(LoraTrainer::new(&encoder, &LoraConfig::default(), &default()).unwrap_err().kind(), unsupported);
+}
+
+#[test]
+fn full_names_and_all_linear_are_targets_too() {
+    let modules = |targets: &[&str]| {
+        let config = LoraConfig { targets: targets.iter().map(ToString::to_string).collect(), ..LoraConfig::default() };
+        LoraTrainer::new(&model(), &config, &TrainOptions::default()).unwrap().adapter().unwrap().parameter_count()
+    };
+    let layers = model().layer_count() as u64;
+    assert_eq!(modules(&["q_proj"]), layers * modules(&["layers.0.self_attn.q_proj"]));
+    assert_eq!(modules(&["self_attn.q_proj"]), modules(&["q_proj"]));
+    assert_eq!(modules(&["all-linear"]), modules(&[]));
+    assert!(modules(&["q_proj", "mlp.up_proj"]) > modules(&["q_proj"]));
+}
+
+#[test]
+fn memory_grows_with_what_is_kept() {
+    let model = model();
+    let of = |config: &LoraConfig, options: &TrainOptions| LoraTrainer::estimate_memory(&model, config, options).unwrap();
+    let (config, options) = (LoraConfig::default(), TrainOptions { max_length: 64, ..TrainOptions::default() });
+    let usual = of(&config, &options);
+    assert!(usual > 0);
+    assert!(of(&LoraConfig { rank: 64, ..config.clone() }, &options) > usual);
+    assert!(of(&config, &TrainOptions { batch_size: 8, ..options.clone() }) > usual);
+    assert!(of(&config, &TrainOptions { grad_accumulation: 2, ..options.clone() }) > usual);
+    assert!(LoraTrainer::estimate_memory(&model, &LoraConfig { rank: 0, ..config }, &options).is_err());
+}
+
+#[test]
+fn a_cancel_leaves_the_trainer_at_the_last_micro_batch() {
+    let cancel = Cancel::new();
+    let mut trainer = trainer(&small(), &TrainOptions { cancel: Some(cancel.clone()), ..options() });
+    learn(&mut trainer, 0);
+    let before = state(&trainer);
+    cancel.trigger();
+    assert_eq!(trainer.train_step(&TOKENS, None, &OFFSETS).unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(trainer.eval_step(&TOKENS, None, &OFFSETS).unwrap_err().kind(), ErrorKind::Cancelled);
+    assert!(state(&trainer) == before);
+    cancel.reset();
+    learn(&mut trainer, 1);
+    assert!(state(&trainer) != before);
+}
+
+#[test]
+fn a_suspended_device_takes_no_step_and_still_saves() {
+    let device = metal_candle::Device::new(metal_candle::DeviceKind::Cpu, 0).unwrap();
+    let options_of_model = LoadOptions { device: Some(device.clone()), ..LoadOptions::default() };
+    let model = Model::load(golden(BASE), &options_of_model, None).unwrap();
+    let mut trainer = LoraTrainer::new(&model, &small(), &options()).unwrap();
+    device.suspend(std::time::Duration::from_secs(1)).unwrap();
+    assert_eq!(trainer.train_step(&TOKENS, None, &OFFSETS).unwrap_err().kind(), ErrorKind::Suspended);
+    assert_eq!(trainer.adapter().unwrap_err().kind(), ErrorKind::Suspended);
+    drop(saved(&trainer));
+    device.resume();
+    learn(&mut trainer, 0);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_takes_no_step() {
+    // Weights that overflow: an adapter of the largest numbers.
+    let model = model();
+    let directory = saved(&trainer(&small(), &TrainOptions::default()));
+    let path = directory.path().join("adapter_model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let values = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[values..].chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&1e38f32.to_le_bytes()));
+    std::fs::write(&path, bytes).unwrap();
+    let config = LoraConfig { initial: Some(Lora::load(&model, directory.path()).unwrap()), ..LoraConfig::default() };
+    let mut trainer = LoraTrainer::new(&model, &config, &TrainOptions::default()).unwrap();
+    let before = state(&trainer);
+    for error in
+        [trainer.train_step(&TOKENS, None, &OFFSETS).unwrap_err(), trainer.eval_step(&TOKENS, None, &OFFSETS).unwrap_err()]
+    {
+        assert!(error.kind() == ErrorKind::InvalidArgument && error.message().contains("expected a finite number"), "{error}");
+    }
+    assert!(state(&trainer) == before);
+}
+
+// Checkpoints.
+
+#[test]
+fn a_process_that_is_killed_while_it_writes_leaves_the_last_checkpoint() {
+    let mut trainer = trainer(&small(), &options());
+    learn(&mut trainer, 0);
+    let directory = saved(&trainer);
+    let (before, names) = (state(&trainer), || {
+        let mut names: Vec<String> =
+            std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    });
+    let whole = names();
+    assert_eq!(whole, ["adapter_config.json", "adapter_model.safetensors", STATE]);
+    for part in [format!("{STATE}.12345-0.part"), "adapter_model.safetensors.12345-1.part".into()] {
+        std::fs::write(directory.path().join(part), &before[..before.len() / 2]).unwrap();
+    }
+    std::fs::write(directory.path().join("notes.part"), "not ours").unwrap();
+    let resumed = LoraTrainer::resume(trainer.model(), directory.path(), None).unwrap();
+    assert!(state(&resumed) == before);
+    assert_eq!(names(), ["adapter_config.json", "adapter_model.safetensors", "notes.part", STATE]);
+
+    // A write that fails leaves the files as they are, and no others.
+    learn(&mut trainer, 1);
+    let blocked = tempdir().unwrap();
+    std::fs::create_dir_all(blocked.path().join(STATE).join("in the way")).unwrap();
+    assert_eq!(trainer.save(blocked.path()).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(std::fs::read_dir(blocked.path()).unwrap().count(), 1);
+    assert_eq!(trainer.save(directory.path().join(STATE).join("below a file")).unwrap_err().kind(), ErrorKind::Io);
+    trainer.save(directory.path()).unwrap();
+    assert!(state(&LoraTrainer::resume(trainer.model(), directory.path(), None).unwrap()) == state(&trainer));
+}
+
+#[test]
+fn a_checkpoint_keeps_the_options_and_refuses_those_that_change_the_data() {
+    let options = TrainOptions { weight_decay: 0.1, seed: u64::MAX, max_length: 12, ..options() };
+    let mut first = trainer(&small(), &options);
+    learn(&mut first, 0);
+    let (directory, model) = (saved(&first), model());
+    let resume = |options: &TrainOptions| LoraTrainer::resume(&model, directory.path(), Some(options));
+    // With its own options it goes on as it would have; with others it does not.
+    let after = |mut trainer: LoraTrainer| {
+        (1..6).for_each(|i| {
+            learn(&mut trainer, i);
+        });
+        logits(&model, &[(trainer.adapter().unwrap(), 1.0)])
+    };
+    let own = after(first);
+    assert_eq!(after(LoraTrainer::resume(&model, directory.path(), None).unwrap()), own);
+    assert_eq!(after(resume(&options).unwrap()), own);
+    for other in [
+        TrainOptions { learning_rate: 0.02, ..options.clone() },
+        TrainOptions { weight_decay: 0.9, ..options.clone() },
+        TrainOptions { grad_clip: 0.001, epsilon: 0.1, ..options.clone() },
+        TrainOptions { warmup_steps: 10, ..options.clone() },
+    ] {
+        assert_ne!(after(resume(&other).unwrap()), own);
+    }
+    resume(&TrainOptions { epochs: 9, gradient_checkpointing: false, ..options.clone() }).unwrap();
+    for (other, message) in [
+        (TrainOptions { batch_size: 5, ..options.clone() }, "batch_size: expected 4, as in the checkpoint, found 5"),
+        (
+            TrainOptions { grad_accumulation: 2, ..options.clone() },
+            "grad_accumulation: expected 3, as in the checkpoint, found 2",
+        ),
+        (
+            TrainOptions { weighting: Weighting::Tokens, ..options.clone() },
+            "weighting: expected MicroBatches, as in the checkpoint, found Tokens",
+        ),
+        (TrainOptions { max_length: 0, ..options.clone() }, "max_length: expected 12, as in the checkpoint, found 0"),
+        (TrainOptions { mask_prompt: false, ..options.clone() }, "mask_prompt: expected true, as in the checkpoint, found false"),
+        (TrainOptions { seed: 1, ..options.clone() }, "seed: expected 18446744073709551615, as in the checkpoint, found 1"),
+        (TrainOptions { learning_rate: 3.0, ..options.clone() }, "learning_rate: expected 0 to 1, found 3"),
+    ] {
+        let error = resume(&other).unwrap_err();
+        assert_eq!((error.kind(), error.message()), (ErrorKind::InvalidArgument, message));
+    }
+    let other = load(golden("decoders/qwen2_tied"));
+    assert_eq!(LoraTrainer::resume(&other, directory.path(), None).unwrap_err().kind(), ErrorKind::Mismatch);
+    assert_eq!(LoraTrainer::resume(&model, directory.path().join("nowhere"), None).unwrap_err().kind(), ErrorKind::NotFound);
+    let adapter = golden("lora/qwen2_all7/adapter_model.safetensors");
+    std::fs::copy(adapter, directory.path().join(STATE)).unwrap();
+    assert_eq!(LoraTrainer::resume(&model, directory.path(), None).unwrap_err().kind(), ErrorKind::Format);
+}
+
+/// The state with another header.
+fn with_header(state: &[u8], change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+    let end = 8 + u64::from_le_bytes(state[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Value = serde_json::from_slice(&state[8..end]).unwrap();
+    change(&mut header);
+    let header = header.to_string();
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &state[end..]].concat()
+}
+
+/// The state with another text of its metadata.
+fn with_metadata(state: &[u8], change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+    with_header(state, |header| {
+        let mut text: serde_json::Value =
+            serde_json::from_str(header["__metadata__"]["training_state"].as_str().unwrap()).unwrap();
+        change(&mut text);
+        header["__metadata__"]["training_state"] = text.to_string().into();
+    })
+}
+
+#[test]
+fn damaged_checkpoints_are_refused() {
+    let mut trainer = trainer(&small(), &options());
+    learn(&mut trainer, 0);
+    let (model, whole, directory) = (trainer.model().clone(), state(&trainer), tempdir().unwrap());
+    let resume = |bytes: &[u8]| {
+        std::fs::write(directory.path().join(STATE), bytes).unwrap();
+        LoraTrainer::resume(&model, directory.path(), None)
+    };
+    assert!(state(&resume(&whole).unwrap()) == whole);
+    assert!(state(&resume(&with_metadata(&whole, |_| ())).unwrap()) == whole);
+    for len in (0..whole.len()).step_by(997).chain([7, 8, whole.len() - 1]) {
+        assert_eq!(resume(&whole[..len]).unwrap_err().kind(), ErrorKind::Format, "{len} bytes");
+    }
+    // Every field, with what cannot be there.
+    let text = |state: &[u8]| {
+        let mut found = serde_json::Value::Null;
+        with_metadata(state, |text| found = text.clone());
+        found
+    };
+    let fields = text(&whole);
+    let mut paths: Vec<String> = fields.as_object().unwrap().keys().map(|key| format!("/{key}")).collect();
+    for group in ["options", "progress"] {
+        paths.extend(fields[group].as_object().unwrap().keys().map(|key| format!("/{group}/{key}")));
+    }
+    assert!(paths.len() > 40);
+    for path in paths {
+        for wrong in [serde_json::json!(null), serde_json::json!([]), serde_json::json!(-1), serde_json::json!("x".repeat(16))] {
+            // Without a place, or with null, there are none.
+            if path == "/checkpoints" && wrong.is_null() || path == "/prefix" && wrong.is_string() {
+                continue;
+            }
+            let bytes = with_metadata(&whole, |text| *text.pointer_mut(&path).unwrap() = wrong.clone());
+            let kind = resume(&bytes).err().map(|error| error.kind());
+            let refused = matches!(kind, Some(ErrorKind::Format | ErrorKind::Mismatch))
+                || (path == "/version" && kind == Some(ErrorKind::Unsupported));
+            assert!(refused, "{path}: {wrong} gives {kind:?}");
+        }
+        // All bits set is NaN, and the largest number.
+        if fields.pointer(&path).unwrap().as_str().is_some_and(|text| text.len() == 16)
+            && !path.ends_with("seed")
+            && path != "/progress/data"
+        {
+            let bytes = with_metadata(&whole, |text| *text.pointer_mut(&path).unwrap() = "ffffffffffffffff".into());
+            let kind = resume(&bytes).err().map(|error| error.kind());
+            let free = ["/options/checkpoint_every", "/options/eval_every", "/options/patience"].contains(&path.as_str());
+            assert!(kind.is_some() || free, "{path}");
+        }
+    }
+    let early = with_metadata(&whole, |text| text["progress"]["pending"] = "0000000000000001".into());
+    assert_eq!(resume(&early).unwrap_err().kind(), ErrorKind::Format);
+    // Values and shapes.
+    let values = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    for number in [f32::NAN, f32::INFINITY] {
+        let mut bytes = whole.clone();
+        bytes[values..values + 4].copy_from_slice(&number.to_le_bytes());
+        assert_eq!(resume(&bytes).unwrap_err().kind(), ErrorKind::Format);
+    }
+    let negative: Vec<u8> = whole[values..].chunks_exact(4).flat_map(|_| (-1f32).to_le_bytes()).collect();
+    let error = resume(&[&whole[..values], &negative].concat()).unwrap_err();
+    assert!(error.kind() == ErrorKind::Format && error.message().contains("second_moments"), "{error}");
+    let name = "weights.layers.0.self_attn.q_proj.a";
+    let turned = with_header(&whole, |header| {
+        let shape = header[name]["shape"].as_array().unwrap().clone();
+        header[name]["shape"] = serde_json::json!([shape[1], shape[0]]);
+    });
+    let renamed = with_header(&whole, |header| {
+        let tensor = header[name].clone();
+        header.as_object_mut().unwrap().remove(name);
+        header["weights.layers.9.self_attn.q_proj.a"] = tensor;
+    });
+    for bytes in [turned, renamed] {
+        let error = resume(&bytes).unwrap_err();
+        assert!(error.kind() == ErrorKind::Format && error.message().contains(name), "{error}");
+    }
+    // A rank that no file could hold.
+    let huge = with_metadata(&whole, |text| {
+        let config = text["adapter_config"].as_str().unwrap().replace("\"r\": 2", "\"r\": 1048576");
+        text["adapter_config"] = config.into();
+    });
+    assert_eq!(resume(&huge).unwrap_err().kind(), ErrorKind::Format);
+}
+
+// Training on a dataset.
+
+fn coder() -> Model {
+    load(shipped("tiny-coder"))
+}
+
+fn tiny() -> LoraConfig {
+    LoraConfig { rank: 2, targets: vec!["v_proj".to_string(), "up_proj".to_string()], dropout: 0.1, ..LoraConfig::default() }
+}
+
+fn examples(from: usize, count: usize) -> Dataset {
+    let mut dataset = Dataset::new();
+    for i in from..from + count {
+        let answer = format!(" It is {}.{}", 2 * i, " Really.".repeat(i % 3));
+        dataset.add_completion(&format!("What is {i} and {i}?"), &answer);
+    }
+    dataset
+}
+
+/// Trains, and gives what was told; `stop` after so many steps.
+fn run(trainer: &mut LoraTrainer, train: &Dataset, eval: Option<&Dataset>, stop: usize) -> Vec<TrainEvent> {
+    let mut events = Vec::new();
+    let mut on_step = |event: &TrainEvent| {
+        events.push(*event);
+        if events.len() == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    trainer.train(train, eval, &mut on_step).unwrap();
+    events
+}
+
+/// What does not depend on the machine.
+fn told(events: &[TrainEvent]) -> Vec<TrainEvent> {
+    events.iter().map(|event| TrainEvent { tokens_per_second: 0.0, peak_bytes: 0, ..*event }).collect()
+}
+
+#[test]
+fn a_training_on_a_dataset_goes_on_bit_for_bit_wherever_it_was_stopped() {
+    let (model, data, eval) = (coder(), examples(0, 11), examples(50, 3));
+    let options = TrainOptions {
+        learning_rate: 2e-3,
+        schedule: Schedule::Cosine,
+        warmup_steps: 2,
+        batch_size: 2,
+        grad_accumulation: 2,
+        epochs: 3,
+        eval_every: 2,
+        seed: 5,
+        ..TrainOptions::default()
+    };
+    let new = || LoraTrainer::new(&model, &tiny(), &options).unwrap();
+    let mut whole = new();
+    let events = run(&mut whole, &data, Some(&eval), 0);
+    // Six batches an epoch.
+    assert_eq!((events.len(), whole.step_count()), (9, 9));
+    for (i, event) in events.iter().enumerate() {
+        assert_eq!((event.step, event.total_steps, event.epoch), (i as u64 + 1, 9, i / 3 + 1));
+        assert_eq!(event.eval_loss.is_some(), (i + 1) % 2 == 0 || i == 8);
+        assert!(event.grad_norm > 0.0 && event.tokens_per_second > 0.0 && event.target_tokens > 0);
+        assert_eq!((event.truncated, event.skipped), (0, 0));
+    }
+    assert!(events[8].loss < events[0].loss && events[8].is_best, "{events:?}");
+    assert!(events[1].learning_rate > events[0].learning_rate && events[8].learning_rate < events[2].learning_rate);
+    assert!(run(&mut whole, &data, Some(&eval), 0).is_empty());
+
+    let directory = tempdir().unwrap();
+    let (mut trainer, mut found) = (new(), Vec::new());
+    for stop in [1, 1, 3, 2, 2] {
+        found.extend(run(&mut trainer, &data, Some(&eval), stop));
+        trainer.save(directory.path()).unwrap();
+        drop(trainer);
+        trainer = LoraTrainer::resume(&model, directory.path(), None).unwrap();
+    }
+    assert_eq!(told(&found), told(&events));
+    assert!(state(&trainer) == state(&whole));
+
+    // More epochs go on, another dataset does not.
+    let more = TrainOptions { epochs: 4, ..options };
+    let mut trainer = LoraTrainer::resume(&model, directory.path(), Some(&more)).unwrap();
+    let error = trainer.train(&eval, None, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Mismatch);
+    assert_eq!(run(&mut trainer, &data, None, 0).len(), 3);
+}
+
+#[test]
+fn a_cancel_from_another_thread_loses_nothing() {
+    let (model, data, cancel) = (coder(), examples(0, 16), Cancel::new());
+    let options = TrainOptions { batch_size: 1, grad_accumulation: 4, cancel: Some(cancel.clone()), ..TrainOptions::default() };
+    let new = || LoraTrainer::new(&model, &tiny(), &options).unwrap();
+    let (mut whole, mut trainer) = (new(), new());
+    run(&mut whole, &data, None, 0);
+    let mut cancels = 0;
+    // Whenever the flag is seen, the next call goes on there; the first call sees it at once.
+    cancel.trigger();
+    let other = std::thread::spawn({
+        let cancel = cancel.clone();
+        move || {
+            (0..40).for_each(|_| {
+                cancel.trigger();
+                std::thread::yield_now();
+            })
+        }
+    });
+    while trainer.step_count() < 4 {
+        match trainer.train(&data, None, &mut |_| ControlFlow::Continue(())) {
+            Ok(()) => break,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Cancelled),
+        }
+        cancels += 1;
+        cancel.reset();
+    }
+    other.join().unwrap();
+    cancel.reset();
+    assert!(cancels > 0 && state(&trainer) == state(&whole));
+}
+
+#[test]
+fn checkpoints_are_written_as_often_as_asked_and_the_best_adapter_beside() {
+    let (model, directory) = (coder(), tempdir().unwrap());
+    let path = directory.path().join("made/for it");
+    let options = TrainOptions {
+        batch_size: 2,
+        epochs: 2,
+        learning_rate: 2e-3,
+        checkpoint: Some(path.clone()),
+        checkpoint_every: 2,
+        eval_every: 1,
+        ..TrainOptions::default()
+    };
+    let (data, eval) = (examples(0, 6), examples(50, 2));
+    let mut trainer = LoraTrainer::new(&model, &tiny(), &options).unwrap();
+    let (mut at, mut best): (Vec<(u64, u64)>, Option<Vec<f32>>) = (Vec::new(), None);
+    let result = |path: &PathBuf| logits(&model, &[(Lora::load(&model, path).unwrap(), 1.0)]);
+    trainer
+        .train(&data, Some(&eval), &mut |event| {
+            let written = LoraTrainer::resume(&model, &path, None).map_or(0, |trainer| trainer.step_count());
+            at.push((event.step, written));
+            if event.is_best {
+                best = Some(result(&path.join("best")));
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(at, [(1, 0), (2, 2), (3, 2), (4, 4), (5, 4), (6, 6)]);
+    assert_eq!(result(&path.join("best")), best.unwrap());
+    assert_eq!(result(&path), logits(&model, &[(trainer.adapter().unwrap(), 1.0)]));
+    // Where it was stopped there is one too, and it goes on into the same place.
+    let options = TrainOptions { checkpoint_every: 0, ..options };
+    let mut trainer = LoraTrainer::new(&model, &tiny(), &options).unwrap();
+    run(&mut trainer, &data, None, 1);
+    let mut trainer = LoraTrainer::resume(&model, &path, None).unwrap();
+    assert_eq!(trainer.step_count(), 1);
+    run(&mut trainer, &data, None, 0);
+    assert_eq!(LoraTrainer::resume(&model, &path, None).unwrap().step_count(), 6);
+}
+
+#[test]
+fn a_training_that_does_not_get_better_ends_early() {
+    let (model, data) = (coder(), examples(0, 8));
+    let options =
+        TrainOptions { learning_rate: 0.0, batch_size: 1, epochs: 9, eval_every: 1, patience: 3, ..TrainOptions::default() };
+    let mut trainer = LoraTrainer::new(&model, &tiny(), &options).unwrap();
+    let events = run(&mut trainer, &data, Some(&data), 0);
+    let best: Vec<bool> = events.iter().map(|event| event.is_best).collect();
+    assert_eq!(best, [true, false, false, false]);
+    assert!(run(&mut trainer, &data, Some(&data), 0).is_empty());
+    // Without an evaluation dataset nothing is evaluated, and nothing ends.
+    let mut trainer = LoraTrainer::new(&model, &tiny(), &options).unwrap();
+    assert_eq!(run(&mut trainer, &data, None, 0).len(), 72);
+}
+
+#[test]
+fn total_steps_end_a_training_and_its_schedule() {
+    let (model, data) = (coder(), examples(0, 8));
+    let options =
+        TrainOptions { schedule: Schedule::Linear, total_steps: 5, batch_size: 2, epochs: 3, ..TrainOptions::default() };
+    let events = run(&mut LoraTrainer::new(&model, &tiny(), &options).unwrap(), &data, None, 0);
+    let rates: Vec<f32> = events.iter().map(|event| event.learning_rate).collect();
+    assert_eq!(rates, [2e-4, 1.6e-4, 1.2e-4, 8e-5, 4e-5].map(|rate: f64| rate as f32));
+    assert!(events.iter().all(|event| event.total_steps == 5));
+}
+
+#[test]
+fn datasets_that_teach_nothing_are_refused() {
+    let model = coder();
+    let mut trainer =
+        LoraTrainer::new(&model, &tiny(), &TrainOptions { max_length: 4, grad_accumulation: 2, ..TrainOptions::default() })
+            .unwrap();
+    let mut go = |data: &Dataset, eval: Option<&Dataset>| trainer.train(data, eval, &mut |_| ControlFlow::Continue(()));
+    let error = go(&Dataset::new(), None).unwrap_err();
+    assert_eq!(
+        (error.kind(), error.message()),
+        (ErrorKind::InvalidArgument, "train: expected an example with a token to learn, found none among 0")
+    );
+    // Nothing is left of the answers.
+    let error = go(&examples(0, 2), None).unwrap_err();
+    assert_eq!(error.message(), "train: expected an example with a token to learn, found none among 2");
+    let mut text = Dataset::new();
+    text.add_text("fn main() { println!(); }");
+    assert!(go(&text, Some(&examples(0, 2))).unwrap_err().message().starts_with("eval: "));
+    trainer.train_step(&[1, 2, 3], None, &[0, 3]).unwrap();
+    let error = trainer.train(&text, None, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(error.message().starts_with("train: expected no step in the making, found one of 1 micro-batches"), "{error}");
+    trainer.train_step(&[1, 2, 3], None, &[0, 3]).unwrap();
+    let events = run(&mut trainer, &text, None, 0);
+    assert_eq!((events[0].truncated, events[0].step, events[0].total_steps), (1, 2, 2));
+}
