@@ -49,6 +49,8 @@ fn suspend_elsewhere(device: &Device) {
     std::thread::scope(|scope| scope.spawn(|| device.suspend(LONG)).join().unwrap()).unwrap();
 }
 
+type Call<'a> = &'a dyn Fn() -> Result<(), Error>;
+
 #[test]
 fn all_work_says_that_the_device_is_suspended_and_runs_once_it_is_not() {
     for device in devices() {
@@ -64,7 +66,7 @@ fn all_work_says_that_the_device_is_suspended_and_runs_once_it_is_not() {
         let load = || Model::load(shipped("tiny-embed"), &onto, None).map(drop);
         let append = || held.fork()?.append_tokens(&tokens(3), None);
         let trainer = LoraTrainer::new(&base, &LoraConfig::default(), &TrainOptions::default()).unwrap();
-        let calls: [(&str, &dyn Fn() -> Result<(), Error>); 11] = [
+        let calls: [(&str, Call<'_>); 11] = [
             ("load", &load),
             ("generate", &|| coder.generate("fn", &options(), None, &mut |_| ControlFlow::Continue(())).map(drop)),
             ("fork and append", &append),

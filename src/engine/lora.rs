@@ -174,7 +174,7 @@ impl Attached {
         }
         let scaled = active().map(|(lora, scale)| lora.scaled(model, *scale)).collect::<Result<Vec<_>>>()?;
         let pairs = active().zip(&scaled).map(|((lora, _), scaled)| (&lora.0.peft.adapter, &**scaled));
-        let prepared = model.device().work(|| Ok(Adapters::new(model.transformer(), pairs)?))?;
+        let prepared = model.device().work(|| Adapters::new(model.transformer(), pairs))?;
         let fingerprint = active().fold(FNV_START, |hash, (lora, scale)| {
             fnv(fnv(hash, &lora.0.peft.fingerprint.to_le_bytes()), &scale.to_bits().to_le_bytes())
         });
