@@ -3,6 +3,7 @@
 #   make              the library: .so or .dylib, and .a (PROFILE=dev builds faster and checks more)
 #   make demo         a small model answers a question
 #   make test         everything that this machine can test; what it lacks is skipped with a line that says so
+#   make selftest     every operation of the GPU held against the CPU (DEVICE=metal, cuda, cpu)
 #   make bench        the benchmarks
 #   make install      below PREFIX (/usr/local), staged below DESTDIR
 #   make uninstall    make lint    make clean
@@ -11,7 +12,7 @@ CARGO   ?= cargo
 CFLAGS  ?= -O2
 PREFIX  ?= /usr/local
 PROFILE ?= release
-TEST_FEATURES ?= fault-injection
+TEST_FEATURES ?= fault-injection,selftest
 
 TARGET  := $(or $(CARGO_TARGET_DIR),target)
 OUT     := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
@@ -32,7 +33,7 @@ endif
 
 export CARGO CC CXX OUT BUILD LIB SONAME PROFILE
 
-.PHONY: all library demo examples test bench install uninstall lint clean
+.PHONY: all library demo examples test selftest bench install uninstall lint clean
 
 all: library
 
@@ -56,6 +57,7 @@ demo: examples
 test: PROFILE = dev
 test:
 	$(CARGO) test --no-fail-fast --features $(TEST_FEATURES)
+	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
 	$(MAKE) PROFILE=$(PROFILE) examples
 	$(MAKE) PROFILE=$(PROFILE) test-c
 	@if command -v swift >/dev/null; then $(MAKE) PROFILE=$(PROFILE) test-swift; else echo "skip: the Swift package: swift is missing"; fi
@@ -67,6 +69,9 @@ test-c:
 
 test-swift: library
 	tests/swift/run.sh
+
+selftest:
+	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- $(if $(DEVICE),--device $(DEVICE))
 
 bench:
 	python3 benches/run.py
@@ -104,6 +109,7 @@ uninstall:
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets --features $(TEST_FEATURES) -- -D warnings
 
 clean:
 	$(CARGO) clean

@@ -589,16 +589,21 @@ mc_status mc_device_synchronize(const mc_device *MC_NONNULL device,
                                 mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Stops work on a device, as iOS demands before an app goes to the background. Calls that run on it end with
- * MC_ERROR_SUSPENDED at their next prefill chunk or token, and so do new ones until mc_device_resume(); sessions keep what
- * was evaluated.
+ * Closes a device for new work, as iOS demands before an app goes to the background, and waits for the work that it was given.
+ *
+ * A call that runs ends with MC_ERROR_SUSPENDED behind its step: a prefill chunk, a token, a pack of texts, a piece of a file.
+ * A call that begins ends so at once. None waits: the thread that must call mc_device_resume() may be its own.
+ *
+ * After mc_device_resume() everything goes on to the result that it would have had: a session's answer with
+ * mc_session_next(), also one that mc_session_generate_stream() began; other calls when they are made again. Sessions keep
+ * what was evaluated.
  *
  * @param device      the device that the models were loaded onto with mc_model_options_set_device(). Another mc_device of
  *                    the same kind does not stop them.
  * @param timeout_ms  how long to wait, in milliseconds; 0 = do not wait.
  * @param err         NULL, or receives the error.
  * @return MC_OK when the device is idle; MC_ERROR_BUSY if it is not after the timeout (suspended it is all the same);
- *         MC_ERROR_DEVICE.
+ *         MC_ERROR_DEVICE if work failed that nobody waited for.
  *
  * Threads: any.
  */
@@ -608,7 +613,7 @@ mc_status mc_device_suspend(const mc_device *MC_NONNULL device,
                             mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Lets work run again after mc_device_suspend().
+ * Opens a device again after mc_device_suspend().
  *
  * @param device  the device; one that is not suspended stays as it is.
  *
@@ -1946,9 +1951,10 @@ mc_status mc_session_fork(const mc_session *MC_NONNULL session,
  * @param text_len  bytes.
  * @param cancel    a flag that stops the call; NULL = none.
  * @param err       NULL, or receives the error.
- * @return MC_OK; MC_CANCELLED (the session holds what was evaluated, see mc_session_position()); MC_ERROR_INVALID_UTF8;
- *         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_CONTEXT_FULL (nothing was changed); MC_ERROR_BUSY;
- *         MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ * @return MC_OK; MC_CANCELLED or MC_ERROR_SUSPENDED (the session holds what was evaluated, see mc_session_position());
+ *         MC_ERROR_OUT_OF_MEMORY or MC_ERROR_DEVICE (it holds what it held, and computes that again); MC_ERROR_CONTEXT_FULL
+ *         (nothing was changed); MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_BUSY;
+ *         MC_ERROR_POISONED.
  *
  * Threads: any, exclusive.
  */
@@ -2016,8 +2022,11 @@ mc_status mc_session_set_chat(mc_session *MC_NONNULL session,
                               mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Generates an answer to what the session holds, token by token; the session then holds the answer too. After an error it
- * holds the tokens that were generated.
+ * Generates an answer to what the session holds, token by token; the session then holds the answer too.
+ *
+ * After an error it holds the tokens that were generated, and the answer is not lost: mc_session_next() goes on with it behind
+ * the last token that `on_token` got (once mc_device_resume() was called, after MC_ERROR_SUSPENDED), mc_session_end() gives what
+ * there is, any other call that changes the session gives it up.
  *
  * @param session    the session; not empty. `on_token` may free it, and gets MC_ERROR_BUSY for other calls on it.
  * @param options    how to generate; NULL = the defaults.
@@ -2056,13 +2065,13 @@ mc_status mc_session_begin(mc_session *MC_NONNULL session,
                            mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Generates the next token of the answer.
+ * Generates the next token of the answer. After an error the answer is where it was: the next call goes on with it.
  *
- * @param session  the session, after mc_session_begin().
+ * @param session  the session, after mc_session_begin(), or after mc_session_generate_stream() failed.
  * @param event    receives the token, valid until the next call on this session; NULL if the status is not MC_OK.
  * @param err      NULL, or receives the error.
  * @return MC_OK with a token; MC_DONE when the answer is complete; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also without
- *         mc_session_begin(); MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
+ *         an answer; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
  *         MC_ERROR_SUSPENDED.
  *
  * Threads: any, exclusive.
@@ -2075,12 +2084,12 @@ mc_status mc_session_next(mc_session *MC_NONNULL session,
 /**
  * Ends an answer, complete or not. May be called after any status of mc_session_next(), and gives what there is.
  *
- * @param session  the session, after mc_session_begin().
+ * @param session  the session, after mc_session_begin(), or after mc_session_generate_stream() failed.
  * @param out      NULL, or receives one reference, with MC_CANCELLED too (the partial answer); free it with
  *                 mc_generation_free().
  * @param err      NULL, or receives the error.
- * @return MC_OK; MC_CANCELLED if that ended the answer; MC_ERROR_INVALID_ARGUMENT also without mc_session_begin();
- *         MC_ERROR_BUSY; MC_ERROR_POISONED.
+ * @return MC_OK; MC_CANCELLED if that ended the answer; MC_ERROR_INVALID_ARGUMENT also without an answer; MC_ERROR_BUSY;
+ *         MC_ERROR_POISONED.
  *
  * Threads: any, exclusive.
  */

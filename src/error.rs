@@ -145,8 +145,9 @@ impl std::error::Error for Error {
 
 /// How a tensor operation that found no memory begins its message: candle's errors have no kind for it.
 pub(crate) const NO_MEMORY: &str = "out of memory";
-/// What CUDA and its matrix library call the same.
-const NO_GPU_MEMORY: [&str; 2] = ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"];
+/// What CUDA, its matrix library and Metal call the same.
+const NO_GPU_MEMORY: [&str; 3] =
+    ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED", "kIOGPUCommandBufferCallbackErrorOutOfMemory"];
 
 impl From<candle_core::Error> for Error {
     /// A tensor operation failed: on a GPU that is the device, on the CPU a shape that the library got wrong.

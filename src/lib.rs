@@ -28,6 +28,9 @@ mod load;
 mod nn;
 mod ops;
 mod kernels;
+#[cfg(feature = "selftest")]
+#[doc(hidden)]
+pub mod selftest;
 
 pub use engine::{
     Cancel, Capability, Chat, ChatTemplate, Dataset, Device, DeviceKind, Dtype, EmbedOptions, FinishReason, GenerateOptions,
@@ -36,3 +39,6 @@ pub use engine::{
     TrainOptions, Update, Weighting, estimate_memory, similarity_top_k,
 };
 pub use error::{Error, ErrorKind, Result};
+#[cfg(feature = "fault-injection")]
+#[doc(hidden)]
+pub use ops::inject_device_failure;

@@ -96,6 +96,24 @@ fn fused_operations_of_candle_are_called_in_ops_only() {
 }
 
 #[test]
+fn every_operation_is_in_the_self_test() {
+    // What is no operation on activations.
+    let others = ["fault.rs", "matrix.rs", "row_op.rs"];
+    let checked = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/selftest.rs")).unwrap();
+    let mut seen = 0;
+    for (_, path, code) in
+        code().into_iter().filter(|(layer, path, _)| layer == "ops" && !others.iter().any(|o| path.ends_with(o)))
+    {
+        for line in code.lines().filter_map(|line| line.strip_prefix("pub fn ")) {
+            let name: String = line.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            assert!(checked.contains(&format!("ops::{name}(")), "{}: {name} is not in src/selftest.rs", path.display());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 14);
+}
+
+#[test]
 fn the_readme_shows_what_is_compiled() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = fs::read_to_string(root.join("README.md")).unwrap();

@@ -7,10 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
 use common::{load, shipped};
-use metal_candle::{
-    Cancel, Chat, Device, DeviceKind, ErrorKind, FinishReason, GenerateOptions, LoadOptions, Model, SamplingOptions, Session,
-    Stage,
-};
+use metal_candle::{Cancel, Chat, ErrorKind, FinishReason, GenerateOptions, Model, SamplingOptions, Session, Stage};
 
 fn model() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
@@ -334,26 +331,6 @@ fn without_a_tokenizer_token_calls_work_and_text_calls_say_what_is_missing() {
     session.append_tokens(&[57], None).unwrap();
     let answer = run(&mut session, &GenerateOptions { ignore_eos: true, ..options(4) });
     assert_eq!((answer.text.as_str(), answer.tokens.as_slice()), ("", [136, 181, 181, 181].as_slice()));
-}
-
-#[test]
-fn a_suspended_device_stops_between_tokens_and_the_session_goes_on() {
-    let device = Device::new(DeviceKind::Cpu, 0).unwrap();
-    let model = Model::load(shipped("tiny-coder"), &LoadOptions { device: Some(device.clone()), ..LoadOptions::default() }, None)
-        .unwrap();
-    let mut session = Session::new(&model, 0).unwrap();
-    session.append_tokens(&tokens(10), None).unwrap();
-    device.suspend(std::time::Duration::from_secs(5)).unwrap();
-    let ignore = GenerateOptions { ignore_eos: true, ..options(8) };
-    session.begin(&ignore).unwrap();
-    assert!(session.next().unwrap().is_some(), "the scores were known before");
-    assert_eq!(session.next().unwrap_err().kind(), ErrorKind::Suspended);
-    device.resume();
-    while session.next().unwrap().is_some() {}
-    let resumed = session.end().unwrap().tokens;
-    let mut other = Session::new(&model, 0).unwrap();
-    other.append_tokens(&tokens(10), None).unwrap();
-    assert_eq!(resumed, run(&mut other, &ignore).tokens);
 }
 
 #[test]

@@ -7,11 +7,12 @@
 //! # Ok::<(), metal_candle::Error>(())
 //! ```
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops;
+use crate::ops::{self, Backend};
 
 /// The kinds of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,9 +34,13 @@ pub struct Device(Arc<Inner>);
 struct Inner {
     kind: DeviceKind,
     name: String,
-    candle: candle_core::Device,
+    backend: Backend,
     gate: Mutex<Gate>,
     idle: Condvar,
+    /// How often work has failed that it had been given. Metal tells a failure once, to whoever waits first: all whose work was
+    /// under way must learn of it, so they wait one after another.
+    failures: AtomicU64,
+    waiting: Mutex<()>,
 }
 
 /// Who may work: iOS kills an app that uses the GPU in the background.
@@ -45,8 +50,11 @@ struct Gate {
     working: usize,
 }
 
+/// What a suspension waits for at most: so long that a deadline is still a time that the system can tell.
+const LONGEST_WAIT: Duration = Duration::from_secs(1 << 30);
+
 /// Leave to work on the device, until dropped.
-pub struct Permit<'a>(&'a Inner);
+struct Permit<'a>(&'a Inner);
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
@@ -62,6 +70,14 @@ impl Inner {
     fn gate(&self) -> MutexGuard<'_, Gate> {
         // The two fields are always consistent: a panic elsewhere in the holder changes neither.
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_gate(&self) -> Result<MutexGuard<'_, Gate>> {
+        let gate = self.gate();
+        if gate.suspended {
+            return Err(Error::new(ErrorKind::Suspended, format!("{}: suspended, resume it first", self.name)));
+        }
+        Ok(gate)
     }
 }
 
@@ -100,7 +116,27 @@ impl Device {
     }
 
     fn open(kind: DeviceKind, name: String, candle: candle_core::Device) -> Self {
-        Self(Arc::new(Inner { kind, name, candle, gate: Mutex::default(), idle: Condvar::new() }))
+        Self::with_backend(kind, name, Backend::new(&candle))
+    }
+
+    /// The processor by the tensor operations of GPUs: what no GPU is needed to find is found here.
+    #[cfg(feature = "selftest")]
+    #[doc(hidden)]
+    pub fn cpu_by_tensors() -> Self {
+        let backend = Backend { device: candle_core::Device::Cpu, kernels: false };
+        Self::with_backend(DeviceKind::Cpu, "CPU by tensor operations".to_string(), backend)
+    }
+
+    fn with_backend(kind: DeviceKind, name: String, backend: Backend) -> Self {
+        Self(Arc::new(Inner {
+            kind,
+            name,
+            backend,
+            gate: Mutex::default(),
+            idle: Condvar::new(),
+            failures: AtomicU64::new(0),
+            waiting: Mutex::default(),
+        }))
     }
 
     /// What was opened; never `Auto`.
@@ -118,7 +154,7 @@ impl Device {
     /// # Errors
     /// `ErrorKind::Unsupported` where the system does not tell.
     pub fn memory(&self) -> Result<(u64, u64)> {
-        if let Some(memory) = gpu::memory(&self.0.candle)? {
+        if let Some(memory) = gpu::memory(&self.0.backend.device)? {
             return Ok(memory);
         }
         match (ops::resident_bytes(), ops::physical_bytes()) {
@@ -132,17 +168,23 @@ impl Device {
     /// # Errors
     /// `ErrorKind::Device` if some of it failed.
     pub fn synchronize(&self) -> Result<()> {
-        Ok(self.0.candle.synchronize()?)
+        let _waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = self.0.backend.here(|| Ok(self.0.backend.device.synchronize()?));
+        self.0.failures.fetch_add(u64::from(done.is_err()), Ordering::Relaxed);
+        done
     }
 
-    /// Closes the device for new work, then waits until what runs has reached its next chunk or token.
+    /// Closes the device for new work, then waits until what runs has reached the end of its step: a prefill chunk, a token, a pack of
+    /// texts, a piece of a file.
     ///
-    /// Work that meets the closed gate ends with `ErrorKind::Suspended` and keeps what it had finished.
+    /// Work that meets the closed gate ends with `ErrorKind::Suspended`; it does not wait, as the thread that would resume the device
+    /// may be its own. Once the device is resumed everything goes on to the result that it would have had: an answer by
+    /// [`Session::next`](super::Session::next), other calls when they are made again.
     ///
     /// # Errors
     /// `ErrorKind::Busy` if something still runs after `timeout`; the gate stays closed.
     pub fn suspend(&self, timeout: Duration) -> Result<()> {
-        let deadline = Instant::now() + timeout;
+        let deadline = Instant::now() + timeout.min(LONGEST_WAIT);
         let mut gate = self.0.gate();
         gate.suspended = true;
         while gate.working > 0 {
@@ -155,31 +197,59 @@ impl Device {
         self.synchronize()
     }
 
-    /// Whether it is closed for new work.
-    pub(crate) fn is_suspended(&self) -> bool {
-        self.0.gate().suspended
-    }
-
     /// Opens the device again.
     pub fn resume(&self) {
         self.0.gate().suspended = false;
     }
 
-    /// Leave to work for one chunk or token.
+    /// Runs one step on the threads that compute: a chunk, a token, a pack. All work that networks do goes through here or through
+    /// [`work`](Self::work), and so through the gate and an autorelease pool. When it returns, the device has done what it was given.
     ///
     /// # Errors
-    /// `ErrorKind::Suspended` while the device is suspended.
-    pub(crate) fn permit(&self) -> Result<Permit<'_>> {
-        let mut gate = self.0.gate();
-        if gate.suspended {
-            return Err(Error::new(ErrorKind::Suspended, format!("{}: suspended, resume it first", self.0.name)));
+    /// `ErrorKind::Suspended` while the device is suspended; `ErrorKind::Device` also if what failed was given to it by another thread
+    /// meanwhile. What the step wrote is then not known.
+    pub(crate) fn step<R: Send>(&self, step: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+        self.let_in(|backend| backend.step(step))
+    }
+
+    /// The same on the calling thread: uploads, read-backs, what calls its caller back.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub(crate) fn work<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<R> {
+        self.let_in(|backend| backend.here(work))
+    }
+
+    fn let_in<R>(&self, run: impl FnOnce(&Backend) -> Result<R>) -> Result<R> {
+        let _permit = self.permit()?;
+        let before = self.0.failures.load(Ordering::Relaxed);
+        let result = run(&self.0.backend);
+        if self.0.backend.kernels {
+            return result;
         }
-        gate.working += 1;
+        // Also after an error: what else failed must not be told to the next step.
+        let done = self.synchronize();
+        let result = result?;
+        done?;
+        if self.0.failures.load(Ordering::Relaxed) != before {
+            return Err(Error::new(ErrorKind::Device, format!("{}: work failed that was under way", self.0.name)));
+        }
+        Ok(result)
+    }
+
+    fn permit(&self) -> Result<Permit<'_>> {
+        self.0.open_gate()?.working += 1;
         Ok(Permit(&self.0))
     }
 
-    pub(crate) fn candle(&self) -> &candle_core::Device {
-        &self.0.candle
+    /// # Errors
+    /// `ErrorKind::Suspended` while the device is suspended: what takes long ends early.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.0.open_gate().map(drop)
+    }
+
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.0.backend
     }
 
     /// Gives memory that is kept for reuse back to the system, down to `keep_bytes`.
@@ -259,13 +329,23 @@ mod tests {
     #[test]
     fn a_suspended_device_refuses_work_until_it_resumes() {
         let device = Device::new(DeviceKind::Cpu, 0).unwrap();
-        let permit = device.permit().unwrap();
-        assert_eq!(device.suspend(Duration::ZERO).unwrap_err().kind(), ErrorKind::Busy);
-        drop(permit);
-        device.suspend(Duration::from_secs(1)).unwrap();
-        assert_eq!(device.permit().err().unwrap().kind(), ErrorKind::Suspended);
+        let error = device.step(|| device.suspend(Duration::ZERO)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        device.suspend(Duration::MAX).unwrap();
+        let nothing = || -> Result<()> { panic!("work on a suspended device") };
+        assert_eq!(device.step(nothing).unwrap_err().kind(), ErrorKind::Suspended);
+        assert_eq!(device.work(nothing).unwrap_err().kind(), ErrorKind::Suspended);
         device.clone().resume();
-        assert!(device.permit().is_ok());
+        assert_eq!(device.step(|| Ok(1)).unwrap() + device.work(|| Ok(2)).unwrap(), 3);
+    }
+
+    #[test]
+    fn a_failure_that_another_thread_is_told_of_is_one_of_all_steps_under_way() {
+        let backend = Backend { device: candle_core::Device::Cpu, kernels: false };
+        let device = Device::with_backend(DeviceKind::Cpu, "CPU".to_string(), backend);
+        let told = || Ok(device.0.failures.fetch_add(1, Ordering::Relaxed));
+        assert_eq!(device.step(told).unwrap_err().kind(), ErrorKind::Device);
+        device.step(|| Ok(())).unwrap();
     }
 
     #[test]

@@ -308,8 +308,7 @@ impl Model {
         let ids: Vec<u32> = pack.iter().flat_map(|&i| tokens[i].iter().copied()).collect();
         let lengths: Vec<usize> = pack.iter().map(|&i| tokens[i].len()).collect();
         let (transformer, width) = (self.transformer(), self.hidden_size());
-        let _permit = self.device().permit()?;
-        transformer.backend().step(|| {
+        self.device().step(|| {
             let mut pooled = vec![0f32; pack.len() * plan.pooling.len() * width];
             let mut pool = |hidden: &[f32]| {
                 let mut start = 0;

@@ -54,8 +54,7 @@ impl Lora {
             let message = format!("{}: expected a directory with adapter_config.json", directory.display());
             return Err(Error::new(ErrorKind::NotFound, message));
         }
-        let _permit = model.device().permit()?;
-        Ok(Self::new(model, Peft::read(directory, model.transformer())?))
+        Ok(Self::new(model, model.device().work(|| Peft::read(directory, model.transformer()))?))
     }
 
     /// Writes the adapter in PEFT's format; values are F32. Files that are there are replaced, and stay as they are if writing
@@ -100,7 +99,7 @@ impl Lora {
     /// `Mismatch` for an adapter of another model.
     pub(super) fn check_base(&self, model: &Model) -> Result<()> {
         let ((fingerprint, dtype, device), own) = (&self.0.base, base(model));
-        if (*fingerprint, *dtype) != (own.0, own.1) || !device.candle().same_device(own.2.candle()) {
+        if (*fingerprint, *dtype) != (own.0, own.1) || !device.backend().device.same_device(&own.2.backend().device) {
             return Err(Error::new(ErrorKind::Mismatch, "lora: expected an adapter of this model, found one of another"));
         }
         Ok(())
@@ -108,7 +107,7 @@ impl Lora {
 
     fn scaled(&self, model: &Model, scale: f32) -> Result<Arc<Scaled>> {
         let adapter = &self.0.peft.adapter;
-        let compute = || model.transformer().backend().step(|| adapter.scaled(model.transformer(), scale)).map(Arc::new);
+        let compute = || model.device().step(|| Ok(Arc::new(adapter.scaled(model.transformer(), scale)?)));
         if !adapter.has_magnitudes() {
             return compute();
         }
@@ -141,14 +140,7 @@ impl Model {
     pub fn merge(&self, lora: &Lora, scale: f32) -> Result<Self> {
         let attached = Attached::new(self, &[(lora.clone(), scale)])?;
         let Some(adapters) = attached.adapters() else { return Ok(self.clone()) };
-        let _permit = self.device().permit()?;
-        let mut merged = Ok(None);
-        let done = self.transformer().backend().step(|| {
-            merged = self.transformer().merged(adapters).map(Some);
-            Ok(())
-        });
-        done?;
-        let Some(transformer) = merged? else { return Ok(self.clone()) };
+        let transformer = self.device().step(|| self.transformer().merged(adapters))?;
         Ok(self.with_transformer(transformer, fnv(self.fingerprint(), &attached.fingerprint().to_le_bytes())))
     }
 }
@@ -180,10 +172,9 @@ impl Attached {
         if active().next().is_none() {
             return Ok(Self::default());
         }
-        let _permit = model.device().permit()?;
         let scaled = active().map(|(lora, scale)| lora.scaled(model, *scale)).collect::<Result<Vec<_>>>()?;
         let pairs = active().zip(&scaled).map(|((lora, _), scaled)| (&lora.0.peft.adapter, &**scaled));
-        let prepared = Adapters::new(model.transformer(), pairs)?;
+        let prepared = model.device().work(|| Adapters::new(model.transformer(), pairs))?;
         let fingerprint = active().fold(FNV_START, |hash, (lora, scale)| {
             fnv(fnv(hash, &lora.0.peft.fingerprint.to_le_bytes()), &scale.to_bits().to_le_bytes())
         });

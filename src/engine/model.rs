@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Checkpoint, Json, Module};
 use crate::models::Family;
 use crate::nn::{Config, KvCache, TensorSource, Transformer, Weights};
-use crate::ops::{Backend, StoredType};
+use crate::ops::StoredType;
 
 /// The type that weights are stored in. On the CPU arithmetic is F32 with each of them; on a GPU it has this type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -141,24 +141,25 @@ impl Model {
     ///
     /// # Errors
     /// `NotFound` for a missing file, `Format` for one that contradicts itself or the model, `Unsupported` for an unknown
-    /// family or a setting that is not implemented, `Cancelled`, `OutOfMemory`.
+    /// family or a setting that is not implemented, `Cancelled`, `OutOfMemory`, `Device`, `Suspended`.
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions, mut progress: Option<&mut ProgressFn<'_>>) -> Result<Self> {
         let files = Files::open(path.as_ref(), options)?;
         let cancel = options.cancel.clone();
         cancel.as_ref().map_or(Ok(()), Cancel::check)?;
+        let device = match &options.device {
+            Some(device) => device.clone(),
+            None => Device::new(DeviceKind::Auto, 0)?,
+        };
         let mut told = 0;
         let mut on_bytes = |done: u64, total: u64| {
             cancel.as_ref().map_or(Ok(()), Cancel::check)?;
+            device.check()?;
             // A model has hundreds of small tensors; a caller wants a bar that moves.
             if done - told < total / 256 && done < total {
                 return Ok(());
             }
             told = done;
             tell(&mut progress, Progress { stage: Stage::Read, done, total })
-        };
-        let device = match &options.device {
-            Some(device) => device.clone(),
-            None => Device::new(DeviceKind::Auto, 0)?,
         };
         let tokenizer = files.tokenizer(options)?;
         let chat_template = ChatTemplate::load(&files.directory)?;
@@ -175,12 +176,9 @@ impl Model {
 
         let mut checkpoint = Checkpoint::open(&files.directory, &mut on_bytes)?;
         let stored = stored_type(&checkpoint, &files.config, &device, options);
-        let backend = Backend::new(device.candle());
-        let mut weights = Weights::new(&mut checkpoint, &backend, stored);
-        let transformer = {
-            let _permit = device.permit()?;
-            Transformer::load(files.config, &mut weights)?
-        };
+        let backend = device.backend();
+        let mut weights = Weights::new(&mut checkpoint, backend, stored);
+        let transformer = device.work(|| Transformer::load(files.config, &mut weights))?;
         let parameters = weights.parameters();
         let (fingerprint, dtype) = (checkpoint.fingerprint(), dtype_of(stored, &checkpoint, transformer.config()));
         // What was not read (buffers of old checkpoints) counts as done.
@@ -372,8 +370,8 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
     let stored = stored_type(&checkpoint, &files.config, &device, options);
     let value_bytes = dtype_of(stored, &checkpoint, &files.config);
     let config = files.config.clone();
-    let backend = Backend::new(device.candle());
-    let mut weights = Weights::dry(&mut checkpoint, &backend, stored);
+    let backend = device.backend();
+    let mut weights = Weights::dry(&mut checkpoint, backend, stored);
     let generates = Transformer::load(files.config, &mut weights)?.generates();
     let modules: u64 = files.sentence.modules.iter().map(Module::bytes).sum();
     if !generates {
@@ -382,7 +380,7 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
         let longest = files.sentence.max_length.unwrap_or(config.context_length).min(most);
         return Ok(weights.bytes() + modules + workspace_bytes(&config, embed::rows_at_once(longest)));
     }
-    let cache = KvCache::bytes(&config, config.context_length, StoredType::from(value_bytes).size(), &backend);
+    let cache = KvCache::bytes(&config, config.context_length, StoredType::from(value_bytes).size(), backend);
     let rows = super::session::PREFILL_CHUNK.min(config.context_length);
     Ok(weights.bytes() + modules + cache + workspace_bytes(&config, rows))
 }
@@ -402,17 +400,16 @@ fn warm_up(
     for (done, &length) in steps.iter().enumerate() {
         options.cancel.as_ref().map_or(Ok(()), Cancel::check)?;
         tell(progress, Progress { stage: Stage::Compile, done: done as u64, total: steps.len() as u64 })?;
-        let _permit = device.permit()?;
-        transformer.backend().step(|| {
+        device.step(|| {
             if !transformer.generates() {
-                return transformer.encode(&vec![0; length], &[length], None).map(drop);
+                transformer.encode(&vec![0; length], &[length], None)?;
+                return Ok(());
             }
             let hidden = transformer.forward(&vec![0; length], &mut cache, super::session::PREFILL_CHUNK + 2, None)?;
-            transformer.logits(&hidden.narrow(0, length - 1, 1)?, &mut scores, None)
+            Ok(transformer.logits(&hidden.narrow(0, length - 1, 1)?, &mut scores, None)?)
         })?;
     }
-    tell(progress, Progress { stage: Stage::Compile, done: steps.len() as u64, total: steps.len() as u64 })?;
-    device.synchronize()
+    tell(progress, Progress { stage: Stage::Compile, done: steps.len() as u64, total: steps.len() as u64 })
 }
 
 /// What steps of so many tokens in all hold beyond weights and cache, in F32.
@@ -428,7 +425,7 @@ fn workspace_bytes(c: &Config, rows: usize) -> u64 {
 /// The type that matrices are kept in: what was asked for, else as stored. A GPU needs one type for all.
 fn stored_type(checkpoint: &Checkpoint<'_>, config: &Config, device: &Device, options: &LoadOptions) -> Option<StoredType> {
     let asked = options.dtype.map(StoredType::from);
-    if asked.is_some() || device.kind() == DeviceKind::Cpu { asked } else { Some(file_type(checkpoint, config)) }
+    if asked.is_some() || device.backend().kernels { asked } else { Some(file_type(checkpoint, config)) }
 }
 
 /// What the file stores the embedding as.
@@ -459,7 +456,7 @@ pub(super) fn tell(progress: &mut Option<&mut ProgressFn<'_>>, event: Progress) 
 mod tests {
     use super::*;
     use crate::nn::{Adapters, Batch, Module, Pass, Place, Trained};
-    use crate::ops::Dropout;
+    use crate::ops::{Backend, Dropout};
 
     /// The network of a directory, on the CPU, by our kernels or by the tensor operations of GPUs.
     fn network(directory: &Path, kernels: bool) -> Transformer {

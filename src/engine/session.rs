@@ -52,10 +52,12 @@ pub struct Session {
     answer: Option<Pull>,
 }
 
-/// An answer that its caller pulls.
+/// An answer that its caller pulls, or may go on to pull where a call that pushed it failed.
 struct Pull {
     answer: Answer,
     options: GenerateOptions,
+    /// Whether it must be ended before the session does anything else.
+    begun: bool,
 }
 
 impl Session {
@@ -91,12 +93,15 @@ impl Session {
     }
 
     /// A second session that holds the same and goes its own way. An answer in the making stays with this one.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Device`, `Suspended`.
     pub fn fork(&self) -> Result<Self> {
         Ok(Self {
             model: self.model.clone(),
             max_context: self.max_context,
             tokens: self.tokens.clone(),
-            cache: self.cache.fork()?,
+            cache: self.model.device().work(|| Ok(self.cache.fork()?))?,
             regime: self.regime,
             adapters: self.adapters.clone(),
             answer_adapters: None,
@@ -111,7 +116,8 @@ impl Session {
     /// Appends a text. At the beginning of a session with what the tokenizer puts around a text (BOS).
     ///
     /// # Errors
-    /// `ContextFull` if it does not fit: then nothing was appended. `Cancelled`: the session holds what was finished.
+    /// `ContextFull` if it does not fit: then nothing was appended. `Cancelled` and `Suspended`: the session holds what was finished.
+    /// `OutOfMemory` and `Device`: the session holds what it held before; what it had computed is not trusted and computed again.
     pub fn append(&mut self, text: &str, cancel: Option<&Cancel>) -> Result<()> {
         let tokens = self.model.tokenizer()?.encode(text, self.tokens.is_empty())?;
         self.append_tokens(&tokens, cancel)
@@ -257,9 +263,8 @@ impl Session {
             cancel.map_or(Ok(()), Cancel::check)?;
             let from = self.cache.len();
             let to = total.min(from + chunk);
-            let result = self.forward(from, to, total);
-            if let Err(error) = result {
-                self.cache.truncate(from);
+            if let Err(error) = self.forward(from, to, total) {
+                self.forget_failed(&error);
                 return Err(error);
             }
             if !single {
@@ -272,13 +277,20 @@ impl Session {
         Ok(())
     }
 
+    /// What a device wrote that then failed is not known, of earlier steps either: all is computed again from the tokens.
+    fn forget_failed(&mut self, error: &Error) {
+        self.logits.clear();
+        if error.kind() != ErrorKind::Suspended {
+            self.cache = self.model.transformer().new_cache();
+        }
+    }
+
     /// One step: tokens `from..to` of a sequence of `total`; with the last one come the scores.
     fn forward(&mut self, from: usize, to: usize, total: usize) -> Result<()> {
         let Self { model, tokens, cache, logits, adapters, answer_adapters, .. } = self;
         let adapters = answer_adapters.as_ref().unwrap_or(adapters).adapters();
         let transformer = model.transformer();
-        let _permit = model.device().permit()?;
-        transformer.backend().step(|| {
+        model.device().step(|| {
             let hidden = transformer.forward(&tokens[from..to], cache, total, adapters)?;
             if to == total {
                 transformer.logits(&hidden.narrow(0, to - from - 1, 1)?, logits, adapters)?;
@@ -290,7 +302,9 @@ impl Session {
     /// Answers what the session holds. A cancel gives `Ok` with [`FinishReason::Cancelled`] and the partial text.
     ///
     /// # Errors
-    /// `InvalidArgument` for an option out of range or an empty session.
+    /// `InvalidArgument` for an option out of range or an empty session; `OutOfMemory`, `Device`, `Suspended`. An answer that failed on
+    /// its way is still there: [`next`](Self::next) goes on behind its last token, [`end`](Self::end) gives what there is, any other
+    /// call that changes the session gives it up. The session holds its tokens all the same.
     pub fn generate(
         &mut self,
         options: &GenerateOptions,
@@ -299,19 +313,23 @@ impl Session {
     ) -> Result<Generation> {
         self.leave_answer()?;
         let mut answer = self.begin_answer(options)?;
-        let result = loop {
+        loop {
             match self.advance(&mut answer, options, &mut prefill_progress) {
                 Ok(Some(event)) => {
                     if on_token(&event).is_break() {
                         answer.finish(FinishReason::Callback);
                     }
                 }
-                Ok(None) => break Ok(answer.into_generation()),
-                Err(error) => break Err(error),
+                Ok(None) => {
+                    self.answer_adapters = None;
+                    return Ok(answer.into_generation());
+                }
+                Err(error) => {
+                    self.answer = Some(Pull { answer, options: options.clone(), begun: false });
+                    return Err(error);
+                }
             }
-        };
-        self.answer_adapters = None;
-        result
+        }
     }
 
     /// Begins an answer whose tokens the caller pulls by [`next`](Self::next).
@@ -321,14 +339,15 @@ impl Session {
     pub fn begin(&mut self, options: &GenerateOptions) -> Result<()> {
         self.leave_answer()?;
         let answer = self.begin_answer(options)?;
-        self.answer = Some(Pull { answer, options: options.clone() });
+        self.answer = Some(Pull { answer, options: options.clone(), begun: true });
         Ok(())
     }
 
-    /// The next token; `None` when the answer is complete. After an error [`end`](Self::end) still gives the partial answer.
+    /// The next token; `None` when the answer is complete. After an error the answer is where it was: another call goes on with it, and
+    /// [`end`](Self::end) gives what there is.
     ///
     /// # Errors
-    /// `Cancelled` when the flag is triggered; `InvalidArgument` without a [`begin`](Self::begin).
+    /// `Cancelled` when the flag is triggered; `InvalidArgument` without an answer that was begun; `OutOfMemory`, `Device`, `Suspended`.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<TokenEvent>> {
         let Some(mut pull) = self.answer.take() else {
@@ -369,7 +388,7 @@ impl Session {
     /// An answer that is complete needs no `end`; one that is not must not lose its ground.
     fn leave_answer(&mut self) -> Result<()> {
         match &self.answer {
-            Some(pull) if pull.answer.finish_reason().is_none() => {
+            Some(pull) if pull.begun && pull.answer.finish_reason().is_none() => {
                 Err(Error::argument("session: an answer was begun, end it first"))
             }
             _ => {
@@ -470,7 +489,7 @@ impl Session {
     /// which ones the cache was computed with.
     ///
     /// # Errors
-    /// `Io`, naming the path.
+    /// `Io`, naming the path; `Device`, `Suspended`.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let state = Saved {
             max_context: self.max_context,
@@ -478,17 +497,18 @@ impl Session {
             computed_with: self.computed_with,
             tokens: self.tokens.clone(),
         };
-        super::session_file::save(path.as_ref(), &self.model, &state, &self.cache)
+        self.model.device().work(|| super::session_file::save(path.as_ref(), &self.model, &state, &self.cache))
     }
 
     /// Reads what [`save`](Self::save) wrote. The session has no adapters: attach them again. With those that it had the cache is
     /// used as it is; with others, or none, it is computed again when it is next needed.
     ///
     /// # Errors
-    /// `Mismatch` if another model wrote it, `Format` if it is damaged.
+    /// `Mismatch` if another model wrote it, `Format` if it is damaged; `OutOfMemory`, `Device`, `Suspended`.
     pub fn load(model: &Model, path: impl AsRef<Path>) -> Result<Self> {
         let mut session = Self::new(model, 0)?;
-        let saved = super::session_file::load(path.as_ref(), model, &mut session.cache)?;
+        let cache = &mut session.cache;
+        let saved = model.device().work(|| super::session_file::load(path.as_ref(), model, cache))?;
         session.max_context = saved.max_context.min(session.max_context);
         session.tokens = saved.tokens;
         session.regime = saved.regime;

@@ -168,16 +168,21 @@ pub unsafe extern "C" fn mc_device_synchronize(device: MaybeUninit<&mc_device>, 
     })
 }
 
-/// Stops work on a device, as iOS demands before an app goes to the background. Calls that run on it end with
-/// MC_ERROR_SUSPENDED at their next prefill chunk or token, and so do new ones until mc_device_resume(); sessions keep what
-/// was evaluated.
+/// Closes a device for new work, as iOS demands before an app goes to the background, and waits for the work that it was given.
+///
+/// A call that runs ends with MC_ERROR_SUSPENDED behind its step: a prefill chunk, a token, a pack of texts, a piece of a file.
+/// A call that begins ends so at once. None waits: the thread that must call mc_device_resume() may be its own.
+///
+/// After mc_device_resume() everything goes on to the result that it would have had: a session's answer with
+/// mc_session_next(), also one that mc_session_generate_stream() began; other calls when they are made again. Sessions keep
+/// what was evaluated.
 ///
 /// @param device      the device that the models were loaded onto with mc_model_options_set_device(). Another mc_device of
 ///                    the same kind does not stop them.
 /// @param timeout_ms  how long to wait, in milliseconds; 0 = do not wait.
 /// @param err         NULL, or receives the error.
 /// @return MC_OK when the device is idle; MC_ERROR_BUSY if it is not after the timeout (suspended it is all the same);
-///         MC_ERROR_DEVICE.
+///         MC_ERROR_DEVICE if work failed that nobody waited for.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
@@ -193,7 +198,7 @@ pub unsafe extern "C" fn mc_device_suspend(
     })
 }
 
-/// Lets work run again after mc_device_suspend().
+/// Opens a device again after mc_device_suspend().
 ///
 /// @param device  the device; one that is not suspended stays as it is.
 ///

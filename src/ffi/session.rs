@@ -128,9 +128,10 @@ pub unsafe extern "C" fn mc_session_fork(
 /// @param text_len  bytes.
 /// @param cancel    a flag that stops the call; NULL = none.
 /// @param err       NULL, or receives the error.
-/// @return MC_OK; MC_CANCELLED (the session holds what was evaluated, see mc_session_position()); MC_ERROR_INVALID_UTF8;
-///         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_CONTEXT_FULL (nothing was changed); MC_ERROR_BUSY;
-///         MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+/// @return MC_OK; MC_CANCELLED or MC_ERROR_SUSPENDED (the session holds what was evaluated, see mc_session_position());
+///         MC_ERROR_OUT_OF_MEMORY or MC_ERROR_DEVICE (it holds what it held, and computes that again); MC_ERROR_CONTEXT_FULL
+///         (nothing was changed); MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_BUSY;
+///         MC_ERROR_POISONED.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
@@ -223,8 +224,11 @@ pub unsafe extern "C" fn mc_session_set_chat(
     })
 }
 
-/// Generates an answer to what the session holds, token by token; the session then holds the answer too. After an error it
-/// holds the tokens that were generated.
+/// Generates an answer to what the session holds, token by token; the session then holds the answer too.
+///
+/// After an error it holds the tokens that were generated, and the answer is not lost: mc_session_next() goes on with it behind
+/// the last token that `on_token` got (once mc_device_resume() was called, after MC_ERROR_SUSPENDED), mc_session_end() gives what
+/// there is, any other call that changes the session gives it up.
 ///
 /// @param session    the session; not empty. `on_token` may free it, and gets MC_ERROR_BUSY for other calls on it.
 /// @param options    how to generate; NULL = the defaults.
@@ -278,13 +282,13 @@ pub unsafe extern "C" fn mc_session_begin(
     })
 }
 
-/// Generates the next token of the answer.
+/// Generates the next token of the answer. After an error the answer is where it was: the next call goes on with it.
 ///
-/// @param session  the session, after mc_session_begin().
+/// @param session  the session, after mc_session_begin(), or after mc_session_generate_stream() failed.
 /// @param event    receives the token, valid until the next call on this session; NULL if the status is not MC_OK.
 /// @param err      NULL, or receives the error.
 /// @return MC_OK with a token; MC_DONE when the answer is complete; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also without
-///         mc_session_begin(); MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
+///         an answer; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
 ///         MC_ERROR_SUSPENDED.
 ///
 /// Threads: any, exclusive.
@@ -309,12 +313,12 @@ pub unsafe extern "C" fn mc_session_next(
 
 /// Ends an answer, complete or not. May be called after any status of mc_session_next(), and gives what there is.
 ///
-/// @param session  the session, after mc_session_begin().
+/// @param session  the session, after mc_session_begin(), or after mc_session_generate_stream() failed.
 /// @param out      NULL, or receives one reference, with MC_CANCELLED too (the partial answer); free it with
 ///                 mc_generation_free().
 /// @param err      NULL, or receives the error.
-/// @return MC_OK; MC_CANCELLED if that ended the answer; MC_ERROR_INVALID_ARGUMENT also without mc_session_begin();
-///         MC_ERROR_BUSY; MC_ERROR_POISONED.
+/// @return MC_OK; MC_CANCELLED if that ended the answer; MC_ERROR_INVALID_ARGUMENT also without an answer; MC_ERROR_BUSY;
+///         MC_ERROR_POISONED.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]

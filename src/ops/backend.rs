@@ -1,8 +1,8 @@
 //! Where a network computes, and by which of the two paths.
 
-use candle_core::{Device, Result};
+use candle_core::Device;
 
-use crate::error;
+use crate::error::Result;
 
 /// A device, and whether our kernels or candle's tensor operations compute on it.
 #[derive(Clone)]
@@ -20,14 +20,16 @@ impl Backend {
     }
 
     /// Runs one step where its threads or its autorelease pool are.
-    pub fn step<R: Send>(&self, step: impl FnOnce() -> Result<R> + Send) -> error::Result<R> {
-        if self.kernels {
-            return Ok(crate::kernels::install(step)?);
-        }
-        // candle's Metal backend leaves autoreleased objects behind at every operation.
+    pub fn step<R: Send>(&self, step: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+        if self.kernels { crate::kernels::install(step) } else { self.here(step) }
+    }
+
+    /// Runs work on this thread.
+    pub fn here<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<R> {
+        // candle's Metal backend leaves autoreleased objects behind at every operation, and only a main thread has a pool of its own.
         #[cfg(any(target_os = "macos", target_os = "ios"))]
-        return Ok(objc2::rc::autoreleasepool(|_| step())?);
+        return objc2::rc::autoreleasepool(|_| work());
         #[cfg(not(any(target_os = "macos", target_os = "ios")))]
-        Ok(step()?)
+        work()
     }
 }

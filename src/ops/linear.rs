@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Result, Storage, Tensor, bail};
 
+use super::fault;
 use super::low_rank::product_on_cpu;
 use super::row_op::{rows_of, with_rows};
 use super::tape::{Context, Gradients};
@@ -39,6 +40,7 @@ pub fn linear(cx: Context<'_>, x: &Tensor, product: Product<'_>) -> Result<Tenso
             (Tensor::from_vec(y, (rows, outputs), &Device::Cpu)?, inner)
         }
         Matrix::Tensor(weight) => {
+            fault::product()?;
             let x = x.contiguous()?;
             let plain = x.matmul(&weight.t()?)?;
             let mut y = match bias {

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor, bail};
 
+use super::fault;
 use super::linear::Products;
 use super::row_op::Rows;
 use super::{Backend, Matrix, MatrixBuilder, Vector};
@@ -171,6 +172,7 @@ pub(super) fn product_on_cpu(x: &Rows<'_>, weight: &Packed, bias: Option<&[f32]>
     if x.cols != weight.cols() {
         bail!("linear: {} inputs for a matrix of {}", x.cols, weight.cols())
     }
+    fault::product()?;
     matmul(x.values, x.stride, weight, bias, y);
     let mut plain = Vec::new();
     if deltas.iter().any(|delta| delta.gain.is_some()) {

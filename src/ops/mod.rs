@@ -6,6 +6,7 @@
 //! here notes its way back on a [`Tape`], if there is one.
 
 mod backend;
+mod fault;
 mod tape;
 mod row_op;
 mod matrix;
@@ -30,6 +31,8 @@ pub use attention::{LayerCache, Masks, Sequences, attention, attention_within};
 pub use backend::Backend;
 pub use cross_entropy::{cross_entropy, scored_at_once};
 pub use embedding::embedding;
+#[cfg(feature = "fault-injection")]
+pub use fault::inject_device_failure;
 pub use linear::{Product, Products, linear, logits};
 pub use low_rank::{Delta, merged};
 pub use matrix::{Matrix, MatrixBuilder, Vector, dtype, to_f32, with_f32};

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use metal_candle::{LoadOptions, Model};
+use metal_candle::{Device, DeviceKind, LoadOptions, Model};
 
 /// The package: where cargo says that it is now, so that a test program may run on another machine than the one that built it.
 fn root() -> PathBuf {
@@ -29,6 +29,21 @@ pub fn json(path: &Path) -> serde_json::Value {
 pub fn load(path: impl AsRef<Path>) -> Model {
     let path = path.as_ref();
     Model::load(path, &LoadOptions::default(), None).unwrap_or_else(|e| panic!("{}: {}", path.display(), e.details()))
+}
+
+/// The same on a device.
+pub fn load_onto(device: &Device, path: impl AsRef<Path>) -> Model {
+    let options = LoadOptions { device: Some(device.clone()), ..LoadOptions::default() };
+    Model::load(path, &options, None).unwrap_or_else(|e| panic!("{}", e.details()))
+}
+
+/// The CPU, each time with a gate of its own; also by the tensor operations of GPUs, in a build for tests that has them.
+pub fn devices() -> Vec<Device> {
+    vec![
+        Device::new(DeviceKind::Cpu, 0).unwrap(),
+        #[cfg(feature = "selftest")]
+        Device::cpu_by_tensors(),
+    ]
 }
 
 /// A file of reference tensors.

@@ -332,11 +332,10 @@ impl LoraTrainer {
     ) -> Result<R> {
         let (device, cancel) = (self.model.device(), self.options.cancel.as_ref());
         cancel.map_or(Ok(()), Cancel::check)?;
-        let _permit = device.permit()?;
-        let stop = || cancel.is_some_and(Cancel::is_triggered) || device.is_suspended();
+        let stop = || cancel.is_some_and(Cancel::is_triggered) || device.check().is_err();
         let pass = Pass { checkpointing: self.options.gradient_checkpointing, dropout, stop: &stop };
         let network = self.model.transformer();
-        let done = network.backend().step(|| work(network, pass))?;
+        let done = device.step(|| Ok(work(network, pass)?))?;
         done.ok_or_else(|| match cancel.map_or(Ok(()), Cancel::check) {
             Err(cancelled) => cancelled,
             Ok(()) => Error::new(ErrorKind::Suspended, "training: the device was suspended, resume it first"),
@@ -348,8 +347,8 @@ impl LoraTrainer {
     /// # Errors
     /// `OutOfMemory`, `Device`, `Suspended`.
     pub fn adapter(&self) -> Result<Lora> {
-        let _permit = self.model.device().permit()?;
-        Ok(Lora::new(&self.model, self.plan.adapter(self.model.transformer(), &self.trained)?))
+        let peft = self.model.device().work(|| self.plan.adapter(self.model.transformer(), &self.trained))?;
+        Ok(Lora::new(&self.model, peft))
     }
 
     /// Finished steps of the optimiser.

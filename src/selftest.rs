@@ -1,0 +1,384 @@
+//! Every operation of `ops/` on a device against our kernels on the CPU: forward and back, in each type, on rows that lie alone in memory
+//! and on rows within others. Whoever has a GPU that this library was never run on learns here whether it computes.
+//!
+//! ```no_run
+//! use metal_candle::{Device, selftest};
+//! let rows = selftest::operations(&Device::cpu_by_tensors());
+//! assert!(rows.iter().all(selftest::Row::passed));
+//! ```
+
+use candle_core::{Result, Tensor, bail};
+
+use crate::engine::{Device, Dtype};
+use crate::ops::{
+    self, Activation, Angles, Backend, Context, Delta, Dropout, Gradients, LayerCache, Mask, Masks, Matrix, MatrixBuilder, Norm,
+    NormKind, Product, Sequences, StoredType, Tape, Trainable, Use, Vector,
+};
+
+/// One operation in one type, forward or back.
+pub struct Row {
+    pub operation: String,
+    pub dtype: Dtype,
+    /// The largest error over the largest value of what the CPU gives, or why there is nothing to compare.
+    pub error: std::result::Result<f32, String>,
+    /// How the inputs with this error lay.
+    pub layout: &'static str,
+    pub tolerance: f32,
+}
+
+impl Row {
+    /// Whether the device does what the CPU does.
+    pub fn passed(&self) -> bool {
+        self.error.as_ref().is_ok_and(|error| *error <= self.tolerance)
+    }
+}
+
+/// Types, and what the roundings of a few operations one after another come to in each.
+const TYPES: [(Dtype, f32); 3] = [(Dtype::F32, 5e-5), (Dtype::F16, 5e-3), (Dtype::BF16, 3e-2)];
+
+/// Rows and columns of NaN around the rows of an input: one that is read shows in any type.
+const LAYOUTS: [(&str, usize, usize); 3] = [("alone", 0, 0), ("offset", 2, 0), ("strided", 2, 3)];
+
+const ROWS: usize = 7;
+
+/// All of them, also those behind one that fails.
+pub fn operations(device: &Device) -> Vec<Row> {
+    let cpu = Backend::new(&candle_core::Device::Cpu);
+    let mut checks = Checks { device, cpu, dtype: Dtype::F32, tolerance: 0.0, rows: Vec::new() };
+    for (dtype, tolerance) in TYPES {
+        checks = Checks { dtype, tolerance, ..checks };
+        row_by_row(&mut checks);
+        products(&mut checks);
+        attention(&mut checks);
+        losses(&mut checks);
+    }
+    checks.rows
+}
+
+/// Whether an operation has a way back.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Forward,
+    Both,
+}
+
+use Way::{Both, Forward};
+
+fn row_by_row(checks: &mut Checks<'_>) {
+    for (name, kind, weighted, biased) in [
+        ("rms", NormKind::Rms, true, false),
+        ("layer", NormKind::Layer, true, true),
+        ("layer, plain", NormKind::Layer, false, false),
+    ] {
+        let norm = move |on: On<'_>, width| {
+            let vector = |wanted: bool, seed| wanted.then(|| on.vector(width, seed)).transpose();
+            Ok::<_, candle_core::Error>(Norm { kind, eps: 1e-3, width, weight: vector(weighted, 5)?, bias: vector(biased, 6)? })
+        };
+        checks.add(&format!("norm, {name}"), &[(ROWS, 48)], Both, |on, x| ops::norm(on.cx, &x[0], &norm(on, 48)?));
+        checks.add(&format!("norm of heads, {name}"), &[(ROWS, 48)], Both, |on, x| ops::norm(on.cx, &x[0], &norm(on, 12)?));
+        checks.add(&format!("sum, norm, {name}"), &[(ROWS, 48), (ROWS, 48)], Both, |on, x| {
+            ops::add_scaled(on.cx, &x[0], own(on, &x[1])?, 0.3, Some(&norm(on, 48)?))
+        });
+    }
+    checks.add("sum", &[(ROWS, 48), (ROWS, 48)], Both, |on, x| ops::add_scaled(on.cx, &x[0], own(on, &x[1])?, 1.0, None));
+    for kind in [
+        Activation::Silu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::QuickGelu,
+        Activation::Relu,
+        Activation::Relu2,
+        Activation::Tanh,
+        Activation::Sigmoid,
+    ] {
+        checks.add(&format!("{kind:?}"), &[(ROWS, 48)], Both, |on, x| ops::activate(on.cx, own(on, &x[0])?, kind));
+        checks.add(&format!("gate {kind:?}"), &[(ROWS, 96)], Both, |on, x| ops::gated(on.cx, &x[0], kind));
+    }
+    for (name, adjacent, half) in [("halves", false, 6), ("neighbours", true, 6), ("part of a head", false, 4)] {
+        checks.add(&format!("rope, {name}"), &[(ROWS, 48)], Both, |on, x| {
+            let (cos, sin) = noise(ROWS * half, 3).iter().map(|x| (x.cos(), x.sin())).unzip();
+            ops::rope(on.cx, &x[0], 12, adjacent, &Angles::new(cos, sin, half, on.cx.backend)?)
+        });
+    }
+    checks.add("clip", &[(ROWS, 48)], Both, |on, x| ops::clip(on.cx, &x[0], 0.5));
+    checks.add("split", &[(ROWS, 48)], Both, |on, x| {
+        let [a, b, _] = ops::split(on.cx, &x[0], [20, 20, 8])?;
+        let norm = Norm { kind: NormKind::Rms, eps: 1e-3, width: 20, weight: None, bias: None };
+        ops::add_scaled(on.cx, &ops::norm(on.cx, &a, &norm)?, ops::norm(on.cx, &b, &norm)?, 0.5, None)
+    });
+}
+
+fn products(checks: &mut Checks<'_>) {
+    // A token, a few, and many of more values than one tile of a product has.
+    for (rows, inputs, outputs) in [(1, 48, 40), (ROWS, 48, 40), (70, 300, 130)] {
+        let shape = format!("{rows} × {inputs} × {outputs}");
+        checks.add(&format!("linear, {shape}"), &[(rows, inputs)], Both, |on, x| {
+            let (weight, bias) = (on.matrix(outputs, inputs, 4)?, on.vector(outputs, 5)?);
+            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: Some(&bias), deltas: &[], trained: &[] })
+        });
+        checks.add(&format!("logits, {shape}"), &[(rows, inputs)], Forward, |on, x| {
+            let weight = on.matrix(outputs, inputs, 4)?;
+            let (product, mut out) = (Product { weight: &weight, bias: None, deltas: &[], trained: &[] }, Vec::new());
+            ops::logits(on.cx.backend, &x[0], product, 0.5, Some(3.0), &mut out)?;
+            Tensor::from_vec(out, (rows, outputs), &candle_core::Device::Cpu)
+        });
+    }
+    for (name, gain) in [("LoRA", false), ("DoRA", true)] {
+        let delta = move |on: On<'_>| {
+            let (a, b, bias) = (on.matrix(4, 48, 6)?, on.matrix(30, 4, 7)?, Some(on.vector(30, 8)?));
+            let gain = gain.then(|| on.vector(30, 9)).transpose()?;
+            Ok::<_, candle_core::Error>([Delta { a, b, bias, start: 5, scale: 0.7, gain }])
+        };
+        checks.add(&format!("linear, {name}"), &[(ROWS, 48)], Forward, |on, x| {
+            let (weight, deltas) = (on.matrix(40, 48, 4)?, delta(on)?);
+            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: None, deltas: &deltas, trained: &[] })
+        });
+        checks.add(&format!("merged, {name}"), &[], Forward, |on, _| {
+            let [delta] = delta(on)?;
+            let delta = Delta { bias: None, ..delta };
+            let Some(merged) = ops::merged(&on.matrix(40, 48, 4)?, &[delta], on.cx.backend)? else { bail!("merged: no matrix") };
+            Tensor::from_vec(merged.rows(0..40)?, (40, 48), &candle_core::Device::Cpu)
+        });
+    }
+    for (name, dropout) in [("in training", None), ("in training, dropout", Some(Dropout { share: 0.3, seed: 5 }))] {
+        checks.add(&format!("linear, {name}"), &[(ROWS, 48)], Both, |on, x| {
+            let (a, b, parts) = (noise(3 * 48, 6), noise(20 * 3, 7), [(0..8, 22), (8..20, 2)]);
+            let weight = on.matrix(40, 48, 4)?;
+            let trained = [Trainable::new(0, 3, (&a, &b), &parts, 0.7, dropout, on.cx.backend)?];
+            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: None, deltas: &[], trained: &trained })
+        });
+    }
+    checks.add("embedding", &[], Forward, |on, _| ops::embedding(&on.matrix(50, 48, 4)?, &[3, 49, 0, 3], 2.5));
+}
+
+fn attention(checks: &mut Checks<'_>) {
+    let masks = [(None, None), (Some(3), None), (None, Some(0.7)), (Some(5), Some(2.0))];
+    let name = |window: Option<usize>, softcap: Option<f32>| {
+        let window = window.map(|window| format!(", window {window}")).unwrap_or_default();
+        window + &softcap.map(|cap| format!(", cap {cap}")).unwrap_or_default()
+    };
+    for (window, softcap) in masks {
+        for (kind, causal) in [("to all", false), ("causal", true)] {
+            let mask = Mask { causal, window, scale: 0.3, softcap };
+            let label = format!("attention, {kind}{}", name(window, softcap));
+            checks.add(&label, &[(12, 48), (12, 24), (12, 24)], Both, |on, x| {
+                let mut sequences = Sequences::new(vec![4, 1, 7], None, on.cx.backend)?;
+                ops::attention_within(on.cx, [&x[0], &x[1], &x[2]], 4, 2, mask, &mut sequences)
+            });
+        }
+    }
+    let mask = Mask { causal: false, window: None, scale: 0.3, softcap: None };
+    checks.add("attention, bias by distance", &[(12, 48), (12, 48), (12, 48)], Forward, |on, x| {
+        let mut sequences = Sequences::new(vec![4, 1, 7], Some(noise(4 * 13, 5)), on.cx.backend)?;
+        ops::attention_within(on.cx, [&x[0], &x[1], &x[2]], 4, 4, mask, &mut sequences)
+    });
+    // Steps of one token and of several, across the sizes by which a cache grows; a width that has a fused step on Metal, and one that
+    // has none.
+    for (dim, rows) in [(64, 1040), (20, 270)] {
+        for (window, softcap) in [(None, None), (Some(100), None), (None, Some(2.0))] {
+            let mask = Mask { causal: true, window, scale: 0.125, softcap };
+            let label = format!("cached attention, {dim}{}", name(window, softcap));
+            checks.add(&label, &[(rows, 4 * dim), (rows, 2 * dim), (rows, 2 * dim)], Forward, |on, x| {
+                cached(on, x, &[rows - 20, 1, 2, 1, 16], mask, dim)
+            });
+        }
+    }
+}
+
+/// Queries in steps, half of which go to a copy that was read back and written.
+fn cached(on: On<'_>, x: &[Tensor], steps: &[usize], mask: Mask, dim: usize) -> Result<Tensor> {
+    let new = || LayerCache::new(2, dim, on.cx.backend);
+    let (mut cache, mut out, mut first) = (new(), Vec::new(), 0);
+    for (i, &rows) in steps.iter().enumerate() {
+        let [q, k, v] = [0, 1, 2].map(|i| x[i].narrow(0, first, rows));
+        out.push(ops::attention(&q?, &k?, &v?, 4, mask, &mut cache, &mut Masks::default())?);
+        first += rows;
+        if i == 1 {
+            let mut copy = new();
+            copy.write(&cache.fork()?.read()?, &on.cx.backend.device, on.dtype())?;
+            cache = copy;
+        }
+    }
+    Tensor::cat(&out, 0)
+}
+
+fn losses(checks: &mut Checks<'_>) {
+    for (name, cap) in [("", None), (", cap", Some(1.5))] {
+        let run = move |on: On<'_>, x: &[Tensor], with_gradient| {
+            let targets: Vec<u32> = (0..ROWS as u32).map(|i| i * 7).collect();
+            let (weight, bias) = (on.matrix(50, 48, 4)?, on.vector(50, 5)?);
+            let product = Product { weight: &weight, bias: Some(&bias), deltas: &[], trained: &[] };
+            ops::cross_entropy(on.cx.backend, &x[0], product, (0.4, cap), &targets, with_gradient)
+        };
+        checks.add(&format!("cross entropy{name}"), &[(ROWS, 48)], Forward, |on, x| {
+            Tensor::new(&[run(on, x, false)?.0 as f32], &candle_core::Device::Cpu)
+        });
+        checks.add(&format!("cross entropy{name}, gradient"), &[(ROWS, 48)], Forward, |on, x| match run(on, x, true)? {
+            (_, Some(gradient)) => Ok(gradient),
+            _ => bail!("cross entropy: no gradient"),
+        });
+    }
+}
+
+/// Where an operation computes, and the type of its matrices.
+#[derive(Clone, Copy)]
+struct On<'a> {
+    cx: Context<'a>,
+    stored: StoredType,
+}
+
+impl On<'_> {
+    fn matrix(self, rows: usize, cols: usize, seed: u32) -> Result<Matrix> {
+        let builder = MatrixBuilder::new(rows, cols, self.stored, Use::Product, self.cx.backend);
+        let Some(mut builder) = builder else { bail!("{}: a matrix", crate::error::NO_MEMORY) };
+        let bytes: Vec<u8> = noise(rows * cols, seed).iter().flat_map(|x| x.to_le_bytes()).collect();
+        builder.fill(0, &bytes, StoredType::F32);
+        builder.finish()
+    }
+
+    fn vector(self, len: usize, seed: u32) -> Result<Vector> {
+        Vector::new(noise(len, seed), self.cx.backend)
+    }
+
+    /// The type of activations.
+    fn dtype(self) -> candle_core::DType {
+        ops::dtype(if self.cx.backend.kernels { StoredType::F32 } else { self.stored })
+    }
+}
+
+/// Multiples of 1/32 from -1 to 1, which every type holds; none of them within 0.03 of where a function has a corner: 0 and ±0.5.
+fn noise(len: usize, mut seed: u32) -> Vec<f32> {
+    let next = |_| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ((seed >> 27) as f32 + 0.5) / 16.0 - 1.0
+    };
+    (0..len).map(next).collect()
+}
+
+/// The same values in memory of their own, for operations that change them where they are.
+fn own(on: On<'_>, x: &Tensor) -> Result<Tensor> {
+    ops::clip(on.cx, x, 1e4)
+}
+
+/// What runs in one type.
+struct Checks<'a> {
+    device: &'a Device,
+    cpu: Backend,
+    dtype: Dtype,
+    tolerance: f32,
+    rows: Vec<Row>,
+}
+
+impl Checks<'_> {
+    fn add(&mut self, name: &str, shapes: &[(usize, usize)], way: Way, forward: impl Fn(On<'_>, &[Tensor]) -> Result<Tensor>) {
+        let run = |backend, above, beside| results(backend, self.dtype.into(), (above, beside), shapes, way, &forward);
+        let want = run(&self.cpu, 0, 0).map_err(|e| format!("on the CPU: {e}"));
+        let found = LAYOUTS.map(|(layout, above, beside)| {
+            let found = self.device.work(|| Ok(run(self.device.backend(), above, beside)?));
+            (layout, found.map_err(|e| e.to_string()))
+        });
+        let parts = [(name.to_string(), true), (format!("{name}, back"), false)];
+        for (operation, is_forward) in parts.into_iter().take(if way == Both { 2 } else { 1 }) {
+            let part = |all: &[Vec<f32>]| if is_forward { all[..1].to_vec() } else { all[1..].to_vec() };
+            let errors = found.iter().map(|(layout, found)| match (found, &want) {
+                (Ok(found), Ok(want)) => (*layout, Ok(largest_error(&part(found), &part(want)))),
+                (Err(error), _) | (_, Err(error)) => (*layout, Err(error.clone())),
+            });
+            // What cannot be compared is worse than any error.
+            let rank = |error: &std::result::Result<f32, String>| error.as_ref().copied().unwrap_or(f32::INFINITY);
+            let worst = errors.reduce(|a, b| if rank(&b.1) > rank(&a.1) { b } else { a });
+            let Some((layout, error)) = worst else { continue };
+            self.rows.push(Row { operation, dtype: self.dtype, error, layout, tolerance: self.tolerance });
+        }
+    }
+}
+
+/// The result, then the gradient of each input and trained matrix for a random one of the result.
+fn results(
+    backend: &Backend,
+    stored: StoredType,
+    around: (usize, usize),
+    shapes: &[(usize, usize)],
+    way: Way,
+    forward: &dyn Fn(On<'_>, &[Tensor]) -> Result<Tensor>,
+) -> Result<Vec<Vec<f32>>> {
+    let tape = Tape::default();
+    let on = On { cx: Context { backend, tape: (way == Both).then_some(&tape) }, stored };
+    let lay = |(&shape, seed): (&(usize, usize), u32)| within(shape, seed, around, on);
+    let inputs = shapes.iter().zip(1..).map(lay).collect::<Result<Vec<_>>>()?;
+    if way == Both {
+        inputs.iter().for_each(|input| tape.track(input));
+    }
+    let y = forward(on, &inputs)?;
+    let mut all = vec![ops::to_f32(&y)?];
+    if way == Forward {
+        return Ok(all);
+    }
+    let mut gradients = Gradients::default();
+    gradients.add(y.id(), within(y.dims2()?, 99, (0, 0), on)?, backend)?;
+    drop(y);
+    tape.back(&mut gradients)?;
+    for input in &inputs {
+        let Some(gradient) = gradients.take(input.id()) else { bail!("an input gets no gradient") };
+        all.push(ops::to_f32(&gradient)?);
+    }
+    all.extend(gradients.trained.into_values().flat_map(|gradient| [gradient.a, gradient.b]));
+    Ok(all)
+}
+
+/// Random rows within rows and columns of NaN.
+fn within((rows, cols): (usize, usize), seed: u32, (above, beside): (usize, usize), on: On<'_>) -> Result<Tensor> {
+    let (height, width) = (rows + 2 * above, cols + 2 * beside);
+    let mut values = vec![f32::NAN; height * width];
+    for (row, from) in noise(rows * cols, seed).chunks_exact(cols).enumerate() {
+        values[(above + row) * width + beside..][..cols].copy_from_slice(from);
+    }
+    let all = Tensor::from_vec(values, (height, width), &candle_core::Device::Cpu)?.to_dtype(on.dtype())?;
+    all.to_device(&on.cx.backend.device)?.narrow(0, above, rows)?.narrow(1, beside, cols)
+}
+
+/// Over the largest value of each tensor; infinite where a value is missing or none.
+fn largest_error(found: &[Vec<f32>], want: &[Vec<f32>]) -> f32 {
+    let largest = |(found, want): (&Vec<f32>, &Vec<f32>)| {
+        let scale = want.iter().fold(0f32, |max, x| max.max(x.abs()));
+        let error = found.iter().zip(want).map(|(x, y)| (x - y).abs() / scale);
+        if found.len() == want.len() {
+            error.fold(0.0, |max, e| if e.is_nan() { f32::INFINITY } else { e.max(max) })
+        } else {
+            f32::INFINITY
+        }
+    };
+    if found.len() == want.len() { found.iter().zip(want).map(largest).fold(0.0, f32::max) } else { f32::INFINITY }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Storage;
+    use candle_core::op::BackpropOp;
+
+    use super::*;
+
+    fn checked(forward: impl Fn(On<'_>, &[Tensor]) -> Result<Tensor>) -> Row {
+        let (device, cpu) = (Device::cpu_by_tensors(), Backend::new(&candle_core::Device::Cpu));
+        let (dtype, tolerance) = TYPES[2];
+        let mut checks = Checks { device: &device, cpu, dtype, tolerance, rows: Vec::new() };
+        checks.add("", &[(ROWS, 8)], Forward, forward);
+        checks.rows.remove(0)
+    }
+
+    #[test]
+    fn what_a_device_may_do_wrong_fails() {
+        assert!(checked(|_, x| x[0].relu()).passed());
+        let scaled = checked(|on, x| if on.cx.backend.kernels { Ok(x[0].clone()) } else { &x[0] * 1.05 });
+        assert!(!scaled.passed() && scaled.error.is_ok());
+        // Reads what the view lies in from its beginning.
+        let view_ignored = checked(|_, x| {
+            let (storage, layout) = x[0].storage_and_layout();
+            let Storage::Cpu(storage) = &*storage else { bail!("not on the CPU") };
+            Ok(Tensor::from_storage(Storage::Cpu(storage.clone()), layout.shape(), BackpropOp::none(), false))
+        });
+        assert!(!view_ignored.passed() && view_ignored.layout != "alone" && view_ignored.error == Ok(f32::INFINITY));
+        assert!(checked(|on, x| if on.cx.backend.kernels { Ok(x[0].clone()) } else { bail!("no kernel") }).error.is_err());
+        assert!(!checked(|on, x| if on.cx.backend.kernels { Ok(x[0].clone()) } else { x[0].narrow(0, 0, 1) }).passed());
+    }
+}
