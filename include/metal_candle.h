@@ -226,7 +226,7 @@ typedef enum {
   MC_LOG_ERROR = 1,
   /** A call was ignored, such as a setter with a wrong handle, or something looks wrong. */
   MC_LOG_WARN = 2,
-  /** Milestones: a model was loaded, a device was opened. */
+  /** Milestones: a model was loaded. */
   MC_LOG_INFO = 3,
   /** Decisions that explain a result. */
   MC_LOG_DEBUG = 4,

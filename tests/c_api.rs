@@ -540,6 +540,13 @@ fn the_log_callback_is_replaced_and_freed_once() {
     ignored_call();
     assert!(second.messages.lock().unwrap().is_empty());
 
+    let milestones = Log::default();
+    set(&milestones, mc_log_level::MC_LOG_INFO);
+    assert_eq!(second.freed.load(Ordering::Relaxed), 1);
+    metal_candle::Model::load(model_path().to_str().unwrap(), &metal_candle::LoadOptions::default(), None).unwrap();
+    let (level, message) = milestones.messages.lock().unwrap().pop().unwrap();
+    assert_eq!((level, message.starts_with("loaded qwen2: ")), (mc_log_level::MC_LOG_INFO, true), "{message}");
+
     // Replaced again and again while other threads log: each data is freed once, with nobody inside.
     let logs: Vec<Log> = (0..64).map(|_| Log::default()).collect();
     thread::scope(|scope| {

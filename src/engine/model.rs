@@ -186,7 +186,7 @@ impl Model {
         if !backend.kernels {
             warm_up(&transformer, &device, options, &mut progress)?;
         }
-        Ok(Self(Arc::new(Inner {
+        let model = Self(Arc::new(Inner {
             family: files.family,
             transformer,
             config_json: files.config_json,
@@ -200,7 +200,10 @@ impl Model {
             fingerprint,
             embedder: Arc::new(embedder),
             vocabulary: OnceLock::new(),
-        })))
+        }));
+        let (architecture, device) = (model.architecture(), model.device().name());
+        log::info!("loaded {architecture}: {parameters} parameters, {dtype:?} on {device}");
+        Ok(model)
     }
 
     /// Loads a repository of the Hub, `owner/name`, downloading what the cache lacks; then as [`load`](Self::load). Progress has
