@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Builds the XCFramework of the Swift package: swift/scripts/build-xcframework.sh [build/MetalCandle.xcframework]
+#
+# On a Mac with Xcode and rustup. On Linux, where it is tested, with the sources of Rust's standard library and
+# RUSTC_BOOTSTRAP=1: a static library needs no linker of Apple's.
+#
+#   TARGETS           one Rust target for each platform; all without it
+#   CARGO_TARGET_DIR  target
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+out=${1:-build/MetalCandle.xcframework}
+target_dir=${CARGO_TARGET_DIR:-target}
+# The oldest systems that candle's Metal runs on.
+export MACOSX_DEPLOYMENT_TARGET=15.0 IPHONEOS_DEPLOYMENT_TARGET=18.0
+# All crates in one object: what nothing calls is not in it.
+options=(--release --locked --lib --crate-type staticlib --config 'profile.release.lto="fat"' --config profile.release.codegen-units=1)
+[ "$(uname -s)" = Darwin ] || options+=(-Zbuild-std=std,panic_unwind)
+
+archives=()
+for target in ${TARGETS:-aarch64-apple-darwin aarch64-apple-ios aarch64-apple-ios-sim}; do
+    folder=$target_dir/$target/release
+    mkdir -p "$folder"
+    ${CARGO:-cargo} rustc "${options[@]}" --target "$target" -- --print "native-static-libs=$(cd "$folder" && pwd)/native-static-libs"
+    # What an app must link is written down once: Package.swift names the frameworks.
+    sed 's/ *-framework /\nframework /g; s/ *-l/\nlibrary /g' "$folder/native-static-libs" | grep . | sort -u >"$folder/system"
+    diff swift/scripts/system.txt "$folder/system" || { echo "$target: needs other parts of the system than swift/scripts/system.txt says" >&2; exit 1; }
+    archives+=("$target" "$folder/libmetal_candle.a")
+done
+swift/scripts/assemble-xcframework.sh "$out" "${archives[@]}"
