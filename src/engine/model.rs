@@ -18,7 +18,7 @@ use super::files::Files;
 use super::sampling::Sampling;
 use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Checkpoint, Json, Module};
+use crate::load::{Checkpoint, Json, Module, fnv};
 use crate::models::Family;
 use crate::nn::{Config, KvCache, TensorSource, Transformer, Weights};
 use crate::ops::{Backend, StoredType};
@@ -66,7 +66,7 @@ pub enum Stage {
     Download,
     /// Weights are read.
     Read,
-    /// Weights are quantised.
+    /// Weights are read and quantised: of a model that is quantised, in place of `Read`.
     Quantize,
     /// Kernels are compiled.
     Compile,
@@ -76,7 +76,7 @@ pub enum Stage {
     Embed,
 }
 
-/// How far a stage is: bytes for `Download`, `Read` and `Quantize`, kernels for `Compile`, tokens for `Prefill`, texts for `Embed`.
+/// How far a stage is: bytes of the files for `Download`, `Read` and `Quantize`, kernels for `Compile`, tokens for `Prefill`, texts for `Embed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     pub stage: Stage,
@@ -96,7 +96,10 @@ pub struct LoadOptions {
     pub dtype: Option<Dtype>,
     /// Another tokenizer.json, or a directory with one.
     pub tokenizer_path: Option<PathBuf>,
-    /// Quantise while loading.
+    /// Quantise while loading, on the CPU. There is `q8_0`: in each row of a matrix for products (projections, the output matrix, and
+    /// with it an embedding that it shares) 32 neighbours become a byte each and a common scale in F16, 8.5 bits a weight, as in
+    /// ggml. Tables that are only looked up, norms, biases and layers behind the pooling keep the type of `dtype`. Adapters act on
+    /// the quantised weights and are F32 themselves; so is a matrix that one was merged into.
     pub quantization: Option<String>,
     /// Tokens; `None` = what the configuration says. A larger number than that extrapolates.
     pub max_context: Option<usize>,
@@ -146,6 +149,7 @@ impl Model {
         let files = Files::open(path.as_ref(), options)?;
         let cancel = options.cancel.clone();
         cancel.as_ref().map_or(Ok(()), Cancel::check)?;
+        let stage = if files.quant.is_some() { Stage::Quantize } else { Stage::Read };
         let mut told = 0;
         let mut on_bytes = |done: u64, total: u64| {
             cancel.as_ref().map_or(Ok(()), Cancel::check)?;
@@ -154,7 +158,7 @@ impl Model {
                 return Ok(());
             }
             told = done;
-            tell(&mut progress, Progress { stage: Stage::Read, done, total })
+            tell(&mut progress, Progress { stage, done, total })
         };
         let device = match &options.device {
             Some(device) => device.clone(),
@@ -176,13 +180,15 @@ impl Model {
         let mut checkpoint = Checkpoint::open(&files.directory, &mut on_bytes)?;
         let stored = stored_type(&checkpoint, &files.config, &device, options);
         let backend = Backend::new(device.candle());
-        let mut weights = Weights::new(&mut checkpoint, &backend, stored);
+        let mut weights = Weights::new(&mut checkpoint, &backend, stored).quantized(files.quant);
         let transformer = {
             let _permit = device.permit()?;
             Transformer::load(files.config, &mut weights)?
         };
         let parameters = weights.parameters();
-        let (fingerprint, dtype) = (checkpoint.fingerprint(), dtype_of(stored, &checkpoint, transformer.config()));
+        let dtype = dtype_of(stored, &checkpoint, transformer.config());
+        // What was computed with rounded weights does not continue what was computed with whole ones.
+        let fingerprint = options.quantization.iter().fold(checkpoint.fingerprint(), |hash, kind| fnv(hash, kind.as_bytes()));
         // What was not read (buffers of old checkpoints) counts as done.
         checkpoint.finish()?;
         if !backend.kernels {
@@ -206,7 +212,7 @@ impl Model {
     }
 
     /// Loads a repository of the Hub, `owner/name`, downloading what the cache lacks; then as [`load`](Self::load). Progress has
-    /// the stage `Download` if anything is downloaded, and then `Read`. A model that cannot be loaded is refused before its
+    /// the stage `Download` if anything is downloaded, and then those of `load`. A model that cannot be loaded is refused before its
     /// weights are downloaded. A call that is cancelled keeps the files that are whole.
     ///
     /// # Errors
@@ -252,7 +258,7 @@ impl Model {
         self.0.parameters
     }
 
-    /// What the matrices are stored as in memory.
+    /// What the matrices are stored as in memory; of a quantised model, those that are not quantised.
     pub fn dtype(&self) -> Dtype {
         self.0.dtype
     }
@@ -373,7 +379,7 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
     let value_bytes = dtype_of(stored, &checkpoint, &files.config);
     let config = files.config.clone();
     let backend = Backend::new(device.candle());
-    let mut weights = Weights::dry(&mut checkpoint, &backend, stored);
+    let mut weights = Weights::dry(&mut checkpoint, &backend, stored).quantized(files.quant);
     let generates = Transformer::load(files.config, &mut weights)?.generates();
     let modules: u64 = files.sentence.modules.iter().map(Module::bytes).sum();
     if !generates {
