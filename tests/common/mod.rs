@@ -69,5 +69,7 @@ pub fn max_abs(a: &[f32], b: &[f32]) -> f32 {
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
-    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    let lengths = dot(a, a).sqrt() * dot(b, b).sqrt();
+    // A text may have the vector zero.
+    if lengths == 0.0 { f64::from(u8::from(max_abs(a, b) == 0.0)) } else { dot(a, b) / lengths }
 }
