@@ -243,12 +243,12 @@ pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(options: MaybeUnini
 
 /// Asks for weights that are quantised while loading, to take less memory. This version has "q8_0", on the CPU.
 ///
-/// "q8_0": in each row of a weight matrix, 32 neighbours become a byte each and a common 16-bit scale, 8.5 bits a weight,
-/// as in ggml; arithmetic stays F32. That goes for all projections, the output matrix, and an embedding that is one with
-/// it. Tables that are only looked up, norms, biases and the layers behind the pooling of a sentence embedder keep the type
-/// of mc_model_options_set_dtype(). Such a model generates, embeds, takes adapters and trains them as any other; a merge
-/// makes the matrices that it changes F32. An mc_lora, a saved session or a checkpoint is for a model of the same kind; an
-/// adapter's directory is for all.
+/// "q8_0": in each row of a weight matrix, 32 neighbours become a byte each and a common 16-bit scale, 8.5 bits a
+/// weight, as in ggml; arithmetic stays F32. That goes for all projections, the output matrix, and an embedding that
+/// is one with it. Tables that are only looked up, norms, biases and the layers behind the pooling of a sentence
+/// embedder keep the type of mc_model_options_set_dtype(). Such a model generates, embeds, takes adapters and trains
+/// them as any other; a merge makes the matrices that it changes F32. An mc_lora, a saved session or a checkpoint is
+/// for a model of the same kind; an adapter's directory is for all.
 ///
 /// @param options  the options.
 /// @param kind     "q8_0"; NULL (the default) = as stored. Loading returns MC_ERROR_UNSUPPORTED for another kind, naming

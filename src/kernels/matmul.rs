@@ -1,14 +1,15 @@
 //! The product of activations and a packed weight matrix, `y = x Wᵀ + b`.
 //!
 //! Register tiles of up to twelve rows by two panels (thirty-two outputs); each output is one chain of fused multiply-adds
-//! over the columns in order, whatever the tile, so the number of rows changes no bit of a row's result.
+//! over the columns in order, whatever the tile, so the number of rows changes no bit of a row's result. Quantised weights are
+//! widened on the way: for several rows a few columns at a time in the first cache, for one row in registers.
 //! Blocking after Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
 
 use std::ops::Range;
 
 use super::packed::{Packed, Panels};
 use super::parallel::{Shared, each, parts};
-use super::q8_0::{Q8_0, WIDENED, Widened};
+use super::q8_0::{self, Q8_0, WIDENED, Widened};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 use half::{bf16, f16};
 
@@ -323,6 +324,9 @@ trait Source: Copy + Send + Sync {
     const COLS: usize;
     /// For those of one panel, where they are not in memory as they are read.
     type Room: Default;
+    /// Columns that are read at once by a single row, and how: widened values would be stored for nobody else.
+    const ONCE_COLS: usize;
+    type Once<S: Simd>: Columns<S>;
 
     /// Columns of a panel of `k` inputs, sixteen values each.
     ///
@@ -337,12 +341,20 @@ trait Source: Copy + Send + Sync {
     ) -> &'a [Self::Value]
     where
         Self: 'a;
+
+    /// The same to be read once: at most [`ONCE_COLS`](Self::ONCE_COLS), from a multiple of it on.
+    ///
+    /// # Safety
+    /// As [`columns`](Self::columns); it lives no longer than the panels.
+    unsafe fn once<S: Simd>(self, panel: usize, k: usize, columns: Range<usize>) -> Self::Once<S>;
 }
 
 impl<W: Weight> Source for &[W] {
     type Value = W;
     const COLS: usize = BLOCK_COLS;
     type Room = ();
+    const ONCE_COLS: usize = BLOCK_COLS;
+    type Once<S: Simd> = *const W;
 
     #[inline(always)]
     unsafe fn columns<'a, S: Simd>(self, panel: usize, k: usize, columns: Range<usize>, (): &'a mut ()) -> &'a [W]
@@ -351,12 +363,19 @@ impl<W: Weight> Source for &[W] {
     {
         &self[(panel * k + columns.start) * LANES..][..columns.len() * LANES]
     }
+
+    #[inline(always)]
+    unsafe fn once<S: Simd>(self, panel: usize, k: usize, columns: Range<usize>) -> *const W {
+        self[(panel * k + columns.start) * LANES..][..columns.len() * LANES].as_ptr()
+    }
 }
 
 impl Source for &Q8_0 {
     type Value = f32;
     const COLS: usize = WIDENED;
     type Room = Widened;
+    const ONCE_COLS: usize = q8_0::BLOCK;
+    type Once<S: Simd> = q8_0::Block<S>;
 
     #[inline(always)]
     unsafe fn columns<'a, S: Simd>(self, panel: usize, k: usize, columns: Range<usize>, room: &'a mut Widened) -> &'a [f32]
@@ -365,6 +384,37 @@ impl Source for &Q8_0 {
     {
         // SAFETY: passed on from the caller.
         unsafe { self.widen::<S>(panel, k, columns, room) }.as_flattened()
+    }
+
+    #[inline(always)]
+    unsafe fn once<S: Simd>(self, panel: usize, k: usize, columns: Range<usize>) -> q8_0::Block<S> {
+        // SAFETY: passed on from the caller.
+        unsafe { self.block::<S>(panel, k, columns) }
+    }
+}
+
+/// Where the register tile reads weights.
+pub(super) trait Columns<S: Simd>: Copy {
+    /// Sixteen values that begin `offset` values behind the first, as F32.
+    ///
+    /// # Safety
+    /// As [`Simd::load`].
+    unsafe fn load(self, offset: usize) -> S::V;
+}
+
+impl<S: Simd, W: Weight> Columns<S> for *const W {
+    #[inline(always)]
+    unsafe fn load(self, offset: usize) -> S::V {
+        // SAFETY: passed on from the caller.
+        unsafe { W::load::<S>(self.add(offset)) }
+    }
+}
+
+impl<S: Simd> Columns<S> for q8_0::Block<S> {
+    #[inline(always)]
+    unsafe fn load(self, offset: usize) -> S::V {
+        // SAFETY: passed on from the caller.
+        unsafe { S::fma(S::load_i8(self.values.add(offset)), self.scale, S::splat(0.0)) }
     }
 }
 
@@ -424,15 +474,31 @@ impl<W: Source> Part<'_, W> {
         panel: usize,
         room: &mut [W::Room; 2],
     ) {
-        for col in block.clone().step_by(W::COLS) {
-            let cols = W::COLS.min(block.end - col);
-            // The start value of each sum, where these columns are the first.
-            let mut start = [0f32; 2 * LANES];
-            if let Start::Bias(Some(bias)) = self.start {
-                let bias = &bias[panel * LANES..self.n.min((panel + P) * LANES)];
-                start[..bias.len()].copy_from_slice(bias);
+        // The start value of each sum, where these columns are the first.
+        let mut bias = [0f32; 2 * LANES];
+        if let Start::Bias(Some(all)) = self.start {
+            let own = &all[panel * LANES..self.n.min((panel + P) * LANES)];
+            bias[..own.len()].copy_from_slice(own);
+        }
+        let start = |col: usize| if col == 0 && matches!(self.start, Start::Bias(_)) { Some(&bias) } else { None };
+        if rows == 1 {
+            for col in block.clone().step_by(W::ONCE_COLS) {
+                let cols = col..block.end.min(col + W::ONCE_COLS);
+                let a = &self.x[row * self.x_stride + col..][..cols.len()];
+                // SAFETY: `a` and `w` hold as many steps; the output tile is handled in `tile`.
+                unsafe {
+                    let first = self.w.once::<S>(panel, self.k, cols.clone());
+                    let mut w = [first; P];
+                    if P > 1 {
+                        w[P - 1] = self.w.once::<S>(panel + P - 1, self.k, cols.clone());
+                    }
+                    self.tile::<S, _, 1, P>(a, &w, cols.len(), row, panel, start(col));
+                }
             }
-            let start = if col == 0 && matches!(self.start, Start::Bias(_)) { Some(&start) } else { None };
+            return;
+        }
+        for col in block.clone().step_by(W::COLS) {
+            let (cols, start) = (W::COLS.min(block.end - col), start(col));
             let mut w = [std::ptr::null(); P];
             for (p, (w, room)) in w.iter_mut().zip(&mut *room).enumerate() {
                 // SAFETY: passed on from the caller.
@@ -444,11 +510,11 @@ impl<W: Source> Part<'_, W> {
                 // SAFETY: `a` and `w` hold `cols` steps; the output tile is handled in `tile`.
                 unsafe {
                     match tile_rows {
-                        12 => self.tile::<S, 12, P>(a, &w, cols, row + done, panel, start),
-                        6 => self.tile::<S, 6, P>(a, &w, cols, row + done, panel, start),
-                        4 => self.tile::<S, 4, P>(a, &w, cols, row + done, panel, start),
-                        2 => self.tile::<S, 2, P>(a, &w, cols, row + done, panel, start),
-                        _ => self.tile::<S, 1, P>(a, &w, cols, row + done, panel, start),
+                        12 => self.tile::<S, _, 12, P>(a, &w, cols, row + done, panel, start),
+                        6 => self.tile::<S, _, 6, P>(a, &w, cols, row + done, panel, start),
+                        4 => self.tile::<S, _, 4, P>(a, &w, cols, row + done, panel, start),
+                        2 => self.tile::<S, _, 2, P>(a, &w, cols, row + done, panel, start),
+                        _ => self.tile::<S, _, 1, P>(a, &w, cols, row + done, panel, start),
                     }
                 }
                 done += tile_rows;
@@ -458,10 +524,10 @@ impl<W: Source> Part<'_, W> {
 
     /// `R` rows by `P` panels of the output.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const R: usize, const P: usize>(
+    unsafe fn tile<S: Simd, B: Columns<S>, const R: usize, const P: usize>(
         &self,
         a: &[f32],
-        w: &[*const W::Value; P],
+        w: &[B; P],
         cols: usize,
         row: usize,
         panel: usize,
@@ -511,11 +577,11 @@ pub(super) unsafe fn by_rows<S: Simd, const P: usize>(
     // SAFETY: passed on from the caller.
     unsafe {
         match rows {
-            12 => multiply::<S, f32, 12, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
-            6 => multiply::<S, f32, 6, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
-            4 => multiply::<S, f32, 4, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
-            2 => multiply::<S, f32, 2, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
-            _ => multiply::<S, f32, 1, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
+            12 => multiply::<S, _, 12, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
+            6 => multiply::<S, _, 6, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
+            4 => multiply::<S, _, 4, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
+            2 => multiply::<S, _, 2, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
+            _ => multiply::<S, _, 1, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
         }
     }
 }
@@ -538,12 +604,12 @@ pub(super) fn tiles<S: Simd>(rows: usize) -> impl Iterator<Item = usize> {
 /// sixteen values every `b_step`, `c` for `R` rows of `P` vectors, `c_row` apart.
 #[allow(clippy::too_many_arguments)]
 #[inline(always)]
-pub(super) unsafe fn multiply<S: Simd, W: Weight, const R: usize, const P: usize>(
+pub(super) unsafe fn multiply<S: Simd, B: Columns<S>, const R: usize, const P: usize>(
     steps: usize,
     a: *const f32,
     a_row: usize,
     a_step: usize,
-    b: [*const W; P],
+    b: [B; P],
     b_step: usize,
     c: *mut f32,
     c_row: usize,
@@ -577,8 +643,8 @@ pub(super) unsafe fn multiply<S: Simd, W: Weight, const R: usize, const P: usize
             }
         });
         for k in 0..steps {
-            let first = W::load::<S>(b[0].add(k * b_step));
-            let second = if P > 1 { W::load::<S>(b[P - 1].add(k * b_step)) } else { first };
+            let first = b[0].load(k * b_step);
+            let second = if P > 1 { b[P - 1].load(k * b_step) } else { first };
             let mut a = a.add(k * a_step);
             each_row!(ROW => {
                 let x = S::splat(*a.add(ROW * a_row));
@@ -755,9 +821,9 @@ mod tests {
                 }
             }
         }
-        let (rows, n, k) = (17, 50, 70);
-        let x = noise(rows * k, 8);
-        for kept in KEPT {
+        let (n, k) = (50, 70);
+        for (kept, rows) in KEPT.into_iter().flat_map(|kept| [(kept, 17), (kept, 1)]) {
+            let x = noise(rows * k, 8);
             match &pack(&noise(n * k, 9), n, k, kept).panels {
                 Panels::F32(w) => compare(&x, w.as_slice(), (n, k)),
                 Panels::F16(w) => compare(&x, w.as_slice(), (n, k)),

@@ -34,6 +34,13 @@ impl Default for Widened {
     }
 }
 
+/// Columns of a panel that have their scales in common.
+#[derive(Clone, Copy)]
+pub struct Block<S: Simd> {
+    pub values: *const i8,
+    pub scale: S::V,
+}
+
 impl Q8_0 {
     /// The bytes of `rows · cols` weights.
     pub fn bytes(rows: usize, cols: usize) -> u64 {
@@ -73,6 +80,18 @@ impl Q8_0 {
             col = end;
         }
         to
+    }
+
+    /// Columns of one block of a panel of `k` inputs.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `S`.
+    #[inline(always)]
+    pub unsafe fn block<S: Simd>(&self, panel: usize, k: usize, columns: Range<usize>) -> Block<S> {
+        let scale = &self.scales[(panel * k.div_ceil(BLOCK) + columns.start / BLOCK) * LANES..][..LANES];
+        let values = &self.values[(panel * k + columns.start) * LANES..][..columns.len() * LANES];
+        // SAFETY: `scale` holds sixteen values; the caller vouches for the instructions of `S`.
+        Block { values: values.as_ptr(), scale: unsafe { S::load_f16(scale.as_ptr()) } }
     }
 
     /// Copies one row of a matrix into `out`.
