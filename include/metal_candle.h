@@ -661,7 +661,7 @@ typedef enum {
   MC_STAGE_DOWNLOAD = 1,
   /** Reading weights; bytes. */
   MC_STAGE_READ = 2,
-  /** Quantising weights; bytes. */
+  /** Reading weights and quantising them, in place of MC_STAGE_READ; bytes that are read. */
   MC_STAGE_QUANTIZE = 3,
   /** Compiling the device's kernels; kernels. */
   MC_STAGE_COMPILE = 4,
@@ -766,10 +766,18 @@ void mc_model_options_set_dtype(mc_model_options *MC_NONNULL options, mc_dtype d
 void mc_model_options_set_tokenizer_path(mc_model_options *MC_NONNULL options, const char *MC_NULLABLE path);
 
 /**
- * Asks for weights that are quantised while loading, to take less memory. This version implements no kind.
+ * Asks for weights that are quantised while loading, to take less memory. This version has "q8_0", on the CPU.
+ *
+ * "q8_0": in each row of a weight matrix, 32 neighbours become a byte each and a common 16-bit scale, 8.5 bits a
+ * weight, as in ggml; arithmetic stays F32. That goes for all projections, the output matrix, and an embedding that
+ * is one with it. Tables that are only looked up, norms, biases and the layers behind the pooling of a sentence
+ * embedder keep the type of mc_model_options_set_dtype(). Such a model generates, embeds, takes adapters and trains
+ * them as any other; a merge makes the matrices that it changes F32. An mc_lora, a saved session or a checkpoint is
+ * for a model of the same kind; an adapter's directory is for all.
  *
  * @param options  the options.
- * @param kind     "q8_0", "q4_k" and so on: loading returns MC_ERROR_UNSUPPORTED. NULL (the default) = as stored.
+ * @param kind     "q8_0"; NULL (the default) = as stored. Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
+ *                 what there is, and on a GPU; MC_ERROR_FORMAT for a weight that is not finite or beyond 8.3 million.
  *
  * Threads: any, exclusive.
  */
@@ -988,7 +996,7 @@ size_t mc_model_layer_count(const mc_model *MC_NONNULL model);
 uint64_t mc_model_parameter_count(const mc_model *MC_NONNULL model);
 
 /**
- * The type of the dense weights as loaded.
+ * The type of the weights as loaded; of a quantised model, of those that are not quantised.
  *
  * @param model  the model.
  * @return never MC_DTYPE_DEFAULT, except for a wrong handle.

@@ -5,7 +5,7 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{Reference, golden, load, max_abs};
+use common::{Reference, cosine, golden, load, max_abs, q8_0};
 use metal_candle::{Dtype, GenerateOptions, LoadOptions, Model, SamplingOptions, Session};
 use std::ops::ControlFlow;
 
@@ -30,6 +30,11 @@ fn models() -> Vec<PathBuf> {
 fn open(path: &PathBuf) -> Model {
     let options = LoadOptions { max_context: Some(512), ..LoadOptions::default() };
     Model::load(path, &options, None).unwrap_or_else(|e| panic!("{}: {}", path.display(), e.details()))
+}
+
+/// The same with quantised weights.
+fn quantised(path: &PathBuf) -> Model {
+    Model::load(path, &LoadOptions { max_context: Some(512), ..q8_0() }, None).unwrap()
 }
 
 /// The logits after each token, evaluated one by one.
@@ -113,15 +118,16 @@ fn greedy_continuations_equal_the_reference() {
 #[test]
 fn one_by_one_and_in_any_chunks_give_the_same_bits() {
     for path in models() {
-        let model = open(&path);
-        let ids = Reference::open(&path.join("golden.safetensors")).ids("prompt3.ids");
-        let whole = at_once(&model, &ids);
-        for chunk in [1, 3, 16, 49] {
-            let mut session = Session::new(&model, 0).unwrap();
-            for part in ids.chunks(chunk) {
-                session.append_tokens(part, None).unwrap();
+        for model in [open(&path), quantised(&path)] {
+            let ids = Reference::open(&path.join("golden.safetensors")).ids("prompt3.ids");
+            let whole = at_once(&model, &ids);
+            for chunk in [1, 3, 16, 49] {
+                let mut session = Session::new(&model, 0).unwrap();
+                for part in ids.chunks(chunk) {
+                    session.append_tokens(part, None).unwrap();
+                }
+                assert_eq!(session.logits().unwrap(), whole, "{} in chunks of {chunk}", path.display());
             }
-            assert_eq!(session.logits().unwrap(), whole, "{} in chunks of {chunk}", path.display());
         }
     }
 }
@@ -159,5 +165,19 @@ fn every_dtype_loads_and_stays_near_the_stored_one() {
             let exact = dtype == Dtype::F32 || dtype == stored.dtype();
             assert!(if exact { error == 0.0 } else { error < 0.5 }, "{name} as {dtype:?}: {error}");
         }
+    }
+}
+
+#[test]
+fn quantised_weights_give_nearly_the_same_logits() {
+    for path in models() {
+        let (dense, quantised) = (open(&path), quantised(&path));
+        assert_eq!((quantised.dtype(), quantised.parameter_count()), (dense.dtype(), dense.parameter_count()));
+        let reference = Reference::open(&path.join("golden.safetensors"));
+        let prompts: Vec<_> = (0..PROMPTS).map(|prompt| reference.ids(&format!("prompt{prompt}.ids"))).collect();
+        let all = |model: &Model| prompts.iter().flat_map(|ids| stepwise(model, ids)).collect::<Vec<_>>();
+        let (want, got) = (all(&dense), all(&quantised));
+        let near = cosine(&want, &got);
+        assert!(near > 0.99 && got != want, "{}: {near}", path.display());
     }
 }

@@ -6,7 +6,7 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use common::{Reference, golden, json, load, max_abs, shipped};
+use common::{Reference, cosine, golden, json, load, max_abs, q8_0, shipped};
 use metal_candle::{
     Cancel, Capability, EmbedOptions, ErrorKind, LoadOptions, Model, Pooling, Prompt, Session, Similarity, Stage,
     similarity_top_k,
@@ -39,11 +39,6 @@ fn with_prompt(name: &str) -> EmbedOptions {
 
 fn embed(model: &Model, texts: &[&str], options: &EmbedOptions) -> Vec<f32> {
     model.embed(texts, options, None).unwrap_or_else(|e| panic!("{}", e.details()))
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
-    dot(a, b) / dot(a, a).sqrt() / dot(b, b).sqrt()
 }
 
 #[test]
@@ -403,4 +398,16 @@ fn a_directory_that_contradicts_itself_is_refused_by_name() {
     let model = load(without_tokenizer.path());
     assert!(!model.supports(Capability::Embed));
     assert_eq!(model.embed(&["text"], &EmbedOptions::default(), None).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn quantised_weights_give_nearly_the_same_vectors() {
+    for path in models() {
+        let (dense, notes) = (load(&path), json(&path.join("golden.json")));
+        let quantised = Model::load(&path, &q8_0(), None).unwrap();
+        let vectors = |model: &Model| embed(model, &texts(&notes), &EmbedOptions::default());
+        let (want, got) = (vectors(&dense), vectors(&quantised));
+        let near = cosine(&want, &got);
+        assert!(near > 0.99 && got != want, "{}: {near}", path.display());
+    }
 }

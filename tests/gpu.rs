@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::{Reference, golden, json, max_abs, shipped};
+use common::{Reference, cosine, golden, json, max_abs, shipped};
 use metal_candle::{
     Capability, Chat, Device, DeviceKind, Dtype, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig,
     LoraTrainer, Model, Prompt, SamplingOptions, Session, TrainOptions,
@@ -47,13 +47,6 @@ fn models(folders: &[&str]) -> Vec<PathBuf> {
 
 fn name(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
-    let lengths = dot(a, a).sqrt() * dot(b, b).sqrt();
-    // A text may have the vector zero.
-    if lengths == 0.0 { f64::from(u8::from(max_abs(a, b) == 0.0)) } else { dot(a, b) / lengths }
 }
 
 /// The worst of many comparisons.

@@ -6,7 +6,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use common::{golden, load, shipped};
+use common::{golden, load, q8_0, shipped};
 use metal_candle::{Cancel, Error, ErrorKind, GenerateOptions, LoadOptions, Model, Session, Stage, estimate_memory};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -51,16 +51,18 @@ fn refused(folder: &TempDir, kind: ErrorKind, says: &[&str]) {
 
 #[test]
 fn progress_grows_to_the_whole_and_can_stop() {
-    let mut seen = Vec::new();
-    let mut watch = |progress: metal_candle::Progress| {
-        assert_eq!(progress.stage, Stage::Read);
-        seen.push((progress.done, progress.total));
-        ControlFlow::Continue(())
-    };
-    Model::load(shipped("tiny-coder"), &LoadOptions::default(), Some(&mut watch)).unwrap();
-    assert!(seen.len() > 5 && seen.is_sorted_by_key(|&(done, _)| done));
-    let &(done, total) = seen.last().unwrap();
-    assert!(done == total && total > 14_000_000);
+    for (options, stage) in [(LoadOptions::default(), Stage::Read), (q8_0(), Stage::Quantize)] {
+        let mut seen = Vec::new();
+        let mut watch = |progress: metal_candle::Progress| {
+            assert_eq!(progress.stage, stage);
+            seen.push((progress.done, progress.total));
+            ControlFlow::Continue(())
+        };
+        Model::load(shipped("tiny-coder"), &options, Some(&mut watch)).unwrap();
+        assert!(seen.len() > 5 && seen.is_sorted_by_key(|&(done, _)| done));
+        let &(done, total) = seen.last().unwrap();
+        assert!(done == total && total > 14_000_000);
+    }
 
     let mut stop = |progress: metal_candle::Progress| {
         if progress.done * 2 > progress.total { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -280,8 +282,11 @@ fn options_out_of_range_name_themselves() {
     let with = |options: LoadOptions| Model::load(golden("decoders/qwen2_tied"), &options, None).err().unwrap();
     let error = with(LoadOptions { max_context: Some(0), ..LoadOptions::default() });
     assert!(error.kind() == ErrorKind::InvalidArgument && error.message().contains("max_context"), "{error}");
-    let error = with(LoadOptions { quantization: Some("q4_k".to_string()), ..LoadOptions::default() });
-    assert!(error.kind() == ErrorKind::Unsupported && error.message().contains("q4_k"), "{error}");
+    for kind in ["q4_k", "Q8_0", ""] {
+        let error = with(LoadOptions { quantization: Some(kind.to_string()), ..LoadOptions::default() });
+        let named = [format!("{kind:?}"), "(q8_0)".to_string()].iter().all(|part| error.message().contains(part));
+        assert!(error.kind() == ErrorKind::Unsupported && named, "{error}");
+    }
     let error = with(LoadOptions { tokenizer_path: Some("no/tokenizer.json".into()), ..LoadOptions::default() });
     assert!(error.kind() == ErrorKind::NotFound && error.message().contains("tokenizer.json"), "{error}");
     let damaged = tempfile::NamedTempFile::new().unwrap();
@@ -317,5 +322,42 @@ fn the_estimate_is_what_a_model_takes() {
     assert!(estimate - cache_of(1024) > weights && estimate - cache_of(1024) < 2 * weights, "{estimate}");
     let wide = estimate_memory(&path, &LoadOptions { dtype: Some(metal_candle::Dtype::F32), ..LoadOptions::default() }).unwrap();
     assert!(wide - estimate > 14_600_000 && wide - estimate < 14_800_000, "twice the bytes a weight");
+    // All matrices of this model are for products, and have whole panels and blocks.
+    let matrices = 4096 * 256 + 8 * ((256 + 2 * 128 + 256) * 256 + 3 * 256 * 768);
+    let quantised = estimate_memory(&path, &q8_0()).unwrap();
+    assert_eq!(estimate - quantised, matrices * 2 - matrices * 34 / 32, "34 bytes for 32 weights");
     assert_eq!(estimate_memory("no/model", &LoadOptions::default()).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_weight_that_cannot_be_quantised_is_refused_by_the_name_of_its_tensor() {
+    let path = golden("families/llama_f32");
+    let bytes = fs::read(path.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let name = "model.layers.1.mlp.down_proj.weight";
+    for bad in [f32::NAN, f32::INFINITY, 1e7] {
+        let folder = copy("families/llama_f32");
+        let tensor = tensors.tensor(name).unwrap();
+        let mut values = tensor.data().to_vec();
+        values[400..404].copy_from_slice(&bad.to_le_bytes());
+        let spoiled = safetensors::tensor::TensorView::new(tensor.dtype(), tensor.shape().to_vec(), &values).unwrap();
+        let list = tensors.iter().map(|(other, view)| (other, if other == name { spoiled.clone() } else { view }));
+        safetensors::serialize_to_file(list, None, &folder.path().join("model.safetensors")).unwrap();
+        let error = Model::load(folder.path(), &q8_0(), None).err().unwrap();
+        assert!(error.kind() == ErrorKind::Format && error.message().contains(name), "{error}");
+        assert!(try_load(folder.path()).is_ok(), "as stored it is no concern of loading");
+    }
+}
+
+#[test]
+fn a_saved_session_is_for_weights_of_one_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("session");
+    let (dense, quantised) = (load(golden("decoders/qwen2_tied")), golden("decoders/qwen2_tied"));
+    let quantised = Model::load(quantised, &q8_0(), None).unwrap();
+    let mut session = Session::new(&quantised, 0).unwrap();
+    session.append_tokens(&[5, 9, 70], None).unwrap();
+    session.save(&path).unwrap();
+    assert_eq!(Session::load(&dense, &path).err().unwrap().kind(), ErrorKind::Mismatch);
+    assert_eq!(Session::load(&quantised, &path).unwrap().logits().unwrap(), session.logits().unwrap());
 }

@@ -6,7 +6,7 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use common::{Reference, golden, json, load, max_abs, shipped};
+use common::{Reference, cosine, golden, json, load, max_abs, q8_0, shipped};
 use metal_candle::{
     Capability, Dtype, EmbedOptions, ErrorKind, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, Model, Pooling,
     SamplingOptions, Session,
@@ -295,7 +295,8 @@ fn an_adapter_belongs_to_its_model() {
     let other = load(golden("decoders/qwen2_window_old"));
     let halved = LoadOptions { dtype: Some(Dtype::F16), ..LoadOptions::default() };
     let halved = Model::load(golden("decoders/qwen2_untied_old"), &halved, None).unwrap();
-    for other in [other, halved, model.merge(&lora, 1.0).unwrap()] {
+    let quantised = Model::load(golden("decoders/qwen2_untied_old"), &q8_0(), None).unwrap();
+    for other in [other, halved, quantised, model.merge(&lora, 1.0).unwrap()] {
         let mut session = Session::new(&other, 0).unwrap();
         session.append_tokens(&IDS, None).unwrap();
         let before = session.logits().unwrap().to_vec();
@@ -691,4 +692,23 @@ fn embeddings_take_adapters() {
     assert!(max_abs(&merged.embed(&texts, &with(vec![]), None).unwrap(), &changed) < 2e-5);
     let other = load(golden("encoders/bert_mean_norm"));
     assert_eq!(other.embed(&texts, &with(vec![(lora, 1.0)]), None).unwrap_err().kind(), ErrorKind::Mismatch);
+}
+
+#[test]
+fn an_adapter_of_quantised_weights_is_the_same_attached_and_merged() {
+    for name in ["lora/qwen2_all7", "lora/qwen2_dora", "adapters/gemma2_tied_saved", "adapters/phi3_fused"] {
+        let adapter = golden(name);
+        let base = golden(json(&adapter.join("golden.json"))["base"].as_str().unwrap());
+        let model = Model::load(&base, &q8_0(), None).unwrap();
+        let lora = open(&model, &adapter);
+        let merged = model.merge(&lora, 1.0).unwrap();
+        let attached = logits(&model, &[(lora, 1.0)], &IDS);
+        let error = max_abs(&attached, &logits(&merged, &[], &IDS));
+        assert!(error <= TOLERANCE, "{name}: {error}");
+        let dense = load(&base);
+        let want = logits(&dense, &[(open(&dense, &adapter), 1.0)], &IDS);
+        let near = cosine(&attached, &want);
+        assert!(near > 0.99 && attached != want, "{name}: {near}");
+        assert_ne!(attached, logits(&model, &[], &IDS), "{name}");
+    }
 }

@@ -2,18 +2,22 @@
 
 mod common;
 
-use common::shipped;
+use common::{q8_0, shipped};
 use metal_candle::{Device, DeviceKind, Dtype, EmbedOptions, LoadOptions, Model, Session, estimate_memory};
 
 #[test]
 fn what_loading_and_work_take_was_estimated() {
-    a_full_context();
+    let dense = a_full_context(LoadOptions { dtype: Some(Dtype::F32), ..LoadOptions::default() });
+    let quantised = a_full_context(q8_0());
+    // 7.3 million weights in 34 bytes for 32, and no longer in 4 bytes each.
+    assert!(dense - quantised > 0.9 * 7.3e6 * (4.0 - 34.0 / 32.0), "{dense:.0} bytes, quantised {quantised:.0}");
     long_texts();
 }
 
-fn a_full_context() {
+/// What it takes.
+fn a_full_context(options: LoadOptions) -> f64 {
     let device = Device::new(DeviceKind::Cpu, 0).unwrap();
-    let options = LoadOptions { device: Some(device.clone()), dtype: Some(Dtype::F32), ..LoadOptions::default() };
+    let options = LoadOptions { device: Some(device.clone()), ..options };
     let resident = || device.memory().unwrap().0 as f64;
     // Thread stacks, the tokenizer and the allocator's own are there before, so that the difference is model and session.
     let warm = Model::load(shipped("tiny-coder"), &options, None).unwrap();
@@ -28,6 +32,7 @@ fn a_full_context() {
     let taken = resident() - before;
     assert!(taken < 1.15 * estimate && taken > 0.7 * estimate, "took {taken:.0} bytes, the estimate was {estimate:.0}");
     drop((session, model, warm));
+    taken
 }
 
 fn long_texts() {

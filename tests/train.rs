@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::{Reference, golden, json, load, max_abs, shipped};
+use common::{Reference, golden, json, load, max_abs, q8_0, shipped};
 use metal_candle::{
     Cancel, Capability, Chat, Dataset, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Schedule,
     Session, TrainEvent, TrainOptions, Weighting,
@@ -1005,4 +1005,27 @@ fn datasets_that_teach_nothing_are_refused() {
     trainer.train_step(&[1, 2, 3], None, &[0, 3]).unwrap();
     let events = run(&mut trainer, &text, None, 0);
     assert_eq!((events[0].truncated, events[0].step, events[0].total_steps), (1, 2, 2));
+}
+
+#[test]
+fn an_adapter_is_trained_on_quantised_weights() {
+    let quantised = || Model::load(shipped("tiny-coder"), &q8_0(), None).unwrap();
+    let options = TrainOptions { learning_rate: 5e-3, batch_size: 4, epochs: 6, eval_every: 6, ..TrainOptions::default() };
+    let mut trainer = LoraTrainer::new(&quantised(), &tiny(), &options).unwrap();
+    let events = run(&mut trainer, &examples(0, 12), None, 12);
+    let losses: Vec<f32> = events.iter().map(|event| event.loss).collect();
+    assert!(losses.len() == 12 && losses[9..].iter().all(|last| *last < 0.6 * losses[0]), "{losses:?}");
+
+    // What was learnt is for weights of this kind while it is a training, and an adapter for all when it is saved.
+    let directory = saved(&trainer);
+    assert_eq!(LoraTrainer::resume(&coder(), directory.path(), None).err().unwrap().kind(), ErrorKind::Mismatch);
+    let mut resumed = LoraTrainer::resume(&quantised(), directory.path(), None).unwrap();
+    assert_eq!(told(&run(&mut resumed, &examples(0, 12), None, 3)), told(&run(&mut trainer, &examples(0, 12), None, 3)));
+    assert!(state(&resumed) == state(&trainer));
+    let dense = coder();
+    assert!(Lora::load(&dense, directory.path()).is_ok());
+    assert_eq!(
+        Session::new(&dense, 0).unwrap().set_adapters(&[(trainer.adapter().unwrap(), 1.0)]).unwrap_err().kind(),
+        ErrorKind::Mismatch
+    );
 }

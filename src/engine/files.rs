@@ -3,11 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use super::sampling::Sampling;
-use super::{LoadOptions, Tokenizer};
+use super::{Device, DeviceKind, LoadOptions, Tokenizer};
 use crate::error::{Error, Result};
 use crate::load::{Json, SentenceConfig, read_text};
 use crate::models::{self, Family};
 use crate::nn::Config;
+use crate::ops::Quant;
+
+/// The kinds that [`LoadOptions::quantization`] knows.
+const QUANTS: [(&str, Quant); 1] = [("q8_0", Quant::Q8_0)];
 
 /// What they say, checked.
 pub(super) struct Files {
@@ -15,6 +19,8 @@ pub(super) struct Files {
     pub(super) family: &'static Family,
     pub(super) config: Config,
     pub(super) config_json: String,
+    /// What matrices are quantised to.
+    pub(super) quant: Option<Quant>,
     raw: Json,
     generation: Option<Json>,
     pub(super) tokenizer_config: Option<Json>,
@@ -29,9 +35,7 @@ impl Files {
                 path.display()
             )));
         }
-        if let Some(kind) = &options.quantization {
-            return Err(Error::unsupported(format!("quantization: {kind:?} is not supported, expected none")));
-        }
+        let quant = quant(options)?;
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if !metadata.is_dir() {
             return Err(Error::unsupported(format!("{}: expected a directory with config.json", path.display())));
@@ -57,6 +61,7 @@ impl Files {
             family,
             config,
             config_json,
+            quant,
             generation: Json::read_optional(&path.join("generation_config.json"))?,
             tokenizer_config: Json::read_optional(&path.join("tokenizer_config.json"))?,
             directory: path,
@@ -118,5 +123,45 @@ impl Files {
             sampling.min_p = within("min_p", 0.0)?;
         }
         Ok(sampling)
+    }
+}
+
+/// # Errors
+/// `ErrorKind::Unsupported` for a kind that is not there, and for one on a GPU.
+fn quant(options: &LoadOptions) -> Result<Option<Quant>> {
+    let Some(kind) = &options.quantization else { return Ok(None) };
+    let device = match &options.device {
+        Some(device) => device.kind(),
+        None => Device::new(DeviceKind::Auto, 0)?.kind(),
+    };
+    quant_on(kind, device).map(Some)
+}
+
+fn quant_on(kind: &str, device: DeviceKind) -> Result<Quant> {
+    let Some((_, quant)) = QUANTS.iter().find(|(name, _)| *name == kind) else {
+        let names = QUANTS.map(|(name, _)| name).join(", ");
+        return Err(Error::unsupported(format!("quantization: {kind:?} is not supported ({names})")));
+    };
+    match device {
+        DeviceKind::Cpu => Ok(*quant),
+        gpu => Err(Error::unsupported(format!("quantization: {kind:?} runs on the CPU alone, found the device {gpu:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn quantised_weights_are_for_the_cpu() {
+        for (kind, quant) in QUANTS {
+            assert_eq!(quant_on(kind, DeviceKind::Cpu).unwrap(), quant);
+            for (device, name) in [(DeviceKind::Metal, "Metal"), (DeviceKind::Cuda, "Cuda")] {
+                let error = quant_on(kind, device).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Unsupported);
+                assert!([kind, "CPU", name].iter().all(|word| error.message().contains(word)), "{error}");
+            }
+        }
     }
 }

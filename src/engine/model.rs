@@ -18,7 +18,7 @@ use super::files::Files;
 use super::sampling::Sampling;
 use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Checkpoint, Json, Module};
+use crate::load::{Checkpoint, Json, Module, fnv};
 use crate::models::Family;
 use crate::nn::{Config, KvCache, TensorSource, Transformer, Weights};
 use crate::ops::StoredType;
@@ -66,7 +66,7 @@ pub enum Stage {
     Download,
     /// Weights are read.
     Read,
-    /// Weights are quantised.
+    /// Weights are read and quantised: of a model that is quantised, in place of `Read`.
     Quantize,
     /// Kernels are compiled.
     Compile,
@@ -76,7 +76,7 @@ pub enum Stage {
     Embed,
 }
 
-/// How far a stage is: bytes for `Download`, `Read` and `Quantize`, kernels for `Compile`, tokens for `Prefill`, texts for `Embed`.
+/// How far a stage is: bytes of the files for `Download`, `Read` and `Quantize`, kernels for `Compile`, tokens for `Prefill`, texts for `Embed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     pub stage: Stage,
@@ -96,7 +96,10 @@ pub struct LoadOptions {
     pub dtype: Option<Dtype>,
     /// Another tokenizer.json, or a directory with one.
     pub tokenizer_path: Option<PathBuf>,
-    /// Quantise while loading.
+    /// Quantise while loading, on the CPU. There is `q8_0`: in each row of a matrix for products (projections, the output matrix, and
+    /// with it an embedding that it shares) 32 neighbours become a byte each and a common scale in F16, 8.5 bits a weight, as in
+    /// ggml. Tables that are only looked up, norms, biases and layers behind the pooling keep the type of `dtype`. Adapters act on
+    /// the quantised weights and are F32 themselves; so is a matrix that one was merged into.
     pub quantization: Option<String>,
     /// Tokens; `None` = what the configuration says. A larger number than that extrapolates.
     pub max_context: Option<usize>,
@@ -150,6 +153,7 @@ impl Model {
             Some(device) => device.clone(),
             None => Device::new(DeviceKind::Auto, 0)?,
         };
+        let stage = if files.quant.is_some() { Stage::Quantize } else { Stage::Read };
         let mut told = 0;
         let mut on_bytes = |done: u64, total: u64| {
             cancel.as_ref().map_or(Ok(()), Cancel::check)?;
@@ -159,7 +163,7 @@ impl Model {
                 return Ok(());
             }
             told = done;
-            tell(&mut progress, Progress { stage: Stage::Read, done, total })
+            tell(&mut progress, Progress { stage, done, total })
         };
         let tokenizer = files.tokenizer(options)?;
         let chat_template = ChatTemplate::load(&files.directory)?;
@@ -177,10 +181,12 @@ impl Model {
         let mut checkpoint = Checkpoint::open(&files.directory, &mut on_bytes)?;
         let stored = stored_type(&checkpoint, &files.config, &device, options);
         let backend = device.backend();
-        let mut weights = Weights::new(&mut checkpoint, backend, stored);
+        let mut weights = Weights::new(&mut checkpoint, backend, stored).quantized(files.quant);
         let transformer = device.work(|| Transformer::load(files.config, &mut weights))?;
         let parameters = weights.parameters();
-        let (fingerprint, dtype) = (checkpoint.fingerprint(), dtype_of(stored, &checkpoint, transformer.config()));
+        let dtype = dtype_of(stored, &checkpoint, transformer.config());
+        // What was computed with rounded weights does not continue what was computed with whole ones.
+        let fingerprint = options.quantization.iter().fold(checkpoint.fingerprint(), |hash, kind| fnv(hash, kind.as_bytes()));
         // What was not read (buffers of old checkpoints) counts as done.
         checkpoint.finish()?;
         if !backend.kernels {
@@ -207,7 +213,7 @@ impl Model {
     }
 
     /// Loads a repository of the Hub, `owner/name`, downloading what the cache lacks; then as [`load`](Self::load). Progress has
-    /// the stage `Download` if anything is downloaded, and then `Read`. A model that cannot be loaded is refused before its
+    /// the stage `Download` if anything is downloaded, and then those of `load`. A model that cannot be loaded is refused before its
     /// weights are downloaded. A call that is cancelled keeps the files that are whole.
     ///
     /// # Errors
@@ -253,7 +259,7 @@ impl Model {
         self.0.parameters
     }
 
-    /// What the matrices are stored as in memory.
+    /// What the matrices are stored as in memory; of a quantised model, those that are not quantised.
     pub fn dtype(&self) -> Dtype {
         self.0.dtype
     }
@@ -374,7 +380,7 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
     let value_bytes = dtype_of(stored, &checkpoint, &files.config);
     let config = files.config.clone();
     let backend = device.backend();
-    let mut weights = Weights::dry(&mut checkpoint, backend, stored);
+    let mut weights = Weights::dry(&mut checkpoint, backend, stored).quantized(files.quant);
     let generates = Transformer::load(files.config, &mut weights)?.generates();
     let modules: u64 = files.sentence.modules.iter().map(Module::bytes).sum();
     if !generates {
@@ -457,9 +463,11 @@ pub(super) fn tell(progress: &mut Option<&mut ProgressFn<'_>>, event: Progress) 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
-    use crate::nn::{Adapters, Batch, Module, Pass, Place, Trained};
-    use crate::ops::{Backend, Dropout};
+    use crate::nn::{Adapters, Batch, Entry, Module, Pass, Place, Trained};
+    use crate::ops::{Backend, Dropout, Quant, widen};
 
     /// The network of a directory, on the CPU, by our kernels or by the tensor operations of GPUs.
     fn network(directory: &Path, kernels: bool) -> Transformer {
@@ -467,6 +475,20 @@ mod tests {
     }
 
     fn network_of(directory: &Path, kernels: bool, stored: StoredType) -> Transformer {
+        network_with(directory, kernels, |weights| weights, stored)
+    }
+
+    /// By our kernels, with quantised matrices.
+    fn quantised(directory: &Path, quant: Quant) -> Transformer {
+        network_with(directory, true, |weights| weights.quantized(Some(quant)), StoredType::F32)
+    }
+
+    fn network_with(
+        directory: &Path,
+        kernels: bool,
+        set: impl FnOnce(Weights<'_>) -> Weights<'_>,
+        stored: StoredType,
+    ) -> Transformer {
         let mut files = Files::open(directory, &LoadOptions::default()).unwrap();
         if files.config.positions.is_none() {
             files.config.context_length = 512; // a dynamic rope goes as far as its caller says
@@ -474,7 +496,7 @@ mod tests {
         let mut on_bytes = |_, _| Ok(());
         let mut checkpoint = Checkpoint::open(directory, &mut on_bytes).unwrap();
         let backend = Backend { device: candle_core::Device::Cpu, kernels };
-        Transformer::load(files.config, &mut Weights::new(&mut checkpoint, &backend, Some(stored))).unwrap()
+        Transformer::load(files.config, &mut set(Weights::new(&mut checkpoint, &backend, Some(stored)))).unwrap()
     }
 
     /// The logits after every token, evaluated in chunks.
@@ -508,6 +530,70 @@ mod tests {
                     // Both are within 5e-4 of the reference; this is what the order of sums alone changes.
                     assert!(error < 2e-4, "{} in chunks of {chunk}: {error}", directory.display());
                 }
+                seen += 1;
+            }
+        }
+        assert!(seen >= 50);
+    }
+
+    /// A checkpoint in F32 whose matrices for products went to Q8_0 and back.
+    struct Rounded(HashMap<String, (Entry, Vec<u8>)>);
+
+    impl Rounded {
+        fn of(directory: &Path, config: &Config) -> Self {
+            let mut on_bytes = |_, _| Ok(());
+            let mut checkpoint = Checkpoint::open(directory, &mut on_bytes).unwrap();
+            let names: Vec<String> = checkpoint.names().into_iter().map(str::to_owned).collect();
+            let rounded = |name: String| {
+                let entry = checkpoint.entry(&name)?.clone();
+                let stored = entry.stored.clone().ok()?;
+                let mut bytes = vec![0; entry.shape.iter().product::<usize>() * stored.size()];
+                checkpoint.read(&name, 0, &mut bytes).unwrap();
+                let mut values = widen(&bytes, stored);
+                let looked_up = !config.tied && name.ends_with(&format!("{}.weight", config.names.embed));
+                if let ([_, cols], false) = (entry.shape.as_slice(), looked_up) {
+                    for block in values.chunks_mut(*cols).flat_map(|row| row.chunks_mut(32)) {
+                        let scale = block.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
+                        let kept = half::f16::from_f32(scale).to_f32();
+                        block.iter_mut().for_each(|x| *x = if scale == 0.0 { 0.0 } else { (*x * (1.0 / scale)).round() * kept });
+                    }
+                }
+                let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+                Some((name, (Entry { stored: Ok(StoredType::F32), ..entry }, bytes)))
+            };
+            Self(names.into_iter().filter_map(rounded).collect())
+        }
+    }
+
+    impl TensorSource for Rounded {
+        fn entry(&self, name: &str) -> Option<&Entry> {
+            self.0.get(name).map(|(entry, _)| entry)
+        }
+        fn names(&self) -> Vec<&str> {
+            self.0.keys().map(String::as_str).collect()
+        }
+        fn read(&mut self, name: &str, offset: u64, into: &mut [u8]) -> Result<()> {
+            into.copy_from_slice(&self.0[name].1[offset as usize..][..into.len()]);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_quantised_network_is_the_dense_one_of_its_rounded_weights() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let ids: Vec<u32> = (0..30).map(|i| 3 + i * 67 % 120).collect();
+        let mut seen = 0;
+        for folder in ["decoders", "families"] {
+            for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+                let directory = entry.unwrap().path();
+                let quantised = quantised(&directory, Quant::Q8_0);
+                let mut source = Rounded::of(&directory, quantised.config());
+                let mut weights = Weights::new(&mut source, quantised.backend(), Some(StoredType::F32));
+                let dense = Transformer::load(quantised.config().clone(), &mut weights).unwrap();
+                let got = logits(&quantised, &ids, 7, None);
+                assert!(got.iter().all(|x| x.is_finite()));
+                assert_eq!(got, logits(&dense, &ids, 7, None), "{}", directory.display());
+                assert_ne!(got, logits(&network(&directory, true), &ids, 7, None), "{}", directory.display());
                 seen += 1;
             }
         }
@@ -645,9 +731,13 @@ mod tests {
         let ids: Vec<u32> = (0..35).map(|i| 3 + i * 67 % 120).collect();
         let targets = targets(&ids);
         let batch = Batch { ids: &ids, lengths: &LENGTHS, targets: &targets };
+        let stored = [StoredType::F32, StoredType::F16, StoredType::BF16];
         for directory in ["decoders/qwen2_untied_old", "decoders/gemma2", "decoders/phi3"] {
-            for dropout in [None, Some(Dropout { share: 0.2, seed: 7 })] {
-                let network = network(&root.join(directory), true);
+            let directory = root.join(directory);
+            let mut bases = stored.map(|stored| (network_of(&directory, true, stored), None)).to_vec();
+            bases.push((quantised(&directory, Quant::Q8_0), None));
+            bases.push((network(&directory, true), Some(Dropout { share: 0.2, seed: 7 })));
+            for (network, dropout) in bases {
                 let trained = in_training(&network);
                 let (_, gradients) = network.gradients(batch, &trained, pass(true, dropout)).unwrap().unwrap();
                 let all = || gradients.iter().flat_map(|g| g.a.iter().chain(&g.b));

@@ -1,13 +1,15 @@
 //! The product of activations and a packed weight matrix, `y = x Wᵀ + b`.
 //!
 //! Register tiles of up to twelve rows by two panels (thirty-two outputs); each output is one chain of fused multiply-adds
-//! over the columns in order, whatever the tile, so the number of rows changes no bit of a row's result.
+//! over the columns in order, whatever the tile, so the number of rows changes no bit of a row's result. Quantised weights are
+//! widened on the way: for several rows a few columns at a time in the first cache, for one row in registers.
 //! Blocking after Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
 
 use std::ops::Range;
 
 use super::packed::{Packed, Panels};
 use super::parallel::{Shared, each, parts};
+use super::q8_0::{self, Q8_0, WIDENED, Widened};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 use half::{bf16, f16};
 
@@ -55,23 +57,23 @@ fn checked(x: &[f32], x_stride: usize, weight: &Packed, start: Start<'_>, y: &mu
     assert!(rows == 0 || x.len() >= (rows - 1) * x_stride + k, "x holds {rows} rows");
     assert!(n <= y_stride && y.len() == (rows * y_stride).saturating_sub(if rows == 0 { 0 } else { y_stride - n }), "rows of y");
     match &weight.panels {
-        Panels::F32(p) => product(x, x_stride, p, (rows, n, k), start, y, y_stride),
-        Panels::F16(p) => product(x, x_stride, p, (rows, n, k), start, y, y_stride),
-        Panels::BF16(p) => product(x, x_stride, p, (rows, n, k), start, y, y_stride),
+        Panels::F32(p) => product(x, x_stride, p.as_slice(), (rows, n, k), start, y, y_stride),
+        Panels::F16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), start, y, y_stride),
+        Panels::BF16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), start, y, y_stride),
+        Panels::Q8_0(p) => product(x, x_stride, p, (rows, n, k), start, y, y_stride),
     }
 }
 
-fn product<W: Weight>(
+fn product<W: Source>(
     x: &[f32],
     x_stride: usize,
-    w: &[W],
+    w: W,
     (rows, n, k): (usize, usize, usize),
     start: Start<'_>,
     y: &mut [f32],
     y_stride: usize,
 ) {
     let panels = n.div_ceil(LANES);
-    assert_eq!(w.len(), panels * LANES * k, "whole panels");
     let pairs = panels.div_ceil(2);
     // By rows where there are many, so that a part's rows meet all panels while they are in its cache; the rest by panels.
     let most = parts(rows * n * k / SPLIT_WORK);
@@ -109,13 +111,14 @@ pub fn matmul_transposed_add(x: &[f32], x_stride: usize, weight: &Packed, y: &mu
     assert_eq!(weight.lanes, LANES, "a matrix for products");
     assert!(rows == 0 || x.len() >= (rows - 1) * x_stride + n, "x holds {rows} rows");
     match &weight.panels {
-        Panels::F32(p) => transposed(x, x_stride, p, (rows, n, k), y),
-        Panels::F16(p) => transposed(x, x_stride, p, (rows, n, k), y),
-        Panels::BF16(p) => transposed(x, x_stride, p, (rows, n, k), y),
+        Panels::F32(p) => transposed(x, x_stride, p.as_slice(), (rows, n, k), y),
+        Panels::F16(p) => transposed(x, x_stride, p.as_slice(), (rows, n, k), y),
+        Panels::BF16(p) => transposed(x, x_stride, p.as_slice(), (rows, n, k), y),
+        Panels::Q8_0(p) => transposed(x, x_stride, p, (rows, n, k), y),
     }
 }
 
-fn transposed<W: Weight>(x: &[f32], x_stride: usize, w: &[W], (rows, n, k): (usize, usize, usize), y: &mut [f32]) {
+fn transposed<W: Source>(x: &[f32], x_stride: usize, w: W, (rows, n, k): (usize, usize, usize), y: &mut [f32]) {
     if rows == 0 {
         return;
     }
@@ -131,7 +134,7 @@ fn transposed<W: Weight>(x: &[f32], x_stride: usize, w: &[W], (rows, n, k): (usi
             dispatch(Part {
                 x: &x[first..],
                 x_stride,
-                w: &turned,
+                w: turned.as_slice(),
                 rows: 0..rows,
                 n: (panels.end * LANES).min(k) - panels.start * LANES,
                 k: outputs.len(),
@@ -147,7 +150,7 @@ fn transposed<W: Weight>(x: &[f32], x_stride: usize, w: &[W], (rows, n, k): (usi
 
 /// Copies outputs of a packed matrix so that inputs are side by side: `[panel of inputs][output][16]`.
 struct Turn<'a, W> {
-    w: &'a [W],
+    w: W,
     k: usize,
     /// Begins with a panel.
     outputs: Range<usize>,
@@ -156,20 +159,23 @@ struct Turn<'a, W> {
     turned: &'a mut [f32],
 }
 
-impl<W: Weight> Kernel for Turn<'_, W> {
+impl<W: Source> Kernel for Turn<'_, W> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let count = self.outputs.len();
+        let mut room = W::Room::default();
         for (panel, turned) in self.panels.zip(self.turned.chunks_exact_mut(count * LANES)) {
             let inputs = panel * LANES..self.k.min((panel + 1) * LANES);
             for (output, turned) in self.outputs.clone().step_by(LANES).zip(turned.chunks_mut(LANES * LANES)) {
-                let w = &self.w[output * self.k + inputs.start * LANES..][..inputs.len() * LANES];
                 let mut block = [[0f32; LANES]; LANES];
-                for (w, row) in w.chunks_exact(LANES).zip(&mut block) {
-                    // SAFETY: `w` and `row` hold sixteen values; the caller vouches for the instructions of `S`.
-                    unsafe { S::store(row.as_mut_ptr(), W::load::<S>(w.as_ptr())) };
+                // SAFETY: `w` and `row` hold sixteen values; the caller vouches for the instructions of `S`.
+                unsafe {
+                    let w = self.w.columns::<S>(output / LANES, self.k, inputs.clone(), &mut room);
+                    for (w, row) in w.chunks_exact(LANES).zip(&mut block) {
+                        S::store(row.as_mut_ptr(), W::Value::load::<S>(w.as_ptr()));
+                    }
                 }
                 for (lane, turned) in turned.chunks_exact_mut(LANES).enumerate() {
                     for (to, row) in turned.iter_mut().zip(&block) {
@@ -311,11 +317,112 @@ impl Weight for bf16 {
     }
 }
 
+/// Panels that a product reads.
+trait Source: Copy + Send + Sync {
+    type Value: Weight;
+    /// Columns that are read at once.
+    const COLS: usize;
+    /// For those of one panel, where they are not in memory as they are read.
+    type Room: Default;
+    /// Columns that are read at once by a single row, and how: widened values would be stored for nobody else.
+    const ONCE_COLS: usize;
+    type Once<S: Simd>: Columns<S>;
+
+    /// Columns of a panel of `k` inputs, sixteen values each.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `S`.
+    unsafe fn columns<'a, S: Simd>(
+        self,
+        panel: usize,
+        k: usize,
+        columns: Range<usize>,
+        room: &'a mut Self::Room,
+    ) -> &'a [Self::Value]
+    where
+        Self: 'a;
+
+    /// The same to be read once: at most [`ONCE_COLS`](Self::ONCE_COLS), from a multiple of it on.
+    ///
+    /// # Safety
+    /// As [`columns`](Self::columns); it lives no longer than the panels.
+    unsafe fn once<S: Simd>(self, panel: usize, k: usize, columns: Range<usize>) -> Self::Once<S>;
+}
+
+impl<W: Weight> Source for &[W] {
+    type Value = W;
+    const COLS: usize = BLOCK_COLS;
+    type Room = ();
+    const ONCE_COLS: usize = BLOCK_COLS;
+    type Once<S: Simd> = *const W;
+
+    #[inline(always)]
+    unsafe fn columns<'a, S: Simd>(self, panel: usize, k: usize, columns: Range<usize>, (): &'a mut ()) -> &'a [W]
+    where
+        Self: 'a,
+    {
+        &self[(panel * k + columns.start) * LANES..][..columns.len() * LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn once<S: Simd>(self, panel: usize, k: usize, columns: Range<usize>) -> *const W {
+        self[(panel * k + columns.start) * LANES..][..columns.len() * LANES].as_ptr()
+    }
+}
+
+impl Source for &Q8_0 {
+    type Value = f32;
+    const COLS: usize = WIDENED;
+    type Room = Widened;
+    const ONCE_COLS: usize = q8_0::BLOCK;
+    type Once<S: Simd> = q8_0::Block<S>;
+
+    #[inline(always)]
+    unsafe fn columns<'a, S: Simd>(self, panel: usize, k: usize, columns: Range<usize>, room: &'a mut Widened) -> &'a [f32]
+    where
+        Self: 'a,
+    {
+        // SAFETY: passed on from the caller.
+        unsafe { self.widen::<S>(panel, k, columns, room) }.as_flattened()
+    }
+
+    #[inline(always)]
+    unsafe fn once<S: Simd>(self, panel: usize, k: usize, columns: Range<usize>) -> q8_0::Block<S> {
+        // SAFETY: passed on from the caller.
+        unsafe { self.block::<S>(panel, k, columns) }
+    }
+}
+
+/// Where the register tile reads weights.
+pub(super) trait Columns<S: Simd>: Copy {
+    /// Sixteen values that begin `offset` values behind the first, as F32.
+    ///
+    /// # Safety
+    /// As [`Simd::load`].
+    unsafe fn load(self, offset: usize) -> S::V;
+}
+
+impl<S: Simd, W: Weight> Columns<S> for *const W {
+    #[inline(always)]
+    unsafe fn load(self, offset: usize) -> S::V {
+        // SAFETY: passed on from the caller.
+        unsafe { W::load::<S>(self.add(offset)) }
+    }
+}
+
+impl<S: Simd> Columns<S> for q8_0::Block<S> {
+    #[inline(always)]
+    unsafe fn load(self, offset: usize) -> S::V {
+        // SAFETY: passed on from the caller.
+        unsafe { S::fma(S::load_i8(self.values.add(offset)), self.scale, S::splat(0.0)) }
+    }
+}
+
 /// One thread's share: some rows, some panels.
 struct Part<'a, W> {
     x: &'a [f32],
     x_stride: usize,
-    w: &'a [W],
+    w: W,
     rows: Range<usize>,
     n: usize,
     k: usize,
@@ -325,7 +432,7 @@ struct Part<'a, W> {
     panels: Range<usize>,
 }
 
-impl<W: Weight> Kernel for Part<'_, W> {
+impl<W: Source> Kernel for Part<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -333,19 +440,20 @@ impl<W: Weight> Kernel for Part<'_, W> {
         // Blocks of equal height, in whole register tiles.
         let most = (BLOCK_VALUES / self.k.clamp(1, BLOCK_COLS)).max(12);
         let block_rows = self.rows.len().div_ceil(self.rows.len().div_ceil(most).max(1)).next_multiple_of(12);
+        let mut room = Default::default();
         for row in self.rows.clone().step_by(block_rows.max(12)) {
             let rows = block_rows.min(self.rows.end - row);
             for col in (0..self.k).step_by(BLOCK_COLS) {
-                let cols = BLOCK_COLS.min(self.k - col);
+                let cols = col..self.k.min(col + BLOCK_COLS);
                 let mut panel = self.panels.start;
                 while panel < self.panels.end {
                     // SAFETY: the caller vouches for the instructions of `S`.
                     unsafe {
                         if S::WIDE && panel + 1 < self.panels.end {
-                            self.rows_by_panels::<S, 2>(row, rows, col, cols, panel);
+                            self.rows_by_panels::<S, 2>(row, rows, cols.clone(), panel, &mut room);
                             panel += 2;
                         } else {
-                            self.rows_by_panels::<S, 1>(row, rows, col, cols, panel);
+                            self.rows_by_panels::<S, 1>(row, rows, cols.clone(), panel, &mut room);
                             panel += 1;
                         }
                     }
@@ -355,42 +463,71 @@ impl<W: Weight> Kernel for Part<'_, W> {
     }
 }
 
-impl<W: Weight> Part<'_, W> {
+impl<W: Source> Part<'_, W> {
     /// All rows of a block against `P` panels.
     #[inline(always)]
-    unsafe fn rows_by_panels<S: Simd, const P: usize>(&self, row: usize, rows: usize, col: usize, cols: usize, panel: usize) {
-        // The start value of each sum, where this block is the first.
-        let mut start = [0f32; 2 * LANES];
-        if let Start::Bias(Some(bias)) = self.start {
-            let bias = &bias[panel * LANES..self.n.min((panel + P) * LANES)];
-            start[..bias.len()].copy_from_slice(bias);
+    unsafe fn rows_by_panels<S: Simd, const P: usize>(
+        &self,
+        row: usize,
+        rows: usize,
+        block: Range<usize>,
+        panel: usize,
+        room: &mut [W::Room; 2],
+    ) {
+        // The start value of each sum, where these columns are the first.
+        let mut bias = [0f32; 2 * LANES];
+        if let Start::Bias(Some(all)) = self.start {
+            let own = &all[panel * LANES..self.n.min((panel + P) * LANES)];
+            bias[..own.len()].copy_from_slice(own);
         }
-        let start = if col == 0 && matches!(self.start, Start::Bias(_)) { Some(&start) } else { None };
-        let w: [*const W; P] =
-            std::array::from_fn(|p| self.w[(panel + p) * LANES * self.k + col * LANES..][..cols * LANES].as_ptr());
-        let mut done = 0;
-        for tile_rows in tiles::<S>(rows) {
-            let a = &self.x[(row + done) * self.x_stride + col..][..(tile_rows - 1) * self.x_stride + cols];
-            // SAFETY: `a` and `w` hold `cols` steps; the output tile is handled in `tile`.
-            unsafe {
-                match tile_rows {
-                    12 => self.tile::<S, 12, P>(a, &w, cols, row + done, panel, start),
-                    6 => self.tile::<S, 6, P>(a, &w, cols, row + done, panel, start),
-                    4 => self.tile::<S, 4, P>(a, &w, cols, row + done, panel, start),
-                    2 => self.tile::<S, 2, P>(a, &w, cols, row + done, panel, start),
-                    _ => self.tile::<S, 1, P>(a, &w, cols, row + done, panel, start),
+        let start = |col: usize| if col == 0 && matches!(self.start, Start::Bias(_)) { Some(&bias) } else { None };
+        if rows == 1 {
+            for col in block.clone().step_by(W::ONCE_COLS) {
+                let cols = col..block.end.min(col + W::ONCE_COLS);
+                let a = &self.x[row * self.x_stride + col..][..cols.len()];
+                // SAFETY: `a` and `w` hold as many steps; the output tile is handled in `tile`.
+                unsafe {
+                    let first = self.w.once::<S>(panel, self.k, cols.clone());
+                    let mut w = [first; P];
+                    if P > 1 {
+                        w[P - 1] = self.w.once::<S>(panel + P - 1, self.k, cols.clone());
+                    }
+                    self.tile::<S, _, 1, P>(a, &w, cols.len(), row, panel, start(col));
                 }
             }
-            done += tile_rows;
+            return;
+        }
+        for col in block.clone().step_by(W::COLS) {
+            let (cols, start) = (W::COLS.min(block.end - col), start(col));
+            let mut w = [std::ptr::null(); P];
+            for (p, (w, room)) in w.iter_mut().zip(&mut *room).enumerate() {
+                // SAFETY: passed on from the caller.
+                *w = unsafe { self.w.columns::<S>(panel + p, self.k, col..col + cols, room) }.as_ptr();
+            }
+            let mut done = 0;
+            for tile_rows in tiles::<S>(rows) {
+                let a = &self.x[(row + done) * self.x_stride + col..][..(tile_rows - 1) * self.x_stride + cols];
+                // SAFETY: `a` and `w` hold `cols` steps; the output tile is handled in `tile`.
+                unsafe {
+                    match tile_rows {
+                        12 => self.tile::<S, _, 12, P>(a, &w, cols, row + done, panel, start),
+                        6 => self.tile::<S, _, 6, P>(a, &w, cols, row + done, panel, start),
+                        4 => self.tile::<S, _, 4, P>(a, &w, cols, row + done, panel, start),
+                        2 => self.tile::<S, _, 2, P>(a, &w, cols, row + done, panel, start),
+                        _ => self.tile::<S, _, 1, P>(a, &w, cols, row + done, panel, start),
+                    }
+                }
+                done += tile_rows;
+            }
         }
     }
 
     /// `R` rows by `P` panels of the output.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const R: usize, const P: usize>(
+    unsafe fn tile<S: Simd, B: Columns<S>, const R: usize, const P: usize>(
         &self,
         a: &[f32],
-        w: &[*const W; P],
+        w: &[B; P],
         cols: usize,
         row: usize,
         panel: usize,
@@ -404,7 +541,7 @@ impl<W: Weight> Part<'_, W> {
         // tile goes through a buffer of full width.
         unsafe {
             if width == P * LANES {
-                multiply::<S, W, R, P>(cols, a.as_ptr(), self.x_stride, 1, *w, LANES, y, self.y_stride, start);
+                multiply::<S, _, R, P>(cols, a.as_ptr(), self.x_stride, 1, *w, LANES, y, self.y_stride, start);
                 return;
             }
             let mut buffer = [0f32; 12 * 2 * LANES];
@@ -413,7 +550,7 @@ impl<W: Weight> Part<'_, W> {
                     std::ptr::copy_nonoverlapping(y.add(r * self.y_stride), buffer.as_mut_ptr().add(r * P * LANES), width);
                 }
             }
-            multiply::<S, W, R, P>(cols, a.as_ptr(), self.x_stride, 1, *w, LANES, buffer.as_mut_ptr(), P * LANES, start);
+            multiply::<S, _, R, P>(cols, a.as_ptr(), self.x_stride, 1, *w, LANES, buffer.as_mut_ptr(), P * LANES, start);
             for r in 0..R {
                 std::ptr::copy_nonoverlapping(buffer.as_ptr().add(r * P * LANES), y.add(r * self.y_stride), width);
             }
@@ -440,11 +577,11 @@ pub(super) unsafe fn by_rows<S: Simd, const P: usize>(
     // SAFETY: passed on from the caller.
     unsafe {
         match rows {
-            12 => multiply::<S, f32, 12, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
-            6 => multiply::<S, f32, 6, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
-            4 => multiply::<S, f32, 4, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
-            2 => multiply::<S, f32, 2, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
-            _ => multiply::<S, f32, 1, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
+            12 => multiply::<S, _, 12, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
+            6 => multiply::<S, _, 6, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
+            4 => multiply::<S, _, 4, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
+            2 => multiply::<S, _, 2, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
+            _ => multiply::<S, _, 1, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
         }
     }
 }
@@ -467,12 +604,12 @@ pub(super) fn tiles<S: Simd>(rows: usize) -> impl Iterator<Item = usize> {
 /// sixteen values every `b_step`, `c` for `R` rows of `P` vectors, `c_row` apart.
 #[allow(clippy::too_many_arguments)]
 #[inline(always)]
-pub(super) unsafe fn multiply<S: Simd, W: Weight, const R: usize, const P: usize>(
+pub(super) unsafe fn multiply<S: Simd, B: Columns<S>, const R: usize, const P: usize>(
     steps: usize,
     a: *const f32,
     a_row: usize,
     a_step: usize,
-    b: [*const W; P],
+    b: [B; P],
     b_step: usize,
     c: *mut f32,
     c_row: usize,
@@ -506,8 +643,8 @@ pub(super) unsafe fn multiply<S: Simd, W: Weight, const R: usize, const P: usize
             }
         });
         for k in 0..steps {
-            let first = W::load::<S>(b[0].add(k * b_step));
-            let second = if P > 1 { W::load::<S>(b[P - 1].add(k * b_step)) } else { first };
+            let first = b[0].load(k * b_step);
+            let second = if P > 1 { b[P - 1].load(k * b_step) } else { first };
             let mut a = a.add(k * a_step);
             each_row!(ROW => {
                 let x = S::splat(*a.add(ROW * a_row));
@@ -533,11 +670,24 @@ pub(super) unsafe fn multiply<S: Simd, W: Weight, const R: usize, const P: usize
 #[cfg(test)]
 mod tests {
     use super::super::noise;
-    use super::super::packed::{StoredType, Use};
+    use super::super::packed::{Quant, StoredType, Use};
     use super::*;
 
-    fn pack(values: &[f32], rows: usize, cols: usize, stored: StoredType) -> Packed {
-        let mut packed = Packed::new(rows, cols, stored, Use::Product).unwrap();
+    /// How a matrix is kept.
+    #[derive(Debug, Clone, Copy)]
+    enum Kept {
+        As(StoredType),
+        In(Quant),
+    }
+
+    const KEPT: [Kept; 4] =
+        [Kept::As(StoredType::F32), Kept::As(StoredType::F16), Kept::As(StoredType::BF16), Kept::In(Quant::Q8_0)];
+
+    fn pack(values: &[f32], rows: usize, cols: usize, kept: Kept) -> Packed {
+        let mut packed = match kept {
+            Kept::As(stored) => Packed::new(rows, cols, stored, Use::Product).unwrap(),
+            Kept::In(quant) => Packed::quantized(rows, cols, quant).unwrap(),
+        };
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         assert!(packed.fill(0, &bytes, StoredType::F32));
         packed
@@ -548,9 +698,9 @@ mod tests {
         for (rows, n, k) in
             [(1, 1, 1), (1, 16, 7), (3, 17, 32), (5, 31, 9), (12, 32, 64), (13, 48, 33), (130, 70, 1100), (7, 100, 2100)]
         {
-            for stored in [StoredType::F32, StoredType::F16, StoredType::BF16] {
+            for kept in KEPT {
                 let (x, w, bias) = (noise(rows * k, 1), noise(n * k, 2), noise(n, 3));
-                let packed = pack(&w, n, k, stored);
+                let packed = pack(&w, n, k, kept);
                 let mut y = vec![f32::NAN; rows * n];
                 matmul(&x, k, &packed, Some(&bias), &mut y);
                 for t in 0..rows {
@@ -570,8 +720,8 @@ mod tests {
     fn products_with_the_transpose_and_sums_over_rows_equal_the_naive_ones() {
         for (rows, n, k) in [(1, 1, 1), (3, 17, 32), (13, 48, 33), (130, 600, 70), (70, 33, 1100)] {
             let (x, w, y) = (noise(rows * (n + 3), 1), noise(n * k, 2), noise(rows * k, 3));
-            for stored in [StoredType::F32, StoredType::BF16] {
-                let packed = pack(&w, n, k, stored);
+            for kept in KEPT {
+                let packed = pack(&w, n, k, kept);
                 let mut sum = y.clone();
                 matmul_transposed_add(&x, n + 3, &packed, &mut sum);
                 let mut rows_of_w = vec![0.0; n * k];
@@ -595,7 +745,7 @@ mod tests {
     #[test]
     fn a_product_is_added_to_a_part_of_wider_rows() {
         let (rows, n, k, wide) = (14, 37, 9, 50);
-        let (x, packed) = (noise(rows * k, 1), pack(&noise(n * k, 2), n, k, StoredType::F32));
+        let (x, packed) = (noise(rows * k, 1), pack(&noise(n * k, 2), n, k, KEPT[0]));
         let mut product = vec![0.0; rows * n];
         matmul(&x, k, &packed, None, &mut product);
         let mut y = vec![1.0; rows * wide];
@@ -611,43 +761,74 @@ mod tests {
     fn a_row_has_the_same_bits_in_any_company() {
         let (rows, n, k) = (29, 75, 1500);
         let x = noise(rows * k, 5);
-        let packed = pack(&noise(n * k, 6), n, k, StoredType::BF16);
-        let mut all = vec![0.0; rows * n];
-        matmul(&x, k, &packed, None, &mut all);
-        for t in 0..rows {
-            let mut one = vec![0.0; n];
-            matmul(&x[t * k..][..k], k, &packed, None, &mut one);
-            assert_eq!(one, all[t * n..][..n]);
+        for kept in KEPT {
+            let packed = pack(&noise(n * k, 6), n, k, kept);
+            let mut all = vec![0.0; rows * n];
+            matmul(&x, k, &packed, None, &mut all);
+            for t in 0..rows {
+                let mut one = vec![0.0; n];
+                matmul(&x[t * k..][..k], k, &packed, None, &mut one);
+                assert_eq!(one, all[t * n..][..n], "{kept:?}");
+            }
         }
     }
 
     #[test]
-    fn every_instruction_set_gives_the_same_product() {
-        struct Product<'a>(&'a [f32], &'a Packed);
-        impl Kernel for Product<'_> {
+    fn a_quantised_matrix_gives_the_bits_of_the_one_that_it_stands_for() {
+        let (rows, n, k) = (29, 75, 1500);
+        let (x, quantised) = (noise(rows * k, 5), pack(&noise(n * k, 6), n, k, Kept::In(Quant::Q8_0)));
+        let mut values = vec![0.0; n * k];
+        values.chunks_exact_mut(k).enumerate().for_each(|(o, row)| quantised.row(o, row));
+        let dense = pack(&values, n, k, KEPT[0]);
+        let product = |packed: &Packed| {
+            let mut y = vec![0.0; rows * n];
+            matmul(&x, k, packed, None, &mut y);
+            let mut back = vec![0.0; rows * k];
+            matmul_transposed_add(&y, n, packed, &mut back);
+            (y, back)
+        };
+        assert_eq!(product(&quantised), product(&dense));
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_products() {
+        struct Products<'a, W>(&'a [f32], W, (usize, usize));
+        impl<W: Source> Kernel for Products<'_, W> {
             type Output = Vec<f32>;
             #[inline(always)]
             unsafe fn run<S: Simd>(self) -> Vec<f32> {
-                let Self(x, packed) = self;
-                let Panels::BF16(w) = &packed.panels else { panic!("BF16 weights") };
-                let (n, k) = (packed.rows, packed.cols);
+                let Self(x, w, (n, k)) = self;
                 let (rows, panels) = (x.len() / k, 0..n.div_ceil(LANES));
-                let mut y = vec![0.0; rows * n];
+                let (mut y, mut turned) = (vec![0.0; rows * n], vec![0.0; n * k.next_multiple_of(LANES)]);
                 let (start, y_stride) = (Start::Bias(None), n);
                 let part = Part { x, x_stride: k, w, rows: 0..rows, n, k, start, y: Shared::new(&mut y), y_stride, panels };
+                let turn = Turn { w, k, outputs: 0..n, panels: 0..k.div_ceil(LANES), turned: &mut turned };
                 // SAFETY: passed on from the caller.
-                unsafe { part.run::<S>() };
+                unsafe {
+                    part.run::<S>();
+                    turn.run::<S>();
+                }
+                y.extend(turned);
                 y
             }
         }
-        let (rows, n, k) = (17, 50, 70);
-        let x = noise(rows * k, 8);
-        let packed = pack(&noise(n * k, 9), n, k, StoredType::BF16);
-        let widest = dispatch(Product(&x, &packed));
-        for (name, run) in super::super::simd::levels::<Product<'_>>() {
-            for (a, b) in run(Product(&x, &packed)).iter().zip(&widest) {
-                // Without a fused multiply-add each step rounds once more.
-                assert!((a - b).abs() <= if name == "portable" { 1e-5 } else { 0.0 }, "{name}: {a} {b}");
+        fn compare<W: Source>(x: &[f32], w: W, shape: (usize, usize)) {
+            let widest = dispatch(Products(x, w, shape));
+            for (name, run) in super::super::simd::levels::<Products<'_, W>>() {
+                for (a, b) in run(Products(x, w, shape)).iter().zip(&widest) {
+                    // Without a fused multiply-add each step rounds once more.
+                    assert!((a - b).abs() <= if name == "portable" { 1e-5 } else { 0.0 }, "{name}: {a} {b}");
+                }
+            }
+        }
+        let (n, k) = (50, 70);
+        for (kept, rows) in KEPT.into_iter().flat_map(|kept| [(kept, 17), (kept, 1)]) {
+            let x = noise(rows * k, 8);
+            match &pack(&noise(n * k, 9), n, k, kept).panels {
+                Panels::F32(w) => compare(&x, w.as_slice(), (n, k)),
+                Panels::F16(w) => compare(&x, w.as_slice(), (n, k)),
+                Panels::BF16(w) => compare(&x, w.as_slice(), (n, k)),
+                Panels::Q8_0(w) => compare(&x, w, (n, k)),
             }
         }
     }

@@ -10,6 +10,7 @@ mod math;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod memory;
+mod q8_0;
 mod packed;
 mod matmul;
 mod attention;
@@ -26,7 +27,7 @@ pub use elementwise::{
 };
 pub use matmul::{matmul, matmul_add, matmul_transposed_add, outer_sum};
 pub use memory::{peak_bytes, physical_bytes, resident_bytes, trim};
-pub use packed::{Packed, StoredType, Use, widen};
+pub use packed::{Packed, Quant, StoredType, Use, widen};
 pub use parallel::{install, map as parallel_map};
 
 /// Values of a fixed generator, in -1..1.

@@ -7,6 +7,7 @@
 use half::{bf16, f16};
 
 use super::memory::huge_vec;
+use super::q8_0::{BLOCK, Q8_0, quantise};
 use super::simd::LANES;
 
 /// The type of stored weights. Arithmetic is F32 with each.
@@ -27,11 +28,19 @@ impl StoredType {
     }
 }
 
+/// A way to keep a matrix for products in fewer bits than it is stored in. Arithmetic is F32 as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quant {
+    /// See [`Q8_0`].
+    Q8_0,
+}
+
 /// The values of a [`Packed`] matrix.
 pub(super) enum Panels {
     F32(Vec<f32>),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
+    Q8_0(Q8_0),
 }
 
 /// What a matrix is for.
@@ -67,17 +76,21 @@ impl Packed {
     pub fn new(rows: usize, cols: usize, stored: StoredType, purpose: Use) -> Option<Self> {
         let lanes = purpose.lanes();
         let len = rows.div_ceil(lanes).checked_mul(lanes)?.checked_mul(cols)?;
-        fn zeros<T: Copy + Default>(len: usize) -> Option<Vec<T>> {
-            let mut vec = huge_vec(len)?;
-            vec.resize(len, T::default());
-            Some(vec)
-        }
         let panels = match stored {
             StoredType::F32 => Panels::F32(zeros(len)?),
             StoredType::F16 => Panels::F16(zeros(len)?),
             StoredType::BF16 => Panels::BF16(zeros(len)?),
         };
         Some(Self { rows, cols, lanes, panels })
+    }
+
+    /// The same for products, with values that are quantised when they are filled in.
+    pub fn quantized(rows: usize, cols: usize, quant: Quant) -> Option<Self> {
+        let len = |cols: usize| rows.div_ceil(LANES).checked_mul(LANES)?.checked_mul(cols);
+        let panels = match quant {
+            Quant::Q8_0 => Panels::Q8_0(Q8_0 { values: zeros(len(cols)?)?, scales: zeros(len(cols.div_ceil(BLOCK))?)? }),
+        };
+        Some(Self { rows, cols, lanes: LANES, panels })
     }
 
     /// Outputs.
@@ -95,8 +108,15 @@ impl Packed {
         rows.next_multiple_of(purpose.lanes()) as u64 * cols as u64 * stored.size() as u64
     }
 
+    /// The bytes of a quantised matrix of this shape.
+    pub fn quantized_bytes(rows: usize, cols: usize, quant: Quant) -> u64 {
+        match quant {
+            Quant::Q8_0 => Q8_0::bytes(rows.next_multiple_of(LANES), cols),
+        }
+    }
+
     /// Writes whole rows from `first` on: little-endian values of type `from`, row after row. Returns `false` if a value of
-    /// a finite F32 or BF16 does not fit F16.
+    /// a finite F32 or BF16 does not fit F16, or if one cannot be quantised: it is not finite, or too large.
     pub fn fill(&mut self, first: usize, bytes: &[u8], from: StoredType) -> bool {
         let (cols, lanes) = (self.cols, self.lanes);
         assert_eq!(bytes.len() % (cols * from.size()), 0, "whole rows");
@@ -125,6 +145,11 @@ impl Packed {
                 }
                 return fits;
             }
+            (Panels::Q8_0(to), from) => {
+                let Some((values, scales)) = quantise(&widen(bytes, from), cols) else { return false };
+                scatter(&mut to.values, cols, lanes, first, &values, i8::from_le_bytes);
+                scatter(&mut to.scales, cols.div_ceil(BLOCK), lanes, first, &scales, f16::from_le_bytes);
+            }
         }
         true
     }
@@ -142,8 +167,15 @@ impl Packed {
             Panels::F32(p) => gather(p, self.lanes, row, out, |x| x),
             Panels::F16(p) => gather(p, self.lanes, row, out, f16::to_f32),
             Panels::BF16(p) => gather(p, self.lanes, row, out, bf16::to_f32),
+            Panels::Q8_0(p) => p.row(row, out),
         }
     }
+}
+
+fn zeros<T: Copy + Default>(len: usize) -> Option<Vec<T>> {
+    let mut vec = huge_vec(len)?;
+    vec.resize(len, T::default());
+    Some(vec)
 }
 
 /// Reads `N`-byte values row by row and writes them into panels.
@@ -214,6 +246,32 @@ mod tests {
     }
 
     #[test]
+    fn quantised_rows_are_the_same_in_any_pieces_and_from_any_type() {
+        let (rows, cols) = (37, 45);
+        let values: Vec<f32> = super::super::noise(rows * cols, 4).into_iter().map(|x| bf16::from_f32(x).to_f32()).collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let narrow: Vec<u8> = values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
+        let filled = |piece: usize, bytes: &[u8], from: StoredType| {
+            let mut packed = Packed::quantized(rows, cols, Quant::Q8_0).unwrap();
+            for (i, part) in bytes.chunks(piece * cols * from.size()).enumerate() {
+                assert!(packed.fill(i * piece, part, from));
+            }
+            let mut all = vec![f32::NAN; rows * cols];
+            all.chunks_exact_mut(cols).enumerate().for_each(|(r, out)| packed.row(r, out));
+            all
+        };
+        let want = filled(1, &bytes, StoredType::F32);
+        for (value, want) in values.iter().zip(&want) {
+            assert!((value - want).abs() < 0.6 / 127.0, "half a step of a scale of at most 1 / 127: {value} {want}");
+        }
+        for piece in [7, 16, 37] {
+            assert_eq!(filled(piece, &bytes, StoredType::F32), want);
+            assert_eq!(filled(piece, &narrow, StoredType::BF16), want);
+        }
+        assert_eq!(Packed::quantized_bytes(rows, cols, Quant::Q8_0), 48 * (45 + 2 * 2));
+    }
+
+    #[test]
     fn a_value_beyond_f16_is_reported() {
         let mut packed = Packed::new(1, 1, StoredType::F16, Use::Product).unwrap();
         assert!(!packed.fill(0, &70000f32.to_le_bytes(), StoredType::F32));
@@ -224,5 +282,6 @@ mod tests {
     fn a_size_beyond_the_memory_is_refused() {
         assert!(Packed::new(1 << 30, 1 << 20, StoredType::F32, Use::Product).is_none());
         assert!(Packed::new(usize::MAX / 2, 8, StoredType::F32, Use::Lookup).is_none());
+        assert!(Packed::quantized(1 << 30, 1 << 20, Quant::Q8_0).is_none());
     }
 }

@@ -23,6 +23,7 @@ pub trait Simd: Copy + 'static {
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn load_f16(p: *const f16) -> Self::V;
     unsafe fn load_bf16(p: *const bf16) -> Self::V;
+    unsafe fn load_i8(p: *const i8) -> Self::V;
     /// Writes sixteen values, of any alignment.
     unsafe fn store(p: *mut f32, v: Self::V);
     /// `a * b + c`.
@@ -130,6 +131,11 @@ impl Simd for Portable {
         unsafe { p.cast::<[bf16; LANES]>().read_unaligned() }.map(|x| f32::from_bits(u32::from(x.to_bits()) << 16))
     }
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self::V {
+        // SAFETY: the caller vouches for sixteen readable values.
+        unsafe { p.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {
         // SAFETY: the caller vouches for sixteen writable values.
         unsafe { p.cast::<Self::V>().write_unaligned(v) }
@@ -177,6 +183,11 @@ mod x86 {
         unsafe fn load_bf16(p: *const bf16) -> __m512 {
             // SAFETY: see above.
             unsafe { _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())), 16)) }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(p: *const i8) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
         }
         #[inline(always)]
         unsafe fn store(p: *mut f32, v: __m512) {
@@ -238,6 +249,11 @@ mod x86 {
                 [p, p.add(HALF)]
                     .map(|p| _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())), 16)))
             }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(p: *const i8) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [p, p.add(HALF)].map(|p| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())))) }
         }
         #[inline(always)]
         unsafe fn store(p: *mut f32, v: Self::V) {

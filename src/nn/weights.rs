@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Backend, Matrix, MatrixBuilder, StoredType, Use, Vector, widen};
+use crate::ops::{Backend, Matrix, MatrixBuilder, Quant, StoredType, Use, Vector, widen};
 
 /// What a file says of a tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +56,8 @@ pub struct Weights<'a> {
     backend: &'a Backend,
     /// The type that matrices are kept in; `None` = as stored.
     stored: Option<StoredType>,
+    /// What matrices for products are kept in instead.
+    quant: Option<Quant>,
     used: HashSet<String>,
     /// Allocate and read nothing, only check and count.
     dry: bool,
@@ -67,7 +69,13 @@ pub struct Weights<'a> {
 impl<'a> Weights<'a> {
     /// Reads matrices as `stored`, or as they are in the file.
     pub fn new(source: &'a mut dyn TensorSource, backend: &'a Backend, stored: Option<StoredType>) -> Self {
-        Self { source, backend, stored, used: HashSet::new(), dry: false, bytes: 0, parameters: 0, buffer: Vec::new() }
+        let used = HashSet::new();
+        Self { source, backend, stored, quant: None, used, dry: false, bytes: 0, parameters: 0, buffer: Vec::new() }
+    }
+
+    /// Quantises the matrices for products, which then are for our kernels; tables that are looked up stay as they are.
+    pub fn quantized(self, quant: Option<Quant>) -> Self {
+        Self { quant, ..self }
     }
 
     /// Checks names and shapes and counts bytes; what it returns is empty.
@@ -180,12 +188,20 @@ impl<'a> Weights<'a> {
         // Parts of different types meet in the one that holds them all.
         let common = if types.windows(2).all(|pair| pair[0] == pair[1]) { types[0] } else { StoredType::F32 };
         let stored = self.stored.unwrap_or(common);
+        let quant = self.quant.filter(|_| purpose == Use::Product);
         let rows: usize = slots.iter().map(|slot| slot.rows.len()).sum();
-        self.bytes += MatrixBuilder::bytes(rows, cols, stored, purpose, self.backend);
+        self.bytes += match quant {
+            Some(quant) => MatrixBuilder::quantized_bytes(rows, cols, quant),
+            None => MatrixBuilder::bytes(rows, cols, stored, purpose, self.backend),
+        };
         self.parameters += rows as u64 * cols as u64;
         self.used.extend(slots.iter().map(|slot| format!("{}.weight", slot.name)));
         let room = if self.dry { 0 } else { rows };
-        let mut builder = MatrixBuilder::new(room, cols, stored, purpose, self.backend).ok_or_else(|| {
+        let builder = match quant {
+            Some(quant) => MatrixBuilder::quantized(room, cols, quant),
+            None => MatrixBuilder::new(room, cols, stored, purpose, self.backend),
+        };
+        let mut builder = builder.ok_or_else(|| {
             Error::new(ErrorKind::OutOfMemory, format!("{}.weight: {rows} × {cols} weights do not fit the memory", slots[0].name))
         })?;
         if !self.dry {
@@ -209,7 +225,11 @@ impl<'a> Weights<'a> {
             self.buffer.resize(rows * row_bytes, 0);
             self.source.read(&name, (row * row_bytes) as u64, &mut self.buffer)?;
             if !builder.fill(first + row - slot.rows.start, &self.buffer, from) {
-                return Err(Error::format(format!("{name}: a value is beyond the range of f16; load it as f32 or bf16")));
+                let message = match self.quant {
+                    Some(_) => "is not finite or beyond 8.3 million, and cannot be quantised; load it without quantization",
+                    None => "is beyond the range of f16; load it as f32 or bf16",
+                };
+                return Err(Error::format(format!("{name}: a value {message}")));
             }
             row += rows;
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 
 use super::Backend;
-use crate::kernels::{Packed, StoredType, Use, widen};
+use crate::kernels::{Packed, Quant, StoredType, Use, widen};
 
 /// A weight matrix `(outputs, inputs)`; immutable, shared by clones.
 #[derive(Clone)]
@@ -94,7 +94,17 @@ impl MatrixBuilder {
         rows as u64 * cols as u64 * stored.size() as u64
     }
 
-    /// Adds whole rows, in order, `first` being the first of them; `false` if a value does not fit the stored type.
+    /// The same for a matrix that is quantised, by our kernels.
+    pub fn quantized(rows: usize, cols: usize, quant: Quant) -> Option<Self> {
+        Packed::quantized(rows, cols, quant).map(Self::Packed)
+    }
+
+    /// The bytes that `rows · cols` quantised weights take.
+    pub fn quantized_bytes(rows: usize, cols: usize, quant: Quant) -> u64 {
+        Packed::quantized_bytes(rows, cols, quant)
+    }
+
+    /// Adds whole rows, in order, `first` being the first of them; `false` if a value does not fit what it is kept in.
     pub fn fill(&mut self, first: usize, values: &[u8], from: StoredType) -> bool {
         match self {
             Self::Packed(packed) => packed.fill(first, values, from),

@@ -24,7 +24,8 @@ mod activation;
 #[cfg(feature = "cuda")]
 pub use crate::kernels::open_cuda;
 pub use crate::kernels::{
-    Activation, Mask, Norm as NormKind, StoredType, Use, parallel_map, peak_bytes, physical_bytes, resident_bytes, trim, widen,
+    Activation, Mask, Norm as NormKind, Quant, StoredType, Use, parallel_map, peak_bytes, physical_bytes, resident_bytes, trim,
+    widen,
 };
 pub use activation::{activate, gated};
 pub use attention::{LayerCache, Masks, Sequences, attention, attention_within};

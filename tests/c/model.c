@@ -116,6 +116,31 @@ static void f32_and_bf16_give_the_same_answer(void) {
     mc_model_free(model);
 }
 
+static void quantised_weights_take_less_and_give_the_same_answer(void) {
+    mc_model *model = NULL;
+    mc_generation *generation = NULL;
+    uint64_t stored = 0, quantised = 0;
+    mc_generate_options *greedy_options = greedy(0);
+    mc_model_options *options = mc_model_options_new();
+    mc_model_options_set_quantization(options, "q8_0");
+    EXPECT(MC_OK, mc_model_estimate_memory(model_path, NULL, &stored, &err));
+    EXPECT(MC_OK, mc_model_estimate_memory(model_path, options, &quantised, &err));
+    CHECK(stored > quantised + 6000000); /* 7.3 M parameters of 16 bits, and of 8.5 */
+    EXPECT(MC_OK, mc_model_load(model_path, options, &model, &err));
+    CHECK(mc_model_get_dtype(model) == MC_DTYPE_BF16); /* of what is not quantised */
+    EXPECT(MC_OK, mc_generate(model, PROMPT, strlen(PROMPT), greedy_options, &generation, &err));
+    CHECK(generation != NULL && strcmp(mc_generation_text(generation), ANSWER) == 0);
+    mc_generation_free(generation);
+    mc_model_free(model);
+
+    model = NULL;
+    mc_model_options_set_quantization(options, "q4_k");
+    EXPECT_ERROR(MC_ERROR_UNSUPPORTED, "q8_0", mc_model_load(model_path, options, &model, &err));
+    CHECK(model == NULL);
+    mc_generate_options_free(greedy_options);
+    mc_model_options_free(options);
+}
+
 static void a_smaller_context_is_kept_to(void) {
     mc_model *model = NULL;
     mc_model_options *options = mc_model_options_new();
@@ -162,6 +187,7 @@ int main(int argc, char **argv) {
     RUN(a_callback_or_a_cancel_ends_the_load);
     RUN(bad_options_are_reported_by_the_call_that_uses_them);
     RUN(f32_and_bf16_give_the_same_answer);
+    RUN(quantised_weights_take_less_and_give_the_same_answer);
     RUN(a_smaller_context_is_kept_to);
     RUN(memory_is_estimated_without_loading);
     RUN(a_model_needs_no_network);

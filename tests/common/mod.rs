@@ -46,6 +46,11 @@ pub fn devices() -> Vec<Device> {
     ]
 }
 
+/// How to load with quantised weights.
+pub fn q8_0() -> LoadOptions {
+    LoadOptions { quantization: Some("q8_0".to_string()), ..LoadOptions::default() }
+}
+
 /// A file of reference tensors.
 pub struct Reference(Vec<u8>);
 
@@ -73,4 +78,13 @@ impl Reference {
 pub fn max_abs(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(x, y)| if (x - y).is_nan() { f32::INFINITY } else { (x - y).abs() }).fold(0.0, f32::max)
+}
+
+/// The cosine of the angle between two vectors.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+    let lengths = dot(a, a).sqrt() * dot(b, b).sqrt();
+    // A text may have the vector zero.
+    if lengths == 0.0 { f64::from(u8::from(max_abs(a, b) == 0.0)) } else { dot(a, b) / lengths }
 }

@@ -1,0 +1,198 @@
+//! Weights in 8 bits: of each row, 32 neighbours share a scale, as in ggml's Q8_0.
+//!
+//! `d = max |x| / 127` and `q = round(x · (1 / d))`, halves away from zero; the weight is then `q · d` with `d` in F16. The product
+//! of a byte and an F16 is exact in F32. A row's last block may be shorter.
+//!
+//! Source: `quantize_row_q8_0_ref` in <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
+
+use std::ops::Range;
+
+use half::f16;
+
+use super::simd::{Kernel, LANES, Simd, dispatch};
+
+/// Inputs that share a scale.
+pub const BLOCK: usize = 32;
+/// Columns that are widened at once: 16 kB, so that they are still in the first cache when the product reads them.
+pub const WIDENED: usize = 128;
+
+/// The panels of a matrix.
+pub struct Q8_0 {
+    /// `[panel][input][16]`
+    pub values: Vec<i8>,
+    /// `[panel][input / 32][16]`
+    pub scales: Vec<f16>,
+}
+
+/// Columns of a panel in F32; a column is a cache line.
+#[repr(align(64))]
+pub struct Widened([[f32; LANES]; WIDENED]);
+
+impl Default for Widened {
+    fn default() -> Self {
+        Self([[0.0; LANES]; WIDENED])
+    }
+}
+
+/// Columns of a panel that have their scales in common.
+#[derive(Clone, Copy)]
+pub struct Block<S: Simd> {
+    pub values: *const i8,
+    pub scale: S::V,
+}
+
+impl Q8_0 {
+    /// The bytes of `rows · cols` weights.
+    pub fn bytes(rows: usize, cols: usize) -> u64 {
+        rows as u64 * (cols + cols.div_ceil(BLOCK) * size_of::<f16>()) as u64
+    }
+
+    /// Columns of a panel of `k` inputs, at most [`WIDENED`] of them, sixteen values each.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `S`.
+    #[inline(always)]
+    pub unsafe fn widen<'a, S: Simd>(
+        &self,
+        panel: usize,
+        k: usize,
+        columns: Range<usize>,
+        to: &'a mut Widened,
+    ) -> &'a [[f32; LANES]] {
+        let blocks = k.div_ceil(BLOCK);
+        let scales = &self.scales[panel * blocks * LANES..][..blocks * LANES];
+        let to = &mut to.0[..columns.len()];
+        let mut left = &mut *to;
+        let mut col = columns.start;
+        while col < columns.end {
+            let end = ((col / BLOCK + 1) * BLOCK).min(columns.end);
+            let values = &self.values[(panel * k + col) * LANES..][..(end - col) * LANES];
+            let scale = &scales[col / BLOCK * LANES..][..LANES];
+            let block;
+            (block, left) = left.split_at_mut(end - col);
+            // SAFETY: `scale`, `values` and `to` hold sixteen values; the caller vouches for the instructions of `S`.
+            unsafe {
+                let (scale, zero) = (S::load_f16(scale.as_ptr()), S::splat(0.0));
+                for (values, to) in values.chunks_exact(LANES).zip(block) {
+                    S::store(to.as_mut_ptr(), S::fma(S::load_i8(values.as_ptr()), scale, zero));
+                }
+            }
+            col = end;
+        }
+        to
+    }
+
+    /// Columns of one block of a panel of `k` inputs.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `S`.
+    #[inline(always)]
+    pub unsafe fn block<S: Simd>(&self, panel: usize, k: usize, columns: Range<usize>) -> Block<S> {
+        let scale = &self.scales[(panel * k.div_ceil(BLOCK) + columns.start / BLOCK) * LANES..][..LANES];
+        let values = &self.values[(panel * k + columns.start) * LANES..][..columns.len() * LANES];
+        // SAFETY: `scale` holds sixteen values; the caller vouches for the instructions of `S`.
+        Block { values: values.as_ptr(), scale: unsafe { S::load_f16(scale.as_ptr()) } }
+    }
+
+    /// Copies one row of a matrix into `out`.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        let (panel, lane) = (row / LANES, row % LANES);
+        let values = self.values[panel * out.len() * LANES..].chunks_exact(LANES);
+        let scales = self.scales[panel * out.len().div_ceil(BLOCK) * LANES..].chunks_exact(LANES);
+        let mut values = values.map(|column| column[lane]);
+        for (out, scale) in out.chunks_mut(BLOCK).zip(scales) {
+            let scale = scale[lane].to_f32();
+            out.iter_mut().zip(&mut values).for_each(|(x, q)| *x = f32::from(q) * scale);
+        }
+    }
+}
+
+/// Rows of `cols` values, and the scales of their blocks: row after row, little-endian. `None` if a value is not finite, or a scale is
+/// beyond F16: that of a value beyond 8.3 million.
+pub fn quantise(rows: &[f32], cols: usize) -> Option<(Vec<u8>, Vec<u8>)> {
+    dispatch(Quantise { rows, cols })
+}
+
+struct Quantise<'a> {
+    rows: &'a [f32],
+    cols: usize,
+}
+
+impl Kernel for Quantise<'_> {
+    type Output = Option<(Vec<u8>, Vec<u8>)>;
+
+    /// Plain code: the compiler's vectoriser has the instructions of `S`.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Self::Output {
+        let mut values = Vec::with_capacity(self.rows.len());
+        let mut scales = Vec::new();
+        for block in self.rows.chunks_exact(self.cols).flat_map(|row| row.chunks(BLOCK)) {
+            let d = block.iter().fold(0f32, |largest, x| largest.max(x.abs())) / 127.0;
+            let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
+            let scale = f16::from_f32(d);
+            // `max` passes over NaN.
+            if !scale.is_finite() || block.iter().any(|x| x.is_nan()) {
+                return None;
+            }
+            values.extend(block.iter().map(|x| (x * inverse).round() as i8 as u8));
+            scales.extend(scale.to_le_bytes());
+        }
+        Some((values, scales))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::packed::{Packed, Quant, StoredType};
+    use super::*;
+
+    /// One row, quantised and back.
+    fn there_and_back(values: &[f32]) -> Option<Vec<f32>> {
+        let mut packed = Packed::quantized(1, values.len(), Quant::Q8_0).unwrap();
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let mut row = vec![f32::NAN; values.len()];
+        packed.fill(0, &bytes, StoredType::F32).then(|| {
+            packed.row(0, &mut row);
+            row
+        })
+    }
+
+    #[test]
+    fn blocks_are_quantised_as_by_hand() {
+        // A scale of one: halves go away from zero, also where the even number is nearer to it.
+        let mut row = vec![127.0, 0.5, -0.5, 2.5, -2.5, 2.499, 126.4, -126.5, 1e-30];
+        let mut want = vec![127.0, 1.0, -1.0, 3.0, -3.0, 2.0, 126.0, -127.0, 0.0];
+        row.resize(BLOCK, -3.0);
+        want.resize(BLOCK, -3.0);
+        // Zeros; then a scale that F16 rounds: 0.1 / 127 = 7.874e-4 is 1651 · 2^-21 = 7.8726e-4 there.
+        row.extend([0.0; BLOCK]);
+        want.extend([0.0; BLOCK]);
+        let scale = 1651.0 / 2097152.0;
+        row.extend([0.1, -0.1, 0.06, 0.0004, 0.0003]);
+        want.extend([127.0, -127.0, 76.0, 1.0, 0.0].map(|q| q * scale));
+        assert_eq!(there_and_back(&row).unwrap(), want);
+        assert_eq!(there_and_back(&[-3.0]).unwrap(), [-127.0 * f16::from_f32(3.0 / 127.0).to_f32()]);
+    }
+
+    #[test]
+    fn what_no_scale_fits_is_refused() {
+        // 8e6 / 127 = 62992.1, and F16 counts by 32 there: 1969 · 32 is nearest.
+        assert_eq!(there_and_back(&[8e6, -4.1e6]).unwrap(), [127.0 * 63008.0, -65.0 * 63008.0]);
+        // Below half of the smallest F16 nothing is left, as in ggml.
+        assert_eq!(there_and_back(&[1e-6, -1e-7]).unwrap(), [0.0; 2]);
+        assert_eq!(there_and_back(&[1e-42, 0.0]).unwrap(), [0.0; 2]);
+        for bad in [8.4e6, f32::MAX, f32::INFINITY, f32::NAN] {
+            assert!(there_and_back(&[1.0, bad, 2.0]).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_quantises_alike() {
+        let rows = super::super::noise(3 * 70, 3);
+        let want = quantise(&rows, 70).unwrap();
+        assert!(want.0.len() == 210 && want.1.len() == 2 * 3 * 3);
+        for (name, run) in super::super::simd::levels::<Quantise<'_>>() {
+            assert_eq!(run(Quantise { rows: &rows, cols: 70 }).unwrap(), want, "{name}");
+        }
+    }
+}
