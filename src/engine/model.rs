@@ -726,6 +726,28 @@ mod tests {
     }
 
     #[test]
+    fn layers_below_the_first_in_training_change_no_gradient() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/decoders/qwen3_sharded");
+        let ids: Vec<u32> = (0..35).map(|i| 3 + i * 67 % 120).collect();
+        let targets = targets(&ids);
+        let batch = Batch { ids: &ids, lengths: &LENGTHS, targets: &targets };
+        let network = network(&directory, true);
+        let mut all = in_training(&network);
+        // The lower ones change nothing, so that leaving them out changes nothing either.
+        let layers = network.config().layers.len();
+        let upper = |change: &Trained| matches!(change.module.place, Place::Down(layer) if layer == layers - 1);
+        all.iter_mut().filter(|change| !upper(change)).for_each(|change| change.b.fill(0.0));
+        let alone: Vec<Trained> = all.iter().filter(|change| upper(change)).cloned().collect();
+        assert!(layers > 1 && alone.len() == 1);
+        for checkpointing in [true, false] {
+            let (loss, gradients) = network.gradients(batch, &all, pass(checkpointing, None)).unwrap().unwrap();
+            let (same, found) = network.gradients(batch, &alone, pass(checkpointing, None)).unwrap().unwrap();
+            let want = &gradients[all.iter().position(upper).unwrap()];
+            assert!(loss == same && found[0].a == want.a && found[0].b == want.b);
+        }
+    }
+
+    #[test]
     fn gradients_are_the_slopes_of_the_loss() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
         let ids: Vec<u32> = (0..35).map(|i| 3 + i * 67 % 120).collect();

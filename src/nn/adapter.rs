@@ -26,6 +26,16 @@ pub enum Place {
     Embed,
 }
 
+impl Place {
+    /// The layer that it is in.
+    pub(super) fn layer(self) -> Option<usize> {
+        match self {
+            Self::Qkv(layer) | Self::O(layer) | Self::Up(layer) | Self::Down(layer) => Some(layer),
+            Self::Head | Self::Embed => None,
+        }
+    }
+}
+
 /// A module of the checkpoint that is a matrix.
 #[derive(Debug, Clone)]
 pub struct Module {

@@ -1,6 +1,6 @@
 //! The gradient of a low-rank change: the network's forward pass, and back through it.
 
-use candle_core::{Result, Tensor, TensorId, bail};
+use candle_core::{Result, Tensor, bail};
 
 use super::{Adapters, Module, Transformer};
 use crate::ops::{self, Angles, Context, Dropout, Gradient, Gradients, Sequences, Tape};
@@ -65,18 +65,24 @@ impl Transformer {
         let backend = self.backend();
         let adapters = Adapters::in_training(self, trained, pass.dropout)?;
         let mut layers = Layers::new(self, batch, &adapters)?;
-        // Of each layer its input, and how to go back through it where that is kept.
+        // Below the first layer that is in training there is nothing to go back to.
+        let first = trained.iter().filter_map(|change| change.module.place.layer()).min().unwrap_or(0);
+        // Of each layer from there on its input, and how to go back through it where that is kept.
         let mut passed = Vec::with_capacity(self.config().layers.len());
         for i in 0..self.config().layers.len() {
             if (pass.stop)() {
                 return Ok(None);
+            }
+            if i < first {
+                layers.x = layers.forward(Context::forward(backend), i)?;
+                continue;
             }
             let input = layers.x.clone();
             let way_back = if pass.checkpointing {
                 layers.x = layers.forward(Context::forward(backend), i)?;
                 None
             } else {
-                let (output, tape) = layers.recorded(i)?;
+                let (output, tape) = layers.recorded(i, i > first)?;
                 layers.x = output;
                 Some((layers.x.clone(), tape))
             };
@@ -85,18 +91,17 @@ impl Transformer {
         let (loss, gradient) = self.head_loss(&layers.x, batch, true)?;
         let mut gradients = Gradients::default();
         let mut gradient = gradient;
-        for (i, (input, way_back)) in passed.into_iter().enumerate().rev() {
+        for (offset, (input, way_back)) in passed.into_iter().enumerate().rev() {
             if (pass.stop)() {
                 return Ok(None);
             }
-            // Below the first layer that is in training there is nothing to do.
             let Some(of_output) = gradient else { break };
             let id = input.id();
             let (output, tape) = match way_back {
                 Some(kept) => kept,
                 None => {
                     layers.x = input;
-                    layers.recorded(i)?
+                    layers.recorded(first + offset, offset > 0)?
                 }
             };
             gradients.add(output.id(), of_output, backend)?;
@@ -142,16 +147,13 @@ struct Layers<'a> {
     sequences: Sequences,
     /// The output of the layer before.
     x: Tensor,
-    /// The input of the first layer, which needs no gradient.
-    embedded: TensorId,
 }
 
 impl<'a> Layers<'a> {
     fn new(network: &'a Transformer, batch: Batch<'_>, adapters: &'a Adapters) -> Result<Self> {
         let (angles, sequences) = network.packed(batch.lengths)?;
         let x = network.embed(batch.ids, &network.positions(batch.ids, batch.lengths), Some(adapters))?;
-        let embedded = x.id();
-        Ok(Self { network, adapters, angles, sequences, x, embedded })
+        Ok(Self { network, adapters, angles, sequences, x })
     }
 
     fn forward(&mut self, cx: Context<'_>, i: usize) -> Result<Tensor> {
@@ -161,10 +163,10 @@ impl<'a> Layers<'a> {
         })
     }
 
-    /// The layer's output, and the way back to its input.
-    fn recorded(&mut self, i: usize) -> Result<(Tensor, Tape)> {
+    /// The layer's output, and the way back, to its input as well if that `has_gradient`.
+    fn recorded(&mut self, i: usize, has_gradient: bool) -> Result<(Tensor, Tape)> {
         let tape = Tape::default();
-        if self.x.id() != self.embedded {
+        if has_gradient {
             tape.track(&self.x);
         }
         let output = self.forward(Context { backend: self.network.backend(), tape: Some(&tape) }, i)?;

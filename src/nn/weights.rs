@@ -207,14 +207,22 @@ impl<'a> Weights<'a> {
         if !self.dry {
             let mut first = 0;
             for (slot, from) in slots.iter().zip(types) {
-                self.fill(&mut builder, first, slot, cols, from)?;
+                self.fill(&mut builder, quant, first, slot, cols, from)?;
                 first += slot.rows.len();
             }
         }
         Ok(builder.finish()?)
     }
 
-    fn fill(&mut self, builder: &mut MatrixBuilder, first: usize, slot: &Slot, cols: usize, from: StoredType) -> Result<()> {
+    fn fill(
+        &mut self,
+        builder: &mut MatrixBuilder,
+        quant: Option<Quant>,
+        first: usize,
+        slot: &Slot,
+        cols: usize,
+        from: StoredType,
+    ) -> Result<()> {
         let name = format!("{}.weight", slot.name);
         let row_bytes = cols * from.size();
         // Whole panels of sixteen rows, so that a piece does not end within one.
@@ -225,7 +233,7 @@ impl<'a> Weights<'a> {
             self.buffer.resize(rows * row_bytes, 0);
             self.source.read(&name, (row * row_bytes) as u64, &mut self.buffer)?;
             if !builder.fill(first + row - slot.rows.start, &self.buffer, from) {
-                let message = match self.quant {
+                let message = match quant {
                     Some(_) => "is not finite or beyond 8.3 million, and cannot be quantised; load it without quantization",
                     None => "is beyond the range of f16; load it as f32 or bf16",
                 };

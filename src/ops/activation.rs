@@ -54,7 +54,8 @@ pub fn activate(cx: Context<'_>, x: Tensor, kind: Activation) -> Result<Tensor> 
     if !cx.tracks(&x) {
         return activated(cx.backend.kernels, x, kind);
     }
-    let (y, kernels) = (activated(cx.backend.kernels, x.copy()?, kind)?, cx.backend.kernels);
+    let kernels = cx.backend.kernels;
+    let y = activated(kernels, if kernels { x.copy()? } else { x.clone() }, kind)?;
     let input = x.clone();
     cx.record([&x], &y, move |gradient| {
         if !kernels {
@@ -85,7 +86,8 @@ fn apply(x: &Tensor, kind: Activation) -> Result<Tensor> {
     match kind {
         Activation::Silu => x.silu(),
         Activation::Gelu => x.gelu_erf(),
-        Activation::GeluTanh => x.gelu(),
+        // On the way back candle takes the cube, which passes F16's range at 41.
+        Activation::GeluTanh => x.to_dtype(DType::F32)?.gelu()?.to_dtype(x.dtype()),
         Activation::QuickGelu => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
         Activation::Relu => x.relu(),
         Activation::Tanh => x.tanh(),

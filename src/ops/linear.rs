@@ -124,8 +124,8 @@ impl Back {
 /// The product with the output matrix, read back: `y · scale`, then `cap · tanh(y / cap)` where there is a cap.
 ///
 /// # Shape
-/// `x`: `(T, C)`; `out` becomes `T · N` values in F32, in the memory it has where that is enough: a vocabulary is half a megabyte, and it
-/// is needed for every token.
+/// `x`: `(T, C)`; `out` becomes `T · N` values in F32, on the CPU in the memory it has where that is
+/// enough: a vocabulary is half a megabyte, and it is needed for every token.
 pub fn logits(
     backend: &super::Backend,
     x: &Tensor,
