@@ -173,7 +173,7 @@ impl Session {
     }
 
     fn extend(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<()> {
-        let held = self.tokens.len();
+        let (held, chosen) = (self.tokens.len(), self.chosen);
         self.push(tokens)?;
         if tokens.is_empty() {
             return Ok(());
@@ -182,6 +182,7 @@ impl Session {
         if result.is_err() {
             // What was not evaluated is not held; what was held before is, evaluated or not (an answer's last token is not yet).
             self.tokens.truncate(self.cache.len().max(held));
+            self.chosen = chosen && self.tokens.len() == held;
         }
         result
     }
@@ -467,6 +468,10 @@ impl Session {
     pub fn logits(&mut self) -> Result<&[f32]> {
         if self.tokens.is_empty() {
             return Err(Error::argument("session: expected at least one token, found none"));
+        }
+        // An answer that failed on its way may have had other adapters.
+        if self.answer.as_ref().is_some_and(|pull| !pull.begun) {
+            self.leave_answer()?;
         }
         self.evaluate(PREFILL_CHUNK, None, &mut None)?;
         Ok(&self.logits)
