@@ -1,5 +1,6 @@
 """Training of a LoRA adapter beside PEFT with torch, in one run: `python3 benches/train.py --help`."""
 
+import importlib.util
 import random
 import subprocess
 import sys
@@ -36,9 +37,9 @@ class Training(Bench):
     def __init__(self, args):
         self.shape, self.settings = SHAPES[args.shape], {}
         directory, adapter = make_model(args.shape), CACHE / f"{args.shape}-adapter"
-        if not adapter.exists():
+        if not adapter.exists() and importlib.util.find_spec("peft"):
             # In a process of its own: torch's threads and memory end with it.
-            subprocess.run([sys.executable, ROOT / "benches" / "make_adapter.py", directory, adapter], stderr=subprocess.DEVNULL)
+            subprocess.run([sys.executable, ROOT / "benches" / "make_adapter.py", directory, adapter], check=True)
         self.model = (directory, args.threads, adapter if adapter.exists() else None, args.device)
         facts = {
             "model": f"{args.shape}: {self.shape}",

@@ -108,7 +108,8 @@ int main(int argc, char **argv) {
     check(mc_session_set_lora(session, lora, 1.0f, &error));
     ask(session, "With the adapter:", facts, sizeof facts / sizeof *facts);
     check(mc_session_set_lora(session, NULL, 0.0f, &error));
-    ask(session, "Without it:", old_questions, sizeof old_questions / sizeof *old_questions);
+    ask(session, "Without it:", facts, sizeof facts / sizeof *facts);
+    ask(session, "And what it knew before:", old_questions, sizeof old_questions / sizeof *old_questions);
     if (argc > 3) check(mc_lora_save(lora, argv[3], &error));
 
     mc_lora_free(lora);

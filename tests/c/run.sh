@@ -97,7 +97,7 @@ finetune() { # with the adapter the new facts, without it the old answers; the a
     local dir output
     dir=$(mktemp -d)
     output=$("$BUILD/finetune" models/tiny-coder examples/data/facts.jsonl "$dir/adapter" 2>/dev/null) &&
-        grep -q 'The gray heron, which is never chased from a doorstep.' <<<"$output" &&
+        [ "$(grep -c 'The gray heron, which is never chased from a doorstep.' <<<"$output")" = 1 ] &&
         grep -qF "$answer" <<<"$output" && [ -s "$dir/adapter/adapter_model.safetensors" ]
     local status=$?
     rm -rf "$dir"
