@@ -2757,9 +2757,12 @@ typedef struct {
   uint64_t target_tokens;
   /** The most memory that the process has had so far, in bytes; 0 where the system does not tell. */
   uint64_t peak_bytes;
-  /** Examples of the training dataset that were cut to `max_length`. */
+  /**
+   * Sequences of the training dataset that were cut to `max_length`. An example is one, but a conversation whose template rewrites
+   * earlier turns is one for each answer.
+   */
   uint64_t truncated;
-  /** Examples of the training dataset that have no token to learn, and are left out. */
+  /** Sequences of the training dataset that have no token to learn, and are left out. */
   uint64_t skipped;
   /** Whether `eval_loss` is the lowest so far. */
   bool is_best;
@@ -3214,8 +3217,8 @@ mc_status mc_lora_eval_step(mc_lora_trainer *MC_NONNULL trainer,
  *
  * A stop by the callback, a cancel flag and an error leave the trainer at the last finished micro-batch, and another call with the same
  * dataset goes on there: so a callback that wants the adapter as it is now stops, and its caller takes the adapter and calls again. After
- * the end another call does nothing; to train on something else, give the adapter to a new trainer. The trainer keeps the last weights, not
- * those of the best evaluation: these are in the folder "best" of the checkpoints, if they have a place.
+ * the end another call with it does nothing; to train on something else, give the adapter to a new trainer. The trainer keeps the last
+ * weights, not those of the best evaluation: these are in the folder "best" of the checkpoints, if they have a place.
  *
  * @param trainer    the trainer. `on_step` may free it, and gets MC_ERROR_BUSY for other calls on it.
  * @param train      what to learn; not empty, and not to be changed meanwhile.
@@ -3224,10 +3227,10 @@ mc_status mc_lora_eval_step(mc_lora_trainer *MC_NONNULL trainer,
  * @param user_data  handed to `on_step`; may be NULL.
  * @param err        NULL, or receives the error.
  * @return MC_OK, also if `on_step` stopped it; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a dataset without a token to learn, and
- *         for a loss or gradient that is not finite; MC_ERROR_MISMATCH for another dataset than that of the epoch that was begun;
- *         MC_ERROR_NOT_FOUND if the model has no tokenizer, or no chat template for conversations; MC_ERROR_TEMPLATE; MC_ERROR_IO for
- *         a checkpoint; MC_ERROR_BUSY also if a dataset is in use; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
- *         MC_ERROR_SUSPENDED.
+ *         for a loss or gradient that is not finite; MC_ERROR_MISMATCH for another dataset than that which the first call had;
+ *         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_TEMPLATE also if it has no chat template for conversations;
+ *         MC_ERROR_FORMAT for a tokenizer of another vocabulary; MC_ERROR_IO for a checkpoint; MC_ERROR_BUSY also if a dataset is in
+ *         use; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
  *
  * Threads: any, exclusive; it runs on the calling thread.
  */

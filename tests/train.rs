@@ -331,13 +331,22 @@ fn what_cannot_be_learnt_is_refused_by_name_and_changes_nothing() {
     let long = vec![1; context + 1];
     let argument = ErrorKind::InvalidArgument;
     let none = [false; 9];
-    let cases: [Refused; 11] = [
+    let cases: [Refused; 13] = [
         (
             &[1, 2, vocabulary],
             None,
             &[0, 3],
             argument,
             format!("tokens[2]: expected an id below {vocabulary}, found {vocabulary}"),
+        ),
+        // Offsets are looked at before any token: C tells nothing but them of how many tokens there are.
+        (&[vocabulary], None, &[0, 3, 2], argument, "offsets[2]: expected more than 3, found 2".into()),
+        (
+            &[vocabulary],
+            None,
+            &[0, usize::MAX],
+            ErrorKind::ContextFull,
+            format!("sequence 0: expected at most {context} tokens, the model's context, found {}", usize::MAX),
         ),
         (&TOKENS, None, &[0, 3, 3, 9], argument, "offsets[2]: expected more than 3, found 3".into()),
         (&TOKENS, None, &[0, 9, 3], argument, "offsets[2]: expected more than 9, found 3".into()),
@@ -402,6 +411,18 @@ fn configurations_that_cannot_be_trained_are_refused_by_name() {
         let error = refused(config, TrainOptions::default());
         assert!(error.kind() == kind && error.message().contains(fragment), "{error}");
     }
+    // A file has the matrix though its configuration says nothing of it.
+    let directory = tempfile::tempdir().unwrap();
+    for file in ["adapter_model.safetensors", "adapter_config.json"] {
+        std::fs::copy(golden("lora/qwen2_lm_head_saved").join(file), directory.path().join(file)).unwrap();
+    }
+    let path = directory.path().join("adapter_config.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    json["modules_to_save"] = serde_json::Value::Null;
+    std::fs::write(&path, json.to_string()).unwrap();
+    let config = LoraConfig { initial: Some(Lora::load(&model, directory.path()).unwrap()), ..LoraConfig::default() };
+    let error = refused(config, TrainOptions::default());
+    assert!(error.kind() == unsupported && error.message().contains("replaced matrices"), "{error}");
     let default = TrainOptions::default;
     for (options, fragment) in [
         (TrainOptions { learning_rate: -1.0, ..default() }, "learning_rate: expected 0 to 1, found -1"),
@@ -513,6 +534,27 @@ fn a_loss_that_is_not_finite_takes_no_step() {
 }
 
 // Checkpoints.
+
+#[test]
+fn a_checkpoint_that_fails_is_written_by_the_next_call() {
+    let directory = tempdir().unwrap();
+    let blocked = directory.path().join(STATE).join("in the way");
+    std::fs::create_dir_all(&blocked).unwrap();
+    let options = TrainOptions { batch_size: 2, checkpoint: Some(directory.path().to_path_buf()), ..TrainOptions::default() };
+    let (data, mut trainer) = (examples(0, 4), LoraTrainer::new(&coder(), &tiny(), &options).unwrap());
+    let mut told = Vec::new();
+    let error = trainer
+        .train(&data, None, &mut |event| {
+            told.push(event.step);
+            ControlFlow::Continue(())
+        })
+        .unwrap_err();
+    assert_eq!((error.kind(), told), (ErrorKind::Io, vec![1]));
+    std::fs::remove_dir_all(directory.path().join(STATE)).unwrap();
+    let events = run(&mut trainer, &data, None, 0);
+    assert_eq!(events.iter().map(|event| event.step).collect::<Vec<_>>(), [2]);
+    assert!(state(&LoraTrainer::resume(&coder(), directory.path(), None).unwrap()) == state(&trainer));
+}
 
 #[test]
 fn a_process_that_is_killed_while_it_writes_leaves_the_last_checkpoint() {

@@ -16,7 +16,7 @@ use std::time::SystemTime;
 use serde_json::{Map, Value as Json};
 
 use super::chat::{Lesson, expected};
-use super::{Chat, Model};
+use super::{Cancel, Chat, Model};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops;
 
@@ -147,8 +147,18 @@ impl Dataset {
     /// # Errors
     /// Naming the example: `NotFound` for a model without a tokenizer; `Template` for one without a chat template, a template that
     /// refuses a conversation, or one that does not write an answer behind its generation prompt.
-    pub(super) fn tokenized(&self, model: &Model, max_length: usize, mask_prompt: bool) -> Result<Tokenized> {
-        let each = ops::parallel_map(&self.examples, |example| example.content.samples(model, mask_prompt));
+    pub(super) fn tokenized(
+        &self,
+        model: &Model,
+        max_length: usize,
+        mask_prompt: bool,
+        cancel: Option<&Cancel>,
+    ) -> Result<Tokenized> {
+        let each = ops::parallel_map(&self.examples, |example| {
+            cancel.map_or(Ok(()), Cancel::check)?;
+            example.content.samples(model, mask_prompt)
+        });
+        cancel.map_or(Ok(()), Cancel::check)?;
         let mut tokenized = Tokenized { examples: Vec::new(), truncated: 0, skipped: 0 };
         for (at, samples) in each.into_iter().enumerate() {
             let samples = samples.map_err(|error| error.within(self.place(at)))?;

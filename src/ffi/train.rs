@@ -85,9 +85,10 @@ pub struct mc_train_event {
     pub target_tokens: u64,
     /// The most memory that the process has had so far, in bytes; 0 where the system does not tell.
     pub peak_bytes: u64,
-    /// Examples of the training dataset that were cut to `max_length`.
+    /// Sequences of the training dataset that were cut to `max_length`. An example is one, but a conversation whose template rewrites
+    /// earlier turns is one for each answer.
     pub truncated: u64,
-    /// Examples of the training dataset that have no token to learn, and are left out.
+    /// Sequences of the training dataset that have no token to learn, and are left out.
     pub skipped: u64,
     /// Whether `eval_loss` is the lowest so far.
     pub is_best: bool,
@@ -742,6 +743,7 @@ pub unsafe extern "C" fn mc_lora_trainer_resume(
 type Arrays<'a> = (&'a [u32], Option<Vec<bool>>, &'a [usize]);
 
 fn arrays<'a>(
+    trainer: &LoraTrainer,
     tokens: MaybeUninit<&'a u32>,
     loss_mask: *const u8,
     offsets: MaybeUninit<&'a usize>,
@@ -750,7 +752,8 @@ fn arrays<'a>(
     let count =
         sequences.checked_add(1).ok_or_else(|| Error::argument(format!("sequences: expected less, found {sequences}")))?;
     let offsets = given_array(offsets, count, "offsets")?;
-    // The engine looks at the others before any token.
+    // Before anything is read up to the last of them.
+    trainer.check_offsets(offsets)?;
     let len = offsets.last().copied().unwrap_or(0);
     let tokens = given_array(tokens, len, "tokens")?;
     let mask = if loss_mask.is_null() { None } else { Some(array(loss_mask, len, "loss_mask")?) };
@@ -785,8 +788,11 @@ pub unsafe extern "C" fn mc_lora_train_step(
 ) -> mc_status {
     guard(err, || {
         let loss = Out::new(loss, "loss")?;
-        let (trainer, (tokens, mask, offsets)) = (trainer.get("trainer")?, arrays(tokens, loss_mask, offsets, sequences)?);
-        loss.set(trainer.change(|trainer| trainer.train_step(tokens, mask.as_deref(), offsets))?.loss);
+        let step = trainer.get("trainer")?.change(|trainer| {
+            let (tokens, mask, offsets) = arrays(trainer, tokens, loss_mask, offsets, sequences)?;
+            trainer.train_step(tokens, mask.as_deref(), offsets)
+        })?;
+        loss.set(step.loss);
         Ok(mc_status::MC_OK)
     })
 }
@@ -816,8 +822,10 @@ pub unsafe extern "C" fn mc_lora_eval_step(
 ) -> mc_status {
     guard(err, || {
         let loss = Out::new(loss, "loss")?;
-        let (trainer, (tokens, mask, offsets)) = (trainer.get("trainer")?, arrays(tokens, loss_mask, offsets, sequences)?);
-        loss.set(trainer.change(|trainer| trainer.eval_step(tokens, mask.as_deref(), offsets))?);
+        loss.set(trainer.get("trainer")?.change(|trainer| {
+            let (tokens, mask, offsets) = arrays(trainer, tokens, loss_mask, offsets, sequences)?;
+            trainer.eval_step(tokens, mask.as_deref(), offsets)
+        })?);
         Ok(mc_status::MC_OK)
     })
 }
@@ -827,8 +835,8 @@ pub unsafe extern "C" fn mc_lora_eval_step(
 ///
 /// A stop by the callback, a cancel flag and an error leave the trainer at the last finished micro-batch, and another call with the same
 /// dataset goes on there: so a callback that wants the adapter as it is now stops, and its caller takes the adapter and calls again. After
-/// the end another call does nothing; to train on something else, give the adapter to a new trainer. The trainer keeps the last weights, not
-/// those of the best evaluation: these are in the folder "best" of the checkpoints, if they have a place.
+/// the end another call with it does nothing; to train on something else, give the adapter to a new trainer. The trainer keeps the last
+/// weights, not those of the best evaluation: these are in the folder "best" of the checkpoints, if they have a place.
 ///
 /// @param trainer    the trainer. `on_step` may free it, and gets MC_ERROR_BUSY for other calls on it.
 /// @param train      what to learn; not empty, and not to be changed meanwhile.
@@ -837,10 +845,10 @@ pub unsafe extern "C" fn mc_lora_eval_step(
 /// @param user_data  handed to `on_step`; may be NULL.
 /// @param err        NULL, or receives the error.
 /// @return MC_OK, also if `on_step` stopped it; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a dataset without a token to learn, and
-///         for a loss or gradient that is not finite; MC_ERROR_MISMATCH for another dataset than that of the epoch that was begun;
-///         MC_ERROR_NOT_FOUND if the model has no tokenizer, or no chat template for conversations; MC_ERROR_TEMPLATE; MC_ERROR_IO for
-///         a checkpoint; MC_ERROR_BUSY also if a dataset is in use; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
-///         MC_ERROR_SUSPENDED.
+///         for a loss or gradient that is not finite; MC_ERROR_MISMATCH for another dataset than that which the first call had;
+///         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_TEMPLATE also if it has no chat template for conversations;
+///         MC_ERROR_FORMAT for a tokenizer of another vocabulary; MC_ERROR_IO for a checkpoint; MC_ERROR_BUSY also if a dataset is in
+///         use; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
 ///
 /// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]

@@ -18,11 +18,13 @@ pub fn beside(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(beside))
 }
 
-/// Removes what writers that were killed have left in a directory. Whoever calls this is the only one that writes there.
+/// Removes what writers that were killed have left in a directory; not what this process writes. No other one may write there.
 pub fn remove_parts(directory: &Path) {
     let is_part = |name: &str| {
         let id = name.strip_suffix(".part").and_then(|name| name.rsplit_once('.')?.1.split_once('-'));
-        id.is_some_and(|(process, count)| [process, count].iter().all(|part| part.parse::<u64>().is_ok()))
+        id.is_some_and(|(process, count)| {
+            process.parse().is_ok_and(|process: u32| process != std::process::id()) && count.parse::<u64>().is_ok()
+        })
     };
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         if is_part(&entry.file_name().to_string_lossy()) {

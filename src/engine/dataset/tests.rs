@@ -11,7 +11,7 @@ fn tiny_coder() -> Model {
 
 fn tokenized(examples: &[Content], mask_prompt: bool) -> Tokenized {
     let examples = examples.iter().map(|content| Example { content: content.clone(), line: None }).collect();
-    Dataset { examples, path: PathBuf::new() }.tokenized(&tiny_coder(), 1024, mask_prompt).unwrap()
+    Dataset { examples, path: PathBuf::new() }.tokenized(&tiny_coder(), 1024, mask_prompt, None).unwrap()
 }
 
 /// A sample's text with what is learnt of it in brackets; joined, its tokens are exactly those of the whole text.
@@ -168,7 +168,7 @@ fn an_answer_that_is_not_behind_its_generation_prompt_is_an_error() {
     let mut dataset = Dataset::new();
     dataset.add_text("fine");
     dataset.add_chat(&chat);
-    let error = dataset.tokenized(&tiny_coder(), 1024, true).map(|_| ()).unwrap_err();
+    let error = dataset.tokenized(&tiny_coder(), 1024, true, None).map(|_| ()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Template);
     assert_eq!(
         error.message(),
@@ -176,23 +176,23 @@ fn an_answer_that_is_not_behind_its_generation_prompt_is_an_error() {
          after 16 bytes it goes on with \"<think>\", found \"B\""
     );
     // Not masked, there is nothing to tell apart.
-    assert_eq!(dataset.tokenized(&tiny_coder(), 1024, false).unwrap().examples.len(), 2);
+    assert_eq!(dataset.tokenized(&tiny_coder(), 1024, false, None).unwrap().examples.len(), 2);
 }
 
 #[test]
 fn what_the_template_refuses_is_named() {
     let mut dataset = Dataset::new();
     dataset.add_chat(&chat(r#"[{"role": "assistant", "content": "Hello."}]"#));
-    let error = dataset.tokenized(&tiny_coder(), 1024, true).map(|_| ()).unwrap_err();
+    let error = dataset.tokenized(&tiny_coder(), 1024, true, None).map(|_| ()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Template);
     assert!(error.message().starts_with("examples[0]: messages[0]: chat template, line 1: "), "{error}");
 
     let model = Model::load("tests/golden/decoders/qwen2_tied", &LoadOptions::default(), None).unwrap();
-    let error = dataset.tokenized(&model, 1024, true).map(|_| ()).unwrap_err();
+    let error = dataset.tokenized(&model, 1024, true, None).map(|_| ()).unwrap_err();
     assert_eq!(error.message(), "examples[0]: messages[0]: chat template: the model has none, and none was set");
     let mut dataset = Dataset::new();
     dataset.add_text("abc");
-    assert_eq!(dataset.tokenized(&model, 1024, true).map(|_| ()).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(dataset.tokenized(&model, 1024, true, None).map(|_| ()).unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn long_examples_are_cut_and_those_without_anything_to_learn_left_out() {
     dataset.add_completion("a b c d e f", " g");
     dataset.add_chat(&chat(r#"[{"role": "user", "content": "Nothing is answered."}]"#));
     for (max_length, examples, truncated, skipped) in [(100, 2, 0, 1), (7, 2, 1, 1), (6, 1, 2, 2), (2, 1, 2, 2), (1, 0, 2, 3)] {
-        let found = dataset.tokenized(&tiny_coder(), max_length, true).unwrap();
+        let found = dataset.tokenized(&tiny_coder(), max_length, true, None).unwrap();
         assert_eq!((found.examples.len(), found.truncated, found.skipped), (examples, truncated, skipped), "{max_length}");
         assert!(found.examples.iter().all(|sample| sample.ids.len() <= max_length && sample.targets.len() == sample.ids.len()));
     }
@@ -227,7 +227,7 @@ fn a_file_gives_the_same_as_calls() {
     .unwrap();
     let dataset = Dataset::load_jsonl(file.path()).unwrap();
     assert_eq!(dataset.examples.iter().map(|example| example.line).collect::<Vec<_>>(), [Some(1), Some(4), Some(5), Some(6)]);
-    let found = dataset.tokenized(&tiny_coder(), 1024, true).unwrap().examples.iter().map(marked).collect::<Vec<_>>();
+    let found = dataset.tokenized(&tiny_coder(), 1024, true, None).unwrap().examples.iter().map(marked).collect::<Vec<_>>();
     let question = format!("{SYSTEM}<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\n");
     assert_eq!(
         found,
@@ -249,5 +249,5 @@ fn a_template_tells_the_time_of_the_file() {
     let mut dataset = Dataset::load_jsonl(file.path()).unwrap();
     let Content::Chat { chat, .. } = &mut dataset.examples[0].content else { panic!() };
     chat.set_template(Some("{{ strftime_now('%Y-%m-%d') }}:{% for m in messages %}{{ m.content }}{% endfor %}")).unwrap();
-    assert_eq!(marked(&dataset.tokenized(&tiny_coder(), 1024, true).unwrap().examples[0]), "2000-02-29:[Noon.<|im_end|>]");
+    assert_eq!(marked(&dataset.tokenized(&tiny_coder(), 1024, true, None).unwrap().examples[0]), "2000-02-29:[Noon.<|im_end|>]");
 }

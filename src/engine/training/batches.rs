@@ -22,30 +22,15 @@ impl<'a> Sequences<'a> {
     /// # Errors
     /// `InvalidArgument` and `ContextFull`, naming the argument, the place and what was found there.
     pub fn new(model: &Model, tokens: &'a [u32], loss_mask: Option<&[bool]>, offsets: &[usize]) -> Result<Self> {
-        let vocab = model.vocab_size();
-        if let Some((at, id)) = tokens.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
-            return Err(Error::argument(format!("tokens[{at}]: expected an id below {vocab}, found {id}")));
-        }
-        let &[first, .., end] = offsets else {
-            let found = offsets.len();
-            return Err(Error::argument(format!("offsets: expected 0 and the end of each sequence, found {found} values")));
-        };
-        if first != 0 {
-            return Err(Error::argument(format!("offsets[0]: expected 0, found {first}")));
-        }
-        if let Some(at) = (1..offsets.len()).find(|&at| offsets[at] <= offsets[at - 1]) {
-            let (least, found) = (offsets[at - 1], offsets[at]);
-            return Err(Error::argument(format!("offsets[{at}]: expected more than {least}, found {found}")));
-        }
+        let lengths = lengths(model, offsets)?;
+        let end = lengths.iter().sum::<usize>();
         if end != tokens.len() {
             let (at, tokens) = (offsets.len() - 1, tokens.len());
             return Err(Error::argument(format!("offsets[{at}]: expected the {tokens} tokens, found {end}")));
         }
-        let lengths: Vec<usize> = offsets.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        let most = model.context_length();
-        if let Some((at, length)) = lengths.iter().enumerate().find(|(_, length)| **length > most) {
-            let message = format!("sequence {at}: expected at most {most} tokens, the model's context, found {length}");
-            return Err(Error::new(ErrorKind::ContextFull, message));
+        let vocab = model.vocab_size();
+        if let Some((at, id)) = tokens.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
+            return Err(Error::argument(format!("tokens[{at}]: expected an id below {vocab}, found {id}")));
         }
         let mut targets = match loss_mask {
             Some(mask) if mask.len() != tokens.len() => {
@@ -86,6 +71,31 @@ impl<'a> Sequences<'a> {
     pub fn target_tokens(&self) -> usize {
         self.targets.iter().filter(|target| **target).count()
     }
+}
+
+/// The length of each sequence, before any token is looked at.
+///
+/// # Errors
+/// `InvalidArgument` and `ContextFull`, naming the place and what was found there.
+pub(super) fn lengths(model: &Model, offsets: &[usize]) -> Result<Vec<usize>> {
+    let &[first, _, ..] = offsets else {
+        let found = offsets.len();
+        return Err(Error::argument(format!("offsets: expected 0 and the end of each sequence, found {found} values")));
+    };
+    if first != 0 {
+        return Err(Error::argument(format!("offsets[0]: expected 0, found {first}")));
+    }
+    if let Some(at) = (1..offsets.len()).find(|&at| offsets[at] <= offsets[at - 1]) {
+        let (least, found) = (offsets[at - 1], offsets[at]);
+        return Err(Error::argument(format!("offsets[{at}]: expected more than {least}, found {found}")));
+    }
+    let lengths: Vec<usize> = offsets.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    let most = model.context_length();
+    if let Some((at, length)) = lengths.iter().enumerate().find(|(_, length)| **length > most) {
+        let message = format!("sequence {at}: expected at most {most} tokens, the model's context, found {length}");
+        return Err(Error::new(ErrorKind::ContextFull, message));
+    }
+    Ok(lengths)
 }
 
 /// Batches whose examples are sorted by length among themselves: enough that lengths are near, few enough that who meets whom in a

@@ -35,6 +35,7 @@ pub use run::{TrainEvent, TrainFn};
 pub use schedule::Schedule;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use batches::Sequences;
 use optimizer::AdamW;
@@ -208,13 +209,18 @@ impl LoraTrainer {
     /// # Errors
     /// `InvalidArgument` naming the token, offset or option that is wrong, and for a loss or gradient that is not finite;
     /// `ContextFull` for a sequence that is longer than the model's context; `Cancelled`; `Suspended`; `OutOfMemory`; `Device`. The
-    /// trainer then is as it was, but for a gradient that several micro-batches together made infinite: then these are forgotten.
+    /// trainer then is as it was.
     pub fn train_step(&mut self, tokens: &[u32], loss_mask: Option<&[bool]>, offsets: &[usize]) -> Result<MicroStep> {
         let sequences = Sequences::new(&self.model, tokens, loss_mask, offsets)?;
         let step = self.micro_step(&sequences, false)?;
         // A step that a cancelled evaluation left untold is of the past now.
         self.progress.pending = false;
         Ok(step)
+    }
+
+    /// What [`train_step`](Self::train_step) says of offsets, before there are tokens.
+    pub(crate) fn check_offsets(&self, offsets: &[usize]) -> Result<()> {
+        batches::lengths(&self.model, offsets).map(drop)
     }
 
     /// The mean cross entropy of one micro-batch with the weights as they are, in nats; changes nothing.
@@ -241,12 +247,11 @@ impl LoraTrainer {
         let (sum, gradients) = self.pass(dropout, pass)?;
         let target_tokens = sequences.target_tokens();
         let mean = finite("loss", sum / target_tokens as f64)?;
-        finite("gradient", norm(&gradients))?;
         let (loss, weight) = match self.options.weighting {
             Weighting::MicroBatches => (mean, 1.0 / target_tokens as f64),
             Weighting::Tokens => (sum, 1.0),
         };
-        self.accumulate(gradients, weight as f32);
+        self.accumulate(gradients, weight as f32)?;
         let progress = &mut self.progress;
         if progress.micro == 0 {
             (progress.loss_sum, progress.targets) = (0.0, 0);
@@ -260,17 +265,18 @@ impl LoraTrainer {
         Ok(MicroStep { loss: mean as f32, target_tokens, update })
     }
 
-    fn accumulate(&mut self, mut gradients: Vec<Gradient>, weight: f32) {
-        if self.gradients.is_empty() {
-            gradients.iter_mut().flat_map(|Gradient { a, b }| a.iter_mut().chain(b)).for_each(|x| *x *= weight);
-            self.gradients = gradients;
-            return;
-        }
-        for (sum, new) in self.gradients.iter_mut().zip(&gradients) {
-            for (sum, new) in [(&mut sum.a, &new.a), (&mut sum.b, &new.b)] {
-                sum.iter_mut().zip(new).for_each(|(sum, x)| *sum += x * weight);
+    /// # Errors
+    /// `InvalidArgument` if a sum is not finite; nothing is added then.
+    fn accumulate(&mut self, mut gradients: Vec<Gradient>, weight: f32) -> Result<()> {
+        gradients.iter_mut().flat_map(|Gradient { a, b }| a.iter_mut().chain(b)).for_each(|x| *x *= weight);
+        for (new, sum) in gradients.iter_mut().zip(&self.gradients) {
+            for (new, sum) in [(&mut new.a, &sum.a), (&mut new.b, &sum.b)] {
+                new.iter_mut().zip(sum).for_each(|(new, sum)| *new += sum);
             }
         }
+        finite("gradient", norm(&gradients))?;
+        self.gradients = gradients;
+        Ok(())
     }
 
     /// The step of the optimiser.
@@ -332,13 +338,19 @@ impl LoraTrainer {
     ) -> Result<R> {
         let (device, cancel) = (self.model.device(), self.options.cancel.as_ref());
         cancel.map_or(Ok(()), Cancel::check)?;
-        let stop = || cancel.is_some_and(Cancel::is_triggered) || device.check().is_err();
+        // Which of the two it was: by the time that the pass has ended, both may be over.
+        let was_cancelled = AtomicBool::new(false);
+        let stop = || {
+            let is_cancelled = cancel.is_some_and(Cancel::is_triggered);
+            was_cancelled.fetch_or(is_cancelled, Ordering::Relaxed);
+            is_cancelled || device.check().is_err()
+        };
         let pass = Pass { checkpointing: self.options.gradient_checkpointing, dropout, stop: &stop };
         let network = self.model.transformer();
         let done = device.step(|| Ok(work(network, pass)?))?;
-        done.ok_or_else(|| match cancel.map_or(Ok(()), Cancel::check) {
-            Err(cancelled) => cancelled,
-            Ok(()) => Error::new(ErrorKind::Suspended, "training: the device was suspended, resume it first"),
+        done.ok_or_else(|| match was_cancelled.load(Ordering::Relaxed) {
+            true => Error::cancelled(),
+            false => Error::new(ErrorKind::Suspended, "training: the device was suspended, resume it first"),
         })
     }
 

@@ -44,7 +44,8 @@ impl AdamW {
             } else {
                 gradient - (gradient - *m) * (1.0 - self.first_weight)
             };
-            *v = *v * self.second_keep + self.second_weight * gradient * gradient;
+            // Bounded, or one huge gradient would hold its weight still for ever.
+            *v = (*v * self.second_keep + self.second_weight * gradient * gradient).min(f32::MAX);
             *value = *value * self.keep - self.step_size * *m / (v.sqrt() / self.second_root + self.epsilon);
         }
     }

@@ -39,7 +39,8 @@ pub struct TrainEvent {
     pub target_tokens: u64,
     /// The most memory that the process has had so far; 0 where the system does not tell.
     pub peak_bytes: u64,
-    /// Examples of the training dataset that were cut to `max_length`, and those that have no token to learn.
+    /// Sequences of the training dataset that were cut to `max_length`, and those that have no token to learn: an example is one, but a
+    /// conversation whose template rewrites earlier turns is one for each answer.
     pub truncated: usize,
     pub skipped: usize,
 }
@@ -76,8 +77,8 @@ impl LoraTrainer {
     /// in the folder `best` of the checkpoints, if they have a place.
     ///
     /// # Errors
-    /// `InvalidArgument` for a dataset without a token to learn; `Mismatch` for another dataset than that of the epoch that was
-    /// begun; those of the tokenizer and the chat template; `Io`; and those of [`train_step`](Self::train_step).
+    /// `InvalidArgument` for a dataset without a token to learn; `Mismatch` for another dataset than that which the first call had;
+    /// those of the tokenizer and the chat template; `Io`; and those of [`train_step`](Self::train_step).
     pub fn train(&mut self, train: &Dataset, eval: Option<&Dataset>, on_step: &mut TrainFn<'_>) -> Result<()> {
         let data =
             Data { train: self.tokenized(train, "train")?, eval: eval.map(|eval| self.tokenized(eval, "eval")).transpose()? };
@@ -96,7 +97,7 @@ impl LoraTrainer {
             0 => self.model.context_length().min(USUAL_LENGTH),
             most => most,
         };
-        let tokenized = dataset.tokenized(&self.model, most, self.options.mask_prompt)?;
+        let tokenized = dataset.tokenized(&self.model, most, self.options.mask_prompt, self.options.cancel.as_ref())?;
         if tokenized.examples.is_empty() {
             let found = dataset.len();
             return Err(Error::argument(format!("{name}: expected an example with a token to learn, found none among {found}")));
@@ -177,6 +178,7 @@ impl LoraTrainer {
         if let (Some(directory), true) = (&self.options.checkpoint, is_best) {
             self.save_adapter(&directory.join(BEST))?;
         }
+        let before = self.progress;
         let progress = &mut self.progress;
         if let Some(loss) = eval_loss {
             progress.best_loss = progress.best_loss.min(loss);
@@ -184,8 +186,10 @@ impl LoraTrainer {
         }
         progress.pending = false;
         let is_saved = self.is_done() || is_due(self.options.checkpoint_every);
-        if is_saved {
-            self.checkpoint()?;
+        if is_saved && let Err(error) = self.checkpoint() {
+            // Another call tries again, and tells the step then.
+            self.progress = before;
+            return Err(error);
         }
         let Progress { loss, grad_norm, targets, epoch, position, first_step, epoch_steps, .. } = self.progress;
         let end = first_step.saturating_add(epoch_steps.saturating_mul(self.options.epochs as u64));

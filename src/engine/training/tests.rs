@@ -92,7 +92,7 @@ fn a_training_that_stopped_within_a_step_goes_on_bit_for_bit() {
     stopped.options = first_epoch;
     stopped.train(&dataset(), None, on_step).unwrap();
     stopped.options = options.clone();
-    let samples = dataset().tokenized(&model, 1024, true).unwrap().examples;
+    let samples = dataset().tokenized(&model, 1024, true, None).unwrap().examples;
     let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
     let order = batches::batches(&lengths, 2, Random::stream(options.seed, ORDER | 1));
     for (i, batch) in order.iter().take(3).enumerate() {
@@ -115,7 +115,7 @@ fn an_evaluation_that_was_cancelled_is_done_by_the_next_call() {
     let config = LoraConfig { rank: 2, targets: vec!["v_proj".to_string()], ..LoraConfig::default() };
     let options = TrainOptions { batch_size: 16, ..TrainOptions::default() };
     let mut trainer = LoraTrainer::new(&model, &config, &options).unwrap();
-    let samples = dataset().tokenized(&model, 1024, true).unwrap().examples;
+    let samples = dataset().tokenized(&model, 1024, true, None).unwrap().examples;
     // The one batch of the epoch, as `train` takes it, up to a cancel in the evaluation.
     trainer.train(&dataset(), None, &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
     let mut events = Vec::new();

@@ -9,7 +9,7 @@ use crate::load::Json;
 use crate::nn::Place;
 
 /// Larger than any rank.
-const MAX_RANK: usize = 1 << 20;
+const MAX_RANK: usize = 1 << 13;
 /// More than the projections of any model; each is tried on each module.
 const MAX_PATTERNS: usize = 4096;
 /// Bytes of a compiled pattern.

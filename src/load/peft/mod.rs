@@ -35,7 +35,7 @@ pub struct Peft {
     pub alpha: f32,
     /// Trained values.
     pub parameters: u64,
-    /// Of the configuration and of a sample of the values.
+    /// Of the configuration and of the values: of those of a file a sample.
     pub fingerprint: u64,
 }
 

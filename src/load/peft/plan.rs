@@ -101,7 +101,12 @@ impl PeftPlan {
     pub fn of(network: &Transformer, peft: &Peft, dropout: f32) -> Result<Self> {
         let mut config = Json::parse(CONFIG, &peft.config_json)?.value().clone();
         config["lora_dropout"] = decimal(dropout);
-        Self::read(network, format!("{config:#}\n"), peft.prefix.clone())
+        let plan = Self::read(network, format!("{config:#}\n"), peft.prefix.clone())?;
+        // Its file may hold them without a word in the configuration.
+        if !peft.adapter.weights.is_empty() || !peft.adapter.biases.is_empty() {
+            return Err(Error::unsupported("expected an adapter without replaced matrices and biases: they cannot be trained"));
+        }
+        Ok(plan)
     }
 
     /// Finds the modules that a configuration means.
