@@ -14,8 +14,9 @@ stage=$(mktemp -d)
 trap 'rm -rf "$log" "$stage"' EXIT
 
 if [ "$(uname -s)" = Darwin ]; then
-    if [ ! -e "${METAL_CANDLE_XCFRAMEWORK:-build/MetalCandle.xcframework}" ]; then
-        skip "the Swift package" "there is no build/MetalCandle.xcframework"
+    framework=${METAL_CANDLE_XCFRAMEWORK:-build/MetalCandle.xcframework}
+    if [ ! -e "$framework" ]; then
+        skip "the Swift package" "there is no $framework"
         end "tests/swift"
         exit
     fi
@@ -66,7 +67,8 @@ documented() { # every public symbol, and every link
             --warnings-as-errors
 }
 
-docc() { # beside the compiler, where it is not on the PATH
+docc() { # on a Mac Xcode's, elsewhere beside the compiler, where it is not on the PATH
+    if [ "$(uname -s)" = Darwin ]; then xcrun --find docc; return; fi
     command -v docc || find "$(dirname "$(dirname "$(readlink -f "$(command -v swift)")")")" /usr/libexec/swift/bin -name docc 2>/dev/null | head -n 1
 }
 
@@ -75,12 +77,18 @@ installed() { # what `make install` puts where a package finds it by PKG_CONFIG_
         sed -e "s|@PREFIX@|$1|g" -e 's|@VERSION@|1.2.3|g' -e 's|@LIBS_PRIVATE@||g' packaging/metal-candle.pc.in >"$1/lib/pkgconfig/metal-candle.pc"
 }
 
-consumer() { # depends on a tag of this package, as apps do
+consumer() { # depends on a tag of this package, as apps do; on a Mac the XCFramework is in it
     local package=$stage/metal-candle user=(-c user.name=nobody -c user.email=nobody -c commit.gpgsign=false -c init.defaultBranch=main)
-    mkdir -p "$package" && cp -R Package.swift swift include "$package" && git -C "$package" "${user[@]}" init -q &&
+    mkdir -p "$package/build" && cp -R Package.swift swift include "$package" || return 1
+    if [ "$(uname -s)" = Darwin ]; then
+        cp -R "$framework" "$package/build/MetalCandle.xcframework" || return 1
+    else
+        installed "$stage/prefix" && local -x LIBRARY_PATH='' PKG_CONFIG_PATH=$stage/prefix/lib/pkgconfig || return 1
+    fi
+    git -C "$package" "${user[@]}" init -q &&
         git -C "$package" add -A && git -C "$package" "${user[@]}" commit -qm 'as it is' && git -C "$package" tag 1.2.3 &&
-        python3 tests/swift/consumer.py "$stage/consumer" "$package" && installed "$stage/prefix" &&
-        LIBRARY_PATH='' PKG_CONFIG_PATH=$stage/prefix/lib/pkgconfig swift run --package-path "$stage/consumer" -j 2 readme | tee "$stage/readme" &&
+        python3 tests/swift/consumer.py "$stage/consumer" "$package" &&
+        env -u METAL_CANDLE_XCFRAMEWORK swift run --package-path "$stage/consumer" -j 2 readme | tee "$stage/readme" &&
         grep -qF "$answer" "$stage/readme"
 }
 

@@ -45,7 +45,7 @@ public final class EmbeddingModel: Sendable {
         self.native = native
     }
 
-    /// Loads a model. It never touches the network.
+    /// Loads a model from a directory. This never touches the network.
     ///
     /// - Parameters:
     ///   - directory: in the layout of sentence-transformers.
@@ -222,8 +222,12 @@ public struct EmbeddingOptions: Sendable {
             mc_embed_options_set_max_length(options, maximumTokens)
         }
         switch prompt {
-        case .named(let name): mc_embed_options_set_prompt_name(options, name)
-        case .text(let text): mc_embed_options_set_prefix(options, text)
+        case .named(let name):
+            try requireNoNUL(name, "prompt")
+            mc_embed_options_set_prompt_name(options, name)
+        case .text(let text):
+            try requireNoNUL(text, "prompt")
+            mc_embed_options_set_prefix(options, text)
         case nil: break
         }
         if let adapter { mc_embed_options_set_lora(options, adapter.adapter.handle.pointer, adapter.scale) }

@@ -1,7 +1,7 @@
 import CMetalCandle
 import Foundation
 
-/// A model that generates text, loaded from the files of this machine.
+/// A model that generates text, loaded from files.
 ///
 /// ```swift
 /// let model = try await LanguageModel.load(from: directory) { progress in
@@ -26,7 +26,7 @@ public final class LanguageModel: Sendable {
         self.native = native
     }
 
-    /// Loads a model. It never touches the network.
+    /// Loads a model from a directory. This never touches the network.
     ///
     /// - Parameters:
     ///   - directory: with `config.json`, safetensors and `tokenizer.json`, in the layout of the Hugging Face Hub.

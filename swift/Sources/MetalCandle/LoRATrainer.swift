@@ -105,7 +105,9 @@ public final class LoRATrainer: Sendable {
                 if isBusy { throw Self.busy }
             },
             work: { [self] work in
-                try await queue.run { try self.train(on: data, validation, work) }
+                // One for the whole run: a suspended device makes several native calls of it.
+                let receiver = StepReceiver(work, checkpoints)
+                try await queue.run { try self.train(on: data, validation, work, receiver) }
             },
             stop: { [cancel] in cancel.trigger() },
             end: { [self] in isTraining.withLock { $0 = false } }))
@@ -136,11 +138,12 @@ public final class LoRATrainer: Sendable {
     }
 
     /// One native call, behind whatever was stopped before it. Runs again where it was if the device was suspended meanwhile.
-    private func train(on data: TrainingData, _ validation: TrainingData?, _ work: TrainingRun.Work) throws {
+    private func train(
+        on data: TrainingData, _ validation: TrainingData?, _ work: TrainingRun.Work, _ receiver: StepReceiver
+    ) throws {
         // The flag is the trainer's, and may still be triggered by the run before.
         mc_cancel_reset(cancel.pointer)
         if work.isStopped { throw CancellationError() }
-        let receiver = StepReceiver(work, checkpoints)
         try withExtendedLifetime(receiver) {
             try call {
                 mc_lora_train(
@@ -155,13 +158,17 @@ public final class LoRATrainer: Sendable {
     private static let busy = MetalCandleError(.busy, "trainer: expected no training under way, found one")
 }
 
-/// Makes events of the steps of one native call. Used on the trainer's queue alone.
-private final class StepReceiver {
+/// Makes events of the steps of one run.
+private final class StepReceiver: Sendable {
     private let work: TrainingRun.Work
     private let checkpoints: TrainingOptions.Checkpoints?
-    private var bestLoss: Float?
-    /// Whether the last step's checkpoint was told.
-    private var isSaved = false
+    private let state = Mutex(State())
+
+    private struct State {
+        var bestLoss: Float?
+        /// Whether the last step's checkpoint was told.
+        var isSaved = false
+    }
 
     init(_ work: TrainingRun.Work, _ checkpoints: TrainingOptions.Checkpoints?) {
         self.work = work
@@ -172,18 +179,20 @@ private final class StepReceiver {
     func receive(_ event: mc_train_event) -> Bool {
         work.send(.step(TrainingStep(event)))
         if !event.eval_loss.isNaN {
-            bestLoss = min(event.eval_loss, bestLoss ?? .infinity)
+            state.withLock { $0.bestLoss = min(event.eval_loss, $0.bestLoss ?? .infinity) }
             work.send(.validation(TrainingValidation(step: Int(event.step), loss: event.eval_loss, isBest: event.is_best)))
         }
         // Checkpoints are written before their step is told.
-        isSaved = checkpoints?.interval.map { Int(event.step) % $0 == 0 } ?? false
+        let isSaved = checkpoints?.interval.map { Int(event.step) % $0 == 0 } ?? false
+        state.withLock { $0.isSaved = isSaved }
         if isSaved { tellCheckpoint() }
         return !work.isStopped
     }
 
     func finish(_ stepCount: Int) {
-        if !isSaved { tellCheckpoint() }
-        work.send(.finished(TrainingSummary(stepCount: stepCount, bestValidationLoss: bestLoss)))
+        let state = state.withLock { $0 }
+        if !state.isSaved { tellCheckpoint() }
+        work.send(.finished(TrainingSummary(stepCount: stepCount, bestValidationLoss: state.bestLoss)))
     }
 
     private func tellCheckpoint() {

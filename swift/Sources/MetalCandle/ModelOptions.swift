@@ -13,10 +13,19 @@ public struct ModelOptions: Sendable {
         case bfloat16
     }
 
+    /// What weight matrices are made smaller with while they are loaded, at a small loss of precision.
+    public enum Quantization: String, Sendable, Hashable, CaseIterable {
+        /// 32 neighbours become a byte each and a common 16-bit scale: 8.5 bits a weight. On the processor only.
+        case q8_0
+    }
+
     /// Where the model runs; nil = the best device. In the simulator that is the processor.
     public var device: ComputeDevice?
     /// The type to keep weights in; nil = as stored.
     public var weightType: WeightType?
+    /// What to make weight matrices smaller with; nil = as stored. Such a model does all that others do; on a GPU, loading it throws
+    /// ``MetalCandleError`` with `.unsupported`.
+    public var quantization: Quantization?
     /// The longest context that sessions may have, in tokens; nil = the model's own.
     public var maximumContext: Int?
     /// A `tokenizer.json`, or a directory with one, in place of the model's.
@@ -24,10 +33,12 @@ public struct ModelOptions: Sendable {
 
     /// Makes options; what is not given is as the model says.
     public init(
-        device: ComputeDevice? = nil, weightType: WeightType? = nil, maximumContext: Int? = nil, tokenizer: URL? = nil
+        device: ComputeDevice? = nil, weightType: WeightType? = nil, quantization: Quantization? = nil, maximumContext: Int? = nil,
+        tokenizer: URL? = nil
     ) {
         self.device = device
         self.weightType = weightType
+        self.quantization = quantization
         self.maximumContext = maximumContext
         self.tokenizer = tokenizer
     }
@@ -36,6 +47,7 @@ public struct ModelOptions: Sendable {
         let options = Handle(mc_model_options_new(), free: mc_model_options_free)
         if let device = try device ?? Self.defaultDevice() { mc_model_options_set_device(options.pointer, device.handle.pointer) }
         if let weightType { mc_model_options_set_dtype(options.pointer, weightType.native) }
+        if let quantization { mc_model_options_set_quantization(options.pointer, quantization.rawValue) }
         if let maximumContext {
             try requirePositive(maximumContext, "maximumContext")
             mc_model_options_set_max_context(options.pointer, maximumContext)
@@ -79,6 +91,7 @@ public struct HubModel: Sendable, Hashable {
     }
 
     func set(_ options: OpaquePointer) throws {
+        for (name, text) in [("repository", repository), ("revision", revision), ("token", token ?? "")] { try requireNoNUL(text, name) }
         mc_model_options_set_hub_revision(options, revision)
         if let token { mc_model_options_set_hub_token(options, token) }
         if let cache { mc_model_options_set_hub_cache_dir(options, try cache.nativePath("cache")) }

@@ -40,6 +40,11 @@ extension URL {
     }
 }
 
+/// C would read a name with a NUL as another, shorter one. Does not tell what it found: that may be a token.
+func requireNoNUL(_ text: String, _ name: String) throws {
+    if text.utf8.contains(0) { throw MetalCandleError(.invalidArgument, "\(name): expected a text without NUL, found one") }
+}
+
 // Of the C interface's numbers none is negative, and 0 often means "no limit", which here is nil.
 
 func requireNotNegative(_ value: Int, _ name: String) throws {

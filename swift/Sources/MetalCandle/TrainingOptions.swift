@@ -41,7 +41,10 @@ public struct AdapterConfiguration: Sendable {
         mc_lora_config_set_dropout(config, dropout)
         mc_lora_config_set_rslora(config, isRankStabilized)
         mc_lora_config_set_seed(config, seed)
-        for target in targets { mc_lora_config_add_target(config, target) }
+        for target in targets {
+            try requireNoNUL(target, "targets")
+            mc_lora_config_add_target(config, target)
+        }
         if let initial { mc_lora_config_set_initial(config, initial.handle.pointer) }
         return handle
     }

@@ -1,6 +1,8 @@
+import CMetalCandle
 import Foundation
-import MetalCandle
 import Testing
+
+@testable import MetalCandle
 
 extension MetalCandleTests { @Suite struct Cancellation {
     /// A question whose answer is long enough to be left in the middle.
@@ -111,13 +113,24 @@ extension MetalCandleTests { @Suite struct Cancellation {
 
     @Test func theNativeLoopEndsWithinAToken() async throws {
         let model = try await loadCoder()
-        let session = ChatSession(model)
-        for try await event in session.streamResponse(to: question, options: long) { if case .text = event { break } }
-        // What is given to the model's thread now runs behind at most one token; a whole answer of 400 tokens would take its time.
-        let clock = ContinuousClock()
-        let next = try await clock.measure { _ = try await ChatSession(model).respond(to: question, options: greedy) }
-        let whole = try await clock.measure { _ = try await ChatSession(model).respond(to: question, options: long) }
-        #expect(next < whole / 2)
+        let sessions = Recorder<Handle>()
+        let stream = ResponseStream(Turn(model: model.native, findsToolCalls: false) { [native = model.native, long] cancel in
+            let model = try native.loaded()
+            let session = try Handle(free: mc_session_free) { mc_session_new(model.pointer, 0, $0, $1) }
+            let options = try long.native(cancel)
+            try call { error in question.withBytes { mc_session_set_prompt(session.pointer, $0, $1, cancel.pointer, error) } }
+            try call { mc_session_begin(session.pointer, options.pointer, $0) }
+            sessions.append(session)
+            return session
+        })
+        let prompt = try await model.tokenCount(question)
+        for try await event in stream { if case .text = event { break } }
+        let session = try #require(sessions.values.first)
+        // Behind the token that was ahead. The first text is one of the first tokens.
+        let position = try await model.native.queue.run { mc_session_position(session.pointer) }
+        #expect((prompt..<prompt + 10).contains(position))
+        _ = try await model.complete("fn", options: ResponseOptions(maximumTokens: 8))
+        #expect(mc_session_position(session.pointer) == position)
     }
 
     @Test func embeddingCanBeCancelled() async throws {

@@ -56,6 +56,9 @@ extension MetalCandleTests { @Suite struct Embeddings {
         await expect(.invalidArgument, "dimensions") { try await model.embed(text, options: EmbeddingOptions(dimensions: 1000)) }
         await expect(.invalidArgument, "dimensions") { try await model.embed(text, options: EmbeddingOptions(dimensions: 0)) }
         await expect(.invalidArgument, "nonesuch") { try await model.embed(text, options: EmbeddingOptions(prompt: .named("nonesuch"))) }
+        for prompt: EmbeddingOptions.Prompt in [.named("query\0"), .text("a\0b")] {
+            await expect(.invalidArgument, "prompt") { try await model.embed(text, options: EmbeddingOptions(prompt: prompt)) }
+        }
     }
 
     @Test func aLanguageModelCanEmbedToo() async throws {

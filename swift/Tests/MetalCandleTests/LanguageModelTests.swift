@@ -37,6 +37,14 @@ extension MetalCandleTests { @Suite struct LanguageModels {
         await expect(.notFound, "/nowhere") { try await loadCoder(ModelOptions(tokenizer: URL(filePath: "/nowhere"))) }
     }
 
+    @Test func aQuantizedModelAnswers() async throws {
+        let cpu = try ComputeDevice(.cpu)
+        let options = ModelOptions(device: cpu, quantization: .q8_0)
+        #expect(try await ChatSession(loadCoder(options), options: greedy).respond(to: question).text == answer)
+        let whole = try await LanguageModel.estimatedMemoryBytes(of: tinyCoder, options: ModelOptions(device: cpu))
+        #expect(try await LanguageModel.estimatedMemoryBytes(of: tinyCoder, options: options) < whole)
+    }
+
     @Test func aMissingModelIsNotFound() async {
         await expect(.notFound, "/nowhere") { try await LanguageModel.load(from: URL(filePath: "/nowhere")) }
         await expect(.invalidArgument, "directory") { try await LanguageModel.load(from: URL(string: "https://localhost/model")!) }

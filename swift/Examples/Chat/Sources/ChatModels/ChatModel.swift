@@ -48,8 +48,11 @@ import Observation
 
     /// Begins anew.
     public func reset() async {
-        stop()
-        await finish()
+        // Another question may be sent before this goes on.
+        while isResponding {
+            stop()
+            await finish()
+        }
         // Nothing is being answered now.
         try? session.reset()
         (messages, stopReason, tokensPerSecond) = ([], nil, nil)
