@@ -7,7 +7,7 @@ import PackageDescription
 // Made by swift/scripts/build-xcframework.sh. The path is relative to this file.
 let framework = Context.environment["METAL_CANDLE_XCFRAMEWORK"] ?? "build/MetalCandle.xcframework"
 let native: [Target] = [.binaryTarget(name: "CMetalCandleLink", path: framework)]
-let libraries: [LinkerSetting] = ["Metal", "Foundation", "CoreGraphics", "Security"].map { .linkedFramework($0) }
+let libraries: [LinkerSetting] = ["CoreFoundation", "Foundation", "Metal", "Security"].map { .linkedFramework($0) }
 #else
 // SwiftPM warns of a .pc file that is not there, so it is only told to look where somebody says where.
 let native: [Target] =
@@ -24,7 +24,7 @@ let package = Package(
         .target(name: "CMetalCandle", path: "swift/Sources/CMetalCandle"),
         .target(
             name: "MetalCandle", dependencies: ["CMetalCandle"] + native.map { .target(name: $0.name) },
-            path: "swift/Sources/MetalCandle", linkerSettings: libraries),
+            path: "swift/Sources/MetalCandle", resources: [.copy("PrivacyInfo.xcprivacy")], linkerSettings: libraries),
         .executableTarget(
             name: "mc-chat", dependencies: ["MetalCandle"], path: "swift/Examples/CommandLine"),
         .testTarget(

@@ -98,4 +98,4 @@ cat >>"$out/Info.plist" <<'END'
 </dict>
 </plist>
 END
-cp swift/PrivacyInfo.xcprivacy LICENSE "$out/"
+cp swift/Sources/MetalCandle/PrivacyInfo.xcprivacy LICENSE "$out/"

@@ -42,9 +42,11 @@ tests() { # folder, scratch
     [ "${PIPESTATUS[0]}" = 0 ] && grep -q 'Test run with [1-9][0-9]* tests passed' "$stage/tests"
 }
 
-rules() { # what reviewers would else look for: one file says what is safe to send, and nothing keeps apps from depending on a version
+rules() { # what reviewers would else look for: one file says what is safe to send, nothing keeps apps from depending on a version, and
+    # apps link the frameworks that the library needs
     [ "$(grep -rlE '@unchecked Sendable|nonisolated\(unsafe\)|@preconcurrency' swift --include='*.swift')" = swift/Sources/MetalCandle/Handle.swift ] &&
-        ! grep -rn 'unsafeFlags' Package.swift swift --include='*.swift'
+        ! grep -rn 'unsafeFlags' Package.swift swift --include='*.swift' &&
+        [ "$(sed -n 's/.*= \[\(.*\)\]\.map { \.linkedFramework.*/\1/p' Package.swift | tr -d '", ')" = "$(sed -n 's/^framework //p' swift/scripts/system.txt | tr -d '\n')" ]
 }
 
 question='What does `Vec::push` do?'
