@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::math;
-use super::matmul::{by_rows, tiles};
+use super::matmul::{Left, Right, rows_by_vectors};
 use super::parallel::{Shared, split};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 
@@ -265,6 +265,8 @@ struct Block {
 struct Scratch {
     scores: Vec<f32>,
     sums: Vec<f32>,
+    /// The output before it is scaled, `dim` padded to sixteen.
+    tile: Vec<f32>,
 }
 
 struct Attend<'a> {
@@ -295,93 +297,58 @@ impl Kernel for Attend<'_> {
         let end = mask.seen(last, len).end;
         let (low, high) = (mask.seen(position, len).start / LANES, end.div_ceil(LANES)); // panels
         let span = (high - low) * LANES;
-        scratch.scores.clear();
-        scratch.scores.resize(block.rows * span, 0.0);
-        let zero = [0f32; 2 * LANES];
+        let scores = grown(&mut scratch.scores, block.rows * span);
 
-        let mut done = 0;
-        for rows in tiles::<S>(block.rows) {
-            let a = q[done * block.a_row..][..(rows - 1) * block.a_row + dim].as_ptr();
-            let mut panel = low;
-            while panel < high {
-                let pair = S::WIDE && panel + 1 < high;
-                let keys = &head.keys[panel * LANES * dim..][..(1 + usize::from(pair)) * LANES * dim];
-                let c = scratch.scores[done * span + (panel - low) * LANES..].as_mut_ptr();
-                // SAFETY: `a` holds `rows` rows of `dim` values, `keys` one or two whole panels, and `c` a tile of the scores.
-                unsafe {
-                    if pair {
-                        let b = [keys.as_ptr(), keys[LANES * dim..].as_ptr()];
-                        by_rows::<S, 2>(rows, dim, (a, block.a_row, 1), b, LANES, c, span, Some(&zero));
-                    } else {
-                        by_rows::<S, 1>(rows, dim, (a, block.a_row, 1), [keys.as_ptr()], LANES, c, span, Some(&zero));
-                    }
-                }
-                panel += 1 + usize::from(pair);
-            }
-            done += rows;
-        }
+        let a = Left { first: q[..(block.rows - 1) * block.a_row + dim].as_ptr(), row: block.a_row, step: 1 };
+        let keys = &head.keys[low * LANES * dim..high * LANES * dim];
+        let b = Right { first: keys.as_ptr(), vector: LANES * dim, step: LANES };
+        // SAFETY: `a` holds the block's rows of `dim` values, `keys` whole panels, `scores` a value for each; the caller vouches for `S`.
+        unsafe { rows_by_vectors::<S>((block.rows, high - low, dim), a, b, scores.as_mut_ptr(), span, false) };
 
         scratch.sums.clear();
-        for (r, scores) in scratch.scores.chunks_exact_mut(span).enumerate() {
+        for (r, row) in scores.chunks_exact_mut(span).enumerate() {
             let at = if block.same_position { position } else { position + r };
             let seen = mask.seen(at, len);
             let bias = bias.map(|bias| &bias[len - 1 + seen.start - at..][..seen.len()]);
-            scratch.sums.push(softmax::<S>(scores, seen.start - low * LANES..seen.end - low * LANES, mask, bias));
+            scratch.sums.push(softmax::<S>(row, seen.start - low * LANES..seen.end - low * LANES, mask, bias));
         }
 
         let positions = end - low * LANES; // the values that are written; a later one may hold anything
         let values = &head.values[low * LANES * padded..][..positions * padded];
-        let mut done = 0;
-        for rows in tiles::<S>(block.rows) {
-            let a = scratch.scores[done * span..].as_ptr();
-            let mut d = 0;
-            while d < padded {
-                let pair = S::WIDE && d + LANES < padded;
-                let vectors = 1 + usize::from(pair);
-                let mut tile = [0f32; 12 * 2 * LANES];
-                let b = values[d..].as_ptr();
-                // SAFETY: `a` holds `rows` rows of `span ≥ positions` weights, `values` that many rows of `padded` values.
-                unsafe {
-                    if pair {
-                        by_rows::<S, 2>(
-                            rows,
-                            positions,
-                            (a, span, 1),
-                            [b, b.add(LANES)],
-                            padded,
-                            tile.as_mut_ptr(),
-                            2 * LANES,
-                            Some(&zero),
-                        );
-                    } else {
-                        by_rows::<S, 1>(rows, positions, (a, span, 1), [b], padded, tile.as_mut_ptr(), 2 * LANES, Some(&zero));
-                    }
-                }
-                let valid = (dim - d).min(vectors * LANES);
-                for r in 0..rows {
-                    let (t, h) =
-                        if block.same_position { (0, block.head + done + r) } else { (block.first + done + r, block.head) };
-                    let scale = 1.0 / scratch.sums[done + r];
-                    for (i, &x) in tile[r * 2 * LANES..][..valid].iter().enumerate() {
-                        // SAFETY: row t, head h of the output belong to this task alone.
-                        unsafe { *out.get().add(t * width + h * dim + d + i) = x * scale };
-                    }
-                }
-                d += vectors * LANES;
+        let tile = grown(&mut scratch.tile, block.rows * padded);
+        let a = Left { first: scores.as_ptr(), row: span, step: 1 };
+        let b = Right { first: values.as_ptr(), vector: LANES, step: padded };
+        // SAFETY: `scores` holds the block's rows of `span ≥ positions` weights, `values` that many padded rows, `tile` the block's.
+        unsafe { rows_by_vectors::<S>((block.rows, padded / LANES, positions), a, b, tile.as_mut_ptr(), padded, false) };
+        for (r, (row, sum)) in tile.chunks_exact(padded).zip(&scratch.sums).enumerate() {
+            let (t, h) = if block.same_position { (0, block.head + r) } else { (block.first + r, block.head) };
+            let scale = 1.0 / sum;
+            for (d, x) in row[..dim].iter().enumerate() {
+                // SAFETY: row t, head h of the output belong to this task alone.
+                unsafe { *out.get().add(t * width + h * dim + d) = x * scale };
             }
-            done += rows;
         }
     }
 }
 
+/// The first `len` values of a buffer that is made longer where it must; what they are does not matter.
+fn grown(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
+
 /// Turns the scores in `seen` into weights `e^(score - max)`, the others into zeros; returns the sum.
 ///
-/// Lane `i` sums the positions that are `i` modulo sixteen: an order that does not depend on where the row begins.
+/// `scores` are whole vectors. Lane `i` sums the positions that are `i` modulo sixteen: an order that does not depend on where the row
+/// begins.
 #[inline(always)]
 pub(super) fn softmax<S: Simd>(scores: &mut [f32], seen: Range<usize>, mask: Mask, bias: Option<&[f32]>) -> f32 {
-    scores[..seen.start].fill(0.0);
-    scores[seen.end..].fill(0.0);
-    let row = &mut scores[seen.clone()];
+    // What is not seen weighs nothing.
+    scores[..seen.start].fill(f32::NEG_INFINITY);
+    scores[seen.end..].fill(f32::NEG_INFINITY);
+    let row = &mut scores[seen];
     // A factor alone needs no pass of its own: the largest score stays the largest.
     let factor = if mask.softcap.is_none() && bias.is_none() && mask.scale > 0.0 { mask.scale } else { 1.0 };
     if let Some(cap) = mask.softcap {
@@ -392,15 +359,22 @@ pub(super) fn softmax<S: Simd>(scores: &mut [f32], seen: Range<usize>, mask: Mas
     if let Some(bias) = bias {
         row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
     }
-    let max = math::largest(row) * factor;
-    row.iter_mut().for_each(|x| *x = math::exp::<S>(S::fma1(*x, factor, -max)));
+    let (vectors, rest) = scores.as_chunks_mut::<LANES>();
+    debug_assert!(rest.is_empty());
+    let mut most = [f32::NEG_INFINITY; LANES];
+    for vector in &*vectors {
+        math::larger(&mut most, vector);
+    }
+    let max = math::largest_lane(most) * factor;
     let mut sums = [0f32; LANES];
-    for chunk in scores.chunks_exact(LANES) {
-        for (sum, x) in sums.iter_mut().zip(chunk) {
-            *sum += x;
+    for vector in vectors {
+        for (x, sum) in vector.iter_mut().zip(&mut sums) {
+            let weight = math::exp::<S>(S::fma1(*x, factor, -max));
+            *x = if *x == f32::NEG_INFINITY { 0.0 } else { weight };
+            *sum += *x;
         }
     }
-    sums.iter().sum()
+    math::sum_lanes(sums)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::attention::{BLOCK_QUERIES, Head, Mask, SPLIT_WORK, Strided, softmax};
 use super::math;
-use super::matmul::{by_rows, tiles};
+use super::matmul::{Left, Right, rows_by_vectors};
 use super::parallel::{Shared, split};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 
@@ -94,6 +94,8 @@ struct Scratch {
     weights: Vec<f32>,
     slopes: Vec<f32>,
     grads: Vec<f32>,
+    /// Of a block: the gradients of its queries, `dim` padded to sixteen.
+    tile: Vec<f32>,
 }
 
 impl Scratch {
@@ -130,7 +132,7 @@ impl Kernel for Back<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Self { q, dy, head, start, len, dim, mask, width, out, scratch } = self;
-        let Scratch { keys, values, dk, dv, q: block_q, dy: block_dy, weights, slopes, grads } = scratch;
+        let Scratch { keys, values, dk, dv, q: block_q, dy: block_dy, weights, slopes, grads, tile } = scratch;
         let padded = dim.next_multiple_of(LANES);
         for sums in [&mut *dk, &mut *dv] {
             sums.clear();
@@ -151,8 +153,11 @@ impl Kernel for Back<'_> {
             for (products, x, panels) in [(&mut *weights, &*block_q, &keys.keys), (&mut *grads, &*block_dy, &values.keys)] {
                 products.clear();
                 products.resize(rows * span, 0.0);
+                let a = Left { first: x.as_ptr(), row: padded, step: 1 };
+                let panels = &panels[low * LANES * dim..high * LANES * dim];
+                let b = Right { first: panels.as_ptr(), vector: LANES * dim, step: LANES };
                 // SAFETY: `x` holds `rows` padded rows of `dim` values, the panels those of `dim` columns; the caller vouches for `S`.
-                unsafe { with_panels::<S>(x, rows, dim, &panels[low * LANES * dim..high * LANES * dim], products) };
+                unsafe { rows_by_vectors::<S>((rows, high - low, dim), a, b, products.as_mut_ptr(), span, false) };
             }
 
             for (r, (weights, grads)) in weights.chunks_exact_mut(span).zip(grads.chunks_exact_mut(span)).enumerate() {
@@ -178,23 +183,27 @@ impl Kernel for Back<'_> {
                 }
             }
 
-            // SAFETY: `grads` and `weights` hold `rows` rows of `span ≥ positions` values, the rows of keys, `dk` and `dv` as many padded
-            // rows, `block_q` and `block_dy` `rows` of them; rows of this sequence and columns of this head are this task's alone.
-            unsafe {
-                let mut tile = [0f32; BLOCK_QUERIES * LANES];
-                let rows_of_keys = &values.values[low * LANES * padded..][..positions * padded];
-                for d in (0..padded).step_by(LANES) {
-                    sums::<S>(rows, positions, (grads, span, 1), &rows_of_keys[d..], padded, &mut tile, LANES, true);
-                    for (r, row) in tile.chunks_exact(LANES).take(rows).enumerate() {
-                        let valid = LANES.min(dim - d);
-                        let to = out[0].get().add((start + first + r) * width + head * dim + d);
-                        std::ptr::copy_nonoverlapping(row.as_ptr(), to, valid);
-                    }
-                    for (sums_of, grads, block) in [(&mut *dk, &*grads, &*block_q), (&mut *dv, &*weights, &*block_dy)] {
-                        let to = &mut sums_of[low * LANES * padded + d..];
-                        sums::<S>(positions, rows, (grads, 1, span), &block[d..], padded, to, padded, false);
-                    }
+            tile.clear();
+            tile.resize(rows * padded, 0.0);
+            let rows_of_keys = &values.values[low * LANES * padded..][..positions * padded];
+            let a = Left { first: grads.as_ptr(), row: span, step: 1 };
+            let b = Right { first: rows_of_keys.as_ptr(), vector: LANES, step: padded };
+            let vectors = padded / LANES;
+            // SAFETY: `grads` holds `rows` rows of `span ≥ positions` values, `tile` as many padded rows; the caller vouches for `S`.
+            unsafe { rows_by_vectors::<S>((rows, vectors, positions), a, b, tile.as_mut_ptr(), padded, false) };
+            for (r, row) in tile.chunks_exact(padded).enumerate() {
+                // SAFETY: this row of this sequence and the columns of this head are this task's alone.
+                unsafe {
+                    let to = out[0].get().add((start + first + r) * width + head * dim);
+                    std::ptr::copy_nonoverlapping(row.as_ptr(), to, dim);
                 }
+            }
+            for (sums, grads, block) in [(&mut *dk, &*grads, &*block_q), (&mut *dv, &*weights, &*block_dy)] {
+                let to = &mut sums[low * LANES * padded..][..positions * padded];
+                let a = Left { first: grads.as_ptr(), row: 1, step: span };
+                let b = Right { first: block.as_ptr(), vector: LANES, step: padded };
+                // SAFETY: `grads` holds `rows` rows of `span ≥ positions` values, `block` as many padded rows, `to` `positions` of them.
+                unsafe { rows_by_vectors::<S>((positions, vectors, rows), a, b, to.as_mut_ptr(), padded, true) };
             }
         }
         for (out, sums) in out[1..].iter().zip([&*dk, &*dv]) {
@@ -203,52 +212,5 @@ impl Kernel for Back<'_> {
                 unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), out.get().add((start + t) * width + head * dim), dim) };
             }
         }
-    }
-}
-
-/// The product of padded rows with panels of sixteen positions.
-///
-/// # Safety
-/// The processor has the instructions of `S`; `x` holds `rows` rows, `out` as many of a value for each position.
-#[inline(always)]
-unsafe fn with_panels<S: Simd>(x: &[f32], rows: usize, dim: usize, panels: &[f32], out: &mut [f32]) {
-    let (padded, span) = (dim.next_multiple_of(LANES), panels.len() / dim);
-    let zero = [0f32; 2 * LANES];
-    let mut done = 0;
-    for rows in tiles::<S>(rows) {
-        let a = (x[done * padded..].as_ptr(), padded, 1);
-        for (panel, b) in panels.chunks_exact(LANES * dim).enumerate() {
-            let c = out[done * span + panel * LANES..].as_mut_ptr();
-            // SAFETY: passed on from the caller.
-            unsafe { by_rows::<S, 1>(rows, dim, a, [b.as_ptr()], LANES, c, span, Some(&zero)) };
-        }
-        done += rows;
-    }
-}
-
-/// `out[r] = Σ_i a[r][i] · b[i]` for one vector, or added to what is there unless it is `fresh`.
-///
-/// # Safety
-/// The processor has the instructions of `S`; `a` holds `rows` by `steps` values at its distances, `b` a vector each `b_step`, `out`
-/// one each `out_step`.
-#[allow(clippy::too_many_arguments)]
-#[inline(always)]
-unsafe fn sums<S: Simd>(
-    rows: usize,
-    steps: usize,
-    (a, a_row, a_step): (&[f32], usize, usize),
-    b: &[f32],
-    b_step: usize,
-    out: &mut [f32],
-    out_step: usize,
-    fresh: bool,
-) {
-    let zero = [0f32; 2 * LANES];
-    let mut done = 0;
-    for rows in tiles::<S>(rows) {
-        let (a, c) = (a[done * a_row..].as_ptr(), out[done * out_step..].as_mut_ptr());
-        // SAFETY: passed on from the caller.
-        unsafe { by_rows::<S, 1>(rows, steps, (a, a_row, a_step), [b.as_ptr()], b_step, c, out_step, fresh.then_some(&zero)) };
-        done += rows;
     }
 }

@@ -55,22 +55,39 @@ pub fn gelu_erf<S: Simd>(x: f32) -> f32 {
 /// The largest value, sixteen at a time: one after another, each comparison would wait for the one before.
 #[inline(always)]
 pub fn largest(row: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let chunks = row.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (most, &x) in lanes.iter_mut().zip(chunk) {
-            *most = if x > *most { x } else { *most };
-        }
+    let (vectors, rest) = row.as_chunks::<LANES>();
+    let mut most = [f32::NEG_INFINITY; LANES];
+    for vector in vectors {
+        larger(&mut most, vector);
     }
-    for (most, &x) in lanes.iter_mut().zip(rest) {
-        *most = if x > *most { x } else { *most };
-    }
+    rest.iter().fold(largest_lane(most), |most, &x| if x > most { x } else { most })
+}
+
+/// Keeps the larger value of each lane.
+#[inline(always)]
+pub fn larger(most: &mut [f32; LANES], x: &[f32; LANES]) {
+    most.iter_mut().zip(x).for_each(|(most, &x)| *most = if x > *most { x } else { *most });
+}
+
+/// The largest of sixteen lanes.
+#[inline(always)]
+pub fn largest_lane(lanes: [f32; LANES]) -> f32 {
+    by_halves(lanes, |a, b| if b > a { b } else { a })
+}
+
+/// The sum of sixteen lanes, half of them at a time.
+#[inline(always)]
+pub fn sum_lanes(lanes: [f32; LANES]) -> f32 {
+    by_halves(lanes, |a, b| a + b)
+}
+
+#[inline(always)]
+fn by_halves(mut lanes: [f32; LANES], both: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES;
     while width > 1 {
         width /= 2;
         let (low, high) = lanes.split_at_mut(width);
-        low.iter_mut().zip(high).for_each(|(most, x)| *most = if *x > *most { *x } else { *most });
+        low.iter_mut().zip(high).for_each(|(a, b)| *a = both(*a, *b));
     }
     lanes[0]
 }
@@ -78,34 +95,23 @@ pub fn largest(row: &[f32]) -> f32 {
 /// The sum of `y · f(x)` in sixteen lanes.
 #[inline(always)]
 pub fn lane_dot(y: &[f32], x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let ((ys, y_rest), (xs, x_rest)) = (y.as_chunks::<LANES>(), x.as_chunks::<LANES>());
     let mut sums = [0f32; LANES];
-    let whole = x.len() / LANES * LANES;
-    for (y, x) in y[..whole].chunks_exact(LANES).zip(x[..whole].chunks_exact(LANES)) {
-        for ((sum, y), x) in sums.iter_mut().zip(y).zip(x) {
-            *sum += y * f(*x);
-        }
+    for (y, x) in ys.iter().zip(xs) {
+        sums.iter_mut().zip(y).zip(x).for_each(|((sum, y), x)| *sum += y * f(*x));
     }
-    for ((sum, y), x) in sums.iter_mut().zip(&y[whole..]).zip(&x[whole..]) {
-        *sum += y * f(*x);
-    }
-    sums.iter().sum()
+    sum_lanes(sums) + y_rest.iter().zip(x_rest).map(|(y, x)| y * f(*x)).sum::<f32>()
 }
 
 /// The sum of `f(x)` in sixteen lanes.
 #[inline(always)]
 pub fn lane_sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let (vectors, rest) = x.as_chunks::<LANES>();
     let mut sums = [0f32; LANES];
-    let chunks = x.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (sum, &x) in sums.iter_mut().zip(chunk) {
-            *sum += f(x);
-        }
+    for vector in vectors {
+        sums.iter_mut().zip(vector).for_each(|(sum, &x)| *sum += f(x));
     }
-    for (sum, &x) in sums.iter_mut().zip(rest) {
-        *sum += f(x);
-    }
-    sums.iter().sum()
+    sum_lanes(sums) + rest.iter().map(|&x| f(x)).sum::<f32>()
 }
 
 /// The slopes of the functions above.

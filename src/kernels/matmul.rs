@@ -1,8 +1,9 @@
 //! The product of activations and a packed weight matrix, `y = x Wᵀ + b`.
 //!
-//! Register tiles of up to twelve rows by two panels (thirty-two outputs); each output is one chain of fused multiply-adds
-//! over the columns in order, whatever the tile, so the number of rows changes no bit of a row's result. Quantised weights are
-//! widened on the way: for several rows a few columns at a time in the first cache, for one row in registers.
+//! Register tiles of up to six rows by four panels (sixty-four outputs): of the shapes that fill the registers the one that reads
+//! least. Each output is one chain of fused multiply-adds over the columns in order, whatever the tile, so the number of rows changes
+//! no bit of a row's result. Quantised weights are widened on the way: for several rows a few columns at a time in the first cache,
+//! for one row in registers.
 //! Blocking after Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
 
 use std::ops::Range;
@@ -13,12 +14,16 @@ use super::q8_0::{self, Q8_0, WIDENED, Widened};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 use half::{bf16, f16};
 
-/// Columns of a block: what of a pair of panels stays in the first caches while the rows of a block pass.
+/// The sums of a register tile, in vectors.
+const SUMS: usize = 24;
+/// Panels that are multiplied together.
+pub(super) const PANELS: usize = 4;
+/// Columns of a block: what of the panels that are multiplied together stays in the second cache while the rows of a block pass.
 const BLOCK_COLS: usize = 1024;
 /// Values of a block of rows, for the second cache: half a megabyte. The more rows it has, the less often the panels are read.
 const BLOCK_VALUES: usize = 120 * 1024;
 /// Rows below which a part of its own does not pay: each part reads all its panels again.
-const PART_ROWS: usize = 60;
+const PART_ROWS: usize = 120;
 /// Multiply-adds below which a part of its own does not pay.
 const SPLIT_WORK: usize = 1 << 17;
 /// Outputs of a block that is turned round for the product with the transpose, and its inputs: a megabyte.
@@ -37,8 +42,19 @@ enum Start<'a> {
 /// # Shape
 /// `x`: rows of `W.cols()` values, `x_stride` apart; `y`: `(rows, W.rows())`; `bias`: `W.rows()` values.
 pub fn matmul(x: &[f32], x_stride: usize, weight: &Packed, bias: Option<&[f32]>, y: &mut [f32]) {
-    assert!(bias.is_none_or(|b| b.len() == weight.rows), "a bias for each output");
-    checked(x, x_stride, weight, Start::Bias(bias), y, weight.rows, y.len() / weight.rows);
+    let rows = y.len() / weight.rows;
+    assert_eq!(y.len(), rows * weight.rows, "whole rows of y");
+    checked(x, x_stride, weight, Start::Bias(bias), Shared::new(y), weight.rows, rows);
+}
+
+/// The same in memory of its own, `(rows, W.rows())`, which nobody has filled with zeros before.
+pub fn matmul_new(x: &[f32], x_stride: usize, weight: &Packed, bias: Option<&[f32]>, rows: usize) -> Vec<f32> {
+    let len = rows * weight.rows;
+    let mut y = Vec::with_capacity(len);
+    checked(x, x_stride, weight, Start::Bias(bias), Shared::of(&mut y), weight.rows, rows);
+    // SAFETY: there is room for `len` values, and a product that does not begin with what is there writes each of them.
+    unsafe { y.set_len(len) };
+    y
 }
 
 /// `y[t][n] += Σ_k x[t][k] · W[n][k]` for every row `t`.
@@ -48,14 +64,18 @@ pub fn matmul(x: &[f32], x_stride: usize, weight: &Packed, bias: Option<&[f32]>,
 pub fn matmul_add(x: &[f32], x_stride: usize, weight: &Packed, y: &mut [f32], y_stride: usize) {
     // The last row ends with its last value.
     let rows = (y.len() + y_stride).checked_sub(weight.rows).expect("a row of y") / y_stride;
-    checked(x, x_stride, weight, Start::Add, y, y_stride, rows);
+    assert!(weight.rows <= y_stride, "rows of y");
+    assert_eq!(y.len(), if rows == 0 { 0 } else { (rows - 1) * y_stride + weight.rows }, "rows of y");
+    checked(x, x_stride, weight, Start::Add, Shared::new(y), y_stride, rows);
 }
 
-fn checked(x: &[f32], x_stride: usize, weight: &Packed, start: Start<'_>, y: &mut [f32], y_stride: usize, rows: usize) {
+fn checked(x: &[f32], x_stride: usize, weight: &Packed, start: Start<'_>, y: Shared<f32>, y_stride: usize, rows: usize) {
     let (n, k) = (weight.rows, weight.cols);
     assert_eq!(weight.lanes, LANES, "a matrix for products");
-    assert!(rows == 0 || x.len() >= (rows - 1) * x_stride + k, "x holds {rows} rows");
-    assert!(n <= y_stride && y.len() == (rows * y_stride).saturating_sub(if rows == 0 { 0 } else { y_stride - n }), "rows of y");
+    assert!(k > 0 && (rows == 0 || x.len() >= (rows - 1) * x_stride + k), "x holds {rows} rows");
+    if let Start::Bias(Some(bias)) = start {
+        assert_eq!(bias.len(), n, "a bias for each output");
+    }
     match &weight.panels {
         Panels::F32(p) => product(x, x_stride, p.as_slice(), (rows, n, k), start, y, y_stride),
         Panels::F16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), start, y, y_stride),
@@ -70,17 +90,16 @@ fn product<W: Source>(
     w: W,
     (rows, n, k): (usize, usize, usize),
     start: Start<'_>,
-    y: &mut [f32],
+    y: Shared<f32>,
     y_stride: usize,
 ) {
     let panels = n.div_ceil(LANES);
-    let pairs = panels.div_ceil(2);
+    let groups = panels.div_ceil(PANELS);
     // By rows where there are many, so that a part's rows meet all panels while they are in its cache; the rest by panels.
     let most = parts(rows * n * k / SPLIT_WORK);
-    let row_parts = most.min(rows.div_ceil(PART_ROWS)).max(1);
-    let panel_parts = most.div_ceil(row_parts).min(pairs);
+    let row_parts = most.min(rows / PART_ROWS).max(1);
+    let panel_parts = most.div_ceil(row_parts).min(groups);
     let part_rows = rows.div_ceil(row_parts).next_multiple_of(12);
-    let y = Shared::new(y);
     each(row_parts * panel_parts, |part| {
         let (row, panel) = (part / panel_parts * part_rows, part % panel_parts);
         dispatch(Part {
@@ -93,7 +112,7 @@ fn product<W: Source>(
             start,
             y,
             y_stride,
-            panels: pairs * panel / panel_parts * 2..(pairs * (panel + 1) / panel_parts * 2).min(panels),
+            panels: groups * panel / panel_parts * PANELS..(groups * (panel + 1) / panel_parts * PANELS).min(panels),
         });
     });
 }
@@ -233,20 +252,12 @@ impl Kernel for Outer<'_> {
             let steps = ROWS.min(self.rows - first);
             let a = &self.a[first * self.height..][..steps * self.height];
             let b = &self.b[first * self.b_stride..][..(steps - 1) * self.b_stride + self.cols];
-            let mut panel = whole.start;
-            while panel < whole.end {
-                let pair = S::WIDE && panel + 1 < whole.end;
-                let b = b[panel * LANES..].as_ptr();
-                // SAFETY: steps rows of `height` values in `a`, and of one or two whole vectors in `b`; these columns of y are this part's.
-                unsafe {
-                    let y = self.y.get().add(panel * LANES);
-                    if pair {
-                        sums_by_rows::<S, 2>(self.height, steps, a, [b, b.add(LANES)], self.b_stride, y, self.cols);
-                    } else {
-                        sums_by_rows::<S, 1>(self.height, steps, a, [b], self.b_stride, y, self.cols);
-                    }
-                }
-                panel += 1 + usize::from(pair);
+            // SAFETY: steps rows of `height` values in `a`, and of whole vectors in `b`; these columns of y are this part's.
+            unsafe {
+                let a = Left { first: a.as_ptr(), row: 1, step: self.height };
+                let b = Right { first: b.as_ptr().add(whole.start * LANES), vector: LANES, step: self.b_stride };
+                let y = self.y.get().add(whole.start * LANES);
+                rows_by_vectors::<S>((self.height, whole.len(), steps), a, b, y, self.cols, true);
             }
             if whole.end < self.panels.end {
                 for r in 0..self.height {
@@ -258,31 +269,6 @@ impl Kernel for Outer<'_> {
                 }
             }
         }
-    }
-}
-
-/// All heights of one or two vectors: `y[r] += Σ_t a[t][r] · b[t]`.
-///
-/// # Safety
-/// As [`multiply`]; `a` holds `steps` rows of `height` values.
-#[inline(always)]
-unsafe fn sums_by_rows<S: Simd, const P: usize>(
-    height: usize,
-    steps: usize,
-    a: &[f32],
-    b: [*const f32; P],
-    b_stride: usize,
-    y: *mut f32,
-    y_stride: usize,
-) {
-    let mut done = 0;
-    for rows in tiles::<S>(height) {
-        // SAFETY: passed on from the caller.
-        unsafe {
-            let (a, y) = (a.as_ptr().add(done), y.add(done * y_stride));
-            by_rows::<S, P>(rows, steps, (a, 1, height), b, b_stride, y, y_stride, None);
-        }
-        done += rows;
     }
 }
 
@@ -447,16 +433,16 @@ impl<W: Source> Kernel for Part<'_, W> {
                 let cols = col..self.k.min(col + BLOCK_COLS);
                 let mut panel = self.panels.start;
                 while panel < self.panels.end {
+                    // One row is read from memory: two panels keep that busy.
+                    let left = if rows == 1 { 2 } else { PANELS }.min(self.panels.end - panel);
                     // SAFETY: the caller vouches for the instructions of `S`.
-                    unsafe {
-                        if S::WIDE && panel + 1 < self.panels.end {
-                            self.rows_by_panels::<S, 2>(row, rows, cols.clone(), panel, &mut room);
-                            panel += 2;
-                        } else {
-                            self.rows_by_panels::<S, 1>(row, rows, cols.clone(), panel, &mut room);
-                            panel += 1;
+                    panel += unsafe {
+                        match left {
+                            PANELS if S::WIDE => self.rows_by_panels::<S, PANELS>(row, rows, cols.clone(), panel, &mut room),
+                            2.. if S::WIDE => self.rows_by_panels::<S, 2>(row, rows, cols.clone(), panel, &mut room),
+                            _ => self.rows_by_panels::<S, 1>(row, rows, cols.clone(), panel, &mut room),
                         }
-                    }
+                    };
                 }
             }
         }
@@ -464,7 +450,7 @@ impl<W: Source> Kernel for Part<'_, W> {
 }
 
 impl<W: Source> Part<'_, W> {
-    /// All rows of a block against `P` panels.
+    /// All rows of a block against `P` panels; returns `P`.
     #[inline(always)]
     unsafe fn rows_by_panels<S: Simd, const P: usize>(
         &self,
@@ -472,10 +458,10 @@ impl<W: Source> Part<'_, W> {
         rows: usize,
         block: Range<usize>,
         panel: usize,
-        room: &mut [W::Room; 2],
-    ) {
+        room: &mut [W::Room; PANELS],
+    ) -> usize {
         // The start value of each sum, where these columns are the first.
-        let mut bias = [0f32; 2 * LANES];
+        let mut bias = [0f32; PANELS * LANES];
         if let Start::Bias(Some(all)) = self.start {
             let own = &all[panel * LANES..self.n.min((panel + P) * LANES)];
             bias[..own.len()].copy_from_slice(own);
@@ -487,15 +473,11 @@ impl<W: Source> Part<'_, W> {
                 let a = &self.x[row * self.x_stride + col..][..cols.len()];
                 // SAFETY: `a` and `w` hold as many steps; the output tile is handled in `tile`.
                 unsafe {
-                    let first = self.w.once::<S>(panel, self.k, cols.clone());
-                    let mut w = [first; P];
-                    if P > 1 {
-                        w[P - 1] = self.w.once::<S>(panel + P - 1, self.k, cols.clone());
-                    }
+                    let w = std::array::from_fn::<_, P, _>(|p| self.w.once::<S>(panel + p, self.k, cols.clone()));
                     self.tile::<S, _, 1, P>(a, &w, cols.len(), row, panel, start(col));
                 }
             }
-            return;
+            return P;
         }
         for col in block.clone().step_by(W::COLS) {
             let (cols, start) = (W::COLS.min(block.end - col), start(col));
@@ -505,12 +487,12 @@ impl<W: Source> Part<'_, W> {
                 *w = unsafe { self.w.columns::<S>(panel + p, self.k, col..col + cols, room) }.as_ptr();
             }
             let mut done = 0;
-            for tile_rows in tiles::<S>(rows) {
+            for tile_rows in tiles::<S, P>(rows) {
                 let a = &self.x[(row + done) * self.x_stride + col..][..(tile_rows - 1) * self.x_stride + cols];
                 // SAFETY: `a` and `w` hold `cols` steps; the output tile is handled in `tile`.
                 unsafe {
                     match tile_rows {
-                        12 => self.tile::<S, _, 12, P>(a, &w, cols, row + done, panel, start),
+                        12 if 12 * P <= SUMS => self.tile::<S, _, 12, P>(a, &w, cols, row + done, panel, start),
                         6 => self.tile::<S, _, 6, P>(a, &w, cols, row + done, panel, start),
                         4 => self.tile::<S, _, 4, P>(a, &w, cols, row + done, panel, start),
                         2 => self.tile::<S, _, 2, P>(a, &w, cols, row + done, panel, start),
@@ -520,6 +502,7 @@ impl<W: Source> Part<'_, W> {
                 done += tile_rows;
             }
         }
+        P
     }
 
     /// `R` rows by `P` panels of the output.
@@ -531,7 +514,7 @@ impl<W: Source> Part<'_, W> {
         cols: usize,
         row: usize,
         panel: usize,
-        start: Option<&[f32; 2 * LANES]>,
+        start: Option<&[f32; PANELS * LANES]>,
     ) {
         let first = panel * LANES;
         let width = (self.n - first).min(P * LANES);
@@ -544,7 +527,7 @@ impl<W: Source> Part<'_, W> {
                 multiply::<S, _, R, P>(cols, a.as_ptr(), self.x_stride, 1, *w, LANES, y, self.y_stride, start);
                 return;
             }
-            let mut buffer = [0f32; 12 * 2 * LANES];
+            let mut buffer = [0f32; SUMS * LANES];
             if start.is_none() {
                 for r in 0..R {
                     std::ptr::copy_nonoverlapping(y.add(r * self.y_stride), buffer.as_mut_ptr().add(r * P * LANES), width);
@@ -558,39 +541,90 @@ impl<W: Source> Part<'_, W> {
     }
 }
 
-/// A register tile of any height that [`tiles`] gives; `a` with what lies between its rows and between its steps.
+/// Rows of values: where the first is, and the next row and the next step from there.
+#[derive(Clone, Copy)]
+pub(super) struct Left {
+    pub first: *const f32,
+    pub row: usize,
+    pub step: usize,
+}
+
+/// Vectors of sixteen values: where the first is, and the next vector and the next step from there.
+#[derive(Clone, Copy)]
+pub(super) struct Right {
+    pub first: *const f32,
+    pub vector: usize,
+    pub step: usize,
+}
+
+/// `c[r][v] = Σ_i a[r][i] · b[v][i]`, or added to what `c` holds: any number of rows and vectors.
 ///
 /// # Safety
-/// As [`multiply`].
+/// The processor has the instructions of `S`; `a` and `b` are good for `steps`, `c` for `rows` rows of `vectors` vectors, `c_row` apart.
 #[allow(clippy::too_many_arguments)]
 #[inline(always)]
-pub(super) unsafe fn by_rows<S: Simd, const P: usize>(
-    rows: usize,
-    steps: usize,
-    (a, a_row, a_step): (*const f32, usize, usize),
-    b: [*const f32; P],
-    b_step: usize,
+pub(super) unsafe fn rows_by_vectors<S: Simd>(
+    (rows, vectors, steps): (usize, usize, usize),
+    a: Left,
+    b: Right,
     c: *mut f32,
     c_row: usize,
-    start: Option<&[f32; 2 * LANES]>,
+    add: bool,
 ) {
-    // SAFETY: passed on from the caller.
-    unsafe {
-        match rows {
-            12 => multiply::<S, _, 12, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
-            6 => multiply::<S, _, 6, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
-            4 => multiply::<S, _, 4, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
-            2 => multiply::<S, _, 2, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
-            _ => multiply::<S, _, 1, P>(steps, a, a_row, a_step, b, b_step, c, c_row, start),
-        }
+    let mut done = 0;
+    while done < vectors {
+        // SAFETY: passed on from the caller.
+        done += unsafe {
+            let (b, c) = (Right { first: b.first.add(done * b.vector), ..b }, c.add(done * LANES));
+            match vectors - done {
+                PANELS.. if S::WIDE => all_rows::<S, PANELS>(rows, steps, a, b, c, c_row, add),
+                2.. if S::WIDE => all_rows::<S, 2>(rows, steps, a, b, c, c_row, add),
+                _ => all_rows::<S, 1>(rows, steps, a, b, c, c_row, add),
+            }
+        };
     }
 }
 
+/// As [`rows_by_vectors`], of `P` vectors; returns `P`.
+///
+/// # Safety
+/// As [`rows_by_vectors`].
+#[inline(always)]
+unsafe fn all_rows<S: Simd, const P: usize>(
+    rows: usize,
+    steps: usize,
+    a: Left,
+    b: Right,
+    c: *mut f32,
+    c_row: usize,
+    add: bool,
+) -> usize {
+    let zero = [0f32; PANELS * LANES];
+    let start = if add { None } else { Some(&zero) };
+    let mut done = 0;
+    for rows in tiles::<S, P>(rows) {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            let (first, c) = (a.first.add(done * a.row), c.add(done * c_row));
+            let vectors = std::array::from_fn::<_, P, _>(|p| b.first.add(p * b.vector));
+            match rows {
+                12 if 12 * P <= SUMS => multiply::<S, _, 12, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
+                6 => multiply::<S, _, 6, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
+                4 => multiply::<S, _, 4, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
+                2 => multiply::<S, _, 2, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
+                _ => multiply::<S, _, 1, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
+            }
+        }
+        done += rows;
+    }
+    P
+}
+
 /// How `rows` are cut into register tiles: the largest that the registers hold, the rest by the largest that fits.
-pub(super) fn tiles<S: Simd>(rows: usize) -> impl Iterator<Item = usize> {
+fn tiles<S: Simd, const P: usize>(rows: usize) -> impl Iterator<Item = usize> {
     let mut left = rows;
     std::iter::from_fn(move || {
-        let sizes: &[usize] = if S::WIDE { &[12, 6, 4, 2, 1] } else { &[6, 4, 2, 1] };
+        let sizes: &[usize] = if S::WIDE && 12 * P <= SUMS { &[12, 6, 4, 2, 1] } else { &[6, 4, 2, 1] };
         let rows = sizes.iter().copied().find(|&r| r <= left)?;
         left -= rows;
         Some(rows)
@@ -604,7 +638,7 @@ pub(super) fn tiles<S: Simd>(rows: usize) -> impl Iterator<Item = usize> {
 /// sixteen values every `b_step`, `c` for `R` rows of `P` vectors, `c_row` apart.
 #[allow(clippy::too_many_arguments)]
 #[inline(always)]
-pub(super) unsafe fn multiply<S: Simd, B: Columns<S>, const R: usize, const P: usize>(
+unsafe fn multiply<S: Simd, B: Columns<S>, const R: usize, const P: usize>(
     steps: usize,
     a: *const f32,
     a_row: usize,
@@ -613,56 +647,51 @@ pub(super) unsafe fn multiply<S: Simd, B: Columns<S>, const R: usize, const P: u
     b_step: usize,
     c: *mut f32,
     c_row: usize,
-    start: Option<&[f32; 2 * LANES]>,
+    start: Option<&[f32; PANELS * LANES]>,
 ) {
-    // Each row is spelled out, with a constant index: sums that a loop would index stay in memory wherever the compiler does
-    // not unroll it, and the product is then ten times slower.
-    let mut sum = [[unsafe { S::splat(0.0) }; 2]; 12]; // SAFETY: the processor has the instructions of `S`.
-    macro_rules! each_row {
-        ($row:ident => $work:block) => {
-            each_row!(@ $row $work 0 1 2 3 4 5 6 7 8 9 10 11)
+    // Each row and vector is spelled out, with a constant index: sums that a loop would index stay in memory wherever the compiler
+    // does not unroll it, and the product is then ten times slower.
+    macro_rules! each {
+        (ROW => $work:block) => {
+            each!(@ ROW R $work 0 1 2 3 4 5 6 7 8 9 10 11)
         };
-        (@ $row:ident $work:block $($index:literal)*) => {
-            $(if R > $index {
-                const $row: usize = $index;
+        (VECTOR => $work:block) => {
+            each!(@ VECTOR P $work 0 1 2 3)
+        };
+        (@ $index:ident $count:ident $work:block $($value:literal)*) => {
+            $(if $count > $value {
+                const $index: usize = $value;
                 $work
             })*
         };
     }
     // SAFETY: in bounds by this function's contract.
     unsafe {
-        each_row!(ROW => {
-            let (first, second) = match start {
-                Some(start) => (start.as_ptr(), start.as_ptr().add(LANES)),
-                // Of one vector, the second is not read.
-                None => (c.add(ROW * c_row).cast_const(), c.wrapping_add(ROW * c_row + LANES).cast_const()),
-            };
-            sum[ROW][0] = S::load(first);
-            if P > 1 {
-                sum[ROW][1] = S::load(second);
-            }
+        let mut sum = [[S::splat(0.0); PANELS]; 12];
+        each!(ROW => {
+            each!(VECTOR => {
+                let from = match start {
+                    Some(start) => start.as_ptr().add(VECTOR * LANES),
+                    None => c.add(ROW * c_row + VECTOR * LANES).cast_const(),
+                };
+                sum[ROW][VECTOR] = S::load(from);
+            });
         });
         for k in 0..steps {
-            let first = b[0].load(k * b_step);
-            let second = if P > 1 { b[P - 1].load(k * b_step) } else { first };
+            let mut vectors = [S::splat(0.0); PANELS];
+            each!(VECTOR => { vectors[VECTOR] = b[VECTOR].load(k * b_step); });
             let mut a = a.add(k * a_step);
-            each_row!(ROW => {
+            each!(ROW => {
                 let x = S::splat(*a.add(ROW * a_row));
-                sum[ROW][0] = S::fma(x, first, sum[ROW][0]);
-                if P > 1 {
-                    sum[ROW][1] = S::fma(x, second, sum[ROW][1]);
-                }
+                each!(VECTOR => { sum[ROW][VECTOR] = S::fma(x, vectors[VECTOR], sum[ROW][VECTOR]); });
                 // Or the compiler reads all rows first, has no registers left for the sums, and moves them about in memory.
                 if R > 4 {
                     (sum[ROW][0], sum[ROW][1], a) = S::then(sum[ROW][0], sum[ROW][1], a);
                 }
             });
         }
-        each_row!(ROW => {
-            S::store(c.add(ROW * c_row), sum[ROW][0]);
-            if P > 1 {
-                S::store(c.add(ROW * c_row + LANES), sum[ROW][1]);
-            }
+        each!(ROW => {
+            each!(VECTOR => { S::store(c.add(ROW * c_row + VECTOR * LANES), sum[ROW][VECTOR]); });
         });
     }
 }

@@ -25,10 +25,10 @@ pub use elementwise::{
     Activation, Norm, Normalise, activate, activate_back, add_scaled, cross_entropy, dropout, gated, gated_back, normalise,
     normalise_back, rotate, scale_softcap,
 };
-pub use matmul::{matmul, matmul_add, matmul_transposed_add, outer_sum};
+pub use matmul::{matmul, matmul_add, matmul_new, matmul_transposed_add, outer_sum};
 pub use memory::{peak_bytes, physical_bytes, resident_bytes, trim};
 pub use packed::{Packed, Quant, StoredType, Use, widen};
-pub use parallel::{install, map as parallel_map};
+pub use parallel::{install, map as parallel_map, threads};
 
 /// Values of a fixed generator, in -1..1.
 #[cfg(test)]

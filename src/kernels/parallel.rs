@@ -20,8 +20,15 @@ pub fn split(total: usize, grain: usize, work: impl Fn(Range<usize>) + Sync) {
 /// Into how many parts work is cut that could be cut into `most`: at least one.
 pub fn parts(most: usize) -> usize {
     // A few parts a thread, so that one that was interrupted does not hold up the rest.
-    let threads = rayon::current_num_threads();
-    if threads == 1 || ALONE.get() { 1 } else { most.clamp(1, threads * 4) }
+    match threads() {
+        1 => 1,
+        threads => most.clamp(1, threads * 4),
+    }
+}
+
+/// The threads that a kernel has which is called here.
+pub fn threads() -> usize {
+    if ALONE.get() { 1 } else { rayon::current_num_threads() }
 }
 
 thread_local! {
@@ -67,6 +74,11 @@ unsafe impl<T: Send> Sync for Shared<T> {}
 impl<T> Shared<T> {
     pub fn new(slice: &mut [T]) -> Self {
         Self(slice.as_mut_ptr())
+    }
+
+    /// Of the room of a vector, whose values are yet to be written.
+    pub fn of(vec: &mut Vec<T>) -> Self {
+        Self(vec.as_mut_ptr())
     }
 
     pub fn get(self) -> *mut T {

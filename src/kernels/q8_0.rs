@@ -13,8 +13,8 @@ use super::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Inputs that share a scale.
 pub const BLOCK: usize = 32;
-/// Columns that are widened at once: 16 kB, so that they are still in the first cache when the product reads them.
-pub const WIDENED: usize = 128;
+/// Columns that are widened at once: 16 kB of four panels, so that they are still in the first cache when the product reads them.
+pub const WIDENED: usize = 64;
 
 /// The panels of a matrix.
 pub struct Q8_0 {

@@ -384,14 +384,34 @@ impl Block {
     ) -> Result<Tensor> {
         let attn_in = normed(cx, &self.attn_in, &x)?;
         let [q, k, v] = self.queries_keys_values(cx, c, &attn_in, angles, changes.qkv)?;
-        let attn = normed(cx, &self.attn_out, &self.o.forward(cx, &attend(&q, &k, &v)?, changes.o)?)?;
+        let attn = attend(&q, &k, &v)?;
+        drop((q, k, v));
+        ops::by_row_blocks(cx, [&x, &attn_in, &attn], |[x, attn_in, attn]| {
+            self.behind_attention(cx, c, x, attn_in, attn, changes)
+        })
+    }
+
+    /// What of a layer lies behind attention; each row for itself.
+    ///
+    /// # Shape
+    /// `x`, `attn_in`: `(T, C)`, `attn`: `(T, H · D)`; returns `(T, C)`.
+    fn behind_attention(
+        &self,
+        cx: Context<'_>,
+        c: &Config,
+        x: &Tensor,
+        attn_in: &Tensor,
+        attn: &Tensor,
+        changes: BlockChanges<'_>,
+    ) -> Result<Tensor> {
+        let attn = normed(cx, &self.attn_out, &self.o.forward(cx, attn, changes.o)?)?;
         let add = |x: &Tensor, y: Tensor, norm: &Option<Norm>| ops::add_scaled(cx, x, y, c.residual_scale, norm.as_ref());
         if c.parallel {
-            let mlp_in = if self.mlp_in.is_some() { normed(cx, &self.mlp_in, &x)? } else { attn_in };
-            let mlp = normed(cx, &self.mlp_out, &self.mlp(cx, c, &mlp_in, changes)?)?;
-            return add(&add(&x, attn, &None)?, mlp, &None);
+            let own = self.mlp_in.is_some().then(|| normed(cx, &self.mlp_in, x)).transpose()?;
+            let mlp = normed(cx, &self.mlp_out, &self.mlp(cx, c, own.as_ref().unwrap_or(attn_in), changes)?)?;
+            return add(&add(x, attn, &None)?, mlp, &None);
         }
-        let x = add(&x, attn, &self.attn_sum)?;
+        let x = add(x, attn, &self.attn_sum)?;
         let mlp = normed(cx, &self.mlp_out, &self.mlp(cx, c, &normed(cx, &self.mlp_in, &x)?, changes)?)?;
         add(&x, mlp, &self.mlp_sum)
     }

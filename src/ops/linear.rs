@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Storage, Tensor, bail};
 
 use super::fault;
-use super::low_rank::product_on_cpu;
+use super::low_rank::{new_product_on_cpu, product_on_cpu};
 use super::row_op::{rows_of, with_rows};
 use super::tape::{Context, Gradients};
 use super::{Delta, Matrix, Trainable, Vector, to_f32};
@@ -32,10 +32,10 @@ pub fn linear(cx: Context<'_>, x: &Tensor, product: Product<'_>) -> Result<Tenso
         Matrix::Packed(packed) => {
             let bias = bias.map(Vector::cpu).transpose()?;
             let outputs = packed.rows();
-            let mut y = vec![0f32; rows * outputs];
-            let inner = with_rows(x, |x| {
-                product_on_cpu(&x, packed, bias, deltas, &mut y)?;
-                trained.iter().map(|change| change.add_on_cpu(&x, &mut y, outputs)).collect::<Result<Vec<_>>>()
+            let (y, inner) = with_rows(x, |x| {
+                let mut y = new_product_on_cpu(&x, rows, packed, bias, deltas)?;
+                let inner = trained.iter().map(|change| change.add_on_cpu(&x, &mut y, outputs)).collect::<Result<Vec<_>>>()?;
+                Ok((y, inner))
             })?;
             (Tensor::from_vec(y, (rows, outputs), &Device::Cpu)?, inner)
         }

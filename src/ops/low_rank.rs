@@ -8,7 +8,7 @@ use super::fault;
 use super::linear::Products;
 use super::row_op::Rows;
 use super::{Backend, Matrix, MatrixBuilder, Vector};
-use crate::kernels::{Packed, StoredType, Use, matmul};
+use crate::kernels::{Packed, StoredType, Use, matmul, matmul_new};
 
 /// `y[start..start + n] += gain · scale · (B (A x) + bias) + (gain - 1) · W x`; without a gain the last term is none.
 ///
@@ -59,10 +59,8 @@ impl Delta {
             bail!("adapter: {} inputs for a matrix of {}", x.cols, a.cols())
         }
         let rows = y.len() / outputs;
-        let mut inner = vec![0f32; rows * a.rows()];
-        matmul(x.values, x.stride, a, None, &mut inner);
-        let mut change = vec![0f32; rows * b.rows()];
-        matmul(&inner, a.rows(), b, self.bias.as_ref().map(Vector::cpu).transpose()?, &mut change);
+        let inner = matmul_new(x.values, x.stride, a, None, rows);
+        let change = matmul_new(&inner, a.rows(), b, self.bias.as_ref().map(Vector::cpu).transpose()?, rows);
         let gain = self.gain.as_ref().map(Vector::cpu).transpose()?;
         for (row, change) in change.chunks_exact(b.rows()).enumerate() {
             let at = row * outputs + self.start;
@@ -169,11 +167,33 @@ fn blocks(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 
 /// Outputs by our kernel: the product, and what the changes add to it.
 pub(super) fn product_on_cpu(x: &Rows<'_>, weight: &Packed, bias: Option<&[f32]>, deltas: &[Delta], y: &mut [f32]) -> Result<()> {
+    check_product(x, weight)?;
+    matmul(x.values, x.stride, weight, bias, y);
+    add_on_cpu(x, weight, bias, deltas, y)
+}
+
+/// The same in memory of its own.
+pub(super) fn new_product_on_cpu(
+    x: &Rows<'_>,
+    rows: usize,
+    weight: &Packed,
+    bias: Option<&[f32]>,
+    deltas: &[Delta],
+) -> Result<Vec<f32>> {
+    check_product(x, weight)?;
+    let mut y = matmul_new(x.values, x.stride, weight, bias, rows);
+    add_on_cpu(x, weight, bias, deltas, &mut y)?;
+    Ok(y)
+}
+
+fn check_product(x: &Rows<'_>, weight: &Packed) -> Result<()> {
     if x.cols != weight.cols() {
         bail!("linear: {} inputs for a matrix of {}", x.cols, weight.cols())
     }
-    fault::product()?;
-    matmul(x.values, x.stride, weight, bias, y);
+    fault::product()
+}
+
+fn add_on_cpu(x: &Rows<'_>, weight: &Packed, bias: Option<&[f32]>, deltas: &[Delta], y: &mut [f32]) -> Result<()> {
     let mut plain = Vec::new();
     if deltas.iter().any(|delta| delta.gain.is_some()) {
         plain = y.to_vec();

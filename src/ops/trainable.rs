@@ -8,7 +8,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use super::row_op::Rows;
 use super::tape::{Gradient, by_candle};
 use super::{Backend, to_f32};
-use crate::kernels::{self, Packed, StoredType, Use, matmul, matmul_add, outer_sum};
+use crate::kernels::{self, Packed, StoredType, Use, matmul_add, matmul_new, outer_sum};
 
 /// `y[start..start + n] += scale · B[rows] (A dropout(x))` for each part of its outputs; clones share it.
 ///
@@ -106,8 +106,7 @@ impl Trainable {
             bail!("a low-rank change: {} inputs for a matrix of {inputs}", x.cols)
         }
         let count = y.len() / stride;
-        let mut inner = vec![0f32; count * rank];
-        self.with_dropped(x, count, |x, x_stride| matmul(x, x_stride, a, None, &mut inner));
+        let mut inner = self.with_dropped(x, count, |x, x_stride| matmul_new(x, x_stride, a, None, count));
         inner.iter_mut().for_each(|h| *h *= scale);
         if count > 0 {
             for ((_, start), [b, _]) in parts.iter().zip(b) {
@@ -140,8 +139,7 @@ impl Trainable {
             match self.0.dropout {
                 None => matmul_add(&of_inner, *rank, a_turned, dx, *inputs),
                 Some(Dropout { share, seed }) => {
-                    let mut of_dropped = vec![0f32; dx.len()];
-                    matmul(&of_inner, *rank, a_turned, None, &mut of_dropped);
+                    let mut of_dropped = matmul_new(&of_inner, *rank, a_turned, None, count);
                     kernels::dropout(&mut of_dropped, share, seed);
                     dx.iter_mut().zip(of_dropped).for_each(|(dx, d)| *dx += d);
                 }
