@@ -22,6 +22,7 @@ QUERY, QUERY_REPEAT, QUERY_ROUNDS = "how do I keep bread from going stale", 20, 
 VECTOR_BOUND = 1e-5  # of vectors of length 1; other orders of summation move them by about 2e-7
 MEMORY_BOUND = 0.5  # times ONNX Runtime's
 PARTS = ("embed", "query", "memory")
+GRAPH_PEERS = {"onnxruntime", "onnxruntime-32", "openvino"}
 
 
 def main():
@@ -47,7 +48,7 @@ class Embeddings(Bench):
         self.directory, self.texts, self.best = fetched.stdout.strip(), make_texts(args.texts, args.words), {}
         self.trial = ("embed", self.texts[::4])  # up to twelve settings are tried
         self.graphs = graphs(self.directory, CACHE)
-        if {"onnxruntime", "openvino"} & set(args.peers) and not all(path.exists() for path in self.graphs.values()):
+        if GRAPH_PEERS & set(args.peers) and not all(path.exists() for path in self.graphs.values()):
             CACHE.mkdir(parents=True, exist_ok=True)
             # In a process of its own: torch's threads and memory end with it.
             subprocess.run([sys.executable, ROOT / "benches" / "make_onnx.py", self.directory, CACHE], stderr=subprocess.DEVNULL)
@@ -66,7 +67,7 @@ class Embeddings(Bench):
 
     def worker(self, peer):
         arguments = [self.directory, self.args.threads]
-        if peer in ("onnxruntime", "openvino"):
+        if peer in GRAPH_PEERS:
             arguments.append(self.graphs)
         return super().worker(peer, *arguments)
 

@@ -561,7 +561,6 @@ pub(super) struct Right {
 ///
 /// # Safety
 /// The processor has the instructions of `S`; `a` and `b` are good for `steps`, `c` for `rows` rows of `vectors` vectors, `c_row` apart.
-#[allow(clippy::too_many_arguments)]
 #[inline(always)]
 pub(super) unsafe fn rows_by_vectors<S: Simd>(
     (rows, vectors, steps): (usize, usize, usize),

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Makes an XCFramework of static libraries: swift/scripts/assemble-xcframework.sh OUT TARGET ARCHIVE [TARGET ARCHIVE …]
 #
+# Targets of one platform become one library, as Xcode wants them where it builds for both processors.
+#
 # An app may hold a second Rust library, so only the functions of abi/symbols.txt keep their names. On a Mac all others become
 # local. Linux has no linker that joins Apple's objects: there what one object calls in another gets a name that begins with
 # mc_ as well. Debug information goes.
@@ -26,9 +28,9 @@ defined() { # archive: the names that others can link to
     $nm --extern-only --defined-only --format=just-symbols "$1" | grep '^_' | sort -u
 }
 
-only_functions() { # archive, result, platform as Apple's linker calls it, its oldest version
+only_functions() { # archive, result, architecture, platform as Apple's linker calls it, its oldest version
     if on_a_mac; then
-        xcrun ld -r -arch arm64 -platform_version "$3" "$4" "$4" -all_load "$1" -exported_symbols_list "$work/functions" -o "$work/joined.o"
+        xcrun ld -r -arch "$3" -platform_version "$4" "$5" "$5" -all_load "$1" -exported_symbols_list "$work/functions" -o "$work/joined.o"
         xcrun strip -S "$work/joined.o"
         xcrun libtool -static -o "$2" "$work/joined.o"
     else
@@ -42,15 +44,23 @@ only_functions() { # archive, result, platform as Apple's linker calls it, its o
     [ -z "$(comm -23 "$work/functions" "$work/defined")" ] || fail "$1: lacks" $(comm -23 "$work/functions" "$work/defined")
 }
 
-library() { # target, archive: one folder, and its entry in the list
-    local system variant='' folder linker version
+# platform in the list, its variant, platform of the linker, oldest version, architecture
+platform_of() { # target
     case $1 in
-    aarch64-apple-darwin) system=macos linker=macos version=15.0 ;;
-    aarch64-apple-ios) system=ios linker=ios version=18.0 ;;
-    aarch64-apple-ios-sim) system=ios variant=simulator linker=ios-simulator version=18.0 ;;
-    *) fail "$1: expected aarch64-apple-darwin, aarch64-apple-ios or aarch64-apple-ios-sim" ;;
+    aarch64-apple-darwin) echo macos - macos 15.0 arm64 ;;
+    x86_64-apple-darwin) echo macos - macos 15.0 x86_64 ;;
+    aarch64-apple-ios) echo ios - ios 18.0 arm64 ;;
+    aarch64-apple-ios-sim) echo ios simulator ios-simulator 18.0 arm64 ;;
+    x86_64-apple-ios) echo ios simulator ios-simulator 18.0 x86_64 ;;
+    *) fail "$1: expected {aarch64,x86_64}-apple-darwin, {aarch64,x86_64}-apple-ios or aarch64-apple-ios-sim" ;;
     esac
-    folder=$system-arm64${variant:+-$variant}
+}
+
+library() { # platform, variant, architectures in the order of the alphabet: one folder, and its entry in the list
+    local system=$1 variant=${2#-} folder architectures lipo=llvm-lipo-22
+    shift 2
+    architectures=$*
+    folder=$system-${architectures// /_}${variant:+-$variant}
     # In a folder of the module's name: of two XCFrameworks with a module map further up an app can only hold one.
     local headers=$out/$folder/Headers/metal_candle
     mkdir -p "$headers"
@@ -62,15 +72,21 @@ library() { # target, archive: one folder, and its entry in the list
         echo '    export *'
         echo '}'
     } >"$headers/module.modulemap"
-    only_functions "$2" "$out/$folder/libmetal_candle.a" $linker $version
-    echo "$folder: $(($(wc -c <"$out/$folder/libmetal_candle.a") / 1024)) KiB, $(($(wc -c <"$2") / 1024)) before" >&2
+    ! on_a_mac || lipo='xcrun lipo'
+    if [ $# = 1 ]; then
+        mv "$work/$system-$variant-$1.a" "$out/$folder/libmetal_candle.a"
+    else
+        # shellcheck disable=SC2046,SC2086
+        $lipo -create $(printf "$work/$system-$variant-%s.a " $architectures) -output "$out/$folder/libmetal_candle.a"
+    fi
+    echo "$folder: $(($(wc -c <"$out/$folder/libmetal_candle.a") / 1024)) KiB" >&2
     cat <<END
         <dict>
             <key>BinaryPath</key><string>libmetal_candle.a</string>
             <key>HeadersPath</key><string>Headers</string>
             <key>LibraryIdentifier</key><string>$folder</string>
             <key>LibraryPath</key><string>libmetal_candle.a</string>
-            <key>SupportedArchitectures</key><array><string>arm64</string></array>
+            <key>SupportedArchitectures</key><array>$(printf '<string>%s</string>' $architectures)</array>
             <key>SupportedPlatform</key><string>$system</string>${variant:+
             <key>SupportedPlatformVariant</key><string>$variant</string>}
         </dict>
@@ -80,9 +96,17 @@ END
 rm -rf "$out"
 mkdir -p "$out"
 while [ $# -gt 0 ]; do
-    library "$1" "$2" >>"$work/libraries"
+    platform=$(platform_of "$1")
+    read -r system variant linker version architecture <<<"$platform"
+    only_functions "$2" "$work/$system-${variant#-}-$architecture.a" "$architecture" "$linker" "$version"
+    echo "$system $variant $architecture" >>"$work/platforms"
     shift 2
 done
+sort -u "$work/platforms" | awk '{platform = $1 " " $2; list[platform] = list[platform] " " $3} END {for (platform in list) print platform list[platform]}' |
+    sort | while read -r platform; do
+        # shellcheck disable=SC2086
+        library $platform
+    done >"$work/libraries"
 cat - "$work/libraries" >"$out/Info.plist" <<'END'
 <?xml version="1.0" encoding="UTF-8"?>
 <!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">

@@ -4,7 +4,7 @@
 # On a Mac with Xcode and rustup. On Linux, where it is tested, with the sources of Rust's standard library and
 # RUSTC_BOOTSTRAP=1: a static library needs no linker of Apple's.
 #
-#   TARGETS           one Rust target for each platform; all without it
+#   TARGETS           Rust targets; all without it
 #   CARGO_TARGET_DIR  target
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -18,7 +18,7 @@ options=(--release --locked --lib --crate-type staticlib --config 'profile.relea
 [ "$(uname -s)" = Darwin ] || options+=(-Zbuild-std=std,panic_unwind)
 
 archives=()
-for target in ${TARGETS:-aarch64-apple-darwin aarch64-apple-ios aarch64-apple-ios-sim}; do
+for target in ${TARGETS:-aarch64-apple-darwin x86_64-apple-darwin aarch64-apple-ios aarch64-apple-ios-sim x86_64-apple-ios}; do
     folder=$target_dir/$target/release
     mkdir -p "$folder"
     ${CARGO:-cargo} rustc "${options[@]}" --target "$target" -- --print "native-static-libs=$(cd "$folder" && pwd)/native-static-libs"
