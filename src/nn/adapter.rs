@@ -270,6 +270,13 @@ pub(super) struct BlockChanges<'a> {
     pub down: Option<&'a Change>,
 }
 
+impl BlockChanges<'_> {
+    /// Whether some change is in training. Its dropout counts the rows of a call, which then are all there are.
+    pub fn in_training(&self) -> bool {
+        [self.qkv, self.o, self.up, self.down].into_iter().flatten().any(|change| !change.trained.is_empty())
+    }
+}
+
 impl Linear {
     /// The linear that this one and a change are together.
     pub(super) fn merged(&self, change: Option<&Change>, backend: &Backend) -> error::Result<Self> {

@@ -5,10 +5,11 @@ use candle_core::{Result, Tensor};
 use super::tape::Context;
 use crate::kernels::threads;
 
-/// Rows of a block for each thread: enough that reading the weights again for the next block costs nothing that can be measured.
-const ROWS: usize = 128;
+/// Rows of a block for each thread: enough that reading the weights again for the next block costs nothing that can be measured. Few in
+/// unit tests, whose inputs are short.
+const ROWS: usize = if cfg!(test) { 2 } else { 128 };
 /// Of the smallest block.
-const FEWEST: usize = 256;
+const FEWEST: usize = if cfg!(test) { 5 } else { 256 };
 
 /// Does work that treats each row for itself, by our kernels on blocks of rows: what is widest between two products is then as long as
 /// a block. A pass to go back through keeps all of it anyway, and a GPU is at its best with many rows.
