@@ -92,6 +92,33 @@ fn all_work_says_that_the_device_is_suspended_and_runs_once_it_is_not() {
 }
 
 #[test]
+fn scores_of_a_session_are_its_own_while_an_answer_with_an_adapter_is_paused() {
+    for device in devices() {
+        let model = load_onto(&device, golden("decoders/qwen2_untied_old"));
+        let lora = Lora::load(&model, golden("lora/qwen2_all7")).unwrap();
+        let options = GenerateOptions { max_tokens: 6, adapters: Some(vec![(lora, 1.0)]), stop: Vec::new(), ..options() };
+        let mut session = Session::new(&model, 0).unwrap();
+        session.append_tokens(&[5, 9, 40, 41, 7], None).unwrap();
+        let want = session.fork().unwrap().generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap().tokens;
+        let mut count = 0;
+        let error = session.generate(&options, None, &mut |_| {
+            count += 1;
+            if count == 3 {
+                suspend_elsewhere(&device);
+            }
+            ControlFlow::Continue(())
+        });
+        assert!(is_suspended(&error.unwrap_err()));
+        device.resume();
+        let mut plain = Session::new(&model, 0).unwrap();
+        plain.append_tokens(&[&[5, 9, 40, 41, 7], &want[..3]].concat(), None).unwrap();
+        assert_eq!(session.logits().unwrap(), plain.logits().unwrap());
+        while session.next().unwrap().is_some() {}
+        assert_eq!(session.end().unwrap().tokens, want);
+    }
+}
+
+#[test]
 fn an_answer_that_is_pulled_pauses_between_two_tokens() {
     for device in devices() {
         let model = load_onto(&device, shipped("tiny-coder"));

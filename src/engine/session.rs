@@ -469,12 +469,14 @@ impl Session {
         if self.tokens.is_empty() {
             return Err(Error::argument("session: expected at least one token, found none"));
         }
-        // An answer that failed on its way may have had other adapters.
-        if self.answer.as_ref().is_some_and(|pull| !pull.begun) {
-            self.leave_answer()?;
+        // An answer that failed on its way may have adapters of its own, and may go on with them afterwards.
+        let failed = self.answer.as_ref().is_some_and(|pull| !pull.begun);
+        let answer_adapters = if failed { self.answer_adapters.take() } else { None };
+        let evaluated = self.evaluate(PREFILL_CHUNK, None, &mut None);
+        if failed {
+            self.answer_adapters = answer_adapters;
         }
-        self.evaluate(PREFILL_CHUNK, None, &mut None)?;
-        Ok(&self.logits)
+        evaluated.map(|()| self.logits.as_slice())
     }
 
     /// Keeps the first `position` tokens.

@@ -845,7 +845,7 @@ pub unsafe extern "C" fn mc_lora_eval_step(
 /// @param user_data  handed to `on_step`; may be NULL.
 /// @param err        NULL, or receives the error.
 /// @return MC_OK, also if `on_step` stopped it; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a dataset without a token to learn, and
-///         for a loss or gradient that is not finite; MC_ERROR_MISMATCH for another dataset than that which the first call had;
+///         for a loss, gradient or weight that is not finite; MC_ERROR_MISMATCH for another dataset than that which the first call had;
 ///         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_TEMPLATE also if it has no chat template for conversations;
 ///         MC_ERROR_FORMAT for a tokenizer of another vocabulary; MC_ERROR_IO for a checkpoint; MC_ERROR_BUSY also if a dataset is in
 ///         use; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
@@ -918,7 +918,8 @@ pub unsafe extern "C" fn mc_lora_trainer_adapter(
 /// @param checkpoint_dir  the directory; it is made if it does not exist. A checkpoint that is there is replaced, and stays as it is if
 ///                        writing fails.
 /// @param err             NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO; MC_ERROR_BUSY; MC_ERROR_POISONED.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT for a training that has left the finite numbers; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND;
+///         MC_ERROR_IO; MC_ERROR_BUSY; MC_ERROR_POISONED.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]

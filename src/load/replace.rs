@@ -1,11 +1,17 @@
 //! Files that are written beside their place and renamed, so that a failure or a crash leaves the old one or the new one.
 
+use std::collections::hash_map::RandomState;
 use std::fs::File;
+use std::hash::BuildHasher;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
+
+/// A number of this run of the program: that of the process may be the same after a restart.
+static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
 
 /// Where to write what will be `path`: a name that nothing else uses, in the same directory.
 pub fn beside(path: &Path) -> Result<PathBuf> {
@@ -14,7 +20,7 @@ pub fn beside(path: &Path) -> Result<PathBuf> {
         .file_name()
         .ok_or_else(|| Error::argument(format!("path: expected the name of a file, found {:?}", path.display())))?;
     let mut beside = name.to_os_string();
-    beside.push(format!(".{}-{}.part", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+    beside.push(format!(".{}-{}.part", *PROCESS, COUNTER.fetch_add(1, Ordering::Relaxed)));
     Ok(path.with_file_name(beside))
 }
 
@@ -23,7 +29,7 @@ pub fn remove_parts(directory: &Path) {
     let is_part = |name: &str| {
         let id = name.strip_suffix(".part").and_then(|name| name.rsplit_once('.')?.1.split_once('-'));
         id.is_some_and(|(process, count)| {
-            process.parse().is_ok_and(|process: u32| process != std::process::id()) && count.parse::<u64>().is_ok()
+            process.parse().is_ok_and(|process: u64| process != *PROCESS) && count.parse::<u64>().is_ok()
         })
     };
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {

@@ -271,9 +271,9 @@ pub(super) struct BlockChanges<'a> {
 }
 
 impl BlockChanges<'_> {
-    /// Whether some change is in training. Its dropout counts the rows of a call, which then are all there are.
-    pub fn in_training(&self) -> bool {
-        [self.qkv, self.o, self.up, self.down].into_iter().flatten().any(|change| !change.trained.is_empty())
+    /// Whether a change behind attention has dropout, which counts the rows of a call: they must be all.
+    pub fn counts_rows(&self) -> bool {
+        [self.o, self.up, self.down].into_iter().flatten().any(|change| change.trained.iter().any(Trainable::drops))
     }
 }
 

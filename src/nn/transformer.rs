@@ -386,7 +386,7 @@ impl Block {
         let [q, k, v] = self.queries_keys_values(cx, c, &attn_in, angles, changes.qkv)?;
         let attn = attend(&q, &k, &v)?;
         drop((q, k, v));
-        if changes.in_training() {
+        if changes.counts_rows() {
             return self.behind_attention(cx, c, &x, &attn_in, &attn, changes);
         }
         ops::by_row_blocks(cx, [&x, &attn_in, &attn], |[x, attn_in, attn]| {

@@ -98,6 +98,11 @@ impl Trainable {
         self.0.number
     }
 
+    /// Whether it has dropout.
+    pub fn drops(&self) -> bool {
+        self.0.dropout.is_some()
+    }
+
     /// Adds the change to `y`, whose rows are `stride` long; returns `scale · A dropout(x)`, which the way back needs.
     pub(super) fn add_on_cpu(&self, x: &Rows<'_>, y: &mut [f32], stride: usize) -> Result<Vec<f32>> {
         let Inner { rank, inputs, scale, parts, ready, .. } = &*self.0;

@@ -114,14 +114,16 @@ impl LoraTrainer {
     /// `Io`, `NotFound`, naming the path; `InvalidArgument` for a training that has left the finite numbers.
     pub fn save(&self, directory: impl AsRef<Path>) -> Result<()> {
         let directory = directory.as_ref();
-        let groups = [&self.first, &self.second, &self.gradients].into_iter().flatten().flat_map(|Gradient { a, b }| [a, b]);
-        let weights = self.trained.iter().flat_map(|Trained { a, b, .. }| [a, b]);
-        // Such a state could not be resumed, and would replace one that can.
-        if let Some(x) = weights.chain(groups).flatten().find(|x| !x.is_finite()) {
-            return Err(Error::argument(format!("save: expected finite values, found {x}: the learning rate may be too high")));
+        let tensors = self.tensors();
+        for (name, (_, values)) in &tensors {
+            // Such a state could not be resumed, and would replace one that can.
+            if let Some(x) = values.iter().find(|x| !x.is_finite()) {
+                let message = format!("{name}: expected finite values, found {x}: the learning rate may be too high");
+                return Err(Error::argument(message));
+            }
         }
         let metadata = self.metadata().to_string();
-        let beside = Beside { path: directory.join(FILE), tensors: self.tensors(), metadata: &[(STATE, metadata.as_str())] };
+        let beside = Beside { path: directory.join(FILE), tensors, metadata: &[(STATE, metadata.as_str())] };
         self.plan.write(directory, &self.trained, Some(&beside))
     }
 

@@ -261,7 +261,7 @@ impl LoraTrainer {
         progress.micro += 1;
         progress.micro_steps += 1;
         let is_last = ends_epoch || progress.micro == self.options.grad_accumulation;
-        let update = if is_last { Some(self.update(total)?) } else { None };
+        let update = is_last.then(|| self.update(total));
         Ok(MicroStep { loss: mean as f32, target_tokens, update })
     }
 
@@ -280,7 +280,7 @@ impl LoraTrainer {
     }
 
     /// The step of the optimiser.
-    fn update(&mut self, total: u64) -> Result<Update> {
+    fn update(&mut self, total: u64) -> Update {
         let progress = &mut self.progress;
         let mut gradients = std::mem::take(&mut self.gradients);
         let micro = std::mem::take(&mut progress.micro);
@@ -289,7 +289,7 @@ impl LoraTrainer {
             Weighting::Tokens => progress.targets as f64,
         };
         gradients.iter_mut().flat_map(|Gradient { a, b }| a.iter_mut().chain(b)).for_each(|x| *x *= (1.0 / count) as f32);
-        let grad_norm = finite("gradient", norm(&gradients))?;
+        let grad_norm = norm(&gradients);
         let clip = match self.options.grad_clip {
             0.0 => 1.0,
             // torch's, with what keeps it from dividing by 0.
@@ -306,7 +306,7 @@ impl LoraTrainer {
         progress.step += 1;
         progress.loss = progress.loss_sum / count;
         progress.grad_norm = grad_norm;
-        Ok(Update { step: progress.step, learning_rate: learning_rate as f32, grad_norm: grad_norm as f32 })
+        Update { step: progress.step, learning_rate: learning_rate as f32, grad_norm: grad_norm as f32 }
     }
 
     /// Where the schedule ends, in steps.

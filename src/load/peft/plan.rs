@@ -103,8 +103,12 @@ impl PeftPlan {
         config["lora_dropout"] = decimal(dropout);
         let plan = Self::read(network, format!("{config:#}\n"), peft.prefix.clone())?;
         // Its file may hold them without a word in the configuration.
-        if !peft.adapter.weights.is_empty() || !peft.adapter.biases.is_empty() {
-            return Err(Error::unsupported("expected an adapter without replaced matrices and biases: they cannot be trained"));
+        let weights = peft.adapter.weights.iter().map(|replaced| format!("{}.weight", replaced.module.name));
+        let biases = peft.adapter.biases.iter().map(|(module, _)| format!("{}.bias", module.name));
+        if let Some(found) = weights.chain(biases).next() {
+            return Err(Error::unsupported(format!(
+                "expected an adapter of low-rank changes alone, found {found}: it cannot be trained"
+            )));
         }
         Ok(plan)
     }

@@ -98,6 +98,7 @@ struct ChatTemplateInput: Sendable {
             try call { error in json.withBytes { mc_chat_set_tools_json(chat.pointer, $0, $1, error) } }
         }
         for (name, value) in variables {
+            try requireNoNUL(name, "templateVariables")
             try call { error in value.withBytes { mc_chat_set_variable_json(chat.pointer, name, $0, $1, error) } }
         }
         return chat

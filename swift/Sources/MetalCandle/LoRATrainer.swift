@@ -126,7 +126,8 @@ public final class LoRATrainer: Sendable {
     /// Writes a checkpoint for ``resume(from:model:options:)``; its directory is also the adapter in PEFT's layout.
     ///
     /// - Parameter directory: made if it does not exist; a checkpoint that is there is replaced.
-    /// - Throws: ``MetalCandleError`` with `.io`, or `.busy` while a training is being read.
+    /// - Throws: ``MetalCandleError`` with `.io`, `.busy` while a training is being read, or `.invalidArgument` for one that has left
+    ///   the finite numbers.
     public func save(to directory: URL) async throws {
         try requireIdle()
         let path = try directory.nativePath("directory")

@@ -183,9 +183,10 @@ public struct TrainingStep: Sendable, Hashable {
     public let targetTokens: Int
     /// The most memory that the process has had so far, in bytes; 0 where the system does not tell.
     public let peakBytes: UInt64
-    /// How many examples of the data were cut to ``TrainingOptions/maximumLength``.
+    /// How many texts of the data were cut to ``TrainingOptions/maximumLength``. An example is one, but a conversation whose template
+    /// rewrites earlier turns is one for each answer.
     public let truncatedExamples: Int
-    /// How many examples of the data have nothing to learn, and are left out.
+    /// How many texts of the data have nothing to learn, and are left out.
     public let skippedExamples: Int
 
     init(_ event: mc_train_event) {

@@ -218,6 +218,8 @@ extension MetalCandleTests { @Suite struct ChatSessions {
         await expect(.format) { try await broken.respond(to: question) }
         let wrong = ChatSession(model, templateVariables: ["enable_thinking": "perhaps"])
         await expect(.format) { try await wrong.respond(to: question) }
+        let cut = ChatSession(model, templateVariables: ["enable_thinking\0": "false"])
+        await expect(.invalidArgument, "templateVariables") { try await cut.respond(to: question) }
         #expect(broken.history.isEmpty && !broken.isResponding)
     }
 
