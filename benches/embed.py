@@ -15,7 +15,7 @@ from make_model import CACHE, ROOT
 from make_onnx import graphs
 from worker import peak_bytes
 
-SPREADS = {"even": "each number as likely", "log": "each doubling as likely"}
+SPREADS = {"even": "each number as likely", "middle": "60 on average", "log": "each doubling as likely"}
 DIM, MODEL = 384, "all-MiniLM-L6-v2"
 SEED, WORDS = 20251122, (3, 200)
 QUERY, QUERY_REPEAT, QUERY_ROUNDS = "how do I keep bread from going stale", 20, 40
@@ -26,7 +26,7 @@ GRAPH_PEERS = {"onnxruntime", "onnxruntime-32", "openvino"}
 
 
 def main():
-    bench = Embeddings(arguments(__doc__, PARTS, EMBEDDERS, texts=(512, None), words=("even", ("even", "log"))))
+    bench = Embeddings(arguments(__doc__, PARTS, EMBEDDERS, texts=(512, None), words=("even", tuple(SPREADS))))
     if {"embed", "query"} & set(bench.args.only):
         before = bench.machine()
         with Workers(bench, EMBEDDERS) as workers:
@@ -157,6 +157,7 @@ def make_texts(count, spread):
     words, (least, most) = ENGLISH.split(), WORDS
     lengths = {
         "even": lambda: generator.randint(least, most),
+        "middle": lambda: round(least + (most - least) * generator.random() ** 2.3),
         # As sentences and paragraphs are: many short ones and a few long ones.
         "log": lambda: round(least * (most / least) ** generator.random()),
     }

@@ -81,16 +81,7 @@ fn row_by_row(checks: &mut Checks<'_>) {
         });
     }
     checks.add("sum", &[(ROWS, 48), (ROWS, 48)], Both, |on, x| ops::add_scaled(on.cx, &x[0], own(on, &x[1])?, 1.0, None));
-    for kind in [
-        Activation::Silu,
-        Activation::Gelu,
-        Activation::GeluTanh,
-        Activation::QuickGelu,
-        Activation::Relu,
-        Activation::Relu2,
-        Activation::Tanh,
-        Activation::Sigmoid,
-    ] {
+    for kind in Activation::ALL {
         checks.add(&format!("{kind:?}"), &[(ROWS, 48)], Both, |on, x| ops::activate(on.cx, own(on, &x[0])?, kind));
         checks.add(&format!("gate {kind:?}"), &[(ROWS, 96)], Both, |on, x| ops::gated(on.cx, &x[0], kind));
     }

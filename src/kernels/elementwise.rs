@@ -28,6 +28,13 @@ pub enum Activation {
     Sigmoid,
 }
 
+#[cfg(any(test, feature = "selftest"))]
+impl Activation {
+    /// Every one.
+    pub const ALL: [Self; 8] =
+        [Self::Silu, Self::Gelu, Self::GeluTanh, Self::QuickGelu, Self::Relu, Self::Relu2, Self::Tanh, Self::Sigmoid];
+}
+
 /// Which norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Norm {

@@ -230,16 +230,7 @@ mod tests {
             check("one tensor used twice", backend, &[12], |cx, x| {
                 add_scaled(cx, &x[0], ops::norm(cx, &x[0], &heads).unwrap(), 1.0, None).unwrap()
             });
-            for kind in [
-                Activation::Silu,
-                Activation::Gelu,
-                Activation::GeluTanh,
-                Activation::QuickGelu,
-                Activation::Relu,
-                Activation::Relu2,
-                Activation::Tanh,
-                Activation::Sigmoid,
-            ] {
+            for kind in Activation::ALL {
                 check(&format!("gated {kind:?}"), backend, &[12], |cx, x| ops::gated(cx, &x[0], kind).unwrap());
                 check(&format!("{kind:?}"), backend, &[12], |cx, x| ops::activate(cx, own(cx, &x[0]), kind).unwrap());
             }

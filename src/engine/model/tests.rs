@@ -1,0 +1,340 @@
+use std::collections::HashMap;
+
+use super::*;
+use crate::nn::{Adapters, Batch, Entry, Module, Pass, Place, Trained};
+use crate::ops::{Backend, Dropout, Quant, widen};
+
+/// The network of a directory, on the CPU, by our kernels or by the tensor operations of GPUs.
+fn network(directory: &Path, kernels: bool) -> Transformer {
+    network_of(directory, kernels, StoredType::F32)
+}
+
+fn network_of(directory: &Path, kernels: bool, stored: StoredType) -> Transformer {
+    network_with(directory, kernels, |weights| weights, stored)
+}
+
+/// By our kernels, with quantised matrices.
+fn quantised(directory: &Path, quant: Quant) -> Transformer {
+    network_with(directory, true, |weights| weights.quantized(Some(quant)), StoredType::F32)
+}
+
+fn network_with(
+    directory: &Path,
+    kernels: bool,
+    set: impl FnOnce(Weights<'_>) -> Weights<'_>,
+    stored: StoredType,
+) -> Transformer {
+    let mut files = Files::open(directory, &LoadOptions::default()).unwrap();
+    if files.config.positions.is_none() {
+        files.config.context_length = 512; // a dynamic rope goes as far as its caller says
+    }
+    let mut on_bytes = |_, _| Ok(());
+    let mut checkpoint = Checkpoint::open(directory, &mut on_bytes).unwrap();
+    let backend = Backend { device: candle_core::Device::Cpu, kernels };
+    Transformer::load(files.config, &mut set(Weights::new(&mut checkpoint, &backend, Some(stored)))).unwrap()
+}
+
+/// The logits after every token, evaluated in chunks.
+fn logits(network: &Transformer, ids: &[u32], chunk: usize, adapters: Option<&Adapters>) -> Vec<f32> {
+    let mut cache = network.new_cache();
+    let mut all = Vec::new();
+    for part in ids.chunks(chunk) {
+        let hidden = network.forward(part, &mut cache, ids.len(), adapters).unwrap();
+        let mut out = Vec::new();
+        network.logits(&hidden, &mut out, adapters).unwrap();
+        all.extend(out);
+    }
+    all
+}
+
+#[test]
+fn the_path_of_gpus_equals_the_path_of_the_cpu() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut seen = 0;
+    for folder in ["decoders", "families"] {
+        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+            let directory = entry.unwrap().path();
+            let notes = Json::read(&directory.join("golden.json")).unwrap();
+            let prompt = &notes.value()["prompts"][3]["ids"];
+            let ids: Vec<u32> = prompt.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+            let want = logits(&network(&directory, true), &ids, ids.len(), None);
+            let tensors = network(&directory, false);
+            for chunk in [ids.len(), 7, 1] {
+                let got = logits(&tensors, &ids, chunk, None);
+                let error = want.iter().zip(&got).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+                // Both are within 5e-4 of the reference; this is what the order of sums alone changes.
+                assert!(error < 2e-4, "{} in chunks of {chunk}: {error}", directory.display());
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen >= 50);
+}
+
+/// A checkpoint in F32 whose matrices for products went to Q8_0 and back.
+struct Rounded(HashMap<String, (Entry, Vec<u8>)>);
+
+impl Rounded {
+    fn of(directory: &Path, config: &Config) -> Self {
+        let mut on_bytes = |_, _| Ok(());
+        let mut checkpoint = Checkpoint::open(directory, &mut on_bytes).unwrap();
+        let names: Vec<String> = checkpoint.names().into_iter().map(str::to_owned).collect();
+        let rounded = |name: String| {
+            let entry = checkpoint.entry(&name)?.clone();
+            let stored = entry.stored.clone().ok()?;
+            let mut bytes = vec![0; entry.shape.iter().product::<usize>() * stored.size()];
+            checkpoint.read(&name, 0, &mut bytes).unwrap();
+            let mut values = widen(&bytes, stored);
+            let looked_up = !config.tied && name.ends_with(&format!("{}.weight", config.names.embed));
+            if let ([_, cols], false) = (entry.shape.as_slice(), looked_up) {
+                for block in values.chunks_mut(*cols).flat_map(|row| row.chunks_mut(32)) {
+                    let scale = block.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
+                    let kept = half::f16::from_f32(scale).to_f32();
+                    block.iter_mut().for_each(|x| *x = if scale == 0.0 { 0.0 } else { (*x * (1.0 / scale)).round() * kept });
+                }
+            }
+            let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            Some((name, (Entry { stored: Ok(StoredType::F32), ..entry }, bytes)))
+        };
+        Self(names.into_iter().filter_map(rounded).collect())
+    }
+}
+
+impl TensorSource for Rounded {
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.0.get(name).map(|(entry, _)| entry)
+    }
+    fn names(&self) -> Vec<&str> {
+        self.0.keys().map(String::as_str).collect()
+    }
+    fn read(&mut self, name: &str, offset: u64, into: &mut [u8]) -> Result<()> {
+        into.copy_from_slice(&self.0[name].1[offset as usize..][..into.len()]);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_quantised_network_is_the_dense_one_of_its_rounded_weights() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let ids: Vec<u32> = (0..30).map(|i| 3 + i * 67 % 120).collect();
+    let mut seen = 0;
+    for folder in ["decoders", "families"] {
+        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+            let directory = entry.unwrap().path();
+            let quantised = quantised(&directory, Quant::Q8_0);
+            let mut source = Rounded::of(&directory, quantised.config());
+            let mut weights = Weights::new(&mut source, quantised.backend(), Some(StoredType::F32));
+            let dense = Transformer::load(quantised.config().clone(), &mut weights).unwrap();
+            let got = logits(&quantised, &ids, 7, None);
+            assert!(got.iter().all(|x| x.is_finite()));
+            assert_eq!(got, logits(&dense, &ids, 7, None), "{}", directory.display());
+            assert_ne!(got, logits(&network(&directory, true), &ids, 7, None), "{}", directory.display());
+            seen += 1;
+        }
+    }
+    assert!(seen >= 50);
+}
+
+#[test]
+fn the_path_of_gpus_adapts_as_the_path_of_the_cpu() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let ids: Vec<u32> = (0..30).map(|i| 3 + i * 67 % 200).collect();
+    let attached = |network: &Transformer, adapter: &Path| {
+        let adapter = crate::load::Peft::read(adapter, network).unwrap().adapter;
+        let scaled = adapter.scaled(network, 0.7).unwrap();
+        Adapters::new(network, [(&adapter, &scaled)]).unwrap()
+    };
+    let max = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+    let mut seen = 0;
+    for folder in ["lora", "adapters"] {
+        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+            let adapter = entry.unwrap().path();
+            if !adapter.join("adapter_config.json").exists() {
+                continue;
+            }
+            let notes = Json::read(&adapter.join("golden.json")).unwrap();
+            let directory = root.join(notes.text("base").unwrap().unwrap());
+            let kernels = network(&directory, true);
+            if !kernels.generates() || adapter.ends_with("qwen2_embed_lm_head") {
+                continue;
+            }
+            let want = logits(&kernels, &ids, ids.len(), Some(&attached(&kernels, &adapter)));
+            let tensors = network(&directory, false);
+            let adapters = attached(&tensors, &adapter);
+            for chunk in [ids.len(), 7, 1] {
+                let error = max(&want, &logits(&tensors, &ids, chunk, Some(&adapters)));
+                assert!(error < 2e-4, "{} in chunks of {chunk}: {error}", adapter.display());
+            }
+            let error = max(&want, &logits(&tensors.merged(&adapters).unwrap(), &ids, ids.len(), None));
+            assert!(error < 5e-4, "{} merged: {error}", adapter.display());
+            // With 16 bits the types of all parts must still meet; the scores are about 20.
+            let half = network_of(&directory, false, StoredType::F16);
+            let adapters = attached(&half, &adapter);
+            for found in [logits(&half, &ids, 7, Some(&adapters)), logits(&half.merged(&adapters).unwrap(), &ids, 7, None)] {
+                let error = max(&want, &found);
+                assert!(error < 1.0, "{} in F16: {error}", adapter.display());
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen >= 26);
+}
+
+/// A change of every matrix of the layers, of rank 3.
+fn in_training(network: &Transformer) -> Vec<Trained> {
+    let mut seed = 1u32;
+    let mut noise = |len: usize| -> Vec<f32> {
+        let next = |_| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 8) as f32 / (1 << 24) as f32 * 0.2 - 0.1
+        };
+        (0..len).map(next).collect()
+    };
+    let modules = network.modules().into_iter().filter(|module| !matches!(module.place, Place::Embed | Place::Head));
+    let change = |module: Module| {
+        let (a, b) = (noise(3 * module.inputs), noise(module.outputs * 3));
+        Trained { module, rank: 3, scaling: 1.5, a, b }
+    };
+    modules.map(change).collect()
+}
+
+const LENGTHS: [usize; 3] = [11, 1, 23];
+
+fn targets(ids: &[u32]) -> Vec<bool> {
+    (0..ids.len()).map(|t| ![0, 11, 12].contains(&t) && t % 5 != 3).collect()
+}
+
+fn pass(checkpointing: bool, dropout: Option<Dropout>) -> Pass<'static> {
+    Pass { checkpointing, dropout, stop: &|| false }
+}
+
+#[test]
+fn every_family_trains_alike_by_kernels_and_by_tensor_operations_with_and_without_checkpoints() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let ids: Vec<u32> = (0..35).map(|i| 3 + i * 67 % 120).collect();
+    let targets = targets(&ids);
+    let batch = Batch { ids: &ids, lengths: &LENGTHS, targets: &targets };
+    let mut seen = 0;
+    for folder in ["decoders", "families"] {
+        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+            let directory = entry.unwrap().path();
+            let network_by = network(&directory, true);
+            let trained = in_training(&network_by);
+            let (loss, gradients) = network_by.gradients(batch, &trained, pass(false, None)).unwrap().unwrap();
+
+            // The loss is that of the scores which inference gives, merged or not.
+            let adapter = Adapters::in_training(&network_by, &trained, None).unwrap();
+            let mut want = 0.0;
+            for (i, len) in LENGTHS.into_iter().enumerate() {
+                let start: usize = LENGTHS[..i].iter().sum();
+                let mut cache = network_by.new_cache();
+                let hidden = network_by.forward(&ids[start..start + len], &mut cache, len, Some(&adapter)).unwrap();
+                let mut scores = Vec::new();
+                network_by.logits(&hidden, &mut scores, None).unwrap();
+                for (t, row) in scores.chunks_exact(scores.len() / len).take(len - 1).enumerate() {
+                    if targets[start + t + 1] {
+                        let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+                        want += sum.ln() - f64::from(row[ids[start + t + 1] as usize]);
+                    }
+                }
+            }
+            assert!((loss - want).abs() < 1e-4 * want, "{}: {loss} {want}", directory.display());
+
+            let (again, recomputed) = network_by.gradients(batch, &trained, pass(true, None)).unwrap().unwrap();
+            let found = network(&directory, false).gradients(batch, &trained, pass(false, None)).unwrap().unwrap();
+            assert_eq!(loss, again);
+            assert!((loss - found.0).abs() < 1e-4 * loss, "{}: {loss} {}", directory.display(), found.0);
+            let largest = gradients.iter().flat_map(|g| g.a.iter().chain(&g.b)).fold(0f32, |m, x| m.max(x.abs()));
+            for ((g, recomputed), (found, change)) in gradients.iter().zip(&recomputed).zip(found.1.iter().zip(&trained)) {
+                assert!(g.a == recomputed.a && g.b == recomputed.b, "{}", directory.display());
+                for (one, other) in g.a.iter().zip(&found.a).chain(g.b.iter().zip(&found.b)) {
+                    let error = (one - other).abs() / largest;
+                    assert!(error < 5e-5, "{} {}: {one} {other}", directory.display(), change.module.name);
+                }
+                let any = |x: &[f32]| x.iter().any(|x| x.abs() > 1e-6 * largest);
+                assert!(any(&g.a) && any(&g.b), "{} {}", directory.display(), change.module.name);
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen >= 50);
+}
+
+#[test]
+fn layers_below_the_first_in_training_change_no_gradient() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/decoders/qwen3_sharded");
+    let ids: Vec<u32> = (0..35).map(|i| 3 + i * 67 % 120).collect();
+    let targets = targets(&ids);
+    let batch = Batch { ids: &ids, lengths: &LENGTHS, targets: &targets };
+    let network = network(&directory, true);
+    let mut all = in_training(&network);
+    // The lower ones change nothing, so that leaving them out changes nothing either.
+    let layers = network.config().layers.len();
+    let upper = |change: &Trained| matches!(change.module.place, Place::Down(layer) if layer == layers - 1);
+    all.iter_mut().filter(|change| !upper(change)).for_each(|change| change.b.fill(0.0));
+    let alone: Vec<Trained> = all.iter().filter(|change| upper(change)).cloned().collect();
+    assert!(layers > 1 && alone.len() == 1);
+    for checkpointing in [true, false] {
+        let (loss, gradients) = network.gradients(batch, &all, pass(checkpointing, None)).unwrap().unwrap();
+        let (same, found) = network.gradients(batch, &alone, pass(checkpointing, None)).unwrap().unwrap();
+        let want = &gradients[all.iter().position(upper).unwrap()];
+        assert!(loss == same && found[0].a == want.a && found[0].b == want.b);
+    }
+}
+
+#[test]
+fn gradients_are_the_slopes_of_the_loss() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let ids: Vec<u32> = (0..35).map(|i| 3 + i * 67 % 120).collect();
+    let targets = targets(&ids);
+    let batch = Batch { ids: &ids, lengths: &LENGTHS, targets: &targets };
+    let stored = [StoredType::F32, StoredType::F16, StoredType::BF16];
+    for directory in ["decoders/qwen2_untied_old", "decoders/gemma2", "decoders/phi3"] {
+        let directory = root.join(directory);
+        let mut bases = stored.map(|stored| (network_of(&directory, true, stored), None)).to_vec();
+        bases.push((quantised(&directory, Quant::Q8_0), None));
+        bases.push((network(&directory, true), Some(Dropout { share: 0.2, seed: 7 })));
+        for (network, dropout) in bases {
+            let trained = in_training(&network);
+            let (_, gradients) = network.gradients(batch, &trained, pass(true, dropout)).unwrap().unwrap();
+            let all = || gradients.iter().flat_map(|g| g.a.iter().chain(&g.b));
+            let largest = all().fold(0f32, |m, x| m.max(x.abs()));
+            for (i, gradient) in gradients.iter().enumerate() {
+                for (b, gradient) in [(false, &gradient.a), (true, &gradient.b)] {
+                    // Along the gradient itself, where the slope is largest.
+                    let length = gradient.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+                    let loss = |step: f64| {
+                        let mut moved = trained.clone();
+                        let values = if b { &mut moved[i].b } else { &mut moved[i].a };
+                        values.iter_mut().zip(gradient).for_each(|(x, g)| *x += (f64::from(*g) / length * step) as f32);
+                        network.gradients(batch, &moved, pass(true, dropout)).unwrap().unwrap().0
+                    };
+                    let h = 0.005;
+                    let slope = (8.0 * (loss(h) - loss(-h)) - (loss(2.0 * h) - loss(-2.0 * h))) / (12.0 * h);
+                    let name = &trained[i].module.name;
+                    assert!((slope - length).abs() < 1e-3 * length + 1e-4 * f64::from(largest), "{name}: {slope} {length}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_path_of_gpus_encodes_as_the_path_of_the_cpu() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/encoders");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(root).unwrap() {
+        let directory = entry.unwrap().path();
+        let notes = Json::read(&directory.join("golden.json")).unwrap();
+        let texts = notes.value()["token_ids"]["none"].as_array().unwrap().iter();
+        let texts: Vec<Vec<u32>> =
+            texts.map(|ids| ids.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()).collect();
+        let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
+        let encode =
+            |kernels| crate::ops::to_f32(&network(&directory, kernels).encode(&texts.concat(), &lengths, None).unwrap()).unwrap();
+        let error = encode(true).iter().zip(encode(false)).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+        assert!(error < 2e-4, "{}: {error}", directory.display());
+        seen += 1;
+    }
+    assert!(seen >= 15);
+}
