@@ -14,6 +14,7 @@ use crate::ops::{
     self, Activation, Angles, Backend, Context, Delta, Dropout, Gradients, LayerCache, Mask, Masks, Matrix, MatrixBuilder, Norm,
     NormKind, Product, Sequences, StoredType, Tape, Trainable, Use, Vector,
 };
+pub use crate::ops::{Level, limit_instructions};
 
 /// One operation in one type, forward or back.
 pub struct Row {

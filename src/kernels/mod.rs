@@ -29,6 +29,8 @@ pub use matmul::{matmul, matmul_add, matmul_new, matmul_transposed_add, outer_su
 pub use memory::{peak_bytes, physical_bytes, resident_bytes, trim};
 pub use packed::{Packed, Quant, StoredType, Use, widen};
 pub use parallel::{install, map as parallel_map, threads};
+#[cfg(feature = "selftest")]
+pub use simd::{Level, limit::limit_instructions};
 
 /// Values of a fixed generator, in -1..1.
 #[cfg(test)]

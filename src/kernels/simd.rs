@@ -52,15 +52,65 @@ pub trait Kernel {
     unsafe fn run<S: Simd>(self) -> Self::Output;
 }
 
+/// A set of instructions, narrowest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// The target's baseline.
+    Portable,
+    Avx2,
+    Avx512,
+}
+
+impl Level {
+    /// Whether this processor has them, and they may be used.
+    pub fn is_available(self) -> bool {
+        let detected = match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        };
+        #[cfg(feature = "selftest")]
+        return detected && self as u8 <= limit::WIDEST.load(std::sync::atomic::Ordering::Relaxed);
+        #[cfg(not(feature = "selftest"))]
+        detected
+    }
+}
+
+/// Narrower instructions than the processor has, so that tests see what they compute.
+#[cfg(feature = "selftest")]
+pub mod limit {
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    use super::Level;
+
+    pub(super) static WIDEST: AtomicU8 = AtomicU8::new(Level::Avx512 as u8);
+
+    /// Every kernel of this process uses these instructions at most; `false` if the processor lacks them, and nothing is changed.
+    pub fn limit_instructions(widest: Level) -> bool {
+        let before = WIDEST.swap(u8::MAX, Ordering::Relaxed);
+        let is_available = widest.is_available();
+        WIDEST.store(if is_available { widest as u8 } else { before }, Ordering::Relaxed);
+        is_available
+    }
+}
+
 /// Runs a kernel with the widest lanes of this processor.
 pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
+        if Level::Avx512.is_available() {
             // SAFETY: the processor has just said that it has these instructions.
             return unsafe { run_avx512(kernel) };
         }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+        if Level::Avx2.is_available() {
             // SAFETY: as above.
             return unsafe { run_avx2(kernel) };
         }
@@ -71,15 +121,15 @@ pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
 
 /// A name, and how to run a kernel with those lanes.
 #[cfg(test)]
-type Level<K> = (&'static str, fn(K) -> <K as Kernel>::Output);
+type Runner<K> = (&'static str, fn(K) -> <K as Kernel>::Output);
 
 /// Every level that this processor can run, narrowest first.
 #[cfg(test)]
-pub fn levels<K: Kernel>() -> Vec<Level<K>> {
+pub fn levels<K: Kernel>() -> Vec<Runner<K>> {
     // SAFETY: `Portable` uses no instruction beyond the target's baseline.
-    let mut levels: Vec<Level<K>> = vec![("portable", |kernel| unsafe { kernel.run::<Portable>() })];
+    let mut levels: Vec<Runner<K>> = vec![("portable", |kernel| unsafe { kernel.run::<Portable>() })];
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+    if Level::Avx2.is_available() {
         // SAFETY: the processor has just said that it has these instructions.
         levels.push(("avx2", |kernel| unsafe { run_avx2(kernel) }));
     }

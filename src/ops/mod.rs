@@ -28,6 +28,8 @@ pub use crate::kernels::{
     Activation, Mask, Norm as NormKind, Quant, StoredType, Use, parallel_map, peak_bytes, physical_bytes, resident_bytes, trim,
     widen,
 };
+#[cfg(feature = "selftest")]
+pub use crate::kernels::{Level, limit_instructions};
 pub use activation::{activate, gated};
 pub use attention::{LayerCache, Masks, Sequences, attention, attention_within};
 pub use backend::Backend;
