@@ -53,6 +53,15 @@ impl LayerCache {
         2 * (kv_heads * head_dim * value_bytes) as u64 * positions.next_multiple_of(GROWTH) as u64
     }
 
+    /// Values of a position: those of its keys and those of its values.
+    pub fn token_values(&self) -> usize {
+        let (heads, dim) = match self {
+            Self::Cpu(heads) => heads.shape(),
+            Self::Gpu(cache) => (cache.kv_heads, cache.head_dim),
+        };
+        2 * heads * dim
+    }
+
     /// Forgets all but the first `len` positions.
     pub fn truncate(&mut self, len: usize) {
         match self {

@@ -65,6 +65,14 @@ pub fn norm(cx: Context<'_>, x: &Tensor, norm: &Norm) -> Result<Tensor> {
     Ok(y)
 }
 
+/// The same where there is a norm.
+pub fn optional_norm(cx: Context<'_>, x: Tensor, by: Option<&Norm>) -> Result<Tensor> {
+    match by {
+        Some(by) => norm(cx, &x, by),
+        None => Ok(x),
+    }
+}
+
 fn by_tensors(x: &Tensor, norm: &Norm) -> Result<Tensor> {
     let (rows, cols) = x.dims2()?;
     let Norm { kind, eps, width, weight, bias } = norm;
