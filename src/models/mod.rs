@@ -25,9 +25,11 @@ mod granite;
 mod helium;
 mod hunyuan_v1_dense;
 mod llama;
+mod ministral3;
 mod mistral;
 mod modernbert;
 mod mpnet;
+mod multimodal;
 mod nemotron;
 mod nomic_bert;
 mod olmo;
@@ -71,6 +73,7 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "exaone4", parse: exaone4::parse },
     Family { model_type: "gemma", parse: gemma::parse },
     Family { model_type: "gemma2", parse: gemma2::parse },
+    Family { model_type: "gemma3", parse: multimodal::parse },
     Family { model_type: "gemma3_text", parse: gemma3_text::parse },
     Family { model_type: "glm", parse: glm::parse },
     Family { model_type: "glm4", parse: glm4::parse },
@@ -78,7 +81,9 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "helium", parse: helium::parse },
     Family { model_type: "hunyuan_v1_dense", parse: hunyuan_v1_dense::parse },
     Family { model_type: "llama", parse: llama::parse },
+    Family { model_type: "ministral3", parse: ministral3::parse },
     Family { model_type: "mistral", parse: mistral::parse },
+    Family { model_type: "mistral3", parse: multimodal::parse },
     Family { model_type: "modernbert", parse: modernbert::parse },
     Family { model_type: "mpnet", parse: mpnet::parse },
     Family { model_type: "nemotron", parse: nemotron::parse },
