@@ -8,9 +8,9 @@
 
 use std::ops::Range;
 
+use super::format::q8_0::{self, Q8_0, WIDENED, Widened};
 use super::packed::{Packed, Panels};
 use super::parallel::{Shared, each, parts};
-use super::q8_0::{self, Q8_0, WIDENED, Widened};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 use half::{bf16, f16};
 

@@ -10,7 +10,7 @@ mod math;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod memory;
-mod q8_0;
+mod format;
 mod packed;
 mod matmul;
 mod attention;

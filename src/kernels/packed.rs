@@ -6,8 +6,8 @@
 
 use half::{bf16, f16};
 
+use super::format::q8_0::{BLOCK, Q8_0, quantise};
 use super::memory::huge_vec;
-use super::q8_0::{BLOCK, Q8_0, quantise};
 use super::simd::LANES;
 
 /// The type of stored weights. Arithmetic is F32 with each.

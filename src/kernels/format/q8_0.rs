@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::simd::{Kernel, LANES, Simd, dispatch};
+use super::super::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Inputs that share a scale.
 pub const BLOCK: usize = 32;
@@ -143,7 +143,7 @@ impl Kernel for Quantise<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::packed::{Packed, Quant, StoredType};
+    use super::super::super::packed::{Packed, Quant, StoredType};
     use super::*;
 
     /// One row, quantised and back.
@@ -188,10 +188,10 @@ mod tests {
 
     #[test]
     fn every_instruction_set_quantises_alike() {
-        let rows = super::super::noise(3 * 70, 3);
+        let rows = super::super::super::noise(3 * 70, 3);
         let want = quantise(&rows, 70).unwrap();
         assert!(want.0.len() == 210 && want.1.len() == 2 * 3 * 3);
-        for (name, run) in super::super::simd::levels::<Quantise<'_>>() {
+        for (name, run) in super::super::super::simd::levels::<Quantise<'_>>() {
             assert_eq!(run(Quantise { rows: &rows, cols: 70 }).unwrap(), want, "{name}");
         }
     }
