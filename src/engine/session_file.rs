@@ -110,7 +110,7 @@ pub fn load(path: &Path, model: &Model, cache: &mut KvCache) -> Result<Saved> {
     let mut bytes = vec![0; (values.unwrap_or(0) * 4) as usize];
     for layer in 0..cache.layer_count() {
         file.read_exact(&mut bytes).map_err(io)?;
-        let values = ops::widen(&bytes, ops::StoredType::F32);
+        let values = ops::Format::F32.widen(&bytes);
         cache.write(layer, &values, &model.transformer().backend().device, ops::dtype(model.dtype().into()))?;
     }
     let (hash, mut stored) = (file.hash, [0; 8]);

@@ -10,7 +10,7 @@ use super::relative_bias::RelativeBias;
 use super::weights::Slot;
 use super::{Config, KvCache, QkNorm, Rope, Source, Weights};
 use crate::error;
-use crate::ops::{self, Angles, Backend, Context, Mask, Masks, Matrix, Norm, Product, Sequences, StoredType};
+use crate::ops::{self, Angles, Backend, Context, Format, Mask, Masks, Matrix, Norm, Product, Sequences};
 
 /// A decoder or an encoder with its weights; immutable, clones share the weights.
 #[derive(Clone)]
@@ -190,7 +190,7 @@ impl Transformer {
     }
 
     /// The type of matrices that adapters bring along.
-    pub(super) fn computed_type(&self) -> StoredType {
+    pub(super) fn computed_type(&self) -> Format {
         self.embed.computed_type()
     }
 
