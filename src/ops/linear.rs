@@ -7,7 +7,7 @@ use super::low_rank::{new_product_on_cpu, product_on_cpu};
 use super::row_op::{rows_of, with_rows};
 use super::tape::{Context, Gradients};
 use super::{Delta, Matrix, Trainable, Vector, to_f32};
-use crate::kernels::{Packed, StoredType, Use, install, matmul, matmul_transposed_add, scale_softcap};
+use crate::kernels::{Packed, Use, install, matmul, matmul_transposed_add, scale_softcap};
 
 /// A weight matrix `(N, C)`, its bias `(N)`, and what adapters change.
 #[derive(Clone, Copy)]
@@ -155,12 +155,7 @@ pub struct Products(Packed);
 impl Products {
     /// `vectors`: `(N, C)`, row-major. `None` if there is no memory for a copy.
     pub fn new(vectors: &[f32], cols: usize) -> Option<Self> {
-        let mut packed = Packed::new(vectors.len() / cols, cols, StoredType::F32, Use::Product)?;
-        for (i, row) in vectors.chunks_exact(cols).enumerate() {
-            let bytes: Vec<u8> = row.iter().flat_map(|x| x.to_le_bytes()).collect();
-            packed.fill(i, &bytes, StoredType::F32);
-        }
-        Some(Self(packed))
+        Packed::from_f32(vectors, cols, Use::Product).map(Self)
     }
 
     /// # Shape

@@ -8,7 +8,7 @@ use super::fault;
 use super::linear::Products;
 use super::row_op::Rows;
 use super::{Backend, Matrix, MatrixBuilder, Vector};
-use crate::kernels::{Packed, StoredType, Use, matmul, matmul_new};
+use crate::kernels::{Packed, Use, matmul, matmul_new};
 
 /// `y[start..start + n] += gain · scale · (B (A x) + bias) + (gain - 1) · W x`; without a gain the last term is none.
 ///
@@ -126,8 +126,7 @@ pub fn merged(weight: &Matrix, deltas: &[Delta], backend: &Backend) -> Result<Op
                 }
             }
         }
-        let bytes: Vec<u8> = sum.iter().flat_map(|x| x.to_le_bytes()).collect();
-        if !builder.fill(rows.start, &bytes, StoredType::F32) {
+        if !builder.fill_f32(rows.start, &sum) {
             return Ok(None);
         }
     }
