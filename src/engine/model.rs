@@ -304,6 +304,11 @@ impl Model {
         &self.0.transformer
     }
 
+    /// Whether two are one: clones are.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(super) fn embedder(&self) -> &Embedder {
         &self.0.embedder
     }

@@ -216,10 +216,15 @@ impl<T> Exclusive<T> {
         self.0.try_read().map_err(|error| refused(&error, name))
     }
 
-    pub(super) fn change<R>(&self, name: &str, change: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
-        let mut guard: RwLockWriteGuard<'_, T> = self.0.try_write().map_err(|error| refused(&error, name))?;
+    /// For as long as a call changes the object.
+    pub(super) fn lock(&self, name: &str) -> Result<RwLockWriteGuard<'_, T>> {
+        let guard = self.0.try_write().map_err(|error| refused(&error, name))?;
         fault::in_use();
-        change(&mut guard)
+        Ok(guard)
+    }
+
+    pub(super) fn change<R>(&self, name: &str, change: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
+        change(&mut *self.lock(name)?)
     }
 }
 
