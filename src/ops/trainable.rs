@@ -8,6 +8,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use super::row_op::Rows;
 use super::tape::{Gradient, by_candle};
 use super::{Backend, to_f32};
+use crate::error::OutOfMemory;
 use crate::kernels::{self, Packed, StoredType, Use, matmul_add, matmul_new, outer_sum};
 
 /// `y[start..start + n] += scale · B[rows] (A dropout(x))` for each part of its outputs; clones share it.
@@ -209,7 +210,7 @@ impl Trainable {
 
 fn pack(values: &[f32], cols: usize) -> Result<Packed> {
     let Some(mut packed) = Packed::new(values.len() / cols, cols, StoredType::F32, Use::Product) else {
-        bail!("{}: {} values of an adapter", crate::error::NO_MEMORY, values.len())
+        return Err(OutOfMemory { what: format!("{} values of an adapter", values.len()) }.into());
     };
     let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
     packed.fill(0, &bytes, StoredType::F32);
