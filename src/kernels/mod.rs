@@ -25,6 +25,7 @@ pub use elementwise::{
     Activation, Norm, Normalise, activate, activate_back, add_scaled, cross_entropy, dropout, gated, gated_back, normalise,
     normalise_back, rotate, scale_softcap,
 };
+pub use math::exp_unfused;
 pub use matmul::{matmul, matmul_add, matmul_new, matmul_transposed_add, outer_sum};
 pub use memory::{peak_bytes, physical_bytes, resident_bytes, trim};
 pub use packed::{Packed, Quant, StoredType, Use, widen};
