@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::Json;
+use super::{FNV_START, Json, fnv};
 use crate::error::{Error, Result};
 use crate::nn::{Entry, TensorSource};
 use crate::ops::StoredType;
@@ -211,13 +211,6 @@ fn today(name: &str) -> String {
 /// Of every so many bytes of a tensor, so many go into the fingerprint.
 const SAMPLE_EVERY: usize = 1 << 16;
 const SAMPLE: usize = 256;
-
-pub const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
-
-/// FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>): it must be the same in every version and on every machine.
-pub fn fnv(start: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(start, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}
 
 /// A header as it stands: safetensors' own `Metadata` keeps the last of two tensors of one name, and names none in its errors.
 #[derive(Default)]

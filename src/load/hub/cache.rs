@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use super::super::read_text;
 use super::client::BLOCK;
 use super::{RepoId, Revision, is_hex};
 use crate::error::{Error, ErrorKind, Result};
@@ -64,7 +65,7 @@ impl Cache {
         if revision.is_commit() {
             return Some(revision.as_str().to_string());
         }
-        let commit = fs::read_to_string(self.reference(revision)).ok()?;
+        let commit = read_text(&self.reference(revision), 100).ok()?;
         Some(commit.trim().to_string()).filter(|commit| is_hex(commit, 40))
     }
 
