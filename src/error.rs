@@ -134,8 +134,8 @@ impl Error {
 
 /// No memory within a tensor operation.
 ///
-/// candle has no such error. `Io` is the one of its kinds that keeps a type from another crate, and that of the standard library
-/// says what it is.
+/// candle has no such error. `Io` is the one of its kinds that keeps a type from another crate, and that of the
+/// standard library says what it is.
 #[derive(Debug, thiserror::Error)]
 #[error("out of memory: {what}")]
 pub(crate) struct OutOfMemory {
@@ -148,8 +148,8 @@ impl From<OutOfMemory> for candle_core::Error {
     }
 }
 
-/// What CUDA, its matrix library and Metal call it. Their errors are types of crates that are linked for one device only, and reach
-/// candle as text in part: the names of the drivers must do.
+/// What CUDA, its matrix library and Metal call it. Their errors are types of crates that are linked for one device
+/// only, and reach candle as text in part: the names of the drivers must do.
 const NO_GPU_MEMORY: [&str; 3] =
     ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED", "kIOGPUCommandBufferCallbackErrorOutOfMemory"];
 

@@ -105,8 +105,9 @@ impl<F: RowWork> Kernel for Rows<'_, F> {
     unsafe fn run<S: Simd>(self) {
         for row in self.range {
             let start = row * self.width;
-            // SAFETY: the row lies within the `len` values of `out`, and is handed to one task: `each_row` splits them.
-            let out = unsafe { std::slice::from_raw_parts_mut(self.out.get().add(start), self.width.min(self.len - start)) };
+            let width = self.width.min(self.len - start);
+            // SAFETY: it lies within the `len` values of `out`, and `each_row` hands it to this task alone.
+            let out = unsafe { std::slice::from_raw_parts_mut(self.out.get().add(start), width) };
             self.work.row::<S>(row, out);
         }
     }

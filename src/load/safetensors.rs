@@ -212,7 +212,8 @@ fn today(name: &str) -> String {
 const SAMPLE_EVERY: usize = 1 << 16;
 const SAMPLE: usize = 256;
 
-/// A header as it stands: safetensors' own `Metadata` keeps the last of two tensors of one name, and names none in its errors.
+/// A header as it stands: safetensors' own `Metadata` keeps the last of two tensors of one name, and names none in its
+/// errors.
 #[derive(Default)]
 struct Header {
     metadata: Option<HashMap<String, String>>,

@@ -1,4 +1,5 @@
-//! The exponential and its sum over a row, with the same bits on every machine: a seed should give the same text everywhere.
+//! The exponential and its sum over a row, with the same bits on every machine: a seed should give the same text
+//! everywhere.
 //!
 //! ```text
 //! log_sum_exp([0, 0]) = 0.6931472

@@ -1,5 +1,5 @@
-//! Our own client of the Hub, over `ureq`: GET with a bearer token, redirects followed by hand, bodies in blocks, so that a download can
-//! be stopped within a file, and a broken connection is taken up where it ended.
+//! Our own client of the Hub, over `ureq`: GET with a bearer token, redirects followed by hand, bodies in blocks, so
+//! that a download can be stopped within a file, and a broken connection is taken up where it ended.
 //!
 //! Redirects are followed here because large files live on other hosts, and the token must not go there: it is sent only where
 //! scheme, host and port are those of the endpoint.

@@ -1,7 +1,8 @@
 //! The Hub by the crate hf-hub 0.5, blocking, over the same `ureq`.
 //!
-//! It brings each file into a folder of its own beside the blob, from where the file moves if its size and hash are right: what
-//! appears in the cache is what our own client would have put there, under the same locks. It cannot do all that ours does:
+//! It brings each file into a folder of its own beside the blob, from where the file moves if its size and hash are
+//! right: what appears in the cache is what our own client would have put there, under the same locks. It cannot do all
+//! that ours does:
 //!
 //! | | |
 //! |---|---|
@@ -46,9 +47,7 @@ impl HfHub {
     /// `Unsupported` with a token.
     pub fn new(endpoint: &str, token: Option<&str>) -> Result<Self> {
         match token {
-            Some(_) => {
-                Err(Error::unsupported("hub_token: expected none: hf-hub sends it to the hosts that the Hub redirects to"))
-            }
+            Some(_) => Err(Error::unsupported("hub_token: expected none: hf-hub sends it on to where the Hub redirects")),
             None => Ok(Self { endpoint: endpoint.to_string() }),
         }
     }
@@ -92,7 +91,8 @@ impl HfHub {
         let link = come.map_err(|e| self.failed(e))?;
         let path = fs::canonicalize(&link).map_err(|e| Error::io(&link, e))?;
         if !path.starts_with(fs::canonicalize(folder).map_err(|e| Error::io(folder, e))?) {
-            return Err(Error::format(format!("hf-hub: expected a file in {}, found {}", folder.display(), path.display())));
+            let (folder, path) = (folder.display(), path.display());
+            return Err(Error::format(format!("hf-hub: expected a file in {folder}, found {path}")));
         }
         Partial::take(&path, blob)
     }
@@ -100,8 +100,9 @@ impl HfHub {
 
 impl Download for HfHub {
     fn listing(&self, repo: &RepoId, revision: &Revision, watch: &mut dyn Watch) -> Result<Vec<u8>> {
-        let request = self.repo(repo, revision.as_str(), Path::new(""))?.info_request().query("blobs", "true");
-        read_listing(request.call().map_err(|e| self.failed(ApiError::RequestError(Box::new(e))))?.into_body(), watch)
+        let repo = self.repo(repo, revision.as_str(), Path::new(""))?;
+        let response = repo.info_request().query("blobs", "true").call();
+        read_listing(response.map_err(|e| self.failed(ApiError::RequestError(Box::new(e))))?.into_body(), watch)
     }
 
     /// A broken connection leaves the part of a file whose hash will tell whether it is good.

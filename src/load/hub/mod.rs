@@ -4,8 +4,8 @@
 //! cache under their name only when whole. The cache has the layout of the Hub's own client ([`cache`]), so each finds what
 //! the other downloaded. Everything the Hub says is checked before it becomes part of a path.
 //!
-//! What brings the files is a [`Download`]: our own client ([`client`]), a thin one over `ureq` that can be stopped within a file and
-//! takes up a broken connection, or the crate hf-hub ([`hf_hub`], feature `hf-hub`).
+//! What brings the files is a [`Download`]: our own client ([`client`]), a thin one over `ureq` that can be stopped
+//! within a file and takes up a broken connection, or the crate hf-hub (`hf_hub`, with the feature `hf-hub`).
 
 mod client;
 #[cfg(feature = "hf-hub")]
@@ -53,8 +53,8 @@ pub trait Download {
     /// `NotFound`, `Network`; what `watch` returns.
     fn listing(&self, repo: &RepoId, revision: &Revision, watch: &mut dyn Watch) -> Result<Vec<u8>>;
 
-    /// Brings a file of a commit to `blob`, where it appears whole, in the listed size and, where one is listed, with that SHA-256. The
-    /// caller holds the blob's lock.
+    /// Brings a file of a commit to `blob`, where it appears whole, in the listed size and, where one is listed, with
+    /// that SHA-256. The caller holds the blob's lock.
     ///
     /// # Errors
     /// `NotFound`, `Network`, `Io`; what `meter` returns.
