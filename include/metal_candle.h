@@ -288,7 +288,7 @@ uint32_t mc_abi_version(void);
 /**
  * Whether the library was built with a feature. Whether this machine has such a device says mc_device_count().
  *
- * @param name  "metal", "cuda", "accelerate", "hub" or "fault-injection".
+ * @param name  "metal", "cuda", "hub" or "fault-injection".
  * @return false for a name that is none of these.
  *
  * Threads: any.

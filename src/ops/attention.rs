@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 use super::row_op::{Rows, rows_of};
 use super::tape::{Context, by_candle};
 use super::{Backend, Mask};
+use crate::error::OutOfMemory;
 use crate::kernels::{KvHeads, Strided, attend, attend_within, attend_within_back};
 
 /// Positions by which a cache on a GPU grows.
@@ -124,7 +125,7 @@ impl LayerCache {
 }
 
 fn no_memory(error: std::collections::TryReserveError) -> candle_core::Error {
-    candle_core::Error::msg(format!("{}: no room for keys and values: {error}", crate::error::NO_MEMORY))
+    OutOfMemory { what: format!("no room for keys and values: {error}") }.into()
 }
 
 impl GpuCache {

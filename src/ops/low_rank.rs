@@ -8,6 +8,7 @@ use super::fault;
 use super::linear::Products;
 use super::row_op::Rows;
 use super::{Backend, Matrix, MatrixBuilder, Vector};
+use crate::error::OutOfMemory;
 use crate::kernels::{Packed, Use, matmul, matmul_new};
 
 /// `y[start..start + n] += gain · scale · (B (A x) + bias) + (gain - 1) · W x`; without a gain the last term is none.
@@ -147,7 +148,7 @@ impl<'a> Product<'a> {
         let columns: Vec<f32> = (0..inputs).flat_map(|i| a.iter().skip(i).step_by(inputs)).copied().collect();
         match Products::new(&columns, rank) {
             Some(columns) => Ok(Self { delta, columns }),
-            None => bail!("{}: {} values of an adapter", crate::error::NO_MEMORY, columns.len()),
+            None => Err(OutOfMemory { what: format!("{} values of an adapter", columns.len()) }.into()),
         }
     }
 
