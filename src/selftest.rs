@@ -13,7 +13,7 @@ use crate::engine::{Device, Dtype};
 use crate::error::OutOfMemory;
 use crate::ops::{
     self, Activation, Angles, Backend, Context, Delta, Dropout, Format, Gradients, LayerCache, Mask, Masks, Matrix,
-    MatrixBuilder, Norm, NormKind, Product, Sequences, Tape, Trainable, Use, Vector,
+    MatrixBuilder, Norm, NormKind, Pooling, Product, Sequences, Tape, Trainable, Use, Vector,
 };
 pub use crate::ops::{Level, limit_instructions};
 
@@ -95,6 +95,17 @@ fn row_by_row(checks: &mut Checks<'_>) {
             ops::rope(on.cx, &x[0], 12, adjacent, &Angles::new(cos, sin, half, on.cx.backend)?)
         });
     }
+    for kind in Pooling::ALL {
+        checks.add(&format!("pooling, {kind:?}"), &[(ROWS, 48)], Forward, |on, x| {
+            // A text of a prompt alone, and one of the prompt and more.
+            ops::pool(on.cx.backend, &x[0], &[2, ROWS - 2], 2, &[kind])
+        });
+    }
+    checks.add("rows of length 1", &[(ROWS, 48)], Forward, |on, x| {
+        let backend = on.cx.backend;
+        let rows = ops::pool(backend, &x[0], &[1; ROWS], 0, &[Pooling::Mean])?;
+        ops::unit_rows(backend, Tensor::cat(&[&rows, &ops::zero_rows(backend, 1, 48)?], 0)?)
+    });
     checks.add("clip", &[(ROWS, 48)], Both, |on, x| ops::clip(on.cx, &x[0], 0.5));
     checks.add("split", &[(ROWS, 48)], Both, |on, x| {
         let [a, b, _] = ops::split(on.cx, &x[0], [20, 20, 8])?;

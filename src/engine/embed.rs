@@ -17,7 +17,6 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use candle_core::Tensor;
 use rayon::prelude::*;
 use tokenizers::TruncationDirection;
 
@@ -26,8 +25,8 @@ use super::model::{Progress, ProgressFn, Stage, tell};
 use super::{Cancel, Lora, Model, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Checkpoint, Json, Module, SentenceConfig, Similarity};
-use crate::nn::{Config, Pooling, Slot, Weights};
-use crate::ops::{self, Activation, Backend, Context, Matrix, Product, Vector};
+use crate::nn::{Config, SentenceModule, Weights};
+use crate::ops::{self, Backend, Format, Pooling};
 
 /// Tokens of one pack, which one thread takes through the network: enough that a matrix is not read for a few rows, few enough that
 /// what lies between two products stays in the caches.
@@ -84,33 +83,8 @@ pub(super) struct Embedder {
     max_length: usize,
     cut: TruncationDirection,
     /// Without a Normalize at their end.
-    steps: Vec<Step>,
+    modules: Vec<SentenceModule>,
     normalize: bool,
-}
-
-/// A module on the CPU: its vectors are few and small.
-enum Step {
-    Dense { linear: Projection, activation: Option<Activation>, residual: Option<Residual> },
-    LayerNorm(ops::Norm),
-    Normalize,
-}
-
-/// What a Dense module adds to its output.
-enum Residual {
-    Input,
-    Projected(Projection),
-}
-
-/// `y = x Wᵀ + b`
-struct Projection {
-    weight: Matrix,
-    bias: Option<Vector>,
-}
-
-impl Projection {
-    fn forward(&self, cx: Context<'_>, x: &Tensor) -> candle_core::Result<Tensor> {
-        ops::linear(cx, x, Product { weight: &self.weight, bias: self.bias.as_ref(), deltas: &[], trained: &[] })
-    }
 }
 
 /// What becomes length 1.
@@ -319,32 +293,18 @@ impl Model {
     ) -> Result<Vec<f32>> {
         let ids: Vec<u32> = pack.iter().flat_map(|&i| tokens[i].iter().copied()).collect();
         let lengths: Vec<usize> = pack.iter().map(|&i| tokens[i].len()).collect();
-        let (transformer, width) = (self.transformer(), self.hidden_size());
+        let transformer = self.transformer();
         self.device().step(|| {
-            let mut pooled = vec![0f32; pack.len() * plan.pooling.len() * width];
-            let mut pool = |hidden: &[f32]| {
-                let mut start = 0;
-                for (row, len) in pooled.chunks_exact_mut(plan.pooling.len() * width).zip(&lengths) {
-                    for (pooling, out) in plan.pooling.iter().zip(row.chunks_exact_mut(width)) {
-                        pooling.apply(&hidden[start * width..][..len * width], skip, out);
-                    }
-                    start += len;
-                }
-            };
-            // A text without any token has no vectors to pool.
-            if ids.is_empty() {
-                pool(&[]);
-            } else {
-                ops::with_f32(&transformer.encode(&ids, &lengths, attached.adapters())?, pool)?;
-            }
-            let mut whole = self.embedder().follow(pooled, pack.len())?;
+            let kinds = &plan.pooling;
+            let modules = &self.embedder().modules;
+            let mut whole = transformer.embed_sequences((&ids, &lengths), attached.adapters(), (skip, kinds), modules)?;
             let width = whole.len() / pack.len();
             let mut rows = Vec::with_capacity(pack.len() * plan.dim);
             for row in whole.chunks_exact_mut(width) {
                 match plan.normalize {
                     Normalize::Nothing => {}
-                    Normalize::Whole => normalize(row),
-                    Normalize::Kept => normalize(&mut row[..plan.dim]),
+                    Normalize::Whole => ops::unit_length(row),
+                    Normalize::Kept => ops::unit_length(&mut row[..plan.dim]),
                 }
                 rows.extend_from_slice(&row[..plan.dim]);
             }
@@ -361,6 +321,7 @@ impl Embedder {
         tokenizer_config: Option<&Json>,
         special_tokens: Option<&Json>,
         network: &Config,
+        backend: &Backend,
         limited: bool,
     ) -> Result<Self> {
         let (hidden_size, context_length) = (network.hidden_size, network.context_length);
@@ -369,8 +330,8 @@ impl Embedder {
         }
         width(&config.modules, config.pooling.len() * hidden_size)
             .map_err(|expected| Error::format(format!("modules.json: a module reads {expected} values and gets others")))?;
-        let mut steps = config.modules.iter().map(Step::load).collect::<Result<Vec<_>>>()?;
-        let normalize = steps.pop_if(|step| matches!(step, Step::Normalize)).is_some();
+        let mut modules = config.modules.iter().map(|module| load(module, backend)).collect::<Result<Vec<_>>>()?;
+        let normalize = modules.pop_if(|module| matches!(module, SentenceModule::Normalize)).is_some();
         let max_length = match config.max_length {
             // Rotary positions have no end, unless the caller set one; a table has.
             Some(limit) if network.positions.is_none() && !limited => limit,
@@ -398,92 +359,33 @@ impl Embedder {
         let special = tokenizer.map(|tokenizer| files().flat_map(|json| named_tokens(json, tokenizer)).collect());
         let special = special.unwrap_or_default();
         let tokenizer = if config.lower_case { tokenizer.map(Tokenizer::lower_cased).transpose()? } else { None };
-        Ok(Self { max_length, tokenizer, special, cut, steps, normalize, config })
-    }
-
-    /// All steps.
-    ///
-    /// # Shape
-    /// `(rows, pooled)` to `(rows, width)`
-    fn follow(&self, pooled: Vec<f32>, rows: usize) -> candle_core::Result<Vec<f32>> {
-        if self.steps.is_empty() {
-            return Ok(pooled);
-        }
-        let cpu = Backend::new(&candle_core::Device::Cpu);
-        let width = pooled.len() / rows;
-        let mut x = Tensor::from_vec(pooled, (rows, width), &cpu.device)?;
-        for step in &self.steps {
-            x = step.forward(&cpu, &x)?;
-        }
-        ops::to_f32(&x)
+        Ok(Self { max_length, tokenizer, special, cut, modules, normalize, config })
     }
 }
 
-impl Step {
-    fn load(module: &Module) -> Result<Self> {
-        let (Module::Dense { directory, .. } | Module::LayerNorm { directory, .. }) = module else { return Ok(Self::Normalize) };
-        let folder = directory.file_name().unwrap_or_default().to_string_lossy();
-        Self::read(module, directory).map_err(|error| error.within(folder))
-    }
+/// Reads a module onto the device of the network.
+fn load(module: &Module, backend: &Backend) -> Result<SentenceModule> {
+    let (Module::Dense { directory, .. } | Module::LayerNorm { directory, .. }) = module else {
+        return Ok(SentenceModule::Normalize);
+    };
+    let folder = directory.file_name().unwrap_or_default().to_string_lossy();
+    read(module, directory, backend).map_err(|error| error.within(folder))
+}
 
-    fn read(module: &Module, directory: &Path) -> Result<Self> {
-        let cpu = Backend::new(&candle_core::Device::Cpu);
-        let mut on_bytes = |_, _| Ok(());
-        let mut checkpoint = Checkpoint::open(directory, &mut on_bytes)?;
-        let mut weights = Weights::new(&mut checkpoint, &cpu, None);
-        let step = match module {
-            Module::Dense { inputs, outputs, bias, activation, residual, .. } => {
-                let weight = weights.matrix(&[Slot::whole("linear", *outputs)], *inputs)?;
-                let bias = if *bias { Some(weights.vector("linear.bias", *outputs, 0.0)?) } else { None };
-                let residual = match residual {
-                    false => None,
-                    true if inputs == outputs => Some(Residual::Input),
-                    true => {
-                        let weight = weights.matrix(&[Slot::whole("residual", *outputs)], *inputs)?;
-                        Some(Residual::Projected(Projection { weight, bias: None }))
-                    }
-                };
-                Self::Dense { linear: Projection { weight, bias }, activation: *activation, residual }
-            }
-            Module::LayerNorm { width, .. } => Self::LayerNorm(ops::Norm {
-                kind: ops::NormKind::Layer,
-                // torch's default, which the module does not change.
-                eps: 1e-5,
-                width: *width,
-                weight: Some(weights.vector("norm.weight", *width, 0.0)?),
-                bias: Some(weights.vector("norm.bias", *width, 0.0)?),
-            }),
-            Module::Normalize => Self::Normalize,
-        };
-        weights.finish(|_| false)?;
-        Ok(step)
-    }
-
-    /// # Shape
-    /// `(rows, inputs)` to `(rows, outputs)`
-    fn forward(&self, cpu: &Backend, x: &Tensor) -> candle_core::Result<Tensor> {
-        let cx = Context::forward(cpu);
-        match self {
-            Self::Dense { linear, activation, residual } => {
-                let y = linear.forward(cx, x)?;
-                let y = match activation {
-                    Some(activation) => ops::activate(cx, y, *activation)?,
-                    None => y,
-                };
-                match residual {
-                    None => Ok(y),
-                    Some(Residual::Input) => ops::add_scaled(cx, x, y, 1.0, None),
-                    Some(Residual::Projected(linear)) => ops::add_scaled(cx, &linear.forward(cx, x)?, y, 1.0, None),
-                }
-            }
-            Self::LayerNorm(norm) => ops::norm(cx, x, norm),
-            Self::Normalize => {
-                let (shape, mut values) = (x.shape().clone(), ops::to_f32(x)?);
-                values.chunks_exact_mut(shape.dims()[1]).for_each(normalize);
-                Tensor::from_vec(values, shape, &cpu.device)
-            }
+fn read(module: &Module, directory: &Path, backend: &Backend) -> Result<SentenceModule> {
+    let mut on_bytes = |_, _| Ok(());
+    let mut checkpoint = Checkpoint::open(directory, &mut on_bytes)?;
+    // Pooled vectors are F32 on every device.
+    let mut weights = Weights::new(&mut checkpoint, backend, Some(Format::F32));
+    let module = match *module {
+        Module::Dense { inputs, outputs, bias, activation, residual, .. } => {
+            SentenceModule::dense(&mut weights, (inputs, outputs), bias, activation, residual)?
         }
-    }
+        Module::LayerNorm { width, .. } => SentenceModule::layer_norm(&mut weights, width)?,
+        Module::Normalize => SentenceModule::Normalize,
+    };
+    weights.finish(|_| false)?;
+    Ok(module)
 }
 
 /// The width behind all modules, or what the first that does not fit reads.
@@ -512,10 +414,4 @@ fn named_tokens(json: &Json, tokenizer: &Tokenizer) -> Vec<u32> {
     let named = |key: &str| key.ends_with("_token") || key.ends_with("special_tokens");
     let fields = json.value().as_object().into_iter().flatten().filter(|(key, _)| named(key));
     fields.flat_map(|(_, value)| names(value)).filter_map(|name| tokenizer.token_id(name).ok()).collect()
-}
-
-/// To length 1; a vector of zeros stays one.
-fn normalize(row: &mut [f32]) {
-    let length = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
-    row.iter_mut().for_each(|x| *x /= length);
 }

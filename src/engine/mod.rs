@@ -22,7 +22,7 @@ mod dataset;
 mod training;
 
 pub use crate::load::Similarity;
-pub use crate::nn::Pooling;
+pub use crate::ops::Pooling;
 pub use cancel::Cancel;
 pub use chat::{Chat, ChatTemplate};
 pub use dataset::Dataset;

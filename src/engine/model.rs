@@ -173,14 +173,11 @@ impl Model {
         let chat_template = ChatTemplate::load(&files.directory)?;
         let (eos, sampling) = (files.eos(tokenizer.as_ref())?, files.sampling()?);
         let special_tokens = Json::read_optional(&files.directory.join("special_tokens_map.json"))?;
-        let embedder = Embedder::load(
-            files.sentence,
-            tokenizer.as_ref(),
-            files.tokenizer_config.as_ref(),
-            special_tokens.as_ref(),
-            &files.config,
-            options.max_context.is_some(),
-        )?;
+        let (tokenizer_config, limited) = (files.tokenizer_config.as_ref(), options.max_context.is_some());
+        let embedder = device.work(|| {
+            let (sentence, tokenizer, special) = (files.sentence, tokenizer.as_ref(), special_tokens.as_ref());
+            Embedder::load(sentence, tokenizer, tokenizer_config, special, &files.config, device.backend(), limited)
+        })?;
 
         let mut checkpoint = Checkpoint::open(&files.directory, &mut on_bytes)?;
         let stored = stored_type(&checkpoint, &files.config, &device, options);

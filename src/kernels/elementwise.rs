@@ -504,6 +504,15 @@ pub fn scale_softcap(x: &mut [f32], scale: f32, cap: Option<f32>) {
     each_row(x, 4096, &Work(scale, cap));
 }
 
+/// What a vector is divided by at least.
+pub const LEAST_LENGTH: f32 = 1e-12;
+
+/// A vector to length 1; one of zeros stays one.
+pub fn unit_length(row: &mut [f32]) {
+    let length = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(LEAST_LENGTH);
+    row.iter_mut().for_each(|x| *x /= length);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,8 +8,7 @@ use serde_json::Value;
 
 use super::{Json, MAX_JSON, read_text};
 use crate::error::{Error, Result};
-use crate::nn::Pooling;
-use crate::ops::Activation;
+use crate::ops::{Activation, Pooling};
 
 /// Larger than any vector: the product of two still has room.
 const MAX_WIDTH: usize = 1 << 20;

@@ -13,7 +13,7 @@ mod dense;
 mod layer;
 mod transformer;
 mod training;
-mod pooling;
+mod sentence;
 
 pub use adapter::{Adapter, Adapters, LowRank, Replaced, RowAdapters, Scaled};
 pub use attention::{AttentionConfig, QkNorm, QkNormConfig, QkNormPlace, Visible};
@@ -21,9 +21,9 @@ pub use config::{Config, Name, Names, NormConfig, NormParts, Positions, Prefix, 
 pub use dense::DenseConfig;
 pub use layer::{BranchConfig, BranchInput, LayerConfig, OperationConfig, StepConfig};
 pub use linear::{Linear, LinearId, Module, Role};
-pub use pooling::Pooling;
 pub use relative_bias::RELATIVE_BUCKETS;
 pub use rope::{Pairs, QueryGrowth, Rope, Scaling};
+pub use sentence::SentenceModule;
 pub use state::{LayerState, States};
 pub use training::{Batch, Pass, Trained};
 pub use transformer::{Step, Transformer};

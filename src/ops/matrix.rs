@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::Backend;
 use crate::kernels::{Format, Packed, Panels, Use};
@@ -162,16 +162,6 @@ pub fn dtype(format: Format) -> DType {
         Format::BF16 => DType::BF16,
         _ => DType::F32,
     }
-}
-
-/// Lends a tensor's values as F32, row-major: where they are if they are on the CPU, else a copy.
-pub fn with_f32<R>(x: &Tensor, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    let (storage, layout) = x.storage_and_layout();
-    if let (Storage::Cpu(CpuStorage::F32(values)), Some((from, to))) = (&*storage, layout.contiguous_offsets()) {
-        return Ok(read(&values[from..to]));
-    }
-    drop(storage);
-    Ok(read(&to_f32(x)?))
 }
 
 /// Reads a tensor back as F32, row-major.

@@ -21,11 +21,12 @@ mod rope;
 mod split;
 mod attention;
 mod activation;
+mod pooling;
 
 #[cfg(feature = "cuda")]
 pub use crate::kernels::open_cuda;
 pub use crate::kernels::{
-    Activation, Format, Mask, Norm as NormKind, Use, parallel_map, peak_bytes, physical_bytes, resident_bytes, trim,
+    Activation, Format, Mask, Norm as NormKind, Use, parallel_map, peak_bytes, physical_bytes, resident_bytes, trim, unit_length,
 };
 #[cfg(feature = "selftest")]
 pub use crate::kernels::{Level, limit_instructions};
@@ -38,8 +39,9 @@ pub use embedding::embedding;
 pub use fault::inject_device_failure;
 pub use linear::{Product, Products, linear, logits};
 pub use low_rank::{Delta, merged};
-pub use matrix::{Matrix, MatrixBuilder, Vector, dtype, to_f32, with_f32};
+pub use matrix::{Matrix, MatrixBuilder, Vector, dtype, to_f32};
 pub use norm::{Norm, add_scaled, norm, optional_norm};
+pub use pooling::{Pooling, pool, unit_rows, zero_rows};
 pub use rope::{Angles, rope};
 pub use row_blocks::by_row_blocks;
 pub use split::{clip, split};
