@@ -1,10 +1,11 @@
 //! Activation functions, alone and as gates.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::Activation;
-use super::row_op::{Rows, in_place, row_op, with_rows};
+use super::cpu::row_op::{Rows, in_place, row_op, with_rows};
 use super::tape::{Context, by_candle};
+use super::tensors::activation::apply;
 use crate::kernels;
 
 /// `activation(gate) · up`.
@@ -80,19 +81,4 @@ fn activated(kernels: bool, x: Tensor, kind: Activation) -> Result<Tensor> {
         });
     }
     apply(&x, kind)
-}
-
-fn apply(x: &Tensor, kind: Activation) -> Result<Tensor> {
-    match kind {
-        Activation::Silu => x.silu(),
-        Activation::Gelu => x.gelu_erf(),
-        // On the way back candle takes the cube, which passes F16's range at 41.
-        Activation::GeluTanh => x.to_dtype(DType::F32)?.gelu()?.to_dtype(x.dtype()),
-        Activation::QuickGelu => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
-        Activation::Relu => x.relu(),
-        Activation::Tanh => x.tanh(),
-        Activation::Sigmoid => candle_nn::ops::sigmoid(x),
-        // The square passes F16's range at 256.
-        Activation::Relu2 => x.to_dtype(DType::F32)?.relu()?.sqr()?.to_dtype(x.dtype()),
-    }
 }

@@ -1,10 +1,11 @@
 //! The loss of foretelling tokens, and its gradient at the network's output.
 
-use candle_core::{D, DType, Device, Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
-use super::low_rank::product_on_cpu;
-use super::row_op::with_rows;
-use super::{Backend, Context, Matrix, Product, Vector, linear};
+use super::cpu::linear::product_on_cpu;
+use super::cpu::row_op::with_rows;
+use super::tensors::cross_entropy::by_tensors;
+use super::{Backend, Matrix, Product, Vector};
 use crate::kernels::{self, matmul_transposed_add};
 
 /// Scores that are in memory at a time: 128 MB. All of a batch would be more than everything else together.
@@ -66,39 +67,4 @@ pub fn cross_entropy(
         }
     }
     Ok((loss, gradient.map(|gradient| Tensor::from_vec(gradient, (rows, inputs), &Device::Cpu)).transpose()?))
-}
-
-fn by_tensors(
-    backend: &Backend,
-    x: &Tensor,
-    product: Product<'_>,
-    (scale, cap): (f32, Option<f32>),
-    targets: &[u32],
-    with_gradient: bool,
-) -> Result<(f64, Option<Tensor>)> {
-    let Matrix::Tensor(weight) = product.weight else { bail!("cross entropy: operands on two devices") };
-    let ids = Tensor::new(targets, x.device())?.unsqueeze(1)?;
-    let scores = (linear(Context::forward(backend), x, product)?.to_dtype(DType::F32)? * f64::from(scale))?;
-    let (scores, slope) = match cap {
-        Some(cap) => {
-            let tanh = (scores / f64::from(cap))?.tanh()?;
-            let slope = (1.0 - tanh.sqr()?)?;
-            ((tanh * f64::from(cap))?, Some(slope))
-        }
-        None => (scores, None),
-    };
-    let shifted = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?;
-    let exp = shifted.exp()?;
-    let sum = exp.sum_keepdim(D::Minus1)?;
-    let losses = (sum.log()? - shifted.gather(&ids, 1)?)?;
-    let loss = losses.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from).sum();
-    if !with_gradient {
-        return Ok((loss, None));
-    }
-    let at_targets = Tensor::full(-1f32, (targets.len(), 1), x.device())?;
-    let mut gradient = (exp.broadcast_div(&sum)?.scatter_add(&ids, &at_targets, 1)? * f64::from(scale))?;
-    if let Some(slope) = slope {
-        gradient = (gradient * slope)?;
-    }
-    Ok((loss, Some(gradient.to_dtype(weight.dtype())?.matmul(weight)?)))
 }

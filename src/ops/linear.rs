@@ -2,9 +2,9 @@
 
 use candle_core::{Device, Result, Storage, Tensor, bail};
 
+use super::cpu::linear::{new_product_on_cpu, product_on_cpu};
+use super::cpu::row_op::{rows_of, with_rows};
 use super::fault;
-use super::low_rank::{new_product_on_cpu, product_on_cpu};
-use super::row_op::{rows_of, with_rows};
 use super::tape::{Context, Gradients};
 use super::{Delta, Matrix, Trainable, Vector, to_f32};
 use crate::kernels::{Packed, StoredType, Use, install, matmul, matmul_transposed_add, scale_softcap};

@@ -4,11 +4,10 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::fault;
+use super::cpu::row_op::Rows;
 use super::linear::Products;
-use super::row_op::Rows;
 use super::{Backend, Matrix, MatrixBuilder, Vector};
-use crate::kernels::{Packed, StoredType, Use, matmul, matmul_new};
+use crate::kernels::{StoredType, Use, matmul_new};
 
 /// `y[start..start + n] += gain · scale · (B (A x) + bias) + (gain - 1) · W x`; without a gain the last term is none.
 ///
@@ -163,43 +162,4 @@ impl<'a> Product<'a> {
 
 fn blocks(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     rows.clone().step_by(BLOCK_ROWS).map(move |start| start..rows.end.min(start + BLOCK_ROWS))
-}
-
-/// Outputs by our kernel: the product, and what the changes add to it.
-pub(super) fn product_on_cpu(x: &Rows<'_>, weight: &Packed, bias: Option<&[f32]>, deltas: &[Delta], y: &mut [f32]) -> Result<()> {
-    check_product(x, weight)?;
-    matmul(x.values, x.stride, weight, bias, y);
-    add_on_cpu(x, weight, bias, deltas, y)
-}
-
-/// The same in memory of its own.
-pub(super) fn new_product_on_cpu(
-    x: &Rows<'_>,
-    rows: usize,
-    weight: &Packed,
-    bias: Option<&[f32]>,
-    deltas: &[Delta],
-) -> Result<Vec<f32>> {
-    check_product(x, weight)?;
-    let mut y = matmul_new(x.values, x.stride, weight, bias, rows);
-    add_on_cpu(x, weight, bias, deltas, &mut y)?;
-    Ok(y)
-}
-
-fn check_product(x: &Rows<'_>, weight: &Packed) -> Result<()> {
-    if x.cols != weight.cols() {
-        bail!("linear: {} inputs for a matrix of {}", x.cols, weight.cols())
-    }
-    fault::product()
-}
-
-fn add_on_cpu(x: &Rows<'_>, weight: &Packed, bias: Option<&[f32]>, deltas: &[Delta], y: &mut [f32]) -> Result<()> {
-    let mut plain = Vec::new();
-    if deltas.iter().any(|delta| delta.gain.is_some()) {
-        plain = y.to_vec();
-        if let Some(bias) = bias {
-            plain.chunks_exact_mut(bias.len()).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y -= b));
-        }
-    }
-    deltas.iter().try_for_each(|delta| delta.add_on_cpu(x, &plain, weight.rows(), y))
 }

@@ -8,7 +8,8 @@
 mod backend;
 mod fault;
 mod tape;
-mod row_op;
+mod cpu;
+mod tensors;
 mod row_blocks;
 mod matrix;
 mod embedding;

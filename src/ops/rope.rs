@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor};
 
 use super::Backend;
-use super::row_op::row_op;
+use super::cpu::row_op::row_op;
 use super::tape::Context;
 use crate::kernels::rotate;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::row_op::Rows;
+use super::cpu::row_op::Rows;
 use super::tape::{Gradient, by_candle};
 use super::{Backend, to_f32};
 use crate::kernels::{self, Packed, StoredType, Use, matmul_add, matmul_new, outer_sum};
