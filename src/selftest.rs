@@ -187,7 +187,7 @@ fn cached(on: On<'_>, x: &[Tensor], steps: &[usize], mask: Mask, dim: usize) -> 
         first += rows;
         if i == 1 {
             let mut copy = new();
-            copy.write(&cache.fork()?.read()?, &on.cx.backend.device, on.dtype())?;
+            copy.write(&cache.fork()?.read()?, on.dtype())?;
             cache = copy;
         }
     }
@@ -234,7 +234,7 @@ impl On<'_> {
 
     /// The type of activations.
     fn dtype(self) -> candle_core::DType {
-        ops::dtype(if self.cx.backend.kernels { StoredType::F32 } else { self.stored })
+        ops::dtype(if self.cx.backend.computes_in_f32() { StoredType::F32 } else { self.stored })
     }
 }
 
@@ -326,7 +326,7 @@ fn within((rows, cols): (usize, usize), seed: u32, (above, beside): (usize, usiz
         values[(above + row) * width + beside..][..cols].copy_from_slice(from);
     }
     let all = Tensor::from_vec(values, (height, width), &candle_core::Device::Cpu)?.to_dtype(on.dtype())?;
-    all.to_device(&on.cx.backend.device)?.narrow(0, above, rows)?.narrow(1, beside, cols)
+    on.cx.backend.upload(&all)?.narrow(0, above, rows)?.narrow(1, beside, cols)
 }
 
 /// Over the largest value of each tensor; infinite where a value is missing or none.
@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn what_a_device_may_do_wrong_fails() {
         assert!(checked(|_, x| x[0].relu()).passed());
-        let scaled = checked(|on, x| if on.cx.backend.kernels { Ok(x[0].clone()) } else { &x[0] * 1.05 });
+        let scaled = checked(|on, x| if on.cx.backend.computes_in_f32() { Ok(x[0].clone()) } else { &x[0] * 1.05 });
         assert!(!scaled.passed() && scaled.error.is_ok());
         // Reads what the view lies in from its beginning.
         let view_ignored = checked(|_, x| {
@@ -370,7 +370,9 @@ mod tests {
             Ok(Tensor::from_storage(Storage::Cpu(storage.clone()), layout.shape(), BackpropOp::none(), false))
         });
         assert!(!view_ignored.passed() && view_ignored.layout != "alone" && view_ignored.error == Ok(f32::INFINITY));
-        assert!(checked(|on, x| if on.cx.backend.kernels { Ok(x[0].clone()) } else { bail!("no kernel") }).error.is_err());
-        assert!(!checked(|on, x| if on.cx.backend.kernels { Ok(x[0].clone()) } else { x[0].narrow(0, 0, 1) }).passed());
+        assert!(
+            checked(|on, x| if on.cx.backend.computes_in_f32() { Ok(x[0].clone()) } else { bail!("no kernel") }).error.is_err()
+        );
+        assert!(!checked(|on, x| if on.cx.backend.computes_in_f32() { Ok(x[0].clone()) } else { x[0].narrow(0, 0, 1) }).passed());
     }
 }

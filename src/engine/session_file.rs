@@ -111,7 +111,7 @@ pub fn load(path: &Path, model: &Model, cache: &mut KvCache) -> Result<Saved> {
     for layer in 0..cache.layer_count() {
         file.read_exact(&mut bytes).map_err(io)?;
         let values = ops::widen(&bytes, ops::StoredType::F32);
-        cache.write(layer, &values, &model.transformer().backend().device, ops::dtype(model.dtype().into()))?;
+        cache.write(layer, &values, ops::dtype(model.dtype().into()))?;
     }
     let (hash, mut stored) = (file.hash, [0; 8]);
     file.inner.read_exact(&mut stored).map_err(io)?;

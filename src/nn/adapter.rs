@@ -301,7 +301,7 @@ impl Linear {
 
 /// Rows of a matrix on the CPU as the network computes with them; the same one where that is on the CPU too.
 fn network_matrix(host: &Matrix, rows: Range<usize>, backend: &Backend, stored: StoredType) -> error::Result<Matrix> {
-    if backend.kernels && rows == (0..host.outputs()) {
+    if host.is_for(backend) && rows == (0..host.outputs()) {
         return Ok(host.clone());
     }
     let no_room = || Error::new(error::ErrorKind::OutOfMemory, format!("adapter: {} rows do not fit the memory", rows.len()));

@@ -1,6 +1,6 @@
 //! Keys and values of every layer, for the tokens evaluated so far.
 
-use candle_core::{DType, Device, Result};
+use candle_core::{DType, Result};
 
 use super::Config;
 use crate::ops::{Backend, LayerCache};
@@ -48,7 +48,7 @@ impl KvCache {
     }
 
     /// Fills one empty layer with what [`read`](Self::read) gave.
-    pub fn write(&mut self, layer: usize, values: &[f32], device: &Device, dtype: DType) -> Result<()> {
-        self.layers[layer].write(values, device, dtype)
+    pub fn write(&mut self, layer: usize, values: &[f32], dtype: DType) -> Result<()> {
+        self.layers[layer].write(values, dtype)
     }
 }

@@ -123,7 +123,7 @@ impl Transformer {
         // The row of each target is that of the token before it.
         let rows: Vec<u32> = (1..batch.ids.len()).filter(|&t| batch.targets[t]).map(|t| t as u32 - 1).collect();
         let ids: Vec<u32> = rows.iter().map(|&row| batch.ids[row as usize + 1]).collect();
-        let rows = Tensor::new(rows, &backend.device)?;
+        let rows = Tensor::new(rows, x.device())?;
         let tape = Tape::default();
         let hidden = x.index_select(&rows, 0)?;
         tape.track(&hidden);

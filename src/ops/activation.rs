@@ -1,12 +1,8 @@
 //! Activation functions, alone and as gates.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
-use super::Activation;
-use super::cpu::row_op::{Rows, in_place, row_op, with_rows};
-use super::tape::{Context, by_candle};
-use super::tensors::activation::apply;
-use crate::kernels;
+use super::{Activation, Backend, Context, cpu, tensors};
 
 /// `activation(gate) · up`.
 ///
@@ -17,32 +13,19 @@ use crate::kernels;
 /// Shazeer 2020, <https://arxiv.org/abs/2002.05202>.
 pub fn gated(cx: Context<'_>, x: &Tensor, kind: Activation) -> Result<Tensor> {
     let (_, cols) = x.dims2()?;
-    let width = cols / 2;
-    let kernels = cx.backend.kernels;
-    let by_tensors = move |x: &Tensor| {
-        apply(&x.narrow(1, 0, width)?.force_contiguous()?, kind)? * x.narrow(1, width, width)?.force_contiguous()?
-    };
-    let y = if kernels {
-        row_op("gated", x, width, |x, out| {
-            kernels::gated(kind, x.packed()?, width, out);
-            Ok(())
-        })?
-    } else {
-        by_tensors(x)?
+    if !cols.is_multiple_of(2) {
+        bail!("gated: expected as many gates as values, found rows of {cols}")
+    }
+    let y = match cx.backend {
+        Backend::Cpu => cpu::activation::gated(x, kind)?,
+        Backend::Tensors(_) => tensors::activation::gated(x, kind)?,
     };
     let input = x.clone();
-    cx.record([x], &y, move |gradient| {
-        if !kernels {
-            return by_candle([input], &gradient, |[x]| by_tensors(x));
-        }
-        let back = |dy: Rows<'_>, dx: &mut [f32]| {
-            let dy = dy.packed()?;
-            with_rows(&input, |x| {
-                kernels::gated_back(kind, x.packed()?, dy, width, dx);
-                Ok(())
-            })
-        };
-        Ok([row_op("gated back", &gradient, cols, back)?])
+    cx.record([x], &y, move |dy, backend| {
+        Ok([match backend {
+            Backend::Cpu => cpu::activation::gated_backward(&input, &dy, kind)?,
+            Backend::Tensors(_) => tensors::activation::gated_backward(&input, &dy, kind)?,
+        }])
     });
     Ok(y)
 }
@@ -52,33 +35,17 @@ pub fn gated(cx: Context<'_>, x: &Tensor, kind: Activation) -> Result<Tensor> {
 /// # Shape
 /// `(T, F)`; returns the same.
 pub fn activate(cx: Context<'_>, x: Tensor, kind: Activation) -> Result<Tensor> {
-    if !cx.tracks(&x) {
-        return activated(cx.backend.kernels, x, kind);
-    }
-    let kernels = cx.backend.kernels;
-    let y = activated(kernels, if kernels { x.copy()? } else { x.clone() }, kind)?;
+    let y = match cx.backend {
+        Backend::Cpu if cx.tracks(&x) => cpu::activation::activate(x.force_contiguous()?, kind)?,
+        Backend::Cpu => return cpu::activation::activate(x, kind),
+        Backend::Tensors(_) => tensors::activation::activate(&x, kind)?,
+    };
     let input = x.clone();
-    cx.record([&x], &y, move |gradient| {
-        if !kernels {
-            return by_candle([input], &gradient, |[x]| apply(x, kind));
-        }
-        let back = |dy: &mut [f32], cols| {
-            with_rows(&input, |x| {
-                kernels::activate_back(kind, x.packed()?, dy, cols);
-                Ok(())
-            })
-        };
-        Ok([in_place("activate back", gradient, back)?])
+    cx.record([&x], &y, move |dy, backend| {
+        Ok([match backend {
+            Backend::Cpu => cpu::activation::activate_backward(&input, dy, kind)?,
+            Backend::Tensors(_) => tensors::activation::activate_backward(&input, &dy, kind)?,
+        }])
     });
     Ok(y)
-}
-
-fn activated(kernels: bool, x: Tensor, kind: Activation) -> Result<Tensor> {
-    if kernels {
-        return in_place("activate", x, |x, cols| {
-            kernels::activate(kind, x, cols);
-            Ok(())
-        });
-    }
-    apply(&x, kind)
 }

@@ -53,14 +53,14 @@ impl Delta {
 
     /// Adds the change to `y`, of which `plain` is a copy without bias where there is a gain.
     pub(super) fn add_on_cpu(&self, x: &Rows<'_>, plain: &[f32], outputs: usize, y: &mut [f32]) -> Result<()> {
-        let (Matrix::Packed(a), Matrix::Packed(b)) = (&self.a, &self.b) else { bail!("an adapter on a GPU met the CPU") };
+        let (a, b) = (self.a.cpu()?, self.b.cpu()?);
         if x.cols != a.cols() {
             bail!("adapter: {} inputs for a matrix of {}", x.cols, a.cols())
         }
         let rows = y.len() / outputs;
         let inner = matmul_new(x.values, x.stride, a, None, rows);
-        let change = matmul_new(&inner, a.rows(), b, self.bias.as_ref().map(Vector::cpu).transpose()?, rows);
-        let gain = self.gain.as_ref().map(Vector::cpu).transpose()?;
+        let change = matmul_new(&inner, a.rows(), b, self.bias.as_ref().map(Vector::slice).transpose()?, rows);
+        let gain = self.gain.as_ref().map(Vector::slice).transpose()?;
         for (row, change) in change.chunks_exact(b.rows()).enumerate() {
             let at = row * outputs + self.start;
             let y = &mut y[at..at + b.rows()];
@@ -79,14 +79,14 @@ impl Delta {
 
     /// The same by tensor operations: what is added to all outputs. `plain`: `W x`.
     pub(super) fn tensor(&self, x: &Tensor, plain: &Tensor) -> Result<Tensor> {
-        let (Matrix::Tensor(a), Matrix::Tensor(b)) = (&self.a, &self.b) else { bail!("an adapter on the CPU met a GPU") };
+        let (a, b) = (self.a.tensors()?, self.b.tensors()?);
         let mut change = x.matmul(&a.t()?)?.matmul(&b.t()?)?;
         if let Some(bias) = &self.bias {
-            change = change.broadcast_add(&bias.tensor()?.to_dtype(change.dtype())?)?;
+            change = change.broadcast_add(&bias.tensors()?.to_dtype(change.dtype())?)?;
         }
         change = (change * f64::from(self.scale))?;
         if let Some(gain) = &self.gain {
-            let gain = gain.tensor()?;
+            let gain = gain.tensors()?;
             let plain = plain.narrow(1, self.start, self.b.outputs())?.force_contiguous()?;
             // One is subtracted in F32: a gain is near it.
             let beyond = plain.broadcast_mul(&(gain - 1.0)?.to_dtype(plain.dtype())?)?;

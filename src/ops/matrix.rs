@@ -3,40 +3,45 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
 
-use super::Backend;
+use super::{Backend, On};
 use crate::kernels::{Packed, Quant, StoredType, Use, widen};
 
 /// A weight matrix `(outputs, inputs)`; immutable, shared by clones.
-#[derive(Clone)]
-pub enum Matrix {
-    Packed(Arc<Packed>),
-    Tensor(Tensor),
-}
+pub type Matrix = On<Arc<Packed>, Tensor>;
 
 impl Matrix {
     /// `N`
     pub fn outputs(&self) -> usize {
         match self {
-            Self::Packed(packed) => packed.rows(),
-            Self::Tensor(tensor) => tensor.dims()[0],
+            Self::Cpu(packed) => packed.rows(),
+            Self::Tensors(tensor) => tensor.dims()[0],
         }
     }
 
     /// `C`
     pub fn inputs(&self) -> usize {
         match self {
-            Self::Packed(packed) => packed.cols(),
-            Self::Tensor(tensor) => tensor.dims()[1],
+            Self::Cpu(packed) => packed.cols(),
+            Self::Tensors(tensor) => tensor.dims()[1],
         }
     }
 
     /// Whether two are one in memory.
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Packed(a), Self::Packed(b)) => Arc::ptr_eq(a, b),
-            (Self::Tensor(a), Self::Tensor(b)) => a.id() == b.id(),
+            (Self::Cpu(a), Self::Cpu(b)) => Arc::ptr_eq(a, b),
+            (Self::Tensors(a), Self::Tensors(b)) => a.id() == b.id(),
+            _ => false,
+        }
+    }
+
+    /// Whether a backend computes with it as it is.
+    pub fn is_for(&self, backend: &Backend) -> bool {
+        match (self, backend) {
+            (Self::Cpu(_), Backend::Cpu) => true,
+            (Self::Tensors(tensor), Backend::Tensors(device)) => tensor.device().same_device(device),
             _ => false,
         }
     }
@@ -44,22 +49,22 @@ impl Matrix {
     /// Some rows in F32, row-major, on the CPU.
     pub fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
         match self {
-            Self::Packed(packed) => {
+            Self::Cpu(packed) => {
                 let mut values = vec![0f32; rows.len() * packed.cols()];
                 for (out, row) in values.chunks_exact_mut(packed.cols()).zip(rows) {
                     packed.row(row, out);
                 }
                 Ok(values)
             }
-            Self::Tensor(tensor) => to_f32(&tensor.narrow(0, rows.start, rows.len())?),
+            Self::Tensors(tensor) => to_f32(&tensor.narrow(0, rows.start, rows.len())?),
         }
     }
 
     /// The type that arithmetic with this matrix has: F32 by our kernels, the tensor's own on a GPU.
     pub fn computed_type(&self) -> StoredType {
         match self {
-            Self::Packed(_) => StoredType::F32,
-            Self::Tensor(tensor) => match tensor.dtype() {
+            Self::Cpu(_) => StoredType::F32,
+            Self::Tensors(tensor) => match tensor.dtype() {
                 DType::F16 => StoredType::F16,
                 DType::BF16 => StoredType::BF16,
                 _ => StoredType::F32,
@@ -77,21 +82,19 @@ pub enum MatrixBuilder {
 impl MatrixBuilder {
     /// Room for `rows · cols` weights; `None` if there is no memory for them.
     pub fn new(rows: usize, cols: usize, stored: StoredType, purpose: Use, backend: &Backend) -> Option<Self> {
-        if backend.kernels {
-            return Packed::new(rows, cols, stored, purpose).map(Self::Packed);
-        }
+        let Backend::Tensors(device) = backend else { return Packed::new(rows, cols, stored, purpose).map(Self::Packed) };
         let len = rows.checked_mul(cols)?.checked_mul(stored.size())?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).ok()?;
-        Some(Self::Bytes { rows, cols, stored, bytes, device: backend.device.clone() })
+        Some(Self::Bytes { rows, cols, stored, bytes, device: device.clone() })
     }
 
     /// The bytes that `rows · cols` weights take on a device.
     pub fn bytes(rows: usize, cols: usize, stored: StoredType, purpose: Use, backend: &Backend) -> u64 {
-        if backend.kernels {
-            return Packed::bytes(rows, cols, stored, purpose);
+        match backend {
+            Backend::Cpu => Packed::bytes(rows, cols, stored, purpose),
+            Backend::Tensors(_) => rows as u64 * cols as u64 * stored.size() as u64,
         }
-        rows as u64 * cols as u64 * stored.size() as u64
     }
 
     /// The same for a matrix that is quantised, by our kernels.
@@ -134,50 +137,37 @@ impl MatrixBuilder {
     /// The finished matrix, on its device.
     pub fn finish(self) -> Result<Matrix> {
         match self {
-            Self::Packed(packed) => Ok(Matrix::Packed(Arc::new(packed))),
+            Self::Packed(packed) => Ok(Matrix::Cpu(Arc::new(packed))),
             Self::Bytes { rows, cols, stored, bytes, device } => {
-                Ok(Matrix::Tensor(Tensor::from_raw_buffer(&bytes, dtype(stored), &[rows, cols], &device)?))
+                Ok(Matrix::Tensors(Tensor::from_raw_buffer(&bytes, dtype(stored), &[rows, cols], &device)?))
             }
         }
     }
 }
 
 /// A small weight (norm, bias): always F32.
-#[derive(Clone)]
-pub enum Vector {
-    Cpu(Arc<[f32]>),
-    Tensor(Tensor),
-}
+pub type Vector = On<Arc<[f32]>, Tensor>;
 
 impl Vector {
     pub fn new(values: Vec<f32>, backend: &Backend) -> Result<Self> {
-        if backend.kernels {
-            return Ok(Self::Cpu(values.into()));
-        }
         let len = values.len();
-        Ok(Self::Tensor(Tensor::from_vec(values, len, &backend.device)?))
+        Ok(match backend {
+            Backend::Cpu => Self::Cpu(values.into()),
+            Backend::Tensors(device) => Self::Tensors(Tensor::from_vec(values, len, device)?),
+        })
     }
 
     /// The values on the CPU.
     pub fn values(&self) -> Result<Vec<f32>> {
         match self {
             Self::Cpu(values) => Ok(values.to_vec()),
-            Self::Tensor(tensor) => to_f32(tensor),
+            Self::Tensors(tensor) => to_f32(tensor),
         }
     }
 
-    pub(super) fn cpu(&self) -> Result<&[f32]> {
-        match self {
-            Self::Cpu(values) => Ok(values),
-            Self::Tensor(_) => bail!("a weight on a GPU met activations on the CPU"),
-        }
-    }
-
-    pub(super) fn tensor(&self) -> Result<&Tensor> {
-        match self {
-            Self::Tensor(tensor) => Ok(tensor),
-            Self::Cpu(_) => bail!("a weight on the CPU met activations on a GPU"),
-        }
+    /// The values that our kernels read.
+    pub(super) fn slice(&self) -> Result<&[f32]> {
+        self.cpu().map(AsRef::as_ref)
     }
 }
 

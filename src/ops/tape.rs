@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 
-use candle_core::{Result, Tensor, TensorId, Var};
+use candle_core::{Result, Tensor, TensorId};
 
 use super::{Backend, add_scaled};
 
@@ -28,7 +28,7 @@ impl<'a> Context<'a> {
         self,
         inputs: [&Tensor; N],
         output: &Tensor,
-        back: impl FnOnce(Tensor) -> Result<[Tensor; N]> + 'static,
+        back: impl FnOnce(Tensor, &Backend) -> Result<[Tensor; N]> + 'static,
     ) {
         let Some(tape) = self.tape else { return };
         let ids = inputs.map(|input| tape.tracks(input).then(|| input.id()));
@@ -38,7 +38,7 @@ impl<'a> Context<'a> {
         let (output_id, backend) = (output.id(), self.backend.clone());
         tape.push([output], move |gradients| {
             let Some(gradient) = gradients.take(output_id) else { return Ok(()) };
-            for (id, gradient) in ids.into_iter().zip(back(gradient)?) {
+            for (id, gradient) in ids.into_iter().zip(back(gradient, &backend)?) {
                 if let Some(id) = id {
                     gradients.add(id, gradient, &backend)?;
                 }
@@ -121,22 +121,6 @@ impl Gradients {
     }
 }
 
-/// The gradients of the inputs of what candle can differentiate, by computing it a second time.
-pub(super) fn by_candle<const N: usize>(
-    inputs: [Tensor; N],
-    gradient: &Tensor,
-    forward: impl FnOnce([&Tensor; N]) -> Result<Tensor>,
-) -> Result<[Tensor; N]> {
-    let variables = inputs.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>()?;
-    let output = forward(std::array::from_fn(|i| variables[i].as_tensor()))?;
-    let mut store = (output * gradient)?.sum_all()?.backward()?;
-    let gradients: Vec<Tensor> = variables
-        .iter()
-        .map(|variable| store.remove(variable).map_or_else(|| variable.zeros_like(), Ok))
-        .collect::<Result<_>>()?;
-    Ok(std::array::from_fn(|i| gradients[i].clone()))
-}
-
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
@@ -146,6 +130,7 @@ mod tests {
     use crate::ops::{self, Activation, Angles, Mask, Matrix, MatrixBuilder, NormKind, Product, Sequences, Use, Vector};
 
     const ROWS: usize = 7;
+    const BACKENDS: [Backend; 2] = [Backend::Cpu, Backend::Tensors(Device::Cpu)];
 
     /// Values between -1 and 1, none of them within 0.03 of where a function has a corner: 0 and ±0.5.
     fn noise(len: usize, mut seed: u32) -> Vec<f32> {
@@ -204,15 +189,14 @@ mod tests {
                 };
                 let want = (4.0 * slope(h) - slope(2.0 * h)) / 3.0;
                 let error = (f64::from(found) - want).abs();
-                assert!(error < 1e-3, "{name}, kernels {}: input {input}, value {at}: {found} {want}", backend.kernels);
+                assert!(error < 1e-3, "{name}, {backend:?}: input {input}, value {at}: {found} {want}");
             }
         }
     }
 
     #[test]
     fn every_operation_has_the_gradient_of_its_slopes() {
-        for kernels in [true, false] {
-            let backend = &Backend { device: Device::Cpu, kernels };
+        for backend in &BACKENDS {
             let vector = |len, seed| Some(Vector::new(noise(len, seed), backend).unwrap());
             for (kind, weight, bias) in [
                 (NormKind::Rms, vector(12, 5), None),
@@ -270,8 +254,7 @@ mod tests {
 
     #[test]
     fn cross_entropy_has_the_gradient_of_its_slopes() {
-        for (kernels, cap) in [(true, None), (true, Some(1.5)), (false, None), (false, Some(1.5))] {
-            let backend = &Backend { device: Device::Cpu, kernels };
+        for (backend, cap) in BACKENDS.iter().flat_map(|backend| [(backend, None), (backend, Some(1.5))]) {
             let (weight, bias) = (matrix(&noise(50 * 12, 4), 12, backend), Vector::new(noise(50, 5), backend).unwrap());
             let product = Product { weight: &weight, bias: Some(&bias), deltas: &[], trained: &[] };
             let targets: Vec<u32> = (0..ROWS as u32).map(|i| i * 7).collect();
@@ -288,7 +271,7 @@ mod tests {
                 };
                 let ((up, to), (down, from)) = (moved(0.01), moved(-0.01));
                 let want = (up - down) / (to - from);
-                assert!((f64::from(found) - want).abs() < 1e-3, "kernels {kernels}, cap {cap:?}: {found} {want}");
+                assert!((f64::from(found) - want).abs() < 1e-3, "{backend:?}, cap {cap:?}: {found} {want}");
             }
         }
     }

@@ -1,40 +1,36 @@
 //! The product with a weight matrix by our kernels.
 
-use candle_core::{Result, bail};
+use candle_core::{Device, Result, Tensor};
 
-use super::row_op::Rows;
-use crate::kernels::{Packed, matmul, matmul_new};
-use crate::ops::{Delta, fault};
+use super::row_op::{Rows, with_rows};
+use crate::kernels::{Packed, matmul, matmul_new, matmul_transposed_add};
+use crate::ops::{Delta, Gradient, Matrix, Product, Trainable, Vector, fault};
 
-/// Outputs by our kernel: the product, and what the changes add to it.
-pub fn product_on_cpu(x: &Rows<'_>, weight: &Packed, bias: Option<&[f32]>, deltas: &[Delta], y: &mut [f32]) -> Result<()> {
-    check_product(x, weight)?;
-    matmul(x.values, x.stride, weight, bias, y);
-    add_on_cpu(x, weight, bias, deltas, y)
+/// The outputs, and of each change in training what its way back needs.
+pub fn forward(x: &Tensor, product: Product<'_>) -> Result<(Tensor, Vec<Vec<f32>>)> {
+    fault::product()?;
+    let ((rows, _), weight, bias) = (x.dims2()?, product.weight.cpu()?, product.bias.map(Vector::slice).transpose()?);
+    let (y, inner) = with_rows(x, |x| {
+        let mut y = matmul_new(x.values, x.stride, weight, bias, rows);
+        add_deltas(&x, weight, bias, product.deltas, &mut y)?;
+        let add = |change: &Trainable| change.add_on_cpu(&x, &mut y, weight.rows());
+        let inner = product.trained.iter().map(add).collect::<Result<_>>()?;
+        Ok((y, inner))
+    })?;
+    Ok((Tensor::from_vec(y, (rows, weight.rows()), &Device::Cpu)?, inner))
 }
 
-/// The same in memory of its own.
-pub fn new_product_on_cpu(
-    x: &Rows<'_>,
-    rows: usize,
-    weight: &Packed,
-    bias: Option<&[f32]>,
-    deltas: &[Delta],
-) -> Result<Vec<f32>> {
-    check_product(x, weight)?;
-    let mut y = matmul_new(x.values, x.stride, weight, bias, rows);
-    add_on_cpu(x, weight, bias, deltas, &mut y)?;
-    Ok(y)
+/// The outputs without changes in training, written to `y`.
+pub fn product(x: &Tensor, product: Product<'_>, y: &mut [f32]) -> Result<()> {
+    fault::product()?;
+    let (weight, bias) = (product.weight.cpu()?, product.bias.map(Vector::slice).transpose()?);
+    with_rows(x, |x| {
+        matmul(x.values, x.stride, weight, bias, y);
+        add_deltas(&x, weight, bias, product.deltas, y)
+    })
 }
 
-pub fn check_product(x: &Rows<'_>, weight: &Packed) -> Result<()> {
-    if x.cols != weight.cols() {
-        bail!("linear: {} inputs for a matrix of {}", x.cols, weight.cols())
-    }
-    fault::product()
-}
-
-pub fn add_on_cpu(x: &Rows<'_>, weight: &Packed, bias: Option<&[f32]>, deltas: &[Delta], y: &mut [f32]) -> Result<()> {
+fn add_deltas(x: &Rows<'_>, weight: &Packed, bias: Option<&[f32]>, deltas: &[Delta], y: &mut [f32]) -> Result<()> {
     let mut plain = Vec::new();
     if deltas.iter().any(|delta| delta.gain.is_some()) {
         plain = y.to_vec();
@@ -43,4 +39,26 @@ pub fn add_on_cpu(x: &Rows<'_>, weight: &Packed, bias: Option<&[f32]>, deltas: &
         }
     }
     deltas.iter().try_for_each(|delta| delta.add_on_cpu(x, &plain, weight.rows(), y))
+}
+
+/// The gradient of `x`, if it is asked for, and that of each change.
+pub fn backward(
+    x: &Tensor,
+    dy: &Tensor,
+    weight: &Matrix,
+    (trained, inner): (&[Trainable], &[Vec<f32>]),
+    x_tracked: bool,
+) -> Result<(Option<Tensor>, Vec<Gradient>)> {
+    let weight = weight.cpu()?;
+    let mut dx = x_tracked.then(|| vec![0f32; x.elem_count()]);
+    let of_trained = with_rows(dy, |dy| {
+        let back =
+            |(change, inner): (&Trainable, &Vec<f32>)| with_rows(x, |x| change.back_on_cpu(&x, inner, &dy, dx.as_deref_mut()));
+        let of_trained = trained.iter().zip(inner).map(back).collect::<Result<_>>()?;
+        if let Some(dx) = &mut dx {
+            matmul_transposed_add(dy.values, dy.stride, weight, dx);
+        }
+        Ok(of_trained)
+    })?;
+    Ok((dx.map(|dx| Tensor::from_vec(dx, x.shape(), &Device::Cpu)).transpose()?, of_trained))
 }

@@ -1,6 +1,6 @@
 //! A CPU operation on rows as a candle operation: it takes strided rows.
 
-use candle_core::{CpuStorage, CustomOp1, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, InplaceOp1, InplaceOp2, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// Rows of F32, `stride` values apart.
 pub struct Rows<'a> {
@@ -10,6 +10,10 @@ pub struct Rows<'a> {
 }
 
 impl Rows<'_> {
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.stride..][..self.cols]
+    }
+
     /// The same values where the rows follow one another without a gap.
     pub fn packed(&self) -> Result<&[f32]> {
         if self.stride != self.cols {
@@ -35,7 +39,7 @@ impl<F: Fn(Rows<'_>, &mut [f32]) -> Result<()> + Send + Sync> CustomOp1 for RowO
         let rows = rows_of(storage, layout)?;
         let count = layout.dims()[0];
         let mut out = vec![0f32; count * self.cols];
-        if count > 0 {
+        if !out.is_empty() {
             (self.work)(rows, &mut out)?;
         }
         Ok((CpuStorage::F32(out), (count, self.cols).into()))
@@ -73,32 +77,68 @@ pub fn row_op(
     x.apply_op1_no_bwd(&RowOp { name, cols, work })
 }
 
-/// `work` changes the rows where they are.
+/// All values of a tensor that is changed where it is, and the width of its rows. A view is refused: what it lies in has other holders.
+fn whole<'a>(name: &str, storage: &'a mut CpuStorage, layout: &Layout) -> Result<(&'a mut [f32], usize)> {
+    let (CpuStorage::F32(values), &[_, cols]) = (storage, layout.dims()) else { bail!("{name}: expected rows (T, C) of F32") };
+    if layout.contiguous_offsets() != Some((0, values.len())) {
+        bail!("{name}: expected a tensor of its own to change, found a part of one")
+    }
+    Ok((values, cols))
+}
+
+/// `work` changes rows where they are.
 struct InPlace<F> {
     name: &'static str,
     work: F,
 }
 
-impl<F: Fn(&mut [f32], usize) -> Result<()>> InplaceOp1 for InPlace<F> {
+impl<F: Fn(&mut [f32], usize)> InplaceOp1 for InPlace<F> {
     fn name(&self) -> &'static str {
         self.name
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (cols, len, packed) = {
-            let rows = rows_of(storage, layout)?;
-            (rows.cols, rows.values.len(), rows.packed().is_ok())
-        };
-        let CpuStorage::F32(values) = storage else { bail!("activations on the CPU are F32") };
-        if !packed {
-            bail!("{}: rows that are changed must follow one another", self.name)
+        let (values, cols) = whole(self.name, storage, layout)?;
+        if !values.is_empty() {
+            (self.work)(values, cols);
         }
-        if len > 0 { (self.work)(&mut values[layout.start_offset()..][..len], cols) } else { Ok(()) }
+        Ok(())
+    }
+}
+
+/// `work` changes rows where they are and reads others.
+struct InPlaceFrom<F> {
+    name: &'static str,
+    work: F,
+}
+
+impl<F: Fn(Rows<'_>, &mut [f32], usize) -> Result<()>> InplaceOp2 for InPlaceFrom<F> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(&self, y: &mut CpuStorage, y_layout: &Layout, x: &CpuStorage, x_layout: &Layout) -> Result<()> {
+        let (x, (y, cols)) = (rows_of(x, x_layout)?, whole(self.name, y, y_layout)?);
+        if y.is_empty() { Ok(()) } else { (self.work)(x, y, cols) }
     }
 }
 
 /// Runs `work` on the values of a CPU tensor and the width of its rows; nobody else may hold the tensor's values.
-pub fn in_place(name: &'static str, x: Tensor, work: impl Fn(&mut [f32], usize) -> Result<()>) -> Result<Tensor> {
+pub fn in_place(name: &'static str, x: Tensor, work: impl Fn(&mut [f32], usize)) -> Result<Tensor> {
     x.inplace_op1(&InPlace { name, work })?;
     Ok(x)
+}
+
+/// The same with the rows of `x`.
+///
+/// # Errors
+/// If both lie in one memory: candle compares storages before it locks any, so that none waits for itself.
+pub fn in_place_from(
+    name: &'static str,
+    y: Tensor,
+    x: &Tensor,
+    work: impl Fn(Rows<'_>, &mut [f32], usize) -> Result<()>,
+) -> Result<Tensor> {
+    y.inplace_op2(x, &InPlaceFrom { name, work })?;
+    Ok(y)
 }

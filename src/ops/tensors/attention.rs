@@ -1,26 +1,71 @@
 //! Attention by tensor operations, over a cache and within padded sequences.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_nn::ops::{sdpa, softmax_last_dim};
 
-use crate::ops::Mask;
+use crate::ops::{Mask, to_f32};
 
-/// Positions by which a cache on a GPU grows.
-pub const GROWTH: usize = 256;
+/// Positions by which a cache grows.
+const GROWTH: usize = 256;
 
-/// Keys and values `(K, capacity, D)` on a GPU, of which `len` positions hold something.
-pub struct GpuCache {
-    pub kv_heads: usize,
-    pub head_dim: usize,
-    pub len: usize,
-    pub tensors: Option<(Tensor, Tensor)>,
+/// Keys and values `(K, capacity, D)` of one layer, of which `len` positions hold something.
+pub struct Cache {
+    kv_heads: usize,
+    head_dim: usize,
+    len: usize,
+    tensors: Option<(Tensor, Tensor)>,
+    device: Device,
 }
 
-impl GpuCache {
+impl Cache {
+    pub fn new(kv_heads: usize, head_dim: usize, device: &Device) -> Self {
+        Self { kv_heads, head_dim, len: 0, tensors: None, device: device.clone() }
+    }
+
+    /// Key-value heads and the values of each.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.kv_heads, self.head_dim)
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn bytes(kv_heads: usize, head_dim: usize, positions: usize, value_bytes: usize) -> u64 {
+        2 * (kv_heads * head_dim * value_bytes) as u64 * positions.next_multiple_of(GROWTH) as u64
+    }
+
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    pub fn fork(&self) -> Result<Self> {
+        let copy = |(k, v): &(Tensor, Tensor)| Ok::<_, candle_core::Error>((k.force_contiguous()?, v.force_contiguous()?));
+        let tensors = self.tensors.as_ref().map(copy).transpose()?;
+        Ok(Self { tensors, device: self.device.clone(), ..*self })
+    }
+
+    pub fn read(&self) -> Result<Vec<f32>> {
+        let Some((k, v)) = self.tensors.as_ref().filter(|_| self.len > 0) else { return Ok(Vec::new()) };
+        let mut out = to_f32(&k.narrow(1, 0, self.len)?.transpose(0, 1)?)?;
+        out.extend(to_f32(&v.narrow(1, 0, self.len)?.transpose(0, 1)?)?);
+        Ok(out)
+    }
+
+    pub fn write(&mut self, k: &[f32], v: &[f32], dtype: DType) -> Result<()> {
+        let width = self.kv_heads * self.head_dim;
+        let rows =
+            |x: &[f32]| Tensor::from_slice(x, (x.len() / width, width), &Device::Cpu)?.to_dtype(dtype)?.to_device(&self.device);
+        let (k, v) = (rows(k)?, rows(v)?);
+        self.append(&k, &v)
+    }
+
     /// # Shape
     /// `k`, `v`: `(T, K · D)`.
-    pub fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<()> {
+    fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<()> {
         let rows = k.dims()[0];
         if rows == 0 {
             return Ok(());
@@ -48,12 +93,12 @@ impl GpuCache {
     }
 }
 
-/// The masks of one forward pass on a GPU, made once for each window and shared by the layers.
+/// The masks of one forward pass by tensor operations, made once for each window and shared by the layers.
 #[derive(Default)]
 pub struct Masks(HashMap<Option<usize>, Tensor>);
 
 impl Masks {
-    /// `(T, S)`: 0 where a query sees a key, a large negative number where not. Keys begin at `first_key`.
+    /// `(T, S)`: 0 where a query sees a key, a large negative number where not.
     fn get(&mut self, window: Option<usize>, rows: usize, keys: usize, device: &Device) -> Result<Tensor> {
         if let Some(mask) = self.0.get(&window) {
             return Ok(mask.clone());
@@ -68,15 +113,8 @@ impl Masks {
     }
 }
 
-pub fn attention_gpu(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    heads: usize,
-    mask: Mask,
-    cache: &mut GpuCache,
-    masks: &mut Masks,
-) -> Result<Tensor> {
+/// Rows over a cache that they are appended to.
+pub fn over_cache([q, k, v]: [&Tensor; 3], heads: usize, mask: Mask, cache: &mut Cache, masks: &mut Masks) -> Result<Tensor> {
     let (rows, width) = q.dims2()?;
     let (kv_heads, dim) = (cache.kv_heads, cache.head_dim);
     cache.append(k, v)?;
@@ -89,48 +127,55 @@ pub fn attention_gpu(
     if rows == 1 && q.device().is_metal() && [32, 64, 72, 80, 96, 128, 256].contains(&dim) {
         // The fused step of Metal ignores the start offset of a view.
         let (k, v) = if seen == cache.len { (keys, values) } else { (keys.force_contiguous()?, values.force_contiguous()?) };
-        let y = candle_nn::ops::sdpa(
-            &q.unsqueeze(0)?,
-            &k.unsqueeze(0)?,
-            &v.unsqueeze(0)?,
-            None,
-            false,
-            mask.scale,
-            mask.softcap.unwrap_or(1.0),
-        )?;
+        let y = sdpa(&q.unsqueeze(0)?, &k.unsqueeze(0)?, &v.unsqueeze(0)?, None, false, mask.scale, mask.softcap.unwrap_or(1.0))?;
         return y.reshape((rows, width));
     }
     // Rank 3 with one batch stride: Metal's product is wrong for views whose batch strides are not uniform.
     let q = q.reshape((kv_heads, heads / kv_heads * rows, dim))?;
-    let scores = (q.matmul(&keys.transpose(1, 2)?)?.to_dtype(DType::F32)? * f64::from(mask.scale))?;
-    let scores = match mask.softcap {
-        Some(cap) => ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?,
-        None => scores,
-    };
+    let scores = scores(&q, &keys, mask)?;
     let scores = if rows == 1 {
         scores
     } else {
         let mask = masks.get(mask.window, rows, seen, q.device())?;
         scores.reshape((heads, rows, seen))?.broadcast_add(&mask)?.reshape((kv_heads, heads / kv_heads * rows, seen))?
     };
-    let weights = candle_nn::ops::softmax_last_dim(&scores.contiguous()?)?.to_dtype(values.dtype())?;
+    let weights = softmax_last_dim(&scores.contiguous()?)?.to_dtype(values.dtype())?;
     let y = weights.matmul(&values)?; // (K, G · T, D)
     y.reshape((heads, rows, dim))?.transpose(0, 1)?.force_contiguous()?.reshape((rows, width))
 }
 
-pub struct Padded {
-    /// `(B · L)`: the row of each place; padding repeats the first.
-    pub rows: Tensor,
-    /// The place of each row.
-    pub places: Tensor,
-    /// `(B, 1, L, L)` for each window: 0 where a query sees a key, a large negative number where not.
-    pub masks: HashMap<Option<usize>, Tensor>,
-    /// `(1, H, L, L)`
-    pub bias: Option<Tensor>,
+/// Products of queries with keys in F32, scaled and capped.
+///
+/// # Shape
+/// `q`: `(K, N, D)`, `k`: `(K, S, D)`: rank 3 with one batch stride, as Metal's product is wrong for views whose batch strides are not
+/// uniform.
+fn scores(q: &Tensor, k: &Tensor, mask: Mask) -> Result<Tensor> {
+    let scores = (q.matmul(&k.transpose(1, 2)?)?.to_dtype(DType::F32)? * f64::from(mask.scale))?;
+    match mask.softcap {
+        Some(cap) => (scores / f64::from(cap))?.tanh()? * f64::from(cap),
+        None => Ok(scores),
+    }
 }
 
-impl Padded {
-    pub fn new(lengths: &[usize], longest: usize, bias: Option<&[f32]>, device: &Device) -> Result<Self> {
+/// Sequences whose rows lie one after another, padded to the longest.
+#[derive(Clone)]
+pub struct Sequences {
+    lengths: Arc<[usize]>,
+    longest: usize,
+    /// `(B · L)`: the row of each place; padding repeats the first.
+    rows: Tensor,
+    /// The place of each row.
+    places: Tensor,
+    /// `(B, 1, L, L)`, causal or not, for each window: 0 where a query sees a key, a large negative number where not.
+    masks: HashMap<(bool, Option<usize>), Tensor>,
+    /// `(1, H, L, L)`
+    bias: Option<Tensor>,
+}
+
+impl Sequences {
+    /// `bias`: `(H, 2 · longest - 1)`.
+    pub fn new(lengths: Vec<usize>, bias: Option<Vec<f32>>, device: &Device) -> Result<Self> {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
         let (mut rows, mut places) = (Vec::with_capacity(lengths.len() * longest), Vec::new());
         for (b, &len) in lengths.iter().enumerate() {
             let first = places.len();
@@ -147,6 +192,8 @@ impl Padded {
             Tensor::from_vec(values, (1, heads, longest, longest), device)
         });
         Ok(Self {
+            lengths: lengths.into(),
+            longest,
             rows: Tensor::new(rows, device)?,
             places: Tensor::new(places, device)?,
             masks: HashMap::new(),
@@ -154,63 +201,97 @@ impl Padded {
         })
     }
 
-    pub fn mask(&mut self, mask: Mask, lengths: &[usize], longest: usize, device: &Device) -> Result<Tensor> {
-        if let Some(mask) = self.masks.get(&mask.window) {
+    pub fn has_bias(&self) -> bool {
+        self.bias.is_some()
+    }
+
+    fn mask(&mut self, mask: Mask) -> Result<Tensor> {
+        if let Some(mask) = self.masks.get(&(mask.causal, mask.window)) {
             return Ok(mask.clone());
         }
         let sees = |len: usize, query: usize, key: usize| {
             key < len && (!mask.causal || key <= query) && mask.window.is_none_or(|w| key.abs_diff(query) < w)
         };
-        let square = longest * longest;
+        let (lengths, longest, square) = (&self.lengths, self.longest, self.longest * self.longest);
         // Finite, so that no row can become NaN.
         let value = |i: usize| if sees(lengths[i / square], i / longest % longest, i % longest) { 0.0 } else { -1e30f32 };
         let values: Vec<f32> = (0..lengths.len() * square).map(value).collect();
-        let tensor = Tensor::from_vec(values, (lengths.len(), 1, longest, longest), device)?;
-        self.masks.insert(mask.window, tensor.clone());
+        let tensor = Tensor::from_vec(values, (lengths.len(), 1, longest, longest), self.rows.device())?;
+        self.masks.insert((mask.causal, mask.window), tensor.clone());
         Ok(tensor)
     }
-}
 
-/// Sequences padded to the longest, on a GPU.
-pub struct Places {
-    /// Sequences, the longest, heads, key-value heads.
-    pub shape: (usize, usize, usize, usize),
-    pub rows: Tensor,
-    pub places: Tensor,
-    pub mask: Tensor,
-    pub bias: Option<Tensor>,
-}
-
-impl Places {
-    pub fn attend(&self, [q, k, v]: [&Tensor; 3], mask: Mask, softmax: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        let (batch, longest, heads, kv_heads) = self.shape;
-        let (_, width) = q.dims2()?;
-        let dim = width / heads;
-        // (B, L, heads, D), then heads before positions, then one batch: rank 3, as in `attention_gpu`.
-        let place = |x: &Tensor, heads: usize| {
-            x.force_contiguous()?
-                .index_select(&self.rows, 0)?
-                .reshape((batch, longest, heads, dim))?
-                .transpose(1, 2)?
-                .force_contiguous()
-        };
-        let group = heads / kv_heads;
-        let queries = place(q, heads)?.reshape((batch * kv_heads, group * longest, dim))?;
-        let keys = place(k, kv_heads)?.reshape((batch * kv_heads, longest, dim))?;
-        let values = place(v, kv_heads)?.reshape((batch * kv_heads, longest, dim))?;
-        let scores = (queries.matmul(&keys.transpose(1, 2)?)?.to_dtype(DType::F32)? * f64::from(mask.scale))?;
-        let scores = match mask.softcap {
-            Some(cap) => ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?,
-            None => scores,
-        };
-        let scores = scores.reshape((batch, heads, longest, longest))?;
-        let scores = match &self.bias {
-            Some(bias) => scores.broadcast_add(bias)?,
-            None => scores,
-        };
-        let weights = softmax(&scores.broadcast_add(&self.mask)?.contiguous()?)?.to_dtype(values.dtype())?;
-        let y = weights.reshape((batch * kv_heads, group * longest, longest))?.matmul(&values)?;
-        let y = y.reshape((batch, heads, longest, dim))?.transpose(1, 2)?.force_contiguous()?;
-        y.reshape((batch * longest, width))?.index_select(&self.places, 0)
+    /// Rows, `(T, heads · D)`, at their places by heads: `(B · K, G · L, D)`.
+    fn placed(&self, x: &Tensor, heads: usize, kv_heads: usize) -> Result<Tensor> {
+        self.by_heads(&x.force_contiguous()?.index_select(&self.rows, 0)?, heads, kv_heads)
     }
+
+    /// The same with 0 in place of padding, which has no part in any gradient.
+    fn placed_alone(&self, x: &Tensor, heads: usize, kv_heads: usize) -> Result<Tensor> {
+        let none = Tensor::zeros((self.lengths.len() * self.longest, x.dims2()?.1), x.dtype(), x.device())?;
+        self.by_heads(&none.index_add(&self.places, &x.contiguous()?, 0)?, heads, kv_heads)
+    }
+
+    /// Heads before positions, those of a key-value head one after another.
+    fn by_heads(&self, x: &Tensor, heads: usize, kv_heads: usize) -> Result<Tensor> {
+        let (batch, longest, dim) = (self.lengths.len(), self.longest, x.dims2()?.1 / heads);
+        let x = x.reshape((batch, longest, heads, dim))?.transpose(1, 2)?.force_contiguous()?;
+        x.reshape((batch * kv_heads, heads / kv_heads * longest, dim))
+    }
+
+    /// The rows of what is at places.
+    fn rows_of(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
+        let (batch, longest, (_, _, dim)) = (self.lengths.len(), self.longest, x.dims3()?);
+        let x = x.reshape((batch, heads, longest, dim))?.transpose(1, 2)?.force_contiguous()?;
+        x.reshape((batch * longest, heads * dim))?.index_select(&self.places, 0)
+    }
+
+    /// What each query takes of the values, in F32: `(B · K, G · L, L)`; and its scores.
+    fn weights(&mut self, q: &Tensor, k: &Tensor, heads: usize, mask: Mask) -> Result<(Tensor, Tensor)> {
+        let (scores, seen) = (scores(q, k, mask)?, self.mask(mask)?);
+        let by_sequence = scores.reshape((self.lengths.len(), heads, self.longest, self.longest))?;
+        let biased = self.bias.as_ref().map_or_else(|| Ok(by_sequence.clone()), |bias| by_sequence.broadcast_add(bias))?;
+        let weights = softmax_last_dim(&biased.broadcast_add(&seen)?.contiguous()?)?;
+        Ok((weights.reshape(scores.shape())?, scores))
+    }
+}
+
+pub fn within(
+    [q, k, v]: [&Tensor; 3],
+    (heads, kv_heads): (usize, usize),
+    mask: Mask,
+    sequences: &mut Sequences,
+) -> Result<Tensor> {
+    let q = sequences.placed(q, heads, kv_heads)?;
+    let [k, v] = [sequences.placed(k, kv_heads, kv_heads)?, sequences.placed(v, kv_heads, kv_heads)?];
+    let (weights, _) = sequences.weights(&q, &k, heads, mask)?;
+    sequences.rows_of(&weights.to_dtype(v.dtype())?.matmul(&v)?, heads)
+}
+
+/// The gradients of q, k and v.
+///
+/// # Source
+/// Dao et al. 2022, appendix B.2, <https://arxiv.org/abs/2205.14135>.
+pub fn within_backward(
+    [q, k, v]: [&Tensor; 3],
+    dy: &Tensor,
+    (heads, kv_heads): (usize, usize),
+    mask: Mask,
+    sequences: &mut Sequences,
+) -> Result<[Tensor; 3]> {
+    let q = sequences.placed(q, heads, kv_heads)?;
+    let [k, v] = [sequences.placed(k, kv_heads, kv_heads)?, sequences.placed(v, kv_heads, kv_heads)?];
+    let (weights, scores) = sequences.weights(&q, &k, heads, mask)?;
+    let dy = sequences.placed_alone(dy, heads, kv_heads)?;
+    let dv = weights.to_dtype(v.dtype())?.transpose(1, 2)?.matmul(&dy)?;
+    let of_weights = dy.matmul(&v.transpose(1, 2)?)?.to_dtype(DType::F32)?;
+    let mean = (&weights * &of_weights)?.sum_keepdim(2)?;
+    let mut of_scores = ((weights * of_weights.broadcast_sub(&mean)?)? * f64::from(mask.scale))?;
+    if let Some(cap) = mask.softcap {
+        let tanh = (scores / f64::from(cap))?;
+        of_scores = (of_scores * (1.0 - tanh.sqr()?)?)?;
+    }
+    let of_scores = of_scores.to_dtype(q.dtype())?;
+    let (dq, dk) = (of_scores.matmul(&k)?, of_scores.transpose(1, 2)?.matmul(&q)?);
+    Ok([sequences.rows_of(&dq, heads)?, sequences.rows_of(&dk, kv_heads)?, sequences.rows_of(&dv, kv_heads)?])
 }

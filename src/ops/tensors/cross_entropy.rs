@@ -1,20 +1,40 @@
 //! The loss and its gradient by tensor operations.
 
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor};
 
-use crate::ops::{Backend, Context, Matrix, Product, linear};
+use super::linear;
+use crate::ops::Product;
 
-pub fn by_tensors(
-    backend: &Backend,
+/// `chunk` rows at a time.
+pub fn forward(
+    x: &Tensor,
+    product: Product<'_>,
+    scale_cap: (f32, Option<f32>),
+    targets: &[u32],
+    chunk: usize,
+    with_gradient: bool,
+) -> Result<(f64, Option<Tensor>)> {
+    let (mut loss, mut gradients) = (0.0, Vec::new());
+    for (i, targets) in targets.chunks(chunk).enumerate() {
+        let x = x.narrow(0, i * chunk, targets.len())?.force_contiguous()?;
+        let (sum, gradient) = of_chunk(&x, product, scale_cap, targets, with_gradient)?;
+        loss += sum;
+        gradients.extend(gradient);
+    }
+    let gradient = if gradients.is_empty() { None } else { Some(Tensor::cat(&gradients, 0)?) };
+    Ok((loss, gradient))
+}
+
+fn of_chunk(
     x: &Tensor,
     product: Product<'_>,
     (scale, cap): (f32, Option<f32>),
     targets: &[u32],
     with_gradient: bool,
 ) -> Result<(f64, Option<Tensor>)> {
-    let Matrix::Tensor(weight) = product.weight else { bail!("cross entropy: operands on two devices") };
+    let weight = product.weight.tensors()?;
     let ids = Tensor::new(targets, x.device())?.unsqueeze(1)?;
-    let scores = (linear(Context::forward(backend), x, product)?.to_dtype(DType::F32)? * f64::from(scale))?;
+    let scores = (linear::forward(x, product)?.to_dtype(DType::F32)? * f64::from(scale))?;
     let (scores, slope) = match cap {
         Some(cap) => {
             let tanh = (scores / f64::from(cap))?.tanh()?;

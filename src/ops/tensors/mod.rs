@@ -1,6 +1,10 @@
-//! Operations by candle's tensor operations: on every device, the reference.
+//! The bodies of operations by candle's tensor operations: the reference on every device.
 
-pub mod activation;
-pub mod attention;
+pub mod embedding;
+pub mod linear;
 pub mod cross_entropy;
 pub mod norm;
+pub mod rope;
+pub mod split;
+pub mod attention;
+pub mod activation;
