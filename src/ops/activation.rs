@@ -49,3 +49,26 @@ pub fn activate(cx: Context<'_>, x: Tensor, kind: Activation) -> Result<Tensor> 
     });
     Ok(y)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::ops::to_f32;
+
+    #[test]
+    fn slopes_far_out_are_within_f16() {
+        let values = [-3e4f32, -300.0, -41.0, 41.0, 300.0, 3e4];
+        let x = Tensor::from_slice(&values, (1, 6), &Device::Cpu).unwrap().to_dtype(DType::F16).unwrap();
+        let dy = x.ones_like().unwrap();
+        for kind in Activation::ALL {
+            let found = to_f32(&tensors::activation::activate_backward(&x, &dy, kind).unwrap()).unwrap();
+            let [x, dy] = [&x, &dy].map(|x| x.to_dtype(DType::F32).unwrap());
+            let want = to_f32(&cpu::activation::activate_backward(&x, dy, kind).unwrap()).unwrap();
+            for (found, want) in found.iter().zip(&want) {
+                assert!((found - want).abs() <= 1e-3 * want.abs().max(1.0), "{kind:?}: {found} {want}");
+            }
+        }
+    }
+}

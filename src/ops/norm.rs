@@ -69,3 +69,23 @@ pub fn add_scaled(cx: Context<'_>, x: &Tensor, y: Tensor, scale: f32, after: Opt
     });
     after.map_or(Ok(sum.clone()), |after| norm(cx, &sum, after))
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::ops::to_f32;
+
+    #[test]
+    fn a_sum_in_memory_that_is_held_is_refused() {
+        let (cx, zeros) = (Context::forward(&Backend::Cpu), || Tensor::zeros((4, 6), DType::F32, &Device::Cpu).unwrap());
+        let (x, y) = (zeros(), zeros());
+        let again = x.reshape((4, 6)).unwrap();
+        assert!(x.id() != again.id() && add_scaled(cx, &again, x, 1.0, None).is_err(), "one memory, read and written");
+        let ones = Tensor::ones((2, 6), DType::F32, &Device::Cpu).unwrap();
+        assert!(add_scaled(cx, &ones, y.narrow(0, 2, 2).unwrap(), 1.0, None).is_err(), "a part of another tensor");
+        assert_eq!(to_f32(&y).unwrap(), [0.0; 24]);
+        assert_eq!(to_f32(&add_scaled(cx, &ones, ones.force_contiguous().unwrap(), 2.0, None).unwrap()).unwrap(), [3.0; 12]);
+    }
+}

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Storage, Tensor, bail};
+use candle_core::{Device, Result, Tensor};
 
-use super::row_op::{Rows, rows_of};
+use super::row_op::{Rows, on_cpu, rows_of};
 use crate::kernels::{KvHeads, Strided, attend, attend_within, attend_within_back};
 use crate::ops::Mask;
 use crate::ops::attention::no_memory;
@@ -81,8 +81,7 @@ fn with_strided<const N: usize, R>(tensors: [&Tensor; N], work: impl FnOnce([Str
     let storages = tensors.map(Tensor::storage_and_layout);
     let mut rows = Vec::with_capacity(N);
     for (storage, layout) in &storages {
-        let Storage::Cpu(storage) = &**storage else { bail!("attention: sequences on the CPU met activations on a GPU") };
-        let Rows { values, stride, .. } = rows_of(storage, layout)?;
+        let Rows { values, stride, .. } = rows_of(on_cpu(storage)?, layout)?;
         rows.push(Strided { values, stride });
     }
     work(std::array::from_fn(|i| rows[i]))

@@ -60,11 +60,19 @@ pub fn rows_of<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Rows<'a>>
     Ok(Rows { values: &values[start..end], stride, cols })
 }
 
+/// What our kernels read of a tensor.
+///
+/// # Errors
+/// If it lies on a GPU.
+pub fn on_cpu(storage: &Storage) -> Result<&CpuStorage> {
+    let Storage::Cpu(storage) = storage else { bail!("expected activations on the CPU, found them on a GPU") };
+    Ok(storage)
+}
+
 /// Lends the rows of a CPU tensor.
 pub fn with_rows<R>(x: &Tensor, read: impl FnOnce(Rows<'_>) -> Result<R>) -> Result<R> {
     let (storage, layout) = x.storage_and_layout();
-    let Storage::Cpu(storage) = &*storage else { bail!("a kernel of the CPU met a tensor on a GPU") };
-    read(rows_of(storage, layout)?)
+    read(rows_of(on_cpu(&storage)?, layout)?)
 }
 
 /// Runs `work` on the rows of a CPU tensor.
