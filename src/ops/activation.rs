@@ -2,7 +2,9 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{Activation, Backend, Context, cpu, tensors};
+use super::cpu::activation as cpu;
+use super::tensors::activation as tensors;
+use super::{Activation, Backend, Context};
 
 /// `activation(gate) · up`.
 ///
@@ -17,14 +19,14 @@ pub fn gated(cx: Context<'_>, x: &Tensor, kind: Activation) -> Result<Tensor> {
         bail!("gated: expected as many gates as values, found rows of {cols}")
     }
     let y = match cx.backend {
-        Backend::Cpu => cpu::activation::gated(x, kind)?,
-        Backend::Tensors(_) => tensors::activation::gated(x, kind)?,
+        Backend::Cpu => cpu::gated(x, kind)?,
+        Backend::Tensors(_) => tensors::gated(x, kind)?,
     };
     let input = x.clone();
     cx.record([x], &y, move |dy, backend| {
         Ok([match backend {
-            Backend::Cpu => cpu::activation::gated_backward(&input, &dy, kind)?,
-            Backend::Tensors(_) => tensors::activation::gated_backward(&input, &dy, kind)?,
+            Backend::Cpu => cpu::gated_backward(&input, &dy, kind)?,
+            Backend::Tensors(_) => tensors::gated_backward(&input, &dy, kind)?,
         }])
     });
     Ok(y)
@@ -36,15 +38,15 @@ pub fn gated(cx: Context<'_>, x: &Tensor, kind: Activation) -> Result<Tensor> {
 /// `(T, F)`; returns the same.
 pub fn activate(cx: Context<'_>, x: Tensor, kind: Activation) -> Result<Tensor> {
     let y = match cx.backend {
-        Backend::Cpu if cx.tracks(&x) => cpu::activation::activate(x.force_contiguous()?, kind)?,
-        Backend::Cpu => return cpu::activation::activate(x, kind),
-        Backend::Tensors(_) => tensors::activation::activate(&x, kind)?,
+        Backend::Cpu if cx.tracks(&x) => cpu::activate(x.force_contiguous()?, kind)?,
+        Backend::Cpu => return cpu::activate(x, kind),
+        Backend::Tensors(_) => tensors::activate(&x, kind)?,
     };
     let input = x.clone();
     cx.record([&x], &y, move |dy, backend| {
         Ok([match backend {
-            Backend::Cpu => cpu::activation::activate_backward(&input, dy, kind)?,
-            Backend::Tensors(_) => tensors::activation::activate_backward(&input, &dy, kind)?,
+            Backend::Cpu => cpu::activate_backward(&input, dy, kind)?,
+            Backend::Tensors(_) => tensors::activate_backward(&input, &dy, kind)?,
         }])
     });
     Ok(y)
@@ -63,9 +65,9 @@ mod tests {
         let x = Tensor::from_slice(&values, (1, 6), &Device::Cpu).unwrap().to_dtype(DType::F16).unwrap();
         let dy = x.ones_like().unwrap();
         for kind in Activation::ALL {
-            let found = to_f32(&tensors::activation::activate_backward(&x, &dy, kind).unwrap()).unwrap();
+            let found = to_f32(&tensors::activate_backward(&x, &dy, kind).unwrap()).unwrap();
             let [x, dy] = [&x, &dy].map(|x| x.to_dtype(DType::F32).unwrap());
-            let want = to_f32(&cpu::activation::activate_backward(&x, dy, kind).unwrap()).unwrap();
+            let want = to_f32(&cpu::activate_backward(&x, dy, kind).unwrap()).unwrap();
             for (found, want) in found.iter().zip(&want) {
                 assert!((found - want).abs() <= 1e-3 * want.abs().max(1.0), "{kind:?}: {found} {want}");
             }

@@ -4,20 +4,22 @@ use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::{Backend, Context, Mask, On, cpu, tensors};
+use super::cpu::attention as cpu;
+use super::tensors::attention as tensors;
+use super::{Backend, Context, Mask, On};
 use crate::kernels::KvHeads;
 
 pub use super::tensors::attention::Masks;
 
 /// Keys and values of one layer.
-pub type LayerCache = On<KvHeads, tensors::attention::Cache>;
+pub type LayerCache = On<KvHeads, tensors::Cache>;
 
 impl LayerCache {
     /// An empty cache.
     pub fn new(kv_heads: usize, head_dim: usize, backend: &Backend) -> Self {
         match backend {
             Backend::Cpu => Self::Cpu(KvHeads::new(kv_heads, head_dim)),
-            Backend::Tensors(device) => Self::Tensors(tensors::attention::Cache::new(kv_heads, head_dim, device)),
+            Backend::Tensors(device) => Self::Tensors(tensors::Cache::new(kv_heads, head_dim, device)),
         }
     }
 
@@ -41,7 +43,7 @@ impl LayerCache {
     pub fn bytes(kv_heads: usize, head_dim: usize, positions: usize, value_bytes: usize, backend: &Backend) -> u64 {
         match backend {
             Backend::Cpu => KvHeads::bytes(kv_heads, head_dim, positions),
-            Backend::Tensors(_) => tensors::attention::Cache::bytes(kv_heads, head_dim, positions, value_bytes),
+            Backend::Tensors(_) => tensors::Cache::bytes(kv_heads, head_dim, positions, value_bytes),
         }
     }
 
@@ -64,7 +66,7 @@ impl LayerCache {
     /// All keys, then all values, in F32: `(position, head, D)` each.
     pub fn read(&self) -> Result<Vec<f32>> {
         match self {
-            Self::Cpu(heads) => Ok(cpu::attention::read(heads)),
+            Self::Cpu(heads) => Ok(cpu::read(heads)),
             Self::Tensors(cache) => cache.read(),
         }
     }
@@ -73,7 +75,7 @@ impl LayerCache {
     pub fn write(&mut self, values: &[f32], dtype: DType) -> Result<()> {
         let (k, v) = values.split_at(values.len() / 2);
         match self {
-            Self::Cpu(heads) => cpu::attention::write(heads, k, v),
+            Self::Cpu(heads) => cpu::write(heads, k, v),
             Self::Tensors(cache) => cache.write(k, v, dtype),
         }
     }
@@ -99,8 +101,8 @@ pub fn attention(
     let (kv_heads, head_dim) = cache.shape();
     check([q, k, v], heads, kv_heads, head_dim)?;
     match cache {
-        LayerCache::Cpu(cache) => cpu::attention::over_cache([q, k, v], heads, mask, cache),
-        LayerCache::Tensors(cache) => tensors::attention::over_cache([q, k, v], heads, mask, cache, masks),
+        LayerCache::Cpu(cache) => cpu::over_cache([q, k, v], heads, mask, cache),
+        LayerCache::Tensors(cache) => tensors::over_cache([q, k, v], heads, mask, cache, masks),
     }
 }
 
@@ -109,20 +111,21 @@ fn check([q, k, v]: [&Tensor; 3], heads: usize, kv_heads: usize, head_dim: usize
     let shapes = [[rows, heads * head_dim], [rows, kv_heads * head_dim], [rows, kv_heads * head_dim]];
     let found = [q.dims(), k.dims(), v.dims()];
     if found != shapes.each_ref().map(|shape| &shape[..]) || !heads.is_multiple_of(kv_heads) {
-        bail!("attention: expected {heads} heads and {kv_heads} of keys and values, {head_dim} values each, found {found:?}")
+        bail!("attention: expected {heads} heads over {kv_heads}, {head_dim} values each, found {found:?}")
     }
     Ok(())
 }
 
 /// Sequences whose rows lie one after another, and what attention within them needs in every layer.
-pub type Sequences = On<cpu::attention::Sequences, tensors::attention::Sequences>;
+pub type Sequences = On<cpu::Sequences, tensors::Sequences>;
 
 impl Sequences {
-    /// `bias`: `(H, 2 · longest - 1)`: added to the scores, by the key's position minus the query's, which is 0 in the middle.
+    /// `bias`: `(H, 2 · longest - 1)`, added to the scores by the key's position minus the query's, which is 0 in the
+    /// middle.
     pub fn new(lengths: Vec<usize>, bias: Option<Vec<f32>>, backend: &Backend) -> Result<Self> {
         Ok(match backend {
-            Backend::Cpu => Self::Cpu(cpu::attention::Sequences { lengths: lengths.into(), bias: bias.map(Arc::from) }),
-            Backend::Tensors(device) => Self::Tensors(tensors::attention::Sequences::new(lengths, bias, device)?),
+            Backend::Cpu => Self::Cpu(cpu::Sequences { lengths: lengths.into(), bias: bias.map(Arc::from) }),
+            Backend::Tensors(device) => Self::Tensors(tensors::Sequences::new(lengths, bias, device)?),
         })
     }
 
@@ -156,16 +159,16 @@ pub fn attention_within(
         bail!("attention with a bias by distance has no backward pass")
     }
     let y = match sequences {
-        Sequences::Cpu(sequences) => cpu::attention::within([q, k, v], (heads, kv_heads), mask, sequences)?,
-        Sequences::Tensors(sequences) => tensors::attention::within([q, k, v], (heads, kv_heads), mask, sequences)?,
+        Sequences::Cpu(sequences) => cpu::within([q, k, v], (heads, kv_heads), mask, sequences)?,
+        Sequences::Tensors(sequences) => tensors::within([q, k, v], (heads, kv_heads), mask, sequences)?,
     };
     if tracked {
         let (inputs, mut sequences) = ([q, k, v].map(Tensor::clone), sequences.clone());
         cx.record([q, k, v], &y, move |dy, _| {
             let (inputs, heads) = (inputs.each_ref(), (heads, kv_heads));
             match &mut sequences {
-                Sequences::Cpu(sequences) => cpu::attention::within_backward(inputs, &dy, heads, mask, sequences),
-                Sequences::Tensors(sequences) => tensors::attention::within_backward(inputs, &dy, heads, mask, sequences),
+                Sequences::Cpu(sequences) => cpu::within_backward(inputs, &dy, heads, mask, sequences),
+                Sequences::Tensors(sequences) => tensors::within_backward(inputs, &dy, heads, mask, sequences),
             }
         });
     }

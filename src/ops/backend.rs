@@ -4,13 +4,13 @@ use candle_core::{Device, bail};
 
 use crate::error::Result;
 
-/// Where a network computes. What it computes with ([`Matrix`](super::Matrix), [`Vector`](super::Vector), …) is made by it.
+/// Where a network computes. It makes what is computed with: [`Matrix`](super::Matrix), [`Vector`](super::Vector) …
 #[derive(Debug, Clone)]
 pub enum Backend {
     /// Our kernels on the CPU.
     Cpu,
-    /// candle's tensor operations, on any device. Also on the CPU, where the tests hold them against the kernels: no GPU is needed to
-    /// find an error in their mathematics.
+    /// candle's tensor operations, on any device. Also on the CPU, where the tests hold them against the kernels: no
+    /// GPU is needed to find an error in their mathematics.
     Tensors(Device),
 }
 
@@ -52,7 +52,7 @@ impl Backend {
         work()
     }
 
-    /// Whether an operation may fail after it has returned, which [`synchronize`](Self::synchronize) then tells.
+    /// Whether an operation may fail after it has returned; [`synchronize`](Self::synchronize) then tells.
     pub fn is_asynchronous(&self) -> bool {
         matches!(self, Self::Tensors(_))
     }
@@ -75,12 +75,14 @@ impl Backend {
             }
             #[cfg(feature = "cuda")]
             Self::Tensors(Device::Cuda(cuda)) => {
-                // Through the context: the driver's own call asks whichever device the calling thread has used, and fails if none.
+                use crate::error::{Error, ErrorKind};
+                // Through the context: the driver's own call asks whichever device the calling thread has used, and fails
+                // if none.
                 let (free, total) = cuda
                     .cuda_stream()
                     .context()
                     .mem_get_info()
-                    .map_err(|e| crate::error::Error::new(crate::error::ErrorKind::Device, format!("CUDA memory: {e}")))?;
+                    .map_err(|e| Error::new(ErrorKind::Device, format!("CUDA memory: {e}")))?;
                 Ok(Some(((total - free) as u64, total as u64)))
             }
             _ => Ok(None),
@@ -96,7 +98,7 @@ impl Backend {
         }
     }
 
-    /// Whether activations, and what is merged, are F32 whatever weights are kept as; else they have the type of the weights.
+    /// Whether activations, and what is merged, are F32 whatever weights are kept as; else they have the weights' type.
     pub fn computes_in_f32(&self) -> bool {
         matches!(self, Self::Cpu)
     }
@@ -114,7 +116,8 @@ impl Backend {
     /// How texts are put together.
     pub fn packs(&self) -> Packs {
         match self {
-            // Enough that a matrix is not read for a few rows, few enough that what lies between two products stays in the caches.
+            // Enough that a matrix is not read for a few rows, few enough that what lies between two products stays in
+            // the caches.
             Self::Cpu => Packs { tokens: 512, padded: false, at_a_time: crate::kernels::threads() },
             // A GPU wants more work at once.
             Self::Tensors(_) => Packs { tokens: 16_384, padded: true, at_a_time: 1 },

@@ -2,7 +2,9 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{Backend, Product, cpu, tensors};
+use super::cpu::cross_entropy as cpu;
+use super::tensors::cross_entropy as tensors;
+use super::{Backend, Product};
 
 /// Scores that are in memory at a time: 128 MB. All of a batch would be more than everything else together.
 const CHUNK_VALUES: usize = 1 << 25;
@@ -38,7 +40,7 @@ pub fn cross_entropy(
     // Of equal size: the product is at its best with many rows.
     let chunk = rows.div_ceil(rows.div_ceil(scored_at_once(outputs)).max(1)).max(1);
     match backend {
-        Backend::Cpu => cpu::cross_entropy::forward(x, product, (scale, cap), targets, chunk, with_gradient),
-        Backend::Tensors(_) => tensors::cross_entropy::forward(x, product, (scale, cap), targets, chunk, with_gradient),
+        Backend::Cpu => cpu::forward(x, product, (scale, cap), targets, chunk, with_gradient),
+        Backend::Tensors(_) => tensors::forward(x, product, (scale, cap), targets, chunk, with_gradient),
     }
 }

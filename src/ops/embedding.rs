@@ -2,7 +2,9 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{Matrix, cpu, tensors};
+use super::Matrix;
+use super::cpu::embedding as cpu;
+use super::tensors::embedding as tensors;
 
 /// Row `ids[t]` of the table for each token, times `scale`.
 ///
@@ -16,7 +18,7 @@ pub fn embedding(table: &Matrix, ids: &[u32], scale: f32) -> Result<Tensor> {
         bail!("token id {id} is outside a vocabulary of {}", table.outputs())
     }
     match table {
-        Matrix::Cpu(table) => cpu::embedding::forward(table, ids, scale),
-        Matrix::Tensors(table) => tensors::embedding::forward(table, ids, scale),
+        Matrix::Cpu(table) => cpu::forward(table, ids, scale),
+        Matrix::Tensors(table) => tensors::forward(table, ids, scale),
     }
 }

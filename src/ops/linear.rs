@@ -2,7 +2,9 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{Backend, Context, Delta, Matrix, Trainable, Vector, cpu, tensors, to_f32};
+use super::cpu::linear as cpu;
+use super::tensors::linear as tensors;
+use super::{Backend, Context, Delta, Matrix, Trainable, Vector, to_f32};
 use crate::kernels::{Packed, StoredType, Use, install, matmul, scale_softcap};
 
 /// A weight matrix `(N, C)`, its bias `(N)`, and what adapters change.
@@ -36,8 +38,8 @@ pub fn linear(cx: Context<'_>, x: &Tensor, product: Product<'_>) -> Result<Tenso
     product.rows_of(x)?;
     let Product { weight, deltas, trained, .. } = product;
     let (y, inner) = match cx.backend {
-        Backend::Cpu => cpu::linear::forward(x, product)?,
-        Backend::Tensors(_) => (tensors::linear::forward(x, product)?, Vec::new()),
+        Backend::Cpu => cpu::forward(x, product)?,
+        Backend::Tensors(_) => (tensors::forward(x, product)?, Vec::new()),
     };
     let Some(tape) = cx.tape.filter(|_| cx.tracks(x) || !trained.is_empty()) else { return Ok(y) };
     if !deltas.is_empty() {
@@ -48,8 +50,8 @@ pub fn linear(cx: Context<'_>, x: &Tensor, product: Product<'_>) -> Result<Tenso
     tape.push([&y], move |gradients| {
         let Some(dy) = gradients.take(id) else { return Ok(()) };
         let (dx, of_trained) = match &backend {
-            Backend::Cpu => cpu::linear::backward(&x, &dy, &weight, (&trained, &inner), x_tracked)?,
-            Backend::Tensors(_) => tensors::linear::backward(&x, &dy, &weight, &trained, x_tracked)?,
+            Backend::Cpu => cpu::backward(&x, &dy, &weight, (&trained, &inner), x_tracked)?,
+            Backend::Tensors(_) => tensors::backward(&x, &dy, &weight, &trained, x_tracked)?,
         };
         gradients.trained.extend(trained.iter().map(Trainable::number).zip(of_trained));
         dx.map_or(Ok(()), |dx| gradients.add(x.id(), dx, &backend))
@@ -74,9 +76,9 @@ pub fn logits(
     match backend {
         Backend::Cpu => {
             out.resize(rows * product.weight.outputs(), 0.0);
-            cpu::linear::product(x, product, out)?;
+            cpu::product(x, product, out)?;
         }
-        Backend::Tensors(_) => *out = to_f32(&tensors::linear::forward(x, product)?)?,
+        Backend::Tensors(_) => *out = to_f32(&tensors::forward(x, product)?)?,
     }
     if scale != 1.0 || cap.is_some() {
         scale_softcap(out, scale, cap);

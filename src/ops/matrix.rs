@@ -82,7 +82,9 @@ pub enum MatrixBuilder {
 impl MatrixBuilder {
     /// Room for `rows · cols` weights; `None` if there is no memory for them.
     pub fn new(rows: usize, cols: usize, stored: StoredType, purpose: Use, backend: &Backend) -> Option<Self> {
-        let Backend::Tensors(device) = backend else { return Packed::new(rows, cols, stored, purpose).map(Self::Packed) };
+        let Backend::Tensors(device) = backend else {
+            return Packed::new(rows, cols, stored, purpose).map(Self::Packed);
+        };
         let len = rows.checked_mul(cols)?.checked_mul(stored.size())?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).ok()?;

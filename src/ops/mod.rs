@@ -1,5 +1,6 @@
-//! Operations on tensors. `x.rs` says what one means: its shapes, its checks, its way back on a [`Tape`]. `cpu/x.rs` is its body by our
-//! kernels, `tensors/x.rs` that by candle's operations, which keeps clear of what goes wrong on Metal; [`Backend`] says which one computes.
+//! Operations on tensors. `x.rs` says what one means: its shapes, its checks, its backward pass on a [`Tape`].
+//! `cpu/x.rs` is its body by our kernels, `tensors/x.rs` that by candle's operations, which keeps clear of what goes wrong
+//! on Metal; [`Backend`] says which one computes.
 //!
 //! Activations are rows, `(T, …)`: all tokens of a call one after another. On the CPU they are F32 whatever the weights are
 //! stored as; on a GPU they have the dtype of the weights. Nothing above this module calls a fused operation of candle

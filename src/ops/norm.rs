@@ -2,7 +2,9 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{Backend, Context, NormKind, Vector, cpu, tensors};
+use super::cpu::norm as cpu;
+use super::tensors::norm as tensors;
+use super::{Backend, Context, NormKind, Vector};
 
 /// How groups of `width` values are normalised: whole rows, or each head of a row.
 ///
@@ -30,14 +32,14 @@ pub fn norm(cx: Context<'_>, x: &Tensor, norm: &Norm) -> Result<Tensor> {
         bail!("norm: expected rows of groups of {}, found {cols} values", norm.width)
     }
     let y = match cx.backend {
-        Backend::Cpu => cpu::norm::forward(x, norm)?,
-        Backend::Tensors(_) => tensors::norm::forward(x, norm)?,
+        Backend::Cpu => cpu::forward(x, norm)?,
+        Backend::Tensors(_) => tensors::forward(x, norm)?,
     };
     let (input, norm) = (x.clone(), norm.clone());
     cx.record([x], &y, move |dy, backend| {
         Ok([match backend {
-            Backend::Cpu => cpu::norm::backward(&input, dy, &norm)?,
-            Backend::Tensors(_) => tensors::norm::backward(&input, &dy, &norm)?,
+            Backend::Cpu => cpu::backward(&input, dy, &norm)?,
+            Backend::Tensors(_) => tensors::backward(&input, &dy, &norm)?,
         }])
     });
     Ok(y)
@@ -57,10 +59,10 @@ pub fn add_scaled(cx: Context<'_>, x: &Tensor, y: Tensor, scale: f32, after: Opt
     let tracked = cx.tracks(x) || cx.tracks(&y);
     let added = y.clone();
     let sum = match cx.backend {
-        Backend::Cpu if !tracked => return cpu::norm::add_scaled(x, y, scale, after),
+        Backend::Cpu if !tracked => return cpu::add_scaled(x, y, scale, after),
         // The way back through a norm needs what went into it.
-        Backend::Cpu => cpu::norm::add_scaled(x, y, scale, None)?,
-        Backend::Tensors(_) => tensors::norm::add_scaled(x, &y, scale)?,
+        Backend::Cpu => cpu::add_scaled(x, y, scale, None)?,
+        Backend::Tensors(_) => tensors::add_scaled(x, &y, scale)?,
     };
     cx.record([x, &added], &sum, move |dy, _| {
         // Two tensors, not one twice: each is changed where it is on the way on.
@@ -79,13 +81,17 @@ mod tests {
 
     #[test]
     fn a_sum_in_memory_that_is_held_is_refused() {
-        let (cx, zeros) = (Context::forward(&Backend::Cpu), || Tensor::zeros((4, 6), DType::F32, &Device::Cpu).unwrap());
+        let cx = Context::forward(&Backend::Cpu);
+        let zeros = || Tensor::zeros((4, 6), DType::F32, &Device::Cpu).unwrap();
         let (x, y) = (zeros(), zeros());
         let again = x.reshape((4, 6)).unwrap();
-        assert!(x.id() != again.id() && add_scaled(cx, &again, x, 1.0, None).is_err(), "one memory, read and written");
+        assert!(x.id() != again.id());
+        assert!(add_scaled(cx, &again, x, 1.0, None).is_err(), "one memory, read and written");
         let ones = Tensor::ones((2, 6), DType::F32, &Device::Cpu).unwrap();
-        assert!(add_scaled(cx, &ones, y.narrow(0, 2, 2).unwrap(), 1.0, None).is_err(), "a part of another tensor");
+        let part = y.narrow(0, 2, 2).unwrap();
+        assert!(add_scaled(cx, &ones, part, 1.0, None).is_err(), "a part of another tensor");
         assert_eq!(to_f32(&y).unwrap(), [0.0; 24]);
-        assert_eq!(to_f32(&add_scaled(cx, &ones, ones.force_contiguous().unwrap(), 2.0, None).unwrap()).unwrap(), [3.0; 12]);
+        let own = ones.force_contiguous().unwrap();
+        assert_eq!(to_f32(&add_scaled(cx, &ones, own, 2.0, None).unwrap()).unwrap(), [3.0; 12]);
     }
 }

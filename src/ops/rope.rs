@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{Backend, Context, On, cpu, tensors};
+use super::cpu::rope as cpu;
+use super::tensors::rope as tensors;
+use super::{Backend, Context, On};
 
 /// The cosine and sine of each position's angles, already times the attention factor of the rope kind; clones share them.
-pub type Angles = On<Arc<cpu::rope::Angles>, tensors::rope::Angles>;
+pub type Angles = On<Arc<cpu::Angles>, tensors::Angles>;
 
 impl Angles {
     /// # Shape
@@ -15,8 +17,8 @@ impl Angles {
     pub fn new(cos: Vec<f32>, sin: Vec<f32>, half: usize, backend: &Backend) -> Result<Self> {
         let shape = (cos.len() / half, half);
         Ok(match backend {
-            Backend::Cpu => Self::Cpu(Arc::new(cpu::rope::Angles { cos, sin, half })),
-            Backend::Tensors(device) => Self::Tensors(tensors::rope::Angles {
+            Backend::Cpu => Self::Cpu(Arc::new(cpu::Angles { cos, sin, half })),
+            Backend::Tensors(device) => Self::Tensors(tensors::Angles {
                 cos: Tensor::from_vec(cos, shape, device)?,
                 sin: Tensor::from_vec(sin, shape, device)?,
             }),
@@ -41,8 +43,8 @@ impl Angles {
 
     fn rotate(&self, x: &Tensor, head_dim: usize, adjacent: bool) -> Result<Tensor> {
         match self {
-            Self::Cpu(angles) => cpu::rope::rotate(x, head_dim, adjacent, angles),
-            Self::Tensors(angles) => tensors::rope::rotate(x, head_dim, adjacent, angles),
+            Self::Cpu(angles) => cpu::rotate(x, head_dim, adjacent, angles),
+            Self::Tensors(angles) => tensors::rotate(x, head_dim, adjacent, angles),
         }
     }
 }
@@ -57,7 +59,7 @@ impl Angles {
 pub fn rope(cx: Context<'_>, x: &Tensor, head_dim: usize, adjacent: bool, angles: &Angles) -> Result<Tensor> {
     let ((rows, cols), (positions, half)) = (x.dims2()?, angles.shape()?);
     if rows != positions || !cols.is_multiple_of(head_dim) || 2 * half > head_dim {
-        bail!("rope: expected heads of {head_dim} at {positions} positions, {half} pairs each, found rows ({rows}, {cols})")
+        bail!("rope: expected {positions} rows of heads of {head_dim}, {half} pairs each, found ({rows}, {cols})")
     }
     let y = angles.rotate(x, head_dim, adjacent)?;
     let angles = angles.clone();

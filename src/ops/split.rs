@@ -2,7 +2,9 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{Backend, Context, cpu, tensors};
+use super::cpu::split as cpu;
+use super::tensors::split as tensors;
+use super::{Backend, Context};
 
 /// Columns of rows, cut into parts of `widths`: views.
 ///
@@ -44,14 +46,14 @@ pub fn clip(cx: Context<'_>, x: &Tensor, bound: f32) -> Result<Tensor> {
         bail!("clip: expected a bound of at least 0, found {bound}")
     }
     let y = match cx.backend {
-        Backend::Cpu => cpu::split::clip(x, bound)?,
-        Backend::Tensors(_) => tensors::split::clip(x, bound)?,
+        Backend::Cpu => cpu::clip(x, bound)?,
+        Backend::Tensors(_) => tensors::clip(x, bound)?,
     };
     let input = x.clone();
     cx.record([x], &y, move |dy, backend| {
         Ok([match backend {
-            Backend::Cpu => cpu::split::clip_backward(&input, dy, bound)?,
-            Backend::Tensors(_) => tensors::split::clip_backward(&input, &dy, bound)?,
+            Backend::Cpu => cpu::clip_backward(&input, dy, bound)?,
+            Backend::Tensors(_) => tensors::clip_backward(&input, &dy, bound)?,
         }])
     });
     Ok(y)

@@ -69,7 +69,8 @@ pub fn within_backward(
 ) -> Result<[Tensor; 3]> {
     let mut out = [q, k, v].map(|x| vec![0f32; x.elem_count()]);
     with_strided([q, k, v, dy], |[q, k, v, dy]| {
-        attend_within_back(q, k, v, dy, heads, lengths, mask, out.each_mut().map(Vec::as_mut_slice)).map_err(no_memory)
+        let out = out.each_mut().map(Vec::as_mut_slice);
+        attend_within_back(q, k, v, dy, heads, lengths, mask, out).map_err(no_memory)
     })?;
     let [dq, dk, dv] = out;
     let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), &Device::Cpu);

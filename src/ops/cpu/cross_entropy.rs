@@ -26,7 +26,8 @@ pub fn forward(
         cross_entropy(scores, outputs, targets, scale, cap, losses);
         loss += losses.iter().sum::<f64>();
         if let Some(gradient) = &mut gradient {
-            matmul_transposed_add(scores, outputs, weight, &mut gradient[i * chunk * inputs..][..targets.len() * inputs]);
+            let gradient = &mut gradient[i * chunk * inputs..][..targets.len() * inputs];
+            matmul_transposed_add(scores, outputs, weight, gradient);
         }
     }
     Ok((loss, gradient.map(|gradient| Tensor::from_vec(gradient, (rows, inputs), &Device::Cpu)).transpose()?))

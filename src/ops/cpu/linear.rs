@@ -9,7 +9,8 @@ use crate::ops::{Delta, Gradient, Matrix, Product, Trainable, Vector, fault};
 /// The outputs, and of each change in training what its way back needs.
 pub fn forward(x: &Tensor, product: Product<'_>) -> Result<(Tensor, Vec<Vec<f32>>)> {
     fault::product()?;
-    let ((rows, _), weight, bias) = (x.dims2()?, product.weight.cpu()?, product.bias.map(Vector::slice).transpose()?);
+    let (rows, _) = x.dims2()?;
+    let (weight, bias) = (product.weight.cpu()?, product.bias.map(Vector::slice).transpose()?);
     let (y, inner) = with_rows(x, |x| {
         let mut y = matmul_new(x.values, x.stride, weight, bias, rows);
         add_deltas(&x, weight, bias, product.deltas, &mut y)?;
@@ -51,14 +52,15 @@ pub fn backward(
 ) -> Result<(Option<Tensor>, Vec<Gradient>)> {
     let weight = weight.cpu()?;
     let mut dx = x_tracked.then(|| vec![0f32; x.elem_count()]);
-    let of_trained = with_rows(dy, |dy| {
-        let back =
-            |(change, inner): (&Trainable, &Vec<f32>)| with_rows(x, |x| change.back_on_cpu(&x, inner, &dy, dx.as_deref_mut()));
-        let of_trained = trained.iter().zip(inner).map(back).collect::<Result<_>>()?;
+    let mut of_trained = Vec::with_capacity(trained.len());
+    with_rows(dy, |dy| {
+        for (change, inner) in trained.iter().zip(inner) {
+            of_trained.push(with_rows(x, |x| change.back_on_cpu(&x, inner, &dy, dx.as_deref_mut()))?);
+        }
         if let Some(dx) = &mut dx {
             matmul_transposed_add(dy.values, dy.stride, weight, dx);
         }
-        Ok(of_trained)
+        Ok(())
     })?;
     Ok((dx.map(|dx| Tensor::from_vec(dx, x.shape(), &Device::Cpu)).transpose()?, of_trained))
 }

@@ -8,7 +8,8 @@ use crate::ops::{Norm, Vector};
 
 fn of(norm: &Norm) -> Result<Normalise<'_>> {
     let Norm { kind, eps, width, weight, bias } = norm;
-    let (weight, bias) = (weight.as_ref().map(Vector::slice).transpose()?, bias.as_ref().map(Vector::slice).transpose()?);
+    let weight = weight.as_ref().map(Vector::slice).transpose()?;
+    let bias = bias.as_ref().map(Vector::slice).transpose()?;
     Ok(Normalise { kind: *kind, eps: *eps, width: *width, weight, bias })
 }
 

@@ -65,8 +65,10 @@ pub fn rows_of<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Rows<'a>>
 /// # Errors
 /// If it lies on a GPU.
 pub fn on_cpu(storage: &Storage) -> Result<&CpuStorage> {
-    let Storage::Cpu(storage) = storage else { bail!("expected activations on the CPU, found them on a GPU") };
-    Ok(storage)
+    match storage {
+        Storage::Cpu(storage) => Ok(storage),
+        _ => bail!("expected activations on the CPU, found them on a GPU"),
+    }
 }
 
 /// Lends the rows of a CPU tensor.
@@ -85,9 +87,12 @@ pub fn row_op(
     x.apply_op1_no_bwd(&RowOp { name, cols, work })
 }
 
-/// All values of a tensor that is changed where it is, and the width of its rows. A view is refused: what it lies in has other holders.
+/// All values of a tensor that is changed where it is, and the width of its rows. A view is refused: what it lies in has
+/// other holders.
 fn whole<'a>(name: &str, storage: &'a mut CpuStorage, layout: &Layout) -> Result<(&'a mut [f32], usize)> {
-    let (CpuStorage::F32(values), &[_, cols]) = (storage, layout.dims()) else { bail!("{name}: expected rows (T, C) of F32") };
+    let (CpuStorage::F32(values), &[_, cols]) = (storage, layout.dims()) else {
+        bail!("{name}: activations on the CPU are rows (T, C) of F32, found shape {:?}", layout.dims())
+    };
     if layout.contiguous_offsets() != Some((0, values.len())) {
         bail!("{name}: expected a tensor of its own to change, found a part of one")
     }
@@ -125,8 +130,8 @@ impl<F: Fn(Rows<'_>, &mut [f32], usize) -> Result<()>> InplaceOp2 for InPlaceFro
         self.name
     }
 
-    fn cpu_fwd(&self, y: &mut CpuStorage, y_layout: &Layout, x: &CpuStorage, x_layout: &Layout) -> Result<()> {
-        let (x, (y, cols)) = (rows_of(x, x_layout)?, whole(self.name, y, y_layout)?);
+    fn cpu_fwd(&self, y: &mut CpuStorage, y_at: &Layout, x: &CpuStorage, x_at: &Layout) -> Result<()> {
+        let (x, (y, cols)) = (rows_of(x, x_at)?, whole(self.name, y, y_at)?);
         if y.is_empty() { Ok(()) } else { (self.work)(x, y, cols) }
     }
 }

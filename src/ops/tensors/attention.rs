@@ -43,8 +43,10 @@ impl Cache {
     }
 
     pub fn fork(&self) -> Result<Self> {
-        let copy = |(k, v): &(Tensor, Tensor)| Ok::<_, candle_core::Error>((k.force_contiguous()?, v.force_contiguous()?));
-        let tensors = self.tensors.as_ref().map(copy).transpose()?;
+        let tensors = match &self.tensors {
+            Some((k, v)) => Some((k.force_contiguous()?, v.force_contiguous()?)),
+            None => None,
+        };
         Ok(Self { tensors, device: self.device.clone(), ..*self })
     }
 
@@ -57,8 +59,10 @@ impl Cache {
 
     pub fn write(&mut self, k: &[f32], v: &[f32], dtype: DType) -> Result<()> {
         let width = self.kv_heads * self.head_dim;
-        let rows =
-            |x: &[f32]| Tensor::from_slice(x, (x.len() / width, width), &Device::Cpu)?.to_dtype(dtype)?.to_device(&self.device);
+        let rows = |x: &[f32]| {
+            let x = Tensor::from_slice(x, (x.len() / width, width), &Device::Cpu)?;
+            x.to_dtype(dtype)?.to_device(&self.device)
+        };
         let (k, v) = (rows(k)?, rows(v)?);
         self.append(&k, &v)
     }
@@ -127,10 +131,10 @@ pub fn over_cache([q, k, v]: [&Tensor; 3], heads: usize, mask: Mask, cache: &mut
     if rows == 1 && q.device().is_metal() && [32, 64, 72, 80, 96, 128, 256].contains(&dim) {
         // The fused step of Metal ignores the start offset of a view.
         let (k, v) = if seen == cache.len { (keys, values) } else { (keys.force_contiguous()?, values.force_contiguous()?) };
-        let y = sdpa(&q.unsqueeze(0)?, &k.unsqueeze(0)?, &v.unsqueeze(0)?, None, false, mask.scale, mask.softcap.unwrap_or(1.0))?;
+        let (q, k, v) = (q.unsqueeze(0)?, k.unsqueeze(0)?, v.unsqueeze(0)?);
+        let y = sdpa(&q, &k, &v, None, false, mask.scale, mask.softcap.unwrap_or(1.0))?;
         return y.reshape((rows, width));
     }
-    // Rank 3 with one batch stride: Metal's product is wrong for views whose batch strides are not uniform.
     let q = q.reshape((kv_heads, heads / kv_heads * rows, dim))?;
     let scores = scores(&q, &keys, mask)?;
     let scores = if rows == 1 {
@@ -147,8 +151,8 @@ pub fn over_cache([q, k, v]: [&Tensor; 3], heads: usize, mask: Mask, cache: &mut
 /// Products of queries with keys in F32, scaled and capped.
 ///
 /// # Shape
-/// `q`: `(K, N, D)`, `k`: `(K, S, D)`: rank 3 with one batch stride, as Metal's product is wrong for views whose batch strides are not
-/// uniform.
+/// `q`: `(K, N, D)`, `k`: `(K, S, D)`: rank 3 with one batch stride, as Metal's product is wrong for views whose batch
+/// strides are not uniform.
 fn scores(q: &Tensor, k: &Tensor, mask: Mask) -> Result<Tensor> {
     let scores = (q.matmul(&k.transpose(1, 2)?)?.to_dtype(DType::F32)? * f64::from(mask.scale))?;
     match mask.softcap {
@@ -166,7 +170,7 @@ pub struct Sequences {
     rows: Tensor,
     /// The place of each row.
     places: Tensor,
-    /// `(B, 1, L, L)`, causal or not, for each window: 0 where a query sees a key, a large negative number where not.
+    /// `(B, 1, L, L)`, causal or not, for each window: 0 where a query sees a key, else a large negative number.
     masks: HashMap<(bool, Option<usize>), Tensor>,
     /// `(1, H, L, L)`
     bias: Option<Tensor>,
@@ -250,7 +254,10 @@ impl Sequences {
     fn weights(&mut self, q: &Tensor, k: &Tensor, heads: usize, mask: Mask) -> Result<(Tensor, Tensor)> {
         let (scores, seen) = (scores(q, k, mask)?, self.mask(mask)?);
         let by_sequence = scores.reshape((self.lengths.len(), heads, self.longest, self.longest))?;
-        let biased = self.bias.as_ref().map_or_else(|| Ok(by_sequence.clone()), |bias| by_sequence.broadcast_add(bias))?;
+        let biased = match &self.bias {
+            Some(bias) => by_sequence.broadcast_add(bias)?,
+            None => by_sequence,
+        };
         let weights = softmax_last_dim(&biased.broadcast_add(&seen)?.contiguous()?)?;
         Ok((weights.reshape(scores.shape())?, scores))
     }

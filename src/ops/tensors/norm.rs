@@ -1,10 +1,12 @@
-//! Norms by tensor operations, in F32 throughout: in F16 the sum of squares passes 65504 at 4096 values once they reach 4.
+//! Norms by tensor operations, in F32 throughout: in F16 the sum of squares passes 65504 at 4096 values once they reach
+//! 4.
 
 use candle_core::{DType, Result, Tensor};
 
 use crate::ops::{Norm, NormKind};
 
-/// Groups without their mean where the norm takes it away, `(T, groups, width)`, and one over the length of each, `(T, groups, 1)`.
+/// Groups, without their mean where the norm takes it away, `(T, groups, width)`, and one over the deviation of each,
+/// `(T, groups, 1)`.
 fn statistics(x: &Tensor, norm: &Norm) -> Result<(Tensor, Tensor)> {
     let x = groups(x, norm)?;
     let x = match norm.kind {

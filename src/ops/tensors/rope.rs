@@ -1,7 +1,7 @@
 //! Rotary position embedding by tensor operations.
 
 use candle_core::{Result, Tensor};
-use candle_nn::rotary_emb;
+use candle_nn::rotary_emb::{rope, rope_i};
 
 #[derive(Clone)]
 pub struct Angles {
@@ -22,7 +22,8 @@ pub fn rotate(x: &Tensor, head_dim: usize, adjacent: bool, angles: &Angles) -> R
     let (cos, sin) = (angles.cos.to_dtype(x.dtype())?, angles.sin.to_dtype(x.dtype())?);
     let x = x.reshape((rows, cols / head_dim, head_dim))?.transpose(0, 1)?.unsqueeze(0)?; // (1, H, T, D)
     let turned = x.narrow(3, 0, 2 * half)?.force_contiguous()?;
-    let turned = if adjacent { rotary_emb::rope_i(&turned, &cos, &sin)? } else { rotary_emb::rope(&turned, &cos, &sin)? };
+    let rotate = if adjacent { rope_i } else { rope };
+    let turned = rotate(&turned, &cos, &sin)?;
     let y = if 2 * half == head_dim { turned } else { Tensor::cat(&[&turned, &x.narrow(3, 2 * half, head_dim - 2 * half)?], 3)? };
     y.squeeze(0)?.transpose(0, 1)?.force_contiguous()?.reshape((rows, cols))
 }
