@@ -87,16 +87,21 @@ pub fn row_op(
     x.apply_op1_no_bwd(&RowOp { name, cols, work })
 }
 
-/// All values of a tensor that is changed where it is, and the width of its rows. A view is refused: what it lies in has
-/// other holders.
-fn whole<'a>(name: &str, storage: &'a mut CpuStorage, layout: &Layout) -> Result<(&'a mut [f32], usize)> {
-    let (CpuStorage::F32(values), &[_, cols]) = (storage, layout.dims()) else {
-        bail!("{name}: activations on the CPU are rows (T, C) of F32, found shape {:?}", layout.dims())
-    };
-    if layout.contiguous_offsets() != Some((0, values.len())) {
-        bail!("{name}: expected a tensor of its own to change, found a part of one")
+/// A tensor to change where it is: itself, or a copy where its memory holds more than it.
+fn own(x: Tensor) -> Result<Tensor> {
+    let (storage, layout) = x.storage_and_layout();
+    let CpuStorage::F32(values) = on_cpu(&storage)? else { bail!("activations on the CPU are F32, found {:?}", x.dtype()) };
+    let is_all = layout.contiguous_offsets() == Some((0, values.len()));
+    drop(storage);
+    if is_all { Ok(x) } else { x.force_contiguous() }
+}
+
+/// All values of a tensor that is [`own`], and the width of its rows.
+fn whole<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<(&'a mut [f32], usize)> {
+    match (storage, layout.dims()) {
+        (CpuStorage::F32(values), &[_, cols]) => Ok((values, cols)),
+        _ => bail!("activations on the CPU are rows (T, C) of F32, found shape {:?}", layout.dims()),
     }
-    Ok((values, cols))
 }
 
 /// `work` changes rows where they are.
@@ -111,7 +116,7 @@ impl<F: Fn(&mut [f32], usize)> InplaceOp1 for InPlace<F> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (values, cols) = whole(self.name, storage, layout)?;
+        let (values, cols) = whole(storage, layout)?;
         if !values.is_empty() {
             (self.work)(values, cols);
         }
@@ -131,27 +136,27 @@ impl<F: Fn(Rows<'_>, &mut [f32], usize) -> Result<()>> InplaceOp2 for InPlaceFro
     }
 
     fn cpu_fwd(&self, y: &mut CpuStorage, y_at: &Layout, x: &CpuStorage, x_at: &Layout) -> Result<()> {
-        let (x, (y, cols)) = (rows_of(x, x_at)?, whole(self.name, y, y_at)?);
+        let (x, (y, cols)) = (rows_of(x, x_at)?, whole(y, y_at)?);
         if y.is_empty() { Ok(()) } else { (self.work)(x, y, cols) }
     }
 }
 
-/// Runs `work` on the values of a CPU tensor and the width of its rows; nobody else may hold the tensor's values.
+/// Runs `work` on the values of a CPU tensor and the width of its rows, in its memory if that holds nothing else.
 pub fn in_place(name: &'static str, x: Tensor, work: impl Fn(&mut [f32], usize)) -> Result<Tensor> {
+    let x = own(x)?;
     x.inplace_op1(&InPlace { name, work })?;
     Ok(x)
 }
 
-/// The same with the rows of `x`.
-///
-/// # Errors
-/// If both lie in one memory: candle compares storages before it locks any, so that none waits for itself.
+/// The same with the rows of `x`, which may lie in the memory of `y`: it is then copied, so that no lock waits for itself.
 pub fn in_place_from(
     name: &'static str,
     y: Tensor,
     x: &Tensor,
     work: impl Fn(Rows<'_>, &mut [f32], usize) -> Result<()>,
 ) -> Result<Tensor> {
+    let is_shared = std::ptr::eq(&*x.storage_and_layout().0, &*y.storage_and_layout().0);
+    let y = if is_shared { y.force_contiguous()? } else { own(y)? };
     y.inplace_op2(x, &InPlaceFrom { name, work })?;
     Ok(y)
 }
