@@ -76,7 +76,9 @@ fn row_by_row(checks: &mut Checks<'_>) {
             Ok::<_, candle_core::Error>(Norm { kind, eps: 1e-3, width, weight: vector(weighted, 5)?, bias: vector(biased, 6)? })
         };
         checks.add(&format!("norm, {name}"), &[(ROWS, 48)], Both, |on, x| ops::norm(on.cx, &x[0], &norm(on, 48)?));
-        checks.add(&format!("norm of heads, {name}"), &[(ROWS, 48)], Both, |on, x| ops::norm(on.cx, &x[0], &norm(on, 12)?));
+        checks.add(&format!("norm of heads, {name}"), &[(ROWS, 48)], Both, |on, x| {
+            ops::optional_norm(on.cx, x[0].clone(), Some(&norm(on, 12)?))
+        });
         checks.add(&format!("sum, norm, {name}"), &[(ROWS, 48), (ROWS, 48)], Both, |on, x| {
             ops::add_scaled(on.cx, &x[0], own(on, &x[1])?, 0.3, Some(&norm(on, 48)?))
         });

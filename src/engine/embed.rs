@@ -26,8 +26,8 @@ use super::model::{Progress, ProgressFn, Stage, tell};
 use super::{Cancel, Lora, Model, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Checkpoint, Json, Module, SentenceConfig, Similarity};
-use crate::nn::{Config, Linear, Pooling, Slot, Weights};
-use crate::ops::{self, Activation, Backend, Context};
+use crate::nn::{Config, Pooling, Slot, Weights};
+use crate::ops::{self, Activation, Backend, Context, Matrix, Product, Vector};
 
 /// Texts that are tokenised between two looks at the cancel flag.
 const TOKENIZE_TEXTS: usize = 1024;
@@ -86,7 +86,7 @@ pub(super) struct Embedder {
 
 /// A module on the CPU: its vectors are few and small.
 enum Step {
-    Dense { linear: Linear, activation: Option<Activation>, residual: Option<Residual> },
+    Dense { linear: Projection, activation: Option<Activation>, residual: Option<Residual> },
     LayerNorm(ops::Norm),
     Normalize,
 }
@@ -94,7 +94,19 @@ enum Step {
 /// What a Dense module adds to its output.
 enum Residual {
     Input,
-    Projected(Linear),
+    Projected(Projection),
+}
+
+/// `y = x Wᵀ + b`
+struct Projection {
+    weight: Matrix,
+    bias: Option<Vector>,
+}
+
+impl Projection {
+    fn forward(&self, cx: Context<'_>, x: &Tensor) -> candle_core::Result<Tensor> {
+        ops::linear(cx, x, Product { weight: &self.weight, bias: self.bias.as_ref(), deltas: &[], trained: &[] })
+    }
 }
 
 /// What becomes length 1.
@@ -427,10 +439,10 @@ impl Step {
                     true if inputs == outputs => Some(Residual::Input),
                     true => {
                         let weight = weights.matrix(&[Slot::whole("residual", *outputs)], *inputs)?;
-                        Some(Residual::Projected(Linear { weight, bias: None }))
+                        Some(Residual::Projected(Projection { weight, bias: None }))
                     }
                 };
-                Self::Dense { linear: Linear { weight, bias }, activation: *activation, residual }
+                Self::Dense { linear: Projection { weight, bias }, activation: *activation, residual }
             }
             Module::LayerNorm { width, .. } => Self::LayerNorm(ops::Norm {
                 kind: ops::NormKind::Layer,
@@ -452,7 +464,7 @@ impl Step {
         let cx = Context::forward(cpu);
         match self {
             Self::Dense { linear, activation, residual } => {
-                let y = linear.forward(cx, x, None)?;
+                let y = linear.forward(cx, x)?;
                 let y = match activation {
                     Some(activation) => ops::activate(cx, y, *activation)?,
                     None => y,
@@ -460,7 +472,7 @@ impl Step {
                 match residual {
                     None => Ok(y),
                     Some(Residual::Input) => ops::add_scaled(cx, x, y, 1.0, None),
-                    Some(Residual::Projected(linear)) => ops::add_scaled(cx, &linear.forward(cx, x, None)?, y, 1.0, None),
+                    Some(Residual::Projected(linear)) => ops::add_scaled(cx, &linear.forward(cx, x)?, y, 1.0, None),
                 }
             }
             Self::LayerNorm(norm) => ops::norm(cx, x, norm),

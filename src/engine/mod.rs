@@ -12,6 +12,7 @@ mod random;
 mod sampling;
 mod constraint;
 mod generate;
+mod evaluated;
 mod session;
 mod session_file;
 mod embed;

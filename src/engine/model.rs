@@ -20,7 +20,7 @@ use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Checkpoint, Json, Module, fnv};
 use crate::models::Family;
-use crate::nn::{Config, KvCache, TensorSource, Transformer, Weights};
+use crate::nn::{Config, Prefix, RowAdapters, States, Step, TensorSource, Transformer, Weights};
 use crate::ops::StoredType;
 
 /// The type that weights are stored in. On the CPU arithmetic is F32 with each of them; on a GPU it has this type.
@@ -389,9 +389,9 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
         let longest = files.sentence.max_length.unwrap_or(config.context_length).min(most);
         return Ok(weights.bytes() + modules + workspace_bytes(&config, embed::rows_at_once(longest, backend)));
     }
-    let cache = KvCache::bytes(&config, config.context_length, StoredType::from(value_bytes).size(), backend);
+    let states = States::bytes(&config, config.context_length, StoredType::from(value_bytes).size(), backend);
     let rows = super::session::PREFILL_CHUNK.min(config.context_length);
-    Ok(weights.bytes() + modules + cache + workspace_bytes(&config, rows))
+    Ok(weights.bytes() + modules + states + workspace_bytes(&config, rows))
 }
 
 /// GPU kernels are compiled when they are first used: a short prompt, a long one and two single tokens use them all, or two texts
@@ -402,7 +402,7 @@ fn warm_up(
     options: &LoadOptions,
     progress: &mut Option<&mut ProgressFn<'_>>,
 ) -> Result<()> {
-    let mut cache = transformer.new_cache();
+    let mut states = transformer.new_states();
     let mut scores = Vec::new();
     let short = [8, 64.min(transformer.config().context_length)];
     let steps = if transformer.generates() { &[8, super::session::PREFILL_CHUNK - 8, 1, 1][..] } else { &short[..] };
@@ -414,8 +414,10 @@ fn warm_up(
                 transformer.encode(&vec![0; length], &[length], None)?;
                 return Ok(());
             }
-            let hidden = transformer.forward(&vec![0; length], &mut cache, super::session::PREFILL_CHUNK + 2, None)?;
-            Ok(transformer.logits(&hidden.narrow(0, length - 1, 1)?, &mut scores, None)?)
+            let (ids, whole) = (vec![0; length], super::session::PREFILL_CHUNK + 2);
+            let step = Step { ids: &ids, states: &mut states, length: whole, adapters: None };
+            let hidden = transformer.forward(&mut [step])?;
+            Ok(transformer.logits(&hidden, &[length - 1], &RowAdapters::all(None), &mut scores)?)
         })?;
     }
     tell(progress, Progress { stage: Stage::Compile, done: steps.len() as u64, total: steps.len() as u64 })
@@ -423,9 +425,7 @@ fn warm_up(
 
 /// What steps of so many tokens in all hold beyond weights and cache, in F32.
 fn workspace_bytes(c: &Config, rows: usize) -> u64 {
-    let attention = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim + 2 * c.num_heads * c.head_dim;
-    let mlp = c.intermediate_size * if c.gated { 3 } else { 2 };
-    let row = 4 * c.hidden_size + attention.max(mlp);
+    let row = c.forward_values();
     // Scores of one block of queries on each thread, the packed rows of a product, two rows of logits.
     let fixed = 24 * c.context_length + 2 * 120 * 1024 + 2 * c.vocab_size;
     (rows * row + fixed) as u64 * size_of::<f32>() as u64
@@ -439,10 +439,11 @@ fn stored_type(checkpoint: &Checkpoint<'_>, config: &Config, device: &Device, op
 
 /// What the file stores the embedding as.
 fn file_type(checkpoint: &Checkpoint<'_>, config: &Config) -> StoredType {
-    let prefixes = config.names.prefixes.iter().copied().chain([""]);
-    let embed = prefixes.map(|prefix| format!("{prefix}{}.weight", config.names.embed));
-    let mut names = embed.chain(config.names.head.map(|name| format!("{name}.weight")));
-    names.find_map(|name| checkpoint.entry(&name)?.stored.clone().ok()).unwrap_or(StoredType::F32)
+    let prefixes = || config.names.prefixes.iter().copied().chain([Prefix::of("")]);
+    let embed = prefixes().map(|prefix| format!("{}{}.weight", prefix.network, config.names.embed));
+    let head = config.names.head;
+    let heads = prefixes().filter_map(|prefix| Some(format!("{}{}.weight", prefix.head, head?)));
+    embed.chain(heads).find_map(|name| checkpoint.entry(&name)?.stored.clone().ok()).unwrap_or(StoredType::F32)
 }
 
 fn dtype_of(stored: Option<StoredType>, checkpoint: &Checkpoint<'_>, config: &Config) -> Dtype {

@@ -1,4 +1,4 @@
-//! A conversation's state: the tokens it holds and the KV cache of those evaluated so far.
+//! A conversation: what it has evaluated, and the answer in the making.
 //!
 //! ```
 //! use metal_candle::{LoadOptions, Model, Session};
@@ -12,41 +12,26 @@
 use std::path::Path;
 use std::time::Instant;
 
+use super::evaluated::Evaluated;
 use super::generate::Answer;
 use super::lora::Attached;
 use super::model::tell;
-use super::session_file::Saved;
 use super::{
     Cancel, Capability, Chat, FinishReason, GenerateOptions, Generation, Lora, Model, Progress, ProgressFn, Stage, TokenEvent,
     TokenFn,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::nn::KvCache;
 
 /// The most tokens of one prefill step: more is no faster, and Metal's buffers stay small.
 pub(super) const PREFILL_CHUNK: usize = 512;
 
-/// The regime of a cache whose tokens saw different frequencies: equal to none.
-const MIXED: usize = usize::MAX;
-
-/// Tokens, their cache, and the answer in the making. Not shared between threads; forks are.
+/// What was evaluated, and the answer in the making. Not shared between threads; forks are.
 pub struct Session {
-    model: Model,
+    evaluated: Evaluated,
     max_context: usize,
-    tokens: Vec<u32>,
-    /// Holds the first `cache.len()` of `tokens`: a token that was just chosen is evaluated when the next one is asked for.
-    cache: KvCache,
-    /// The rope frequencies that the cache was computed with.
-    regime: usize,
     adapters: Attached,
     /// Those of the answer in the making, where it has its own.
     answer_adapters: Option<Attached>,
-    /// The fingerprint of the adapters that cache and logits were computed with.
-    computed_with: u64,
-    /// Whether the last of `tokens` was chosen by an answer, not given by the caller.
-    chosen: bool,
-    /// After the last of `tokens`; empty where they are not known.
-    logits: Vec<f32>,
     /// Spent on prompts since the last answer began.
     prefill_seconds: f64,
     answer: Option<Pull>,
@@ -76,20 +61,12 @@ impl Session {
         if max_context > most {
             return Err(Error::argument(format!("max_context: expected at most {most}, found {max_context}")));
         }
-        Ok(Self {
-            max_context: if max_context == 0 { most } else { max_context },
-            tokens: Vec::new(),
-            cache: model.transformer().new_cache(),
-            regime: 0,
-            adapters: Attached::default(),
-            answer_adapters: None,
-            computed_with: 0,
-            chosen: false,
-            logits: Vec::new(),
-            prefill_seconds: 0.0,
-            answer: None,
-            model: model.clone(),
-        })
+        Ok(Self::of(Evaluated::new(model), if max_context == 0 { most } else { max_context }))
+    }
+
+    fn of(evaluated: Evaluated, max_context: usize) -> Self {
+        let adapters = Attached::default();
+        Self { evaluated, max_context, adapters, answer_adapters: None, prefill_seconds: 0.0, answer: None }
     }
 
     /// A second session that holds the same and goes its own way. An answer in the making stays with this one.
@@ -97,20 +74,7 @@ impl Session {
     /// # Errors
     /// `OutOfMemory`, `Device`, `Suspended`.
     pub fn fork(&self) -> Result<Self> {
-        Ok(Self {
-            model: self.model.clone(),
-            max_context: self.max_context,
-            tokens: self.tokens.clone(),
-            cache: self.model.device().work(|| Ok(self.cache.fork()?))?,
-            regime: self.regime,
-            adapters: self.adapters.clone(),
-            answer_adapters: None,
-            computed_with: self.computed_with,
-            chosen: self.chosen,
-            logits: self.logits.clone(),
-            prefill_seconds: 0.0,
-            answer: None,
-        })
+        Ok(Self { adapters: self.adapters.clone(), ..Self::of(self.evaluated.fork()?, self.max_context) })
     }
 
     /// Appends a text. At the beginning of a session with what the tokenizer puts around a text (BOS).
@@ -119,7 +83,7 @@ impl Session {
     /// `ContextFull` if it does not fit: then nothing was appended. `Cancelled` and `Suspended`: the session holds what was finished.
     /// `OutOfMemory` and `Device`: the session holds what it held before; what it had computed is not trusted and computed again.
     pub fn append(&mut self, text: &str, cancel: Option<&Cancel>) -> Result<()> {
-        let tokens = self.model.tokenizer()?.encode(text, self.tokens.is_empty())?;
+        let tokens = self.model().tokenizer()?.encode(text, self.tokens().is_empty())?;
         self.append_tokens(&tokens, cancel)
     }
 
@@ -129,7 +93,7 @@ impl Session {
     /// As [`append`](Self::append), and `InvalidArgument` naming an id outside the vocabulary.
     pub fn append_tokens(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<()> {
         self.leave_answer()?;
-        self.check(tokens, self.tokens.len())?;
+        self.check(tokens, self.position())?;
         self.extend(tokens, cancel)
     }
 
@@ -138,7 +102,7 @@ impl Session {
     /// # Errors
     /// As [`append`](Self::append).
     pub fn set_prompt(&mut self, text: &str, cancel: Option<&Cancel>) -> Result<()> {
-        let tokens = self.model.tokenizer()?.encode(text, true)?;
+        let tokens = self.model().tokenizer()?.encode(text, true)?;
         self.set_tokens(&tokens, cancel)
     }
 
@@ -147,49 +111,36 @@ impl Session {
     /// # Errors
     /// As [`append`](Self::append), and `Template`.
     pub fn set_chat(&mut self, chat: &Chat, cancel: Option<&Cancel>) -> Result<()> {
-        let prompt = chat.render(self.model.chat_template().ok(), true)?;
+        let prompt = chat.render(self.model().chat_template().ok(), true)?;
         // A template writes its own BOS.
-        let tokens = self.model.tokenizer()?.encode(&prompt, false)?;
+        let tokens = self.model().tokenizer()?.encode(&prompt, false)?;
         self.set_tokens(&tokens, cancel)
     }
 
     fn set_tokens(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<()> {
         self.leave_answer()?;
         self.check(tokens, 0)?;
-        let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-        self.keep(common);
+        let common = self.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        self.evaluated.keep(common);
         self.extend(&tokens[common..], cancel)
     }
 
     /// Holds tokens without evaluating them yet.
     pub(super) fn push(&mut self, tokens: &[u32]) -> Result<()> {
-        self.check(tokens, self.tokens.len())?;
-        if !tokens.is_empty() {
-            self.tokens.extend_from_slice(tokens);
-            self.chosen = false;
-            self.logits.clear();
-        }
+        self.check(tokens, self.position())?;
+        self.evaluated.push(tokens);
         Ok(())
     }
 
     fn extend(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<()> {
-        let (held, chosen) = (self.tokens.len(), self.chosen);
-        self.push(tokens)?;
-        if tokens.is_empty() {
-            return Ok(());
-        }
-        let result = self.evaluate(PREFILL_CHUNK, cancel, &mut None);
-        if result.is_err() {
-            // What was not evaluated is not held; what was held before is, evaluated or not (an answer's last token is not yet).
-            self.tokens.truncate(self.cache.len().max(held));
-            self.chosen = chosen && self.tokens.len() == held;
-        }
-        result
+        let mut watch =
+            Watch { cancel, progress: &mut None, seconds: &mut self.prefill_seconds, started: None, is_chosen: false };
+        self.evaluated.extend(tokens, &self.adapters, PREFILL_CHUNK, &mut |done, total| watch.piece(done, total))
     }
 
     /// Ids that the model knows, and room for them behind `held` tokens.
     fn check(&self, tokens: &[u32], held: usize) -> Result<()> {
-        let vocab = self.model.vocab_size();
+        let vocab = self.model().vocab_size();
         if let Some((at, id)) = tokens.iter().enumerate().find(|(_, id)| **id as usize >= vocab) {
             return Err(Error::argument(format!("tokens[{at}]: expected an id below {vocab}, found {id}")));
         }
@@ -200,15 +151,6 @@ impl Session {
             ));
         }
         Ok(())
-    }
-
-    /// Keeps the first `len` tokens.
-    fn keep(&mut self, len: usize) {
-        if len < self.tokens.len() {
-            self.tokens.truncate(len);
-            self.cache.truncate(len);
-            self.logits.clear();
-        }
     }
 
     /// Evaluates with these adapters from now on, each times its scale; their changes add up. None = the model alone, bit for bit as
@@ -222,82 +164,16 @@ impl Session {
     /// the same matrix, and while an answer is in the making. Nothing is changed then.
     pub fn set_adapters(&mut self, adapters: &[(Lora, f32)]) -> Result<()> {
         self.leave_answer()?;
-        self.adapters = Attached::new(&self.model, adapters)?;
+        self.adapters = Attached::new(self.model(), adapters)?;
         Ok(())
     }
 
-    /// Forgets what was computed with other adapters than those that count now.
-    fn follow_adapters(&mut self) {
-        let wanted = self.answer_adapters.as_ref().unwrap_or(&self.adapters).fingerprint();
-        if wanted != self.computed_with {
-            self.cache.truncate(0);
-            self.logits.clear();
-            self.computed_with = wanted;
-        }
-    }
-
-    /// Evaluates every token that is held and not yet in the cache, until the scores after the last one are known.
+    /// Evaluates what is held, until the logits behind the last token are known.
     fn evaluate(&mut self, chunk: usize, cancel: Option<&Cancel>, progress: &mut Option<&mut ProgressFn<'_>>) -> Result<()> {
-        self.follow_adapters();
-        let total = self.tokens.len();
-        if !self.logits.is_empty() || total == 0 {
-            return Ok(());
-        }
-        let transformer = self.model.transformer();
-        let single = self.cache.len() + 1 == total;
-        let regime = transformer.regime(total);
-        if regime != self.regime {
-            if single && self.chosen && transformer.is_dynamic() {
-                // An answer beyond the trained length: the frequencies move a little with each token, and evaluating all of
-                // them again for every new one would be quadratic. The reference keeps the old keys as well.
-                self.regime = MIXED;
-            } else {
-                self.cache.truncate(0);
-                self.regime = regime;
-            }
-        }
-        // The scores of a token that is in the cache come with evaluating it again.
-        self.cache.truncate(total - 1);
-        let started = Instant::now();
-        let first = self.cache.len();
-        while self.cache.len() < total {
-            cancel.map_or(Ok(()), Cancel::check)?;
-            let from = self.cache.len();
-            let to = total.min(from + chunk);
-            if let Err(error) = self.forward(from, to, total) {
-                self.forget_failed(&error);
-                return Err(error);
-            }
-            if !single {
-                tell(progress, Progress { stage: Stage::Prefill, done: (to - first) as u64, total: (total - first) as u64 })?;
-            }
-        }
-        if !single {
-            self.prefill_seconds += started.elapsed().as_secs_f64();
-        }
-        Ok(())
-    }
-
-    /// What a device wrote that then failed is not known, of earlier steps either: all is computed again from the tokens.
-    fn forget_failed(&mut self, error: &Error) {
-        self.logits.clear();
-        if error.kind() != ErrorKind::Suspended {
-            self.cache = self.model.transformer().new_cache();
-        }
-    }
-
-    /// One step: tokens `from..to` of a sequence of `total`; with the last one come the scores.
-    fn forward(&mut self, from: usize, to: usize, total: usize) -> Result<()> {
-        let Self { model, tokens, cache, logits, adapters, answer_adapters, .. } = self;
-        let adapters = answer_adapters.as_ref().unwrap_or(adapters).adapters();
-        let transformer = model.transformer();
-        model.device().step(|| {
-            let hidden = transformer.forward(&tokens[from..to], cache, total, adapters)?;
-            if to == total {
-                transformer.logits(&hidden.narrow(0, to - from - 1, 1)?, logits, adapters)?;
-            }
-            Ok(())
-        })
+        let adapters = self.answer_adapters.as_ref().unwrap_or(&self.adapters);
+        let is_chosen = self.evaluated.is_chosen();
+        let mut watch = Watch { cancel, progress, seconds: &mut self.prefill_seconds, started: None, is_chosen };
+        self.evaluated.evaluate(adapters, chunk, &mut |done, total| watch.piece(done, total))
     }
 
     /// Answers what the session holds. A cancel gives `Ok` with [`FinishReason::Cancelled`] and the partial text.
@@ -377,11 +253,11 @@ impl Session {
     }
 
     fn begin_answer(&mut self, options: &GenerateOptions) -> Result<Answer> {
-        if self.tokens.is_empty() {
+        if self.tokens().is_empty() {
             return Err(Error::argument("session: expected at least one token to answer to, found none"));
         }
-        let adapters = options.adapters.as_ref().map(|adapters| Attached::new(&self.model, adapters)).transpose()?;
-        let answer = Answer::new(&self.model, options, self.tokens.len())?;
+        let adapters = options.adapters.as_ref().map(|adapters| Attached::new(self.model(), adapters)).transpose()?;
+        let answer = Answer::new(self.model(), options, self.position())?;
         self.answer_adapters = adapters;
         Ok(answer)
     }
@@ -429,36 +305,40 @@ impl Session {
             }
             Err(error) => return Err(error),
         }
+        self.choose(answer)
+    }
+
+    /// The next token by the logits that are known.
+    fn choose(&mut self, answer: &mut Answer) -> Result<Option<TokenEvent>> {
         if !answer.is_started() {
             answer.start(std::mem::take(&mut self.prefill_seconds));
         }
-        let room = self.max_context - self.tokens.len();
+        let room = self.max_context - self.position();
         if room == 0 {
             answer.finish(FinishReason::ContextFull);
             return Ok(None);
         }
-        let (event, goes_on) = answer.choose(&self.model, &self.logits, &self.tokens, room)?;
+        let logits = self.evaluated.logits().unwrap_or_default();
+        let (event, goes_on) = answer.choose(self.model(), logits, self.tokens(), room)?;
         if goes_on {
-            self.tokens.push(event.token);
-            self.chosen = true;
-            self.logits.clear();
+            self.evaluated.choose(event.token);
         }
         Ok(Some(event))
     }
 
     /// How many tokens the session holds.
     pub fn position(&self) -> usize {
-        self.tokens.len()
+        self.tokens().len()
     }
 
     /// The tokens that the session holds.
     pub fn tokens(&self) -> &[u32] {
-        &self.tokens
+        self.evaluated.tokens()
     }
 
     /// The model it belongs to.
     pub fn model(&self) -> &Model {
-        &self.model
+        self.evaluated.model()
     }
 
     /// The scores after the last token: `vocab_size` values.
@@ -466,7 +346,7 @@ impl Session {
     /// # Errors
     /// `InvalidArgument` on an empty session.
     pub fn logits(&mut self) -> Result<&[f32]> {
-        if self.tokens.is_empty() {
+        if self.tokens().is_empty() {
             return Err(Error::argument("session: expected at least one token, found none"));
         }
         // An answer that failed on its way may have adapters of its own, and may go on with them afterwards.
@@ -476,7 +356,7 @@ impl Session {
         if failed {
             self.answer_adapters = answer_adapters;
         }
-        evaluated.map(|()| self.logits.as_slice())
+        evaluated.map(|()| self.evaluated.logits().unwrap_or_default())
     }
 
     /// Keeps the first `position` tokens.
@@ -485,48 +365,65 @@ impl Session {
     /// `InvalidArgument` if the session holds fewer.
     pub fn truncate(&mut self, position: usize) -> Result<()> {
         self.leave_answer()?;
-        if position > self.tokens.len() {
-            return Err(Error::argument(format!("position: expected at most {}, found {position}", self.tokens.len())));
+        if position > self.position() {
+            return Err(Error::argument(format!("position: expected at most {}, found {position}", self.position())));
         }
-        self.keep(position);
+        self.evaluated.keep(position);
         Ok(())
     }
 
-    /// Writes tokens and cache to a file; beside it first, so that a failure leaves no half of one. Adapters are not written, only
-    /// which ones the cache was computed with.
+    /// Writes tokens and states to a file; beside it first, so that a failure leaves no half of one. Adapters are not written, only
+    /// which ones the states were computed with.
     ///
     /// # Errors
     /// `Io`, naming the path; `Device`, `Suspended`.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let state = Saved {
-            max_context: self.max_context,
-            regime: self.regime,
-            computed_with: self.computed_with,
-            tokens: self.tokens.clone(),
-        };
-        self.model.device().work(|| super::session_file::save(path.as_ref(), &self.model, &state, &self.cache))
+        let save = || super::session_file::save(path.as_ref(), self.max_context, &self.evaluated);
+        self.model().device().work(save)
     }
 
-    /// Reads what [`save`](Self::save) wrote. The session has no adapters: attach them again. With those that it had the cache is
-    /// used as it is; with others, or none, it is computed again when it is next needed.
+    /// Reads what [`save`](Self::save) wrote. The session has no adapters: attach them again. With those that it had the states are
+    /// used as they are; with others, or none, they are computed again when they are next needed.
     ///
     /// # Errors
-    /// `Mismatch` if another model wrote it, `Format` if it is damaged; `OutOfMemory`, `Device`, `Suspended`.
+    /// `Mismatch` if another model wrote it, `Format` if it is damaged or of another version; `OutOfMemory`, `Device`, `Suspended`.
     pub fn load(model: &Model, path: impl AsRef<Path>) -> Result<Self> {
-        let mut session = Self::new(model, 0)?;
-        let cache = &mut session.cache;
-        let saved = model.device().work(|| super::session_file::load(path.as_ref(), model, cache))?;
-        session.max_context = saved.max_context.min(session.max_context);
-        session.tokens = saved.tokens;
-        session.regime = saved.regime;
-        session.computed_with = saved.computed_with;
-        session.check(&session.tokens, 0).map_err(|error| error.within(path.as_ref().display()))?;
+        let most = Self::new(model, 0)?.max_context;
+        let (max_context, evaluated) = model.device().work(|| super::session_file::load(path.as_ref(), model))?;
+        let session = Self::of(evaluated, max_context.min(most));
+        session.check(session.tokens(), 0).map_err(|error| error.within(path.as_ref().display()))?;
         Ok(session)
+    }
+}
+
+/// What is looked at between two pieces of what is evaluated.
+struct Watch<'a, 'b, 'c> {
+    cancel: Option<&'a Cancel>,
+    progress: &'a mut Option<&'b mut ProgressFn<'c>>,
+    seconds: &'a mut f64,
+    started: Option<Instant>,
+    /// Whether the last token was chosen by an answer: alone it is no prompt, and nothing is told of it.
+    is_chosen: bool,
+}
+
+impl Watch<'_, '_, '_> {
+    fn piece(&mut self, done: usize, total: usize) -> Result<()> {
+        if done < total {
+            self.cancel.map_or(Ok(()), Cancel::check)?;
+        }
+        let started = *self.started.get_or_insert_with(Instant::now);
+        if done == 0 || (self.is_chosen && total == 1) {
+            return Ok(());
+        }
+        if done == total {
+            *self.seconds += started.elapsed().as_secs_f64();
+        }
+        tell(self.progress, Progress { stage: Stage::Prefill, done: done as u64, total: total as u64 })
     }
 }
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Session({} of {} tokens)", self.tokens.len(), self.max_context)
+        write!(f, "Session({} of {} tokens)", self.position(), self.max_context)
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 8 | `MCSESS02` |
-//! | 9 × 8 | model fingerprint, max_context, regime, tokens, cached tokens, layers, KV heads, head_dim, adapters' fingerprint |
+//! | 8 | `MCSESS03`: the last two are the version |
+//! | 7 × 8 | model fingerprint, max_context, regime (all ones: mixed), tokens, evaluated tokens, adapters' fingerprint, states |
+//! | 2 × 8 × states | of each its kind (1: keys and values), and values of a token |
 //! | 4 × tokens | token ids |
-//! | 4 × … | for each layer keys, then values, `(cached, heads, head_dim)` in F32 |
+//! | 4 × … | the states in F32: of each layer keys, then values, `(evaluated, heads, head_dim)` |
 //! | 8 | FNV-1a of all before |
 //!
 //! A file is untrusted: its length must be exactly what its header says before anything is allocated.
@@ -15,50 +16,49 @@ use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
 use super::Model;
+use super::evaluated::{Evaluated, Regime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{FNV_START, fnv, replace};
-use crate::nn::KvCache;
+use crate::nn::LayerState;
 use crate::ops;
 
-const MAGIC: &[u8; 8] = b"MCSESS02";
-const FIELDS: usize = 9;
-
-/// What a file holds besides the cache.
-pub struct Saved {
-    pub max_context: usize,
-    pub regime: usize,
-    /// The fingerprint of the adapters that the cache was computed with.
-    pub computed_with: u64,
-    pub tokens: Vec<u32>,
-}
+const MAGIC: &[u8; 6] = b"MCSESS";
+const VERSION: &[u8; 2] = b"03";
+const FIELDS: usize = 7;
+/// What a file has at least: magic, fields and checksum.
+const LEAST: u64 = (8 + 8 * FIELDS + 8) as u64;
+const MIXED: u64 = u64::MAX;
 
 /// Writes beside the path, then renames.
-pub fn save(path: &Path, model: &Model, state: &Saved, cache: &KvCache) -> Result<()> {
-    replace(&[path.to_path_buf()], |parts| write(&parts[0], model, state, cache))
+pub fn save(path: &Path, max_context: usize, evaluated: &Evaluated) -> Result<()> {
+    replace(&[path.to_path_buf()], |parts| write(&parts[0], max_context, evaluated))
 }
 
-fn write(path: &Path, model: &Model, state: &Saved, cache: &KvCache) -> Result<()> {
+fn write(path: &Path, max_context: usize, evaluated: &Evaluated) -> Result<()> {
     let io = |e| Error::io(path, e);
     let mut file = Hashed { inner: BufWriter::new(File::create(path).map_err(io)?), hash: FNV_START };
-    let config = model.transformer().config();
+    let (tokens, states) = (evaluated.tokens(), evaluated.states());
     file.write_all(MAGIC).map_err(io)?;
+    file.write_all(VERSION).map_err(io)?;
+    let regime = match evaluated.regime() {
+        Regime::One(regime) => regime as u64,
+        Regime::Mixed => MIXED,
+    };
     let fields = [
-        model.fingerprint(),
-        state.max_context as u64,
-        state.regime as u64,
-        state.tokens.len() as u64,
-        cache.len() as u64,
-        cache.layer_count() as u64,
-        config.num_kv_heads as u64,
-        config.head_dim as u64,
-        state.computed_with,
+        evaluated.model().fingerprint(),
+        max_context as u64,
+        regime,
+        tokens.len() as u64,
+        states.len() as u64,
+        evaluated.computed_with(),
+        states.iter().count() as u64,
     ];
-    for field in fields {
+    for field in fields.into_iter().chain(states.iter().flat_map(header)) {
         file.write_all(&field.to_le_bytes()).map_err(io)?;
     }
-    file.write_all(&state.tokens.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()).map_err(io)?;
-    for layer in 0..cache.layer_count() {
-        let values: Vec<u8> = cache.read(layer)?.iter().flat_map(|x| x.to_le_bytes()).collect();
+    file.write_all(&tokens.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()).map_err(io)?;
+    for state in states.iter() {
+        let values: Vec<u8> = state.read()?.iter().flat_map(|x| x.to_le_bytes()).collect();
         file.write_all(&values).map_err(io)?;
     }
     let hash = file.hash;
@@ -66,59 +66,90 @@ fn write(path: &Path, model: &Model, state: &Saved, cache: &KvCache) -> Result<(
     file.inner.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)
 }
 
-/// Fills an empty cache from a file.
-pub fn load(path: &Path, model: &Model, cache: &mut KvCache) -> Result<Saved> {
+/// What stands of a state in front.
+fn header(state: &LayerState) -> [u64; 2] {
+    [state.kind(), state.token_values() as u64]
+}
+
+/// Reads what a model's session evaluated, and the tokens that it may hold.
+pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
     let io = |e| Error::io(path, e);
     let bad = |message: String| Error::format(format!("{}: {message}", path.display()));
+    let other_model = || Error::new(ErrorKind::Mismatch, format!("{}: another model wrote this session", path.display()));
     let file = File::open(path).map_err(io)?;
     let size = file.metadata().map_err(io)?.len();
     let mut file = Hashed { inner: BufReader::new(file), hash: FNV_START };
-    let mut magic = [0; 8];
-    let mut fields = [0u64; FIELDS];
-    if size < (8 + 8 * FIELDS + 8) as u64 {
+    if size < LEAST {
         return Err(bad(format!("expected a session, found {size} bytes")));
     }
+    let (mut magic, mut version) = ([0; 6], [0; 2]);
     file.read_exact(&mut magic).map_err(io)?;
+    file.read_exact(&mut version).map_err(io)?;
     if magic != *MAGIC {
-        return Err(bad("expected a session of this version, found something else".to_string()));
+        return Err(bad("expected a session, found something else".to_string()));
     }
-    for field in &mut fields {
+    if version != *VERSION {
+        let [expected, found] = [VERSION, &version].map(|version| String::from_utf8_lossy(version).into_owned());
+        return Err(bad(format!("expected a session of version {expected}, found version {found:?}")));
+    }
+    let mut field = || {
         let mut bytes = [0; 8];
         file.read_exact(&mut bytes).map_err(io)?;
-        *field = u64::from_le_bytes(bytes);
+        Ok::<_, Error>(u64::from_le_bytes(bytes))
+    };
+    let mut fields = [0; FIELDS];
+    for value in &mut fields {
+        *value = field()?;
     }
-    let [fingerprint, max_context, regime, tokens, cached, layers, kv_heads, head_dim, computed_with] = fields;
-    let config = model.transformer().config();
-    if [layers, kv_heads, head_dim] != [cache.layer_count() as u64, config.num_kv_heads as u64, config.head_dim as u64]
-        || fingerprint != model.fingerprint()
-    {
-        return Err(Error::new(ErrorKind::Mismatch, format!("{}: another model wrote this session", path.display())));
+    let [fingerprint, max_context, regime, tokens, evaluated, computed_with, count] = fields;
+    let mut states = model.transformer().new_states();
+    if fingerprint != model.fingerprint() || count != states.iter().count() as u64 {
+        return Err(other_model());
     }
-    let values = [2, cached, kv_heads, head_dim].iter().try_fold(1u64, |n, &x| n.checked_mul(x));
-    let length = values
-        .and_then(|n| n.checked_mul(layers))
+    if size < LEAST + 16 * count {
+        return Err(bad(format!("expected {count} states, found {size} bytes")));
+    }
+    let mut token_values = 0u64;
+    for state in states.iter() {
+        let expected = header(state);
+        if [field()?, field()?] != expected {
+            return Err(other_model());
+        }
+        token_values += expected[1];
+    }
+    let length = evaluated
+        .checked_mul(token_values)
         .and_then(|n| n.checked_add(tokens))
         .and_then(|n| n.checked_mul(4))
-        .and_then(|n| n.checked_add((8 + 8 * FIELDS + 8) as u64));
-    if length != Some(size) || cached > tokens {
-        return Err(bad(format!("{tokens} tokens, {cached} of them cached, do not make {size} bytes")));
+        .and_then(|n| n.checked_add(LEAST + 16 * count));
+    if length != Some(size) || evaluated > tokens {
+        return Err(bad(format!("{tokens} tokens, {evaluated} of them evaluated, do not make {size} bytes")));
     }
-    // Everything fits the file, and so the address space.
-    let mut bytes = vec![0; tokens as usize * 4];
+    // Everything fits the file, and so the address space; a file may be larger than the memory all the same.
+    let mut bytes = buffer(tokens as usize * 4)?;
     file.read_exact(&mut bytes).map_err(io)?;
     let tokens = bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("four bytes"))).collect();
-    let mut bytes = vec![0; (values.unwrap_or(0) * 4) as usize];
-    for layer in 0..cache.layer_count() {
+    for state in states.iter_mut() {
+        let mut bytes = buffer(evaluated as usize * state.token_values() * 4)?;
         file.read_exact(&mut bytes).map_err(io)?;
         let values = ops::widen(&bytes, ops::StoredType::F32);
-        cache.write(layer, &values, ops::dtype(model.dtype().into()))?;
+        state.write(&values, ops::dtype(model.dtype().into()))?;
     }
     let (hash, mut stored) = (file.hash, [0; 8]);
     file.inner.read_exact(&mut stored).map_err(io)?;
     if u64::from_le_bytes(stored) != hash {
         return Err(bad("damaged: the checksum does not fit the content".to_string()));
     }
-    Ok(Saved { max_context: max_context.min(usize::MAX as u64) as usize, regime: regime as usize, computed_with, tokens })
+    let regime = if regime == MIXED { Regime::Mixed } else { Regime::One(regime as usize) };
+    Ok((max_context.min(usize::MAX as u64) as usize, Evaluated::restored(model, tokens, states, regime, computed_with)))
+}
+
+fn buffer(len: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let no_memory = |_| Error::new(ErrorKind::OutOfMemory, format!("session: {len} bytes do not fit the memory"));
+    bytes.try_reserve_exact(len).map_err(no_memory)?;
+    bytes.resize(len, 0);
+    Ok(bytes)
 }
 
 /// A file that is hashed as it passes.

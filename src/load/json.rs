@@ -51,6 +51,15 @@ impl Json {
         Some(Self { path: format!("{}: {key}", self.path), value: value.clone() })
     }
 
+    /// The same object with another value of a field.
+    pub fn with(&self, key: &str, value: Value) -> Self {
+        let mut with = self.clone();
+        if let Some(fields) = with.value.as_object_mut() {
+            fields.insert(key.to_string(), value);
+        }
+        with
+    }
+
     /// Whether the field is there, be it null.
     pub fn has(&self, key: &str) -> bool {
         self.value.get(key).is_some()

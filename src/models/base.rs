@@ -1,9 +1,10 @@
 //! What most families share: Llama's tensor names and keys, and the ways in which families say where windows are.
 
+use super::draft::{Biases, Draft, Mlp, Order, Pattern, Source, TensorNames};
 use super::rope;
 use crate::error::{Error, Result};
 use crate::load::Json;
-use crate::nn::{Bias, Config, Layer, Names, Source};
+use crate::nn::{Names, NormConfig, NormParts, Pairs, Prefix, QkNormPlace, Tying, Visible};
 use crate::ops::{Activation, NormKind};
 
 /// Bounds of what a configuration may ask for: far above any model, far below an overflow.
@@ -13,17 +14,19 @@ pub const MAX_VOCAB: usize = 1 << 26;
 pub const MAX_CONTEXT: usize = 1 << 30;
 
 /// Llama's names: those of most families.
-pub const LLAMA: Names = Names {
-    prefixes: &["model."],
-    embed: "embed_tokens",
-    positions: "",
-    types: "",
-    embed_norm: None,
+pub const LLAMA: TensorNames = TensorNames {
+    network: Names {
+        prefixes: &[Prefix::of("model.")],
+        embed: "embed_tokens",
+        positions: "",
+        types: "",
+        embed_norm: None,
+        layer: "layers.{}",
+        final_norm: Some("norm"),
+        head: Some("lm_head"),
+        unused: &[],
+    },
     relative_bias: "",
-    layer: "layers.{}",
-    final_norm: Some("norm"),
-    head: Some("lm_head"),
-    unused: &[],
     q: Source::Own("self_attn.q_proj"),
     k: Source::Own("self_attn.k_proj"),
     v: Source::Own("self_attn.v_proj"),
@@ -42,7 +45,7 @@ pub const LLAMA: Names = Names {
 };
 
 /// No norm before, one after each part (OLMo 2, EXAONE 4).
-pub const POST_NORMS: Names = Names {
+pub const POST_NORMS: TensorNames = TensorNames {
     attn_in: None,
     attn_out: Some("post_attention_layernorm"),
     mlp_in: None,
@@ -51,7 +54,7 @@ pub const POST_NORMS: Names = Names {
 };
 
 /// Norms before and after each part (Gemma 2 and 3).
-pub const SANDWICH_NORMS: Names = Names {
+pub const SANDWICH_NORMS: TensorNames = TensorNames {
     attn_out: Some("post_attention_layernorm"),
     mlp_in: Some("pre_feedforward_layernorm"),
     mlp_out: Some("post_feedforward_layernorm"),
@@ -59,12 +62,12 @@ pub const SANDWICH_NORMS: Names = Names {
 };
 
 /// Gate and up in one tensor (Phi-3, GLM).
-pub const FUSED_MLP: Names =
-    Names { gate: Source::Part("mlp.gate_up_proj", 0), up: Source::Part("mlp.gate_up_proj", 1), ..LLAMA };
+pub const FUSED_MLP: TensorNames =
+    TensorNames { gate: Source::Part("mlp.gate_up_proj", 0), up: Source::Part("mlp.gate_up_proj", 1), ..LLAMA };
 
 /// What a family means by a key that is absent, and which keys it reads.
 pub struct Defaults {
-    pub names: Names,
+    pub names: TensorNames,
     pub eps_key: &'static str,
     pub eps: f64,
     pub activation_key: &'static str,
@@ -77,8 +80,8 @@ pub struct Defaults {
     pub tied: bool,
     /// The default of `partial_rotary_factor`; `None` = the family does not read it.
     pub partial: Option<f64>,
-    /// Rotary pairs are neighbours.
-    pub adjacent: bool,
+    /// Of rotary positions.
+    pub pairs: Pairs,
 }
 
 pub const DEFAULTS: Defaults = Defaults {
@@ -92,11 +95,11 @@ pub const DEFAULTS: Defaults = Defaults {
     kv_heads: None,
     tied: false,
     partial: None,
-    adjacent: false,
+    pairs: Pairs::Halves,
 };
 
 /// A decoder of Llama's shape with the sizes of this configuration.
-pub fn parse(json: &Json, defaults: &Defaults) -> Result<Config> {
+pub fn parse(json: &Json, defaults: &Defaults) -> Result<Draft> {
     refuse_what_changes_the_result(json)?;
     let hidden_size = json.size("hidden_size", MAX_WIDTH)?;
     let num_heads = json.size("num_attention_heads", MAX_WIDTH)?;
@@ -126,7 +129,7 @@ pub fn parse(json: &Json, defaults: &Defaults) -> Result<Config> {
     let num_layers = json.size("num_hidden_layers", MAX_LAYERS)?;
     let rope = rope::flat(json, head_dim, defaults)?;
     let trained = json.count("max_position_embeddings", MAX_CONTEXT)?.filter(|&n| n > 0).unwrap_or(2048);
-    Ok(Config {
+    Ok(Draft {
         vocab_size: json.size("vocab_size", MAX_VOCAB)?,
         hidden_size,
         intermediate_size: json.size("intermediate_size", MAX_WIDTH)?,
@@ -134,32 +137,33 @@ pub fn parse(json: &Json, defaults: &Defaults) -> Result<Config> {
         num_kv_heads,
         head_dim,
         context_length: rope::context_length(&rope, trained),
-        causal: true,
+        visible: Visible::Before,
         positions: None,
         token_types: None,
         relative_buckets: None,
-        layers: vec![Layer::PLAIN; num_layers],
+        layers: vec![Pattern::PLAIN; num_layers],
         ropes: vec![rope],
         names: defaults.names,
-        norm: NormKind::Rms,
-        eps: json.positive(defaults.eps_key, defaults.eps)? as f32,
-        norm_offset: 0.0,
-        norm_weight: true,
-        norm_bias: false,
-        bias: Bias::default(),
+        norm: NormConfig {
+            kind: NormKind::Rms,
+            eps: json.positive(defaults.eps_key, defaults.eps)? as f32,
+            offset: 0.0,
+            parts: NormParts::Weight,
+        },
+        biases: Biases::default(),
         qk_norm: None,
-        qk_norm_after_rope: false,
+        qk_norm_place: QkNormPlace::BeforeRope,
         attn_scale: 1.0 / (head_dim as f32).sqrt(),
         attn_softcap: None,
         qkv_clip: None,
-        gated: true,
+        mlp: Mlp::Gated,
         activation: activation(json, defaults.activation_key, defaults.activation)?,
-        parallel: false,
+        order: Order::Sequential,
         embed_scale: 1.0,
         residual_scale: 1.0,
         logit_scale: 1.0,
         logit_softcap: None,
-        tied: json.flag("tie_word_embeddings", defaults.tied)?,
+        tying: if json.flag("tie_word_embeddings", defaults.tied)? { Tying::Tied } else { Tying::Separate },
     })
 }
 
@@ -194,9 +198,9 @@ pub fn activation(json: &Json, key: &str, default: &str) -> Result<Activation> {
 }
 
 /// The window of a family where every layer has it: `sliding_window`, or `absent` where the key is absent.
-pub fn window_everywhere(json: &Json, config: &mut Config, absent: Option<usize>) -> Result<()> {
+pub fn window_everywhere(json: &Json, draft: &mut Draft, absent: Option<usize>) -> Result<()> {
     let window = if json.has("sliding_window") { window(json)? } else { absent };
-    config.layers.iter_mut().for_each(|layer| layer.window = window);
+    draft.layers.iter_mut().for_each(|layer| layer.window = window);
     Ok(())
 }
 
@@ -227,12 +231,12 @@ pub fn sliding_layers(json: &Json, layers: usize, legacy: impl Fn(usize) -> bool
 }
 
 /// Gives the layers that slide their window; `absent` is the family's default.
-pub fn window_some(json: &Json, config: &mut Config, sliding: &[bool], absent: usize) -> Result<()> {
+pub fn window_some(json: &Json, draft: &mut Draft, sliding: &[bool], absent: usize) -> Result<()> {
     let window = if json.has("sliding_window") { window(json)? } else { Some(absent) };
     if window.is_none() && sliding.contains(&true) {
         return Err(json.invalid("sliding_window", "expected a number for the layers that slide, found null"));
     }
-    for (layer, &slides) in config.layers.iter_mut().zip(sliding) {
+    for (layer, &slides) in draft.layers.iter_mut().zip(sliding) {
         layer.window = window.filter(|_| slides);
     }
     Ok(())

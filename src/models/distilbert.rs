@@ -1,14 +1,14 @@
 //! DistilBERT: BERT without token types, under names and keys of its own.
 
+use super::draft::{Draft, Source, TensorNames};
 use super::encoder::{self, BERT, KEYS, Keys};
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{Config, Names, Source};
+use crate::nn::{Names, Prefix};
 
-pub fn parse(json: &Json) -> Result<Config> {
-    let names = Names {
-        prefixes: &["distilbert."],
-        layer: "transformer.layer.{}",
+pub fn parse(json: &Json) -> Result<Draft> {
+    let names = TensorNames {
+        network: Names { prefixes: const { &[Prefix::of("distilbert.")] }, layer: "transformer.layer.{}", ..BERT.network },
         q: Source::Own("attention.q_lin"),
         k: Source::Own("attention.k_lin"),
         v: Source::Own("attention.v_lin"),
@@ -28,8 +28,8 @@ pub fn parse(json: &Json) -> Result<Config> {
         activation: "activation",
         ..KEYS
     };
-    let mut config = encoder::parse(json, &keys)?;
+    let mut draft = encoder::parse(json, &keys)?;
     // A constant in the reference.
-    config.eps = 1e-12;
-    Ok(config)
+    draft.norm.eps = 1e-12;
+    Ok(draft)
 }

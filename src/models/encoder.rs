@@ -1,9 +1,10 @@
 //! What encoders share: BERT's tensor names and keys, and a network in which every token sees every other.
 
 use super::base::{self, MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
+use super::draft::{Biases, Draft, Mlp, Order, Pattern, Source, TensorNames};
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{Bias, Config, Layer, Names, Positions, Source};
+use crate::nn::{Names, NormConfig, NormParts, Positions, Prefix, QkNormPlace, Tying, Visible};
 use crate::ops::NormKind;
 
 /// Heads of the tasks that an encoder was trained for, and numbers that old checkpoints carry along: none of it makes a vector.
@@ -23,17 +24,19 @@ pub const HEADS: &[&str] = &[
 ];
 
 /// BERT's names: those of most encoders.
-pub const BERT: Names = Names {
-    prefixes: &["bert."],
-    embed: "embeddings.word_embeddings",
-    positions: "embeddings.position_embeddings",
-    types: "embeddings.token_type_embeddings",
-    embed_norm: Some("embeddings.LayerNorm"),
+pub const BERT: TensorNames = TensorNames {
+    network: Names {
+        prefixes: &[Prefix::of("bert.")],
+        embed: "embeddings.word_embeddings",
+        positions: "embeddings.position_embeddings",
+        types: "embeddings.token_type_embeddings",
+        embed_norm: Some("embeddings.LayerNorm"),
+        layer: "encoder.layer.{}",
+        final_norm: None,
+        head: None,
+        unused: HEADS,
+    },
     relative_bias: "",
-    layer: "encoder.layer.{}",
-    final_norm: None,
-    head: None,
-    unused: HEADS,
     q: Source::Own("attention.self.query"),
     k: Source::Own("attention.self.key"),
     v: Source::Own("attention.self.value"),
@@ -53,7 +56,7 @@ pub const BERT: Names = Names {
 
 /// What a family calls its sizes, and what it means by keys that are absent.
 pub struct Keys {
-    pub names: Names,
+    pub names: TensorNames,
     pub hidden_size: &'static str,
     pub num_heads: &'static str,
     pub num_layers: &'static str,
@@ -75,7 +78,7 @@ pub const KEYS: Keys = Keys {
 };
 
 /// An encoder of BERT's shape: norms after the sums, biases everywhere, a table of positions.
-pub fn parse(json: &Json, keys: &Keys) -> Result<Config> {
+pub fn parse(json: &Json, keys: &Keys) -> Result<Draft> {
     base::refuse_what_changes_the_result(json)?;
     for key in ["is_decoder", "add_cross_attention"] {
         if json.flag(key, false)? {
@@ -96,7 +99,7 @@ pub fn parse(json: &Json, keys: &Keys) -> Result<Config> {
         Some(0) => return Err(json.invalid(keys.context, "expected at least 1, found 0")),
         rows => rows.unwrap_or(512),
     };
-    Ok(Config {
+    Ok(Draft {
         vocab_size: json.size("vocab_size", MAX_VOCAB)?,
         hidden_size,
         intermediate_size: json.size(keys.intermediate_size, MAX_WIDTH)?,
@@ -104,32 +107,33 @@ pub fn parse(json: &Json, keys: &Keys) -> Result<Config> {
         num_kv_heads: num_heads,
         head_dim,
         context_length: rows,
-        causal: false,
+        visible: Visible::All,
         positions: Some(Positions { rows, padding: None }),
         token_types: None,
         relative_buckets: None,
-        layers: vec![Layer { rope: None, ..Layer::PLAIN }; json.size(keys.num_layers, MAX_LAYERS)?],
+        layers: vec![Pattern { rope: None, ..Pattern::PLAIN }; json.size(keys.num_layers, MAX_LAYERS)?],
         ropes: Vec::new(),
         names: keys.names,
-        norm: NormKind::Layer,
-        eps: json.positive(keys.eps, 1e-12)? as f32,
-        norm_offset: 0.0,
-        norm_weight: true,
-        norm_bias: true,
-        bias: Bias { qkv: true, o: true, mlp: true, head: false },
+        norm: NormConfig {
+            kind: NormKind::Layer,
+            eps: json.positive(keys.eps, 1e-12)? as f32,
+            offset: 0.0,
+            parts: NormParts::WeightAndBias,
+        },
+        biases: Biases { qkv: true, o: true, mlp: true, head: false },
         qk_norm: None,
-        qk_norm_after_rope: false,
+        qk_norm_place: QkNormPlace::BeforeRope,
         attn_scale: 1.0 / (head_dim as f32).sqrt(),
         attn_softcap: None,
         qkv_clip: None,
-        gated: false,
+        mlp: Mlp::Plain,
         activation: base::activation(json, keys.activation, "gelu")?,
-        parallel: false,
+        order: Order::Sequential,
         embed_scale: 1.0,
         residual_scale: 1.0,
         logit_scale: 1.0,
         logit_softcap: None,
-        tied: false,
+        tying: Tying::Separate,
     })
 }
 
@@ -152,13 +156,13 @@ pub fn padding(json: &Json) -> Result<usize> {
 }
 
 /// Positions that count from behind the id `padding`.
-pub fn positions_behind(padding: usize, json: &Json, config: &mut Config) -> Result<()> {
-    let rows = config.context_length;
+pub fn positions_behind(padding: usize, json: &Json, draft: &mut Draft) -> Result<()> {
+    let rows = draft.context_length;
     if rows <= padding + 1 {
         let message = format!("expected more than the padding's id {padding} and one, found {rows}");
         return Err(json.invalid("max_position_embeddings", &message));
     }
-    config.positions = Some(Positions { rows, padding: Some(padding as u32) });
-    config.context_length = rows - padding - 1;
+    draft.positions = Some(Positions { rows, padding: Some(padding as u32) });
+    draft.context_length = rows - padding - 1;
     Ok(())
 }

@@ -1,30 +1,30 @@
 //! Gemma: norm weights stored minus one, embeddings scaled by √hidden_size.
 
 use super::base::{self, DEFAULTS, Defaults, LLAMA};
+use super::draft::{Biases, Draft, TensorNames};
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{Bias, Config, Names};
 use crate::ops::Activation;
 
-pub fn parse(json: &Json) -> Result<Config> {
-    let mut config = common(json, "hidden_act", LLAMA)?;
+pub fn parse(json: &Json) -> Result<Draft> {
+    let mut draft = common(json, "hidden_act", LLAMA)?;
     // The first Gemma's "gelu" has always meant the tanh form.
-    if config.activation == Activation::Gelu {
-        config.activation = Activation::GeluTanh;
+    if draft.activation == Activation::Gelu {
+        draft.activation = Activation::GeluTanh;
     }
-    Ok(config)
+    Ok(draft)
 }
 
 /// What all Gemmas share.
-pub fn common(json: &Json, activation_key: &'static str, names: Names) -> Result<Config> {
+pub fn common(json: &Json, activation_key: &'static str, names: TensorNames) -> Result<Draft> {
     let defaults =
         Defaults { names, activation_key, activation: "gelu_pytorch_tanh", head_dim: Some(256), tied: true, ..DEFAULTS };
-    let mut config = base::parse(json, &defaults)?;
+    let mut draft = base::parse(json, &defaults)?;
     let bias = json.flag("attention_bias", false)?;
-    config.bias = Bias { qkv: bias, o: bias, ..Bias::default() };
-    config.norm_offset = 1.0;
-    config.embed_scale = (config.hidden_size as f32).sqrt();
-    Ok(config)
+    draft.biases = Biases { qkv: bias, o: bias, ..Biases::default() };
+    draft.norm.offset = 1.0;
+    draft.embed_scale = (draft.hidden_size as f32).sqrt();
+    Ok(draft)
 }
 
 /// The scale of the scores from Gemma 2 on.

@@ -1,33 +1,34 @@
 //! Gemma 3 (text): q/k norms, and a rope of their own for the layers that slide.
 
 use super::base::{self, DEFAULTS, SANDWICH_NORMS};
+use super::draft::Draft;
 use super::{gemma, rope};
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{Config, QkNorm, Rope, Scaling};
+use crate::nn::{QkNorm, Rope, Scaling, Visible};
 
-pub fn parse(json: &Json) -> Result<Config> {
-    let mut config = gemma::common(json, "hidden_activation", SANDWICH_NORMS)?;
-    config.attn_scale = gemma::query_scale(json)?;
+pub fn parse(json: &Json) -> Result<Draft> {
+    let mut draft = gemma::common(json, "hidden_activation", SANDWICH_NORMS)?;
+    draft.attn_scale = gemma::query_scale(json)?;
     // transformers does not apply a cap of the scores here even when it is set.
     if json.get("attn_logit_softcapping").is_some() {
         return Err(json.unsupported("attn_logit_softcapping", "expected null"));
     }
-    config.logit_softcap = base::softcap(json, "final_logit_softcapping", None)?;
-    config.qk_norm = Some(QkNorm::Head);
+    draft.logit_softcap = base::softcap(json, "final_logit_softcapping", None)?;
+    draft.qk_norm = Some(QkNorm::Head);
     let every = base::pattern(json, "sliding_window_pattern", 6)?;
-    let sliding = base::sliding_layers(json, config.layers.len(), |i| (i + 1) % every != 0)?;
-    base::window_some(json, &mut config, &sliding, 4096)?;
-    config.ropes = ropes(json, config.head_dim)?;
-    for (layer, slides) in config.layers.iter_mut().zip(sliding) {
+    let sliding = base::sliding_layers(json, draft.layers.len(), |i| (i + 1) % every != 0)?;
+    base::window_some(json, &mut draft, &sliding, 4096)?;
+    draft.ropes = ropes(json, draft.head_dim)?;
+    for (layer, slides) in draft.layers.iter_mut().zip(sliding) {
         layer.rope = Some(usize::from(slides));
     }
     if json.flag("use_bidirectional_attention", false)? {
-        config.causal = false;
+        draft.visible = Visible::All;
         // Half of the window lies on each side.
-        config.layers.iter_mut().for_each(|layer| layer.window = layer.window.map(|window| window / 2 + 1));
+        draft.layers.iter_mut().for_each(|layer| layer.window = layer.window.map(|window| window / 2 + 1));
     }
-    Ok(config)
+    Ok(draft)
 }
 
 /// One for full layers, one for those that slide.

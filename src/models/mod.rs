@@ -3,6 +3,7 @@
 //!
 //! Every default is that of transformers 5.23, whose key names are read in both their styles.
 
+mod draft;
 mod base;
 mod encoder;
 mod rope;
@@ -24,9 +25,11 @@ mod granite;
 mod helium;
 mod hunyuan_v1_dense;
 mod llama;
+mod ministral3;
 mod mistral;
 mod modernbert;
 mod mpnet;
+mod multimodal;
 mod nemotron;
 mod nomic_bert;
 mod olmo;
@@ -43,16 +46,18 @@ mod stablelm;
 mod starcoder2;
 mod vaultgemma;
 
-use crate::error::{Error, Result};
+use draft::Draft;
+
+use crate::error::Result;
 use crate::load::Json;
-use crate::nn::Config;
+use crate::nn::{Config, Visible};
 pub use base::MAX_CONTEXT;
 
 /// A family of models.
 pub struct Family {
     /// `model_type` in config.json.
     pub model_type: &'static str,
-    pub parse: fn(&Json) -> Result<Config>,
+    pub parse: fn(&Json) -> Result<Draft>,
 }
 
 /// Every family that this library runs.
@@ -68,6 +73,7 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "exaone4", parse: exaone4::parse },
     Family { model_type: "gemma", parse: gemma::parse },
     Family { model_type: "gemma2", parse: gemma2::parse },
+    Family { model_type: "gemma3", parse: multimodal::parse },
     Family { model_type: "gemma3_text", parse: gemma3_text::parse },
     Family { model_type: "glm", parse: glm::parse },
     Family { model_type: "glm4", parse: glm4::parse },
@@ -75,7 +81,9 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "helium", parse: helium::parse },
     Family { model_type: "hunyuan_v1_dense", parse: hunyuan_v1_dense::parse },
     Family { model_type: "llama", parse: llama::parse },
+    Family { model_type: "ministral3", parse: ministral3::parse },
     Family { model_type: "mistral", parse: mistral::parse },
+    Family { model_type: "mistral3", parse: multimodal::parse },
     Family { model_type: "modernbert", parse: modernbert::parse },
     Family { model_type: "mpnet", parse: mpnet::parse },
     Family { model_type: "nemotron", parse: nemotron::parse },
@@ -102,21 +110,23 @@ pub static FAMILIES: &[Family] = &[
 /// `ErrorKind::Unsupported` for an unknown `model_type`, listing those that are known, and for settings that change the result
 /// and are not implemented; `ErrorKind::Format` naming a field that is missing or out of range.
 pub fn parse(json: &Json) -> Result<(&'static Family, Config)> {
+    let (family, draft) = draft(json)?;
+    Ok((family, draft.build()))
+}
+
+fn draft(json: &Json) -> Result<(&'static Family, Draft)> {
     let model_type = json.text("model_type")?.ok_or_else(|| json.invalid("model_type", "expected text, found nothing"))?;
     let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
-        let known: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
-        return Err(Error::unsupported(format!(
-            "config.json: model_type: {model_type:?} is not supported ({})",
-            known.join(", ")
-        )));
+        let known = FAMILIES.iter().map(|family| family.model_type).collect::<Vec<_>>().join(", ");
+        return Err(json.unsupported("model_type", &format!("expected one of {known}")));
     };
-    let mut config = (family.parse)(json)?;
-    if config.causal && !json.flag("is_causal", true)? {
+    let mut draft = (family.parse)(json)?;
+    if draft.visible == Visible::Before && !json.flag("is_causal", true)? {
         // transformers turns the mask of any decoder into one that sees all; the window then lies on both sides.
-        config.causal = false;
-        config.layers.iter_mut().for_each(|layer| layer.window = layer.window.map(|window| window + 1));
+        draft.visible = Visible::All;
+        draft.layers.iter_mut().for_each(|layer| layer.window = layer.window.map(|window| window + 1));
     }
-    Ok((family, config))
+    Ok((family, draft))
 }
 
 #[cfg(test)]

@@ -1,19 +1,20 @@
 //! Nemotron and Minitron: layer norm with weights stored minus one, a plain MLP of squared ReLU.
 
 use super::base::{self, DEFAULTS, Defaults};
+use super::draft::{Biases, Draft, Mlp};
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{Bias, Config};
+use crate::nn::NormParts;
 use crate::ops::NormKind;
 
-pub fn parse(json: &Json) -> Result<Config> {
+pub fn parse(json: &Json) -> Result<Draft> {
     let defaults = Defaults { eps_key: "norm_eps", eps: 1e-5, activation: "relu2", partial: Some(0.5), ..DEFAULTS };
-    let mut config = base::parse(json, &defaults)?;
+    let mut draft = base::parse(json, &defaults)?;
     let bias = json.flag("attention_bias", false)?;
-    config.bias = Bias { qkv: bias, o: bias, mlp: json.flag("mlp_bias", false)?, head: false };
-    config.norm = NormKind::Layer;
-    config.norm_bias = true;
-    config.norm_offset = 1.0;
-    config.gated = false;
-    Ok(config)
+    draft.biases = Biases { qkv: bias, o: bias, mlp: json.flag("mlp_bias", false)?, head: false };
+    draft.norm.kind = NormKind::Layer;
+    draft.norm.parts = NormParts::WeightAndBias;
+    draft.norm.offset = 1.0;
+    draft.mlp = Mlp::Plain;
+    Ok(draft)
 }

@@ -2,17 +2,21 @@
 //! code that its first checkpoints came with.
 
 use super::base::{self, DEFAULTS, Defaults};
+use super::draft::{Biases, Draft, Mlp, Pattern, Source, TensorNames};
 use super::encoder::{self, BERT, KEYS, Keys};
 use super::rope;
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{Bias, Config, Layer, Names, Rope, Scaling, Source};
+use crate::nn::{Names, Pairs, Prefix, Rope, Scaling};
 use crate::ops::Activation;
 
-const NAMES: Names = Names {
-    prefixes: &["nomic_bert.", "bert."],
-    embed_norm: Some("emb_ln"),
-    layer: "encoder.layers.{}",
+const NAMES: TensorNames = TensorNames {
+    network: Names {
+        prefixes: &[Prefix::of("nomic_bert."), Prefix::of("bert.")],
+        embed_norm: Some("emb_ln"),
+        layer: "encoder.layers.{}",
+        ..BERT.network
+    },
     q: Source::Part("attn.Wqkv", 0),
     k: Source::Part("attn.Wqkv", 1),
     v: Source::Part("attn.Wqkv", 2),
@@ -25,28 +29,28 @@ const NAMES: Names = Names {
     ..BERT
 };
 
-pub fn parse(json: &Json) -> Result<Config> {
+pub fn parse(json: &Json) -> Result<Draft> {
     let native = !json.has("n_embd");
-    let mut config = if native { with_native_keys(json)? } else { with_first_keys(json)? };
-    config.token_types = encoder::token_types(json)?;
-    config.positions = None;
-    config.gated = true;
-    config.layers.iter_mut().for_each(|layer| *layer = Layer::PLAIN);
-    Ok(config)
+    let mut draft = if native { with_native_keys(json)? } else { with_first_keys(json)? };
+    draft.token_types = encoder::token_types(json)?;
+    draft.positions = None;
+    draft.mlp = Mlp::Gated;
+    draft.layers.iter_mut().for_each(|layer| *layer = Pattern::PLAIN);
+    Ok(draft)
 }
 
-fn with_native_keys(json: &Json) -> Result<Config> {
-    let mut config = encoder::parse(json, &Keys { names: NAMES, ..KEYS })?;
+fn with_native_keys(json: &Json) -> Result<Draft> {
+    let mut draft = encoder::parse(json, &Keys { names: NAMES, ..KEYS })?;
     if !json.has("max_position_embeddings") {
-        config.context_length = 2048;
+        draft.context_length = 2048;
     }
-    config.activation = base::activation(json, "hidden_act", "silu")?;
-    config.bias = Bias::default();
-    config.ropes = vec![rope::flat(json, config.head_dim, &Defaults { theta: 1000.0, ..DEFAULTS })?];
-    Ok(config)
+    draft.activation = base::activation(json, "hidden_act", "silu")?;
+    draft.biases = Biases::default();
+    draft.ropes = vec![rope::flat(json, draft.head_dim, &Defaults { theta: 1000.0, ..DEFAULTS })?];
+    Ok(draft)
 }
 
-fn with_first_keys(json: &Json) -> Result<Config> {
+fn with_first_keys(json: &Json) -> Result<Draft> {
     for key in ["causal", "prenorm", "parallel_block", "use_rms_norm"] {
         if json.flag(key, false)? {
             return Err(json.unsupported(key, "expected false"));
@@ -68,8 +72,8 @@ fn with_first_keys(json: &Json) -> Result<Config> {
         activation: "",
         eps: "layer_norm_epsilon",
     };
-    let mut config = encoder::parse(json, &keys)?;
-    config.activation = match json.text("activation_function")?.as_deref() {
+    let mut draft = encoder::parse(json, &keys)?;
+    draft.activation = match json.text("activation_function")?.as_deref() {
         Some("swiglu") => Activation::Silu,
         Some("geglu") => Activation::Gelu,
         _ => return Err(json.unsupported("activation_function", "expected \"swiglu\" or \"geglu\"")),
@@ -79,16 +83,17 @@ fn with_first_keys(json: &Json) -> Result<Config> {
     if up != down {
         return Err(json.unsupported("mlp_fc2_bias", &format!("expected mlp_fc1_bias {up}")));
     }
-    config.bias = Bias { qkv, o: qkv, mlp: up, head: false };
-    let dim = config.head_dim as f64 * json.positive("rotary_emb_fraction", 1.0)?;
-    if dim < 2.0 || dim > config.head_dim as f64 || dim % 2.0 != 0.0 {
+    draft.biases = Biases { qkv, o: qkv, mlp: up, head: false };
+    let dim = draft.head_dim as f64 * json.positive("rotary_emb_fraction", 1.0)?;
+    if dim < 2.0 || dim > draft.head_dim as f64 || dim % 2.0 != 0.0 {
         return Err(json.invalid("rotary_emb_fraction", &format!("expected an even part of each head, found {dim} values")));
     }
-    config.ropes = vec![Rope {
+    draft.ropes = vec![Rope {
         theta: json.positive("rotary_emb_base", 10_000.0)?,
         dim: dim as usize,
-        adjacent: json.flag("rotary_emb_interleaved", false)?,
+        pairs: if json.flag("rotary_emb_interleaved", false)? { Pairs::Neighbours } else { Pairs::Halves },
         scaling: Scaling::Default,
+        query_growth: None,
     }];
-    Ok(config)
+    Ok(draft)
 }

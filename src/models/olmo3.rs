@@ -1,21 +1,22 @@
 //! OLMo 3: OLMo 2 with windows on three of four layers and a rope for each kind of layer.
 
 use super::base::{self, DEFAULTS};
+use super::draft::Draft;
 use super::rope;
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{Config, Rope, Scaling};
+use crate::nn::{Rope, Scaling};
 
-pub fn parse(json: &Json) -> Result<Config> {
-    let mut config = super::olmo2::parse(json)?;
-    let sliding = base::sliding_layers(json, config.layers.len(), |i| (i + 1) % 4 != 0)?;
-    base::window_some(json, &mut config, &sliding, 4096)?;
-    config.ropes = ropes(json, config.head_dim)?;
-    config.context_length = config.context_length.max(rope::context_length(&config.ropes[0], config.context_length));
-    for (layer, slides) in config.layers.iter_mut().zip(sliding) {
+pub fn parse(json: &Json) -> Result<Draft> {
+    let mut draft = super::olmo2::parse(json)?;
+    let sliding = base::sliding_layers(json, draft.layers.len(), |i| (i + 1) % 4 != 0)?;
+    base::window_some(json, &mut draft, &sliding, 4096)?;
+    draft.ropes = ropes(json, draft.head_dim)?;
+    draft.context_length = draft.context_length.max(rope::context_length(&draft.ropes[0], draft.context_length));
+    for (layer, slides) in draft.layers.iter_mut().zip(sliding) {
         layer.rope = Some(usize::from(slides));
     }
-    Ok(config)
+    Ok(draft)
 }
 
 /// One for full layers, one for those that slide. Old keys speak of full layers alone, as transformers reads them.

@@ -1,17 +1,18 @@
 //! Phi-1, 1.5 and 2: layer norm, attention and MLP in parallel, biases everywhere.
 
 use super::base::{self, DEFAULTS, Defaults, LLAMA};
+use super::draft::{Biases, Draft, Mlp, Order, Source, TensorNames};
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{Bias, Config, Names, Source};
+use crate::nn::{Names, NormParts};
 use crate::ops::NormKind;
 
-pub fn parse(json: &Json) -> Result<Config> {
-    let names = Names {
+pub fn parse(json: &Json) -> Result<Draft> {
+    let names = TensorNames {
         o: Source::Own("self_attn.dense"),
         up: Source::Own("mlp.fc1"),
         down: Source::Own("mlp.fc2"),
-        final_norm: Some("final_layernorm"),
+        network: Names { final_norm: Some("final_layernorm"), ..LLAMA.network },
         mlp_in: None,
         ..LLAMA
     };
@@ -20,11 +21,11 @@ pub fn parse(json: &Json) -> Result<Config> {
     }
     let defaults =
         Defaults { names, eps_key: "layer_norm_eps", eps: 1e-5, activation: "gelu_new", partial: Some(0.5), ..DEFAULTS };
-    let mut config = base::parse(json, &defaults)?;
-    config.norm = NormKind::Layer;
-    config.norm_bias = true;
-    config.bias = Bias { qkv: true, o: true, mlp: true, head: true };
-    config.parallel = true;
-    config.gated = false;
-    Ok(config)
+    let mut draft = base::parse(json, &defaults)?;
+    draft.norm.kind = NormKind::Layer;
+    draft.norm.parts = NormParts::WeightAndBias;
+    draft.biases = Biases { qkv: true, o: true, mlp: true, head: true };
+    draft.order = Order::Parallel;
+    draft.mlp = Mlp::Plain;
+    Ok(draft)
 }

@@ -1,15 +1,16 @@
 //! RoBERTa, CamemBERT and XLM-RoBERTa (multilingual E5, BGE-M3): BERT with positions that count from behind the padding's id.
 
+use super::draft::{Draft, TensorNames};
 use super::encoder::{self, BERT, KEYS, Keys};
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{Config, Names};
+use crate::nn::{Names, Prefix};
 
-pub fn parse(json: &Json) -> Result<Config> {
+pub fn parse(json: &Json) -> Result<Draft> {
     encoder::refuse_relative_positions(json)?;
-    let names = Names { prefixes: &["roberta."], ..BERT };
-    let mut config = encoder::parse(json, &Keys { names, ..KEYS })?;
-    config.token_types = encoder::token_types(json)?;
-    encoder::positions_behind(encoder::padding(json)?, json, &mut config)?;
-    Ok(config)
+    let names = TensorNames { network: Names { prefixes: const { &[Prefix::of("roberta.")] }, ..BERT.network }, ..BERT };
+    let mut draft = encoder::parse(json, &Keys { names, ..KEYS })?;
+    draft.token_types = encoder::token_types(json)?;
+    encoder::positions_behind(encoder::padding(json)?, json, &mut draft)?;
+    Ok(draft)
 }

@@ -75,9 +75,9 @@ pub fn one(json: &Json, parameters: Option<&Json>, head_dim: usize, theta: f64, 
             return Err(json.invalid("alpha", &format!("expected a number above 0, found {alpha}")));
         }
         let theta = theta * alpha.powf(dim as f64 / (dim as f64 - 2.0));
-        return Ok(Rope { theta, dim, adjacent: defaults.adjacent, scaling: Scaling::Default });
+        return Ok(Rope { theta, dim, pairs: defaults.pairs, scaling: Scaling::Default, query_growth: None });
     }
-    Ok(Rope { theta, dim, adjacent: defaults.adjacent, scaling })
+    Ok(Rope { theta, dim, pairs: defaults.pairs, scaling, query_growth: None })
 }
 
 fn scaling(json: &Json, p: &Json, dim: usize) -> Result<Scaling> {

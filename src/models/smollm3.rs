@@ -1,25 +1,25 @@
 //! SmolLM3: Llama with some layers without a position embedding.
 
 use super::base::{self, DEFAULTS, Defaults};
+use super::draft::{Biases, Draft, Pattern};
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{Bias, Config, Layer};
 
-pub fn parse(json: &Json) -> Result<Config> {
-    let mut config = base::parse(json, &Defaults { theta: 2e6, kv_heads: Some(4), tied: true, ..DEFAULTS })?;
+pub fn parse(json: &Json) -> Result<Draft> {
+    let mut draft = base::parse(json, &Defaults { theta: 2e6, kv_heads: Some(4), tied: true, ..DEFAULTS })?;
     let bias = json.flag("attention_bias", false)?;
-    config.bias = Bias { qkv: bias, o: bias, mlp: json.flag("mlp_bias", false)?, head: false };
-    let rotated = rotated_layers(json, config.layers.len())?;
+    draft.biases = Biases { qkv: bias, o: bias, mlp: json.flag("mlp_bias", false)?, head: false };
+    let rotated = rotated_layers(json, draft.layers.len())?;
     let window = if json.has("sliding_window") { base::window(json)? } else { None };
     let slides = json.flag("use_sliding_window", false)? && window.is_some();
-    let sliding = base::sliding_layers(json, config.layers.len(), |i| slides && !rotated[i])?;
+    let sliding = base::sliding_layers(json, draft.layers.len(), |i| slides && !rotated[i])?;
     if window.is_none() && sliding.contains(&true) {
         return Err(json.invalid("sliding_window", "expected a number for the layers that slide, found null"));
     }
-    for (i, layer) in config.layers.iter_mut().enumerate() {
-        *layer = Layer { window: window.filter(|_| sliding[i]), rope: rotated[i].then_some(0), ..Layer::PLAIN };
+    for (i, layer) in draft.layers.iter_mut().enumerate() {
+        *layer = Pattern { window: window.filter(|_| sliding[i]), rope: rotated[i].then_some(0), ..Pattern::PLAIN };
     }
-    Ok(config)
+    Ok(draft)
 }
 
 /// `no_rope_layers` holds 1 for a layer *with* rope; where it is absent every `no_rope_layer_interval`-th has none.

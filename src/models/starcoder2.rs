@@ -1,13 +1,14 @@
 //! StarCoder 2: layer norm, a plain MLP, biases everywhere.
 
 use super::base::{self, DEFAULTS, Defaults, LLAMA};
+use super::draft::{Biases, Draft, Mlp, Source, TensorNames};
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{Bias, Config, Names, Source};
+use crate::nn::NormParts;
 use crate::ops::NormKind;
 
-pub fn parse(json: &Json) -> Result<Config> {
-    let names = Names { up: Source::Own("mlp.c_fc"), down: Source::Own("mlp.c_proj"), ..LLAMA };
+pub fn parse(json: &Json) -> Result<Draft> {
+    let names = TensorNames { up: Source::Own("mlp.c_fc"), down: Source::Own("mlp.c_proj"), ..LLAMA };
     let defaults = Defaults {
         names,
         eps_key: "norm_epsilon",
@@ -22,12 +23,12 @@ pub fn parse(json: &Json) -> Result<Config> {
             return Err(json.unsupported(key, &format!("expected {only:?}")));
         }
     }
-    let mut config = base::parse(json, &defaults)?;
+    let mut draft = base::parse(json, &defaults)?;
     let bias = json.flag("use_bias", true)?;
-    config.bias = Bias { qkv: bias, o: bias, mlp: bias, head: false };
-    config.norm = NormKind::Layer;
-    config.norm_bias = true;
-    config.gated = false;
-    base::window_everywhere(json, &mut config, None)?;
-    Ok(config)
+    draft.biases = Biases { qkv: bias, o: bias, mlp: bias, head: false };
+    draft.norm.kind = NormKind::Layer;
+    draft.norm.parts = NormParts::WeightAndBias;
+    draft.mlp = Mlp::Plain;
+    base::window_everywhere(json, &mut draft, None)?;
+    Ok(draft)
 }

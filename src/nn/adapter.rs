@@ -2,59 +2,17 @@
 //!
 //! A checkpoint's module may be a part of one of the network's matrices (q of q|k|v) or several of its parts (a stored q|k|v):
 //! [`Module`] says which outputs it is. An [`Adapter`] holds what was trained, [`Adapters`] some of them with a scale each,
-//! sorted by where they act.
+//! sorted by the matrix that they change.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
 
-use candle_core::Result;
+use candle_core::{Result, Tensor};
 
-use super::{Linear, Trained, Transformer};
+use super::{Linear, LinearId, Module, Trained, Transformer};
 use crate::error::{self, Error};
-use crate::ops::{Backend, Delta, Dropout, Matrix, MatrixBuilder, StoredType, Trainable, Use, Vector, merged};
-
-/// A matrix of the network; of a layer, its number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Place {
-    Qkv(usize),
-    O(usize),
-    /// Gate and up, or up alone.
-    Up(usize),
-    Down(usize),
-    Head,
-    Embed,
-}
-
-impl Place {
-    /// The layer that it is in.
-    pub(super) fn layer(self) -> Option<usize> {
-        match self {
-            Self::Qkv(layer) | Self::O(layer) | Self::Up(layer) | Self::Down(layer) => Some(layer),
-            Self::Head | Self::Embed => None,
-        }
-    }
-}
-
-/// A module of the checkpoint that is a matrix.
-#[derive(Debug, Clone)]
-pub struct Module {
-    /// Without the checkpoint's prefix: `layers.0.self_attn.q_proj`.
-    pub name: String,
-    pub inputs: usize,
-    pub outputs: usize,
-    pub bias: bool,
-    pub place: Place,
-    /// Its rows, and the first output that they are at that place.
-    pub parts: Vec<(Range<usize>, usize)>,
-}
-
-impl Module {
-    /// A module that is a whole matrix of the network.
-    pub(super) fn whole(name: &str, inputs: usize, outputs: usize, bias: bool, place: Place) -> Self {
-        Self { name: name.to_string(), inputs, outputs, bias, place, parts: vec![(0..outputs, 0)] }
-    }
-}
+use crate::ops::{self, Backend, Delta, Dropout, Matrix, MatrixBuilder, StoredType, Trainable, Use, Vector, merged};
 
 /// The low-rank change of one module, as it was trained.
 pub struct LowRank {
@@ -150,8 +108,8 @@ pub struct Adapter {
     pub weights: Vec<Replaced>,
 }
 
-/// The low-rank changes of an adapter with a scale, by place.
-pub type Scaled = Vec<(Place, Delta)>;
+/// The low-rank changes of an adapter with a scale, each with the matrix that it changes.
+pub type Scaled = Vec<(LinearId, Delta)>;
 
 impl Adapter {
     /// What it is with a scale. Where it has magnitudes (DoRA) this takes about as long as a prompt of `R` tokens.
@@ -161,10 +119,10 @@ impl Adapter {
     pub fn scaled(&self, network: &Transformer, scale: f32) -> Result<Scaled> {
         let mut scaled = Vec::new();
         for low_rank in &self.low_rank {
-            let place = low_rank.module.place;
-            let own = self.weights.iter().find(|own| own.module.place == place).map(|own| &own.ready);
-            if let Some(weight) = own.or_else(|| network.linear(place).map(|linear| &linear.weight)) {
-                scaled.extend(low_rank.deltas(weight, network.backend(), scale)?.into_iter().map(|delta| (place, delta)));
+            let id = low_rank.module.linear;
+            let own = self.weights.iter().find(|own| own.module.linear == id).map(|own| &own.ready);
+            if let Some(weight) = own.or_else(|| network.linear(id).map(|linear| &linear.weight)) {
+                scaled.extend(low_rank.deltas(weight, network.backend(), scale)?.into_iter().map(|delta| (id, delta)));
             }
         }
         Ok(scaled)
@@ -176,7 +134,7 @@ impl Adapter {
     }
 }
 
-/// What adapters change at one place.
+/// What adapters change of one matrix.
 #[derive(Default)]
 pub struct Change {
     pub deltas: Vec<Delta>,
@@ -187,9 +145,9 @@ pub struct Change {
     pub trained: Vec<Trainable>,
 }
 
-/// Adapters as the network takes them.
+/// Adapters as the network takes them: the changes of each matrix, by its id.
 #[derive(Default)]
-pub struct Adapters(HashMap<Place, Change>);
+pub struct Adapters(Vec<Option<Change>>);
 
 impl Adapters {
     /// Several adapters at once: their changes add up.
@@ -197,21 +155,21 @@ impl Adapters {
     /// # Errors
     /// `ErrorKind::InvalidArgument` if two of them replace the same weights: these have no sum.
     pub fn new<'a>(network: &Transformer, adapters: impl IntoIterator<Item = (&'a Adapter, &'a Scaled)>) -> error::Result<Self> {
-        let mut places: HashMap<Place, Change> = HashMap::new();
-        let mut biases: HashMap<Place, (Vec<f32>, Vec<Range<usize>>)> = HashMap::new();
+        let mut all = Self::default();
+        let mut biases: HashMap<LinearId, (Vec<f32>, Vec<Range<usize>>)> = HashMap::new();
         let twice = |name: &str| Error::argument(format!("adapters: expected one that replaces {name}, found two"));
         for (adapter, scaled) in adapters {
-            for (place, delta) in scaled {
-                places.entry(*place).or_default().deltas.push(delta.clone());
+            for (id, delta) in scaled {
+                all.entry(*id).deltas.push(delta.clone());
             }
             for Replaced { module, ready, .. } in &adapter.weights {
-                if places.entry(module.place).or_default().weight.replace(ready.clone()).is_some() {
+                if all.entry(module.linear).weight.replace(ready.clone()).is_some() {
                     return Err(twice(&module.name));
                 }
             }
             for (module, values) in &adapter.biases {
-                let Some(own) = network.linear(module.place).and_then(|linear| linear.bias.as_ref()) else { continue };
-                let (bias, replaced) = match biases.entry(module.place) {
+                let Some(own) = network.linear(module.linear).and_then(|linear| linear.bias.as_ref()) else { continue };
+                let (bias, replaced) = match biases.entry(module.linear) {
                     Entry::Occupied(entry) => entry.into_mut(),
                     Entry::Vacant(entry) => entry.insert((own.values()?, Vec::new())),
                 };
@@ -225,10 +183,10 @@ impl Adapters {
                 }
             }
         }
-        for (place, (bias, _)) in biases {
-            places.entry(place).or_default().bias = Some(Vector::new(bias, network.backend())?);
+        for (id, (bias, _)) in biases {
+            all.entry(id).bias = Some(Vector::new(bias, network.backend())?);
         }
-        Ok(Self(places))
+        Ok(all)
     }
 
     /// What is in training, each change with its number in `trained`.
@@ -236,44 +194,112 @@ impl Adapters {
     /// # Errors
     /// No memory, a failed upload.
     pub fn in_training(network: &Transformer, trained: &[Trained], dropout: Option<Dropout>) -> Result<Self> {
-        let mut places: HashMap<Place, Change> = HashMap::new();
+        let mut all = Self::default();
         for (number, Trained { module, rank, scaling, a, b }) in trained.iter().enumerate() {
             let dropout = dropout.map(|dropout| dropout.of(number));
             let change = Trainable::new(number, *rank, (a, b), &module.parts, *scaling, dropout, network.backend())?;
-            places.entry(module.place).or_default().trained.push(change);
+            all.entry(module.linear).trained.push(change);
         }
-        Ok(Self(places))
+        Ok(all)
     }
 
-    /// What they change at a place.
-    pub fn at(&self, place: Place) -> Option<&Change> {
-        self.0.get(&place)
+    fn entry(&mut self, id: LinearId) -> &mut Change {
+        if self.0.len() <= id.0 {
+            self.0.resize_with(id.0 + 1, || None);
+        }
+        self.0[id.0].get_or_insert_default()
     }
 
-    /// What they change in a layer.
-    pub(super) fn block(&self, layer: usize) -> BlockChanges<'_> {
-        BlockChanges {
-            qkv: self.at(Place::Qkv(layer)),
-            o: self.at(Place::O(layer)),
-            up: self.at(Place::Up(layer)),
-            down: self.at(Place::Down(layer)),
-        }
+    /// What they change of a matrix.
+    pub fn at(&self, id: LinearId) -> Option<&Change> {
+        self.0.get(id.0)?.as_ref()
+    }
+
+    /// Whether a change has dropout.
+    fn has_dropout(&self) -> bool {
+        self.0.iter().flatten().any(|change| change.trained.iter().any(Trainable::drops))
     }
 }
 
-/// What adapters change in one layer; nothing by default.
-#[derive(Clone, Copy, Default)]
-pub(super) struct BlockChanges<'a> {
-    pub qkv: Option<&'a Change>,
-    pub o: Option<&'a Change>,
-    pub up: Option<&'a Change>,
-    pub down: Option<&'a Change>,
-}
+/// The adapters of each row of a pass: rows of several sequences, one sequence after another.
+pub struct RowAdapters<'a>(Vec<(usize, Option<&'a Adapters>)>);
 
-impl BlockChanges<'_> {
-    /// Whether a change behind attention has dropout, which counts the rows of a call: they must be all.
-    pub fn counts_rows(&self) -> bool {
-        [self.o, self.up, self.down].into_iter().flatten().any(|change| change.trained.iter().any(Trainable::drops))
+impl<'a> RowAdapters<'a> {
+    /// The same for all rows.
+    pub fn all(adapters: Option<&'a Adapters>) -> Self {
+        Self(vec![(usize::MAX, adapters)])
+    }
+
+    /// So many rows with these adapters, one after another.
+    pub fn new(parts: impl IntoIterator<Item = (usize, Option<&'a Adapters>)>) -> Self {
+        Self(parts.into_iter().collect())
+    }
+
+    /// Those of some rows.
+    pub fn narrow(&self, rows: Range<usize>) -> Self {
+        let mut first = 0usize;
+        let part = |&(len, adapters): &(usize, Option<&'a Adapters>)| {
+            let end = first.saturating_add(len);
+            let len = end.min(rows.end).saturating_sub(first.max(rows.start));
+            first = end;
+            (len > 0).then_some((len, adapters))
+        };
+        Self(self.0.iter().filter_map(part).collect())
+    }
+
+    /// Whether a change has dropout, which counts the rows of a call: they must be all.
+    pub fn count_rows(&self) -> bool {
+        self.0.iter().filter_map(|(_, adapters)| *adapters).any(Adapters::has_dropout)
+    }
+
+    /// Rows of the embedding, or of what replaces it, times `scale`.
+    pub(super) fn embedding(&self, table: &Matrix, ids: &[u32], scale: f32) -> Result<Tensor> {
+        let replaced = |adapters: Option<&'a Adapters>| adapters?.at(LinearId::EMBEDDING)?.weight.as_ref();
+        if let [(_, adapters)] = self.0[..] {
+            return ops::embedding(replaced(adapters).unwrap_or(table), ids, scale);
+        }
+        let mut left = ids;
+        let mut rows = Vec::with_capacity(self.0.len());
+        for &(count, adapters) in &self.0 {
+            let ids = left.split_off(..count).unwrap_or_default();
+            rows.push(ops::embedding(replaced(adapters).unwrap_or(table), ids, scale)?);
+        }
+        Tensor::cat(&rows, 0)
+    }
+
+    /// How many neighbouring rows have the same change of a matrix, and which.
+    pub(super) fn groups(&self, id: LinearId) -> Vec<(usize, Option<&'a Change>)> {
+        let mut groups: Vec<(usize, Option<&Change>)> = Vec::new();
+        for &(rows, adapters) in &self.0 {
+            let change = adapters.and_then(|adapters| adapters.at(id));
+            match groups.last_mut() {
+                Some((more, same)) if same.map(std::ptr::from_ref) == change.map(std::ptr::from_ref) => *more += rows,
+                _ => groups.push((rows, change)),
+            }
+        }
+        groups
+    }
+
+    /// Rows through a linear, each with what its adapters change there: neighbours that have it in common at once.
+    pub(super) fn forward(
+        &self,
+        linear: &Linear,
+        x: &Tensor,
+        product: impl Fn(&Tensor, Option<&Change>) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let groups = self.groups(linear.id);
+        match groups[..] {
+            [] => return product(x, None),
+            [(_, change)] => return product(x, change),
+            _ => {}
+        }
+        let mut first = 0;
+        let mut outputs = Vec::with_capacity(groups.len());
+        for (rows, change) in groups {
+            outputs.push(product(&x.narrow(0, first, rows)?, change)?);
+            first += rows;
+        }
+        Tensor::cat(&outputs, 0)
     }
 }
 
@@ -295,7 +321,7 @@ impl Linear {
             sum[delta.start..].iter_mut().zip(more.values()?).for_each(|(y, x)| *y += delta.scale * x);
             bias = Some(Vector::new(sum, backend)?);
         }
-        Ok(Self { weight, bias })
+        Ok(Self { id: self.id, weight, bias })
     }
 }
 

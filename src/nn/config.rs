@@ -1,22 +1,89 @@
 //! What a network is made of, in neutral terms. A model family is a function from config.json to this.
+//!
+//! A layer is a list of residual steps, a step adds the sum of its branches, a branch is one operation between two norms; see
+//! [`LayerConfig`]. Sizes belong to the operations: layers may differ in them.
 
-use super::Rope;
-use crate::ops::{Activation, NormKind};
+use std::ops::Range;
 
-/// One layer's place in a pattern of windows and position embeddings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layer {
-    /// Keys nearer than this are seen, the query's own being at 0; `None` = all.
-    pub window: Option<usize>,
-    /// Index into [`Config::ropes`]; `None` = no position embedding.
-    pub rope: Option<usize>,
-    /// Whether the norm before attention is there, where the family has one (ModernBERT's first layer lacks it).
-    pub attn_in: bool,
+use super::{AttentionConfig, LayerConfig, OperationConfig, Rope};
+use crate::ops::NormKind;
+
+/// The name of a stored tensor, without `.weight`: below its layer, or below the network.
+pub type Name = &'static str;
+
+/// Rows of a stored matrix: in each of `repeats` equal blocks of rows the `index`-th of `parts`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    pub name: String,
+    /// Rows of each part of a block.
+    pub parts: Vec<usize>,
+    pub index: usize,
+    pub repeats: usize,
 }
 
-impl Layer {
-    /// A layer that sees all, with the first rope.
-    pub const PLAIN: Self = Self { window: None, rope: Some(0), attn_in: true };
+impl Slot {
+    /// All rows of a tensor.
+    pub fn whole(name: impl Into<String>, rows: usize) -> Self {
+        Self::part(name, &[rows], 0)
+    }
+
+    /// One of several parts that lie one after another.
+    pub fn part(name: impl Into<String>, parts: &[usize], index: usize) -> Self {
+        Self { name: name.into(), parts: parts.to_vec(), index, repeats: 1 }
+    }
+
+    /// The same below a place.
+    pub fn below(&self, place: &str) -> Self {
+        Self { name: format!("{place}{}", self.name), ..self.clone() }
+    }
+
+    /// Rows of the whole tensor.
+    pub fn total(&self) -> usize {
+        self.parts.iter().sum::<usize>() * self.repeats
+    }
+
+    /// Its rows.
+    pub fn len(&self) -> usize {
+        self.parts[self.index] * self.repeats
+    }
+
+    /// Where they are in the tensor.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<usize>> {
+        let (block, start) = (self.parts.iter().sum::<usize>(), self.parts[..self.index].iter().sum::<usize>());
+        (0..self.repeats).map(move |i| i * block + start..i * block + start + self.parts[self.index])
+    }
+}
+
+/// Whether a projection has a stored bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Bias {
+    #[default]
+    None,
+    Stored,
+}
+
+impl From<bool> for Bias {
+    fn from(is_stored: bool) -> Self {
+        if is_stored { Self::Stored } else { Self::None }
+    }
+}
+
+/// What of a norm is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormParts {
+    Nothing,
+    Weight,
+    WeightAndBias,
+}
+
+/// The norms of a network: all are of one kind.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormConfig {
+    pub kind: NormKind,
+    pub eps: f32,
+    /// Added to stored weights (Gemma stores `w - 1`).
+    pub offset: f32,
+    pub parts: NormParts,
 }
 
 /// A table of learned positions, added to the embedding of each token.
@@ -27,78 +94,66 @@ pub struct Positions {
     pub padding: Option<u32>,
 }
 
-/// Where a projection is stored.
+/// A table of T5's buckets of distances, which all layers share: each has a value a head that is added to the scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// A tensor of its own.
-    Own(&'static str),
-    /// Part `n` of a tensor that holds q, k and v, or gate and up, one after another.
-    Part(&'static str, usize),
+pub struct RelativeBiasConfig {
+    pub name: Name,
+    pub buckets: usize,
+    pub heads: usize,
 }
 
-/// The names of the stored tensors, without `.weight`; `None` = the family has no such tensor. `{}` is the layer's number.
+/// Whether the output matrix is the embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tying {
+    Tied,
+    Separate,
+}
+
+/// What stands in front of the stored names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefix {
+    /// Of all names but the head's.
+    pub network: &'static str,
+    pub head: &'static str,
+}
+
+impl Prefix {
+    /// Of a network whose head stands beside it.
+    pub const fn of(network: &'static str) -> Self {
+        Self { network, head: "" }
+    }
+}
+
+/// The names of the stored tensors outside of layers; `None` = the family has no such tensor.
 #[derive(Debug, Clone, Copy)]
 pub struct Names {
-    /// What stands before all names but the head's, in a checkpoint of a network with a task's head; the first is usual.
-    pub prefixes: &'static [&'static str],
-    pub embed: &'static str,
+    /// What a checkpoint of a network with a task's head may have in front; the first is usual.
+    pub prefixes: &'static [Prefix],
+    pub embed: Name,
     /// Read where there is a table of positions.
-    pub positions: &'static str,
+    pub positions: Name,
     /// Read where there are token types.
-    pub types: &'static str,
-    pub embed_norm: Option<&'static str>,
-    /// Read where attention has a bias by distance.
-    pub relative_bias: &'static str,
-    pub layer: &'static str,
-    pub final_norm: Option<&'static str>,
-    pub head: Option<&'static str>,
-    /// How names of tensors begin that have no part in this network: heads of tasks that it was trained for.
+    pub types: Name,
+    pub embed_norm: Option<Name>,
+    /// `{}` is the layer's number.
+    pub layer: Name,
+    pub final_norm: Option<Name>,
+    pub head: Option<Name>,
+    /// How names of tensors begin that have no part in this network: heads of tasks that it was trained for, other networks of a
+    /// multimodal model.
     pub unused: &'static [&'static str],
-    pub q: Source,
-    pub k: Source,
-    pub v: Source,
-    pub o: Source,
-    /// Read where the MLP is gated.
-    pub gate: Source,
-    pub up: Source,
-    pub down: Source,
-    /// Read where there is a q/k norm.
-    pub q_norm: &'static str,
-    pub k_norm: &'static str,
-    /// Before attention.
-    pub attn_in: Option<&'static str>,
-    /// After attention, before the residual sum.
-    pub attn_out: Option<&'static str>,
-    /// After the residual sum of attention.
-    pub attn_sum: Option<&'static str>,
-    /// Before the MLP.
-    pub mlp_in: Option<&'static str>,
-    /// After the MLP, before the residual sum.
-    pub mlp_out: Option<&'static str>,
-    /// After the residual sum of the MLP.
-    pub mlp_sum: Option<&'static str>,
 }
 
-/// How queries and keys are normalised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QkNorm {
-    /// Each head, all with the same weights.
-    Head,
-    /// The whole projection at once.
-    Width,
-    /// Each head with its own weights, stored as one tensor `(heads, head_dim)`.
-    EachHead,
-    /// The same, stored as one tensor a head: `….norms.N.weight`.
-    EachHeadApart,
-}
+impl Names {
+    /// The name of a layer.
+    pub fn layer(&self, number: usize) -> String {
+        self.layer.replace("{}", &number.to_string())
+    }
 
-/// Which projections have a bias.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Bias {
-    pub qkv: bool,
-    pub o: bool,
-    pub mlp: bool,
-    pub head: bool,
+    /// How the names of layers begin.
+    pub fn layers(&self) -> &'static str {
+        self.layer.split("{}").next().unwrap_or_default()
+    }
 }
 
 /// A decoder or an encoder, every choice made.
@@ -106,45 +161,77 @@ pub struct Bias {
 pub struct Config {
     pub vocab_size: usize,
     pub hidden_size: usize,
-    pub intermediate_size: usize,
-    pub num_heads: usize,
-    pub num_kv_heads: usize,
-    pub head_dim: usize,
     /// Tokens.
     pub context_length: usize,
-    /// A token sees those before it, else all.
-    pub causal: bool,
     pub positions: Option<Positions>,
     /// Rows of the table of token types, of which the first is added to every token.
     pub token_types: Option<usize>,
-    /// Rows of the table of T5's buckets of distances: each has a value a head that is added to the scores.
-    pub relative_buckets: Option<usize>,
-    pub layers: Vec<Layer>,
-    pub ropes: Vec<Rope>,
+    pub relative_bias: Option<RelativeBiasConfig>,
+    pub layers: Vec<LayerConfig>,
     pub names: Names,
-    pub norm: NormKind,
-    pub eps: f32,
-    /// Added to stored norm weights (Gemma stores `w - 1`).
-    pub norm_offset: f32,
-    pub norm_weight: bool,
-    pub norm_bias: bool,
-    pub bias: Bias,
-    pub qk_norm: Option<QkNorm>,
-    pub qk_norm_after_rope: bool,
-    /// Factor of the scores.
-    pub attn_scale: f32,
-    pub attn_softcap: Option<f32>,
-    /// Bound of the values of q, k and v.
-    pub qkv_clip: Option<f32>,
-    /// `down(act(gate) · up)`, else `down(act(up))`.
-    pub gated: bool,
-    pub activation: Activation,
-    /// Attention and MLP read the same input.
-    pub parallel: bool,
+    pub norm: NormConfig,
     pub embed_scale: f32,
     pub residual_scale: f32,
     pub logit_scale: f32,
     pub logit_softcap: Option<f32>,
-    /// The embedding is the output matrix as well.
-    pub tied: bool,
+    pub tying: Tying,
+    pub head_bias: Bias,
+}
+
+impl Config {
+    fn operations(&self) -> impl Iterator<Item = &OperationConfig> {
+        self.layers.iter().flat_map(LayerConfig::operations)
+    }
+
+    /// Every attention, in the order of computation.
+    pub fn attentions(&self) -> impl Iterator<Item = &AttentionConfig> {
+        self.operations().filter_map(OperationConfig::attention)
+    }
+
+    /// Whether no token sees a later one.
+    pub fn is_causal(&self) -> bool {
+        self.attentions().all(AttentionConfig::is_causal)
+    }
+
+    /// The different ropes of the network.
+    pub fn ropes(&self) -> Vec<Rope> {
+        let mut ropes: Vec<Rope> = Vec::new();
+        for rope in self.attentions().filter_map(|attention| attention.rope.as_ref()) {
+            if !ropes.contains(rope) {
+                ropes.push(rope.clone());
+            }
+        }
+        ropes
+    }
+
+    /// The values of one row that are in memory at a time while a pass goes forward, at most.
+    pub fn forward_values(&self) -> usize {
+        4 * self.hidden_size + self.operations().map(OperationConfig::forward_values).max().unwrap_or(0)
+    }
+
+    /// The values of one row that the backward pass of the largest layer needs: the inputs of its norms, products and activations.
+    pub fn backward_values(&self) -> usize {
+        let of_layer = |layer: &LayerConfig| {
+            let operations = layer.operations().map(OperationConfig::backward_values);
+            2 * self.hidden_size * layer.operations().count() + operations.sum::<usize>()
+        };
+        self.layers.iter().map(of_layer).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_rows_of_one_block_or_of_each() {
+        let ranges = |slot: &Slot| slot.ranges().collect::<Vec<_>>();
+        let whole = Slot::whole("w", 6);
+        assert_eq!((ranges(&whole), whole.len(), whole.total()), (vec![0..6], 6, 6));
+        let part = Slot::part("w", &[4, 2, 2], 1).below("layers.0.");
+        assert_eq!((part.name.as_str(), ranges(&part), part.len(), part.total()), ("layers.0.w", vec![4..6], 2, 8));
+        // Head by head: three rows of the query, three of its gate.
+        let gate = Slot { repeats: 2, ..Slot::part("w", &[3, 3], 1) };
+        assert_eq!((ranges(&gate), gate.len(), gate.total()), (vec![3..6, 9..12], 6, 12));
+    }
 }

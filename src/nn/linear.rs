@@ -1,13 +1,25 @@
-//! The one leaf: a matrix and its bias, immutable and shared.
+//! The one leaf: a matrix and its bias, immutable and shared; and the stored modules that it was made of.
+
+use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
-use super::Change;
+use super::adapter::{Change, RowAdapters};
 use crate::ops::{self, Context, Matrix, Product, Vector};
+
+/// A matrix of a network, by which adapters are sorted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LinearId(pub(super) usize);
+
+impl LinearId {
+    /// The embedding: a table, which has an id as the linears have.
+    pub const EMBEDDING: Self = Self(0);
+}
 
 /// `y = x Wᵀ + b`; several stored projections of the same input are one matrix.
 #[derive(Clone)]
 pub struct Linear {
+    pub id: LinearId,
     pub weight: Matrix,
     pub bias: Option<Vector>,
 }
@@ -15,8 +27,8 @@ pub struct Linear {
 impl Linear {
     /// # Shape
     /// `(T, C)` to `(T, N)`.
-    pub fn forward(&self, cx: Context<'_>, x: &Tensor, change: Option<&Change>) -> Result<Tensor> {
-        ops::linear(cx, x, self.changed(change))
+    pub fn forward(&self, cx: Context<'_>, x: &Tensor, adapters: &RowAdapters<'_>) -> Result<Tensor> {
+        adapters.forward(self, x, |x, change| ops::linear(cx, x, self.changed(change)))
     }
 
     /// What a product with a change is made of.
@@ -25,5 +37,40 @@ impl Linear {
         let Some(change) = change else { return Product { weight, bias, deltas: &[], trained: &[] } };
         let (weight, bias) = (change.weight.as_ref().unwrap_or(weight), change.bias.as_ref().or(bias));
         Product { weight, bias, deltas: &change.deltas, trained: &change.trained }
+    }
+}
+
+/// Where in the network a module is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Embedding,
+    /// In this layer.
+    Layer(usize),
+    /// The output matrix.
+    Head,
+}
+
+/// A module of the checkpoint that is a matrix.
+#[derive(Debug, Clone)]
+pub struct Module {
+    /// Without the checkpoint's prefix: `layers.0.self_attn.q_proj`.
+    pub name: String,
+    pub inputs: usize,
+    pub outputs: usize,
+    pub bias: bool,
+    pub role: Role,
+    /// The matrix that it is, or is a part of.
+    pub linear: LinearId,
+    /// Its rows, and the first output of the matrix that they are.
+    pub parts: Vec<(Range<usize>, usize)>,
+}
+
+impl Module {
+    /// Adds rows that are the matrix's outputs from `start` on. Neighbours in both orders are one part: a stored q|k|v is the network's.
+    pub(super) fn add(&mut self, rows: Range<usize>, start: usize) {
+        match self.parts.last_mut() {
+            Some((last, first)) if last.end == rows.start && *first + last.len() == start => last.end = rows.end,
+            _ => self.parts.push((rows, start)),
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Raffel et al. 2020, <https://arxiv.org/abs/1910.10683>; equal to `MPNetEncoder.relative_position_bucket` of transformers 5.23.
 
-use super::Weights;
+use super::{RelativeBiasConfig, Weights};
 use crate::error;
 
 /// Buckets of the formula.
@@ -19,10 +19,10 @@ pub struct RelativeBias {
 }
 
 impl RelativeBias {
-    /// Reads the stored table, `(buckets, heads)`, at least [`RELATIVE_BUCKETS`] of them.
-    pub fn load(weights: &mut Weights<'_>, name: &str, buckets: usize, heads: usize) -> error::Result<Self> {
-        let values = weights.values(&[(format!("{name}.weight"), buckets * heads)])?;
-        Ok(Self { heads, values })
+    /// Reads the stored table, `(buckets, heads)`, at least [`RELATIVE_BUCKETS`] of them; `name`: with its prefix.
+    pub fn load(weights: &mut Weights<'_>, name: &str, config: RelativeBiasConfig) -> error::Result<Self> {
+        let values = weights.values(&[(format!("{name}.weight"), config.buckets * config.heads)])?;
+        Ok(Self { heads: config.heads, values })
     }
 
     /// What is added to the scores of sequences of up to `longest` tokens.

@@ -46,15 +46,44 @@ pub enum Scaling {
     },
 }
 
+/// Which two values of a head are rotated together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pairs {
+    /// The two that are half of the rotated values apart.
+    Halves,
+    Neighbours,
+}
+
+/// Queries that grow with their position: times `1 + beta · ln(1 + floor(position / original))`, as Llama 4 and Ministral 3 have it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryGrowth {
+    pub beta: f64,
+    pub original: usize,
+}
+
+impl QueryGrowth {
+    fn at(self, position: usize) -> f32 {
+        // In F32, as the reference computes.
+        1.0 + self.beta as f32 * (1.0 + (position / self.original) as f32).ln()
+    }
+}
+
 /// One rotary embedding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     pub theta: f64,
     /// Values of a head that are rotated; even.
     pub dim: usize,
-    /// A value's partner is its neighbour, not the one half a head away.
-    pub adjacent: bool,
+    pub pairs: Pairs,
     pub scaling: Scaling,
+    /// Only where whole heads are rotated: it is a factor of the angles' sines and cosines.
+    pub query_growth: Option<QueryGrowth>,
+}
+
+/// The angles of a pass for queries and for keys, which differ where queries grow.
+pub struct RopeAngles {
+    pub queries: Angles,
+    pub keys: Angles,
 }
 
 impl Rope {
@@ -73,7 +102,7 @@ impl Rope {
     }
 
     /// Angles for spans of positions, one after another, each with the tokens of the whole sequence that it is part of.
-    pub fn angles(&self, spans: &[(Range<usize>, usize)], backend: &Backend) -> candle_core::Result<Angles> {
+    pub fn angles(&self, spans: &[(Range<usize>, usize)], backend: &Backend) -> candle_core::Result<RopeAngles> {
         let factor = self.attention_factor() as f32;
         let half = self.dim / 2;
         let total = spans.iter().map(|(span, _)| span.len()).sum::<usize>() * half;
@@ -101,7 +130,14 @@ impl Rope {
                 known.insert(regime, begin..cos.len());
             }
         }
-        Angles::new(cos, sin, half, backend)
+        let queries = self.query_growth.map(|growth| {
+            let positions = spans.iter().flat_map(|(span, _)| span.clone());
+            let factors: Vec<f32> = positions.flat_map(|position| std::iter::repeat_n(growth.at(position), half)).collect();
+            let grown = |values: &[f32]| values.iter().zip(&factors).map(|(x, factor)| x * factor).collect();
+            Angles::new(grown(&cos), grown(&sin), half, backend)
+        });
+        let keys = Angles::new(cos, sin, half, backend)?;
+        Ok(RopeAngles { queries: queries.unwrap_or_else(|| Ok(keys.clone()))?, keys })
     }
 
     fn attention_factor(&self) -> f64 {
@@ -163,7 +199,7 @@ mod tests {
 
     #[test]
     fn only_kinds_that_look_at_the_length_have_regimes() {
-        let rope = |scaling| Rope { theta: 1e4, dim: 8, adjacent: false, scaling };
+        let rope = |scaling| Rope { theta: 1e4, dim: 8, pairs: Pairs::Halves, scaling, query_growth: None };
         let long = rope(Scaling::LongRope { short: vec![1.0; 4], long: vec![2.0; 4], original: 10, attention_factor: 1.0 });
         assert_eq!([long.regime(10), long.regime(11), long.regime(99)], [0, 1, 1]);
         let dynamic = rope(Scaling::Dynamic { factor: 2.0, max_positions: 10 });

@@ -2,8 +2,11 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::{Adapters, Module, Transformer};
-use crate::ops::{self, Angles, Context, Dropout, Gradient, Gradients, Sequences, Tape};
+use super::adapter::{Adapters, RowAdapters};
+use super::layer::Call;
+use super::linear::{Module, Role};
+use super::transformer::{Transformer, sequences};
+use crate::ops::{self, Context, Dropout, Gradient, Gradients, Tape};
 
 /// The low-rank change of one module in training, on the CPU in F32 wherever the network computes.
 #[derive(Debug, Clone)]
@@ -66,7 +69,8 @@ impl Transformer {
         let adapters = Adapters::in_training(self, trained, pass.dropout)?;
         let mut layers = Layers::new(self, batch, &adapters)?;
         // Below the first layer that is in training there is nothing to go back to.
-        let first = trained.iter().filter_map(|change| change.module.place.layer()).min().unwrap_or(0);
+        let layer = |change: &Trained| if let Role::Layer(layer) = change.module.role { Some(layer) } else { None };
+        let first = trained.iter().filter_map(layer).min().unwrap_or(0);
         // Of each layer from there on its input, and how to go back through it where that is kept.
         let mut passed = Vec::with_capacity(self.config().layers.len());
         for i in 0..self.config().layers.len() {
@@ -127,7 +131,7 @@ impl Transformer {
         let tape = Tape::default();
         let hidden = x.index_select(&rows, 0)?;
         tape.track(&hidden);
-        let normed = self.final_normed(Context { backend, tape: Some(&tape) }, &hidden)?;
+        let normed = self.final_normed(Context { backend, tape: Some(&tape) }, hidden.clone())?;
         let (loss, gradient) =
             ops::cross_entropy(backend, &normed, product, (c.logit_scale, c.logit_softcap), &ids, with_gradient)?;
         let Some(gradient) = gradient else { return Ok((loss, None)) };
@@ -142,25 +146,19 @@ impl Transformer {
 /// A forward pass, layer by layer.
 struct Layers<'a> {
     network: &'a Transformer,
-    adapters: &'a Adapters,
-    angles: Vec<Angles>,
-    sequences: Sequences,
+    call: Call<'a>,
     /// The output of the layer before.
     x: Tensor,
 }
 
 impl<'a> Layers<'a> {
     fn new(network: &'a Transformer, batch: Batch<'_>, adapters: &'a Adapters) -> Result<Self> {
-        let (angles, sequences) = network.packed(batch.lengths)?;
-        let x = network.embed(batch.ids, &network.positions(batch.ids, batch.lengths), Some(adapters))?;
-        Ok(Self { network, adapters, angles, sequences, x })
+        let x = network.embed(&sequences(batch.ids, batch.lengths), &RowAdapters::all(Some(adapters)))?;
+        Ok(Self { network, call: network.whole_sequences(batch.lengths, Some(adapters))?, x })
     }
 
     fn forward(&mut self, cx: Context<'_>, i: usize) -> Result<Tensor> {
-        let (c, sequences) = (self.network.config(), &mut self.sequences);
-        self.network.layer(cx, i, self.x.clone(), &self.angles, Some(self.adapters), |q, k, v, mask| {
-            ops::attention_within(cx, [q, k, v], c.num_heads, c.num_kv_heads, mask, sequences)
-        })
+        self.network.layer(cx, i, self.x.clone(), &mut self.call)
     }
 
     /// The layer's output, and the way back, to its input as well if that `has_gradient`.

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use super::Slot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::{Backend, Matrix, MatrixBuilder, Quant, StoredType, Use, Vector, widen};
 
@@ -29,22 +30,6 @@ pub trait TensorSource {
     fn names(&self) -> Vec<&str>;
     /// Copies little-endian bytes of a tensor, from byte `offset` on.
     fn read(&mut self, name: &str, offset: u64, into: &mut [u8]) -> Result<()>;
-}
-
-/// Rows of a stored matrix.
-pub struct Slot {
-    /// Without `.weight`.
-    pub name: String,
-    pub rows: Range<usize>,
-    /// Rows of the whole tensor.
-    pub total: usize,
-}
-
-impl Slot {
-    /// All rows of a tensor.
-    pub fn whole(name: &str, rows: usize) -> Self {
-        Self { name: name.to_string(), rows: 0..rows, total: rows }
-    }
 }
 
 /// Bytes that are read in one piece: progress and cancel are looked at in between.
@@ -180,8 +165,8 @@ impl<'a> Weights<'a> {
         for slot in slots {
             let name = format!("{}.weight", slot.name);
             let entry = self.source.entry(&name).ok_or_else(|| missing(&name))?;
-            if entry.shape != [slot.total, cols] {
-                return Err(Error::format(format!("{name}: expected shape [{}, {cols}], found {:?}", slot.total, entry.shape)));
+            if entry.shape != [slot.total(), cols] {
+                return Err(Error::format(format!("{name}: expected shape [{}, {cols}], found {:?}", slot.total(), entry.shape)));
             }
             types.push(entry.stored(&name)?);
         }
@@ -189,7 +174,7 @@ impl<'a> Weights<'a> {
         let common = if types.windows(2).all(|pair| pair[0] == pair[1]) { types[0] } else { StoredType::F32 };
         let stored = self.stored.unwrap_or(common);
         let quant = self.quant.filter(|_| purpose == Use::Product);
-        let rows: usize = slots.iter().map(|slot| slot.rows.len()).sum();
+        let rows: usize = slots.iter().map(Slot::len).sum();
         self.bytes += match quant {
             Some(quant) => MatrixBuilder::quantized_bytes(rows, cols, quant),
             None => MatrixBuilder::bytes(rows, cols, stored, purpose, self.backend),
@@ -207,8 +192,11 @@ impl<'a> Weights<'a> {
         if !self.dry {
             let mut first = 0;
             for (slot, from) in slots.iter().zip(types) {
-                self.fill(&mut builder, quant, first, slot, cols, from)?;
-                first += slot.rows.len();
+                for rows in slot.ranges() {
+                    let len = rows.len();
+                    self.fill(&mut builder, quant, first, (&slot.name, rows), cols, from)?;
+                    first += len;
+                }
             }
         }
         Ok(builder.finish()?)
@@ -219,27 +207,27 @@ impl<'a> Weights<'a> {
         builder: &mut MatrixBuilder,
         quant: Option<Quant>,
         first: usize,
-        slot: &Slot,
+        (name, rows): (&str, Range<usize>),
         cols: usize,
         from: StoredType,
     ) -> Result<()> {
-        let name = format!("{}.weight", slot.name);
+        let name = format!("{name}.weight");
         let row_bytes = cols * from.size();
         // Whole panels of sixteen rows, so that a piece does not end within one.
         let piece = (PIECE / row_bytes / 16 * 16).max(16);
-        let mut row = slot.rows.start;
-        while row < slot.rows.end {
-            let rows = piece.min(slot.rows.end - row);
-            self.buffer.resize(rows * row_bytes, 0);
+        let mut row = rows.start;
+        while row < rows.end {
+            let count = piece.min(rows.end - row);
+            self.buffer.resize(count * row_bytes, 0);
             self.source.read(&name, (row * row_bytes) as u64, &mut self.buffer)?;
-            if !builder.fill(first + row - slot.rows.start, &self.buffer, from) {
+            if !builder.fill(first + row - rows.start, &self.buffer, from) {
                 let message = match quant {
                     Some(_) => "is not finite or beyond 8.3 million, and cannot be quantised; load it without quantization",
                     None => "is beyond the range of f16; load it as f32 or bf16",
                 };
                 return Err(Error::format(format!("{name}: a value {message}")));
             }
-            row += rows;
+            row += count;
         }
         Ok(())
     }

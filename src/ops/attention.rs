@@ -47,6 +47,12 @@ impl LayerCache {
         }
     }
 
+    /// Values of a position: those of its keys and those of its values.
+    pub fn token_values(&self) -> usize {
+        let (kv_heads, head_dim) = self.shape();
+        2 * kv_heads * head_dim
+    }
+
     /// Forgets all but the first `len` positions.
     pub fn truncate(&mut self, len: usize) {
         match self {

@@ -42,7 +42,7 @@ pub use fault::inject_device_failure;
 pub use linear::{Product, Products, linear, logits};
 pub use low_rank::{Delta, merged};
 pub use matrix::{Matrix, MatrixBuilder, Vector, dtype, to_f32, with_f32};
-pub use norm::{Norm, add_scaled, norm};
+pub use norm::{Norm, add_scaled, norm, optional_norm};
 pub use rope::{Angles, rope};
 pub use row_blocks::by_row_blocks;
 pub use split::{clip, split};

@@ -45,6 +45,14 @@ pub fn norm(cx: Context<'_>, x: &Tensor, norm: &Norm) -> Result<Tensor> {
     Ok(y)
 }
 
+/// The same where there is a norm.
+pub fn optional_norm(cx: Context<'_>, x: Tensor, by: Option<&Norm>) -> Result<Tensor> {
+    match by {
+        Some(by) => norm(cx, &x, by),
+        None => Ok(x),
+    }
+}
+
 /// `x + scale · y`, normalised where there is a norm; on the CPU in the memory of `y`, which no clone of it may use. Where `y`
 /// is a part of another tensor, or `x` lies in its memory, it is copied.
 ///

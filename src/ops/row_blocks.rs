@@ -1,5 +1,7 @@
 //! Work on a few rows at a time, for the memory of what lies in between.
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor};
 
 use super::{Backend, Context};
@@ -15,25 +17,23 @@ const FEWEST: usize = if cfg!(test) { 5 } else { 256 };
 /// a block. A pass to go back through keeps all of it anyway, and a GPU is at its best with many rows.
 ///
 /// # Shape
-/// `inputs`: `(T, …)` each, of which `work` gets the same rows; it returns as many.
-pub fn by_row_blocks<const N: usize>(
+/// `inputs`: `(T, …)` each, of which `work` gets the same rows, and where they are; it returns as many.
+pub fn by_row_blocks(
     cx: Context<'_>,
-    inputs: [&Tensor; N],
-    work: impl Fn([&Tensor; N]) -> Result<Tensor>,
+    inputs: &[Tensor],
+    work: impl Fn(Range<usize>, &[Tensor]) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let rows = inputs[0].dims()[0];
     let blocks = rows.div_ceil((ROWS * threads()).max(FEWEST));
     if matches!(cx.backend, Backend::Tensors(_)) || cx.tape.is_some() || blocks <= 1 {
-        return work(inputs);
+        return work(0..rows, inputs);
     }
     let height = rows.div_ceil(blocks);
     let mut outputs = Vec::with_capacity(blocks);
     for first in (0..rows).step_by(height) {
-        let mut block = Vec::with_capacity(N);
-        for input in inputs {
-            block.push(input.narrow(0, first, height.min(rows - first))?);
-        }
-        outputs.push(work(std::array::from_fn(|i| &block[i]))?);
+        let len = height.min(rows - first);
+        let block = inputs.iter().map(|input| input.narrow(0, first, len)).collect::<Result<Vec<_>>>()?;
+        outputs.push(work(first..first + len, &block)?);
     }
     Tensor::cat(&outputs, 0)
 }
@@ -54,9 +54,10 @@ mod tests {
                 Tensor::from_vec(values, (rows, 2), &Device::Cpu).unwrap()
             });
             let longest = std::cell::Cell::new(0);
-            let sum = by_row_blocks(Context::forward(&backend), [&x, &y], |[x, y]| {
-                longest.set(longest.get().max(x.dims()[0]));
-                x + y
+            let sum = by_row_blocks(Context::forward(&backend), &[x.clone(), y.clone()], |rows, inputs| {
+                longest.set(longest.get().max(rows.len()));
+                assert_eq!(inputs[0].to_vec2::<f32>()?[0][0], rows.start as f32 * 2.0);
+                &inputs[0] + &inputs[1]
             });
             assert_eq!(sum.unwrap().to_vec2::<f32>().unwrap(), (x + y).unwrap().to_vec2::<f32>().unwrap());
             assert!(longest.get() <= (ROWS * threads()).max(FEWEST));

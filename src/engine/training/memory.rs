@@ -3,7 +3,6 @@
 use super::{LoraConfig, LoraTrainer, TrainOptions, USUAL_LENGTH, check_options, plan};
 use crate::engine::Model;
 use crate::error::Result;
-use crate::nn::Config;
 use crate::ops;
 
 /// What a layer takes on the way back beside what was kept of it, in layers: gradients of its values, and copies. Measured: between 1.4
@@ -25,7 +24,7 @@ impl LoraTrainer {
         let tokens = options.batch_size.saturating_mul(longest);
         let layers = c.layers.len();
         let ranks = plan.modules.iter().map(|(_, rank, _)| rank).sum::<usize>() / layers.max(1);
-        let layer = layer_values(c) + ranks;
+        let layer = c.backward_values() + ranks;
         let kept = if options.gradient_checkpointing { layers * c.hidden_size + layer } else { layers * layer };
         // A gradient of the pass, and the sum that it is added to.
         let gradients = if options.grad_accumulation > 1 { 2 } else { 1 };
@@ -35,11 +34,4 @@ impl LoraTrainer {
         let values = values.saturating_add(tokens.saturating_mul(row)).saturating_add(scores);
         Ok((values as u64).saturating_mul(size_of::<f32>() as u64))
     }
-}
-
-/// What the way back needs of one token in one layer: the inputs of its norms, products and activations.
-fn layer_values(c: &Config) -> usize {
-    let heads = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim + c.num_heads * c.head_dim;
-    let mlp = c.intermediate_size * if c.gated { 3 } else { 2 };
-    4 * c.hidden_size + heads + mlp
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::CONFIG;
 use crate::error::{Error, Result};
 use crate::load::Json;
-use crate::nn::Place;
+use crate::nn::Role;
 
 /// Larger than any rank.
 const MAX_RANK: usize = 1 << 13;
@@ -170,15 +170,15 @@ impl PeftConfig {
     }
 
     /// Whether a module was trained.
-    pub fn targets(&self, path: &str, place: Place) -> Result<bool> {
+    pub fn targets(&self, path: &str, role: Role) -> Result<bool> {
         if let Some(excluded) = &self.excluded
-            && excluded.hold(path, place)?
+            && excluded.hold(path, role)?
         {
             return Ok(false);
         }
         let saved =
             |name: &String| path.split('.').collect::<Vec<_>>().windows(name.split('.').count()).any(|w| w.join(".") == *name);
-        if self.modules_to_save.iter().any(saved) || !self.targets.hold(path, place)? {
+        if self.modules_to_save.iter().any(saved) || !self.targets.hold(path, role)? {
             return Ok(false);
         }
         // A path that is named as a whole is meant whatever its layer.
@@ -221,11 +221,11 @@ impl PeftConfig {
 }
 
 impl Targets {
-    fn hold(&self, path: &str, place: Place) -> Result<bool> {
+    fn hold(&self, path: &str, role: Role) -> Result<bool> {
         match self {
             Self::Names(names) => Ok(names.iter().any(|name| ends_with_name(path, name))),
             Self::Pattern(pattern) => pattern.is_match(path).map_err(too_hard),
-            Self::Linear => Ok(!matches!(place, Place::Embed | Place::Head)),
+            Self::Linear => Ok(matches!(role, Role::Layer(_))),
         }
     }
 }

@@ -17,7 +17,7 @@ use super::replace::{replace, write_text};
 use super::safetensors::{Tensors, write_safetensors};
 use super::{Checkpoint, Json, fnv, read_text};
 use crate::error::{Error, Result};
-use crate::nn::{Adapter, Entry, LowRank, Module, Place, Replaced, Slot, TensorSource, Transformer, Weights};
+use crate::nn::{Adapter, Entry, LowRank, Module, Prefix, Replaced, Role, Slot, TensorSource, Transformer, Weights};
 use crate::ops::{Backend, Matrix, StoredType};
 
 const CONFIG: &str = "adapter_config.json";
@@ -172,7 +172,7 @@ const FIELDS: [(&str, Field); 10] = [
 struct Reader<'a> {
     config: &'a PeftConfig,
     network: &'a Transformer,
-    modules: Vec<Module>,
+    modules: &'a [Module],
     stored: Vec<Stored>,
     /// What PEFT saw in front of the names of layers.
     prefix: &'a str,
@@ -185,17 +185,17 @@ impl<'a> Reader<'a> {
         let mut tensors = checkpoint.names();
         tensors.sort_unstable();
         // A model that was trained without its head has no prefix.
-        let layers = names.layer.split("{}").next().unwrap_or_default();
+        let layers = names.layers();
         let bare = |name: &&str| name.strip_prefix(PREFIX).unwrap_or(name).starts_with(layers);
         let old = tensors.iter().any(|name| old_name(name).is_some());
         let prefix = match names.prefixes.first() {
             Some(_) if !old && tensors.iter().any(bare) => "",
             Some(usual) => {
-                let seen = |prefix: &&&'static str| {
-                    let start = format!("{PREFIX}{prefix}{layers}");
+                let seen = |prefix: &&Prefix| {
+                    let start = format!("{PREFIX}{}{layers}", prefix.network);
                     tensors.iter().any(|name| name.starts_with(&start))
                 };
-                names.prefixes.iter().find(seen).unwrap_or(usual)
+                names.prefixes.iter().find(seen).unwrap_or(usual).network
             }
             None => "",
         };
@@ -264,11 +264,11 @@ impl<'a> Reader<'a> {
                 continue;
             }
             let found = (0..paths.len()).find(|&i| ends_with_name(&paths[i], name));
-            match found.filter(|&i| matches!(self.modules[i].place, Place::Embed | Place::Head)) {
+            match found.filter(|&i| matches!(self.modules[i].role, Role::Embedding | Role::Head)) {
                 Some(i) if self.stored[i].weight.is_some() => {}
                 Some(i) => return Err(lacks(&format!("{}.weight", paths[i]), "modules_to_save names")),
                 None => {
-                    let whole = |module: &&Module| matches!(module.place, Place::Embed | Place::Head);
+                    let whole = |module: &&Module| matches!(module.role, Role::Embedding | Role::Head);
                     let possible: Vec<&str> = self.modules.iter().filter(whole).map(|module| module.name.as_str()).collect();
                     return Err(Error::unsupported(format!(
                         "{CONFIG}: modules_to_save: {name:?} is not supported ({})",
@@ -285,8 +285,8 @@ impl<'a> Reader<'a> {
         let mut adapter = Adapter::default();
         for (i, (module, stored)) in self.modules.iter().zip(&self.stored).enumerate() {
             let path = self.path(i);
-            let targeted = self.config.targets(&path, module.place)?;
-            if module.place == Place::Embed && targeted {
+            let targeted = self.config.targets(&path, module.role)?;
+            if module.role == Role::Embedding && targeted {
                 return Err(Error::unsupported(format!(
                     "{CONFIG}: target_modules: LoRA on the embedding ({path}) is not supported"
                 )));
@@ -309,8 +309,8 @@ impl<'a> Reader<'a> {
         for (module, stored) in self.modules.iter().zip(&self.stored) {
             let Some(name) = &stored.weight else { continue };
             let name = name.strip_suffix(".weight").unwrap_or(name);
-            let weight = match module.place {
-                Place::Embed => weights.table(name, module.outputs, module.inputs)?,
+            let weight = match module.role {
+                Role::Embedding => weights.table(name, module.outputs, module.inputs)?,
                 _ => weights.matrix(&[Slot::whole(name, module.outputs)], module.inputs)?,
             };
             replaced.push(Replaced::new(self.network, module.clone(), weight)?);
@@ -321,7 +321,7 @@ impl<'a> Reader<'a> {
     /// What is stored for a module is what the configuration says.
     fn check_tensors(&self, path: &str, module: &Module, stored: &Stored, targeted: bool) -> Result<()> {
         let config = self.config;
-        let whole = matches!(module.place, Place::Embed | Place::Head);
+        let whole = matches!(module.role, Role::Embedding | Role::Head);
         let bias = module.bias && (config.bias == BiasKind::All || (config.bias == BiasKind::Targeted && targeted));
         // The tensor, whether there must be one, whether there may be one, and the option that says so.
         let rules = [
@@ -365,7 +365,7 @@ impl<'a> Reader<'a> {
 
 /// A module's name as PEFT sees it: all but the output matrix lie within the model.
 fn path(module: &Module, prefix: &str) -> String {
-    if module.place == Place::Head { module.name.clone() } else { format!("{prefix}{}", module.name) }
+    if module.role == Role::Head { module.name.clone() } else { format!("{prefix}{}", module.name) }
 }
 
 fn tensor_name(module: &Module, prefix: &str, field: &str) -> String {

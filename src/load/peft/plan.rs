@@ -12,7 +12,7 @@ use super::config::{BiasKind, PeftConfig, ends_with_name};
 use super::{CONFIG, Peft, TENSORS, TORCH, path, replace, tensor_name, write_safetensors, write_text};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{FNV_START, Json, Tensors, fnv};
-use crate::nn::{Adapter, LowRank, Module, Place, Trained, Transformer};
+use crate::nn::{Adapter, LowRank, Module, Role, Trained, Transformer};
 use crate::ops::{Backend, Matrix, MatrixBuilder, StoredType, Use};
 
 /// What PEFT calls every matrix of the layers.
@@ -50,9 +50,9 @@ impl PeftPlan {
     /// # Errors
     /// `InvalidArgument` for a target that the network does not have; `Unsupported` for its embedding or output matrix.
     pub fn new(network: &Transformer, fresh: &Fresh<'_>) -> Result<Self> {
-        let prefix = network.config().names.prefixes.first().copied().unwrap_or_default();
+        let prefix = network.config().names.prefixes.first().map_or("", |prefix| prefix.network);
         let modules = network.modules();
-        let in_layers = |module: &&Module| !matches!(module.place, Place::Embed | Place::Head);
+        let in_layers = |module: &&Module| matches!(module.role, Role::Layer(_));
         // As PEFT names them: q_proj, not layers.0.self_attn.q_proj.
         let short = |module: &Module| module.name.rsplit('.').next().unwrap_or_default().to_string();
         let all: BTreeSet<String> = modules.iter().filter(in_layers).map(short).collect();
@@ -132,16 +132,16 @@ impl PeftPlan {
         }
         let mut modules = Vec::new();
         for module in network.modules() {
-            let path = path(&module, &prefix);
-            if !config.targets(&path, module.place)? {
+            let path = path(module, &prefix);
+            if !config.targets(&path, module.role)? {
                 continue;
             }
-            if matches!(module.place, Place::Embed | Place::Head) {
+            if matches!(module.role, Role::Embedding | Role::Head) {
                 return Err(Error::unsupported(format!("{CONFIG}: target_modules: training {path} is not supported")));
             }
             let rank = config.rank(&path)?;
             let scaling = config.scaling(&path, rank)?;
-            modules.push((module, rank, scaling));
+            modules.push((module.clone(), rank, scaling));
         }
         if modules.is_empty() {
             return Err(json.invalid("target_modules", "expected a module of the model, found none"));

@@ -1,0 +1,268 @@
+//! What a sequence has evaluated: its tokens, the states of the layers, and the logits behind the last token.
+//!
+//! One invariant holds between them: the states hold the first `states.len()` of `tokens`, computed with the adapters of
+//! `computed_with` and the rope frequencies of `regime`; the logits, where they are known, are those behind the last token by
+//! the same, and the states then hold all tokens.
+
+use super::Model;
+use super::lora::Attached;
+use crate::error::{Error, ErrorKind, Result};
+use crate::nn::{RowAdapters, States, Step};
+
+/// The rope frequencies that states were computed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Regime {
+    /// All with those of one; see [`Rope::regime`](crate::nn::Rope::regime).
+    One(usize),
+    /// Tokens that saw different frequencies: equal to none.
+    Mixed,
+}
+
+pub(super) struct Evaluated {
+    model: Model,
+    tokens: Vec<u32>,
+    /// A token that was just chosen is evaluated when the next one is asked for.
+    states: States,
+    regime: Regime,
+    /// The fingerprint of the adapters.
+    computed_with: u64,
+    /// Whether the last of `tokens` was chosen by an answer, not given by the caller.
+    is_chosen: bool,
+    logits: Option<Vec<f32>>,
+    /// Memory of logits that are no longer known, for the next ones: half a megabyte for every token.
+    spare: Vec<f32>,
+}
+
+impl Evaluated {
+    pub fn new(model: &Model) -> Self {
+        Self {
+            tokens: Vec::new(),
+            states: model.transformer().new_states(),
+            regime: Regime::One(0),
+            computed_with: 0,
+            is_chosen: false,
+            logits: None,
+            spare: Vec::new(),
+            model: model.clone(),
+        }
+    }
+
+    /// What a file holds.
+    pub fn restored(model: &Model, tokens: Vec<u32>, states: States, regime: Regime, computed_with: u64) -> Self {
+        Self { tokens, states, regime, computed_with, ..Self::new(model) }
+    }
+
+    /// A copy that goes its own way.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Device`, `Suspended`.
+    pub fn fork(&self) -> Result<Self> {
+        Ok(Self {
+            model: self.model.clone(),
+            tokens: self.tokens.clone(),
+            states: self.model.device().work(|| Ok(self.states.fork()?))?,
+            logits: self.logits.clone(),
+            spare: Vec::new(),
+            ..*self
+        })
+    }
+
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    pub fn states(&self) -> &States {
+        &self.states
+    }
+
+    pub fn regime(&self) -> Regime {
+        self.regime
+    }
+
+    pub fn computed_with(&self) -> u64 {
+        self.computed_with
+    }
+
+    /// Those behind the last token, where they are known.
+    pub fn logits(&self) -> Option<&[f32]> {
+        self.logits.as_deref()
+    }
+
+    fn forget_logits(&mut self) {
+        if let Some(logits) = self.logits.take() {
+            self.spare = logits;
+        }
+    }
+
+    /// Holds tokens that its caller gives, without evaluating them yet.
+    pub fn push(&mut self, tokens: &[u32]) {
+        if !tokens.is_empty() {
+            self.tokens.extend_from_slice(tokens);
+            self.is_chosen = false;
+            self.forget_logits();
+        }
+    }
+
+    /// Holds a token that an answer chose.
+    pub fn choose(&mut self, token: u32) {
+        self.push(&[token]);
+        self.is_chosen = true;
+    }
+
+    /// Keeps the first `len` tokens. What of the states cannot be cut back is computed again when it is next needed.
+    pub fn keep(&mut self, len: usize) {
+        if len < self.tokens.len() {
+            self.tokens.truncate(len);
+            self.states.truncate(len);
+            self.is_chosen = false;
+            self.forget_logits();
+        }
+    }
+
+    /// Holds tokens and evaluates them. After an error it holds those that it held, and what was evaluated of the new ones.
+    ///
+    /// # Errors
+    /// As [`evaluate`](Self::evaluate).
+    pub fn extend(
+        &mut self,
+        tokens: &[u32],
+        adapters: &Attached,
+        chunk: usize,
+        on_piece: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<()> {
+        let (held, is_chosen) = (self.tokens.len(), self.is_chosen);
+        self.push(tokens);
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        let result = self.evaluate(adapters, chunk, on_piece);
+        if result.is_err() {
+            // An answer's last token is held although it is not evaluated yet.
+            self.tokens.truncate(self.states.len().max(held));
+            self.is_chosen = is_chosen && self.tokens.len() == held;
+        }
+        result
+    }
+
+    /// Whether the last token was chosen by an answer.
+    pub fn is_chosen(&self) -> bool {
+        self.is_chosen
+    }
+
+    /// Makes ready to go on with these adapters: forgets what was computed otherwise. Returns how many tokens are to be evaluated
+    /// before the logits are known.
+    pub fn prepare(&mut self, adapters: &Attached) -> usize {
+        if adapters.fingerprint() != self.computed_with {
+            self.states.truncate(0);
+            self.forget_logits();
+            self.computed_with = adapters.fingerprint();
+        }
+        let total = self.tokens.len();
+        if self.logits.is_some() || total == 0 {
+            return 0;
+        }
+        let transformer = self.model.transformer();
+        let regime = Regime::One(transformer.regime(total));
+        if regime != self.regime {
+            if self.states.len() + 1 == total && self.is_chosen && transformer.is_dynamic() {
+                // An answer beyond the trained length: the frequencies move a little with each token, and evaluating all of
+                // them again for every new one would be quadratic. The reference keeps the old keys as well.
+                self.regime = Regime::Mixed;
+            } else {
+                self.states.truncate(0);
+                self.regime = regime;
+            }
+        }
+        // The logits of a token that the states hold come with evaluating it again.
+        total - self.states.truncate(total - 1)
+    }
+
+    /// Evaluates every token that is held and not yet evaluated, in pieces of at most `chunk`, until the logits behind the last one
+    /// are known. `on_piece` is told how many are done and of how many, before the first piece and behind each; an error of it stops.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, `Device`, `Suspended`, and those of `on_piece`: what was finished is kept.
+    pub fn evaluate(
+        &mut self,
+        adapters: &Attached,
+        chunk: usize,
+        on_piece: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<()> {
+        let total = self.prepare(adapters);
+        let mut left = total;
+        while left > 0 {
+            on_piece(total - left, total)?;
+            let piece = left.min(chunk);
+            pass(&mut [Part { evaluated: self, adapters, piece }])?;
+            left -= piece;
+        }
+        if total > 0 { on_piece(total, total) } else { Ok(()) }
+    }
+
+    /// What a device wrote that then failed is not known, of earlier passes either: all is computed again from the tokens.
+    fn forget_failed(&mut self, error: &Error) {
+        self.forget_logits();
+        if error.kind() != ErrorKind::Suspended {
+            self.states = self.model.transformer().new_states();
+        }
+    }
+}
+
+/// A share of a pass: the next `piece` tokens of a sequence that is [prepared](Evaluated::prepare).
+pub(super) struct Part<'a> {
+    pub evaluated: &'a mut Evaluated,
+    pub adapters: &'a Attached,
+    pub piece: usize,
+}
+
+/// Evaluates tokens of several sequences of one model in one pass; with the last token of one come its logits.
+///
+/// # Errors
+/// `OutOfMemory`, `Device`, `Suspended`: then for all of them.
+pub(super) fn pass(parts: &mut [Part<'_>]) -> Result<()> {
+    let Some(model) = parts.first().map(|part| part.evaluated.model.clone()) else { return Ok(()) };
+    let result = model.device().step(|| {
+        let transformer = model.transformer();
+        let mut steps = Vec::with_capacity(parts.len());
+        let (mut rows, mut adapters, mut first) = (Vec::new(), Vec::new(), 0);
+        let mut logits = Vec::new();
+        for Part { evaluated, adapters: attached, piece } in &mut *parts {
+            let Evaluated { tokens, states, spare, .. } = &mut **evaluated;
+            let (from, length) = (states.len(), tokens.len());
+            first += *piece;
+            if from + *piece == length {
+                rows.push(first - 1);
+                adapters.push((1, attached.adapters()));
+                logits.push(spare);
+            }
+            steps.push(Step { ids: &tokens[from..from + *piece], states, length, adapters: attached.adapters() });
+        }
+        let hidden = transformer.forward(&mut steps)?;
+        drop(steps);
+        let adapters = RowAdapters::new(adapters);
+        if let [only] = &mut logits[..] {
+            return Ok(transformer.logits(&hidden, &rows, &adapters, only)?);
+        }
+        let mut all = Vec::new();
+        transformer.logits(&hidden, &rows, &adapters, &mut all)?;
+        for (row, out) in all.chunks_exact(model.vocab_size()).zip(logits) {
+            out.clear();
+            out.extend_from_slice(row);
+        }
+        Ok(())
+    });
+    for Part { evaluated, .. } in parts {
+        match &result {
+            Ok(()) if evaluated.states.len() == evaluated.tokens.len() => {
+                evaluated.logits = Some(std::mem::take(&mut evaluated.spare));
+            }
+            Ok(()) => {}
+            Err(error) => evaluated.forget_failed(error),
+        }
+    }
+    result
+}

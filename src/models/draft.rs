@@ -1,0 +1,226 @@
+//! The usual network: every layer an attention and an MLP, with six places for norms. A family fills in what it is of it; then its
+//! layers are spelled out as steps and branches.
+
+use crate::nn::{
+    AttentionConfig, BranchConfig, BranchInput, Config, DenseConfig, LayerConfig, Name, Names, NormConfig, OperationConfig,
+    Positions, QkNorm, QkNormConfig, QkNormPlace, RelativeBiasConfig, Rope, Slot, StepConfig, Tying, Visible,
+};
+use crate::ops::Activation;
+
+/// One layer's place in a pattern of windows and position embeddings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pattern {
+    /// Keys nearer than this are seen, the query's own being at 0; `None` = all.
+    pub window: Option<usize>,
+    /// Index into [`Draft::ropes`]; `None` = no position embedding.
+    pub rope: Option<usize>,
+    /// Whether the norm before attention is there, where the family has one (ModernBERT's first layer lacks it).
+    pub attn_in: bool,
+}
+
+impl Pattern {
+    /// A layer that sees all, with the first rope.
+    pub const PLAIN: Self = Self { window: None, rope: Some(0), attn_in: true };
+}
+
+/// Where a projection is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A tensor of its own.
+    Own(Name),
+    /// Part `n` of a tensor that holds q, k and v, or gate and up, one after another.
+    Part(Name, usize),
+}
+
+impl Source {
+    /// `sizes` are the parts of a fused tensor; a projection of its own has the size of its part.
+    fn slot(self, part: usize, sizes: &[usize]) -> Slot {
+        match self {
+            Self::Own(name) => Slot::whole(name, sizes[part]),
+            Self::Part(name, part) => Slot::part(name, sizes, part),
+        }
+    }
+}
+
+/// The names of the stored tensors.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorNames {
+    pub network: Names,
+    /// Read where attention has a bias by distance.
+    pub relative_bias: Name,
+    pub q: Source,
+    pub k: Source,
+    pub v: Source,
+    pub o: Source,
+    /// Read where the MLP is gated.
+    pub gate: Source,
+    pub up: Source,
+    pub down: Source,
+    /// Read where there is a q/k norm.
+    pub q_norm: Name,
+    pub k_norm: Name,
+    /// Before attention.
+    pub attn_in: Option<Name>,
+    /// After attention, before the residual sum.
+    pub attn_out: Option<Name>,
+    /// After the residual sum of attention.
+    pub attn_sum: Option<Name>,
+    /// Before the MLP.
+    pub mlp_in: Option<Name>,
+    /// After the MLP, before the residual sum.
+    pub mlp_out: Option<Name>,
+    /// After the residual sum of the MLP.
+    pub mlp_sum: Option<Name>,
+}
+
+/// Which projections have a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Biases {
+    pub qkv: bool,
+    pub o: bool,
+    pub mlp: bool,
+    pub head: bool,
+}
+
+/// How attention and MLP of a layer stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// The MLP reads the sum that attention went into.
+    Sequential,
+    /// Both read the layer's input; without a norm of its own the MLP reads what attention reads.
+    Parallel,
+}
+
+/// `down(act(gate) · up)` or `down(act(up))`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mlp {
+    Gated,
+    Plain,
+}
+
+/// A usual network, every choice made.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_heads: usize,
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+    /// Tokens.
+    pub context_length: usize,
+    pub visible: Visible,
+    pub positions: Option<Positions>,
+    /// Rows of the table of token types, of which the first is added to every token.
+    pub token_types: Option<usize>,
+    /// Rows of the table of biases by distance.
+    pub relative_buckets: Option<usize>,
+    pub layers: Vec<Pattern>,
+    pub ropes: Vec<Rope>,
+    pub names: TensorNames,
+    pub norm: NormConfig,
+    pub biases: Biases,
+    pub qk_norm: Option<QkNorm>,
+    pub qk_norm_place: QkNormPlace,
+    /// Factor of the scores.
+    pub attn_scale: f32,
+    pub attn_softcap: Option<f32>,
+    /// Bound of the values of q, k and v.
+    pub qkv_clip: Option<f32>,
+    pub mlp: Mlp,
+    pub activation: Activation,
+    pub order: Order,
+    pub embed_scale: f32,
+    pub residual_scale: f32,
+    pub logit_scale: f32,
+    pub logit_softcap: Option<f32>,
+    pub tying: Tying,
+}
+
+impl Draft {
+    /// The network with its layers spelled out.
+    pub fn build(self) -> Config {
+        let relative_bias = |buckets| RelativeBiasConfig { name: self.names.relative_bias, buckets, heads: self.num_heads };
+        Config {
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
+            context_length: self.context_length,
+            positions: self.positions,
+            token_types: self.token_types,
+            relative_bias: self.relative_buckets.map(relative_bias),
+            layers: self.layers.iter().map(|pattern| self.layer(*pattern)).collect(),
+            names: self.names.network,
+            norm: self.norm,
+            embed_scale: self.embed_scale,
+            residual_scale: self.residual_scale,
+            logit_scale: self.logit_scale,
+            logit_softcap: self.logit_softcap,
+            tying: self.tying,
+            head_bias: self.biases.head.into(),
+        }
+    }
+
+    fn layer(&self, pattern: Pattern) -> LayerConfig {
+        let TensorNames { attn_in, attn_out, attn_sum, mlp_in, mlp_out, mlp_sum, .. } = self.names;
+        let attn_in = BranchInput::Stream(attn_in.filter(|_| pattern.attn_in));
+        let (attention, dense) = (OperationConfig::Attention(self.attention(pattern)), OperationConfig::Dense(self.dense()));
+        let branch = |input, operation, norm_out| BranchConfig { input, operation, norm_out };
+        let steps = match self.order {
+            Order::Sequential => vec![
+                StepConfig { branches: vec![branch(attn_in, attention, None)], norm_out: attn_out, norm_sum: attn_sum },
+                StepConfig {
+                    branches: vec![branch(BranchInput::Stream(mlp_in), dense, None)],
+                    norm_out: mlp_out,
+                    norm_sum: mlp_sum,
+                },
+            ],
+            Order::Parallel => {
+                let mlp_in = mlp_in.map_or(BranchInput::Shared, |norm| BranchInput::Stream(Some(norm)));
+                let branches = vec![branch(attn_in, attention, attn_out), branch(mlp_in, dense, mlp_out)];
+                vec![StepConfig { branches, norm_out: None, norm_sum: None }]
+            }
+        };
+        LayerConfig { steps }
+    }
+
+    fn attention(&self, pattern: Pattern) -> AttentionConfig {
+        let names = &self.names;
+        let (heads, kv_heads, head_dim) = (self.num_heads, self.num_kv_heads, self.head_dim);
+        let qkv = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim];
+        let qk_norm = |kind| QkNormConfig { kind, place: self.qk_norm_place, q: names.q_norm, k: names.k_norm };
+        AttentionConfig {
+            heads,
+            kv_heads,
+            head_dim,
+            q: names.q.slot(0, &qkv),
+            k: names.k.slot(1, &qkv),
+            v: names.v.slot(2, &qkv),
+            o: names.o.slot(0, &[self.hidden_size]),
+            qkv_bias: self.biases.qkv.into(),
+            o_bias: self.biases.o.into(),
+            visible: self.visible,
+            window: pattern.window,
+            rope: pattern.rope.map(|rope| self.ropes[rope].clone()),
+            qk_norm: self.qk_norm.map(qk_norm),
+            scale: self.attn_scale,
+            softcap: self.attn_softcap,
+            clip: self.qkv_clip,
+        }
+    }
+
+    fn dense(&self) -> DenseConfig {
+        let (names, size) = (&self.names, self.intermediate_size);
+        let (gate, up) = match self.mlp {
+            Mlp::Gated => (Some(names.gate.slot(0, &[size, size])), names.up.slot(1, &[size, size])),
+            Mlp::Plain => (None, names.up.slot(0, &[size])),
+        };
+        DenseConfig {
+            intermediate_size: size,
+            gate,
+            up,
+            down: names.down.slot(0, &[self.hidden_size]),
+            bias: self.biases.mlp.into(),
+            activation: self.activation,
+        }
+    }
+}

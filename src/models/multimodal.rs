@@ -1,0 +1,32 @@
+//! The language model of one that also sees: `text_config` describes it, and its tensors lie below those of the whole. What reads
+//! pictures is skipped.
+
+use super::base;
+use super::draft::Draft;
+use crate::error::Result;
+use crate::load::Json;
+use crate::nn::Prefix;
+
+/// As transformers 5 stores it, and 4.
+const PREFIXES: [Prefix; 2] =
+    [Prefix::of("model.language_model."), Prefix { network: "language_model.model.", head: "language_model." }];
+
+const TOWERS: [&str; 4] = ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
+
+pub fn parse(json: &Json) -> Result<Draft> {
+    base::refuse_what_changes_the_result(json)?;
+    let Some(mut text) = json.object("text_config")? else {
+        return Err(json.invalid("text_config", "expected an object, found nothing"));
+    };
+    if text.has("text_config") {
+        return Err(text.unsupported("text_config", "expected none within another"));
+    }
+    // Of the two the outer one decides.
+    if let Some(tied) = json.get("tie_word_embeddings") {
+        text = text.with("tie_word_embeddings", tied.value().clone());
+    }
+    let (_, mut draft) = super::draft(&text)?;
+    draft.names.network.prefixes = &PREFIXES;
+    draft.names.network.unused = &TOWERS;
+    Ok(draft)
+}

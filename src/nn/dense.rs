@@ -1,0 +1,81 @@
+//! The MLP: each token for itself.
+
+use candle_core::{Result, Tensor};
+
+use super::config::{Bias, Slot};
+use super::loader::Loader;
+use super::{Linear, RowAdapters};
+use crate::error;
+use crate::ops::{self, Activation, Context};
+
+/// `down(act(gate(x)) · up(x))`, or `down(act(up(x)))` where there is no gate.
+///
+/// # Source
+/// Shazeer 2020, <https://arxiv.org/abs/2002.05202>.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DenseConfig {
+    pub intermediate_size: usize,
+    pub gate: Option<Slot>,
+    pub up: Slot,
+    pub down: Slot,
+    pub bias: Bias,
+    pub activation: Activation,
+}
+
+impl DenseConfig {
+    /// Values of a row between the two products.
+    fn inner_values(&self) -> usize {
+        self.intermediate_size * if self.gate.is_some() { 3 } else { 2 }
+    }
+
+    /// See [`Config::forward_values`](super::Config::forward_values).
+    pub fn forward_values(&self) -> usize {
+        self.inner_values()
+    }
+
+    /// See [`Config::backward_values`](super::Config::backward_values).
+    pub fn backward_values(&self) -> usize {
+        self.inner_values()
+    }
+}
+
+/// A loaded MLP.
+#[derive(Clone)]
+pub struct Dense {
+    activation: Activation,
+    is_gated: bool,
+    /// Gate and up as one matrix, or up alone.
+    up: Linear,
+    down: Linear,
+}
+
+impl Dense {
+    pub(super) fn load(config: &DenseConfig, hidden_size: usize, loader: &mut Loader<'_, '_>) -> error::Result<Self> {
+        let up: Vec<&Slot> = config.gate.iter().chain([&config.up]).collect();
+        Ok(Self {
+            activation: config.activation,
+            is_gated: config.gate.is_some(),
+            up: loader.linear(&up, hidden_size, config.bias)?,
+            down: loader.linear(&[&config.down], config.intermediate_size, config.bias)?,
+        })
+    }
+
+    pub(super) fn linears(&self) -> [&Linear; 2] {
+        [&self.up, &self.down]
+    }
+
+    pub(super) fn linears_mut(&mut self) -> [&mut Linear; 2] {
+        [&mut self.up, &mut self.down]
+    }
+
+    /// # Shape
+    /// `(T, C)`; returns the same.
+    pub(super) fn forward(&self, cx: Context<'_>, x: &Tensor, adapters: &RowAdapters<'_>) -> Result<Tensor> {
+        let up = self.up.forward(cx, x, adapters)?;
+        let activated = match self.is_gated {
+            true => ops::gated(cx, &up, self.activation)?,
+            false => ops::activate(cx, up, self.activation)?,
+        };
+        self.down.forward(cx, &activated, adapters)
+    }
+}

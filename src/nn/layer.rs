@@ -1,0 +1,311 @@
+//! A layer: residual steps, each the sum of its branches between norms.
+//!
+//! `x <- norm_sum(x + residual_scale · norm_out(Σ norm_out_b(op_b(norm_in_b(x)))))`. Llama is two steps of one branch, Cohere and Phi
+//! one step of two.
+
+use std::ops::Range;
+
+use candle_core::{Result, Tensor, bail};
+
+use super::attention::{Attention, AttentionConfig};
+use super::config::Name;
+use super::dense::{Dense, DenseConfig};
+use super::loader::Loader;
+use super::rope::RopeAngles;
+use super::{Linear, Rope, RowAdapters, States};
+use crate::error;
+use crate::ops::{self, Context, Mask, Masks, Norm, Sequences};
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerConfig {
+    pub steps: Vec<StepConfig>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepConfig {
+    pub branches: Vec<BranchConfig>,
+    /// Of the sum of the branches.
+    pub norm_out: Option<Name>,
+    /// Of the sum with the stream.
+    pub norm_sum: Option<Name>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct BranchConfig {
+    pub input: BranchInput,
+    pub operation: OperationConfig,
+    pub norm_out: Option<Name>,
+}
+
+/// What a branch reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BranchInput {
+    /// The stream, behind a norm where there is one.
+    Stream(Option<Name>),
+    /// What the branch before reads.
+    Shared,
+}
+
+/// What a branch does. Attention mixes tokens and has a state; an MLP sees each token alone.
+#[derive(Debug, Clone, PartialEq)]
+pub enum OperationConfig {
+    Attention(AttentionConfig),
+    Dense(DenseConfig),
+}
+
+impl LayerConfig {
+    pub fn operations(&self) -> impl Iterator<Item = &OperationConfig> {
+        self.steps.iter().flat_map(|step| &step.branches).map(|branch| &branch.operation)
+    }
+}
+
+impl OperationConfig {
+    pub fn attention(&self) -> Option<&AttentionConfig> {
+        if let Self::Attention(attention) = self { Some(attention) } else { None }
+    }
+
+    pub fn forward_values(&self) -> usize {
+        match self {
+            Self::Attention(attention) => attention.forward_values(),
+            Self::Dense(dense) => dense.forward_values(),
+        }
+    }
+
+    pub fn backward_values(&self) -> usize {
+        match self {
+            Self::Attention(attention) => attention.backward_values(),
+            Self::Dense(dense) => dense.backward_values(),
+        }
+    }
+}
+
+/// What the layers of one pass share.
+pub struct Call<'a> {
+    /// Of each of the network's ropes.
+    pub angles: Vec<RopeAngles>,
+    pub adapters: RowAdapters<'a>,
+    pub seen: Seen<'a>,
+}
+
+/// What the rows of a pass see besides one another.
+pub enum Seen<'a> {
+    /// Rows of several sequences, each behind what its states hold; these take them up.
+    Past(Vec<StepRows<'a>>),
+    /// Nothing: they are whole sequences.
+    Nothing(Sequences),
+}
+
+/// The rows of one step of a pass.
+pub struct StepRows<'a> {
+    pub rows: Range<usize>,
+    pub states: &'a mut States,
+    pub masks: Masks,
+}
+
+impl Call<'_> {
+    /// Attention of all rows, by the mixer of this number.
+    ///
+    /// # Shape
+    /// `q`: `(T, H · D)`, `k`, `v`: `(T, K · D)`; returns `(T, H · D)`.
+    pub(super) fn attend(
+        &mut self,
+        cx: Context<'_>,
+        qkv: [&Tensor; 3],
+        (heads, kv_heads): (usize, usize),
+        mask: Mask,
+        number: usize,
+    ) -> Result<Tensor> {
+        let steps = match &mut self.seen {
+            Seen::Nothing(sequences) => return ops::attention_within(cx, qkv, heads, kv_heads, mask, sequences),
+            Seen::Past(steps) => steps,
+        };
+        let attend = |[q, k, v]: [&Tensor; 3], step: &mut StepRows<'_>| {
+            let super::LayerState::Kv(cache) = step.states.at(number);
+            ops::attention(q, k, v, heads, mask, cache, &mut step.masks)
+        };
+        if let [step] = &mut steps[..] {
+            return attend(qkv, step);
+        }
+        let mut outputs = Vec::with_capacity(steps.len());
+        for step in steps {
+            let [q, k, v] = qkv.map(|x| x.narrow(0, step.rows.start, step.rows.len()));
+            outputs.push(attend([&q?, &k?, &v?], step)?);
+        }
+        Tensor::cat(&outputs, 0)
+    }
+}
+
+/// A loaded layer.
+#[derive(Clone)]
+pub struct Layer {
+    residual_scale: f32,
+    steps: Vec<ResidualStep>,
+}
+
+#[derive(Clone)]
+struct ResidualStep {
+    branches: Vec<Branch>,
+    norm_out: Option<Norm>,
+    norm_sum: Option<Norm>,
+}
+
+#[derive(Clone)]
+struct Branch {
+    input: Input,
+    operation: Operation,
+    norm_out: Option<Norm>,
+    /// Whether something of it is computed for all rows at once: what its mixer found, or an input that branches share.
+    is_prepared: bool,
+}
+
+#[derive(Clone)]
+enum Input {
+    Stream(Option<Norm>),
+    Shared,
+}
+
+#[derive(Clone)]
+enum Operation {
+    Attention(Box<Attention>),
+    Dense(Box<Dense>),
+}
+
+impl Layer {
+    pub(super) fn load(
+        config: &LayerConfig,
+        (hidden_size, residual_scale): (usize, f32),
+        ropes: &[Rope],
+        loader: &mut Loader<'_, '_>,
+    ) -> error::Result<Self> {
+        let mut steps = Vec::with_capacity(config.steps.len());
+        for step in &config.steps {
+            let mut branches = Vec::with_capacity(step.branches.len());
+            for (i, BranchConfig { input, operation, norm_out }) in step.branches.iter().enumerate() {
+                let shares = |number: usize| step.branches.get(number).is_some_and(|branch| branch.input == BranchInput::Shared);
+                let is_prepared = matches!(operation, OperationConfig::Attention(_)) || shares(i) || shares(i + 1);
+                let input = match input {
+                    BranchInput::Stream(norm) => Input::Stream(loader.optional_norm(*norm, hidden_size)?),
+                    BranchInput::Shared => Input::Shared,
+                };
+                let operation = match operation {
+                    OperationConfig::Attention(config) => {
+                        Operation::Attention(Box::new(Attention::load(config, ropes, hidden_size, loader)?))
+                    }
+                    OperationConfig::Dense(config) => Operation::Dense(Box::new(Dense::load(config, hidden_size, loader)?)),
+                };
+                let norm_out = loader.optional_norm(*norm_out, hidden_size)?;
+                branches.push(Branch { input, operation, norm_out, is_prepared });
+            }
+            let norm_out = loader.optional_norm(step.norm_out, hidden_size)?;
+            let norm_sum = loader.optional_norm(step.norm_sum, hidden_size)?;
+            steps.push(ResidualStep { branches, norm_out, norm_sum });
+        }
+        Ok(Self { residual_scale, steps })
+    }
+
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.steps.iter().flat_map(|step| &step.branches).flat_map(|branch| match &branch.operation {
+            Operation::Attention(attention) => attention.linears(),
+            Operation::Dense(dense) => dense.linears(),
+        })
+    }
+
+    pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.steps.iter_mut().flat_map(|step| &mut step.branches).flat_map(|branch| match &mut branch.operation {
+            Operation::Attention(attention) => attention.linears_mut(),
+            Operation::Dense(dense) => dense.linears_mut(),
+        })
+    }
+
+    /// # Shape
+    /// `x`: `(T, C)`; returns the same.
+    pub(super) fn forward(&self, cx: Context<'_>, mut x: Tensor, call: &mut Call<'_>) -> Result<Tensor> {
+        let mut left = &self.steps[..];
+        while let [first, rest @ ..] = left {
+            // A mixer needs all rows. From behind it to the next one each row is for itself, and may be taken in blocks.
+            let alone = rest.iter().take_while(|step| !step.mixes()).count();
+            let (alone, next) = rest.split_at(alone);
+            let mut inputs = vec![x.clone()];
+            inputs.extend(first.prepared(cx, &x, call)?);
+            let adapters = &call.adapters;
+            let work = |rows: Range<usize>, inputs: &[Tensor]| {
+                let adapters = &adapters.narrow(rows);
+                let x = first.add(cx, &inputs[0], &inputs[1..], self.residual_scale, adapters)?;
+                alone.iter().try_fold(x, |x, step| step.add(cx, &x, &[], self.residual_scale, adapters))
+            };
+            drop(x);
+            x = if adapters.count_rows() {
+                work(0..inputs[0].dims()[0], &inputs)?
+            } else {
+                ops::by_row_blocks(cx, &inputs, work)?
+            };
+            left = next;
+        }
+        Ok(x)
+    }
+}
+
+impl ResidualStep {
+    fn mixes(&self) -> bool {
+        self.branches.iter().any(|branch| matches!(branch.operation, Operation::Attention(_)))
+    }
+
+    /// What of the branches is computed for all rows: of a mixer its output, else the input; in their order.
+    fn prepared(&self, cx: Context<'_>, x: &Tensor, call: &mut Call<'_>) -> Result<Vec<Tensor>> {
+        let mut prepared = Vec::new();
+        let mut before: Option<Tensor> = None;
+        for branch in self.branches.iter().filter(|branch| branch.is_prepared) {
+            let input = match (&branch.input, before) {
+                (Input::Stream(norm), _) => ops::optional_norm(cx, x.clone(), norm.as_ref())?,
+                (Input::Shared, Some(before)) => before,
+                (Input::Shared, None) => bail!("a step whose first branch shares an input"),
+            };
+            prepared.push(match &branch.operation {
+                Operation::Attention(attention) => attention.mix(cx, &input, call)?,
+                Operation::Dense(_) => input.clone(),
+            });
+            before = Some(input);
+        }
+        Ok(prepared)
+    }
+
+    /// The rest of the step, each row for itself.
+    ///
+    /// # Shape
+    /// `x`: `(T, C)`, `prepared`: the same rows of what [`prepared`](Self::prepared) gave; returns `(T, C)`.
+    fn add(&self, cx: Context<'_>, x: &Tensor, prepared: &[Tensor], scale: f32, adapters: &RowAdapters<'_>) -> Result<Tensor> {
+        let mut prepared = prepared.iter();
+        let mut outputs = Vec::with_capacity(self.branches.len());
+        for Branch { input, operation, norm_out, is_prepared } in &self.branches {
+            let ready = if *is_prepared { prepared.next().cloned() } else { None };
+            let input = match (ready, input) {
+                (Some(ready), _) => ready,
+                (None, Input::Stream(norm)) => ops::optional_norm(cx, x.clone(), norm.as_ref())?,
+                (None, Input::Shared) => bail!("a branch without its input"),
+            };
+            let output = match operation {
+                Operation::Attention(attention) => attention.project(cx, &input, adapters)?,
+                Operation::Dense(dense) => dense.forward(cx, &input, adapters)?,
+            };
+            outputs.push(ops::optional_norm(cx, output, norm_out.as_ref())?);
+        }
+        self.sum(cx, x, outputs, scale)
+    }
+
+    /// Adds what the branches gave to the stream. Where nothing stands in between, one by one.
+    fn sum(&self, cx: Context<'_>, x: &Tensor, outputs: Vec<Tensor>, scale: f32) -> Result<Tensor> {
+        let mut outputs = outputs.into_iter();
+        let (mut stream, Some(mut last)) = (x.clone(), outputs.next()) else { return Ok(x.clone()) };
+        for output in outputs {
+            match self.norm_out {
+                Some(_) => last = ops::add_scaled(cx, &last, output, 1.0, None)?,
+                None => {
+                    stream = ops::add_scaled(cx, &stream, last, scale, None)?;
+                    last = output;
+                }
+            }
+        }
+        let last = ops::optional_norm(cx, last, self.norm_out.as_ref())?;
+        ops::add_scaled(cx, &stream, last, scale, self.norm_sum.as_ref())
+    }
+}

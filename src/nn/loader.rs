@@ -1,0 +1,181 @@
+//! Weights as a network asks for them: below a place, with the norms and biases that its configuration declares. Every matrix gets
+//! its id here, and the stored modules that it is made of are noted.
+
+use super::config::{Bias, Name, NormConfig, NormParts};
+use super::linear::{Linear, LinearId, Module, Role};
+use super::{Slot, Weights};
+use crate::error::Result;
+use crate::ops::{Matrix, Norm, Vector};
+
+pub struct Loader<'a, 'w> {
+    pub weights: &'a mut Weights<'w>,
+    norm: NormConfig,
+    /// What stands in front of every name of the network.
+    prefix: String,
+    /// And behind it, of the layer that is read.
+    place: String,
+    role: Role,
+    modules: Vec<Module>,
+    next_linear: usize,
+    next_state: usize,
+}
+
+impl<'a, 'w> Loader<'a, 'w> {
+    pub fn new(weights: &'a mut Weights<'w>, norm: NormConfig, prefix: &str) -> Self {
+        let place = String::new();
+        let next_linear = LinearId::EMBEDDING.0 + 1;
+        Self {
+            weights,
+            norm,
+            prefix: prefix.to_string(),
+            place,
+            role: Role::Embedding,
+            modules: Vec::new(),
+            next_linear,
+            next_state: 0,
+        }
+    }
+
+    /// Reads this layer from here on.
+    pub fn enter_layer(&mut self, number: usize, name: &str) {
+        self.place = format!("{name}.");
+        self.role = Role::Layer(number);
+    }
+
+    /// Reads what belongs to no layer from here on.
+    pub fn leave_layers(&mut self) {
+        self.place.clear();
+        self.role = Role::Head;
+    }
+
+    /// The full name of a tensor.
+    pub fn at(&self, name: &str) -> String {
+        format!("{}{}{name}", self.prefix, self.place)
+    }
+
+    /// The number of the next mixer, which is that of its state.
+    pub fn next_state(&mut self) -> usize {
+        self.next_state += 1;
+        self.next_state - 1
+    }
+
+    /// A norm as all of the network are.
+    pub fn norm(&mut self, name: Name, width: usize) -> Result<Norm> {
+        let NormConfig { kind, eps, offset, parts } = self.norm;
+        let (weight, bias) = match parts {
+            NormParts::Nothing => (false, false),
+            NormParts::Weight => (true, false),
+            NormParts::WeightAndBias => (true, true),
+        };
+        let name = self.at(name);
+        let mut vector = |wanted: bool, field: &str, offset| {
+            wanted.then(|| self.weights.vector(&format!("{name}.{field}"), width, offset)).transpose()
+        };
+        Ok(Norm { kind, eps, width, weight: vector(weight, "weight", offset)?, bias: vector(bias, "bias", 0.0)? })
+    }
+
+    /// A norm where there is one.
+    pub fn optional_norm(&mut self, name: Option<Name>, width: usize) -> Result<Option<Norm>> {
+        name.map(|name| self.norm(name, width)).transpose()
+    }
+
+    /// A norm of `width` values with a weight alone, of these stored parts.
+    pub fn norm_of(&mut self, parts: &[(String, usize)], width: usize) -> Result<Norm> {
+        let NormConfig { kind, eps, offset, .. } = self.norm;
+        let parts: Vec<_> = parts.iter().map(|(name, len)| (format!("{}.weight", self.at(name)), *len)).collect();
+        Ok(Norm { kind, eps, width, weight: Some(self.weights.vector_of(&parts, offset)?), bias: None })
+    }
+
+    /// Several stored projections of `inputs` values as one matrix.
+    pub fn linear(&mut self, slots: &[&Slot], inputs: usize, bias: Bias) -> Result<Linear> {
+        let id = self.note(slots, inputs, bias);
+        let slots: Vec<Slot> = slots.iter().map(|slot| slot.below(&self.at(""))).collect();
+        let weight = self.weights.matrix(&slots, inputs)?;
+        let bias = match bias {
+            Bias::None => None,
+            Bias::Stored => Some(self.bias(&slots)?),
+        };
+        Ok(Linear { id, weight, bias })
+    }
+
+    /// The output matrix, which has a prefix of its own, and may be a matrix that is there already.
+    pub fn head(
+        &mut self,
+        (prefix, name): (&str, Name),
+        outputs: usize,
+        inputs: usize,
+        bias: Bias,
+        shared: Option<&Matrix>,
+    ) -> Result<Linear> {
+        let slot = Slot::whole(name, outputs);
+        let (id, slot) = (self.note(&[&slot], inputs, bias), slot.below(prefix));
+        let weight = match shared {
+            Some(shared) => shared.clone(),
+            None => self.weights.matrix(std::slice::from_ref(&slot), inputs)?,
+        };
+        let bias = match bias {
+            Bias::None => None,
+            Bias::Stored => Some(self.bias(&[slot])?),
+        };
+        Ok(Linear { id, weight, bias })
+    }
+
+    /// The biases of slots, in the order of their rows; parts of one tensor share its bias, which is read once.
+    fn bias(&mut self, slots: &[Slot]) -> Result<Vector> {
+        let (mut bias, mut read) = (Vec::new(), (String::new(), Vec::new()));
+        for slot in slots {
+            let name = format!("{}.bias", slot.name);
+            if read.0 != name {
+                let values = self.weights.values(&[(name.clone(), slot.total())])?;
+                read = (name, values);
+            }
+            // Nothing in a dry run.
+            bias.extend(slot.ranges().filter_map(|rows| read.1.get(rows)).flatten());
+        }
+        Ok(Vector::new(bias, self.weights.backend())?)
+    }
+
+    /// Notes the stored modules of a matrix; returns its id.
+    fn note(&mut self, slots: &[&Slot], inputs: usize, bias: Bias) -> LinearId {
+        let linear = LinearId(self.next_linear);
+        self.next_linear += 1;
+        let (first, mut start) = (self.modules.len(), 0);
+        for slot in slots {
+            let name = format!("{}{}", self.place, slot.name);
+            let known = (first..self.modules.len()).find(|&at| self.modules[at].name == name);
+            let at = known.unwrap_or_else(|| {
+                let bias = bias == Bias::Stored;
+                self.modules.push(Module {
+                    name,
+                    inputs,
+                    outputs: slot.total(),
+                    bias,
+                    role: self.role,
+                    linear,
+                    parts: Vec::new(),
+                });
+                self.modules.len() - 1
+            });
+            for rows in slot.ranges() {
+                let len = rows.len();
+                self.modules[at].add(rows, start);
+                start += len;
+            }
+        }
+        linear
+    }
+
+    /// The embedding's module, and all that were noted, in the order in which they were read.
+    pub fn into_modules(self, embed: Name, vocab_size: usize, hidden_size: usize) -> Vec<Module> {
+        let embedding = Module {
+            name: embed.to_string(),
+            inputs: hidden_size,
+            outputs: vocab_size,
+            bias: false,
+            role: Role::Embedding,
+            linear: LinearId::EMBEDDING,
+            parts: vec![(0..vocab_size, 0)],
+        };
+        std::iter::once(embedding).chain(self.modules).collect()
+    }
+}
