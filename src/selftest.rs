@@ -11,8 +11,8 @@ use candle_core::{Result, Tensor, bail};
 
 use crate::engine::{Device, Dtype};
 use crate::ops::{
-    self, Activation, Angles, Backend, Context, Delta, Dropout, Gradients, LayerCache, Mask, Masks, Matrix, MatrixBuilder, Norm,
-    NormKind, Product, Sequences, StoredType, Tape, Trainable, Use, Vector,
+    self, Activation, Angles, Backend, Context, Delta, Dropout, Format, Gradients, LayerCache, Mask, Masks, Matrix,
+    MatrixBuilder, Norm, NormKind, Product, Sequences, Tape, Trainable, Use, Vector,
 };
 pub use crate::ops::{Level, limit_instructions};
 
@@ -218,15 +218,14 @@ fn losses(checks: &mut Checks<'_>) {
 #[derive(Clone, Copy)]
 struct On<'a> {
     cx: Context<'a>,
-    stored: StoredType,
+    format: Format,
 }
 
 impl On<'_> {
     fn matrix(self, rows: usize, cols: usize, seed: u32) -> Result<Matrix> {
-        let builder = MatrixBuilder::new(rows, cols, self.stored, Use::Product, self.cx.backend);
+        let builder = MatrixBuilder::new(rows, cols, self.format, Use::Product, self.cx.backend);
         let Some(mut builder) = builder else { bail!("{}: a matrix", crate::error::NO_MEMORY) };
-        let bytes: Vec<u8> = noise(rows * cols, seed).iter().flat_map(|x| x.to_le_bytes()).collect();
-        builder.fill(0, &bytes, StoredType::F32);
+        builder.fill_f32(0, &noise(rows * cols, seed));
         builder.finish()
     }
 
@@ -236,7 +235,7 @@ impl On<'_> {
 
     /// The type of activations.
     fn dtype(self) -> candle_core::DType {
-        ops::dtype(if self.cx.backend.computes_in_f32() { StoredType::F32 } else { self.stored })
+        ops::dtype(if self.cx.backend.computes_in_f32() { Format::F32 } else { self.format })
     }
 }
 
@@ -290,14 +289,14 @@ impl Checks<'_> {
 /// The result, then the gradient of each input and trained matrix for a random one of the result.
 fn results(
     backend: &Backend,
-    stored: StoredType,
+    format: Format,
     around: (usize, usize),
     shapes: &[(usize, usize)],
     way: Way,
     forward: &dyn Fn(On<'_>, &[Tensor]) -> Result<Tensor>,
 ) -> Result<Vec<Vec<f32>>> {
     let tape = Tape::default();
-    let on = On { cx: Context { backend, tape: (way == Both).then_some(&tape) }, stored };
+    let on = On { cx: Context { backend, tape: (way == Both).then_some(&tape) }, format };
     let lay = |(&shape, seed): (&(usize, usize), u32)| within(shape, seed, around, on);
     let inputs = shapes.iter().zip(1..).map(lay).collect::<Result<Vec<_>>>()?;
     if way == Both {

@@ -8,10 +8,7 @@ use crate::error::{Error, Result};
 use crate::load::{Json, SentenceConfig, read_text};
 use crate::models::{self, Family};
 use crate::nn::Config;
-use crate::ops::Quant;
-
-/// The kinds that [`LoadOptions::quantization`] knows.
-const QUANTS: [(&str, Quant); 1] = [("q8_0", Quant::Q8_0)];
+use crate::ops::Format;
 
 /// What they say, checked.
 pub(super) struct Files {
@@ -20,7 +17,7 @@ pub(super) struct Files {
     pub(super) config: Config,
     pub(super) config_json: String,
     /// What matrices are quantised to.
-    pub(super) quant: Option<Quant>,
+    pub(super) quant: Option<Format>,
     raw: Json,
     generation: Option<Json>,
     pub(super) tokenizer_config: Option<Json>,
@@ -128,7 +125,7 @@ impl Files {
 
 /// # Errors
 /// `ErrorKind::Unsupported` for a kind that is not there, and for one on a GPU.
-fn quant(options: &LoadOptions) -> Result<Option<Quant>> {
+fn quant(options: &LoadOptions) -> Result<Option<Format>> {
     let Some(kind) = &options.quantization else { return Ok(None) };
     let device = match &options.device {
         Some(device) => device.kind(),
@@ -137,15 +134,20 @@ fn quant(options: &LoadOptions) -> Result<Option<Quant>> {
     quant_on(kind, device).map(Some)
 }
 
-fn quant_on(kind: &str, device: DeviceKind) -> Result<Quant> {
-    let Some((_, quant)) = QUANTS.iter().find(|(name, _)| *name == kind) else {
-        let names = QUANTS.map(|(name, _)| name).join(", ");
+fn quant_on(kind: &str, device: DeviceKind) -> Result<Format> {
+    let Some(quant) = quants().find(|quant| quant.name() == kind) else {
+        let names = quants().map(Format::name).collect::<Vec<_>>().join(", ");
         return Err(Error::unsupported(format!("quantization: {kind:?} is not supported ({names})")));
     };
     match device {
-        DeviceKind::Cpu => Ok(*quant),
+        DeviceKind::Cpu => Ok(quant),
         gpu => Err(Error::unsupported(format!("quantization: {kind:?} runs on the CPU alone, found the device {gpu:?}"))),
     }
+}
+
+/// The formats that [`LoadOptions::quantization`] knows.
+fn quants() -> impl Iterator<Item = Format> {
+    Format::all().filter(|format| format.is_quantised())
 }
 
 #[cfg(test)]
@@ -155,7 +157,8 @@ mod tests {
 
     #[test]
     fn quantised_weights_are_for_the_cpu() {
-        for (kind, quant) in QUANTS {
+        for quant in quants() {
+            let kind = quant.name();
             assert_eq!(quant_on(kind, DeviceKind::Cpu).unwrap(), quant);
             for (device, name) in [(DeviceKind::Metal, "Metal"), (DeviceKind::Cuda, "Cuda")] {
                 let error = quant_on(kind, device).unwrap_err();

@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Checkpoint, Json, Module, fnv};
 use crate::models::Family;
 use crate::nn::{Config, Prefix, RowAdapters, States, Step, TensorSource, Transformer, Weights};
-use crate::ops::StoredType;
+use crate::ops::Format;
 
 /// The type that weights are stored in. On the CPU arithmetic is F32 with each of them; on a GPU it has this type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,7 +34,7 @@ pub enum Dtype {
     BF16,
 }
 
-impl From<Dtype> for StoredType {
+impl From<Dtype> for Format {
     fn from(dtype: Dtype) -> Self {
         match dtype {
             Dtype::F32 => Self::F32,
@@ -377,7 +377,7 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
     let mut on_bytes = |_, _| Ok(());
     let mut checkpoint = Checkpoint::open(&files.directory, &mut on_bytes)?;
     let stored = stored_type(&checkpoint, &files.config, &device, options);
-    let value_bytes = dtype_of(stored, &checkpoint, &files.config);
+    let dtype = dtype_of(stored, &checkpoint, &files.config);
     let config = files.config.clone();
     let backend = device.backend();
     let mut weights = Weights::dry(&mut checkpoint, backend, stored).quantized(files.quant);
@@ -389,7 +389,7 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
         let longest = files.sentence.max_length.unwrap_or(config.context_length).min(most);
         return Ok(weights.bytes() + modules + workspace_bytes(&config, embed::rows_at_once(longest, backend)));
     }
-    let states = States::bytes(&config, config.context_length, StoredType::from(value_bytes).size(), backend);
+    let states = States::bytes(&config, config.context_length, Format::from(dtype).block_bytes(), backend);
     let rows = super::session::PREFILL_CHUNK.min(config.context_length);
     Ok(weights.bytes() + modules + states + workspace_bytes(&config, rows))
 }
@@ -432,25 +432,25 @@ fn workspace_bytes(c: &Config, rows: usize) -> u64 {
 }
 
 /// The type that matrices are kept in: what was asked for, else as stored. A GPU needs one type for all.
-fn stored_type(checkpoint: &Checkpoint<'_>, config: &Config, device: &Device, options: &LoadOptions) -> Option<StoredType> {
-    let asked = options.dtype.map(StoredType::from);
+fn stored_type(checkpoint: &Checkpoint<'_>, config: &Config, device: &Device, options: &LoadOptions) -> Option<Format> {
+    let asked = options.dtype.map(Format::from);
     if asked.is_some() || !device.backend().needs_one_type() { asked } else { Some(file_type(checkpoint, config)) }
 }
 
 /// What the file stores the embedding as.
-fn file_type(checkpoint: &Checkpoint<'_>, config: &Config) -> StoredType {
+fn file_type(checkpoint: &Checkpoint<'_>, config: &Config) -> Format {
     let prefixes = || config.names.prefixes.iter().copied().chain([Prefix::of("")]);
     let embed = prefixes().map(|prefix| format!("{}{}.weight", prefix.network, config.names.embed));
     let head = config.names.head;
     let heads = prefixes().filter_map(|prefix| Some(format!("{}{}.weight", prefix.head, head?)));
-    embed.chain(heads).find_map(|name| checkpoint.entry(&name)?.stored.clone().ok()).unwrap_or(StoredType::F32)
+    embed.chain(heads).find_map(|name| checkpoint.entry(&name)?.stored.clone().ok()).unwrap_or(Format::F32)
 }
 
-fn dtype_of(stored: Option<StoredType>, checkpoint: &Checkpoint<'_>, config: &Config) -> Dtype {
+fn dtype_of(stored: Option<Format>, checkpoint: &Checkpoint<'_>, config: &Config) -> Dtype {
     match stored.unwrap_or_else(|| file_type(checkpoint, config)) {
-        StoredType::F32 => Dtype::F32,
-        StoredType::F16 => Dtype::F16,
-        StoredType::BF16 => Dtype::BF16,
+        Format::F16 => Dtype::F16,
+        Format::BF16 => Dtype::BF16,
+        _ => Dtype::F32,
     }
 }
 

@@ -132,7 +132,7 @@ pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
     for state in states.iter_mut() {
         let mut bytes = buffer(evaluated as usize * state.token_values() * 4)?;
         file.read_exact(&mut bytes).map_err(io)?;
-        let values = ops::widen(&bytes, ops::StoredType::F32);
+        let values = ops::Format::F32.widen(&bytes);
         state.write(&values, ops::dtype(model.dtype().into()))?;
     }
     let (hash, mut stored) = (file.hash, [0; 8]);

@@ -8,9 +8,9 @@
 
 use std::ops::Range;
 
+use super::format::q8_0::{self, Q8_0, WIDENED, Widened};
 use super::packed::{Packed, Panels};
 use super::parallel::{Shared, each, parts};
-use super::q8_0::{self, Q8_0, WIDENED, Widened};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 use half::{bf16, f16};
 
@@ -697,27 +697,14 @@ unsafe fn multiply<S: Simd, B: Columns<S>, const R: usize, const P: usize>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::format::Format;
     use super::super::noise;
-    use super::super::packed::{Quant, StoredType, Use};
+    use super::super::packed::Use;
     use super::*;
 
-    /// How a matrix is kept.
-    #[derive(Debug, Clone, Copy)]
-    enum Kept {
-        As(StoredType),
-        In(Quant),
-    }
-
-    const KEPT: [Kept; 4] =
-        [Kept::As(StoredType::F32), Kept::As(StoredType::F16), Kept::As(StoredType::BF16), Kept::In(Quant::Q8_0)];
-
-    fn pack(values: &[f32], rows: usize, cols: usize, kept: Kept) -> Packed {
-        let mut packed = match kept {
-            Kept::As(stored) => Packed::new(rows, cols, stored, Use::Product).unwrap(),
-            Kept::In(quant) => Packed::quantized(rows, cols, quant).unwrap(),
-        };
-        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        assert!(packed.fill(0, &bytes, StoredType::F32));
+    fn pack(values: &[f32], rows: usize, cols: usize, kept: Format) -> Packed {
+        let mut packed = Packed::new(rows, cols, kept, Use::Product).unwrap();
+        assert!(packed.fill_f32(0, values));
         packed
     }
 
@@ -726,7 +713,7 @@ mod tests {
         for (rows, n, k) in
             [(1, 1, 1), (1, 16, 7), (3, 17, 32), (5, 31, 9), (12, 32, 64), (13, 48, 33), (130, 70, 1100), (7, 100, 2100)]
         {
-            for kept in KEPT {
+            for kept in Format::all() {
                 let (x, w, bias) = (noise(rows * k, 1), noise(n * k, 2), noise(n, 3));
                 let packed = pack(&w, n, k, kept);
                 let mut y = vec![f32::NAN; rows * n];
@@ -748,7 +735,7 @@ mod tests {
     fn products_with_the_transpose_and_sums_over_rows_equal_the_naive_ones() {
         for (rows, n, k) in [(1, 1, 1), (3, 17, 32), (13, 48, 33), (130, 600, 70), (70, 33, 1100)] {
             let (x, w, y) = (noise(rows * (n + 3), 1), noise(n * k, 2), noise(rows * k, 3));
-            for kept in KEPT {
+            for kept in Format::all() {
                 let packed = pack(&w, n, k, kept);
                 let mut sum = y.clone();
                 matmul_transposed_add(&x, n + 3, &packed, &mut sum);
@@ -773,7 +760,7 @@ mod tests {
     #[test]
     fn a_product_is_added_to_a_part_of_wider_rows() {
         let (rows, n, k, wide) = (14, 37, 9, 50);
-        let (x, packed) = (noise(rows * k, 1), pack(&noise(n * k, 2), n, k, KEPT[0]));
+        let (x, packed) = (noise(rows * k, 1), pack(&noise(n * k, 2), n, k, Format::F32));
         let mut product = vec![0.0; rows * n];
         matmul(&x, k, &packed, None, &mut product);
         let mut y = vec![1.0; rows * wide];
@@ -789,7 +776,7 @@ mod tests {
     fn a_row_has_the_same_bits_in_any_company() {
         let (rows, n, k) = (29, 75, 1500);
         let x = noise(rows * k, 5);
-        for kept in KEPT {
+        for kept in Format::all() {
             let packed = pack(&noise(n * k, 6), n, k, kept);
             let mut all = vec![0.0; rows * n];
             matmul(&x, k, &packed, None, &mut all);
@@ -804,10 +791,10 @@ mod tests {
     #[test]
     fn a_quantised_matrix_gives_the_bits_of_the_one_that_it_stands_for() {
         let (rows, n, k) = (29, 75, 1500);
-        let (x, quantised) = (noise(rows * k, 5), pack(&noise(n * k, 6), n, k, Kept::In(Quant::Q8_0)));
+        let (x, quantised) = (noise(rows * k, 5), pack(&noise(n * k, 6), n, k, Format::Q8_0));
         let mut values = vec![0.0; n * k];
         values.chunks_exact_mut(k).enumerate().for_each(|(o, row)| quantised.row(o, row));
-        let dense = pack(&values, n, k, KEPT[0]);
+        let dense = pack(&values, n, k, Format::F32);
         let product = |packed: &Packed| {
             let mut y = vec![0.0; rows * n];
             matmul(&x, k, packed, None, &mut y);
@@ -850,7 +837,7 @@ mod tests {
             }
         }
         let (n, k) = (50, 70);
-        for (kept, rows) in KEPT.into_iter().flat_map(|kept| [(kept, 17), (kept, 1)]) {
+        for (kept, rows) in Format::all().flat_map(|kept| [(kept, 17), (kept, 1)]) {
             let x = noise(rows * k, 8);
             match &pack(&noise(n * k, 9), n, k, kept).panels {
                 Panels::F32(w) => compare(&x, w.as_slice(), (n, k)),

@@ -10,7 +10,7 @@ mod math;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod memory;
-mod q8_0;
+mod format;
 mod packed;
 mod matmul;
 mod attention;
@@ -25,9 +25,10 @@ pub use elementwise::{
     Activation, Norm, Normalise, activate, activate_back, add_scaled, cross_entropy, dropout, gated, gated_back, normalise,
     normalise_back, rotate, scale_softcap,
 };
+pub use format::Format;
 pub use matmul::{matmul, matmul_add, matmul_new, matmul_transposed_add, outer_sum};
 pub use memory::{peak_bytes, physical_bytes, resident_bytes, trim};
-pub use packed::{Packed, Quant, StoredType, Use, widen};
+pub use packed::{Packed, Panels, Use};
 pub use parallel::{install, map as parallel_map, threads};
 #[cfg(feature = "selftest")]
 pub use simd::{Level, limit::limit_instructions};

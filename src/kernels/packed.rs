@@ -6,37 +6,13 @@
 
 use half::{bf16, f16};
 
+use super::format::q8_0::{self, BLOCK, Blocks, Q8_0};
+use super::format::{Format, bf16_from_le_bytes, f16_from_le_bytes};
 use super::memory::huge_vec;
-use super::q8_0::{BLOCK, Q8_0, quantise};
 use super::simd::LANES;
 
-/// The type of stored weights. Arithmetic is F32 with each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum StoredType {
-    F32,
-    F16,
-    BF16,
-}
-
-impl StoredType {
-    /// Bytes of one value.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
-    }
-}
-
-/// A way to keep a matrix for products in fewer bits than it is stored in. Arithmetic is F32 as well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Quant {
-    /// See [`Q8_0`].
-    Q8_0,
-}
-
 /// The values of a [`Packed`] matrix.
-pub(super) enum Panels {
+pub enum Panels {
     F32(Vec<f32>),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
@@ -73,24 +49,23 @@ pub struct Packed {
 
 impl Packed {
     /// A matrix of zeros, to be filled by [`fill`](Self::fill). `None` if there is no memory for its size.
-    pub fn new(rows: usize, cols: usize, stored: StoredType, purpose: Use) -> Option<Self> {
+    pub fn new(rows: usize, cols: usize, format: Format, purpose: Use) -> Option<Self> {
         let lanes = purpose.lanes();
-        let len = rows.div_ceil(lanes).checked_mul(lanes)?.checked_mul(cols)?;
-        let panels = match stored {
-            StoredType::F32 => Panels::F32(zeros(len)?),
-            StoredType::F16 => Panels::F16(zeros(len)?),
-            StoredType::BF16 => Panels::BF16(zeros(len)?),
+        let len = |cols: usize| rows.div_ceil(lanes).checked_mul(lanes)?.checked_mul(cols);
+        let panels = match format {
+            Format::F32 => Panels::F32(zeros(len(cols)?)?),
+            Format::F16 => Panels::F16(zeros(len(cols)?)?),
+            Format::BF16 => Panels::BF16(zeros(len(cols)?)?),
+            Format::Q8_0 => Panels::Q8_0(Q8_0 { values: zeros(len(cols)?)?, scales: zeros(len(cols.div_ceil(BLOCK))?)? }),
         };
         Some(Self { rows, cols, lanes, panels })
     }
 
-    /// The same for products, with values that are quantised when they are filled in.
-    pub fn quantized(rows: usize, cols: usize, quant: Quant) -> Option<Self> {
-        let len = |cols: usize| rows.div_ceil(LANES).checked_mul(LANES)?.checked_mul(cols);
-        let panels = match quant {
-            Quant::Q8_0 => Panels::Q8_0(Q8_0 { values: zeros(len(cols)?)?, scales: zeros(len(cols.div_ceil(BLOCK))?)? }),
-        };
-        Some(Self { rows, cols, lanes: LANES, panels })
+    /// A matrix of these rows of `cols` values, in F32. `None` if there is no memory for it.
+    pub fn from_f32(values: &[f32], cols: usize, purpose: Use) -> Option<Self> {
+        let mut packed = Self::new(values.len() / cols, cols, Format::F32, purpose)?;
+        packed.fill_f32(0, values);
+        Some(packed)
     }
 
     /// Outputs.
@@ -104,54 +79,63 @@ impl Packed {
     }
 
     /// The bytes of a matrix of this shape.
-    pub fn bytes(rows: usize, cols: usize, stored: StoredType, purpose: Use) -> u64 {
-        rows.next_multiple_of(purpose.lanes()) as u64 * cols as u64 * stored.size() as u64
-    }
-
-    /// The bytes of a quantised matrix of this shape.
-    pub fn quantized_bytes(rows: usize, cols: usize, quant: Quant) -> u64 {
-        match quant {
-            Quant::Q8_0 => Q8_0::bytes(rows.next_multiple_of(LANES), cols),
+    pub fn bytes(rows: usize, cols: usize, format: Format, purpose: Use) -> u64 {
+        let rows = rows.next_multiple_of(purpose.lanes());
+        match format {
+            Format::F32 | Format::F16 | Format::BF16 => rows as u64 * cols as u64 * format.block_bytes() as u64,
+            Format::Q8_0 => Q8_0::bytes(rows, cols),
         }
     }
 
-    /// Writes whole rows from `first` on: little-endian values of type `from`, row after row. Returns `false` if a value of
-    /// a finite F32 or BF16 does not fit F16, or if one cannot be quantised: it is not finite, or too large.
-    pub fn fill(&mut self, first: usize, bytes: &[u8], from: StoredType) -> bool {
+    /// Writes whole rows from `first` on, as a file of the format `from` holds them, row after row. Returns `false` if a
+    /// finite value does not fit F16, if one cannot be quantised (it is not finite, or too large), or if the scale of a
+    /// stored block is not finite.
+    pub fn fill(&mut self, first: usize, bytes: &[u8], from: Format) -> bool {
         let (cols, lanes) = (self.cols, self.lanes);
-        assert_eq!(bytes.len() % (cols * from.size()), 0, "whole rows");
+        let row_bytes = from.row_bytes(cols).expect("whole blocks");
+        assert_eq!(bytes.len() % row_bytes, 0, "whole rows");
         match (&mut self.panels, from) {
-            (Panels::F32(to), StoredType::F32) => scatter(to, cols, lanes, first, bytes, f32::from_le_bytes),
-            (Panels::F32(to), StoredType::F16) => scatter(to, cols, lanes, first, bytes, |b| f16::from_le_bytes(b).to_f32()),
-            (Panels::F32(to), StoredType::BF16) => scatter(to, cols, lanes, first, bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            (Panels::BF16(to), StoredType::BF16) => scatter(to, cols, lanes, first, bytes, bf16::from_le_bytes),
-            (Panels::BF16(to), StoredType::F32) => {
-                scatter(to, cols, lanes, first, bytes, |b| bf16::from_f32(f32::from_le_bytes(b)));
-            }
-            (Panels::BF16(to), StoredType::F16) => {
-                scatter(to, cols, lanes, first, bytes, |b| bf16::from_f32(f16::from_le_bytes(b).to_f32()));
-            }
-            (Panels::F16(to), StoredType::F16) => scatter(to, cols, lanes, first, bytes, f16::from_le_bytes),
-            (Panels::F16(to), from) => {
-                let mut fits = true;
-                let mut narrow = |x: f32| {
-                    let y = f16::from_f32(x);
-                    fits &= y.is_finite() || !x.is_finite();
-                    y
-                };
-                match from {
-                    StoredType::F32 => scatter(to, cols, lanes, first, bytes, |b| narrow(f32::from_le_bytes(b))),
-                    _ => scatter(to, cols, lanes, first, bytes, |b| narrow(bf16::from_le_bytes(b).to_f32())),
-                }
-                return fits;
-            }
-            (Panels::Q8_0(to), from) => {
-                let Some((values, scales)) = quantise(&widen(bytes, from), cols) else { return false };
-                scatter(&mut to.values, cols, lanes, first, &values, i8::from_le_bytes);
-                scatter(&mut to.scales, cols.div_ceil(BLOCK), lanes, first, &scales, f16::from_le_bytes);
-            }
+            // What is kept as it is stored.
+            (Panels::F16(to), Format::F16) => scatter(to, cols, lanes, first, bytes.as_chunks().0, f16::from_le_bytes),
+            (Panels::BF16(to), Format::BF16) => scatter(to, cols, lanes, first, bytes.as_chunks().0, bf16::from_le_bytes),
+            (Panels::Q8_0(to), Format::Q8_0) => return scatter_blocks(to, cols, lanes, first, q8_0::read(bytes)),
+            (_, Format::F32) => return self.convert(first, bytes.as_chunks().0, f32::from_le_bytes),
+            (_, Format::F16) => return self.convert(first, bytes.as_chunks().0, f16_from_le_bytes),
+            (_, Format::BF16) => return self.convert(first, bytes.as_chunks().0, bf16_from_le_bytes),
+            (_, Format::Q8_0) => return self.fill_f32(first, &from.widen(bytes)),
         }
         true
+    }
+
+    /// The same from numbers.
+    pub fn fill_f32(&mut self, first: usize, values: &[f32]) -> bool {
+        assert_eq!(values.len() % self.cols, 0, "whole rows");
+        self.convert(first, values, |x| x)
+    }
+
+    fn convert<U: Copy>(&mut self, first: usize, from: &[U], widen: impl Fn(U) -> f32) -> bool {
+        let (cols, lanes) = (self.cols, self.lanes);
+        let mut fits = true;
+        match &mut self.panels {
+            Panels::F32(to) => scatter(to, cols, lanes, first, from, widen),
+            Panels::BF16(to) => scatter(to, cols, lanes, first, from, |x| bf16::from_f32(widen(x))),
+            Panels::F16(to) => scatter(to, cols, lanes, first, from, |x| {
+                let x = widen(x);
+                let y = f16::from_f32(x);
+                fits &= y.is_finite() || !x.is_finite();
+                y
+            }),
+            Panels::Q8_0(to) => {
+                let values: Vec<f32> = from.iter().map(|x| widen(*x)).collect();
+                fits = scatter_blocks(to, cols, lanes, first, q8_0::quantise(&values, cols));
+            }
+        }
+        fits
+    }
+
+    /// The values; row after row if the matrix is for lookups.
+    pub fn into_panels(self) -> Panels {
+        self.panels
     }
 
     /// Copies one row into `out`, in F32.
@@ -167,7 +151,7 @@ impl Packed {
             Panels::F32(p) => gather(p, self.lanes, row, out, |x| x),
             Panels::F16(p) => gather(p, self.lanes, row, out, f16::to_f32),
             Panels::BF16(p) => gather(p, self.lanes, row, out, bf16::to_f32),
-            Panels::Q8_0(p) => p.row(row, out),
+            Panels::Q8_0(p) => p.row(row, self.lanes, out),
         }
     }
 }
@@ -178,17 +162,14 @@ fn zeros<T: Copy + Default>(len: usize) -> Option<Vec<T>> {
     Some(vec)
 }
 
-/// Reads `N`-byte values row by row and writes them into panels.
-fn scatter<T: Copy, const N: usize>(
-    to: &mut [T],
-    cols: usize,
-    lanes: usize,
-    first: usize,
-    bytes: &[u8],
-    mut read: impl FnMut([u8; N]) -> T,
-) {
-    let mut value = |at: usize| read(bytes[at * N..][..N].try_into().expect("N bytes"));
-    let rows = bytes.len() / N / cols;
+/// Reads values row by row and writes them into panels.
+fn scatter<U: Copy, T>(to: &mut [T], cols: usize, lanes: usize, first: usize, from: &[U], mut read: impl FnMut(U) -> T) {
+    if lanes == 1 {
+        let to = &mut to[first * cols..][..from.len()];
+        to.iter_mut().zip(from).for_each(|(slot, x)| *slot = read(*x));
+        return;
+    }
+    let rows = from.len() / cols;
     let mut row = 0;
     while row < rows {
         let lane = (first + row) % lanes;
@@ -197,23 +178,19 @@ fn scatter<T: Copy, const N: usize>(
         // Columns outside, lanes inside: the writes are sequential, and sixteen sequential reads are what caches are built for.
         for (k, column) in panel.chunks_exact_mut(lanes).enumerate() {
             for (i, slot) in column[lane..lane + filled].iter_mut().enumerate() {
-                *slot = value((row + i) * cols + k);
+                *slot = read(from[(row + i) * cols + k]);
             }
         }
         row += filled;
     }
 }
 
-/// Little-endian values of type `from` as F32.
-pub fn widen(bytes: &[u8], from: StoredType) -> Vec<f32> {
-    fn each<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-        bytes.chunks_exact(N).map(|b| read(b.try_into().expect("N bytes"))).collect()
-    }
-    match from {
-        StoredType::F32 => each(bytes, f32::from_le_bytes),
-        StoredType::F16 => each(bytes, |b| f16::from_le_bytes(b).to_f32()),
-        StoredType::BF16 => each(bytes, |b| bf16::from_le_bytes(b).to_f32()),
-    }
+/// The same with blocks, if there are any.
+fn scatter_blocks(to: &mut Q8_0, cols: usize, lanes: usize, first: usize, blocks: Option<Blocks>) -> bool {
+    let Some((values, scales)) = blocks else { return false };
+    scatter(&mut to.values, cols, lanes, first, &values, |q| q);
+    scatter(&mut to.scales, cols.div_ceil(BLOCK), lanes, first, &scales, |d| d);
+    true
 }
 
 #[cfg(test)]
@@ -225,16 +202,13 @@ mod tests {
         let (rows, cols) = (37, 5);
         let values: Vec<f32> = (0..rows * cols).map(|i| i as f32 * 0.5 - 30.0).collect();
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        for (stored, purpose) in [
-            (StoredType::F32, Use::Product),
-            (StoredType::F16, Use::Product),
-            (StoredType::BF16, Use::Product),
-            (StoredType::F32, Use::Lookup),
-        ] {
+        for (format, purpose) in
+            [(Format::F32, Use::Product), (Format::F16, Use::Product), (Format::BF16, Use::Product), (Format::F32, Use::Lookup)]
+        {
             for piece in [1, 7, 16, 37] {
-                let mut packed = Packed::new(rows, cols, stored, purpose).unwrap();
+                let mut packed = Packed::new(rows, cols, format, purpose).unwrap();
                 for (i, part) in bytes.chunks(piece * cols * 4).enumerate() {
-                    assert!(packed.fill(i * piece, part, StoredType::F32));
+                    assert!(packed.fill(i * piece, part, Format::F32));
                 }
                 for r in 0..rows {
                     let mut out = vec![0.0; cols];
@@ -251,37 +225,37 @@ mod tests {
         let values: Vec<f32> = super::super::noise(rows * cols, 4).into_iter().map(|x| bf16::from_f32(x).to_f32()).collect();
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         let narrow: Vec<u8> = values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
-        let filled = |piece: usize, bytes: &[u8], from: StoredType| {
-            let mut packed = Packed::quantized(rows, cols, Quant::Q8_0).unwrap();
-            for (i, part) in bytes.chunks(piece * cols * from.size()).enumerate() {
+        let filled = |piece: usize, bytes: &[u8], from: Format| {
+            let mut packed = Packed::new(rows, cols, Format::Q8_0, Use::Product).unwrap();
+            for (i, part) in bytes.chunks(piece * from.row_bytes(cols).unwrap()).enumerate() {
                 assert!(packed.fill(i * piece, part, from));
             }
             let mut all = vec![f32::NAN; rows * cols];
             all.chunks_exact_mut(cols).enumerate().for_each(|(r, out)| packed.row(r, out));
             all
         };
-        let want = filled(1, &bytes, StoredType::F32);
+        let want = filled(1, &bytes, Format::F32);
         for (value, want) in values.iter().zip(&want) {
             assert!((value - want).abs() < 0.6 / 127.0, "half a step of a scale of at most 1 / 127: {value} {want}");
         }
         for piece in [7, 16, 37] {
-            assert_eq!(filled(piece, &bytes, StoredType::F32), want);
-            assert_eq!(filled(piece, &narrow, StoredType::BF16), want);
+            assert_eq!(filled(piece, &bytes, Format::F32), want);
+            assert_eq!(filled(piece, &narrow, Format::BF16), want);
         }
-        assert_eq!(Packed::quantized_bytes(rows, cols, Quant::Q8_0), 48 * (45 + 2 * 2));
+        assert_eq!(Packed::bytes(rows, cols, Format::Q8_0, Use::Product), 48 * (45 + 2 * 2));
     }
 
     #[test]
     fn a_value_beyond_f16_is_reported() {
-        let mut packed = Packed::new(1, 1, StoredType::F16, Use::Product).unwrap();
-        assert!(!packed.fill(0, &70000f32.to_le_bytes(), StoredType::F32));
-        assert!(packed.fill(0, &f32::INFINITY.to_le_bytes(), StoredType::F32));
+        let mut packed = Packed::new(1, 1, Format::F16, Use::Product).unwrap();
+        assert!(!packed.fill(0, &70000f32.to_le_bytes(), Format::F32));
+        assert!(packed.fill(0, &f32::INFINITY.to_le_bytes(), Format::F32));
     }
 
     #[test]
     fn a_size_beyond_the_memory_is_refused() {
-        assert!(Packed::new(1 << 30, 1 << 20, StoredType::F32, Use::Product).is_none());
-        assert!(Packed::new(usize::MAX / 2, 8, StoredType::F32, Use::Lookup).is_none());
-        assert!(Packed::quantized(1 << 30, 1 << 20, Quant::Q8_0).is_none());
+        assert!(Packed::new(1 << 30, 1 << 20, Format::F32, Use::Product).is_none());
+        assert!(Packed::new(usize::MAX / 2, 8, Format::F32, Use::Lookup).is_none());
+        assert!(Packed::new(1 << 30, 1 << 20, Format::Q8_0, Use::Product).is_none());
     }
 }

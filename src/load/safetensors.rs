@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::Json;
 use crate::error::{Error, Result};
 use crate::nn::{Entry, TensorSource};
-use crate::ops::StoredType;
+use crate::ops::Format;
 
 /// The entry of a header that is no tensor.
 const METADATA: &str = "__metadata__";
@@ -221,16 +221,15 @@ pub fn fnv(start: u64, bytes: &[u8]) -> u64 {
 /// One header entry, checked: its type and shape, and its range within `size` bytes.
 fn tensor(fields: &Value, size: u64) -> std::result::Result<(Entry, u64, u64), String> {
     let dtype = fields.get("dtype").and_then(Value::as_str).ok_or("expected a dtype")?;
-    let (stored, value_bytes): (_, u64) = match dtype {
-        "F32" => (Ok(StoredType::F32), 4),
-        "F16" => (Ok(StoredType::F16), 2),
-        "BF16" => (Ok(StoredType::BF16), 2),
+    let stored = Format::named(dtype).filter(|format| !format.is_quantised()).ok_or_else(|| dtype.to_string());
+    let value_bytes = match (&stored, dtype) {
+        (Ok(format), _) => format.block_bytes() as u64,
         // Nothing here computes with these, but a buffer of them may lie beside the weights.
-        "BOOL" | "U8" | "I8" => (Err(dtype.to_string()), 1),
-        "U16" | "I16" => (Err(dtype.to_string()), 2),
-        "U32" | "I32" => (Err(dtype.to_string()), 4),
-        "U64" | "I64" | "F64" => (Err(dtype.to_string()), 8),
-        other => return Err(format!("dtype: expected F32, F16 or BF16, found {other:?}")),
+        (_, "BOOL" | "U8" | "I8") => 1,
+        (_, "U16" | "I16") => 2,
+        (_, "U32" | "I32") => 4,
+        (_, "U64" | "I64" | "F64") => 8,
+        _ => return Err(format!("dtype: expected F32, F16 or BF16, found {dtype:?}")),
     };
     let whole = |value: &Value| value.as_u64().ok_or_else(|| format!("expected a whole number, found {value}"));
     let list = |key: &str| fields.get(key).and_then(Value::as_array).ok_or_else(|| format!("{key}: expected a list"));

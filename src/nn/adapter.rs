@@ -12,7 +12,7 @@ use candle_core::{Result, Tensor};
 
 use super::{Linear, LinearId, Module, Trained, Transformer};
 use crate::error::{self, Error};
-use crate::ops::{self, Backend, Delta, Dropout, Matrix, MatrixBuilder, StoredType, Trainable, Use, Vector, merged};
+use crate::ops::{self, Backend, Delta, Dropout, Format, Matrix, MatrixBuilder, Trainable, Use, Vector, merged};
 
 /// The low-rank change of one module, as it was trained.
 pub struct LowRank {
@@ -326,14 +326,13 @@ impl Linear {
 }
 
 /// Rows of a matrix on the CPU as the network computes with them; the same one where that is on the CPU too.
-fn network_matrix(host: &Matrix, rows: Range<usize>, backend: &Backend, stored: StoredType) -> error::Result<Matrix> {
+fn network_matrix(host: &Matrix, rows: Range<usize>, backend: &Backend, format: Format) -> error::Result<Matrix> {
     if host.is_for(backend) && rows == (0..host.outputs()) {
         return Ok(host.clone());
     }
     let no_room = || Error::new(error::ErrorKind::OutOfMemory, format!("adapter: {} rows do not fit the memory", rows.len()));
-    let mut builder = MatrixBuilder::new(rows.len(), host.inputs(), stored, Use::Product, backend).ok_or_else(no_room)?;
-    let bytes: Vec<u8> = host.rows(rows.clone())?.iter().flat_map(|x| x.to_le_bytes()).collect();
-    if !builder.fill(0, &bytes, StoredType::F32) {
+    let mut builder = MatrixBuilder::new(rows.len(), host.inputs(), format, Use::Product, backend).ok_or_else(no_room)?;
+    if !builder.fill_f32(0, &host.rows(rows)?) {
         return Err(Error::format("adapter: a value is beyond the range of f16, which the model is loaded as"));
     }
     Ok(builder.finish()?)

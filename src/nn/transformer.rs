@@ -12,7 +12,7 @@ use super::relative_bias::RelativeBias;
 use super::rope::RopeAngles;
 use super::{Config, Prefix, Rope, Slot, States, Tying, Weights};
 use crate::error;
-use crate::ops::{self, Backend, Context, Masks, Matrix, Norm, Product, Sequences, StoredType};
+use crate::ops::{self, Backend, Context, Format, Masks, Matrix, Norm, Product, Sequences};
 
 /// A decoder or an encoder with its weights; immutable, clones share the weights.
 #[derive(Clone)]
@@ -156,7 +156,7 @@ impl Transformer {
     }
 
     /// The type of matrices that adapters bring along.
-    pub(super) fn computed_type(&self) -> StoredType {
+    pub(super) fn computed_type(&self) -> Format {
         self.embed.computed_type()
     }
 

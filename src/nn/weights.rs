@@ -5,20 +5,36 @@ use std::ops::Range;
 
 use super::Slot;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Backend, Matrix, MatrixBuilder, Quant, StoredType, Use, Vector, widen};
+use crate::ops::{Backend, Format, Matrix, MatrixBuilder, Use, Vector};
 
 /// What a file says of a tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
     pub shape: Vec<usize>,
     /// The file's own name of the type, where it is none that weights have (old checkpoints carry position numbers along).
-    pub stored: std::result::Result<StoredType, String>,
+    pub stored: std::result::Result<Format, String>,
 }
 
 impl Entry {
-    /// The type of a tensor that holds weights.
-    fn stored(&self, name: &str) -> Result<StoredType> {
+    /// The format of a tensor that holds weights.
+    fn format(&self, name: &str) -> Result<Format> {
         self.stored.clone().map_err(|found| Error::format(format!("{name}: dtype: expected F32, F16 or BF16, found {found:?}")))
+    }
+
+    /// Bytes of a row: the values of the last dimension.
+    fn row_bytes(&self, name: &str) -> Result<usize> {
+        let (format, cols) = (self.format(name)?, self.shape.last().copied().unwrap_or(1));
+        format.row_bytes(cols).ok_or_else(|| {
+            let block = format.block();
+            Error::format(format!("{name}: row: expected whole blocks of {block} values, found {cols} values"))
+        })
+    }
+
+    /// Bytes of all rows.
+    fn bytes(&self, name: &str) -> Result<usize> {
+        let (_, above) = self.shape.split_last().unwrap_or((&1, &[]));
+        let bytes = above.iter().try_fold(self.row_bytes(name)?, |bytes, &dim| bytes.checked_mul(dim));
+        bytes.ok_or_else(|| Error::format(format!("{name}: no memory has the bytes of shape {:?}", self.shape)))
     }
 }
 
@@ -39,10 +55,10 @@ const PIECE: usize = 1 << 20;
 pub struct Weights<'a> {
     source: &'a mut dyn TensorSource,
     backend: &'a Backend,
-    /// The type that matrices are kept in; `None` = as stored.
-    stored: Option<StoredType>,
+    /// What matrices are kept in; `None` = as stored.
+    format: Option<Format>,
     /// What matrices for products are kept in instead.
-    quant: Option<Quant>,
+    quant: Option<Format>,
     used: HashSet<String>,
     /// Allocate and read nothing, only check and count.
     dry: bool,
@@ -52,20 +68,20 @@ pub struct Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    /// Reads matrices as `stored`, or as they are in the file.
-    pub fn new(source: &'a mut dyn TensorSource, backend: &'a Backend, stored: Option<StoredType>) -> Self {
+    /// Keeps matrices in `format`, or as they are in the file.
+    pub fn new(source: &'a mut dyn TensorSource, backend: &'a Backend, format: Option<Format>) -> Self {
         let used = HashSet::new();
-        Self { source, backend, stored, quant: None, used, dry: false, bytes: 0, parameters: 0, buffer: Vec::new() }
+        Self { source, backend, format, quant: None, used, dry: false, bytes: 0, parameters: 0, buffer: Vec::new() }
     }
 
     /// Quantises the matrices for products, which then are for our kernels; tables that are looked up stay as they are.
-    pub fn quantized(self, quant: Option<Quant>) -> Self {
+    pub fn quantized(self, quant: Option<Format>) -> Self {
         Self { quant, ..self }
     }
 
     /// Checks names and shapes and counts bytes; what it returns is empty.
-    pub fn dry(source: &'a mut dyn TensorSource, backend: &'a Backend, stored: Option<StoredType>) -> Self {
-        Self { dry: true, ..Self::new(source, backend, stored) }
+    pub fn dry(source: &'a mut dyn TensorSource, backend: &'a Backend, format: Option<Format>) -> Self {
+        Self { dry: true, ..Self::new(source, backend, format) }
     }
 
     /// The bytes of all slots filled so far.
@@ -133,15 +149,16 @@ impl<'a> Weights<'a> {
         let mut values = Vec::new();
         for (name, len) in parts {
             let entry = self.source.entry(name).ok_or_else(|| missing(name))?;
-            if entry.shape.iter().product::<usize>() != *len || entry.shape.len() > 2 {
+            let found = entry.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
+            if found != Some(*len) || entry.shape.len() > 2 {
                 return Err(Error::format(format!("{name}: expected {len} values, found shape {:?}", entry.shape)));
             }
-            let stored = entry.stored(name)?;
+            let (format, bytes) = (entry.format(name)?, entry.bytes(name)?);
             if !self.dry {
-                let mut bytes = vec![0; len * stored.size()];
+                let mut bytes = vec![0; bytes];
                 self.source.read(name, 0, &mut bytes)?;
                 // Now that the file is known to hold so many: a configuration may ask for any number.
-                values.extend(widen(&bytes, stored));
+                values.extend(format.widen(&bytes));
             }
             self.parameters += *len as u64;
             self.bytes += (*len * size_of::<f32>()) as u64;
@@ -161,40 +178,34 @@ impl<'a> Weights<'a> {
     }
 
     fn matrix_for(&mut self, purpose: Use, slots: &[Slot], cols: usize) -> Result<Matrix> {
-        let mut types = Vec::new();
+        let mut parts = Vec::new();
         for slot in slots {
             let name = format!("{}.weight", slot.name);
             let entry = self.source.entry(&name).ok_or_else(|| missing(&name))?;
             if entry.shape != [slot.total(), cols] {
                 return Err(Error::format(format!("{name}: expected shape [{}, {cols}], found {:?}", slot.total(), entry.shape)));
             }
-            types.push(entry.stored(&name)?);
+            parts.push((slot, entry.format(&name)?, entry.row_bytes(&name)?));
         }
-        // Parts of different types meet in the one that holds them all.
-        let common = if types.windows(2).all(|pair| pair[0] == pair[1]) { types[0] } else { StoredType::F32 };
-        let stored = self.stored.unwrap_or(common);
+        // Parts of different formats meet in the one that holds them all.
+        let common = if parts.windows(2).all(|pair| pair[0].1 == pair[1].1) { parts[0].1 } else { Format::F32 };
         let quant = self.quant.filter(|_| purpose == Use::Product);
+        let kept = quant.or(self.format).unwrap_or(common);
         let rows: usize = slots.iter().map(Slot::len).sum();
-        self.bytes += match quant {
-            Some(quant) => MatrixBuilder::quantized_bytes(rows, cols, quant),
-            None => MatrixBuilder::bytes(rows, cols, stored, purpose, self.backend),
-        };
+        self.bytes += MatrixBuilder::bytes(rows, cols, kept, purpose, self.backend);
         self.parameters += rows as u64 * cols as u64;
         self.used.extend(slots.iter().map(|slot| format!("{}.weight", slot.name)));
         let room = if self.dry { 0 } else { rows };
-        let builder = match quant {
-            Some(quant) => MatrixBuilder::quantized(room, cols, quant),
-            None => MatrixBuilder::new(room, cols, stored, purpose, self.backend),
-        };
+        let builder = MatrixBuilder::new(room, cols, kept, purpose, self.backend);
         let mut builder = builder.ok_or_else(|| {
             Error::new(ErrorKind::OutOfMemory, format!("{}.weight: {rows} × {cols} weights do not fit the memory", slots[0].name))
         })?;
         if !self.dry {
             let mut first = 0;
-            for (slot, from) in slots.iter().zip(types) {
+            for (slot, from, row_bytes) in parts {
                 for rows in slot.ranges() {
                     let len = rows.len();
-                    self.fill(&mut builder, quant, first, (&slot.name, rows), cols, from)?;
+                    self.fill(&mut builder, kept, first, (&slot.name, rows), from, row_bytes)?;
                     first += len;
                 }
             }
@@ -205,27 +216,30 @@ impl<'a> Weights<'a> {
     fn fill(
         &mut self,
         builder: &mut MatrixBuilder,
-        quant: Option<Quant>,
+        kept: Format,
         first: usize,
         (name, rows): (&str, Range<usize>),
-        cols: usize,
-        from: StoredType,
+        from: Format,
+        row_bytes: usize,
     ) -> Result<()> {
         let name = format!("{name}.weight");
-        let row_bytes = cols * from.size();
         // Whole panels of sixteen rows, so that a piece does not end within one.
         let piece = (PIECE / row_bytes / 16 * 16).max(16);
         let mut row = rows.start;
         while row < rows.end {
             let count = piece.min(rows.end - row);
             self.buffer.resize(count * row_bytes, 0);
-            self.source.read(&name, (row * row_bytes) as u64, &mut self.buffer)?;
+            self.source.read(&name, row as u64 * row_bytes as u64, &mut self.buffer)?;
             if !builder.fill(first + row - rows.start, &self.buffer, from) {
-                let message = match quant {
-                    Some(_) => "is not finite or beyond 8.3 million, and cannot be quantised; load it without quantization",
-                    None => "is beyond the range of f16; load it as f32 or bf16",
+                let message = match kept {
+                    _ if kept == from => "a scale is not finite",
+                    Format::F16 => "a value is beyond the range of f16; load it as f32 or bf16",
+                    _ => {
+                        "a value is not finite or beyond 8.3 million, and cannot be quantised; \
+                         load it without quantization"
+                    }
                 };
-                return Err(Error::format(format!("{name}: a value {message}")));
+                return Err(Error::format(format!("{name}: {message}")));
             }
             row += count;
         }
@@ -238,7 +252,7 @@ impl<'a> Weights<'a> {
         if x != y {
             return Ok(false);
         }
-        let total = x.shape.iter().product::<usize>() * x.stored(a)?.size();
+        let total = x.bytes(a)?;
         let (mut left, mut right) = (Vec::new(), Vec::new());
         for offset in (0..total).step_by(PIECE) {
             let len = PIECE.min(total - offset);
@@ -256,4 +270,59 @@ impl<'a> Weights<'a> {
 
 fn missing(name: &str) -> Error {
     Error::format(format!("{name}: the model needs this tensor, and the files do not hold it"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One tensor.
+    struct Source(Entry, Vec<u8>);
+
+    impl TensorSource for Source {
+        fn entry(&self, name: &str) -> Option<&Entry> {
+            (name == "m.weight").then_some(&self.0)
+        }
+        fn names(&self) -> Vec<&str> {
+            vec!["m.weight"]
+        }
+        fn read(&mut self, _: &str, offset: u64, into: &mut [u8]) -> Result<()> {
+            into.copy_from_slice(&self.1[offset as usize..][..into.len()]);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn stored_blocks_are_loaded_by_rows() {
+        let cpu = Backend::new(&candle_core::Device::Cpu);
+        // 40 rows of two blocks; block n has the scale 2^-(n mod 3) and holds n mod 100 everywhere.
+        let scale = |n: u8| half::f16::from_f32(0.5f32.powi(i32::from(n % 3)));
+        let block = |n: u8| [scale(n).to_le_bytes().to_vec(), vec![n % 100; 32]].concat();
+        let value = |n: usize| (n % 100) as f32 * 0.5f32.powi(n as i32 % 3);
+        let entry = |cols| Entry { shape: vec![40, cols], stored: Ok(Format::Q8_0) };
+        let mut source = Source(entry(64), (0..80).flat_map(block).collect());
+        let want: Vec<f32> = (20..72).flat_map(|n| [value(n); 32]).collect();
+        let slots = [Slot::part("m", &[10, 26, 4], 1)];
+        let blocks = 32 * 2 * 34;
+        for (format, bytes) in [(None, blocks), (Some(Format::Q8_0), blocks), (Some(Format::F32), 32 * 64 * 4)] {
+            let mut weights = Weights::new(&mut source, &cpu, format);
+            let matrix = weights.matrix(&slots, 64).unwrap();
+            assert_eq!(matrix.rows(0..26).unwrap(), want, "{format:?}");
+            assert_eq!(weights.bytes(), bytes, "{format:?}");
+        }
+        let of_each_half = Slot { repeats: 2, ..Slot::part("m", &[6, 10, 4], 1) };
+        let matrix = Weights::new(&mut source, &cpu, None).matrix(&[of_each_half], 64).unwrap();
+        let rows: Vec<f32> = (12..32).chain(52..72).flat_map(|n| [value(n); 32]).collect();
+        assert_eq!(matrix.rows(0..20).unwrap(), rows);
+        let all = Weights::new(&mut source, &cpu, None).values(&[("m.weight".to_string(), 40 * 64)]).unwrap();
+        assert_eq!(all[20 * 32..72 * 32], want);
+        assert!(Weights::new(&mut source, &cpu, None).equal("m.weight", "m.weight").unwrap());
+
+        source.0 = entry(45);
+        for dry in [true, false] {
+            let mut weights = Weights { dry, ..Weights::new(&mut source, &cpu, None) };
+            let error = weights.matrix(&slots, 45).err().unwrap();
+            assert!(["m.weight", "32", "45"].iter().all(|part| error.message().contains(part)), "{error}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor, bail};
 use super::cpu::linear as cpu;
 use super::tensors::linear as tensors;
 use super::{Backend, Context, Delta, Matrix, Trainable, Vector, to_f32};
-use crate::kernels::{Packed, StoredType, Use, install, matmul, scale_softcap};
+use crate::kernels::{Packed, Use, install, matmul, scale_softcap};
 
 /// A weight matrix `(N, C)`, its bias `(N)`, and what adapters change.
 #[derive(Clone, Copy)]
@@ -92,12 +92,7 @@ pub struct Products(Packed);
 impl Products {
     /// `vectors`: `(N, C)`, row-major. `None` if there is no memory for a copy.
     pub fn new(vectors: &[f32], cols: usize) -> Option<Self> {
-        let mut packed = Packed::new(vectors.len() / cols, cols, StoredType::F32, Use::Product)?;
-        for (i, row) in vectors.chunks_exact(cols).enumerate() {
-            let bytes: Vec<u8> = row.iter().flat_map(|x| x.to_le_bytes()).collect();
-            packed.fill(i, &bytes, StoredType::F32);
-        }
-        Some(Self(packed))
+        Packed::from_f32(vectors, cols, Use::Product).map(Self)
     }
 
     /// # Shape

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor, bail};
 use super::cpu::row_op::Rows;
 use super::linear::Products;
 use super::{Backend, Matrix, MatrixBuilder, Vector};
-use crate::kernels::{StoredType, Use, matmul_new};
+use crate::kernels::{Use, matmul_new};
 
 /// `y[start..start + n] += gain · scale · (B (A x) + bias) + (gain - 1) · W x`; without a gain the last term is none.
 ///
@@ -125,8 +125,7 @@ pub fn merged(weight: &Matrix, deltas: &[Delta], backend: &Backend) -> Result<Op
                 }
             }
         }
-        let bytes: Vec<u8> = sum.iter().flat_map(|x| x.to_le_bytes()).collect();
-        if !builder.fill(rows.start, &bytes, StoredType::F32) {
+        if !builder.fill_f32(rows.start, &sum) {
             return Ok(None);
         }
     }

@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
 
 use super::{Backend, On};
-use crate::kernels::{Packed, Quant, StoredType, Use, widen};
+use crate::kernels::{Format, Packed, Panels, Use};
 
 /// A weight matrix `(outputs, inputs)`; immutable, shared by clones.
 pub type Matrix = On<Arc<Packed>, Tensor>;
@@ -61,89 +61,68 @@ impl Matrix {
     }
 
     /// The type that arithmetic with this matrix has: F32 by our kernels, the tensor's own on a GPU.
-    pub fn computed_type(&self) -> StoredType {
+    pub fn computed_type(&self) -> Format {
         match self {
-            Self::Cpu(_) => StoredType::F32,
+            Self::Cpu(_) => Format::F32,
             Self::Tensors(tensor) => match tensor.dtype() {
-                DType::F16 => StoredType::F16,
-                DType::BF16 => StoredType::BF16,
-                _ => StoredType::F32,
+                DType::F16 => Format::F16,
+                DType::BF16 => Format::BF16,
+                _ => Format::F32,
             },
         }
     }
 }
 
 /// A matrix that is being read, row block by row block.
-pub enum MatrixBuilder {
-    Packed(Packed),
-    Bytes { rows: usize, cols: usize, stored: StoredType, bytes: Vec<u8>, device: Device },
+pub struct MatrixBuilder {
+    packed: Packed,
+    backend: Backend,
 }
 
 impl MatrixBuilder {
     /// Room for `rows · cols` weights; `None` if there is no memory for them.
-    pub fn new(rows: usize, cols: usize, stored: StoredType, purpose: Use, backend: &Backend) -> Option<Self> {
-        let Backend::Tensors(device) = backend else {
-            return Packed::new(rows, cols, stored, purpose).map(Self::Packed);
-        };
-        let len = rows.checked_mul(cols)?.checked_mul(stored.size())?;
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(len).ok()?;
-        Some(Self::Bytes { rows, cols, stored, bytes, device: device.clone() })
+    pub fn new(rows: usize, cols: usize, format: Format, purpose: Use, backend: &Backend) -> Option<Self> {
+        let packed = Packed::new(rows, cols, format, layout(purpose, backend))?;
+        Some(Self { packed, backend: backend.clone() })
     }
 
     /// The bytes that `rows · cols` weights take on a device.
-    pub fn bytes(rows: usize, cols: usize, stored: StoredType, purpose: Use, backend: &Backend) -> u64 {
-        match backend {
-            Backend::Cpu => Packed::bytes(rows, cols, stored, purpose),
-            Backend::Tensors(_) => rows as u64 * cols as u64 * stored.size() as u64,
-        }
+    pub fn bytes(rows: usize, cols: usize, format: Format, purpose: Use, backend: &Backend) -> u64 {
+        Packed::bytes(rows, cols, format, layout(purpose, backend))
     }
 
-    /// The same for a matrix that is quantised, by our kernels.
-    pub fn quantized(rows: usize, cols: usize, quant: Quant) -> Option<Self> {
-        Packed::quantized(rows, cols, quant).map(Self::Packed)
+    /// Writes whole rows from `first` on, as a file of the format `from` holds them; `false` if a value does not fit what
+    /// it is kept in.
+    pub fn fill(&mut self, first: usize, bytes: &[u8], from: Format) -> bool {
+        self.packed.fill(first, bytes, from)
     }
 
-    /// The bytes that `rows · cols` quantised weights take.
-    pub fn quantized_bytes(rows: usize, cols: usize, quant: Quant) -> u64 {
-        Packed::quantized_bytes(rows, cols, quant)
-    }
-
-    /// Adds whole rows, in order, `first` being the first of them; `false` if a value does not fit what it is kept in.
-    pub fn fill(&mut self, first: usize, values: &[u8], from: StoredType) -> bool {
-        match self {
-            Self::Packed(packed) => packed.fill(first, values, from),
-            Self::Bytes { stored, bytes, .. } if *stored == from => {
-                bytes.extend_from_slice(values);
-                true
-            }
-            // A dtype change happens on the CPU, before the upload.
-            Self::Bytes { stored, bytes, .. } => {
-                let mut fits = true;
-                for x in widen(values, from) {
-                    match stored {
-                        StoredType::F32 => bytes.extend_from_slice(&x.to_le_bytes()),
-                        StoredType::BF16 => bytes.extend_from_slice(&half::bf16::from_f32(x).to_le_bytes()),
-                        StoredType::F16 => {
-                            let y = half::f16::from_f32(x);
-                            fits &= y.is_finite() || !x.is_finite();
-                            bytes.extend_from_slice(&y.to_le_bytes());
-                        }
-                    }
-                }
-                fits
-            }
-        }
+    /// The same from numbers.
+    pub fn fill_f32(&mut self, first: usize, values: &[f32]) -> bool {
+        self.packed.fill_f32(first, values)
     }
 
     /// The finished matrix, on its device.
     pub fn finish(self) -> Result<Matrix> {
-        match self {
-            Self::Packed(packed) => Ok(Matrix::Cpu(Arc::new(packed))),
-            Self::Bytes { rows, cols, stored, bytes, device } => {
-                Ok(Matrix::Tensors(Tensor::from_raw_buffer(&bytes, dtype(stored), &[rows, cols], &device)?))
-            }
-        }
+        let device = match self.backend {
+            Backend::Cpu => return Ok(Matrix::Cpu(Arc::new(self.packed))),
+            Backend::Tensors(device) => device,
+        };
+        let shape = (self.packed.rows(), self.packed.cols());
+        Ok(Matrix::Tensors(match self.packed.into_panels() {
+            Panels::F32(values) => Tensor::from_vec(values, shape, &device)?,
+            Panels::F16(values) => Tensor::from_vec(values, shape, &device)?,
+            Panels::BF16(values) => Tensor::from_vec(values, shape, &device)?,
+            Panels::Q8_0(_) => bail!("a quantised weight met tensor operations"),
+        }))
+    }
+}
+
+/// A tensor is row after row, as a table for lookups.
+fn layout(purpose: Use, backend: &Backend) -> Use {
+    match backend {
+        Backend::Cpu => purpose,
+        Backend::Tensors(_) => Use::Lookup,
     }
 }
 
@@ -173,12 +152,12 @@ impl Vector {
     }
 }
 
-/// candle's name for a stored type.
-pub fn dtype(stored: StoredType) -> DType {
-    match stored {
-        StoredType::F32 => DType::F32,
-        StoredType::F16 => DType::F16,
-        StoredType::BF16 => DType::BF16,
+/// The type that tensors compute in with weights of a format.
+pub fn dtype(format: Format) -> DType {
+    match format {
+        Format::F16 => DType::F16,
+        Format::BF16 => DType::BF16,
+        _ => DType::F32,
     }
 }
 

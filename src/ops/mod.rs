@@ -27,8 +27,7 @@ mod activation;
 #[cfg(feature = "cuda")]
 pub use crate::kernels::open_cuda;
 pub use crate::kernels::{
-    Activation, Mask, Norm as NormKind, Quant, StoredType, Use, parallel_map, peak_bytes, physical_bytes, resident_bytes, trim,
-    widen,
+    Activation, Format, Mask, Norm as NormKind, Use, parallel_map, peak_bytes, physical_bytes, resident_bytes, trim,
 };
 #[cfg(feature = "selftest")]
 pub use crate::kernels::{Level, limit_instructions};

@@ -126,8 +126,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::kernels::StoredType;
-    use crate::ops::{self, Activation, Angles, Mask, Matrix, MatrixBuilder, NormKind, Product, Sequences, Use, Vector};
+    use crate::ops::{self, Activation, Angles, Format, Mask, Matrix, MatrixBuilder, NormKind, Product, Sequences, Use, Vector};
 
     const ROWS: usize = 7;
     const BACKENDS: [Backend; 2] = [Backend::Cpu, Backend::Tensors(Device::Cpu)];
@@ -147,8 +146,8 @@ mod tests {
     }
 
     fn matrix(values: &[f32], cols: usize, backend: &Backend) -> Matrix {
-        let mut builder = MatrixBuilder::new(values.len() / cols, cols, StoredType::F32, Use::Product, backend).unwrap();
-        builder.fill(0, &values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>(), StoredType::F32);
+        let mut builder = MatrixBuilder::new(values.len() / cols, cols, Format::F32, Use::Product, backend).unwrap();
+        builder.fill_f32(0, values);
         builder.finish().unwrap()
     }
 

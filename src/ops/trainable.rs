@@ -8,7 +8,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use super::cpu::row_op::Rows;
 use super::tape::Gradient;
 use super::{Backend, On, to_f32};
-use crate::kernels::{self, Packed, StoredType, Use, matmul_add, matmul_new, outer_sum};
+use crate::kernels::{self, Packed, Use, matmul_add, matmul_new, outer_sum};
 
 /// `y[start..start + n] += scale · B[rows] (A dropout(x))` for each part of its outputs; clones share it.
 ///
@@ -208,12 +208,10 @@ impl Trainable {
 }
 
 fn pack(values: &[f32], cols: usize) -> Result<Packed> {
-    let Some(mut packed) = Packed::new(values.len() / cols, cols, StoredType::F32, Use::Product) else {
-        bail!("{}: {} values of an adapter", crate::error::NO_MEMORY, values.len())
-    };
-    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-    packed.fill(0, &bytes, StoredType::F32);
-    Ok(packed)
+    match Packed::from_f32(values, cols, Use::Product) {
+        Some(packed) => Ok(packed),
+        None => bail!("{}: {} values of an adapter", crate::error::NO_MEMORY, values.len()),
+    }
 }
 
 /// A matrix with rows of `cols`, columns first.

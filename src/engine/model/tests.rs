@@ -2,28 +2,23 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::nn::{Adapters, Batch, Entry, Module, Pass, Role, RowAdapters, Trained, Tying};
-use crate::ops::{Backend, Dropout, Quant, widen};
+use crate::ops::{Backend, Dropout};
 
 /// The network of a directory, on the CPU, by our kernels or by the tensor operations of GPUs.
 fn network(directory: &Path, kernels: bool) -> Transformer {
-    network_of(directory, kernels, StoredType::F32)
+    network_of(directory, kernels, Format::F32)
 }
 
-fn network_of(directory: &Path, kernels: bool, stored: StoredType) -> Transformer {
+fn network_of(directory: &Path, kernels: bool, stored: Format) -> Transformer {
     network_with(directory, kernels, |weights| weights, stored)
 }
 
 /// By our kernels, with quantised matrices.
-fn quantised(directory: &Path, quant: Quant) -> Transformer {
-    network_with(directory, true, |weights| weights.quantized(Some(quant)), StoredType::F32)
+fn quantised(directory: &Path, quant: Format) -> Transformer {
+    network_with(directory, true, |weights| weights.quantized(Some(quant)), Format::F32)
 }
 
-fn network_with(
-    directory: &Path,
-    kernels: bool,
-    set: impl FnOnce(Weights<'_>) -> Weights<'_>,
-    stored: StoredType,
-) -> Transformer {
+fn network_with(directory: &Path, kernels: bool, set: impl FnOnce(Weights<'_>) -> Weights<'_>, stored: Format) -> Transformer {
     let mut files = Files::open(directory, &LoadOptions::default()).unwrap();
     if files.config.positions.is_none() {
         files.config.context_length = 512; // a dynamic rope goes as far as its caller says
@@ -85,9 +80,9 @@ impl Rounded {
         let rounded = |name: String| {
             let entry = checkpoint.entry(&name)?.clone();
             let stored = entry.stored.clone().ok()?;
-            let mut bytes = vec![0; entry.shape.iter().product::<usize>() * stored.size()];
+            let mut bytes = vec![0; entry.shape.iter().product::<usize>() * stored.block_bytes()];
             checkpoint.read(&name, 0, &mut bytes).unwrap();
-            let mut values = widen(&bytes, stored);
+            let mut values = stored.widen(&bytes);
             let looked_up = config.tying == Tying::Separate && name.ends_with(&format!("{}.weight", config.names.embed));
             if let ([_, cols], false) = (entry.shape.as_slice(), looked_up) {
                 for block in values.chunks_mut(*cols).flat_map(|row| row.chunks_mut(32)) {
@@ -97,7 +92,7 @@ impl Rounded {
                 }
             }
             let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-            Some((name, (Entry { stored: Ok(StoredType::F32), ..entry }, bytes)))
+            Some((name, (Entry { stored: Ok(Format::F32), ..entry }, bytes)))
         };
         Self(names.into_iter().filter_map(rounded).collect())
     }
@@ -124,9 +119,9 @@ fn a_quantised_network_is_the_dense_one_of_its_rounded_weights() {
     for folder in ["decoders", "families"] {
         for entry in std::fs::read_dir(root.join(folder)).unwrap() {
             let directory = entry.unwrap().path();
-            let quantised = quantised(&directory, Quant::Q8_0);
+            let quantised = quantised(&directory, Format::Q8_0);
             let mut source = Rounded::of(&directory, quantised.config());
-            let mut weights = Weights::new(&mut source, quantised.backend(), Some(StoredType::F32));
+            let mut weights = Weights::new(&mut source, quantised.backend(), Some(Format::F32));
             let dense = Transformer::load(quantised.config().clone(), &mut weights).unwrap();
             let got = logits(&quantised, &ids, 7, None);
             assert!(got.iter().all(|x| x.is_finite()));
@@ -171,7 +166,7 @@ fn the_path_of_gpus_adapts_as_the_path_of_the_cpu() {
             let error = max(&want, &logits(&tensors.merged(&adapters).unwrap(), &ids, ids.len(), None));
             assert!(error < 5e-4, "{} merged: {error}", adapter.display());
             // With 16 bits the types of all parts must still meet; the scores are about 20.
-            let half = network_of(&directory, false, StoredType::F16);
+            let half = network_of(&directory, false, Format::F16);
             let adapters = attached(&half, &adapter);
             for found in [logits(&half, &ids, 7, Some(&adapters)), logits(&half.merged(&adapters).unwrap(), &ids, 7, None)] {
                 let error = max(&want, &found);
@@ -288,11 +283,11 @@ fn gradients_are_the_slopes_of_the_loss() {
     let ids: Vec<u32> = (0..35).map(|i| 3 + i * 67 % 80).collect();
     let targets = targets(&ids);
     let batch = Batch { ids: &ids, lengths: &LENGTHS, targets: &targets };
-    let stored = [StoredType::F32, StoredType::F16, StoredType::BF16];
+    let stored = [Format::F32, Format::F16, Format::BF16];
     for directory in ["decoders/qwen2_untied_old", "decoders/gemma2", "decoders/phi3"] {
         let directory = root.join(directory);
         let mut bases = stored.map(|stored| (network_of(&directory, true, stored), None)).to_vec();
-        bases.push((quantised(&directory, Quant::Q8_0), None));
+        bases.push((quantised(&directory, Format::Q8_0), None));
         bases.push((network(&directory, true), Some(Dropout { share: 0.2, seed: 7 })));
         for (network, dropout) in bases {
             let trained = in_training(&network);

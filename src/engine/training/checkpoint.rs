@@ -23,7 +23,7 @@ use crate::engine::Model;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Beside, Checkpoint, Json, PeftPlan, Tensors, remove_parts};
 use crate::nn::{Module, TensorSource, Trained};
-use crate::ops::{Gradient, StoredType, widen};
+use crate::ops::{Format, Gradient};
 
 pub(super) const FILE: &str = "training_state.safetensors";
 const STATE: &str = "training_state";
@@ -297,7 +297,7 @@ fn same_data<'a>(old: &TrainOptions, new: &'a TrainOptions) -> Result<&'a TrainO
 /// A tensor in F32 of this shape, with finite values.
 fn values(file: &mut Checkpoint<'_>, name: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
     let entry = file.entry(name).ok_or_else(|| Error::format(format!("{FILE}: {name}: expected this tensor, found none")))?;
-    if entry.shape != shape || entry.stored != Ok(StoredType::F32) {
+    if entry.shape != shape || entry.stored != Ok(Format::F32) {
         let (shape_found, found) = (&entry.shape, &entry.stored);
         return Err(Error::format(format!(
             "{FILE}: {name}: expected F32 of shape {shape:?}, found {found:?} of {shape_found:?}"
@@ -306,7 +306,7 @@ fn values(file: &mut Checkpoint<'_>, name: &str, shape: [usize; 2]) -> Result<Ve
     // The file holds so many bytes, and so does the address space.
     let mut bytes = vec![0; shape[0] * shape[1] * size_of::<f32>()];
     file.read(name, 0, &mut bytes)?;
-    let values = widen(&bytes, StoredType::F32);
+    let values = Format::F32.widen(&bytes);
     match values.iter().position(|x| !x.is_finite()) {
         Some(at) => Err(Error::format(format!("{FILE}: {name}: expected finite values, found {} at {at}", values[at]))),
         None => Ok(values),

@@ -18,7 +18,7 @@ use super::safetensors::{Tensors, write_safetensors};
 use super::{Checkpoint, Json, fnv, read_text};
 use crate::error::{Error, Result};
 use crate::nn::{Adapter, Entry, LowRank, Module, Prefix, Replaced, Role, Slot, TensorSource, Transformer, Weights};
-use crate::ops::{Backend, Matrix, StoredType};
+use crate::ops::{Backend, Format, Matrix};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
@@ -53,7 +53,7 @@ impl Peft {
         let reader = Reader::new(&config, network, &checkpoint)?;
         let cpu = Backend::new(&candle_core::Device::Cpu);
         let mut source = Named(&mut checkpoint);
-        let mut weights = Weights::new(&mut source, &cpu, Some(StoredType::F32));
+        let mut weights = Weights::new(&mut source, &cpu, Some(Format::F32));
         let mut adapter = reader.changes(&mut weights)?;
         let mut parameters = weights.parameters();
         // A vocabulary's matrices are large: they stay as stored.

@@ -13,7 +13,7 @@ use super::{CONFIG, Peft, TENSORS, TORCH, path, replace, tensor_name, write_safe
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{FNV_START, Json, Tensors, fnv};
 use crate::nn::{Adapter, LowRank, Module, Role, Trained, Transformer};
-use crate::ops::{Backend, Matrix, MatrixBuilder, StoredType, Use};
+use crate::ops::{Backend, Format, Matrix, MatrixBuilder, Use};
 
 /// What PEFT calls every matrix of the layers.
 const ALL: &str = "all-linear";
@@ -162,9 +162,8 @@ impl PeftPlan {
         let mut fingerprint = fnv(FNV_START, self.config_json.as_bytes());
         let mut adapter = Adapter::default();
         for Trained { module, rank, scaling, a, b } in trained {
-            let (a, b) = (bytes(a), bytes(b));
-            fingerprint = fnv(fnv(fingerprint, &a), &b);
-            let both = (matrix(*rank, module.inputs, &a)?, matrix(module.outputs, *rank, &b)?);
+            fingerprint = a.iter().chain(b).fold(fingerprint, |hash, x| fnv(hash, &x.to_le_bytes()));
+            let both = (matrix(a, module.inputs)?, matrix(b, *rank)?);
             adapter.low_rank.push(LowRank::new(network, module.clone(), both, (None, None), *scaling)?);
         }
         Ok(Peft {
@@ -214,16 +213,12 @@ fn decimal(x: f32) -> Value {
     if x.fract() == 0.0 && x.abs() < 1e9 { json!(x as i64) } else { json!(x.to_string().parse::<f64>().unwrap_or(x.into())) }
 }
 
-fn bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|x| x.to_le_bytes()).collect()
-}
-
-/// A matrix on the CPU.
-fn matrix(rows: usize, cols: usize, bytes: &[u8]) -> Result<Matrix> {
-    let cpu = Backend::new(&candle_core::Device::Cpu);
-    let builder = MatrixBuilder::new(rows, cols, StoredType::F32, Use::Product, &cpu);
+/// A matrix on the CPU, of rows of `cols` values.
+fn matrix(values: &[f32], cols: usize) -> Result<Matrix> {
+    let (cpu, rows) = (Backend::new(&candle_core::Device::Cpu), values.len() / cols);
+    let builder = MatrixBuilder::new(rows, cols, Format::F32, Use::Product, &cpu);
     let mut builder = builder
         .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, format!("adapter: {rows} × {cols} values do not fit the memory")))?;
-    builder.fill(0, bytes, StoredType::F32);
+    builder.fill_f32(0, values);
     Ok(builder.finish()?)
 }

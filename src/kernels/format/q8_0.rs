@@ -1,7 +1,7 @@
 //! Weights in 8 bits: of each row, 32 neighbours share a scale, as in ggml's Q8_0.
 //!
 //! `d = max |x| / 127` and `q = round(x · (1 / d))`, halves away from zero; the weight is then `q · d` with `d` in F16. The product
-//! of a byte and an F16 is exact in F32. A row's last block may be shorter.
+//! of a byte and an F16 is exact in F32. In memory a row's last block may be shorter, in a file it may not.
 //!
 //! Source: `quantize_row_q8_0_ref` in <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
 
@@ -9,18 +9,23 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::simd::{Kernel, LANES, Simd, dispatch};
+use super::super::simd::{Kernel, LANES, Simd, dispatch};
+use super::Row;
+
+pub const ROW: Row = Row { name: "q8_0", block: BLOCK, bytes: BLOCK_BYTES, gguf: 8, unpack };
 
 /// Inputs that share a scale.
 pub const BLOCK: usize = 32;
+/// Bytes of a block in a file: its scale, then its values.
+const BLOCK_BYTES: usize = size_of::<f16>() + BLOCK;
 /// Columns that are widened at once: 16 kB of four panels, so that they are still in the first cache when the product reads them.
 pub const WIDENED: usize = 64;
 
 /// The panels of a matrix.
 pub struct Q8_0 {
-    /// `[panel][input][16]`
+    /// `[panel][input][lane]`
     pub values: Vec<i8>,
-    /// `[panel][input / 32][16]`
+    /// `[panel][input / 32][lane]`
     pub scales: Vec<f16>,
 }
 
@@ -94,11 +99,11 @@ impl Q8_0 {
         Block { values: values.as_ptr(), scale: unsafe { S::load_f16(scale.as_ptr()) } }
     }
 
-    /// Copies one row of a matrix into `out`.
-    pub fn row(&self, row: usize, out: &mut [f32]) {
-        let (panel, lane) = (row / LANES, row % LANES);
-        let values = self.values[panel * out.len() * LANES..].chunks_exact(LANES);
-        let scales = self.scales[panel * out.len().div_ceil(BLOCK) * LANES..].chunks_exact(LANES);
+    /// Copies one row of a matrix with panels of `lanes` rows into `out`.
+    pub fn row(&self, row: usize, lanes: usize, out: &mut [f32]) {
+        let (panel, lane) = (row / lanes, row % lanes);
+        let values = self.values[panel * out.len() * lanes..].chunks_exact(lanes);
+        let scales = self.scales[panel * out.len().div_ceil(BLOCK) * lanes..].chunks_exact(lanes);
         let mut values = values.map(|column| column[lane]);
         for (out, scale) in out.chunks_mut(BLOCK).zip(scales) {
             let scale = scale[lane].to_f32();
@@ -107,9 +112,41 @@ impl Q8_0 {
     }
 }
 
-/// Rows of `cols` values, and the scales of their blocks: row after row, little-endian. `None` if a value is not finite, or a scale is
-/// beyond F16: that of a value beyond 8.3 million.
-pub fn quantise(rows: &[f32], cols: usize) -> Option<(Vec<u8>, Vec<u8>)> {
+/// Scale and values of a block in a file.
+fn parts(block: &[u8; BLOCK_BYTES]) -> (f16, impl Iterator<Item = i8>) {
+    let [low, high, values @ ..] = block;
+    (f16::from_le_bytes([*low, *high]), values.iter().map(|q| q.cast_signed()))
+}
+
+fn unpack(bytes: &[u8], to: &mut [f32]) {
+    for (block, to) in bytes.as_chunks().0.iter().zip(to.chunks_exact_mut(BLOCK)) {
+        let (scale, values) = parts(block);
+        let scale = scale.to_f32();
+        to.iter_mut().zip(values).for_each(|(x, q)| *x = f32::from(q) * scale);
+    }
+}
+
+/// Values and scales, row after row.
+pub type Blocks = (Vec<i8>, Vec<f16>);
+
+/// The blocks of a file as they are. `None` if a scale is not finite.
+pub fn read(bytes: &[u8]) -> Option<Blocks> {
+    let blocks = bytes.as_chunks().0;
+    let (mut all, mut scales) = (Vec::with_capacity(blocks.len() * BLOCK), Vec::with_capacity(blocks.len()));
+    for block in blocks {
+        let (scale, values) = parts(block);
+        if !scale.is_finite() {
+            return None;
+        }
+        scales.push(scale);
+        all.extend(values);
+    }
+    Some((all, scales))
+}
+
+/// The blocks of rows of `cols` values. `None` if a value is not finite, or a scale is beyond F16: that of a value
+/// beyond 8.3 million.
+pub fn quantise(rows: &[f32], cols: usize) -> Option<Blocks> {
     dispatch(Quantise { rows, cols })
 }
 
@@ -119,7 +156,7 @@ struct Quantise<'a> {
 }
 
 impl Kernel for Quantise<'_> {
-    type Output = Option<(Vec<u8>, Vec<u8>)>;
+    type Output = Option<Blocks>;
 
     /// Plain code: the compiler's vectoriser has the instructions of `S`.
     #[inline(always)]
@@ -134,8 +171,8 @@ impl Kernel for Quantise<'_> {
             if !scale.is_finite() || block.iter().any(|x| x.is_nan()) {
                 return None;
             }
-            values.extend(block.iter().map(|x| (x * inverse).round() as i8 as u8));
-            scales.extend(scale.to_le_bytes());
+            values.extend(block.iter().map(|x| (x * inverse).round() as i8));
+            scales.push(scale);
         }
         Some((values, scales))
     }
@@ -143,15 +180,15 @@ impl Kernel for Quantise<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::packed::{Packed, Quant, StoredType};
+    use super::super::super::packed::{Packed, Panels, Use};
+    use super::super::Format;
     use super::*;
 
     /// One row, quantised and back.
     fn there_and_back(values: &[f32]) -> Option<Vec<f32>> {
-        let mut packed = Packed::quantized(1, values.len(), Quant::Q8_0).unwrap();
-        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let mut packed = Packed::new(1, values.len(), Format::Q8_0, Use::Product).unwrap();
         let mut row = vec![f32::NAN; values.len()];
-        packed.fill(0, &bytes, StoredType::F32).then(|| {
+        packed.fill_f32(0, values).then(|| {
             packed.row(0, &mut row);
             row
         })
@@ -186,12 +223,66 @@ mod tests {
         }
     }
 
+    /// A file's blocks of these rows, as ggml's `block_q8_0` lays them.
+    fn file(rows: &[f32], cols: usize) -> Vec<u8> {
+        let (values, scales) = quantise(rows, cols).unwrap();
+        let block = |(scale, values): (&f16, &[i8])| {
+            scale.to_le_bytes().into_iter().chain(values.iter().map(|q| q.cast_unsigned())).collect::<Vec<_>>()
+        };
+        scales.iter().zip(values.chunks(BLOCK)).flat_map(block).collect()
+    }
+
+    #[test]
+    fn blocks_of_a_file_are_read_as_they_are() {
+        // 0.5 in F16, then 32 bytes: 0 to 15, then -128 to -113.
+        let block: Vec<u8> = [0x00, 0x38].into_iter().chain(0..16).chain(128..144).collect();
+        let want: Vec<f32> = (0..16).chain(-128..-112).map(|q| q as f32 * 0.5).collect();
+        assert_eq!(Format::Q8_0.widen(&block), want);
+
+        let (rows, cols) = (37, 96);
+        let values = super::super::super::noise(rows * cols, 4);
+        let file = file(&values, cols);
+        let row_bytes = Format::Q8_0.row_bytes(cols).unwrap();
+        assert_eq!(file.len(), rows * row_bytes);
+        for purpose in [Use::Product, Use::Lookup] {
+            let new = |format| Packed::new(rows, cols, format, purpose).unwrap();
+            let mut quantised = new(Format::Q8_0);
+            assert!(quantised.fill_f32(0, &values));
+            for piece in [1, 7, 16, 37] {
+                let (mut read, mut wide) = (new(Format::Q8_0), new(Format::F32));
+                for (i, part) in file.chunks(piece * row_bytes).enumerate() {
+                    assert!(read.fill(i * piece, part, Format::Q8_0) && wide.fill(i * piece, part, Format::Q8_0));
+                }
+                for r in 0..rows {
+                    let [a, b, c] = [&quantised, &read, &wide].map(|packed| {
+                        let mut row = vec![f32::NAN; cols];
+                        packed.row(r, &mut row);
+                        row
+                    });
+                    assert!(a == b && a == c, "row {r} in pieces of {piece}");
+                }
+                let (Panels::Q8_0(read), Panels::Q8_0(want)) = (&read.panels, &quantised.panels) else { unreachable!() };
+                assert!(read.values == want.values && read.scales == want.scales);
+            }
+        }
+    }
+
+    #[test]
+    fn a_scale_that_is_not_finite_is_refused() {
+        for bad in [f16::INFINITY, f16::NAN] {
+            let mut file = file(&[1.0; 64], 64);
+            file[BLOCK_BYTES..][..2].copy_from_slice(&bad.to_le_bytes());
+            let mut packed = Packed::new(1, 64, Format::Q8_0, Use::Product).unwrap();
+            assert!(!packed.fill(0, &file, Format::Q8_0));
+        }
+    }
+
     #[test]
     fn every_instruction_set_quantises_alike() {
-        let rows = super::super::noise(3 * 70, 3);
+        let rows = super::super::super::noise(3 * 70, 3);
         let want = quantise(&rows, 70).unwrap();
-        assert!(want.0.len() == 210 && want.1.len() == 2 * 3 * 3);
-        for (name, run) in super::super::simd::levels::<Quantise<'_>>() {
+        assert!(want.0.len() == 210 && want.1.len() == 3 * 3);
+        for (name, run) in super::super::super::simd::levels::<Quantise<'_>>() {
             assert_eq!(run(Quantise { rows: &rows, cols: 70 }).unwrap(), want, "{name}");
         }
     }
