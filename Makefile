@@ -57,6 +57,7 @@ demo: examples
 test: PROFILE = dev
 test:
 	$(CARGO) test --no-fail-fast --features $(TEST_FEATURES)
+	$(CARGO) test --features hf-hub --lib load::hub
 	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
 	$(MAKE) PROFILE=$(PROFILE) examples
 	$(MAKE) PROFILE=$(PROFILE) test-c
@@ -109,7 +110,7 @@ uninstall:
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
-	$(CARGO) clippy --all-targets --features $(TEST_FEATURES) -- -D warnings
+	$(CARGO) clippy --all-targets --features $(TEST_FEATURES),hf-hub -- -D warnings
 
 clean:
 	$(CARGO) clean

@@ -288,7 +288,7 @@ uint32_t mc_abi_version(void);
 /**
  * Whether the library was built with a feature. Whether this machine has such a device says mc_device_count().
  *
- * @param name  "metal", "cuda", "accelerate", "hub" or "fault-injection".
+ * @param name  "metal", "cuda", "hub" or "fault-injection".
  * @return false for a name that is none of these.
  *
  * Threads: any.
@@ -2088,6 +2088,56 @@ MC_NODISCARD
 mc_status mc_session_next(mc_session *MC_NONNULL session,
                           const mc_token_event *MC_NULLABLE *MC_NONNULL event,
                           mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Generates the next token of several answers in one pass: the weights are read once for all sessions that wait for one token alone,
+ * so that few answers at once take little longer than one. Each has its own options and adapters, and on the CPU the tokens that it
+ * has alone, bit for bit.
+ *
+ * @param sessions  `count` sessions of one model, none of them twice, each as for mc_session_next().
+ * @param count     how many; at least 1.
+ * @param events    receives `count` pointers: of each session its token, valid until the next call on that session, or NULL.
+ * @param statuses  receives `count` statuses: of each session what mc_session_next() returns. What is wrong with one does not stop
+ *                  the others.
+ * @param err       NULL, or receives the error.
+ * @return MC_OK if a session has a token. Else the first of `statuses` that is not MC_DONE, and MC_DONE if all are. For the call as a
+ *         whole, with nothing done: MC_ERROR_INVALID_ARGUMENT also for a session that is there twice; MC_ERROR_MISMATCH for sessions
+ *         of different models; MC_ERROR_BUSY or MC_ERROR_POISONED if one of them is; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
+ *         MC_ERROR_SUSPENDED: each status is then the same.
+ *
+ * Threads: any, exclusive for all sessions.
+ */
+MC_NODISCARD
+mc_status mc_sessions_next(mc_session *const MC_NULLABLE *MC_NONNULL sessions,
+                           size_t count,
+                           const mc_token_event *MC_NULLABLE *MC_NONNULL events,
+                           mc_status *MC_NONNULL statuses,
+                           mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * What the model says of given tokens: the natural logarithm of the probability of each, the first behind what the session holds,
+ * each other one behind those in front of it. For rankings and perplexities; all are evaluated in one pass, and the session holds
+ * afterwards what it held.
+ *
+ * @param session       the session; not empty.
+ * @param tokens        `tokens_len` token ids; NULL if `tokens_len` is 0.
+ * @param tokens_len    how many.
+ * @param out_logprobs  receives `tokens_len` numbers, at most 0: of the model's own distribution, whatever the sampling.
+ * @param cancel        a flag that stops the call; NULL = none.
+ * @param err           NULL, or receives the error.
+ * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for an empty session, while an answer is begun, and for an id outside
+ *         the vocabulary; MC_ERROR_CONTEXT_FULL; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
+ *         MC_ERROR_SUSPENDED.
+ *
+ * Threads: any, exclusive.
+ */
+MC_NODISCARD
+mc_status mc_session_score_tokens(mc_session *MC_NONNULL session,
+                                  const uint32_t *MC_NULLABLE tokens,
+                                  size_t tokens_len,
+                                  float *MC_NONNULL out_logprobs,
+                                  const mc_cancel *MC_NULLABLE cancel,
+                                  mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
  * Ends an answer, complete or not. May be called after any status of mc_session_next(), and gives what there is.

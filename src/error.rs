@@ -7,7 +7,7 @@
 //! assert_eq!(error.kind(), ErrorKind::Format);
 //! ```
 
-use std::fmt;
+use std::{fmt, io};
 
 /// What kind of failure an [`Error`] is; each kind is one status code of the C ABI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,7 +50,8 @@ pub enum ErrorKind {
 }
 
 /// A failure with its kind, a one-line message and an optional cause.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
 pub struct Error {
     kind: ErrorKind,
     message: String,
@@ -121,31 +122,34 @@ impl Error {
     }
 
     /// A failed file operation: [`ErrorKind::NotFound`] if the file is missing, else [`ErrorKind::Io`].
-    pub fn io(path: &std::path::Path, error: std::io::Error) -> Self {
+    pub fn io(path: &std::path::Path, error: io::Error) -> Self {
         let kind = match error.kind() {
-            std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-            std::io::ErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
+            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            io::ErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
             _ => ErrorKind::Io,
         };
         Self::new(kind, format!("{}: {error}", path.display())).with_source(error)
     }
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+/// No memory within a tensor operation.
+///
+/// candle has no such error. `Io` is the one of its kinds that keeps a type from another crate, and that of the
+/// standard library says what it is.
+#[derive(Debug, thiserror::Error)]
+#[error("out of memory: {what}")]
+pub(crate) struct OutOfMemory {
+    pub what: String,
+}
+
+impl From<OutOfMemory> for candle_core::Error {
+    fn from(error: OutOfMemory) -> Self {
+        io::Error::new(io::ErrorKind::OutOfMemory, error).into()
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_deref().map(|source| source as _)
-    }
-}
-
-/// How a tensor operation that found no memory begins its message: candle's errors have no kind for it.
-pub(crate) const NO_MEMORY: &str = "out of memory";
-/// What CUDA, its matrix library and Metal call the same.
+/// What CUDA, its matrix library and Metal call it. Their errors are types of crates that are linked for one device
+/// only, and reach candle as text in part: the names of the drivers must do.
 const NO_GPU_MEMORY: [&str; 3] =
     ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED", "kIOGPUCommandBufferCallbackErrorOutOfMemory"];
 
@@ -153,9 +157,20 @@ impl From<candle_core::Error> for Error {
     /// A tensor operation failed: on a GPU that is the device, on the CPU a shape that the library got wrong.
     fn from(error: candle_core::Error) -> Self {
         let text = error.to_string();
-        let no_memory = text.starts_with(NO_MEMORY) || NO_GPU_MEMORY.iter().any(|name| text.contains(name));
+        let no_memory = is_out_of_memory(&error) || NO_GPU_MEMORY.iter().any(|name| text.contains(name));
         let kind = if no_memory { ErrorKind::OutOfMemory } else { ErrorKind::Device };
         Self::new(kind, format!("tensor operation: {text}")).with_source(error)
+    }
+}
+
+/// Whether it is [`OutOfMemory`], with whatever candle put around it.
+fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    use candle_core::Error::{Context, Io, WithBacktrace, WithPath, WrappedContext};
+    match error {
+        Io(error) => error.kind() == io::ErrorKind::OutOfMemory,
+        WithBacktrace { inner, .. } | Context { inner, .. } | WithPath { inner, .. } => is_out_of_memory(inner),
+        WrappedContext { wrapped, .. } => wrapped.downcast_ref().is_some_and(is_out_of_memory),
+        _ => false,
     }
 }
 
@@ -164,10 +179,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_device_is_out_of_memory() {
-        for text in ["out of memory: no room", r#"DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#] {
-            assert_eq!(Error::from(candle_core::Error::msg(text)).kind(), ErrorKind::OutOfMemory);
+    fn no_memory_is_a_type_whatever_lies_around_it() {
+        use candle_core::Context;
+        let error = || candle_core::Error::from(OutOfMemory { what: "no room".to_string() });
+        let backtrace = Box::new(std::backtrace::Backtrace::disabled());
+        let within = candle_core::Error::WithBacktrace { inner: Box::new(error()), backtrace };
+        let wrapped = Err::<(), _>(error().bt()).context("a layer").unwrap_err();
+        for error in [error(), error().bt(), error().context("a layer"), error().with_path("a file"), within, wrapped] {
+            let error = Error::from(error);
+            assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}");
+            assert!(error.message().contains("no room"), "{error}");
+        }
+        assert_eq!(Error::from(error()).message(), "tensor operation: out of memory: no room");
+        assert_eq!(Error::from(candle_core::Error::msg("out of memory: no room")).kind(), ErrorKind::Device);
+        assert_eq!(Error::from(candle_core::Error::from(io::Error::other("no room"))).kind(), ErrorKind::Device);
+    }
+
+    #[test]
+    fn a_full_gpu_is_out_of_memory_by_the_name_that_its_driver_gives_it() {
+        for name in NO_GPU_MEMORY {
+            let error = candle_core::Error::msg(format!(r#"DriverError({name}, "out of memory")"#));
+            assert_eq!(Error::from(error).kind(), ErrorKind::OutOfMemory);
         }
         assert_eq!(Error::from(candle_core::Error::msg("shape mismatch")).kind(), ErrorKind::Device);
+    }
+
+    #[test]
+    fn an_error_tells_its_causes() {
+        let error = Error::io(std::path::Path::new("here"), io::ErrorKind::NotFound.into()).within("subject");
+        assert_eq!(error.to_string(), error.message());
+        assert_eq!(error.details(), "subject: here: entity not found\ncaused by: entity not found");
+        assert!(std::error::Error::source(&Error::cancelled()).is_none());
     }
 }

@@ -10,6 +10,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use crate::engine::{Device, Dtype};
+use crate::error::OutOfMemory;
 use crate::ops::{
     self, Activation, Angles, Backend, Context, Delta, Dropout, Format, Gradients, LayerCache, Mask, Masks, Matrix,
     MatrixBuilder, Norm, NormKind, Product, Sequences, Tape, Trainable, Use, Vector,
@@ -224,7 +225,7 @@ struct On<'a> {
 impl On<'_> {
     fn matrix(self, rows: usize, cols: usize, seed: u32) -> Result<Matrix> {
         let builder = MatrixBuilder::new(rows, cols, self.format, Use::Product, self.cx.backend);
-        let Some(mut builder) = builder else { bail!("{}: a matrix", crate::error::NO_MEMORY) };
+        let mut builder = builder.ok_or_else(|| OutOfMemory { what: "a matrix".to_string() })?;
         builder.fill_f32(0, &noise(rows * cols, seed));
         builder.finish()
     }

@@ -264,6 +264,7 @@ fn a_session_is_busy_inside_its_own_callback() {
             busy(mc_session_generate_stream(nn(session), null(), None, null_mut(), null_mut(), at));
             busy(mc_session_begin(nn(session), null(), at));
             busy(mc_session_next(nn(session), nn(&raw mut event), at));
+            busy(mc_session_score_tokens(nn(session), null(), 0, nn(&raw mut logits), null(), at));
             busy(mc_session_end(nn(session), null_mut(), at));
             busy(mc_session_save(nn(session), nn(path), at));
             busy(mc_session_logits(nn(session), nn(&raw mut logits), 4096, at));

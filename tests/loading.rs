@@ -209,6 +209,33 @@ fn headers_that_lie_are_refused() {
 }
 
 #[test]
+fn headers_made_to_mislead_or_exhaust_are_refused() {
+    let folder = copy("decoders/qwen2_tied");
+    let path = folder.path().join("model.safetensors");
+    let entry = r#"{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}"#;
+    let empty = r#"{"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}"#;
+    let deep = "[".repeat(1 << 20);
+    let cases = [
+        (format!(r#"{{"a": {entry}, "a": {entry}}}"#), "a: a second tensor"),
+        (format!(r#"{{"a": {entry}, "b": {empty}, "b": {empty}}}"#), "b: a second tensor"),
+        (format!(r#"{{"LayerNorm.gamma": {entry}, "LayerNorm.weight": {empty}}}"#), "a second tensor"),
+        (format!(r#"{{"a": {entry}, "__metadata__": {{}}, "__metadata__": {{}}}}"#), "__metadata__"),
+        (format!(r#"{{"a": {entry}, "__metadata__": {{"format": 1}}}}"#), "__metadata__: expected texts"),
+        (entry.replace("[1]", &format!("{:?}", [1u64 << 40; 2])), "shape"),
+        (entry.replace("[1]", &format!("{:?}", [usize::MAX, 0, usize::MAX])), "shape"),
+        (entry.replace('4', "18446744073709551616"), "data_offsets"),
+        (entry.replace("[1]", &deep), "header"),
+        (entry.replace("4]", &format!("4], \"more\": {deep}")), "header"),
+        (deep, "header"),
+    ];
+    for (text, says) in cases {
+        let text = if text.starts_with("{\"dtype") { format!("{{\"a\": {text}}}") } else { text };
+        write_raw(&path, text.len() as u64, text.as_bytes(), &[0; 4]);
+        refused(&folder, ErrorKind::Format, &["model.safetensors", says]);
+    }
+}
+
+#[test]
 fn tensors_that_are_missing_left_over_or_of_another_shape_are_named() {
     let bytes = fs::read(golden("decoders/qwen2_tied/model.safetensors")).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();

@@ -6,8 +6,11 @@ mod common;
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
-use common::{load, shipped};
-use metal_candle::{Cancel, Chat, ErrorKind, FinishReason, GenerateOptions, Model, SamplingOptions, Session, Stage};
+use common::{Reference, devices, golden, load, load_onto, shipped};
+use metal_candle::{
+    Cancel, Chat, Dtype, ErrorKind, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, Model, SamplingOptions,
+    Session, Stage, TokenEvent,
+};
 
 fn model() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
@@ -33,7 +36,7 @@ fn question(text: &str) -> Chat {
     chat
 }
 
-fn run(session: &mut Session, options: &GenerateOptions) -> metal_candle::Generation {
+fn run(session: &mut Session, options: &GenerateOptions) -> Generation {
     session.generate(options, None, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
@@ -145,7 +148,7 @@ fn a_session_file_is_refused_by_another_model_and_when_damaged() {
     let mut session = Session::new(model(), 0).unwrap();
     session.append_tokens(&tokens(20), None).unwrap();
     session.save(&path).unwrap();
-    let other = load(common::golden("decoders/qwen2_tied"));
+    let other = load(golden("decoders/qwen2_tied"));
     assert_eq!(Session::load(&other, &path).unwrap_err().kind(), ErrorKind::Mismatch);
 
     let whole = std::fs::read(&path).unwrap();
@@ -170,7 +173,7 @@ fn a_session_file_is_refused_by_another_model_and_when_damaged() {
 #[test]
 fn the_same_configuration_with_other_weights_is_another_model() {
     let folder = tempfile::tempdir().unwrap();
-    let source = common::golden("decoders/qwen2_tied");
+    let source = golden("decoders/qwen2_tied");
     std::fs::copy(source.join("config.json"), folder.path().join("config.json")).unwrap();
     let mut weights = std::fs::read(source.join("model.safetensors")).unwrap();
     let last = weights.len() - 2;
@@ -324,7 +327,7 @@ fn bad_calls_name_what_is_wrong_and_change_nothing() {
 
 #[test]
 fn without_a_tokenizer_token_calls_work_and_text_calls_say_what_is_missing() {
-    let model = load(common::golden("decoders/qwen2_tied"));
+    let model = load(golden("decoders/qwen2_tied"));
     let mut session = Session::new(&model, 0).unwrap();
     let error = session.append("text", None).unwrap_err();
     assert!(error.kind() == ErrorKind::NotFound && error.message().contains("tokenizer.json"), "{error}");
@@ -351,4 +354,145 @@ fn eight_threads_on_one_model_give_the_text_of_one() {
             });
         }
     });
+}
+
+/// Answers of different lengths, samplings, prompts and adapters, two of which are cancelled and begun late.
+fn answers(model: &Model, lora: &Lora) -> Vec<Session> {
+    let begin = |i: usize| {
+        let mut session = Session::new(model, 0).unwrap();
+        session.append_tokens(&(0..3 + 5 * i as u32).map(|t| (t * 7 + i as u32) % 80).collect::<Vec<_>>(), None).unwrap();
+        if i % 3 == 1 {
+            session.set_adapters(&[(lora.clone(), 0.5)]).unwrap();
+        }
+        let adapters = (i % 4 == 2).then(|| vec![(lora.clone(), 1.0)]);
+        session.begin(&GenerateOptions { adapters, ..sampled(6 + i, i as u64) }).unwrap();
+        session
+    };
+    (0..6).map(begin).collect()
+}
+
+#[test]
+fn answers_that_go_on_together_are_those_of_each_alone() {
+    for device in devices() {
+        let model = load_onto(&device, golden("decoders/qwen2_untied_old"));
+        let lora = Lora::load(&model, golden("lora/qwen2_all7")).unwrap();
+        let (mut together, mut alone) = (answers(&model, &lora), answers(&model, &lora));
+        let mut tokens: Vec<Vec<TokenEvent>> = vec![Vec::new(); together.len()];
+        loop {
+            let next = Session::next_of(&mut together.iter_mut().collect::<Vec<_>>()).unwrap();
+            let mut any = false;
+            for (event, tokens) in next.into_iter().zip(&mut tokens) {
+                any |= event.as_ref().unwrap().is_some();
+                tokens.extend(event.unwrap());
+            }
+            if !any {
+                break;
+            }
+        }
+        for (i, (session, tokens)) in alone.iter_mut().zip(tokens).enumerate() {
+            let want: Vec<TokenEvent> = std::iter::from_fn(|| session.next().unwrap()).collect();
+            assert_eq!(want.len(), 6 + i);
+            let same = |(a, b): (&TokenEvent, &TokenEvent)| a.token == b.token && (a.logprob - b.logprob).abs() < 1e-4;
+            assert!(tokens.len() == want.len() && tokens.iter().zip(&want).all(same), "{}, {i}", device.name());
+            // Bit for bit by our kernels.
+            assert!(device.name() != "CPU" || tokens == want, "{i}");
+            assert_eq!(together[i].end().unwrap().tokens, session.end().unwrap().tokens);
+            assert_eq!(together[i].tokens(), session.tokens());
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_one_answer_does_not_stop_the_others() {
+    let (cancel, mut sessions) = (Cancel::new(), Vec::new());
+    for i in 0..3 {
+        let mut session = Session::new(model(), 0).unwrap();
+        session.append_tokens(&tokens(9 + i), None).unwrap();
+        let cancel = (i == 0).then(|| cancel.clone());
+        if i < 2 {
+            session.begin(&GenerateOptions { cancel, ..sampled(5, 3) }).unwrap();
+        }
+        sessions.push(session);
+    }
+    cancel.trigger();
+    let next = Session::next_of(&mut sessions.iter_mut().collect::<Vec<_>>()).unwrap();
+    assert_eq!(next[0].as_ref().unwrap_err().kind(), ErrorKind::Cancelled);
+    assert!(next[1].as_ref().unwrap().is_some());
+    assert_eq!(next[2].as_ref().unwrap_err().kind(), ErrorKind::InvalidArgument, "no answer was begun");
+
+    let other = load(golden("decoders/qwen2_tied"));
+    let mut stranger = Session::new(&other, 0).unwrap();
+    let error = Session::next_of(&mut [&mut sessions[1], &mut stranger]).unwrap_err();
+    assert!(error.kind() == ErrorKind::Mismatch && error.message().contains("sessions[1]"), "{error}");
+    assert!(sessions[1].next().unwrap().is_some(), "it goes on");
+    assert!(Session::next_of(&mut []).unwrap().is_empty());
+}
+
+/// The log-probability of a token by logits.
+fn logprob(logits: &[f32], token: u32) -> f64 {
+    let best = logits.iter().copied().fold(f32::MIN, f32::max);
+    let sum: f64 = logits.iter().map(|x| f64::from(x - best).exp()).sum();
+    f64::from(logits[token as usize] - best) - sum.ln()
+}
+
+#[test]
+fn scores_are_the_log_probabilities_of_the_reference() {
+    for entry in std::fs::read_dir(golden("decoders")).unwrap() {
+        let path = entry.unwrap().path();
+        let reference = Reference::open(&path.join("golden.safetensors"));
+        let (ids, logits) = (reference.ids("prompt2.ids"), reference.floats("prompt2.logits"));
+        for device in devices() {
+            let options =
+                LoadOptions { device: Some(device), dtype: Some(Dtype::F32), max_context: Some(512), ..LoadOptions::default() };
+            let model = Model::load(&path, &options, None).unwrap();
+            for held in [1, 7, ids.len() - 1] {
+                let mut session = Session::new(&model, 0).unwrap();
+                session.append_tokens(&ids[..held], None).unwrap();
+                let scores = session.score_tokens(&ids[held..], None).unwrap();
+                assert_eq!(scores.len(), ids.len() - held);
+                for (i, (score, row)) in scores.iter().zip(logits.chunks_exact(model.vocab_size()).skip(held - 1)).enumerate() {
+                    let error = (f64::from(*score) - logprob(row, ids[held + i])).abs();
+                    assert!(error < 1e-3, "{}, {held} held, token {i}: {error}", path.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn scoring_in_pieces_changes_no_bit_and_leaves_the_session_as_it_was() {
+    let ids = tokens(700);
+    let mut session = Session::new(model(), 0).unwrap();
+    session.append_tokens(&ids[..30], None).unwrap();
+    let (before, held) = (session.logits().unwrap().to_vec(), session.tokens().to_vec());
+    let all = session.score_tokens(&ids[30..], None).unwrap();
+    assert_eq!((session.logits().unwrap().to_vec(), session.tokens()), (before.clone(), held.as_slice()));
+    assert_eq!(session.score_tokens(&ids[30..50], None).unwrap(), all[..20], "later tokens change nothing");
+    assert!(session.score_tokens(&[], None).unwrap().is_empty());
+
+    // What an answer says of its tokens is the same.
+    let events: Vec<TokenEvent> = {
+        let mut events = Vec::new();
+        let mut fork = session.fork().unwrap();
+        fork.generate(&sampled(12, 9), None, &mut |event| {
+            events.push(event.clone());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        events
+    };
+    let chosen: Vec<u32> = events.iter().map(|event| event.token).collect();
+    let scores = session.score_tokens(&chosen, None).unwrap();
+    assert_eq!(scores, events.iter().map(|event| event.logprob).collect::<Vec<_>>());
+
+    // A cancel, and what cannot be scored.
+    let cancel = Cancel::new();
+    cancel.trigger();
+    assert_eq!(session.score_tokens(&ids, Some(&cancel)).unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(session.score_tokens(&[1 << 30], None).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    assert_eq!(session.score_tokens(&tokens(1000), None).unwrap_err().kind(), ErrorKind::ContextFull);
+    assert_eq!(Session::new(model(), 0).unwrap().score_tokens(&[1], None).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    assert_eq!((session.logits().unwrap().to_vec(), session.tokens()), (before.clone(), held.as_slice()));
+    session.begin(&options(3)).unwrap();
+    assert_eq!(session.score_tokens(&[1], None).unwrap_err().kind(), ErrorKind::InvalidArgument, "an answer was begun");
 }

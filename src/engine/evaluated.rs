@@ -4,10 +4,14 @@
 //! `computed_with` and the rope frequencies of `regime`; the logits, where they are known, are those behind the last token by
 //! the same, and the states then hold all tokens.
 
+use std::ops::Range;
+
 use super::Model;
 use super::lora::Attached;
+use super::sampling::token_logprob;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{RowAdapters, States, Step};
+use crate::ops;
 
 /// The rope frequencies that states were computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,12 +207,109 @@ impl Evaluated {
         if total > 0 { on_piece(total, total) } else { Ok(()) }
     }
 
+    /// The log-probability that the model gives each of `tokens` behind what is held, at least one token, and behind those in front of
+    /// it. What is held stays.
+    ///
+    /// # Errors
+    /// As [`evaluate`](Self::evaluate).
+    pub fn score(
+        &mut self,
+        tokens: &[u32],
+        adapters: &Attached,
+        chunk: usize,
+        on_piece: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let (held, length) = (self.tokens.len(), self.tokens.len() + tokens.len());
+        self.evaluate(adapters, chunk, &mut |_, _| on_piece(0, tokens.len()))?;
+        let mut logprobs = Vec::new();
+        let no_memory = |_| Error::new(ErrorKind::OutOfMemory, format!("score: {} tokens do not fit the memory", tokens.len()));
+        logprobs.try_reserve_exact(tokens.len()).map_err(no_memory)?;
+        let Some((first, logits)) = tokens.first().zip(self.logits.as_deref()) else { return Ok(logprobs) };
+        let mut targets = tokens;
+        let mut known = Vec::new();
+        let mut states = None;
+        if Regime::One(self.model.transformer().regime(length)) == self.regime {
+            logprobs.push(token_logprob(logits, *first)?);
+            targets = &tokens[1..];
+        } else {
+            // With as many tokens in all, every one of them is another computation.
+            known = self.tokens.clone();
+            states = Some(self.model.transformer().new_states());
+        }
+        // What is evaluated: all but the last token, each row of which predicts the next one.
+        known.extend_from_slice(&tokens[..tokens.len() - 1]);
+        let scores = Scores { model: &self.model, adapters, length, logprobs, targets };
+        if let Some(states) = &mut states {
+            return scores.run(&known, states, chunk, on_piece);
+        }
+        let result = scores.run(&known, &mut self.states, chunk, on_piece);
+        match &result {
+            Err(error) if error.kind() != ErrorKind::Cancelled => self.forget_failed(error),
+            _ => {
+                self.states.truncate(held);
+            }
+        }
+        result
+    }
+
     /// What a device wrote that then failed is not known, of earlier passes either: all is computed again from the tokens.
     fn forget_failed(&mut self, error: &Error) {
         self.forget_logits();
         if error.kind() != ErrorKind::Suspended {
             self.states = self.model.transformer().new_states();
         }
+    }
+}
+
+/// Scores in the making.
+struct Scores<'a> {
+    model: &'a Model,
+    adapters: &'a Attached,
+    /// Of the whole sequence.
+    length: usize,
+    logprobs: Vec<f32>,
+    /// What the last rows that are evaluated predict.
+    targets: &'a [u32],
+}
+
+impl Scores<'_> {
+    /// Evaluates `ids` behind what the states hold.
+    fn run(
+        mut self,
+        ids: &[u32],
+        states: &mut States,
+        chunk: usize,
+        on_piece: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        // The first rows of all predict what is known.
+        let skipped = ids.len() - self.targets.len();
+        for (i, piece) in ids.chunks(chunk).enumerate() {
+            on_piece(i * chunk, ids.len())?;
+            let scored = skipped.saturating_sub(i * chunk).min(piece.len())..piece.len();
+            self.model.device().step(|| self.piece(piece, scored, states))?;
+        }
+        if !ids.is_empty() {
+            on_piece(ids.len(), ids.len())?;
+        }
+        Ok(self.logprobs)
+    }
+
+    /// # Shape
+    /// `scored`: those of the piece's rows that predict a target.
+    fn piece(&mut self, piece: &[u32], scored: Range<usize>, states: &mut States) -> Result<()> {
+        let (transformer, adapters) = (self.model.transformer(), self.adapters.adapters());
+        let hidden = transformer.forward(&mut [Step { ids: piece, states, length: self.length, adapters }])?;
+        let (rows, vocab_size) = (scored.collect::<Vec<_>>(), self.model.vocab_size());
+        let mut logits = Vec::new();
+        for rows in rows.chunks(ops::scored_at_once(vocab_size)) {
+            transformer.logits(&hidden, rows, &RowAdapters::all(adapters), &mut logits)?;
+            let (targets, rest) = self.targets.split_at(rows.len());
+            for (row, &target) in logits.chunks_exact(vocab_size).zip(targets) {
+                self.logprobs.push(token_logprob(row, target)?);
+            }
+            self.targets = rest;
+        }
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::sampling::Sampling;
 use super::{Device, DeviceKind, LoadOptions, Tokenizer};
 use crate::error::{Error, Result};
-use crate::load::{Json, SentenceConfig, read_text};
+use crate::load::{Json, MAX_JSON, SentenceConfig, read_text};
 use crate::models::{self, Family};
 use crate::nn::Config;
 use crate::ops::Format;
@@ -39,7 +39,7 @@ impl Files {
         }
         let sentence = SentenceConfig::read(path)?;
         let path = sentence.network.clone();
-        let config_json = read_text(&path.join("config.json"))?;
+        let config_json = read_text(&path.join("config.json"), MAX_JSON)?;
         let raw = Json::parse("config.json", &config_json)?;
         let (family, mut config) = models::parse(&raw)?;
         if let Some(tokens) = options.max_context {

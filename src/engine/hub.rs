@@ -6,7 +6,9 @@ use super::files::Files;
 use super::model::tell;
 use super::{Cancel, LoadOptions, Model, Progress, ProgressFn, Stage};
 use crate::error::Result;
-use crate::load::hub::{ENDPOINT, Hub, RepoId, Revision, Watch};
+#[cfg(feature = "hf-hub")]
+use crate::load::hub::HfHub;
+use crate::load::hub::{Client, Download, ENDPOINT, Hub, RepoId, Revision, Watch};
 
 /// A caller hears of each so many bytes: often enough for a slow line, seldom enough for a fast one.
 const TELL_BYTES: u64 = 64 << 10;
@@ -25,18 +27,27 @@ pub(crate) fn load_from(
     let repo = RepoId::parse(repo_id)?;
     let revision = Revision::parse(options.hub_revision.as_deref().unwrap_or("main"))?;
     let cache = options.hub_cache_dir.as_deref();
-    let hub = if options.offline { Hub::offline(cache)? } else { Hub::new(endpoint, cache, options.hub_token.as_deref())? };
-    let directory = hub.fetch(&repo, &revision, &mut Download { options, progress: &mut progress, told: None })?;
+    let hub = if options.offline { Hub::offline(cache)? } else { Hub::new(download(endpoint, options)?, cache)? };
+    let directory = hub.fetch(&repo, &revision, &mut Waiting { options, progress: &mut progress, told: None })?;
     Model::load(directory, options, progress)
 }
 
-struct Download<'a, 'p, 'f> {
+fn download(endpoint: &str, options: &LoadOptions) -> Result<Box<dyn Download>> {
+    let token = options.hub_token.as_deref();
+    #[cfg(feature = "hf-hub")]
+    if options.hf_hub {
+        return Ok(Box::new(HfHub::new(endpoint, token)?));
+    }
+    Ok(Box::new(Client::new(endpoint, token)?))
+}
+
+struct Waiting<'a, 'p, 'f> {
     options: &'a LoadOptions,
     progress: &'a mut Option<&'p mut ProgressFn<'f>>,
     told: Option<u64>,
 }
 
-impl Watch for Download<'_, '_, '_> {
+impl Watch for Waiting<'_, '_, '_> {
     fn check(&mut self) -> Result<()> {
         self.options.cancel.as_ref().map_or(Ok(()), Cancel::check)
     }

@@ -110,6 +110,10 @@ pub struct LoadOptions {
     pub hub_revision: Option<String>,
     /// For private and gated repositories; sent to the Hub only, never to the hosts it redirects to, and not logged.
     pub hub_token: Option<String>,
+    /// Download by the crate hf-hub and not by the library's own client. It has no timeouts, stops between two files
+    /// only, and takes neither a token nor a revision with other characters than letters, digits and `-._~/`.
+    #[cfg(feature = "hf-hub")]
+    pub hf_hub: bool,
     /// Use what is in the cache, and no network. Optional files that are not there count as not existing.
     pub offline: bool,
     /// Stops loading between two tensors, and a download between two blocks.
@@ -302,6 +306,11 @@ impl Model {
 
     pub(crate) fn transformer(&self) -> &Transformer {
         &self.0.transformer
+    }
+
+    /// Whether two are one: clones are.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     pub(super) fn embedder(&self) -> &Embedder {

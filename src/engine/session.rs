@@ -12,7 +12,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use super::evaluated::Evaluated;
+use super::evaluated::{Evaluated, Part, pass};
 use super::generate::Answer;
 use super::lora::Attached;
 use super::model::tell;
@@ -24,6 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The most tokens of one prefill step: more is no faster, and Metal's buffers stay small.
 pub(super) const PREFILL_CHUNK: usize = 512;
+/// The most sessions that go on in one pass: each has a row of logits of its own.
+const SESSIONS_AT_ONCE: usize = 64;
 
 /// What was evaluated, and the answer in the making. Not shared between threads; forks are.
 pub struct Session {
@@ -240,6 +242,64 @@ impl Session {
             (Ok(None), Some(FinishReason::Cancelled)) => Err(Error::cancelled()),
             (result, _) => result,
         }
+    }
+
+    /// The next token of several answers, of different sessions of one model: as [`next`](Self::next) of each, but the weights are read
+    /// once for all that wait for one token alone. On the CPU each answer has the bits that it has alone, whatever the options and
+    /// adapters of the others.
+    ///
+    /// # Errors
+    /// `Mismatch` for sessions of different models; `OutOfMemory`, `Device`, `Suspended`: every answer is then where it was. What is
+    /// wrong with one answer stands in its place.
+    #[expect(clippy::type_complexity, reason = "a result of the call, and one for each session")]
+    pub fn next_of(sessions: &mut [&mut Self]) -> Result<Vec<Result<Option<TokenEvent>>>> {
+        if let [first, rest @ ..] = &*sessions
+            && let Some(other) = rest.iter().position(|other| !other.model().is_same(first.model()))
+        {
+            return Err(Error::new(
+                ErrorKind::Mismatch,
+                format!("sessions[{}]: expected a session of the same model as sessions[0], found one of another", other + 1),
+            ));
+        }
+        let waiting: Vec<bool> = sessions.iter_mut().map(|session| session.waits_for_one_token()).collect();
+        let mut waiting: Vec<&mut &mut Self> =
+            sessions.iter_mut().zip(waiting).filter_map(|(session, waits)| waits.then_some(session)).collect();
+        for sessions in waiting.chunks_mut(SESSIONS_AT_ONCE) {
+            pass(&mut sessions.iter_mut().map(|session| session.next_part()).collect::<Vec<_>>())?;
+        }
+        Ok(sessions.iter_mut().map(|session| session.next()).collect())
+    }
+
+    /// Whether an answer goes on with evaluating the token that it chose last, and nothing else.
+    fn waits_for_one_token(&mut self) -> bool {
+        let goes_on = |pull: &Pull| {
+            let is_cancelled = pull.options.cancel.as_ref().is_some_and(Cancel::is_triggered);
+            pull.answer.finish_reason().is_none() && !is_cancelled
+        };
+        self.answer.as_ref().is_some_and(goes_on)
+            && self.evaluated.prepare(self.answer_adapters.as_ref().unwrap_or(&self.adapters)) == 1
+    }
+
+    fn next_part(&mut self) -> Part<'_> {
+        let adapters = self.answer_adapters.as_ref().unwrap_or(&self.adapters);
+        Part { evaluated: &mut self.evaluated, adapters, piece: 1 }
+    }
+
+    /// The natural logarithm of the probability that the model itself gives each of `tokens`: the first behind what the session holds,
+    /// each other one behind those in front of it. All are evaluated in one pass; the session holds afterwards what it held.
+    ///
+    /// # Errors
+    /// `InvalidArgument` on an empty session, while an answer is begun, and naming an id outside the vocabulary; `ContextFull`;
+    /// `Cancelled`; `OutOfMemory`; `Device`; `Suspended`.
+    pub fn score_tokens(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<Vec<f32>> {
+        self.leave_answer()?;
+        if self.tokens().is_empty() {
+            return Err(Error::argument("session: expected at least one token to score behind, found none"));
+        }
+        self.check(tokens, self.position())?;
+        self.evaluated.score(tokens, &self.adapters, PREFILL_CHUNK, &mut |done, total| {
+            if done < total { cancel.map_or(Ok(()), Cancel::check) } else { Ok(()) }
+        })
     }
 
     /// The answer so far; one that was not complete has [`FinishReason::Callback`].

@@ -19,7 +19,7 @@ use tokenizers::{
 };
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::Json;
+use crate::load::{Json, read_text};
 
 /// Larger than any real tokenizer.json.
 const MAX_BYTES: u64 = 256 << 20;
@@ -42,12 +42,7 @@ impl Tokenizer {
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
-        let size = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
-        if size > MAX_BYTES {
-            return Err(Error::format(format!("{}: expected at most {MAX_BYTES} bytes, found {size}", path.display())));
-        }
-        let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes)
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(read_text(&path, MAX_BYTES)?)
             .map_err(|e| Error::format(format!("{}: not a tokenizer: {e}", path.display())).with_source(e))?;
         // Files carry the settings of the training run; a prompt is never cut or filled up in silence.
         tokenizer.with_truncation(None).map_err(|e| Error::format(format!("{}: truncation: {e}", path.display())))?;

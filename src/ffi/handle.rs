@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuar
 
 use super::boundary::fault;
 use crate::error::{Error, ErrorKind, Result};
+use crate::load::{FNV_START, fnv};
 
 /// An opaque type of the header: `*mut Self` is really a `*mut Handle<Self::Inner>`.
 pub(super) trait Object: Sized {
@@ -30,16 +31,6 @@ static LIVE: AtomicUsize = AtomicUsize::new(0);
 
 const FREED: u64 = 0;
 
-/// FNV-1a of the type's name.
-const fn tag(name: &str) -> u64 {
-    let (bytes, mut hash, mut i) = (name.as_bytes(), 0xcbf2_9ce4_8422_2325_u64, 0);
-    while i < bytes.len() {
-        hash = (hash ^ bytes[i] as u64).wrapping_mul(0x0000_0100_0000_01b3);
-        i += 1;
-    }
-    hash
-}
-
 /// How many handles exist.
 pub(super) fn live_objects() -> usize {
     LIVE.load(Ordering::Relaxed)
@@ -48,7 +39,11 @@ pub(super) fn live_objects() -> usize {
 /// One reference to a new object.
 pub(super) fn new_handle<O: Object>(inner: O::Inner) -> NonNull<O> {
     LIVE.fetch_add(1, Ordering::Relaxed);
-    let handle = Handle { tag: AtomicU64::new(tag(O::NAME)), references: AtomicUsize::new(1), inner: Arc::new(inner) };
+    let handle = Handle {
+        tag: AtomicU64::new(fnv(FNV_START, O::NAME.as_bytes())),
+        references: AtomicUsize::new(1),
+        inner: Arc::new(inner),
+    };
     NonNull::from(Box::leak(Box::new(handle))).cast()
 }
 
@@ -73,7 +68,7 @@ fn find<'a, O: Object>(pointer: *const O) -> Option<&'a Handle<O::Inner>> {
     // SAFETY: the header asks for NULL or a live handle; every handle of ours, of whatever type, starts with its tag.
     let found = unsafe { word.as_ref() }?.load(Ordering::Relaxed);
     // SAFETY: the tag says that this is a Handle<O::Inner>; it lives until it is freed, which the caller does after this call.
-    (found == tag(O::NAME)).then(|| unsafe { &*pointer.cast::<Handle<O::Inner>>() })
+    (found == fnv(FNV_START, O::NAME.as_bytes())).then(|| unsafe { &*pointer.cast::<Handle<O::Inner>>() })
 }
 
 /// A handle that the header marks nonnull.
@@ -216,10 +211,15 @@ impl<T> Exclusive<T> {
         self.0.try_read().map_err(|error| refused(&error, name))
     }
 
-    pub(super) fn change<R>(&self, name: &str, change: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
-        let mut guard: RwLockWriteGuard<'_, T> = self.0.try_write().map_err(|error| refused(&error, name))?;
+    /// For as long as a call changes the object.
+    pub(super) fn lock(&self, name: &str) -> Result<RwLockWriteGuard<'_, T>> {
+        let guard = self.0.try_write().map_err(|error| refused(&error, name))?;
         fault::in_use();
-        change(&mut guard)
+        Ok(guard)
+    }
+
+    pub(super) fn change<R>(&self, name: &str, change: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
+        change(&mut *self.lock(name)?)
     }
 }
 

@@ -133,17 +133,16 @@ pub extern "C" fn mc_abi_version() -> u32 {
     guard_or(0, || Ok(MC_ABI_VERSION))
 }
 
-const FEATURES: [(&str, bool); 5] = [
+const FEATURES: [(&str, bool); 4] = [
     ("metal", cfg!(any(feature = "metal", target_os = "macos", target_os = "ios"))),
     ("cuda", cfg!(feature = "cuda")),
-    ("accelerate", cfg!(feature = "accelerate")),
     ("hub", cfg!(feature = "hub")),
     ("fault-injection", cfg!(feature = "fault-injection")),
 ];
 
 /// Whether the library was built with a feature. Whether this machine has such a device says mc_device_count().
 ///
-/// @param name  "metal", "cuda", "accelerate", "hub" or "fault-injection".
+/// @param name  "metal", "cuda", "hub" or "fault-injection".
 /// @return false for a name that is none of these.
 ///
 /// Threads: any.

@@ -19,9 +19,9 @@ use super::generate::{generate_options, hand_over, mc_generate_options, mc_gener
 use super::handle::{Exclusive, Given, Object, Out, OutHandle, free, optional};
 use super::lora::{mc_lora, scaled};
 use super::model::mc_model;
-use super::text::{self, array, content};
-use crate::Session;
+use super::text::{self, array, content, given_array};
 use crate::error::{Error, Result};
+use crate::{Session, TokenEvent};
 
 /// The tokens evaluated so far and what the network keeps of them. Holds its model.
 ///
@@ -40,9 +40,18 @@ pub(super) struct SessionState {
 
 struct State {
     session: Session,
-    /// What mc_session_next lent last. Boxed, so that its address outlives a move of the state.
+    /// The token that was lent last. Boxed, so that its address outlives a move of the state.
     event: Option<Box<mc_token_event>>,
     event_text: Vec<u8>,
+}
+
+impl State {
+    /// Lends a token to C, until the next call; without one the answer is complete.
+    fn lend(&mut self, token: Option<TokenEvent>, out: &mut *const mc_token_event) -> Result<mc_status> {
+        let Some(token) = token else { return Ok(mc_status::MC_DONE) };
+        *out = self.event.insert(Box::new(token_event(&token, &mut self.event_text))).as_ref();
+        Ok(mc_status::MC_OK)
+    }
 }
 
 impl Object for mc_session {
@@ -302,12 +311,115 @@ pub unsafe extern "C" fn mc_session_next(
     guard(err, || {
         let out = Out::new(event, "event")?;
         out.set(ptr::null());
-        session.get("session")?.change(|state| {
-            let State { session, event, event_text } = state;
-            let Some(token) = session.next()? else { return Ok(mc_status::MC_DONE) };
-            out.set(event.insert(Box::new(token_event(&token, event_text))).as_ref());
-            Ok(mc_status::MC_OK)
-        })
+        let mut token = ptr::null();
+        let status = session.get("session")?.change(|state| {
+            let next = state.session.next()?;
+            state.lend(next, &mut token)
+        })?;
+        out.set(token);
+        Ok(status)
+    })
+}
+
+/// Generates the next token of several answers in one pass: the weights are read once for all sessions that wait for one token alone,
+/// so that few answers at once take little longer than one. Each has its own options and adapters, and on the CPU the tokens that it
+/// has alone, bit for bit.
+///
+/// @param sessions  `count` sessions of one model, none of them twice, each as for mc_session_next().
+/// @param count     how many; at least 1.
+/// @param events    receives `count` pointers: of each session its token, valid until the next call on that session, or NULL.
+/// @param statuses  receives `count` statuses: of each session what mc_session_next() returns. What is wrong with one does not stop
+///                  the others.
+/// @param err       NULL, or receives the error.
+/// @return MC_OK if a session has a token. Else the first of `statuses` that is not MC_DONE, and MC_DONE if all are. For the call as a
+///         whole, with nothing done: MC_ERROR_INVALID_ARGUMENT also for a session that is there twice; MC_ERROR_MISMATCH for sessions
+///         of different models; MC_ERROR_BUSY or MC_ERROR_POISONED if one of them is; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
+///         MC_ERROR_SUSPENDED: each status is then the same.
+///
+/// Threads: any, exclusive for all sessions.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_sessions_next(
+    sessions: MaybeUninit<&*mut mc_session>,
+    count: usize,
+    events: MaybeUninit<&mut *const mc_token_event>,
+    statuses: MaybeUninit<&mut mc_status>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let (events, statuses) = (Out::new(events, "events")?, Out::new(statuses, "statuses")?);
+        let pointers = given_array(sessions, count, "sessions")?;
+        if pointers.is_empty() {
+            return Err(Error::argument("count: expected at least 1, found 0"));
+        }
+        let mut tokens = vec![ptr::null(); count];
+        let results = next_of(pointers, &mut tokens);
+        let status = |result: &Result<mc_status>| result.as_ref().map_or_else(|error| error.kind().into(), |status| *status);
+        events.fill(&tokens);
+        statuses.fill(&match &results {
+            Ok(results) => results.iter().map(status).collect(),
+            Err(error) => vec![error.kind().into(); count],
+        });
+        let mut results = results?.into_iter().enumerate();
+        if tokens.iter().any(|token| !token.is_null()) {
+            return Ok(mc_status::MC_OK);
+        }
+        let failed = results.find_map(|(i, result)| result.err().map(|error| error.within(format!("sessions[{i}]"))));
+        failed.map_or(Ok(mc_status::MC_DONE), Err)
+    })
+}
+
+/// What came of each of several sessions that go on together; lends their tokens.
+fn next_of(pointers: &[*mut mc_session], tokens: &mut [*const mc_token_event]) -> Result<Vec<Result<mc_status>>> {
+    let mut handles = Vec::with_capacity(pointers.len());
+    for (i, &pointer) in pointers.iter().enumerate() {
+        let name = format!("sessions[{i}]");
+        if let Some(first) = pointers[..i].iter().position(|&other| other == pointer) {
+            return Err(Error::argument(format!("{name}: expected another session than sessions[{first}], found the same")));
+        }
+        let session = optional(pointer.cast_const(), &name)?;
+        handles.push((session.ok_or_else(|| Error::argument(format!("{name}: expected mc_session, found NULL")))?, name));
+    }
+    let mut states = handles.iter().map(|(session, name)| session.state.lock(name)).collect::<Result<Vec<_>>>()?;
+    let results = Session::next_of(&mut states.iter_mut().map(|state| &mut state.session).collect::<Vec<_>>());
+    for ((session, _), state) in handles.iter().zip(&states) {
+        session.position.store(state.session.position(), Ordering::Relaxed);
+    }
+    let lend = |((state, result), out): ((&mut State, Result<_>), &mut _)| state.lend(result?, out);
+    Ok(states.iter_mut().map(|state| &mut **state).zip(results?).zip(tokens).map(lend).collect())
+}
+
+/// What the model says of given tokens: the natural logarithm of the probability of each, the first behind what the session holds,
+/// each other one behind those in front of it. For rankings and perplexities; all are evaluated in one pass, and the session holds
+/// afterwards what it held.
+///
+/// @param session       the session; not empty.
+/// @param tokens        `tokens_len` token ids; NULL if `tokens_len` is 0.
+/// @param tokens_len    how many.
+/// @param out_logprobs  receives `tokens_len` numbers, at most 0: of the model's own distribution, whatever the sampling.
+/// @param cancel        a flag that stops the call; NULL = none.
+/// @param err           NULL, or receives the error.
+/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for an empty session, while an answer is begun, and for an id outside
+///         the vocabulary; MC_ERROR_CONTEXT_FULL; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
+///         MC_ERROR_SUSPENDED.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_score_tokens(
+    session: MaybeUninit<&mut mc_session>,
+    tokens: *const u32,
+    tokens_len: usize,
+    out_logprobs: MaybeUninit<&mut f32>,
+    cancel: *const mc_cancel,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let (out, tokens) = (Out::new(out_logprobs, "out_logprobs")?, array(tokens, tokens_len, "tokens")?);
+        let cancel = optional(cancel, "cancel")?;
+        let session = session.get("session")?;
+        out.fill(&session.change(|state| state.session.score_tokens(tokens, cancel.as_deref()))?);
+        Ok(mc_status::MC_OK)
     })
 }
 

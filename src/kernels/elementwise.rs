@@ -84,34 +84,40 @@ fn slope<S: Simd>(kind: Activation, x: f32) -> f32 {
     }
 }
 
-/// A loop body to be compiled for the widest lanes.
-struct Rows<F>(F, std::ops::Range<usize>);
-
 /// What a row kernel does with one row.
-trait RowWork {
-    /// Must be `#[inline(always)]`.
-    fn row<S: Simd>(&self, row: usize);
+trait RowWork: Sync {
+    /// Writes the row `row` of the output, `out`. Must be `#[inline(always)]`.
+    fn row<S: Simd>(&self, row: usize, out: &mut [f32]);
 }
 
-impl<F: RowWork> Kernel for Rows<&F> {
+/// A loop body to be compiled for the widest lanes.
+struct Rows<'a, F> {
+    work: &'a F,
+    out: Shared<f32>,
+    len: usize,
+    width: usize,
+    range: std::ops::Range<usize>,
+}
+
+impl<F: RowWork> Kernel for Rows<'_, F> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for row in self.1 {
-            self.0.row::<S>(row);
+        for row in self.range {
+            let start = row * self.width;
+            let width = self.width.min(self.len - start);
+            // SAFETY: it lies within the `len` values of `out`, and `each_row` hands it to this task alone.
+            let out = unsafe { std::slice::from_raw_parts_mut(self.out.get().add(start), width) };
+            self.work.row::<S>(row, out);
         }
     }
 }
 
-fn each_row<F: RowWork + Sync>(rows: usize, width: usize, work: &F) {
-    split(rows, GRAIN.div_ceil(width.max(1)), |range| dispatch(Rows(work, range)));
-}
-
-/// One output row that a task owns.
-#[inline(always)]
-fn own_row<'a, T>(out: Shared<T>, row: usize, width: usize) -> &'a mut [T] {
-    // SAFETY: every row is handled by exactly one call, and the buffer outlives the parallel loop that all calls run in.
-    unsafe { std::slice::from_raw_parts_mut(out.get().add(row * width), width) }
+/// Hands out rows of `width` values, on all threads; the last may be shorter.
+fn each_row<F: RowWork>(out: &mut [f32], width: usize, work: &F) {
+    let (len, rows) = (out.len(), out.len().div_ceil(width));
+    let out = Shared::new(out);
+    split(rows, GRAIN.div_ceil(width), |range| dispatch(Rows { work, out, len, width, range }));
 }
 
 /// What a norm does to a row.
@@ -200,16 +206,16 @@ impl Normalise<'_> {
 /// # Shape
 /// `x`: rows of `cols` values, `stride` apart; `dy`: rows of `cols` values.
 pub fn normalise_back(norm: Normalise<'_>, x: &[f32], stride: usize, cols: usize, dy: &mut [f32]) {
-    struct Work<'a>(Normalise<'a>, &'a [f32], usize, usize, Shared<f32>);
+    struct Work<'a>(Normalise<'a>, &'a [f32], usize);
     impl RowWork for Work<'_> {
         #[inline(always)]
-        fn row<S: Simd>(&self, row: usize) {
-            let Self(norm, x, stride, cols, dy) = *self;
-            norm.row_back(&x[row * stride..][..cols], own_row(dy, row, cols));
+        fn row<S: Simd>(&self, row: usize, dy: &mut [f32]) {
+            let Self(norm, x, stride) = *self;
+            norm.row_back(&x[row * stride..][..dy.len()], dy);
         }
     }
     norm.check(cols);
-    each_row(dy.len() / cols, cols, &Work(norm, x, stride, cols, Shared::new(dy)));
+    each_row(dy, cols, &Work(norm, x, stride));
 }
 
 /// The normalised rows of `x`, which are `stride` apart.
@@ -217,18 +223,17 @@ pub fn normalise_back(norm: Normalise<'_>, x: &[f32], stride: usize, cols: usize
 /// # Shape
 /// `out`: rows of `cols` values.
 pub fn normalise(norm: Normalise<'_>, x: &[f32], stride: usize, cols: usize, out: &mut [f32]) {
-    struct Work<'a>(Normalise<'a>, &'a [f32], usize, usize, Shared<f32>);
+    struct Work<'a>(Normalise<'a>, &'a [f32], usize);
     impl RowWork for Work<'_> {
         #[inline(always)]
-        fn row<S: Simd>(&self, row: usize) {
-            let Self(norm, x, stride, cols, out) = *self;
-            let out = own_row(out, row, cols);
-            out.copy_from_slice(&x[row * stride..][..cols]);
+        fn row<S: Simd>(&self, row: usize, out: &mut [f32]) {
+            let Self(norm, x, stride) = *self;
+            out.copy_from_slice(&x[row * stride..][..out.len()]);
             norm.row(out);
         }
     }
     norm.check(cols);
-    each_row(out.len() / cols, cols, &Work(norm, x, stride, cols, Shared::new(out)));
+    each_row(out, cols, &Work(norm, x, stride));
 }
 
 /// `y` becomes `x + scale · y`, normalised where there is a norm.
@@ -236,12 +241,11 @@ pub fn normalise(norm: Normalise<'_>, x: &[f32], stride: usize, cols: usize, out
 /// # Shape
 /// `x`, `y`: rows of `cols` values.
 pub fn add_scaled(x: &[f32], scale: f32, y: &mut [f32], cols: usize, norm: Option<Normalise<'_>>) {
-    struct Work<'a>(&'a [f32], f32, usize, Option<Normalise<'a>>, Shared<f32>);
+    struct Work<'a>(&'a [f32], f32, usize, Option<Normalise<'a>>);
     impl RowWork for Work<'_> {
         #[inline(always)]
-        fn row<S: Simd>(&self, row: usize) {
-            let Self(x, scale, cols, norm, y) = *self;
-            let y = own_row(y, row, cols);
+        fn row<S: Simd>(&self, row: usize, y: &mut [f32]) {
+            let Self(x, scale, cols, norm) = *self;
             for (y, x) in y.iter_mut().zip(&x[row * cols..][..cols]) {
                 *y = S::fma1(scale, *y, *x);
             }
@@ -254,7 +258,7 @@ pub fn add_scaled(x: &[f32], scale: f32, y: &mut [f32], cols: usize, norm: Optio
     if let Some(norm) = norm {
         norm.check(cols);
     }
-    each_row(y.len() / cols, cols, &Work(x, scale, cols, norm, Shared::new(y)));
+    each_row(y, cols, &Work(x, scale, cols, norm));
 }
 
 /// Rotary embedding of the first `2 · half` values of each head.
@@ -285,14 +289,12 @@ pub fn rotate(
         cos: &'a [f32],
         sin: &'a [f32],
         half: usize,
-        out: Shared<f32>,
     }
     impl RowWork for Work<'_> {
         #[inline(always)]
-        fn row<S: Simd>(&self, row: usize) {
+        fn row<S: Simd>(&self, row: usize, out: &mut [f32]) {
             let width = self.heads * self.dim;
             let (cos, sin) = (&self.cos[row * self.half..][..self.half], &self.sin[row * self.half..][..self.half]);
-            let out = own_row(self.out, row, width);
             let x = &self.x[row * self.stride..][..width];
             for (x, y) in x.chunks_exact(self.dim).zip(out.chunks_exact_mut(self.dim)) {
                 let (x, pass) = x.split_at(2 * self.half);
@@ -316,18 +318,17 @@ pub fn rotate(
     }
     let rows = out.len() / (heads * dim);
     assert!(2 * half <= dim && cos.len() == rows * half && sin.len() == rows * half, "an angle for each pair");
-    each_row(rows, heads * dim, &Work { x, stride, heads, dim, adjacent, cos, sin, half, out: Shared::new(out) });
+    each_row(out, heads * dim, &Work { x, stride, heads, dim, adjacent, cos, sin, half });
 }
 
 /// `activation(gate) · up` of rows that hold the gate's `width` values, then up's.
 pub fn gated(kind: Activation, x: &[f32], width: usize, out: &mut [f32]) {
-    struct Work<'a>(Activation, &'a [f32], usize, Shared<f32>);
+    struct Work<'a>(Activation, &'a [f32], usize);
     impl RowWork for Work<'_> {
         #[inline(always)]
-        fn row<S: Simd>(&self, row: usize) {
-            let Self(kind, x, width, out) = *self;
+        fn row<S: Simd>(&self, row: usize, out: &mut [f32]) {
+            let Self(kind, x, width) = *self;
             let (gate, up) = x[row * 2 * width..][..2 * width].split_at(width);
-            let out = own_row(out, row, width);
             out.copy_from_slice(gate);
             with_activation::<S>(kind, out);
             for (y, up) in out.iter_mut().zip(up) {
@@ -337,20 +338,19 @@ pub fn gated(kind: Activation, x: &[f32], width: usize, out: &mut [f32]) {
     }
     let rows = out.len() / width;
     assert_eq!(x.len(), rows * 2 * width, "gate and up for each output");
-    each_row(rows, width, &Work(kind, x, width, Shared::new(out)));
+    each_row(out, width, &Work(kind, x, width));
 }
 
 /// `activation(x)` of every value, in place.
 pub fn activate(kind: Activation, x: &mut [f32], width: usize) {
-    struct Work(Activation, usize, Shared<f32>);
+    struct Work(Activation);
     impl RowWork for Work {
         #[inline(always)]
-        fn row<S: Simd>(&self, row: usize) {
-            let Self(kind, width, x) = *self;
-            with_activation::<S>(kind, own_row(x, row, width));
+        fn row<S: Simd>(&self, _: usize, x: &mut [f32]) {
+            with_activation::<S>(self.0, x);
         }
     }
-    each_row(x.len() / width, width, &Work(kind, width, Shared::new(x)));
+    each_row(x, width, &Work(kind));
 }
 
 /// The gradient of [`gated`]'s input from that of its output.
@@ -358,14 +358,14 @@ pub fn activate(kind: Activation, x: &mut [f32], width: usize) {
 /// # Shape
 /// `x`, `dx`: rows of `2 · width` values; `dy`: rows of `width`.
 pub fn gated_back(kind: Activation, x: &[f32], dy: &[f32], width: usize, dx: &mut [f32]) {
-    struct Work<'a>(Activation, &'a [f32], &'a [f32], usize, Shared<f32>);
+    struct Work<'a>(Activation, &'a [f32], &'a [f32], usize);
     impl RowWork for Work<'_> {
         #[inline(always)]
-        fn row<S: Simd>(&self, row: usize) {
-            let Self(kind, x, dy, width, dx) = *self;
+        fn row<S: Simd>(&self, row: usize, dx: &mut [f32]) {
+            let Self(kind, x, dy, width) = *self;
             let (gate, up) = x[row * 2 * width..][..2 * width].split_at(width);
             let dy = &dy[row * width..][..width];
-            let (d_gate, d_up) = own_row(dx, row, 2 * width).split_at_mut(width);
+            let (d_gate, d_up) = dx.split_at_mut(width);
             d_gate.copy_from_slice(gate);
             with_slope::<S>(kind, d_gate);
             d_up.copy_from_slice(gate);
@@ -378,19 +378,18 @@ pub fn gated_back(kind: Activation, x: &[f32], dy: &[f32], width: usize, dx: &mu
     }
     let rows = dy.len() / width;
     assert!(x.len() == rows * 2 * width && dx.len() == x.len(), "gate and up for each output");
-    each_row(rows, width, &Work(kind, x, dy, width, Shared::new(dx)));
+    each_row(dx, 2 * width, &Work(kind, x, dy, width));
 }
 
 /// `dy`, the gradient of the activations of `x`, becomes that of `x`.
 pub fn activate_back(kind: Activation, x: &[f32], dy: &mut [f32], width: usize) {
-    struct Work<'a>(Activation, &'a [f32], usize, Shared<f32>);
+    struct Work<'a>(Activation, &'a [f32], usize);
     impl RowWork for Work<'_> {
         #[inline(always)]
-        fn row<S: Simd>(&self, row: usize) {
-            let Self(kind, x, width, dy) = *self;
+        fn row<S: Simd>(&self, row: usize, dy: &mut [f32]) {
+            let Self(kind, x, width) = *self;
             // A part of a row at a time, so that slopes need no memory of their own.
             let mut slopes = [0f32; 256];
-            let dy = own_row(dy, row, width);
             for (x, dy) in x[row * width..][..width].chunks(slopes.len()).zip(dy.chunks_mut(slopes.len())) {
                 let slopes = &mut slopes[..x.len()];
                 slopes.copy_from_slice(x);
@@ -400,7 +399,7 @@ pub fn activate_back(kind: Activation, x: &[f32], dy: &mut [f32], width: usize) 
         }
     }
     assert_eq!(x.len(), dy.len(), "a gradient for each value");
-    each_row(x.len() / width, width, &Work(kind, x, width, Shared::new(dy)));
+    each_row(dy, width, &Work(kind, x, width));
 }
 
 /// The choice outside, the loop inside: each arm is a vector loop of its own.
@@ -428,12 +427,12 @@ fn with_slope<S: Simd>(kind: Activation, x: &mut [f32]) {
 /// `scores`: `(rows, width)`, before `cap · tanh(scale · score / cap)`, or `scale · score` where there is no cap; `targets`: below
 /// `width`; `losses`: one a row.
 pub fn cross_entropy(scores: &mut [f32], width: usize, targets: &[u32], scale: f32, cap: Option<f32>, losses: &mut [f64]) {
-    struct Work<'a>(Shared<f32>, usize, &'a [u32], f32, Option<f32>, Shared<f64>);
+    struct Work<'a>(&'a [u32], f32, Option<f32>, Shared<f64>);
     impl RowWork for Work<'_> {
         #[inline(always)]
-        fn row<S: Simd>(&self, row: usize) {
-            let Self(scores, width, targets, scale, cap, losses) = *self;
-            let (scores, target) = (own_row(scores, row, width), targets[row] as usize);
+        fn row<S: Simd>(&self, row: usize, scores: &mut [f32]) {
+            let Self(targets, scale, cap, losses) = *self;
+            let target = targets[row] as usize;
             match cap {
                 Some(cap) => scores.iter_mut().for_each(|x| *x = cap * math::tanh::<S>(*x * scale / cap)),
                 None => scores.iter_mut().for_each(|x| *x *= scale),
@@ -441,7 +440,8 @@ pub fn cross_entropy(scores: &mut [f32], width: usize, targets: &[u32], scale: f
             let (max, own) = (math::largest(scores), scores[target]);
             // Blocks in F32, their sums in F64: a vocabulary has too many small terms for one F32.
             let sum: f64 = scores.chunks(4096).map(|block| f64::from(math::lane_sum(block, |x| math::exp::<S>(x - max)))).sum();
-            own_row(losses, row, 1)[0] = sum.ln() + f64::from(max) - f64::from(own);
+            // SAFETY: there is a loss for each row, and only who has the row writes it.
+            unsafe { *losses.get().add(row) = sum.ln() + f64::from(max) - f64::from(own) };
             let part = (1.0 / sum) as f32;
             match cap {
                 Some(cap) => {
@@ -458,8 +458,7 @@ pub fn cross_entropy(scores: &mut [f32], width: usize, targets: &[u32], scale: f
     }
     assert!(scores.len() == width * targets.len() && losses.len() == targets.len(), "a target and a loss for each row");
     assert!(targets.iter().all(|&target| (target as usize) < width), "targets of this vocabulary");
-    let rows = targets.len();
-    each_row(rows, width, &Work(Shared::new(scores), width, targets, scale, cap, Shared::new(losses)));
+    each_row(scores, width, &Work(targets, scale, cap, Shared::new(losses)));
 }
 
 /// `x` with some values set to 0 and the others multiplied by `1 / (1 - share)`, so that sums stay what they are on average. Which ones,
@@ -468,15 +467,12 @@ pub fn cross_entropy(scores: &mut [f32], width: usize, targets: &[u32], scale: f
 /// # Source
 /// Srivastava et al. 2014; the mixing is the finaliser of MurmurHash3.
 pub fn dropout(x: &mut [f32], share: f32, seed: u64) {
-    struct Work(Shared<f32>, usize, u32, f32, u64);
+    struct Work(u32, f32, u64);
     const WIDTH: usize = 4096;
     impl RowWork for Work {
         #[inline(always)]
-        fn row<S: Simd>(&self, row: usize) {
-            let Self(x, len, threshold, keep, seed) = *self;
-            let first = row * WIDTH;
-            // SAFETY: blocks are disjoint, and the last is cut at the length.
-            let x = unsafe { std::slice::from_raw_parts_mut(x.get().add(first), WIDTH.min(len - first)) };
+        fn row<S: Simd>(&self, row: usize, x: &mut [f32]) {
+            let Self(threshold, keep, seed) = *self;
             let start = seed ^ (row as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let (low, high) = (start as u32, (start >> 32) as u32);
             for (i, x) in x.iter_mut().enumerate() {
@@ -489,27 +485,23 @@ pub fn dropout(x: &mut [f32], share: f32, seed: u64) {
         }
     }
     let threshold = (f64::from(share) * f64::from(u32::MAX)) as u32;
-    each_row(x.len().div_ceil(WIDTH), WIDTH, &Work(Shared::new(x), x.len(), threshold, 1.0 / (1.0 - share), seed));
+    each_row(x, WIDTH, &Work(threshold, 1.0 / (1.0 - share), seed));
 }
 
 /// `x · scale`, soft-capped by `cap · tanh(x / cap)`, in place.
 pub fn scale_softcap(x: &mut [f32], scale: f32, cap: Option<f32>) {
-    struct Work(f32, Option<f32>, usize, usize, Shared<f32>);
+    struct Work(f32, Option<f32>);
     impl RowWork for Work {
         #[inline(always)]
-        fn row<S: Simd>(&self, row: usize) {
-            let Self(scale, cap, width, len, x) = *self;
-            let width = width.min(len - row * width);
-            // SAFETY: blocks of `self.2` values are disjoint, and the last is cut at the length.
-            let x = unsafe { std::slice::from_raw_parts_mut(x.get().add(row * self.2), width) };
+        fn row<S: Simd>(&self, _: usize, x: &mut [f32]) {
+            let Self(scale, cap) = *self;
             match cap {
                 Some(cap) => x.iter_mut().for_each(|x| *x = cap * math::tanh::<S>(*x * scale / cap)),
                 None => x.iter_mut().for_each(|x| *x *= scale),
             }
         }
     }
-    let (len, block) = (x.len(), 4096);
-    each_row(len.div_ceil(block), block, &Work(scale, cap, block, len, Shared::new(x)));
+    each_row(x, 4096, &Work(scale, cap));
 }
 
 #[cfg(test)]

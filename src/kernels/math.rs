@@ -5,6 +5,17 @@ use super::simd::{LANES, Simd};
 /// `eˣ`, relative error below 3e-7 between -87 and 88; beyond, the value at that end. NaN gives NaN.
 #[inline(always)]
 pub fn exp<S: Simd>(x: f32) -> f32 {
+    exp_by(x, S::fma1)
+}
+
+/// [`exp`] with the same bits on every processor: products and sums round one by one.
+#[inline(always)]
+pub fn exp_unfused(x: f32) -> f32 {
+    exp_by(x, |a, b, c| a * b + c)
+}
+
+#[inline(always)]
+fn exp_by(x: f32, fma: impl Fn(f32, f32, f32) -> f32) -> f32 {
     // x = n ln 2 + r with |r| ≤ ln 2 / 2; ln 2 in two parts, so that r keeps its low bits.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
@@ -14,15 +25,15 @@ pub fn exp<S: Simd>(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
     let shifted = x * std::f32::consts::LOG2_E + WHOLE;
     let n = shifted - WHOLE;
-    let r = S::fma1(n, -LN2_LOW, S::fma1(n, -LN2_HIGH, x));
+    let r = fma(n, -LN2_LOW, fma(n, -LN2_HIGH, x));
     // Minimax polynomial of Cephes' expf.
     let mut p = 1.987_569_1e-4;
-    p = S::fma1(p, r, 1.398_199_9e-3);
-    p = S::fma1(p, r, 8.333_452e-3);
-    p = S::fma1(p, r, 4.166_579_6e-2);
-    p = S::fma1(p, r, 1.666_666_5e-1);
-    p = S::fma1(p, r, 0.5);
-    let y = S::fma1(p * r, r, r) + 1.0;
+    p = fma(p, r, 1.398_199_9e-3);
+    p = fma(p, r, 8.333_452e-3);
+    p = fma(p, r, 4.166_579_6e-2);
+    p = fma(p, r, 1.666_666_5e-1);
+    p = fma(p, r, 0.5);
+    let y = fma(p * r, r, r) + 1.0;
     y * f32::from_bits(shifted.to_bits().wrapping_sub(WHOLE.to_bits()).wrapping_add(127) << 23)
 }
 
@@ -175,6 +186,7 @@ mod tests {
     #[test]
     fn functions_keep_their_stated_errors() {
         assert!(worst(-86.9..87.9, exp::<Portable>, f64::exp, true) < 3e-7);
+        assert!(worst(-86.9..87.9, exp_unfused, f64::exp, true) < 3e-7);
         assert!(worst(-12.0..12.0, tanh::<Portable>, f64::tanh, false) < 2e-7);
         let silu_exact = |x: f64| x / (1.0 + (-x).exp());
         assert!(worst(-20.0..20.0, silu::<Portable>, silu_exact, false) < 2e-6);

@@ -5,10 +5,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::text::{MAX_JSON, read_text};
 use crate::error::{Error, Result};
-
-/// Configuration files are small; a larger one is not what it says it is.
-const MAX_BYTES: u64 = 64 << 20;
 
 /// A value and how to name it in an error.
 #[derive(Clone, Debug)]
@@ -20,7 +18,7 @@ pub struct Json {
 impl Json {
     /// Reads a file that must hold an object.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = read_text(path)?;
+        let text = read_text(path, MAX_JSON)?;
         let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
         Self::parse(&name, &text)
     }
@@ -166,18 +164,6 @@ impl Json {
     pub fn expected(&self, expected: &str) -> Error {
         Error::format(format!("{}: expected {expected}, found {}", self.path, clip(&self.value.to_string())))
     }
-}
-
-/// Reads a text file of bounded size.
-pub fn read_text(path: &Path) -> Result<String> {
-    let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-    if size > MAX_BYTES {
-        return Err(Error::format(format!("{}: expected at most {MAX_BYTES} bytes, found {size}", path.display())));
-    }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    String::from_utf8(bytes).map_err(|e| {
-        Error::format(format!("{}: expected UTF-8, found an invalid byte at {}", path.display(), e.utf8_error().valid_up_to()))
-    })
 }
 
 fn kind(value: &Value) -> &'static str {

@@ -1,6 +1,8 @@
 //! Files to named tensors and checked values. What a format changed is undone here; nothing above knows the format.
 
+mod text;
 mod json;
+mod fnv;
 mod replace;
 mod safetensors;
 mod sentence;
@@ -8,8 +10,10 @@ mod peft;
 #[cfg(feature = "hub")]
 pub mod hub;
 
-pub use json::{Json, read_text};
+pub use fnv::{FNV_START, fnv};
+pub use json::Json;
 pub use peft::{Beside, Fresh, Peft, PeftPlan};
 pub use replace::{remove_parts, replace};
-pub use safetensors::{Checkpoint, FNV_START, Tensors, fnv};
+pub use safetensors::{Checkpoint, Tensors};
 pub use sentence::{Module, SentenceConfig, Similarity};
+pub use text::{MAX_JSON, read_text};

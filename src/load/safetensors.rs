@@ -6,13 +6,15 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::Json;
+use super::{FNV_START, Json, fnv};
 use crate::error::{Error, Result};
 use crate::nn::{Entry, TensorSource};
 use crate::ops::Format;
@@ -20,7 +22,7 @@ use crate::ops::Format;
 /// The entry of a header that is no tensor.
 const METADATA: &str = "__metadata__";
 /// The format's own limit of a header.
-const MAX_HEADER: u64 = 100 << 20;
+const MAX_HEADER: u64 = 100_000_000;
 
 /// What is told while bytes are read: how many so far, how many in all. An error stops the reading.
 pub type OnBytes<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
@@ -30,7 +32,7 @@ pub struct Checkpoint<'a> {
     files: Vec<(PathBuf, File)>,
     tensors: HashMap<String, Tensor>,
     /// Of the last file.
-    metadata: Option<Value>,
+    metadata: Option<HashMap<String, String>>,
     read: u64,
     total: u64,
     fingerprint: u64,
@@ -75,7 +77,7 @@ impl<'a> Checkpoint<'a> {
 
     /// A text that says more of the file.
     pub fn metadata(&self, key: &str) -> Option<&str> {
-        self.metadata.as_ref()?.get(key)?.as_str()
+        self.metadata.as_ref()?.get(key).map(String::as_str)
     }
 
     /// A number of what was read: names, shapes and a sample of the values. Equal files give equal numbers, and a fine-tuned
@@ -114,17 +116,16 @@ impl<'a> Checkpoint<'a> {
         if length > MAX_HEADER.min(size - 8) {
             return Err(bad(format!("header length: expected at most {}, found {length}", MAX_HEADER.min(size - 8))));
         }
-        let mut header = vec![0; length as usize];
-        file.read_exact(&mut header).map_err(|e| Error::io(path, e))?;
-        let header: Value =
-            serde_json::from_slice(&header).map_err(|e| bad(format!("header: not valid JSON: {e}")).with_source(e))?;
-        let header = header.as_object().ok_or_else(|| bad("header: expected an object".to_string()))?;
+        let mut header = Vec::new();
+        (&mut file).take(length).read_to_end(&mut header).map_err(|e| Error::io(path, e))?;
+        let header: Header = serde_json::from_slice(&header).map_err(|e| bad(format!("header: {e}")).with_source(e))?;
 
-        self.metadata = header.get(METADATA).cloned();
+        self.metadata = header.metadata;
         let data = 8 + length;
         let mut ranges = Vec::new();
-        for (name, fields) in header.iter().filter(|(name, _)| *name != METADATA) {
-            let (entry, start, end) = tensor(fields, size - data).map_err(|message| bad(format!("{name}: {message}")))?;
+        for (name, info) in &header.tensors {
+            let (start, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
+            let entry = entry(info, size - data).map_err(|message| bad(format!("{name}: {message}")))?;
             ranges.push((start, end, name));
             let tensor = Tensor { entry, file: self.files.len(), start: data + start, len: end - start };
             if self.tensors.insert(today(name), tensor).is_some() {
@@ -174,21 +175,21 @@ pub type Tensors<'a> = BTreeMap<String, (Vec<usize>, Cow<'a, [f32]>)>;
 /// Writes a file of tensors in F32, with texts that say more of it.
 pub fn write_safetensors(path: &Path, tensors: &Tensors<'_>, metadata: &[(&str, &str)]) -> Result<()> {
     let io = |e| Error::io(path, e);
-    let mut header = serde_json::Map::new();
-    let texts = metadata.iter().map(|&(key, text)| (key.to_string(), Value::from(text)));
-    header.insert(METADATA.to_string(), texts.collect::<serde_json::Map<_, _>>().into());
+    let bad = |e: &dyn fmt::Display| Error::format(format!("{}: {e}", path.display()));
     let mut at = 0;
-    for (name, (shape, values)) in tensors {
-        let end = at + values.len() * size_of::<f32>();
-        header.insert(name.clone(), serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [at, end]}));
-        at = end;
-    }
-    let mut header = Value::Object(header).to_string();
+    let infos = tensors.iter().map(|(name, (shape, values))| {
+        let start = at;
+        at += size_of_val(&**values);
+        (name.clone(), TensorInfo { dtype: Dtype::F32, shape: shape.clone(), data_offsets: (start, at) })
+    });
+    let texts = metadata.iter().map(|&(key, text)| (key.to_string(), text.to_string())).collect();
+    let header = Metadata::new(Some(texts), infos.collect()).map_err(|e| bad(&e))?;
+    let mut header = serde_json::to_vec(&header).map_err(|e| bad(&e))?;
     // Values begin at a multiple of eight bytes.
-    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    header.resize(header.len().next_multiple_of(8), b' ');
     let mut file = BufWriter::new(File::create(path).map_err(io)?);
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
-    file.write_all(header.as_bytes()).map_err(io)?;
+    file.write_all(&header).map_err(io)?;
     for (_, values) in tensors.values() {
         for x in values.iter() {
             file.write_all(&x.to_le_bytes()).map_err(io)?;
@@ -211,42 +212,57 @@ fn today(name: &str) -> String {
 const SAMPLE_EVERY: usize = 1 << 16;
 const SAMPLE: usize = 256;
 
-pub const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
-
-/// FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>): it must be the same in every version and on every machine.
-pub fn fnv(start: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(start, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+/// A header as it stands: safetensors' own `Metadata` keeps the last of two tensors of one name, and names none in its
+/// errors.
+#[derive(Default)]
+struct Header {
+    metadata: Option<HashMap<String, String>>,
+    tensors: Vec<(String, TensorInfo)>,
 }
 
-/// One header entry, checked: its type and shape, and its range within `size` bytes.
-fn tensor(fields: &Value, size: u64) -> std::result::Result<(Entry, u64, u64), String> {
-    let dtype = fields.get("dtype").and_then(Value::as_str).ok_or("expected a dtype")?;
-    let stored = Format::named(dtype).filter(|format| !format.is_quantised()).ok_or_else(|| dtype.to_string());
-    let value_bytes = match (&stored, dtype) {
-        (Ok(format), _) => format.block_bytes() as u64,
-        // Nothing here computes with these, but a buffer of them may lie beside the weights.
-        (_, "BOOL" | "U8" | "I8") => 1,
-        (_, "U16" | "I16") => 2,
-        (_, "U32" | "I32") => 4,
-        (_, "U64" | "I64" | "F64") => 8,
-        _ => return Err(format!("dtype: expected F32, F16 or BF16, found {dtype:?}")),
-    };
-    let whole = |value: &Value| value.as_u64().ok_or_else(|| format!("expected a whole number, found {value}"));
-    let list = |key: &str| fields.get(key).and_then(Value::as_array).ok_or_else(|| format!("{key}: expected a list"));
-    let shape = list("shape")?.iter().map(whole).collect::<std::result::Result<Vec<_>, _>>()?;
-    let &[start, end] = list("data_offsets")?.iter().map(whole).collect::<std::result::Result<Vec<_>, _>>()?.as_slice() else {
-        return Err("data_offsets: expected a begin and an end".to_string());
-    };
-    if start > end || end > size {
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(Self::default())
+    }
+}
+
+impl<'de> Visitor<'de> for Header {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> std::result::Result<Self, A::Error> {
+        while let Some(name) = map.next_key::<String>()? {
+            let bad = |expected: &str, e: A::Error| A::Error::custom(format!("{name}: expected {expected}: {e}"));
+            if name != METADATA {
+                let info = map.next_value().map_err(|e| bad("a dtype, a shape and data_offsets in whole numbers", e))?;
+                self.tensors.push((name, info));
+            } else if self.metadata.is_none() {
+                self.metadata = map.next_value().map_err(|e| bad("texts by name", e))?;
+            } else {
+                return Err(A::Error::custom(format!("{name}: expected one, found a second")));
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// Type and shape of a tensor whose range lies within `size` bytes and is as long as they say.
+fn entry(info: &TensorInfo, size: u64) -> std::result::Result<Entry, String> {
+    let TensorInfo { dtype, shape, data_offsets: (start, end) } = info;
+    let name = dtype.to_string();
+    // Nothing here computes with the others, but a buffer of them may lie beside the weights.
+    let stored = Format::named(&name).filter(|format| !format.is_quantised()).ok_or(name);
+    if start > end || *end as u64 > size {
         return Err(format!("data_offsets: expected a range within {size} bytes, found {start}..{end}"));
     }
-    let bytes = shape.iter().try_fold(value_bytes, |n, &dim| n.checked_mul(dim));
-    if bytes != Some(end - start) {
-        return Err(format!("shape {shape:?} of {dtype} does not take the {} bytes of its range", end - start));
+    let bits = shape.iter().try_fold(dtype.bitsize(), |n, &dim| n.checked_mul(dim));
+    if bits != (end - start).checked_mul(8) {
+        return Err(format!("dtype {dtype} and shape {shape:?} do not take the {} bytes of its range", end - start));
     }
-    let shape =
-        shape.into_iter().map(|dim| usize::try_from(dim).map_err(|e| e.to_string())).collect::<std::result::Result<_, _>>()?;
-    Ok((Entry { shape, stored }, start, end))
+    Ok(Entry { shape: shape.clone(), stored })
 }
 
 impl TensorSource for Checkpoint<'_> {

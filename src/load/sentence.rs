@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Json, read_text};
+use super::{Json, MAX_JSON, read_text};
 use crate::error::{Error, Result};
 use crate::nn::Pooling;
 use crate::ops::Activation;
@@ -128,7 +128,7 @@ impl SentenceConfig {
     fn read_modules(&mut self, directory: &Path, path: &Path) -> Result<()> {
         let bad = |message: String| Error::format(format!("modules.json: {message}"));
         let list: Value =
-            serde_json::from_str(&read_text(path)?).map_err(|e| bad(format!("not valid JSON: {e}")).with_source(e))?;
+            serde_json::from_str(&read_text(path, MAX_JSON)?).map_err(|e| bad(format!("not valid JSON: {e}")).with_source(e))?;
         let list = list.as_array().ok_or_else(|| bad("expected a list".to_string()))?;
         let mut pooled = false;
         for (i, entry) in list.iter().enumerate() {
@@ -343,7 +343,7 @@ fn on_the_sentence(json: &Json) -> Result<()> {
 
 fn read_config(folder: &Path) -> Result<Json> {
     let name = folder.file_name().map_or_else(String::new, |name| format!("{}/", name.to_string_lossy()));
-    Json::parse(&format!("{name}config.json"), &read_text(&folder.join("config.json"))?)
+    Json::parse(&format!("{name}config.json"), &read_text(&folder.join("config.json"), MAX_JSON)?)
 }
 
 /// A setting that nobody here knows may change the result.

@@ -7,6 +7,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::cpu::attention as cpu;
 use super::tensors::attention as tensors;
 use super::{Backend, Context, Mask, On};
+use crate::error::OutOfMemory;
 use crate::kernels::KvHeads;
 
 pub use super::tensors::attention::Masks;
@@ -88,7 +89,7 @@ impl LayerCache {
 }
 
 pub(super) fn no_memory(error: std::collections::TryReserveError) -> candle_core::Error {
-    candle_core::Error::msg(format!("{}: no room for keys and values: {error}", crate::error::NO_MEMORY))
+    OutOfMemory { what: format!("no room for keys and values: {error}") }.into()
 }
 
 /// Appends keys and values to the cache; the queries attend to what they may see of it.

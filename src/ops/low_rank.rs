@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor, bail};
 use super::cpu::row_op::Rows;
 use super::linear::Products;
 use super::{Backend, Matrix, MatrixBuilder, Vector};
+use crate::error::OutOfMemory;
 use crate::kernels::{Use, matmul_new};
 
 /// `y[start..start + n] += gain · scale · (B (A x) + bias) + (gain - 1) · W x`; without a gain the last term is none.
@@ -146,7 +147,7 @@ impl<'a> Product<'a> {
         let columns: Vec<f32> = (0..inputs).flat_map(|i| a.iter().skip(i).step_by(inputs)).copied().collect();
         match Products::new(&columns, rank) {
             Some(columns) => Ok(Self { delta, columns }),
-            None => bail!("{}: {} values of an adapter", crate::error::NO_MEMORY, columns.len()),
+            None => Err(OutOfMemory { what: format!("{} values of an adapter", columns.len()) }.into()),
         }
     }
 

@@ -8,6 +8,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use super::cpu::row_op::Rows;
 use super::tape::Gradient;
 use super::{Backend, On, to_f32};
+use crate::error::OutOfMemory;
 use crate::kernels::{self, Packed, Use, matmul_add, matmul_new, outer_sum};
 
 /// `y[start..start + n] += scale · B[rows] (A dropout(x))` for each part of its outputs; clones share it.
@@ -208,10 +209,8 @@ impl Trainable {
 }
 
 fn pack(values: &[f32], cols: usize) -> Result<Packed> {
-    match Packed::from_f32(values, cols, Use::Product) {
-        Some(packed) => Ok(packed),
-        None => bail!("{}: {} values of an adapter", crate::error::NO_MEMORY, values.len()),
-    }
+    let no_memory = || OutOfMemory { what: format!("{} values of an adapter", values.len()) };
+    Ok(Packed::from_f32(values, cols, Use::Product).ok_or_else(no_memory)?)
 }
 
 /// A matrix with rows of `cols`, columns first.

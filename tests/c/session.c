@@ -271,6 +271,51 @@ static void sessions_of_one_model_run_side_by_side(void) {
     }
 }
 
+static void answers_go_on_together_and_tokens_are_scored(void) {
+    mc_session *sessions[3];
+    const mc_token_event *events[3];
+    mc_status statuses[3], status = MC_OK;
+    struct stream streams[3] = {{0}};
+    mc_generate_options *options = greedy(0);
+    uint32_t tokens[64];
+    float logprobs[64], scores[64];
+    size_t count = 0, i;
+    for (i = 0; i < 3; i++) {
+        sessions[i] = new_session(PROMPT);
+        EXPECT(MC_OK, mc_session_begin(sessions[i], options, &err));
+    }
+    for (;;) {
+        status = mc_sessions_next(sessions, 3, events, statuses, &err);
+        if (status != MC_OK) break;
+        for (i = 0; i < 3; i++) {
+            CHECK((statuses[i] == MC_OK) == (events[i] != NULL));
+            if (events[i] != NULL) stream_add(&streams[i], events[i]);
+        }
+        if (events[0] != NULL && count < 64) {
+            tokens[count] = events[0]->token;
+            logprobs[count++] = events[0]->logprob;
+        }
+    }
+    CHECK(status == MC_DONE && statuses[0] == MC_DONE && events[2] == NULL);
+    for (i = 0; i < 3; i++) CHECK(strcmp(streams[i].text, ANSWER) == 0);
+
+    EXPECT(MC_ERROR_INVALID_ARGUMENT, mc_sessions_next(sessions, 0, events, statuses, &err));
+    mc_session_free(sessions[2]);
+    sessions[2] = sessions[0];
+    EXPECT(MC_ERROR_INVALID_ARGUMENT, mc_sessions_next(sessions, 3, events, statuses, &err)); /* twice */
+    CHECK(statuses[1] == MC_ERROR_INVALID_ARGUMENT);
+
+    /* The session's answer, scored behind the prompt in another one. */
+    mc_session *scored = new_session(PROMPT);
+    EXPECT(MC_OK, mc_session_score_tokens(scored, tokens, count, scores, NULL, &err));
+    CHECK(count > 5 && memcmp(scores, logprobs, count * sizeof scores[0]) == 0);
+    expect_answer(scored);
+    mc_session_free(scored);
+    mc_session_free(sessions[0]);
+    mc_session_free(sessions[1]);
+    mc_generate_options_free(options);
+}
+
 int main(int argc, char **argv) {
     begin(argc, argv);
     model = load_model();
@@ -286,6 +331,7 @@ int main(int argc, char **argv) {
     RUN(a_session_at_work_is_busy_and_comes_to_no_harm);
     RUN(a_callback_may_free_its_session);
     RUN(sessions_of_one_model_run_side_by_side);
+    RUN(answers_go_on_together_and_tokens_are_scored);
     mc_model_free(model);
     return end();
 }

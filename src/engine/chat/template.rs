@@ -7,8 +7,6 @@
 //! # Ok::<(), metal_candle::Error>(())
 //! ```
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
@@ -16,6 +14,7 @@ use serde_json::{Map, Value as Json};
 use super::json_type;
 use super::program::Program;
 use crate::error::{Error, ErrorKind, Result};
+use crate::load::read_text;
 
 /// The templates of a model and the variables its files give them (`bos_token`, `eos_token`, …).
 ///
@@ -48,7 +47,7 @@ impl ChatTemplate {
     pub fn load(dir: &Path) -> Result<Option<Self>> {
         let config = Document::read(dir.join("tokenizer_config.json"))?;
         let mut template = Self::default();
-        if let Some(source) = read_text(&dir.join("chat_template.jinja"))? {
+        if let Some(source) = read_optional(&dir.join("chat_template.jinja"))? {
             template.set(DEFAULT, source);
         } else if let Some(document) = Document::read(dir.join("chat_template.json"))? {
             template.take_field(&document)?;
@@ -57,7 +56,7 @@ impl ChatTemplate {
         }
         for path in jinja_files(&dir.join("additional_chat_templates"))? {
             let name = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            if let Some(source) = read_text(&path)? {
+            if let Some(source) = read_optional(&path)? {
                 template.set(&name, source);
             }
         }
@@ -158,7 +157,7 @@ struct Document {
 
 impl Document {
     fn read(path: PathBuf) -> Result<Option<Self>> {
-        let Some(text) = read_text(&path)? else {
+        let Some(text) = read_optional(&path)? else {
             return Ok(None);
         };
         match serde_json::from_str(&text) {
@@ -187,20 +186,10 @@ impl Document {
 }
 
 /// The text of a file; `None` if there is no such file.
-fn read_text(path: &Path) -> Result<Option<String>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io(path, error)),
-    };
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| Error::io(path, error))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(Error::format(format!("{}: expected up to {MAX_FILE_BYTES} bytes, found more", path.display())));
-    }
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) => Err(Error::format(format!("{}: expected UTF-8: {error}", path.display())).with_source(error)),
+fn read_optional(path: &Path) -> Result<Option<String>> {
+    match read_text(path, MAX_FILE_BYTES) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
     }
 }
 

@@ -1,32 +1,16 @@
-//! The exponential and its sum over a row.
-//!
-//! Our own, for two reasons: the system's differ in the last bit, and a seed should give the same text everywhere; and this one
-//! compiles to vector code.
+//! The exponential and its sum over a row, with the same bits on every machine: a seed should give the same text
+//! everywhere.
 //!
 //! ```text
 //! log_sum_exp([0, 0]) = 0.6931472
 //! ```
 
+use crate::kernels::exp_unfused;
+
 /// `e^x` for `x <= 0` within 2 units in the last place; 0 below -87.
-///
-/// # Source
-/// `expf` of Cephes by Stephen Moshier, <https://www.netlib.org/cephes/>: `2^n · e^r` with `|r| <= ln 2 / 2`.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    let is_zero = x < LOWEST;
-    let x = if is_zero { LOWEST } else { x };
-    // Adding 1.5 · 2^23 rounds to an integer, which then stands in the low bits.
-    let shifted = x * std::f32::consts::LOG2_E + 12_582_912.0;
-    let n = shifted - 12_582_912.0;
-    let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
-    let p = 1.987_569_2e-4 * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 0.5;
-    let y = p * r * r + r + 1.0;
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0_f32.to_bits()));
-    if is_zero { 0.0 } else { y * power }
+    if x < LOWEST { 0.0 } else { exp_unfused(x) }
 }
 
 /// `ln Σ exp(logits)`, relative to `best`, the highest; the sum is F64.

@@ -26,6 +26,23 @@ use super::random::Random;
 use crate::error::{Error, ErrorKind, Result};
 use exp::{highest, log_sum_exp};
 
+/// The natural logarithm of the probability that logits give to a token.
+///
+/// # Errors
+/// `ErrorKind::Device` if a logit is no number.
+pub(super) fn token_logprob(logits: &[f32], token: u32) -> Result<f32> {
+    Ok(log_probability(logits, best_of(logits)?, token))
+}
+
+fn log_probability(logits: &[f32], best: f32, token: u32) -> f32 {
+    (f64::from(logits[token as usize]) - log_sum_exp(logits, best)) as f32
+}
+
+/// The highest logit.
+fn best_of(logits: &[f32]) -> Result<f32> {
+    highest(logits).map_err(|found| Error::new(ErrorKind::Device, format!("logits: {found}")))
+}
+
 /// Settings of one generation, every field decided.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
@@ -238,7 +255,7 @@ impl Sampler {
             [only] => only.id,
             _ => self.draw(),
         };
-        Ok((id, (f64::from(logits[id as usize]) - log_sum_exp(logits, best)) as f32))
+        Ok((id, log_probability(logits, best, id)))
     }
 
     /// The highest logit.
@@ -246,7 +263,7 @@ impl Sampler {
         if logits.len() != self.vocab_size {
             return Err(Error::argument(format!("logits: expected {} values, found {}", self.vocab_size, logits.len())));
         }
-        highest(logits).map_err(|found| Error::new(ErrorKind::Device, format!("logits: {found}")))
+        best_of(logits)
     }
 
     /// Fills `candidates` with the tokens that the chain keeps, in the order of their ids.

@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::client::BLOCK;
+use super::super::read_text;
+use super::client::{BLOCK, network};
 use super::{RepoId, Revision, is_hex};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -64,7 +65,7 @@ impl Cache {
         if revision.is_commit() {
             return Some(revision.as_str().to_string());
         }
-        let commit = fs::read_to_string(self.reference(revision)).ok()?;
+        let commit = read_text(&self.reference(revision), 100).ok()?;
         Some(commit.trim().to_string()).filter(|commit| is_hex(commit, 40))
     }
 
@@ -141,13 +142,18 @@ pub struct Partial {
 impl Partial {
     /// Takes up `<blob>.incomplete`, or begins it.
     pub fn open(blob: &Path) -> Result<Self> {
-        let mut path = blob.as_os_str().to_owned();
-        path.push(".incomplete");
-        let path = PathBuf::from(path);
+        let path = incomplete(blob);
         create_parent(&path)?;
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(|e| Error::io(&path, e))?;
         Ok(Self { path, file, len: 0, sha256: Sha256::new() })
+    }
+
+    /// Takes up a file that another client has brought.
+    #[cfg(feature = "hf-hub")]
+    pub fn take(path: &Path, blob: &Path) -> Result<Self> {
+        fs::rename(path, incomplete(blob)).map_err(|e| Error::io(path, e))?;
+        Self::open(blob)
     }
 
     /// Reads what an earlier download left behind; tells how far it is.
@@ -185,8 +191,24 @@ impl Partial {
     }
 
     /// SHA-256 of the bytes so far, in hexadecimal.
-    pub fn sha256(&self) -> String {
+    fn sha256(&self) -> String {
         self.sha256.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// # Errors
+    /// `Network` for another size or, where a hash is given, other content.
+    pub fn check(&self, size: u64, sha256: Option<&str>) -> Result<()> {
+        if self.len != size {
+            let found = if self.len > size { "more".to_string() } else { self.len.to_string() };
+            return Err(network(format!("expected {size} bytes, found {found}")));
+        }
+        let found = self.sha256();
+        match sha256 {
+            Some(expected) if expected != found => {
+                Err(network(format!("expected content with SHA-256 {expected}, found {found}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes it the blob.
@@ -201,6 +223,12 @@ impl Partial {
         // The error that led here matters more than one of this.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+fn incomplete(blob: &Path) -> PathBuf {
+    let mut path = blob.as_os_str().to_owned();
+    path.push(".incomplete");
+    path.into()
 }
 
 fn create_parent(path: &Path) -> Result<()> {

@@ -1,15 +1,19 @@
-//! HTTP for the Hub: GET with a bearer token, redirects followed by hand, bodies in blocks.
+//! Our own client of the Hub, over `ureq`: GET with a bearer token, redirects followed by hand, bodies in blocks, so
+//! that a download can be stopped within a file, and a broken connection is taken up where it ended.
 //!
 //! Redirects are followed here because large files live on other hosts, and the token must not go there: it is sent only where
 //! scheme, host and port are those of the endpoint.
 
 use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
 use ureq::http::{HeaderValue, Response, Uri, header};
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Body, Proxy};
 
+use super::cache::Partial;
+use super::{Download, Meter, RepoId, Revision, Sibling, Watch, encode};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What is read between two looks at the cancel flag.
@@ -19,9 +23,17 @@ const CONNECT: Duration = Duration::from_secs(10);
 const READ: Duration = Duration::from_secs(60);
 const MAX_REDIRECTS: usize = 10;
 
+/// The listing of a repository with ten thousand files has about 3 MB.
+const MAX_LISTING: u64 = 64 << 20;
+
+/// A connection that breaks is taken up again so often in one file.
+const MAX_RESUMES: usize = 10;
+
 /// A connection to one endpoint.
 pub struct Client {
     agent: Agent,
+    /// What every path is put behind.
+    base: String,
     endpoint: Uri,
     authorization: Option<HeaderValue>,
 }
@@ -33,13 +45,15 @@ impl Client {
     /// # Errors
     /// `InvalidArgument` for a token that is no header value; the message does not repeat it.
     pub fn new(endpoint: &str, token: Option<&str>) -> Result<Self> {
-        let endpoint = uri(endpoint)?;
+        let (base, endpoint) = (endpoint.to_string(), uri(endpoint)?);
         let secure = endpoint.scheme_str() == Some("https");
         let agent = Agent::config_builder()
             .user_agent(concat!("metal-candle/", env!("CARGO_PKG_VERSION")))
             .https_only(secure)
             .proxy(if secure { Proxy::try_from_env() } else { None })
             .tls_config(tls())
+            // Sizes and ranges are those of the files, whatever hf-hub makes of the features of `ureq`.
+            .accept_encoding("identity")
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -49,14 +63,14 @@ impl Client {
             .timeout_per_write(Some(READ))
             .build()
             .new_agent();
-        Ok(Self { agent, endpoint, authorization: token.map(bearer).transpose()? })
+        Ok(Self { agent, base, endpoint, authorization: token.map(bearer).transpose()? })
     }
 
     /// The body of `url` from byte `from` on.
     ///
     /// # Errors
     /// `NotFound` for 404, `Network` for every other failure.
-    pub fn get(&self, url: &str, from: u64) -> Result<Body> {
+    fn get(&self, url: &str, from: u64) -> Result<Body> {
         let mut url = uri(url)?;
         for _ in 0..=MAX_REDIRECTS {
             let response = self.send(&url, from)?;
@@ -83,11 +97,102 @@ impl Client {
     }
 }
 
+impl Download for Client {
+    fn listing(&self, repo: &RepoId, revision: &Revision, watch: &mut dyn Watch) -> Result<Vec<u8>> {
+        // `blobs` adds sizes and hashes.
+        let url = format!("{}/api/models/{}/revision/{}?blobs=true", self.base, repo.as_str(), encode(revision.as_str()));
+        read_listing(self.get(&url, 0)?, watch)
+    }
+
+    /// A broken connection leaves the part of a file whose hash will tell whether it is good.
+    fn file(&self, repo: &RepoId, commit: &str, file: &Sibling, blob: &Path, meter: &mut Meter<'_>) -> Result<()> {
+        let name = file.rfilename.split('/').map(encode).collect::<Vec<_>>().join("/");
+        let url = format!("{}/{}/resolve/{commit}/{name}", self.base, repo.as_str());
+        let mut partial = Partial::open(blob)?;
+        match self.complete(&url, file, &mut partial, meter) {
+            Ok(()) => partial.keep(blob),
+            Err(e) => {
+                if e.kind() != ErrorKind::Network || file.sha256().is_none() || partial.len() > file.size() {
+                    partial.discard();
+                }
+                Err(e)
+            }
+        }
+    }
+}
+
+impl Client {
+    fn complete(&self, url: &str, file: &Sibling, partial: &mut Partial, meter: &mut Meter<'_>) -> Result<()> {
+        if file.sha256().is_some() {
+            partial.resume(&mut |len| meter.at(len))?;
+        }
+        if partial.len() > file.size() || file.sha256().is_none() {
+            partial.clear()?;
+        }
+        loop {
+            let resumed = partial.len();
+            self.receive(url, file, partial, meter)?;
+            let checked = partial.check(file.size(), file.sha256());
+            if checked.is_ok() {
+                return checked;
+            }
+            partial.clear()?;
+            // What was left behind may have been bad; what came in one piece is not asked for twice.
+            if resumed == 0 {
+                return checked;
+            }
+        }
+    }
+
+    /// The bytes that are missing. A connection that breaks is taken up where it ended, as long as each try brings something.
+    fn receive(&self, url: &str, file: &Sibling, partial: &mut Partial, meter: &mut Meter<'_>) -> Result<()> {
+        let mut resumes = 0;
+        while partial.len() < file.size() {
+            let before = partial.len();
+            let part = self.get(url, before).and_then(|body| {
+                // One byte more than expected tells a file that is too long.
+                each_block(body, file.size() - before + 1, &mut |block| {
+                    partial.write(block)?;
+                    meter.at(partial.len())
+                })
+            });
+            let short = || network(format!("expected {} bytes, found {}", file.size(), partial.len()));
+            match part {
+                Ok(()) if partial.len() > file.size() => return partial.check(file.size(), None),
+                Ok(()) if partial.len() == file.size() => {}
+                _ if partial.len() > before && resumes < MAX_RESUMES && is_network(&part) => {
+                    log::debug!("{}: connection lost at byte {}, taken up again", file.rfilename, partial.len());
+                    resumes += 1;
+                }
+                Ok(()) => return Err(short()),
+                Err(e) if e.kind() == ErrorKind::Network && partial.len() > 0 => return Err(short().with_source(e)),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a part ended because the connection did.
+fn is_network(part: &Result<()>) -> bool {
+    part.as_ref().err().is_none_or(|e| e.kind() == ErrorKind::Network)
+}
+
+/// The text of a listing.
+pub fn read_listing(body: Body, watch: &mut dyn Watch) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    each_block(body, MAX_LISTING, &mut |block| {
+        text.extend_from_slice(block);
+        watch.check()
+    })?;
+    Ok(text)
+}
+
 /// Hands a body over in blocks, at most `max` bytes of it.
 ///
 /// # Errors
 /// `Network` if the connection fails, and what `on_block` returns.
-pub fn each_block(body: Body, max: u64, on_block: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+fn each_block(body: Body, max: u64, on_block: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let mut reader = body.into_reader().take(max);
     let mut block = vec![0; BLOCK];
     loop {
@@ -156,7 +261,7 @@ fn starts_at(response: &Response<Body>, from: u64) -> bool {
     range.is_some_and(|range| range.starts_with(&format!("bytes {from}-")))
 }
 
-fn refused(status: u16) -> Error {
+pub fn refused(status: u16) -> Error {
     let error = match status {
         404 => Error::new(ErrorKind::NotFound, "no such repository, revision or file on the Hub"),
         // The Hub answers 401 also for a repository that does not exist, lest it tell which private ones do.

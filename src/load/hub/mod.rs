@@ -4,19 +4,22 @@
 //! cache under their name only when whole. The cache has the layout of the Hub's own client ([`cache`]), so each finds what
 //! the other downloaded. Everything the Hub says is checked before it becomes part of a path.
 //!
-//! The client is a thin one over `ureq` ([`client`]). hf-hub 1.0 is asynchronous and brings tokio, reqwest and aws-lc, about
-//! 300 crates with C among them; hf-hub 0.5 is synchronous, cannot be stopped within a file, leaves sizes and hashes
-//! unchecked and draws a progress bar. `ureq` blocks, has a timeout a read, and adds about 25 small crates.
+//! What brings the files is a [`Download`]: our own client ([`client`]), a thin one over `ureq` that can be stopped
+//! within a file and takes up a broken connection, or the crate hf-hub (`hf_hub`, with the feature `hf-hub`).
 
 mod client;
+#[cfg(feature = "hf-hub")]
+mod hf_hub;
 mod cache;
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use self::cache::{Cache, Partial};
-use self::client::{Client, each_block, network};
+use self::cache::Cache;
+pub use self::client::Client;
+#[cfg(feature = "hf-hub")]
+pub use self::hf_hub::HfHub;
 use super::safetensors::{shards, weight_map};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -42,11 +45,21 @@ const FILES: [&str; 10] = [
     "config_sentence_transformers.json",
 ];
 
-/// The listing of a repository with ten thousand files has about 3 MB.
-const MAX_LISTING: u64 = 64 << 20;
+/// What brings files from the Hub.
+pub trait Download {
+    /// What the Hub says of a revision, with sizes and hashes: the text of a [`Listing`].
+    ///
+    /// # Errors
+    /// `NotFound`, `Network`; what `watch` returns.
+    fn listing(&self, repo: &RepoId, revision: &Revision, watch: &mut dyn Watch) -> Result<Vec<u8>>;
 
-/// A connection that breaks is taken up again so often in one file.
-const MAX_RESUMES: usize = 10;
+    /// Brings a file of a commit to `blob`, where it appears whole, in the listed size and, where one is listed, with
+    /// that SHA-256. The caller holds the blob's lock.
+    ///
+    /// # Errors
+    /// `NotFound`, `Network`, `Io`; what `meter` returns.
+    fn file(&self, repo: &RepoId, commit: &str, file: &Sibling, blob: &Path, meter: &mut Meter<'_>) -> Result<()>;
+}
 
 /// Who waits for a download. Every error stops it.
 pub trait Watch {
@@ -60,23 +73,19 @@ pub trait Watch {
 
 /// The Hub and the cache.
 pub struct Hub {
-    client: Option<Client>,
-    endpoint: String,
+    download: Option<Box<dyn Download>>,
     cache: PathBuf,
 }
 
 impl Hub {
     /// `cache` is where files are kept (`None` = [`cache::default_directory`]).
-    ///
-    /// # Errors
-    /// `InvalidArgument` for a token that cannot be one.
-    pub fn new(endpoint: &str, cache: Option<&Path>, token: Option<&str>) -> Result<Self> {
-        Ok(Self { client: Some(Client::new(endpoint, token)?), endpoint: endpoint.to_string(), cache: directory(cache)? })
+    pub fn new(download: Box<dyn Download>, cache: Option<&Path>) -> Result<Self> {
+        Ok(Self { download: Some(download), cache: directory(cache)? })
     }
 
     /// The cache alone, without a network.
     pub fn offline(cache: Option<&Path>) -> Result<Self> {
-        Ok(Self { client: None, endpoint: String::new(), cache: directory(cache)? })
+        Ok(Self { download: None, cache: directory(cache)? })
     }
 
     /// Completes a model in the cache and returns its directory.
@@ -86,32 +95,15 @@ impl Hub {
     /// `Format` for a listing or index that contradicts itself or names files elsewhere; `Io`; what `watch` returns.
     pub fn fetch(&self, repo: &RepoId, revision: &Revision, watch: &mut dyn Watch) -> Result<PathBuf> {
         let cache = Cache::new(&self.cache, repo);
-        match &self.client {
-            None => self.cached(&cache, repo, revision),
-            Some(client) => {
-                let subject = format!("{}@{}", repo.as_str(), revision.as_str());
-                watch.check()?;
-                let listing = self.list(client, repo, revision, watch).map_err(|e| named(e, &subject))?;
-                let download = Download { hub: self, client, cache, repo, listing };
-                let directory = download.model(watch).map_err(|e| named(e, &subject))?;
-                download.cache.remember(revision, &download.listing.sha, &mut || watch.check())?;
-                Ok(directory)
-            }
-        }
-    }
-
-    /// Which commit a revision is, and what it holds.
-    fn list(&self, client: &Client, repo: &RepoId, revision: &Revision, watch: &mut dyn Watch) -> Result<Listing> {
-        // `blobs` adds sizes and hashes.
-        let url = format!("{}/api/models/{}/revision/{}?blobs=true", self.endpoint, repo.as_str(), encode(revision.as_str()));
-        let mut text = Vec::new();
-        each_block(client.get(&url, 0)?, MAX_LISTING, &mut |block| {
-            text.extend_from_slice(block);
-            watch.check()
-        })?;
-        let listing: Listing =
-            serde_json::from_slice(&text).map_err(|e| Error::format(format!("listing: {e}")).with_source(e))?;
-        listing.checked()
+        let Some(download) = &self.download else { return self.cached(&cache, repo, revision) };
+        let subject = format!("{}@{}", repo.as_str(), revision.as_str());
+        watch.check()?;
+        let listing = download.listing(repo, revision, watch).and_then(|text| Listing::parse(&text));
+        let listing = listing.map_err(|e| named(e, &subject))?;
+        let snapshot = Snapshot { download: &**download, cache, repo, listing };
+        let directory = snapshot.model(watch).map_err(|e| named(e, &subject))?;
+        snapshot.cache.remember(revision, &snapshot.listing.sha, &mut || watch.check())?;
+        Ok(directory)
     }
 
     /// A model without a network. Which optional files it should have nobody knows: what there is must do.
@@ -146,15 +138,14 @@ fn named(error: Error, subject: &str) -> Error {
 }
 
 /// One commit of one repository on its way into the cache.
-struct Download<'a> {
-    hub: &'a Hub,
-    client: &'a Client,
+struct Snapshot<'a> {
+    download: &'a dyn Download,
     cache: Cache,
     repo: &'a RepoId,
     listing: Listing,
 }
 
-impl Download<'_> {
+impl Snapshot<'_> {
     /// The small files, then the weights.
     fn model(&self, watch: &mut dyn Watch) -> Result<PathBuf> {
         let directory = self.cache.snapshot(&self.listing.sha);
@@ -218,8 +209,10 @@ impl Download<'_> {
         meter.watch.check()?;
         let etag = file.etag();
         let _lock = self.cache.lock(etag, &mut || meter.again())?;
-        if cache::size(&self.cache.blob(etag)) != Some(file.size()) && !self.holds(file) {
-            self.blob(file, meter).map_err(|e| named(e, &file.rfilename))?;
+        let blob = self.cache.blob(etag);
+        if cache::size(&blob) != Some(file.size()) && !self.holds(file) {
+            let brought = self.download.file(self.repo, &self.listing.sha, file, &blob, meter);
+            brought.map_err(|e| named(e, &file.rfilename))?;
         }
         if !self.holds(file) {
             self.cache.link(&self.listing.sha, &file.rfilename, etag)?;
@@ -228,87 +221,10 @@ impl Download<'_> {
         meter.finished = meter.finished.saturating_add(file.size());
         Ok(())
     }
-
-    /// Downloads a blob. A broken connection leaves the part of a file whose hash will tell whether it is good.
-    fn blob(&self, file: &Sibling, meter: &mut Meter<'_>) -> Result<()> {
-        let blob = self.cache.blob(file.etag());
-        let mut partial = Partial::open(&blob)?;
-        match self.complete(file, &mut partial, meter) {
-            Ok(()) => partial.keep(&blob),
-            Err(e) => {
-                if e.kind() != ErrorKind::Network || file.sha256().is_none() || partial.len() > file.size() {
-                    partial.discard();
-                }
-                Err(e)
-            }
-        }
-    }
-
-    fn complete(&self, file: &Sibling, partial: &mut Partial, meter: &mut Meter<'_>) -> Result<()> {
-        if file.sha256().is_some() {
-            partial.resume(&mut |len| meter.at(len))?;
-        }
-        if partial.len() > file.size() || file.sha256().is_none() {
-            partial.clear()?;
-        }
-        loop {
-            let resumed = partial.len();
-            self.receive(file, partial, meter)?;
-            let found = partial.sha256();
-            match file.sha256() {
-                Some(expected) if expected != found => {
-                    partial.clear()?;
-                    // What was left behind may have been bad; what came in one piece is not asked for twice.
-                    if resumed == 0 {
-                        return Err(network(format!("expected content with SHA-256 {expected}, found {found}")));
-                    }
-                }
-                _ => return Ok(()),
-            }
-        }
-    }
-
-    /// The bytes that are missing. A connection that breaks is taken up where it ended, as long as each try brings something.
-    fn receive(&self, file: &Sibling, partial: &mut Partial, meter: &mut Meter<'_>) -> Result<()> {
-        let repo = self.repo.as_str();
-        let name = file.rfilename.split('/').map(encode).collect::<Vec<_>>().join("/");
-        let url = format!("{}/{repo}/resolve/{}/{name}", self.hub.endpoint, self.listing.sha);
-        let mut resumes = 0;
-        while partial.len() < file.size() {
-            let before = partial.len();
-            let part = self.client.get(&url, before).and_then(|body| {
-                // One byte more than expected tells a file that is too long.
-                each_block(body, file.size() - before + 1, &mut |block| {
-                    partial.write(block)?;
-                    meter.at(partial.len())
-                })
-            });
-            let short = || network(format!("expected {} bytes, found {}", file.size(), partial.len()));
-            match part {
-                Ok(()) if partial.len() > file.size() => {
-                    return Err(network(format!("expected {} bytes, found more", file.size())));
-                }
-                Ok(()) if partial.len() == file.size() => {}
-                _ if partial.len() > before && resumes < MAX_RESUMES && is_network(&part) => {
-                    log::debug!("{repo}: {}: connection lost at byte {}, taken up again", file.rfilename, partial.len());
-                    resumes += 1;
-                }
-                Ok(()) => return Err(short()),
-                Err(e) if e.kind() == ErrorKind::Network && partial.len() > 0 => return Err(short().with_source(e)),
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether a part ended because the connection did.
-fn is_network(part: &Result<()>) -> bool {
-    part.as_ref().err().is_none_or(|e| e.kind() == ErrorKind::Network)
 }
 
 /// Bytes of all files, never falling.
-struct Meter<'a> {
+pub struct Meter<'a> {
     watch: &'a mut dyn Watch,
     finished: u64,
     told: u64,
@@ -337,7 +253,7 @@ struct Listing {
 /// A file of a repository.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Sibling {
+pub struct Sibling {
     rfilename: String,
     size: Option<u64>,
     blob_id: Option<String>,
@@ -352,6 +268,11 @@ struct Lfs {
 }
 
 impl Listing {
+    fn parse(text: &[u8]) -> Result<Self> {
+        let listing: Self = serde_json::from_slice(text).map_err(|e| Error::format(format!("listing: {e}")).with_source(e))?;
+        listing.checked()
+    }
+
     /// The same, if nothing in it leads out of the cache and what is needed is complete.
     fn checked(self) -> Result<Self> {
         if !is_hex(&self.sha, 40) {

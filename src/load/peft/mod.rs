@@ -15,7 +15,7 @@ pub use plan::{Beside, Fresh, PeftPlan};
 
 use super::replace::{replace, write_text};
 use super::safetensors::{Tensors, write_safetensors};
-use super::{Checkpoint, Json, fnv, read_text};
+use super::{Checkpoint, Json, MAX_JSON, fnv, read_text};
 use crate::error::{Error, Result};
 use crate::nn::{Adapter, Entry, LowRank, Module, Prefix, Replaced, Role, Slot, TensorSource, Transformer, Weights};
 use crate::ops::{Backend, Format, Matrix};
@@ -46,7 +46,7 @@ impl Peft {
     /// `NotFound`, `Io`; `Format` naming a tensor without a place, a module without its tensors, a shape that does not fit;
     /// `Unsupported` for an option that is not implemented.
     pub fn read(directory: &Path, network: &Transformer) -> Result<Self> {
-        let config_json = read_text(&directory.join(CONFIG))?;
+        let config_json = read_text(&directory.join(CONFIG), MAX_JSON)?;
         let config = PeftConfig::parse(&Json::parse(CONFIG, &config_json)?)?;
         let mut on_bytes = |_, _| Ok(());
         let mut checkpoint = Checkpoint::open_file(&directory.join(TENSORS), &mut on_bytes)?;
