@@ -98,13 +98,17 @@ fn row_by_row(checks: &mut Checks<'_>) {
     for kind in Pooling::ALL {
         checks.add(&format!("pooling, {kind:?}"), &[(ROWS, 48)], Forward, |on, x| {
             // A text of a prompt alone, and one of the prompt and more.
-            ops::pool(on.cx.backend, &x[0], &[2, ROWS - 2], 2, &[kind])
+            ops::pool(on.cx, &x[0], &[2, ROWS - 2], 2, &[kind])
         });
     }
+    checks.add("rows, some", &[(ROWS, 48)], Both, |on, x| {
+        let some = ops::select_rows(on.cx, &x[0], &[1, 2, 5])?;
+        if ops::row_count(&some) == 3 { Ok(some) } else { bail!("select_rows: other rows") }
+    });
+    checks.add("rows, neighbours", &[(ROWS, 48)], Forward, |_, x| ops::narrow_rows(&x[0], 2..5));
     checks.add("rows of length 1", &[(ROWS, 48)], Forward, |on, x| {
-        let backend = on.cx.backend;
-        let rows = ops::pool(backend, &x[0], &[1; ROWS], 0, &[Pooling::Mean])?;
-        ops::unit_rows(backend, Tensor::cat(&[&rows, &ops::zero_rows(backend, 1, 48)?], 0)?)
+        let rows = ops::pool(on.cx, &x[0], &[1; ROWS], 0, &[Pooling::Mean])?;
+        ops::unit_rows(on.cx, ops::stack_rows(&[rows, ops::zero_rows(on.cx, 1, 48)?])?)
     });
     checks.add("clip", &[(ROWS, 48)], Both, |on, x| ops::clip(on.cx, &x[0], 0.5));
     checks.add("split", &[(ROWS, 48)], Both, |on, x| {
@@ -201,7 +205,7 @@ fn cached(on: On<'_>, x: &[Tensor], steps: &[usize], mask: Mask, dim: usize) -> 
         first += rows;
         if i == 1 {
             let mut copy = new();
-            copy.write(&cache.fork()?.read()?, &on.cx.backend.device, on.dtype())?;
+            copy.write(&cache.fork()?.read()?, on.dtype())?;
             cache = copy;
         }
     }
@@ -247,7 +251,7 @@ impl On<'_> {
 
     /// The type of activations.
     fn dtype(self) -> candle_core::DType {
-        ops::dtype(if self.cx.backend.kernels { Format::F32 } else { self.format })
+        ops::dtype(if self.cx.backend.computes_in_f32() { Format::F32 } else { self.format })
     }
 }
 
@@ -320,11 +324,11 @@ fn results(
         return Ok(all);
     }
     let mut gradients = Gradients::default();
-    gradients.add(y.id(), within(y.dims2()?, 99, (0, 0), on)?, backend)?;
+    gradients.add(&y, within(y.dims2()?, 99, (0, 0), on)?, backend)?;
     drop(y);
     tape.back(&mut gradients)?;
     for input in &inputs {
-        let Some(gradient) = gradients.take(input.id()) else { bail!("an input gets no gradient") };
+        let Some(gradient) = gradients.take(input) else { bail!("an input gets no gradient") };
         all.push(ops::to_f32(&gradient)?);
     }
     all.extend(gradients.trained.into_values().flat_map(|gradient| [gradient.a, gradient.b]));
@@ -339,7 +343,7 @@ fn within((rows, cols): (usize, usize), seed: u32, (above, beside): (usize, usiz
         values[(above + row) * width + beside..][..cols].copy_from_slice(from);
     }
     let all = Tensor::from_vec(values, (height, width), &candle_core::Device::Cpu)?.to_dtype(on.dtype())?;
-    all.to_device(&on.cx.backend.device)?.narrow(0, above, rows)?.narrow(1, beside, cols)
+    on.cx.backend.upload(&all)?.narrow(0, above, rows)?.narrow(1, beside, cols)
 }
 
 /// Over the largest value of each tensor; infinite where a value is missing or none.
@@ -363,6 +367,11 @@ mod tests {
 
     use super::*;
 
+    /// Whether our kernels compute.
+    fn kernels(on: On<'_>) -> bool {
+        on.cx.backend.computes_in_f32()
+    }
+
     fn checked(forward: impl Fn(On<'_>, &[Tensor]) -> Result<Tensor>) -> Row {
         let (device, cpu) = (Device::cpu_by_tensors(), Backend::new(&candle_core::Device::Cpu));
         let (dtype, tolerance) = TYPES[2];
@@ -374,7 +383,7 @@ mod tests {
     #[test]
     fn what_a_device_may_do_wrong_fails() {
         assert!(checked(|_, x| x[0].relu()).passed());
-        let scaled = checked(|on, x| if on.cx.backend.kernels { Ok(x[0].clone()) } else { &x[0] * 1.05 });
+        let scaled = checked(|on, x| if kernels(on) { Ok(x[0].clone()) } else { &x[0] * 1.05 });
         assert!(!scaled.passed() && scaled.error.is_ok());
         // Reads what the view lies in from its beginning.
         let view_ignored = checked(|_, x| {
@@ -383,7 +392,7 @@ mod tests {
             Ok(Tensor::from_storage(Storage::Cpu(storage.clone()), layout.shape(), BackpropOp::none(), false))
         });
         assert!(!view_ignored.passed() && view_ignored.layout != "alone" && view_ignored.error == Ok(f32::INFINITY));
-        assert!(checked(|on, x| if on.cx.backend.kernels { Ok(x[0].clone()) } else { bail!("no kernel") }).error.is_err());
-        assert!(!checked(|on, x| if on.cx.backend.kernels { Ok(x[0].clone()) } else { x[0].narrow(0, 0, 1) }).passed());
+        assert!(checked(|on, x| if kernels(on) { Ok(x[0].clone()) } else { bail!("no kernel") }).error.is_err());
+        assert!(!checked(|on, x| if kernels(on) { Ok(x[0].clone()) } else { x[0].narrow(0, 0, 1) }).passed());
     }
 }

@@ -1,5 +1,7 @@
 //! The shape of the crate, read from its sources: which way modules look, and what library code never does.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -96,14 +98,44 @@ fn fused_operations_of_candle_are_called_in_ops_only() {
 }
 
 #[test]
+fn backends_are_told_apart_in_ops_only() {
+    for (_, path, code) in code().into_iter().filter(|(layer, ..)| layer != "ops") {
+        for word in ["Backend::Cpu", "Backend::Tensors", ".is_cpu()", ".is_cuda()", ".is_metal()"] {
+            assert!(!code.contains(word), "{}: {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn gradients_are_not_those_of_candle() {
+    for (_, path, code) in code() {
+        let mut words = code.split(|c: char| !c.is_alphanumeric() && c != '_');
+        assert!(!words.any(|word| ["Var", "VarMap", "by_candle"].contains(&word)), "{}", path.display());
+        assert!(!code.contains(".backward()"), "{}", path.display());
+    }
+}
+
+#[test]
+fn every_operation_has_a_body_for_each_backend() {
+    let ops = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops");
+    let files = |folder: &str| -> BTreeSet<_> {
+        fs::read_dir(ops.join(folder)).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    };
+    let (mut cpu, tensors) = (files("cpu"), files("tensors"));
+    assert!(cpu.remove(OsStr::new("row_op.rs")), "how kernels reach the rows of a tensor");
+    assert_eq!(cpu, tensors);
+    assert!(tensors.is_subset(&files("")) && tensors.len() > 8);
+}
+
+#[test]
 fn every_operation_is_in_the_self_test() {
     // What is no operation on activations.
-    let others = ["fault.rs", "matrix.rs", "row_blocks.rs", "row_op.rs"];
+    let others = ["fault.rs", "matrix.rs", "row_blocks.rs"];
     let checked = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/selftest.rs")).unwrap();
     let mut seen = 0;
-    for (_, path, code) in
-        code().into_iter().filter(|(layer, path, _)| layer == "ops" && !others.iter().any(|o| path.ends_with(o)))
-    {
+    let stands_in_ops = |path: &Path| path.parent().unwrap().ends_with("src/ops");
+    let files = code().into_iter().filter(|(_, path, _)| stands_in_ops(path) && !others.iter().any(|o| path.ends_with(o)));
+    for (_, path, code) in files {
         for line in code.lines().filter_map(|line| line.strip_prefix("pub fn ")) {
             let name: String = line.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             // A size, for estimates.

@@ -123,7 +123,7 @@ impl Device {
     #[cfg(feature = "selftest")]
     #[doc(hidden)]
     pub fn cpu_by_tensors() -> Self {
-        let backend = Backend { device: candle_core::Device::Cpu, kernels: false };
+        let backend = Backend::by_tensors(&candle_core::Device::Cpu);
         Self::with_backend(DeviceKind::Cpu, "CPU by tensor operations".to_string(), backend)
     }
 
@@ -154,7 +154,7 @@ impl Device {
     /// # Errors
     /// `ErrorKind::Unsupported` where the system does not tell.
     pub fn memory(&self) -> Result<(u64, u64)> {
-        if let Some(memory) = gpu::memory(&self.0.backend.device)? {
+        if let Some(memory) = self.0.backend.memory()? {
             return Ok(memory);
         }
         match (ops::resident_bytes(), ops::physical_bytes()) {
@@ -169,7 +169,7 @@ impl Device {
     /// `ErrorKind::Device` if some of it failed.
     pub fn synchronize(&self) -> Result<()> {
         let _waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = self.0.backend.here(|| Ok(self.0.backend.device.synchronize()?));
+        let done = self.0.backend.synchronize();
         self.0.failures.fetch_add(u64::from(done.is_err()), Ordering::Relaxed);
         done
     }
@@ -224,7 +224,7 @@ impl Device {
         let _permit = self.permit()?;
         let before = self.0.failures.load(Ordering::Relaxed);
         let result = run(&self.0.backend);
-        if self.0.backend.kernels {
+        if !self.0.backend.is_asynchronous() {
             return result;
         }
         // Also after an error: what else failed must not be told to the next step.
@@ -298,28 +298,6 @@ mod gpu {
     pub fn cuda(index: usize) -> Result<Device> {
         Err(Error::new(ErrorKind::NotFound, format!("CUDA {index}: this build has no CUDA")))
     }
-
-    /// Used and total bytes of a GPU that knows them.
-    pub fn memory(device: &Device) -> Result<Option<(u64, u64)>> {
-        match device {
-            #[cfg(any(feature = "metal", target_os = "macos", target_os = "ios"))]
-            Device::Metal(metal) => {
-                let device = metal.metal_device();
-                Ok(Some((device.current_allocated_size() as u64, device.recommended_max_working_set_size() as u64)))
-            }
-            #[cfg(feature = "cuda")]
-            Device::Cuda(cuda) => {
-                // Through the context: the driver's own call asks whichever device the calling thread has used, and fails if none.
-                let (free, total) = cuda
-                    .cuda_stream()
-                    .context()
-                    .mem_get_info()
-                    .map_err(|e| Error::new(ErrorKind::Device, format!("CUDA memory: {e}")))?;
-                Ok(Some(((total - free) as u64, total as u64)))
-            }
-            _ => Ok(None),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -341,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_failure_that_another_thread_is_told_of_is_one_of_all_steps_under_way() {
-        let backend = Backend { device: candle_core::Device::Cpu, kernels: false };
+        let backend = Backend::by_tensors(&candle_core::Device::Cpu);
         let device = Device::with_backend(DeviceKind::Cpu, "CPU".to_string(), backend);
         let told = || Ok(device.0.failures.fetch_add(1, Ordering::Relaxed));
         assert_eq!(device.step(told).unwrap_err().kind(), ErrorKind::Device);

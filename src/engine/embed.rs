@@ -28,17 +28,13 @@ use crate::load::{Checkpoint, Json, Module, SentenceConfig, Similarity};
 use crate::nn::{Config, SentenceModule, Weights};
 use crate::ops::{self, Backend, Format, Pooling};
 
-/// Tokens of one pack, which one thread takes through the network: enough that a matrix is not read for a few rows, few enough that
-/// what lies between two products stays in the caches.
-const PACK_TOKENS: usize = 512;
-/// The same on a GPU, which wants more work at once.
-const GPU_PACK_TOKENS: usize = 16_384;
 /// Texts that are tokenised between two looks at the cancel flag.
 const TOKENIZE_TEXTS: usize = 1024;
 
-/// The most tokens that are on their way through the network at a time on the CPU: a pack on each thread, or one long text.
-pub(super) fn rows_at_once(longest: usize) -> usize {
-    longest.max(PACK_TOKENS * rayon::current_num_threads())
+/// The most tokens that are on their way through the network at a time: some packs, or one long text.
+pub(super) fn rows_at_once(longest: usize, backend: &Backend) -> usize {
+    let packs = backend.packs();
+    longest.max(packs.tokens * packs.at_a_time)
 }
 
 /// What is put in front of every text.
@@ -247,15 +243,14 @@ impl Model {
 
     /// Cuts `order` into the texts that go through the network together.
     fn packs<'a>(&self, mut order: &'a [usize], tokens: &[Vec<u32>], batch_size: usize) -> Vec<&'a [usize]> {
-        let kernels = self.transformer().backend().kernels;
+        let most = self.transformer().backend().packs();
         let mut packs = Vec::new();
         while let Some(&first) = order.first() {
             let mut sum = 0;
             let mut within = |n: usize, i: usize| {
                 sum += tokens[i].len();
-                // On a GPU all are as long as the longest.
-                let fits = if kernels { sum <= PACK_TOKENS } else { (n + 1) * tokens[first].len() <= GPU_PACK_TOKENS };
-                n == 0 || (fits && n < batch_size)
+                let size = if most.padded { (n + 1) * tokens[first].len() } else { sum };
+                n == 0 || (size <= most.tokens && n < batch_size)
             };
             let count = order.iter().enumerate().map_while(|(n, &i)| within(n, i).then_some(n + 1)).last().unwrap_or(1);
             let (pack, rest) = order.split_at(count);
@@ -265,16 +260,20 @@ impl Model {
         packs
     }
 
-    /// Packs between two reports of progress: on the CPU many for each thread, as all wait for the last.
+    /// Packs between two reports of progress: many for each thread, as all wait for the last.
     fn packs_at_once(&self) -> usize {
-        if self.transformer().backend().kernels { 16 * rayon::current_num_threads() } else { 1 }
+        match self.transformer().backend().packs().at_a_time {
+            1 => 1,
+            threads => 16 * threads,
+        }
     }
 
     /// A thread takes a pack; the first ones, where each is longer than a thread's share of all, have all threads one after another.
     fn embed_packs<R: Send>(&self, packs: &[&[usize]], tokens: &[Vec<u32>], embed: impl Fn(&[usize]) -> R + Sync) -> Vec<R> {
         let size = |pack: &[usize]| pack.iter().map(|&i| tokens[i].len()).sum::<usize>();
-        let share = packs.iter().map(|pack| size(pack)).sum::<usize>() / rayon::current_num_threads();
-        let long = packs.iter().take_while(|pack| size(pack) > share.max(PACK_TOKENS)).count();
+        let most = self.transformer().backend().packs();
+        let share = packs.iter().map(|pack| size(pack)).sum::<usize>() / most.at_a_time;
+        let long = packs.iter().take_while(|pack| size(pack) > share.max(most.tokens)).count();
         let (long, others) = packs.split_at(long);
         let mut rows: Vec<R> = long.iter().map(|pack| embed(pack)).collect();
         rows.extend(ops::parallel_map(others, |pack| embed(pack)));

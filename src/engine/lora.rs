@@ -99,7 +99,7 @@ impl Lora {
     /// `Mismatch` for an adapter of another model.
     pub(super) fn check_base(&self, model: &Model) -> Result<()> {
         let ((fingerprint, dtype, device), own) = (&self.0.base, base(model));
-        if (*fingerprint, *dtype) != (own.0, own.1) || !device.backend().device.same_device(&own.2.backend().device) {
+        if (*fingerprint, *dtype) != (own.0, own.1) || !device.backend().is_same(own.2.backend()) {
             return Err(Error::new(ErrorKind::Mismatch, "lora: expected an adapter of this model, found one of another"));
         }
         Ok(())

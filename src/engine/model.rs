@@ -190,7 +190,7 @@ impl Model {
         let fingerprint = options.quantization.iter().fold(checkpoint.fingerprint(), |hash, kind| fnv(hash, kind.as_bytes()));
         // What was not read (buffers of old checkpoints) counts as done.
         checkpoint.finish()?;
-        if !backend.kernels {
+        if backend.compiles_at_first_use() {
             warm_up(&transformer, &device, options, &mut progress)?;
         }
         let model = Self(Arc::new(Inner {
@@ -323,7 +323,7 @@ impl Model {
         let inner = &*self.0;
         Self(Arc::new(Inner {
             family: inner.family,
-            dtype: if transformer.backend().kernels { Dtype::F32 } else { inner.dtype },
+            dtype: if transformer.backend().computes_in_f32() { Dtype::F32 } else { inner.dtype },
             // What is no longer shared counts twice.
             parameters: inner.parameters + inner.transformer.tied_parameters() - transformer.tied_parameters(),
             transformer,
@@ -393,7 +393,7 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
         // A table of positions ends; see `Embedder::load`.
         let most = if config.positions.is_some() { config.context_length } else { usize::MAX };
         let longest = files.sentence.max_length.unwrap_or(config.context_length).min(most);
-        return Ok(weights.bytes() + modules + workspace_bytes(&config, embed::rows_at_once(longest)));
+        return Ok(weights.bytes() + modules + workspace_bytes(&config, embed::rows_at_once(longest, backend)));
     }
     let states = States::bytes(&config, config.context_length, Format::from(dtype).block_bytes(), backend);
     let rows = super::session::PREFILL_CHUNK.min(config.context_length);
@@ -440,7 +440,7 @@ fn workspace_bytes(c: &Config, rows: usize) -> u64 {
 /// The type that matrices are kept in: what was asked for, else as stored. A GPU needs one type for all.
 fn stored_type(checkpoint: &Checkpoint<'_>, config: &Config, device: &Device, options: &LoadOptions) -> Option<Format> {
     let asked = options.dtype.map(Format::from);
-    if asked.is_some() || device.backend().kernels { asked } else { Some(file_type(checkpoint, config)) }
+    if asked.is_some() || !device.backend().needs_one_type() { asked } else { Some(file_type(checkpoint, config)) }
 }
 
 /// What the file stores the embedding as.

@@ -251,7 +251,6 @@ impl Session {
     /// # Errors
     /// `Mismatch` for sessions of different models; `OutOfMemory`, `Device`, `Suspended`: every answer is then where it was. What is
     /// wrong with one answer stands in its place.
-    #[expect(clippy::type_complexity, reason = "a result of the call, and one for each session")]
     pub fn next_of(sessions: &mut [&mut Self]) -> Result<Vec<Result<Option<TokenEvent>>>> {
         if let [first, rest @ ..] = &*sessions
             && let Some(other) = rest.iter().position(|other| !other.model().is_same(first.model()))

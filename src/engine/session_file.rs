@@ -133,7 +133,7 @@ pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
         let mut bytes = buffer(evaluated as usize * state.token_values() * 4)?;
         file.read_exact(&mut bytes).map_err(io)?;
         let values = ops::Format::F32.widen(&bytes);
-        state.write(&values, &model.transformer().backend().device, ops::dtype(model.dtype().into()))?;
+        state.write(&values, ops::dtype(model.dtype().into()))?;
     }
     let (hash, mut stored) = (file.hash, [0; 8]);
     file.inner.read_exact(&mut stored).map_err(io)?;

@@ -163,7 +163,7 @@ impl Draft {
     fn layer(&self, pattern: Pattern) -> LayerConfig {
         let TensorNames { attn_in, attn_out, attn_sum, mlp_in, mlp_out, mlp_sum, .. } = self.names;
         let attn_in = BranchInput::Stream(attn_in.filter(|_| pattern.attn_in));
-        let (attention, dense) = (OperationConfig::Attention(self.attention(pattern)), OperationConfig::Dense(self.dense()));
+        let (attention, dense) = (self.attention(pattern), self.dense());
         let branch = |input, operation, norm_out| BranchConfig { input, operation, norm_out };
         let steps = match self.order {
             Order::Sequential => vec![
@@ -183,12 +183,12 @@ impl Draft {
         LayerConfig { steps }
     }
 
-    fn attention(&self, pattern: Pattern) -> AttentionConfig {
+    fn attention(&self, pattern: Pattern) -> OperationConfig {
         let names = &self.names;
         let (heads, kv_heads, head_dim) = (self.num_heads, self.num_kv_heads, self.head_dim);
         let qkv = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim];
         let qk_norm = |kind| QkNormConfig { kind, place: self.qk_norm_place, q: names.q_norm, k: names.k_norm };
-        AttentionConfig {
+        OperationConfig::Attention(Box::new(AttentionConfig {
             heads,
             kv_heads,
             head_dim,
@@ -205,22 +205,22 @@ impl Draft {
             scale: self.attn_scale,
             softcap: self.attn_softcap,
             clip: self.qkv_clip,
-        }
+        }))
     }
 
-    fn dense(&self) -> DenseConfig {
+    fn dense(&self) -> OperationConfig {
         let (names, size) = (&self.names, self.intermediate_size);
         let (gate, up) = match self.mlp {
             Mlp::Gated => (Some(names.gate.slot(0, &[size, size])), names.up.slot(1, &[size, size])),
             Mlp::Plain => (None, names.up.slot(0, &[size])),
         };
-        DenseConfig {
+        OperationConfig::Dense(Box::new(DenseConfig {
             intermediate_size: size,
             gate,
             up,
             down: names.down.slot(0, &[self.hidden_size]),
             bias: self.biases.mlp.into(),
             activation: self.activation,
-        }
+        }))
     }
 }

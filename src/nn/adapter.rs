@@ -264,7 +264,7 @@ impl<'a> RowAdapters<'a> {
             let ids = left.split_off(..count).unwrap_or_default();
             rows.push(ops::embedding(replaced(adapters).unwrap_or(table), ids, scale)?);
         }
-        Tensor::cat(&rows, 0)
+        ops::stack_rows(&rows)
     }
 
     /// How many neighbouring rows have the same change of a matrix, and which.
@@ -296,10 +296,10 @@ impl<'a> RowAdapters<'a> {
         let mut first = 0;
         let mut outputs = Vec::with_capacity(groups.len());
         for (rows, change) in groups {
-            outputs.push(product(&x.narrow(0, first, rows)?, change)?);
+            outputs.push(product(&ops::narrow_rows(x, first..first + rows)?, change)?);
             first += rows;
         }
-        Tensor::cat(&outputs, 0)
+        ops::stack_rows(&outputs)
     }
 }
 
@@ -327,7 +327,7 @@ impl Linear {
 
 /// Rows of a matrix on the CPU as the network computes with them; the same one where that is on the CPU too.
 fn network_matrix(host: &Matrix, rows: Range<usize>, backend: &Backend, format: Format) -> error::Result<Matrix> {
-    if backend.kernels && rows == (0..host.outputs()) {
+    if host.is_for(backend) && rows == (0..host.outputs()) {
         return Ok(host.clone());
     }
     let no_room = || Error::new(error::ErrorKind::OutOfMemory, format!("adapter: {} rows do not fit the memory", rows.len()));

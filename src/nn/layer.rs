@@ -49,8 +49,8 @@ pub enum BranchInput {
 /// What a branch does. Attention mixes tokens and has a state; an MLP sees each token alone.
 #[derive(Debug, Clone, PartialEq)]
 pub enum OperationConfig {
-    Attention(AttentionConfig),
-    Dense(DenseConfig),
+    Attention(Box<AttentionConfig>),
+    Dense(Box<DenseConfig>),
 }
 
 impl LayerConfig {
@@ -128,10 +128,10 @@ impl Call<'_> {
         }
         let mut outputs = Vec::with_capacity(steps.len());
         for step in steps {
-            let [q, k, v] = qkv.map(|x| x.narrow(0, step.rows.start, step.rows.len()));
+            let [q, k, v] = qkv.map(|x| ops::narrow_rows(x, step.rows.clone()));
             outputs.push(attend([&q?, &k?, &v?], step)?);
         }
-        Tensor::cat(&outputs, 0)
+        ops::stack_rows(&outputs)
     }
 }
 
@@ -235,7 +235,7 @@ impl Layer {
             };
             drop(x);
             x = if adapters.count_rows() {
-                work(0..inputs[0].dims()[0], &inputs)?
+                work(0..ops::row_count(&inputs[0]), &inputs)?
             } else {
                 ops::by_row_blocks(cx, &inputs, work)?
             };

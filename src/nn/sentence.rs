@@ -90,7 +90,7 @@ impl SentenceModule {
                 }
             }
             Self::LayerNorm(norm) => ops::norm(cx, &x, norm),
-            Self::Normalize => ops::unit_rows(backend, x),
+            Self::Normalize => ops::unit_rows(cx, x),
         }
     }
 }
@@ -113,11 +113,11 @@ impl Transformer {
         (skip, kinds): (usize, &[Pooling]),
         modules: &[SentenceModule],
     ) -> Result<Vec<f32>> {
-        let backend = self.backend();
+        let (backend, cx) = (self.backend(), Context::forward(self.backend()));
         let pooled = match ids {
             // Texts without any token have no vectors to pool.
-            [] => ops::zero_rows(backend, lengths.len(), kinds.len() * self.config().hidden_size)?,
-            _ => ops::pool(backend, &self.encode(ids, lengths, adapters)?, lengths, skip, kinds)?,
+            [] => ops::zero_rows(cx, lengths.len(), kinds.len() * self.config().hidden_size)?,
+            _ => ops::pool(cx, &self.encode(ids, lengths, adapters)?, lengths, skip, kinds)?,
         };
         ops::to_f32(&modules.iter().try_fold(pooled, |x, module| module.forward(backend, x))?)
     }

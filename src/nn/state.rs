@@ -1,6 +1,6 @@
 //! What the layers remember of the tokens evaluated so far.
 
-use candle_core::{DType, Device, Result};
+use candle_core::{DType, Result};
 
 use super::{AttentionConfig, Config};
 use crate::ops::{Backend, LayerCache};
@@ -59,9 +59,9 @@ impl LayerState {
     }
 
     /// Fills an empty one with what [`read`](Self::read) gave.
-    pub fn write(&mut self, values: &[f32], device: &Device, dtype: DType) -> Result<()> {
+    pub fn write(&mut self, values: &[f32], dtype: DType) -> Result<()> {
         match self {
-            Self::Kv(cache) => cache.write(values, device, dtype),
+            Self::Kv(cache) => cache.write(values, dtype),
         }
     }
 }

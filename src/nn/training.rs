@@ -100,18 +100,17 @@ impl Transformer {
                 return Ok(None);
             }
             let Some(of_output) = gradient else { break };
-            let id = input.id();
             let (output, tape) = match way_back {
                 Some(kept) => kept,
                 None => {
-                    layers.x = input;
+                    layers.x = input.clone();
                     layers.recorded(first + offset, offset > 0)?
                 }
             };
-            gradients.add(output.id(), of_output, backend)?;
+            gradients.add(&output, of_output, backend)?;
             drop(output);
             tape.back(&mut gradients)?;
-            gradient = gradients.take(id);
+            gradient = gradients.take(&input);
         }
         let of_change = |number: usize| {
             let found = gradients.trained.remove(&number);
@@ -125,21 +124,20 @@ impl Transformer {
         let (c, backend) = (self.config(), self.backend());
         let Some(product) = self.head() else { bail!("training: the model has no output matrix") };
         // The row of each target is that of the token before it.
-        let rows: Vec<u32> = (1..batch.ids.len()).filter(|&t| batch.targets[t]).map(|t| t as u32 - 1).collect();
-        let ids: Vec<u32> = rows.iter().map(|&row| batch.ids[row as usize + 1]).collect();
-        let rows = Tensor::new(rows, &backend.device)?;
+        let rows: Vec<usize> = (1..batch.ids.len()).filter(|&t| batch.targets[t]).map(|t| t - 1).collect();
+        let ids: Vec<u32> = rows.iter().map(|&row| batch.ids[row + 1]).collect();
         let tape = Tape::default();
-        let hidden = x.index_select(&rows, 0)?;
-        tape.track(&hidden);
-        let normed = self.final_normed(Context { backend, tape: Some(&tape) }, hidden.clone())?;
+        tape.track(x);
+        let cx = Context { backend, tape: Some(&tape) };
+        let normed = self.final_normed(cx, ops::select_rows(cx, x, &rows)?)?;
         let (loss, gradient) =
             ops::cross_entropy(backend, &normed, product, (c.logit_scale, c.logit_softcap), &ids, with_gradient)?;
         let Some(gradient) = gradient else { return Ok((loss, None)) };
         let mut gradients = Gradients::default();
-        gradients.add(normed.id(), gradient, backend)?;
+        gradients.add(&normed, gradient, backend)?;
         tape.back(&mut gradients)?;
-        let Some(gradient) = gradients.take(hidden.id()) else { bail!("training: the loss has no gradient") };
-        Ok((loss, Some(x.zeros_like()?.index_add(&rows, &gradient, 0)?)))
+        let Some(gradient) = gradients.take(x) else { bail!("training: the loss has no gradient") };
+        Ok((loss, Some(gradient)))
     }
 }
 

@@ -291,15 +291,12 @@ impl Transformer {
     pub fn logits(&self, hidden: &Tensor, rows: &[usize], adapters: &RowAdapters<'_>, out: &mut Vec<f32>) -> Result<()> {
         let c = &self.config;
         let Some(head) = &self.head else { bail!("the model has no output matrix") };
-        let x = match rows {
-            [first, .., last] if last - first + 1 != rows.len() => {
-                let rows = rows.iter().map(|&row| row as u32).collect::<Vec<_>>();
-                hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?
-            }
-            [first, ..] => hidden.narrow(0, *first, rows.len())?,
-            [] => return Ok(out.clear()),
-        };
-        let x = self.final_normed(Context::forward(&self.backend), x)?;
+        if rows.is_empty() {
+            out.clear();
+            return Ok(());
+        }
+        let cx = Context::forward(&self.backend);
+        let x = self.final_normed(cx, ops::select_rows(cx, hidden, rows)?)?;
         let product = |x: &Tensor, change, out: &mut Vec<f32>| {
             ops::logits(&self.backend, x, head.changed(change), c.logit_scale, c.logit_softcap, out)
         };
@@ -310,7 +307,7 @@ impl Transformer {
         out.clear();
         let (mut first, mut logits) = (0, Vec::new());
         for (rows, change) in groups {
-            product(&x.narrow(0, first, rows)?, change, &mut logits)?;
+            product(&ops::narrow_rows(&x, first..first + rows)?, change, &mut logits)?;
             out.append(&mut logits);
             first += rows;
         }

@@ -1,11 +1,10 @@
 //! Activation functions, alone and as gates.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
-use super::Activation;
-use super::row_op::{Rows, in_place, row_op, with_rows};
-use super::tape::{Context, by_candle};
-use crate::kernels;
+use super::cpu::activation as cpu;
+use super::tensors::activation as tensors;
+use super::{Activation, Backend, Context};
 
 /// `activation(gate) · up`.
 ///
@@ -16,32 +15,19 @@ use crate::kernels;
 /// Shazeer 2020, <https://arxiv.org/abs/2002.05202>.
 pub fn gated(cx: Context<'_>, x: &Tensor, kind: Activation) -> Result<Tensor> {
     let (_, cols) = x.dims2()?;
-    let width = cols / 2;
-    let kernels = cx.backend.kernels;
-    let by_tensors = move |x: &Tensor| {
-        apply(&x.narrow(1, 0, width)?.force_contiguous()?, kind)? * x.narrow(1, width, width)?.force_contiguous()?
-    };
-    let y = if kernels {
-        row_op("gated", x, width, |x, out| {
-            kernels::gated(kind, x.packed()?, width, out);
-            Ok(())
-        })?
-    } else {
-        by_tensors(x)?
+    if !cols.is_multiple_of(2) {
+        bail!("gated: expected as many gates as values, found rows of {cols}")
+    }
+    let y = match cx.backend {
+        Backend::Cpu => cpu::gated(x, kind)?,
+        Backend::Tensors(_) => tensors::gated(x, kind)?,
     };
     let input = x.clone();
-    cx.record([x], &y, move |gradient| {
-        if !kernels {
-            return by_candle([input], &gradient, |[x]| by_tensors(x));
-        }
-        let back = |dy: Rows<'_>, dx: &mut [f32]| {
-            let dy = dy.packed()?;
-            with_rows(&input, |x| {
-                kernels::gated_back(kind, x.packed()?, dy, width, dx);
-                Ok(())
-            })
-        };
-        Ok([row_op("gated back", &gradient, cols, back)?])
+    cx.record([x], &y, move |dy, backend| {
+        Ok([match backend {
+            Backend::Cpu => cpu::gated_backward(&input, &dy, kind)?,
+            Backend::Tensors(_) => tensors::gated_backward(&input, &dy, kind)?,
+        }])
     });
     Ok(y)
 }
@@ -51,48 +37,40 @@ pub fn gated(cx: Context<'_>, x: &Tensor, kind: Activation) -> Result<Tensor> {
 /// # Shape
 /// `(T, F)`; returns the same.
 pub fn activate(cx: Context<'_>, x: Tensor, kind: Activation) -> Result<Tensor> {
-    if !cx.tracks(&x) {
-        return activated(cx.backend.kernels, x, kind);
-    }
-    let kernels = cx.backend.kernels;
-    let y = activated(kernels, if kernels { x.copy()? } else { x.clone() }, kind)?;
+    let y = match cx.backend {
+        Backend::Cpu if cx.tracks(&x) => cpu::activate(x.force_contiguous()?, kind)?,
+        Backend::Cpu => return cpu::activate(x, kind),
+        Backend::Tensors(_) => tensors::activate(&x, kind)?,
+    };
     let input = x.clone();
-    cx.record([&x], &y, move |gradient| {
-        if !kernels {
-            return by_candle([input], &gradient, |[x]| apply(x, kind));
-        }
-        let back = |dy: &mut [f32], cols| {
-            with_rows(&input, |x| {
-                kernels::activate_back(kind, x.packed()?, dy, cols);
-                Ok(())
-            })
-        };
-        Ok([in_place("activate back", gradient, back)?])
+    cx.record([&x], &y, move |dy, backend| {
+        Ok([match backend {
+            Backend::Cpu => cpu::activate_backward(&input, dy, kind)?,
+            Backend::Tensors(_) => tensors::activate_backward(&input, &dy, kind)?,
+        }])
     });
     Ok(y)
 }
 
-fn activated(kernels: bool, x: Tensor, kind: Activation) -> Result<Tensor> {
-    if kernels {
-        return in_place("activate", x, |x, cols| {
-            kernels::activate(kind, x, cols);
-            Ok(())
-        });
-    }
-    apply(&x, kind)
-}
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
 
-fn apply(x: &Tensor, kind: Activation) -> Result<Tensor> {
-    match kind {
-        Activation::Silu => x.silu(),
-        Activation::Gelu => x.gelu_erf(),
-        // On the way back candle takes the cube, which passes F16's range at 41.
-        Activation::GeluTanh => x.to_dtype(DType::F32)?.gelu()?.to_dtype(x.dtype()),
-        Activation::QuickGelu => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
-        Activation::Relu => x.relu(),
-        Activation::Tanh => x.tanh(),
-        Activation::Sigmoid => candle_nn::ops::sigmoid(x),
-        // The square passes F16's range at 256.
-        Activation::Relu2 => x.to_dtype(DType::F32)?.relu()?.sqr()?.to_dtype(x.dtype()),
+    use super::*;
+    use crate::ops::to_f32;
+
+    #[test]
+    fn slopes_far_out_are_within_f16() {
+        let values = [-3e4f32, -300.0, -41.0, 41.0, 300.0, 3e4];
+        let x = Tensor::from_slice(&values, (1, 6), &Device::Cpu).unwrap().to_dtype(DType::F16).unwrap();
+        let dy = x.ones_like().unwrap();
+        for kind in Activation::ALL {
+            let found = to_f32(&tensors::activate_backward(&x, &dy, kind).unwrap()).unwrap();
+            let [x, dy] = [&x, &dy].map(|x| x.to_dtype(DType::F32).unwrap());
+            let want = to_f32(&cpu::activate_backward(&x, dy, kind).unwrap()).unwrap();
+            for (found, want) in found.iter().zip(&want) {
+                assert!((found - want).abs() <= 1e-3 * want.abs().max(1.0), "{kind:?}: {found} {want}");
+            }
+        }
     }
 }

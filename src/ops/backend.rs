@@ -1,27 +1,46 @@
-//! Where a network computes, and by which of the two paths.
+//! Where a network computes, and what follows from it for those who do not compute themselves.
 
-use candle_core::Device;
+use candle_core::{Device, bail};
 
 use crate::error::Result;
 
-/// A device, and whether our kernels or candle's tensor operations compute on it.
-#[derive(Clone)]
-pub struct Backend {
-    pub device: Device,
-    /// Our kernels: on the CPU. Tensor operations run on every device, also on the CPU, where the tests hold both against each
-    /// other: no Apple GPU is needed to find an error in that path's mathematics.
-    pub kernels: bool,
+/// Where a network computes. It makes what is computed with: [`Matrix`](super::Matrix), [`Vector`](super::Vector) …
+#[derive(Debug, Clone)]
+pub enum Backend {
+    /// Our kernels on the CPU.
+    Cpu,
+    /// candle's tensor operations, on any device. Also on the CPU, where the tests hold them against the kernels: no
+    /// GPU is needed to find an error in their mathematics.
+    Tensors(Device),
+}
+
+/// How texts are put together that go through a network at once.
+pub struct Packs {
+    /// Tokens of a pack that is more than one text.
+    pub tokens: usize,
+    /// Whether each text of a pack counts as much as the longest.
+    pub padded: bool,
+    /// Packs that are on their way at a time.
+    pub at_a_time: usize,
 }
 
 impl Backend {
-    /// The path that belongs to a device.
+    /// What computes best on a device.
     pub fn new(device: &Device) -> Self {
-        Self { device: device.clone(), kernels: device.is_cpu() }
+        if device.is_cpu() { Self::Cpu } else { Self::by_tensors(device) }
+    }
+
+    /// Tensor operations on a device.
+    pub fn by_tensors(device: &Device) -> Self {
+        Self::Tensors(device.clone())
     }
 
     /// Runs one step where its threads or its autorelease pool are.
     pub fn step<R: Send>(&self, step: impl FnOnce() -> Result<R> + Send) -> Result<R> {
-        if self.kernels { crate::kernels::install(step) } else { self.here(step) }
+        match self {
+            Self::Cpu => crate::kernels::install(step),
+            Self::Tensors(_) => self.here(step),
+        }
     }
 
     /// Runs work on this thread.
@@ -31,5 +50,117 @@ impl Backend {
         return objc2::rc::autoreleasepool(|_| work());
         #[cfg(not(any(target_os = "macos", target_os = "ios")))]
         work()
+    }
+
+    /// Whether an operation may fail after it has returned; [`synchronize`](Self::synchronize) then tells.
+    pub fn is_asynchronous(&self) -> bool {
+        matches!(self, Self::Tensors(_))
+    }
+
+    /// Waits until all work that was given to the device is done.
+    pub fn synchronize(&self) -> Result<()> {
+        match self {
+            Self::Cpu => Ok(()),
+            Self::Tensors(device) => self.here(|| Ok(device.synchronize()?)),
+        }
+    }
+
+    /// Used and total bytes of the device, if it has memory of its own that it counts.
+    pub fn memory(&self) -> Result<Option<(u64, u64)>> {
+        match self {
+            #[cfg(any(feature = "metal", target_os = "macos", target_os = "ios"))]
+            Self::Tensors(Device::Metal(metal)) => {
+                let device = metal.metal_device();
+                Ok(Some((device.current_allocated_size() as u64, device.recommended_max_working_set_size() as u64)))
+            }
+            #[cfg(feature = "cuda")]
+            Self::Tensors(Device::Cuda(cuda)) => {
+                use crate::error::{Error, ErrorKind};
+                // Through the context: the driver's own call asks whichever device the calling thread has used, and fails
+                // if none.
+                let (free, total) = cuda
+                    .cuda_stream()
+                    .context()
+                    .mem_get_info()
+                    .map_err(|e| Error::new(ErrorKind::Device, format!("CUDA memory: {e}")))?;
+                Ok(Some(((total - free) as u64, total as u64)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether what one has made serves the other.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Cpu, Self::Cpu) => true,
+            (Self::Tensors(a), Self::Tensors(b)) => a.same_device(b),
+            _ => false,
+        }
+    }
+
+    /// Whether activations, and what is merged, are F32 whatever weights are kept as; else they have the weights' type.
+    pub fn computes_in_f32(&self) -> bool {
+        matches!(self, Self::Cpu)
+    }
+
+    /// Whether all matrices of a network must be kept as one type.
+    pub fn needs_one_type(&self) -> bool {
+        matches!(self, Self::Tensors(_))
+    }
+
+    /// Whether operations are compiled when they are first used.
+    pub fn compiles_at_first_use(&self) -> bool {
+        matches!(self, Self::Tensors(_))
+    }
+
+    /// How texts are put together.
+    pub fn packs(&self) -> Packs {
+        match self {
+            // Enough that a matrix is not read for a few rows, few enough that what lies between two products stays in
+            // the caches.
+            Self::Cpu => Packs { tokens: 512, padded: false, at_a_time: crate::kernels::threads() },
+            // A GPU wants more work at once.
+            Self::Tensors(_) => Packs { tokens: 16_384, padded: true, at_a_time: 1 },
+        }
+    }
+
+    /// A tensor that was made on the CPU, where activations are.
+    #[cfg(feature = "selftest")]
+    pub fn upload(&self, x: &candle_core::Tensor) -> candle_core::Result<candle_core::Tensor> {
+        match self {
+            Self::Cpu => Ok(x.clone()),
+            Self::Tensors(device) => x.to_device(device),
+        }
+    }
+}
+
+/// Something to compute with, as each backend has it.
+#[derive(Clone)]
+pub enum On<C, T> {
+    Cpu(C),
+    Tensors(T),
+}
+
+impl<C, T> On<C, T> {
+    /// What our kernels read.
+    ///
+    /// # Errors
+    /// If another backend made it.
+    pub(super) fn cpu(&self) -> candle_core::Result<&C> {
+        match self {
+            Self::Cpu(it) => Ok(it),
+            Self::Tensors(_) => bail!("expected what was made for our kernels, found tensors"),
+        }
+    }
+
+    /// What tensor operations read.
+    ///
+    /// # Errors
+    /// If another backend made it.
+    pub(super) fn tensors(&self) -> candle_core::Result<&T> {
+        match self {
+            Self::Tensors(it) => Ok(it),
+            Self::Cpu(_) => bail!("expected tensors, found what was made for our kernels"),
+        }
     }
 }

@@ -1,13 +1,11 @@
 //! The product with a weight matrix and its low-rank changes, and with a set of vectors.
 
-use candle_core::{Device, Result, Storage, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
-use super::fault;
-use super::low_rank::{new_product_on_cpu, product_on_cpu};
-use super::row_op::{rows_of, with_rows};
-use super::tape::{Context, Gradients};
-use super::{Delta, Matrix, Trainable, Vector, to_f32};
-use crate::kernels::{Packed, Use, install, matmul, matmul_transposed_add, scale_softcap};
+use super::cpu::linear as cpu;
+use super::tensors::linear as tensors;
+use super::{Backend, Context, Delta, Matrix, Trainable, Vector, to_f32};
+use crate::kernels::{Packed, Use, install, matmul, scale_softcap};
 
 /// A weight matrix `(N, C)`, its bias `(N)`, and what adapters change.
 #[derive(Clone, Copy)]
@@ -18,6 +16,17 @@ pub struct Product<'a> {
     pub trained: &'a [Trainable],
 }
 
+impl Product<'_> {
+    /// The rows of `x`, if they are what the matrix takes.
+    pub(super) fn rows_of(&self, x: &Tensor) -> Result<usize> {
+        let ((rows, cols), inputs) = (x.dims2()?, self.weight.inputs());
+        if cols != inputs {
+            bail!("linear: expected rows of {inputs} values, found {cols}")
+        }
+        Ok(rows)
+    }
+}
+
 /// `y = x Wᵀ + b`, and what the changes add. The matrix itself is frozen: it gets no gradient.
 ///
 /// # Shape
@@ -26,99 +35,28 @@ pub struct Product<'a> {
 /// # Errors
 /// If a gradient is asked for through a change that is not in training.
 pub fn linear(cx: Context<'_>, x: &Tensor, product: Product<'_>) -> Result<Tensor> {
-    let Product { weight, bias, deltas, trained } = product;
-    let (rows, _) = x.dims2()?;
-    let (y, inner) = match weight {
-        Matrix::Packed(packed) => {
-            let bias = bias.map(Vector::cpu).transpose()?;
-            let outputs = packed.rows();
-            let (y, inner) = with_rows(x, |x| {
-                let mut y = new_product_on_cpu(&x, rows, packed, bias, deltas)?;
-                let inner = trained.iter().map(|change| change.add_on_cpu(&x, &mut y, outputs)).collect::<Result<Vec<_>>>()?;
-                Ok((y, inner))
-            })?;
-            (Tensor::from_vec(y, (rows, outputs), &Device::Cpu)?, inner)
-        }
-        Matrix::Tensor(weight) => {
-            fault::product()?;
-            let x = x.contiguous()?;
-            let plain = x.matmul(&weight.t()?)?;
-            let mut y = match bias {
-                Some(bias) => plain.broadcast_add(&bias.tensor()?.to_dtype(plain.dtype())?)?,
-                None => plain.clone(),
-            };
-            for delta in deltas {
-                y = (y + delta.tensor(&x, &plain)?)?;
-            }
-            for change in trained {
-                y = (y + change.tensor(&x, weight.dims()[0])?)?;
-            }
-            (y, Vec::new())
-        }
+    product.rows_of(x)?;
+    let Product { weight, deltas, trained, .. } = product;
+    let (y, inner) = match cx.backend {
+        Backend::Cpu => cpu::forward(x, product)?,
+        Backend::Tensors(_) => (tensors::forward(x, product)?, Vec::new()),
     };
     let Some(tape) = cx.tape.filter(|_| cx.tracks(x) || !trained.is_empty()) else { return Ok(y) };
     if !deltas.is_empty() {
         bail!("linear: a gradient was asked for through an adapter that is not in training")
     }
-    let way_back = Back {
-        x: x.clone(),
-        x_tracked: cx.tracks(x),
-        weight: weight.clone(),
-        trained: trained.to_vec(),
-        inner,
-        backend: cx.backend.clone(),
-    };
-    let id = y.id();
-    tape.push([&y], move |gradients| match gradients.take(id) {
-        Some(dy) => way_back.run(&dy, gradients),
-        None => Ok(()),
+    let (id, x, weight, trained) = (y.id(), x.clone(), weight.clone(), trained.to_vec());
+    let (x_tracked, backend) = (cx.tracks(&x), cx.backend.clone());
+    tape.push([&y], move |gradients| {
+        let Some(dy) = gradients.take_from(id) else { return Ok(()) };
+        let (dx, of_trained) = match &backend {
+            Backend::Cpu => cpu::backward(&x, &dy, &weight, (&trained, &inner), x_tracked)?,
+            Backend::Tensors(_) => tensors::backward(&x, &dy, &weight, &trained, x_tracked)?,
+        };
+        gradients.trained.extend(trained.iter().map(Trainable::number).zip(of_trained));
+        dx.map_or(Ok(()), |dx| gradients.add(&x, dx, &backend))
     });
     Ok(y)
-}
-
-/// What the way back through a product needs.
-struct Back {
-    x: Tensor,
-    x_tracked: bool,
-    weight: Matrix,
-    trained: Vec<Trainable>,
-    /// On the CPU, of each change in training.
-    inner: Vec<Vec<f32>>,
-    backend: super::Backend,
-}
-
-impl Back {
-    fn run(self, dy: &Tensor, gradients: &mut Gradients) -> Result<()> {
-        let Self { x, x_tracked, weight, trained, inner, backend } = self;
-        let (rows, inputs) = x.dims2()?;
-        let dx = match &weight {
-            Matrix::Packed(packed) => {
-                let mut dx = x_tracked.then(|| vec![0f32; rows * inputs]);
-                with_rows(dy, |dy| {
-                    for (change, inner) in trained.iter().zip(&inner) {
-                        let gradient = with_rows(&x, |x| change.back_on_cpu(&x, inner, &dy, dx.as_deref_mut()))?;
-                        gradients.trained.insert(change.number(), gradient);
-                    }
-                    if let Some(dx) = &mut dx {
-                        matmul_transposed_add(dy.values, dy.stride, packed, dx);
-                    }
-                    Ok(())
-                })?;
-                dx.map(|dx| Tensor::from_vec(dx, (rows, inputs), &Device::Cpu)).transpose()?
-            }
-            Matrix::Tensor(weight) => {
-                let dy = dy.contiguous()?;
-                let mut dx = if x_tracked { Some(dy.matmul(weight)?) } else { None };
-                for change in &trained {
-                    let (gradient, of_change) = change.back_by_tensors(&x, &dy)?;
-                    gradients.trained.insert(change.number(), gradient);
-                    dx = dx.map(|dx| dx + of_change).transpose()?;
-                }
-                dx
-            }
-        };
-        dx.map_or(Ok(()), |dx| gradients.add(x.id(), dx, &backend))
-    }
 }
 
 /// The product with the output matrix, read back: `y · scale`, then `cap · tanh(y / cap)` where there is a cap.
@@ -127,21 +65,20 @@ impl Back {
 /// `x`: `(T, C)`; `out` becomes `T · N` values in F32, on the CPU in the memory it has where that is
 /// enough: a vocabulary is half a megabyte, and it is needed for every token.
 pub fn logits(
-    backend: &super::Backend,
+    backend: &Backend,
     x: &Tensor,
     product: Product<'_>,
     scale: f32,
     cap: Option<f32>,
     out: &mut Vec<f32>,
 ) -> Result<()> {
-    if let Matrix::Packed(packed) = product.weight {
-        let (storage, layout) = x.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else { bail!("logits: operands on two devices") };
-        let rows = rows_of(storage, layout)?;
-        out.resize(layout.dims()[0] * packed.rows(), 0.0);
-        product_on_cpu(&rows, packed, product.bias.map(Vector::cpu).transpose()?, product.deltas, out)?;
-    } else {
-        *out = to_f32(&linear(Context::forward(backend), x, product)?)?;
+    let rows = product.rows_of(x)?;
+    match backend {
+        Backend::Cpu => {
+            out.resize(rows * product.weight.outputs(), 0.0);
+            cpu::product(x, product, out)?;
+        }
+        Backend::Tensors(_) => *out = to_f32(&tensors::forward(x, product)?)?,
     }
     if scale != 1.0 || cap.is_some() {
         scale_softcap(out, scale, cap);

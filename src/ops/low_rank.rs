@@ -4,12 +4,11 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor, bail};
 
-use super::fault;
+use super::cpu::row_op::Rows;
 use super::linear::Products;
-use super::row_op::Rows;
 use super::{Backend, Matrix, MatrixBuilder, Vector};
 use crate::error::OutOfMemory;
-use crate::kernels::{Packed, Use, matmul, matmul_new};
+use crate::kernels::{Use, matmul_new};
 
 /// `y[start..start + n] += gain · scale · (B (A x) + bias) + (gain - 1) · W x`; without a gain the last term is none.
 ///
@@ -55,14 +54,14 @@ impl Delta {
 
     /// Adds the change to `y`, of which `plain` is a copy without bias where there is a gain.
     pub(super) fn add_on_cpu(&self, x: &Rows<'_>, plain: &[f32], outputs: usize, y: &mut [f32]) -> Result<()> {
-        let (Matrix::Packed(a), Matrix::Packed(b)) = (&self.a, &self.b) else { bail!("an adapter on a GPU met the CPU") };
+        let (a, b) = (self.a.cpu()?, self.b.cpu()?);
         if x.cols != a.cols() {
             bail!("adapter: {} inputs for a matrix of {}", x.cols, a.cols())
         }
         let rows = y.len() / outputs;
         let inner = matmul_new(x.values, x.stride, a, None, rows);
-        let change = matmul_new(&inner, a.rows(), b, self.bias.as_ref().map(Vector::cpu).transpose()?, rows);
-        let gain = self.gain.as_ref().map(Vector::cpu).transpose()?;
+        let change = matmul_new(&inner, a.rows(), b, self.bias.as_ref().map(Vector::slice).transpose()?, rows);
+        let gain = self.gain.as_ref().map(Vector::slice).transpose()?;
         for (row, change) in change.chunks_exact(b.rows()).enumerate() {
             let at = row * outputs + self.start;
             let y = &mut y[at..at + b.rows()];
@@ -81,14 +80,14 @@ impl Delta {
 
     /// The same by tensor operations: what is added to all outputs. `plain`: `W x`.
     pub(super) fn tensor(&self, x: &Tensor, plain: &Tensor) -> Result<Tensor> {
-        let (Matrix::Tensor(a), Matrix::Tensor(b)) = (&self.a, &self.b) else { bail!("an adapter on the CPU met a GPU") };
+        let (a, b) = (self.a.tensors()?, self.b.tensors()?);
         let mut change = x.matmul(&a.t()?)?.matmul(&b.t()?)?;
         if let Some(bias) = &self.bias {
-            change = change.broadcast_add(&bias.tensor()?.to_dtype(change.dtype())?)?;
+            change = change.broadcast_add(&bias.tensors()?.to_dtype(change.dtype())?)?;
         }
         change = (change * f64::from(self.scale))?;
         if let Some(gain) = &self.gain {
-            let gain = gain.tensor()?;
+            let gain = gain.tensors()?;
             let plain = plain.narrow(1, self.start, self.b.outputs())?.force_contiguous()?;
             // One is subtracted in F32: a gain is near it.
             let beyond = plain.broadcast_mul(&(gain - 1.0)?.to_dtype(plain.dtype())?)?;
@@ -163,43 +162,4 @@ impl<'a> Product<'a> {
 
 fn blocks(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     rows.clone().step_by(BLOCK_ROWS).map(move |start| start..rows.end.min(start + BLOCK_ROWS))
-}
-
-/// Outputs by our kernel: the product, and what the changes add to it.
-pub(super) fn product_on_cpu(x: &Rows<'_>, weight: &Packed, bias: Option<&[f32]>, deltas: &[Delta], y: &mut [f32]) -> Result<()> {
-    check_product(x, weight)?;
-    matmul(x.values, x.stride, weight, bias, y);
-    add_on_cpu(x, weight, bias, deltas, y)
-}
-
-/// The same in memory of its own.
-pub(super) fn new_product_on_cpu(
-    x: &Rows<'_>,
-    rows: usize,
-    weight: &Packed,
-    bias: Option<&[f32]>,
-    deltas: &[Delta],
-) -> Result<Vec<f32>> {
-    check_product(x, weight)?;
-    let mut y = matmul_new(x.values, x.stride, weight, bias, rows);
-    add_on_cpu(x, weight, bias, deltas, &mut y)?;
-    Ok(y)
-}
-
-fn check_product(x: &Rows<'_>, weight: &Packed) -> Result<()> {
-    if x.cols != weight.cols() {
-        bail!("linear: {} inputs for a matrix of {}", x.cols, weight.cols())
-    }
-    fault::product()
-}
-
-fn add_on_cpu(x: &Rows<'_>, weight: &Packed, bias: Option<&[f32]>, deltas: &[Delta], y: &mut [f32]) -> Result<()> {
-    let mut plain = Vec::new();
-    if deltas.iter().any(|delta| delta.gain.is_some()) {
-        plain = y.to_vec();
-        if let Some(bias) = bias {
-            plain.chunks_exact_mut(bias.len()).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y -= b));
-        }
-    }
-    deltas.iter().try_for_each(|delta| delta.add_on_cpu(x, &plain, weight.rows(), y))
 }

@@ -3,40 +3,45 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
-use super::Backend;
+use super::{Backend, On};
 use crate::kernels::{Format, Packed, Panels, Use};
 
 /// A weight matrix `(outputs, inputs)`; immutable, shared by clones.
-#[derive(Clone)]
-pub enum Matrix {
-    Packed(Arc<Packed>),
-    Tensor(Tensor),
-}
+pub type Matrix = On<Arc<Packed>, Tensor>;
 
 impl Matrix {
     /// `N`
     pub fn outputs(&self) -> usize {
         match self {
-            Self::Packed(packed) => packed.rows(),
-            Self::Tensor(tensor) => tensor.dims()[0],
+            Self::Cpu(packed) => packed.rows(),
+            Self::Tensors(tensor) => tensor.dims()[0],
         }
     }
 
     /// `C`
     pub fn inputs(&self) -> usize {
         match self {
-            Self::Packed(packed) => packed.cols(),
-            Self::Tensor(tensor) => tensor.dims()[1],
+            Self::Cpu(packed) => packed.cols(),
+            Self::Tensors(tensor) => tensor.dims()[1],
         }
     }
 
     /// Whether two are one in memory.
     pub fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Packed(a), Self::Packed(b)) => Arc::ptr_eq(a, b),
-            (Self::Tensor(a), Self::Tensor(b)) => a.id() == b.id(),
+            (Self::Cpu(a), Self::Cpu(b)) => Arc::ptr_eq(a, b),
+            (Self::Tensors(a), Self::Tensors(b)) => a.id() == b.id(),
+            _ => false,
+        }
+    }
+
+    /// Whether a backend computes with it as it is.
+    pub fn is_for(&self, backend: &Backend) -> bool {
+        match (self, backend) {
+            (Self::Cpu(_), Backend::Cpu) => true,
+            (Self::Tensors(tensor), Backend::Tensors(device)) => tensor.device().same_device(device),
             _ => false,
         }
     }
@@ -44,22 +49,22 @@ impl Matrix {
     /// Some rows in F32, row-major, on the CPU.
     pub fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
         match self {
-            Self::Packed(packed) => {
+            Self::Cpu(packed) => {
                 let mut values = vec![0f32; rows.len() * packed.cols()];
                 for (out, row) in values.chunks_exact_mut(packed.cols()).zip(rows) {
                     packed.row(row, out);
                 }
                 Ok(values)
             }
-            Self::Tensor(tensor) => to_f32(&tensor.narrow(0, rows.start, rows.len())?),
+            Self::Tensors(tensor) => to_f32(&tensor.narrow(0, rows.start, rows.len())?),
         }
     }
 
     /// The type that arithmetic with this matrix has: F32 by our kernels, the tensor's own on a GPU.
     pub fn computed_type(&self) -> Format {
         match self {
-            Self::Packed(_) => Format::F32,
-            Self::Tensor(tensor) => match tensor.dtype() {
+            Self::Cpu(_) => Format::F32,
+            Self::Tensors(tensor) => match tensor.dtype() {
                 DType::F16 => Format::F16,
                 DType::BF16 => Format::BF16,
                 _ => Format::F32,
@@ -71,15 +76,14 @@ impl Matrix {
 /// A matrix that is being read, row block by row block.
 pub struct MatrixBuilder {
     packed: Packed,
-    /// Where it becomes a tensor; `None` = by our kernels.
-    device: Option<Device>,
+    backend: Backend,
 }
 
 impl MatrixBuilder {
     /// Room for `rows · cols` weights; `None` if there is no memory for them.
     pub fn new(rows: usize, cols: usize, format: Format, purpose: Use, backend: &Backend) -> Option<Self> {
         let packed = Packed::new(rows, cols, format, layout(purpose, backend))?;
-        Some(Self { packed, device: (!backend.kernels).then(|| backend.device.clone()) })
+        Some(Self { packed, backend: backend.clone() })
     }
 
     /// The bytes that `rows · cols` weights take on a device.
@@ -100,9 +104,12 @@ impl MatrixBuilder {
 
     /// The finished matrix, on its device.
     pub fn finish(self) -> Result<Matrix> {
-        let Some(device) = self.device else { return Ok(Matrix::Packed(Arc::new(self.packed))) };
+        let device = match self.backend {
+            Backend::Cpu => return Ok(Matrix::Cpu(Arc::new(self.packed))),
+            Backend::Tensors(device) => device,
+        };
         let shape = (self.packed.rows(), self.packed.cols());
-        Ok(Matrix::Tensor(match self.packed.into_panels() {
+        Ok(Matrix::Tensors(match self.packed.into_panels() {
             Panels::F32(values) => Tensor::from_vec(values, shape, &device)?,
             Panels::F16(values) => Tensor::from_vec(values, shape, &device)?,
             Panels::BF16(values) => Tensor::from_vec(values, shape, &device)?,
@@ -113,45 +120,35 @@ impl MatrixBuilder {
 
 /// A tensor is row after row, as a table for lookups.
 fn layout(purpose: Use, backend: &Backend) -> Use {
-    if backend.kernels { purpose } else { Use::Lookup }
+    match backend {
+        Backend::Cpu => purpose,
+        Backend::Tensors(_) => Use::Lookup,
+    }
 }
 
 /// A small weight (norm, bias): always F32.
-#[derive(Clone)]
-pub enum Vector {
-    Cpu(Arc<[f32]>),
-    Tensor(Tensor),
-}
+pub type Vector = On<Arc<[f32]>, Tensor>;
 
 impl Vector {
     pub fn new(values: Vec<f32>, backend: &Backend) -> Result<Self> {
-        if backend.kernels {
-            return Ok(Self::Cpu(values.into()));
-        }
         let len = values.len();
-        Ok(Self::Tensor(Tensor::from_vec(values, len, &backend.device)?))
+        Ok(match backend {
+            Backend::Cpu => Self::Cpu(values.into()),
+            Backend::Tensors(device) => Self::Tensors(Tensor::from_vec(values, len, device)?),
+        })
     }
 
     /// The values on the CPU.
     pub fn values(&self) -> Result<Vec<f32>> {
         match self {
             Self::Cpu(values) => Ok(values.to_vec()),
-            Self::Tensor(tensor) => to_f32(tensor),
+            Self::Tensors(tensor) => to_f32(tensor),
         }
     }
 
-    pub(super) fn cpu(&self) -> Result<&[f32]> {
-        match self {
-            Self::Cpu(values) => Ok(values),
-            Self::Tensor(_) => bail!("a weight on a GPU met activations on the CPU"),
-        }
-    }
-
-    pub(super) fn tensor(&self) -> Result<&Tensor> {
-        match self {
-            Self::Tensor(tensor) => Ok(tensor),
-            Self::Cpu(_) => bail!("a weight on the CPU met activations on a GPU"),
-        }
+    /// The values that our kernels read.
+    pub(super) fn slice(&self) -> Result<&[f32]> {
+        self.cpu().map(AsRef::as_ref)
     }
 }
 

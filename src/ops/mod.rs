@@ -1,14 +1,17 @@
-//! Tensor functions: on the CPU our kernels, on a GPU candle's operations behind the checks that Metal needs.
+//! Operations on tensors. `x.rs` says what one means: its shapes, its checks, its backward pass on a [`Tape`].
+//! `cpu/x.rs` is its body by our kernels, `tensors/x.rs` that by candle's operations, which keeps clear of what goes wrong
+//! on Metal; [`Backend`] says which one computes.
 //!
 //! Activations are rows, `(T, …)`: all tokens of a call one after another. On the CPU they are F32 whatever the weights are
 //! stored as; on a GPU they have the dtype of the weights. Nothing above this module calls a fused operation of candle
-//! directly: several of them are silently wrong on Metal for strided or offset inputs, and all of them cut gradients. Each operation
-//! here notes its way back on a [`Tape`], if there is one.
+//! directly: several of them are silently wrong on Metal for strided or offset inputs, and all of them cut gradients.
 
 mod backend;
 mod fault;
 mod tape;
-mod row_op;
+mod cpu;
+mod tensors;
+mod rows;
 mod row_blocks;
 mod matrix;
 mod embedding;
@@ -32,7 +35,7 @@ pub use crate::kernels::{
 pub use crate::kernels::{Level, limit_instructions};
 pub use activation::{activate, gated};
 pub use attention::{LayerCache, Masks, Sequences, attention, attention_within};
-pub use backend::Backend;
+pub use backend::{Backend, On};
 pub use cross_entropy::{cross_entropy, scored_at_once};
 pub use embedding::embedding;
 #[cfg(feature = "fault-injection")]
@@ -44,6 +47,7 @@ pub use norm::{Norm, add_scaled, norm, optional_norm};
 pub use pooling::{Pooling, pool, unit_rows, zero_rows};
 pub use rope::{Angles, rope};
 pub use row_blocks::by_row_blocks;
+pub use rows::{narrow_rows, row_count, select_rows, stack_rows};
 pub use split::{clip, split};
 pub use tape::{Context, Gradient, Gradients, Tape};
 pub use trainable::{Dropout, Trainable};

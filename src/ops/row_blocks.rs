@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
-use super::tape::Context;
+use super::{Backend, Context};
 use crate::kernels::threads;
 
 /// Rows of a block for each thread: enough that reading the weights again for the next block costs nothing that can be measured. Few in
@@ -25,7 +25,7 @@ pub fn by_row_blocks(
 ) -> Result<Tensor> {
     let rows = inputs[0].dims()[0];
     let blocks = rows.div_ceil((ROWS * threads()).max(FEWEST));
-    if !cx.backend.kernels || cx.tape.is_some() || blocks <= 1 {
+    if matches!(cx.backend, Backend::Tensors(_)) || cx.tape.is_some() || blocks <= 1 {
         return work(0..rows, inputs);
     }
     let height = rows.div_ceil(blocks);

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 
-use candle_core::{Result, Tensor, TensorId, Var};
+use candle_core::{Result, Tensor, TensorId};
 
 use super::{Backend, add_scaled};
 
@@ -28,7 +28,7 @@ impl<'a> Context<'a> {
         self,
         inputs: [&Tensor; N],
         output: &Tensor,
-        back: impl FnOnce(Tensor) -> Result<[Tensor; N]> + 'static,
+        back: impl FnOnce(Tensor, &Backend) -> Result<[Tensor; N]> + 'static,
     ) {
         let Some(tape) = self.tape else { return };
         let ids = inputs.map(|input| tape.tracks(input).then(|| input.id()));
@@ -37,10 +37,10 @@ impl<'a> Context<'a> {
         }
         let (output_id, backend) = (output.id(), self.backend.clone());
         tape.push([output], move |gradients| {
-            let Some(gradient) = gradients.take(output_id) else { return Ok(()) };
-            for (id, gradient) in ids.into_iter().zip(back(gradient)?) {
+            let Some(gradient) = gradients.take_from(output_id) else { return Ok(()) };
+            for (id, gradient) in ids.into_iter().zip(back(gradient, &backend)?) {
                 if let Some(id) = id {
-                    gradients.add(id, gradient, &backend)?;
+                    gradients.add_to(id, gradient, &backend)?;
                 }
             }
             Ok(())
@@ -106,7 +106,16 @@ pub struct Gradients {
 
 impl Gradients {
     /// Adds to the gradient of a tensor.
-    pub fn add(&mut self, id: TensorId, gradient: Tensor, backend: &Backend) -> Result<()> {
+    pub fn add(&mut self, of: &Tensor, gradient: Tensor, backend: &Backend) -> Result<()> {
+        self.add_to(of.id(), gradient, backend)
+    }
+
+    /// The gradient of a tensor, which has none from here on.
+    pub fn take(&mut self, of: &Tensor) -> Option<Tensor> {
+        self.take_from(of.id())
+    }
+
+    pub(super) fn add_to(&mut self, id: TensorId, gradient: Tensor, backend: &Backend) -> Result<()> {
         let sum = match self.of.remove(&id) {
             Some(sum) => add_scaled(Context::forward(backend), &sum, gradient, 1.0, None)?,
             None => gradient,
@@ -115,26 +124,9 @@ impl Gradients {
         Ok(())
     }
 
-    /// The gradient of a tensor, which has none from here on.
-    pub fn take(&mut self, id: TensorId) -> Option<Tensor> {
+    pub(super) fn take_from(&mut self, id: TensorId) -> Option<Tensor> {
         self.of.remove(&id)
     }
-}
-
-/// The gradients of the inputs of what candle can differentiate, by computing it a second time.
-pub(super) fn by_candle<const N: usize>(
-    inputs: [Tensor; N],
-    gradient: &Tensor,
-    forward: impl FnOnce([&Tensor; N]) -> Result<Tensor>,
-) -> Result<[Tensor; N]> {
-    let variables = inputs.iter().map(Var::from_tensor).collect::<Result<Vec<_>>>()?;
-    let output = forward(std::array::from_fn(|i| variables[i].as_tensor()))?;
-    let mut store = (output * gradient)?.sum_all()?.backward()?;
-    let gradients: Vec<Tensor> = variables
-        .iter()
-        .map(|variable| store.remove(variable).map_or_else(|| variable.zeros_like(), Ok))
-        .collect::<Result<_>>()?;
-    Ok(std::array::from_fn(|i| gradients[i].clone()))
 }
 
 #[cfg(test)]
@@ -145,6 +137,7 @@ mod tests {
     use crate::ops::{self, Activation, Angles, Format, Mask, Matrix, MatrixBuilder, NormKind, Product, Sequences, Use, Vector};
 
     const ROWS: usize = 7;
+    const BACKENDS: [Backend; 2] = [Backend::Cpu, Backend::Tensors(Device::Cpu)];
 
     /// Values between -1 and 1, none of them within 0.03 of where a function has a corner: 0 and ±0.5.
     fn noise(len: usize, mut seed: u32) -> Vec<f32> {
@@ -181,14 +174,14 @@ mod tests {
         let y = forward(Context { backend, tape: Some(&tape) }, &given);
         let weights = noise(y.elem_count(), 99);
         let mut gradients = Gradients::default();
-        gradients.add(y.id(), Tensor::from_vec(weights.clone(), y.shape(), &Device::Cpu).unwrap(), backend).unwrap();
+        gradients.add(&y, Tensor::from_vec(weights.clone(), y.shape(), &Device::Cpu).unwrap(), backend).unwrap();
         tape.back(&mut gradients).unwrap();
         let sum = |inputs: &[Vec<f32>]| -> f64 {
             let y = ops::to_f32(&forward(Context::forward(backend), &tensors(inputs))).unwrap();
             y.iter().zip(&weights).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum()
         };
         for (input, id) in ids.into_iter().enumerate() {
-            let gradient = ops::to_f32(&gradients.take(id).unwrap_or_else(|| panic!("{name}: no gradient"))).unwrap();
+            let gradient = ops::to_f32(&gradients.take_from(id).unwrap_or_else(|| panic!("{name}: no gradient"))).unwrap();
             for (at, found) in gradient.into_iter().enumerate() {
                 let moved = |step: f32| {
                     let mut moved = inputs.clone();
@@ -203,15 +196,14 @@ mod tests {
                 };
                 let want = (4.0 * slope(h) - slope(2.0 * h)) / 3.0;
                 let error = (f64::from(found) - want).abs();
-                assert!(error < 1e-3, "{name}, kernels {}: input {input}, value {at}: {found} {want}", backend.kernels);
+                assert!(error < 1e-3, "{name}, {backend:?}: input {input}, value {at}: {found} {want}");
             }
         }
     }
 
     #[test]
     fn every_operation_has_the_gradient_of_its_slopes() {
-        for kernels in [true, false] {
-            let backend = &Backend { device: Device::Cpu, kernels };
+        for backend in &BACKENDS {
             let vector = |len, seed| Some(Vector::new(noise(len, seed), backend).unwrap());
             for (kind, weight, bias) in [
                 (NormKind::Rms, vector(12, 5), None),
@@ -269,8 +261,7 @@ mod tests {
 
     #[test]
     fn cross_entropy_has_the_gradient_of_its_slopes() {
-        for (kernels, cap) in [(true, None), (true, Some(1.5)), (false, None), (false, Some(1.5))] {
-            let backend = &Backend { device: Device::Cpu, kernels };
+        for (backend, cap) in BACKENDS.iter().flat_map(|backend| [(backend, None), (backend, Some(1.5))]) {
             let (weight, bias) = (matrix(&noise(50 * 12, 4), 12, backend), Vector::new(noise(50, 5), backend).unwrap());
             let product = Product { weight: &weight, bias: Some(&bias), deltas: &[], trained: &[] };
             let targets: Vec<u32> = (0..ROWS as u32).map(|i| i * 7).collect();
@@ -287,7 +278,7 @@ mod tests {
                 };
                 let ((up, to), (down, from)) = (moved(0.01), moved(-0.01));
                 let want = (up - down) / (to - from);
-                assert!((f64::from(found) - want).abs() < 1e-3, "kernels {kernels}, cap {cap:?}: {found} {want}");
+                assert!((f64::from(found) - want).abs() < 1e-3, "{backend:?}, cap {cap:?}: {found} {want}");
             }
         }
     }

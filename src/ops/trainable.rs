@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::row_op::Rows;
-use super::tape::{Gradient, by_candle};
-use super::{Backend, to_f32};
+use super::cpu::row_op::Rows;
+use super::tape::Gradient;
+use super::{Backend, On, to_f32};
 use crate::error::OutOfMemory;
 use crate::kernels::{self, Packed, Use, matmul_add, matmul_new, outer_sum};
 
@@ -28,7 +28,8 @@ struct Inner {
     dropout: Option<Dropout>,
     /// Its rows, and the first output of the product that they are.
     parts: Vec<(Range<usize>, usize)>,
-    ready: Ready,
+    /// The matrices where they are computed with, `A` and `B`.
+    ready: On<Ready, (Tensor, Tensor)>,
 }
 
 /// The share of inputs that are dropped, and what decides which ones.
@@ -50,18 +51,12 @@ impl Dropout {
     }
 }
 
-/// The matrices where they are computed with.
-enum Ready {
-    Cpu {
-        a: Packed,
-        a_turned: Packed,
-        /// For each part its rows, and the same turned round.
-        b: Vec<[Packed; 2]>,
-    },
-    Tensors {
-        a: Tensor,
-        b: Tensor,
-    },
+/// The matrices for our kernels.
+struct Ready {
+    a: Packed,
+    a_turned: Packed,
+    /// For each part its rows, and the same turned round.
+    b: Vec<[Packed; 2]>,
 }
 
 impl Trainable {
@@ -80,16 +75,19 @@ impl Trainable {
         backend: &Backend,
     ) -> Result<Self> {
         let (inputs, outputs) = (a.len() / rank, b.len() / rank);
-        let ready = if backend.kernels {
-            let rows = |(rows, _): &(Range<usize>, usize)| {
-                let b = &b[rows.start * rank..rows.end * rank];
-                Ok([pack(b, rank)?, pack(&turned(b, rank), rows.len())?])
-            };
-            let b = parts.iter().map(rows).collect::<Result<_>>()?;
-            Ready::Cpu { a: pack(a, inputs)?, a_turned: pack(&turned(a, inputs), rank)?, b }
-        } else {
-            let tensor = |x: &[f32], shape: (usize, usize)| Tensor::from_slice(x, shape, &backend.device);
-            Ready::Tensors { a: tensor(a, (rank, inputs))?, b: tensor(b, (outputs, rank))? }
+        let ready = match backend {
+            Backend::Cpu => {
+                let rows = |(rows, _): &(Range<usize>, usize)| {
+                    let b = &b[rows.start * rank..rows.end * rank];
+                    Ok([pack(b, rank)?, pack(&turned(b, rank), rows.len())?])
+                };
+                let b = parts.iter().map(rows).collect::<Result<_>>()?;
+                On::Cpu(Ready { a: pack(a, inputs)?, a_turned: pack(&turned(a, inputs), rank)?, b })
+            }
+            Backend::Tensors(device) => {
+                let tensor = |x: &[f32], shape: (usize, usize)| Tensor::from_slice(x, shape, device);
+                On::Tensors((tensor(a, (rank, inputs))?, tensor(b, (outputs, rank))?))
+            }
         };
         Ok(Self(Arc::new(Inner { number, rank, inputs, outputs, scale, dropout, parts: parts.to_vec(), ready })))
     }
@@ -107,7 +105,7 @@ impl Trainable {
     /// Adds the change to `y`, whose rows are `stride` long; returns `scale · A dropout(x)`, which the way back needs.
     pub(super) fn add_on_cpu(&self, x: &Rows<'_>, y: &mut [f32], stride: usize) -> Result<Vec<f32>> {
         let Inner { rank, inputs, scale, parts, ready, .. } = &*self.0;
-        let Ready::Cpu { a, b, .. } = ready else { bail!("a low-rank change on a GPU met the CPU") };
+        let Ready { a, b, .. } = ready.cpu()?;
         if x.cols != *inputs {
             bail!("a low-rank change: {} inputs for a matrix of {inputs}", x.cols)
         }
@@ -125,7 +123,7 @@ impl Trainable {
     /// The gradient of its matrices; adds to that of `x`, if it is asked for.
     pub(super) fn back_on_cpu(&self, x: &Rows<'_>, inner: &[f32], dy: &Rows<'_>, dx: Option<&mut [f32]>) -> Result<Gradient> {
         let Inner { rank, inputs, outputs, scale, parts, ready, .. } = &*self.0;
-        let Ready::Cpu { a_turned, b, .. } = ready else { bail!("a low-rank change on a GPU met the CPU") };
+        let Ready { a_turned, b, .. } = ready.cpu()?;
         let count = inner.len() / rank;
         let mut of_inner = vec![0f32; count * rank];
         let mut gradient = Gradient { a: vec![0.0; rank * inputs], b: vec![0.0; outputs * rank] };
@@ -163,27 +161,6 @@ impl Trainable {
         read(&dropped, x.cols)
     }
 
-    /// The change by tensor operations, for all `outputs` of the product.
-    fn by_tensors(&self, x: &Tensor, (a, b): (&Tensor, &Tensor), mask: Option<&Tensor>, outputs: usize) -> Result<Tensor> {
-        let x = match mask {
-            Some(mask) => (x * mask)?,
-            None => x.clone(),
-        };
-        let dtype = x.dtype();
-        let inner = (x.matmul(&a.to_dtype(dtype)?.t()?)? * f64::from(self.0.scale))?;
-        let b = b.to_dtype(dtype)?;
-        let mut change: Option<Tensor> = None;
-        for (rows, start) in &self.0.parts {
-            let part = inner.matmul(&b.narrow(0, rows.start, rows.len())?.t()?)?;
-            let part = part.pad_with_zeros(1, *start, outputs - start - rows.len())?;
-            change = Some(match change {
-                Some(change) => (change + part)?,
-                None => part,
-            });
-        }
-        change.map_or_else(|| Tensor::zeros((x.dims()[0], outputs), dtype, x.device()), Ok)
-    }
-
     /// What inputs are multiplied with, `(T, C)`; made on the CPU, so that every device drops the same.
     fn mask(&self, x: &Tensor) -> Result<Option<Tensor>> {
         let Some(Dropout { share, seed }) = self.0.dropout else { return Ok(None) };
@@ -192,19 +169,42 @@ impl Trainable {
         Tensor::from_vec(mask, x.shape(), &Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device()).map(Some)
     }
 
-    /// What is added to all outputs.
-    pub(super) fn tensor(&self, x: &Tensor, outputs: usize) -> Result<Tensor> {
-        let Ready::Tensors { a, b } = &self.0.ready else { bail!("a low-rank change on the CPU met a GPU") };
-        self.by_tensors(x, (a, b), self.mask(x)?.as_ref(), outputs)
+    /// `x` as the change sees it, its mask, and `scale · A x`.
+    fn inner(&self, x: &Tensor) -> Result<(Tensor, Option<Tensor>, Tensor)> {
+        let mask = self.mask(x)?;
+        let x = mask.as_ref().map_or_else(|| Ok(x.clone()), |mask| x * mask)?;
+        let (a, _) = self.0.ready.tensors()?;
+        let inner = (x.matmul(&a.to_dtype(x.dtype())?.t()?)? * f64::from(self.0.scale))?;
+        Ok((x, mask, inner))
+    }
+
+    /// Adds the change to `y` by tensor operations.
+    pub(super) fn add_by_tensors(&self, x: &Tensor, mut y: Tensor) -> Result<Tensor> {
+        let ((_, outputs), (_, _, inner), (_, b)) = (y.dims2()?, self.inner(x)?, self.0.ready.tensors()?);
+        let b = b.to_dtype(x.dtype())?;
+        for (rows, start) in &self.0.parts {
+            let part = inner.matmul(&b.narrow(0, rows.start, rows.len())?.t()?)?;
+            y = (y + part.pad_with_zeros(1, *start, outputs - start - rows.len())?)?;
+        }
+        Ok(y)
     }
 
     /// The gradient of its matrices, and that of `x`.
     pub(super) fn back_by_tensors(&self, x: &Tensor, dy: &Tensor) -> Result<(Gradient, Tensor)> {
-        let Ready::Tensors { a, b } = &self.0.ready else { bail!("a low-rank change on the CPU met a GPU") };
-        let (mask, (_, outputs)) = (self.mask(x)?, dy.dims2()?);
-        let [dx, a, b] =
-            by_candle([x.clone(), a.clone(), b.clone()], dy, |[x, a, b]| self.by_tensors(x, (a, b), mask.as_ref(), outputs))?;
-        Ok((Gradient { a: to_f32(&a)?, b: to_f32(&b)? }, dx))
+        let Inner { rank, outputs, scale, parts, ready, .. } = &*self.0;
+        let ((x, mask, inner), (a, b), dtype) = (self.inner(x)?, ready.tensors()?, x.dtype());
+        let b = b.to_dtype(dtype)?;
+        let (mut of_b, mut of_inner) = (vec![0f32; outputs * rank], inner.zeros_like()?);
+        for (rows, start) in parts {
+            let dy = dy.narrow(1, *start, rows.len())?.force_contiguous()?;
+            of_inner = (of_inner + dy.matmul(&b.narrow(0, rows.start, rows.len())?)?)?;
+            of_b[rows.start * rank..rows.end * rank].copy_from_slice(&to_f32(&dy.t()?.matmul(&inner)?)?);
+        }
+        let of_inner = (of_inner * f64::from(*scale))?;
+        let of_a = to_f32(&of_inner.t()?.matmul(&x)?)?;
+        let dx = of_inner.matmul(&a.to_dtype(dtype)?)?;
+        let dx = mask.map_or_else(|| Ok(dx.clone()), |mask| &dx * mask)?;
+        Ok((Gradient { a: of_a, b: of_b }, dx))
     }
 }
 

@@ -25,7 +25,8 @@ fn network_with(directory: &Path, kernels: bool, set: impl FnOnce(Weights<'_>) -
     }
     let mut on_bytes = |_, _| Ok(());
     let mut checkpoint = Checkpoint::open(directory, &mut on_bytes).unwrap();
-    let backend = Backend { device: candle_core::Device::Cpu, kernels };
+    let (cpu, new) = (candle_core::Device::Cpu, if kernels { Backend::new } else { Backend::by_tensors });
+    let backend = new(&cpu);
     Transformer::load(files.config, &mut set(Weights::new(&mut checkpoint, &backend, Some(stored)))).unwrap()
 }
 

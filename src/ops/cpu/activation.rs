@@ -1,0 +1,39 @@
+//! Activation functions by our kernels.
+
+use candle_core::{Result, Tensor};
+
+use super::row_op::{in_place, in_place_from, row_op, with_rows};
+use crate::kernels;
+use crate::ops::Activation;
+
+pub fn gated(x: &Tensor, kind: Activation) -> Result<Tensor> {
+    let width = x.dims2()?.1 / 2;
+    row_op("gated", x, width, |x, out| {
+        kernels::gated(kind, x.packed()?, width, out);
+        Ok(())
+    })
+}
+
+pub fn gated_backward(x: &Tensor, dy: &Tensor, kind: Activation) -> Result<Tensor> {
+    let (_, cols) = x.dims2()?;
+    row_op("gated backward", dy, cols, |dy, dx| {
+        let dy = dy.packed()?;
+        with_rows(x, |x| {
+            kernels::gated_back(kind, x.packed()?, dy, cols / 2, dx);
+            Ok(())
+        })
+    })
+}
+
+/// In the memory of `x`.
+pub fn activate(x: Tensor, kind: Activation) -> Result<Tensor> {
+    in_place("activate", x, |x, cols| kernels::activate(kind, x, cols))
+}
+
+/// In the memory of `dy`.
+pub fn activate_backward(x: &Tensor, dy: Tensor, kind: Activation) -> Result<Tensor> {
+    in_place_from("activate backward", dy, x, |x, dy, cols| {
+        kernels::activate_back(kind, x.packed()?, dy, cols);
+        Ok(())
+    })
+}

@@ -1,0 +1,89 @@
+//! Attention by our kernels.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
+
+use super::row_op::{Rows, on_cpu, rows_of};
+use crate::kernels::{KvHeads, Strided, attend, attend_within, attend_within_back};
+use crate::ops::Mask;
+use crate::ops::attention::no_memory;
+
+/// All keys, then all values: `(position, head, D)` each.
+pub fn read(heads: &KvHeads) -> Vec<f32> {
+    let (count, dim) = heads.shape();
+    let mut out = vec![0f32; 2 * heads.len() * count * dim];
+    let (keys, values) = out.split_at_mut(heads.len() * count * dim);
+    for ((i, key), value) in keys.chunks_exact_mut(dim).enumerate().zip(values.chunks_exact_mut(dim)) {
+        heads.read(i % count, i / count, key, value);
+    }
+    out
+}
+
+pub fn write(heads: &mut KvHeads, k: &[f32], v: &[f32]) -> Result<()> {
+    let (count, dim) = heads.shape();
+    heads.append(k, count * dim, v, count * dim, k.len() / (count * dim)).map_err(no_memory)
+}
+
+/// Rows over a cache that they are appended to.
+pub fn over_cache(qkv: [&Tensor; 3], heads: usize, mask: Mask, cache: &mut KvHeads) -> Result<Tensor> {
+    let (rows, width) = qkv[0].dims2()?;
+    let mut out = vec![0f32; rows * width];
+    with_strided(qkv, |[q, k, v]| {
+        cache.append(k.values, k.stride, v.values, v.stride, rows).map_err(no_memory)?;
+        attend(q.values, q.stride, heads, cache, mask, &mut out);
+        Ok(())
+    })?;
+    Tensor::from_vec(out, (rows, width), &Device::Cpu)
+}
+
+/// Sequences whose rows lie one after another.
+#[derive(Clone)]
+pub struct Sequences {
+    pub lengths: Arc<[usize]>,
+    /// `(H, 2 · longest - 1)`
+    pub bias: Option<Arc<[f32]>>,
+}
+
+pub fn within(
+    qkv: [&Tensor; 3],
+    (heads, kv_heads): (usize, usize),
+    mask: Mask,
+    Sequences { lengths, bias }: &Sequences,
+) -> Result<Tensor> {
+    let (rows, width) = qkv[0].dims2()?;
+    let mut out = vec![0f32; rows * width];
+    with_strided(qkv, |[q, k, v]| {
+        attend_within(q, k, v, heads, kv_heads, lengths, mask, bias.as_deref(), &mut out).map_err(no_memory)
+    })?;
+    Tensor::from_vec(out, (rows, width), &Device::Cpu)
+}
+
+/// The gradients of q, k and v.
+pub fn within_backward(
+    [q, k, v]: [&Tensor; 3],
+    dy: &Tensor,
+    heads: (usize, usize),
+    mask: Mask,
+    Sequences { lengths, .. }: &Sequences,
+) -> Result<[Tensor; 3]> {
+    let mut out = [q, k, v].map(|x| vec![0f32; x.elem_count()]);
+    with_strided([q, k, v, dy], |[q, k, v, dy]| {
+        let out = out.each_mut().map(Vec::as_mut_slice);
+        attend_within_back(q, k, v, dy, heads, lengths, mask, out).map_err(no_memory)
+    })?;
+    let [dq, dk, dv] = out;
+    let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), &Device::Cpu);
+    Ok([tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?])
+}
+
+/// Lends the rows of CPU tensors.
+fn with_strided<const N: usize, R>(tensors: [&Tensor; N], work: impl FnOnce([Strided<'_>; N]) -> Result<R>) -> Result<R> {
+    let storages = tensors.map(Tensor::storage_and_layout);
+    let mut rows = Vec::with_capacity(N);
+    for (storage, layout) in &storages {
+        let Rows { values, stride, .. } = rows_of(on_cpu(storage)?, layout)?;
+        rows.push(Strided { values, stride });
+    }
+    work(std::array::from_fn(|i| rows[i]))
+}

@@ -1,0 +1,12 @@
+//! The bodies of operations by our kernels: F32, on the CPU.
+
+pub mod row_op;
+pub mod embedding;
+pub mod linear;
+pub mod cross_entropy;
+pub mod norm;
+pub mod rope;
+pub mod split;
+pub mod attention;
+pub mod activation;
+pub mod pooling;

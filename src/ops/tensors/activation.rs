@@ -1,0 +1,76 @@
+//! Activation functions by tensor operations.
+
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+
+use candle_core::{DType, Result, Tensor};
+use candle_nn::ops::sigmoid;
+
+use crate::ops::Activation;
+
+pub fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
+    match kind {
+        Activation::Silu => x.silu(),
+        Activation::Gelu => x.gelu_erf(),
+        // The cube passes F16's range at 41.
+        Activation::GeluTanh => x.to_dtype(DType::F32)?.gelu()?.to_dtype(x.dtype()),
+        Activation::QuickGelu => x * sigmoid(&(x * 1.702)?)?,
+        Activation::Relu => x.relu(),
+        Activation::Tanh => x.tanh(),
+        Activation::Sigmoid => sigmoid(x),
+        // The square passes F16's range at 256.
+        Activation::Relu2 => x.to_dtype(DType::F32)?.relu()?.sqr()?.to_dtype(x.dtype()),
+    }
+}
+
+/// The slope at `x`, which is F32.
+fn slope(x: &Tensor, kind: Activation) -> Result<Tensor> {
+    let of_silu = |x: &Tensor| {
+        let s = sigmoid(x)?;
+        &s * ((x * (1.0 - &s)?)? + 1.0)?
+    };
+    match kind {
+        Activation::Silu => of_silu(x),
+        Activation::QuickGelu => of_silu(&(x * 1.702)?),
+        Activation::Gelu => {
+            let below = (((x * FRAC_1_SQRT_2)?.erf()? + 1.0)? * 0.5)?;
+            let density = ((x.sqr()? * -0.5)?.exp()? * (0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2))?;
+            below + (x * density)?
+        }
+        Activation::GeluTanh => {
+            let (factor, square) = (FRAC_2_SQRT_PI * FRAC_1_SQRT_2, x.sqr()?); // √(2/π)
+            let tanh = ((x * factor)? * ((&square * 0.044715)? + 1.0)?)?.tanh()?;
+            let inner = ((square * (3.0 * 0.044715 * factor))? + factor)?;
+            let rise = (((1.0 - tanh.sqr()?)? * inner)? * x)?;
+            ((tanh + 1.0)? + rise)? * 0.5
+        }
+        Activation::Relu => x.sign()?.relu(),
+        Activation::Relu2 => x.relu()? * 2.0,
+        Activation::Tanh => 1.0 - x.tanh()?.sqr()?,
+        Activation::Sigmoid => {
+            let s = sigmoid(x)?;
+            &s * (1.0 - &s)?
+        }
+    }
+}
+
+pub fn activate_backward(x: &Tensor, dy: &Tensor, kind: Activation) -> Result<Tensor> {
+    (slope(&x.to_dtype(DType::F32)?, kind)? * dy.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
+}
+
+/// Gate and up, `(T, F)` each.
+fn halves(x: &Tensor) -> Result<[Tensor; 2]> {
+    let width = x.dims2()?.1 / 2;
+    Ok([x.narrow(1, 0, width)?.force_contiguous()?, x.narrow(1, width, width)?.force_contiguous()?])
+}
+
+pub fn gated(x: &Tensor, kind: Activation) -> Result<Tensor> {
+    let [gate, up] = halves(x)?;
+    activate(&gate, kind)? * up
+}
+
+pub fn gated_backward(x: &Tensor, dy: &Tensor, kind: Activation) -> Result<Tensor> {
+    let [gate, up] = halves(&x.to_dtype(DType::F32)?)?;
+    let dy = dy.to_dtype(DType::F32)?;
+    let (of_gate, of_up) = ((slope(&gate, kind)? * up)?, activate(&gate, kind)?);
+    Tensor::cat(&[(of_gate * &dy)?, (of_up * &dy)?], 1)?.to_dtype(x.dtype())
+}

@@ -1,0 +1,304 @@
+//! Attention by tensor operations, over a cache and within padded sequences.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_nn::ops::{sdpa, softmax_last_dim};
+
+use crate::ops::{Mask, to_f32};
+
+/// Positions by which a cache grows.
+const GROWTH: usize = 256;
+
+/// Keys and values `(K, capacity, D)` of one layer, of which `len` positions hold something.
+pub struct Cache {
+    kv_heads: usize,
+    head_dim: usize,
+    len: usize,
+    tensors: Option<(Tensor, Tensor)>,
+    device: Device,
+}
+
+impl Cache {
+    pub fn new(kv_heads: usize, head_dim: usize, device: &Device) -> Self {
+        Self { kv_heads, head_dim, len: 0, tensors: None, device: device.clone() }
+    }
+
+    /// Key-value heads and the values of each.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.kv_heads, self.head_dim)
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn bytes(kv_heads: usize, head_dim: usize, positions: usize, value_bytes: usize) -> u64 {
+        2 * (kv_heads * head_dim * value_bytes) as u64 * positions.next_multiple_of(GROWTH) as u64
+    }
+
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    pub fn fork(&self) -> Result<Self> {
+        let tensors = match &self.tensors {
+            Some((k, v)) => Some((k.force_contiguous()?, v.force_contiguous()?)),
+            None => None,
+        };
+        Ok(Self { tensors, device: self.device.clone(), ..*self })
+    }
+
+    pub fn read(&self) -> Result<Vec<f32>> {
+        let Some((k, v)) = self.tensors.as_ref().filter(|_| self.len > 0) else { return Ok(Vec::new()) };
+        let mut out = to_f32(&k.narrow(1, 0, self.len)?.transpose(0, 1)?)?;
+        out.extend(to_f32(&v.narrow(1, 0, self.len)?.transpose(0, 1)?)?);
+        Ok(out)
+    }
+
+    pub fn write(&mut self, k: &[f32], v: &[f32], dtype: DType) -> Result<()> {
+        let width = self.kv_heads * self.head_dim;
+        let rows = |x: &[f32]| {
+            let x = Tensor::from_slice(x, (x.len() / width, width), &Device::Cpu)?;
+            x.to_dtype(dtype)?.to_device(&self.device)
+        };
+        let (k, v) = (rows(k)?, rows(v)?);
+        self.append(&k, &v)
+    }
+
+    /// # Shape
+    /// `k`, `v`: `(T, K · D)`.
+    fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<()> {
+        let rows = k.dims()[0];
+        if rows == 0 {
+            return Ok(());
+        }
+        let need = self.len + rows;
+        let heads = |x: &Tensor| x.reshape((rows, self.kv_heads, self.head_dim))?.transpose(0, 1)?.force_contiguous();
+        let (k, v) = (heads(k)?, heads(v)?);
+        let capacity = self.tensors.as_ref().map_or(0, |(k, _)| k.dims()[1]);
+        if need > capacity {
+            let grow = |x: &Tensor, old: Option<&Tensor>| {
+                let to = Tensor::zeros((self.kv_heads, need.next_multiple_of(GROWTH), self.head_dim), x.dtype(), x.device())?;
+                if let (Some(old), true) = (old, self.len > 0) {
+                    to.slice_set(&old.narrow(1, 0, self.len)?.force_contiguous()?, 1, 0)?;
+                }
+                Ok::<_, candle_core::Error>(to)
+            };
+            let old = self.tensors.as_ref();
+            self.tensors = Some((grow(&k, old.map(|t| &t.0))?, grow(&v, old.map(|t| &t.1))?));
+        }
+        let Some((keys, values)) = &self.tensors else { bail!("a cache without room") };
+        keys.slice_set(&k, 1, self.len)?;
+        values.slice_set(&v, 1, self.len)?;
+        self.len = need;
+        Ok(())
+    }
+}
+
+/// The masks of one forward pass by tensor operations, made once for each window and shared by the layers.
+#[derive(Default)]
+pub struct Masks(HashMap<Option<usize>, Tensor>);
+
+impl Masks {
+    /// `(T, S)`: 0 where a query sees a key, a large negative number where not.
+    fn get(&mut self, window: Option<usize>, rows: usize, keys: usize, device: &Device) -> Result<Tensor> {
+        if let Some(mask) = self.0.get(&window) {
+            return Ok(mask.clone());
+        }
+        let past = keys - rows;
+        let sees = |t: usize, s: usize| s <= past + t && window.is_none_or(|w| past + t - s < w);
+        // Finite, so that no row can become NaN.
+        let values: Vec<f32> = (0..rows * keys).map(|i| if sees(i / keys, i % keys) { 0.0 } else { -1e30 }).collect();
+        let mask = Tensor::from_vec(values, (rows, keys), device)?;
+        self.0.insert(window, mask.clone());
+        Ok(mask)
+    }
+}
+
+/// Rows over a cache that they are appended to.
+pub fn over_cache([q, k, v]: [&Tensor; 3], heads: usize, mask: Mask, cache: &mut Cache, masks: &mut Masks) -> Result<Tensor> {
+    let (rows, width) = q.dims2()?;
+    let (kv_heads, dim) = (cache.kv_heads, cache.head_dim);
+    cache.append(k, v)?;
+    let Some((keys, values)) = &cache.tensors else { bail!("a cache without room") };
+    // One query sees the window and nothing else, so it needs no mask.
+    let seen = if rows == 1 { cache.len.min(mask.window.unwrap_or(cache.len)) } else { cache.len };
+    let keys = keys.narrow(1, cache.len - seen, seen)?;
+    let values = values.narrow(1, cache.len - seen, seen)?;
+    let q = q.reshape((rows, heads, dim))?.transpose(0, 1)?.force_contiguous()?; // (H, T, D)
+    if rows == 1 && q.device().is_metal() && [32, 64, 72, 80, 96, 128, 256].contains(&dim) {
+        // The fused step of Metal ignores the start offset of a view.
+        let (k, v) = if seen == cache.len { (keys, values) } else { (keys.force_contiguous()?, values.force_contiguous()?) };
+        let (q, k, v) = (q.unsqueeze(0)?, k.unsqueeze(0)?, v.unsqueeze(0)?);
+        let y = sdpa(&q, &k, &v, None, false, mask.scale, mask.softcap.unwrap_or(1.0))?;
+        return y.reshape((rows, width));
+    }
+    let q = q.reshape((kv_heads, heads / kv_heads * rows, dim))?;
+    let scores = scores(&q, &keys, mask)?;
+    let scores = if rows == 1 {
+        scores
+    } else {
+        let mask = masks.get(mask.window, rows, seen, q.device())?;
+        scores.reshape((heads, rows, seen))?.broadcast_add(&mask)?.reshape((kv_heads, heads / kv_heads * rows, seen))?
+    };
+    let weights = softmax_last_dim(&scores.contiguous()?)?.to_dtype(values.dtype())?;
+    let y = weights.matmul(&values)?; // (K, G · T, D)
+    y.reshape((heads, rows, dim))?.transpose(0, 1)?.force_contiguous()?.reshape((rows, width))
+}
+
+/// Products of queries with keys in F32, scaled and capped.
+///
+/// # Shape
+/// `q`: `(K, N, D)`, `k`: `(K, S, D)`: rank 3 with one batch stride, as Metal's product is wrong for views whose batch
+/// strides are not uniform.
+fn scores(q: &Tensor, k: &Tensor, mask: Mask) -> Result<Tensor> {
+    let scores = (q.matmul(&k.transpose(1, 2)?)?.to_dtype(DType::F32)? * f64::from(mask.scale))?;
+    match mask.softcap {
+        Some(cap) => (scores / f64::from(cap))?.tanh()? * f64::from(cap),
+        None => Ok(scores),
+    }
+}
+
+/// Sequences whose rows lie one after another, padded to the longest.
+#[derive(Clone)]
+pub struct Sequences {
+    lengths: Arc<[usize]>,
+    longest: usize,
+    /// `(B · L)`: the row of each place; padding repeats the first.
+    rows: Tensor,
+    /// The place of each row.
+    places: Tensor,
+    /// `(B, 1, L, L)`, causal or not, for each window: 0 where a query sees a key, else a large negative number.
+    masks: HashMap<(bool, Option<usize>), Tensor>,
+    /// `(1, H, L, L)`
+    bias: Option<Tensor>,
+}
+
+impl Sequences {
+    /// `bias`: `(H, 2 · longest - 1)`.
+    pub fn new(lengths: Vec<usize>, bias: Option<Vec<f32>>, device: &Device) -> Result<Self> {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let (mut rows, mut places) = (Vec::with_capacity(lengths.len() * longest), Vec::new());
+        for (b, &len) in lengths.iter().enumerate() {
+            let first = places.len();
+            places.extend((0..len).map(|t| (b * longest + t) as u32));
+            rows.extend((0..longest).map(|t| if t < len { (first + t) as u32 } else { 0 }));
+        }
+        let bias = bias.map(|bias| {
+            let heads = bias.len() / (2 * longest - 1);
+            let at = |i: usize| {
+                let (h, query, key) = (i / (longest * longest), i / longest % longest, i % longest);
+                bias[h * (2 * longest - 1) + longest - 1 + key - query]
+            };
+            let values: Vec<f32> = (0..heads * longest * longest).map(at).collect();
+            Tensor::from_vec(values, (1, heads, longest, longest), device)
+        });
+        Ok(Self {
+            lengths: lengths.into(),
+            longest,
+            rows: Tensor::new(rows, device)?,
+            places: Tensor::new(places, device)?,
+            masks: HashMap::new(),
+            bias: bias.transpose()?,
+        })
+    }
+
+    pub fn has_bias(&self) -> bool {
+        self.bias.is_some()
+    }
+
+    fn mask(&mut self, mask: Mask) -> Result<Tensor> {
+        if let Some(mask) = self.masks.get(&(mask.causal, mask.window)) {
+            return Ok(mask.clone());
+        }
+        let sees = |len: usize, query: usize, key: usize| {
+            key < len && (!mask.causal || key <= query) && mask.window.is_none_or(|w| key.abs_diff(query) < w)
+        };
+        let (lengths, longest, square) = (&self.lengths, self.longest, self.longest * self.longest);
+        // Finite, so that no row can become NaN.
+        let value = |i: usize| if sees(lengths[i / square], i / longest % longest, i % longest) { 0.0 } else { -1e30f32 };
+        let values: Vec<f32> = (0..lengths.len() * square).map(value).collect();
+        let tensor = Tensor::from_vec(values, (lengths.len(), 1, longest, longest), self.rows.device())?;
+        self.masks.insert((mask.causal, mask.window), tensor.clone());
+        Ok(tensor)
+    }
+
+    /// Rows, `(T, heads · D)`, at their places by heads: `(B · K, G · L, D)`.
+    fn placed(&self, x: &Tensor, heads: usize, kv_heads: usize) -> Result<Tensor> {
+        self.by_heads(&x.force_contiguous()?.index_select(&self.rows, 0)?, heads, kv_heads)
+    }
+
+    /// The same with 0 in place of padding, which has no part in any gradient.
+    fn placed_alone(&self, x: &Tensor, heads: usize, kv_heads: usize) -> Result<Tensor> {
+        let none = Tensor::zeros((self.lengths.len() * self.longest, x.dims2()?.1), x.dtype(), x.device())?;
+        self.by_heads(&none.index_add(&self.places, &x.contiguous()?, 0)?, heads, kv_heads)
+    }
+
+    /// Heads before positions, those of a key-value head one after another.
+    fn by_heads(&self, x: &Tensor, heads: usize, kv_heads: usize) -> Result<Tensor> {
+        let (batch, longest, dim) = (self.lengths.len(), self.longest, x.dims2()?.1 / heads);
+        let x = x.reshape((batch, longest, heads, dim))?.transpose(1, 2)?.force_contiguous()?;
+        x.reshape((batch * kv_heads, heads / kv_heads * longest, dim))
+    }
+
+    /// The rows of what is at places.
+    fn rows_of(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
+        let (batch, longest, (_, _, dim)) = (self.lengths.len(), self.longest, x.dims3()?);
+        let x = x.reshape((batch, heads, longest, dim))?.transpose(1, 2)?.force_contiguous()?;
+        x.reshape((batch * longest, heads * dim))?.index_select(&self.places, 0)
+    }
+
+    /// What each query takes of the values, in F32: `(B · K, G · L, L)`; and its scores.
+    fn weights(&mut self, q: &Tensor, k: &Tensor, heads: usize, mask: Mask) -> Result<(Tensor, Tensor)> {
+        let (scores, seen) = (scores(q, k, mask)?, self.mask(mask)?);
+        let by_sequence = scores.reshape((self.lengths.len(), heads, self.longest, self.longest))?;
+        let biased = match &self.bias {
+            Some(bias) => by_sequence.broadcast_add(bias)?,
+            None => by_sequence,
+        };
+        let weights = softmax_last_dim(&biased.broadcast_add(&seen)?.contiguous()?)?;
+        Ok((weights.reshape(scores.shape())?, scores))
+    }
+}
+
+pub fn within(
+    [q, k, v]: [&Tensor; 3],
+    (heads, kv_heads): (usize, usize),
+    mask: Mask,
+    sequences: &mut Sequences,
+) -> Result<Tensor> {
+    let q = sequences.placed(q, heads, kv_heads)?;
+    let [k, v] = [sequences.placed(k, kv_heads, kv_heads)?, sequences.placed(v, kv_heads, kv_heads)?];
+    let (weights, _) = sequences.weights(&q, &k, heads, mask)?;
+    sequences.rows_of(&weights.to_dtype(v.dtype())?.matmul(&v)?, heads)
+}
+
+/// The gradients of q, k and v.
+///
+/// # Source
+/// Dao et al. 2022, appendix B.2, <https://arxiv.org/abs/2205.14135>.
+pub fn within_backward(
+    [q, k, v]: [&Tensor; 3],
+    dy: &Tensor,
+    (heads, kv_heads): (usize, usize),
+    mask: Mask,
+    sequences: &mut Sequences,
+) -> Result<[Tensor; 3]> {
+    let q = sequences.placed(q, heads, kv_heads)?;
+    let [k, v] = [sequences.placed(k, kv_heads, kv_heads)?, sequences.placed(v, kv_heads, kv_heads)?];
+    let (weights, scores) = sequences.weights(&q, &k, heads, mask)?;
+    let dy = sequences.placed_alone(dy, heads, kv_heads)?;
+    let dv = weights.to_dtype(v.dtype())?.transpose(1, 2)?.matmul(&dy)?;
+    let of_weights = dy.matmul(&v.transpose(1, 2)?)?.to_dtype(DType::F32)?;
+    let mean = (&weights * &of_weights)?.sum_keepdim(2)?;
+    let mut of_scores = ((weights * of_weights.broadcast_sub(&mean)?)? * f64::from(mask.scale))?;
+    if let Some(cap) = mask.softcap {
+        let tanh = (scores / f64::from(cap))?;
+        of_scores = (of_scores * (1.0 - tanh.sqr()?)?)?;
+    }
+    let of_scores = of_scores.to_dtype(q.dtype())?;
+    let (dq, dk) = (of_scores.matmul(&k)?, of_scores.transpose(1, 2)?.matmul(&q)?);
+    Ok([sequences.rows_of(&dq, heads)?, sequences.rows_of(&dk, kv_heads)?, sequences.rows_of(&dv, kv_heads)?])
+}

@@ -1,0 +1,60 @@
+//! The loss and its gradient by tensor operations.
+
+use candle_core::{D, DType, Result, Tensor};
+
+use super::linear;
+use crate::ops::Product;
+
+/// `chunk` rows at a time.
+pub fn forward(
+    x: &Tensor,
+    product: Product<'_>,
+    scale_cap: (f32, Option<f32>),
+    targets: &[u32],
+    chunk: usize,
+    with_gradient: bool,
+) -> Result<(f64, Option<Tensor>)> {
+    let (mut loss, mut gradients) = (0.0, Vec::new());
+    for (i, targets) in targets.chunks(chunk).enumerate() {
+        let x = x.narrow(0, i * chunk, targets.len())?.force_contiguous()?;
+        let (sum, gradient) = of_chunk(&x, product, scale_cap, targets, with_gradient)?;
+        loss += sum;
+        gradients.extend(gradient);
+    }
+    let gradient = if gradients.is_empty() { None } else { Some(Tensor::cat(&gradients, 0)?) };
+    Ok((loss, gradient))
+}
+
+fn of_chunk(
+    x: &Tensor,
+    product: Product<'_>,
+    (scale, cap): (f32, Option<f32>),
+    targets: &[u32],
+    with_gradient: bool,
+) -> Result<(f64, Option<Tensor>)> {
+    let weight = product.weight.tensors()?;
+    let ids = Tensor::new(targets, x.device())?.unsqueeze(1)?;
+    let scores = (linear::forward(x, product)?.to_dtype(DType::F32)? * f64::from(scale))?;
+    let (scores, slope) = match cap {
+        Some(cap) => {
+            let tanh = (scores / f64::from(cap))?.tanh()?;
+            let slope = (1.0 - tanh.sqr()?)?;
+            ((tanh * f64::from(cap))?, Some(slope))
+        }
+        None => (scores, None),
+    };
+    let shifted = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?;
+    let exp = shifted.exp()?;
+    let sum = exp.sum_keepdim(D::Minus1)?;
+    let losses = (sum.log()? - shifted.gather(&ids, 1)?)?;
+    let loss = losses.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from).sum();
+    if !with_gradient {
+        return Ok((loss, None));
+    }
+    let at_targets = Tensor::full(-1f32, (targets.len(), 1), x.device())?;
+    let mut gradient = (exp.broadcast_div(&sum)?.scatter_add(&ids, &at_targets, 1)? * f64::from(scale))?;
+    if let Some(slope) = slope {
+        gradient = (gradient * slope)?;
+    }
+    Ok((loss, Some(gradient.to_dtype(weight.dtype())?.matmul(weight)?)))
+}

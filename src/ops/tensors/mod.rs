@@ -1,0 +1,11 @@
+//! The bodies of operations by candle's tensor operations: the reference on every device.
+
+pub mod embedding;
+pub mod linear;
+pub mod cross_entropy;
+pub mod norm;
+pub mod rope;
+pub mod split;
+pub mod attention;
+pub mod activation;
+pub mod pooling;
