@@ -72,7 +72,7 @@ fn row_by_row(checks: &mut Checks<'_>) {
         ("layer", NormKind::Layer, true, true),
         ("layer, plain", NormKind::Layer, false, false),
     ] {
-        let norm = move |on: On<'_>, width| {
+        let norm = move |on: Target<'_>, width| {
             let vector = |wanted: bool, seed| wanted.then(|| on.vector(width, seed)).transpose();
             Ok::<_, candle_core::Error>(Norm { kind, eps: 1e-3, width, weight: vector(weighted, 5)?, bias: vector(biased, 6)? })
         };
@@ -134,7 +134,7 @@ fn products(checks: &mut Checks<'_>) {
         });
     }
     for (name, gain) in [("LoRA", false), ("DoRA", true)] {
-        let delta = move |on: On<'_>| {
+        let delta = move |on: Target<'_>| {
             let (a, b, bias) = (on.matrix(4, 48, 6)?, on.matrix(30, 4, 7)?, Some(on.vector(30, 8)?));
             let gain = gain.then(|| on.vector(30, 9)).transpose()?;
             Ok::<_, candle_core::Error>([Delta { a, b, bias, start: 5, scale: 0.7, gain }])
@@ -196,7 +196,7 @@ fn attention(checks: &mut Checks<'_>) {
 }
 
 /// Queries in steps, half of which go to a copy that was read back and written.
-fn cached(on: On<'_>, x: &[Tensor], steps: &[usize], mask: Mask, dim: usize) -> Result<Tensor> {
+fn cached(on: Target<'_>, x: &[Tensor], steps: &[usize], mask: Mask, dim: usize) -> Result<Tensor> {
     let new = || LayerCache::new(2, dim, on.cx.backend);
     let (mut cache, mut out, mut first) = (new(), Vec::new(), 0);
     for (i, &rows) in steps.iter().enumerate() {
@@ -214,7 +214,7 @@ fn cached(on: On<'_>, x: &[Tensor], steps: &[usize], mask: Mask, dim: usize) -> 
 
 fn losses(checks: &mut Checks<'_>) {
     for (name, cap) in [("", None), (", cap", Some(1.5))] {
-        let run = move |on: On<'_>, x: &[Tensor], with_gradient| {
+        let run = move |on: Target<'_>, x: &[Tensor], with_gradient| {
             let targets: Vec<u32> = (0..ROWS as u32).map(|i| i * 7).collect();
             let (weight, bias) = (on.matrix(50, 48, 4)?, on.vector(50, 5)?);
             let product = Product { weight: &weight, bias: Some(&bias), deltas: &[], trained: &[] };
@@ -232,12 +232,12 @@ fn losses(checks: &mut Checks<'_>) {
 
 /// Where an operation computes, and the type of its matrices.
 #[derive(Clone, Copy)]
-struct On<'a> {
+struct Target<'a> {
     cx: Context<'a>,
     format: Format,
 }
 
-impl On<'_> {
+impl Target<'_> {
     fn matrix(self, rows: usize, cols: usize, seed: u32) -> Result<Matrix> {
         let builder = MatrixBuilder::new(rows, cols, self.format, Use::Product, self.cx.backend);
         let mut builder = builder.ok_or_else(|| OutOfMemory { what: "a matrix".to_string() })?;
@@ -265,7 +265,7 @@ fn noise(len: usize, mut seed: u32) -> Vec<f32> {
 }
 
 /// The same values in memory of their own, for operations that change them where they are.
-fn own(on: On<'_>, x: &Tensor) -> Result<Tensor> {
+fn own(on: Target<'_>, x: &Tensor) -> Result<Tensor> {
     ops::clip(on.cx, x, 1e4)
 }
 
@@ -279,7 +279,13 @@ struct Checks<'a> {
 }
 
 impl Checks<'_> {
-    fn add(&mut self, name: &str, shapes: &[(usize, usize)], way: Way, forward: impl Fn(On<'_>, &[Tensor]) -> Result<Tensor>) {
+    fn add(
+        &mut self,
+        name: &str,
+        shapes: &[(usize, usize)],
+        way: Way,
+        forward: impl Fn(Target<'_>, &[Tensor]) -> Result<Tensor>,
+    ) {
         let run = |backend, above, beside| results(backend, self.dtype.into(), (above, beside), shapes, way, &forward);
         let want = run(&self.cpu, 0, 0).map_err(|e| format!("on the CPU: {e}"));
         let found = LAYOUTS.map(|(layout, above, beside)| {
@@ -309,10 +315,10 @@ fn results(
     around: (usize, usize),
     shapes: &[(usize, usize)],
     way: Way,
-    forward: &dyn Fn(On<'_>, &[Tensor]) -> Result<Tensor>,
+    forward: &dyn Fn(Target<'_>, &[Tensor]) -> Result<Tensor>,
 ) -> Result<Vec<Vec<f32>>> {
     let tape = Tape::default();
-    let on = On { cx: Context { backend, tape: (way == Both).then_some(&tape) }, format };
+    let on = Target { cx: Context { backend, tape: (way == Both).then_some(&tape) }, format };
     let lay = |(&shape, seed): (&(usize, usize), u32)| within(shape, seed, around, on);
     let inputs = shapes.iter().zip(1..).map(lay).collect::<Result<Vec<_>>>()?;
     if way == Both {
@@ -336,7 +342,7 @@ fn results(
 }
 
 /// Random rows within rows and columns of NaN.
-fn within((rows, cols): (usize, usize), seed: u32, (above, beside): (usize, usize), on: On<'_>) -> Result<Tensor> {
+fn within((rows, cols): (usize, usize), seed: u32, (above, beside): (usize, usize), on: Target<'_>) -> Result<Tensor> {
     let (height, width) = (rows + 2 * above, cols + 2 * beside);
     let mut values = vec![f32::NAN; height * width];
     for (row, from) in noise(rows * cols, seed).chunks_exact(cols).enumerate() {
@@ -368,11 +374,11 @@ mod tests {
     use super::*;
 
     /// Whether our kernels compute.
-    fn kernels(on: On<'_>) -> bool {
+    fn kernels(on: Target<'_>) -> bool {
         on.cx.backend.computes_in_f32()
     }
 
-    fn checked(forward: impl Fn(On<'_>, &[Tensor]) -> Result<Tensor>) -> Row {
+    fn checked(forward: impl Fn(Target<'_>, &[Tensor]) -> Result<Tensor>) -> Row {
         let (device, cpu) = (Device::cpu_by_tensors(), Backend::new(&candle_core::Device::Cpu));
         let (dtype, tolerance) = TYPES[2];
         let mut checks = Checks { device: &device, cpu, dtype, tolerance, rows: Vec::new() };

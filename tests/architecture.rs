@@ -1,6 +1,6 @@
 //! The shape of the crate, read from its sources: which way modules look, and what library code never does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -95,6 +95,64 @@ fn fused_operations_of_candle_are_called_in_ops_only() {
     for (layer, path, code) in code() {
         assert!(layer == "ops" || !code.contains("candle_nn"), "{}", path.display());
     }
+}
+
+#[test]
+fn tensors_are_handed_on_above_ops_and_not_looked_into() {
+    let methods = [
+        "narrow",
+        "index_select",
+        "dims",
+        "dims2",
+        "reshape",
+        "to_dtype",
+        "matmul",
+        "force_contiguous",
+        "contiguous",
+        "unsqueeze",
+        "to_vec1",
+        "to_vec2",
+        "flatten_all",
+        "broadcast_add",
+        "broadcast_mul",
+        "zeros_like",
+        "storage_and_layout",
+        "elem_count",
+    ];
+    for (layer, path, code) in code() {
+        // The self-test is no part of the library.
+        if ["ops", "kernels", "selftest.rs"].contains(&layer.as_str()) {
+            continue;
+        }
+        let code = code.replace("adapters.narrow(", "");
+        for method in methods {
+            assert!(!code.contains(&format!(".{method}(")), "{}: {method}", path.display());
+        }
+        assert!(!code.contains("Tensor::"), "{}: makes a tensor", path.display());
+    }
+}
+
+#[test]
+fn a_type_has_its_name_alone() {
+    let mut known: BTreeMap<String, PathBuf> = BTreeMap::new();
+    for (_, path, code) in code() {
+        // Bodies of an operation have the names of what they stand for.
+        if path.parent().unwrap().ends_with("ops/cpu") || path.parent().unwrap().ends_with("ops/tensors") {
+            continue;
+        }
+        for line in code.lines().filter(|line| line.starts_with("pub")) {
+            let mut words = line.split(' ').skip_while(|word| word.starts_with("pub") || word.ends_with(')'));
+            if !["struct", "enum", "trait", "type"].contains(&words.next().unwrap_or_default()) {
+                continue;
+            }
+            let name: String =
+                words.next().unwrap_or_default().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            if let Some(other) = known.insert(name.clone(), path.clone()) {
+                panic!("{name} stands in {} and in {}", other.display(), path.display());
+            }
+        }
+    }
+    assert!(known.len() > 150);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use super::lora::Attached;
 use super::model::{Progress, ProgressFn, Stage, tell};
 use super::{Cancel, Lora, Model, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Checkpoint, Json, Module, SentenceConfig, Similarity};
+use crate::load::{Checkpoint, Json, ModuleConfig, SentenceConfig, Similarity};
 use crate::nn::{Config, SentenceModule, Weights};
 use crate::ops::{self, Backend, Format, Pooling};
 
@@ -363,37 +363,37 @@ impl Embedder {
 }
 
 /// Reads a module onto the device of the network.
-fn load(module: &Module, backend: &Backend) -> Result<SentenceModule> {
-    let (Module::Dense { directory, .. } | Module::LayerNorm { directory, .. }) = module else {
+fn load(module: &ModuleConfig, backend: &Backend) -> Result<SentenceModule> {
+    let (ModuleConfig::Dense { directory, .. } | ModuleConfig::LayerNorm { directory, .. }) = module else {
         return Ok(SentenceModule::Normalize);
     };
     let folder = directory.file_name().unwrap_or_default().to_string_lossy();
     read(module, directory, backend).map_err(|error| error.within(folder))
 }
 
-fn read(module: &Module, directory: &Path, backend: &Backend) -> Result<SentenceModule> {
+fn read(module: &ModuleConfig, directory: &Path, backend: &Backend) -> Result<SentenceModule> {
     let mut on_bytes = |_, _| Ok(());
     let mut checkpoint = Checkpoint::open(directory, &mut on_bytes)?;
     // Pooled vectors are F32 on every device.
     let mut weights = Weights::new(&mut checkpoint, backend, Some(Format::F32));
     let module = match *module {
-        Module::Dense { inputs, outputs, bias, activation, residual, .. } => {
+        ModuleConfig::Dense { inputs, outputs, bias, activation, residual, .. } => {
             SentenceModule::dense(&mut weights, (inputs, outputs), bias, activation, residual)?
         }
-        Module::LayerNorm { width, .. } => SentenceModule::layer_norm(&mut weights, width)?,
-        Module::Normalize => SentenceModule::Normalize,
+        ModuleConfig::LayerNorm { width, .. } => SentenceModule::layer_norm(&mut weights, width)?,
+        ModuleConfig::Normalize => SentenceModule::Normalize,
     };
     weights.finish(|_| false)?;
     Ok(module)
 }
 
 /// The width behind all modules, or what the first that does not fit reads.
-fn width(modules: &[Module], pooled: usize) -> std::result::Result<usize, usize> {
+fn width(modules: &[ModuleConfig], pooled: usize) -> std::result::Result<usize, usize> {
     modules.iter().try_fold(pooled, |width, module| match module {
-        Module::Dense { inputs, outputs, .. } if *inputs == width => Ok(*outputs),
-        Module::Dense { inputs: expected, .. } => Err(*expected),
-        Module::LayerNorm { width: expected, .. } if *expected != width => Err(*expected),
-        Module::LayerNorm { .. } | Module::Normalize => Ok(width),
+        ModuleConfig::Dense { inputs, outputs, .. } if *inputs == width => Ok(*outputs),
+        ModuleConfig::Dense { inputs: expected, .. } => Err(*expected),
+        ModuleConfig::LayerNorm { width: expected, .. } if *expected != width => Err(*expected),
+        ModuleConfig::LayerNorm { .. } | ModuleConfig::Normalize => Ok(width),
     })
 }
 

@@ -201,7 +201,7 @@ impl Evaluated {
         while left > 0 {
             on_piece(total - left, total)?;
             let piece = left.min(chunk);
-            pass(&mut [Part { evaluated: self, adapters, piece }])?;
+            pass(&mut [PassPart { evaluated: self, adapters, piece }])?;
             left -= piece;
         }
         if total > 0 { on_piece(total, total) } else { Ok(()) }
@@ -314,7 +314,7 @@ impl Scores<'_> {
 }
 
 /// A share of a pass: the next `piece` tokens of a sequence that is [prepared](Evaluated::prepare).
-pub(super) struct Part<'a> {
+pub(super) struct PassPart<'a> {
     pub evaluated: &'a mut Evaluated,
     pub adapters: &'a Attached,
     pub piece: usize,
@@ -324,14 +324,14 @@ pub(super) struct Part<'a> {
 ///
 /// # Errors
 /// `OutOfMemory`, `Device`, `Suspended`: then for all of them.
-pub(super) fn pass(parts: &mut [Part<'_>]) -> Result<()> {
+pub(super) fn pass(parts: &mut [PassPart<'_>]) -> Result<()> {
     let Some(model) = parts.first().map(|part| part.evaluated.model.clone()) else { return Ok(()) };
     let result = model.device().step(|| {
         let transformer = model.transformer();
         let mut steps = Vec::with_capacity(parts.len());
         let (mut rows, mut adapters, mut first) = (Vec::new(), Vec::new(), 0);
         let mut logits = Vec::new();
-        for Part { evaluated, adapters: attached, piece } in &mut *parts {
+        for PassPart { evaluated, adapters: attached, piece } in &mut *parts {
             let Evaluated { tokens, states, spare, .. } = &mut **evaluated;
             let (from, length) = (states.len(), tokens.len());
             first += *piece;
@@ -356,7 +356,7 @@ pub(super) fn pass(parts: &mut [Part<'_>]) -> Result<()> {
         }
         Ok(())
     });
-    for Part { evaluated, .. } in parts {
+    for PassPart { evaluated, .. } in parts {
         match &result {
             Ok(()) if evaluated.states.len() == evaluated.tokens.len() => {
                 evaluated.logits = Some(std::mem::take(&mut evaluated.spare));

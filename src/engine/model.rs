@@ -18,7 +18,7 @@ use super::files::Files;
 use super::sampling::Sampling;
 use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Checkpoint, Json, Module, fnv};
+use crate::load::{Checkpoint, Json, ModuleConfig, fnv};
 use crate::models::Family;
 use crate::nn::{Config, Prefix, RowAdapters, States, Step, TensorSource, Transformer, Weights};
 use crate::ops::Format;
@@ -388,7 +388,7 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
     let backend = device.backend();
     let mut weights = Weights::dry(&mut checkpoint, backend, stored).quantized(files.quant);
     let generates = Transformer::load(files.config, &mut weights)?.generates();
-    let modules: u64 = files.sentence.modules.iter().map(Module::bytes).sum();
+    let modules: u64 = files.sentence.modules.iter().map(ModuleConfig::bytes).sum();
     if !generates {
         // A table of positions ends; see `Embedder::load`.
         let most = if config.positions.is_some() { config.context_length } else { usize::MAX };

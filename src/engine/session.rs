@@ -12,7 +12,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use super::evaluated::{Evaluated, Part, pass};
+use super::evaluated::{Evaluated, PassPart, pass};
 use super::generate::Answer;
 use super::lora::Attached;
 use super::model::tell;
@@ -136,7 +136,7 @@ impl Session {
 
     fn extend(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<()> {
         let mut watch =
-            Watch { cancel, progress: &mut None, seconds: &mut self.prefill_seconds, started: None, is_chosen: false };
+            PrefillWatch { cancel, progress: &mut None, seconds: &mut self.prefill_seconds, started: None, is_chosen: false };
         self.evaluated.extend(tokens, &self.adapters, PREFILL_CHUNK, &mut |done, total| watch.piece(done, total))
     }
 
@@ -174,7 +174,7 @@ impl Session {
     fn evaluate(&mut self, chunk: usize, cancel: Option<&Cancel>, progress: &mut Option<&mut ProgressFn<'_>>) -> Result<()> {
         let adapters = self.answer_adapters.as_ref().unwrap_or(&self.adapters);
         let is_chosen = self.evaluated.is_chosen();
-        let mut watch = Watch { cancel, progress, seconds: &mut self.prefill_seconds, started: None, is_chosen };
+        let mut watch = PrefillWatch { cancel, progress, seconds: &mut self.prefill_seconds, started: None, is_chosen };
         self.evaluated.evaluate(adapters, chunk, &mut |done, total| watch.piece(done, total))
     }
 
@@ -279,9 +279,9 @@ impl Session {
             && self.evaluated.prepare(self.answer_adapters.as_ref().unwrap_or(&self.adapters)) == 1
     }
 
-    fn next_part(&mut self) -> Part<'_> {
+    fn next_part(&mut self) -> PassPart<'_> {
         let adapters = self.answer_adapters.as_ref().unwrap_or(&self.adapters);
-        Part { evaluated: &mut self.evaluated, adapters, piece: 1 }
+        PassPart { evaluated: &mut self.evaluated, adapters, piece: 1 }
     }
 
     /// The natural logarithm of the probability that the model itself gives each of `tokens`: the first behind what the session holds,
@@ -456,7 +456,7 @@ impl Session {
 }
 
 /// What is looked at between two pieces of what is evaluated.
-struct Watch<'a, 'b, 'c> {
+struct PrefillWatch<'a, 'b, 'c> {
     cancel: Option<&'a Cancel>,
     progress: &'a mut Option<&'b mut ProgressFn<'c>>,
     seconds: &'a mut f64,
@@ -465,7 +465,7 @@ struct Watch<'a, 'b, 'c> {
     is_chosen: bool,
 }
 
-impl Watch<'_, '_, '_> {
+impl PrefillWatch<'_, '_, '_> {
     fn piece(&mut self, done: usize, total: usize) -> Result<()> {
         if done < total {
             self.cancel.map_or(Ok(()), Cancel::check)?;

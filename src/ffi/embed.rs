@@ -69,14 +69,14 @@ pub struct mc_embed_options {
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Options {
+pub(super) struct HostEmbedOptions {
     embed: EmbedOptions,
     progress: HostProgress,
 }
 
 impl Object for mc_embed_options {
     const NAME: &'static str = "mc_embed_options";
-    type Inner = Builder<Options>;
+    type Inner = Builder<HostEmbedOptions>;
 }
 
 impl Enumeration for mc_pooling {
@@ -122,7 +122,7 @@ impl From<Similarity> for mc_similarity {
 /// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_embed_options_new() -> NonNull<mc_embed_options> {
-    guard_or(inert(), || Ok(new_handle(Builder::new(Options::default()))))
+    guard_or(inert(), || Ok(new_handle(Builder::new(HostEmbedOptions::default()))))
 }
 
 fn set(options: MaybeUninit<&mut mc_embed_options>, setter: impl FnOnce(&mut EmbedOptions) -> Result<()>) {
@@ -303,10 +303,10 @@ pub unsafe extern "C" fn mc_embed_options_free(options: *mut mc_embed_options) {
     guard_or((), || free(options, "options"));
 }
 
-fn embed_options(options: *const mc_embed_options) -> Result<Options> {
+fn embed_options(options: *const mc_embed_options) -> Result<HostEmbedOptions> {
     match optional(options, "options")? {
         Some(options) => options.options(),
-        None => Ok(Options::default()),
+        None => Ok(HostEmbedOptions::default()),
     }
 }
 

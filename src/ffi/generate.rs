@@ -81,7 +81,7 @@ pub struct mc_generation {
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Options {
+pub(super) struct HostGenerateOptions {
     pub(super) generate: GenerateOptions,
     pub(super) prefill_progress: HostProgress,
 }
@@ -97,7 +97,7 @@ pub(super) struct GenerationState {
 
 impl Object for mc_generate_options {
     const NAME: &'static str = "mc_generate_options";
-    type Inner = Builder<Options>;
+    type Inner = Builder<HostGenerateOptions>;
 }
 
 impl Object for mc_generation {
@@ -138,7 +138,7 @@ impl From<Generation> for GenerationState {
 /// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_generate_options_new() -> NonNull<mc_generate_options> {
-    guard_or(inert(), || Ok(new_handle(Builder::new(Options::default()))))
+    guard_or(inert(), || Ok(new_handle(Builder::new(HostGenerateOptions::default()))))
 }
 
 fn set(options: MaybeUninit<&mut mc_generate_options>, setter: impl FnOnce(&mut GenerateOptions) -> Result<()>) {
@@ -451,10 +451,10 @@ pub unsafe extern "C" fn mc_generate_options_free(options: *mut mc_generate_opti
     guard_or((), || free(options, "options"));
 }
 
-pub(super) fn generate_options(options: *const mc_generate_options) -> Result<Options> {
+pub(super) fn generate_options(options: *const mc_generate_options) -> Result<HostGenerateOptions> {
     match optional(options, "options")? {
         Some(options) => options.options(),
-        None => Ok(Options::default()),
+        None => Ok(HostGenerateOptions::default()),
     }
 }
 

@@ -164,11 +164,11 @@ pub fn attend(q: &[f32], q_stride: usize, heads: usize, cache: &KvHeads, mask: M
         let mut scratch = Scratch::default();
         for task in tasks {
             let (block, kv_head) = if rows == 1 {
-                (Block { head: task * group, first: 0, rows: group, a_row: cache.dim, same_position: true }, task)
+                (QueryBlock { head: task * group, first: 0, rows: group, a_row: cache.dim, same_position: true }, task)
             } else {
                 let (head, first) = (task / blocks, task % blocks * BLOCK_QUERIES);
                 let rows = BLOCK_QUERIES.min(rows - first);
-                (Block { head, first, rows, a_row: q_stride, same_position: false }, head / group)
+                (QueryBlock { head, first, rows, a_row: q_stride, same_position: false }, head / group)
             };
             let q = &q[block.first * q_stride + block.head * cache.dim..];
             let position = cache.len - rows + block.first;
@@ -234,7 +234,7 @@ pub fn attend_within(
             let bias = bias.map(|bias| &bias[head * (2 * longest - 1) + longest - len..][..2 * len - 1]);
             for first in (0..len).step_by(BLOCK_QUERIES) {
                 let rows = BLOCK_QUERIES.min(len - first);
-                let block = Block { head, first: start + first, rows, a_row: q.stride, same_position: false };
+                let block = QueryBlock { head, first: start + first, rows, a_row: q.stride, same_position: false };
                 let (q, keys, scratch) = (&q.values[block.first * q.stride + head * dim..], &keys, &mut scratch);
                 dispatch(Attend { q, block, position: first, keys, dim, len, mask, bias, width, out, scratch });
             }
@@ -252,7 +252,7 @@ pub struct Strided<'a> {
 
 /// Queries that are handled together: rows of one head, or the heads of a group at one position.
 #[derive(Clone, Copy)]
-struct Block {
+struct QueryBlock {
     head: usize,
     /// Its first row of the output.
     first: usize,
@@ -271,7 +271,7 @@ struct Scratch {
 
 struct Attend<'a> {
     q: &'a [f32],
-    block: Block,
+    block: QueryBlock,
     /// The absolute position of the first query.
     position: usize,
     keys: &'a Head,

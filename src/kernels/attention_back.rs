@@ -50,7 +50,7 @@ pub fn attend_within_back(
     let out = [Shared::new(dq), Shared::new(&mut dk_heads), Shared::new(&mut dv_heads)];
     let work = (rows / lengths.len()).pow(2) * dim;
     split(lengths.len() * heads, SPLIT_WORK.div_ceil(work.max(1)), |tasks| {
-        let mut scratch = Scratch::default();
+        let mut scratch = BackwardScratch::default();
         if let Err(error) = scratch.reserve(longest.next_multiple_of(LANES), dim) {
             *failed.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
             return;
@@ -79,7 +79,7 @@ pub fn attend_within_back(
 }
 
 #[derive(Default)]
-struct Scratch {
+struct BackwardScratch {
     /// Panels of keys, rows of values.
     keys: Head,
     /// Panels of values, rows of keys.
@@ -98,7 +98,7 @@ struct Scratch {
     tile: Vec<f32>,
 }
 
-impl Scratch {
+impl BackwardScratch {
     fn reserve(&mut self, positions: usize, dim: usize) -> Result<(), TryReserveError> {
         self.keys.reserve(positions, dim)?;
         self.values.reserve(positions, dim)?;
@@ -123,7 +123,7 @@ struct Back<'a> {
     mask: Mask,
     width: usize,
     out: [Shared<f32>; 3],
-    scratch: &'a mut Scratch,
+    scratch: &'a mut BackwardScratch,
 }
 
 impl Kernel for Back<'_> {
@@ -132,7 +132,7 @@ impl Kernel for Back<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Self { q, dy, head, start, len, dim, mask, width, out, scratch } = self;
-        let Scratch { keys, values, dk, dv, q: block_q, dy: block_dy, weights, slopes, grads, tile } = scratch;
+        let BackwardScratch { keys, values, dk, dv, q: block_q, dy: block_dy, weights, slopes, grads, tile } = scratch;
         let padded = dim.next_multiple_of(LANES);
         for sums in [&mut *dk, &mut *dv] {
             sums.clear();

@@ -37,7 +37,7 @@ impl Activation {
 
 /// Which norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Norm {
+pub enum NormKind {
     /// `x / sqrt(mean(x²) + eps)`
     Rms,
     /// `(x - mean) / sqrt(variance + eps)`
@@ -91,7 +91,7 @@ trait RowWork: Sync {
 }
 
 /// A loop body to be compiled for the widest lanes.
-struct Rows<'a, F> {
+struct RowKernel<'a, F> {
     work: &'a F,
     out: Shared<f32>,
     len: usize,
@@ -99,7 +99,7 @@ struct Rows<'a, F> {
     range: std::ops::Range<usize>,
 }
 
-impl<F: RowWork> Kernel for Rows<'_, F> {
+impl<F: RowWork> Kernel for RowKernel<'_, F> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -117,7 +117,7 @@ impl<F: RowWork> Kernel for Rows<'_, F> {
 fn each_row<F: RowWork>(out: &mut [f32], width: usize, work: &F) {
     let (len, rows) = (out.len(), out.len().div_ceil(width));
     let out = Shared::new(out);
-    split(rows, GRAIN.div_ceil(width), |range| dispatch(Rows { work, out, len, width, range }));
+    split(rows, GRAIN.div_ceil(width), |range| dispatch(RowKernel { work, out, len, width, range }));
 }
 
 /// What a norm does to a row.
@@ -127,7 +127,7 @@ fn each_row<F: RowWork>(out: &mut [f32], width: usize, work: &F) {
 /// `weight` also as many as a row has, for a norm with its own weights a head.
 #[derive(Clone, Copy)]
 pub struct Normalise<'a> {
-    pub kind: Norm,
+    pub kind: NormKind,
     pub eps: f32,
     pub width: usize,
     pub weight: Option<&'a [f32]>,
@@ -146,8 +146,8 @@ impl Normalise<'_> {
     #[inline(always)]
     fn statistics(&self, x: &[f32]) -> (f32, f32) {
         let mean = match self.kind {
-            Norm::Rms => 0.0,
-            Norm::Layer => math::lane_sum(x, |x| x) / self.width as f32,
+            NormKind::Rms => 0.0,
+            NormKind::Layer => math::lane_sum(x, |x| x) / self.width as f32,
         };
         let variance = math::lane_sum(x, |x| (x - mean) * (x - mean)) / self.width as f32;
         (mean, 1.0 / (variance + self.eps).sqrt())
@@ -190,8 +190,8 @@ impl Normalise<'_> {
             }
             // The gradient may not move the mean, nor the length, which the norm takes away.
             let shift = match self.kind {
-                Norm::Rms => 0.0,
-                Norm::Layer => math::lane_sum(dy, |dy| dy) / self.width as f32,
+                NormKind::Rms => 0.0,
+                NormKind::Layer => math::lane_sum(dy, |dy| dy) / self.width as f32,
             };
             let along = math::lane_dot(dy, x, |x| (x - mean) * scale) / self.width as f32;
             for (dy, x) in dy.iter_mut().zip(x) {
@@ -521,7 +521,7 @@ mod tests {
     fn norms_equal_their_formulas() {
         let x: Vec<f32> = (0..70).map(|i| (i as f32 * 0.37).sin() * 3.0 + 0.5).collect();
         let w: Vec<f32> = (0..35).map(|i| 0.5 + i as f32 * 0.01).collect();
-        for kind in [Norm::Rms, Norm::Layer] {
+        for kind in [NormKind::Rms, NormKind::Layer] {
             let mut y = vec![0.0; 70];
             let norm = Normalise { kind, eps: 1e-3, width: 35, weight: Some(&w), bias: Some(&w) };
             normalise(norm, &x, 35, 35, &mut y);
@@ -533,7 +533,7 @@ mod tests {
             normalise(norm, &plain, 35, 35, &mut after);
             assert_eq!(sum, after);
             for (row, out) in x.chunks(35).zip(y.chunks(35)) {
-                let mean = if kind == Norm::Rms { 0.0 } else { row.iter().map(|&x| f64::from(x)).sum::<f64>() / 35.0 };
+                let mean = if kind == NormKind::Rms { 0.0 } else { row.iter().map(|&x| f64::from(x)).sum::<f64>() / 35.0 };
                 let var = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / 35.0;
                 for i in 0..35 {
                     let want = (f64::from(row[i]) - mean) / (var + 1e-3).sqrt() * f64::from(w[i]) + f64::from(w[i]);

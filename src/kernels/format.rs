@@ -8,7 +8,7 @@ use half::{bf16, f16};
 pub mod q8_0;
 
 /// What the table says of a format.
-pub struct Row {
+pub struct FormatRow {
     /// As headers of safetensors and the option `quantization` spell it.
     name: &'static str,
     /// Values of a block.
@@ -32,14 +32,14 @@ macro_rules! formats {
         }
 
         /// The rows, in the order of the formats.
-        static FORMATS: &[(Format, Row)] = &[$((Format::$format, $row),)*];
+        static FORMATS: &[(Format, FormatRow)] = &[$((Format::$format, $row),)*];
     };
 }
 
 formats! {
-    F32: Row { name: "F32", block: 1, bytes: 4, gguf: 0, unpack: |b, to| each(b, to, f32::from_le_bytes) };
-    F16: Row { name: "F16", block: 1, bytes: 2, gguf: 1, unpack: |b, to| each(b, to, f16_from_le_bytes) };
-    BF16: Row { name: "BF16", block: 1, bytes: 2, gguf: 30, unpack: |b, to| each(b, to, bf16_from_le_bytes) };
+    F32: FormatRow { name: "F32", block: 1, bytes: 4, gguf: 0, unpack: |b, to| each(b, to, f32::from_le_bytes) };
+    F16: FormatRow { name: "F16", block: 1, bytes: 2, gguf: 1, unpack: |b, to| each(b, to, f16_from_le_bytes) };
+    BF16: FormatRow { name: "BF16", block: 1, bytes: 2, gguf: 30, unpack: |b, to| each(b, to, bf16_from_le_bytes) };
     Q8_0: q8_0::ROW;
 }
 
@@ -87,7 +87,7 @@ impl Format {
         values
     }
 
-    fn row(self) -> &'static Row {
+    fn row(self) -> &'static FormatRow {
         &FORMATS[self as usize].1
     }
 }

@@ -22,8 +22,8 @@ pub use attention_back::attend_within_back;
 #[cfg(feature = "cuda")]
 pub use cuda::open_cuda;
 pub use elementwise::{
-    Activation, LEAST_LENGTH, Norm, Normalise, activate, activate_back, add_scaled, cross_entropy, dropout, gated, gated_back,
-    normalise, normalise_back, rotate, scale_softcap, unit_length,
+    Activation, LEAST_LENGTH, NormKind, Normalise, activate, activate_back, add_scaled, cross_entropy, dropout, gated,
+    gated_back, normalise, normalise_back, rotate, scale_softcap, unit_length,
 };
 pub use format::Format;
 pub use math::exp_unfused;

@@ -15,5 +15,5 @@ pub use json::Json;
 pub use peft::{Beside, Fresh, Peft, PeftPlan};
 pub use replace::{remove_parts, replace};
 pub use safetensors::{Checkpoint, Tensors};
-pub use sentence::{Module, SentenceConfig, Similarity};
+pub use sentence::{ModuleConfig, SentenceConfig, Similarity};
 pub use text::{MAX_JSON, read_text};

@@ -31,7 +31,7 @@ pub enum Similarity {
 
 /// One step from the pooled vector to the final one.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Module {
+pub enum ModuleConfig {
     Dense {
         /// Where its weights are.
         directory: PathBuf,
@@ -50,7 +50,7 @@ pub enum Module {
     Normalize,
 }
 
-impl Module {
+impl ModuleConfig {
     /// What its weights take.
     pub fn bytes(&self) -> u64 {
         let values = match self {
@@ -85,7 +85,7 @@ pub struct SentenceConfig {
     pub width: Option<usize>,
     /// Whether a prompt's tokens are pooled.
     pub include_prompt: bool,
-    pub modules: Vec<Module>,
+    pub modules: Vec<ModuleConfig>,
 }
 
 impl SentenceConfig {
@@ -284,7 +284,7 @@ fn pooling_named(name: &str) -> Option<Pooling> {
     })
 }
 
-fn dense(folder: &Path) -> Result<Module> {
+fn dense(folder: &Path) -> Result<ModuleConfig> {
     let json = read_config(folder)?;
     let keys =
         ["in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name", "use_residual"];
@@ -304,7 +304,7 @@ fn dense(folder: &Path) -> Result<Module> {
             return Err(json.unsupported("activation_function", expected));
         }
     };
-    Ok(Module::Dense {
+    Ok(ModuleConfig::Dense {
         directory: folder.to_path_buf(),
         inputs: json.size("in_features", MAX_WIDTH)?,
         outputs: json.size("out_features", MAX_WIDTH)?,
@@ -314,20 +314,20 @@ fn dense(folder: &Path) -> Result<Module> {
     })
 }
 
-fn layer_norm(folder: &Path) -> Result<Module> {
+fn layer_norm(folder: &Path) -> Result<ModuleConfig> {
     let json = read_config(folder)?;
     known_keys(&json, &["dimension"])?;
-    Ok(Module::LayerNorm { directory: folder.to_path_buf(), width: json.size("dimension", MAX_WIDTH)? })
+    Ok(ModuleConfig::LayerNorm { directory: folder.to_path_buf(), width: json.size("dimension", MAX_WIDTH)? })
 }
 
 /// Its folder may be missing: it holds nothing.
-fn normalize(folder: &Path) -> Result<Module> {
+fn normalize(folder: &Path) -> Result<ModuleConfig> {
     if folder.join("config.json").exists() {
         let json = read_config(folder)?;
         known_keys(&json, &["module_input_name", "module_output_name"])?;
         on_the_sentence(&json)?;
     }
-    Ok(Module::Normalize)
+    Ok(ModuleConfig::Normalize)
 }
 
 /// A module that works on the pooled vector and leaves it in its place.

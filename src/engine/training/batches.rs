@@ -9,14 +9,14 @@ use crate::engine::Model;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::Batch;
 
-/// Sequences that the network can take, with at least one token to learn.
-pub(super) struct Sequences<'a> {
+/// BatchSequences that the network can take, with at least one token to learn.
+pub(super) struct BatchSequences<'a> {
     ids: Cow<'a, [u32]>,
     lengths: Vec<usize>,
     targets: Vec<bool>,
 }
 
-impl<'a> Sequences<'a> {
+impl<'a> BatchSequences<'a> {
     /// What a caller gives: all tokens one after another, and where each sequence begins and the last ends.
     ///
     /// # Errors

@@ -37,7 +37,7 @@ pub use schedule::Schedule;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use batches::Sequences;
+use batches::BatchSequences;
 use optimizer::AdamW;
 
 use super::random::Random;
@@ -211,7 +211,7 @@ impl LoraTrainer {
     /// `ContextFull` for a sequence that is longer than the model's context; `Cancelled`; `Suspended`; `OutOfMemory`; `Device`. The
     /// trainer then is as it was.
     pub fn train_step(&mut self, tokens: &[u32], loss_mask: Option<&[bool]>, offsets: &[usize]) -> Result<MicroStep> {
-        let sequences = Sequences::new(&self.model, tokens, loss_mask, offsets)?;
+        let sequences = BatchSequences::new(&self.model, tokens, loss_mask, offsets)?;
         let step = self.micro_step(&sequences, false)?;
         // A step that a cancelled evaluation left untold is of the past now.
         self.progress.pending = false;
@@ -228,18 +228,18 @@ impl LoraTrainer {
     /// # Errors
     /// As [`train_step`](Self::train_step).
     pub fn eval_step(&self, tokens: &[u32], loss_mask: Option<&[bool]>, offsets: &[usize]) -> Result<f32> {
-        let sequences = Sequences::new(&self.model, tokens, loss_mask, offsets)?;
+        let sequences = BatchSequences::new(&self.model, tokens, loss_mask, offsets)?;
         Ok((self.loss(&sequences)? / sequences.target_tokens() as f64) as f32)
     }
 
     /// The summed cross entropy.
-    fn loss(&self, sequences: &Sequences<'_>) -> Result<f64> {
+    fn loss(&self, sequences: &BatchSequences<'_>) -> Result<f64> {
         let sum = self.pass(None, |network, pass| network.loss(sequences.batch(), &self.trained, pass))?;
         finite("loss", sum)
     }
 
     /// One micro-batch, and the step if it is its last, which that of an epoch always is.
-    fn micro_step(&mut self, sequences: &Sequences<'_>, ends_epoch: bool) -> Result<MicroStep> {
+    fn micro_step(&mut self, sequences: &BatchSequences<'_>, ends_epoch: bool) -> Result<MicroStep> {
         let total = self.schedule_end()?;
         let seed = || Random::stream(self.seed, DROPOUT | self.progress.micro_steps).bits();
         let dropout = (self.dropout > 0.0).then(|| Dropout { share: self.dropout, seed: seed() });

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::super::dataset::{Sample, Tokenized};
 use super::super::random::Random;
-use super::batches::{Sequences, batches};
+use super::batches::{BatchSequences, batches};
 use super::{LoraTrainer, ORDER, Progress, USUAL_LENGTH};
 use crate::engine::Dataset;
 use crate::error::{Error, ErrorKind, Result};
@@ -39,7 +39,7 @@ pub struct TrainEvent {
     pub target_tokens: u64,
     /// The most memory that the process has had so far; 0 where the system does not tell.
     pub peak_bytes: u64,
-    /// Sequences of the training dataset that were cut to `max_length`, and those that have no token to learn: an example is one, but a
+    /// BatchSequences of the training dataset that were cut to `max_length`, and those that have no token to learn: an example is one, but a
     /// conversation whose template rewrites earlier turns is one for each answer.
     pub truncated: usize,
     pub skipped: usize,
@@ -149,7 +149,7 @@ impl LoraTrainer {
         let batches = batches(&lengths, self.options.batch_size, order);
         for (i, batch) in batches.iter().enumerate().skip(self.progress.position) {
             let ends_epoch = i + 1 == batches.len();
-            let sequences = Sequences::of(samples, batch);
+            let sequences = BatchSequences::of(samples, batch);
             let micro = self.micro_step(&sequences, ends_epoch)?;
             clock.tokens += sequences.tokens();
             let progress = &mut self.progress;
@@ -225,7 +225,7 @@ impl LoraTrainer {
         order.sort_by_key(|&i| std::cmp::Reverse(samples[i].ids.len()));
         let (mut sum, mut targets) = (0.0, 0);
         for batch in order.chunks(self.options.batch_size) {
-            let sequences = Sequences::of(samples, batch);
+            let sequences = BatchSequences::of(samples, batch);
             sum += self.loss(&sequences)?;
             targets += sequences.target_tokens();
         }

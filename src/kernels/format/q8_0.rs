@@ -10,9 +10,9 @@ use std::ops::Range;
 use half::f16;
 
 use super::super::simd::{Kernel, LANES, Simd, dispatch};
-use super::Row;
+use super::FormatRow;
 
-pub const ROW: Row = Row { name: "q8_0", block: BLOCK, bytes: BLOCK_BYTES, gguf: 8, unpack };
+pub const ROW: FormatRow = FormatRow { name: "q8_0", block: BLOCK, bytes: BLOCK_BYTES, gguf: 8, unpack };
 
 /// Inputs that share a scale.
 pub const BLOCK: usize = 32;
