@@ -591,7 +591,7 @@ mc_status mc_device_synchronize(const mc_device *MC_NONNULL device,
 /**
  * Closes a device for new work, as iOS demands before an app goes to the background, and waits for the work that it was given.
  *
- * A call that runs ends with MC_ERROR_SUSPENDED behind its step: a prefill chunk, a token, a pack of texts, a piece of a file.
+ * A call that runs ends with MC_ERROR_SUSPENDED behind its step: a prefill chunk, a token, a batch of texts, a piece of a file.
  * A call that begins ends so at once. None waits: the thread that must call mc_device_resume() may be its own.
  *
  * After mc_device_resume() everything goes on to the result that it would have had: a session's answer with
@@ -2591,13 +2591,13 @@ mc_status mc_similarity_top_k(mc_similarity similarity,
  * @{
  *
  * A dataset holds examples as they were written; a model's tokenizer and chat template make tokens of them when training begins. Of a
- * text all is learnt. Of a completion and of a conversation it is, with a masked prompt, what the model is to write: the completion,
+ * text all is trained on. Of a completion and of a conversation it is, with a masked prompt, what the model is to write: the completion,
  * and each message of the assistant up to and with the token that ends it.
  *
  * Texts and completions have the special tokens that the tokenizer puts around a text, and the token that ends a text behind them, as
  * with TRL's SFTTrainer. A conversation has those that its template writes, and where that ends an answer with none, the token that ends
  * a text behind the last. A message that the template writes differently once others follow it, as Qwen3's does with thoughts, is
- * learnt as a sequence of its own, so that what is learnt of is always what the model is given when it has to answer. A template that
+ * trained on as a sequence of its own, so that what is trained on is always what the model is given when it has to answer. A template that
  * does not write a message behind its generation prompt makes training fail with MC_ERROR_TEMPLATE, with the example's number.
  */
 
@@ -2622,7 +2622,7 @@ mc_dataset *MC_NONNULL mc_dataset_new(void);
  *
  * - `messages`, and optionally `tools`: a conversation, as for mc_chat_from_json().
  * - `prompt` and `completion`: both text; or both an array of messages, and optionally `tools`: a conversation of which the
- *   messages of `completion` alone are learnt.
+ *   messages of `completion` alone are trained on.
  * - `text`: text.
  *
  * Blank lines are skipped, a byte order mark too; fields that are null count as absent. Other fields are errors, and so are lines of
@@ -2716,11 +2716,11 @@ void mc_dataset_free(mc_dataset *MC_NULLABLE dataset);
 
 
 /**
- * @defgroup mc_train Training of LoRA adapters: the model stays as it is, and what is learnt is an adapter of it
+ * @defgroup mc_train Training of LoRA adapters: the model stays as it is, and what is trained is an adapter of it
  * @{
  *
  * A trainer takes a dataset (mc_lora_train()), or micro-batches of tokens, one call each (mc_lora_train_step()). It stops at any
- * micro-batch, and goes on from a checkpoint (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has learnt so
+ * micro-batch, and goes on from a checkpoint (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has trained so
  * far is an adapter like any other (mc_lora_trainer_adapter()), to attach to sessions while training goes on.
  *
  * @code
@@ -2793,7 +2793,7 @@ typedef struct {
   uint64_t total_steps;
   /** From 1. */
   uint32_t epoch;
-  /** The mean cross entropy of the step's tokens to learn, in nats, before the step. */
+  /** The mean cross entropy of the step's target tokens, in nats, before the step. */
   float loss;
   /** The same of the evaluation dataset, after the step; NaN where it was not evaluated. */
   float eval_loss;
@@ -2801,9 +2801,9 @@ typedef struct {
   float learning_rate;
   /** The length of the gradient of all weights together, before it was cut. */
   float grad_norm;
-  /** All tokens of the step, learnt or not, over the time since the last step. */
+  /** All tokens of the step, targets or not, over the time since the last step. */
   float tokens_per_second;
-  /** Tokens that the step learnt. */
+  /** Target tokens of the step. */
   uint64_t target_tokens;
   /** The most memory that the process has had so far, in bytes; 0 where the system does not tell. */
   uint64_t peak_bytes;
@@ -2812,7 +2812,7 @@ typedef struct {
    * earlier turns is one for each answer.
    */
   uint64_t truncated;
-  /** Sequences of the training dataset that have no token to learn, and are left out. */
+  /** Sequences of the training dataset that have no target token, and are left out. */
   uint64_t skipped;
   /** Whether `eval_loss` is the lowest so far. */
   bool is_best;
@@ -3148,7 +3148,7 @@ void mc_train_options_free(mc_train_options *MC_NULLABLE options);
 
 /**
  * The bytes that a trainer takes beside its model, at most, with micro-batches of the longest examples: the adapter, its optimiser and
- * gradients, and what a pass keeps of each layer for the way back.
+ * gradients, and what a pass keeps of each layer for the backward pass.
  *
  * @param model    the model.
  * @param config   the adapter; NULL = the defaults.
@@ -3217,11 +3217,11 @@ mc_status mc_lora_trainer_resume(const mc_model *MC_NONNULL model,
  *
  * @param trainer    the trainer.
  * @param tokens     ids of all sequences one after another: `offsets[sequences]` of them, below mc_model_vocab_size().
- * @param loss_mask  as many bytes: whether each token is learnt, that is foretold from those before it in its sequence. The first of a
+ * @param loss_mask  as many bytes: whether each token is a target, that is predicted from those before it in its sequence. The first of a
  *                   sequence never is. NULL = every other one.
  * @param offsets    `sequences` + 1 numbers: sequence `i` is at `offsets[i]` to `offsets[i + 1]`; the first number is 0.
  * @param sequences  how many sequences; at least 1.
- * @param loss       receives the mean cross entropy of the tokens to learn of this micro-batch, in nats, before it changed anything.
+ * @param loss       receives the mean cross entropy of the target tokens of this micro-batch, in nats, before it changed anything.
  * @param err        NULL, or receives the error.
  * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a loss or gradient that is not finite, and for a schedule that falls
  *         without `total_steps`; MC_ERROR_CONTEXT_FULL for a sequence longer than the model's context; MC_ERROR_BUSY;
@@ -3246,7 +3246,7 @@ mc_status mc_lora_train_step(mc_lora_trainer *MC_NONNULL trainer,
  * @param loss_mask  as mc_lora_train_step().
  * @param offsets    as mc_lora_train_step().
  * @param sequences  how many sequences; at least 1.
- * @param loss       receives the mean cross entropy of the tokens to learn, in nats.
+ * @param loss       receives the mean cross entropy of the target tokens, in nats.
  * @param err        NULL, or receives the error.
  * @return as mc_lora_train_step().
  *
@@ -3276,7 +3276,7 @@ mc_status mc_lora_eval_step(mc_lora_trainer *MC_NONNULL trainer,
  * @param on_step    called with each step, on this thread; NULL = nobody.
  * @param user_data  handed to `on_step`; may be NULL.
  * @param err        NULL, or receives the error.
- * @return MC_OK, also if `on_step` stopped it; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a dataset without a token to learn, and
+ * @return MC_OK, also if `on_step` stopped it; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a dataset without a target token, and
  *         for a loss, gradient or weight that is not finite; MC_ERROR_MISMATCH for another dataset than that which the first call had;
  *         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_TEMPLATE also if it has no chat template for conversations;
  *         MC_ERROR_FORMAT for a tokenizer of another vocabulary; MC_ERROR_IO for a checkpoint; MC_ERROR_BUSY also if a dataset is in

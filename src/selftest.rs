@@ -57,7 +57,7 @@ pub fn operations(device: &Device) -> Vec<Row> {
     checks.rows
 }
 
-/// Whether an operation has a way back.
+/// Whether an operation has a backward pass.
 #[derive(Clone, Copy, PartialEq)]
 enum Way {
     Forward,

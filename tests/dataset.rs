@@ -1,4 +1,4 @@
-//! Files of examples: every form that is read, and every line that is refused by its number. What is learnt of an example is checked
+//! Files of examples: every form that is read, and every line that is refused by its number. Which tokens are targets is checked
 //! beside the code, in `src/engine/dataset/tests.rs`.
 
 use std::io::Write;

@@ -225,7 +225,7 @@ fn a_prompt_pauses_between_two_chunks() {
 fn texts_that_were_interrupted_have_the_same_vectors_when_they_are_embedded_again() {
     for device in devices() {
         let model = load_onto(&device, shipped("tiny-embed"));
-        // More packs than go through the network between two looks at progress.
+        // More batches than go through the network between two looks at progress.
         let texts = vec!["a text"; 20 * std::thread::available_parallelism().unwrap().get()];
         let single = EmbedOptions { batch_size: Some(1), ..EmbedOptions::default() };
         let want = model.embed(&texts, &single, None).unwrap();

@@ -323,7 +323,7 @@ fn a_snapshot_stays_as_it_is_while_training_goes_on() {
 type Refused<'a> = (&'a [u32], Option<&'a [bool]>, &'a [usize], ErrorKind, String);
 
 #[test]
-fn what_cannot_be_learnt_is_refused_by_name_and_changes_nothing() {
+fn what_cannot_be_trained_on_is_refused_by_name_and_changes_nothing() {
     let mut trainer = trainer(&small(), &options());
     learn(&mut trainer, 0);
     let before = state(&trainer);
@@ -361,7 +361,7 @@ fn what_cannot_be_learnt_is_refused_by_name_and_changes_nothing() {
             Some(&none),
             &OFFSETS,
             argument,
-            "loss_mask: expected a token to learn behind the first of a sequence, found none".into(),
+            "loss_mask: expected a target token behind the first of a sequence, found none".into(),
         ),
         (
             &long,
@@ -886,7 +886,7 @@ fn a_training_on_a_dataset_goes_on_bit_for_bit_wherever_it_was_stopped() {
 }
 
 #[test]
-fn thirty_facts_are_learnt_and_the_old_answers_stay() {
+fn thirty_facts_are_trained_on_and_the_old_answers_stay() {
     let model = coder();
     let answer = |session: &mut Session, question: &str| {
         let mut chat = Chat::new();
@@ -1033,11 +1033,11 @@ fn datasets_that_teach_nothing_are_refused() {
     let error = go(&Dataset::new(), None).unwrap_err();
     assert_eq!(
         (error.kind(), error.message()),
-        (ErrorKind::InvalidArgument, "train: expected an example with a token to learn, found none among 0")
+        (ErrorKind::InvalidArgument, "train: expected an example with a target token, found none among 0")
     );
     // Nothing is left of the answers.
     let error = go(&examples(0, 2), None).unwrap_err();
-    assert_eq!(error.message(), "train: expected an example with a token to learn, found none among 2");
+    assert_eq!(error.message(), "train: expected an example with a target token, found none among 2");
     let mut text = Dataset::new();
     text.add_text("fn main() { println!(); }");
     assert!(go(&text, Some(&examples(0, 2))).unwrap_err().message().starts_with("eval: "));
@@ -1058,7 +1058,7 @@ fn an_adapter_is_trained_on_quantised_weights() {
     let losses: Vec<f32> = events.iter().map(|event| event.loss).collect();
     assert!(losses.len() == 12 && losses[9..].iter().all(|last| *last < 0.6 * losses[0]), "{losses:?}");
 
-    // What was learnt is for weights of this kind while it is a training, and an adapter for all when it is saved.
+    // What was trained is for weights of this kind while it is a training, and an adapter for all when it is saved.
     let directory = saved(&trainer);
     assert_eq!(LoraTrainer::resume(&coder(), directory.path(), None).err().unwrap().kind(), ErrorKind::Mismatch);
     let mut resumed = LoraTrainer::resume(&quantised(), directory.path(), None).unwrap();

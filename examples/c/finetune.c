@@ -3,7 +3,7 @@
  *   finetune models/tiny-coder examples/data/facts.jsonl build/velmora
  *
  * MODEL is a directory, EXAMPLES a file of JSON lines. ADAPTER, if given, is the directory that the adapter is saved to, in the
- * format of PEFT. Ctrl-C ends the training early and keeps what was learnt.
+ * format of PEFT. Ctrl-C ends the training early and keeps what was learned.
  */
 #include <metal_candle.h>
 

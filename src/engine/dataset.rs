@@ -25,7 +25,7 @@ const MAX_LINE_BYTES: usize = 8 << 20;
 
 /// Examples in their order; a model's tokenizer and chat template make tokens of them when training begins.
 ///
-/// What is learnt of a **text** is all of it. Of a **completion** and of a **conversation** it is also all, or, with a masked
+/// Trained on is all of a **text**. Of a **completion** and of a **conversation** it is also all, or, with a masked
 /// prompt, the completion and what the assistant says, up to and with the token that ends the answer. Texts and completions are
 /// tokenised with the tokenizer's special tokens, and the token that ends a text is put behind them unless it is there, as TRL's
 /// SFTTrainer does; a conversation's special tokens are those that its template writes, and where it ends an answer with none, the
@@ -63,7 +63,7 @@ pub(super) struct Tokenized {
     pub examples: Vec<Sample>,
     /// How many were cut to the most tokens.
     pub truncated: usize,
-    /// How many were left out, as no token of them is learnt.
+    /// How many were left out, as no token of them is a target.
     pub skipped: usize,
 }
 
@@ -71,7 +71,7 @@ pub(super) struct Tokenized {
 #[derive(Debug)]
 pub(super) struct Sample {
     pub ids: Vec<u32>,
-    /// Whether each token is learnt, foretold from those before it; never the first.
+    /// Whether each token is a target, predicted from those before it; never the first.
     pub targets: Vec<bool>,
 }
 
@@ -217,14 +217,14 @@ impl Sample {
             let message = format!("tokenizer.json: token id {id} is outside the model's vocabulary of {vocabulary}");
             return Err(Error::format(message));
         }
-        // Nothing stands before it to foretell it from.
+        // Nothing stands before it to predict it from.
         if let Some(first) = targets.first_mut() {
             *first = false;
         }
         Ok(Self { ids, targets })
     }
 
-    /// A text that is learnt from byte `start` on, with a token that ends it.
+    /// A text that is trained on from byte `start` on, with a token that ends it.
     fn text(model: &Model, text: &str, start: usize) -> Result<Self> {
         let (mut ids, starts) = model.tokenizer()?.encode_with_starts(text, true)?;
         let mut targets: Vec<bool> = starts.iter().map(|&at| at >= start).collect();
@@ -237,7 +237,7 @@ impl Sample {
         Self::new(model, ids, targets)
     }
 
-    /// A text whose answers are learnt. Tokenised as a whole, as a prompt is; a token across a border belongs to where it begins.
+    /// A text whose answers are trained on. Tokenised as a whole, as a prompt is; a token across a border belongs to where it begins.
     fn lesson(model: &Model, lesson: &Lesson) -> Result<Self> {
         let tokenizer = model.tokenizer()?;
         let (mut ids, starts) = tokenizer.encode_with_starts(&lesson.text, false)?;

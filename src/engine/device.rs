@@ -174,7 +174,7 @@ impl Device {
         done
     }
 
-    /// Closes the device for new work, then waits until what runs has reached the end of its step: a prefill chunk, a token, a pack of
+    /// Closes the device for new work, then waits until what runs has reached the end of its step: a prefill chunk, a token, a batch of
     /// texts, a piece of a file.
     ///
     /// Work that meets the closed gate ends with `ErrorKind::Suspended`; it does not wait, as the thread that would resume the device
@@ -202,7 +202,7 @@ impl Device {
         self.0.gate().suspended = false;
     }
 
-    /// Runs one step on the threads that compute: a chunk, a token, a pack. All work that networks do goes through here or through
+    /// Runs one step on the threads that compute: a chunk, a token, a batch. All work that networks do goes through here or through
     /// [`work`](Self::work), and so through the gate and an autorelease pool. When it returns, the device has done what it was given.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Sentence embeddings: texts to vectors, by what the model's directory says of its modules and prompts.
 //!
-//! Texts are sorted by length and evaluated in packs without padding; on the CPU a text has the same vector, bit for bit, alone
+//! Texts are sorted by length and evaluated in batches without padding; on the CPU a text has the same vector, bit for bit, alone
 //! and in any batch. Equal to `SentenceTransformer.encode` of sentence-transformers 6.2.
 //!
 //! ```
@@ -31,10 +31,10 @@ use crate::ops::{self, Backend, Format, Pooling};
 /// Texts that are tokenised between two looks at the cancel flag.
 const TOKENIZE_TEXTS: usize = 1024;
 
-/// The most tokens that are on their way through the network at a time: some packs, or one long text.
+/// The most tokens that are on their way through the network at a time: some batches, or one long text.
 pub(super) fn rows_at_once(longest: usize, backend: &Backend) -> usize {
-    let packs = backend.packs();
-    longest.max(packs.tokens * packs.at_a_time)
+    let batching = backend.batching();
+    longest.max(batching.tokens * batching.at_a_time)
 }
 
 /// What is put in front of every text.
@@ -147,21 +147,21 @@ impl Model {
             check()?;
             tokens.extend(self.tokenize(texts, &plan)?);
         }
-        // The longest first: memory is then needed at once or not at all, and the last pack is a short one.
+        // The longest first: memory is then needed at once or not at all, and the last batch is a short one.
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(tokens[i].len()));
-        let (packs, skip) = (self.packs(&order, &tokens, plan.batch_size), self.not_pooled(&plan)?);
+        let (batches, skip) = (self.batches(&order, &tokens, plan.batch_size), self.not_pooled(&plan)?);
         let (mut done, total) = (0, texts.len());
-        for packs in packs.chunks(self.packs_at_once()) {
-            let rows = self.embed_packs(packs, &tokens, |pack| {
+        for batches in batches.chunks(self.batches_at_once()) {
+            let rows = self.embed_batches(batches, &tokens, |batch| {
                 check()?;
-                self.embed_pack(pack, &tokens, &plan, skip, &attached)
+                self.embed_batch(batch, &tokens, &plan, skip, &attached)
             });
-            for (pack, rows) in packs.iter().zip(rows) {
-                for (&i, row) in pack.iter().zip(rows?.chunks_exact(plan.dim)) {
+            for (batch, rows) in batches.iter().zip(rows) {
+                for (&i, row) in batch.iter().zip(rows?.chunks_exact(plan.dim)) {
                     vectors[i * plan.dim..][..plan.dim].copy_from_slice(row);
                 }
-                done += pack.len();
+                done += batch.len();
             }
             tell(&mut progress, Progress { stage: Stage::Embed, done: done as u64, total: total as u64 })?;
         }
@@ -242,9 +242,9 @@ impl Model {
     }
 
     /// Cuts `order` into the texts that go through the network together.
-    fn packs<'a>(&self, mut order: &'a [usize], tokens: &[Vec<u32>], batch_size: usize) -> Vec<&'a [usize]> {
-        let most = self.transformer().backend().packs();
-        let mut packs = Vec::new();
+    fn batches<'a>(&self, mut order: &'a [usize], tokens: &[Vec<u32>], batch_size: usize) -> Vec<&'a [usize]> {
+        let most = self.transformer().backend().batching();
+        let mut batches = Vec::new();
         while let Some(&first) = order.first() {
             let mut sum = 0;
             let mut within = |n: usize, i: usize| {
@@ -253,52 +253,52 @@ impl Model {
                 n == 0 || (size <= most.tokens && n < batch_size)
             };
             let count = order.iter().enumerate().map_while(|(n, &i)| within(n, i).then_some(n + 1)).last().unwrap_or(1);
-            let (pack, rest) = order.split_at(count);
-            packs.push(pack);
+            let (batch, rest) = order.split_at(count);
+            batches.push(batch);
             order = rest;
         }
-        packs
+        batches
     }
 
-    /// Packs between two reports of progress: many for each thread, as all wait for the last.
-    fn packs_at_once(&self) -> usize {
-        match self.transformer().backend().packs().at_a_time {
+    /// Batches between two reports of progress: many for each thread, as all wait for the last.
+    fn batches_at_once(&self) -> usize {
+        match self.transformer().backend().batching().at_a_time {
             1 => 1,
             threads => 16 * threads,
         }
     }
 
-    /// A thread takes a pack; the first ones, where each is longer than a thread's share of all, have all threads one after another.
-    fn embed_packs<R: Send>(&self, packs: &[&[usize]], tokens: &[Vec<u32>], embed: impl Fn(&[usize]) -> R + Sync) -> Vec<R> {
-        let size = |pack: &[usize]| pack.iter().map(|&i| tokens[i].len()).sum::<usize>();
-        let most = self.transformer().backend().packs();
-        let share = packs.iter().map(|pack| size(pack)).sum::<usize>() / most.at_a_time;
-        let long = packs.iter().take_while(|pack| size(pack) > share.max(most.tokens)).count();
-        let (long, others) = packs.split_at(long);
-        let mut rows: Vec<R> = long.iter().map(|pack| embed(pack)).collect();
-        rows.extend(ops::parallel_map(others, |pack| embed(pack)));
+    /// A thread takes a batch; the first ones, where each is longer than a thread's share of all, have all threads one after another.
+    fn embed_batches<R: Send>(&self, batches: &[&[usize]], tokens: &[Vec<u32>], embed: impl Fn(&[usize]) -> R + Sync) -> Vec<R> {
+        let size = |batch: &[usize]| batch.iter().map(|&i| tokens[i].len()).sum::<usize>();
+        let most = self.transformer().backend().batching();
+        let share = batches.iter().map(|batch| size(batch)).sum::<usize>() / most.at_a_time;
+        let long = batches.iter().take_while(|batch| size(batch) > share.max(most.tokens)).count();
+        let (long, others) = batches.split_at(long);
+        let mut rows: Vec<R> = long.iter().map(|batch| embed(batch)).collect();
+        rows.extend(ops::parallel_map(others, |batch| embed(batch)));
         rows
     }
 
     /// # Shape
-    /// `(pack, dim)`
-    fn embed_pack(
+    /// `(batch, dim)`
+    fn embed_batch(
         &self,
-        pack: &[usize],
+        batch: &[usize],
         tokens: &[Vec<u32>],
         plan: &Plan<'_>,
         skip: usize,
         attached: &Attached,
     ) -> Result<Vec<f32>> {
-        let ids: Vec<u32> = pack.iter().flat_map(|&i| tokens[i].iter().copied()).collect();
-        let lengths: Vec<usize> = pack.iter().map(|&i| tokens[i].len()).collect();
+        let ids: Vec<u32> = batch.iter().flat_map(|&i| tokens[i].iter().copied()).collect();
+        let lengths: Vec<usize> = batch.iter().map(|&i| tokens[i].len()).collect();
         let transformer = self.transformer();
         self.device().step(|| {
             let kinds = &plan.pooling;
             let modules = &self.embedder().modules;
             let mut whole = transformer.embed_sequences((&ids, &lengths), attached.adapters(), (skip, kinds), modules)?;
-            let width = whole.len() / pack.len();
-            let mut rows = Vec::with_capacity(pack.len() * plan.dim);
+            let width = whole.len() / batch.len();
+            let mut rows = Vec::with_capacity(batch.len() * plan.dim);
             for row in whole.chunks_exact_mut(width) {
                 match plan.normalize {
                     Normalize::Nothing => {}

@@ -1,13 +1,13 @@
 //! Examples to train on: texts, completions of prompts, and conversations.
 //!
 //! A dataset holds examples as they were written; a model's tokenizer and chat template make tokens of them when training begins. Of a
-//! text all is learnt. Of a completion and of a conversation it is, with a masked prompt, what the model is to write: the completion,
+//! text all is trained on. Of a completion and of a conversation it is, with a masked prompt, what the model is to write: the completion,
 //! and each message of the assistant up to and with the token that ends it.
 //!
 //! Texts and completions have the special tokens that the tokenizer puts around a text, and the token that ends a text behind them, as
 //! with TRL's SFTTrainer. A conversation has those that its template writes, and where that ends an answer with none, the token that ends
 //! a text behind the last. A message that the template writes differently once others follow it, as Qwen3's does with thoughts, is
-//! learnt as a sequence of its own, so that what is learnt of is always what the model is given when it has to answer. A template that
+//! trained on as a sequence of its own, so that what is trained on is always what the model is given when it has to answer. A template that
 //! does not write a message behind its generation prompt makes training fail with MC_ERROR_TEMPLATE, with the example's number.
 
 use std::ffi::c_char;
@@ -48,7 +48,7 @@ pub extern "C" fn mc_dataset_new() -> NonNull<mc_dataset> {
 ///
 /// - `messages`, and optionally `tools`: a conversation, as for mc_chat_from_json().
 /// - `prompt` and `completion`: both text; or both an array of messages, and optionally `tools`: a conversation of which the
-///   messages of `completion` alone are learnt.
+///   messages of `completion` alone are trained on.
 /// - `text`: text.
 ///
 /// Blank lines are skipped, a byte order mark too; fields that are null count as absent. Other fields are errors, and so are lines of

@@ -170,7 +170,7 @@ pub unsafe extern "C" fn mc_device_synchronize(device: MaybeUninit<&mc_device>, 
 
 /// Closes a device for new work, as iOS demands before an app goes to the background, and waits for the work that it was given.
 ///
-/// A call that runs ends with MC_ERROR_SUSPENDED behind its step: a prefill chunk, a token, a pack of texts, a piece of a file.
+/// A call that runs ends with MC_ERROR_SUSPENDED behind its step: a prefill chunk, a token, a batch of texts, a piece of a file.
 /// A call that begins ends so at once. None waits: the thread that must call mc_device_resume() may be its own.
 ///
 /// After mc_device_resume() everything goes on to the result that it would have had: a session's answer with

@@ -1,7 +1,7 @@
-//! Training of LoRA adapters: the model stays as it is, and what is learnt is an adapter of it.
+//! Training of LoRA adapters: the model stays as it is, and what is trained is an adapter of it.
 //!
 //! A trainer takes a dataset (mc_lora_train()), or micro-batches of tokens, one call each (mc_lora_train_step()). It stops at any
-//! micro-batch, and goes on from a checkpoint (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has learnt so
+//! micro-batch, and goes on from a checkpoint (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has trained so
 //! far is an adapter like any other (mc_lora_trainer_adapter()), to attach to sessions while training goes on.
 //!
 //! @code
@@ -71,7 +71,7 @@ pub struct mc_train_event {
     pub total_steps: u64,
     /// From 1.
     pub epoch: u32,
-    /// The mean cross entropy of the step's tokens to learn, in nats, before the step.
+    /// The mean cross entropy of the step's target tokens, in nats, before the step.
     pub loss: f32,
     /// The same of the evaluation dataset, after the step; NaN where it was not evaluated.
     pub eval_loss: f32,
@@ -79,16 +79,16 @@ pub struct mc_train_event {
     pub learning_rate: f32,
     /// The length of the gradient of all weights together, before it was cut.
     pub grad_norm: f32,
-    /// All tokens of the step, learnt or not, over the time since the last step.
+    /// All tokens of the step, targets or not, over the time since the last step.
     pub tokens_per_second: f32,
-    /// Tokens that the step learnt.
+    /// Target tokens of the step.
     pub target_tokens: u64,
     /// The most memory that the process has had so far, in bytes; 0 where the system does not tell.
     pub peak_bytes: u64,
     /// Sequences of the training dataset that were cut to `max_length`. An example is one, but a conversation whose template rewrites
     /// earlier turns is one for each answer.
     pub truncated: u64,
-    /// Sequences of the training dataset that have no token to learn, and are left out.
+    /// Sequences of the training dataset that have no target token, and are left out.
     pub skipped: u64,
     /// Whether `eval_loss` is the lowest so far.
     pub is_best: bool,
@@ -647,7 +647,7 @@ fn train_options(options: *const mc_train_options) -> Result<Option<TrainOptions
 }
 
 /// The bytes that a trainer takes beside its model, at most, with micro-batches of the longest examples: the adapter, its optimiser and
-/// gradients, and what a pass keeps of each layer for the way back.
+/// gradients, and what a pass keeps of each layer for the backward pass.
 ///
 /// @param model    the model.
 /// @param config   the adapter; NULL = the defaults.
@@ -764,11 +764,11 @@ fn arrays<'a>(
 ///
 /// @param trainer    the trainer.
 /// @param tokens     ids of all sequences one after another: `offsets[sequences]` of them, below mc_model_vocab_size().
-/// @param loss_mask  as many bytes: whether each token is learnt, that is foretold from those before it in its sequence. The first of a
+/// @param loss_mask  as many bytes: whether each token is a target, that is predicted from those before it in its sequence. The first of a
 ///                   sequence never is. NULL = every other one.
 /// @param offsets    `sequences` + 1 numbers: sequence `i` is at `offsets[i]` to `offsets[i + 1]`; the first number is 0.
 /// @param sequences  how many sequences; at least 1.
-/// @param loss       receives the mean cross entropy of the tokens to learn of this micro-batch, in nats, before it changed anything.
+/// @param loss       receives the mean cross entropy of the target tokens of this micro-batch, in nats, before it changed anything.
 /// @param err        NULL, or receives the error.
 /// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a loss or gradient that is not finite, and for a schedule that falls
 ///         without `total_steps`; MC_ERROR_CONTEXT_FULL for a sequence longer than the model's context; MC_ERROR_BUSY;
@@ -804,7 +804,7 @@ pub unsafe extern "C" fn mc_lora_train_step(
 /// @param loss_mask  as mc_lora_train_step().
 /// @param offsets    as mc_lora_train_step().
 /// @param sequences  how many sequences; at least 1.
-/// @param loss       receives the mean cross entropy of the tokens to learn, in nats.
+/// @param loss       receives the mean cross entropy of the target tokens, in nats.
 /// @param err        NULL, or receives the error.
 /// @return as mc_lora_train_step().
 ///
@@ -844,7 +844,7 @@ pub unsafe extern "C" fn mc_lora_eval_step(
 /// @param on_step    called with each step, on this thread; NULL = nobody.
 /// @param user_data  handed to `on_step`; may be NULL.
 /// @param err        NULL, or receives the error.
-/// @return MC_OK, also if `on_step` stopped it; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a dataset without a token to learn, and
+/// @return MC_OK, also if `on_step` stopped it; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a dataset without a target token, and
 ///         for a loss, gradient or weight that is not finite; MC_ERROR_MISMATCH for another dataset than that which the first call had;
 ///         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_TEMPLATE also if it has no chat template for conversations;
 ///         MC_ERROR_FORMAT for a tokenizer of another vocabulary; MC_ERROR_IO for a checkpoint; MC_ERROR_BUSY also if a dataset is in

@@ -205,7 +205,7 @@ impl Normalise<'_> {
 ///
 /// # Shape
 /// `x`: rows of `cols` values, `stride` apart; `dy`: rows of `cols` values.
-pub fn normalise_back(norm: Normalise<'_>, x: &[f32], stride: usize, cols: usize, dy: &mut [f32]) {
+pub fn normalise_backward(norm: Normalise<'_>, x: &[f32], stride: usize, cols: usize, dy: &mut [f32]) {
     struct Work<'a>(Normalise<'a>, &'a [f32], usize);
     impl RowWork for Work<'_> {
         #[inline(always)]
@@ -357,7 +357,7 @@ pub fn activate(kind: Activation, x: &mut [f32], width: usize) {
 ///
 /// # Shape
 /// `x`, `dx`: rows of `2 · width` values; `dy`: rows of `width`.
-pub fn gated_back(kind: Activation, x: &[f32], dy: &[f32], width: usize, dx: &mut [f32]) {
+pub fn gated_backward(kind: Activation, x: &[f32], dy: &[f32], width: usize, dx: &mut [f32]) {
     struct Work<'a>(Activation, &'a [f32], &'a [f32], usize);
     impl RowWork for Work<'_> {
         #[inline(always)]
@@ -382,7 +382,7 @@ pub fn gated_back(kind: Activation, x: &[f32], dy: &[f32], width: usize, dx: &mu
 }
 
 /// `dy`, the gradient of the activations of `x`, becomes that of `x`.
-pub fn activate_back(kind: Activation, x: &[f32], dy: &mut [f32], width: usize) {
+pub fn activate_backward(kind: Activation, x: &[f32], dy: &mut [f32], width: usize) {
     struct Work<'a>(Activation, &'a [f32], usize);
     impl RowWork for Work<'_> {
         #[inline(always)]

@@ -14,16 +14,16 @@ mod format;
 mod packed;
 mod matmul;
 mod attention;
-mod attention_back;
+mod attention_backward;
 mod elementwise;
 
 pub use attention::{KvHeads, Mask, Strided, attend, attend_within};
-pub use attention_back::attend_within_back;
+pub use attention_backward::attend_within_backward;
 #[cfg(feature = "cuda")]
 pub use cuda::open_cuda;
 pub use elementwise::{
-    Activation, LEAST_LENGTH, NormKind, Normalise, activate, activate_back, add_scaled, cross_entropy, dropout, gated,
-    gated_back, normalise, normalise_back, rotate, scale_softcap, unit_length,
+    Activation, LEAST_LENGTH, NormKind, Normalise, activate, activate_backward, add_scaled, cross_entropy, dropout, gated,
+    gated_backward, normalise, normalise_backward, rotate, scale_softcap, unit_length,
 };
 pub use format::Format;
 pub use math::exp_unfused;

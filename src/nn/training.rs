@@ -28,7 +28,7 @@ pub struct Batch<'a> {
     pub ids: &'a [u32],
     /// They sum to the number of ids; none is 0.
     pub lengths: &'a [usize],
-    /// Whether each token is to be foretold from those before it. The first of a sequence never counts.
+    /// Whether each token is to be predicted from those before it. The first of a sequence never counts.
     pub targets: &'a [bool],
 }
 
@@ -82,7 +82,7 @@ impl Transformer {
                 continue;
             }
             let input = layers.x.clone();
-            let way_back = if pass.checkpointing {
+            let backward = if pass.checkpointing {
                 layers.x = layers.forward(Context::forward(backend), i)?;
                 None
             } else {
@@ -90,17 +90,17 @@ impl Transformer {
                 layers.x = output;
                 Some((layers.x.clone(), tape))
             };
-            passed.push((input, way_back));
+            passed.push((input, backward));
         }
         let (loss, gradient) = self.head_loss(&layers.x, batch, true)?;
         let mut gradients = Gradients::default();
         let mut gradient = gradient;
-        for (offset, (input, way_back)) in passed.into_iter().enumerate().rev() {
+        for (offset, (input, backward)) in passed.into_iter().enumerate().rev() {
             if (pass.stop)() {
                 return Ok(None);
             }
             let Some(of_output) = gradient else { break };
-            let (output, tape) = match way_back {
+            let (output, tape) = match backward {
                 Some(kept) => kept,
                 None => {
                     layers.x = input.clone();
@@ -159,7 +159,7 @@ impl<'a> Layers<'a> {
         self.network.layer(cx, i, self.x.clone(), &mut self.call)
     }
 
-    /// The layer's output, and the way back, to its input as well if that `has_gradient`.
+    /// The layer's output, and the backward pass, to its input as well if that `has_gradient`.
     fn recorded(&mut self, i: usize, has_gradient: bool) -> Result<(Tensor, Tape)> {
         let tape = Tape::default();
         if has_gradient {

@@ -15,12 +15,12 @@ pub enum Backend {
 }
 
 /// How texts are put together that go through a network at once.
-pub struct Packs {
-    /// Tokens of a pack that is more than one text.
+pub struct Batching {
+    /// Tokens of a batch that is more than one text.
     pub tokens: usize,
-    /// Whether each text of a pack counts as much as the longest.
+    /// Whether each text of a batch counts as much as the longest.
     pub padded: bool,
-    /// Packs that are on their way at a time.
+    /// Batches that are on their way at a time.
     pub at_a_time: usize,
 }
 
@@ -114,13 +114,13 @@ impl Backend {
     }
 
     /// How texts are put together.
-    pub fn packs(&self) -> Packs {
+    pub fn batching(&self) -> Batching {
         match self {
             // Enough that a matrix is not read for a few rows, few enough that what lies between two products stays in
             // the caches.
-            Self::Cpu => Packs { tokens: 512, padded: false, at_a_time: crate::kernels::threads() },
+            Self::Cpu => Batching { tokens: 512, padded: false, at_a_time: crate::kernels::threads() },
             // A GPU wants more work at once.
-            Self::Tensors(_) => Packs { tokens: 16_384, padded: true, at_a_time: 1 },
+            Self::Tensors(_) => Batching { tokens: 16_384, padded: true, at_a_time: 1 },
         }
     }
 

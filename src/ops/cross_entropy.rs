@@ -1,4 +1,4 @@
-//! The loss of foretelling tokens, and its gradient at the network's output.
+//! The loss of predicting tokens, and its gradient at the network's output.
 
 use candle_core::{Result, Tensor, bail};
 

@@ -66,7 +66,7 @@ pub fn add_scaled(cx: Context<'_>, x: &Tensor, y: Tensor, scale: f32, after: Opt
     let added = y.clone();
     let sum = match cx.backend {
         Backend::Cpu if !tracked => return cpu::add_scaled(x, y, scale, after),
-        // The way back through a norm needs what went into it.
+        // The backward pass through a norm needs what went into it.
         Backend::Cpu => cpu::add_scaled(x, y, scale, None)?,
         Backend::Tensors(_) => tensors::add_scaled(x, &y, scale)?,
     };

@@ -1,4 +1,4 @@
-//! What a forward pass leaves behind for the way back through it.
+//! What a forward pass leaves behind for the backward pass through it.
 //!
 //! candle's own graph is not used: it copies every gradient that it passes on, keeps all activations until the end, and asks for the
 //! gradients of frozen weights. Here a gradient belongs to one tensor alone and moves, and what a step kept is free once it is done.

@@ -1,4 +1,4 @@
-//! What is learnt of each kind of example, token by token.
+//! What of each kind of example is trained on, token by token.
 
 use std::io::Write;
 
@@ -14,7 +14,7 @@ fn tokenized(examples: &[Content], mask_prompt: bool) -> Tokenized {
     Dataset { examples, path: PathBuf::new() }.tokenized(&tiny_coder(), 1024, mask_prompt, None).unwrap()
 }
 
-/// A sample's text with what is learnt of it in brackets; joined, its tokens are exactly those of the whole text.
+/// A sample's text with its targets in brackets; joined, its tokens are exactly those of the whole text.
 fn marked(sample: &Sample) -> String {
     let model = tiny_coder();
     let tokenizer = model.tokenizer().unwrap();
@@ -22,10 +22,10 @@ fn marked(sample: &Sample) -> String {
     assert!(!sample.targets[0]);
     let mut text = String::new();
     let mut tokens = sample.ids.iter().zip(&sample.targets).peekable();
-    while let Some(learnt) = tokens.peek().map(|(_, learnt)| **learnt) {
-        let run: Vec<u32> = std::iter::from_fn(|| tokens.next_if(|(_, other)| **other == learnt)).map(|(id, _)| *id).collect();
+    while let Some(is_target) = tokens.peek().map(|(_, is_target)| **is_target) {
+        let run: Vec<u32> = std::iter::from_fn(|| tokens.next_if(|(_, other)| **other == is_target)).map(|(id, _)| *id).collect();
         let run = tokenizer.decode(&run, false).unwrap();
-        text.push_str(&if learnt { format!("[{run}]") } else { run });
+        text.push_str(&if is_target { format!("[{run}]") } else { run });
     }
     text
 }
@@ -41,7 +41,7 @@ fn conversation(chat: Chat) -> Content {
 const SYSTEM: &str = "<|im_start|>system\nYou answer questions about the Rust standard library.<|im_end|>\n";
 
 #[test]
-fn all_of_a_text_is_learnt_and_its_end() {
+fn all_of_a_text_is_trained_on_and_its_end() {
     let texts = ["fn main", "fn main<|im_end|>"].map(|text| Content::Text(text.to_owned()));
     for sample in tokenized(&texts, true).examples {
         // The first token has nothing before it.
@@ -52,7 +52,7 @@ fn all_of_a_text_is_learnt_and_its_end() {
 }
 
 #[test]
-fn a_completion_is_learnt_and_its_prompt_only_where_it_is_not_masked() {
+fn a_completion_is_trained_on_and_its_prompt_only_where_it_is_not_masked() {
     let completion =
         |prompt: &str, completion: &str| Content::Completion { prompt: prompt.into(), completion: completion.into() };
     for (example, masked, whole) in [
@@ -72,7 +72,7 @@ fn a_completion_is_learnt_and_its_prompt_only_where_it_is_not_masked() {
 }
 
 #[test]
-fn answers_are_learnt_with_the_token_that_ends_them() {
+fn answers_are_trained_on_with_the_token_that_ends_them() {
     let single = chat(r#"[{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}]"#);
     let several = chat(
         r#"[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."},
@@ -90,12 +90,12 @@ fn answers_are_learnt_with_the_token_that_ends_them() {
                 .to_owned(),
         ]
     );
-    // What is learnt of is what a session is given.
+    // What is trained on is what a session is given.
     let model = tiny_coder();
     let text = single.render(model.chat_template().ok(), false).unwrap();
     assert_eq!(found.examples[0].ids, model.tokenizer().unwrap().encode(&text, false).unwrap());
     let whole = &tokenized(&[conversation(single)], false).examples[0];
-    assert!(whole.ids == found.examples[0].ids && whole.targets[1..].iter().all(|learnt| *learnt));
+    assert!(whole.ids == found.examples[0].ids && whole.targets[1..].iter().all(|is_target| *is_target));
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn a_file_gives_the_same_as_calls() {
             "fn[ main<|im_end|>]".to_owned(),
             "let x =[ 1;<|im_end|>]".to_owned(),
             format!("{question}[B.<|im_end|>]\n"),
-            // Of a prompt of messages nothing is learnt, its answers neither.
+            // Of a prompt of messages nothing is a target, its answers neither.
             format!("{question}B.<|im_end|>\n<|im_start|>user\nC?<|im_end|>\n<|im_start|>assistant\n[D.<|im_end|>]\n"),
         ]
     );

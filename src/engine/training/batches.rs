@@ -9,7 +9,7 @@ use crate::engine::Model;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::Batch;
 
-/// BatchSequences that the network can take, with at least one token to learn.
+/// Sequences that the network can take, with at least one target token.
 pub(super) struct BatchSequences<'a> {
     ids: Cow<'a, [u32]>,
     lengths: Vec<usize>,
@@ -42,7 +42,7 @@ impl<'a> BatchSequences<'a> {
         };
         offsets[..offsets.len() - 1].iter().for_each(|&first| targets[first] = false);
         if !targets.contains(&true) {
-            let message = "loss_mask: expected a token to learn behind the first of a sequence, found none";
+            let message = "loss_mask: expected a target token behind the first of a sequence, found none";
             return Err(Error::argument(message));
         }
         Ok(Self { ids: tokens.into(), lengths, targets })

@@ -5,13 +5,13 @@ use crate::engine::Model;
 use crate::error::Result;
 use crate::ops;
 
-/// What a layer takes on the way back beside what was kept of it, in layers: gradients of its values, and copies. Measured: between 1.4
+/// What a layer takes in the backward pass beside what was kept of it, in layers: gradients of its values, and copies. Measured: between 1.4
 /// and 3 layers.
 const WORKSPACE_LAYERS: usize = 3;
 
 impl LoraTrainer {
     /// The bytes that a trainer takes beside its model, at most, with batches of the longest examples: the adapter, the two moments
-    /// of its optimiser and its gradients, what a pass keeps of each layer for the way back, and the workspace of a layer and of the
+    /// of its optimiser and its gradients, what a pass keeps of each layer for the backward pass, and the workspace of a layer and of the
     /// scores. With gradient checkpointing a pass keeps one vector of each token and layer.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Training of LoRA adapters: the model stays as it is, and what is learnt is an adapter of it.
+//! Training of LoRA adapters: the model stays as it is, and what is trained is an adapter of it.
 //!
 //! A trainer takes micro-batches of tokens, one call each, or a whole dataset; it stops at any micro-batch, and goes on from a
 //! checkpoint as if it had not.
@@ -81,7 +81,7 @@ struct Progress {
     micro_steps: u64,
     /// Of the step in the making.
     micro: usize,
-    /// Of the step in the making, or of the last one while there is none: what its loss is made of, and its tokens to learn.
+    /// Of the step in the making, or of the last one while there is none: what its loss is made of, and its target tokens.
     loss_sum: f64,
     targets: u64,
     /// Of the last step.
@@ -127,7 +127,7 @@ impl Default for Progress {
 /// What one micro-batch did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MicroStep {
-    /// The mean cross entropy of its tokens to learn, in nats, before anything was changed by it.
+    /// The mean cross entropy of its target tokens, in nats, before anything was changed by it.
     pub loss: f32,
     pub target_tokens: usize,
     /// The step that it completed.
@@ -204,7 +204,7 @@ impl LoraTrainer {
     ///
     /// # Shape
     /// `tokens`: all sequences one after another, sequence `i` at `offsets[i]..offsets[i + 1]`. `loss_mask`: whether each token is
-    /// learnt, that is foretold from those before it in its sequence; `None` = every one. The first of a sequence never is.
+    /// a target, that is predicted from those before it in its sequence; `None` = every one. The first of a sequence never is.
     ///
     /// # Errors
     /// `InvalidArgument` naming the token, offset or option that is wrong, and for a loss or gradient that is not finite;

@@ -24,7 +24,7 @@ pub struct TrainEvent {
     pub total_steps: u64,
     /// From 1.
     pub epoch: usize,
-    /// The mean cross entropy of the step's tokens to learn, in nats, before the step.
+    /// The mean cross entropy of the step's target tokens, in nats, before the step.
     pub loss: f32,
     /// The same of the evaluation dataset, after the step, where it was evaluated.
     pub eval_loss: Option<f32>,
@@ -33,13 +33,13 @@ pub struct TrainEvent {
     pub learning_rate: f32,
     /// The length of the gradient of all weights together, before it was cut.
     pub grad_norm: f32,
-    /// All tokens of the step, learnt or not, over the time since the last step.
+    /// All tokens of the step, targets or not, over the time since the last step.
     pub tokens_per_second: f32,
-    /// Tokens that the step learnt.
+    /// Target tokens of the step.
     pub target_tokens: u64,
     /// The most memory that the process has had so far; 0 where the system does not tell.
     pub peak_bytes: u64,
-    /// BatchSequences of the training dataset that were cut to `max_length`, and those that have no token to learn: an example is one, but a
+    /// Sequences of the training dataset that were cut to `max_length`, and those that have no target token: an example is one, but a
     /// conversation whose template rewrites earlier turns is one for each answer.
     pub truncated: usize,
     pub skipped: usize,
@@ -77,7 +77,7 @@ impl LoraTrainer {
     /// in the folder `best` of the checkpoints, if they have a place.
     ///
     /// # Errors
-    /// `InvalidArgument` for a dataset without a token to learn; `Mismatch` for another dataset than that which the first call had;
+    /// `InvalidArgument` for a dataset without a target token; `Mismatch` for another dataset than that which the first call had;
     /// those of the tokenizer and the chat template; `Io`; and those of [`train_step`](Self::train_step).
     pub fn train(&mut self, train: &Dataset, eval: Option<&Dataset>, on_step: &mut TrainFn<'_>) -> Result<()> {
         let data =
@@ -100,7 +100,7 @@ impl LoraTrainer {
         let tokenized = dataset.tokenized(&self.model, most, self.options.mask_prompt, self.options.cancel.as_ref())?;
         if tokenized.examples.is_empty() {
             let found = dataset.len();
-            return Err(Error::argument(format!("{name}: expected an example with a token to learn, found none among {found}")));
+            return Err(Error::argument(format!("{name}: expected an example with a target token, found none among {found}")));
         }
         Ok(tokenized)
     }
@@ -218,7 +218,7 @@ impl LoraTrainer {
         self.options.checkpoint.as_ref().map_or(Ok(()), |directory| self.save(directory))
     }
 
-    /// The mean cross entropy of all tokens to learn.
+    /// The mean cross entropy of all target tokens.
     fn evaluate(&self, samples: &[Sample]) -> Result<f64> {
         let mut order: Vec<usize> = (0..samples.len()).collect();
         // The longest first: if it does not fit the memory, that is known at once.
@@ -233,7 +233,7 @@ impl LoraTrainer {
     }
 }
 
-/// Of all tokens and which of them are learnt; never 0.
+/// Of all tokens and which of them are targets; never 0.
 fn fingerprint(samples: &[Sample]) -> u64 {
     let hash = samples.iter().fold(FNV_START, |hash, Sample { ids, targets }| {
         let hash = fnv(hash, &(ids.len() as u64).to_le_bytes());

@@ -19,7 +19,7 @@ pub fn gated_backward(x: &Tensor, dy: &Tensor, kind: Activation) -> Result<Tenso
     row_op("gated backward", dy, cols, |dy, dx| {
         let dy = dy.packed()?;
         with_rows(x, |x| {
-            kernels::gated_back(kind, x.packed()?, dy, cols / 2, dx);
+            kernels::gated_backward(kind, x.packed()?, dy, cols / 2, dx);
             Ok(())
         })
     })
@@ -33,7 +33,7 @@ pub fn activate(x: Tensor, kind: Activation) -> Result<Tensor> {
 /// In the memory of `dy`.
 pub fn activate_backward(x: &Tensor, dy: Tensor, kind: Activation) -> Result<Tensor> {
     in_place_from("activate backward", dy, x, |x, dy, cols| {
-        kernels::activate_back(kind, x.packed()?, dy, cols);
+        kernels::activate_backward(kind, x.packed()?, dy, cols);
         Ok(())
     })
 }

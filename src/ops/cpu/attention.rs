@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 
 use super::row_op::{Rows, on_cpu, rows_of};
-use crate::kernels::{KvHeads, Strided, attend, attend_within, attend_within_back};
+use crate::kernels::{KvHeads, Strided, attend, attend_within, attend_within_backward};
 use crate::ops::Mask;
 use crate::ops::attention::no_memory;
 
@@ -70,7 +70,7 @@ pub fn within_backward(
     let mut out = [q, k, v].map(|x| vec![0f32; x.elem_count()]);
     with_strided([q, k, v, dy], |[q, k, v, dy]| {
         let out = out.each_mut().map(Vec::as_mut_slice);
-        attend_within_back(q, k, v, dy, heads, lengths, mask, out).map_err(no_memory)
+        attend_within_backward(q, k, v, dy, heads, lengths, mask, out).map_err(no_memory)
     })?;
     let [dq, dk, dv] = out;
     let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), &Device::Cpu);

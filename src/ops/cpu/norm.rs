@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::row_op::{in_place_from, row_op};
-use crate::kernels::{self, Normalise, normalise, normalise_back};
+use crate::kernels::{self, Normalise, normalise, normalise_backward};
 use crate::ops::{Norm, Vector};
 
 fn of(norm: &Norm) -> Result<Normalise<'_>> {
@@ -25,7 +25,7 @@ pub fn forward(x: &Tensor, norm: &Norm) -> Result<Tensor> {
 pub fn backward(x: &Tensor, dy: Tensor, norm: &Norm) -> Result<Tensor> {
     let norm = of(norm)?;
     in_place_from("norm backward", dy, x, |x, dy, cols| {
-        normalise_back(norm, x.values, x.stride, cols, dy);
+        normalise_backward(norm, x.values, x.stride, cols, dy);
         Ok(())
     })
 }

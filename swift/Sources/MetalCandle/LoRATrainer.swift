@@ -30,7 +30,7 @@ public final class LoRATrainer: Sendable {
     ///   - adapter: the adapter to be trained.
     ///   - options: how to train.
     /// - Throws: ``MetalCandleError``: `.invalidArgument` for a bad value or a target that the model does not have, `.unsupported` for a
-    ///   model that cannot be trained on (``ModelInfo/supportsTraining``), `.mismatch` for an initial adapter of another model.
+    ///   model that cannot be trained (``ModelInfo/supportsTraining``), `.mismatch` for an initial adapter of another model.
     public convenience init(
         _ model: LanguageModel, adapter: AdapterConfiguration = AdapterConfiguration(), options: TrainingOptions = TrainingOptions()
     ) async throws {
@@ -113,7 +113,7 @@ public final class LoRATrainer: Sendable {
             end: { [self] in isTraining.withLock { $0 = false } }))
     }
 
-    /// What was learnt so far, as an adapter like any other.
+    /// What was trained so far, as an adapter like any other.
     ///
     /// - Throws: ``MetalCandleError`` with `.busy` while a training is being read: leave it, and go on later.
     public func adapter() async throws -> Adapter {

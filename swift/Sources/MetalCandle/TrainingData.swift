@@ -30,11 +30,11 @@ public final class TrainingData: Sendable {
 
 /// One example to learn from.
 public enum TrainingExample: Sendable, Hashable {
-    /// A text, of which all is learnt.
+    /// A text, of which all is trained on.
     case text(String)
     /// A text that is to follow another one. The two are joined as they are.
     case completion(prompt: String, completion: String)
-    /// A conversation, of which the assistant's messages are learnt.
+    /// A conversation, of which the assistant's messages are trained on.
     case conversation([ChatMessage], tools: [ToolDefinition] = [])
 
     fileprivate func add(to dataset: OpaquePointer) throws {

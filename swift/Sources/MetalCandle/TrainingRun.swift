@@ -171,15 +171,15 @@ public struct TrainingStep: Sendable, Hashable {
     public let totalSteps: Int
     /// Which pass over the data it belongs to, from 1.
     public let epoch: Int
-    /// The mean cross entropy of what it learnt, in nats, before it learnt it.
+    /// The mean cross entropy of its target tokens, in nats, before the step.
     public let loss: Float
     /// Its learning rate.
     public let learningRate: Float
     /// The length of the gradient of all weights together, before it was cut.
     public let gradientNorm: Float
-    /// Its speed, with tokens that were not learnt.
+    /// Its speed, with tokens that were not trained on.
     public let tokensPerSecond: Float
-    /// How many tokens it learnt.
+    /// How many tokens it trained on.
     public let targetTokens: Int
     /// The most memory that the process has had so far, in bytes; 0 where the system does not tell.
     public let peakBytes: UInt64

@@ -41,9 +41,9 @@ extension MetalCandleTests { @Suite struct Training {
         #expect(summary?.stepCount == 24 && summary?.bestValidationLoss == nil)
         #expect(trainer.stepCount == 24)
 
-        let learnt = try await trainer.adapter()
-        #expect(learnt.rank == 4 && learnt.alpha == 8)
-        session.adapters = [AttachedAdapter(learnt)]
+        let trained = try await trainer.adapter()
+        #expect(trained.rank == 4 && trained.alpha == 8)
+        session.adapters = [AttachedAdapter(trained)]
         #expect(try await session.respond(to: "What is the colour of stone 1?").text == "Blue as the sea.")
         try session.reset()
         session.adapters = []

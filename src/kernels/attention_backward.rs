@@ -21,7 +21,7 @@ use super::simd::{Kernel, LANES, Simd, dispatch};
 /// # Source
 /// Dao et al. 2022, appendix B.2, <https://arxiv.org/abs/2205.14135>.
 #[allow(clippy::too_many_arguments)]
-pub fn attend_within_back(
+pub fn attend_within_backward(
     q: Strided<'_>,
     k: Strided<'_>,
     v: Strided<'_>,
