@@ -8,6 +8,7 @@ use std::path::Path;
 
 use common::{golden, load, q8_0, shipped};
 use metal_candle::{Cancel, Error, ErrorKind, GenerateOptions, LoadOptions, Model, Session, Stage, estimate_memory};
+use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -117,6 +118,62 @@ fn logits(model: &Model) -> Vec<f32> {
     let mut session = Session::new(model, 0).unwrap();
     session.append_tokens(&[5, 9, 70], None).unwrap();
     session.logits().unwrap().to_vec()
+}
+
+/// A multimodal model around a language model, whose tensors have these beginnings, those of its head and of a tower.
+fn within_a_multimodal_model(name: &str, outer: Value, prefix: &str, head: &str, tower: &str) -> TempDir {
+    let folder = copy(name);
+    let mut config = outer;
+    config["text_config"] = common::json(&folder.path().join("config.json"));
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let bytes = fs::read(folder.path().join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let renamed = |name: &str| match name.strip_prefix("model.") {
+        Some(inner) => format!("{prefix}{inner}"),
+        None => format!("{head}{name}"),
+    };
+    let mut all: Vec<_> = tensors.iter().map(|(name, tensor)| (renamed(name), tensor)).collect();
+    let of_the_tower = all[0].1.clone();
+    all.push((format!("{tower}patch_embed.weight"), of_the_tower));
+    fs::write(folder.path().join("model.safetensors"), safetensors::serialize(all, None).unwrap()).unwrap();
+    folder
+}
+
+#[test]
+fn the_language_model_within_a_multimodal_one_is_loaded() {
+    let gemma3 = |fields: Value| {
+        let mut config = json!({"model_type": "gemma3", "vision_config": {"hidden_size": 8}});
+        config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        config
+    };
+    let alone = load(golden("decoders/gemma3_text_old"));
+    for (prefix, head, tower) in
+        [("language_model.model.", "language_model.", "vision_tower."), ("model.language_model.", "", "model.vision_tower.")]
+    {
+        let folder = within_a_multimodal_model("decoders/gemma3_text_old", gemma3(json!({})), prefix, head, tower);
+        let model = load(folder.path());
+        assert_eq!(logits(&model), logits(&alone), "{prefix}");
+        assert_eq!((model.architecture(), model.parameter_count()), ("gemma3", alone.parameter_count()));
+    }
+    // What a tower is not called is no tower; of the two words on tying the outer one counts.
+    let of_all = ("language_model.model.", "language_model.");
+    let stray = within_a_multimodal_model("decoders/gemma3_text_old", gemma3(json!({})), of_all.0, of_all.1, "tower.");
+    refused(&stray, ErrorKind::Format, &["tower.patch_embed.weight"]);
+    let untied = gemma3(json!({"tie_word_embeddings": false}));
+    let untied = within_a_multimodal_model("decoders/gemma3_text_old", untied, of_all.0, of_all.1, "vision_tower.");
+    refused(&untied, ErrorKind::Format, &["language_model.lm_head.weight"]);
+
+    refused(&configured("decoders/ministral3_nested", "text_config", Value::Null), ErrorKind::Format, &["text_config"]);
+    let text = |key: &str, value: Value| {
+        let mut text = common::json(&golden("decoders/ministral3_nested/config.json"))["text_config"].clone();
+        text[key] = value;
+        configured("decoders/ministral3_nested", "text_config", text)
+    };
+    refused(&text("text_config", json!({})), ErrorKind::Unsupported, &["text_config", "within another"]);
+    refused(&text("model_type", json!("mamba")), ErrorKind::Unsupported, &["text_config: model_type", "\"mamba\""]);
+    refused(&text("hidden_size", json!(0)), ErrorKind::Format, &["text_config: hidden_size"]);
+    let linear = json!({"rope_type": "linear", "factor": 2.0, "llama_4_scaling_beta": 0.1});
+    refused(&text("rope_parameters", linear), ErrorKind::Unsupported, &["llama_4_scaling_beta"]);
 }
 
 #[test]

@@ -83,7 +83,11 @@ impl Files {
     pub(super) fn eos(&self, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
         let mut eos = match &self.generation {
             Some(generation) if generation.get("eos_token_id").is_some() => generation.ids("eos_token_id")?,
-            _ => self.raw.ids("eos_token_id")?,
+            _ => match self.raw.object("text_config")? {
+                // Of a multimodal model: what the language model says, where the whole says nothing.
+                Some(text) if !self.raw.has("eos_token_id") => text.ids("eos_token_id")?,
+                _ => self.raw.ids("eos_token_id")?,
+            },
         };
         if let (Some(tokenizer), Some(config)) = (tokenizer, &self.tokenizer_config) {
             let token = match config.get("eos_token") {
