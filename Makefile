@@ -12,7 +12,7 @@ CARGO   ?= cargo
 CFLAGS  ?= -O2
 PREFIX  ?= /usr/local
 PROFILE ?= release
-TEST_FEATURES ?= fault-injection,selftest
+TEST_FEATURES ?= fault-injection,selftest,hf-hub
 
 TARGET  := $(or $(CARGO_TARGET_DIR),target)
 OUT     := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
@@ -57,7 +57,6 @@ demo: examples
 test: PROFILE = dev
 test:
 	$(CARGO) test --no-fail-fast --features $(TEST_FEATURES)
-	$(CARGO) test --features hf-hub --lib load::hub
 	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
 	$(MAKE) PROFILE=$(PROFILE) examples
 	$(MAKE) PROFILE=$(PROFILE) test-c
@@ -110,7 +109,7 @@ uninstall:
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
-	$(CARGO) clippy --all-targets --features $(TEST_FEATURES),hf-hub -- -D warnings
+	$(CARGO) clippy --all-targets --features $(TEST_FEATURES) -- -D warnings
 
 clean:
 	$(CARGO) clean

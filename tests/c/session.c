@@ -275,11 +275,12 @@ static void answers_go_on_together_and_tokens_are_scored(void) {
     mc_session *sessions[3];
     const mc_token_event *events[3];
     mc_status statuses[3], status = MC_OK;
-    struct stream streams[3] = {{0}};
+    struct stream streams[3];
     mc_generate_options *options = greedy(0);
     uint32_t tokens[64];
     float logprobs[64], scores[64];
     size_t count = 0, i;
+    memset(streams, 0, sizeof streams);
     for (i = 0; i < 3; i++) {
         sessions[i] = new_session(PROMPT);
         EXPECT(MC_OK, mc_session_begin(sessions[i], options, &err));
