@@ -50,6 +50,8 @@ FUNCTIONS = {
     "mc_session_begin": (c_int32, [c_void_p, c_void_p, handle_p]),
     "mc_session_next": (c_int32, [c_void_p, handle_p, handle_p]),
     "mc_session_end": (c_int32, [c_void_p, handle_p, handle_p]),
+    "mc_session_set_lora": (c_int32, [c_void_p, c_void_p, c_float, handle_p]),
+    "mc_sessions_next": (c_int32, [handle_p, c_size_t, handle_p, POINTER(c_int32), handle_p]),
     "mc_session_free": (None, [c_void_p]),
     "mc_lora_load": (c_int32, [c_void_p, c_char_p, handle_p, handle_p]),
     "mc_lora_free": (None, [c_void_p]),
@@ -86,7 +88,9 @@ class Library:
     def __init__(self, path, host):
         library, host = ctypes.CDLL(os.fspath(path)), ctypes.CDLL(os.fspath(host))
         for name, (result, arguments) in FUNCTIONS.items():
-            function = getattr(library, name)
+            function = getattr(library, name, None)
+            if function is None:  # an older build, which is asked for nothing newer
+                continue
             function.restype, function.argtypes = result, arguments
             setattr(self, name.removeprefix("mc_"), self._checked(function) if result is c_int32 else function)
         host.keep_pulled.argtypes = [c_void_p, c_void_p, POINTER(Record), handle_p]
@@ -163,7 +167,7 @@ class Model:
 
 class Session:
     def __init__(self, model, max_context):
-        self.library, self.vocab_size, self.handle = model.library, model.vocab_size, c_void_p()
+        self.model, self.library, self.vocab_size, self.handle = model, model.library, model.vocab_size, c_void_p()
         self.library.session_new(model.handle, max_context, byref(self.handle))
 
     def append(self, ids):
@@ -196,8 +200,40 @@ class Session:
         library.generate_options_free(options)
         return ids
 
+    def set_lora(self, lora):
+        """`lora`: a directory, or None."""
+        handle = c_void_p()
+        if lora:
+            self.library.lora_load(self.model.handle, os.fsencode(lora), byref(handle))
+        self.library.session_set_lora(self.handle, handle, 1)
+        self.library.lora_free(handle)
+
+    def begin(self, max_tokens):
+        """A greedy answer, past any end token."""
+        options = self.library.generate_options_new()
+        self.library.generate_options_set_max_tokens(options, max_tokens)
+        self.library.generate_options_set_temperature(options, 0)
+        self.library.generate_options_set_ignore_eos(options, True)
+        self.library.session_begin(self.handle, options)
+        self.library.generate_options_free(options)
+
+    def end(self):
+        """The tokens of the answer."""
+        generation = c_void_p()
+        self.library.session_end(self.handle, byref(generation))
+        ids = self.library.generation_tokens(generation)[: self.library.generation_tokens_len(generation)]
+        self.library.generation_free(generation)
+        return ids
+
     def free(self):
         self.library.session_free(self.handle)
+
+
+def next_of(sessions):
+    """One token of each of several answers."""
+    count = len(sessions)
+    handles, events = (c_void_p * count)(*(session.handle for session in sessions)), (c_void_p * count)()
+    sessions[0].library.sessions_next(handles, count, events, (c_int32 * count)())
 
 
 class Trainer:
