@@ -25,7 +25,7 @@ pub(super) enum Regime {
 pub(super) struct Evaluated {
     model: Model,
     tokens: Vec<u32>,
-    /// A token that was just chosen is evaluated when the next one is asked for.
+    /// Behind by what was pushed since, or by the token that was chosen last: it is evaluated when the next one is asked for.
     states: States,
     regime: Regime,
     /// The fingerprint of the adapters.
@@ -220,34 +220,39 @@ impl Evaluated {
         on_piece: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<Vec<f32>> {
         let (held, length) = (self.tokens.len(), self.tokens.len() + tokens.len());
-        self.evaluate(adapters, chunk, &mut |_, _| on_piece(0, tokens.len()))?;
-        let mut logprobs = Vec::new();
-        let no_memory = |_| Error::new(ErrorKind::OutOfMemory, format!("score: {} tokens do not fit the memory", tokens.len()));
+        let transformer = self.model.transformer();
+        let regime = Regime::One(transformer.regime(length));
+        if Regime::One(transformer.regime(held)) == regime {
+            self.evaluate(adapters, chunk, &mut |_, _| on_piece(0, tokens.len()))?;
+        }
+        let (mut logprobs, mut known) = (Vec::new(), Vec::new());
+        let no_memory = |_| Error::new(ErrorKind::OutOfMemory, format!("score: {length} tokens do not fit the memory"));
         logprobs.try_reserve_exact(tokens.len()).map_err(no_memory)?;
-        let Some((first, logits)) = tokens.first().zip(self.logits.as_deref()) else { return Ok(logprobs) };
+        known.try_reserve_exact(length).map_err(no_memory)?;
+        let Some((first, all_but_last)) = tokens.first().zip(tokens.get(..tokens.len() - 1)) else { return Ok(logprobs) };
         let mut targets = tokens;
-        let mut known = Vec::new();
         let mut states = None;
-        if Regime::One(self.model.transformer().regime(length)) == self.regime {
-            logprobs.push(token_logprob(logits, *first)?);
-            targets = &tokens[1..];
-        } else {
+        match self.logits.as_deref() {
+            Some(logits) if self.regime == regime => {
+                logprobs.push(token_logprob(logits, *first)?);
+                targets = &tokens[1..];
+            }
             // With as many tokens in all, every one of them is another computation.
-            known = self.tokens.clone();
-            states = Some(self.model.transformer().new_states());
+            _ => {
+                known.extend_from_slice(&self.tokens);
+                states = Some(self.model.transformer().new_states());
+            }
         }
         // What is evaluated: all but the last token, each row of which predicts the next one.
-        known.extend_from_slice(&tokens[..tokens.len() - 1]);
+        known.extend_from_slice(all_but_last);
         let scores = Scores { model: &self.model, adapters, length, logprobs, targets };
-        if let Some(states) = &mut states {
-            return scores.run(&known, states, chunk, on_piece);
-        }
-        let result = scores.run(&known, &mut self.states, chunk, on_piece);
-        match &result {
-            Err(error) if error.kind() != ErrorKind::Cancelled => self.forget_failed(error),
-            _ => {
-                self.states.truncate(held);
-            }
+        let result = scores.run(&known, states.as_mut().unwrap_or(&mut self.states), chunk, on_piece);
+        // Whatever came of it, what was scored is not held.
+        self.states.truncate(held);
+        if let Err(error) = &result
+            && error.kind() != ErrorKind::Cancelled
+        {
+            self.forget_failed(error);
         }
         result
     }
@@ -352,6 +357,8 @@ pub(super) fn pass(parts: &mut [PassPart<'_>]) -> Result<()> {
         transformer.logits(&hidden, &rows, &adapters, &mut all)?;
         for (row, out) in all.chunks_exact(model.vocab_size()).zip(logits) {
             out.clear();
+            let no_memory = |_| Error::new(ErrorKind::OutOfMemory, format!("{} logits do not fit the memory", row.len()));
+            out.try_reserve_exact(row.len()).map_err(no_memory)?;
             out.extend_from_slice(row);
         }
         Ok(())
@@ -366,4 +373,39 @@ pub(super) fn pass(parts: &mut [PassPart<'_>]) -> Result<()> {
         }
     }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::LoadOptions;
+
+    /// What is held and its logits after a text more, whatever came before.
+    fn goes_on(mut evaluated: Evaluated) {
+        let (none, tokens) = (Attached::default(), [7, 3, 11, 2, 5, 1]);
+        let mut fresh = Evaluated::new(&evaluated.model);
+        fresh.push(&evaluated.tokens);
+        assert!(evaluated.states.len() <= evaluated.tokens.len());
+        for evaluated in [&mut fresh, &mut evaluated] {
+            evaluated.extend(&tokens, &none, 512, &mut |_, _| Ok(())).unwrap();
+        }
+        assert_eq!(evaluated.logits(), fresh.logits());
+    }
+
+    #[test]
+    fn scoring_that_ends_early_leaves_what_was_held() {
+        let model = Model::load("tests/golden/decoders/qwen2_tied", &LoadOptions::default(), None).unwrap();
+        let (none, tokens) = (Attached::default(), (0..30).collect::<Vec<u32>>());
+        for kind in [ErrorKind::Cancelled, ErrorKind::Suspended, ErrorKind::Device] {
+            for at in 0..30 {
+                let mut evaluated = Evaluated::new(&model);
+                evaluated.push(&[1, 2, 3]);
+                let stop = |done: usize, _| if done >= at { Err(Error::new(kind, "here")) } else { Ok(()) };
+                let error = evaluated.score(&tokens, &none, 4, &mut { stop }).err();
+                assert_eq!(error.map(|error| error.kind()), Some(kind));
+                assert_eq!(evaluated.tokens(), [1, 2, 3]);
+                goes_on(evaluated);
+            }
+        }
+    }
 }

@@ -291,7 +291,9 @@ impl Session {
     /// `InvalidArgument` on an empty session, while an answer is begun, and naming an id outside the vocabulary; `ContextFull`;
     /// `Cancelled`; `OutOfMemory`; `Device`; `Suspended`.
     pub fn score_tokens(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<Vec<f32>> {
-        self.leave_answer()?;
+        if self.is_answering() {
+            return Err(Error::argument("session: an answer was begun, end it first"));
+        }
         if self.tokens().is_empty() {
             return Err(Error::argument("session: expected at least one token to score behind, found none"));
         }
@@ -323,16 +325,17 @@ impl Session {
 
     /// An answer that is complete needs no `end`; one that is not must not lose its ground.
     fn leave_answer(&mut self) -> Result<()> {
-        match &self.answer {
-            Some(pull) if pull.begun && pull.answer.finish_reason().is_none() => {
-                Err(Error::argument("session: an answer was begun, end it first"))
-            }
-            _ => {
-                self.answer = None;
-                self.answer_adapters = None;
-                Ok(())
-            }
+        if self.is_answering() {
+            return Err(Error::argument("session: an answer was begun, end it first"));
         }
+        self.answer = None;
+        self.answer_adapters = None;
+        Ok(())
+    }
+
+    /// Whether an answer was begun and is not complete.
+    fn is_answering(&self) -> bool {
+        self.answer.as_ref().is_some_and(|pull| pull.begun && pull.answer.finish_reason().is_none())
     }
 
     /// One turn of the loop that all ways of generating share.
@@ -445,12 +448,17 @@ impl Session {
     /// used as they are; with others, or none, they are computed again when they are next needed.
     ///
     /// # Errors
-    /// `Mismatch` if another model wrote it, `Format` if it is damaged or of another version; `OutOfMemory`, `Device`, `Suspended`.
+    /// `Mismatch` if another model wrote it, `Format` if it is damaged or of another version, `ContextFull` if it holds more tokens than
+    /// the model was loaded for; `OutOfMemory`, `Device`, `Suspended`.
     pub fn load(model: &Model, path: impl AsRef<Path>) -> Result<Self> {
         let most = Self::new(model, 0)?.max_context;
         let (max_context, evaluated) = model.device().work(|| super::session_file::load(path.as_ref(), model))?;
         let session = Self::of(evaluated, max_context.min(most));
-        session.check(session.tokens(), 0).map_err(|error| error.within(path.as_ref().display()))?;
+        session.check(session.tokens(), 0).map_err(|error| match error.kind() {
+            // Of a file, not of an argument.
+            ErrorKind::InvalidArgument => Error::format(format!("{}: {error}", path.as_ref().display())),
+            _ => error.within(path.as_ref().display()),
+        })?;
         Ok(session)
     }
 }

@@ -5,6 +5,7 @@
 //! end-of-sequence token apart. Between mc_session_begin() and the end of that answer, calls that would change the session
 //! otherwise return MC_ERROR_INVALID_ARGUMENT: call mc_session_end() first.
 
+use std::collections::HashMap;
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
 use std::ptr;
@@ -326,7 +327,7 @@ pub unsafe extern "C" fn mc_session_next(
 /// has alone, bit for bit.
 ///
 /// @param sessions  `count` sessions of one model, none of them twice, each as for mc_session_next().
-/// @param count     how many; at least 1.
+/// @param count     how many; 1 to 1024.
 /// @param events    receives `count` pointers: of each session its token, valid until the next call on that session, or NULL.
 /// @param statuses  receives `count` statuses: of each session what mc_session_next() returns. What is wrong with one does not stop
 ///                  the others.
@@ -348,12 +349,14 @@ pub unsafe extern "C" fn mc_sessions_next(
 ) -> mc_status {
     guard(err, || {
         let (events, statuses) = (Out::new(events, "events")?, Out::new(statuses, "statuses")?);
-        let pointers = given_array(sessions, count, "sessions")?;
-        if pointers.is_empty() {
-            return Err(Error::argument("count: expected at least 1, found 0"));
+        if !(1..=MOST_SESSIONS).contains(&count) {
+            return Err(Error::argument(format!("count: expected 1 to {MOST_SESSIONS}, found {count}")));
         }
         let mut tokens = vec![ptr::null(); count];
-        let results = next_of(pointers, &mut tokens);
+        events.fill(&tokens);
+        // What stands there if nothing comes back.
+        statuses.fill(&vec![mc_status::MC_ERROR_PANIC; count]);
+        let results = given_array(sessions, count, "sessions").and_then(|pointers| next_of(pointers, &mut tokens));
         let status = |result: &Result<mc_status>| result.as_ref().map_or_else(|error| error.kind().into(), |status| *status);
         events.fill(&tokens);
         statuses.fill(&match &results {
@@ -369,12 +372,16 @@ pub unsafe extern "C" fn mc_sessions_next(
     })
 }
 
+/// The most sessions of one call.
+const MOST_SESSIONS: usize = 1024;
+
 /// What came of each of several sessions that go on together; lends their tokens.
 fn next_of(pointers: &[*mut mc_session], tokens: &mut [*const mc_token_event]) -> Result<Vec<Result<mc_status>>> {
     let mut handles = Vec::with_capacity(pointers.len());
+    let mut known = HashMap::new();
     for (i, &pointer) in pointers.iter().enumerate() {
         let name = format!("sessions[{i}]");
-        if let Some(first) = pointers[..i].iter().position(|&other| other == pointer) {
+        if let Some(first) = known.insert(pointer, i) {
             return Err(Error::argument(format!("{name}: expected another session than sessions[{first}], found the same")));
         }
         let session = optional(pointer.cast_const(), &name)?;
@@ -489,7 +496,8 @@ pub unsafe extern "C" fn mc_session_save(
 /// @param out    receives one reference; free it with mc_session_free().
 /// @param err    NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH
-///         if it belongs to another model; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///         if it belongs to another model; MC_ERROR_CONTEXT_FULL if it holds more tokens than the model was loaded for;
+///         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]

@@ -58,6 +58,12 @@ impl Json {
         with
     }
 
+    /// The same object with these numbers where it has none.
+    pub fn with_defaults(&self, defaults: &[(&str, usize)]) -> Self {
+        let absent = defaults.iter().filter(|(key, _)| !self.has(key));
+        absent.fold(self.clone(), |json, &(key, value)| json.with(key, value.into()))
+    }
+
     /// Whether the field is there, be it null.
     pub fn has(&self, key: &str) -> bool {
         self.value.get(key).is_some()

@@ -1,6 +1,8 @@
 //! The usual network: every layer an attention and an MLP, with six places for norms. A family fills in what it is of it; then its
 //! layers are spelled out as steps and branches.
 
+use std::sync::Arc;
+
 use crate::nn::{
     AttentionConfig, BranchConfig, BranchInput, Config, DenseConfig, LayerConfig, Name, Names, NormConfig, OperationConfig,
     Positions, QkNorm, QkNormConfig, QkNormPlace, RelativeBiasConfig, Rope, Slot, StepConfig, Tying, Visible,
@@ -140,6 +142,8 @@ pub struct Draft {
 impl Draft {
     /// The network with its layers spelled out.
     pub fn build(self) -> Config {
+        // Layers share them: one may be a list as long as its configuration says.
+        let ropes: Vec<Arc<Rope>> = self.ropes.iter().cloned().map(Arc::new).collect();
         let relative_bias = |buckets| RelativeBiasConfig { name: self.names.relative_bias, buckets, heads: self.num_heads };
         Config {
             vocab_size: self.vocab_size,
@@ -148,7 +152,7 @@ impl Draft {
             positions: self.positions,
             token_types: self.token_types,
             relative_bias: self.relative_buckets.map(relative_bias),
-            layers: self.layers.iter().map(|pattern| self.layer(*pattern)).collect(),
+            layers: self.layers.iter().map(|pattern| self.layer(*pattern, &ropes)).collect(),
             names: self.names.network,
             norm: self.norm,
             embed_scale: self.embed_scale,
@@ -160,10 +164,10 @@ impl Draft {
         }
     }
 
-    fn layer(&self, pattern: Pattern) -> LayerConfig {
+    fn layer(&self, pattern: Pattern, ropes: &[Arc<Rope>]) -> LayerConfig {
         let TensorNames { attn_in, attn_out, attn_sum, mlp_in, mlp_out, mlp_sum, .. } = self.names;
         let attn_in = BranchInput::Stream(attn_in.filter(|_| pattern.attn_in));
-        let (attention, dense) = (self.attention(pattern), self.dense());
+        let (attention, dense) = (self.attention(pattern, ropes), self.dense());
         let branch = |input, operation, norm_out| BranchConfig { input, operation, norm_out };
         let steps = match self.order {
             Order::Sequential => vec![
@@ -183,7 +187,7 @@ impl Draft {
         LayerConfig { steps }
     }
 
-    fn attention(&self, pattern: Pattern) -> OperationConfig {
+    fn attention(&self, pattern: Pattern, ropes: &[Arc<Rope>]) -> OperationConfig {
         let names = &self.names;
         let (heads, kv_heads, head_dim) = (self.num_heads, self.num_kv_heads, self.head_dim);
         let qkv = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim];
@@ -200,7 +204,7 @@ impl Draft {
             o_bias: self.biases.o.into(),
             visible: self.visible,
             window: pattern.window,
-            rope: pattern.rope.map(|rope| self.ropes[rope].clone()),
+            rope: pattern.rope.map(|rope| ropes[rope].clone()),
             qk_norm: self.qk_norm.map(qk_norm),
             scale: self.attn_scale,
             softcap: self.attn_softcap,

@@ -7,7 +7,20 @@ use crate::error::Result;
 use crate::load::Json;
 use crate::nn::{QkNorm, Rope, Scaling, Visible};
 
+/// What published multimodal checkpoints leave out of `text_config`: sizes that are the class's own.
+const SIZES: [(&str, usize); 8] = [
+    ("vocab_size", 262_208),
+    ("hidden_size", 2304),
+    ("intermediate_size", 9216),
+    ("num_hidden_layers", 26),
+    ("num_attention_heads", 8),
+    ("num_key_value_heads", 4),
+    ("head_dim", 256),
+    ("max_position_embeddings", 131_072),
+];
+
 pub fn parse(json: &Json) -> Result<Draft> {
+    let json = &json.with_defaults(&SIZES);
     let mut draft = gemma::common(json, "hidden_activation", SANDWICH_NORMS)?;
     draft.attn_scale = gemma::query_scale(json)?;
     // transformers does not apply a cap of the scores here even when it is set.

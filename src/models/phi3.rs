@@ -9,17 +9,12 @@ use crate::nn::Scaling;
 pub fn parse(json: &Json) -> Result<Draft> {
     let qkv = |part| Source::Part("self_attn.qkv_proj", part);
     let names = TensorNames { q: qkv(0), k: qkv(1), v: qkv(2), ..FUSED_MLP };
-    let json = &with_original_context(json);
+    // The original context stands at the top of the configuration.
+    let json = &json.with_defaults(&[("original_max_position_embeddings", 4096)]);
     let mut draft = base::parse(json, &Defaults { names, eps: 1e-5, partial: Some(1.0), ..DEFAULTS })?;
     base::window_everywhere(json, &mut draft, None)?;
     match draft.ropes[0].scaling {
         Scaling::Default | Scaling::LongRope { .. } => Ok(draft),
         _ => Err(json.unsupported("rope_scaling", "expected longrope")),
     }
-}
-
-/// The original context stands at the top of the configuration, 4096 where it is absent.
-fn with_original_context(json: &Json) -> Json {
-    const KEY: &str = "original_max_position_embeddings";
-    if json.has(KEY) { json.clone() } else { json.with(KEY, 4096.into()) }
 }

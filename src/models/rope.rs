@@ -5,13 +5,18 @@ use crate::error::{Error, Result};
 use crate::load::Json;
 use crate::nn::{Rope, Scaling};
 
+/// The settings of a configuration's rope.
+pub fn parameters(json: &Json) -> Result<Option<Json>> {
+    match json.object("rope_scaling")? {
+        // transformers lets a filled rope_scaling replace rope_parameters altogether.
+        Some(old) if old.value().as_object().is_some_and(|o| !o.is_empty()) => Ok(Some(old)),
+        _ => json.object("rope_parameters"),
+    }
+}
+
 /// The one rope of a configuration.
 pub fn flat(json: &Json, head_dim: usize, defaults: &Defaults) -> Result<Rope> {
-    let parameters = match json.object("rope_scaling")? {
-        // transformers lets a filled rope_scaling replace rope_parameters altogether.
-        Some(old) if old.value().as_object().is_some_and(|o| !o.is_empty()) => Some(old),
-        _ => json.object("rope_parameters")?,
-    };
+    let parameters = parameters(json)?;
     if let Some(p) = &parameters
         && ["full_attention", "sliding_attention"].iter().any(|kind| p.has(kind))
     {
@@ -166,7 +171,7 @@ fn longrope(p: &Json, original: usize, trained: usize, dim: usize) -> Result<Sca
 /// The tokens that a model is made for: what it says, or what its rope is stretched to where that is more.
 pub fn context_length(rope: &Rope, trained: usize) -> usize {
     match rope.scaling {
-        Scaling::Yarn { factor, original, .. } => trained.max((original as f64 * factor) as usize),
+        Scaling::Yarn { factor, original, .. } => trained.max((original as f64 * factor) as usize).min(MAX_CONTEXT),
         Scaling::Dynamic { factor, .. } => ((trained as f64 * factor.max(1.0)) as usize).min(MAX_CONTEXT),
         _ => trained,
     }

@@ -1,5 +1,7 @@
 //! Attention: queries, keys and values of each token, what a token sees, and the projection of what it found.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 
 use super::config::{Bias, Name, Slot};
@@ -61,7 +63,7 @@ pub struct AttentionConfig {
     /// Keys nearer than this are seen, the query's own being at 0; `None` = all.
     pub window: Option<usize>,
     /// `None` = no position embedding.
-    pub rope: Option<Rope>,
+    pub rope: Option<Arc<Rope>>,
     pub qk_norm: Option<QkNormConfig>,
     /// Factor of the scores.
     pub scale: f32,
@@ -107,12 +109,12 @@ pub struct Attention {
 impl Attention {
     pub(super) fn load(
         config: &AttentionConfig,
-        ropes: &[Rope],
+        ropes: &[Arc<Rope>],
         hidden_size: usize,
         loader: &mut Loader<'_, '_>,
     ) -> error::Result<Self> {
         let AttentionConfig { heads, kv_heads, qkv_bias, o_bias, .. } = *config;
-        let rope = config.rope.as_ref().and_then(|rope| ropes.iter().position(|other| other == rope));
+        let rope = config.rope.as_ref().and_then(|rope| ropes.iter().position(|known| Arc::ptr_eq(known, rope) || known == rope));
         let qkv = loader.linear(&[&config.q, &config.k, &config.v], hidden_size, qkv_bias)?;
         let mut qk_norm = |name: fn(&QkNormConfig) -> Name, heads| {
             config.qk_norm.as_ref().map(|norm| load_qk_norm(norm.kind, name(norm), heads, config.head_dim, loader)).transpose()

@@ -4,6 +4,7 @@
 //! [`LayerConfig`]. Sizes belong to the operations: layers may differ in them.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::{AttentionConfig, LayerConfig, OperationConfig, Rope};
 use crate::ops::NormKind;
@@ -194,10 +195,10 @@ impl Config {
     }
 
     /// The different ropes of the network.
-    pub fn ropes(&self) -> Vec<Rope> {
-        let mut ropes: Vec<Rope> = Vec::new();
+    pub fn ropes(&self) -> Vec<Arc<Rope>> {
+        let mut ropes: Vec<Arc<Rope>> = Vec::new();
         for rope in self.attentions().filter_map(|attention| attention.rope.as_ref()) {
-            if !ropes.contains(rope) {
+            if !ropes.iter().any(|known| Arc::ptr_eq(known, rope) || known == rope) {
                 ropes.push(rope.clone());
             }
         }

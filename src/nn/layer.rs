@@ -4,6 +4,7 @@
 //! one step of two.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
@@ -174,7 +175,7 @@ impl Layer {
     pub(super) fn load(
         config: &LayerConfig,
         (hidden_size, residual_scale): (usize, f32),
-        ropes: &[Rope],
+        ropes: &[Arc<Rope>],
         loader: &mut Loader<'_, '_>,
     ) -> error::Result<Self> {
         let mut steps = Vec::with_capacity(config.steps.len());
@@ -222,8 +223,9 @@ impl Layer {
     pub(super) fn forward(&self, cx: Context<'_>, mut x: Tensor, call: &mut Call<'_>) -> Result<Tensor> {
         let mut left = &self.steps[..];
         while let [first, rest @ ..] = left {
-            // A mixer needs all rows. From behind it to the next one each row is for itself, and may be taken in blocks.
-            let alone = rest.iter().take_while(|step| !step.mixes()).count();
+            // A mixer needs all rows, and so does an input that branches share. From behind them to the next ones each row is for
+            // itself, and may be taken in blocks.
+            let alone = rest.iter().take_while(|step| !step.needs_all_rows()).count();
             let (alone, next) = rest.split_at(alone);
             let mut inputs = vec![x.clone()];
             inputs.extend(first.prepared(cx, &x, call)?);
@@ -246,8 +248,8 @@ impl Layer {
 }
 
 impl ResidualStep {
-    fn mixes(&self) -> bool {
-        self.branches.iter().any(|branch| matches!(branch.operation, Operation::Attention(_)))
+    fn needs_all_rows(&self) -> bool {
+        self.branches.iter().any(|branch| branch.is_prepared)
     }
 
     /// What of the branches is computed for all rows: of a mixer its output, else the input; in their order.

@@ -1,6 +1,7 @@
 //! The only forward pass: embedding, layers, head.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
@@ -20,7 +21,7 @@ pub struct Transformer {
     config: Config,
     backend: Backend,
     modules: Vec<Module>,
-    ropes: Vec<Rope>,
+    ropes: Vec<Arc<Rope>>,
     embed: Matrix,
     positions: Option<Matrix>,
     types: Option<Matrix>,
@@ -130,12 +131,13 @@ impl Transformer {
 
     /// Sequences of equal regime share their cached keys; see [`Rope::regime`].
     pub fn regime(&self, length: usize) -> usize {
-        self.ropes.iter().map(|rope| rope.regime(length)).max().unwrap_or(0)
+        // One number of all: two ropes that change at different lengths have a regime each.
+        self.ropes.iter().fold(0, |code: usize, rope| code.wrapping_mul(0x9e37_79b1).wrapping_add(rope.regime(length)))
     }
 
     /// Whether a rope changes with every token beyond the trained length.
     pub fn is_dynamic(&self) -> bool {
-        self.ropes.iter().any(Rope::is_dynamic)
+        self.ropes.iter().any(|rope| rope.is_dynamic())
     }
 
     /// The checkpoint's modules that are matrices, the embedding first.

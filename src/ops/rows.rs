@@ -34,7 +34,7 @@ pub fn select_rows(cx: Context<'_>, x: &Tensor, rows: &[usize]) -> Result<Tensor
         return narrow_rows(x, *first..last + 1);
     }
     let rows = Tensor::new(rows.iter().map(|&row| row as u32).collect::<Vec<_>>(), x.device())?;
-    let y = x.index_select(&rows, 0)?;
+    let y = x.contiguous()?.index_select(&rows, 0)?;
     let (shape, dtype, device) = (x.shape().clone(), x.dtype(), x.device().clone());
     cx.record([x], &y, move |dy, _| Ok([Tensor::zeros(shape, dtype, &device)?.index_add(&rows, &dy, 0)?]));
     Ok(y)
