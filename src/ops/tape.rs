@@ -247,13 +247,14 @@ mod tests {
                 }
             }
             let (weight, bias) = (matrix(&noise(20 * 12, 4), 12, backend), vector(20, 5));
-            let product = Product { weight: &weight, bias: bias.as_ref(), deltas: &[], trained: &[] };
+            let product = Product { weight: &weight, bias: bias.as_ref(), deltas: &[] };
             check("linear", backend, &[12], |cx, x| ops::linear(cx, &x[0], product).unwrap());
             for dropout in [None, Some(ops::Dropout { share: 0.3, seed: 5 })] {
                 let (a, b) = (noise(3 * 12, 6), noise(10 * 3, 7));
                 let parts = [(0..4, 11), (4..10, 2)];
-                let change = ops::Trainable::new(0, 3, (&a, &b), &parts, 0.7, dropout, backend).unwrap();
-                let product = Product { trained: std::slice::from_ref(&change), ..product };
+                let delta = ops::LowRankDelta::new(3, (&a, &b), &parts, 0.7, backend).unwrap();
+                let delta = ops::LowRankDelta { number: Some(0), dropout, ..delta };
+                let product = Product { deltas: std::slice::from_ref(&delta), ..product };
                 check("linear in training", backend, &[12], |cx, x| ops::linear(cx, &x[0], product).unwrap());
             }
         }
@@ -263,7 +264,7 @@ mod tests {
     fn cross_entropy_has_the_gradient_of_its_slopes() {
         for (backend, cap) in BACKENDS.iter().flat_map(|backend| [(backend, None), (backend, Some(1.5))]) {
             let (weight, bias) = (matrix(&noise(50 * 12, 4), 12, backend), Vector::new(noise(50, 5), backend).unwrap());
-            let product = Product { weight: &weight, bias: Some(&bias), deltas: &[], trained: &[] };
+            let product = Product { weight: &weight, bias: Some(&bias), deltas: &[] };
             let targets: Vec<u32> = (0..ROWS as u32).map(|i| i * 7).collect();
             let x = noise(ROWS * 12, 1);
             let loss =
