@@ -2095,7 +2095,7 @@ mc_status mc_session_next(mc_session *MC_NONNULL session,
  * has alone, bit for bit.
  *
  * @param sessions  `count` sessions of one model, none of them twice, each as for mc_session_next().
- * @param count     how many; at least 1.
+ * @param count     how many; 1 to 1024.
  * @param events    receives `count` pointers: of each session its token, valid until the next call on that session, or NULL.
  * @param statuses  receives `count` statuses: of each session what mc_session_next() returns. What is wrong with one does not stop
  *                  the others.
@@ -2191,7 +2191,8 @@ mc_status mc_session_save(const mc_session *MC_NONNULL session,
  * @param out    receives one reference; free it with mc_session_free().
  * @param err    NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH
- *         if it belongs to another model; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *         if it belongs to another model; MC_ERROR_CONTEXT_FULL if it holds more tokens than the model was loaded for;
+ *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
  *
  * Threads: any.
  */

@@ -7,13 +7,15 @@
 //! assert!(rows.iter().all(selftest::Row::passed));
 //! ```
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor, bail};
 
 use crate::engine::{Device, Dtype};
 use crate::error::OutOfMemory;
 use crate::ops::{
-    self, Activation, Angles, Backend, Context, Delta, Dropout, Format, Gradients, LayerCache, Mask, Masks, Matrix,
-    MatrixBuilder, Norm, NormKind, Pooling, Product, Sequences, Tape, Trainable, Use, Vector,
+    self, Activation, Angles, Backend, Context, DeltaPart, Dropout, Format, Gradients, LayerCache, LowRankDelta, Mask, Masks,
+    Matrix, MatrixBuilder, Norm, NormKind, Pooling, Product, Sequences, Tape, Use, Vector,
 };
 pub use crate::ops::{Level, limit_instructions};
 
@@ -124,38 +126,49 @@ fn products(checks: &mut Checks<'_>) {
         let shape = format!("{rows} × {inputs} × {outputs}");
         checks.add(&format!("linear, {shape}"), &[(rows, inputs)], Both, |on, x| {
             let (weight, bias) = (on.matrix(outputs, inputs, 4)?, on.vector(outputs, 5)?);
-            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: Some(&bias), deltas: &[], trained: &[] })
+            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: Some(&bias), deltas: &[] })
         });
         checks.add(&format!("logits, {shape}"), &[(rows, inputs)], Forward, |on, x| {
             let weight = on.matrix(outputs, inputs, 4)?;
-            let (product, mut out) = (Product { weight: &weight, bias: None, deltas: &[], trained: &[] }, Vec::new());
+            let (product, mut out) = (Product { weight: &weight, bias: None, deltas: &[] }, Vec::new());
             ops::logits(on.cx.backend, &x[0], product, 0.5, Some(3.0), &mut out)?;
             Tensor::from_vec(out, (rows, outputs), &candle_core::Device::Cpu)
         });
     }
     for (name, gain) in [("LoRA", false), ("DoRA", true)] {
-        let delta = move |on: Target<'_>| {
-            let (a, b, bias) = (on.matrix(4, 48, 6)?, on.matrix(30, 4, 7)?, Some(on.vector(30, 8)?));
-            let gain = gain.then(|| on.vector(30, 9)).transpose()?;
-            Ok::<_, candle_core::Error>([Delta { a, b, bias, start: 5, scale: 0.7, gain }])
+        let deltas = move |on: Target<'_>| {
+            let part = |rows: Range<usize>, start, seed| {
+                let (n, b, bias) = (rows.len(), on.matrix(rows.len(), 4, seed)?, on.vector(rows.len(), seed + 1)?);
+                let part = DeltaPart { rows, start, b, bias: Some(bias), gain: None };
+                if gain { part.with_gain(noise(n, seed + 2), on.cx.backend) } else { Ok(part) }
+            };
+            let delta = |parts, seed| {
+                let a = on.matrix(4, 48, seed)?;
+                Ok::<_, candle_core::Error>(LowRankDelta { a, parts, scale: 0.7, dropout: None, number: None })
+            };
+            Ok::<_, candle_core::Error>([
+                delta(vec![part(0..12, 21, 7)?, part(12..20, 5, 10)?], 6)?,
+                delta(vec![part(0..30, 3, 13)?], 16)?,
+            ])
         };
         checks.add(&format!("linear, {name}"), &[(ROWS, 48)], Forward, |on, x| {
-            let (weight, deltas) = (on.matrix(40, 48, 4)?, delta(on)?);
-            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: None, deltas: &deltas, trained: &[] })
+            let (weight, bias, deltas) = (on.matrix(40, 48, 4)?, on.vector(40, 5)?, deltas(on)?);
+            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: Some(&bias), deltas: &deltas })
         });
-        checks.add(&format!("merged, {name}"), &[], Forward, |on, _| {
-            let [delta] = delta(on)?;
-            let delta = Delta { bias: None, ..delta };
-            let Some(merged) = ops::merged(&on.matrix(40, 48, 4)?, &[delta], on.cx.backend)? else { bail!("merged: no matrix") };
-            Tensor::from_vec(merged.rows(0..40)?, (40, 48), &candle_core::Device::Cpu)
+        checks.add(&format!("merged, {name}"), &[(ROWS, 48)], Forward, |on, x| {
+            let (weight, bias) = (on.matrix(40, 48, 4)?, on.vector(40, 5)?);
+            let merged = ops::merged(&weight, Some(&bias), &deltas(on)?, on.cx.backend)?;
+            let Some((weight, bias)) = merged else { bail!("merged: no matrix") };
+            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: bias.as_ref(), deltas: &[] })
         });
     }
     for (name, dropout) in [("in training", None), ("in training, dropout", Some(Dropout { share: 0.3, seed: 5 }))] {
         checks.add(&format!("linear, {name}"), &[(ROWS, 48)], Both, |on, x| {
             let (a, b, parts) = (noise(3 * 48, 6), noise(20 * 3, 7), [(0..8, 22), (8..20, 2)]);
             let weight = on.matrix(40, 48, 4)?;
-            let trained = [Trainable::new(0, 3, (&a, &b), &parts, 0.7, dropout, on.cx.backend)?];
-            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: None, deltas: &[], trained: &trained })
+            let delta = LowRankDelta::new(3, (&a, &b), &parts, 0.7, on.cx.backend)?;
+            let deltas = [LowRankDelta { number: Some(0), dropout, ..delta }];
+            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: None, deltas: &deltas })
         });
     }
     checks.add("embedding", &[], Forward, |on, _| ops::embedding(&on.matrix(50, 48, 4)?, &[3, 49, 0, 3], 2.5));
@@ -217,7 +230,7 @@ fn losses(checks: &mut Checks<'_>) {
         let run = move |on: Target<'_>, x: &[Tensor], with_gradient| {
             let targets: Vec<u32> = (0..ROWS as u32).map(|i| i * 7).collect();
             let (weight, bias) = (on.matrix(50, 48, 4)?, on.vector(50, 5)?);
-            let product = Product { weight: &weight, bias: Some(&bias), deltas: &[], trained: &[] };
+            let product = Product { weight: &weight, bias: Some(&bias), deltas: &[] };
             ops::cross_entropy(on.cx.backend, &x[0], product, (0.4, cap), &targets, with_gradient)
         };
         checks.add(&format!("cross entropy{name}"), &[(ROWS, 48)], Forward, |on, x| {
@@ -292,7 +305,7 @@ impl Checks<'_> {
             let found = self.device.work(|| Ok(run(self.device.backend(), above, beside)?));
             (layout, found.map_err(|e| e.to_string()))
         });
-        let parts = [(name.to_string(), true), (format!("{name}, back"), false)];
+        let parts = [(name.to_string(), true), (format!("{name}, backward"), false)];
         for (operation, is_forward) in parts.into_iter().take(if way == Both { 2 } else { 1 }) {
             let part = |all: &[Vec<f32>]| if is_forward { all[..1].to_vec() } else { all[1..].to_vec() };
             let errors = found.iter().map(|(layout, found)| match (found, &want) {
@@ -332,7 +345,7 @@ fn results(
     let mut gradients = Gradients::default();
     gradients.add(&y, within(y.dims2()?, 99, (0, 0), on)?, backend)?;
     drop(y);
-    tape.back(&mut gradients)?;
+    tape.backward(&mut gradients)?;
     for input in &inputs {
         let Some(gradient) = gradients.take(input) else { bail!("an input gets no gradient") };
         all.push(ops::to_f32(&gradient)?);

@@ -26,8 +26,8 @@ const BLOCK_VALUES: usize = 120 * 1024;
 const PART_ROWS: usize = 120;
 /// Multiply-adds below which a part of its own does not pay.
 const SPLIT_WORK: usize = 1 << 17;
-/// Outputs of a block that is turned round for the product with the transpose, and its inputs: a megabyte.
-const TURNED: (usize, usize) = (512, 512);
+/// Outputs of a block that is transposed for the product with the transpose, and its inputs: a megabyte.
+const TRANSPOSED_BLOCK: (usize, usize) = (512, 512);
 
 /// What the sums begin with.
 #[derive(Clone, Copy)]
@@ -37,50 +37,63 @@ enum Start<'a> {
     Add,
 }
 
-/// `y[t][n] = Σ_k x[t][k] · W[n][k] + bias[n]` for every row `t`.
+/// What becomes of a product before its outputs leave the cache: `y = gain · W x + bias`, and what low-rank
+/// terms add.
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// `(N)`
+    pub gain: Option<&'a [f32]>,
+    /// `(N)`
+    pub bias: Option<&'a [f32]>,
+    pub low_rank: &'a [LowRankTerm<'a>],
+}
+
+/// `y[t][start..start + n] += B inner[t]`.
 ///
 /// # Shape
-/// `x`: rows of `W.cols()` values, `x_stride` apart; `y`: `(rows, W.rows())`; `bias`: `W.rows()` values.
-pub fn matmul(x: &[f32], x_stride: usize, weight: &Packed, bias: Option<&[f32]>, y: &mut [f32]) {
+/// `inner`: `(rows, R)`; `b`: `(n, R)`.
+#[derive(Clone, Copy)]
+pub struct LowRankTerm<'a> {
+    pub inner: &'a [f32],
+    pub b: &'a Packed,
+    pub start: usize,
+}
+
+/// `y[t][n] = Σ_k x[t][k] · W[n][k]` for every row `t`, and what the epilogue makes of it.
+///
+/// # Shape
+/// `x`: rows of `W.cols()` values, `x_stride` apart; `y`: `(rows, W.rows())`.
+pub fn matmul(x: &[f32], x_stride: usize, weight: &Packed, epilogue: Epilogue<'_>, y: &mut [f32]) {
     let rows = y.len() / weight.rows;
     assert_eq!(y.len(), rows * weight.rows, "whole rows of y");
-    checked(x, x_stride, weight, Start::Bias(bias), Shared::new(y), weight.rows, rows);
+    checked(x, x_stride, weight, epilogue, Shared::new(y), rows);
 }
 
 /// The same in memory of its own, `(rows, W.rows())`, which nobody has filled with zeros before.
-pub fn matmul_new(x: &[f32], x_stride: usize, weight: &Packed, bias: Option<&[f32]>, rows: usize) -> Vec<f32> {
+pub fn matmul_new(x: &[f32], x_stride: usize, weight: &Packed, epilogue: Epilogue<'_>, rows: usize) -> Vec<f32> {
     let len = rows * weight.rows;
     let mut y = Vec::with_capacity(len);
-    checked(x, x_stride, weight, Start::Bias(bias), Shared::of(&mut y), weight.rows, rows);
+    checked(x, x_stride, weight, epilogue, Shared::of(&mut y), rows);
     // SAFETY: there is room for `len` values, and a product that does not begin with what is there writes each of them.
     unsafe { y.set_len(len) };
     y
 }
 
-/// `y[t][n] += Σ_k x[t][k] · W[n][k]` for every row `t`.
-///
-/// # Shape
-/// As [`matmul`], but the rows of `y` are `y_stride` apart.
-pub fn matmul_add(x: &[f32], x_stride: usize, weight: &Packed, y: &mut [f32], y_stride: usize) {
-    // The last row ends with its last value.
-    let rows = (y.len() + y_stride).checked_sub(weight.rows).expect("a row of y") / y_stride;
-    assert!(weight.rows <= y_stride, "rows of y");
-    assert_eq!(y.len(), if rows == 0 { 0 } else { (rows - 1) * y_stride + weight.rows }, "rows of y");
-    checked(x, x_stride, weight, Start::Add, Shared::new(y), y_stride, rows);
-}
-
-fn checked(x: &[f32], x_stride: usize, weight: &Packed, start: Start<'_>, y: Shared<f32>, y_stride: usize, rows: usize) {
+fn checked(x: &[f32], x_stride: usize, weight: &Packed, epilogue: Epilogue<'_>, y: Shared<f32>, rows: usize) {
     let (n, k) = (weight.rows, weight.cols);
     assert_eq!(weight.lanes, LANES, "a matrix for products");
     assert!(k > 0 && (rows == 0 || x.len() >= (rows - 1) * x_stride + k), "x holds {rows} rows");
-    if let Start::Bias(Some(bias)) = start {
-        assert_eq!(bias.len(), n, "a bias for each output");
+    for vector in [epilogue.gain, epilogue.bias].into_iter().flatten() {
+        assert_eq!(vector.len(), n, "a value for each output");
+    }
+    for LowRankTerm { inner, b, start } in epilogue.low_rank {
+        assert!(b.lanes == LANES && inner.len() >= rows * b.cols && start + b.rows <= n, "a term of these outputs");
     }
     match &weight.panels {
-        Panels::F32(p) => product(x, x_stride, p.as_slice(), (rows, n, k), start, y, y_stride),
-        Panels::F16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), start, y, y_stride),
-        Panels::BF16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), start, y, y_stride),
-        Panels::Q8_0(p) => product(x, x_stride, p, (rows, n, k), start, y, y_stride),
+        Panels::F32(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
+        Panels::F16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
+        Panels::BF16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
+        Panels::Q8_0(p) => product(x, x_stride, p, (rows, n, k), epilogue, y),
     }
 }
 
@@ -89,9 +102,8 @@ fn product<W: Source>(
     x_stride: usize,
     w: W,
     (rows, n, k): (usize, usize, usize),
-    start: Start<'_>,
+    epilogue: Epilogue<'_>,
     y: Shared<f32>,
-    y_stride: usize,
 ) {
     let panels = n.div_ceil(LANES);
     let groups = panels.div_ceil(PANELS);
@@ -100,26 +112,74 @@ fn product<W: Source>(
     let row_parts = most.min(rows / PART_ROWS).max(1);
     let panel_parts = most.div_ceil(row_parts).min(groups);
     let part_rows = rows.div_ceil(row_parts).next_multiple_of(12);
+    let start = Start::Bias(if epilogue.gain.is_some() { None } else { epilogue.bias });
     each(row_parts * panel_parts, |part| {
         let (row, panel) = (part / panel_parts * part_rows, part % panel_parts);
-        dispatch(Part {
-            x,
-            x_stride,
-            w,
-            rows: row.min(rows)..(row + part_rows).min(rows),
-            n,
-            k,
-            start,
-            y,
-            y_stride,
-            panels: groups * panel / panel_parts * PANELS..(groups * (panel + 1) / panel_parts * PANELS).min(panels),
-        });
+        let rows = row.min(rows)..(row + part_rows).min(rows);
+        let outputs = |panel: usize| (groups * panel / panel_parts * PANELS * LANES).min(n);
+        let outputs = outputs(panel)..outputs(panel + 1);
+        dispatch(Part { x, x_stride, w, k, start, y, y_stride: n, rows: rows.clone(), outputs: outputs.clone() });
+        // SAFETY: these outputs of these rows lie in y, are written by now, and belong to this part alone.
+        unsafe {
+            if let Some(gain) = epilogue.gain {
+                rescale(gain, epilogue.bias, rows.clone(), outputs.clone(), y, n);
+            }
+            epilogue.low_rank.iter().for_each(|term| term.add(rows.clone(), outputs.clone(), y, n));
+        }
     });
+}
+
+/// `y = gain · y + bias` for some outputs of some rows.
+///
+/// # Safety
+/// They lie in `y`, whose rows are `n` long, and are the caller's alone.
+unsafe fn rescale(gain: &[f32], bias: Option<&[f32]>, rows: Range<usize>, outputs: Range<usize>, y: Shared<f32>, n: usize) {
+    for row in rows {
+        // SAFETY: by this function's contract.
+        let y = unsafe { std::slice::from_raw_parts_mut(y.get().add(row * n + outputs.start), outputs.len()) };
+        y.iter_mut().zip(&gain[outputs.clone()]).for_each(|(y, g)| *y *= g);
+        if let Some(bias) = bias {
+            y.iter_mut().zip(&bias[outputs.clone()]).for_each(|(y, b)| *y += b);
+        }
+    }
+}
+
+impl LowRankTerm<'_> {
+    /// Adds what it is of some outputs of some rows.
+    ///
+    /// # Safety
+    /// As [`rescale`].
+    unsafe fn add(&self, rows: Range<usize>, outputs: Range<usize>, y: Shared<f32>, n: usize) {
+        let outputs = outputs.start.max(self.start)..outputs.end.min(self.start + self.b.rows);
+        if outputs.is_empty() || rows.is_empty() {
+            return;
+        }
+        let own = outputs.start - self.start..outputs.end - self.start;
+        // SAFETY: the first of its outputs lies in y; the rest is passed on from the caller.
+        unsafe {
+            let y = y.add(self.start);
+            match &self.b.panels {
+                Panels::F32(p) => self.add_by(p.as_slice(), rows, own, y, n),
+                Panels::F16(p) => self.add_by(p.as_slice(), rows, own, y, n),
+                Panels::BF16(p) => self.add_by(p.as_slice(), rows, own, y, n),
+                Panels::Q8_0(p) => self.add_by(p, rows, own, y, n),
+            }
+        }
+    }
+
+    /// `outputs` are those of the term, whose first is the first of `y`.
+    ///
+    /// # Safety
+    /// As [`rescale`].
+    unsafe fn add_by<W: Source>(&self, w: W, rows: Range<usize>, outputs: Range<usize>, y: Shared<f32>, y_stride: usize) {
+        let (x, k) = (self.inner, self.b.cols);
+        dispatch(Part { x, x_stride: k, w, k, start: Start::Add, y, y_stride, rows, outputs });
+    }
 }
 
 /// The product with the transpose: `y[t][k] += Σ_n x[t][n] · W[n][k]` for every row `t`.
 ///
-/// Blocks of the matrix are turned round on the way: a copy of the whole would take its memory twice.
+/// Blocks of the matrix are transposed one by one: a copy of the whole would take its memory twice.
 ///
 /// # Shape
 /// `x`: rows of `W.rows()` values, `x_stride` apart; `y`: `(rows, W.cols())`.
@@ -142,52 +202,57 @@ fn transposed<W: Source>(x: &[f32], x_stride: usize, w: W, (rows, n, k): (usize,
         return;
     }
     let panels = k.div_ceil(LANES);
-    let most = parts(rows * n * k / SPLIT_WORK).max(k.div_ceil(TURNED.1)).min(panels.div_ceil(2));
+    let most = parts(rows * n * k / SPLIT_WORK);
+    let panel_parts = most.max(k.div_ceil(TRANSPOSED_BLOCK.1)).min(panels.div_ceil(2));
+    // By rows as well where a low rank leaves too few columns.
+    let row_parts = (most / panel_parts).min(rows / PART_ROWS).max(1);
+    let part_rows = rows.div_ceil(row_parts).next_multiple_of(12);
     let y = Shared::new(y);
-    each(most, |part| {
-        let panels = panels * part / most..panels * (part + 1) / most;
-        let mut turned = vec![0f32; TURNED.0.min(n) * panels.len() * LANES];
-        for first in (0..n).step_by(TURNED.0) {
-            let outputs = first..n.min(first + TURNED.0);
-            dispatch(Turn { w, k, outputs: outputs.clone(), panels: panels.clone(), turned: &mut turned });
+    each(row_parts * panel_parts, |part| {
+        let (row, part) = (part / panel_parts * part_rows, part % panel_parts);
+        let rows = row.min(rows)..(row + part_rows).min(rows);
+        let panels = panels * part / panel_parts..panels * (part + 1) / panel_parts;
+        let mut transposed = vec![0f32; TRANSPOSED_BLOCK.0.min(n) * panels.len() * LANES];
+        for first in (0..n).step_by(TRANSPOSED_BLOCK.0) {
+            let outputs = first..n.min(first + TRANSPOSED_BLOCK.0);
+            dispatch(Transpose { w, k, outputs: outputs.clone(), panels: panels.clone(), transposed: &mut transposed });
             dispatch(Part {
                 x: &x[first..],
                 x_stride,
-                w: turned.as_slice(),
-                rows: 0..rows,
-                n: (panels.end * LANES).min(k) - panels.start * LANES,
+                w: transposed.as_slice(),
                 k: outputs.len(),
                 start: Start::Add,
-                // SAFETY: the columns of these panels lie in y, and belong to this part alone.
+                // SAFETY: the columns of these panels lie in y; in these rows they belong to this part alone.
                 y: unsafe { y.add(panels.start * LANES) },
                 y_stride: k,
-                panels: 0..panels.len(),
+                rows: rows.clone(),
+                outputs: 0..(panels.end * LANES).min(k) - panels.start * LANES,
             });
         }
     });
 }
 
 /// Copies outputs of a packed matrix so that inputs are side by side: `[panel of inputs][output][16]`.
-struct Turn<'a, W> {
+struct Transpose<'a, W> {
     w: W,
     k: usize,
     /// Begins with a panel.
     outputs: Range<usize>,
     /// Panels of inputs.
     panels: Range<usize>,
-    turned: &'a mut [f32],
+    transposed: &'a mut [f32],
 }
 
-impl<W: Source> Kernel for Turn<'_, W> {
+impl<W: Source> Kernel for Transpose<'_, W> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let count = self.outputs.len();
         let mut room = W::Room::default();
-        for (panel, turned) in self.panels.zip(self.turned.chunks_exact_mut(count * LANES)) {
+        for (panel, transposed) in self.panels.zip(self.transposed.chunks_exact_mut(count * LANES)) {
             let inputs = panel * LANES..self.k.min((panel + 1) * LANES);
-            for (output, turned) in self.outputs.clone().step_by(LANES).zip(turned.chunks_mut(LANES * LANES)) {
+            for (output, transposed) in self.outputs.clone().step_by(LANES).zip(transposed.chunks_mut(LANES * LANES)) {
                 let mut block = [[0f32; LANES]; LANES];
                 // SAFETY: `w` and `row` hold sixteen values; the caller vouches for the instructions of `S`.
                 unsafe {
@@ -196,8 +261,8 @@ impl<W: Source> Kernel for Turn<'_, W> {
                         S::store(row.as_mut_ptr(), W::Value::load::<S>(w.as_ptr()));
                     }
                 }
-                for (lane, turned) in turned.chunks_exact_mut(LANES).enumerate() {
-                    for (to, row) in turned.iter_mut().zip(&block) {
+                for (lane, transposed) in transposed.chunks_exact_mut(LANES).enumerate() {
+                    for (to, row) in transposed.iter_mut().zip(&block) {
                         *to = row[lane];
                     }
                 }
@@ -404,18 +469,18 @@ impl<S: Simd> Columns<S> for q8_0::Block<S> {
     }
 }
 
-/// One thread's share: some rows, some panels.
+/// One thread's share: some rows, some outputs.
 struct Part<'a, W> {
     x: &'a [f32],
     x_stride: usize,
     w: W,
-    rows: Range<usize>,
-    n: usize,
     k: usize,
     start: Start<'a>,
     y: Shared<f32>,
     y_stride: usize,
-    panels: Range<usize>,
+    rows: Range<usize>,
+    /// Of the matrix, whose first output is the first of `y`. Panels may be another part's as well.
+    outputs: Range<usize>,
 }
 
 impl<W: Source> Kernel for Part<'_, W> {
@@ -426,15 +491,16 @@ impl<W: Source> Kernel for Part<'_, W> {
         // Blocks of equal height, in whole register tiles.
         let most = (BLOCK_VALUES / self.k.clamp(1, BLOCK_COLS)).max(12);
         let block_rows = self.rows.len().div_ceil(self.rows.len().div_ceil(most).max(1)).next_multiple_of(12);
+        let panels = self.outputs.start / LANES..self.outputs.end.div_ceil(LANES);
         let mut room = Default::default();
         for row in self.rows.clone().step_by(block_rows.max(12)) {
             let rows = block_rows.min(self.rows.end - row);
             for col in (0..self.k).step_by(BLOCK_COLS) {
                 let cols = col..self.k.min(col + BLOCK_COLS);
-                let mut panel = self.panels.start;
-                while panel < self.panels.end {
+                let mut panel = panels.start;
+                while panel < panels.end {
                     // One row is read from memory: two panels keep that busy.
-                    let left = if rows == 1 { 2 } else { PANELS }.min(self.panels.end - panel);
+                    let left = if rows == 1 { 2 } else { PANELS }.min(panels.end - panel);
                     // SAFETY: the caller vouches for the instructions of `S`.
                     panel += unsafe {
                         match left {
@@ -463,7 +529,7 @@ impl<W: Source> Part<'_, W> {
         // The start value of each sum, where these columns are the first.
         let mut bias = [0f32; PANELS * LANES];
         if let Start::Bias(Some(all)) = self.start {
-            let own = &all[panel * LANES..self.n.min((panel + P) * LANES)];
+            let own = &all[panel * LANES..self.outputs.end.min((panel + P) * LANES)];
             bias[..own.len()].copy_from_slice(own);
         }
         let start = |col: usize| if col == 0 && matches!(self.start, Start::Bias(_)) { Some(&bias) } else { None };
@@ -517,25 +583,28 @@ impl<W: Source> Part<'_, W> {
         start: Option<&[f32; PANELS * LANES]>,
     ) {
         let first = panel * LANES;
-        let width = (self.n - first).min(P * LANES);
-        // SAFETY: rows `row..row + R` and columns `first..first + width` lie in y and belong to this part alone.
+        let own = self.outputs.start.saturating_sub(first)..(self.outputs.end - first).min(P * LANES);
+        // SAFETY: columns `own` of rows `row..row + R` lie in y and belong to this part alone; `first`
+        // lies in y too, no later than they do.
         let y = unsafe { self.y.get().add(row * self.y_stride + first) };
-        // SAFETY: `a` holds R rows of cols values, `w` points at cols × 16 values each; y is good for `width` columns, and a narrower
-        // tile goes through a buffer of full width.
+        // SAFETY: `a` holds R rows of cols values, `w` points at cols × 16 values each; y is good for the columns
+        // `own`, and where these are not the whole tile it goes through a buffer of full width.
         unsafe {
-            if width == P * LANES {
+            if own == (0..P * LANES) {
                 multiply::<S, _, R, P>(cols, a.as_ptr(), self.x_stride, 1, *w, LANES, y, self.y_stride, start);
                 return;
             }
             let mut buffer = [0f32; SUMS * LANES];
+            let (y, kept) = (y.add(own.start), buffer.as_mut_ptr().add(own.start));
             if start.is_none() {
                 for r in 0..R {
-                    std::ptr::copy_nonoverlapping(y.add(r * self.y_stride), buffer.as_mut_ptr().add(r * P * LANES), width);
+                    std::ptr::copy_nonoverlapping(y.add(r * self.y_stride), kept.add(r * P * LANES), own.len());
                 }
             }
             multiply::<S, _, R, P>(cols, a.as_ptr(), self.x_stride, 1, *w, LANES, buffer.as_mut_ptr(), P * LANES, start);
+            let kept = buffer.as_ptr().add(own.start);
             for r in 0..R {
-                std::ptr::copy_nonoverlapping(buffer.as_ptr().add(r * P * LANES), y.add(r * self.y_stride), width);
+                std::ptr::copy_nonoverlapping(kept.add(r * P * LANES), y.add(r * self.y_stride), own.len());
             }
         }
     }
@@ -717,7 +786,7 @@ mod tests {
                 let (x, w, bias) = (noise(rows * k, 1), noise(n * k, 2), noise(n, 3));
                 let packed = pack(&w, n, k, kept);
                 let mut y = vec![f32::NAN; rows * n];
-                matmul(&x, k, &packed, Some(&bias), &mut y);
+                matmul(&x, k, &packed, Epilogue { bias: Some(&bias), ..Epilogue::default() }, &mut y);
                 for t in 0..rows {
                     for o in 0..n {
                         let mut row = vec![0.0; k];
@@ -758,17 +827,57 @@ mod tests {
     }
 
     #[test]
-    fn a_product_is_added_to_a_part_of_wider_rows() {
-        let (rows, n, k, wide) = (14, 37, 9, 50);
-        let (x, packed) = (noise(rows * k, 1), pack(&noise(n * k, 2), n, k, Format::F32));
-        let mut product = vec![0.0; rows * n];
-        matmul(&x, k, &packed, None, &mut product);
-        let mut y = vec![1.0; rows * wide];
-        matmul_add(&x, k, &packed, &mut y[7..(rows - 1) * wide + 7 + n], wide);
-        for (i, y) in y.iter().enumerate() {
-            let at = i % wide;
-            let want = if (7..7 + n).contains(&at) { 1.0 + product[i / wide * n + at - 7] } else { 1.0 };
-            assert!((y - want).abs() < 1e-5, "{i}: {y} {want}");
+    fn an_epilogue_changes_its_outputs_alone() {
+        let (n, k) = (600, 70);
+        // Start, rank, outputs: they begin and end within panels, overlap, and cross the threads' parts.
+        let terms = [(37, 3, 401), (1, 5, 17), (438, 1030, 20), (599, 2, 1), (16, 4, 48)];
+        for (rows, kept) in [1, 29, 250].into_iter().flat_map(|rows| Format::all().map(move |kept| (rows, kept))) {
+            let (x, packed) = (noise(rows * k, 1), pack(&noise(n * k, 2), n, k, kept));
+            let (gain, bias) = (noise(n, 3), noise(n, 4));
+            let b = terms.map(|(_, rank, n)| pack(&noise(n * rank, 5), n, rank, kept));
+            let inner = terms.map(|(_, rank, ..)| noise(rows * rank, 6));
+            let product = |first: usize, rows: usize, all: bool, nan: bool| {
+                let none = inner.each_ref().map(|inner| vec![f32::NAN; inner.len()]);
+                let term = |i: usize| {
+                    let (start, rank, _) = terms[i];
+                    let inner = &(if nan { &none } else { &inner })[i][first * rank..][..rows * rank];
+                    LowRankTerm { inner, b: &b[i], start }
+                };
+                let low_rank = [0, 1, 2, 3, 4].map(term);
+                let low_rank = if all { &low_rank[..] } else { &[] };
+                let epilogue = Epilogue { gain: Some(&gain), bias: Some(&bias), low_rank };
+                matmul_new(&x[first * k..], k, &packed, epilogue, rows)
+            };
+            let (found, plain) = (product(0, rows, true, false), product(0, rows, false, false));
+            let mut want: Vec<f64> = plain.iter().map(|y| f64::from(*y)).collect();
+            let mut changed = vec![false; n];
+            for (((start, rank, n_of), b), inner) in terms.into_iter().zip(&b).zip(&inner) {
+                let mut row = vec![0.0; rank];
+                for o in 0..n_of {
+                    b.row(o, &mut row);
+                    changed[start + o] = true;
+                    for (t, inner) in inner.chunks_exact(rank).enumerate() {
+                        want[t * n + start + o] +=
+                            inner.iter().zip(&row).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>();
+                    }
+                }
+            }
+            for (i, (found, want)) in found.iter().zip(&want).enumerate() {
+                assert!((f64::from(*found) - want).abs() < 1e-4, "{kept:?}, {rows} rows, {i}: {found} {want}");
+            }
+            for (i, (found, plain)) in product(0, rows, true, true).iter().zip(&plain).enumerate() {
+                let same = if changed[i % n] { found.is_nan() } else { found.to_bits() == plain.to_bits() };
+                assert!(same, "{kept:?}, {rows} rows, {i}: {found} {plain}");
+            }
+            for (t, all) in found.chunks_exact(n).enumerate() {
+                assert_eq!(product(t, 1, true, false), all, "{kept:?}, row {t}");
+            }
+            // Without terms and with no factor it is the product alone.
+            let mut alone = vec![0.0; rows * n];
+            matmul(&x, k, &packed, Epilogue::default(), &mut alone);
+            for ((y, plain), (g, b)) in alone.iter().zip(&plain).zip(gain.iter().zip(&bias).cycle()) {
+                assert_eq!(y * g + b, *plain);
+            }
         }
     }
 
@@ -779,10 +888,10 @@ mod tests {
         for kept in Format::all() {
             let packed = pack(&noise(n * k, 6), n, k, kept);
             let mut all = vec![0.0; rows * n];
-            matmul(&x, k, &packed, None, &mut all);
+            matmul(&x, k, &packed, Epilogue::default(), &mut all);
             for t in 0..rows {
                 let mut one = vec![0.0; n];
-                matmul(&x[t * k..][..k], k, &packed, None, &mut one);
+                matmul(&x[t * k..][..k], k, &packed, Epilogue::default(), &mut one);
                 assert_eq!(one, all[t * n..][..n], "{kept:?}");
             }
         }
@@ -797,7 +906,7 @@ mod tests {
         let dense = pack(&values, n, k, Format::F32);
         let product = |packed: &Packed| {
             let mut y = vec![0.0; rows * n];
-            matmul(&x, k, packed, None, &mut y);
+            matmul(&x, k, packed, Epilogue::default(), &mut y);
             let mut back = vec![0.0; rows * k];
             matmul_transposed_add(&y, n, packed, &mut back);
             (y, back)
@@ -813,17 +922,17 @@ mod tests {
             #[inline(always)]
             unsafe fn run<S: Simd>(self) -> Vec<f32> {
                 let Self(x, w, (n, k)) = self;
-                let (rows, panels) = (x.len() / k, 0..n.div_ceil(LANES));
-                let (mut y, mut turned) = (vec![0.0; rows * n], vec![0.0; n * k.next_multiple_of(LANES)]);
+                let (rows, outputs) = (x.len() / k, 0..n);
+                let (mut y, mut transposed) = (vec![0.0; rows * n], vec![0.0; n * k.next_multiple_of(LANES)]);
                 let (start, y_stride) = (Start::Bias(None), n);
-                let part = Part { x, x_stride: k, w, rows: 0..rows, n, k, start, y: Shared::new(&mut y), y_stride, panels };
-                let turn = Turn { w, k, outputs: 0..n, panels: 0..k.div_ceil(LANES), turned: &mut turned };
+                let part = Part { x, x_stride: k, w, k, start, y: Shared::new(&mut y), y_stride, rows: 0..rows, outputs };
+                let transpose = Transpose { w, k, outputs: 0..n, panels: 0..k.div_ceil(LANES), transposed: &mut transposed };
                 // SAFETY: passed on from the caller.
                 unsafe {
                     part.run::<S>();
-                    turn.run::<S>();
+                    transpose.run::<S>();
                 }
-                y.extend(turned);
+                y.extend(transposed);
                 y
             }
         }

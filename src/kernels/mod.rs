@@ -27,7 +27,7 @@ pub use elementwise::{
 };
 pub use format::Format;
 pub use math::exp_unfused;
-pub use matmul::{matmul, matmul_add, matmul_new, matmul_transposed_add, outer_sum};
+pub use matmul::{Epilogue, LowRankTerm, matmul, matmul_new, matmul_transposed_add, outer_sum};
 pub use memory::{peak_bytes, physical_bytes, resident_bytes, trim};
 pub use packed::{Packed, Panels, Use};
 pub use parallel::{install, map as parallel_map, threads};

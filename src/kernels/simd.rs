@@ -64,6 +64,10 @@ pub enum Level {
 
 impl Level {
     /// Whether this processor has them, and they may be used.
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", feature = "selftest")),
+        allow(dead_code, reason = "other processors have one set")
+    )]
     pub fn is_available(self) -> bool {
         let detected = match self {
             Self::Portable => true,

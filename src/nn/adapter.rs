@@ -12,7 +12,7 @@ use candle_core::{Result, Tensor};
 
 use super::{Linear, LinearId, Module, Trained, Transformer};
 use crate::error::{self, Error};
-use crate::ops::{self, Backend, Delta, Dropout, Format, Matrix, MatrixBuilder, Trainable, Use, Vector, merged};
+use crate::ops::{self, Backend, DeltaPart, Dropout, Format, LowRankDelta, Matrix, MatrixBuilder, Use, Vector, merged};
 
 /// The low-rank change of one module, as it was trained.
 pub struct LowRank {
@@ -26,17 +26,8 @@ pub struct LowRank {
     pub magnitude: Option<Vec<f32>>,
     /// `alpha / R`, or `alpha / √R`.
     pub scaling: f32,
-    /// `a` where the network computes.
-    ready_a: Matrix,
-    ready_parts: Vec<ReadyPart>,
-}
-
-/// The rows of `b` that are one part of the module, where the network computes.
-struct ReadyPart {
-    rows: Range<usize>,
-    start: usize,
-    b: Matrix,
-    bias: Option<Vector>,
+    /// Where the network computes, with a scale of 1 and no gains.
+    ready: LowRankDelta,
 }
 
 impl LowRank {
@@ -52,30 +43,24 @@ impl LowRank {
         scaling: f32,
     ) -> error::Result<Self> {
         let (backend, stored) = (network.backend(), network.computed_type());
-        let ready_a = network_matrix(&a, 0..a.outputs(), backend, stored)?;
         let part = |(rows, start): &(Range<usize>, usize)| {
             let bias = b_bias.as_ref().map(|bias| Vector::new(bias[rows.clone()].to_vec(), backend)).transpose()?;
-            Ok(ReadyPart { rows: rows.clone(), start: *start, b: network_matrix(&b, rows.clone(), backend, stored)?, bias })
+            let b = network_matrix(&b, rows.clone(), backend, stored)?;
+            Ok(DeltaPart { rows: rows.clone(), start: *start, b, bias, gain: None })
         };
-        let ready_parts = module.parts.iter().map(part).collect::<error::Result<_>>()?;
-        Ok(Self { ready_a, ready_parts, module, a, b, b_bias, magnitude, scaling })
+        let parts = module.parts.iter().map(part).collect::<error::Result<_>>()?;
+        let ready_a = network_matrix(&a, 0..a.outputs(), backend, stored)?;
+        let ready = LowRankDelta { a: ready_a, parts, scale: 1.0, dropout: None, number: None };
+        Ok(Self { module, a, b, b_bias, magnitude, scaling, ready })
     }
 
-    /// The changes of outputs that it is with a scale. Reads the rows of `weight` where it has magnitudes.
-    fn deltas(&self, weight: &Matrix, backend: &Backend, scale: f32) -> Result<Vec<Delta>> {
-        let scale = scale * self.scaling;
-        let delta = |ReadyPart { rows, start, b, bias }: &ReadyPart| {
-            let mut delta = Delta { a: self.ready_a.clone(), b: b.clone(), bias: bias.clone(), start: *start, scale, gain: None };
-            if let Some(magnitude) = &self.magnitude {
-                let lengths = delta.lengths(weight)?;
-                // A row of zeros has no direction to go into.
-                let gain = |(m, length): (&f32, f32)| if length > 0.0 { m / length } else { 0.0 };
-                let gains = magnitude[rows.clone()].iter().zip(lengths).map(gain).collect();
-                delta.gain = Some(Vector::new(gains, backend)?);
-            }
-            Ok(delta)
-        };
-        self.ready_parts.iter().map(delta).collect()
+    /// What it is with a scale. Reads the rows of `weight` where it has magnitudes.
+    fn delta(&self, weight: &Matrix, backend: &Backend, scale: f32) -> Result<LowRankDelta> {
+        let delta = LowRankDelta { scale: scale * self.scaling, ..self.ready.clone() };
+        match &self.magnitude {
+            Some(magnitude) => delta.with_lengths(weight, magnitude, backend),
+            None => Ok(delta),
+        }
     }
 }
 
@@ -109,7 +94,7 @@ pub struct Adapter {
 }
 
 /// The low-rank changes of an adapter with a scale, each with the matrix that it changes.
-pub type Scaled = Vec<(LinearId, Delta)>;
+pub type Scaled = Vec<(LinearId, LowRankDelta)>;
 
 impl Adapter {
     /// What it is with a scale. Where it has magnitudes (DoRA) this takes about as long as a prompt of `R` tokens.
@@ -122,7 +107,7 @@ impl Adapter {
             let id = low_rank.module.linear;
             let own = self.weights.iter().find(|own| own.module.linear == id).map(|own| &own.ready);
             if let Some(weight) = own.or_else(|| network.linear(id).map(|linear| &linear.weight)) {
-                scaled.extend(low_rank.deltas(weight, network.backend(), scale)?.into_iter().map(|delta| (id, delta)));
+                scaled.push((id, low_rank.delta(weight, network.backend(), scale)?));
             }
         }
         Ok(scaled)
@@ -137,12 +122,11 @@ impl Adapter {
 /// What adapters change of one matrix.
 #[derive(Default)]
 pub struct Change {
-    pub deltas: Vec<Delta>,
+    pub deltas: Vec<LowRankDelta>,
     /// In place of the linear's own.
     pub bias: Option<Vector>,
     /// In place of the linear's own.
     pub weight: Option<Matrix>,
-    pub trained: Vec<Trainable>,
 }
 
 /// Adapters as the network takes them: the changes of each matrix, by its id.
@@ -197,8 +181,8 @@ impl Adapters {
         let mut all = Self::default();
         for (number, Trained { module, rank, scaling, a, b }) in trained.iter().enumerate() {
             let dropout = dropout.map(|dropout| dropout.of(number));
-            let change = Trainable::new(number, *rank, (a, b), &module.parts, *scaling, dropout, network.backend())?;
-            all.entry(module.linear).trained.push(change);
+            let delta = LowRankDelta::new(*rank, (a, b), &module.parts, *scaling, network.backend())?;
+            all.entry(module.linear).deltas.push(LowRankDelta { dropout, number: Some(number), ..delta });
         }
         Ok(all)
     }
@@ -215,9 +199,9 @@ impl Adapters {
         self.0.get(id.0)?.as_ref()
     }
 
-    /// Whether a change has dropout.
+    /// Whether a delta has dropout.
     fn has_dropout(&self) -> bool {
-        self.0.iter().flatten().any(|change| change.trained.iter().any(Trainable::drops))
+        self.0.iter().flatten().any(|change| change.deltas.iter().any(|delta| delta.dropout.is_some()))
     }
 }
 
@@ -307,20 +291,15 @@ impl Linear {
     /// The linear that this one and a change are together.
     pub(super) fn merged(&self, change: Option<&Change>, backend: &Backend) -> error::Result<Self> {
         let Some(change) = change else { return Ok(self.clone()) };
-        let mut weight = change.weight.as_ref().unwrap_or(&self.weight).clone();
-        if !change.deltas.is_empty() {
-            weight = merged(&weight, &change.deltas, backend)?.ok_or_else(|| {
-                let message = "merge: the merged weights do not fit the memory, or a value is beyond the range of f16";
-                Error::new(error::ErrorKind::OutOfMemory, message)
-            })?;
+        let weight = change.weight.as_ref().unwrap_or(&self.weight);
+        let bias = change.bias.as_ref().or(self.bias.as_ref());
+        if change.deltas.is_empty() {
+            return Ok(Self { id: self.id, weight: weight.clone(), bias: bias.cloned() });
         }
-        let mut bias = change.bias.clone().or_else(|| self.bias.clone());
-        for delta in &change.deltas {
-            let Some(more) = &delta.bias else { continue };
-            let mut sum = bias.as_ref().map_or_else(|| Ok(vec![0.0; weight.outputs()]), Vector::values)?;
-            sum[delta.start..].iter_mut().zip(more.values()?).for_each(|(y, x)| *y += delta.scale * x);
-            bias = Some(Vector::new(sum, backend)?);
-        }
+        let (weight, bias) = merged(weight, bias, &change.deltas, backend)?.ok_or_else(|| {
+            let message = "merge: the merged weights do not fit the memory, or a value is beyond the range of f16";
+            Error::new(error::ErrorKind::OutOfMemory, message)
+        })?;
         Ok(Self { id: self.id, weight, bias })
     }
 }

@@ -109,7 +109,7 @@ impl Transformer {
             };
             gradients.add(&output, of_output, backend)?;
             drop(output);
-            tape.back(&mut gradients)?;
+            tape.backward(&mut gradients)?;
             gradient = gradients.take(&input);
         }
         let of_change = |number: usize| {
@@ -135,7 +135,7 @@ impl Transformer {
         let Some(gradient) = gradient else { return Ok((loss, None)) };
         let mut gradients = Gradients::default();
         gradients.add(&normed, gradient, backend)?;
-        tape.back(&mut gradients)?;
+        tape.backward(&mut gradients)?;
         let Some(gradient) = gradients.take(x) else { bail!("training: the loss has no gradient") };
         Ok((loss, Some(gradient)))
     }

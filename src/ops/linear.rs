@@ -4,16 +4,15 @@ use candle_core::{Result, Tensor, bail};
 
 use super::cpu::linear as cpu;
 use super::tensors::linear as tensors;
-use super::{Backend, Context, Delta, Matrix, Trainable, Vector, to_f32};
-use crate::kernels::{Packed, Use, install, matmul, scale_softcap};
+use super::{Backend, Context, LowRankDelta, Matrix, Vector, to_f32};
+use crate::kernels::{Epilogue, Packed, Use, install, matmul, scale_softcap};
 
 /// A weight matrix `(N, C)`, its bias `(N)`, and what adapters change.
 #[derive(Clone, Copy)]
 pub struct Product<'a> {
     pub weight: &'a Matrix,
     pub bias: Option<&'a Vector>,
-    pub deltas: &'a [Delta],
-    pub trained: &'a [Trainable],
+    pub deltas: &'a [LowRankDelta],
 }
 
 impl Product<'_> {
@@ -27,33 +26,32 @@ impl Product<'_> {
     }
 }
 
-/// `y = x Wᵀ + b`, and what the changes add. The matrix itself is frozen: it gets no gradient.
+/// `y = x Wᵀ + b`, and what the deltas add. The matrix itself is frozen: it gets no gradient.
 ///
 /// # Shape
 /// `x`: `(T, C)`; returns `(T, N)`.
 ///
 /// # Errors
-/// If a gradient is asked for through a change that is not in training.
+/// If a gradient is asked for through a delta that is not in training.
 pub fn linear(cx: Context<'_>, x: &Tensor, product: Product<'_>) -> Result<Tensor> {
     product.rows_of(x)?;
-    let Product { weight, deltas, trained, .. } = product;
+    let Product { weight, deltas, .. } = product;
     let (y, inner) = match cx.backend {
         Backend::Cpu => cpu::forward(x, product)?,
         Backend::Tensors(_) => (tensors::forward(x, product)?, Vec::new()),
     };
-    let Some(tape) = cx.tape.filter(|_| cx.tracks(x) || !trained.is_empty()) else { return Ok(y) };
-    if !deltas.is_empty() {
-        bail!("linear: a gradient was asked for through an adapter that is not in training")
-    }
-    let (id, x, weight, trained) = (y.id(), x.clone(), weight.clone(), trained.to_vec());
+    let is_trained = || deltas.iter().any(|delta| delta.number.is_some());
+    let Some(tape) = cx.tape.filter(|_| cx.tracks(x) || is_trained()) else { return Ok(y) };
+    let numbers = deltas.iter().map(LowRankDelta::trained).collect::<Result<Vec<_>>>()?;
+    let (id, x, weight, deltas) = (y.id(), x.clone(), weight.clone(), deltas.to_vec());
     let (x_tracked, backend) = (cx.tracks(&x), cx.backend.clone());
     tape.push([&y], move |gradients| {
         let Some(dy) = gradients.take_from(id) else { return Ok(()) };
-        let (dx, of_trained) = match &backend {
-            Backend::Cpu => cpu::backward(&x, &dy, &weight, (&trained, &inner), x_tracked)?,
-            Backend::Tensors(_) => tensors::backward(&x, &dy, &weight, &trained, x_tracked)?,
+        let (dx, of_deltas) = match &backend {
+            Backend::Cpu => cpu::backward(&x, &dy, &weight, (&deltas, &inner), x_tracked)?,
+            Backend::Tensors(_) => tensors::backward(&x, &dy, &weight, &deltas, x_tracked)?,
         };
-        gradients.trained.extend(trained.iter().map(Trainable::number).zip(of_trained));
+        gradients.trained.extend(numbers.into_iter().zip(of_deltas));
         dx.map_or(Ok(()), |dx| gradients.add(&x, dx, &backend))
     });
     Ok(y)
@@ -98,6 +96,6 @@ impl Products {
     /// # Shape
     /// `rows`: `(T, C)`; `out`: `(T, N)`.
     pub fn with(&self, rows: &[f32], out: &mut [f32]) {
-        install(|| matmul(rows, self.0.cols(), &self.0, None, out));
+        install(|| matmul(rows, self.0.cols(), &self.0, Epilogue::default(), out));
     }
 }

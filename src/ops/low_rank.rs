@@ -1,128 +1,210 @@
-//! A low-rank change of some outputs of a weight matrix: LoRA and DoRA.
+//! A low-rank change of a weight matrix: LoRA and DoRA, applied, merged and in training.
 
 use std::ops::Range;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
 
-use super::cpu::row_op::Rows;
 use super::linear::Products;
 use super::{Backend, Matrix, MatrixBuilder, Vector};
 use crate::error::OutOfMemory;
-use crate::kernels::{Use, matmul_new};
+use crate::kernels::{Format, Use};
 
-/// `y[start..start + n] += gain · scale · (B (A x) + bias) + (gain - 1) · W x`; without a gain the last term is none.
+/// `y += gain · scale · (B A dropout(x) + bias) + (gain - 1) · W x`; without a gain the last term is none.
 ///
 /// # Shape
-/// `a`: `(R, C)`, `b`: `(n, R)`, `bias` and `gain`: `(n)`.
+/// `a`: `(R, C)`; the parts together are `B`, `(outputs, R)`.
 ///
 /// # Source
-/// Hu et al. 2021, <https://arxiv.org/abs/2106.09685>; the gain is that of Liu et al. 2024, <https://arxiv.org/abs/2402.09353>:
-/// a trained length of each row over the length that `W + scale · B A` gives it.
+/// Hu et al. 2021, <https://arxiv.org/abs/2106.09685>; the gain is that of Liu et al. 2024,
+/// <https://arxiv.org/abs/2402.09353>: a trained length of each row over the length that `W + scale · B A` gives it.
 #[derive(Clone)]
-pub struct Delta {
+pub struct LowRankDelta {
     pub a: Matrix,
+    pub parts: Vec<DeltaPart>,
+    pub scale: f32,
+    pub dropout: Option<Dropout>,
+    /// By which its gradient is known, if it is in training.
+    pub number: Option<usize>,
+}
+
+/// The rows of `B` that are neighbouring outputs of the product.
+///
+/// # Shape
+/// `b`: `(n, R)`; `bias`: `(n)`.
+#[derive(Clone)]
+pub struct DeltaPart {
+    pub rows: Range<usize>,
+    /// The first output that they are.
+    pub start: usize,
     pub b: Matrix,
     pub bias: Option<Vector>,
-    pub start: usize,
-    pub scale: f32,
-    pub gain: Option<Vector>,
+    pub gain: Option<Gain>,
+}
+
+/// A factor for each row of a changed matrix.
+#[derive(Clone)]
+pub struct Gain {
+    /// `(n)`
+    pub(super) factors: Vector,
+    /// The rows of `B` times their factors: what a product reads.
+    pub(super) b: Matrix,
+}
+
+/// The share of inputs that are dropped, and what decides which ones.
+#[derive(Debug, Clone, Copy)]
+pub struct Dropout {
+    /// In `0..1`.
+    pub share: f32,
+    pub seed: u64,
+}
+
+impl Dropout {
+    /// That of one delta of many: each drops other values, also of those that read the same.
+    pub fn of(self, number: usize) -> Self {
+        // The finaliser of SplitMix64: numbers that follow one another give seeds that have nothing in common.
+        let mut z = self.seed ^ (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Self { seed: z ^ (z >> 31), ..self }
+    }
 }
 
 /// Rows of a weight matrix that are widened at once: a few megabytes.
 const BLOCK_ROWS: usize = 256;
 
-impl Delta {
+impl DeltaPart {
+    /// The same with a factor for each row.
+    ///
+    /// # Errors
+    /// If there is no memory for a copy, or a value does not fit the type of `b`; a failed upload.
+    pub fn with_gain(mut self, factors: Vec<f32>, backend: &Backend) -> Result<Self> {
+        let (rank, mut b) = (self.b.inputs(), self.b.rows(0..self.rows.len())?);
+        b.chunks_exact_mut(rank).zip(&factors).for_each(|(row, g)| row.iter_mut().for_each(|b| *b *= g));
+        let b = matrix(&b, rank, self.b.computed_type(), backend)?;
+        self.gain = Some(Gain { factors: Vector::new(factors, backend)?, b });
+        Ok(self)
+    }
+
+    /// `B` as a product reads it.
+    pub(super) fn product_b(&self) -> &Matrix {
+        self.gain.as_ref().map_or(&self.b, |gain| &gain.b)
+    }
+
+    /// The factors on the CPU.
+    fn factors(&self) -> Result<Option<Vec<f32>>> {
+        self.gain.as_ref().map(|gain| gain.factors.values()).transpose()
+    }
+
     /// The outputs that it changes.
-    fn outputs(&self) -> Range<usize> {
-        self.start..self.start + self.b.outputs()
-    }
-
-    /// The length of each changed row of `weight + scale · B A`.
-    pub fn lengths(&self, weight: &Matrix) -> Result<Vec<f32>> {
-        let product = Product::new(self)?;
-        let mut lengths = Vec::with_capacity(self.b.outputs());
-        for rows in blocks(self.outputs()) {
-            let base = weight.rows(rows.clone())?;
-            let change = product.rows(rows)?;
-            for (base, change) in base.chunks_exact(weight.inputs()).zip(change.chunks_exact(weight.inputs())) {
-                let square = |(w, d): (&f32, &f32)| f64::from(w + self.scale * d).powi(2);
-                lengths.push(base.iter().zip(change).map(square).sum::<f64>().sqrt() as f32);
-            }
-        }
-        Ok(lengths)
-    }
-
-    /// Adds the change to `y`, of which `plain` is a copy without bias where there is a gain.
-    pub(super) fn add_on_cpu(&self, x: &Rows<'_>, plain: &[f32], outputs: usize, y: &mut [f32]) -> Result<()> {
-        let (a, b) = (self.a.cpu()?, self.b.cpu()?);
-        if x.cols != a.cols() {
-            bail!("adapter: {} inputs for a matrix of {}", x.cols, a.cols())
-        }
-        let rows = y.len() / outputs;
-        let inner = matmul_new(x.values, x.stride, a, None, rows);
-        let change = matmul_new(&inner, a.rows(), b, self.bias.as_ref().map(Vector::slice).transpose()?, rows);
-        let gain = self.gain.as_ref().map(Vector::slice).transpose()?;
-        for (row, change) in change.chunks_exact(b.rows()).enumerate() {
-            let at = row * outputs + self.start;
-            let y = &mut y[at..at + b.rows()];
-            match gain {
-                None => y.iter_mut().zip(change).for_each(|(y, d)| *y += self.scale * d),
-                Some(gain) => {
-                    let plain = &plain[at..at + b.rows()];
-                    for (((y, d), g), wx) in y.iter_mut().zip(change).zip(gain).zip(plain) {
-                        *y += g * (self.scale * d) + (g - 1.0) * wx;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The same by tensor operations: what is added to all outputs. `plain`: `W x`.
-    pub(super) fn tensor(&self, x: &Tensor, plain: &Tensor) -> Result<Tensor> {
-        let (a, b) = (self.a.tensors()?, self.b.tensors()?);
-        let mut change = x.matmul(&a.t()?)?.matmul(&b.t()?)?;
-        if let Some(bias) = &self.bias {
-            change = change.broadcast_add(&bias.tensors()?.to_dtype(change.dtype())?)?;
-        }
-        change = (change * f64::from(self.scale))?;
-        if let Some(gain) = &self.gain {
-            let gain = gain.tensors()?;
-            let plain = plain.narrow(1, self.start, self.b.outputs())?.force_contiguous()?;
-            // One is subtracted in F32: a gain is near it.
-            let beyond = plain.broadcast_mul(&(gain - 1.0)?.to_dtype(plain.dtype())?)?;
-            change = (change.broadcast_mul(&gain.to_dtype(plain.dtype())?)? + beyond)?;
-        }
-        let (_, outputs) = plain.dims2()?;
-        change.pad_with_zeros(1, self.start, outputs - self.outputs().end)
+    pub(super) fn outputs(&self) -> Range<usize> {
+        self.start..self.start + self.rows.len()
     }
 }
 
-/// The matrix that gives what `weight` and the changes give together. On the CPU in F32, whatever the weight is stored as: rounding
-/// to 16 bits would lose more than a small change adds. On a GPU in the type that all weights have there. `None` if there is no
-/// memory for it, or a value does not fit the type.
-pub fn merged(weight: &Matrix, deltas: &[Delta], backend: &Backend) -> Result<Option<Matrix>> {
+impl LowRankDelta {
+    /// One of F32 matrices. `parts`: rows of `b`, and the first output that they are.
+    ///
+    /// # Shape
+    /// `a`: `(rank, C)`, `b`: `(outputs, rank)`.
+    ///
+    /// # Errors
+    /// If there is no memory for copies; a failed upload.
+    pub fn new(
+        rank: usize,
+        (a, b): (&[f32], &[f32]),
+        parts: &[(Range<usize>, usize)],
+        scale: f32,
+        backend: &Backend,
+    ) -> Result<Self> {
+        let part = |(rows, start): &(Range<usize>, usize)| {
+            let b = matrix(&b[rows.start * rank..rows.end * rank], rank, Format::F32, backend)?;
+            Ok(DeltaPart { rows: rows.clone(), start: *start, b, bias: None, gain: None })
+        };
+        let parts = parts.iter().map(part).collect::<Result<_>>()?;
+        let a = matrix(a, a.len() / rank, Format::F32, backend)?;
+        Ok(Self { a, parts, scale, dropout: None, number: None })
+    }
+
+    /// The same with the gains that give the rows of `weight + scale · B A` these lengths, one for each row of `B`.
+    pub fn with_lengths(self, weight: &Matrix, lengths: &[f32], backend: &Backend) -> Result<Self> {
+        let expanded = Expanded::new(&self)?;
+        let mut parts = Vec::with_capacity(self.parts.len());
+        for part in &self.parts {
+            let mut gain = Vec::with_capacity(part.rows.len());
+            for outputs in blocks(part.outputs()) {
+                let (base, change) = (weight.rows(outputs.clone())?, expanded.rows(part, outputs.clone())?);
+                let wanted = &lengths[part.rows.start..][outputs.start - part.start..];
+                let rows = base.chunks_exact(weight.inputs()).zip(change.chunks_exact(weight.inputs()));
+                for ((base, change), wanted) in rows.zip(wanted) {
+                    let square = |(w, d): (&f32, &f32)| f64::from(w + self.scale * d).powi(2);
+                    let length = base.iter().zip(change).map(square).sum::<f64>().sqrt() as f32;
+                    // A row of zeros has no direction to go into.
+                    gain.push(if length > 0.0 { wanted / length } else { 0.0 });
+                }
+            }
+            parts.push(part.clone().with_gain(gain, backend)?);
+        }
+        Ok(Self { parts, ..self })
+    }
+
+    /// The number of one whose gradient can be computed.
+    ///
+    /// # Errors
+    /// If it is not in training, or has a gain.
+    pub(super) fn trained(&self) -> Result<usize> {
+        match self.number {
+            Some(number) if self.parts.iter().all(|part| part.gain.is_none()) => Ok(number),
+            _ => bail!("linear: a gradient was asked for through an adapter that is not in training"),
+        }
+    }
+}
+
+/// What `bias` and those of the deltas give together; `None` if no delta has one.
+pub(super) fn summed_bias(bias: Option<&Vector>, outputs: usize, deltas: &[LowRankDelta]) -> Result<Option<Vec<f32>>> {
+    let mut sum: Option<Vec<f32>> = None;
+    for (delta, part) in deltas.iter().flat_map(|delta| delta.parts.iter().map(move |part| (delta, part))) {
+        let Some(more) = &part.bias else { continue };
+        let sum = match &mut sum {
+            Some(sum) => sum,
+            None => sum.insert(bias.map_or_else(|| Ok(vec![0.0; outputs]), Vector::values)?),
+        };
+        let gain = part.factors()?;
+        for (i, (sum, more)) in sum[part.outputs()].iter_mut().zip(more.values()?).enumerate() {
+            *sum += gain.as_ref().map_or(1.0, |gain| gain[i]) * (delta.scale * more);
+        }
+    }
+    Ok(sum)
+}
+
+/// The matrix and the bias that give what `weight`, `bias` and the deltas give together. On the CPU in F32,
+/// whatever the weight is stored as: rounding to 16 bits would lose more than a small change adds. On a GPU in the
+/// type that all weights have there. `None` if there is no memory for it, or a value does not fit the type.
+pub fn merged(
+    weight: &Matrix,
+    bias: Option<&Vector>,
+    deltas: &[LowRankDelta],
+    backend: &Backend,
+) -> Result<Option<(Matrix, Option<Vector>)>> {
     let (outputs, inputs) = (weight.outputs(), weight.inputs());
-    let products = deltas.iter().map(Product::new).collect::<Result<Vec<_>>>()?;
+    let expanded = deltas.iter().map(Expanded::new).collect::<Result<Vec<_>>>()?;
     let Some(mut builder) = MatrixBuilder::new(outputs, inputs, weight.computed_type(), Use::Product, backend) else {
         return Ok(None);
     };
     for rows in blocks(0..outputs) {
         let plain = weight.rows(rows.clone())?;
         let mut sum = plain.clone();
-        for product in &products {
-            let delta = product.delta;
-            let both = rows.start.max(delta.outputs().start)..rows.end.min(delta.outputs().end);
+        for (expanded, part) in expanded.iter().flat_map(|e| e.delta.parts.iter().map(move |part| (e, part))) {
+            let both = rows.start.max(part.outputs().start)..rows.end.min(part.outputs().end);
             if both.is_empty() {
                 continue;
             }
-            let gain = delta.gain.as_ref().map(Vector::values).transpose()?;
-            let change = product.rows(both.clone())?;
+            let gain = part.factors()?;
+            let change = expanded.rows(part, both.clone())?;
             for (row, change) in both.zip(change.chunks_exact(inputs)) {
                 let at = (row - rows.start) * inputs;
-                let gain = gain.as_ref().map_or(1.0, |gain| gain[row - delta.start]);
+                let gain = gain.as_ref().map_or(1.0, |gain| gain[row - part.start]);
                 for ((sum, d), w) in sum[at..at + inputs].iter_mut().zip(change).zip(&plain[at..at + inputs]) {
-                    *sum += gain * (delta.scale * d) + (gain - 1.0) * w;
+                    *sum += gain * (expanded.delta.scale * d) + (gain - 1.0) * w;
                 }
             }
         }
@@ -130,34 +212,49 @@ pub fn merged(weight: &Matrix, deltas: &[Delta], backend: &Backend) -> Result<Op
             return Ok(None);
         }
     }
-    builder.finish().map(Some)
+    let bias = match summed_bias(bias, outputs, deltas)? {
+        Some(sum) => Some(Vector::new(sum, backend)?),
+        None => bias.cloned(),
+    };
+    Ok(Some((builder.finish()?, bias)))
 }
 
-/// Rows of `B A` for a delta.
-struct Product<'a> {
-    delta: &'a Delta,
+/// Rows of `B A`.
+struct Expanded<'a> {
+    delta: &'a LowRankDelta,
     /// `A` by its columns.
     columns: Products,
 }
 
-impl<'a> Product<'a> {
-    fn new(delta: &'a Delta) -> Result<Self> {
+impl<'a> Expanded<'a> {
+    fn new(delta: &'a LowRankDelta) -> Result<Self> {
         let (rank, inputs) = (delta.a.outputs(), delta.a.inputs());
         let a = delta.a.rows(0..rank)?;
         let columns: Vec<f32> = (0..inputs).flat_map(|i| a.iter().skip(i).step_by(inputs)).copied().collect();
-        match Products::new(&columns, rank) {
-            Some(columns) => Ok(Self { delta, columns }),
-            None => Err(OutOfMemory { what: format!("{} values of an adapter", columns.len()) }.into()),
-        }
+        let columns = Products::new(&columns, rank).ok_or_else(|| no_memory(columns.len()))?;
+        Ok(Self { delta, columns })
     }
 
-    /// `rows` counts outputs of the whole matrix.
-    fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
-        let mut out = vec![0f32; rows.len() * self.delta.a.inputs()];
-        let start = self.delta.start;
-        self.columns.with(&self.delta.b.rows(rows.start - start..rows.end - start)?, &mut out);
+    /// Those of some outputs of a part.
+    fn rows(&self, part: &DeltaPart, outputs: Range<usize>) -> Result<Vec<f32>> {
+        let mut out = vec![0f32; outputs.len() * self.delta.a.inputs()];
+        self.columns.with(&part.b.rows(outputs.start - part.start..outputs.end - part.start)?, &mut out);
         Ok(out)
     }
+}
+
+/// Rows of `cols` values.
+fn matrix(values: &[f32], cols: usize, format: Format, backend: &Backend) -> Result<Matrix> {
+    let builder = MatrixBuilder::new(values.len() / cols, cols, format, Use::Product, backend);
+    let mut builder = builder.ok_or_else(|| no_memory(values.len()))?;
+    if !builder.fill_f32(0, values) {
+        bail!("adapter: a value is beyond the range of f16, which the model is loaded as")
+    }
+    builder.finish()
+}
+
+fn no_memory(values: usize) -> OutOfMemory {
+    OutOfMemory { what: format!("{values} values of an adapter") }
 }
 
 fn blocks(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {

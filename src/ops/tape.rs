@@ -10,7 +10,7 @@ use candle_core::{Result, Tensor, TensorId};
 
 use super::{Backend, add_scaled};
 
-/// Where an operation computes, and the tape that it writes to, if the pass is one to go back through.
+/// Where an operation computes, and the tape that it writes to, if a backward pass follows.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     pub backend: &'a Backend,
@@ -28,7 +28,7 @@ impl<'a> Context<'a> {
         self,
         inputs: [&Tensor; N],
         output: &Tensor,
-        back: impl FnOnce(Tensor, &Backend) -> Result<[Tensor; N]> + 'static,
+        backward: impl FnOnce(Tensor, &Backend) -> Result<[Tensor; N]> + 'static,
     ) {
         let Some(tape) = self.tape else { return };
         let ids = inputs.map(|input| tape.tracks(input).then(|| input.id()));
@@ -38,7 +38,7 @@ impl<'a> Context<'a> {
         let (output_id, backend) = (output.id(), self.backend.clone());
         tape.push([output], move |gradients| {
             let Some(gradient) = gradients.take_from(output_id) else { return Ok(()) };
-            for (id, gradient) in ids.into_iter().zip(back(gradient, &backend)?) {
+            for (id, gradient) in ids.into_iter().zip(backward(gradient, &backend)?) {
                 if let Some(id) = id {
                     gradients.add_to(id, gradient, &backend)?;
                 }
@@ -78,11 +78,11 @@ impl Tape {
         self.steps.borrow_mut().push(Box::new(step));
     }
 
-    /// Goes back through all steps.
+    /// The backward pass of all steps.
     ///
     /// # Errors
     /// A failed device operation.
-    pub fn back(self, gradients: &mut Gradients) -> Result<()> {
+    pub fn backward(self, gradients: &mut Gradients) -> Result<()> {
         self.steps.into_inner().into_iter().rev().try_for_each(|step| step(gradients))
     }
 }
@@ -175,7 +175,7 @@ mod tests {
         let weights = noise(y.elem_count(), 99);
         let mut gradients = Gradients::default();
         gradients.add(&y, Tensor::from_vec(weights.clone(), y.shape(), &Device::Cpu).unwrap(), backend).unwrap();
-        tape.back(&mut gradients).unwrap();
+        tape.backward(&mut gradients).unwrap();
         let sum = |inputs: &[Vec<f32>]| -> f64 {
             let y = ops::to_f32(&forward(Context::forward(backend), &tensors(inputs))).unwrap();
             y.iter().zip(&weights).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum()
@@ -247,13 +247,14 @@ mod tests {
                 }
             }
             let (weight, bias) = (matrix(&noise(20 * 12, 4), 12, backend), vector(20, 5));
-            let product = Product { weight: &weight, bias: bias.as_ref(), deltas: &[], trained: &[] };
+            let product = Product { weight: &weight, bias: bias.as_ref(), deltas: &[] };
             check("linear", backend, &[12], |cx, x| ops::linear(cx, &x[0], product).unwrap());
             for dropout in [None, Some(ops::Dropout { share: 0.3, seed: 5 })] {
                 let (a, b) = (noise(3 * 12, 6), noise(10 * 3, 7));
                 let parts = [(0..4, 11), (4..10, 2)];
-                let change = ops::Trainable::new(0, 3, (&a, &b), &parts, 0.7, dropout, backend).unwrap();
-                let product = Product { trained: std::slice::from_ref(&change), ..product };
+                let delta = ops::LowRankDelta::new(3, (&a, &b), &parts, 0.7, backend).unwrap();
+                let delta = ops::LowRankDelta { number: Some(0), dropout, ..delta };
+                let product = Product { deltas: std::slice::from_ref(&delta), ..product };
                 check("linear in training", backend, &[12], |cx, x| ops::linear(cx, &x[0], product).unwrap());
             }
         }
@@ -263,7 +264,7 @@ mod tests {
     fn cross_entropy_has_the_gradient_of_its_slopes() {
         for (backend, cap) in BACKENDS.iter().flat_map(|backend| [(backend, None), (backend, Some(1.5))]) {
             let (weight, bias) = (matrix(&noise(50 * 12, 4), 12, backend), Vector::new(noise(50, 5), backend).unwrap());
-            let product = Product { weight: &weight, bias: Some(&bias), deltas: &[], trained: &[] };
+            let product = Product { weight: &weight, bias: Some(&bias), deltas: &[] };
             let targets: Vec<u32> = (0..ROWS as u32).map(|i| i * 7).collect();
             let x = noise(ROWS * 12, 1);
             let loss =

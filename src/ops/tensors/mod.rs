@@ -2,6 +2,7 @@
 
 pub mod embedding;
 pub mod linear;
+pub mod low_rank;
 pub mod cross_entropy;
 pub mod norm;
 pub mod rope;

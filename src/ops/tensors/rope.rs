@@ -21,9 +21,10 @@ pub fn rotate(x: &Tensor, head_dim: usize, adjacent: bool, angles: &Angles) -> R
     let ((rows, cols), (_, half)) = (x.dims2()?, angles.cos.dims2()?);
     let (cos, sin) = (angles.cos.to_dtype(x.dtype())?, angles.sin.to_dtype(x.dtype())?);
     let x = x.reshape((rows, cols / head_dim, head_dim))?.transpose(0, 1)?.unsqueeze(0)?; // (1, H, T, D)
-    let turned = x.narrow(3, 0, 2 * half)?.force_contiguous()?;
+    let rotated = x.narrow(3, 0, 2 * half)?.force_contiguous()?;
     let rotate = if adjacent { rope_i } else { rope };
-    let turned = rotate(&turned, &cos, &sin)?;
-    let y = if 2 * half == head_dim { turned } else { Tensor::cat(&[&turned, &x.narrow(3, 2 * half, head_dim - 2 * half)?], 3)? };
+    let rotated = rotate(&rotated, &cos, &sin)?;
+    let y =
+        if 2 * half == head_dim { rotated } else { Tensor::cat(&[&rotated, &x.narrow(3, 2 * half, head_dim - 2 * half)?], 3)? };
     y.squeeze(0)?.transpose(0, 1)?.force_contiguous()?.reshape((rows, cols))
 }
