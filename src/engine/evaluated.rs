@@ -229,7 +229,7 @@ impl Evaluated {
         let no_memory = |_| Error::new(ErrorKind::OutOfMemory, format!("score: {length} tokens do not fit the memory"));
         logprobs.try_reserve_exact(tokens.len()).map_err(no_memory)?;
         known.try_reserve_exact(length).map_err(no_memory)?;
-        let Some((first, all_but_last)) = tokens.first().zip(tokens.get(..tokens.len() - 1)) else { return Ok(logprobs) };
+        let Some((first, (_, all_but_last))) = tokens.first().zip(tokens.split_last()) else { return Ok(logprobs) };
         let mut targets = tokens;
         let mut states = None;
         match self.logits.as_deref() {
