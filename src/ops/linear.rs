@@ -5,6 +5,7 @@ use candle_core::{Result, Tensor, bail};
 use super::cpu::linear as cpu;
 use super::tensors::linear as tensors;
 use super::{Backend, Context, LowRankDelta, Matrix, Vector, to_f32};
+use crate::error::OutOfMemory;
 use crate::kernels::{Epilogue, Packed, Use, install, matmul, scale_softcap};
 
 /// A weight matrix `(N, C)`, its bias `(N)`, and what adapters change.
@@ -73,7 +74,10 @@ pub fn logits(
     let rows = product.rows_of(x)?;
     match backend {
         Backend::Cpu => {
-            out.resize(rows * product.weight.outputs(), 0.0);
+            let len = rows * product.weight.outputs();
+            let no_memory = |_| OutOfMemory { what: format!("{len} logits") };
+            out.try_reserve_exact(len.saturating_sub(out.len())).map_err(no_memory)?;
+            out.resize(len, 0.0);
             cpu::product(x, product, out)?;
         }
         Backend::Tensors(_) => *out = to_f32(&tensors::forward(x, product)?)?,
