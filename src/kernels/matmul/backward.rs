@@ -1,0 +1,173 @@
+//! The backward passes of a product: with the transpose, and sums over rows.
+
+use std::ops::Range;
+
+use super::source::{PanelSource, Weight};
+use super::tile::{Left, Right, rows_by_vectors};
+use super::{PART_ROWS, Part, SPLIT_WORK, Start};
+use crate::kernels::packed::{Packed, Panels};
+use crate::kernels::parallel::{Shared, each, parts};
+use crate::kernels::simd::{Kernel, LANES, Simd, dispatch};
+
+/// Outputs of a block that is transposed for the product with the transpose, and its inputs: a megabyte.
+const TRANSPOSED_BLOCK: (usize, usize) = (512, 512);
+
+/// The product with the transpose: `y[t][k] += Σ_n x[t][n] · W[n][k]` for every row `t`.
+///
+/// Blocks of the matrix are transposed one by one: a copy of the whole would take its memory twice.
+///
+/// # Shape
+/// `x`: rows of `W.rows()` values, `x_stride` apart; `y`: `(rows, W.cols())`.
+pub fn matmul_transposed_add(x: &[f32], x_stride: usize, weight: &Packed, y: &mut [f32]) {
+    let (n, k) = (weight.rows, weight.cols);
+    let rows = y.len() / k;
+    assert_eq!(y.len(), rows * k, "whole rows of y");
+    assert_eq!(weight.lanes, LANES, "a matrix for products");
+    assert!(rows == 0 || x.len() >= (rows - 1) * x_stride + n, "x holds {rows} rows");
+    match &weight.panels {
+        Panels::F32(p) => transposed(x, x_stride, p.as_slice(), (rows, n, k), y),
+        Panels::F16(p) => transposed(x, x_stride, p.as_slice(), (rows, n, k), y),
+        Panels::BF16(p) => transposed(x, x_stride, p.as_slice(), (rows, n, k), y),
+        Panels::Q8_0(p) => transposed(x, x_stride, p, (rows, n, k), y),
+    }
+}
+
+fn transposed<W: PanelSource>(x: &[f32], x_stride: usize, w: W, (rows, n, k): (usize, usize, usize), y: &mut [f32]) {
+    if rows == 0 {
+        return;
+    }
+    let panels = k.div_ceil(LANES);
+    let most = parts(rows * n * k / SPLIT_WORK);
+    let panel_parts = most.max(k.div_ceil(TRANSPOSED_BLOCK.1)).min(panels.div_ceil(2));
+    // By rows as well where a low rank leaves too few columns.
+    let row_parts = (most / panel_parts).min(rows / PART_ROWS).max(1);
+    let part_rows = rows.div_ceil(row_parts).next_multiple_of(12);
+    let y = Shared::new(y);
+    each(row_parts * panel_parts, |part| {
+        let (row, part) = (part / panel_parts * part_rows, part % panel_parts);
+        let rows = row.min(rows)..(row + part_rows).min(rows);
+        let panels = panels * part / panel_parts..panels * (part + 1) / panel_parts;
+        let mut transposed = vec![0f32; TRANSPOSED_BLOCK.0.min(n) * panels.len() * LANES];
+        for first in (0..n).step_by(TRANSPOSED_BLOCK.0) {
+            let outputs = first..n.min(first + TRANSPOSED_BLOCK.0);
+            dispatch(Transpose { w, k, outputs: outputs.clone(), panels: panels.clone(), transposed: &mut transposed });
+            dispatch(Part {
+                x: &x[first..],
+                x_stride,
+                w: transposed.as_slice(),
+                k: outputs.len(),
+                start: Start::Add,
+                // SAFETY: the columns of these panels lie in y; in these rows they belong to this part alone.
+                y: unsafe { y.add(panels.start * LANES) },
+                y_stride: k,
+                rows: rows.clone(),
+                outputs: 0..(panels.end * LANES).min(k) - panels.start * LANES,
+            });
+        }
+    });
+}
+
+/// Copies outputs of a packed matrix so that inputs are side by side: `[panel of inputs][output][16]`.
+pub(super) struct Transpose<'a, W> {
+    pub w: W,
+    pub k: usize,
+    /// Begins with a panel.
+    pub outputs: Range<usize>,
+    /// Panels of inputs.
+    pub panels: Range<usize>,
+    pub transposed: &'a mut [f32],
+}
+
+impl<W: PanelSource> Kernel for Transpose<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let count = self.outputs.len();
+        let mut room = W::Room::default();
+        for (panel, transposed) in self.panels.zip(self.transposed.chunks_exact_mut(count * LANES)) {
+            let inputs = panel * LANES..self.k.min((panel + 1) * LANES);
+            for (output, transposed) in self.outputs.clone().step_by(LANES).zip(transposed.chunks_mut(LANES * LANES)) {
+                let mut block = [[0f32; LANES]; LANES];
+                // SAFETY: `w` and `row` hold sixteen values; the caller vouches for the instructions of `S`.
+                unsafe {
+                    let w = self.w.columns::<S>(output / LANES, self.k, inputs.clone(), &mut room);
+                    for (w, row) in w.chunks_exact(LANES).zip(&mut block) {
+                        S::store(row.as_mut_ptr(), W::Value::load::<S>(w.as_ptr()));
+                    }
+                }
+                for (lane, transposed) in transposed.chunks_exact_mut(LANES).enumerate() {
+                    for (to, row) in transposed.iter_mut().zip(&block) {
+                        *to = row[lane];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `y[r][c] = Σ_t a[t][r] · b[t][c]`: a sum over rows, in their order.
+///
+/// # Shape
+/// `a`: `(rows, R)`; `b`: rows of `C` values, `b_stride` apart; `y`: `(R, C)`.
+pub fn outer_sum(a: &[f32], b: &[f32], b_stride: usize, cols: usize, y: &mut [f32]) {
+    let height = y.len() / cols;
+    let rows = a.len() / height;
+    assert!(y.len() == height * cols && a.len() == rows * height, "whole rows of y and a");
+    y.fill(0.0);
+    if rows == 0 {
+        return;
+    }
+    assert!(b.len() >= (rows - 1) * b_stride + cols, "b holds {rows} rows");
+    let panels = cols.div_ceil(LANES);
+    let most = parts(rows * height * cols / SPLIT_WORK).min(panels.div_ceil(2));
+    let y = Shared::new(y);
+    each(most, |part| {
+        let panels = panels * part / most..panels * (part + 1) / most;
+        dispatch(Outer { a, b, b_stride, height, rows, cols, panels, y });
+    });
+}
+
+/// One thread's columns of a sum over rows.
+struct Outer<'a> {
+    a: &'a [f32],
+    b: &'a [f32],
+    b_stride: usize,
+    height: usize,
+    rows: usize,
+    cols: usize,
+    panels: Range<usize>,
+    y: Shared<f32>,
+}
+
+impl Kernel for Outer<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // Rows at a time: few enough that those of `b` are in the cache when the next columns are read.
+        const ROWS: usize = 64;
+        let whole = self.panels.start..self.panels.end.min(self.cols / LANES);
+        for first in (0..self.rows).step_by(ROWS) {
+            let steps = ROWS.min(self.rows - first);
+            let a = &self.a[first * self.height..][..steps * self.height];
+            let b = &self.b[first * self.b_stride..][..(steps - 1) * self.b_stride + self.cols];
+            // SAFETY: steps rows of `height` values in `a`, and of whole vectors in `b`; these columns of y are this part's.
+            unsafe {
+                let a = Left { first: a.as_ptr(), row: 1, step: self.height };
+                let b = Right { first: b.as_ptr().add(whole.start * LANES), vector: LANES, step: self.b_stride };
+                let y = self.y.get().add(whole.start * LANES);
+                rows_by_vectors::<S>((self.height, whole.len(), steps), a, b, y, self.cols, true);
+            }
+            if whole.end < self.panels.end {
+                for r in 0..self.height {
+                    for c in whole.end * LANES..self.cols {
+                        // SAFETY: row r and column c of y, which are this part's.
+                        let y = unsafe { &mut *self.y.get().add(r * self.cols + c) };
+                        *y = (0..steps).fold(*y, |sum, t| S::fma1(a[t * self.height + r], b[t * self.b_stride + c], sum));
+                    }
+                }
+            }
+        }
+    }
+}

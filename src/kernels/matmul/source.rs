@@ -1,0 +1,133 @@
+//! Where a product reads a matrix: of each way to keep one, its columns as F32.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::BLOCK_COLS;
+use super::tile::Columns;
+use crate::kernels::format::q8_0::{self, Q8_0, WIDENED, Widened};
+use crate::kernels::simd::{LANES, Simd};
+
+/// A value that weights are stored as.
+pub trait Weight: Copy + Send + Sync {
+    /// Sixteen values as F32.
+    ///
+    /// # Safety
+    /// As [`Simd::load`].
+    unsafe fn load<S: Simd>(p: *const Self) -> S::V;
+}
+
+impl Weight for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const Self) -> S::V {
+        // SAFETY: passed on from the caller.
+        unsafe { S::load(p) }
+    }
+}
+impl Weight for f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const Self) -> S::V {
+        // SAFETY: passed on from the caller.
+        unsafe { S::load_f16(p) }
+    }
+}
+impl Weight for bf16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const Self) -> S::V {
+        // SAFETY: passed on from the caller.
+        unsafe { S::load_bf16(p) }
+    }
+}
+
+/// Panels that a product reads.
+pub trait PanelSource: Copy + Send + Sync {
+    type Value: Weight;
+    /// Columns that are read at once.
+    const COLS: usize;
+    /// For those of one panel, where they are not in memory as they are read.
+    type Room: Default;
+    /// Columns that are read at once by a single row, and how: widened values would be stored for nobody else.
+    const ONCE_COLS: usize;
+    type Once<S: Simd>: Columns<S>;
+
+    /// Columns of a panel of `k` inputs, sixteen values each.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `S`.
+    unsafe fn columns<'a, S: Simd>(
+        self,
+        panel: usize,
+        k: usize,
+        columns: Range<usize>,
+        room: &'a mut Self::Room,
+    ) -> &'a [Self::Value]
+    where
+        Self: 'a;
+
+    /// The same to be read once: at most [`ONCE_COLS`](Self::ONCE_COLS), from a multiple of it on.
+    ///
+    /// # Safety
+    /// As [`columns`](Self::columns); it lives no longer than the panels.
+    unsafe fn once<S: Simd>(self, panel: usize, k: usize, columns: Range<usize>) -> Self::Once<S>;
+}
+
+impl<W: Weight> PanelSource for &[W] {
+    type Value = W;
+    const COLS: usize = BLOCK_COLS;
+    type Room = ();
+    const ONCE_COLS: usize = BLOCK_COLS;
+    type Once<S: Simd> = *const W;
+
+    #[inline(always)]
+    unsafe fn columns<'a, S: Simd>(self, panel: usize, k: usize, columns: Range<usize>, (): &'a mut ()) -> &'a [W]
+    where
+        Self: 'a,
+    {
+        &self[(panel * k + columns.start) * LANES..][..columns.len() * LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn once<S: Simd>(self, panel: usize, k: usize, columns: Range<usize>) -> *const W {
+        self[(panel * k + columns.start) * LANES..][..columns.len() * LANES].as_ptr()
+    }
+}
+
+impl PanelSource for &Q8_0 {
+    type Value = f32;
+    const COLS: usize = WIDENED;
+    type Room = Widened;
+    const ONCE_COLS: usize = q8_0::BLOCK;
+    type Once<S: Simd> = q8_0::Block<S>;
+
+    #[inline(always)]
+    unsafe fn columns<'a, S: Simd>(self, panel: usize, k: usize, columns: Range<usize>, room: &'a mut Widened) -> &'a [f32]
+    where
+        Self: 'a,
+    {
+        // SAFETY: passed on from the caller.
+        unsafe { self.widen::<S>(panel, k, columns, room) }.as_flattened()
+    }
+
+    #[inline(always)]
+    unsafe fn once<S: Simd>(self, panel: usize, k: usize, columns: Range<usize>) -> q8_0::Block<S> {
+        // SAFETY: passed on from the caller.
+        unsafe { self.block::<S>(panel, k, columns) }
+    }
+}
+
+impl<S: Simd, W: Weight> Columns<S> for *const W {
+    #[inline(always)]
+    unsafe fn load(self, offset: usize) -> S::V {
+        // SAFETY: passed on from the caller.
+        unsafe { W::load::<S>(self.add(offset)) }
+    }
+}
+
+impl<S: Simd> Columns<S> for q8_0::Block<S> {
+    #[inline(always)]
+    unsafe fn load(self, offset: usize) -> S::V {
+        // SAFETY: passed on from the caller.
+        unsafe { S::fma(S::load_i8(self.values.add(offset)), self.scale, S::splat(0.0)) }
+    }
+}
