@@ -16,7 +16,9 @@ mod matmul;
 mod attention;
 mod attention_backward;
 mod elementwise;
+mod adamw;
 
+pub use adamw::AdamW;
 pub use attention::{KvHeads, Mask, Strided, attend, attend_within};
 pub use attention_backward::attend_within_backward;
 #[cfg(feature = "cuda")]

@@ -22,7 +22,6 @@
 
 mod options;
 mod schedule;
-mod optimizer;
 mod batches;
 mod run;
 mod checkpoint;
@@ -38,14 +37,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use batches::BatchSequences;
-use optimizer::AdamW;
 
 use super::random::Random;
 use super::{Cancel, Capability, Lora, Model};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Fresh, PeftPlan};
 use crate::nn::{Pass, Trained, Transformer};
-use crate::ops::{Dropout, Gradient};
+use crate::ops::{AdamW, Dropout, Gradient};
 
 /// What is drawn from the streams of a seed: the fresh weights; the dropout of each micro-batch; the order of each epoch.
 const WEIGHTS: u64 = 0;
@@ -296,7 +294,8 @@ impl LoraTrainer {
             most => (most / (grad_norm + 1e-6)).min(1.0),
         };
         let learning_rate = self.options.learning_rate_at(progress.step, total);
-        let adam = AdamW::new(&self.options, learning_rate, progress.step + 1);
+        let TrainOptions { beta1, beta2, epsilon, weight_decay, .. } = self.options;
+        let adam = AdamW { beta1, beta2, epsilon, weight_decay, learning_rate, step: progress.step + 1 };
         for (((values, gradient), first), second) in
             self.trained.iter_mut().zip(&gradients).zip(&mut self.first).zip(&mut self.second)
         {
