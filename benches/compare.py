@@ -1,7 +1,7 @@
 """Two builds of this library in turn, so that a change shows what it costs: `python3 benches/compare.py --other OLD.so`.
 
-Everything is done by both, in the same run, with the same bits expected; `sessions` and `lora` are measured beside the plain decoding
-of the same build as well.
+Everything is done by both, in the same run. The same bits are expected, but of `lora`: a build from before adapters were added within
+the product rounds otherwise. `sessions` and `lora` are measured beside the plain decoding of the same build as well.
 """
 
 import json
