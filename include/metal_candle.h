@@ -3178,7 +3178,7 @@ mc_status mc_lora_estimate_memory(const mc_model *MC_NONNULL model,
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a target that the model does not have; MC_ERROR_UNSUPPORTED if the model cannot
  *         generate (MC_CAPABILITY_TRAIN), for the embedding or output matrix as a target, and for an initial adapter with magnitudes
  *         (DoRA), biases or replaced matrices; MC_ERROR_MISMATCH for an initial adapter of another model; MC_ERROR_OUT_OF_MEMORY;
- *         MC_ERROR_DEVICE.
+ *         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
  *
  * Threads: any.
  */
@@ -3202,7 +3202,7 @@ mc_status mc_lora_trainer_new(const mc_model *MC_NONNULL model,
  * @param err             NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an option that differs and must not; MC_ERROR_INVALID_UTF8;
  *         MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH for a checkpoint of another model;
- *         MC_ERROR_UNSUPPORTED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE.
+ *         MC_ERROR_UNSUPPORTED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
  *
  * Threads: any.
  */
@@ -3327,7 +3327,8 @@ mc_status mc_lora_trainer_adapter(const mc_lora_trainer *MC_NONNULL trainer,
  *                        writing fails.
  * @param err             NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT for a training that has left the finite numbers; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND;
- *         MC_ERROR_IO; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *         MC_ERROR_IO; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_DEVICE; and MC_ERROR_SUSPENDED on a GPU, where the values are: save
+ *         before mc_device_suspend().
  *
  * Threads: any.
  */

@@ -14,8 +14,9 @@ use candle_core::{Result, Tensor, bail};
 use crate::engine::{Device, Dtype};
 use crate::error::OutOfMemory;
 use crate::ops::{
-    self, Activation, Angles, Backend, Context, DeltaPart, Dropout, Format, Gradients, LayerCache, LowRankDelta, Mask, Masks,
-    Matrix, MatrixBuilder, Norm, NormKind, Pooling, Product, Sequences, Tape, Use, Vector,
+    self, Activation, AdamW, Angles, Backend, Context, DeltaPart, Dropout, Format, Gradients, LayerCache, LowRankDelta,
+    LowRankDeltas, Mask, Masks, Matrix, MatrixBuilder, Norm, NormKind, Optimized, ParameterValues, Pooling, Product, Sequences,
+    Tape, Use, Vector,
 };
 pub use crate::ops::{Level, limit_instructions};
 
@@ -126,11 +127,11 @@ fn products(checks: &mut Checks<'_>) {
         let shape = format!("{rows} × {inputs} × {outputs}");
         checks.add(&format!("linear, {shape}"), &[(rows, inputs)], Both, |on, x| {
             let (weight, bias) = (on.matrix(outputs, inputs, 4)?, on.vector(outputs, 5)?);
-            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: Some(&bias), deltas: &[] })
+            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: Some(&bias), deltas: None })
         });
         checks.add(&format!("logits, {shape}"), &[(rows, inputs)], Forward, |on, x| {
             let weight = on.matrix(outputs, inputs, 4)?;
-            let (product, mut out) = (Product { weight: &weight, bias: None, deltas: &[] }, Vec::new());
+            let (product, mut out) = (Product { weight: &weight, bias: None, deltas: None }, Vec::new());
             ops::logits(on.cx.backend, &x[0], product, 0.5, Some(3.0), &mut out)?;
             Tensor::from_vec(out, (rows, outputs), &candle_core::Device::Cpu)
         });
@@ -146,31 +147,59 @@ fn products(checks: &mut Checks<'_>) {
                 let a = on.matrix(4, 48, seed)?;
                 Ok::<_, candle_core::Error>(LowRankDelta { a, parts, scale: 0.7, dropout: None, number: None })
             };
-            Ok::<_, candle_core::Error>([
+            Ok::<_, candle_core::Error>(vec![
                 delta(vec![part(0..12, 21, 7)?, part(12..20, 5, 10)?], 6)?,
                 delta(vec![part(0..30, 3, 13)?], 16)?,
             ])
         };
         checks.add(&format!("linear, {name}"), &[(ROWS, 48)], Forward, |on, x| {
             let (weight, bias, deltas) = (on.matrix(40, 48, 4)?, on.vector(40, 5)?, deltas(on)?);
-            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: Some(&bias), deltas: &deltas })
+            let bias = ops::summed_bias(Some(&bias), 40, &deltas, on.cx.backend)?;
+            let deltas = LowRankDeltas::new(deltas, &weight)?;
+            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: bias.as_ref(), deltas: Some(&deltas) })
         });
         checks.add(&format!("merged, {name}"), &[(ROWS, 48)], Forward, |on, x| {
             let (weight, bias) = (on.matrix(40, 48, 4)?, on.vector(40, 5)?);
-            let merged = ops::merged(&weight, Some(&bias), &deltas(on)?, on.cx.backend)?;
-            let Some((weight, bias)) = merged else { bail!("merged: no matrix") };
-            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: bias.as_ref(), deltas: &[] })
+            let (backend, deltas) = (on.cx.backend, deltas(on)?);
+            let bias = ops::summed_bias(Some(&bias), 40, &deltas, backend)?;
+            let Some(weight) = ops::merged(&weight, &deltas, backend)? else { bail!("merged: no matrix") };
+            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: bias.as_ref(), deltas: None })
         });
     }
     for (name, dropout) in [("in training", None), ("in training, dropout", Some(Dropout { share: 0.3, seed: 5 }))] {
         checks.add(&format!("linear, {name}"), &[(ROWS, 48)], Both, |on, x| {
-            let (a, b, parts) = (noise(3 * 48, 6), noise(20 * 3, 7), [(0..8, 22), (8..20, 2)]);
             let weight = on.matrix(40, 48, 4)?;
-            let delta = LowRankDelta::new(3, (&a, &b), &parts, 0.7, on.cx.backend)?;
-            let deltas = [LowRankDelta { number: Some(0), dropout, ..delta }];
-            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: None, deltas: &deltas })
+            // As a trainer has them: in F32, whatever the weights are.
+            let delta = |number: usize, parts: &[(Range<usize>, usize)]| {
+                let (rank, outputs) = (3 + number, parts.iter().map(|(rows, _)| rows.len()).sum::<usize>());
+                let values = ParameterValues::new(noise(rank * (48 + outputs), 6), on.cx.backend)?;
+                let part = |(rows, start): &(Range<usize>, usize)| {
+                    let b = values.matrix(rank * (48 + rows.start)..rank * (48 + rows.end), rank)?;
+                    Ok(DeltaPart { rows: rows.clone(), start: *start, b, bias: None, gain: None })
+                };
+                let parts = parts.iter().map(part).collect::<Result<_>>()?;
+                let (a, number) = (values.matrix(0..rank * 48, 48)?, Some(number));
+                Ok::<_, candle_core::Error>(LowRankDelta { a, parts, scale: 0.7, dropout, number })
+            };
+            let deltas = vec![delta(0, &[(0..8, 22), (8..20, 2)])?, delta(1, &[(0..40, 0)])?];
+            let deltas = LowRankDeltas::new(deltas, &weight)?;
+            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: None, deltas: Some(&deltas) })
         });
     }
+    checks.add("AdamW", &[], Forward, |on, _| {
+        let backend = on.cx.backend;
+        let mut state = Optimized::new(noise(3000, 1), backend)?;
+        for step in 1..4 {
+            let gradient = |seed| ParameterValues::new(noise(1500, seed), backend);
+            let gradient = ParameterValues::concat(vec![gradient(10 + step)?, gradient(20 + step)?], backend)?;
+            let gradient = gradient.scaled(0.7, Some(&ParameterValues::new(noise(3000, 30), backend)?))?;
+            let (beta1, beta2, epsilon, weight_decay, learning_rate) = (0.9, 0.999, 1e-6, 0.1, 0.01);
+            let adam = AdamW { beta1, beta2, epsilon, weight_decay, learning_rate, step: step.into() };
+            state.step(&adam, &gradient, 1.0 / gradient.norm()? as f32)?;
+        }
+        let all = ParameterValues::concat(vec![state.values, state.first, state.second], backend)?;
+        Tensor::from_vec(all.values()?.into_owned(), (3, 3000), &candle_core::Device::Cpu)
+    });
     checks.add("embedding", &[], Forward, |on, _| ops::embedding(&on.matrix(50, 48, 4)?, &[3, 49, 0, 3], 2.5));
 }
 
@@ -230,7 +259,7 @@ fn losses(checks: &mut Checks<'_>) {
         let run = move |on: Target<'_>, x: &[Tensor], with_gradient| {
             let targets: Vec<u32> = (0..ROWS as u32).map(|i| i * 7).collect();
             let (weight, bias) = (on.matrix(50, 48, 4)?, on.vector(50, 5)?);
-            let product = Product { weight: &weight, bias: Some(&bias), deltas: &[] };
+            let product = Product { weight: &weight, bias: Some(&bias), deltas: None };
             ops::cross_entropy(on.cx.backend, &x[0], product, (0.4, cap), &targets, with_gradient)
         };
         checks.add(&format!("cross entropy{name}"), &[(ROWS, 48)], Forward, |on, x| {
@@ -350,7 +379,11 @@ fn results(
         let Some(gradient) = gradients.take(input) else { bail!("an input gets no gradient") };
         all.push(ops::to_f32(&gradient)?);
     }
-    all.extend(gradients.trained.into_values().flat_map(|gradient| [gradient.a, gradient.b]));
+    let mut trained: Vec<_> = gradients.trained.into_iter().collect();
+    trained.sort_unstable_by_key(|(number, _)| *number);
+    for values in trained.iter().flat_map(|(_, gradient)| [&gradient.a, &gradient.b]) {
+        all.push(values.values()?.into_owned());
+    }
     Ok(all)
 }
 

@@ -66,7 +66,9 @@ fn all_work_says_that_the_device_is_suspended_and_runs_once_it_is_not() {
         let load = || Model::load(shipped("tiny-embed"), &onto, None).map(drop);
         let append = || held.fork()?.append_tokens(&tokens(3), None);
         let trainer = LoraTrainer::new(&base, &LoraConfig::default(), &TrainOptions::default()).unwrap();
-        let calls: [(&str, Call<'_>); 11] = [
+        let [checkpoint, new] = ["checkpoint", "new"].map(|name| folder.path().join(name));
+        trainer.save(&checkpoint).unwrap();
+        let calls: [(&str, Call<'_>); 13] = [
             ("load", &load),
             ("generate", &|| coder.generate("fn", &options(), None, &mut |_| ControlFlow::Continue(())).map(drop)),
             ("fork and append", &append),
@@ -76,6 +78,8 @@ fn all_work_says_that_the_device_is_suspended_and_runs_once_it_is_not() {
             ("load an adapter", &|| Lora::load(&base, &path).map(drop)),
             ("attach an adapter", &|| Session::new(&base, 0)?.set_adapters(&[(lora.clone(), 1.0)])),
             ("merge an adapter", &|| base.merge(&lora, 1.0).map(drop)),
+            ("begin a training", &|| LoraTrainer::new(&base, &LoraConfig::default(), &TrainOptions::default()).map(drop)),
+            ("resume a training", &|| LoraTrainer::resume(&base, &checkpoint, None).map(drop)),
             ("train", &|| trainer.eval_step(&[3, 4, 5], None, &[0, 3]).map(drop)),
             ("read what was trained", &|| trainer.adapter().map(drop)),
         ];
@@ -83,7 +87,12 @@ fn all_work_says_that_the_device_is_suspended_and_runs_once_it_is_not() {
         for (name, call) in calls {
             assert!(call().is_err_and(|error| is_suspended(&error)), "{name}, {}", device.name());
         }
-        assert!(!second.exists() && std::fs::read_dir(folder.path()).unwrap().count() == 1, "nothing was written");
+        assert!(!second.exists() && std::fs::read_dir(folder.path()).unwrap().count() == 2, "nothing was written");
+        // A training is saved all the same, unless its values are on the device.
+        match trainer.save(&new) {
+            Ok(()) => assert_eq!(device.name(), "CPU"),
+            Err(error) => assert!(is_suspended(&error) && device.name() != "CPU"),
+        }
         device.resume();
         for (name, call) in calls {
             assert!(call().is_ok(), "{name}, {}", device.name());

@@ -685,7 +685,7 @@ pub unsafe extern "C" fn mc_lora_estimate_memory(
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a target that the model does not have; MC_ERROR_UNSUPPORTED if the model cannot
 ///         generate (MC_CAPABILITY_TRAIN), for the embedding or output matrix as a target, and for an initial adapter with magnitudes
 ///         (DoRA), biases or replaced matrices; MC_ERROR_MISMATCH for an initial adapter of another model; MC_ERROR_OUT_OF_MEMORY;
-///         MC_ERROR_DEVICE.
+///         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
@@ -718,7 +718,7 @@ pub unsafe extern "C" fn mc_lora_trainer_new(
 /// @param err             NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an option that differs and must not; MC_ERROR_INVALID_UTF8;
 ///         MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH for a checkpoint of another model;
-///         MC_ERROR_UNSUPPORTED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE.
+///         MC_ERROR_UNSUPPORTED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
@@ -919,7 +919,8 @@ pub unsafe extern "C" fn mc_lora_trainer_adapter(
 ///                        writing fails.
 /// @param err             NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT for a training that has left the finite numbers; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND;
-///         MC_ERROR_IO; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///         MC_ERROR_IO; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_DEVICE; and MC_ERROR_SUSPENDED on a GPU, where the values are: save
+///         before mc_device_suspend().
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]

@@ -27,35 +27,19 @@ impl AdamW {
     pub fn update(&self, values: &mut [f32], gradients: &[f32], clip: f32, first: &mut [f32], second: &mut [f32]) {
         let len = values.len();
         assert!(gradients.len() == len && first.len() == len && second.len() == len, "a gradient and two moments for each value");
-        let coefficients = Coefficients::new(self);
+        let coefficients = self.coefficients();
         let gradients = gradients.par_chunks(GRAIN);
         let moments = first.par_chunks_mut(GRAIN).zip(second.par_chunks_mut(GRAIN));
         values.par_chunks_mut(GRAIN).zip(gradients).zip(moments).for_each(|((values, gradients), (first, second))| {
             coefficients.update(values, gradients, clip, first, second);
         });
     }
-}
 
-/// What does not depend on the value.
-struct Coefficients {
-    /// What is left after the decay.
-    keep: f32,
-    /// Of the difference to the first moment.
-    first_weight: f32,
-    second_keep: f32,
-    second_weight: f32,
-    /// The learning rate over the first moment's bias correction.
-    step_size: f32,
-    /// The root of the second moment's bias correction.
-    second_root: f32,
-    epsilon: f32,
-}
-
-impl Coefficients {
-    fn new(adam: &AdamW) -> Self {
-        let AdamW { beta1, beta2, epsilon, weight_decay, learning_rate, step } = *adam;
+    /// What every value has in common.
+    pub fn coefficients(&self) -> Coefficients {
+        let Self { beta1, beta2, epsilon, weight_decay, learning_rate, step } = *self;
         let correction = |beta: f64| 1.0 - beta.powf(step as f64);
-        Self {
+        Coefficients {
             keep: (1.0 - learning_rate * weight_decay) as f32,
             first_weight: (1.0 - beta1) as f32,
             second_keep: beta2 as f32,
@@ -65,7 +49,24 @@ impl Coefficients {
             epsilon: epsilon as f32,
         }
     }
+}
 
+/// What does not depend on the value.
+pub struct Coefficients {
+    /// What is left after the decay.
+    pub keep: f32,
+    /// Of the difference to the first moment.
+    pub first_weight: f32,
+    pub second_keep: f32,
+    pub second_weight: f32,
+    /// The learning rate over the first moment's bias correction.
+    pub step_size: f32,
+    /// The root of the second moment's bias correction.
+    pub second_root: f32,
+    pub epsilon: f32,
+}
+
+impl Coefficients {
     fn update(&self, values: &mut [f32], gradients: &[f32], clip: f32, first: &mut [f32], second: &mut [f32]) {
         for (((value, gradient), m), v) in values.iter_mut().zip(gradients).zip(first).zip(second) {
             let gradient = gradient * clip;

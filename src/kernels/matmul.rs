@@ -54,10 +54,11 @@ pub struct Epilogue<'a> {
 /// `y[t][start..start + n] += B inner[t]`.
 ///
 /// # Shape
-/// `inner`: `(rows, R)`; `b`: `(n, R)`.
+/// `inner`: rows of `R` values, `stride` apart; `b`: `(n, R)`.
 #[derive(Clone, Copy)]
 pub struct LowRankTerm<'a> {
     pub inner: &'a [f32],
+    pub stride: usize,
     pub b: &'a Packed,
     pub start: usize,
 }
@@ -89,8 +90,9 @@ fn checked(x: &[f32], x_stride: usize, weight: &Packed, epilogue: Epilogue<'_>, 
     for vector in [epilogue.gain, epilogue.bias].into_iter().flatten() {
         assert_eq!(vector.len(), n, "a value for each output");
     }
-    for LowRankTerm { inner, b, start } in epilogue.low_rank {
-        assert!(b.lanes == LANES && inner.len() >= rows * b.cols && start + b.rows <= n, "a term of these outputs");
+    for LowRankTerm { inner, stride, b, start } in epilogue.low_rank {
+        assert!(b.lanes == LANES && start + b.rows <= n, "a term of these outputs");
+        assert!(rows == 0 || inner.len() >= (rows - 1) * stride + b.cols, "a term of {rows} rows");
     }
     match &weight.panels {
         Panels::F32(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
@@ -175,8 +177,8 @@ impl LowRankTerm<'_> {
     /// # Safety
     /// As [`rescale`].
     unsafe fn add_by<W: PanelSource>(&self, w: W, rows: Range<usize>, outputs: Range<usize>, y: Shared<f32>, y_stride: usize) {
-        let (x, k) = (self.inner, self.b.cols);
-        dispatch(Part { x, x_stride: k, w, k, start: Start::Add, y, y_stride, rows, outputs });
+        let (x, x_stride, k) = (self.inner, self.stride, self.b.cols);
+        dispatch(Part { x, x_stride, w, k, start: Start::Add, y, y_stride, rows, outputs });
     }
 }
 

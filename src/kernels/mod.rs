@@ -18,7 +18,7 @@ mod attention_backward;
 mod elementwise;
 mod adamw;
 
-pub use adamw::AdamW;
+pub use adamw::{AdamW, Coefficients};
 pub use attention::{KvHeads, Mask, Strided, attend, attend_within};
 pub use attention_backward::attend_within_backward;
 #[cfg(feature = "cuda")]

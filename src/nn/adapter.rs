@@ -10,9 +10,12 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
-use super::{Linear, LinearId, Module, Trained, Transformer};
+use super::{Linear, LinearId, Module, TrainedModule, TrainedValues, Transformer};
 use crate::error::{self, Error};
-use crate::ops::{self, Backend, DeltaPart, Dropout, Format, LowRankDelta, Matrix, MatrixBuilder, Use, Vector, merged};
+use crate::ops::{
+    self, Backend, DeltaPart, Dropout, Format, LowRankDelta, LowRankDeltas, Matrix, MatrixBuilder, Use, Vector, merged,
+    summed_bias,
+};
 
 /// The low-rank change of one module, as it was trained.
 pub struct LowRank {
@@ -122,8 +125,8 @@ impl Adapter {
 /// What adapters change of one matrix.
 #[derive(Default)]
 pub struct Change {
-    pub deltas: Vec<LowRankDelta>,
-    /// In place of the linear's own.
+    pub deltas: Option<LowRankDeltas>,
+    /// In place of the linear's own, with what the deltas add to it.
     pub bias: Option<Vector>,
     /// In place of the linear's own.
     pub weight: Option<Matrix>,
@@ -140,11 +143,12 @@ impl Adapters {
     /// `ErrorKind::InvalidArgument` if two of them replace the same weights: these have no sum.
     pub fn new<'a>(network: &Transformer, adapters: impl IntoIterator<Item = (&'a Adapter, &'a Scaled)>) -> error::Result<Self> {
         let mut all = Self::default();
+        let mut deltas: HashMap<LinearId, Vec<LowRankDelta>> = HashMap::new();
         let mut biases: HashMap<LinearId, (Vec<f32>, Vec<Range<usize>>)> = HashMap::new();
         let twice = |name: &str| Error::argument(format!("adapters: expected one that replaces {name}, found two"));
         for (adapter, scaled) in adapters {
             for (id, delta) in scaled {
-                all.entry(*id).deltas.push(delta.clone());
+                deltas.entry(*id).or_default().push(delta.clone());
             }
             for Replaced { module, ready, .. } in &adapter.weights {
                 if all.entry(module.linear).weight.replace(ready.clone()).is_some() {
@@ -170,21 +174,47 @@ impl Adapters {
         for (id, (bias, _)) in biases {
             all.entry(id).bias = Some(Vector::new(bias, network.backend())?);
         }
+        all.make_ready(network, deltas)?;
         Ok(all)
     }
 
-    /// What is in training, each change with its number in `trained`.
+    /// What is in training, each change with its number among the modules.
     ///
     /// # Errors
-    /// No memory, a failed upload.
-    pub fn in_training(network: &Transformer, trained: &[Trained], dropout: Option<Dropout>) -> Result<Self> {
-        let mut all = Self::default();
-        for (number, Trained { module, rank, scaling, a, b }) in trained.iter().enumerate() {
-            let dropout = dropout.map(|dropout| dropout.of(number));
-            let delta = LowRankDelta::new(*rank, (a, b), &module.parts, *scaling, network.backend())?;
-            all.entry(module.linear).deltas.push(LowRankDelta { dropout, number: Some(number), ..delta });
+    /// No memory, a failed device operation.
+    pub fn in_training(network: &Transformer, trained: TrainedValues<'_>, dropout: Option<Dropout>) -> Result<Self> {
+        let mut deltas: HashMap<LinearId, Vec<LowRankDelta>> = HashMap::new();
+        for (number, trained_module) in trained.modules.iter().enumerate() {
+            let TrainedModule { module, rank, scaling, .. } = trained_module;
+            let b = trained_module.b();
+            let part = |(rows, start): &(Range<usize>, usize)| {
+                let values = b.start + rows.start * rank..b.start + rows.end * rank;
+                let b = trained.values.matrix(values, *rank)?;
+                Ok(DeltaPart { rows: rows.clone(), start: *start, b, bias: None, gain: None })
+            };
+            deltas.entry(module.linear).or_default().push(LowRankDelta {
+                a: trained.values.matrix(trained_module.a(), module.inputs)?,
+                parts: module.parts.iter().map(part).collect::<Result<_>>()?,
+                scale: *scaling,
+                dropout: dropout.map(|dropout| dropout.of(number)),
+                number: Some(number),
+            });
         }
+        let mut all = Self::default();
+        all.make_ready(network, deltas)?;
         Ok(all)
+    }
+
+    /// Adds the low-rank changes, with the matrices that they change as they are by now.
+    fn make_ready(&mut self, network: &Transformer, deltas: HashMap<LinearId, Vec<LowRankDelta>>) -> Result<()> {
+        for (id, deltas) in deltas {
+            let (linear, change) = (network.linear(id), self.entry(id));
+            let Some(weight) = change.weight.as_ref().or(linear.map(|linear| &linear.weight)) else { continue };
+            let bias = change.bias.as_ref().or(linear.and_then(|linear| linear.bias.as_ref()));
+            change.bias = summed_bias(bias, weight.outputs(), &deltas, network.backend())?;
+            change.deltas = Some(LowRankDeltas::new(deltas, weight)?);
+        }
+        Ok(())
     }
 
     fn entry(&mut self, id: LinearId) -> &mut Change {
@@ -201,7 +231,10 @@ impl Adapters {
 
     /// Whether a delta has dropout.
     fn has_dropout(&self) -> bool {
-        self.0.iter().flatten().any(|change| change.deltas.iter().any(|delta| delta.dropout.is_some()))
+        self.0
+            .iter()
+            .flatten()
+            .any(|change| change.deltas.iter().flat_map(LowRankDeltas::each).any(|delta| delta.dropout.is_some()))
     }
 }
 
@@ -292,11 +325,9 @@ impl Linear {
     pub(super) fn merged(&self, change: Option<&Change>, backend: &Backend) -> error::Result<Self> {
         let Some(change) = change else { return Ok(self.clone()) };
         let weight = change.weight.as_ref().unwrap_or(&self.weight);
-        let bias = change.bias.as_ref().or(self.bias.as_ref());
-        if change.deltas.is_empty() {
-            return Ok(Self { id: self.id, weight: weight.clone(), bias: bias.cloned() });
-        }
-        let (weight, bias) = merged(weight, bias, &change.deltas, backend)?.ok_or_else(|| {
+        let bias = change.bias.as_ref().or(self.bias.as_ref()).cloned();
+        let Some(deltas) = &change.deltas else { return Ok(Self { id: self.id, weight: weight.clone(), bias }) };
+        let weight = merged(weight, deltas.each(), backend)?.ok_or_else(|| {
             let message = "merge: the merged weights do not fit the memory, or a value is beyond the range of f16";
             Error::new(error::ErrorKind::OutOfMemory, message)
         })?;

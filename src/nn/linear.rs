@@ -34,9 +34,9 @@ impl Linear {
     /// What a product with a change is made of.
     pub(super) fn changed<'a>(&'a self, change: Option<&'a Change>) -> Product<'a> {
         let (weight, bias) = (&self.weight, self.bias.as_ref());
-        let Some(change) = change else { return Product { weight, bias, deltas: &[] } };
+        let Some(change) = change else { return Product { weight, bias, deltas: None } };
         let (weight, bias) = (change.weight.as_ref().unwrap_or(weight), change.bias.as_ref().or(bias));
-        Product { weight, bias, deltas: &change.deltas }
+        Product { weight, bias, deltas: change.deltas.as_ref() }
     }
 }
 

@@ -25,6 +25,6 @@ pub use relative_bias::RELATIVE_BUCKETS;
 pub use rope::{Pairs, QueryGrowth, Rope, Scaling};
 pub use sentence::SentenceModule;
 pub use state::{LayerState, States};
-pub use training::{Batch, Pass, Trained};
+pub use training::{Batch, Pass, TrainedModule, TrainedValues};
 pub use transformer::{Step, Transformer};
 pub use weights::{Entry, TensorSource, Weights};

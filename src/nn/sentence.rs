@@ -97,7 +97,7 @@ impl SentenceModule {
 
 impl Projection {
     fn forward(&self, cx: Context<'_>, x: &Tensor) -> Result<Tensor> {
-        ops::linear(cx, x, Product { weight: &self.weight, bias: self.bias.as_ref(), deltas: &[] })
+        ops::linear(cx, x, Product { weight: &self.weight, bias: self.bias.as_ref(), deltas: None })
     }
 }
 

@@ -1,24 +1,44 @@
 //! The gradient of a low-rank change: the network's forward pass, and back through it.
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor, bail};
 
 use super::adapter::{Adapters, RowAdapters};
 use super::layer::Call;
 use super::linear::{Module, Role};
 use super::transformer::{Transformer, sequences};
-use crate::ops::{self, Context, Dropout, Gradient, Gradients, Tape};
+use crate::ops::{self, Context, Dropout, Gradient, Gradients, ParameterValues, Tape};
 
-/// The low-rank change of one module in training, on the CPU in F32 wherever the network computes.
+/// A module whose low-rank change is in training.
 #[derive(Debug, Clone)]
-pub struct Trained {
+pub struct TrainedModule {
     pub module: Module,
     pub rank: usize,
     /// `alpha / R`, or `alpha / √R`.
     pub scaling: f32,
-    /// `(R, inputs)`, row-major.
-    pub a: Vec<f32>,
-    /// `(outputs, R)`, row-major.
-    pub b: Vec<f32>,
+    /// Its first value among those of all modules.
+    pub start: usize,
+}
+
+impl TrainedModule {
+    /// Where the values of `A` lie, `(R, inputs)`, row-major.
+    pub fn a(&self) -> Range<usize> {
+        self.start..self.start + self.rank * self.module.inputs
+    }
+
+    /// Where the values of `B` lie, `(outputs, R)`, row-major: behind those of `A`.
+    pub fn b(&self) -> Range<usize> {
+        let start = self.a().end;
+        start..start + self.module.outputs * self.rank
+    }
+}
+
+/// What is in training, and its values as they are: of each module `A` and `B`, one module after another.
+#[derive(Clone, Copy)]
+pub struct TrainedValues<'a> {
+    pub modules: &'a [TrainedModule],
+    pub values: &'a ParameterValues,
 }
 
 /// Sequences to learn from, one after another.
@@ -47,7 +67,7 @@ impl Transformer {
     ///
     /// # Errors
     /// A failed device operation; a network without an output matrix.
-    pub fn loss(&self, batch: Batch<'_>, trained: &[Trained], pass: Pass<'_>) -> Result<Option<f64>> {
+    pub fn loss(&self, batch: Batch<'_>, trained: TrainedValues<'_>, pass: Pass<'_>) -> Result<Option<f64>> {
         let adapters = Adapters::in_training(self, trained, None)?;
         let mut layers = Layers::new(self, batch, &adapters)?;
         for i in 0..self.config().layers.len() {
@@ -59,18 +79,23 @@ impl Transformer {
         Ok(Some(self.head_loss(&layers.x, batch, false)?.0))
     }
 
-    /// The cross entropy of the targets, in nats: summed, not averaged; and its gradient for each of `trained`, in their order.
-    /// `None` if it was stopped.
+    /// The cross entropy of the targets, in nats: summed, not averaged; and its gradient for each value in training, where the network
+    /// computes. `None` if it was stopped.
     ///
     /// # Errors
     /// A failed device operation; a network without an output matrix; a change that gets no gradient.
-    pub fn gradients(&self, batch: Batch<'_>, trained: &[Trained], pass: Pass<'_>) -> Result<Option<(f64, Vec<Gradient>)>> {
+    pub fn gradients(
+        &self,
+        batch: Batch<'_>,
+        trained: TrainedValues<'_>,
+        pass: Pass<'_>,
+    ) -> Result<Option<(f64, ParameterValues)>> {
         let backend = self.backend();
         let adapters = Adapters::in_training(self, trained, pass.dropout)?;
         let mut layers = Layers::new(self, batch, &adapters)?;
         // Below the first layer that is in training there is nothing to go back to.
-        let layer = |change: &Trained| if let Role::Layer(layer) = change.module.role { Some(layer) } else { None };
-        let first = trained.iter().filter_map(layer).min().unwrap_or(0);
+        let layer = |trained: &TrainedModule| if let Role::Layer(layer) = trained.module.role { Some(layer) } else { None };
+        let first = trained.modules.iter().filter_map(layer).min().unwrap_or(0);
         // Of each layer from there on its input, and how to go back through it where that is kept.
         let mut passed = Vec::with_capacity(self.config().layers.len());
         for i in 0..self.config().layers.len() {
@@ -112,11 +137,14 @@ impl Transformer {
             tape.backward(&mut gradients)?;
             gradient = gradients.take(&input);
         }
-        let of_change = |number: usize| {
-            let found = gradients.trained.remove(&number);
-            found.ok_or_else(|| candle_core::Error::msg(format!("training: {} gets no gradient", trained[number].module.name)))
-        };
-        Ok(Some((loss, (0..trained.len()).map(of_change).collect::<Result<_>>()?)))
+        let mut parts = Vec::with_capacity(2 * trained.modules.len());
+        for (number, trained) in trained.modules.iter().enumerate() {
+            let Some(Gradient { a, b }) = gradients.trained.remove(&number) else {
+                bail!("training: {} gets no gradient", trained.module.name)
+            };
+            parts.extend([a, b]);
+        }
+        Ok(Some((loss, ParameterValues::concat(parts, backend)?)))
     }
 
     /// The loss at the last layer's output, and its gradient there.

@@ -30,7 +30,7 @@ pub fn cross_entropy(
     targets: &[u32],
     with_gradient: bool,
 ) -> Result<(f64, Option<Tensor>)> {
-    if !product.deltas.is_empty() {
+    if product.deltas.is_some() {
         bail!("cross entropy: the output matrix is changed by an adapter")
     }
     let (outputs, rows) = (product.weight.outputs(), product.rows_of(x)?);

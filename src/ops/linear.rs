@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::cpu::linear as cpu;
 use super::tensors::linear as tensors;
-use super::{Backend, Context, LowRankDelta, Matrix, Vector, to_f32};
+use super::{Backend, Context, LowRankDeltas, Matrix, On, Vector, to_f32};
 use crate::error::OutOfMemory;
 use crate::kernels::{Epilogue, Packed, Use, install, matmul, scale_softcap};
 
@@ -13,7 +13,7 @@ use crate::kernels::{Epilogue, Packed, Use, install, matmul, scale_softcap};
 pub struct Product<'a> {
     pub weight: &'a Matrix,
     pub bias: Option<&'a Vector>,
-    pub deltas: &'a [LowRankDelta],
+    pub deltas: Option<&'a LowRankDeltas>,
 }
 
 impl Product<'_> {
@@ -38,19 +38,19 @@ pub fn linear(cx: Context<'_>, x: &Tensor, product: Product<'_>) -> Result<Tenso
     product.rows_of(x)?;
     let Product { weight, deltas, .. } = product;
     let (y, inner) = match cx.backend {
-        Backend::Cpu => cpu::forward(x, product)?,
-        Backend::Tensors(_) => (tensors::forward(x, product)?, Vec::new()),
+        Backend::Cpu => cpu::forward(x, product).map(|(y, inner)| (y, On::Cpu(inner)))?,
+        Backend::Tensors(_) => tensors::forward(x, product).map(|(y, inner)| (y, On::Tensors(inner)))?,
     };
-    let is_trained = || deltas.iter().any(|delta| delta.number.is_some());
+    let is_trained = || deltas.is_some_and(|deltas| deltas.each().iter().any(|delta| delta.number.is_some()));
     let Some(tape) = cx.tape.filter(|_| cx.tracks(x) || is_trained()) else { return Ok(y) };
-    let numbers = deltas.iter().map(LowRankDelta::trained).collect::<Result<Vec<_>>>()?;
-    let (id, x, weight, deltas) = (y.id(), x.clone(), weight.clone(), deltas.to_vec());
+    let numbers = deltas.map(LowRankDeltas::trained).transpose()?.unwrap_or_default();
+    let (id, x, weight, deltas) = (y.id(), x.clone(), weight.clone(), deltas.cloned());
     let (x_tracked, backend) = (cx.tracks(&x), cx.backend.clone());
     tape.push([&y], move |gradients| {
         let Some(dy) = gradients.take_from(id) else { return Ok(()) };
-        let (dx, of_deltas) = match &backend {
-            Backend::Cpu => cpu::backward(&x, &dy, &weight, (&deltas, &inner), x_tracked)?,
-            Backend::Tensors(_) => tensors::backward(&x, &dy, &weight, &deltas, x_tracked)?,
+        let (dx, of_deltas) = match &inner {
+            On::Cpu(inner) => cpu::backward(&x, &dy, &weight, (deltas.as_ref(), inner), x_tracked)?,
+            On::Tensors(inner) => tensors::backward(&x, &dy, &weight, (deltas.as_ref(), inner), x_tracked)?,
         };
         gradients.trained.extend(numbers.into_iter().zip(of_deltas));
         dx.map_or(Ok(()), |dx| gradients.add(&x, dx, &backend))
@@ -80,7 +80,7 @@ pub fn logits(
             out.resize(len, 0.0);
             cpu::product(x, product, out)?;
         }
-        Backend::Tensors(_) => *out = to_f32(&tensors::forward(x, product)?)?,
+        Backend::Tensors(_) => *out = to_f32(&tensors::forward(x, product)?.0)?,
     }
     if scale != 1.0 || cap.is_some() {
         scale_softcap(out, scale, cap);

@@ -1,11 +1,14 @@
 //! A low-rank change of a weight matrix: LoRA and DoRA, applied, merged and in training.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{Result, bail};
 
+use super::cpu::low_rank as cpu;
 use super::linear::Products;
-use super::{Backend, Matrix, MatrixBuilder, Vector};
+use super::tensors::low_rank as tensors;
+use super::{Backend, Matrix, MatrixBuilder, On, Vector};
 use crate::error::OutOfMemory;
 use crate::kernels::{Format, Use};
 
@@ -102,27 +105,14 @@ impl DeltaPart {
 }
 
 impl LowRankDelta {
-    /// One of F32 matrices. `parts`: rows of `b`, and the first output that they are.
-    ///
-    /// # Shape
-    /// `a`: `(rank, C)`, `b`: `(outputs, rank)`.
-    ///
-    /// # Errors
-    /// If there is no memory for copies; a failed upload.
-    pub fn new(
-        rank: usize,
-        (a, b): (&[f32], &[f32]),
-        parts: &[(Range<usize>, usize)],
-        scale: f32,
-        backend: &Backend,
-    ) -> Result<Self> {
-        let part = |(rows, start): &(Range<usize>, usize)| {
-            let b = matrix(&b[rows.start * rank..rows.end * rank], rank, Format::F32, backend)?;
-            Ok(DeltaPart { rows: rows.clone(), start: *start, b, bias: None, gain: None })
-        };
-        let parts = parts.iter().map(part).collect::<Result<_>>()?;
-        let a = matrix(a, a.len() / rank, Format::F32, backend)?;
-        Ok(Self { a, parts, scale, dropout: None, number: None })
+    /// `R`
+    pub(super) fn rank(&self) -> usize {
+        self.a.outputs()
+    }
+
+    /// The rows of `B`.
+    pub(super) fn outputs(&self) -> usize {
+        self.parts.iter().map(|part| part.rows.end).max().unwrap_or(0)
     }
 
     /// The same with the gains that give the rows of `weight + scale · B A` these lengths, one for each row of `B`.
@@ -151,7 +141,7 @@ impl LowRankDelta {
     ///
     /// # Errors
     /// If it is not in training, or has a gain.
-    pub(super) fn trained(&self) -> Result<usize> {
+    fn trained(&self) -> Result<usize> {
         match self.number {
             Some(number) if self.parts.iter().all(|part| part.gain.is_none()) => Ok(number),
             _ => bail!("linear: a gradient was asked for through an adapter that is not in training"),
@@ -159,8 +149,82 @@ impl LowRankDelta {
     }
 }
 
-/// What `bias` and those of the deltas give together; `None` if no delta has one.
-pub(super) fn summed_bias(bias: Option<&Vector>, outputs: usize, deltas: &[LowRankDelta]) -> Result<Option<Vec<f32>>> {
+/// All low-rank changes of one matrix, made ready for products with it; shared by clones.
+///
+/// What reads the same rows is one product: the rows of every `A` lie in one matrix, those of neighbouring deltas without dropout.
+#[derive(Clone)]
+pub struct LowRankDeltas(Arc<Ready>);
+
+struct Ready {
+    deltas: Vec<LowRankDelta>,
+    body: On<cpu::Ready, tensors::Ready>,
+}
+
+impl LowRankDeltas {
+    /// Makes the changes of a matrix ready; there is at least one.
+    ///
+    /// # Errors
+    /// If there is no memory for it, a failed device operation; if a delta does not fit the matrix.
+    pub fn new(deltas: Vec<LowRankDelta>, weight: &Matrix) -> Result<Self> {
+        for delta in &deltas {
+            if delta.a.inputs() != weight.inputs() {
+                bail!("adapter: expected rows of {} values, found {}", weight.inputs(), delta.a.inputs())
+            }
+            let fits = |part: &DeltaPart| {
+                part.outputs().end <= weight.outputs() && (part.b.outputs(), part.b.inputs()) == (part.rows.len(), delta.rank())
+            };
+            if delta.parts.is_empty() || !delta.parts.iter().all(fits) {
+                bail!("adapter: a change of rank {} does not fit {} outputs", delta.rank(), weight.outputs())
+            }
+        }
+        let body = match weight {
+            Matrix::Cpu(_) => On::Cpu(cpu::Ready::new(&deltas, weight.outputs())?),
+            Matrix::Tensors(weight) => On::Tensors(tensors::Ready::new(&deltas, weight)?),
+        };
+        Ok(Self(Arc::new(Ready { deltas, body })))
+    }
+
+    /// Each on its own.
+    pub fn each(&self) -> &[LowRankDelta] {
+        &self.0.deltas
+    }
+
+    /// The numbers of those in training.
+    ///
+    /// # Errors
+    /// If one is not in training, or has a gain.
+    pub(super) fn trained(&self) -> Result<Vec<usize>> {
+        self.each().iter().map(LowRankDelta::trained).collect()
+    }
+
+    pub(super) fn cpu(&self) -> Result<&cpu::Ready> {
+        self.0.body.cpu()
+    }
+
+    pub(super) fn tensors(&self) -> Result<&tensors::Ready> {
+        self.0.body.tensors()
+    }
+}
+
+/// Which neighbours read the same rows: those without dropout, which gives each its own.
+pub(super) fn groups(deltas: &[LowRankDelta]) -> Vec<Range<usize>> {
+    let mut first = 0;
+    let chunks = deltas.chunk_by(|a, b| a.dropout.is_none() && b.dropout.is_none());
+    let range = |chunk: &[LowRankDelta]| {
+        first += chunk.len();
+        first - chunk.len()..first
+    };
+    chunks.map(range).collect()
+}
+
+/// What `bias` and those of the deltas give together; `bias` if no delta has one.
+///
+/// # Shape
+/// `(outputs)`
+///
+/// # Errors
+/// A failed device operation.
+pub fn summed_bias(bias: Option<&Vector>, outputs: usize, deltas: &[LowRankDelta], backend: &Backend) -> Result<Option<Vector>> {
     let mut sum: Option<Vec<f32>> = None;
     for (delta, part) in deltas.iter().flat_map(|delta| delta.parts.iter().map(move |part| (delta, part))) {
         let Some(more) = &part.bias else { continue };
@@ -173,18 +237,13 @@ pub(super) fn summed_bias(bias: Option<&Vector>, outputs: usize, deltas: &[LowRa
             *sum += gain.as_ref().map_or(1.0, |gain| gain[i]) * (delta.scale * more);
         }
     }
-    Ok(sum)
+    sum.map_or_else(|| Ok(bias.cloned()), |sum| Vector::new(sum, backend).map(Some))
 }
 
-/// The matrix and the bias that give what `weight`, `bias` and the deltas give together. On the CPU in F32,
-/// whatever the weight is stored as: rounding to 16 bits would lose more than a small change adds. On a GPU in the
-/// type that all weights have there. `None` if there is no memory for it, or a value does not fit the type.
-pub fn merged(
-    weight: &Matrix,
-    bias: Option<&Vector>,
-    deltas: &[LowRankDelta],
-    backend: &Backend,
-) -> Result<Option<(Matrix, Option<Vector>)>> {
+/// The matrix that gives what `weight` and the deltas give together. On the CPU in F32, whatever the weight is stored
+/// as: rounding to 16 bits would lose more than a small change adds. On a GPU in the type that all weights have there.
+/// `None` if there is no memory for it, or a value does not fit the type.
+pub fn merged(weight: &Matrix, deltas: &[LowRankDelta], backend: &Backend) -> Result<Option<Matrix>> {
     let (outputs, inputs) = (weight.outputs(), weight.inputs());
     let expanded = deltas.iter().map(Expanded::new).collect::<Result<Vec<_>>>()?;
     let Some(mut builder) = MatrixBuilder::new(outputs, inputs, weight.computed_type(), Use::Product, backend) else {
@@ -212,11 +271,7 @@ pub fn merged(
             return Ok(None);
         }
     }
-    let bias = match summed_bias(bias, outputs, deltas)? {
-        Some(sum) => Some(Vector::new(sum, backend)?),
-        None => bias.cloned(),
-    };
-    Ok(Some((builder.finish()?, bias)))
+    builder.finish().map(Some)
 }
 
 /// Rows of `B A`.

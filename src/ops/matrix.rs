@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::{Backend, On};
+use crate::error::OutOfMemory;
 use crate::kernels::{Format, Packed, Panels, Use};
 
 /// A weight matrix `(outputs, inputs)`; immutable, shared by clones.
@@ -116,6 +117,13 @@ impl MatrixBuilder {
             Panels::Q8_0(_) => bail!("a quantised weight met tensor operations"),
         }))
     }
+}
+
+/// F32 rows of `cols` values on the CPU.
+pub(super) fn f32_matrix(values: &[f32], cols: usize) -> Result<Matrix> {
+    let packed = Packed::from_f32(values, cols, Use::Product);
+    let packed = packed.ok_or_else(|| OutOfMemory { what: format!("{} values of an adapter", values.len()) })?;
+    Ok(Matrix::Cpu(Arc::new(packed)))
 }
 
 /// A tensor is row after row, as a table for lookups.

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use candle_core::{Result, Tensor, TensorId};
 
-use super::{Backend, add_scaled};
+use super::{Backend, ParameterValues, add_scaled};
 
 /// Where an operation computes, and the tape that it writes to, if a backward pass follows.
 #[derive(Clone, Copy)]
@@ -88,12 +88,11 @@ impl Tape {
 }
 
 /// The gradient of a trained low-rank change.
-#[derive(Debug, Clone)]
 pub struct Gradient {
-    /// `(R, inputs)`
-    pub a: Vec<f32>,
-    /// `(outputs, R)`
-    pub b: Vec<f32>,
+    /// `(R, inputs)`, row-major.
+    pub a: ParameterValues,
+    /// `(outputs, R)`, row-major.
+    pub b: ParameterValues,
 }
 
 /// Gradients on their way. Each is a tensor of its own, in memory that nothing else uses.
@@ -247,14 +246,21 @@ mod tests {
                 }
             }
             let (weight, bias) = (matrix(&noise(20 * 12, 4), 12, backend), vector(20, 5));
-            let product = Product { weight: &weight, bias: bias.as_ref(), deltas: &[] };
+            let product = Product { weight: &weight, bias: bias.as_ref(), deltas: None };
             check("linear", backend, &[12], |cx, x| ops::linear(cx, &x[0], product).unwrap());
             for dropout in [None, Some(ops::Dropout { share: 0.3, seed: 5 })] {
-                let (a, b) = (noise(3 * 12, 6), noise(10 * 3, 7));
-                let parts = [(0..4, 11), (4..10, 2)];
-                let delta = ops::LowRankDelta::new(3, (&a, &b), &parts, 0.7, backend).unwrap();
-                let delta = ops::LowRankDelta { number: Some(0), dropout, ..delta };
-                let product = Product { deltas: std::slice::from_ref(&delta), ..product };
+                let delta = |number: usize, parts: &[(std::ops::Range<usize>, usize)]| {
+                    let (rank, seed) = (3 + number, 6 + 2 * number as u32);
+                    let part = |(rows, start): &(std::ops::Range<usize>, usize)| {
+                        let b = matrix(&noise(rows.len() * rank, seed + 1), rank, backend);
+                        ops::DeltaPart { rows: rows.clone(), start: *start, b, bias: None, gain: None }
+                    };
+                    let (a, parts) = (matrix(&noise(rank * 12, seed), 12, backend), parts.iter().map(part).collect());
+                    ops::LowRankDelta { a, parts, scale: 0.7 - number as f32, dropout, number: Some(number) }
+                };
+                let deltas = vec![delta(0, &[(0..4, 11), (4..10, 2)]), delta(1, &[(0..20, 0)])];
+                let deltas = ops::LowRankDeltas::new(deltas, &weight).unwrap();
+                let product = Product { deltas: Some(&deltas), ..product };
                 check("linear in training", backend, &[12], |cx, x| ops::linear(cx, &x[0], product).unwrap());
             }
         }
@@ -264,7 +270,7 @@ mod tests {
     fn cross_entropy_has_the_gradient_of_its_slopes() {
         for (backend, cap) in BACKENDS.iter().flat_map(|backend| [(backend, None), (backend, Some(1.5))]) {
             let (weight, bias) = (matrix(&noise(50 * 12, 4), 12, backend), Vector::new(noise(50, 5), backend).unwrap());
-            let product = Product { weight: &weight, bias: Some(&bias), deltas: &[] };
+            let product = Product { weight: &weight, bias: Some(&bias), deltas: None };
             let targets: Vec<u32> = (0..ROWS as u32).map(|i| i * 7).collect();
             let x = noise(ROWS * 12, 1);
             let loss =

@@ -1,8 +1,8 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::nn::{Adapters, Batch, Entry, Module, Pass, Role, RowAdapters, Trained, Tying};
-use crate::ops::{Backend, Dropout};
+use crate::nn::{Adapters, Batch, Entry, Pass, Role, RowAdapters, TrainedModule, TrainedValues, Tying};
+use crate::ops::{Backend, Dropout, ParameterValues};
 
 /// The network of a directory, on the CPU, by our kernels or by the tensor operations of GPUs.
 fn network(directory: &Path, kernels: bool) -> Transformer {
@@ -178,22 +178,41 @@ fn the_path_of_gpus_adapts_as_the_path_of_the_cpu() {
     assert!(seen >= 26);
 }
 
-/// A change of every matrix of the layers, of rank 3.
-fn in_training(network: &Transformer) -> Vec<Trained> {
-    let mut seed = 1u32;
-    let mut noise = |len: usize| -> Vec<f32> {
+/// Changes in training, with their values.
+#[derive(Clone)]
+struct InTraining {
+    modules: Vec<TrainedModule>,
+    values: Vec<f32>,
+}
+
+impl InTraining {
+    /// A change of every matrix of the layers, of rank 3.
+    fn of(network: &Transformer) -> Self {
+        let (mut modules, mut start) = (Vec::new(), 0);
+        for module in network.modules().iter().filter(|module| matches!(module.role, Role::Layer(_))) {
+            let trained = TrainedModule { module: module.clone(), rank: 3, scaling: 1.5, start };
+            start = trained.b().end;
+            modules.push(trained);
+        }
+        let mut seed = 1u32;
         let next = |_| {
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (seed >> 8) as f32 / (1 << 24) as f32 * 0.2 - 0.1
         };
-        (0..len).map(next).collect()
-    };
-    let modules = network.modules().iter().filter(|module| matches!(module.role, Role::Layer(_))).cloned();
-    let change = |module: Module| {
-        let (a, b) = (noise(3 * module.inputs), noise(module.outputs * 3));
-        Trained { module, rank: 3, scaling: 1.5, a, b }
-    };
-    modules.map(change).collect()
+        Self { modules, values: (0..start).map(next).collect() }
+    }
+
+    /// Lends them to a network of their modules.
+    fn with<R>(&self, network: &Transformer, work: impl FnOnce(TrainedValues<'_>) -> R) -> R {
+        let values = ParameterValues::new(self.values.clone(), network.backend()).unwrap();
+        work(TrainedValues { modules: &self.modules, values: &values })
+    }
+
+    /// The loss, and the gradient of each value.
+    fn gradients(&self, network: &Transformer, batch: Batch<'_>, pass: Pass<'_>) -> (f64, Vec<f32>) {
+        let (loss, gradients) = self.with(network, |trained| network.gradients(batch, trained, pass)).unwrap().unwrap();
+        (loss, gradients.values().unwrap().into_owned())
+    }
 }
 
 const LENGTHS: [usize; 3] = [11, 1, 23];
@@ -217,11 +236,11 @@ fn every_family_trains_alike_by_kernels_and_by_tensor_operations_with_and_withou
         for entry in std::fs::read_dir(root.join(folder)).unwrap() {
             let directory = entry.unwrap().path();
             let network_by = network(&directory, true);
-            let trained = in_training(&network_by);
-            let (loss, gradients) = network_by.gradients(batch, &trained, pass(false, None)).unwrap().unwrap();
+            let trained = InTraining::of(&network_by);
+            let (loss, gradients) = trained.gradients(&network_by, batch, pass(false, None));
 
             // The loss is that of the scores which inference gives, merged or not.
-            let adapter = Adapters::in_training(&network_by, &trained, None).unwrap();
+            let adapter = trained.with(&network_by, |trained| Adapters::in_training(&network_by, trained, None)).unwrap();
             let mut want = 0.0;
             for (i, len) in LENGTHS.into_iter().enumerate() {
                 let start: usize = LENGTHS[..i].iter().sum();
@@ -235,19 +254,21 @@ fn every_family_trains_alike_by_kernels_and_by_tensor_operations_with_and_withou
             }
             assert!((loss - want).abs() < 1e-4 * want, "{}: {loss} {want}", directory.display());
 
-            let (again, recomputed) = network_by.gradients(batch, &trained, pass(true, None)).unwrap().unwrap();
-            let found = network(&directory, false).gradients(batch, &trained, pass(false, None)).unwrap().unwrap();
+            let (again, recomputed) = trained.gradients(&network_by, batch, pass(true, None));
+            let found = trained.gradients(&network(&directory, false), batch, pass(false, None));
             assert_eq!(loss, again);
             assert!((loss - found.0).abs() < 1e-4 * loss, "{}: {loss} {}", directory.display(), found.0);
-            let largest = gradients.iter().flat_map(|g| g.a.iter().chain(&g.b)).fold(0f32, |m, x| m.max(x.abs()));
-            for ((g, recomputed), (found, change)) in gradients.iter().zip(&recomputed).zip(found.1.iter().zip(&trained)) {
-                assert!(g.a == recomputed.a && g.b == recomputed.b, "{}", directory.display());
-                for (one, other) in g.a.iter().zip(&found.a).chain(g.b.iter().zip(&found.b)) {
-                    let error = (one - other).abs() / largest;
-                    assert!(error < 5e-5, "{} {}: {one} {other}", directory.display(), change.module.name);
+            assert!(gradients == recomputed, "{}", directory.display());
+            let largest = gradients.iter().fold(0f32, |m, x| m.max(x.abs()));
+            for change in &trained.modules {
+                let name = format!("{} {}", directory.display(), change.module.name);
+                for range in [change.a(), change.b()] {
+                    let (own, found) = (&gradients[range.clone()], &found.1[range]);
+                    for (one, other) in own.iter().zip(found) {
+                        assert!((one - other).abs() / largest < 5e-5, "{name}: {one} {other}");
+                    }
+                    assert!(own.iter().any(|x| x.abs() > 1e-6 * largest), "{name}");
                 }
-                let any = |x: &[f32]| x.iter().any(|x| x.abs() > 1e-6 * largest);
-                assert!(any(&g.a) && any(&g.b), "{} {}", directory.display(), change.module.name);
             }
             seen += 1;
         }
@@ -262,18 +283,20 @@ fn layers_below_the_first_in_training_change_no_gradient() {
     let targets = targets(&ids);
     let batch = Batch { ids: &ids, lengths: &LENGTHS, targets: &targets };
     let network = network(&directory, true);
-    let mut all = in_training(&network);
+    let mut all = InTraining::of(&network);
     // The lower ones change nothing, so that leaving them out changes nothing either.
     let layers = network.config().layers.len();
-    let upper = |change: &Trained| change.module.name == format!("layers.{}.mlp.down_proj", layers - 1);
-    all.iter_mut().filter(|change| !upper(change)).for_each(|change| change.b.fill(0.0));
-    let alone: Vec<Trained> = all.iter().filter(|change| upper(change)).cloned().collect();
-    assert!(layers > 1 && alone.len() == 1);
+    let upper = |change: &TrainedModule| change.module.name == format!("layers.{}.mlp.down_proj", layers - 1);
+    let lower = all.modules.iter().filter(|change| !upper(change));
+    lower.for_each(|change| all.values[change.b()].fill(0.0));
+    let own = all.modules.iter().find(|change| upper(change)).unwrap().clone();
+    let (whole, own) = (own.start..own.b().end, TrainedModule { start: 0, ..own });
+    let alone = InTraining { modules: vec![own], values: all.values[whole.clone()].to_vec() };
+    assert!(layers > 1);
     for checkpointing in [true, false] {
-        let (loss, gradients) = network.gradients(batch, &all, pass(checkpointing, None)).unwrap().unwrap();
-        let (same, found) = network.gradients(batch, &alone, pass(checkpointing, None)).unwrap().unwrap();
-        let want = &gradients[all.iter().position(upper).unwrap()];
-        assert!(loss == same && found[0].a == want.a && found[0].b == want.b);
+        let (loss, gradients) = all.gradients(&network, batch, pass(checkpointing, None));
+        let (same, found) = alone.gradients(&network, batch, pass(checkpointing, None));
+        assert!(loss == same && found == gradients[whole.clone()]);
     }
 }
 
@@ -290,23 +313,23 @@ fn gradients_are_the_slopes_of_the_loss() {
         bases.push((quantised(&directory, Format::Q8_0), None));
         bases.push((network(&directory, true), Some(Dropout { share: 0.2, seed: 7 })));
         for (network, dropout) in bases {
-            let trained = in_training(&network);
-            let (_, gradients) = network.gradients(batch, &trained, pass(true, dropout)).unwrap().unwrap();
-            let all = || gradients.iter().flat_map(|g| g.a.iter().chain(&g.b));
-            let largest = all().fold(0f32, |m, x| m.max(x.abs()));
-            for (i, gradient) in gradients.iter().enumerate() {
-                for (b, gradient) in [(false, &gradient.a), (true, &gradient.b)] {
+            let trained = InTraining::of(&network);
+            let (_, gradients) = trained.gradients(&network, batch, pass(true, dropout));
+            let largest = gradients.iter().fold(0f32, |m, x| m.max(x.abs()));
+            for change in &trained.modules {
+                for range in [change.a(), change.b()] {
                     // Along the gradient itself, where the slope is largest.
+                    let gradient = &gradients[range.clone()];
                     let length = gradient.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
                     let loss = |step: f64| {
                         let mut moved = trained.clone();
-                        let values = if b { &mut moved[i].b } else { &mut moved[i].a };
-                        values.iter_mut().zip(gradient).for_each(|(x, g)| *x += (f64::from(*g) / length * step) as f32);
-                        network.gradients(batch, &moved, pass(true, dropout)).unwrap().unwrap().0
+                        let values = moved.values[range.clone()].iter_mut();
+                        values.zip(gradient).for_each(|(x, g)| *x += (f64::from(*g) / length * step) as f32);
+                        moved.gradients(&network, batch, pass(true, dropout)).0
                     };
                     let h = 0.005;
                     let slope = (8.0 * (loss(h) - loss(-h)) - (loss(2.0 * h) - loss(-2.0 * h))) / (12.0 * h);
-                    let name = &trained[i].module.name;
+                    let name = &change.module.name;
                     assert!((slope - length).abs() < 1e-3 * length + 1e-4 * f64::from(largest), "{name}: {slope} {length}");
                 }
             }

@@ -12,6 +12,7 @@
 //! holds a whole state. What is read is untrusted.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -22,8 +23,8 @@ use super::{LoraTrainer, Progress, Schedule, TrainOptions, Weighting};
 use crate::engine::Model;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Beside, Checkpoint, Json, PeftPlan, Tensors, remove_parts};
-use crate::nn::{Module, TensorSource, Trained};
-use crate::ops::{Format, Gradient};
+use crate::nn::{Module, TensorSource, TrainedModule};
+use crate::ops::{Format, Optimized, ParameterValues};
 
 pub(super) const FILE: &str = "training_state.safetensors";
 const STATE: &str = "training_state";
@@ -105,16 +106,26 @@ fn tensor_name(group: &str, module: &Module, field: char) -> String {
     format!("{group}.{}.{field}", module.name)
 }
 
+/// The tensors of a module, each with its shape and where its values lie among all.
+fn fields(trained: &TrainedModule) -> [(char, [usize; 2], Range<usize>); 2] {
+    let (module, rank) = (&trained.module, trained.rank);
+    [('a', [rank, module.inputs], trained.a()), ('b', [module.outputs, rank], trained.b())]
+}
+
 impl LoraTrainer {
     /// Writes a checkpoint, to go on later with [`resume`](Self::resume) as if nothing had been in between; the directory is also
     /// the adapter in PEFT's format. Files that are there are replaced; if the process is killed meanwhile they are the old ones or
     /// the new ones.
     ///
     /// # Errors
-    /// `Io`, `NotFound`, naming the path; `InvalidArgument` for a training that has left the finite numbers.
+    /// `Io`, `NotFound`, naming the path; `InvalidArgument` for a training that has left the finite numbers; `Device`, and `Suspended`
+    /// where the values are on a GPU.
     pub fn save(&self, directory: impl AsRef<Path>) -> Result<()> {
         let directory = directory.as_ref();
-        let tensors = self.tensors();
+        let Optimized { values, first, second } = &self.state;
+        let groups = [Some(values), Some(first), Some(second), self.gradients.as_ref()];
+        let groups = groups.into_iter().flatten().map(|group| self.downloaded(group)).collect::<Result<Vec<_>>>()?;
+        let tensors = self.tensors(&groups);
         for (name, (_, values)) in &tensors {
             // Such a state could not be resumed, and would replace one that can.
             if let Some(x) = values.iter().find(|x| !x.is_finite()) {
@@ -124,7 +135,7 @@ impl LoraTrainer {
         }
         let metadata = self.metadata().to_string();
         let beside = Beside { path: directory.join(FILE), tensors, metadata: &[(STATE, metadata.as_str())] };
-        self.plan.write(directory, &self.trained, Some(&beside))
+        self.plan.write(directory, &groups[0], Some(&beside))
     }
 
     fn metadata(&self) -> Value {
@@ -141,15 +152,14 @@ impl LoraTrainer {
         })
     }
 
-    fn tensors(&self) -> Tensors<'_> {
+    fn tensors<'a>(&self, groups: &'a [Cow<'_, [f32]>]) -> Tensors<'a> {
         let mut tensors = Tensors::new();
-        for (i, Trained { module, rank, a, b, .. }) in self.trained.iter().enumerate() {
-            let moments = [&self.first, &self.second, &self.gradients].map(|group| group.get(i));
-            let groups = [Some((a, b))].into_iter().chain(moments.map(|moment| moment.map(|Gradient { a, b }| (a, b))));
-            for (group, both) in GROUPS.into_iter().zip(groups) {
-                let Some((a, b)) = both else { continue };
-                tensors.insert(tensor_name(group, module, 'a'), (vec![*rank, module.inputs], Cow::Borrowed(a.as_slice())));
-                tensors.insert(tensor_name(group, module, 'b'), (vec![module.outputs, *rank], Cow::Borrowed(b.as_slice())));
+        for (group, values) in GROUPS.into_iter().zip(groups) {
+            for trained in &self.plan.modules {
+                for (field, shape, range) in fields(trained) {
+                    let values = Cow::Borrowed(&values[range]);
+                    tensors.insert(tensor_name(group, &trained.module, field), (shape.to_vec(), values));
+                }
             }
         }
         tensors
@@ -165,7 +175,7 @@ impl LoraTrainer {
     ///
     /// # Errors
     /// `NotFound`, `Io`; `Format` for a file that is damaged; `Mismatch` for a checkpoint of another model; `InvalidArgument` for an
-    /// option that is out of its range or differs and must not, naming it and both values.
+    /// option that is out of its range or differs and must not, naming it and both values; `OutOfMemory`; `Suspended`; `Device`.
     pub fn resume(model: &Model, directory: impl AsRef<Path>, options: Option<&TrainOptions>) -> Result<Self> {
         let directory = directory.as_ref();
         Self::read(model, directory, options).map_err(|error| match error.kind() {
@@ -214,32 +224,29 @@ impl LoraTrainer {
         if expected != found {
             return Err(Error::format(format!("{FILE}: expected {expected} tensors, found {found}")));
         }
-        let mut read = |group: &str| -> Result<Vec<Gradient>> {
-            let both = |(module, rank, _): &(Module, usize, f32)| {
-                Ok(Gradient {
-                    a: values(&mut file, &tensor_name(group, module, 'a'), [*rank, module.inputs])?,
-                    b: values(&mut file, &tensor_name(group, module, 'b'), [module.outputs, *rank])?,
-                })
-            };
-            plan.modules.iter().map(both).collect()
+        let mut read = |group: &str| -> Result<Vec<f32>> {
+            let mut all = super::zeros(&plan)?;
+            for trained in &plan.modules {
+                for (field, shape, range) in fields(trained) {
+                    let name = tensor_name(group, &trained.module, field);
+                    all[range].copy_from_slice(&values(&mut file, &name, shape)?);
+                }
+            }
+            Ok(all)
         };
-        let weights = read(GROUPS[0])?.into_iter().zip(&plan.modules);
-        let trained = weights.map(|(Gradient { a, b }, (module, rank, scaling))| Trained {
-            module: module.clone(),
-            rank: *rank,
-            scaling: *scaling,
-            a,
-            b,
-        });
-        let trained = trained.collect();
-        let (first, second) = (read(GROUPS[1])?, read(GROUPS[2])?);
-        let gradients = if progress.micro > 0 { read(GROUPS[3])? } else { Vec::new() };
-        if second.iter().any(|Gradient { a, b }| a.iter().chain(b).any(|x| *x < 0.0)) {
+        let (weights, first, second) = (read(GROUPS[0])?, read(GROUPS[1])?, read(GROUPS[2])?);
+        let gradients = if progress.micro > 0 { Some(read(GROUPS[3])?) } else { None };
+        if second.iter().any(|x| *x < 0.0) {
             return Err(Error::format(format!("{FILE}: second_moments: expected numbers from 0, found a negative one")));
         }
+        let upload = |values| ParameterValues::new(values, model.device().backend());
+        let (state, gradients) = model.device().work(|| {
+            let state = Optimized { values: upload(weights)?, first: upload(first)?, second: upload(second)? };
+            Ok((state, gradients.map(upload).transpose()?))
+        })?;
         remove_parts(directory);
         remove_parts(&directory.join(BEST));
-        Ok(Self { model: model.clone(), plan, dropout, seed, options, trained, first, second, gradients, progress })
+        Ok(Self { model: model.clone(), plan, dropout, seed, options, state, gradients, progress })
     }
 }
 

@@ -23,12 +23,13 @@ impl LoraTrainer {
         let longest = if options.max_length == 0 { c.context_length.min(USUAL_LENGTH) } else { options.max_length };
         let tokens = options.batch_size.saturating_mul(longest);
         let layers = c.layers.len();
-        let ranks = plan.modules.iter().map(|(_, rank, _)| rank).sum::<usize>() / layers.max(1);
+        let ranks = plan.modules.iter().map(|trained| trained.rank).sum::<usize>() / layers.max(1);
         let layer = c.backward_values() + ranks;
         let kept = if options.gradient_checkpointing { layers * c.hidden_size + layer } else { layers * layer };
         // A gradient of the pass, and the sum that it is added to.
         let gradients = if options.grad_accumulation > 1 { 2 } else { 1 };
-        let values = plan.parameters().saturating_mul(3 + gradients);
+        // Two moments, and in a pass copies as products read them: of each matrix, and of every `A` beside the others of its input.
+        let values = plan.parameters().saturating_mul(5 + gradients);
         let row = kept + WORKSPACE_LAYERS * layer;
         let scores = tokens.min(ops::scored_at_once(c.vocab_size)).saturating_mul(c.vocab_size);
         let values = values.saturating_add(tokens.saturating_mul(row)).saturating_add(scores);

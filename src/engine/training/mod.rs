@@ -33,6 +33,7 @@ pub use options::{LoraConfig, TrainOptions, Weighting};
 pub use run::{TrainEvent, TrainFn};
 pub use schedule::Schedule;
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -42,8 +43,8 @@ use super::random::Random;
 use super::{Cancel, Capability, Lora, Model};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Fresh, PeftPlan};
-use crate::nn::{Pass, Trained, Transformer};
-use crate::ops::{AdamW, Dropout, Gradient};
+use crate::nn::{Pass, TrainedModule, TrainedValues, Transformer};
+use crate::ops::{AdamW, Dropout, Optimized, ParameterValues};
 
 /// What is drawn from the streams of a seed: the fresh weights; the dropout of each micro-batch; the order of each epoch.
 const WEIGHTS: u64 = 0;
@@ -61,12 +62,10 @@ pub struct LoraTrainer {
     /// Of fresh weights and dropout.
     seed: u64,
     options: TrainOptions,
-    /// In the order of the plan's modules, as are the following.
-    trained: Vec<Trained>,
-    first: Vec<Gradient>,
-    second: Vec<Gradient>,
-    /// Of the micro-batches since the last step, weighted; empty if there are none.
-    gradients: Vec<Gradient>,
+    /// Where the network computes, as are the gradients.
+    state: Optimized,
+    /// Of the micro-batches since the last step, weighted, if there are any.
+    gradients: Option<ParameterValues>,
     progress: Progress,
 }
 
@@ -148,54 +147,24 @@ impl LoraTrainer {
     /// # Errors
     /// `InvalidArgument` for a field out of its range and for a target that the model does not have, naming it; `Unsupported` for a
     /// model that does not generate text, for its embedding or output matrix as a target, and for an initial adapter with magnitudes
-    /// (DoRA), biases or replaced matrices; `Mismatch` for an initial adapter of another model; `OutOfMemory`.
+    /// (DoRA), biases or replaced matrices; `Mismatch` for an initial adapter of another model; `OutOfMemory`; `Suspended`; `Device`.
     pub fn new(model: &Model, config: &LoraConfig, options: &TrainOptions) -> Result<Self> {
         let plan = plan(model, config)?;
         check_options(model, options)?;
-        let modules = plan.modules.iter();
-        let gradients = || plan.modules.iter().map(|(module, rank, _)| zeros(module.inputs, *rank, module.outputs));
-        let trained = modules.zip(gradients()).map(|((module, rank, scaling), zeros)| {
-            let Gradient { a, b } = zeros?;
-            Ok(Trained { module: module.clone(), rank: *rank, scaling: *scaling, a, b })
-        });
-        let mut trainer = Self {
+        let values = match &config.initial {
+            Some(lora) => copied(&plan, lora)?,
+            None => drawn(&plan, config.seed)?,
+        };
+        Ok(Self {
             model: model.clone(),
             dropout: config.dropout,
             seed: config.seed,
             options: options.clone(),
-            trained: trained.collect::<Result<_>>()?,
-            first: gradients().collect::<Result<_>>()?,
-            second: gradients().collect::<Result<_>>()?,
-            gradients: Vec::new(),
+            state: model.device().work(|| Ok(Optimized::new(values, model.device().backend())?))?,
+            gradients: None,
             progress: Progress::default(),
             plan,
-        };
-        match &config.initial {
-            Some(lora) => trainer.copy_weights(lora)?,
-            None => trainer.draw_weights(),
-        }
-        Ok(trainer)
-    }
-
-    /// As PEFT does: `a` uniform within `1 / √inputs` (Kaiming's with `a = √5`), `b` zero, so that the adapter changes nothing yet.
-    fn draw_weights(&mut self) {
-        let mut random = Random::stream(self.seed, WEIGHTS);
-        for Trained { module, a, .. } in &mut self.trained {
-            let bound = 1.0 / (module.inputs as f64).sqrt();
-            a.fill_with(|| ((2.0 * random.uniform() - 1.0) * bound) as f32);
-        }
-    }
-
-    fn copy_weights(&mut self, lora: &Lora) -> Result<()> {
-        for Trained { module, rank, a, b, .. } in &mut self.trained {
-            let low_rank = lora.peft().adapter.low_rank.iter().find(|low_rank| low_rank.module.name == module.name);
-            let Some(low_rank) = low_rank.filter(|low_rank| low_rank.a.outputs() == *rank) else {
-                return Err(Error::format(format!("initial: {}: expected an adapter of rank {rank}, found none", module.name)));
-            };
-            *a = low_rank.a.rows(0..*rank)?;
-            *b = low_rank.b.rows(0..module.outputs)?;
-        }
-        Ok(())
+        })
     }
 
     /// Learns from one micro-batch; with every [`grad_accumulation`](TrainOptions::grad_accumulation)-th one the weights change.
@@ -230,9 +199,14 @@ impl LoraTrainer {
         Ok((self.loss(&sequences)? / sequences.target_tokens() as f64) as f32)
     }
 
+    /// The modules in training with their values as they are.
+    fn trained(&self) -> TrainedValues<'_> {
+        TrainedValues { modules: &self.plan.modules, values: &self.state.values }
+    }
+
     /// The summed cross entropy.
     fn loss(&self, sequences: &BatchSequences<'_>) -> Result<f64> {
-        let sum = self.pass(None, |network, pass| network.loss(sequences.batch(), &self.trained, pass))?;
+        let sum = self.pass(None, |network, pass| network.loss(sequences.batch(), self.trained(), pass))?;
         finite("loss", sum)
     }
 
@@ -241,7 +215,7 @@ impl LoraTrainer {
         let total = self.schedule_end()?;
         let seed = || Random::stream(self.seed, DROPOUT | self.progress.micro_steps).bits();
         let dropout = (self.dropout > 0.0).then(|| Dropout { share: self.dropout, seed: seed() });
-        let pass = |network: &Transformer, pass: Pass<'_>| network.gradients(sequences.batch(), &self.trained, pass);
+        let pass = |network: &Transformer, pass: Pass<'_>| network.gradients(sequences.batch(), self.trained(), pass);
         let (sum, gradients) = self.pass(dropout, pass)?;
         let target_tokens = sequences.target_tokens();
         let mean = finite("loss", sum / target_tokens as f64)?;
@@ -249,8 +223,8 @@ impl LoraTrainer {
             Weighting::MicroBatches => (mean, 1.0 / target_tokens as f64),
             Weighting::Tokens => (sum, 1.0),
         };
-        self.accumulate(gradients, weight as f32)?;
-        let progress = &mut self.progress;
+        let gradients = self.accumulated(gradients, weight as f32)?;
+        let mut progress = self.progress;
         if progress.micro == 0 {
             (progress.loss_sum, progress.targets) = (0.0, 0);
         }
@@ -259,53 +233,61 @@ impl LoraTrainer {
         progress.micro += 1;
         progress.micro_steps += 1;
         let is_last = ends_epoch || progress.micro == self.options.grad_accumulation;
-        let update = is_last.then(|| self.update(total));
+        let update = if is_last { Some(self.update(gradients, &mut progress, total)?) } else { self.hold(gradients) };
+        self.progress = progress;
         Ok(MicroStep { loss: mean as f32, target_tokens, update })
     }
 
+    /// The sum with what was there before, which stays as it is.
+    ///
     /// # Errors
-    /// `InvalidArgument` if a sum is not finite; nothing is added then.
-    fn accumulate(&mut self, mut gradients: Vec<Gradient>, weight: f32) -> Result<()> {
-        gradients.iter_mut().flat_map(|Gradient { a, b }| a.iter_mut().chain(b)).for_each(|x| *x *= weight);
-        for (new, sum) in gradients.iter_mut().zip(&self.gradients) {
-            for (new, sum) in [(&mut new.a, &sum.a), (&mut new.b, &sum.b)] {
-                new.iter_mut().zip(sum).for_each(|(new, sum)| *new += sum);
-            }
-        }
-        finite("gradient", norm(&gradients))?;
-        self.gradients = gradients;
-        Ok(())
+    /// `InvalidArgument` if it is not finite.
+    fn accumulated(&self, gradients: ParameterValues, weight: f32) -> Result<ParameterValues> {
+        let sum = || {
+            let sum = gradients.scaled(weight, self.gradients.as_ref())?;
+            Ok((sum.norm()?, sum))
+        };
+        let (norm, sum) = self.model.device().step(sum)?;
+        finite("gradient", norm)?;
+        Ok(sum)
     }
 
-    /// The step of the optimiser.
-    fn update(&mut self, total: u64) -> Update {
-        let progress = &mut self.progress;
-        let mut gradients = std::mem::take(&mut self.gradients);
-        let micro = std::mem::take(&mut progress.micro);
+    /// Keeps gradients for the next micro-batch; there is no step yet.
+    fn hold(&mut self, gradients: ParameterValues) -> Option<Update> {
+        self.gradients = Some(gradients);
+        None
+    }
+
+    /// The step of the optimizer.
+    ///
+    /// # Errors
+    /// `Suspended`, `Device`: nothing has changed then.
+    fn update(&mut self, gradients: ParameterValues, progress: &mut Progress, total: u64) -> Result<Update> {
         let count = match self.options.weighting {
-            Weighting::MicroBatches => micro as f64,
+            Weighting::MicroBatches => progress.micro as f64,
             Weighting::Tokens => progress.targets as f64,
         };
-        gradients.iter_mut().flat_map(|Gradient { a, b }| a.iter_mut().chain(b)).for_each(|x| *x *= (1.0 / count) as f32);
-        let grad_norm = norm(&gradients);
-        let clip = match self.options.grad_clip {
-            0.0 => 1.0,
-            // torch's, with what keeps it from dividing by 0.
-            most => (most / (grad_norm + 1e-6)).min(1.0),
-        };
         let learning_rate = self.options.learning_rate_at(progress.step, total);
-        let TrainOptions { beta1, beta2, epsilon, weight_decay, .. } = self.options;
+        let TrainOptions { beta1, beta2, epsilon, weight_decay, grad_clip, .. } = self.options;
         let adam = AdamW { beta1, beta2, epsilon, weight_decay, learning_rate, step: progress.step + 1 };
-        for (((values, gradient), first), second) in
-            self.trained.iter_mut().zip(&gradients).zip(&mut self.first).zip(&mut self.second)
-        {
-            adam.update(&mut values.a, &gradient.a, clip as f32, &mut first.a, &mut second.a);
-            adam.update(&mut values.b, &gradient.b, clip as f32, &mut first.b, &mut second.b);
-        }
+        let state = &mut self.state;
+        let grad_norm = self.model.device().step(|| {
+            let mean = gradients.scaled((1.0 / count) as f32, None)?;
+            let norm = mean.norm()?;
+            let clip = match grad_clip {
+                0.0 => 1.0,
+                // torch's, with what keeps it from dividing by 0.
+                most => (most / (norm + 1e-6)).min(1.0),
+            };
+            state.step(&adam, &mean, clip as f32)?;
+            Ok(norm)
+        })?;
+        self.gradients = None;
+        progress.micro = 0;
         progress.step += 1;
         progress.loss = progress.loss_sum / count;
         progress.grad_norm = grad_norm;
-        Update { step: progress.step, learning_rate: learning_rate as f32, grad_norm: grad_norm as f32 }
+        Ok(Update { step: progress.step, learning_rate: learning_rate as f32, grad_norm: grad_norm as f32 })
     }
 
     /// Where the schedule ends, in steps.
@@ -358,8 +340,17 @@ impl LoraTrainer {
     /// # Errors
     /// `OutOfMemory`, `Device`, `Suspended`.
     pub fn adapter(&self) -> Result<Lora> {
-        let peft = self.model.device().work(|| self.plan.adapter(self.model.transformer(), &self.trained))?;
+        let values = self.downloaded(&self.state.values)?;
+        let peft = self.model.device().work(|| self.plan.adapter(self.model.transformer(), &values))?;
         Ok(Lora::new(&self.model, peft))
+    }
+
+    /// Values on the CPU. Where they are there already no device is asked: a suspended training can be saved.
+    fn downloaded<'a>(&self, values: &'a ParameterValues) -> Result<Cow<'a, [f32]>> {
+        match values.on_cpu() {
+            Some(values) => Ok(values.into()),
+            None => self.model.device().work(|| Ok(values.values()?)),
+        }
     }
 
     /// Finished steps of the optimiser.
@@ -373,7 +364,7 @@ impl LoraTrainer {
     }
 
     fn save_adapter(&self, directory: &Path) -> Result<()> {
-        self.plan.write(directory, &self.trained, None)
+        self.plan.write(directory, &self.downloaded(&self.state.values)?, None)
     }
 }
 
@@ -418,22 +409,39 @@ fn plan(model: &Model, config: &LoraConfig) -> Result<PeftPlan> {
     }
 }
 
-fn zeros(inputs: usize, rank: usize, outputs: usize) -> Result<Gradient> {
-    let zeros = |len: usize| {
-        let mut values = Vec::new();
-        values.try_reserve_exact(len).map_err(|_| {
-            Error::new(ErrorKind::OutOfMemory, format!("trainer: {len} values of an adapter do not fit the memory"))
-        })?;
-        values.resize(len, 0.0);
-        Ok::<_, Error>(values)
-    };
-    Ok(Gradient { a: zeros(rank * inputs)?, b: zeros(outputs * rank)? })
+/// Fresh weights as PEFT makes them: `a` uniform within `1 / √inputs` (Kaiming's with `a = √5`), `b` zero, so that the adapter changes
+/// nothing yet.
+fn drawn(plan: &PeftPlan, seed: u64) -> Result<Vec<f32>> {
+    let (mut values, mut random) = (zeros(plan)?, Random::stream(seed, WEIGHTS));
+    for trained in &plan.modules {
+        let bound = 1.0 / (trained.module.inputs as f64).sqrt();
+        values[trained.a()].fill_with(|| ((2.0 * random.uniform() - 1.0) * bound) as f32);
+    }
+    Ok(values)
 }
 
-/// The length of all gradients together.
-fn norm(gradients: &[Gradient]) -> f64 {
-    let squares = gradients.iter().flat_map(|Gradient { a, b }| a.iter().chain(b)).map(|x| f64::from(*x) * f64::from(*x));
-    squares.sum::<f64>().sqrt()
+/// The weights of an adapter.
+fn copied(plan: &PeftPlan, lora: &Lora) -> Result<Vec<f32>> {
+    let mut values = zeros(plan)?;
+    for trained in &plan.modules {
+        let TrainedModule { module, rank, .. } = trained;
+        let low_rank = lora.peft().adapter.low_rank.iter().find(|low_rank| low_rank.module.name == module.name);
+        let Some(low_rank) = low_rank.filter(|low_rank| low_rank.a.outputs() == *rank) else {
+            return Err(Error::format(format!("initial: {}: expected an adapter of rank {rank}, found none", module.name)));
+        };
+        values[trained.a()].copy_from_slice(&low_rank.a.rows(0..*rank)?);
+        values[trained.b()].copy_from_slice(&low_rank.b.rows(0..module.outputs)?);
+    }
+    Ok(values)
+}
+
+fn zeros(plan: &PeftPlan) -> Result<Vec<f32>> {
+    let (mut values, len) = (Vec::new(), plan.parameters());
+    values
+        .try_reserve_exact(len)
+        .map_err(|_| Error::new(ErrorKind::OutOfMemory, format!("trainer: {len} values of an adapter do not fit the memory")))?;
+    values.resize(len, 0.0);
+    Ok(values)
 }
 
 fn finite(name: &str, x: f64) -> Result<f64> {

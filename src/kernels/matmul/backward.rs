@@ -17,32 +17,37 @@ const TRANSPOSED_BLOCK: (usize, usize) = (512, 512);
 /// Blocks of the matrix are transposed one by one: a copy of the whole would take its memory twice.
 ///
 /// # Shape
-/// `x`: rows of `W.rows()` values, `x_stride` apart; `y`: `(rows, W.cols())`.
-pub fn matmul_transposed_add(x: &[f32], x_stride: usize, weight: &Packed, y: &mut [f32]) {
+/// `x`: `rows` of `W.rows()` values, `x_stride` apart; `y`: as many of `W.cols()` values, `y_stride` apart.
+pub fn matmul_transposed_add(rows: usize, (x, x_stride): (&[f32], usize), weight: &Packed, (y, y_stride): (&mut [f32], usize)) {
     let (n, k) = (weight.rows, weight.cols);
-    let rows = y.len() / k;
-    assert_eq!(y.len(), rows * k, "whole rows of y");
-    assert_eq!(weight.lanes, LANES, "a matrix for products");
-    assert!(rows == 0 || x.len() >= (rows - 1) * x_stride + n, "x holds {rows} rows");
-    match &weight.panels {
-        Panels::F32(p) => transposed(x, x_stride, p.as_slice(), (rows, n, k), y),
-        Panels::F16(p) => transposed(x, x_stride, p.as_slice(), (rows, n, k), y),
-        Panels::BF16(p) => transposed(x, x_stride, p.as_slice(), (rows, n, k), y),
-        Panels::Q8_0(p) => transposed(x, x_stride, p, (rows, n, k), y),
-    }
-}
-
-fn transposed<W: PanelSource>(x: &[f32], x_stride: usize, w: W, (rows, n, k): (usize, usize, usize), y: &mut [f32]) {
     if rows == 0 {
         return;
     }
+    assert_eq!(weight.lanes, LANES, "a matrix for products");
+    assert!(x.len() >= (rows - 1) * x_stride + n, "x holds {rows} rows");
+    assert!(y_stride >= k && y.len() >= (rows - 1) * y_stride + k, "y holds {rows} rows");
+    let (size, y) = ((rows, n, k), (Shared::new(y), y_stride));
+    match &weight.panels {
+        Panels::F32(p) => transposed(x, x_stride, p.as_slice(), size, y),
+        Panels::F16(p) => transposed(x, x_stride, p.as_slice(), size, y),
+        Panels::BF16(p) => transposed(x, x_stride, p.as_slice(), size, y),
+        Panels::Q8_0(p) => transposed(x, x_stride, p, size, y),
+    }
+}
+
+fn transposed<W: PanelSource>(
+    x: &[f32],
+    x_stride: usize,
+    w: W,
+    (rows, n, k): (usize, usize, usize),
+    (y, y_stride): (Shared<f32>, usize),
+) {
     let panels = k.div_ceil(LANES);
     let most = parts(rows * n * k / SPLIT_WORK);
     let panel_parts = most.max(k.div_ceil(TRANSPOSED_BLOCK.1)).min(panels.div_ceil(2));
     // By rows as well where a low rank leaves too few columns.
     let row_parts = (most / panel_parts).min(rows / PART_ROWS).max(1);
     let part_rows = rows.div_ceil(row_parts).next_multiple_of(12);
-    let y = Shared::new(y);
     each(row_parts * panel_parts, |part| {
         let (row, part) = (part / panel_parts * part_rows, part % panel_parts);
         let rows = row.min(rows)..(row + part_rows).min(rows);
@@ -59,7 +64,7 @@ fn transposed<W: PanelSource>(x: &[f32], x_stride: usize, w: W, (rows, n, k): (u
                 start: Start::Add,
                 // SAFETY: the columns of these panels lie in y; in these rows they belong to this part alone.
                 y: unsafe { y.add(panels.start * LANES) },
-                y_stride: k,
+                y_stride,
                 rows: rows.clone(),
                 outputs: 0..(panels.end * LANES).min(k) - panels.start * LANES,
             });
@@ -109,28 +114,29 @@ impl<W: PanelSource> Kernel for Transpose<'_, W> {
 /// `y[r][c] = Σ_t a[t][r] · b[t][c]`: a sum over rows, in their order.
 ///
 /// # Shape
-/// `a`: `(rows, R)`; `b`: rows of `C` values, `b_stride` apart; `y`: `(R, C)`.
-pub fn outer_sum(a: &[f32], b: &[f32], b_stride: usize, cols: usize, y: &mut [f32]) {
+/// `a`: `rows` of `R` values, `a_stride` apart; `b`: as many of `C` values, `b_stride` apart; `y`: `(R, C)`.
+pub fn outer_sum(rows: usize, (a, a_stride): (&[f32], usize), (b, b_stride): (&[f32], usize), cols: usize, y: &mut [f32]) {
     let height = y.len() / cols;
-    let rows = a.len() / height;
-    assert!(y.len() == height * cols && a.len() == rows * height, "whole rows of y and a");
+    assert_eq!(y.len(), height * cols, "whole rows of y");
     y.fill(0.0);
     if rows == 0 {
         return;
     }
+    assert!(a.len() >= (rows - 1) * a_stride + height, "a holds {rows} rows");
     assert!(b.len() >= (rows - 1) * b_stride + cols, "b holds {rows} rows");
     let panels = cols.div_ceil(LANES);
     let most = parts(rows * height * cols / SPLIT_WORK).min(panels.div_ceil(2));
     let y = Shared::new(y);
     each(most, |part| {
         let panels = panels * part / most..panels * (part + 1) / most;
-        dispatch(Outer { a, b, b_stride, height, rows, cols, panels, y });
+        dispatch(Outer { a, a_stride, b, b_stride, height, rows, cols, panels, y });
     });
 }
 
 /// One thread's columns of a sum over rows.
 struct Outer<'a> {
     a: &'a [f32],
+    a_stride: usize,
     b: &'a [f32],
     b_stride: usize,
     height: usize,
@@ -150,11 +156,11 @@ impl Kernel for Outer<'_> {
         let whole = self.panels.start..self.panels.end.min(self.cols / LANES);
         for first in (0..self.rows).step_by(ROWS) {
             let steps = ROWS.min(self.rows - first);
-            let a = &self.a[first * self.height..][..steps * self.height];
+            let a = &self.a[first * self.a_stride..][..(steps - 1) * self.a_stride + self.height];
             let b = &self.b[first * self.b_stride..][..(steps - 1) * self.b_stride + self.cols];
             // SAFETY: steps rows of `height` values in `a`, and of whole vectors in `b`; these columns of y are this part's.
             unsafe {
-                let a = Left { first: a.as_ptr(), row: 1, step: self.height };
+                let a = Left { first: a.as_ptr(), row: 1, step: self.a_stride };
                 let b = Right { first: b.as_ptr().add(whole.start * LANES), vector: LANES, step: self.b_stride };
                 let y = self.y.get().add(whole.start * LANES);
                 rows_by_vectors::<S>((self.height, whole.len(), steps), a, b, y, self.cols, true);
@@ -164,7 +170,7 @@ impl Kernel for Outer<'_> {
                     for c in whole.end * LANES..self.cols {
                         // SAFETY: row r and column c of y, which are this part's.
                         let y = unsafe { &mut *self.y.get().add(r * self.cols + c) };
-                        *y = (0..steps).fold(*y, |sum, t| S::fma1(a[t * self.height + r], b[t * self.b_stride + c], sum));
+                        *y = (0..steps).fold(*y, |sum, t| S::fma1(a[t * self.a_stride + r], b[t * self.b_stride + c], sum));
                     }
                 }
             }

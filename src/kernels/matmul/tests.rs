@@ -35,24 +35,27 @@ fn every_shape_equals_the_naive_product() {
 #[test]
 fn products_with_the_transpose_and_sums_over_rows_equal_the_naive_ones() {
     for (rows, n, k) in [(1, 1, 1), (3, 17, 32), (13, 48, 33), (130, 600, 70), (70, 33, 1100)] {
-        let (x, w, y) = (noise(rows * (n + 3), 1), noise(n * k, 2), noise(rows * k, 3));
+        // Rows that lie apart: what is between them stays.
+        let (x, w, y) = (noise(rows * (n + 3), 1), noise(n * k, 2), noise(rows * (k + 2), 3));
         for kept in Format::all() {
             let packed = pack(&w, n, k, kept);
             let mut sum = y.clone();
-            matmul_transposed_add(&x, n + 3, &packed, &mut sum);
+            matmul_transposed_add(rows, (&x, n + 3), &packed, (&mut sum, k + 2));
             let mut rows_of_w = vec![0.0; n * k];
             rows_of_w.chunks_exact_mut(k).enumerate().for_each(|(o, row)| packed.row(o, row));
             for (i, (sum, y)) in sum.iter().zip(&y).enumerate() {
-                let product = |o: usize| f64::from(x[i / k * (n + 3) + o]) * f64::from(rows_of_w[o * k + i % k]);
-                let want = f64::from(*y) + (0..n).map(product).sum::<f64>();
+                let (row, col) = (i / (k + 2), i % (k + 2));
+                let product = |o: usize| f64::from(x[row * (n + 3) + o]) * f64::from(rows_of_w[o * k + col]);
+                let outputs = if col < k { 0..n } else { 0..0 };
+                let want = f64::from(*y) + outputs.map(product).sum::<f64>();
                 assert!((f64::from(*sum) - want).abs() < 1e-4, "{rows} {n} {k}: {sum} {want}");
             }
         }
-        let a = noise(rows * 5, 4);
+        let a = noise(rows * 6, 4);
         let mut sum = vec![f32::NAN; 5 * n];
-        outer_sum(&a, &x, n + 3, n, &mut sum);
+        outer_sum(rows, (&a, 6), (&x, n + 3), n, &mut sum);
         for (i, sum) in sum.iter().enumerate() {
-            let want = (0..rows).map(|t| f64::from(a[t * 5 + i / n]) * f64::from(x[t * (n + 3) + i % n])).sum::<f64>();
+            let want = (0..rows).map(|t| f64::from(a[t * 6 + i / n]) * f64::from(x[t * (n + 3) + i % n])).sum::<f64>();
             assert!((f64::from(*sum) - want).abs() < 1e-4, "{rows} {n}: {sum} {want}");
         }
     }
@@ -67,13 +70,14 @@ fn an_epilogue_changes_its_outputs_alone() {
         let (x, packed) = (noise(rows * k, 1), pack(&noise(n * k, 2), n, k, kept));
         let (gain, bias) = (noise(n, 3), noise(n, 4));
         let b = terms.map(|(_, rank, n)| pack(&noise(n * rank, 5), n, rank, kept));
-        let inner = terms.map(|(_, rank, ..)| noise(rows * rank, 6));
+        // Inner values of neighbouring rows lie apart.
+        let inner = terms.map(|(_, rank, ..)| noise(rows * (rank + 1), 6));
         let product = |first: usize, rows: usize, all: bool, nan: bool| {
             let none = inner.each_ref().map(|inner| vec![f32::NAN; inner.len()]);
             let term = |i: usize| {
                 let (start, rank, _) = terms[i];
-                let inner = &(if nan { &none } else { &inner })[i][first * rank..][..rows * rank];
-                LowRankTerm { inner, b: &b[i], start }
+                let inner = &(if nan { &none } else { &inner })[i][first * (rank + 1)..][..rows * (rank + 1)];
+                LowRankTerm { inner, stride: rank + 1, b: &b[i], start }
             };
             let low_rank = [0, 1, 2, 3, 4].map(term);
             let low_rank = if all { &low_rank[..] } else { &[] };
@@ -88,7 +92,7 @@ fn an_epilogue_changes_its_outputs_alone() {
             for o in 0..n_of {
                 b.row(o, &mut row);
                 changed[start + o] = true;
-                for (t, inner) in inner.chunks_exact(rank).enumerate() {
+                for (t, inner) in inner.chunks_exact(rank + 1).enumerate() {
                     want[t * n + start + o] += inner.iter().zip(&row).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>();
                 }
             }
@@ -139,7 +143,7 @@ fn a_quantised_matrix_gives_the_bits_of_the_one_that_it_stands_for() {
         let mut y = vec![0.0; rows * n];
         matmul(&x, k, packed, Epilogue::default(), &mut y);
         let mut back = vec![0.0; rows * k];
-        matmul_transposed_add(&y, n, packed, &mut back);
+        matmul_transposed_add(rows, (&y, n), packed, (&mut back, k));
         (y, back)
     };
     assert_eq!(product(&quantised), product(&dense));

@@ -12,7 +12,7 @@ use super::config::{BiasKind, PeftConfig, ends_with_name};
 use super::{CONFIG, Peft, TENSORS, TORCH, path, replace, tensor_name, write_safetensors, write_text};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{FNV_START, Json, Tensors, fnv};
-use crate::nn::{Adapter, LowRank, Module, Role, Trained, Transformer};
+use crate::nn::{Adapter, LowRank, Module, Role, TrainedModule, Transformer};
 use crate::ops::{Backend, Format, Matrix, MatrixBuilder, Use};
 
 /// What PEFT calls every matrix of the layers.
@@ -33,8 +33,8 @@ pub struct PeftPlan {
     pub config_json: String,
     /// What stands in front of the names of layers in its file.
     pub prefix: String,
-    /// In the network's order, each with its rank and scaling.
-    pub modules: Vec<(Module, usize, f32)>,
+    /// In the network's order; their values lie one after another.
+    pub modules: Vec<TrainedModule>,
     rank: usize,
     alpha: f32,
 }
@@ -130,7 +130,7 @@ impl PeftPlan {
                 return Err(json.unsupported(key, "expected none: it cannot be trained"));
             }
         }
-        let mut modules = Vec::new();
+        let (mut modules, mut start) = (Vec::new(), 0);
         for module in network.modules() {
             let path = path(module, &prefix);
             if !config.targets(&path, module.role)? {
@@ -141,7 +141,9 @@ impl PeftPlan {
             }
             let rank = config.rank(&path)?;
             let scaling = config.scaling(&path, rank)?;
-            modules.push((module.clone(), rank, scaling));
+            let trained = TrainedModule { module: module.clone(), rank, scaling, start };
+            start = trained.b().end;
+            modules.push(trained);
         }
         if modules.is_empty() {
             return Err(json.invalid("target_modules", "expected a module of the model, found none"));
@@ -151,19 +153,20 @@ impl PeftPlan {
 
     /// The values that are trained.
     pub fn parameters(&self) -> usize {
-        self.modules.iter().map(|(module, rank, _)| rank * (module.inputs + module.outputs)).sum()
+        self.modules.last().map_or(0, |last| last.b().end)
     }
 
     /// The adapter that these values are now.
     ///
     /// # Errors
     /// `OutOfMemory`, `Device`.
-    pub fn adapter(&self, network: &Transformer, trained: &[Trained]) -> Result<Peft> {
-        let mut fingerprint = fnv(FNV_START, self.config_json.as_bytes());
+    pub fn adapter(&self, network: &Transformer, values: &[f32]) -> Result<Peft> {
+        let config = fnv(FNV_START, self.config_json.as_bytes());
+        let fingerprint = values.iter().fold(config, |hash, x| fnv(hash, &x.to_le_bytes()));
         let mut adapter = Adapter::default();
-        for Trained { module, rank, scaling, a, b } in trained {
-            fingerprint = a.iter().chain(b).fold(fingerprint, |hash, x| fnv(hash, &x.to_le_bytes()));
-            let both = (matrix(a, module.inputs)?, matrix(b, *rank)?);
+        for trained in &self.modules {
+            let TrainedModule { module, rank, scaling, .. } = trained;
+            let both = (matrix(&values[trained.a()], module.inputs)?, matrix(&values[trained.b()], *rank)?);
             adapter.low_rank.push(LowRank::new(network, module.clone(), both, (None, None), *scaling)?);
         }
         Ok(Peft {
@@ -181,9 +184,9 @@ impl PeftPlan {
     ///
     /// # Errors
     /// `Io`, `NotFound`, naming the path.
-    pub fn write(&self, directory: &Path, trained: &[Trained], beside: Option<&Beside<'_>>) -> Result<()> {
+    pub fn write(&self, directory: &Path, values: &[f32], beside: Option<&Beside<'_>>) -> Result<()> {
         std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
-        let tensors = self.tensors(trained);
+        let tensors = self.tensors(values);
         let adapter = [directory.join(TENSORS), directory.join(CONFIG)];
         let paths: Vec<PathBuf> = beside.iter().map(|beside| beside.path.clone()).chain(adapter).collect();
         replace(&paths, |parts| {
@@ -196,15 +199,16 @@ impl PeftPlan {
         })
     }
 
-    fn tensors<'a>(&self, trained: &'a [Trained]) -> Tensors<'a> {
-        let both = |Trained { module, rank, a, b, .. }: &'a Trained| {
-            let name = |field| tensor_name(module, &self.prefix, field);
+    fn tensors<'a>(&self, values: &'a [f32]) -> Tensors<'a> {
+        let both = |trained: &TrainedModule| {
+            let name = |field| tensor_name(&trained.module, &self.prefix, field);
+            let (module, rank) = (&trained.module, trained.rank);
             [
-                (name("lora_A.weight"), (vec![*rank, module.inputs], Cow::Borrowed(a.as_slice()))),
-                (name("lora_B.weight"), (vec![module.outputs, *rank], Cow::Borrowed(b.as_slice()))),
+                (name("lora_A.weight"), (vec![rank, module.inputs], Cow::Borrowed(&values[trained.a()]))),
+                (name("lora_B.weight"), (vec![module.outputs, rank], Cow::Borrowed(&values[trained.b()]))),
             ]
         };
-        trained.iter().flat_map(both).collect()
+        self.modules.iter().flat_map(both).collect()
     }
 }
 

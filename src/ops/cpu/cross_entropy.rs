@@ -27,7 +27,7 @@ pub fn forward(
         loss += losses.iter().sum::<f64>();
         if let Some(gradient) = &mut gradient {
             let gradient = &mut gradient[i * chunk * inputs..][..targets.len() * inputs];
-            matmul_transposed_add(scores, outputs, weight, gradient);
+            matmul_transposed_add(targets.len(), (scores, outputs), weight, (gradient, inputs));
         }
     }
     Ok((loss, gradient.map(|gradient| Tensor::from_vec(gradient, (rows, inputs), &Device::Cpu)).transpose()?))

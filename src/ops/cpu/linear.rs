@@ -5,9 +5,9 @@ use candle_core::{Device, Result, Tensor};
 use super::low_rank;
 use super::row_op::with_rows;
 use crate::kernels::{matmul, matmul_new, matmul_transposed_add};
-use crate::ops::{Gradient, LowRankDelta, Matrix, Product, fault};
+use crate::ops::{Gradient, LowRankDeltas, Matrix, Product, fault};
 
-/// The outputs, and of each delta what its backward pass needs.
+/// The outputs, and what the backward pass of the deltas needs.
 pub fn forward(x: &Tensor, product: Product<'_>) -> Result<(Tensor, Vec<Vec<f32>>)> {
     fault::product()?;
     let ((rows, _), weight) = (x.dims2()?, product.weight.cpu()?);
@@ -30,20 +30,22 @@ pub fn backward(
     x: &Tensor,
     dy: &Tensor,
     weight: &Matrix,
-    (deltas, inner): (&[LowRankDelta], &[Vec<f32>]),
+    (deltas, inner): (Option<&LowRankDeltas>, &[Vec<f32>]),
     x_tracked: bool,
 ) -> Result<(Option<Tensor>, Vec<Gradient>)> {
-    let weight = weight.cpu()?;
-    let mut dx = x_tracked.then(|| vec![0f32; x.elem_count()]);
-    let mut of_deltas = Vec::with_capacity(deltas.len());
-    with_rows(dy, |dy| {
-        for (delta, inner) in deltas.iter().zip(inner) {
-            of_deltas.push(with_rows(x, |x| low_rank::backward(delta, &x, inner, &dy, dx.as_deref_mut()))?);
-        }
+    let ((rows, inputs), weight) = (x.dims2()?, weight.cpu()?);
+    let mut dx = x_tracked.then(|| vec![0f32; rows * inputs]);
+    let of_deltas = with_rows(dy, |dy| {
+        let of_deltas = match deltas {
+            Some(deltas) => {
+                with_rows(x, |x| low_rank::backward(deltas.cpu()?, deltas.each(), (&x, inner), &dy, dx.as_deref_mut()))?
+            }
+            None => Vec::new(),
+        };
         if let Some(dx) = &mut dx {
-            matmul_transposed_add(dy.values, dy.stride, weight, dx);
+            matmul_transposed_add(rows, (dy.values, dy.stride), weight, (dx, inputs));
         }
-        Ok(())
+        Ok(of_deltas)
     })?;
     Ok((dx.map(|dx| Tensor::from_vec(dx, x.shape(), &Device::Cpu)).transpose()?, of_deltas))
 }

@@ -4,6 +4,7 @@ pub mod row_op;
 pub mod embedding;
 pub mod linear;
 pub mod low_rank;
+pub mod parameters;
 pub mod cross_entropy;
 pub mod norm;
 pub mod rope;

@@ -34,7 +34,7 @@ fn of_chunk(
 ) -> Result<(f64, Option<Tensor>)> {
     let weight = product.weight.tensors()?;
     let ids = Tensor::new(targets, x.device())?.unsqueeze(1)?;
-    let scores = (linear::forward(x, product)?.to_dtype(DType::F32)? * f64::from(scale))?;
+    let scores = (linear::forward(x, product)?.0.to_dtype(DType::F32)? * f64::from(scale))?;
     let (scores, slope) = match cap {
         Some(cap) => {
             let tanh = (scores / f64::from(cap))?.tanh()?;

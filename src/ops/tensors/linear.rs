@@ -3,9 +3,10 @@
 use candle_core::{Result, Tensor};
 
 use super::low_rank;
-use crate::ops::{Gradient, LowRankDelta, Matrix, Product, fault};
+use crate::ops::{Gradient, LowRankDeltas, Matrix, Product, fault};
 
-pub fn forward(x: &Tensor, product: Product<'_>) -> Result<Tensor> {
+/// The outputs, and what the backward pass of the deltas needs.
+pub fn forward(x: &Tensor, product: Product<'_>) -> Result<(Tensor, Vec<Tensor>)> {
     fault::product()?;
     let (x, weight) = (x.contiguous()?, product.weight.tensors()?);
     let plain = x.matmul(&weight.t()?)?;
@@ -13,7 +14,10 @@ pub fn forward(x: &Tensor, product: Product<'_>) -> Result<Tensor> {
         Some(bias) => plain.broadcast_add(&bias.tensors()?.to_dtype(plain.dtype())?)?,
         None => plain.clone(),
     };
-    product.deltas.iter().try_fold(y, |y, delta| low_rank::forward(delta, &x, &plain, y))
+    match product.deltas {
+        Some(deltas) => low_rank::forward(deltas.tensors()?, &x, &plain, y),
+        None => Ok((y, Vec::new())),
+    }
 }
 
 /// The gradient of `x`, if it is asked for, and that of each delta.
@@ -21,16 +25,13 @@ pub fn backward(
     x: &Tensor,
     dy: &Tensor,
     weight: &Matrix,
-    deltas: &[LowRankDelta],
+    (deltas, inner): (Option<&LowRankDeltas>, &[Tensor]),
     x_tracked: bool,
 ) -> Result<(Option<Tensor>, Vec<Gradient>)> {
     let (x, dy) = (x.contiguous()?, dy.contiguous()?);
-    let mut dx = if x_tracked { Some(dy.matmul(weight.tensors()?)?) } else { None };
-    let mut of_deltas = Vec::with_capacity(deltas.len());
-    for delta in deltas {
-        let (gradient, of_x) = low_rank::backward(delta, &x, &dy)?;
-        of_deltas.push(gradient);
-        dx = dx.map(|dx| dx + of_x).transpose()?;
+    let dx = if x_tracked { Some(dy.matmul(weight.tensors()?)?) } else { None };
+    match deltas {
+        Some(deltas) => low_rank::backward(deltas.tensors()?, deltas.each(), (&x, inner), &dy, dx),
+        None => Ok((dx, Vec::new())),
     }
-    Ok((dx, of_deltas))
 }

@@ -1,60 +1,123 @@
-//! Low-rank changes by tensor operations.
+//! Low-rank changes by tensor operations: two products a matrix, whatever the number of changes.
 
-use candle_core::{Device, Result, Tensor};
+use std::ops::Range;
 
-use crate::ops::{Dropout, Gradient, LowRankDelta, to_f32};
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use crate::ops::low_rank::groups;
+use crate::ops::{DeltaPart, Dropout, Gradient, LowRankDelta, ParameterValues};
+
+/// The changes of one matrix, as products read them: in the type of the matrix.
+pub struct Ready {
+    groups: Vec<Group>,
+    /// The product's factors less one, `(N)`.
+    gains: Option<Tensor>,
+}
+
+/// Deltas that read the same rows.
+struct Group {
+    deltas: Range<usize>,
+    /// The rows of each one's `A`, one delta after another: `(ΣR, C)`.
+    a: Tensor,
+    /// The columns of each one's `B` times its scale, zero where it changes nothing: `(N, ΣR)`.
+    b: Tensor,
+    dropout: Option<Dropout>,
+}
+
+impl Ready {
+    pub fn new(deltas: &[LowRankDelta], weight: &Tensor) -> Result<Self> {
+        let ((outputs, _), dtype) = (weight.dims2()?, weight.dtype());
+        let mut gains = None;
+        for part in deltas.iter().flat_map(|delta| &delta.parts) {
+            let Some(gain) = &part.gain else { continue };
+            // One is subtracted in F32: a factor is near it.
+            let more = among((gain.factors.tensors()? - 1.0)?, part.start, outputs)?;
+            gains = Some(gains.map_or_else(|| Ok(more.clone()), |gains: Tensor| gains + &more)?);
+        }
+        let gains = gains.map(|gains| gains.to_dtype(dtype)).transpose()?;
+        let group = |range: Range<usize>| {
+            let own = &deltas[range.clone()];
+            let a = own.iter().map(|delta| delta.a.tensors()?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
+            let b = own.iter().map(|delta| expanded(delta, outputs)?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
+            Ok(Group { dropout: own[0].dropout, deltas: range, a: Tensor::cat(&a, 0)?, b: Tensor::cat(&b, 1)? })
+        };
+        Ok(Self { groups: groups(deltas).into_iter().map(group).collect::<Result<_>>()?, gains })
+    }
+}
+
+/// `scale · B` of all outputs, in F32.
+fn expanded(delta: &LowRankDelta, outputs: usize) -> Result<Tensor> {
+    summed(&delta.parts, |part| {
+        let b = part.product_b().tensors()?.to_dtype(DType::F32)?;
+        among((b * f64::from(delta.scale))?, part.start, outputs)
+    })
+}
+
+/// The sum of what each part is.
+fn summed(parts: &[DeltaPart], each: impl Fn(&DeltaPart) -> Result<Tensor>) -> Result<Tensor> {
+    let Some((first, others)) = parts.split_first() else { bail!("adapter: a change of no outputs") };
+    others.iter().try_fold(each(first)?, |sum, part| sum + each(part)?)
+}
+
+/// Rows from `start` on among `rows`, the others zero.
+fn among(x: Tensor, start: usize, rows: usize) -> Result<Tensor> {
+    let own = x.dims()[0];
+    if own == rows { Ok(x) } else { x.pad_with_zeros(0, start, rows - start - own) }
+}
 
 /// What inputs are multiplied with, `(T, C)`; made on the CPU, so that every device drops the same.
-fn mask(delta: &LowRankDelta, x: &Tensor) -> Result<Option<Tensor>> {
-    let Some(Dropout { share, seed }) = delta.dropout else { return Ok(None) };
+fn mask(dropout: Option<Dropout>, x: &Tensor) -> Result<Option<Tensor>> {
+    let Some(Dropout { share, seed }) = dropout else { return Ok(None) };
     let mut mask = vec![1f32; x.elem_count()];
     crate::kernels::dropout(&mut mask, share, seed);
     Tensor::from_vec(mask, x.shape(), &Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device()).map(Some)
 }
 
-/// `x` as the delta sees it, its mask, and `scale · A x`.
-fn inner(delta: &LowRankDelta, x: &Tensor) -> Result<(Tensor, Option<Tensor>, Tensor)> {
-    let mask = mask(delta, x)?;
-    let x = mask.as_ref().map_or_else(|| Ok(x.clone()), |mask| x * mask)?;
-    let a = delta.a.tensors()?.to_dtype(x.dtype())?;
-    let inner = (x.matmul(&a.t()?)? * f64::from(delta.scale))?;
-    Ok((x, mask, inner))
+fn masked(x: &Tensor, mask: &Option<Tensor>) -> Result<Tensor> {
+    mask.as_ref().map_or_else(|| Ok(x.clone()), |mask| x * mask)
 }
 
-/// Adds the change to `y`. `plain`: `W x`.
-pub fn forward(delta: &LowRankDelta, x: &Tensor, plain: &Tensor, mut y: Tensor) -> Result<Tensor> {
-    let ((_, outputs), (_, _, inner), dtype) = (y.dims2()?, inner(delta, x)?, x.dtype());
-    for part in &delta.parts {
-        let mut change = inner.matmul(&part.product_b().tensors()?.to_dtype(dtype)?.t()?)?;
-        let factors = part.gain.as_ref().map(|gain| gain.factors.tensors()).transpose()?;
-        if let Some(factors) = factors {
-            let plain = plain.narrow(1, part.start, part.rows.len())?.force_contiguous()?;
-            // One is subtracted in F32: a factor is near it.
-            change = (change + plain.broadcast_mul(&(factors - 1.0)?.to_dtype(dtype)?)?)?;
-        }
-        if let Some(bias) = &part.bias {
-            let bias = (bias.tensors()? * f64::from(delta.scale))?;
-            let bias = factors.map_or_else(|| Ok(bias.clone()), |factors| &bias * factors)?;
-            change = change.broadcast_add(&bias.to_dtype(dtype)?)?;
-        }
-        y = (y + change.pad_with_zeros(1, part.start, outputs - part.outputs().end)?)?;
+/// Adds the changes to `y`; returns of each group `A dropout(x)` as well, `(T, ΣR)`. `plain`: `W x`.
+pub fn forward(ready: &Ready, x: &Tensor, plain: &Tensor, mut y: Tensor) -> Result<(Tensor, Vec<Tensor>)> {
+    if let Some(gains) = &ready.gains {
+        y = (y + plain.broadcast_mul(gains)?)?;
     }
-    Ok(y)
+    let mut all = Vec::with_capacity(ready.groups.len());
+    for group in &ready.groups {
+        let inner = masked(x, &mask(group.dropout, x)?)?.matmul(&group.a.t()?)?;
+        y = (y + inner.matmul(&group.b.t()?)?)?;
+        all.push(inner);
+    }
+    Ok((y, all))
 }
 
-/// The gradient of the matrices, and that of `x`.
-pub fn backward(delta: &LowRankDelta, x: &Tensor, dy: &Tensor) -> Result<(Gradient, Tensor)> {
-    let ((x, mask, inner), dtype) = (inner(delta, x)?, x.dtype());
-    let (rank, outputs) = (delta.a.outputs(), delta.parts.iter().map(|part| part.rows.end).max().unwrap_or(0));
-    let (mut of_b, mut of_inner) = (vec![0f32; outputs * rank], inner.zeros_like()?);
-    for part in &delta.parts {
-        let dy = dy.narrow(1, part.start, part.rows.len())?.force_contiguous()?;
-        of_inner = (of_inner + dy.matmul(&part.b.tensors()?.to_dtype(dtype)?)?)?;
-        of_b[part.rows.start * rank..part.rows.end * rank].copy_from_slice(&to_f32(&dy.t()?.matmul(&inner)?)?);
+/// The gradient of the matrices of each delta; adds to that of `x`, if it is asked for.
+pub fn backward(
+    ready: &Ready,
+    deltas: &[LowRankDelta],
+    (x, inner): (&Tensor, &[Tensor]),
+    dy: &Tensor,
+    mut dx: Option<Tensor>,
+) -> Result<(Option<Tensor>, Vec<Gradient>)> {
+    let mut of_deltas = Vec::with_capacity(deltas.len());
+    for (group, inner) in ready.groups.iter().zip(inner) {
+        let (of_inner, mask) = (dy.matmul(&group.b)?, mask(group.dropout, x)?);
+        let of_a = of_inner.t()?.matmul(&masked(x, &mask)?)?.to_dtype(DType::F32)?;
+        let of_b = dy.t()?.matmul(inner)?.to_dtype(DType::F32)?;
+        let mut first = 0;
+        for delta in &deltas[group.deltas.clone()] {
+            let (a, b) = (of_a.narrow(0, first, delta.rank())?, of_b.narrow(1, first, delta.rank())?);
+            let b = summed(&delta.parts, |part| {
+                let b = b.narrow(0, part.start, part.rows.len())?.force_contiguous()?;
+                among((b * f64::from(delta.scale))?, part.rows.start, delta.outputs())
+            })?;
+            let flat = |x: Tensor| x.force_contiguous()?.flatten_all().map(ParameterValues::Tensors);
+            of_deltas.push(Gradient { a: flat(a)?, b: flat(b)? });
+            first += delta.rank();
+        }
+        if let Some(sum) = dx {
+            dx = Some((sum + masked(&of_inner.matmul(&group.a)?, &mask)?)?);
+        }
     }
-    let of_inner = (of_inner * f64::from(delta.scale))?;
-    let of_a = to_f32(&of_inner.t()?.matmul(&x)?)?;
-    let dx = of_inner.matmul(&delta.a.tensors()?.to_dtype(dtype)?)?;
-    let dx = mask.map_or_else(|| Ok(dx.clone()), |mask| &dx * mask)?;
-    Ok((Gradient { a: of_a, b: of_b }, dx))
+    Ok((dx, of_deltas))
 }

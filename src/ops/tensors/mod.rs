@@ -3,6 +3,7 @@
 pub mod embedding;
 pub mod linear;
 pub mod low_rank;
+pub mod parameters;
 pub mod cross_entropy;
 pub mod norm;
 pub mod rope;
