@@ -3148,7 +3148,7 @@ void mc_train_options_set_cancel(mc_train_options *MC_NONNULL options,
 void mc_train_options_free(mc_train_options *MC_NULLABLE options);
 
 /**
- * The bytes that a trainer takes beside its model, at most, with micro-batches of the longest examples: the adapter, its optimiser and
+ * The bytes that a trainer takes beside its model, at most, with micro-batches of the longest examples: the adapter, its optimizer and
  * gradients, and what a pass keeps of each layer for the backward pass.
  *
  * @param model    the model.
@@ -3294,7 +3294,7 @@ mc_status mc_lora_train(mc_lora_trainer *MC_NONNULL trainer,
                         mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * How many steps of the optimiser are finished; never MC_ERROR_BUSY, and during mc_lora_train() as of the last step.
+ * How many steps of the optimizer are finished; never MC_ERROR_BUSY, and during mc_lora_train() as of the last step.
  *
  * @param trainer  the trainer.
  *
@@ -3318,7 +3318,7 @@ mc_status mc_lora_trainer_adapter(const mc_lora_trainer *MC_NONNULL trainer,
                                   mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Writes a checkpoint, for mc_lora_trainer_resume(): the adapter, the optimiser, what was accumulated, and where the training is in its
+ * Writes a checkpoint, for mc_lora_trainer_resume(): the adapter, the optimizer, what was accumulated, and where the training is in its
  * data. The directory is also the adapter in PEFT's format, for mc_lora_load(). If the process is killed meanwhile, the files are the old
  * ones or the new ones.
  *

@@ -14,9 +14,9 @@ use candle_core::{Result, Tensor, bail};
 use crate::engine::{Device, Dtype};
 use crate::error::OutOfMemory;
 use crate::ops::{
-    self, Activation, AdamW, Angles, Backend, Context, DeltaPart, Dropout, Format, Gradients, LayerCache, LowRankDelta,
-    LowRankDeltas, Mask, Masks, Matrix, MatrixBuilder, Norm, NormKind, Optimized, ParameterValues, Pooling, Product, Sequences,
-    Tape, Use, Vector,
+    self, Activation, AdamW, AdaptedLinear, Angles, Backend, Context, DeltaPart, Dropout, Format, Gradients, LayerCache,
+    LowRankDelta, LowRankDeltas, Mask, Masks, Matrix, MatrixBuilder, Norm, NormKind, Optimized, ParameterValues, Pooling,
+    Sequences, Tape, Use, Vector,
 };
 pub use crate::ops::{Level, limit_instructions};
 
@@ -127,11 +127,11 @@ fn products(checks: &mut Checks<'_>) {
         let shape = format!("{rows} × {inputs} × {outputs}");
         checks.add(&format!("linear, {shape}"), &[(rows, inputs)], Both, |on, x| {
             let (weight, bias) = (on.matrix(outputs, inputs, 4)?, on.vector(outputs, 5)?);
-            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: Some(&bias), deltas: None })
+            ops::linear(on.cx, &x[0], AdaptedLinear { weight: &weight, bias: Some(&bias), deltas: None })
         });
         checks.add(&format!("logits, {shape}"), &[(rows, inputs)], Forward, |on, x| {
             let weight = on.matrix(outputs, inputs, 4)?;
-            let (product, mut out) = (Product { weight: &weight, bias: None, deltas: None }, Vec::new());
+            let (product, mut out) = (AdaptedLinear { weight: &weight, bias: None, deltas: None }, Vec::new());
             ops::logits(on.cx.backend, &x[0], product, 0.5, Some(3.0), &mut out)?;
             Tensor::from_vec(out, (rows, outputs), &candle_core::Device::Cpu)
         });
@@ -156,14 +156,14 @@ fn products(checks: &mut Checks<'_>) {
             let (weight, bias, deltas) = (on.matrix(40, 48, 4)?, on.vector(40, 5)?, deltas(on)?);
             let bias = ops::summed_bias(Some(&bias), 40, &deltas, on.cx.backend)?;
             let deltas = LowRankDeltas::new(deltas, &weight)?;
-            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: bias.as_ref(), deltas: Some(&deltas) })
+            ops::linear(on.cx, &x[0], AdaptedLinear { weight: &weight, bias: bias.as_ref(), deltas: Some(&deltas) })
         });
         checks.add(&format!("merged, {name}"), &[(ROWS, 48)], Forward, |on, x| {
             let (weight, bias) = (on.matrix(40, 48, 4)?, on.vector(40, 5)?);
             let (backend, deltas) = (on.cx.backend, deltas(on)?);
             let bias = ops::summed_bias(Some(&bias), 40, &deltas, backend)?;
             let Some(weight) = ops::merged(&weight, &deltas, backend)? else { bail!("merged: no matrix") };
-            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: bias.as_ref(), deltas: None })
+            ops::linear(on.cx, &x[0], AdaptedLinear { weight: &weight, bias: bias.as_ref(), deltas: None })
         });
     }
     for (name, dropout) in [("in training", None), ("in training, dropout", Some(Dropout { share: 0.3, seed: 5 }))] {
@@ -183,7 +183,7 @@ fn products(checks: &mut Checks<'_>) {
             };
             let deltas = vec![delta(0, &[(0..8, 22), (8..20, 2)])?, delta(1, &[(0..40, 0)])?];
             let deltas = LowRankDeltas::new(deltas, &weight)?;
-            ops::linear(on.cx, &x[0], Product { weight: &weight, bias: None, deltas: Some(&deltas) })
+            ops::linear(on.cx, &x[0], AdaptedLinear { weight: &weight, bias: None, deltas: Some(&deltas) })
         });
     }
     checks.add("AdamW", &[], Forward, |on, _| {
@@ -259,7 +259,7 @@ fn losses(checks: &mut Checks<'_>) {
         let run = move |on: Target<'_>, x: &[Tensor], with_gradient| {
             let targets: Vec<u32> = (0..ROWS as u32).map(|i| i * 7).collect();
             let (weight, bias) = (on.matrix(50, 48, 4)?, on.vector(50, 5)?);
-            let product = Product { weight: &weight, bias: Some(&bias), deltas: None };
+            let product = AdaptedLinear { weight: &weight, bias: Some(&bias), deltas: None };
             ops::cross_entropy(on.cx.backend, &x[0], product, (0.4, cap), &targets, with_gradient)
         };
         checks.add(&format!("cross entropy{name}"), &[(ROWS, 48)], Forward, |on, x| {

@@ -202,20 +202,20 @@ impl Device {
         self.0.gate().suspended = false;
     }
 
-    /// Runs one step on the threads that compute: a chunk, a token, a batch. All work that networks do goes through here or through
+    /// Runs work on the threads that compute: a chunk, a token, a batch. All work that networks do goes through here or through
     /// [`work`](Self::work), and so through the gate and an autorelease pool. When it returns, the device has done what it was given.
     ///
     /// # Errors
     /// `ErrorKind::Suspended` while the device is suspended; `ErrorKind::Device` also if what failed was given to it by another thread
-    /// meanwhile. What the step wrote is then not known.
-    pub(crate) fn step<R: Send>(&self, step: impl FnOnce() -> Result<R> + Send) -> Result<R> {
-        self.let_in(|backend| backend.step(step))
+    /// meanwhile. What the work wrote is then not known.
+    pub(crate) fn compute<R: Send>(&self, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+        self.let_in(|backend| backend.compute(work))
     }
 
     /// The same on the calling thread: uploads, read-backs, what calls its caller back.
     ///
     /// # Errors
-    /// As [`step`](Self::step).
+    /// As [`compute`](Self::compute).
     pub(crate) fn work<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<R> {
         self.let_in(|backend| backend.here(work))
     }
@@ -307,14 +307,14 @@ mod tests {
     #[test]
     fn a_suspended_device_refuses_work_until_it_resumes() {
         let device = Device::new(DeviceKind::Cpu, 0).unwrap();
-        let error = device.step(|| device.suspend(Duration::ZERO)).unwrap_err();
+        let error = device.compute(|| device.suspend(Duration::ZERO)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Busy);
         device.suspend(Duration::MAX).unwrap();
         let nothing = || -> Result<()> { panic!("work on a suspended device") };
-        assert_eq!(device.step(nothing).unwrap_err().kind(), ErrorKind::Suspended);
+        assert_eq!(device.compute(nothing).unwrap_err().kind(), ErrorKind::Suspended);
         assert_eq!(device.work(nothing).unwrap_err().kind(), ErrorKind::Suspended);
         device.clone().resume();
-        assert_eq!(device.step(|| Ok(1)).unwrap() + device.work(|| Ok(2)).unwrap(), 3);
+        assert_eq!(device.compute(|| Ok(1)).unwrap() + device.work(|| Ok(2)).unwrap(), 3);
     }
 
     #[test]
@@ -322,8 +322,8 @@ mod tests {
         let backend = Backend::by_tensors(&candle_core::Device::Cpu);
         let device = Device::with_backend(DeviceKind::Cpu, "CPU".to_string(), backend);
         let told = || Ok(device.0.failures.fetch_add(1, Ordering::Relaxed));
-        assert_eq!(device.step(told).unwrap_err().kind(), ErrorKind::Device);
-        device.step(|| Ok(())).unwrap();
+        assert_eq!(device.compute(told).unwrap_err().kind(), ErrorKind::Device);
+        device.compute(|| Ok(())).unwrap();
     }
 
     #[test]

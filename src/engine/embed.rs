@@ -293,7 +293,7 @@ impl Model {
         let ids: Vec<u32> = batch.iter().flat_map(|&i| tokens[i].iter().copied()).collect();
         let lengths: Vec<usize> = batch.iter().map(|&i| tokens[i].len()).collect();
         let transformer = self.transformer();
-        self.device().step(|| {
+        self.device().compute(|| {
             let kinds = &plan.pooling;
             let modules = &self.embedder().modules;
             let mut whole = transformer.embed_sequences((&ids, &lengths), attached.adapters(), (skip, kinds), modules)?;

@@ -291,7 +291,7 @@ impl Scores<'_> {
         for (i, piece) in ids.chunks(chunk).enumerate() {
             on_piece(i * chunk, ids.len())?;
             let scored = skipped.saturating_sub(i * chunk).min(piece.len())..piece.len();
-            self.model.device().step(|| self.piece(piece, scored, states))?;
+            self.model.device().compute(|| self.piece(piece, scored, states))?;
         }
         if !ids.is_empty() {
             on_piece(ids.len(), ids.len())?;
@@ -331,7 +331,7 @@ pub(super) struct PassPart<'a> {
 /// `OutOfMemory`, `Device`, `Suspended`: then for all of them.
 pub(super) fn pass(parts: &mut [PassPart<'_>]) -> Result<()> {
     let Some(model) = parts.first().map(|part| part.evaluated.model.clone()) else { return Ok(()) };
-    let result = model.device().step(|| {
+    let result = model.device().compute(|| {
         let transformer = model.transformer();
         let mut steps = Vec::with_capacity(parts.len());
         let (mut rows, mut adapters, mut first) = (Vec::new(), Vec::new(), 0);

@@ -107,7 +107,7 @@ impl Lora {
 
     fn scaled(&self, model: &Model, scale: f32) -> Result<Arc<Scaled>> {
         let adapter = &self.0.peft.adapter;
-        let compute = || model.device().step(|| Ok(Arc::new(adapter.scaled(model.transformer(), scale)?)));
+        let compute = || model.device().compute(|| Ok(Arc::new(adapter.scaled(model.transformer(), scale)?)));
         if !adapter.has_magnitudes() {
             return compute();
         }
@@ -140,7 +140,7 @@ impl Model {
     pub fn merge(&self, lora: &Lora, scale: f32) -> Result<Self> {
         let attached = Attached::new(self, &[(lora.clone(), scale)])?;
         let Some(adapters) = attached.adapters() else { return Ok(self.clone()) };
-        let transformer = self.device().step(|| self.transformer().merged(adapters))?;
+        let transformer = self.device().compute(|| self.transformer().merged(adapters))?;
         Ok(self.with_transformer(transformer, fnv(self.fingerprint(), &attached.fingerprint().to_le_bytes())))
     }
 }

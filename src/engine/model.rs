@@ -415,7 +415,7 @@ fn warm_up(
     for (done, &length) in steps.iter().enumerate() {
         options.cancel.as_ref().map_or(Ok(()), Cancel::check)?;
         tell(progress, Progress { stage: Stage::Compile, done: done as u64, total: steps.len() as u64 })?;
-        device.step(|| {
+        device.compute(|| {
             if !transformer.generates() {
                 transformer.encode(&vec![0; length], &[length], None)?;
                 return Ok(());

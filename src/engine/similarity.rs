@@ -72,7 +72,7 @@ pub fn similarity_top_k(
 fn block(similarity: Similarity, queries: &[f32], documents: &[f32], dim: usize, k: usize) -> Result<Vec<BinaryHeap<Found>>> {
     let count = queries.len() / dim;
     let products = match similarity {
-        Similarity::Cosine | Similarity::Dot => Some(ops::Products::new(queries, dim).ok_or_else(no_memory)?),
+        Similarity::Cosine | Similarity::Dot => Some(ops::DotProducts::new(queries, dim).ok_or_else(no_memory)?),
         Similarity::Euclidean | Similarity::Manhattan => None,
     };
     let lengths: Vec<f32> = queries.chunks_exact(dim).map(length).collect();

@@ -646,7 +646,7 @@ fn train_options(options: *const mc_train_options) -> Result<Option<TrainOptions
     optional(options, "options")?.map(|options| options.options()).transpose()
 }
 
-/// The bytes that a trainer takes beside its model, at most, with micro-batches of the longest examples: the adapter, its optimiser and
+/// The bytes that a trainer takes beside its model, at most, with micro-batches of the longest examples: the adapter, its optimizer and
 /// gradients, and what a pass keeps of each layer for the backward pass.
 ///
 /// @param model    the model.
@@ -876,7 +876,7 @@ pub unsafe extern "C" fn mc_lora_train(
     })
 }
 
-/// How many steps of the optimiser are finished; never MC_ERROR_BUSY, and during mc_lora_train() as of the last step.
+/// How many steps of the optimizer are finished; never MC_ERROR_BUSY, and during mc_lora_train() as of the last step.
 ///
 /// @param trainer  the trainer.
 ///
@@ -910,7 +910,7 @@ pub unsafe extern "C" fn mc_lora_trainer_adapter(
     })
 }
 
-/// Writes a checkpoint, for mc_lora_trainer_resume(): the adapter, the optimiser, what was accumulated, and where the training is in its
+/// Writes a checkpoint, for mc_lora_trainer_resume(): the adapter, the optimizer, what was accumulated, and where the training is in its
 /// data. The directory is also the adapter in PEFT's format, for mc_lora_load(). If the process is killed meanwhile, the files are the old
 /// ones or the new ones.
 ///

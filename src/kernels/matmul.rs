@@ -123,7 +123,7 @@ fn product<W: PanelSource>(
         let rows = row.min(rows)..(row + part_rows).min(rows);
         let outputs = |panel: usize| (groups * panel / panel_parts * PANELS * LANES).min(n);
         let outputs = outputs(panel)..outputs(panel + 1);
-        dispatch(Part { x, x_stride, w, k, start, y, y_stride: n, rows: rows.clone(), outputs: outputs.clone() });
+        dispatch(Partition { x, x_stride, w, k, start, y, y_stride: n, rows: rows.clone(), outputs: outputs.clone() });
         // SAFETY: these outputs of these rows lie in y, are written by now, and belong to this part alone.
         unsafe {
             if let Some(gain) = epilogue.gain {
@@ -178,12 +178,12 @@ impl LowRankTerm<'_> {
     /// As [`rescale`].
     unsafe fn add_by<W: PanelSource>(&self, w: W, rows: Range<usize>, outputs: Range<usize>, y: Shared<f32>, y_stride: usize) {
         let (x, x_stride, k) = (self.inner, self.stride, self.b.cols);
-        dispatch(Part { x, x_stride, w, k, start: Start::Add, y, y_stride, rows, outputs });
+        dispatch(Partition { x, x_stride, w, k, start: Start::Add, y, y_stride, rows, outputs });
     }
 }
 
 /// One thread's share: some rows, some outputs.
-struct Part<'a, W> {
+struct Partition<'a, W> {
     x: &'a [f32],
     x_stride: usize,
     w: W,
@@ -196,7 +196,7 @@ struct Part<'a, W> {
     outputs: Range<usize>,
 }
 
-impl<W: PanelSource> Kernel for Part<'_, W> {
+impl<W: PanelSource> Kernel for Partition<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -228,7 +228,7 @@ impl<W: PanelSource> Kernel for Part<'_, W> {
     }
 }
 
-impl<W: PanelSource> Part<'_, W> {
+impl<W: PanelSource> Partition<'_, W> {
     /// All rows of a block against `P` panels; returns `P`.
     #[inline(always)]
     unsafe fn rows_by_panels<S: Simd, const P: usize>(

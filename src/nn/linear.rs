@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 
 use super::adapter::{Change, RowAdapters};
-use crate::ops::{self, Context, Matrix, Product, Vector};
+use crate::ops::{self, AdaptedLinear, Context, Matrix, Vector};
 
 /// A matrix of a network, by which adapters are sorted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,11 +32,11 @@ impl Linear {
     }
 
     /// What a product with a change is made of.
-    pub(super) fn changed<'a>(&'a self, change: Option<&'a Change>) -> Product<'a> {
+    pub(super) fn changed<'a>(&'a self, change: Option<&'a Change>) -> AdaptedLinear<'a> {
         let (weight, bias) = (&self.weight, self.bias.as_ref());
-        let Some(change) = change else { return Product { weight, bias, deltas: None } };
+        let Some(change) = change else { return AdaptedLinear { weight, bias, deltas: None } };
         let (weight, bias) = (change.weight.as_ref().unwrap_or(weight), change.bias.as_ref().or(bias));
-        Product { weight, bias, deltas: change.deltas.as_ref() }
+        AdaptedLinear { weight, bias, deltas: change.deltas.as_ref() }
     }
 }
 

@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 
 use super::{Slot, Transformer, Weights};
 use crate::error;
-use crate::ops::{self, Activation, Backend, Context, Matrix, Norm, NormKind, Pooling, Product, Vector};
+use crate::ops::{self, Activation, AdaptedLinear, Backend, Context, Matrix, Norm, NormKind, Pooling, Vector};
 
 /// One step from the pooled vector to the final one.
 pub enum SentenceModule {
@@ -97,7 +97,7 @@ impl SentenceModule {
 
 impl Projection {
     fn forward(&self, cx: Context<'_>, x: &Tensor) -> Result<Tensor> {
-        ops::linear(cx, x, Product { weight: &self.weight, bias: self.bias.as_ref(), deltas: None })
+        ops::linear(cx, x, AdaptedLinear { weight: &self.weight, bias: self.bias.as_ref(), deltas: None })
     }
 }
 

@@ -13,7 +13,7 @@ use super::relative_bias::RelativeBias;
 use super::rope::RopeAngles;
 use super::{Config, Prefix, Rope, Slot, States, Tying, Weights};
 use crate::error;
-use crate::ops::{self, Backend, Context, Format, Masks, Matrix, Norm, Product, Sequences};
+use crate::ops::{self, AdaptedLinear, Backend, Context, Format, Masks, Matrix, Norm, Sequences};
 
 /// A decoder or an encoder with its weights; immutable, clones share the weights.
 #[derive(Clone)]
@@ -274,7 +274,7 @@ impl Transformer {
     }
 
     /// The output matrix alone.
-    pub(super) fn head(&self) -> Option<Product<'_>> {
+    pub(super) fn head(&self) -> Option<AdaptedLinear<'_>> {
         self.head.as_ref().map(|head| head.changed(None))
     }
 

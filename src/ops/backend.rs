@@ -35,11 +35,11 @@ impl Backend {
         Self::Tensors(device.clone())
     }
 
-    /// Runs one step where its threads or its autorelease pool are.
-    pub fn step<R: Send>(&self, step: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+    /// Runs work where its threads or its autorelease pool are.
+    pub fn compute<R: Send>(&self, work: impl FnOnce() -> Result<R> + Send) -> Result<R> {
         match self {
-            Self::Cpu => crate::kernels::install(step),
-            Self::Tensors(_) => self.here(step),
+            Self::Cpu => crate::kernels::install(work),
+            Self::Tensors(_) => self.here(work),
         }
     }
 

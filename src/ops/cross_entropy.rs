@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::cpu::cross_entropy as cpu;
 use super::tensors::cross_entropy as tensors;
-use super::{Backend, Product};
+use super::{AdaptedLinear, Backend};
 
 /// Scores that are in memory at a time: 128 MB. All of a batch would be more than everything else together.
 const CHUNK_VALUES: usize = 1 << 25;
@@ -25,7 +25,7 @@ pub fn scored_at_once(outputs: usize) -> usize {
 pub fn cross_entropy(
     backend: &Backend,
     x: &Tensor,
-    product: Product<'_>,
+    product: AdaptedLinear<'_>,
     (scale, cap): (f32, Option<f32>),
     targets: &[u32],
     with_gradient: bool,

@@ -10,13 +10,13 @@ use crate::kernels::{Epilogue, Packed, Use, install, matmul, scale_softcap};
 
 /// A weight matrix `(N, C)`, its bias `(N)`, and what adapters change.
 #[derive(Clone, Copy)]
-pub struct Product<'a> {
+pub struct AdaptedLinear<'a> {
     pub weight: &'a Matrix,
     pub bias: Option<&'a Vector>,
     pub deltas: Option<&'a LowRankDeltas>,
 }
 
-impl Product<'_> {
+impl AdaptedLinear<'_> {
     /// The rows of `x`, if they are what the matrix takes.
     pub(super) fn rows_of(&self, x: &Tensor) -> Result<usize> {
         let ((rows, cols), inputs) = (x.dims2()?, self.weight.inputs());
@@ -34,9 +34,9 @@ impl Product<'_> {
 ///
 /// # Errors
 /// If a gradient is asked for through a delta that is not in training.
-pub fn linear(cx: Context<'_>, x: &Tensor, product: Product<'_>) -> Result<Tensor> {
+pub fn linear(cx: Context<'_>, x: &Tensor, product: AdaptedLinear<'_>) -> Result<Tensor> {
     product.rows_of(x)?;
-    let Product { weight, deltas, .. } = product;
+    let AdaptedLinear { weight, deltas, .. } = product;
     let (y, inner) = match cx.backend {
         Backend::Cpu => cpu::forward(x, product).map(|(y, inner)| (y, On::Cpu(inner)))?,
         Backend::Tensors(_) => tensors::forward(x, product).map(|(y, inner)| (y, On::Tensors(inner)))?,
@@ -66,7 +66,7 @@ pub fn linear(cx: Context<'_>, x: &Tensor, product: Product<'_>) -> Result<Tenso
 pub fn logits(
     backend: &Backend,
     x: &Tensor,
-    product: Product<'_>,
+    product: AdaptedLinear<'_>,
     scale: f32,
     cap: Option<f32>,
     out: &mut Vec<f32>,
@@ -89,9 +89,9 @@ pub fn logits(
 }
 
 /// Scalar products with a fixed set of vectors, on the CPU.
-pub struct Products(Packed);
+pub struct DotProducts(Packed);
 
-impl Products {
+impl DotProducts {
     /// `vectors`: `(N, C)`, row-major. `None` if there is no memory for a copy.
     pub fn new(vectors: &[f32], cols: usize) -> Option<Self> {
         Packed::from_f32(vectors, cols, Use::Product).map(Self)

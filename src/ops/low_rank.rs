@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Result, bail};
 
 use super::cpu::low_rank as cpu;
-use super::linear::Products;
+use super::linear::DotProducts;
 use super::tensors::low_rank as tensors;
 use super::{Backend, Matrix, MatrixBuilder, On, Vector};
 use crate::error::OutOfMemory;
@@ -278,7 +278,7 @@ pub fn merged(weight: &Matrix, deltas: &[LowRankDelta], backend: &Backend) -> Re
 struct Expanded<'a> {
     delta: &'a LowRankDelta,
     /// `A` by its columns.
-    columns: Products,
+    columns: DotProducts,
 }
 
 impl<'a> Expanded<'a> {
@@ -286,7 +286,7 @@ impl<'a> Expanded<'a> {
         let (rank, inputs) = (delta.a.outputs(), delta.a.inputs());
         let a = delta.a.rows(0..rank)?;
         let columns: Vec<f32> = (0..inputs).flat_map(|i| a.iter().skip(i).step_by(inputs)).copied().collect();
-        let columns = Products::new(&columns, rank).ok_or_else(|| no_memory(columns.len()))?;
+        let columns = DotProducts::new(&columns, rank).ok_or_else(|| no_memory(columns.len()))?;
         Ok(Self { delta, columns })
     }
 

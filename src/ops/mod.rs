@@ -40,7 +40,7 @@ pub use cross_entropy::{cross_entropy, scored_at_once};
 pub use embedding::embedding;
 #[cfg(feature = "fault-injection")]
 pub use fault::inject_device_failure;
-pub use linear::{Product, Products, linear, logits};
+pub use linear::{AdaptedLinear, DotProducts, linear, logits};
 pub use low_rank::{DeltaPart, Dropout, LowRankDelta, LowRankDeltas, merged, summed_bias};
 pub use matrix::{Matrix, MatrixBuilder, Vector, dtype, to_f32};
 pub use norm::{Norm, add_scaled, norm, optional_norm};

@@ -1,7 +1,7 @@
 //! What a forward pass leaves behind for the backward pass through it.
 //!
 //! candle's own graph is not used: it copies every gradient that it passes on, keeps all activations until the end, and asks for the
-//! gradients of frozen weights. Here a gradient belongs to one tensor alone and moves, and what a step kept is free once it is done.
+//! gradients of frozen weights. Here a gradient belongs to one tensor alone and moves, and what an operation kept is free once it is done.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -53,12 +53,12 @@ impl<'a> Context<'a> {
     }
 }
 
-type Step = Box<dyn FnOnce(&mut Gradients) -> Result<()>>;
+type Node = Box<dyn FnOnce(&mut Gradients) -> Result<()>>;
 
-/// The steps of a forward pass.
+/// The operations of a forward pass, each with its backward pass.
 #[derive(Default)]
 pub struct Tape {
-    steps: RefCell<Vec<Step>>,
+    nodes: RefCell<Vec<Node>>,
     tracked: RefCell<HashSet<TensorId>>,
 }
 
@@ -72,18 +72,18 @@ impl Tape {
         self.tracked.borrow().contains(&x.id())
     }
 
-    /// Adds a step that takes the gradients of `outputs`.
-    pub(super) fn push<const N: usize>(&self, outputs: [&Tensor; N], step: impl FnOnce(&mut Gradients) -> Result<()> + 'static) {
+    /// Adds a backward pass that takes the gradients of `outputs`.
+    pub(super) fn push<const N: usize>(&self, outputs: [&Tensor; N], node: impl FnOnce(&mut Gradients) -> Result<()> + 'static) {
         outputs.iter().for_each(|output| self.track(output));
-        self.steps.borrow_mut().push(Box::new(step));
+        self.nodes.borrow_mut().push(Box::new(node));
     }
 
-    /// The backward pass of all steps.
+    /// The backward pass of all operations, the last first.
     ///
     /// # Errors
     /// A failed device operation.
     pub fn backward(self, gradients: &mut Gradients) -> Result<()> {
-        self.steps.into_inner().into_iter().rev().try_for_each(|step| step(gradients))
+        self.nodes.into_inner().into_iter().rev().try_for_each(|node| node(gradients))
     }
 }
 
@@ -133,7 +133,9 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::ops::{self, Activation, Angles, Format, Mask, Matrix, MatrixBuilder, NormKind, Product, Sequences, Use, Vector};
+    use crate::ops::{
+        self, Activation, AdaptedLinear, Angles, Format, Mask, Matrix, MatrixBuilder, NormKind, Sequences, Use, Vector,
+    };
 
     const ROWS: usize = 7;
     const BACKENDS: [Backend; 2] = [Backend::Cpu, Backend::Tensors(Device::Cpu)];
@@ -246,7 +248,7 @@ mod tests {
                 }
             }
             let (weight, bias) = (matrix(&noise(20 * 12, 4), 12, backend), vector(20, 5));
-            let product = Product { weight: &weight, bias: bias.as_ref(), deltas: None };
+            let product = AdaptedLinear { weight: &weight, bias: bias.as_ref(), deltas: None };
             check("linear", backend, &[12], |cx, x| ops::linear(cx, &x[0], product).unwrap());
             for dropout in [None, Some(ops::Dropout { share: 0.3, seed: 5 })] {
                 let delta = |number: usize, parts: &[(std::ops::Range<usize>, usize)]| {
@@ -260,7 +262,7 @@ mod tests {
                 };
                 let deltas = vec![delta(0, &[(0..4, 11), (4..10, 2)]), delta(1, &[(0..20, 0)])];
                 let deltas = ops::LowRankDeltas::new(deltas, &weight).unwrap();
-                let product = Product { deltas: Some(&deltas), ..product };
+                let product = AdaptedLinear { deltas: Some(&deltas), ..product };
                 check("linear in training", backend, &[12], |cx, x| ops::linear(cx, &x[0], product).unwrap());
             }
         }
@@ -270,7 +272,7 @@ mod tests {
     fn cross_entropy_has_the_gradient_of_its_slopes() {
         for (backend, cap) in BACKENDS.iter().flat_map(|backend| [(backend, None), (backend, Some(1.5))]) {
             let (weight, bias) = (matrix(&noise(50 * 12, 4), 12, backend), Vector::new(noise(50, 5), backend).unwrap());
-            let product = Product { weight: &weight, bias: Some(&bias), deltas: None };
+            let product = AdaptedLinear { weight: &weight, bias: Some(&bias), deltas: None };
             let targets: Vec<u32> = (0..ROWS as u32).map(|i| i * 7).collect();
             let x = noise(ROWS * 12, 1);
             let loss =

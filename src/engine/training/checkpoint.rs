@@ -2,7 +2,7 @@
 //!
 //! | tensors, each `.a` and `.b` of a module | |
 //! |---|---|
-//! | `weights`, `first_moments`, `second_moments` | the adapter and its optimiser |
+//! | `weights`, `first_moments`, `second_moments` | the adapter and its optimizer |
 //! | `gradients` | of the micro-batches since the last step, if there are any |
 //!
 //! Its metadata is a JSON text with the adapter's configuration, the options and all counters; numbers are their 64 bits in
@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 
 use super::options::{MOST, MOST_EPOCHS};
 use super::run::BEST;
-use super::{LoraTrainer, Progress, Schedule, TrainOptions, Weighting};
+use super::{Counters, LoraTrainer, Schedule, TrainOptions, Weighting};
 use crate::engine::Model;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Beside, Checkpoint, Json, PeftPlan, Tensors, remove_parts};
@@ -81,7 +81,7 @@ macro_rules! stored {
 stored!(TrainOptions: learning_rate weight_decay beta1 beta2 epsilon grad_clip grad_accumulation weighting schedule warmup_steps
     warmup_from_zero total_steps batch_size epochs max_length mask_prompt seed gradient_checkpointing checkpoint_every eval_every
     patience);
-stored!(Progress: step micro_steps micro loss_sum targets loss grad_norm pending data epoch position first_step epoch_steps best_loss
+stored!(Counters: step micro_steps micro loss_sum targets loss grad_norm pending data epoch position first_step epoch_steps best_loss
     stale_evals);
 
 fn digits(value: &impl Bits) -> Value {
@@ -211,7 +211,7 @@ impl LoraTrainer {
             }
             None => own,
         };
-        let progress = Progress::from_fields(&object(&json, "progress")?)?;
+        let progress = Counters::from_fields(&object(&json, "progress")?)?;
         progress.check(&options).map_err(|message| json.invalid("progress", &message))?;
         let (dropout, seed): (f32, u64) = (number(&json, "dropout")?, number(&json, "seed")?);
         if !(0.0..1.0).contains(&dropout) {
@@ -250,7 +250,7 @@ impl LoraTrainer {
     }
 }
 
-impl Progress {
+impl Counters {
     /// Whether these numbers can be; else what is wrong with them.
     fn check(&self, options: &TrainOptions) -> std::result::Result<(), String> {
         let counters = [

@@ -11,7 +11,7 @@ const WORKSPACE_LAYERS: usize = 3;
 
 impl LoraTrainer {
     /// The bytes that a trainer takes beside its model, at most, with batches of the longest examples: the adapter, the two moments
-    /// of its optimiser and its gradients, what a pass keeps of each layer for the backward pass, and the workspace of a layer and of the
+    /// of its optimizer and its gradients, what a pass keeps of each layer for the backward pass, and the workspace of a layer and of the
     /// scores. With gradient checkpointing a pass keeps one vector of each token and layer.
     ///
     /// # Errors

@@ -66,12 +66,12 @@ pub struct LoraTrainer {
     state: Optimized,
     /// Of the micro-batches since the last step, weighted, if there are any.
     gradients: Option<ParameterValues>,
-    progress: Progress,
+    progress: Counters,
 }
 
 /// All numbers that a training goes on from.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Progress {
+struct Counters {
     /// Finished steps.
     step: u64,
     /// Finished micro-batches of all steps.
@@ -99,7 +99,7 @@ struct Progress {
     stale_evals: u64,
 }
 
-impl Default for Progress {
+impl Default for Counters {
     fn default() -> Self {
         Self {
             step: 0,
@@ -131,7 +131,7 @@ pub struct MicroStep {
     pub update: Option<Update>,
 }
 
-/// What one step of the optimiser did.
+/// What one step of the optimizer did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Update {
     /// From 1.
@@ -162,7 +162,7 @@ impl LoraTrainer {
             options: options.clone(),
             state: model.device().work(|| Ok(Optimized::new(values, model.device().backend())?))?,
             gradients: None,
-            progress: Progress::default(),
+            progress: Counters::default(),
             plan,
         })
     }
@@ -247,7 +247,7 @@ impl LoraTrainer {
             let sum = gradients.scaled(weight, self.gradients.as_ref())?;
             Ok((sum.norm()?, sum))
         };
-        let (norm, sum) = self.model.device().step(sum)?;
+        let (norm, sum) = self.model.device().compute(sum)?;
         finite("gradient", norm)?;
         Ok(sum)
     }
@@ -262,7 +262,7 @@ impl LoraTrainer {
     ///
     /// # Errors
     /// `Suspended`, `Device`: nothing has changed then.
-    fn update(&mut self, gradients: ParameterValues, progress: &mut Progress, total: u64) -> Result<Update> {
+    fn update(&mut self, gradients: ParameterValues, progress: &mut Counters, total: u64) -> Result<Update> {
         let count = match self.options.weighting {
             Weighting::MicroBatches => progress.micro as f64,
             Weighting::Tokens => progress.targets as f64,
@@ -271,7 +271,7 @@ impl LoraTrainer {
         let TrainOptions { beta1, beta2, epsilon, weight_decay, grad_clip, .. } = self.options;
         let adam = AdamW { beta1, beta2, epsilon, weight_decay, learning_rate, step: progress.step + 1 };
         let state = &mut self.state;
-        let grad_norm = self.model.device().step(|| {
+        let grad_norm = self.model.device().compute(|| {
             let mean = gradients.scaled((1.0 / count) as f32, None)?;
             let norm = mean.norm()?;
             let clip = match grad_clip {
@@ -304,7 +304,7 @@ impl LoraTrainer {
 
     /// 0 = not known.
     fn total_steps(&self) -> u64 {
-        let Progress { data, first_step, epoch_steps, .. } = self.progress;
+        let Counters { data, first_step, epoch_steps, .. } = self.progress;
         match self.options.total_steps {
             0 if data != 0 => first_step.saturating_add(epoch_steps.saturating_mul(self.options.epochs as u64)),
             total => total,
@@ -328,7 +328,7 @@ impl LoraTrainer {
         };
         let pass = Pass { checkpointing: self.options.gradient_checkpointing, dropout, stop: &stop };
         let network = self.model.transformer();
-        let done = device.step(|| Ok(work(network, pass)?))?;
+        let done = device.compute(|| Ok(work(network, pass)?))?;
         done.ok_or_else(|| match was_cancelled.load(Ordering::Relaxed) {
             true => Error::cancelled(),
             false => Error::new(ErrorKind::Suspended, "training: the device was suspended, resume it first"),
@@ -353,7 +353,7 @@ impl LoraTrainer {
         }
     }
 
-    /// Finished steps of the optimiser.
+    /// Finished steps of the optimizer.
     pub fn step_count(&self) -> u64 {
         self.progress.step
     }

@@ -162,7 +162,7 @@ impl TrainOptions {
                 return Err(Error::argument(format!("{name}: expected at least 0 and below 1, found {beta}")));
             }
         }
-        // In F32, which the optimiser computes in.
+        // In F32, which the optimizer computes in.
         if !(self.epsilon as f32 > 0.0 && (self.epsilon as f32).is_finite()) {
             return Err(Error::argument(format!("epsilon: expected a number above 0, found {}", self.epsilon)));
         }

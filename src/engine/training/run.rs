@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::super::dataset::{Sample, Tokenized};
 use super::super::random::Random;
 use super::batches::{BatchSequences, batches};
-use super::{LoraTrainer, ORDER, Progress, USUAL_LENGTH};
+use super::{Counters, LoraTrainer, ORDER, USUAL_LENGTH};
 use crate::engine::Dataset;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{FNV_START, fnv};
@@ -135,7 +135,7 @@ impl LoraTrainer {
     }
 
     fn is_done(&self) -> bool {
-        let (options, Progress { step, epoch, stale_evals, .. }) = (&self.options, self.progress);
+        let (options, Counters { step, epoch, stale_evals, .. }) = (&self.options, self.progress);
         epoch >= options.epochs
             || (options.total_steps > 0 && step >= options.total_steps)
             || (options.patience > 0 && stale_evals >= options.patience)
@@ -191,7 +191,7 @@ impl LoraTrainer {
             self.progress = before;
             return Err(error);
         }
-        let Progress { loss, grad_norm, targets, epoch, position, first_step, epoch_steps, .. } = self.progress;
+        let Counters { loss, grad_norm, targets, epoch, position, first_step, epoch_steps, .. } = self.progress;
         let end = first_step.saturating_add(epoch_steps.saturating_mul(self.options.epochs as u64));
         let flow = on_step(&TrainEvent {
             step,

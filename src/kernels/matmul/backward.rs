@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::source::{PanelSource, Weight};
 use super::tile::{Left, Right, rows_by_vectors};
-use super::{PART_ROWS, Part, SPLIT_WORK, Start};
+use super::{PART_ROWS, Partition, SPLIT_WORK, Start};
 use crate::kernels::packed::{Packed, Panels};
 use crate::kernels::parallel::{Shared, each, parts};
 use crate::kernels::simd::{Kernel, LANES, Simd, dispatch};
@@ -56,7 +56,7 @@ fn transposed<W: PanelSource>(
         for first in (0..n).step_by(TRANSPOSED_BLOCK.0) {
             let outputs = first..n.min(first + TRANSPOSED_BLOCK.0);
             dispatch(Transpose { w, k, outputs: outputs.clone(), panels: panels.clone(), transposed: &mut transposed });
-            dispatch(Part {
+            dispatch(Partition {
                 x: &x[first..],
                 x_stride,
                 w: transposed.as_slice(),

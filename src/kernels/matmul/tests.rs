@@ -160,7 +160,7 @@ fn every_instruction_set_gives_the_same_products() {
             let (rows, outputs) = (x.len() / k, 0..n);
             let (mut y, mut transposed) = (vec![0.0; rows * n], vec![0.0; n * k.next_multiple_of(LANES)]);
             let (start, y_stride) = (Start::Bias(None), n);
-            let part = Part { x, x_stride: k, w, k, start, y: Shared::new(&mut y), y_stride, rows: 0..rows, outputs };
+            let part = Partition { x, x_stride: k, w, k, start, y: Shared::new(&mut y), y_stride, rows: 0..rows, outputs };
             let transpose = Transpose { w, k, outputs: 0..n, panels: 0..k.div_ceil(LANES), transposed: &mut transposed };
             // SAFETY: passed on from the caller.
             unsafe {

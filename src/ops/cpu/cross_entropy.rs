@@ -4,12 +4,12 @@ use candle_core::{Device, Result, Tensor};
 
 use super::linear;
 use crate::kernels::{cross_entropy, matmul_transposed_add};
-use crate::ops::Product;
+use crate::ops::AdaptedLinear;
 
 /// `chunk` rows at a time.
 pub fn forward(
     x: &Tensor,
-    product: Product<'_>,
+    product: AdaptedLinear<'_>,
     (scale, cap): (f32, Option<f32>),
     targets: &[u32],
     chunk: usize,

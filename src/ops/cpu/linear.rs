@@ -5,10 +5,10 @@ use candle_core::{Device, Result, Tensor};
 use super::low_rank;
 use super::row_op::with_rows;
 use crate::kernels::{matmul, matmul_new, matmul_transposed_add};
-use crate::ops::{Gradient, LowRankDeltas, Matrix, Product, fault};
+use crate::ops::{AdaptedLinear, Gradient, LowRankDeltas, Matrix, fault};
 
 /// The outputs, and what the backward pass of the deltas needs.
-pub fn forward(x: &Tensor, product: Product<'_>) -> Result<(Tensor, Vec<Vec<f32>>)> {
+pub fn forward(x: &Tensor, product: AdaptedLinear<'_>) -> Result<(Tensor, Vec<Vec<f32>>)> {
     fault::product()?;
     let ((rows, _), weight) = (x.dims2()?, product.weight.cpu()?);
     let (y, inner) = with_rows(x, |x| {
@@ -18,7 +18,7 @@ pub fn forward(x: &Tensor, product: Product<'_>) -> Result<(Tensor, Vec<Vec<f32>
 }
 
 /// The outputs, written to `y`.
-pub fn product(x: &Tensor, product: Product<'_>, y: &mut [f32]) -> Result<()> {
+pub fn product(x: &Tensor, product: AdaptedLinear<'_>, y: &mut [f32]) -> Result<()> {
     fault::product()?;
     let ((rows, _), weight) = (x.dims2()?, product.weight.cpu()?);
     with_rows(x, |x| low_rank::with_epilogue(&x, rows, product, |epilogue| matmul(x.values, x.stride, weight, epilogue, y)))?;

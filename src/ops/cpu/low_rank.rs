@@ -9,7 +9,7 @@ use super::row_op::Rows;
 use crate::error::OutOfMemory;
 use crate::kernels::{Epilogue, Format, LowRankTerm, Packed, Use, dropout, matmul, matmul_transposed_add, outer_sum};
 use crate::ops::low_rank::groups;
-use crate::ops::{Dropout, Gradient, LowRankDelta, ParameterValues, Product, Vector};
+use crate::ops::{AdaptedLinear, Dropout, Gradient, LowRankDelta, ParameterValues, Vector};
 
 /// The changes of one matrix, as products read them.
 pub struct Ready {
@@ -64,7 +64,7 @@ fn stacked(deltas: &[LowRankDelta]) -> Result<Arc<Packed>> {
 pub fn with_epilogue<R>(
     x: &Rows<'_>,
     rows: usize,
-    product: Product<'_>,
+    product: AdaptedLinear<'_>,
     compute: impl FnOnce(Epilogue<'_>) -> R,
 ) -> Result<(R, Vec<Vec<f32>>)> {
     let bias = product.bias.map(Vector::slice).transpose()?;

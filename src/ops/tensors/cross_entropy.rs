@@ -3,12 +3,12 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use super::linear;
-use crate::ops::Product;
+use crate::ops::AdaptedLinear;
 
 /// `chunk` rows at a time.
 pub fn forward(
     x: &Tensor,
-    product: Product<'_>,
+    product: AdaptedLinear<'_>,
     scale_cap: (f32, Option<f32>),
     targets: &[u32],
     chunk: usize,
@@ -27,7 +27,7 @@ pub fn forward(
 
 fn of_chunk(
     x: &Tensor,
-    product: Product<'_>,
+    product: AdaptedLinear<'_>,
     (scale, cap): (f32, Option<f32>),
     targets: &[u32],
     with_gradient: bool,

@@ -3,10 +3,10 @@
 use candle_core::{Result, Tensor};
 
 use super::low_rank;
-use crate::ops::{Gradient, LowRankDeltas, Matrix, Product, fault};
+use crate::ops::{AdaptedLinear, Gradient, LowRankDeltas, Matrix, fault};
 
 /// The outputs, and what the backward pass of the deltas needs.
-pub fn forward(x: &Tensor, product: Product<'_>) -> Result<(Tensor, Vec<Tensor>)> {
+pub fn forward(x: &Tensor, product: AdaptedLinear<'_>) -> Result<(Tensor, Vec<Tensor>)> {
     fault::product()?;
     let (x, weight) = (x.contiguous()?, product.weight.tensors()?);
     let plain = x.matmul(&weight.t()?)?;
