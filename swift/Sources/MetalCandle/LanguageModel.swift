@@ -137,6 +137,28 @@ public final class LanguageModel: Sendable {
         })
     }
 
+    /// How likely the model finds given tokens behind a prompt: of each the natural logarithm of its probability, at most 0, behind the
+    /// prompt and the tokens in front of it. For rankings and perplexities; all are evaluated in one pass.
+    ///
+    /// - Parameters:
+    ///   - tokens: ids, as ``tokens(_:)`` gives them.
+    ///   - prompt: special tokens written in it become their ids. Not empty.
+    /// - Throws: ``MetalCandleError``; `CancellationError`.
+    public func logProbabilities(of tokens: [UInt32], after prompt: String) async throws -> [Float] {
+        try await native.run { model, cancel in
+            let session = try Handle(free: mc_session_free) { mc_session_new(model, 0, $0, $1) }
+            try call { error in
+                prompt.withBytes { mc_session_set_prompt(session.pointer, $0, $1, cancel.pointer, error) }
+            }
+            // One more, so that there is an address where there is no token.
+            var scores = [Float](repeating: 0, count: tokens.count + 1)
+            try call { error in
+                mc_session_score_tokens(session.pointer, tokens, tokens.count, &scores, cancel.pointer, error)
+            }
+            return Array(scores.dropLast())
+        }
+    }
+
     /// A new model with an adapter's changes in its weights: the adapter's results at the speed of the model alone. The two share
     /// what does not change.
     ///

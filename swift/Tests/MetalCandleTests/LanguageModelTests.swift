@@ -113,6 +113,18 @@ extension MetalCandleTests { @Suite struct LanguageModels {
         #expect((5..<30).contains(count))
     }
 
+    @Test func whatTheModelWouldSayIsLikelierThanWhatItWouldNot() async throws {
+        let (model, prompt) = (try await loadCoder(), "fn main() {")
+        let said = try await model.complete(prompt, options: ResponseOptions(maximumTokens: 5, temperature: 0)).completion.tokens
+        let likely = try await model.logProbabilities(of: said, after: prompt)
+        let other = try await model.logProbabilities(of: said.reversed(), after: prompt)
+        #expect(likely.count == 5 && likely.allSatisfy { $0 <= 0 })
+        #expect(likely.reduce(0, +) > other.reduce(0, +))
+        #expect(try await model.logProbabilities(of: [], after: prompt) == [])
+        #expect(try await model.logProbabilities(of: Array(said.prefix(1)), after: prompt)[0] == likely[0])
+        await #expect(throws: MetalCandleError.self) { try await model.logProbabilities(of: [1_000_000], after: prompt) }
+    }
+
     @Test func completionContinuesAText() async throws {
         let model = try await loadCoder()
         try await model.prewarm()
