@@ -16,7 +16,6 @@ pub struct FormatRow {
     /// Bytes of a block in a file.
     bytes: usize,
     /// Its number in `ggml_type`, <https://github.com/ggml-org/ggml/blob/master/include/ggml.h>.
-    #[allow(dead_code)] // No reader of GGUF files asks yet.
     gguf: u32,
     /// Widens the blocks of a file.
     unpack: fn(&[u8], &mut [f32]),
@@ -52,6 +51,11 @@ impl Format {
     /// The format of this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::all().find(|format| format.name() == name)
+    }
+
+    /// The format of this number in `ggml_type`.
+    pub fn of_ggml(number: u32) -> Option<Self> {
+        Self::all().find(|format| format.row().gguf == number)
     }
 
     /// As headers of safetensors and the option `quantization` spell it.
