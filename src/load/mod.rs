@@ -4,6 +4,7 @@ mod text;
 mod json;
 mod fnv;
 mod replace;
+mod read_count;
 mod safetensors;
 #[allow(dead_code)] // No model is loaded from one yet.
 mod gguf;
