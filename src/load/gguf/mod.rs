@@ -8,10 +8,11 @@
 //! }
 //! ```
 //!
-//! All of a header is untrusted. Values are read, not mapped, as those of safetensors are.
+//! [`GgufSource`] presents the tensors as those of a model of transformers. All of a header is untrusted. Values are read, not mapped, as those of safetensors are.
 
 mod header;
 mod metadata;
+mod source;
 #[cfg(test)]
 pub mod build;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 use header::{Header, StoredTensor};
 pub use metadata::Metadata;
+pub use source::{GgufSource, Origin};
 
 use crate::error::{Error, Result};
 use crate::nn::Entry;
