@@ -28,8 +28,8 @@ impl<'a> ReadCount<'a> {
         self.total = total;
     }
 
-    /// A number of what was read: names, shapes and a sample of the values. Equal files give equal numbers, and a fine-tuned
-    /// copy another one.
+    /// A number of what was read: names, shapes and a sample of the values. Equal files give equal numbers,
+    /// and a fine-tuned copy another one.
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint
     }

@@ -5,12 +5,13 @@
 //! | MXFP4 | 32 values: an exponent, 16 bytes of nibbles | `2^(e - 127)` |
 //! | NVFP4 | 64 values: 4 scales of 16 values each, 32 bytes of nibbles | unsigned E4M3 |
 //!
-//! Of a run of 32 or 16 values, byte j holds value j in its low nibble and value j + half in its high one. The table has twice
-//! the values of E2M1, so that they are whole, and scales are halved. NVFP4 has a factor of the whole matrix beside this, in a
-//! tensor of its own.
+//! Of a run of 32 or 16 values, byte j holds value j in its low nibble and value j + half in its high one.
+//! The table has twice the values of E2M1, so that they are whole, and scales are halved. NVFP4 has a
+//! factor of the whole matrix beside this, in a tensor of its own.
 //!
-//! Source: `dequantize_row_mxfp4` and `dequantize_row_nvfp4` in <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>;
-//! OCP Microscaling Formats 1.0, <https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf>.
+//! Source: `dequantize_row_mxfp4` and `dequantize_row_nvfp4` in
+//! <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>; OCP Microscaling Formats 1.0,
+//! <https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf>.
 
 use super::{FormatRow, each_block, nibbles};
 

@@ -12,11 +12,12 @@
 //! | IQ1_S | `d`, 32 bytes of indices, 8 u16: four times 3 upper bits, a scale of 3, a sign | `(d·(2s + 1))·(g ± ⅛)` |
 //! | IQ1_M | 32 bytes of indices, 16 of upper bits and signs, 4 u16: four scales of 3 bits, and 4 bits of `d` | as IQ1_S |
 //!
-//! `d` is F16, and blocks are of 256 values where not said otherwise. An index looks up eight values in IQ1 and IQ2, four in
-//! IQ3. A scale is of 32 values in IQ2_XXS, IQ3 and IQ1_S, of 16 in the others. Where seven of eight signs are stored, an even
-//! number of the eight is negative.
+//! `d` is F16, and blocks are of 256 values where not said otherwise. An index looks up eight values in IQ1
+//! and IQ2, four in IQ3. A scale is of 32 values in IQ2_XXS, IQ3 and IQ1_S, of 16 in the others. Where
+//! seven of eight signs are stored, an even number of the eight is negative.
 //!
-//! Source: `dequantize_row_iq4_nl` and its neighbours in <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
+//! Source: `dequantize_row_iq4_nl` and its neighbours in
+//! <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
 
 mod grids;
 

@@ -1,4 +1,5 @@
-//! ggml's K-quants: 256 neighbours, in groups of 16 or 32 with scales of few bits, which are multiplied by an F16 of the block.
+//! ggml's K-quants: 256 neighbours, in groups of 16 or 32 with scales of few bits, which are multiplied by
+//! an F16 of the block.
 //!
 //! | format | block | value |
 //! | --- | --- | --- |
@@ -8,11 +9,13 @@
 //! | Q5_K | `d`, `dmin`; 12 bytes of scales and mins; 32 bytes of fifth bits; 128 bytes of nibbles | `(d·s)·q - dmin·m` |
 //! | Q6_K | 128 bytes of nibbles; 64 bytes of upper bits; 16 scales, i8; `d` | `(d·s)·(q - 32)` |
 //!
-//! Groups are of 16 values in Q2_K, Q3_K and Q6_K, of 32 in Q4_K and Q5_K. Where codes of several groups share a byte, 32 bytes
-//! stand side by side: those of Q2_K and Q3_K hold values `l`, `32 + l`, `64 + l` and `96 + l` of a half, from the lowest bits up.
-//! Products of scales are exact in F32; the rest rounds, so the order of operations is part of the format here.
+//! Groups are of 16 values in Q2_K, Q3_K and Q6_K, of 32 in Q4_K and Q5_K. Where codes of several groups
+//! share a byte, 32 bytes stand side by side: those of Q2_K and Q3_K hold values `l`, `32 + l`, `64 + l`
+//! and `96 + l` of a half, from the lowest bits up. Products of scales are exact in F32; the rest rounds,
+//! so the order of operations is part of the format here.
 //!
-//! Source: `dequantize_row_q2_K` and its neighbours in <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
+//! Source: `dequantize_row_q2_K` and its neighbours in
+//! <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
 
 use super::{FormatRow, each_block, f16_at};
 
@@ -83,8 +86,8 @@ fn q3_k(block: &[u8; 110], to: &mut [f32; BLOCK]) {
     }
 }
 
-/// Scale and min of a group, of six bits each. Those of the first four groups stand in the low bits of eight bytes; of the
-/// others the low bits in the last four, the upper ones above the first.
+/// Scale and min of a group, of six bits each. Those of the first four groups stand in the low bits of
+/// eight bytes; of the others the low bits in the last four, the upper ones above the first.
 fn scale_and_min(scales: &[u8], group: usize) -> (f32, f32) {
     let (scale, min) = if group < 4 {
         (scales[group] & 63, scales[group + 4] & 63)

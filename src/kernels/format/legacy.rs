@@ -7,10 +7,11 @@
 //! | Q5_0 | `d`, a u32 of fifth bits, 16 bytes of nibbles | `(q - 16) · d` |
 //! | Q5_1 | `d`, `m`, a u32 of fifth bits, 16 bytes of nibbles | `q · d + m` |
 //!
-//! `d` and `m` are F16. Byte j holds value j in its low nibble and value j + 16 in its high one; bit j of the u32 is the fifth
-//! of value j. `q · d` is exact in F32, a sum is rounded once.
+//! `d` and `m` are F16. Byte j holds value j in its low nibble and value j + 16 in its high one; bit j of
+//! the u32 is the fifth of value j. `q · d` is exact in F32, a sum is rounded once.
 //!
-//! Source: `dequantize_row_q4_0` and its neighbours in <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
+//! Source: `dequantize_row_q4_0` and its neighbours in
+//! <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
 
 use super::{FormatRow, array_at, each_block, f16_at, nibbles};
 

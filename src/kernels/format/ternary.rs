@@ -7,13 +7,14 @@
 //! | Q1_0 | 128 values: `d`, 16 bytes of eight | `d` where the bit is set, else `-d` |
 //! | Q2_0 | 64 values: `d`, 16 bytes of four | `(q - 1) · d`, q 0 to 3 |
 //!
-//! `d` is F16. The bytes of TQ1_0 and TQ2_0 stand in runs of 32, 16 or 4: all first values of a run come before all second ones.
-//! In the other two, a byte's values are neighbours, from its lowest bits up.
+//! `d` is F16. The bytes of TQ1_0 and TQ2_0 stand in runs of 32, 16 or 4: all first values of a run come
+//! before all second ones. In the other two, a byte's values are neighbours, from its lowest bits up.
 //!
-//! A byte of TQ1_0 is the fraction `0.t0 t1 t2 t3 t4` in base 3, times 256 and rounded up: times 3, its whole part is the next
-//! digit.
+//! A byte of TQ1_0 is the fraction `0.t0 t1 t2 t3 t4` in base 3, times 256 and rounded up: times 3, its
+//! whole part is the next digit.
 //!
-//! Source: `dequantize_row_tq1_0` and its neighbours in <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
+//! Source: `dequantize_row_tq1_0` and its neighbours in
+//! <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
 
 use super::{FormatRow, each_block, f16_at};
 

@@ -1,7 +1,9 @@
-//! The tensors of a GGUF as a network asks for them: under transformers' names, with transformers' rows and values.
+//! The tensors of a GGUF as a network asks for them: under transformers' names, with transformers' rows and
+//! values.
 //!
-//! What a name stands for is an [`Origin`]: rows of one stored tensor or of several, in an order, plus a number. Who knows the
-//! family makes the list; a tensor that no name stands for in full keeps GGUF's own name, so that nothing is left out in silence.
+//! What a name stands for is an [`Origin`]: rows of one stored tensor or of several, in an order, plus a
+//! number. Who knows the family makes the list; a tensor that no name stands for in full keeps GGUF's own
+//! name, so that nothing is left out in silence.
 //!
 //! ```ignore
 //! let origins = [
@@ -14,8 +16,8 @@
 //! Weights::new(&mut source, &backend, None).matrix(&slots, cols)?;
 //! ```
 //!
-//! Whole rows move, so quantised blocks stay as they are. Where an entry cannot be stored bytes alone (parts of different formats,
-//! a number that is added), it is F32.
+//! Whole rows move, so quantised blocks stay as they are. Where an entry cannot be stored bytes alone
+//! (parts of different formats, a number that is added), it is F32.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -38,7 +40,8 @@ pub struct Origin {
     plus: f32,
 }
 
-/// Rows of a stored tensor; of one with more than two dimensions, all above the last count as rows, and of a vector each value.
+/// Rows of a stored tensor; of one with more than two dimensions, all above the last count as rows, and of
+/// a vector each value.
 #[derive(Debug, Clone, PartialEq)]
 struct OriginRows {
     tensor: String,
@@ -51,8 +54,8 @@ struct OriginRows {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum RowOrder {
     AsStored,
-    /// Rotary pairs of a head are neighbours in the file, halves of the head apart in transformers: stored row `2i + s` of each
-    /// head is row `s · head_dim / 2 + i`.
+    /// Rotary pairs of a head are neighbours in the file, halves of the head apart in transformers: stored
+    /// row `2i + s` of each head is row `s · head_dim / 2 + i`.
     Pairs {
         head_dim: usize,
     },
@@ -139,11 +142,12 @@ struct Part {
 }
 
 impl<'a> GgufSource<'a> {
-    /// The tensors of a GGUF under the names of `origins`, and the others under their own; without origins, all of them.
+    /// The tensors of a GGUF under the names of `origins`, and the others under their own; without origins,
+    /// all of them.
     ///
     /// # Errors
-    /// `ErrorKind::Format` naming a tensor that is not there, has no such rows, or does not go with the others of its entry, and
-    /// a name that stands for two things.
+    /// `ErrorKind::Format` naming a tensor that is not there, has no such rows, or does not go with the
+    /// others of its entry, and a name that stands for two things.
     pub fn new(gguf: Gguf, origins: impl IntoIterator<Item = (String, Origin)>, on_bytes: &'a mut OnBytes<'a>) -> Result<Self> {
         let mut assembled = HashMap::new();
         let mut used: BTreeMap<usize, Vec<Range<usize>>> = BTreeMap::new();
@@ -429,7 +433,8 @@ mod tests {
         values.into_iter().flat_map(f32::to_le_bytes).collect()
     }
 
-    /// `m`: 12 rows of two columns, row r is (r, r + 100); `v`: the rows' numbers; `q`: 8 rows of one block of 32, all r.
+    /// `m`: 12 rows of two columns, row r is (r, r + 100); `v`: the rows' numbers; `q`: 8 rows of one block
+    /// of 32, all r.
     fn model() -> Build {
         let q8 = |r: u8| [&half::f16::from_f32(1.0).to_le_bytes(), [r; 32].as_slice()].concat();
         Build::new()

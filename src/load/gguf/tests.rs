@@ -94,6 +94,7 @@ fn what_contradicts_the_format_is_named() {
         (at(24, &huge), format, "key 0: length: expected at most 564, found 18446744073709551615"),
         (at(24, &[0; 8]), format, "key 0: name: expected at least one byte, found none"),
         (at(32, &[0xff]), format, "key 0: name: expected UTF-8"),
+        (at(32, b"\n"), format, "key 0: name: expected no control characters, found \"\\neneral.architecture\""),
         (key(13, &[0]), format, "k: type: expected 0 to 12, found 13"),
         (key(9, &9u32.to_le_bytes()), ErrorKind::Unsupported, "k: a list of lists is not supported"),
         (key(9, &99u32.to_le_bytes()), format, "k: type: expected 0 to 12, found 99"),

@@ -1,9 +1,12 @@
-//! The grids of I-quants: points of four or eight levels, chosen by ggml's authors, which an index of few bits looks up.
+//! The grids of I-quants: points of four or eight levels, chosen by ggml's authors, which an index of few
+//! bits looks up.
 //!
-//! The published lists are sorted, if a point is read as a number whose lowest digit is its first level. So a grid is a set of
-//! numbers, kept as a bit each, and an index counts its members: 540 words for 4608 points.
+//! The published lists are sorted, if a point is read as a number whose lowest digit is its first level. So
+//! a grid is a set of numbers, kept as a bit each, and an index counts its members: 540 words for 4608
+//! points.
 //!
-//! Source: `iq2xxs_grid` and its neighbours in <https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h>.
+//! Source: `iq2xxs_grid` and its neighbours in
+//! <https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h>.
 
 /// `N` points, whose levels have `BITS` bits each.
 pub struct Grid<const N: usize, const BITS: usize> {
