@@ -4,13 +4,18 @@ mod text;
 mod json;
 mod fnv;
 mod replace;
+mod read_count;
 mod safetensors;
+#[allow(dead_code)] // No model is loaded from one yet.
+mod gguf;
 mod sentence;
 mod peft;
 #[cfg(feature = "hub")]
 pub mod hub;
 
 pub use fnv::{FNV_START, fnv};
+#[allow(unused_imports)] // As above.
+pub use gguf::{Gguf, GgufSource, GgufTensor, Metadata, Origin};
 pub use json::Json;
 pub use peft::{Beside, Fresh, Peft, PeftPlan};
 pub use replace::{remove_parts, replace};

@@ -1,0 +1,160 @@
+//! GGUF files, as llama.cpp writes them: metadata and tensors in one file, or in splits
+//! `x-00001-of-00003.gguf`.
+//!
+//! ```ignore
+//! let gguf = Gguf::open("model.gguf".as_ref())?;
+//! let architecture = gguf.metadata().text("general.architecture")?;
+//! for tensor in gguf.tensors() {
+//!     println!("{} {:?}", tensor.name(), tensor.entry().shape);
+//! }
+//! ```
+//!
+//! [`GgufSource`] presents the tensors as those of a model of transformers. All of a header is untrusted.
+//! Values are read, not mapped, as those of safetensors are.
+
+mod header;
+mod metadata;
+mod source;
+#[cfg(test)]
+pub mod build;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use header::{Header, StoredTensor};
+pub use metadata::Metadata;
+pub use source::{GgufSource, Origin};
+
+use crate::error::{Error, Result};
+use crate::nn::Entry;
+
+/// Bytes of a header that are read at once.
+const BUFFER: usize = 1 << 18;
+
+/// A model of one file or of several; of none of its tensors a value is read yet. A file of a vocabulary
+/// alone has no tensors.
+#[derive(Debug)]
+pub struct Gguf {
+    files: Vec<(PathBuf, File)>,
+    metadata: Metadata,
+    tensors: Vec<GgufTensor>,
+    /// Places in `tensors`.
+    by_name: HashMap<String, usize>,
+}
+
+/// What a file says of a tensor.
+#[derive(Debug)]
+pub struct GgufTensor {
+    stored: StoredTensor,
+    /// Which of the files.
+    file: usize,
+}
+
+impl GgufTensor {
+    /// GGUF's own name: `blk.0.attn_q.weight`.
+    pub fn name(&self) -> &str {
+        &self.stored.name
+    }
+
+    /// Its format and its shape in our order: (rows, columns).
+    pub fn entry(&self) -> &Entry {
+        &self.stored.entry
+    }
+}
+
+impl Gguf {
+    /// Opens a file, or the first of several, and checks all headers.
+    ///
+    /// # Errors
+    /// `NotFound` and `Io`; `Format` if a header contradicts the format; `Unsupported` for what is no
+    /// model, for version 1, big endian files and removed types; `OutOfMemory`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut gguf = Self { files: Vec::new(), metadata: Metadata::default(), tensors: Vec::new(), by_name: HashMap::new() };
+        gguf.metadata = gguf.add(path)?;
+        let count = gguf.metadata.u32(SPLIT_COUNT)?.unwrap_or(1);
+        if count > 1 {
+            gguf.add_splits(path, count)?;
+        }
+        Ok(gguf)
+    }
+
+    /// The metadata of the first file, which is that of the model.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Every tensor, in the order of the files.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &GgufTensor> {
+        self.tensors.iter()
+    }
+
+    /// The tensor of GGUF's own name.
+    pub fn tensor(&self, name: &str) -> Option<&GgufTensor> {
+        self.by_name.get(name).map(|&at| &self.tensors[at])
+    }
+
+    /// Adds the tensors of a file; returns its metadata.
+    fn add(&mut self, path: &Path) -> Result<Metadata> {
+        let io = |e| Error::io(path, e);
+        let file = File::open(path).map_err(io)?;
+        let size = file.metadata().map_err(io)?.len();
+        let Header { metadata, tensors } = Header::read(path, &mut BufReader::with_capacity(BUFFER, &file), size)?;
+        for stored in tensors {
+            if self.by_name.insert(stored.name.clone(), self.tensors.len()).is_some() {
+                return Err(metadata.invalid(&stored.name, "a second tensor of this name"));
+            }
+            self.tensors.push(GgufTensor { stored, file: self.files.len() });
+        }
+        self.files.push((path.to_path_buf(), file));
+        Ok(metadata)
+    }
+
+    /// Adds the files behind the first, which hold tensors alone.
+    fn add_splits(&mut self, first: &Path, count: u32) -> Result<()> {
+        match self.metadata.u32(SPLIT_NO)? {
+            Some(0) => {}
+            _ => return Err(self.metadata.expected(SPLIT_NO, "0: a model is opened by the first of its files")),
+        }
+        for number in 1..count {
+            let metadata = self.add(&split_path(first, number, count)?)?;
+            for (key, want) in [(SPLIT_NO, number), (SPLIT_COUNT, count)] {
+                if metadata.u32(key)? != Some(want) {
+                    return Err(metadata.expected(key, &want.to_string()));
+                }
+            }
+            // What a file says of itself alone.
+            let own = |key: &str| key.starts_with("split.") || key == "general.alignment";
+            let unlike = |(key, value): &(&String, _)| !own(key) && self.metadata.values.get(*key) != Some(*value);
+            if let Some((key, _)) = metadata.values.iter().find(unlike) {
+                return Err(metadata.invalid(key, "the first file of the model says otherwise, or nothing"));
+            }
+        }
+        if self.metadata.u32(SPLIT_TENSORS)?.map(|total| total as usize) != Some(self.tensors.len()) {
+            let found = format!("{}, as many as the files hold", self.tensors.len());
+            return Err(self.metadata.expected(SPLIT_TENSORS, &found));
+        }
+        Ok(())
+    }
+}
+
+const SPLIT_NO: &str = "split.no";
+const SPLIT_COUNT: &str = "split.count";
+const SPLIT_TENSORS: &str = "split.tensors.count";
+
+/// The file of a number, from 0, beside the first.
+fn split_path(first: &Path, number: u32, count: u32) -> Result<PathBuf> {
+    let name = first.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let suffix = |number: u32| format!("-{:05}-of-{count:05}.gguf", number + 1);
+    match name.strip_suffix(&suffix(0)) {
+        Some(prefix) => Ok(first.with_file_name(format!("{prefix}{}", suffix(number)))),
+        None => Err(Error::format(format!(
+            "{}: name: expected an end of {:?}, since the model has {count} files",
+            first.display(),
+            suffix(0)
+        ))),
+    }
+}
