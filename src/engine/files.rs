@@ -1,14 +1,17 @@
 //! The small files of a model directory: what a model is, before its weights are read.
 
+use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 
 use super::sampling::Sampling;
 use super::{Device, DeviceKind, LoadOptions, Tokenizer};
 use crate::error::{Error, Result};
-use crate::load::{Json, MAX_JSON, SentenceConfig, read_text};
-use crate::models::{self, Family};
+use crate::load::{
+    Checkpoint, Gguf, GgufSource, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin, SentenceConfig, read_text,
+};
+use crate::models::{self, Family, GgufModel};
 use crate::nn::Config;
-use crate::ops::Format;
+use crate::ops::{Format, Pooling};
 
 /// What they say, checked.
 pub(super) struct Files {
@@ -22,49 +25,96 @@ pub(super) struct Files {
     generation: Option<Json>,
     pub(super) tokenizer_config: Option<Json>,
     pub(super) sentence: SentenceConfig,
+    /// Where the tensors are, if not in the directory's safetensors: a file, and what its tensors are to the network.
+    gguf: Option<(Gguf, Vec<(String, Origin)>)>,
 }
 
 impl Files {
     pub(super) fn open(path: &Path, options: &LoadOptions) -> Result<Self> {
-        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-            return Err(Error::unsupported(format!(
-                "{}: GGUF files are not supported, expected a directory with safetensors",
-                path.display()
-            )));
-        }
         let quant = quant(options)?;
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-        if !metadata.is_dir() {
-            return Err(Error::unsupported(format!("{}: expected a directory with config.json", path.display())));
+        let mut files = match gguf_file(path, &metadata)? {
+            Some(file) => Self::of_gguf(&file)?,
+            None if metadata.is_dir() => Self::of_directory(path)?,
+            None => {
+                return Err(Error::unsupported(format!(
+                    "{}: expected a directory with config.json, or a GGUF file",
+                    path.display()
+                )));
+            }
+        };
+        files.quant = quant;
+        if let Some(tokens) = options.max_context {
+            files.limit_context(tokens)?;
         }
+        Ok(files)
+    }
+
+    fn of_directory(path: &Path) -> Result<Self> {
         let sentence = SentenceConfig::read(path)?;
         let path = sentence.network.clone();
         let config_json = read_text(&path.join("config.json"), MAX_JSON)?;
         let raw = Json::parse("config.json", &config_json)?;
-        let (family, mut config) = models::parse(&raw)?;
-        if let Some(tokens) = options.max_context {
-            if !(1..=models::MAX_CONTEXT).contains(&tokens) {
-                return Err(Error::argument(format!("max_context: expected 1 to {}, found {tokens}", models::MAX_CONTEXT)));
-            }
-            if config.positions.is_some() && tokens > config.context_length {
-                let most = config.context_length;
-                return Err(Error::argument(format!(
-                    "max_context: expected at most the model's {most} positions, found {tokens}"
-                )));
-            }
-            config.context_length = tokens;
-        }
+        let (family, config) = models::parse(&raw)?;
         Ok(Self {
             family,
             config,
             config_json,
-            quant,
+            quant: None,
             generation: Json::read_optional(&path.join("generation_config.json"))?,
             tokenizer_config: Json::read_optional(&path.join("tokenizer_config.json"))?,
             directory: path,
             sentence,
             raw,
+            gguf: None,
         })
+    }
+
+    fn of_gguf(path: &Path) -> Result<Self> {
+        let mut gguf = Gguf::open(path)?;
+        let GgufModel { family, config, json, origins, pooling } =
+            models::parse_gguf(&mut gguf).map_err(|e| e.within(path.display()))?;
+        let directory = path.parent().unwrap_or(Path::new(""));
+        let mut sentence = SentenceConfig::new(directory);
+        match pooling {
+            // A file that says how to pool is one of a model of embeddings, whose vectors llama.cpp normalises.
+            Some(pooling) => (sentence.pooling, sentence.modules) = (vec![pooling], vec![ModuleConfig::Normalize]),
+            None if config.is_causal() => sentence.pooling = vec![Pooling::Last],
+            None => {}
+        }
+        Ok(Self {
+            family,
+            config,
+            config_json: format!("{:#}\n", json.value()),
+            quant: None,
+            generation: None,
+            tokenizer_config: None,
+            directory: directory.to_path_buf(),
+            sentence,
+            raw: json,
+            gguf: Some((gguf, origins)),
+        })
+    }
+
+    fn limit_context(&mut self, tokens: usize) -> Result<()> {
+        let config = &mut self.config;
+        if !(1..=models::MAX_CONTEXT).contains(&tokens) {
+            return Err(Error::argument(format!("max_context: expected 1 to {}, found {tokens}", models::MAX_CONTEXT)));
+        }
+        if config.positions.is_some() && tokens > config.context_length {
+            let most = config.context_length;
+            return Err(Error::argument(format!("max_context: expected at most the model's {most} positions, found {tokens}")));
+        }
+        config.context_length = tokens;
+        Ok(())
+    }
+
+    /// Opens the tensors; they can be opened once.
+    pub(super) fn tensors<'a>(&mut self, on_bytes: &'a mut OnBytes<'a>) -> Result<Box<dyn ModelTensors + 'a>> {
+        match self.gguf.take() {
+            Some((gguf, origins)) => Ok(Box::new(GgufSource::new(gguf, origins, models::is_unused, on_bytes)?)),
+            None => Ok(Box::new(Checkpoint::open(&self.directory, on_bytes)?)),
+        }
     }
 
     pub(super) fn tokenizer(&self, options: &LoadOptions) -> Result<Option<Tokenizer>> {
@@ -125,6 +175,46 @@ impl Files {
         }
         Ok(sampling)
     }
+}
+
+/// The GGUF file that a path is, or that its directory holds in place of safetensors.
+///
+/// # Errors
+/// `ErrorKind::Format` for a directory with several models.
+fn gguf_file(path: &Path, metadata: &Metadata) -> Result<Option<PathBuf>> {
+    let is_gguf = |path: &Path| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    if !metadata.is_dir() {
+        return Ok(is_gguf(path).then(|| path.to_path_buf()));
+    }
+    if path.join("config.json").exists() || path.join("modules.json").exists() {
+        return Ok(None);
+    }
+    let mut found: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(|e| Error::io(path, e))? {
+        let file = entry.map_err(|e| Error::io(path, e))?.path();
+        if is_gguf(&file) && !is_later_split(&file) {
+            found.push(file);
+        }
+    }
+    found.sort();
+    match found.as_slice() {
+        [] => Ok(None),
+        [file] => Ok(Some(file.clone())),
+        [first, second, ..] => Err(Error::format(format!(
+            "{}: expected one model, found {} and {}: name the file",
+            path.display(),
+            first.display(),
+            second.display()
+        ))),
+    }
+}
+
+/// Whether a file is one of several of a model, and not the first: `x-00002-of-00003.gguf`.
+fn is_later_split(path: &Path) -> bool {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let number = |text: &str| (text.len() == 5).then(|| text.parse::<u32>().ok()).flatten();
+    let Some((start, _)) = stem.rsplit_once("-of-").filter(|(_, count)| number(count).is_some()) else { return false };
+    start.rsplit_once('-').and_then(|(_, no)| number(no)).is_some_and(|no| no > 1)
 }
 
 /// # Errors

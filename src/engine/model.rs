@@ -18,9 +18,9 @@ use super::files::Files;
 use super::sampling::Sampling;
 use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Checkpoint, Json, ModuleConfig, fnv};
+use crate::load::{Json, ModelTensors, ModuleConfig, fnv};
 use crate::models::Family;
-use crate::nn::{Config, Prefix, RowAdapters, States, Step, TensorSource, Transformer, Weights};
+use crate::nn::{Config, Prefix, RowAdapters, States, Step, Transformer, Weights};
 use crate::ops::Format;
 
 /// The type that weights are stored in. On the CPU arithmetic is F32 with each of them; on a GPU it has this type.
@@ -150,7 +150,7 @@ impl Model {
     /// `NotFound` for a missing file, `Format` for one that contradicts itself or the model, `Unsupported` for an unknown
     /// family or a setting that is not implemented, `Cancelled`, `OutOfMemory`, `Device`, `Suspended`.
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions, mut progress: Option<&mut ProgressFn<'_>>) -> Result<Self> {
-        let files = Files::open(path.as_ref(), options)?;
+        let mut files = Files::open(path.as_ref(), options)?;
         let cancel = options.cancel.clone();
         cancel.as_ref().map_or(Ok(()), Cancel::check)?;
         let device = match &options.device {
@@ -175,21 +175,22 @@ impl Model {
         let special_tokens = Json::read_optional(&files.directory.join("special_tokens_map.json"))?;
         let (tokenizer_config, limited) = (files.tokenizer_config.as_ref(), options.max_context.is_some());
         let embedder = device.work(|| {
-            let (sentence, tokenizer, special) = (files.sentence, tokenizer.as_ref(), special_tokens.as_ref());
+            let (sentence, tokenizer, special) = (files.sentence.clone(), tokenizer.as_ref(), special_tokens.as_ref());
             Embedder::load(sentence, tokenizer, tokenizer_config, special, &files.config, device.backend(), limited)
         })?;
 
-        let mut checkpoint = Checkpoint::open(&files.directory, &mut on_bytes)?;
-        let stored = stored_type(&checkpoint, &files.config, &device, options);
+        let mut checkpoint = files.tensors(&mut on_bytes)?;
+        let stored = stored_type(&*checkpoint, &files.config, &device, options);
         let backend = device.backend();
-        let mut weights = Weights::new(&mut checkpoint, backend, stored).quantized(files.quant);
+        let mut weights = Weights::new(&mut *checkpoint, backend, stored).quantized(files.quant);
         let transformer = device.work(|| Transformer::load(files.config, &mut weights))?;
         let parameters = weights.parameters();
-        let dtype = dtype_of(stored, &checkpoint, transformer.config());
+        let dtype = dtype_of(stored, &*checkpoint, transformer.config());
         // What was computed with rounded weights does not continue what was computed with whole ones.
         let fingerprint = options.quantization.iter().fold(checkpoint.fingerprint(), |hash, kind| fnv(hash, kind.as_bytes()));
         // What was not read (buffers of old checkpoints) counts as done.
         checkpoint.finish()?;
+        drop(checkpoint);
         if backend.compiles_at_first_use() {
             warm_up(&transformer, &device, options, &mut progress)?;
         }
@@ -375,18 +376,18 @@ impl Model {
 /// # Errors
 /// As [`Model::load`]; names and shapes of all tensors are checked, no weight is read.
 pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<u64> {
-    let files = Files::open(path.as_ref(), options)?;
+    let mut files = Files::open(path.as_ref(), options)?;
     let device = match &options.device {
         Some(device) => device.clone(),
         None => Device::new(DeviceKind::Auto, 0)?,
     };
     let mut on_bytes = |_, _| Ok(());
-    let mut checkpoint = Checkpoint::open(&files.directory, &mut on_bytes)?;
-    let stored = stored_type(&checkpoint, &files.config, &device, options);
-    let dtype = dtype_of(stored, &checkpoint, &files.config);
+    let mut checkpoint = files.tensors(&mut on_bytes)?;
+    let stored = stored_type(&*checkpoint, &files.config, &device, options);
+    let dtype = dtype_of(stored, &*checkpoint, &files.config);
     let config = files.config.clone();
     let backend = device.backend();
-    let mut weights = Weights::dry(&mut checkpoint, backend, stored).quantized(files.quant);
+    let mut weights = Weights::dry(&mut *checkpoint, backend, stored).quantized(files.quant);
     let generates = Transformer::load(files.config, &mut weights)?.generates();
     let modules: u64 = files.sentence.modules.iter().map(ModuleConfig::bytes).sum();
     if !generates {
@@ -438,13 +439,13 @@ fn workspace_bytes(c: &Config, rows: usize) -> u64 {
 }
 
 /// The type that matrices are kept in: what was asked for, else as stored. A GPU needs one type for all.
-fn stored_type(checkpoint: &Checkpoint<'_>, config: &Config, device: &Device, options: &LoadOptions) -> Option<Format> {
+fn stored_type(checkpoint: &dyn ModelTensors, config: &Config, device: &Device, options: &LoadOptions) -> Option<Format> {
     let asked = options.dtype.map(Format::from);
     if asked.is_some() || !device.backend().needs_one_type() { asked } else { Some(file_type(checkpoint, config)) }
 }
 
 /// What the file stores the embedding as.
-fn file_type(checkpoint: &Checkpoint<'_>, config: &Config) -> Format {
+fn file_type(checkpoint: &dyn ModelTensors, config: &Config) -> Format {
     let prefixes = || config.names.prefixes.iter().copied().chain([Prefix::of("")]);
     let embed = prefixes().map(|prefix| format!("{}{}.weight", prefix.network, config.names.embed));
     let head = config.names.head;
@@ -452,7 +453,7 @@ fn file_type(checkpoint: &Checkpoint<'_>, config: &Config) -> Format {
     embed.chain(heads).find_map(|name| checkpoint.entry(&name)?.stored.clone().ok()).unwrap_or(Format::F32)
 }
 
-fn dtype_of(stored: Option<Format>, checkpoint: &Checkpoint<'_>, config: &Config) -> Dtype {
+fn dtype_of(stored: Option<Format>, checkpoint: &dyn ModelTensors, config: &Config) -> Dtype {
     match stored.unwrap_or_else(|| file_type(checkpoint, config)) {
         Format::F16 => Dtype::F16,
         Format::BF16 => Dtype::BF16,

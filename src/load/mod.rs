@@ -6,7 +6,6 @@ mod fnv;
 mod replace;
 mod read_count;
 mod safetensors;
-#[allow(dead_code)] // No model is loaded from one yet.
 mod gguf;
 mod sentence;
 mod peft;
@@ -14,10 +13,10 @@ mod peft;
 pub mod hub;
 
 pub use fnv::{FNV_START, fnv};
-#[allow(unused_imports)] // As above.
-pub use gguf::{Gguf, GgufSource, GgufTensor, Metadata, Origin};
+pub use gguf::{Gguf, GgufSource, Metadata, Origin};
 pub use json::Json;
 pub use peft::{Beside, Fresh, Peft, PeftPlan};
+pub use read_count::{ModelTensors, OnBytes};
 pub use replace::{remove_parts, replace};
 pub use safetensors::{Checkpoint, Tensors};
 pub use sentence::{ModuleConfig, SentenceConfig, Similarity};

@@ -2,6 +2,17 @@
 
 use super::{FNV_START, fnv};
 use crate::error::Result;
+use crate::nn::TensorSource;
+
+/// The tensors of a model's files, whichever format these have.
+pub trait ModelTensors: TensorSource {
+    /// A number of what was read: names, shapes and a sample of the values. Equal files give equal numbers, and a fine-tuned copy
+    /// another one.
+    fn fingerprint(&self) -> u64;
+
+    /// Tells that all is done, whatever was left unread.
+    fn finish(&mut self) -> Result<()>;
+}
 
 /// What is told while bytes are read: how many so far, how many in all. An error stops the reading.
 pub type OnBytes<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
@@ -28,8 +39,7 @@ impl<'a> ReadCount<'a> {
         self.total = total;
     }
 
-    /// A number of what was read: names, shapes and a sample of the values. Equal files give equal numbers,
-    /// and a fine-tuned copy another one.
+    /// See [`ModelTensors::fingerprint`].
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint
     }

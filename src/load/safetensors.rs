@@ -15,7 +15,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::Json;
-use super::read_count::{OnBytes, ReadCount};
+use super::read_count::{ModelTensors, OnBytes, ReadCount};
 use crate::error::{Error, Result};
 use crate::nn::{Entry, TensorSource};
 use crate::ops::Format;
@@ -73,17 +73,6 @@ impl<'a> Checkpoint<'a> {
     /// A text that says more of the file.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.as_ref()?.get(key).map(String::as_str)
-    }
-
-    /// A number of what was read: names, shapes and a sample of the values. Equal files give equal numbers, and a fine-tuned
-    /// copy another one.
-    pub fn fingerprint(&self) -> u64 {
-        self.count.fingerprint()
-    }
-
-    /// Tells that all is done, whatever was left unread.
-    pub fn finish(&mut self) -> Result<()> {
-        self.count.finish()
     }
 
     fn add_shards(&mut self, directory: &Path, index: &Path) -> Result<()> {
@@ -253,6 +242,16 @@ fn entry(info: &TensorInfo, size: u64) -> std::result::Result<Entry, String> {
         return Err(format!("dtype {dtype} and shape {shape:?} do not take the {} bytes of its range", end - start));
     }
     Ok(Entry { shape: shape.clone(), stored })
+}
+
+impl ModelTensors for Checkpoint<'_> {
+    fn fingerprint(&self) -> u64 {
+        self.count.fingerprint()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.count.finish()
+    }
 }
 
 impl TensorSource for Checkpoint<'_> {

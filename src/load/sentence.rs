@@ -89,10 +89,9 @@ pub struct SentenceConfig {
 }
 
 impl SentenceConfig {
-    /// Reads a directory. One without modules.json pools as the reference does, which then looks at no other setting either: the
-    /// mean, or the last token of a network that was made to generate.
-    pub fn read(directory: &Path) -> Result<Self> {
-        let mut config = Self {
+    /// What the reference does where nothing is said.
+    pub fn new(directory: &Path) -> Self {
+        Self {
             network: directory.to_path_buf(),
             max_length: None,
             lower_case: false,
@@ -105,7 +104,13 @@ impl SentenceConfig {
             width: None,
             include_prompt: true,
             modules: Vec::new(),
-        };
+        }
+    }
+
+    /// Reads a directory. One without modules.json pools as the reference does, which then looks at no other setting either: the
+    /// mean, or the last token of a network that was made to generate.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let mut config = Self::new(directory);
         let modules = directory.join("modules.json");
         if !modules.exists() {
             let json = Json::read(&directory.join("config.json"))?;

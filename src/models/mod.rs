@@ -5,6 +5,7 @@
 
 mod draft;
 mod base;
+mod gguf;
 mod encoder;
 mod rope;
 
@@ -52,6 +53,7 @@ use crate::error::Result;
 use crate::load::Json;
 use crate::nn::{Config, Visible};
 pub use base::MAX_CONTEXT;
+pub use gguf::{GgufModel, is_unused, parse_gguf};
 
 /// A family of models.
 pub struct Family {

@@ -1,7 +1,8 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::nn::{Adapters, Batch, Entry, Pass, Role, RowAdapters, TrainedModule, TrainedValues, Tying};
+use crate::load::Checkpoint;
+use crate::nn::{Adapters, Batch, Entry, Pass, Role, RowAdapters, TensorSource, TrainedModule, TrainedValues, Tying};
 use crate::ops::{Backend, Dropout, ParameterValues};
 
 /// The network of a directory, on the CPU, by our kernels or by the tensor operations of GPUs.

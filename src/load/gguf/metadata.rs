@@ -168,6 +168,11 @@ pub struct Metadata {
 }
 
 impl Metadata {
+    /// The file's name in errors.
+    pub fn name(&self) -> &str {
+        &self.file
+    }
+
     /// Every key.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.values.keys().map(String::as_str)

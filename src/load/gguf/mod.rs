@@ -22,7 +22,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use header::{Header, StoredTensor};
@@ -31,7 +31,10 @@ pub use source::{GgufSource, Origin};
 
 use crate::error::{Error, Result};
 use crate::nn::Entry;
+use crate::ops::Format;
 
+/// The most bytes of a vector that a configuration holds: the frequencies of a head are a few hundred.
+const MAX_VECTOR: u64 = 1 << 16;
 /// Bytes of a header that are read at once.
 const BUFFER: usize = 1 << 18;
 
@@ -97,6 +100,22 @@ impl Gguf {
         self.by_name.get(name).map(|&at| &self.tensors[at])
     }
 
+    /// The values of a small tensor of F32.
+    ///
+    /// # Errors
+    /// `ErrorKind::Format` if there is none of this name, or it is another one.
+    pub fn vector(&mut self, name: &str) -> Result<Vec<f32>> {
+        let at = *self.by_name.get(name).ok_or_else(|| self.metadata.invalid(name, "expected this tensor, found none"))?;
+        let GgufTensor { stored, file } = &self.tensors[at];
+        if stored.entry.shape.len() != 1 || stored.entry.stored != Ok(Format::F32) || stored.len > MAX_VECTOR {
+            let expected = format!("expected at most {MAX_VECTOR} bytes of F32 in one dimension, found {:?}", stored.entry);
+            return Err(self.metadata.invalid(name, &expected));
+        }
+        let mut bytes = vec![0; stored.len as usize];
+        read_at(&mut self.files[*file], stored.start, &mut bytes)?;
+        Ok(Format::F32.widen(&bytes))
+    }
+
     /// Adds the tensors of a file; returns its metadata.
     fn add(&mut self, path: &Path) -> Result<Metadata> {
         let io = |e| Error::io(path, e);
@@ -139,6 +158,10 @@ impl Gguf {
         }
         Ok(())
     }
+}
+
+fn read_at((path, file): &mut (PathBuf, File), at: u64, into: &mut [u8]) -> Result<()> {
+    file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(into)).map_err(|e| Error::io(path, e))
 }
 
 const SPLIT_NO: &str = "split.no";

@@ -12,7 +12,7 @@
 //!     ("model.layers.0.self_attn.k_proj.weight".to_string(), Origin::rows("blk.0.attn_qkv.weight", 4096..5120)),
 //!     ("model.norm.weight".to_string(), Origin::whole("output_norm.weight").plus(-1.0)),
 //! ];
-//! let mut source = GgufSource::new(Gguf::open(path)?, origins, &mut on_bytes)?;
+//! let mut source = GgufSource::new(Gguf::open(path)?, origins, |_| false, &mut on_bytes)?;
 //! Weights::new(&mut source, &backend, None).matrix(&slots, cols)?;
 //! ```
 //!
@@ -20,13 +20,10 @@
 //! (parts of different formats, a number that is added), it is F32.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::path::PathBuf;
 
-use super::super::read_count::{OnBytes, ReadCount};
-use super::{Gguf, GgufTensor};
+use super::super::read_count::{ModelTensors, OnBytes, ReadCount};
+use super::{Gguf, GgufTensor, read_at};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Entry, TensorSource};
 use crate::ops::Format;
@@ -148,7 +145,12 @@ impl<'a> GgufSource<'a> {
     /// # Errors
     /// `ErrorKind::Format` naming a tensor that is not there, has no such rows, or does not go with the
     /// others of its entry, and a name that stands for two things.
-    pub fn new(gguf: Gguf, origins: impl IntoIterator<Item = (String, Origin)>, on_bytes: &'a mut OnBytes<'a>) -> Result<Self> {
+    pub fn new(
+        gguf: Gguf,
+        origins: impl IntoIterator<Item = (String, Origin)>,
+        is_unused: impl Fn(&str) -> bool,
+        on_bytes: &'a mut OnBytes<'a>,
+    ) -> Result<Self> {
         let mut assembled = HashMap::new();
         let mut used: BTreeMap<usize, Vec<Range<usize>>> = BTreeMap::new();
         let twice = |name: &str| Error::format(format!("{name}: a second tensor of this name"));
@@ -161,7 +163,7 @@ impl<'a> GgufSource<'a> {
         }
         for (at, tensor) in gguf.tensors().enumerate() {
             let rows = rows_of(tensor.entry());
-            if used.get_mut(&at).is_some_and(|used| covers(used, rows)) {
+            if used.get_mut(&at).is_some_and(|used| covers(used, rows)) || is_unused(tensor.name()) {
                 continue;
             }
             let part = Part { tensor: at, rows: 0..rows, order: RowOrder::AsStored };
@@ -178,16 +180,6 @@ impl<'a> GgufSource<'a> {
     /// The file.
     pub fn gguf(&self) -> &Gguf {
         &self.gguf
-    }
-
-    /// A number of what was read: names, shapes and a sample of the values.
-    pub fn fingerprint(&self) -> u64 {
-        self.count.fingerprint()
-    }
-
-    /// Tells that all is done, whatever was left unread.
-    pub fn finish(&mut self) -> Result<()> {
-        self.count.finish()
     }
 }
 
@@ -367,8 +359,14 @@ fn resize(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
     Ok(())
 }
 
-fn read_at((path, file): &mut (PathBuf, File), at: u64, into: &mut [u8]) -> Result<()> {
-    file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(into)).map_err(|e| Error::io(path, e))
+impl ModelTensors for GgufSource<'_> {
+    fn fingerprint(&self) -> u64 {
+        self.count.fingerprint()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.count.finish()
+    }
 }
 
 impl TensorSource for GgufSource<'_> {
@@ -404,7 +402,7 @@ mod tests {
         std::fs::write(&path, build.bytes()).unwrap();
         let mut on_bytes = |_, _| Ok(());
         let origins = origins.iter().map(|(name, origin)| (name.to_string(), origin.clone()));
-        match GgufSource::new(Gguf::open(&path).unwrap(), origins, &mut on_bytes) {
+        match GgufSource::new(Gguf::open(&path).unwrap(), origins, |name| name == "unused", &mut on_bytes) {
             Ok(mut source) => then(Ok(&mut source)),
             Err(error) => then(Err(error)),
         }
@@ -560,7 +558,7 @@ mod tests {
             seen.push((read, total));
             if seen.len() < 3 { Ok(()) } else { Err(Error::cancelled()) }
         };
-        let mut source = GgufSource::new(Gguf::open(&path).unwrap(), [], &mut on_bytes).unwrap();
+        let mut source = GgufSource::new(Gguf::open(&path).unwrap(), [], |_| false, &mut on_bytes).unwrap();
         source.read("v", 0, &mut [0; 48]).unwrap();
         source.read("ids", 0, &mut [0; 12]).unwrap();
         assert_eq!(source.finish().unwrap_err().kind(), ErrorKind::Cancelled);

@@ -15,7 +15,7 @@ pub use plan::{Beside, Fresh, PeftPlan};
 
 use super::replace::{replace, write_text};
 use super::safetensors::{Tensors, write_safetensors};
-use super::{Checkpoint, Json, MAX_JSON, fnv, read_text};
+use super::{Checkpoint, Json, MAX_JSON, ModelTensors, fnv, read_text};
 use crate::error::{Error, Result};
 use crate::nn::{Adapter, Entry, LowRank, Module, Prefix, Replaced, Role, Slot, TensorSource, Transformer, Weights};
 use crate::ops::{Backend, Format, Matrix};

@@ -1,0 +1,126 @@
+//! GGUF files as the directories of transformers that they were made from: config.json from their metadata, and transformers' names
+//! and rows for their tensors. Everything above then knows one kind of model: adapters, sessions, training, embeddings.
+//!
+//! What the names of metadata mean is llama.cpp's, <https://github.com/ggml-org/llama.cpp>; what its converter changes is undone. Where
+//! llama.cpp computes otherwise than transformers, transformers is followed.
+
+mod config;
+mod origins;
+
+use super::{Family, draft};
+use crate::error::{Error, Result};
+use crate::load::{Gguf, Json, Origin};
+use crate::nn::Config;
+use crate::ops::Pooling;
+
+/// What a file holds, as transformers would have it.
+pub struct GgufModel {
+    pub family: &'static Family,
+    pub config: Config,
+    /// config.json
+    pub json: Json,
+    /// What the tensors of transformers are made of.
+    pub origins: Vec<(String, Origin)>,
+    /// How texts become vectors, if it says so.
+    pub pooling: Option<Pooling>,
+}
+
+/// An architecture of llama.cpp.
+struct Architecture {
+    /// `general.architecture`
+    name: &'static str,
+    /// transformers' name for it.
+    model_type: &'static str,
+    /// Whether the converter moved the rows of q and k, so that the halves of a rotated pair are neighbours.
+    moves_rows: bool,
+    /// What its configuration has beside the usual keys.
+    keys: fn(&mut config::Keys<'_>) -> Result<()>,
+}
+
+const ARCHITECTURES: &[Architecture] = &[
+    Architecture { name: "arcee", model_type: "arcee", moves_rows: true, keys: config::usual },
+    Architecture { name: "bert", model_type: "bert", moves_rows: false, keys: config::bert },
+    Architecture { name: "chatglm", model_type: "glm", moves_rows: false, keys: config::partly_rotated },
+    Architecture { name: "cohere2", model_type: "cohere2", moves_rows: false, keys: config::cohere },
+    Architecture { name: "command-r", model_type: "cohere", moves_rows: false, keys: config::cohere },
+    Architecture { name: "ernie4_5", model_type: "ernie4_5", moves_rows: false, keys: config::ernie },
+    Architecture { name: "eurobert", model_type: "eurobert", moves_rows: false, keys: config::usual },
+    Architecture { name: "exaone4", model_type: "exaone4", moves_rows: false, keys: config::windows },
+    Architecture { name: "gemma", model_type: "gemma", moves_rows: false, keys: config::usual },
+    Architecture { name: "gemma-embedding", model_type: "gemma3_text", moves_rows: false, keys: config::gemma_embedding },
+    Architecture { name: "gemma2", model_type: "gemma2", moves_rows: false, keys: config::gemma2 },
+    Architecture { name: "gemma3", model_type: "gemma3_text", moves_rows: false, keys: config::gemma3 },
+    Architecture { name: "glm4", model_type: "glm4", moves_rows: false, keys: config::partly_rotated },
+    Architecture { name: "granite", model_type: "granite", moves_rows: true, keys: config::granite },
+    Architecture { name: "hunyuan-dense", model_type: "hunyuan_v1_dense", moves_rows: false, keys: config::usual },
+    Architecture { name: "llama", model_type: "llama", moves_rows: true, keys: config::llama },
+    Architecture { name: "mistral3", model_type: "ministral3", moves_rows: true, keys: config::mistral3 },
+    Architecture { name: "modern-bert", model_type: "modernbert", moves_rows: false, keys: config::modern_bert },
+    Architecture { name: "nemotron", model_type: "nemotron", moves_rows: false, keys: config::partly_rotated },
+    Architecture { name: "nomic-bert", model_type: "nomic_bert", moves_rows: false, keys: config::nomic_bert },
+    Architecture { name: "olmo", model_type: "olmo", moves_rows: true, keys: config::olmo },
+    Architecture { name: "olmo2", model_type: "olmo2", moves_rows: false, keys: config::olmo2 },
+    Architecture { name: "phi2", model_type: "phi", moves_rows: false, keys: config::partly_rotated },
+    Architecture { name: "phi3", model_type: "phi3", moves_rows: false, keys: config::phi3 },
+    Architecture { name: "qwen2", model_type: "qwen2", moves_rows: false, keys: config::usual },
+    Architecture { name: "qwen3", model_type: "qwen3", moves_rows: false, keys: config::usual },
+    Architecture { name: "seed_oss", model_type: "seed_oss", moves_rows: false, keys: config::seed_oss },
+    Architecture { name: "smollm3", model_type: "smollm3", moves_rows: true, keys: config::usual },
+    Architecture { name: "stablelm", model_type: "stablelm", moves_rows: false, keys: config::stablelm },
+    Architecture { name: "starcoder2", model_type: "starcoder2", moves_rows: false, keys: config::starcoder2 },
+];
+
+/// How the names of tensors begin that have no part in a network of ours: what a configuration says already, heads for other tasks,
+/// layers that predict further tokens.
+const UNUSED: [&str; 6] = ["rope_freqs.", "rope_factors_", "cls.", "cls_", "nextn.", "attn_rot_embd"];
+
+/// Whether a tensor of a file has no part in the network.
+pub fn is_unused(name: &str) -> bool {
+    let below_layer = name.strip_prefix("blk.").and_then(|name| name.split_once('.')).map_or(name, |(_, name)| name);
+    UNUSED.iter().any(|unused| below_layer.starts_with(unused))
+}
+
+/// What a file holds, as transformers would have it.
+///
+/// # Errors
+/// `ErrorKind::Unsupported` for an architecture that is not known, naming those that are, and for metadata that changes the result
+/// and is not implemented; `ErrorKind::Format` for what contradicts itself; each names the key.
+pub fn parse_gguf(gguf: &mut Gguf) -> Result<GgufModel> {
+    let metadata = gguf.metadata();
+    let name = metadata.text("general.architecture")?.unwrap_or_default();
+    let Some(architecture) = ARCHITECTURES.iter().find(|architecture| architecture.name == name) else {
+        let known = ARCHITECTURES.iter().map(|architecture| architecture.name).collect::<Vec<_>>().join(", ");
+        return Err(metadata.unsupported("general.architecture", &format!("one of {known}")));
+    };
+    if gguf.tensors().len() == 0 {
+        return Err(Error::format(format!("{}: expected tensors, found a vocabulary alone", metadata.name())));
+    }
+    let json = config::json(gguf, architecture)?;
+    let (family, draft) = draft(&json)?;
+    let origins = origins::origins(gguf, &draft, architecture)?;
+    let pooling = config::pooling(gguf, architecture)?;
+    Ok(GgufModel { family, config: draft.build(), json, origins, pooling })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::models::FAMILIES;
+
+    #[test]
+    fn the_table_is_sorted_and_of_known_families() {
+        assert!(ARCHITECTURES.windows(2).all(|pair| pair[0].name < pair[1].name));
+        let known: HashSet<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+        assert!(ARCHITECTURES.iter().all(|architecture| known.contains(architecture.model_type)));
+    }
+
+    #[test]
+    fn what_has_no_part_in_the_network_is_known_by_its_name() {
+        for name in ["rope_freqs.weight", "rope_factors_long.weight", "blk.7.attn_rot_embd", "blk.40.nextn.eh_proj.weight", "cls.bias"] {
+            assert!(is_unused(name), "{name}");
+        }
+        assert!(!is_unused("blk.0.attn_q.weight") && !is_unused("token_embd.weight"));
+    }
+}

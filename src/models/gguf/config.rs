@@ -1,0 +1,492 @@
+//! config.json from the metadata of a file.
+
+use serde_json::{Map, Value, json};
+
+use super::super::base::MAX_LAYERS;
+use super::Architecture;
+use crate::error::Result;
+use crate::load::{Gguf, Json, Metadata};
+use crate::ops::Pooling;
+
+/// The keys of a config.json in the making.
+pub struct Keys<'a> {
+    gguf: &'a Gguf,
+    /// In front of the architecture's own keys.
+    prefix: &'a str,
+    fields: Map<String, Value>,
+    /// The divisors of the frequencies that a tensor of the file holds, for short contexts and for long ones.
+    factors: Option<[Vec<f32>; 2]>,
+}
+
+/// config.json of an architecture.
+pub fn json(gguf: &mut Gguf, architecture: &Architecture) -> Result<Json> {
+    let factors = factors(gguf)?;
+    let mut keys = Keys { gguf, prefix: architecture.name, fields: Map::new(), factors };
+    keys.set("model_type", architecture.model_type);
+    keys.sizes()?;
+    keys.norms_and_biases()?;
+    keys.rope()?;
+    (architecture.keys)(&mut keys)?;
+    let text = format!("{:#}\n", Value::Object(keys.fields));
+    Json::parse("config.json", &text)
+}
+
+fn factors(gguf: &mut Gguf) -> Result<Option<[Vec<f32>; 2]>> {
+    for [short, long] in [["rope_factors_short", "rope_factors_long"], ["rope_freqs", "rope_freqs"]] {
+        let [short, long] = [short, long].map(|name| format!("{name}.weight"));
+        if gguf.tensor(&short).is_some() || gguf.tensor(&long).is_some() {
+            return Ok(Some([gguf.vector(&short)?, gguf.vector(&long)?]));
+        }
+    }
+    Ok(None)
+}
+
+/// How the vectors of texts are pooled, where the file says so.
+pub fn pooling(gguf: &Gguf, architecture: &Architecture) -> Result<Option<Pooling>> {
+    let key = format!("{}.pooling_type", architecture.name);
+    Ok(match gguf.metadata().u32(&key)? {
+        None | Some(0) => None,
+        Some(1) => Some(Pooling::Mean),
+        Some(2) => Some(Pooling::Cls),
+        Some(3) => Some(Pooling::Last),
+        Some(_) => return Err(gguf.metadata().unsupported(&key, "1 (mean), 2 (the first token) or 3 (the last)")),
+    })
+}
+
+impl Keys<'_> {
+    fn metadata(&self) -> &Metadata {
+        self.gguf.metadata()
+    }
+
+    /// The full name of one of the architecture's own keys.
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.prefix)
+    }
+
+    fn set(&mut self, field: &str, value: impl Into<Value>) {
+        self.fields.insert(field.to_string(), value.into());
+    }
+
+    /// A whole number; a list of one for each layer must be of one number.
+    fn count(&self, name: &str) -> Result<Option<u32>> {
+        let key = self.key(name);
+        if !self.metadata().is_list(&key) {
+            return self.metadata().u32(&key);
+        }
+        let list = self.metadata().ints(&key)?.unwrap_or_default();
+        match list.first().and_then(|first| u32::try_from(*first).ok()) {
+            Some(first) if list.iter().all(|x| *x == i64::from(first)) => Ok(Some(first)),
+            _ => Err(self.metadata().unsupported(&key, "the same number for each layer")),
+        }
+    }
+
+    fn needed(&self, name: &str) -> Result<u32> {
+        self.count(name)?.ok_or_else(|| self.metadata().invalid(&self.key(name), "expected a whole number, found nothing"))
+    }
+
+    fn number(&self, name: &str) -> Result<Option<f32>> {
+        self.metadata().f32(&self.key(name))
+    }
+
+    fn flag(&self, name: &str) -> Result<Option<bool>> {
+        self.metadata().bool(&self.key(name))
+    }
+
+    /// Sets a field to a number, where the file has one.
+    fn copy(&mut self, field: &str, name: &str) -> Result<()> {
+        if let Some(x) = self.number(name)? {
+            self.set(field, x);
+        }
+        Ok(())
+    }
+
+    fn has(&self, tensor: &str) -> bool {
+        self.gguf.tensor(tensor).is_some()
+    }
+
+    /// The rows of a matrix; 0 if there is none.
+    fn rows(&self, tensor: &str) -> usize {
+        self.gguf.tensor(tensor).and_then(|tensor| tensor.entry().shape.first().copied()).unwrap_or(0)
+    }
+
+    /// The width of a head: what the file says, else what its tensors have.
+    fn head_dim(&self) -> Result<f64> {
+        if let Some(dim) = self.count("attention.key_length")? {
+            return Ok(dim.into());
+        }
+        let heads = f64::from(self.needed("attention.head_count")?.max(1));
+        let kv_heads = self.count("attention.head_count_kv")?.map_or(heads, f64::from);
+        match (self.rows("blk.0.attn_q.weight"), self.rows("blk.0.attn_qkv.weight")) {
+            (0, 0) => Ok(f64::from(self.needed("embedding_length")?) / heads),
+            (0, all) => Ok(all as f64 / (heads + 2.0 * kv_heads)),
+            (rows, _) => Ok(rows as f64 / heads),
+        }
+    }
+
+    fn sizes(&mut self) -> Result<()> {
+        for (field, name) in [
+            ("hidden_size", "embedding_length"),
+            ("num_hidden_layers", "block_count"),
+            ("intermediate_size", "feed_forward_length"),
+            ("num_attention_heads", "attention.head_count"),
+            ("max_position_embeddings", "context_length"),
+        ] {
+            let value = self.needed(name)?;
+            self.set(field, value);
+        }
+        // Phi's is written as if it were four times the width: what the file holds counts.
+        if let Some(width) = self.gguf.tensor("blk.0.ffn_down.weight").and_then(|down| down.entry().shape.last().copied()) {
+            self.set("intermediate_size", width);
+        }
+        let dim = self.head_dim()?;
+        // Nor are they always as many as it says.
+        match (self.count("attention.head_count_kv")?, self.rows("blk.0.attn_k.weight")) {
+            (_, rows) if rows > 0 && dim >= 1.0 && dim.fract() == 0.0 => self.set("num_key_value_heads", rows / dim as usize),
+            (Some(heads), _) => self.set("num_key_value_heads", heads),
+            (None, _) => {}
+        }
+        if self.count("attention.value_length")?.is_some_and(|values| f64::from(values) != dim) {
+            return Err(self.metadata().unsupported(&self.key("attention.value_length"), &format!("{dim}, as keys have")));
+        }
+        if dim.fract() == 0.0 {
+            self.set("head_dim", dim as u64);
+        }
+        for name in ["expert_count", "nextn_predict_layers"] {
+            if self.count(name)?.is_some_and(|count| count > 0) {
+                return Err(self.metadata().unsupported(&self.key(name), "0"));
+            }
+        }
+        // The converter cuts off rows that the tokenizer does not know: what the file holds counts.
+        let rows = self.rows("token_embd.weight");
+        self.set("vocab_size", rows);
+        self.set("tie_word_embeddings", !self.has("output.weight"));
+        if self.flag("attention.causal")? == Some(false) {
+            self.set("is_causal", false);
+        }
+        Ok(())
+    }
+
+    fn norms_and_biases(&mut self) -> Result<()> {
+        for name in ["attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"] {
+            if let Some(eps) = self.number(name)? {
+                ["rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon"].into_iter().for_each(|field| self.set(field, eps));
+            }
+        }
+        let attention = self.has("blk.0.attn_q.bias") || self.has("blk.0.attn_qkv.bias");
+        let mlp = self.has("blk.0.ffn_up.bias");
+        self.set("attention_bias", attention);
+        self.set("mlp_bias", mlp);
+        Ok(())
+    }
+
+    fn rope(&mut self) -> Result<()> {
+        let theta = self.number("rope.freq_base")?;
+        self.set("rope_theta", theta.unwrap_or(10_000.0));
+        let scaling = self.scaling()?;
+        self.set("rope_scaling", scaling);
+        Ok(())
+    }
+
+    /// `rope_scaling`, null where there is none.
+    fn scaling(&self) -> Result<Value> {
+        let key = self.key("rope.scaling.type");
+        let kind = self.metadata().text(&key)?.unwrap_or("none");
+        let original = match self.count("rope.scaling.original_context_length")? {
+            Some(original) => original,
+            None => self.needed("context_length")?,
+        };
+        if let Some([short, long]) = &self.factors {
+            // Frequencies that a file lists are those of a longrope that is the same for all lengths.
+            let attention_factor = self.number("rope.scaling.attn_factor")?.unwrap_or(1.0);
+            return Ok(json!({
+                "rope_type": "longrope",
+                "short_factor": short,
+                "long_factor": long,
+                "original_max_position_embeddings": original,
+                "attention_factor": attention_factor,
+            }));
+        }
+        let factor = self.number("rope.scaling.factor")?;
+        // As old files say it.
+        let linear = self.number("rope.scale_linear")?.filter(|factor| *factor != 1.0);
+        match kind {
+            "none" if linear.is_none() => Ok(Value::Null),
+            "none" | "linear" => match factor.or(linear) {
+                Some(factor) => Ok(json!({ "rope_type": "linear", "factor": factor })),
+                None => Err(self.metadata().invalid(&self.key("rope.scaling.factor"), "expected a number, found nothing")),
+            },
+            "yarn" => {
+                let factor = factor.ok_or_else(|| {
+                    self.metadata().invalid(&self.key("rope.scaling.factor"), "expected a number, found nothing")
+                })?;
+                let mut yarn =
+                    json!({ "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original });
+                for (field, name) in [
+                    ("beta_fast", "yarn_beta_fast"),
+                    ("beta_slow", "yarn_beta_slow"),
+                    ("attention_factor", "yarn_attn_factor"),
+                    ("mscale", "yarn_log_multiplier"),
+                    ("mscale_all_dim", "yarn_log_multiplier"),
+                ] {
+                    if let Some(x) = self.number(&format!("rope.scaling.{name}"))? {
+                        yarn[field] = x.into();
+                    }
+                }
+                // Below 0: as the type says.
+                if self.number("rope.scaling.yarn_ext_factor")?.is_some_and(|x| x >= 0.0 && x != 1.0) {
+                    return Err(self.metadata().unsupported(&self.key("rope.scaling.yarn_ext_factor"), "1"));
+                }
+                Ok(yarn)
+            }
+            "longrope" => {
+                Err(self.metadata().invalid(&key, "expected the tensors rope_factors_short and rope_factors_long, found none"))
+            }
+            _ => Err(self.metadata().unsupported(&key, "none, linear, yarn or longrope")),
+        }
+    }
+
+    /// The part of a head that is rotated.
+    fn partial_rotary_factor(&mut self) -> Result<()> {
+        if let Some(dim) = self.count("rope.dimension_count")? {
+            let factor = f64::from(dim) / self.head_dim()?;
+            self.set("partial_rotary_factor", factor);
+        }
+        Ok(())
+    }
+
+    /// Heads are rotated whole.
+    fn whole_heads(&self) -> Result<()> {
+        let dim = self.head_dim()?;
+        match self.count("rope.dimension_count")? {
+            Some(found) if f64::from(found) != dim => {
+                Err(self.metadata().unsupported(&self.key("rope.dimension_count"), &format!("{dim}, the width of a head")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// `sliding_window`, and which layers have it where the file says so: a flag a layer, or a number that the family understands.
+    fn window(&mut self) -> Result<()> {
+        let window = self.count("attention.sliding_window")?.filter(|window| *window > 0);
+        self.set("sliding_window", window);
+        let key = self.key("attention.sliding_window_pattern");
+        if !self.metadata().has(&key) {
+            return Ok(());
+        }
+        if !self.metadata().is_list(&key) {
+            let every = self.metadata().u32(&key)?;
+            self.set("sliding_window_pattern", every);
+            return Ok(());
+        }
+        let slides = self.metadata().bools(&key)?.unwrap_or_default();
+        let layers = self.needed("block_count")? as usize;
+        if slides.len() != layers || layers > MAX_LAYERS {
+            return Err(self.metadata().expected(&key, &format!("a flag for each of {layers} layers")));
+        }
+        let kind = |slides: &bool| if *slides { "sliding_attention" } else { "full_attention" };
+        self.set("layer_types", slides.iter().map(kind).collect::<Vec<_>>());
+        Ok(())
+    }
+}
+
+pub fn usual(keys: &mut Keys<'_>) -> Result<()> {
+    keys.whole_heads()
+}
+
+pub fn partly_rotated(keys: &mut Keys<'_>) -> Result<()> {
+    keys.partial_rotary_factor()
+}
+
+pub fn windows(keys: &mut Keys<'_>) -> Result<()> {
+    keys.whole_heads()?;
+    keys.window()
+}
+
+pub fn llama(keys: &mut Keys<'_>) -> Result<()> {
+    keys.whole_heads()?;
+    if keys.count("attention.sliding_window")?.is_some_and(|window| window > 0) {
+        keys.window()?;
+        keys.set("model_type", "mistral");
+    }
+    Ok(())
+}
+
+pub fn mistral3(keys: &mut Keys<'_>) -> Result<()> {
+    keys.whole_heads()?;
+    if let Some(beta) = keys.number("attention.temperature_scale")? {
+        keys.fields["rope_scaling"]["llama_4_scaling_beta"] = beta.into();
+    }
+    Ok(())
+}
+
+pub fn cohere(keys: &mut Keys<'_>) -> Result<()> {
+    keys.whole_heads()?;
+    keys.window()?;
+    keys.copy("logit_scale", "logit_scale")?;
+    let has_norm = keys.has("blk.0.attn_q_norm.weight");
+    keys.set("use_qk_norm", has_norm);
+    Ok(())
+}
+
+pub fn granite(keys: &mut Keys<'_>) -> Result<()> {
+    keys.whole_heads()?;
+    // llama.cpp's, where nothing is said.
+    let usual = 1.0 / keys.head_dim()?.sqrt();
+    keys.set("attention_multiplier", usual);
+    for (field, name) in [
+        ("attention_multiplier", "attention.scale"),
+        ("embedding_multiplier", "embedding_scale"),
+        ("residual_multiplier", "residual_scale"),
+        ("logits_scaling", "logit_scale"),
+    ] {
+        keys.copy(field, name)?;
+    }
+    Ok(())
+}
+
+pub fn ernie(keys: &mut Keys<'_>) -> Result<()> {
+    keys.whole_heads()?;
+    let bias = keys.has("blk.0.attn_q.bias");
+    keys.set("use_bias", bias);
+    Ok(())
+}
+
+pub fn starcoder2(keys: &mut Keys<'_>) -> Result<()> {
+    ernie(keys)?;
+    keys.window()
+}
+
+pub fn seed_oss(keys: &mut Keys<'_>) -> Result<()> {
+    keys.whole_heads()?;
+    let bias = keys.has("blk.0.attn_output.bias");
+    keys.set("attention_out_bias", bias);
+    Ok(())
+}
+
+pub fn stablelm(keys: &mut Keys<'_>) -> Result<()> {
+    keys.partial_rotary_factor()?;
+    let parallel = keys.flag("use_parallel_residual")?.unwrap_or(false);
+    keys.set("use_parallel_residual", parallel);
+    let (bias, norm) = (keys.has("blk.0.attn_q.bias"), keys.has("blk.0.attn_q_norm.weight"));
+    keys.set("use_qkv_bias", bias);
+    keys.set("qk_layernorm", norm);
+    Ok(())
+}
+
+pub fn olmo(keys: &mut Keys<'_>) -> Result<()> {
+    keys.whole_heads()?;
+    keys.copy("clip_qkv", "attention.clamp_kqv")
+}
+
+/// OLMo 3 goes by the same name, and has windows.
+pub fn olmo2(keys: &mut Keys<'_>) -> Result<()> {
+    keys.whole_heads()?;
+    if keys.count("attention.sliding_window")?.is_none() {
+        return Ok(());
+    }
+    keys.set("model_type", "olmo3");
+    keys.window()?;
+    let theta = keys.fields["rope_theta"].clone();
+    let sliding = keys.number("rope.freq_base_swa")?.map_or_else(|| theta.clone(), Value::from);
+    let mut full = match keys.scaling()? {
+        Value::Null => json!({ "rope_type": "default" }),
+        scaling => scaling,
+    };
+    full["rope_theta"] = theta;
+    keys.fields.remove("rope_scaling");
+    keys.set(
+        "rope_parameters",
+        json!({ "full_attention": full, "sliding_attention": { "rope_type": "default", "rope_theta": sliding } }),
+    );
+    Ok(())
+}
+
+pub fn phi3(keys: &mut Keys<'_>) -> Result<()> {
+    keys.partial_rotary_factor()?;
+    let original = keys.count("rope.scaling.original_context_length")?;
+    if let Some(original) = original {
+        keys.set("original_max_position_embeddings", original);
+    }
+    keys.window()
+}
+
+pub fn gemma2(keys: &mut Keys<'_>) -> Result<()> {
+    keys.whole_heads()?;
+    keys.window()?;
+    // Where the file has none there is none.
+    for (field, name) in
+        [("attn_logit_softcapping", "attn_logit_softcapping"), ("final_logit_softcapping", "final_logit_softcapping")]
+    {
+        let cap = keys.number(name)?;
+        keys.set(field, cap);
+    }
+    query_scale(keys, 46)
+}
+
+pub fn gemma3(keys: &mut Keys<'_>) -> Result<()> {
+    keys.whole_heads()?;
+    keys.window()?;
+    if keys.fields["sliding_window"].is_null() {
+        keys.set("sliding_window_pattern", 1);
+    }
+    let theta = keys.number("rope.freq_base_swa")?;
+    keys.set("rope_local_base_freq", theta.unwrap_or(10_000.0));
+    keys.copy("final_logit_softcapping", "final_logit_softcapping")?;
+    query_scale(keys, 62)
+}
+
+pub fn gemma_embedding(keys: &mut Keys<'_>) -> Result<()> {
+    gemma3(keys)?;
+    keys.set("use_bidirectional_attention", true);
+    keys.fields.remove("is_causal");
+    Ok(())
+}
+
+/// `query_pre_attn_scalar` is not in the file: it is the width of a head, but for the model with this many layers.
+fn query_scale(keys: &mut Keys<'_>, layers: u32) -> Result<()> {
+    let scalar = if keys.needed("block_count")? == layers {
+        f64::from(keys.needed("embedding_length")?) / f64::from(keys.needed("attention.head_count")?.max(1))
+    } else {
+        keys.head_dim()?
+    };
+    keys.set("query_pre_attn_scalar", scalar);
+    Ok(())
+}
+
+/// RoBERTa, XLM-R, CamemBERT and DistilBERT go by the same name. Rows of positions that a padding's id would move them by are cut
+/// off, so that all are BERT's.
+pub fn bert(keys: &mut Keys<'_>) -> Result<()> {
+    let (types, positions) = (keys.rows("token_types.weight"), keys.rows("position_embd.weight"));
+    keys.set("type_vocab_size", types);
+    keys.set("max_position_embeddings", positions);
+    keys.set("attention_bias", true);
+    Ok(())
+}
+
+pub fn modern_bert(keys: &mut Keys<'_>) -> Result<()> {
+    keys.whole_heads()?;
+    keys.window()?;
+    let window = keys.fields["sliding_window"].clone();
+    keys.set("local_attention", window);
+    if let Some(every) = keys.fields.remove("sliding_window_pattern") {
+        keys.set("global_attn_every_n_layers", every);
+    }
+    let theta = keys.fields["rope_theta"].clone();
+    let local = keys.number("rope.freq_base_swa")?.unwrap_or(10_000.0);
+    keys.set("global_rope_theta", theta);
+    keys.set("local_rope_theta", local);
+    // Another one for each kind of layer.
+    keys.fields.remove("rope_theta");
+    let norm_bias = keys.has("output_norm.bias");
+    keys.set("norm_bias", norm_bias);
+    let activation = keys.metadata().text(&keys.key("hidden_activation"))?.unwrap_or("gelu").to_string();
+    keys.set("hidden_activation", activation);
+    Ok(())
+}
+
+pub fn nomic_bert(keys: &mut Keys<'_>) -> Result<()> {
+    keys.whole_heads()?;
+    let types = keys.rows("token_types.weight");
+    keys.set("type_vocab_size", types);
+    Ok(())
+}
