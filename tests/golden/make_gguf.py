@@ -22,14 +22,43 @@ def set_no_vocab(model):
     model.gguf_writer.add_vocab_size(model.hparams["vocab_size"])
 
 
-def with_tokenizer(path):
-    """A copy with a tokenizer as large as the model's vocabulary."""
+# The converter's own guess would make 16 bits of 32.
+FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16"}
+
+
+def stored(path):
+    """The type of the first tensor of a model."""
+    with open(sorted(path.glob("model*.safetensors"))[0], "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return next(entry["dtype"] for name, entry in header.items() if name != "__metadata__")
+
+
+# What transformers calls the sizes that this model's configuration has by their first names.
+NOMIC = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 72,
+    "layer_norm_eps": 1e-3,
+    "head_dim": 16,
+}
+
+
+def edited(path, fields, then=lambda copy: None):
+    """A copy with other fields in its config.json."""
     copy = Path(tempfile.mkdtemp()) / path.name
     shutil.copytree(path, copy)
-    size = json.loads((copy / "config.json").read_text())["vocab_size"]
-    model = {"type": "BPE", "vocab": {f"t{id}": id for id in range(size)}, "merges": []}
-    (copy / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    config = json.loads((copy / "config.json").read_text()) | fields
+    (copy / "config.json").write_text(json.dumps(config))
+    then(copy)
     return copy
+
+
+def with_tokenizer(path):
+    """Adds a tokenizer as large as the model's vocabulary."""
+    size = json.loads((path / "config.json").read_text())["vocab_size"]
+    model = {"type": "BPE", "vocab": {f"t{id}": id for id in range(size)}, "merges": []}
+    (path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
 
 
 def main():
@@ -47,13 +76,16 @@ def main():
         try:
             # Gemma 3's vocabulary size is that of its tokenizer.
             if path.name.startswith("gemma3_text"):
-                path = with_tokenizer(path)
+                path = edited(path, {}, with_tokenizer)
+            # The converter knows published sizes alone; positions are rotary, so that no weight depends on it.
+            if path.name == "nomic_mean_old":
+                path = edited(path, {"n_positions": 8192, "max_trained_positions": 2048} | NOMIC)
             hparams = ModelBase.load_hparams(path, False)
             known = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
 
             known.set_vocab = set_no_vocab
             with torch.inference_mode():
-                model = known(path, gguf.LlamaFileType.GUESSED, out / f"{path.name}.gguf")
+                model = known(path, getattr(gguf.LlamaFileType, FILE_TYPES[stored(path)]), out / f"{path.name}.gguf")
                 model.write()
             print(f"{path.name}: {model.gguf_writer.arch}")
         except Exception as error:

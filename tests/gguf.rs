@@ -1,0 +1,189 @@
+//! GGUF files against transformers: every family that llama.cpp's converter writes, and every format of weights.
+//!
+//! `tests/golden/make_gguf.py` wrote those of the families from the reference models.
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use common::{Reference, golden, load, max_abs};
+use metal_candle::{EmbedOptions, GenerateOptions, LoadOptions, Model, SamplingOptions, Session};
+
+/// As for safetensors, whose weights these are.
+const TOLERANCE: f32 = 5e-4;
+
+fn logits(model: &Model, ids: &[u32]) -> Vec<f32> {
+    let mut session = Session::new(model, 0).unwrap();
+    session.append_tokens(ids, None).unwrap();
+    session.logits().unwrap().to_vec()
+}
+
+fn greedy(model: &Model, ids: &[u32], tokens: usize) -> Vec<u32> {
+    let mut session = Session::new(model, 0).unwrap();
+    session.append_tokens(ids, None).unwrap();
+    let options = GenerateOptions {
+        max_tokens: tokens,
+        ignore_eos: true,
+        sampling: SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() },
+        ..GenerateOptions::default()
+    };
+    session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap().tokens
+}
+
+/// What the converter does not write, and llama.cpp therefore does not know: without it the file is that of another model.
+fn what_is_lost(name: &str) -> &'static [(&'static str, &'static str)] {
+    match name {
+        "gemma2" => &[("query_pre_attn_scalar", "32")],
+        "gemma3_text" => &[("query_pre_attn_scalar", "32"), ("layer_types", ""), ("sliding_window_pattern", "6")],
+        "gemma3_bidirectional_dense" => &[("layer_types", ""), ("sliding_window_pattern", "6")],
+        "smollm3" => &[("no_rope_layers", ""), ("no_rope_layer_interval", "4")],
+        _ => &[],
+    }
+}
+
+/// A copy of a directory with other fields in its config.json; no text removes one.
+fn edited(directory: &Path, fields: &[(&str, &str)]) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let mut config = common::json(&directory.join("config.json"));
+    for (key, value) in fields {
+        match value {
+            &"" => drop(config.as_object_mut().unwrap().remove(*key)),
+            value => config[*key] = serde_json::from_str(value).unwrap(),
+        }
+    }
+    std::fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
+    copy
+}
+
+/// The GGUF files of the reference models, each with the directory that it was made from.
+fn families(folders: &[&str]) -> Vec<(PathBuf, PathBuf)> {
+    let files = std::fs::read_dir(golden("gguf/families")).unwrap().map(|entry| entry.unwrap().path());
+    let origin = |file: &Path| {
+        let name = file.file_stem().unwrap();
+        folders.iter().map(|folder| golden(folder).join(name)).find(|path| path.exists())
+    };
+    let mut found: Vec<_> = files.filter_map(|file| origin(&file).map(|origin| (file, origin))).collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn every_family_has_the_logits_of_the_directory_it_was_made_from() {
+    let (mut worst, mut compared) = (0f32, 0);
+    let options = LoadOptions { max_context: Some(512), ..LoadOptions::default() };
+    for (file, origin) in families(&["decoders", "families"]) {
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        let model = Model::load(&file, &options, None).unwrap_or_else(|e| panic!("{name}: {}", e.details()));
+        let reference = Reference::open(&origin.join("golden.safetensors"));
+        let lost = what_is_lost(name);
+        let directory = edited(&origin, lost);
+        let own = Model::load(directory.path(), &options, None).unwrap();
+        assert_eq!(model.architecture(), own.architecture(), "{name}");
+        for prompt in 0..4 {
+            let ids = reference.ids(&format!("prompt{prompt}.ids"));
+            let found = logits(&model, &ids);
+            let error = if lost.is_empty() {
+                let want = reference.floats(&format!("prompt{prompt}.logits"));
+                max_abs(&found, &want[want.len() - found.len()..])
+            } else {
+                max_abs(&found, &logits(&own, &ids))
+            };
+            assert!(error <= TOLERANCE, "{name} prompt {prompt}: {error}");
+            worst = worst.max(error);
+        }
+        if lost.is_empty() {
+            let (ids, want) = (reference.ids("prompt1.ids"), reference.ids("prompt1.greedy"));
+            assert_eq!(greedy(&model, &ids, want.len()), want, "{name}");
+        }
+        compared += 1;
+    }
+    assert!(worst > 0.0 && compared >= 32, "the comparison saw {compared} models");
+}
+
+#[test]
+fn every_format_has_the_logits_of_the_weights_that_it_stands_for() {
+    let notes = common::json(&golden("gguf/golden.json"));
+    let mut compared = 0;
+    for name in notes["files"].as_object().unwrap().keys() {
+        let model = load(golden("gguf").join(format!("{name}.gguf")));
+        let reference = Reference::open(&golden("gguf").join(format!("{name}.golden.safetensors")));
+        let own = &notes["files"][name];
+        let prompts = own["chats"].as_array().or(notes["prompts"].as_array()).unwrap();
+        for (i, prompt) in prompts.iter().enumerate() {
+            let ids: Vec<u32> = serde_json::from_value(prompt["ids"].clone()).unwrap();
+            let (found, want) = (logits(&model, &ids), reference.floats(&format!("prompt{i}.logits")));
+            let error = max_abs(&found, &want[want.len() - found.len()..]);
+            assert!(error <= TOLERANCE, "{name} prompt {i}: {error}");
+            if let Ok(want) = serde_json::from_value::<Vec<u32>>(prompt["greedy"].clone()) {
+                assert_eq!(greedy(&model, &ids, want.len()), want, "{name} prompt {i}");
+            }
+            compared += 1;
+        }
+    }
+    assert!(compared >= 26 * 3);
+}
+
+/// Takes layers behind the pooling, which are not in a GGUF, out of a copy of a directory; whether there were any.
+fn keep_pooling_alone(origin: &Path, copy: &Path) -> bool {
+    let modules: Vec<serde_json::Value> =
+        serde_json::from_str(&std::fs::read_to_string(origin.join("modules.json")).unwrap()).unwrap();
+    let (kept, dense): (Vec<_>, Vec<_>) = modules.into_iter().partition(|module| !module["type"].as_str().unwrap().ends_with("Dense"));
+    for module in &kept {
+        let folder = module["path"].as_str().unwrap();
+        if let (false, Ok(files)) = (folder.is_empty(), std::fs::read_dir(origin.join(folder))) {
+            std::fs::create_dir_all(copy.join(folder)).unwrap();
+            for path in files.map(|file| file.unwrap().path()) {
+                std::fs::copy(&path, copy.join(folder).join(path.file_name().unwrap())).unwrap();
+            }
+        }
+    }
+    std::fs::write(copy.join("modules.json"), serde_json::Value::from(kept).to_string()).unwrap();
+    !dense.is_empty()
+}
+
+#[test]
+fn every_encoder_gives_the_vectors_of_the_directory_it_was_made_from() {
+    let mut compared = 0;
+    for (file, origin) in families(&["encoders"]) {
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        let options = LoadOptions { tokenizer_path: Some(origin.join("tokenizer.json")), ..LoadOptions::default() };
+        let model = Model::load(&file, &options, None).unwrap_or_else(|e| panic!("{name}: {}", e.details()));
+        let notes = common::json(&origin.join("golden.json"));
+        if notes["pooling"].as_str().is_none() {
+            // Several kinds of pooling are not in a GGUF.
+            continue;
+        }
+        let texts: Vec<&str> = notes["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+        let embed = |model: &Model| model.embed(&texts, &EmbedOptions::default(), None).unwrap();
+        let lost = what_is_lost(name);
+        let without_dense = edited(&origin, lost);
+        let has_dense = keep_pooling_alone(&origin, without_dense.path());
+        let want = if has_dense || !lost.is_empty() {
+            embed(&load(without_dense.path()))
+        } else {
+            Reference::open(&origin.join("golden.safetensors")).floats("embeddings.none")
+        };
+        let found = embed(&model);
+        let dim = found.len() / texts.len();
+        let limit = notes["max_seq_length"].as_u64().map_or(64, |limit| limit as usize);
+        let lengths = notes["token_ids"]["none"].as_array().unwrap().iter().map(|ids| ids.as_array().unwrap().len());
+        for ((found, want), length) in found.chunks(dim).zip(want.chunks(dim)).zip(lengths) {
+            // Where texts are cut is not in the file either.
+            if length < limit {
+                let length = want.iter().map(|x| x * x).sum::<f32>().sqrt();
+                let want: Vec<f32> = want.iter().map(|x| x / length).collect();
+                let error = max_abs(found, &want);
+                assert!(error <= 2e-5, "{name}: {error}");
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 50, "the comparison saw {compared} texts");
+}
