@@ -19,7 +19,7 @@ use tokenizers::{
 };
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Json, read_text};
+use crate::load::{Json, parse_tokenizer, read_text};
 
 /// Larger than any real tokenizer.json.
 const MAX_BYTES: u64 = 256 << 20;
@@ -42,8 +42,8 @@ impl Tokenizer {
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(read_text(&path, MAX_BYTES)?)
-            .map_err(|e| Error::format(format!("{}: not a tokenizer: {e}", path.display())).with_source(e))?;
+        let tokenizer = parse_tokenizer(&read_text(&path, MAX_BYTES)?);
+        let mut tokenizer = tokenizer.map_err(|e| e.within(path.display()))?;
         // Files carry the settings of the training run; a prompt is never cut or filled up in silence.
         tokenizer.with_truncation(None).map_err(|e| Error::format(format!("{}: truncation: {e}", path.display())))?;
         tokenizer.with_padding(None);

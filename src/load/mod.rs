@@ -5,6 +5,7 @@ mod json;
 mod fnv;
 mod replace;
 mod safetensors;
+mod tokenizer_json;
 #[allow(dead_code)] // No model is loaded from one yet.
 mod gguf;
 mod sentence;
@@ -21,3 +22,4 @@ pub use replace::{remove_parts, replace};
 pub use safetensors::{Checkpoint, Tensors};
 pub use sentence::{ModuleConfig, SentenceConfig, Similarity};
 pub use text::{MAX_JSON, read_text};
+pub use tokenizer_json::parse_tokenizer;
