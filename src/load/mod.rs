@@ -15,7 +15,7 @@ pub mod hub;
 
 pub use fnv::{FNV_START, fnv};
 #[allow(unused_imports)] // As above.
-pub use gguf::{Gguf, GgufTensor, Metadata};
+pub use gguf::{Gguf, GgufTensor, GgufVocabulary, Metadata};
 pub use json::Json;
 pub use peft::{Beside, Fresh, Peft, PeftPlan};
 pub use replace::{remove_parts, replace};

@@ -12,6 +12,7 @@
 
 mod header;
 mod metadata;
+mod tokenizer;
 #[cfg(test)]
 pub mod build;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 use header::{Header, StoredTensor};
 pub use metadata::Metadata;
+pub use tokenizer::GgufVocabulary;
 
 use crate::error::{Error, Result};
 use crate::nn::Entry;
