@@ -10,6 +10,7 @@
 
 mod bpe;
 mod pre;
+mod sentencepiece;
 
 use std::borrow::Cow;
 
@@ -174,8 +175,9 @@ impl<'m> GgufVocabulary<'m> {
     fn build(&self, markup: bool) -> Result<Tokenizer> {
         let mut tokenizer = match self.algorithm {
             Algorithm::ByteLevel => self.byte_level()?,
+            Algorithm::SentencePiece => self.sentencepiece()?,
             Algorithm::Gemma4 => self.gemma4()?,
-            _ => return Err(self.metadata.unsupported(MODEL, "gpt2 or gemma4")),
+            Algorithm::WordPiece | Algorithm::Unigram => return Err(self.metadata.unsupported(MODEL, "gpt2, llama or gemma4")),
         };
         let added = self.added_tokens(markup);
         tokenizer.add_tokens(added).map_err(|e| self.failed(TOKENS, e))?;
