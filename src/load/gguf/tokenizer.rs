@@ -11,6 +11,7 @@
 mod bpe;
 mod pre;
 mod sentencepiece;
+mod wordpiece;
 
 use std::borrow::Cow;
 
@@ -177,7 +178,8 @@ impl<'m> GgufVocabulary<'m> {
             Algorithm::ByteLevel => self.byte_level()?,
             Algorithm::SentencePiece => self.sentencepiece()?,
             Algorithm::Gemma4 => self.gemma4()?,
-            Algorithm::WordPiece | Algorithm::Unigram => return Err(self.metadata.unsupported(MODEL, "gpt2, llama or gemma4")),
+            Algorithm::Unigram => return Err(self.metadata.unsupported(MODEL, "gpt2, llama, gemma4 or bert")),
+            Algorithm::WordPiece => self.wordpiece()?,
         };
         let added = self.added_tokens(markup);
         tokenizer.add_tokens(added).map_err(|e| self.failed(TOKENS, e))?;
