@@ -11,6 +11,7 @@
 mod bpe;
 mod pre;
 mod sentencepiece;
+mod unigram;
 mod wordpiece;
 
 use std::borrow::Cow;
@@ -178,8 +179,8 @@ impl<'m> GgufVocabulary<'m> {
             Algorithm::ByteLevel => self.byte_level()?,
             Algorithm::SentencePiece => self.sentencepiece()?,
             Algorithm::Gemma4 => self.gemma4()?,
-            Algorithm::Unigram => return Err(self.metadata.unsupported(MODEL, "gpt2, llama, gemma4 or bert")),
             Algorithm::WordPiece => self.wordpiece()?,
+            Algorithm::Unigram => self.unigram()?,
         };
         let added = self.added_tokens(markup);
         tokenizer.add_tokens(added).map_err(|e| self.failed(TOKENS, e))?;
