@@ -94,7 +94,7 @@ pub struct LoadOptions {
     pub device: Option<Device>,
     /// `None` = as stored.
     pub dtype: Option<Dtype>,
-    /// Another tokenizer.json, or a directory with one.
+    /// Another tokenizer.json, a directory with one, or a GGUF file.
     pub tokenizer_path: Option<PathBuf>,
     /// Quantise while loading, on the CPU. There is `q8_0`: in each row of a matrix for products (projections, the output matrix, and
     /// with it an embedding that it shares) 32 neighbours become a byte each and a common scale in F16, 8.5 bits a weight, as in

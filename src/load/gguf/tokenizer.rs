@@ -13,6 +13,8 @@ mod pre;
 mod sentencepiece;
 mod unigram;
 mod wordpiece;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 
