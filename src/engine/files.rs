@@ -151,7 +151,7 @@ fn quant_on(kind: &str, device: DeviceKind) -> Result<Format> {
 
 /// The formats that [`LoadOptions::quantization`] knows.
 fn quants() -> impl Iterator<Item = Format> {
-    Format::all().filter(|format| format.is_quantised())
+    Format::quantised_to()
 }
 
 #[cfg(test)]

@@ -2,14 +2,23 @@
 //!
 //! Values come in blocks: of one in plain floats, of those that share a scale in quantised formats. A new format
 //! is `format/x.rs` with its unpacker, and a row here.
+//!
+//! Files have more formats than matrices are kept in: one without panels of its own is widened when a matrix is filled. The
+//! quantised ones are ggml's, with the very bits that its own `dequantize_row_*` gives: each unpacker's order of operations is
+//! the reference's, and nothing is fused.
 
 use half::{bf16, f16};
 
+mod fp4;
+mod iq;
+mod k_quants;
+mod legacy;
 pub mod q8_0;
+mod ternary;
 
 /// What the table says of a format.
 pub struct FormatRow {
-    /// As headers of safetensors and the option `quantization` spell it.
+    /// As headers of safetensors spell it, ggml, and the option `quantization`.
     name: &'static str,
     /// Values of a block.
     block: usize,
@@ -17,14 +26,39 @@ pub struct FormatRow {
     bytes: usize,
     /// Its number in `ggml_type`, <https://github.com/ggml-org/ggml/blob/master/include/ggml.h>.
     gguf: u32,
+    /// Whether matrices are kept in it; in F32 otherwise.
+    panels: bool,
+    /// Whether weights are quantised to it on loading.
+    quantises: bool,
+    /// Whether the scales of a block are finite.
+    finite: fn(&[u8]) -> bool,
     /// Widens the blocks of a file.
     unpack: fn(&[u8], &mut [f32]),
+}
+
+impl FormatRow {
+    /// Numbers that are kept as they are stored, finite or not.
+    const fn plain(name: &'static str, gguf: u32, bytes: usize, unpack: fn(&[u8], &mut [f32])) -> Self {
+        Self { name, block: 1, bytes, gguf, panels: true, quantises: false, finite: |_| true, unpack }
+    }
+
+    /// A quantised format that files have and matrices are not kept in, with the values and the bytes of a block.
+    const fn read_only(
+        name: &'static str,
+        gguf: u32,
+        (block, bytes): (usize, usize),
+        finite: fn(&[u8]) -> bool,
+        unpack: fn(&[u8], &mut [f32]),
+    ) -> Self {
+        Self { name, block, bytes, gguf, panels: false, quantises: false, finite, unpack }
+    }
 }
 
 /// Declares each format with its row, so that none can lack one.
 macro_rules! formats {
     ($($format:ident: $row:expr;)*) => {
         /// A format of numbers. Arithmetic is F32 with each.
+        #[allow(non_camel_case_types)] // The names are ggml's.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Format {
             $($format,)*
@@ -36,16 +70,51 @@ macro_rules! formats {
 }
 
 formats! {
-    F32: FormatRow { name: "F32", block: 1, bytes: 4, gguf: 0, unpack: |b, to| each(b, to, f32::from_le_bytes) };
-    F16: FormatRow { name: "F16", block: 1, bytes: 2, gguf: 1, unpack: |b, to| each(b, to, f16_from_le_bytes) };
-    BF16: FormatRow { name: "BF16", block: 1, bytes: 2, gguf: 30, unpack: |b, to| each(b, to, bf16_from_le_bytes) };
+    F32: FormatRow::plain("F32", 0, 4, |b, to| each(b, to, f32::from_le_bytes));
+    F16: FormatRow::plain("F16", 1, 2, |b, to| each(b, to, f16_from_le_bytes));
+    BF16: FormatRow::plain("BF16", 30, 2, |b, to| each(b, to, bf16_from_le_bytes));
     Q8_0: q8_0::ROW;
+    Q4_0: legacy::Q4_0;
+    Q4_1: legacy::Q4_1;
+    Q5_0: legacy::Q5_0;
+    Q5_1: legacy::Q5_1;
+    Q2_K: k_quants::Q2_K;
+    Q3_K: k_quants::Q3_K;
+    Q4_K: k_quants::Q4_K;
+    Q5_K: k_quants::Q5_K;
+    Q6_K: k_quants::Q6_K;
+    IQ4_NL: iq::IQ4_NL;
+    IQ4_XS: iq::IQ4_XS;
+    IQ3_XXS: iq::IQ3_XXS;
+    IQ3_S: iq::IQ3_S;
+    IQ2_XXS: iq::IQ2_XXS;
+    IQ2_XS: iq::IQ2_XS;
+    IQ2_S: iq::IQ2_S;
+    IQ1_S: iq::IQ1_S;
+    IQ1_M: iq::IQ1_M;
+    TQ1_0: ternary::TQ1_0;
+    TQ2_0: ternary::TQ2_0;
+    Q1_0: ternary::Q1_0;
+    Q2_0: ternary::Q2_0;
+    MXFP4: fp4::MXFP4;
+    NVFP4: fp4::NVFP4;
 }
 
 impl Format {
     /// Every format.
     pub fn all() -> impl Iterator<Item = Self> {
         FORMATS.iter().map(|(format, _)| *format)
+    }
+
+    /// Every format that matrices are kept in.
+    #[cfg(test)]
+    pub fn kept_in() -> impl Iterator<Item = Self> {
+        Self::all().filter(|format| format.row().panels)
+    }
+
+    /// Every format that weights are quantised to on loading.
+    pub fn quantised_to() -> impl Iterator<Item = Self> {
+        Self::all().filter(|format| format.row().quantises)
     }
 
     /// The format of this name.
@@ -58,7 +127,12 @@ impl Format {
         Self::all().find(|format| format.row().gguf == number)
     }
 
-    /// As headers of safetensors and the option `quantization` spell it.
+    /// What a matrix of this format is kept in: F32, if it has no panels of its own.
+    pub fn kept(self) -> Self {
+        if self.row().panels { self } else { Self::F32 }
+    }
+
+    /// As headers of safetensors spell it, ggml, and the option `quantization`.
     pub fn name(self) -> &'static str {
         self.row().name
     }
@@ -87,8 +161,18 @@ impl Format {
     /// The values of blocks in a file.
     pub fn widen(self, bytes: &[u8]) -> Vec<f32> {
         let mut values = vec![0.0; bytes.len() / self.block_bytes() * self.block()];
-        (self.row().unpack)(bytes, &mut values);
+        self.widen_into(bytes, &mut values);
         values
+    }
+
+    /// The same in a place of the right length.
+    pub fn widen_into(self, bytes: &[u8], to: &mut [f32]) {
+        (self.row().unpack)(bytes, to);
+    }
+
+    /// Whether the scales of blocks in a file are finite; plain floats have none.
+    pub fn has_finite_scales(self, bytes: &[u8]) -> bool {
+        self.block() == 1 || bytes.chunks_exact(self.block_bytes()).all(self.row().finite)
     }
 
     fn row(self) -> &'static FormatRow {
@@ -104,26 +188,181 @@ pub fn bf16_from_le_bytes(bytes: [u8; 2]) -> f32 {
     bf16::from_le_bytes(bytes).to_f32()
 }
 
+/// The bytes of a block from `at` on.
+fn array_at<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
+    std::array::from_fn(|i| block[at + i])
+}
+
+fn f16_at(block: &[u8], at: usize) -> f32 {
+    f16_from_le_bytes(array_at(block, at))
+}
+
+/// Widens block by block.
+fn each_block<const BYTES: usize, const BLOCK: usize>(
+    bytes: &[u8],
+    to: &mut [f32],
+    unpack: impl Fn(&[u8; BYTES], &mut [f32; BLOCK]),
+) {
+    bytes.as_chunks().0.iter().zip(to.as_chunks_mut().0).for_each(|(block, to)| unpack(block, to));
+}
+
+/// The values of nibbles: all low ones, then all high ones.
+fn nibbles(bytes: &[u8], to: &mut [f32], value: impl Fn(u8) -> f32) {
+    let (low, high) = to.split_at_mut(bytes.len());
+    for ((byte, low), high) in bytes.iter().zip(low).zip(high) {
+        (*low, *high) = (value(byte & 15), value(byte >> 4));
+    }
+}
+
 fn each<const N: usize>(bytes: &[u8], to: &mut [f32], read: impl Fn([u8; N]) -> f32) {
     to.iter_mut().zip(bytes.as_chunks().0).for_each(|(x, bytes)| *x = read(*bytes));
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use sha2::{Digest, Sha256};
+
     use super::*;
 
     #[test]
     fn rows_are_counted_in_whole_blocks() {
-        // As ggml.h has them: number, values of a block, bytes of a block.
-        let rows = [("F32", 0, 1, 4), ("F16", 1, 1, 2), ("BF16", 30, 1, 2), ("q8_0", 8, 32, 34)];
+        // As ggml.h and ggml-common.h have them: number, values of a block, bytes of a block.
+        let rows = [
+            ("F32", 0, 1, 4),
+            ("F16", 1, 1, 2),
+            ("q4_0", 2, 32, 18),
+            ("q4_1", 3, 32, 20),
+            ("q5_0", 6, 32, 22),
+            ("q5_1", 7, 32, 24),
+            ("q8_0", 8, 32, 34),
+            ("q2_k", 10, 256, 84),
+            ("q3_k", 11, 256, 110),
+            ("q4_k", 12, 256, 144),
+            ("q5_k", 13, 256, 176),
+            ("q6_k", 14, 256, 210),
+            ("iq2_xxs", 16, 256, 66),
+            ("iq2_xs", 17, 256, 74),
+            ("iq3_xxs", 18, 256, 98),
+            ("iq1_s", 19, 256, 50),
+            ("iq4_nl", 20, 32, 18),
+            ("iq3_s", 21, 256, 110),
+            ("iq2_s", 22, 256, 82),
+            ("iq4_xs", 23, 256, 136),
+            ("iq1_m", 29, 256, 56),
+            ("BF16", 30, 1, 2),
+            ("tq1_0", 34, 256, 54),
+            ("tq2_0", 35, 256, 66),
+            ("mxfp4", 39, 32, 17),
+            ("nvfp4", 40, 64, 36),
+            ("q1_0", 41, 128, 18),
+            ("q2_0", 42, 64, 18),
+        ];
         for (name, gguf, block, bytes) in rows {
             let format = Format::named(name).unwrap();
-            assert_eq!((format.row().gguf, format.block()), (gguf, block), "{name}");
-            assert_eq!(format.row_bytes(96), Some(96 / block * bytes), "{name}");
-            assert_eq!(format.row_bytes(97), (block == 1).then_some(97 * bytes), "{name}");
-            assert_eq!(format.row_bytes(usize::MAX - 31), None, "{name}");
+            assert_eq!((Format::of_ggml(gguf), format.block()), (Some(format), block), "{name}");
+            assert_eq!(format.row_bytes(768), Some(768 / block * bytes), "{name}");
+            assert_eq!(format.row_bytes(769), (block == 1).then_some(769 * bytes), "{name}");
+            let most = (usize::MAX - 255) as u128 / block as u128 * bytes as u128;
+            assert_eq!(format.row_bytes(usize::MAX - 255), usize::try_from(most).ok(), "{name}");
         }
         assert_eq!(Format::all().count(), rows.len());
-        assert_eq!((Format::named("f32"), Format::named("Q8_0")), (None, None));
+        assert_eq!((Format::named("f32"), Format::named("Q8_0"), Format::of_ggml(4)), (None, None, None));
+        assert_eq!(Format::kept_in().collect::<Vec<_>>(), [Format::F32, Format::F16, Format::BF16, Format::Q8_0]);
+        assert_eq!(Format::quantised_to().collect::<Vec<_>>(), [Format::Q8_0]);
+        assert_eq!((Format::Q4_K.kept(), Format::Q8_0.kept()), (Format::F32, Format::Q8_0));
+    }
+
+    /// As many bytes as take up `blocks` blocks, by xorshift, with scales below 2. `make_formats.py` makes the same.
+    fn random_blocks(format: Format, scales: &[usize], blocks: usize) -> Vec<u8> {
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let mut bytes = Vec::new();
+        for _ in 0..blocks * format.block_bytes() {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            bytes.push((state >> 32) as u8);
+        }
+        for block in bytes.chunks_exact_mut(format.block_bytes()) {
+            // The top bit of an exponent.
+            scales.iter().for_each(|&at| block[at] &= 0xbf);
+        }
+        bytes
+    }
+
+    #[test]
+    fn blocks_are_widened_to_the_bits_of_the_reference() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/formats.json");
+        let golden: serde_json::Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+        let golden = golden.as_object().unwrap();
+        for format in Format::all().filter(|format| format.is_quantised()) {
+            let golden = &golden[format.name()];
+            let scales: Vec<usize> = serde_json::from_value(golden["scales"].clone()).unwrap();
+            let bytes = random_blocks(format, &scales, golden["blocks"].as_u64().unwrap() as usize);
+            assert!(format.has_finite_scales(&bytes), "{}", format.name());
+            let values = format.widen(&bytes);
+            let first: Vec<f32> = serde_json::from_value(golden["first"].clone()).unwrap();
+            assert_eq!(values[..first.len()], first, "{}", format.name());
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let sha256: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(sha256, golden["sha256"], "{}", format.name());
+        }
+        assert_eq!(golden.len(), 25);
+    }
+
+    #[test]
+    fn a_scale_that_is_not_finite_is_found_in_every_block_and_place() {
+        // Where the upper byte of each scale stands, and a byte that makes it infinite or NaN.
+        let scales: [(Format, &[usize], u8); 24] = [
+            (Format::Q8_0, &[1], 0x7c),
+            (Format::Q4_0, &[1], 0x7c),
+            (Format::Q4_1, &[1, 3], 0x7c),
+            (Format::Q5_0, &[1], 0x7c),
+            (Format::Q5_1, &[1, 3], 0x7c),
+            (Format::Q2_K, &[81, 83], 0xfc),
+            (Format::Q3_K, &[109], 0x7c),
+            (Format::Q4_K, &[1, 3], 0x7f),
+            (Format::Q5_K, &[1, 3], 0x7c),
+            (Format::Q6_K, &[209], 0x7c),
+            (Format::IQ4_NL, &[1], 0x7c),
+            (Format::IQ4_XS, &[1], 0x7c),
+            (Format::IQ3_XXS, &[1], 0x7c),
+            (Format::IQ3_S, &[1], 0xff),
+            (Format::IQ2_XXS, &[1], 0x7c),
+            (Format::IQ2_XS, &[1], 0x7c),
+            (Format::IQ2_S, &[1], 0x7c),
+            (Format::IQ1_S, &[1], 0x7c),
+            (Format::TQ1_0, &[53], 0x7c),
+            (Format::TQ2_0, &[65], 0x7c),
+            (Format::Q1_0, &[1], 0x7c),
+            (Format::Q2_0, &[1], 0x7c),
+            // Its scale lies in the upper half of two bytes.
+            (Format::IQ1_M, &[], 0),
+            (Format::MXFP4, &[0], 0xff),
+        ];
+        for (format, places, bad) in scales {
+            let size = format.block_bytes();
+            let mut bytes = vec![0; 3 * size];
+            assert!(format.has_finite_scales(&bytes), "{}", format.name());
+            for at in places.iter().flat_map(|at| [*at, 2 * size + at]) {
+                bytes[at] = bad;
+                assert!(!format.has_finite_scales(&bytes), "{} {at}", format.name());
+                bytes[at] = 0;
+            }
+        }
+        let mut block = [0; 56];
+        (block[53], block[55]) = (0xc0, 0x70);
+        assert!(!Format::IQ1_M.has_finite_scales(&block));
+        block[53] = 0xb0;
+        assert!(Format::IQ1_M.has_finite_scales(&block));
+        // 12 · 2^(e - 128) has to be finite.
+        for (e, finite) in [(252, true), (253, false)] {
+            let block = [&[e], [0x77; 16].as_slice()].concat();
+            assert_eq!(Format::MXFP4.has_finite_scales(&block), finite);
+            assert_eq!(Format::MXFP4.widen(&block)[0].is_finite(), finite);
+        }
+        assert!(Format::F16.has_finite_scales(&[0xff; 16]));
     }
 }

@@ -48,15 +48,16 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// A matrix of zeros, to be filled by [`fill`](Self::fill). `None` if there is no memory for its size.
+    /// A matrix of zeros, to be filled by [`fill`](Self::fill). It is kept in [`Format::kept`]. `None` if there is no memory for
+    /// its size.
     pub fn new(rows: usize, cols: usize, format: Format, purpose: Use) -> Option<Self> {
         let lanes = purpose.lanes();
         let len = |cols: usize| rows.div_ceil(lanes).checked_mul(lanes)?.checked_mul(cols);
-        let panels = match format {
-            Format::F32 => Panels::F32(zeros(len(cols)?)?),
+        let panels = match format.kept() {
             Format::F16 => Panels::F16(zeros(len(cols)?)?),
             Format::BF16 => Panels::BF16(zeros(len(cols)?)?),
             Format::Q8_0 => Panels::Q8_0(Q8_0 { values: zeros(len(cols)?)?, scales: zeros(len(cols.div_ceil(BLOCK))?)? }),
+            _ => Panels::F32(zeros(len(cols)?)?),
         };
         Some(Self { rows, cols, lanes, panels })
     }
@@ -81,9 +82,9 @@ impl Packed {
     /// The bytes of a matrix of this shape.
     pub fn bytes(rows: usize, cols: usize, format: Format, purpose: Use) -> u64 {
         let rows = rows.next_multiple_of(purpose.lanes());
-        match format {
-            Format::F32 | Format::F16 | Format::BF16 => rows as u64 * cols as u64 * format.block_bytes() as u64,
+        match format.kept() {
             Format::Q8_0 => Q8_0::bytes(rows, cols),
+            plain => rows as u64 * cols as u64 * plain.block_bytes() as u64,
         }
     }
 
@@ -102,9 +103,20 @@ impl Packed {
             (_, Format::F32) => return self.convert(first, bytes.as_chunks().0, f32::from_le_bytes),
             (_, Format::F16) => return self.convert(first, bytes.as_chunks().0, f16_from_le_bytes),
             (_, Format::BF16) => return self.convert(first, bytes.as_chunks().0, bf16_from_le_bytes),
-            (_, Format::Q8_0) => return self.fill_f32(first, &from.widen(bytes)),
+            (_, quantised) => return self.fill_widened(first, bytes, quantised),
         }
         true
+    }
+
+    /// The same from a format that this matrix is not kept in, by sixteen rows, which take no more memory than a panel.
+    fn fill_widened(&mut self, first: usize, bytes: &[u8], from: Format) -> bool {
+        let row_bytes = from.row_bytes(self.cols).expect("whole blocks");
+        let mut values = vec![0.0; self.cols * LANES.min(bytes.len() / row_bytes)];
+        bytes.chunks(row_bytes * LANES).enumerate().all(|(i, rows)| {
+            let values = &mut values[..rows.len() / row_bytes * self.cols];
+            from.widen_into(rows, values);
+            from.has_finite_scales(rows) && self.fill_f32(first + i * LANES, values)
+        })
     }
 
     /// The same from numbers.
@@ -243,6 +255,47 @@ mod tests {
             assert_eq!(filled(piece, &narrow, Format::BF16), want);
         }
         assert_eq!(Packed::bytes(rows, cols, Format::Q8_0, Use::Product), 48 * (45 + 2 * 2));
+    }
+
+    #[test]
+    fn a_format_without_panels_is_widened_in_any_pieces() {
+        let (rows, cols) = (37, 256);
+        for from in Format::all().filter(|format| format.kept() != *format) {
+            // Any bytes but for those of scales that are not finite: zeros above the lowest bits.
+            let bytes = rows * from.row_bytes(cols).unwrap();
+            let blocks: Vec<u8> = (0..bytes).map(|i| (i * 7 % 61) as u8).collect();
+            let want = from.widen(&blocks);
+            assert_eq!(want.len(), rows * cols);
+            for (kept, purpose) in [(from, Use::Product), (Format::F32, Use::Lookup), (Format::F16, Use::Product)] {
+                for piece in [1, 7, 16, 37] {
+                    let mut packed = Packed::new(rows, cols, kept, purpose).unwrap();
+                    for (i, part) in blocks.chunks(piece * from.row_bytes(cols).unwrap()).enumerate() {
+                        assert!(packed.fill(i * piece, part, from), "{from:?}");
+                    }
+                    for (r, want) in want.chunks(cols).enumerate() {
+                        let mut out = vec![f32::NAN; cols];
+                        packed.row(r, &mut out);
+                        let near =
+                            |(x, y): (&f32, &f32)| if kept == Format::F16 { f16::from_f32(*y).to_f32() == *x } else { x == y };
+                        assert!(out.iter().zip(want).all(near), "{from:?} as {kept:?}: row {r} in pieces of {piece}");
+                    }
+                }
+            }
+            assert_eq!(Packed::bytes(rows, cols, from, Use::Product), 48 * 256 * 4);
+        }
+    }
+
+    #[test]
+    fn a_scale_that_is_not_finite_is_reported_whatever_it_is_kept_in() {
+        let bad = [f16::INFINITY.to_le_bytes().as_slice(), &[0; 142]].concat();
+        let blocks = [vec![0; 17 * 144], bad].concat();
+        for kept in [Format::Q4_K, Format::F16, Format::BF16, Format::Q8_0] {
+            let mut packed = Packed::new(18, 256, kept, Use::Product).unwrap();
+            assert!(packed.fill(0, &blocks[..17 * 144], Format::Q4_K));
+            assert!(!packed.fill(0, &blocks, Format::Q4_K), "{kept:?}");
+        }
+        let q8_0 = [f16::NAN.to_le_bytes().as_slice(), &[0; 32]].concat();
+        assert!(!Packed::new(1, 32, Format::F32, Use::Product).unwrap().fill(0, &q8_0, Format::Q8_0));
     }
 
     #[test]

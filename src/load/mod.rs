@@ -4,6 +4,7 @@ mod text;
 mod json;
 mod fnv;
 mod replace;
+mod read_count;
 mod safetensors;
 mod tokenizer_json;
 #[allow(dead_code)] // No model is loaded from one yet.
@@ -15,7 +16,7 @@ pub mod hub;
 
 pub use fnv::{FNV_START, fnv};
 #[allow(unused_imports)] // As above.
-pub use gguf::{Gguf, GgufTensor, GgufVocabulary, Metadata};
+pub use gguf::{Gguf, GgufSource, GgufTensor, GgufVocabulary, Metadata, Origin};
 pub use json::Json;
 pub use peft::{Beside, Fresh, Peft, PeftPlan};
 pub use replace::{remove_parts, replace};

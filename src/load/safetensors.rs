@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::{FNV_START, Json, fnv};
+use super::Json;
+use super::read_count::{OnBytes, ReadCount};
 use crate::error::{Error, Result};
 use crate::nn::{Entry, TensorSource};
 use crate::ops::Format;
@@ -24,19 +25,13 @@ const METADATA: &str = "__metadata__";
 /// The format's own limit of a header.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// What is told while bytes are read: how many so far, how many in all. An error stops the reading.
-pub type OnBytes<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
-
 /// The tensors of a model directory.
 pub struct Checkpoint<'a> {
     files: Vec<(PathBuf, File)>,
     tensors: HashMap<String, Tensor>,
     /// Of the last file.
     metadata: Option<HashMap<String, String>>,
-    read: u64,
-    total: u64,
-    fingerprint: u64,
-    on_bytes: &'a mut OnBytes<'a>,
+    count: ReadCount<'a>,
 }
 
 struct Tensor {
@@ -67,11 +62,11 @@ impl<'a> Checkpoint<'a> {
     }
 
     fn empty(on_bytes: &'a mut OnBytes<'a>) -> Self {
-        Self { files: Vec::new(), tensors: HashMap::new(), metadata: None, read: 0, total: 0, fingerprint: FNV_START, on_bytes }
+        Self { files: Vec::new(), tensors: HashMap::new(), metadata: None, count: ReadCount::new(0, on_bytes) }
     }
 
     fn counted(mut self) -> Self {
-        self.total = self.tensors.values().map(|tensor| tensor.len).sum();
+        self.count.set_total(self.tensors.values().map(|tensor| tensor.len).sum());
         self
     }
 
@@ -83,13 +78,12 @@ impl<'a> Checkpoint<'a> {
     /// A number of what was read: names, shapes and a sample of the values. Equal files give equal numbers, and a fine-tuned
     /// copy another one.
     pub fn fingerprint(&self) -> u64 {
-        self.fingerprint
+        self.count.fingerprint()
     }
 
     /// Tells that all is done, whatever was left unread.
     pub fn finish(&mut self) -> Result<()> {
-        self.read = self.total;
-        (self.on_bytes)(self.total, self.total)
+        self.count.finish()
     }
 
     fn add_shards(&mut self, directory: &Path, index: &Path) -> Result<()> {
@@ -208,10 +202,6 @@ fn today(name: &str) -> String {
     name.to_string()
 }
 
-/// Of every so many bytes of a tensor, so many go into the fingerprint.
-const SAMPLE_EVERY: usize = 1 << 16;
-const SAMPLE: usize = 256;
-
 /// A header as it stands: safetensors' own `Metadata` keeps the last of two tensors of one name, and names none in its
 /// errors.
 #[derive(Default)]
@@ -282,12 +272,6 @@ impl TensorSource for Checkpoint<'_> {
         let (path, file) = &mut self.files[tensor.file];
         file.seek(SeekFrom::Start(tensor.start + offset)).map_err(|e| Error::io(path, e))?;
         file.read_exact(into).map_err(|e| Error::io(path, e))?;
-        self.fingerprint = fnv(self.fingerprint, name.as_bytes());
-        for block in into.chunks(SAMPLE_EVERY) {
-            self.fingerprint = fnv(self.fingerprint, &block[..block.len().min(SAMPLE)]);
-        }
-        // A matrix that is compared is read twice: the total is never passed.
-        self.read = (self.read + into.len() as u64).min(self.total);
-        (self.on_bytes)(self.read, self.total)
+        self.count.add(name, into)
     }
 }

@@ -157,6 +157,9 @@ impl<'a> Weights<'a> {
             if !self.dry {
                 let mut bytes = vec![0; bytes];
                 self.source.read(name, 0, &mut bytes)?;
+                if !format.has_finite_scales(&bytes) {
+                    return Err(Error::format(format!("{name}: a scale is not finite")));
+                }
                 // Now that the file is known to hold so many: a configuration may ask for any number.
                 values.extend(format.widen(&bytes));
             }
@@ -190,7 +193,7 @@ impl<'a> Weights<'a> {
         // Parts of different formats meet in the one that holds them all.
         let common = if parts.windows(2).all(|pair| pair[0].1 == pair[1].1) { parts[0].1 } else { Format::F32 };
         let quant = self.quant.filter(|_| purpose == Use::Product);
-        let kept = quant.or(self.format).unwrap_or(common);
+        let kept = quant.or(self.format).unwrap_or(common).kept();
         let rows: usize = slots.iter().map(Slot::len).sum();
         self.bytes += MatrixBuilder::bytes(rows, cols, kept, purpose, self.backend);
         self.parameters += rows as u64 * cols as u64;
@@ -232,7 +235,7 @@ impl<'a> Weights<'a> {
             self.source.read(&name, row as u64 * row_bytes as u64, &mut self.buffer)?;
             if !builder.fill(first + row - rows.start, &self.buffer, from) {
                 let message = match kept {
-                    _ if kept == from => "a scale is not finite",
+                    _ if !from.has_finite_scales(&self.buffer) => "a scale is not finite",
                     Format::F16 => "a value is beyond the range of f16; load it as f32 or bf16",
                     _ => {
                         "a value is not finite or beyond 8.3 million, and cannot be quantised; \
@@ -317,6 +320,16 @@ mod tests {
         let all = Weights::new(&mut source, &cpu, None).values(&[("m.weight".to_string(), 40 * 64)]).unwrap();
         assert_eq!(all[20 * 32..72 * 32], want);
         assert!(Weights::new(&mut source, &cpu, None).equal("m.weight", "m.weight").unwrap());
+
+        // One bad scale, in the last block.
+        let at = source.1.len() - 34;
+        source.1[at..at + 2].copy_from_slice(&half::f16::INFINITY.to_le_bytes());
+        for format in [None, Some(Format::F32), Some(Format::F16)] {
+            let error = Weights::new(&mut source, &cpu, format).matrix(&[Slot::whole("m", 40)], 64).err().unwrap();
+            assert_eq!(error.message(), "m.weight: a scale is not finite", "{format:?}");
+        }
+        let error = Weights::new(&mut source, &cpu, None).values(&[("m.weight".to_string(), 40 * 64)]).unwrap_err();
+        assert_eq!(error.message(), "m.weight: a scale is not finite");
 
         source.0 = entry(45);
         for dry in [true, false] {

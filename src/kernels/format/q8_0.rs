@@ -10,9 +10,18 @@ use std::ops::Range;
 use half::f16;
 
 use super::super::simd::{Kernel, LANES, Simd, dispatch};
-use super::FormatRow;
+use super::{FormatRow, f16_at};
 
-pub const ROW: FormatRow = FormatRow { name: "q8_0", block: BLOCK, bytes: BLOCK_BYTES, gguf: 8, unpack };
+pub const ROW: FormatRow = FormatRow {
+    name: "q8_0",
+    block: BLOCK,
+    bytes: BLOCK_BYTES,
+    gguf: 8,
+    panels: true,
+    quantises: true,
+    finite: |block| f16_at(block, 0).is_finite(),
+    unpack,
+};
 
 /// Inputs that share a scale.
 pub const BLOCK: usize = 32;

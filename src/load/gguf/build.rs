@@ -1,4 +1,5 @@
-//! GGUF files made by hand, for tests: little endian, version 3, as `gguf_writer.py` of llama.cpp lays them out.
+//! GGUF files made by hand, for tests: little endian, version 3, as `gguf_writer.py` of llama.cpp lays them
+//! out.
 
 /// A file in the making.
 #[derive(Clone)]

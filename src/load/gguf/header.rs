@@ -1,10 +1,11 @@
-//! The header of one GGUF file. Every count, length and range is held against what is left of the file before anything is
-//! allocated.
+//! The header of one GGUF file. Every count, length and range is held against what is left of the file
+//! before anything is allocated.
 //!
-//! Little endian: `GGUF`, version u32, count of tensors u64, count of keys u64. A key is its name, a type u32 and a value; a
-//! list is a type u32, a count u64 and values. A tensor is its name, a count of dimensions u32, dimensions u64 (columns first),
-//! a type u32 and an offset u64 into the data, which begins at the next multiple of the alignment. A text is its length u64 and
-//! bytes. Version 2 is laid out as 3 is.
+//! Little endian: `GGUF`, version u32, count of tensors u64, count of keys u64. A key is its name, a type
+//! u32 and a value; a list is a type u32, a count u64 and values. A tensor is its name, a count of
+//! dimensions u32, dimensions u64 (columns first), a type u32 and an offset u64 into the data, which begins
+//! at the next multiple of the alignment. A text is its length u64 and bytes. Version 2 is laid out as 3
+//! is.
 //!
 //! Source: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
@@ -25,7 +26,8 @@ const MAX_KEY: u64 = (1 << 16) - 1;
 /// ggml's own, without the zero at the end.
 const MAX_NAME: u64 = 63;
 const MAX_DIMS: u32 = 4;
-/// Keys and tensors take more memory here than in a file of the shortest ones: a model has dozens, and thousands.
+/// Keys and tensors take more memory here than in a file of the shortest ones: a model has dozens, and
+/// thousands.
 const MAX_KEYS: u64 = 1 << 16;
 const MAX_TENSORS: u64 = 1 << 20;
 /// Bytes of the shortest key and tensor: names of one byte, a value of one byte, one dimension.
@@ -126,8 +128,8 @@ fn alignment(metadata: &Metadata) -> Result<u32> {
     }
 }
 
-/// Where tensors lie: each begins where the one before ends, padded, so that none overlap. Padding behind the last may be
-/// missing; what else stands there belongs to no tensor.
+/// Where tensors lie: each begins where the one before ends, padded, so that none overlap. Padding behind
+/// the last may be missing; what else stands there belongs to no tensor.
 fn place(tensors: Vec<(StoredTensor, u64)>, header: u64, alignment: u64, size: u64) -> Result<Vec<StoredTensor>> {
     let data = header.next_multiple_of(alignment);
     let (mut at, mut names) = (0u64, HashSet::new());
@@ -219,6 +221,10 @@ impl Reader<'_> {
         if name.is_empty() {
             return Err(bad(what, "name: expected at least one byte, found none"));
         }
+        // Names stand in messages of one line.
+        if name.contains(char::is_control) {
+            return Err(bad(what, &format!("name: expected no control characters, found {:?}", clip(&name))));
+        }
         Ok(name)
     }
 
@@ -296,8 +302,8 @@ struct TensorKind {
     block_bytes: usize,
 }
 
-/// Types that hold no weights here: number, name, values of a block, bytes of a block. A tensor of one may lie beside the
-/// weights.
+/// Types that hold no weights here: number, name, values of a block, bytes of a block. A tensor of one may
+/// lie beside the weights.
 const OTHERS: [(u32, &str, usize, usize); 7] = [
     (9, "q8_1", 32, 36),
     (15, "q8_k", 256, 292),

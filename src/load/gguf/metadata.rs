@@ -1,4 +1,5 @@
-//! The metadata of a GGUF file: values by key, each asked for with its type, as [`Json`](super::super::Json) asks.
+//! The metadata of a GGUF file: values by key, each asked for with its type, as
+//! [`Json`](super::super::Json) asks.
 //!
 //! Values stay as their bytes until somebody asks: one allocation a list, be it of 280,000 merges.
 
@@ -157,8 +158,8 @@ pub(super) fn clip(text: &str) -> String {
     }
 }
 
-/// Values by key. A key that is not there is `None`; one of another type is an error of [`ErrorKind::Format`] that names file,
-/// key, what was expected and what was found.
+/// Values by key. A key that is not there is `None`; one of another type is an error of
+/// [`ErrorKind::Format`] that names file, key, what was expected and what was found.
 #[derive(Debug, Default)]
 pub struct Metadata {
     /// The file's name in errors.

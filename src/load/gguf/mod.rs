@@ -1,4 +1,5 @@
-//! GGUF files, as llama.cpp writes them: metadata and tensors in one file, or in splits `x-00001-of-00003.gguf`.
+//! GGUF files, as llama.cpp writes them: metadata and tensors in one file, or in splits
+//! `x-00001-of-00003.gguf`.
 //!
 //! ```ignore
 //! let gguf = Gguf::open("model.gguf".as_ref())?;
@@ -8,10 +9,12 @@
 //! }
 //! ```
 //!
-//! All of a header is untrusted. Values are read, not mapped, as those of safetensors are.
+//! [`GgufSource`] presents the tensors as those of a model of transformers. All of a header is untrusted.
+//! Values are read, not mapped, as those of safetensors are.
 
 mod header;
 mod metadata;
+mod source;
 mod tokenizer;
 #[cfg(test)]
 pub mod build;
@@ -25,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 use header::{Header, StoredTensor};
 pub use metadata::Metadata;
+pub use source::{GgufSource, Origin};
 pub use tokenizer::GgufVocabulary;
 
 use crate::error::{Error, Result};
@@ -33,7 +37,8 @@ use crate::nn::Entry;
 /// Bytes of a header that are read at once.
 const BUFFER: usize = 1 << 18;
 
-/// A model of one file or of several; of none of its tensors a value is read yet. A file of a vocabulary alone has no tensors.
+/// A model of one file or of several; of none of its tensors a value is read yet. A file of a vocabulary
+/// alone has no tensors.
 #[derive(Debug)]
 pub struct Gguf {
     files: Vec<(PathBuf, File)>,
@@ -67,8 +72,8 @@ impl Gguf {
     /// Opens a file, or the first of several, and checks all headers.
     ///
     /// # Errors
-    /// `NotFound` and `Io`; `Format` if a header contradicts the format; `Unsupported` for what is no model, for version 1, big
-    /// endian files and removed types; `OutOfMemory`.
+    /// `NotFound` and `Io`; `Format` if a header contradicts the format; `Unsupported` for what is no
+    /// model, for version 1, big endian files and removed types; `OutOfMemory`.
     pub fn open(path: &Path) -> Result<Self> {
         let mut gguf = Self { files: Vec::new(), metadata: Metadata::default(), tensors: Vec::new(), by_name: HashMap::new() };
         gguf.metadata = gguf.add(path)?;

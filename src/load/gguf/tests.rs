@@ -1,11 +1,15 @@
 //! Headers that are right, and every way in which one may be wrong.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::fs;
+
+use sha2::{Digest, Sha256};
 
 use super::build::{Build, text};
 use super::*;
 use crate::error::ErrorKind;
-use crate::ops::Format;
+use crate::nn::{Slot, TensorSource, Weights};
+use crate::ops::{Backend, Format};
 
 /// A file with one of each.
 fn small() -> Build {
@@ -90,6 +94,7 @@ fn what_contradicts_the_format_is_named() {
         (at(24, &huge), format, "key 0: length: expected at most 564, found 18446744073709551615"),
         (at(24, &[0; 8]), format, "key 0: name: expected at least one byte, found none"),
         (at(32, &[0xff]), format, "key 0: name: expected UTF-8"),
+        (at(32, b"\n"), format, "key 0: name: expected no control characters, found \"\\neneral.architecture\""),
         (key(13, &[0]), format, "k: type: expected 0 to 12, found 13"),
         (key(9, &9u32.to_le_bytes()), ErrorKind::Unsupported, "k: a list of lists is not supported"),
         (key(9, &99u32.to_le_bytes()), format, "k: type: expected 0 to 12, found 99"),
@@ -237,7 +242,7 @@ fn open_splits(splits: &[Build]) -> Result<Gguf> {
     let folder = tempfile::tempdir().unwrap();
     let path = |i: usize| folder.path().join(format!("tiny-{:05}-of-00003.gguf", i + 1));
     for (i, split) in splits.iter().enumerate() {
-        std::fs::write(path(i), split.bytes()).unwrap();
+        fs::write(path(i), split.bytes()).unwrap();
     }
     Gguf::open(&path(0))
 }
@@ -277,8 +282,72 @@ fn files_that_do_not_belong_together_are_refused() {
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("other.gguf");
-    std::fs::write(&path, first.bytes()).unwrap();
+    fs::write(&path, first.bytes()).unwrap();
     let error = Gguf::open(&path).unwrap_err();
     assert!(error.message().contains("-00001-of-00003.gguf"), "{error}");
     assert_eq!(Gguf::open(&folder.path().join("absent.gguf")).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf")
+}
+
+#[test]
+fn tensors_of_llama_cpp_have_the_values_that_it_reads_in_them() {
+    let golden: serde_json::Value = serde_json::from_str(&fs::read_to_string(goldens().join("golden.json")).unwrap()).unwrap();
+    let mut formats = BTreeSet::new();
+    for (name, golden) in golden["files"].as_object().unwrap() {
+        let gguf = Gguf::open(&goldens().join(golden["file"].as_str().unwrap())).unwrap();
+        let mut on_bytes = |_, _| Ok(());
+        let mut source = GgufSource::new(gguf, [], &mut on_bytes).unwrap();
+        let tensors = golden["tensors"].as_object().unwrap();
+        for (tensor, golden) in tensors {
+            let entry = source.entry(tensor).unwrap().clone();
+            let format = entry.stored.unwrap();
+            assert_eq!(format.name().to_lowercase(), golden["type"].as_str().unwrap().to_lowercase(), "{name} {tensor}");
+            assert_eq!(serde_json::json!(entry.shape), golden["shape"], "{name} {tensor}");
+            let mut bytes = vec![0; entry.shape[0] * format.row_bytes(entry.shape[1]).unwrap()];
+            source.read(tensor, 0, &mut bytes).unwrap();
+            let values: Vec<u8> = format.widen(&bytes).iter().flat_map(|x| x.to_le_bytes()).collect();
+            let sha256: String = Sha256::digest(&values).iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(sha256, golden["sha256"], "{name} {tensor}");
+            formats.insert(format.name());
+        }
+        // All others are norms, biases and factors.
+        for tensor in source.gguf().tensors().filter(|tensor| !tensors.contains_key(tensor.name())) {
+            assert!(tensor.entry().shape.len() == 1 && tensor.entry().stored == Ok(Format::F32), "{name} {}", tensor.name());
+        }
+    }
+    assert_eq!(formats.len(), 15);
+}
+
+#[test]
+fn a_matrix_of_every_format_is_loaded() {
+    let cpu = Backend::new(&candle_core::Device::Cpu);
+    for file in ["qwen2-F16", "qwen2-Q8_0", "qwen2-Q4_0", "qwen2_k-Q4_K", "qwen2_k-IQ4_XS"] {
+        let gguf = Gguf::open(&goldens().join(format!("{file}.gguf"))).unwrap();
+        let mut on_bytes = |_, _| Ok(());
+        let mut source = GgufSource::new(gguf, [], &mut on_bytes).unwrap();
+        let entry = source.entry("blk.0.ffn_up.weight").unwrap().clone();
+        let ([rows, cols], format) = (<[usize; 2]>::try_from(entry.shape).unwrap(), entry.stored.unwrap());
+        let mut bytes = vec![0; rows * format.row_bytes(cols).unwrap()];
+        source.read("blk.0.ffn_up.weight", 0, &mut bytes).unwrap();
+        for kept in [None, Some(Format::F32)] {
+            let mut weights = Weights::new(&mut source, &cpu, kept);
+            let matrix = weights.matrix(&[Slot::whole("blk.0.ffn_up", rows)], cols).unwrap();
+            assert_eq!(matrix.rows(0..rows).unwrap(), format.widen(&bytes), "{file}");
+        }
+    }
+}
+
+#[test]
+fn metadata_of_llama_cpp_is_read() {
+    let gguf = Gguf::open(&goldens().join("tiny-coder-Q4_K_S.gguf")).unwrap();
+    let metadata = gguf.metadata();
+    assert_eq!(metadata.text("general.architecture").unwrap(), Some("qwen2"));
+    assert!(metadata.f32("qwen2.attention.layer_norm_rms_epsilon").unwrap().is_some());
+    let tokens = metadata.strings("tokenizer.ggml.tokens").unwrap().unwrap();
+    let kinds = metadata.ints("tokenizer.ggml.token_type").unwrap().unwrap();
+    assert!(tokens.len() == kinds.len() && !metadata.strings("tokenizer.ggml.merges").unwrap().unwrap().is_empty());
+    assert_eq!(gguf.tensor("token_embd.weight").unwrap().entry().shape[0], tokens.len());
 }

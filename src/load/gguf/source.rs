@@ -1,0 +1,570 @@
+//! The tensors of a GGUF as a network asks for them: under transformers' names, with transformers' rows and
+//! values.
+//!
+//! What a name stands for is an [`Origin`]: rows of one stored tensor or of several, in an order, plus a
+//! number. Who knows the family makes the list; a tensor that no name stands for in full keeps GGUF's own
+//! name, so that nothing is left out in silence.
+//!
+//! ```ignore
+//! let origins = [
+//!     ("model.embed_tokens.weight".to_string(), Origin::whole("token_embd.weight")),
+//!     ("model.layers.0.self_attn.q_proj.weight".to_string(), Origin::whole("blk.0.attn_q.weight").in_pairs(128)),
+//!     ("model.layers.0.self_attn.k_proj.weight".to_string(), Origin::rows("blk.0.attn_qkv.weight", 4096..5120)),
+//!     ("model.norm.weight".to_string(), Origin::whole("output_norm.weight").plus(-1.0)),
+//! ];
+//! let mut source = GgufSource::new(Gguf::open(path)?, origins, &mut on_bytes)?;
+//! Weights::new(&mut source, &backend, None).matrix(&slots, cols)?;
+//! ```
+//!
+//! Whole rows move, so quantised blocks stay as they are. Where an entry cannot be stored bytes alone
+//! (parts of different formats, a number that is added), it is F32.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::PathBuf;
+
+use super::super::read_count::{OnBytes, ReadCount};
+use super::{Gguf, GgufTensor};
+use crate::error::{Error, ErrorKind, Result};
+use crate::nn::{Entry, TensorSource};
+use crate::ops::Format;
+
+/// What a tensor of transformers is made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Origin {
+    /// One after another.
+    parts: Vec<OriginRows>,
+    /// What is added to each value.
+    plus: f32,
+}
+
+/// Rows of a stored tensor; of one with more than two dimensions, all above the last count as rows, and of
+/// a vector each value.
+#[derive(Debug, Clone, PartialEq)]
+struct OriginRows {
+    tensor: String,
+    /// `None` = all.
+    rows: Option<Range<usize>>,
+    order: RowOrder,
+}
+
+/// In which order stored rows stand for those of transformers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum RowOrder {
+    AsStored,
+    /// Rotary pairs of a head are neighbours in the file, halves of the head apart in transformers: stored
+    /// row `2i + s` of each head is row `s · head_dim / 2 + i`.
+    Pairs {
+        head_dim: usize,
+    },
+}
+
+impl Origin {
+    /// A stored tensor as it is.
+    pub fn whole(tensor: &str) -> Self {
+        Self::of(tensor, None)
+    }
+
+    /// Some rows of a stored tensor.
+    pub fn rows(tensor: &str, rows: Range<usize>) -> Self {
+        Self::of(tensor, Some(rows))
+    }
+
+    fn of(tensor: &str, rows: Option<Range<usize>>) -> Self {
+        let part = OriginRows { tensor: tensor.to_string(), rows, order: RowOrder::AsStored };
+        Self { parts: vec![part], plus: 0.0 }
+    }
+
+    /// The same rows, which the converter moved so that rotary pairs are neighbours, in transformers' order.
+    pub fn in_pairs(mut self, head_dim: usize) -> Self {
+        self.parts.iter_mut().for_each(|part| part.order = RowOrder::Pairs { head_dim });
+        self
+    }
+
+    /// The rows of another origin behind these.
+    pub fn then(mut self, other: Self) -> Self {
+        self.parts.extend(other.parts);
+        self
+    }
+
+    /// The same values plus a number, in F32.
+    pub fn plus(self, number: f32) -> Self {
+        Self { plus: number, ..self }
+    }
+}
+
+impl RowOrder {
+    /// Which stored row stands for a row.
+    fn stored(self, row: usize) -> usize {
+        match self {
+            Self::AsStored => row,
+            Self::Pairs { head_dim } => {
+                let (head, row, half) = (row / head_dim, row % head_dim, head_dim / 2);
+                head * head_dim + 2 * (row % half) + row / half
+            }
+        }
+    }
+
+    /// Whether it is an order of so many rows.
+    fn fits(self, rows: usize) -> bool {
+        match self {
+            Self::AsStored => true,
+            Self::Pairs { head_dim } => head_dim > 0 && head_dim.is_multiple_of(2) && rows.is_multiple_of(head_dim),
+        }
+    }
+}
+
+/// A GGUF as a [`TensorSource`].
+pub struct GgufSource<'a> {
+    gguf: Gguf,
+    assembled: HashMap<String, Assembled>,
+    count: ReadCount<'a>,
+}
+
+/// How an entry is put together.
+struct Assembled {
+    entry: Entry,
+    parts: Vec<Part>,
+    /// Bytes of a row of the entry.
+    row_bytes: usize,
+    /// What is added to the values of rows that are not as stored; `None` = they are.
+    widened: Option<f32>,
+}
+
+/// Rows of a stored tensor.
+struct Part {
+    /// Of the tensor among those of the file.
+    tensor: usize,
+    rows: Range<usize>,
+    order: RowOrder,
+}
+
+impl<'a> GgufSource<'a> {
+    /// The tensors of a GGUF under the names of `origins`, and the others under their own; without origins,
+    /// all of them.
+    ///
+    /// # Errors
+    /// `ErrorKind::Format` naming a tensor that is not there, has no such rows, or does not go with the
+    /// others of its entry, and a name that stands for two things.
+    pub fn new(gguf: Gguf, origins: impl IntoIterator<Item = (String, Origin)>, on_bytes: &'a mut OnBytes<'a>) -> Result<Self> {
+        let mut assembled = HashMap::new();
+        let mut used: BTreeMap<usize, Vec<Range<usize>>> = BTreeMap::new();
+        let twice = |name: &str| Error::format(format!("{name}: a second tensor of this name"));
+        for (name, origin) in origins {
+            let made = Assembled::new(&gguf, &origin).map_err(|e| e.within(&name))?;
+            made.parts.iter().for_each(|part| used.entry(part.tensor).or_default().push(part.rows.clone()));
+            if assembled.insert(name.clone(), made).is_some() {
+                return Err(twice(&name));
+            }
+        }
+        for (at, tensor) in gguf.tensors().enumerate() {
+            let rows = rows_of(tensor.entry());
+            if used.get_mut(&at).is_some_and(|used| covers(used, rows)) {
+                continue;
+            }
+            let part = Part { tensor: at, rows: 0..rows, order: RowOrder::AsStored };
+            let row_bytes = tensor.row_bytes();
+            let own = Assembled { entry: tensor.entry().clone(), parts: vec![part], row_bytes, widened: None };
+            if assembled.insert(tensor.name().to_string(), own).is_some() {
+                return Err(twice(tensor.name()));
+            }
+        }
+        let total = assembled.values().map(Assembled::len).sum();
+        Ok(Self { gguf, assembled, count: ReadCount::new(total, on_bytes) })
+    }
+
+    /// The file.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// A number of what was read: names, shapes and a sample of the values.
+    pub fn fingerprint(&self) -> u64 {
+        self.count.fingerprint()
+    }
+
+    /// Tells that all is done, whatever was left unread.
+    pub fn finish(&mut self) -> Result<()> {
+        self.count.finish()
+    }
+}
+
+/// Rows of a stored tensor.
+fn rows_of(entry: &Entry) -> usize {
+    let plain = entry.stored.as_ref().map_or(true, |format| !format.is_quantised());
+    match entry.shape.as_slice() {
+        [len] => {
+            if plain {
+                *len
+            } else {
+                1
+            }
+        }
+        // No overflow: a file holds the product of all.
+        [above @ .., _] => above.iter().product(),
+        [] => 1,
+    }
+}
+
+impl GgufTensor {
+    /// Bytes of a row.
+    fn row_bytes(&self) -> usize {
+        self.stored.len as usize / rows_of(self.entry())
+    }
+}
+
+/// Whether ranges are all of `0..rows` together.
+fn covers(ranges: &mut [Range<usize>], rows: usize) -> bool {
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.iter().fold(0, |end, range| if range.start <= end { end.max(range.end) } else { end }) == rows
+}
+
+impl Assembled {
+    fn new(gguf: &Gguf, origin: &Origin) -> Result<Self> {
+        let bad = |message: String| Error::format(message);
+        let mut parts = Vec::new();
+        let mut shapes = Vec::new();
+        for OriginRows { tensor, rows, order } in &origin.parts {
+            let at = gguf.by_name.get(tensor);
+            let at = *at.ok_or_else(|| bad(format!("the model needs the tensor {tensor:?}, and the file does not hold it")))?;
+            let entry = gguf.tensors[at].entry();
+            let found = rows_of(entry);
+            let rows = rows.clone().unwrap_or(0..found);
+            if rows.start > rows.end || rows.end > found {
+                return Err(bad(format!("expected rows {rows:?} of {tensor:?}, found {found} rows")));
+            }
+            if !order.fits(rows.len()) {
+                return Err(bad(format!("{order:?} is no order of the {} rows of {tensor:?}", rows.len())));
+            }
+            let format = entry.stored.clone();
+            let format = format.map_err(|kind| bad(format!("expected weights in {tensor:?}, found the type {kind:?}")))?;
+            let vector = entry.shape.len() == 1;
+            shapes.push((vector, entry.shape.last().copied().filter(|_| !vector || format.is_quantised()), format));
+            parts.push(Part { tensor: at, rows, order: *order });
+        }
+        let Some(&(vector, cols, format)) = shapes.first() else { return Err(bad("an origin without parts".to_string())) };
+        if shapes.iter().any(|shape| (shape.0, shape.1) != (vector, cols)) {
+            return Err(bad(format!("rows of different lengths: {:?}", origin.parts)));
+        }
+        let widened = origin.plus != 0.0 || shapes.iter().any(|shape| shape.2 != format);
+        let format = if widened { Format::F32 } else { format };
+        let rows = parts.iter().map(|part| part.rows.len()).sum();
+        let shape = match parts.as_slice() {
+            [part] if part.rows.len() == rows_of(gguf.tensors[part.tensor].entry()) => {
+                gguf.tensors[part.tensor].entry().shape.clone()
+            }
+            _ if vector => vec![rows],
+            _ => vec![rows, cols.unwrap_or(1)],
+        };
+        let row_bytes = format.row_bytes(cols.unwrap_or(1));
+        let row_bytes = row_bytes.ok_or_else(|| bad(format!("no memory has the bytes of shape {shape:?}")))?;
+        let fits = row_bytes.checked_mul(rows).is_some();
+        if !fits {
+            return Err(bad(format!("no memory has the bytes of shape {shape:?}")));
+        }
+        Ok(Self { entry: Entry { shape, stored: Ok(format) }, parts, row_bytes, widened: widened.then_some(origin.plus) })
+    }
+
+    /// Bytes.
+    fn len(&self) -> u64 {
+        self.parts.iter().map(|part| part.rows.len() as u64).sum::<u64>() * self.row_bytes as u64
+    }
+
+    /// Copies bytes of the entry, from `offset` on; they lie within it.
+    fn read(&self, gguf: &mut Gguf, offset: u64, into: &mut [u8]) -> Result<()> {
+        let (mut first, end) = (0, offset + into.len() as u64);
+        for part in &self.parts {
+            let behind = first + part.rows.len() as u64 * self.row_bytes as u64;
+            let (start, stop) = (offset.max(first), end.min(behind));
+            if start < stop {
+                let into = &mut into[(start - offset) as usize..(stop - offset) as usize];
+                self.read_part(part, gguf, start - first, into)?;
+            }
+            first = behind;
+        }
+        Ok(())
+    }
+
+    /// The same of one part, counted from its start.
+    fn read_part(&self, part: &Part, gguf: &mut Gguf, offset: u64, into: &mut [u8]) -> Result<()> {
+        let tensor = &gguf.tensors[part.tensor];
+        let file = &mut gguf.files[tensor.file];
+        let stored_bytes = tensor.row_bytes();
+        let start = tensor.stored.start + part.rows.start as u64 * stored_bytes as u64;
+        if self.widened.is_none() && part.order == RowOrder::AsStored {
+            return read_at(file, start + offset, into);
+        }
+        let row_bytes = self.row_bytes as u64;
+        let mut row = (offset / row_bytes) as usize;
+        let end = (offset + into.len() as u64).div_ceil(row_bytes) as usize;
+        let (mut buffer, mut wide) = (Vec::new(), Vec::new());
+        while row < end {
+            // Rows of one head lie near each other: all between the first and the last are read.
+            let rows = row..end.min(next_piece(part.order, row, stored_bytes));
+            let stored = |rows: Range<usize>| rows.map(|row| part.order.stored(row));
+            let first = stored(rows.clone()).min().unwrap_or(0);
+            let last = stored(rows.clone()).max().unwrap_or(0);
+            resize(&mut buffer, (last + 1 - first) * stored_bytes)?;
+            read_at(file, start + first as u64 * stored_bytes as u64, &mut buffer)?;
+            row = rows.end;
+            for row in rows {
+                let mut bytes = &buffer[(part.order.stored(row) - first) * stored_bytes..][..stored_bytes];
+                if let Some(plus) = self.widened {
+                    widen(tensor, bytes, plus, &mut wide)?;
+                    bytes = &wide;
+                }
+                // What of this row was asked for.
+                let at = row as u64 * row_bytes;
+                let from = offset.max(at);
+                let to = (offset + into.len() as u64).min(at + row_bytes);
+                into[(from - offset) as usize..(to - offset) as usize]
+                    .copy_from_slice(&bytes[(from - at) as usize..(to - at) as usize]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes that are read in one piece, where rows are no unit of their own.
+const PIECE: usize = 1 << 18;
+
+/// The row behind those that are read together with `row`.
+fn next_piece(order: RowOrder, row: usize, row_bytes: usize) -> usize {
+    let unit = match order {
+        RowOrder::AsStored => (PIECE / row_bytes).max(1),
+        RowOrder::Pairs { head_dim } => head_dim,
+    };
+    (row / unit + 1) * unit
+}
+
+/// The values of a row plus a number, as bytes of F32.
+fn widen(tensor: &GgufTensor, bytes: &[u8], plus: f32, to: &mut Vec<u8>) -> Result<()> {
+    let format = tensor.entry().stored.clone().unwrap_or(Format::F32);
+    if !format.has_finite_scales(bytes) {
+        return Err(Error::format(format!("{}: a scale is not finite", tensor.name())));
+    }
+    // A few blocks at once: a row is as long as the file says.
+    let mut values = [0.0; 256];
+    let (block, block_bytes) = (format.block(), format.block_bytes());
+    resize(to, bytes.len() / block_bytes * block * size_of::<f32>())?;
+    let at_once = values.len() / block;
+    for (bytes, to) in bytes.chunks(at_once * block_bytes).zip(to.chunks_mut(at_once * block * size_of::<f32>())) {
+        let values = &mut values[..to.len() / size_of::<f32>()];
+        format.widen_into(bytes, values);
+        values.iter().zip(to.as_chunks_mut().0).for_each(|(x, to)| *to = (x + plus).to_le_bytes());
+    }
+    Ok(())
+}
+
+fn resize(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
+    buffer.clear();
+    buffer.try_reserve(len).map_err(|e| {
+        Error::new(ErrorKind::OutOfMemory, format!("{len} bytes of a tensor do not fit the memory")).with_source(e)
+    })?;
+    buffer.resize(len, 0);
+    Ok(())
+}
+
+fn read_at((path, file): &mut (PathBuf, File), at: u64, into: &mut [u8]) -> Result<()> {
+    file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(into)).map_err(|e| Error::io(path, e))
+}
+
+impl TensorSource for GgufSource<'_> {
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.assembled.get(name).map(|assembled| &assembled.entry)
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.assembled.keys().map(String::as_str).collect()
+    }
+
+    fn read(&mut self, name: &str, offset: u64, into: &mut [u8]) -> Result<()> {
+        let assembled = self.assembled.get(name).ok_or_else(|| Error::format(format!("{name}: not in the files")))?;
+        let len = assembled.len();
+        if offset.checked_add(into.len() as u64).is_none_or(|end| end > len) {
+            return Err(Error::format(format!("{name}: byte {offset} and {} more pass its {len} bytes", into.len())));
+        }
+        assembled.read(&mut self.gguf, offset, into).map_err(|e| e.within(name))?;
+        self.count.add(name, into)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::build::Build;
+    use super::*;
+    use crate::nn::{Slot, Weights};
+    use crate::ops::Backend;
+
+    fn source<T>(build: &Build, origins: &[(&str, Origin)], then: impl FnOnce(Result<&mut GgufSource<'_>>) -> T) -> T {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, build.bytes()).unwrap();
+        let mut on_bytes = |_, _| Ok(());
+        let origins = origins.iter().map(|(name, origin)| (name.to_string(), origin.clone()));
+        match GgufSource::new(Gguf::open(&path).unwrap(), origins, &mut on_bytes) {
+            Ok(mut source) => then(Ok(&mut source)),
+            Err(error) => then(Err(error)),
+        }
+    }
+
+    fn read(source: &mut GgufSource<'_>, name: &str) -> Vec<u8> {
+        let mut bytes = vec![0; source.assembled[name].len() as usize];
+        source.read(name, 0, &mut bytes).unwrap();
+        // The same in any piece.
+        for start in 0..bytes.len() {
+            for len in [1, 3, 7, 34, 64, 100] {
+                let end = (start + len).min(bytes.len());
+                let mut piece = vec![0; end - start];
+                source.read(name, start as u64, &mut piece).unwrap();
+                assert_eq!(piece, bytes[start..end], "{name} {start}..{end}");
+            }
+        }
+        bytes
+    }
+
+    fn floats(bytes: &[u8]) -> Vec<f32> {
+        Format::F32.widen(bytes)
+    }
+
+    fn bytes(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
+        values.into_iter().flat_map(f32::to_le_bytes).collect()
+    }
+
+    /// `m`: 12 rows of two columns, row r is (r, r + 100); `v`: the rows' numbers; `q`: 8 rows of one block
+    /// of 32, all r.
+    fn model() -> Build {
+        let q8 = |r: u8| [&half::f16::from_f32(1.0).to_le_bytes(), [r; 32].as_slice()].concat();
+        Build::new()
+            .tensor("m", &[12, 2], 0, &bytes((0..12).flat_map(|r| [r as f32, r as f32 + 100.0])))
+            .tensor("v", &[12], 0, &bytes((0..12).map(|r| r as f32)))
+            .tensor("q", &[8, 32], 8, &(0..8).flat_map(q8).collect::<Vec<u8>>())
+            .tensor("f", &[2, 32], 0, &bytes((0..64).map(|i| i as f32 * 0.25)))
+            .tensor("e", &[2, 2, 3], 0, &bytes((0..12).map(|r| r as f32)))
+            .tensor("ids", &[3], 26, &[9; 12])
+    }
+
+    fn first_of_rows(values: &[f32], cols: usize) -> Vec<f32> {
+        values.iter().copied().step_by(cols).collect()
+    }
+
+    #[test]
+    fn without_origins_tensors_have_their_own_names() {
+        source(&model(), &[], |source| {
+            let source = source.unwrap();
+            let mut names = source.names();
+            names.sort_unstable();
+            assert_eq!(names, ["e", "f", "ids", "m", "q", "v"]);
+            assert_eq!(source.entry("e").unwrap().shape, [2, 2, 3]);
+            assert_eq!(source.entry("q").unwrap(), &Entry { shape: vec![8, 32], stored: Ok(Format::Q8_0) });
+            assert_eq!(floats(&read(source, "e")), (0..12).map(|x| x as f32).collect::<Vec<_>>());
+            assert_eq!(read(source, "ids"), [9; 12]);
+            assert!(source.read("q", 270, &mut [0; 3]).is_err() && source.read("x", 0, &mut []).is_err());
+        });
+    }
+
+    #[test]
+    fn rows_of_heads_come_in_the_order_of_transformers() {
+        // What the converter does: a head's halves side by side. Undone for heads of 4, row by row.
+        let order = [0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11].map(|r| r as f32);
+        let of_six = [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11].map(|r| r as f32);
+        let origins = [
+            ("matrix", Origin::whole("m").in_pairs(4)),
+            ("vector", Origin::whole("v").in_pairs(6)),
+            ("blocks", Origin::rows("q", 2..6).in_pairs(4)),
+            ("rest", Origin::rows("q", 0..2).then(Origin::rows("q", 6..8))),
+        ];
+        source(&model(), &origins, |source| {
+            let source = source.unwrap();
+            assert_eq!(first_of_rows(&floats(&read(source, "matrix")), 2), order);
+            assert_eq!(floats(&read(source, "vector")), of_six);
+            assert_eq!(source.entry("vector").unwrap().shape, [12]);
+            let blocks = Format::Q8_0.widen(&read(source, "blocks"));
+            assert_eq!(first_of_rows(&blocks, 32), [2.0, 4.0, 3.0, 5.0]);
+            assert_eq!(source.entry("blocks").unwrap(), &Entry { shape: vec![4, 32], stored: Ok(Format::Q8_0) });
+            let rest = Format::Q8_0.widen(&read(source, "rest"));
+            assert_eq!(first_of_rows(&rest, 32), [0.0, 1.0, 6.0, 7.0]);
+            let mut names = source.names();
+            names.sort_unstable();
+            // All rows of m, v and q have a name.
+            assert_eq!(names, ["blocks", "e", "f", "ids", "matrix", "rest", "vector"]);
+        });
+    }
+
+    #[test]
+    fn parts_of_different_formats_and_sums_are_f32() {
+        let origins = [
+            ("mixed", Origin::rows("q", 6..8).then(Origin::whole("f"))),
+            ("sum", Origin::rows("v", 0..6).in_pairs(6).plus(-1.0)),
+            ("experts", Origin::rows("e", 1..4)),
+        ];
+        source(&model(), &origins, |source| {
+            let source = source.unwrap();
+            assert_eq!(source.entry("mixed").unwrap(), &Entry { shape: vec![4, 32], stored: Ok(Format::F32) });
+            let mixed = floats(&read(source, "mixed"));
+            assert_eq!(first_of_rows(&mixed, 32), [6.0, 7.0, 0.0, 8.0]);
+            assert_eq!(floats(&read(source, "sum")), [-1.0, 1.0, 3.0, 0.0, 2.0, 4.0]);
+            assert_eq!(source.entry("experts").unwrap().shape, [3, 3]);
+            assert_eq!(floats(&read(source, "experts")), (3..12).map(|x| x as f32).collect::<Vec<_>>());
+            // Rows of these are left over.
+            assert!(["q", "v", "e"].iter().all(|name| source.entry(name).is_some()) && source.entry("f").is_none());
+        });
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_named() {
+        let cases = [
+            (vec![("a", Origin::whole("x"))], vec!["a: ", "\"x\""]),
+            (vec![("a", Origin::rows("m", 3..13))], vec!["a: ", "\"m\"", "3..13", "12 rows"]),
+            (vec![("a", Origin::whole("m").in_pairs(5))], vec!["a: ", "\"m\"", "Pairs", "12 rows"]),
+            (vec![("a", Origin::whole("m").in_pairs(0))], vec!["a: ", "Pairs"]),
+            (vec![("a", Origin::whole("m").in_pairs(8))], vec!["a: ", "Pairs"]),
+            (vec![("a", Origin::whole("m").then(Origin::whole("f")))], vec!["a: ", "different lengths"]),
+            (vec![("a", Origin::whole("m").then(Origin::whole("v")))], vec!["a: ", "different lengths"]),
+            (vec![("a", Origin::whole("ids"))], vec!["a: ", "\"ids\"", "i32"]),
+            (vec![("a", Origin::whole("m")), ("a", Origin::whole("v"))], vec!["a: a second tensor"]),
+            (vec![("v", Origin::whole("m"))], vec!["v: a second tensor"]),
+        ];
+        for (origins, parts) in cases {
+            source(&model(), &origins, |source| {
+                let error = source.map(|_| &parts).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Format);
+                assert!(parts.iter().all(|part| error.message().contains(part)), "{error}");
+            });
+        }
+    }
+
+    #[test]
+    fn weights_are_filled_and_what_is_left_over_is_named() {
+        let cpu = Backend::new(&candle_core::Device::Cpu);
+        let origins = [("k.weight", Origin::whole("q").in_pairs(4)), ("n.weight", Origin::whole("v").plus(1.0))];
+        source(&model(), &origins, |source| {
+            let mut weights = Weights::new(source.unwrap(), &cpu, None);
+            let matrix = weights.matrix(&[Slot::whole("k", 8)], 32).unwrap();
+            assert_eq!(first_of_rows(&matrix.rows(0..8).unwrap(), 32), [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+            assert_eq!(weights.values(&[("n.weight".to_string(), 12)]).unwrap()[11], 12.0);
+            let error = weights.finish(|name| ["e", "f", "ids"].contains(&name)).unwrap_err();
+            assert!(error.message().starts_with("m: "), "{error}");
+        });
+    }
+
+    #[test]
+    fn progress_ends_at_the_total_and_an_error_stops_the_reading() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, model().bytes()).unwrap();
+        let mut seen = Vec::new();
+        let mut on_bytes = |read, total| {
+            seen.push((read, total));
+            if seen.len() < 3 { Ok(()) } else { Err(Error::cancelled()) }
+        };
+        let mut source = GgufSource::new(Gguf::open(&path).unwrap(), [], &mut on_bytes).unwrap();
+        source.read("v", 0, &mut [0; 48]).unwrap();
+        source.read("ids", 0, &mut [0; 12]).unwrap();
+        assert_eq!(source.finish().unwrap_err().kind(), ErrorKind::Cancelled);
+        let total = 12 * 8 + 48 + 8 * 34 + 256 + 48 + 12;
+        assert_eq!(seen, [(48, total), (60, total), (total, total)]);
+    }
+}
