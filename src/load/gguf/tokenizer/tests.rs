@@ -185,6 +185,28 @@ fn ids_are_those_of_the_tokenizer_json_that_was_converted() {
     }
 }
 
+#[test]
+fn files_of_llama_cpp_have_the_ids_of_the_models_they_were_made_from() {
+    let mut seen = 0;
+    for entry in std::fs::read_dir(package("tests/golden/gguf")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if !name.ends_with(".gguf") {
+            continue;
+        }
+        let folder = if name.starts_with("tiny-coder") { "models/tiny-coder" } else { "tests/golden/gguf" };
+        let want = crate::Tokenizer::load(package(folder).join("tokenizer.json")).unwrap();
+        let found = crate::Tokenizer::load(&path).unwrap();
+        for text in texts(100) {
+            let ids = want.encode(&text, true).unwrap();
+            assert_eq!(found.encode(&text, true).unwrap(), ids, "{name}: {text:?}");
+            assert_eq!(found.decode(&ids, true).unwrap(), want.decode(&ids, true).unwrap(), "{name}: {text:?}");
+        }
+        seen += 1;
+    }
+    assert!(seen > 20, "{seen}");
+}
+
 /// Bytes are characters, as GPT-2 writes them; `merges` make the rest.
 fn byte_level(pre: &str, more: &[&str], merges: &[&str]) -> Build {
     let mut letters = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect::<Vec<char>>();
