@@ -759,7 +759,7 @@ void mc_model_options_set_dtype(mc_model_options *MC_NONNULL options, mc_dtype d
  * Another tokenizer than the model's, or one for a directory without.
  *
  * @param options  the options.
- * @param path     a tokenizer.json, or a directory with one; NULL (the default) = the model's.
+ * @param path     a tokenizer.json, a directory with one, or a .gguf file; NULL (the default) = the model's.
  *
  * Threads: any, exclusive.
  */
@@ -1064,10 +1064,11 @@ mc_status mc_model_tokenizer(const mc_model *MC_NONNULL model,
 /**
  * Loads a tokenizer alone.
  *
- * @param path  a tokenizer.json, or a directory with one.
+ * @param path  a tokenizer.json, a directory with one, or a .gguf file, of a whole model or of a vocabulary alone.
  * @param out   receives one reference; free it with mc_tokenizer_free().
  * @param err   NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file;
+ *         MC_ERROR_UNSUPPORTED for a GGUF file whose kind of tokenizer the library does not know.
  *
  * Threads: any.
  */

@@ -134,7 +134,8 @@ fn every_format_has_the_logits_of_the_weights_that_it_stands_for() {
 fn keep_pooling_alone(origin: &Path, copy: &Path) -> bool {
     let modules: Vec<serde_json::Value> =
         serde_json::from_str(&std::fs::read_to_string(origin.join("modules.json")).unwrap()).unwrap();
-    let (kept, dense): (Vec<_>, Vec<_>) = modules.into_iter().partition(|module| !module["type"].as_str().unwrap().ends_with("Dense"));
+    let (kept, dense): (Vec<_>, Vec<_>) =
+        modules.into_iter().partition(|module| !module["type"].as_str().unwrap().ends_with("Dense"));
     for module in &kept {
         let folder = module["path"].as_str().unwrap();
         if let (false, Ok(files)) = (folder.is_empty(), std::fs::read_dir(origin.join(folder))) {

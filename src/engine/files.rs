@@ -3,11 +3,14 @@
 use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use super::sampling::Sampling;
-use super::{Device, DeviceKind, LoadOptions, Tokenizer};
+use super::{ChatTemplate, Device, DeviceKind, LoadOptions, Tokenizer};
 use crate::error::{Error, Result};
 use crate::load::{
-    Checkpoint, Gguf, GgufSource, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin, SentenceConfig, read_text,
+    Checkpoint, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin, SentenceConfig,
+    read_text,
 };
 use crate::models::{self, Family, GgufModel};
 use crate::nn::Config;
@@ -27,6 +30,8 @@ pub(super) struct Files {
     pub(super) sentence: SentenceConfig,
     /// Where the tensors are, if not in the directory's safetensors: a file, and what its tensors are to the network.
     gguf: Option<(Gguf, Vec<(String, Origin)>)>,
+    /// Whether a tokenizer.json in the directory is the model's: not where a file was named, beside which anything may lie.
+    tokenizer_beside: bool,
 }
 
 impl Files {
@@ -34,7 +39,11 @@ impl Files {
         let quant = quant(options)?;
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         let mut files = match gguf_file(path, &metadata)? {
-            Some(file) => Self::of_gguf(&file)?,
+            Some(file) => {
+                let mut files = Self::of_gguf(&file).map_err(|e| e.within(file.display()))?;
+                files.tokenizer_beside = metadata.is_dir();
+                files
+            }
             None if metadata.is_dir() => Self::of_directory(path)?,
             None => {
                 return Err(Error::unsupported(format!(
@@ -67,13 +76,13 @@ impl Files {
             sentence,
             raw,
             gguf: None,
+            tokenizer_beside: true,
         })
     }
 
     fn of_gguf(path: &Path) -> Result<Self> {
         let mut gguf = Gguf::open(path)?;
-        let GgufModel { family, config, json, origins, pooling } =
-            models::parse_gguf(&mut gguf).map_err(|e| e.within(path.display()))?;
+        let GgufModel { family, config, json, origins, pooling } = models::parse_gguf(&mut gguf)?;
         let directory = path.parent().unwrap_or(Path::new(""));
         let mut sentence = SentenceConfig::new(directory);
         match pooling {
@@ -87,12 +96,13 @@ impl Files {
             config,
             config_json: format!("{:#}\n", json.value()),
             quant: None,
-            generation: None,
-            tokenizer_config: None,
+            generation: Some(generation_config(&gguf)?),
+            tokenizer_config: tokenizer_config(&gguf)?,
             directory: directory.to_path_buf(),
             sentence,
             raw: json,
             gguf: Some((gguf, origins)),
+            tokenizer_beside: false,
         })
     }
 
@@ -119,13 +129,28 @@ impl Files {
 
     pub(super) fn tokenizer(&self, options: &LoadOptions) -> Result<Option<Tokenizer>> {
         let path = options.tokenizer_path.clone().unwrap_or_else(|| self.directory.join("tokenizer.json"));
-        if options.tokenizer_path.is_none() && !path.exists() {
-            return Ok(None);
+        if options.tokenizer_path.is_none() && !(self.tokenizer_beside && path.exists()) {
+            let Some((gguf, _)) = &self.gguf else { return Ok(None) };
+            return GgufVocabulary::read(gguf.metadata())?.as_ref().map(Tokenizer::of_gguf).transpose();
         }
         let tokenizer = Tokenizer::load(path)?;
         match &self.tokenizer_config {
             Some(config) if options.tokenizer_path.is_none() => tokenizer.configured(config, self.family.model_type).map(Some),
             _ => Ok(Some(tokenizer)),
+        }
+    }
+
+    pub(super) fn special_tokens(&self) -> Result<Option<Json>> {
+        match &self.gguf {
+            Some(_) => Ok(None),
+            None => Json::read_optional(&self.directory.join("special_tokens_map.json")),
+        }
+    }
+
+    pub(super) fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        match (&self.gguf, &self.tokenizer_config) {
+            (Some(_), Some(config)) => ChatTemplate::of_config(config),
+            _ => ChatTemplate::load(&self.directory),
         }
     }
 
@@ -175,6 +200,31 @@ impl Files {
         }
         Ok(sampling)
     }
+}
+
+/// What a file says in place of tokenizer_config.json.
+fn tokenizer_config(gguf: &Gguf) -> Result<Option<Json>> {
+    let config = GgufVocabulary::read(gguf.metadata())?.map(|vocabulary| vocabulary.config()).transpose()?;
+    config.map(|config| Json::parse("tokenizer_config.json", &config.to_string())).transpose()
+}
+
+/// What a file says in place of generation_config.json.
+fn generation_config(gguf: &Gguf) -> Result<Json> {
+    let metadata = gguf.metadata();
+    let ends = GgufVocabulary::read(metadata)?.map(|vocabulary| vocabulary.ends()).unwrap_or_default();
+    let mut config = json!({ "eos_token_id": ends });
+    for (field, key) in
+        [("repetition_penalty", "penalty_repeat"), ("temperature", "temp"), ("top_p", "top_p"), ("min_p", "min_p")]
+    {
+        if let Some(x) = metadata.f32(&format!("general.sampling.{key}"))? {
+            config[field] = x.into();
+        }
+    }
+    if let Some(k) = metadata.u32("general.sampling.top_k")? {
+        config["top_k"] = k.into();
+    }
+    config["do_sample"] = config.get("temperature").is_some_and(|x| x.as_f64().is_some_and(|x| x > 0.0)).into();
+    Json::parse("general.sampling", &config.to_string())
 }
 
 /// The GGUF file that a path is, or that its directory holds in place of safetensors.

@@ -94,7 +94,7 @@ pub struct LoadOptions {
     pub device: Option<Device>,
     /// `None` = as stored.
     pub dtype: Option<Dtype>,
-    /// Another tokenizer.json, or a directory with one.
+    /// Another tokenizer.json, a directory with one, or a GGUF file.
     pub tokenizer_path: Option<PathBuf>,
     /// Quantise while loading, on the CPU. There is `q8_0`: in each row of a matrix for products (projections, the output matrix, and
     /// with it an embedding that it shares) 32 neighbours become a byte each and a common scale in F16, 8.5 bits a weight, as in
@@ -170,9 +170,9 @@ impl Model {
             tell(&mut progress, Progress { stage, done, total })
         };
         let tokenizer = files.tokenizer(options)?;
-        let chat_template = ChatTemplate::load(&files.directory)?;
+        let chat_template = files.chat_template()?;
         let (eos, sampling) = (files.eos(tokenizer.as_ref())?, files.sampling()?);
-        let special_tokens = Json::read_optional(&files.directory.join("special_tokens_map.json"))?;
+        let special_tokens = files.special_tokens()?;
         let (tokenizer_config, limited) = (files.tokenizer_config.as_ref(), options.max_context.is_some());
         let embedder = device.work(|| {
             let (sentence, tokenizer, special) = (files.sentence.clone(), tokenizer.as_ref(), special_tokens.as_ref());
@@ -450,7 +450,9 @@ fn file_type(checkpoint: &dyn ModelTensors, config: &Config) -> Format {
     let embed = prefixes().map(|prefix| format!("{}{}.weight", prefix.network, config.names.embed));
     let head = config.names.head;
     let heads = prefixes().filter_map(|prefix| Some(format!("{}{}.weight", prefix.head, head?)));
-    embed.chain(heads).find_map(|name| checkpoint.entry(&name)?.stored.clone().ok()).unwrap_or(Format::F32)
+    let stored = embed.chain(heads).find_map(|name| checkpoint.entry(&name)?.stored.clone().ok());
+    // What tensors cannot be kept as is widened.
+    stored.filter(|format| !format.is_quantised()).unwrap_or(Format::F32)
 }
 
 fn dtype_of(stored: Option<Format>, checkpoint: &dyn ModelTensors, config: &Config) -> Dtype {

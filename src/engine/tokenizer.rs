@@ -1,4 +1,4 @@
-//! Text to token ids and back, by tokenizer.json (through the `tokenizers` crate).
+//! Text to token ids and back, by tokenizer.json or a GGUF file (through the `tokenizers` crate).
 //!
 //! ```
 //! use metal_candle::Tokenizer;
@@ -19,7 +19,7 @@ use tokenizers::{
 };
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Json, read_text};
+use crate::load::{Gguf, GgufVocabulary, Json, parse_tokenizer, read_text};
 
 /// Larger than any real tokenizer.json.
 const MAX_BYTES: u64 = 256 << 20;
@@ -35,17 +35,31 @@ struct Inner {
 }
 
 impl Tokenizer {
-    /// `path`: a tokenizer.json or a directory that holds one.
+    /// `path`: a tokenizer.json, a directory that holds one, or a GGUF file (`.gguf`), with or without tensors.
     ///
     /// # Errors
-    /// `ErrorKind::NotFound` if there is none, `ErrorKind::Format` if it is not a tokenizer.
+    /// `ErrorKind::NotFound` if there is none, `ErrorKind::Format` if it is not a tokenizer, `ErrorKind::Unsupported` for a kind
+    /// of a GGUF file's that this library does not know.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let path = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(read_text(&path, MAX_BYTES)?)
-            .map_err(|e| Error::format(format!("{}: not a tokenizer: {e}", path.display())).with_source(e))?;
+        let is_directory = path.is_dir();
+        if !is_directory && path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+            let gguf = Gguf::open(path)?;
+            let none = || Error::new(ErrorKind::NotFound, format!("{}: the file has no tokenizer", path.display()));
+            return Self::of_gguf(&GgufVocabulary::read(gguf.metadata())?.ok_or_else(none)?);
+        }
+        let path = if is_directory { path.join("tokenizer.json") } else { path.to_path_buf() };
+        parse_tokenizer(&read_text(&path, MAX_BYTES)?).and_then(Self::new).map_err(|e| e.within(path.display()))
+    }
+
+    /// The tokenizer of a GGUF file.
+    pub(crate) fn of_gguf(vocabulary: &GgufVocabulary<'_>) -> Result<Self> {
+        Self::new(vocabulary.tokenizer()?)
+    }
+
+    fn new(mut tokenizer: tokenizers::Tokenizer) -> Result<Self> {
         // Files carry the settings of the training run; a prompt is never cut or filled up in silence.
-        tokenizer.with_truncation(None).map_err(|e| Error::format(format!("{}: truncation: {e}", path.display())))?;
+        tokenizer.with_truncation(None).map_err(|e| Error::format(format!("truncation: {e}")))?;
         tokenizer.with_padding(None);
         let special =
             tokenizer.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();

@@ -230,7 +230,7 @@ pub unsafe extern "C" fn mc_model_options_set_dtype(options: MaybeUninit<&mut mc
 /// Another tokenizer than the model's, or one for a directory without.
 ///
 /// @param options  the options.
-/// @param path     a tokenizer.json, or a directory with one; NULL (the default) = the model's.
+/// @param path     a tokenizer.json, a directory with one, or a .gguf file; NULL (the default) = the model's.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]

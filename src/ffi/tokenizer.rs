@@ -47,10 +47,11 @@ pub unsafe extern "C" fn mc_model_tokenizer(
 
 /// Loads a tokenizer alone.
 ///
-/// @param path  a tokenizer.json, or a directory with one.
+/// @param path  a tokenizer.json, a directory with one, or a .gguf file, of a whole model or of a vocabulary alone.
 /// @param out   receives one reference; free it with mc_tokenizer_free().
 /// @param err   NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file;
+///         MC_ERROR_UNSUPPORTED for a GGUF file whose kind of tokenizer the library does not know.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]

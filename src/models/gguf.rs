@@ -118,7 +118,9 @@ mod tests {
 
     #[test]
     fn what_has_no_part_in_the_network_is_known_by_its_name() {
-        for name in ["rope_freqs.weight", "rope_factors_long.weight", "blk.7.attn_rot_embd", "blk.40.nextn.eh_proj.weight", "cls.bias"] {
+        for name in
+            ["rope_freqs.weight", "rope_factors_long.weight", "blk.7.attn_rot_embd", "blk.40.nextn.eh_proj.weight", "cls.bias"]
+        {
             assert!(is_unused(name), "{name}");
         }
         assert!(!is_unused("blk.0.attn_q.weight") && !is_unused("token_embd.weight"));

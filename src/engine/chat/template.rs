@@ -70,6 +70,22 @@ impl ChatTemplate {
         Ok(Some(template))
     }
 
+    /// The template that a tokenizer_config.json holds; `None` if it has none.
+    ///
+    /// # Errors
+    /// `ErrorKind::Format` for a field of another type.
+    pub(crate) fn of_config(config: &crate::load::Json) -> Result<Option<Self>> {
+        let fields = config.value().as_object().cloned().unwrap_or_default();
+        let document = Document { path: PathBuf::from("tokenizer_config.json"), fields };
+        let mut template = Self::default();
+        template.take_field(&document)?;
+        if template.programs.is_empty() {
+            return Ok(None);
+        }
+        template.take_special_tokens(&document)?;
+        Ok(Some(template))
+    }
+
     /// The text of the template that conversations without tools use.
     pub fn source(&self) -> Option<&str> {
         self.named(DEFAULT).map(Program::source)

@@ -15,6 +15,7 @@
 mod header;
 mod metadata;
 mod source;
+mod tokenizer;
 #[cfg(test)]
 pub mod build;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 use header::{Header, StoredTensor};
 pub use metadata::Metadata;
 pub use source::{GgufSource, Origin};
+pub use tokenizer::GgufVocabulary;
 
 use crate::error::{Error, Result};
 use crate::nn::Entry;

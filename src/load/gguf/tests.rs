@@ -299,7 +299,7 @@ fn tensors_of_llama_cpp_have_the_values_that_it_reads_in_them() {
     for (name, golden) in golden["files"].as_object().unwrap() {
         let gguf = Gguf::open(&goldens().join(golden["file"].as_str().unwrap())).unwrap();
         let mut on_bytes = |_, _| Ok(());
-        let mut source = GgufSource::new(gguf, [], &mut on_bytes).unwrap();
+        let mut source = GgufSource::new(gguf, [], |_| false, &mut on_bytes).unwrap();
         let tensors = golden["tensors"].as_object().unwrap();
         for (tensor, golden) in tensors {
             let entry = source.entry(tensor).unwrap().clone();
@@ -327,7 +327,7 @@ fn a_matrix_of_every_format_is_loaded() {
     for file in ["qwen2-F16", "qwen2-Q8_0", "qwen2-Q4_0", "qwen2_k-Q4_K", "qwen2_k-IQ4_XS"] {
         let gguf = Gguf::open(&goldens().join(format!("{file}.gguf"))).unwrap();
         let mut on_bytes = |_, _| Ok(());
-        let mut source = GgufSource::new(gguf, [], &mut on_bytes).unwrap();
+        let mut source = GgufSource::new(gguf, [], |_| false, &mut on_bytes).unwrap();
         let entry = source.entry("blk.0.ffn_up.weight").unwrap().clone();
         let ([rows, cols], format) = (<[usize; 2]>::try_from(entry.shape).unwrap(), entry.stored.unwrap());
         let mut bytes = vec![0; rows * format.row_bytes(cols).unwrap()];

@@ -219,8 +219,7 @@ impl Keys<'_> {
                 let factor = factor.ok_or_else(|| {
                     self.metadata().invalid(&self.key("rope.scaling.factor"), "expected a number, found nothing")
                 })?;
-                let mut yarn =
-                    json!({ "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original });
+                let mut yarn = json!({ "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original });
                 for (field, name) in [
                     ("beta_fast", "yarn_beta_fast"),
                     ("beta_slow", "yarn_beta_slow"),

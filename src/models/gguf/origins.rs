@@ -103,7 +103,13 @@ impl Origins<'_> {
         let sizes = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim];
         let moved = self.architecture.moves_rows.then_some(*head_dim);
         let fields = |stored| if stored { &["weight", "bias"][..] } else { &["weight"] };
-        self.projections(&[names.q, names.k, names.v], ["attn_q", "attn_k", "attn_v"], ("attn_qkv", &sizes), moved, fields(biases.qkv));
+        self.projections(
+            &[names.q, names.k, names.v],
+            ["attn_q", "attn_k", "attn_v"],
+            ("attn_qkv", &sizes),
+            moved,
+            fields(biases.qkv),
+        );
         self.projections(&[names.o], ["attn_output"], ("", &[]), None, fields(biases.o));
         for (name, stored, heads) in [(names.q_norm, "attn_q_norm", *num_heads), (names.k_norm, "attn_k_norm", *num_kv_heads)] {
             let whole = self.whole(&format!("{stored}.weight")).plus(-norm.offset);
