@@ -18,7 +18,7 @@ use super::files::Files;
 use super::sampling::Sampling;
 use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Json, ModelTensors, ModuleConfig, fnv};
+use crate::load::{ModelTensors, ModuleConfig, fnv};
 use crate::models::Family;
 use crate::nn::{Config, Prefix, RowAdapters, States, Step, Transformer, Weights};
 use crate::ops::Format;

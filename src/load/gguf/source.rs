@@ -177,10 +177,6 @@ impl<'a> GgufSource<'a> {
         Ok(Self { gguf, assembled, count: ReadCount::new(total, on_bytes) })
     }
 
-    /// The file.
-    pub fn gguf(&self) -> &Gguf {
-        &self.gguf
-    }
 }
 
 /// Rows of a stored tensor.
