@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::load::Checkpoint;
+use crate::load::{Checkpoint, Json};
 use crate::nn::{Adapters, Batch, Entry, Pass, Role, RowAdapters, TensorSource, TrainedModule, TrainedValues, Tying};
 use crate::ops::{Backend, Dropout, ParameterValues};
 
