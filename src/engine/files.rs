@@ -38,7 +38,7 @@ impl Files {
     pub(super) fn open(path: &Path, options: &LoadOptions) -> Result<Self> {
         let quant = quant(options)?;
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-        let mut files = match gguf_file(path, &metadata)? {
+        let mut files = match gguf_file(path, &metadata, options.file.as_deref())? {
             Some(file) => {
                 let mut files = Self::of_gguf(&file).map_err(|e| e.within(file.display()))?;
                 files.tokenizer_beside = metadata.is_dir();
@@ -230,9 +230,17 @@ fn generation_config(gguf: &Gguf) -> Result<Json> {
 /// The GGUF file that a path is, or that its directory holds in place of safetensors.
 ///
 /// # Errors
-/// `ErrorKind::Format` for a directory with several models.
-fn gguf_file(path: &Path, metadata: &Metadata) -> Result<Option<PathBuf>> {
+/// `ErrorKind::Format` for a directory with several models; `ErrorKind::InvalidArgument` for a choice of no such file, or where there is
+/// none to choose.
+fn gguf_file(path: &Path, metadata: &Metadata, choice: Option<&str>) -> Result<Option<PathBuf>> {
     let is_gguf = |path: &Path| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    if let Some(choice) = choice {
+        let is_name = Path::new(choice).file_name().is_some_and(|name| name == choice);
+        if !metadata.is_dir() || !is_name || !is_gguf(Path::new(choice)) {
+            return Err(Error::argument(format!("file: expected the name of a .gguf file of a directory, found {choice:?}")));
+        }
+        return Ok(Some(path.join(choice)));
+    }
     if !metadata.is_dir() {
         return Ok(is_gguf(path).then(|| path.to_path_buf()));
     }

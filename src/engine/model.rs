@@ -101,6 +101,9 @@ pub struct LoadOptions {
     /// ggml. Tables that are only looked up, norms, biases and layers behind the pooling keep the type of `dtype`. Adapters act on
     /// the quantised weights and are F32 themselves; so is a matrix that one was merged into.
     pub quantization: Option<String>,
+    /// The GGUF file of a directory or of a repository that has several. `None` = its safetensors, or the one GGUF file there is; of
+    /// several in a repository the one whose name says `Q4_K_M`. A split model is named by its first part.
+    pub file: Option<String>,
     /// Tokens; `None` = what the configuration says. A larger number than that extrapolates.
     pub max_context: Option<usize>,
     /// Where the Hub's files are kept, in the layout of the Hub's own client; `None` = its place, `.cache/huggingface/hub` in
