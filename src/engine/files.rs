@@ -9,8 +9,8 @@ use super::sampling::Sampling;
 use super::{ChatTemplate, Device, DeviceKind, LoadOptions, Tokenizer};
 use crate::error::{Error, Result};
 use crate::load::{
-    Checkpoint, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin, SentenceConfig,
-    read_text,
+    Checkpoint, Dequantized, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin,
+    Quantization, SentenceConfig, read_text,
 };
 use crate::models::{self, Family, GgufModel};
 use crate::nn::Config;
@@ -24,6 +24,8 @@ pub(super) struct Files {
     pub(super) config_json: String,
     /// What matrices are quantised to.
     pub(super) quant: Option<Format>,
+    /// How the matrices of safetensors were quantised.
+    stored: Option<Quantization>,
     raw: Json,
     generation: Option<Json>,
     pub(super) tokenizer_config: Option<Json>,
@@ -74,6 +76,7 @@ impl Files {
             tokenizer_config: Json::read_optional(&path.join("tokenizer_config.json"))?,
             directory: path,
             sentence,
+            stored: Quantization::of(&raw)?,
             raw,
             gguf: None,
             tokenizer_beside: true,
@@ -100,6 +103,7 @@ impl Files {
             tokenizer_config: tokenizer_config(&gguf)?,
             directory: directory.to_path_buf(),
             sentence,
+            stored: None,
             raw: json,
             gguf: Some((gguf, origins)),
             tokenizer_beside: false,
@@ -123,7 +127,13 @@ impl Files {
     pub(super) fn tensors<'a>(&mut self, on_bytes: &'a mut OnBytes<'a>) -> Result<Box<dyn ModelTensors + 'a>> {
         match self.gguf.take() {
             Some((gguf, origins)) => Ok(Box::new(GgufSource::new(gguf, origins, models::is_unused, on_bytes)?)),
-            None => Ok(Box::new(Checkpoint::open(&self.directory, on_bytes)?)),
+            None => {
+                let checkpoint = Checkpoint::open(&self.directory, on_bytes)?;
+                Ok(match &self.stored {
+                    Some(quantization) => Box::new(Dequantized::new(checkpoint, quantization)?),
+                    None => Box::new(checkpoint),
+                })
+            }
         }
     }
 
