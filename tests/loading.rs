@@ -347,7 +347,7 @@ fn configurations_out_of_range_name_their_field() {
     unsupported("model_type", json!("mamba"), &["mamba", "qwen2"]);
     unsupported("hidden_act", json!("xielu"), &["hidden_act", "xielu", "silu"]);
     unsupported("rope_parameters", json!({"rope_type": "abf"}), &["abf", "default, linear"]);
-    unsupported("quantization_config", json!({"quant_method": "gptq"}), &["quantization_config"]);
+    unsupported("quantization_config", json!({"quant_method": "bitsandbytes"}), &["quantization_config", "bitsandbytes"]);
     unsupported("partial_rotary_factor", json!(0.5), &["partial_rotary_factor"]);
     unsupported("layer_types", json!(["full_attention", "chunked_attention", "full_attention"]), &["chunked_attention"]);
 
