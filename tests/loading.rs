@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use common::{golden, load, q8_0, shipped};
-use metal_candle::{Cancel, Error, ErrorKind, GenerateOptions, LoadOptions, Model, Session, Stage, estimate_memory};
+use metal_candle::{Cancel, Dtype, Error, ErrorKind, GenerateOptions, LoadOptions, Model, Session, Stage, estimate_memory};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -443,5 +443,16 @@ fn a_saved_session_is_for_weights_of_one_kind() {
     session.append_tokens(&[5, 9, 70], None).unwrap();
     session.save(&path).unwrap();
     assert_eq!(Session::load(&dense, &path).err().unwrap().kind(), ErrorKind::Mismatch);
+    // Nor for the same weights in another type, or with another configuration.
+    let mut session_of_dense = Session::new(&dense, 0).unwrap();
+    session_of_dense.append_tokens(&[5, 9, 70], None).unwrap();
+    let of_dense = folder.path().join("dense");
+    session_of_dense.save(&of_dense).unwrap();
+    let half = LoadOptions { dtype: Some(Dtype::F16), ..LoadOptions::default() };
+    let other = configured("decoders/qwen2_tied", "rope_theta", json!(5000.0));
+    for model in [Model::load(golden("decoders/qwen2_tied"), &half, None).unwrap(), load(other.path())] {
+        assert_eq!(Session::load(&model, &of_dense).err().unwrap().kind(), ErrorKind::Mismatch);
+    }
+    assert!(Session::load(&load(golden("decoders/qwen2_tied")), &of_dense).is_ok());
     assert_eq!(Session::load(&quantised, &path).unwrap().logits().unwrap(), session.logits().unwrap());
 }

@@ -189,8 +189,12 @@ impl Model {
         let transformer = device.work(|| Transformer::load(files.config, &mut weights))?;
         let parameters = weights.parameters();
         let dtype = dtype_of(stored, &*checkpoint, transformer.config());
-        // What was computed with rounded weights does not continue what was computed with whole ones.
-        let fingerprint = options.quantization.iter().fold(checkpoint.fingerprint(), |hash, kind| fnv(hash, kind.as_bytes()));
+        // What was computed with rounded weights, or in another type, does not continue what was computed with whole ones; nor what
+        // was computed by another configuration of the same weights.
+        let kept = options.quantization.as_deref().unwrap_or_default();
+        let fingerprint = [kept, Format::from(dtype).name(), &files.config_json]
+            .into_iter()
+            .fold(checkpoint.fingerprint(), |hash, text| fnv(hash, text.as_bytes()));
         // What was not read (buffers of old checkpoints) counts as done.
         checkpoint.finish()?;
         drop(checkpoint);
