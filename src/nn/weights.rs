@@ -193,7 +193,7 @@ impl<'a> Weights<'a> {
         // Parts of different formats meet in the one that holds them all.
         let common = if parts.windows(2).all(|pair| pair[0].1 == pair[1].1) { parts[0].1 } else { Format::F32 };
         let quant = self.quant.filter(|_| purpose == Use::Product);
-        let kept = quant.or(self.format).unwrap_or(common).kept();
+        let kept = quant.or(self.format).unwrap_or(common);
         let rows: usize = slots.iter().map(Slot::len).sum();
         self.bytes += MatrixBuilder::bytes(rows, cols, kept, purpose, self.backend);
         self.parameters += rows as u64 * cols as u64;
