@@ -75,6 +75,9 @@ impl Default for CodedBlock {
 
 impl Coding {
     pub const fn new(bits: u32, levels: Levels, scales: Scales, group: usize) -> Self {
+        // What kernels are made for.
+        assert!(matches!((bits, levels), (1..=4, _) | (5, Levels::Unsigned | Levels::Signed) | (6 | 8, Levels::Signed)));
+        assert!(group.is_power_of_two() && group >= 16 && group <= MOST);
         let mut table = [0.0; 16];
         let mut code = 0;
         while code < 16 {

@@ -48,6 +48,13 @@ impl Default for Widened {
     }
 }
 
+impl Widened {
+    /// The first columns.
+    pub fn first(&mut self, columns: usize) -> &mut [[f32; LANES]] {
+        &mut self.0[..columns]
+    }
+}
+
 /// Columns of a panel that have their scales in common.
 #[derive(Clone, Copy)]
 pub struct Block<S: Simd> {
