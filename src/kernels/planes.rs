@@ -50,6 +50,7 @@ struct Line([u8; LINE]);
 /// A quantised matrix.
 pub struct Planes {
     cols: usize,
+    /// The first begins with the first row.
     segments: Vec<Segment>,
 }
 
@@ -58,6 +59,12 @@ struct Segment {
     format: Format,
     coding: &'static Coding,
     rows: Range<usize>,
+    /// Columns.
+    cols: usize,
+    /// Of a span, and of the last one if it is shorter.
+    whole: Parts,
+    last: Parts,
+    panel_bytes: usize,
     /// `[panel][span]`
     lines: Vec<Line>,
 }
@@ -217,12 +224,21 @@ impl Planes {
             match segments.last_mut() {
                 Some(last) if last.format == format => last.rows.end = end,
                 _ if !first.is_multiple_of(LANES) => return None,
-                _ => segments.push(Segment { format, coding, rows: first..end, lines: Vec::new() }),
+                _ => segments.push(Segment {
+                    format,
+                    coding,
+                    rows: first..end,
+                    cols,
+                    whole: coding.parts(SPAN),
+                    last: coding.parts(cols % SPAN),
+                    panel_bytes: coding.panel_bytes(cols)?,
+                    lines: Vec::new(),
+                }),
             }
             first = end;
         }
         for segment in &mut segments {
-            let lines = segment.rows.len().div_ceil(LANES).checked_mul(segment.coding.panel_bytes(cols)? / LINE)?;
+            let lines = segment.rows.len().div_ceil(LANES).checked_mul(segment.panel_bytes / LINE)?;
             segment.lines = huge_vec(lines)?;
             segment.lines.resize(lines, Line([0; LINE]));
         }
@@ -272,7 +288,7 @@ impl Planes {
             let (rows, rest) = left.split_at(count * row_bytes);
             for (i, start) in (0..cols).step_by(SPAN).enumerate() {
                 let span_cols = SPAN.min(cols - start);
-                let span = segment.span_mut(within / LANES, i, cols);
+                let span = segment.span_mut(within / LANES, i);
                 for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
                     let blocks = bytes[i * per_span..].chunks_exact(from.block_bytes());
                     for (at, bytes) in (0..span_cols).step_by(from.block()).zip(blocks) {
@@ -292,7 +308,7 @@ impl Planes {
         for segment in self.segments.iter().filter(|segment| segment.rows.contains(&row)) {
             let within = row - segment.rows.start;
             for (i, out) in out.chunks_mut(SPAN).enumerate() {
-                let span = segment.span(within / LANES, i, self.cols);
+                let span = segment.span(within / LANES, i);
                 segment.coding.read((span, out.len()), within % LANES, &mut block);
                 segment.coding.widen(&block, out);
             }
@@ -302,18 +318,18 @@ impl Planes {
 
 impl Segment {
     /// Where a span of a panel of this segment lies among the bytes.
-    fn place(&self, panel: usize, span: usize, cols: usize) -> Range<usize> {
-        let panel_bytes = self.coding.panel_bytes(cols).expect("the panels have memory");
-        let start = panel * panel_bytes + span * self.coding.parts(SPAN).all;
-        start..start + self.coding.parts(SPAN.min(cols - span * SPAN)).all
+    fn place(&self, panel: usize, span: usize) -> Range<usize> {
+        let start = panel * self.panel_bytes + span * self.whole.all;
+        let parts = if self.cols - span * SPAN < SPAN { &self.last } else { &self.whole };
+        start..start + parts.all
     }
 
-    fn span(&self, panel: usize, span: usize, cols: usize) -> &[u8] {
-        &bytes(&self.lines)[self.place(panel, span, cols)]
+    fn span(&self, panel: usize, span: usize) -> &[u8] {
+        &bytes(&self.lines)[self.place(panel, span)]
     }
 
-    fn span_mut(&mut self, panel: usize, span: usize, cols: usize) -> &mut [u8] {
-        let place = self.place(panel, span, cols);
+    fn span_mut(&mut self, panel: usize, span: usize) -> &mut [u8] {
+        let place = self.place(panel, span);
         // SAFETY: lines are arrays of bytes without padding.
         let bytes = unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<u8>(), self.lines.len() * LINE) };
         &mut bytes[place]
@@ -325,42 +341,39 @@ fn bytes(lines: &[Line]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LINE) }
 }
 
-/// A panel of a matrix, as products read it; no longer than the matrix lives.
+/// A panel of a matrix, as products read it.
 #[derive(Clone, Copy)]
-pub struct Panel {
-    coding: &'static Coding,
-    bytes: *const u8,
-    /// Columns.
-    k: usize,
+pub struct Panel<'a> {
+    segment: &'a Segment,
+    bytes: &'a [u8],
 }
 
 /// A span of a panel.
-struct Span {
+struct Span<'a> {
     bytes: *const u8,
-    parts: Parts,
+    parts: &'a Parts,
     /// Of the panel.
     columns: Range<usize>,
 }
 
 impl Planes {
     /// One of the panels.
-    pub fn panel(&self, panel: usize) -> Panel {
+    pub fn panel(&self, panel: usize) -> Panel<'_> {
         let segment = self.segments.iter().rev().find(|segment| segment.rows.start / LANES <= panel);
         let segment = segment.expect("the first segment begins with the first panel");
-        let panel_bytes = segment.coding.panel_bytes(self.cols).expect("the panels have memory");
-        let bytes = &bytes(&segment.lines)[(panel - segment.rows.start / LANES) * panel_bytes..][..panel_bytes];
-        Panel { coding: segment.coding, bytes: bytes.as_ptr(), k: self.cols }
+        let within = panel - segment.rows.start / LANES;
+        Panel { segment, bytes: &bytes(&segment.lines)[within * segment.panel_bytes..][..segment.panel_bytes] }
     }
 }
 
-impl Panel {
+impl<'a> Panel<'a> {
     /// Widens columns, which begin with a half of a chunk; `to` holds as many whole halves.
     ///
     /// # Safety
-    /// The processor has the instructions of `S`, the columns are some of the panel's, and its matrix is there.
+    /// The processor has the instructions of `S`.
     #[inline(always)]
     pub unsafe fn widen<S: Simd>(self, columns: Range<usize>, to: &mut [[f32; LANES]]) {
-        assert!(columns.start.is_multiple_of(HALF) && columns.end <= self.k, "columns of this panel");
+        assert!(columns.start.is_multiple_of(HALF) && columns.end <= self.segment.cols, "columns of this panel");
         assert!(to.len() >= columns.len().next_multiple_of(HALF), "room for them");
         // SAFETY: passed on from the caller.
         unsafe { S::call(Widen { panel: self, columns, to: to.as_mut_ptr().cast() }) }
@@ -378,14 +391,14 @@ impl Panel {
         x: *const f32,
         sums: &mut [[f32; LANES]; P],
     ) {
-        assert!(columns.start.is_multiple_of(HALF) && columns.end <= panels[0].k, "columns of these panels");
+        assert!(columns.start.is_multiple_of(HALF) && columns.end <= panels[0].segment.cols, "columns of these panels");
         // Two at a time: one chain of sums alone would wait for itself.
         let ((pairs, one), (pair_sums, one_sum)) = (panels.as_chunks(), sums.as_chunks_mut());
         // SAFETY: passed on from the caller.
         unsafe {
             for (panels, sums) in pairs.iter().zip(pair_sums) {
                 let &[a, b] = panels;
-                if std::ptr::eq(a.coding, b.coding) {
+                if std::ptr::eq(a.segment, b.segment) {
                     S::call(AddProducts { panels: [a, b], columns: columns.clone(), x, sums });
                     continue;
                 }
@@ -402,12 +415,12 @@ impl Panel {
 
     /// The span of a column.
     #[inline(always)]
-    fn span(self, column: usize) -> Span {
-        let start = column / SPAN * SPAN;
-        let columns = start..self.k.min(start + SPAN);
+    fn span(self, column: usize) -> Span<'a> {
+        let (Segment { cols, whole, last, .. }, start) = (self.segment, column / SPAN * SPAN);
+        let parts = if cols - start < SPAN { last } else { whole };
         // In bounds: as many whole spans lie before it.
-        let bytes = self.bytes.wrapping_add(column / SPAN * self.coding.parts(SPAN).all);
-        Span { bytes, parts: self.coding.parts(columns.len()), columns }
+        let bytes = self.bytes.as_ptr().wrapping_add(column / SPAN * whole.all);
+        Span { bytes, parts, columns: start..start + SPAN.min(cols - start) }
     }
 }
 
@@ -480,26 +493,26 @@ impl<S: Simd> Sink<S> for Sum<S> {
     }
 }
 
-struct Widen {
-    panel: Panel,
+struct Widen<'a> {
+    panel: Panel<'a>,
     columns: Range<usize>,
     to: *mut f32,
 }
 
-impl Kernel for Widen {
+impl Kernel for Widen<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: passed on from the caller.
-        unsafe { with_codes::<S>(self.panel.coding, self) }
+        unsafe { with_codes::<S>(self.panel.segment.coding, self) }
     }
 }
 
-impl Coded for Widen {
+impl Coded for Widen<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd, const BITS: u32, const LEVELS: u8>(self) {
-        let (coding, mut column, mut to) = (self.panel.coding, self.columns.start, Store(self.to));
+        let (coding, mut column, mut to) = (self.panel.segment.coding, self.columns.start, Store(self.to));
         // SAFETY: the columns are the panel's, and there is room for them; the caller vouches for the instructions of `S`.
         unsafe {
             let table = S::table(&coding.table);
@@ -517,7 +530,7 @@ impl Coded for Widen {
 }
 
 struct AddProducts<'a, const P: usize> {
-    panels: [Panel; P],
+    panels: [Panel<'a>; P],
     columns: Range<usize>,
     x: *const f32,
     sums: &'a mut [[f32; LANES]; P],
@@ -529,14 +542,14 @@ impl<const P: usize> Kernel for AddProducts<'_, P> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: passed on from the caller.
-        unsafe { with_codes::<S>(self.panels[0].coding, self) }
+        unsafe { with_codes::<S>(self.panels[0].segment.coding, self) }
     }
 }
 
 impl<const P: usize> Coded for AddProducts<'_, P> {
     #[inline(always)]
     unsafe fn run<S: Simd, const BITS: u32, const LEVELS: u8>(self) {
-        let (coding, mut column, mut x) = (self.panels[0].coding, self.columns.start, self.x);
+        let (coding, mut column, mut x) = (self.panels[0].segment.coding, self.columns.start, self.x);
         // SAFETY: the columns are the panels', and `x` has a value for each; the caller vouches for the instructions of `S`.
         unsafe {
             let table = S::table(&coding.table);
@@ -577,7 +590,7 @@ impl<const P: usize> Coded for AddProducts<'_, P> {
 #[inline(always)]
 unsafe fn sixteen<S: Simd, const BITS: u32, const LEVELS: u8, K: Sink<S>>(
     coding: &Coding,
-    span: &Span,
+    span: &Span<'_>,
     at: usize,
     table: S::Table,
     sink: &mut K,
@@ -599,7 +612,7 @@ unsafe fn sixteen<S: Simd, const BITS: u32, const LEVELS: u8, K: Sink<S>>(
 /// # Safety
 /// As [`sixteen`].
 #[inline(always)]
-unsafe fn scale_and_min<S: Simd>(coding: &Coding, span: &Span, at: usize) -> (S::V, S::V) {
+unsafe fn scale_and_min<S: Simd>(coding: &Coding, span: &Span<'_>, at: usize) -> (S::V, S::V) {
     // SAFETY: the parts of a span hold so much of sixteen rows; the rest is passed on from the caller.
     unsafe {
         let group = span.bytes.add(span.parts.groups + (at >> coding.group.trailing_zeros()) * span.parts.group);
@@ -751,7 +764,7 @@ mod tests {
                 let want = format.widen(&file);
                 let mut planes = Planes::new(&[(rows, format)], cols).unwrap();
                 assert!(planes.fill(0, &file, format));
-                for (name, run) in levels::<Widen>() {
+                for (name, run) in levels::<Widen<'_>>() {
                     // All columns of a panel at once, by 64 and by 16.
                     for (panel, at_once) in (0..3).flat_map(|panel| [cols, 64, 16].map(|at_once| (panel, at_once))) {
                         for first in (0..cols).step_by(at_once) {

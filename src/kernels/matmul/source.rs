@@ -117,12 +117,12 @@ impl PanelSource for &Q8_0 {
     }
 }
 
-impl PanelSource for &Planes {
+impl<'p> PanelSource for &'p Planes {
     type Value = f32;
     const COLS: usize = WIDENED;
     type Room = Widened;
     const ONCE_COLS: usize = BLOCK_COLS;
-    type Once<S: Simd> = PanelColumns;
+    type Once<S: Simd> = PanelColumns<'p>;
 
     #[inline(always)]
     unsafe fn columns<'a, S: Simd>(self, panel: usize, _: usize, columns: Range<usize>, room: &'a mut Widened) -> &'a [f32]
@@ -137,19 +137,19 @@ impl PanelSource for &Planes {
     }
 
     #[inline(always)]
-    unsafe fn once<S: Simd>(self, panel: usize, _: usize, columns: Range<usize>) -> PanelColumns {
+    unsafe fn once<S: Simd>(self, panel: usize, _: usize, columns: Range<usize>) -> PanelColumns<'p> {
         PanelColumns { panel: self.panel(panel), first: columns.start }
     }
 }
 
 /// Columns of a panel of bit planes, from one on.
 #[derive(Clone, Copy)]
-pub struct PanelColumns {
-    panel: Panel,
+pub struct PanelColumns<'a> {
+    panel: Panel<'a>,
     first: usize,
 }
 
-impl<S: Simd> OneRow<S> for PanelColumns {
+impl<S: Simd> OneRow<S> for PanelColumns<'_> {
     #[inline(always)]
     unsafe fn multiply<const P: usize>(
         b: [Self; P],
