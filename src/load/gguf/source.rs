@@ -176,7 +176,6 @@ impl<'a> GgufSource<'a> {
         let total = assembled.values().map(Assembled::len).sum();
         Ok(Self { gguf, assembled, count: ReadCount::new(total, on_bytes) })
     }
-
 }
 
 /// Rows of a stored tensor.
