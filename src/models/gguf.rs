@@ -117,6 +117,15 @@ mod tests {
     }
 
     #[test]
+    fn documentation_names_every_architecture() {
+        for text in [include_str!("../../README.md"), include_str!("../../include/metal_candle.h")] {
+            let words: HashSet<&str> = text.split(|c: char| c.is_whitespace() || ",.()*".contains(c)).collect();
+            assert!(ARCHITECTURES.iter().all(|architecture| words.contains(architecture.name)));
+        }
+        assert!(include_str!("../../README.md").contains(&format!("for {} architectures", ARCHITECTURES.len())));
+    }
+
+    #[test]
     fn what_has_no_part_in_the_network_is_known_by_its_name() {
         for name in
             ["rope_freqs.weight", "rope_factors_long.weight", "blk.7.attn_rot_embd", "blk.40.nextn.eh_proj.weight", "cls.bias"]
