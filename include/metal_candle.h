@@ -637,8 +637,8 @@ void mc_device_free(mc_device *MC_NULLABLE device);
  * @defgroup mc_model Loading a model and asking what it is
  * @{
  *
- * A model is a directory with config.json, safetensors and tokenizer.json, or a repository on Hugging Face. It
- * is immutable: any number of sessions on any threads share one.
+ * A model is a directory with config.json, safetensors and tokenizer.json, a GGUF file, or a repository on Hugging
+ * Face. It is immutable: any number of sessions on any threads share one.
  */
 
 /** The type that weights are kept in. */
@@ -749,11 +749,12 @@ void mc_model_options_set_device(mc_model_options *MC_NONNULL options, const mc_
  * The type to keep weights in.
  *
  * @param options  the options.
- * @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored.
+ * @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored. Quantised weights of a GGUF file are widened to it.
  *
  * Threads: any, exclusive.
  */
-void mc_model_options_set_dtype(mc_model_options *MC_NONNULL options, mc_dtype dtype);
+void mc_model_options_set_dtype(mc_model_options *MC_NONNULL options,
+                                mc_dtype dtype);
 
 /**
  * Another tokenizer than the model's, or one for a directory without.
@@ -776,12 +777,14 @@ void mc_model_options_set_tokenizer_path(mc_model_options *MC_NONNULL options, c
  * for a model of the same kind; an adapter's directory is for all.
  *
  * @param options  the options.
- * @param kind     "q8_0"; NULL (the default) = as stored. Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
+ * @param kind     "q8_0"; NULL (the default) = as stored. Weights of a GGUF file that are quantised already are widened and
+ *                 quantised once more. Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
  *                 what there is, and on a GPU; MC_ERROR_FORMAT for a weight that is not finite or beyond 8.3 million.
  *
  * Threads: any, exclusive.
  */
-void mc_model_options_set_quantization(mc_model_options *MC_NONNULL options, const char *MC_NULLABLE kind);
+void mc_model_options_set_quantization(mc_model_options *MC_NONNULL options,
+                                       const char *MC_NULLABLE kind);
 
 /**
  * The longest context that sessions of this model may have.
@@ -899,8 +902,15 @@ mc_status mc_model_estimate_memory(const char *MC_NONNULL path,
 /**
  * Loads a model from this machine. Files are checked: a missing, left over or wrongly shaped tensor is an error that names it.
  *
- * @param path     a directory with config.json, safetensors and tokenizer.json. A .gguf file is
- *                 MC_ERROR_UNSUPPORTED: this version reads none.
+ * A GGUF file, as llama.cpp writes them, is the model that it was made from: the same names of tensors, so that the same
+ * adapters fit, and a config.json, tokenizer, chat template and sampling from its metadata. Architectures: arcee, bert,
+ * chatglm, cohere2, command-r, ernie4_5, eurobert, exaone4, gemma, gemma-embedding, gemma2, gemma3, glm4, granite,
+ * hunyuan-dense, llama, mistral3, modern-bert, nemotron, nomic-bert, olmo, olmo2, phi2, phi3, qwen2, qwen3, seed_oss,
+ * smollm3, stablelm, starcoder2. Every tensor type of weights is read. What this version keeps a matrix as on the CPU,
+ * if not as stored, is F32, and on a GPU every quantised one is widened: mc_model_estimate_memory() says what that takes.
+ *
+ * @param path     a directory with config.json, safetensors and tokenizer.json; or a .gguf file, of a model in several
+ *                 files the first; or a directory with one such model and no config.json.
  * @param options  how to load it; NULL = the defaults.
  * @param out      receives one reference; free it with mc_model_free().
  * @param err      NULL, or receives the error.
@@ -1029,7 +1039,7 @@ mc_dtype mc_model_get_dtype(const mc_model *MC_NONNULL model);
 bool mc_model_supports(const mc_model *MC_NONNULL model, mc_capability capability);
 
 /**
- * The model's configuration: config.json as it was read.
+ * The model's configuration: config.json as it was read, or as it follows from the metadata of a GGUF file.
  *
  * @param model  the model.
  * @param out    receives one reference; free it with mc_string_free().
@@ -1074,7 +1084,7 @@ mc_status mc_model_tokenizer(const mc_model *MC_NONNULL model,
                              mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Loads a tokenizer alone.
+ * Loads a tokenizer alone. One of a GGUF file gives the ids that the model's tokenizer.json gives.
  *
  * @param path  a tokenizer.json, a directory with one, or a .gguf file, of a whole model or of a vocabulary alone.
  * @param out   receives one reference; free it with mc_tokenizer_free().

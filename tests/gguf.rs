@@ -8,10 +8,10 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use common::{Reference, devices, golden, load, load_onto, max_abs};
+use common::{Reference, devices, golden, load, load_onto, max_abs, q8_0};
 use metal_candle::{
-    Device, DeviceKind, Dtype, EmbedOptions, GenerateOptions, LoadOptions, LoraConfig, LoraTrainer, Model, SamplingOptions,
-    Session, TrainOptions, estimate_memory,
+    Capability, Chat, Device, DeviceKind, Dtype, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig,
+    LoraTrainer, Model, SamplingOptions, Session, TrainOptions, estimate_memory,
 };
 
 /// As for safetensors, whose weights these are.
@@ -257,4 +257,181 @@ fn a_directory_of_mlx_is_the_model_of_the_weights_that_it_stands_for() {
     let ids = [5, 17, 101, 3, 44, 210, 9];
     assert_eq!(logits(&models[0], &ids), logits(&models[1], &ids));
     assert_eq!(models[0].parameter_count(), models[1].parameter_count());
+}
+
+/// A GGUF file and the directory that it was made from.
+fn pair(name: &str) -> (PathBuf, PathBuf) {
+    families(&["decoders", "families"]).into_iter().find(|(file, _)| file.file_stem().unwrap() == name).unwrap()
+}
+
+const IDS: [u32; 9] = [110, 158, 47, 188, 30, 172, 9, 2, 131];
+
+fn same_logits(one: &Model, other: &Model, what: &str) {
+    assert_eq!(logits(one, &IDS), logits(other, &IDS), "{what}");
+}
+
+#[test]
+fn options_of_loading_do_what_they_do_with_a_directory() {
+    // Of families whose rows the converter moved, cut and shifted: the weights are the same ones, bit for bit.
+    for name in ["llama_plain", "qwen2_tied", "gemma_old", "olmo2"] {
+        let (file, directory) = pair(name);
+        for dtype in [None, Some(Dtype::F32), Some(Dtype::F16), Some(Dtype::BF16)] {
+            let options = LoadOptions { dtype, ..LoadOptions::default() };
+            let [one, other] = [&file, &directory].map(|path| Model::load(path, &options, None).unwrap());
+            // Norms of Gemma, which the converter adds one to, are rounded by that.
+            if name != "gemma_old" {
+                same_logits(&one, &other, name);
+            }
+            assert_eq!((one.dtype(), one.parameter_count()), (other.dtype(), other.parameter_count()), "{name}");
+            let [one, other] = [&file, &directory].map(|path| estimate_memory(path, &options).unwrap());
+            assert_eq!(one, other, "{name}");
+        }
+        let [one, other] = [&file, &directory].map(|path| Model::load(path, &q8_0(), None).unwrap());
+        if name != "gemma_old" {
+            same_logits(&one, &other, name);
+        }
+        assert!(estimate_memory(&file, &q8_0()).unwrap() < estimate_memory(&file, &LoadOptions::default()).unwrap());
+    }
+}
+
+#[test]
+fn a_quantised_file_is_quantised_once_more_where_that_is_asked() {
+    let file = golden("gguf/qwen2_k-Q4_K.gguf");
+    let (stored, again) = (load(&file), Model::load(&file, &q8_0(), None).unwrap());
+    let (stored, again) = (logits(&stored, &IDS), logits(&again, &IDS));
+    let error = max_abs(&stored, &again);
+    assert!(error > 0.0 && error < 0.1 * max_abs(&stored, &vec![0.0; stored.len()]), "{error}");
+    // What is Q8_0 already stays as it is.
+    let file = golden("gguf/qwen2-Q8_0.gguf");
+    same_logits(&load(&file), &Model::load(&file, &q8_0(), None).unwrap(), "Q8_0");
+    let options = LoadOptions { quantization: Some("q4_0".to_string()), ..LoadOptions::default() };
+    let error = Model::load(&file, &options, None).err().unwrap();
+    assert_eq!((error.kind(), error.message()), (ErrorKind::Unsupported, "quantization: \"q4_0\" is not supported (q8_0)"));
+}
+
+#[test]
+fn a_context_is_limited() {
+    let (file, _) = pair("llama_plain");
+    let options = LoadOptions { max_context: Some(5), ..LoadOptions::default() };
+    let model = Model::load(&file, &options, None).unwrap();
+    assert_eq!(model.context_length(), 5);
+    let error = Session::new(&model, 0).unwrap().append_tokens(&IDS, None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ContextFull);
+    let none = LoadOptions { max_context: Some(0), ..LoadOptions::default() };
+    assert_eq!(Model::load(&file, &none, None).err().unwrap().kind(), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn adapters_of_peft_fit_as_they_fit_the_directory() {
+    let files = families(&["decoders", "families"]);
+    let mut compared = Vec::new();
+    for folder in ["lora", "adapters"] {
+        for adapter in std::fs::read_dir(golden(folder)).unwrap().map(|entry| entry.unwrap().path()) {
+            if !adapter.join("adapter_config.json").exists() {
+                continue;
+            }
+            let base = golden(common::json(&adapter.join("golden.json"))["base"].as_str().unwrap());
+            let Some((file, directory)) = files.iter().find(|(_, directory)| *directory == base) else { continue };
+            let name = file.file_stem().unwrap().to_str().unwrap();
+            let directory = edited(directory, what_is_lost(name));
+            let mut models = [load(file), load(directory.path())].into_iter().map(|model| {
+                let lora = Lora::load(&model, &adapter).unwrap();
+                let merged = logits(&model.merge(&lora, 0.7).unwrap(), &IDS);
+                let mut session = Session::new(&model, 0).unwrap();
+                session.set_adapters(&[(lora, 1.0)]).unwrap();
+                session.append_tokens(&IDS, None).unwrap();
+                (session.logits().unwrap().to_vec(), merged, logits(&model, &IDS))
+            });
+            let (found, want) = (models.next().unwrap(), models.next().unwrap());
+            let error = max_abs(&found.0, &want.0).max(max_abs(&found.1, &want.1));
+            assert!(error <= TOLERANCE, "{}: {error}", adapter.display());
+            assert!(max_abs(&found.0, &found.2) > 0.05, "{}", adapter.display());
+            compared.push(name.to_string());
+        }
+    }
+    // Heads whose rows were moved, tensors that were joined, norms that were shifted.
+    for name in ["llama_plain", "phi3", "gemma2", "qwen2_tied"] {
+        assert!(compared.iter().any(|compared| compared == name), "{name}");
+    }
+    assert!(compared.len() >= 10, "{compared:?}");
+}
+
+#[test]
+fn an_adapter_trained_on_a_file_fits_the_directory() {
+    let (file, directory) = pair("llama_plain");
+    let train = |path: &Path| {
+        let config = LoraConfig { rank: 2, ..LoraConfig::default() };
+        let options = TrainOptions { learning_rate: 0.01, ..TrainOptions::default() };
+        let mut trainer = LoraTrainer::new(&load(path), &config, &options).unwrap();
+        for _ in 0..3 {
+            trainer.train_step(&IDS, None, &[0, IDS.len()]).unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        trainer.adapter().unwrap().save(folder.path()).unwrap();
+        std::fs::read(folder.path().join("adapter_model.safetensors")).unwrap()
+    };
+    // The same weights give the same adapter.
+    assert_eq!(train(&file), train(&directory));
+}
+
+#[test]
+fn a_session_is_forked_saved_and_loaded_and_belongs_to_its_file() {
+    let file = golden("gguf/llama_k-Q4_K.gguf");
+    let model = load(&file);
+    let mut session = Session::new(&model, 0).unwrap();
+    session.append_tokens(&IDS, None).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("session");
+    session.save(&path).unwrap();
+    let mut fork = session.fork().unwrap();
+    // Another load of the same file.
+    let mut loaded = Session::load(&load(&file), &path).unwrap();
+    for session in [&mut session, &mut fork, &mut loaded] {
+        session.append_tokens(&[5, 6], None).unwrap();
+    }
+    let want = logits(&model, &[IDS.as_slice(), &[5, 6]].concat());
+    for mut session in [session, fork, loaded] {
+        assert_eq!(session.logits().unwrap(), want);
+    }
+    for other in ["gguf/llama-Q4_0.gguf", "gguf/llama-F16.gguf"] {
+        assert_eq!(Session::load(&load(golden(other)), &path).err().unwrap().kind(), ErrorKind::Mismatch, "{other}");
+    }
+}
+
+#[test]
+fn a_file_holds_its_tokenizer_and_its_chat_template() {
+    let (file, directory) = (golden("gguf/tiny-coder-Q4_K_S.gguf"), common::shipped("tiny-coder"));
+    let (one, other) = (load(&file), load(&directory));
+    assert!(one.supports(Capability::ChatTemplate) && one.supports(Capability::Embed));
+    let chat = Chat::from_json(r#"[{"role": "user", "content": "What does `Vec::push` do?"}]"#).unwrap();
+    let render = |model: &Model| chat.render(model.chat_template().ok(), true).unwrap();
+    assert_eq!(render(&one), render(&other));
+    let ids = |model: &Model| model.tokenizer().unwrap().encode(&render(model), true).unwrap();
+    assert_eq!(ids(&one), ids(&other));
+    let answer = |model: &Model| {
+        let mut session = Session::new(model, 0).unwrap();
+        session.set_chat(&chat, None).unwrap();
+        session.generate(&GenerateOptions::default(), None, &mut |_| ControlFlow::Continue(())).unwrap().text
+    };
+    assert_eq!(answer(&one), answer(&other));
+    // Another tokenizer, where one is named.
+    let options = LoadOptions { tokenizer_path: Some(directory.join("tokenizer.json")), ..LoadOptions::default() };
+    assert_eq!(ids(&Model::load(&file, &options, None).unwrap()), ids(&other));
+    // Without one, calls by ids work.
+    let (bare, _) = pair("llama_plain");
+    let error = load(&bare).tokenizer().err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert_eq!(load(&bare).chat_template().err().unwrap().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_directory_with_one_file_is_that_model() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(golden("gguf/tiny-coder-Q4_K_S.gguf"), folder.path().join("model.gguf")).unwrap();
+    let (one, other) = (load(folder.path()), load(golden("gguf/tiny-coder-Q4_K_S.gguf")));
+    same_logits(&one, &other, "directory");
+    assert_eq!(
+        one.tokenizer().unwrap().encode("fn main() {", true).unwrap(),
+        other.tokenizer().unwrap().encode("fn main() {", true).unwrap()
+    );
 }

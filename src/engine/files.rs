@@ -42,7 +42,7 @@ impl Files {
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         let mut files = match gguf_file(path, &metadata, options.file.as_deref())? {
             Some(file) => {
-                let mut files = Self::of_gguf(&file).map_err(|e| e.within(file.display()))?;
+                let mut files = Self::of_gguf(&file)?;
                 files.tokenizer_beside = metadata.is_dir();
                 files
             }
@@ -260,7 +260,7 @@ fn gguf_file(path: &Path, metadata: &Metadata, choice: Option<&str>) -> Result<O
     let mut found: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(path).map_err(|e| Error::io(path, e))? {
         let file = entry.map_err(|e| Error::io(path, e))?.path();
-        if is_gguf(&file) && !is_later_split(&file) {
+        if is_gguf(&file) && !is_later_split(&file) && !file.is_dir() {
             found.push(file);
         }
     }

@@ -92,14 +92,15 @@ pub type ProgressFn<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 pub struct LoadOptions {
     /// `None` = [`DeviceKind::Auto`].
     pub device: Option<Device>,
-    /// `None` = as stored.
+    /// `None` = as stored. Quantised weights of a GGUF file are widened to it.
     pub dtype: Option<Dtype>,
     /// Another tokenizer.json, a directory with one, or a GGUF file.
     pub tokenizer_path: Option<PathBuf>,
     /// Quantise while loading, on the CPU. There is `q8_0`: in each row of a matrix for products (projections, the output matrix, and
     /// with it an embedding that it shares) 32 neighbours become a byte each and a common scale in F16, 8.5 bits a weight, as in
     /// ggml. Tables that are only looked up, norms, biases and layers behind the pooling keep the type of `dtype`. Adapters act on
-    /// the quantised weights and are F32 themselves; so is a matrix that one was merged into.
+    /// the quantised weights and are F32 themselves; so is a matrix that one was merged into. Of a GGUF file, weights that are
+    /// quantised already are widened and quantised once more.
     pub quantization: Option<String>,
     /// The GGUF file of a directory or of a repository that has several. `None` = its safetensors, or the one GGUF file there is; of
     /// several in a repository the one whose name says `Q4_K_M`. A split model is named by its first part.
@@ -147,7 +148,13 @@ struct Inner {
 impl Model {
     /// Loads a directory in the layout of the Hub: config.json, model.safetensors or its shards, and, where there are any,
     /// generation_config.json, tokenizer.json, tokenizer_config.json and chat_template.jinja; or one in the layout of
-    /// sentence-transformers, with modules.json.
+    /// sentence-transformers, with modules.json; or a GGUF file (`.gguf`), of a model in several files the first, or a directory
+    /// with one such model and without config.json.
+    ///
+    /// A GGUF file is loaded as the directory of transformers that it was made from: names, rows and values of its tensors are
+    /// transformers', so that the same adapters fit, and config.json, tokenizer, chat template and sampling follow from its
+    /// metadata. On the CPU matrices are kept as the formats that products have kernels for, others in F32; on a GPU every
+    /// quantised one is widened. [`estimate_memory`] says what that takes.
     ///
     /// # Errors
     /// `NotFound` for a missing file, `Format` for one that contradicts itself or the model, `Unsupported` for an unknown
@@ -283,7 +290,7 @@ impl Model {
         }
     }
 
-    /// config.json as it was read.
+    /// config.json as it was read, or as it follows from the metadata of a GGUF file.
     pub fn config_json(&self) -> &str {
         &self.0.config_json
     }
@@ -297,7 +304,10 @@ impl Model {
     /// `ErrorKind::NotFound` if the model has none, saying which file is missing.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.0.tokenizer.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, "tokenizer.json: the model's directory has none, so only calls with token ids work")
+            Error::new(
+                ErrorKind::NotFound,
+                "tokenizer.json: the model has none, nor one in a GGUF file, so only calls with token ids work",
+            )
         })
     }
 
@@ -305,7 +315,10 @@ impl Model {
     /// `ErrorKind::NotFound` if the model has none.
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
         self.0.chat_template.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, "chat template: the model has none in tokenizer_config.json or chat_template.jinja")
+            Error::new(
+                ErrorKind::NotFound,
+                "chat template: the model has none in tokenizer_config.json, chat_template.jinja or a GGUF file",
+            )
         })
     }
 

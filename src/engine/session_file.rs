@@ -18,7 +18,7 @@ use std::path::Path;
 use super::Model;
 use super::evaluated::{Evaluated, Regime};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{FNV_START, fnv, replace};
+use crate::load::{FNV_START, fnv, open_file, replace};
 use crate::nn::LayerState;
 use crate::ops;
 
@@ -76,7 +76,7 @@ pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
     let io = |e| Error::io(path, e);
     let bad = |message: String| Error::format(format!("{}: {message}", path.display()));
     let other_model = || Error::new(ErrorKind::Mismatch, format!("{}: another model wrote this session", path.display()));
-    let file = File::open(path).map_err(io)?;
+    let file = open_file(path)?;
     let size = file.metadata().map_err(io)?.len();
     let mut file = Hashed { inner: BufReader::new(file), hash: FNV_START };
     if size < LEAST {

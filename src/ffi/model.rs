@@ -1,7 +1,7 @@
 //! Loading a model and asking what it is.
 //!
-//! A model is a directory with config.json, safetensors and tokenizer.json, or a repository on Hugging Face. It
-//! is immutable: any number of sessions on any threads share one.
+//! A model is a directory with config.json, safetensors and tokenizer.json, a GGUF file, or a repository on Hugging
+//! Face. It is immutable: any number of sessions on any threads share one.
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
@@ -216,7 +216,7 @@ pub unsafe extern "C" fn mc_model_options_set_device(
 /// The type to keep weights in.
 ///
 /// @param options  the options.
-/// @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored.
+/// @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored. Quantised weights of a GGUF file are widened to it.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
@@ -251,7 +251,8 @@ pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(options: MaybeUnini
 /// for a model of the same kind; an adapter's directory is for all.
 ///
 /// @param options  the options.
-/// @param kind     "q8_0"; NULL (the default) = as stored. Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
+/// @param kind     "q8_0"; NULL (the default) = as stored. Weights of a GGUF file that are quantised already are widened and
+///                 quantised once more. Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
 ///                 what there is, and on a GPU; MC_ERROR_FORMAT for a weight that is not finite or beyond 8.3 million.
 ///
 /// Threads: any, exclusive.
@@ -451,8 +452,15 @@ fn load(
 
 /// Loads a model from this machine. Files are checked: a missing, left over or wrongly shaped tensor is an error that names it.
 ///
-/// @param path     a directory with config.json, safetensors and tokenizer.json. A .gguf file is
-///                 MC_ERROR_UNSUPPORTED: this version reads none.
+/// A GGUF file, as llama.cpp writes them, is the model that it was made from: the same names of tensors, so that the same
+/// adapters fit, and a config.json, tokenizer, chat template and sampling from its metadata. Architectures: arcee, bert,
+/// chatglm, cohere2, command-r, ernie4_5, eurobert, exaone4, gemma, gemma-embedding, gemma2, gemma3, glm4, granite,
+/// hunyuan-dense, llama, mistral3, modern-bert, nemotron, nomic-bert, olmo, olmo2, phi2, phi3, qwen2, qwen3, seed_oss,
+/// smollm3, stablelm, starcoder2. Every tensor type of weights is read. What this version keeps a matrix as on the CPU,
+/// if not as stored, is F32, and on a GPU every quantised one is widened: mc_model_estimate_memory() says what that takes.
+///
+/// @param path     a directory with config.json, safetensors and tokenizer.json; or a .gguf file, of a model in several
+///                 files the first; or a directory with one such model and no config.json.
 /// @param options  how to load it; NULL = the defaults.
 /// @param out      receives one reference; free it with mc_model_free().
 /// @param err      NULL, or receives the error.
@@ -600,7 +608,7 @@ pub unsafe extern "C" fn mc_model_supports(model: MaybeUninit<&mc_model>, capabi
     })
 }
 
-/// The model's configuration: config.json as it was read.
+/// The model's configuration: config.json as it was read, or as it follows from the metadata of a GGUF file.
 ///
 /// @param model  the model.
 /// @param out    receives one reference; free it with mc_string_free().

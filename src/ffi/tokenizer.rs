@@ -45,7 +45,7 @@ pub unsafe extern "C" fn mc_model_tokenizer(
     })
 }
 
-/// Loads a tokenizer alone.
+/// Loads a tokenizer alone. One of a GGUF file gives the ids that the model's tokenizer.json gives.
 ///
 /// @param path  a tokenizer.json, a directory with one, or a .gguf file, of a whole model or of a vocabulary alone.
 /// @param out   receives one reference; free it with mc_tokenizer_free().

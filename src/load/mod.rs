@@ -23,5 +23,5 @@ pub use read_count::{ModelTensors, OnBytes};
 pub use replace::{remove_parts, replace};
 pub use safetensors::{Checkpoint, Tensors};
 pub use sentence::{ModuleConfig, SentenceConfig, Similarity};
-pub use text::{MAX_JSON, read_text};
+pub use text::{MAX_JSON, open_file, read_text};
 pub use tokenizer_json::parse_tokenizer;

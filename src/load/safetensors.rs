@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::Json;
 use super::read_count::{ModelTensors, OnBytes, ReadCount};
+use super::{Json, open_file};
 use crate::error::{Error, Result};
 use crate::nn::{Entry, TensorSource};
 use crate::ops::Format;
@@ -92,7 +92,7 @@ impl<'a> Checkpoint<'a> {
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
-        let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let mut file = open_file(path)?;
         let size = file.metadata().map_err(|e| Error::io(path, e))?.len();
         let bad = |message: String| Error::format(format!("{}: {message}", path.display()));
         let mut length = [0u8; 8];

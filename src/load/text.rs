@@ -1,4 +1,4 @@
-//! The one reader of text files.
+//! Opening files, and the one reader of text files.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,13 +9,26 @@ use crate::error::{Error, Result};
 /// Configuration files are small; a larger one is not what it says it is.
 pub const MAX_JSON: u64 = 64 << 20;
 
+/// Opens a file, and nothing else that goes by a path: opening a pipe would wait for its other end, without an end itself.
+///
+/// # Errors
+/// `NotFound`, `Io`; `Format` for a pipe, a socket or a device.
+pub fn open_file(path: &Path) -> Result<File> {
+    let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.file_type();
+    // A directory is an error of reading it.
+    if !kind.is_file() && !kind.is_dir() {
+        return Err(Error::format(format!("{}: expected a file, found a pipe, a socket or a device", path.display())));
+    }
+    File::open(path).map_err(|e| Error::io(path, e))
+}
+
 /// Reads a text file of at most `max` bytes.
 ///
 /// # Errors
 /// `NotFound`, `Io`, `OutOfMemory`; `Format` if it is larger or not UTF-8.
 pub fn read_text(path: &Path, max: u64) -> Result<String> {
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(max + 1).read_to_end(&mut bytes));
+    let read = open_file(path)?.take(max + 1).read_to_end(&mut bytes);
     let bad = |message: String| Error::format(format!("{}: expected {message}", path.display()));
     if read.map_err(|e| Error::io(path, e))? as u64 > max {
         return Err(bad(format!("up to {max} bytes, found more")));

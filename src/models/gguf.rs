@@ -41,8 +41,8 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "arcee", model_type: "arcee", moves_rows: true, keys: config::usual },
     Architecture { name: "bert", model_type: "bert", moves_rows: false, keys: config::bert },
     Architecture { name: "chatglm", model_type: "glm", moves_rows: false, keys: config::partly_rotated },
-    Architecture { name: "cohere2", model_type: "cohere2", moves_rows: false, keys: config::cohere },
-    Architecture { name: "command-r", model_type: "cohere", moves_rows: false, keys: config::cohere },
+    Architecture { name: "cohere2", model_type: "cohere2", moves_rows: false, keys: config::cohere2 },
+    Architecture { name: "command-r", model_type: "cohere", moves_rows: false, keys: config::command_r },
     Architecture { name: "ernie4_5", model_type: "ernie4_5", moves_rows: false, keys: config::ernie },
     Architecture { name: "eurobert", model_type: "eurobert", moves_rows: false, keys: config::usual },
     Architecture { name: "exaone4", model_type: "exaone4", moves_rows: false, keys: config::windows },
@@ -60,7 +60,7 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "nomic-bert", model_type: "nomic_bert", moves_rows: false, keys: config::nomic_bert },
     Architecture { name: "olmo", model_type: "olmo", moves_rows: true, keys: config::olmo },
     Architecture { name: "olmo2", model_type: "olmo2", moves_rows: false, keys: config::olmo2 },
-    Architecture { name: "phi2", model_type: "phi", moves_rows: false, keys: config::partly_rotated },
+    Architecture { name: "phi2", model_type: "phi", moves_rows: false, keys: config::phi2 },
     Architecture { name: "phi3", model_type: "phi3", moves_rows: false, keys: config::phi3 },
     Architecture { name: "qwen2", model_type: "qwen2", moves_rows: false, keys: config::usual },
     Architecture { name: "qwen3", model_type: "qwen3", moves_rows: false, keys: config::usual },
@@ -114,6 +114,15 @@ mod tests {
         assert!(ARCHITECTURES.windows(2).all(|pair| pair[0].name < pair[1].name));
         let known: HashSet<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
         assert!(ARCHITECTURES.iter().all(|architecture| known.contains(architecture.model_type)));
+    }
+
+    #[test]
+    fn documentation_names_every_architecture() {
+        for text in [include_str!("../../README.md"), include_str!("../../include/metal_candle.h")] {
+            let words: HashSet<&str> = text.split(|c: char| c.is_whitespace() || ",.()*".contains(c)).collect();
+            assert!(ARCHITECTURES.iter().all(|architecture| words.contains(architecture.name)));
+        }
+        assert!(include_str!("../../README.md").contains(&format!("for {} architectures", ARCHITECTURES.len())));
     }
 
     #[test]

@@ -123,6 +123,12 @@ fn draft(json: &Json) -> Result<(&'static Family, Draft)> {
         return Err(json.unsupported("model_type", &format!("expected one of {known}")));
     };
     let mut draft = (family.parse)(json)?;
+    if let Some(rope) = draft.ropes.iter().find(|rope| !rope.is_finite()) {
+        let (theta, scaling) = (rope.theta, &rope.scaling);
+        return Err(
+            json.invalid("rope", &format!("expected finite angles, found those of base {theta:e} and scaling {scaling:?}"))
+        );
+    }
     if draft.visible == Visible::Before && !json.flag("is_causal", true)? {
         // transformers turns the mask of any decoder into one that sees all; the window then lies on both sides.
         draft.visible = Visible::All;

@@ -157,8 +157,11 @@ fn yarn(p: &Json, original: usize, trained: usize) -> Result<Scaling> {
 fn longrope(p: &Json, original: usize, trained: usize, dim: usize) -> Result<Scaling> {
     let factors = |key: &str| -> Result<Vec<f64>> {
         let list = p.numbers(key)?.unwrap_or_default();
-        if list.len() != dim / 2 || list.iter().any(|&x| x <= 0.0) {
-            return Err(p.invalid(key, &format!("expected {} numbers above 0, found {}", dim / 2, list.len())));
+        if list.len() != dim / 2 {
+            return Err(p.invalid(key, &format!("expected {} numbers, found {}", dim / 2, list.len())));
+        }
+        if let Some(x) = list.iter().find(|&&x| x <= 0.0) {
+            return Err(p.invalid(key, &format!("expected numbers above 0, found {x}")));
         }
         Ok(list)
     };

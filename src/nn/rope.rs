@@ -140,6 +140,13 @@ impl Rope {
         Ok(RopeAngles { queries: queries.unwrap_or_else(|| Ok(keys.clone()))?, keys })
     }
 
+    /// Whether the angles of every position are finite: a base or a factor near 0 gives others.
+    pub fn is_finite(&self) -> bool {
+        // In F32 as well, at positions far above any.
+        let are_small = |length| self.frequencies(length).iter().all(|frequency| *frequency < 1e18);
+        are_small(1) && are_small(usize::MAX) && self.attention_factor().is_finite()
+    }
+
     fn attention_factor(&self) -> f64 {
         match self.scaling {
             Scaling::Yarn { attention_factor, .. } | Scaling::LongRope { attention_factor, .. } => attention_factor,

@@ -178,6 +178,45 @@ static void a_model_needs_no_network(void) {
     rmdir(cache);
 }
 
+/* The same questions to the same model, in 4 bits in one file. */
+static void a_gguf_file_is_a_model(void) {
+    const char *path = "tests/golden/gguf/tiny-coder-Q4_K_S.gguf";
+    mc_model *model = NULL;
+    mc_tokenizer *tokenizer = NULL;
+    uint64_t bytes = 0;
+    EXPECT(MC_OK, mc_model_estimate_memory(path, NULL, &bytes, &err));
+    CHECK(bytes > 4000000 && bytes < 200000000);
+    EXPECT(MC_OK, mc_model_load(path, NULL, &model, &err));
+    CHECK(strcmp(mc_model_architecture(model), "qwen2") == 0);
+    CHECK(mc_model_context_length(model) == 1024 && mc_model_vocab_size(model) == 4096);
+    CHECK(mc_model_supports(model, MC_CAPABILITY_CHAT_TEMPLATE) && mc_model_supports(model, MC_CAPABILITY_TRAIN));
+    EXPECT(MC_OK, mc_tokenizer_load(path, &tokenizer, &err));
+    CHECK(mc_tokenizer_vocab_size(tokenizer) == 4096);
+
+    mc_chat *chat = mc_chat_new();
+    EXPECT(MC_OK, mc_chat_add(chat, "user", "What does `Vec::push` do?", 25, &err));
+    mc_session *session = NULL;
+    mc_generation *answer = NULL;
+    EXPECT(MC_OK, mc_session_new(model, 0, &session, &err));
+    EXPECT(MC_OK, mc_session_set_chat(session, chat, NULL, &err));
+    EXPECT(MC_OK, mc_session_generate_stream(session, NULL, NULL, NULL, &answer, &err));
+    CHECK(strcmp(mc_generation_text(answer), "Appends an element to the back of a collection.") == 0);
+    mc_generation_free(answer);
+    mc_session_free(session);
+    mc_chat_free(chat);
+    mc_tokenizer_free(tokenizer);
+    mc_model_free(model);
+
+    model = NULL;
+    EXPECT_ERROR(MC_ERROR_NOT_FOUND, "absent.gguf", mc_model_load("no/absent.gguf", NULL, &model, &err));
+    EXPECT_ERROR(MC_ERROR_UNSUPPORTED, "GGUF", mc_model_load("tests/golden/gguf/golden.json", NULL, &model, &err));
+    mc_model_options *options = mc_model_options_new();
+    mc_model_options_set_quantization(options, "q4_k");
+    EXPECT_ERROR(MC_ERROR_UNSUPPORTED, "q8_0", mc_model_load(path, options, &model, &err));
+    mc_model_options_free(options);
+    CHECK(model == NULL);
+}
+
 int main(int argc, char **argv) {
     begin(argc, argv);
     RUN(a_loaded_model_describes_itself);
@@ -191,5 +230,6 @@ int main(int argc, char **argv) {
     RUN(a_smaller_context_is_kept_to);
     RUN(memory_is_estimated_without_loading);
     RUN(a_model_needs_no_network);
+    RUN(a_gguf_file_is_a_model);
     return end();
 }

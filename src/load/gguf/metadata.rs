@@ -188,6 +188,11 @@ impl Metadata {
         self.values.get(key).is_some_and(|value| value.list)
     }
 
+    /// How many items a list has.
+    pub fn list_len(&self, key: &str) -> Option<usize> {
+        self.values.get(key).filter(|value| value.list).map(Value::len)
+    }
+
     /// A text.
     pub fn text(&self, key: &str) -> Result<Option<&str>> {
         let Some(value) = self.values.get(key) else { return Ok(None) };

@@ -32,6 +32,7 @@ pub use source::{GgufSource, Origin};
 pub use tokenizer::GgufVocabulary;
 
 use crate::error::{Error, Result};
+use crate::load::open_file;
 use crate::nn::Entry;
 use crate::ops::Format;
 
@@ -121,7 +122,7 @@ impl Gguf {
     /// Adds the tensors of a file; returns its metadata.
     fn add(&mut self, path: &Path) -> Result<Metadata> {
         let io = |e| Error::io(path, e);
-        let file = File::open(path).map_err(io)?;
+        let file = open_file(path)?;
         let size = file.metadata().map_err(io)?.len();
         let Header { metadata, tensors } = Header::read(path, &mut BufReader::with_capacity(BUFFER, &file), size)?;
         for stored in tensors {

@@ -147,8 +147,10 @@ impl<'m> GgufVocabulary<'m> {
     pub fn read(metadata: &'m Metadata) -> Result<Option<Self>> {
         let json = metadata.text(HUGGINGFACE)?;
         let algorithm = match metadata.text(MODEL)? {
-            None | Some("no_vocab" | "none") if json.is_none() => return Ok(None),
-            None => Algorithm::ByteLevel,
+            Some("no_vocab" | "none") if json.is_none() => return Ok(None),
+            None if json.is_none() && !metadata.has(TOKENS) => return Ok(None),
+            None if json.is_some() => Algorithm::ByteLevel,
+            None => return Err(metadata.expected(MODEL, &names(&ALGORITHMS.map(|(name, _)| name)))),
             Some(name) => match ALGORITHMS.iter().find(|(known, _)| *known == name) {
                 Some((_, algorithm)) => *algorithm,
                 None if json.is_some() => Algorithm::ByteLevel,

@@ -1,5 +1,8 @@
 //! config.json from the metadata of a file.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
+
 use serde_json::{Map, Value, json};
 
 use super::super::base::MAX_LAYERS;
@@ -11,31 +14,56 @@ use crate::ops::Pooling;
 /// The fields of a config.json in the making.
 pub struct ConfigFields<'a> {
     gguf: &'a Gguf,
-    /// In front of the architecture's own fields.
+    /// In front of the architecture's own keys.
     prefix: &'a str,
     all: Map<String, Value>,
     /// The divisors of the frequencies that a tensor of the file holds, for short contexts and for long ones.
     factors: Option<[Vec<f32>; 2]>,
+    /// The architecture's own keys that something looked at.
+    asked: RefCell<HashSet<String>>,
 }
+
+/// Settings of some architectures. Another one that has them would be computed without, so that is an error.
+const SETTINGS: [&str; 12] = [
+    "attention.clamp_kqv",
+    "attention.max_alibi_bias",
+    "attention.scale",
+    "attention.sliding_window",
+    "attention.sliding_window_pattern",
+    "attention.temperature_scale",
+    "attn_logit_softcapping",
+    "embedding_scale",
+    "final_logit_softcapping",
+    "logit_scale",
+    "residual_scale",
+    "use_parallel_residual",
+];
 
 /// config.json of an architecture.
 pub fn json(gguf: &mut Gguf, architecture: &Architecture) -> Result<Json> {
     let factors = factors(gguf)?;
-    let mut fields = ConfigFields { gguf, prefix: architecture.name, all: Map::new(), factors };
+    let mut fields = ConfigFields { gguf, prefix: architecture.name, all: Map::new(), factors, asked: RefCell::default() };
     fields.set("model_type", architecture.model_type);
     fields.sizes()?;
     fields.norms_and_biases()?;
     fields.rope()?;
     (architecture.keys)(&mut fields)?;
+    fields.check_settings()?;
     let text = format!("{:#}\n", Value::Object(fields.all));
-    Json::parse("config.json", &text)
+    Json::parse(&format!("{}: config.json", gguf.metadata().name()), &text)
 }
 
 fn factors(gguf: &mut Gguf) -> Result<Option<[Vec<f32>; 2]>> {
     for [short, long] in [["rope_factors_short", "rope_factors_long"], ["rope_freqs", "rope_freqs"]] {
         let [short, long] = [short, long].map(|name| format!("{name}.weight"));
         if gguf.tensor(&short).is_some() || gguf.tensor(&long).is_some() {
-            return Ok(Some([gguf.vector(&short)?, gguf.vector(&long)?]));
+            let factors = [gguf.vector(&short)?, gguf.vector(&long)?];
+            for (name, factors) in [short, long].iter().zip(&factors) {
+                if let Some(factor) = factors.iter().find(|factor| !(factor.is_finite() && **factor > 0.0)) {
+                    return Err(gguf.metadata().invalid(name, &format!("expected finite numbers above 0, found {factor}")));
+                }
+            }
+            return Ok(Some(factors));
         }
     }
     Ok(None)
@@ -58,9 +86,27 @@ impl ConfigFields<'_> {
         self.gguf.metadata()
     }
 
-    /// The full name of one of the architecture's own fields.
+    /// The full name of one of the architecture's own keys.
     fn key(&self, name: &str) -> String {
+        self.asked.borrow_mut().insert(name.to_string());
         format!("{}.{name}", self.prefix)
+    }
+
+    /// No setting is left that nothing looked at.
+    fn check_settings(&self) -> Result<()> {
+        let unread: Vec<&str> = SETTINGS.into_iter().filter(|name| !self.asked.borrow().contains(*name)).collect();
+        if let Some(key) = unread.into_iter().map(|name| self.key(name)).find(|key| self.metadata().has(key)) {
+            return Err(self.metadata().unsupported(&key, "none in this architecture"));
+        }
+        // The converter writes this one for any: as long as it says nothing new.
+        let (base, sliding) = ("rope.freq_base", "rope.freq_base_swa");
+        let is_read = self.asked.borrow().contains(sliding);
+        match self.number(sliding)? {
+            Some(theta) if !is_read && self.number(base)? != Some(theta) => {
+                Err(self.metadata().unsupported(&self.key(sliding), &format!("that of {base} in this architecture")))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn set(&mut self, field: &str, value: impl Into<Value>) {
@@ -70,18 +116,26 @@ impl ConfigFields<'_> {
     /// A whole number; a list of one for each layer must be of one number.
     fn count(&self, name: &str) -> Result<Option<u32>> {
         let key = self.key(name);
-        if !self.metadata().is_list(&key) {
+        let layers = self.key("block_count");
+        if !self.metadata().is_list(&key) || key == layers {
             return self.metadata().u32(&key);
         }
         let list = self.metadata().ints(&key)?.unwrap_or_default();
-        match list.first().and_then(|first| u32::try_from(*first).ok()) {
-            Some(first) if list.iter().all(|x| *x == i64::from(first)) => Ok(Some(first)),
+        let layers = self.metadata().u32(&layers)?.unwrap_or_default();
+        if list.len() != layers as usize || layers == 0 {
+            return Err(self.metadata().expected(&key, &format!("a number, or one for each of {layers} layers")));
+        }
+        match u32::try_from(list[0]) {
+            Ok(first) if list.iter().all(|x| *x == i64::from(first)) => Ok(Some(first)),
             _ => Err(self.metadata().unsupported(&key, "the same number for each layer")),
         }
     }
 
     fn needed(&self, name: &str) -> Result<u32> {
-        self.count(name)?.ok_or_else(|| self.metadata().invalid(&self.key(name), "expected a whole number, found nothing"))
+        match self.count(name)? {
+            Some(count) if count > 0 => Ok(count),
+            _ => Err(self.metadata().expected(&self.key(name), "a whole number above 0")),
+        }
     }
 
     fn number(&self, name: &str) -> Result<Option<f32>> {
@@ -92,9 +146,18 @@ impl ConfigFields<'_> {
         self.metadata().bool(&self.key(name))
     }
 
+    fn needed_number(&self, name: &str) -> Result<f32> {
+        self.number(name)?.ok_or_else(|| self.metadata().expected(&self.key(name), "a number"))
+    }
+
+    /// A number; 0 says that there is none.
+    fn number_or_0(&self, name: &str) -> Result<Option<f32>> {
+        Ok(self.number(name)?.filter(|x| *x != 0.0))
+    }
+
     /// Sets a field to a number, where the file has one.
     fn copy(&mut self, field: &str, name: &str) -> Result<()> {
-        if let Some(x) = self.number(name)? {
+        if let Some(x) = self.number_or_0(name)? {
             self.set(field, x);
         }
         Ok(())
@@ -114,13 +177,18 @@ impl ConfigFields<'_> {
         if let Some(dim) = self.count("attention.key_length")? {
             return Ok(dim.into());
         }
-        let heads = f64::from(self.needed("attention.head_count")?.max(1));
-        let kv_heads = self.count("attention.head_count_kv")?.map_or(heads, f64::from);
-        match (self.rows("blk.0.attn_q.weight"), self.rows("blk.0.attn_qkv.weight")) {
-            (0, 0) => Ok(f64::from(self.needed("embedding_length")?) / heads),
-            (0, all) => Ok(all as f64 / (heads + 2.0 * kv_heads)),
-            (rows, _) => Ok(rows as f64 / heads),
+        let heads = self.needed("attention.head_count")? as usize;
+        let kv_heads = self.count("attention.head_count_kv")?.map_or(heads, |heads| heads as usize);
+        let (all, parts, of) = match (self.rows("blk.0.attn_q.weight"), self.rows("blk.0.attn_qkv.weight")) {
+            (0, 0) => (self.needed("embedding_length")? as usize, heads, "the width"),
+            (0, rows) => (rows, heads.saturating_add(kv_heads.saturating_mul(2)), "the rows of queries, keys and values"),
+            (rows, _) => (rows, heads, "the rows of queries"),
+        };
+        if !all.is_multiple_of(parts) {
+            let expected = format!("heads that divide {of}, {all}");
+            return Err(self.metadata().expected(&self.key("attention.head_count"), &expected));
         }
+        Ok((all / parts) as f64)
     }
 
     fn sizes(&mut self) -> Result<()> {
@@ -134,31 +202,21 @@ impl ConfigFields<'_> {
             let value = self.needed(name)?;
             self.set(field, value);
         }
-        // Phi's is written as if it were four times the width: what the file holds counts.
-        if let Some(width) = self.gguf.tensor("blk.0.ffn_down.weight").and_then(|down| down.entry().shape.last().copied()) {
-            self.set("intermediate_size", width);
-        }
         let dim = self.head_dim()?;
-        // Nor are they always as many as it says.
-        match (self.count("attention.head_count_kv")?, self.rows("blk.0.attn_k.weight")) {
-            (_, rows) if rows > 0 && dim >= 1.0 && dim.fract() == 0.0 => self.set("num_key_value_heads", rows / dim as usize),
-            (Some(heads), _) => self.set("num_key_value_heads", heads),
-            (None, _) => {}
+        if let Some(heads) = self.count("attention.head_count_kv")? {
+            self.set("num_key_value_heads", heads);
         }
         if self.count("attention.value_length")?.is_some_and(|values| f64::from(values) != dim) {
             return Err(self.metadata().unsupported(&self.key("attention.value_length"), &format!("{dim}, as keys have")));
         }
-        if dim.fract() == 0.0 {
-            self.set("head_dim", dim as u64);
-        }
+        self.set("head_dim", dim as u64);
         for name in ["expert_count", "nextn_predict_layers"] {
             if self.count(name)?.is_some_and(|count| count > 0) {
                 return Err(self.metadata().unsupported(&self.key(name), "0"));
             }
         }
-        // The converter cuts off rows that the tokenizer does not know: what the file holds counts.
-        let rows = self.rows("token_embd.weight");
-        self.set("vocab_size", rows);
+        let vocab_size = self.vocab_size()?;
+        self.set("vocab_size", vocab_size);
         self.set("tie_word_embeddings", !self.has("output.weight"));
         if self.flag("attention.causal")? == Some(false) {
             self.set("is_causal", false);
@@ -166,12 +224,25 @@ impl ConfigFields<'_> {
         Ok(())
     }
 
-    fn norms_and_biases(&mut self) -> Result<()> {
-        for name in ["attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"] {
-            if let Some(eps) = self.number(name)? {
-                ["rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon"].into_iter().for_each(|field| self.set(field, eps));
+    /// As many as the embedding has rows, which may be fewer than the original has: the converter cuts off those that the tokenizer
+    /// does not know. `vocab_size` is then the original's.
+    fn vocab_size(&self) -> Result<usize> {
+        let rows = self.rows("token_embd.weight");
+        let expected = format!("{rows}, as many as token_embd.weight has rows");
+        match self.metadata().list_len(TOKENS) {
+            Some(tokens) if tokens != rows => Err(self.metadata().expected(TOKENS, &expected)),
+            None if self.count("vocab_size")?.is_some_and(|size| size as usize != rows) => {
+                Err(self.metadata().expected(&self.key("vocab_size"), &expected))
             }
+            _ => Ok(rows),
         }
+    }
+
+    fn norms_and_biases(&mut self) -> Result<()> {
+        let [rms, layer] = ["attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"];
+        let eps = self.number(layer)?.or(self.number(rms)?);
+        let eps = eps.ok_or_else(|| self.metadata().expected(&self.key(rms), "a number"))?;
+        ["rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon"].into_iter().for_each(|field| self.set(field, eps));
         let attention = self.has("blk.0.attn_q.bias") || self.has("blk.0.attn_qkv.bias");
         let mlp = self.has("blk.0.ffn_up.bias");
         self.set("attention_bias", attention);
@@ -190,12 +261,20 @@ impl ConfigFields<'_> {
     /// `rope_scaling`, null where there is none.
     fn scaling(&self) -> Result<Value> {
         let key = self.key("rope.scaling.type");
-        let kind = self.metadata().text(&key)?.unwrap_or("none");
+        let factor = self.number_or_0("rope.scaling.factor")?;
+        // As old files say it.
+        let linear = self.number_or_0("rope.scale_linear")?.filter(|factor| *factor != 1.0);
+        // llama.cpp's, where nothing is said.
+        let usual = if factor.or(linear).is_some() { "linear" } else { "none" };
+        let kind = self.metadata().text(&key)?.unwrap_or(usual);
         let original = match self.count("rope.scaling.original_context_length")? {
             Some(original) => original,
             None => self.needed("context_length")?,
         };
         if let Some([short, long]) = &self.factors {
+            if kind != "none" && factor.or(linear).is_some_and(|factor| factor != 1.0) {
+                return Err(self.metadata().unsupported(&self.key("rope.scaling.factor"), "none beside factors in a tensor"));
+            }
             // Frequencies that a file lists are those of a longrope that is the same for all lengths.
             let attention_factor = self.number("rope.scaling.attn_factor")?.unwrap_or(1.0);
             return Ok(json!({
@@ -206,19 +285,14 @@ impl ConfigFields<'_> {
                 "attention_factor": attention_factor,
             }));
         }
-        let factor = self.number("rope.scaling.factor")?;
-        // As old files say it.
-        let linear = self.number("rope.scale_linear")?.filter(|factor| *factor != 1.0);
         match kind {
-            "none" if linear.is_none() => Ok(Value::Null),
-            "none" | "linear" => match factor.or(linear) {
+            "none" => Ok(Value::Null),
+            "linear" => match factor.or(linear) {
                 Some(factor) => Ok(json!({ "rope_type": "linear", "factor": factor })),
-                None => Err(self.metadata().invalid(&self.key("rope.scaling.factor"), "expected a number, found nothing")),
+                None => Err(self.metadata().expected(&self.key("rope.scaling.factor"), "a number")),
             },
             "yarn" => {
-                let factor = factor.ok_or_else(|| {
-                    self.metadata().invalid(&self.key("rope.scaling.factor"), "expected a number, found nothing")
-                })?;
+                let factor = factor.ok_or_else(|| self.metadata().expected(&self.key("rope.scaling.factor"), "a number"))?;
                 let mut yarn = json!({ "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original });
                 for (field, name) in [
                     ("beta_fast", "yarn_beta_fast"),
@@ -244,12 +318,15 @@ impl ConfigFields<'_> {
         }
     }
 
-    /// The part of a head that is rotated.
+    /// The part of a head that is rotated: all of it where nothing is said.
     fn partial_rotary_factor(&mut self) -> Result<()> {
-        if let Some(dim) = self.count("rope.dimension_count")? {
-            let factor = f64::from(dim) / self.head_dim()?;
-            self.set("partial_rotary_factor", factor);
+        let head_dim = self.head_dim()?;
+        let rotated = self.count("rope.dimension_count")?.map_or(head_dim, f64::from);
+        if !(rotated > 0.0 && rotated <= head_dim) {
+            let expected = format!("1 to {head_dim}, the width of a head");
+            return Err(self.metadata().expected(&self.key("rope.dimension_count"), &expected));
         }
+        self.set("partial_rotary_factor", rotated / head_dim);
         Ok(())
     }
 
@@ -264,29 +341,56 @@ impl ConfigFields<'_> {
         }
     }
 
-    /// `sliding_window`, and which layers have it where the file says so: a flag a layer, or a number that the family understands.
+    /// `sliding_window`, null where there is none.
     fn window(&mut self) -> Result<()> {
         let window = self.count("attention.sliding_window")?.filter(|window| *window > 0);
         self.set("sliding_window", window);
+        Ok(())
+    }
+
+    fn needed_window(&mut self) -> Result<()> {
+        self.needed("attention.sliding_window")?;
+        self.window()
+    }
+
+    /// Which layers have the window, where the file says so: a flag a layer, or a number n, of which n-th see all.
+    fn pattern(&mut self, sees_all: SeesAll) -> Result<()> {
         let key = self.key("attention.sliding_window_pattern");
         if !self.metadata().has(&key) {
             return Ok(());
         }
-        if !self.metadata().is_list(&key) {
-            let every = self.metadata().u32(&key)?;
-            self.set("sliding_window_pattern", every);
-            return Ok(());
-        }
-        let slides = self.metadata().bools(&key)?.unwrap_or_default();
         let layers = self.needed("block_count")? as usize;
-        if slides.len() != layers || layers > MAX_LAYERS {
+        if layers > MAX_LAYERS {
+            return Err(self.metadata().expected(&self.key("block_count"), &format!("at most {MAX_LAYERS}")));
+        }
+        let slides = if self.metadata().is_list(&key) {
+            self.metadata().bools(&key)?.unwrap_or_default()
+        } else {
+            let n = self.metadata().u32(&key)?.unwrap_or_default() as usize;
+            let at = if sees_all == SeesAll::First { 0 } else { n.saturating_sub(1) };
+            (0..layers).map(|i| n == 0 || i % n != at).collect()
+        };
+        if slides.len() != layers {
             return Err(self.metadata().expected(&key, &format!("a flag for each of {layers} layers")));
+        }
+        if slides.contains(&true) && self.count("attention.sliding_window")?.is_none_or(|window| window == 0) {
+            let expected = "a number above 0, for there are layers with a window";
+            return Err(self.metadata().expected(&self.key("attention.sliding_window"), expected));
         }
         let kind = |slides: &bool| if *slides { "sliding_attention" } else { "full_attention" };
         self.set("layer_types", slides.iter().map(kind).collect::<Vec<_>>());
         Ok(())
     }
 }
+
+/// The layer that sees all, of the n layers of a pattern.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SeesAll {
+    First,
+    Last,
+}
+
+const TOKENS: &str = "tokenizer.ggml.tokens";
 
 pub fn usual(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.whole_heads()
@@ -296,9 +400,23 @@ pub fn partly_rotated(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.partial_rotary_factor()
 }
 
+/// What a file says of its MLP and of its heads of keys is not what it holds: as if it were four times the width, and all heads.
+pub fn phi2(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.partial_rotary_factor()?;
+    if let Some(width) = fields.gguf.tensor("blk.0.ffn_down.weight").and_then(|down| down.entry().shape.last().copied()) {
+        fields.set("intermediate_size", width);
+    }
+    let (rows, dim) = (fields.rows("blk.0.attn_k.weight"), fields.head_dim()?);
+    if rows > 0 && dim >= 1.0 {
+        fields.set("num_key_value_heads", rows / dim as usize);
+    }
+    Ok(())
+}
+
 pub fn windows(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.whole_heads()?;
-    fields.window()
+    fields.window()?;
+    fields.pattern(SeesAll::Last)
 }
 
 pub fn llama(fields: &mut ConfigFields<'_>) -> Result<()> {
@@ -318,17 +436,25 @@ pub fn mistral3(fields: &mut ConfigFields<'_>) -> Result<()> {
     Ok(())
 }
 
-pub fn cohere(fields: &mut ConfigFields<'_>) -> Result<()> {
+pub fn command_r(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.whole_heads()?;
-    fields.window()?;
-    fields.copy("logit_scale", "logit_scale")?;
+    let scale = fields.number_or_0("logit_scale")?;
+    fields.set("logit_scale", scale.unwrap_or(1.0));
     let has_norm = fields.has("blk.0.attn_q_norm.weight");
     fields.set("use_qk_norm", has_norm);
     Ok(())
 }
 
+pub fn cohere2(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.needed_number("logit_scale")?;
+    command_r(fields)?;
+    fields.needed_window()?;
+    fields.pattern(SeesAll::Last)
+}
+
 pub fn granite(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.whole_heads()?;
+    fields.needed_number("logit_scale")?;
     // llama.cpp's, where nothing is said.
     let usual = 1.0 / fields.head_dim()?.sqrt();
     fields.set("attention_multiplier", usual);
@@ -385,6 +511,7 @@ pub fn olmo2(fields: &mut ConfigFields<'_>) -> Result<()> {
     }
     fields.set("model_type", "olmo3");
     fields.window()?;
+    fields.pattern(SeesAll::Last)?;
     let theta = fields.all["rope_theta"].clone();
     let sliding = fields.number("rope.freq_base_swa")?.map_or_else(|| theta.clone(), Value::from);
     let mut full = match fields.scaling()? {
@@ -410,21 +537,20 @@ pub fn phi3(fields: &mut ConfigFields<'_>) -> Result<()> {
 }
 
 pub fn gemma2(fields: &mut ConfigFields<'_>) -> Result<()> {
-    fields.whole_heads()?;
-    fields.window()?;
-    // Where the file has none there is none.
-    for (field, name) in
-        [("attn_logit_softcapping", "attn_logit_softcapping"), ("final_logit_softcapping", "final_logit_softcapping")]
-    {
-        let cap = fields.number(name)?;
-        fields.set(field, cap);
+    windows(fields)?;
+    if fields.all["sliding_window"].is_null() {
+        fields.set("sliding_window", 4096);
+    }
+    // The first files have none, and every model has these.
+    for (name, usual) in [("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)] {
+        let cap = fields.number(name)?.unwrap_or(usual);
+        fields.set(name, cap);
     }
     query_scale(fields, 46)
 }
 
 pub fn gemma3(fields: &mut ConfigFields<'_>) -> Result<()> {
-    fields.whole_heads()?;
-    fields.window()?;
+    windows(fields)?;
     if fields.all["sliding_window"].is_null() {
         fields.set("sliding_window_pattern", 1);
     }
@@ -435,6 +561,7 @@ pub fn gemma3(fields: &mut ConfigFields<'_>) -> Result<()> {
 }
 
 pub fn gemma_embedding(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.needed_window()?;
     gemma3(fields)?;
     fields.set("use_bidirectional_attention", true);
     fields.all.remove("is_causal");
@@ -444,7 +571,7 @@ pub fn gemma_embedding(fields: &mut ConfigFields<'_>) -> Result<()> {
 /// `query_pre_attn_scalar` is not in the file: it is the width of a head, but for the model with this many layers.
 fn query_scale(fields: &mut ConfigFields<'_>, layers: u32) -> Result<()> {
     let scalar = if fields.needed("block_count")? == layers {
-        f64::from(fields.needed("embedding_length")?) / f64::from(fields.needed("attention.head_count")?.max(1))
+        f64::from(fields.needed("embedding_length")?) / f64::from(fields.needed("attention.head_count")?)
     } else {
         fields.head_dim()?
     };
@@ -455,21 +582,26 @@ fn query_scale(fields: &mut ConfigFields<'_>, layers: u32) -> Result<()> {
 /// RoBERTa, XLM-R, CamemBERT and DistilBERT go by the same name. Rows of positions that a padding's id would move them by are cut
 /// off, so that all are BERT's.
 pub fn bert(fields: &mut ConfigFields<'_>) -> Result<()> {
-    let (types, positions) = (fields.rows("token_types.weight"), fields.rows("position_embd.weight"));
-    fields.set("type_vocab_size", types);
-    fields.set("max_position_embeddings", positions);
     fields.set("attention_bias", true);
+    token_types(fields)
+}
+
+fn token_types(fields: &mut ConfigFields<'_>) -> Result<()> {
+    let types = fields.rows("token_types.weight");
+    let key = "tokenizer.ggml.token_type_count";
+    // A model without types is said to have one.
+    if fields.metadata().u32(key)?.is_some_and(|count| count as usize != types.max(1)) {
+        return Err(fields.metadata().expected(key, &format!("{types}, as many as token_types.weight has rows")));
+    }
+    fields.set("type_vocab_size", types);
     Ok(())
 }
 
 pub fn modern_bert(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.whole_heads()?;
-    fields.window()?;
-    let window = fields.all["sliding_window"].clone();
+    let window = fields.needed("attention.sliding_window")?;
     fields.set("local_attention", window);
-    if let Some(every) = fields.all.remove("sliding_window_pattern") {
-        fields.set("global_attn_every_n_layers", every);
-    }
+    fields.pattern(SeesAll::First)?;
     let theta = fields.all["rope_theta"].clone();
     let local = fields.number("rope.freq_base_swa")?.unwrap_or(10_000.0);
     fields.set("global_rope_theta", theta);
@@ -485,7 +617,5 @@ pub fn modern_bert(fields: &mut ConfigFields<'_>) -> Result<()> {
 
 pub fn nomic_bert(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.whole_heads()?;
-    let types = fields.rows("token_types.weight");
-    fields.set("type_vocab_size", types);
-    Ok(())
+    token_types(fields)
 }

@@ -58,6 +58,10 @@ impl Origins<'_> {
         self.gguf.tensor(&self.name(stored)).is_some()
     }
 
+    fn rows(&self, stored: &str) -> usize {
+        self.gguf.tensor(&self.name(stored)).and_then(|tensor| tensor.entry().shape.first().copied()).unwrap_or(0)
+    }
+
     fn whole(&self, stored: &str) -> Origin {
         Origin::whole(&self.name(stored))
     }
@@ -149,7 +153,10 @@ impl Origins<'_> {
         fields: &[&str],
     ) {
         for field in fields {
-            let is_fused = N > 1 && !self.has(&format!("{}.{field}", own[0]));
+            // Gate and up in one tensor go by the name of up alone.
+            let only_up = || own.contains(&fused) && self.rows(&format!("{fused}.{field}")) <= sizes[N - 1];
+            let is_fused =
+                N > 1 && !self.has(&format!("{}.{field}", own[0])) && self.has(&format!("{fused}.{field}")) && !only_up();
             let part = |i: usize| {
                 let origin = if is_fused {
                     let start = sizes[..i].iter().sum();

@@ -45,10 +45,10 @@ public final class EmbeddingModel: Sendable {
         self.native = native
     }
 
-    /// Loads a model from a directory. This never touches the network.
+    /// Loads a model from a directory, or from a GGUF file. This never touches the network.
     ///
     /// - Parameters:
-    ///   - directory: in the layout of sentence-transformers.
+    ///   - directory: in the layout of sentence-transformers, or a `.gguf` file.
     ///   - options: how to load it.
     ///   - progress: hears how far it is, on another thread: never falling, 1 at the end.
     /// - Throws: as ``LanguageModel/load(from:options:progress:)``.

@@ -26,10 +26,11 @@ public final class LanguageModel: Sendable {
         self.native = native
     }
 
-    /// Loads a model from a directory. This never touches the network.
+    /// Loads a model from a directory, or from a GGUF file. This never touches the network.
     ///
     /// - Parameters:
-    ///   - directory: with `config.json`, safetensors and `tokenizer.json`, in the layout of the Hugging Face Hub.
+    ///   - directory: with `config.json`, safetensors and `tokenizer.json`, in the layout of the Hugging Face Hub; or a `.gguf` file,
+    ///     of a model in several files the first.
     ///   - options: how to load it.
     ///   - progress: hears how far it is, on another thread: never falling, 1 at the end.
     /// - Throws: ``MetalCandleError``: `.notFound`, `.io` or `.format` for a file, `.unsupported` for an architecture, `.outOfMemory`;

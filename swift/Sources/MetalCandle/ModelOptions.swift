@@ -28,7 +28,7 @@ public struct ModelOptions: Sendable {
     public var quantization: Quantization?
     /// The longest context that sessions may have, in tokens; nil = the model's own.
     public var maximumContext: Int?
-    /// A `tokenizer.json`, or a directory with one, in place of the model's.
+    /// A `tokenizer.json`, a directory with one, or a `.gguf` file, in place of the model's.
     public var tokenizer: URL?
 
     /// Makes options; what is not given is as the model says.
