@@ -1,4 +1,5 @@
-//! GGUF files against transformers: every family that llama.cpp's converter writes, and every format of weights.
+//! GGUF files against transformers: every family that llama.cpp's converter writes, and every format of weights. And directories
+//! whose matrices others have quantised.
 //!
 //! `tests/golden/make_gguf.py` wrote those of the families from the reference models.
 
@@ -248,4 +249,12 @@ fn every_encoder_gives_the_vectors_of_the_directory_it_was_made_from() {
         }
     }
     assert!(compared > 50, "the comparison saw {compared} texts");
+}
+
+#[test]
+fn a_directory_of_mlx_is_the_model_of_the_weights_that_it_stands_for() {
+    let models = ["qwen2_mlx", "qwen2_mlx_dense"].map(|name| load(golden("quantized").join(name)));
+    let ids = [5, 17, 101, 3, 44, 210, 9];
+    assert_eq!(logits(&models[0], &ids), logits(&models[1], &ids));
+    assert_eq!(models[0].parameter_count(), models[1].parameter_count());
 }

@@ -8,12 +8,12 @@ use crate::error::Result;
 use crate::load::{Gguf, Json, Metadata};
 use crate::ops::Pooling;
 
-/// The keys of a config.json in the making.
-pub struct Keys<'a> {
+/// The fields of a config.json in the making.
+pub struct ConfigFields<'a> {
     gguf: &'a Gguf,
-    /// In front of the architecture's own keys.
+    /// In front of the architecture's own fields.
     prefix: &'a str,
-    fields: Map<String, Value>,
+    all: Map<String, Value>,
     /// The divisors of the frequencies that a tensor of the file holds, for short contexts and for long ones.
     factors: Option<[Vec<f32>; 2]>,
 }
@@ -21,13 +21,13 @@ pub struct Keys<'a> {
 /// config.json of an architecture.
 pub fn json(gguf: &mut Gguf, architecture: &Architecture) -> Result<Json> {
     let factors = factors(gguf)?;
-    let mut keys = Keys { gguf, prefix: architecture.name, fields: Map::new(), factors };
-    keys.set("model_type", architecture.model_type);
-    keys.sizes()?;
-    keys.norms_and_biases()?;
-    keys.rope()?;
-    (architecture.keys)(&mut keys)?;
-    let text = format!("{:#}\n", Value::Object(keys.fields));
+    let mut fields = ConfigFields { gguf, prefix: architecture.name, all: Map::new(), factors };
+    fields.set("model_type", architecture.model_type);
+    fields.sizes()?;
+    fields.norms_and_biases()?;
+    fields.rope()?;
+    (architecture.keys)(&mut fields)?;
+    let text = format!("{:#}\n", Value::Object(fields.all));
     Json::parse("config.json", &text)
 }
 
@@ -53,18 +53,18 @@ pub fn pooling(gguf: &Gguf, architecture: &Architecture) -> Result<Option<Poolin
     })
 }
 
-impl Keys<'_> {
+impl ConfigFields<'_> {
     fn metadata(&self) -> &Metadata {
         self.gguf.metadata()
     }
 
-    /// The full name of one of the architecture's own keys.
+    /// The full name of one of the architecture's own fields.
     fn key(&self, name: &str) -> String {
         format!("{}.{name}", self.prefix)
     }
 
     fn set(&mut self, field: &str, value: impl Into<Value>) {
-        self.fields.insert(field.to_string(), value.into());
+        self.all.insert(field.to_string(), value.into());
     }
 
     /// A whole number; a list of one for each layer must be of one number.
@@ -288,204 +288,204 @@ impl Keys<'_> {
     }
 }
 
-pub fn usual(keys: &mut Keys<'_>) -> Result<()> {
-    keys.whole_heads()
+pub fn usual(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()
 }
 
-pub fn partly_rotated(keys: &mut Keys<'_>) -> Result<()> {
-    keys.partial_rotary_factor()
+pub fn partly_rotated(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.partial_rotary_factor()
 }
 
-pub fn windows(keys: &mut Keys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    keys.window()
+pub fn windows(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    fields.window()
 }
 
-pub fn llama(keys: &mut Keys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    if keys.count("attention.sliding_window")?.is_some_and(|window| window > 0) {
-        keys.window()?;
-        keys.set("model_type", "mistral");
+pub fn llama(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    if fields.count("attention.sliding_window")?.is_some_and(|window| window > 0) {
+        fields.window()?;
+        fields.set("model_type", "mistral");
     }
     Ok(())
 }
 
-pub fn mistral3(keys: &mut Keys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    if let Some(beta) = keys.number("attention.temperature_scale")? {
-        keys.fields["rope_scaling"]["llama_4_scaling_beta"] = beta.into();
+pub fn mistral3(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    if let Some(beta) = fields.number("attention.temperature_scale")? {
+        fields.all["rope_scaling"]["llama_4_scaling_beta"] = beta.into();
     }
     Ok(())
 }
 
-pub fn cohere(keys: &mut Keys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    keys.window()?;
-    keys.copy("logit_scale", "logit_scale")?;
-    let has_norm = keys.has("blk.0.attn_q_norm.weight");
-    keys.set("use_qk_norm", has_norm);
+pub fn cohere(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    fields.window()?;
+    fields.copy("logit_scale", "logit_scale")?;
+    let has_norm = fields.has("blk.0.attn_q_norm.weight");
+    fields.set("use_qk_norm", has_norm);
     Ok(())
 }
 
-pub fn granite(keys: &mut Keys<'_>) -> Result<()> {
-    keys.whole_heads()?;
+pub fn granite(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
     // llama.cpp's, where nothing is said.
-    let usual = 1.0 / keys.head_dim()?.sqrt();
-    keys.set("attention_multiplier", usual);
+    let usual = 1.0 / fields.head_dim()?.sqrt();
+    fields.set("attention_multiplier", usual);
     for (field, name) in [
         ("attention_multiplier", "attention.scale"),
         ("embedding_multiplier", "embedding_scale"),
         ("residual_multiplier", "residual_scale"),
         ("logits_scaling", "logit_scale"),
     ] {
-        keys.copy(field, name)?;
+        fields.copy(field, name)?;
     }
     Ok(())
 }
 
-pub fn ernie(keys: &mut Keys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    let bias = keys.has("blk.0.attn_q.bias");
-    keys.set("use_bias", bias);
+pub fn ernie(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    let bias = fields.has("blk.0.attn_q.bias");
+    fields.set("use_bias", bias);
     Ok(())
 }
 
-pub fn starcoder2(keys: &mut Keys<'_>) -> Result<()> {
-    ernie(keys)?;
-    keys.window()
+pub fn starcoder2(fields: &mut ConfigFields<'_>) -> Result<()> {
+    ernie(fields)?;
+    fields.window()
 }
 
-pub fn seed_oss(keys: &mut Keys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    let bias = keys.has("blk.0.attn_output.bias");
-    keys.set("attention_out_bias", bias);
+pub fn seed_oss(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    let bias = fields.has("blk.0.attn_output.bias");
+    fields.set("attention_out_bias", bias);
     Ok(())
 }
 
-pub fn stablelm(keys: &mut Keys<'_>) -> Result<()> {
-    keys.partial_rotary_factor()?;
-    let parallel = keys.flag("use_parallel_residual")?.unwrap_or(false);
-    keys.set("use_parallel_residual", parallel);
-    let (bias, norm) = (keys.has("blk.0.attn_q.bias"), keys.has("blk.0.attn_q_norm.weight"));
-    keys.set("use_qkv_bias", bias);
-    keys.set("qk_layernorm", norm);
+pub fn stablelm(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.partial_rotary_factor()?;
+    let parallel = fields.flag("use_parallel_residual")?.unwrap_or(false);
+    fields.set("use_parallel_residual", parallel);
+    let (bias, norm) = (fields.has("blk.0.attn_q.bias"), fields.has("blk.0.attn_q_norm.weight"));
+    fields.set("use_qkv_bias", bias);
+    fields.set("qk_layernorm", norm);
     Ok(())
 }
 
-pub fn olmo(keys: &mut Keys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    keys.copy("clip_qkv", "attention.clamp_kqv")
+pub fn olmo(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    fields.copy("clip_qkv", "attention.clamp_kqv")
 }
 
 /// OLMo 3 goes by the same name, and has windows.
-pub fn olmo2(keys: &mut Keys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    if keys.count("attention.sliding_window")?.is_none() {
+pub fn olmo2(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    if fields.count("attention.sliding_window")?.is_none() {
         return Ok(());
     }
-    keys.set("model_type", "olmo3");
-    keys.window()?;
-    let theta = keys.fields["rope_theta"].clone();
-    let sliding = keys.number("rope.freq_base_swa")?.map_or_else(|| theta.clone(), Value::from);
-    let mut full = match keys.scaling()? {
+    fields.set("model_type", "olmo3");
+    fields.window()?;
+    let theta = fields.all["rope_theta"].clone();
+    let sliding = fields.number("rope.freq_base_swa")?.map_or_else(|| theta.clone(), Value::from);
+    let mut full = match fields.scaling()? {
         Value::Null => json!({ "rope_type": "default" }),
         scaling => scaling,
     };
     full["rope_theta"] = theta;
-    keys.fields.remove("rope_scaling");
-    keys.set(
+    fields.all.remove("rope_scaling");
+    fields.set(
         "rope_parameters",
         json!({ "full_attention": full, "sliding_attention": { "rope_type": "default", "rope_theta": sliding } }),
     );
     Ok(())
 }
 
-pub fn phi3(keys: &mut Keys<'_>) -> Result<()> {
-    keys.partial_rotary_factor()?;
-    let original = keys.count("rope.scaling.original_context_length")?;
+pub fn phi3(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.partial_rotary_factor()?;
+    let original = fields.count("rope.scaling.original_context_length")?;
     if let Some(original) = original {
-        keys.set("original_max_position_embeddings", original);
+        fields.set("original_max_position_embeddings", original);
     }
-    keys.window()
+    fields.window()
 }
 
-pub fn gemma2(keys: &mut Keys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    keys.window()?;
+pub fn gemma2(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    fields.window()?;
     // Where the file has none there is none.
     for (field, name) in
         [("attn_logit_softcapping", "attn_logit_softcapping"), ("final_logit_softcapping", "final_logit_softcapping")]
     {
-        let cap = keys.number(name)?;
-        keys.set(field, cap);
+        let cap = fields.number(name)?;
+        fields.set(field, cap);
     }
-    query_scale(keys, 46)
+    query_scale(fields, 46)
 }
 
-pub fn gemma3(keys: &mut Keys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    keys.window()?;
-    if keys.fields["sliding_window"].is_null() {
-        keys.set("sliding_window_pattern", 1);
+pub fn gemma3(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    fields.window()?;
+    if fields.all["sliding_window"].is_null() {
+        fields.set("sliding_window_pattern", 1);
     }
-    let theta = keys.number("rope.freq_base_swa")?;
-    keys.set("rope_local_base_freq", theta.unwrap_or(10_000.0));
-    keys.copy("final_logit_softcapping", "final_logit_softcapping")?;
-    query_scale(keys, 62)
+    let theta = fields.number("rope.freq_base_swa")?;
+    fields.set("rope_local_base_freq", theta.unwrap_or(10_000.0));
+    fields.copy("final_logit_softcapping", "final_logit_softcapping")?;
+    query_scale(fields, 62)
 }
 
-pub fn gemma_embedding(keys: &mut Keys<'_>) -> Result<()> {
-    gemma3(keys)?;
-    keys.set("use_bidirectional_attention", true);
-    keys.fields.remove("is_causal");
+pub fn gemma_embedding(fields: &mut ConfigFields<'_>) -> Result<()> {
+    gemma3(fields)?;
+    fields.set("use_bidirectional_attention", true);
+    fields.all.remove("is_causal");
     Ok(())
 }
 
 /// `query_pre_attn_scalar` is not in the file: it is the width of a head, but for the model with this many layers.
-fn query_scale(keys: &mut Keys<'_>, layers: u32) -> Result<()> {
-    let scalar = if keys.needed("block_count")? == layers {
-        f64::from(keys.needed("embedding_length")?) / f64::from(keys.needed("attention.head_count")?.max(1))
+fn query_scale(fields: &mut ConfigFields<'_>, layers: u32) -> Result<()> {
+    let scalar = if fields.needed("block_count")? == layers {
+        f64::from(fields.needed("embedding_length")?) / f64::from(fields.needed("attention.head_count")?.max(1))
     } else {
-        keys.head_dim()?
+        fields.head_dim()?
     };
-    keys.set("query_pre_attn_scalar", scalar);
+    fields.set("query_pre_attn_scalar", scalar);
     Ok(())
 }
 
 /// RoBERTa, XLM-R, CamemBERT and DistilBERT go by the same name. Rows of positions that a padding's id would move them by are cut
 /// off, so that all are BERT's.
-pub fn bert(keys: &mut Keys<'_>) -> Result<()> {
-    let (types, positions) = (keys.rows("token_types.weight"), keys.rows("position_embd.weight"));
-    keys.set("type_vocab_size", types);
-    keys.set("max_position_embeddings", positions);
-    keys.set("attention_bias", true);
+pub fn bert(fields: &mut ConfigFields<'_>) -> Result<()> {
+    let (types, positions) = (fields.rows("token_types.weight"), fields.rows("position_embd.weight"));
+    fields.set("type_vocab_size", types);
+    fields.set("max_position_embeddings", positions);
+    fields.set("attention_bias", true);
     Ok(())
 }
 
-pub fn modern_bert(keys: &mut Keys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    keys.window()?;
-    let window = keys.fields["sliding_window"].clone();
-    keys.set("local_attention", window);
-    if let Some(every) = keys.fields.remove("sliding_window_pattern") {
-        keys.set("global_attn_every_n_layers", every);
+pub fn modern_bert(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    fields.window()?;
+    let window = fields.all["sliding_window"].clone();
+    fields.set("local_attention", window);
+    if let Some(every) = fields.all.remove("sliding_window_pattern") {
+        fields.set("global_attn_every_n_layers", every);
     }
-    let theta = keys.fields["rope_theta"].clone();
-    let local = keys.number("rope.freq_base_swa")?.unwrap_or(10_000.0);
-    keys.set("global_rope_theta", theta);
-    keys.set("local_rope_theta", local);
+    let theta = fields.all["rope_theta"].clone();
+    let local = fields.number("rope.freq_base_swa")?.unwrap_or(10_000.0);
+    fields.set("global_rope_theta", theta);
+    fields.set("local_rope_theta", local);
     // Another one for each kind of layer.
-    keys.fields.remove("rope_theta");
-    let norm_bias = keys.has("output_norm.bias");
-    keys.set("norm_bias", norm_bias);
-    let activation = keys.metadata().text(&keys.key("hidden_activation"))?.unwrap_or("gelu").to_string();
-    keys.set("hidden_activation", activation);
+    fields.all.remove("rope_theta");
+    let norm_bias = fields.has("output_norm.bias");
+    fields.set("norm_bias", norm_bias);
+    let activation = fields.metadata().text(&fields.key("hidden_activation"))?.unwrap_or("gelu").to_string();
+    fields.set("hidden_activation", activation);
     Ok(())
 }
 
-pub fn nomic_bert(keys: &mut Keys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    let types = keys.rows("token_types.weight");
-    keys.set("type_vocab_size", types);
+pub fn nomic_bert(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    let types = fields.rows("token_types.weight");
+    fields.set("type_vocab_size", types);
     Ok(())
 }
