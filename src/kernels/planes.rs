@@ -19,8 +19,8 @@
 //! | 1 | 1 | i | 4i to 4i + 3 |
 //!
 //! Codes of 3, 5 and 6 bits are planes of 2 + 1, 4 + 1 and 4 + 2, the lowest bits first. A lane is a row all the way: nothing is
-//! shuffled. A weight takes its bits, and between 0.125 and 1 for the scales: what it takes in a file and at most an eighth of a
-//! bit more, but for formats whose codes are indices of a grid, which take up to twice as much and need no grid.
+//! shuffled. A weight takes as many bits as in a file, or up to a fifth of a bit more; formats that pack values below two bits or look
+//! several up in a grid take more (1.7 to 2.1, 3.1 to 4.4, and up to twice as much), and need neither divisions nor grids then.
 //!
 //! A matrix may consist of segments of different formats: files keep the parts of one matrix as precisely as each deserves.
 
