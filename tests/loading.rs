@@ -188,8 +188,8 @@ fn missing_files_are_named() {
     let folder = copy("decoders/qwen3_sharded");
     fs::remove_file(folder.path().join("model-00002-of-00003.safetensors")).unwrap();
     refused(&folder, ErrorKind::NotFound, &["model-00002-of-00003.safetensors"]);
-    let gguf = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
-    assert_eq!(try_load(gguf.path()).err().unwrap().kind(), ErrorKind::Unsupported);
+    let other = tempfile::Builder::new().suffix(".bin").tempfile().unwrap();
+    assert_eq!(try_load(other.path()).err().unwrap().kind(), ErrorKind::Unsupported);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::load::{Gguf, Json, Metadata};
 use crate::ops::Pooling;
 
 /// The keys of a config.json in the making.
-pub struct Keys<'a> {
+pub struct GgufKeys<'a> {
     gguf: &'a Gguf,
     /// In front of the architecture's own keys.
     prefix: &'a str,
@@ -42,7 +42,7 @@ const SETTINGS: [&str; 12] = [
 /// config.json of an architecture.
 pub fn json(gguf: &mut Gguf, architecture: &Architecture) -> Result<Json> {
     let factors = factors(gguf)?;
-    let mut keys = Keys { gguf, prefix: architecture.name, fields: Map::new(), factors, asked: RefCell::default() };
+    let mut keys = GgufKeys { gguf, prefix: architecture.name, fields: Map::new(), factors, asked: RefCell::default() };
     keys.set("model_type", architecture.model_type);
     keys.sizes()?;
     keys.norms_and_biases()?;
@@ -81,7 +81,7 @@ pub fn pooling(gguf: &Gguf, architecture: &Architecture) -> Result<Option<Poolin
     })
 }
 
-impl Keys<'_> {
+impl GgufKeys<'_> {
     fn metadata(&self) -> &Metadata {
         self.gguf.metadata()
     }
@@ -392,16 +392,16 @@ enum SeesAll {
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 
-pub fn usual(keys: &mut Keys<'_>) -> Result<()> {
+pub fn usual(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.whole_heads()
 }
 
-pub fn partly_rotated(keys: &mut Keys<'_>) -> Result<()> {
+pub fn partly_rotated(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.partial_rotary_factor()
 }
 
 /// What a file says of its MLP and of its heads of keys is not what it holds: as if it were four times the width, and all heads.
-pub fn phi2(keys: &mut Keys<'_>) -> Result<()> {
+pub fn phi2(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.partial_rotary_factor()?;
     if let Some(width) = keys.gguf.tensor("blk.0.ffn_down.weight").and_then(|down| down.entry().shape.last().copied()) {
         keys.set("intermediate_size", width);
@@ -413,13 +413,13 @@ pub fn phi2(keys: &mut Keys<'_>) -> Result<()> {
     Ok(())
 }
 
-pub fn windows(keys: &mut Keys<'_>) -> Result<()> {
+pub fn windows(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.whole_heads()?;
     keys.window()?;
     keys.pattern(SeesAll::Last)
 }
 
-pub fn llama(keys: &mut Keys<'_>) -> Result<()> {
+pub fn llama(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.whole_heads()?;
     if keys.count("attention.sliding_window")?.is_some_and(|window| window > 0) {
         keys.window()?;
@@ -428,7 +428,7 @@ pub fn llama(keys: &mut Keys<'_>) -> Result<()> {
     Ok(())
 }
 
-pub fn mistral3(keys: &mut Keys<'_>) -> Result<()> {
+pub fn mistral3(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.whole_heads()?;
     if let Some(beta) = keys.number("attention.temperature_scale")? {
         keys.fields["rope_scaling"]["llama_4_scaling_beta"] = beta.into();
@@ -436,7 +436,7 @@ pub fn mistral3(keys: &mut Keys<'_>) -> Result<()> {
     Ok(())
 }
 
-pub fn command_r(keys: &mut Keys<'_>) -> Result<()> {
+pub fn command_r(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.whole_heads()?;
     let scale = keys.number_or_0("logit_scale")?;
     keys.set("logit_scale", scale.unwrap_or(1.0));
@@ -445,14 +445,14 @@ pub fn command_r(keys: &mut Keys<'_>) -> Result<()> {
     Ok(())
 }
 
-pub fn cohere2(keys: &mut Keys<'_>) -> Result<()> {
+pub fn cohere2(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.needed_number("logit_scale")?;
     command_r(keys)?;
     keys.needed_window()?;
     keys.pattern(SeesAll::Last)
 }
 
-pub fn granite(keys: &mut Keys<'_>) -> Result<()> {
+pub fn granite(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.whole_heads()?;
     keys.needed_number("logit_scale")?;
     // llama.cpp's, where nothing is said.
@@ -469,26 +469,26 @@ pub fn granite(keys: &mut Keys<'_>) -> Result<()> {
     Ok(())
 }
 
-pub fn ernie(keys: &mut Keys<'_>) -> Result<()> {
+pub fn ernie(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.whole_heads()?;
     let bias = keys.has("blk.0.attn_q.bias");
     keys.set("use_bias", bias);
     Ok(())
 }
 
-pub fn starcoder2(keys: &mut Keys<'_>) -> Result<()> {
+pub fn starcoder2(keys: &mut GgufKeys<'_>) -> Result<()> {
     ernie(keys)?;
     keys.window()
 }
 
-pub fn seed_oss(keys: &mut Keys<'_>) -> Result<()> {
+pub fn seed_oss(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.whole_heads()?;
     let bias = keys.has("blk.0.attn_output.bias");
     keys.set("attention_out_bias", bias);
     Ok(())
 }
 
-pub fn stablelm(keys: &mut Keys<'_>) -> Result<()> {
+pub fn stablelm(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.partial_rotary_factor()?;
     let parallel = keys.flag("use_parallel_residual")?.unwrap_or(false);
     keys.set("use_parallel_residual", parallel);
@@ -498,13 +498,13 @@ pub fn stablelm(keys: &mut Keys<'_>) -> Result<()> {
     Ok(())
 }
 
-pub fn olmo(keys: &mut Keys<'_>) -> Result<()> {
+pub fn olmo(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.whole_heads()?;
     keys.copy("clip_qkv", "attention.clamp_kqv")
 }
 
 /// OLMo 3 goes by the same name, and has windows.
-pub fn olmo2(keys: &mut Keys<'_>) -> Result<()> {
+pub fn olmo2(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.whole_heads()?;
     if keys.count("attention.sliding_window")?.is_none() {
         return Ok(());
@@ -527,7 +527,7 @@ pub fn olmo2(keys: &mut Keys<'_>) -> Result<()> {
     Ok(())
 }
 
-pub fn phi3(keys: &mut Keys<'_>) -> Result<()> {
+pub fn phi3(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.partial_rotary_factor()?;
     let original = keys.count("rope.scaling.original_context_length")?;
     if let Some(original) = original {
@@ -536,7 +536,7 @@ pub fn phi3(keys: &mut Keys<'_>) -> Result<()> {
     keys.window()
 }
 
-pub fn gemma2(keys: &mut Keys<'_>) -> Result<()> {
+pub fn gemma2(keys: &mut GgufKeys<'_>) -> Result<()> {
     windows(keys)?;
     if keys.fields["sliding_window"].is_null() {
         keys.set("sliding_window", 4096);
@@ -549,7 +549,7 @@ pub fn gemma2(keys: &mut Keys<'_>) -> Result<()> {
     query_scale(keys, 46)
 }
 
-pub fn gemma3(keys: &mut Keys<'_>) -> Result<()> {
+pub fn gemma3(keys: &mut GgufKeys<'_>) -> Result<()> {
     windows(keys)?;
     if keys.fields["sliding_window"].is_null() {
         keys.set("sliding_window_pattern", 1);
@@ -560,7 +560,7 @@ pub fn gemma3(keys: &mut Keys<'_>) -> Result<()> {
     query_scale(keys, 62)
 }
 
-pub fn gemma_embedding(keys: &mut Keys<'_>) -> Result<()> {
+pub fn gemma_embedding(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.needed_window()?;
     gemma3(keys)?;
     keys.set("use_bidirectional_attention", true);
@@ -569,7 +569,7 @@ pub fn gemma_embedding(keys: &mut Keys<'_>) -> Result<()> {
 }
 
 /// `query_pre_attn_scalar` is not in the file: it is the width of a head, but for the model with this many layers.
-fn query_scale(keys: &mut Keys<'_>, layers: u32) -> Result<()> {
+fn query_scale(keys: &mut GgufKeys<'_>, layers: u32) -> Result<()> {
     let scalar = if keys.needed("block_count")? == layers {
         f64::from(keys.needed("embedding_length")?) / f64::from(keys.needed("attention.head_count")?)
     } else {
@@ -581,12 +581,12 @@ fn query_scale(keys: &mut Keys<'_>, layers: u32) -> Result<()> {
 
 /// RoBERTa, XLM-R, CamemBERT and DistilBERT go by the same name. Rows of positions that a padding's id would move them by are cut
 /// off, so that all are BERT's.
-pub fn bert(keys: &mut Keys<'_>) -> Result<()> {
+pub fn bert(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.set("attention_bias", true);
     token_types(keys)
 }
 
-fn token_types(keys: &mut Keys<'_>) -> Result<()> {
+fn token_types(keys: &mut GgufKeys<'_>) -> Result<()> {
     let types = keys.rows("token_types.weight");
     let key = "tokenizer.ggml.token_type_count";
     // A model without types is said to have one.
@@ -597,7 +597,7 @@ fn token_types(keys: &mut Keys<'_>) -> Result<()> {
     Ok(())
 }
 
-pub fn modern_bert(keys: &mut Keys<'_>) -> Result<()> {
+pub fn modern_bert(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.whole_heads()?;
     let window = keys.needed("attention.sliding_window")?;
     keys.set("local_attention", window);
@@ -615,7 +615,7 @@ pub fn modern_bert(keys: &mut Keys<'_>) -> Result<()> {
     Ok(())
 }
 
-pub fn nomic_bert(keys: &mut Keys<'_>) -> Result<()> {
+pub fn nomic_bert(keys: &mut GgufKeys<'_>) -> Result<()> {
     keys.whole_heads()?;
     token_types(keys)
 }
