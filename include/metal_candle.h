@@ -809,6 +809,18 @@ void mc_model_options_set_max_context(mc_model_options *MC_NONNULL options,
 void mc_model_options_set_hub_cache_dir(mc_model_options *MC_NONNULL options, const char *MC_NONNULL value);
 
 /**
+ * Which GGUF file is loaded of a directory or a repository that has several.
+ *
+ * @param options  the options.
+ * @param value    its name, "model-Q4_K_M.gguf"; that of the first part of a split model. Default: the safetensors, or the one GGUF
+ *                 file there is; of several in a repository the one whose name says Q4_K_M.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_model_options_set_file(mc_model_options *MC_NONNULL options,
+                               const char *MC_NONNULL value);
+
+/**
  * Which revision of a repository mc_model_load_hub() loads.
  *
  * @param options  the options.

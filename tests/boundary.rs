@@ -161,6 +161,7 @@ fn table() -> Vec<Function> {
         mc_model_options_set_tokenizer_path(Handle(ModelOptions), MaybeText(c"tokenizer.json")) Nothing;
         mc_model_options_set_quantization(Handle(ModelOptions), MaybeText(c"q8_0")) Nothing;
         mc_model_options_set_max_context(Handle(ModelOptions), TEN) Nothing;
+        mc_model_options_set_file(Handle(ModelOptions), Text(c"model.gguf")) Nothing;
         mc_model_options_set_hub_cache_dir(Handle(ModelOptions), Text(c"cache")) Nothing;
         mc_model_options_set_hub_revision(Handle(ModelOptions), Text(c"main")) Nothing;
         mc_model_options_set_hub_token(Handle(ModelOptions), MaybeText(c"token")) Nothing;

@@ -1,4 +1,5 @@
-//! GGUF files against transformers: every family that llama.cpp's converter writes, and every format of weights.
+//! GGUF files against transformers: every family that llama.cpp's converter writes, and every format of weights. And directories
+//! whose matrices others have quantised.
 //!
 //! `tests/golden/make_gguf.py` wrote those of the families from the reference models.
 
@@ -7,10 +8,10 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use common::{Reference, golden, load, max_abs, q8_0};
+use common::{Reference, devices, golden, load, load_onto, max_abs, q8_0};
 use metal_candle::{
-    Capability, Chat, Dtype, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig, LoraTrainer, Model,
-    SamplingOptions, Session, TrainOptions, estimate_memory,
+    Capability, Chat, Device, DeviceKind, Dtype, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig,
+    LoraTrainer, Model, SamplingOptions, Session, TrainOptions, estimate_memory,
 };
 
 /// As for safetensors, whose weights these are.
@@ -133,6 +134,64 @@ fn every_format_has_the_logits_of_the_weights_that_it_stands_for() {
     assert!(compared >= 26 * 3);
 }
 
+/// The files of the formats.
+fn formats() -> Vec<(String, PathBuf)> {
+    let notes = common::json(&golden("gguf/golden.json"));
+    let files: Vec<_> = notes["files"].as_object().unwrap().keys().cloned().collect();
+    assert!(files.len() >= 26);
+    files.into_iter().map(|name| (name.clone(), golden("gguf").join(format!("{name}.gguf")))).collect()
+}
+
+/// With all matrices in F32, on the CPU.
+fn widened() -> LoadOptions {
+    LoadOptions { dtype: Some(Dtype::F32), device: Some(Device::new(DeviceKind::Cpu, 0).unwrap()), ..LoadOptions::default() }
+}
+
+#[test]
+fn quantised_matrices_compute_the_bits_of_the_same_in_f32() {
+    let ids: Vec<u32> = (0..23).map(|i| 3 + i * 7 % 79).collect();
+    for (name, path) in formats() {
+        for (i, device) in devices().iter().enumerate() {
+            let options = LoadOptions { device: Some(device.clone()), ..widened() };
+            let (own, wide) = (load_onto(device, &path), Model::load(&path, &options, None).unwrap());
+            let compute = |model: &Model| {
+                let mut session = Session::new(model, 0).unwrap();
+                // Several rows at once, and one alone.
+                session.append_tokens(&ids[..22], None).unwrap();
+                session.append_tokens(&ids[22..], None).unwrap();
+                let mut found = session.logits().unwrap().to_vec();
+                let config = LoraConfig { rank: 2, seed: 5, ..LoraConfig::default() };
+                let options = TrainOptions { learning_rate: 0.01, ..TrainOptions::default() };
+                let mut trainer = LoraTrainer::new(model, &config, &options).unwrap();
+                for _ in 0..2 {
+                    let step = trainer.train_step(&ids, None, &[0, 9, 23]).unwrap();
+                    found.extend([step.loss, step.update.unwrap().grad_norm]);
+                }
+                found.extend(logits(&model.merge(&trainer.adapter().unwrap(), 0.8).unwrap(), &ids));
+                found
+            };
+            // Tensors are of the type that the file's embedding has.
+            if i == 0 || name.contains("Q") {
+                assert_eq!(compute(&own), compute(&wide), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn quantised_matrices_take_about_as_much_memory_as_in_the_file() {
+    for (name, path) in formats().into_iter().filter(|(name, _)| name.contains("Q")) {
+        let own = LoadOptions { dtype: None, ..widened() };
+        let estimate = |options| estimate_memory(&path, options).unwrap();
+        let parameters = Model::load(&path, &own, None).unwrap().parameter_count();
+        // Caches and activations are the same.
+        let weights = (4 * parameters + estimate(&own) - estimate(&widened())) as f64;
+        let file = std::fs::metadata(&path).unwrap().len() as f64;
+        // The file has a vocabulary besides.
+        assert!((0.8..1.1).contains(&(weights / file)), "{name}: a file of {file} bytes, weights of {weights}");
+    }
+}
+
 /// Takes layers behind the pooling, which are not in a GGUF, out of a copy of a directory; whether there were any.
 fn keep_pooling_alone(origin: &Path, copy: &Path) -> bool {
     let modules: Vec<serde_json::Value> =
@@ -190,6 +249,14 @@ fn every_encoder_gives_the_vectors_of_the_directory_it_was_made_from() {
         }
     }
     assert!(compared > 50, "the comparison saw {compared} texts");
+}
+
+#[test]
+fn a_directory_of_mlx_is_the_model_of_the_weights_that_it_stands_for() {
+    let models = ["qwen2_mlx", "qwen2_mlx_dense"].map(|name| load(golden("quantized").join(name)));
+    let ids = [5, 17, 101, 3, 44, 210, 9];
+    assert_eq!(logits(&models[0], &ids), logits(&models[1], &ids));
+    assert_eq!(models[0].parameter_count(), models[1].parameter_count());
 }
 
 /// A GGUF file and the directory that it was made from.

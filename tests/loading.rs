@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use common::{golden, load, q8_0, shipped};
-use metal_candle::{Cancel, Error, ErrorKind, GenerateOptions, LoadOptions, Model, Session, Stage, estimate_memory};
+use metal_candle::{Cancel, Dtype, Error, ErrorKind, GenerateOptions, LoadOptions, Model, Session, Stage, estimate_memory};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -188,8 +188,8 @@ fn missing_files_are_named() {
     let folder = copy("decoders/qwen3_sharded");
     fs::remove_file(folder.path().join("model-00002-of-00003.safetensors")).unwrap();
     refused(&folder, ErrorKind::NotFound, &["model-00002-of-00003.safetensors"]);
-    let other = tempfile::Builder::new().suffix(".bin").tempfile().unwrap();
-    assert_eq!(try_load(other.path()).err().unwrap().kind(), ErrorKind::Unsupported);
+    let empty = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+    assert_eq!(try_load(empty.path()).err().unwrap().kind(), ErrorKind::Format);
 }
 
 #[test]
@@ -347,7 +347,7 @@ fn configurations_out_of_range_name_their_field() {
     unsupported("model_type", json!("mamba"), &["mamba", "qwen2"]);
     unsupported("hidden_act", json!("xielu"), &["hidden_act", "xielu", "silu"]);
     unsupported("rope_parameters", json!({"rope_type": "abf"}), &["abf", "default, linear"]);
-    unsupported("quantization_config", json!({"quant_method": "gptq"}), &["quantization_config"]);
+    unsupported("quantization_config", json!({"quant_method": "bitsandbytes"}), &["quantization_config", "bitsandbytes"]);
     unsupported("partial_rotary_factor", json!(0.5), &["partial_rotary_factor"]);
     unsupported("layer_types", json!(["full_attention", "chunked_attention", "full_attention"]), &["chunked_attention"]);
 
@@ -443,5 +443,16 @@ fn a_saved_session_is_for_weights_of_one_kind() {
     session.append_tokens(&[5, 9, 70], None).unwrap();
     session.save(&path).unwrap();
     assert_eq!(Session::load(&dense, &path).err().unwrap().kind(), ErrorKind::Mismatch);
+    // Nor for the same weights in another type, or with another configuration.
+    let mut session_of_dense = Session::new(&dense, 0).unwrap();
+    session_of_dense.append_tokens(&[5, 9, 70], None).unwrap();
+    let of_dense = folder.path().join("dense");
+    session_of_dense.save(&of_dense).unwrap();
+    let half = LoadOptions { dtype: Some(Dtype::F16), ..LoadOptions::default() };
+    let other = configured("decoders/qwen2_tied", "rope_theta", json!(5000.0));
+    for model in [Model::load(golden("decoders/qwen2_tied"), &half, None).unwrap(), load(other.path())] {
+        assert_eq!(Session::load(&model, &of_dense).err().unwrap().kind(), ErrorKind::Mismatch);
+    }
+    assert!(Session::load(&load(golden("decoders/qwen2_tied")), &of_dense).is_ok());
     assert_eq!(Session::load(&quantised, &path).unwrap().logits().unwrap(), session.logits().unwrap());
 }

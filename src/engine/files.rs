@@ -9,8 +9,8 @@ use super::sampling::Sampling;
 use super::{ChatTemplate, Device, DeviceKind, LoadOptions, Tokenizer};
 use crate::error::{Error, Result};
 use crate::load::{
-    Checkpoint, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin, SentenceConfig,
-    read_text,
+    Checkpoint, Dequantized, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin,
+    Quantization, SentenceConfig, read_text,
 };
 use crate::models::{self, Family, GgufModel};
 use crate::nn::Config;
@@ -24,6 +24,8 @@ pub(super) struct Files {
     pub(super) config_json: String,
     /// What matrices are quantised to.
     pub(super) quant: Option<Format>,
+    /// How the matrices of safetensors were quantised.
+    stored: Option<Quantization>,
     raw: Json,
     generation: Option<Json>,
     pub(super) tokenizer_config: Option<Json>,
@@ -38,7 +40,7 @@ impl Files {
     pub(super) fn open(path: &Path, options: &LoadOptions) -> Result<Self> {
         let quant = quant(options)?;
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-        let mut files = match gguf_file(path, &metadata)? {
+        let mut files = match gguf_file(path, &metadata, options.file.as_deref())? {
             Some(file) => {
                 let mut files = Self::of_gguf(&file)?;
                 files.tokenizer_beside = metadata.is_dir();
@@ -74,6 +76,7 @@ impl Files {
             tokenizer_config: Json::read_optional(&path.join("tokenizer_config.json"))?,
             directory: path,
             sentence,
+            stored: Quantization::of(&raw)?,
             raw,
             gguf: None,
             tokenizer_beside: true,
@@ -100,6 +103,7 @@ impl Files {
             tokenizer_config: tokenizer_config(&gguf)?,
             directory: directory.to_path_buf(),
             sentence,
+            stored: None,
             raw: json,
             gguf: Some((gguf, origins)),
             tokenizer_beside: false,
@@ -123,7 +127,13 @@ impl Files {
     pub(super) fn tensors<'a>(&mut self, on_bytes: &'a mut OnBytes<'a>) -> Result<Box<dyn ModelTensors + 'a>> {
         match self.gguf.take() {
             Some((gguf, origins)) => Ok(Box::new(GgufSource::new(gguf, origins, models::is_unused, on_bytes)?)),
-            None => Ok(Box::new(Checkpoint::open(&self.directory, on_bytes)?)),
+            None => {
+                let checkpoint = Checkpoint::open(&self.directory, on_bytes)?;
+                Ok(match &self.stored {
+                    Some(quantization) => Box::new(Dequantized::new(checkpoint, quantization)?),
+                    None => Box::new(checkpoint),
+                })
+            }
         }
     }
 
@@ -230,9 +240,17 @@ fn generation_config(gguf: &Gguf) -> Result<Json> {
 /// The GGUF file that a path is, or that its directory holds in place of safetensors.
 ///
 /// # Errors
-/// `ErrorKind::Format` for a directory with several models.
-fn gguf_file(path: &Path, metadata: &Metadata) -> Result<Option<PathBuf>> {
+/// `ErrorKind::Format` for a directory with several models; `ErrorKind::InvalidArgument` for a choice of no such file, or where there is
+/// none to choose.
+fn gguf_file(path: &Path, metadata: &Metadata, choice: Option<&str>) -> Result<Option<PathBuf>> {
     let is_gguf = |path: &Path| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    if let Some(choice) = choice {
+        let is_name = Path::new(choice).file_name().is_some_and(|name| name == choice);
+        if !metadata.is_dir() || !is_name || !is_gguf(Path::new(choice)) {
+            return Err(Error::argument(format!("file: expected the name of a .gguf file of a directory, found {choice:?}")));
+        }
+        return Ok(Some(path.join(choice)));
+    }
     if !metadata.is_dir() {
         return Ok(is_gguf(path).then(|| path.to_path_buf()));
     }

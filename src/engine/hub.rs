@@ -28,8 +28,11 @@ pub(crate) fn load_from(
     let revision = Revision::parse(options.hub_revision.as_deref().unwrap_or("main"))?;
     let cache = options.hub_cache_dir.as_deref();
     let hub = if options.offline { Hub::offline(cache)? } else { Hub::new(download(endpoint, options)?, cache)? };
-    let directory = hub.fetch(&repo, &revision, &mut Waiting { options, progress: &mut progress, told: None })?;
-    Model::load(directory, options, progress)
+    let mut waiting = Waiting { options, progress: &mut progress, told: None };
+    let path = hub.fetch(&repo, &revision, options.file.as_deref(), &mut waiting)?;
+    // The file is chosen by now.
+    let options = &LoadOptions { file: None, ..options.clone() };
+    Model::load(path, options, progress)
 }
 
 fn download(endpoint: &str, options: &LoadOptions) -> Result<Box<dyn Download>> {
@@ -62,6 +65,6 @@ impl Watch for Waiting<'_, '_, '_> {
     }
 
     fn weights_follow(&mut self, directory: &Path) -> Result<()> {
-        Files::open(directory, self.options).map(drop)
+        Files::open(directory, &LoadOptions { file: None, ..self.options.clone() }).map(drop)
     }
 }

@@ -102,6 +102,9 @@ pub struct LoadOptions {
     /// the quantised weights and are F32 themselves; so is a matrix that one was merged into. Of a GGUF file, weights that are
     /// quantised already are widened and quantised once more.
     pub quantization: Option<String>,
+    /// The GGUF file of a directory or of a repository that has several. `None` = its safetensors, or the one GGUF file there is; of
+    /// several in a repository the one whose name says `Q4_K_M`. A split model is named by its first part.
+    pub file: Option<String>,
     /// Tokens; `None` = what the configuration says. A larger number than that extrapolates.
     pub max_context: Option<usize>,
     /// Where the Hub's files are kept, in the layout of the Hub's own client; `None` = its place, `.cache/huggingface/hub` in
@@ -193,8 +196,12 @@ impl Model {
         let transformer = device.work(|| Transformer::load(files.config, &mut weights))?;
         let parameters = weights.parameters();
         let dtype = dtype_of(stored, &*checkpoint, transformer.config());
-        // What was computed with rounded weights does not continue what was computed with whole ones.
-        let fingerprint = options.quantization.iter().fold(checkpoint.fingerprint(), |hash, kind| fnv(hash, kind.as_bytes()));
+        // What was computed with rounded weights, or in another type, does not continue what was computed with whole ones; nor what
+        // was computed by another configuration of the same weights.
+        let kept = options.quantization.as_deref().unwrap_or_default();
+        let fingerprint = [kept, Format::from(dtype).name(), &files.config_json]
+            .into_iter()
+            .fold(checkpoint.fingerprint(), |hash, text| fnv(hash, text.as_bytes()));
         // What was not read (buffers of old checkpoints) counts as done.
         checkpoint.finish()?;
         drop(checkpoint);

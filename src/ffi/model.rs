@@ -296,6 +296,21 @@ pub unsafe extern "C" fn mc_model_options_set_hub_cache_dir(
     });
 }
 
+/// Which GGUF file is loaded of a directory or a repository that has several.
+///
+/// @param options  the options.
+/// @param value    its name, "model-Q4_K_M.gguf"; that of the first part of a split model. Default: the safetensors, or the one GGUF
+///                 file there is; of several in a repository the one whose name says Q4_K_M.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_file(options: MaybeUninit<&mut mc_model_options>, value: MaybeUninit<&c_char>) {
+    set(options, |load| {
+        load.file = Some(text::name(&value, "file")?.into());
+        Ok(())
+    });
+}
+
 /// Which revision of a repository mc_model_load_hub() loads.
 ///
 /// @param options  the options.

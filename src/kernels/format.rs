@@ -3,12 +3,14 @@
 //! Values come in blocks: of one in plain floats, of those that share a scale in quantised formats. A new format
 //! is `format/x.rs` with its unpacker, and a row here.
 //!
-//! Files have more formats than matrices are kept in: one without panels of its own is widened when a matrix is filled. The
-//! quantised ones are ggml's, with the very bits that its own `dequantize_row_*` gives: each unpacker's order of operations is
-//! the reference's, and nothing is fused.
+//! The quantised ones are ggml's, with the very bits that its own `dequantize_row_*` gives. An unpacker takes a block apart into
+//! codes and scales; `coding.rs` says what those have in common, and `planes.rs` how matrices keep them.
 
 use half::{bf16, f16};
 
+use coding::{CodedBlock, Coding};
+
+pub mod coding;
 mod fp4;
 mod iq;
 mod k_quants;
@@ -26,31 +28,37 @@ pub struct FormatRow {
     bytes: usize,
     /// Its number in `ggml_type`, <https://github.com/ggml-org/ggml/blob/master/include/ggml.h>.
     gguf: u32,
-    /// Whether matrices are kept in it; in F32 otherwise.
-    panels: bool,
     /// Whether weights are quantised to it on loading.
     quantises: bool,
     /// Whether the scales of a block are finite.
     finite: fn(&[u8]) -> bool,
-    /// Widens the blocks of a file.
-    unpack: fn(&[u8], &mut [f32]),
+    values: Values,
+}
+
+/// What the bytes of a file stand for.
+enum Values {
+    /// Numbers, widened by this.
+    Plain(fn(&[u8], &mut [f32])),
+    /// Blocks, of which one is taken apart by this.
+    Blocks(Coding, fn(&[u8], &mut CodedBlock)),
 }
 
 impl FormatRow {
     /// Numbers that are kept as they are stored, finite or not.
-    const fn plain(name: &'static str, gguf: u32, bytes: usize, unpack: fn(&[u8], &mut [f32])) -> Self {
-        Self { name, block: 1, bytes, gguf, panels: true, quantises: false, finite: |_| true, unpack }
+    const fn plain(name: &'static str, gguf: u32, bytes: usize, widen: fn(&[u8], &mut [f32])) -> Self {
+        Self { name, block: 1, bytes, gguf, quantises: false, finite: |_| true, values: Values::Plain(widen) }
     }
 
-    /// A quantised format that files have and matrices are not kept in, with the values and the bytes of a block.
-    const fn read_only(
+    /// A quantised format of files, with the values and the bytes of a block.
+    const fn quantised(
         name: &'static str,
         gguf: u32,
         (block, bytes): (usize, usize),
         finite: fn(&[u8]) -> bool,
-        unpack: fn(&[u8], &mut [f32]),
+        coding: Coding,
+        unpack: fn(&[u8], &mut CodedBlock),
     ) -> Self {
-        Self { name, block, bytes, gguf, panels: false, quantises: false, finite, unpack }
+        Self { name, block, bytes, gguf, quantises: false, finite, values: Values::Blocks(coding, unpack) }
     }
 }
 
@@ -106,10 +114,10 @@ impl Format {
         FORMATS.iter().map(|(format, _)| *format)
     }
 
-    /// Every format that matrices are kept in.
+    /// Every format that numbers are written in.
     #[cfg(test)]
-    pub fn kept_in() -> impl Iterator<Item = Self> {
-        Self::all().filter(|format| format.row().panels)
+    pub fn written() -> impl Iterator<Item = Self> {
+        Self::all().filter(|format| !format.is_quantised() || format.row().quantises)
     }
 
     /// Every format that weights are quantised to on loading.
@@ -125,11 +133,6 @@ impl Format {
     /// The format of this number in `ggml_type`.
     pub fn of_ggml(number: u32) -> Option<Self> {
         Self::all().find(|format| format.row().gguf == number)
-    }
-
-    /// What a matrix of this format is kept in: F32, if it has no panels of its own.
-    pub fn kept(self) -> Self {
-        if self.row().panels { self } else { Self::F32 }
     }
 
     /// As headers of safetensors spell it, ggml, and the option `quantization`.
@@ -167,7 +170,31 @@ impl Format {
 
     /// The same in a place of the right length.
     pub fn widen_into(self, bytes: &[u8], to: &mut [f32]) {
-        (self.row().unpack)(bytes, to);
+        match &self.row().values {
+            Values::Plain(widen) => widen(bytes, to),
+            Values::Blocks(coding, unpack) => {
+                let mut coded = CodedBlock::default();
+                for (block, to) in bytes.chunks_exact(self.block_bytes()).zip(to.chunks_exact_mut(self.block())) {
+                    unpack(block, &mut coded);
+                    coding.widen(&coded, to);
+                }
+            }
+        }
+    }
+
+    /// How blocks are written, of a quantised format.
+    pub fn coding(self) -> Option<&'static Coding> {
+        match &self.row().values {
+            Values::Plain(_) => None,
+            Values::Blocks(coding, _) => Some(coding),
+        }
+    }
+
+    /// Takes a block of a file apart; does nothing with plain floats.
+    pub fn unpack(self, block: &[u8], to: &mut CodedBlock) {
+        if let Values::Blocks(_, unpack) = &self.row().values {
+            unpack(block, to);
+        }
     }
 
     /// Whether the scales of blocks in a file are finite; plain floats have none.
@@ -197,20 +224,15 @@ fn f16_at(block: &[u8], at: usize) -> f32 {
     f16_from_le_bytes(array_at(block, at))
 }
 
-/// Widens block by block.
-fn each_block<const BYTES: usize, const BLOCK: usize>(
-    bytes: &[u8],
-    to: &mut [f32],
-    unpack: impl Fn(&[u8; BYTES], &mut [f32; BLOCK]),
-) {
-    bytes.as_chunks().0.iter().zip(to.as_chunks_mut().0).for_each(|(block, to)| unpack(block, to));
+fn u16_at(block: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(array_at(block, at))
 }
 
-/// The values of nibbles: all low ones, then all high ones.
-fn nibbles(bytes: &[u8], to: &mut [f32], value: impl Fn(u8) -> f32) {
+/// The codes of nibbles: all low ones, then all high ones.
+fn nibbles(bytes: &[u8], to: &mut [u8]) {
     let (low, high) = to.split_at_mut(bytes.len());
     for ((byte, low), high) in bytes.iter().zip(low).zip(high) {
-        (*low, *high) = (value(byte & 15), value(byte >> 4));
+        (*low, *high) = (byte & 15, byte >> 4);
     }
 }
 
@@ -270,9 +292,7 @@ mod tests {
         }
         assert_eq!(Format::all().count(), rows.len());
         assert_eq!((Format::named("f32"), Format::named("Q8_0"), Format::of_ggml(4)), (None, None, None));
-        assert_eq!(Format::kept_in().collect::<Vec<_>>(), [Format::F32, Format::F16, Format::BF16, Format::Q8_0]);
         assert_eq!(Format::quantised_to().collect::<Vec<_>>(), [Format::Q8_0]);
-        assert_eq!((Format::Q4_K.kept(), Format::Q8_0.kept()), (Format::F32, Format::Q8_0));
     }
 
     /// As many bytes as take up `blocks` blocks, by xorshift, with scales below 2. `make_formats.py` makes the same.

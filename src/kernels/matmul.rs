@@ -15,7 +15,7 @@ mod tile;
 use std::ops::Range;
 
 use self::source::PanelSource;
-use self::tile::{Columns, PANELS, SUMS, multiply, tiles};
+use self::tile::{Columns, OneRow, PANELS, SUMS, multiply, tiles};
 use super::packed::{Packed, Panels};
 use super::parallel::{Shared, each, parts};
 use super::simd::{Kernel, LANES, Simd, dispatch};
@@ -99,6 +99,8 @@ fn checked(x: &[f32], x_stride: usize, weight: &Packed, epilogue: Epilogue<'_>, 
         Panels::F16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
         Panels::BF16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
         Panels::Q8_0(p) => product(x, x_stride, p, (rows, n, k), epilogue, y),
+        Panels::Planes(p) => product(x, x_stride, p, (rows, n, k), epilogue, y),
+        Panels::Blocks(..) => unreachable!("a matrix for products has panels of sixteen rows"),
     }
 }
 
@@ -168,6 +170,8 @@ impl LowRankTerm<'_> {
                 Panels::F16(p) => self.add_by(p.as_slice(), rows, own, y, n),
                 Panels::BF16(p) => self.add_by(p.as_slice(), rows, own, y, n),
                 Panels::Q8_0(p) => self.add_by(p, rows, own, y, n),
+                Panels::Planes(p) => self.add_by(p, rows, own, y, n),
+                Panels::Blocks(..) => unreachable!("a matrix for products has panels of sixteen rows"),
             }
         }
     }
@@ -253,7 +257,7 @@ impl<W: PanelSource> Partition<'_, W> {
                 // SAFETY: `a` and `w` hold as many steps; the output tile is handled in `tile`.
                 unsafe {
                     let w = std::array::from_fn::<_, P, _>(|p| self.w.once::<S>(panel + p, self.k, cols.clone()));
-                    self.tile::<S, _, 1, P>(a, &w, cols.len(), row, panel, start(col));
+                    self.tile::<S, 1, P>(OneRowTile { a, w, cols: cols.len() }, row, panel, start(col));
                 }
             }
             return P;
@@ -268,14 +272,15 @@ impl<W: PanelSource> Partition<'_, W> {
             let mut done = 0;
             for tile_rows in tiles::<S, P>(rows) {
                 let a = &self.x[(row + done) * self.x_stride + col..][..(tile_rows - 1) * self.x_stride + cols];
+                let (a_row, row) = (self.x_stride, row + done);
                 // SAFETY: `a` and `w` hold `cols` steps; the output tile is handled in `tile`.
                 unsafe {
                     match tile_rows {
-                        12 if 12 * P <= SUMS => self.tile::<S, _, 12, P>(a, &w, cols, row + done, panel, start),
-                        6 => self.tile::<S, _, 6, P>(a, &w, cols, row + done, panel, start),
-                        4 => self.tile::<S, _, 4, P>(a, &w, cols, row + done, panel, start),
-                        2 => self.tile::<S, _, 2, P>(a, &w, cols, row + done, panel, start),
-                        _ => self.tile::<S, _, 1, P>(a, &w, cols, row + done, panel, start),
+                        12 if 12 * P <= SUMS => self.tile::<S, 12, P>(RowsTile { a, a_row, w, cols }, row, panel, start),
+                        6 => self.tile::<S, 6, P>(RowsTile { a, a_row, w, cols }, row, panel, start),
+                        4 => self.tile::<S, 4, P>(RowsTile { a, a_row, w, cols }, row, panel, start),
+                        2 => self.tile::<S, 2, P>(RowsTile { a, a_row, w, cols }, row, panel, start),
+                        _ => self.tile::<S, 1, P>(RowsTile { a, a_row, w, cols }, row, panel, start),
                     }
                 }
                 done += tile_rows;
@@ -286,11 +291,9 @@ impl<W: PanelSource> Partition<'_, W> {
 
     /// `R` rows by `P` panels of the output.
     #[inline(always)]
-    unsafe fn tile<S: Simd, B: Columns<S>, const R: usize, const P: usize>(
+    unsafe fn tile<S: Simd, const R: usize, const P: usize>(
         &self,
-        a: &[f32],
-        w: &[B; P],
-        cols: usize,
+        work: impl Tile<S, R, P>,
         row: usize,
         panel: usize,
         start: Option<&[f32; PANELS * LANES]>,
@@ -300,11 +303,11 @@ impl<W: PanelSource> Partition<'_, W> {
         // SAFETY: columns `own` of rows `row..row + R` lie in y and belong to this part alone; `first`
         // lies in y too, no later than they do.
         let y = unsafe { self.y.get().add(row * self.y_stride + first) };
-        // SAFETY: `a` holds R rows of cols values, `w` points at cols × 16 values each; y is good for the columns
-        // `own`, and where these are not the whole tile it goes through a buffer of full width.
+        // SAFETY: what `work` reads is there; y is good for the columns `own`, and where these are not the whole tile it goes
+        // through a buffer of full width.
         unsafe {
             if own == (0..P * LANES) {
-                multiply::<S, _, R, P>(cols, a.as_ptr(), self.x_stride, 1, *w, LANES, y, self.y_stride, start);
+                work.multiply(y, self.y_stride, start);
                 return;
             }
             let mut buffer = [0f32; SUMS * LANES];
@@ -314,11 +317,50 @@ impl<W: PanelSource> Partition<'_, W> {
                     std::ptr::copy_nonoverlapping(y.add(r * self.y_stride), kept.add(r * P * LANES), own.len());
                 }
             }
-            multiply::<S, _, R, P>(cols, a.as_ptr(), self.x_stride, 1, *w, LANES, buffer.as_mut_ptr(), P * LANES, start);
+            work.multiply(buffer.as_mut_ptr(), P * LANES, start);
             let kept = buffer.as_ptr().add(own.start);
             for r in 0..R {
                 std::ptr::copy_nonoverlapping(kept.add(r * P * LANES), y.add(r * self.y_stride), own.len());
             }
         }
+    }
+}
+
+/// The product of some columns of `R` rows and `P` panels.
+trait Tile<S: Simd, const R: usize, const P: usize> {
+    /// Writes it, or adds it to what `c` holds where `start` is `None`.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `S`, what is multiplied is there, and `c` is good for `R` rows of `P` vectors,
+    /// `c_row` apart.
+    unsafe fn multiply(&self, c: *mut f32, c_row: usize, start: Option<&[f32; PANELS * LANES]>);
+}
+
+struct RowsTile<'a, B, const P: usize> {
+    a: &'a [f32],
+    a_row: usize,
+    w: [B; P],
+    cols: usize,
+}
+
+impl<S: Simd, B: Columns<S>, const R: usize, const P: usize> Tile<S, R, P> for RowsTile<'_, B, P> {
+    #[inline(always)]
+    unsafe fn multiply(&self, c: *mut f32, c_row: usize, start: Option<&[f32; PANELS * LANES]>) {
+        // SAFETY: `a` holds R rows of cols values, `w` points at cols × 16 values each; the rest is passed on from the caller.
+        unsafe { multiply::<S, B, R, P>(self.cols, self.a.as_ptr(), self.a_row, 1, self.w, LANES, c, c_row, start) }
+    }
+}
+
+struct OneRowTile<'a, B, const P: usize> {
+    a: &'a [f32],
+    w: [B; P],
+    cols: usize,
+}
+
+impl<S: Simd, B: OneRow<S>, const P: usize> Tile<S, 1, P> for OneRowTile<'_, B, P> {
+    #[inline(always)]
+    unsafe fn multiply(&self, c: *mut f32, _: usize, start: Option<&[f32; PANELS * LANES]>) {
+        // SAFETY: `a` and `w` hold as many steps; the rest is passed on from the caller.
+        unsafe { B::multiply::<P>(self.w, self.cols, self.a.as_ptr(), c, start) }
     }
 }

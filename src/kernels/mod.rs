@@ -11,6 +11,7 @@ mod math;
 mod cuda;
 mod memory;
 mod format;
+mod planes;
 mod packed;
 mod matmul;
 mod attention;
@@ -35,6 +36,24 @@ pub use packed::{Packed, Panels, Use};
 pub use parallel::{install, map as parallel_map, threads};
 #[cfg(feature = "selftest")]
 pub use simd::{Level, limit::limit_instructions};
+
+/// Blocks of a format, of any bytes but for scales that are not finite.
+#[cfg(test)]
+fn random_blocks(format: Format, blocks: usize, mut seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; blocks * format.block_bytes()];
+    for block in bytes.chunks_exact_mut(format.block_bytes()) {
+        loop {
+            for byte in &mut *block {
+                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                *byte = (seed >> 40) as u8;
+            }
+            if format.has_finite_scales(block) {
+                break;
+            }
+        }
+    }
+    bytes
+}
 
 /// Values of a fixed generator, in -1..1.
 #[cfg(test)]

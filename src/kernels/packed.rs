@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use super::format::q8_0::{self, BLOCK, Blocks, Q8_0};
 use super::format::{Format, bf16_from_le_bytes, f16_from_le_bytes};
 use super::memory::huge_vec;
+use super::planes::Planes;
 use super::simd::LANES;
 
 /// The values of a [`Packed`] matrix.
@@ -17,6 +18,10 @@ pub enum Panels {
     F16(Vec<f16>),
     BF16(Vec<bf16>),
     Q8_0(Q8_0),
+    /// Of quantised formats.
+    Planes(Planes),
+    /// Rows of a table as a file holds them, with their format.
+    Blocks(Vec<u8>, Format),
 }
 
 /// What a matrix is for.
@@ -38,7 +43,7 @@ impl Use {
     }
 }
 
-/// A matrix of `rows` outputs by `cols` inputs; the last panel is filled up with zeros.
+/// A matrix of `rows` outputs by `cols` inputs; the last panel is filled up with zeros. Quantised formats are kept as they are.
 pub struct Packed {
     pub(super) rows: usize,
     pub(super) cols: usize,
@@ -48,18 +53,28 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// A matrix of zeros, to be filled by [`fill`](Self::fill). It is kept in [`Format::kept`]. `None` if there is no memory for
-    /// its size.
+    /// A matrix of zeros, to be filled by [`fill`](Self::fill). `None` if there is no memory for its size.
     pub fn new(rows: usize, cols: usize, format: Format, purpose: Use) -> Option<Self> {
         let lanes = purpose.lanes();
         let len = |cols: usize| rows.div_ceil(lanes).checked_mul(lanes)?.checked_mul(cols);
-        let panels = match format.kept() {
-            Format::F16 => Panels::F16(zeros(len(cols)?)?),
-            Format::BF16 => Panels::BF16(zeros(len(cols)?)?),
-            Format::Q8_0 => Panels::Q8_0(Q8_0 { values: zeros(len(cols)?)?, scales: zeros(len(cols.div_ceil(BLOCK))?)? }),
-            _ => Panels::F32(zeros(len(cols)?)?),
+        let panels = match (format, purpose) {
+            (Format::F32, _) => Panels::F32(zeros(len(cols)?)?),
+            (Format::F16, _) => Panels::F16(zeros(len(cols)?)?),
+            (Format::BF16, _) => Panels::BF16(zeros(len(cols)?)?),
+            (Format::Q8_0, _) => Panels::Q8_0(Q8_0 { values: zeros(len(cols)?)?, scales: zeros(len(cols.div_ceil(BLOCK))?)? }),
+            (_, Use::Product) => Panels::Planes(Planes::new(&[(rows, format)], cols)?),
+            (_, Use::Lookup) => Panels::Blocks(zeros(rows.checked_mul(format.row_bytes(cols)?)?)?, format),
         };
         Some(Self { rows, cols, lanes, panels })
+    }
+
+    /// The same of rows of several formats, one after another, as they are kept together.
+    pub fn of_parts(parts: &[(usize, Format)], cols: usize, purpose: Use) -> Option<Self> {
+        let rows = parts.iter().try_fold(0usize, |rows, part| rows.checked_add(part.0))?;
+        match kept_together(parts, purpose) {
+            Some(format) => Self::new(rows, cols, format, purpose),
+            None => Some(Self { rows, cols, lanes: LANES, panels: Panels::Planes(Planes::new(parts, cols)?) }),
+        }
     }
 
     /// A matrix of these rows of `cols` values, in F32. `None` if there is no memory for it.
@@ -81,16 +96,26 @@ impl Packed {
 
     /// The bytes of a matrix of this shape.
     pub fn bytes(rows: usize, cols: usize, format: Format, purpose: Use) -> u64 {
-        let rows = rows.next_multiple_of(purpose.lanes());
-        match format.kept() {
-            Format::Q8_0 => Q8_0::bytes(rows, cols),
-            plain => rows as u64 * cols as u64 * plain.block_bytes() as u64,
+        let padded = rows.next_multiple_of(purpose.lanes());
+        match (format, purpose) {
+            (Format::Q8_0, _) => Q8_0::bytes(padded, cols),
+            (Format::F32 | Format::F16 | Format::BF16, _) => padded as u64 * cols as u64 * format.block_bytes() as u64,
+            (_, Use::Product) => Planes::bytes(&[(rows, format)], cols),
+            (_, Use::Lookup) => rows as u64 * format.row_bytes(cols).unwrap_or(usize::MAX) as u64,
+        }
+    }
+
+    /// The bytes of a matrix of these parts.
+    pub fn bytes_of_parts(parts: &[(usize, Format)], cols: usize, purpose: Use) -> u64 {
+        match kept_together(parts, purpose) {
+            Some(format) => Self::bytes(parts.iter().map(|part| part.0).sum(), cols, format, purpose),
+            None => Planes::bytes(parts, cols),
         }
     }
 
     /// Writes whole rows from `first` on, as a file of the format `from` holds them, row after row. Returns `false` if a
     /// finite value does not fit F16, if one cannot be quantised (it is not finite, or too large), or if the scale of a
-    /// stored block is not finite.
+    /// stored block is not finite. Nothing is quantised to formats that are not written, and `false` as well.
     pub fn fill(&mut self, first: usize, bytes: &[u8], from: Format) -> bool {
         let (cols, lanes) = (self.cols, self.lanes);
         let row_bytes = from.row_bytes(cols).expect("whole blocks");
@@ -100,6 +125,13 @@ impl Packed {
             (Panels::F16(to), Format::F16) => scatter(to, cols, lanes, first, bytes.as_chunks().0, f16::from_le_bytes),
             (Panels::BF16(to), Format::BF16) => scatter(to, cols, lanes, first, bytes.as_chunks().0, bf16::from_le_bytes),
             (Panels::Q8_0(to), Format::Q8_0) => return scatter_blocks(to, cols, lanes, first, q8_0::read(bytes)),
+            (Panels::Planes(to), quantised) => return to.fill(first, bytes, quantised),
+            (Panels::Blocks(to, format), quantised) => {
+                if *format != quantised || !quantised.has_finite_scales(bytes) {
+                    return false;
+                }
+                to[first * row_bytes..][..bytes.len()].copy_from_slice(bytes);
+            }
             (_, Format::F32) => return self.convert(first, bytes.as_chunks().0, f32::from_le_bytes),
             (_, Format::F16) => return self.convert(first, bytes.as_chunks().0, f16_from_le_bytes),
             (_, Format::BF16) => return self.convert(first, bytes.as_chunks().0, bf16_from_le_bytes),
@@ -141,6 +173,7 @@ impl Packed {
                 let values: Vec<f32> = from.iter().map(|x| widen(*x)).collect();
                 fits = scatter_blocks(to, cols, lanes, first, q8_0::quantise(&values, cols));
             }
+            Panels::Planes(_) | Panels::Blocks(..) => fits = false,
         }
         fits
     }
@@ -164,8 +197,22 @@ impl Packed {
             Panels::F16(p) => gather(p, self.lanes, row, out, f16::to_f32),
             Panels::BF16(p) => gather(p, self.lanes, row, out, bf16::to_f32),
             Panels::Q8_0(p) => p.row(row, self.lanes, out),
+            Panels::Planes(p) => p.row(row, out),
+            Panels::Blocks(p, format) => {
+                let row_bytes = p.len() / self.rows;
+                format.widen_into(&p[row * row_bytes..][..row_bytes], out);
+            }
         }
     }
+}
+
+/// The one format of rows of these, or the one that holds all of them; `None` if each keeps its own.
+fn kept_together(parts: &[(usize, Format)], purpose: Use) -> Option<Format> {
+    let (_, format) = *parts.first()?;
+    if parts.iter().all(|part| part.1 == format) {
+        return Some(format);
+    }
+    if purpose == Use::Product && Planes::can_hold(parts) { None } else { Some(Format::F32) }
 }
 
 fn zeros<T: Copy + Default>(len: usize) -> Option<Vec<T>> {
@@ -260,16 +307,18 @@ mod tests {
     #[test]
     fn a_format_without_panels_is_widened_in_any_pieces() {
         let (rows, cols) = (37, 256);
-        for from in Format::all().filter(|format| format.kept() != *format) {
-            // Any bytes but for those of scales that are not finite: zeros above the lowest bits.
-            let bytes = rows * from.row_bytes(cols).unwrap();
-            let blocks: Vec<u8> = (0..bytes).map(|i| (i * 7 % 61) as u8).collect();
+        for from in Format::all().filter(|format| format.is_quantised()) {
+            let row_bytes = from.row_bytes(cols).unwrap();
+            // Any bytes but for those of scales that are not finite, and of values beyond F16: zeros above the lowest bits.
+            let blocks: Vec<u8> = (0..rows * row_bytes).map(|i| (i * 7 % 61) as u8).collect();
             let want = from.widen(&blocks);
             assert_eq!(want.len(), rows * cols);
-            for (kept, purpose) in [(from, Use::Product), (Format::F32, Use::Lookup), (Format::F16, Use::Product)] {
+            for (kept, purpose) in
+                [(from, Use::Product), (from, Use::Lookup), (Format::F32, Use::Lookup), (Format::F16, Use::Product)]
+            {
                 for piece in [1, 7, 16, 37] {
                     let mut packed = Packed::new(rows, cols, kept, purpose).unwrap();
-                    for (i, part) in blocks.chunks(piece * from.row_bytes(cols).unwrap()).enumerate() {
+                    for (i, part) in blocks.chunks(piece * row_bytes).enumerate() {
                         assert!(packed.fill(i * piece, part, from), "{from:?}");
                     }
                     for (r, want) in want.chunks(cols).enumerate() {
@@ -281,13 +330,43 @@ mod tests {
                     }
                 }
             }
-            assert_eq!(Packed::bytes(rows, cols, from, Use::Product), 48 * 256 * 4);
+            assert_eq!(Packed::bytes(rows, cols, from, Use::Lookup), (rows * row_bytes) as u64);
+        }
+    }
+
+    #[test]
+    fn numbers_are_not_written_in_formats_that_are_only_read() {
+        for purpose in [Use::Product, Use::Lookup] {
+            let mut packed = Packed::new(3, 256, Format::Q4_K, purpose).unwrap();
+            assert!(!packed.fill_f32(0, &[1.0; 256]) && !packed.fill(0, &[0; 1024], Format::F32));
+            assert!(!packed.fill(0, &[0; 210], Format::Q6_K));
+        }
+    }
+
+    #[test]
+    fn parts_of_different_formats_stay_what_they_are_where_panels_allow() {
+        let bytes = |parts: &[(usize, Format)], purpose| {
+            let packed = Packed::of_parts(parts, 256, purpose).unwrap();
+            assert_eq!(packed.rows(), parts.iter().map(|part| part.0).sum::<usize>());
+            (Packed::bytes_of_parts(parts, 256, purpose), matches!(packed.panels, Panels::F32(_)))
+        };
+        let of = |rows, format| Packed::bytes(rows, 256, format, Use::Product);
+        let (q4_k, q6_k) = ((32, Format::Q4_K), (16, Format::Q6_K));
+        assert_eq!(bytes(&[q4_k, q6_k], Use::Product), (of(32, Format::Q4_K) + of(16, Format::Q6_K), false));
+        assert_eq!(bytes(&[q4_k, q4_k], Use::Product), (of(64, Format::Q4_K), false));
+        assert_eq!(bytes(&[q4_k, (8, Format::Q8_0)], Use::Product), (of(32, Format::Q4_K) + of(16, Format::Q8_0), false));
+        for (parts, purpose) in
+            [([(24, Format::Q4_K), q6_k], Use::Product), ([q4_k, (16, Format::F16)], Use::Product), ([q4_k, q6_k], Use::Lookup)]
+        {
+            let rows = parts[0].0 + parts[1].0;
+            assert_eq!(bytes(&parts, purpose), (Packed::bytes(rows, 256, Format::F32, purpose), true));
         }
     }
 
     #[test]
     fn a_scale_that_is_not_finite_is_reported_whatever_it_is_kept_in() {
         let bad = [f16::INFINITY.to_le_bytes().as_slice(), &[0; 142]].concat();
+        assert!(!Packed::new(1, 256, Format::Q4_K, Use::Lookup).unwrap().fill(0, &bad, Format::Q4_K));
         let blocks = [vec![0; 17 * 144], bad].concat();
         for kept in [Format::Q4_K, Format::F16, Format::BF16, Format::Q8_0] {
             let mut packed = Packed::new(18, 256, kept, Use::Product).unwrap();
@@ -310,5 +389,9 @@ mod tests {
         assert!(Packed::new(1 << 30, 1 << 20, Format::F32, Use::Product).is_none());
         assert!(Packed::new(usize::MAX / 2, 8, Format::F32, Use::Lookup).is_none());
         assert!(Packed::new(1 << 30, 1 << 20, Format::Q8_0, Use::Product).is_none());
+        for purpose in [Use::Product, Use::Lookup] {
+            assert!(Packed::new(1 << 32, 1 << 20, Format::Q4_K, purpose).is_none());
+            assert!(Packed::new(usize::MAX / 2, 256, Format::Q4_K, purpose).is_none());
+        }
     }
 }

@@ -14,10 +14,16 @@ pub const LANES: usize = 16;
 pub trait Simd: Copy + 'static {
     /// Sixteen F32.
     type V: Copy;
+    /// Sixteen whole numbers of 32 bits.
+    type I: Copy;
+    /// Sixteen F32 that are looked up.
+    type Table: Copy;
     /// Whether `fma` rounds once.
     const FUSED: bool;
     /// Whether the registers hold twelve rows by two vectors of sums; else six rows by one.
     const WIDE: bool;
+    /// Whether `lookup` costs less than the arithmetic of a code.
+    const LOOKS_UP: bool;
     unsafe fn splat(x: f32) -> Self::V;
     /// Reads sixteen values, of any alignment.
     unsafe fn load(p: *const f32) -> Self::V;
@@ -28,6 +34,30 @@ pub trait Simd: Copy + 'static {
     unsafe fn store(p: *mut f32, v: Self::V);
     /// `a * b + c`.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn splat_u32(x: u32) -> Self::I;
+    /// Reads sixteen numbers of 32 bits, of any alignment.
+    unsafe fn load_u32(p: *const u8) -> Self::I;
+    /// Reads sixteen bytes.
+    unsafe fn load_u8(p: *const u8) -> Self::I;
+    unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn xor(a: Self::I, b: Self::I) -> Self::I;
+    /// To the left by fewer than 32 bits.
+    unsafe fn shl(a: Self::I, bits: u32) -> Self::I;
+    /// To the right, with zeros from the left.
+    unsafe fn shr(a: Self::I, bits: u32) -> Self::I;
+    /// To the right, with copies of the sign.
+    unsafe fn sar(a: Self::I, bits: u32) -> Self::I;
+    /// The nearest F32 of signed numbers.
+    unsafe fn to_f32(a: Self::I) -> Self::V;
+    /// The F32 of these bits.
+    unsafe fn from_bits(a: Self::I) -> Self::V;
+    unsafe fn table(values: &[f32; LANES]) -> Self::Table;
+    /// The values of a table that the lowest four bits stand for; the others are not looked at.
+    unsafe fn lookup(table: Self::Table, a: Self::I) -> Self::V;
+    /// Runs a kernel as a function of its own, which its callers share.
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output;
 
     /// The same values; what is read through the pointer from here on comes after both in the program. Costs no instruction.
     #[inline(always)]
@@ -162,9 +192,12 @@ pub struct Portable;
 
 impl Simd for Portable {
     type V = [f32; LANES];
+    type I = [u32; LANES];
+    type Table = [f32; LANES];
     // Without the instruction `mul_add` is a call into the C library.
     const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
     const WIDE: bool = false;
+    const LOOKS_UP: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -199,11 +232,79 @@ impl Simd for Portable {
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         std::array::from_fn(|i| Self::fma1(a[i], b[i], c[i]))
     }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn splat_u32(x: u32) -> Self::I {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load_u32(p: *const u8) -> Self::I {
+        // SAFETY: the caller vouches for sixteen readable numbers.
+        unsafe { p.cast::<[[u8; 4]; LANES]>().read_unaligned() }.map(u32::from_le_bytes)
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> Self::I {
+        // SAFETY: the caller vouches for sixteen readable bytes.
+        unsafe { p.cast::<[u8; LANES]>().read_unaligned() }.map(u32::from)
+    }
+    #[inline(always)]
+    unsafe fn and(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i] & b[i])
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    unsafe fn xor(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i] ^ b[i])
+    }
+    #[inline(always)]
+    unsafe fn shl(a: Self::I, bits: u32) -> Self::I {
+        a.map(|a| a << bits)
+    }
+    #[inline(always)]
+    unsafe fn shr(a: Self::I, bits: u32) -> Self::I {
+        a.map(|a| a >> bits)
+    }
+    #[inline(always)]
+    unsafe fn sar(a: Self::I, bits: u32) -> Self::I {
+        a.map(|a| (a.cast_signed() >> bits).cast_unsigned())
+    }
+    #[inline(always)]
+    unsafe fn to_f32(a: Self::I) -> Self::V {
+        a.map(|a| a.cast_signed() as f32)
+    }
+    #[inline(always)]
+    unsafe fn from_bits(a: Self::I) -> Self::V {
+        a.map(f32::from_bits)
+    }
+    #[inline(always)]
+    unsafe fn table(values: &[f32; LANES]) -> Self::Table {
+        *values
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: Self::Table, a: Self::I) -> Self::V {
+        a.map(|a| table[a as usize % LANES])
+    }
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        #[inline(never)]
+        unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+            // SAFETY: `Portable` uses no instruction beyond the target's baseline.
+            unsafe { kernel.run::<Portable>() }
+        }
+        // SAFETY: as above.
+        unsafe { run(kernel) }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{LANES, Simd};
+    use super::{Kernel, LANES, Simd};
     use half::{bf16, f16};
     use std::arch::asm;
     use std::arch::x86_64::*;
@@ -216,8 +317,11 @@ mod x86 {
     // SAFETY (all blocks of this implementation): the trait's contract: the processor has AVX-512, pointers are good for sixteen values.
     impl Simd for Avx512 {
         type V = __m512;
+        type I = __m512i;
+        type Table = __m512;
         const FUSED: bool = true;
         const WIDE: bool = true;
+        const LOOKS_UP: bool = true;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> __m512 {
@@ -255,6 +359,81 @@ mod x86 {
             unsafe { _mm512_fmadd_ps(a, b, c) }
         }
         #[inline(always)]
+        unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn splat_u32(x: u32) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_set1_epi32(x.cast_signed()) }
+        }
+        #[inline(always)]
+        unsafe fn load_u32(p: *const u8) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_loadu_si512(p.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn load_u8(p: *const u8) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn and(a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_and_si512(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_or_si512(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn xor(a: __m512i, b: __m512i) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_xor_si512(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn shl(a: __m512i, bits: u32) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_sll_epi32(a, _mm_cvtsi32_si128(bits.cast_signed())) }
+        }
+        #[inline(always)]
+        unsafe fn shr(a: __m512i, bits: u32) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_srl_epi32(a, _mm_cvtsi32_si128(bits.cast_signed())) }
+        }
+        #[inline(always)]
+        unsafe fn sar(a: __m512i, bits: u32) -> __m512i {
+            // SAFETY: see above.
+            unsafe { _mm512_sra_epi32(a, _mm_cvtsi32_si128(bits.cast_signed())) }
+        }
+        #[inline(always)]
+        unsafe fn to_f32(a: __m512i) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_cvtepi32_ps(a) }
+        }
+        #[inline(always)]
+        unsafe fn from_bits(a: __m512i) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_castsi512_ps(a) }
+        }
+        #[inline(always)]
+        unsafe fn table(values: &[f32; LANES]) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_loadu_ps(values.as_ptr()) }
+        }
+        #[inline(always)]
+        unsafe fn lookup(table: __m512, a: __m512i) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_permutexvar_ps(a, table) }
+        }
+        #[inline(always)]
+        unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+            // SAFETY: see above.
+            unsafe { super::run_avx512(kernel) }
+        }
+        #[inline(always)]
         unsafe fn then(v: __m512, w: __m512, p: *const f32) -> (__m512, __m512, *const f32) {
             // SAFETY: see above.
             unsafe { then(v, w, p) }
@@ -279,8 +458,11 @@ mod x86 {
     // SAFETY (all blocks of this implementation): the trait's contract: the processor has AVX2, FMA and F16C, pointers are good for sixteen values.
     impl Simd for Avx2 {
         type V = [__m256; 2];
+        type I = [__m256i; 2];
+        type Table = [__m256; 2];
         const FUSED: bool = true;
         const WIDE: bool = false;
+        const LOOKS_UP: bool = false;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self::V {
@@ -323,5 +505,99 @@ mod x86 {
             // SAFETY: see above.
             unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
         }
+        #[inline(always)]
+        unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+        }
+        #[inline(always)]
+        unsafe fn splat_u32(x: u32) -> Self::I {
+            // SAFETY: see above.
+            unsafe { [_mm256_set1_epi32(x.cast_signed()); 2] }
+        }
+        #[inline(always)]
+        unsafe fn load_u32(p: *const u8) -> Self::I {
+            // SAFETY: see above.
+            unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(4 * HALF).cast())] }
+        }
+        #[inline(always)]
+        unsafe fn load_u8(p: *const u8) -> Self::I {
+            // SAFETY: see above.
+            unsafe {
+                [_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())), _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(HALF).cast()))]
+            }
+        }
+        #[inline(always)]
+        unsafe fn and(a: Self::I, b: Self::I) -> Self::I {
+            // SAFETY: see above.
+            unsafe { [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])] }
+        }
+        #[inline(always)]
+        unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
+            // SAFETY: see above.
+            unsafe { [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])] }
+        }
+        #[inline(always)]
+        unsafe fn xor(a: Self::I, b: Self::I) -> Self::I {
+            // SAFETY: see above.
+            unsafe { [_mm256_xor_si256(a[0], b[0]), _mm256_xor_si256(a[1], b[1])] }
+        }
+        #[inline(always)]
+        unsafe fn shl(a: Self::I, bits: u32) -> Self::I {
+            // SAFETY: see above.
+            unsafe {
+                let bits = _mm_cvtsi32_si128(bits.cast_signed());
+                [_mm256_sll_epi32(a[0], bits), _mm256_sll_epi32(a[1], bits)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn shr(a: Self::I, bits: u32) -> Self::I {
+            // SAFETY: see above.
+            unsafe {
+                let bits = _mm_cvtsi32_si128(bits.cast_signed());
+                [_mm256_srl_epi32(a[0], bits), _mm256_srl_epi32(a[1], bits)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn sar(a: Self::I, bits: u32) -> Self::I {
+            // SAFETY: see above.
+            unsafe {
+                let bits = _mm_cvtsi32_si128(bits.cast_signed());
+                [_mm256_sra_epi32(a[0], bits), _mm256_sra_epi32(a[1], bits)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn to_f32(a: Self::I) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])] }
+        }
+        #[inline(always)]
+        unsafe fn from_bits(a: Self::I) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [_mm256_castsi256_ps(a[0]), _mm256_castsi256_ps(a[1])] }
+        }
+        #[inline(always)]
+        unsafe fn table(values: &[f32; LANES]) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(HALF))] }
+        }
+        #[inline(always)]
+        unsafe fn lookup(table: Self::V, a: Self::I) -> Self::V {
+            // SAFETY: see above.
+            unsafe { [lookup(table, a[0]), lookup(table, a[1])] }
+        }
+        #[inline(always)]
+        unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+            // SAFETY: see above.
+            unsafe { super::run_avx2(kernel) }
+        }
+    }
+
+    /// A permutation looks at three bits of an index; the fourth chooses the half of the table.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn lookup(table: [__m256; 2], index: __m256i) -> __m256 {
+        let [low, high] = table.map(|half| _mm256_permutevar8x32_ps(half, index));
+        _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)))
     }
 }

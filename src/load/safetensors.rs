@@ -70,6 +70,11 @@ impl<'a> Checkpoint<'a> {
         self
     }
 
+    /// The bytes of a tensor.
+    pub fn bytes(&self, name: &str) -> Option<u64> {
+        self.tensors.get(name).map(|tensor| tensor.len)
+    }
+
     /// A text that says more of the file.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.as_ref()?.get(key).map(String::as_str)

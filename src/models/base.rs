@@ -169,12 +169,10 @@ pub fn parse(json: &Json, defaults: &Defaults) -> Result<Draft> {
 
 /// Keys of any family that ask for another network than the one built here.
 pub fn refuse_what_changes_the_result(json: &Json) -> Result<()> {
-    for key in ["quantization_config", "per_layer_config"] {
-        if json.get(key).is_some() {
-            return Err(json.unsupported(key, "expected none: such checkpoints are not supported"));
-        }
+    match json.get("per_layer_config") {
+        Some(_) => Err(json.unsupported("per_layer_config", "expected none: such checkpoints are not supported")),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// An activation by transformers' name for it.

@@ -34,7 +34,7 @@ struct Architecture {
     /// Whether the converter moved the rows of q and k, so that the halves of a rotated pair are neighbours.
     moves_rows: bool,
     /// What its configuration has beside the usual keys.
-    keys: fn(&mut config::GgufKeys<'_>) -> Result<()>,
+    keys: fn(&mut config::ConfigFields<'_>) -> Result<()>,
 }
 
 const ARCHITECTURES: &[Architecture] = &[

@@ -190,22 +190,25 @@ impl<'a> Weights<'a> {
             }
             parts.push((slot, entry.format(&name)?, entry.row_bytes(&name)?));
         }
-        // Parts of different formats meet in the one that holds them all.
-        let common = if parts.windows(2).all(|pair| pair[0].1 == pair[1].1) { parts[0].1 } else { Format::F32 };
+        // Each part stays what it is, or becomes what all are to be.
         let quant = self.quant.filter(|_| purpose == Use::Product);
-        let kept = quant.or(self.format).unwrap_or(common).kept();
+        let asked = quant.or(self.format);
+        let kept: Vec<_> = parts.iter().map(|(slot, stored, _)| (slot.len(), asked.unwrap_or(*stored))).collect();
         let rows: usize = slots.iter().map(Slot::len).sum();
-        self.bytes += MatrixBuilder::bytes(rows, cols, kept, purpose, self.backend);
+        self.bytes += MatrixBuilder::bytes(&kept, cols, purpose, self.backend);
         self.parameters += rows as u64 * cols as u64;
         self.used.extend(slots.iter().map(|slot| format!("{}.weight", slot.name)));
-        let room = if self.dry { 0 } else { rows };
-        let builder = MatrixBuilder::new(room, cols, kept, purpose, self.backend);
+        let builder = if self.dry {
+            MatrixBuilder::new(0, cols, Format::F32, purpose, self.backend)
+        } else {
+            MatrixBuilder::of_parts(&kept, cols, purpose, self.backend)
+        };
         let mut builder = builder.ok_or_else(|| {
             Error::new(ErrorKind::OutOfMemory, format!("{}.weight: {rows} × {cols} weights do not fit the memory", slots[0].name))
         })?;
         if !self.dry {
             let mut first = 0;
-            for (slot, from, row_bytes) in parts {
+            for ((slot, from, row_bytes), (_, kept)) in parts.into_iter().zip(kept) {
                 for rows in slot.ranges() {
                     let len = rows.len();
                     self.fill(&mut builder, kept, first, (&slot.name, rows), from, row_bytes)?;

@@ -83,13 +83,18 @@ pub struct MatrixBuilder {
 impl MatrixBuilder {
     /// Room for `rows · cols` weights; `None` if there is no memory for them.
     pub fn new(rows: usize, cols: usize, format: Format, purpose: Use, backend: &Backend) -> Option<Self> {
-        let packed = Packed::new(rows, cols, format, layout(purpose, backend))?;
+        Self::of_parts(&[(rows, format)], cols, purpose, backend)
+    }
+
+    /// Room for rows of these formats, one after another, as one matrix.
+    pub fn of_parts(parts: &[(usize, Format)], cols: usize, purpose: Use, backend: &Backend) -> Option<Self> {
+        let packed = Packed::of_parts(&computed(parts, backend), cols, layout(purpose, backend))?;
         Some(Self { packed, backend: backend.clone() })
     }
 
-    /// The bytes that `rows · cols` weights take on a device.
-    pub fn bytes(rows: usize, cols: usize, format: Format, purpose: Use, backend: &Backend) -> u64 {
-        Packed::bytes(rows, cols, format, layout(purpose, backend))
+    /// The bytes that they take on a device.
+    pub fn bytes(parts: &[(usize, Format)], cols: usize, purpose: Use, backend: &Backend) -> u64 {
+        Packed::bytes_of_parts(&computed(parts, backend), cols, layout(purpose, backend))
     }
 
     /// Writes whole rows from `first` on, as a file of the format `from` holds them; `false` if a value does not fit what
@@ -114,7 +119,7 @@ impl MatrixBuilder {
             Panels::F32(values) => Tensor::from_vec(values, shape, &device)?,
             Panels::F16(values) => Tensor::from_vec(values, shape, &device)?,
             Panels::BF16(values) => Tensor::from_vec(values, shape, &device)?,
-            Panels::Q8_0(_) => bail!("a quantised weight met tensor operations"),
+            Panels::Q8_0(_) | Panels::Planes(_) | Panels::Blocks(..) => bail!("a quantised weight met tensor operations"),
         }))
     }
 }
@@ -124,6 +129,15 @@ pub(super) fn f32_matrix(values: &[f32], cols: usize) -> Result<Matrix> {
     let packed = Packed::from_f32(values, cols, Use::Product);
     let packed = packed.ok_or_else(|| OutOfMemory { what: format!("{} values of an adapter", values.len()) })?;
     Ok(Matrix::Cpu(Arc::new(packed)))
+}
+
+/// What a backend keeps the rows of each format in: tensors are of numbers.
+fn computed(parts: &[(usize, Format)], backend: &Backend) -> Vec<(usize, Format)> {
+    let format = |format: Format| match backend {
+        Backend::Tensors(_) if format.is_quantised() => Format::F32,
+        _ => format,
+    };
+    parts.iter().map(|part| (part.0, format(part.1))).collect()
 }
 
 /// A tensor is row after row, as a table for lookups.

@@ -13,13 +13,32 @@
 //! <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>; OCP Microscaling Formats 1.0,
 //! <https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf>.
 
-use super::{FormatRow, each_block, nibbles};
+use super::coding::{CodedBlock, Coding, Levels, Scales};
+use super::{FormatRow, nibbles};
 
-pub const MXFP4: FormatRow =
-    FormatRow::read_only("mxfp4", 39, (32, 17), |b| b[0] <= MAX_EXPONENT, |b, to| each_block(b, to, mxfp4));
+/// Scales are kept with 1 added to the exponent, so that `2^(e - 126)` is no subnormal number, and the bits of it are those of
+/// the byte.
+pub const MXFP4: FormatRow = FormatRow::quantised(
+    "mxfp4",
+    39,
+    (32, 17),
+    |b| b[0] <= MAX_EXPONENT,
+    Coding::new(4, Levels::Table(&TWICE_E2M1), Scales::Float8 { shift: 23, factor: 0.25 }, 32),
+    mxfp4,
+);
 
-/// A scale of E4M3 is finite, or the 0x7f that ggml reads as 0.
-pub const NVFP4: FormatRow = FormatRow::read_only("nvfp4", 40, (64, 36), |_| true, |b, to| each_block(b, to, nvfp4));
+/// A scale of E4M3 is finite, or the 0x7f that ggml reads as 0. Moved to the bits of an F32, its exponent is too low by 127 - 7,
+/// and the scale is halved.
+pub const NVFP4: FormatRow = FormatRow::quantised(
+    "nvfp4",
+    40,
+    (64, 36),
+    |_| true,
+    Coding::new(4, Levels::Table(&TWICE_E2M1), Scales::Float8 { shift: 20, factor: TWO_TO_119 }, 16),
+    nvfp4,
+);
+
+const TWO_TO_119: f32 = f32::from_bits((119 + 127) << 23);
 
 /// 6 · 2^(e - 127) is finite in F32 up to here. 255 stands for NaN.
 const MAX_EXPONENT: u8 = 252;
@@ -27,36 +46,16 @@ const MAX_EXPONENT: u8 = 252;
 /// By nibble: a sign, two bits of exponent, one of mantissa.
 const TWICE_E2M1: [f32; 16] = [0., 1., 2., 3., 4., 6., 8., 12., 0., -1., -2., -3., -4., -6., -8., -12.];
 
-fn mxfp4(block: &[u8; 17], to: &mut [f32; 32]) {
-    let half = half_of_e8m0(block[0]);
-    nibbles(&block[1..], to, |q| TWICE_E2M1[usize::from(q)] * half);
+fn mxfp4(block: &[u8], to: &mut CodedBlock) {
+    to.scales[0] = u16::from(block[0]) + 1;
+    nibbles(&block[1..17], &mut to.codes[..32]);
 }
 
-fn nvfp4(block: &[u8; 36], to: &mut [f32; 64]) {
+fn nvfp4(block: &[u8], to: &mut CodedBlock) {
     let (scales, codes) = block.split_at(4);
-    for ((to, codes), scale) in to.chunks_exact_mut(16).zip(codes.chunks_exact(8)).zip(scales) {
-        let half = half_of_ue4m3(*scale);
-        nibbles(codes, to, |q| TWICE_E2M1[usize::from(q)] * half);
-    }
-}
-
-/// `2^(e - 128)`; below `2^-126` that is a subnormal number.
-fn half_of_e8m0(e: u8) -> f32 {
-    match e {
-        0 | 1 => f32::from_bits(0x0020_0000 << e),
-        _ => f32::from_bits((u32::from(e) - 1) << 23),
-    }
-}
-
-/// Four bits of exponent, biased by 7, and three of mantissa; the highest bit is not looked at.
-fn half_of_ue4m3(bits: u8) -> f32 {
-    if bits == 0x7f {
-        return 0.0;
-    }
-    let (exponent, mantissa) = (u32::from(bits >> 3 & 15), f32::from(bits & 7));
-    match exponent {
-        // The smallest step, 2^-9, and its half.
-        0 => mantissa * (1.0 / 1024.0),
-        _ => (1.0 + mantissa / 8.0) * f32::from_bits((exponent + 127 - 8) << 23),
+    for ((i, to_codes), codes) in to.codes[..64].chunks_exact_mut(16).enumerate().zip(codes.chunks_exact(8)) {
+        // The highest bit is not looked at.
+        to.scales[i] = if scales[i] == 0x7f { 0 } else { u16::from(scales[i] & 0x7f) };
+        nibbles(codes, to_codes);
     }
 }

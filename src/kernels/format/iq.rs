@@ -16,6 +16,10 @@
 //! and IQ2, four in IQ3. A scale is of 32 values in IQ2_XXS, IQ3 and IQ1_S, of 16 in the others. Where
 //! seven of eight signs are stored, an even number of the eight is negative.
 //!
+//! A code here is the number of a level among those of the grid, and above it the sign, or whether an eighth is
+//! taken away. So grids are needed while a file is read only: three or four bits a value then hold what they say.
+//! Scales are odd numbers, and what is left of the factor is a power of two in `d`, where it costs no bit.
+//!
 //! Source: `dequantize_row_iq4_nl` and its neighbours in
 //! <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
 
@@ -23,137 +27,202 @@ mod grids;
 
 use half::f16;
 
-use super::{FormatRow, array_at, each_block, f16_at, nibbles};
+use super::coding::{CodedBlock, Coding, Levels, Scales};
+use super::{FormatRow, array_at, f16_at, nibbles, u16_at};
 use grids::Grid;
 
 const BLOCK: usize = 256;
 
-pub const IQ4_NL: FormatRow =
-    FormatRow::read_only("iq4_nl", 20, (32, 18), |b| f16_at(b, 0).is_finite(), |b, to| each_block(b, to, iq4_nl));
+pub const IQ4_NL: FormatRow = FormatRow::quantised(
+    "iq4_nl",
+    20,
+    (32, 18),
+    |b| f16_at(b, 0).is_finite(),
+    Coding::new(4, Levels::Table(&IQ4), Scales::F16, 32),
+    iq4_nl,
+);
 
-pub const IQ4_XS: FormatRow =
-    FormatRow::read_only("iq4_xs", 23, (BLOCK, 136), |b| f16_at(b, 0).is_finite(), |b, to| each_block(b, to, iq4_xs));
+pub const IQ4_XS: FormatRow = FormatRow::quantised(
+    "iq4_xs",
+    23,
+    (BLOCK, 136),
+    |b| f16_at(b, 0).is_finite(),
+    Coding::new(4, Levels::Table(&IQ4), Scales::TwoLevels, 32),
+    iq4_xs,
+);
 
-pub const IQ3_XXS: FormatRow =
-    FormatRow::read_only("iq3_xxs", 18, (BLOCK, 98), |b| f16_at(b, 0).is_finite(), |b, to| each_block(b, to, iq3_xxs));
+pub const IQ3_XXS: FormatRow = FormatRow::quantised(
+    "iq3_xxs",
+    18,
+    (BLOCK, 98),
+    |b| f16_at(b, 0).is_finite(),
+    Coding::new(4, Levels::Table(&IQ3_XXS_LEVELS), Scales::TwoLevels, 32),
+    iq3_xxs,
+);
 
-pub const IQ3_S: FormatRow =
-    FormatRow::read_only("iq3_s", 21, (BLOCK, 110), |b| f16_at(b, 0).is_finite(), |b, to| each_block(b, to, iq3_s));
+pub const IQ3_S: FormatRow = FormatRow::quantised(
+    "iq3_s",
+    21,
+    (BLOCK, 110),
+    |b| f16_at(b, 0).is_finite(),
+    Coding::new(4, Levels::Table(&IQ3_S_LEVELS), Scales::TwoLevels, 32),
+    iq3_s,
+);
 
-pub const IQ2_XXS: FormatRow =
-    FormatRow::read_only("iq2_xxs", 16, (BLOCK, 66), |b| f16_at(b, 0).is_finite(), |b, to| each_block(b, to, iq2_xxs));
+pub const IQ2_XXS: FormatRow = FormatRow::quantised(
+    "iq2_xxs",
+    16,
+    (BLOCK, 66),
+    |b| f16_at(b, 0).is_finite(),
+    Coding::new(3, Levels::Table(&IQ2_LEVELS), Scales::TwoLevels, 32),
+    iq2_xxs,
+);
 
-pub const IQ2_XS: FormatRow =
-    FormatRow::read_only("iq2_xs", 17, (BLOCK, 74), |b| f16_at(b, 0).is_finite(), |b, to| each_block(b, to, iq2_xs));
+pub const IQ2_XS: FormatRow = FormatRow::quantised(
+    "iq2_xs",
+    17,
+    (BLOCK, 74),
+    |b| f16_at(b, 0).is_finite(),
+    Coding::new(3, Levels::Table(&IQ2_LEVELS), Scales::TwoLevels, 16),
+    iq2_xs,
+);
 
-pub const IQ2_S: FormatRow =
-    FormatRow::read_only("iq2_s", 22, (BLOCK, 82), |b| f16_at(b, 0).is_finite(), |b, to| each_block(b, to, iq2_s));
+pub const IQ2_S: FormatRow = FormatRow::quantised(
+    "iq2_s",
+    22,
+    (BLOCK, 82),
+    |b| f16_at(b, 0).is_finite(),
+    Coding::new(3, Levels::Table(&IQ2_LEVELS), Scales::TwoLevels, 16),
+    iq2_s,
+);
 
-pub const IQ1_S: FormatRow =
-    FormatRow::read_only("iq1_s", 19, (BLOCK, 50), |b| f16_at(b, 0).is_finite(), |b, to| each_block(b, to, iq1_s));
+pub const IQ1_S: FormatRow = FormatRow::quantised(
+    "iq1_s",
+    19,
+    (BLOCK, 50),
+    |b| f16_at(b, 0).is_finite(),
+    Coding::new(3, Levels::Table(&IQ1_LEVELS), Scales::TwoLevels, 32),
+    iq1_s,
+);
 
-pub const IQ1_M: FormatRow =
-    FormatRow::read_only("iq1_m", 29, (BLOCK, 56), |b| iq1_m_scale(b).is_finite(), |b, to| each_block(b, to, iq1_m));
+pub const IQ1_M: FormatRow = FormatRow::quantised(
+    "iq1_m",
+    29,
+    (BLOCK, 56),
+    |b| iq1_m_scale(b).is_finite(),
+    Coding::new(3, Levels::Table(&IQ1_LEVELS), Scales::TwoLevels, 16),
+    iq1_m,
+);
 
 /// Levels that are denser around zero.
 const IQ4: [f32; 16] = [-127., -104., -83., -65., -49., -35., -22., -10., 1., 13., 25., 38., 53., 69., 89., 113.];
+const IQ3_XXS_LEVELS: [f32; 16] = [4., 12., 20., 28., 36., 44., 52., 62., -4., -12., -20., -28., -36., -44., -52., -62.];
+const IQ3_S_LEVELS: [f32; 16] = [1., 3., 5., 7., 9., 11., 13., 15., -1., -3., -5., -7., -9., -11., -13., -15.];
+/// No code is 3 or 7.
+const IQ2_LEVELS: [f32; 8] = [8., 25., 43., 0., -8., -25., -43., 0.];
+/// -1, 0 and 1 plus an eighth, and less it.
+const IQ1_LEVELS: [f32; 8] = [-0.875, 0.125, 1.125, 0., -1.125, -0.125, 0.875, 0.];
 
-fn iq4_nl(block: &[u8; 18], to: &mut [f32; 32]) {
-    let d = f16_at(block, 0);
-    nibbles(&block[2..], to, |q| d * IQ4[usize::from(q)]);
+fn iq4_nl(block: &[u8], to: &mut CodedBlock) {
+    to.scales[0] = u16_at(block, 0);
+    nibbles(&block[2..18], &mut to.codes[..32]);
 }
 
-fn iq4_xs(block: &[u8; 136], to: &mut [f32; BLOCK]) {
-    let (d, high) = (f16_at(block, 0), u16_at(block, 2));
+fn iq4_xs(block: &[u8], to: &mut CodedBlock) {
+    let high = u16_at(block, 2);
     let (low, codes) = (&block[4..8], &block[8..]);
-    for ((i, to), codes) in to.chunks_exact_mut(32).enumerate().zip(codes.chunks_exact(16)) {
-        let scale = u16::from(low[i / 2] >> (i % 2 * 4) & 15) | (high >> (2 * i) & 3) << 4;
-        let scale = d * (f32::from(scale) - 32.0);
-        nibbles(codes, to, |q| scale * IQ4[usize::from(q)]);
+    to.d = f16_at(block, 0);
+    for ((i, to_codes), codes) in to.codes.chunks_exact_mut(32).enumerate().zip(codes.chunks_exact(16)) {
+        let scale = low[i / 2] >> (i % 2 * 4) & 15 | ((high >> (2 * i) & 3) as u8) << 4;
+        to.scales[i] = scale.wrapping_sub(32).into();
+        nibbles(codes, to_codes);
     }
 }
 
-fn iq3_xxs(block: &[u8; 98], to: &mut [f32; BLOCK]) {
-    let d = f16_at(block, 0);
-    let (indices, signs) = (&block[2..66], &block[66..]);
-    for ((i, to), indices) in to.chunks_exact_mut(32).enumerate().zip(indices.chunks_exact(8)) {
+fn iq3_xxs(block: &[u8], to: &mut CodedBlock) {
+    let (indices, signs) = (&block[2..66], &block[66..98]);
+    to.d = f16_at(block, 0) * 0.25;
+    for ((i, to_codes), indices) in to.codes.chunks_exact_mut(32).enumerate().zip(indices.chunks_exact(8)) {
         let signs = u32::from_le_bytes(array_at(signs, 4 * i));
-        let scale = d * (0.5 + (signs >> 28) as f32) * 0.5;
-        for ((l, to), pair) in to.chunks_exact_mut(8).enumerate().zip(indices.chunks_exact(2)) {
+        to.scales[i] = odd((signs >> 28) as u8);
+        for ((l, to), pair) in to_codes.chunks_exact_mut(8).enumerate().zip(indices.chunks_exact(2)) {
             let signs = eight_signs(signs >> (7 * l));
-            point(&mut to[..4], scale, &grids::IQ3_XXS, pair[0].into(), signs);
-            point(&mut to[4..], scale, &grids::IQ3_XXS, pair[1].into(), signs >> 4);
+            point(&mut to[..4], &grids::IQ3_XXS, pair[0].into(), signs);
+            point(&mut to[4..], &grids::IQ3_XXS, pair[1].into(), signs >> 4);
         }
     }
 }
 
-fn iq3_s(block: &[u8; 110], to: &mut [f32; BLOCK]) {
-    let d = f16_at(block, 0);
+fn iq3_s(block: &[u8], to: &mut CodedBlock) {
     let (indices, ninths, signs, scales) = (&block[2..66], &block[66..74], &block[74..106], &block[106..]);
-    for ((i, to), indices) in to.chunks_exact_mut(32).enumerate().zip(indices.chunks_exact(8)) {
-        let scale = d * (1.0 + 2.0 * f32::from(scales[i / 2] >> (i % 2 * 4) & 15));
-        for (j, to) in to.chunks_exact_mut(4).enumerate() {
+    to.d = f16_at(block, 0);
+    for ((i, to_codes), indices) in to.codes.chunks_exact_mut(32).enumerate().zip(indices.chunks_exact(8)) {
+        to.scales[i] = odd(scales[i / 2] >> (i % 2 * 4) & 15);
+        for (j, to) in to_codes.chunks_exact_mut(4).enumerate() {
             let index = u16::from(indices[j]) | u16::from(ninths[i] >> j & 1) << 8;
-            point(to, scale, &grids::IQ3_S, index, signs[4 * i + j / 2] >> (j % 2 * 4));
+            point(to, &grids::IQ3_S, index, signs[4 * i + j / 2] >> (j % 2 * 4));
         }
     }
 }
 
-fn iq2_xxs(block: &[u8; 66], to: &mut [f32; BLOCK]) {
-    let d = f16_at(block, 0);
-    for (to, part) in to.chunks_exact_mut(32).zip(block[2..].chunks_exact(8)) {
+fn iq2_xxs(block: &[u8], to: &mut CodedBlock) {
+    to.d = f16_at(block, 0) * 0.125;
+    for ((i, to_codes), part) in to.codes.chunks_exact_mut(32).enumerate().zip(block[2..].chunks_exact(8)) {
         let signs = u32::from_le_bytes(array_at(part, 4));
-        let scale = d * (0.5 + (signs >> 28) as f32) * 0.25;
-        for (l, to) in to.chunks_exact_mut(8).enumerate() {
-            point(to, scale, &grids::IQ2_XXS, part[l].into(), eight_signs(signs >> (7 * l)));
+        to.scales[i] = odd((signs >> 28) as u8);
+        for (l, to) in to_codes.chunks_exact_mut(8).enumerate() {
+            point(to, &grids::IQ2_XXS, part[l].into(), eight_signs(signs >> (7 * l)));
         }
     }
 }
 
-fn iq2_xs(block: &[u8; 74], to: &mut [f32; BLOCK]) {
-    let (d, scales) = (f16_at(block, 0), &block[66..]);
-    for (i, to) in to.chunks_exact_mut(8).enumerate() {
+fn iq2_xs(block: &[u8], to: &mut CodedBlock) {
+    iq2_scales(block, &block[66..], to);
+    for (i, to) in to.codes.chunks_exact_mut(8).enumerate() {
         let code = u16_at(block, 2 + 2 * i);
-        point(to, iq2_scale(d, scales, i), &grids::IQ2_XS, code & 511, eight_signs(u32::from(code >> 9)));
+        point(to, &grids::IQ2_XS, code & 511, eight_signs(u32::from(code >> 9)));
     }
 }
 
-fn iq2_s(block: &[u8; 82], to: &mut [f32; BLOCK]) {
-    let d = f16_at(block, 0);
-    let (indices, signs, uppers, scales) = (&block[2..34], &block[34..66], &block[66..74], &block[74..]);
-    for (i, to) in to.chunks_exact_mut(8).enumerate() {
+fn iq2_s(block: &[u8], to: &mut CodedBlock) {
+    let (indices, signs, uppers) = (&block[2..34], &block[34..66], &block[66..74]);
+    iq2_scales(block, &block[74..], to);
+    for (i, to) in to.codes.chunks_exact_mut(8).enumerate() {
         let upper = uppers[i / 4] >> (i % 4 * 2) & 3;
         let index = u16::from(indices[i]) | u16::from(upper) << 8;
-        point(to, iq2_scale(d, scales, i), &grids::IQ2_S, index, signs[i]);
+        point(to, &grids::IQ2_S, index, signs[i]);
     }
 }
 
-/// The scale of a run of eight values; two runs share four bits.
-fn iq2_scale(d: f32, scales: &[u8], run: usize) -> f32 {
-    d * (0.5 + f32::from(scales[run / 4] >> (run % 4 / 2 * 4) & 15)) * 0.25
+/// Scales of four bits each, for sixteen values.
+fn iq2_scales(block: &[u8], scales: &[u8], to: &mut CodedBlock) {
+    to.d = f16_at(block, 0) * 0.125;
+    to.scales.iter_mut().enumerate().for_each(|(i, to)| *to = odd(scales[i / 2] >> (i % 2 * 4) & 15));
 }
 
-fn iq1_s(block: &[u8; 50], to: &mut [f32; BLOCK]) {
-    let d = f16_at(block, 0);
-    for (i, to) in to.chunks_exact_mut(32).enumerate() {
+fn iq1_s(block: &[u8], to: &mut CodedBlock) {
+    to.d = f16_at(block, 0);
+    for (i, to_codes) in to.codes.chunks_exact_mut(32).enumerate() {
         let bits = u16_at(block, 34 + 2 * i);
-        let scale = d * f32::from(2 * (bits >> 12 & 7) + 1);
-        for (l, to) in to.chunks_exact_mut(8).enumerate() {
+        to.scales[i] = odd((bits >> 12 & 7) as u8);
+        for (l, to) in to_codes.chunks_exact_mut(8).enumerate() {
             let index = u16::from(block[2 + 4 * i + l]) | (bits >> (3 * l) & 7) << 8;
-            shifted(to, scale, index, bits >> 15 == 1);
+            shifted(to, index, bits >> 15 == 1);
         }
     }
 }
 
-fn iq1_m(block: &[u8; 56], to: &mut [f32; BLOCK]) {
-    let d = iq1_m_scale(block);
+fn iq1_m(block: &[u8], to: &mut CodedBlock) {
     let (indices, uppers) = (&block[..32], &block[32..48]);
-    for (i, to) in to.chunks_exact_mut(8).enumerate() {
-        // A scale is of two runs; four make a u16, a byte of upper bits is of two.
-        let scale = u16_at(block, 48 + i / 8 * 2) >> (i / 2 % 4 * 3) & 7;
-        let upper = uppers[i / 2] >> (i % 2 * 4);
-        let index = u16::from(indices[i]) | u16::from(upper & 7) << 8;
-        shifted(to, d * f32::from(2 * scale + 1), index, upper & 8 != 0);
+    to.d = iq1_m_scale(block);
+    for (i, to_codes) in to.codes.chunks_exact_mut(16).enumerate() {
+        // Four scales make a u16, and a byte of upper bits is of two runs.
+        to.scales[i] = odd((u16_at(block, 48 + i / 4 * 2) >> (i % 4 * 3) & 7) as u8);
+        for (l, to) in to_codes.chunks_exact_mut(8).enumerate() {
+            let upper = uppers[i] >> (4 * l);
+            let index = u16::from(indices[2 * i + l]) | u16::from(upper & 7) << 8;
+            shifted(to, index, upper & 8 != 0);
+        }
     }
 }
 
@@ -163,8 +232,9 @@ fn iq1_m_scale(block: &[u8]) -> f32 {
     f16::from_bits(bits).to_f32()
 }
 
-fn u16_at(block: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes(array_at(block, at))
+/// Twice a half more.
+fn odd(scale: u8) -> u16 {
+    2 * u16::from(scale) + 1
 }
 
 /// Signs of eight values, of which seven bits are stored.
@@ -174,17 +244,13 @@ fn eight_signs(bits: u32) -> u8 {
 }
 
 /// A point of eight or four levels, with a sign each.
-fn point<const N: usize, const BITS: usize>(to: &mut [f32], scale: f32, grid: &Grid<N, BITS>, index: u16, signs: u8) {
-    for ((i, x), level) in to.iter_mut().enumerate().zip(grid.point(index)) {
-        let value = scale * level;
-        *x = if signs >> i & 1 == 1 { -value } else { value };
+fn point<const N: usize, const BITS: usize>(to: &mut [u8], grid: &Grid<N, BITS>, index: u16, signs: u8) {
+    for ((i, code), level) in to.iter_mut().enumerate().zip(grid.point(index)) {
+        *code = level | (signs >> i & 1) << BITS;
     }
 }
 
 /// A point of eight levels, moved up or down by an eighth.
-fn shifted(to: &mut [f32], scale: f32, index: u16, down: bool) {
-    let delta = if down { -0.125 } else { 0.125 };
-    for (x, level) in to.iter_mut().zip(grids::IQ1.point(index)) {
-        *x = scale * (level + delta);
-    }
+fn shifted(to: &mut [u8], index: u16, down: bool) {
+    to.iter_mut().zip(grids::IQ1.point(index)).for_each(|(code, level)| *code = level | u8::from(down) << 2);
 }

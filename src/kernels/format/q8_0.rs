@@ -10,17 +10,17 @@ use std::ops::Range;
 use half::f16;
 
 use super::super::simd::{Kernel, LANES, Simd, dispatch};
-use super::{FormatRow, f16_at};
+use super::coding::{CodedBlock, Coding, Levels, Scales};
+use super::{FormatRow, Values, f16_at, u16_at};
 
 pub const ROW: FormatRow = FormatRow {
     name: "q8_0",
     block: BLOCK,
     bytes: BLOCK_BYTES,
     gguf: 8,
-    panels: true,
     quantises: true,
     finite: |block| f16_at(block, 0).is_finite(),
-    unpack,
+    values: Values::Blocks(Coding::new(8, Levels::Signed, Scales::F16, BLOCK), unpack),
 };
 
 /// Inputs that share a scale.
@@ -45,6 +45,13 @@ pub struct Widened([[f32; LANES]; WIDENED]);
 impl Default for Widened {
     fn default() -> Self {
         Self([[0.0; LANES]; WIDENED])
+    }
+}
+
+impl Widened {
+    /// The first columns.
+    pub fn first(&mut self, columns: usize) -> &mut [[f32; LANES]] {
+        &mut self.0[..columns]
     }
 }
 
@@ -127,12 +134,10 @@ fn parts(block: &[u8; BLOCK_BYTES]) -> (f16, impl Iterator<Item = i8>) {
     (f16::from_le_bytes([*low, *high]), values.iter().map(|q| q.cast_signed()))
 }
 
-fn unpack(bytes: &[u8], to: &mut [f32]) {
-    for (block, to) in bytes.as_chunks().0.iter().zip(to.chunks_exact_mut(BLOCK)) {
-        let (scale, values) = parts(block);
-        let scale = scale.to_f32();
-        to.iter_mut().zip(values).for_each(|(x, q)| *x = f32::from(q) * scale);
-    }
+/// A code is 128 more than the value.
+fn unpack(block: &[u8], to: &mut CodedBlock) {
+    to.scales[0] = u16_at(block, 0);
+    to.codes.iter_mut().zip(&block[2..BLOCK_BYTES]).for_each(|(code, q)| *code = q ^ 0x80);
 }
 
 /// Values and scales, row after row.

@@ -16,56 +16,57 @@
 //! Source: `dequantize_row_tq1_0` and its neighbours in
 //! <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
 
-use super::{FormatRow, each_block, f16_at};
+use super::coding::{CodedBlock, Coding, Levels, Scales};
+use super::{FormatRow, f16_at, u16_at};
+
+const THREE: Levels = Levels::Table(&[-1., 0., 1., 2.]);
+const TWO: Levels = Levels::Table(&[-1., 1.]);
 
 pub const TQ1_0: FormatRow =
-    FormatRow::read_only("tq1_0", 34, (256, 54), |b| f16_at(b, 52).is_finite(), |b, to| each_block(b, to, tq1_0));
+    FormatRow::quantised("tq1_0", 34, (256, 54), |b| f16_at(b, 52).is_finite(), Coding::new(2, THREE, Scales::F16, 256), tq1_0);
 
 pub const TQ2_0: FormatRow =
-    FormatRow::read_only("tq2_0", 35, (256, 66), |b| f16_at(b, 64).is_finite(), |b, to| each_block(b, to, tq2_0));
+    FormatRow::quantised("tq2_0", 35, (256, 66), |b| f16_at(b, 64).is_finite(), Coding::new(2, THREE, Scales::F16, 256), tq2_0);
 
 pub const Q1_0: FormatRow =
-    FormatRow::read_only("q1_0", 41, (128, 18), |b| f16_at(b, 0).is_finite(), |b, to| each_block(b, to, q1_0));
+    FormatRow::quantised("q1_0", 41, (128, 18), |b| f16_at(b, 0).is_finite(), Coding::new(1, TWO, Scales::F16, 128), q1_0);
 
 pub const Q2_0: FormatRow =
-    FormatRow::read_only("q2_0", 42, (64, 18), |b| f16_at(b, 0).is_finite(), |b, to| each_block(b, to, q2_0));
+    FormatRow::quantised("q2_0", 42, (64, 18), |b| f16_at(b, 0).is_finite(), Coding::new(2, THREE, Scales::F16, 64), q2_0);
 
-fn tq1_0(block: &[u8; 54], to: &mut [f32; 256]) {
-    let d = f16_at(block, 52);
-    let mut left = to.as_mut_slice();
+fn tq1_0(block: &[u8], to: &mut CodedBlock) {
+    to.scales[0] = u16_at(block, 52);
+    let mut left = to.codes.as_mut_slice();
     for (run, digits) in [(&block[..32], 5), (&block[32..48], 5), (&block[48..52], 4)] {
-        let values;
-        (values, left) = left.split_at_mut(run.len() * digits);
-        for (values, power) in values.chunks_exact_mut(run.len()).zip([1u8, 3, 9, 27, 81]) {
-            for (x, byte) in values.iter_mut().zip(run) {
-                let digit = (u16::from(byte.wrapping_mul(power)) * 3) >> 8;
-                *x = (f32::from(digit) - 1.0) * d;
+        let codes;
+        (codes, left) = left.split_at_mut(run.len() * digits);
+        for (codes, power) in codes.chunks_exact_mut(run.len()).zip([1u8, 3, 9, 27, 81]) {
+            for (code, byte) in codes.iter_mut().zip(run) {
+                *code = ((u16::from(byte.wrapping_mul(power)) * 3) >> 8) as u8;
             }
         }
     }
 }
 
-fn tq2_0(block: &[u8; 66], to: &mut [f32; 256]) {
-    let d = f16_at(block, 64);
-    for (to, run) in to.chunks_exact_mut(128).zip(block[..64].chunks_exact(32)) {
+fn tq2_0(block: &[u8], to: &mut CodedBlock) {
+    to.scales[0] = u16_at(block, 64);
+    for (to, run) in to.codes.chunks_exact_mut(128).zip(block[..64].chunks_exact(32)) {
         for (to, shift) in to.chunks_exact_mut(32).zip([0, 2, 4, 6]) {
-            for (x, byte) in to.iter_mut().zip(run) {
-                *x = (f32::from(byte >> shift & 3) - 1.0) * d;
-            }
+            to.iter_mut().zip(run).for_each(|(code, byte)| *code = byte >> shift & 3);
         }
     }
 }
 
-fn q1_0(block: &[u8; 18], to: &mut [f32; 128]) {
-    let d = f16_at(block, 0);
-    for (to, byte) in to.chunks_exact_mut(8).zip(&block[2..]) {
-        to.iter_mut().enumerate().for_each(|(i, x)| *x = if byte >> i & 1 == 1 { d } else { -d });
+fn q1_0(block: &[u8], to: &mut CodedBlock) {
+    to.scales[0] = u16_at(block, 0);
+    for (to, byte) in to.codes.chunks_exact_mut(8).zip(&block[2..18]) {
+        to.iter_mut().enumerate().for_each(|(i, code)| *code = byte >> i & 1);
     }
 }
 
-fn q2_0(block: &[u8; 18], to: &mut [f32; 64]) {
-    let d = f16_at(block, 0);
-    for (to, byte) in to.chunks_exact_mut(4).zip(&block[2..]) {
-        to.iter_mut().enumerate().for_each(|(i, x)| *x = (f32::from(byte >> (2 * i) & 3) - 1.0) * d);
+fn q2_0(block: &[u8], to: &mut CodedBlock) {
+    to.scales[0] = u16_at(block, 0);
+    for (to, byte) in to.codes.chunks_exact_mut(4).zip(&block[2..18]) {
+        to.iter_mut().enumerate().for_each(|(i, code)| *code = byte >> (2 * i) & 3);
     }
 }

@@ -5,8 +5,9 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::BLOCK_COLS;
-use super::tile::Columns;
+use super::tile::{ByColumns, Columns, OneRow, PANELS};
 use crate::kernels::format::q8_0::{self, Q8_0, WIDENED, Widened};
+use crate::kernels::planes::{Panel, Planes};
 use crate::kernels::simd::{LANES, Simd};
 
 /// A value that weights are stored as.
@@ -49,7 +50,7 @@ pub trait PanelSource: Copy + Send + Sync {
     type Room: Default;
     /// Columns that are read at once by a single row, and how: widened values would be stored for nobody else.
     const ONCE_COLS: usize;
-    type Once<S: Simd>: Columns<S>;
+    type Once<S: Simd>: OneRow<S>;
 
     /// Columns of a panel of `k` inputs, sixteen values each.
     ///
@@ -77,7 +78,7 @@ impl<W: Weight> PanelSource for &[W] {
     const COLS: usize = BLOCK_COLS;
     type Room = ();
     const ONCE_COLS: usize = BLOCK_COLS;
-    type Once<S: Simd> = *const W;
+    type Once<S: Simd> = ByColumns<*const W>;
 
     #[inline(always)]
     unsafe fn columns<'a, S: Simd>(self, panel: usize, k: usize, columns: Range<usize>, (): &'a mut ()) -> &'a [W]
@@ -88,8 +89,8 @@ impl<W: Weight> PanelSource for &[W] {
     }
 
     #[inline(always)]
-    unsafe fn once<S: Simd>(self, panel: usize, k: usize, columns: Range<usize>) -> *const W {
-        self[(panel * k + columns.start) * LANES..][..columns.len() * LANES].as_ptr()
+    unsafe fn once<S: Simd>(self, panel: usize, k: usize, columns: Range<usize>) -> ByColumns<*const W> {
+        ByColumns(self[(panel * k + columns.start) * LANES..][..columns.len() * LANES].as_ptr())
     }
 }
 
@@ -98,7 +99,7 @@ impl PanelSource for &Q8_0 {
     const COLS: usize = WIDENED;
     type Room = Widened;
     const ONCE_COLS: usize = q8_0::BLOCK;
-    type Once<S: Simd> = q8_0::Block<S>;
+    type Once<S: Simd> = ByColumns<q8_0::Block<S>>;
 
     #[inline(always)]
     unsafe fn columns<'a, S: Simd>(self, panel: usize, k: usize, columns: Range<usize>, room: &'a mut Widened) -> &'a [f32]
@@ -110,9 +111,61 @@ impl PanelSource for &Q8_0 {
     }
 
     #[inline(always)]
-    unsafe fn once<S: Simd>(self, panel: usize, k: usize, columns: Range<usize>) -> q8_0::Block<S> {
+    unsafe fn once<S: Simd>(self, panel: usize, k: usize, columns: Range<usize>) -> ByColumns<q8_0::Block<S>> {
         // SAFETY: passed on from the caller.
-        unsafe { self.block::<S>(panel, k, columns) }
+        ByColumns(unsafe { self.block::<S>(panel, k, columns) })
+    }
+}
+
+impl<'p> PanelSource for &'p Planes {
+    type Value = f32;
+    const COLS: usize = WIDENED;
+    type Room = Widened;
+    const ONCE_COLS: usize = BLOCK_COLS;
+    type Once<S: Simd> = PanelColumns<'p>;
+
+    #[inline(always)]
+    unsafe fn columns<'a, S: Simd>(self, panel: usize, _: usize, columns: Range<usize>, room: &'a mut Widened) -> &'a [f32]
+    where
+        Self: 'a,
+    {
+        let count = columns.len();
+        let room = room.first(WIDENED);
+        // SAFETY: passed on from the caller.
+        unsafe { self.panel(panel).widen::<S>(columns, room) };
+        room[..count].as_flattened()
+    }
+
+    #[inline(always)]
+    unsafe fn once<S: Simd>(self, panel: usize, _: usize, columns: Range<usize>) -> PanelColumns<'p> {
+        PanelColumns { panel: self.panel(panel), first: columns.start }
+    }
+}
+
+/// Columns of a panel of bit planes, from one on.
+#[derive(Clone, Copy)]
+pub struct PanelColumns<'a> {
+    panel: Panel<'a>,
+    first: usize,
+}
+
+impl<S: Simd> OneRow<S> for PanelColumns<'_> {
+    #[inline(always)]
+    unsafe fn multiply<const P: usize>(
+        b: [Self; P],
+        steps: usize,
+        a: *const f32,
+        c: *mut f32,
+        start: Option<&[f32; PANELS * LANES]>,
+    ) {
+        let columns = b[0].first..b[0].first + steps;
+        // SAFETY: `start` has sixteen values for each of at most four panels; the rest is passed on from the caller.
+        unsafe {
+            let from = start.map_or(c.cast_const(), |start| start.as_ptr());
+            let mut sums = from.cast::<[[f32; LANES]; P]>().read();
+            Panel::add_products::<S, P>(b.map(|b| b.panel), columns, a, &mut sums);
+            c.cast::<[[f32; LANES]; P]>().write(sums);
+        }
     }
 }
 

@@ -16,6 +16,39 @@ pub trait Columns<S: Simd>: Copy {
     unsafe fn load(self, offset: usize) -> S::V;
 }
 
+/// Weights of some columns that a single row is multiplied with.
+pub trait OneRow<S: Simd>: Copy {
+    /// `c[p] = start[p] + Σ_k a[k] · b[p][k]`, or added to what `c` holds where `start` is `None`.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `S`; `a` and each `b` are good for `steps`, `c` for `P` vectors.
+    unsafe fn multiply<const P: usize>(
+        b: [Self; P],
+        steps: usize,
+        a: *const f32,
+        c: *mut f32,
+        start: Option<&[f32; PANELS * LANES]>,
+    );
+}
+
+/// Columns as they are read for several rows.
+#[derive(Clone, Copy)]
+pub struct ByColumns<B>(pub B);
+
+impl<S: Simd, B: Columns<S>> OneRow<S> for ByColumns<B> {
+    #[inline(always)]
+    unsafe fn multiply<const P: usize>(
+        b: [Self; P],
+        steps: usize,
+        a: *const f32,
+        c: *mut f32,
+        start: Option<&[f32; PANELS * LANES]>,
+    ) {
+        // SAFETY: passed on from the caller.
+        unsafe { multiply::<S, B, 1, P>(steps, a, 0, 1, b.map(|b| b.0), LANES, c, 0, start) }
+    }
+}
+
 /// Rows of values: where the first is, and the next row and the next step from there.
 #[derive(Clone, Copy)]
 pub struct Left {

@@ -131,6 +131,23 @@ pub fn size(path: &Path) -> Option<u64> {
     fs::metadata(path).ok().filter(fs::Metadata::is_file).map(|metadata| metadata.len())
 }
 
+/// The files of a folder and of its folders, as a repository names them.
+pub fn files(directory: &Path) -> Vec<String> {
+    let list = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).map(str::to_string);
+    let mut found = Vec::new();
+    for path in list(directory) {
+        let Some(own) = name(&path) else { continue };
+        if path.is_dir() {
+            found.extend(list(&path).filter_map(|file| Some(format!("{own}/{}", name(&file)?))));
+        } else if size(&path).is_some() {
+            found.push(own);
+        }
+    }
+    found.sort();
+    found
+}
+
 /// A download on its way to a blob. Whoever has one holds the blob's lock.
 pub struct Partial {
     path: PathBuf,

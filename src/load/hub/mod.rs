@@ -11,6 +11,7 @@ mod client;
 #[cfg(feature = "hf-hub")]
 mod hf_hub;
 mod cache;
+mod gguf;
 
 use std::path::{Path, PathBuf};
 
@@ -88,26 +89,30 @@ impl Hub {
         Ok(Self { download: None, cache: directory(cache)? })
     }
 
-    /// Completes a model in the cache and returns its directory.
+    /// Completes a model in the cache and returns its directory, or its GGUF file: `file`, or that of a repository which has no
+    /// safetensors.
     ///
     /// # Errors
     /// `InvalidArgument` for an impossible name; `NotFound` for a repository, revision or file that does not exist; `Network`;
     /// `Format` for a listing or index that contradicts itself or names files elsewhere; `Io`; what `watch` returns.
-    pub fn fetch(&self, repo: &RepoId, revision: &Revision, watch: &mut dyn Watch) -> Result<PathBuf> {
+    pub fn fetch(&self, repo: &RepoId, revision: &Revision, file: Option<&str>, watch: &mut dyn Watch) -> Result<PathBuf> {
+        if let Some(found) = file.filter(|file| !is_gguf(file)) {
+            return Err(Error::argument(format!("file: expected the name of a .gguf file, found {found:?}")));
+        }
         let cache = Cache::new(&self.cache, repo);
-        let Some(download) = &self.download else { return self.cached(&cache, repo, revision) };
+        let Some(download) = &self.download else { return self.cached(&cache, repo, revision, file) };
         let subject = format!("{}@{}", repo.as_str(), revision.as_str());
         watch.check()?;
         let listing = download.listing(repo, revision, watch).and_then(|text| Listing::parse(&text));
         let listing = listing.map_err(|e| named(e, &subject))?;
         let snapshot = Snapshot { download: &**download, cache, repo, listing };
-        let directory = snapshot.model(watch).map_err(|e| named(e, &subject))?;
+        let path = snapshot.fetch(file, watch).map_err(|e| named(e, &subject))?;
         snapshot.cache.remember(revision, &snapshot.listing.sha, &mut || watch.check())?;
-        Ok(directory)
+        Ok(path)
     }
 
     /// A model without a network. Which optional files it should have nobody knows: what there is must do.
-    fn cached(&self, cache: &Cache, repo: &RepoId, revision: &Revision) -> Result<PathBuf> {
+    fn cached(&self, cache: &Cache, repo: &RepoId, revision: &Revision, file: Option<&str>) -> Result<PathBuf> {
         let missing = |file: &str| {
             let (repo, revision, root) = (repo.as_str(), revision.as_str(), self.cache.display());
             Error::new(
@@ -117,6 +122,15 @@ impl Hub {
         };
         let directory = cache.snapshot(&cache.commit(revision).ok_or_else(|| missing("any file"))?);
         let require = |file: &str| cache::size(&directory.join(file)).map(|_| ()).ok_or_else(|| missing(file));
+        let has_safetensors = [WEIGHTS, INDEX].iter().any(|file| cache::size(&directory.join(file)).is_some());
+        if file.is_some() || !has_safetensors {
+            let names = cache::files(&directory);
+            let names: Vec<&str> = names.iter().map(String::as_str).filter(|name| is_gguf(name)).collect();
+            let subject = format!("{}@{} (offline)", repo.as_str(), revision.as_str());
+            if let Some(files) = gguf::chosen(&names, file).map_err(|e| named(e, &subject))? {
+                return Ok(directory.join(&files[0]));
+            }
+        }
         require(CONFIG)?;
         if cache::size(&directory.join(INDEX)).is_none() || cache::size(&directory.join(WEIGHTS)).is_some() {
             require(WEIGHTS)?;
@@ -146,6 +160,31 @@ struct Snapshot<'a> {
 }
 
 impl Snapshot<'_> {
+    /// The GGUF file, or the directory, of the model.
+    fn fetch(&self, file: Option<&str>, watch: &mut dyn Watch) -> Result<PathBuf> {
+        let has_safetensors = [WEIGHTS, INDEX].iter().any(|file| self.listing.find(file).is_ok());
+        if file.is_some() || !has_safetensors {
+            let names: Vec<&str> = self.listing.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+            if let Some(files) = gguf::chosen(&names, file)? {
+                return self.gguf(&files, watch);
+            }
+        }
+        self.model(watch)
+    }
+
+    /// The files of a GGUF model; returns the first. It holds all that a model needs, so that nothing can be refused before.
+    fn gguf(&self, files: &[String], watch: &mut dyn Watch) -> Result<PathBuf> {
+        let found = files.iter().map(|name| self.listing.find(name)).collect::<Result<Vec<_>>>()?;
+        for file in &found {
+            file.check()?;
+            if !file.rfilename.split('/').all(is_plain) {
+                return Err(Error::format(format!("listing: expected a plain name, found {:?}", file.rfilename)));
+            }
+        }
+        self.all(&found, &[], watch)?;
+        Ok(self.cache.snapshot(&self.listing.sha).join(&files[0]))
+    }
+
     /// The small files, then the weights.
     fn model(&self, watch: &mut dyn Watch) -> Result<PathBuf> {
         let directory = self.cache.snapshot(&self.listing.sha);
@@ -155,7 +194,13 @@ impl Snapshot<'_> {
         small.sort_by_key(|file| &file.rfilename);
         small.dedup_by_key(|file| &file.rfilename);
 
-        let all = || small.iter().chain(&weights);
+        self.all(&weights, &small, watch)?;
+        Ok(directory)
+    }
+
+    /// Brings what the cache lacks; `small` ones first, and with them the chance to refuse the others.
+    fn all(&self, weights: &[&Sibling], small: &[&Sibling], watch: &mut dyn Watch) -> Result<()> {
+        let all = || small.iter().chain(weights);
         let total = all().fold(0, |sum: u64, file| sum.saturating_add(file.size()));
         let finished = all().filter(|file| self.holds(file)).fold(0, |sum: u64, file| sum.saturating_add(file.size()));
         let mut meter = Meter { watch, finished, told: finished, total };
@@ -164,13 +209,15 @@ impl Snapshot<'_> {
             meter.at(0)?;
         }
         small.iter().try_for_each(|file| self.file(file, &mut meter))?;
-        meter.watch.weights_follow(&directory)?;
+        if !small.is_empty() {
+            meter.watch.weights_follow(&self.cache.snapshot(&self.listing.sha))?;
+        }
         weights.iter().try_for_each(|file| self.file(file, &mut meter))?;
         // What another process finished meanwhile was not counted.
         if !complete && meter.told < total {
             meter.at(total)?;
         }
-        Ok(directory)
+        Ok(())
     }
 
     /// The one file of weights, or the index and the shards it names; and those of sentence-transformers' modules.
@@ -332,10 +379,12 @@ pub struct RepoId(String);
 
 impl RepoId {
     /// # Errors
-    /// `InvalidArgument` for what the Hub would not accept as a name; `Unsupported` for a file of a repository.
+    /// `InvalidArgument` for what the Hub would not accept as a name, and for a file of a repository.
     pub fn parse(text: &str) -> Result<Self> {
         if text.to_ascii_lowercase().ends_with(".gguf") {
-            return Err(Error::unsupported(format!("repo_id: {text:?}: GGUF files are not supported, expected owner/name")));
+            return Err(Error::argument(format!(
+                "repo_id: expected owner/name, and its file by the option file, found {text:?}"
+            )));
         }
         // The Hub forbids "--" as well: the cache writes it for the slash.
         let part = |part: &str| is_plain(part) && part.len() <= 96 && !part.starts_with('-') && !part.ends_with(['-', '.']);
@@ -403,6 +452,10 @@ fn is_module_weights(name: &str) -> bool {
 fn is_module(folder: &str) -> bool {
     let number = folder.split_once('_').map(|(number, _)| number);
     is_plain(folder) && number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn is_gguf(name: &str) -> bool {
+    name.len() > 5 && name.to_ascii_lowercase().ends_with(".gguf")
 }
 
 /// One part of a path that is nothing but a name.

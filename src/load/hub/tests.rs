@@ -328,7 +328,7 @@ impl Fixture {
 
     fn fetch_watched(&self, server: &Server, watch: &mut Seen) -> Result<PathBuf> {
         let hub = Hub::new(self.via.download(&server.endpoint())?, Some(self.path()))?;
-        let result = hub.fetch(&RepoId::parse(REPO)?, &Revision::parse("main")?, watch);
+        let result = hub.fetch(&RepoId::parse(REPO)?, &Revision::parse("main")?, None, watch);
         if let Err(error) = &result {
             assert!(!error.details().contains(TOKEN), "{}", error.details());
         }
@@ -340,7 +340,7 @@ impl Fixture {
     }
 
     fn offline(&self) -> Result<PathBuf> {
-        Hub::offline(Some(self.path()))?.fetch(&RepoId::parse(REPO)?, &Revision::parse("main")?, &mut Seen::default())
+        Hub::offline(Some(self.path()))?.fetch(&RepoId::parse(REPO)?, &Revision::parse("main")?, None, &mut Seen::default())
     }
 
     /// Names in blobs/ that are as long as a SHA-256, or end so.
@@ -726,7 +726,7 @@ fn hostile_names_do_not_get_far() {
     for repo in ["gpt2", "a/b", "Qwen/Qwen2.5-0.5B-Instruct", "o_o/a.b-c_d"] {
         assert_eq!(RepoId::parse(repo).unwrap().as_str(), repo);
     }
-    expect(RepoId::parse("a/b/c.gguf"), ErrorKind::Unsupported, &["GGUF"]);
+    expect(RepoId::parse("a/b/c.gguf"), ErrorKind::InvalidArgument, &["repo_id", "file", "c.gguf"]);
     for revision in [
         "", "..", "../main", "a/../b", "/main", "main/", "a//b", ".a", "a/.b", "a\\b", "a:b", "a b", "a\n", "a\0", "x.lock",
         "a..b", "@{1}", "-x",
@@ -825,5 +825,39 @@ fn two_downloads_at_once_share_the_work() {
         assert_eq!(directories[0], directories[1]);
         assert_eq!(std::fs::read(directories[0].join(WEIGHTS)).unwrap(), Repo::random().files[WEIGHTS]);
         assert_eq!(via.files(&server), [CONFIG, WEIGHTS, "tokenizer.json"], "each file is asked for once");
+    }
+}
+
+#[test]
+fn a_gguf_file_is_chosen_downloaded_and_loaded() {
+    let file = |name: &str| std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf").join(name)).unwrap();
+    let repo = || {
+        Repo::default()
+            .with("README.md", "# Tiny")
+            .with(CONFIG, "{}")
+            .with("tiny-Q4_0.gguf", file("qwen2-Q4_0.gguf"))
+            .with("f16/tiny-F16.gguf", file("qwen2-F16.gguf"))
+            .with("mmproj-tiny.gguf", "vision")
+    };
+    for via in CLIENTS {
+        let (fixture, server) = (Fixture::via(via), repo().server());
+        let load = |name: Option<&str>| {
+            let options = LoadOptions { file: name.map(str::to_string), ..fixture.options() };
+            crate::engine::hub::load_from(&server.endpoint(), REPO, &options, None)
+        };
+        expect(load(None), ErrorKind::InvalidArgument, &["file", "tiny-Q4_0.gguf", "f16/tiny-F16.gguf"]);
+        expect(load(Some("tiny-Q8_0.gguf")), ErrorKind::NotFound, &["tiny-Q8_0.gguf", "tiny-Q4_0.gguf"]);
+        expect(load(Some("README.md")), ErrorKind::InvalidArgument, &["file", "README.md"]);
+        assert_eq!(via.files(&server), [] as [&str; 0]);
+        for name in ["tiny-Q4_0.gguf", "f16/tiny-F16.gguf"] {
+            assert_eq!(load(Some(name)).unwrap().architecture(), "qwen2");
+        }
+        assert_eq!(via.files(&server), ["f16/tiny-F16.gguf", "tiny-Q4_0.gguf"]);
+        let offline = |name: Option<&str>| {
+            let options = LoadOptions { file: name.map(str::to_string), offline: true, ..fixture.options() };
+            crate::engine::hub::load_from(&server.endpoint(), REPO, &options, None)
+        };
+        assert!(offline(Some("tiny-F16.gguf")).is_ok());
+        expect(offline(Some("tiny-Q8_0.gguf")), ErrorKind::NotFound, &["tiny-Q8_0.gguf", "offline"]);
     }
 }

@@ -11,12 +11,12 @@ use crate::error::Result;
 use crate::load::{Gguf, Json, Metadata};
 use crate::ops::Pooling;
 
-/// The keys of a config.json in the making.
-pub struct GgufKeys<'a> {
+/// The fields of a config.json in the making.
+pub struct ConfigFields<'a> {
     gguf: &'a Gguf,
     /// In front of the architecture's own keys.
     prefix: &'a str,
-    fields: Map<String, Value>,
+    all: Map<String, Value>,
     /// The divisors of the frequencies that a tensor of the file holds, for short contexts and for long ones.
     factors: Option<[Vec<f32>; 2]>,
     /// The architecture's own keys that something looked at.
@@ -42,14 +42,14 @@ const SETTINGS: [&str; 12] = [
 /// config.json of an architecture.
 pub fn json(gguf: &mut Gguf, architecture: &Architecture) -> Result<Json> {
     let factors = factors(gguf)?;
-    let mut keys = GgufKeys { gguf, prefix: architecture.name, fields: Map::new(), factors, asked: RefCell::default() };
-    keys.set("model_type", architecture.model_type);
-    keys.sizes()?;
-    keys.norms_and_biases()?;
-    keys.rope()?;
-    (architecture.keys)(&mut keys)?;
-    keys.check_settings()?;
-    let text = format!("{:#}\n", Value::Object(keys.fields));
+    let mut fields = ConfigFields { gguf, prefix: architecture.name, all: Map::new(), factors, asked: RefCell::default() };
+    fields.set("model_type", architecture.model_type);
+    fields.sizes()?;
+    fields.norms_and_biases()?;
+    fields.rope()?;
+    (architecture.keys)(&mut fields)?;
+    fields.check_settings()?;
+    let text = format!("{:#}\n", Value::Object(fields.all));
     Json::parse(&format!("{}: config.json", gguf.metadata().name()), &text)
 }
 
@@ -81,7 +81,7 @@ pub fn pooling(gguf: &Gguf, architecture: &Architecture) -> Result<Option<Poolin
     })
 }
 
-impl GgufKeys<'_> {
+impl ConfigFields<'_> {
     fn metadata(&self) -> &Metadata {
         self.gguf.metadata()
     }
@@ -110,7 +110,7 @@ impl GgufKeys<'_> {
     }
 
     fn set(&mut self, field: &str, value: impl Into<Value>) {
-        self.fields.insert(field.to_string(), value.into());
+        self.all.insert(field.to_string(), value.into());
     }
 
     /// A whole number; a list of one for each layer must be of one number.
@@ -392,230 +392,230 @@ enum SeesAll {
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 
-pub fn usual(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.whole_heads()
+pub fn usual(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()
 }
 
-pub fn partly_rotated(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.partial_rotary_factor()
+pub fn partly_rotated(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.partial_rotary_factor()
 }
 
 /// What a file says of its MLP and of its heads of keys is not what it holds: as if it were four times the width, and all heads.
-pub fn phi2(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.partial_rotary_factor()?;
-    if let Some(width) = keys.gguf.tensor("blk.0.ffn_down.weight").and_then(|down| down.entry().shape.last().copied()) {
-        keys.set("intermediate_size", width);
+pub fn phi2(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.partial_rotary_factor()?;
+    if let Some(width) = fields.gguf.tensor("blk.0.ffn_down.weight").and_then(|down| down.entry().shape.last().copied()) {
+        fields.set("intermediate_size", width);
     }
-    let (rows, dim) = (keys.rows("blk.0.attn_k.weight"), keys.head_dim()?);
+    let (rows, dim) = (fields.rows("blk.0.attn_k.weight"), fields.head_dim()?);
     if rows > 0 && dim >= 1.0 {
-        keys.set("num_key_value_heads", rows / dim as usize);
+        fields.set("num_key_value_heads", rows / dim as usize);
     }
     Ok(())
 }
 
-pub fn windows(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    keys.window()?;
-    keys.pattern(SeesAll::Last)
+pub fn windows(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    fields.window()?;
+    fields.pattern(SeesAll::Last)
 }
 
-pub fn llama(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    if keys.count("attention.sliding_window")?.is_some_and(|window| window > 0) {
-        keys.window()?;
-        keys.set("model_type", "mistral");
+pub fn llama(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    if fields.count("attention.sliding_window")?.is_some_and(|window| window > 0) {
+        fields.window()?;
+        fields.set("model_type", "mistral");
     }
     Ok(())
 }
 
-pub fn mistral3(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    if let Some(beta) = keys.number("attention.temperature_scale")? {
-        keys.fields["rope_scaling"]["llama_4_scaling_beta"] = beta.into();
+pub fn mistral3(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    if let Some(beta) = fields.number("attention.temperature_scale")? {
+        fields.all["rope_scaling"]["llama_4_scaling_beta"] = beta.into();
     }
     Ok(())
 }
 
-pub fn command_r(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    let scale = keys.number_or_0("logit_scale")?;
-    keys.set("logit_scale", scale.unwrap_or(1.0));
-    let has_norm = keys.has("blk.0.attn_q_norm.weight");
-    keys.set("use_qk_norm", has_norm);
+pub fn command_r(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    let scale = fields.number_or_0("logit_scale")?;
+    fields.set("logit_scale", scale.unwrap_or(1.0));
+    let has_norm = fields.has("blk.0.attn_q_norm.weight");
+    fields.set("use_qk_norm", has_norm);
     Ok(())
 }
 
-pub fn cohere2(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.needed_number("logit_scale")?;
-    command_r(keys)?;
-    keys.needed_window()?;
-    keys.pattern(SeesAll::Last)
+pub fn cohere2(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.needed_number("logit_scale")?;
+    command_r(fields)?;
+    fields.needed_window()?;
+    fields.pattern(SeesAll::Last)
 }
 
-pub fn granite(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    keys.needed_number("logit_scale")?;
+pub fn granite(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    fields.needed_number("logit_scale")?;
     // llama.cpp's, where nothing is said.
-    let usual = 1.0 / keys.head_dim()?.sqrt();
-    keys.set("attention_multiplier", usual);
+    let usual = 1.0 / fields.head_dim()?.sqrt();
+    fields.set("attention_multiplier", usual);
     for (field, name) in [
         ("attention_multiplier", "attention.scale"),
         ("embedding_multiplier", "embedding_scale"),
         ("residual_multiplier", "residual_scale"),
         ("logits_scaling", "logit_scale"),
     ] {
-        keys.copy(field, name)?;
+        fields.copy(field, name)?;
     }
     Ok(())
 }
 
-pub fn ernie(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    let bias = keys.has("blk.0.attn_q.bias");
-    keys.set("use_bias", bias);
+pub fn ernie(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    let bias = fields.has("blk.0.attn_q.bias");
+    fields.set("use_bias", bias);
     Ok(())
 }
 
-pub fn starcoder2(keys: &mut GgufKeys<'_>) -> Result<()> {
-    ernie(keys)?;
-    keys.window()
+pub fn starcoder2(fields: &mut ConfigFields<'_>) -> Result<()> {
+    ernie(fields)?;
+    fields.window()
 }
 
-pub fn seed_oss(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    let bias = keys.has("blk.0.attn_output.bias");
-    keys.set("attention_out_bias", bias);
+pub fn seed_oss(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    let bias = fields.has("blk.0.attn_output.bias");
+    fields.set("attention_out_bias", bias);
     Ok(())
 }
 
-pub fn stablelm(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.partial_rotary_factor()?;
-    let parallel = keys.flag("use_parallel_residual")?.unwrap_or(false);
-    keys.set("use_parallel_residual", parallel);
-    let (bias, norm) = (keys.has("blk.0.attn_q.bias"), keys.has("blk.0.attn_q_norm.weight"));
-    keys.set("use_qkv_bias", bias);
-    keys.set("qk_layernorm", norm);
+pub fn stablelm(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.partial_rotary_factor()?;
+    let parallel = fields.flag("use_parallel_residual")?.unwrap_or(false);
+    fields.set("use_parallel_residual", parallel);
+    let (bias, norm) = (fields.has("blk.0.attn_q.bias"), fields.has("blk.0.attn_q_norm.weight"));
+    fields.set("use_qkv_bias", bias);
+    fields.set("qk_layernorm", norm);
     Ok(())
 }
 
-pub fn olmo(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    keys.copy("clip_qkv", "attention.clamp_kqv")
+pub fn olmo(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    fields.copy("clip_qkv", "attention.clamp_kqv")
 }
 
 /// OLMo 3 goes by the same name, and has windows.
-pub fn olmo2(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    if keys.count("attention.sliding_window")?.is_none() {
+pub fn olmo2(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    if fields.count("attention.sliding_window")?.is_none() {
         return Ok(());
     }
-    keys.set("model_type", "olmo3");
-    keys.window()?;
-    keys.pattern(SeesAll::Last)?;
-    let theta = keys.fields["rope_theta"].clone();
-    let sliding = keys.number("rope.freq_base_swa")?.map_or_else(|| theta.clone(), Value::from);
-    let mut full = match keys.scaling()? {
+    fields.set("model_type", "olmo3");
+    fields.window()?;
+    fields.pattern(SeesAll::Last)?;
+    let theta = fields.all["rope_theta"].clone();
+    let sliding = fields.number("rope.freq_base_swa")?.map_or_else(|| theta.clone(), Value::from);
+    let mut full = match fields.scaling()? {
         Value::Null => json!({ "rope_type": "default" }),
         scaling => scaling,
     };
     full["rope_theta"] = theta;
-    keys.fields.remove("rope_scaling");
-    keys.set(
+    fields.all.remove("rope_scaling");
+    fields.set(
         "rope_parameters",
         json!({ "full_attention": full, "sliding_attention": { "rope_type": "default", "rope_theta": sliding } }),
     );
     Ok(())
 }
 
-pub fn phi3(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.partial_rotary_factor()?;
-    let original = keys.count("rope.scaling.original_context_length")?;
+pub fn phi3(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.partial_rotary_factor()?;
+    let original = fields.count("rope.scaling.original_context_length")?;
     if let Some(original) = original {
-        keys.set("original_max_position_embeddings", original);
+        fields.set("original_max_position_embeddings", original);
     }
-    keys.window()
+    fields.window()
 }
 
-pub fn gemma2(keys: &mut GgufKeys<'_>) -> Result<()> {
-    windows(keys)?;
-    if keys.fields["sliding_window"].is_null() {
-        keys.set("sliding_window", 4096);
+pub fn gemma2(fields: &mut ConfigFields<'_>) -> Result<()> {
+    windows(fields)?;
+    if fields.all["sliding_window"].is_null() {
+        fields.set("sliding_window", 4096);
     }
     // The first files have none, and every model has these.
     for (name, usual) in [("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)] {
-        let cap = keys.number(name)?.unwrap_or(usual);
-        keys.set(name, cap);
+        let cap = fields.number(name)?.unwrap_or(usual);
+        fields.set(name, cap);
     }
-    query_scale(keys, 46)
+    query_scale(fields, 46)
 }
 
-pub fn gemma3(keys: &mut GgufKeys<'_>) -> Result<()> {
-    windows(keys)?;
-    if keys.fields["sliding_window"].is_null() {
-        keys.set("sliding_window_pattern", 1);
+pub fn gemma3(fields: &mut ConfigFields<'_>) -> Result<()> {
+    windows(fields)?;
+    if fields.all["sliding_window"].is_null() {
+        fields.set("sliding_window_pattern", 1);
     }
-    let theta = keys.number("rope.freq_base_swa")?;
-    keys.set("rope_local_base_freq", theta.unwrap_or(10_000.0));
-    keys.copy("final_logit_softcapping", "final_logit_softcapping")?;
-    query_scale(keys, 62)
+    let theta = fields.number("rope.freq_base_swa")?;
+    fields.set("rope_local_base_freq", theta.unwrap_or(10_000.0));
+    fields.copy("final_logit_softcapping", "final_logit_softcapping")?;
+    query_scale(fields, 62)
 }
 
-pub fn gemma_embedding(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.needed_window()?;
-    gemma3(keys)?;
-    keys.set("use_bidirectional_attention", true);
-    keys.fields.remove("is_causal");
+pub fn gemma_embedding(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.needed_window()?;
+    gemma3(fields)?;
+    fields.set("use_bidirectional_attention", true);
+    fields.all.remove("is_causal");
     Ok(())
 }
 
 /// `query_pre_attn_scalar` is not in the file: it is the width of a head, but for the model with this many layers.
-fn query_scale(keys: &mut GgufKeys<'_>, layers: u32) -> Result<()> {
-    let scalar = if keys.needed("block_count")? == layers {
-        f64::from(keys.needed("embedding_length")?) / f64::from(keys.needed("attention.head_count")?)
+fn query_scale(fields: &mut ConfigFields<'_>, layers: u32) -> Result<()> {
+    let scalar = if fields.needed("block_count")? == layers {
+        f64::from(fields.needed("embedding_length")?) / f64::from(fields.needed("attention.head_count")?)
     } else {
-        keys.head_dim()?
+        fields.head_dim()?
     };
-    keys.set("query_pre_attn_scalar", scalar);
+    fields.set("query_pre_attn_scalar", scalar);
     Ok(())
 }
 
 /// RoBERTa, XLM-R, CamemBERT and DistilBERT go by the same name. Rows of positions that a padding's id would move them by are cut
 /// off, so that all are BERT's.
-pub fn bert(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.set("attention_bias", true);
-    token_types(keys)
+pub fn bert(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.set("attention_bias", true);
+    token_types(fields)
 }
 
-fn token_types(keys: &mut GgufKeys<'_>) -> Result<()> {
-    let types = keys.rows("token_types.weight");
+fn token_types(fields: &mut ConfigFields<'_>) -> Result<()> {
+    let types = fields.rows("token_types.weight");
     let key = "tokenizer.ggml.token_type_count";
     // A model without types is said to have one.
-    if keys.metadata().u32(key)?.is_some_and(|count| count as usize != types.max(1)) {
-        return Err(keys.metadata().expected(key, &format!("{types}, as many as token_types.weight has rows")));
+    if fields.metadata().u32(key)?.is_some_and(|count| count as usize != types.max(1)) {
+        return Err(fields.metadata().expected(key, &format!("{types}, as many as token_types.weight has rows")));
     }
-    keys.set("type_vocab_size", types);
+    fields.set("type_vocab_size", types);
     Ok(())
 }
 
-pub fn modern_bert(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    let window = keys.needed("attention.sliding_window")?;
-    keys.set("local_attention", window);
-    keys.pattern(SeesAll::First)?;
-    let theta = keys.fields["rope_theta"].clone();
-    let local = keys.number("rope.freq_base_swa")?.unwrap_or(10_000.0);
-    keys.set("global_rope_theta", theta);
-    keys.set("local_rope_theta", local);
+pub fn modern_bert(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    let window = fields.needed("attention.sliding_window")?;
+    fields.set("local_attention", window);
+    fields.pattern(SeesAll::First)?;
+    let theta = fields.all["rope_theta"].clone();
+    let local = fields.number("rope.freq_base_swa")?.unwrap_or(10_000.0);
+    fields.set("global_rope_theta", theta);
+    fields.set("local_rope_theta", local);
     // Another one for each kind of layer.
-    keys.fields.remove("rope_theta");
-    let norm_bias = keys.has("output_norm.bias");
-    keys.set("norm_bias", norm_bias);
-    let activation = keys.metadata().text(&keys.key("hidden_activation"))?.unwrap_or("gelu").to_string();
-    keys.set("hidden_activation", activation);
+    fields.all.remove("rope_theta");
+    let norm_bias = fields.has("output_norm.bias");
+    fields.set("norm_bias", norm_bias);
+    let activation = fields.metadata().text(&fields.key("hidden_activation"))?.unwrap_or("gelu").to_string();
+    fields.set("hidden_activation", activation);
     Ok(())
 }
 
-pub fn nomic_bert(keys: &mut GgufKeys<'_>) -> Result<()> {
-    keys.whole_heads()?;
-    token_types(keys)
+pub fn nomic_bert(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    token_types(fields)
 }

@@ -72,6 +72,9 @@ public struct HubModel: Sendable, Hashable {
     public var repository: String
     /// A branch, tag or commit.
     public var revision: String
+    /// Which GGUF file, where the repository has several: `model-Q4_K_M.gguf`. nil = its safetensors, or the one GGUF file there is; of
+    /// several the one whose name says `Q4_K_M`.
+    public var file: String?
     /// The access token for private and gated repositories. Tokens stored on this machine are not looked for.
     public var token: String?
     /// Where downloads are kept, in the layout of Hugging Face's own cache; nil = that cache, in the home directory.
@@ -81,18 +84,23 @@ public struct HubModel: Sendable, Hashable {
 
     /// Names a repository.
     public init(
-        _ repository: String, revision: String = "main", token: String? = nil, cache: URL? = nil, isOffline: Bool = false
+        _ repository: String, revision: String = "main", file: String? = nil, token: String? = nil, cache: URL? = nil,
+        isOffline: Bool = false
     ) {
         self.repository = repository
         self.revision = revision
+        self.file = file
         self.token = token
         self.cache = cache
         self.isOffline = isOffline
     }
 
     func set(_ options: OpaquePointer) throws {
-        for (name, text) in [("repository", repository), ("revision", revision), ("token", token ?? "")] { try requireNoNUL(text, name) }
+        for (name, text) in [("repository", repository), ("revision", revision), ("file", file ?? ""), ("token", token ?? "")] {
+            try requireNoNUL(text, name)
+        }
         mc_model_options_set_hub_revision(options, revision)
+        if let file { mc_model_options_set_file(options, file) }
         if let token { mc_model_options_set_hub_token(options, token) }
         if let cache { mc_model_options_set_hub_cache_dir(options, try cache.nativePath("cache")) }
         mc_model_options_set_offline(options, isOffline)

@@ -8,36 +8,29 @@
 //! Source: `iq2xxs_grid` and its neighbours in
 //! <https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h>.
 
-/// `N` points, whose levels have `BITS` bits each.
+/// `N` points, whose levels are numbered with `BITS` bits each.
 pub struct Grid<const N: usize, const BITS: usize> {
     /// Levels' numbers, the first lowest.
     points: [u16; N],
-    /// What the numbers stand for.
-    levels: [f32; 8],
 }
 
 impl<const N: usize, const BITS: usize> Grid<N, BITS> {
-    /// The levels of a point.
-    pub fn point(&self, index: u16) -> impl Iterator<Item = f32> {
+    /// The numbers of a point's levels.
+    pub fn point(&self, index: u16) -> impl Iterator<Item = u8> {
         let point = self.points[usize::from(index)];
-        (0..u16::BITS as usize / BITS).map(move |i| self.levels[usize::from(point >> (BITS * i)) & ((1 << BITS) - 1)])
+        (0..u16::BITS as usize / BITS).map(move |i| (point >> (BITS * i)) as u8 & ((1 << BITS) - 1))
     }
 
     /// The points of a set: members' digits to the base of `levels`, in rising order.
-    const fn new<const LEVELS: usize>(set: &[u64], levels: [f32; LEVELS]) -> Self {
-        let mut grid = Self { points: [0; N], levels: [0.0; 8] };
-        let mut level = 0;
-        while level < LEVELS {
-            grid.levels[level] = levels[level];
-            level += 1;
-        }
+    const fn new(set: &[u64], levels: usize) -> Self {
+        let mut grid = Self { points: [0; N] };
         let (mut number, mut index) = (0, 0);
         while number < set.len() * 64 {
             if set[number / 64] >> (number % 64) & 1 == 1 {
                 let (mut rest, mut shift) = (number, 0);
                 while rest > 0 {
-                    grid.points[index] |= ((rest % LEVELS) << shift) as u16;
-                    (rest, shift) = (rest / LEVELS, shift + BITS);
+                    grid.points[index] |= ((rest % levels) << shift) as u16;
+                    (rest, shift) = (rest / levels, shift + BITS);
                 }
                 index += 1;
             }
@@ -48,12 +41,12 @@ impl<const N: usize, const BITS: usize> Grid<N, BITS> {
     }
 }
 
-pub static IQ1: Grid<2048, 2> = Grid::new(&IQ1_SET, [-1., 0., 1.]);
-pub static IQ2_XXS: Grid<256, 2> = Grid::new(&IQ2_XXS_SET, [8., 25., 43.]);
-pub static IQ2_XS: Grid<512, 2> = Grid::new(&IQ2_XS_SET, [8., 25., 43.]);
-pub static IQ2_S: Grid<1024, 2> = Grid::new(&IQ2_S_SET, [8., 25., 43.]);
-pub static IQ3_XXS: Grid<256, 3> = Grid::new(&IQ3_XXS_SET, [4., 12., 20., 28., 36., 44., 52., 62.]);
-pub static IQ3_S: Grid<512, 3> = Grid::new(&IQ3_S_SET, [1., 3., 5., 7., 9., 11., 13., 15.]);
+pub static IQ1: Grid<2048, 2> = Grid::new(&IQ1_SET, 3);
+pub static IQ2_XXS: Grid<256, 2> = Grid::new(&IQ2_XXS_SET, 3);
+pub static IQ2_XS: Grid<512, 2> = Grid::new(&IQ2_XS_SET, 3);
+pub static IQ2_S: Grid<1024, 2> = Grid::new(&IQ2_S_SET, 3);
+pub static IQ3_XXS: Grid<256, 3> = Grid::new(&IQ3_XXS_SET, 8);
+pub static IQ3_S: Grid<512, 3> = Grid::new(&IQ3_S_SET, 8);
 
 #[rustfmt::skip] // It would give each word a line.
 const IQ1_SET: [u64; 103] = [

@@ -1,0 +1,158 @@
+//! Checkpoints whose matrices were quantised by others than ggml: MLX, FP8, AWQ, GPTQ and compressed-tensors. A matrix is presented
+//! under its usual name in F32, and made when its rows are read; nothing above knows how it was stored.
+//!
+//! | method | tensors of a module | a weight |
+//! | --- | --- | --- |
+//! | MLX, affine, 2 to 8 bits | `weight` U32 `(N, K·bits/32)`, `scales`, `biases` `(N, K/g)` | `scale · q + bias` |
+//! | FP8 | `weight` F8_E4M3 `(N, K)`, `weight_scale_inv` of blocks or `weight_scale` of rows | `f8 · scale` |
+//! | AWQ | `qweight` I32 `(K, N/8)`, `qzeros` `(K/g, N/8)`, `scales` `(K/g, N)` | `scale · (q - zero)` |
+//! | GPTQ | `qweight` I32 `(K·bits/32, N)`, `qzeros` `(K/g, N·bits/32)`, `scales` `(K/g, N)`, `g_idx` | `scale · (q - zero)` |
+//! | compressed-tensors, packed | `weight_packed` I32 `(N, K·bits/32)`, `weight_scale` `(N, K/g)`, `weight_shape` | `scale · (q - 2^(bits-1))` |
+//!
+//! Sources: <https://github.com/ml-explore/mlx> (`mx.quantize`), transformers' `quantizers`, <https://github.com/casper-hansen/AutoAWQ>,
+//! <https://github.com/AutoGPTQ/AutoGPTQ>, <https://github.com/vllm-project/compressed-tensors>.
+
+mod read;
+
+pub use read::Dequantized;
+
+use super::Json;
+use crate::error::Result;
+
+/// How the matrices of a checkpoint were quantised.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Quantization {
+    Mlx(Mlx),
+    /// Scales of blocks of so many rows and columns; `None` = of rows, or one for all.
+    Fp8 {
+        block: Option<[usize; 2]>,
+    },
+    Awq {
+        group: usize,
+    },
+    Gptq {
+        bits: usize,
+        group: usize,
+        /// Zeros are stored less one.
+        less_one: bool,
+    },
+    /// compressed-tensors, `pack-quantized`.
+    Packed {
+        bits: usize,
+    },
+}
+
+/// MLX's affine quantisation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mlx {
+    pub bits: usize,
+    pub group: usize,
+    /// Modules with other bits and groups.
+    pub modules: Vec<(String, usize, usize)>,
+}
+
+/// The most columns that share a scale.
+const MAX_GROUP: usize = 1 << 20;
+
+impl Quantization {
+    /// What config.json says; `None` for weights that are no codes.
+    ///
+    /// # Errors
+    /// `Unsupported` for a method or a setting of one that is not known, naming it; `Format` for numbers that cannot be.
+    pub fn of(config: &Json) -> Result<Option<Self>> {
+        if let Some(mlx) = config.object("quantization")? {
+            return mlx_of(&mlx).map(Self::Mlx).map(Some);
+        }
+        let Some(json) = config.object("quantization_config")? else { return Ok(None) };
+        let method = json.text("quant_method")?.unwrap_or_default();
+        Ok(Some(match method.as_str() {
+            "fp8" => {
+                if json.text("fmt")?.is_some_and(|fmt| fmt != "e4m3") {
+                    return Err(json.unsupported("fmt", "expected e4m3"));
+                }
+                let block = json.numbers("weight_block_size")?;
+                let block = block.map(|block| match block[..] {
+                    [rows, cols] if [rows, cols].iter().all(|x| x.fract() == 0.0 && (1.0..=MAX_GROUP as f64).contains(x)) => {
+                        Ok([rows as usize, cols as usize])
+                    }
+                    _ => Err(json.invalid("weight_block_size", "expected two whole numbers from 1 on")),
+                });
+                Self::Fp8 { block: block.transpose()? }
+            }
+            "awq" => {
+                if json.text("version")?.is_some_and(|version| !version.eq_ignore_ascii_case("gemm")) {
+                    return Err(json.unsupported("version", "expected gemm"));
+                }
+                if !json.flag("zero_point", true)? {
+                    return Err(json.unsupported("zero_point", "expected true"));
+                }
+                bits(&json, "bits", &[4])?;
+                Self::Awq { group: group(&json, "group_size")? }
+            }
+            "gptq" => {
+                let less_one = json.text("checkpoint_format")?.is_none_or(|format| format != "gptq_v2");
+                Self::Gptq { bits: bits(&json, "bits", &[2, 4, 8])?, group: group(&json, "group_size")?, less_one }
+            }
+            "compressed-tensors" => compressed_of(&json)?,
+            _ => {
+                let known = "expected fp8, awq, gptq, compressed-tensors or MLX's";
+                return Err(json.unsupported("quant_method", known));
+            }
+        }))
+    }
+}
+
+fn bits(json: &Json, key: &str, known: &[usize]) -> Result<usize> {
+    let bits = json.size(key, 64)?;
+    if known.contains(&bits) { Ok(bits) } else { Err(json.unsupported(key, &format!("expected one of {known:?}"))) }
+}
+
+/// Columns of a scale; all where it is -1 or absent.
+fn group(json: &Json, key: &str) -> Result<usize> {
+    match json.number(key)? {
+        None | Some(-1.0) => Ok(0),
+        Some(_) => json.size(key, MAX_GROUP),
+    }
+}
+
+fn mlx_of(json: &Json) -> Result<Mlx> {
+    const BITS: [usize; 6] = [2, 3, 4, 5, 6, 8];
+    if json.text("mode")?.is_some_and(|mode| mode != "affine") {
+        return Err(json.unsupported("mode", "expected affine"));
+    }
+    let (own, group) = (bits(json, "bits", &BITS)?, json.size("group_size", MAX_GROUP)?);
+    let mut modules = Vec::new();
+    for (name, value) in json.value().as_object().into_iter().flatten().filter(|(_, value)| value.is_object()) {
+        let Some(module) = json.object(name)? else { continue };
+        if module.text("mode")?.is_some_and(|mode| mode != "affine") {
+            return Err(module.unsupported("mode", "expected affine"));
+        }
+        let has = |key: &str| value.get(key).is_some();
+        let bits = if has("bits") { bits(&module, "bits", &BITS)? } else { own };
+        let group = if has("group_size") { module.size("group_size", MAX_GROUP)? } else { group };
+        modules.push((name.clone(), bits, group));
+    }
+    Ok(Mlx { bits: own, group, modules })
+}
+
+fn compressed_of(json: &Json) -> Result<Quantization> {
+    let groups = json.object("config_groups")?;
+    let mut found = Vec::new();
+    for name in groups.iter().flat_map(|groups| groups.value().as_object().into_iter().flatten().map(|(name, _)| name)) {
+        let Some(group) = groups.as_ref().map(|groups| groups.object(name)).transpose()?.flatten() else { continue };
+        let Some(weights) = group.object("weights")? else { continue };
+        if !weights.flag("symmetric", true)? {
+            return Err(weights.unsupported("symmetric", "expected true"));
+        }
+        if weights.get("actorder").is_some_and(|order| order.value() != "static") {
+            return Err(weights.unsupported("actorder", "expected null or \"static\""));
+        }
+        let floats = weights.text("type")?.is_some_and(|kind| kind == "float");
+        found.push((floats, bits(&weights, "num_bits", &[4, 8])?));
+    }
+    match (json.text("format")?.as_deref(), found.as_slice()) {
+        (Some("float-quantized"), [(true, 8)]) => Ok(Quantization::Fp8 { block: None }),
+        (Some("pack-quantized"), [(false, bits)]) => Ok(Quantization::Packed { bits: *bits }),
+        _ => Err(json.unsupported("format", "expected pack-quantized or float-quantized, with one group of weights")),
+    }
+}

@@ -1,0 +1,508 @@
+//! Rows of quantised matrices, made when they are read.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+use super::super::ModelTensors;
+use super::super::safetensors::Checkpoint;
+use super::Quantization;
+use crate::error::{Error, ErrorKind, Result};
+use crate::nn::{Entry, TensorSource};
+use crate::ops::Format;
+
+/// A checkpoint with quantised matrices as a source of plain ones.
+pub struct Dequantized<'a> {
+    checkpoint: Checkpoint<'a>,
+    matrices: HashMap<String, Matrix>,
+    /// What stands for a matrix and is none of its own.
+    hidden: HashSet<String>,
+    /// The matrix that was read last, with what all its rows need.
+    last: Option<(String, Loaded)>,
+}
+
+/// A quantised matrix.
+struct Matrix {
+    entry: Entry,
+    /// The name of its module, with a dot behind it.
+    module: String,
+    codes: Codes,
+}
+
+/// How a weight is stored.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Codes {
+    /// A little-endian stream of bits a row; `scale · q + bias` of groups of columns.
+    Mlx { bits: usize, group: usize },
+    /// A byte each; scales of blocks of so many rows and columns.
+    Fp8 { block: [usize; 2] },
+    /// Stored by columns, eight outputs a number in an order of their own.
+    Awq { group: usize },
+    /// Stored by columns, several of them a number.
+    Gptq { bits: usize, group: usize, less_one: bool },
+    /// Several columns a number, from the lowest bits on.
+    Packed { bits: usize, group: usize },
+}
+
+/// In which place of its number AWQ keeps each of eight outputs.
+const AWQ_PLACES: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+
+/// What all rows of a matrix need, in memory.
+#[derive(Default)]
+struct Loaded {
+    scales: Vec<f32>,
+    /// Biases (MLX) or zeros, as many as scales; empty where there are none.
+    offsets: Vec<f32>,
+    /// All codes, where they are stored by columns.
+    codes: Vec<u8>,
+}
+
+impl<'a> Dequantized<'a> {
+    /// # Errors
+    /// `Format` for tensors that do not go together, naming them; `Unsupported` for columns in another order.
+    pub fn new(mut checkpoint: Checkpoint<'a>, quantization: &Quantization) -> Result<Self> {
+        let names: Vec<String> = checkpoint.names().into_iter().map(str::to_string).collect();
+        let (mut matrices, mut hidden) = (HashMap::new(), HashSet::new());
+        // What says that a module is quantised, and what else belongs to it.
+        let (mark, others): (&str, &[&str]) = match quantization {
+            Quantization::Mlx(_) => ("scales", &["biases"]),
+            Quantization::Fp8 { block: Some(_) } => ("weight_scale_inv", &["input_scale", "activation_scale"]),
+            Quantization::Fp8 { block: None } => ("weight_scale", &["input_scale"]),
+            Quantization::Awq { .. } => ("qweight", &["qzeros", "scales"]),
+            Quantization::Gptq { .. } => ("qweight", &["qzeros", "scales", "g_idx"]),
+            Quantization::Packed { .. } => ("weight_packed", &["weight_scale", "weight_shape"]),
+        };
+        for name in &names {
+            let Some(module) = name.strip_suffix(mark).filter(|module| module.ends_with('.')) else { continue };
+            let (shape, codes) = shape(&mut checkpoint, module, quantization)?;
+            let entry = Entry { shape: shape.to_vec(), stored: Ok(Format::F32) };
+            let belongs = others.iter().chain([&mark]).map(|field| format!("{module}{field}"));
+            hidden.extend(belongs.filter(|name| checkpoint.entry(name).is_some()));
+            matrices.insert(format!("{module}weight"), Matrix { entry, module: module.to_string(), codes });
+        }
+        Ok(Self { checkpoint, matrices, hidden, last: None })
+    }
+
+    fn load(&mut self, name: &str) -> Result<()> {
+        if self.last.as_ref().is_some_and(|(last, _)| last == name) {
+            return Ok(());
+        }
+        self.last = None;
+        let Some(matrix) = self.matrices.get(name) else { return Ok(()) };
+        let (module, checkpoint, cols) = (&matrix.module, &mut self.checkpoint, matrix.entry.shape[1]);
+        let mut loaded = Loaded::default();
+        match matrix.codes {
+            Codes::Mlx { .. } => {
+                loaded.scales = floats(checkpoint, &format!("{module}scales"))?;
+                loaded.offsets = floats(checkpoint, &format!("{module}biases"))?;
+            }
+            Codes::Fp8 { .. } => {
+                let inverse = format!("{module}weight_scale_inv");
+                let scale = if checkpoint.entry(&inverse).is_some() { inverse } else { format!("{module}weight_scale") };
+                loaded.scales = floats(checkpoint, &scale)?;
+            }
+            Codes::Awq { .. } => {
+                loaded.scales = floats(checkpoint, &format!("{module}scales"))?;
+                let zeros = bytes(checkpoint, &format!("{module}qzeros"))?;
+                let places = |output: usize| output / 8 * 8 + AWQ_PLACES[output % 8];
+                loaded.offsets = (0..loaded.scales.len())
+                    .map(|i| {
+                        code(&zeros, 4, i / matrix.entry.shape[0] * matrix.entry.shape[0] + places(i % matrix.entry.shape[0]))
+                    })
+                    .map(|zero| zero as f32)
+                    .collect();
+                loaded.codes = bytes(checkpoint, &format!("{module}qweight"))?;
+            }
+            Codes::Gptq { bits, group, less_one } => {
+                let order = format!("{module}g_idx");
+                if checkpoint.entry(&order).is_some() {
+                    let order = bytes(checkpoint, &order)?;
+                    let in_order = |(k, bytes): (usize, &[u8; 4])| u32::from_le_bytes(*bytes) as usize == k / group;
+                    if order.len() != cols * 4 || !order.as_chunks().0.iter().enumerate().all(in_order) {
+                        let message =
+                            format!("{module}g_idx: expected columns in order, found others: act order is not supported");
+                        return Err(Error::unsupported(message));
+                    }
+                }
+                loaded.scales = floats(checkpoint, &format!("{module}scales"))?;
+                let zeros = bytes(checkpoint, &format!("{module}qzeros"))?;
+                // Counted on within their bits, as the reference does.
+                let zero = |i: usize| (code(&zeros, bits, i) + u32::from(less_one)) & ((1 << bits) - 1);
+                loaded.offsets = (0..loaded.scales.len()).map(|i| zero(i) as f32).collect();
+                loaded.codes = bytes(checkpoint, &format!("{module}qweight"))?;
+            }
+            Codes::Packed { .. } => loaded.scales = floats(checkpoint, &format!("{module}weight_scale"))?,
+        }
+        if let Some(x) = loaded.scales.iter().chain(&loaded.offsets).find(|x| !x.is_finite()) {
+            return Err(Error::format(format!("{module}: expected finite scales, found {x}")));
+        }
+        self.last = Some((name.to_string(), loaded));
+        Ok(())
+    }
+
+    /// One row of a matrix that is loaded.
+    fn row(&mut self, name: &str, row: usize, stored: &mut Vec<u8>, out: &mut [f32]) -> Result<()> {
+        let (Some(matrix), Some((_, loaded))) = (self.matrices.get(name), &self.last) else { return Ok(()) };
+        let (rows, cols) = (matrix.entry.shape[0], matrix.entry.shape[1]);
+        let mut read = |field: &str, row_bytes: usize| {
+            resize(stored, row_bytes)?;
+            self.checkpoint.read(&format!("{}{field}", matrix.module), row as u64 * row_bytes as u64, stored)
+        };
+        let Loaded { scales, offsets, codes } = loaded;
+        match matrix.codes {
+            Codes::Mlx { bits, group } => {
+                read("weight", cols * bits / 8)?;
+                let first = row * (cols / group);
+                for (k, out) in out.iter_mut().enumerate() {
+                    let at = first + k / group;
+                    *out = scales[at] * code(stored, bits, k) as f32 + offsets[at];
+                }
+            }
+            Codes::Fp8 { block: [height, width] } => {
+                read("weight", cols)?;
+                let first = row / height * cols.div_ceil(width);
+                for (k, out) in out.iter_mut().enumerate() {
+                    *out = f8_e4m3(stored[k]) * scales[first + k / width];
+                }
+            }
+            Codes::Awq { group } => {
+                let place = row / 8 * 8 + AWQ_PLACES[row % 8];
+                for (k, out) in out.iter_mut().enumerate() {
+                    let at = k / group * rows + row;
+                    *out = scales[at] * (code(codes, 4, k * rows + place) as f32 - offsets[at]);
+                }
+            }
+            Codes::Gptq { bits, group, .. } => {
+                let each = 32 / bits;
+                for (k, out) in out.iter_mut().enumerate() {
+                    let at = k / group * rows + row;
+                    // Columns lie above one another in a number of their own output.
+                    let place = (k / each * rows + row) * each + k % each;
+                    *out = scales[at] * (code(codes, bits, place) as f32 - offsets[at]);
+                }
+            }
+            Codes::Packed { bits, group } => {
+                read("weight_packed", cols.div_ceil(32 / bits) * 4)?;
+                let (first, middle) = (row * cols.div_ceil(group), 1 << (bits - 1));
+                for (k, out) in out.iter_mut().enumerate() {
+                    *out = scales[first + k / group] * (code(stored, bits, k) as i32 - middle) as f32;
+                }
+            }
+        }
+        match out.iter().find(|x| !x.is_finite()) {
+            Some(x) => Err(Error::format(format!("{name}: expected finite weights, found {x} in row {row}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Rows and columns of a quantised matrix, and its codes, from the shapes of its tensors.
+fn shape(checkpoint: &mut Checkpoint<'_>, module: &str, quantization: &Quantization) -> Result<([usize; 2], Codes)> {
+    let two = |field: &str, dtype: &[&str]| -> Result<[usize; 2]> {
+        let name = format!("{module}{field}");
+        let entry = checkpoint.entry(&name).ok_or_else(|| Error::format(format!("{name}: expected this tensor, found none")))?;
+        let found = entry.stored.as_ref().map_or_else(String::as_str, |format| format.name());
+        match entry.shape[..] {
+            [rows, cols] if rows > 0 && cols > 0 && dtype.contains(&found) => Ok([rows, cols]),
+            _ => Err(Error::format(format!("{name}: expected {dtype:?} in two dimensions, found {found} of {:?}", entry.shape))),
+        }
+    };
+    const FLOATS: &[&str] = &["F32", "F16", "BF16"];
+    let bad = |message: String| Err(Error::format(format!("{module}: {message}")));
+    let grouped = |cols: usize, group: usize| if group == 0 { cols } else { group };
+    match quantization {
+        Quantization::Mlx(mlx) => {
+            let name = &module[..module.len() - 1];
+            let own = mlx.modules.iter().find(|(module, ..)| module == name);
+            let (bits, group) = own.map_or((mlx.bits, mlx.group), |(_, bits, group)| (*bits, *group));
+            let ([rows, words], [scale_rows, groups]) = (two("weight", &["U32"])?, two("scales", FLOATS)?);
+            let cols = groups.checked_mul(group).filter(|cols| Some(cols * bits) == words.checked_mul(32));
+            match cols {
+                Some(cols) if scale_rows == rows && two("biases", FLOATS)? == [rows, groups] => {
+                    Ok(([rows, cols], Codes::Mlx { bits, group }))
+                }
+                _ => bad(format!(
+                    "expected {bits} bits and scales of {group} columns, found words {rows} × {words} and scales {scale_rows} × {groups}"
+                )),
+            }
+        }
+        Quantization::Fp8 { block } => {
+            let [rows, cols] = two("weight", &["F8_E4M3"])?;
+            let field = if block.is_some() { "weight_scale_inv" } else { "weight_scale" };
+            let name = format!("{module}{field}");
+            let found = checkpoint.entry(&name).map(|entry| entry.shape.iter().product::<usize>()).unwrap_or(0);
+            let block = match block {
+                Some(block) => *block,
+                None if found == 1 => [rows, cols],
+                None => [1, cols],
+            };
+            let expected = rows.div_ceil(block[0]) * cols.div_ceil(block[1]);
+            if found == expected {
+                Ok(([rows, cols], Codes::Fp8 { block }))
+            } else {
+                bad(format!("{field}: expected {expected} scales, found {found}"))
+            }
+        }
+        Quantization::Awq { group } => {
+            let [cols, words] = two("qweight", &["I32"])?;
+            let (rows, group) = (words.saturating_mul(8), grouped(cols, *group));
+            let groups = cols / group.max(1);
+            let fits = cols.is_multiple_of(group)
+                && two("scales", FLOATS)? == [groups, rows]
+                && two("qzeros", &["I32"])? == [groups, words];
+            if fits {
+                Ok(([rows, cols], Codes::Awq { group }))
+            } else {
+                bad(format!("expected scales and zeros of {group} columns of {rows} × {cols} weights"))
+            }
+        }
+        Quantization::Gptq { bits, group, less_one } => {
+            let [words, rows] = two("qweight", &["I32"])?;
+            let cols = words.saturating_mul(32 / bits);
+            let group = grouped(cols, *group);
+            let groups = cols / group.max(1);
+            let zeros = [groups, rows / (32 / bits)];
+            let fits = cols.is_multiple_of(group)
+                && rows.is_multiple_of(32 / bits)
+                && two("scales", FLOATS)? == [groups, rows]
+                && two("qzeros", &["I32"])? == zeros;
+            let codes = Codes::Gptq { bits: *bits, group, less_one: *less_one };
+            if fits {
+                Ok(([rows, cols], codes))
+            } else {
+                bad(format!("expected scales and zeros of {group} columns of {rows} × {cols} weights"))
+            }
+        }
+        Quantization::Packed { bits } => {
+            let ([rows, words], [scale_rows, groups]) = (two("weight_packed", &["I32"])?, two("weight_scale", FLOATS)?);
+            for field in ["weight_g_idx", "weight_zero_point"] {
+                if checkpoint.entry(&format!("{module}{field}")).is_some() {
+                    return Err(Error::unsupported(format!("{module}{field}: expected none: it is not supported")));
+                }
+            }
+            let shape = bytes(checkpoint, &format!("{module}weight_shape"))?;
+            let shape: Vec<u64> = shape.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
+            let cols = match shape[..] {
+                [n, k] if n == rows as u64 && k > 0 && k.div_ceil(32 / *bits as u64) == words as u64 => k as usize,
+                _ => return bad(format!("weight_shape: expected that of {rows} × {words} words, found {shape:?}")),
+            };
+            if scale_rows == rows && cols.is_multiple_of(groups) {
+                Ok(([rows, cols], Codes::Packed { bits: *bits, group: cols / groups }))
+            } else {
+                bad(format!("weight_scale: expected groups of {rows} × {cols} weights, found {scale_rows} × {groups}"))
+            }
+        }
+    }
+}
+
+/// The code of a place in a little-endian stream of bits.
+fn code(stream: &[u8], bits: usize, place: usize) -> u32 {
+    let at = place * bits;
+    let byte = |i: usize| u32::from(stream.get(at / 8 + i).copied().unwrap_or(0));
+    (byte(0) | byte(1) << 8) >> (at % 8) & ((1 << bits) - 1)
+}
+
+/// Four exponent bits, three of a fraction, no infinities: <https://arxiv.org/abs/2209.05433>.
+fn f8_e4m3(byte: u8) -> f32 {
+    let (exponent, fraction) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
+    let value = match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => fraction * 2f32.powi(-9),
+        _ => (1.0 + fraction / 8.0) * 2f32.powi(exponent - 7),
+    };
+    if byte & 0x80 == 0 { value } else { -value }
+}
+
+/// All bytes of a tensor.
+fn bytes(checkpoint: &mut Checkpoint<'_>, name: &str) -> Result<Vec<u8>> {
+    let len = checkpoint.bytes(name).ok_or_else(|| Error::format(format!("{name}: expected this tensor, found none")))?;
+    let mut bytes = Vec::new();
+    resize(&mut bytes, usize::try_from(len).unwrap_or(usize::MAX))?;
+    checkpoint.read(name, 0, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// All values of a small tensor of floats.
+fn floats(checkpoint: &mut Checkpoint<'_>, name: &str) -> Result<Vec<f32>> {
+    let format = checkpoint.entry(name).and_then(|entry| entry.stored.clone().ok());
+    let format = format.ok_or_else(|| Error::format(format!("{name}: expected F32, F16 or BF16, found another type")))?;
+    Ok(format.widen(&bytes(checkpoint, name)?))
+}
+
+fn resize(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
+    buffer.clear();
+    buffer.try_reserve(len).map_err(|e| {
+        Error::new(ErrorKind::OutOfMemory, format!("{len} bytes of a tensor do not fit the memory")).with_source(e)
+    })?;
+    buffer.resize(len, 0);
+    Ok(())
+}
+
+impl TensorSource for Dequantized<'_> {
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.matrices.get(name).map(|matrix| &matrix.entry).or_else(|| self.checkpoint.entry(name))
+    }
+
+    fn names(&self) -> Vec<&str> {
+        let own = self.matrices.keys().map(String::as_str);
+        let is_plain = |name: &&str| !self.hidden.contains(*name) && !self.matrices.contains_key(*name);
+        own.chain(self.checkpoint.names().into_iter().filter(is_plain)).collect()
+    }
+
+    fn read(&mut self, name: &str, offset: u64, into: &mut [u8]) -> Result<()> {
+        let Some(matrix) = self.matrices.get(name) else { return self.checkpoint.read(name, offset, into) };
+        let (rows, cols) = (matrix.entry.shape[0], matrix.entry.shape[1]);
+        let row_bytes = cols as u64 * size_of::<f32>() as u64;
+        let end = offset.checked_add(into.len() as u64).filter(|end| *end <= rows as u64 * row_bytes);
+        let Some(end) = end else {
+            return Err(Error::format(format!("{name}: byte {offset} and {} more pass its rows", into.len())));
+        };
+        self.load(name)?;
+        let (mut values, mut stored) = (Vec::new(), Vec::new());
+        values
+            .try_reserve(cols)
+            .map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("{name}: no room for a row")).with_source(e))?;
+        values.resize(cols, 0f32);
+        let wanted: Range<usize> = (offset / row_bytes) as usize..end.div_ceil(row_bytes) as usize;
+        for row in wanted {
+            self.row(name, row, &mut stored, &mut values)?;
+            resize(&mut stored, row_bytes as usize)?;
+            values.iter().zip(stored.as_chunks_mut().0).for_each(|(x, bytes)| *bytes = x.to_le_bytes());
+            // What of this row was asked for.
+            let first = row as u64 * row_bytes;
+            let (from, to) = (offset.max(first), end.min(first + row_bytes));
+            into[(from - offset) as usize..(to - offset) as usize]
+                .copy_from_slice(&stored[(from - first) as usize..(to - first) as usize]);
+        }
+        Ok(())
+    }
+}
+
+impl ModelTensors for Dequantized<'_> {
+    fn fingerprint(&self) -> u64 {
+        self.checkpoint.fingerprint()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.checkpoint.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::load::Json;
+
+    fn golden(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/quantized").join(name)
+    }
+
+    /// The settings of each file, and how many matrices it holds.
+    const FILES: [(&str, &str); 12] = [
+        ("mlx2", r#"{"quantization": {"bits": 2, "group_size": 32}}"#),
+        ("mlx3", r#"{"quantization": {"bits": 3, "group_size": 32}}"#),
+        ("mlx4", r#"{"quantization": {"bits": 4, "group_size": 64, "mode": "affine"}}"#),
+        ("mlx5", r#"{"quantization": {"bits": 5, "group_size": 32}}"#),
+        ("mlx6", r#"{"quantization": {"bits": 8, "group_size": 32, "m": {"bits": 6, "group_size": 128}}}"#),
+        ("mlx8", r#"{"quantization": {"bits": 8, "group_size": 64}}"#),
+        ("fp8_blocks", r#"{"quantization_config": {"quant_method": "fp8", "weight_block_size": [48, 32]}}"#),
+        (
+            "fp8_rows",
+            r#"{"quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized",
+                "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float", "symmetric": true}}}}}"#,
+        ),
+        ("awq", r#"{"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}}"#),
+        ("gptq4", r#"{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32}}"#),
+        (
+            "gptq8_v2",
+            r#"{"quantization_config": {"quant_method": "gptq", "bits": 8, "group_size": -1, "checkpoint_format": "gptq_v2"}}"#,
+        ),
+        (
+            "packed4",
+            r#"{"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups":
+                {"group_0": {"weights": {"num_bits": 4, "type": "int", "symmetric": true, "group_size": 32}}}}}"#,
+        ),
+    ];
+
+    fn with<T>(name: &str, config: &str, then: impl FnOnce(Result<Dequantized<'_>>) -> T) -> T {
+        let mut on_bytes = |_, _| Ok(());
+        let quantization = Quantization::of(&Json::parse("config.json", config).unwrap()).unwrap().unwrap();
+        let checkpoint = Checkpoint::open_file(&golden(&format!("{name}.safetensors")), &mut on_bytes).unwrap();
+        then(Dequantized::new(checkpoint, &quantization))
+    }
+
+    #[test]
+    fn every_method_has_the_weights_of_its_reference() {
+        for (name, config) in FILES {
+            with(name, config, |source| {
+                let mut source = source.unwrap();
+                let mut names = source.names();
+                names.sort_unstable();
+                assert_eq!(names, ["m.weight", "want"], "{name}");
+                let entry = source.entry("m.weight").unwrap().clone();
+                assert_eq!((&entry, &entry.stored), (source.entry("want").unwrap(), &Ok(Format::F32)), "{name}");
+                let bytes = entry.shape[0] * entry.shape[1] * 4;
+                let (mut found, mut want) = (vec![0; bytes], vec![0; bytes]);
+                source.read("m.weight", 0, &mut found).unwrap();
+                source.read("want", 0, &mut want).unwrap();
+                assert!(found == want, "{name}");
+                // The same in any piece.
+                for (start, len) in [(3, 5), (bytes / 2 - 7, 999), (bytes - 9, 9)] {
+                    let mut piece = vec![0; len];
+                    source.read("m.weight", start as u64, &mut piece).unwrap();
+                    assert_eq!(piece, want[start..start + len], "{name}");
+                }
+                assert!(source.read("m.weight", bytes as u64 - 3, &mut [0; 4]).is_err());
+            });
+        }
+    }
+
+    #[test]
+    fn settings_that_the_tensors_deny_are_named() {
+        for (name, config, says) in [
+            ("mlx4", r#"{"quantization": {"bits": 8, "group_size": 64}}"#, "m.: expected 8 bits"),
+            ("mlx4", r#"{"quantization": {"bits": 4, "group_size": 32}}"#, "m.: expected 4 bits"),
+            ("fp8_blocks", r#"{"quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 32]}}"#, "scale_inv"),
+            ("awq", r#"{"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 48}}"#, "48 columns"),
+            ("gptq4", r#"{"quantization_config": {"quant_method": "gptq", "bits": 8, "group_size": 32}}"#, "m.: expected"),
+            ("packed4", r#"{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32}}"#, ""),
+        ] {
+            with(name, config, |source| match (source, says) {
+                // Nothing of that method is in the file: its own tensors are left over.
+                (Ok(source), "") => assert!(source.entry("m.weight").is_none() && source.names().contains(&"m.weight_packed")),
+                (Ok(_), says) => panic!("{name}: expected {says}"),
+                (Err(error), says) => assert!(error.kind() == ErrorKind::Format && error.message().contains(says), "{error}"),
+            });
+        }
+        with("gptq4_act_order", FILES[9].1, |source| {
+            let error = source.unwrap().read("m.weight", 0, &mut [0; 4]).unwrap_err();
+            assert!(error.kind() == ErrorKind::Unsupported && error.message().contains("g_idx"), "{error}");
+        });
+    }
+
+    #[test]
+    fn methods_that_are_not_known_are_named() {
+        for (config, key) in [
+            (r#"{"quantization_config": {"quant_method": "bitsandbytes"}}"#, "bitsandbytes"),
+            (r#"{"quantization_config": {"quant_method": "mxfp4"}}"#, "mxfp4"),
+            (r#"{"quantization_config": {}}"#, "quant_method"),
+            (r#"{"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}"#, "mxfp4"),
+            (r#"{"quantization": {"bits": 7, "group_size": 32}}"#, "bits"),
+            (r#"{"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}}"#, "gemv"),
+            (r#"{"quantization_config": {"quant_method": "gptq", "bits": 3}}"#, "bits"),
+        ] {
+            let error = Quantization::of(&Json::parse("config.json", config).unwrap()).unwrap_err();
+            assert!(error.kind() == ErrorKind::Unsupported && error.message().contains(key), "{error}");
+        }
+        let group = Quantization::of(&Json::parse("config.json", r#"{"quantization": {"bits": 4}}"#).unwrap()).unwrap_err();
+        assert!(group.message().contains("group_size"), "{group}");
+        assert_eq!(Quantization::of(&Json::parse("config.json", "{}").unwrap()).unwrap(), None);
+    }
+
+    #[test]
+    fn every_byte_of_f8_is_what_the_paper_says() {
+        assert_eq!([0, 1, 7, 8, 0x38, 0x7e].map(f8_e4m3), [0.0, 2f32.powi(-9), 7.0 / 512.0, 2f32.powi(-6), 1.0, 448.0]);
+        assert!(f8_e4m3(0x7f).is_nan() && f8_e4m3(0xff).is_nan() && f8_e4m3(0xb8) == -1.0);
+    }
+}
