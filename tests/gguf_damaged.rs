@@ -427,13 +427,13 @@ fn what_a_file_gets_wrong_is_named() {
             "llama_f32",
             |f| f.set("llama.vocab_size", Value::u32(7)),
             Format,
-            "llama.vocab_size: expected 200, as many as token_embd.weight has rows, found u32 7",
+            "llama.vocab_size: expected 211, as many as token_embd.weight has rows, found u32 7",
         ),
         (
             "llama_f32",
             |f| f.set("tokenizer.ggml.tokens", Value::texts(&["a", "b"])),
             Format,
-            "tokenizer.ggml.tokens: expected 200, as many as token_embd.weight has rows, found a list of 2 text",
+            "tokenizer.ggml.tokens: expected 211, as many as token_embd.weight has rows, found a list of 2 text",
         ),
         // Numbers.
         (
@@ -542,13 +542,16 @@ fn what_a_file_gets_wrong_is_named() {
         ),
         ("llama_f32", |f| f.tensors.clear(), Format, "model.gguf: expected tensors, found a vocabulary alone"),
     ];
+    let mut others = Vec::new();
     for (name, change, kind, message) in cases {
         let mut file = family(name);
         change(&mut file);
-        let error = run(&file.bytes()).map(|_| ()).expect_err(message);
-        assert_eq!(error.kind(), kind, "{name}: {error}");
-        assert!(error.message().contains(message), "{name}: expected {message:?}, found {error}");
+        match run(&file.bytes()) {
+            Err(error) if error.kind() == kind && error.message().contains(message) => {}
+            other => others.push((name, message, other.map(|_| "a model"))),
+        }
     }
+    assert!(others.is_empty(), "{others:#?}");
 }
 
 #[test]
