@@ -149,12 +149,12 @@ impl Model {
     /// Loads a directory in the layout of the Hub: config.json, model.safetensors or its shards, and, where there are any,
     /// generation_config.json, tokenizer.json, tokenizer_config.json and chat_template.jinja; or one in the layout of
     /// sentence-transformers, with modules.json; or a GGUF file (`.gguf`), of a model in several files the first, or a directory
-    /// with one such model and without config.json.
+    /// with such a file and without config.json, of several the one that [`LoadOptions::file`] names.
     ///
     /// A GGUF file is loaded as the directory of transformers that it was made from: names, rows and values of its tensors are
     /// transformers', so that the same adapters fit, and config.json, tokenizer, chat template and sampling follow from its
-    /// metadata. On the CPU matrices are kept as the formats that products have kernels for, others in F32; on a GPU every
-    /// quantised one is widened. [`estimate_memory`] says what that takes.
+    /// metadata. On the CPU quantised matrices stay as large as in the file, and arithmetic is F32; on a GPU they are widened:
+    /// [`estimate_memory`] says what that takes.
     ///
     /// # Errors
     /// `NotFound` for a missing file, `Format` for one that contradicts itself or the model, `Unsupported` for an unknown

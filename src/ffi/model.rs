@@ -456,11 +456,15 @@ fn load(
 /// adapters fit, and a config.json, tokenizer, chat template and sampling from its metadata. Architectures: arcee, bert,
 /// chatglm, cohere2, command-r, ernie4_5, eurobert, exaone4, gemma, gemma-embedding, gemma2, gemma3, glm4, granite,
 /// hunyuan-dense, llama, mistral3, modern-bert, nemotron, nomic-bert, olmo, olmo2, phi2, phi3, qwen2, qwen3, seed_oss,
-/// smollm3, stablelm, starcoder2. Every tensor type of weights is read. What this version keeps a matrix as on the CPU,
-/// if not as stored, is F32, and on a GPU every quantised one is widened: mc_model_estimate_memory() says what that takes.
+/// smollm3, stablelm, starcoder2. Every tensor type of weights is read. On the CPU quantised ones stay as large as in the
+/// file, and arithmetic is F32; on a GPU they are widened: mc_model_estimate_memory() says what that takes.
+///
+/// Of safetensors, matrices that MLX (affine), FP8, AWQ, GPTQ without act order or compressed-tensors have quantised are read
+/// as well, and widened.
 ///
 /// @param path     a directory with config.json, safetensors and tokenizer.json; or a .gguf file, of a model in several
-///                 files the first; or a directory with one such model and no config.json.
+///                 files the first; or a directory with such a file and no config.json, of several the one that
+///                 mc_model_options_set_file() names.
 /// @param options  how to load it; NULL = the defaults.
 /// @param out      receives one reference; free it with mc_model_free().
 /// @param err      NULL, or receives the error.
