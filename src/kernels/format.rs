@@ -15,7 +15,7 @@ mod fp4;
 mod iq;
 mod k_quants;
 mod legacy;
-pub mod q8_0;
+mod q8_0;
 mod ternary;
 
 /// What the table says of a format.
@@ -28,8 +28,9 @@ pub struct FormatRow {
     bytes: usize,
     /// Its number in `ggml_type`, <https://github.com/ggml-org/ggml/blob/master/include/ggml.h>.
     gguf: u32,
-    /// Whether weights are quantised to it on loading.
-    quantises: bool,
+    /// Makes codes and scales of a row's values, of as many blocks as a [`CodedBlock`] has room for; `false` if one does not fit.
+    /// Only of formats that weights are quantised to on loading.
+    quantise: Option<fn(&[f32], &mut CodedBlock) -> bool>,
     /// Whether the scales of a block are finite.
     finite: fn(&[u8]) -> bool,
     values: Values,
@@ -46,7 +47,7 @@ enum Values {
 impl FormatRow {
     /// Numbers that are kept as they are stored, finite or not.
     const fn plain(name: &'static str, gguf: u32, bytes: usize, widen: fn(&[u8], &mut [f32])) -> Self {
-        Self { name, block: 1, bytes, gguf, quantises: false, finite: |_| true, values: Values::Plain(widen) }
+        Self { name, block: 1, bytes, gguf, quantise: None, finite: |_| true, values: Values::Plain(widen) }
     }
 
     /// A quantised format of files, with the values and the bytes of a block.
@@ -58,7 +59,7 @@ impl FormatRow {
         coding: Coding,
         unpack: fn(&[u8], &mut CodedBlock),
     ) -> Self {
-        Self { name, block, bytes, gguf, quantises: false, finite, values: Values::Blocks(coding, unpack) }
+        Self { name, block, bytes, gguf, quantise: None, finite, values: Values::Blocks(coding, unpack) }
     }
 }
 
@@ -117,12 +118,12 @@ impl Format {
     /// Every format that numbers are written in.
     #[cfg(test)]
     pub fn written() -> impl Iterator<Item = Self> {
-        Self::all().filter(|format| !format.is_quantised() || format.row().quantises)
+        Self::all().filter(|format| !format.is_quantised() || format.row().quantise.is_some())
     }
 
     /// Every format that weights are quantised to on loading.
     pub fn quantised_to() -> impl Iterator<Item = Self> {
-        Self::all().filter(|format| format.row().quantises)
+        Self::all().filter(|format| format.row().quantise.is_some())
     }
 
     /// The format of this name.
@@ -195,6 +196,12 @@ impl Format {
         if let Values::Blocks(_, unpack) = &self.row().values {
             unpack(block, to);
         }
+    }
+
+    /// Codes and scales of a row's values, at most [`coding::MOST`] of them and of whole blocks, but that the row's last may be shorter
+    /// in Q8_0. `false` if a value is not finite or too large, or if nothing is quantised to this format.
+    pub fn quantise(self, values: &[f32], to: &mut CodedBlock) -> bool {
+        self.row().quantise.is_some_and(|quantise| quantise(values, to))
     }
 
     /// Whether the scales of blocks in a file are finite; plain floats have none.

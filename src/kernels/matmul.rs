@@ -98,7 +98,6 @@ fn checked(x: &[f32], x_stride: usize, weight: &Packed, epilogue: Epilogue<'_>, 
         Panels::F32(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
         Panels::F16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
         Panels::BF16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
-        Panels::Q8_0(p) => product(x, x_stride, p, (rows, n, k), epilogue, y),
         Panels::Planes(p) => product(x, x_stride, p, (rows, n, k), epilogue, y),
         Panels::Blocks(..) => unreachable!("a matrix for products has panels of sixteen rows"),
     }
@@ -169,7 +168,6 @@ impl LowRankTerm<'_> {
                 Panels::F32(p) => self.add_by(p.as_slice(), rows, own, y, n),
                 Panels::F16(p) => self.add_by(p.as_slice(), rows, own, y, n),
                 Panels::BF16(p) => self.add_by(p.as_slice(), rows, own, y, n),
-                Panels::Q8_0(p) => self.add_by(p, rows, own, y, n),
                 Panels::Planes(p) => self.add_by(p, rows, own, y, n),
                 Panels::Blocks(..) => unreachable!("a matrix for products has panels of sixteen rows"),
             }

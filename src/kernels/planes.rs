@@ -31,6 +31,7 @@ use half::f16;
 use super::format::Format;
 use super::format::coding::{CodedBlock, Coding, Levels, MOST, Scales};
 use super::memory::huge_vec;
+use super::parallel::each_chunk;
 use super::simd::{Kernel, LANES, Simd};
 
 /// Columns of a span: as many as the longest block has.
@@ -266,40 +267,74 @@ impl Planes {
         })
     }
 
-    /// Writes whole rows from `first` on, as a file holds them. Returns `false` if a scale is not finite, or these rows are
-    /// of another format.
+    /// Writes whole rows from `first` on, as a file of the format `from` holds them: as they are, or quantised to this one. Returns
+    /// `false` if a scale is not finite, or if a value cannot be quantised.
     pub fn fill(&mut self, first: usize, bytes: &[u8], from: Format) -> bool {
-        let Some(row_bytes) = from.row_bytes(self.cols) else { return false };
-        if !from.has_finite_scales(bytes) {
-            return false;
-        }
-        let (cols, per_span) = (self.cols, SPAN / from.block() * from.block_bytes());
-        let mut block = CodedBlock::default();
-        let mut row = first;
-        // The rows of a panel together, span by span, which stays in the first cache.
-        let mut left = bytes;
-        while !left.is_empty() {
-            let Some(segment) = self.segments.iter_mut().find(|segment| segment.rows.contains(&row)) else { return false };
-            if segment.format != from {
+        let (Some(row_bytes), true) = (from.row_bytes(self.cols), from.has_finite_scales(bytes)) else { return false };
+        let blocks = |row: usize, columns: Range<usize>| {
+            let (size, block) = (from.block_bytes(), from.block());
+            &bytes[row * row_bytes + columns.start / block * size..][..columns.len() / block * size]
+        };
+        self.write_rows(first, bytes.len() / row_bytes, |span, format, row, columns| {
+            if format != from {
+                let mut values = [0f32; SPAN];
+                let values = &mut values[..columns.len()];
+                from.widen_into(blocks(row, columns), values);
+                return span.quantise(format, values);
+            }
+            for (bytes, at) in blocks(row, columns).chunks_exact(from.block_bytes()).zip((0..).step_by(from.block())) {
+                from.unpack(bytes, span.block);
+                span.write(at, from.block());
+            }
+            true
+        })
+    }
+
+    /// The same from numbers.
+    pub fn fill_f32(&mut self, first: usize, values: &[f32]) -> bool {
+        let cols = self.cols;
+        self.write_rows(first, values.len() / cols, |span, format, row, columns| {
+            span.quantise(format, &values[row * cols + columns.start..][..columns.len()])
+        })
+    }
+
+    /// Writes rows by a function that writes a span of one of them, whose format, row (from the first of these on) and columns it is
+    /// told, and returns whether it could. All threads write panels, span by span, which stays in the first cache.
+    fn write_rows(
+        &mut self,
+        first: usize,
+        count: usize,
+        write: impl Fn(&mut RowSpan<'_>, Format, usize, Range<usize>) -> bool + Sync,
+    ) -> bool {
+        let (cols, end, mut done) = (self.cols, first + count, first);
+        for segment in &mut self.segments {
+            let rows = first.max(segment.rows.start)..end.min(segment.rows.end);
+            if rows.is_empty() {
+                continue;
+            }
+            let Segment { format, coding, whole, panel_bytes, .. } = *segment;
+            let (start, panel_lines) = (segment.rows.start, panel_bytes / LINE);
+            let panels = (rows.start - start) / LANES..(rows.end - start).div_ceil(LANES);
+            let lines = &mut segment.lines[panels.start * panel_lines..panels.end * panel_lines];
+            let fits = each_chunk(lines, panel_lines, |panel, lines| {
+                let first_of_panel = start + (panels.start + panel) * LANES;
+                let rows = rows.start.max(first_of_panel)..rows.end.min(first_of_panel + LANES);
+                let (mut block, bytes) = (CodedBlock::default(), bytes_mut(lines));
+                (0..cols).step_by(SPAN).enumerate().all(|(i, column)| {
+                    let columns = column..cols.min(column + SPAN);
+                    rows.clone().all(|row| {
+                        let span = (&mut bytes[i * whole.all..], columns.len());
+                        let mut span = RowSpan { coding, span, lane: row - first_of_panel, block: &mut block };
+                        write(&mut span, format, row - first, columns.clone())
+                    })
+                })
+            });
+            if !fits {
                 return false;
             }
-            let (coding, within) = (segment.coding, row - segment.rows.start);
-            let count = (LANES - within % LANES).min(segment.rows.end - row).min(left.len() / row_bytes);
-            let (rows, rest) = left.split_at(count * row_bytes);
-            for (i, start) in (0..cols).step_by(SPAN).enumerate() {
-                let span_cols = SPAN.min(cols - start);
-                let span = segment.span_mut(within / LANES, i);
-                for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
-                    let blocks = bytes[i * per_span..].chunks_exact(from.block_bytes());
-                    for (at, bytes) in (0..span_cols).step_by(from.block()).zip(blocks) {
-                        from.unpack(bytes, &mut block);
-                        coding.write(&block, (at, from.block()), within % LANES + row, (span, span_cols));
-                    }
-                }
-            }
-            (row, left) = (row + count, rest);
+            done = rows.end;
         }
-        true
+        done == end
     }
 
     /// Copies one row into `out`, in F32.
@@ -327,18 +362,42 @@ impl Segment {
     fn span(&self, panel: usize, span: usize) -> &[u8] {
         &bytes(&self.lines)[self.place(panel, span)]
     }
+}
 
-    fn span_mut(&mut self, panel: usize, span: usize) -> &mut [u8] {
-        let place = self.place(panel, span);
-        // SAFETY: lines are arrays of bytes without padding.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<u8>(), self.lines.len() * LINE) };
-        &mut bytes[place]
+/// A span of one row, that is written.
+struct RowSpan<'a> {
+    coding: &'static Coding,
+    /// Of the panel, and its columns.
+    span: (&'a mut [u8], usize),
+    lane: usize,
+    /// What is written.
+    block: &'a mut CodedBlock,
+}
+
+impl RowSpan<'_> {
+    /// Writes the block of columns from `at` on.
+    fn write(&mut self, at: usize, cols: usize) {
+        self.coding.write(self.block, (at, cols), self.lane, (self.span.0, self.span.1));
+    }
+
+    /// Writes all values of the span; `false` if they cannot be quantised.
+    fn quantise(&mut self, format: Format, values: &[f32]) -> bool {
+        let fits = format.quantise(values, self.block);
+        if fits {
+            self.write(0, values.len());
+        }
+        fits
     }
 }
 
 fn bytes(lines: &[Line]) -> &[u8] {
     // SAFETY: lines are arrays of bytes without padding.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LINE) }
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+}
+
+fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
+    // SAFETY: lines are arrays of bytes without padding.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
 }
 
 /// A panel of a matrix, as products read it.

@@ -119,7 +119,7 @@ impl MatrixBuilder {
             Panels::F32(values) => Tensor::from_vec(values, shape, &device)?,
             Panels::F16(values) => Tensor::from_vec(values, shape, &device)?,
             Panels::BF16(values) => Tensor::from_vec(values, shape, &device)?,
-            Panels::Q8_0(_) | Panels::Planes(_) | Panels::Blocks(..) => bail!("a quantised weight met tensor operations"),
+            Panels::Planes(_) | Panels::Blocks(..) => bail!("a quantised weight met tensor operations"),
         }))
     }
 }

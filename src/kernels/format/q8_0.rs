@@ -5,196 +5,69 @@
 //!
 //! Source: `quantize_row_q8_0_ref` in <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
 
-use std::ops::Range;
-
 use half::f16;
 
-use super::super::simd::{Kernel, LANES, Simd, dispatch};
+use super::super::simd::{Kernel, Simd, dispatch};
 use super::coding::{CodedBlock, Coding, Levels, Scales};
 use super::{FormatRow, Values, f16_at, u16_at};
 
 pub const ROW: FormatRow = FormatRow {
     name: "q8_0",
     block: BLOCK,
-    bytes: BLOCK_BYTES,
+    bytes: size_of::<f16>() + BLOCK,
     gguf: 8,
-    quantises: true,
+    quantise: Some(quantise),
     finite: |block| f16_at(block, 0).is_finite(),
     values: Values::Blocks(Coding::new(8, Levels::Signed, Scales::F16, BLOCK), unpack),
 };
 
 /// Inputs that share a scale.
-pub const BLOCK: usize = 32;
-/// Bytes of a block in a file: its scale, then its values.
-const BLOCK_BYTES: usize = size_of::<f16>() + BLOCK;
-/// Columns that are widened at once: 16 kB of four panels, so that they are still in the first cache when the product reads them.
-pub const WIDENED: usize = 64;
+const BLOCK: usize = 32;
+/// The code of zero.
+const ZERO: u8 = 128;
 
-/// The panels of a matrix.
-pub struct Q8_0 {
-    /// `[panel][input][lane]`
-    pub values: Vec<i8>,
-    /// `[panel][input / 32][lane]`
-    pub scales: Vec<f16>,
-}
-
-/// Columns of a panel in F32; a column is a cache line.
-#[repr(align(64))]
-pub struct Widened([[f32; LANES]; WIDENED]);
-
-impl Default for Widened {
-    fn default() -> Self {
-        Self([[0.0; LANES]; WIDENED])
-    }
-}
-
-impl Widened {
-    /// The first columns.
-    pub fn first(&mut self, columns: usize) -> &mut [[f32; LANES]] {
-        &mut self.0[..columns]
-    }
-}
-
-/// Columns of a panel that have their scales in common.
-#[derive(Clone, Copy)]
-pub struct Block<S: Simd> {
-    pub values: *const i8,
-    pub scale: S::V,
-}
-
-impl Q8_0 {
-    /// The bytes of `rows · cols` weights.
-    pub fn bytes(rows: usize, cols: usize) -> u64 {
-        rows as u64 * (cols + cols.div_ceil(BLOCK) * size_of::<f16>()) as u64
-    }
-
-    /// Columns of a panel of `k` inputs, at most [`WIDENED`] of them, sixteen values each.
-    ///
-    /// # Safety
-    /// The processor has the instructions of `S`.
-    #[inline(always)]
-    pub unsafe fn widen<'a, S: Simd>(
-        &self,
-        panel: usize,
-        k: usize,
-        columns: Range<usize>,
-        to: &'a mut Widened,
-    ) -> &'a [[f32; LANES]] {
-        let blocks = k.div_ceil(BLOCK);
-        let scales = &self.scales[panel * blocks * LANES..][..blocks * LANES];
-        let to = &mut to.0[..columns.len()];
-        let mut left = &mut *to;
-        let mut col = columns.start;
-        while col < columns.end {
-            let end = ((col / BLOCK + 1) * BLOCK).min(columns.end);
-            let values = &self.values[(panel * k + col) * LANES..][..(end - col) * LANES];
-            let scale = &scales[col / BLOCK * LANES..][..LANES];
-            let block;
-            (block, left) = left.split_at_mut(end - col);
-            // SAFETY: `scale`, `values` and `to` hold sixteen values; the caller vouches for the instructions of `S`.
-            unsafe {
-                let (scale, zero) = (S::load_f16(scale.as_ptr()), S::splat(0.0));
-                for (values, to) in values.chunks_exact(LANES).zip(block) {
-                    S::store(to.as_mut_ptr(), S::fma(S::load_i8(values.as_ptr()), scale, zero));
-                }
-            }
-            col = end;
-        }
-        to
-    }
-
-    /// Columns of one block of a panel of `k` inputs.
-    ///
-    /// # Safety
-    /// The processor has the instructions of `S`.
-    #[inline(always)]
-    pub unsafe fn block<S: Simd>(&self, panel: usize, k: usize, columns: Range<usize>) -> Block<S> {
-        let scale = &self.scales[(panel * k.div_ceil(BLOCK) + columns.start / BLOCK) * LANES..][..LANES];
-        let values = &self.values[(panel * k + columns.start) * LANES..][..columns.len() * LANES];
-        // SAFETY: `scale` holds sixteen values; the caller vouches for the instructions of `S`.
-        Block { values: values.as_ptr(), scale: unsafe { S::load_f16(scale.as_ptr()) } }
-    }
-
-    /// Copies one row of a matrix with panels of `lanes` rows into `out`.
-    pub fn row(&self, row: usize, lanes: usize, out: &mut [f32]) {
-        let (panel, lane) = (row / lanes, row % lanes);
-        let values = self.values[panel * out.len() * lanes..].chunks_exact(lanes);
-        let scales = self.scales[panel * out.len().div_ceil(BLOCK) * lanes..].chunks_exact(lanes);
-        let mut values = values.map(|column| column[lane]);
-        for (out, scale) in out.chunks_mut(BLOCK).zip(scales) {
-            let scale = scale[lane].to_f32();
-            out.iter_mut().zip(&mut values).for_each(|(x, q)| *x = f32::from(q) * scale);
-        }
-    }
-}
-
-/// Scale and values of a block in a file.
-fn parts(block: &[u8; BLOCK_BYTES]) -> (f16, impl Iterator<Item = i8>) {
-    let [low, high, values @ ..] = block;
-    (f16::from_le_bytes([*low, *high]), values.iter().map(|q| q.cast_signed()))
-}
-
-/// A code is 128 more than the value.
 fn unpack(block: &[u8], to: &mut CodedBlock) {
     to.scales[0] = u16_at(block, 0);
-    to.codes.iter_mut().zip(&block[2..BLOCK_BYTES]).for_each(|(code, q)| *code = q ^ 0x80);
+    to.codes.iter_mut().zip(&block[2..2 + BLOCK]).for_each(|(code, q)| *code = q ^ ZERO);
 }
 
-/// Values and scales, row after row.
-pub type Blocks = (Vec<i8>, Vec<f16>);
-
-/// The blocks of a file as they are. `None` if a scale is not finite.
-pub fn read(bytes: &[u8]) -> Option<Blocks> {
-    let blocks = bytes.as_chunks().0;
-    let (mut all, mut scales) = (Vec::with_capacity(blocks.len() * BLOCK), Vec::with_capacity(blocks.len()));
-    for block in blocks {
-        let (scale, values) = parts(block);
-        if !scale.is_finite() {
-            return None;
-        }
-        scales.push(scale);
-        all.extend(values);
-    }
-    Some((all, scales))
-}
-
-/// The blocks of rows of `cols` values. `None` if a value is not finite, or a scale is beyond F16: that of a value
-/// beyond 8.3 million.
-pub fn quantise(rows: &[f32], cols: usize) -> Option<Blocks> {
-    dispatch(Quantise { rows, cols })
+/// `false` if a value is not finite, or a scale is beyond F16: that of a value beyond 8.3 million.
+fn quantise(values: &[f32], to: &mut CodedBlock) -> bool {
+    dispatch(Quantise { values, to })
 }
 
 struct Quantise<'a> {
-    rows: &'a [f32],
-    cols: usize,
+    values: &'a [f32],
+    to: &'a mut CodedBlock,
 }
 
 impl Kernel for Quantise<'_> {
-    type Output = Option<Blocks>;
+    type Output = bool;
 
     /// Plain code: the compiler's vectoriser has the instructions of `S`.
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> Self::Output {
-        let mut values = Vec::with_capacity(self.rows.len());
-        let mut scales = Vec::new();
-        for block in self.rows.chunks_exact(self.cols).flat_map(|row| row.chunks(BLOCK)) {
+    unsafe fn run<S: Simd>(self) -> bool {
+        let codes = self.to.codes.as_chunks_mut::<BLOCK>().0;
+        for ((block, codes), scale) in self.values.chunks(BLOCK).zip(codes).zip(&mut self.to.scales) {
             let d = block.iter().fold(0f32, |largest, x| largest.max(x.abs())) / 127.0;
             let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
-            let scale = f16::from_f32(d);
+            let rounded = f16::from_f32(d);
             // `max` passes over NaN.
-            if !scale.is_finite() || block.iter().any(|x| x.is_nan()) {
-                return None;
+            if !rounded.is_finite() || block.iter().any(|x| x.is_nan()) {
+                return false;
             }
-            values.extend(block.iter().map(|x| (x * inverse).round() as i8));
-            scales.push(scale);
+            *scale = rounded.to_bits();
+            // What a shorter block lacks is zero.
+            codes[block.len()..].fill(ZERO);
+            codes.iter_mut().zip(block).for_each(|(code, x)| *code = (x * inverse).round() as i8 as u8 ^ ZERO);
         }
-        Some((values, scales))
+        true
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::packed::{Packed, Panels, Use};
+    use super::super::super::packed::{Packed, Use};
     use super::super::Format;
     use super::*;
 
@@ -237,13 +110,18 @@ mod tests {
         }
     }
 
-    /// A file's blocks of these rows, as ggml's `block_q8_0` lays them.
-    fn file(rows: &[f32], cols: usize) -> Vec<u8> {
-        let (values, scales) = quantise(rows, cols).unwrap();
-        let block = |(scale, values): (&f16, &[i8])| {
-            scale.to_le_bytes().into_iter().chain(values.iter().map(|q| q.cast_unsigned())).collect::<Vec<_>>()
+    /// A file's blocks of values, as ggml's `block_q8_0` lays them.
+    fn file(values: &[f32]) -> Vec<u8> {
+        let mut block = CodedBlock::default();
+        let bytes = |values: &[f32]| {
+            assert!(quantise(values, &mut block));
+            block.scales[0]
+                .to_le_bytes()
+                .into_iter()
+                .chain(block.codes[..BLOCK].iter().map(|code| code ^ ZERO))
+                .collect::<Vec<_>>()
         };
-        scales.iter().zip(values.chunks(BLOCK)).flat_map(block).collect()
+        values.chunks(BLOCK).flat_map(bytes).collect()
     }
 
     #[test]
@@ -255,28 +133,24 @@ mod tests {
 
         let (rows, cols) = (37, 96);
         let values = super::super::super::noise(rows * cols, 4);
-        let file = file(&values, cols);
+        let file = file(&values);
         let row_bytes = Format::Q8_0.row_bytes(cols).unwrap();
         assert_eq!(file.len(), rows * row_bytes);
-        for purpose in [Use::Product, Use::Lookup] {
-            let new = |format| Packed::new(rows, cols, format, purpose).unwrap();
-            let mut quantised = new(Format::Q8_0);
-            assert!(quantised.fill_f32(0, &values));
-            for piece in [1, 7, 16, 37] {
-                let (mut read, mut wide) = (new(Format::Q8_0), new(Format::F32));
-                for (i, part) in file.chunks(piece * row_bytes).enumerate() {
-                    assert!(read.fill(i * piece, part, Format::Q8_0) && wide.fill(i * piece, part, Format::Q8_0));
-                }
-                for r in 0..rows {
-                    let [a, b, c] = [&quantised, &read, &wide].map(|packed| {
-                        let mut row = vec![f32::NAN; cols];
-                        packed.row(r, &mut row);
-                        row
-                    });
-                    assert!(a == b && a == c, "row {r} in pieces of {piece}");
-                }
-                let (Panels::Q8_0(read), Panels::Q8_0(want)) = (&read.panels, &quantised.panels) else { unreachable!() };
-                assert!(read.values == want.values && read.scales == want.scales);
+        let new = |format, purpose| Packed::new(rows, cols, format, purpose).unwrap();
+        let mut quantised = new(Format::Q8_0, Use::Product);
+        assert!(quantised.fill_f32(0, &values));
+        for (purpose, piece) in [Use::Product, Use::Lookup].into_iter().flat_map(|p| [1, 7, 16, 37].map(|piece| (p, piece))) {
+            let (mut read, mut wide) = (new(Format::Q8_0, purpose), new(Format::F32, purpose));
+            for (i, part) in file.chunks(piece * row_bytes).enumerate() {
+                assert!(read.fill(i * piece, part, Format::Q8_0) && wide.fill(i * piece, part, Format::Q8_0));
+            }
+            for r in 0..rows {
+                let [a, b, c] = [&quantised, &read, &wide].map(|packed| {
+                    let mut row = vec![f32::NAN; cols];
+                    packed.row(r, &mut row);
+                    row
+                });
+                assert!(a == b && a == c, "row {r} in pieces of {piece}");
             }
         }
     }
@@ -284,8 +158,8 @@ mod tests {
     #[test]
     fn a_scale_that_is_not_finite_is_refused() {
         for bad in [f16::INFINITY, f16::NAN] {
-            let mut file = file(&[1.0; 64], 64);
-            file[BLOCK_BYTES..][..2].copy_from_slice(&bad.to_le_bytes());
+            let mut file = file(&[1.0; 64]);
+            file[34..36].copy_from_slice(&bad.to_le_bytes());
             let mut packed = Packed::new(1, 64, Format::Q8_0, Use::Product).unwrap();
             assert!(!packed.fill(0, &file, Format::Q8_0));
         }
@@ -293,11 +167,14 @@ mod tests {
 
     #[test]
     fn every_instruction_set_quantises_alike() {
-        let rows = super::super::super::noise(3 * 70, 3);
-        let want = quantise(&rows, 70).unwrap();
-        assert!(want.0.len() == 210 && want.1.len() == 3 * 3);
-        for (name, run) in super::super::super::simd::levels::<Quantise<'_>>() {
-            assert_eq!(run(Quantise { rows: &rows, cols: 70 }).unwrap(), want, "{name}");
-        }
+        let values = super::super::super::noise(250, 3);
+        let mut want = CodedBlock::default();
+        assert!(quantise(&values, &mut want));
+        assert!(want.scales[7] != 0 && want.scales[8] == 0 && want.codes[250..] == [ZERO; 6]);
+        let mut found: [CodedBlock; 3] = Default::default();
+        let runs = super::super::super::simd::levels::<Quantise<'_>>();
+        assert!(runs.iter().zip(&mut found).all(|((_, run), to)| run(Quantise { values: &values, to })));
+        let levels = runs.len();
+        assert!(found[..levels].iter().all(|block| block.codes == want.codes && block.scales == want.scales));
     }
 }

@@ -155,7 +155,7 @@ fn of_formats(formats: &[Format], k: usize) -> (Packed, Packed) {
     let rows = |i: usize| if i + 1 < formats.len() { LANES } else { LANES + 5 };
     let parts: Vec<_> = formats.iter().enumerate().map(|(i, format)| (rows(i), *format)).collect();
     let (mut packed, mut values) = (Packed::of_parts(&parts, k, Use::Product).unwrap(), Vec::new());
-    assert!(matches!(packed.panels, Panels::Planes(_) | Panels::Q8_0(_)));
+    assert!(matches!(packed.panels, Panels::Planes(_)));
     for (rows, format) in parts {
         let blocks = random_blocks(format, rows * k / format.block(), k as u64);
         assert!(packed.fill(values.len() / k, &blocks, format));
@@ -253,8 +253,8 @@ fn every_instruction_set_gives_the_same_products() {
             Panels::F32(w) => compare(&x, w.as_slice(), (n, k)),
             Panels::F16(w) => compare(&x, w.as_slice(), (n, k)),
             Panels::BF16(w) => compare(&x, w.as_slice(), (n, k)),
-            Panels::Q8_0(w) => compare(&x, w, (n, k)),
-            Panels::Planes(_) | Panels::Blocks(..) => unreachable!(),
+            Panels::Planes(w) => compare(&x, w, (n, k)),
+            Panels::Blocks(..) => unreachable!(),
         }
     }
 }
