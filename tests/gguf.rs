@@ -304,9 +304,12 @@ fn a_quantised_file_is_quantised_once_more_where_that_is_asked() {
     // What is Q8_0 already stays as it is.
     let file = golden("gguf/qwen2-Q8_0.gguf");
     same_logits(&load(&file), &Model::load(&file, &q8_0(), None).unwrap(), "Q8_0");
-    let options = LoadOptions { quantization: Some("q4_0".to_string()), ..LoadOptions::default() };
+    let options = LoadOptions { quantization: Some("q4_k".to_string()), ..LoadOptions::default() };
     let error = Model::load(&file, &options, None).err().unwrap();
-    assert_eq!((error.kind(), error.message()), (ErrorKind::Unsupported, "quantization: \"q4_0\" is not supported (q8_0)"));
+    assert_eq!(
+        (error.kind(), error.message()),
+        (ErrorKind::Unsupported, "quantization: \"q4_k\" is not supported (q8_0, q6_k, q5_k_m, q4_k_m, q4_0, iq4_nl, mlx4)")
+    );
 }
 
 #[test]

@@ -109,6 +109,11 @@ impl Packed {
         }
     }
 
+    /// Whether rows of these formats are kept as they are in one matrix for products.
+    pub fn can_hold(parts: &[(usize, Format)]) -> bool {
+        parts.iter().all(|part| part.1 == parts[0].1) || Planes::can_hold(parts)
+    }
+
     /// Writes whole rows from `first` on, as a file of the format `from` holds them, row after row. Returns `false` if a
     /// finite value does not fit F16, if one cannot be quantised (it is not finite, or too large), or if the scale of a
     /// stored block is not finite. Nothing is quantised to formats that are not written, and `false` as well.
@@ -322,7 +327,7 @@ mod tests {
     #[test]
     fn numbers_are_not_written_in_formats_that_are_only_read() {
         for purpose in [Use::Product, Use::Lookup] {
-            let mut packed = Packed::new(3, 256, Format::Q4_K, purpose).unwrap();
+            let mut packed = Packed::new(3, 256, Format::Q3_K, purpose).unwrap();
             assert!(!packed.fill_f32(0, &[1.0; 256]) && !packed.fill(0, &[0; 1024], Format::F32));
             assert!(!packed.fill(0, &[0; 210], Format::Q6_K));
         }

@@ -89,6 +89,7 @@ impl Coding {
         let (d, group) = match self.scales {
             Scales::F16 => (0, 2 * LANES),
             Scales::F16AndMin => (0, 4 * LANES),
+            Scales::F16AndZero => (0, 3 * LANES),
             Scales::TwoLevels => (LINE, LANES),
             Scales::TwoLevelsAndMin => (LINE, 2 * LANES),
             Scales::TwoLevelsAndMinInByte => (LINE, LANES),
@@ -117,7 +118,7 @@ impl Coding {
         let parts = self.parts(span_cols);
         let f16 = |x: f32| f16::from_f32(x).to_le_bytes();
         match self.scales {
-            Scales::F16 | Scales::F16AndMin | Scales::Float8 { .. } => {}
+            Scales::F16 | Scales::F16AndMin | Scales::F16AndZero | Scales::Float8 { .. } => {}
             Scales::TwoLevels => put(span, 4 * lane, block.d.to_le_bytes()),
             Scales::TwoLevelsAndMin | Scales::TwoLevelsAndMinInByte => {
                 put(span, 2 * lane, f16(block.d));
@@ -132,6 +133,10 @@ impl Coding {
                 Scales::F16AndMin => {
                     put(to, 2 * lane, scale.to_le_bytes());
                     put(to, 2 * (LANES + lane), min.to_le_bytes());
+                }
+                Scales::F16AndZero => {
+                    put(to, 2 * lane, scale.to_le_bytes());
+                    to[2 * LANES + lane] = *min as u8;
                 }
                 Scales::TwoLevels | Scales::Float8 { .. } => to[lane] = *scale as u8,
                 Scales::TwoLevelsAndMin => (to[lane], to[LANES + lane]) = (*scale as u8, *min as u8),
@@ -156,7 +161,7 @@ impl Coding {
         let parts = self.parts(span_cols);
         let f16 = |at: usize| f16::from_le_bytes(take(span, at)).to_f32();
         match self.scales {
-            Scales::F16 | Scales::F16AndMin | Scales::Float8 { .. } => {}
+            Scales::F16 | Scales::F16AndMin | Scales::F16AndZero | Scales::Float8 { .. } => {}
             Scales::TwoLevels => block.d = f32::from_le_bytes(take(span, 4 * lane)),
             Scales::TwoLevelsAndMin | Scales::TwoLevelsAndMinInByte => {
                 (block.d, block.dmin) = (f16(2 * lane), -f16(2 * (LANES + lane)));
@@ -169,6 +174,7 @@ impl Coding {
                 Scales::F16AndMin => {
                     (u16::from_le_bytes(take(from, 2 * lane)), u16::from_le_bytes(take(from, 2 * (LANES + lane))))
                 }
+                Scales::F16AndZero => (u16::from_le_bytes(take(from, 2 * lane)), from[2 * LANES + lane].into()),
                 Scales::TwoLevels | Scales::Float8 { .. } => (from[lane].into(), 0),
                 Scales::TwoLevelsAndMin => (from[lane].into(), from[LANES + lane].into()),
                 Scales::TwoLevelsAndMinInByte => ((from[lane] & 15).into(), (from[lane] >> 4).into()),
@@ -514,7 +520,9 @@ unsafe fn with_codes<S: Simd>(coding: &Coding, work: impl Coded) {
             (4, _) => work.run::<S, 4, TABLE>(),
             (5, Levels::Unsigned) => work.run::<S, 5, UNSIGNED>(),
             (5, _) => work.run::<S, 5, SIGNED>(),
+            (6, Levels::Unsigned) => work.run::<S, 6, UNSIGNED>(),
             (6, _) => work.run::<S, 6, SIGNED>(),
+            (_, Levels::Unsigned) => work.run::<S, 8, UNSIGNED>(),
             _ => work.run::<S, 8, SIGNED>(),
         }
     }
@@ -680,6 +688,10 @@ unsafe fn scale_and_min<S: Simd>(coding: &Coding, span: &Span<'_>, at: usize) ->
         match coding.scales {
             Scales::F16 => (S::load_f16(f16(group)), none),
             Scales::F16AndMin => (S::load_f16(f16(group)), S::load_f16(f16(group).add(LANES))),
+            Scales::F16AndZero => {
+                let (scale, zero) = (S::load_f16(f16(group)), S::to_f32(S::load_u8(group.add(2 * LANES))));
+                (scale, S::mul(scale, S::mul(zero, S::splat(-1.0))))
+            }
             Scales::TwoLevels => (S::mul(S::load_i8(group.cast()), S::load(span.bytes.cast())), none),
             Scales::TwoLevelsAndMin => {
                 let (scale, min) = (S::to_f32(S::load_u8(group)), S::to_f32(S::load_u8(group.add(LANES))));
@@ -872,8 +884,12 @@ mod tests {
             (Format::Q5_1, 6000),
             (Format::Q6_K, 6625),
             (Format::Q8_0, 8500),
+            (Format::AFFINE2_32, 3000),
+            (Format::AFFINE4_64, 4500),
+            (Format::ZERO4_64, 4375),
+            (Format::ZERO8_128, 8250),
         ];
-        assert_eq!(quantised().count(), thousandths.len());
+        assert_eq!(quantised().filter(|format| format.number_of_ggml().is_some()).count() + 4, thousandths.len());
         for (format, want) in thousandths {
             let weights = 64 * 2048;
             assert_eq!(Planes::bytes(&[(60, format), (4, format)], 2048) * 8000 / weights, want, "{format:?}");
@@ -905,12 +921,13 @@ mod tests {
             [(32, Format::Q4_K), (16, Format::Q6_K), (13, Format::Q4_0)].map(|p| Planes::bytes(&[p], cols)).iter().sum();
         assert_eq!(Planes::bytes(&parts, cols), bytes);
 
-        // Of another format, across the end of a segment, beyond the last row, or with a scale that is not finite.
-        assert!(!planes.fill(0, &random_blocks(Format::Q6_K, 2, 1), Format::Q6_K));
-        assert!(!planes.fill(31, &random_blocks(Format::Q4_K, 4, 1), Format::Q4_K));
+        // Of another format that is not written, across the end of a segment, beyond the last row, or with a scale that is not finite.
+        let mut of_q3_k = Planes::new(&[(32, Format::Q4_K), (16, Format::Q3_K)], cols).unwrap();
+        assert!(!of_q3_k.fill(32, &random_blocks(Format::Q6_K, 2, 1), Format::Q6_K));
+        assert!(!of_q3_k.fill(31, &random_blocks(Format::Q4_K, 4, 1), Format::Q4_K));
         assert!(!planes.fill(60, &random_blocks(Format::Q4_0, 32, 1), Format::Q4_0));
         assert!(!planes.fill(0, &[0xff; 288], Format::Q4_K));
-        assert!(!planes.fill(0, &[0; 2048], Format::F32));
+        assert!(!of_q3_k.fill(32, &[0; 2048], Format::F32));
 
         for parts in [[(24, Format::Q4_K), (16, Format::Q6_K)], [(16, Format::Q4_K), (16, Format::F16)]] {
             assert!(!Planes::can_hold(&parts) && Planes::new(&parts, cols).is_none());

@@ -97,6 +97,11 @@ impl MatrixBuilder {
         Packed::bytes_of_parts(&computed(parts, backend), cols, layout(purpose, backend))
     }
 
+    /// Whether rows of these formats are kept as they are in one matrix for products.
+    pub fn can_hold(parts: &[(usize, Format)]) -> bool {
+        Packed::can_hold(parts)
+    }
+
     /// Writes whole rows from `first` on, as a file of the format `from` holds them; `false` if a value does not fit what
     /// it is kept in.
     pub fn fill(&mut self, first: usize, bytes: &[u8], from: Format) -> bool {
