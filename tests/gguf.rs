@@ -253,7 +253,12 @@ fn every_encoder_gives_the_vectors_of_the_directory_it_was_made_from() {
 
 #[test]
 fn a_directory_of_mlx_is_the_model_of_the_weights_that_it_stands_for() {
-    let models = ["qwen2_mlx", "qwen2_mlx_dense"].map(|name| load(golden("quantized").join(name)));
+    let paths = ["qwen2_mlx", "qwen2_mlx_dense"].map(|name| golden("quantized").join(name));
+    // Of F32; the context takes most of it.
+    let [small, large] = paths.each_ref().map(|path| estimate_memory(path, &LoadOptions::default()).unwrap());
+    let models = paths.map(load);
+    let parameters = models[1].parameter_count();
+    assert!(large - small > parameters * 5 / 2, "{parameters} parameters of {small} and {large} bytes");
     let ids = [5, 17, 101, 3, 44, 210, 9];
     assert_eq!(logits(&models[0], &ids), logits(&models[1], &ids));
     assert_eq!(models[0].parameter_count(), models[1].parameter_count());
