@@ -35,8 +35,7 @@ pub trait Dots: Copy + 'static {
     /// The level of each byte, of which only the lowest four bits are not zero, as [`SIGNED`](Self::SIGNED) says.
     unsafe fn lookup(levels: Self::Levels, codes: <Self::S as Simd>::I) -> <Self::S as Simd>::I;
     /// Runs a kernel as a function of its own, which its callers share.
-    unsafe fn call<K: Kernel>(kernel: K) -> K::Output;
-}
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output;}
 
 /// Work that wants the fastest sums of bytes that there are.
 pub trait Kernel {

@@ -121,7 +121,6 @@ fn checked(
         Panels::F32(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
         Panels::F16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
         Panels::BF16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
-        Panels::Q8_0(p) => product(x, x_stride, p, (rows, n, k), epilogue, y),
         Panels::Planes(p) if arithmetic == Arithmetic::Int8 => int8_product(x, x_stride, p, (rows, n, k), epilogue, y),
         Panels::Planes(p) => product(x, x_stride, p, (rows, n, k), epilogue, y),
         Panels::Blocks(..) => unreachable!("a matrix for products has panels of sixteen rows"),
@@ -231,7 +230,6 @@ impl LowRankTerm<'_> {
                 Panels::F32(p) => self.add_by(p.as_slice(), rows, own, y, n),
                 Panels::F16(p) => self.add_by(p.as_slice(), rows, own, y, n),
                 Panels::BF16(p) => self.add_by(p.as_slice(), rows, own, y, n),
-                Panels::Q8_0(p) => self.add_by(p, rows, own, y, n),
                 Panels::Planes(p) => self.add_by(p, rows, own, y, n),
                 Panels::Blocks(..) => unreachable!("a matrix for products has panels of sixteen rows"),
             }

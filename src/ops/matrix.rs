@@ -102,6 +102,11 @@ impl MatrixBuilder {
         Packed::bytes_of_parts(&computed(parts, backend), cols, layout(purpose, backend))
     }
 
+    /// Whether rows of these formats are kept as they are in one matrix for products.
+    pub fn can_hold(parts: &[(usize, Format)]) -> bool {
+        Packed::can_hold(parts)
+    }
+
     /// Writes whole rows from `first` on, as a file of the format `from` holds them; `false` if a value does not fit what
     /// it is kept in.
     pub fn fill(&mut self, first: usize, bytes: &[u8], from: Format) -> bool {
@@ -124,7 +129,7 @@ impl MatrixBuilder {
             Panels::F32(values) => Tensor::from_vec(values, shape, &device)?,
             Panels::F16(values) => Tensor::from_vec(values, shape, &device)?,
             Panels::BF16(values) => Tensor::from_vec(values, shape, &device)?,
-            Panels::Q8_0(_) | Panels::Planes(_) | Panels::Blocks(..) => bail!("a quantised weight met tensor operations"),
+            Panels::Planes(_) | Panels::Blocks(..) => bail!("a quantised weight met tensor operations"),
         }))
     }
 }

@@ -49,6 +49,8 @@ pub enum Scales {
     F16,
     /// An F16 each; the min is added.
     F16AndMin,
+    /// An F16, and a byte that is the code of zero.
+    F16AndZero,
     /// A signed byte, times an F32 of the block.
     TwoLevels,
     /// A byte each, times an F16 of the block each; the min is subtracted.
@@ -79,7 +81,7 @@ impl Default for CodedBlock {
 impl Coding {
     pub const fn new(bits: u32, levels: Levels, scales: Scales, group: usize) -> Self {
         // What kernels are made for.
-        assert!(matches!((bits, levels), (1..=4, _) | (5, Levels::Unsigned | Levels::Signed) | (6 | 8, Levels::Signed)));
+        assert!(matches!((bits, levels), (1..=4, _) | (5 | 6 | 8, Levels::Unsigned | Levels::Signed)));
         assert!(group.is_power_of_two() && group >= 16 && group <= MOST);
         let mut table = [0.0; 16];
         let mut code = 0;
@@ -140,6 +142,7 @@ impl Coding {
         match self.scales {
             Scales::F16 => (f16(scale), -0.0),
             Scales::F16AndMin => (f16(scale), f16(min)),
+            Scales::F16AndZero => (f16(scale), -(f16(scale) * f32::from(min))),
             Scales::TwoLevels => (block.d * f32::from((scale as u8).cast_signed()), -0.0),
             Scales::TwoLevelsAndMin | Scales::TwoLevelsAndMinInByte => {
                 (block.d * f32::from(scale), -(block.dmin * f32::from(min)))
