@@ -4,7 +4,8 @@
 use std::collections::TryReserveError;
 use std::sync::{Mutex, PoisonError};
 
-use super::attention::{BLOCK_QUERIES, Head, Mask, SPLIT_WORK, Strided, softmax};
+use super::attention::{BLOCK_QUERIES, Mask, SPLIT_WORK, Strided, softmax};
+use super::kv_cache::Head;
 use super::math;
 use super::matmul::{Left, Right, rows_by_vectors};
 use super::parallel::{Shared, split};
