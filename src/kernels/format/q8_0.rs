@@ -178,18 +178,26 @@ impl Kernel for Quantise<'_> {
         let mut values = Vec::with_capacity(self.rows.len());
         let mut scales = Vec::new();
         for block in self.rows.chunks_exact(self.cols).flat_map(|row| row.chunks(BLOCK)) {
-            let d = block.iter().fold(0f32, |largest, x| largest.max(x.abs())) / 127.0;
-            let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
-            let scale = f16::from_f32(d);
-            // `max` passes over NaN.
-            if !scale.is_finite() || block.iter().any(|x| x.is_nan()) {
+            let (block, scale) = encode(block);
+            if !scale.is_finite() {
                 return None;
             }
-            values.extend(block.iter().map(|x| (x * inverse).round() as i8));
+            values.extend(block);
             scales.push(scale);
         }
         Some((values, scales))
     }
+}
+
+/// The values of a block and their scale, which is NaN if a value is not finite or the scale is beyond F16.
+#[inline(always)]
+pub fn encode(block: &[f32]) -> (impl Iterator<Item = i8>, f16) {
+    let d = block.iter().fold(0f32, |largest, x| largest.max(x.abs())) / 127.0;
+    let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
+    let scale = f16::from_f32(d);
+    // `max` passes over NaN.
+    let is_finite = scale.is_finite() && !block.iter().any(|x| x.is_nan());
+    (block.iter().map(move |x| (x * inverse).round() as i8), if is_finite { scale } else { f16::NAN })
 }
 
 #[cfg(test)]
