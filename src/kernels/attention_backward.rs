@@ -82,9 +82,9 @@ pub fn attend_within_backward(
 #[derive(Default)]
 struct BackwardScratch {
     /// Panels of keys, rows of values.
-    keys: Head,
+    keys: Head<f32>,
     /// Panels of values, rows of keys.
-    values: Head,
+    values: Head<f32>,
     /// Sums for each position, `dim` padded to sixteen.
     dk: Vec<f32>,
     dv: Vec<f32>,

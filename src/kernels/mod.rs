@@ -30,7 +30,7 @@ pub use elementwise::{
     gated_backward, normalise, normalise_backward, rotate, scale_softcap, unit_length,
 };
 pub use format::Format;
-pub use kv_cache::KvHeads;
+pub use kv_cache::{KvFormat, KvHeads};
 pub use math::exp_unfused;
 pub use matmul::{Epilogue, LowRankTerm, matmul, matmul_new, matmul_transposed_add, outer_sum};
 pub use memory::{peak_bytes, physical_bytes, resident_bytes, trim};

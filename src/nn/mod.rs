@@ -24,7 +24,7 @@ pub use linear::{Linear, LinearId, Module, Role};
 pub use relative_bias::RELATIVE_BUCKETS;
 pub use rope::{Pairs, QueryGrowth, Rope, Scaling};
 pub use sentence::SentenceModule;
-pub use state::{LayerState, States};
+pub use state::{LayerState, StateKind, States};
 pub use training::{Batch, Pass, TrainedModule, TrainedValues};
 pub use transformer::{Step, Transformer};
 pub use weights::{Entry, TensorSource, Weights};
