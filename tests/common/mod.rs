@@ -15,6 +15,25 @@ pub fn golden(name: &str) -> PathBuf {
     root().join("tests/golden").join(name)
 }
 
+/// Every decoder of the reference results.
+pub fn decoders() -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = ["decoders", "families"]
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(golden(folder)).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("config.json").exists())
+        .collect();
+    found.sort();
+    assert!(found.len() >= 50, "the reference results are there");
+    found
+}
+
+/// Rope frequencies of these depend on the length, so that a prefix alone is another computation than within the whole.
+pub fn looks_at_length(path: &Path) -> bool {
+    let config = std::fs::read_to_string(path.join("config.json")).unwrap();
+    (config.contains("\"dynamic\"") && !config.contains("\"alpha\"")) || config.contains("\"longrope\"")
+}
+
 /// A shipped model.
 pub fn shipped(name: &str) -> PathBuf {
     root().join("models").join(name)
