@@ -13,7 +13,7 @@ use metal_candle::{
 };
 
 /// The largest error over the largest logit, in the mean of all prompts and of any: the models of the reference results are random, and
-/// some have such large scores that a rounding of 2^-12 moves a weight by percents.
+/// some have such large scores that a rounding of 2^-11 moves a weight by percents.
 const F16: (f32, f32) = (1e-3, 6e-3);
 /// The least cosine with the logits of F32, likewise.
 const Q8_0: (f64, f64) = (0.999, 0.997);

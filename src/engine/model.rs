@@ -112,8 +112,8 @@ pub struct LoadOptions {
     /// ggml; where the values of a head are no multiple of 32, its last block is shorter. A block with a value that is not finite or
     /// is beyond 8.3 million becomes NaN.
     ///
-    /// Arithmetic is F32 with each, over the values as they are kept, and the same bits come of any chunks, threads and company. A
-    /// file of a session is for a model with the same type. A model that only embeds keeps nothing, and refuses `f16` and `q8_0`.
+    /// Arithmetic is what it is without, over the values as they are kept; on the CPU the same bits come of any chunks, threads and
+    /// company. A file of a session is for a model with the same type. A model that only embeds keeps nothing, and refuses `f16` and `q8_0`.
     pub kv_cache: Option<String>,
     /// The GGUF file of a directory or of a repository that has several. `None` = its safetensors, or the one GGUF file there is; of
     /// several in a repository the one whose name says `Q4_K_M`. A split model is named by its first part.
