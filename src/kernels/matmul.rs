@@ -22,6 +22,7 @@ use super::parallel::{Shared, each, parts};
 use super::planes::{Planes, Product};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 
+pub(super) use source::{WIDENED, Widened};
 pub use backward::{matmul_transposed_add, outer_sum};
 pub(super) use tile::{Left, Right, rows_by_vectors};
 
