@@ -96,11 +96,12 @@ pub struct LoadOptions {
     pub dtype: Option<Dtype>,
     /// Another tokenizer.json, a directory with one, or a GGUF file.
     pub tokenizer_path: Option<PathBuf>,
-    /// Quantise while loading, on the CPU. There is `q8_0`: in each row of a matrix for products (projections, the output matrix, and
-    /// with it an embedding that it shares) 32 neighbours become a byte each and a common scale in F16, 8.5 bits a weight, as in
-    /// ggml. Tables that are only looked up, norms, biases and layers behind the pooling keep the type of `dtype`. Adapters act on
-    /// the quantised weights and are F32 themselves; so is a matrix that one was merged into. Of a GGUF file, weights that are
-    /// quantised already are widened and quantised once more.
+    /// Quantise while loading, on the CPU, the matrices for products (projections, the output matrix, and with it an embedding that it
+    /// shares): to `q8_0`, `q6_k`, `q4_0` or `iq4_nl` as ggml has them, to the mixes `q5_k_m` or `q4_k_m` of llama.cpp, or to `mlx4`,
+    /// MLX's four bits in groups of 64. The output matrix has six bits at least, but for `mlx4`. Rows that are no whole blocks of a
+    /// format have the next finer one of shorter blocks, or F16. Tables that are only looked up, norms, biases and layers behind the
+    /// pooling keep the type of `dtype`. Adapters act on the quantised weights and are F32 themselves; so is a matrix that one was
+    /// merged into. What the files hold quantised in another way is widened and quantised once more.
     pub quantization: Option<String>,
     /// Compute in F32 with quantised weights on the CPU, as if they were stored as the F32 that they stand for: two to four times
     /// slower. By default activations are rounded for products with them: in each row 32 neighbours share a scale and become eight
@@ -417,7 +418,7 @@ impl Model {
 /// only embeds, the workspace of a batch of its longest texts.
 ///
 /// # Errors
-/// As [`Model::load`]; names and shapes of all tensors are checked, no weight is read.
+/// As [`Model::load`]; names and shapes of all tensors are checked, no weight is read but scales of quantised ones.
 pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<u64> {
     let mut files = Files::open(path.as_ref(), options)?;
     let device = match &options.device {

@@ -133,6 +133,10 @@ static void quantised_weights_take_less_and_give_the_same_answer(void) {
     mc_generation_free(generation);
     mc_model_free(model);
 
+    mc_model_options_set_quantization(options, "q4_k_m");
+    EXPECT(MC_OK, mc_model_estimate_memory(model_path, options, &stored, &err));
+    CHECK(quantised > stored + 2000000); /* 8.5 bits, and 4.6 to 6.6 */
+
     model = NULL;
     mc_model_options_set_quantization(options, "q4_k");
     EXPECT_ERROR(MC_ERROR_UNSUPPORTED, "q8_0", mc_model_load(model_path, options, &model, &err));

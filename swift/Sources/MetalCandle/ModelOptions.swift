@@ -15,8 +15,20 @@ public struct ModelOptions: Sendable {
 
     /// What weight matrices are made smaller with while they are loaded, at a small loss of precision.
     public enum Quantization: String, Sendable, Hashable, CaseIterable {
-        /// 32 neighbours become a byte each and a common 16-bit scale: 8.5 bits a weight. On the processor only.
+        /// 32 neighbours become a byte each and a common 16-bit scale: 8.5 bits a weight. On the processor only, as all are.
         case q8_0
+        /// Six bits with scales of two levels: 6.6 bits a weight.
+        case q6_k
+        /// Five bits with scales and minima of two levels, and six where errors cost most: 5.6 to 6.6 bits a weight.
+        case q5_k_m
+        /// Four bits with scales and minima of two levels, and six where errors cost most: 4.6 to 6.6 bits a weight.
+        case q4_k_m
+        /// Four bits and a common 16-bit scale of 32 neighbours: 4.5 bits a weight.
+        case q4_0
+        /// The same with levels that lie closer around zero.
+        case iq4_nl
+        /// Four bits, a scale and a bias of 64 neighbours, as MLX has them: 4.5 bits a weight.
+        case mlx4
     }
 
     /// What sessions keep the keys and values of tokens in: the memory that grows with a context.

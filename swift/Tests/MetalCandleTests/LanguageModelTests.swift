@@ -42,7 +42,10 @@ extension MetalCandleTests { @Suite struct LanguageModels {
         let options = ModelOptions(device: cpu, quantization: .q8_0)
         #expect(try await ChatSession(loadCoder(options), options: greedy).respond(to: question).text == answer)
         let whole = try await LanguageModel.estimatedMemoryBytes(of: tinyCoder, options: ModelOptions(device: cpu))
-        #expect(try await LanguageModel.estimatedMemoryBytes(of: tinyCoder, options: options) < whole)
+        for quantization in ModelOptions.Quantization.allCases {
+            let options = ModelOptions(device: cpu, quantization: quantization)
+            #expect(try await LanguageModel.estimatedMemoryBytes(of: tinyCoder, options: options) < whole)
+        }
     }
 
     @Test(arguments: ModelOptions.KVCache.allCases) func aModelAnswersWithEachKVCache(_ kvCache: ModelOptions.KVCache) async throws {
