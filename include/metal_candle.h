@@ -801,6 +801,27 @@ void mc_model_options_set_quantization(mc_model_options *MC_NONNULL options,
                                        const char *MC_NULLABLE kind);
 
 /**
+ * The type in which sessions of this model keep the keys and values of tokens, the KV cache: the memory that grows with a context.
+ *
+ * "f32" keeps them as they are computed; on a GPU that is the type of mc_model_options_set_dtype(). "f16" rounds each value to
+ * the nearest, in half of the memory of "f32"; a value beyond 65504 becomes NaN, and the answer an error, where the largest
+ * number in its place would change it in silence. "q8_0", on the CPU, takes 0.27 of "f32": in each head, 32 neighbours become
+ * a byte each and a common 16-bit scale, as in ggml; all of them become NaN if one is not finite or is beyond 8.3 million.
+ * Arithmetic stays as it is. A value is rounded once, when its token is evaluated: on the CPU a prompt at once, in chunks or
+ * token by token, and sessions that go on together, have the same bits with each type. Training and embeddings keep nothing,
+ * and do not change.
+ *
+ * @param options  the options.
+ * @param kind     "f32", "f16" or "q8_0"; NULL (the default) = "f32". Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
+ *                 what there is, for "q8_0" on a GPU, and for "f16" and "q8_0" where a model only embeds. A saved session is
+ *                 for a model with the same kind, else mc_session_load() returns MC_ERROR_MISMATCH, naming both.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_model_options_set_kv_cache(mc_model_options *MC_NONNULL options,
+                                   const char *MC_NULLABLE kind);
+
+/**
  * The longest context that sessions of this model may have.
  *
  * @param options  the options.
@@ -2234,8 +2255,8 @@ mc_status mc_session_save(const mc_session *MC_NONNULL session,
  * @param out    receives one reference; free it with mc_session_free().
  * @param err    NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH
- *         if it belongs to another model; MC_ERROR_CONTEXT_FULL if it holds more tokens than the model was loaded for;
- *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *         if it belongs to another model, or to one with another type of KV cache; MC_ERROR_CONTEXT_FULL if it holds more tokens
+ *         than the model was loaded for; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
  *
  * Threads: any.
  */

@@ -278,6 +278,49 @@ pub unsafe extern "C" fn mc_model_options_set_quantization(options: MaybeUninit<
     });
 }
 
+/// Computes in F32 with quantised weights on the CPU, as if they were stored as the F32 that they stand for.
+///
+/// By default activations are rounded for products with quantised weights: in each row 32 neighbours share a scale and become
+/// eight bits each, sixteen where weights have more than five. That is two to four times as fast, and changes logits less than
+/// quantising has changed them. Weights in F32, F16 and BF16 are always exact, and so is training: an adapter that is trained
+/// over quantised weights gives exactly what training has seen in a model that was loaded with this.
+///
+/// @param options  the options.
+/// @param value    true = exact; false (the default) = fast. A saved session is for a model that was loaded the same way.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_exact(options: MaybeUninit<&mut mc_model_options>, value: bool) {
+    set(options, |load| {
+        load.exact = value;
+        Ok(())
+    });
+}
+
+/// The type in which sessions of this model keep the keys and values of tokens, the KV cache: the memory that grows with a context.
+///
+/// "f32" keeps them as they are computed; on a GPU that is the type of mc_model_options_set_dtype(). "f16" rounds each value to
+/// the nearest, in half of the memory of "f32"; a value beyond 65504 becomes NaN, and the answer an error, where the largest
+/// number in its place would change it in silence. "q8_0", on the CPU, takes 0.27 of "f32": in each head, 32 neighbours become
+/// a byte each and a common 16-bit scale, as in ggml; all of them become NaN if one is not finite or is beyond 8.3 million.
+/// Arithmetic stays as it is. A value is rounded once, when its token is evaluated: on the CPU a prompt at once, in chunks or
+/// token by token, and sessions that go on together, have the same bits with each type. Training and embeddings keep nothing,
+/// and do not change.
+///
+/// @param options  the options.
+/// @param kind     "f32", "f16" or "q8_0"; NULL (the default) = "f32". Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
+///                 what there is, for "q8_0" on a GPU, and for "f16" and "q8_0" where a model only embeds. A saved session is
+///                 for a model with the same kind, else mc_session_load() returns MC_ERROR_MISMATCH, naming both.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_kv_cache(options: MaybeUninit<&mut mc_model_options>, kind: *const c_char) {
+    set(options, |load| {
+        load.kv_cache = optional_name(kind, "kv_cache")?.map(str::to_owned);
+        Ok(())
+    });
+}
+
 /// The longest context that sessions of this model may have.
 ///
 /// @param options  the options.

@@ -5,22 +5,25 @@
 //! of any result: a prompt evaluated token by token equals the prompt evaluated at once.
 
 mod simd;
+mod dots;
 mod parallel;
 mod math;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod memory;
 mod format;
+mod int8;
 mod planes;
 mod packed;
 mod matmul;
+mod kv_cache;
 mod attention;
 mod attention_backward;
 mod elementwise;
 mod adamw;
 
 pub use adamw::{AdamW, Coefficients};
-pub use attention::{KvHeads, Mask, Strided, attend, attend_within};
+pub use attention::{Mask, Strided, attend, attend_within};
 pub use attention_backward::attend_within_backward;
 #[cfg(feature = "cuda")]
 pub use cuda::open_cuda;
@@ -29,10 +32,11 @@ pub use elementwise::{
     gated_backward, normalise, normalise_backward, rotate, scale_softcap, unit_length,
 };
 pub use format::Format;
+pub use kv_cache::{KvFormat, KvHeads};
 pub use math::exp_unfused;
 pub use matmul::{Epilogue, LowRankTerm, matmul, matmul_new, matmul_transposed_add, outer_sum};
 pub use memory::{peak_bytes, physical_bytes, resident_bytes, trim};
-pub use packed::{Packed, Panels, Use};
+pub use packed::{Arithmetic, MatmulWeight, Packed, Panels, Use};
 pub use parallel::{install, map as parallel_map, threads};
 #[cfg(feature = "selftest")]
 pub use simd::{Level, limit::limit_instructions};

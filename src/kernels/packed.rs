@@ -41,6 +41,15 @@ impl Use {
     }
 }
 
+/// What products with quantised weights compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// Weights are widened, and the results are those of the matrix that they stand for.
+    F32,
+    /// Activations are rounded to eight bits, or sixteen where weights have more than five, and sums are whole numbers.
+    Int8,
+}
+
 /// A matrix of `rows` outputs by `cols` inputs; the last panel is filled up with zeros. Quantised formats are kept as they are.
 pub struct Packed {
     pub(super) rows: usize,
@@ -48,6 +57,20 @@ pub struct Packed {
     /// Rows of a panel.
     pub(super) lanes: usize,
     pub(super) panels: Panels,
+    arithmetic: Arithmetic,
+}
+
+/// A matrix, and what a product with it computes in.
+#[derive(Clone, Copy)]
+pub struct MatmulWeight<'a> {
+    pub(super) packed: &'a Packed,
+    pub(super) arithmetic: Arithmetic,
+}
+
+impl<'a> From<&'a Packed> for MatmulWeight<'a> {
+    fn from(packed: &'a Packed) -> Self {
+        packed.in_arithmetic(packed.arithmetic)
+    }
 }
 
 impl Packed {
@@ -62,7 +85,7 @@ impl Packed {
             (_, Use::Product) => Panels::Planes(Planes::new(&[(rows, format)], cols)?),
             (_, Use::Lookup) => Panels::Blocks(zeros(rows.checked_mul(format.row_bytes(cols)?)?)?, format),
         };
-        Some(Self { rows, cols, lanes, panels })
+        Some(Self { rows, cols, lanes, panels, arithmetic: Arithmetic::F32 })
     }
 
     /// The same of rows of several formats, one after another, as they are kept together.
@@ -70,7 +93,10 @@ impl Packed {
         let rows = parts.iter().try_fold(0usize, |rows, part| rows.checked_add(part.0))?;
         match kept_together(parts, purpose) {
             Some(format) => Self::new(rows, cols, format, purpose),
-            None => Some(Self { rows, cols, lanes: LANES, panels: Panels::Planes(Planes::new(parts, cols)?) }),
+            None => {
+                let panels = Panels::Planes(Planes::new(parts, cols)?);
+                Some(Self { rows, cols, lanes: LANES, panels, arithmetic: Arithmetic::F32 })
+            }
         }
     }
 
@@ -79,6 +105,16 @@ impl Packed {
         let mut packed = Self::new(values.len() / cols, cols, Format::F32, purpose)?;
         packed.fill_f32(0, values);
         Some(packed)
+    }
+
+    /// The same for products in this arithmetic; without, it is F32.
+    pub fn computing_in(self, arithmetic: Arithmetic) -> Self {
+        Self { arithmetic, ..self }
+    }
+
+    /// The same for a product that is to compute in this arithmetic.
+    pub fn in_arithmetic(&self, arithmetic: Arithmetic) -> MatmulWeight<'_> {
+        MatmulWeight { packed: self, arithmetic }
     }
 
     /// Outputs.

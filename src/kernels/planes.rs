@@ -24,6 +24,8 @@
 //!
 //! A matrix may consist of segments of different formats: files keep the parts of one matrix as precisely as each deserves.
 
+mod product;
+
 use std::ops::Range;
 
 use half::f16;
@@ -33,6 +35,8 @@ use super::format::coding::{CodedBlock, Coding, Levels, MOST, Scales};
 use super::memory::huge_vec;
 use super::parallel::each_chunk;
 use super::simd::{Kernel, LANES, Simd};
+
+pub use product::Product;
 
 /// Columns of a span: as many as the longest block has.
 const SPAN: usize = MOST;
@@ -414,11 +418,20 @@ pub struct Panel<'a> {
 }
 
 /// A span of a panel.
+#[derive(Clone, Copy)]
 struct Span<'a> {
     bytes: *const u8,
     parts: &'a Parts,
-    /// Of the panel.
-    columns: Range<usize>,
+    /// The first of its columns, and the one behind its last.
+    first: usize,
+    end: usize,
+}
+
+impl Segment {
+    /// The span of a panel that begins with a column.
+    fn at(&self, panel: usize, column: usize) -> Span<'_> {
+        Panel { segment: self, bytes: &bytes(&self.lines)[panel * self.panel_bytes..][..self.panel_bytes] }.span(column)
+    }
 }
 
 impl Planes {
@@ -485,7 +498,7 @@ impl<'a> Panel<'a> {
         let parts = if cols - start < SPAN { last } else { whole };
         // In bounds: as many whole spans lie before it.
         let bytes = self.bytes.as_ptr().wrapping_add(column / SPAN * whole.all);
-        Span { bytes, parts, columns: start..start + SPAN.min(cols - start) }
+        Span { bytes, parts, first: start, end: start + SPAN.min(cols - start) }
     }
 }
 
@@ -585,9 +598,9 @@ impl Coded for Widen<'_> {
             let table = S::table(&coding.table);
             while column < self.columns.end {
                 let span = self.panel.span(column);
-                let end = self.columns.end.min(span.columns.end);
+                let end = self.columns.end.min(span.end);
                 while column < end {
-                    sixteen::<S, BITS, LEVELS, _>(coding, &span, column - span.columns.start, table, &mut to);
+                    sixteen::<S, BITS, LEVELS, _>(coding, &span, column - span.first, table, &mut to);
                     column += HALF;
                     to.0 = to.0.wrapping_add(HALF * LANES);
                 }
@@ -623,9 +636,9 @@ impl<const P: usize> Coded for AddProducts<'_, P> {
             let mut sums = self.sums.each_ref().map(|sum| S::load(sum.as_ptr()));
             while column < self.columns.end {
                 let spans = self.panels.map(|panel| panel.span(column));
-                let end = self.columns.end.min(spans[0].columns.end);
+                let end = self.columns.end.min(spans[0].end);
                 while column < end {
-                    let (at, left) = (column - spans[0].columns.start, self.columns.end - column);
+                    let (at, left) = (column - spans[0].first, self.columns.end - column);
                     for (span, sum) in spans.iter().zip(&mut sums) {
                         // Blocks of eight bits alone may be shorter.
                         if BITS < 8 || left >= HALF {

@@ -303,7 +303,7 @@ impl Simd for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(super) mod x86 {
     use super::{Kernel, LANES, Simd};
     use half::{bf16, f16};
     use std::arch::asm;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::Slot;
 use super::mix::{Mix, Part};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Backend, Format, Matrix, MatrixBuilder, Use, Vector};
+use crate::ops::{Arithmetic, Backend, Format, Matrix, MatrixBuilder, Use, Vector};
 
 /// What a file says of a tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,6 +60,7 @@ pub struct Weights<'a> {
     format: Option<Format>,
     /// What matrices for products are quantised to instead.
     mix: Option<&'static Mix>,
+    arithmetic: Arithmetic,
     used: HashSet<String>,
     /// Allocate and read nothing, only check and count.
     dry: bool,
@@ -71,13 +72,18 @@ pub struct Weights<'a> {
 impl<'a> Weights<'a> {
     /// Keeps matrices in `format`, or as they are in the file.
     pub fn new(source: &'a mut dyn TensorSource, backend: &'a Backend, format: Option<Format>) -> Self {
-        let used = HashSet::new();
-        Self { source, backend, format, mix: None, used, dry: false, bytes: 0, parameters: 0, buffer: Vec::new() }
+        let (used, arithmetic) = (HashSet::new(), Arithmetic::F32);
+        Self { source, backend, format, mix: None, arithmetic, used, dry: false, bytes: 0, parameters: 0, buffer: Vec::new() }
     }
 
     /// Quantises the matrices for products, which then are for our kernels; tables that are looked up stay as they are.
     pub fn quantized(self, mix: Option<&'static Mix>) -> Self {
         Self { mix, ..self }
+    }
+
+    /// What products with quantised matrices compute in on the CPU; without, it is F32.
+    pub fn computing_in(self, arithmetic: Arithmetic) -> Self {
+        Self { arithmetic, ..self }
     }
 
     /// Checks names and shapes and counts bytes; what it returns is empty.
@@ -231,7 +237,7 @@ impl<'a> Weights<'a> {
                 }
             }
         }
-        Ok(builder.finish()?)
+        Ok(builder.computing_in(self.arithmetic).finish()?)
     }
 
     fn fill(

@@ -7,7 +7,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::{Backend, On};
 use crate::error::OutOfMemory;
-use crate::kernels::{Format, Packed, Panels, Use};
+use crate::kernels::{Arithmetic, Format, Packed, Panels, Use};
 
 /// A weight matrix `(outputs, inputs)`; immutable, shared by clones.
 pub type Matrix = On<Arc<Packed>, Tensor>;
@@ -90,6 +90,11 @@ impl MatrixBuilder {
     pub fn of_parts(parts: &[(usize, Format)], cols: usize, purpose: Use, backend: &Backend) -> Option<Self> {
         let packed = Packed::of_parts(&computed(parts, backend), cols, layout(purpose, backend))?;
         Some(Self { packed, backend: backend.clone() })
+    }
+
+    /// The same for products in this arithmetic.
+    pub fn computing_in(self, arithmetic: Arithmetic) -> Self {
+        Self { packed: self.packed.computing_in(arithmetic), ..self }
     }
 
     /// The bytes that they take on a device.

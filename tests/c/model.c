@@ -145,6 +145,38 @@ static void quantised_weights_take_less_and_give_the_same_answer(void) {
     mc_model_options_free(options);
 }
 
+static void a_narrower_kv_cache_takes_less_and_gives_the_same_answer(void) {
+    static const struct { const char *kind; uint64_t bytes; } kinds[] = {{"f32", 4 * 128}, {"f16", 2 * 128}, {"q8_0", 4 * 34}};
+    uint64_t usual = 0, bytes = 0;
+    size_t i;
+    mc_model *model = NULL;
+    mc_generate_options *greedy_options = greedy(0);
+    mc_model_options *options = mc_model_options_new();
+    EXPECT(MC_OK, mc_model_estimate_memory(model_path, NULL, &usual, &err));
+    for (i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        mc_generation *generation = NULL;
+        mc_model_options_set_kv_cache(options, kinds[i].kind);
+        EXPECT(MC_OK, mc_model_estimate_memory(model_path, options, &bytes, &err));
+        /* Keys and values of 8 layers, 2 heads of 64 values, 1024 tokens. */
+        CHECK(usual - bytes == 1024 * 8 * 2 * (kinds[0].bytes - kinds[i].bytes));
+        model = NULL;
+        EXPECT(MC_OK, mc_model_load(model_path, options, &model, &err));
+        EXPECT(MC_OK, mc_generate(model, PROMPT, strlen(PROMPT), greedy_options, &generation, &err));
+        CHECK(generation != NULL && strcmp(mc_generation_text(generation), ANSWER) == 0);
+        mc_generation_free(generation);
+        mc_model_free(model);
+    }
+    model = NULL;
+    mc_model_options_set_kv_cache(options, "q4_0");
+    EXPECT_ERROR(MC_ERROR_UNSUPPORTED, "f32, f16, q8_0", mc_model_load(model_path, options, &model, &err));
+    CHECK(model == NULL);
+    mc_model_options_set_kv_cache(options, NULL);
+    EXPECT(MC_OK, mc_model_estimate_memory(model_path, options, &bytes, &err));
+    CHECK(bytes == usual);
+    mc_generate_options_free(greedy_options);
+    mc_model_options_free(options);
+}
+
 static void a_smaller_context_is_kept_to(void) {
     mc_model *model = NULL;
     mc_model_options *options = mc_model_options_new();
@@ -231,6 +263,7 @@ int main(int argc, char **argv) {
     RUN(bad_options_are_reported_by_the_call_that_uses_them);
     RUN(f32_and_bf16_give_the_same_answer);
     RUN(quantised_weights_take_less_and_give_the_same_answer);
+    RUN(a_narrower_kv_cache_takes_less_and_gives_the_same_answer);
     RUN(a_smaller_context_is_kept_to);
     RUN(memory_is_estimated_without_loading);
     RUN(a_model_needs_no_network);

@@ -26,6 +26,9 @@ pub struct Coding {
     pub group: usize,
     /// The levels of codes of at most four bits, again and again.
     pub table: [f32; 16],
+    /// The same as whole numbers of this.
+    pub whole: [i8; 16],
+    pub unit: f32,
 }
 
 /// What codes stand for.
@@ -97,7 +100,22 @@ impl Coding {
             };
             code += 1;
         }
-        Self { bits, levels, scales, group, table }
+        let (mut unit, mut whole) = (1.0, [0; 16]);
+        let mut code = 0;
+        while code < 16 {
+            // Eighths, if there is any fraction.
+            if table[code] != table[code] as i8 as f32 {
+                unit = 0.125;
+            }
+            code += 1;
+        }
+        let mut code = 0;
+        while code < 16 {
+            whole[code] = (table[code] / unit) as i8;
+            assert!(whole[code] as f32 * unit == table[code]);
+            code += 1;
+        }
+        Self { bits, levels, scales, group, table, whole, unit }
     }
 
     /// The values of a block, or of several that are side by side.

@@ -31,6 +31,16 @@ public struct ModelOptions: Sendable {
         case mlx4
     }
 
+    /// What sessions keep the keys and values of tokens in: the memory that grows with a context.
+    public enum KVCache: String, Sendable, Hashable, CaseIterable {
+        /// As they are computed.
+        case f32
+        /// Rounded to 16-bit floating point: half of the memory of 32 bits.
+        case f16
+        /// 32 neighbours become a byte each and a common 16-bit scale: 0.27 of the memory of 32 bits. On the processor only.
+        case q8_0
+    }
+
     /// Where the model runs; nil = the best device. In the simulator that is the processor.
     public var device: ComputeDevice?
     /// The type to keep weights in; nil = as stored.
@@ -38,6 +48,9 @@ public struct ModelOptions: Sendable {
     /// What to make weight matrices smaller with; nil = as stored. Such a model does all that others do; on a GPU, loading it throws
     /// ``MetalCandleError`` with `.unsupported`.
     public var quantization: Quantization?
+    /// What sessions keep the keys and values of tokens in; nil = as they are computed. Loading throws ``MetalCandleError`` with
+    /// `.unsupported` for blocks of bytes on a GPU, and for a narrower type where a model only embeds.
+    public var kvCache: KVCache?
     /// The longest context that sessions may have, in tokens; nil = the model's own.
     public var maximumContext: Int?
     /// A `tokenizer.json`, a directory with one, or a `.gguf` file, in place of the model's.
@@ -45,12 +58,13 @@ public struct ModelOptions: Sendable {
 
     /// Makes options; what is not given is as the model says.
     public init(
-        device: ComputeDevice? = nil, weightType: WeightType? = nil, quantization: Quantization? = nil, maximumContext: Int? = nil,
-        tokenizer: URL? = nil
+        device: ComputeDevice? = nil, weightType: WeightType? = nil, quantization: Quantization? = nil, kvCache: KVCache? = nil,
+        maximumContext: Int? = nil, tokenizer: URL? = nil
     ) {
         self.device = device
         self.weightType = weightType
         self.quantization = quantization
+        self.kvCache = kvCache
         self.maximumContext = maximumContext
         self.tokenizer = tokenizer
     }
@@ -60,6 +74,7 @@ public struct ModelOptions: Sendable {
         if let device = try device ?? Self.defaultDevice() { mc_model_options_set_device(options.pointer, device.handle.pointer) }
         if let weightType { mc_model_options_set_dtype(options.pointer, weightType.native) }
         if let quantization { mc_model_options_set_quantization(options.pointer, quantization.rawValue) }
+        if let kvCache { mc_model_options_set_kv_cache(options.pointer, kvCache.rawValue) }
         if let maximumContext {
             try requirePositive(maximumContext, "maximumContext")
             mc_model_options_set_max_context(options.pointer, maximumContext)

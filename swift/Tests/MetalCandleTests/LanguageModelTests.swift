@@ -48,6 +48,15 @@ extension MetalCandleTests { @Suite struct LanguageModels {
         }
     }
 
+    @Test(arguments: ModelOptions.KVCache.allCases) func aModelAnswersWithEachKVCache(_ kvCache: ModelOptions.KVCache) async throws {
+        let cpu = try ComputeDevice(.cpu)
+        let options = ModelOptions(device: cpu, kvCache: kvCache)
+        #expect(try await ChatSession(loadCoder(options), options: greedy).respond(to: question).text == answer)
+        let usual = try await LanguageModel.estimatedMemoryBytes(of: tinyCoder, options: ModelOptions(device: cpu))
+        let bytes = try await LanguageModel.estimatedMemoryBytes(of: tinyCoder, options: options)
+        #expect(kvCache == .f32 ? bytes == usual : bytes < usual)
+    }
+
     @Test func aMissingModelIsNotFound() async {
         await expect(.notFound, "/nowhere") { try await LanguageModel.load(from: URL(filePath: "/nowhere")) }
         await expect(.invalidArgument, "directory") { try await LanguageModel.load(from: URL(string: "https://localhost/model")!) }
