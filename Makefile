@@ -80,6 +80,7 @@ selftest:
 
 bench:
 	python3 benches/run.py
+	python3 benches/quantised.py
 	python3 benches/embed.py
 	python3 benches/train.py
 

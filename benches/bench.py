@@ -60,7 +60,7 @@ class Bench:
         if peer in self.skipped or peer not in self.args.peers:
             return None
         try:
-            if peer == "metal-candle":
+            if "metal-candle" in peer:
                 if not os.path.exists(self.args.lib):
                     raise Missing(f"no {self.args.lib}: build it with cargo build --release")
                 arguments = (self.args.lib, host(), *arguments)

@@ -30,6 +30,7 @@ FUNCTIONS = {
     "mc_model_options_new": (c_void_p, []),
     "mc_model_options_set_device": (None, [c_void_p, c_void_p]),
     "mc_model_options_set_dtype": (None, [c_void_p, c_int32]),
+    "mc_model_options_set_exact": (None, [c_void_p, c_bool]),
     "mc_model_options_free": (None, [c_void_p]),
     "mc_model_load": (c_int32, [c_char_p, c_void_p, handle_p, handle_p]),
     "mc_model_vocab_size": (c_size_t, [c_void_p]),
@@ -136,12 +137,14 @@ class Record(ctypes.Structure):
 
 
 class Model:
-    def __init__(self, library, path, dtype="F32", device="cpu"):
+    def __init__(self, library, path, dtype="F32", device="cpu", exact=False):
         self.library, self.handle = library, c_void_p()
         computing, options = c_void_p(), library.model_options_new()
         library.device_new(DEVICES[device], 0, byref(computing))
         library.model_options_set_device(options, computing)
         library.model_options_set_dtype(options, DTYPES[dtype])
+        if exact:
+            library.model_options_set_exact(options, exact)
         library.model_load(os.fsencode(path), options, byref(self.handle))
         library.model_options_free(options)
         library.device_free(computing)

@@ -9,13 +9,17 @@ from worker import Peer, peak_bytes
 class MetalCandle(Peer):
     decoders = ("decode_pull", "decode_push")
 
+    exact = False
+
     def __init__(self, library, host, directory, threads, context, dtype="F32"):
         import c_abi
 
         self.abi, self.bytes_before = c_abi, peak_bytes()
         self.library = c_abi.Library(library, host)
         self.version = self.library.version_string().decode()
-        self.model = c_abi.Model(self.library, directory, dtype)
+        # A file of quantised weights is taken as it is.
+        dtype = dtype if os.path.isdir(directory) else "stored"
+        self.model = c_abi.Model(self.library, directory, dtype, exact=self.exact)
         self.session = c_abi.Session(self.model, context)
 
     def prefill(self, ids):
@@ -53,6 +57,12 @@ class MetalCandle(Peer):
         self.session.free()
         self.model.free()
         self.library.expect_no_live_objects()
+
+
+class MetalCandleExact(MetalCandle):
+    """The same with quantised weights in F32."""
+
+    exact = True
 
 
 class Transformers(Peer):
@@ -104,22 +114,27 @@ class LlamaCpp(Peer):
 
         self.llama, self.numpy, self.bytes_before = llama_cpp.llama_cpp, numpy, peak_bytes()
         self.version = f"llama-cpp-python {llama_cpp.__version__}"
-        path = os.path.join(directory, "model.gguf")
-        if not os.path.exists(path):
-            raise FileNotFoundError(f"no model.gguf: install gguf and delete {directory}")
+        self.path = os.path.join(directory, "model.gguf") if os.path.isdir(directory) else str(directory)
+        if not os.path.exists(self.path):
+            raise FileNotFoundError(f"no {self.path}: install gguf and delete {directory}")
         self.quiet = self.llama.llama_log_callback(lambda level, text, user_data: None)
         self.llama.llama_log_set(self.quiet, None)
+        self.threads, self.context = threads, context
+        # Its flash attention rounds to F16 on the way: logits 1.6e-3 off, without it 1.2e-5.
+        self._open(repack=True, flash=False, cache=self.llama.GGML_TYPE_F32)
+
+    def _open(self, repack, flash, cache):
         params = self.llama.llama_model_default_params()
         params.n_gpu_layers = 0
-        self.model = self.llama.llama_model_load_from_file(path.encode(), params)
+        params.use_extra_bufts = repack
+        self.model = self.llama.llama_model_load_from_file(self.path.encode(), params)
         self.vocab_size = self.llama.llama_vocab_n_tokens(self.llama.llama_model_get_vocab(self.model))
         params = self.llama.llama_context_default_params()
-        params.n_ctx = context
+        params.n_ctx = self.context
         params.n_batch = params.n_ubatch = 512
-        params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = self.llama.GGML_TYPE_F32
-        # Its flash attention rounds to F16 on the way: logits 1.6e-3 off, without it 1.2e-5.
-        params.flash_attn_type = self.llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.n_threads = params.n_threads_batch = self.threads
+        params.type_k = params.type_v = cache
+        params.flash_attn_type = self.llama.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else self.llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.handle = self.llama.llama_init_from_model(self.model, params)
 
     def _step(self, ids):
@@ -145,6 +160,26 @@ class LlamaCpp(Peer):
         for _ in range(steps):
             ids.append(int(self._step(ids[-1:]).argmax()))
         return time.perf_counter() - start, ids
+
+
+class LlamaCppQuantised(LlamaCpp):
+    """With what is fastest: weights repacked for the processor or as they are in the file, with flash attention or without."""
+
+    SETTINGS = {
+        f"{'repacked' if repack else 'as stored'}, {'flash' if flash else 'no flash'}": (repack, flash)
+        for repack in (True, False)
+        for flash in (True, False)
+    }
+
+    def settings(self, method):
+        return tuple(self.SETTINGS)
+
+    def use(self, setting):
+        if getattr(self, "setting", None) != setting:
+            self.llama.llama_free(self.handle)
+            self.llama.llama_model_free(self.model)
+            self._open(*self.SETTINGS[setting], cache=self.llama.GGML_TYPE_F16)
+            self.setting = setting
 
 
 PEERS = {"metal-candle": MetalCandle, "transformers": Transformers, "llama.cpp": LlamaCpp}

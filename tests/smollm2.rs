@@ -15,7 +15,8 @@ use std::sync::LazyLock;
 
 use common::{cosine, golden, json, load, max_abs};
 use metal_candle::{
-    Capability, Chat, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Session, TrainOptions,
+    Capability, Chat, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Session,
+    TrainOptions,
 };
 use serde_json::Value;
 use tempfile::tempdir;

@@ -213,8 +213,7 @@ impl Model {
         let stored = stored_type(&*checkpoint, &files.config, &device, options);
         let backend = device.backend();
         let arithmetic = if options.exact { Arithmetic::F32 } else { Arithmetic::Int8 };
-        let mut weights =
-            Weights::new(&mut *checkpoint, backend, stored).quantized(files.quant).computing_in(arithmetic);
+        let mut weights = Weights::new(&mut *checkpoint, backend, stored).quantized(files.quant).computing_in(arithmetic);
         let transformer = device.work(|| Transformer::load(files.config, &mut weights))?.with_kv_format(files.kv_format);
         check_kv_format(&transformer, files.kv_format, files.family)?;
         let parameters = weights.parameters();

@@ -9,9 +9,9 @@ use std::collections::TryReserveError;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::matmul::Widened;
 use super::kv_cache::{Head, HeadKeys, HeadValues, Heads, KvHeads, KvNumber, VectorSource, each_format};
 use super::math;
+use super::matmul::Widened;
 use super::matmul::{Left, Right, rows_by_vectors};
 use super::parallel::{Shared, split};
 use super::simd::{Kernel, LANES, Simd, dispatch};

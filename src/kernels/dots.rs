@@ -23,19 +23,15 @@ pub trait Dots: Copy + 'static {
     ///
     /// # Safety
     /// `x` is good for four bytes, of any alignment.
-    unsafe fn dot(
-        sum: <Self::S as Simd>::I,
-        weights: <Self::S as Simd>::I,
-        x: *const u8,
-        wide: bool,
-    ) -> <Self::S as Simd>::I;
+    unsafe fn dot(sum: <Self::S as Simd>::I, weights: <Self::S as Simd>::I, x: *const u8, wide: bool) -> <Self::S as Simd>::I;
     unsafe fn add(a: <Self::S as Simd>::I, b: <Self::S as Simd>::I) -> <Self::S as Simd>::I;
     /// Of sixteen levels with a sign.
     unsafe fn levels(levels: &[i8; LANES]) -> Self::Levels;
     /// The level of each byte, of which only the lowest four bits are not zero, as [`SIGNED`](Self::SIGNED) says.
     unsafe fn lookup(levels: Self::Levels, codes: <Self::S as Simd>::I) -> <Self::S as Simd>::I;
     /// Runs a kernel as a function of its own, which its callers share.
-    unsafe fn call<K: DotsKernel>(kernel: K) -> K::Output;}
+    unsafe fn call<K: DotsKernel>(kernel: K) -> K::Output;
+}
 
 /// Work that wants the fastest sums of bytes that there are.
 pub trait DotsKernel {

@@ -156,9 +156,8 @@ fn quantise<const PLANES: usize>(x: &[f32; CHUNK], to: &mut [u8]) {
             to[CHUNK + i] = q[i].wrapping_sub(high[i] << 7) as u8;
         }
     }
-    let sums: [i32; 2] = std::array::from_fn(|half| {
-        q[half * CHUNK / 2..][..CHUNK / 2].iter().fold(0i32, |sum, q| sum.wrapping_sub(*q))
-    });
+    let sums: [i32; 2] =
+        std::array::from_fn(|half| q[half * CHUNK / 2..][..CHUNK / 2].iter().fold(0i32, |sum, q| sum.wrapping_sub(*q)));
     to[record.scale..][..4].copy_from_slice(&scale.to_ne_bytes());
     to[record.sums..][..4].copy_from_slice(&sums[0].to_ne_bytes());
     to[record.sums + 4..][..4].copy_from_slice(&sums[1].to_ne_bytes());

@@ -12,8 +12,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::format::quantise::{self, BLOCK};
-use super::matmul::{WIDENED, Widened};
 use super::matmul::Right;
+use super::matmul::{WIDENED, Widened};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Positions by which a cache grows.

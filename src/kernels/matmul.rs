@@ -22,8 +22,8 @@ use super::parallel::{Shared, each, parts};
 use super::planes::{Planes, Product};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 
-pub(super) use source::{WIDENED, Widened};
 pub use backward::{matmul_transposed_add, outer_sum};
+pub(super) use source::{WIDENED, Widened};
 pub(super) use tile::{Left, Right, rows_by_vectors};
 
 /// Columns of a block: what of the panels that are multiplied together stays in the second cache while the rows of a block pass.
@@ -70,13 +70,7 @@ pub struct LowRankTerm<'a> {
 ///
 /// # Shape
 /// `x`: rows of `W.cols()` values, `x_stride` apart; `y`: `(rows, W.rows())`.
-pub fn matmul<'a>(
-    x: &[f32],
-    x_stride: usize,
-    weight: impl Into<MatmulWeight<'a>>,
-    epilogue: Epilogue<'_>,
-    y: &mut [f32],
-) {
+pub fn matmul<'a>(x: &[f32], x_stride: usize, weight: impl Into<MatmulWeight<'a>>, epilogue: Epilogue<'_>, y: &mut [f32]) {
     let weight = weight.into();
     let rows = y.len() / weight.packed.rows;
     assert_eq!(y.len(), rows * weight.packed.rows, "whole rows of y");
@@ -122,7 +116,9 @@ fn checked(
         Panels::F32(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
         Panels::F16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
         Panels::BF16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
-        Panels::Planes(p) if arithmetic == Arithmetic::Int8 && p.takes_int8() => int8_product(x, x_stride, p, (rows, n, k), epilogue, y),
+        Panels::Planes(p) if arithmetic == Arithmetic::Int8 && p.takes_int8() => {
+            int8_product(x, x_stride, p, (rows, n, k), epilogue, y)
+        }
         Panels::Planes(p) => product(x, x_stride, p, (rows, n, k), epilogue, y),
         Panels::Blocks(..) => unreachable!("a matrix for products has panels of sixteen rows"),
     }

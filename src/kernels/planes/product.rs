@@ -120,16 +120,7 @@ impl DotsKernel for Work<'_> {
 impl Work<'_> {
     /// `HALVES`: groups are halves of chunks; `MINS`: they have mins, and codes no middle.
     #[inline(always)]
-    unsafe fn by_codes<
-        D: Dots,
-        const BITS: u32,
-        const KIND: u8,
-        const HALVES: bool,
-        const MINS: bool,
-        const BYTES: usize,
-    >(
-        self,
-    ) {
+    unsafe fn by_codes<D: Dots, const BITS: u32, const KIND: u8, const HALVES: bool, const MINS: bool, const BYTES: usize>(self) {
         let coding = self.segment.coding;
         assert!(HALVES == (coding.group == HALF) && MINS == coding.scales.has_mins(), "a coding that kernels know");
         // SAFETY: passed on from the caller.
@@ -291,7 +282,6 @@ impl Scales {
         matches!(self, Self::F16AndMin | Self::F16AndZero | Self::TwoLevelsAndMin | Self::TwoLevelsAndMinInByte)
     }
 }
-
 
 impl Coding {
     /// The middle of codes that stand for themselves less it, or of bytes without a sign, as a power of two.
