@@ -213,7 +213,9 @@ fn rounded_activations_change_logits_less_than_rounded_weights() {
     for (name, path) in formats() {
         let ((exact, vocabulary), (rounded, _)) = (all_logits(&path, true, &ids), all_logits(&path, false, &ids));
         let is_quantised = name.contains("Q");
-        assert_eq!(rounded != exact, is_quantised, "{name}");
+        // Matrices of few columns are left out but for those of many bits.
+        assert!(is_quantised || rounded == exact, "{name}");
+        assert!(rounded != exact || !(["Q8_0", "Q6_K", "Q4_K_S"].iter().any(|format| name.ends_with(format))), "{name}");
         for (i, (exact, rounded)) in exact.chunks(vocabulary).zip(rounded.chunks(vocabulary)).enumerate() {
             let found = cosine(exact, rounded);
             assert!(found >= 0.999, "{name} at {i}: cosine {found}");

@@ -145,6 +145,30 @@ static void quantised_weights_take_less_and_give_the_same_answer(void) {
     mc_model_options_free(options);
 }
 
+static void quantised_weights_compute_fast_and_exactly(void) {
+    float logits[2][4096] = {{0}};
+    size_t i, size = 0;
+    mc_model_options *options = mc_model_options_new();
+    mc_model_options_set_quantization(options, "q8_0");
+    for (i = 0; i < 2; i++) {
+        const uint32_t ids[] = {3, 1, 4, 1, 5};
+        mc_model *model = NULL;
+        mc_session *session = NULL;
+        mc_model_options_set_exact(options, i == 1);
+        EXPECT(MC_OK, mc_model_load(model_path, options, &model, &err));
+        EXPECT(MC_OK, mc_session_new(model, 0, &session, &err));
+        EXPECT(MC_OK, mc_session_append_tokens(session, ids, 5, NULL, &err));
+        size = mc_model_vocab_size(model);
+        CHECK(size <= 4096);
+        EXPECT(MC_OK, mc_session_logits(session, logits[i], size, &err));
+        mc_session_free(session);
+        mc_model_free(model);
+    }
+    CHECK(memcmp(logits[0], logits[1], size * sizeof(float)) != 0);
+    for (i = 0; i < size; i++) CHECK(fabsf(logits[0][i] - logits[1][i]) < 0.01f);
+    mc_model_options_free(options);
+}
+
 static void a_narrower_kv_cache_takes_less_and_gives_the_same_answer(void) {
     static const struct { const char *kind; uint64_t bytes; } kinds[] = {{"f32", 4 * 128}, {"f16", 2 * 128}, {"q8_0", 4 * 34}};
     uint64_t usual = 0, bytes = 0;
@@ -263,6 +287,7 @@ int main(int argc, char **argv) {
     RUN(bad_options_are_reported_by_the_call_that_uses_them);
     RUN(f32_and_bf16_give_the_same_answer);
     RUN(quantised_weights_take_less_and_give_the_same_answer);
+    RUN(quantised_weights_compute_fast_and_exactly);
     RUN(a_narrower_kv_cache_takes_less_and_gives_the_same_answer);
     RUN(a_smaller_context_is_kept_to);
     RUN(memory_is_estimated_without_loading);

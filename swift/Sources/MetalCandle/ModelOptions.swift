@@ -48,6 +48,9 @@ public struct ModelOptions: Sendable {
     /// What to make weight matrices smaller with; nil = as stored. Such a model does all that others do; on a GPU, loading it throws
     /// ``MetalCandleError`` with `.unsupported`.
     public var quantization: Quantization?
+    /// Whether quantised weights compute as the 32-bit numbers that they stand for, on the processor. That is two to four times slower
+    /// than the usual way, which rounds activations and changes answers less than quantising has changed them.
+    public var isExact: Bool
     /// What sessions keep the keys and values of tokens in; nil = as they are computed. Loading throws ``MetalCandleError`` with
     /// `.unsupported` for blocks of bytes on a GPU, and for a narrower type where a model only embeds.
     public var kvCache: KVCache?
@@ -58,12 +61,13 @@ public struct ModelOptions: Sendable {
 
     /// Makes options; what is not given is as the model says.
     public init(
-        device: ComputeDevice? = nil, weightType: WeightType? = nil, quantization: Quantization? = nil, kvCache: KVCache? = nil,
-        maximumContext: Int? = nil, tokenizer: URL? = nil
+        device: ComputeDevice? = nil, weightType: WeightType? = nil, quantization: Quantization? = nil, isExact: Bool = false,
+        kvCache: KVCache? = nil, maximumContext: Int? = nil, tokenizer: URL? = nil
     ) {
         self.device = device
         self.weightType = weightType
         self.quantization = quantization
+        self.isExact = isExact
         self.kvCache = kvCache
         self.maximumContext = maximumContext
         self.tokenizer = tokenizer
@@ -74,6 +78,7 @@ public struct ModelOptions: Sendable {
         if let device = try device ?? Self.defaultDevice() { mc_model_options_set_device(options.pointer, device.handle.pointer) }
         if let weightType { mc_model_options_set_dtype(options.pointer, weightType.native) }
         if let quantization { mc_model_options_set_quantization(options.pointer, quantization.rawValue) }
+        mc_model_options_set_exact(options.pointer, isExact)
         if let kvCache { mc_model_options_set_kv_cache(options.pointer, kvCache.rawValue) }
         if let maximumContext {
             try requirePositive(maximumContext, "maximumContext")

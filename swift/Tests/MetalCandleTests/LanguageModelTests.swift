@@ -48,6 +48,11 @@ extension MetalCandleTests { @Suite struct LanguageModels {
         }
     }
 
+    @Test(arguments: [false, true]) func aQuantizedModelAnswersExactlyToo(_ isExact: Bool) async throws {
+        let options = ModelOptions(device: try ComputeDevice(.cpu), quantization: .q8_0, isExact: isExact)
+        #expect(try await ChatSession(loadCoder(options), options: greedy).respond(to: question).text == answer)
+    }
+
     @Test(arguments: ModelOptions.KVCache.allCases) func aModelAnswersWithEachKVCache(_ kvCache: ModelOptions.KVCache) async throws {
         let cpu = try ComputeDevice(.cpu)
         let options = ModelOptions(device: cpu, kvCache: kvCache)
