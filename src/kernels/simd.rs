@@ -1,13 +1,17 @@
-//! Sixteen F32 lanes on every processor: one AVX-512 register, two AVX2 registers, or an array that the compiler vectorises.
+//! Sixteen F32 lanes on every processor: one AVX-512 register, two of AVX2, four of NEON, or an array that the compiler vectorises.
 //!
 //! A kernel is a value that implements [`Kernel`]; [`dispatch`] runs it with the widest lanes that this processor has.
 
 mod portable;
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
 
 use half::{bf16, f16};
 
+#[cfg(target_arch = "aarch64")]
+use neon::Neon;
 pub use portable::Portable;
 
 /// How many lanes a vector has.
@@ -28,6 +32,8 @@ pub trait Simd: Copy + 'static {
     const FUSED: bool;
     /// Whether the registers hold twelve rows by two vectors of sums; else six rows by one.
     const WIDE: bool;
+    /// Whether they hold, where not `WIDE`, one row by two vectors of sums and what those are made of.
+    const PAIRS: bool;
     /// Whether `lookup` costs less than the arithmetic of a code.
     const LOOKS_UP: bool;
     unsafe fn splat(x: f32) -> Self::V;
@@ -59,11 +65,26 @@ pub trait Simd: Copy + 'static {
     unsafe fn to_f32(a: Self::I) -> Self::V;
     /// The F32 of these bits.
     unsafe fn from_bits(a: Self::I) -> Self::V;
+    /// Of values that have at most eight binary digits.
     unsafe fn table(values: &[f32; LANES]) -> Self::Table;
-    /// The values of a table that the lowest four bits stand for; the others are not looked at.
-    unsafe fn lookup(table: Self::Table, a: Self::I) -> Self::V;
+    /// The values of a table that byte `byte` of codes stands for. All bytes are below sixteen.
+    unsafe fn lookup(table: Self::Table, codes: Self::I, byte: u32) -> Self::V;
     /// Runs a kernel as a function of its own, which its callers share.
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output;
+
+    /// Byte `byte`, a number without a sign.
+    #[inline(always)]
+    unsafe fn unsigned(codes: Self::I, byte: u32) -> Self::V {
+        // SAFETY: passed on from the caller.
+        unsafe { Self::to_f32(Self::and(Self::shr(codes, 8 * byte), Self::splat_u32(0xff))) }
+    }
+
+    /// The lowest `bits` bits of byte `byte`, a number with a sign.
+    #[inline(always)]
+    unsafe fn signed(codes: Self::I, byte: u32, bits: u32) -> Self::V {
+        // SAFETY: passed on from the caller.
+        unsafe { Self::to_f32(Self::sar(Self::shl(codes, 32 - 8 * byte - bits), 32 - bits)) }
+    }
 
     /// The same values; what is read through the pointer from here on comes after both in the program. Costs no instruction.
     #[inline(always)]
@@ -94,6 +115,7 @@ pub trait Kernel {
 pub enum Level {
     /// The target's baseline.
     Portable,
+    Neon,
     Avx2,
     Avx512,
 }
@@ -101,12 +123,14 @@ pub enum Level {
 impl Level {
     /// Whether this processor has them, and they may be used.
     #[cfg_attr(
-        not(any(target_arch = "x86_64", feature = "selftest")),
+        not(any(target_arch = "x86_64", target_arch = "aarch64", feature = "selftest")),
         allow(dead_code, reason = "other processors have one set")
     )]
     pub fn is_available(self) -> bool {
         let detected = match self {
             Self::Portable => true,
+            // Part of every such target's baseline.
+            Self::Neon => cfg!(target_arch = "aarch64"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"),
             #[cfg(target_arch = "x86_64")]
@@ -156,6 +180,11 @@ pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
             return unsafe { run_avx2(kernel) };
         }
     }
+    #[cfg(target_arch = "aarch64")]
+    if Level::Neon.is_available() {
+        // SAFETY: every such processor has NEON.
+        return unsafe { kernel.run::<Neon>() };
+    }
     // SAFETY: `Portable` uses no instruction beyond the target's baseline.
     unsafe { kernel.run::<Portable>() }
 }
@@ -174,8 +203,18 @@ pub fn levels<K: Kernel>() -> Vec<Runner<K>> {
         // SAFETY: the processor has just said that it has these instructions.
         levels.push(("avx2", |kernel| unsafe { run_avx2(kernel) }));
     }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: every such processor has NEON.
+    levels.push(("neon", |kernel| unsafe { kernel.run::<Neon>() }));
     levels.push(("widest", dispatch));
     levels
+}
+
+#[cfg(target_arch = "aarch64")]
+#[inline(never)]
+unsafe fn run_neon<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: every such processor has NEON.
+    unsafe { kernel.run::<Neon>() }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::{Kernel, LANES, Simd};
 
-/// Plain arrays; NEON and SSE2 come from the compiler's vectoriser.
+/// Plain arrays; the instructions come from the compiler's vectoriser.
 #[derive(Clone, Copy)]
 pub struct Portable;
 
@@ -15,6 +15,7 @@ impl Simd for Portable {
     // Without the instruction `mul_add` is a call into the C library.
     const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
     const WIDE: bool = false;
+    const PAIRS: bool = false;
     const LOOKS_UP: bool = false;
 
     #[inline(always)]
@@ -105,8 +106,8 @@ impl Simd for Portable {
         *values
     }
     #[inline(always)]
-    unsafe fn lookup(table: Self::Table, a: Self::I) -> Self::V {
-        a.map(|a| table[a as usize % LANES])
+    unsafe fn lookup(table: Self::Table, codes: Self::I, byte: u32) -> Self::V {
+        codes.map(|codes| table[(codes >> (8 * byte)) as usize % LANES])
     }
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {

@@ -19,6 +19,7 @@ impl Simd for Avx512 {
     type Table = __m512;
     const FUSED: bool = true;
     const WIDE: bool = true;
+    const PAIRS: bool = true;
     const LOOKS_UP: bool = true;
 
     #[inline(always)]
@@ -122,9 +123,9 @@ impl Simd for Avx512 {
         unsafe { _mm512_loadu_ps(values.as_ptr()) }
     }
     #[inline(always)]
-    unsafe fn lookup(table: __m512, a: __m512i) -> __m512 {
+    unsafe fn lookup(table: __m512, codes: __m512i, byte: u32) -> __m512 {
         // SAFETY: see above.
-        unsafe { _mm512_permutexvar_ps(a, table) }
+        unsafe { _mm512_permutexvar_ps(Self::shr(codes, 8 * byte), table) }
     }
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
@@ -160,6 +161,7 @@ impl Simd for Avx2 {
     type Table = [__m256; 2];
     const FUSED: bool = true;
     const WIDE: bool = false;
+    const PAIRS: bool = false;
     const LOOKS_UP: bool = false;
 
     #[inline(always)]
@@ -277,9 +279,9 @@ impl Simd for Avx2 {
         unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(HALF))] }
     }
     #[inline(always)]
-    unsafe fn lookup(table: Self::V, a: Self::I) -> Self::V {
+    unsafe fn lookup(table: Self::V, codes: Self::I, byte: u32) -> Self::V {
         // SAFETY: see above.
-        unsafe { [lookup(table, a[0]), lookup(table, a[1])] }
+        unsafe { Self::shr(codes, 8 * byte).map(|codes| lookup(table, codes)) }
     }
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
