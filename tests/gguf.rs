@@ -253,7 +253,12 @@ fn every_encoder_gives_the_vectors_of_the_directory_it_was_made_from() {
 
 #[test]
 fn a_directory_of_mlx_is_the_model_of_the_weights_that_it_stands_for() {
-    let models = ["qwen2_mlx", "qwen2_mlx_dense"].map(|name| load(golden("quantized").join(name)));
+    let paths = ["qwen2_mlx", "qwen2_mlx_dense"].map(|name| golden("quantized").join(name));
+    // Of F32; the context takes most of it.
+    let [small, large] = paths.each_ref().map(|path| estimate_memory(path, &LoadOptions::default()).unwrap());
+    let models = paths.map(load);
+    let parameters = models[1].parameter_count();
+    assert!(large - small > parameters * 5 / 2, "{parameters} parameters of {small} and {large} bytes");
     let ids = [5, 17, 101, 3, 44, 210, 9];
     assert_eq!(logits(&models[0], &ids), logits(&models[1], &ids));
     assert_eq!(models[0].parameter_count(), models[1].parameter_count());
@@ -304,9 +309,12 @@ fn a_quantised_file_is_quantised_once_more_where_that_is_asked() {
     // What is Q8_0 already stays as it is.
     let file = golden("gguf/qwen2-Q8_0.gguf");
     same_logits(&load(&file), &Model::load(&file, &q8_0(), None).unwrap(), "Q8_0");
-    let options = LoadOptions { quantization: Some("q4_0".to_string()), ..LoadOptions::default() };
+    let options = LoadOptions { quantization: Some("q4_k".to_string()), ..LoadOptions::default() };
     let error = Model::load(&file, &options, None).err().unwrap();
-    assert_eq!((error.kind(), error.message()), (ErrorKind::Unsupported, "quantization: \"q4_0\" is not supported (q8_0)"));
+    assert_eq!(
+        (error.kind(), error.message()),
+        (ErrorKind::Unsupported, "quantization: \"q4_k\" is not supported (q8_0, q6_k, q5_k_m, q4_k_m, q4_0, iq4_nl, mlx4)")
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::{Reference, golden, json, load, max_abs, q8_0, shipped};
+use common::{Reference, golden, json, load, max_abs, quantised, shipped};
 use metal_candle::{
     Cancel, Capability, Chat, Dataset, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Schedule,
     Session, TrainEvent, TrainOptions, Weighting,
@@ -1051,7 +1051,13 @@ fn datasets_that_teach_nothing_are_refused() {
 
 #[test]
 fn an_adapter_is_trained_on_quantised_weights() {
-    let quantised = || Model::load(shipped("tiny-coder"), &q8_0(), None).unwrap();
+    for kind in ["q8_0", "q4_k_m"] {
+        trained_on(kind);
+    }
+}
+
+fn trained_on(kind: &str) {
+    let quantised = || Model::load(shipped("tiny-coder"), &quantised(kind), None).unwrap();
     let options = TrainOptions { learning_rate: 5e-3, batch_size: 4, epochs: 6, eval_every: 6, ..TrainOptions::default() };
     let mut trainer = LoraTrainer::new(&quantised(), &tiny(), &options).unwrap();
     let events = run(&mut trainer, &examples(0, 12), None, 12);

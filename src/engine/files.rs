@@ -13,8 +13,8 @@ use crate::load::{
     Quantization, SentenceConfig, read_text,
 };
 use crate::models::{self, Family, GgufModel};
-use crate::nn::Config;
-use crate::ops::{Format, Pooling};
+use crate::nn::{Config, MIXES, Mix};
+use crate::ops::Pooling;
 
 /// What they say, checked.
 pub(super) struct Files {
@@ -23,7 +23,7 @@ pub(super) struct Files {
     pub(super) config: Config,
     pub(super) config_json: String,
     /// What matrices are quantised to.
-    pub(super) quant: Option<Format>,
+    pub(super) quant: Option<&'static Mix>,
     /// How the matrices of safetensors were quantised.
     stored: Option<Quantization>,
     raw: Json,
@@ -287,7 +287,7 @@ fn is_later_split(path: &Path) -> bool {
 
 /// # Errors
 /// `ErrorKind::Unsupported` for a kind that is not there, and for one on a GPU.
-fn quant(options: &LoadOptions) -> Result<Option<Format>> {
+fn quant(options: &LoadOptions) -> Result<Option<&'static Mix>> {
     let Some(kind) = &options.quantization else { return Ok(None) };
     let device = match &options.device {
         Some(device) => device.kind(),
@@ -296,20 +296,15 @@ fn quant(options: &LoadOptions) -> Result<Option<Format>> {
     quant_on(kind, device).map(Some)
 }
 
-fn quant_on(kind: &str, device: DeviceKind) -> Result<Format> {
-    let Some(quant) = quants().find(|quant| quant.name() == kind) else {
-        let names = quants().map(Format::name).collect::<Vec<_>>().join(", ");
+fn quant_on(kind: &str, device: DeviceKind) -> Result<&'static Mix> {
+    let Some(quant) = Mix::named(kind) else {
+        let names = MIXES.iter().map(|mix| mix.name).collect::<Vec<_>>().join(", ");
         return Err(Error::unsupported(format!("quantization: {kind:?} is not supported ({names})")));
     };
     match device {
         DeviceKind::Cpu => Ok(quant),
         gpu => Err(Error::unsupported(format!("quantization: {kind:?} runs on the CPU alone, found the device {gpu:?}"))),
     }
-}
-
-/// The formats that [`LoadOptions::quantization`] knows.
-fn quants() -> impl Iterator<Item = Format> {
-    Format::quantised_to()
 }
 
 #[cfg(test)]
@@ -319,8 +314,8 @@ mod tests {
 
     #[test]
     fn quantised_weights_are_for_the_cpu() {
-        for quant in quants() {
-            let kind = quant.name();
+        for quant in MIXES {
+            let kind = quant.name;
             assert_eq!(quant_on(kind, DeviceKind::Cpu).unwrap(), quant);
             for (device, name) in [(DeviceKind::Metal, "Metal"), (DeviceKind::Cuda, "Cuda")] {
                 let error = quant_on(kind, device).unwrap_err();

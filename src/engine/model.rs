@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::load::{ModelTensors, ModuleConfig, fnv};
 use crate::models::Family;
 use crate::nn::{Config, Prefix, RowAdapters, States, Step, Transformer, Weights};
-use crate::ops::Format;
+use crate::ops::{Arithmetic, Format};
 
 /// The type that weights are stored in. On the CPU arithmetic is F32 with each of them; on a GPU it has this type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -102,6 +102,11 @@ pub struct LoadOptions {
     /// the quantised weights and are F32 themselves; so is a matrix that one was merged into. Of a GGUF file, weights that are
     /// quantised already are widened and quantised once more.
     pub quantization: Option<String>,
+    /// Compute in F32 with quantised weights on the CPU, as if they were stored as the F32 that they stand for: two to four times
+    /// slower. By default activations are rounded for products with them: in each row 32 neighbours share a scale and become eight
+    /// bits each, sixteen where weights have more than five. That changes logits less than quantising has changed them. Training
+    /// computes in F32 whatever this says.
+    pub exact: bool,
     /// The GGUF file of a directory or of a repository that has several. `None` = its safetensors, or the one GGUF file there is; of
     /// several in a repository the one whose name says `Q4_K_M`. A split model is named by its first part.
     pub file: Option<String>,
@@ -154,7 +159,8 @@ impl Model {
     /// A GGUF file is loaded as the directory of transformers that it was made from: names, rows and values of its tensors are
     /// transformers', so that the same adapters fit, and config.json, tokenizer, chat template and sampling follow from its
     /// metadata. On the CPU quantised matrices stay as large as in the file, and arithmetic is F32; on a GPU they are widened:
-    /// [`estimate_memory`] says what that takes.
+    /// [`estimate_memory`] says what that takes. Matrices of safetensors that MLX (affine), FP8, AWQ, GPTQ without act order or
+    /// compressed-tensors have quantised are read as well, and widened.
     ///
     /// # Errors
     /// `NotFound` for a missing file, `Format` for one that contradicts itself or the model, `Unsupported` for an unknown
@@ -192,14 +198,17 @@ impl Model {
         let mut checkpoint = files.tensors(&mut on_bytes)?;
         let stored = stored_type(&*checkpoint, &files.config, &device, options);
         let backend = device.backend();
-        let mut weights = Weights::new(&mut *checkpoint, backend, stored).quantized(files.quant);
+        let arithmetic = if options.exact { Arithmetic::F32 } else { Arithmetic::Int8 };
+        let mut weights =
+            Weights::new(&mut *checkpoint, backend, stored).quantized(files.quant).computing_in(arithmetic);
         let transformer = device.work(|| Transformer::load(files.config, &mut weights))?;
         let parameters = weights.parameters();
         let dtype = dtype_of(stored, &*checkpoint, transformer.config());
         // What was computed with rounded weights, or in another type, does not continue what was computed with whole ones; nor what
         // was computed by another configuration of the same weights.
         let kept = options.quantization.as_deref().unwrap_or_default();
-        let fingerprint = [kept, Format::from(dtype).name(), &files.config_json]
+        let exact = if options.exact { "exact" } else { "" };
+        let fingerprint = [kept, exact, Format::from(dtype).name(), &files.config_json]
             .into_iter()
             .fold(checkpoint.fingerprint(), |hash, text| fnv(hash, text.as_bytes()));
         // What was not read (buffers of old checkpoints) counts as done.

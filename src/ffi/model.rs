@@ -264,6 +264,25 @@ pub unsafe extern "C" fn mc_model_options_set_quantization(options: MaybeUninit<
     });
 }
 
+/// Computes in F32 with quantised weights on the CPU, as if they were stored as the F32 that they stand for.
+///
+/// By default activations are rounded for products with quantised weights: in each row 32 neighbours share a scale and become
+/// eight bits each, sixteen where weights have more than five. That is two to four times as fast, and changes logits less than
+/// quantising has changed them. Weights in F32, F16 and BF16 are always exact, and so is training: an adapter that is trained
+/// over quantised weights gives exactly what training has seen in a model that was loaded with this.
+///
+/// @param options  the options.
+/// @param value    true = exact; false (the default) = fast. A saved session is for a model that was loaded the same way.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_exact(options: MaybeUninit<&mut mc_model_options>, value: bool) {
+    set(options, |load| {
+        load.exact = value;
+        Ok(())
+    });
+}
+
 /// The longest context that sessions of this model may have.
 ///
 /// @param options  the options.

@@ -3,19 +3,21 @@
 //! Values come in blocks: of one in plain floats, of those that share a scale in quantised formats. A new format
 //! is `format/x.rs` with its unpacker, and a row here.
 //!
-//! The quantised ones are ggml's, with the very bits that its own `dequantize_row_*` gives. An unpacker takes a block apart into
+//! The quantised ones of files are ggml's, with the very bits that its own `dequantize_row_*` gives; what else matrices are kept in
+//! is `affine.rs`. An unpacker takes a block apart into
 //! codes and scales; `coding.rs` says what those have in common, and `planes.rs` how matrices keep them.
 
 use half::{bf16, f16};
 
 use coding::{CodedBlock, Coding};
 
+mod affine;
 pub mod coding;
 mod fp4;
 mod iq;
 mod k_quants;
 mod legacy;
-pub mod q8_0;
+mod quantise;
 mod ternary;
 
 /// What the table says of a format.
@@ -26,10 +28,11 @@ pub struct FormatRow {
     block: usize,
     /// Bytes of a block in a file.
     bytes: usize,
-    /// Its number in `ggml_type`, <https://github.com/ggml-org/ggml/blob/master/include/ggml.h>.
-    gguf: u32,
-    /// Whether weights are quantised to it on loading.
-    quantises: bool,
+    /// Its number in `ggml_type`, if ggml has it, <https://github.com/ggml-org/ggml/blob/master/include/ggml.h>.
+    gguf: Option<u32>,
+    /// Makes codes and scales of a row's values, of as many blocks as a [`CodedBlock`] has room for; `false` if one does not fit.
+    /// Only of formats that weights are quantised to on loading.
+    quantise: Option<fn(&[f32], &mut CodedBlock) -> bool>,
     /// Whether the scales of a block are finite.
     finite: fn(&[u8]) -> bool,
     values: Values,
@@ -46,7 +49,7 @@ enum Values {
 impl FormatRow {
     /// Numbers that are kept as they are stored, finite or not.
     const fn plain(name: &'static str, gguf: u32, bytes: usize, widen: fn(&[u8], &mut [f32])) -> Self {
-        Self { name, block: 1, bytes, gguf, quantises: false, finite: |_| true, values: Values::Plain(widen) }
+        Self { name, block: 1, bytes, gguf: Some(gguf), quantise: None, finite: |_| true, values: Values::Plain(widen) }
     }
 
     /// A quantised format of files, with the values and the bytes of a block.
@@ -58,7 +61,12 @@ impl FormatRow {
         coding: Coding,
         unpack: fn(&[u8], &mut CodedBlock),
     ) -> Self {
-        Self { name, block, bytes, gguf, quantises: false, finite, values: Values::Blocks(coding, unpack) }
+        Self { name, block, bytes, gguf: Some(gguf), quantise: None, finite, values: Values::Blocks(coding, unpack) }
+    }
+
+    /// The same, which weights are quantised to by this.
+    const fn made_by(self, quantise: fn(&[f32], &mut CodedBlock) -> bool) -> Self {
+        Self { quantise: Some(quantise), ..self }
     }
 }
 
@@ -81,7 +89,7 @@ formats! {
     F32: FormatRow::plain("F32", 0, 4, |b, to| each(b, to, f32::from_le_bytes));
     F16: FormatRow::plain("F16", 1, 2, |b, to| each(b, to, f16_from_le_bytes));
     BF16: FormatRow::plain("BF16", 30, 2, |b, to| each(b, to, bf16_from_le_bytes));
-    Q8_0: q8_0::ROW;
+    Q8_0: legacy::Q8_0;
     Q4_0: legacy::Q4_0;
     Q4_1: legacy::Q4_1;
     Q5_0: legacy::Q5_0;
@@ -106,6 +114,30 @@ formats! {
     Q2_0: ternary::Q2_0;
     MXFP4: fp4::MXFP4;
     NVFP4: fp4::NVFP4;
+    AFFINE2_32: affine::affine::<2, 32>("affine2_32");
+    AFFINE2_64: affine::affine::<2, 64>("affine2_64");
+    AFFINE2_128: affine::affine::<2, 128>("affine2_128");
+    AFFINE3_32: affine::affine::<3, 32>("affine3_32");
+    AFFINE3_64: affine::affine::<3, 64>("affine3_64");
+    AFFINE3_128: affine::affine::<3, 128>("affine3_128");
+    AFFINE4_32: affine::affine::<4, 32>("affine4_32");
+    AFFINE4_64: affine::affine::<4, 64>("affine4_64").made_by(quantise::quantise::<quantise::Affine<4, 64>>);
+    AFFINE4_128: affine::affine::<4, 128>("affine4_128");
+    AFFINE5_32: affine::affine::<5, 32>("affine5_32");
+    AFFINE5_64: affine::affine::<5, 64>("affine5_64");
+    AFFINE5_128: affine::affine::<5, 128>("affine5_128");
+    AFFINE6_32: affine::affine::<6, 32>("affine6_32");
+    AFFINE6_64: affine::affine::<6, 64>("affine6_64");
+    AFFINE6_128: affine::affine::<6, 128>("affine6_128");
+    AFFINE8_32: affine::affine::<8, 32>("affine8_32");
+    AFFINE8_64: affine::affine::<8, 64>("affine8_64");
+    AFFINE8_128: affine::affine::<8, 128>("affine8_128");
+    ZERO4_32: affine::zero::<4, 32>("zero4_32");
+    ZERO4_64: affine::zero::<4, 64>("zero4_64");
+    ZERO4_128: affine::zero::<4, 128>("zero4_128");
+    ZERO8_32: affine::zero::<8, 32>("zero8_32");
+    ZERO8_64: affine::zero::<8, 64>("zero8_64");
+    ZERO8_128: affine::zero::<8, 128>("zero8_128");
 }
 
 impl Format {
@@ -117,12 +149,13 @@ impl Format {
     /// Every format that numbers are written in.
     #[cfg(test)]
     pub fn written() -> impl Iterator<Item = Self> {
-        Self::all().filter(|format| !format.is_quantised() || format.row().quantises)
+        Self::all().filter(|format| !format.is_quantised()).chain(Self::quantised_to())
     }
 
     /// Every format that weights are quantised to on loading.
+    #[cfg(test)]
     pub fn quantised_to() -> impl Iterator<Item = Self> {
-        Self::all().filter(|format| format.row().quantises)
+        Self::all().filter(|format| format.row().quantise.is_some())
     }
 
     /// The format of this name.
@@ -132,7 +165,12 @@ impl Format {
 
     /// The format of this number in `ggml_type`.
     pub fn of_ggml(number: u32) -> Option<Self> {
-        Self::all().find(|format| format.row().gguf == number)
+        Self::all().find(|format| format.number_of_ggml() == Some(number))
+    }
+
+    /// Its number in `ggml_type`; `None` if it is a format of memory alone.
+    pub fn number_of_ggml(self) -> Option<u32> {
+        self.row().gguf
     }
 
     /// As headers of safetensors spell it, ggml, and the option `quantization`.
@@ -195,6 +233,13 @@ impl Format {
         if let Values::Blocks(_, unpack) = &self.row().values {
             unpack(block, to);
         }
+    }
+
+    /// Codes and scales of a row's values, at most [`coding::MOST`] of them and of whole blocks, but that the row's last may be shorter
+    /// in Q8_0. `false` if a value is not finite or too large, or if nothing is quantised to this format.
+    pub fn quantise(self, values: &[f32], to: &mut CodedBlock) -> bool {
+        let whole = self == Self::Q8_0 || values.len().is_multiple_of(self.block());
+        whole && self.row().quantise.is_some_and(|quantise| quantise(values, to))
     }
 
     /// Whether the scales of blocks in a file are finite; plain floats have none.
@@ -290,9 +335,8 @@ mod tests {
             let most = (usize::MAX - 255) as u128 / block as u128 * bytes as u128;
             assert_eq!(format.row_bytes(usize::MAX - 255), usize::try_from(most).ok(), "{name}");
         }
-        assert_eq!(Format::all().count(), rows.len());
+        assert_eq!(Format::all().filter(|format| format.number_of_ggml().is_some()).count(), rows.len());
         assert_eq!((Format::named("f32"), Format::named("Q8_0"), Format::of_ggml(4)), (None, None, None));
-        assert_eq!(Format::quantised_to().collect::<Vec<_>>(), [Format::Q8_0]);
     }
 
     /// As many bytes as take up `blocks` blocks, by xorshift, with scales below 2. `make_formats.py` makes the same.
@@ -317,7 +361,7 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/formats.json");
         let golden: serde_json::Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
         let golden = golden.as_object().unwrap();
-        for format in Format::all().filter(|format| format.is_quantised()) {
+        for format in Format::all().filter(|format| format.is_quantised() && format.number_of_ggml().is_some()) {
             let golden = &golden[format.name()];
             let scales: Vec<usize> = serde_json::from_value(golden["scales"].clone()).unwrap();
             let bytes = random_blocks(format, &scales, golden["blocks"].as_u64().unwrap() as usize);

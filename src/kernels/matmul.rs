@@ -16,8 +16,10 @@ use std::ops::Range;
 
 use self::source::PanelSource;
 use self::tile::{Columns, OneRow, PANELS, SUMS, fits, multiply, tiles};
-use super::packed::{Packed, Panels};
+use super::int8::Int8Rows;
+use super::packed::{Arithmetic, MatmulWeight, Packed, Panels};
 use super::parallel::{Shared, each, parts};
+use super::planes::{Planes, Product};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 
 pub use backward::{matmul_transposed_add, outer_sum};
@@ -67,15 +69,29 @@ pub struct LowRankTerm<'a> {
 ///
 /// # Shape
 /// `x`: rows of `W.cols()` values, `x_stride` apart; `y`: `(rows, W.rows())`.
-pub fn matmul(x: &[f32], x_stride: usize, weight: &Packed, epilogue: Epilogue<'_>, y: &mut [f32]) {
-    let rows = y.len() / weight.rows;
-    assert_eq!(y.len(), rows * weight.rows, "whole rows of y");
+pub fn matmul<'a>(
+    x: &[f32],
+    x_stride: usize,
+    weight: impl Into<MatmulWeight<'a>>,
+    epilogue: Epilogue<'_>,
+    y: &mut [f32],
+) {
+    let weight = weight.into();
+    let rows = y.len() / weight.packed.rows;
+    assert_eq!(y.len(), rows * weight.packed.rows, "whole rows of y");
     checked(x, x_stride, weight, epilogue, Shared::new(y), rows);
 }
 
 /// The same in memory of its own, `(rows, W.rows())`, which nobody has filled with zeros before.
-pub fn matmul_new(x: &[f32], x_stride: usize, weight: &Packed, epilogue: Epilogue<'_>, rows: usize) -> Vec<f32> {
-    let len = rows * weight.rows;
+pub fn matmul_new<'a>(
+    x: &[f32],
+    x_stride: usize,
+    weight: impl Into<MatmulWeight<'a>>,
+    epilogue: Epilogue<'_>,
+    rows: usize,
+) -> Vec<f32> {
+    let weight = weight.into();
+    let len = rows * weight.packed.rows;
     let mut y = Vec::with_capacity(len);
     checked(x, x_stride, weight, epilogue, Shared::of(&mut y), rows);
     // SAFETY: there is room for `len` values, and a product that does not begin with what is there writes each of them.
@@ -83,7 +99,14 @@ pub fn matmul_new(x: &[f32], x_stride: usize, weight: &Packed, epilogue: Epilogu
     y
 }
 
-fn checked(x: &[f32], x_stride: usize, weight: &Packed, epilogue: Epilogue<'_>, y: Shared<f32>, rows: usize) {
+fn checked(
+    x: &[f32],
+    x_stride: usize,
+    MatmulWeight { packed: weight, arithmetic }: MatmulWeight<'_>,
+    epilogue: Epilogue<'_>,
+    y: Shared<f32>,
+    rows: usize,
+) {
     let (n, k) = (weight.rows, weight.cols);
     assert_eq!(weight.lanes, LANES, "a matrix for products");
     assert!(k > 0 && (rows == 0 || x.len() >= (rows - 1) * x_stride + k), "x holds {rows} rows");
@@ -98,7 +121,7 @@ fn checked(x: &[f32], x_stride: usize, weight: &Packed, epilogue: Epilogue<'_>, 
         Panels::F32(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
         Panels::F16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
         Panels::BF16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
-        Panels::Q8_0(p) => product(x, x_stride, p, (rows, n, k), epilogue, y),
+        Panels::Planes(p) if arithmetic == Arithmetic::Int8 => int8_product(x, x_stride, p, (rows, n, k), epilogue, y),
         Panels::Planes(p) => product(x, x_stride, p, (rows, n, k), epilogue, y),
         Panels::Blocks(..) => unreachable!("a matrix for products has panels of sixteen rows"),
     }
@@ -112,6 +135,38 @@ fn product<W: PanelSource>(
     epilogue: Epilogue<'_>,
     y: Shared<f32>,
 ) {
+    let start = Start::Bias(epilogue.start());
+    in_parts((rows, n, k), epilogue, y, |rows, outputs| {
+        dispatch(Partition { x, x_stride, w, k, start, y, y_stride: n, rows, outputs });
+    });
+}
+
+/// The same with activations of few bits.
+fn int8_product(
+    x: &[f32],
+    x_stride: usize,
+    w: &Planes,
+    (rows, n, k): (usize, usize, usize),
+    epilogue: Epilogue<'_>,
+    y: Shared<f32>,
+) {
+    let quantised = |bytes| w.activation_bytes().any(|own| own == bytes).then(|| Int8Rows::new(x, x_stride, (rows, k), bytes));
+    let x = [quantised(1), quantised(2)];
+    in_parts((rows, n, k), epilogue, y, |rows, outputs| {
+        for (outputs, bytes) in w.parts(outputs) {
+            let Some(x) = &x[bytes - 1] else { continue };
+            w.multiply(Product { x, rows: rows.clone(), outputs, bias: epilogue.start(), y });
+        }
+    });
+}
+
+/// Calls `work` with some rows and some outputs, whole panels of them, until all are computed; then comes the epilogue.
+fn in_parts(
+    (rows, n, k): (usize, usize, usize),
+    epilogue: Epilogue<'_>,
+    y: Shared<f32>,
+    work: impl Fn(Range<usize>, Range<usize>) + Sync,
+) {
     let panels = n.div_ceil(LANES);
     let groups = panels.div_ceil(PANELS);
     // By rows where there are many, so that a part's rows meet all panels while they are in its cache; the rest by panels.
@@ -119,13 +174,12 @@ fn product<W: PanelSource>(
     let row_parts = most.min(rows / PART_ROWS).max(1);
     let panel_parts = most.div_ceil(row_parts).min(groups);
     let part_rows = rows.div_ceil(row_parts).next_multiple_of(12);
-    let start = Start::Bias(if epilogue.gain.is_some() { None } else { epilogue.bias });
     each(row_parts * panel_parts, |part| {
         let (row, panel) = (part / panel_parts * part_rows, part % panel_parts);
         let rows = row.min(rows)..(row + part_rows).min(rows);
         let outputs = |panel: usize| (groups * panel / panel_parts * PANELS * LANES).min(n);
         let outputs = outputs(panel)..outputs(panel + 1);
-        dispatch(Partition { x, x_stride, w, k, start, y, y_stride: n, rows: rows.clone(), outputs: outputs.clone() });
+        work(rows.clone(), outputs.clone());
         // SAFETY: these outputs of these rows lie in y, are written by now, and belong to this part alone.
         unsafe {
             if let Some(gain) = epilogue.gain {
@@ -134,6 +188,13 @@ fn product<W: PanelSource>(
             epilogue.low_rank.iter().for_each(|term| term.add(rows.clone(), outputs.clone(), y, n));
         }
     });
+}
+
+impl<'a> Epilogue<'a> {
+    /// The bias, if sums begin with it: a gain comes first.
+    fn start(&self) -> Option<&'a [f32]> {
+        if self.gain.is_some() { None } else { self.bias }
+    }
 }
 
 /// `y = gain · y + bias` for some outputs of some rows.
@@ -169,7 +230,6 @@ impl LowRankTerm<'_> {
                 Panels::F32(p) => self.add_by(p.as_slice(), rows, own, y, n),
                 Panels::F16(p) => self.add_by(p.as_slice(), rows, own, y, n),
                 Panels::BF16(p) => self.add_by(p.as_slice(), rows, own, y, n),
-                Panels::Q8_0(p) => self.add_by(p, rows, own, y, n),
                 Panels::Planes(p) => self.add_by(p, rows, own, y, n),
                 Panels::Blocks(..) => unreachable!("a matrix for products has panels of sixteen rows"),
             }

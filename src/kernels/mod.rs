@@ -5,12 +5,14 @@
 //! of any result: a prompt evaluated token by token equals the prompt evaluated at once.
 
 mod simd;
+mod dots;
 mod parallel;
 mod math;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod memory;
 mod format;
+mod int8;
 mod planes;
 mod packed;
 mod matmul;
@@ -32,7 +34,7 @@ pub use format::Format;
 pub use math::exp_unfused;
 pub use matmul::{Epilogue, LowRankTerm, matmul, matmul_new, matmul_transposed_add, outer_sum};
 pub use memory::{peak_bytes, physical_bytes, resident_bytes, trim};
-pub use packed::{Packed, Panels, Use};
+pub use packed::{Arithmetic, MatmulWeight, Packed, Panels, Use};
 pub use parallel::{install, map as parallel_map, threads};
 #[cfg(feature = "selftest")]
 pub use simd::{Level, limit::limit_instructions};

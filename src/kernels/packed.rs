@@ -6,7 +6,6 @@
 
 use half::{bf16, f16};
 
-use super::format::q8_0::{self, BLOCK, Blocks, Q8_0};
 use super::format::{Format, bf16_from_le_bytes, f16_from_le_bytes};
 use super::memory::huge_vec;
 use super::planes::Planes;
@@ -17,7 +16,6 @@ pub enum Panels {
     F32(Vec<f32>),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
-    Q8_0(Q8_0),
     /// Of quantised formats.
     Planes(Planes),
     /// Rows of a table as a file holds them, with their format.
@@ -43,6 +41,15 @@ impl Use {
     }
 }
 
+/// What products with quantised weights compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// Weights are widened, and the results are those of the matrix that they stand for.
+    F32,
+    /// Activations are rounded to eight bits, or sixteen where weights have more than five, and sums are whole numbers.
+    Int8,
+}
+
 /// A matrix of `rows` outputs by `cols` inputs; the last panel is filled up with zeros. Quantised formats are kept as they are.
 pub struct Packed {
     pub(super) rows: usize,
@@ -50,22 +57,35 @@ pub struct Packed {
     /// Rows of a panel.
     pub(super) lanes: usize,
     pub(super) panels: Panels,
+    arithmetic: Arithmetic,
+}
+
+/// A matrix, and what a product with it computes in.
+#[derive(Clone, Copy)]
+pub struct MatmulWeight<'a> {
+    pub(super) packed: &'a Packed,
+    pub(super) arithmetic: Arithmetic,
+}
+
+impl<'a> From<&'a Packed> for MatmulWeight<'a> {
+    fn from(packed: &'a Packed) -> Self {
+        packed.in_arithmetic(packed.arithmetic)
+    }
 }
 
 impl Packed {
     /// A matrix of zeros, to be filled by [`fill`](Self::fill). `None` if there is no memory for its size.
     pub fn new(rows: usize, cols: usize, format: Format, purpose: Use) -> Option<Self> {
         let lanes = purpose.lanes();
-        let len = |cols: usize| rows.div_ceil(lanes).checked_mul(lanes)?.checked_mul(cols);
+        let len = || rows.div_ceil(lanes).checked_mul(lanes)?.checked_mul(cols);
         let panels = match (format, purpose) {
-            (Format::F32, _) => Panels::F32(zeros(len(cols)?)?),
-            (Format::F16, _) => Panels::F16(zeros(len(cols)?)?),
-            (Format::BF16, _) => Panels::BF16(zeros(len(cols)?)?),
-            (Format::Q8_0, _) => Panels::Q8_0(Q8_0 { values: zeros(len(cols)?)?, scales: zeros(len(cols.div_ceil(BLOCK))?)? }),
+            (Format::F32, _) => Panels::F32(zeros(len()?)?),
+            (Format::F16, _) => Panels::F16(zeros(len()?)?),
+            (Format::BF16, _) => Panels::BF16(zeros(len()?)?),
             (_, Use::Product) => Panels::Planes(Planes::new(&[(rows, format)], cols)?),
             (_, Use::Lookup) => Panels::Blocks(zeros(rows.checked_mul(format.row_bytes(cols)?)?)?, format),
         };
-        Some(Self { rows, cols, lanes, panels })
+        Some(Self { rows, cols, lanes, panels, arithmetic: Arithmetic::F32 })
     }
 
     /// The same of rows of several formats, one after another, as they are kept together.
@@ -73,7 +93,10 @@ impl Packed {
         let rows = parts.iter().try_fold(0usize, |rows, part| rows.checked_add(part.0))?;
         match kept_together(parts, purpose) {
             Some(format) => Self::new(rows, cols, format, purpose),
-            None => Some(Self { rows, cols, lanes: LANES, panels: Panels::Planes(Planes::new(parts, cols)?) }),
+            None => {
+                let panels = Panels::Planes(Planes::new(parts, cols)?);
+                Some(Self { rows, cols, lanes: LANES, panels, arithmetic: Arithmetic::F32 })
+            }
         }
     }
 
@@ -82,6 +105,16 @@ impl Packed {
         let mut packed = Self::new(values.len() / cols, cols, Format::F32, purpose)?;
         packed.fill_f32(0, values);
         Some(packed)
+    }
+
+    /// The same for products in this arithmetic; without, it is F32.
+    pub fn computing_in(self, arithmetic: Arithmetic) -> Self {
+        Self { arithmetic, ..self }
+    }
+
+    /// The same for a product that is to compute in this arithmetic.
+    pub fn in_arithmetic(&self, arithmetic: Arithmetic) -> MatmulWeight<'_> {
+        MatmulWeight { packed: self, arithmetic }
     }
 
     /// Outputs.
@@ -98,7 +131,6 @@ impl Packed {
     pub fn bytes(rows: usize, cols: usize, format: Format, purpose: Use) -> u64 {
         let padded = rows.next_multiple_of(purpose.lanes());
         match (format, purpose) {
-            (Format::Q8_0, _) => Q8_0::bytes(padded, cols),
             (Format::F32 | Format::F16 | Format::BF16, _) => padded as u64 * cols as u64 * format.block_bytes() as u64,
             (_, Use::Product) => Planes::bytes(&[(rows, format)], cols),
             (_, Use::Lookup) => rows as u64 * format.row_bytes(cols).unwrap_or(usize::MAX) as u64,
@@ -113,6 +145,11 @@ impl Packed {
         }
     }
 
+    /// Whether rows of these formats are kept as they are in one matrix for products.
+    pub fn can_hold(parts: &[(usize, Format)]) -> bool {
+        parts.iter().all(|part| part.1 == parts[0].1) || Planes::can_hold(parts)
+    }
+
     /// Writes whole rows from `first` on, as a file of the format `from` holds them, row after row. Returns `false` if a
     /// finite value does not fit F16, if one cannot be quantised (it is not finite, or too large), or if the scale of a
     /// stored block is not finite. Nothing is quantised to formats that are not written, and `false` as well.
@@ -124,7 +161,6 @@ impl Packed {
             // What is kept as it is stored.
             (Panels::F16(to), Format::F16) => scatter(to, cols, lanes, first, bytes.as_chunks().0, f16::from_le_bytes),
             (Panels::BF16(to), Format::BF16) => scatter(to, cols, lanes, first, bytes.as_chunks().0, bf16::from_le_bytes),
-            (Panels::Q8_0(to), Format::Q8_0) => return scatter_blocks(to, cols, lanes, first, q8_0::read(bytes)),
             (Panels::Planes(to), quantised) => return to.fill(first, bytes, quantised),
             (Panels::Blocks(to, format), quantised) => {
                 if *format != quantised || !quantised.has_finite_scales(bytes) {
@@ -154,7 +190,10 @@ impl Packed {
     /// The same from numbers.
     pub fn fill_f32(&mut self, first: usize, values: &[f32]) -> bool {
         assert_eq!(values.len() % self.cols, 0, "whole rows");
-        self.convert(first, values, |x| x)
+        match &mut self.panels {
+            Panels::Planes(to) => to.fill_f32(first, values),
+            _ => self.convert(first, values, |x| x),
+        }
     }
 
     fn convert<U: Copy>(&mut self, first: usize, from: &[U], widen: impl Fn(U) -> f32) -> bool {
@@ -169,10 +208,6 @@ impl Packed {
                 fits &= y.is_finite() || !x.is_finite();
                 y
             }),
-            Panels::Q8_0(to) => {
-                let values: Vec<f32> = from.iter().map(|x| widen(*x)).collect();
-                fits = scatter_blocks(to, cols, lanes, first, q8_0::quantise(&values, cols));
-            }
             Panels::Planes(_) | Panels::Blocks(..) => fits = false,
         }
         fits
@@ -196,7 +231,6 @@ impl Packed {
             Panels::F32(p) => gather(p, self.lanes, row, out, |x| x),
             Panels::F16(p) => gather(p, self.lanes, row, out, f16::to_f32),
             Panels::BF16(p) => gather(p, self.lanes, row, out, bf16::to_f32),
-            Panels::Q8_0(p) => p.row(row, self.lanes, out),
             Panels::Planes(p) => p.row(row, out),
             Panels::Blocks(p, format) => {
                 let row_bytes = p.len() / self.rows;
@@ -242,14 +276,6 @@ fn scatter<U: Copy, T>(to: &mut [T], cols: usize, lanes: usize, first: usize, fr
         }
         row += filled;
     }
-}
-
-/// The same with blocks, if there are any.
-fn scatter_blocks(to: &mut Q8_0, cols: usize, lanes: usize, first: usize, blocks: Option<Blocks>) -> bool {
-    let Some((values, scales)) = blocks else { return false };
-    scatter(&mut to.values, cols, lanes, first, &values, |q| q);
-    scatter(&mut to.scales, cols.div_ceil(BLOCK), lanes, first, &scales, |d| d);
-    true
 }
 
 #[cfg(test)]
@@ -301,7 +327,7 @@ mod tests {
             assert_eq!(filled(piece, &bytes, Format::F32), want);
             assert_eq!(filled(piece, &narrow, Format::BF16), want);
         }
-        assert_eq!(Packed::bytes(rows, cols, Format::Q8_0, Use::Product), 48 * (45 + 2 * 2));
+        assert_eq!(Packed::bytes(rows, cols, Format::Q8_0, Use::Product), 48 * (64 + 2 * 2));
     }
 
     #[test]
@@ -337,7 +363,7 @@ mod tests {
     #[test]
     fn numbers_are_not_written_in_formats_that_are_only_read() {
         for purpose in [Use::Product, Use::Lookup] {
-            let mut packed = Packed::new(3, 256, Format::Q4_K, purpose).unwrap();
+            let mut packed = Packed::new(3, 256, Format::Q3_K, purpose).unwrap();
             assert!(!packed.fill_f32(0, &[1.0; 256]) && !packed.fill(0, &[0; 1024], Format::F32));
             assert!(!packed.fill(0, &[0; 210], Format::Q6_K));
         }

@@ -60,6 +60,14 @@ pub fn each(parts: usize, work: impl Fn(usize) + Sync) {
     if parts == 1 { work(0) } else { (0..parts).into_par_iter().with_max_len(1).for_each(&work) }
 }
 
+/// Calls `work` with each chunk of so many elements and its number, on all threads; whether all of them returned `true`.
+pub fn each_chunk<T: Send>(slice: &mut [T], len: usize, work: impl Fn(usize, &mut [T]) -> bool + Sync) -> bool {
+    if threads() == 1 {
+        return slice.chunks_mut(len).enumerate().all(|(i, chunk)| work(i, chunk));
+    }
+    slice.par_chunks_mut(len).enumerate().all(|(i, chunk)| work(i, chunk))
+}
+
 /// A pointer that may go to other threads.
 ///
 /// Whoever dereferences it answers for the element being in bounds and nobody else's.

@@ -24,6 +24,8 @@
 //!
 //! A matrix may consist of segments of different formats: files keep the parts of one matrix as precisely as each deserves.
 
+mod product;
+
 use std::ops::Range;
 
 use half::f16;
@@ -31,7 +33,10 @@ use half::f16;
 use super::format::Format;
 use super::format::coding::{CodedBlock, Coding, Levels, MOST, Scales};
 use super::memory::huge_vec;
+use super::parallel::each_chunk;
 use super::simd::{Kernel, LANES, Simd};
+
+pub use product::Product;
 
 /// Columns of a span: as many as the longest block has.
 const SPAN: usize = MOST;
@@ -88,6 +93,7 @@ impl Coding {
         let (d, group) = match self.scales {
             Scales::F16 => (0, 2 * LANES),
             Scales::F16AndMin => (0, 4 * LANES),
+            Scales::F16AndZero => (0, 3 * LANES),
             Scales::TwoLevels => (LINE, LANES),
             Scales::TwoLevelsAndMin => (LINE, 2 * LANES),
             Scales::TwoLevelsAndMinInByte => (LINE, LANES),
@@ -116,7 +122,7 @@ impl Coding {
         let parts = self.parts(span_cols);
         let f16 = |x: f32| f16::from_f32(x).to_le_bytes();
         match self.scales {
-            Scales::F16 | Scales::F16AndMin | Scales::Float8 { .. } => {}
+            Scales::F16 | Scales::F16AndMin | Scales::F16AndZero | Scales::Float8 { .. } => {}
             Scales::TwoLevels => put(span, 4 * lane, block.d.to_le_bytes()),
             Scales::TwoLevelsAndMin | Scales::TwoLevelsAndMinInByte => {
                 put(span, 2 * lane, f16(block.d));
@@ -131,6 +137,10 @@ impl Coding {
                 Scales::F16AndMin => {
                     put(to, 2 * lane, scale.to_le_bytes());
                     put(to, 2 * (LANES + lane), min.to_le_bytes());
+                }
+                Scales::F16AndZero => {
+                    put(to, 2 * lane, scale.to_le_bytes());
+                    to[2 * LANES + lane] = *min as u8;
                 }
                 Scales::TwoLevels | Scales::Float8 { .. } => to[lane] = *scale as u8,
                 Scales::TwoLevelsAndMin => (to[lane], to[LANES + lane]) = (*scale as u8, *min as u8),
@@ -155,7 +165,7 @@ impl Coding {
         let parts = self.parts(span_cols);
         let f16 = |at: usize| f16::from_le_bytes(take(span, at)).to_f32();
         match self.scales {
-            Scales::F16 | Scales::F16AndMin | Scales::Float8 { .. } => {}
+            Scales::F16 | Scales::F16AndMin | Scales::F16AndZero | Scales::Float8 { .. } => {}
             Scales::TwoLevels => block.d = f32::from_le_bytes(take(span, 4 * lane)),
             Scales::TwoLevelsAndMin | Scales::TwoLevelsAndMinInByte => {
                 (block.d, block.dmin) = (f16(2 * lane), -f16(2 * (LANES + lane)));
@@ -168,6 +178,7 @@ impl Coding {
                 Scales::F16AndMin => {
                     (u16::from_le_bytes(take(from, 2 * lane)), u16::from_le_bytes(take(from, 2 * (LANES + lane))))
                 }
+                Scales::F16AndZero => (u16::from_le_bytes(take(from, 2 * lane)), from[2 * LANES + lane].into()),
                 Scales::TwoLevels | Scales::Float8 { .. } => (from[lane].into(), 0),
                 Scales::TwoLevelsAndMin => (from[lane].into(), from[LANES + lane].into()),
                 Scales::TwoLevelsAndMinInByte => ((from[lane] & 15).into(), (from[lane] >> 4).into()),
@@ -266,40 +277,74 @@ impl Planes {
         })
     }
 
-    /// Writes whole rows from `first` on, as a file holds them. Returns `false` if a scale is not finite, or these rows are
-    /// of another format.
+    /// Writes whole rows from `first` on, as a file of the format `from` holds them: as they are, or quantised to this one. Returns
+    /// `false` if a scale is not finite, or if a value cannot be quantised.
     pub fn fill(&mut self, first: usize, bytes: &[u8], from: Format) -> bool {
-        let Some(row_bytes) = from.row_bytes(self.cols) else { return false };
-        if !from.has_finite_scales(bytes) {
-            return false;
-        }
-        let (cols, per_span) = (self.cols, SPAN / from.block() * from.block_bytes());
-        let mut block = CodedBlock::default();
-        let mut row = first;
-        // The rows of a panel together, span by span, which stays in the first cache.
-        let mut left = bytes;
-        while !left.is_empty() {
-            let Some(segment) = self.segments.iter_mut().find(|segment| segment.rows.contains(&row)) else { return false };
-            if segment.format != from {
+        let (Some(row_bytes), true) = (from.row_bytes(self.cols), from.has_finite_scales(bytes)) else { return false };
+        let blocks = |row: usize, columns: Range<usize>| {
+            let (size, block) = (from.block_bytes(), from.block());
+            &bytes[row * row_bytes + columns.start / block * size..][..columns.len() / block * size]
+        };
+        self.write_rows(first, bytes.len() / row_bytes, |span, format, row, columns| {
+            if format != from {
+                let mut values = [0f32; SPAN];
+                let values = &mut values[..columns.len()];
+                from.widen_into(blocks(row, columns), values);
+                return span.quantise(format, values);
+            }
+            for (bytes, at) in blocks(row, columns).chunks_exact(from.block_bytes()).zip((0..).step_by(from.block())) {
+                from.unpack(bytes, span.block);
+                span.write(at, from.block());
+            }
+            true
+        })
+    }
+
+    /// The same from numbers.
+    pub fn fill_f32(&mut self, first: usize, values: &[f32]) -> bool {
+        let cols = self.cols;
+        self.write_rows(first, values.len() / cols, |span, format, row, columns| {
+            span.quantise(format, &values[row * cols + columns.start..][..columns.len()])
+        })
+    }
+
+    /// Writes rows by a function that writes a span of one of them, whose format, row (from the first of these on) and columns it is
+    /// told, and returns whether it could. All threads write panels, span by span, which stays in the first cache.
+    fn write_rows(
+        &mut self,
+        first: usize,
+        count: usize,
+        write: impl Fn(&mut RowSpan<'_>, Format, usize, Range<usize>) -> bool + Sync,
+    ) -> bool {
+        let (cols, end, mut done) = (self.cols, first + count, first);
+        for segment in &mut self.segments {
+            let rows = first.max(segment.rows.start)..end.min(segment.rows.end);
+            if rows.is_empty() {
+                continue;
+            }
+            let Segment { format, coding, whole, panel_bytes, .. } = *segment;
+            let (start, panel_lines) = (segment.rows.start, panel_bytes / LINE);
+            let panels = (rows.start - start) / LANES..(rows.end - start).div_ceil(LANES);
+            let lines = &mut segment.lines[panels.start * panel_lines..panels.end * panel_lines];
+            let fits = each_chunk(lines, panel_lines, |panel, lines| {
+                let first_of_panel = start + (panels.start + panel) * LANES;
+                let rows = rows.start.max(first_of_panel)..rows.end.min(first_of_panel + LANES);
+                let (mut block, bytes) = (CodedBlock::default(), bytes_mut(lines));
+                (0..cols).step_by(SPAN).enumerate().all(|(i, column)| {
+                    let columns = column..cols.min(column + SPAN);
+                    rows.clone().all(|row| {
+                        let span = (&mut bytes[i * whole.all..], columns.len());
+                        let mut span = RowSpan { coding, span, lane: row - first_of_panel, block: &mut block };
+                        write(&mut span, format, row - first, columns.clone())
+                    })
+                })
+            });
+            if !fits {
                 return false;
             }
-            let (coding, within) = (segment.coding, row - segment.rows.start);
-            let count = (LANES - within % LANES).min(segment.rows.end - row).min(left.len() / row_bytes);
-            let (rows, rest) = left.split_at(count * row_bytes);
-            for (i, start) in (0..cols).step_by(SPAN).enumerate() {
-                let span_cols = SPAN.min(cols - start);
-                let span = segment.span_mut(within / LANES, i);
-                for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
-                    let blocks = bytes[i * per_span..].chunks_exact(from.block_bytes());
-                    for (at, bytes) in (0..span_cols).step_by(from.block()).zip(blocks) {
-                        from.unpack(bytes, &mut block);
-                        coding.write(&block, (at, from.block()), within % LANES + row, (span, span_cols));
-                    }
-                }
-            }
-            (row, left) = (row + count, rest);
+            done = rows.end;
         }
-        true
+        done == end
     }
 
     /// Copies one row into `out`, in F32.
@@ -327,18 +372,42 @@ impl Segment {
     fn span(&self, panel: usize, span: usize) -> &[u8] {
         &bytes(&self.lines)[self.place(panel, span)]
     }
+}
 
-    fn span_mut(&mut self, panel: usize, span: usize) -> &mut [u8] {
-        let place = self.place(panel, span);
-        // SAFETY: lines are arrays of bytes without padding.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast::<u8>(), self.lines.len() * LINE) };
-        &mut bytes[place]
+/// A span of one row, that is written.
+struct RowSpan<'a> {
+    coding: &'static Coding,
+    /// Of the panel, and its columns.
+    span: (&'a mut [u8], usize),
+    lane: usize,
+    /// What is written.
+    block: &'a mut CodedBlock,
+}
+
+impl RowSpan<'_> {
+    /// Writes the block of columns from `at` on.
+    fn write(&mut self, at: usize, cols: usize) {
+        self.coding.write(self.block, (at, cols), self.lane, (self.span.0, self.span.1));
+    }
+
+    /// Writes all values of the span; `false` if they cannot be quantised.
+    fn quantise(&mut self, format: Format, values: &[f32]) -> bool {
+        let fits = format.quantise(values, self.block);
+        if fits {
+            self.write(0, values.len());
+        }
+        fits
     }
 }
 
 fn bytes(lines: &[Line]) -> &[u8] {
     // SAFETY: lines are arrays of bytes without padding.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LINE) }
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+}
+
+fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
+    // SAFETY: lines are arrays of bytes without padding.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
 }
 
 /// A panel of a matrix, as products read it.
@@ -349,11 +418,20 @@ pub struct Panel<'a> {
 }
 
 /// A span of a panel.
+#[derive(Clone, Copy)]
 struct Span<'a> {
     bytes: *const u8,
     parts: &'a Parts,
-    /// Of the panel.
-    columns: Range<usize>,
+    /// The first of its columns, and the one behind its last.
+    first: usize,
+    end: usize,
+}
+
+impl Segment {
+    /// The span of a panel that begins with a column.
+    fn at(&self, panel: usize, column: usize) -> Span<'_> {
+        Panel { segment: self, bytes: &bytes(&self.lines)[panel * self.panel_bytes..][..self.panel_bytes] }.span(column)
+    }
 }
 
 impl Planes {
@@ -420,7 +498,7 @@ impl<'a> Panel<'a> {
         let parts = if cols - start < SPAN { last } else { whole };
         // In bounds: as many whole spans lie before it.
         let bytes = self.bytes.as_ptr().wrapping_add(column / SPAN * whole.all);
-        Span { bytes, parts, columns: start..start + SPAN.min(cols - start) }
+        Span { bytes, parts, first: start, end: start + SPAN.min(cols - start) }
     }
 }
 
@@ -455,7 +533,9 @@ unsafe fn with_codes<S: Simd>(coding: &Coding, work: impl Coded) {
             (4, _) => work.run::<S, 4, TABLE>(),
             (5, Levels::Unsigned) => work.run::<S, 5, UNSIGNED>(),
             (5, _) => work.run::<S, 5, SIGNED>(),
+            (6, Levels::Unsigned) => work.run::<S, 6, UNSIGNED>(),
             (6, _) => work.run::<S, 6, SIGNED>(),
+            (_, Levels::Unsigned) => work.run::<S, 8, UNSIGNED>(),
             _ => work.run::<S, 8, SIGNED>(),
         }
     }
@@ -518,9 +598,9 @@ impl Coded for Widen<'_> {
             let table = S::table(&coding.table);
             while column < self.columns.end {
                 let span = self.panel.span(column);
-                let end = self.columns.end.min(span.columns.end);
+                let end = self.columns.end.min(span.end);
                 while column < end {
-                    sixteen::<S, BITS, LEVELS, _>(coding, &span, column - span.columns.start, table, &mut to);
+                    sixteen::<S, BITS, LEVELS, _>(coding, &span, column - span.first, table, &mut to);
                     column += HALF;
                     to.0 = to.0.wrapping_add(HALF * LANES);
                 }
@@ -556,9 +636,9 @@ impl<const P: usize> Coded for AddProducts<'_, P> {
             let mut sums = self.sums.each_ref().map(|sum| S::load(sum.as_ptr()));
             while column < self.columns.end {
                 let spans = self.panels.map(|panel| panel.span(column));
-                let end = self.columns.end.min(spans[0].columns.end);
+                let end = self.columns.end.min(spans[0].end);
                 while column < end {
-                    let (at, left) = (column - spans[0].columns.start, self.columns.end - column);
+                    let (at, left) = (column - spans[0].first, self.columns.end - column);
                     for (span, sum) in spans.iter().zip(&mut sums) {
                         // Blocks of eight bits alone may be shorter.
                         if BITS < 8 || left >= HALF {
@@ -621,6 +701,10 @@ unsafe fn scale_and_min<S: Simd>(coding: &Coding, span: &Span<'_>, at: usize) ->
         match coding.scales {
             Scales::F16 => (S::load_f16(f16(group)), none),
             Scales::F16AndMin => (S::load_f16(f16(group)), S::load_f16(f16(group).add(LANES))),
+            Scales::F16AndZero => {
+                let (scale, zero) = (S::load_f16(f16(group)), S::to_f32(S::load_u8(group.add(2 * LANES))));
+                (scale, S::mul(scale, S::mul(zero, S::splat(-1.0))))
+            }
             Scales::TwoLevels => (S::mul(S::load_i8(group.cast()), S::load(span.bytes.cast())), none),
             Scales::TwoLevelsAndMin => {
                 let (scale, min) = (S::to_f32(S::load_u8(group)), S::to_f32(S::load_u8(group.add(LANES))));
@@ -813,8 +897,12 @@ mod tests {
             (Format::Q5_1, 6000),
             (Format::Q6_K, 6625),
             (Format::Q8_0, 8500),
+            (Format::AFFINE2_32, 3000),
+            (Format::AFFINE4_64, 4500),
+            (Format::ZERO4_64, 4375),
+            (Format::ZERO8_128, 8250),
         ];
-        assert_eq!(quantised().count(), thousandths.len());
+        assert_eq!(quantised().filter(|format| format.number_of_ggml().is_some()).count() + 4, thousandths.len());
         for (format, want) in thousandths {
             let weights = 64 * 2048;
             assert_eq!(Planes::bytes(&[(60, format), (4, format)], 2048) * 8000 / weights, want, "{format:?}");
@@ -846,12 +934,13 @@ mod tests {
             [(32, Format::Q4_K), (16, Format::Q6_K), (13, Format::Q4_0)].map(|p| Planes::bytes(&[p], cols)).iter().sum();
         assert_eq!(Planes::bytes(&parts, cols), bytes);
 
-        // Of another format, across the end of a segment, beyond the last row, or with a scale that is not finite.
-        assert!(!planes.fill(0, &random_blocks(Format::Q6_K, 2, 1), Format::Q6_K));
-        assert!(!planes.fill(31, &random_blocks(Format::Q4_K, 4, 1), Format::Q4_K));
+        // Of another format that is not written, across the end of a segment, beyond the last row, or with a scale that is not finite.
+        let mut of_q3_k = Planes::new(&[(32, Format::Q4_K), (16, Format::Q3_K)], cols).unwrap();
+        assert!(!of_q3_k.fill(32, &random_blocks(Format::Q6_K, 2, 1), Format::Q6_K));
+        assert!(!of_q3_k.fill(31, &random_blocks(Format::Q4_K, 4, 1), Format::Q4_K));
         assert!(!planes.fill(60, &random_blocks(Format::Q4_0, 32, 1), Format::Q4_0));
         assert!(!planes.fill(0, &[0xff; 288], Format::Q4_K));
-        assert!(!planes.fill(0, &[0; 2048], Format::F32));
+        assert!(!of_q3_k.fill(32, &[0; 2048], Format::F32));
 
         for parts in [[(24, Format::Q4_K), (16, Format::Q6_K)], [(16, Format::Q4_K), (16, Format::F16)]] {
             assert!(!Planes::can_hold(&parts) && Planes::new(&parts, cols).is_none());

@@ -1,5 +1,6 @@
 //! Checkpoints whose matrices were quantised by others than ggml: MLX, FP8, AWQ, GPTQ and compressed-tensors. A matrix is presented
-//! under its usual name in F32, and made when its rows are read; nothing above knows how it was stored.
+//! under its usual name, in a format of `kernels/format/affine.rs` that holds the same values, else in F32; it is made when its rows
+//! are read, and nothing above knows how it was stored.
 //!
 //! | method | tensors of a module | a weight |
 //! | --- | --- | --- |

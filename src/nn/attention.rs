@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor};
 use super::config::{Bias, Name, Slot};
 use super::layer::Call;
 use super::loader::Loader;
+use super::mix::Part;
 use super::{Linear, Pairs, Rope, RowAdapters};
 use crate::error;
 use crate::ops::{self, Angles, Context, Mask, Norm};
@@ -115,12 +116,15 @@ impl Attention {
     ) -> error::Result<Self> {
         let AttentionConfig { heads, kv_heads, qkv_bias, o_bias, .. } = *config;
         let rope = config.rope.as_ref().and_then(|rope| ropes.iter().position(|known| Arc::ptr_eq(known, rope) || known == rope));
-        let qkv = loader.linear(&[&config.q, &config.k, &config.v], hidden_size, qkv_bias)?;
+        let one_tensor = config.q.name == config.v.name;
+        let (other, value) = if one_tensor { (Part::Qkv, Part::Qkv) } else { (Part::Other, Part::Value) };
+        let slots = [(&config.q, other), (&config.k, other), (&config.v, value)];
+        let qkv = loader.linear(&slots, hidden_size, qkv_bias)?;
         let mut qk_norm = |name: fn(&QkNormConfig) -> Name, heads| {
             config.qk_norm.as_ref().map(|norm| load_qk_norm(norm.kind, name(norm), heads, config.head_dim, loader)).transpose()
         };
         let (q_norm, k_norm) = (qk_norm(|norm| norm.q, heads)?, qk_norm(|norm| norm.k, kv_heads)?);
-        let o = loader.linear(&[&config.o], heads * config.head_dim, o_bias)?;
+        let o = loader.linear(&[(&config.o, Part::Other)], heads * config.head_dim, o_bias)?;
         Ok(Self { config: config.clone(), state: loader.next_state(), rope, qkv, q_norm, k_norm, o })
     }
 

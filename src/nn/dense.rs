@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::config::{Bias, Slot};
 use super::loader::Loader;
+use super::mix::Part;
 use super::{Linear, RowAdapters};
 use crate::error;
 use crate::ops::{self, Activation, Context};
@@ -51,12 +52,12 @@ pub struct Dense {
 
 impl Dense {
     pub(super) fn load(config: &DenseConfig, hidden_size: usize, loader: &mut Loader<'_, '_>) -> error::Result<Self> {
-        let up: Vec<&Slot> = config.gate.iter().chain([&config.up]).collect();
+        let up: Vec<_> = config.gate.iter().chain([&config.up]).map(|slot| (slot, Part::Other)).collect();
         Ok(Self {
             activation: config.activation,
             is_gated: config.gate.is_some(),
             up: loader.linear(&up, hidden_size, config.bias)?,
-            down: loader.linear(&[&config.down], config.intermediate_size, config.bias)?,
+            down: loader.linear(&[(&config.down, Part::Down)], config.intermediate_size, config.bias)?,
         })
     }
 

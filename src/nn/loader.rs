@@ -3,6 +3,7 @@
 
 use super::config::{Bias, Name, NormConfig, NormParts};
 use super::linear::{Linear, LinearId, Module, Role};
+use super::mix::Part;
 use super::{Slot, Weights};
 use crate::error::Result;
 use crate::ops::{Matrix, Norm, Vector};
@@ -15,6 +16,8 @@ pub struct Loader<'a, 'w> {
     /// And behind it, of the layer that is read.
     place: String,
     role: Role,
+    /// The number of the layer that is read, and how many there are.
+    depth: (usize, usize),
     modules: Vec<Module>,
     next_linear: usize,
     next_state: usize,
@@ -30,14 +33,16 @@ impl<'a, 'w> Loader<'a, 'w> {
             prefix: prefix.to_string(),
             place,
             role: Role::Embedding,
+            depth: (0, 1),
             modules: Vec::new(),
             next_linear,
             next_state: 0,
         }
     }
 
-    /// Reads this layer from here on.
-    pub fn enter_layer(&mut self, number: usize, name: &str) {
+    /// Reads this layer of so many from here on.
+    pub fn enter_layer(&mut self, number: usize, layers: usize, name: &str) {
+        self.depth = (number, layers);
         self.place = format!("{name}.");
         self.role = Role::Layer(number);
     }
@@ -87,10 +92,11 @@ impl<'a, 'w> Loader<'a, 'w> {
     }
 
     /// Several stored projections of `inputs` values as one matrix.
-    pub fn linear(&mut self, slots: &[&Slot], inputs: usize, bias: Bias) -> Result<Linear> {
-        let id = self.note(slots, inputs, bias);
+    pub fn linear(&mut self, slots: &[(&Slot, Part)], inputs: usize, bias: Bias) -> Result<Linear> {
+        let (slots, parts): (Vec<&Slot>, Vec<Part>) = slots.iter().copied().unzip();
+        let id = self.note(&slots, inputs, bias);
         let slots: Vec<Slot> = slots.iter().map(|slot| slot.below(&self.at(""))).collect();
-        let weight = self.weights.matrix(&slots, inputs)?;
+        let weight = self.weights.matrix_of(&slots, &parts, self.depth, inputs)?;
         let bias = match bias {
             Bias::None => None,
             Bias::Stored => Some(self.bias(&slots)?),
@@ -111,7 +117,7 @@ impl<'a, 'w> Loader<'a, 'w> {
         let (id, slot) = (self.note(&[&slot], inputs, bias), slot.below(prefix));
         let weight = match shared {
             Some(shared) => shared.clone(),
-            None => self.weights.matrix(std::slice::from_ref(&slot), inputs)?,
+            None => self.weights.matrix_of(std::slice::from_ref(&slot), &[Part::Output], self.depth, inputs)?,
         };
         let bias = match bias {
             Bias::None => None,

@@ -1,6 +1,7 @@
 //! The network: one transformer, driven by a neutral [`Config`]. Nothing here knows a model family or a file format.
 
 mod config;
+mod mix;
 mod rope;
 mod weights;
 mod linear;
@@ -21,6 +22,7 @@ pub use config::{Config, Name, Names, NormConfig, NormParts, Positions, Prefix, 
 pub use dense::DenseConfig;
 pub use layer::{BranchConfig, BranchInput, LayerConfig, OperationConfig, StepConfig};
 pub use linear::{Linear, LinearId, Module, Role};
+pub use mix::{MIXES, Mix};
 pub use relative_bias::RELATIVE_BUCKETS;
 pub use rope::{Pairs, QueryGrowth, Rope, Scaling};
 pub use sentence::SentenceModule;

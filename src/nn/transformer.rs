@@ -9,6 +9,7 @@ use super::adapter::{Adapters, RowAdapters};
 use super::layer::{Call, Layer, Seen, StepRows};
 use super::linear::{Linear, LinearId, Module};
 use super::loader::Loader;
+use super::mix::Part;
 use super::relative_bias::RelativeBias;
 use super::rope::RopeAngles;
 use super::{Config, Prefix, Rope, Slot, States, Tying, Weights};
@@ -74,7 +75,7 @@ impl Transformer {
             weights.skip(&head);
         }
         let embed = if tied {
-            weights.matrix(&[Slot::whole(shared, c.vocab_size)], c.hidden_size)?
+            weights.matrix_of(&[Slot::whole(shared, c.vocab_size)], &[Part::Output], (0, 1), c.hidden_size)?
         } else {
             weights.table(shared, c.vocab_size, c.hidden_size)?
         };
@@ -86,7 +87,7 @@ impl Transformer {
         let embed_norm = loader.optional_norm(c.names.embed_norm, c.hidden_size)?;
         let mut layers = Vec::with_capacity(c.layers.len());
         for (number, layer) in c.layers.iter().enumerate() {
-            loader.enter_layer(number, &c.names.layer(number));
+            loader.enter_layer(number, c.layers.len(), &c.names.layer(number));
             layers.push(Layer::load(layer, (c.hidden_size, c.residual_scale), &ropes, &mut loader)?);
         }
         loader.leave_layers();

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use super::Slot;
+use super::mix::{Mix, Part};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Backend, Format, Matrix, MatrixBuilder, Use, Vector};
+use crate::ops::{Arithmetic, Backend, Format, Matrix, MatrixBuilder, Use, Vector};
 
 /// What a file says of a tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,8 +58,9 @@ pub struct Weights<'a> {
     backend: &'a Backend,
     /// What matrices are kept in; `None` = as stored.
     format: Option<Format>,
-    /// What matrices for products are kept in instead.
-    quant: Option<Format>,
+    /// What matrices for products are quantised to instead.
+    mix: Option<&'static Mix>,
+    arithmetic: Arithmetic,
     used: HashSet<String>,
     /// Allocate and read nothing, only check and count.
     dry: bool,
@@ -70,13 +72,18 @@ pub struct Weights<'a> {
 impl<'a> Weights<'a> {
     /// Keeps matrices in `format`, or as they are in the file.
     pub fn new(source: &'a mut dyn TensorSource, backend: &'a Backend, format: Option<Format>) -> Self {
-        let used = HashSet::new();
-        Self { source, backend, format, quant: None, used, dry: false, bytes: 0, parameters: 0, buffer: Vec::new() }
+        let (used, arithmetic) = (HashSet::new(), Arithmetic::F32);
+        Self { source, backend, format, mix: None, arithmetic, used, dry: false, bytes: 0, parameters: 0, buffer: Vec::new() }
     }
 
     /// Quantises the matrices for products, which then are for our kernels; tables that are looked up stay as they are.
-    pub fn quantized(self, quant: Option<Format>) -> Self {
-        Self { quant, ..self }
+    pub fn quantized(self, mix: Option<&'static Mix>) -> Self {
+        Self { mix, ..self }
+    }
+
+    /// What products with quantised matrices compute in on the CPU; without, it is F32.
+    pub fn computing_in(self, arithmetic: Arithmetic) -> Self {
+        Self { arithmetic, ..self }
     }
 
     /// Checks names and shapes and counts bytes; what it returns is empty.
@@ -172,15 +179,22 @@ impl<'a> Weights<'a> {
 
     /// Stored rows of several tensors as one matrix of `cols` inputs.
     pub fn matrix(&mut self, slots: &[Slot], cols: usize) -> Result<Matrix> {
-        self.matrix_for(Use::Product, slots, cols)
+        self.matrix_of(slots, &vec![Part::Other; slots.len()], (0, 1), cols)
+    }
+
+    /// The same of slots that are these parts of one of so many layers.
+    pub fn matrix_of(&mut self, slots: &[Slot], parts: &[Part], depth: (usize, usize), cols: usize) -> Result<Matrix> {
+        let formats: Option<Vec<_>> = self.mix.map(|mix| parts.iter().map(|part| mix.format(*part, depth, cols)).collect());
+        self.matrix_for(Use::Product, slots, cols, formats.as_deref())
     }
 
     /// A matrix whose rows are looked up.
     pub fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
-        self.matrix_for(Use::Lookup, &[Slot::whole(name, rows)], cols)
+        self.matrix_for(Use::Lookup, &[Slot::whole(name, rows)], cols, None)
     }
 
-    fn matrix_for(&mut self, purpose: Use, slots: &[Slot], cols: usize) -> Result<Matrix> {
+    /// `formats` are those that the slots are quantised to.
+    fn matrix_for(&mut self, purpose: Use, slots: &[Slot], cols: usize, formats: Option<&[Format]>) -> Result<Matrix> {
         let mut parts = Vec::new();
         for slot in slots {
             let name = format!("{}.weight", slot.name);
@@ -190,10 +204,17 @@ impl<'a> Weights<'a> {
             }
             parts.push((slot, entry.format(&name)?, entry.row_bytes(&name)?));
         }
-        // Each part stays what it is, or becomes what all are to be.
-        let quant = self.quant.filter(|_| purpose == Use::Product);
-        let asked = quant.or(self.format);
-        let kept: Vec<_> = parts.iter().map(|(slot, stored, _)| (slot.len(), asked.unwrap_or(*stored))).collect();
+        // Each part stays what it is, or becomes what it or all are to be.
+        let asked = |i: usize| formats.map(|formats| formats[i]).or(self.format);
+        let mut kept: Vec<_> =
+            parts.iter().enumerate().map(|(i, (slot, stored, _))| (slot.len(), asked(i).unwrap_or(*stored))).collect();
+        // Of parts that cannot be one matrix as they are, none is quantised to less than another.
+        if let Some(finest) =
+            formats.and_then(|formats| formats.iter().copied().max_by_key(|format| format.block_bytes() * 256 / format.block()))
+            && !MatrixBuilder::can_hold(&kept)
+        {
+            kept.iter_mut().for_each(|part| part.1 = finest);
+        }
         let rows: usize = slots.iter().map(Slot::len).sum();
         self.bytes += MatrixBuilder::bytes(&kept, cols, purpose, self.backend);
         self.parameters += rows as u64 * cols as u64;
@@ -216,7 +237,7 @@ impl<'a> Weights<'a> {
                 }
             }
         }
-        Ok(builder.finish()?)
+        Ok(builder.computing_in(self.arithmetic).finish()?)
     }
 
     fn fill(
@@ -240,10 +261,7 @@ impl<'a> Weights<'a> {
                 let message = match kept {
                     _ if !from.has_finite_scales(&self.buffer) => "a scale is not finite",
                     Format::F16 => "a value is beyond the range of f16; load it as f32 or bf16",
-                    _ => {
-                        "a value is not finite or beyond 8.3 million, and cannot be quantised; \
-                         load it without quantization"
-                    }
+                    _ => "a value is not finite or too large, and cannot be quantised; load it without quantization",
                 };
                 return Err(Error::format(format!("{name}: {message}")));
             }

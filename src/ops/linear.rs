@@ -38,7 +38,7 @@ pub fn linear(cx: Context<'_>, x: &Tensor, product: AdaptedLinear<'_>) -> Result
     product.rows_of(x)?;
     let AdaptedLinear { weight, deltas, .. } = product;
     let (y, inner) = match cx.backend {
-        Backend::Cpu => cpu::forward(x, product).map(|(y, inner)| (y, On::Cpu(inner)))?,
+        Backend::Cpu => cpu::forward(x, product, cx.tape.is_some()).map(|(y, inner)| (y, On::Cpu(inner)))?,
         Backend::Tensors(_) => tensors::forward(x, product).map(|(y, inner)| (y, On::Tensors(inner)))?,
     };
     let is_trained = || deltas.is_some_and(|deltas| deltas.each().iter().any(|delta| delta.number.is_some()));
@@ -78,7 +78,7 @@ pub fn logits(
             let no_memory = |_| OutOfMemory { what: format!("{len} logits") };
             out.try_reserve_exact(len.saturating_sub(out.len())).map_err(no_memory)?;
             out.resize(len, 0.0);
-            cpu::product(x, product, out)?;
+            cpu::product(x, product, false, out)?;
         }
         Backend::Tensors(_) => *out = to_f32(&tensors::forward(x, product)?.0)?,
     }

@@ -7,7 +7,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::{Backend, On};
 use crate::error::OutOfMemory;
-use crate::kernels::{Format, Packed, Panels, Use};
+use crate::kernels::{Arithmetic, Format, Packed, Panels, Use};
 
 /// A weight matrix `(outputs, inputs)`; immutable, shared by clones.
 pub type Matrix = On<Arc<Packed>, Tensor>;
@@ -92,9 +92,19 @@ impl MatrixBuilder {
         Some(Self { packed, backend: backend.clone() })
     }
 
+    /// The same for products in this arithmetic.
+    pub fn computing_in(self, arithmetic: Arithmetic) -> Self {
+        Self { packed: self.packed.computing_in(arithmetic), ..self }
+    }
+
     /// The bytes that they take on a device.
     pub fn bytes(parts: &[(usize, Format)], cols: usize, purpose: Use, backend: &Backend) -> u64 {
         Packed::bytes_of_parts(&computed(parts, backend), cols, layout(purpose, backend))
+    }
+
+    /// Whether rows of these formats are kept as they are in one matrix for products.
+    pub fn can_hold(parts: &[(usize, Format)]) -> bool {
+        Packed::can_hold(parts)
     }
 
     /// Writes whole rows from `first` on, as a file of the format `from` holds them; `false` if a value does not fit what
@@ -119,7 +129,7 @@ impl MatrixBuilder {
             Panels::F32(values) => Tensor::from_vec(values, shape, &device)?,
             Panels::F16(values) => Tensor::from_vec(values, shape, &device)?,
             Panels::BF16(values) => Tensor::from_vec(values, shape, &device)?,
-            Panels::Q8_0(_) | Panels::Planes(_) | Panels::Blocks(..) => bail!("a quantised weight met tensor operations"),
+            Panels::Planes(_) | Panels::Blocks(..) => bail!("a quantised weight met tensor operations"),
         }))
     }
 }

@@ -46,9 +46,19 @@ pub fn devices() -> Vec<Device> {
     ]
 }
 
-/// How to load with quantised weights.
+/// What weights can be quantised to while loading, and how far the logits of tiny random models may turn from the dense ones': the cosine
+/// of the angle.
+pub const QUANTIZATIONS: [(&str, f64); 7] =
+    [("q8_0", 0.99), ("q6_k", 0.98), ("q5_k_m", 0.97), ("q4_k_m", 0.9), ("q4_0", 0.9), ("iq4_nl", 0.9), ("mlx4", 0.9)];
+
+/// How to load with weights that are quantised so.
+pub fn quantised(kind: &str) -> LoadOptions {
+    LoadOptions { quantization: Some(kind.to_string()), ..LoadOptions::default() }
+}
+
+/// The same in eight bits.
 pub fn q8_0() -> LoadOptions {
-    LoadOptions { quantization: Some("q8_0".to_string()), ..LoadOptions::default() }
+    quantised("q8_0")
 }
 
 /// A file of reference tensors.

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::load::{Checkpoint, Json};
-use crate::nn::{Adapters, Batch, Entry, Pass, Role, RowAdapters, TensorSource, TrainedModule, TrainedValues, Tying};
+use crate::nn::{Adapters, Batch, Entry, Mix, Pass, Role, RowAdapters, TensorSource, TrainedModule, TrainedValues, Tying};
 use crate::ops::{Backend, Dropout, ParameterValues};
 
 /// The network of a directory, on the CPU, by our kernels or by the tensor operations of GPUs.
@@ -15,8 +15,10 @@ fn network_of(directory: &Path, kernels: bool, stored: Format) -> Transformer {
 }
 
 /// By our kernels, with quantised matrices.
-fn quantised(directory: &Path, quant: Format) -> Transformer {
-    network_with(directory, true, |weights| weights.quantized(Some(quant)), Format::F32)
+fn quantised(directory: &Path, mix: &str) -> Transformer {
+    let mix = Mix::named(mix);
+    assert!(mix.is_some());
+    network_with(directory, true, |weights| weights.quantized(mix), Format::F32)
 }
 
 fn network_with(directory: &Path, kernels: bool, set: impl FnOnce(Weights<'_>) -> Weights<'_>, stored: Format) -> Transformer {
@@ -120,7 +122,7 @@ fn a_quantised_network_is_the_dense_one_of_its_rounded_weights() {
     for folder in ["decoders", "families"] {
         for entry in std::fs::read_dir(root.join(folder)).unwrap() {
             let directory = entry.unwrap().path();
-            let quantised = quantised(&directory, Format::Q8_0);
+            let quantised = quantised(&directory, "q8_0");
             let mut source = Rounded::of(&directory, quantised.config());
             let mut weights = Weights::new(&mut source, quantised.backend(), Some(Format::F32));
             let dense = Transformer::load(quantised.config().clone(), &mut weights).unwrap();
@@ -311,7 +313,7 @@ fn gradients_are_the_slopes_of_the_loss() {
     for directory in ["decoders/qwen2_untied_old", "decoders/gemma2", "decoders/phi3"] {
         let directory = root.join(directory);
         let mut bases = stored.map(|stored| (network_of(&directory, true, stored), None)).to_vec();
-        bases.push((quantised(&directory, Format::Q8_0), None));
+        bases.push((quantised(&directory, "q8_0"), None));
         bases.push((network(&directory, true), Some(Dropout { share: 0.2, seed: 7 })));
         for (network, dropout) in bases {
             let trained = InTraining::of(&network);

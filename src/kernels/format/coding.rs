@@ -26,6 +26,9 @@ pub struct Coding {
     pub group: usize,
     /// The levels of codes of at most four bits, again and again.
     pub table: [f32; 16],
+    /// The same as whole numbers of this.
+    pub whole: [i8; 16],
+    pub unit: f32,
 }
 
 /// What codes stand for.
@@ -46,6 +49,8 @@ pub enum Scales {
     F16,
     /// An F16 each; the min is added.
     F16AndMin,
+    /// An F16, and a byte that is the code of zero.
+    F16AndZero,
     /// A signed byte, times an F32 of the block.
     TwoLevels,
     /// A byte each, times an F16 of the block each; the min is subtracted.
@@ -76,7 +81,7 @@ impl Default for CodedBlock {
 impl Coding {
     pub const fn new(bits: u32, levels: Levels, scales: Scales, group: usize) -> Self {
         // What kernels are made for.
-        assert!(matches!((bits, levels), (1..=4, _) | (5, Levels::Unsigned | Levels::Signed) | (6 | 8, Levels::Signed)));
+        assert!(matches!((bits, levels), (1..=4, _) | (5 | 6 | 8, Levels::Unsigned | Levels::Signed)));
         assert!(group.is_power_of_two() && group >= 16 && group <= MOST);
         let mut table = [0.0; 16];
         let mut code = 0;
@@ -95,7 +100,22 @@ impl Coding {
             };
             code += 1;
         }
-        Self { bits, levels, scales, group, table }
+        let (mut unit, mut whole) = (1.0, [0; 16]);
+        let mut code = 0;
+        while code < 16 {
+            // Eighths, if there is any fraction.
+            if table[code] != table[code] as i8 as f32 {
+                unit = 0.125;
+            }
+            code += 1;
+        }
+        let mut code = 0;
+        while code < 16 {
+            whole[code] = (table[code] / unit) as i8;
+            assert!(whole[code] as f32 * unit == table[code]);
+            code += 1;
+        }
+        Self { bits, levels, scales, group, table, whole, unit }
     }
 
     /// The values of a block, or of several that are side by side.
@@ -122,6 +142,7 @@ impl Coding {
         match self.scales {
             Scales::F16 => (f16(scale), -0.0),
             Scales::F16AndMin => (f16(scale), f16(min)),
+            Scales::F16AndZero => (f16(scale), -(f16(scale) * f32::from(min))),
             Scales::TwoLevels => (block.d * f32::from((scale as u8).cast_signed()), -0.0),
             Scales::TwoLevelsAndMin | Scales::TwoLevelsAndMinInByte => {
                 (block.d * f32::from(scale), -(block.dmin * f32::from(min)))

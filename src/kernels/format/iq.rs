@@ -28,6 +28,7 @@ mod grids;
 use half::f16;
 
 use super::coding::{CodedBlock, Coding, Levels, Scales};
+use super::quantise::{OfIq4, quantise};
 use super::{FormatRow, array_at, f16_at, nibbles, u16_at};
 use grids::Grid;
 
@@ -40,7 +41,8 @@ pub const IQ4_NL: FormatRow = FormatRow::quantised(
     |b| f16_at(b, 0).is_finite(),
     Coding::new(4, Levels::Table(&IQ4), Scales::F16, 32),
     iq4_nl,
-);
+)
+.made_by(quantise::<OfIq4>);
 
 pub const IQ4_XS: FormatRow = FormatRow::quantised(
     "iq4_xs",
@@ -115,7 +117,7 @@ pub const IQ1_M: FormatRow = FormatRow::quantised(
 );
 
 /// Levels that are denser around zero.
-const IQ4: [f32; 16] = [-127., -104., -83., -65., -49., -35., -22., -10., 1., 13., 25., 38., 53., 69., 89., 113.];
+pub(super) const IQ4: [f32; 16] = [-127., -104., -83., -65., -49., -35., -22., -10., 1., 13., 25., 38., 53., 69., 89., 113.];
 const IQ3_XXS_LEVELS: [f32; 16] = [4., 12., 20., 28., 36., 44., 52., 62., -4., -12., -20., -28., -36., -44., -52., -62.];
 const IQ3_S_LEVELS: [f32; 16] = [1., 3., 5., 7., 9., 11., 13., 15., -1., -3., -5., -7., -9., -11., -13., -15.];
 /// No code is 3 or 7.

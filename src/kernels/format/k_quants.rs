@@ -17,6 +17,7 @@
 //! <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
 
 use super::coding::{CodedBlock, Coding, Levels, Scales};
+use super::quantise::{TwoLevels, TwoLevelsAndMin, quantise};
 use super::{FormatRow, f16_at};
 
 const BLOCK: usize = 256;
@@ -46,7 +47,8 @@ pub const Q4_K: FormatRow = FormatRow::quantised(
     |b| f16_at(b, 0).is_finite() && f16_at(b, 2).is_finite(),
     Coding::new(4, Levels::Unsigned, Scales::TwoLevelsAndMin, 32),
     q4_k,
-);
+)
+.made_by(quantise::<TwoLevelsAndMin<4>>);
 
 pub const Q5_K: FormatRow = FormatRow::quantised(
     "q5_k",
@@ -55,7 +57,8 @@ pub const Q5_K: FormatRow = FormatRow::quantised(
     |b| f16_at(b, 0).is_finite() && f16_at(b, 2).is_finite(),
     Coding::new(5, Levels::Unsigned, Scales::TwoLevelsAndMin, 32),
     q5_k,
-);
+)
+.made_by(quantise::<TwoLevelsAndMin<5>>);
 
 pub const Q6_K: FormatRow = FormatRow::quantised(
     "q6_k",
@@ -64,7 +67,8 @@ pub const Q6_K: FormatRow = FormatRow::quantised(
     |b| f16_at(b, 208).is_finite(),
     Coding::new(6, Levels::Signed, Scales::TwoLevels, 16),
     q6_k,
-);
+)
+.made_by(quantise::<TwoLevels>);
 
 /// Of a group of sixteen: where its bytes begin, and by how much its two bits are shifted there.
 fn two_bits(group: usize) -> (usize, usize) {

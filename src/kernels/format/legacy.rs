@@ -6,6 +6,7 @@
 //! | Q4_1 | `d`, `m`, 16 bytes of nibbles | `q · d + m` |
 //! | Q5_0 | `d`, a u32 of fifth bits, 16 bytes of nibbles | `(q - 16) · d` |
 //! | Q5_1 | `d`, `m`, a u32 of fifth bits, 16 bytes of nibbles | `q · d + m` |
+//! | Q8_0 | `d`, 32 signed bytes | `q · d` |
 //!
 //! `d` and `m` are F16. Byte j holds value j in its low nibble and value j + 16 in its high one; bit j of
 //! the u32 is the fifth of value j. `q · d` is exact in F32, a sum is rounded once.
@@ -14,6 +15,7 @@
 //! <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
 
 use super::coding::{CodedBlock, Coding, Levels, Scales};
+use super::quantise::{Bytes, Direct, DirectAndMin, quantise};
 use super::{FormatRow, array_at, f16_at, nibbles, u16_at};
 
 const BLOCK: usize = 32;
@@ -25,7 +27,8 @@ pub const Q4_0: FormatRow = FormatRow::quantised(
     |b| f16_at(b, 0).is_finite(),
     Coding::new(4, Levels::Signed, Scales::F16, BLOCK),
     q4_0,
-);
+)
+.made_by(quantise::<Direct<4>>);
 
 pub const Q4_1: FormatRow = FormatRow::quantised(
     "q4_1",
@@ -43,7 +46,8 @@ pub const Q5_0: FormatRow = FormatRow::quantised(
     |b| f16_at(b, 0).is_finite(),
     Coding::new(5, Levels::Signed, Scales::F16, BLOCK),
     q5_0,
-);
+)
+.made_by(quantise::<Direct<5>>);
 
 pub const Q5_1: FormatRow = FormatRow::quantised(
     "q5_1",
@@ -52,7 +56,19 @@ pub const Q5_1: FormatRow = FormatRow::quantised(
     |b| f16_at(b, 0).is_finite() && f16_at(b, 2).is_finite(),
     Coding::new(5, Levels::Unsigned, Scales::F16AndMin, BLOCK),
     q5_1,
-);
+)
+.made_by(quantise::<DirectAndMin<5>>);
+
+/// In memory a row's last block may be shorter, in a file it may not.
+pub const Q8_0: FormatRow = FormatRow::quantised(
+    "q8_0",
+    8,
+    (BLOCK, 34),
+    |b| f16_at(b, 0).is_finite(),
+    Coding::new(8, Levels::Signed, Scales::F16, BLOCK),
+    q8_0,
+)
+.made_by(quantise::<Bytes>);
 
 fn q4_0(block: &[u8], to: &mut CodedBlock) {
     to.scales[0] = u16_at(block, 0);
@@ -72,6 +88,11 @@ fn q5_0(block: &[u8], to: &mut CodedBlock) {
 fn q5_1(block: &[u8], to: &mut CodedBlock) {
     (to.scales[0], to.mins[0]) = (u16_at(block, 0), u16_at(block, 2));
     five_bits(&block[8..24], u32::from_le_bytes(array_at(block, 4)), &mut to.codes[..BLOCK]);
+}
+
+fn q8_0(block: &[u8], to: &mut CodedBlock) {
+    to.scales[0] = u16_at(block, 0);
+    to.codes.iter_mut().zip(&block[2..34]).for_each(|(code, q)| *code = q ^ 0x80);
 }
 
 fn five_bits(bytes: &[u8], fifth: u32, to: &mut [u8]) {

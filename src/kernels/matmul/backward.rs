@@ -31,7 +31,6 @@ pub fn matmul_transposed_add(rows: usize, (x, x_stride): (&[f32], usize), weight
         Panels::F32(p) => transposed(x, x_stride, p.as_slice(), size, y),
         Panels::F16(p) => transposed(x, x_stride, p.as_slice(), size, y),
         Panels::BF16(p) => transposed(x, x_stride, p.as_slice(), size, y),
-        Panels::Q8_0(p) => transposed(x, x_stride, p, size, y),
         Panels::Planes(p) => transposed(x, x_stride, p, size, y),
         Panels::Blocks(..) => unreachable!("a matrix for products has panels of sixteen rows"),
     }

@@ -6,7 +6,6 @@ use half::{bf16, f16};
 
 use super::BLOCK_COLS;
 use super::tile::{ByColumns, Columns, OneRow, PANELS};
-use crate::kernels::format::q8_0::{self, Q8_0, WIDENED, Widened};
 use crate::kernels::planes::{Panel, Planes};
 use crate::kernels::simd::{LANES, Simd};
 
@@ -94,26 +93,16 @@ impl<W: Weight> PanelSource for &[W] {
     }
 }
 
-impl PanelSource for &Q8_0 {
-    type Value = f32;
-    const COLS: usize = WIDENED;
-    type Room = Widened;
-    const ONCE_COLS: usize = q8_0::BLOCK;
-    type Once<S: Simd> = ByColumns<q8_0::Block<S>>;
+/// Columns that are widened at once: 16 kB of four panels, so that they are still in the first cache when the product reads them.
+const WIDENED: usize = 64;
 
-    #[inline(always)]
-    unsafe fn columns<'a, S: Simd>(self, panel: usize, k: usize, columns: Range<usize>, room: &'a mut Widened) -> &'a [f32]
-    where
-        Self: 'a,
-    {
-        // SAFETY: passed on from the caller.
-        unsafe { self.widen::<S>(panel, k, columns, room) }.as_flattened()
-    }
+/// Columns of a panel in F32; a column is a cache line.
+#[repr(align(64))]
+pub struct Widened([[f32; LANES]; WIDENED]);
 
-    #[inline(always)]
-    unsafe fn once<S: Simd>(self, panel: usize, k: usize, columns: Range<usize>) -> ByColumns<q8_0::Block<S>> {
-        // SAFETY: passed on from the caller.
-        ByColumns(unsafe { self.block::<S>(panel, k, columns) })
+impl Default for Widened {
+    fn default() -> Self {
+        Self([[0.0; LANES]; WIDENED])
     }
 }
 
@@ -130,10 +119,9 @@ impl<'p> PanelSource for &'p Planes {
         Self: 'a,
     {
         let count = columns.len();
-        let room = room.first(WIDENED);
         // SAFETY: passed on from the caller.
-        unsafe { self.panel(panel).widen::<S>(columns, room) };
-        room[..count].as_flattened()
+        unsafe { self.panel(panel).widen::<S>(columns, &mut room.0) };
+        room.0[..count].as_flattened()
     }
 
     #[inline(always)]
@@ -174,13 +162,5 @@ impl<S: Simd, W: Weight> Columns<S> for *const W {
     unsafe fn load(self, offset: usize) -> S::V {
         // SAFETY: passed on from the caller.
         unsafe { W::load::<S>(self.add(offset)) }
-    }
-}
-
-impl<S: Simd> Columns<S> for q8_0::Block<S> {
-    #[inline(always)]
-    unsafe fn load(self, offset: usize) -> S::V {
-        // SAFETY: passed on from the caller.
-        unsafe { S::fma(S::load_i8(self.values.add(offset)), self.scale, S::splat(0.0)) }
     }
 }

@@ -1,7 +1,10 @@
-//! Rows of quantised matrices, made when they are read.
+//! Rows of quantised matrices, made when they are read: blocks of a format that holds the very same values, or numbers.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+
+use half::f16;
+use rayon::prelude::*;
 
 use super::super::ModelTensors;
 use super::super::safetensors::Checkpoint;
@@ -10,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Entry, TensorSource};
 use crate::ops::Format;
 
-/// A checkpoint with quantised matrices as a source of plain ones.
+/// A checkpoint with quantised matrices as a source of those that the library knows.
 pub struct Dequantized<'a> {
     checkpoint: Checkpoint<'a>,
     matrices: HashMap<String, Matrix>,
@@ -43,6 +46,9 @@ enum Codes {
     Packed { bits: usize, group: usize },
 }
 
+/// Rows that one thread makes at once: of codes that are stored by columns, those of a cache line.
+const ROWS_AT_ONCE: usize = 64;
+
 /// In which place of its number AWQ keeps each of eight outputs.
 const AWQ_PLACES: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
@@ -74,7 +80,8 @@ impl<'a> Dequantized<'a> {
         for name in &names {
             let Some(module) = name.strip_suffix(mark).filter(|module| module.ends_with('.')) else { continue };
             let (shape, codes) = shape(&mut checkpoint, module, quantization)?;
-            let entry = Entry { shape: shape.to_vec(), stored: Ok(Format::F32) };
+            let kept = kept(&mut checkpoint, module, shape, codes)?;
+            let entry = Entry { shape: shape.to_vec(), stored: Ok(kept) };
             let belongs = others.iter().chain([&mark]).map(|field| format!("{module}{field}"));
             hidden.extend(belongs.filter(|name| checkpoint.entry(name).is_some()));
             matrices.insert(format!("{module}weight"), Matrix { entry, module: module.to_string(), codes });
@@ -96,8 +103,7 @@ impl<'a> Dequantized<'a> {
                 loaded.offsets = floats(checkpoint, &format!("{module}biases"))?;
             }
             Codes::Fp8 { .. } => {
-                let inverse = format!("{module}weight_scale_inv");
-                let scale = if checkpoint.entry(&inverse).is_some() { inverse } else { format!("{module}weight_scale") };
+                let scale = scale_of_fp8(checkpoint, module);
                 loaded.scales = floats(checkpoint, &scale)?;
             }
             Codes::Awq { .. } => {
@@ -139,60 +145,194 @@ impl<'a> Dequantized<'a> {
         Ok(())
     }
 
-    /// One row of a matrix that is loaded.
-    fn row(&mut self, name: &str, row: usize, stored: &mut Vec<u8>, out: &mut [f32]) -> Result<()> {
+    /// Whole rows of a matrix that is loaded, made by all threads.
+    fn rows(&mut self, name: &str, rows: Range<usize>, into: &mut [u8]) -> Result<()> {
         let (Some(matrix), Some((_, loaded))) = (self.matrices.get(name), &self.last) else { return Ok(()) };
-        let (rows, cols) = (matrix.entry.shape[0], matrix.entry.shape[1]);
-        let mut read = |field: &str, row_bytes: usize| {
-            resize(stored, row_bytes)?;
-            self.checkpoint.read(&format!("{}{field}", matrix.module), row as u64 * row_bytes as u64, stored)
-        };
-        let Loaded { scales, offsets, codes } = loaded;
-        match matrix.codes {
-            Codes::Mlx { bits, group } => {
-                read("weight", cols * bits / 8)?;
-                let first = row * (cols / group);
-                for (k, out) in out.iter_mut().enumerate() {
-                    let at = first + k / group;
-                    *out = scales[at] * code(stored, bits, k) as f32 + offsets[at];
-                }
-            }
-            Codes::Fp8 { block: [height, width] } => {
-                read("weight", cols)?;
-                let first = row / height * cols.div_ceil(width);
-                for (k, out) in out.iter_mut().enumerate() {
-                    *out = f8_e4m3(stored[k]) * scales[first + k / width];
-                }
-            }
-            Codes::Awq { group } => {
-                let place = row / 8 * 8 + AWQ_PLACES[row % 8];
-                for (k, out) in out.iter_mut().enumerate() {
-                    let at = k / group * rows + row;
-                    *out = scales[at] * (code(codes, 4, k * rows + place) as f32 - offsets[at]);
-                }
-            }
-            Codes::Gptq { bits, group, .. } => {
-                let each = 32 / bits;
-                for (k, out) in out.iter_mut().enumerate() {
-                    let at = k / group * rows + row;
-                    // Columns lie above one another in a number of their own output.
-                    let place = (k / each * rows + row) * each + k % each;
-                    *out = scales[at] * (code(codes, bits, place) as f32 - offsets[at]);
-                }
-            }
-            Codes::Packed { bits, group } => {
-                read("weight_packed", cols.div_ceil(32 / bits) * 4)?;
-                let (first, middle) = (row * cols.div_ceil(group), 1 << (bits - 1));
-                for (k, out) in out.iter_mut().enumerate() {
-                    *out = scales[first + k / group] * (code(stored, bits, k) as i32 - middle) as f32;
-                }
-            }
+        let (mut stored, stored_row) = (Vec::new(), matrix.stored_rows());
+        if let Some((field, bytes)) = stored_row {
+            resize(&mut stored, rows.len() * bytes)?;
+            self.checkpoint.read(&format!("{}{field}", matrix.module), (rows.start * bytes) as u64, &mut stored)?;
         }
-        match out.iter().find(|x| !x.is_finite()) {
-            Some(x) => Err(Error::format(format!("{name}: expected finite weights, found {x} in row {row}"))),
-            None => Ok(()),
+        let row_bytes = into.len() / rows.len().max(1);
+        let made = into.par_chunks_mut((row_bytes * ROWS_AT_ONCE).max(1)).enumerate().try_for_each(|(i, out)| {
+            let stored = match stored_row {
+                Some((_, bytes)) => &stored[i * ROWS_AT_ONCE * bytes..],
+                None => &loaded.codes,
+            };
+            matrix.write(loaded, rows.start + i * ROWS_AT_ONCE, stored, out)
+        });
+        made.map_err(|message| Error::format(format!("{name}: {message}")))
+    }
+}
+
+impl Matrix {
+    fn format(&self) -> Format {
+        self.entry.stored.as_ref().map_or(Format::F32, |format| *format)
+    }
+
+    /// The tensor that holds codes row by row, and the bytes of a row.
+    fn stored_rows(&self) -> Option<(&'static str, usize)> {
+        let cols = self.entry.shape[1];
+        match self.codes {
+            Codes::Mlx { bits, .. } => Some(("weight", cols * bits / 8)),
+            Codes::Fp8 { .. } => Some(("weight", cols)),
+            Codes::Packed { bits, .. } => Some(("weight_packed", cols.div_ceil(32 / bits) * 4)),
+            Codes::Awq { .. } | Codes::Gptq { .. } => None,
         }
     }
+
+    /// Where the scale of a weight stands among scales.
+    fn scale_at(&self, row: usize, column: usize) -> usize {
+        let [rows, cols] = [self.entry.shape[0], self.entry.shape[1]];
+        match self.codes {
+            Codes::Mlx { group, .. } => row * (cols / group) + column / group,
+            Codes::Fp8 { block: [height, width] } => row / height * cols.div_ceil(width) + column / width,
+            Codes::Awq { group } | Codes::Gptq { group, .. } => column / group * rows + row,
+            Codes::Packed { group, .. } => row * cols.div_ceil(group) + column / group,
+        }
+    }
+
+    /// The code of a weight; `stored` is its row, or all of them.
+    fn code(&self, stored: &[u8], row: usize, column: usize) -> u32 {
+        let rows = self.entry.shape[0];
+        match self.codes {
+            Codes::Mlx { bits, .. } | Codes::Packed { bits, .. } => code(stored, bits, column),
+            Codes::Fp8 { .. } => stored[column].into(),
+            Codes::Awq { .. } => code(stored, 4, column * rows + row / 8 * 8 + AWQ_PLACES[row % 8]),
+            Codes::Gptq { bits, .. } => {
+                // Columns lie above one another in a number of their own output.
+                let each = 32 / bits;
+                code(stored, bits, (column / each * rows + row) * each + column % each)
+            }
+        }
+    }
+
+    /// Writes rows from `first` on in the format that they are kept in; `stored` holds theirs, or all of them.
+    fn write(&self, loaded: &Loaded, first: usize, stored: &[u8], out: &mut [u8]) -> std::result::Result<(), String> {
+        let cols = self.entry.shape[1];
+        let of_row = |i: usize| self.stored_rows().map_or(stored, |(_, bytes)| &stored[i * bytes..][..bytes]);
+        match self.format() {
+            format @ (Format::F32 | Format::BF16) => {
+                for (i, out) in out.chunks_exact_mut(cols * format.block_bytes()).enumerate() {
+                    self.write_values(loaded, first + i, of_row(i), out)?;
+                }
+            }
+            format => {
+                let out = (out, format.row_bytes(cols).unwrap_or(usize::MAX));
+                match self.codes {
+                    Codes::Mlx { bits, .. } | Codes::Packed { bits, .. } => {
+                        for (i, out) in out.0.chunks_exact_mut(out.1).enumerate() {
+                            self.write_blocks(loaded, first + i, format, bits, of_row(i), out);
+                        }
+                    }
+                    _ => self.gather_blocks(loaded, first, format, stored, out),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A row of numbers.
+    fn write_values(&self, loaded: &Loaded, row: usize, stored: &[u8], out: &mut [u8]) -> std::result::Result<(), String> {
+        let size = self.format().block_bytes();
+        for (column, out) in out.chunks_exact_mut(size).enumerate() {
+            let (at, code) = (self.scale_at(row, column), self.code(stored, row, column));
+            let scale = loaded.scales[at];
+            let x = match self.codes {
+                Codes::Mlx { .. } => scale * code as f32 + loaded.offsets[at],
+                Codes::Fp8 { .. } => f8_e4m3(code as u8) * scale,
+                Codes::Awq { .. } | Codes::Gptq { .. } => scale * (code as f32 - loaded.offsets[at]),
+                Codes::Packed { bits, .. } => scale * (code as i32 - (1 << (bits - 1))) as f32,
+            };
+            if !x.is_finite() {
+                return Err(format!("expected finite weights, found {x} in row {row}"));
+            }
+            // The upper half of a number that BF16 holds is BF16.
+            out.copy_from_slice(&x.to_le_bytes()[4 - size..]);
+        }
+        Ok(())
+    }
+
+    /// What stands in front of the codes of a block that begins with this column.
+    fn header(&self, loaded: &Loaded, row: usize, column: usize) -> ([u8; 4], usize) {
+        let at = self.scale_at(row, column);
+        let [[a, b], [c, d]] =
+            [Some(&loaded.scales[at]), loaded.offsets.get(at)].map(|x| f16::from_f32(*x.unwrap_or(&0.0)).to_le_bytes());
+        match self.codes {
+            Codes::Mlx { .. } => ([a, b, c, d], 4),
+            Codes::Packed { bits, .. } => ([a, b, 1 << (bits - 1), 0], 3),
+            _ => ([a, b, loaded.offsets[at] as u8, 0], 3),
+        }
+    }
+
+    /// Blocks of a row whose codes are a stream already.
+    fn write_blocks(&self, loaded: &Loaded, row: usize, format: Format, bits: usize, stored: &[u8], out: &mut [u8]) {
+        let streams = stored.chunks_exact(format.block() * bits / 8);
+        for (i, (out, stream)) in out.chunks_exact_mut(format.block_bytes()).zip(streams).enumerate() {
+            let (header, len) = self.header(loaded, row, i * format.block());
+            out[..len].copy_from_slice(&header[..len]);
+            out[len..].copy_from_slice(stream);
+        }
+    }
+
+    /// Blocks of several rows whose codes are stored by columns: neighbours in memory are of neighbouring rows.
+    fn gather_blocks(&self, loaded: &Loaded, first: usize, format: Format, stored: &[u8], (out, row_bytes): (&mut [u8], usize)) {
+        let (block, bytes) = (format.block(), format.block_bytes());
+        let bits = (bytes - 3) * 8 / block;
+        out.fill(0);
+        for column in 0..self.entry.shape[1] {
+            let (at, place) = (column / block * bytes, column % block * bits);
+            for (i, out) in out.chunks_exact_mut(row_bytes).enumerate() {
+                if place == 0 {
+                    out[at..at + 3].copy_from_slice(&self.header(loaded, first + i, column).0[..3]);
+                }
+                out[at + 3 + place / 8] |= (self.code(stored, first + i, column) << (place % 8)) as u8;
+            }
+        }
+    }
+}
+
+/// What a matrix is kept in: the very values of its tensors, in as few bytes as they allow.
+fn kept(checkpoint: &mut Checkpoint<'_>, module: &str, [_, cols]: [usize; 2], codes: Codes) -> Result<Format> {
+    // Whether F16 holds all numbers of these tensors; what is stored as F16 need not be read for that.
+    let mut is_f16 = |fields: &[&str]| -> Result<bool> {
+        for field in fields {
+            let name = format!("{module}{field}");
+            let stored = checkpoint.entry(&name).and_then(|entry| entry.stored.clone().ok());
+            if stored != Some(Format::F16) && floats(checkpoint, &name)?.iter().any(|x| f16::from_f32(*x).to_f32() != *x) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    let of = |kind: &str, bits: usize, group: usize| {
+        let fits = |size: &&usize| group.is_multiple_of(**size) && cols.is_multiple_of(**size);
+        let size = [128, 64, 32].iter().find(fits)?;
+        Format::named(&format!("{kind}{bits}_{size}"))
+    };
+    let (format, fields): (_, &[&str]) = match codes {
+        Codes::Mlx { bits, group } => (of("affine", bits, group), &["scales", "biases"]),
+        Codes::Awq { group } => (of("zero", 4, group), &["scales"]),
+        Codes::Gptq { bits, group, .. } => (of("zero", bits, group), &["scales"]),
+        Codes::Packed { bits, group } => (of("zero", bits, group), &["weight_scale"]),
+        Codes::Fp8 { .. } => {
+            let scales = floats(checkpoint, &scale_of_fp8(checkpoint, module))?;
+            // Four significant bits of a number, times a scale; NaN is found when it is read.
+            let is_bf16 = |x: f32| x.to_bits() << 16 == 0 && x.is_finite();
+            let exact = |scale: &f32| (0..0x7f).all(|byte| is_bf16(f8_e4m3(byte) * scale));
+            return Ok(if scales.iter().all(exact) { Format::BF16 } else { Format::F32 });
+        }
+    };
+    Ok(match format {
+        Some(format) if is_f16(fields)? => format,
+        _ => Format::F32,
+    })
+}
+
+/// The tensor with the scales of an FP8 matrix.
+fn scale_of_fp8(checkpoint: &Checkpoint<'_>, module: &str) -> String {
+    let inverse = format!("{module}weight_scale_inv");
+    if checkpoint.entry(&inverse).is_some() { inverse } else { format!("{module}weight_scale") }
 }
 
 /// Rows and columns of a quantised matrix, and its codes, from the shapes of its tensors.
@@ -351,28 +491,21 @@ impl TensorSource for Dequantized<'_> {
     fn read(&mut self, name: &str, offset: u64, into: &mut [u8]) -> Result<()> {
         let Some(matrix) = self.matrices.get(name) else { return self.checkpoint.read(name, offset, into) };
         let (rows, cols) = (matrix.entry.shape[0], matrix.entry.shape[1]);
-        let row_bytes = cols as u64 * size_of::<f32>() as u64;
-        let end = offset.checked_add(into.len() as u64).filter(|end| *end <= rows as u64 * row_bytes);
-        let Some(end) = end else {
+        let row_bytes = matrix.format().row_bytes(cols).unwrap_or(usize::MAX);
+        let end = usize::try_from(offset).ok().and_then(|offset| offset.checked_add(into.len()));
+        let (Some(end), Ok(start)) = (end.filter(|end| *end <= rows.saturating_mul(row_bytes)), usize::try_from(offset)) else {
             return Err(Error::format(format!("{name}: byte {offset} and {} more pass its rows", into.len())));
         };
         self.load(name)?;
-        let (mut values, mut stored) = (Vec::new(), Vec::new());
-        values
-            .try_reserve(cols)
-            .map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("{name}: no room for a row")).with_source(e))?;
-        values.resize(cols, 0f32);
-        let wanted: Range<usize> = (offset / row_bytes) as usize..end.div_ceil(row_bytes) as usize;
-        for row in wanted {
-            self.row(name, row, &mut stored, &mut values)?;
-            resize(&mut stored, row_bytes as usize)?;
-            values.iter().zip(stored.as_chunks_mut().0).for_each(|(x, bytes)| *bytes = x.to_le_bytes());
-            // What of this row was asked for.
-            let first = row as u64 * row_bytes;
-            let (from, to) = (offset.max(first), end.min(first + row_bytes));
-            into[(from - offset) as usize..(to - offset) as usize]
-                .copy_from_slice(&stored[(from - first) as usize..(to - first) as usize]);
+        let (wanted, skipped) = (start / row_bytes..end.div_ceil(row_bytes), start % row_bytes);
+        if skipped == 0 && into.len().is_multiple_of(row_bytes) {
+            return self.rows(name, wanted, into);
         }
+        // Less than whole rows.
+        let mut all = Vec::new();
+        resize(&mut all, wanted.len() * row_bytes)?;
+        self.rows(name, wanted, &mut all)?;
+        into.copy_from_slice(&all[skipped..][..into.len()]);
         Ok(())
     }
 }
@@ -398,30 +531,37 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/quantized").join(name)
     }
 
-    /// The settings of each file, and how many matrices it holds.
-    const FILES: [(&str, &str); 12] = [
-        ("mlx2", r#"{"quantization": {"bits": 2, "group_size": 32}}"#),
-        ("mlx3", r#"{"quantization": {"bits": 3, "group_size": 32}}"#),
-        ("mlx4", r#"{"quantization": {"bits": 4, "group_size": 64, "mode": "affine"}}"#),
-        ("mlx5", r#"{"quantization": {"bits": 5, "group_size": 32}}"#),
-        ("mlx6", r#"{"quantization": {"bits": 8, "group_size": 32, "m": {"bits": 6, "group_size": 128}}}"#),
-        ("mlx8", r#"{"quantization": {"bits": 8, "group_size": 64}}"#),
-        ("fp8_blocks", r#"{"quantization_config": {"quant_method": "fp8", "weight_block_size": [48, 32]}}"#),
+    /// The settings of each file, and what its matrix is kept in.
+    const FILES: [(&str, &str, &str); 12] = [
+        ("mlx2", r#"{"quantization": {"bits": 2, "group_size": 32}}"#, "affine2_32"),
+        ("mlx3", r#"{"quantization": {"bits": 3, "group_size": 32}}"#, "affine3_32"),
+        ("mlx4", r#"{"quantization": {"bits": 4, "group_size": 64, "mode": "affine"}}"#, "affine4_64"),
+        ("mlx5", r#"{"quantization": {"bits": 5, "group_size": 32}}"#, "affine5_32"),
+        ("mlx6", r#"{"quantization": {"bits": 8, "group_size": 32, "m": {"bits": 6, "group_size": 128}}}"#, "affine6_128"),
+        ("mlx8", r#"{"quantization": {"bits": 8, "group_size": 64}}"#, "affine8_64"),
+        ("fp8_blocks", r#"{"quantization_config": {"quant_method": "fp8", "weight_block_size": [48, 32]}}"#, "F32"),
         (
             "fp8_rows",
             r#"{"quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized",
                 "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float", "symmetric": true}}}}}"#,
+            "F32",
         ),
-        ("awq", r#"{"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}}"#),
-        ("gptq4", r#"{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32}}"#),
+        (
+            "awq",
+            r#"{"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}}"#,
+            "zero4_32",
+        ),
+        ("gptq4", r#"{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32}}"#, "zero4_32"),
         (
             "gptq8_v2",
             r#"{"quantization_config": {"quant_method": "gptq", "bits": 8, "group_size": -1, "checkpoint_format": "gptq_v2"}}"#,
+            "zero8_128",
         ),
         (
             "packed4",
             r#"{"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups":
                 {"group_0": {"weights": {"num_bits": 4, "type": "int", "symmetric": true, "group_size": 32}}}}}"#,
+            "zero4_32",
         ),
     ];
 
@@ -434,24 +574,28 @@ mod tests {
 
     #[test]
     fn every_method_has_the_weights_of_its_reference() {
-        for (name, config) in FILES {
+        for (name, config, kept) in FILES {
             with(name, config, |source| {
                 let mut source = source.unwrap();
                 let mut names = source.names();
                 names.sort_unstable();
                 assert_eq!(names, ["m.weight", "want"], "{name}");
                 let entry = source.entry("m.weight").unwrap().clone();
-                assert_eq!((&entry, &entry.stored), (source.entry("want").unwrap(), &Ok(Format::F32)), "{name}");
-                let bytes = entry.shape[0] * entry.shape[1] * 4;
-                let (mut found, mut want) = (vec![0; bytes], vec![0; bytes]);
+                assert_eq!(entry.shape, source.entry("want").unwrap().shape, "{name}");
+                let format = entry.stored.clone().unwrap();
+                assert_eq!(format.name(), kept, "{name}");
+                let bytes = entry.shape[0] * format.row_bytes(entry.shape[1]).unwrap();
+                let mut found = vec![0; bytes];
                 source.read("m.weight", 0, &mut found).unwrap();
+                let mut want = vec![0; entry.shape[0] * entry.shape[1] * 4];
                 source.read("want", 0, &mut want).unwrap();
-                assert!(found == want, "{name}");
+                let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+                assert!(bits(format.widen(&found)) == bits(Format::F32.widen(&want)), "{name}");
                 // The same in any piece.
                 for (start, len) in [(3, 5), (bytes / 2 - 7, 999), (bytes - 9, 9)] {
                     let mut piece = vec![0; len];
                     source.read("m.weight", start as u64, &mut piece).unwrap();
-                    assert_eq!(piece, want[start..start + len], "{name}");
+                    assert_eq!(piece, found[start..start + len], "{name}");
                 }
                 assert!(source.read("m.weight", bytes as u64 - 3, &mut [0; 4]).is_err());
             });

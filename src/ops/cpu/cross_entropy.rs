@@ -22,7 +22,7 @@ pub fn forward(
     let mut loss = 0.0;
     for (i, targets) in targets.chunks(chunk).enumerate() {
         let (scores, losses) = (&mut scores[..targets.len() * outputs], &mut losses[..targets.len()]);
-        linear::product(&x.narrow(0, i * chunk, targets.len())?, product, scores)?;
+        linear::product(&x.narrow(0, i * chunk, targets.len())?, product, with_gradient, scores)?;
         cross_entropy(scores, outputs, targets, scale, cap, losses);
         loss += losses.iter().sum::<f64>();
         if let Some(gradient) = &mut gradient {

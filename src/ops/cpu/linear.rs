@@ -4,25 +4,31 @@ use candle_core::{Device, Result, Tensor};
 
 use super::low_rank;
 use super::row_op::with_rows;
-use crate::kernels::{matmul, matmul_new, matmul_transposed_add};
+use crate::kernels::{Arithmetic, MatmulWeight, Packed, matmul, matmul_new, matmul_transposed_add};
 use crate::ops::{AdaptedLinear, Gradient, LowRankDeltas, Matrix, fault};
 
-/// The outputs, and what the backward pass of the deltas needs.
-pub fn forward(x: &Tensor, product: AdaptedLinear<'_>) -> Result<(Tensor, Vec<Vec<f32>>)> {
+/// The outputs, and what the backward pass of the deltas needs. What is differentiated computes in F32: gradients are those of what
+/// quantised weights stand for.
+pub fn forward(x: &Tensor, product: AdaptedLinear<'_>, differentiated: bool) -> Result<(Tensor, Vec<Vec<f32>>)> {
     fault::product()?;
     let ((rows, _), weight) = (x.dims2()?, product.weight.cpu()?);
+    let operand = operand(weight, differentiated);
     let (y, inner) = with_rows(x, |x| {
-        low_rank::with_epilogue(&x, rows, product, |epilogue| matmul_new(x.values, x.stride, weight, epilogue, rows))
+        low_rank::with_epilogue(&x, rows, product, |epilogue| matmul_new(x.values, x.stride, operand, epilogue, rows))
     })?;
     Ok((Tensor::from_vec(y, (rows, weight.rows()), &Device::Cpu)?, inner))
 }
 
 /// The outputs, written to `y`.
-pub fn product(x: &Tensor, product: AdaptedLinear<'_>, y: &mut [f32]) -> Result<()> {
+pub fn product(x: &Tensor, product: AdaptedLinear<'_>, differentiated: bool, y: &mut [f32]) -> Result<()> {
     fault::product()?;
-    let ((rows, _), weight) = (x.dims2()?, product.weight.cpu()?);
-    with_rows(x, |x| low_rank::with_epilogue(&x, rows, product, |epilogue| matmul(x.values, x.stride, weight, epilogue, y)))?;
+    let ((rows, _), operand) = (x.dims2()?, operand(product.weight.cpu()?, differentiated));
+    with_rows(x, |x| low_rank::with_epilogue(&x, rows, product, |epilogue| matmul(x.values, x.stride, operand, epilogue, y)))?;
     Ok(())
+}
+
+fn operand(weight: &Packed, differentiated: bool) -> MatmulWeight<'_> {
+    if differentiated { weight.in_arithmetic(Arithmetic::F32) } else { weight.into() }
 }
 
 /// The gradient of `x`, if it is asked for, and that of each delta.

@@ -105,7 +105,7 @@ impl Group {
     /// `scale · A dropout(x)`
     fn inner(&self, deltas: &[LowRankDelta], x: &Rows<'_>, rows: usize) -> Result<Vec<f32>> {
         let mut inner = zeros(rows * self.a.rows())?;
-        self.with_dropped(x, rows, |x, stride| matmul(x, stride, &self.a, Epilogue::default(), &mut inner))?;
+        self.with_dropped(x, rows, |x, stride| matmul(x, stride, &*self.a, Epilogue::default(), &mut inner))?;
         self.scale(deltas, &mut inner);
         Ok(inner)
     }

@@ -1,0 +1,613 @@
+//! Products with activations of eight bits: sums of whole numbers within a group of columns, and of F32 over groups.
+//!
+//! Of an output, for each 32 columns in their order, for each group in them: `S = Σ code · q - middle · Σ q`, exact in 32 bits;
+//! `y = scale · (a · S) + y`, and `y = min · (a · Σ q) + y`. Each step of F32 is one instruction that rounds once, and no sum is
+//! cut: rows alone and in company, any cut into threads and all instructions with fused multiply-adds give the same bits.
+//!
+//! One row reads codes in registers, two panels at a time. For more they are written out as bytes, a span of two panels, which
+//! stays in the first cache while all rows pass.
+
+use std::ops::Range;
+
+use super::{CHUNK, Coding, HALF, LINE, Levels, Planes, SPAN, Scales, Segment, Span, UNSIGNED, codes, scale_and_min};
+use crate::kernels::dots::{Dots, Kernel};
+use crate::kernels::int8::{Int8Rows, Record, TILE_ROWS, tiles};
+use crate::kernels::parallel::Shared;
+use crate::kernels::simd::{LANES, Simd};
+
+/// Bytes of activations that stay in the second cache while panels pass.
+const BLOCK_BYTES: usize = 512 * 1024;
+/// Panels that are multiplied together.
+const PANELS: usize = 2;
+
+/// A part of a product.
+pub struct Product<'a> {
+    pub x: &'a Int8Rows,
+    pub rows: Range<usize>,
+    /// Of the matrix. The first begins a panel; the last ends one or is the last of all.
+    pub outputs: Range<usize>,
+    /// What sums begin with.
+    pub bias: Option<&'a [f32]>,
+    /// `(rows, N)`: these outputs of these rows are written, by nobody else.
+    pub y: Shared<f32>,
+}
+
+impl Coding {
+    /// How many bytes a value has in products with this. Rounding to one is an error of 0.5 to 1 %: nothing beside that of codes
+    /// of few bits, but more than that of eight.
+    fn activation_bytes(&self) -> usize {
+        if self.bits < 6 { 1 } else { 2 }
+    }
+}
+
+impl Planes {
+    /// How many bytes a value has in products with some of the rows.
+    pub fn activation_bytes(&self) -> impl Iterator<Item = usize> {
+        self.segments.iter().map(|segment| segment.coding.activation_bytes())
+    }
+
+    /// The parts of a range of outputs that have one format, each with the bytes that a value has in products with them.
+    pub fn parts(&self, outputs: Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let within = move |segment: &Segment| outputs.start.max(segment.rows.start)..outputs.end.min(segment.rows.end);
+        let parts = self.segments.iter().map(move |segment| (within(segment), segment.coding.activation_bytes()));
+        parts.filter(|(rows, _)| !rows.is_empty())
+    }
+
+    /// Computes a part; its outputs are one of [`parts`](Self::parts).
+    pub fn multiply(&self, product: Product<'_>) {
+        let segment = self.segments.iter().find(|segment| segment.rows.contains(&product.outputs.start));
+        let Some(segment) = segment else { return };
+        assert!(product.outputs.end <= segment.rows.end, "outputs of one format");
+        assert!((product.outputs.start - segment.rows.start).is_multiple_of(LANES), "whole panels");
+        assert_eq!(product.x.planes(), segment.coding.activation_bytes(), "rows for this format");
+        let all = self.segments.last().map_or(0, |last| last.rows.end);
+        crate::kernels::dots::dispatch(Work { segment, product, y_stride: all });
+    }
+}
+
+struct Work<'a> {
+    segment: &'a Segment,
+    product: Product<'a>,
+    y_stride: usize,
+}
+
+/// How codes become bytes.
+const CODE: u8 = 0;
+const TABLE: u8 = 1;
+const EIGHT: u8 = 2;
+
+impl Kernel for Work<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<D: Dots>(self) {
+        let coding = self.segment.coding;
+        let halves = coding.group == HALF;
+        // SAFETY: passed on from the caller.
+        unsafe {
+            match (coding.bits, coding.levels) {
+                (1, _) => self.by_codes::<D, 1, TABLE, false, false, 1>(),
+                (2, Levels::Unsigned) if halves => self.by_codes::<D, 2, CODE, true, true, 1>(),
+                (2, Levels::Unsigned) => self.by_codes::<D, 2, CODE, false, true, 1>(),
+                (2, _) => self.by_codes::<D, 2, TABLE, false, false, 1>(),
+                (3, Levels::Unsigned) => self.by_codes::<D, 3, CODE, false, true, 1>(),
+                (3, Levels::Signed) => self.by_codes::<D, 3, CODE, true, false, 1>(),
+                (3, _) if halves => self.by_codes::<D, 3, TABLE, true, false, 1>(),
+                (3, _) => self.by_codes::<D, 3, TABLE, false, false, 1>(),
+                (4, Levels::Unsigned) => self.by_codes::<D, 4, CODE, false, true, 1>(),
+                (4, Levels::Signed) => self.by_codes::<D, 4, CODE, false, false, 1>(),
+                (4, _) if halves => self.by_codes::<D, 4, TABLE, true, false, 1>(),
+                (4, _) => self.by_codes::<D, 4, TABLE, false, false, 1>(),
+                (5, Levels::Unsigned) => self.by_codes::<D, 5, CODE, false, true, 1>(),
+                (5, _) => self.by_codes::<D, 5, CODE, false, false, 1>(),
+                (6, Levels::Unsigned) => self.by_codes::<D, 6, CODE, false, true, 2>(),
+                (6, _) => self.by_codes::<D, 6, CODE, true, false, 2>(),
+                (_, Levels::Unsigned) => self.by_codes::<D, 8, EIGHT, false, true, 2>(),
+                _ => self.by_codes::<D, 8, EIGHT, false, false, 2>(),
+            }
+        }
+    }
+}
+
+impl Work<'_> {
+    /// `HALVES`: groups are halves of chunks; `MINS`: they have mins, and codes no middle.
+    #[inline(always)]
+    unsafe fn by_codes<
+        D: Dots,
+        const BITS: u32,
+        const KIND: u8,
+        const HALVES: bool,
+        const MINS: bool,
+        const BYTES: usize,
+    >(
+        self,
+    ) {
+        let coding = self.segment.coding;
+        assert!(HALVES == (coding.group == HALF) && MINS == coding.scales.has_mins(), "a coding that kernels know");
+        // SAFETY: passed on from the caller.
+        unsafe {
+            // Registers hold the sums of twice as many panels there.
+            if D::S::WIDE {
+                self.by_panels::<D, BITS, KIND, HALVES, MINS, BYTES, PANELS>();
+            } else {
+                self.by_panels::<D, BITS, KIND, HALVES, MINS, BYTES, 1>();
+            }
+        }
+    }
+
+    /// `P` panels at a time. If fewer are left, what is computed of the others goes nowhere.
+    #[inline(always)]
+    unsafe fn by_panels<
+        D: Dots,
+        const BITS: u32,
+        const KIND: u8,
+        const HALVES: bool,
+        const MINS: bool,
+        const BYTES: usize,
+        const P: usize,
+    >(
+        &self,
+    ) {
+        let (rows, panels) = (self.product.rows.clone(), self.panels());
+        let spans = |panel: usize, column| -> [_; P] {
+            let panel = |p: usize| (panel + p).min(panels.end - 1);
+            let span = |p: usize| self.segment.at(panel(p), column);
+            std::array::from_fn(|p| InSpan::<BITS, KIND> { coding: self.segment.coding, span: span(p) })
+        };
+        if rows.len() == 1 {
+            for panel in panels.clone().step_by(P) {
+                for column in (0..self.segment.cols).step_by(SPAN) {
+                    // SAFETY: passed on from the caller.
+                    unsafe { self.tile::<D, _, 1, P, HALVES, MINS, BYTES>(spans(panel, column), panel, rows.start, column) };
+                }
+            }
+            return;
+        }
+        let row_bytes = self.segment.cols.div_ceil(CHUNK) * Record::of(BYTES).bytes;
+        let height = (BLOCK_BYTES / row_bytes / TILE_ROWS).max(2) * TILE_ROWS;
+        let mut room: [SpanRoom; P] = std::array::from_fn(|_| SpanRoom::default());
+        for first in rows.clone().step_by(height) {
+            let rows = first..rows.end.min(first + height);
+            for panel in panels.clone().step_by(P) {
+                for column in (0..self.segment.cols).step_by(SPAN) {
+                    for (w, room) in spans(panel, column).into_iter().zip(&mut room) {
+                        // SAFETY: passed on from the caller.
+                        unsafe { D::call(Unpack::<_, HALVES, MINS> { w, chunks: self.chunks(column), room }) };
+                    }
+                    // SAFETY: passed on from the caller.
+                    unsafe {
+                        if KIND == CODE {
+                            let w = room.each_ref().map(InRoom::<false>);
+                            self.tiles::<D, _, P, HALVES, MINS, BYTES>(w, panel, rows.clone(), column);
+                        } else {
+                            let w = room.each_ref().map(InRoom::<true>);
+                            self.tiles::<D, _, P, HALVES, MINS, BYTES>(w, panel, rows.clone(), column);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// All rows of a block against a span of `P` panels.
+    #[inline(always)]
+    unsafe fn tiles<D: Dots, W: Weights, const P: usize, const HALVES: bool, const MINS: bool, const BYTES: usize>(
+        &self,
+        w: [W; P],
+        panel: usize,
+        rows: Range<usize>,
+        column: usize,
+    ) {
+        for (row, height) in tiles(rows) {
+            // SAFETY: passed on from the caller.
+            unsafe {
+                match height {
+                    6 => self.tile::<D, W, 6, P, HALVES, MINS, BYTES>(w, panel, row, column),
+                    2 => self.tile::<D, W, 2, P, HALVES, MINS, BYTES>(w, panel, row, column),
+                    _ => self.tile::<D, W, 1, P, HALVES, MINS, BYTES>(w, panel, row, column),
+                }
+            }
+        }
+    }
+
+    /// `R` rows by a span of `P` panels.
+    #[inline(always)]
+    unsafe fn tile<
+        D: Dots,
+        W: Weights,
+        const R: usize,
+        const P: usize,
+        const HALVES: bool,
+        const MINS: bool,
+        const BYTES: usize,
+    >(
+        &self,
+        w: [W; P],
+        panel: usize,
+        row: usize,
+        column: usize,
+    ) {
+        let (x, chunks) = (self.product.x.tile((row, R), column / CHUNK), self.chunks(column));
+        assert!(x.len() >= chunks * R * Record::of(BYTES).bytes, "records of these chunks");
+        let first = self.segment.rows.start + panel * LANES;
+        let own = self.product.outputs.end.min(first + P * LANES) - first;
+        let mut start = [0f32; PANELS * LANES];
+        if let Some(bias) = self.product.bias {
+            start[..own].copy_from_slice(&bias[first..first + own]);
+        }
+        let start = (column == 0).then_some(&start);
+        // SAFETY: these outputs of these rows lie in y and belong to this part alone; where they are not whole vectors they go
+        // through a buffer.
+        unsafe {
+            let y = self.product.y.get().add(row * self.y_stride + first);
+            let tile = |y, y_row| Tile::<W, R, P, HALVES, MINS, BYTES> {
+                w,
+                middle: self.segment.coding.middle_bits(),
+                chunks,
+                x: x.as_ptr(),
+                y,
+                y_row,
+                start,
+            };
+            if own == P * LANES {
+                D::call(tile(y, self.y_stride));
+                return;
+            }
+            let mut buffer = [[[0f32; LANES]; P]; R];
+            if start.is_none() {
+                for (r, to) in buffer.iter_mut().enumerate() {
+                    std::ptr::copy_nonoverlapping(y.add(r * self.y_stride), to.as_mut_ptr().cast(), own);
+                }
+            }
+            D::call(tile(buffer.as_mut_ptr().cast(), P * LANES));
+            for (r, from) in buffer.iter().enumerate() {
+                std::ptr::copy_nonoverlapping(from.as_ptr().cast(), y.add(r * self.y_stride), own);
+            }
+        }
+    }
+
+    /// Of a span that begins with this column.
+    fn chunks(&self, column: usize) -> usize {
+        SPAN.min(self.segment.cols - column).div_ceil(CHUNK)
+    }
+
+    /// Panels of the segment.
+    fn panels(&self) -> Range<usize> {
+        let outputs = &self.product.outputs;
+        (outputs.start - self.segment.rows.start) / LANES..(outputs.end - self.segment.rows.start).div_ceil(LANES)
+    }
+}
+
+impl Scales {
+    fn has_mins(self) -> bool {
+        matches!(self, Self::F16AndMin | Self::F16AndZero | Self::TwoLevelsAndMin | Self::TwoLevelsAndMinInByte)
+    }
+}
+
+
+impl Coding {
+    /// The middle of codes that stand for themselves less it, or of bytes without a sign, as a power of two.
+    fn middle_bits(&self) -> u32 {
+        if matches!(self.levels, Levels::Table(_)) { 7 } else { self.bits - 1 }
+    }
+}
+
+/// Where a register tile reads weights.
+trait Weights: Copy {
+    /// Whether they are bytes already: then a loop over columns is as fast as columns that are spelled out.
+    const IN_MEMORY: bool;
+    /// Whether they use all of a byte.
+    const WIDE: bool;
+
+    /// Of columns `4 · step` to `4 · step + 3` of a chunk.
+    ///
+    /// # Safety
+    /// The processor has the instructions of `D`, and there is such a chunk.
+    unsafe fn codes<D: Dots>(self, chunk: usize, step: usize) -> <D::S as Simd>::I;
+
+    /// The scale, and what is added for each -1 of the sum of activations, of a half of a chunk or of all of it.
+    ///
+    /// # Safety
+    /// As [`codes`](Self::codes).
+    unsafe fn scale_and_min<D: Dots>(self, chunk: usize, half: usize) -> (<D::S as Simd>::V, <D::S as Simd>::V);
+}
+
+/// Codes that become bytes in registers.
+#[derive(Clone, Copy)]
+struct InSpan<'a, const BITS: u32, const KIND: u8> {
+    coding: &'a Coding,
+    span: Span<'a>,
+}
+
+impl<const BITS: u32, const KIND: u8> Weights for InSpan<'_, BITS, KIND> {
+    const IN_MEMORY: bool = false;
+    const WIDE: bool = KIND != CODE;
+
+    #[inline(always)]
+    unsafe fn codes<D: Dots>(self, chunk: usize, step: usize) -> <D::S as Simd>::I {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            let planes = self.span.bytes.add(self.span.parts.planes + chunk * BITS as usize * LINE);
+            let codes = codes::<D::S, BITS, UNSIGNED>(planes, step);
+            match KIND {
+                TABLE => D::lookup(D::levels(&self.coding.whole), codes),
+                EIGHT if D::SIGNED => D::S::xor(codes, D::S::splat_u32(0x8080_8080)),
+                _ => codes,
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scale_and_min<D: Dots>(self, chunk: usize, half: usize) -> (<D::S as Simd>::V, <D::S as Simd>::V) {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            let (scale, min) = scale_and_min::<D::S>(self.coding, &self.span, chunk * CHUNK + half * HALF);
+            let scale = if KIND == TABLE { D::S::mul(scale, D::S::splat(self.coding.unit)) } else { scale };
+            (scale, D::S::mul(min, D::S::splat(-1.0)))
+        }
+    }
+}
+
+/// A span of a panel as bytes.
+#[repr(align(64))]
+struct SpanRoom {
+    codes: [[[f32; LANES]; CHUNK / 4]; SPAN / CHUNK],
+    /// Of each half of a chunk: the scales and the mins.
+    scales: [[[[f32; LANES]; 2]; 2]; SPAN / CHUNK],
+}
+
+impl Default for SpanRoom {
+    fn default() -> Self {
+        Self { codes: [[[0.0; LANES]; CHUNK / 4]; SPAN / CHUNK], scales: [[[[0.0; LANES]; 2]; 2]; SPAN / CHUNK] }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct InRoom<'a, const WIDE: bool>(&'a SpanRoom);
+
+impl<const WIDE: bool> Weights for InRoom<'_, WIDE> {
+    const IN_MEMORY: bool = true;
+    const WIDE: bool = WIDE;
+
+    #[inline(always)]
+    unsafe fn codes<D: Dots>(self, chunk: usize, step: usize) -> <D::S as Simd>::I {
+        // SAFETY: passed on from the caller.
+        unsafe { D::S::load_u32(self.0.codes.as_ptr().add(chunk).cast::<u8>().add(step * LINE)) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale_and_min<D: Dots>(self, chunk: usize, half: usize) -> (<D::S as Simd>::V, <D::S as Simd>::V) {
+        // SAFETY: passed on from the caller.
+        unsafe {
+            let pair = self.0.scales.as_ptr().add(chunk).cast::<[[f32; LANES]; 2]>().add(half).cast::<f32>();
+            (D::S::load(pair), D::S::load(pair.add(LANES)))
+        }
+    }
+}
+
+/// Writes a span as bytes.
+struct Unpack<'a, W, const HALVES: bool, const MINS: bool> {
+    w: W,
+    chunks: usize,
+    room: &'a mut SpanRoom,
+}
+
+impl<W: Weights, const HALVES: bool, const MINS: bool> Kernel for Unpack<'_, W, HALVES, MINS> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<D: Dots>(self) {
+        let chunks = self.room.codes.iter_mut().zip(&mut self.room.scales).take(self.chunks);
+        for (chunk, (codes, scales)) in chunks.enumerate() {
+            macro_rules! steps {
+                ($($step:literal)*) => {
+                    $(D::S::store(codes[$step].as_mut_ptr(), D::S::from_bits(self.w.codes::<D>(chunk, $step)));)*
+                };
+            }
+            // SAFETY: the room has whole vectors; the rest is passed on from the caller.
+            unsafe {
+                steps!(0 1 2 3 4 5 6 7);
+                for (half, [scale, min]) in scales.iter_mut().enumerate().take(1 + usize::from(HALVES)) {
+                    let own = self.w.scale_and_min::<D>(chunk, half);
+                    D::S::store(scale.as_mut_ptr(), own.0);
+                    if MINS {
+                        D::S::store(min.as_mut_ptr(), own.1);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The register tile: `R` rows by `P` panels, some chunks of them.
+struct Tile<'a, W, const R: usize, const P: usize, const HALVES: bool, const MINS: bool, const BYTES: usize> {
+    w: [W; P],
+    middle: u32,
+    chunks: usize,
+    /// The records of the first chunk.
+    x: *const u8,
+    y: *mut f32,
+    y_row: usize,
+    /// What sums begin with, if not with what `y` holds.
+    start: Option<&'a [f32; PANELS * LANES]>,
+}
+
+impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS: bool, const BYTES: usize> Kernel
+    for Tile<'_, W, R, P, HALVES, MINS, BYTES>
+{
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<D: Dots>(self) {
+        let (record, half_sums) = (Record::of(BYTES), if HALVES { 0 } else { 8 });
+        // Codes with mins stand for themselves, but for those of eight bits where bytes have a sign.
+        let has_middle = MINS == (W::WIDE && D::SIGNED);
+        // As in the tile of F32, rows and vectors are spelled out: sums have constant indices, or they stay in memory.
+        macro_rules! each {
+            (ROW => $work:block) => {
+                each!(@ ROW R $work 0 1 2 3 4 5)
+            };
+            (VECTOR => $work:block) => {
+                each!(@ VECTOR P $work 0 1)
+            };
+            (@ $index:ident $count:ident $work:block $($value:literal)*) => {
+                $(if $count > $value {
+                    const $index: usize = $value;
+                    $work
+                })*
+            };
+        }
+        // SAFETY: records, weights and outputs are there by the contract of whoever made this; the caller vouches for the
+        // instructions of `D`.
+        unsafe {
+            let zero = D::S::splat_u32(0);
+            let mut y = [[D::S::splat(0.0); PANELS]; TILE_ROWS];
+            each!(ROW => {
+                each!(VECTOR => {
+                    let from = match self.start {
+                        Some(start) => start.as_ptr().add(VECTOR * LANES),
+                        None => self.y.add(ROW * self.y_row + VECTOR * LANES).cast_const(),
+                    };
+                    y[ROW][VECTOR] = D::S::load(from);
+                });
+            });
+            let mut x = self.x;
+            for chunk in 0..self.chunks {
+                macro_rules! step {
+                    ($sums:ident, $plane:literal, $step:expr) => {
+                        let mut w = [zero; PANELS];
+                        each!(VECTOR => { w[VECTOR] = self.w[VECTOR].codes::<D>(chunk, $step); });
+                        each!(ROW => {
+                            let x = x.add(ROW * record.bytes + $plane * CHUNK + 4 * $step);
+                            each!(VECTOR => { $sums[ROW][VECTOR] = D::dot($sums[ROW][VECTOR], w[VECTOR], x, W::WIDE); });
+                        });
+                    };
+                }
+                macro_rules! steps {
+                    ($sums:ident, $plane:literal: $($step:literal)*) => {
+                        if W::IN_MEMORY {
+                            for step in [$($step),*] {
+                                step!($sums, $plane, step);
+                            }
+                        } else {
+                            $({ step!($sums, $plane, $step); })*
+                        }
+                    };
+                }
+                macro_rules! half {
+                    ($half:literal: $($step:literal)*) => {
+                        let mut sums = [[zero; PANELS]; TILE_ROWS];
+                        // What the middle makes of the sums of activations, which are there with the sign that adds it.
+                        macro_rules! middle {
+                            ($row:ident) => {{
+                                let sum = x.add($row * record.bytes + record.sums + half_sums + 4 * $half);
+                                let middle = D::S::shl(D::S::splat_u32(sum.cast::<u32>().read_unaligned()), self.middle);
+                                // With mins it is added.
+                                if MINS { D::add(D::S::xor(middle, D::S::splat_u32(u32::MAX)), D::S::splat_u32(1)) } else { middle }
+                            }};
+                        }
+                        if BYTES == 1 {
+                            if has_middle {
+                                each!(ROW => {
+                                    let middle = middle!(ROW);
+                                    each!(VECTOR => { sums[ROW][VECTOR] = middle; });
+                                });
+                            }
+                            steps!(sums, 0: $($step)*);
+                        } else {
+                            // First the high bytes, then the low ones.
+                            steps!(sums, 0: $($step)*);
+                            each!(ROW => {
+                                let middle = if has_middle { middle!(ROW) } else { zero };
+                                each!(VECTOR => { sums[ROW][VECTOR] = D::add(D::S::shl(sums[ROW][VECTOR], 7), middle); });
+                            });
+                            steps!(sums, 1: $($step)*);
+                        }
+                        let mut scales = [(y[0][0], y[0][0]); PANELS];
+                        each!(VECTOR => { scales[VECTOR] = self.w[VECTOR].scale_and_min::<D>(chunk, $half); });
+                        each!(ROW => {
+                            let x = x.add(ROW * record.bytes);
+                            let scale = D::S::splat(x.add(record.scale).cast::<f32>().read_unaligned());
+                            let mut of_sum = scale;
+                            if MINS {
+                                let sum = x.add(record.sums + half_sums + 4 * $half).cast::<u32>().read_unaligned();
+                                of_sum = D::S::mul(scale, D::S::to_f32(D::S::splat_u32(sum)));
+                            }
+                            each!(VECTOR => {
+                                let sum = D::S::mul(scale, D::S::to_f32(sums[ROW][VECTOR]));
+                                y[ROW][VECTOR] = D::S::fma(scales[VECTOR].0, sum, y[ROW][VECTOR]);
+                                if MINS {
+                                    y[ROW][VECTOR] = D::S::fma(scales[VECTOR].1, of_sum, y[ROW][VECTOR]);
+                                }
+                            });
+                        });
+                    };
+                }
+                if HALVES {
+                    half!(0: 0 1 2 3);
+                    half!(1: 4 5 6 7);
+                } else {
+                    half!(0: 0 1 2 3 4 5 6 7);
+                }
+                x = x.add(R * record.bytes);
+            }
+            each!(ROW => {
+                each!(VECTOR => { D::S::store(self.y.add(ROW * self.y_row + VECTOR * LANES), y[ROW][VECTOR]); });
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::dots::levels;
+    use crate::kernels::format::Format;
+    use crate::kernels::{noise, random_blocks};
+
+    /// Of all rows by all outputs, by some instructions.
+    fn work<'a>(planes: &'a Planes, x: &'a Int8Rows, rows: usize, bias: &'a [f32], y: Shared<f32>) -> Work<'a> {
+        let product = Product { x, rows: 0..rows, outputs: 0..bias.len(), bias: Some(bias), y };
+        Work { segment: &planes.segments[0], product, y_stride: bias.len() }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_sums_of_rounded_activations() {
+        let n = 37;
+        for format in Format::all().filter(|format| format.is_quantised()) {
+            for cols in [1, 2, 3, 9, 27].map(|blocks| blocks * format.block()).into_iter().filter(|cols| *cols <= 2304) {
+                // Scales of a usual size: random ones differ by powers of ten, and the largest would hide all others.
+                let file = random_blocks(format, n * cols / format.block(), cols as u64);
+                let mut planes = Planes::new(&[(n, format)], cols).unwrap();
+                assert!(planes.fill(0, &file, format));
+                let w = format.widen(&file);
+                let bias = noise(n, 3);
+                for rows in [1, 2, 3, 7, 13] {
+                    let x = noise(rows * cols, rows as u64);
+                    let x = Int8Rows::new(&x, cols, (rows, cols), planes.activation_bytes().next().unwrap());
+                    let mut first: Option<Vec<f32>> = None;
+                    for (name, run) in levels::<Work<'_>>().into_iter().rev() {
+                        let mut y = vec![f32::NAN; rows * n];
+                        run(work(&planes, &x, rows, &bias, Shared::new(&mut y)));
+                        for (i, y) in y.iter().enumerate() {
+                            let products = |c: usize| f64::from(w[i % n * cols + c]) * f64::from(x.value(i / n, c));
+                            let want = (0..cols).map(products).sum::<f64>() + f64::from(bias[i % n]);
+                            let size = (0..cols).map(|c| products(c).abs()).sum::<f64>() + 1.0;
+                            if size > 1e38 {
+                                continue; // Beyond F32.
+                            }
+                            // Mins and codes are added up apart: each may be much more than the weight.
+                            let error = (f64::from(*y) - want).abs() / size;
+                            assert!(error < 1e-5, "{format:?} {name} {cols} {rows} {i}: {y} {want} {size}");
+                        }
+                        if name != "portable" || cfg!(target_arch = "aarch64") {
+                            let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+                            let first = first.get_or_insert_with(|| y.clone());
+                            assert_eq!(bits(&y), bits(first), "{format:?} {name} {cols} {rows}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
