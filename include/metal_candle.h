@@ -767,24 +767,75 @@ void mc_model_options_set_dtype(mc_model_options *MC_NONNULL options,
 void mc_model_options_set_tokenizer_path(mc_model_options *MC_NONNULL options, const char *MC_NULLABLE path);
 
 /**
- * Asks for weights that are quantised while loading, to take less memory. This version has "q8_0", on the CPU.
+ * Asks for weights that are quantised while loading, to take less memory. This version does it on the CPU.
  *
- * "q8_0": in each row of a weight matrix, 32 neighbours become a byte each and a common 16-bit scale, 8.5 bits a
- * weight, as in ggml; arithmetic stays F32. That goes for all projections, the output matrix, and an embedding that
- * is one with it. Tables that are only looked up, norms, biases and the layers behind the pooling of a sentence
- * embedder keep the type of mc_model_options_set_dtype(). Such a model generates, embeds, takes adapters and trains
- * them as any other; a merge makes the matrices that it changes F32. An mc_lora, a saved session or a checkpoint is
- * for a model of the same kind; an adapter's directory is for all.
+ * | kind | in each row of a matrix | bits a weight |
+ * | --- | --- | --- |
+ * | "q8_0" | 32 neighbours become a byte each and a common 16-bit scale | 8.5 |
+ * | "q6_k" | six bits, scales of two levels for 16 neighbours | 6.6 |
+ * | "q5_k_m" | five bits, scales and mins of two levels for 32 | 5.6, and 6.6 |
+ * | "q4_k_m" | four bits, scales and mins of two levels for 32 | 4.6, and 6.6 |
+ * | "q4_0" | four bits and a common 16-bit scale of 32 | 4.5 |
+ * | "iq4_nl" | four bits, levels that lie closer around zero, a 16-bit scale of 32 | 4.5 |
+ * | "mlx4" | four bits, a 16-bit scale and bias of 64, as mlx_lm converts | 4.5 |
+ *
+ * Formats are ggml's and MLX's. "q5_k_m" and "q4_k_m" are mixes of llama.cpp: the value and down projections of half of the layers
+ * and the output matrix have six bits, which the output matrix has with "q4_0" and "iq4_nl" too. Rows that are no whole blocks
+ * of 256 have the next finer format of 32 (Q5_0, Q5_1, Q8_0), those of no whole blocks at all F16, or with "q8_0" a shorter block.
+ *
+ * That goes for all projections, the output matrix, and an embedding that is one with it. Tables that are only looked
+ * up, norms, biases and the layers behind the pooling of a sentence embedder keep the type of
+ * mc_model_options_set_dtype(). Such a model generates, embeds, takes adapters and trains them as any other; a merge
+ * makes the matrices that it changes F32. An mc_lora, a saved session or a checkpoint is for a model of the same kind;
+ * an adapter's directory is for all.
  *
  * @param options  the options.
- * @param kind     "q8_0"; NULL (the default) = as stored. Weights of a GGUF file that are quantised already are widened and
- *                 quantised once more. Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
- *                 what there is, and on a GPU; MC_ERROR_FORMAT for a weight that is not finite or beyond 8.3 million.
+ * @param kind     one of these; NULL (the default) = as stored. Weights that the files hold quantised in another way are widened
+ *                 and quantised once more. Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
+ *                 what there is, and on a GPU; MC_ERROR_FORMAT for a weight that is not finite or too large for its scale in
+ *                 F16, which none up to 65504 is, with "q8_0" none up to 8.3 million.
  *
  * Threads: any, exclusive.
  */
 void mc_model_options_set_quantization(mc_model_options *MC_NONNULL options,
                                        const char *MC_NULLABLE kind);
+
+/**
+ * Computes in F32 with quantised weights on the CPU, as if they were stored as the F32 that they stand for.
+ *
+ * By default activations are rounded for products with quantised weights: in each row 32 neighbours share a scale and become
+ * eight bits each, sixteen where weights have more than five. That is two to four times as fast, and changes logits less than
+ * quantising has changed them. Weights in F32, F16 and BF16 are always exact, and so is training: an adapter that is trained
+ * over quantised weights gives exactly what training has seen in a model that was loaded with this.
+ *
+ * @param options  the options.
+ * @param value    true = exact; false (the default) = fast. A saved session is for a model that was loaded the same way.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_model_options_set_exact(mc_model_options *MC_NONNULL options,
+                                bool value);
+
+/**
+ * The type in which sessions of this model keep the keys and values of tokens, the KV cache: the memory that grows with a context.
+ *
+ * "f32" keeps them as they are computed; on a GPU that is the type of mc_model_options_set_dtype(). "f16" rounds each value to
+ * the nearest, in half of the memory of "f32"; a value beyond 65504 becomes NaN, and the answer an error, where the largest
+ * number in its place would change it in silence. "q8_0", on the CPU, takes 0.27 of "f32": in each head, 32 neighbours become
+ * a byte each and a common 16-bit scale, as in ggml; all of them become NaN if one is not finite or is beyond 8.3 million.
+ * Arithmetic stays as it is. A value is rounded once, when its token is evaluated: on the CPU a prompt at once, in chunks or
+ * token by token, and sessions that go on together, have the same bits with each type. Training and embeddings keep nothing,
+ * and do not change.
+ *
+ * @param options  the options.
+ * @param kind     "f32", "f16" or "q8_0"; NULL (the default) = "f32". Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
+ *                 what there is, for "q8_0" on a GPU, and for "f16" and "q8_0" where a model only embeds. A saved session is
+ *                 for a model with the same kind, else mc_session_load() returns MC_ERROR_MISMATCH, naming both.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_model_options_set_kv_cache(mc_model_options *MC_NONNULL options,
+                                   const char *MC_NULLABLE kind);
 
 /**
  * The longest context that sessions of this model may have.
@@ -906,11 +957,17 @@ mc_status mc_model_estimate_memory(const char *MC_NONNULL path,
  * adapters fit, and a config.json, tokenizer, chat template and sampling from its metadata. Architectures: arcee, bert,
  * chatglm, cohere2, command-r, ernie4_5, eurobert, exaone4, gemma, gemma-embedding, gemma2, gemma3, glm4, granite,
  * hunyuan-dense, llama, mistral3, modern-bert, nemotron, nomic-bert, olmo, olmo2, phi2, phi3, qwen2, qwen3, seed_oss,
- * smollm3, stablelm, starcoder2. Every tensor type of weights is read. What this version keeps a matrix as on the CPU,
- * if not as stored, is F32, and on a GPU every quantised one is widened: mc_model_estimate_memory() says what that takes.
+ * smollm3, stablelm, starcoder2. Every tensor type of weights is read. On the CPU quantised ones stay as large as in the
+ * file, and arithmetic is F32; on a GPU they are widened: mc_model_estimate_memory() says what that takes.
+ *
+ * Of safetensors, matrices that MLX (affine), FP8, AWQ, GPTQ without act order or compressed-tensors have quantised are read
+ * as well. On the CPU they stay about as large as in the files, with the very values that these stand for, where their scales are
+ * exact in F16 and shared by multiples of 32 columns: all of MLX, AWQ, and GPTQ and compressed-tensors in 4 and 8 bits. The others
+ * (FP8 with scales that BF16 does not hold, GPTQ in 2 bits) are widened to F32, and on a GPU all are.
  *
  * @param path     a directory with config.json, safetensors and tokenizer.json; or a .gguf file, of a model in several
- *                 files the first; or a directory with one such model and no config.json.
+ *                 files the first; or a directory with such a file and no config.json, of several the one that
+ *                 mc_model_options_set_file() names.
  * @param options  how to load it; NULL = the defaults.
  * @param out      receives one reference; free it with mc_model_free().
  * @param err      NULL, or receives the error.
@@ -2214,8 +2271,8 @@ mc_status mc_session_save(const mc_session *MC_NONNULL session,
  * @param out    receives one reference; free it with mc_session_free().
  * @param err    NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH
- *         if it belongs to another model; MC_ERROR_CONTEXT_FULL if it holds more tokens than the model was loaded for;
- *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *         if it belongs to another model, or to one with another type of KV cache; MC_ERROR_CONTEXT_FULL if it holds more tokens
+ *         than the model was loaded for; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
  *
  * Threads: any.
  */

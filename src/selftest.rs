@@ -14,9 +14,9 @@ use candle_core::{Result, Tensor, bail};
 use crate::engine::{Device, Dtype};
 use crate::error::OutOfMemory;
 use crate::ops::{
-    self, Activation, AdamW, AdaptedLinear, Angles, Backend, Context, DeltaPart, Dropout, Format, Gradients, LayerCache,
-    LowRankDelta, LowRankDeltas, Mask, Masks, Matrix, MatrixBuilder, Norm, NormKind, Optimized, ParameterValues, Pooling,
-    Sequences, Tape, Use, Vector,
+    self, Activation, AdamW, AdaptedLinear, Angles, Backend, Context, DeltaPart, Dropout, Format, Gradients, KvFormat,
+    LayerCache, LowRankDelta, LowRankDeltas, Mask, Masks, Matrix, MatrixBuilder, Norm, NormKind, Optimized, ParameterValues,
+    Pooling, Sequences, Tape, Use, Vector,
 };
 pub use crate::ops::{Level, limit_instructions};
 
@@ -229,17 +229,19 @@ fn attention(checks: &mut Checks<'_>) {
     for (dim, rows) in [(64, 1040), (20, 270)] {
         for (window, softcap) in [(None, None), (Some(100), None), (None, Some(2.0))] {
             let mask = Mask { causal: true, window, scale: 0.125, softcap };
-            let label = format!("cached attention, {dim}{}", name(window, softcap));
-            checks.add(&label, &[(rows, 4 * dim), (rows, 2 * dim), (rows, 2 * dim)], Forward, |on, x| {
-                cached(on, x, &[rows - 20, 1, 2, 1, 16], mask, dim)
-            });
+            for format in KvFormat::ALL.into_iter().filter(|format| checks.device.backend().keeps(*format)) {
+                let label = format!("cached attention, {dim}, {}{}", format.name(), name(window, softcap));
+                checks.add(&label, &[(rows, 4 * dim), (rows, 2 * dim), (rows, 2 * dim)], Forward, |on, x| {
+                    cached(on, x, &[rows - 20, 1, 2, 1, 16], mask, (dim, format))
+                });
+            }
         }
     }
 }
 
 /// Queries in steps, half of which go to a copy that was read back and written.
-fn cached(on: Target<'_>, x: &[Tensor], steps: &[usize], mask: Mask, dim: usize) -> Result<Tensor> {
-    let new = || LayerCache::new(2, dim, on.cx.backend);
+fn cached(on: Target<'_>, x: &[Tensor], steps: &[usize], mask: Mask, (dim, format): (usize, KvFormat)) -> Result<Tensor> {
+    let new = || LayerCache::new(2, dim, format, on.cx.backend);
     let (mut cache, mut out, mut first) = (new(), Vec::new(), 0);
     for (i, &rows) in steps.iter().enumerate() {
         let [q, k, v] = [0, 1, 2].map(|i| x[i].narrow(0, first, rows));
@@ -247,7 +249,7 @@ fn cached(on: Target<'_>, x: &[Tensor], steps: &[usize], mask: Mask, dim: usize)
         first += rows;
         if i == 1 {
             let mut copy = new();
-            copy.write(&cache.fork()?.read()?, on.dtype())?;
+            copy.fill(&cache.fork()?.to_bytes()?, on.dtype())?;
             cache = copy;
         }
     }

@@ -5,26 +5,13 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{Reference, cosine, golden, load, max_abs, q8_0};
+use common::{Reference, cosine, decoders, golden, load, looks_at_length, max_abs, q8_0};
 use metal_candle::{Dtype, GenerateOptions, LoadOptions, Model, SamplingOptions, Session};
 use std::ops::ControlFlow;
 
 /// The tolerance of the reference results: four times their own noise.
 const TOLERANCE: f32 = 5e-4;
 const PROMPTS: usize = 4;
-
-/// Every model directory of the reference results.
-fn models() -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = ["decoders", "families"]
-        .iter()
-        .flat_map(|folder| std::fs::read_dir(golden(folder)).unwrap())
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.join("config.json").exists())
-        .collect();
-    found.sort();
-    assert!(found.len() >= 50, "the reference results are there");
-    found
-}
 
 /// The context of a dynamic rope goes as far as its caller says.
 fn open(path: &PathBuf) -> Model {
@@ -55,12 +42,6 @@ fn at_once(model: &Model, ids: &[u32]) -> Vec<f32> {
     session.logits().unwrap().to_vec()
 }
 
-/// Rope frequencies of these depend on the length, so that a prefix alone is another computation than within the whole.
-fn looks_at_length(path: &std::path::Path) -> bool {
-    let config = std::fs::read_to_string(path.join("config.json")).unwrap();
-    (config.contains("\"dynamic\"") && !config.contains("\"alpha\"")) || config.contains("\"longrope\"")
-}
-
 fn greedy(model: &Model, ids: &[u32], tokens: usize) -> Vec<u32> {
     let mut session = Session::new(model, 0).unwrap();
     session.append_tokens(ids, None).unwrap();
@@ -76,7 +57,7 @@ fn greedy(model: &Model, ids: &[u32], tokens: usize) -> Vec<u32> {
 #[test]
 fn logits_at_every_position_equal_the_reference() {
     let mut worst = 0f32;
-    for path in models() {
+    for path in decoders() {
         let model = open(&path);
         let reference = Reference::open(&path.join("golden.safetensors"));
         for prompt in 0..PROMPTS {
@@ -100,7 +81,7 @@ fn logits_at_every_position_equal_the_reference() {
 
 #[test]
 fn greedy_continuations_equal_the_reference() {
-    for path in models() {
+    for path in decoders() {
         let model = open(&path);
         let reference = Reference::open(&path.join("golden.safetensors"));
         let notes = common::json(&path.join("golden.json"));
@@ -117,7 +98,7 @@ fn greedy_continuations_equal_the_reference() {
 
 #[test]
 fn one_by_one_and_in_any_chunks_give_the_same_bits() {
-    for path in models() {
+    for path in decoders() {
         for model in [open(&path), quantised(&path)] {
             let ids = Reference::open(&path.join("golden.safetensors")).ids("prompt3.ids");
             let whole = at_once(&model, &ids);
@@ -134,7 +115,7 @@ fn one_by_one_and_in_any_chunks_give_the_same_bits() {
 
 #[test]
 fn a_later_token_never_moves_an_earlier_position() {
-    for path in models() {
+    for path in decoders() {
         let model = open(&path);
         let mut ids = Reference::open(&path.join("golden.safetensors")).ids("prompt2.ids");
         let mut session = Session::new(&model, 0).unwrap();
@@ -170,7 +151,7 @@ fn every_dtype_loads_and_stays_near_the_stored_one() {
 
 #[test]
 fn quantised_weights_give_nearly_the_same_logits() {
-    for path in models() {
+    for path in decoders() {
         let (dense, quantised) = (open(&path), quantised(&path));
         assert_eq!((quantised.dtype(), quantised.parameter_count()), (dense.dtype(), dense.parameter_count()));
         let reference = Reference::open(&path.join("golden.safetensors"));

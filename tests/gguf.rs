@@ -8,7 +8,7 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use common::{Reference, devices, golden, load, load_onto, max_abs, q8_0};
+use common::{Reference, cosine, devices, exact, golden, load, load_onto, max_abs, q8_0};
 use metal_candle::{
     Capability, Chat, Device, DeviceKind, Dtype, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig,
     LoraTrainer, Model, SamplingOptions, Session, TrainOptions, estimate_memory,
@@ -81,7 +81,7 @@ fn families(folders: &[&str]) -> Vec<(PathBuf, PathBuf)> {
 #[test]
 fn every_family_has_the_logits_of_the_directory_it_was_made_from() {
     let (mut worst, mut compared) = (0f32, 0);
-    let options = LoadOptions { max_context: Some(512), ..LoadOptions::default() };
+    let options = LoadOptions { max_context: Some(512), ..exact() };
     for (file, origin) in families(&["decoders", "families"]) {
         let name = file.file_stem().unwrap().to_str().unwrap();
         let model = Model::load(&file, &options, None).unwrap_or_else(|e| panic!("{name}: {}", e.details()));
@@ -144,7 +144,7 @@ fn formats() -> Vec<(String, PathBuf)> {
 
 /// With all matrices in F32, on the CPU.
 fn widened() -> LoadOptions {
-    LoadOptions { dtype: Some(Dtype::F32), device: Some(Device::new(DeviceKind::Cpu, 0).unwrap()), ..LoadOptions::default() }
+    LoadOptions { dtype: Some(Dtype::F32), device: Some(Device::new(DeviceKind::Cpu, 0).unwrap()), ..exact() }
 }
 
 #[test]
@@ -175,6 +175,90 @@ fn quantised_matrices_compute_the_bits_of_the_same_in_f32() {
                 assert_eq!(compute(&own), compute(&wide), "{name}");
             }
         }
+    }
+}
+
+/// The mean of `KL(p ‖ q)` of rows of logits.
+fn divergence(p: &[f32], q: &[f32], vocabulary: usize) -> f64 {
+    let log_softmax = |row: &[f32]| {
+        let max = row.iter().fold(f32::MIN, |max, x| max.max(*x));
+        let sum = row.iter().map(|x| f64::from(x - max).exp()).sum::<f64>().ln();
+        row.iter().map(|x| f64::from(x - max) - sum).collect::<Vec<_>>()
+    };
+    let rows = p.chunks_exact(vocabulary).zip(q.chunks_exact(vocabulary));
+    let divergences = rows.map(|(p, q)| {
+        let (p, q) = (log_softmax(p), log_softmax(q));
+        p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>()
+    });
+    divergences.sum::<f64>() / (p.len() / vocabulary) as f64
+}
+
+/// The logits of every position, by a model on the CPU.
+fn all_logits(path: &Path, is_exact: bool, ids: &[u32]) -> (Vec<f32>, usize) {
+    let device = Some(Device::new(DeviceKind::Cpu, 0).unwrap());
+    let model = Model::load(path, &LoadOptions { exact: is_exact, device, ..LoadOptions::default() }, None).unwrap();
+    let mut session = Session::new(&model, 0).unwrap();
+    let mut found = Vec::new();
+    for id in ids {
+        session.append_tokens(&[*id], None).unwrap();
+        found.extend_from_slice(session.logits().unwrap());
+    }
+    (found, model.vocab_size())
+}
+
+#[test]
+fn rounded_activations_change_logits_less_than_rounded_weights() {
+    let ids: Vec<u32> = (0..40).map(|i| 3 + i * 7 % 79).collect();
+    let unquantised = all_logits(&golden("gguf/qwen2-F32.gguf"), true, &ids).0;
+    for (name, path) in formats() {
+        let ((exact, vocabulary), (rounded, _)) = (all_logits(&path, true, &ids), all_logits(&path, false, &ids));
+        let is_quantised = name.contains("Q");
+        // Matrices of few columns are left out but for those of many bits.
+        assert!(is_quantised || rounded == exact, "{name}");
+        assert!(rounded != exact || !(["Q8_0", "Q6_K", "Q4_K_S"].iter().any(|format| name.ends_with(format))), "{name}");
+        for (i, (exact, rounded)) in exact.chunks(vocabulary).zip(rounded.chunks(vocabulary)).enumerate() {
+            let found = cosine(exact, rounded);
+            assert!(found >= 0.999, "{name} at {i}: cosine {found}");
+        }
+        // The same weights before they were quantised.
+        if is_quantised && name.starts_with("qwen2-") {
+            let of_weights = divergence(&unquantised, &exact, vocabulary);
+            let of_activations = divergence(&exact, &rounded, vocabulary);
+            assert!(of_activations < 0.05 * of_weights, "{name}: {of_activations} of {of_weights}");
+        }
+    }
+}
+
+#[test]
+fn rounded_activations_have_the_same_bits_in_any_pieces_and_company() {
+    let ids: Vec<u32> = (0..37).map(|i| 3 + i * 11 % 79).collect();
+    for (name, path) in formats().into_iter().filter(|(name, _)| name.contains("Q")) {
+        let device = Some(Device::new(DeviceKind::Cpu, 0).unwrap());
+        let model = Model::load(&path, &LoadOptions { device, ..LoadOptions::default() }, None).unwrap();
+        let in_pieces = |piece: usize| {
+            let mut session = Session::new(&model, 0).unwrap();
+            ids.chunks(piece).for_each(|ids| session.append_tokens(ids, None).unwrap());
+            session.logits().unwrap().to_vec()
+        };
+        let whole = in_pieces(37);
+        for piece in [1, 2, 5, 13] {
+            assert!(in_pieces(piece) == whole, "{name} in pieces of {piece}");
+        }
+        let begun = |ids: &[u32]| {
+            let mut session = Session::new(&model, 0).unwrap();
+            session.append_tokens(ids, None).unwrap();
+            let sampling = SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() };
+            session.begin(&GenerateOptions { max_tokens: 6, ignore_eos: true, sampling, ..GenerateOptions::default() }).unwrap();
+            session
+        };
+        let mut alone = begun(&ids);
+        while alone.next().unwrap().is_some() {}
+        let mut company = [begun(&ids), begun(&ids[..9]), begun(&ids[..20])];
+        for _ in 0..7 {
+            let [a, b, c] = &mut company;
+            Session::next_of(&mut [a, b, c]).unwrap().into_iter().for_each(|event| drop(event.unwrap()));
+        }
+        assert!(company[0].logits().unwrap() == alone.logits().unwrap(), "{name} in company");
     }
 }
 
@@ -216,7 +300,7 @@ fn every_encoder_gives_the_vectors_of_the_directory_it_was_made_from() {
     let mut compared = 0;
     for (file, origin) in families(&["encoders"]) {
         let name = file.file_stem().unwrap().to_str().unwrap();
-        let options = LoadOptions { tokenizer_path: Some(origin.join("tokenizer.json")), ..LoadOptions::default() };
+        let options = LoadOptions { tokenizer_path: Some(origin.join("tokenizer.json")), ..exact() };
         let model = Model::load(&file, &options, None).unwrap_or_else(|e| panic!("{name}: {}", e.details()));
         let notes = common::json(&origin.join("golden.json"));
         if notes["pooling"].as_str().is_none() {
@@ -281,7 +365,7 @@ fn options_of_loading_do_what_they_do_with_a_directory() {
     for name in ["llama_plain", "qwen2_tied", "gemma_old", "olmo2"] {
         let (file, directory) = pair(name);
         for dtype in [None, Some(Dtype::F32), Some(Dtype::F16), Some(Dtype::BF16)] {
-            let options = LoadOptions { dtype, ..LoadOptions::default() };
+            let options = LoadOptions { dtype, ..exact() };
             let [one, other] = [&file, &directory].map(|path| Model::load(path, &options, None).unwrap());
             // Norms of Gemma, which the converter adds one to, are rounded by that.
             if name != "gemma_old" {
@@ -423,7 +507,7 @@ fn a_file_holds_its_tokenizer_and_its_chat_template() {
     };
     assert_eq!(answer(&one), answer(&other));
     // Another tokenizer, where one is named.
-    let options = LoadOptions { tokenizer_path: Some(directory.join("tokenizer.json")), ..LoadOptions::default() };
+    let options = LoadOptions { tokenizer_path: Some(directory.join("tokenizer.json")), ..exact() };
     assert_eq!(ids(&Model::load(&file, &options, None).unwrap()), ids(&other));
     // Without one, calls by ids work.
     let (bare, _) = pair("llama_plain");

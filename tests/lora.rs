@@ -295,7 +295,7 @@ fn an_adapter_belongs_to_its_model() {
     let other = load(golden("decoders/qwen2_window_old"));
     let halved = LoadOptions { dtype: Some(Dtype::F16), ..LoadOptions::default() };
     let halved = Model::load(golden("decoders/qwen2_untied_old"), &halved, None).unwrap();
-    let quantised = Model::load(golden("decoders/qwen2_untied_old"), &q8_0(), None).unwrap();
+    let quantised = Model::load(golden("decoders/qwen2_untied_old"), &quantised("q8_0"), None).unwrap();
     for other in [other, halved, quantised, model.merge(&lora, 1.0).unwrap()] {
         let mut session = Session::new(&other, 0).unwrap();
         session.append_tokens(&IDS, None).unwrap();

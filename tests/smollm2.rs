@@ -13,9 +13,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 
-use common::{golden, json, load, max_abs};
+use common::{cosine, golden, json, load, max_abs};
 use metal_candle::{
-    Capability, Chat, FinishReason, GenerateOptions, Generation, Lora, LoraConfig, LoraTrainer, Model, Session, TrainOptions,
+    Capability, Chat, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Session, TrainOptions,
 };
 use serde_json::Value;
 use tempfile::tempdir;
@@ -65,6 +65,24 @@ fn the_file_says_what_the_model_is() {
     assert_eq!((MODEL.vocab_size(), MODEL.context_length(), MODEL.parameter_count()), (49152, 8192, 134_515_008));
     for capability in [Capability::Generate, Capability::ChatTemplate, Capability::Embed, Capability::Lora, Capability::Train] {
         assert!(MODEL.supports(capability), "{capability:?}");
+    }
+}
+
+#[test]
+fn rounded_activations_hardly_turn_the_logits() {
+    let rounded = Model::load(&*FILE, &LoadOptions::default(), None).unwrap();
+    for item in items() {
+        let ids = ids(&item["prompt_ids"]);
+        let logits = |model: &Model| {
+            let mut session = Session::new(model, 0).unwrap();
+            session.append_tokens(&ids, None).unwrap();
+            session.logits().unwrap().to_vec()
+        };
+        let (exact, rounded) = (logits(&MODEL), logits(&rounded));
+        let first = |logits: &[f32]| (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+        assert_eq!(first(&exact), first(&rounded));
+        let found = cosine(&exact, &rounded);
+        assert!(exact != rounded && found >= 0.999, "cosine {found}");
     }
 }
 

@@ -14,7 +14,7 @@ use crate::load::{
 };
 use crate::models::{self, Family, GgufModel};
 use crate::nn::{Config, MIXES, Mix};
-use crate::ops::Pooling;
+use crate::ops::{KvFormat, Pooling};
 
 /// What they say, checked.
 pub(super) struct Files {
@@ -24,6 +24,8 @@ pub(super) struct Files {
     pub(super) config_json: String,
     /// What matrices are quantised to.
     pub(super) quant: Option<&'static Mix>,
+    /// What sessions keep keys and values in.
+    pub(super) kv_format: KvFormat,
     /// How the matrices of safetensors were quantised.
     stored: Option<Quantization>,
     raw: Json,
@@ -38,7 +40,7 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn open(path: &Path, options: &LoadOptions) -> Result<Self> {
-        let quant = quant(options)?;
+        let (quant, kv_format) = (quant(options)?, kv_format(options)?);
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         let mut files = match gguf_file(path, &metadata, options.file.as_deref())? {
             Some(file) => {
@@ -54,7 +56,7 @@ impl Files {
                 )));
             }
         };
-        files.quant = quant;
+        (files.quant, files.kv_format) = (quant, kv_format);
         if let Some(tokens) = options.max_context {
             files.limit_context(tokens)?;
         }
@@ -72,6 +74,7 @@ impl Files {
             config,
             config_json,
             quant: None,
+            kv_format: KvFormat::F32,
             generation: Json::read_optional(&path.join("generation_config.json"))?,
             tokenizer_config: Json::read_optional(&path.join("tokenizer_config.json"))?,
             directory: path,
@@ -99,6 +102,7 @@ impl Files {
             config,
             config_json: format!("{:#}\n", json.value()),
             quant: None,
+            kv_format: KvFormat::F32,
             generation: Some(generation_config(&gguf)?),
             tokenizer_config: tokenizer_config(&gguf)?,
             directory: directory.to_path_buf(),
@@ -305,6 +309,25 @@ fn quant_on(kind: &str, device: DeviceKind) -> Result<&'static Mix> {
         DeviceKind::Cpu => Ok(quant),
         gpu => Err(Error::unsupported(format!("quantization: {kind:?} runs on the CPU alone, found the device {gpu:?}"))),
     }
+}
+
+/// # Errors
+/// `ErrorKind::Unsupported` for a name that is not there, and for blocks on a GPU.
+fn kv_format(options: &LoadOptions) -> Result<KvFormat> {
+    let Some(name) = &options.kv_cache else { return Ok(KvFormat::F32) };
+    let Some(format) = KvFormat::ALL.into_iter().find(|format| format.name() == name) else {
+        let names = KvFormat::ALL.map(KvFormat::name).join(", ");
+        return Err(Error::unsupported(format!("kv_cache: {name:?} is not supported ({names})")));
+    };
+    let device = match &options.device {
+        Some(device) => device.clone(),
+        None => Device::new(DeviceKind::Auto, 0)?,
+    };
+    if !device.backend().keeps(format) {
+        let found = device.name();
+        return Err(Error::unsupported(format!("kv_cache: {name:?} is for our kernels on the CPU, found the device {found}")));
+    }
+    Ok(format)
 }
 
 #[cfg(test)]

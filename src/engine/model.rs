@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::load::{ModelTensors, ModuleConfig, fnv};
 use crate::models::Family;
 use crate::nn::{Config, Prefix, RowAdapters, States, Step, Transformer, Weights};
-use crate::ops::{Arithmetic, Format};
+use crate::ops::{Arithmetic, Format, KvFormat};
 
 /// The type that weights are stored in. On the CPU arithmetic is F32 with each of them; on a GPU it has this type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,17 +96,31 @@ pub struct LoadOptions {
     pub dtype: Option<Dtype>,
     /// Another tokenizer.json, a directory with one, or a GGUF file.
     pub tokenizer_path: Option<PathBuf>,
-    /// Quantise while loading, on the CPU. There is `q8_0`: in each row of a matrix for products (projections, the output matrix, and
-    /// with it an embedding that it shares) 32 neighbours become a byte each and a common scale in F16, 8.5 bits a weight, as in
-    /// ggml. Tables that are only looked up, norms, biases and layers behind the pooling keep the type of `dtype`. Adapters act on
-    /// the quantised weights and are F32 themselves; so is a matrix that one was merged into. Of a GGUF file, weights that are
-    /// quantised already are widened and quantised once more.
+    /// Quantise while loading, on the CPU, the matrices for products (projections, the output matrix, and with it an embedding that it
+    /// shares): to `q8_0`, `q6_k`, `q4_0` or `iq4_nl` as ggml has them, to the mixes `q5_k_m` or `q4_k_m` of llama.cpp, or to `mlx4`,
+    /// MLX's four bits in groups of 64. The output matrix has six bits at least, but for `mlx4`. Rows that are no whole blocks of a
+    /// format have the next finer one of shorter blocks, or F16. Tables that are only looked up, norms, biases and layers behind the
+    /// pooling keep the type of `dtype`. Adapters act on the quantised weights and are F32 themselves; so is a matrix that one was
+    /// merged into. What the files hold quantised in another way is widened and quantised once more.
     pub quantization: Option<String>,
     /// Compute in F32 with quantised weights on the CPU, as if they were stored as the F32 that they stand for: two to four times
     /// slower. By default activations are rounded for products with them: in each row 32 neighbours share a scale and become eight
-    /// bits each, sixteen where weights have more than five. That changes logits less than quantising has changed them. Training
-    /// computes in F32 whatever this says.
+    /// bits each, sixteen where weights have more than five; matrices of fewer than 512 columns whose weights have no more are
+    /// left out. That changes logits less than quantising has changed them. Training computes in F32 whatever this says.
     pub exact: bool,
+    /// What sessions keep keys and values of tokens in: `f32`, `f16` or `q8_0`; `None` = `f32`. On a GPU `f32` is the type of
+    /// [`dtype`](Self::dtype), in which it computes.
+    ///
+    /// `f16` rounds each value to the nearest, once, and takes half. A value beyond 65504 becomes NaN and not the largest that there is:
+    /// what attends to it is then no number, and generation reports it, where it would go on with another value.
+    ///
+    /// `q8_0`, on the CPU, takes 0.27 of `f32`: of each head 32 neighbours become a byte each and a common scale in F16, as in
+    /// ggml; where the values of a head are no multiple of 32, its last block is shorter. A block with a value that is not finite or
+    /// is beyond 8.3 million becomes NaN.
+    ///
+    /// Arithmetic is what it is without, over the values as they are kept; on the CPU the same bits come of any chunks, threads and
+    /// company. A file of a session is for a model with the same type. A model that only embeds keeps nothing, and refuses `f16` and `q8_0`.
+    pub kv_cache: Option<String>,
     /// The GGUF file of a directory or of a repository that has several. `None` = its safetensors, or the one GGUF file there is; of
     /// several in a repository the one whose name says `Q4_K_M`. A split model is named by its first part.
     pub file: Option<String>,
@@ -201,7 +215,8 @@ impl Model {
         let arithmetic = if options.exact { Arithmetic::F32 } else { Arithmetic::Int8 };
         let mut weights =
             Weights::new(&mut *checkpoint, backend, stored).quantized(files.quant).computing_in(arithmetic);
-        let transformer = device.work(|| Transformer::load(files.config, &mut weights))?;
+        let transformer = device.work(|| Transformer::load(files.config, &mut weights))?.with_kv_format(files.kv_format);
+        check_kv_format(&transformer, files.kv_format, files.family)?;
         let parameters = weights.parameters();
         let dtype = dtype_of(stored, &*checkpoint, transformer.config());
         // What was computed with rounded weights, or in another type, does not continue what was computed with whole ones; nor what
@@ -403,7 +418,7 @@ impl Model {
 /// only embeds, the workspace of a batch of its longest texts.
 ///
 /// # Errors
-/// As [`Model::load`]; names and shapes of all tensors are checked, no weight is read.
+/// As [`Model::load`]; names and shapes of all tensors are checked, no weight is read but scales of quantised ones.
 pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<u64> {
     let mut files = Files::open(path.as_ref(), options)?;
     let device = match &options.device {
@@ -417,17 +432,29 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
     let config = files.config.clone();
     let backend = device.backend();
     let mut weights = Weights::dry(&mut *checkpoint, backend, stored).quantized(files.quant);
-    let generates = Transformer::load(files.config, &mut weights)?.generates();
+    let transformer = Transformer::load(files.config, &mut weights)?;
+    check_kv_format(&transformer, files.kv_format, files.family)?;
     let modules: u64 = files.sentence.modules.iter().map(ModuleConfig::bytes).sum();
-    if !generates {
+    if !transformer.generates() {
         // A table of positions ends; see `Embedder::load`.
         let most = if config.positions.is_some() { config.context_length } else { usize::MAX };
         let longest = files.sentence.max_length.unwrap_or(config.context_length).min(most);
         return Ok(weights.bytes() + modules + workspace_bytes(&config, embed::rows_at_once(longest, backend)));
     }
-    let states = States::bytes(&config, config.context_length, Format::from(dtype).block_bytes(), backend);
+    let states = States::bytes(&config, config.context_length, files.kv_format, dtype.into(), backend);
     let rows = super::session::PREFILL_CHUNK.min(config.context_length);
     Ok(weights.bytes() + modules + states + workspace_bytes(&config, rows))
+}
+
+/// An option without an effect is an error.
+fn check_kv_format(transformer: &Transformer, format: KvFormat, family: &Family) -> Result<()> {
+    if format == KvFormat::F32 || transformer.generates() {
+        return Ok(());
+    }
+    let (name, found) = (format.name(), family.model_type);
+    Err(Error::unsupported(format!(
+        "kv_cache: {name:?} is for a model that generates text, found one of {found} that only embeds"
+    )))
 }
 
 /// GPU kernels are compiled when they are first used: a short prompt, a long one and two single tokens use them all, or two texts

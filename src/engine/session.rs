@@ -448,7 +448,7 @@ impl Session {
     /// used as they are; with others, or none, they are computed again when they are next needed.
     ///
     /// # Errors
-    /// `Mismatch` if another model wrote it, `Format` if it is damaged or of another version, `ContextFull` if it holds more tokens than
+    /// `Mismatch` if another model wrote it, or one with another [`kv_cache`](super::LoadOptions::kv_cache); `Format` if it is damaged or of another version, `ContextFull` if it holds more tokens than
     /// the model was loaded for; `OutOfMemory`, `Device`, `Suspended`.
     pub fn load(model: &Model, path: impl AsRef<Path>) -> Result<Self> {
         let most = Self::new(model, 0)?.max_context;

@@ -4,10 +4,12 @@
 //! |---|---|
 //! | 8 | `MCSESS03`: the last two are the version |
 //! | 7 × 8 | model fingerprint, max_context, regime (all ones: mixed), tokens, evaluated tokens, adapters' fingerprint, states |
-//! | 2 × 8 × states | of each its kind (1: keys and values), and values of a token |
+//! | 2 × 8 × states | of each its kind (keys and values in 1: F32, 2: F16, 3: Q8_0), and values of a token |
 //! | 4 × tokens | token ids |
-//! | 4 × … | the states in F32: of each layer keys, then values, `(evaluated, heads, head_dim)` |
+//! | … | the states as they are kept: of each layer keys, then values, `(evaluated, heads, head_dim)` |
 //! | 8 | FNV-1a of all before |
+//!
+//! A head in Q8_0 is blocks of 32 values, the last one of what is left: each its scale in F16, then a byte a value.
 //!
 //! A file is untrusted: its length must be exactly what its header says before anything is allocated.
 
@@ -19,7 +21,7 @@ use super::Model;
 use super::evaluated::{Evaluated, Regime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{FNV_START, fnv, open_file, replace};
-use crate::nn::LayerState;
+use crate::nn::{LayerState, StateKind};
 use crate::ops;
 
 const MAGIC: &[u8; 6] = b"MCSESS";
@@ -58,8 +60,7 @@ fn write(path: &Path, max_context: usize, evaluated: &Evaluated) -> Result<()> {
     }
     file.write_all(&tokens.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()).map_err(io)?;
     for state in states.iter() {
-        let values: Vec<u8> = state.read()?.iter().flat_map(|x| x.to_le_bytes()).collect();
-        file.write_all(&values).map_err(io)?;
+        file.write_all(&state.to_bytes()?).map_err(io)?;
     }
     let hash = file.hash;
     file.inner.write_all(&hash.to_le_bytes()).map_err(io)?;
@@ -68,7 +69,7 @@ fn write(path: &Path, max_context: usize, evaluated: &Evaluated) -> Result<()> {
 
 /// What stands of a state in front.
 fn header(state: &LayerState) -> [u64; 2] {
-    [state.kind(), state.token_values() as u64]
+    [state.kind().number(), state.token_values() as u64]
 }
 
 /// Reads what a model's session evaluated, and the tokens that it may hold.
@@ -109,18 +110,25 @@ pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
     if size < LEAST + 16 * count {
         return Err(bad(format!("expected {count} states, found {size} bytes")));
     }
-    let mut token_values = 0u64;
+    let mut token_bytes = 0u64;
     for state in states.iter() {
-        let expected = header(state);
-        if [field()?, field()?] != expected {
+        let ([kind, values], [expected, expected_values]) = ([field()?, field()?], header(state));
+        if values != expected_values {
             return Err(other_model());
         }
-        token_values += expected[1];
+        if kind != expected {
+            let (expected, Some(found)) = (state.kind(), StateKind::numbered(kind)) else { return Err(other_model()) };
+            let (path, expected, found) = (path.display(), expected.label(), found.label());
+            let message = format!("{path}: expected {expected}, found {found}: load the model with this type of KV cache");
+            return Err(Error::new(ErrorKind::Mismatch, message));
+        }
+        token_bytes += state.token_bytes() as u64;
     }
-    let length = evaluated
-        .checked_mul(token_values)
-        .and_then(|n| n.checked_add(tokens))
-        .and_then(|n| n.checked_mul(4))
+    let evaluated_bytes = evaluated.checked_mul(token_bytes);
+    let length = tokens
+        .checked_mul(4)
+        .zip(evaluated_bytes)
+        .and_then(|(ids, states)| ids.checked_add(states))
         .and_then(|n| n.checked_add(LEAST + 16 * count));
     if length != Some(size) || evaluated > tokens {
         return Err(bad(format!("{tokens} tokens, {evaluated} of them evaluated, do not make {size} bytes")));
@@ -130,10 +138,9 @@ pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
     file.read_exact(&mut bytes).map_err(io)?;
     let tokens = bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("four bytes"))).collect();
     for state in states.iter_mut() {
-        let mut bytes = buffer(evaluated as usize * state.token_values() * 4)?;
+        let mut bytes = buffer(evaluated as usize * state.token_bytes())?;
         file.read_exact(&mut bytes).map_err(io)?;
-        let values = ops::Format::F32.widen(&bytes);
-        state.write(&values, ops::dtype(model.dtype().into()))?;
+        state.fill(&bytes, ops::dtype(model.dtype().into()))?;
     }
     let (hash, mut stored) = (file.hash, [0; 8]);
     file.inner.read_exact(&mut stored).map_err(io)?;

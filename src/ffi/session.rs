@@ -496,8 +496,8 @@ pub unsafe extern "C" fn mc_session_save(
 /// @param out    receives one reference; free it with mc_session_free().
 /// @param err    NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH
-///         if it belongs to another model; MC_ERROR_CONTEXT_FULL if it holds more tokens than the model was loaded for;
-///         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///         if it belongs to another model, or to one with another type of KV cache; MC_ERROR_CONTEXT_FULL if it holds more tokens
+///         than the model was loaded for; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]

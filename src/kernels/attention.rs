@@ -1,126 +1,25 @@
 //! Attention, `softmax(q Kᵀ · scale + bias + mask) V`, over a cache or within each of several sequences: grouped queries, sliding
 //! windows, soft caps, relative position biases.
 //!
-//! Keys lie in panels of sixteen positions and values in rows padded to sixteen, so that both products are the register tile
-//! of the matrix product. A query's scores, its softmax and its sum over values run in the order of absolute positions: the
-//! result has the same bits in a prompt, in a chunk of it and in a single step, and whatever other sequences there are.
+//! Both products are the register tile of the matrix product, over vectors of keys and of values that `kv_cache.rs` keeps. A query's
+//! scores, its softmax and its sum over values run in the order of absolute positions: the result has the same bits in a prompt, in a
+//! chunk of it and in a single step, and whatever other sequences there are.
 
 use std::collections::TryReserveError;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use super::matmul::Widened;
+use super::kv_cache::{Head, HeadKeys, HeadValues, Heads, KvHeads, KvNumber, VectorSource, each_format};
 use super::math;
 use super::matmul::{Left, Right, rows_by_vectors};
 use super::parallel::{Shared, split};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 
-/// Positions by which a cache grows.
-const GROWTH: usize = 256;
 /// Queries of one task: few enough that scores stay in the second cache, enough to feed the register tile.
 pub(super) const BLOCK_QUERIES: usize = 24;
 /// Multiply-adds below which a second thread does not pay.
 pub(super) const SPLIT_WORK: usize = 1 << 15;
-
-/// Keys and values of one layer: for each key-value head its own growing buffers.
-#[derive(Clone)]
-pub struct KvHeads {
-    heads: Vec<Head>,
-    dim: usize,
-    len: usize,
-}
-
-#[derive(Clone, Default)]
-pub(super) struct Head {
-    /// `[position / 16][dim][16]`
-    pub(super) keys: Vec<f32>,
-    /// `[position][dim padded to 16]`
-    pub(super) values: Vec<f32>,
-}
-
-impl Head {
-    /// Room for `positions`, a multiple of sixteen.
-    pub(super) fn reserve(&mut self, positions: usize, dim: usize) -> Result<(), TryReserveError> {
-        for (buffer, len) in [(&mut self.keys, positions * dim), (&mut self.values, positions * dim.next_multiple_of(LANES))] {
-            if buffer.len() < len {
-                buffer.try_reserve_exact(len - buffer.len())?;
-                buffer.resize(len, 0.0);
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn write(&mut self, position: usize, key: &[f32], value: &[f32]) {
-        let dim = key.len();
-        let panel = &mut self.keys[position / LANES * LANES * dim..][..LANES * dim];
-        for (d, &x) in key.iter().enumerate() {
-            panel[d * LANES + position % LANES] = x;
-        }
-        self.values[position * dim.next_multiple_of(LANES)..][..dim].copy_from_slice(value);
-    }
-}
-
-impl KvHeads {
-    /// An empty cache for `heads` key-value heads of `dim` values.
-    pub fn new(heads: usize, dim: usize) -> Self {
-        Self { heads: vec![Head::default(); heads], dim, len: 0 }
-    }
-
-    /// Key-value heads and the values of each.
-    pub fn shape(&self) -> (usize, usize) {
-        (self.heads.len(), self.dim)
-    }
-
-    /// Positions held.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Bytes of a cache of `positions`, one layer.
-    pub fn bytes(heads: usize, dim: usize, positions: usize) -> u64 {
-        let positions = positions.div_ceil(GROWTH) * GROWTH;
-        (heads * positions) as u64 * (dim + dim.next_multiple_of(LANES)) as u64 * size_of::<f32>() as u64
-    }
-
-    /// Forgets all but the first `len` positions.
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-    }
-
-    /// Appends rows of keys and values: `(T, heads · dim)` each, rows `stride` apart.
-    ///
-    /// # Errors
-    /// If there is no memory to grow; the cache is then as it was.
-    pub fn append(
-        &mut self,
-        keys: &[f32],
-        k_stride: usize,
-        values: &[f32],
-        v_stride: usize,
-        rows: usize,
-    ) -> Result<(), TryReserveError> {
-        let dim = self.dim;
-        let need = (self.len + rows).div_ceil(GROWTH) * GROWTH;
-        self.heads.iter_mut().try_for_each(|head| head.reserve(need, dim))?;
-        for (h, head) in self.heads.iter_mut().enumerate() {
-            for t in 0..rows {
-                head.write(self.len + t, &keys[t * k_stride + h * dim..][..dim], &values[t * v_stride + h * dim..][..dim]);
-            }
-        }
-        self.len += rows;
-        Ok(())
-    }
-
-    /// Copies the key and the value of one head at one position.
-    pub fn read(&self, head: usize, position: usize, key: &mut [f32], value: &mut [f32]) {
-        assert!(position < self.len && key.len() == self.dim && value.len() == self.dim, "a position of this cache");
-        let (dim, head) = (self.dim, &self.heads[head]);
-        let panel = &head.keys[position / LANES * LANES * dim..][..LANES * dim];
-        for (d, x) in key.iter_mut().enumerate() {
-            *x = panel[d * LANES + position % LANES];
-        }
-        value.copy_from_slice(&head.values[position * dim.next_multiple_of(LANES)..][..dim]);
-    }
-}
 
 /// What a query may see, and how scores become weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -149,30 +48,45 @@ impl Mask {
 /// # Shape
 /// `q`: rows of `heads · dim` values, `q_stride` apart; `out`: `(rows, heads · dim)`.
 pub fn attend(q: &[f32], q_stride: usize, heads: usize, cache: &KvHeads, mask: Mask, out: &mut [f32]) {
-    let width = heads * cache.dim;
+    let (kv_heads, dim) = cache.shape();
+    let width = heads * dim;
     let rows = out.len() / width;
     assert_eq!(out.len(), rows * width, "whole rows of out");
-    assert!(rows <= cache.len && heads.is_multiple_of(cache.heads.len()) && mask.causal, "queries of this cache");
+    assert!(rows <= cache.len && heads.is_multiple_of(kv_heads) && mask.causal, "queries of this cache");
     assert!(rows == 0 || q.len() >= (rows - 1) * q_stride + width, "q holds {rows} rows");
-    let group = heads / cache.heads.len();
+    let out = Shared::new(out);
+    each_format!(&cache.heads, keys => attend_to(q, q_stride, heads, keys, (dim, cache.len), mask, rows, out));
+}
+
+/// The same with the heads of a format: `dim` values of `len` positions each.
+#[allow(clippy::too_many_arguments)]
+fn attend_to<T: KvNumber>(
+    q: &[f32],
+    q_stride: usize,
+    heads: usize,
+    kv_heads: &[Head<T>],
+    (dim, len): (usize, usize),
+    mask: Mask,
+    rows: usize,
+    out: Shared<f32>,
+) {
+    let (width, group) = (heads * dim, heads / kv_heads.len());
     // One step: a task is a key-value head with its whole group, so that its keys are read once. Else a block of queries of a head.
     let blocks = rows.div_ceil(BLOCK_QUERIES);
-    let tasks = if rows == 1 { cache.heads.len() } else { heads * blocks };
-    let work = cache.len.min(mask.window.unwrap_or(usize::MAX)) * cache.dim * if rows == 1 { group } else { BLOCK_QUERIES };
-    let out = Shared::new(out);
+    let tasks = if rows == 1 { kv_heads.len() } else { heads * blocks };
+    let work = len.min(mask.window.unwrap_or(usize::MAX)) * dim * if rows == 1 { group } else { BLOCK_QUERIES };
     split(tasks, SPLIT_WORK.div_ceil(work.max(1)), |tasks| {
         let mut scratch = Scratch::default();
         for task in tasks {
             let (block, kv_head) = if rows == 1 {
-                (QueryBlock { head: task * group, first: 0, rows: group, a_row: cache.dim, same_position: true }, task)
+                (QueryBlock { head: task * group, first: 0, rows: group, a_row: dim, same_position: true }, task)
             } else {
                 let (head, first) = (task / blocks, task % blocks * BLOCK_QUERIES);
                 let rows = BLOCK_QUERIES.min(rows - first);
                 (QueryBlock { head, first, rows, a_row: q_stride, same_position: false }, head / group)
             };
-            let q = &q[block.first * q_stride + block.head * cache.dim..];
-            let position = cache.len - rows + block.first;
-            let (dim, len, keys) = (cache.dim, cache.len, &cache.heads[kv_head]);
+            let q = &q[block.first * q_stride + block.head * dim..];
+            let (position, keys) = (len - rows + block.first, &kv_heads[kv_head]);
             dispatch(Attend { q, block, position, keys, dim, len, mask, bias: None, width, out, scratch: &mut scratch });
         }
     });
@@ -217,7 +131,7 @@ pub fn attend_within(
     // A task is a head of a sequence: its keys are packed once and stay in the first caches.
     let work = (rows / lengths.len()).pow(2) * dim;
     split(lengths.len() * heads, SPLIT_WORK.div_ceil(work.max(1)), |tasks| {
-        let (mut keys, mut scratch) = (Head::default(), Scratch::default());
+        let (mut keys, mut scratch) = (Head::<f32>::default(), Scratch::default());
         if let Err(error) = keys.reserve(longest.next_multiple_of(LANES), dim) {
             *failed.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
             return;
@@ -267,14 +181,16 @@ struct Scratch {
     sums: Vec<f32>,
     /// The output before it is scaled, `dim` padded to sixteen.
     tile: Vec<f32>,
+    /// Keys and values that are widened on the way.
+    room: Vec<Widened>,
 }
 
-struct Attend<'a> {
+struct Attend<'a, T> {
     q: &'a [f32],
     block: QueryBlock,
     /// The absolute position of the first query.
     position: usize,
-    keys: &'a Head,
+    keys: &'a Head<T>,
     dim: usize,
     /// Positions that hold a key.
     len: usize,
@@ -286,7 +202,7 @@ struct Attend<'a> {
     scratch: &'a mut Scratch,
 }
 
-impl Kernel for Attend<'_> {
+impl<T: KvNumber> Kernel for Attend<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -300,10 +216,9 @@ impl Kernel for Attend<'_> {
         let scores = grown(&mut scratch.scores, block.rows * span);
 
         let a = Left { first: q[..(block.rows - 1) * block.a_row + dim].as_ptr(), row: block.a_row, step: 1 };
-        let keys = &head.keys[low * LANES * dim..high * LANES * dim];
-        let b = Right { first: keys.as_ptr(), vector: LANES * dim, step: LANES };
-        // SAFETY: `a` holds the block's rows of `dim` values, `keys` whole panels, `scores` a value for each; the caller vouches for `S`.
-        unsafe { rows_by_vectors::<S>((block.rows, high - low, dim), a, b, scores.as_mut_ptr(), span, false) };
+        let (keys, room) = (HeadKeys(head, dim), &mut scratch.room);
+        // SAFETY: `a` holds the block's rows of `dim` values, `scores` a value for each position of whole panels; the caller vouches for `S`.
+        unsafe { products::<S, _>(block.rows, a, (keys, low..high, 0..dim), scores.as_mut_ptr(), span, room) };
 
         scratch.sums.clear();
         for (r, row) in scores.chunks_exact_mut(span).enumerate() {
@@ -313,13 +228,12 @@ impl Kernel for Attend<'_> {
             scratch.sums.push(softmax::<S>(row, seen.start - low * LANES..seen.end - low * LANES, mask, bias));
         }
 
-        let positions = end - low * LANES; // the values that are written; a later one may hold anything
-        let values = &head.values[low * LANES * padded..][..positions * padded];
+        let positions = low * LANES..end; // the values that are written; a later one may hold anything
         let tile = grown(&mut scratch.tile, block.rows * padded);
         let a = Left { first: scores.as_ptr(), row: span, step: 1 };
-        let b = Right { first: values.as_ptr(), vector: LANES, step: padded };
-        // SAFETY: `scores` holds the block's rows of `span ≥ positions` weights, `values` that many padded rows, `tile` the block's.
-        unsafe { rows_by_vectors::<S>((block.rows, padded / LANES, positions), a, b, tile.as_mut_ptr(), padded, false) };
+        let (values, room) = (HeadValues(head, dim), &mut scratch.room);
+        // SAFETY: `scores` holds the block's rows of `span` weights, at least one for each position, `tile` its padded rows.
+        unsafe { products::<S, _>(block.rows, a, (values, 0..padded / LANES, positions), tile.as_mut_ptr(), padded, room) };
         for (r, (row, sum)) in tile.chunks_exact(padded).zip(&scratch.sums).enumerate() {
             let (t, h) = if block.same_position { (0, block.head + r) } else { (block.first + r, block.head) };
             let scale = 1.0 / sum;
@@ -328,6 +242,64 @@ impl Kernel for Attend<'_> {
                 unsafe { *out.get().add(t * width + h * dim + d) = x * scale };
             }
         }
+    }
+}
+
+/// `c[r][v] = Σ_i a[r][i] · b[v][i]` for some vectors and steps of `b`, as many as are read at once after one another. The sums of
+/// a tile begin with those of the steps before it, so that each stays one chain in the order of steps.
+///
+/// # Safety
+/// The processor has the instructions of `S`; `a`, whose steps are 1 apart, is good for all steps, `c` for `rows` rows of all
+/// vectors, `c_row` apart.
+#[inline(always)]
+unsafe fn products<S: Simd, B: VectorSource>(
+    rows: usize,
+    a: Left,
+    (b, vectors, steps): (B, Range<usize>, Range<usize>),
+    c: *mut f32,
+    c_row: usize,
+    room: &mut Vec<Widened>,
+) {
+    let (vectors_at_once, steps_at_once) = B::AT_ONCE;
+    let mut vector = vectors.start;
+    while vector < vectors.end {
+        let some = vector..vectors.end.min(vector.saturating_add(vectors_at_once));
+        let mut step = steps.start;
+        while step < steps.end {
+            let steps_now = step..steps.end.min(step.saturating_add(steps_at_once));
+            let shape = (rows, some.len(), steps_now.len());
+            // SAFETY: these vectors and steps are a part of those that the caller vouches for.
+            unsafe {
+                let b = b.read::<S>(some.clone(), steps_now.clone(), room);
+                let a = Left { first: a.first.add(step - steps.start), ..a };
+                let c = c.add((vector - vectors.start) * LANES);
+                let tile = TileProduct { shape, a, b, c, c_row, add: step > steps.start };
+                // What reads in place is a part of its caller; the others share one function.
+                if steps_at_once == usize::MAX { tile.run::<S>() } else { S::call(tile) }
+            }
+            step = steps_now.end;
+        }
+        vector = some.end;
+    }
+}
+
+/// [`rows_by_vectors`] with its arguments, which the caller vouches for.
+struct TileProduct {
+    shape: (usize, usize, usize),
+    a: Left,
+    b: Right,
+    c: *mut f32,
+    c_row: usize,
+    add: bool,
+}
+
+impl Kernel for TileProduct {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: passed on from whoever made it.
+        unsafe { rows_by_vectors::<S>(self.shape, self.a, self.b, self.c, self.c_row, self.add) }
     }
 }
 
@@ -379,6 +351,9 @@ pub(super) fn softmax<S: Simd>(scores: &mut [f32], seen: Range<usize>, mask: Mas
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
+    use super::super::kv_cache::KvFormat;
     use super::super::noise;
     use super::*;
 
@@ -410,10 +385,12 @@ mod tests {
                     let middle = bias.map_or(0, |bias| bias.len() / heads / 2);
                     (x + bias.map_or(0.0, |bias| f64::from(bias[h * (2 * middle + 1) + middle + s - t]))).exp()
                 };
-                let total: f64 = seen.iter().map(|&s| score(s)).sum();
+                let weights: Vec<f64> = seen.iter().map(|&s| score(s)).collect();
+                let total: f64 = weights.iter().sum();
                 for d in 0..dim {
                     let value = |s: usize| f64::from(v[(s * kv_heads + g) * dim + d]);
-                    out[(t * heads + h) * dim + d] = seen.iter().map(|&s| score(s) / total * value(s)).sum::<f64>() as f32;
+                    let sum: f64 = weights.iter().zip(&seen).map(|(weight, &s)| weight / total * value(s)).sum();
+                    out[(t * heads + h) * dim + d] = sum as f32;
                 }
             }
         }
@@ -468,18 +445,35 @@ mod tests {
         }
     }
 
+    /// What a format keeps of values, straight from its definition.
+    fn kept(values: &[f32], dim: usize, format: KvFormat) -> Vec<f32> {
+        let rounded = |x: f32| f16::from_f32(x).to_f32();
+        let block = |block: &[f32]| {
+            let d = block.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
+            block.iter().map(|x| (x * (1.0 / d)).round() * rounded(d)).collect::<Vec<_>>()
+        };
+        match format {
+            KvFormat::F32 => values.to_vec(),
+            KvFormat::F16 => values.iter().copied().map(rounded).collect(),
+            KvFormat::Q8_0 => values.chunks(dim).flat_map(|head| head.chunks(32)).flat_map(block).collect(),
+        }
+    }
+
     #[test]
-    fn every_mask_and_shape_equals_the_formula_in_any_chunks() {
-        for (heads, kv_heads, dim, rows) in [(4, 2, 16, 61), (3, 3, 8, 20), (8, 1, 40, 35), (2, 2, 64, 300)] {
+    fn every_mask_shape_and_format_equals_the_formula_in_any_chunks() {
+        let shapes = [(4, 2, 16, 61), (3, 3, 8, 20), (8, 1, 40, 35), (2, 2, 64, 300), (2, 1, 100, 130)];
+        let formats = KvFormat::ALL.into_iter().flat_map(|format| shapes.map(|shape| (shape, format)));
+        for ((heads, kv_heads, dim, rows), format) in formats {
             for window in [None, Some(1), Some(7), Some(33)] {
                 for softcap in [None, Some(2.0)] {
                     let mask = Mask { causal: true, window, scale: 0.7, softcap };
                     let q = noise(rows * heads * dim, 1);
                     let (k, v) = (noise(rows * kv_heads * dim, 2), noise(rows * kv_heads * dim, 3));
-                    let want = naive(&q, &k, &v, heads, kv_heads, dim, mask, None);
+                    let (kept_k, kept_v) = (kept(&k, dim, format), kept(&v, dim, format));
+                    let want = naive(&q, &kept_k, &kept_v, heads, kv_heads, dim, mask, None);
                     let mut first: Option<Vec<f32>> = None;
                     for chunk in [rows, 1, 7, 16, 50] {
-                        let (mut cache, mut out) = (KvHeads::new(kv_heads, dim), vec![f32::NAN; q.len()]);
+                        let (mut cache, mut out) = (KvHeads::new(kv_heads, dim, format), vec![f32::NAN; q.len()]);
                         for from in (0..rows).step_by(chunk) {
                             let n = chunk.min(rows - from);
                             let (kw, qw) = (kv_heads * dim, heads * dim);
@@ -487,7 +481,7 @@ mod tests {
                             attend(&q[from * qw..], qw, heads, &cache, mask, &mut out[from * qw..][..n * qw]);
                         }
                         for (x, y) in out.iter().zip(&want) {
-                            assert!((x - y).abs() < 2e-5, "{heads} {kv_heads} {dim} {mask:?} chunk {chunk}: {x} {y}");
+                            assert!((x - y).abs() < 2e-5, "{heads} {kv_heads} {dim} {mask:?} {format:?} chunk {chunk}: {x} {y}");
                         }
                         assert_eq!(&out, first.get_or_insert(out.clone()), "the same bits in chunks of {chunk}");
                     }
@@ -500,15 +494,59 @@ mod tests {
     fn what_was_truncated_leaves_no_trace() {
         let (dim, mask) = (16, Mask { causal: true, window: None, scale: 1.0, softcap: None });
         let (q, k, v) = (noise(dim, 1), noise(20 * dim, 2), noise(20 * dim, 3));
-        let mut clean = KvHeads::new(1, dim);
-        clean.append(&k, dim, &v, dim, 10).unwrap();
-        let mut used = KvHeads::new(1, dim);
-        used.append(&k, dim, &v, dim, 10).unwrap();
-        used.append(&[f32::NAN; 160], dim, &[f32::NAN; 160], dim, 10).unwrap();
-        used.truncate(10);
-        let (mut a, mut b) = (vec![0.0; dim], vec![0.0; dim]);
-        attend(&q, dim, 1, &clean, mask, &mut a);
-        attend(&q, dim, 1, &used, mask, &mut b);
-        assert_eq!(a, b);
+        for format in KvFormat::ALL {
+            let mut clean = KvHeads::new(1, dim, format);
+            clean.append(&k, dim, &v, dim, 10).unwrap();
+            let mut used = KvHeads::new(1, dim, format);
+            used.append(&k, dim, &v, dim, 10).unwrap();
+            used.append(&[f32::NAN; 160], dim, &[f32::NAN; 160], dim, 10).unwrap();
+            used.truncate(10);
+            let mut fork = used.clone();
+            fork.append(&k[10 * dim..], dim, &v[10 * dim..], dim, 1).unwrap();
+            let outputs = [&clean, &used].map(|cache| {
+                let mut out = vec![f32::NAN; dim];
+                attend(&q, dim, 1, cache, mask, &mut out);
+                out
+            });
+            assert_eq!(outputs[0], outputs[1], "{format:?}");
+            assert!(outputs[0].iter().all(|x| x.is_finite()));
+            clean.append(&k[10 * dim..], dim, &v[10 * dim..], dim, 1).unwrap();
+            assert_eq!(clean.to_bytes().unwrap(), fork.to_bytes().unwrap(), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn what_no_format_holds_is_no_number() {
+        let (dim, mask) = (40, Mask { causal: true, window: None, scale: 1.0, softcap: None });
+        let q = noise(2 * dim, 1);
+        // Key-value head 1 is what a bad value is in, of its second block.
+        let spoiled = |x: f32| {
+            let mut row = noise(2 * dim, 2);
+            row[dim + 35] = x;
+            row
+        };
+        let out = |key: &[f32], value: &[f32], format| {
+            let (mut cache, mut out) = (KvHeads::new(2, dim, format), vec![0f32; 2 * dim]);
+            cache.append(&noise(2 * dim, 3), 2 * dim, &noise(2 * dim, 4), 2 * dim, 1).unwrap();
+            cache.append(key, 2 * dim, value, 2 * dim, 1).unwrap();
+            attend(&q, 2 * dim, 2, &cache, mask, &mut out);
+            out
+        };
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 8.4e6, -f32::MAX] {
+            let of_key = out(&spoiled(bad), &noise(2 * dim, 2), KvFormat::Q8_0);
+            assert!(of_key[..dim].iter().all(|x| x.is_finite()) && of_key[dim..].iter().all(|x| x.is_nan()), "{bad}");
+            let of_value = out(&noise(2 * dim, 2), &spoiled(bad), KvFormat::Q8_0);
+            assert!(of_value[..dim + 32].iter().all(|x| x.is_finite()), "{bad}: the block before is none of its own");
+            assert!(of_value[dim + 32..].iter().all(|x| x.is_nan()), "{bad}");
+        }
+        // To the largest F16 values are kept; beyond, none of them is, whichever sign its score has.
+        for (x, is_kept) in
+            [(65504.0, true), (-65519.0, true), (65520.0, false), (-65520.0, false), (-1e30, false), (f32::NAN, false)]
+        {
+            let of_value = out(&noise(2 * dim, 2), &spoiled(x), KvFormat::F16);
+            assert!(of_value[dim + 35].is_nan() != is_kept && of_value[..dim + 35].iter().all(|x| x.is_finite()), "{x}");
+            let of_key = out(&spoiled(x), &noise(2 * dim, 2), KvFormat::F16);
+            assert!(of_key[..dim].iter().all(|x| x.is_finite()) && of_key[dim..].iter().all(|x| x.is_nan() != is_kept), "{x}");
+        }
     }
 }

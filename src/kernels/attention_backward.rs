@@ -4,7 +4,8 @@
 use std::collections::TryReserveError;
 use std::sync::{Mutex, PoisonError};
 
-use super::attention::{BLOCK_QUERIES, Head, Mask, SPLIT_WORK, Strided, softmax};
+use super::attention::{BLOCK_QUERIES, Mask, SPLIT_WORK, Strided, softmax};
+use super::kv_cache::Head;
 use super::math;
 use super::matmul::{Left, Right, rows_by_vectors};
 use super::parallel::{Shared, split};
@@ -81,9 +82,9 @@ pub fn attend_within_backward(
 #[derive(Default)]
 struct BackwardScratch {
     /// Panels of keys, rows of values.
-    keys: Head,
+    keys: Head<f32>,
     /// Panels of values, rows of keys.
-    values: Head,
+    values: Head<f32>,
     /// Sums for each position, `dim` padded to sixteen.
     dk: Vec<f32>,
     dv: Vec<f32>,

@@ -38,10 +38,10 @@ pub trait Dots: Copy + 'static {
     /// The level of each byte, of which only the lowest four bits are not zero, as [`SIGNED`](Self::SIGNED) says.
     unsafe fn lookup(levels: Self::Levels, codes: <Self::S as Simd>::I) -> <Self::S as Simd>::I;
     /// Runs a kernel as a function of its own, which its callers share.
-    unsafe fn call<K: Kernel>(kernel: K) -> K::Output;}
+    unsafe fn call<K: DotsKernel>(kernel: K) -> K::Output;}
 
 /// Work that wants the fastest sums of bytes that there are.
-pub trait Kernel {
+pub trait DotsKernel {
     type Output;
     /// Must be `#[inline(always)]`, so that it is compiled with the instructions of its caller.
     ///
@@ -51,23 +51,24 @@ pub trait Kernel {
 }
 
 /// Runs a kernel with the fastest sums of this processor.
-pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+pub fn dispatch<K: DotsKernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        // SAFETY (each of these): the processor has just said that it has these instructions.
         if Level::Avx512.is_available() {
-            return if is_x86_feature_detected!("avx512vnni") {
-                unsafe { x86::run_avx512_vnni(kernel) }
-            } else {
-                unsafe { x86::run_avx512(kernel) }
-            };
+            if is_x86_feature_detected!("avx512vnni") {
+                // SAFETY: the processor has just said that it has these instructions.
+                return unsafe { x86::run_avx512_vnni(kernel) };
+            }
+            // SAFETY: as above.
+            return unsafe { x86::run_avx512(kernel) };
         }
         if Level::Avx2.is_available() {
-            return if is_x86_feature_detected!("avxvnni") {
-                unsafe { x86::run_avx_vnni(kernel) }
-            } else {
-                unsafe { x86::run_avx2(kernel) }
-            };
+            if is_x86_feature_detected!("avxvnni") {
+                // SAFETY: as above.
+                return unsafe { x86::run_avx_vnni(kernel) };
+            }
+            // SAFETY: as above.
+            return unsafe { x86::run_avx2(kernel) };
         }
     }
     #[cfg(target_arch = "aarch64")]
@@ -85,25 +86,28 @@ pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
 
 /// A name, and how to run a kernel with those instructions.
 #[cfg(test)]
-type Runner<K> = (&'static str, fn(K) -> <K as Kernel>::Output);
+type Runner<K> = (&'static str, fn(K) -> <K as DotsKernel>::Output);
 
 /// Every set of instructions that this processor has.
 #[cfg(test)]
-pub fn levels<K: Kernel>() -> Vec<Runner<K>> {
+pub fn levels<K: DotsKernel>() -> Vec<Runner<K>> {
     // SAFETY: `Portable` uses no instruction beyond the target's baseline.
     let mut levels: Vec<Runner<K>> = vec![("portable", |kernel| unsafe { kernel.run::<Portable>() })];
     #[cfg(target_arch = "x86_64")]
     {
-        // SAFETY (each of these): the processor has just said that it has these instructions.
         if Level::Avx2.is_available() {
+            // SAFETY: the processor has just said that it has these instructions.
             levels.push(("avx2", |kernel| unsafe { x86::run_avx2(kernel) }));
             if is_x86_feature_detected!("avxvnni") {
+                // SAFETY: as above.
                 levels.push(("avx-vnni", |kernel| unsafe { x86::run_avx_vnni(kernel) }));
             }
         }
         if Level::Avx512.is_available() {
+            // SAFETY: as above.
             levels.push(("avx512bw", |kernel| unsafe { x86::run_avx512(kernel) }));
             if is_x86_feature_detected!("avx512vnni") {
+                // SAFETY: as above.
                 levels.push(("avx512-vnni", |kernel| unsafe { x86::run_avx512_vnni(kernel) }));
             }
         }
@@ -153,9 +157,9 @@ impl Dots for Portable {
         codes.map(|codes| u32::from_le_bytes(codes.to_le_bytes().map(|code| levels[usize::from(code) % LANES].cast_unsigned())))
     }
     #[inline(always)]
-    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+    unsafe fn call<K: DotsKernel>(kernel: K) -> K::Output {
         #[inline(never)]
-        unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+        unsafe fn run<K: DotsKernel>(kernel: K) -> K::Output {
             // SAFETY: `Portable` uses no instruction beyond the target's baseline.
             unsafe { kernel.run::<Portable>() }
         }
@@ -168,29 +172,29 @@ impl Dots for Portable {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Dots, Kernel, LANES};
+    use super::{Dots, DotsKernel, LANES};
     use crate::kernels::simd::x86::{Avx2, Avx512};
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-    pub fn run_avx512_vnni<K: Kernel>(kernel: K) -> K::Output {
+    pub fn run_avx512_vnni<K: DotsKernel>(kernel: K) -> K::Output {
         // SAFETY: this function's caller has checked the instructions.
         unsafe { kernel.run::<Avx512Vnni>() }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-    pub fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    pub fn run_avx512<K: DotsKernel>(kernel: K) -> K::Output {
         // SAFETY: this function's caller has checked the instructions.
         unsafe { kernel.run::<Avx512>() }
     }
 
     #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
-    pub fn run_avx_vnni<K: Kernel>(kernel: K) -> K::Output {
+    pub fn run_avx_vnni<K: DotsKernel>(kernel: K) -> K::Output {
         // SAFETY: this function's caller has checked the instructions.
         unsafe { kernel.run::<AvxVnni>() }
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    pub fn run_avx2<K: DotsKernel>(kernel: K) -> K::Output {
         // SAFETY: this function's caller has checked the instructions.
         unsafe { kernel.run::<Avx2>() }
     }
@@ -228,7 +232,7 @@ mod x86 {
             unsafe { _mm512_shuffle_epi8(levels, codes) }
         }
         #[inline(always)]
-        unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        unsafe fn call<K: DotsKernel>(kernel: K) -> K::Output {
             // SAFETY: see above.
             unsafe { run_avx512_vnni(kernel) }
         }
@@ -273,7 +277,7 @@ mod x86 {
             unsafe { _mm512_shuffle_epi8(levels, codes) }
         }
         #[inline(always)]
-        unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        unsafe fn call<K: DotsKernel>(kernel: K) -> K::Output {
             // SAFETY: see above.
             unsafe { run_avx512(kernel) }
         }
@@ -315,7 +319,7 @@ mod x86 {
             unsafe { [_mm256_shuffle_epi8(levels, codes[0]), _mm256_shuffle_epi8(levels, codes[1])] }
         }
         #[inline(always)]
-        unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        unsafe fn call<K: DotsKernel>(kernel: K) -> K::Output {
             // SAFETY: see above.
             unsafe { run_avx_vnni(kernel) }
         }
@@ -362,7 +366,7 @@ mod x86 {
             unsafe { [_mm256_shuffle_epi8(levels, codes[0]), _mm256_shuffle_epi8(levels, codes[1])] }
         }
         #[inline(always)]
-        unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        unsafe fn call<K: DotsKernel>(kernel: K) -> K::Output {
             // SAFETY: see above.
             unsafe { run_avx2(kernel) }
         }

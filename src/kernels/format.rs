@@ -17,7 +17,7 @@ mod fp4;
 mod iq;
 mod k_quants;
 mod legacy;
-mod quantise;
+pub mod quantise;
 mod ternary;
 
 /// What the table says of a format.

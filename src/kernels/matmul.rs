@@ -22,6 +22,7 @@ use super::parallel::{Shared, each, parts};
 use super::planes::{Planes, Product};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 
+pub(super) use source::{WIDENED, Widened};
 pub use backward::{matmul_transposed_add, outer_sum};
 pub(super) use tile::{Left, Right, rows_by_vectors};
 
@@ -121,7 +122,7 @@ fn checked(
         Panels::F32(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
         Panels::F16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
         Panels::BF16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
-        Panels::Planes(p) if arithmetic == Arithmetic::Int8 => int8_product(x, x_stride, p, (rows, n, k), epilogue, y),
+        Panels::Planes(p) if arithmetic == Arithmetic::Int8 && p.takes_int8() => int8_product(x, x_stride, p, (rows, n, k), epilogue, y),
         Panels::Planes(p) => product(x, x_stride, p, (rows, n, k), epilogue, y),
         Panels::Blocks(..) => unreachable!("a matrix for products has panels of sixteen rows"),
     }

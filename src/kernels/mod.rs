@@ -16,13 +16,14 @@ mod int8;
 mod planes;
 mod packed;
 mod matmul;
+mod kv_cache;
 mod attention;
 mod attention_backward;
 mod elementwise;
 mod adamw;
 
 pub use adamw::{AdamW, Coefficients};
-pub use attention::{KvHeads, Mask, Strided, attend, attend_within};
+pub use attention::{Mask, Strided, attend, attend_within};
 pub use attention_backward::attend_within_backward;
 #[cfg(feature = "cuda")]
 pub use cuda::open_cuda;
@@ -31,6 +32,7 @@ pub use elementwise::{
     gated_backward, normalise, normalise_backward, rotate, scale_softcap, unit_length,
 };
 pub use format::Format;
+pub use kv_cache::{KvFormat, KvHeads};
 pub use math::exp_unfused;
 pub use matmul::{Epilogue, LowRankTerm, matmul, matmul_new, matmul_transposed_add, outer_sum};
 pub use memory::{peak_bytes, physical_bytes, resident_bytes, trim};

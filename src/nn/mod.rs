@@ -26,7 +26,7 @@ pub use mix::{MIXES, Mix};
 pub use relative_bias::RELATIVE_BUCKETS;
 pub use rope::{Pairs, QueryGrowth, Rope, Scaling};
 pub use sentence::SentenceModule;
-pub use state::{LayerState, States};
+pub use state::{LayerState, StateKind, States};
 pub use training::{Batch, Pass, TrainedModule, TrainedValues};
 pub use transformer::{Step, Transformer};
 pub use weights::{Entry, TensorSource, Weights};

@@ -3,7 +3,7 @@
 use candle_core::{DType, Result};
 
 use super::{AttentionConfig, Config};
-use crate::ops::{Backend, LayerCache};
+use crate::ops::{Backend, Format, KvFormat, LayerCache};
 
 /// What one mixer remembers.
 pub enum LayerState {
@@ -12,8 +12,8 @@ pub enum LayerState {
 }
 
 impl LayerState {
-    fn new(attention: &AttentionConfig, backend: &Backend) -> Self {
-        Self::Kv(LayerCache::new(attention.kv_heads, attention.head_dim, backend))
+    fn new(attention: &AttentionConfig, format: KvFormat, backend: &Backend) -> Self {
+        Self::Kv(LayerCache::new(attention.kv_heads, attention.head_dim, format, backend))
     }
 
     /// Tokens held.
@@ -37,10 +37,10 @@ impl LayerState {
         }
     }
 
-    /// What a file calls it.
-    pub fn kind(&self) -> u64 {
+    /// What it is and how it is kept.
+    pub fn kind(&self) -> StateKind {
         match self {
-            Self::Kv(_) => 1,
+            Self::Kv(cache) => StateKind::Kv(cache.format()),
         }
     }
 
@@ -51,18 +51,54 @@ impl LayerState {
         }
     }
 
-    /// All values in F32: keys, then values, `(token, head, head_dim)` each.
-    pub fn read(&self) -> Result<Vec<f32>> {
+    /// Bytes of each token in [`to_bytes`](Self::to_bytes).
+    pub fn token_bytes(&self) -> usize {
         match self {
-            Self::Kv(cache) => cache.read(),
+            Self::Kv(cache) => cache.token_bytes(),
         }
     }
 
-    /// Fills an empty one with what [`read`](Self::read) gave.
-    pub fn write(&mut self, values: &[f32], dtype: DType) -> Result<()> {
+    /// All that it remembers, as it is kept: keys, then values, `(token, head, head_dim)` each.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
         match self {
-            Self::Kv(cache) => cache.write(values, dtype),
+            Self::Kv(cache) => cache.to_bytes(),
         }
+    }
+
+    /// Fills an empty one with what [`to_bytes`](Self::to_bytes) gave; `dtype` is that of activations.
+    pub fn fill(&mut self, bytes: &[u8], dtype: DType) -> Result<()> {
+        match self {
+            Self::Kv(cache) => cache.fill(bytes, dtype),
+        }
+    }
+}
+
+/// What a state is and how it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateKind {
+    /// Keys and values in this format.
+    Kv(KvFormat),
+}
+
+impl StateKind {
+    /// What a file calls each.
+    const NUMBERS: [(u64, Self); 3] = [(1, Self::Kv(KvFormat::F32)), (2, Self::Kv(KvFormat::F16)), (3, Self::Kv(KvFormat::Q8_0))];
+
+    /// What it holds, for people.
+    pub fn label(self) -> String {
+        match self {
+            Self::Kv(format) => format!("keys and values in {}", format.name()),
+        }
+    }
+
+    /// What a file calls it.
+    pub fn number(self) -> u64 {
+        Self::NUMBERS.iter().find(|(_, kind)| *kind == self).map_or(0, |(number, _)| *number)
+    }
+
+    /// The kind that a file calls this.
+    pub fn numbered(number: u64) -> Option<Self> {
+        Self::NUMBERS.iter().find(|(known, _)| *known == number).map(|(_, kind)| *kind)
     }
 }
 
@@ -71,13 +107,13 @@ pub struct States(Vec<LayerState>);
 
 impl States {
     /// Empty ones.
-    pub fn new(config: &Config, backend: &Backend) -> Self {
-        Self(config.attentions().map(|attention| LayerState::new(attention, backend)).collect())
+    pub fn new(config: &Config, kv_format: KvFormat, backend: &Backend) -> Self {
+        Self(config.attentions().map(|attention| LayerState::new(attention, kv_format, backend)).collect())
     }
 
-    /// The bytes of those of `tokens`.
-    pub fn bytes(config: &Config, tokens: usize, value_bytes: usize, backend: &Backend) -> u64 {
-        let of = |a: &AttentionConfig| LayerCache::bytes(a.kv_heads, a.head_dim, tokens, value_bytes, backend);
+    /// The bytes of those of `tokens`; `activation` is the type of activations.
+    pub fn bytes(config: &Config, tokens: usize, kv_format: KvFormat, activation: Format, backend: &Backend) -> u64 {
+        let of = |a: &AttentionConfig| LayerCache::bytes((a.kv_heads, a.head_dim), tokens, kv_format, activation, backend);
         config.attentions().map(of).sum()
     }
 

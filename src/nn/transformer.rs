@@ -14,13 +14,15 @@ use super::relative_bias::RelativeBias;
 use super::rope::RopeAngles;
 use super::{Config, Prefix, Rope, Slot, States, Tying, Weights};
 use crate::error;
-use crate::ops::{self, AdaptedLinear, Backend, Context, Format, Masks, Matrix, Norm, Sequences};
+use crate::ops::{self, AdaptedLinear, Backend, Context, Format, KvFormat, Masks, Matrix, Norm, Sequences};
 
 /// A decoder or an encoder with its weights; immutable, clones share the weights.
 #[derive(Clone)]
 pub struct Transformer {
     config: Config,
     backend: Backend,
+    /// What the states of sequences keep keys and values in.
+    kv_format: KvFormat,
     modules: Vec<Module>,
     ropes: Vec<Arc<Rope>>,
     embed: Matrix,
@@ -107,7 +109,27 @@ impl Transformer {
             c.names.unused.iter().any(|unused| name.starts_with(unused))
         })?;
         let backend = weights.backend().clone();
-        Ok(Self { backend, modules, ropes, embed, positions, types, embed_norm, relative_bias, layers, final_norm, head, config })
+        let kv_format = KvFormat::F32;
+        Ok(Self {
+            kv_format,
+            backend,
+            modules,
+            ropes,
+            embed,
+            positions,
+            types,
+            embed_norm,
+            relative_bias,
+            layers,
+            final_norm,
+            head,
+            config,
+        })
+    }
+
+    /// The same with keys and values kept in another format, which the backend [keeps](Backend::keeps).
+    pub fn with_kv_format(self, kv_format: KvFormat) -> Self {
+        Self { kv_format, ..self }
     }
 
     /// What the network is made of.
@@ -127,7 +149,7 @@ impl Transformer {
 
     /// The states of a sequence without a token.
     pub fn new_states(&self) -> States {
-        States::new(&self.config, &self.backend)
+        States::new(&self.config, self.kv_format, &self.backend)
     }
 
     /// Sequences of equal regime share their cached keys; see [`Rope::regime`].

@@ -6,9 +6,9 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::cpu::attention as cpu;
 use super::tensors::attention as tensors;
-use super::{Backend, Context, Mask, On};
+use super::{Backend, Context, Format, Mask, On};
 use crate::error::OutOfMemory;
-use crate::kernels::KvHeads;
+use crate::kernels::{KvFormat, KvHeads};
 
 pub use super::tensors::attention::Masks;
 
@@ -16,11 +16,19 @@ pub use super::tensors::attention::Masks;
 pub type LayerCache = On<KvHeads, tensors::Cache>;
 
 impl LayerCache {
-    /// An empty cache.
-    pub fn new(kv_heads: usize, head_dim: usize, backend: &Backend) -> Self {
+    /// An empty cache in a format that the backend [keeps](Backend::keeps); F32 stands for the type of activations.
+    pub fn new(kv_heads: usize, head_dim: usize, format: KvFormat, backend: &Backend) -> Self {
         match backend {
-            Backend::Cpu => Self::Cpu(KvHeads::new(kv_heads, head_dim)),
-            Backend::Tensors(device) => Self::Tensors(tensors::Cache::new(kv_heads, head_dim, device)),
+            Backend::Cpu => Self::Cpu(KvHeads::new(kv_heads, head_dim, format)),
+            Backend::Tensors(device) => Self::Tensors(tensors::Cache::new(kv_heads, head_dim, format, device)),
+        }
+    }
+
+    /// What keys and values are kept in.
+    pub fn format(&self) -> KvFormat {
+        match self {
+            Self::Cpu(heads) => heads.format(),
+            Self::Tensors(cache) => cache.format(),
         }
     }
 
@@ -40,11 +48,17 @@ impl LayerCache {
         }
     }
 
-    /// Bytes of a cache of `positions`: F32 for our kernels, else `value_bytes` a value.
-    pub fn bytes(kv_heads: usize, head_dim: usize, positions: usize, value_bytes: usize, backend: &Backend) -> u64 {
+    /// Bytes of a cache of `positions`; `activation` is the type of activations.
+    pub fn bytes(
+        (kv_heads, head_dim): (usize, usize),
+        positions: usize,
+        format: KvFormat,
+        activation: Format,
+        backend: &Backend,
+    ) -> u64 {
         match backend {
-            Backend::Cpu => KvHeads::bytes(kv_heads, head_dim, positions),
-            Backend::Tensors(_) => tensors::Cache::bytes(kv_heads, head_dim, positions, value_bytes),
+            Backend::Cpu => KvHeads::bytes(kv_heads, head_dim, positions, format),
+            Backend::Tensors(_) => tensors::Cache::bytes(kv_heads, head_dim, positions, format, activation),
         }
     }
 
@@ -52,6 +66,12 @@ impl LayerCache {
     pub fn token_values(&self) -> usize {
         let (kv_heads, head_dim) = self.shape();
         2 * kv_heads * head_dim
+    }
+
+    /// Bytes of a position in [`to_bytes`](Self::to_bytes).
+    pub fn token_bytes(&self) -> usize {
+        let (kv_heads, head_dim) = self.shape();
+        2 * kv_heads * self.format().row_bytes(head_dim)
     }
 
     /// Forgets all but the first `len` positions.
@@ -70,20 +90,20 @@ impl LayerCache {
         })
     }
 
-    /// All keys, then all values, in F32: `(position, head, D)` each.
-    pub fn read(&self) -> Result<Vec<f32>> {
+    /// All keys, then all values, little-endian: `(position, head, D)` each, in the format that they are kept in. A head in Q8_0 is
+    /// blocks, each its scale and then its values.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
         match self {
-            Self::Cpu(heads) => Ok(cpu::read(heads)),
-            Self::Tensors(cache) => cache.read(),
+            Self::Cpu(heads) => heads.to_bytes().map_err(no_memory),
+            Self::Tensors(cache) => cache.to_bytes(),
         }
     }
 
-    /// Fills an empty cache with what [`read`](Self::read) gave; `dtype` is that of activations.
-    pub fn write(&mut self, values: &[f32], dtype: DType) -> Result<()> {
-        let (k, v) = values.split_at(values.len() / 2);
+    /// Fills an empty cache with what [`to_bytes`](Self::to_bytes) gave; `dtype` is that of activations.
+    pub fn fill(&mut self, bytes: &[u8], dtype: DType) -> Result<()> {
         match self {
-            Self::Cpu(heads) => cpu::write(heads, k, v),
-            Self::Tensors(cache) => cache.write(k, v, dtype),
+            Self::Cpu(heads) => heads.append_bytes(bytes).map_err(no_memory),
+            Self::Tensors(cache) => cache.fill(bytes, dtype),
         }
     }
 }
@@ -191,10 +211,59 @@ mod tests {
     #[test]
     fn an_empty_cache_is_read_and_written() {
         for backend in [Backend::Cpu, Backend::Tensors(Device::Cpu)] {
-            let mut cache = LayerCache::new(2, 8, &backend);
-            let values = cache.read().unwrap();
-            cache.write(&values, DType::F32).unwrap();
-            assert_eq!((values.len(), cache.len()), (0, 0), "{backend:?}");
+            for format in KvFormat::ALL.into_iter().filter(|format| backend.keeps(*format)) {
+                let mut cache = LayerCache::new(2, 8, format, &backend);
+                let bytes = cache.to_bytes().unwrap();
+                cache.fill(&bytes, DType::F32).unwrap();
+                assert_eq!((bytes.len(), cache.len(), cache.format()), (0, 0, format), "{backend:?}");
+            }
         }
+    }
+
+    #[test]
+    fn backends_keep_the_same_bytes_of_a_format() {
+        let values = |seed: u32| (0..5 * 16).map(|i| ((i * 37 + seed) % 101) as f32 * 0.013 - 0.6).collect::<Vec<_>>();
+        let [q, k, v] = [1, 2, 3].map(|seed| Tensor::from_vec(values(seed), (5, 16), &Device::Cpu).unwrap());
+        let mask = Mask { causal: true, window: None, scale: 0.3, softcap: None };
+        for format in [KvFormat::F32, KvFormat::F16] {
+            let bytes = [Backend::Cpu, Backend::Tensors(Device::Cpu)].map(|backend| {
+                let mut cache = LayerCache::new(2, 8, format, &backend);
+                attention(&q, &k, &v, 2, mask, &mut cache, &mut Masks::default()).unwrap();
+                assert_eq!(cache.token_bytes() * 5, cache.to_bytes().unwrap().len());
+                cache.to_bytes().unwrap()
+            });
+            assert_eq!(bytes[0], bytes[1], "{format:?}");
+            for backend in [Backend::Cpu, Backend::Tensors(Device::Cpu)] {
+                let mut cache = LayerCache::new(2, 8, format, &backend);
+                cache.fill(&bytes[0], DType::F32).unwrap();
+                assert_eq!((cache.to_bytes().unwrap(), cache.len()), (bytes[0].clone(), 5), "{format:?} {backend:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_f16_cannot_hold_is_no_number_with_each_backend() {
+        let mut values = vec![0.5f32; 32];
+        (values[3], values[17], values[20]) = (65504.0, 65520.0, -1e6);
+        let x = Tensor::from_vec(values, (2, 16), &Device::Cpu).unwrap();
+        let mask = Mask { causal: true, window: None, scale: 1.0, softcap: None };
+        for backend in [Backend::Cpu, Backend::Tensors(Device::Cpu)] {
+            let mut cache = LayerCache::new(2, 8, KvFormat::F16, &backend);
+            attention(&x, &x, &x, 2, mask, &mut cache, &mut Masks::default()).unwrap();
+            let kept = Format::F16.widen(&cache.to_bytes().unwrap());
+            let lost: Vec<usize> = (0..kept.len()).filter(|&i| kept[i].is_nan()).collect();
+            assert_eq!((lost, kept[3], kept[16]), (vec![17, 20, 49, 52], 65504.0, 0.5), "{backend:?}");
+        }
+    }
+
+    #[test]
+    fn tensors_keep_no_blocks() {
+        let backend = Backend::Tensors(Device::Cpu);
+        assert!(!backend.keeps(KvFormat::Q8_0) && Backend::Cpu.keeps(KvFormat::Q8_0));
+        let mut cache = LayerCache::new(2, 8, KvFormat::Q8_0, &backend);
+        let x = Tensor::zeros((1, 16), DType::F32, &Device::Cpu).unwrap();
+        let mask = Mask { causal: true, window: None, scale: 1.0, softcap: None };
+        let error = attention(&x, &x, &x, 2, mask, &mut cache, &mut Masks::default()).unwrap_err();
+        assert!(error.to_string().contains("q8_0"), "{error}");
     }
 }

@@ -2,6 +2,7 @@
 
 use candle_core::{Device, bail};
 
+use super::KvFormat;
 use crate::error::Result;
 
 /// Where a network computes. It makes what is computed with: [`Matrix`](super::Matrix), [`Vector`](super::Vector) …
@@ -106,6 +107,15 @@ impl Backend {
     /// Whether all matrices of a network must be kept as one type.
     pub fn needs_one_type(&self) -> bool {
         matches!(self, Self::Tensors(_))
+    }
+
+    /// Whether keys and values can be kept in a format.
+    pub fn keeps(&self, format: KvFormat) -> bool {
+        match self {
+            Self::Cpu => true,
+            // A tensor of candle has no blocks that can be written a few at a time.
+            Self::Tensors(_) => format != KvFormat::Q8_0,
+        }
     }
 
     /// Whether operations are compiled when they are first used.

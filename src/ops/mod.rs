@@ -29,7 +29,8 @@ mod pooling;
 #[cfg(feature = "cuda")]
 pub use crate::kernels::open_cuda;
 pub use crate::kernels::{
-    Activation, AdamW, Arithmetic, Format, Mask, NormKind, Use, parallel_map, peak_bytes, physical_bytes, resident_bytes, trim, unit_length,
+    Activation, AdamW, Arithmetic, Format, KvFormat, Mask, NormKind, Use, parallel_map, peak_bytes, physical_bytes, resident_bytes,
+    trim, unit_length,
 };
 #[cfg(feature = "selftest")]
 pub use crate::kernels::{Level, limit_instructions};

@@ -133,10 +133,70 @@ static void quantised_weights_take_less_and_give_the_same_answer(void) {
     mc_generation_free(generation);
     mc_model_free(model);
 
+    mc_model_options_set_quantization(options, "q4_k_m");
+    EXPECT(MC_OK, mc_model_estimate_memory(model_path, options, &stored, &err));
+    CHECK(quantised > stored + 2000000); /* 8.5 bits, and 4.6 to 6.6 */
+
     model = NULL;
     mc_model_options_set_quantization(options, "q4_k");
     EXPECT_ERROR(MC_ERROR_UNSUPPORTED, "q8_0", mc_model_load(model_path, options, &model, &err));
     CHECK(model == NULL);
+    mc_generate_options_free(greedy_options);
+    mc_model_options_free(options);
+}
+
+static void quantised_weights_compute_fast_and_exactly(void) {
+    float logits[2][4096] = {{0}};
+    size_t i, size = 0;
+    mc_model_options *options = mc_model_options_new();
+    mc_model_options_set_quantization(options, "q8_0");
+    for (i = 0; i < 2; i++) {
+        const uint32_t ids[] = {3, 1, 4, 1, 5};
+        mc_model *model = NULL;
+        mc_session *session = NULL;
+        mc_model_options_set_exact(options, i == 1);
+        EXPECT(MC_OK, mc_model_load(model_path, options, &model, &err));
+        EXPECT(MC_OK, mc_session_new(model, 0, &session, &err));
+        EXPECT(MC_OK, mc_session_append_tokens(session, ids, 5, NULL, &err));
+        size = mc_model_vocab_size(model);
+        CHECK(size <= 4096);
+        EXPECT(MC_OK, mc_session_logits(session, logits[i], size, &err));
+        mc_session_free(session);
+        mc_model_free(model);
+    }
+    CHECK(memcmp(logits[0], logits[1], size * sizeof(float)) != 0);
+    for (i = 0; i < size; i++) CHECK(fabsf(logits[0][i] - logits[1][i]) < 0.01f);
+    mc_model_options_free(options);
+}
+
+static void a_narrower_kv_cache_takes_less_and_gives_the_same_answer(void) {
+    static const struct { const char *kind; uint64_t bytes; } kinds[] = {{"f32", 4 * 128}, {"f16", 2 * 128}, {"q8_0", 4 * 34}};
+    uint64_t usual = 0, bytes = 0;
+    size_t i;
+    mc_model *model = NULL;
+    mc_generate_options *greedy_options = greedy(0);
+    mc_model_options *options = mc_model_options_new();
+    EXPECT(MC_OK, mc_model_estimate_memory(model_path, NULL, &usual, &err));
+    for (i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        mc_generation *generation = NULL;
+        mc_model_options_set_kv_cache(options, kinds[i].kind);
+        EXPECT(MC_OK, mc_model_estimate_memory(model_path, options, &bytes, &err));
+        /* Keys and values of 8 layers, 2 heads of 64 values, 1024 tokens. */
+        CHECK(usual - bytes == 1024 * 8 * 2 * (kinds[0].bytes - kinds[i].bytes));
+        model = NULL;
+        EXPECT(MC_OK, mc_model_load(model_path, options, &model, &err));
+        EXPECT(MC_OK, mc_generate(model, PROMPT, strlen(PROMPT), greedy_options, &generation, &err));
+        CHECK(generation != NULL && strcmp(mc_generation_text(generation), ANSWER) == 0);
+        mc_generation_free(generation);
+        mc_model_free(model);
+    }
+    model = NULL;
+    mc_model_options_set_kv_cache(options, "q4_0");
+    EXPECT_ERROR(MC_ERROR_UNSUPPORTED, "f32, f16, q8_0", mc_model_load(model_path, options, &model, &err));
+    CHECK(model == NULL);
+    mc_model_options_set_kv_cache(options, NULL);
+    EXPECT(MC_OK, mc_model_estimate_memory(model_path, options, &bytes, &err));
+    CHECK(bytes == usual);
     mc_generate_options_free(greedy_options);
     mc_model_options_free(options);
 }
@@ -227,6 +287,8 @@ int main(int argc, char **argv) {
     RUN(bad_options_are_reported_by_the_call_that_uses_them);
     RUN(f32_and_bf16_give_the_same_answer);
     RUN(quantised_weights_take_less_and_give_the_same_answer);
+    RUN(quantised_weights_compute_fast_and_exactly);
+    RUN(a_narrower_kv_cache_takes_less_and_gives_the_same_answer);
     RUN(a_smaller_context_is_kept_to);
     RUN(memory_is_estimated_without_loading);
     RUN(a_model_needs_no_network);

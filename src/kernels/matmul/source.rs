@@ -94,7 +94,7 @@ impl<W: Weight> PanelSource for &[W] {
 }
 
 /// Columns that are widened at once: 16 kB of four panels, so that they are still in the first cache when the product reads them.
-const WIDENED: usize = 64;
+pub const WIDENED: usize = 64;
 
 /// Columns of a panel in F32; a column is a cache line.
 #[repr(align(64))]
@@ -103,6 +103,13 @@ pub struct Widened([[f32; LANES]; WIDENED]);
 impl Default for Widened {
     fn default() -> Self {
         Self([[0.0; LANES]; WIDENED])
+    }
+}
+
+impl Widened {
+    /// The first columns.
+    pub fn first(&mut self, columns: usize) -> &mut [[f32; LANES]] {
+        &mut self.0[..columns]
     }
 }
 
@@ -120,8 +127,8 @@ impl<'p> PanelSource for &'p Planes {
     {
         let count = columns.len();
         // SAFETY: passed on from the caller.
-        unsafe { self.panel(panel).widen::<S>(columns, &mut room.0) };
-        room.0[..count].as_flattened()
+        unsafe { self.panel(panel).widen::<S>(columns, room.first(WIDENED)) };
+        room.first(count).as_flattened()
     }
 
     #[inline(always)]

@@ -10,13 +10,16 @@
 use std::ops::Range;
 
 use super::{CHUNK, Coding, HALF, LINE, Levels, Planes, SPAN, Scales, Segment, Span, UNSIGNED, codes, scale_and_min};
-use crate::kernels::dots::{Dots, Kernel};
+use crate::kernels::dots::{Dots, DotsKernel};
 use crate::kernels::int8::{Int8Rows, Record, TILE_ROWS, tiles};
 use crate::kernels::parallel::Shared;
 use crate::kernels::simd::{LANES, Simd};
 
 /// Bytes of activations that stay in the second cache while panels pass.
 const BLOCK_BYTES: usize = 512 * 1024;
+/// Columns below which a byte is too little for an activation: errors of few products do not average out, and logits of models of such
+/// a size moved by as much as a cosine of 0.994.
+const LEAST_COLS: usize = 512;
 /// Panels that are multiplied together.
 const PANELS: usize = 2;
 
@@ -41,6 +44,11 @@ impl Coding {
 }
 
 impl Planes {
+    /// Whether rounded activations are precise enough for this matrix. Where not, arithmetic is F32: there is little of it.
+    pub fn takes_int8(&self) -> bool {
+        self.cols >= LEAST_COLS || self.activation_bytes().all(|bytes| bytes == 2)
+    }
+
     /// How many bytes a value has in products with some of the rows.
     pub fn activation_bytes(&self) -> impl Iterator<Item = usize> {
         self.segments.iter().map(|segment| segment.coding.activation_bytes())
@@ -76,7 +84,7 @@ const CODE: u8 = 0;
 const TABLE: u8 = 1;
 const EIGHT: u8 = 2;
 
-impl Kernel for Work<'_> {
+impl DotsKernel for Work<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -392,7 +400,7 @@ struct Unpack<'a, W, const HALVES: bool, const MINS: bool> {
     room: &'a mut SpanRoom,
 }
 
-impl<W: Weights, const HALVES: bool, const MINS: bool> Kernel for Unpack<'_, W, HALVES, MINS> {
+impl<W: Weights, const HALVES: bool, const MINS: bool> DotsKernel for Unpack<'_, W, HALVES, MINS> {
     type Output = ();
 
     #[inline(always)]
@@ -432,7 +440,7 @@ struct Tile<'a, W, const R: usize, const P: usize, const HALVES: bool, const MIN
     start: Option<&'a [f32; PANELS * LANES]>,
 }
 
-impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS: bool, const BYTES: usize> Kernel
+impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS: bool, const BYTES: usize> DotsKernel
     for Tile<'_, W, R, P, HALVES, MINS, BYTES>
 {
     type Output = ();

@@ -9,22 +9,6 @@ use crate::kernels::{KvHeads, Strided, attend, attend_within, attend_within_back
 use crate::ops::Mask;
 use crate::ops::attention::no_memory;
 
-/// All keys, then all values: `(position, head, D)` each.
-pub fn read(heads: &KvHeads) -> Vec<f32> {
-    let (count, dim) = heads.shape();
-    let mut out = vec![0f32; 2 * heads.len() * count * dim];
-    let (keys, values) = out.split_at_mut(heads.len() * count * dim);
-    for ((i, key), value) in keys.chunks_exact_mut(dim).enumerate().zip(values.chunks_exact_mut(dim)) {
-        heads.read(i % count, i / count, key, value);
-    }
-    out
-}
-
-pub fn write(heads: &mut KvHeads, k: &[f32], v: &[f32]) -> Result<()> {
-    let (count, dim) = heads.shape();
-    heads.append(k, count * dim, v, count * dim, k.len() / (count * dim)).map_err(no_memory)
-}
-
 /// Rows over a cache that they are appended to.
 pub fn over_cache(qkv: [&Tensor; 3], heads: usize, mask: Mask, cache: &mut KvHeads) -> Result<Tensor> {
     let (rows, width) = qkv[0].dims2()?;

@@ -5,24 +5,39 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::ops::{sdpa, softmax_last_dim};
+use half::f16;
 
-use crate::ops::{Mask, to_f32};
+use crate::ops::{Format, KvFormat, Mask, to_f32};
 
 /// Positions by which a cache grows.
 const GROWTH: usize = 256;
 
-/// Keys and values `(K, capacity, D)` of one layer, of which `len` positions hold something.
+/// Keys and values `(K, capacity, D)` of one layer, of which `len` positions hold something; in the type of activations or in F16.
 pub struct Cache {
     kv_heads: usize,
     head_dim: usize,
     len: usize,
+    format: KvFormat,
     tensors: Option<(Tensor, Tensor)>,
     device: Device,
 }
 
+/// The type of a tensor that keeps what has this one as an activation.
+fn kept_as(format: KvFormat, activation: DType) -> Result<DType> {
+    match format {
+        KvFormat::F32 => Ok(activation),
+        KvFormat::F16 => Ok(DType::F16),
+        KvFormat::Q8_0 => bail!("attention: tensors cannot keep keys and values in {}", format.name()),
+    }
+}
+
 impl Cache {
-    pub fn new(kv_heads: usize, head_dim: usize, device: &Device) -> Self {
-        Self { kv_heads, head_dim, len: 0, tensors: None, device: device.clone() }
+    pub fn new(kv_heads: usize, head_dim: usize, format: KvFormat, device: &Device) -> Self {
+        Self { kv_heads, head_dim, len: 0, format, tensors: None, device: device.clone() }
+    }
+
+    pub fn format(&self) -> KvFormat {
+        self.format
     }
 
     /// Key-value heads and the values of each.
@@ -34,8 +49,12 @@ impl Cache {
         self.len
     }
 
-    pub fn bytes(kv_heads: usize, head_dim: usize, positions: usize, value_bytes: usize) -> u64 {
-        2 * (kv_heads * head_dim * value_bytes) as u64 * positions.next_multiple_of(GROWTH) as u64
+    pub fn bytes(kv_heads: usize, head_dim: usize, positions: usize, format: KvFormat, activation: Format) -> u64 {
+        let row = match format {
+            KvFormat::F32 => head_dim * activation.block_bytes(),
+            narrow => narrow.row_bytes(head_dim),
+        };
+        2 * (kv_heads * row) as u64 * positions.next_multiple_of(GROWTH) as u64
     }
 
     pub fn truncate(&mut self, len: usize) {
@@ -50,18 +69,28 @@ impl Cache {
         Ok(Self { tensors, device: self.device.clone(), ..*self })
     }
 
-    pub fn read(&self) -> Result<Vec<f32>> {
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let Some((k, v)) = self.tensors.as_ref().filter(|_| self.len > 0) else { return Ok(Vec::new()) };
-        let mut out = to_f32(&k.narrow(1, 0, self.len)?.transpose(0, 1)?)?;
-        out.extend(to_f32(&v.narrow(1, 0, self.len)?.transpose(0, 1)?)?);
-        Ok(out)
+        let mut bytes = Vec::new();
+        for x in [k, v] {
+            let values = to_f32(&x.narrow(1, 0, self.len)?.transpose(0, 1)?)?;
+            match self.format {
+                KvFormat::F16 => bytes.extend(values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes())),
+                _ => bytes.extend(values.iter().flat_map(|x| x.to_le_bytes())),
+            }
+        }
+        Ok(bytes)
     }
 
-    pub fn write(&mut self, k: &[f32], v: &[f32], dtype: DType) -> Result<()> {
-        let width = self.kv_heads * self.head_dim;
-        let rows = |x: &[f32]| {
-            let x = Tensor::from_slice(x, (x.len() / width, width), &Device::Cpu)?;
-            x.to_dtype(dtype)?.to_device(&self.device)
+    /// `activation`: the type of activations.
+    pub fn fill(&mut self, bytes: &[u8], activation: DType) -> Result<()> {
+        let stored = if self.format == KvFormat::F16 { Format::F16 } else { Format::F32 };
+        let (width, kept) = (self.kv_heads * self.head_dim, kept_as(self.format, activation)?);
+        let (k, v) = bytes.split_at(bytes.len() / 2);
+        let rows = |bytes: &[u8]| {
+            let x = stored.widen(bytes);
+            let rows = x.len() / width;
+            Tensor::from_vec(x, (rows, width), &Device::Cpu)?.to_dtype(kept)?.to_device(&self.device)
         };
         let (k, v) = (rows(k)?, rows(v)?);
         self.append(&k, &v)
@@ -75,7 +104,16 @@ impl Cache {
             return Ok(());
         }
         let need = self.len + rows;
-        let heads = |x: &Tensor| x.reshape((rows, self.kv_heads, self.head_dim))?.transpose(0, 1)?.force_contiguous();
+        let kept = kept_as(self.format, k.dtype())?;
+        let heads = |x: &Tensor| {
+            let x = x.reshape((rows, self.kv_heads, self.head_dim))?.transpose(0, 1)?.force_contiguous()?;
+            if x.dtype() == kept {
+                return Ok(x);
+            }
+            // What F16 cannot hold is infinite by now; times zero it is no number.
+            let x = x.to_dtype(kept)?;
+            &x + (&x * 0.0)?
+        };
         let (k, v) = (heads(k)?, heads(v)?);
         let capacity = self.tensors.as_ref().map_or(0, |(k, _)| k.dims()[1]);
         if need > capacity {
@@ -125,8 +163,8 @@ pub fn over_cache([q, k, v]: [&Tensor; 3], heads: usize, mask: Mask, cache: &mut
     let Some((keys, values)) = &cache.tensors else { bail!("a cache without room") };
     // One query sees the window and nothing else, so it needs no mask.
     let seen = if rows == 1 { cache.len.min(mask.window.unwrap_or(cache.len)) } else { cache.len };
-    let keys = keys.narrow(1, cache.len - seen, seen)?;
-    let values = values.narrow(1, cache.len - seen, seen)?;
+    let read = |x: &Tensor| x.narrow(1, cache.len - seen, seen)?.to_dtype(q.dtype());
+    let (keys, values) = (read(keys)?, read(values)?);
     let q = q.reshape((rows, heads, dim))?.transpose(0, 1)?.force_contiguous()?; // (H, T, D)
     if rows == 1 && q.device().is_metal() && [32, 64, 72, 80, 96, 128, 256].contains(&dim) {
         // The fused step of Metal ignores the start offset of a view.

@@ -15,7 +15,29 @@ public struct ModelOptions: Sendable {
 
     /// What weight matrices are made smaller with while they are loaded, at a small loss of precision.
     public enum Quantization: String, Sendable, Hashable, CaseIterable {
-        /// 32 neighbours become a byte each and a common 16-bit scale: 8.5 bits a weight. On the processor only.
+        /// 32 neighbours become a byte each and a common 16-bit scale: 8.5 bits a weight. On the processor only, as all are.
+        case q8_0
+        /// Six bits with scales of two levels: 6.6 bits a weight.
+        case q6_k
+        /// Five bits with scales and minima of two levels, and six where errors cost most: 5.6 to 6.6 bits a weight.
+        case q5_k_m
+        /// Four bits with scales and minima of two levels, and six where errors cost most: 4.6 to 6.6 bits a weight.
+        case q4_k_m
+        /// Four bits and a common 16-bit scale of 32 neighbours: 4.5 bits a weight.
+        case q4_0
+        /// The same with levels that lie closer around zero.
+        case iq4_nl
+        /// Four bits, a scale and a bias of 64 neighbours, as MLX has them: 4.5 bits a weight.
+        case mlx4
+    }
+
+    /// What sessions keep the keys and values of tokens in: the memory that grows with a context.
+    public enum KVCache: String, Sendable, Hashable, CaseIterable {
+        /// As they are computed.
+        case f32
+        /// Rounded to 16-bit floating point: half of the memory of 32 bits.
+        case f16
+        /// 32 neighbours become a byte each and a common 16-bit scale: 0.27 of the memory of 32 bits. On the processor only.
         case q8_0
     }
 
@@ -26,6 +48,12 @@ public struct ModelOptions: Sendable {
     /// What to make weight matrices smaller with; nil = as stored. Such a model does all that others do; on a GPU, loading it throws
     /// ``MetalCandleError`` with `.unsupported`.
     public var quantization: Quantization?
+    /// Whether quantised weights compute as the 32-bit numbers that they stand for, on the processor. That is two to four times slower
+    /// than the usual way, which rounds activations and changes answers less than quantising has changed them.
+    public var isExact: Bool
+    /// What sessions keep the keys and values of tokens in; nil = as they are computed. Loading throws ``MetalCandleError`` with
+    /// `.unsupported` for blocks of bytes on a GPU, and for a narrower type where a model only embeds.
+    public var kvCache: KVCache?
     /// The longest context that sessions may have, in tokens; nil = the model's own.
     public var maximumContext: Int?
     /// A `tokenizer.json`, a directory with one, or a `.gguf` file, in place of the model's.
@@ -33,12 +61,14 @@ public struct ModelOptions: Sendable {
 
     /// Makes options; what is not given is as the model says.
     public init(
-        device: ComputeDevice? = nil, weightType: WeightType? = nil, quantization: Quantization? = nil, maximumContext: Int? = nil,
-        tokenizer: URL? = nil
+        device: ComputeDevice? = nil, weightType: WeightType? = nil, quantization: Quantization? = nil, isExact: Bool = false,
+        kvCache: KVCache? = nil, maximumContext: Int? = nil, tokenizer: URL? = nil
     ) {
         self.device = device
         self.weightType = weightType
         self.quantization = quantization
+        self.isExact = isExact
+        self.kvCache = kvCache
         self.maximumContext = maximumContext
         self.tokenizer = tokenizer
     }
@@ -48,6 +78,8 @@ public struct ModelOptions: Sendable {
         if let device = try device ?? Self.defaultDevice() { mc_model_options_set_device(options.pointer, device.handle.pointer) }
         if let weightType { mc_model_options_set_dtype(options.pointer, weightType.native) }
         if let quantization { mc_model_options_set_quantization(options.pointer, quantization.rawValue) }
+        mc_model_options_set_exact(options.pointer, isExact)
+        if let kvCache { mc_model_options_set_kv_cache(options.pointer, kvCache.rawValue) }
         if let maximumContext {
             try requirePositive(maximumContext, "maximumContext")
             mc_model_options_set_max_context(options.pointer, maximumContext)

@@ -42,7 +42,24 @@ extension MetalCandleTests { @Suite struct LanguageModels {
         let options = ModelOptions(device: cpu, quantization: .q8_0)
         #expect(try await ChatSession(loadCoder(options), options: greedy).respond(to: question).text == answer)
         let whole = try await LanguageModel.estimatedMemoryBytes(of: tinyCoder, options: ModelOptions(device: cpu))
-        #expect(try await LanguageModel.estimatedMemoryBytes(of: tinyCoder, options: options) < whole)
+        for quantization in ModelOptions.Quantization.allCases {
+            let options = ModelOptions(device: cpu, quantization: quantization)
+            #expect(try await LanguageModel.estimatedMemoryBytes(of: tinyCoder, options: options) < whole)
+        }
+    }
+
+    @Test(arguments: [false, true]) func aQuantizedModelAnswersExactlyToo(_ isExact: Bool) async throws {
+        let options = ModelOptions(device: try ComputeDevice(.cpu), quantization: .q8_0, isExact: isExact)
+        #expect(try await ChatSession(loadCoder(options), options: greedy).respond(to: question).text == answer)
+    }
+
+    @Test(arguments: ModelOptions.KVCache.allCases) func aModelAnswersWithEachKVCache(_ kvCache: ModelOptions.KVCache) async throws {
+        let cpu = try ComputeDevice(.cpu)
+        let options = ModelOptions(device: cpu, kvCache: kvCache)
+        #expect(try await ChatSession(loadCoder(options), options: greedy).respond(to: question).text == answer)
+        let usual = try await LanguageModel.estimatedMemoryBytes(of: tinyCoder, options: ModelOptions(device: cpu))
+        let bytes = try await LanguageModel.estimatedMemoryBytes(of: tinyCoder, options: options)
+        #expect(kvCache == .f32 ? bytes == usual : bytes < usual)
     }
 
     @Test func aMissingModelIsNotFound() async {
