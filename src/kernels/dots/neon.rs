@@ -4,17 +4,17 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::array::from_fn;
 
-use super::{Dots, Kernel, LANES};
+use super::{Dots, DotsKernel, LANES};
 use crate::kernels::simd::neon::Neon;
 
 #[target_feature(enable = "dotprod")]
-pub fn run_dotprod<K: Kernel>(kernel: K) -> K::Output {
+pub fn run_dotprod<K: DotsKernel>(kernel: K) -> K::Output {
     // SAFETY: this function's caller has checked the instructions.
     unsafe { kernel.run::<DotProd>() }
 }
 
 #[inline(never)]
-pub unsafe fn run_neon<K: Kernel>(kernel: K) -> K::Output {
+pub unsafe fn run_neon<K: DotsKernel>(kernel: K) -> K::Output {
     // SAFETY: every such processor has NEON.
     unsafe { kernel.run::<Neon>() }
 }
@@ -54,7 +54,7 @@ impl Dots for DotProd {
         unsafe { <Neon as Dots>::lookup(levels, codes) }
     }
     #[inline(always)]
-    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+    unsafe fn call<K: DotsKernel>(kernel: K) -> K::Output {
         // SAFETY: see above.
         unsafe { run_dotprod(kernel) }
     }
@@ -108,7 +108,7 @@ impl Dots for Neon {
         codes.map(|codes| unsafe { vreinterpretq_u32_u8(vqtbl1q_u8(levels, vreinterpretq_u8_u32(codes))) })
     }
     #[inline(always)]
-    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+    unsafe fn call<K: DotsKernel>(kernel: K) -> K::Output {
         // SAFETY: see above.
         unsafe { run_neon(kernel) }
     }
