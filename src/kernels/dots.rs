@@ -2,7 +2,10 @@
 //!
 //! The sums are whole numbers, so that every set of instructions gives the same; only the way there differs.
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::simd::Level;
 use super::simd::{LANES, Portable, Simd};
 
@@ -64,6 +67,15 @@ pub fn dispatch<K: DotsKernel>(kernel: K) -> K::Output {
             return unsafe { x86::run_avx2(kernel) };
         }
     }
+    #[cfg(target_arch = "aarch64")]
+    if Level::Neon.is_available() {
+        // SAFETY (each of these): the processor has just said that it has these instructions.
+        return if std::arch::is_aarch64_feature_detected!("dotprod") {
+            unsafe { neon::run_dotprod(kernel) }
+        } else {
+            unsafe { neon::run_neon(kernel) }
+        };
+    }
     // SAFETY: `Portable` uses no instruction beyond the target's baseline.
     unsafe { kernel.run::<Portable>() }
 }
@@ -94,6 +106,14 @@ pub fn levels<K: DotsKernel>() -> Vec<Runner<K>> {
                 // SAFETY: as above.
                 levels.push(("avx512-vnni", |kernel| unsafe { x86::run_avx512_vnni(kernel) }));
             }
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        // SAFETY (each of these): the processor has just said that it has these instructions.
+        levels.push(("neon", |kernel| unsafe { neon::run_neon(kernel) }));
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            levels.push(("neon-dotprod", |kernel| unsafe { neon::run_dotprod(kernel) }));
         }
     }
     levels

@@ -15,7 +15,7 @@ mod tile;
 use std::ops::Range;
 
 use self::source::PanelSource;
-use self::tile::{Columns, OneRow, PANELS, SUMS, multiply, tiles};
+use self::tile::{Columns, OneRow, PANELS, SUMS, fits, multiply, tiles};
 use super::int8::Int8Rows;
 use super::packed::{Arithmetic, MatmulWeight, Packed, Panels};
 use super::parallel::{Shared, each, parts};
@@ -273,11 +273,12 @@ impl<W: PanelSource> Kernel for Partition<'_, W> {
                 let cols = col..self.k.min(col + BLOCK_COLS);
                 let mut panel = panels.start;
                 while panel < panels.end {
-                    // One row is read from memory: two panels keep that busy.
-                    let left = if rows == 1 { 2 } else { PANELS }.min(panels.end - panel);
+                    let left = PANELS.min(panels.end - panel);
                     // SAFETY: the caller vouches for the instructions of `S`.
                     panel += unsafe {
                         match left {
+                            2.. if rows == 1 && S::PAIRS => self.row_by_panels::<S, 2>(row, cols.clone(), panel),
+                            _ if rows == 1 => self.row_by_panels::<S, 1>(row, cols.clone(), panel),
                             PANELS if S::WIDE => self.rows_by_panels::<S, PANELS>(row, rows, cols.clone(), panel, &mut room),
                             2.. if S::WIDE => self.rows_by_panels::<S, 2>(row, rows, cols.clone(), panel, &mut room),
                             _ => self.rows_by_panels::<S, 1>(row, rows, cols.clone(), panel, &mut room),
@@ -290,6 +291,35 @@ impl<W: PanelSource> Kernel for Partition<'_, W> {
 }
 
 impl<W: PanelSource> Partition<'_, W> {
+    /// One row against `P` panels; returns `P`. It is read from memory: two panels keep that busy.
+    #[inline(always)]
+    unsafe fn row_by_panels<S: Simd, const P: usize>(&self, row: usize, block: Range<usize>, panel: usize) -> usize {
+        let bias = self.bias::<P>(panel);
+        for col in block.clone().step_by(W::ONCE_COLS) {
+            let cols = col..block.end.min(col + W::ONCE_COLS);
+            let a = &self.x[row * self.x_stride + col..][..cols.len()];
+            // SAFETY: `a` and `w` hold as many steps; the output tile is handled in `tile`.
+            unsafe {
+                let w = std::array::from_fn::<_, P, _>(|p| self.w.once::<S>(panel + p, self.k, cols.clone()));
+                let work = OneRowTile { a, w, cols: cols.len() };
+                self.tile::<S, 1, P>(work, row, panel, bias.as_ref().filter(|_| col == 0));
+            }
+        }
+        P
+    }
+
+    /// What the sums of `P` panels begin with, if it is not what `y` holds: where columns are the first.
+    #[inline(always)]
+    fn bias<const P: usize>(&self, panel: usize) -> Option<[f32; PANELS * LANES]> {
+        let Start::Bias(all) = self.start else { return None };
+        let mut bias = [0f32; PANELS * LANES];
+        if let Some(all) = all {
+            let own = &all[panel * LANES..self.outputs.end.min((panel + P) * LANES)];
+            bias[..own.len()].copy_from_slice(own);
+        }
+        Some(bias)
+    }
+
     /// All rows of a block against `P` panels; returns `P`.
     #[inline(always)]
     unsafe fn rows_by_panels<S: Simd, const P: usize>(
@@ -300,27 +330,9 @@ impl<W: PanelSource> Partition<'_, W> {
         panel: usize,
         room: &mut [W::Room; PANELS],
     ) -> usize {
-        // The start value of each sum, where these columns are the first.
-        let mut bias = [0f32; PANELS * LANES];
-        if let Start::Bias(Some(all)) = self.start {
-            let own = &all[panel * LANES..self.outputs.end.min((panel + P) * LANES)];
-            bias[..own.len()].copy_from_slice(own);
-        }
-        let start = |col: usize| if col == 0 && matches!(self.start, Start::Bias(_)) { Some(&bias) } else { None };
-        if rows == 1 {
-            for col in block.clone().step_by(W::ONCE_COLS) {
-                let cols = col..block.end.min(col + W::ONCE_COLS);
-                let a = &self.x[row * self.x_stride + col..][..cols.len()];
-                // SAFETY: `a` and `w` hold as many steps; the output tile is handled in `tile`.
-                unsafe {
-                    let w = std::array::from_fn::<_, P, _>(|p| self.w.once::<S>(panel + p, self.k, cols.clone()));
-                    self.tile::<S, 1, P>(OneRowTile { a, w, cols: cols.len() }, row, panel, start(col));
-                }
-            }
-            return P;
-        }
+        let bias = self.bias::<P>(panel);
         for col in block.clone().step_by(W::COLS) {
-            let (cols, start) = (W::COLS.min(block.end - col), start(col));
+            let (cols, start) = (W::COLS.min(block.end - col), bias.as_ref().filter(|_| col == 0));
             let mut w = [std::ptr::null(); P];
             for (p, (w, room)) in w.iter_mut().zip(&mut *room).enumerate() {
                 // SAFETY: passed on from the caller.
@@ -333,7 +345,7 @@ impl<W: PanelSource> Partition<'_, W> {
                 // SAFETY: `a` and `w` hold `cols` steps; the output tile is handled in `tile`.
                 unsafe {
                     match tile_rows {
-                        12 if 12 * P <= SUMS => self.tile::<S, 12, P>(RowsTile { a, a_row, w, cols }, row, panel, start),
+                        12 if fits::<S>(12, P) => self.tile::<S, 12, P>(RowsTile { a, a_row, w, cols }, row, panel, start),
                         6 => self.tile::<S, 6, P>(RowsTile { a, a_row, w, cols }, row, panel, start),
                         4 => self.tile::<S, 4, P>(RowsTile { a, a_row, w, cols }, row, panel, start),
                         2 => self.tile::<S, 2, P>(RowsTile { a, a_row, w, cols }, row, panel, start),

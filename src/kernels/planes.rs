@@ -790,9 +790,9 @@ unsafe fn level<S: Simd, const BITS: u32, const LEVELS: u8>(codes: S::I, j: u32,
     // SAFETY: passed on from the caller.
     unsafe {
         match LEVELS {
-            TABLE => S::lookup(table, S::shr(codes, 8 * j)),
-            UNSIGNED => S::to_f32(S::and(S::shr(codes, 8 * j), S::splat_u32(0xff))),
-            _ => S::to_f32(S::sar(S::shl(codes, 32 - 8 * j - BITS), 32 - BITS)),
+            TABLE => S::lookup(table, codes, j),
+            UNSIGNED => S::unsigned(codes, j),
+            _ => S::signed(codes, j, BITS),
         }
     }
 }

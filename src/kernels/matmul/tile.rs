@@ -84,6 +84,7 @@ pub unsafe fn rows_by_vectors<S: Simd>(
         done += unsafe {
             let (b, c) = (Right { first: b.first.add(done * b.vector), ..b }, c.add(done * LANES));
             match vectors - done {
+                2.. if !S::WIDE && S::PAIRS && rows == 1 => all_rows::<S, 2>(rows, steps, a, b, c, c_row, add),
                 PANELS.. if S::WIDE => all_rows::<S, PANELS>(rows, steps, a, b, c, c_row, add),
                 2.. if S::WIDE => all_rows::<S, 2>(rows, steps, a, b, c, c_row, add),
                 _ => all_rows::<S, 1>(rows, steps, a, b, c, c_row, add),
@@ -115,10 +116,10 @@ unsafe fn all_rows<S: Simd, const P: usize>(
             let (first, c) = (a.first.add(done * a.row), c.add(done * c_row));
             let vectors = std::array::from_fn::<_, P, _>(|p| b.first.add(p * b.vector));
             match rows {
-                12 if 12 * P <= SUMS => multiply::<S, _, 12, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
-                6 => multiply::<S, _, 6, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
-                4 => multiply::<S, _, 4, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
-                2 => multiply::<S, _, 2, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
+                12 if fits::<S>(12, P) => multiply::<S, _, 12, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
+                6 if fits::<S>(6, P) => multiply::<S, _, 6, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
+                4 if fits::<S>(4, P) => multiply::<S, _, 4, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
+                2 if fits::<S>(2, P) => multiply::<S, _, 2, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
                 _ => multiply::<S, _, 1, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
             }
         }
@@ -127,12 +128,17 @@ unsafe fn all_rows<S: Simd, const P: usize>(
     P
 }
 
+/// Whether the registers hold the sums of so many rows and vectors.
+#[inline(always)]
+pub const fn fits<S: Simd>(rows: usize, vectors: usize) -> bool {
+    if S::WIDE { rows * vectors <= SUMS } else { vectors == 1 && rows <= 6 || rows == 1 }
+}
+
 /// How `rows` are cut into register tiles: the largest that the registers hold, the rest by the largest that fits.
 pub fn tiles<S: Simd, const P: usize>(rows: usize) -> impl Iterator<Item = usize> {
     let mut left = rows;
     std::iter::from_fn(move || {
-        let sizes: &[usize] = if S::WIDE && 12 * P <= SUMS { &[12, 6, 4, 2, 1] } else { &[6, 4, 2, 1] };
-        let rows = sizes.iter().copied().find(|&r| r <= left)?;
+        let rows = [12, 6, 4, 2, 1].into_iter().find(|&rows| rows <= left && fits::<S>(rows, P))?;
         left -= rows;
         Some(rows)
     })
