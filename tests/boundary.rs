@@ -160,6 +160,7 @@ fn table() -> Vec<Function> {
         mc_model_options_set_dtype(Handle(ModelOptions), YES) Nothing;
         mc_model_options_set_tokenizer_path(Handle(ModelOptions), MaybeText(c"tokenizer.json")) Nothing;
         mc_model_options_set_quantization(Handle(ModelOptions), MaybeText(c"q8_0")) Nothing;
+        mc_model_options_set_exact(Handle(ModelOptions), YES) Nothing;
         mc_model_options_set_kv_cache(Handle(ModelOptions), MaybeText(c"q8_0")) Nothing;
         mc_model_options_set_max_context(Handle(ModelOptions), TEN) Nothing;
         mc_model_options_set_file(Handle(ModelOptions), Text(c"model.gguf")) Nothing;
