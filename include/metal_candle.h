@@ -958,7 +958,8 @@ mc_status mc_model_estimate_memory(const char *MC_NONNULL path,
  * chatglm, cohere2, command-r, ernie4_5, eurobert, exaone4, gemma, gemma-embedding, gemma2, gemma3, glm4, granite,
  * hunyuan-dense, llama, mistral3, modern-bert, nemotron, nomic-bert, olmo, olmo2, phi2, phi3, qwen2, qwen3, seed_oss,
  * smollm3, stablelm, starcoder2. Every tensor type of weights is read. On the CPU quantised ones stay as large as in the
- * file, and arithmetic is F32; on a GPU they are widened: mc_model_estimate_memory() says what that takes.
+ * file, with products as mc_model_options_set_exact() says; on a GPU they are widened: mc_model_estimate_memory() says what
+ * that takes.
  *
  * Of safetensors, matrices that MLX (affine), FP8, AWQ, GPTQ without act order or compressed-tensors have quantised are read
  * as well. On the CPU they stay about as large as in the files, with the very values that these stand for, where their scales are

@@ -23,7 +23,8 @@ use crate::models::Family;
 use crate::nn::{Config, Prefix, RowAdapters, States, Step, Transformer, Weights};
 use crate::ops::{Arithmetic, Format, KvFormat};
 
-/// The type that weights are stored in. On the CPU arithmetic is F32 with each of them; on a GPU it has this type.
+/// The type that weights are stored in. On the CPU arithmetic is F32 with each of them (with quantised weights see
+/// [`LoadOptions::exact`]); on a GPU it has this type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// 32 bits.
@@ -172,7 +173,8 @@ impl Model {
     ///
     /// A GGUF file is loaded as the directory of transformers that it was made from: names, rows and values of its tensors are
     /// transformers', so that the same adapters fit, and config.json, tokenizer, chat template and sampling follow from its
-    /// metadata. On the CPU quantised matrices stay as large as in the file, and arithmetic is F32; on a GPU they are widened:
+    /// metadata. On the CPU quantised matrices stay about as large as in the file, with products as [`LoadOptions::exact`] says; on a GPU they
+    /// are widened:
     /// [`estimate_memory`] says what that takes. Matrices of safetensors that MLX (affine), FP8, AWQ, GPTQ without act order or
     /// compressed-tensors have quantised are read as well, and widened.
     ///

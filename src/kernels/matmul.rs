@@ -3,7 +3,7 @@
 //! Register tiles of up to six rows by four panels (sixty-four outputs): of the shapes that fill the registers the one that reads
 //! least. Each output is one chain of fused multiply-adds over the columns in order, whatever the tile, so the number of rows changes
 //! no bit of a row's result. Quantised weights are widened on the way: for several rows a few columns at a time in the first cache,
-//! for one row in registers.
+//! for one row in registers; or they meet activations of few bits (`planes/product.rs`).
 //! Blocking after Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
 
 mod backward;
