@@ -33,6 +33,8 @@ pub struct FormatRow {
     /// Makes codes and scales of a row's values, of as many blocks as a [`CodedBlock`] has room for; `false` if one does not fit.
     /// Only of formats that weights are quantised to on loading.
     quantise: Option<fn(&[f32], &mut CodedBlock) -> bool>,
+    /// Puts the first block of such codes and scales together as a file has it; only of formats of files.
+    pack: Option<fn(&CodedBlock, &mut [u8])>,
     /// Whether the scales of a block are finite.
     finite: fn(&[u8]) -> bool,
     values: Values,
@@ -49,7 +51,16 @@ enum Values {
 impl FormatRow {
     /// Numbers that are kept as they are stored, finite or not.
     const fn plain(name: &'static str, gguf: u32, bytes: usize, widen: fn(&[u8], &mut [f32])) -> Self {
-        Self { name, block: 1, bytes, gguf: Some(gguf), quantise: None, finite: |_| true, values: Values::Plain(widen) }
+        Self {
+            name,
+            block: 1,
+            bytes,
+            gguf: Some(gguf),
+            quantise: None,
+            pack: None,
+            finite: |_| true,
+            values: Values::Plain(widen),
+        }
     }
 
     /// A quantised format of files, with the values and the bytes of a block.
@@ -61,12 +72,17 @@ impl FormatRow {
         coding: Coding,
         unpack: fn(&[u8], &mut CodedBlock),
     ) -> Self {
-        Self { name, block, bytes, gguf: Some(gguf), quantise: None, finite, values: Values::Blocks(coding, unpack) }
+        Self { name, block, bytes, gguf: Some(gguf), quantise: None, pack: None, finite, values: Values::Blocks(coding, unpack) }
     }
 
     /// The same, which weights are quantised to by this.
     const fn made_by(self, quantise: fn(&[f32], &mut CodedBlock) -> bool) -> Self {
         Self { quantise: Some(quantise), ..self }
+    }
+
+    /// The same, whose blocks are put together by this: the reverse of the unpacker.
+    const fn packed_by(self, pack: fn(&CodedBlock, &mut [u8])) -> Self {
+        Self { pack: Some(pack), ..self }
     }
 }
 
@@ -144,6 +160,11 @@ impl Format {
     /// Every format.
     pub fn all() -> impl Iterator<Item = Self> {
         FORMATS.iter().map(|(format, _)| *format)
+    }
+
+    /// The one that takes the most bytes.
+    pub fn finest(formats: impl Iterator<Item = Self>) -> Option<Self> {
+        formats.max_by_key(|format| format.block_bytes() * 256 / format.block())
     }
 
     /// Every format that numbers are written in.
@@ -242,6 +263,37 @@ impl Format {
         whole && self.row().quantise.is_some_and(|quantise| quantise(values, to))
     }
 
+    /// Writes the values of whole rows as a file has them: numbers rounded to the nearest, halves to even, or quantised blocks.
+    /// `false` if a value does not fit the format, or if nothing is quantised to it in files.
+    pub fn write(self, values: &[f32], to: &mut Vec<u8>) -> bool {
+        let row = self.row();
+        match (self, row.quantise, row.pack) {
+            (Self::F32, ..) => {
+                to.extend(values.iter().flat_map(|x| x.to_le_bytes()));
+                true
+            }
+            (Self::F16, ..) => {
+                to.extend(values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()));
+                values.iter().all(|x| !x.is_finite() || f16::from_f32(*x).is_finite())
+            }
+            (Self::BF16, ..) => {
+                to.extend(values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()));
+                values.iter().all(|x| !x.is_finite() || bf16::from_f32(*x).is_finite())
+            }
+            (_, Some(quantise), Some(pack)) if values.len().is_multiple_of(row.block) => {
+                let mut coded = CodedBlock::default();
+                values.chunks_exact(row.block).all(|values| {
+                    let at = to.len();
+                    to.resize(at + row.bytes, 0);
+                    let fits = quantise(values, &mut coded);
+                    pack(&coded, &mut to[at..]);
+                    fits
+                })
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the scales of blocks in a file are finite; plain floats have none.
     pub fn has_finite_scales(self, bytes: &[u8]) -> bool {
         self.block() == 1 || bytes.chunks_exact(self.block_bytes()).all(self.row().finite)
@@ -281,6 +333,22 @@ fn nibbles(bytes: &[u8], to: &mut [u8]) {
     }
 }
 
+/// The reverse; what codes have above four bits is left out.
+fn pack_nibbles(codes: &[u8], to: &mut [u8]) {
+    let (low, high) = codes.split_at(to.len());
+    for ((byte, low), high) in to.iter_mut().zip(low).zip(high) {
+        *byte = low & 15 | high << 4;
+    }
+}
+
+fn put_u16(to: &mut [u8], at: usize, bits: u16) {
+    to[at..at + 2].copy_from_slice(&bits.to_le_bytes());
+}
+
+fn put_f16(to: &mut [u8], at: usize, x: f32) {
+    put_u16(to, at, f16::from_f32(x).to_bits());
+}
+
 fn each<const N: usize>(bytes: &[u8], to: &mut [f32], read: impl Fn([u8; N]) -> f32) {
     to.iter_mut().zip(bytes.as_chunks().0).for_each(|(x, bytes)| *x = read(*bytes));
 }
@@ -292,6 +360,7 @@ mod tests {
 
     use sha2::{Digest, Sha256};
 
+    use super::super::packed::{Packed, Use};
     use super::*;
 
     #[test]
@@ -354,6 +423,45 @@ mod tests {
             scales.iter().for_each(|&at| block[at] &= 0xbf);
         }
         bytes
+    }
+
+    #[test]
+    fn packing_is_the_reverse_of_unpacking() {
+        let golden: serde_json::Value = serde_json::from_str(include_str!("../../tests/golden/formats.json")).unwrap();
+        let mut packed = 0;
+        for format in Format::quantised_to().filter(|format| format.number_of_ggml().is_some()) {
+            let scales: Vec<usize> = serde_json::from_value(golden[format.name()]["scales"].clone()).unwrap();
+            let (pack, mut coded) = (format.row().pack.unwrap(), CodedBlock::default());
+            for block in random_blocks(format, &scales, 40).chunks_exact(format.block_bytes()) {
+                let mut again = vec![0; block.len()];
+                format.unpack(block, &mut coded);
+                pack(&coded, &mut again);
+                assert_eq!(again, block, "{}", format.name());
+                packed += 1;
+            }
+        }
+        assert_eq!(packed, 8 * 40);
+    }
+
+    #[test]
+    fn what_is_written_is_what_a_matrix_quantises_to() {
+        let values: Vec<f32> = (0..1024).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.03).collect();
+        for format in Format::all().filter(|format| format.number_of_ggml().is_some()) {
+            let mut bytes = Vec::new();
+            if !format.write(&values, &mut bytes) {
+                assert!(format.is_quantised() && !Format::quantised_to().any(|to| to == format), "{}", format.name());
+                continue;
+            }
+            let mut packed = Packed::new(1, values.len(), format, Use::Product).unwrap();
+            let mut want = vec![0.0; values.len()];
+            assert!(packed.fill_f32(0, &values));
+            packed.row(0, &mut want);
+            assert_eq!(format.widen(&bytes), want, "{}", format.name());
+        }
+        let mut bytes = Vec::new();
+        assert!(!Format::F16.write(&[70000.0], &mut bytes) && Format::BF16.write(&[70000.0], &mut bytes));
+        assert!(!Format::BF16.write(&[f32::MAX], &mut bytes) && Format::F32.write(&[f32::MAX], &mut bytes));
+        assert!(!Format::Q8_0.write(&[f32::NAN; 32], &mut bytes) && !Format::Q8_0.write(&[1.0; 31], &mut bytes));
     }
 
     #[test]

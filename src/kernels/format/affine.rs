@@ -35,7 +35,7 @@ const fn row(name: &'static str, block: usize, bytes: usize, coding: Coding, unp
     } else {
         |block| f16_at(block, 0).is_finite()
     };
-    FormatRow { name, block, bytes, gguf: None, quantise: None, finite, values: Values::Blocks(coding, unpack) }
+    FormatRow { name, block, bytes, gguf: None, quantise: None, pack: None, finite, values: Values::Blocks(coding, unpack) }
 }
 
 /// Eight codes take as many bytes as a code has bits.

@@ -29,7 +29,7 @@ use half::f16;
 
 use super::coding::{CodedBlock, Coding, Levels, Scales};
 use super::quantise::{OfIq4, quantise};
-use super::{FormatRow, array_at, f16_at, nibbles, u16_at};
+use super::{FormatRow, array_at, f16_at, nibbles, pack_nibbles, put_u16, u16_at};
 use grids::Grid;
 
 const BLOCK: usize = 256;
@@ -42,7 +42,8 @@ pub const IQ4_NL: FormatRow = FormatRow::quantised(
     Coding::new(4, Levels::Table(&IQ4), Scales::F16, 32),
     iq4_nl,
 )
-.made_by(quantise::<OfIq4>);
+.made_by(quantise::<OfIq4>)
+.packed_by(pack_iq4_nl);
 
 pub const IQ4_XS: FormatRow = FormatRow::quantised(
     "iq4_xs",
@@ -128,6 +129,11 @@ const IQ1_LEVELS: [f32; 8] = [-0.875, 0.125, 1.125, 0., -1.125, -0.125, 0.875, 0
 fn iq4_nl(block: &[u8], to: &mut CodedBlock) {
     to.scales[0] = u16_at(block, 0);
     nibbles(&block[2..18], &mut to.codes[..32]);
+}
+
+fn pack_iq4_nl(coded: &CodedBlock, to: &mut [u8]) {
+    put_u16(to, 0, coded.scales[0]);
+    pack_nibbles(&coded.codes[..32], &mut to[2..18]);
 }
 
 fn iq4_xs(block: &[u8], to: &mut CodedBlock) {

@@ -18,7 +18,7 @@
 
 use super::coding::{CodedBlock, Coding, Levels, Scales};
 use super::quantise::{TwoLevels, TwoLevelsAndMin, quantise};
-use super::{FormatRow, f16_at};
+use super::{FormatRow, f16_at, pack_nibbles, put_f16};
 
 const BLOCK: usize = 256;
 
@@ -48,7 +48,8 @@ pub const Q4_K: FormatRow = FormatRow::quantised(
     Coding::new(4, Levels::Unsigned, Scales::TwoLevelsAndMin, 32),
     q4_k,
 )
-.made_by(quantise::<TwoLevelsAndMin<4>>);
+.made_by(quantise::<TwoLevelsAndMin<4>>)
+.packed_by(pack_q4_k);
 
 pub const Q5_K: FormatRow = FormatRow::quantised(
     "q5_k",
@@ -58,7 +59,8 @@ pub const Q5_K: FormatRow = FormatRow::quantised(
     Coding::new(5, Levels::Unsigned, Scales::TwoLevelsAndMin, 32),
     q5_k,
 )
-.made_by(quantise::<TwoLevelsAndMin<5>>);
+.made_by(quantise::<TwoLevelsAndMin<5>>)
+.packed_by(pack_q5_k);
 
 pub const Q6_K: FormatRow = FormatRow::quantised(
     "q6_k",
@@ -68,7 +70,8 @@ pub const Q6_K: FormatRow = FormatRow::quantised(
     Coding::new(6, Levels::Signed, Scales::TwoLevels, 16),
     q6_k,
 )
-.made_by(quantise::<TwoLevels>);
+.made_by(quantise::<TwoLevels>)
+.packed_by(pack_q6_k);
 
 /// Of a group of sixteen: where its bytes begin, and by how much its two bits are shifted there.
 fn two_bits(group: usize) -> (usize, usize) {
@@ -146,6 +149,54 @@ fn q6_k(block: &[u8], to: &mut CodedBlock) {
         let uppers = &uppers[32 * half + 16 * (rest % 2)..];
         for ((to, code), upper) in to_codes.iter_mut().zip(codes).zip(uppers) {
             *to = code >> (rest / 4 * 4) & 15 | (upper >> (rest / 2 * 2) & 3) << 4;
+        }
+    }
+}
+
+/// The reverse of [`scale_and_min`], of all groups.
+fn pack_scales_and_mins(coded: &CodedBlock, to: &mut [u8]) {
+    for group in 0..4 {
+        let (scale, min) = (coded.scales[group] as u8, coded.mins[group] as u8);
+        let (late_scale, late_min) = (coded.scales[group + 4] as u8, coded.mins[group + 4] as u8);
+        to[group] = scale & 63 | late_scale >> 4 << 6;
+        to[group + 4] = min & 63 | late_min >> 4 << 6;
+        to[group + 8] = late_scale & 15 | late_min << 4;
+    }
+}
+
+/// Low nibbles of two groups of 32 side by side in 32 bytes.
+fn pack_low_bits(codes: &[u8], to: &mut [u8]) {
+    for (codes, to) in codes.chunks_exact(64).zip(to.chunks_exact_mut(32)) {
+        pack_nibbles(codes, to);
+    }
+}
+
+fn pack_q4_k(coded: &CodedBlock, to: &mut [u8]) {
+    put_f16(to, 0, coded.d);
+    put_f16(to, 2, coded.dmin);
+    pack_scales_and_mins(coded, &mut to[4..16]);
+    pack_low_bits(&coded.codes, &mut to[16..144]);
+}
+
+fn pack_q5_k(coded: &CodedBlock, to: &mut [u8]) {
+    put_f16(to, 0, coded.d);
+    put_f16(to, 2, coded.dmin);
+    pack_scales_and_mins(coded, &mut to[4..16]);
+    for (j, fifths) in to[16..48].iter_mut().enumerate() {
+        *fifths = (0..8).fold(0, |bits, group| bits | (coded.codes[32 * group + j] >> 4 & 1) << group);
+    }
+    pack_low_bits(&coded.codes, &mut to[48..176]);
+}
+
+fn pack_q6_k(coded: &CodedBlock, to: &mut [u8]) {
+    put_f16(to, 208, coded.d);
+    for (to, scale) in to[192..208].iter_mut().zip(coded.scales) {
+        *to = scale as u8;
+    }
+    for (half, codes) in coded.codes.chunks_exact(128).enumerate() {
+        pack_nibbles(codes, &mut to[64 * half..][..64]);
+        for (j, upper) in to[128 + 32 * half..][..32].iter_mut().enumerate() {
+            *upper = (0..4).fold(0, |bits, quarter| bits | (codes[32 * quarter + j] >> 4 & 3) << (2 * quarter));
         }
     }
 }

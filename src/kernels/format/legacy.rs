@@ -16,7 +16,7 @@
 
 use super::coding::{CodedBlock, Coding, Levels, Scales};
 use super::quantise::{Bytes, Direct, DirectAndMin, quantise};
-use super::{FormatRow, array_at, f16_at, nibbles, u16_at};
+use super::{FormatRow, array_at, f16_at, nibbles, pack_nibbles, put_u16, u16_at};
 
 const BLOCK: usize = 32;
 
@@ -28,7 +28,8 @@ pub const Q4_0: FormatRow = FormatRow::quantised(
     Coding::new(4, Levels::Signed, Scales::F16, BLOCK),
     q4_0,
 )
-.made_by(quantise::<Direct<4>>);
+.made_by(quantise::<Direct<4>>)
+.packed_by(pack_q4_0);
 
 pub const Q4_1: FormatRow = FormatRow::quantised(
     "q4_1",
@@ -47,7 +48,8 @@ pub const Q5_0: FormatRow = FormatRow::quantised(
     Coding::new(5, Levels::Signed, Scales::F16, BLOCK),
     q5_0,
 )
-.made_by(quantise::<Direct<5>>);
+.made_by(quantise::<Direct<5>>)
+.packed_by(pack_q5_0);
 
 pub const Q5_1: FormatRow = FormatRow::quantised(
     "q5_1",
@@ -57,7 +59,8 @@ pub const Q5_1: FormatRow = FormatRow::quantised(
     Coding::new(5, Levels::Unsigned, Scales::F16AndMin, BLOCK),
     q5_1,
 )
-.made_by(quantise::<DirectAndMin<5>>);
+.made_by(quantise::<DirectAndMin<5>>)
+.packed_by(pack_q5_1);
 
 /// In memory a row's last block may be shorter, in a file it may not.
 pub const Q8_0: FormatRow = FormatRow::quantised(
@@ -68,7 +71,8 @@ pub const Q8_0: FormatRow = FormatRow::quantised(
     Coding::new(8, Levels::Signed, Scales::F16, BLOCK),
     q8_0,
 )
-.made_by(quantise::<Bytes>);
+.made_by(quantise::<Bytes>)
+.packed_by(pack_q8_0);
 
 fn q4_0(block: &[u8], to: &mut CodedBlock) {
     to.scales[0] = u16_at(block, 0);
@@ -98,4 +102,32 @@ fn q8_0(block: &[u8], to: &mut CodedBlock) {
 fn five_bits(bytes: &[u8], fifth: u32, to: &mut [u8]) {
     nibbles(bytes, to);
     to.iter_mut().enumerate().for_each(|(j, code)| *code |= ((fifth >> j & 1) as u8) << 4);
+}
+
+fn pack_q4_0(coded: &CodedBlock, to: &mut [u8]) {
+    put_u16(to, 0, coded.scales[0]);
+    pack_nibbles(&coded.codes[..BLOCK], &mut to[2..18]);
+}
+
+fn pack_q5_0(coded: &CodedBlock, to: &mut [u8]) {
+    put_u16(to, 0, coded.scales[0]);
+    pack_five_bits(&coded.codes[..BLOCK], &mut to[2..22]);
+}
+
+fn pack_q5_1(coded: &CodedBlock, to: &mut [u8]) {
+    put_u16(to, 0, coded.scales[0]);
+    put_u16(to, 2, coded.mins[0]);
+    pack_five_bits(&coded.codes[..BLOCK], &mut to[4..24]);
+}
+
+fn pack_q8_0(coded: &CodedBlock, to: &mut [u8]) {
+    put_u16(to, 0, coded.scales[0]);
+    to[2..34].iter_mut().zip(&coded.codes).for_each(|(q, code)| *q = code ^ 0x80);
+}
+
+/// Fifth bits, then nibbles.
+fn pack_five_bits(codes: &[u8], to: &mut [u8]) {
+    let fifth = codes.iter().enumerate().fold(0u32, |bits, (j, code)| bits | u32::from(code >> 4 & 1) << j);
+    to[..4].copy_from_slice(&fifth.to_le_bytes());
+    pack_nibbles(codes, &mut to[4..]);
 }
