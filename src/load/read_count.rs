@@ -1,5 +1,8 @@
 //! What has been read of a model's tensors: how much of it, for progress, and a number of what it was.
 
+use std::fs::File;
+use std::path::PathBuf;
+
 use super::{FNV_START, fnv};
 use crate::error::Result;
 use crate::nn::TensorSource;
@@ -9,6 +12,9 @@ pub trait ModelTensors: TensorSource {
     /// A number of what was read: names, shapes and a sample of the values. Equal files give equal numbers, and a fine-tuned copy
     /// another one.
     fn fingerprint(&self) -> u64;
+
+    /// The files that hold them.
+    fn files(&self) -> &[(PathBuf, File)];
 
     /// Tells that all is done, whatever was left unread.
     fn finish(&mut self) -> Result<()>;

@@ -15,6 +15,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::read_count::{ModelTensors, OnBytes, ReadCount};
+use super::rewrite::Put;
 use super::{Json, open_file};
 use crate::error::{Error, Result};
 use crate::nn::{Entry, TensorSource};
@@ -162,13 +163,32 @@ pub type Tensors<'a> = BTreeMap<String, (Vec<usize>, Cow<'a, [f32]>)>;
 
 /// Writes a file of tensors in F32, with texts that say more of it.
 pub fn write_safetensors(path: &Path, tensors: &Tensors<'_>, metadata: &[(&str, &str)]) -> Result<()> {
+    let entries = tensors.iter().map(|(name, (shape, _))| (name.clone(), Format::F32, shape.clone())).collect::<Vec<_>>();
+    write_tensors(path, &entries, metadata, &mut |name, put| {
+        let values = tensors.get(name).map(|(_, values)| &**values).unwrap_or_default();
+        values.iter().try_for_each(|x| put(&x.to_le_bytes()))
+    })
+}
+
+/// Writes a file of tensors, whose name, type (F32, F16 or BF16) and shape are known; `values` is asked for the bytes of each.
+pub fn write_tensors(
+    path: &Path,
+    entries: &[(String, Format, Vec<usize>)],
+    metadata: &[(&str, &str)],
+    values: &mut dyn FnMut(&str, &mut Put<'_>) -> Result<()>,
+) -> Result<()> {
     let io = |e| Error::io(path, e);
     let bad = |e: &dyn fmt::Display| Error::format(format!("{}: {e}", path.display()));
     let mut at = 0;
-    let infos = tensors.iter().map(|(name, (shape, values))| {
+    let infos = entries.iter().map(|(name, format, shape)| {
         let start = at;
-        at += size_of_val(&**values);
-        (name.clone(), TensorInfo { dtype: Dtype::F32, shape: shape.clone(), data_offsets: (start, at) })
+        at += shape.iter().product::<usize>() * format.block_bytes();
+        let dtype = match format {
+            Format::F16 => Dtype::F16,
+            Format::BF16 => Dtype::BF16,
+            _ => Dtype::F32,
+        };
+        (name.clone(), TensorInfo { dtype, shape: shape.clone(), data_offsets: (start, at) })
     });
     let texts = metadata.iter().map(|&(key, text)| (key.to_string(), text.to_string())).collect();
     let header = Metadata::new(Some(texts), infos.collect()).map_err(|e| bad(&e))?;
@@ -178,10 +198,15 @@ pub fn write_safetensors(path: &Path, tensors: &Tensors<'_>, metadata: &[(&str, 
     let mut file = BufWriter::new(File::create(path).map_err(io)?);
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
     file.write_all(&header).map_err(io)?;
-    for (_, values) in tensors.values() {
-        for x in values.iter() {
-            file.write_all(&x.to_le_bytes()).map_err(io)?;
-        }
+    let mut written = 0;
+    for (name, ..) in entries {
+        values(name, &mut |bytes| {
+            written += bytes.len();
+            file.write_all(bytes).map_err(io)
+        })?;
+    }
+    if written != at {
+        return Err(bad(&format!("expected {at} bytes of tensors, found {written}")));
     }
     file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)
 }
@@ -250,6 +275,10 @@ fn entry(info: &TensorInfo, size: u64) -> std::result::Result<Entry, String> {
 }
 
 impl ModelTensors for Checkpoint<'_> {
+    fn files(&self) -> &[(PathBuf, File)] {
+        &self.files
+    }
+
     fn fingerprint(&self) -> u64 {
         self.count.fingerprint()
     }

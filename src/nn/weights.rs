@@ -209,8 +209,7 @@ impl<'a> Weights<'a> {
         let mut kept: Vec<_> =
             parts.iter().enumerate().map(|(i, (slot, stored, _))| (slot.len(), asked(i).unwrap_or(*stored))).collect();
         // Of parts that cannot be one matrix as they are, none is quantised to less than another.
-        if let Some(finest) =
-            formats.and_then(|formats| formats.iter().copied().max_by_key(|format| format.block_bytes() * 256 / format.block()))
+        if let Some(finest) = formats.and_then(|formats| Format::finest(formats.iter().copied()))
             && !MatrixBuilder::can_hold(&kept)
         {
             kept.iter_mut().for_each(|part| part.1 = finest);

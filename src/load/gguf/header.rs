@@ -34,7 +34,7 @@ const MAX_TENSORS: u64 = 1 << 20;
 const KEY: u64 = 8 + 1 + 4 + 1;
 const TENSOR: u64 = 8 + 1 + 4 + 8 + 4 + 8;
 
-const ALIGNMENT: &str = "general.alignment";
+pub(super) const ALIGNMENT: &str = "general.alignment";
 const TYPE: &str = "general.type";
 
 /// What a file says of itself and its tensors.
@@ -50,6 +50,8 @@ pub(super) struct Header {
 pub(super) struct StoredTensor {
     pub name: String,
     pub entry: Entry,
+    /// The number of its type in a file.
+    pub kind: u32,
     /// Of its first byte in the file.
     pub start: u64,
     /// Bytes.
@@ -280,10 +282,11 @@ impl Reader<'_> {
             shape.push(dim.ok_or_else(|| bad(&name, "dimension: expected 1 or more that fit the memory"))?);
         }
         shape.reverse();
-        let kind = TensorKind::numbered(self.u32(&name)?).map_err(|e| e.within(&name))?;
+        let number = self.u32(&name)?;
+        let kind = TensorKind::numbered(number).map_err(|e| e.within(&name))?;
         let len = kind.bytes(&shape).map_err(|e| e.within(&name))?;
         let offset = self.u64(&name)?;
-        Ok((StoredTensor { name, entry: Entry { shape, stored: kind.stored }, start: 0, len }, offset))
+        Ok((StoredTensor { name, entry: Entry { shape, stored: kind.stored }, kind: number, start: 0, len }, offset))
     }
 }
 

@@ -48,6 +48,11 @@ impl Kind {
         Self::ALL.get(usize::try_from(number).ok()?).copied()
     }
 
+    /// The reverse.
+    pub fn number(self) -> u32 {
+        self as u32
+    }
+
     /// Bytes of a value; `None` if they vary.
     pub fn bytes(self) -> Option<usize> {
         match self {
@@ -99,12 +104,12 @@ enum Number {
 }
 
 impl Value {
-    fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.kind.bytes().map_or(self.ends.len(), |bytes| self.bytes.len() / bytes)
     }
 
     /// The bytes of each text.
-    fn texts(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+    pub fn texts(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         let start = |i: usize| i.checked_sub(1).map_or(0, |before| self.ends[before]);
         self.ends.iter().enumerate().map(move |(i, &end)| &self.bytes[start(i)..end])
     }

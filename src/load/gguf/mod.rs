@@ -16,6 +16,7 @@ mod header;
 mod metadata;
 mod source;
 mod tokenizer;
+mod write;
 #[cfg(test)]
 pub mod build;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use header::{Header, StoredTensor};
 pub use metadata::Metadata;
 pub use source::{GgufSource, Origin};
 pub use tokenizer::GgufVocabulary;
+pub use write::GgufChanges;
 
 use crate::error::{Error, Result};
 use crate::load::open_file;
@@ -115,7 +117,7 @@ impl Gguf {
             return Err(self.metadata.invalid(name, &expected));
         }
         let mut bytes = vec![0; stored.len as usize];
-        read_at(&mut self.files[*file], stored.start, &mut bytes)?;
+        read_at(&self.files[*file], stored.start, &mut bytes)?;
         Ok(Format::F32.widen(&bytes))
     }
 
@@ -149,7 +151,7 @@ impl Gguf {
                 }
             }
             // What a file says of itself alone.
-            let own = |key: &str| key.starts_with("split.") || key == "general.alignment";
+            let own = |key: &str| key.starts_with(SPLIT) || key == header::ALIGNMENT;
             let unlike = |(key, value): &(&String, _)| !own(key) && self.metadata.values.get(*key) != Some(*value);
             if let Some((key, _)) = metadata.values.iter().find(unlike) {
                 return Err(metadata.invalid(key, "the first file of the model says otherwise, or nothing"));
@@ -163,10 +165,13 @@ impl Gguf {
     }
 }
 
-fn read_at((path, file): &mut (PathBuf, File), at: u64, into: &mut [u8]) -> Result<()> {
+fn read_at((path, file): &(PathBuf, File), at: u64, into: &mut [u8]) -> Result<()> {
+    let mut file = file;
     file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(into)).map_err(|e| Error::io(path, e))
 }
 
+/// What keys of splits begin with.
+const SPLIT: &str = "split.";
 const SPLIT_NO: &str = "split.no";
 const SPLIT_COUNT: &str = "split.count";
 const SPLIT_TENSORS: &str = "split.tensors.count";

@@ -20,7 +20,9 @@
 //! (parts of different formats, a number that is added), it is F32.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use super::super::read_count::{ModelTensors, OnBytes, ReadCount};
 use super::{Gguf, GgufTensor, read_at};
@@ -49,7 +51,7 @@ struct OriginRows {
 
 /// In which order stored rows stand for those of transformers.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum RowOrder {
+pub(super) enum RowOrder {
     AsStored,
     /// Rotary pairs of a head are neighbours in the file, halves of the head apart in transformers: stored
     /// row `2i + s` of each head is row `s · head_dim / 2 + i`.
@@ -104,6 +106,17 @@ impl RowOrder {
         }
     }
 
+    /// Which row a stored row stands for.
+    pub(super) fn logical(self, stored: usize) -> usize {
+        match self {
+            Self::AsStored => stored,
+            Self::Pairs { head_dim } => {
+                let (head, place, half) = (stored / head_dim, stored % head_dim, head_dim / 2);
+                head * head_dim + place % 2 * half + place / 2
+            }
+        }
+    }
+
     /// Whether it is an order of so many rows.
     fn fits(self, rows: usize) -> bool {
         match self {
@@ -115,27 +128,27 @@ impl RowOrder {
 
 /// A GGUF as a [`TensorSource`].
 pub struct GgufSource<'a> {
-    gguf: Gguf,
-    assembled: HashMap<String, Assembled>,
-    count: ReadCount<'a>,
+    pub(super) gguf: Gguf,
+    pub(super) assembled: HashMap<String, Assembled>,
+    pub(super) count: ReadCount<'a>,
 }
 
 /// How an entry is put together.
-struct Assembled {
+pub(super) struct Assembled {
     entry: Entry,
-    parts: Vec<Part>,
+    pub(super) parts: Vec<StoredPart>,
     /// Bytes of a row of the entry.
     row_bytes: usize,
     /// What is added to the values of rows that are not as stored; `None` = they are.
-    widened: Option<f32>,
+    pub(super) widened: Option<f32>,
 }
 
 /// Rows of a stored tensor.
-struct Part {
+pub(super) struct StoredPart {
     /// Of the tensor among those of the file.
-    tensor: usize,
-    rows: Range<usize>,
-    order: RowOrder,
+    pub(super) tensor: usize,
+    pub(super) rows: Range<usize>,
+    pub(super) order: RowOrder,
 }
 
 impl<'a> GgufSource<'a> {
@@ -166,7 +179,7 @@ impl<'a> GgufSource<'a> {
             if used.get_mut(&at).is_some_and(|used| covers(used, rows)) || is_unused(tensor.name()) {
                 continue;
             }
-            let part = Part { tensor: at, rows: 0..rows, order: RowOrder::AsStored };
+            let part = StoredPart { tensor: at, rows: 0..rows, order: RowOrder::AsStored };
             let row_bytes = tensor.row_bytes();
             let own = Assembled { entry: tensor.entry().clone(), parts: vec![part], row_bytes, widened: None };
             if assembled.insert(tensor.name().to_string(), own).is_some() {
@@ -179,7 +192,7 @@ impl<'a> GgufSource<'a> {
 }
 
 /// Rows of a stored tensor.
-fn rows_of(entry: &Entry) -> usize {
+pub(super) fn rows_of(entry: &Entry) -> usize {
     let plain = entry.stored.as_ref().map_or(true, |format| !format.is_quantised());
     match entry.shape.as_slice() {
         [len] => {
@@ -197,7 +210,7 @@ fn rows_of(entry: &Entry) -> usize {
 
 impl GgufTensor {
     /// Bytes of a row.
-    fn row_bytes(&self) -> usize {
+    pub(super) fn row_bytes(&self) -> usize {
         self.stored.len as usize / rows_of(self.entry())
     }
 }
@@ -229,7 +242,7 @@ impl Assembled {
             let format = format.map_err(|kind| bad(format!("expected weights in {tensor:?}, found the type {kind:?}")))?;
             let vector = entry.shape.len() == 1;
             shapes.push((vector, entry.shape.last().copied().filter(|_| !vector || format.is_quantised()), format));
-            parts.push(Part { tensor: at, rows, order: *order });
+            parts.push(StoredPart { tensor: at, rows, order: *order });
         }
         let Some(&(vector, cols, format)) = shapes.first() else { return Err(bad("an origin without parts".to_string())) };
         if shapes.iter().any(|shape| (shape.0, shape.1) != (vector, cols)) {
@@ -275,9 +288,9 @@ impl Assembled {
     }
 
     /// The same of one part, counted from its start.
-    fn read_part(&self, part: &Part, gguf: &mut Gguf, offset: u64, into: &mut [u8]) -> Result<()> {
+    fn read_part(&self, part: &StoredPart, gguf: &mut Gguf, offset: u64, into: &mut [u8]) -> Result<()> {
         let tensor = &gguf.tensors[part.tensor];
-        let file = &mut gguf.files[tensor.file];
+        let file = &gguf.files[tensor.file];
         let stored_bytes = tensor.row_bytes();
         let start = tensor.stored.start + part.rows.start as u64 * stored_bytes as u64;
         if self.widened.is_none() && part.order == RowOrder::AsStored {
@@ -355,6 +368,10 @@ fn resize(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
 }
 
 impl ModelTensors for GgufSource<'_> {
+    fn files(&self) -> &[(PathBuf, File)] {
+        &self.gguf.files
+    }
+
     fn fingerprint(&self) -> u64 {
         self.count.fingerprint()
     }

@@ -1,7 +1,9 @@
 //! Rows of quantised matrices, made when they are read: blocks of a format that holds the very same values, or numbers.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use half::f16;
 use rayon::prelude::*;
@@ -511,6 +513,10 @@ impl TensorSource for Dequantized<'_> {
 }
 
 impl ModelTensors for Dequantized<'_> {
+    fn files(&self) -> &[(PathBuf, File)] {
+        self.checkpoint.files()
+    }
+
     fn fingerprint(&self) -> u64 {
         self.checkpoint.fingerprint()
     }
