@@ -4,12 +4,13 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Json, MAX_JSON, read_text};
 use crate::error::{Error, Result};
 use crate::ops::{Activation, Pooling};
 
+const MODULES: &str = "modules.json";
 /// Larger than any vector: the product of two still has room.
 const MAX_WIDTH: usize = 1 << 20;
 /// Larger than any text, in tokens.
@@ -65,9 +66,24 @@ impl ModuleConfig {
     }
 }
 
+/// How the configuration of a pooling names each.
+const POOLING_FLAGS: [(&str, Pooling); 6] = [
+    ("pooling_mode_cls_token", Pooling::Cls),
+    ("pooling_mode_max_tokens", Pooling::Max),
+    ("pooling_mode_mean_tokens", Pooling::Mean),
+    ("pooling_mode_mean_sqrt_len_tokens", Pooling::MeanSqrtLen),
+    ("pooling_mode_weightedmean_tokens", Pooling::WeightedMean),
+    ("pooling_mode_lasttoken", Pooling::Last),
+];
+
+/// Whose settings a file of a network may name: `sentence_bert_config.json`, or its name in early versions.
+const NETWORK_SETTINGS: [&str; 7] = ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"];
+
 /// What a model directory says of its embeddings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SentenceConfig {
+    /// Where modules.json is, if there is one.
+    pub root: PathBuf,
     /// Where the network and its tokenizer are.
     pub network: PathBuf,
     /// Tokens; `None` = what the tokenizer says.
@@ -92,6 +108,7 @@ impl SentenceConfig {
     /// What the reference does where nothing is said.
     pub fn new(directory: &Path) -> Self {
         Self {
+            root: directory.to_path_buf(),
             network: directory.to_path_buf(),
             max_length: None,
             lower_case: false,
@@ -111,7 +128,7 @@ impl SentenceConfig {
     /// mean, or the last token of a network that was made to generate.
     pub fn read(directory: &Path) -> Result<Self> {
         let mut config = Self::new(directory);
-        let modules = directory.join("modules.json");
+        let modules = directory.join(MODULES);
         if !modules.exists() {
             let json = Json::read(&directory.join("config.json"))?;
             let generates =
@@ -129,22 +146,50 @@ impl SentenceConfig {
         Ok(config)
     }
 
+    /// The files of a directory that say and hold what follows the network, from its root on; not all need exist.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        let path = self.root.join(MODULES);
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let mut files = [MODULES, "config_sentence_transformers.json"].map(PathBuf::from).to_vec();
+        for folder in folders(&path)? {
+            let names: &[&str] =
+                if self.root.join(&folder) == self.network { &[] } else { &["config.json", "model.safetensors"] };
+            files.extend(names.iter().map(|name| folder.join(name)));
+        }
+        let network = self.network.strip_prefix(&self.root).unwrap_or(Path::new(""));
+        files.extend(NETWORK_SETTINGS.iter().map(|kind| network.join(format!("sentence_{kind}_config.json"))));
+        Ok(files)
+    }
+
+    /// What a directory has to hold so that [`read`](Self::read) finds the pooling, and a normalisation behind it: names and texts.
+    pub fn written(&self, width: usize) -> Vec<(PathBuf, Value)> {
+        if self.modules.is_empty() && self.pooling == [Pooling::Mean] {
+            return Vec::new();
+        }
+        let mut pooling = json!({ "word_embedding_dimension": width });
+        for (key, mode) in POOLING_FLAGS {
+            pooling[key] = self.pooling.contains(&mode).into();
+        }
+        let kinds = ["Transformer", "Pooling"].into_iter().chain(self.modules.iter().map(|_| "Normalize"));
+        let module = |(i, kind): (usize, &str)| {
+            let path = if i == 0 { String::new() } else { format!("{i}_{kind}") };
+            json!({ "idx": i, "name": i.to_string(), "path": path, "type": format!("sentence_transformers.models.{kind}") })
+        };
+        let modules = kinds.enumerate().map(module).collect();
+        vec![(PathBuf::from("1_Pooling/config.json"), pooling), (PathBuf::from(MODULES), modules)]
+    }
+
     fn read_modules(&mut self, directory: &Path, path: &Path) -> Result<()> {
-        let bad = |message: String| Error::format(format!("modules.json: {message}"));
-        let list: Value =
-            serde_json::from_str(&read_text(path, MAX_JSON)?).map_err(|e| bad(format!("not valid JSON: {e}")).with_source(e))?;
-        let list = list.as_array().ok_or_else(|| bad("expected a list".to_string()))?;
         let mut pooled = false;
-        for (i, entry) in list.iter().enumerate() {
-            let entry = Json::parse(&format!("modules.json: {i}"), &entry.to_string())?;
+        for (i, entry) in entries(path)?.into_iter().enumerate() {
             known_keys(&entry, &["idx", "name", "path", "type"])?;
             let kind = entry.text("type")?.ok_or_else(|| entry.invalid("type", "expected text, found nothing"))?;
-            let folder = entry.text("path")?.unwrap_or_default();
-            let inside = |part| matches!(part, Component::Normal(_));
-            if !Path::new(&folder).components().all(inside) {
-                return Err(entry.invalid("path", &format!("expected a folder of this directory, found {folder:?}")));
-            }
-            let folder = directory.join(folder);
+            let folder = directory.join(folder(&entry)?);
             let name = kind.strip_prefix("sentence_transformers.").and_then(|kind| kind.rsplit('.').next());
             match (name, i, pooled) {
                 (Some("Transformer"), 0, _) => self.network = folder,
@@ -163,21 +208,13 @@ impl SentenceConfig {
                 }
             }
         }
-        if pooled { Ok(()) } else { Err(bad("expected a Pooling module, found none".to_string())) }
+        if pooled { Ok(()) } else { Err(Error::format("modules.json: expected a Pooling module, found none")) }
     }
 
     fn read_pooling(&mut self, folder: &Path) -> Result<()> {
         let json = read_config(folder)?;
-        const FLAGS: [(&str, Pooling); 6] = [
-            ("pooling_mode_cls_token", Pooling::Cls),
-            ("pooling_mode_max_tokens", Pooling::Max),
-            ("pooling_mode_mean_tokens", Pooling::Mean),
-            ("pooling_mode_mean_sqrt_len_tokens", Pooling::MeanSqrtLen),
-            ("pooling_mode_weightedmean_tokens", Pooling::WeightedMean),
-            ("pooling_mode_lasttoken", Pooling::Last),
-        ];
         let mut keys = vec!["word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"];
-        keys.extend(FLAGS.map(|(key, _)| key));
+        keys.extend(POOLING_FLAGS.map(|(key, _)| key));
         known_keys(&json, &keys)?;
         self.width = match json.count("embedding_dimension", MAX_WIDTH)? {
             Some(width) => Some(width),
@@ -187,7 +224,7 @@ impl SentenceConfig {
         self.pooling = match json.get("pooling_mode") {
             None => {
                 let mut modes = Vec::new();
-                for (key, pooling) in FLAGS {
+                for (key, pooling) in POOLING_FLAGS {
                     if json.flag(key, false)? {
                         modes.push(pooling);
                     }
@@ -212,8 +249,7 @@ impl SentenceConfig {
 
     /// `sentence_bert_config.json`, or its name in early versions.
     fn read_network_settings(&mut self) -> Result<()> {
-        let kinds = ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"];
-        let mut files = kinds.iter().map(|kind| self.network.join(format!("sentence_{kind}_config.json")));
+        let mut files = NETWORK_SETTINGS.iter().map(|kind| self.network.join(format!("sentence_{kind}_config.json")));
         let Some(path) = files.find(|path| path.exists()) else { return Ok(()) };
         let json = Json::read(&path)?;
         known_keys(&json, &["max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"])?;
@@ -275,6 +311,29 @@ impl SentenceConfig {
         };
         Ok(())
     }
+}
+
+/// The modules that modules.json lists.
+fn entries(path: &Path) -> Result<Vec<Json>> {
+    let bad = |message: String| Error::format(format!("modules.json: {message}"));
+    let list: Value =
+        serde_json::from_str(&read_text(path, MAX_JSON)?).map_err(|e| bad(format!("not valid JSON: {e}")).with_source(e))?;
+    let list = list.as_array().ok_or_else(|| bad("expected a list".to_string()))?;
+    list.iter().enumerate().map(|(i, entry)| Json::parse(&format!("modules.json: {i}"), &entry.to_string())).collect()
+}
+
+/// Where the files of a module are, from the list's directory on.
+fn folder(module: &Json) -> Result<PathBuf> {
+    let folder = module.text("path")?.unwrap_or_default();
+    let inside = |part| matches!(part, Component::Normal(_));
+    if !Path::new(&folder).components().all(inside) {
+        return Err(module.invalid("path", &format!("expected a folder of this directory, found {folder:?}")));
+    }
+    Ok(PathBuf::from(folder))
+}
+
+fn folders(path: &Path) -> Result<Vec<PathBuf>> {
+    entries(path)?.iter().map(folder).collect()
 }
 
 fn pooling_named(name: &str) -> Option<Pooling> {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 
 use super::adapter::{Change, RowAdapters};
+use super::mix::Part;
 use crate::ops::{self, AdaptedLinear, Context, Matrix, Vector};
 
 /// A matrix of a network, by which adapters are sorted.
@@ -59,6 +60,8 @@ pub struct Module {
     pub outputs: usize,
     pub bias: bool,
     pub role: Role,
+    /// What it is to a mix; of a stored tensor of several, what the first is.
+    pub part: Part,
     /// The matrix that it is, or is a part of.
     pub linear: LinearId,
     /// Its rows, and the first output of the matrix that they are.

@@ -94,7 +94,7 @@ impl<'a, 'w> Loader<'a, 'w> {
     /// Several stored projections of `inputs` values as one matrix.
     pub fn linear(&mut self, slots: &[(&Slot, Part)], inputs: usize, bias: Bias) -> Result<Linear> {
         let (slots, parts): (Vec<&Slot>, Vec<Part>) = slots.iter().copied().unzip();
-        let id = self.note(&slots, inputs, bias);
+        let id = self.note(&slots, &parts, inputs, bias);
         let slots: Vec<Slot> = slots.iter().map(|slot| slot.below(&self.at(""))).collect();
         let weight = self.weights.matrix_of(&slots, &parts, self.depth, inputs)?;
         let bias = match bias {
@@ -114,7 +114,7 @@ impl<'a, 'w> Loader<'a, 'w> {
         shared: Option<&Matrix>,
     ) -> Result<Linear> {
         let slot = Slot::whole(name, outputs);
-        let (id, slot) = (self.note(&[&slot], inputs, bias), slot.below(prefix));
+        let (id, slot) = (self.note(&[&slot], &[Part::Output], inputs, bias), slot.below(prefix));
         let weight = match shared {
             Some(shared) => shared.clone(),
             None => self.weights.matrix_of(std::slice::from_ref(&slot), &[Part::Output], self.depth, inputs)?,
@@ -142,11 +142,11 @@ impl<'a, 'w> Loader<'a, 'w> {
     }
 
     /// Notes the stored modules of a matrix; returns its id.
-    fn note(&mut self, slots: &[&Slot], inputs: usize, bias: Bias) -> LinearId {
+    fn note(&mut self, slots: &[&Slot], parts: &[Part], inputs: usize, bias: Bias) -> LinearId {
         let linear = LinearId(self.next_linear);
         self.next_linear += 1;
         let (first, mut start) = (self.modules.len(), 0);
-        for slot in slots {
+        for (slot, part) in slots.iter().zip(parts) {
             let name = format!("{}{}", self.place, slot.name);
             let known = (first..self.modules.len()).find(|&at| self.modules[at].name == name);
             let at = known.unwrap_or_else(|| {
@@ -157,6 +157,7 @@ impl<'a, 'w> Loader<'a, 'w> {
                     outputs: slot.total(),
                     bias,
                     role: self.role,
+                    part: *part,
                     linear,
                     parts: Vec::new(),
                 });
@@ -179,6 +180,7 @@ impl<'a, 'w> Loader<'a, 'w> {
             outputs: vocab_size,
             bias: false,
             role: Role::Embedding,
+            part: Part::Output,
             linear: LinearId::EMBEDDING,
             parts: vec![(0..vocab_size, 0)],
         };

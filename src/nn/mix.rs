@@ -11,6 +11,8 @@ use crate::ops::Format;
 pub struct Mix {
     /// As the option `quantization` spells it.
     pub name: &'static str,
+    /// `general.file_type` of a GGUF file of it, if there are such files.
+    pub file_type: Option<u32>,
     most: Format,
     /// The values of the attention, and `down`, of some layers.
     sensitive: Format,
@@ -30,19 +32,19 @@ pub enum Part {
     Output,
 }
 
-const fn mix(name: &'static str, most: Format, [sensitive, qkv, output]: [Format; 3]) -> Mix {
-    Mix { name, most, sensitive, qkv, output }
+const fn mix(name: &'static str, file_type: Option<u32>, most: Format, [sensitive, qkv, output]: [Format; 3]) -> Mix {
+    Mix { name, file_type, most, sensitive, qkv, output }
 }
 
 /// Every mix.
 pub static MIXES: &[Mix] = &[
-    mix("q8_0", Format::Q8_0, [Format::Q8_0; 3]),
-    mix("q6_k", Format::Q6_K, [Format::Q6_K; 3]),
-    mix("q5_k_m", Format::Q5_K, [Format::Q6_K; 3]),
-    mix("q4_k_m", Format::Q4_K, [Format::Q6_K, Format::Q5_K, Format::Q6_K]),
-    mix("q4_0", Format::Q4_0, [Format::Q4_0, Format::Q4_0, Format::Q6_K]),
-    mix("iq4_nl", Format::IQ4_NL, [Format::IQ4_NL, Format::IQ4_NL, Format::Q6_K]),
-    mix("mlx4", Format::AFFINE4_64, [Format::AFFINE4_64; 3]),
+    mix("q8_0", Some(7), Format::Q8_0, [Format::Q8_0; 3]),
+    mix("q6_k", Some(18), Format::Q6_K, [Format::Q6_K; 3]),
+    mix("q5_k_m", Some(17), Format::Q5_K, [Format::Q6_K; 3]),
+    mix("q4_k_m", Some(15), Format::Q4_K, [Format::Q6_K, Format::Q5_K, Format::Q6_K]),
+    mix("q4_0", Some(2), Format::Q4_0, [Format::Q4_0, Format::Q4_0, Format::Q6_K]),
+    mix("iq4_nl", Some(25), Format::IQ4_NL, [Format::IQ4_NL, Format::IQ4_NL, Format::Q6_K]),
+    mix("mlx4", None, Format::AFFINE4_64, [Format::AFFINE4_64; 3]),
 ];
 
 impl Mix {

@@ -28,5 +28,5 @@ pub use rope::{Pairs, QueryGrowth, Rope, Scaling};
 pub use sentence::SentenceModule;
 pub use state::{LayerState, StateKind, States};
 pub use training::{Batch, Pass, TrainedModule, TrainedValues};
-pub use transformer::{Step, Transformer};
+pub use transformer::{Changed, Step, Transformer};
 pub use weights::{Entry, TensorSource, Weights};

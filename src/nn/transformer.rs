@@ -1,5 +1,6 @@
 //! The only forward pass: embedding, layers, head.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::adapter::{Adapters, RowAdapters};
 use super::layer::{Call, Layer, Seen, StepRows};
-use super::linear::{Linear, LinearId, Module};
+use super::linear::{Linear, LinearId, Module, Role};
 use super::loader::Loader;
 use super::mix::Part;
 use super::relative_bias::RelativeBias;
@@ -23,6 +24,8 @@ pub struct Transformer {
     backend: Backend,
     /// What the states of sequences keep keys and values in.
     kv_format: KvFormat,
+    /// In front of the names of the checkpoint.
+    prefix: Prefix,
     modules: Vec<Module>,
     ropes: Vec<Arc<Rope>>,
     embed: Matrix,
@@ -34,6 +37,13 @@ pub struct Transformer {
     final_norm: Option<Norm>,
     /// `None` = the checkpoint gives vectors of tokens, and no scores of the next one.
     head: Option<Linear>,
+}
+
+/// The matrices that adapters were merged into.
+#[derive(Debug, Clone, Default)]
+pub struct Changed {
+    pub weights: HashSet<LinearId>,
+    pub biases: HashSet<LinearId>,
 }
 
 /// Tokens to evaluate behind those that the states of a sequence hold.
@@ -113,6 +123,7 @@ impl Transformer {
         Ok(Self {
             kv_format,
             backend,
+            prefix,
             modules,
             ropes,
             embed,
@@ -168,6 +179,72 @@ impl Transformer {
         &self.modules
     }
 
+    /// The full name of a module in the checkpoint.
+    pub fn stored_name(&self, module: &Module) -> String {
+        let prefix = if module.role == Role::Head { self.prefix.head } else { self.prefix.network };
+        format!("{prefix}{}", module.name)
+    }
+
+    /// Rows of a module's weight as the checkpoint orders them, in F32.
+    ///
+    /// # Errors
+    /// A failed device operation; rows that the network has no use for.
+    pub fn module_rows(&self, module: &Module, rows: Range<usize>) -> Result<Vec<f32>> {
+        let matrix = match self.linear(module.linear) {
+            Some(linear) => &linear.weight,
+            None => &self.embed,
+        };
+        let (mut values, mut row) = (Vec::with_capacity(rows.len() * module.inputs), rows.start);
+        while row < rows.end {
+            let Some((part, start)) = module.parts.iter().find(|(part, _)| part.contains(&row)) else {
+                bail!("row {row} of {} is not in the network", module.name)
+            };
+            let end = part.end.min(rows.end);
+            values.extend(matrix.rows(start + row - part.start..start + end - part.start)?);
+            row = end;
+        }
+        Ok(values)
+    }
+
+    /// A module's bias as the checkpoint orders it; `None` without one.
+    ///
+    /// # Errors
+    /// A failed device operation.
+    pub fn module_bias(&self, module: &Module) -> Result<Option<Vec<f32>>> {
+        let Some(bias) = self.linear(module.linear).and_then(|linear| linear.bias.as_ref()) else { return Ok(None) };
+        let (bias, mut values) = (bias.values()?, vec![0.0; module.outputs]);
+        for (rows, start) in &module.parts {
+            values[rows.clone()].copy_from_slice(&bias[*start..start + rows.len()]);
+        }
+        Ok(Some(values))
+    }
+
+    /// The matrices whose weights, and those whose biases, are not this network's and the other's in common.
+    pub fn changes(&self, other: &Self) -> Changed {
+        let mut changed = Changed::default();
+        if !self.embed.is_same(&other.embed) {
+            changed.weights.insert(LinearId::EMBEDDING);
+        }
+        for linear in self.layers.iter().flat_map(Layer::linears).chain(&self.head) {
+            let other = other.linear(linear.id);
+            if !other.is_some_and(|other| linear.weight.is_same(&other.weight)) {
+                changed.weights.insert(linear.id);
+            }
+            let bias = other.and_then(|other| other.bias.as_ref());
+            if let Some(own) = &linear.bias
+                && !bias.is_some_and(|bias| own.is_same(bias))
+            {
+                changed.biases.insert(linear.id);
+            }
+        }
+        changed
+    }
+
+    /// Whether embedding and output matrix are one.
+    pub fn is_tied(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.weight.is_same(&self.embed))
+    }
+
     /// The matrix of an id, with its bias; the embedding is none with outputs.
     pub(super) fn linear(&self, id: LinearId) -> Option<&Linear> {
         self.layers.iter().flat_map(Layer::linears).chain(&self.head).find(|linear| linear.id == id)
@@ -175,9 +252,7 @@ impl Transformer {
 
     /// The weights that embedding and output matrix share.
     pub fn tied_parameters(&self) -> u64 {
-        let shares = |head: &Linear| head.weight.is_same(&self.embed);
-        let size = self.embed.outputs() as u64 * self.embed.inputs() as u64;
-        if self.head.as_ref().is_some_and(shares) { size } else { 0 }
+        if self.is_tied() { self.embed.outputs() as u64 * self.embed.inputs() as u64 } else { 0 }
     }
 
     /// The type of matrices that adapters bring along.

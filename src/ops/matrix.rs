@@ -170,6 +170,15 @@ impl Vector {
         })
     }
 
+    /// Whether two are one in memory.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Cpu(a), Self::Cpu(b)) => Arc::ptr_eq(a, b),
+            (Self::Tensors(a), Self::Tensors(b)) => a.id() == b.id(),
+            _ => false,
+        }
+    }
+
     /// The values on the CPU.
     pub fn values(&self) -> Result<Vec<f32>> {
         match self {
