@@ -10,7 +10,7 @@ use super::{ChatTemplate, Device, DeviceKind, LoadOptions, Tokenizer};
 use crate::error::{Error, Result};
 use crate::load::{
     Checkpoint, Dequantized, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin,
-    Quantization, SentenceConfig, read_text,
+    Quantization, SentenceConfig, read_text, write_text,
 };
 use crate::models::{self, Family, GgufModel};
 use crate::nn::{Config, MIXES, Mix};
@@ -141,6 +141,48 @@ impl Files {
         }
     }
 
+    /// The same of a GGUF file; `None` for safetensors.
+    pub(super) fn gguf_source<'a>(&mut self, on_bytes: &'a mut OnBytes<'a>) -> Result<Option<GgufSource<'a>>> {
+        let Some((gguf, origins)) = self.gguf.take() else { return Ok(None) };
+        GgufSource::new(gguf, origins, models::is_unused, on_bytes).map(Some)
+    }
+
+    /// Where the network's files are below those of a model of embeddings; empty for the same place.
+    pub(super) fn relative_network(&self) -> Result<PathBuf> {
+        let relative = self.directory.strip_prefix(&self.sentence.root).map_err(|e| {
+            Error::format(format!("{}: expected a place below {}", self.directory.display(), self.sentence.root.display()))
+                .with_source(e)
+        })?;
+        Ok(if self.gguf.is_some() { PathBuf::new() } else { relative.to_path_buf() })
+    }
+
+    /// Copies the files beside the weights, without config.json; for a GGUF file, writes what stands for them.
+    pub(super) fn copy_small(&self, to: &Path, to_network: &Path, tokenizer: Option<&Tokenizer>) -> Result<()> {
+        let write = |path: PathBuf, json: &serde_json::Value| write_text(&path, &format!("{json:#}\n"));
+        let Some(_) = &self.gguf else {
+            for name in BESIDE_WEIGHTS {
+                copy_file(&self.directory.join(name), &to_network.join(name))?;
+            }
+            for name in self.sentence.files()? {
+                copy_file(&self.sentence.root.join(&name), &to.join(&name))?;
+            }
+            return Ok(());
+        };
+        if let Some(tokenizer) = tokenizer {
+            write_text(&to.join("tokenizer.json"), &tokenizer.to_json()?)?;
+        }
+        for (name, json) in [("tokenizer_config.json", &self.tokenizer_config), ("generation_config.json", &self.generation)] {
+            json.as_ref().map_or(Ok(()), |json| write(to.join(name), json.value()))?;
+        }
+        for (name, json) in self.sentence.written(self.config.hidden_size) {
+            let path = to.join(name);
+            let directory = path.parent().unwrap_or(to);
+            std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
+            write(path, &json)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn tokenizer(&self, options: &LoadOptions) -> Result<Option<Tokenizer>> {
         let path = options.tokenizer_path.clone().unwrap_or_else(|| self.directory.join("tokenizer.json"));
         if options.tokenizer_path.is_none() && !(self.tokenizer_beside && path.exists()) {
@@ -214,6 +256,33 @@ impl Files {
         }
         Ok(sampling)
     }
+}
+
+/// What may lie beside the weights of a network and is the model's.
+const BESIDE_WEIGHTS: [&str; 13] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "sentence_bert_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+];
+
+/// Copies a file that may not exist.
+fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    if !from.exists() {
+        return Ok(());
+    }
+    let directory = to.parent().unwrap_or(Path::new(""));
+    std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
+    std::fs::copy(from, to).map(drop).map_err(|e| Error::io(from, e))
 }
 
 /// What a file says in place of tokenizer_config.json.

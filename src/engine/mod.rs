@@ -17,6 +17,7 @@ mod session;
 mod session_file;
 mod embed;
 mod lora;
+mod save;
 mod similarity;
 mod dataset;
 mod training;

@@ -16,11 +16,12 @@ use super::constraint::Vocabulary;
 use super::embed::{self, Embedder};
 use super::files::Files;
 use super::sampling::Sampling;
+use super::save::LoadedFrom;
 use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{ModelTensors, ModuleConfig, fnv};
 use crate::models::Family;
-use crate::nn::{Config, Prefix, RowAdapters, States, Step, Transformer, Weights};
+use crate::nn::{Changed, Config, Prefix, RowAdapters, States, Step, Transformer, Weights};
 use crate::ops::{Arithmetic, Format, KvFormat};
 
 /// The type that weights are stored in. On the CPU arithmetic is F32 with each of them (with quantised weights see
@@ -75,9 +76,11 @@ pub enum Stage {
     Prefill,
     /// Texts become vectors.
     Embed,
+    /// A model is written.
+    Write,
 }
 
-/// How far a stage is: bytes of the files for `Download`, `Read` and `Quantize`, kernels for `Compile`, tokens for `Prefill`, texts for `Embed`.
+/// How far a stage is: bytes of the files for `Download`, `Read`, `Quantize` and `Write`, kernels for `Compile`, tokens for `Prefill`, texts for `Embed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     pub stage: Stage,
@@ -161,6 +164,10 @@ struct Inner {
     sampling: Sampling,
     fingerprint: u64,
     embedder: Arc<Embedder>,
+    /// Where the rest of a saved model comes from.
+    origin: LoadedFrom,
+    /// What adapters were merged into since.
+    changed: Changed,
     /// Built with the first answer that keeps to a schema.
     vocabulary: OnceLock<Vocabulary>,
 }
@@ -229,6 +236,7 @@ impl Model {
             .fold(checkpoint.fingerprint(), |hash, text| fnv(hash, text.as_bytes()));
         // What was not read (buffers of old checkpoints) counts as done.
         checkpoint.finish()?;
+        let origin = LoadedFrom::new(path.as_ref(), options, &*checkpoint)?;
         drop(checkpoint);
         if backend.compiles_at_first_use() {
             warm_up(&transformer, &device, options, &mut progress)?;
@@ -246,6 +254,8 @@ impl Model {
             sampling,
             fingerprint,
             embedder: Arc::new(embedder),
+            origin,
+            changed: Changed::default(),
             vocabulary: OnceLock::new(),
         }));
         let (architecture, device) = (model.architecture(), model.device().name());
@@ -356,6 +366,15 @@ impl Model {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    pub(super) fn origin(&self) -> &LoadedFrom {
+        &self.0.origin
+    }
+
+    /// What adapters were merged into since it was loaded.
+    pub(super) fn changed(&self) -> &Changed {
+        &self.0.changed
+    }
+
     pub(super) fn embedder(&self) -> &Embedder {
         &self.0.embedder
     }
@@ -367,7 +386,12 @@ impl Model {
     /// The same model with another network.
     pub(super) fn with_transformer(&self, transformer: Transformer, fingerprint: u64) -> Self {
         let inner = &*self.0;
+        let (mut changed, new) = (inner.changed.clone(), transformer.changes(&inner.transformer));
+        changed.weights.extend(new.weights);
+        changed.biases.extend(new.biases);
         Self(Arc::new(Inner {
+            origin: inner.origin.clone(),
+            changed,
             family: inner.family,
             dtype: if transformer.backend().computes_in_f32() { Dtype::F32 } else { inner.dtype },
             // What is no longer shared counts twice.

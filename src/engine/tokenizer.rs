@@ -66,6 +66,11 @@ impl Tokenizer {
         Ok(Self(Arc::new(Inner { tokenizer, special })))
     }
 
+    /// tokenizer.json.
+    pub(crate) fn to_json(&self) -> Result<String> {
+        self.0.tokenizer.to_string(true).map_err(|e| Error::format(format!("tokenizer.json: {e}")))
+    }
+
     /// Token ids of a text; special tokens written out in it are recognised. `add_special`: with what the tokenizer puts
     /// around a text (BOS, EOS).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {

@@ -1,0 +1,260 @@
+//! Models as files again: what is written computes what the model computed, bit for bit.
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use common::{cosine, golden, load, quantised};
+use metal_candle::{Capability, EmbedOptions, ErrorKind, Lora, Model, Progress, Session, Stage};
+
+const IDS: [u32; 9] = [5, 17, 3, 80, 41, 9, 66, 23, 12];
+
+fn logits(model: &Model) -> Vec<f32> {
+    let mut session = Session::new(model, 0).unwrap();
+    session.append_tokens(&IDS, None).unwrap();
+    session.logits().unwrap().to_vec()
+}
+
+/// What a model computes: logits, or vectors where it has none.
+fn results(model: &Model) -> Vec<f32> {
+    if model.supports(Capability::Generate) { logits(model) } else { vectors(model) }
+}
+
+fn vectors(model: &Model) -> Vec<f32> {
+    model.embed(&["a little text", "and another, longer one"], &EmbedOptions::default(), None).unwrap()
+}
+
+fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(golden(folder)).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|own| own == extension)).collect();
+    files.sort();
+    files
+}
+
+/// Adapters of PEFT with the directories of their models.
+fn adapters() -> Vec<(PathBuf, PathBuf)> {
+    let mut adapters = Vec::new();
+    for folder in ["lora", "adapters"] {
+        for adapter in std::fs::read_dir(golden(folder)).unwrap().map(|entry| entry.unwrap().path()) {
+            if adapter.join("adapter_config.json").exists() {
+                let base = golden(common::json(&adapter.join("golden.json"))["base"].as_str().unwrap());
+                adapters.push((adapter, base));
+            }
+        }
+    }
+    adapters.sort();
+    adapters
+}
+
+#[test]
+fn every_file_is_written_as_one_that_computes_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let mut written = 0;
+    for file in files("gguf", "gguf").into_iter().chain(files("gguf/families", "gguf")) {
+        let model = load(&file);
+        model.save_gguf(&path, None, None).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let again = load(&path);
+        assert_eq!(again.config_json(), model.config_json(), "{}", file.display());
+        if model.supports(Capability::Generate) || model.supports(Capability::Embed) {
+            assert_eq!(results(&again), results(&model), "{}", file.display());
+            written += 1;
+        }
+    }
+    assert!(written >= 60, "{written}");
+}
+
+#[test]
+fn every_file_becomes_a_directory_that_computes_the_same() {
+    let mut written = 0;
+    for file in files("gguf", "gguf").into_iter().chain(files("gguf/families", "gguf")) {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("model");
+        let model = load(&file);
+        model.save(&directory, None, None).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let again = load(&directory);
+        assert_eq!(again.architecture(), model.architecture());
+        if model.supports(Capability::Embed) {
+            assert_eq!(vectors(&again), vectors(&model), "{}", file.display());
+        }
+        if model.supports(Capability::Generate) {
+            assert_eq!(logits(&again), logits(&model), "{}", file.display());
+            written += 1;
+        }
+    }
+    assert!(written >= 50, "{written}");
+}
+
+#[test]
+fn a_model_that_adapters_were_merged_into_is_kept() {
+    let (mut saved, mut untied) = (0, 0);
+    for (adapter, base) in adapters() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = load(&base);
+        // Of those that teach refusals.
+        let Ok(lora) = Lora::load(&model, &adapter) else { continue };
+        let merged = model.merge(&lora, 0.7).unwrap();
+        let directory = folder.path().join("merged");
+        merged.save(&directory, None, None).unwrap_or_else(|e| panic!("{}: {e}", adapter.display()));
+        let again = load(&directory);
+        assert_eq!(results(&again), results(&merged), "{}", adapter.display());
+        assert_ne!(results(&again), results(&model), "{}", adapter.display());
+        saved += 1;
+        untied += usize::from(again.parameter_count() > model.parameter_count());
+        // Rounded once more, it is nearly the same.
+        let short = folder.path().join("short");
+        merged.save(&short, Some("f16"), None).unwrap();
+        assert!(cosine(&results(&load(&short)), &results(&merged)) > 0.9999, "{}", adapter.display());
+        let size = |directory: &Path| std::fs::metadata(directory.join("model.safetensors")).unwrap().len();
+        assert!(size(&short) < size(&directory));
+    }
+    assert!(saved >= 20 && untied >= 1, "{saved} {untied}");
+}
+
+#[test]
+fn a_file_that_adapters_were_merged_into_is_kept() {
+    let (mut merged_into, folder) = (Vec::new(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("merged.gguf");
+    for (adapter, base) in adapters() {
+        let name = base.file_name().unwrap().to_str().unwrap();
+        let file = golden("gguf/families").join(format!("{name}.gguf"));
+        if !file.exists() {
+            continue;
+        }
+        let model = load(&file);
+        if !model.supports(Capability::Generate) {
+            // Without a tokenizer there are no vectors to compare.
+            continue;
+        }
+        let merged = model.merge(&Lora::load(&model, &adapter).unwrap(), 0.7).unwrap();
+        merged.save_gguf(&path, None, None).unwrap_or_else(|e| panic!("{}: {e}", adapter.display()));
+        assert_eq!(results(&load(&path)), results(&merged), "{}", adapter.display());
+        // And as the directory that it comes from would be.
+        let directory = folder.path().join(adapter.file_name().unwrap());
+        merged.save(&directory, None, None).unwrap();
+        assert_eq!(results(&load(&directory)), results(&merged), "{}", adapter.display());
+        merged_into.push(name.to_string());
+    }
+    // Heads whose rows were moved, tensors that were joined, norms that were shifted.
+    for name in ["llama_plain", "phi3", "gemma2", "qwen2_tied"] {
+        assert!(merged_into.iter().any(|merged| merged == name), "{name}");
+    }
+}
+
+#[test]
+fn a_file_is_quantised_to_what_loading_quantises_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("quantised.gguf");
+    for name in ["gguf/qwen2-F32.gguf", "gguf/qwen2-BF16.gguf", "gguf/families/llama_plain.gguf", "gguf/families/phi3.gguf"] {
+        let model = load(golden(name));
+        for kind in ["q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl"] {
+            model.save_gguf(&path, Some(kind), None).unwrap();
+            assert_eq!(
+                logits(&load(&path)),
+                logits(&Model::load(golden(name), &quantised(kind), None).unwrap()),
+                "{name} {kind}"
+            );
+        }
+        model.save_gguf(&path, Some("f16"), None).unwrap();
+        assert!(cosine(&logits(&load(&path)), &logits(&model)) > 0.9999, "{name}");
+    }
+    // What is quantised stays, to the last byte.
+    let (file, again) = (golden("gguf/qwen2-Q8_0.gguf"), folder.path().join("again.gguf"));
+    load(&file).save_gguf(&path, None, None).unwrap();
+    load(&file).save_gguf(&again, Some("q4_0"), None).unwrap();
+    assert_eq!(logits(&load(&path)), logits(&load(&again)));
+    // And what was merged into a quantised model is quantised again, if asked.
+    let model = load(golden("gguf/families/llama_plain.gguf"));
+    let merged = model.merge(&Lora::load(&model, golden("lora/llama_all7")).unwrap(), 1.0).unwrap();
+    merged.save_gguf(&path, Some("q8_0"), None).unwrap();
+    let short = std::fs::metadata(&path).unwrap().len();
+    assert!(cosine(&logits(&load(&path)), &logits(&merged)) > 0.99);
+    merged.save_gguf(&path, None, None).unwrap();
+    assert!(short < std::fs::metadata(&path).unwrap().len());
+}
+
+#[test]
+fn checkpoints_that_others_quantised_become_plain() {
+    let mut quantised = 0;
+    for entry in std::fs::read_dir(golden("quantized")).unwrap() {
+        let base = entry.unwrap().path();
+        if !base.join("config.json").exists() {
+            continue;
+        }
+        quantised += 1;
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("plain");
+        let model = load(&base);
+        model.save(&directory, None, None).unwrap_or_else(|e| panic!("{}: {e}", base.display()));
+        let again = load(&directory);
+        assert!(!again.config_json().contains("quantization"), "{}", base.display());
+        assert_eq!(results(&again), results(&model), "{}", base.display());
+    }
+    assert!(quantised >= 2);
+}
+
+#[test]
+fn what_is_asked_wrongly_is_refused_and_nothing_is_left_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = golden("gguf/families/llama_plain.gguf");
+    let copy = folder.path().join("copy.gguf");
+    std::fs::copy(&base, &copy).unwrap();
+    let model = load(&copy);
+    let kind = |result: Result<(), metal_candle::Error>, part: &str| {
+        let error = result.unwrap_err();
+        assert!(error.message().contains(part), "{error}");
+        error.kind()
+    };
+    let out = folder.path().join("out");
+    assert_eq!(kind(model.save(&out, Some("q4_0"), None), "(f32, f16, bf16)"), ErrorKind::Unsupported);
+    assert_eq!(kind(model.save_gguf(&out, Some("mlx4"), None), "q8_0, q6_k"), ErrorKind::Unsupported);
+    assert_eq!(kind(load(golden("decoders/qwen2_tied")).save_gguf(&out, None, None), "safetensors"), ErrorKind::Unsupported);
+    assert_eq!(kind(model.save(folder.path(), None, None), "files in"), ErrorKind::InvalidArgument);
+    assert_eq!(kind(model.save_gguf(folder.path().join("none/x.gguf"), None, None), "none"), ErrorKind::NotFound);
+    // A caller that stops; half of it is told.
+    let mut told: Vec<Progress> = Vec::new();
+    let mut stop = |progress: Progress| {
+        told.push(progress);
+        if progress.done * 2 < progress.total { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    assert_eq!(kind(model.save_gguf(&out, None, Some(&mut stop)), "cancel"), ErrorKind::Cancelled);
+    assert_eq!(kind(model.save(&out, None, Some(&mut stop)), "cancel"), ErrorKind::Cancelled);
+    assert!(told.len() > 4 && told.iter().all(|progress| progress.stage == Stage::Write));
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["copy.gguf"]);
+
+    // An empty directory is one that is there already; a file gives way.
+    std::fs::create_dir(&out).unwrap();
+    model.save(&out, None, None).unwrap();
+    assert_eq!(logits(&load(&out)), logits(&model));
+    // In place of the very file it came from; the model's files are then others.
+    model.save_gguf(&copy, None, None).unwrap();
+    assert_eq!(logits(&load(&copy)), logits(&model));
+    assert_eq!(kind(model.save_gguf(&copy, None, None), "found others"), ErrorKind::Mismatch);
+    std::fs::remove_file(&copy).unwrap();
+    assert_eq!(kind(model.save_gguf(&copy, None, None), "copy.gguf"), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_shipped_model_keeps_its_tokenizer_and_template() {
+    let model = load(common::shipped("tiny-coder"));
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("model");
+    model.save(&directory, Some("f32"), None).unwrap();
+    let again = load(&directory);
+    let text = "fn main() {}";
+    assert_eq!(again.tokenizer().unwrap().encode(text, true).unwrap(), model.tokenizer().unwrap().encode(text, true).unwrap());
+    assert!(again.supports(Capability::ChatTemplate) == model.supports(Capability::ChatTemplate));
+    assert_eq!(logits(&again), logits(&model));
+    let file = load(golden("gguf/tiny-coder-Q4_K_S.gguf"));
+    let from_file = folder.path().join("from-file");
+    file.save(&from_file, None, None).unwrap();
+    let again = load(&from_file);
+    for text in ["fn main() {}", " two  spaces", "<|im_start|>user", "snow \u{2603}\n\n"] {
+        let encode = |model: &Model| model.tokenizer().unwrap().encode(text, true).unwrap();
+        assert_eq!(encode(&again), encode(&file), "{text:?}");
+    }
+    assert_eq!(again.supports(Capability::ChatTemplate), file.supports(Capability::ChatTemplate));
+    assert_eq!(logits(&again), logits(&file));
+}
