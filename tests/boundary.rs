@@ -6,6 +6,7 @@ mod handles;
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::null_mut;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use handles::*;
 use metal_candle::ffi::cancel::*;
@@ -48,6 +49,8 @@ enum Parameter {
     CheckpointPath,
     /// Where an adapter may be written.
     NewPath,
+    /// Where nothing is yet.
+    FreshPath,
     /// A place for a handle, NULL after a failure.
     Out(Type),
     MaybeOut(Type),
@@ -175,6 +178,8 @@ fn table() -> Vec<Function> {
         mc_model_load(ModelPath, Maybe(ModelOptions), Out(Model), Err) Status;
         // Not a repository's name, so that nothing asks the network.
         mc_model_load_hub(Text(c"no such/repository/\xc3\xa9"), Maybe(ModelOptions), Out(Model), Err) Status;
+        mc_model_save(Handle(Model), FreshPath, MaybeText(c"bf16"), Callback(continue_progress as *const () as usize), Callback(8), Err) Status;
+        mc_model_save_gguf(Handle(Model), FreshPath, MaybeText(c"bf16"), Callback(continue_progress as *const () as usize), Callback(8), Err) Status;
         mc_model_retain(Handle(Model)) Nothing;
         mc_model_free(Freed(Model)) Nothing;
         mc_model_architecture(Handle(Model)) Empty;
@@ -338,7 +343,7 @@ fn table() -> Vec<Function> {
 }
 
 /// Functions whose good call here is one that the library refuses.
-const REFUSED: [&str; 4] = ["mc_model_load_hub", "mc_session_next", "mc_sessions_next", "mc_session_end"];
+const REFUSED: [&str; 5] = ["mc_model_load_hub", "mc_model_save_gguf", "mc_session_next", "mc_sessions_next", "mc_session_end"];
 
 extern "C" fn ignore_message(_: *mut c_void, _: mc_log_level, _: *const c_char, _: *const c_char, _: usize) {}
 extern "C" fn ignore_data(_: *mut c_void) {}
@@ -388,6 +393,7 @@ impl Arguments {
                 Parameter::ExamplesPath => examples_path().as_ptr() as u64,
                 Parameter::CheckpointPath => saved_checkpoint().as_ptr() as u64,
                 Parameter::NewPath => new_path().as_ptr() as u64,
+                Parameter::FreshPath => fresh_path().as_ptr() as u64,
                 Parameter::Sizes(sizes) => sizes.as_ptr() as u64,
                 Parameter::Out(_) | Parameter::MaybeOut(_) | Parameter::Number => (&raw mut *places[i]) as u64,
                 Parameter::Err => {
@@ -512,6 +518,13 @@ fn new_path() -> &'static CStr {
     path
 }
 
+/// Another one each time.
+fn fresh_path() -> &'static CStr {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let path = format!("{}-{}", new_path().to_str().unwrap(), COUNT.fetch_add(1, Ordering::Relaxed));
+    Box::leak(std::ffi::CString::new(path).unwrap().into_boxed_c_str())
+}
+
 /// Undoes what a call left in the process: `mc_log_set`, a second reference from `mc_model_retain`.
 fn undo(function: &Function, failure: Failure) {
     // SAFETY: all arguments are valid.
@@ -576,6 +589,7 @@ fn null_is_refused_or_means_nothing() {
                 | Parameter::ExamplesPath
                 | Parameter::CheckpointPath
                 | Parameter::NewPath
+                | Parameter::FreshPath
                 | Parameter::Sizes(_)
                 | Parameter::MaybeHandles(_)
                 | Parameter::Out(_)
@@ -657,7 +671,8 @@ fn text_that_is_not_utf8_is_refused_with_its_offset() {
             | Parameter::AdapterPath
             | Parameter::ExamplesPath
             | Parameter::CheckpointPath
-            | Parameter::NewPath = parameter
+            | Parameter::NewPath
+            | Parameter::FreshPath = parameter
             {
                 let mut arguments = Arguments::good(function);
                 arguments.words[i] = c"ab\xff".as_ptr() as u64;

@@ -51,6 +51,8 @@ pub enum mc_stage {
     MC_STAGE_PREFILL = 5,
     /// Texts become vectors; counted in texts.
     MC_STAGE_EMBED = 6,
+    /// Writing a model; bytes.
+    MC_STAGE_WRITE = 7,
     /// Not a value: makes the enum 32 bits wide.
     MC_STAGE_FORCE32 = 0x7fff_ffff,
 }
@@ -178,6 +180,7 @@ impl From<Stage> for mc_stage {
             Stage::Compile => Self::MC_STAGE_COMPILE,
             Stage::Prefill => Self::MC_STAGE_PREFILL,
             Stage::Embed => Self::MC_STAGE_EMBED,
+            Stage::Write => Self::MC_STAGE_WRITE,
         }
     }
 }
@@ -563,6 +566,90 @@ pub unsafe extern "C" fn mc_model_load_hub(
     err: *mut *mut mc_error,
 ) -> mc_status {
     guard(err, || load(&repo_id, "repo_id", options, out, Model::load_hub))
+}
+
+/// Writes a model as a directory in the layout of the Hub, which this library and transformers load: model.safetensors, config.json,
+/// the tokenizer's files, and the settings of sentence-transformers where there are any. So a model that adapters were merged into
+/// (mc_lora_merge()) is kept.
+///
+/// Tensors have the bytes of the files that the model was loaded from, which must still be there; matrices that adapters were merged
+/// into are F32. Quantised matrices are written as the numbers that they stand for, in F32 or `format`; what the model was quantised
+/// to while loading is not looked at: its files have more. Buffers of other types than weights have are left out.
+///
+/// @param model      the model.
+/// @param directory  is made, or is there and empty; it appears when all is written.
+/// @param format     the type of all matrices but small ones such as norms: "f32", "f16" or "bf16"; NULL = as described.
+/// @param progress   called with MC_STAGE_WRITE, on this thread; what is not MC_CONTINUE stops. NULL = nobody.
+/// @param user_data  handed to `progress`; may be NULL.
+/// @param err        NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT for a directory with files; MC_ERROR_UNSUPPORTED for another format; MC_ERROR_NOT_FOUND or
+///         MC_ERROR_MISMATCH if the model's files are gone or others by now; MC_ERROR_FORMAT for a value beyond the range of `format`;
+///         MC_ERROR_IO; MC_ERROR_CANCELLED; MC_ERROR_INVALID_UTF8; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any; it runs on the calling thread and may take seconds.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_model_save(
+    model: MaybeUninit<&mc_model>,
+    directory: MaybeUninit<&c_char>,
+    format: *const c_char,
+    progress: mc_progress_fn,
+    user_data: *mut c_void,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        save(model, (&directory, "directory"), format, (progress, user_data), |model, path, format, progress| {
+            model.save(path, format, progress)
+        })
+    })
+}
+
+/// Writes a model that was loaded from a GGUF file as one, which this library and llama.cpp load. A model in several files becomes one.
+///
+/// Tensors have the bytes of the file that the model was loaded from, which must still be there; matrices that adapters were merged
+/// into are F32. Metadata stay as they are.
+///
+/// @param model      the model.
+/// @param path       the file; one that is there is replaced, once all is written.
+/// @param format     what matrices become that are not quantised, such as those that adapters were merged into: "f32", "f16", "bf16",
+///                   "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0" or "iq4_nl", as mc_model_options_set_quantization() has them; NULL =
+///                   as described. What is quantised and not merged into stays as it is.
+/// @param progress   called with MC_STAGE_WRITE, on this thread; what is not MC_CONTINUE stops. NULL = nobody.
+/// @param user_data  handed to `progress`; may be NULL.
+/// @param err        NULL, or receives the error.
+/// @return as mc_model_save(); MC_ERROR_UNSUPPORTED also for a model that was loaded from safetensors.
+///
+/// Threads: any; it runs on the calling thread and may take seconds.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_model_save_gguf(
+    model: MaybeUninit<&mc_model>,
+    path: MaybeUninit<&c_char>,
+    format: *const c_char,
+    progress: mc_progress_fn,
+    user_data: *mut c_void,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        save(model, (&path, "path"), format, (progress, user_data), |model, path, format, progress| {
+            model.save_gguf(path, format, progress)
+        })
+    })
+}
+
+/// Saves a model by one of the two ways.
+fn save(
+    model: MaybeUninit<&mc_model>,
+    (path, name): (&MaybeUninit<&c_char>, &str),
+    format: *const c_char,
+    (function, user_data): (mc_progress_fn, *mut c_void),
+    save: impl Fn(&Model, &str, Option<&str>, Option<&mut ProgressFn<'_>>) -> Result<()>,
+) -> Result<mc_status> {
+    let model = model.get("model")?;
+    let (path, format) = (text::name(path, name)?, text::optional_name(format, "format")?);
+    let mut progress = HostProgress::new(function, user_data).closure();
+    save(&model.model, path, format, progress.as_mut().map(|progress| progress as &mut ProgressFn<'_>))?;
+    Ok(mc_status::MC_OK)
 }
 
 /// Adds a reference to a model, for a second owner; each reference is dropped with mc_model_free().

@@ -137,6 +137,24 @@ static void a_merged_model_computes_what_the_adapter_does(void) {
     mc_session *other = new_session(merged);
     CHECK(largest_difference(other, attached) < 5e-4f);
     EXPECT(MC_ERROR_MISMATCH, mc_session_set_lora(other, lora, 1.0f, &err)); /* another model now */
+    char directory[] = "/tmp/metal-candle-merged-XXXXXX", path[64];
+    mc_model *kept = NULL;
+    CHECK(mkdtemp(directory) != NULL);
+    snprintf(path, sizeof path, "%s/model", directory);
+    EXPECT(MC_ERROR_UNSUPPORTED, mc_model_save(merged, path, "q4_0", NULL, NULL, &err));
+    EXPECT(MC_ERROR_UNSUPPORTED, mc_model_save_gguf(merged, path, NULL, NULL, NULL, &err)); /* it is from safetensors */
+    EXPECT(MC_OK, mc_model_save(merged, path, NULL, NULL, NULL, &err));
+    EXPECT(MC_ERROR_INVALID_ARGUMENT, mc_model_save(merged, path, NULL, NULL, NULL, &err)); /* something is there */
+    EXPECT(MC_OK, mc_model_load(path, NULL, &kept, &err));
+    static float of_merged[VOCAB];
+    EXPECT(MC_OK, mc_session_logits(other, of_merged, VOCAB, &err));
+    mc_session *of_kept = new_session(kept);
+    CHECK(largest_difference(of_kept, of_merged) == 0.0f);
+    mc_session_free(of_kept);
+    mc_model_free(kept);
+    char command[128];
+    snprintf(command, sizeof command, "rm -r %s", directory);
+    CHECK(system(command) == 0);
     mc_model_free(merged);
     mc_session_free(other);
     EXPECT(MC_OK, mc_session_set_lora(session, NULL, 0.0f, &err));
