@@ -1,5 +1,6 @@
 import Foundation
 import MetalCandle
+import Synchronization
 import Testing
 
 extension MetalCandleTests { @Suite struct Adapters {
@@ -31,6 +32,29 @@ extension MetalCandleTests { @Suite struct Adapters {
         #expect(try await again() == before)
         let merged = try await model.merging(adapter)
         #expect(try await ChatSession(merged).respond(to: question, options: ResponseOptions(maximumTokens: 24, temperature: 0)).text == changed)
+    }
+
+    @Test func aMergedModelIsKept() async throws {
+        let directory = try TemporaryDirectory()
+        let model = try await loadCoder()
+        let merged = try await model.merging(Adapter(directory: writeAdapter(to: directory.url), for: model))
+        let copy = directory.url.appending(path: "merged")
+        let told = Mutex([Double]())
+        try await merged.save(to: copy) { done in told.withLock { $0.append(done) } }
+        let fractions = told.withLock { $0 }
+        #expect(fractions.last == 1 && fractions == fractions.sorted())
+        let options = ResponseOptions(maximumTokens: 16, temperature: 0)
+        let again = try await LanguageModel.load(from: copy)
+        #expect(try await again.complete("fn main", options: options).text == merged.complete("fn main", options: options).text)
+        await expect(.invalidArgument) { try await merged.save(to: copy) }
+        await expect(.unsupported) { try await merged.saveGGUF(to: directory.url.appending(path: "model.gguf")) }
+        let late = directory.url.appending(path: "late")
+        let cancelled = Task {
+            withUnsafeCurrentTask { $0?.cancel() }
+            try await merged.save(to: late, as: .bfloat16)
+        }
+        await #expect(throws: CancellationError.self) { try await cancelled.value }
+        #expect(!FileManager.default.fileExists(atPath: late.path))
     }
 
     @Test func aSavedAdapterIsTheSame() async throws {
