@@ -19,8 +19,13 @@ class MetalCandle(Peer):
         self.version = self.library.version_string().decode()
         # A file of quantised weights is taken as it is.
         dtype = dtype if os.path.isdir(directory) else "stored"
+        start = time.perf_counter()
         self.model = c_abi.Model(self.library, directory, dtype, exact=self.exact)
         self.session = c_abi.Session(self.model, context)
+        self.seconds = time.perf_counter() - start
+
+    def load_seconds(self):
+        return self.seconds
 
     def prefill(self, ids):
         self.session.truncate(0)
@@ -120,8 +125,13 @@ class LlamaCpp(Peer):
         self.quiet = self.llama.llama_log_callback(lambda level, text, user_data: None)
         self.llama.llama_log_set(self.quiet, None)
         self.threads, self.context = threads, context
+        start = time.perf_counter()
         # Its flash attention rounds to F16 on the way: logits 1.6e-3 off, without it 1.2e-5.
         self._open(repack=True, flash=False, cache=self.llama.GGML_TYPE_F32)
+        self.seconds = time.perf_counter() - start
+
+    def load_seconds(self):
+        return self.seconds
 
     def _open(self, repack, flash, cache):
         params = self.llama.llama_model_default_params()

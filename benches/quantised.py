@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from bench import Bench, Workers, alternate, arguments, print_rates, print_ratios
+from bench import Bench, Times, Workers, alternate, arguments, print_rates, print_ratios
 from make_model import SHAPES, make_model
 from peers import LlamaCppQuantised, MetalCandle, MetalCandleExact
 from run import CONTEXT, PREFILL, PROMPT, STEPS
@@ -14,7 +14,7 @@ from run import CONTEXT, PREFILL, PROMPT, STEPS
 PEERS = {"metal-candle": MetalCandle, "metal-candle exact": MetalCandleExact, "llama.cpp": LlamaCppQuantised}
 # Of the logits after the prompt: of the same weights in F32, and of llama.cpp, which rounds activations and values to other types.
 EXACT_COSINE, PEER_COSINE = 0.999, 0.99
-PARTS = ("prefill", "decode", "memory")
+PARTS = ("prefill", "decode", "load", "memory")
 FORMATS = "q4_0,q4_k_m,q6_k,q8_0"
 
 
@@ -71,6 +71,8 @@ class Quantised(Bench):
                 print_rates(f"{kind} prefill", rows[part], "tok/s", "GFLOP/s", flops, self.fma_gflops, "FMA peak")
             else:
                 print_rates(f"{kind} decode", rows[part], "tok/s", "GB/s", size, self.read_gbs, "read bandwidth")
+        if "load" in self.args.only:
+            rows["load"] = self.load(kind, path)
         if "memory" in self.args.only:
             rows["memory"] = self.memory(kind, path, draw)
         self.result[kind] = rows
@@ -82,6 +84,23 @@ class Quantised(Bench):
                 rows[other]["note"] = f"cosine {found:.6f}"
                 if not found >= bound:
                     self.fail(f"{kind}: logits of metal-candle and {other} have the cosine {found:.6f}, expected {bound}")
+
+    def load(self, kind, path):
+        """Each peer in a new process each time, the file in the system's cache: what a call to load takes, with a tokenizer."""
+        times = {}
+        for round in range(self.args.rounds + 1):
+            for peer in PEERS:
+                if worker := self.worker(peer, path, self.args.threads, CONTEXT):
+                    with worker:
+                        seconds = worker("load_seconds")
+                    if round:  # the first brings the file into the cache
+                        times.setdefault(peer, []).append(seconds)
+        rows = {peer: Times(seconds).__dict__ for peer, seconds in times.items()}
+        print(f"\n{kind} load, seconds (min to max)")
+        for peer, row in rows.items():
+            print(f"  {peer:26}{row['median']:8.2f} ({row['min']:.2f} to {row['max']:.2f})")
+        print_ratios(f"{kind} load", {peer: row["median"] for peer, row in rows.items()})
+        return rows
 
     def memory(self, kind, path, ids):
         """Each peer alone in a new process: load, a prefill, decode after it."""

@@ -37,6 +37,8 @@ pub struct FormatRow {
     pack: Option<fn(&CodedBlock, &mut [u8])>,
     /// Whether the scales of a block are finite.
     finite: fn(&[u8]) -> bool,
+    /// Values that are taken apart in one call: those of a block or, if blocks are short, of several.
+    at_once: usize,
     values: Values,
 }
 
@@ -44,7 +46,7 @@ pub struct FormatRow {
 enum Values {
     /// Numbers, widened by this.
     Plain(fn(&[u8], &mut [f32])),
-    /// Blocks, of which one is taken apart by this.
+    /// Blocks, which are taken apart by this: one, or up to `at_once` values side by side.
     Blocks(Coding, fn(&[u8], &mut CodedBlock)),
 }
 
@@ -59,6 +61,7 @@ impl FormatRow {
             quantise: None,
             pack: None,
             finite: |_| true,
+            at_once: 1,
             values: Values::Plain(widen),
         }
     }
@@ -72,7 +75,22 @@ impl FormatRow {
         coding: Coding,
         unpack: fn(&[u8], &mut CodedBlock),
     ) -> Self {
-        Self { name, block, bytes, gguf: Some(gguf), quantise: None, pack: None, finite, values: Values::Blocks(coding, unpack) }
+        Self {
+            name,
+            block,
+            bytes,
+            gguf: Some(gguf),
+            quantise: None,
+            pack: None,
+            finite,
+            at_once: block,
+            values: Values::Blocks(coding, unpack),
+        }
+    }
+
+    /// The same with an unpacker of as many blocks as a [`CodedBlock`] has room for.
+    const fn of_several(self) -> Self {
+        Self { at_once: coding::MOST, ..self }
     }
 
     /// The same, which weights are quantised to by this.
@@ -249,10 +267,15 @@ impl Format {
         }
     }
 
-    /// Takes a block of a file apart; does nothing with plain floats.
-    pub fn unpack(self, block: &[u8], to: &mut CodedBlock) {
+    /// Values that [`unpack`](Self::unpack) takes in one call, at most.
+    pub fn unpacked_at_once(self) -> usize {
+        self.row().at_once
+    }
+
+    /// Takes whole blocks of a file apart; does nothing with plain floats.
+    pub fn unpack(self, blocks: &[u8], to: &mut CodedBlock) {
         if let Values::Blocks(_, unpack) = &self.row().values {
-            unpack(block, to);
+            unpack(blocks, to);
         }
     }
 
@@ -319,6 +342,11 @@ fn array_at<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
 
 fn f16_at(block: &[u8], at: usize) -> f32 {
     f16_from_le_bytes(array_at(block, at))
+}
+
+/// Whether an F16 is finite: its exponent is not the largest.
+fn finite_at(block: &[u8], at: usize) -> bool {
+    u16_at(block, at) & 0x7c00 != 0x7c00
 }
 
 fn u16_at(block: &[u8], at: usize) -> u16 {

@@ -7,17 +7,42 @@
 pub fn huge_vec<T: Copy>(len: usize) -> Option<Vec<T>> {
     let mut vec: Vec<T> = Vec::new();
     vec.try_reserve_exact(len).ok()?;
+    advise_huge(&vec);
+    Some(vec)
+}
+
+/// So many zeros, on such pages; `None` if there is no memory for them. Pages come from the system as zeros when they are first written,
+/// by whichever thread does: nobody else writes them before.
+pub fn huge_zeros(len: usize) -> Option<Vec<u8>> {
+    if len == 0 {
+        return Some(Vec::new());
+    }
+    let layout = std::alloc::Layout::array::<u8>(len).ok()?;
+    // SAFETY: the layout has bytes.
+    let start = unsafe { std::alloc::alloc_zeroed(layout) };
+    if start.is_null() {
+        return None;
+    }
+    // SAFETY: the allocator has just given these bytes, which are all set, with the layout of such a vector.
+    let vec = unsafe { Vec::from_raw_parts(start, len, len) };
+    advise_huge(&vec);
+    Some(vec)
+}
+
+/// Asks for huge pages in the room of a vector.
+fn advise_huge<T>(vec: &Vec<T>) {
     #[cfg(target_os = "linux")]
     {
         const HUGE: usize = 2 << 20;
         let start = (vec.as_ptr() as usize).next_multiple_of(HUGE);
-        let end = (vec.as_ptr() as usize + len * size_of::<T>()) / HUGE * HUGE;
+        let end = (vec.as_ptr() as usize + vec.capacity() * size_of::<T>()) / HUGE * HUGE;
         if end > start {
             // SAFETY: the range lies inside memory that `vec` owns; the advice changes no content. A refusal costs speed alone.
             unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
         }
     }
-    Some(vec)
+    #[cfg(not(target_os = "linux"))]
+    let _ = vec;
 }
 
 /// The machine's memory in bytes, if the system tells.

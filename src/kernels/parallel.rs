@@ -11,6 +11,14 @@ pub fn install<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     if rayon::current_thread_index().is_some() { work() } else { rayon::scope(|_| work()) }
 }
 
+/// Runs `work` on the pool, and `here` on this thread meanwhile.
+pub fn beside<R>(work: impl FnOnce() + Send, here: impl FnOnce() -> R) -> R {
+    rayon::in_place_scope(|scope| {
+        scope.spawn(|_| work());
+        here()
+    })
+}
+
 /// Calls `work` with disjoint ranges that cover `0..total`, on all threads; no range is shorter than `grain` but the last.
 pub fn split(total: usize, grain: usize, work: impl Fn(Range<usize>) + Sync) {
     let parts = parts(total / grain.max(1));

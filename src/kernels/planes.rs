@@ -32,7 +32,7 @@ use half::f16;
 
 use super::format::Format;
 use super::format::coding::{CodedBlock, Coding, Levels, MOST, Scales};
-use super::memory::huge_vec;
+use super::memory::huge_zeros;
 use super::parallel::each_chunk;
 use super::simd::{Kernel, LANES, Simd};
 
@@ -47,10 +47,30 @@ const HALF: usize = CHUNK / 2;
 /// Bytes of a vector.
 const LINE: usize = 64;
 
-/// A cache line.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; LINE]);
+/// Bytes that begin with a cache line.
+struct Lines {
+    room: Vec<u8>,
+    /// Bytes before the first of these.
+    before: usize,
+}
+
+impl Lines {
+    /// Zeros; `None` if there is no memory for them.
+    fn new(len: usize) -> Option<Self> {
+        let mut room = huge_zeros(len.checked_add(LINE)?)?;
+        let before = room.as_ptr().addr().next_multiple_of(LINE) - room.as_ptr().addr();
+        room.truncate(before + len);
+        Some(Self { room, before })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.room[self.before..]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.room[self.before..]
+    }
+}
 
 /// A quantised matrix.
 pub struct Planes {
@@ -71,7 +91,7 @@ struct Segment {
     last: Parts,
     panel_bytes: usize,
     /// `[panel][span]`
-    lines: Vec<Line>,
+    lines: Lines,
 }
 
 /// Bytes of the parts of a span.
@@ -147,16 +167,16 @@ impl Coding {
                 Scales::TwoLevelsAndMinInByte => to[lane] = (scale | min << 4) as u8,
             }
         }
-        let chunks = span[parts.planes..].chunks_exact_mut(self.chunk_bytes()).skip(at / CHUNK);
-        for (chunk, codes) in chunks.zip(block.codes[..cols.next_multiple_of(CHUNK)].as_chunks::<CHUNK>().0) {
-            let codes: [u32; 8] = std::array::from_fn(|i| u32::from_le_bytes(codes.as_chunks().0[i]));
-            let mut vectors = chunk.chunks_exact_mut(LINE);
-            for (width, shift) in planes(self.bits) {
-                for own in codes.chunks_exact(8 / width as usize) {
-                    let bits = own.iter().rev().fold(0, |bits, code| bits << width | code >> shift & bytes_of(width));
-                    vectors.next().into_iter().for_each(|vector| put(vector, 4 * lane, bits.to_le_bytes()));
-                }
-            }
+        let to = &mut span[parts.planes + at / CHUNK * self.chunk_bytes()..];
+        let codes = block.codes[..cols.next_multiple_of(CHUNK)].as_chunks().0;
+        match self.bits {
+            1 => write_codes::<1>(codes, lane, to),
+            2 => write_codes::<2>(codes, lane, to),
+            3 => write_codes::<3>(codes, lane, to),
+            4 => write_codes::<4>(codes, lane, to),
+            5 => write_codes::<5>(codes, lane, to),
+            6 => write_codes::<6>(codes, lane, to),
+            _ => write_codes::<8>(codes, lane, to),
         }
     }
 
@@ -198,6 +218,29 @@ impl Coding {
             }
             codes.as_chunks_mut().0.iter_mut().zip(all).for_each(|(codes, all)| *codes = all.to_le_bytes());
         }
+    }
+}
+
+/// Writes codes of one row, chunk after chunk. A loop whose widths the compiler knows: loading a model is this for the most part.
+fn write_codes<const BITS: u32>(chunks: &[[u8; CHUNK]], lane: usize, to: &mut [u8]) {
+    assert!(lane < LANES, "a row of a panel");
+    for (codes, to) in chunks.iter().zip(to.chunks_exact_mut(BITS as usize * LINE)) {
+        let codes: [u32; CHUNK / 4] = std::array::from_fn(|i| u32::from_le_bytes(codes.as_chunks().0[i]));
+        let mut vectors = to.as_chunks_mut::<LINE>().0.iter_mut();
+        let mut shift = 0;
+        macro_rules! planes {
+            ($($width:literal)*) => {
+                $(if BITS & $width != 0 {
+                    for (own, vector) in codes.as_chunks::<{ 8 / $width }>().0.iter().zip(vectors.by_ref().take($width)) {
+                        let bits = own.iter().rev().fold(0, |bits, code| bits << $width % 8 | code >> shift & bytes_of($width));
+                        put(vector, 4 * lane, bits.to_le_bytes());
+                    }
+                    shift += $width;
+                })*
+            };
+        }
+        planes!(8 4 2 1);
+        debug_assert_eq!(shift, BITS);
     }
 }
 
@@ -243,15 +286,13 @@ impl Planes {
                     whole: coding.parts(SPAN),
                     last: coding.parts(cols % SPAN),
                     panel_bytes: coding.panel_bytes(cols)?,
-                    lines: Vec::new(),
+                    lines: Lines { room: Vec::new(), before: 0 },
                 }),
             }
             first = end;
         }
         for segment in &mut segments {
-            let lines = segment.rows.len().div_ceil(LANES).checked_mul(segment.panel_bytes / LINE)?;
-            segment.lines = huge_vec(lines)?;
-            segment.lines.resize(lines, Line([0; LINE]));
+            segment.lines = Lines::new(segment.rows.len().div_ceil(LANES).checked_mul(segment.panel_bytes)?)?;
         }
         Some(Self { cols, segments })
     }
@@ -280,21 +321,26 @@ impl Planes {
     /// Writes whole rows from `first` on, as a file of the format `from` holds them: as they are, or quantised to this one. Returns
     /// `false` if a scale is not finite, or if a value cannot be quantised.
     pub fn fill(&mut self, first: usize, bytes: &[u8], from: Format) -> bool {
-        let (Some(row_bytes), true) = (from.row_bytes(self.cols), from.has_finite_scales(bytes)) else { return false };
+        let Some(row_bytes) = from.row_bytes(self.cols) else { return false };
         let blocks = |row: usize, columns: Range<usize>| {
             let (size, block) = (from.block_bytes(), from.block());
             &bytes[row * row_bytes + columns.start / block * size..][..columns.len() / block * size]
         };
+        let at_once = from.unpacked_at_once();
         self.write_rows(first, bytes.len() / row_bytes, |span, format, row, columns| {
+            let blocks = blocks(row, columns.clone());
+            if !from.has_finite_scales(blocks) {
+                return false;
+            }
             if format != from {
                 let mut values = [0f32; SPAN];
                 let values = &mut values[..columns.len()];
-                from.widen_into(blocks(row, columns), values);
+                from.widen_into(blocks, values);
                 return span.quantise(format, values);
             }
-            for (bytes, at) in blocks(row, columns).chunks_exact(from.block_bytes()).zip((0..).step_by(from.block())) {
-                from.unpack(bytes, span.block);
-                span.write(at, from.block());
+            for (blocks, at) in blocks.chunks(at_once / from.block() * from.block_bytes()).zip((0..).step_by(at_once)) {
+                from.unpack(blocks, span.block);
+                span.write(at, at_once.min(columns.len() - at));
             }
             true
         })
@@ -323,13 +369,13 @@ impl Planes {
                 continue;
             }
             let Segment { format, coding, whole, panel_bytes, .. } = *segment;
-            let (start, panel_lines) = (segment.rows.start, panel_bytes / LINE);
+            let start = segment.rows.start;
             let panels = (rows.start - start) / LANES..(rows.end - start).div_ceil(LANES);
-            let lines = &mut segment.lines[panels.start * panel_lines..panels.end * panel_lines];
-            let fits = each_chunk(lines, panel_lines, |panel, lines| {
+            let bytes = &mut segment.lines.bytes_mut()[panels.start * panel_bytes..panels.end * panel_bytes];
+            let fits = each_chunk(bytes, panel_bytes, |panel, bytes| {
                 let first_of_panel = start + (panels.start + panel) * LANES;
                 let rows = rows.start.max(first_of_panel)..rows.end.min(first_of_panel + LANES);
-                let (mut block, bytes) = (CodedBlock::default(), bytes_mut(lines));
+                let mut block = CodedBlock::default();
                 (0..cols).step_by(SPAN).enumerate().all(|(i, column)| {
                     let columns = column..cols.min(column + SPAN);
                     rows.clone().all(|row| {
@@ -370,7 +416,7 @@ impl Segment {
     }
 
     fn span(&self, panel: usize, span: usize) -> &[u8] {
-        &bytes(&self.lines)[self.place(panel, span)]
+        &self.lines.bytes()[self.place(panel, span)]
     }
 }
 
@@ -400,16 +446,6 @@ impl RowSpan<'_> {
     }
 }
 
-fn bytes(lines: &[Line]) -> &[u8] {
-    // SAFETY: lines are arrays of bytes without padding.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
-}
-
-fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
-    // SAFETY: lines are arrays of bytes without padding.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
-}
-
 /// A panel of a matrix, as products read it.
 #[derive(Clone, Copy)]
 pub struct Panel<'a> {
@@ -430,7 +466,7 @@ struct Span<'a> {
 impl Segment {
     /// The span of a panel that begins with a column.
     fn at(&self, panel: usize, column: usize) -> Span<'_> {
-        Panel { segment: self, bytes: &bytes(&self.lines)[panel * self.panel_bytes..][..self.panel_bytes] }.span(column)
+        Panel { segment: self, bytes: &self.lines.bytes()[panel * self.panel_bytes..][..self.panel_bytes] }.span(column)
     }
 }
 
@@ -440,7 +476,7 @@ impl Planes {
         let segment = self.segments.iter().rev().find(|segment| segment.rows.start / LANES <= panel);
         let segment = segment.expect("the first segment begins with the first panel");
         let within = panel - segment.rows.start / LANES;
-        Panel { segment, bytes: &bytes(&segment.lines)[within * segment.panel_bytes..][..segment.panel_bytes] }
+        Panel { segment, bytes: &segment.lines.bytes()[within * segment.panel_bytes..][..segment.panel_bytes] }
     }
 }
 

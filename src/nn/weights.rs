@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::Slot;
 use super::mix::{Mix, Part};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Arithmetic, Backend, Format, Matrix, MatrixBuilder, Use, Vector};
+use crate::ops::{Arithmetic, Backend, Format, Matrix, MatrixBuilder, Use, Vector, beside};
 
 /// What a file says of a tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,14 +66,26 @@ pub struct Weights<'a> {
     dry: bool,
     bytes: u64,
     parameters: u64,
-    buffer: Vec<u8>,
+    /// The next piece of a matrix, and the one that is packed.
+    buffers: [Vec<u8>; 2],
 }
 
 impl<'a> Weights<'a> {
     /// Keeps matrices in `format`, or as they are in the file.
     pub fn new(source: &'a mut dyn TensorSource, backend: &'a Backend, format: Option<Format>) -> Self {
         let (used, arithmetic) = (HashSet::new(), Arithmetic::F32);
-        Self { source, backend, format, mix: None, arithmetic, used, dry: false, bytes: 0, parameters: 0, buffer: Vec::new() }
+        Self {
+            source,
+            backend,
+            format,
+            mix: None,
+            arithmetic,
+            used,
+            dry: false,
+            bytes: 0,
+            parameters: 0,
+            buffers: [Vec::new(), Vec::new()],
+        }
     }
 
     /// Quantises the matrices for products, which then are for our kernels; tables that are looked up stay as they are.
@@ -251,20 +263,28 @@ impl<'a> Weights<'a> {
         let name = format!("{name}.weight");
         // Whole panels of sixteen rows, so that a piece does not end within one.
         let piece = (PIECE / row_bytes / 16 * 16).max(16);
+        let Self { source, buffers: [next, current], .. } = self;
+        // The pool packs a piece while this thread reads the next.
+        let mut read = |row: usize, into: &mut Vec<u8>| {
+            into.resize(piece.min(rows.end - row) * row_bytes, 0);
+            if into.is_empty() { Ok(()) } else { source.read(&name, row as u64 * row_bytes as u64, into) }
+        };
+        read(rows.start, next)?;
         let mut row = rows.start;
         while row < rows.end {
-            let count = piece.min(rows.end - row);
-            self.buffer.resize(count * row_bytes, 0);
-            self.source.read(&name, row as u64 * row_bytes as u64, &mut self.buffer)?;
-            if !builder.fill(first + row - rows.start, &self.buffer, from) {
+            std::mem::swap(current, next);
+            let (at, mut fits) = (first + row - rows.start, false);
+            row += current.len() / row_bytes;
+            let done = beside(|| fits = builder.fill(at, current, from), || read(row, next));
+            if !fits {
                 let message = match kept {
-                    _ if !from.has_finite_scales(&self.buffer) => "a scale is not finite",
+                    _ if !from.has_finite_scales(current) => "a scale is not finite",
                     Format::F16 => "a value is beyond the range of f16; load it as f32 or bf16",
                     _ => "a value is not finite or too large, and cannot be quantised; load it without quantization",
                 };
                 return Err(Error::format(format!("{name}: {message}")));
             }
-            row += count;
+            done?;
         }
         Ok(())
     }

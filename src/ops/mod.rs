@@ -29,7 +29,7 @@ mod pooling;
 #[cfg(feature = "cuda")]
 pub use crate::kernels::open_cuda;
 pub use crate::kernels::{
-    Activation, AdamW, Arithmetic, Format, KvFormat, Mask, NormKind, Use, parallel_map, peak_bytes, physical_bytes,
+    Activation, AdamW, Arithmetic, Format, KvFormat, Mask, NormKind, Use, beside, parallel_map, peak_bytes, physical_bytes,
     resident_bytes, trim, unit_length,
 };
 #[cfg(feature = "selftest")]

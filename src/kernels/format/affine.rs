@@ -10,7 +10,7 @@
 //! exact in F32, a sum is rounded once.
 
 use super::coding::{CodedBlock, Coding, Levels, Scales};
-use super::{FormatRow, Values, f16_at, u16_at};
+use super::{FormatRow, Values, finite_at, u16_at};
 
 /// Codes of so many bits, with an F16 to multiply and one to add.
 pub const fn affine<const BITS: usize, const GROUP: usize>(name: &'static str) -> FormatRow {
@@ -30,12 +30,19 @@ pub const fn zero<const BITS: usize, const GROUP: usize>(name: &'static str) -> 
 
 const fn row(name: &'static str, block: usize, bytes: usize, coding: Coding, unpack: fn(&[u8], &mut CodedBlock)) -> FormatRow {
     let has_min = matches!(coding.scales, Scales::F16AndMin);
-    let finite: fn(&[u8]) -> bool = if has_min {
-        |block| f16_at(block, 0).is_finite() && f16_at(block, 2).is_finite()
-    } else {
-        |block| f16_at(block, 0).is_finite()
-    };
-    FormatRow { name, block, bytes, gguf: None, quantise: None, pack: None, finite, values: Values::Blocks(coding, unpack) }
+    let finite: fn(&[u8]) -> bool =
+        if has_min { |block| finite_at(block, 0) && finite_at(block, 2) } else { |block| finite_at(block, 0) };
+    FormatRow {
+        name,
+        block,
+        bytes,
+        gguf: None,
+        quantise: None,
+        pack: None,
+        finite,
+        at_once: block,
+        values: Values::Blocks(coding, unpack),
+    }
 }
 
 /// Eight codes take as many bytes as a code has bits.

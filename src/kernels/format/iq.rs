@@ -29,7 +29,7 @@ use half::f16;
 
 use super::coding::{CodedBlock, Coding, Levels, Scales};
 use super::quantise::{OfIq4, quantise};
-use super::{FormatRow, array_at, f16_at, nibbles, pack_nibbles, put_u16, u16_at};
+use super::{FormatRow, array_at, f16_at, finite_at, nibbles, pack_nibbles, put_u16, u16_at};
 use grids::Grid;
 
 const BLOCK: usize = 256;
@@ -38,7 +38,7 @@ pub const IQ4_NL: FormatRow = FormatRow::quantised(
     "iq4_nl",
     20,
     (32, 18),
-    |b| f16_at(b, 0).is_finite(),
+    |b| finite_at(b, 0),
     Coding::new(4, Levels::Table(&IQ4), Scales::F16, 32),
     iq4_nl,
 )
@@ -49,7 +49,7 @@ pub const IQ4_XS: FormatRow = FormatRow::quantised(
     "iq4_xs",
     23,
     (BLOCK, 136),
-    |b| f16_at(b, 0).is_finite(),
+    |b| finite_at(b, 0),
     Coding::new(4, Levels::Table(&IQ4), Scales::TwoLevels, 32),
     iq4_xs,
 );
@@ -58,7 +58,7 @@ pub const IQ3_XXS: FormatRow = FormatRow::quantised(
     "iq3_xxs",
     18,
     (BLOCK, 98),
-    |b| f16_at(b, 0).is_finite(),
+    |b| finite_at(b, 0),
     Coding::new(4, Levels::Table(&IQ3_XXS_LEVELS), Scales::TwoLevels, 32),
     iq3_xxs,
 );
@@ -67,7 +67,7 @@ pub const IQ3_S: FormatRow = FormatRow::quantised(
     "iq3_s",
     21,
     (BLOCK, 110),
-    |b| f16_at(b, 0).is_finite(),
+    |b| finite_at(b, 0),
     Coding::new(4, Levels::Table(&IQ3_S_LEVELS), Scales::TwoLevels, 32),
     iq3_s,
 );
@@ -76,7 +76,7 @@ pub const IQ2_XXS: FormatRow = FormatRow::quantised(
     "iq2_xxs",
     16,
     (BLOCK, 66),
-    |b| f16_at(b, 0).is_finite(),
+    |b| finite_at(b, 0),
     Coding::new(3, Levels::Table(&IQ2_LEVELS), Scales::TwoLevels, 32),
     iq2_xxs,
 );
@@ -85,7 +85,7 @@ pub const IQ2_XS: FormatRow = FormatRow::quantised(
     "iq2_xs",
     17,
     (BLOCK, 74),
-    |b| f16_at(b, 0).is_finite(),
+    |b| finite_at(b, 0),
     Coding::new(3, Levels::Table(&IQ2_LEVELS), Scales::TwoLevels, 16),
     iq2_xs,
 );
@@ -94,7 +94,7 @@ pub const IQ2_S: FormatRow = FormatRow::quantised(
     "iq2_s",
     22,
     (BLOCK, 82),
-    |b| f16_at(b, 0).is_finite(),
+    |b| finite_at(b, 0),
     Coding::new(3, Levels::Table(&IQ2_LEVELS), Scales::TwoLevels, 16),
     iq2_s,
 );
@@ -103,7 +103,7 @@ pub const IQ1_S: FormatRow = FormatRow::quantised(
     "iq1_s",
     19,
     (BLOCK, 50),
-    |b| f16_at(b, 0).is_finite(),
+    |b| finite_at(b, 0),
     Coding::new(3, Levels::Table(&IQ1_LEVELS), Scales::TwoLevels, 32),
     iq1_s,
 );

@@ -18,7 +18,7 @@
 
 use super::coding::{CodedBlock, Coding, Levels, Scales};
 use super::quantise::{TwoLevels, TwoLevelsAndMin, quantise};
-use super::{FormatRow, f16_at, pack_nibbles, put_f16};
+use super::{FormatRow, f16_at, finite_at, pack_nibbles, put_f16};
 
 const BLOCK: usize = 256;
 
@@ -26,7 +26,7 @@ pub const Q2_K: FormatRow = FormatRow::quantised(
     "q2_k",
     10,
     (BLOCK, 84),
-    |b| f16_at(b, 80).is_finite() && f16_at(b, 82).is_finite(),
+    |b| finite_at(b, 80) && finite_at(b, 82),
     Coding::new(2, Levels::Unsigned, Scales::TwoLevelsAndMinInByte, 16),
     q2_k,
 );
@@ -35,7 +35,7 @@ pub const Q3_K: FormatRow = FormatRow::quantised(
     "q3_k",
     11,
     (BLOCK, 110),
-    |b| f16_at(b, 108).is_finite(),
+    |b| finite_at(b, 108),
     Coding::new(3, Levels::Signed, Scales::TwoLevels, 16),
     q3_k,
 );
@@ -44,7 +44,7 @@ pub const Q4_K: FormatRow = FormatRow::quantised(
     "q4_k",
     12,
     (BLOCK, 144),
-    |b| f16_at(b, 0).is_finite() && f16_at(b, 2).is_finite(),
+    |b| finite_at(b, 0) && finite_at(b, 2),
     Coding::new(4, Levels::Unsigned, Scales::TwoLevelsAndMin, 32),
     q4_k,
 )
@@ -55,7 +55,7 @@ pub const Q5_K: FormatRow = FormatRow::quantised(
     "q5_k",
     13,
     (BLOCK, 176),
-    |b| f16_at(b, 0).is_finite() && f16_at(b, 2).is_finite(),
+    |b| finite_at(b, 0) && finite_at(b, 2),
     Coding::new(5, Levels::Unsigned, Scales::TwoLevelsAndMin, 32),
     q5_k,
 )
@@ -66,7 +66,7 @@ pub const Q6_K: FormatRow = FormatRow::quantised(
     "q6_k",
     14,
     (BLOCK, 210),
-    |b| f16_at(b, 208).is_finite(),
+    |b| finite_at(b, 208),
     Coding::new(6, Levels::Signed, Scales::TwoLevels, 16),
     q6_k,
 )

@@ -16,90 +16,99 @@
 
 use super::coding::{CodedBlock, Coding, Levels, Scales};
 use super::quantise::{Bytes, Direct, DirectAndMin, quantise};
-use super::{FormatRow, array_at, f16_at, nibbles, pack_nibbles, put_u16, u16_at};
+use super::{FormatRow, array_at, finite_at, nibbles, pack_nibbles, put_u16, u16_at};
 
 const BLOCK: usize = 32;
 
-pub const Q4_0: FormatRow = FormatRow::quantised(
-    "q4_0",
-    2,
-    (BLOCK, 18),
-    |b| f16_at(b, 0).is_finite(),
-    Coding::new(4, Levels::Signed, Scales::F16, BLOCK),
-    q4_0,
-)
-.made_by(quantise::<Direct<4>>)
-.packed_by(pack_q4_0);
+pub const Q4_0: FormatRow =
+    FormatRow::quantised("q4_0", 2, (BLOCK, 18), |b| finite_at(b, 0), Coding::new(4, Levels::Signed, Scales::F16, BLOCK), q4_0)
+        .of_several()
+        .made_by(quantise::<Direct<4>>)
+        .packed_by(pack_q4_0);
 
 pub const Q4_1: FormatRow = FormatRow::quantised(
     "q4_1",
     3,
     (BLOCK, 20),
-    |b| f16_at(b, 0).is_finite() && f16_at(b, 2).is_finite(),
+    |b| finite_at(b, 0) && finite_at(b, 2),
     Coding::new(4, Levels::Unsigned, Scales::F16AndMin, BLOCK),
     q4_1,
-);
-
-pub const Q5_0: FormatRow = FormatRow::quantised(
-    "q5_0",
-    6,
-    (BLOCK, 22),
-    |b| f16_at(b, 0).is_finite(),
-    Coding::new(5, Levels::Signed, Scales::F16, BLOCK),
-    q5_0,
 )
-.made_by(quantise::<Direct<5>>)
-.packed_by(pack_q5_0);
+.of_several();
+
+pub const Q5_0: FormatRow =
+    FormatRow::quantised("q5_0", 6, (BLOCK, 22), |b| finite_at(b, 0), Coding::new(5, Levels::Signed, Scales::F16, BLOCK), q5_0)
+        .of_several()
+        .made_by(quantise::<Direct<5>>)
+        .packed_by(pack_q5_0);
 
 pub const Q5_1: FormatRow = FormatRow::quantised(
     "q5_1",
     7,
     (BLOCK, 24),
-    |b| f16_at(b, 0).is_finite() && f16_at(b, 2).is_finite(),
+    |b| finite_at(b, 0) && finite_at(b, 2),
     Coding::new(5, Levels::Unsigned, Scales::F16AndMin, BLOCK),
     q5_1,
 )
+.of_several()
 .made_by(quantise::<DirectAndMin<5>>)
 .packed_by(pack_q5_1);
 
 /// In memory a row's last block may be shorter, in a file it may not.
-pub const Q8_0: FormatRow = FormatRow::quantised(
-    "q8_0",
-    8,
-    (BLOCK, 34),
-    |b| f16_at(b, 0).is_finite(),
-    Coding::new(8, Levels::Signed, Scales::F16, BLOCK),
-    q8_0,
-)
-.made_by(quantise::<Bytes>)
-.packed_by(pack_q8_0);
+pub const Q8_0: FormatRow =
+    FormatRow::quantised("q8_0", 8, (BLOCK, 34), |b| finite_at(b, 0), Coding::new(8, Levels::Signed, Scales::F16, BLOCK), q8_0)
+        .of_several()
+        .made_by(quantise::<Bytes>)
+        .packed_by(pack_q8_0);
 
-fn q4_0(block: &[u8], to: &mut CodedBlock) {
-    to.scales[0] = u16_at(block, 0);
-    nibbles(&block[2..18], &mut to.codes[..BLOCK]);
+/// Takes blocks of `BYTES` bytes apart, as many as there is room for. `unpack` writes the codes of one and returns scale and min.
+fn several<const BYTES: usize>(
+    blocks: &[u8],
+    to: &mut CodedBlock,
+    unpack: impl Fn(&[u8; BYTES], &mut [u8; BLOCK]) -> (u16, u16),
+) {
+    let scales = to.scales.iter_mut().zip(&mut to.mins);
+    for ((block, codes), (scale, min)) in blocks.as_chunks().0.iter().zip(to.codes.as_chunks_mut().0).zip(scales) {
+        (*scale, *min) = unpack(block, codes);
+    }
 }
 
-fn q4_1(block: &[u8], to: &mut CodedBlock) {
-    (to.scales[0], to.mins[0]) = (u16_at(block, 0), u16_at(block, 2));
-    nibbles(&block[4..20], &mut to.codes[..BLOCK]);
+fn q4_0(blocks: &[u8], to: &mut CodedBlock) {
+    several::<18>(blocks, to, |block, codes| {
+        nibbles(&block[2..], codes);
+        (u16_at(block, 0), 0)
+    });
 }
 
-fn q5_0(block: &[u8], to: &mut CodedBlock) {
-    to.scales[0] = u16_at(block, 0);
-    five_bits(&block[6..22], u32::from_le_bytes(array_at(block, 2)), &mut to.codes[..BLOCK]);
+fn q4_1(blocks: &[u8], to: &mut CodedBlock) {
+    several::<20>(blocks, to, |block, codes| {
+        nibbles(&block[4..], codes);
+        (u16_at(block, 0), u16_at(block, 2))
+    });
 }
 
-fn q5_1(block: &[u8], to: &mut CodedBlock) {
-    (to.scales[0], to.mins[0]) = (u16_at(block, 0), u16_at(block, 2));
-    five_bits(&block[8..24], u32::from_le_bytes(array_at(block, 4)), &mut to.codes[..BLOCK]);
+fn q5_0(blocks: &[u8], to: &mut CodedBlock) {
+    several::<22>(blocks, to, |block, codes| {
+        five_bits(&block[6..], u32::from_le_bytes(array_at(block, 2)), codes);
+        (u16_at(block, 0), 0)
+    });
 }
 
-fn q8_0(block: &[u8], to: &mut CodedBlock) {
-    to.scales[0] = u16_at(block, 0);
-    to.codes.iter_mut().zip(&block[2..34]).for_each(|(code, q)| *code = q ^ 0x80);
+fn q5_1(blocks: &[u8], to: &mut CodedBlock) {
+    several::<24>(blocks, to, |block, codes| {
+        five_bits(&block[8..], u32::from_le_bytes(array_at(block, 4)), codes);
+        (u16_at(block, 0), u16_at(block, 2))
+    });
 }
 
-fn five_bits(bytes: &[u8], fifth: u32, to: &mut [u8]) {
+fn q8_0(blocks: &[u8], to: &mut CodedBlock) {
+    several::<34>(blocks, to, |block, codes| {
+        codes.iter_mut().zip(&block[2..]).for_each(|(code, q)| *code = q ^ 0x80);
+        (u16_at(block, 0), 0)
+    });
+}
+
+fn five_bits(bytes: &[u8], fifth: u32, to: &mut [u8; BLOCK]) {
     nibbles(bytes, to);
     to.iter_mut().enumerate().for_each(|(j, code)| *code |= ((fifth >> j & 1) as u8) << 4);
 }

@@ -17,22 +17,22 @@
 //! <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>.
 
 use super::coding::{CodedBlock, Coding, Levels, Scales};
-use super::{FormatRow, f16_at, u16_at};
+use super::{FormatRow, finite_at, u16_at};
 
 const THREE: Levels = Levels::Table(&[-1., 0., 1., 2.]);
 const TWO: Levels = Levels::Table(&[-1., 1.]);
 
 pub const TQ1_0: FormatRow =
-    FormatRow::quantised("tq1_0", 34, (256, 54), |b| f16_at(b, 52).is_finite(), Coding::new(2, THREE, Scales::F16, 256), tq1_0);
+    FormatRow::quantised("tq1_0", 34, (256, 54), |b| finite_at(b, 52), Coding::new(2, THREE, Scales::F16, 256), tq1_0);
 
 pub const TQ2_0: FormatRow =
-    FormatRow::quantised("tq2_0", 35, (256, 66), |b| f16_at(b, 64).is_finite(), Coding::new(2, THREE, Scales::F16, 256), tq2_0);
+    FormatRow::quantised("tq2_0", 35, (256, 66), |b| finite_at(b, 64), Coding::new(2, THREE, Scales::F16, 256), tq2_0);
 
 pub const Q1_0: FormatRow =
-    FormatRow::quantised("q1_0", 41, (128, 18), |b| f16_at(b, 0).is_finite(), Coding::new(1, TWO, Scales::F16, 128), q1_0);
+    FormatRow::quantised("q1_0", 41, (128, 18), |b| finite_at(b, 0), Coding::new(1, TWO, Scales::F16, 128), q1_0);
 
 pub const Q2_0: FormatRow =
-    FormatRow::quantised("q2_0", 42, (64, 18), |b| f16_at(b, 0).is_finite(), Coding::new(2, THREE, Scales::F16, 64), q2_0);
+    FormatRow::quantised("q2_0", 42, (64, 18), |b| finite_at(b, 0), Coding::new(2, THREE, Scales::F16, 64), q2_0);
 
 fn tq1_0(block: &[u8], to: &mut CodedBlock) {
     to.scales[0] = u16_at(block, 52);
