@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use common::{cosine, golden, load, quantised};
-use metal_candle::{Capability, EmbedOptions, ErrorKind, Lora, Model, Progress, Session, Stage};
+use metal_candle::{Capability, EmbedOptions, ErrorKind, LoadOptions, Lora, Model, Progress, Session, Stage};
 
 const IDS: [u32; 9] = [5, 17, 3, 80, 41, 9, 66, 23, 12];
 
@@ -257,4 +257,18 @@ fn a_shipped_model_keeps_its_tokenizer_and_template() {
     }
     assert_eq!(again.supports(Capability::ChatTemplate), file.supports(Capability::ChatTemplate));
     assert_eq!(logits(&again), logits(&file));
+}
+
+#[test]
+fn a_tokenizer_that_was_given_is_saved_with_the_model() {
+    let tokenizer_path = Some(common::shipped("tiny-coder").join("tokenizer.json"));
+    let options = LoadOptions { tokenizer_path, ..common::exact() };
+    let folder = tempfile::tempdir().unwrap();
+    for base in ["decoders/qwen2_tied", "gguf/families/llama_plain.gguf"] {
+        let model = Model::load(golden(base), &options, None).unwrap();
+        let directory = folder.path().join(base.replace('/', "-"));
+        model.save(&directory, None, None).unwrap();
+        let encode = |model: &Model| model.tokenizer().unwrap().encode("fn main() { loop {} }", true).unwrap();
+        assert_eq!(encode(&load(&directory)), encode(&model), "{base}");
+    }
 }

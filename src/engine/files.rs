@@ -259,7 +259,7 @@ impl Files {
 }
 
 /// What may lie beside the weights of a network and is the model's.
-const BESIDE_WEIGHTS: [&str; 13] = [
+const BESIDE_WEIGHTS: [&str; 12] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -267,7 +267,6 @@ const BESIDE_WEIGHTS: [&str; 13] = [
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
-    "sentence_bert_config.json",
     "vocab.txt",
     "vocab.json",
     "merges.txt",

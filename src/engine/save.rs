@@ -37,7 +37,6 @@ pub(super) struct LoadedFrom {
 /// What tells that a file is still the same.
 #[derive(Debug, Clone, PartialEq)]
 struct Stamp {
-    path: PathBuf,
     len: u64,
     modified: Option<SystemTime>,
 }
@@ -45,7 +44,10 @@ struct Stamp {
 impl LoadedFrom {
     pub(super) fn new(path: &Path, options: &LoadOptions, tensors: &dyn ModelTensors) -> Result<Self> {
         let (file, tokenizer_path) = (options.file.clone(), options.tokenizer_path.clone());
-        Ok(Self { path: path.to_path_buf(), file, tokenizer_path, stamps: stamps(tensors)? })
+        // The process may go to another directory until the model is saved.
+        let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io(path, e));
+        let tokenizer_path = tokenizer_path.as_deref().map(absolute).transpose()?;
+        Ok(Self { path: absolute(path)?, file, tokenizer_path, stamps: stamps(tensors)? })
     }
 
     fn options(&self) -> LoadOptions {
@@ -64,7 +66,7 @@ impl LoadedFrom {
 fn stamps(tensors: &dyn ModelTensors) -> Result<Vec<Stamp>> {
     let stamp = |(path, file): &(PathBuf, std::fs::File)| {
         let metadata = file.metadata().map_err(|e| Error::io(path, e))?;
-        Ok(Stamp { path: path.clone(), len: metadata.len(), modified: metadata.modified().ok() })
+        Ok(Stamp { len: metadata.len(), modified: metadata.modified().ok() })
     };
     tensors.files().iter().map(stamp).collect()
 }
@@ -190,6 +192,10 @@ impl Model {
         let network = directory.join(files.relative_network()?);
         std::fs::create_dir_all(&network).map_err(|e| Error::io(&network, e))?;
         files.copy_small(directory, &network, self.tokenizer().ok())?;
+        if let (Some(_), Ok(tokenizer)) = (&self.origin().tokenizer_path, self.tokenizer()) {
+            // In place of the one beside the weights.
+            write_text(&network.join("tokenizer.json"), &tokenizer.to_json()?)?;
+        }
         write_text(&network.join("config.json"), &self.saved_config()?)?;
 
         let mut on_bytes = writing(progress);
