@@ -164,6 +164,12 @@ template <class Call> std::string string_of(Call &&call) {
     return take_string(raw);
 }
 
+template <class Call> std::vector<std::uint32_t> tokens_of(Call &&call) {
+    auto tokens = make<mc_tokens, mc_tokens_free>(call);
+    const std::uint32_t *data = mc_tokens_data(tokens.get());
+    return {data, data + mc_tokens_len(tokens.get())};
+}
+
 /** Whatever a callable returns as whether to go on. */
 template <class F, class... A> bool go_on(F &function, A &&...arguments) {
     if constexpr (std::is_void_v<std::invoke_result_t<F &, A...>>) {
@@ -369,10 +375,8 @@ public:
               [&](auto out, auto err) { return mc_tokenizer_load(detail::c_text(path), out, err); })) {}
 
     std::vector<std::uint32_t> encode(std::string_view text, bool add_special = false) const {
-        auto tokens = detail::make<mc_tokens, mc_tokens_free>(
+        return detail::tokens_of(
             [&](auto out, auto err) { return mc_tokenizer_encode(get(), text.data(), text.size(), add_special, out, err); });
-        const std::uint32_t *data = mc_tokens_data(tokens.get());
-        return {data, data + mc_tokens_len(tokens.get())};
     }
     std::string decode(const std::vector<std::uint32_t> &tokens, bool skip_special = false) const {
         return detail::string_of([&](auto out, auto err) {
@@ -385,6 +389,19 @@ public:
         detail::run([&](auto err) { return mc_tokenizer_token_id(get(), detail::c_text(token), &id, err); });
         return id;
     }
+    bool is_special(std::uint32_t token) const noexcept { return mc_tokenizer_is_special(get(), token); }
+    /** The bytes that a token adds to a text: UTF-8, or a part of a character; none of a special token. */
+    std::string token_bytes(std::uint32_t token) const {
+        std::string bytes(64, '\0');
+        for (;;) {
+            std::size_t len = 0;
+            auto *out = reinterpret_cast<std::uint8_t *>(&bytes[0]);
+            detail::run([&](auto err) { return mc_tokenizer_token_bytes(get(), token, out, bytes.size(), &len, err); });
+            const bool is_whole = len <= bytes.size();
+            bytes.resize(len);
+            if (is_whole) return bytes;
+        }
+    }
     std::size_t vocab_size() const noexcept { return mc_tokenizer_vocab_size(get()); }
     const mc_tokenizer *get() const noexcept { return handle_.get(); }
 
@@ -392,6 +409,26 @@ private:
     friend class model;
     explicit tokenizer(detail::handle<mc_tokenizer, mc_tokenizer_free> handle) : handle_(std::move(handle)) {}
     detail::handle<mc_tokenizer, mc_tokenizer_free> handle_;
+};
+
+/** Token ids to text as they come: whole characters, without special tokens. */
+class text_stream {
+public:
+    explicit text_stream(const tokenizer &of)
+        : handle_(detail::make<mc_text_stream, mc_text_stream_free>(
+              [&](auto out, auto err) { return mc_text_stream_new(of.get(), out, err); })) {}
+
+    /** The text that became certain with a token; may be empty. */
+    std::string push(std::uint32_t token) {
+        return detail::string_of([&](auto out, auto err) { return mc_text_stream_push(handle_.get(), token, out, err); });
+    }
+    /** What was held back; the stream is then at its beginning. */
+    std::string finish() {
+        return detail::string_of([&](auto out, auto err) { return mc_text_stream_finish(handle_.get(), out, err); });
+    }
+
+private:
+    detail::handle<mc_text_stream, mc_text_stream_free> handle_;
 };
 
 /** A conversation: messages, tools, and what else a chat template reads. */
@@ -529,6 +566,10 @@ public:
     bool supports(mc_capability capability) const noexcept { return mc_model_supports(get(), capability); }
     std::string config_json() const {
         return detail::string_of([&](auto out, auto err) { return mc_model_config_json(get(), out, err); });
+    }
+    /** The tokens that end an answer, the usual one first. */
+    std::vector<std::uint32_t> eos_tokens() const {
+        return detail::tokens_of([&](auto out, auto err) { return mc_model_eos_tokens(get(), out, err); });
     }
     metal_candle::tokenizer tokenizer() const {
         return metal_candle::tokenizer(detail::make<mc_tokenizer, mc_tokenizer_free>(
@@ -893,6 +934,19 @@ public:
         detail::run([&](auto err) { return mc_session_logits(get(), out.data(), out.size(), err); });
         return out;
     }
+    /** The `count` most probable next tokens with the natural logarithms of their probabilities, the most probable first. */
+    std::vector<std::pair<std::uint32_t, float>> top_logprobs(std::size_t count) const {
+        std::vector<std::uint32_t> ids(count + 1); // So that there is a place for none, which the library refuses.
+        std::vector<float> logprobs(count + 1);
+        detail::run([&](auto err) { return mc_session_top_logprobs(get(), count, ids.data(), logprobs.data(), err); });
+        std::vector<std::pair<std::uint32_t, float>> top;
+        for (std::size_t at = 0; at < count; at++) top.emplace_back(ids[at], logprobs[at]);
+        return top;
+    }
+    /** The tokens that the session holds. */
+    std::vector<std::uint32_t> held() const {
+        return detail::tokens_of([&](auto out, auto err) { return mc_session_tokens(get(), out, err); });
+    }
     /** What the model says of these tokens behind what the session holds: natural logarithms. */
     std::vector<float> score(const std::vector<std::uint32_t> &tokens, const cancel *stop = nullptr) {
         std::vector<float> out(tokens.size());
@@ -1102,6 +1156,20 @@ public:
     float evaluate(const token_batch &batch) { return step_by(mc_lora_eval_step, batch); }
 
     std::uint64_t step_count() const noexcept { return mc_lora_trainer_step_count(get()); }
+    struct update {
+        /** From 1; 0 if there was none yet. */
+        std::uint64_t step = 0;
+        /** The gradient's length is that of all weights together, before it was cut. */
+        float learning_rate = 0, grad_norm = 0;
+    };
+    /** What the last step did. */
+    update last_update() const {
+        update last;
+        detail::run([&](auto err) {
+            return mc_lora_trainer_last_update(get(), &last.step, &last.learning_rate, &last.grad_norm, err);
+        });
+        return last;
+    }
     /** As trained so far. */
     lora adapter() const {
         return lora(
@@ -1150,6 +1218,10 @@ inline std::uint32_t version_number() noexcept { return mc_version_number(); }
 inline bool is_compatible() noexcept { return mc_abi_version() == MC_ABI_VERSION; }
 /** Whether the library was built with "metal", "cuda", … */
 inline bool has_feature(const std::string &name) { return mc_has_feature(detail::c_text(name)); }
+/** The architectures that this build knows: a JSON array. */
+inline std::string architectures_json() {
+    return detail::string_of([](auto out, auto err) { return mc_architectures_json(out, err); });
+}
 /** Handles of the library that are not freed. */
 inline std::size_t live_objects() noexcept { return mc_live_objects(); }
 /** Gives memory back to the system that is kept for later. */

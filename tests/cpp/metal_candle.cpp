@@ -197,6 +197,9 @@ void sessions_fork_save_load_truncate_and_score() {
     CHECK(fork.generate().text == answer && loaded.generate().text == answer);
     CHECK(session.position() == position && session.logits(coder().vocab_size()).size() == coder().vocab_size());
 
+    const auto top = session.top_logprobs(3);
+    CHECK(top.size() == 3 && top[0].second >= top[1].second && session.held().size() == position);
+    CHECK(throws(MC_ERROR_INVALID_ARGUMENT, [&] { session.top_logprobs(0); }));
     const auto ids = coder().tokenizer().encode(" and");
     const auto scores = session.score(ids);
     CHECK(scores.size() == ids.size() && scores[0] <= 0 && session.position() == position && session.score({}).empty());
@@ -228,6 +231,15 @@ void tokenizers_outlive_their_model() {
     CHECK(tokenizer.decode(ids) == "let x = 1;" && tokenizer.vocab_size() > 0);
     CHECK(tokenizer.token_id("<|im_end|>") > 0 && throws(MC_ERROR_NOT_FOUND, [&] { tokenizer.token_id("no such token"); }));
     CHECK(mc::tokenizer("models/tiny-coder").encode("let x = 1;") == ids);
+
+    mc::text_stream stream(tokenizer);
+    std::string bytes, shown;
+    for (std::uint32_t id : ids) {
+        bytes += tokenizer.token_bytes(id);
+        shown += stream.push(id);
+        CHECK(!tokenizer.is_special(id));
+    }
+    CHECK(bytes == "let x = 1;" && shown + stream.finish() == bytes && tokenizer.is_special(coder().eos_tokens().at(0)));
 }
 
 void a_schema_binds_the_answer() {
@@ -277,7 +289,7 @@ void adapters_are_trained_used_saved_and_merged() {
     CHECK(trainer.step_count() == 1);
     std::uint64_t last = 0;
     trainer.train(data, nullptr, [&](const mc_train_event &event) { last = event.step; });
-    CHECK(last == 4 && trainer.step_count() == 4);
+    CHECK(last == 4 && trainer.step_count() == 4 && trainer.last_update().step == 4 && trainer.last_update().grad_norm > 0);
 
     const mc::lora adapter = trainer.adapter();
     CHECK(adapter.rank() == 4 && adapter.parameter_count() > 0 && adapter.alpha() > 0 && adapter.config_json().front() == '{');
@@ -327,7 +339,7 @@ void the_log_is_a_function_that_is_freed() {
 
 void the_library_says_what_it_is() {
     CHECK(mc::version() == MC_VERSION_STRING && mc::version_number() == MC_VERSION_NUMBER && mc::is_compatible());
-    CHECK(!mc::has_feature("no such feature"));
+    CHECK(!mc::has_feature("no such feature") && mc::architectures_json().find("\"qwen2\"") != std::string::npos);
     mc::trim_memory();
     mc::device cpu(MC_DEVICE_CPU);
     CHECK(cpu.kind() == MC_DEVICE_CPU && !cpu.name().empty() && mc::device::count(MC_DEVICE_CPU) == 1 &&
