@@ -34,9 +34,12 @@ endif
 
 export CARGO CC CXX OUT BUILD LIB SONAME PROFILE
 
-# No path of the machine that builds a release stands in it.
+# No path of the machine that builds a release stands in it: neither in Rust code nor in the C of dependencies.
 ifeq ($(PROFILE),release)
-export RUSTFLAGS ?= --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo --remap-path-prefix=$(CURDIR)=metal-candle
+CARGO_FOLDER := $(or $(CARGO_HOME),$(HOME)/.cargo)
+export RUSTFLAGS ?= --remap-path-prefix=$(CARGO_FOLDER)=cargo --remap-path-prefix=$(CURDIR)=metal-candle
+export HOST_CFLAGS ?= -ffile-prefix-map=$(CARGO_FOLDER)=cargo
+export TARGET_CFLAGS ?= $(HOST_CFLAGS)
 endif
 
 .PHONY: all library demo demo-real examples test selftest bench install uninstall lint clean
