@@ -65,12 +65,16 @@ test:
 	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
 	$(MAKE) PROFILE=$(PROFILE) examples
 	$(MAKE) PROFILE=$(PROFILE) test-c
+	$(MAKE) PROFILE=$(PROFILE) test-python
 	@if command -v swift >/dev/null; then $(MAKE) PROFILE=$(PROFILE) test-swift; else echo "skip: the Swift package: swift is missing"; fi
 
-.PHONY: test-c test-swift
+.PHONY: test-c test-python test-swift
 test-c:
 	tests/c/run.sh
 	tests/c/install.sh
+
+test-python: library
+	tests/python.sh
 
 test-swift: library
 	tests/swift/run.sh
