@@ -140,3 +140,4 @@ lint:
 clean:
 	$(CARGO) clean
 	rm -rf build
+	rm -f python/src/metal_candle/_abi.py python/src/metal_candle/*metal_candle.so python/src/metal_candle/*metal_candle.dylib

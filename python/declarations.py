@@ -123,7 +123,7 @@ class Header:
             prefix = os.path.commonprefix([member for _, member, _ in members]).rpartition("_")[0] + "_"
             lines += ["", "", f"class {python_name(name)}(_Number):", f'    """{doc}"""', ""]
             for comment, member, value in members:
-                lines += [f"    {member[len(prefix):]} = {value}", f'    """{comment}"""']
+                lines += [f"    {member[len(prefix) :]} = {value}", f'    """{comment}"""']
         for name, (doc, fields) in self.structs.items():
             struct, public = f"_{python_name(name)}", python_name(name)
             lines += ["", "", f"class {struct}(ctypes.Structure):"]

@@ -1,7 +1,7 @@
 """The wheel: puts the shared library and what the header declares beside the Python files, and says which machines it is for.
 
-The library is METAL_CANDLE_LIBRARY, a path, or, without it, what cargo builds of this repository. No compiled code knows Python, so one
-wheel serves every version of it: py3-none-PLATFORM.
+The library is METAL_CANDLE_LIBRARY, an absolute path, or, without it, what `make library` builds of this repository. No compiled code
+knows Python, so one wheel serves every version of it: py3-none-PLATFORM.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ NAME = {"darwin": "libmetal_candle.dylib", "win32": "metal_candle.dll"}.get(sys.
 def library() -> Path:
     given = os.environ.get("METAL_CANDLE_LIBRARY")
     if given:
-        if not Path(given).is_file():
-            raise SystemExit(f"METAL_CANDLE_LIBRARY: expected a shared library, found no file {given}")
+        if not Path(given).is_absolute() or not Path(given).is_file():  # this does not run where pip was called
+            raise SystemExit(f"METAL_CANDLE_LIBRARY: expected the absolute path of a shared library, found {given}")
         return Path(given)
-    manifest = PYTHON.parent / "Cargo.toml"
-    target = Path(os.environ.get("CARGO_TARGET_DIR", PYTHON.parent / "target"))
-    cargo = [os.environ.get("CARGO", "cargo"), "rustc", "--lib", "--release", "--crate-type", "cdylib"]
-    subprocess.run([*cargo, "--manifest-path", manifest, "--target-dir", target], check=True)
-    return target / "release" / NAME
+    root = PYTHON.parent
+    if not (root / "Cargo.toml").is_file():
+        raise SystemExit("METAL_CANDLE_LIBRARY: expected a shared library, found none; without the repository none can be built")
+    subprocess.run(["make", "-C", root, "PROFILE=release", "library"], check=True)  # cargo, with no path of this machine in the result
+    return root / os.environ.get("CARGO_TARGET_DIR", "target") / "release" / NAME
 
 
 def platform(built: Path) -> str:

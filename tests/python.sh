@@ -27,12 +27,12 @@ if ! "$python" -m pip install -q --disable-pip-version-check numpy hatchling myp
 fi
 
 wheel() { # one for every version of Python
-    METAL_CANDLE_LIBRARY=$OUT/$LIB "$python" -m pip wheel -q --no-deps --no-build-isolation -w "$stage" ./python &&
+    METAL_CANDLE_LIBRARY=$(cd "$OUT" && pwd)/$LIB "$python" -m pip wheel -q --no-deps --no-build-isolation -w "$stage" ./python &&
         ls "$stage"/metal_candle-*-py3-none-*.whl
 }
 
 no_library() { METAL_CANDLE_LIBRARY=/nowhere.so "$python" -m pip wheel --no-deps --no-build-isolation -w "$stage/none" ./python 2>&1 |
-    grep 'METAL_CANDLE_LIBRARY: expected a shared library, found no file /nowhere.so'; }
+    grep 'METAL_CANDLE_LIBRARY: expected the absolute path of a shared library, found /nowhere.so'; }
 
 install() { "$python" -m pip install -q --no-index --no-deps "$stage"/metal_candle-*.whl; }
 
@@ -43,7 +43,7 @@ tests() { # its last lines say how many there were; without one, nothing ran
 
 types() { # of the package as it is installed, and of programs that use it
     "$python" -m mypy --strict -p metal_candle &&
-        MYPYPATH=python/tests:python "$python" -m mypy --strict python/tests/*.py python/declarations.py python/hatch_build.py examples/python/*.py
+        MYPYPATH=python/tests:python "$python" -m mypy --strict python/*.py python/tests/*.py examples/python/*.py
 }
 
 tour() { # the answers, the texts in the order of their meaning, what only the adapter knows

@@ -38,7 +38,14 @@ for index, score in zip(found.indices, found.scores):
 
 # Twenty steps teach an adapter thirty facts that the model does not know.
 trainer = mc.Trainer(
-    coder, {"rank": 16, "alpha": 32}, learning_rate=1e-2, schedule=mc.Schedule.COSINE, warmup_steps=2, total_steps=20, batch_size=16, epochs=20
+    coder,
+    {"rank": 16, "alpha": 32},
+    learning_rate=1e-2,
+    schedule=mc.Schedule.COSINE,
+    warmup_steps=2,
+    total_steps=20,
+    batch_size=16,
+    epochs=20,
 )
 trainer.train(
     mc.Dataset.load_jsonl("examples/data/facts.jsonl"), on_step=lambda event: bar(f"loss {event.loss:6.3f}", event.step, event.total_steps)

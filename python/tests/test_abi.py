@@ -7,13 +7,12 @@ import re
 import sys
 import unittest
 from pathlib import Path
-from typing import Any, Dict, List, Set, Tuple
+from typing import Any
 
 import metal_candle as mc
+from common import CODER, FACTS, ROOT, Case
 from metal_candle import _abi, _native
 from metal_candle._native import Function
-
-from common import CODER, FACTS, ROOT, Case
 
 sys.path.insert(0, str(ROOT / "python"))
 import declarations
@@ -44,7 +43,7 @@ TOGETHER = {
 # What is a parameter of the calls instead of an option.
 PARAMETERS = {"cancel", "progress", "prefill_progress", "add_special"}
 
-OPTIONS: Dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "mc_model_options": mc.LoadOptions,
     "mc_generate_options": mc.GenerateOptions,
     "mc_embed_options": mc.EmbedOptions,
@@ -53,7 +52,7 @@ OPTIONS: Dict[str, Any] = {
 }
 
 
-def header() -> Dict[str, Tuple[str, str]]:
+def header() -> dict[str, tuple[str, str]]:
     """Of each function of the header its result and its parameters; read in another way than declarations.py does."""
     text = (ROOT / "include" / "metal_candle.h").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.lstrip().startswith(("/*", "*", "#"))]
@@ -86,7 +85,7 @@ class Abi(Case):
         for name in symbols:
             declared, arguments = functions[name]
             bound: Function = _native._functions[name]
-            parameters: List[str] = [] if arguments.strip() == "void" else arguments.split(",")
+            parameters: list[str] = [] if arguments.strip() == "void" else arguments.split(",")
             wanted = [kind(parameter) for parameter in parameters]
             wanted = ["int" if want.startswith("mc_") else want for want in wanted]
             self.assertEqual([kind_of(ctype) for ctype in bound.pointer.argtypes], wanted, name)
@@ -95,7 +94,7 @@ class Abi(Case):
             self.assertEqual("void" if restype is None else kind_of(restype), "int" if result.startswith("mc_") else result, name)
 
     def test_every_function_is_used(self) -> None:
-        used: Set[str] = set(re.findall(r'"(mc_\w+)"', SOURCES))
+        used: set[str] = set(re.findall(r'"(mc_\w+)"', SOURCES))
         used |= {f"{kind}_free" for kind in _abi.HANDLES} | {f"{kind}_new" for kind in (*OPTIONS, "mc_cancel", "mc_chat", "mc_dataset")}
         used |= {"mc_generate_options_add_stop", "mc_generate_options_add_logit_bias", "mc_lora_config_add_target"}
         for builder in OPTIONS:
@@ -120,7 +119,7 @@ class Abi(Case):
             self.assertIs(getattr(mc, kind.__name__), kind)
 
     def test_events_have_the_layout_that_the_library_has(self) -> None:
-        sizes: Dict[Any, int] = {}
+        sizes: dict[Any, int] = {}
 
         def remember(event: Any) -> int:
             sizes[type(event)] = event.struct_size
@@ -142,7 +141,7 @@ class Abi(Case):
         self.assertEqual(Path(_abi.__file__).read_text(encoding="utf-8"), text, "the package is older than the header: build it again")
 
     def test_numbers_outside_a_type_are_errors_that_name_the_field(self) -> None:
-        cases: List[Tuple[Any, str]] = [
+        cases: list[tuple[Any, str]] = [
             ({"max_tokens": -1}, f"max_tokens: expected 0 to {2**64 - 1}, found -1"),
             ({"top_k": 2**64}, f"top_k: expected 0 to {2**64 - 1}, found {2**64}"),
             ({"logit_bias": {-2: 1.0}}, f"token: expected 0 to {2**32 - 1}, found -2"),
@@ -153,7 +152,7 @@ class Abi(Case):
 
     def test_values_of_another_type_are_errors_that_name_the_field(self) -> None:
         model = mc.Model.load(CODER)
-        cases: List[Tuple[Any, Any, str]] = [
+        cases: list[tuple[Any, Any, str]] = [
             (3, {}, "prompt: expected str, found int"),
             ("fn", {"temperature": "1"}, "temperature: expected a number, found str"),
             ("fn", {"ignore_eos": 1}, "ignore_eos: expected bool, found int"),

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import unittest
-from typing import List
-
-import numpy as np
 
 import metal_candle as mc
-
+import numpy as np
 from common import CODER, EMBED, Case, golden
 
 # As in tests/embed.rs.
@@ -63,7 +60,7 @@ class Embedding(Case):
 
     def test_progress_and_cancel(self) -> None:
         texts = ["text"] * 64
-        events: List[mc.ProgressEvent] = []
+        events: list[mc.ProgressEvent] = []
         self.model.embed(texts, batch_size=4, progress=events.append)
         self.assertEqual((events[-1].stage, events[-1].done, events[-1].total), (mc.Stage.EMBED, 64, 64))
         with self.assertRaises(mc.Cancelled):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 import unittest
-from typing import Any, List
+from typing import Any
 
 import metal_candle as mc
-
 from common import CODER, ROOT, Case
 
 
@@ -24,7 +23,7 @@ class Library(Case):
         mc.trim_memory(keep_bytes=1 << 20)
 
     def test_the_log_tells_that_a_model_was_loaded(self) -> None:
-        lines: List[Any] = []
+        lines: list[Any] = []
         mc.set_log(lambda level, target, message: lines.append((level, target, message)), mc.LogLevel.DEBUG)
         self.addCleanup(mc.set_log, None)
         mc.Model.load(CODER).close()
@@ -35,7 +34,7 @@ class Library(Case):
         self.assertEqual(len(lines), count)
 
     def test_an_exception_in_the_log_is_reported_and_goes_no_further(self) -> None:
-        reported: List[Any] = []
+        reported: list[Any] = []
         hook, sys.unraisablehook = sys.unraisablehook, lambda report: reported.append(report.exc_type)
         try:
             mc.set_log(lambda level, target, message: 1 / 0)
@@ -46,7 +45,7 @@ class Library(Case):
         self.assertIn(ZeroDivisionError, reported)
 
     def test_the_log_is_not_changed_by_itself(self) -> None:
-        errors: List[BaseException] = []
+        errors: list[BaseException] = []
 
         def log(*_: object) -> None:
             try:

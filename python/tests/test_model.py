@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import unittest
-from typing import List
 
 import metal_candle as mc
-
 from common import ANSWER, CODER, EMBED, GGUF, QUESTION, Case
 
 
@@ -30,7 +28,7 @@ class Loading(Case):
                 model.session()
 
     def test_progress_rises_to_the_end(self) -> None:
-        events: List[mc.ProgressEvent] = []
+        events: list[mc.ProgressEvent] = []
         mc.Model.load(CODER, progress=events.append).close()
         done = [event.done for event in events]
         self.assertEqual(done, sorted(done))
@@ -56,7 +54,10 @@ class Loading(Case):
     def test_errors_have_the_class_of_their_status(self) -> None:
         (self.folder / "broken").mkdir()
         (self.folder / "broken" / "config.json").write_text("{")
-        for name, kind, text in (("nothing", mc.NotFoundError, "nothing: No such file"), ("broken", mc.FormatError, "config.json: not valid JSON")):
+        for name, kind, text in (
+            ("nothing", mc.NotFoundError, "nothing: No such file"),
+            ("broken", mc.FormatError, "config.json: not valid JSON"),
+        ):
             with self.assertRaisesRegex(kind, text) as caught:
                 mc.Model.load(self.folder / name)
             self.assertEqual(caught.exception.status, kind.status)
@@ -77,7 +78,7 @@ class Loading(Case):
             mc.Model.load_hub("nobody/nothing", offline=True, hub_cache_dir=self.folder, hub_revision="main", hub_token=None)
 
     def test_a_quantised_model_answers(self) -> None:
-        stages: List[mc.Stage] = []
+        stages: list[mc.Stage] = []
         model = mc.Model.load(CODER, quantization="q8_0", progress=lambda event: stages.append(event.stage))
         self.assertIn(mc.Stage.QUANTIZE, stages)
         self.assertEqual(mc.Conversation(model).ask(QUESTION).read().text, ANSWER)
@@ -85,7 +86,7 @@ class Loading(Case):
 
 class Saving(Case):
     def test_a_saved_model_answers_as_before(self) -> None:
-        stages: List[mc.Stage] = []
+        stages: list[mc.Stage] = []
         mc.Model.load(CODER).save(self.folder / "saved", format="f32", progress=lambda event: stages.append(event.stage))
         self.assertEqual(set(stages), {mc.Stage.WRITE})
         self.assertEqual(mc.Conversation(mc.Model.load(self.folder / "saved")).ask(QUESTION).read().text, ANSWER)
@@ -115,7 +116,7 @@ class Saving(Case):
 class Generating(Case):
     def test_a_stream_has_the_tokens_of_the_whole(self) -> None:
         model = mc.Model.load(CODER)
-        progress: List[mc.ProgressEvent] = []
+        progress: list[mc.ProgressEvent] = []
         whole = model.generate("fn main() {", max_tokens=12, temperature=0, prefill_progress=progress.append)
         self.assertEqual(progress[-1].stage, mc.Stage.PREFILL)
         with model.stream("fn main() {", max_tokens=12, temperature=0) as stream:
@@ -155,7 +156,12 @@ class Generating(Case):
 
     def test_an_answer_conforms_to_a_schema(self) -> None:
         model = mc.Model.load(CODER)
-        schema = {"type": "object", "properties": {"kind": {"enum": ["trait", "struct"]}}, "required": ["kind"], "additionalProperties": False}
+        schema = {
+            "type": "object",
+            "properties": {"kind": {"enum": ["trait", "struct"]}},
+            "required": ["kind"],
+            "additionalProperties": False,
+        }
         answer = model.generate("What is Vec?", json_schema=schema, max_tokens=64)
         self.assertIn(json.loads(answer.text)["kind"], ("trait", "struct"))
         with self.assertRaisesRegex(mc.InvalidArgumentError, "uniqueItems"):

@@ -7,7 +7,7 @@ import io
 import os
 import re
 import unittest
-from typing import Any, Dict
+from typing import Any
 
 from common import ANSWER, ROOT, Case
 
@@ -17,7 +17,7 @@ class Documentation(Case):
         text = (ROOT / path).read_text(encoding="utf-8")
         snippets = re.findall(r"^```python\n(.*?)^```", text, flags=re.S | re.M)
         self.assertTrue(snippets, path)
-        names: Dict[str, Any] = {"__name__": "__main__"}
+        names: dict[str, Any] = {"__name__": "__main__"}
         output, before = io.StringIO(), os.getcwd()
         os.chdir(ROOT)
         try:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import unittest
-from typing import Any, Dict, List
-
-import numpy as np
+from typing import Any
 
 import metal_candle as mc
-
+import numpy as np
 from common import ANSWER, CODER, FACTS, GGUF, QUESTION, Case, golden
 
 
@@ -52,13 +50,33 @@ class Text(Case):
             with self.assertRaises(mc.InvalidUtf8Error):
                 tokenizer.encode("\udcff")
 
+    def test_tokens_have_bytes_and_become_text_as_they_come(self) -> None:
+        model = mc.Model.load(CODER)
+        tokenizer, text = model.tokenizer, "naïve 🦀 x"
+        ids, end = tokenizer.encode(text, add_special=False), model.eos_tokens[0]
+        self.assertEqual(b"".join(map(tokenizer.token_bytes, ids)), text.encode())
+        self.assertEqual((tokenizer.is_special(end), tokenizer.is_special(ids[0]), tokenizer.token_bytes(end)), (True, False, b""))
+        longest = max(range(tokenizer.vocab_size), key=lambda token: len(tokenizer.token_bytes(token)))
+        self.assertEqual(tokenizer.token_bytes(longest).decode(), tokenizer.decode([longest]))
+        with self.assertRaises(mc.InvalidArgumentError):
+            tokenizer.token_bytes(2**32 - 1)
+        stream = mc.TextStream(tokenizer)
+        tokenizer.close()
+        for _ in range(2):
+            pieces = [stream.push(token) for token in (*ids, end)]
+            self.assertEqual("".join(pieces) + stream.finish(), text)
+            self.assertIn("", pieces)
+        self.assertIn("qwen2", mc.architectures())
+
     def test_a_conversation_is_rendered_with_tools_variables_and_another_template(self) -> None:
         model = mc.Model.load(CODER)
         chat = mc.Chat([{"role": "user", "content": "hi"}], tools=[{"name": "clock"}])
         chat.add("assistant", "hello")
         chat.set_variable("word", {"a": [1]})
         chat.set_time(0)
-        chat.set_template("{{ messages | length }} {{ tools[0].name }} {{ word.a[0] }} {{ strftime_now('%Y') }} {{ add_generation_prompt }}")
+        chat.set_template(
+            "{{ messages | length }} {{ tools[0].name }} {{ word.a[0] }} {{ strftime_now('%Y') }} {{ add_generation_prompt }}"
+        )
         self.assertEqual(chat.render(model), "2 clock 1 1970 True")
         chat.remove_variable("word")
         chat.set_tools(None)
@@ -96,6 +114,14 @@ class Sessions(Case):
         exact = logits.astype(np.float64)
         self.assertAlmostEqual(float(logprobs[0]), float(exact.max() - np.log(np.exp(exact).sum())), places=4)
         self.assertEqual((whole.position, whole.score([]).shape), (len(ids), (0,)))
+        self.assertEqual((whole.tokens(), pieces.tokens(), self.model.session().tokens()), (ids, ids, []))
+        top = whole.top_logprobs(5)
+        np.testing.assert_array_equal(top.tokens, np.argsort(-logits, kind="stable")[:5])
+        np.testing.assert_allclose(top.logprobs, whole.score(top.tokens[:1]).tolist() + top.logprobs[1:].tolist(), atol=1e-6)
+        self.assertTrue((np.diff(top.logprobs) <= 0).all())
+        for count in (0, self.model.vocab_size + 1):
+            with self.assertRaisesRegex(mc.InvalidArgumentError, f"count: expected 1 to 4096, found {count}"):
+                whole.top_logprobs(count)
 
     def test_fork_truncate_save_and_load(self) -> None:
         session = self.model.session(max_context=128)
@@ -121,7 +147,7 @@ class Sessions(Case):
         prompts, limits = ["fn main", "let x = ", "What is a trait?"], [3, 9, 6]
         alone = [self.model.generate(prompt, max_tokens=limit, temperature=0).tokens for prompt, limit in zip(prompts, limits)]
         streams = [self.model.stream(prompt, max_tokens=limit, temperature=0) for prompt, limit in zip(prompts, limits)]
-        together: List[List[int]] = [[], [], []]
+        together: list[list[int]] = [[], [], []]
         while not all(stream.closed for stream in streams):
             for tokens, token in zip(together, mc.next_tokens(streams)):
                 if token is not None:
@@ -247,7 +273,7 @@ class Conversations(Case):
         talk.ask(QUESTION, max_tokens=2).read()
         seen = [dict(message) for message in talk.messages]
         self.assertEqual(seen[0], {"role": "system", "content": "Be brief."})
-        options: Dict[str, Any] = {"max_tokens": 1}
+        options: dict[str, Any] = {"max_tokens": 1}
         self.assertEqual(len(talk.ask(QUESTION, **options).read().tokens), 1)
         talk.close()
 

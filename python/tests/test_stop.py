@@ -7,17 +7,17 @@ import contextlib
 import signal
 import threading
 import unittest
-from typing import Any, Iterator, List, Tuple
+from collections.abc import Iterator
+from typing import Any
 
 import metal_candle as mc
-
 from common import ANSWER, CODER, EMBED, FACTS, QUESTION, Case
 
 
 class Asynchronous(Case):
     def test_an_answer_is_streamed_while_the_loop_runs(self) -> None:
         async def main() -> None:
-            threads: List[Any] = []
+            threads: list[Any] = []
             model = await mc.Model.load_async(CODER, progress=lambda event: threads.append(threading.current_thread()))
             self.assertEqual(set(threads), {threading.main_thread()})
             talk, ticks = mc.Conversation(model), 0
@@ -52,7 +52,7 @@ class Asynchronous(Case):
             await session.set_prompt_async(mc.Chat([{"role": "user", "content": QUESTION}]))
             self.assertEqual(session.generate().text, ANSWER)
             trainer = mc.Trainer(model, total_steps=2)
-            steps: List[mc.TrainEvent] = []
+            steps: list[mc.TrainEvent] = []
             await trainer.train_async(mc.Dataset.load_jsonl(FACTS), on_step=steps.append)
             self.assertEqual([event.step for event in steps], [1, 2])
             with self.assertRaises(mc.NotFoundError):
@@ -170,7 +170,7 @@ class Signals(Case):
 
     def test_a_callback_may_use_the_library(self) -> None:
         model = mc.Model.load(CODER)
-        inner: List[List[int]] = []
+        inner: list[list[int]] = []
 
         def nested(event: mc.ProgressEvent) -> None:
             if not inner:
@@ -181,7 +181,7 @@ class Signals(Case):
 
     def test_other_threads_call_for_themselves(self) -> None:
         model, cancel = mc.Model.load(CODER), mc.Cancel()
-        outcomes: List[Tuple[str, List[int], bool]] = []
+        outcomes: list[tuple[str, list[int], bool]] = []
 
         def work(prompt: str) -> None:
             threads = []

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 import unittest
-from typing import List
-
-import numpy as np
 
 import metal_candle as mc
-
+import numpy as np
 from common import CODER, FACTS, QUESTION, Case
 
 
@@ -36,9 +33,14 @@ class Training(Case):
         super().tearDown()
 
     def test_a_training_is_heard_and_learns(self) -> None:
-        events: List[mc.TrainEvent] = []
+        events: list[mc.TrainEvent] = []
         trainer = mc.Trainer(
-            self.model, mc.LoraConfig(rank=4, alpha=8, targets=["q_proj", "v_proj"]), learning_rate=5e-3, epochs=9, total_steps=6, eval_every=3
+            self.model,
+            mc.LoraConfig(rank=4, alpha=8, targets=["q_proj", "v_proj"]),
+            learning_rate=5e-3,
+            epochs=9,
+            total_steps=6,
+            eval_every=3,
         )
         trainer.train(self.facts, self.facts, on_step=events.append)
         self.assertEqual([event.step for event in events], [1, 2, 3, 4, 5, 6])
@@ -51,7 +53,7 @@ class Training(Case):
         self.assertEqual((lora.rank, lora.alpha, sorted(lora.config()["target_modules"])), (4, 8.0, ["q_proj", "v_proj"]))
 
     def test_options_reach_the_library(self) -> None:
-        rates: List[float] = []
+        rates: list[float] = []
         trainer = mc.Trainer(
             self.model,
             learning_rate=1e-3,
@@ -73,8 +75,8 @@ class Training(Case):
         self.assertTrue(0 < small < mc.Trainer.estimate_memory(self.model, {"rank": 64}, batch_size=8, max_length=512))
 
     def test_a_resumed_training_has_the_bits_of_an_uninterrupted_one(self) -> None:
-        def losses(trainer: mc.Trainer, stop: int = 99) -> List[float]:
-            heard: List[float] = []
+        def losses(trainer: mc.Trainer, stop: int = 99) -> list[float]:
+            heard: list[float] = []
 
             def on_step(event: mc.TrainEvent) -> bool:
                 heard.append(event.loss)
@@ -101,6 +103,11 @@ class Training(Case):
         self.assertEqual(trainer.train_step(rows), before)
         self.assertLess(trainer.eval_step(rows), before)
         self.assertEqual(trainer.step_count, 1)
+        update = trainer.last_update()
+        assert update is not None
+        self.assertEqual((update.step, update.learning_rate), (1, float(np.float32(1e-2))))
+        self.assertGreater(update.grad_norm, 0)
+        self.assertIsNone(mc.Trainer(self.model).last_update())
         mask = [[False] * len(row) for row in rows]
         mask[1][-1] = True
         session = self.model.session()

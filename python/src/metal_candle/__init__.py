@@ -37,10 +37,10 @@ from ._abi import (
 from ._calls import Cancel
 from ._library import Device, DeviceMemory, has_feature, live_objects, set_log, trim_memory, version
 from ._lora import Lora
-from ._model import EmbedOptions, LoadOptions, Model, Nearest, nearest
-from ._session import Conversation, GenerateOptions, Generation, Session, Stream, Token, next_tokens
-from ._text import Chat, Tokenizer
-from ._train import Dataset, LoraConfig, Trainer, TrainOptions
+from ._model import EmbedOptions, LoadOptions, Model, Nearest, architectures, nearest
+from ._session import Conversation, GenerateOptions, Generation, Session, Stream, Token, TopLogprobs, next_tokens
+from ._text import Chat, TextStream, Tokenizer
+from ._train import Dataset, LoraConfig, Trainer, TrainOptions, Update
 from .errors import (
     BusyError,
     Cancelled,
@@ -109,13 +109,17 @@ __all__ = [
     "Stream",
     "SuspendedError",
     "TemplateError",
+    "TextStream",
     "Token",
     "Tokenizer",
+    "TopLogprobs",
     "TrainEvent",
     "TrainOptions",
     "Trainer",
     "UnsupportedError",
+    "Update",
     "Weighting",
+    "architectures",
     "has_feature",
     "live_objects",
     "nearest",

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any, Callable, Deque, Generic, List, Optional, Set, TypeVar
+from typing import Any, Callable, Generic, Optional, TypeVar
 
 from . import _abi
 from ._native import Handle, Reference, check, get, new
@@ -33,7 +33,7 @@ class Cancel(Handle):
     def __init__(self) -> None:
         self._reference: Optional[Reference] = new("mc_cancel")
         self._lock = threading.RLock()  # a signal handler may come into the thread that holds it
-        self._flags: Set[Cancel] = set()
+        self._flags: set[Cancel] = set()
 
     def trigger(self) -> None:
         """Stops every call that was given this flag, now and until `reset()`."""
@@ -125,7 +125,7 @@ def run(call: Callable[[Cancel], T], cancel: Optional[Cancel] = None, flag: Opti
 
 
 def _interruptible(call: Callable[[], T], flag: Cancel) -> T:
-    errands: Deque[Callable[[], None]] = deque()
+    errands: deque[Callable[[], None]] = deque()
     wake: SimpleQueue[None] = SimpleQueue()  # of C: an interruption cannot leave it half changed
 
     def send(errand: Callable[[], None]) -> None:
@@ -186,8 +186,8 @@ class Callback:
     exception behind it. Of a call that knows no flag itself, the callback stops it by one."""
 
     def __init__(self, prototype: Any, event: Any, function: Optional[Callable[[Any], object]], flag: Optional[Cancel] = None) -> None:
-        self._errors: List[BaseException] = []
-        self._stopped: List[bool] = []
+        self._errors: list[BaseException] = []
+        self._stopped: list[bool] = []
         errors, stopped = self._errors, self._stopped  # and not self, which would be a cycle
 
         def trampoline(_: object, address: Any) -> int:

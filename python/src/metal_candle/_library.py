@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-from typing import Any, Callable, List, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from . import _abi
 from ._abi import DeviceKind, LogLevel
@@ -34,7 +34,7 @@ def trim_memory(keep_bytes: int = 0) -> None:
     check("mc_trim_memory", keep_bytes)
 
 
-_log: List[Any] = []  # the callback of C, as long as the library has it
+_log: list[Any] = []  # the callback of C, as long as the library has it
 
 
 def set_log(callback: Optional[Callable[[LogLevel, str, str], object]], max_level: LogLevel = LogLevel.INFO) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Dict
+from typing import TYPE_CHECKING, Any
 
 from ._native import Handle, check, get, made, string_of
 from ._text import Path
@@ -45,7 +45,7 @@ class Lora(Handle):
         """How many values the adapter has."""
         return int(get("mc_lora_parameter_count", self))
 
-    def config(self) -> Dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """adapter_config.json as it was read."""
-        config: Dict[str, Any] = json.loads(string_of(made("mc_string", "mc_lora_config_json", self)))
+        config: dict[str, Any] = json.loads(string_of(made("mc_string", "mc_lora_config_json", self)))
         return config

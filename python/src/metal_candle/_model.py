@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import json
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, TypedDict, Union
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, TypedDict, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from ._abi import Capability, Dtype, Pooling, Similarity
 from ._calls import Cancel, Progress, progress_callback, run, run_async
 from ._library import Device
 from ._lora import Lora
-from ._native import Handle, Options, check, encoded, floats, get, made, make, string_of, text
+from ._native import Handle, Options, check, encoded, floats, get, ids_of, made, make, string_of, text
 from ._session import GenerateOptions, Generation, Session, Stream, generate_options
 from ._text import Path, Tokenizer
 
@@ -75,10 +76,16 @@ class EmbedOptions(TypedDict, total=False):
 
 
 def embed_options(options: Mapping[str, Any]) -> Options:
-    values: Dict[str, Any] = dict(options)
+    values: dict[str, Any] = dict(options)
     if values.get("prompt_name") is not None and values.get("prefix") is not None:
         raise ValueError("prompt_name and prefix: expected one of them, found both")
     return Options("mc_embed_options", values, {"lora": (values.pop("lora", None), values.pop("lora_scale", 1.0))})
+
+
+def architectures() -> list[str]:
+    """The architectures that this build knows, as `model_type` of config.json has them, in alphabetical order."""
+    names: list[str] = json.loads(string_of(made("mc_string", "mc_architectures_json")))
+    return names
 
 
 class Nearest(NamedTuple):
@@ -90,9 +97,7 @@ class Nearest(NamedTuple):
     """Their similarities, of the same shape; more is nearer."""
 
 
-def nearest(
-    queries: NDArray[np.float32], documents: NDArray[np.float32], k: int, similarity: Similarity = Similarity.COSINE
-) -> Nearest:
+def nearest(queries: NDArray[np.float32], documents: NDArray[np.float32], k: int, similarity: Similarity = Similarity.COSINE) -> Nearest:
     """The `k` nearest of many vectors, from 1 to all; of equally near ones the earlier. Every document is compared, on all threads.
 
     `queries` has the shape (queries, dim), or (dim,) for one, `documents` (documents, dim). Raises `InvalidArgumentError`.
@@ -211,6 +216,11 @@ class Model(Handle):
         return text("mc_model_architecture", self)
 
     @property
+    def eos_tokens(self) -> list[int]:
+        """The ids of the tokens that end an answer, the usual one first; none if no file of the model names one."""
+        return ids_of(made("mc_tokens", "mc_model_eos_tokens", self))
+
+    @property
     def context_length(self) -> int:
         """The longest context of a session, in tokens."""
         return int(get("mc_model_context_length", self))
@@ -244,9 +254,9 @@ class Model(Handle):
         """Whether the model can be asked for something."""
         return bool(get("mc_model_supports", self, capability))
 
-    def config(self) -> Dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """config.json as it was read, or as it follows from the metadata of a GGUF file."""
-        config: Dict[str, Any] = json.loads(string_of(made("mc_string", "mc_model_config_json", self)))
+        config: dict[str, Any] = json.loads(string_of(made("mc_string", "mc_model_config_json", self)))
         return config
 
     @property
@@ -320,7 +330,7 @@ class Model(Handle):
 
         def begin(flag: Cancel) -> Session:
             session = self.session()
-            content: Union[str, List[int]] = prompt
+            content: Union[str, list[int]] = prompt
             if not add_special:
                 content = self.tokenizer.encode(prompt, add_special=False)
             session._append(content)(flag)

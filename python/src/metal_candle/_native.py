@@ -10,8 +10,9 @@ import ctypes
 import operator
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, Callable, Optional, TypeVar, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class Handle:
     _reference: Optional[Reference] = None
 
     @classmethod
-    def _of(cls: Type[Self], reference: Reference) -> Self:
+    def _of(cls: type[Self], reference: Reference) -> Self:
         handle = cls.__new__(cls)
         handle._reference = reference
         return handle
@@ -73,11 +74,11 @@ class Handle:
 
 
 # Converters: of the label of a parameter and a value, what ctypes is given for it: one argument, or two, a pointer and a length.
-Converter = Callable[[str, Any], Tuple[Any, ...]]
+Converter = Callable[[str, Any], tuple[Any, ...]]
 
 
 def _integer(low: int, high: int) -> Converter:
-    def convert(label: str, value: Any) -> Tuple[int]:
+    def convert(label: str, value: Any) -> tuple[int]:
         number = operator.index(value)
         if not low <= number <= high:  # ctypes would take it modulo 2**64
             raise InvalidArgumentError(f"{label}: expected {low} to {high}, found {number}")
@@ -87,7 +88,7 @@ def _integer(low: int, high: int) -> Converter:
 
 
 def _handle(kind: str) -> Converter:
-    def convert(label: str, value: Any) -> Tuple[Optional[int]]:
+    def convert(label: str, value: Any) -> tuple[Optional[int]]:
         if value is None:
             return (None,)
         if isinstance(value, Reference):
@@ -101,19 +102,19 @@ def _handle(kind: str) -> Converter:
     return convert
 
 
-def _boolean(label: str, value: Any) -> Tuple[bool]:
+def _boolean(label: str, value: Any) -> tuple[bool]:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{label}: expected bool, found {type(value).__name__}")
     return (bool(value),)
 
 
-def _number(label: str, value: Any) -> Tuple[float]:
+def _number(label: str, value: Any) -> tuple[float]:
     if isinstance(value, (str, bytes)):  # float() would read them
         raise TypeError(f"{label}: expected a number, found {type(value).__name__}")
     return (float(value),)
 
 
-def _terminated(label: str, value: Any) -> Tuple[Optional[bytes]]:
+def _terminated(label: str, value: Any) -> tuple[Optional[bytes]]:
     """Text or a path, which ends with a NUL and so must not have another."""
     if value is None:
         return (None,)
@@ -123,7 +124,7 @@ def _terminated(label: str, value: Any) -> Tuple[Optional[bytes]]:
     return (data,)
 
 
-def _text(label: str, value: Any) -> Tuple[Optional[bytes], int]:
+def _text(label: str, value: Any) -> tuple[Optional[bytes], int]:
     if value is None:
         return (None, 0)
     if not isinstance(value, (str, bytes)):
@@ -132,16 +133,16 @@ def _text(label: str, value: Any) -> Tuple[Optional[bytes], int]:
     return (data, len(data))
 
 
-def _ids(label: str, value: Any) -> Tuple[Any, int]:
+def _ids(label: str, value: Any) -> tuple[Any, int]:
     ids = token_array(label, value)
     return (ids, len(ids))
 
 
-def _floats(label: str, value: NDArray[np.float32]) -> Tuple[Any, int]:
+def _floats(label: str, value: NDArray[np.float32]) -> tuple[Any, int]:
     return (floats(value), value.size)
 
 
-def _as_it_is(label: str, value: Any) -> Tuple[Any]:
+def _as_it_is(label: str, value: Any) -> tuple[Any]:
     return (value,)
 
 
@@ -172,7 +173,7 @@ def _abi_name(kind: str) -> str:
 _UNSIGNED = {"uint8_t": 8, "uint32_t": 32, "uint64_t": 64, "size_t": 8 * ctypes.sizeof(ctypes.c_size_t)}
 
 
-def _converter(c: str) -> Tuple[Any, Converter]:
+def _converter(c: str) -> tuple[Any, Converter]:
     """What a parameter of this type is for ctypes, and how a value becomes one."""
     handle = c.replace("const ", "").replace(" *", "")
     if c in _UNSIGNED:
@@ -199,11 +200,11 @@ _RESULTS = {"void": None, "bool": ctypes.c_bool, "float": ctypes.c_float, "doubl
 class Function:
     """A function of the library, and how its arguments are converted: a pointer and its length are one argument of `converters`."""
 
-    def __init__(self, name: str, result: str, parameters: Sequence[Tuple[str, str]]) -> None:
+    def __init__(self, name: str, result: str, parameters: Sequence[tuple[str, str]]) -> None:
         self.pointer: Any = getattr(_library, name)
         self.fails = bool(parameters) and parameters[-1][0] == "mc_error **"
-        self.converters: List[Tuple[str, Converter]] = []
-        types: List[Any] = []
+        self.converters: list[tuple[str, Converter]] = []
+        types: list[Any] = []
         before = ("", "")
         for c, parameter in parameters[: len(parameters) - self.fails]:
             kind, convert = _converter(c)
@@ -221,7 +222,7 @@ class Function:
 
     def __call__(self, *arguments: Any) -> Any:
         held = [value._reference for value in arguments if isinstance(value, Handle)]  # until the call has returned
-        values: List[Any] = []
+        values: list[Any] = []
         for (label, convert), value in zip(self.converters, arguments):
             values.extend(convert(label, value))
         values.extend(arguments[len(self.converters) :])
@@ -230,7 +231,7 @@ class Function:
         return result
 
 
-_functions: Dict[str, Function] = {name: Function(name, *declared) for name, declared in _abi.FUNCTIONS.items()}
+_functions: dict[str, Function] = {name: Function(name, *declared) for name, declared in _abi.FUNCTIONS.items()}
 
 
 def get(name: str, *arguments: Any) -> Any:
@@ -251,7 +252,7 @@ def check(name: str, *arguments: Any) -> Status:
     raise error_of(status, string(get("mc_error_message", error)), string(get("mc_error_details", error)))
 
 
-def make(kind: str, name: str, *arguments: Any) -> Tuple[Status, Optional[Reference]]:
+def make(kind: str, name: str, *arguments: Any) -> tuple[Status, Optional[Reference]]:
     """Calls a function whose last parameters are a handle of this kind that it makes, and the error."""
     address = ctypes.c_void_p()
     try:
@@ -288,6 +289,11 @@ def string_of(reference: Reference) -> str:
     """The text of an mc_string."""
     data = get("mc_string_data", reference)
     return ctypes.string_at(data, get("mc_string_len", reference)).decode("utf-8")
+
+
+def ids_of(reference: Reference) -> list[int]:
+    """The ids of an mc_tokens."""
+    return list((ctypes.c_uint32 * get("mc_tokens_len", reference)).from_address(get("mc_tokens_data", reference)))
 
 
 class Options(Handle):

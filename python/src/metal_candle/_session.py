@@ -6,20 +6,15 @@ import asyncio
 import ctypes
 import json
 import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
     Any,
     Callable,
-    Dict,
-    Iterator,
-    List,
-    Mapping,
     NamedTuple,
     Optional,
-    Sequence,
-    Tuple,
     TypedDict,
     Union,
 )
@@ -31,9 +26,9 @@ from . import _abi
 from ._abi import FinishReason, Status
 from ._calls import Cancel, finished, linked, run, run_async
 from ._lora import Lora
-from ._native import Handle, Options, Reference, TokenIds, check, floats, get, made, make
+from ._native import Handle, Options, Reference, TokenIds, check, floats, get, ids_of, made, make
 from ._text import Chat, Message, Path
-from .errors import Cancelled, Error
+from .errors import Cancelled, Error, InvalidArgumentError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -81,7 +76,7 @@ class GenerateOptions(TypedDict, total=False):
 
 
 def generate_options(options: Mapping[str, Any], flag: Cancel) -> Options:
-    values: Dict[str, Any] = {"cancel": flag, **options}
+    values: dict[str, Any] = {"cancel": flag, **options}
     stop, bias = values.pop("stop", ()), values.pop("logit_bias", {})
     schema = values.pop("json_schema", None)
     together = {
@@ -125,7 +120,7 @@ class Generation(NamedTuple):
 
     text: str
     """The answer."""
-    tokens: List[int]
+    tokens: list[int]
     """The answer's token ids, with the end-of-sequence token where that ended it."""
     prompt_tokens: int
     """How many tokens stood before the answer."""
@@ -152,6 +147,15 @@ class Generation(NamedTuple):
             get("mc_generation_prefill_seconds", reference),
             get("mc_generation_decode_seconds", reference),
         )
+
+
+class TopLogprobs(NamedTuple):
+    """The most probable next tokens, the most probable first, and of equals the lower id."""
+
+    tokens: NDArray[np.uint32]
+    """Their ids, of shape (count,)."""
+    logprobs: NDArray[np.float32]
+    """Natural logarithms of their probabilities, of shape (count,)."""
 
 
 class Stream(Iterator[Token]):
@@ -304,7 +308,7 @@ class Stream(Iterator[Token]):
             self.close()
 
 
-def next_tokens(streams: Sequence[Stream], *, cancel: Optional[Cancel] = None) -> List[Optional[Token]]:
+def next_tokens(streams: Sequence[Stream], *, cancel: Optional[Cancel] = None) -> list[Optional[Token]]:
     """The next token of several answers in one pass: the weights are read once for all, so that few answers take little longer than
     one. Each has its own session of one model, options and adapters, and on the CPU the tokens that it has alone, bit for bit.
 
@@ -314,8 +318,8 @@ def next_tokens(streams: Sequence[Stream], *, cancel: Optional[Cancel] = None) -
     return run(lambda flag: _next_tokens(streams, flag), cancel)
 
 
-def _next_tokens(streams: Sequence[Stream], flag: Cancel) -> List[Optional[Token]]:
-    tokens: Dict[int, Token] = {}
+def _next_tokens(streams: Sequence[Stream], flag: Cancel) -> list[Optional[Token]]:
+    tokens: dict[int, Token] = {}
     with ExitStack() as links:
         for stream in streams:
             for cancel in (stream._cancel, flag):
@@ -463,6 +467,19 @@ class Session(Handle):
         check("mc_session_logits", self, logits)
         return logits
 
+    def top_logprobs(self, count: int) -> TopLogprobs:
+        """The most probable next tokens, whatever the sampling, from 1 to all. Raises `InvalidArgumentError` for an empty session."""
+        if not 1 <= count <= self._vocab_size:
+            raise InvalidArgumentError(f"count: expected 1 to {self._vocab_size}, found {count}")
+        tokens, logprobs = np.empty(count, np.uint32), np.empty(count, np.float32)
+        place = ctypes.c_void_p(tokens.ctypes.data)
+        check("mc_session_top_logprobs", self, count, place, floats(logprobs))
+        return TopLogprobs(tokens, logprobs)
+
+    def tokens(self) -> list[int]:
+        """The ids of the tokens that the session holds."""
+        return ids_of(made("mc_tokens", "mc_session_tokens", self))
+
     @property
     def position(self) -> int:
         """How many tokens the session holds."""
@@ -505,7 +522,7 @@ class Conversation:
     `messages` is a plain list to look at and to change: `ask()` and `answer()` render it as it is then, and add the answer to it.
     """
 
-    messages: List[Message]
+    messages: list[Message]
     session: Session
 
     def __init__(
@@ -525,14 +542,17 @@ class Conversation:
         """
         self.messages = [] if system is None else [{"role": "system", "content": system}]
         self.tools = tools
-        self.variables: Dict[str, Any] = dict(variables or {})
+        self.variables: dict[str, Any] = dict(variables or {})
         self.session = Session(model, max_context)
         if lora is not None:
             self.session.set_lora(lora, lora_scale)
 
     def ask(self, content: str, *, cancel: Optional[Cancel] = None, **options: Unpack[GenerateOptions]) -> Stream:
-        """Adds a message of the user, and streams the answer; one that is still open is ended. If it is cancelled before the first token, or fails, the message is taken
-        back; an answer that is stopped later stays as far as it came. Raises as `Session.set_prompt()` and `Session.stream()`."""
+        """Adds a message of the user, and streams the answer; one that is still open is ended.
+
+        If it is cancelled before the first token, or fails, the message is taken back; an answer that is stopped later stays as far as it
+        came. Raises as `Session.set_prompt()` and `Session.stream()`.
+        """
         question: Message = {"role": "user", "content": content}
 
         def begin(flag: Cancel) -> Session:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from typing import TYPE_CHECKING, Any, List, Mapping, Optional, Sequence, Union
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Optional, Union
 
-from ._native import Handle, Reference, TokenIds, check, get, made, new, string_of
+from ._native import Handle, Reference, TokenIds, check, get, ids_of, made, new, string_of
 
 if TYPE_CHECKING:
     from ._model import Model
@@ -30,12 +31,10 @@ class Tokenizer(Handle):
         """
         return cls._of(made("mc_tokenizer", "mc_tokenizer_load", path))
 
-    def encode(self, text: str, *, add_special: bool = True) -> List[int]:
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]:
         """The ids of a text, where special tokens that are written in it ("<|im_end|>") become theirs; `add_special` adds what the
         tokenizer puts around a text, such as a beginning-of-sequence token."""
-        tokens = made("mc_tokens", "mc_tokenizer_encode", self, text, add_special)
-        data = (ctypes.c_uint32 * get("mc_tokens_len", tokens)).from_address(get("mc_tokens_data", tokens))
-        return list(data)
+        return ids_of(made("mc_tokens", "mc_tokenizer_encode", self, text, add_special))
 
     def decode(self, tokens: TokenIds, *, skip_special: bool = True) -> str:
         """The text of ids, with U+FFFD for bytes that are not UTF-8. Raises `InvalidArgumentError` for an id outside the vocabulary."""
@@ -47,10 +46,44 @@ class Tokenizer(Handle):
         check("mc_tokenizer_token_id", self, token, ctypes.byref(token_id))
         return token_id.value
 
+    def is_special(self, token: int) -> bool:
+        """Whether a token is markup such as "<|im_end|>", which is not part of a text; False for an id outside the vocabulary."""
+        return bool(get("mc_tokenizer_is_special", self, token))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token adds to a text in its middle: UTF-8, or a part of a character. A special token adds none.
+
+        Raises `InvalidArgumentError` for an id outside the vocabulary, `UnsupportedError` where they depend on the token's neighbours.
+        """
+        length = ctypes.c_size_t(16)
+        while True:  # once more where a token is longer
+            data = (ctypes.c_uint8 * length.value)()
+            check("mc_tokenizer_token_bytes", self, token, data, len(data), ctypes.byref(length))
+            if length.value <= len(data):
+                return bytes(data[: length.value])
+
     @property
     def vocab_size(self) -> int:
         """How many tokens the vocabulary has, added ones counted."""
         return int(get("mc_tokenizer_vocab_size", self))
+
+
+class TextStream(Handle):
+    """Token ids to text as they come, as the tokens of a `Stream` show it: whole characters, and without special tokens."""
+
+    _kind = "mc_text_stream"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """A stream at its beginning."""
+        self._reference: Optional[Reference] = made("mc_text_stream", "mc_text_stream_new", tokenizer)
+
+    def push(self, token: int) -> str:
+        """Adds a token, and gives the text that became certain, which may be empty."""
+        return string_of(made("mc_string", "mc_text_stream_push", self, token))
+
+    def finish(self) -> str:
+        """What was held back, without bytes that are no whole character. The stream is then at its beginning, for another text."""
+        return string_of(made("mc_string", "mc_text_stream_finish", self))
 
 
 class Chat(Handle):

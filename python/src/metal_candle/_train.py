@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, TypedDict
 
 from . import _abi
 from ._abi import Schedule, TrainEvent, Weighting
@@ -80,7 +81,7 @@ class TrainOptions(TypedDict, total=False):
     """0 to 1. Default: 2e-4."""
     weight_decay: Optional[float]
     """What each step takes off every weight: this times the learning rate; 0 to 1. Default: 0.01."""
-    adam_betas: Optional[Tuple[float, float]]
+    adam_betas: Optional[tuple[float, float]]
     """How much the moving averages of AdamW keep: at least 0 and below 1. Default: (0.9, 0.999)."""
     adam_epsilon: Optional[float]
     """What AdamW adds to the root of the second average: above 0. Default: 1e-8."""
@@ -121,7 +122,7 @@ class TrainOptions(TypedDict, total=False):
 
 
 def train_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options:
-    values: Dict[str, Any] = {"cancel": flag, **options}
+    values: dict[str, Any] = {"cancel": flag, **options}
     schedule, warmup, total = values.pop("schedule", None), values.pop("warmup_steps", 0), values.pop("total_steps", 0)
     together = {
         "schedule": (Schedule.CONSTANT if schedule is None else schedule, warmup, total),
@@ -132,7 +133,7 @@ def train_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options
 
 
 def lora_config(config: Optional[LoraConfig]) -> Options:
-    values: Dict[str, Any] = dict(config or {})
+    values: dict[str, Any] = dict(config or {})
     targets = values.pop("targets", None) or ()
     built = Options("mc_lora_config", values)
     for module in targets:
@@ -140,12 +141,23 @@ def lora_config(config: Optional[LoraConfig]) -> Options:
     return built
 
 
+class Update(NamedTuple):
+    """What a step of the optimizer did: whether `Trainer.train_step()` made one shows in `step`."""
+
+    step: int
+    """Its number, from 1."""
+    learning_rate: float
+    """Its learning rate."""
+    grad_norm: float
+    """The length of the gradient of all weights together, before it was cut."""
+
+
 class Trainer(Handle):
     """An adapter in training. One call at a time: a second one meanwhile raises `BusyError`.
 
-        trainer = Trainer(model, learning_rate=5e-3, epochs=10)
-        trainer.train(Dataset.load_jsonl("examples.jsonl"), on_step=lambda step: print(step.loss))
-        trainer.adapter().save("adapter")
+    trainer = Trainer(model, learning_rate=5e-3, epochs=10)
+    trainer.train(Dataset.load_jsonl("examples.jsonl"), on_step=lambda step: print(step.loss))
+    trainer.adapter().save("adapter")
     """
 
     _kind = "mc_lora_trainer"
@@ -220,9 +232,7 @@ class Trainer(Handle):
         """As `train()`; `on_step` runs in the event loop."""
         await run_async(self._train(dataset, evaluation, on_step), cancel, self._flag)
 
-    def _step(
-        self, name: str, sequences: Sequence[TokenIds], loss_mask: Optional[Sequence[Sequence[bool]]]
-    ) -> Callable[[Cancel], float]:
+    def _step(self, name: str, sequences: Sequence[TokenIds], loss_mask: Optional[Sequence[Sequence[bool]]]) -> Callable[[Cancel], float]:
         lengths = [len(sequence) for sequence in sequences]
         offsets = (ctypes.c_size_t * (len(lengths) + 1))(0, *(sum(lengths[: i + 1]) for i in range(len(lengths))))
         tokens = token_array("sequences", [token for sequence in sequences for token in sequence])
@@ -268,6 +278,12 @@ class Trainer(Handle):
     def step_count(self) -> int:
         """How many steps of the optimizer are finished."""
         return int(get("mc_lora_trainer_step_count", self))
+
+    def last_update(self) -> Optional[Update]:
+        """What the last step of the optimizer did; None if there was none yet. Raises `BusyError` while the training runs."""
+        step, rate, norm = ctypes.c_uint64(), ctypes.c_float(), ctypes.c_float()
+        check("mc_lora_trainer_last_update", self, ctypes.byref(step), ctypes.byref(rate), ctypes.byref(norm))
+        return Update(step.value, rate.value, norm.value) if step.value else None
 
     def adapter(self) -> Lora:
         """The adapter as it is now, an immutable copy; training may go on. Raises `BusyError` while it runs."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Dict, Type
-
 from ._abi import Status
 
 __all__ = [
@@ -141,7 +139,7 @@ class PanicError(Error):
     status = Status.ERROR_PANIC
 
 
-_classes: Dict[int, Type[Error]] = {kind.status: kind for kind in Error.__subclasses__()}
+_classes: dict[int, type[Error]] = {kind.status: kind for kind in Error.__subclasses__()}
 
 
 def error_of(status: int, message: str, details: str) -> Error:
