@@ -81,13 +81,17 @@ test:
 	$(CHECKED) $(CARGO) run $(RELEASE) --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
 	$(MAKE) PROFILE=$(PROFILE) examples
 	$(MAKE) PROFILE=$(PROFILE) test-c
+	$(MAKE) PROFILE=$(PROFILE) test-python
 	@if command -v swift >/dev/null; then $(MAKE) PROFILE=$(PROFILE) test-swift; else echo "skip: the Swift package: swift is missing"; fi
 
-.PHONY: test-c test-swift
+.PHONY: test-c test-python test-swift
 test-c:
 	tests/c/run.sh
 	tests/cpp/run.sh
 	tests/c/install.sh
+
+test-python: library
+	tests/python.sh
 
 test-swift: library
 	tests/swift/run.sh
@@ -139,3 +143,4 @@ lint:
 clean:
 	$(CARGO) clean
 	rm -rf build
+	rm -f python/src/metal_candle/_abi.py python/src/metal_candle/*metal_candle.so python/src/metal_candle/*metal_candle.dylib
