@@ -123,6 +123,8 @@ pub fn parse(json: &Json, keys: &Keys) -> Result<Draft> {
         biases: Biases { qkv: true, o: true, mlp: true, head: false },
         qk_norm: None,
         qk_norm_place: QkNormPlace::BeforeRope,
+        output_gate: None,
+        delta_net: None,
         attn_scale: 1.0 / (head_dim as f32).sqrt(),
         attn_softcap: None,
         qkv_clip: None,
