@@ -194,7 +194,6 @@ impl ConfigFields<'_> {
     fn sizes(&mut self) -> Result<()> {
         for (field, name) in [
             ("hidden_size", "embedding_length"),
-            ("num_hidden_layers", "block_count"),
             ("intermediate_size", "feed_forward_length"),
             ("num_attention_heads", "attention.head_count"),
             ("max_position_embeddings", "context_length"),
@@ -202,6 +201,13 @@ impl ConfigFields<'_> {
             let value = self.needed(name)?;
             self.set(field, value);
         }
+        // Behind the network's own stand those that predict further tokens.
+        let layers = self.needed("block_count")?;
+        let further = self.count("nextn_predict_layers")?.unwrap_or_default();
+        if further > 0 && (self.prefix != "qwen35" || further >= layers) {
+            return Err(self.metadata().unsupported(&self.key("nextn_predict_layers"), "0"));
+        }
+        self.set("num_hidden_layers", layers - further);
         let dim = self.head_dim()?;
         if let Some(heads) = self.count("attention.head_count_kv")? {
             self.set("num_key_value_heads", heads);
@@ -210,10 +216,8 @@ impl ConfigFields<'_> {
             return Err(self.metadata().unsupported(&self.key("attention.value_length"), &format!("{dim}, as keys have")));
         }
         self.set("head_dim", dim as u64);
-        for name in ["expert_count", "nextn_predict_layers"] {
-            if self.count(name)?.is_some_and(|count| count > 0) {
-                return Err(self.metadata().unsupported(&self.key(name), "0"));
-            }
+        if self.count("expert_count")?.is_some_and(|count| count > 0) {
+            return Err(self.metadata().unsupported(&self.key("expert_count"), "0"));
         }
         let vocab_size = self.vocab_size()?;
         self.set("vocab_size", vocab_size);
@@ -409,6 +413,40 @@ pub fn phi2(fields: &mut ConfigFields<'_>) -> Result<()> {
     let (rows, dim) = (fields.rows("blk.0.attn_k.weight"), fields.head_dim()?);
     if rows > 0 && dim >= 1.0 {
         fields.set("num_key_value_heads", rows / dim as usize);
+    }
+    Ok(())
+}
+
+/// Sections of positions are those of pictures.
+pub fn qwen35(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.partial_rotary_factor()?;
+    let heads = fields.needed("ssm.time_step_rank")?;
+    let inner = fields.needed("ssm.inner_size")?;
+    if !inner.is_multiple_of(heads) {
+        let expected = format!("a multiple of {}, {heads}", fields.key("ssm.time_step_rank"));
+        return Err(fields.metadata().expected(&fields.key("ssm.inner_size"), &expected));
+    }
+    fields.set("linear_num_value_heads", heads);
+    fields.set("linear_value_head_dim", inner / heads);
+    for (field, name) in [
+        ("linear_num_key_heads", "ssm.group_count"),
+        ("linear_key_head_dim", "ssm.state_size"),
+        ("linear_conv_kernel_dim", "ssm.conv_kernel"),
+    ] {
+        let value = fields.needed(name)?;
+        fields.set(field, value);
+    }
+    if let Some(every) = fields.count("full_attention_interval")? {
+        fields.set("full_attention_interval", every);
+    }
+    let key = fields.key("attention.recurrent_layers");
+    if let Some(recurrent) = fields.metadata().bools(&key)? {
+        let layers = fields.all["num_hidden_layers"].as_u64().unwrap_or_default() as usize;
+        if recurrent.len() < layers {
+            return Err(fields.metadata().expected(&key, &format!("a flag for each of {layers} layers")));
+        }
+        let kind = |linear: &bool| if *linear { "linear_attention" } else { "full_attention" };
+        fields.set("layer_types", recurrent[..layers].iter().map(kind).collect::<Vec<_>>());
     }
     Ok(())
 }
