@@ -145,7 +145,7 @@ fn a_saved_session_continues_as_if_it_had_not_been() {
 fn states_of_fixed_size_are_saved_in_the_middle_of_a_turn() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("session");
-    for name in ["decoders/qwen3_5_text"] {
+    for name in ["decoders/qwen3_5_text", "decoders/lfm2", "decoders/lfm3"] {
         let model = load(golden(name));
         let ids: Vec<u32> = (0..45).map(|i| i * 29 % 83).collect();
         for held in [0, 1, 16, 20, 45] {

@@ -415,7 +415,7 @@ mod tests {
     }
 
     /// Decoders whose states cannot all be cut back.
-    const HYBRIDS: [&str; 2] = ["qwen3_5_text", "qwen3_5_nested"];
+    const HYBRIDS: [&str; 4] = ["qwen3_5_text", "qwen3_5_nested", "lfm2", "lfm3"];
 
     fn hybrid(name: &str) -> Model {
         Model::load(format!("tests/golden/decoders/{name}"), &LoadOptions::default(), None).unwrap()

@@ -4,9 +4,9 @@
 //! |---|---|
 //! | 8 | `MCSESS03`: the last two are the version |
 //! | 7 × 8 | model fingerprint, max_context, regime (all ones: mixed), tokens, evaluated tokens, adapters' fingerprint, states |
-//! | 2 × 8 × states | of each its kind (keys and values in 1: F32, 2: F16, 3: Q8_0; 4: of a delta net), and values of a token, or all |
+//! | 2 × 8 × states | of each its kind (keys and values in 1: F32, 2: F16, 3: Q8_0; 4: of a delta net, 5: of a convolution), and values of a token, or all |
 //! | 4 × tokens | token ids |
-//! | … | the states as they are kept: of each layer keys, then values, `(evaluated, heads, head_dim)`; of a delta net the position that it can be cut back to, eight bytes, then F32: inputs of its convolution, matrices, keys, corrections, decays |
+//! | … | the states as they are kept: of each layer keys, then values, `(evaluated, heads, head_dim)`; of the others the position that they can be cut back to, eight bytes, then F32: inputs of the convolution, and of a delta net matrices, keys, corrections, decays |
 //! | 8 | FNV-1a of all before |
 //!
 //! A head in Q8_0 is blocks of 32 values, the last one of what is left: each its scale in F16, then a byte a value.

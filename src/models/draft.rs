@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::nn::{
     AttentionConfig, BranchConfig, BranchInput, Config, DeltaNetConfig, DenseConfig, LayerConfig, Name, Names, NormConfig,
-    OperationConfig, Positions, QkNorm, QkNormConfig, QkNormPlace, RelativeBiasConfig, Rope, Slot, StepConfig, Tying, Visible,
+    OperationConfig, Positions, QkNorm, QkNormConfig, QkNormPlace, RelativeBiasConfig, Rope, ShortConvConfig, Slot, StepConfig,
+    Tying, Visible,
 };
 use crate::ops::Activation;
 
@@ -15,6 +16,8 @@ pub enum Mixer {
     Attention,
     /// As [`Draft::delta_net`] describes it.
     DeltaNet,
+    /// As [`Draft::short_conv`] describes it.
+    ShortConv,
 }
 
 /// One layer's place in a pattern of mixers, windows and position embeddings.
@@ -98,6 +101,8 @@ pub struct Biases {
 pub enum OutputGate {
     /// In q's tensor, of each head behind its query: a row a value.
     BesideQueries,
+    /// A tensor of its own: a row a head.
+    OfHeads(Name),
 }
 
 /// How attention and MLP of a layer stand.
@@ -143,6 +148,7 @@ pub struct Draft {
     pub output_gate: Option<OutputGate>,
     /// Of layers that have one.
     pub delta_net: Option<DeltaNetConfig>,
+    pub short_conv: Option<ShortConvConfig>,
     /// Factor of the scores.
     pub attn_scale: f32,
     pub attn_softcap: Option<f32>,
@@ -192,6 +198,10 @@ impl Draft {
                 let net = self.delta_net.clone().expect("a family with such layers describes them");
                 OperationConfig::DeltaNet(Box::new(net))
             }
+            Mixer::ShortConv => {
+                let conv = self.short_conv.clone().expect("a family with such layers describes them");
+                OperationConfig::ShortConv(Box::new(conv))
+            }
         };
         let dense = self.dense();
         let branch = |input, operation, norm_out| BranchConfig { input, operation, norm_out };
@@ -224,6 +234,7 @@ impl Draft {
         let (q, gate) = match self.output_gate {
             None => (names.q.slot(0, &qkv), None),
             Some(OutputGate::BesideQueries) => (beside(0), Some(beside(1))),
+            Some(OutputGate::OfHeads(name)) => (names.q.slot(0, &qkv), Some(Slot::whole(name, heads))),
         };
         let qk_norm = |kind| QkNormConfig { kind, place: self.qk_norm_place, q: names.q_norm, k: names.k_norm };
         OperationConfig::Attention(Box::new(AttentionConfig {

@@ -125,6 +125,7 @@ pub fn parse(json: &Json, keys: &Keys) -> Result<Draft> {
         qk_norm_place: QkNormPlace::BeforeRope,
         output_gate: None,
         delta_net: None,
+        short_conv: None,
         attn_scale: 1.0 / (head_dim as f32).sqrt(),
         attn_softcap: None,
         qkv_clip: None,

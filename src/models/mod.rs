@@ -25,6 +25,8 @@ mod glm4;
 mod granite;
 mod helium;
 mod hunyuan_v1_dense;
+mod lfm2;
+mod lfm3;
 mod llama;
 mod ministral3;
 mod mistral;
@@ -83,6 +85,8 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "granite", parse: granite::parse },
     Family { model_type: "helium", parse: helium::parse },
     Family { model_type: "hunyuan_v1_dense", parse: hunyuan_v1_dense::parse },
+    Family { model_type: "lfm2", parse: lfm2::parse },
+    Family { model_type: "lfm3", parse: lfm3::parse },
     Family { model_type: "llama", parse: llama::parse },
     Family { model_type: "ministral3", parse: ministral3::parse },
     Family { model_type: "mistral", parse: mistral::parse },

@@ -14,6 +14,7 @@ use super::delta_net::{DeltaNet, DeltaNetConfig};
 use super::dense::{Dense, DenseConfig};
 use super::loader::Loader;
 use super::rope::RopeAngles;
+use super::short_conv::{ShortConv, ShortConvConfig};
 use super::{LayerState, Linear, Rope, RowAdapters, States};
 use crate::error;
 use crate::ops::{self, Context, Convolution, DeltaShape, Mask, Masks, Norm, Sequences};
@@ -48,10 +49,11 @@ pub enum BranchInput {
     Shared,
 }
 
-/// What a branch does. Attention and delta nets mix tokens and have a state; an MLP sees each token alone.
+/// What a branch does. Attention, short convolutions and delta nets mix tokens and have a state; an MLP sees each token alone.
 #[derive(Debug, Clone, PartialEq)]
 pub enum OperationConfig {
     Attention(Box<AttentionConfig>),
+    ShortConv(Box<ShortConvConfig>),
     DeltaNet(Box<DeltaNetConfig>),
     Dense(Box<DenseConfig>),
 }
@@ -70,7 +72,7 @@ impl OperationConfig {
     /// Whether tokens see each other in it.
     fn is_mixer(&self) -> bool {
         match self {
-            Self::Attention(_) | Self::DeltaNet(_) => true,
+            Self::Attention(_) | Self::ShortConv(_) | Self::DeltaNet(_) => true,
             Self::Dense(_) => false,
         }
     }
@@ -78,6 +80,7 @@ impl OperationConfig {
     pub fn forward_values(&self) -> usize {
         match self {
             Self::Attention(attention) => attention.forward_values(),
+            Self::ShortConv(conv) => conv.forward_values(),
             Self::DeltaNet(net) => net.forward_values(),
             Self::Dense(dense) => dense.forward_values(),
         }
@@ -86,6 +89,7 @@ impl OperationConfig {
     pub fn backward_values(&self) -> usize {
         match self {
             Self::Attention(attention) => attention.backward_values(),
+            Self::ShortConv(conv) => conv.backward_values(),
             Self::DeltaNet(net) => net.backward_values(),
             Self::Dense(dense) => dense.backward_values(),
         }
@@ -132,7 +136,7 @@ impl Call<'_> {
             Seen::Nothing(sequences) => ops::attention_within(cx, qkv, heads, kv_heads, mask, sequences),
             Seen::Past(steps) => by_step(steps, qkv, |[q, k, v], step| match step.states.at(number) {
                 LayerState::Kv(cache) => ops::attention(q, k, v, heads, mask, cache, &mut step.masks),
-                LayerState::Delta(..) => bail!("attention met the state of a delta net"),
+                LayerState::Conv(_) | LayerState::Delta(..) => bail!("attention met the state of another mixer"),
             }),
         }
     }
@@ -145,7 +149,7 @@ impl Call<'_> {
         match &mut self.seen {
             Seen::Nothing(sequences) => ops::convolution_within(cx, x, by, sequences),
             Seen::Past(steps) => by_step(steps, [x], |[x], step| match step.states.at(number) {
-                LayerState::Delta(conv, _) => ops::convolution(x, by, conv),
+                LayerState::Conv(conv) | LayerState::Delta(conv, _) => ops::convolution(x, by, conv),
                 LayerState::Kv(_) => bail!("a convolution met keys and values"),
             }),
         }
@@ -160,7 +164,7 @@ impl Call<'_> {
             Seen::Nothing(sequences) => ops::delta_rule_within(cx, inputs, shape, sequences),
             Seen::Past(steps) => by_step(steps, inputs, |inputs, step| match step.states.at(number) {
                 LayerState::Delta(_, scan) => ops::delta_rule(inputs, scan),
-                LayerState::Kv(_) => bail!("a delta rule met keys and values"),
+                LayerState::Kv(_) | LayerState::Conv(_) => bail!("a delta rule met the state of another mixer"),
             }),
         }
     }
@@ -218,6 +222,7 @@ enum Input {
 #[derive(Clone)]
 enum Operation {
     Attention(Box<Attention>),
+    ShortConv(Box<ShortConv>),
     DeltaNet(Box<DeltaNet>),
     Dense(Box<Dense>),
 }
@@ -243,6 +248,9 @@ impl Layer {
                     OperationConfig::Attention(config) => {
                         Operation::Attention(Box::new(Attention::load(config, ropes, hidden_size, loader)?))
                     }
+                    OperationConfig::ShortConv(config) => {
+                        Operation::ShortConv(Box::new(ShortConv::load(config, hidden_size, loader)?))
+                    }
                     OperationConfig::DeltaNet(config) => {
                         Operation::DeltaNet(Box::new(DeltaNet::load(config, hidden_size, loader)?))
                     }
@@ -261,6 +269,7 @@ impl Layer {
     pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.steps.iter().flat_map(|step| &step.branches).flat_map(|branch| match &branch.operation {
             Operation::Attention(attention) => attention.linears(),
+            Operation::ShortConv(conv) => conv.linears(),
             Operation::DeltaNet(net) => net.linears(),
             Operation::Dense(dense) => dense.linears(),
         })
@@ -269,6 +278,7 @@ impl Layer {
     pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.steps.iter_mut().flat_map(|step| &mut step.branches).flat_map(|branch| match &mut branch.operation {
             Operation::Attention(attention) => attention.linears_mut(),
+            Operation::ShortConv(conv) => conv.linears_mut(),
             Operation::DeltaNet(net) => net.linears_mut(),
             Operation::Dense(dense) => dense.linears_mut(),
         })
@@ -320,6 +330,7 @@ impl ResidualStep {
             };
             prepared.push(match &branch.operation {
                 Operation::Attention(attention) => attention.mix(cx, &input, call)?,
+                Operation::ShortConv(conv) => conv.mix(cx, &input, call)?,
                 Operation::DeltaNet(net) => net.mix(cx, &input, call)?,
                 Operation::Dense(_) => input.clone(),
             });
@@ -344,6 +355,7 @@ impl ResidualStep {
             };
             let output = match operation {
                 Operation::Attention(attention) => attention.project(cx, &input, adapters)?,
+                Operation::ShortConv(conv) => conv.project(cx, &input, adapters)?,
                 Operation::DeltaNet(net) => net.project(cx, &input, adapters)?,
                 Operation::Dense(dense) => dense.forward(cx, &input, adapters)?,
             };

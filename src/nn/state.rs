@@ -6,7 +6,7 @@
 use candle_core::{DType, Result};
 
 use super::layer::OperationConfig;
-use super::{AttentionConfig, Config, DeltaNetConfig};
+use super::{AttentionConfig, Config, DeltaNetConfig, ShortConvConfig};
 use crate::ops::{Backend, CHUNK, ConvState, DeltaState, Format, KvFormat, LayerCache};
 
 /// Snapshots that are kept: of the ends of the last two prompts, so that one that is rewritten just before its end, by the template of
@@ -17,6 +17,8 @@ const SNAPSHOTS: usize = 2;
 pub enum LayerState {
     /// Keys and values of each token.
     Kv(LayerCache),
+    /// The inputs of a short convolution.
+    Conv(ConvState),
     /// The inputs of a delta net's convolution, and its scan's state.
     Delta(ConvState, DeltaState),
 }
@@ -25,6 +27,7 @@ impl LayerState {
     fn new(mixer: MixerConfig<'_>, format: KvFormat, backend: &Backend) -> Self {
         match mixer {
             MixerConfig::Attention(a) => Self::Kv(LayerCache::new(a.kv_heads, a.head_dim, format, backend)),
+            MixerConfig::ShortConv(c) => Self::Conv(ConvState::new(c.channels, c.taps, backend)),
             MixerConfig::DeltaNet(net) => {
                 let conv = ConvState::new(net.channels(), net.taps, backend);
                 Self::Delta(conv, DeltaState::new(net.shape, backend))
@@ -36,6 +39,7 @@ impl LayerState {
     pub fn len(&self) -> usize {
         match self {
             Self::Kv(cache) => cache.len(),
+            Self::Conv(conv) => conv.len(),
             // Behind a pass that failed between the two, what both hold.
             Self::Delta(conv, scan) => conv.len().min(scan.len()),
         }
@@ -45,14 +49,10 @@ impl LayerState {
     fn keeps(&self, len: usize) -> usize {
         match self {
             Self::Kv(cache) => len.min(cache.len()),
+            Self::Conv(conv) => keeps(conv.len(), conv.start(), len),
             Self::Delta(conv, scan) => {
-                let keeps = |held: usize, start: usize, len: usize| match len {
-                    _ if len >= held => held,
-                    _ if len >= start => len,
-                    _ => 0,
-                };
-                let both = keeps(conv.len(), conv.start(), len).min(keeps(scan.len(), scan.start(), len));
-                keeps(conv.len(), conv.start(), both).min(keeps(scan.len(), scan.start(), both))
+                let both = |len| keeps(conv.len(), conv.start(), len).min(keeps(scan.len(), scan.start(), len));
+                both(both(len))
             }
         }
     }
@@ -61,6 +61,7 @@ impl LayerState {
     fn truncate(&mut self, len: usize) {
         match self {
             Self::Kv(cache) => cache.truncate(len),
+            Self::Conv(conv) => conv.truncate(len),
             Self::Delta(conv, scan) => {
                 conv.truncate(len);
                 scan.truncate(len);
@@ -71,6 +72,7 @@ impl LayerState {
     fn fork(&self) -> Result<Self> {
         match self {
             Self::Kv(cache) => cache.fork().map(Self::Kv),
+            Self::Conv(conv) => Ok(Self::Conv(conv.clone())),
             Self::Delta(conv, scan) => Ok(Self::Delta(conv.clone(), scan.clone())),
         }
     }
@@ -79,6 +81,7 @@ impl LayerState {
     fn copy(&self) -> Option<Self> {
         match self {
             Self::Kv(_) => None,
+            Self::Conv(conv) => Some(Self::Conv(conv.clone())),
             Self::Delta(conv, scan) => Some(Self::Delta(conv.clone(), scan.clone())),
         }
     }
@@ -87,6 +90,7 @@ impl LayerState {
     pub fn kind(&self) -> StateKind {
         match self {
             Self::Kv(cache) => StateKind::Kv(cache.format()),
+            Self::Conv(_) => StateKind::Conv,
             Self::Delta(..) => StateKind::Delta,
         }
     }
@@ -95,6 +99,7 @@ impl LayerState {
     pub fn values(&self) -> usize {
         match self {
             Self::Kv(cache) => cache.token_values(),
+            Self::Conv(conv) => conv.value_count(),
             Self::Delta(conv, scan) => conv.value_count() + scan.value_count(),
         }
     }
@@ -103,7 +108,7 @@ impl LayerState {
     pub fn bytes(&self, tokens: u64) -> Option<u64> {
         match self {
             Self::Kv(cache) => tokens.checked_mul(cache.token_bytes() as u64),
-            Self::Delta(..) => Some((size_of::<u64>() + self.values() * size_of::<f32>()) as u64),
+            Self::Conv(_) | Self::Delta(..) => Some((size_of::<u64>() + self.values() * size_of::<f32>()) as u64),
         }
     }
 
@@ -112,11 +117,8 @@ impl LayerState {
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         match self {
             Self::Kv(cache) => cache.to_bytes(),
-            Self::Delta(conv, scan) => {
-                let values = [conv.values()?, scan.values()?];
-                let start = (scan.start() as u64).to_le_bytes();
-                Ok(start.into_iter().chain(values.iter().flatten().flat_map(|x| x.to_le_bytes())).collect())
-            }
+            Self::Conv(conv) => Ok(fixed_bytes(conv.start(), &[conv.values()?])),
+            Self::Delta(conv, scan) => Ok(fixed_bytes(scan.start(), &[conv.values()?, scan.values()?])),
         }
     }
 
@@ -124,7 +126,7 @@ impl LayerState {
     pub fn is_of(&self, bytes: &[u8], tokens: usize) -> bool {
         match self {
             Self::Kv(_) => true,
-            Self::Delta(..) => {
+            Self::Conv(_) | Self::Delta(..) => {
                 let start = start_of(bytes) as usize;
                 start.is_multiple_of(CHUNK) && start <= tokens && tokens - start <= CHUNK
             }
@@ -135,6 +137,10 @@ impl LayerState {
     pub fn fill(&mut self, bytes: &[u8], tokens: usize, dtype: DType) -> Result<()> {
         match self {
             Self::Kv(cache) => cache.fill(bytes, dtype),
+            Self::Conv(conv) => {
+                let values = Format::F32.widen(&bytes[size_of::<u64>()..]);
+                conv.fill(&values, start_of(bytes) as usize, tokens, dtype)
+            }
             Self::Delta(conv, scan) => {
                 let values = Format::F32.widen(&bytes[size_of::<u64>()..]);
                 let (of_conv, of_scan) = values.split_at(conv.value_count());
@@ -144,6 +150,23 @@ impl LayerState {
             }
         }
     }
+}
+
+/// How many of the first `len` tokens a state of so many keeps that can be cut back to `start`.
+fn keeps(held: usize, start: usize, len: usize) -> usize {
+    if len >= held {
+        held
+    } else if len >= start {
+        len
+    } else {
+        0
+    }
+}
+
+/// A state of fixed size.
+fn fixed_bytes(start: usize, values: &[Vec<f32>]) -> Vec<u8> {
+    let values = values.iter().flatten().flat_map(|x| x.to_le_bytes());
+    (start as u64).to_le_bytes().into_iter().chain(values).collect()
 }
 
 /// The position in front of a state of fixed size.
@@ -157,18 +180,25 @@ pub enum StateKind {
     /// Keys and values in this format.
     Kv(KvFormat),
     Delta,
+    Conv,
 }
 
 impl StateKind {
     /// What a file calls each.
-    const NUMBERS: [(u64, Self); 4] =
-        [(1, Self::Kv(KvFormat::F32)), (2, Self::Kv(KvFormat::F16)), (3, Self::Kv(KvFormat::Q8_0)), (4, Self::Delta)];
+    const NUMBERS: [(u64, Self); 5] = [
+        (1, Self::Kv(KvFormat::F32)),
+        (2, Self::Kv(KvFormat::F16)),
+        (3, Self::Kv(KvFormat::Q8_0)),
+        (4, Self::Delta),
+        (5, Self::Conv),
+    ];
 
     /// What it holds, for people.
     pub fn label(self) -> String {
         match self {
             Self::Kv(format) => format!("keys and values in {}", format.name()),
             Self::Delta => "the state of a delta net".to_string(),
+            Self::Conv => "the state of a convolution".to_string(),
         }
     }
 
@@ -187,6 +217,7 @@ impl StateKind {
 #[derive(Clone, Copy)]
 enum MixerConfig<'a> {
     Attention(&'a AttentionConfig),
+    ShortConv(&'a ShortConvConfig),
     DeltaNet(&'a DeltaNetConfig),
 }
 
@@ -194,6 +225,7 @@ enum MixerConfig<'a> {
 fn mixers(config: &Config) -> impl Iterator<Item = MixerConfig<'_>> {
     config.operations().filter_map(|operation| match operation {
         OperationConfig::Attention(attention) => Some(MixerConfig::Attention(attention)),
+        OperationConfig::ShortConv(conv) => Some(MixerConfig::ShortConv(conv)),
         OperationConfig::DeltaNet(net) => Some(MixerConfig::DeltaNet(net)),
         OperationConfig::Dense(_) => None,
     })
@@ -237,11 +269,11 @@ impl States {
 
     /// The bytes of those of `tokens`, with their snapshots; `activation` is the type of activations.
     pub fn bytes(config: &Config, tokens: usize, kv_format: KvFormat, activation: Format, backend: &Backend) -> u64 {
+        let fixed = |bytes: u64| (1 + SNAPSHOTS as u64) * bytes;
         let of = |mixer: MixerConfig<'_>| match mixer {
             MixerConfig::Attention(a) => LayerCache::bytes((a.kv_heads, a.head_dim), tokens, kv_format, activation, backend),
-            MixerConfig::DeltaNet(net) => {
-                (1 + SNAPSHOTS as u64) * (ConvState::bytes(net.channels(), net.taps) + DeltaState::bytes(net.shape))
-            }
+            MixerConfig::ShortConv(conv) => fixed(ConvState::bytes(conv.channels, conv.taps)),
+            MixerConfig::DeltaNet(net) => fixed(ConvState::bytes(net.channels(), net.taps) + DeltaState::bytes(net.shape)),
         };
         mixers(config).map(of).sum()
     }
