@@ -57,6 +57,7 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "glm4", model_type: "glm4", moves_rows: false, keys: config::partly_rotated },
     Architecture { name: "granite", model_type: "granite", moves_rows: true, keys: config::granite },
     Architecture { name: "hunyuan-dense", model_type: "hunyuan_v1_dense", moves_rows: false, keys: config::usual },
+    Architecture { name: "lfm2", model_type: "lfm2", moves_rows: false, keys: config::lfm2 },
     Architecture { name: "llama", model_type: "llama", moves_rows: true, keys: config::llama },
     Architecture { name: "mistral3", model_type: "ministral3", moves_rows: true, keys: config::mistral3 },
     Architecture { name: "modern-bert", model_type: "modernbert", moves_rows: false, keys: config::modern_bert },

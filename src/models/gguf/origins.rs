@@ -4,7 +4,7 @@ use super::super::draft::{Draft, Mixer, Mlp, Source};
 use super::Architecture;
 use crate::error::Result;
 use crate::load::{Gguf, Origin};
-use crate::nn::{DeltaNetConfig, Name, NormParts, QkNorm, Tying};
+use crate::nn::{DeltaNetConfig, Name, NormParts, QkNorm, ShortConvConfig, Tying};
 use crate::ops::DeltaShape;
 
 /// The origin of each tensor of the network.
@@ -16,8 +16,9 @@ pub fn origins(gguf: &Gguf, draft: &Draft, architecture: &Architecture) -> Resul
     for (i, pattern) in draft.layers.iter().enumerate() {
         all.stored = format!("blk.{i}.");
         all.place = format!("{prefix}{}.", names.network.layer(i));
-        match (pattern.mixer, &draft.delta_net) {
-            (Mixer::DeltaNet, Some(net)) => all.delta_net(net),
+        match (pattern.mixer, &draft.delta_net, &draft.short_conv) {
+            (Mixer::DeltaNet, Some(net), _) => all.delta_net(net),
+            (Mixer::ShortConv, _, Some(conv)) => all.short_conv(conv),
             _ => all.attention(),
         }
         all.mlp();
@@ -84,7 +85,9 @@ impl Origins<'_> {
             self.add(&format!("{}.weight", names.types), Origin::whole("token_types.weight"));
         }
         self.norm(names.embed_norm, "token_embd_norm");
-        self.norm(names.final_norm, "output_norm");
+        // LFM2's final norm goes by another's name.
+        let is_lfm = self.architecture.name == "lfm2";
+        self.norm(names.final_norm, if is_lfm { "token_embd_norm" } else { "output_norm" });
         self.place = head.to_string();
         if let Some(head) = names.head {
             if draft.tying == Tying::Separate {
@@ -131,6 +134,16 @@ impl Origins<'_> {
                 }
                 Some(_) => self.add(&format!("{name}.weight"), whole),
             }
+        }
+    }
+
+    fn short_conv(&mut self, conv: &ShortConvConfig) {
+        for (name, stored) in [
+            (conv.inputs.name.as_str(), "shortconv.in_proj.weight"),
+            (conv.conv, "shortconv.conv.weight"),
+            (conv.o.name.as_str(), "shortconv.out_proj.weight"),
+        ] {
+            self.add(&format!("{name}.weight"), self.whole(stored));
         }
     }
 
