@@ -61,7 +61,7 @@ pub fn one(json: &Json, parameters: Option<&Json>, head_dim: usize, theta: f64, 
     };
     if is_proportional {
         let partial = partial.unwrap_or(1.0);
-        if !(partial > 0.0 && partial <= 1.0) || !head_dim.is_multiple_of(2) {
+        if !(partial > 0.0 && partial <= 1.0 && head_dim.is_multiple_of(2)) {
             let found = format!("expected a part of an even head, found {partial} of {head_dim}");
             return Err(json.invalid("partial_rotary_factor", &found));
         }
