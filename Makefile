@@ -35,12 +35,10 @@ endif
 export CARGO CC CXX OUT BUILD LIB SONAME PROFILE
 
 # No path of the machine that builds a release stands in it: neither in Rust code nor in the C of dependencies.
-ifeq ($(PROFILE),release)
 CARGO_FOLDER := $(or $(CARGO_HOME),$(HOME)/.cargo)
-export RUSTFLAGS ?= --remap-path-prefix=$(CARGO_FOLDER)=cargo --remap-path-prefix=$(CURDIR)=metal-candle
-export HOST_CFLAGS ?= -ffile-prefix-map=$(CARGO_FOLDER)=cargo
-export TARGET_CFLAGS ?= $(HOST_CFLAGS)
-endif
+FLAGS = RUSTFLAGS="$(RUSTFLAGS) --remap-path-prefix=$(CARGO_FOLDER)=cargo --remap-path-prefix=$(CURDIR)=metal-candle" \
+	HOST_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo" TARGET_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo"
+REMAPPED = $(if $(filter release,$(PROFILE)),$(FLAGS))
 
 .PHONY: all library demo demo-real examples test selftest bench install uninstall lint clean
 
@@ -48,7 +46,7 @@ all: library
 
 # What a program needs beside the archive is written to native-static-libs.
 library:
-	$(CARGO) rustc --lib --profile $(PROFILE) --crate-type cdylib,staticlib -- \
+	$(REMAPPED) $(CARGO) rustc --lib --profile $(PROFILE) --crate-type cdylib,staticlib -- \
 		--print native-static-libs=$(OUT)/native-static-libs
 	ln -sf $(LIB) $(OUT)/$(SONAME)
 
@@ -73,9 +71,12 @@ demo-real: examples
 		$(BUILD)/chat "$$model" -p 'What is the capital of France?'
 
 test: PROFILE = dev
+# In the other profile (PROFILE=release) too our own code is compiled with the checks of a debug build; dependencies are what is shipped.
+test: RELEASE = $(if $(filter release,$(PROFILE)),--release)
+test: CHECKED = CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true
 test:
-	$(CARGO) test --no-fail-fast --features $(TEST_FEATURES)
-	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
+	$(REMAPPED) $(CHECKED) $(CARGO) test $(RELEASE) --no-fail-fast --features $(TEST_FEATURES)
+	$(REMAPPED) $(CHECKED) $(CARGO) run $(RELEASE) --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
 	$(MAKE) PROFILE=$(PROFILE) examples
 	$(MAKE) PROFILE=$(PROFILE) test-c
 	$(MAKE) PROFILE=$(PROFILE) test-python
@@ -85,7 +86,7 @@ test:
 test-c:
 	tests/c/run.sh
 	tests/cpp/run.sh
-	tests/c/install.sh
+	$(REMAPPED) tests/c/install.sh
 
 test-python: library
 	tests/python.sh
