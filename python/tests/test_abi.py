@@ -158,6 +158,7 @@ class Abi(Case):
             ("fn", {"ignore_eos": 1}, "ignore_eos: expected bool, found int"),
             ("fn", {"lora": model}, "lora: expected Lora, found Model"),
             ("fn", {"warp": 9}, "unknown option 'warp' of GenerateOptions"),
+            ("fn", {"progress": None}, "unknown option 'progress' of GenerateOptions"),
         ]
         for prompt, options, text in cases:
             with self.assertRaisesRegex(TypeError, f"^{text}$"):

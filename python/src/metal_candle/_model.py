@@ -14,7 +14,7 @@ from ._abi import Capability, Dtype, Pooling, Similarity
 from ._calls import Cancel, Progress, progress_callback, run, run_async
 from ._library import Device
 from ._lora import Lora
-from ._native import Handle, Options, check, encoded, floats, get, ids_of, made, make, string_of, text
+from ._native import Handle, Options, check, encoded, floats, get, ids_of, known, made, make, string_of, text
 from ._session import GenerateOptions, Generation, Session, Stream, generate_options
 from ._text import Path, Tokenizer
 
@@ -75,8 +75,12 @@ class EmbedOptions(TypedDict, total=False):
     """A factor for its changes. Default: 1."""
 
 
-def embed_options(options: Mapping[str, Any]) -> Options:
-    values: dict[str, Any] = dict(options)
+def load_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options:
+    return Options("mc_model_options", {"cancel": flag, **known(options, LoadOptions)})
+
+
+def embed_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options:
+    values = {"cancel": flag, **known(options, EmbedOptions)}
     if values.get("prompt_name") is not None and values.get("prefix") is not None:
         raise ValueError("prompt_name and prefix: expected one of them, found both")
     return Options("mc_embed_options", values, {"lora": (values.pop("lora", None), values.pop("lora_scale", 1.0))})
@@ -129,7 +133,7 @@ class Model(Handle):
     def _load(cls, function: str, name: Path, progress: Optional[Progress], options: Mapping[str, Any]) -> Callable[[Cancel], Model]:
         def call(flag: Cancel) -> Model:
             callback = progress_callback(progress)
-            with Options("mc_model_options", {"cancel": flag, **options}) as built:
+            with load_options(options, flag) as built:
                 get("mc_model_options_set_progress", built, callback.pointer, None)
                 status, reference = make("mc_model", function, name, built)
             callback.finish(status, f"loading {name}")
@@ -180,7 +184,7 @@ class Model(Handle):
         Raises `NotFoundError`, `IoError`, `FormatError`, `UnsupportedError`.
         """
         size = ctypes.c_uint64()
-        with Options("mc_model_options", options) as built:
+        with load_options(options, None) as built:
             check("mc_model_estimate_memory", path, built, ctypes.byref(size))
         return size.value
 
@@ -340,7 +344,7 @@ class Model(Handle):
 
     def embedding_dim(self, **options: Unpack[EmbedOptions]) -> int:
         """How many values a vector has with these options; 0 for a model without a tokenizer."""
-        with embed_options(options) as built:
+        with embed_options(options, None) as built:
             return int(get("mc_embed_dim", self, built))
 
     @property
@@ -355,7 +359,7 @@ class Model(Handle):
 
         def call(flag: Cancel) -> NDArray[np.float32]:
             callback = progress_callback(progress)
-            with embed_options({"cancel": flag, **options}) as built:
+            with embed_options(options, flag) as built:
                 get("mc_embed_options_set_progress", built, callback.pointer, None)
                 vectors = np.empty((len(data), get("mc_embed_dim", self, built)), np.float32)
                 pointers = (ctypes.c_char_p * len(data))(*data)

@@ -296,6 +296,14 @@ def ids_of(reference: Reference) -> list[int]:
     return list((ctypes.c_uint32 * get("mc_tokens_len", reference)).from_address(get("mc_tokens_data", reference)))
 
 
+def known(options: Mapping[str, Any], of: Any) -> dict[str, Any]:
+    """A copy of options that all are keys of this TypedDict."""
+    for name in options:
+        if name not in of.__optional_keys__:
+            raise TypeError(f"unknown option {name!r} of {of.__name__}")
+    return dict(options)
+
+
 class Options(Handle):
     """A builder of the library, filled by the setter that each option names; None leaves one as it is."""
 
@@ -304,11 +312,8 @@ class Options(Handle):
         self._kind = kind
         self._reference = new(kind)
         for name, value in options.items():
-            setter = f"{kind}_set_{name}"
-            if setter not in _functions or len(_functions[setter].converters) != 2:
-                raise TypeError(f"unknown option {name!r} of {_abi_name(kind)}")
             if value is not None:
-                get(setter, self, value)
+                get(f"{kind}_set_{name}", self, value)
         for name, values in together.items():
             if values[0] is not None:
                 get(f"{kind}_set_{name}", self, *values)

@@ -26,7 +26,7 @@ from . import _abi
 from ._abi import FinishReason, Status
 from ._calls import Cancel, finished, linked, run, run_async
 from ._lora import Lora
-from ._native import Handle, Options, Reference, TokenIds, check, floats, get, ids_of, made, make
+from ._native import Handle, Options, Reference, TokenIds, check, floats, get, ids_of, known, made, make
 from ._text import Chat, Message, Path
 from .errors import Cancelled, Error, InvalidArgumentError
 
@@ -76,7 +76,7 @@ class GenerateOptions(TypedDict, total=False):
 
 
 def generate_options(options: Mapping[str, Any], flag: Cancel) -> Options:
-    values: dict[str, Any] = {"cancel": flag, **options}
+    values = {"cancel": flag, **known(options, GenerateOptions)}
     stop, bias = values.pop("stop", ()), values.pop("logit_bias", {})
     schema = values.pop("json_schema", None)
     together = {

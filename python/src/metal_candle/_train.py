@@ -10,7 +10,7 @@ from . import _abi
 from ._abi import Schedule, TrainEvent, Weighting
 from ._calls import Callback, Cancel, finished, run, run_async
 from ._lora import Lora
-from ._native import Handle, Options, Reference, TokenIds, check, get, made, new, token_array
+from ._native import Handle, Options, Reference, TokenIds, check, get, known, made, new, token_array
 from ._text import Chat, Path
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class TrainOptions(TypedDict, total=False):
 
 
 def train_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options:
-    values: dict[str, Any] = {"cancel": flag, **options}
+    values = {"cancel": flag, **known(options, TrainOptions)}
     schedule, warmup, total = values.pop("schedule", None), values.pop("warmup_steps", 0), values.pop("total_steps", 0)
     together = {
         "schedule": (Schedule.CONSTANT if schedule is None else schedule, warmup, total),
@@ -133,7 +133,7 @@ def train_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options
 
 
 def lora_config(config: Optional[LoraConfig]) -> Options:
-    values: dict[str, Any] = dict(config or {})
+    values = known(config or {}, LoraConfig)
     targets = values.pop("targets", None) or ()
     built = Options("mc_lora_config", values)
     for module in targets:
