@@ -1,0 +1,3 @@
+module example.com/metal-candle/go
+
+go 1.24
