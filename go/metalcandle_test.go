@@ -284,6 +284,22 @@ func TestTokenizersEncodeAndDecode(t *testing.T) {
 	wantIs(t, err, mc.ErrInvalidUTF8)
 	_, err = tokenizer.Decode([]uint32{1 << 30}, false)
 	wantIs(t, err, mc.ErrInvalidArgument)
+	stream := must(tokenizer.NewTextStream())(t)
+	defer stream.Close()
+	streamed, bytes := "", []byte(nil)
+	for _, token := range tokens {
+		streamed += must(stream.Push(token))(t)
+		bytes = append(bytes, must(tokenizer.TokenBytes(token))(t)...)
+	}
+	if streamed += must(stream.Finish())(t); streamed != "fn main() { é }" || string(bytes) != streamed {
+		t.Fatalf("%q %q", streamed, bytes)
+	}
+	if end := must(coder(t).EOSTokens())(t); len(end) == 0 || !tokenizer.IsSpecial(end[0]) || tokenizer.IsSpecial(tokens[0]) {
+		t.Fatal(end)
+	}
+	if names := must(mc.Architectures())(t); !slices.Contains(names, coder(t).Info().Architecture) || !slices.IsSorted(names) {
+		t.Fatal(names)
+	}
 	alone := must(mc.LoadTokenizer(coderPath))(t)
 	defer alone.Close()
 	if !slices.Equal(must(alone.Encode("fn main() { é }", false))(t), tokens) {
@@ -486,6 +502,12 @@ func TestSessionsForkTruncateSaveLoadAndScore(t *testing.T) {
 		t.Fatal(len(logits))
 	}
 	best := uint32(slices.Index(logits, slices.Max(logits)))
+	top := must(s.TopLogprobs(2))(t)
+	if top[0].ID != best || top[0].Logprob < top[1].Logprob || !slices.Equal(must(s.Tokens())(t), tokens) {
+		t.Fatal(top, best)
+	}
+	_, err := s.TopLogprobs(0)
+	wantIs(t, err, mc.ErrInvalidArgument)
 	scores := must(s.ScoreTokens(ctx, []uint32{best, 3}))(t)
 	if len(scores) != 2 || scores[0] > 0 || scores[1] > 0 || s.Position() != len(tokens) {
 		t.Fatal(scores)
@@ -831,6 +853,9 @@ func TestMicroBatchesOfTokens(t *testing.T) {
 	}
 	if after := must(trainer.EvalBatch(ctx, batch))(t); after >= before || trainer.StepCount() != 1 {
 		t.Fatal(after, before, trainer.StepCount())
+	}
+	if update := must(trainer.LastUpdate())(t); update.Step != 1 || update.LearningRate != 1e-2 || update.GradNorm <= 0 {
+		t.Fatal(update)
 	}
 	_, err := trainer.TrainBatch(ctx, nil)
 	wantIs(t, err, mc.ErrInvalidArgument)

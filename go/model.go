@@ -3,7 +3,10 @@ package metalcandle
 // #include "callbacks.h"
 import "C"
 
-import "context"
+import (
+	"context"
+	"encoding/json"
+)
 
 // DType is the type that weights are kept in.
 type DType uint32
@@ -245,6 +248,33 @@ func (m *Model) ConfigJSON() (string, error) {
 		return "", err
 	}
 	return takeString(out), nil
+}
+
+// EOSTokens are the tokens that end an answer, the usual one first; none if the model's files name none.
+func (m *Model) EOSTokens() ([]uint32, error) {
+	handle, err := m.ref.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer m.ref.release()
+	var out *C.mc_tokens
+	var object *C.mc_error
+	if err := take(C.mc_model_eos_tokens(handle, &out, &object), object); err != nil {
+		return nil, err
+	}
+	return takeTokens(out), nil
+}
+
+// Architectures are those that this build of the library knows, as `model_type` of config.json has them, in alphabetical order.
+func Architectures() ([]string, error) {
+	var out *C.mc_string
+	var object *C.mc_error
+	if err := take(C.mc_architectures_json(&out, &object), object); err != nil {
+		return nil, err
+	}
+	var names []string
+	err := json.Unmarshal([]byte(takeString(out)), &names)
+	return names, err
 }
 
 // Save writes the model as a directory in the layout of the Hub, which this library and transformers load. format is the type of all

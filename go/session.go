@@ -242,6 +242,47 @@ func (s *Session) Logits() ([]float32, error) {
 	return logits, nil
 }
 
+// TokenLogprob is a token and the natural logarithm of its probability, at most 0.
+type TokenLogprob struct {
+	ID      uint32
+	Logprob float32
+}
+
+// TopLogprobs are the count most probable next tokens, the most probable first, by the model's own distribution.
+func (s *Session) TopLogprobs(count int) ([]TokenLogprob, error) {
+	if count < 1 || count > s.vocabSize {
+		return nil, invalid("count: expected 1 to %d, found %d", s.vocabSize, count)
+	}
+	tokens, logprobs := make([]uint32, count), make([]float32, count)
+	err := s.change(context.Background(), func(_ *call, handle *C.mc_session, _ *C.mc_cancel, object **C.mc_error) C.mc_status {
+		data, n := ids(tokens)
+		return C.mc_session_top_logprobs(handle, n, data, floats(logprobs), object)
+	})
+	if err != nil {
+		return nil, err
+	}
+	top := make([]TokenLogprob, count)
+	for i := range top {
+		top[i] = TokenLogprob{tokens[i], logprobs[i]}
+	}
+	return top, nil
+}
+
+// Tokens are those that the session holds.
+func (s *Session) Tokens() ([]uint32, error) {
+	handle, err := s.ref.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer s.ref.release()
+	var out *C.mc_tokens
+	var object *C.mc_error
+	if err := take(C.mc_session_tokens(handle, &out, &object), object); err != nil {
+		return nil, err
+	}
+	return takeTokens(out), nil
+}
+
 // ScoreTokens are the natural logarithms of the probabilities that the model gives tokens, the first behind what the session holds, each
 // other one behind those in front of it. The session holds afterwards what it held.
 func (s *Session) ScoreTokens(ctx context.Context, tokens []uint32) ([]float32, error) {

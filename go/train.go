@@ -423,6 +423,29 @@ func (t *Trainer) StepCount() uint64 {
 	return uint64(C.mc_lora_trainer_step_count(handle))
 }
 
+// Update is what one step of the optimizer did.
+type Update struct {
+	// Step is from 1; 0 = there was none yet.
+	Step         uint64
+	LearningRate float32
+	// GradNorm is the length of the gradient of all weights together, before it was cut.
+	GradNorm float32
+}
+
+// LastUpdate is the last step of the optimizer: whether [Trainer.TrainBatch] made one shows in its number.
+func (t *Trainer) LastUpdate() (Update, error) {
+	handle, err := t.ref.acquire()
+	if err != nil {
+		return Update{}, err
+	}
+	defer t.ref.release()
+	var step C.uint64_t
+	var learningRate, gradNorm C.float
+	var object *C.mc_error
+	err = take(C.mc_lora_trainer_last_update(handle, &step, &learningRate, &gradNorm, &object), object)
+	return Update{uint64(step), float32(learningRate), float32(gradNorm)}, err
+}
+
 // Adapter is the adapter as it is now: a copy, to attach to sessions or to save while training goes on.
 func (t *Trainer) Adapter() (*Adapter, error) {
 	handle, err := t.ref.acquire()
