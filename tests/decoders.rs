@@ -5,7 +5,7 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{Reference, cosine, decoders, golden, load, looks_at_length, max_abs, q8_0};
+use common::{Reference, cosine, decoders, devices, golden, load, looks_at_length, max_abs, q8_0};
 use metal_candle::{Dtype, GenerateOptions, LoadOptions, Model, SamplingOptions, Session};
 use std::ops::ControlFlow;
 
@@ -108,6 +108,35 @@ fn one_by_one_and_in_any_chunks_give_the_same_bits() {
                     session.append_tokens(part, None).unwrap();
                 }
                 assert_eq!(session.logits().unwrap(), whole, "{} in chunks of {chunk}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn recurrent_mixers_by_tensor_operations_equal_the_reference_in_any_chunks() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("session");
+    for device in devices() {
+        for name in ["qwen3_5_text", "qwen3_5_nested", "lfm2", "lfm3"] {
+            let path = golden("decoders").join(name);
+            let options = LoadOptions { device: Some(device.clone()), dtype: Some(Dtype::F32), ..LoadOptions::default() };
+            let model = Model::load(&path, &options, None).unwrap();
+            let reference = Reference::open(&path.join("golden.safetensors"));
+            let (ids, want) = (reference.ids("prompt3.ids"), reference.floats("prompt3.logits"));
+            for chunk in [1, 7, 64, 65, 134] {
+                let mut session = Session::new(&model, 0).unwrap();
+                for (i, part) in ids.chunks(chunk).enumerate() {
+                    session.append_tokens(part, None).unwrap();
+                    let end = (i * chunk + part.len()) * model.vocab_size();
+                    let error = max_abs(session.logits().unwrap(), &want[end - model.vocab_size()..end]);
+                    assert!(error <= TOLERANCE, "{name} on {}, chunks of {chunk}: {error}", device.name());
+                    // Saved and read back in the middle.
+                    if i == 1 {
+                        session.save(&file).unwrap();
+                        session = Session::load(&model, &file).unwrap();
+                    }
+                }
             }
         }
     }
