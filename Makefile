@@ -81,8 +81,10 @@ test:
 	$(MAKE) PROFILE=$(PROFILE) test-c
 	$(MAKE) PROFILE=$(PROFILE) test-python
 	@if command -v swift >/dev/null; then $(MAKE) PROFILE=$(PROFILE) test-swift; else echo "skip: the Swift package: swift is missing"; fi
+	$(MAKE) PROFILE=$(PROFILE) test-go
+	$(MAKE) PROFILE=$(PROFILE) test-zig
 
-.PHONY: test-c test-python test-swift
+.PHONY: test-c test-python test-swift test-go test-zig
 test-c:
 	tests/c/run.sh
 	tests/cpp/run.sh
@@ -93,6 +95,12 @@ test-python: library
 
 test-swift: library
 	tests/swift/run.sh
+
+test-go: library
+	tests/go.sh
+
+test-zig: library
+	tests/zig.sh
 
 selftest:
 	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- $(if $(DEVICE),--device $(DEVICE))
