@@ -160,7 +160,7 @@ pub fn Callback(comptime Event: type) type {
         }
 
         fn userData(self: *const ?Self) ?*anyopaque {
-            return if (self.*) |*callback| @constCast(@ptrCast(callback)) else null;
+            return if (self.*) |*callback| @ptrCast(@constCast(callback)) else null;
         }
 
         fn pointer(self: ?Self) ?*const fn (?*anyopaque, [*c]const Raw(Event)) callconv(.c) i32 {
@@ -202,7 +202,7 @@ pub const Progress = struct {
     total: u64,
 
     fn of(event: *const c.mc_progress_event) Progress {
-        return .{ .stage = @enumFromInt(event.stage), .done = event.done, .total = event.total };
+        return .{ .stage = @fromBackingInt(@intCast(event.stage)), .done = event.done, .total = event.total };
     }
 
     /// `done / total`, 0 to 1; 0 where the total is not known.
@@ -260,11 +260,11 @@ pub const LogLevel = enum(c_uint) {
 pub fn setLog(max_level: LogLevel, context: anytype, comptime function: fn (@TypeOf(context), LogLevel, []const u8, []const u8) void) Error!void {
     const Wrapper = struct {
         fn call(user_data: ?*anyopaque, level: c.mc_log_level, target: [*c]const u8, text: [*c]const u8, len: usize) callconv(.c) void {
-            function(@ptrCast(@alignCast(user_data.?)), @enumFromInt(level), std.mem.span(target), text[0..len]);
+            function(@ptrCast(@alignCast(user_data.?)), @fromBackingInt(@intCast(level)), std.mem.span(target), text[0..len]);
         }
     };
     var failure: ?*c.mc_error = null;
-    try check(c.mc_log_set(Wrapper.call, @ptrCast(context), null, @intFromEnum(max_level), &failure), failure);
+    try check(c.mc_log_set(Wrapper.call, @ptrCast(context), null, @backingInt(max_level), &failure), failure);
 }
 
 /// Removes the log function.
@@ -358,13 +358,13 @@ pub const Device = struct {
 
     /// How many devices of a kind this process can open.
     pub fn count(kind_: DeviceKind) usize {
-        return c.mc_device_count(@intFromEnum(kind_));
+        return c.mc_device_count(@backingInt(kind_));
     }
 
     pub fn init(kind_: DeviceKind, index: usize) Error!Device {
         var handle: ?*c.mc_device = null;
         var failure: ?*c.mc_error = null;
-        try check(c.mc_device_new(@intFromEnum(kind_), index, &handle, &failure), failure);
+        try check(c.mc_device_new(@backingInt(kind_), index, &handle, &failure), failure);
         return .{ .handle = handle.? };
     }
 
@@ -373,7 +373,7 @@ pub const Device = struct {
     }
 
     pub fn kind(self: Device) DeviceKind {
-        return @enumFromInt(c.mc_device_get_kind(self.handle));
+        return @fromBackingInt(@intCast(c.mc_device_get_kind(self.handle)));
     }
 
     pub fn name(self: Device) []const u8 {
@@ -452,7 +452,7 @@ pub const LoadOptions = struct {
     fn build(self: *const LoadOptions) *c.mc_model_options {
         const options = c.mc_model_options_new().?;
         if (self.device) |device| c.mc_model_options_set_device(options, device.handle);
-        c.mc_model_options_set_dtype(options, @intFromEnum(self.dtype));
+        c.mc_model_options_set_dtype(options, @backingInt(self.dtype));
         c.mc_model_options_set_quantization(options, optionalPointer(self.quantization));
         c.mc_model_options_set_exact(options, self.exact);
         c.mc_model_options_set_kv_cache(options, optionalPointer(self.kv_cache));
@@ -554,11 +554,11 @@ pub const Model = struct {
 
     /// The type of the weights that are not quantised.
     pub fn dtype(self: Model) DType {
-        return @enumFromInt(c.mc_model_get_dtype(self.handle));
+        return @fromBackingInt(@intCast(c.mc_model_get_dtype(self.handle)));
     }
 
     pub fn supports(self: Model, capability: Capability) bool {
-        return c.mc_model_supports(self.handle, @intFromEnum(capability));
+        return c.mc_model_supports(self.handle, @backingInt(capability));
     }
 
     /// config.json as it was read, or as it follows from the metadata of a GGUF file.
@@ -621,7 +621,7 @@ pub const Model = struct {
 
     /// How the model's vectors are meant to be compared.
     pub fn similarity(self: Model) Similarity {
-        return @enumFromInt(c.mc_embed_similarity(self.handle));
+        return @fromBackingInt(@intCast(c.mc_embed_similarity(self.handle)));
     }
 
     /// Turns a text into a vector: `embedDim` values.
@@ -923,7 +923,7 @@ pub const Generation = struct {
     }
 
     pub fn finishReason(self: Generation) FinishReason {
-        return @enumFromInt(c.mc_generation_finish_reason(self.handle));
+        return @fromBackingInt(@intCast(c.mc_generation_finish_reason(self.handle)));
     }
 
     pub fn prefillSeconds(self: Generation) f64 {
@@ -1187,7 +1187,7 @@ pub const EmbedOptions = struct {
 
     fn build(self: *const EmbedOptions) *c.mc_embed_options {
         const options = c.mc_embed_options_new().?;
-        c.mc_embed_options_set_pooling(options, @intFromEnum(self.pooling));
+        c.mc_embed_options_set_pooling(options, @backingInt(self.pooling));
         if (self.normalize) |value| c.mc_embed_options_set_normalize(options, value);
         c.mc_embed_options_set_dimensions(options, self.dimensions);
         c.mc_embed_options_set_max_length(options, self.max_length);
@@ -1220,7 +1220,7 @@ pub const Similarity = enum(c_uint) {
         if (k == 0 or k > documents.len / dim) return invalid("k: expected 1 to the number of documents");
         if (indices.len / k != n or indices.len % k != 0 or scores.len != indices.len) return invalid("indices, scores: expected (queries, k)");
         var failure: ?*c.mc_error = null;
-        try check(c.mc_similarity_top_k(@intFromEnum(self), queries.ptr, n, documents.ptr, documents.len / dim, dim, k, indices.ptr, scores.ptr, &failure), failure);
+        try check(c.mc_similarity_top_k(@backingInt(self), queries.ptr, n, documents.ptr, documents.len / dim, dim, k, indices.ptr, scores.ptr, &failure), failure);
     }
 };
 
@@ -1393,8 +1393,8 @@ pub const TrainOptions = struct {
         c.mc_train_options_set_gradient_checkpointing(options, self.gradient_checkpointing);
         c.mc_train_options_set_grad_clip(options, self.grad_clip);
         c.mc_train_options_set_grad_accumulation(options, self.grad_accumulation);
-        c.mc_train_options_set_weighting(options, @intFromEnum(self.weighting));
-        c.mc_train_options_set_schedule(options, @intFromEnum(self.schedule), self.warmup_steps, self.total_steps);
+        c.mc_train_options_set_weighting(options, @backingInt(self.weighting));
+        c.mc_train_options_set_schedule(options, @backingInt(self.schedule), self.warmup_steps, self.total_steps);
         c.mc_train_options_set_warmup_from_zero(options, self.warmup_from_zero);
         c.mc_train_options_set_batch_size(options, self.batch_size);
         c.mc_train_options_set_epochs(options, self.epochs);
