@@ -215,12 +215,13 @@ fn family(name: &str) -> File {
     File::read(&golden("gguf/families").join(format!("{name}.gguf")))
 }
 
-/// What changes no result: how a file was made, and what its tensors say as well.
-const SAID_TWICE: [&str; 6] = [
+/// What changes no result: how a file was made, what its tensors say as well, and how pictures are rotated.
+const SAID_TWICE: [&str; 7] = [
     "file_type",
     "vocab_size",
     "classifier.pooling_type",
     "classifier.output_labels",
+    "rope.dimension_sections",
     "rope.scaling.finetuned",
     "attention.causal",
 ];
@@ -268,8 +269,10 @@ fn no_value_of_a_key_brings_loading_down() {
 }
 
 /// Without these, or with more of them, a file is that of another model, as llama.cpp has it too.
-fn may_be_missing(name: &str) -> bool {
-    ["output.weight", "rope_freqs.weight", "token_types.weight", "cls."].iter().any(|free| name.starts_with(free))
+fn may_be_missing(file: &str, name: &str) -> bool {
+    // The last layer of this one predicts further tokens and is not read.
+    let is_unread = file == "qwen3_5_nested" && name.starts_with("blk.4.");
+    is_unread || ["output.weight", "rope_freqs.weight", "token_types.weight", "cls."].iter().any(|free| name.starts_with(free))
 }
 
 #[test]
@@ -280,7 +283,7 @@ fn every_tensor_is_needed_in_its_shape_and_under_its_name() {
             let check = |what: &str, tensors: Vec<Tensor>| {
                 let file = File { tensors, ..file.clone() };
                 match run(&file.bytes()) {
-                    Ok(_) => assert!(may_be_missing(&tensor.name), "{name}: {} {what}", tensor.name),
+                    Ok(_) => assert!(may_be_missing(&name, &tensor.name), "{name}: {} {what}", tensor.name),
                     Err(error) => {
                         assert_eq!(error.kind(), ErrorKind::Format, "{name}: {} {what}: {error}", tensor.name);
                         refused.set(refused.get() + 1);

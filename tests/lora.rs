@@ -358,7 +358,8 @@ fn what_is_saved_is_what_was_loaded() {
         assert_eq!((again.rank(), again.alpha(), again.parameter_count()), (lora.rank(), lora.alpha(), lora.parameter_count()));
         assert_eq!(again.config_json(), lora.config_json());
         if model.supports(Capability::Generate) {
-            assert_eq!(logits(&model, &[(again, 1.0)], &IDS), logits(&model, &[(lora, 1.0)], &IDS), "{name}");
+            let ids = IDS.map(|id| id % model.vocab_size() as u32);
+            assert_eq!(logits(&model, &[(again, 1.0)], &ids), logits(&model, &[(lora, 1.0)], &ids), "{name}");
         }
         // The names that PEFT gave them, and their values in F32.
         let read = |path: &Path| {

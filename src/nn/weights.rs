@@ -174,7 +174,9 @@ impl<'a> Weights<'a> {
         for (name, len) in parts {
             let entry = self.source.entry(name).ok_or_else(|| missing(name))?;
             let found = entry.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
-            if found != Some(*len) || entry.shape.len() > 3 {
+            // A convolution of each channel is stored as `(channels, 1, taps)`.
+            let is_flat = entry.shape.len() <= 2 || matches!(entry.shape[..], [_, 1, _]);
+            if found != Some(*len) || !is_flat {
                 return Err(Error::format(format!("{name}: expected {len} values, found shape {:?}", entry.shape)));
             }
             let (format, bytes) = (entry.format(name)?, entry.bytes(name)?);
