@@ -1021,7 +1021,7 @@ mc_status mc_model_load_hub(const char *MC_NONNULL repo_id,
  * @param err        NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT for a directory with files; MC_ERROR_UNSUPPORTED for another format; MC_ERROR_NOT_FOUND or
  *         MC_ERROR_MISMATCH if the model's files are gone or others by now; MC_ERROR_FORMAT for a value beyond the range of `format`;
- *         MC_ERROR_IO; MC_ERROR_CANCELLED; MC_ERROR_INVALID_UTF8; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *         MC_ERROR_IO; MC_CANCELLED; MC_ERROR_INVALID_UTF8; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
  *
  * Threads: any; it runs on the calling thread and may take seconds.
  */
