@@ -71,12 +71,9 @@ demo-real: examples
 		$(BUILD)/chat "$$model" -p 'What is the capital of France?'
 
 test: PROFILE = dev
-# In the other profile (PROFILE=release) too our own code is compiled with the checks of a debug build; dependencies are what is shipped.
-test: RELEASE = $(if $(filter release,$(PROFILE)),--release)
-test: CHECKED = CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true
 test:
-	$(REMAPPED) $(CHECKED) $(CARGO) test $(RELEASE) --no-fail-fast --features $(TEST_FEATURES)
-	$(REMAPPED) $(CHECKED) $(CARGO) run $(RELEASE) --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
+	$(CARGO) test --no-fail-fast --features $(TEST_FEATURES)
+	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
 	$(MAKE) PROFILE=$(PROFILE) examples
 	$(MAKE) PROFILE=$(PROFILE) test-c
 	$(MAKE) PROFILE=$(PROFILE) test-python
