@@ -112,6 +112,20 @@ pub struct Generation {
     pub decode_seconds: f64,
 }
 
+impl Generation {
+    /// An answer to a prompt that was not read to its end.
+    fn cancelled() -> Self {
+        Self {
+            text: String::new(),
+            tokens: Vec::new(),
+            prompt_tokens: 0,
+            finish_reason: FinishReason::Cancelled,
+            prefill_seconds: 0.0,
+            decode_seconds: 0.0,
+        }
+    }
+}
+
 impl Model {
     /// Answers a prompt in a session of its own. A cancel gives `Ok` with [`FinishReason::Cancelled`].
     ///
@@ -126,7 +140,11 @@ impl Model {
         on_token: &mut TokenFn<'_>,
     ) -> Result<Generation> {
         let mut session = Session::new(self, 0)?;
-        session.push(&self.tokenizer()?.encode(prompt, options.add_special)?)?;
+        let tokens = match self.tokenizer()?.encode_cancellable(prompt, options.add_special, options.cancel.as_ref()) {
+            Err(error) if error.kind() == ErrorKind::Cancelled => return Ok(Generation::cancelled()),
+            tokens => tokens?,
+        };
+        session.push(&tokens)?;
         session.generate(options, prefill_progress, on_token)
     }
 }
@@ -151,20 +169,26 @@ pub(super) struct Answer {
 impl Answer {
     /// # Errors
     /// `InvalidArgument` naming the option that is out of range, `Unsupported` for a schema or tokenizer that is not implemented.
-    pub fn new(model: &Model, options: &GenerateOptions, prompt_tokens: usize) -> Result<Self> {
+    ///
+    /// `held`: the tokens that it stands behind.
+    pub fn new(model: &Model, options: &GenerateOptions, held: &[u32]) -> Result<Self> {
         let sampling = options.sampling.resolve(model.sampling())?;
         let stream = match model.tokenizer() {
-            Ok(tokenizer) => Some(TextStream::new(tokenizer.clone(), &options.stop)?),
+            Ok(tokenizer) => Some(TextStream::new(tokenizer.clone(), &options.stop, held)?),
             Err(error) if !options.stop.is_empty() => return Err(error.within("stop")),
             Err(_) => None,
         };
         Ok(Self {
             sampler: Sampler::new(sampling, model.vocab_size())?,
-            constraint: options.json_schema.as_deref().map(|schema| Constraint::new(model, schema)).transpose()?,
+            constraint: options
+                .json_schema
+                .as_deref()
+                .map(|schema| Constraint::new(model, schema, options.cancel.as_ref()))
+                .transpose()?,
             stream,
             eos: !options.ignore_eos,
             max_tokens: if options.max_tokens == 0 { usize::MAX } else { options.max_tokens },
-            prompt_tokens,
+            prompt_tokens: held.len(),
             tokens: Vec::new(),
             text: String::new(),
             finish: None,
@@ -249,6 +273,9 @@ impl Answer {
     }
 }
 
+/// Tokens of single bytes that are looked back over.
+const MOST_BYTES: usize = 256;
+
 /// Tokens to text that may be shown: whole characters and grapheme clusters, and nothing that may become a stop text.
 struct TextStream {
     tokenizer: Tokenizer,
@@ -270,13 +297,14 @@ struct TextStream {
 const MOST_WAITING: usize = 16;
 
 impl TextStream {
-    fn new(tokenizer: Tokenizer, stop: &[String]) -> Result<Self> {
+    /// `held`: the tokens before, whose end the text continues.
+    fn new(tokenizer: Tokenizer, stop: &[String], held: &[u32]) -> Result<Self> {
         if stop.iter().any(String::is_empty) {
             return Err(Error::new(ErrorKind::InvalidArgument, "stop: expected at least one byte, found an empty text"));
         }
         let stop_tokens =
             stop.iter().filter_map(|text| tokenizer.token_id(text).ok()).filter(|&id| tokenizer.is_special(id)).collect();
-        Ok(Self {
+        let mut stream = Self {
             tokenizer,
             stop: stop.to_vec(),
             stop_tokens,
@@ -284,7 +312,36 @@ impl TextStream {
             read: 0,
             known: String::new(),
             held: String::new(),
-        })
+        };
+        stream.continue_from(held)?;
+        Ok(stream)
+    }
+
+    /// Puts the end of what stands before into view: a token's text depends on the one before it (a space at a beginning is none),
+    /// and bytes of a character may have come before.
+    fn continue_from(&mut self, held: &[u32]) -> Result<()> {
+        // Behind a special token a text begins.
+        let begin = held.iter().rposition(|&token| self.tokenizer.is_special(token)).map_or(0, |at| at + 1);
+        let mut from = begin.max(held.len().saturating_sub(MOST_WAITING));
+        // Bytes that are tokens are a text or none all together.
+        while from > begin && held.len() - from < MOST_BYTES && self.tokenizer.is_byte(held[from]) {
+            from -= 1;
+        }
+        self.tokens = held[from..].to_vec();
+        self.read = self.tokens.len();
+        self.known = self.tokenizer.decode_known(&self.tokens, true)?;
+        // The tokens of a character that is not whole are still to be shown, with what comes.
+        for count in 1..=self.tokens.len().min(3) {
+            if !self.known.ends_with(char::REPLACEMENT_CHARACTER) {
+                break;
+            }
+            let before = self.tokenizer.decode_known(&self.tokens[..self.tokens.len() - count], true)?;
+            if !before.ends_with(char::REPLACEMENT_CHARACTER) {
+                (self.read, self.known) = (self.tokens.len() - count, before);
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Appends what became certain to `shown`; `true` if a stop text appeared.
@@ -377,7 +434,7 @@ mod tests {
 
     fn stream(stop: &[&str]) -> TextStream {
         let tokenizer = Tokenizer::load("models/tiny-coder").unwrap();
-        TextStream::new(tokenizer, &stop.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap()
+        TextStream::new(tokenizer, &stop.iter().map(ToString::to_string).collect::<Vec<_>>(), &[]).unwrap()
     }
 
     /// All pieces of a text, and whether a stop text ended it.
@@ -408,6 +465,49 @@ mod tests {
             let parts: Vec<String> =
                 pieces.iter().flat_map(|p| p.graphemes(true).map(str::to_string).collect::<Vec<_>>()).collect();
             assert_eq!(parts, whole, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_answer_in_pieces_is_the_answer_of_one_call() {
+        let tokens = ["<s>", "▁the", "▁dog", "x", "<0xE2>", "<0x82>", "<0xAC>", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "▁"];
+        let vocab: Vec<String> = tokens.iter().enumerate().map(|(id, token)| format!("{token:?}: {id}")).collect();
+        let text = format!(
+            r#"{{"version": "1.0", "added_tokens": [{{"id": 0, "content": "<s>", "special": true, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false}}], "decoder": {{"type": "Sequence", "decoders": [
+                {{"type": "Replace", "pattern": {{"String": "▁"}}, "content": " "}}, {{"type": "ByteFallback"}}, {{"type": "Fuse"}},
+                {{"type": "Strip", "content": " ", "start": 1, "stop": 0}}]}},
+                "model": {{"type": "BPE", "vocab": {{{}}}, "merges": []}}}}"#,
+            vocab.join(", ")
+        );
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("tokenizer.json"), text).unwrap();
+        let tokenizer = Tokenizer::load(directory.path()).unwrap();
+        let answer = |held: &[u32], ids: &[u32]| {
+            let (mut stream, mut shown) = (TextStream::new(tokenizer.clone(), &[], held).unwrap(), String::new());
+            ids.iter().for_each(|id| assert!(!stream.push(*id, &mut shown).unwrap()));
+            stream.flush(&mut shown).unwrap();
+            shown
+        };
+        for (held, ids, expected) in [
+            (vec![0], vec![1, 2, 3, 1, 2], "the dogx the dog"),
+            (vec![0], vec![4, 5, 6], "€"),
+            (vec![0, 3], vec![7, 8, 9, 10, 4, 5, 6, 3], "😀€x"),
+            // Behind a word, and behind a token at which a text begins.
+            (vec![0, 1], vec![2, 1], " dog the"),
+            (vec![0, 1, 0], vec![2], "dog"),
+            (vec![0, 1, 4, 5], vec![6, 3], "€x"),
+            (vec![0], [[4, 5, 6]; 100].concat(), &"€".repeat(100)),
+        ] {
+            assert_eq!(answer(&held, &ids), expected);
+            for size in [1, 2, 3] {
+                let (mut held, mut pieces) = (held.clone(), String::new());
+                for ids in ids.chunks(size) {
+                    pieces.push_str(&answer(&held, ids));
+                    held.extend_from_slice(ids);
+                }
+                assert_eq!(pieces, expected, "{size}");
+            }
         }
     }
 
