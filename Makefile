@@ -34,6 +34,11 @@ endif
 
 export CARGO CC CXX OUT BUILD LIB SONAME PROFILE
 
+# No path of the machine that builds a release stands in it.
+ifeq ($(PROFILE),release)
+export RUSTFLAGS ?= --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo --remap-path-prefix=$(CURDIR)=metal-candle
+endif
+
 .PHONY: all library demo demo-real examples test selftest bench install uninstall lint clean
 
 all: library
@@ -43,6 +48,11 @@ library:
 	$(CARGO) rustc --lib --profile $(PROFILE) --crate-type cdylib,staticlib -- \
 		--print native-static-libs=$(OUT)/native-static-libs
 	ln -sf $(LIB) $(OUT)/$(SONAME)
+
+# The archive with no other global symbols than the header's.
+$(BUILD)/libmetal_candle.a: library
+	mkdir -p $(BUILD)
+	packaging/only-c-symbols.sh $(OUT)/libmetal_candle.a $@ abi/symbols.txt $(filter release,$(PROFILE))
 
 examples: library
 	mkdir -p $(BUILD)
@@ -70,6 +80,7 @@ test:
 .PHONY: test-c test-swift
 test-c:
 	tests/c/run.sh
+	tests/cpp/run.sh
 	tests/c/install.sh
 
 test-swift: library
@@ -93,22 +104,24 @@ FILL = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@VERSION@|$(VERSION)|g' -e 's|@LIB@
 	-e "s|@LIBS_PRIVATE@|`cat $(OUT)/native-static-libs`|g" \
 	-e "s|@LIBS_PRIVATE_LIST@|`sed -e 's/-framework /-framework_/g' -e 's/ /;/g' -e 's/framework_/framework /g' $(OUT)/native-static-libs`|g"
 
-install: library
+install: library $(BUILD)/libmetal_candle.a
 	install -d "$(INCLUDE_DIR)" "$(LIB_DIR)/pkgconfig" "$(LIB_DIR)/cmake/metal-candle" "$(LICENSE_DIR)"
-	install -m 644 include/metal_candle.h "$(INCLUDE_DIR)"
+	install -m 644 include/metal_candle.h include/metal_candle.hpp "$(INCLUDE_DIR)"
 	install -m 755 $(OUT)/$(LIB) "$(LIB_DIR)/$(REAL)"
 	ln -sf $(REAL) "$(LIB_DIR)/$(SONAME)"
 	ln -sf $(SONAME) "$(LIB_DIR)/$(LIB)"
 	if [ "$$(uname -s)" = Darwin ]; then install_name_tool -id "$(PREFIX)/lib/$(SONAME)" "$(LIB_DIR)/$(REAL)"; fi
-	install -m 644 $(OUT)/libmetal_candle.a "$(LIB_DIR)"
+	install -m 644 $(BUILD)/libmetal_candle.a "$(LIB_DIR)"
 	install -m 644 LICENSE "$(LICENSE_DIR)"
 	$(FILL) packaging/metal-candle.pc.in >"$(LIB_DIR)/pkgconfig/metal-candle.pc"
 	for name in metal-candle-config metal-candle-config-version; do \
 		$(FILL) packaging/$$name.cmake.in >"$(LIB_DIR)/cmake/metal-candle/$$name.cmake" || exit 1; \
 	done
+	@# So that a program finds it in a folder that the loader knows. Who may not do this, or installs elsewhere, needs an rpath.
+	@if [ -z "$(DESTDIR)" ] && [ "$$(uname -s)" = Linux ] && [ "$$(id -u)" = 0 ] && command -v ldconfig >/dev/null; then ldconfig; fi
 
 uninstall:
-	rm -f "$(INCLUDE_DIR)/metal_candle.h" "$(LIB_DIR)/$(LIB)" "$(LIB_DIR)/$(SONAME)" "$(LIB_DIR)/$(REAL)" \
+	rm -f "$(INCLUDE_DIR)/metal_candle.h" "$(INCLUDE_DIR)/metal_candle.hpp" "$(LIB_DIR)/$(LIB)" "$(LIB_DIR)/$(SONAME)" "$(LIB_DIR)/$(REAL)" \
 		"$(LIB_DIR)/libmetal_candle.a" "$(LIB_DIR)/pkgconfig/metal-candle.pc"
 	rm -rf "$(LIB_DIR)/cmake/metal-candle" "$(LICENSE_DIR)"
 

@@ -16,7 +16,7 @@ use super::evaluated::{Evaluated, PassPart, pass};
 use super::generate::Answer;
 use super::lora::Attached;
 use super::model::tell;
-use super::sampling::check_logits;
+use super::sampling::{check_logits, top_logprobs};
 use super::{
     Cancel, Capability, Chat, FinishReason, GenerateOptions, Generation, Lora, Model, Progress, ProgressFn, Stage, TokenEvent,
     TokenFn,
@@ -443,6 +443,15 @@ impl Session {
         let logits = self.evaluated.logits().unwrap_or_default();
         check_logits(logits)?;
         Ok(logits)
+    }
+
+    /// The `count` most probable next tokens with the natural logarithms of their probabilities, the most probable first: of the
+    /// model's own distribution, whatever the sampling. Of equals, the lower id comes first. Fewer if the vocabulary is smaller.
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits), and `OutOfMemory`.
+    pub fn top_logprobs(&mut self, count: usize) -> Result<Vec<(u32, f32)>> {
+        top_logprobs(self.logits()?, count)
     }
 
     /// Keeps the first `position` tokens.
