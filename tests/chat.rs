@@ -98,7 +98,7 @@ fn hostile_templates_fail_without_harm() {
     let nest =
         |open: &str, inner: &str, close: &str, times: usize| format!("{}{inner}{}", open.repeat(times), close.repeat(times));
     for (source, message) in [
-        ("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}".to_owned(), "line 1: stopped after 50000000 steps"),
+        ("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}".to_owned(), "line 1: stopped after 100000000 steps"),
         ("{% macro f(n) %}\n{{ f(n + 1) }}{% endmacro %}{{ f(0) }}".to_owned(), "line 2: recursion limit exceeded"),
         ("{% macro f(n) %}{% for i in [1] %}{% if i %}{% set x %}{{ f(n)|upper }}{% endset %}{{ x }}{% endif %}{% endfor %}{% endmacro %}{{ f(0) }}".to_owned(), "recursion limit exceeded"),
         ("{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}".to_owned(), "recursion limit exceeded"),
@@ -126,10 +126,41 @@ fn hostile_templates_fail_without_harm() {
         ("{% block a %}{{ self.a() }}{% endblock %}".to_owned(), "the tag \"block\" is not supported"),
         ("{{ 10 ** 1000000 }}".to_owned(), "unable to calculate"),
         ("x".repeat(2 << 20), "2097152 bytes are not supported"),
+        ("{{ range(100000)|map('string')|join('b'*60000)|length }}".to_owned(), "a value of more than"),
+        ("{{ ('b'*60000).join(range(60000)|map('string')|list)|length }}".to_owned(), "a value of more than"),
+        ("{{ ('a'*60000).replace('', 'b'*60000)|length }}".to_owned(), "a value of more than"),
+        ("{{ ('a'*60000)|replace('a', 'b'*60000)|length }}".to_owned(), "a value of more than"),
+        ("{% set x='a'*60000 %}{{ (x~x~x~x)|indent(60000)|length }}{{ ('\\n'*9000)|indent(60000, blank=true) }}".to_owned(), "a value of more than"),
+        (format!("{{{{ '\"'{}|length }}}}", "|tojson".repeat(60)), "a value of more than"),
+        (format!("{{{{ '{}'|format('a'*60000) }}}}", "%s".repeat(9000)), "format"),
+        (format!("{{{{ '{}'.format('a'*60000) }}}}", "{0}".repeat(9000)), "a value of more than"),
+        (format!("{{{{ '{}' % ('a'*60000) }}}}", "%s".repeat(9000)), "a value of more than"),
+        ("{{ [[1, 2]] * 60000000 }}".to_owned(), "steps"),
+        ("{% set x %}{% for i in range(100000) %}{% for j in range(100) %}some text of the template that is longer than a few letters{% endfor %}{% endfor %}{% endset %}".to_owned(), "stopped after 268435456 bytes"),
+        ("{% set x=('a'*60000)*900 %}{% for a in range(10000) %}{% set y=x[1:] %}{% endfor %}".to_owned(), "steps"),
+        ("{% set x=range(100000)|list %}{% for a in range(100000) %}{% if -1 in x %}{% endif %}{% endfor %}".to_owned(), "steps"),
+        ("{% set x='a'*60000 %}{% for a in range(100000) %}{% if x in x~'b' %}{% endif %}{% endfor %}".to_owned(), "steps"),
+        ("{% set x=('a'*60000)*900 %}{% for a in range(100000) %}{% if x.count('aaaaaaaaab') %}{% endif %}{% endfor %}".to_owned(), "steps"),
+        ("{% set x=range(100000)|list %}{% for a in range(100000) %}{% set y = x|sort|list|length %}{% endfor %}".to_owned(), "steps"),
+        ("{% set x=('a'*60000)*900 %}{% set d={x: 1} %}{% for a in range(100000) %}{% if d[x] %}{% endif %}{% endfor %}".to_owned(), "steps"),
+        ("{% set x=('a'*60000)*900 %}{% for a in range(100000) %}{% for c in x %}{% break %}{% endfor %}{% endfor %}".to_owned(), "steps"),
+        ("{% set x=range(100000)|list %}{% for a in range(100000) %}{% if loop.changed(x, a) %}{% endif %}{% endfor %}".to_owned(), "steps"),
+        ("{% macro f() %}{{ varargs|length }}{% endmacro %}{% set x=range(100000)|list %}{% for a in range(100000) %}{% set y=dict(*[])|length %}{% set y=f(*x) %}{% endfor %}".to_owned(), "steps"),
+        ("{% set x=range(100000)|list %}{% for a in range(100000) %}{% if x == x[:] %}{% endif %}{% endfor %}".to_owned(), "steps"),
+        ("{% set x=('a b'*60000)*900 %}{% for a in range(100) %}{% set y=x.split() %}{% endfor %}".to_owned(), "steps"),
+        ("{% set ns=namespace(x=[1]) %}{% for a in range(100000) %}{% set ns.x = [1] + ns.x %}{% endfor %}".to_owned(), "steps"),
+        ("{% set ns=namespace(x=[1]) %}{% for a in range(100000) %}{% set ns.x = ns.x + [ns.x] %}{% endfor %}".to_owned(), "nested more than 256 deep"),
     ] {
         let shown: String = source.chars().take(80).collect();
         let error = render_on_a_small_stack(source).expect_err(&shown);
         assert!(error.starts_with("chat template") && error.contains(message), "{shown}: {error}");
+    }
+    // What minijinja would do later is done at once.
+    for (made, len) in [("ns.x * 1", 1), ("ns.x|reverse", 1), ("ns.x + []", 1), ("ns.x[:]", 1), ("ns.x|map('string')", 1)] {
+        let source = format!(
+            "{{% set ns = namespace(x=[1]) %}}{{% for i in range(20000) %}}{{% set ns.x = {made} %}}{{% endfor %}}{{{{ ns.x|length }}}}"
+        );
+        assert_eq!(render_on_a_small_stack(source).unwrap(), len.to_string(), "{made}");
     }
     // The longest and deepest that pass.
     let chains = [("1", "~a", 120), ("", "not ", 200), ("a", " is defined", 120), ("1", " if a else 1", 60)];
@@ -157,6 +188,86 @@ fn hostile_templates_fail_without_harm() {
         "{{ ''[::-1] }}{{ [][::-1] }}{{ 'abc'[:5:-1] }}{{ 'abc'[-9223372036854775807::9223372036854775807] }}".to_owned(),
     )
     .unwrap();
+}
+
+#[test]
+fn lists_that_are_added_to_are_not_copied() {
+    let source = template(
+        "{% set ns = namespace(x=[], y=[0]) %}{% for m in messages %}{% set ns.x = ns.x + [m] %}{% endfor %}{{ ns.x|length }}
+{%- set a = ns.x + [1] %}{% set b = ns.x + [2, 3] %}{% set c = a + [4] %}
+{{ a[-1] }} {{ b[-2:] }} {{ c[-2:] }} {{ a|length - b|length }} {{ (ns.y + ns.y + ns.y) }} {{ ns.y }} {{ ns.x[99999].content }} {{ a is sequence }}",
+    );
+    let mut chat = Chat::new();
+    (0..100_000).for_each(|at| chat.add("user", &at.to_string()));
+    let expected = "1000001 [2, 3] [1, 4] -1 [0, 0, 0] [0] 99999 True";
+    assert_eq!(chat.render(Some(&source), false).unwrap(), expected);
+}
+
+#[test]
+fn a_hundred_thousand_messages_are_rendered() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-coder");
+    let shipped = ChatTemplate::load(&dir).unwrap().unwrap();
+    let mut chat = Chat::new();
+    (0..50_000).for_each(|at| {
+        chat.add("user", &format!("What is {at}?"));
+        chat.add("assistant", "A number.");
+    });
+    let text = chat.render(Some(&shipped), true).unwrap();
+    assert_eq!(text.matches("A number.").count(), 50_000);
+    let source = template(
+        "{% for m in messages %}{% if loop.first and m.role == 'system' %}{% continue %}{% endif %}{% set content = m.content|trim %}
+{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles') }}{% endif %}
+{%- if not loop.last and messages[loop.index0 + 1].role == m.role %}{{ '?' }}{% endif %}
+{%- if '</think>' in content %}{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}
+{{- '<|im_start|>' + m.role + '\n' + content + '<|im_end|>' + '\n' }}{% endfor %}",
+    );
+    assert_eq!(chat.render(Some(&source), true).unwrap().matches("<|im_end|>").count(), 100_000);
+}
+
+#[test]
+fn a_rendering_can_be_cancelled() {
+    let (cancel, source) = (metal_candle::Cancel::new(), template("{% for i in range(100000) %}{{ i }}{% endfor %}"));
+    assert!(Chat::new().render_cancellable(Some(&source), false, &cancel).unwrap().ends_with("99999"));
+    cancel.trigger();
+    let error = Chat::new().render_cancellable(Some(&source), false, &cancel).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+}
+
+#[test]
+fn operators_are_those_of_python() {
+    for (source, expected) in [
+        (
+            "{{ 7 // 2 }} {{ -7 // 2 }} {{ -7 % 3 }} {{ 7.5 // 2 }} {{ -7.5 % 2 }} {{ 7 / 2 }} {{ 2 ** 10 }} {{ 2 ** -1 }} {{ 2 ** 0.5 }}",
+            "3 -4 2 3.0 0.5 3.5 1024 0.5 1.4142135623730951",
+        ),
+        ("{{ 1 + 2 * 3 - 4 ~ 5 ~ 'x' }}", "error"),
+        ("{{ 1 + 2 * 3 ~ 'x' }}", "error"),
+        ("{{ 2 * 3 ~ 4 * 5 }} {{ true + 1 }} {{ -2 ** 2 }} {{ - 2|abs }} {{ +3 }}", "620 2 4 2 3"),
+        (
+            "{{ 1 < 2 < 3 }} {{ 1 < 3 < 2 }} {{ 1 == 1.0 == true }} {{ 'a' in 'abc' }} {{ 1 not in [1] }} {{ 'x' in {'x': 1} }} {{ 1 in none_at_all }}",
+            "True False True True False True False",
+        ),
+        (
+            "{{ 'ab' * 3 }} {{ 2 * [1] }} {{ (1,) * 2 }} {{ 'a' * -1 }}| {{ [1] + [2] }} {{ (1,) + (2,) }}",
+            "ababab [1, 1] (1, 1) | [1, 2] (1, 2)",
+        ),
+        ("{{ '%s has %d' % ('a', 2) }} {{ '%.1f' % 1.25 }}", "a has 2 1.2"),
+        ("{{ 'a<'|safe + '<' }} {{ '<' + 'b'|safe }} {{ '<'|safe ~ '<' }} {{ '&'|safe * 2 }}", "a<&lt; &lt;b << &&"),
+        ("{{ [1, 2]|sum }} {{ [{'a': 1}, {'a': 2}]|sum(attribute='a') }} {{ [[1], [2]]|sum(start=[]) }}", "3 3 [1, 2]"),
+        ("{{ 'aaa'.replace('a', 'b', 2) }} {{ 'abc'.replace('', '-') }} {{ 'aXbX'|replace('X', '<', 1) }}", "bba -a-b-c- a<bX"),
+        (
+            "{% for x in 1, 2 %}{{ x }}{% endfor %} {{ [1, 2, 3]|reverse|list }} {{ {'b': 1}.items()|list }}",
+            "12 [3, 2, 1] [('b', 1)]",
+        ),
+        ("{{ 5 is divisibleby 5 and 'a' is in ['a'] and 3 is gt 2 }} {{ [1, 5, 2]|select('>', 1)|list }}", "True [5, 2]"),
+        ("{{ 170141183460469231731687303715884105727 + 1 }}", "error"),
+        ("{{ 1 + 'a' }}", "error"),
+        ("{{ 1 / 0 }}", "error"),
+        ("{{ [1]|zip([2]) }}", "error"),
+    ] {
+        let found = Chat::new().render(Some(&template(source)), false).unwrap_or_else(|_| "error".to_owned());
+        assert_eq!(found, expected, "{source}");
+    }
 }
 
 #[test]

@@ -316,8 +316,9 @@ fn what_is_no_schema_is_an_error_that_says_so() {
         (r#"{"type": "text"}"#, "invalid type: text"),
         (r#"{"type": "integer", "minimum": 5, "maximum": 1}"#, "unsatisfiable schema: minimum (5) is greater than maximum (1)"),
         (r#"{"uniqueItems": true, "not": {}}"#, r#"unimplemented keys: ["not", "uniqueItems"]"#),
-        (r#"{"properties": {"a": {"if": {}}}}"#, r#"unimplemented keys: ["if"]"#),
-        (r#"{"format": "colour"}"#, "unknown format: colour"),
+        (r#"{"properties": {"a": {"if": {}, "then": {"const": 1}}}}"#, r#"unimplemented keys: ["if", "then"]"#),
+        (r#"{"type": "array", "items": {"const": 9007199254740993}}"#, "const: an integer beyond 2^53"),
+        (r#"{"pattern": "\\Z"}"#, "pattern: \\Z: ECMA-262 has no such escape"),
         (r#"{"oneOf": [{"type": "string"}, {"maxLength": 3}]}"#, "oneOf: expected cases that exclude one another"),
         (r##"{"$ref": "#/nowhere"}"##, "reference segment 'nowhere' not found"),
         (r#"{"$ref": "file:///etc/passwd"}"#, "only absolute $ref's (#/...) are supported, found 'file:///etc/passwd'"),
@@ -332,6 +333,77 @@ fn what_is_no_schema_is_an_error_that_says_so() {
     assert_eq!(refused(r##"{"$ref": "#"}"##).message(), "json_schema: no text conforms to it");
     // A word that is none of JSON Schema's is an annotation.
     assert_eq!(answer(&options(r#"{"colour": 1, "title": "x", "const": 5}"#, 0.0, 1)).text, "5");
+}
+
+#[test]
+fn schemas_mean_what_json_schema_says() {
+    let text = |schema: &str| {
+        let options = GenerateOptions { max_tokens: 120, ..options(schema, 0.0, 1) };
+        session()
+            .generate(&options, None, &mut |_| ControlFlow::Continue(()))
+            .map_or_else(|e| e.to_string(), |answer| answer.text)
+    };
+    let dated = |format: &str, value: &str| {
+        text(&format!(r#"{{"allOf": [{{"type": "string", "format": "{format}"}}, {{"const": "{value}"}}]}}"#))
+    };
+    for (format, value) in [
+        ("date", "2024-02-29"),
+        ("date", "2000-02-29"),
+        ("date-time", "1998-12-31T23:59:60Z"),
+        ("time", "01:29:60+01:30"),
+        ("time", "15:59:60.5-08:00"),
+        ("time", "10:00:00.123+05:45"),
+    ] {
+        assert_eq!(dated(format, value), format!("{value:?}"), "{format}");
+    }
+    for (format, value) in [
+        ("date", "2021-02-29"),
+        ("date", "2100-02-29"),
+        ("date", "2024-04-31"),
+        ("date-time", "2021-02-29T10:00:00Z"),
+        ("date-time", "1998-12-31T23:58:60Z"),
+        ("time", "22:59:60Z"),
+        ("time", "23:59:60+01:00"),
+    ] {
+        assert!(dated(format, value).starts_with("json_schema: "), "{format} {value}: {}", dated(format, value));
+    }
+    for (schema, expected) in [
+        (r#"{"type": "string", "format": "binary", "enum": ["hit"]}"#, r#""hit""#),
+        (r##"{"$ref": "#/$defs/a~1b%20c", "$defs": {"a/b c": {"const": "hit"}}}"##, r#""hit""#),
+        (r#"{"const": 12345678901234567890123}"#, "12345678901234567890123"),
+        (r#"{"type": "integer", "enum": [-9223372036854775809]}"#, "-9223372036854775809"),
+        (r#"{"type": "integer", "minimum": 9007199254740993, "maximum": 9007199254740993}"#, "9007199254740993"),
+        (r#"{"const": 0.9215686321258545}"#, "0.9215686321258545"),
+        (r#"{"allOf": [{"pattern": "^[[]\\d$"}, {"const": "[1"}]}"#, r#""[1""#),
+    ] {
+        assert_eq!(text(schema), expected, "{schema}");
+    }
+    for (schema, conforms) in [
+        (r#"{"type": "number", "maximum": 1e19}"#, (|x| x <= 1e19) as fn(f64) -> bool),
+        (r#"{"type": "number", "minimum": 1e20}"#, |x| x >= 1e20),
+        (r#"{"type": "number", "minimum": -1.7976931348623157e308, "maximum": 1.7976931348623157e308}"#, f64::is_finite),
+        (r#"{"type": "number", "minimum": 5e-324, "maximum": 1}"#, |x| x > 0.0 && x <= 1.0),
+        (r#"{"type": "integer", "multipleOf": 86400}"#, |_| false),
+        (r#"{"type": "integer", "multipleOf": 25, "minimum": 100, "maximum": 999}"#, |x| x % 25.0 == 0.0),
+    ] {
+        let options = GenerateOptions { max_tokens: 400, ..options(schema, 1.0, 3) };
+        match session().generate(&options, None, &mut |_| ControlFlow::Continue(())) {
+            Ok(answer) if answer.finish_reason == FinishReason::Eos => {
+                assert!(conforms(answer.text.parse().unwrap()), "{schema}: {}", answer.text);
+            }
+            Ok(_) => {}
+            Err(error) => assert!(error.message().contains("multipleOf: expected factors"), "{schema}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn a_schema_can_be_cancelled_while_it_is_read() {
+    let cancel = metal_candle::Cancel::new();
+    cancel.trigger();
+    let options = GenerateOptions { cancel: Some(cancel), ..options(PERSON, 0.0, 1) };
+    let answer = session().generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!((answer.finish_reason, answer.tokens.len()), (FinishReason::Cancelled, 0));
 }
 
 /// `n` definitions, each made of the next by `definition`.

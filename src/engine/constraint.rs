@@ -10,14 +10,18 @@
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::thread;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use llguidance::api::{StopReason, TopLevelGrammar};
 use llguidance::panic_utils::catch_unwind;
 use llguidance::toktrie::{ApproximateTokEnv, INVALID_TOKEN, SimpleVob, TokRxInfo, TokTrie};
-use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
+use llguidance::{CancellationHandle, JsonCompileOptions, Matcher, ParserFactory};
 use serde_json::Value;
 
+use super::cancel::Cancel;
+use super::schema::{self, Adapted};
 use super::{Model, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -57,26 +61,51 @@ pub(super) struct Constraint {
     eos: Vec<u32>,
     /// Of the last call of [`allowed`](Self::allowed).
     allowed: SimpleVob,
+    cancel: Option<Cancel>,
+    _watch: Option<Watch>,
 }
 
 impl Constraint {
     /// # Errors
-    /// `InvalidArgument` for a schema that is no JSON, no schema, too large, or uses what is not implemented; as
+    /// `InvalidArgument` for a schema that is no JSON, no schema, too large, or uses what is not implemented; `Cancelled`; as
     /// [`Model::tokenizer`] and [`Vocabulary::new`].
-    pub fn new(model: &Model, schema: &str) -> Result<Self> {
+    pub fn new(model: &Model, schema: &str, cancel: Option<&Cancel>) -> Result<Self> {
         let vocabulary = model.vocabulary().map_err(|error| error.within(SUBJECT))?;
         // Schemas nest, and so does what reads them: a thread of its own has a stack for the deepest one that passes the checks.
-        let matcher = thread::scope(|scope| {
-            let builder = thread::Builder::new().name("mc-json-schema".to_owned()).stack_size(STACK_BYTES);
-            let thread = builder.spawn_scoped(scope, || {
-                let grammar = TopLevelGrammar::from_json_schema(parse(schema)?);
-                let parser = vocabulary.factory.create_parser(grammar).map_err(|e| failure(&e.to_string()))?;
-                Ok(Matcher::new(Ok(parser)))
-            });
-            let thread = thread.map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("{SUBJECT}: no thread: {e}")))?;
-            thread.join().unwrap_or_else(|_| Err(failure("panic: while it was read")))
-        })?;
-        Ok(Self { matcher, eos: vocabulary.eos.clone(), allowed: SimpleVob::new() })
+        let (sender, receiver) = sync_channel(1);
+        let (compiled, schema) = (model.clone(), schema.to_owned());
+        let compile = move || {
+            let parser = compiled
+                .vocabulary()
+                .and_then(|vocabulary| vocabulary.factory.create_parser(grammar(&schema)?).map_err(|e| failure(&e.to_string())));
+            // Whoever was cancelled waits no more.
+            let _ = sender.send(parser);
+        };
+        let builder = thread::Builder::new().name("mc-json-schema".to_owned()).stack_size(STACK_BYTES);
+        builder.spawn(compile).map_err(no_thread)?;
+        // The compiler cannot be stopped. What passed the checks takes seconds at most, after which its thread ends by itself.
+        let parser = loop {
+            match receiver.recv_timeout(LOOK) {
+                Ok(parser) => break parser?,
+                Err(RecvTimeoutError::Timeout) => cancel.map_or(Ok(()), Cancel::check)?,
+                Err(RecvTimeoutError::Disconnected) => return Err(failure("panic: while it was read")),
+            }
+        };
+        let mut matcher = Matcher::new(Ok(parser));
+        let watch = match cancel {
+            None => None,
+            Some(cancel) => {
+                matcher = matcher.into_cancellable();
+                matcher.cancellation_handle().map(|handle| Watch::new(cancel.clone(), handle)).transpose()?
+            }
+        };
+        let (eos, cancel) = (vocabulary.eos.clone(), cancel.cloned());
+        Ok(Self { matcher, eos, allowed: SimpleVob::new(), cancel, _watch: watch })
+    }
+
+    /// Why the grammar did not get further: what it says, unless it was cancelled.
+    fn stopped(&self, reason: &str) -> Error {
+        if self.cancel.as_ref().is_some_and(Cancel::is_triggered) { Error::cancelled() } else { step_failure(reason) }
     }
 
     /// The tokens that may come next: bit `id % 32` of word `id / 32`. End-of-sequence tokens are among them where the text may
@@ -85,7 +114,10 @@ impl Constraint {
     /// # Errors
     /// `Unsupported` for a grammar that passes its limits on the way.
     pub fn allowed(&mut self, eos: bool) -> Result<&[u32]> {
-        self.allowed = self.matcher.compute_mask().map_err(|e| step_failure(&e.to_string()))?;
+        self.allowed = match self.matcher.compute_mask() {
+            Ok(allowed) => allowed,
+            Err(e) => return Err(self.stopped(&e.to_string())),
+        };
         if !eos {
             let ends: Vec<u32> = self.eos.iter().copied().filter(|&id| self.allowed.is_allowed(id)).collect();
             ends.iter().for_each(|&id| self.allowed.disallow_token(id));
@@ -101,10 +133,52 @@ impl Constraint {
     /// # Errors
     /// As [`allowed`](Self::allowed).
     pub fn accept(&mut self, token: u32) -> Result<bool> {
-        self.matcher.consume_token(token).map_err(|e| step_failure(&e.to_string()))?;
+        if let Err(e) = self.matcher.consume_token(token) {
+            return Err(self.stopped(&e.to_string()));
+        }
         Ok(self.matcher.stop_reason() == StopReason::NoExtension)
     }
 }
+
+/// A thread that hands a cancel flag on to a grammar, which looks at its own alone.
+struct Watch {
+    /// Dropped, it ends the thread.
+    ends: Option<std::sync::mpsc::SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    fn new(cancel: Cancel, handle: CancellationHandle) -> Result<Self> {
+        let (ends, ended) = sync_channel(0);
+        let watch = move || {
+            while matches!(ended.recv_timeout(LOOK), Err(RecvTimeoutError::Timeout)) {
+                if cancel.is_triggered() {
+                    handle.cancel();
+                    return;
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("mc-json-schema-cancel".to_owned()).stack_size(64 << 10).spawn(watch);
+        Ok(Self { ends: Some(ends), thread: Some(thread.map_err(no_thread)?) })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.ends.take();
+        if let Some(thread) = self.thread.take() {
+            // It does nothing that could fail.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn no_thread(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::OutOfMemory, format!("{SUBJECT}: no thread: {error}"))
+}
+
+/// How often a cancel flag is looked at.
+const LOOK: Duration = Duration::from_millis(20);
 
 const SUBJECT: &str = "json_schema";
 
@@ -130,12 +204,19 @@ const STACK_BYTES: usize = 64 << 20;
 /// writes spaces until max_tokens.
 const WHITESPACE: &str = r"\x20|\x0A[\x20\x09]{0,20}";
 
-/// The schema as the grammar's compiler takes it.
-fn parse(schema: &str) -> Result<Value> {
+/// The schema as a grammar.
+fn grammar(schema: &str) -> Result<TopLevelGrammar> {
     if schema.len() > MAX_SCHEMA_BYTES {
         return Err(Error::argument(format!("{SUBJECT}: expected at most {MAX_SCHEMA_BYTES} bytes, found {}", schema.len())));
     }
-    let mut value: Value = serde_json::from_str(schema).map_err(|e| Error::argument(format!("{SUBJECT}: not JSON: {e}")))?;
+    match schema::adapt(schema).map_err(|error| error.within(SUBJECT))? {
+        Adapted::Schema(schema) => Ok(TopLevelGrammar::from_json_schema(checked(schema)?)),
+        Adapted::Pattern(pattern) => Ok(TopLevelGrammar::from_regex(&pattern)),
+    }
+}
+
+/// The schema as the grammar's compiler takes it.
+fn checked(mut value: Value) -> Result<Value> {
     let found = match &value {
         // The compiler's own settings would stand there.
         Value::Object(keywords) if keywords.contains_key(SETTINGS) => {

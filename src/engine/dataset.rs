@@ -156,7 +156,7 @@ impl Dataset {
     ) -> Result<Tokenized> {
         let each = ops::parallel_map(&self.examples, |example| {
             cancel.map_or(Ok(()), Cancel::check)?;
-            example.content.samples(model, mask_prompt)
+            example.content.samples(model, mask_prompt, cancel)
         });
         cancel.map_or(Ok(()), Cancel::check)?;
         let mut tokenized = Tokenized { examples: Vec::new(), truncated: 0, skipped: 0 };
@@ -190,16 +190,16 @@ impl Content {
         Self::Chat { chat: Box::new(chat), prompt }
     }
 
-    fn samples(&self, model: &Model, mask_prompt: bool) -> Result<Vec<Sample>> {
+    fn samples(&self, model: &Model, mask_prompt: bool, cancel: Option<&Cancel>) -> Result<Vec<Sample>> {
         match self {
-            Self::Text(text) => Ok(vec![Sample::text(model, text, 0)?]),
+            Self::Text(text) => Ok(vec![Sample::text(model, text, 0, cancel)?]),
             Self::Completion { prompt, completion } => {
                 let start = if mask_prompt { prompt.len() } else { 0 };
-                Ok(vec![Sample::text(model, &format!("{prompt}{completion}"), start)?])
+                Ok(vec![Sample::text(model, &format!("{prompt}{completion}"), start, cancel)?])
             }
             Self::Chat { chat, prompt } if mask_prompt => {
                 let lessons = chat.lessons(*prompt, model.chat_template().ok())?;
-                lessons.iter().map(|lesson| Sample::lesson(model, lesson)).collect()
+                lessons.iter().map(|lesson| Sample::lesson(model, lesson, cancel)).collect()
             }
             Self::Chat { chat, .. } => {
                 let ids = model.tokenizer()?.encode(&chat.render(model.chat_template().ok(), false)?, false)?;
@@ -225,8 +225,8 @@ impl Sample {
     }
 
     /// A text that is trained on from byte `start` on, with a token that ends it.
-    fn text(model: &Model, text: &str, start: usize) -> Result<Self> {
-        let (mut ids, starts) = model.tokenizer()?.encode_with_starts(text, true)?;
+    fn text(model: &Model, text: &str, start: usize, cancel: Option<&Cancel>) -> Result<Self> {
+        let (mut ids, starts) = model.tokenizer()?.encode_with_starts(text, true, cancel)?;
         let mut targets: Vec<bool> = starts.iter().map(|&at| at >= start).collect();
         if let Some(eos) = model.eos()
             && ids.last() != Some(&eos)
@@ -238,9 +238,9 @@ impl Sample {
     }
 
     /// A text whose answers are trained on. Tokenised as a whole, as a prompt is; a token across a border belongs to where it begins.
-    fn lesson(model: &Model, lesson: &Lesson) -> Result<Self> {
+    fn lesson(model: &Model, lesson: &Lesson, cancel: Option<&Cancel>) -> Result<Self> {
         let tokenizer = model.tokenizer()?;
-        let (mut ids, starts) = tokenizer.encode_with_starts(&lesson.text, false)?;
+        let (mut ids, starts) = tokenizer.encode_with_starts(&lesson.text, false, cancel)?;
         let mut targets = vec![false; ids.len()];
         let token_at = |byte: usize| starts.partition_point(|&start| start < byte);
         for answer in &lesson.answers {

@@ -300,6 +300,25 @@ mod gpu {
     }
 }
 
+/// Makes the threads that work is shared by, unless they are there.
+///
+/// # Errors
+/// `OutOfMemory` if the system gives no thread; the next call tries again.
+pub(super) fn check_threads() -> Result<()> {
+    ops::start_threads().map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("threads: {e}")).with_source(e))
+}
+
+/// # Errors
+/// `Unsupported` in a process that was forked from one whose threads were made: it has none of them.
+pub(crate) fn check_process() -> Result<()> {
+    if ops::is_forked() {
+        return Err(Error::unsupported(
+            "the process was forked after the library had made its threads, which only its parent has",
+        ));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

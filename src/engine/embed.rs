@@ -131,7 +131,8 @@ impl Model {
     ///
     /// # Errors
     /// `InvalidArgument` for an option outside its range, naming it; `NotFound` for a model without a tokenizer; `Mismatch` for an
-    /// adapter of another model; `Cancelled`; `OutOfMemory`; `Suspended`.
+    /// adapter of another model; `Cancelled`; `OutOfMemory`; `Suspended`; `Device` for a vector that is not finite, as one of weights
+    /// that are not.
     pub fn embed(&self, texts: &[&str], options: &EmbedOptions, mut progress: Option<&mut ProgressFn<'_>>) -> Result<Vec<f32>> {
         let plan = self.plan(options)?;
         let attached = Attached::new(self, &options.adapters)?;
@@ -145,7 +146,7 @@ impl Model {
         let mut tokens = Vec::with_capacity(texts.len());
         for texts in texts.chunks(TOKENIZE_TEXTS) {
             check()?;
-            tokens.extend(self.tokenize(texts, &plan)?);
+            tokens.extend(self.tokenize(texts, &plan, options.cancel.as_ref())?);
         }
         // The longest first: memory is then needed at once or not at all, and the last batch is a short one.
         let mut order: Vec<usize> = (0..texts.len()).collect();
@@ -164,6 +165,13 @@ impl Model {
                 done += batch.len();
             }
             tell(&mut progress, Progress { stage: Stage::Embed, done: done as u64, total: total as u64 })?;
+        }
+        if let Some(at) = vectors.iter().position(|x| !x.is_finite()) {
+            let (text, found) = (at / plan.dim, vectors[at]);
+            return Err(Error::new(
+                ErrorKind::Device,
+                format!("texts[{text}]: expected a vector of finite values, found {found}"),
+            ));
         }
         Ok(vectors)
     }
@@ -217,7 +225,7 @@ impl Model {
         if config.include_prompt || plan.prompt.is_empty() {
             return Ok(0);
         }
-        let ids = plan.tokenizer.encode_within(&plan.prompt, plan.max_length, *cut)?;
+        let ids = plan.tokenizer.encode_within(&plan.prompt, plan.max_length, *cut, None)?;
         // What the tokenizer puts behind a text does not stand behind a prompt; the reference takes any token that has a name
         // for it.
         let added = plan.tokenizer.encode(&plan.prompt, false)?.last() != ids.last();
@@ -225,11 +233,16 @@ impl Model {
         Ok(ids.len() - usize::from(ids.last().filter(behind).is_some()))
     }
 
-    fn tokenize(&self, texts: &[&str], plan: &Plan<'_>) -> Result<Vec<Vec<u32>>> {
+    fn tokenize(&self, texts: &[&str], plan: &Plan<'_>, cancel: Option<&Cancel>) -> Result<Vec<Vec<u32>>> {
         let vocabulary = self.vocab_size();
         let encode = |text: &&str| {
             let prompted = if plan.prompt.is_empty() { None } else { Some(format!("{}{text}", plan.prompt)) };
-            let ids = plan.tokenizer.encode_within(prompted.as_deref().unwrap_or(text), plan.max_length, self.embedder().cut)?;
+            let ids = plan.tokenizer.encode_within(
+                prompted.as_deref().unwrap_or(text),
+                plan.max_length,
+                self.embedder().cut,
+                cancel,
+            )?;
             match ids.iter().find(|&&id| id as usize >= vocabulary) {
                 Some(id) => {
                     Err(Error::format(format!("tokenizer.json: token id {id} is outside the model's vocabulary of {vocabulary}")))
@@ -238,7 +251,11 @@ impl Model {
             }
         };
         // One text is not worth waking a thread.
-        if let [text] = texts { encode(text).map(|ids| vec![ids]) } else { texts.par_iter().map(encode).collect() }
+        if let [text] = texts {
+            encode(text).map(|ids| vec![ids])
+        } else {
+            ops::install(|| texts.par_iter().map(encode).collect())
+        }
     }
 
     /// Cuts `order` into the texts that go through the network together.

@@ -204,7 +204,11 @@ impl Files {
         }
         let tokenizer = Tokenizer::load(path)?;
         match &self.tokenizer_config {
-            Some(config) if options.tokenizer_path.is_none() => tokenizer.configured(config, self.family.model_type).map(Some),
+            Some(config) if options.tokenizer_path.is_none() => {
+                let tokenizer = tokenizer.configured(config, self.family.model_type)?;
+                // A GGUF file's configuration is its own, whatever lies beside it.
+                if self.gguf.is_none() { tokenizer.declared(&self.directory).map(Some) } else { Ok(Some(tokenizer)) }
+            }
             _ => Ok(Some(tokenizer)),
         }
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::constraint::Constraint;
 use super::text_stream::TextStream;
 use super::{Cancel, Lora, Model, ProgressFn, Sampler, SamplingOptions, Session};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 
 /// How to generate; unset sampling fields take what generation_config.json says.
 #[derive(Debug, Clone)]
@@ -110,6 +110,20 @@ pub struct Generation {
     pub decode_seconds: f64,
 }
 
+impl Generation {
+    /// An answer to a prompt that was not read to its end.
+    fn cancelled() -> Self {
+        Self {
+            text: String::new(),
+            tokens: Vec::new(),
+            prompt_tokens: 0,
+            finish_reason: FinishReason::Cancelled,
+            prefill_seconds: 0.0,
+            decode_seconds: 0.0,
+        }
+    }
+}
+
 impl Model {
     /// Answers a prompt in a session of its own. A cancel gives `Ok` with [`FinishReason::Cancelled`].
     ///
@@ -124,7 +138,11 @@ impl Model {
         on_token: &mut TokenFn<'_>,
     ) -> Result<Generation> {
         let mut session = Session::new(self, 0)?;
-        session.push(&self.tokenizer()?.encode(prompt, options.add_special)?)?;
+        let tokens = match self.tokenizer()?.encode_cancellable(prompt, options.add_special, options.cancel.as_ref()) {
+            Err(error) if error.kind() == ErrorKind::Cancelled => return Ok(Generation::cancelled()),
+            tokens => tokens?,
+        };
+        session.push(&tokens)?;
         session.generate(options, prefill_progress, on_token)
     }
 }
@@ -149,20 +167,26 @@ pub(super) struct Answer {
 impl Answer {
     /// # Errors
     /// `InvalidArgument` naming the option that is out of range, `Unsupported` for a schema or tokenizer that is not implemented.
-    pub fn new(model: &Model, options: &GenerateOptions, prompt_tokens: usize) -> Result<Self> {
+    ///
+    /// `held`: the tokens that it stands behind.
+    pub fn new(model: &Model, options: &GenerateOptions, held: &[u32]) -> Result<Self> {
         let sampling = options.sampling.resolve(model.sampling())?;
         let stream = match model.tokenizer() {
-            Ok(tokenizer) => Some(TextStream::with_stop(tokenizer, &options.stop)?),
+            Ok(tokenizer) => Some(TextStream::behind(tokenizer, &options.stop, held)?),
             Err(error) if !options.stop.is_empty() => return Err(error.within("stop")),
             Err(_) => None,
         };
         Ok(Self {
             sampler: Sampler::new(sampling, model.vocab_size())?,
-            constraint: options.json_schema.as_deref().map(|schema| Constraint::new(model, schema)).transpose()?,
+            constraint: options
+                .json_schema
+                .as_deref()
+                .map(|schema| Constraint::new(model, schema, options.cancel.as_ref()))
+                .transpose()?,
             stream,
             eos: !options.ignore_eos,
             max_tokens: if options.max_tokens == 0 { usize::MAX } else { options.max_tokens },
-            prompt_tokens,
+            prompt_tokens: held.len(),
             tokens: Vec::new(),
             text: String::new(),
             finish: None,

@@ -61,8 +61,11 @@ impl Lora {
     /// fails. Tensors for parts of the model that this library has no use for, such as BERT's pooler, are not kept.
     ///
     /// # Errors
-    /// `Io`, naming the path.
+    /// `Io`, naming the path; `InvalidArgument` for an empty one.
     pub fn save(&self, directory: impl AsRef<Path>) -> Result<()> {
+        if directory.as_ref().as_os_str().is_empty() {
+            return Err(Error::argument("peft_dir: expected the name of a directory, found an empty text"));
+        }
         self.0.peft.write(directory.as_ref())
     }
 

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::constraint::Vocabulary;
+use super::device::check_threads;
 use super::embed::{self, Embedder};
 use super::files::Files;
 use super::sampling::Sampling;
@@ -190,6 +191,7 @@ impl Model {
     /// family or a setting that is not implemented, `Cancelled`, `OutOfMemory`, `Device`, `Suspended`.
     pub fn load(path: impl AsRef<Path>, options: &LoadOptions, mut progress: Option<&mut ProgressFn<'_>>) -> Result<Self> {
         let mut files = Files::open(path.as_ref(), options)?;
+        check_threads()?;
         let cancel = options.cancel.clone();
         cancel.as_ref().map_or(Ok(()), Cancel::check)?;
         let device = match &options.device {

@@ -16,7 +16,7 @@ use super::evaluated::{Evaluated, PassPart, pass};
 use super::generate::Answer;
 use super::lora::Attached;
 use super::model::tell;
-use super::sampling::top_logprobs;
+use super::sampling::{check_logits, top_logprobs};
 use super::{
     Cancel, Capability, Chat, FinishReason, GenerateOptions, Generation, Lora, Model, Progress, ProgressFn, Stage, TokenEvent,
     TokenFn,
@@ -86,7 +86,7 @@ impl Session {
     /// `ContextFull` if it does not fit: then nothing was appended. `Cancelled` and `Suspended`: the session holds what was finished.
     /// `OutOfMemory` and `Device`: the session holds what it held before; what it had computed is not trusted and computed again.
     pub fn append(&mut self, text: &str, cancel: Option<&Cancel>) -> Result<()> {
-        let tokens = self.model().tokenizer()?.encode(text, self.tokens().is_empty())?;
+        let tokens = self.model().tokenizer()?.encode_cancellable(text, self.tokens().is_empty(), cancel)?;
         self.append_tokens(&tokens, cancel)
     }
 
@@ -105,7 +105,7 @@ impl Session {
     /// # Errors
     /// As [`append`](Self::append).
     pub fn set_prompt(&mut self, text: &str, cancel: Option<&Cancel>) -> Result<()> {
-        let tokens = self.model().tokenizer()?.encode(text, true)?;
+        let tokens = self.model().tokenizer()?.encode_cancellable(text, true, cancel)?;
         self.set_tokens(&tokens, cancel)
     }
 
@@ -114,9 +114,13 @@ impl Session {
     /// # Errors
     /// As [`append`](Self::append), and `Template`.
     pub fn set_chat(&mut self, chat: &Chat, cancel: Option<&Cancel>) -> Result<()> {
-        let prompt = chat.render(self.model().chat_template().ok(), true)?;
+        let template = self.model().chat_template().ok();
+        let prompt = match cancel {
+            Some(cancel) => chat.render_cancellable(template, true, cancel)?,
+            None => chat.render(template, true)?,
+        };
         // A template writes its own BOS.
-        let tokens = self.model().tokenizer()?.encode(&prompt, false)?;
+        let tokens = self.model().tokenizer()?.encode_cancellable(&prompt, false, cancel)?;
         self.set_tokens(&tokens, cancel)
     }
 
@@ -319,7 +323,16 @@ impl Session {
             return Err(Error::argument("session: expected at least one token to answer to, found none"));
         }
         let adapters = options.adapters.as_ref().map(|adapters| Attached::new(self.model(), adapters)).transpose()?;
-        let answer = Answer::new(self.model(), options, self.position())?;
+        let answer = match Answer::new(self.model(), options, self.tokens()) {
+            // While a schema became a grammar.
+            Err(error) if error.kind() == ErrorKind::Cancelled => {
+                let options = GenerateOptions { json_schema: None, ..options.clone() };
+                let mut answer = Answer::new(self.model(), &options, self.tokens())?;
+                answer.finish(FinishReason::Cancelled);
+                answer
+            }
+            answer => answer?,
+        };
         self.answer_adapters = adapters;
         Ok(answer)
     }
@@ -382,7 +395,14 @@ impl Session {
             return Ok(None);
         }
         let logits = self.evaluated.logits().unwrap_or_default();
-        let (event, goes_on) = answer.choose(self.model(), logits, self.tokens(), room)?;
+        let (event, goes_on) = match answer.choose(self.model(), logits, self.tokens(), room) {
+            // While a grammar said which tokens may come.
+            Err(error) if error.kind() == ErrorKind::Cancelled => {
+                answer.finish(FinishReason::Cancelled);
+                return Ok(None);
+            }
+            chosen => chosen?,
+        };
         if goes_on {
             self.evaluated.choose(event.token);
         }
@@ -407,7 +427,7 @@ impl Session {
     /// The scores after the last token: `vocab_size` values.
     ///
     /// # Errors
-    /// `InvalidArgument` on an empty session.
+    /// `InvalidArgument` on an empty session; `Device` if they are no distribution, as those of weights that are not finite.
     pub fn logits(&mut self) -> Result<&[f32]> {
         if self.tokens().is_empty() {
             return Err(Error::argument("session: expected at least one token, found none"));
@@ -419,7 +439,10 @@ impl Session {
         if failed {
             self.answer_adapters = answer_adapters;
         }
-        evaluated.map(|()| self.evaluated.logits().unwrap_or_default())
+        evaluated?;
+        let logits = self.evaluated.logits().unwrap_or_default();
+        check_logits(logits)?;
+        Ok(logits)
     }
 
     /// The `count` most probable next tokens with the natural logarithms of their probabilities, the most probable first: of the

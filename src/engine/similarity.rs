@@ -6,6 +6,7 @@ use std::collections::BinaryHeap;
 use rayon::prelude::*;
 
 use super::Similarity;
+use super::device::check_threads;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops;
 
@@ -57,6 +58,7 @@ pub fn similarity_top_k(
     indices.try_reserve_exact(found).map_err(|_| no_memory())?;
     scores.try_reserve_exact(found).map_err(|_| no_memory())?;
     // Where many are looked for, fewer queries at once: their heaps take the room.
+    check_threads()?;
     let block_queries = (BLOCK_FOUND / k).clamp(1, BLOCK_QUERIES);
     for queries in queries.chunks(block_queries * dim) {
         for best in block(similarity, queries, documents, dim, k)? {
@@ -70,6 +72,16 @@ pub fn similarity_top_k(
 
 /// The best of each query of a block; the worst of them is on top of its heap.
 fn block(similarity: Similarity, queries: &[f32], documents: &[f32], dim: usize, k: usize) -> Result<Vec<BinaryHeap<Found>>> {
+    ops::install(|| block_here(similarity, queries, documents, dim, k))
+}
+
+fn block_here(
+    similarity: Similarity,
+    queries: &[f32],
+    documents: &[f32],
+    dim: usize,
+    k: usize,
+) -> Result<Vec<BinaryHeap<Found>>> {
     let count = queries.len() / dim;
     let products = match similarity {
         Similarity::Cosine | Similarity::Dot => Some(ops::DotProducts::new(queries, dim).ok_or_else(no_memory)?),

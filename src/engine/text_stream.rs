@@ -40,6 +40,9 @@ pub struct TextStream {
 /// unfinished character follows the other; a model that writes no UTF-8 at all must still be shown.
 const MOST_WAITING: usize = 16;
 
+/// Tokens of single bytes that are looked back over.
+const MOST_BYTES: usize = 256;
+
 impl TextStream {
     /// A stream at its beginning.
     pub fn new(tokenizer: &Tokenizer) -> Self {
@@ -82,6 +85,40 @@ impl TextStream {
         let stop_tokens =
             stop.iter().filter_map(|text| tokenizer.token_id(text).ok()).filter(|&id| tokenizer.is_special(id)).collect();
         Ok(Self { stop: stop.to_vec(), stop_tokens, ..Self::new(tokenizer) })
+    }
+
+    /// The same behind tokens whose end the text continues.
+    pub(super) fn behind(tokenizer: &Tokenizer, stop: &[String], held: &[u32]) -> Result<Self> {
+        let mut stream = Self::with_stop(tokenizer, stop)?;
+        stream.continue_from(held)?;
+        Ok(stream)
+    }
+
+    /// Puts the end of what stands before into view: a token's text depends on the one before it (a space at a beginning is none),
+    /// and bytes of a character may have come before.
+    fn continue_from(&mut self, held: &[u32]) -> Result<()> {
+        // Behind a special token a text begins.
+        let begin = held.iter().rposition(|&token| self.tokenizer.is_special(token)).map_or(0, |at| at + 1);
+        let mut from = begin.max(held.len().saturating_sub(MOST_WAITING));
+        // Bytes that are tokens are a text or none all together.
+        while from > begin && held.len() - from < MOST_BYTES && self.tokenizer.is_byte(held[from]) {
+            from -= 1;
+        }
+        self.tokens = held[from..].to_vec();
+        self.read = self.tokens.len();
+        self.known = self.tokenizer.decode_known(&self.tokens, true)?;
+        // The tokens of a character that is not whole are still to be shown, with what comes.
+        for count in 1..=self.tokens.len().min(3) {
+            if !self.known.ends_with(char::REPLACEMENT_CHARACTER) {
+                break;
+            }
+            let before = self.tokenizer.decode_known(&self.tokens[..self.tokens.len() - count], true)?;
+            if !before.ends_with(char::REPLACEMENT_CHARACTER) {
+                (self.read, self.known) = (self.tokens.len() - count, before);
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Appends what became certain to `shown`; `true` if a stop text appeared.
@@ -211,6 +248,49 @@ mod tests {
             let parts: Vec<String> =
                 pieces.iter().flat_map(|p| p.graphemes(true).map(str::to_string).collect::<Vec<_>>()).collect();
             assert_eq!(parts, whole, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_answer_in_pieces_is_the_answer_of_one_call() {
+        let tokens = ["<s>", "▁the", "▁dog", "x", "<0xE2>", "<0x82>", "<0xAC>", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>", "▁"];
+        let vocab: Vec<String> = tokens.iter().enumerate().map(|(id, token)| format!("{token:?}: {id}")).collect();
+        let text = format!(
+            r#"{{"version": "1.0", "added_tokens": [{{"id": 0, "content": "<s>", "special": true, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false}}], "decoder": {{"type": "Sequence", "decoders": [
+                {{"type": "Replace", "pattern": {{"String": "▁"}}, "content": " "}}, {{"type": "ByteFallback"}}, {{"type": "Fuse"}},
+                {{"type": "Strip", "content": " ", "start": 1, "stop": 0}}]}},
+                "model": {{"type": "BPE", "vocab": {{{}}}, "merges": []}}}}"#,
+            vocab.join(", ")
+        );
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("tokenizer.json"), text).unwrap();
+        let tokenizer = Tokenizer::load(directory.path()).unwrap();
+        let answer = |held: &[u32], ids: &[u32]| {
+            let (mut stream, mut shown) = (TextStream::behind(&tokenizer, &[], held).unwrap(), String::new());
+            ids.iter().for_each(|id| assert!(!stream.add(*id, &mut shown).unwrap()));
+            stream.flush(&mut shown).unwrap();
+            shown
+        };
+        for (held, ids, expected) in [
+            (vec![0], vec![1, 2, 3, 1, 2], "the dogx the dog"),
+            (vec![0], vec![4, 5, 6], "€"),
+            (vec![0, 3], vec![7, 8, 9, 10, 4, 5, 6, 3], "😀€x"),
+            // Behind a word, and behind a token at which a text begins.
+            (vec![0, 1], vec![2, 1], " dog the"),
+            (vec![0, 1, 0], vec![2], "dog"),
+            (vec![0, 1, 4, 5], vec![6, 3], "€x"),
+            (vec![0], [[4, 5, 6]; 100].concat(), &"€".repeat(100)),
+        ] {
+            assert_eq!(answer(&held, &ids), expected);
+            for size in [1, 2, 3] {
+                let (mut held, mut pieces) = (held.clone(), String::new());
+                for ids in ids.chunks(size) {
+                    pieces.push_str(&answer(&held, ids));
+                    held.extend_from_slice(ids);
+                }
+                assert_eq!(pieces, expected, "{size}");
+            }
         }
     }
 

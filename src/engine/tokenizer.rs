@@ -14,15 +14,21 @@ use std::sync::Arc;
 
 use tokenizers::normalizers::{BertNormalizer, Lowercase, Sequence as NormalizerSequence};
 use tokenizers::{
-    Decoder, DecoderWrapper, Encoding, Model, NormalizerWrapper, OffsetType, PostProcessor, PreTokenizer, PreTokenizerWrapper,
-    TruncationDirection,
+    AddedToken, Decoder, DecoderWrapper, Encoding, Model, NormalizerWrapper, OffsetType, PostProcessor, PreTokenizer,
+    PreTokenizerWrapper, TruncationDirection,
 };
 
+use super::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Gguf, GgufVocabulary, Json, parse_tokenizer, read_text};
 
 /// Larger than any real tokenizer.json.
 const MAX_BYTES: u64 = 256 << 20;
+
+/// What a text may become on its way through a tokenizer; the crate keeps 16 bytes for each.
+const MAX_TEXT_BYTES: usize = 256 << 20;
+/// Of a text that is cut, what is read at first: a token has four to five bytes of most texts.
+const BYTES_READ_PER_TOKEN: usize = 16;
 
 /// A tokenizer; immutable, clones are the same.
 #[derive(Clone)]
@@ -32,6 +38,8 @@ pub struct Tokenizer(Arc<Inner>);
 struct Inner {
     tokenizer: tokenizers::Tokenizer,
     special: HashSet<u32>,
+    /// How many times longer the tokenizer makes a text at most.
+    growth: usize,
 }
 
 impl Tokenizer {
@@ -48,22 +56,25 @@ impl Tokenizer {
             let none = || Error::new(ErrorKind::NotFound, format!("{}: the file has no tokenizer", path.display()));
             return Self::of_gguf(&GgufVocabulary::read(gguf.metadata())?.ok_or_else(none)?);
         }
-        let path = if is_directory { path.join("tokenizer.json") } else { path.to_path_buf() };
-        parse_tokenizer(&read_text(&path, MAX_BYTES)?).and_then(Self::new).map_err(|e| e.within(path.display()))
+        let file = if is_directory { path.join("tokenizer.json") } else { path.to_path_buf() };
+        let tokenizer = parse_tokenizer(&read_text(&file, MAX_BYTES)?)
+            .and_then(|(tokenizer, growth)| Self::new(tokenizer, growth))
+            .map_err(|e| e.within(file.display()))?;
+        if is_directory { tokenizer.declared(path) } else { Ok(tokenizer) }
     }
 
     /// The tokenizer of a GGUF file.
     pub(crate) fn of_gguf(vocabulary: &GgufVocabulary<'_>) -> Result<Self> {
-        Self::new(vocabulary.tokenizer()?)
+        let (tokenizer, growth) = vocabulary.tokenizer()?;
+        Self::new(tokenizer, growth)
     }
 
-    fn new(mut tokenizer: tokenizers::Tokenizer) -> Result<Self> {
+    fn new(mut tokenizer: tokenizers::Tokenizer, growth: usize) -> Result<Self> {
         // Files carry the settings of the training run; a prompt is never cut or filled up in silence.
         tokenizer.with_truncation(None).map_err(|e| Error::format(format!("truncation: {e}")))?;
         tokenizer.with_padding(None);
-        let special =
-            tokenizer.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect();
-        Ok(Self(Arc::new(Inner { tokenizer, special })))
+        let special = special_ids(&tokenizer);
+        Ok(Self(Arc::new(Inner { tokenizer, special, growth })))
     }
 
     /// tokenizer.json.
@@ -73,33 +84,92 @@ impl Tokenizer {
 
     /// Token ids of a text; special tokens written out in it are recognised. `add_special`: with what the tokenizer puts
     /// around a text (BOS, EOS).
+    ///
+    /// # Errors
+    /// `ErrorKind::InvalidArgument` for a text that the tokenizer refuses, or that it could make longer than 256 MiB.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .0
-            .tokenizer
-            .encode_fast(text, add_special)
-            .map_err(|e| Error::argument(format!("text: the tokenizer refused it: {e}")).with_source(e))?;
-        Ok(encoding.get_ids().to_vec())
+        self.encode_cancellable(text, add_special, None)
+    }
+
+    /// As [`encode`](Self::encode), and `ErrorKind::Cancelled` once `cancel` is triggered: asked before each word.
+    pub(crate) fn encode_cancellable(&self, text: &str, add_special: bool, cancel: Option<&Cancel>) -> Result<Vec<u32>> {
+        self.guarded(text, cancel, || {
+            let encoding = self.encode_words(text, cancel, OffsetType::None)?;
+            let encoding = self.0.tokenizer.post_process(encoding, None, add_special)?;
+            Ok(encoding.get_ids().to_vec())
+        })
+    }
+
+    /// What the crate makes of a text, or why not: it refused it, was cancelled, or panicked.
+    fn guarded<T>(&self, text: &str, cancel: Option<&Cancel>, encode: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+        let most = MAX_TEXT_BYTES / self.0.growth.max(1);
+        if text.len() > most {
+            return Err(Error::argument(format!(
+                "text: expected at most {most} bytes with this tokenizer, found {}",
+                text.len()
+            )));
+        }
+        // A pattern of a file may match what nobody foresaw.
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(encode)) {
+            Ok(Ok(encoded)) => Ok(encoded),
+            Ok(Err(_)) if cancel.is_some_and(Cancel::is_triggered) => Err(Error::cancelled()),
+            Ok(Err(e)) => Err(Error::argument(format!("text: the tokenizer refused it: {e}")).with_source(e)),
+            Err(_) => Err(Error::format("tokenizer.json: the crate tokenizers panicked at the text")),
+        }
     }
 
     /// As [`encode`](Self::encode) with special tokens, cut to `max_tokens` in all, at the end or at the beginning of the text.
-    pub(crate) fn encode_within(&self, text: &str, max_tokens: usize, cut: TruncationDirection) -> Result<Vec<u32>> {
-        let refused = |e: tokenizers::Error| Error::argument(format!("text: the tokenizer refused it: {e}")).with_source(e);
-        let tokenizer = &self.0.tokenizer;
-        let mut encoding = tokenizer.encode_fast(text, false).map_err(refused)?;
-        encoding.truncate(max_tokens.saturating_sub(self.special_per_text()), 0, cut);
-        let encoding = tokenizer.post_process(encoding, None, true).map_err(refused)?;
-        Ok(encoding.get_ids().to_vec())
+    ///
+    /// No more of a long text is tokenised than what surely holds that many tokens: its beginning, if white space separates the last
+    /// token that is kept from where the beginning ends.
+    pub(crate) fn encode_within(
+        &self,
+        text: &str,
+        max_tokens: usize,
+        cut: TruncationDirection,
+        cancel: Option<&Cancel>,
+    ) -> Result<Vec<u32>> {
+        let kept = max_tokens.saturating_sub(self.special_per_text());
+        let mut read = kept.saturating_mul(BYTES_READ_PER_TOKEN).max(1 << 10);
+        if !matches!(cut, TruncationDirection::Right) {
+            read = usize::MAX;
+        }
+        loop {
+            let part = &text[..text.floor_char_boundary(read)];
+            let encoded = self.guarded(part, cancel, || {
+                let mut encoding = self.encode_words(part, cancel, OffsetType::Byte)?;
+                let end = encoding.get_offsets().get(kept.saturating_sub(1)).map_or(usize::MAX, |(_, end)| *end);
+                let is_whole = part.len() == text.len();
+                let is_separate = || part.get(end..).is_some_and(|rest| rest.trim_start().contains(char::is_whitespace));
+                if !is_whole && !(encoding.len() > kept && is_separate()) {
+                    return Ok(None);
+                }
+                encoding.truncate(kept, 0, cut);
+                let encoding = self.0.tokenizer.post_process(encoding, None, true)?;
+                Ok(Some(encoding.get_ids().to_vec()))
+            })?;
+            match encoded {
+                Some(ids) => return Ok(ids),
+                None => read = read.saturating_mul(4),
+            }
+        }
     }
 
     /// As [`encode`](Self::encode), with the byte of the text at which each token begins. What the tokenizer puts in front of a text
     /// begins at 0, what it puts behind at the end.
-    pub(crate) fn encode_with_starts(&self, text: &str, add_special: bool) -> Result<(Vec<u32>, Vec<usize>)> {
-        let refused = |e: tokenizers::Error| Error::argument(format!("text: the tokenizer refused it: {e}")).with_source(e);
-        let encoding = self.encode_untrimmed(text).map_err(refused)?;
-        let mut own = encoding.get_offsets().iter().map(|(start, _)| *start).collect::<Vec<_>>().into_iter();
-        let encoding = self.0.tokenizer.post_process(encoding, None, add_special).map_err(refused)?;
-        let mut before = 0;
+    pub(crate) fn encode_with_starts(
+        &self,
+        text: &str,
+        add_special: bool,
+        cancel: Option<&Cancel>,
+    ) -> Result<(Vec<u32>, Vec<usize>)> {
+        let (encoding, own) = self.guarded(text, cancel, || {
+            let encoding = self.encode_words(text, cancel, OffsetType::Byte)?;
+            // Post-processing makes some tokenizers tell that a token begins behind its space.
+            let own = encoding.get_offsets().iter().map(|(start, _)| *start).collect::<Vec<_>>();
+            Ok((self.0.tokenizer.post_process(encoding, None, add_special)?, own))
+        })?;
+        let (mut own, mut before) = (own.into_iter(), 0);
         let mut start = |added: &u32| {
             let start = if *added == 0 { own.next().unwrap_or(text.len()) } else { before };
             if *added == 0 {
@@ -117,15 +187,19 @@ impl Tokenizer {
         Ok((encoding.get_ids().to_vec(), starts))
     }
 
-    /// The tokens of a text before post-processing, which makes some tokenizers tell that a token begins behind its space.
-    fn encode_untrimmed(&self, text: &str) -> tokenizers::Result<Encoding> {
+    /// The tokens of a text before post-processing: the steps of the crate's own `encode`, with a look at the flag before each word.
+    fn encode_words(&self, text: &str, cancel: Option<&Cancel>, offsets: OffsetType) -> tokenizers::Result<Encoding> {
         let tokenizer = &self.0.tokenizer;
         let mut parts = tokenizer.get_added_vocabulary().extract_and_normalize(tokenizer.get_normalizer(), text);
         if let Some(pre_tokenizer) = tokenizer.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut parts)?;
         }
-        tokenizer.get_model().tokenize_in_pretokenized(&mut parts, None)?;
-        parts.into_encoding(None, 0, OffsetType::Byte)
+        let model = tokenizer.get_model();
+        parts.tokenize(|word| {
+            cancel.map_or(Ok(()), Cancel::check)?;
+            model.tokenize(word.get())
+        })?;
+        parts.into_encoding(None, 0, offsets)
     }
 
     /// The special tokens that the tokenizer puts around a text.
@@ -146,7 +220,7 @@ impl Tokenizer {
             class.to_string()
         });
         // Its only holder needs no copy: vocabularies take megabytes.
-        let Inner { mut tokenizer, special } = Arc::try_unwrap(self.0).unwrap_or_else(|shared| (*shared).clone());
+        let Inner { mut tokenizer, special, growth } = Arc::try_unwrap(self.0).unwrap_or_else(|shared| (*shared).clone());
         match class.strip_suffix("Fast").unwrap_or(&class) {
             "BertTokenizer" | "DistilBertTokenizer" | "MPNetTokenizer" => {
                 let accents =
@@ -163,7 +237,67 @@ impl Tokenizer {
             }
             _ => {}
         }
-        Ok(Self(Arc::new(Inner { tokenizer, special })))
+        Ok(Self(Arc::new(Inner { tokenizer, special, growth })))
+    }
+
+    /// The same with the tokens that only the files beside tokenizer.json declare: tokenizer_config.json, and where that lists none,
+    /// special_tokens_map.json and added_tokens.json.
+    ///
+    /// # Errors
+    /// `ErrorKind::Io`, `ErrorKind::Format`.
+    ///
+    /// # Source
+    /// `PreTrainedTokenizerFast` of transformers 5.24: which come in what order, and which are special.
+    pub(crate) fn declared(self, directory: &Path) -> Result<Self> {
+        let read = |name: &str| Json::read_optional(&directory.join(name));
+        let config = match read("tokenizer_config.json")? {
+            Some(config) => config,
+            None => Json::parse("tokenizer_config.json", "{}")?,
+        };
+        let listed = config.object("added_tokens_decoder")?;
+        let (map, added) = match &listed {
+            Some(_) => (None, None),
+            None => (read("special_tokens_map.json")?, read("added_tokens.json")?),
+        };
+        let named = named_tokens(&[map.as_ref(), Some(&config)])?;
+        let is_named = |content: &str| named.iter().any(|token| token.content == content);
+        let mut tokens = Vec::new();
+        for (id, token) in numbered(listed.as_ref(), |token| token.parse::<u32>().ok())? {
+            let special = token.value().get("special").and_then(serde_json::Value::as_bool).unwrap_or(false);
+            let token = declared_token(&token, special)?;
+            let special = token.special || is_named(&token.content);
+            tokens.push((id, token.special(special)));
+        }
+        tokens.sort_by_key(|(id, _)| *id);
+        let mut tokens: Vec<AddedToken> = tokens.into_iter().map(|(_, token)| token).collect();
+        let mut from_map: Vec<(u64, AddedToken)> = Vec::new();
+        for (content, id) in added.iter().flat_map(|json| json.value().as_object()).flatten() {
+            let id =
+                id.as_u64().ok_or_else(|| Error::format(format!("added_tokens.json: {content}: expected an id, found {id}")))?;
+            from_map.push((id, AddedToken::from(content.as_str(), is_named(content)).normalized(!is_named(content))));
+        }
+        from_map.sort_by_key(|(id, _)| *id);
+        tokens.extend(from_map.into_iter().map(|(_, token)| token));
+        let known: HashSet<String> =
+            self.0.tokenizer.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
+        for token in named {
+            if !known.contains(&token.content) && !tokens.iter().any(|other| other.content == token.content) {
+                tokens.push(token);
+            }
+        }
+        let splits = config.flag("split_special_tokens", false)?;
+        if tokens.is_empty() && !splits {
+            return Ok(self);
+        }
+        let Inner { mut tokenizer, growth, .. } = Arc::try_unwrap(self.0).unwrap_or_else(|shared| (*shared).clone());
+        let refused = |e: tokenizers::Error| Error::format(format!("tokenizer_config.json: added tokens: {e}"));
+        for token in tokens {
+            let added = if token.special { tokenizer.add_special_tokens([token]) } else { tokenizer.add_tokens([token]) };
+            added.map_err(refused)?;
+        }
+        tokenizer.set_encode_special_tokens(splits);
+        let special = special_ids(&tokenizer);
+        Ok(Self(Arc::new(Inner { tokenizer, special, growth })))
     }
 
     /// The same, but every text is lower-cased first; itself if it does that already.
@@ -180,7 +314,7 @@ impl Tokenizer {
         }
         let mut tokenizer = self.0.tokenizer.clone();
         tokenizer.with_normalizer(Some(NormalizerSequence::new(steps))).map_err(bad_normalizer)?;
-        Ok(Self(Arc::new(Inner { tokenizer, special: self.0.special.clone() })))
+        Ok(Self(Arc::new(Inner { tokenizer, special: self.0.special.clone(), growth: self.0.growth })))
     }
 
     /// The text of token ids; bytes that are no UTF-8 become U+FFFD. `skip_special`: without special tokens.
@@ -196,10 +330,13 @@ impl Tokenizer {
 
     /// As [`decode`](Self::decode); ids without a token (padding of the vocabulary) have no text.
     pub(crate) fn decode_known(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
-        self.0
-            .tokenizer
-            .decode(tokens, skip_special)
-            .map_err(|e| Error::argument(format!("tokens: the tokenizer refused them: {e}")).with_source(e))
+        let decoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.0.tokenizer.decode(tokens, skip_special)));
+        match decoded {
+            Ok(decoded) => {
+                decoded.map_err(|e| Error::argument(format!("tokens: the tokenizer refused them: {e}")).with_source(e))
+            }
+            Err(_) => Err(Error::format("tokenizer.json: the crate tokenizers panicked at the tokens")),
+        }
     }
 
     /// The id of a token, written as the vocabulary has it.
@@ -216,6 +353,11 @@ impl Tokenizer {
     /// Whether a token is special: markup that is not part of a text.
     pub fn is_special(&self, token: u32) -> bool {
         self.0.special.contains(&token)
+    }
+
+    /// Whether a token is written as a single byte, `<0x0A>`.
+    pub(crate) fn is_byte(&self, token: u32) -> bool {
+        self.0.tokenizer.id_to_token(token).is_some_and(|token| single_byte(&token).is_some())
     }
 
     /// Tokens, added ones included.
@@ -251,6 +393,72 @@ impl Tokenizer {
         (0..vocab_size as u32).map(|id| self.bytes_by(&spelling, id)).collect()
     }
 }
+
+fn special_ids(tokenizer: &tokenizers::Tokenizer) -> HashSet<u32> {
+    tokenizer.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect()
+}
+
+/// The fields of an object of tokens, by their ids.
+fn numbered(json: Option<&Json>, id: impl Fn(&str) -> Option<u32>) -> Result<Vec<(u32, Json)>> {
+    let fields = json.and_then(|json| Some((json, json.value().as_object()?)));
+    let Some((json, fields)) = fields else { return Ok(Vec::new()) };
+    let token = |key: &String| {
+        let id = id(key).ok_or_else(|| json.invalid(key, "expected an id"))?;
+        let token = json.object(key)?.ok_or_else(|| json.invalid(key, "expected an object, found null"))?;
+        Ok((id, token))
+    };
+    fields.keys().map(token).collect()
+}
+
+/// A token as its fields describe it. `special`: whether it is one where nothing else is said.
+fn declared_token(json: &Json, special: bool) -> Result<AddedToken> {
+    let content = json.text("content")?.ok_or_else(|| json.invalid("content", "expected text, found nothing"))?;
+    Ok(AddedToken::from(content, special)
+        .single_word(json.flag("single_word", false)?)
+        .lstrip(json.flag("lstrip", false)?)
+        .rstrip(json.flag("rstrip", false)?)
+        .normalized(json.flag("normalized", !special)?))
+}
+
+/// The tokens that have a role, each once: those of [`TOKEN_ROLES`], then the others. The first of the files that has a role counts.
+fn named_tokens(files: &[Option<&Json>]) -> Result<Vec<AddedToken>> {
+    let mut tokens: Vec<AddedToken> = Vec::new();
+    let mut push = |token: AddedToken| {
+        if !tokens.iter().any(|other| other.content == token.content) {
+            tokens.push(token);
+        }
+    };
+    let one = |json: &Json, key: &str| -> Result<Option<AddedToken>> {
+        match json.get(key) {
+            None => Ok(None),
+            Some(field) if field.value().is_object() => declared_token(&field, true).map(Some),
+            Some(_) => Ok(json.text(key)?.map(|content| AddedToken::from(content, true))),
+        }
+    };
+    let with = |key: &str| files.iter().flatten().copied().find(|json| json.get(key).is_some());
+    for role in TOKEN_ROLES {
+        if let Some(token) = with(role).map(|json| one(json, role)).transpose()?.flatten() {
+            push(token);
+        }
+    }
+    for key in TOKEN_LISTS {
+        let Some(json) = with(key) else { continue };
+        let field = json.get(key).ok_or_else(|| json.invalid(key, "expected tokens"))?;
+        let tokens = match field.value() {
+            serde_json::Value::Object(named) => named.keys().map(|name| one(&field, name)).collect::<Result<Vec<_>>>()?,
+            serde_json::Value::Array(items) => {
+                let items = items.iter().map(|item| one(&Json::of(key, item.clone()), "token"));
+                items.collect::<Result<Vec<_>>>()?
+            }
+            _ => return Err(json.invalid(key, "expected a list or an object of tokens")),
+        };
+        tokens.into_iter().flatten().for_each(&mut push);
+    }
+    Ok(tokens)
+}
+
+const TOKEN_ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const TOKEN_LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
 
 /// How a vocabulary writes bytes.
 enum Spelling<'t> {
@@ -381,8 +589,8 @@ mod tests {
         for path in folders.map(|entry| entry.unwrap().path()) {
             let Ok(tokenizer) = Tokenizer::load(&path) else { continue };
             for text in ["let x = \"naïve 日本 👩‍🚀\";\n\n  end", "hello", " a", ""] {
-                let (plain, own) = tokenizer.encode_with_starts(text, false).unwrap();
-                let (ids, starts) = tokenizer.encode_with_starts(text, true).unwrap();
+                let (plain, own) = tokenizer.encode_with_starts(text, false, None).unwrap();
+                let (ids, starts) = tokenizer.encode_with_starts(text, true, None).unwrap();
                 assert_eq!(plain, tokenizer.encode(text, false).unwrap(), "{}", path.display());
                 assert_eq!(ids, tokenizer.encode(text, true).unwrap(), "{}", path.display());
                 assert!(ids.len() == starts.len() && starts.is_sorted(), "{}: {starts:?}", path.display());
@@ -402,6 +610,95 @@ mod tests {
             seen += 1;
         }
         assert!(seen > 30 && by_bytes > 20, "{seen} {by_bytes}");
+    }
+
+    #[test]
+    fn a_text_that_is_cut_is_not_read_to_its_end() {
+        let tokenizer = Tokenizer::load("models/tiny-embed").unwrap();
+        for word in ["the quick brown fox, ", "hello", "   ", "\n日本 ", "a"] {
+            let text = word.repeat(40_000);
+            let whole = tokenizer.0.tokenizer.encode_fast(text.as_str(), false).unwrap();
+            for max_tokens in [3, 16, 128] {
+                let mut cut = whole.clone();
+                cut.truncate(max_tokens - tokenizer.special_per_text(), 0, TruncationDirection::Right);
+                let right = tokenizer.0.tokenizer.post_process(cut, None, true).unwrap().get_ids().to_vec();
+                assert_eq!(
+                    tokenizer.encode_within(&text, max_tokens, TruncationDirection::Right, None).unwrap(),
+                    right,
+                    "{word:?}"
+                );
+            }
+        }
+        // Refused, if all of it were read.
+        let text = "word ".repeat(60 << 20);
+        assert!(tokenizer.encode(&text, false).unwrap_err().message().starts_with("text: expected at most "));
+        assert_eq!(tokenizer.encode_within(&text, 16, TruncationDirection::Right, None).unwrap().len(), 16);
+    }
+
+    #[test]
+    fn tokens_are_those_that_transformers_declares() {
+        let vocab: Vec<String> = ["<", "n", "e", "w", ">", "x", "u", "s", "r", "user", " ", "t"]
+            .iter()
+            .enumerate()
+            .map(|(id, token)| format!("{token:?}: {id}"))
+            .collect();
+        let text = format!(
+            r#"{{"version": "1.0", "added_tokens": [{{"id": 12, "content": "<e>", "special": true, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false}}, {{"id": 13, "content": "<t>", "special": false,
+                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}}], "decoder": {{"type": "Fuse"}},
+                "model": {{"type": "BPE", "vocab": {{{}}}, "merges": []}}}}"#,
+            vocab.join(", ")
+        );
+        let plain: &[u32] = &[0, 1, 2, 3, 4, 5];
+        let cases: [(&[(&str, &str)], &str, &[u32], &str); 11] = [
+            (&[], "<new>x", plain, "<new>x"),
+            (
+                &[("tokenizer_config.json", r#"{"added_tokens_decoder": {"14": {"content": "<new>", "special": true}}}"#)],
+                "<new>x",
+                &[14, 5],
+                "x",
+            ),
+            (
+                &[("tokenizer_config.json", r#"{"added_tokens_decoder": {"13": {"content": "<t>", "special": true}}}"#)],
+                "x<t>",
+                &[5, 13],
+                "x",
+            ),
+            (&[("added_tokens.json", r#"{"<new>": 14}"#)], "<new>x", &[14, 5], "<new>x"),
+            (
+                &[("added_tokens.json", r#"{"<new>": 14}"#), ("special_tokens_map.json", r#"{"eos_token": "<new>"}"#)],
+                "<new>x",
+                &[14, 5],
+                "x",
+            ),
+            (&[("tokenizer_config.json", r#"{"eos_token": "<new>"}"#)], "<new>x", &[14, 5], "x"),
+            (&[("tokenizer_config.json", r#"{"eos_token": {"content": "<new>", "lstrip": false}}"#)], "<new>x", &[14, 5], "x"),
+            (&[("tokenizer_config.json", r#"{"additional_special_tokens": ["<e>", "<new>"]}"#)], "<new>x", &[14, 5], "x"),
+            (&[("tokenizer_config.json", r#"{"extra_special_tokens": {"image_token": "<new>"}}"#)], "<new>x", &[14, 5], "x"),
+            (&[("tokenizer_config.json", r#"{"bos_token": "user"}"#)], "userx", &[9, 5], "x"),
+            (&[("tokenizer_config.json", r#"{"split_special_tokens": true}"#)], "<e>x", &[0, 2, 4, 5], "<e>x"),
+        ];
+        for (files, written, ids, shown) in cases {
+            let directory = tempfile::tempdir().unwrap();
+            for (name, text) in [("tokenizer.json", text.as_str())].iter().chain(files) {
+                std::fs::write(directory.path().join(name), text).unwrap();
+            }
+            let tokenizer = Tokenizer::load(directory.path()).unwrap();
+            assert_eq!(tokenizer.encode(written, false).unwrap(), ids, "{files:?}");
+            assert_eq!(tokenizer.decode(ids, true).unwrap(), shown, "{files:?}");
+        }
+    }
+
+    #[test]
+    fn encoding_is_the_crates_own_and_can_be_cancelled() {
+        let tokenizer = Tokenizer::load("models/tiny-coder").unwrap();
+        let cancel = Cancel::new();
+        for text in ["", "let x = \"naïve 日本\";\n\n  end<|im_end|> a", " a"] {
+            let own = tokenizer.0.tokenizer.encode_fast(text, true).unwrap();
+            assert_eq!(tokenizer.encode_cancellable(text, true, Some(&cancel)).unwrap(), own.get_ids());
+        }
+        cancel.trigger();
+        assert_eq!(tokenizer.encode_cancellable("a b", true, Some(&cancel)).unwrap_err().kind(), ErrorKind::Cancelled);
     }
 
     #[test]

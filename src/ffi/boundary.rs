@@ -19,6 +19,7 @@ use std::thread;
 
 use super::error::{mc_error, mc_status};
 use super::handle::new_handle;
+use crate::engine::check_process;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Runs the body of a function that returns a status; an error goes to `*err`, a panic becomes `MC_ERROR_PANIC`.
@@ -28,7 +29,7 @@ pub(super) fn guard(err: *mut *mut mc_error, body: impl FnOnce() -> Result<mc_st
     if let Some(err) = unsafe { err.cast::<MaybeUninit<*mut mc_error>>().as_mut() } {
         err.write(std::ptr::null_mut());
     }
-    let error = match catch(body).and_then(|result| result) {
+    let error = match catch(|| check_process().and_then(|()| body())).and_then(|result| result) {
         Ok(status) => return status,
         Err(error) if error.kind() == ErrorKind::Cancelled => return mc_status::MC_CANCELLED,
         Err(error) => error,

@@ -79,7 +79,7 @@ pub unsafe extern "C" fn mc_lora_load(
 /// @param peft_dir  the directory; it is made if it does not exist. Files of an adapter that are there are replaced, and stay as they
 ///                  are if writing fails.
 /// @param err       NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty `peft_dir`; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]

@@ -36,7 +36,13 @@
 //!   MC_ERROR_BUSY. Only MC_CONTINUE goes on, every other return value stops.
 //! - **A wrong handle** (NULL, another type) makes a getter return 0, "" or an empty array, and a setter or `_free` do
 //!   nothing; the log callback is told.
-//! - The library prints nothing, needs no environment variable, installs no signal handler and never ends the process.
+//! - **Stack.** 512 KiB are enough for any call, as Apple's systems give their secondary threads.
+//! - **Processes.** The library makes its threads when the first model is loaded; that fails with MC_ERROR_OUT_OF_MEMORY if the
+//!   system gives none, and can be tried again. They do not survive fork(): in a child of a process that had them, every function
+//!   that returns mc_status gives MC_ERROR_UNSUPPORTED.
+//! - **Environment.** No variable is needed. RAYON_NUM_THREADS, where it is set, is how many threads there are; downloads look
+//!   at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY (in either case), and at HOME for the cache. Nothing else is read.
+//! - The library prints nothing, installs no signal handler and never ends the process.
 
 // The functions of a section carry their contract in the header's documentation, which these doc comments become; what Rust
 // calls a safety section would print a second time there. Pointers are checked by the four small files below; their helpers

@@ -468,9 +468,10 @@ pub unsafe extern "C" fn mc_session_position(session: MaybeUninit<&mc_session>) 
 /// Writes a session to a file, to go on later with mc_session_load().
 ///
 /// @param session  the session. Its adapters are not written; attach them again after mc_session_load().
-/// @param path     the file; one that exists is replaced, and stays as it is if writing fails.
+/// @param path     the file; one that exists is replaced, and stays as it is if writing fails. A link is followed.
 /// @param err      NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the directory does not exist; MC_ERROR_IO; MC_ERROR_BUSY;
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a path that is a directory, a pipe, a socket or a device;
+///         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the directory does not exist; MC_ERROR_IO; MC_ERROR_BUSY;
 ///         MC_ERROR_POISONED; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
 ///
 /// Threads: any.
@@ -525,7 +526,8 @@ pub unsafe extern "C" fn mc_session_load(
 /// @param out_len  mc_model_vocab_size().
 /// @param err      NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session and for another `out_len`; MC_ERROR_BUSY, also while
-///         another mc_session_logits() runs; MC_ERROR_POISONED; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///         another mc_session_logits() runs; MC_ERROR_POISONED; MC_ERROR_DEVICE, also for logits that are no numbers, as those of
+///         weights that are not finite; MC_ERROR_SUSPENDED.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]

@@ -3,6 +3,8 @@
 
 use rayon::prelude::*;
 
+use super::parallel::install;
+
 /// Values of a part: fewer do not pay for a second thread.
 const GRAIN: usize = 1 << 14;
 
@@ -28,10 +30,12 @@ impl AdamW {
         let len = values.len();
         assert!(gradients.len() == len && first.len() == len && second.len() == len, "a gradient and two moments for each value");
         let coefficients = self.coefficients();
-        let gradients = gradients.par_chunks(GRAIN);
-        let moments = first.par_chunks_mut(GRAIN).zip(second.par_chunks_mut(GRAIN));
-        values.par_chunks_mut(GRAIN).zip(gradients).zip(moments).for_each(|((values, gradients), (first, second))| {
-            coefficients.update(values, gradients, clip, first, second);
+        install(|| {
+            let gradients = gradients.par_chunks(GRAIN);
+            let moments = first.par_chunks_mut(GRAIN).zip(second.par_chunks_mut(GRAIN));
+            values.par_chunks_mut(GRAIN).zip(gradients).zip(moments).for_each(|((values, gradients), (first, second))| {
+                coefficients.update(values, gradients, clip, first, second);
+            });
         });
     }
 

@@ -45,7 +45,7 @@ pub use math::exp_unfused;
 pub use matmul::{Epilogue, LowRankTerm, matmul, matmul_new, matmul_transposed_add, outer_sum};
 pub use memory::{peak_bytes, physical_bytes, resident_bytes, trim};
 pub use packed::{Arithmetic, MatmulWeight, Packed, Panels, Use};
-pub use parallel::{beside, install, map as parallel_map, threads};
+pub use parallel::{beside, install, is_forked, map as parallel_map, start as start_threads, threads};
 #[cfg(feature = "selftest")]
 pub use simd::{Level, limit::limit_instructions};
 

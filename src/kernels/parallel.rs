@@ -1,22 +1,77 @@
-//! Threads: rayon's pool, entered once for a whole forward pass, so that a kernel's split costs no wake-up of a sleeping caller.
+//! Threads: a pool of rayon's, entered once for a whole forward pass, so that a kernel's split costs no wake-up of a sleeping caller.
+//!
+//! The pool is the library's own: rayon's global one is made once in a process, and if that fails, it stays unusable for ever.
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+
+/// The pool, and the process that its threads run in.
+static POOL: OnceLock<(ThreadPool, u32)> = OnceLock::new();
+
+/// What a thread of the pool has; given, so that nobody reads RUST_MIN_STACK.
+const STACK_BYTES: usize = 8 << 20;
+
+/// Makes the pool, unless it is there: as many threads as RAYON_NUM_THREADS says, or as there are processors.
+///
+/// # Errors
+/// That a thread could not be made; the next call tries again.
+pub fn start() -> Result<(), ThreadPoolBuildError> {
+    if POOL.get().is_none() {
+        let build = || ThreadPoolBuilder::new().stack_size(STACK_BYTES).thread_name(|i| format!("mc-{i}")).build();
+        // A thread that fails once may not fail twice.
+        let pool = build().or_else(|_| build())?;
+        POOL.get_or_init(|| (pool, std::process::id()));
+    }
+    Ok(())
+}
+
+/// Whether the pool's threads belong to another process, of which this one is a fork: they are not here, and whoever waits for them
+/// waits for ever.
+pub fn is_forked() -> bool {
+    POOL.get().is_some_and(|(_, process)| *process != std::process::id())
+}
+
+/// Runs `work` on a thread of the pool. Without one, where not even [`start`] could make it, rayon's own takes its place.
+fn on_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    match POOL.get() {
+        _ if rayon::current_thread_index().is_some() => work(),
+        None if start().is_err() => work(),
+        None => on_pool(work),
+        Some((pool, _)) => pool.install(work),
+    }
+}
+
+/// How many threads the pool has; those of the pool that this thread is of, if it is one.
+fn pool_threads() -> usize {
+    match POOL.get() {
+        Some((pool, _)) if rayon::current_thread_index().is_none() => pool.current_num_threads(),
+        None if rayon::current_thread_index().is_none() && start().is_ok() => pool_threads(),
+        _ => rayon::current_num_threads(),
+    }
+}
 
 /// Runs `work` on the pool; the kernels that it calls split their work there.
 pub fn install<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     // A call from inside the pool would be injected behind other work.
-    if rayon::current_thread_index().is_some() { work() } else { rayon::scope(|_| work()) }
+    on_pool(work)
 }
 
 /// Runs `work` on the pool, and `here` on this thread meanwhile.
 pub fn beside<R>(work: impl FnOnce() + Send, here: impl FnOnce() -> R) -> R {
-    rayon::in_place_scope(|scope| {
-        scope.spawn(|_| work());
-        here()
-    })
+    match POOL.get() {
+        Some((pool, _)) if rayon::current_thread_index().is_none() => pool.in_place_scope(|scope| {
+            scope.spawn(|_| work());
+            here()
+        }),
+        _ => rayon::in_place_scope(|scope| {
+            scope.spawn(|_| work());
+            here()
+        }),
+    }
 }
 
 /// Calls `work` with disjoint ranges that cover `0..total`, on all threads; no range is shorter than `grain` but the last.
@@ -36,7 +91,7 @@ pub fn parts(most: usize) -> usize {
 
 /// The threads that a kernel has which is called here.
 pub fn threads() -> usize {
-    if ALONE.get() { 1 } else { rayon::current_num_threads() }
+    if ALONE.get() { 1 } else { pool_threads() }
 }
 
 thread_local! {
@@ -47,7 +102,7 @@ thread_local! {
 /// Runs `work` on as many items at once as there are threads. With an item for each thread, its kernels keep to that thread: what
 /// one leaves for the next is then in that thread's cache, and nobody waits for anybody. With fewer, the kernels share the threads.
 pub fn map<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    if items.len() < rayon::current_num_threads() {
+    if items.len() < pool_threads() {
         return items.iter().map(work).collect();
     }
     let alone = |item: &T| {
@@ -60,12 +115,12 @@ pub fn map<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<
         let _restore = Restore(ALONE.replace(true));
         work(item)
     };
-    items.par_iter().with_max_len(1).map(alone).collect()
+    on_pool(|| items.par_iter().with_max_len(1).map(alone).collect())
 }
 
 /// Calls `work` with each of `0..parts`, on all threads.
 pub fn each(parts: usize, work: impl Fn(usize) + Sync) {
-    if parts == 1 { work(0) } else { (0..parts).into_par_iter().with_max_len(1).for_each(&work) }
+    if parts == 1 { work(0) } else { on_pool(|| (0..parts).into_par_iter().with_max_len(1).for_each(&work)) }
 }
 
 /// Calls `work` with each chunk of so many elements and its number, on all threads; whether all of them returned `true`.
@@ -73,7 +128,7 @@ pub fn each_chunk<T: Send>(slice: &mut [T], len: usize, work: impl Fn(usize, &mu
     if threads() == 1 {
         return slice.chunks_mut(len).enumerate().all(|(i, chunk)| work(i, chunk));
     }
-    slice.par_chunks_mut(len).enumerate().all(|(i, chunk)| work(i, chunk))
+    on_pool(|| slice.par_chunks_mut(len).enumerate().all(|(i, chunk)| work(i, chunk)))
 }
 
 /// A pointer that may go to other threads.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::text::{MAX_JSON, read_text};
+use super::text::{MAX_JSON, read_text, stand_in};
 use crate::error::{Error, Result};
 
 /// A value and how to name it in an error.
@@ -30,12 +30,20 @@ impl Json {
 
     /// Parses text that must hold an object; `name` stands for the file in errors.
     pub fn parse(name: &str, text: &str) -> Result<Self> {
+        if let Some(found) = stand_in(text.as_bytes()) {
+            return Err(Error::format(format!("{name}: expected JSON, found {found}")));
+        }
         let value: Value =
             serde_json::from_str(text).map_err(|e| Error::format(format!("{name}: not valid JSON: {e}")).with_source(e))?;
         if !value.is_object() {
             return Err(Error::format(format!("{name}: expected an object, found {}", kind(&value))));
         }
         Ok(Self { path: name.to_string(), value })
+    }
+
+    /// An object that holds one value, under the name `token`; `name` stands for it in errors.
+    pub fn of(name: &str, value: Value) -> Self {
+        Self { path: name.to_string(), value: serde_json::json!({ "token": value }) }
     }
 
     /// The value itself.

@@ -50,8 +50,39 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
     write().map_err(|e| Error::io(path, e))
 }
 
+/// Where a file is that a path names, links followed; it need not be there.
+fn place(path: &Path) -> Result<PathBuf> {
+    let mut place = path.to_path_buf();
+    for _ in 0..MAX_LINKS {
+        match std::fs::symlink_metadata(&place) {
+            Ok(found) if found.is_symlink() => {
+                let target = std::fs::read_link(&place).map_err(|e| Error::io(&place, e))?;
+                place = place.parent().unwrap_or(Path::new("")).join(target);
+            }
+            Ok(found) if found.is_file() => return Ok(place),
+            Ok(_) => {
+                let message =
+                    format!("{}: expected a file or none, found a directory, a pipe, a socket or a device", path.display());
+                return Err(Error::argument(message));
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(place),
+            Err(e) => return Err(Error::io(&place, e)),
+        }
+    }
+    Err(Error::argument(format!("{}: expected at most {MAX_LINKS} links", path.display())))
+}
+
+/// As Linux has it.
+const MAX_LINKS: usize = 40;
+
 /// Writes files by `write` and puts them in their places once all are whole.
+///
+/// A link is followed: what it names is replaced, not the link.
+///
+/// # Errors
+/// `Io`; `InvalidArgument` for a place that holds what is no file, as a pipe or a device.
 pub fn replace(paths: &[PathBuf], write: impl FnOnce(&[PathBuf]) -> Result<()>) -> Result<()> {
+    let paths = &paths.iter().map(|path| place(path)).collect::<Result<Vec<_>>>()?;
     let parts = paths.iter().map(|path| beside(path)).collect::<Result<Vec<_>>>()?;
     let rename = |(part, path): (&PathBuf, &PathBuf)| std::fs::rename(part, path).map_err(|e| Error::io(path, e));
     let written = write(&parts).and_then(|()| parts.iter().zip(paths).try_for_each(rename));

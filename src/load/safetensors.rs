@@ -16,13 +16,16 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::read_count::{ModelTensors, OnBytes, ReadCount};
 use super::rewrite::Put;
+use super::text::stand_in;
 use super::{Json, open_file};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Entry, TensorSource};
 use crate::ops::Format;
 
 /// The entry of a header that is no tensor.
 const METADATA: &str = "__metadata__";
+/// Enough to know what else a file is.
+const STAND_IN_BYTES: u64 = 64;
 /// The format's own limit of a header.
 const MAX_HEADER: u64 = 100_000_000;
 
@@ -47,7 +50,10 @@ impl<'a> Checkpoint<'a> {
     pub fn open(directory: &Path, on_bytes: &'a mut OnBytes<'a>) -> Result<Self> {
         let index = directory.join("model.safetensors.index.json");
         let single = directory.join("model.safetensors");
-        if single.exists() || !index.exists() {
+        if !single.exists() && !index.exists() {
+            return Err(no_weights(directory)?);
+        }
+        if single.exists() {
             return Self::open_file(&single, on_bytes);
         }
         let mut checkpoint = Self::empty(on_bytes);
@@ -96,15 +102,22 @@ impl<'a> Checkpoint<'a> {
         let mut file = open_file(path)?;
         let size = file.metadata().map_err(|e| Error::io(path, e))?.len();
         let bad = |message: String| Error::format(format!("{}: {message}", path.display()));
-        let mut length = [0u8; 8];
-        if size < 8 {
-            return Err(bad(format!("expected a header of at least 8 bytes, found {size}")));
+        let mut start = Vec::new();
+        (&mut file).take(STAND_IN_BYTES).read_to_end(&mut start).map_err(|e| Error::io(path, e))?;
+        if let Some(found) = stand_in(&start) {
+            return Err(bad(format!("expected a safetensors file, found {found}")));
         }
-        file.read_exact(&mut length).map_err(|e| Error::io(path, e))?;
-        let length = u64::from_le_bytes(length);
-        if length > MAX_HEADER.min(size - 8) {
-            return Err(bad(format!("header length: expected at most {}, found {length}", MAX_HEADER.min(size - 8))));
+        let Some((length, _)) = start.split_first_chunk::<8>() else {
+            return Err(bad(format!("expected a header of at least 8 bytes, found {}", start.len())));
+        };
+        let length = u64::from_le_bytes(*length);
+        if length > MAX_HEADER.min(size.saturating_sub(8)) {
+            let most = MAX_HEADER.min(size.saturating_sub(8));
+            let is_text = start.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace());
+            let hint = if is_text { ": the file is a text, not a safetensors file" } else { "" };
+            return Err(bad(format!("header length: expected at most {most}, found {length}{hint}")));
         }
+        file.seek(SeekFrom::Start(8)).map_err(|e| Error::io(path, e))?;
         let mut header = Vec::new();
         (&mut file).take(length).read_to_end(&mut header).map_err(|e| Error::io(path, e))?;
         let header: Header = serde_json::from_slice(&header).map_err(|e| bad(format!("header: {e}")).with_source(e))?;
@@ -136,6 +149,24 @@ impl<'a> Checkpoint<'a> {
         self.files.push((path.to_path_buf(), file));
         Ok(())
     }
+}
+
+/// A directory without safetensors: what lies there instead.
+fn no_weights(directory: &Path) -> Result<Error> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(|e| Error::io(directory, e))? {
+        names.push(entry.map_err(|e| Error::io(directory, e))?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    let found = |kinds: &[&str]| names.iter().find(|name| kinds.iter().any(|kind| name.ends_with(kind)));
+    let found = if let Some(shard) = found(&[".safetensors"]) {
+        format!("{shard} without model.safetensors.index.json, which names the files of a model")
+    } else if let Some(other) = found(&[".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz", ".gguf"]) {
+        format!("{other}, which is another format")
+    } else {
+        "no weights".to_owned()
+    };
+    Ok(Error::new(ErrorKind::NotFound, format!("{}: expected model.safetensors, found {found}", directory.display())))
 }
 
 /// Which shard holds each tensor, as model.safetensors.index.json says.

@@ -79,6 +79,18 @@ const POOLING_FLAGS: [(&str, Pooling); 6] = [
 /// Whose settings a file of a network may name: `sentence_bert_config.json`, or its name in early versions.
 const NETWORK_SETTINGS: [&str; 7] = ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"];
 
+/// Arguments of loading that say how the reference computes, not what.
+const WITHOUT_EFFECT: [&str; 8] = [
+    "add_pooling_layer",
+    "attn_implementation",
+    "device_map",
+    "local_files_only",
+    "low_cpu_mem_usage",
+    "trust_remote_code",
+    "use_cache",
+    "use_safetensors",
+];
+
 /// What a model directory says of its embeddings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SentenceConfig {
@@ -252,7 +264,14 @@ impl SentenceConfig {
         let mut files = NETWORK_SETTINGS.iter().map(|kind| self.network.join(format!("sentence_{kind}_config.json")));
         let Some(path) = files.find(|path| path.exists()) else { return Ok(()) };
         let json = Json::read(&path)?;
-        known_keys(&json, &["max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"])?;
+        let arguments = ["model_args", "config_args", "tokenizer_args", "processing_kwargs", "model_kwargs", "processor_kwargs"];
+        let settings = ["max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"];
+        // Padding is no part of a vector here, whether it is removed or not.
+        known_keys(&json, &[&settings[..], &arguments, &["unpad_inputs", "config_kwargs", "tokenizer_kwargs"]].concat())?;
+        json.flag("unpad_inputs", false)?;
+        for key in arguments.into_iter().chain(["config_kwargs", "tokenizer_kwargs"]) {
+            json.object(key)?.map_or(Ok(()), |given| known_keys(&given, &WITHOUT_EFFECT))?;
+        }
         self.max_length = json.count("max_seq_length", MAX_TOKENS)?;
         if self.max_length == Some(0) {
             return Err(json.invalid("max_seq_length", "expected at least 1 or null, found 0"));
@@ -325,7 +344,8 @@ fn entries(path: &Path) -> Result<Vec<Json>> {
 /// Where the files of a module are, from the list's directory on.
 fn folder(module: &Json) -> Result<PathBuf> {
     let folder = module.text("path")?.unwrap_or_default();
-    let inside = |part| matches!(part, Component::Normal(_));
+    // "." is the directory itself.
+    let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
     if !Path::new(&folder).components().all(inside) {
         return Err(module.invalid("path", &format!("expected a folder of this directory, found {folder:?}")));
     }

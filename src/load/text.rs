@@ -22,6 +22,19 @@ pub fn open_file(path: &Path) -> Result<File> {
     File::open(path).map_err(|e| Error::io(path, e))
 }
 
+/// What stands in place of a file that was not downloaded, if its first bytes tell.
+pub fn stand_in(start: &[u8]) -> Option<&'static str> {
+    let text = start.trim_ascii_start();
+    let begins = |with: &str| text.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with.as_bytes()));
+    if begins("version https://git-lfs") || begins("version https://hawser") {
+        Some("a Git LFS pointer, not the file itself (`git lfs pull` fetches it)")
+    } else if begins("<!doctype") || begins("<html") || begins("<?xml") {
+        Some("a web page, not the file itself (HTML)")
+    } else {
+        None
+    }
+}
+
 /// Reads a text file of at most `max` bytes.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Jinja2's filters, tests and functions where minijinja's differ, or take a size from the template unseen.
+//! Jinja2's filters and tests, what each costs, and those where minijinja's differ or take a size from the template unseen.
 //!
 //! ```text
 //! {{ 'x'|int(7) }}  →  7
@@ -9,8 +9,104 @@ use minijinja::formatting::{self, FormatStyle};
 use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Error, State, Value};
 
+use super::list::{measure, too_large};
+use super::meter::{Cost, charge, made, read};
 use super::methods::{split_lines, strip};
 use super::python::{check_text, invalid, to_str};
+use super::{MAX_BYTES, json, operators};
+
+/// The filters of Jinja2, and what each reads of its arguments.
+pub(super) fn table() -> Vec<(&'static str, Value, Cost)> {
+    use minijinja::filters as own;
+    vec![
+        ("safe", Value::from_function(own::safe), Cost::Search),
+        ("escape", Value::from_function(own::escape), Cost::Letters),
+        ("e", Value::from_function(own::escape), Cost::Letters),
+        ("lower", Value::from_function(own::lower), Cost::Letters),
+        ("upper", Value::from_function(own::upper), Cost::Letters),
+        ("title", Value::from_function(own::title), Cost::Letters),
+        ("capitalize", Value::from_function(own::capitalize), Cost::Letters),
+        ("dictsort", Value::from_function(own::dictsort), Cost::Sort),
+        ("items", Value::from_function(own::items), Cost::Items),
+        ("reverse", Value::from_function(own::reverse), Cost::Items),
+        ("round", Value::from_function(own::round), Cost::Constant),
+        ("abs", Value::from_function(own::abs), Cost::Constant),
+        ("attr", Value::from_function(own::attr), Cost::Search),
+        ("first", Value::from_function(own::first), Cost::Letters),
+        ("last", Value::from_function(own::last), Cost::Items),
+        ("min", Value::from_function(own::min), Cost::Sort),
+        ("max", Value::from_function(own::max), Cost::Sort),
+        ("sort", Value::from_function(own::sort), Cost::Sort),
+        ("list", Value::from_function(own::list), Cost::Items),
+        ("select", Value::from_function(own::select), Cost::Items),
+        ("reject", Value::from_function(own::reject), Cost::Items),
+        ("selectattr", Value::from_function(own::selectattr), Cost::Items),
+        ("rejectattr", Value::from_function(own::rejectattr), Cost::Items),
+        ("map", Value::from_function(own::map), Cost::Items),
+        ("groupby", Value::from_function(own::groupby), Cost::Sort),
+        ("unique", Value::from_function(own::unique), Cost::Sort),
+        ("pprint", Value::from_function(own::pprint), Cost::Deep),
+        ("tojson", Value::from_function(json::tojson), Cost::Deep),
+        ("string", Value::from_function(string_filter), Cost::Deep),
+        ("join", Value::from_function(join_filter), Cost::Deep),
+        ("replace", Value::from_function(replace_filter), Cost::Search),
+        ("default", Value::from_function(default_filter), Cost::Constant),
+        ("d", Value::from_function(default_filter), Cost::Constant),
+        ("length", Value::from_function(length_filter), Cost::Search),
+        ("count", Value::from_function(length_filter), Cost::Search),
+        ("trim", Value::from_function(trim_filter), Cost::Search),
+        ("int", Value::from_function(int_filter), Cost::Letters),
+        ("float", Value::from_function(float_filter), Cost::Letters),
+        ("indent", Value::from_function(indent_filter), Cost::Deep),
+        ("batch", Value::from_function(batch_filter), Cost::Items),
+        ("slice", Value::from_function(slice_filter), Cost::Items),
+        ("format", Value::from_function(format_filter), Cost::Constant),
+        ("sum", Value::from_function(sum_filter), Cost::Items),
+    ]
+}
+
+/// The tests that read more than one item, or differ from minijinja's.
+pub(super) fn tests() -> Vec<(&'static str, Value, Cost)> {
+    use minijinja::tests as own;
+    vec![
+        ("startingwith", Value::from_function(own::is_startingwith), Cost::Search),
+        ("endingwith", Value::from_function(own::is_endingwith), Cost::Search),
+        ("lower", Value::from_function(own::is_lower), Cost::Letters),
+        ("upper", Value::from_function(own::is_upper), Cost::Letters),
+        ("sameas", Value::from_function(own::is_sameas), Cost::Deep),
+        ("filter", Value::from_function(own::is_filter), Cost::Search),
+        ("test", Value::from_function(own::is_test), Cost::Search),
+        ("sequence", Value::from_function(is_sequence), Cost::Constant),
+        ("iterable", Value::from_function(is_iterable), Cost::Constant),
+        ("number", Value::from_function(is_number), Cost::Constant),
+    ]
+}
+
+/// What a loop is about to iterate: its items are there, and its letters or keys are counted.
+pub(super) fn iterate(state: &mut State, value: Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::String | ValueKind::Map => {
+            read(state, Cost::Items, &value)?;
+            Ok(value)
+        }
+        ValueKind::Iterable => made(state, value),
+        _ => Ok(value),
+    }
+}
+
+/// A key that is about to be looked up.
+pub(super) fn key(state: &mut State, value: Value) -> Result<Value, Error> {
+    if value.kind() != ValueKind::Number {
+        read(state, Cost::Deep, &value)?;
+    }
+    Ok(value)
+}
+
+/// What a function looks at in whole.
+pub(super) fn touch(state: &mut State, value: Value) -> Result<Value, Error> {
+    read(state, Cost::Deep, &value)?;
+    Ok(value)
+}
 
 /// The filter `string`.
 pub(super) fn string_filter(value: &Value) -> Result<Value, Error> {
@@ -36,6 +132,7 @@ pub(super) fn join_filter(
     let separator = to_str(&separator)?;
     let mut joined = String::new();
     for (at, item) in value.try_iter()?.enumerate() {
+        check_text(&joined, 0)?;
         joined.push_str(if at == 0 { "" } else { &separator });
         match &attribute {
             Some(attribute) => joined.push_str(&to_str(&item.get_item(attribute)?)?),
@@ -43,6 +140,44 @@ pub(super) fn join_filter(
         }
     }
     Ok(Value::from(joined))
+}
+
+/// The filter `replace`, and the method.
+pub(super) fn replace_filter(value: &Value, from: &Value, to: &Value, count: Option<i64>) -> Result<Value, Error> {
+    replace(&to_str(value)?, &to_str(from)?, &to_str(to)?, count)
+}
+
+/// Python's `str.replace`; a negative `count` is all of them.
+pub(super) fn replace(text: &str, from: &str, to: &str, count: Option<i64>) -> Result<Value, Error> {
+    let count = count.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
+    let found = text.matches(from).take(count).count();
+    let len = (text.len() - (found * from.len()).min(text.len())).saturating_add(found.saturating_mul(to.len()));
+    if len > MAX_BYTES {
+        return Err(too_large());
+    }
+    Ok(Value::from(text.replacen(from, to, count)))
+}
+
+/// The filter `sum`, with the attribute that it takes from each item.
+pub(super) fn sum_filter(
+    state: &mut State,
+    value: &Value,
+    attribute: Option<Value>,
+    start: Option<Value>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
+    let attribute = attribute.map_or_else(|| kwargs.get::<Option<Value>>("attribute"), |attribute| Ok(Some(attribute)))?;
+    let start = start.map_or_else(|| kwargs.get::<Option<Value>>("start"), |start| Ok(Some(start)))?;
+    kwargs.assert_all_used()?;
+    let mut sum = start.unwrap_or_else(|| Value::from(0));
+    for item in value.try_iter()? {
+        let item = match attribute.as_ref().filter(|attribute| !attribute.is_none()) {
+            Some(attribute) => item.get_item(attribute)?,
+            None => item,
+        };
+        sum = operators::add(state, &sum, &item)?;
+    }
+    Ok(sum)
 }
 
 /// The filter `default`: for what is undefined, or with `boolean` for what is false.
@@ -142,14 +277,13 @@ pub(super) fn indent_filter(
     };
     let text = to_str(value)? + "\n";
     let mut indented = String::new();
-    for (at, line) in split_lines(&text, false).iter().enumerate() {
-        let line = line.as_str().unwrap_or_default();
+    for (at, line) in split_lines(&text, false).enumerate() {
         indented.push_str(if at == 0 { "" } else { "\n" });
         if if at == 0 { first } else { blank || !line.is_empty() } {
             indented.push_str(&indentation);
         }
-        indented.push_str(line);
         check_text(&indented, 0)?;
+        indented.push_str(line);
     }
     Ok(Value::from(indented))
 }
@@ -166,15 +300,31 @@ pub(super) fn slice_filter(state: &State, value: Value, count: usize, fill_with:
 }
 
 /// The filter `format`, `'%s'|format(x)`.
-pub(super) fn format_filter(format: &str, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
-    check_format(format)?;
-    formatting::format(FormatStyle::Printf, format, &args.into_values()).map(Value::from)
+pub(super) fn format_filter(state: &mut State, format: &str, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let args = args.into_values();
+    check_format(state, format, &args)?;
+    formatting::format(FormatStyle::Printf, format, &args).map(Value::from)
 }
 
-/// A width or a precision of five digits is a size that nobody needs.
-pub(super) fn check_format(format: &str) -> Result<(), Error> {
+/// A width or a precision of five digits is a size that nobody needs, and each field may hold the largest of the arguments.
+pub(super) fn check_format(state: &mut State, format: &str, args: &[Value]) -> Result<(), Error> {
+    read(state, Cost::Letters, &Value::from(format))?;
     let is_huge = format.split(|letter: char| !letter.is_ascii_digit()).any(|digits| digits.len() > 4);
-    if is_huge { Err(invalid("format: a number of more than four digits is not supported")) } else { Ok(()) }
+    if is_huge {
+        return Err(invalid("format: a number of more than four digits is not supported"));
+    }
+    let mut largest = 0;
+    for arg in args {
+        // A letter may become an escape of ten, and a value has some around it.
+        let size = measure(state, arg)?;
+        largest = largest.max(if arg.as_str().is_some() { size.bytes } else { 10 * size.bytes + 32 * size.values });
+    }
+    let fields = format.matches(['%', '{']).count();
+    let len = fields.saturating_mul(largest.saturating_add(1 << 14)).saturating_add(format.len());
+    if fields > 0 && largest > (1 << 14) && len > MAX_BYTES {
+        return Err(too_large());
+    }
+    charge(state, 2 * fields.saturating_mul(largest))
 }
 
 fn check_width(width: usize) -> Result<(), Error> {
@@ -182,7 +332,7 @@ fn check_width(width: usize) -> Result<(), Error> {
 }
 
 /// The function `range`.
-pub(super) fn range(start: i64, stop: Option<i64>, step: Option<i64>) -> Result<Value, Error> {
+pub(super) fn range(state: &mut State, start: i64, stop: Option<i64>, step: Option<i64>) -> Result<Value, Error> {
     let (start, stop) = stop.map_or((0, start), |stop| (start, stop));
     let step = step.unwrap_or(1);
     let (distance, stride) = (i128::from(stop) - i128::from(start), i128::from(step));
@@ -193,6 +343,7 @@ pub(super) fn range(start: i64, stop: Option<i64>, step: Option<i64>) -> Result<
     if len > MAX_RANGE {
         return Err(invalid(format!("range: {len} numbers are not supported (up to {MAX_RANGE})")));
     }
+    charge(state, UNITS_PER_NUMBER * usize::try_from(len).unwrap_or(0))?;
     Ok((0..len).filter_map(|at| i64::try_from(i128::from(start) + at * stride).ok()).map(Value::from).collect())
 }
 
@@ -219,5 +370,6 @@ pub(super) fn padding(fill: char, width: usize, text: &str) -> Result<String, Er
 
 /// A width, a count or an indentation.
 const MAX_WIDTH: usize = 1 << 16;
+const UNITS_PER_NUMBER: usize = 10;
 /// As in Jinja2's sandbox.
 const MAX_RANGE: i128 = 100_000;

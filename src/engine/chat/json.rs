@@ -57,7 +57,7 @@ impl JsonStyle {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => out.push_str(&json_number(value)),
-            ValueKind::String => self.write_string(out, value.as_str().unwrap_or_default()),
+            ValueKind::String => self.write_string(out, value.as_str().unwrap_or_default())?,
             ValueKind::Seq | ValueKind::Iterable => {
                 let items: Vec<Value> = value.try_iter()?.collect();
                 self.write_items(out, ('[', ']'), &items, depth, |out, item| self.write(out, item, depth + 1))?;
@@ -68,7 +68,7 @@ impl JsonStyle {
                     keys.sort();
                 }
                 self.write_items(out, ('{', '}'), &keys, depth, |out, key| {
-                    self.write_string(out, &json_key(key)?);
+                    self.write_string(out, &json_key(key)?)?;
                     out.push_str(&self.key);
                     self.write(out, &value.get_item(key)?, depth + 1)
                 })?;
@@ -107,9 +107,10 @@ impl JsonStyle {
         }
     }
 
-    fn write_string(&self, out: &mut String, text: &str) {
+    fn write_string(&self, out: &mut String, text: &str) -> Result<(), Error> {
         out.push('"');
         for letter in text.chars() {
+            check_text(out, 0)?;
             match letter {
                 '"' => out.push_str("\\\""),
                 '\\' => out.push_str("\\\\"),
@@ -127,6 +128,7 @@ impl JsonStyle {
             }
         }
         out.push('"');
+        Ok(())
     }
 }
 

@@ -8,8 +8,11 @@
 use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
-use super::filters::{check_format, padding};
-use super::python::{invalid, is_namespace};
+use super::filters::{check_format, padding, replace};
+use super::list;
+use super::meter::{Cost, UNITS_PER_ITEM, charge, made, read};
+use super::operators::equal;
+use super::python::{check_text, invalid, is_namespace};
 use super::{ATTRIBUTE_METHOD, SLICE_METHOD};
 
 /// A method call that minijinja does not know itself.
@@ -17,40 +20,75 @@ pub(super) fn call_method(state: &mut State, value: &Value, name: &str, args: &[
     if value.is_undefined() {
         return Err(Error::from(ErrorKind::UndefinedError));
     }
+    read(state, cost(name, value.kind()), value)?;
+    args.iter().try_for_each(|arg| read(state, Cost::Search, arg))?;
     let own = match (name, value.kind()) {
-        (SLICE_METHOD, _) => Some(slice(value, args)?),
+        (SLICE_METHOD, _) => Some(slice(state, value, args)?),
         (ATTRIBUTE_METHOD, _) => Some(attribute(value, args)?),
-        (_, ValueKind::String) => string_method(value.as_str().unwrap_or_default(), name, args)?,
-        (_, ValueKind::Seq | ValueKind::Iterable) => list_method(value, name, args)?,
+        (_, ValueKind::String) => string_method(state, value.as_str().unwrap_or_default(), name, args)?,
+        (_, ValueKind::Seq | ValueKind::Iterable) => list_method(state, value, name, args)?,
         ("copy", ValueKind::Map) => Some(value.clone()),
         _ => None,
     };
-    match own {
-        Some(result) => Ok(result),
-        None => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
+    let result = match own {
+        Some(result) => result,
+        None => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)?,
+    };
+    made(state, result)
+}
+
+/// What a method reads of its value.
+fn cost(name: &str, kind: ValueKind) -> Cost {
+    match (name, kind) {
+        (SLICE_METHOD | ATTRIBUTE_METHOD | "get" | "startswith" | "endswith" | "copy" | "removeprefix" | "removesuffix", _) => {
+            Cost::Constant
+        }
+        (
+            "strip" | "lstrip" | "rstrip" | "split" | "rsplit" | "partition" | "rpartition" | "replace" | "find" | "rfind"
+            | "index" | "rindex" | "count" | "join" | "isascii",
+            ValueKind::String,
+        ) => Cost::Search,
+        (_, ValueKind::String) => Cost::Letters,
+        (_, ValueKind::Map) => Cost::Items,
+        // They look at items one by one, and count them.
+        _ => Cost::Constant,
     }
 }
 
 /// `value[start:stop:step]`.
-fn slice(value: &Value, args: &[Value]) -> Result<Value, Error> {
+fn slice(state: &mut State, value: &Value, args: &[Value]) -> Result<Value, Error> {
     let (start, stop, step): (Option<i64>, Option<i64>, Option<i64>) = from_args(args)?;
     let step = step.unwrap_or(1);
     if step == 0 {
         return Err(invalid("slice step cannot be zero"));
     }
     let bounds = (start, stop, step);
-    match value.kind() {
-        ValueKind::String => {
-            let letters: Vec<char> = value.as_str().unwrap_or_default().chars().collect();
-            Ok(Value::from(slice_indices(letters.len(), bounds).map(|at| letters[at]).collect::<String>()))
+    if let Some(text) = value.as_str() {
+        read(state, Cost::Letters, value)?;
+        if text.is_ascii() && step == 1 {
+            let mut indices = slice_indices(text.len(), bounds);
+            let (first, count) = (indices.next(), indices.count());
+            return Ok(Value::from(first.map_or("", |first| &text[first..=first + count])));
         }
-        ValueKind::Seq | ValueKind::Iterable => {
-            let items: Vec<Value> = value.try_iter()?.collect();
-            let kept: Vec<Value> = slice_indices(items.len(), bounds).map(|at| items[at].clone()).collect();
-            Ok(if value.is_tuple() { Value::from(Tuple::from(kept)) } else { Value::from(kept) })
-        }
-        kind => Err(invalid(format!("a value of type {kind} cannot be sliced"))),
+        // Four bytes a letter.
+        charge(state, 4 * text.len())?;
+        let letters: Vec<char> = text.chars().collect();
+        return Ok(Value::from(slice_indices(letters.len(), bounds).map(|at| letters[at]).collect::<String>()));
     }
+    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
+        return Err(invalid(format!("a value of type {} cannot be sliced", value.kind())));
+    }
+    let mut kept = Vec::new();
+    if let (ValueKind::Seq, Some(len)) = (value.kind(), value.len()) {
+        for at in slice_indices(len, bounds) {
+            charge(state, UNITS_PER_ITEM)?;
+            kept.push(value.get_item_by_index(at)?);
+        }
+    } else {
+        let items = list::items(state, value)?;
+        kept.extend(slice_indices(items.len(), bounds).map(|at| items[at].clone()));
+    }
+    Ok(if value.is_tuple() { Value::from(Tuple::from(kept)) } else { Value::from(kept) })
 }
 
 /// The indices that Python's `range(*slice(start, stop, step).indices(len))` holds; all are below `len`.
@@ -87,7 +125,7 @@ impl Object for DictMethod {
 }
 
 /// Python's methods of str that pycompat lacks or reads differently; `None` = ask pycompat.
-fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+fn string_method(state: &mut State, text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     let result = match name {
         "strip" | "lstrip" | "rstrip" => {
             let (chars,): (Option<&str>,) = from_args(args)?;
@@ -97,17 +135,17 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
             let (separator, limit) = split_args(args)?;
             let mut parts = match (separator, name) {
                 (Some(""), _) => return Err(invalid("empty separator")),
-                (Some(separator), "split") => text.splitn(limit, separator).map(Value::from).collect(),
-                (Some(separator), _) => reversed(text.rsplitn(limit, separator).map(Value::from).collect()),
-                (None, "split") => split_spaces(text, limit),
-                (None, _) => rsplit_spaces(text, limit),
+                (Some(separator), "split") => counted(state, text.splitn(limit, separator))?,
+                (Some(separator), _) => reversed(counted(state, text.rsplitn(limit, separator))?),
+                (None, "split") => counted(state, split_spaces(text, limit))?,
+                (None, _) => reversed(counted(state, rsplit_spaces(text, limit))?),
             };
             parts.shrink_to_fit();
             Value::from(parts)
         }
         "splitlines" => {
             let (keep_ends,): (Option<bool>,) = from_args(args)?;
-            Value::from(split_lines(text, keep_ends.unwrap_or(false)))
+            Value::from(counted(state, split_lines(text, keep_ends.unwrap_or(false)))?)
         }
         "partition" | "rpartition" => {
             let (separator,): (&str,) = from_args(args)?;
@@ -157,13 +195,19 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
             Value::from(format!("{left}{text}{}", &padding[left.len()..]))
         }
         "format" => {
-            check_format(text)?;
+            check_format(state, text, args)?;
             return Ok(None);
+        }
+        "replace" => {
+            let (from, to, count): (&str, &str, Option<i64>) = from_args(args)?;
+            replace(text, from, to, count)?
         }
         "join" => {
             let (parts,): (&Value,) = from_args(args)?;
+            read(state, Cost::Items, parts)?;
             let mut joined = String::new();
             for (at, part) in parts.try_iter()?.enumerate() {
+                check_text(&joined, 0)?;
                 let part =
                     part.as_str().ok_or_else(|| invalid(format!("join: item {at}: expected a string, found {}", part.kind())))?;
                 joined.push_str(if at == 0 { "" } else { text });
@@ -203,30 +247,39 @@ fn is_space(letter: char) -> bool {
     letter.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&letter)
 }
 
-/// At most `limit` parts between white space; the last keeps its inner and drops its outer space on the left only.
-fn split_spaces(text: &str, limit: usize) -> Vec<Value> {
-    let mut parts = Vec::new();
-    let mut rest = text.trim_start_matches(is_space);
-    while !rest.is_empty() {
-        let end = if parts.len() + 1 == limit { None } else { rest.find(is_space) };
-        let (part, after) = rest.split_at(end.unwrap_or(rest.len()));
-        parts.push(Value::from(part));
-        rest = after.trim_start_matches(is_space);
+/// The parts of a text, each counted.
+fn counted<'t>(state: &mut State, parts: impl Iterator<Item = &'t str>) -> Result<Vec<Value>, Error> {
+    let mut values = Vec::new();
+    for part in parts {
+        charge(state, UNITS_PER_ITEM + part.len())?;
+        values.push(Value::from(part));
     }
-    parts
+    Ok(values)
 }
 
-fn rsplit_spaces(text: &str, limit: usize) -> Vec<Value> {
-    let mut parts = Vec::new();
-    let mut rest = text.trim_end_matches(is_space);
-    while !rest.is_empty() {
-        let start = if parts.len() + 1 == limit { None } else { rest.rfind(is_space) };
+/// At most `limit` parts between white space; the last keeps its inner and drops its outer space on the left only.
+fn split_spaces(text: &str, limit: usize) -> impl Iterator<Item = &str> {
+    let (mut rest, mut count) = (text.trim_start_matches(is_space), 0);
+    std::iter::from_fn(move || {
+        count += 1;
+        let end = if count == limit { None } else { rest.find(is_space) };
+        let (part, after) = rest.split_at(end.unwrap_or(rest.len()));
+        rest = after.trim_start_matches(is_space);
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+/// The last part first.
+fn rsplit_spaces(text: &str, limit: usize) -> impl Iterator<Item = &str> {
+    let (mut rest, mut count) = (text.trim_end_matches(is_space), 0);
+    std::iter::from_fn(move || {
+        count += 1;
+        let start = if count == limit { None } else { rest.rfind(is_space) };
         let start = start.map_or(0, |at| at + rest[at..].chars().next().map_or(0, char::len_utf8));
         let (before, part) = rest.split_at(start);
-        parts.push(Value::from(part));
         rest = before.trim_end_matches(is_space);
-    }
-    reversed(parts)
+        (!part.is_empty()).then_some(part)
+    })
 }
 
 fn reversed(mut parts: Vec<Value>) -> Vec<Value> {
@@ -234,21 +287,21 @@ fn reversed(mut parts: Vec<Value>) -> Vec<Value> {
     parts
 }
 
-pub(super) fn split_lines(text: &str, keep_ends: bool) -> Vec<Value> {
+pub(super) fn split_lines(text: &str, keep_ends: bool) -> impl Iterator<Item = &str> {
     let is_end = |letter: char| {
         matches!(letter, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
     };
-    let mut lines = Vec::new();
     let mut rest = text;
-    while let Some(end) = rest.find(is_end) {
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = rest.find(is_end).unwrap_or(rest.len());
         let len = if rest[end..].starts_with("\r\n") { 2 } else { rest[end..].chars().next().map_or(0, char::len_utf8) };
-        lines.push(Value::from(&rest[..if keep_ends { end + len } else { end }]));
+        let line = &rest[..if keep_ends { end + len } else { end }];
         rest = &rest[end + len..];
-    }
-    if !rest.is_empty() {
-        lines.push(Value::from(rest));
-    }
-    lines
+        Some(line)
+    })
 }
 
 fn title(text: &str) -> String {
@@ -282,16 +335,24 @@ fn swap_case(letter: char) -> Vec<char> {
     if letter.is_uppercase() { letter.to_lowercase().collect() } else { letter.to_uppercase().collect() }
 }
 
-fn list_method(value: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+fn list_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     Ok(match name {
         "index" => {
             let (item,): (&Value,) = from_args(args)?;
-            let found = value.try_iter()?.position(|other| other == *item);
-            Some(Value::from(found.ok_or_else(|| invalid("the value is not in the list"))?))
+            for (at, other) in value.try_iter()?.enumerate() {
+                if equal(state, &other, item)? {
+                    return Ok(Some(Value::from(at)));
+                }
+            }
+            return Err(invalid("the value is not in the list"));
         }
         "count" => {
             let (item,): (&Value,) = from_args(args)?;
-            Some(Value::from(value.try_iter()?.filter(|other| other == item).count()))
+            let mut count = 0;
+            for other in value.try_iter()? {
+                count += usize::from(equal(state, &other, item)?);
+            }
+            Some(Value::from(count))
         }
         "copy" => Some(value.clone()),
         _ => None,

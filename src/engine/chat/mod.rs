@@ -14,17 +14,22 @@ mod template;
 mod lesson;
 mod program;
 mod source;
+mod operators;
+mod list;
+mod meter;
 mod python;
 mod json;
 mod methods;
 mod filters;
 mod time;
 
+use std::borrow::Cow;
 use std::time::SystemTime;
 
 use minijinja::Value;
 use serde_json::{Map, Value as Json};
 
+use super::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 pub(super) use lesson::Lesson;
 use program::Program;
@@ -161,14 +166,31 @@ impl Chat {
     /// `extends`, `block`) are not supported.
     ///
     /// # Errors
-    /// `ErrorKind::Template` with the template's line: its own `raise_exception`, a failed operation, or more than 50 million steps,
-    /// 64 MiB of text or 50 nested macros.
+    /// `ErrorKind::Template` with the template's line: its own `raise_exception`, a failed operation, or more than 100 million steps
+    /// (an instruction, or ten bytes of text that are searched or copied; less than a second in all), 64 MiB of text or 50 nested
+    /// macros.
     pub fn render(&self, template: Option<&ChatTemplate>, add_generation_prompt: bool) -> Result<String> {
-        self.render_first(self.messages.len(), template, add_generation_prompt)
+        self.render_first(self.messages.len(), template, add_generation_prompt, None)
+    }
+
+    /// As [`render`](Self::render), and `ErrorKind::Cancelled` within a few milliseconds once `cancel` is triggered.
+    pub fn render_cancellable(
+        &self,
+        template: Option<&ChatTemplate>,
+        add_generation_prompt: bool,
+        cancel: &Cancel,
+    ) -> Result<String> {
+        self.render_first(self.messages.len(), template, add_generation_prompt, Some(cancel))
     }
 
     /// The same as if there were only the first `count` messages.
-    fn render_first(&self, count: usize, template: Option<&ChatTemplate>, add_generation_prompt: bool) -> Result<String> {
+    fn render_first(
+        &self,
+        count: usize,
+        template: Option<&ChatTemplate>,
+        add_generation_prompt: bool,
+        cancel: Option<&Cancel>,
+    ) -> Result<String> {
         let program = match (&self.program, template) {
             (Some(program), _) => program,
             (None, Some(template)) => template.program(self.tools.is_some())?,
@@ -178,22 +200,26 @@ impl Chat {
         let model = template.map(ChatTemplate::variables).into_iter().flatten();
         variables.extend(model.chain(&self.variables).map(|(name, value)| (name.clone(), python::from_json(value))));
         variables.extend([
-            ("messages".to_owned(), self.messages[..count].iter().map(message_value).collect()),
+            ("messages".to_owned(), python::from_objects(self.messages[..count].iter().map(message_fields))),
             ("tools".to_owned(), self.tools.as_ref().map_or(Value::from(()), python::from_json)),
             ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
         ]);
-        program.render(variables, self.unix_seconds.unwrap_or_else(now))
+        program.render(variables, self.unix_seconds.unwrap_or_else(now), cancel)
     }
 }
 
 /// What transformers hands to a template for a message.
-fn message_value(message: &Map<String, Json>) -> Value {
+fn message_fields(message: &Map<String, Json>) -> Cow<'_, Map<String, Json>> {
+    let renames = message.contains_key("reasoning_content") && !message.contains_key("thinking");
+    if !renames && !message.values().any(Json::is_null) {
+        return Cow::Borrowed(message);
+    }
     let mut fields = message.clone();
     fields.retain(|_, value| !value.is_null());
     if let (Some(reasoning), false) = (fields.get("reasoning_content"), fields.contains_key("thinking")) {
         fields.insert("thinking".to_owned(), reasoning.clone());
     }
-    python::from_fields(&fields)
+    Cow::Owned(fields)
 }
 
 /// `at`: which message it is, for the error.
@@ -291,5 +317,13 @@ const SLICE_METHOD: &str = "__slice__";
 const ATTRIBUTE_METHOD: &str = "__attribute__";
 const CHECK: &str = "__check__";
 const CHECK_ATTRIBUTE: &str = "__check_attribute__";
+const ITERATE: &str = "__iterate__";
+const KEY: &str = "__key__";
+const TOUCH: &str = "__touch__";
+/// The function that a run begins with.
+const START: &str = "__start__";
 /// A value that a template stores, and the text it makes.
 const MAX_BYTES: usize = 64 << 20;
+/// What a run may do, in instructions of minijinja or what takes as long: less than a second. A hundred thousand messages take a
+/// third of it with most real templates.
+const MAX_STEPS: u64 = 100_000_000;

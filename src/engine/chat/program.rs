@@ -1,22 +1,26 @@
 //! A compiled chat template and the bounded run that turns variables into text.
 //!
 //! The environment is transformers': `trim_blocks`, `lstrip_blocks`, loop controls, `raise_exception`, `strftime_now`, `tojson`
-//! without HTML escaping and `{% generation %}`. A template comes with a model, so it is untrusted: steps, recursion and output
-//! are bounded, and it reaches no file.
+//! without HTML escaping and `{% generation %}`. A template comes with a model, so it is untrusted: what it does, recursion and
+//! output are bounded, and it reaches no file.
 //!
 //! ```text
-//! Program::new("{{ bos_token }}{{ messages[0].content|trim }}")?.render(variables, now)
+//! Program::new("{{ bos_token }}{{ messages[0].content|trim }}")?.render(variables, now, None)
 //! ```
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::io;
 use std::sync::{Arc, OnceLock};
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
+use minijinja::functions;
+use minijinja::value::{Rest, ValueOrKwargs};
 use minijinja::{AutoEscape, Environment, ErrorKind as JinjaError, Output, State, Value};
 
-use super::{CHECK, CHECK_ATTRIBUTE, MAX_BYTES, filters, json, methods, python, source, time};
+use super::meter::{CancelFlag, Cost};
+use super::{CHECK, CHECK_ATTRIBUTE, ITERATE, KEY, MAX_BYTES, MAX_STEPS, START, TOUCH};
+use super::{filters, meter, methods, operators, python, source, time};
+use crate::engine::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A template's text; it is compiled once, when first used.
@@ -55,14 +59,24 @@ impl Program {
     }
 
     /// The text for these variables; `now` is what `strftime_now` tells, in seconds since 1970.
-    pub fn render(&self, mut variables: Vec<(String, Value)>, now: i64) -> Result<String> {
+    ///
+    /// # Errors
+    /// `ErrorKind::Template` with the line; `ErrorKind::Cancelled` if `cancel` was triggered meanwhile.
+    pub fn render(&self, mut variables: Vec<(String, Value)>, now: i64, cancel: Option<&Cancel>) -> Result<String> {
         let strftime_now = move |format: &str| {
             time::strftime(format, now).map_err(|message| minijinja::Error::new(JinjaError::InvalidOperation, message))
         };
         variables.push(("strftime_now".to_owned(), Value::from_function(strftime_now)));
+        if let Some(cancel) = cancel {
+            variables.push((meter::CANCEL.to_owned(), Value::from_object(CancelFlag(cancel.clone()))));
+        }
         let template = self.environment()?.get_template(NAME).map_err(template_error)?;
         let mut text = BoundedText(Vec::new());
-        template.render_captured_to(Value::from_pairs(variables), &mut text).map_err(template_error)?;
+        let rendered = template.render_captured_to(Value::from_pairs(variables), &mut text);
+        if cancel.is_some_and(Cancel::is_triggered) {
+            return Err(Error::cancelled());
+        }
+        rendered.map_err(template_error)?;
         String::from_utf8(text.0)
             .map_err(|error| Error::new(ErrorKind::Template, "chat template: output is not UTF-8").with_source(error))
     }
@@ -83,44 +97,102 @@ fn compile(text: &str) -> Result<Environment<'static>> {
     }
     let text = source::rewrite(text).map_err(|error| at_line(Some(error.line), &error.message))?;
     let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(template_error)?;
-    environment.set_syntax(syntax);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_debug(false);
     environment.set_fuel(Some(MAX_STEPS));
     environment.set_recursion_limit(RECURSION_LIMIT);
     environment.set_formatter(print);
     environment.set_unknown_method_callback(methods::call_method);
+    environment.add_function(START, meter::start);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("range", filters::range);
-    environment.add_function(CHECK, python::check);
-    environment.add_function(CHECK_ATTRIBUTE, python::check_attribute);
-    environment.add_filter(CHECK, python::check);
+    environment.add_function("dict", metered(Value::from_function(functions::dict), Cost::Items));
+    environment.add_function("namespace", metered(Value::from_function(functions::namespace), Cost::Items));
     // minijinja's own: it would print what the host has set.
     environment.remove_global("debug");
-    environment.add_filter("tojson", |value: &Value, kwargs: Kwargs| json::tojson(value, kwargs));
-    environment.add_filter("string", filters::string_filter);
-    environment.add_filter("join", filters::join_filter);
-    environment.add_filter("default", filters::default_filter);
-    environment.add_filter("d", filters::default_filter);
-    environment.add_filter("length", filters::length_filter);
-    environment.add_filter("count", filters::length_filter);
-    environment.add_filter("trim", filters::trim_filter);
-    environment.add_filter("int", filters::int_filter);
-    environment.add_filter("float", filters::float_filter);
-    environment.add_filter("indent", filters::indent_filter);
-    environment.add_filter("batch", filters::batch_filter);
-    environment.add_filter("slice", filters::slice_filter);
-    environment.add_filter("format", filters::format_filter);
-    environment.add_test("sequence", filters::is_sequence);
-    environment.add_test("iterable", filters::is_iterable);
-    environment.add_test("number", filters::is_number);
+    add_operators(&mut environment);
+    // Those of minijinja that Jinja2 lacks.
+    for name in ["bool", "chain", "lines", "split", "zip"] {
+        environment.remove_filter(name);
+    }
+    for (name, filter, cost) in filters::table() {
+        environment.add_filter(name, metered(filter, cost));
+    }
+    for (name, test, cost) in filters::tests() {
+        environment.add_test(name, metered_test(test, cost));
+    }
+    let text = format!("{{% do {START}() %}}{text}");
     environment.add_template_owned(NAME, text).map_err(template_error)?;
     Ok(environment)
 }
 
+/// What [`source`] writes instead of operators, and around what a loop, a subscript or `{% set %}` takes.
+fn add_operators(environment: &mut Environment) {
+    environment.add_filter(CHECK, python::check);
+    environment.add_filter(CHECK_ATTRIBUTE, python::check_attribute);
+    environment.add_filter(ITERATE, filters::iterate);
+    environment.add_filter(KEY, filters::key);
+    environment.add_filter(TOUCH, filters::touch);
+    environment.add_filter(operators::ADD, operators::add);
+    environment.add_filter(operators::SUBTRACT, operators::subtract);
+    environment.add_filter(operators::MULTIPLY, operators::multiply);
+    environment.add_filter(operators::DIVIDE, operators::divide);
+    environment.add_filter(operators::DIVIDE_FLOOR, operators::divide_floor);
+    environment.add_filter(operators::REMAINDER, operators::remainder);
+    environment.add_filter(operators::POWER, operators::power);
+    environment.add_filter(operators::CONCAT, operators::concat);
+    environment.add_filter(operators::COMPARE, operators::compare);
+    for name in ["eq", "equalto", "=="] {
+        environment.add_test(name, |state: &mut State, left: &Value, right: &Value| operators::equal(state, left, right));
+    }
+    for name in ["ne", "!="] {
+        environment
+            .add_test(name, |state: &mut State, left: &Value, right: &Value| operators::equal(state, left, right).map(|is| !is));
+    }
+    type Accepts = fn(Ordering) -> bool;
+    let orders: [(&[&str], Accepts); 4] = [
+        (&["lt", "lessthan", "<"], Ordering::is_lt),
+        (&["le", "<="], Ordering::is_le),
+        (&["gt", "greaterthan", ">"], Ordering::is_gt),
+        (&["ge", ">="], Ordering::is_ge),
+    ];
+    for (names, accepts) in orders {
+        for name in names.iter().copied() {
+            environment.add_test(name, move |state: &mut State, left: &Value, right: &Value| {
+                operators::order(state, left, right).map(accepts)
+            });
+        }
+    }
+    environment.add_test("in", operators::contains);
+}
+
+/// A filter or function that counts what it reads and makes.
+fn metered(
+    function: Value,
+    cost: Cost,
+) -> impl Fn(&mut State, Rest<ValueOrKwargs>) -> std::result::Result<Value, minijinja::Error> + Send + Sync + 'static {
+    move |state: &mut State, args: Rest<ValueOrKwargs>| {
+        let args = args.into_values();
+        args.iter().try_for_each(|arg| meter::read(state, cost, arg))?;
+        let made = function.call(state, &args)?;
+        meter::made(state, made)
+    }
+}
+
+fn metered_test(
+    test: Value,
+    cost: Cost,
+) -> impl Fn(&mut State, Rest<ValueOrKwargs>) -> std::result::Result<bool, minijinja::Error> + Send + Sync + 'static {
+    move |state: &mut State, args: Rest<ValueOrKwargs>| {
+        let args = args.into_values();
+        args.iter().try_for_each(|arg| meter::read(state, cost, arg))?;
+        Ok(test.call(state, &args)?.is_true())
+    }
+}
+
 /// `{{ value }}`: Python's `str`. Counts what is printed, because a macro's text is a value that grows where no writer sees it.
 fn print(out: &mut Output, state: &mut State, value: &Value) -> std::result::Result<(), minijinja::Error> {
+    meter::read(state, Cost::Deep, value)?;
     let text = match value.as_str() {
         Some(text) => Cow::Borrowed(text),
         None => Cow::Owned(python::to_str(value)?),
@@ -184,8 +256,6 @@ impl io::Write for BoundedText {
 const NAME: &str = "chat template";
 /// The real templates have up to 17 kB.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
-/// About a second. Ten thousand messages take a tenth of that with the dearest of 28 real templates.
-const MAX_STEPS: u64 = 50_000_000;
 const MAX_PRINTED_BYTES: usize = 4 * MAX_BYTES;
 /// A macro's call costs 4, a block 1; half of minijinja's own limit, which is too much for a stack of 512 KiB.
 const RECURSION_LIMIT: usize = 200;

@@ -1,4 +1,4 @@
-//! Template values as Python has them: how they print, and how large they may grow.
+//! Template values as Python has them: how they print, and what may be stored.
 //!
 //! minijinja's own values print as Python's but for floats. The reference is CPython 3.12 with Jinja2 3.1.6.
 //!
@@ -10,29 +10,59 @@
 use std::fmt::Write;
 
 use minijinja::value::ValueKind;
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 
 use super::MAX_BYTES;
+use super::list::{self, List, MAX_DEPTH, Size};
 
 /// A JSON value as a template sees it, keys in their order.
 pub(super) fn from_json(json: &serde_json::Value) -> Value {
+    measured(json).0
+}
+
+/// The messages as a list that knows what it holds.
+pub(super) fn from_objects<'j>(
+    objects: impl Iterator<Item = std::borrow::Cow<'j, serde_json::Map<String, serde_json::Value>>>,
+) -> Value {
+    list(objects.map(|fields| measured_fields(&fields))).0
+}
+
+fn measured(json: &serde_json::Value) -> (Value, Size) {
     match json {
-        serde_json::Value::Null => Value::from(()),
-        serde_json::Value::Bool(value) => Value::from(*value),
-        serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64()) {
-            (Some(integer), _) => Value::from(integer),
-            (None, Some(integer)) => Value::from(integer),
-            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
-        },
-        serde_json::Value::String(text) => Value::from(text.as_str()),
-        serde_json::Value::Array(items) => items.iter().map(from_json).collect(),
-        serde_json::Value::Object(fields) => from_fields(fields),
+        serde_json::Value::Null => (Value::from(()), Size::of_text(0)),
+        serde_json::Value::Bool(value) => (Value::from(*value), Size::of_text(0)),
+        serde_json::Value::Number(number) => {
+            let value = match (number.as_i64(), number.as_u64()) {
+                (Some(integer), _) => Value::from(integer),
+                (None, Some(integer)) => Value::from(integer),
+                (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+            };
+            (value, Size::of_text(0))
+        }
+        serde_json::Value::String(text) => (Value::from(text.as_str()), Size::of_text(text.len())),
+        serde_json::Value::Array(items) => list(items.iter().map(measured)),
+        serde_json::Value::Object(fields) => measured_fields(fields),
     }
 }
 
-/// A JSON object as a template sees it.
-pub(super) fn from_fields(fields: &serde_json::Map<String, serde_json::Value>) -> Value {
-    Value::from_pairs(fields.iter().map(|(key, value)| (Value::from(key.as_str()), from_json(value))))
+fn list(items: impl Iterator<Item = (Value, Size)>) -> (Value, Size) {
+    let mut size = Size::of_text(0).around();
+    let mut values = Vec::new();
+    for (value, item) in items {
+        size = size.beside(item.around());
+        values.push(value);
+    }
+    (List::given(values, size), size)
+}
+
+fn measured_fields(fields: &serde_json::Map<String, serde_json::Value>) -> (Value, Size) {
+    let mut size = Size::of_text(0).around();
+    let value = Value::from_pairs(fields.iter().map(|(key, value)| {
+        let (value, item) = measured(value);
+        size = size.beside(item.around()).beside(Size::of_text(key.len()));
+        (Value::from(key.as_str()), value)
+    }));
+    (value, size)
 }
 
 /// `str(value)`.
@@ -111,50 +141,15 @@ fn float_repr(value: f64) -> String {
 /// A value that `{% set %}` is about to store, if its size is bounded.
 ///
 /// minijinja compares, prints and drops nested values recursively, so their depth must not grow from one `set` to the next.
-pub(super) fn check(value: &Value) -> Result<Value, Error> {
-    let mut size = Size { values: 0, bytes: 0, may_hold_namespaces: true };
-    size.add(value, 0)?;
+pub(super) fn check(state: &mut State, value: &Value) -> Result<Value, Error> {
+    list::measure(state, value)?;
     Ok(value.clone())
 }
 
 /// As [`check`], for an attribute of a namespace: with a namespace in it, it could hold itself.
-pub(super) fn check_attribute(value: &Value) -> Result<Value, Error> {
-    let mut size = Size { values: 0, bytes: 0, may_hold_namespaces: false };
-    size.add(value, 0)?;
+pub(super) fn check_attribute(state: &mut State, value: &Value) -> Result<Value, Error> {
+    list::measure(state, value)?.check_attribute()?;
     Ok(value.clone())
-}
-
-struct Size {
-    values: usize,
-    bytes: usize,
-    may_hold_namespaces: bool,
-}
-
-impl Size {
-    fn add(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
-        self.values += 1;
-        self.bytes += value.as_str().map_or(0, str::len);
-        if depth > MAX_DEPTH {
-            return Err(invalid(format!("a value nested more than {MAX_DEPTH} deep is not supported")));
-        }
-        if self.values > MAX_VALUES || self.bytes > MAX_BYTES {
-            return Err(invalid(format!("a value of more than {MAX_VALUES} items or {MAX_BYTES} bytes is not supported")));
-        }
-        if !self.may_hold_namespaces && is_namespace(value) {
-            return Err(invalid("a namespace in a namespace is not supported"));
-        }
-        // An iterable of unknown length may be one that can be read only once.
-        if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) || value.len().is_none() {
-            return Ok(());
-        }
-        for item in value.try_iter()? {
-            if value.kind() == ValueKind::Map {
-                self.add(&value.get_item(&item)?, depth + 1)?;
-            }
-            self.add(&item, depth + 1)?;
-        }
-        Ok(())
-    }
 }
 
 pub(super) fn is_namespace(value: &Value) -> bool {
@@ -163,22 +158,14 @@ pub(super) fn is_namespace(value: &Value) -> bool {
 
 pub(super) fn check_text(text: &str, depth: usize) -> Result<(), Error> {
     if depth > MAX_DEPTH {
-        return Err(invalid(format!("a value nested more than {MAX_DEPTH} deep is not supported")));
+        return Err(list::too_deep());
     }
-    if text.len() > MAX_BYTES {
-        return Err(invalid(format!("text of more than {MAX_BYTES} bytes is not supported")));
-    }
-    Ok(())
+    if text.len() > MAX_BYTES { Err(list::too_large()) } else { Ok(()) }
 }
 
 pub(super) fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
-
-/// serde_json reads up to 128 levels; a template may nest further.
-const MAX_DEPTH: usize = 256;
-/// What a value may hold in all.
-const MAX_VALUES: usize = 1_000_000;
 
 #[cfg(test)]
 mod tests {

@@ -1,18 +1,22 @@
-//! A template's text, rewritten where minijinja reads it differently from Jinja2:
+//! A template's text, read as Jinja2 reads it and written anew for minijinja:
 //!
+//! - operators become filters of [`operators`](super::operators), and what a loop iterates, a subscript looks up and `{% set %}`
+//!   stores passes a filter as well: the filters are where the run's limits are kept, which minijinja's own operations do not have;
+//! - text between tags becomes a printed value, so that what a macro or a `{% set %}` block collects is bounded as well; white space
+//!   is controlled here (`trim_blocks`, `lstrip_blocks`, `-` and `+`), as Jinja2's lexer does it;
 //! - `{% generation %} … {% endgeneration %}` (transformers' own block) becomes `{% with %} … {% endwith %}`;
 //! - `x[a:b:c]` becomes a call of Python's slicing: minijinja 3.0.5 panics on `''[::-1]` and keeps index 0 in `x[:0:-1]`;
-//! - `x.items` without a call is a dict's method in Python, even where the dict has a key `items`;
-//! - what `{% set %}` stores passes a check of its size: a loop around `{% set ns.x = [ns.x] %}` would nest until the stack overflows.
+//! - `x.items` without a call is a dict's method in Python, even where the dict has a key `items`.
 //!
 //! Nothing moves to another line, so line numbers stay true. What would make minijinja recurse without a bound is refused here.
 //!
 //! ```text
 //! {{ messages[1:] }}  →  {{ messages.__slice__(1,none,none) }}
-//! {% set x = y %}     →  {% set x =__check__(( y )) %}
+//! {% set x = a + b %} →  {% set x =( a |__add__( b ))|__check__ %}
 //! ```
 
-use super::{ATTRIBUTE_METHOD, CHECK, CHECK_ATTRIBUTE, SLICE_METHOD};
+use super::operators::{ADD, COMPARE, CONCAT, DIVIDE, DIVIDE_FLOOR, MULTIPLY, POWER, REMAINDER, SUBTRACT};
+use super::{ATTRIBUTE_METHOD, CHECK, CHECK_ATTRIBUTE, ITERATE, KEY, SLICE_METHOD, TOUCH};
 
 /// What is wrong with a template's text, and where.
 #[derive(Debug)]
@@ -23,9 +27,21 @@ pub(super) struct SourceError {
 
 /// The text that minijinja compiles.
 pub(super) fn rewrite(source: &str) -> Result<String, SourceError> {
-    // Jinja2 reads every line end as `\n`.
+    // Jinja2 reads every line end as `\n`, and drops the last one.
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
-    let mut rewriter = Rewriter { source: &source, at: 0, out: String::with_capacity(source.len() + 64), blocks: 0, branches: 0 };
+    let source = source.strip_suffix('\n').unwrap_or(&source);
+    let mut rewriter = Rewriter {
+        source,
+        at: 0,
+        out: String::with_capacity(2 * source.len() + 64),
+        owed_lines: 0,
+        starts_line: true,
+        brackets: 0,
+        nesting: 0,
+        depth: 0,
+        blocks: 0,
+        branches: 0,
+    };
     match rewriter.run() {
         Ok(()) => Ok(rewriter.out),
         Err(message) => Err(SourceError { line: 1 + source[..rewriter.at].matches('\n').count(), message }),
@@ -37,161 +53,717 @@ struct Rewriter<'s> {
     /// Everything before this byte is in `out`.
     at: usize,
     out: String,
+    /// Line ends that were read and are not yet in `out`: they go into the next tag.
+    owed_lines: usize,
+    /// Whether the text from here on starts a line, as Jinja2 sees it.
+    starts_line: bool,
+    /// How many brackets of the template are open.
+    brackets: usize,
+    /// The same and those that stand around operands in `out`.
+    nesting: usize,
+    /// How deep the tokens of an expression may nest one another up to here.
+    depth: usize,
     /// How many blocks are open here.
     blocks: usize,
     /// How many `elif` there were.
     branches: usize,
 }
 
-/// What an expression belongs to, as far as it was read.
-#[derive(Clone, Copy, PartialEq)]
-enum Place {
-    Value,
-    /// In a `set` before the equals sign; without one, the block after it is stored.
-    Target,
-    /// As `Target`, of the form `ns.name`.
-    AttributeTarget,
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Token<'s> {
+    Name(&'s str),
+    Number(&'s str),
+    Text(&'s str),
+    Sign(&'s str),
+    /// The end of the tag, or of the template.
+    End,
 }
 
-/// A bracket that is still open.
-struct Open {
-    bracket: u8,
-    /// Where its content starts in `out`.
-    start: usize,
-    /// Where the colons of a slice are in `out`.
-    colons: Vec<usize>,
-    has_comma: bool,
-    /// How deep the expression may be at the bracket, and at its deepest item so far.
-    depth: usize,
-    deepest: usize,
+/// What stands around an expression's tag.
+#[derive(Clone, Copy, PartialEq)]
+enum Tag {
+    Block,
+    Print,
 }
 
 impl<'s> Rewriter<'s> {
     fn run(&mut self) -> Result<(), String> {
-        while let Some(found) = self.rest().find('{') {
-            self.copy(found);
-            match self.rest().as_bytes().get(1) {
-                Some(b'#') => self.copy_past("#}"),
-                Some(b'{') => {
-                    self.copy(2);
-                    self.expression("}}", Place::Value)?;
+        while let Some(found) = find_tag(self.rest()) {
+            let text = &self.rest()[..found];
+            let opening = &self.rest()[found..found + 2];
+            let sign = self.rest()[found + 2..].chars().next();
+            let kept = match sign {
+                Some('-') => text.trim_end_matches(is_space),
+                Some('+') => text,
+                _ if opening == "{{" => text,
+                _ => self.without_indentation(text),
+            };
+            self.text(kept, &text[kept.len()..]);
+            self.at += found;
+            match opening {
+                "{#" => self.comment()?,
+                "{{" => {
+                    self.open_tag("{{");
+                    self.expression()?;
+                    self.end_tag(Tag::Print)?;
                 }
-                Some(b'%') => self.tag()?,
-                _ => self.copy(1),
+                _ => self.block_tag()?,
             }
         }
-        self.copy(self.rest().len());
+        self.text(self.rest(), "");
+        self.at = self.source.len();
+        Ok(())
+    }
+
+    /// `lstrip_blocks`: without the white space between the start of the line and the tag.
+    fn without_indentation<'t>(&self, text: &'t str) -> &'t str {
+        let line = text.rfind('\n').map_or(0, |end| end + 1);
+        let is_indentation = text[line..].chars().all(is_space);
+        if (line > 0 || self.starts_line) && is_indentation { &text[..line] } else { text }
+    }
+
+    /// Text outside of tags, as a value that is printed; `dropped` stands behind it in the source.
+    fn text(&mut self, text: &str, dropped: &str) {
+        if !text.is_empty() {
+            self.out.push_str("{{");
+            self.pay_lines();
+            self.out.push('\'');
+            for letter in text.chars() {
+                if matches!(letter, '\\' | '\'') {
+                    self.out.push('\\');
+                }
+                self.out.push(letter);
+            }
+            self.out.push_str("'}}");
+        }
+        self.owed_lines += lines(dropped);
+    }
+
+    fn pay_lines(&mut self) {
+        (0..std::mem::take(&mut self.owed_lines)).for_each(|_| self.out.push('\n'));
+    }
+
+    /// At `{{` or `{%`.
+    fn open_tag(&mut self, opening: &str) {
+        self.out.push_str(opening);
+        self.at += 2;
+        if self.rest().starts_with(['-', '+']) {
+            self.at += 1;
+        }
+        self.pay_lines();
+        (self.brackets, self.nesting, self.depth) = (0, 0, 0);
+    }
+
+    /// At the end of a tag: it, and what it strips of the text behind it.
+    fn end_tag(&mut self, tag: Tag) -> Result<(), String> {
+        self.skip_space();
+        let (end, word) = if tag == Tag::Print { ("}}", "variable") } else { ("%}", "block") };
+        let strips = self.rest().starts_with('-');
+        let signed = self.rest().strip_prefix('-').or_else(|| {
+            // Only the end of a block may keep the line end behind it.
+            if tag == Tag::Block { self.rest().strip_prefix('+') } else { None }
+        });
+        let (len, keeps) = match signed {
+            Some(rest) if rest.starts_with(end) => (3, !strips),
+            _ if self.rest().starts_with(end) => (2, tag == Tag::Print),
+            _ if self.rest().is_empty() => return Err(format!("syntax error: unexpected end of input, expected end of {word}")),
+            _ => {
+                let found = self.rest().chars().next().unwrap_or_default();
+                return Err(format!("syntax error: unexpected `{found}`, expected end of {word}"));
+            }
+        };
+        self.out.push_str(end);
+        self.at += len;
+        self.strip(len == 3 && strips, keeps);
+        Ok(())
+    }
+
+    /// Behind a tag: drops white space, or one line end (`trim_blocks`), or nothing.
+    fn strip(&mut self, all: bool, keep: bool) {
+        let rest = self.rest();
+        let len = match (all, keep) {
+            (true, _) => rest.len() - rest.trim_start_matches(is_space).len(),
+            (false, true) => 0,
+            (false, false) => usize::from(rest.starts_with('\n')),
+        };
+        self.owed_lines += lines(&rest[..len]);
+        self.at += len;
+        self.starts_line = self.source[..self.at].ends_with('\n');
+    }
+
+    fn comment(&mut self) -> Result<(), String> {
+        let Some(end) = self.rest()[2..].find("#}").map(|end| end + 2) else {
+            return Err("syntax error: missing end of comment tag".to_owned());
+        };
+        let sign = self.rest()[2..end].chars().next_back();
+        self.owed_lines += lines(&self.rest()[..end]);
+        self.at += end + 2;
+        self.strip(sign == Some('-'), sign == Some('+'));
         Ok(())
     }
 
     /// At `{%`: the whole tag, or the whole block of `raw`.
-    fn tag(&mut self) -> Result<(), String> {
-        let skipped = tag_name_offset(self.rest());
-        self.copy(skipped);
-        let name = identifier(self.rest());
+    fn block_tag(&mut self) -> Result<(), String> {
+        let name_at = self.at + tag_name_offset(self.rest());
+        let name = identifier(&self.source[name_at..]);
+        if name == "raw" {
+            return self.raw_block(name_at + name.len());
+        }
+        self.open_tag("{%");
+        self.skip_space();
+        self.at += name.len();
         match name {
-            "raw" => {
-                self.copy_raw_block();
-                return Ok(());
-            }
             "block" | "extends" | "include" | "import" | "from" => return Err(format!("the tag {name:?} is not supported")),
-            "generation" => self.replace(name.len(), "with"),
-            "endgeneration" => self.replace(name.len(), "endwith"),
-            _ => self.copy(name.len()),
+            "generation" => self.out.push_str("with"),
+            "endgeneration" => self.out.push_str("endwith"),
+            _ => self.out.push_str(name),
         }
         // The parser nests an `elif` in the `else` of the one before it.
         self.branches += usize::from(name == "elif");
         if self.branches > MAX_BRANCHES {
             return Err(format!("more than {MAX_BRANCHES} elif in one template are not supported"));
         }
-        match name {
-            _ if name.starts_with("end") => self.blocks = self.blocks.saturating_sub(1),
-            _ if BLOCKS.contains(&name) => self.open_block()?,
-            _ => {}
+        if name.starts_with("end") {
+            self.blocks = self.blocks.saturating_sub(1);
+        } else if BLOCKS.contains(&name) {
+            self.open_block()?;
         }
-        self.expression("%}", if name == "set" { Place::Target } else { Place::Value })
+        match name {
+            "for" => self.for_tag()?,
+            "if" | "elif" | "autoescape" | "do" => self.expression()?,
+            "set" => self.set_tag()?,
+            "with" => self.assignments()?,
+            "macro" => {
+                self.name()?;
+                self.parameters()?;
+            }
+            "call" => {
+                if self.peek()? == Token::Sign("(") {
+                    self.parameters()?;
+                }
+                self.expression()?;
+            }
+            "filter" => self.filter_chain()?,
+            "else" | "break" | "continue" | "generation" => {}
+            _ if name.starts_with("end") => {}
+            _ => return Err(format!("syntax error: unknown statement {name}")),
+        }
+        self.end_tag(Tag::Block)
     }
 
-    /// Up to and with `end`, which does not count inside strings and brackets.
-    fn expression(&mut self, end: &str, mut place: Place) -> Result<(), String> {
-        let mut open: Vec<Open> = Vec::new();
-        let mut closing = String::new();
-        // Each token may nest the ones before it; the items of a list lie side by side.
-        let mut depth = 0;
-        while let Some(&byte) = self.rest().as_bytes().first() {
-            if open.is_empty() && self.rest().starts_with(end) {
-                if place != Place::Value {
-                    self.open_block()?;
-                    closing = format!("|{CHECK}");
+    /// At the end of the name `raw`: up to and with the tag that ends the block.
+    fn raw_block(&mut self, name_end: usize) -> Result<(), String> {
+        self.owed_lines += lines(&self.source[self.at..name_end]);
+        self.at = name_end;
+        let space = self.rest().len() - self.rest().trim_start_matches(is_space).len();
+        self.owed_lines += lines(&self.rest()[..space]);
+        self.at += space;
+        let strips = self.rest().starts_with("-%}");
+        if !strips && !self.rest().starts_with("%}") {
+            return Err("syntax error: expected end of block".to_owned());
+        }
+        self.at += if strips { 3 } else { 2 };
+        // Other than behind other blocks, the line end stays.
+        self.strip(strips, true);
+        let mut end = 0;
+        while let Some(found) = self.rest()[end..].find("{%") {
+            end += found;
+            let name = end + tag_name_offset(&self.rest()[end..]);
+            if identifier(&self.rest()[name..]) == "endraw" {
+                let text = &self.rest()[..end];
+                let kept = match self.rest()[end + 2..].chars().next() {
+                    Some('-') => text.trim_end_matches(is_space),
+                    Some('+') => text,
+                    _ => self.without_indentation(text),
+                };
+                self.text(kept, &text[kept.len()..]);
+                self.owed_lines += lines(&self.rest()[end..name]);
+                self.at += name + "endraw".len();
+                let space = self.rest().len() - self.rest().trim_start_matches(is_space).len();
+                self.owed_lines += lines(&self.rest()[..space]);
+                self.at += space;
+                let sign = self.rest().chars().next().filter(|sign| matches!(sign, '-' | '+'));
+                self.at += usize::from(sign.is_some());
+                if !self.rest().starts_with("%}") {
+                    return Err("syntax error: expected end of block".to_owned());
                 }
-                // The sign of whitespace control belongs to the end.
-                let sign = if self.out.ends_with(['-', '+']) { self.out.pop() } else { None };
-                self.out.push_str(&closing);
-                self.out.extend(sign);
-                self.copy(end.len());
+                self.at += 2;
+                self.strip(sign == Some('-'), sign == Some('+'));
                 return Ok(());
             }
-            if byte.is_ascii_whitespace() {
-                self.copy(1);
-                continue;
-            }
-            depth += 1;
-            if depth > MAX_TOKENS {
-                return Err(format!("an expression of more than {MAX_TOKENS} tokens is not supported"));
-            }
-            match byte {
-                b'\'' | b'"' => self.copy(string_len(self.rest(), byte)),
-                b'(' | b'[' | b'{' => {
-                    self.copy(1);
-                    if open.len() >= MAX_NESTING {
-                        return Err(format!("more than {MAX_NESTING} nested brackets are not supported"));
-                    }
-                    open.push(Open {
-                        bracket: byte,
-                        start: self.out.len(),
-                        colons: Vec::new(),
-                        has_comma: false,
-                        depth,
-                        deepest: 0,
-                    });
-                }
-                b')' | b']' | b'}' => {
-                    let closed = open.pop();
-                    depth = depth.max(closed.as_ref().map_or(0, |closed| closed.deepest));
-                    match closed {
-                        Some(slice) if byte == b']' && slice.is_slice() => self.close_slice(&slice),
-                        _ => self.copy(1),
-                    }
-                }
-                b':' => {
-                    if let Some(open) = open.last_mut() {
-                        open.colons.push(self.out.len());
-                    }
-                    self.copy(1);
-                }
-                b',' => {
-                    if let Some(open) = open.last_mut() {
-                        open.has_comma = true;
-                        open.deepest = open.deepest.max(depth);
-                        depth = open.depth;
-                    }
-                    self.copy(1);
-                }
-                b'=' if place != Place::Value && open.is_empty() => {
-                    let check = if place == Place::AttributeTarget { CHECK_ATTRIBUTE } else { CHECK };
-                    self.replace(1, &format!("={check}(("));
-                    "))".clone_into(&mut closing);
-                    place = Place::Value;
-                }
-                b'.' if place != Place::Value && open.is_empty() => {
-                    place = Place::AttributeTarget;
-                    self.copy(1);
-                }
-                b'.' => self.attribute()?,
-                _ => self.copy(identifier(self.rest()).len().max(char_len(self.rest()))),
-            }
+            end += 2;
+        }
+        Err("syntax error: missing end of raw block".to_owned())
+    }
+
+    fn for_tag(&mut self) -> Result<(), String> {
+        self.targets("in")?;
+        self.keyword("in")?;
+        let start = self.out.len();
+        self.or_expression()?;
+        self.tuple_rest(Self::or_expression)?;
+        self.wrap(start, ITERATE);
+        self.out.push(' ');
+        if self.peek()? == Token::Name("if") {
+            self.keyword("if")?;
+            self.expression()?;
+        }
+        if self.peek()? == Token::Name("recursive") {
+            self.keyword("recursive")?;
         }
         Ok(())
+    }
+
+    /// `set a = …`, `set ns.a = …`, `set a, b = …`, or a block: `set a`, `set a | filter`.
+    fn set_tag(&mut self) -> Result<(), String> {
+        let is_attribute = self.targets("")?;
+        let check = if is_attribute { CHECK_ATTRIBUTE } else { CHECK };
+        match self.peek()? {
+            Token::Sign("=") => {
+                self.sign("=")?;
+                let start = self.out.len();
+                self.expression()?;
+                self.tuple_rest(Self::expression)?;
+                self.wrap(start, check);
+                Ok(())
+            }
+            Token::Sign("|") => {
+                self.open_block()?;
+                self.sign("|")?;
+                self.filter_chain()?;
+                self.out.push_str(&format!("|{check}"));
+                Ok(())
+            }
+            _ => {
+                self.open_block()?;
+                self.out.push_str(&format!("|{check}"));
+                Ok(())
+            }
+        }
+    }
+
+    /// Names that are assigned to, up to `end`, an equals sign, a pipe or the end; whether one is an attribute.
+    fn targets(&mut self, end: &str) -> Result<bool, String> {
+        let mut is_attribute = false;
+        loop {
+            match self.peek()? {
+                Token::Name(name) if name == end => return Ok(is_attribute),
+                Token::Name(_) | Token::Sign("," | "(" | ")") => {}
+                Token::Sign(".") => is_attribute = true,
+                _ => return Ok(is_attribute),
+            }
+            self.take()?;
+        }
+    }
+
+    /// `a = 1, b = 2`.
+    fn assignments(&mut self) -> Result<(), String> {
+        while self.peek()? != Token::End {
+            self.targets("")?;
+            self.sign("=")?;
+            self.expression()?;
+            self.depth = 0;
+            if self.peek()? != Token::Sign(",") {
+                break;
+            }
+            self.sign(",")?;
+        }
+        Ok(())
+    }
+
+    /// `(a, b=1)` of a macro.
+    fn parameters(&mut self) -> Result<(), String> {
+        let depth = self.open("(")?;
+        while self.peek()? != Token::Sign(")") {
+            self.depth = depth;
+            self.name()?;
+            if self.peek()? == Token::Sign("=") {
+                self.sign("=")?;
+                self.expression()?;
+            }
+            if self.peek()? != Token::Sign(",") {
+                break;
+            }
+            self.sign(",")?;
+        }
+        self.close(")", depth)
+    }
+
+    /// `upper|replace('a', 'b')`, as blocks have it.
+    fn filter_chain(&mut self) -> Result<(), String> {
+        loop {
+            self.filter_name()?;
+            if self.peek()? == Token::Sign("(") {
+                self.arguments(false)?;
+            }
+            if self.peek()? != Token::Sign("|") {
+                return Ok(());
+            }
+            self.sign("|")?;
+        }
+    }
+
+    /// Behind the first item of what may be a tuple without parentheses: its other items, and the parentheses.
+    fn tuple_rest(&mut self, item: fn(&mut Self) -> Result<(), String>) -> Result<(), String> {
+        while self.peek()? == Token::Sign(",") {
+            self.sign(",")?;
+            if matches!(self.peek()?, Token::End | Token::Sign("=")) {
+                break;
+            }
+            item(self)?;
+        }
+        Ok(())
+    }
+
+    /// `a if b else c`, or what is simpler.
+    fn expression(&mut self) -> Result<(), String> {
+        self.or_expression()?;
+        while self.peek()? == Token::Name("if") {
+            self.keyword("if")?;
+            self.or_expression()?;
+            if self.peek()? != Token::Name("else") {
+                continue;
+            }
+            self.keyword("else")?;
+            self.or_expression()?;
+        }
+        Ok(())
+    }
+
+    /// `not a == b and c or d`: what minijinja reads as Jinja2 does, and costs nothing.
+    fn or_expression(&mut self) -> Result<(), String> {
+        loop {
+            while self.peek()? == Token::Name("not") {
+                self.keyword("not")?;
+            }
+            self.comparison()?;
+            match self.peek()? {
+                Token::Name(name @ ("and" | "or")) => self.keyword(name)?,
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    fn comparison(&mut self) -> Result<(), String> {
+        self.operation(0)?;
+        let mut opened = None;
+        loop {
+            let operator = match self.peek()? {
+                Token::Sign(sign @ ("==" | "!=" | "<" | "<=" | ">" | ">=")) => sign,
+                Token::Name("in") => "in",
+                Token::Name("not") => "not in",
+                _ => break,
+            };
+            if opened.is_none() {
+                self.out.push_str(&format!("|{COMPARE}('{operator}',"));
+                opened = Some(self.nest()?);
+            } else {
+                self.out.push_str(&format!(",'{operator}',"));
+            }
+            self.skip_token()?;
+            if operator == "not in" {
+                if self.peek()? != Token::Name("in") {
+                    return Err(self.unexpected("in"));
+                }
+                self.skip_token()?;
+            }
+            self.operation(0)?;
+        }
+        if opened.is_some() {
+            self.out.push(')');
+            self.nesting -= 1;
+        }
+        Ok(())
+    }
+
+    /// `a + b ~ c * d ** e`; `level`: which operators, the weakest first.
+    fn operation(&mut self, level: usize) -> Result<(), String> {
+        let Some(operators) = OPERATORS.get(level) else {
+            return self.unary();
+        };
+        self.operation(level + 1)?;
+        while let Token::Sign(sign) = self.peek()?
+            && let Some((_, filter)) = operators.iter().find(|(operator, _)| *operator == sign)
+        {
+            self.out.push_str(&format!("|{filter}("));
+            self.nest()?;
+            self.skip_token()?;
+            self.operation(level + 1)?;
+            self.out.push(')');
+            self.nesting -= 1;
+        }
+        Ok(())
+    }
+
+    /// `-a.b[c](d)|e is f`.
+    fn unary(&mut self) -> Result<(), String> {
+        loop {
+            match self.peek()? {
+                Token::Sign("-") => self.sign("-")?,
+                // minijinja knows no such sign, and it does nothing.
+                Token::Sign("+") => self.skip_token()?,
+                _ => break,
+            }
+        }
+        self.primary()?;
+        self.postfix()?;
+        loop {
+            match self.peek()? {
+                Token::Sign("|") => {
+                    self.sign("|")?;
+                    self.filter_name()?;
+                    if self.peek()? == Token::Sign("(") {
+                        self.arguments(false)?;
+                    }
+                }
+                Token::Name("is") => self.test()?,
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// `is not divisibleby 3`.
+    fn test(&mut self) -> Result<(), String> {
+        self.keyword("is")?;
+        if self.peek()? == Token::Name("not") {
+            self.keyword("not")?;
+        }
+        self.filter_name()?;
+        match self.peek()? {
+            Token::Sign("(") => self.arguments(false),
+            Token::Name("else" | "or" | "and" | "if" | "in" | "not" | "is" | "recursive") => Ok(()),
+            Token::Name(_) | Token::Number(_) | Token::Text(_) | Token::Sign("[" | "{") => {
+                self.out.push('(');
+                self.nest()?;
+                self.primary()?;
+                self.postfix()?;
+                self.out.push(')');
+                self.nesting -= 1;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn filter_name(&mut self) -> Result<(), String> {
+        self.name()?;
+        while self.peek()? == Token::Sign(".") {
+            self.sign(".")?;
+            self.name()?;
+        }
+        Ok(())
+    }
+
+    fn primary(&mut self) -> Result<(), String> {
+        match self.peek()? {
+            Token::Name("in" | "is" | "if" | "else" | "and" | "or" | "not") => Err(self.unexpected("expression")),
+            Token::Name(_) | Token::Number(_) => self.take(),
+            Token::Text(_) => {
+                while matches!(self.peek()?, Token::Text(_)) {
+                    self.take()?;
+                }
+                Ok(())
+            }
+            Token::Sign("(") => self.items("(", ")"),
+            Token::Sign("[") => self.items("[", "]"),
+            Token::Sign("{") => self.dict(),
+            _ => Err(self.unexpected("expression")),
+        }
+    }
+
+    /// `(a, b)` or `[a, b]`.
+    fn items(&mut self, opening: &'static str, closing: &'static str) -> Result<(), String> {
+        let depth = self.open(opening)?;
+        let mut deepest = depth;
+        while self.peek()? != Token::Sign(closing) {
+            self.depth = depth;
+            self.expression()?;
+            deepest = deepest.max(self.depth);
+            if self.peek()? != Token::Sign(",") {
+                break;
+            }
+            self.sign(",")?;
+        }
+        self.close(closing, deepest)
+    }
+
+    fn dict(&mut self) -> Result<(), String> {
+        let depth = self.open("{")?;
+        let mut deepest = depth;
+        while self.peek()? != Token::Sign("}") {
+            self.depth = depth;
+            self.key(":")?;
+            self.sign(":")?;
+            self.expression()?;
+            deepest = deepest.max(self.depth);
+            if self.peek()? != Token::Sign(",") {
+                break;
+            }
+            self.sign(",")?;
+        }
+        self.close("}", deepest)
+    }
+
+    /// A key of a dict or a subscript: what it costs to look it up depends on its length.
+    fn key(&mut self, end: &str) -> Result<(), String> {
+        let first = self.peek()?;
+        let is_short = match first {
+            Token::Number(_) => true,
+            Token::Text(text) => text.len() <= MAX_NAME_BYTES,
+            _ => false,
+        };
+        let start = self.out.len();
+        self.expression()?;
+        let is_literal = is_short && self.out[start..].trim() == token_text(first);
+        let is_slice = end == "]" && self.peek()? == Token::Sign(":");
+        if !is_literal && !is_slice {
+            self.wrap(start, KEY);
+        }
+        Ok(())
+    }
+
+    fn postfix(&mut self) -> Result<(), String> {
+        loop {
+            match self.peek()? {
+                Token::Sign(".") => self.attribute()?,
+                Token::Sign("[") => self.subscript()?,
+                Token::Sign("(") => self.arguments(false)?,
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// `.items` becomes `.__attribute__('items')`, `.items(` stays.
+    fn attribute(&mut self) -> Result<(), String> {
+        let before = self.out.len();
+        self.sign(".")?;
+        let name = match self.peek()? {
+            Token::Name(name) | Token::Number(name) => name,
+            _ => return Err(self.unexpected("identifier or integer")),
+        };
+        self.take()?;
+        let is_call = self.peek()? == Token::Sign("(");
+        if name == "cycle" && is_call && self.rest()[1..].trim_start_matches(is_space).starts_with([')', '*']) {
+            // minijinja 3.0.5 divides by the number of arguments.
+            return Err("cycle without arguments is not supported".to_owned());
+        }
+        if name == "changed" && is_call {
+            // It compares with the arguments of the call before.
+            return self.arguments(true);
+        }
+        if !is_call && DICT_METHODS.contains(&name) {
+            let behind = lines(&self.out[before..]);
+            self.out.truncate(before);
+            (0..behind).for_each(|_| self.out.push('\n'));
+            self.out.push_str(&format!(".{ATTRIBUTE_METHOD}('{name}')"));
+        }
+        Ok(())
+    }
+
+    /// `[key]`, or a slice: `[1:]` becomes `.__slice__(1,none,none)`.
+    fn subscript(&mut self) -> Result<(), String> {
+        let start = self.out.len();
+        let depth = self.open("[")?;
+        let mut deepest = depth;
+        let mut colons = 0;
+        let mut has_bound = false;
+        loop {
+            match self.peek()? {
+                Token::Sign(":") if colons < 2 => {
+                    if !has_bound {
+                        self.out.push_str("none");
+                    }
+                    self.skip_token()?;
+                    self.out.push(',');
+                    (colons, has_bound) = (colons + 1, false);
+                }
+                Token::Sign("]") => break,
+                _ if has_bound => return Err(self.unexpected("`]`")),
+                _ => {
+                    self.depth = depth;
+                    if colons == 0 {
+                        self.key("]")?
+                    } else {
+                        self.expression()?
+                    }
+                    deepest = deepest.max(self.depth);
+                    has_bound = true;
+                }
+            }
+        }
+        if colons == 0 {
+            return if has_bound { self.close("]", deepest) } else { Err("syntax error: empty subscript".to_owned()) };
+        }
+        if !has_bound {
+            self.out.push_str("none");
+        }
+        self.out.push_str(if colons == 1 { ",none" } else { "" });
+        self.out.replace_range(start..start + 1 + self.out[start..].find('[').unwrap_or(0), &format!(".{SLICE_METHOD}("));
+        self.skip_token()?;
+        self.out.push(')');
+        self.brackets -= 1;
+        self.nesting -= 1;
+        self.depth = self.depth.max(deepest);
+        Ok(())
+    }
+
+    /// `(a, b=c, *d, **e)`; `touched`: the function looks at all of each.
+    fn arguments(&mut self, touched: bool) -> Result<(), String> {
+        let depth = self.open("(")?;
+        let mut deepest = depth;
+        while self.peek()? != Token::Sign(")") {
+            self.depth = depth;
+            let is_spread = matches!(self.peek()?, Token::Sign("*" | "**"));
+            if is_spread {
+                self.take()?;
+            }
+            let start = self.out.len();
+            self.expression()?;
+            if is_spread || touched {
+                self.wrap(start, TOUCH);
+            } else if self.peek()? == Token::Sign("=") {
+                self.sign("=")?;
+                self.expression()?;
+            }
+            deepest = deepest.max(self.depth);
+            if self.peek()? != Token::Sign(",") {
+                break;
+            }
+            self.sign(",")?;
+        }
+        self.close(")", deepest)
+    }
+
+    /// Puts what was written since `start` into parentheses and through a filter.
+    fn wrap(&mut self, start: usize, filter: &str) {
+        self.out.insert(start, '(');
+        self.out.push_str(&format!(")|{filter}"));
+    }
+
+    /// Opens a bracket of the template; gives how deep its items are.
+    fn open(&mut self, bracket: &'static str) -> Result<usize, String> {
+        self.sign(bracket)?;
+        self.brackets += 1;
+        self.nest()?;
+        Ok(self.depth)
+    }
+
+    /// `deepest`: how deep the items went.
+    fn close(&mut self, bracket: &'static str, deepest: usize) -> Result<(), String> {
+        self.sign(bracket)?;
+        self.brackets -= 1;
+        self.nesting -= 1;
+        self.depth = self.depth.max(deepest);
+        Ok(())
+    }
+
+    fn nest(&mut self) -> Result<(), String> {
+        self.nesting += 1;
+        if self.nesting > MAX_NESTING {
+            Err(format!("more than {MAX_NESTING} nested brackets are not supported"))
+        } else {
+            Ok(())
+        }
     }
 
     fn open_block(&mut self) -> Result<(), String> {
@@ -199,87 +771,117 @@ impl<'s> Rewriter<'s> {
         if self.blocks > MAX_NESTING { Err(format!("more than {MAX_NESTING} nested blocks are not supported")) } else { Ok(()) }
     }
 
-    /// `out` ends with the content of a slice: `1:` becomes `.__slice__(1,none,none)`.
-    fn close_slice(&mut self, slice: &Open) {
-        let mut bounds = Vec::new();
-        let mut start = slice.start;
-        for end in slice.colons.iter().copied().chain([self.out.len()]) {
-            bounds.push(self.out[start..end].to_owned());
-            start = end + 1;
-        }
-        bounds.resize(3, String::new());
-        self.out.truncate(slice.start - 1);
-        let bounds: Vec<&str> = bounds.iter().map(|bound| if bound.trim().is_empty() { "none" } else { bound }).collect();
-        self.out.push_str(&format!(".{SLICE_METHOD}({})", bounds.join(",")));
-        self.at += 1;
+    fn name(&mut self) -> Result<(), String> {
+        if matches!(self.peek()?, Token::Name(_)) { self.take() } else { Err(self.unexpected("identifier")) }
     }
 
-    /// At a dot: `.items` becomes `.__attribute__('items')`, `.items(` stays.
-    fn attribute(&mut self) -> Result<(), String> {
-        let after_dot = &self.rest()[1..];
-        let spaces = after_dot.len() - after_dot.trim_start().len();
-        let name = identifier(&after_dot[spaces..]);
-        let call = after_dot[spaces + name.len()..].trim_start().strip_prefix('(').map(str::trim_start);
-        if name == "cycle" && call.is_some_and(|args| args.starts_with([')', '*'])) {
-            // minijinja 3.0.5 divides by the number of arguments.
-            return Err("cycle without arguments is not supported".to_owned());
+    fn keyword(&mut self, name: &str) -> Result<(), String> {
+        if self.peek()? == Token::Name(name) { self.take() } else { Err(self.unexpected(name)) }
+    }
+
+    fn sign(&mut self, sign: &str) -> Result<(), String> {
+        if self.peek()? == Token::Sign(sign) { self.take() } else { Err(self.unexpected(&format!("`{sign}`"))) }
+    }
+
+    fn unexpected(&mut self, expected: &str) -> String {
+        match self.peek() {
+            Ok(Token::End) if self.rest().is_empty() => format!("syntax error: unexpected end of input, expected {expected}"),
+            Ok(Token::End) => format!("syntax error: unexpected end of tag, expected {expected}"),
+            Ok(token) => {
+                let shown: String = token_text(token).chars().take(40).collect();
+                format!("syntax error: unexpected `{shown}`, expected {expected}")
+            }
+            Err(message) => message,
         }
-        if call.is_none() && DICT_METHODS.contains(&name) {
-            self.replace(1 + spaces + name.len(), &format!(".{ATTRIBUTE_METHOD}('{name}')"));
-        } else {
-            self.copy(1 + spaces + name.len());
+    }
+
+    /// Copies the next token.
+    fn take(&mut self) -> Result<(), String> {
+        let text = token_text(self.peek()?);
+        self.out.push_str(text);
+        self.skip_token()
+    }
+
+    /// Leaves the next token out.
+    fn skip_token(&mut self) -> Result<(), String> {
+        self.at += token_text(self.peek()?).len();
+        self.depth += 1;
+        if self.depth > MAX_TOKENS {
+            return Err(format!("an expression of more than {MAX_TOKENS} tokens is not supported"));
         }
         Ok(())
     }
 
-    /// At the name `raw`: up to the tag that ends it.
-    fn copy_raw_block(&mut self) {
-        let mut at = 0;
-        while let Some(found) = self.rest()[at..].find("{%") {
-            at += found;
-            let name = at + tag_name_offset(&self.rest()[at..]);
-            if identifier(&self.rest()[name..]) == "endraw" {
-                self.copy(name);
-                self.copy_past("%}");
-                return;
-            }
-            at += 2;
+    /// The next token; the space before it is copied.
+    fn peek(&mut self) -> Result<Token<'s>, String> {
+        self.skip_space();
+        let rest = self.rest();
+        let unsigned = rest.strip_prefix(['-', '+']).unwrap_or(rest);
+        if rest.is_empty() || (self.brackets == 0 && (unsigned.starts_with("%}") || unsigned.starts_with("}}"))) {
+            return Ok(Token::End);
         }
-        self.copy(self.rest().len());
+        let first = rest.chars().next().unwrap_or_default();
+        if matches!(first, '\'' | '"') {
+            return match string_len(rest, first as u8) {
+                Some(len) => Ok(Token::Text(&rest[..len])),
+                None => Err("syntax error: unexpected end of string".to_owned()),
+            };
+        }
+        if first.is_ascii_digit() {
+            // `a.0.1` are two subscripts.
+            let is_index = self.out.ends_with('.');
+            return Ok(Token::Number(&rest[..number_len(rest, !is_index)]));
+        }
+        let word = word(rest);
+        if !word.is_empty() {
+            return if word.len() <= MAX_NAME_BYTES {
+                Ok(Token::Name(word))
+            } else {
+                Err(format!("a name of more than {MAX_NAME_BYTES} bytes is not supported"))
+            };
+        }
+        match SIGNS.iter().find(|sign| rest.starts_with(**sign)) {
+            Some(sign) => Ok(Token::Sign(sign)),
+            None => Err(format!("syntax error: unexpected `{first}`")),
+        }
+    }
+
+    fn skip_space(&mut self) {
+        let len = self.rest().len() - self.rest().trim_start_matches(is_space).len();
+        // minijinja knows the ASCII ones only.
+        self.out.extend(self.rest()[..len].chars().map(|space| if space == '\n' { '\n' } else { ' ' }));
+        self.at += len;
     }
 
     fn rest(&self) -> &'s str {
         &self.source[self.at..]
     }
+}
 
-    fn copy(&mut self, len: usize) {
-        let end = self.at + len;
-        self.out.push_str(&self.source[self.at..end]);
-        self.at = end;
-    }
-
-    fn copy_past(&mut self, end: &str) {
-        let len = self.rest().find(end).map_or(self.rest().len(), |found| found + end.len());
-        self.copy(len);
-    }
-
-    fn replace(&mut self, len: usize, text: &str) {
-        self.out.push_str(text);
-        self.at += len;
+fn token_text(token: Token<'_>) -> &str {
+    match token {
+        Token::Name(text) | Token::Number(text) | Token::Text(text) | Token::Sign(text) => text,
+        Token::End => "",
     }
 }
 
-impl Open {
-    fn is_slice(&self) -> bool {
-        // Only a subscript holds a colon directly: a list's dicts have their own braces.
-        self.bracket == b'[' && !self.has_comma && matches!(self.colons.len(), 1 | 2)
-    }
+fn find_tag(text: &str) -> Option<usize> {
+    text.match_indices('{').map(|(at, _)| at).find(|at| matches!(text.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#')))
+}
+
+fn lines(text: &str) -> usize {
+    text.matches('\n').count()
+}
+
+/// Python's `\s`.
+fn is_space(letter: char) -> bool {
+    letter.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&letter)
 }
 
 /// Where the name starts in `{%- name`.
 fn tag_name_offset(tag: &str) -> usize {
     let inside = tag[2..].strip_prefix(['-', '+']).unwrap_or(&tag[2..]);
-    tag.len() - inside.trim_start().len()
+    tag.len() - inside.trim_start_matches(is_space).len()
 }
 
 /// The ASCII name or number at the start of `text`.
@@ -288,24 +890,51 @@ fn identifier(text: &str) -> &str {
     &text[..end.unwrap_or(text.len())]
 }
 
+/// The name at the start of `text`, in any script.
+fn word(text: &str) -> &str {
+    let end = text.char_indices().find(|(_, letter)| !letter.is_alphanumeric() && *letter != '_');
+    &text[..end.map_or(text.len(), |(at, _)| at)]
+}
+
+/// How many bytes the number at the start of `text` takes.
+fn number_len(text: &str, may_be_float: bool) -> usize {
+    let mut len = identifier(text).len();
+    let is_float = may_be_float && !text.starts_with("0x") && !text.starts_with("0X");
+    if is_float && text[len..].strip_prefix('.').is_some_and(|rest| rest.starts_with(|digit: char| digit.is_ascii_digit())) {
+        len += 1 + identifier(&text[len + 1..]).len();
+    }
+    if is_float && text[..len].ends_with(['e', 'E']) && text[len..].starts_with(['-', '+']) {
+        len += 1 + identifier(&text[len + 1..]).len();
+    }
+    len
+}
+
 /// How many bytes the string literal at the start of `text` takes, quotes included.
-fn string_len(text: &str, quote: u8) -> usize {
+fn string_len(text: &str, quote: u8) -> Option<usize> {
     let mut escaped = false;
     for (at, byte) in text.bytes().enumerate().skip(1) {
         match byte {
             _ if escaped => escaped = false,
             b'\\' => escaped = true,
-            _ if byte == quote => return at + 1,
+            _ if byte == quote => return Some(at + 1),
             _ => {}
         }
     }
-    text.len()
+    None
 }
 
-fn char_len(text: &str) -> usize {
-    text.chars().next().map_or(0, char::len_utf8)
-}
-
+/// The binary operators by precedence, the weakest first.
+const OPERATORS: [&[(&str, &str)]; 4] = [
+    &[("+", ADD), ("-", SUBTRACT)],
+    &[("~", CONCAT)],
+    &[("*", MULTIPLY), ("/", DIVIDE), ("//", DIVIDE_FLOOR), ("%", REMAINDER)],
+    &[("**", POWER)],
+];
+/// The longest first.
+const SIGNS: [&str; 25] = [
+    "**", "//", "==", "!=", "<=", ">=", "+", "-", "*", "/", "%", "~", "<", ">", "=", "|", ".", ",", ":", "(", ")", "[", "]", "{",
+    "}",
+];
 /// The methods of Python's dict.
 const DICT_METHODS: [&str; 11] =
     ["clear", "copy", "fromkeys", "get", "items", "keys", "pop", "popitem", "setdefault", "update", "values"];
@@ -316,6 +945,8 @@ const BLOCKS: [&str; 8] = ["if", "for", "macro", "call", "filter", "with", "gene
 const MAX_TOKENS: usize = 250;
 const MAX_BRANCHES: usize = 100;
 const MAX_NESTING: usize = 50;
+/// A name, and a literal that is looked up without being counted.
+const MAX_NAME_BYTES: usize = 256;
 
 #[cfg(test)]
 mod tests {
@@ -324,27 +955,38 @@ mod tests {
     #[test]
     fn only_what_differs_is_rewritten() {
         for (source, expected) in [
-            ("plain } text { %} {x", "plain } text { %} {x"),
+            ("plain } text { %} {x", "{{'plain } text { %} {x'}}"),
+            ("it's \\ a", "{{'it\\'s \\\\ a'}}"),
             ("{{ a[1:] }}", "{{ a.__slice__(1,none,none) }}"),
             ("{{ a[::-1][0] }}", "{{ a.__slice__(none,none,-1)[0] }}"),
             ("{{ a[b[1:2][0]:c(x, y)] }}", "{{ a.__slice__(b.__slice__(1,2,none)[0],c(x, y),none) }}"),
-            ("{{ [{'a': 1}, {'b': 2}] }}", "{{ [{'a': 1}, {'b': 2}] }}"),
-            ("{{ '[1:]' ~ \"\\\"[1:]\" }}", "{{ '[1:]' ~ \"\\\"[1:]\" }}"),
-            ("{# a[1:] #}{{ {'a': {'b': 1}} }}", "{# a[1:] #}{{ {'a': {'b': 1}} }}"),
-            ("{%- generation -%}x{%- endgeneration %}", "{%- with -%}x{%- endwith %}"),
-            ("{% raw %}{{ a[1:] }}{%- endraw -%}{{ a[:2] }}", "{% raw %}{{ a[1:] }}{%- endraw -%}{{ a.__slice__(none,2,none) }}"),
-            ("{{ d.items() }}{{ d.items }}", "{{ d.items() }}{{ d.__attribute__('items') }}"),
-            ("{% set ns.values = ns.values -%}", "{% set ns.values =__check_attribute__(( ns.__attribute__('values') ))-%}"),
-            ("{% set a, b = 1, 2 %}", "{% set a, b =__check__(( 1, 2 ))%}"),
-            ("{%- set a | trim -%}x{% endset %}", "{%- set a | trim |__check__-%}x{% endset %}"),
+            ("{{ [{'a': 1}, {b: 2}] }}", "{{ [{'a': 1}, {(b)|__key__: 2}] }}"),
+            ("{{ a['b'][c] }}", "{{ a['b'][(c)|__key__] }}"),
+            ("{{ '[1:]' ~ \"\\\"[1:]\" }}", "{{ '[1:]' |__concat__( \"\\\"[1:]\" )}}"),
+            ("{# a[1:] #}{{ {'a': {'b': 1}} }}", "{{ {'a': {'b': 1}} }}"),
+            ("{{ a + b * -c ** d|f(e - 1) }}", "{{ a |__add__( b |__multiply__( -c |__power__( d|f(e |__subtract__( 1)) )))}}"),
+            ("{{ not a == b and c < d <= e }}", "{{ not a |__compare__('==', b )and c |__compare__('<', d ,'<=', e )}}"),
+            (
+                "{{ a not in b if c is in [d] else e is not none }}",
+                "{{ a |__compare__('not in',  b )if c is in ([d] )else e is not none }}",
+            ),
+            (
+                "{{ f(*a, **b) }}{{ loop.changed(a, b) }}",
+                "{{ f(*(a)|__touch__, **(b)|__touch__) }}{{ loop.changed((a)|__touch__, (b)|__touch__) }}",
+            ),
+            ("{% for a, b in c, d if e recursive %}", "{% for a, b in( c, d )|__iterate__ if e recursive %}"),
+            ("{%- generation -%} x {%- endgeneration %}", "{% with %}{{'x'}}{% endwith %}"),
+            ("{% raw %}{{ a[1:] }}\n {%- endraw -%} {{ a[:2] }}", "{{'{{ a[1:] }}'}}{{\n a.__slice__(none,2,none) }}"),
+            ("{{ d.items() }}{{ d.items }}", "{{ d.items() }}{{ d.__attribute__('items')}}"),
+            ("{% set ns.values = ns.values -%}", "{% set ns.values =( ns.__attribute__('values'))|__check_attribute__%}"),
+            ("{% set a, b = 1, 2 %}", "{% set a, b =( 1, 2 )|__check__%}"),
+            ("{%- set a | trim -%}x{% endset %}", "{% set a | trim |__check__%}{{'x'}}{% endset %}"),
             ("{{ é[1:] }}", "{{ é.__slice__(1,none,none) }}"),
-            ("a\r\nb\rc", "a\nb\nc"),
-            ("{{ a[1:", "{{ a[1:"),
-            ("{%", "{%"),
-            ("{% raw", "{% raw"),
-            ("{{ 'a", "{{ 'a"),
-            ("{{ 'a\\", "{{ 'a\\"),
-            ("{#", "{#"),
+            ("a\r\nb\rc\n", "{{'a\nb\nc'}}"),
+            // White space as trim_blocks and lstrip_blocks have it.
+            ("a\n  {% if b %}\n  c\n  {%+ endif +%}\n", "{{'a\n'}}{% if b %}{{\n'  c\n  '}}{% endif %}"),
+            ("a  {% if b %} {{- c -}} \n {# d #}\n\n{% endif %}", "{{'a  '}}{% if b %}{{ c }}{{\n\n'\n'}}{% endif %}"),
+            ("{% if b %}\n  {{ c }}\n{% endif %}", "{% if b %}{{\n'  '}}{{ c }}{{'\n'}}{% endif %}"),
         ] {
             assert_eq!(rewrite(source).unwrap(), expected);
         }
@@ -359,6 +1001,21 @@ mod tests {
     fn endless_expressions_are_refused_with_their_line() {
         let error = rewrite(&format!("\n\n{{{{ 1{} }}}}", "+1".repeat(100_000))).unwrap_err();
         assert_eq!(error.line, 3);
+        for source in [
+            "{{ a[1:",
+            "{%",
+            "{% raw",
+            "{{ 'a",
+            "{{ 'a\\",
+            "{#",
+            "{{ }}",
+            "{{ a b }}",
+            "{% if %}",
+            "{{ a[] }}",
+            "{% set = 1 %}x{{ 1 + }}",
+        ] {
+            assert!(rewrite(source).unwrap_err().message.starts_with("syntax error: "), "{source}");
+        }
         let (chain, calls) = ("+1".repeat(150), "+f(a, b)".repeat(1000));
         for source in [format!("[1{chain}, 2]{chain}"), format!("[[1{chain}, 2], 3]{chain}"), format!("1{calls}")] {
             assert!(rewrite(&format!("{{{{ {source} }}}}")).is_err(), "{source}");

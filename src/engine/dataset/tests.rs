@@ -180,12 +180,38 @@ fn an_answer_that_is_not_behind_its_generation_prompt_is_an_error() {
 }
 
 #[test]
+fn a_greeting_is_learnt_behind_what_the_template_writes_before_it() {
+    let model = tiny_coder();
+    let messages =
+        r#"[{"role": "assistant", "content": "b"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "c"}]"#;
+    let adds_system = "{% for x in messages %}{% if loop.first and x.role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}<|im_start|>{{ x.role }}\n{{ x.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    for template in [None, Some(adds_system)] {
+        let mut chat = chat(messages);
+        chat.set_template(template).unwrap();
+        let mut dataset = Dataset::new();
+        dataset.add_chat(&chat);
+        let found = dataset.tokenized(&model, 1024, true, None).unwrap();
+        let learnt: Vec<String> = found
+            .examples
+            .iter()
+            .flat_map(|sample| sample.ids.iter().zip(&sample.targets).filter(|(_, target)| **target))
+            .map(|(id, _)| model.tokenizer().unwrap().decode(&[*id], false).unwrap())
+            .collect();
+        assert_eq!(learnt, ["b", "<|im_end|>", "c", "<|im_end|>"], "{template:?}");
+    }
+}
+
+#[test]
 fn what_the_template_refuses_is_named() {
-    let mut dataset = Dataset::new();
-    dataset.add_chat(&chat(r#"[{"role": "assistant", "content": "Hello."}]"#));
+    let greeting = r#"[{"role": "assistant", "content": "Hello."}]"#;
+    let (mut dataset, mut refused) = (Dataset::new(), chat(greeting));
+    refused.set_template(Some("{{ raise_exception('No.') }}")).unwrap();
+    dataset.add_chat(&refused);
     let error = dataset.tokenized(&tiny_coder(), 1024, true, None).map(|_| ()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Template);
-    assert!(error.message().starts_with("examples[0]: messages[0]: chat template, line 1: "), "{error}");
+    assert_eq!(error.message(), "examples[0]: messages[0]: chat template, line 1: No.");
+    let mut dataset = Dataset::new();
+    dataset.add_chat(&chat(greeting));
 
     let model = Model::load("tests/golden/decoders/qwen2_tied", &LoadOptions::default(), None).unwrap();
     let error = dataset.tokenized(&model, 1024, true, None).map(|_| ()).unwrap_err();

@@ -57,6 +57,12 @@ fn log_probability(logits: &[f32], best: f32, token: u32) -> f32 {
     (f64::from(logits[token as usize]) - log_sum_exp(logits, best)) as f32
 }
 
+/// # Errors
+/// As [`token_logprob`].
+pub(super) fn check_logits(logits: &[f32]) -> Result<()> {
+    best_of(logits).map(drop)
+}
+
 /// The highest logit.
 fn best_of(logits: &[f32]) -> Result<f32> {
     highest(logits).map_err(|found| Error::new(ErrorKind::Device, format!("logits: {found}")))

@@ -455,5 +455,7 @@ fn finite(name: &str, x: f64) -> Result<f64> {
     if x.is_finite() {
         return Ok(x);
     }
-    Err(Error::argument(format!("{name}: expected a finite number, found {x}: the learning rate may be too high")))
+    let message =
+        format!("{name}: expected a finite number, found {x}: weights are not finite, or the learning rate is too high");
+    Err(Error::new(ErrorKind::Device, message))
 }

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
 use std::path::Path;
 
+use super::super::text::stand_in;
 use super::metadata::{Kind, Metadata, Value, clip};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::Entry;
@@ -102,6 +103,10 @@ fn bad(subject: &str, message: &str) -> Error {
 fn check_version(reader: &mut Reader<'_>) -> Result<()> {
     let magic: [u8; 4] = reader.array("magic number")?;
     if &magic != b"GGUF" {
+        let rest: [u8; 60] = reader.array("magic number").unwrap_or([0; 60]);
+        if let Some(found) = stand_in(&[&magic[..], &rest].concat()) {
+            return Err(bad("magic number", &format!("expected a GGUF file, found {found}")));
+        }
         return Err(bad("magic number", &format!("expected \"GGUF\", found \"{}\"", magic.escape_ascii())));
     }
     match reader.u32("version")? {

@@ -32,6 +32,9 @@ const MAX_TOKENS: usize = 1 << 22;
 /// The same of merges.
 const MAX_MERGES: usize = 1 << 23;
 
+/// What is built here writes bytes by two, or spaces by three and what a charsmap of SentencePiece makes of a character.
+const BUILT_GROWTH: usize = 99;
+
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
 const TOKENS: &str = "tokenizer.ggml.tokens";
@@ -170,10 +173,12 @@ impl<'m> GgufVocabulary<'m> {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub fn tokenizer(&self) -> Result<Tokenizer> {
+    ///
+    /// How many times longer it makes a text at most comes along.
+    pub fn tokenizer(&self) -> Result<(Tokenizer, usize)> {
         match self.json {
             Some(json) => parse_tokenizer(json).map_err(|e| self.metadata.invalid(HUGGINGFACE, e.message()).with_source(e)),
-            None => self.build(true),
+            None => Ok((self.build(true)?, BUILT_GROWTH)),
         }
     }
 

@@ -22,6 +22,9 @@ use crate::ops::{Backend, Format, Matrix};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
+/// What PEFT puts into the names of a module that it saves whole: of what is trained, and of what was there before.
+const SAVED: &str = ".modules_to_save.";
+const ORIGINAL: &str = ".original_module.";
 /// What PEFT puts in front of every name.
 const PREFIX: &str = "base_model.model.";
 /// What transformers calls modules that checkpoints store under another name (LFM3).
@@ -221,6 +224,12 @@ impl<'a> Reader<'a> {
         let no_place = || Error::format(format!("{TENSORS}: {name}: a tensor that the model has no place for"));
         let inner = name.strip_prefix(PREFIX).unwrap_or(name);
         let inner = inner.strip_suffix(".weight").filter(|rest| rest.ends_with(".lora_magnitude_vector")).unwrap_or(inner);
+        // Saved with `save_embedding_layers`, a module stands there as it was before, as it is now, and as it is in the model.
+        if inner.contains(ORIGINAL) {
+            return Ok(());
+        }
+        let saved = inner.replace(SAVED, ".");
+        let (is_saved, inner) = (saved != inner, saved.as_str());
         if inner.contains(".lora_embedding_") {
             return Err(Error::unsupported(format!("{TENSORS}: {name}: LoRA on the embedding is not supported")));
         }
@@ -238,6 +247,11 @@ impl<'a> Reader<'a> {
             None => paths.get(path).copied(),
         };
         let Some(found) = found else {
+            if self.config.modules_to_save.iter().any(|name| ends_with_name(path, name)) {
+                return Err(Error::unsupported(format!(
+                    "{CONFIG}: modules_to_save: {path} is not supported: only the embedding and the output matrix can be replaced"
+                )));
+            }
             let bare = path.strip_prefix(self.prefix).unwrap_or(path);
             // A part of the model that this library has no use for, such as BERT's pooler.
             if self.network.config().names.unused.iter().any(|unused| format!("{bare}.").starts_with(unused)) {
@@ -246,8 +260,17 @@ impl<'a> Reader<'a> {
             }
             return Err(no_place());
         };
-        match field(&mut self.stored[found]).replace(name.to_string()) {
-            None => Ok(()),
+        let field = field(&mut self.stored[found]);
+        match field.take() {
+            // The same values under both names.
+            Some(other) if is_saved || other.contains(SAVED) => {
+                *field = Some(if is_saved { name.to_string() } else { other });
+                Ok(())
+            }
+            None => {
+                *field = Some(name.to_string());
+                Ok(())
+            }
             Some(other) => Err(Error::format(format!("{TENSORS}: {name}: the same tensor as {other}"))),
         }
     }
@@ -257,9 +280,12 @@ impl<'a> Reader<'a> {
         let paths: Vec<String> = (0..self.modules.len()).map(|i| self.path(i)).collect();
         let known = || paths.iter().chain(ignored);
         if let Targets::Names(names) = &self.config.targets
-            && let Some(name) = names.iter().find(|name| !known().any(|path| ends_with_name(path, name)))
+            && !names.is_empty()
+            // As PEFT: a list for several architectures may name what this one lacks, as long as it names something.
+            && !names.iter().any(|name| known().any(|path| ends_with_name(path, name)))
         {
-            return Err(Error::format(format!("{CONFIG}: target_modules: {name:?}: the model has no such module")));
+            let names = names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+            return Err(Error::format(format!("{CONFIG}: target_modules: {names}: the model has no such module")));
         }
         for name in &self.config.modules_to_save {
             if ignored.iter().any(|path| ends_with_name(path, name)) {

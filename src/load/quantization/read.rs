@@ -13,7 +13,7 @@ use super::super::safetensors::Checkpoint;
 use super::Quantization;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Entry, TensorSource};
-use crate::ops::Format;
+use crate::ops::{self, Format};
 
 /// A checkpoint with quantised matrices as a source of those that the library knows.
 pub struct Dequantized<'a> {
@@ -156,13 +156,15 @@ impl<'a> Dequantized<'a> {
             self.checkpoint.read(&format!("{}{field}", matrix.module), (rows.start * bytes) as u64, &mut stored)?;
         }
         let row_bytes = into.len() / rows.len().max(1);
-        let made = into.par_chunks_mut((row_bytes * ROWS_AT_ONCE).max(1)).enumerate().try_for_each(|(i, out)| {
+        let write = |(i, out): (usize, &mut [u8])| {
             let stored = match stored_row {
                 Some((_, bytes)) => &stored[i * ROWS_AT_ONCE * bytes..],
                 None => &loaded.codes,
             };
             matrix.write(loaded, rows.start + i * ROWS_AT_ONCE, stored, out)
-        });
+        };
+        let chunk = (row_bytes * ROWS_AT_ONCE).max(1);
+        let made = ops::install(|| into.par_chunks_mut(chunk).enumerate().try_for_each(write));
         made.map_err(|message| Error::format(format!("{name}: {message}")))
     }
 }

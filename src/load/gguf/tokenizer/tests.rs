@@ -13,7 +13,7 @@ fn metadata(file: &Build) -> Metadata {
 
 fn build(file: &Build) -> Result<Tokenizer> {
     let metadata = metadata(file);
-    GgufVocabulary::read(&metadata)?.expect("a tokenizer").tokenizer()
+    GgufVocabulary::read(&metadata)?.expect("a tokenizer").tokenizer().map(|(tokenizer, _)| tokenizer)
 }
 
 fn refused(file: &Build, kind: ErrorKind, message: &str) {
@@ -523,7 +523,7 @@ fn templates_ends_and_special_tokens_stand_in_the_configuration() {
     let named = json!([{ "name": "tool_use", "template": "{{ b }}" }, { "name": "default", "template": "{{ a }}" }]);
     assert_eq!(config["chat_template"], named);
     let metadata = metadata(&byte_level("qwen2", &more, &[]));
-    let tokenizer = GgufVocabulary::read(&metadata).unwrap().unwrap().tokenizer().unwrap();
+    let (tokenizer, _) = GgufVocabulary::read(&metadata).unwrap().unwrap().tokenizer().unwrap();
     assert_eq!(tokenizer.id_to_token(261).unwrap(), "[EMPTY_261]");
 }
 

@@ -10,7 +10,10 @@ use tokenizers::{NormalizerWrapper, Tokenizer};
 
 use super::{CHARSMAP, GgufVocabulary, TOKENS, UNKNOWN};
 use crate::error::Result;
-use crate::load::tokenizer_json::check_charsmap;
+use crate::load::tokenizer_json::{MAX_PIECE, check_charsmap};
+
+/// SentencePiece's own makes eleven bytes of one.
+const MAX_LONGER: usize = 33;
 
 impl GgufVocabulary<'_> {
     /// `t5`. Flags that a file lacks are those that SentencePiece trains with.
@@ -20,6 +23,12 @@ impl GgufVocabulary<'_> {
         let unknown = self.unknown().ok_or_else(|| self.metadata.expected(UNKNOWN, "an id, or a token of type 2"))?;
         let mut pieces = Vec::new();
         pieces.try_reserve_exact(scores.len()).map_err(|e| self.no_memory(TOKENS, scores.len(), e))?;
+        // See `MAX_PIECE`.
+        if let Some(long) = (0..self.len()).map(|id| self.token(id).len()).find(|len| *len > MAX_PIECE) {
+            return Err(self
+                .metadata
+                .invalid(TOKENS, &format!("expected pieces of up to {MAX_PIECE} bytes, found one of {long}")));
+        }
         pieces.extend((0..self.len()).zip(scores).map(|(id, score)| (self.token(id).into_owned(), f64::from(score))));
         let model = Unigram::from(pieces, Some(unknown as usize), false).map_err(|e| self.failed(TOKENS, e))?;
         let mut tokenizer = Tokenizer::new(model);
@@ -47,7 +56,12 @@ impl GgufVocabulary<'_> {
 
     fn charsmap(&self) -> Result<Option<Precompiled>> {
         let Some(bytes) = self.metadata.bytes(CHARSMAP)?.filter(|bytes| !bytes.is_empty()) else { return Ok(None) };
-        check_charsmap(bytes).map_err(|expected| self.metadata.invalid(CHARSMAP, &format!("expected {expected}")))?;
+        let longer =
+            check_charsmap(bytes).map_err(|expected| self.metadata.invalid(CHARSMAP, &format!("expected {expected}")))?;
+        if longer > MAX_LONGER {
+            let message = format!("expected texts up to {MAX_LONGER} times longer than what they replace, found {longer} times");
+            return Err(self.metadata.invalid(CHARSMAP, &message));
+        }
         let map = Precompiled::from(bytes).map_err(|e| self.metadata.invalid(CHARSMAP, &e.to_string()).with_source(e))?;
         Ok(Some(map))
     }

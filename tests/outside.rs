@@ -1,0 +1,146 @@
+//! What a host, a file system or a model's numbers do around the library: it answers with an error and goes on.
+
+#![cfg(unix)]
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use common::{load, shipped};
+use metal_candle::{
+    Device, DeviceKind, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Session,
+    TrainOptions,
+};
+
+/// A copy of a shipped model with one weight that is no number.
+fn spoiled(name: &str) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(shipped(name)).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), directory.path().join(entry.file_name())).unwrap();
+        } else {
+            let below = directory.path().join(entry.file_name());
+            std::fs::create_dir(&below).unwrap();
+            for file in std::fs::read_dir(entry.path()).unwrap() {
+                let file = file.unwrap();
+                std::fs::copy(file.path(), below.join(file.file_name())).unwrap();
+            }
+        }
+    }
+    let path = directory.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    // A norm: every token meets it.
+    let (_, norm) = json.as_object().unwrap().iter().find(|(name, _)| name.to_lowercase().contains("norm")).unwrap();
+    let (start, wide) = (norm["data_offsets"][0].as_u64().unwrap() as usize, norm["dtype"] == "F32");
+    let at = 8 + header + start;
+    if wide {
+        bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    } else {
+        bytes[at..at + 2].copy_from_slice(&[0xff, 0x7f]);
+    }
+    std::fs::write(&path, bytes).unwrap();
+    directory
+}
+
+fn cpu(path: &Path) -> Model {
+    let device = Some(Device::new(DeviceKind::Cpu, 0).unwrap());
+    Model::load(path, &LoadOptions { device, ..LoadOptions::default() }, None).unwrap()
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_one_status_everywhere() {
+    let directory = spoiled("tiny-coder");
+    let model = cpu(directory.path());
+    let mut session = Session::new(&model, 0).unwrap();
+    session.append_tokens(&[5, 6], None).unwrap();
+    let logits = session.logits().map(<[f32]>::to_vec).unwrap_err();
+    let generated = model.generate("a", &GenerateOptions::default(), None, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    let mut trainer = LoraTrainer::new(&model, &LoraConfig::default(), &TrainOptions::default()).unwrap();
+    let trained = trainer.train_step(&[1, 2, 3, 4], None, &[0, 4]).unwrap_err();
+    let embedder = spoiled("tiny-embed");
+    let embedded = cpu(embedder.path()).embed(&["a"], &EmbedOptions::default(), None).unwrap_err();
+    for (error, what) in [(logits, "logits"), (generated, "generate"), (trained, "train"), (embedded, "embed")] {
+        assert_eq!(error.kind(), ErrorKind::Device, "{what}: {error}");
+    }
+}
+
+#[test]
+fn every_call_fits_a_stack_of_512_kib() {
+    let calls = || {
+        let model = load(shipped("tiny-coder"));
+        let schema = r#"{"type": "object", "properties": {"a": {"enum": [1, "x"]}, "b": {"type": "string"}}, "required": ["a"]}"#;
+        let options = GenerateOptions { max_tokens: 8, json_schema: Some(schema.to_owned()), ..GenerateOptions::default() };
+        model.generate("What?", &options, None, &mut |_| ControlFlow::Continue(())).unwrap();
+        let mut trainer = LoraTrainer::new(&model, &LoraConfig::default(), &TrainOptions::default()).unwrap();
+        trainer.train_step(&[1, 2, 3, 4, 5, 6], None, &[0, 3, 6]).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        trainer.adapter().unwrap().save(directory.path()).unwrap();
+        Lora::load(&model, directory.path()).unwrap();
+        let mut session = Session::new(&model, 0).unwrap();
+        session.append("hello the world", None).unwrap();
+        let path = directory.path().join("session");
+        session.save(&path).unwrap();
+        Session::load(&model, &path).unwrap();
+        load(shipped("tiny-embed")).embed(&["hello", "the world", ""], &EmbedOptions::default(), None).unwrap();
+    };
+    std::thread::Builder::new().stack_size(512 << 10).spawn(calls).unwrap().join().unwrap();
+}
+
+#[test]
+fn a_session_is_saved_behind_a_link_and_into_files_alone() {
+    let model = load(shipped("tiny-coder"));
+    let mut session = Session::new(&model, 0).unwrap();
+    session.append_tokens(&[5], None).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    std::fs::write(path("target"), "old").unwrap();
+    symlink("target", path("link")).unwrap();
+    symlink("new", path("dangling")).unwrap();
+    symlink("round", path("round")).unwrap();
+    std::fs::create_dir(path("directory")).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(path("fifo")).status().unwrap().success());
+    for (name, target) in [("link", "target"), ("dangling", "new")] {
+        session.save(path(name)).unwrap();
+        assert!(std::fs::symlink_metadata(path(name)).unwrap().is_symlink(), "{name}");
+        assert!(std::fs::read(path(target)).unwrap().starts_with(b"MCSESS"), "{target}");
+    }
+    for name in ["fifo", "directory", "round"] {
+        let error = session.save(path(name)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{name}: {error}");
+    }
+    let trainer = LoraTrainer::new(&model, &LoraConfig::default(), &TrainOptions::default()).unwrap();
+    assert_eq!(trainer.adapter().unwrap().save("").unwrap_err().kind(), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn what_stands_in_place_of_weights_is_named() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/decoders/llama_plain");
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+    for (files, message) in [
+        (vec![("model.safetensors", pointer)], "Git LFS pointer"),
+        (vec![("model.safetensors", "<!doctype html><html>Not found</html>")], "HTML"),
+        (vec![("model.safetensors", "Entry not found")], "the file is a text"),
+        (vec![("pytorch_model.bin", "x")], "pytorch_model.bin"),
+        (vec![("model-00001-of-00002.safetensors", "x")], "without model.safetensors.index.json"),
+        (vec![], "no weights"),
+        (vec![("model.safetensors", pointer), ("config.json", pointer)], "config.json: expected JSON, found a Git LFS pointer"),
+        (vec![("model.safetensors", pointer), ("tokenizer.json", pointer)], "Git LFS pointer"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::copy(golden.join("config.json"), directory.path().join("config.json")).unwrap();
+        for (name, text) in &files {
+            std::fs::write(directory.path().join(name), text).unwrap();
+        }
+        let error = Model::load(directory.path(), &LoadOptions::default(), None).err().unwrap();
+        assert!(error.message().contains(message), "{files:?}: {error}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("model.gguf"), pointer).unwrap();
+    let error = Model::load(directory.path().join("model.gguf"), &LoadOptions::default(), None).err().unwrap();
+    assert!(error.message().contains("Git LFS pointer"), "{error}");
+}
