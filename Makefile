@@ -70,6 +70,7 @@ test:
 .PHONY: test-c test-swift
 test-c:
 	tests/c/run.sh
+	tests/cpp/run.sh
 	tests/c/install.sh
 
 test-swift: library
@@ -95,7 +96,7 @@ FILL = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@VERSION@|$(VERSION)|g' -e 's|@LIB@
 
 install: library
 	install -d "$(INCLUDE_DIR)" "$(LIB_DIR)/pkgconfig" "$(LIB_DIR)/cmake/metal-candle" "$(LICENSE_DIR)"
-	install -m 644 include/metal_candle.h "$(INCLUDE_DIR)"
+	install -m 644 include/metal_candle.h include/metal_candle.hpp "$(INCLUDE_DIR)"
 	install -m 755 $(OUT)/$(LIB) "$(LIB_DIR)/$(REAL)"
 	ln -sf $(REAL) "$(LIB_DIR)/$(SONAME)"
 	ln -sf $(SONAME) "$(LIB_DIR)/$(LIB)"
@@ -108,7 +109,7 @@ install: library
 	done
 
 uninstall:
-	rm -f "$(INCLUDE_DIR)/metal_candle.h" "$(LIB_DIR)/$(LIB)" "$(LIB_DIR)/$(SONAME)" "$(LIB_DIR)/$(REAL)" \
+	rm -f "$(INCLUDE_DIR)/metal_candle.h" "$(INCLUDE_DIR)/metal_candle.hpp" "$(LIB_DIR)/$(LIB)" "$(LIB_DIR)/$(SONAME)" "$(LIB_DIR)/$(REAL)" \
 		"$(LIB_DIR)/libmetal_candle.a" "$(LIB_DIR)/pkgconfig/metal-candle.pc"
 	rm -rf "$(LIB_DIR)/cmake/metal-candle" "$(LICENSE_DIR)"
 

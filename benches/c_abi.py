@@ -31,6 +31,7 @@ FUNCTIONS = {
     "mc_model_options_set_device": (None, [c_void_p, c_void_p]),
     "mc_model_options_set_dtype": (None, [c_void_p, c_int32]),
     "mc_model_options_set_exact": (None, [c_void_p, c_bool]),
+    "mc_model_options_set_quantization": (None, [c_void_p, c_char_p]),
     "mc_model_options_free": (None, [c_void_p]),
     "mc_model_load": (c_int32, [c_char_p, c_void_p, handle_p, handle_p]),
     "mc_model_vocab_size": (c_size_t, [c_void_p]),
@@ -137,7 +138,7 @@ class Record(ctypes.Structure):
 
 
 class Model:
-    def __init__(self, library, path, dtype="F32", device="cpu", exact=False):
+    def __init__(self, library, path, dtype="F32", device="cpu", exact=False, quantization=None):
         self.library, self.handle = library, c_void_p()
         computing, options = c_void_p(), library.model_options_new()
         library.device_new(DEVICES[device], 0, byref(computing))
@@ -145,6 +146,8 @@ class Model:
         library.model_options_set_dtype(options, DTYPES[dtype])
         if exact:
             library.model_options_set_exact(options, exact)
+        if quantization:
+            library.model_options_set_quantization(options, quantization.encode())
         library.model_load(os.fsencode(path), options, byref(self.handle))
         library.model_options_free(options)
         library.device_free(computing)

@@ -16,6 +16,8 @@ BATCHES = (1, 4, 8, 16, 32, 64)  # texts
 class Embedder(Peer):
     """What it adds: `encode(texts)` and, where one text has a way of its own, `encode_one(text)`."""
 
+    least_cosine = None  # of vectors to the reference's; None: they are the same but for the order of sums
+
     def encode_one(self, text):
         return self.encode([text])
 
@@ -35,18 +37,26 @@ class Embedder(Peer):
 
 
 class MetalCandle(Embedder):
+    quantization = None
+
     def __init__(self, library, host, directory, threads):
         import c_abi
 
         self.bytes_before = peak_bytes()
         self.library = c_abi.Library(library, host)
         self.version = self.library.version_string().decode()
-        self.model = c_abi.Model(self.library, directory)
+        self.model = c_abi.Model(self.library, directory, quantization=self.quantization)
         self.encode, self.encode_one = self.model.embed_batch, self.model.embed
 
     def close(self):
         self.model.free()
         self.library.expect_no_live_objects()
+
+
+class MetalCandleQ8(MetalCandle):
+    """Weights of 8 bits, activations of two bytes: what vectors turn by is the rounding of weights."""
+
+    quantization, least_cosine = "q8_0", 0.9995
 
 
 class SentenceTransformers(Embedder):
@@ -112,6 +122,8 @@ class Padded(Embedder):
 
 
 class OnnxRuntime(Padded):
+    choice = ("exported", "fused")  # of graphs
+
     def __init__(self, directory, threads, graphs):
         import onnxruntime
 
@@ -123,7 +135,7 @@ class OnnxRuntime(Padded):
         self.options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 
     def settings(self, method):
-        return [(graph, batch) for graph in self.graphs for batch in (BATCHES if method == "embed" else BATCHES[:1])]
+        return [(graph, batch) for graph in self.choice for batch in (BATCHES if method == "embed" else BATCHES[:1])]
 
     def use(self, setting):
         name, self.batch = setting
@@ -143,8 +155,15 @@ class OnnxRuntime32(OnnxRuntime):
         return [("exported", 32 if method == "embed" else 1)]
 
 
+class OnnxRuntimeInt8(OnnxRuntime):
+    """Its dynamic quantisation: weights and activations of 8 bits, a scale for each row of weights."""
+
+    choice, least_cosine = ("int8",), 0.95
+
+
 class OpenVino(Padded):
     HINTS = ("LATENCY", "THROUGHPUT")  # one request on all threads, or one a thread
+    precision = "f32"  # its own choice is BF16 where the processor has it
 
     def __init__(self, directory, threads, graphs):
         import openvino
@@ -169,7 +188,7 @@ class OpenVino(Padded):
             "PERFORMANCE_HINT": hint,
             "NUM_STREAMS": 1 if hint == "LATENCY" else self.threads,
             "INFERENCE_NUM_THREADS": self.threads,
-            "INFERENCE_PRECISION_HINT": "f32",  # its own choice is BF16 where the processor has it
+            "INFERENCE_PRECISION_HINT": self.precision,
         }
         self.model = self.core.compile_model(self.graph, "CPU", config)
         self.dim = self.model.output(0).partial_shape[1].get_length()
@@ -188,12 +207,19 @@ class OpenVino(Padded):
         return self.model(feed)[0]
 
 
+class OpenVinoBf16(OpenVino):
+    precision, least_cosine = "bf16", 0.99
+
+
 EMBEDDERS = {
     "metal-candle": MetalCandle,
+    "metal-candle q8_0": MetalCandleQ8,
     "onnxruntime": OnnxRuntime,
     "onnxruntime-32": OnnxRuntime32,
     "sentence-transformers": SentenceTransformers,
+    "onnxruntime int8": OnnxRuntimeInt8,
     "openvino": OpenVino,
+    "openvino bf16": OpenVinoBf16,
 }
 
 

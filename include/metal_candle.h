@@ -1088,6 +1088,35 @@ void mc_model_free(mc_model *MC_NULLABLE model);
 const char *MC_NONNULL mc_model_architecture(const mc_model *MC_NONNULL model);
 
 /**
+ * The tokens that end an answer, as the model's files name them.
+ *
+ * @param model  the model.
+ * @param out    receives their ids, the usual one first, none if no file names one; free it with mc_tokens_free().
+ * @param err    NULL, or receives the error.
+ * @return MC_OK.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_model_eos_tokens(const mc_model *MC_NONNULL model,
+                              mc_tokens *MC_NULLABLE *MC_NONNULL out,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The architectures that this build knows, decoders and encoders.
+ *
+ * @param out  receives a JSON array of texts in alphabetical order, as `model_type` of config.json has them; free it with
+ *             mc_string_free().
+ * @param err  NULL, or receives the error.
+ * @return MC_OK.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_architectures_json(mc_string *MC_NULLABLE *MC_NONNULL out,
+                                mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
  * The longest context of a session, in tokens.
  *
  * @param model  the model.
@@ -1175,6 +1204,13 @@ mc_status mc_model_config_json(const mc_model *MC_NONNULL model,
  * @defgroup mc_tokenizer Text to token ids and back
  * @{
  */
+
+/**
+ * Token ids to text as they come, as an answer's events show it: whole characters, and without special tokens. Mutable.
+ *
+ * Threads: any; exclusive: a second call meanwhile is MC_ERROR_BUSY.
+ */
+typedef struct mc_text_stream mc_text_stream;
 
 /**
  * A tokenizer. Immutable.
@@ -1274,6 +1310,39 @@ mc_status mc_tokenizer_token_id(const mc_tokenizer *MC_NONNULL tokenizer,
                                 mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
+ * Whether a token is special: markup such as "<|im_end|>", which is not part of a text.
+ *
+ * @param tokenizer  the tokenizer.
+ * @param token      an id.
+ * @return false for an id outside the vocabulary.
+ *
+ * Threads: any.
+ */
+bool mc_tokenizer_is_special(const mc_tokenizer *MC_NONNULL tokenizer, uint32_t token);
+
+/**
+ * The bytes that a token adds to a text in its middle: UTF-8, or a part of a character. A special token adds none.
+ *
+ * @param tokenizer  the tokenizer.
+ * @param token      an id.
+ * @param out        receives the first `out_len` bytes, without a NUL behind them.
+ * @param out_len    how many fit.
+ * @param len        receives how many there are, which may be more.
+ * @param err        NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an id outside the vocabulary; MC_ERROR_UNSUPPORTED for a tokenizer by which a
+ *         token's bytes depend on its neighbours.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_tokenizer_token_bytes(const mc_tokenizer *MC_NONNULL tokenizer,
+                                   uint32_t token,
+                                   uint8_t *MC_NONNULL out,
+                                   size_t out_len,
+                                   size_t *MC_NONNULL len,
+                                   mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
  * How many tokens the vocabulary has, added ones counted. A network may know more ids: mc_model_vocab_size().
  *
  * @param tokenizer  the tokenizer.
@@ -1290,6 +1359,62 @@ size_t mc_tokenizer_vocab_size(const mc_tokenizer *MC_NONNULL tokenizer);
  * Threads: any.
  */
 void mc_tokenizer_free(mc_tokenizer *MC_NULLABLE tokenizer);
+
+/**
+ * Makes a stream at its beginning.
+ *
+ * @param tokenizer  the tokenizer; the stream keeps it alive.
+ * @param out        receives one reference; free it with mc_text_stream_free().
+ * @param err        NULL, or receives the error.
+ * @return MC_OK.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_text_stream_new(const mc_tokenizer *MC_NONNULL tokenizer,
+                             mc_text_stream *MC_NULLABLE *MC_NONNULL out,
+                             mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Adds a token.
+ *
+ * @param stream  the stream.
+ * @param token   an id; one without a token has no text.
+ * @param out     receives the text that became certain, which may be ""; free it with mc_string_free().
+ * @param err     NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a token that the tokenizer refuses; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any, exclusive.
+ */
+MC_NODISCARD
+mc_status mc_text_stream_push(mc_text_stream *MC_NONNULL stream,
+                              uint32_t token,
+                              mc_string *MC_NULLABLE *MC_NONNULL out,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * What was held back, because more might have joined it. The stream is then at its beginning, for another text.
+ *
+ * @param stream  the stream.
+ * @param out     receives the text, which may be ""; free it with mc_string_free(). Bytes that are no whole character are dropped.
+ * @param err     NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any, exclusive.
+ */
+MC_NODISCARD
+mc_status mc_text_stream_finish(mc_text_stream *MC_NONNULL stream,
+                                mc_string *MC_NULLABLE *MC_NONNULL out,
+                                mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Frees a stream.
+ *
+ * @param stream  the stream, or NULL.
+ *
+ * Threads: any.
+ */
+void mc_text_stream_free(mc_text_stream *MC_NULLABLE stream);
 
 /** @} */
 
@@ -2357,6 +2482,40 @@ MC_NODISCARD
 mc_status mc_session_logits(const mc_session *MC_NONNULL session,
                             float *MC_NONNULL out,
                             size_t out_len,
+                            mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The most probable next tokens, by the model's own distribution, whatever the sampling. Evaluates the last token if nothing did yet.
+ *
+ * @param session       the session; not empty.
+ * @param count         how many; 1 to mc_model_vocab_size().
+ * @param out_tokens    receives `count` ids, the most probable first, and of equals the lower id.
+ * @param out_logprobs  receives `count` natural logarithms of their probabilities, at most 0.
+ * @param err           NULL, or receives the error.
+ * @return as mc_session_logits(); MC_ERROR_INVALID_ARGUMENT also for another `count`; MC_ERROR_OUT_OF_MEMORY.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_session_top_logprobs(const mc_session *MC_NONNULL session,
+                                  size_t count,
+                                  uint32_t *MC_NONNULL out_tokens,
+                                  float *MC_NONNULL out_logprobs,
+                                  mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The tokens that the session holds.
+ *
+ * @param session  the session.
+ * @param out      receives their ids; free it with mc_tokens_free().
+ * @param err      NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_session_tokens(const mc_session *MC_NONNULL session,
+                            mc_tokens *MC_NULLABLE *MC_NONNULL out,
                             mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
@@ -3439,6 +3598,25 @@ mc_status mc_lora_train(mc_lora_trainer *MC_NONNULL trainer,
  * Threads: any.
  */
 uint64_t mc_lora_trainer_step_count(const mc_lora_trainer *MC_NONNULL trainer);
+
+/**
+ * What the last step of the optimizer did: whether mc_lora_train_step() made one shows in `step`.
+ *
+ * @param trainer        the trainer.
+ * @param step           receives its number, from 1; 0 if there was none yet, the other two are then 0 as well.
+ * @param learning_rate  receives its learning rate.
+ * @param grad_norm      receives the length of the gradient of all weights together, before it was cut.
+ * @param err            NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_lora_trainer_last_update(const mc_lora_trainer *MC_NONNULL trainer,
+                                      uint64_t *MC_NONNULL step,
+                                      float *MC_NONNULL learning_rate,
+                                      float *MC_NONNULL grad_norm,
+                                      mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
  * The adapter as it is now: an immutable copy, to attach to sessions of the model or to save with mc_lora_save(), while training goes on.

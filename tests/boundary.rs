@@ -115,7 +115,7 @@ macro_rules! functions {
 fn table() -> Vec<Function> {
     use Parameter::*;
     use Returns::*;
-    use Type::{Cancel, Chat, Dataset, Device, EmbedOptions, Error, GenerateOptions, Generation, Lora, LoraConfig, LoraTrainer, Model, ModelOptions, Session, String, Tokenizer, Tokens, TrainOptions};
+    use Type::{Cancel, Chat, Dataset, Device, EmbedOptions, Error, GenerateOptions, Generation, Lora, LoraConfig, LoraTrainer, Model, ModelOptions, Session, String, TextStream, Tokenizer, Tokens, TrainOptions};
     const TEN: Parameter = Word(10);
     const YES: Parameter = Word(1);
     /// Of the model's vectors.
@@ -131,6 +131,7 @@ fn table() -> Vec<Function> {
         mc_version_string() Empty;
         mc_abi_version() Zero;
         mc_has_feature(Text(c"hub")) Zero;
+        mc_architectures_json(Out(String), Err) Status;
         mc_live_objects() Zero;
         mc_trim_memory(Word(0), Err) Status;
         mc_log_set(Callback(ignore_message as *const () as usize), Callback(8), Callback(ignore_data as *const () as usize), Word(0), Err) Status;
@@ -183,6 +184,7 @@ fn table() -> Vec<Function> {
         mc_model_retain(Handle(Model)) Nothing;
         mc_model_free(Freed(Model)) Nothing;
         mc_model_architecture(Handle(Model)) Empty;
+        mc_model_eos_tokens(Handle(Model), Out(Tokens), Err) Status;
         mc_model_context_length(Handle(Model)) Zero;
         mc_model_vocab_size(Handle(Model)) Zero;
         mc_model_hidden_size(Handle(Model)) Zero;
@@ -197,8 +199,14 @@ fn table() -> Vec<Function> {
         mc_tokenizer_encode(Handle(Tokenizer), MaybeText(c"fn main() {"), TEN, YES, Out(Tokens), Err) Status;
         mc_tokenizer_decode(Handle(Tokenizer), MaybeTokens(&[1]), YES, YES, Out(String), Err) Status;
         mc_tokenizer_token_id(Handle(Tokenizer), Text(c"<|im_end|>"), Number, Err) Status;
+        mc_tokenizer_is_special(Handle(Tokenizer), Word(1)) Zero;
+        mc_tokenizer_token_bytes(Handle(Tokenizer), TEN, Floats, Word(16), Number, Err) Status;
         mc_tokenizer_vocab_size(Handle(Tokenizer)) Zero;
         mc_tokenizer_free(Freed(Tokenizer)) Nothing;
+        mc_text_stream_new(Handle(Tokenizer), Out(TextStream), Err) Status;
+        mc_text_stream_push(Handle(TextStream), TEN, Out(String), Err) Status;
+        mc_text_stream_finish(Handle(TextStream), Out(String), Err) Status;
+        mc_text_stream_free(Freed(TextStream)) Nothing;
 
         mc_chat_new() New(Chat);
         mc_chat_from_json(Text(c"[]"), Word(2), Out(Chat), Err) Status;
@@ -268,6 +276,8 @@ fn table() -> Vec<Function> {
         mc_session_save(Handle(Session), SessionPath, Err) Status;
         mc_session_load(Handle(Model), SessionPath, Out(Session), Err) Status;
         mc_session_logits(Handle(Session), Floats, Word(4096), Err) Status;
+        mc_session_top_logprobs(Handle(Session), Word(3), Floats, Floats, Err) Status;
+        mc_session_tokens(Handle(Session), Out(Tokens), Err) Status;
         mc_session_truncate(Handle(Session), YES, Err) Status;
         mc_session_set_lora(Handle(Session), Maybe(Lora), Float(0.5), Err) Status;
         mc_session_set_loras(Handle(Session), MaybeHandles(Lora), Callback(0), YES, Err) Status;
@@ -336,6 +346,7 @@ fn table() -> Vec<Function> {
         mc_lora_eval_step(Handle(LoraTrainer), Floats, Callback(0), Sizes(&[0, 3]), YES, Number, Err) Status;
         mc_lora_train(Handle(LoraTrainer), Handle(Dataset), Maybe(Dataset), Callback(stop_training as *const () as usize), Callback(8), Err) Status;
         mc_lora_trainer_step_count(Handle(LoraTrainer)) Zero;
+        mc_lora_trainer_last_update(Handle(LoraTrainer), Number, Number, Number, Err) Status;
         mc_lora_trainer_adapter(Handle(LoraTrainer), Out(Lora), Err) Status;
         mc_lora_trainer_save(Handle(LoraTrainer), NewPath, Err) Status;
         mc_lora_trainer_free(Freed(LoraTrainer)) Nothing;

@@ -7,6 +7,7 @@ mod files;
 #[cfg(feature = "hub")]
 pub(crate) mod hub;
 mod tokenizer;
+mod text_stream;
 mod chat;
 mod random;
 mod sampling;
@@ -35,5 +36,6 @@ pub use model::{Capability, Dtype, LoadOptions, Model, Progress, ProgressFn, Sta
 pub use sampling::{Sampler, Sampling, SamplingOptions};
 pub use session::Session;
 pub use similarity::similarity_top_k;
+pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;
 pub use training::{LoraConfig, LoraTrainer, MicroStep, Schedule, TrainEvent, TrainFn, TrainOptions, Update, Weighting};

@@ -409,6 +409,11 @@ impl Model {
         }))
     }
 
+    /// The tokens that end an answer, the usual one first; empty if no file names one.
+    pub fn eos_tokens(&self) -> &[u32] {
+        &self.0.eos
+    }
+
     /// The token that ends a text; `None` if no file names one.
     pub(super) fn eos(&self) -> Option<u32> {
         self.0.eos.first().copied()

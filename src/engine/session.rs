@@ -16,6 +16,7 @@ use super::evaluated::{Evaluated, PassPart, pass};
 use super::generate::Answer;
 use super::lora::Attached;
 use super::model::tell;
+use super::sampling::top_logprobs;
 use super::{
     Cancel, Capability, Chat, FinishReason, GenerateOptions, Generation, Lora, Model, Progress, ProgressFn, Stage, TokenEvent,
     TokenFn,
@@ -419,6 +420,15 @@ impl Session {
             self.answer_adapters = answer_adapters;
         }
         evaluated.map(|()| self.evaluated.logits().unwrap_or_default())
+    }
+
+    /// The `count` most probable next tokens with the natural logarithms of their probabilities, the most probable first: of the
+    /// model's own distribution, whatever the sampling. Of equals, the lower id comes first. Fewer if the vocabulary is smaller.
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits), and `OutOfMemory`.
+    pub fn top_logprobs(&mut self, count: usize) -> Result<Vec<(u32, f32)>> {
+        top_logprobs(self.logits()?, count)
     }
 
     /// Keeps the first `position` tokens.

@@ -223,17 +223,32 @@ impl Tokenizer {
         self.0.tokenizer.get_vocab_size(true)
     }
 
+    /// The bytes that a token adds to a text in its middle: UTF-8, or a part of a character. None for special tokens.
+    ///
+    /// # Errors
+    /// `ErrorKind::InvalidArgument` for an id outside the vocabulary, `ErrorKind::Unsupported` for a decoder by which a token's bytes
+    /// depend on its neighbours.
+    pub fn bytes_of(&self, token: u32) -> Result<Vec<u8>> {
+        if self.0.tokenizer.id_to_token(token).is_none() {
+            return Err(Error::argument(format!("token: expected an id of the vocabulary, found {token}")));
+        }
+        self.bytes_by(&Spelling::of(self.0.tokenizer.get_decoder())?, token)
+    }
+
+    fn bytes_by(&self, spelling: &Spelling<'_>, token: u32) -> Result<Vec<u8>> {
+        match self.0.tokenizer.id_to_token(token) {
+            Some(text) if !self.is_special(token) => spelling.bytes(text),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     /// The bytes that each id below `vocab_size` adds to a text in its middle; none for special tokens and ids without a token.
     ///
     /// # Errors
     /// `ErrorKind::Unsupported` for a decoder by which a token's bytes depend on its neighbours.
     pub(crate) fn token_bytes(&self, vocab_size: usize) -> Result<Vec<Vec<u8>>> {
         let spelling = Spelling::of(self.0.tokenizer.get_decoder())?;
-        let bytes = |id: u32| match self.0.tokenizer.id_to_token(id) {
-            Some(token) if !self.is_special(id) => spelling.bytes(token),
-            _ => Ok(Vec::new()),
-        };
-        (0..vocab_size as u32).map(bytes).collect()
+        (0..vocab_size as u32).map(|id| self.bytes_by(&spelling, id)).collect()
     }
 }
 

@@ -10,8 +10,9 @@ use super::callback::UserData;
 use super::error::{mc_error, mc_status};
 use super::handle::live_objects;
 use super::text::{Text, lend, name as checked_name};
-use crate::Device;
+use super::values::mc_string;
 use crate::error::{Error, ErrorKind, Result};
+use crate::{Device, architectures};
 
 /// The version of the binary interface that this header describes; compare it with mc_abi_version(). It is part of the
 /// shared library's name and changes only when a program must be compiled again.

@@ -15,9 +15,9 @@ use super::device::mc_device;
 use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Given, Object, Out, OutHandle, free, inert, new_handle, optional, retain};
 use super::text::{self, Text, empty, optional_name};
-use super::values::mc_string;
+use super::values::{mc_string, mc_tokens};
 use crate::error::Result;
-use crate::{Capability, Dtype, LoadOptions, Model, ProgressFn, Stage, estimate_memory};
+use crate::{Capability, Dtype, LoadOptions, Model, ProgressFn, Stage, architectures, estimate_memory};
 
 /// The type that weights are kept in.
 #[repr(C)]
@@ -681,6 +681,46 @@ pub unsafe extern "C" fn mc_model_free(model: *mut mc_model) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_architecture(model: MaybeUninit<&mc_model>) -> MaybeUninit<&c_char> {
     guard_or(empty(), || Ok(model.lend("model")?.architecture.pointer()))
+}
+
+/// The tokens that end an answer, as the model's files name them.
+///
+/// @param model  the model.
+/// @param out    receives their ids, the usual one first, none if no file names one; free it with mc_tokens_free().
+/// @param err    NULL, or receives the error.
+/// @return MC_OK.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_model_eos_tokens(
+    model: MaybeUninit<&mc_model>,
+    out: MaybeUninit<&mut *mut mc_tokens>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        out.set(model.get("model")?.model.eos_tokens().to_vec());
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// The architectures that this build knows, decoders and encoders.
+///
+/// @param out  receives a JSON array of texts in alphabetical order, as `model_type` of config.json has them; free it with
+///             mc_string_free().
+/// @param err  NULL, or receives the error.
+/// @return MC_OK.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_architectures_json(out: MaybeUninit<&mut *mut mc_string>, err: *mut *mut mc_error) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        out.set(Text::new(serde_json::Value::from_iter(architectures()).to_string()));
+        Ok(mc_status::MC_OK)
+    })
 }
 
 /// The longest context of a session, in tokens.

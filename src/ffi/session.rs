@@ -21,7 +21,8 @@ use super::handle::{Exclusive, Given, Object, Out, OutHandle, free, optional};
 use super::lora::{mc_lora, scaled};
 use super::model::mc_model;
 use super::text::{self, array, content, given_array};
-use crate::error::{Error, Result};
+use super::values::mc_tokens;
+use crate::error::{Error, ErrorKind, Result};
 use crate::{Session, TokenEvent};
 
 /// The tokens evaluated so far and what the network keeps of them. Holds its model.
@@ -546,6 +547,69 @@ pub unsafe extern "C" fn mc_session_logits(
             out.fill(&logits[..out_len.min(logits.len())]);
             Ok(mc_status::MC_OK)
         })
+    })
+}
+
+/// The most probable next tokens, by the model's own distribution, whatever the sampling. Evaluates the last token if nothing did yet.
+///
+/// @param session       the session; not empty.
+/// @param count         how many; 1 to mc_model_vocab_size().
+/// @param out_tokens    receives `count` ids, the most probable first, and of equals the lower id.
+/// @param out_logprobs  receives `count` natural logarithms of their probabilities, at most 0.
+/// @param err           NULL, or receives the error.
+/// @return as mc_session_logits(); MC_ERROR_INVALID_ARGUMENT also for another `count`; MC_ERROR_OUT_OF_MEMORY.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_top_logprobs(
+    session: MaybeUninit<&mc_session>,
+    count: usize,
+    out_tokens: MaybeUninit<&mut u32>,
+    out_logprobs: MaybeUninit<&mut f32>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let (out_tokens, out_logprobs) = (Out::new(out_tokens, "out_tokens")?, Out::new(out_logprobs, "out_logprobs")?);
+        session.get("session")?.change(|state| {
+            let vocab_size = state.session.model().vocab_size();
+            if !(1..=vocab_size).contains(&count) {
+                return Err(Error::argument(format!("count: expected 1 to {vocab_size}, the vocabulary's size, found {count}")));
+            }
+            let (tokens, logprobs): (Vec<_>, Vec<_>) = state.session.top_logprobs(count)?.into_iter().unzip();
+            out_tokens.fill(&tokens);
+            out_logprobs.fill(&logprobs);
+            Ok(mc_status::MC_OK)
+        })
+    })
+}
+
+/// The tokens that the session holds.
+///
+/// @param session  the session.
+/// @param out      receives their ids; free it with mc_tokens_free().
+/// @param err      NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_tokens(
+    session: MaybeUninit<&mc_session>,
+    out: MaybeUninit<&mut *mut mc_tokens>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        let session = session.get("session")?;
+        let state = session.state.read("session")?;
+        let held = state.session.tokens();
+        let mut tokens = Vec::new();
+        let no_memory = |_| Error::new(ErrorKind::OutOfMemory, format!("{} token ids do not fit the memory", held.len()));
+        tokens.try_reserve_exact(held.len()).map_err(no_memory)?;
+        tokens.extend_from_slice(held);
+        out.set(tokens);
+        Ok(mc_status::MC_OK)
     })
 }
 

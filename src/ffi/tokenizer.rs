@@ -5,11 +5,11 @@ use std::mem::MaybeUninit;
 
 use super::boundary::{guard, guard_or};
 use super::error::{mc_error, mc_status};
-use super::handle::{Given, Object, Out, OutHandle, free};
+use super::handle::{Exclusive, Given, Object, Out, OutHandle, free};
 use super::model::mc_model;
 use super::text::{self, Text, array, content};
 use super::values::{mc_string, mc_tokens};
-use crate::Tokenizer;
+use crate::{TextStream, Tokenizer};
 
 /// A tokenizer. Immutable.
 ///
@@ -151,6 +151,49 @@ pub unsafe extern "C" fn mc_tokenizer_token_id(
     })
 }
 
+/// Whether a token is special: markup such as "<|im_end|>", which is not part of a text.
+///
+/// @param tokenizer  the tokenizer.
+/// @param token      an id.
+/// @return false for an id outside the vocabulary.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_tokenizer_is_special(tokenizer: MaybeUninit<&mc_tokenizer>, token: u32) -> bool {
+    guard_or(false, || Ok(tokenizer.get("tokenizer")?.is_special(token)))
+}
+
+/// The bytes that a token adds to a text in its middle: UTF-8, or a part of a character. A special token adds none.
+///
+/// @param tokenizer  the tokenizer.
+/// @param token      an id.
+/// @param out        receives the first `out_len` bytes, without a NUL behind them.
+/// @param out_len    how many fit.
+/// @param len        receives how many there are, which may be more.
+/// @param err        NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an id outside the vocabulary; MC_ERROR_UNSUPPORTED for a tokenizer by which a
+///         token's bytes depend on its neighbours.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_tokenizer_token_bytes(
+    tokenizer: MaybeUninit<&mc_tokenizer>,
+    token: u32,
+    out: MaybeUninit<&mut u8>,
+    out_len: usize,
+    len: MaybeUninit<&mut usize>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let (out, len) = (Out::new(out, "out")?, Out::new(len, "len")?);
+        let bytes = tokenizer.get("tokenizer")?.bytes_of(token)?;
+        out.fill(&bytes[..out_len.min(bytes.len())]);
+        len.set(bytes.len());
+        Ok(mc_status::MC_OK)
+    })
+}
+
 /// How many tokens the vocabulary has, added ones counted. A network may know more ids: mc_model_vocab_size().
 ///
 /// @param tokenizer  the tokenizer.
@@ -169,4 +212,95 @@ pub unsafe extern "C" fn mc_tokenizer_vocab_size(tokenizer: MaybeUninit<&mc_toke
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_tokenizer_free(tokenizer: *mut mc_tokenizer) {
     guard_or((), || free(tokenizer, "tokenizer"));
+}
+
+/// Token ids to text as they come, as an answer's events show it: whole characters, and without special tokens. Mutable.
+///
+/// Threads: any; exclusive: a second call meanwhile is MC_ERROR_BUSY.
+pub struct mc_text_stream {
+    _opaque: [u8; 0],
+}
+
+impl Object for mc_text_stream {
+    const NAME: &'static str = "mc_text_stream";
+    type Inner = Exclusive<TextStream>;
+}
+
+/// Makes a stream at its beginning.
+///
+/// @param tokenizer  the tokenizer; the stream keeps it alive.
+/// @param out        receives one reference; free it with mc_text_stream_free().
+/// @param err        NULL, or receives the error.
+/// @return MC_OK.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_text_stream_new(
+    tokenizer: MaybeUninit<&mc_tokenizer>,
+    out: MaybeUninit<&mut *mut mc_text_stream>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        let tokenizer = tokenizer.get("tokenizer")?;
+        out.set(Exclusive::new(TextStream::new(&tokenizer)));
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// Adds a token.
+///
+/// @param stream  the stream.
+/// @param token   an id; one without a token has no text.
+/// @param out     receives the text that became certain, which may be ""; free it with mc_string_free().
+/// @param err     NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a token that the tokenizer refuses; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_text_stream_push(
+    stream: MaybeUninit<&mut mc_text_stream>,
+    token: u32,
+    out: MaybeUninit<&mut *mut mc_string>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        out.set(Text::new(stream.get("stream")?.change("stream", |stream| stream.push(token))?));
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// What was held back, because more might have joined it. The stream is then at its beginning, for another text.
+///
+/// @param stream  the stream.
+/// @param out     receives the text, which may be ""; free it with mc_string_free(). Bytes that are no whole character are dropped.
+/// @param err     NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_text_stream_finish(
+    stream: MaybeUninit<&mut mc_text_stream>,
+    out: MaybeUninit<&mut *mut mc_string>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        out.set(Text::new(stream.get("stream")?.change("stream", TextStream::finish)?));
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// Frees a stream.
+///
+/// @param stream  the stream, or NULL.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_text_stream_free(stream: *mut mc_text_stream) {
+    guard_or((), || free(stream, "stream"));
 }

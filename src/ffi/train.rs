@@ -886,6 +886,36 @@ pub unsafe extern "C" fn mc_lora_trainer_step_count(trainer: MaybeUninit<&mc_lor
     guard_or(0, || Ok(trainer.lend("trainer")?.steps.load(Ordering::Relaxed)))
 }
 
+/// What the last step of the optimizer did: whether mc_lora_train_step() made one shows in `step`.
+///
+/// @param trainer        the trainer.
+/// @param step           receives its number, from 1; 0 if there was none yet, the other two are then 0 as well.
+/// @param learning_rate  receives its learning rate.
+/// @param grad_norm      receives the length of the gradient of all weights together, before it was cut.
+/// @param err            NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_lora_trainer_last_update(
+    trainer: MaybeUninit<&mc_lora_trainer>,
+    step: MaybeUninit<&mut u64>,
+    learning_rate: MaybeUninit<&mut f32>,
+    grad_norm: MaybeUninit<&mut f32>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let (step, learning_rate) = (Out::new(step, "step")?, Out::new(learning_rate, "learning_rate")?);
+        let grad_norm = Out::new(grad_norm, "grad_norm")?;
+        let update = trainer.get("trainer")?.state.read("trainer")?.last_update();
+        step.set(update.map_or(0, |update| update.step));
+        learning_rate.set(update.map_or(0.0, |update| update.learning_rate));
+        grad_norm.set(update.map_or(0.0, |update| update.grad_norm));
+        Ok(mc_status::MC_OK)
+    })
+}
+
 /// The adapter as it is now: an immutable copy, to attach to sessions of the model or to save with mc_lora_save(), while training goes on.
 ///
 /// @param trainer  the trainer.

@@ -106,6 +106,11 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "xlm-roberta", parse: roberta::parse },
 ];
 
+/// The architectures that the library knows, as `model_type` of config.json has them, in alphabetical order.
+pub fn architectures() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|family| family.model_type)
+}
+
 /// The network that a config.json describes.
 ///
 /// # Errors
@@ -119,7 +124,7 @@ pub fn parse(json: &Json) -> Result<(&'static Family, Config)> {
 fn draft(json: &Json) -> Result<(&'static Family, Draft)> {
     let model_type = json.text("model_type")?.ok_or_else(|| json.invalid("model_type", "expected text, found nothing"))?;
     let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
-        let known = FAMILIES.iter().map(|family| family.model_type).collect::<Vec<_>>().join(", ");
+        let known = architectures().collect::<Vec<_>>().join(", ");
         return Err(json.unsupported("model_type", &format!("expected one of {known}")));
     };
     let mut draft = (family.parse)(json)?;

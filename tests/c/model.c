@@ -17,7 +17,24 @@ static void a_loaded_model_describes_itself(void) {
     EXPECT(MC_OK, mc_model_config_json(model, &config, &err));
     CHECK(strstr(mc_string_data(config), "\"num_key_value_heads\"") != NULL);
     mc_string_free(config);
+
+    mc_tokens *eos = NULL;
+    mc_tokenizer *tokenizer = NULL;
+    uint32_t end = 0;
+    EXPECT(MC_OK, mc_model_eos_tokens(model, &eos, &err));
+    EXPECT(MC_OK, mc_model_tokenizer(model, &tokenizer, &err));
+    EXPECT(MC_OK, mc_tokenizer_token_id(tokenizer, "<|im_end|>", &end, &err));
+    CHECK(mc_tokens_len(eos) > 0 && mc_tokens_data(eos)[0] == end);
+    mc_tokenizer_free(tokenizer);
+    mc_tokens_free(eos);
     mc_model_free(model);
+}
+
+static void architectures_are_listed(void) {
+    mc_string *names = NULL;
+    EXPECT(MC_OK, mc_architectures_json(&names, &err));
+    CHECK(mc_string_data(names)[0] == '[' && strstr(mc_string_data(names), "\"qwen2\",\"qwen3\"") != NULL);
+    mc_string_free(names);
 }
 
 static void each_reference_is_freed_once(void) {
@@ -280,6 +297,7 @@ static void a_gguf_file_is_a_model(void) {
 int main(int argc, char **argv) {
     begin(argc, argv);
     RUN(a_loaded_model_describes_itself);
+    RUN(architectures_are_listed);
     RUN(each_reference_is_freed_once);
     RUN(a_child_holds_its_model);
     RUN(progress_rises_to_its_total);

@@ -130,6 +130,40 @@ static void the_logits_name_the_next_token(void) {
     mc_session_free(session);
 }
 
+static void the_most_probable_tokens_and_those_held_are_told(void) {
+    mc_session *session = new_session(PROMPT);
+    uint32_t ids[4096];
+    float logprobs[4096];
+    EXPECT(MC_OK, mc_session_top_logprobs(session, 4096, ids, logprobs, &err));
+    double sum = 0;
+    bool falls = true;
+    for (size_t i = 0; i < 4096; i++) {
+        sum += exp(logprobs[i]);
+        falls = falls && (i == 0 || logprobs[i] < logprobs[i - 1] || (logprobs[i] == logprobs[i - 1] && ids[i] > ids[i - 1]));
+    }
+    CHECK(ids[0] == 32 && falls && fabs(sum - 1) < 1e-4);
+    uint32_t few[3];
+    float of_few[3];
+    EXPECT(MC_OK, mc_session_top_logprobs(session, 3, few, of_few, &err));
+    CHECK(memcmp(few, ids, sizeof few) == 0 && memcmp(of_few, logprobs, sizeof of_few) == 0);
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "count", mc_session_top_logprobs(session, 0, few, of_few, &err));
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "4096", mc_session_top_logprobs(session, 4097, few, of_few, &err));
+
+    mc_tokens *held = NULL, *again = NULL;
+    mc_session *other = new_session(NULL);
+    EXPECT(MC_OK, mc_session_tokens(session, &held, &err));
+    CHECK(mc_tokens_len(held) == mc_session_position(session));
+    EXPECT(MC_OK, mc_session_append_tokens(other, mc_tokens_data(held), mc_tokens_len(held), NULL, &err));
+    expect_answer(other);
+    EXPECT(MC_OK, mc_session_tokens(other, &again, &err));
+    CHECK(mc_tokens_len(again) > mc_tokens_len(held));
+    CHECK(memcmp(mc_tokens_data(again), mc_tokens_data(held), mc_tokens_len(held) * sizeof(uint32_t)) == 0);
+    mc_tokens_free(held);
+    mc_tokens_free(again);
+    mc_session_free(other);
+    mc_session_free(session);
+}
+
 static void a_fork_goes_its_own_way(void) {
     mc_session *session = new_session(PROMPT), *fork = NULL;
     EXPECT(MC_OK, mc_session_fork(session, &fork, &err));
@@ -350,6 +384,7 @@ int main(int argc, char **argv) {
     RUN(a_conversation_evaluates_only_what_is_new);
     RUN(text_and_tokens_append_alike);
     RUN(the_logits_name_the_next_token);
+    RUN(the_most_probable_tokens_and_those_held_are_told);
     RUN(a_fork_goes_its_own_way);
     RUN(a_truncated_session_answers_again);
     RUN(a_saved_session_goes_on_where_it_was);

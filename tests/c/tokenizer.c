@@ -68,6 +68,64 @@ static void failures_leave_the_outs_alone(void) {
     CHECK(missing == NULL);
 }
 
+static void tokens_are_bytes_and_some_are_special(void) {
+    mc_tokens *ids = NULL;
+    const char *text = "na\xC3\xAFve \xF0\x9F\x9A\x80";
+    EXPECT(MC_OK, mc_tokenizer_encode(tokenizer, text, strlen(text), false, &ids, &err));
+    uint8_t bytes[64];
+    size_t total = 0;
+    for (size_t i = 0; i < mc_tokens_len(ids); i++) {
+        size_t len = 0;
+        EXPECT(MC_OK, mc_tokenizer_token_bytes(tokenizer, mc_tokens_data(ids)[i], bytes + total, sizeof bytes - total, &len, &err));
+        CHECK(len > 0 && !mc_tokenizer_is_special(tokenizer, mc_tokens_data(ids)[i]));
+        total += len;
+    }
+    CHECK(total == strlen(text) && memcmp(bytes, text, total) == 0);
+    mc_tokens_free(ids);
+
+    uint32_t id;
+    size_t len = 7;
+    EXPECT(MC_OK, mc_tokenizer_token_id(tokenizer, "<|im_end|>", &id, &err));
+    EXPECT(MC_OK, mc_tokenizer_token_bytes(tokenizer, id, bytes, sizeof bytes, &len, &err));
+    CHECK(len == 0 && mc_tokenizer_is_special(tokenizer, id));
+    EXPECT(MC_OK, mc_tokenizer_token_id(tokenizer, "fn", &id, &err));
+    bytes[0] = bytes[1] = 0;
+    EXPECT(MC_OK, mc_tokenizer_token_bytes(tokenizer, id, bytes, 1, &len, &err));
+    CHECK(len == 2 && bytes[0] == 'f' && bytes[1] == 0);
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "4294967295", mc_tokenizer_token_bytes(tokenizer, UINT32_MAX, bytes, 1, &len, &err));
+    CHECK(!mc_tokenizer_is_special(tokenizer, UINT32_MAX));
+}
+
+/* What a stream shows of tokens, one after another, appended to `text`; the pieces must be whole characters. */
+static void stream_tokens(mc_text_stream *stream, const mc_tokens *ids, char *text) {
+    for (size_t i = 0; i <= mc_tokens_len(ids); i++) {
+        mc_string *piece = NULL;
+        if (i < mc_tokens_len(ids)) EXPECT(MC_OK, mc_text_stream_push(stream, mc_tokens_data(ids)[i], &piece, &err));
+        else EXPECT(MC_OK, mc_text_stream_finish(stream, &piece, &err));
+        CHECK(is_utf8(mc_string_data(piece), mc_string_len(piece)));
+        strcat(text, mc_string_data(piece));
+        mc_string_free(piece);
+    }
+}
+
+static void a_stream_shows_whole_characters(void) {
+    mc_text_stream *stream = NULL;
+    mc_tokenizer *gone = NULL;
+    EXPECT(MC_OK, mc_tokenizer_load(model_path, &gone, &err));
+    EXPECT(MC_OK, mc_text_stream_new(gone, &stream, &err));
+    mc_tokenizer_free(gone);
+    const char *text = "one<|im_start|> two na\xC3\xAFve \xF0\x9F\x91\xA9\xE2\x80\x8D\xF0\x9F\x9A\x80";
+    mc_tokens *ids = NULL;
+    EXPECT(MC_OK, mc_tokenizer_encode(tokenizer, text, strlen(text), false, &ids, &err));
+    char shown[256] = "";
+    stream_tokens(stream, ids, shown);
+    stream_tokens(stream, ids, shown); /* finished: the next text begins */
+    CHECK(strcmp(shown, "one two na\xC3\xAFve \xF0\x9F\x91\xA9\xE2\x80\x8D\xF0\x9F\x9A\x80"
+                        "one two na\xC3\xAFve \xF0\x9F\x91\xA9\xE2\x80\x8D\xF0\x9F\x9A\x80") == 0);
+    mc_tokens_free(ids);
+    mc_text_stream_free(stream);
+}
+
 static void the_models_tokenizer_is_the_same(void) {
     mc_model *model = load_model();
     mc_tokenizer *own = NULL;
@@ -91,6 +149,8 @@ int main(int argc, char **argv) {
     RUN(the_length_counts_and_not_the_terminator);
     RUN(special_tokens_are_one_id_and_can_be_skipped);
     RUN(failures_leave_the_outs_alone);
+    RUN(tokens_are_bytes_and_some_are_special);
+    RUN(a_stream_shows_whole_characters);
     RUN(the_models_tokenizer_is_the_same);
     mc_tokenizer_free(tokenizer);
     return end();

@@ -77,11 +77,16 @@ static void steps_lower_the_loss_and_the_adapter_follows(void) {
     mc_train_options *options = fast();
     mc_lora_trainer *trainer = new_trainer(options);
     mc_train_options_free(options);
-    float plain = first_logit(NULL), before = evaluate(trainer), loss = 0;
+    float plain = first_logit(NULL), before = evaluate(trainer), loss = 0, learning_rate = 1, grad_norm = 1;
+    uint64_t last = 1;
     CHECK(first_logit(trainer) == plain && mc_lora_trainer_step_count(trainer) == 0);
+    EXPECT(MC_OK, mc_lora_trainer_last_update(trainer, &last, &learning_rate, &grad_norm, &err));
+    CHECK(last == 0 && learning_rate == 0 && grad_norm == 0);
     for (int i = 0; i < 4; i++) {
         loss = step(trainer);
         CHECK(isfinite(loss) && mc_lora_trainer_step_count(trainer) == (uint64_t)i + 1);
+        EXPECT(MC_OK, mc_lora_trainer_last_update(trainer, &last, &learning_rate, &grad_norm, &err));
+        CHECK(last == (uint64_t)i + 1 && learning_rate > 0 && learning_rate < 1 && grad_norm > 0);
     }
     CHECK(loss < before && evaluate(trainer) < before);
     CHECK(first_logit(trainer) != plain && first_logit(NULL) == plain);

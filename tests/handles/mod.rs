@@ -135,6 +135,7 @@ pub enum Type {
     ModelOptions,
     Model,
     Tokenizer,
+    TextStream,
     Chat,
     GenerateOptions,
     Generation,
@@ -147,7 +148,7 @@ pub enum Type {
     LoraTrainer,
 }
 
-pub const TYPES: [Type; 18] = [
+pub const TYPES: [Type; 19] = [
     Type::Error,
     Type::String,
     Type::Tokens,
@@ -156,6 +157,7 @@ pub const TYPES: [Type; 18] = [
     Type::ModelOptions,
     Type::Model,
     Type::Tokenizer,
+    Type::TextStream,
     Type::Chat,
     Type::GenerateOptions,
     Type::Generation,
@@ -256,6 +258,12 @@ pub fn make(kind: Type) -> *mut c_void {
                 mc_model_free(model);
                 return out;
             }
+            Type::TextStream => {
+                let tokenizer = make(Type::Tokenizer);
+                let _ = mc_text_stream_new(nn(tokenizer), nn(place), null_mut());
+                release(Type::Tokenizer, tokenizer);
+                return out;
+            }
             Type::Chat => mc_chat_from_json(nn(CHAT.as_ptr()), CHAT.len(), nn(place), null_mut()),
             Type::GenerateOptions => {
                 let options = pointer(mc_generate_options_new());
@@ -308,6 +316,7 @@ pub fn release(kind: Type, handle: *mut c_void) {
             Type::ModelOptions => mc_model_options_free(handle.cast()),
             Type::Model => mc_model_free(handle.cast()),
             Type::Tokenizer => mc_tokenizer_free(handle.cast()),
+            Type::TextStream => mc_text_stream_free(handle.cast()),
             Type::Chat => mc_chat_free(handle.cast()),
             Type::GenerateOptions => mc_generate_options_free(handle.cast()),
             Type::Generation => mc_generation_free(handle.cast()),

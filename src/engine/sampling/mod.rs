@@ -34,6 +34,25 @@ pub(super) fn token_logprob(logits: &[f32], token: u32) -> Result<f32> {
     Ok(log_probability(logits, best_of(logits)?, token))
 }
 
+/// The `count` most probable tokens, the most probable first and of equals the lower id, each with its natural logarithm.
+///
+/// # Errors
+/// As [`token_logprob`], and `ErrorKind::OutOfMemory`.
+pub(super) fn top_logprobs(logits: &[f32], count: usize) -> Result<Vec<(u32, f32)>> {
+    let normaliser = log_sum_exp(logits, best_of(logits)?);
+    let mut tokens: Vec<u32> = Vec::new();
+    let no_memory = |_| Error::new(ErrorKind::OutOfMemory, format!("{} token ids do not fit the memory", logits.len()));
+    tokens.try_reserve_exact(logits.len()).map_err(no_memory)?;
+    tokens.extend(0..logits.len() as u32);
+    let by_rank = |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
+    if count < tokens.len() {
+        tokens.select_nth_unstable_by(count, by_rank);
+        tokens.truncate(count);
+    }
+    tokens.sort_unstable_by(by_rank);
+    Ok(tokens.into_iter().map(|token| (token, (f64::from(logits[token as usize]) - normaliser) as f32)).collect())
+}
+
 fn log_probability(logits: &[f32], best: f32, token: u32) -> f32 {
     (f64::from(logits[token as usize]) - log_sum_exp(logits, best)) as f32
 }

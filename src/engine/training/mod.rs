@@ -358,6 +358,13 @@ impl LoraTrainer {
         self.progress.step
     }
 
+    /// What the last step did; `None` before the first.
+    pub fn last_update(&self) -> Option<Update> {
+        let last = self.progress.step.checked_sub(1)?;
+        let learning_rate = self.options.learning_rate_at(last, self.total_steps()) as f32;
+        Some(Update { step: self.progress.step, learning_rate, grad_norm: self.progress.grad_norm as f32 })
+    }
+
     /// The model that the adapter is for.
     pub fn model(&self) -> &Model {
         &self.model
