@@ -9,7 +9,7 @@ use super::sampling::Sampling;
 use super::{ChatTemplate, Device, DeviceKind, LoadOptions, Tokenizer};
 use crate::error::{Error, Result};
 use crate::load::{
-    Checkpoint, Dequantized, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin,
+    Checkpoint, QuantizedCheckpoint, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin,
     Quantization, SentenceConfig, read_text, write_text,
 };
 use crate::models::{self, Family, GgufModel};
@@ -134,7 +134,7 @@ impl Files {
             None => {
                 let checkpoint = Checkpoint::open(&self.directory, on_bytes)?;
                 Ok(match &self.stored {
-                    Some(quantization) => Box::new(Dequantized::new(checkpoint, quantization)?),
+                    Some(quantization) => Box::new(QuantizedCheckpoint::new(checkpoint, quantization)?),
                     None => Box::new(checkpoint),
                 })
             }

@@ -19,7 +19,7 @@ pub use fnv::{FNV_START, fnv};
 pub use gguf::{Gguf, GgufChanges, GgufSource, GgufVocabulary, Metadata, Origin};
 pub use json::Json;
 pub use peft::{Beside, Fresh, Peft, PeftPlan};
-pub use quantization::{Dequantized, Quantization};
+pub use quantization::{QuantizedCheckpoint, Quantization};
 pub use read_count::{ModelTensors, OnBytes};
 pub use replace::{beside, remove_parts, replace, write_text};
 pub use rewrite::{Put, Rewrite, Rows, write_rows};
