@@ -34,15 +34,26 @@ endif
 
 export CARGO CC CXX OUT BUILD LIB SONAME PROFILE
 
+# No path of the machine that builds a release stands in it: neither in Rust code nor in the C of dependencies.
+CARGO_FOLDER := $(or $(CARGO_HOME),$(HOME)/.cargo)
+FLAGS = RUSTFLAGS="$(RUSTFLAGS) --remap-path-prefix=$(CARGO_FOLDER)=cargo --remap-path-prefix=$(CURDIR)=metal-candle" \
+	HOST_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo" TARGET_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo"
+REMAPPED = $(if $(filter release,$(PROFILE)),$(FLAGS))
+
 .PHONY: all library demo demo-real examples test selftest bench install uninstall lint clean
 
 all: library
 
 # What a program needs beside the archive is written to native-static-libs.
 library:
-	$(CARGO) rustc --lib --profile $(PROFILE) --crate-type cdylib,staticlib -- \
+	$(REMAPPED) $(CARGO) rustc --lib --profile $(PROFILE) --crate-type cdylib,staticlib -- \
 		--print native-static-libs=$(OUT)/native-static-libs
 	ln -sf $(LIB) $(OUT)/$(SONAME)
+
+# The archive with no other global symbols than the header's.
+$(BUILD)/libmetal_candle.a: library
+	mkdir -p $(BUILD)
+	packaging/only-c-symbols.sh $(OUT)/libmetal_candle.a $@ abi/symbols.txt $(filter release,$(PROFILE))
 
 examples: library
 	mkdir -p $(BUILD)
@@ -60,18 +71,25 @@ demo-real: examples
 		$(BUILD)/chat "$$model" -p 'What is the capital of France?'
 
 test: PROFILE = dev
+# In the other profile (PROFILE=release) too our own code is compiled with the checks of a debug build; dependencies are what is shipped.
+test: RELEASE = $(if $(filter release,$(PROFILE)),--release)
+test: CHECKED = CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true
 test:
-	$(CARGO) test --no-fail-fast --features $(TEST_FEATURES)
-	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
+	$(REMAPPED) $(CHECKED) $(CARGO) test $(RELEASE) --no-fail-fast --features $(TEST_FEATURES)
+	$(REMAPPED) $(CHECKED) $(CARGO) run $(RELEASE) --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
 	$(MAKE) PROFILE=$(PROFILE) examples
 	$(MAKE) PROFILE=$(PROFILE) test-c
+	$(MAKE) PROFILE=$(PROFILE) test-python
 	@if command -v swift >/dev/null; then $(MAKE) PROFILE=$(PROFILE) test-swift; else echo "skip: the Swift package: swift is missing"; fi
 
-.PHONY: test-c test-swift
+.PHONY: test-c test-python test-swift
 test-c:
 	tests/c/run.sh
 	tests/cpp/run.sh
-	tests/c/install.sh
+	$(REMAPPED) tests/c/install.sh
+
+test-python: library
+	tests/python.sh
 
 test-swift: library
 	tests/swift/run.sh
@@ -94,19 +112,21 @@ FILL = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@VERSION@|$(VERSION)|g' -e 's|@LIB@
 	-e "s|@LIBS_PRIVATE@|`cat $(OUT)/native-static-libs`|g" \
 	-e "s|@LIBS_PRIVATE_LIST@|`sed -e 's/-framework /-framework_/g' -e 's/ /;/g' -e 's/framework_/framework /g' $(OUT)/native-static-libs`|g"
 
-install: library
+install: library $(BUILD)/libmetal_candle.a
 	install -d "$(INCLUDE_DIR)" "$(LIB_DIR)/pkgconfig" "$(LIB_DIR)/cmake/metal-candle" "$(LICENSE_DIR)"
 	install -m 644 include/metal_candle.h include/metal_candle.hpp "$(INCLUDE_DIR)"
 	install -m 755 $(OUT)/$(LIB) "$(LIB_DIR)/$(REAL)"
 	ln -sf $(REAL) "$(LIB_DIR)/$(SONAME)"
 	ln -sf $(SONAME) "$(LIB_DIR)/$(LIB)"
 	if [ "$$(uname -s)" = Darwin ]; then install_name_tool -id "$(PREFIX)/lib/$(SONAME)" "$(LIB_DIR)/$(REAL)"; fi
-	install -m 644 $(OUT)/libmetal_candle.a "$(LIB_DIR)"
+	install -m 644 $(BUILD)/libmetal_candle.a "$(LIB_DIR)"
 	install -m 644 LICENSE "$(LICENSE_DIR)"
 	$(FILL) packaging/metal-candle.pc.in >"$(LIB_DIR)/pkgconfig/metal-candle.pc"
 	for name in metal-candle-config metal-candle-config-version; do \
 		$(FILL) packaging/$$name.cmake.in >"$(LIB_DIR)/cmake/metal-candle/$$name.cmake" || exit 1; \
 	done
+	@# So that a program finds it in a folder that the loader knows. Who may not do this, or installs elsewhere, needs an rpath.
+	@if [ -z "$(DESTDIR)" ] && [ "$$(uname -s)" = Linux ] && [ "$$(id -u)" = 0 ] && command -v ldconfig >/dev/null; then ldconfig; fi
 
 uninstall:
 	rm -f "$(INCLUDE_DIR)/metal_candle.h" "$(INCLUDE_DIR)/metal_candle.hpp" "$(LIB_DIR)/$(LIB)" "$(LIB_DIR)/$(SONAME)" "$(LIB_DIR)/$(REAL)" \
@@ -121,3 +141,4 @@ lint:
 clean:
 	$(CARGO) clean
 	rm -rf build
+	rm -f python/src/metal_candle/_abi.py python/src/metal_candle/*metal_candle.so python/src/metal_candle/*metal_candle.dylib

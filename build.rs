@@ -26,6 +26,8 @@ fn main() {
             println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libmetal_candle.so.{abi}");
             // Our own functions come as objects, those of dependencies in archives.
             println!("cargo:rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
+            // Threads of the library outlive a dlclose(), and so must its code.
+            println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
         }
         _ => {}
     }

@@ -14,9 +14,9 @@ use candle_core::{Result, Tensor, bail};
 use crate::engine::{Device, Dtype};
 use crate::error::OutOfMemory;
 use crate::ops::{
-    self, Activation, AdamW, AdaptedLinear, Angles, Backend, Context, DeltaPart, Dropout, Format, Gradients, KvFormat,
-    LayerCache, LowRankDelta, LowRankDeltas, Mask, Masks, Matrix, MatrixBuilder, Norm, NormKind, Optimized, ParameterValues,
-    Pooling, Sequences, Tape, Use, Vector,
+    self, Activation, AdamW, AdaptedLinear, Angles, Backend, Context, ConvState, Convolution, Decay, DeltaPart, DeltaShape,
+    DeltaState, Dropout, Format, Gradients, KvFormat, LayerCache, LowRankDelta, LowRankDeltas, Mask, Masks, Matrix,
+    MatrixBuilder, Norm, NormKind, Optimized, ParameterValues, Pooling, Sequences, Tape, Use, Vector,
 };
 pub use crate::ops::{Level, limit_instructions};
 
@@ -55,6 +55,7 @@ pub fn operations(device: &Device) -> Vec<Row> {
         row_by_row(&mut checks);
         products(&mut checks);
         attention(&mut checks);
+        recurrences(&mut checks);
         losses(&mut checks);
     }
     checks.rows
@@ -254,6 +255,80 @@ fn cached(on: Target<'_>, x: &[Tensor], steps: &[usize], mask: Mask, (dim, forma
         }
     }
     Tensor::cat(&out, 0)
+}
+
+fn recurrences(checks: &mut Checks<'_>) {
+    for (name, kind) in [("product", None), ("sigmoid", Some(Activation::Sigmoid))] {
+        for (of, count) in [("values", 48), ("heads", 4)] {
+            checks.add(&format!("gate of {of}, {name}"), &[(ROWS, 48), (ROWS, count)], Both, |on, x| {
+                ops::gate(on.cx, &x[0], &x[1], kind)
+            });
+        }
+    }
+    for (name, biased) in [("", false), (", bias", true)] {
+        let by = move |on: Target<'_>| {
+            let bias = biased.then(|| on.vector(48, 6)).transpose()?;
+            Ok::<_, candle_core::Error>(Convolution { taps: 4, channels: 48, weight: on.vector(4 * 48, 5)?, bias })
+        };
+        checks.add(&format!("convolution{name}"), &[(12, 48)], Both, |on, x| {
+            ops::convolution_within(on.cx, &x[0], &by(on)?, &Sequences::new(vec![4, 1, 7], None, on.cx.backend)?)
+        });
+        // Pieces that end within chunks and with them; half goes to a copy that was read back and written.
+        checks.add(&format!("convolution in pieces{name}"), &[(60, 48)], Forward, |on, x| {
+            let new = || ConvState::new(48, 4, on.cx.backend);
+            let (mut state, mut out, mut first) = (new(), Vec::new(), 0);
+            for rows in [1, 20, 11, 1, 2, 25] {
+                out.push(ops::convolution(&x[0].narrow(0, first, rows)?, &by(on)?, &mut state)?);
+                first += rows;
+                let mut copy = new();
+                copy.fill(&state.values()?, state.start(), state.len(), on.dtype())?;
+                state = copy;
+            }
+            Tensor::cat(&out, 0)
+        });
+    }
+    let decay = |on: Target<'_>, heads: usize| {
+        let rate = noise(heads, 5).iter().map(|x| -x.abs()).collect();
+        Ok::<_, candle_core::Error>(Decay { bias: on.vector(heads, 6)?, rate: Vector::new(rate, on.cx.backend)? })
+    };
+    checks.add("decay", &[(ROWS, 48)], Both, |on, x| ops::decay(on.cx, &x[0], &decay(on, 48)?));
+    let shape = DeltaShape { heads: 4, groups: 2, key_dim: 8, value_dim: 12 };
+    let inputs = move |on: Target<'_>, x: &[Tensor]| {
+        // Keys of length 1 at most, as they are: longer ones would let errors grow.
+        let unit = Norm {
+            kind: NormKind::Rms,
+            eps: 1e-3,
+            width: 8,
+            weight: Some(Vector::new(vec![0.3; 8], on.cx.backend)?),
+            bias: None,
+        };
+        let keys = ops::norm(on.cx, &x[1], &unit)?;
+        let beta = ops::activate(on.cx, own(on, &x[4])?, Activation::Sigmoid)?;
+        Ok::<_, candle_core::Error>([x[0].clone(), keys, x[2].clone(), ops::decay(on.cx, &x[3], &decay(on, 4)?)?, beta])
+    };
+    let shapes = |rows| [(rows, 16), (rows, 16), (rows, 48), (rows, 4), (rows, 4)];
+    for lengths in [vec![4, 1, 7], vec![3, 40]] {
+        let label = format!("delta rule, {} tokens", lengths.iter().sum::<usize>());
+        checks.add(&label, &shapes(lengths.iter().sum()), Both, |on, x| {
+            let inputs = inputs(on, x)?;
+            let sequences = Sequences::new(lengths.clone(), None, on.cx.backend)?;
+            ops::delta_rule_within(on.cx, inputs.each_ref(), shape, &sequences)
+        });
+    }
+    checks.add("delta rule in pieces", &shapes(60), Forward, |on, x| {
+        let all = inputs(on, x)?;
+        let new = || DeltaState::new(shape, on.cx.backend);
+        let (mut state, mut out, mut first) = (new(), Vec::new(), 0);
+        for rows in [1, 20, 11, 1, 2, 25] {
+            let part = all.iter().map(|x| x.narrow(0, first, rows)).collect::<Result<Vec<_>>>()?;
+            out.push(ops::delta_rule(std::array::from_fn(|i| &part[i]), &mut state)?);
+            first += rows;
+            let mut copy = new();
+            copy.fill(&state.values()?, state.start(), state.len())?;
+            state = copy;
+        }
+        Tensor::cat(&out, 0)
+    });
 }
 
 fn losses(checks: &mut Checks<'_>) {

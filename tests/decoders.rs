@@ -102,7 +102,7 @@ fn one_by_one_and_in_any_chunks_give_the_same_bits() {
         for model in [open(&path), quantised(&path)] {
             let ids = Reference::open(&path.join("golden.safetensors")).ids("prompt3.ids");
             let whole = at_once(&model, &ids);
-            for chunk in [1, 3, 16, 49] {
+            for chunk in [1, 3, 7, 16, 49, 64, 65] {
                 let mut session = Session::new(&model, 0).unwrap();
                 for part in ids.chunks(chunk) {
                     session.append_tokens(part, None).unwrap();

@@ -89,7 +89,9 @@ fn every_family_has_the_logits_of_the_directory_it_was_made_from() {
         let lost = what_is_lost(name);
         let directory = edited(&origin, lost);
         let own = Model::load(directory.path(), &options, None).unwrap();
-        assert_eq!(model.architecture(), own.architecture(), "{name}");
+        // A file holds the language model alone.
+        let language_model = |architecture: &str| architecture.trim_end_matches("_text").to_string();
+        assert_eq!(language_model(model.architecture()), language_model(own.architecture()), "{name}");
         for prompt in 0..4 {
             let ids = reference.ids(&format!("prompt{prompt}.ids"));
             let found = logits(&model, &ids);

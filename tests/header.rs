@@ -2,6 +2,7 @@
 //!
 //! `UPDATE_HEADER=1 cargo test --test header` writes the header and `abi/symbols.txt` again.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,6 +34,29 @@ fn symbol_list_is_the_functions_of_the_header() {
         functions(&header()),
         "{SYMBOLS}: run UPDATE_HEADER=1 cargo test --test header"
     );
+}
+
+/// Words of C in a document, such as `mc_model_load` and `MC_OK`.
+fn names(text: &str) -> impl Iterator<Item = &str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("mc_") || word.starts_with("MC_"))
+}
+
+#[test]
+fn documents_name_what_there_is_and_explain_every_status() {
+    let header = header();
+    let known: HashSet<&str> = names(&header).collect();
+    let guides = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    for path in guides.chain([root().join("README.md"), root().join("benches/README.md")]) {
+        let text = fs::read_to_string(&path).unwrap();
+        let unknown: Vec<&str> = names(&text).filter(|name| !known.contains(name)).collect();
+        assert!(unknown.is_empty(), "{}: the header has no {unknown:?}", path.display());
+    }
+    let errors = fs::read_to_string(root().join("docs/errors.md")).unwrap();
+    let statuses = &header[header.find("MC_OK = 0").unwrap()..header.find("MC_STATUS_FORCE32").unwrap()];
+    for status in names(statuses).filter(|name| statuses.contains(&format!("{name} = "))) {
+        assert!(errors.contains(&format!("\n| `{status}` |")), "docs/errors.md explains no {status}");
+    }
 }
 
 #[test]

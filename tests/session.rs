@@ -142,6 +142,51 @@ fn a_saved_session_continues_as_if_it_had_not_been() {
 }
 
 #[test]
+fn states_of_fixed_size_are_saved_in_the_middle_of_a_turn() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("session");
+    for name in ["decoders/qwen3_5_text", "decoders/lfm2", "decoders/lfm3"] {
+        let model = load(golden(name));
+        let ids: Vec<u32> = (0..45).map(|i| i * 29 % 83).collect();
+        for held in [0, 1, 16, 20, 45] {
+            let mut session = Session::new(&model, 200).unwrap();
+            session.append_tokens(&ids[..held], None).unwrap();
+            if held > 0 {
+                run(&mut session, &sampled(5, 3)); // the last token is held and not yet evaluated
+            }
+            session.save(&path).unwrap();
+            let mut loaded = Session::load(&model, &path).unwrap();
+            assert_eq!(loaded.tokens(), session.tokens());
+            for session in [&mut loaded, &mut session] {
+                session.append_tokens(&ids[..7], None).unwrap();
+            }
+            assert_eq!(run(&mut loaded, &sampled(20, 4)).tokens, run(&mut session, &sampled(20, 4)).tokens, "{name} {held}");
+            assert_eq!(loaded.logits().unwrap(), session.logits().unwrap(), "{name} {held}");
+
+            let whole = std::fs::read(&path).unwrap();
+            // The first state is of fixed size: its position does not go with the tokens, its shape is another one, its kind.
+            let state = 64 + 16 * file_states(&whole) + 4 * file_tokens(&whole);
+            for (at, kind) in [(state, ErrorKind::Format), (72, ErrorKind::Mismatch), (64, ErrorKind::Mismatch)] {
+                let mut damaged = whole.clone();
+                damaged[at] ^= 0x41;
+                std::fs::write(&path, &damaged).unwrap();
+                assert_eq!(Session::load(&model, &path).unwrap_err().kind(), kind, "{name} byte {at}");
+            }
+        }
+    }
+}
+
+/// States of a session file.
+fn file_states(file: &[u8]) -> usize {
+    u64::from_le_bytes(file[56..64].try_into().unwrap()) as usize
+}
+
+/// Tokens of a session file.
+fn file_tokens(file: &[u8]) -> usize {
+    u64::from_le_bytes(file[32..40].try_into().unwrap()) as usize
+}
+
+#[test]
 fn a_session_file_is_refused_by_another_model_and_when_damaged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("session");

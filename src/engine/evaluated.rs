@@ -113,6 +113,10 @@ impl Evaluated {
 
     /// Holds a token that an answer chose.
     pub fn choose(&mut self, token: u32) {
+        if !self.is_chosen {
+            // Where the next turn is likely to be taken up, whatever its template makes of this answer.
+            self.states.take_snapshot();
+        }
         self.push(&[token]);
         self.is_chosen = true;
     }
@@ -236,6 +240,7 @@ impl Evaluated {
             Some(logits) if self.regime == regime => {
                 logprobs.push(token_logprob(logits, *first)?);
                 targets = &tokens[1..];
+                self.states.take_snapshot();
             }
             // With as many tokens in all, every one of them is another computation.
             _ => {
@@ -404,6 +409,75 @@ mod tests {
                 let error = evaluated.score(&tokens, &none, 4, &mut { stop }).err();
                 assert_eq!(error.map(|error| error.kind()), Some(kind));
                 assert_eq!(evaluated.tokens(), [1, 2, 3]);
+                goes_on(evaluated);
+            }
+        }
+    }
+
+    /// Decoders whose states cannot all be cut back.
+    const HYBRIDS: [&str; 4] = ["qwen3_5_text", "qwen3_5_nested", "lfm2", "lfm3"];
+
+    fn hybrid(name: &str) -> Model {
+        Model::load(format!("tests/golden/decoders/{name}"), &LoadOptions::default(), None).unwrap()
+    }
+
+    #[test]
+    fn turns_that_are_rewritten_evaluate_nothing_twice_but_the_last() {
+        let none = Attached::default();
+        for name in HYBRIDS {
+            let mut evaluated = Evaluated::new(&hybrid(name));
+            let mut last = 0;
+            for turn in 0..25 {
+                // What a template makes of the last answer, and a question more; now and then also of the end of the last prompt.
+                let (back, new) = (turn as usize % 4, 6 + turn % 5);
+                evaluated.keep(evaluated.tokens.len() - last - back.min(evaluated.tokens.len() - last));
+                let new: Vec<u32> = (0..new).map(|i| (i * 13 + turn * 7) % 83).collect();
+                let mut count = 0;
+                evaluated
+                    .extend(&new, &none, 5, &mut |done, _| {
+                        count = done;
+                        Ok(())
+                    })
+                    .unwrap();
+                // The turn before has at most ten tokens, and those behind it were taken back.
+                assert!(count >= new.len() && count <= new.len() + 10 + 3, "{name}: {count} tokens in turn {turn}");
+                // Thinking and an answer, all of which goes.
+                for i in 0..20 {
+                    evaluated.choose((turn * 5 + i) % 83);
+                    evaluated.evaluate(&none, 512, &mut |_, _| Ok(())).unwrap();
+                }
+                last = 20;
+            }
+            goes_on(evaluated);
+        }
+    }
+
+    #[test]
+    fn states_that_cannot_be_cut_back_go_on_as_if_they_could() {
+        let (none, tokens) = (Attached::default(), (0..70).map(|i| (i * 29 + 3) % 83).collect::<Vec<u32>>());
+        for name in HYBRIDS {
+            let model = hybrid(name);
+            let begun = |chunk| {
+                let mut evaluated = Evaluated::new(&model);
+                evaluated.extend(&tokens, &none, chunk, &mut |_, _| Ok(())).unwrap();
+                evaluated
+            };
+            for keep in [69, 65, 64, 63, 33, 5, 1] {
+                let mut evaluated = begun(512);
+                evaluated.keep(keep);
+                goes_on(evaluated);
+            }
+            // Scores, and a fork of what was scored.
+            let mut evaluated = begun(7);
+            evaluated.score(&tokens, &none, 4, &mut |_, _| Ok(())).unwrap();
+            assert_eq!(evaluated.states.len(), 70, "{name}: a snapshot was gone back to");
+            goes_on(evaluated.fork().unwrap());
+            goes_on(evaluated);
+            // A pass that failed behind the first layers.
+            for kind in [ErrorKind::Cancelled, ErrorKind::Suspended, ErrorKind::Device] {
+                let mut evaluated = begun(512);
+                let stop = |done: usize, _| if done >= 20 { Err(Error::new(kind, "here")) } else { Ok(()) };
+                evaluated.extend(&tokens, &none, 10, &mut { stop }).unwrap_err();
                 goes_on(evaluated);
             }
         }

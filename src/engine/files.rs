@@ -1,6 +1,7 @@
 //! The small files of a model directory: what a model is, before its weights are read.
 
 use std::fs::Metadata;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -33,11 +34,24 @@ pub(super) struct Files {
     pub(super) tokenizer_config: Option<Json>,
     pub(super) sentence: SentenceConfig,
     /// Where the tensors are, if not in the directory's safetensors: a file, and what its tensors are to the network.
-    gguf: Option<(Gguf, Vec<(String, Origin)>)>,
+    gguf: Option<GgufTensors>,
     /// Whether the tokenizer is another one than the model's.
     tokenizer_given: bool,
     /// Whether a tokenizer.json in the directory is the model's: not where a file was named, beside which anything may lie.
     tokenizer_beside: bool,
+}
+
+/// A file, and what its tensors are to the network.
+struct GgufTensors {
+    gguf: Gguf,
+    origins: Vec<(String, Origin)>,
+    unused_layers: Range<usize>,
+}
+
+impl GgufTensors {
+    fn source<'a>(self, on_bytes: &'a mut OnBytes<'a>) -> Result<GgufSource<'a>> {
+        GgufSource::new(self.gguf, self.origins, |name| models::is_unused(name, &self.unused_layers), on_bytes)
+    }
 }
 
 impl Files {
@@ -92,7 +106,7 @@ impl Files {
 
     fn of_gguf(path: &Path) -> Result<Self> {
         let mut gguf = Gguf::open(path)?;
-        let GgufModel { family, config, json, origins, pooling } = models::parse_gguf(&mut gguf)?;
+        let GgufModel { family, config, json, origins, pooling, unused_layers } = models::parse_gguf(&mut gguf)?;
         let directory = path.parent().unwrap_or(Path::new(""));
         let mut sentence = SentenceConfig::new(directory);
         match pooling {
@@ -113,7 +127,7 @@ impl Files {
             sentence,
             stored: None,
             raw: json,
-            gguf: Some((gguf, origins)),
+            gguf: Some(GgufTensors { gguf, origins, unused_layers }),
             tokenizer_given: false,
             tokenizer_beside: false,
         })
@@ -135,7 +149,7 @@ impl Files {
     /// Opens the tensors; they can be opened once.
     pub(super) fn tensors<'a>(&mut self, on_bytes: &'a mut OnBytes<'a>) -> Result<Box<dyn ModelTensors + 'a>> {
         match self.gguf.take() {
-            Some((gguf, origins)) => Ok(Box::new(GgufSource::new(gguf, origins, models::is_unused, on_bytes)?)),
+            Some(tensors) => Ok(Box::new(tensors.source(on_bytes)?)),
             None => {
                 let checkpoint = Checkpoint::open(&self.directory, on_bytes)?;
                 Ok(match &self.stored {
@@ -148,8 +162,7 @@ impl Files {
 
     /// The same of a GGUF file; `None` for safetensors.
     pub(super) fn gguf_source<'a>(&mut self, on_bytes: &'a mut OnBytes<'a>) -> Result<Option<GgufSource<'a>>> {
-        let Some((gguf, origins)) = self.gguf.take() else { return Ok(None) };
-        GgufSource::new(gguf, origins, models::is_unused, on_bytes).map(Some)
+        self.gguf.take().map(|tensors| tensors.source(on_bytes)).transpose()
     }
 
     /// Where the network's files are below those of a model of embeddings; empty for the same place.
@@ -201,7 +214,7 @@ impl Files {
     pub(super) fn tokenizer(&self, options: &LoadOptions) -> Result<Option<Tokenizer>> {
         let path = options.tokenizer_path.clone().unwrap_or_else(|| self.directory.join("tokenizer.json"));
         if options.tokenizer_path.is_none() && !(self.tokenizer_beside && path.exists()) {
-            let Some((gguf, _)) = &self.gguf else { return Ok(None) };
+            let Some(GgufTensors { gguf, .. }) = &self.gguf else { return Ok(None) };
             return GgufVocabulary::read(gguf.metadata())?.as_ref().map(Tokenizer::of_gguf).transpose();
         }
         let tokenizer = Tokenizer::load(path)?;

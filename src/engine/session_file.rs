@@ -4,9 +4,9 @@
 //! |---|---|
 //! | 8 | `MCSESS03`: the last two are the version |
 //! | 7 × 8 | model fingerprint, max_context, regime (all ones: mixed), tokens, evaluated tokens, adapters' fingerprint, states |
-//! | 2 × 8 × states | of each its kind (keys and values in 1: F32, 2: F16, 3: Q8_0), and values of a token |
+//! | 2 × 8 × states | of each its kind (keys and values in 1: F32, 2: F16, 3: Q8_0; 4: of a delta net, 5: of a convolution), and values of a token, or all |
 //! | 4 × tokens | token ids |
-//! | … | the states as they are kept: of each layer keys, then values, `(evaluated, heads, head_dim)` |
+//! | … | the states as they are kept: of each layer keys, then values, `(evaluated, heads, head_dim)`; of the others the position that they can be cut back to, eight bytes, then F32: inputs of the convolution, and of a delta net matrices, keys, corrections, decays |
 //! | 8 | FNV-1a of all before |
 //!
 //! A head in Q8_0 is blocks of 32 values, the last one of what is left: each its scale in F16, then a byte a value.
@@ -69,7 +69,7 @@ fn write(path: &Path, max_context: usize, evaluated: &Evaluated) -> Result<()> {
 
 /// What stands of a state in front.
 fn header(state: &LayerState) -> [u64; 2] {
-    [state.kind().number(), state.token_values() as u64]
+    [state.kind().number(), state.values() as u64]
 }
 
 /// Reads what a model's session evaluated, and the tokens that it may hold.
@@ -110,7 +110,7 @@ pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
     if size < LEAST + 16 * count {
         return Err(bad(format!("expected {count} states, found {size} bytes")));
     }
-    let mut token_bytes = 0u64;
+    let mut state_bytes = Some(0u64);
     for state in states.iter() {
         let ([kind, values], [expected, expected_values]) = ([field()?, field()?], header(state));
         if values != expected_values {
@@ -122,12 +122,11 @@ pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
             let message = format!("{path}: expected {expected}, found {found}: load the model with this type of KV cache");
             return Err(Error::new(ErrorKind::Mismatch, message));
         }
-        token_bytes += state.token_bytes() as u64;
+        state_bytes = state_bytes.zip(state.bytes(evaluated)).and_then(|(all, more)| all.checked_add(more));
     }
-    let evaluated_bytes = evaluated.checked_mul(token_bytes);
     let length = tokens
         .checked_mul(4)
-        .zip(evaluated_bytes)
+        .zip(state_bytes)
         .and_then(|(ids, states)| ids.checked_add(states))
         .and_then(|n| n.checked_add(LEAST + 16 * count));
     if length != Some(size) || evaluated > tokens {
@@ -138,9 +137,13 @@ pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
     file.read_exact(&mut bytes).map_err(io)?;
     let tokens = bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("four bytes"))).collect();
     for state in states.iter_mut() {
-        let mut bytes = buffer(evaluated as usize * state.token_bytes())?;
+        let len = state.bytes(evaluated).unwrap_or(u64::MAX);
+        let mut bytes = buffer(usize::try_from(len).unwrap_or(usize::MAX))?;
         file.read_exact(&mut bytes).map_err(io)?;
-        state.fill(&bytes, ops::dtype(model.dtype().into()))?;
+        if !state.is_of(&bytes, evaluated as usize) {
+            return Err(bad(format!("damaged: {} is not that of {evaluated} tokens", state.kind().label())));
+        }
+        state.fill(&bytes, evaluated as usize, ops::dtype(model.dtype().into()))?;
     }
     let (hash, mut stored) = (file.hash, [0; 8]);
     file.inner.read_exact(&mut stored).map_err(io)?;

@@ -20,6 +20,9 @@ pub trait Dots: Copy + 'static {
     type Levels: Copy;
     /// Whether weights of eight bits are bytes with a sign; else they are 128 more, and have none.
     const SIGNED: bool;
+    /// Whether there is an instruction that multiplies matrices of bytes: then [`dot_rows`](Self::dot_rows) is faster than a
+    /// [`dot`](Self::dot) for each row and step.
+    const MATRICES: bool = false;
 
     /// `sum + Σ weight · x`, the same four `x` for every lane. Weights are 0 to 63, or, if `wide`, as [`SIGNED`](Self::SIGNED)
     /// says; `x` are -127 to 127.
@@ -32,6 +35,31 @@ pub trait Dots: Copy + 'static {
     unsafe fn levels(levels: &[i8; LANES]) -> Self::Levels;
     /// The level of each byte, of which only the lowest four bits are not zero, as [`SIGNED`](Self::SIGNED) says.
     unsafe fn lookup(levels: Self::Levels, codes: <Self::S as Simd>::I) -> <Self::S as Simd>::I;
+    /// The weights of two neighbouring steps, four columns each, as `dot_rows` reads them.
+    #[inline(always)]
+    unsafe fn join_steps(steps: [<Self::S as Simd>::I; 2]) -> [<Self::S as Simd>::I; 2] {
+        steps
+    }
+    /// The sums of two rows as `dot_rows` adds to them; the same once more gives them back.
+    #[inline(always)]
+    unsafe fn join_rows(rows: [<Self::S as Simd>::I; 2]) -> [<Self::S as Simd>::I; 2] {
+        rows
+    }
+    /// [`dot`](Self::dot) of two rows at once: joined sums, the first or the second of joined weights, and the eight `x` of each row
+    /// that both of those are for.
+    ///
+    /// # Safety
+    /// Each `x` is good for eight bytes, of any alignment.
+    #[inline(always)]
+    unsafe fn dot_rows<const STEP: usize>(
+        sums: [<Self::S as Simd>::I; 2],
+        weights: <Self::S as Simd>::I,
+        x: [*const u8; 2],
+        wide: bool,
+    ) -> [<Self::S as Simd>::I; 2] {
+        // SAFETY: passed on from the caller.
+        std::array::from_fn(|row| unsafe { Self::dot(sums[row], weights, x[row].add(4 * STEP), wide) })
+    }
     /// Runs a kernel as a function of its own, which its callers share.
     unsafe fn call<K: DotsKernel>(kernel: K) -> K::Output;
 }
@@ -70,7 +98,9 @@ pub fn dispatch<K: DotsKernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "aarch64")]
     if Level::Neon.is_available() {
         // SAFETY (each of these): the processor has just said that it has these instructions.
-        return if std::arch::is_aarch64_feature_detected!("dotprod") {
+        return if neon::has_i8mm() {
+            unsafe { neon::run_i8mm(kernel) }
+        } else if neon::has_dotprod() {
             unsafe { neon::run_dotprod(kernel) }
         } else {
             unsafe { neon::run_neon(kernel) }
@@ -112,8 +142,11 @@ pub fn levels<K: DotsKernel>() -> Vec<Runner<K>> {
     {
         // SAFETY (each of these): the processor has just said that it has these instructions.
         levels.push(("neon", |kernel| unsafe { neon::run_neon(kernel) }));
-        if std::arch::is_aarch64_feature_detected!("dotprod") {
+        if neon::has_dotprod() {
             levels.push(("neon-dotprod", |kernel| unsafe { neon::run_dotprod(kernel) }));
+        }
+        if neon::has_i8mm() {
+            levels.push(("neon-i8mm", |kernel| unsafe { neon::run_i8mm(kernel) }));
         }
     }
     levels

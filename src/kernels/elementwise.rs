@@ -1,5 +1,6 @@
 //! What lies between the products: norms, rotary embedding, activations, residual sums. Each is one pass over its rows.
 
+use super::attention::Strided;
 use super::math;
 use super::parallel::{Shared, split};
 use super::simd::{Kernel, Simd, dispatch};
@@ -91,7 +92,7 @@ fn slope<S: Simd>(kind: Activation, x: f32) -> f32 {
 }
 
 /// What a row kernel does with one row.
-trait RowWork: Sync {
+pub(super) trait RowWork: Sync {
     /// Writes the row `row` of the output, `out`. Must be `#[inline(always)]`.
     fn row<S: Simd>(&self, row: usize, out: &mut [f32]);
 }
@@ -120,7 +121,7 @@ impl<F: RowWork> Kernel for RowKernel<'_, F> {
 }
 
 /// Hands out rows of `width` values, on all threads; the last may be shorter.
-fn each_row<F: RowWork>(out: &mut [f32], width: usize, work: &F) {
+pub(super) fn each_row<F: RowWork>(out: &mut [f32], width: usize, work: &F) {
     let (len, rows) = (out.len(), out.len().div_ceil(width));
     let out = Shared::new(out);
     split(rows, GRAIN.div_ceil(width), |range| dispatch(RowKernel { work, out, len, width, range }));
@@ -347,6 +348,74 @@ pub fn gated(kind: Activation, x: &[f32], width: usize, out: &mut [f32]) {
     each_row(out, width, &Work(kind, x, width));
 }
 
+/// `x · f(gate)`, or `x · gate` without a function.
+///
+/// # Shape
+/// `x`: rows of `width` values; `gates`: rows of `width`, or fewer, each then for as many neighbours; `out`: `(rows, width)`.
+pub fn gate(kind: Option<Activation>, x: Strided<'_>, gates: Strided<'_>, (width, count): (usize, usize), out: &mut [f32]) {
+    struct Work<'a>(Option<Activation>, Strided<'a>, Strided<'a>, (usize, usize));
+    impl RowWork for Work<'_> {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize, out: &mut [f32]) {
+            let Self(kind, x, gates, (width, count)) = *self;
+            spread(&gates.values[row * gates.stride..][..count], out);
+            if let Some(kind) = kind {
+                with_activation::<S>(kind, out);
+            }
+            out.iter_mut().zip(&x.values[row * x.stride..][..width]).for_each(|(y, x)| *y *= x);
+        }
+    }
+    assert!(width.is_multiple_of(count), "as many values for each gate");
+    each_row(out, width, &Work(kind, x, gates, (width, count)));
+}
+
+/// The gradient of the gates of [`gate`] from that of its output, `dy`.
+///
+/// # Shape
+/// `x`, `dy`: rows of `width` values; `gates` and `out`: rows of `count`.
+pub fn gate_backward(
+    kind: Option<Activation>,
+    [x, dy]: [Strided<'_>; 2],
+    gates: Strided<'_>,
+    (width, count): (usize, usize),
+    out: &mut [f32],
+) {
+    struct Work<'a>(Option<Activation>, [Strided<'a>; 2], Strided<'a>, (usize, usize));
+    impl RowWork for Work<'_> {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize, out: &mut [f32]) {
+            let Self(kind, [x, dy], gates, (width, count)) = *self;
+            let [x, dy] = [x, dy].map(|x| &x.values[row * x.stride..][..width]);
+            match kind {
+                Some(kind) => {
+                    out.copy_from_slice(&gates.values[row * gates.stride..][..count]);
+                    with_slope::<S>(kind, out);
+                }
+                None => out.fill(1.0),
+            }
+            if width == count {
+                out.iter_mut().zip(x.iter().zip(dy)).for_each(|(out, (x, dy))| *out *= x * dy);
+                return;
+            }
+            let groups = x.chunks_exact(width / count).zip(dy.chunks_exact(width / count));
+            out.iter_mut().zip(groups).for_each(|(out, (x, dy))| *out *= math::lane_dot(x, dy, |dy| dy));
+        }
+    }
+    assert!(width.is_multiple_of(count), "as many values for each gate");
+    each_row(out, count, &Work(kind, [x, dy], gates, (width, count)));
+}
+
+/// Each value for as many neighbours as there is room for.
+#[inline(always)]
+fn spread(values: &[f32], out: &mut [f32]) {
+    if values.len() == out.len() {
+        return out.copy_from_slice(values);
+    }
+    for (out, value) in out.chunks_exact_mut(out.len() / values.len()).zip(values) {
+        out.fill(*value);
+    }
+}
+
 /// `activation(x)` of every value, in place.
 pub fn activate(kind: Activation, x: &mut [f32], width: usize) {
     struct Work(Activation);
@@ -388,15 +457,18 @@ pub fn gated_backward(kind: Activation, x: &[f32], dy: &[f32], width: usize, dx:
 }
 
 /// `dy`, the gradient of the activations of `x`, becomes that of `x`.
-pub fn activate_backward(kind: Activation, x: &[f32], dy: &mut [f32], width: usize) {
-    struct Work<'a>(Activation, &'a [f32], usize);
+///
+/// # Shape
+/// `x`, `dy`: rows of `width` values.
+pub fn activate_backward(kind: Activation, x: Strided<'_>, dy: &mut [f32], width: usize) {
+    struct Work<'a>(Activation, Strided<'a>, usize);
     impl RowWork for Work<'_> {
         #[inline(always)]
         fn row<S: Simd>(&self, row: usize, dy: &mut [f32]) {
             let Self(kind, x, width) = *self;
             // A part of a row at a time, so that slopes need no memory of their own.
             let mut slopes = [0f32; 256];
-            for (x, dy) in x[row * width..][..width].chunks(slopes.len()).zip(dy.chunks_mut(slopes.len())) {
+            for (x, dy) in x.values[row * x.stride..][..width].chunks(slopes.len()).zip(dy.chunks_mut(slopes.len())) {
                 let slopes = &mut slopes[..x.len()];
                 slopes.copy_from_slice(x);
                 with_slope::<S>(kind, slopes);
@@ -404,7 +476,8 @@ pub fn activate_backward(kind: Activation, x: &[f32], dy: &mut [f32], width: usi
             }
         }
     }
-    assert_eq!(x.len(), dy.len(), "a gradient for each value");
+    let rows = dy.len() / width;
+    assert!(rows == 0 || x.values.len() >= (rows - 1) * x.stride + width, "a value for each gradient");
     each_row(dy, width, &Work(kind, x, width));
 }
 

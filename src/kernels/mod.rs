@@ -20,16 +20,24 @@ mod kv_cache;
 mod attention;
 mod attention_backward;
 mod elementwise;
+mod delta_rule;
+mod delta_rule_backward;
+mod convolution;
 mod adamw;
 
 pub use adamw::{AdamW, Coefficients};
 pub use attention::{Mask, Strided, attend, attend_within};
 pub use attention_backward::attend_within_backward;
+pub use convolution::{ConvMemory, Taps, convolve, convolve_within, convolve_within_backward};
 #[cfg(feature = "cuda")]
 pub use cuda::open_cuda;
+pub use delta_rule::{
+    CHUNK, DeltaInputs, DeltaMemory, DeltaShape, chunk_start, decay, decay_backward, delta_rule, delta_rule_within,
+};
+pub use delta_rule_backward::delta_rule_within_backward;
 pub use elementwise::{
-    Activation, LEAST_LENGTH, NormKind, Normalise, activate, activate_backward, add_scaled, cross_entropy, dropout, gated,
-    gated_backward, normalise, normalise_backward, rotate, scale_softcap, unit_length,
+    Activation, LEAST_LENGTH, NormKind, Normalise, activate, activate_backward, add_scaled, cross_entropy, dropout, gate,
+    gate_backward, gated, gated_backward, normalise, normalise_backward, rotate, scale_softcap, unit_length,
 };
 pub use format::Format;
 pub use kv_cache::{KvFormat, KvHeads};

@@ -134,6 +134,16 @@ impl Json {
     }
 
     /// A list of texts.
+    pub fn counts(&self, key: &str, max: usize) -> Result<Option<Vec<usize>>> {
+        let Some(numbers) = self.numbers(key)? else { return Ok(None) };
+        let whole = |&x: &f64| x >= 0.0 && x.fract() == 0.0 && x <= max as f64;
+        match numbers.iter().find(|x| !whole(x)) {
+            Some(x) => Err(self.invalid(key, &format!("expected whole numbers up to {max}, found {x}"))),
+            None => Ok(Some(numbers.into_iter().map(|x| x as usize).collect())),
+        }
+    }
+
+    /// A list of texts; `None` if the key is absent or null.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<String>>> {
         let Some(field) = self.get(key) else { return Ok(None) };
         let list = field.value.as_array().ok_or_else(|| field.expected("a list of texts"))?;

@@ -153,6 +153,9 @@ pub fn parse(json: &Json, defaults: &Defaults) -> Result<Draft> {
         biases: Biases::default(),
         qk_norm: None,
         qk_norm_place: QkNormPlace::BeforeRope,
+        output_gate: None,
+        delta_net: None,
+        short_conv: None,
         attn_scale: 1.0 / (head_dim as f32).sqrt(),
         attn_softcap: None,
         qkv_clip: None,
@@ -212,20 +215,23 @@ pub fn window(json: &Json) -> Result<Option<usize>> {
 
 /// Which layers slide: `layer_types` where it is given, else `legacy` of each layer's number.
 pub fn sliding_layers(json: &Json, layers: usize, legacy: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
+    let kinds = layer_types(json, layers, &["full_attention", "sliding_attention"], |i| usize::from(legacy(i)))?;
+    Ok(kinds.into_iter().map(|kind| kind == 1).collect())
+}
+
+/// Of each layer which of these kinds it is: by `layer_types` where it is given, else `legacy` of the layer's number.
+pub fn layer_types(json: &Json, layers: usize, kinds: &[&str], legacy: impl Fn(usize) -> usize) -> Result<Vec<usize>> {
     let Some(types) = json.texts("layer_types")? else { return Ok((0..layers).map(legacy).collect()) };
     if types.len() != layers {
         return Err(json.invalid("layer_types", &format!("expected {layers} entries, found {}", types.len())));
     }
-    types
-        .iter()
-        .map(|kind| match kind.as_str() {
-            "full_attention" => Ok(false),
-            "sliding_attention" => Ok(true),
-            other => Err(Error::unsupported(format!(
-                "config.json: layer_types: {other:?} is not supported (full_attention, sliding_attention)"
-            ))),
+    let number = |kind: &String| {
+        let found = kinds.iter().position(|known| known == kind);
+        found.ok_or_else(|| {
+            Error::unsupported(format!("config.json: layer_types: {kind:?} is not supported ({})", kinds.join(", ")))
         })
-        .collect()
+    };
+    types.iter().map(number).collect()
 }
 
 /// Gives the layers that slide their window; `absent` is the family's default.

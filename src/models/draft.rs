@@ -1,17 +1,29 @@
-//! The usual network: every layer an attention and an MLP, with six places for norms. A family fills in what it is of it; then its
-//! layers are spelled out as steps and branches.
+//! The usual network: every layer a mixer and an MLP, with six places for norms. A family fills in what it is of it; then its layers are
+//! spelled out as steps and branches.
 
 use std::sync::Arc;
 
 use crate::nn::{
-    AttentionConfig, BranchConfig, BranchInput, Config, DenseConfig, LayerConfig, Name, Names, NormConfig, OperationConfig,
-    Positions, QkNorm, QkNormConfig, QkNormPlace, RelativeBiasConfig, Rope, Slot, StepConfig, Tying, Visible,
+    AttentionConfig, BranchConfig, BranchInput, Config, DeltaNetConfig, DenseConfig, LayerConfig, Name, Names, NormConfig,
+    OperationConfig, Positions, QkNorm, QkNormConfig, QkNormPlace, RelativeBiasConfig, Rope, ShortConvConfig, Slot, StepConfig,
+    Tying, Visible,
 };
 use crate::ops::Activation;
 
-/// One layer's place in a pattern of windows and position embeddings.
+/// What mixes the tokens of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mixer {
+    Attention,
+    /// As [`Draft::delta_net`] describes it.
+    DeltaNet,
+    /// As [`Draft::short_conv`] describes it.
+    ShortConv,
+}
+
+/// One layer's place in a pattern of mixers, windows and position embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pattern {
+    pub mixer: Mixer,
     /// Keys nearer than this are seen, the query's own being at 0; `None` = all.
     pub window: Option<usize>,
     /// Index into [`Draft::ropes`]; `None` = no position embedding.
@@ -22,7 +34,7 @@ pub struct Pattern {
 
 impl Pattern {
     /// A layer that sees all, with the first rope.
-    pub const PLAIN: Self = Self { window: None, rope: Some(0), attn_in: true };
+    pub const PLAIN: Self = Self { mixer: Mixer::Attention, window: None, rope: Some(0), attn_in: true };
 }
 
 /// Where a projection is stored.
@@ -84,6 +96,15 @@ pub struct Biases {
     pub head: bool,
 }
 
+/// Where the projection stands whose sigmoid what attention finds is multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputGate {
+    /// In q's tensor, of each head behind its query: a row a value.
+    BesideQueries,
+    /// A tensor of its own: a row a head.
+    OfHeads(Name),
+}
+
 /// How attention and MLP of a layer stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
@@ -124,6 +145,10 @@ pub struct Draft {
     pub biases: Biases,
     pub qk_norm: Option<QkNorm>,
     pub qk_norm_place: QkNormPlace,
+    pub output_gate: Option<OutputGate>,
+    /// Of layers that have one.
+    pub delta_net: Option<DeltaNetConfig>,
+    pub short_conv: Option<ShortConvConfig>,
     /// Factor of the scores.
     pub attn_scale: f32,
     pub attn_softcap: Option<f32>,
@@ -167,11 +192,22 @@ impl Draft {
     fn layer(&self, pattern: Pattern, ropes: &[Arc<Rope>]) -> LayerConfig {
         let TensorNames { attn_in, attn_out, attn_sum, mlp_in, mlp_out, mlp_sum, .. } = self.names;
         let attn_in = BranchInput::Stream(attn_in.filter(|_| pattern.attn_in));
-        let (attention, dense) = (self.attention(pattern, ropes), self.dense());
+        let mixer = match pattern.mixer {
+            Mixer::Attention => self.attention(pattern, ropes),
+            Mixer::DeltaNet => {
+                let net = self.delta_net.clone().expect("a family with such layers describes them");
+                OperationConfig::DeltaNet(Box::new(net))
+            }
+            Mixer::ShortConv => {
+                let conv = self.short_conv.clone().expect("a family with such layers describes them");
+                OperationConfig::ShortConv(Box::new(conv))
+            }
+        };
+        let dense = self.dense();
         let branch = |input, operation, norm_out| BranchConfig { input, operation, norm_out };
         let steps = match self.order {
             Order::Sequential => vec![
-                StepConfig { branches: vec![branch(attn_in, attention, None)], norm_out: attn_out, norm_sum: attn_sum },
+                StepConfig { branches: vec![branch(attn_in, mixer, None)], norm_out: attn_out, norm_sum: attn_sum },
                 StepConfig {
                     branches: vec![branch(BranchInput::Stream(mlp_in), dense, None)],
                     norm_out: mlp_out,
@@ -180,7 +216,7 @@ impl Draft {
             ],
             Order::Parallel => {
                 let mlp_in = mlp_in.map_or(BranchInput::Shared, |norm| BranchInput::Stream(Some(norm)));
-                let branches = vec![branch(attn_in, attention, attn_out), branch(mlp_in, dense, mlp_out)];
+                let branches = vec![branch(attn_in, mixer, attn_out), branch(mlp_in, dense, mlp_out)];
                 vec![StepConfig { branches, norm_out: None, norm_sum: None }]
             }
         };
@@ -191,15 +227,25 @@ impl Draft {
         let names = &self.names;
         let (heads, kv_heads, head_dim) = (self.num_heads, self.num_kv_heads, self.head_dim);
         let qkv = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim];
+        // Head by head: a query, then its gate.
+        let beside = |index| match names.q {
+            Source::Own(name) | Source::Part(name, _) => Slot { repeats: heads, ..Slot::part(name, &[head_dim; 2], index) },
+        };
+        let (q, gate) = match self.output_gate {
+            None => (names.q.slot(0, &qkv), None),
+            Some(OutputGate::BesideQueries) => (beside(0), Some(beside(1))),
+            Some(OutputGate::OfHeads(name)) => (names.q.slot(0, &qkv), Some(Slot::whole(name, heads))),
+        };
         let qk_norm = |kind| QkNormConfig { kind, place: self.qk_norm_place, q: names.q_norm, k: names.k_norm };
         OperationConfig::Attention(Box::new(AttentionConfig {
             heads,
             kv_heads,
             head_dim,
-            q: names.q.slot(0, &qkv),
+            q,
             k: names.k.slot(1, &qkv),
             v: names.v.slot(2, &qkv),
             o: names.o.slot(0, &[self.hidden_size]),
+            gate,
             qkv_bias: self.biases.qkv.into(),
             o_bias: self.biases.o.into(),
             visible: self.visible,

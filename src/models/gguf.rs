@@ -7,6 +7,8 @@
 mod config;
 mod origins;
 
+use std::ops::Range;
+
 use super::{Family, draft};
 use crate::error::{Error, Result};
 use crate::load::{Gguf, Json, Origin};
@@ -23,6 +25,8 @@ pub struct GgufModel {
     pub origins: Vec<(String, Origin)>,
     /// How texts become vectors, if it says so.
     pub pooling: Option<Pooling>,
+    /// Layers of the file behind those of the network, which predict further tokens.
+    pub unused_layers: Range<usize>,
 }
 
 /// An architecture of llama.cpp.
@@ -53,6 +57,7 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "glm4", model_type: "glm4", moves_rows: false, keys: config::partly_rotated },
     Architecture { name: "granite", model_type: "granite", moves_rows: true, keys: config::granite },
     Architecture { name: "hunyuan-dense", model_type: "hunyuan_v1_dense", moves_rows: false, keys: config::usual },
+    Architecture { name: "lfm2", model_type: "lfm2", moves_rows: false, keys: config::lfm2 },
     Architecture { name: "llama", model_type: "llama", moves_rows: true, keys: config::llama },
     Architecture { name: "mistral3", model_type: "ministral3", moves_rows: true, keys: config::mistral3 },
     Architecture { name: "modern-bert", model_type: "modernbert", moves_rows: false, keys: config::modern_bert },
@@ -64,6 +69,7 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "phi3", model_type: "phi3", moves_rows: false, keys: config::phi3 },
     Architecture { name: "qwen2", model_type: "qwen2", moves_rows: false, keys: config::usual },
     Architecture { name: "qwen3", model_type: "qwen3", moves_rows: false, keys: config::usual },
+    Architecture { name: "qwen35", model_type: "qwen3_5_text", moves_rows: false, keys: config::qwen35 },
     Architecture { name: "seed_oss", model_type: "seed_oss", moves_rows: false, keys: config::seed_oss },
     Architecture { name: "smollm3", model_type: "smollm3", moves_rows: true, keys: config::usual },
     Architecture { name: "stablelm", model_type: "stablelm", moves_rows: false, keys: config::stablelm },
@@ -74,9 +80,13 @@ const ARCHITECTURES: &[Architecture] = &[
 /// layers that predict further tokens.
 const UNUSED: [&str; 6] = ["rope_freqs.", "rope_factors_", "cls.", "cls_", "nextn.", "attn_rot_embd"];
 
-/// Whether a tensor of a file has no part in the network.
-pub fn is_unused(name: &str) -> bool {
-    let below_layer = name.strip_prefix("blk.").and_then(|name| name.split_once('.')).map_or(name, |(_, name)| name);
+/// Whether a tensor of a file has no part in the network, of whose layers these are unused.
+pub fn is_unused(name: &str, layers: &Range<usize>) -> bool {
+    let in_layer = name.strip_prefix("blk.").and_then(|name| name.split_once('.'));
+    let below_layer = in_layer.map_or(name, |(_, name)| name);
+    if in_layer.is_some_and(|(layer, _)| layer.parse().is_ok_and(|layer| layers.contains(&layer))) {
+        return true;
+    }
     UNUSED.iter().any(|unused| below_layer.starts_with(unused))
 }
 
@@ -99,7 +109,10 @@ pub fn parse_gguf(gguf: &mut Gguf) -> Result<GgufModel> {
     let (family, draft) = draft(&json)?;
     let origins = origins::origins(gguf, &draft, architecture)?;
     let pooling = config::pooling(gguf, architecture)?;
-    Ok(GgufModel { family, config: draft.build(), json, origins, pooling })
+    let config = draft.build();
+    let stored = gguf.metadata().u32(&format!("{}.block_count", architecture.name))?.unwrap_or_default() as usize;
+    let unused_layers = config.layers.len()..stored;
+    Ok(GgufModel { family, config, json, origins, pooling, unused_layers })
 }
 
 #[cfg(test)]
@@ -130,8 +143,11 @@ mod tests {
         for name in
             ["rope_freqs.weight", "rope_factors_long.weight", "blk.7.attn_rot_embd", "blk.40.nextn.eh_proj.weight", "cls.bias"]
         {
-            assert!(is_unused(name), "{name}");
+            assert!(is_unused(name, &(4..4)), "{name}");
         }
-        assert!(!is_unused("blk.0.attn_q.weight") && !is_unused("token_embd.weight"));
+        for layers in [4..4, 4..5] {
+            assert!(!is_unused("blk.0.attn_q.weight", &layers) && !is_unused("token_embd.weight", &layers));
+            assert_eq!(is_unused("blk.4.attn_q.weight", &layers), layers.len() == 1);
+        }
     }
 }

@@ -25,6 +25,8 @@ mod glm4;
 mod granite;
 mod helium;
 mod hunyuan_v1_dense;
+mod lfm2;
+mod lfm3;
 mod llama;
 mod ministral3;
 mod mistral;
@@ -40,6 +42,7 @@ mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_5;
 mod roberta;
 mod seed_oss;
 mod smollm3;
@@ -47,7 +50,7 @@ mod stablelm;
 mod starcoder2;
 mod vaultgemma;
 
-use draft::Draft;
+use draft::{Draft, Mixer};
 
 use crate::error::Result;
 use crate::load::Json;
@@ -82,6 +85,8 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "granite", parse: granite::parse },
     Family { model_type: "helium", parse: helium::parse },
     Family { model_type: "hunyuan_v1_dense", parse: hunyuan_v1_dense::parse },
+    Family { model_type: "lfm2", parse: lfm2::parse },
+    Family { model_type: "lfm3", parse: lfm3::parse },
     Family { model_type: "llama", parse: llama::parse },
     Family { model_type: "ministral3", parse: ministral3::parse },
     Family { model_type: "mistral", parse: mistral::parse },
@@ -97,6 +102,8 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "phi3", parse: phi3::parse },
     Family { model_type: "qwen2", parse: qwen2::parse },
     Family { model_type: "qwen3", parse: qwen3::parse },
+    Family { model_type: "qwen3_5", parse: multimodal::parse },
+    Family { model_type: "qwen3_5_text", parse: qwen3_5::parse },
     Family { model_type: "roberta", parse: roberta::parse },
     Family { model_type: "seed_oss", parse: seed_oss::parse },
     Family { model_type: "smollm3", parse: smollm3::parse },
@@ -135,6 +142,9 @@ fn draft(json: &Json) -> Result<(&'static Family, Draft)> {
         );
     }
     if draft.visible == Visible::Before && !json.flag("is_causal", true)? {
+        if draft.layers.iter().any(|layer| layer.mixer != Mixer::Attention) {
+            return Err(json.unsupported("is_causal", "expected true with layers that see nothing behind a token"));
+        }
         // transformers turns the mask of any decoder into one that sees all; the window then lies on both sides.
         draft.visible = Visible::All;
         draft.layers.iter_mut().for_each(|layer| layer.window = layer.window.map(|window| window + 1));

@@ -47,7 +47,7 @@ pub fn parse(json: &Json) -> Result<Draft> {
     // Half of it on each side, and the token itself.
     let window = json.count("local_attention", base::MAX_CONTEXT)?.unwrap_or(128) / 2 + 1;
     for (i, (layer, local)) in draft.layers.iter_mut().zip(local).enumerate() {
-        *layer = Pattern { window: local.then_some(window), rope: Some(usize::from(local)), attn_in: i > 0 };
+        *layer = Pattern { window: local.then_some(window), rope: Some(usize::from(local)), attn_in: i > 0, ..Pattern::PLAIN };
     }
     draft.ropes = ropes(json, draft.head_dim)?;
     Ok(draft)

@@ -11,7 +11,16 @@ use crate::nn::Prefix;
 const PREFIXES: [Prefix; 2] =
     [Prefix::of("model.language_model."), Prefix { network: "language_model.model.", head: "language_model." }];
 
-const TOWERS: [&str; 4] = ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
+const TOWERS: [&str; 7] = [
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+    "visual.",
+    "model.visual.",
+    // Layers that predict further tokens.
+    "mtp.",
+];
 
 pub fn parse(json: &Json) -> Result<Draft> {
     base::refuse_what_changes_the_result(json)?;

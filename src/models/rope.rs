@@ -54,6 +54,21 @@ pub fn one(json: &Json, parameters: Option<&Json>, head_dim: usize, theta: f64, 
         Some(inside) => Some(inside),
         None => json.number("partial_rotary_factor")?,
     };
+    // A part of each head, but another pairing and other frequencies than where a part alone is rotated.
+    let is_proportional = match parameters {
+        Some(p) => p.text("rope_type")?.is_some_and(|kind| kind == "proportional"),
+        None => false,
+    };
+    if is_proportional {
+        let partial = partial.unwrap_or(1.0);
+        if !(partial > 0.0 && partial <= 1.0) || !head_dim.is_multiple_of(2) {
+            let found = format!("expected a part of an even head, found {partial} of {head_dim}");
+            return Err(json.invalid("partial_rotary_factor", &found));
+        }
+        let factor = parameters.map_or(Ok(1.0), |p| p.positive("factor", 1.0))?;
+        let scaling = Scaling::Proportional { turned: (partial * head_dim as f64 / 2.0) as usize, factor };
+        return Ok(Rope { theta, dim: head_dim, pairs: defaults.pairs, scaling, query_growth: None });
+    }
     let partial = match (partial, defaults.partial) {
         (given, Some(default)) => given.unwrap_or(default),
         (None | Some(1.0), None) => 1.0,

@@ -10,7 +10,7 @@ use super::loader::Loader;
 use super::mix::Part;
 use super::{Linear, Pairs, Rope, RowAdapters};
 use crate::error;
-use crate::ops::{self, Angles, Context, Mask, Norm};
+use crate::ops::{self, Activation, Angles, Context, Mask, Norm};
 
 /// Which tokens one sees within its window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +58,8 @@ pub struct AttentionConfig {
     pub k: Slot,
     pub v: Slot,
     pub o: Slot,
+    /// What is found is multiplied by the sigmoid of this projection: a row for each value, or for each head.
+    pub gate: Option<Slot>,
     pub qkv_bias: Bias,
     pub o_bias: Bias,
     pub visible: Visible,
@@ -83,14 +85,19 @@ impl AttentionConfig {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
+    /// Values of a row's gates.
+    fn gate_values(&self) -> usize {
+        self.gate.as_ref().map_or(0, Slot::len)
+    }
+
     /// See [`Config::forward_values`](super::Config::forward_values).
     pub fn forward_values(&self) -> usize {
-        self.qkv_values() + 2 * self.heads * self.head_dim
+        self.qkv_values() + self.gate_values() + (2 + usize::from(self.gate.is_some())) * self.heads * self.head_dim
     }
 
     /// See [`Config::backward_values`](super::Config::backward_values).
     pub fn backward_values(&self) -> usize {
-        self.qkv_values() + self.heads * self.head_dim
+        self.qkv_values() + self.gate_values() + (1 + usize::from(self.gate.is_some())) * self.heads * self.head_dim
     }
 }
 
@@ -101,6 +108,7 @@ pub struct Attention {
     /// The number of its state, and of its rope among the network's.
     state: usize,
     rope: Option<usize>,
+    /// With the gates behind them, where there are any.
     qkv: Linear,
     q_norm: Option<Norm>,
     k_norm: Option<Norm>,
@@ -118,7 +126,8 @@ impl Attention {
         let rope = config.rope.as_ref().and_then(|rope| ropes.iter().position(|known| Arc::ptr_eq(known, rope) || known == rope));
         let one_tensor = config.q.name == config.v.name;
         let (other, value) = if one_tensor { (Part::Qkv, Part::Qkv) } else { (Part::Other, Part::Value) };
-        let slots = [(&config.q, other), (&config.k, other), (&config.v, value)];
+        let mut slots = vec![(&config.q, other), (&config.k, other), (&config.v, value)];
+        slots.extend(config.gate.as_ref().map(|gate| (gate, other)));
         let qkv = loader.linear(&slots, hidden_size, qkv_bias)?;
         let mut qk_norm = |name: fn(&QkNormConfig) -> Name, heads| {
             config.qk_norm.as_ref().map(|norm| load_qk_norm(norm.kind, name(norm), heads, config.head_dim, loader)).transpose()
@@ -142,21 +151,22 @@ impl Attention {
     /// `x`: `(T, C)`; returns `(T, H · D)`.
     pub(super) fn mix(&self, cx: Context<'_>, x: &Tensor, call: &mut Call<'_>) -> Result<Tensor> {
         let AttentionConfig { heads, kv_heads, window, scale, softcap, .. } = self.config;
-        let [q, k, v] = self.queries_keys_values(cx, x, call)?;
+        let ([q, k, v], gate) = self.queries_keys_values(cx, x, call)?;
         let mask = Mask { causal: self.config.is_causal(), window, scale, softcap };
-        call.attend(cx, [&q, &k, &v], (heads, kv_heads), mask, self.state)
+        let found = call.attend(cx, [&q, &k, &v], (heads, kv_heads), mask, self.state)?;
+        gate.map_or(Ok(found.clone()), |gate| ops::gate(cx, &found, &gate, Some(Activation::Sigmoid)))
     }
 
     /// # Shape
-    /// `x`: `(T, C)`; returns `(T, H · D)`, `(T, K · D)`, `(T, K · D)`.
-    fn queries_keys_values(&self, cx: Context<'_>, x: &Tensor, call: &Call<'_>) -> Result<[Tensor; 3]> {
+    /// `x`: `(T, C)`; returns `(T, H · D)`, `(T, K · D)`, `(T, K · D)`, and gates where there are any.
+    fn queries_keys_values(&self, cx: Context<'_>, x: &Tensor, call: &Call<'_>) -> Result<([Tensor; 3], Option<Tensor>)> {
         let c = &self.config;
         let mut qkv = self.qkv.forward(cx, x, &call.adapters)?;
         if let Some(bound) = c.clip {
             qkv = ops::clip(cx, &qkv, bound)?;
         }
         let kv = c.kv_heads * c.head_dim;
-        let [q, k, v] = ops::split(cx, &qkv, [c.heads * c.head_dim, kv, kv])?;
+        let [q, k, v, gate] = ops::split(cx, &qkv, [c.heads * c.head_dim, kv, kv, c.gate_values()])?;
         let angles = self.rope.map(|number| &call.angles[number]);
         let rotate = |x: Tensor, angles: Option<&Angles>| match (angles, &c.rope) {
             (Some(angles), Some(rope)) => ops::rope(cx, &x, c.head_dim, rope.pairs == Pairs::Neighbours, angles),
@@ -167,7 +177,7 @@ impl Attention {
             _ => rotate(ops::optional_norm(cx, x, norm.as_ref())?, angles),
         };
         let (of_q, of_k) = (angles.map(|angles| &angles.queries), angles.map(|angles| &angles.keys));
-        Ok([place(q, &self.q_norm, of_q)?, place(k, &self.k_norm, of_k)?, v])
+        Ok(([place(q, &self.q_norm, of_q)?, place(k, &self.k_norm, of_k)?, v], c.gate.is_some().then_some(gate)))
     }
 
     /// The projection of what was found, each row for itself.

@@ -180,7 +180,8 @@ pub struct Config {
 }
 
 impl Config {
-    fn operations(&self) -> impl Iterator<Item = &OperationConfig> {
+    /// Every operation, in the order of computation.
+    pub fn operations(&self) -> impl Iterator<Item = &OperationConfig> {
         self.layers.iter().flat_map(LayerConfig::operations)
     }
 

@@ -10,12 +10,14 @@ use candle_core::{Result, Tensor, bail};
 
 use super::attention::{Attention, AttentionConfig};
 use super::config::Name;
+use super::delta_net::{DeltaNet, DeltaNetConfig};
 use super::dense::{Dense, DenseConfig};
 use super::loader::Loader;
 use super::rope::RopeAngles;
-use super::{Linear, Rope, RowAdapters, States};
+use super::short_conv::{ShortConv, ShortConvConfig};
+use super::{LayerState, Linear, Rope, RowAdapters, States};
 use crate::error;
-use crate::ops::{self, Context, Mask, Masks, Norm, Sequences};
+use crate::ops::{self, Context, Convolution, DeltaShape, Mask, Masks, Norm, Sequences};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerConfig {
@@ -47,10 +49,12 @@ pub enum BranchInput {
     Shared,
 }
 
-/// What a branch does. Attention mixes tokens and has a state; an MLP sees each token alone.
+/// What a branch does. Attention, short convolutions and delta nets mix tokens and have a state; an MLP sees each token alone.
 #[derive(Debug, Clone, PartialEq)]
 pub enum OperationConfig {
     Attention(Box<AttentionConfig>),
+    ShortConv(Box<ShortConvConfig>),
+    DeltaNet(Box<DeltaNetConfig>),
     Dense(Box<DenseConfig>),
 }
 
@@ -65,9 +69,19 @@ impl OperationConfig {
         if let Self::Attention(attention) = self { Some(attention) } else { None }
     }
 
+    /// Whether tokens see each other in it.
+    fn is_mixer(&self) -> bool {
+        match self {
+            Self::Attention(_) | Self::ShortConv(_) | Self::DeltaNet(_) => true,
+            Self::Dense(_) => false,
+        }
+    }
+
     pub fn forward_values(&self) -> usize {
         match self {
             Self::Attention(attention) => attention.forward_values(),
+            Self::ShortConv(conv) => conv.forward_values(),
+            Self::DeltaNet(net) => net.forward_values(),
             Self::Dense(dense) => dense.forward_values(),
         }
     }
@@ -75,6 +89,8 @@ impl OperationConfig {
     pub fn backward_values(&self) -> usize {
         match self {
             Self::Attention(attention) => attention.backward_values(),
+            Self::ShortConv(conv) => conv.backward_values(),
+            Self::DeltaNet(net) => net.backward_values(),
             Self::Dense(dense) => dense.backward_values(),
         }
     }
@@ -116,24 +132,62 @@ impl Call<'_> {
         mask: Mask,
         number: usize,
     ) -> Result<Tensor> {
-        let steps = match &mut self.seen {
-            Seen::Nothing(sequences) => return ops::attention_within(cx, qkv, heads, kv_heads, mask, sequences),
-            Seen::Past(steps) => steps,
-        };
-        let attend = |[q, k, v]: [&Tensor; 3], step: &mut StepRows<'_>| {
-            let super::LayerState::Kv(cache) = step.states.at(number);
-            ops::attention(q, k, v, heads, mask, cache, &mut step.masks)
-        };
-        if let [step] = &mut steps[..] {
-            return attend(qkv, step);
+        match &mut self.seen {
+            Seen::Nothing(sequences) => ops::attention_within(cx, qkv, heads, kv_heads, mask, sequences),
+            Seen::Past(steps) => by_step(steps, qkv, |[q, k, v], step| match step.states.at(number) {
+                LayerState::Kv(cache) => ops::attention(q, k, v, heads, mask, cache, &mut step.masks),
+                LayerState::Conv(_) | LayerState::Delta(..) => bail!("attention met the state of another mixer"),
+            }),
         }
-        let mut outputs = Vec::with_capacity(steps.len());
-        for step in steps {
-            let [q, k, v] = qkv.map(|x| ops::narrow_rows(x, step.rows.clone()));
-            outputs.push(attend([&q?, &k?, &v?], step)?);
-        }
-        ops::stack_rows(&outputs)
     }
+
+    /// The short convolution of all rows, by the mixer of this number.
+    ///
+    /// # Shape
+    /// `x`: `(T, channels)`; returns the same.
+    pub(super) fn convolve(&mut self, cx: Context<'_>, x: &Tensor, by: &Convolution, number: usize) -> Result<Tensor> {
+        match &mut self.seen {
+            Seen::Nothing(sequences) => ops::convolution_within(cx, x, by, sequences),
+            Seen::Past(steps) => by_step(steps, [x], |[x], step| match step.states.at(number) {
+                LayerState::Conv(conv) | LayerState::Delta(conv, _) => ops::convolution(x, by, conv),
+                LayerState::Kv(_) => bail!("a convolution met keys and values"),
+            }),
+        }
+    }
+
+    /// The delta rule over all rows, by the mixer of this number.
+    ///
+    /// # Shape
+    /// `q`, `k`: `(T, G · N)`, `v`: `(T, H · P)`, `g`, `beta`: `(T, H)`; returns `(T, H · P)`.
+    pub(super) fn scan(&mut self, cx: Context<'_>, inputs: [&Tensor; 5], shape: DeltaShape, number: usize) -> Result<Tensor> {
+        match &mut self.seen {
+            Seen::Nothing(sequences) => ops::delta_rule_within(cx, inputs, shape, sequences),
+            Seen::Past(steps) => by_step(steps, inputs, |inputs, step| match step.states.at(number) {
+                LayerState::Delta(_, scan) => ops::delta_rule(inputs, scan),
+                LayerState::Kv(_) | LayerState::Conv(_) => bail!("a delta rule met the state of another mixer"),
+            }),
+        }
+    }
+}
+
+/// Does work on the rows of each step.
+fn by_step<'a, const N: usize>(
+    steps: &mut [StepRows<'a>],
+    inputs: [&Tensor; N],
+    work: impl Fn([&Tensor; N], &mut StepRows<'a>) -> Result<Tensor>,
+) -> Result<Tensor> {
+    if let [step] = steps {
+        return work(inputs, step);
+    }
+    let mut outputs = Vec::with_capacity(steps.len());
+    for step in steps {
+        let mut rows = Vec::with_capacity(N);
+        for input in inputs {
+            rows.push(ops::narrow_rows(input, step.rows.clone())?);
+        }
+        outputs.push(work(std::array::from_fn(|i| &rows[i]), step)?);
+    }
+    ops::stack_rows(&outputs)
 }
 
 /// A loaded layer.
@@ -168,6 +222,8 @@ enum Input {
 #[derive(Clone)]
 enum Operation {
     Attention(Box<Attention>),
+    ShortConv(Box<ShortConv>),
+    DeltaNet(Box<DeltaNet>),
     Dense(Box<Dense>),
 }
 
@@ -183,7 +239,7 @@ impl Layer {
             let mut branches = Vec::with_capacity(step.branches.len());
             for (i, BranchConfig { input, operation, norm_out }) in step.branches.iter().enumerate() {
                 let shares = |number: usize| step.branches.get(number).is_some_and(|branch| branch.input == BranchInput::Shared);
-                let is_prepared = matches!(operation, OperationConfig::Attention(_)) || shares(i) || shares(i + 1);
+                let is_prepared = operation.is_mixer() || shares(i) || shares(i + 1);
                 let input = match input {
                     BranchInput::Stream(norm) => Input::Stream(loader.optional_norm(*norm, hidden_size)?),
                     BranchInput::Shared => Input::Shared,
@@ -191,6 +247,12 @@ impl Layer {
                 let operation = match operation {
                     OperationConfig::Attention(config) => {
                         Operation::Attention(Box::new(Attention::load(config, ropes, hidden_size, loader)?))
+                    }
+                    OperationConfig::ShortConv(config) => {
+                        Operation::ShortConv(Box::new(ShortConv::load(config, hidden_size, loader)?))
+                    }
+                    OperationConfig::DeltaNet(config) => {
+                        Operation::DeltaNet(Box::new(DeltaNet::load(config, hidden_size, loader)?))
                     }
                     OperationConfig::Dense(config) => Operation::Dense(Box::new(Dense::load(config, hidden_size, loader)?)),
                 };
@@ -207,6 +269,8 @@ impl Layer {
     pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.steps.iter().flat_map(|step| &step.branches).flat_map(|branch| match &branch.operation {
             Operation::Attention(attention) => attention.linears(),
+            Operation::ShortConv(conv) => conv.linears(),
+            Operation::DeltaNet(net) => net.linears(),
             Operation::Dense(dense) => dense.linears(),
         })
     }
@@ -214,6 +278,8 @@ impl Layer {
     pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.steps.iter_mut().flat_map(|step| &mut step.branches).flat_map(|branch| match &mut branch.operation {
             Operation::Attention(attention) => attention.linears_mut(),
+            Operation::ShortConv(conv) => conv.linears_mut(),
+            Operation::DeltaNet(net) => net.linears_mut(),
             Operation::Dense(dense) => dense.linears_mut(),
         })
     }
@@ -264,6 +330,8 @@ impl ResidualStep {
             };
             prepared.push(match &branch.operation {
                 Operation::Attention(attention) => attention.mix(cx, &input, call)?,
+                Operation::ShortConv(conv) => conv.mix(cx, &input, call)?,
+                Operation::DeltaNet(net) => net.mix(cx, &input, call)?,
                 Operation::Dense(_) => input.clone(),
             });
             before = Some(input);
@@ -287,6 +355,8 @@ impl ResidualStep {
             };
             let output = match operation {
                 Operation::Attention(attention) => attention.project(cx, &input, adapters)?,
+                Operation::ShortConv(conv) => conv.project(cx, &input, adapters)?,
+                Operation::DeltaNet(net) => net.project(cx, &input, adapters)?,
                 Operation::Dense(dense) => dense.forward(cx, &input, adapters)?,
             };
             outputs.push(ops::optional_norm(cx, output, norm_out.as_ref())?);

@@ -6,7 +6,7 @@ use super::linear::{Linear, LinearId, Module, Role};
 use super::mix::Part;
 use super::{Slot, Weights};
 use crate::error::Result;
-use crate::ops::{Matrix, Norm, Vector};
+use crate::ops::{Convolution, Matrix, Norm, Vector};
 
 pub struct Loader<'a, 'w> {
     pub weights: &'a mut Weights<'w>,
@@ -89,6 +89,30 @@ impl<'a, 'w> Loader<'a, 'w> {
         let NormConfig { kind, eps, offset, .. } = self.norm;
         let parts: Vec<_> = parts.iter().map(|(name, len)| (format!("{}.weight", self.at(name)), *len)).collect();
         Ok(Norm { kind, eps, width, weight: Some(self.weights.vector_of(&parts, offset)?), bias: None })
+    }
+
+    /// A norm with a weight alone, which is as it is stored, whatever other norms add to theirs.
+    pub fn plain_norm(&mut self, name: Name, width: usize) -> Result<Norm> {
+        let NormConfig { kind, eps, .. } = self.norm;
+        let weight = self.weights.vector(&format!("{}.weight", self.at(name)), width, 0.0)?;
+        Ok(Norm { kind, eps, width, weight: Some(weight), bias: None })
+    }
+
+    /// A tensor of this full name as numbers; nothing in a dry run.
+    pub fn values(&mut self, name: Name, len: usize) -> Result<Vec<f32>> {
+        self.weights.values(&[(self.at(name), len)])
+    }
+
+    /// A convolution of each channel, stored as `(channels, 1, taps)`.
+    pub fn convolution(&mut self, name: Name, channels: usize, taps: usize, bias: Bias) -> Result<Convolution> {
+        let name = self.at(name);
+        let stored = self.weights.values(&[(format!("{name}.weight"), channels * taps)])?;
+        let weight = Vector::new(Convolution::by_taps(&stored, taps), self.weights.backend())?;
+        let bias = match bias {
+            Bias::None => None,
+            Bias::Stored => Some(self.weights.vector(&format!("{name}.bias"), channels, 0.0)?),
+        };
+        Ok(Convolution { taps, channels, weight, bias })
     }
 
     /// Several stored projections of `inputs` values as one matrix.

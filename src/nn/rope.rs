@@ -37,6 +37,11 @@ pub enum Scaling {
         attention_factor: f64,
         truncate: bool,
     },
+    /// Of all pairs of a head the first so many turn, by frequencies that are divided by `factor`; the others stand.
+    Proportional {
+        turned: usize,
+        factor: f64,
+    },
     /// A factor a frequency, of which there are two sets (Ding et al. 2024, <https://arxiv.org/abs/2402.13753>).
     LongRope {
         short: Vec<f64>,
@@ -191,6 +196,9 @@ impl Rope {
                         f / factor * stretch + f * (1.0 - stretch)
                     })
                     .collect()
+            }
+            Scaling::Proportional { turned, factor } => {
+                plain(self.theta).enumerate().map(|(i, f)| if i < *turned { f / factor } else { 0.0 }).collect()
             }
             Scaling::LongRope { short, long, .. } => {
                 let factors = if self.regime(length) == 1 { long } else { short };

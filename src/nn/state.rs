@@ -1,39 +1,88 @@
 //! What the layers remember of the tokens evaluated so far.
+//!
+//! Keys and values can be cut back to any length. States of fixed size cannot, but within the last few tokens: of these there are
+//! snapshots, taken where a conversation is likely to be taken up again.
 
 use candle_core::{DType, Result};
 
-use super::{AttentionConfig, Config};
-use crate::ops::{Backend, Format, KvFormat, LayerCache};
+use super::layer::OperationConfig;
+use super::{AttentionConfig, Config, DeltaNetConfig, ShortConvConfig};
+use crate::ops::{Backend, CHUNK, ConvState, DeltaState, Format, KvFormat, LayerCache};
+
+/// Snapshots that are kept: of the ends of the last two prompts, so that one that is rewritten just before its end, by the template of
+/// the next turn, is taken up at the end of the one before.
+const SNAPSHOTS: usize = 2;
 
 /// What one mixer remembers.
 pub enum LayerState {
     /// Keys and values of each token.
     Kv(LayerCache),
+    /// The inputs of a short convolution.
+    Conv(ConvState),
+    /// The inputs of a delta net's convolution, and its scan's state.
+    Delta(ConvState, DeltaState),
 }
 
 impl LayerState {
-    fn new(attention: &AttentionConfig, format: KvFormat, backend: &Backend) -> Self {
-        Self::Kv(LayerCache::new(attention.kv_heads, attention.head_dim, format, backend))
+    fn new(mixer: MixerConfig<'_>, format: KvFormat, backend: &Backend) -> Self {
+        match mixer {
+            MixerConfig::Attention(a) => Self::Kv(LayerCache::new(a.kv_heads, a.head_dim, format, backend)),
+            MixerConfig::ShortConv(c) => Self::Conv(ConvState::new(c.channels, c.taps, backend)),
+            MixerConfig::DeltaNet(net) => {
+                let conv = ConvState::new(net.channels(), net.taps, backend);
+                Self::Delta(conv, DeltaState::new(net.shape, backend))
+            }
+        }
     }
 
     /// Tokens held.
     pub fn len(&self) -> usize {
         match self {
             Self::Kv(cache) => cache.len(),
+            Self::Conv(conv) => conv.len(),
+            // Behind a pass that failed between the two, what both hold.
+            Self::Delta(conv, scan) => conv.len().min(scan.len()),
         }
     }
 
-    /// Forgets all but the first `len` tokens; returns how many could be kept.
-    fn truncate(&mut self, len: usize) -> usize {
+    /// How many of the first `len` tokens it could keep and forget the others.
+    fn keeps(&self, len: usize) -> usize {
+        match self {
+            Self::Kv(cache) => len.min(cache.len()),
+            Self::Conv(conv) => keeps(conv.len(), conv.start(), len),
+            Self::Delta(conv, scan) => {
+                let both = |len| keeps(conv.len(), conv.start(), len).min(keeps(scan.len(), scan.start(), len));
+                both(both(len))
+            }
+        }
+    }
+
+    /// Forgets all but the first `len` tokens; all of them where it cannot.
+    fn truncate(&mut self, len: usize) {
         match self {
             Self::Kv(cache) => cache.truncate(len),
+            Self::Conv(conv) => conv.truncate(len),
+            Self::Delta(conv, scan) => {
+                conv.truncate(len);
+                scan.truncate(len);
+            }
         }
-        self.len()
     }
 
     fn fork(&self) -> Result<Self> {
         match self {
             Self::Kv(cache) => cache.fork().map(Self::Kv),
+            Self::Conv(conv) => Ok(Self::Conv(conv.clone())),
+            Self::Delta(conv, scan) => Ok(Self::Delta(conv.clone(), scan.clone())),
+        }
+    }
+
+    /// A copy, where the state has a fixed size.
+    fn copy(&self) -> Option<Self> {
+        match self {
+            Self::Kv(_) => None,
+            Self::Conv(conv) => Some(Self::Conv(conv.clone())),
+            Self::Delta(conv, scan) => Some(Self::Delta(conv.clone(), scan.clone())),
         }
     }
 
@@ -41,36 +90,88 @@ impl LayerState {
     pub fn kind(&self) -> StateKind {
         match self {
             Self::Kv(cache) => StateKind::Kv(cache.format()),
+            Self::Conv(_) => StateKind::Conv,
+            Self::Delta(..) => StateKind::Delta,
         }
     }
 
-    /// Values of each token.
-    pub fn token_values(&self) -> usize {
+    /// Values of each token; of all, where their number does not grow.
+    pub fn values(&self) -> usize {
         match self {
             Self::Kv(cache) => cache.token_values(),
+            Self::Conv(conv) => conv.value_count(),
+            Self::Delta(conv, scan) => conv.value_count() + scan.value_count(),
         }
     }
 
-    /// Bytes of each token in [`to_bytes`](Self::to_bytes).
-    pub fn token_bytes(&self) -> usize {
+    /// Bytes of so many tokens in [`to_bytes`](Self::to_bytes); `None` if no memory has as many.
+    pub fn bytes(&self, tokens: u64) -> Option<u64> {
         match self {
-            Self::Kv(cache) => cache.token_bytes(),
+            Self::Kv(cache) => tokens.checked_mul(cache.token_bytes() as u64),
+            Self::Conv(_) | Self::Delta(..) => Some((size_of::<u64>() + self.values() * size_of::<f32>()) as u64),
         }
     }
 
-    /// All that it remembers, as it is kept: keys, then values, `(token, head, head_dim)` each.
+    /// All that it remembers, as it is kept. Keys, then values, `(token, head, head_dim)` each. Or the position that it can be cut back
+    /// to, a multiple of 16, then F32: what [`ConvState::values`] and [`DeltaState::values`] give.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         match self {
             Self::Kv(cache) => cache.to_bytes(),
+            Self::Conv(conv) => Ok(fixed_bytes(conv.start(), &[conv.values()?])),
+            Self::Delta(conv, scan) => Ok(fixed_bytes(scan.start(), &[conv.values()?, scan.values()?])),
         }
     }
 
-    /// Fills an empty one with what [`to_bytes`](Self::to_bytes) gave; `dtype` is that of activations.
-    pub fn fill(&mut self, bytes: &[u8], dtype: DType) -> Result<()> {
+    /// Whether bytes are those of so many tokens.
+    pub fn is_of(&self, bytes: &[u8], tokens: usize) -> bool {
         match self {
-            Self::Kv(cache) => cache.fill(bytes, dtype),
+            Self::Kv(_) => true,
+            Self::Conv(_) | Self::Delta(..) => {
+                let start = start_of(bytes) as usize;
+                start.is_multiple_of(CHUNK) && start <= tokens && tokens - start <= CHUNK
+            }
         }
     }
+
+    /// Fills an empty one with what [`to_bytes`](Self::to_bytes) gave of so many tokens; `dtype` is that of activations.
+    pub fn fill(&mut self, bytes: &[u8], tokens: usize, dtype: DType) -> Result<()> {
+        match self {
+            Self::Kv(cache) => cache.fill(bytes, dtype),
+            Self::Conv(conv) => {
+                let values = Format::F32.widen(&bytes[size_of::<u64>()..]);
+                conv.fill(&values, start_of(bytes) as usize, tokens, dtype)
+            }
+            Self::Delta(conv, scan) => {
+                let values = Format::F32.widen(&bytes[size_of::<u64>()..]);
+                let (of_conv, of_scan) = values.split_at(conv.value_count());
+                let start = start_of(bytes) as usize;
+                conv.fill(of_conv, start, tokens, dtype)?;
+                scan.fill(of_scan, start, tokens)
+            }
+        }
+    }
+}
+
+/// How many of the first `len` tokens a state of so many keeps that can be cut back to `start`.
+fn keeps(held: usize, start: usize, len: usize) -> usize {
+    if len >= held {
+        held
+    } else if len >= start {
+        len
+    } else {
+        0
+    }
+}
+
+/// A state of fixed size.
+fn fixed_bytes(start: usize, values: &[Vec<f32>]) -> Vec<u8> {
+    let values = values.iter().flatten().flat_map(|x| x.to_le_bytes());
+    (start as u64).to_le_bytes().into_iter().chain(values).collect()
+}
+
+/// The position in front of a state of fixed size.
+fn start_of(bytes: &[u8]) -> u64 {
+    bytes.first_chunk().map_or(u64::MAX, |start| u64::from_le_bytes(*start))
 }
 
 /// What a state is and how it is kept.
@@ -78,16 +179,26 @@ impl LayerState {
 pub enum StateKind {
     /// Keys and values in this format.
     Kv(KvFormat),
+    Delta,
+    Conv,
 }
 
 impl StateKind {
     /// What a file calls each.
-    const NUMBERS: [(u64, Self); 3] = [(1, Self::Kv(KvFormat::F32)), (2, Self::Kv(KvFormat::F16)), (3, Self::Kv(KvFormat::Q8_0))];
+    const NUMBERS: [(u64, Self); 5] = [
+        (1, Self::Kv(KvFormat::F32)),
+        (2, Self::Kv(KvFormat::F16)),
+        (3, Self::Kv(KvFormat::Q8_0)),
+        (4, Self::Delta),
+        (5, Self::Conv),
+    ];
 
     /// What it holds, for people.
     pub fn label(self) -> String {
         match self {
             Self::Kv(format) => format!("keys and values in {}", format.name()),
+            Self::Delta => "the state of a delta net".to_string(),
+            Self::Conv => "the state of a convolution".to_string(),
         }
     }
 
@@ -102,49 +213,147 @@ impl StateKind {
     }
 }
 
+/// What has a state.
+#[derive(Clone, Copy)]
+enum MixerConfig<'a> {
+    Attention(&'a AttentionConfig),
+    ShortConv(&'a ShortConvConfig),
+    DeltaNet(&'a DeltaNetConfig),
+}
+
+/// All of a network, in the order of computation.
+fn mixers(config: &Config) -> impl Iterator<Item = MixerConfig<'_>> {
+    config.operations().filter_map(|operation| match operation {
+        OperationConfig::Attention(attention) => Some(MixerConfig::Attention(attention)),
+        OperationConfig::ShortConv(conv) => Some(MixerConfig::ShortConv(conv)),
+        OperationConfig::DeltaNet(net) => Some(MixerConfig::DeltaNet(net)),
+        OperationConfig::Dense(_) => None,
+    })
+}
+
 /// The states of one sequence, one for each mixer of the network.
-pub struct States(Vec<LayerState>);
+pub struct States {
+    all: Vec<LayerState>,
+    /// The oldest first.
+    snapshots: Vec<Snapshot>,
+}
+
+/// States of fixed size as they were.
+struct Snapshot {
+    len: usize,
+    /// `None` = it can be cut back to any length.
+    states: Vec<Option<LayerState>>,
+}
+
+impl Snapshot {
+    /// Makes it one of the first `len` tokens, where it is of more; `false` if it cannot be.
+    fn cut_back(&mut self, len: usize) -> bool {
+        if self.len <= len {
+            return true;
+        }
+        let states = || self.states.iter().flatten();
+        if len == 0 || states().any(|state| state.keeps(len) != len) {
+            return false;
+        }
+        self.states.iter_mut().flatten().for_each(|state| state.truncate(len));
+        self.len = len;
+        true
+    }
+}
 
 impl States {
     /// Empty ones.
     pub fn new(config: &Config, kv_format: KvFormat, backend: &Backend) -> Self {
-        Self(config.attentions().map(|attention| LayerState::new(attention, kv_format, backend)).collect())
+        Self { all: mixers(config).map(|mixer| LayerState::new(mixer, kv_format, backend)).collect(), snapshots: Vec::new() }
     }
 
-    /// The bytes of those of `tokens`; `activation` is the type of activations.
+    /// The bytes of those of `tokens`, with their snapshots; `activation` is the type of activations.
     pub fn bytes(config: &Config, tokens: usize, kv_format: KvFormat, activation: Format, backend: &Backend) -> u64 {
-        let of = |a: &AttentionConfig| LayerCache::bytes((a.kv_heads, a.head_dim), tokens, kv_format, activation, backend);
-        config.attentions().map(of).sum()
+        let fixed = |bytes: u64| (1 + SNAPSHOTS as u64) * bytes;
+        let of = |mixer: MixerConfig<'_>| match mixer {
+            MixerConfig::Attention(a) => LayerCache::bytes((a.kv_heads, a.head_dim), tokens, kv_format, activation, backend),
+            MixerConfig::ShortConv(conv) => fixed(ConvState::bytes(conv.channels, conv.taps)),
+            MixerConfig::DeltaNet(net) => fixed(ConvState::bytes(net.channels(), net.taps) + DeltaState::bytes(net.shape)),
+        };
+        mixers(config).map(of).sum()
     }
 
     /// Tokens held: what every state holds.
     pub fn len(&self) -> usize {
-        self.0.iter().map(LayerState::len).min().unwrap_or(0)
+        self.all.iter().map(LayerState::len).min().unwrap_or(0)
     }
 
     /// Forgets all but the first `len` tokens, also of states that a failed pass left ahead of the others. Returns how many could
-    /// be kept: what was computed from later tokens alone cannot always be taken back.
+    /// be kept: what was computed from later tokens alone cannot always be taken back, and then the nearest snapshot is gone back to.
     pub fn truncate(&mut self, len: usize) -> usize {
-        let kept = self.0.iter_mut().map(|state| state.truncate(len)).min().unwrap_or(0);
-        // All must hold the same tokens.
-        if self.0.iter().any(|state| state.len() > kept) { self.truncate(kept) } else { kept }
+        let own = |at: usize| &self.all[at];
+        let mut kept = most_kept(len, (0..self.all.len()).map(own));
+        let mut restored = None;
+        for (number, snapshot) in self.snapshots.iter().enumerate() {
+            let state = |at: usize| snapshot.states[at].as_ref().unwrap_or(own(at));
+            let by_this = most_kept(len, (0..self.all.len()).map(state));
+            if by_this > kept {
+                (kept, restored) = (by_this, Some(number));
+            }
+        }
+        if let Some(number) = restored {
+            for (state, old) in self.all.iter_mut().zip(&self.snapshots[number].states) {
+                if let Some(copy) = old.as_ref().and_then(LayerState::copy) {
+                    *state = copy;
+                }
+            }
+        }
+        self.all.iter_mut().for_each(|state| state.truncate(kept));
+        self.snapshots.retain_mut(|snapshot| snapshot.cut_back(kept));
+        self.snapshots.dedup_by_key(|snapshot| snapshot.len);
+        kept
+    }
+
+    /// Remembers the states of fixed size as they are, in place of the oldest that are remembered, to go back to.
+    pub fn take_snapshot(&mut self) {
+        let (len, states) = (self.len(), self.all.iter().map(LayerState::copy).collect::<Vec<_>>());
+        let is_known = self.snapshots.iter().any(|snapshot| snapshot.len == len);
+        if len == 0 || is_known || states.iter().all(Option::is_none) {
+            return;
+        }
+        if self.snapshots.len() == SNAPSHOTS {
+            self.snapshots.remove(0);
+        }
+        self.snapshots.push(Snapshot { len, states });
     }
 
     /// A copy that shares nothing.
     pub fn fork(&self) -> Result<Self> {
-        self.0.iter().map(LayerState::fork).collect::<Result<_>>().map(Self)
+        let snapshot = |snapshot: &Snapshot| Snapshot {
+            len: snapshot.len,
+            states: snapshot.states.iter().map(|state| state.as_ref().and_then(LayerState::copy)).collect(),
+        };
+        let all = self.all.iter().map(LayerState::fork).collect::<Result<_>>()?;
+        Ok(Self { all, snapshots: self.snapshots.iter().map(snapshot).collect() })
     }
 
     /// That of one mixer.
     pub(super) fn at(&mut self, number: usize) -> &mut LayerState {
-        &mut self.0[number]
+        &mut self.all[number]
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &LayerState> {
-        self.0.iter()
+        self.all.iter()
     }
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut LayerState> {
-        self.0.iter_mut()
+        self.all.iter_mut()
+    }
+}
+
+/// How many of the first `len` tokens all states can keep.
+fn most_kept<'a>(mut len: usize, states: impl Iterator<Item = &'a LayerState> + Clone) -> usize {
+    loop {
+        // What one cannot keep, another may not keep either, or not as it is.
+        let kept = states.clone().map(|state| state.keeps(len)).min().unwrap_or(0);
+        if kept == len {
+            return kept;
+        }
+        len = kept;
     }
 }

@@ -134,14 +134,19 @@ impl<'a> Weights<'a> {
     }
 
     /// # Errors
-    /// `ErrorKind::Format` naming tensors that no slot asked for, but for those that `unused` knows and buffers that old
-    /// checkpoints carry along.
+    /// `ErrorKind::Format` naming tensors that no slot asked for, but for those that `unused` knows, which the log is told, and
+    /// buffers that old checkpoints carry along.
     pub fn finish(&self, unused: impl Fn(&str) -> bool) -> Result<()> {
         let buffers = [".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias"];
         let stale = |name: &str| unused(name) || buffers.iter().any(|buffer| name.ends_with(buffer));
         let mut left: Vec<&str> =
             self.source.names().into_iter().filter(|name| !self.used.contains(*name) && !stale(name)).collect();
         left.sort_unstable();
+        let names = self.source.names();
+        let skipped = || names.iter().filter(|name| !self.used.contains(**name) && unused(name));
+        if let (Some(first), false) = (skipped().min(), self.dry) {
+            log::info!("{} tensors have no part in this network and are not read, {first} among them", skipped().count());
+        }
         match left.as_slice() {
             [] => Ok(()),
             [first, rest @ ..] => Err(Error::format(format!(
@@ -169,7 +174,7 @@ impl<'a> Weights<'a> {
         for (name, len) in parts {
             let entry = self.source.entry(name).ok_or_else(|| missing(name))?;
             let found = entry.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
-            if found != Some(*len) || entry.shape.len() > 2 {
+            if found != Some(*len) || entry.shape.len() > 3 {
                 return Err(Error::format(format!("{name}: expected {len} values, found shape {:?}", entry.shape)));
             }
             let (format, bytes) = (entry.format(name)?, entry.bytes(name)?);

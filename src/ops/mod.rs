@@ -23,24 +23,30 @@ mod norm;
 mod rope;
 mod split;
 mod attention;
+mod convolution;
+mod delta_rule;
 mod activation;
+mod gate;
 mod pooling;
 
 #[cfg(feature = "cuda")]
 pub use crate::kernels::open_cuda;
 pub use crate::kernels::{
-    Activation, AdamW, Arithmetic, Format, KvFormat, Mask, NormKind, Use, beside, parallel_map, peak_bytes, physical_bytes,
-    resident_bytes, trim, unit_length,
+    Activation, AdamW, Arithmetic, CHUNK, DeltaShape, Format, KvFormat, Mask, NormKind, Use, beside, parallel_map, peak_bytes,
+    physical_bytes, resident_bytes, trim, unit_length,
 };
 #[cfg(feature = "selftest")]
 pub use crate::kernels::{Level, limit_instructions};
 pub use activation::{activate, gated};
 pub use attention::{LayerCache, Masks, Sequences, attention, attention_within};
 pub use backend::{Backend, On};
+pub use convolution::{ConvState, Convolution, convolution, convolution_within};
 pub use cross_entropy::{cross_entropy, scored_at_once};
+pub use delta_rule::{Decay, DeltaState, decay, delta_rule, delta_rule_within};
 pub use embedding::embedding;
 #[cfg(feature = "fault-injection")]
 pub use fault::inject_device_failure;
+pub use gate::gate;
 pub use linear::{AdaptedLinear, DotProducts, linear, logits};
 pub use low_rank::{DeltaPart, Dropout, LowRankDelta, LowRankDeltas, merged, summed_bias};
 pub use matrix::{Matrix, MatrixBuilder, Vector, dtype, to_f32};

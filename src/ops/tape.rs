@@ -247,6 +247,19 @@ mod tests {
                     check("attention", backend, &[12, 6, 6], attend);
                 }
             }
+            for kind in [None, Some(Activation::Silu), Some(Activation::Sigmoid)] {
+                check(&format!("gate {kind:?}"), backend, &[12, 12], |cx, x| ops::gate(cx, &x[0], &x[1], kind).unwrap());
+                check(&format!("gate of heads {kind:?}"), backend, &[12, 3], |cx, x| ops::gate(cx, &x[0], &x[1], kind).unwrap());
+            }
+            let decay = ops::Decay { bias: vector(5, 3).unwrap(), rate: rates(5, backend) };
+            check("decay", backend, &[5], |cx, x| ops::decay(cx, &x[0], &decay).unwrap());
+            for bias in [None, vector(12, 8)] {
+                let convolution = ops::Convolution { taps: 3, channels: 12, weight: vector(36, 7).unwrap(), bias };
+                check("convolution", backend, &[12], |cx, x| {
+                    let sequences = Sequences::new(vec![4, 1, 2], None, backend).unwrap();
+                    ops::convolution_within(cx, &x[0], &convolution, &sequences).unwrap()
+                });
+            }
             let (weight, bias) = (matrix(&noise(20 * 12, 4), 12, backend), vector(20, 5));
             let product = AdaptedLinear { weight: &weight, bias: bias.as_ref(), deltas: None };
             check("linear", backend, &[12], |cx, x| ops::linear(cx, &x[0], product).unwrap());
@@ -266,6 +279,48 @@ mod tests {
                 check("linear in training", backend, &[12], |cx, x| ops::linear(cx, &x[0], product).unwrap());
             }
         }
+    }
+
+    /// At most 0.
+    fn rates(len: usize, backend: &Backend) -> Vector {
+        Vector::new(noise(len, 9).iter().map(|x| -x.abs()).collect(), backend).unwrap()
+    }
+
+    #[test]
+    fn the_delta_rule_has_the_gradient_of_its_slopes() {
+        for backend in &BACKENDS {
+            // One chunk, a part of one, and more than two, of which the first forgets little.
+            for (lengths, copies) in [(vec![4, 1, 2], 1), (vec![35], 5)] {
+                let shape = crate::kernels::DeltaShape { heads: 4, groups: 2, key_dim: 3, value_dim: 2 };
+                let rate = Vector::new(vec![-0.1; 4], backend).unwrap();
+                let decay = ops::Decay { bias: Vector::new(vec![0.0; 4], backend).unwrap(), rate };
+                let forward = |cx: Context<'_>, x: &[Tensor]| {
+                    let x: Vec<Tensor> = x.iter().map(|x| repeated(cx, x, copies)).collect();
+                    let g = ops::decay(cx, &x[3], &decay).unwrap();
+                    let beta = ops::activate(cx, own(cx, &x[4]), Activation::Sigmoid).unwrap();
+                    let sequences = Sequences::new(lengths.clone(), None, backend).unwrap();
+                    ops::delta_rule_within(cx, [&x[0], &x[1], &x[2], &g, &beta], shape, &sequences).unwrap()
+                };
+                check("delta rule", backend, &[6, 6, 8, 4, 4], forward);
+            }
+        }
+    }
+
+    /// The rows again and again, each time a little smaller: more of them with as few inputs.
+    fn repeated(cx: Context<'_>, x: &Tensor, copies: usize) -> Tensor {
+        let parts: Vec<Tensor> = (0..copies).map(|i| add_scaled(cx, x, own(cx, x), -0.2 * i as f32, None).unwrap()).collect();
+        let all = crate::ops::stack_rows(&parts).unwrap();
+        if let Some(tape) = cx.tape.filter(|_| copies > 1 && cx.tracks(x)) {
+            let (id, ids, backend) = (all.id(), parts.iter().map(Tensor::id).collect::<Vec<_>>(), cx.backend.clone());
+            tape.push([&all], move |gradients| {
+                let Some(dy) = gradients.take_from(id) else { return Ok(()) };
+                for (i, id) in ids.into_iter().enumerate() {
+                    gradients.add_to(id, dy.narrow(0, i * ROWS, ROWS)?.force_contiguous()?, &backend)?;
+                }
+                Ok(())
+            });
+        }
+        all
     }
 
     #[test]

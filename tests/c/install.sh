@@ -4,7 +4,7 @@ set -u
 cd "$(dirname "$0")/../.."
 . tests/steps.sh
 
-: "${CC:=cc}" "${PROFILE:=dev}"
+: "${CC:=cc}" "${PROFILE:=dev}" "${OUT:=target/debug}"
 stage=$(mktemp -d)
 trap 'rm -rf "$log" "$stage"' EXIT
 prefix=$stage/prefix
@@ -44,6 +44,40 @@ CMAKE
         answers "$stage/cmake/build/chat-shared" && answers "$stage/cmake/build/chat-static"
 }
 
+# As a part of another project, built by cargo where this test's library was built.
+by_fetch_content() {
+    mkdir -p "$stage/fetch"
+    cat >"$stage/fetch/CMakeLists.txt" <<CMAKE
+cmake_minimum_required(VERSION 3.18)
+project(consumer C)
+include(FetchContent)
+FetchContent_Declare(metal-candle SOURCE_DIR $PWD)
+FetchContent_MakeAvailable(metal-candle)
+add_executable(chat $PWD/examples/c/chat.c)
+target_link_libraries(chat PRIVATE metal-candle::metal-candle)
+CMAKE
+    local shared
+    for shared in ON OFF; do
+        cmake -S "$stage/fetch" -B "$stage/fetch/$shared" -DBUILD_SHARED_LIBS=$shared -DMETAL_CANDLE_PROFILE="$PROFILE" \
+            -DMETAL_CANDLE_TARGET_DIR="$(cd "$OUT/.." && pwd)" && cmake --build "$stage/fetch/$shared" && answers "$stage/fetch/$shared/chat" || return
+    done
+}
+
+# Two archives with a standard library each.
+beside_another_rust_library() {
+    echo '#[no_mangle] pub extern "C" fn seven() -> i32 { let v: Vec<i32> = (0..4).collect(); v.iter().sum::<i32>() + 1 }' >"$stage/other.rs"
+    rustc --crate-type staticlib --edition 2021 "$stage/other.rs" -o "$stage/libother.a" &&
+        printf '#include <metal_candle.h>\nint seven(void);\nint main(void) { return seven() + (int)mc_live_objects() == 7 ? 0 : 1; }\n' >"$stage/two.c" &&
+        $CC "$stage/two.c" -o "$stage/two" -I"$prefix/include" "$prefix/lib/libmetal_candle.a" "$stage/libother.a" \
+            $(pkg --static --libs-only-l --libs-only-other | sed 's|-lmetal_candle||') && "$stage/two"
+}
+
+only_c_symbols() {
+    local found
+    found=$(nm -g --defined-only "$prefix/lib/libmetal_candle.a" 2>/dev/null | awk 'NF == 3 {print $3}' | sort)
+    diff <(sort abi/symbols.txt) - <<<"$found"
+}
+
 newer_is_refused_by_cmake() {
     sed -i.bak 's/find_package(metal-candle [^ ]*/find_package(metal-candle 999.0/' "$stage/cmake/CMakeLists.txt"
     ! cmake -S "$stage/cmake" -B "$stage/cmake/refused" -DCMAKE_PREFIX_PATH="$prefix"
@@ -60,13 +94,16 @@ soname() { readelf -d "$prefix/lib/libmetal_candle.so" | grep -F "SONAME" | grep
 
 step "make install" make_quietly install
 if [ "$(uname -s)" = Linux ] && have readelf "SONAME"; then step "SONAME" soname; fi
+if [ "$(uname -s)" = Linux ] && have nm "symbols of the archive"; then step "the archive's symbols are the header's" only_c_symbols; fi
 if have pkg-config "build through pkg-config"; then
+    step "the archive beside another Rust library" beside_another_rust_library
     step "pkg-config, shared" by_pkg_config_shared
     step "pkg-config, static" by_pkg_config_static
 fi
 if have cmake "build through CMake"; then
     step "CMake, shared and static" by_cmake
     step "CMake refuses a newer version" newer_is_refused_by_cmake
+    step "CMake, FetchContent" by_fetch_content
 fi
 step "make install DESTDIR" staged
 step "make uninstall" nothing_is_left

@@ -62,6 +62,50 @@ fn first_gradients_equal_those_of_peft() {
     }
 }
 
+#[test]
+fn gradients_of_every_mixer_equal_those_of_peft() {
+    let mut compared = 0;
+    for entry in std::fs::read_dir(golden("lora")).unwrap() {
+        let directory = entry.unwrap().path();
+        let Ok(notes) = std::fs::read(directory.join("golden.json")) else { continue };
+        let notes: serde_json::Value = serde_json::from_slice(&notes).unwrap();
+        let Some(ids) = notes["loss"]["ids"].as_array() else { continue };
+        let ids: Vec<u32> = ids.iter().map(|id| id.as_u64().unwrap() as u32).collect();
+        let model = Model::load(golden(notes["base"].as_str().unwrap()), &LoadOptions::default(), None).unwrap();
+        let initial = Some(Lora::load(&model, &directory).unwrap());
+        for gradient_checkpointing in [false, true] {
+            let options = TrainOptions { grad_accumulation: 2, gradient_checkpointing, ..TrainOptions::default() };
+            let config = LoraConfig { initial: initial.clone(), ..LoraConfig::default() };
+            let mut trainer = LoraTrainer::new(&model, &config, &options).unwrap();
+            let step = trainer.train_step(&ids, None, &[0, ids.len()]).unwrap();
+            let (loss, want) = (f64::from(step.loss), notes["loss"]["mean_cross_entropy"].as_f64().unwrap());
+            assert!((loss - want).abs() <= 1e-3, "{}: loss {loss} and not {want}", directory.display());
+            let bytes = std::fs::read(directory.join("golden.safetensors")).unwrap();
+            let tensors = SafeTensors::deserialize(&bytes).unwrap();
+            let floats = |name: &str| -> Vec<f32> {
+                let tensor = tensors.tensor(name).unwrap();
+                tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+            };
+            let wanted = || tensors.names().into_iter().filter(|name| name.starts_with("grad."));
+            let largest = wanted().flat_map(floats).map(f32::abs).fold(0.0, f32::max);
+            let mut worst = 0f32;
+            let gradients = trainer.gradients.as_ref().unwrap().values().unwrap();
+            for trained in &trainer.plan.modules {
+                for (field, found) in [("lora_A", &gradients[trained.a()]), ("lora_B", &gradients[trained.b()])] {
+                    let want = floats(&format!("grad.base_model.model.model.{}.{field}.weight", trained.module.name));
+                    assert_eq!(want.len(), found.len(), "{}", trained.module.name);
+                    let error = |(x, y): (&f32, &f32)| if x.is_nan() { f32::INFINITY } else { (x - y).abs() };
+                    worst = found.iter().zip(&want).map(error).fold(worst, f32::max);
+                }
+            }
+            assert_eq!(wanted().count(), 2 * trainer.plan.modules.len());
+            assert!(worst <= 5e-5 * largest, "{}: {worst} of {largest}", directory.display());
+            compared += 1;
+        }
+    }
+    assert!(compared >= 2);
+}
+
 fn dataset() -> Dataset {
     let mut dataset = Dataset::new();
     for i in 0..11 {

@@ -354,6 +354,7 @@ impl<const BITS: u32, const KIND: u8> Weights for InSpan<'_, BITS, KIND> {
 /// A span of a panel as bytes.
 #[repr(align(64))]
 struct SpanRoom {
+    /// Of four columns a vector, or, where matrices are multiplied, of eight columns two of them.
     codes: [[[f32; LANES]; CHUNK / 4]; SPAN / CHUNK],
     /// Of each half of a chunk: the scales and the mins.
     scales: [[[[f32; LANES]; 2]; 2]; SPAN / CHUNK],
@@ -404,12 +405,16 @@ impl<W: Weights, const HALVES: bool, const MINS: bool> DotsKernel for Unpack<'_,
         for (chunk, (codes, scales)) in chunks.enumerate() {
             macro_rules! steps {
                 ($($step:literal)*) => {
-                    $(D::S::store(codes[$step].as_mut_ptr(), D::S::from_bits(self.w.codes::<D>(chunk, $step)));)*
+                    $({
+                        let joined = D::join_steps([self.w.codes::<D>(chunk, $step), self.w.codes::<D>(chunk, $step + 1)]);
+                        D::S::store(codes[$step].as_mut_ptr(), D::S::from_bits(joined[0]));
+                        D::S::store(codes[$step + 1].as_mut_ptr(), D::S::from_bits(joined[1]));
+                    })*
                 };
             }
             // SAFETY: the room has whole vectors; the rest is passed on from the caller.
             unsafe {
-                steps!(0 1 2 3 4 5 6 7);
+                steps!(0 2 4 6);
                 for (half, [scale, min]) in scales.iter_mut().enumerate().take(1 + usize::from(HALVES)) {
                     let own = self.w.scale_and_min::<D>(chunk, half);
                     D::S::store(scale.as_mut_ptr(), own.0);
@@ -445,10 +450,16 @@ impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS:
         let (record, half_sums) = (Record::of(BYTES), if HALVES { 0 } else { 8 });
         // Codes with mins stand for themselves, but for those of eight bits where bytes have a sign.
         let has_middle = MINS == (W::WIDE && D::SIGNED);
+        // Two rows at once; if there is one only, it is both of them, and the second's sums go nowhere.
+        let by_twos = W::IN_MEMORY && D::MATRICES;
+        let summed = if by_twos { R.next_multiple_of(2) } else { R };
         // As in the tile of F32, rows and vectors are spelled out: sums have constant indices, or they stay in memory.
         macro_rules! each {
             (ROW => $work:block) => {
                 each!(@ ROW R $work 0 1 2 3 4 5)
+            };
+            (SUMMED ROW => $work:block) => {
+                each!(@ ROW summed $work 0 1 2 3 4 5)
             };
             (VECTOR => $work:block) => {
                 each!(@ VECTOR P $work 0 1)
@@ -486,9 +497,33 @@ impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS:
                         });
                     };
                 }
+                // The same of two rows and two steps, one of which's weights are in registers: those of both are more than there are.
+                macro_rules! two_steps {
+                    ($sums:ident, $plane:literal, $first:expr) => {
+                        two_steps!($sums, $plane, $first, 0);
+                        two_steps!($sums, $plane, $first, 1);
+                    };
+                    ($sums:ident, $plane:literal, $first:expr, $step:literal) => {
+                        each!(VECTOR => {
+                            let w = self.w[VECTOR].codes::<D>(chunk, $first + $step);
+                            each!(SUMMED ROW => {
+                                if ROW % 2 == 0 {
+                                    let (x, second) = (x.add($plane * CHUNK + 4 * $first), (ROW | 1).min(R - 1));
+                                    let x = [x.add(ROW * record.bytes), x.add(second * record.bytes)];
+                                    let sums = [$sums[ROW][VECTOR], $sums[ROW | 1][VECTOR]];
+                                    [$sums[ROW][VECTOR], $sums[ROW | 1][VECTOR]] = D::dot_rows::<$step>(sums, w, x, W::WIDE);
+                                }
+                            });
+                        });
+                    };
+                }
                 macro_rules! steps {
                     ($sums:ident, $plane:literal: $($step:literal)*) => {
-                        if W::IN_MEMORY {
+                        if D::MATRICES && W::IN_MEMORY {
+                            for step in [$($step),*].into_iter().step_by(2) {
+                                two_steps!($sums, $plane, step);
+                            }
+                        } else if W::IN_MEMORY {
                             for step in [$($step),*] {
                                 step!($sums, $plane, step);
                             }
@@ -502,8 +537,15 @@ impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS:
                         let mut sums = [[zero; PANELS]; TILE_ROWS];
                         // What the middle makes of the sums of activations, which are there with the sign that adds it.
                         macro_rules! middle {
-                            ($row:ident) => {{
-                                let sum = x.add($row * record.bytes + record.sums + half_sums + 4 * $half);
+                            (ROW) => {
+                                if by_twos {
+                                    D::join_rows([middle!(@ ROW & !1), middle!(@ (ROW | 1).min(R - 1))])[ROW % 2]
+                                } else {
+                                    middle!(@ ROW)
+                                }
+                            };
+                            (@ $row:expr) => {{
+                                let sum = x.add(($row) * record.bytes + record.sums + half_sums + 4 * $half);
                                 let middle = D::S::shl(D::S::splat_u32(sum.cast::<u32>().read_unaligned()), self.middle);
                                 // With mins it is added.
                                 if MINS { D::add(D::S::xor(middle, D::S::splat_u32(u32::MAX)), D::S::splat_u32(1)) } else { middle }
@@ -511,7 +553,7 @@ impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS:
                         }
                         if BYTES == 1 {
                             if has_middle {
-                                each!(ROW => {
+                                each!(SUMMED ROW => {
                                     let middle = middle!(ROW);
                                     each!(VECTOR => { sums[ROW][VECTOR] = middle; });
                                 });
@@ -520,12 +562,20 @@ impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS:
                         } else {
                             // First the high bytes, then the low ones.
                             steps!(sums, 0: $($step)*);
-                            each!(ROW => {
+                            each!(SUMMED ROW => {
                                 let middle = if has_middle { middle!(ROW) } else { zero };
                                 each!(VECTOR => { sums[ROW][VECTOR] = D::add(D::S::shl(sums[ROW][VECTOR], 7), middle); });
                             });
                             steps!(sums, 1: $($step)*);
                         }
+                        each!(SUMMED ROW => {
+                            if by_twos && ROW % 2 == 0 {
+                                each!(VECTOR => {
+                                    [sums[ROW][VECTOR], sums[ROW | 1][VECTOR]] =
+                                        D::join_rows([sums[ROW][VECTOR], sums[ROW | 1][VECTOR]]);
+                                });
+                            }
+                        });
                         let mut scales = [(y[0][0], y[0][0]); PANELS];
                         each!(VECTOR => { scales[VECTOR] = self.w[VECTOR].scale_and_min::<D>(chunk, $half); });
                         each!(ROW => {
@@ -588,15 +638,22 @@ mod tests {
                 for rows in [1, 2, 3, 7, 13] {
                     let x = noise(rows * cols, rows as u64);
                     let x = Int8Rows::new(&x, cols, (rows, cols), planes.activation_bytes().next().unwrap());
+                    let values: Vec<f32> = (0..rows * cols).map(|i| x.value(i / cols, i % cols)).collect();
+                    // What each output is, and the sum of what it is made of without their signs.
+                    let want: Vec<(f64, f64)> = (0..rows * n)
+                        .map(|i| {
+                            let (w, x) = (&w[i % n * cols..][..cols], &values[i / n * cols..][..cols]);
+                            let products = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                            products
+                                .fold((f64::from(bias[i % n]), 1.0), |(sum, size), product| (sum + product, size + product.abs()))
+                        })
+                        .collect();
                     let mut first: Option<Vec<f32>> = None;
                     for (name, run) in levels::<Work<'_>>().into_iter().rev() {
                         let mut y = vec![f32::NAN; rows * n];
                         run(work(&planes, &x, rows, &bias, Shared::new(&mut y)));
-                        for (i, y) in y.iter().enumerate() {
-                            let products = |c: usize| f64::from(w[i % n * cols + c]) * f64::from(x.value(i / n, c));
-                            let want = (0..cols).map(products).sum::<f64>() + f64::from(bias[i % n]);
-                            let size = (0..cols).map(|c| products(c).abs()).sum::<f64>() + 1.0;
-                            if size > 1e38 {
+                        for (i, (y, (want, size))) in y.iter().zip(&want).enumerate() {
+                            if *size > 1e38 {
                                 continue; // Beyond F32.
                             }
                             // Mins and codes are added up apart: each may be much more than the weight.

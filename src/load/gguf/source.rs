@@ -2,7 +2,7 @@
 //! values.
 //!
 //! What a name stands for is an [`Origin`]: rows of one stored tensor or of several, in an order, plus a
-//! number. Who knows the family makes the list; a tensor that no name stands for in full keeps GGUF's own
+//! number, or undone in another way. Who knows the family makes the list; a tensor that no name stands for in full keeps GGUF's own
 //! name, so that nothing is left out in silence.
 //!
 //! ```ignore
@@ -35,8 +35,34 @@ use crate::ops::Format;
 pub struct Origin {
     /// One after another.
     parts: Vec<OriginRows>,
-    /// What is added to each value.
-    plus: f32,
+    change: ValueMap,
+}
+
+/// What is done to each stored value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum ValueMap {
+    Plus(f32),
+    /// The logarithm of the value without its sign: the converter stores `-exp(x)`.
+    LogOfNegative,
+}
+
+impl ValueMap {
+    const NONE: Self = Self::Plus(0.0);
+
+    fn of(self, x: f32) -> f32 {
+        match self {
+            Self::Plus(number) => x + number,
+            Self::LogOfNegative => (-x).ln(),
+        }
+    }
+
+    /// What is stored where the value is this one.
+    pub(super) fn undone(self, x: f32) -> f32 {
+        match self {
+            Self::Plus(number) => x - number,
+            Self::LogOfNegative => -x.exp(),
+        }
+    }
 }
 
 /// Rows of a stored tensor; of one with more than two dimensions, all above the last count as rows, and of
@@ -47,6 +73,8 @@ struct OriginRows {
     /// `None` = all.
     rows: Option<Range<usize>>,
     order: RowOrder,
+    /// Of the values of a row.
+    columns: RowOrder,
 }
 
 /// In which order stored rows stand for those of transformers.
@@ -56,6 +84,13 @@ pub(super) enum RowOrder {
     /// Rotary pairs of a head are neighbours in the file, halves of the head apart in transformers: stored
     /// row `2i + s` of each head is row `s · head_dim / 2 + i`.
     Pairs {
+        head_dim: usize,
+    },
+    /// Heads that read the same group are neighbours in transformers; in the file the first of each group come
+    /// first, then the second.
+    Tiled {
+        groups: usize,
+        heads: usize,
         head_dim: usize,
     },
 }
@@ -72,13 +107,25 @@ impl Origin {
     }
 
     fn of(tensor: &str, rows: Option<Range<usize>>) -> Self {
-        let part = OriginRows { tensor: tensor.to_string(), rows, order: RowOrder::AsStored };
-        Self { parts: vec![part], plus: 0.0 }
+        let (order, columns) = (RowOrder::AsStored, RowOrder::AsStored);
+        Self { parts: vec![OriginRows { tensor: tensor.to_string(), rows, order, columns }], change: ValueMap::NONE }
     }
 
     /// The same rows, which the converter moved so that rotary pairs are neighbours, in transformers' order.
     pub fn in_pairs(mut self, head_dim: usize) -> Self {
         self.parts.iter_mut().for_each(|part| part.order = RowOrder::Pairs { head_dim });
+        self
+    }
+
+    /// The same rows, whose heads the converter put in the order of their place in a group, in transformers' order.
+    pub fn in_groups(mut self, groups: usize, heads: usize, head_dim: usize) -> Self {
+        self.parts.iter_mut().for_each(|part| part.order = RowOrder::Tiled { groups, heads, head_dim });
+        self
+    }
+
+    /// The same of the values of each row.
+    pub fn columns_in_groups(mut self, groups: usize, heads: usize, head_dim: usize) -> Self {
+        self.parts.iter_mut().for_each(|part| part.columns = RowOrder::Tiled { groups, heads, head_dim });
         self
     }
 
@@ -90,7 +137,12 @@ impl Origin {
 
     /// The same values plus a number, in F32.
     pub fn plus(self, number: f32) -> Self {
-        Self { plus: number, ..self }
+        Self { change: ValueMap::Plus(number), ..self }
+    }
+
+    /// The logarithms of what the values are without their sign, in F32.
+    pub fn log_of_negative(self) -> Self {
+        Self { change: ValueMap::LogOfNegative, ..self }
     }
 }
 
@@ -103,6 +155,10 @@ impl RowOrder {
                 let (head, row, half) = (row / head_dim, row % head_dim, head_dim / 2);
                 head * head_dim + 2 * (row % half) + row / half
             }
+            Self::Tiled { groups, heads, head_dim } => {
+                let (head, row, of_group) = (row / head_dim, row % head_dim, heads / groups);
+                (head % of_group * groups + head / of_group) * head_dim + row
+            }
         }
     }
 
@@ -114,6 +170,10 @@ impl RowOrder {
                 let (head, place, half) = (stored / head_dim, stored % head_dim, head_dim / 2);
                 head * head_dim + place % 2 * half + place / 2
             }
+            Self::Tiled { groups, heads, head_dim } => {
+                let (head, row) = (stored / head_dim, stored % head_dim);
+                (head % groups * (heads / groups) + head / groups) * head_dim + row
+            }
         }
     }
 
@@ -122,6 +182,18 @@ impl RowOrder {
         match self {
             Self::AsStored => true,
             Self::Pairs { head_dim } => head_dim > 0 && head_dim.is_multiple_of(2) && rows.is_multiple_of(head_dim),
+            Self::Tiled { groups, heads, head_dim } => {
+                groups > 0 && heads.is_multiple_of(groups) && heads.checked_mul(head_dim) == Some(rows) && rows > 0
+            }
+        }
+    }
+
+    /// Neighbours that stay together.
+    fn unit(self) -> usize {
+        match self {
+            Self::AsStored => usize::MAX,
+            Self::Pairs { .. } => 1,
+            Self::Tiled { head_dim, .. } => head_dim,
         }
     }
 }
@@ -139,8 +211,8 @@ pub(super) struct Assembled {
     pub(super) parts: Vec<StoredPart>,
     /// Bytes of a row of the entry.
     row_bytes: usize,
-    /// What is added to the values of rows that are not as stored; `None` = they are.
-    pub(super) widened: Option<f32>,
+    /// What is done to the values of rows that are not as stored; `None` = they are.
+    pub(super) widened: Option<ValueMap>,
 }
 
 /// Rows of a stored tensor.
@@ -149,6 +221,7 @@ pub(super) struct StoredPart {
     pub(super) tensor: usize,
     pub(super) rows: Range<usize>,
     pub(super) order: RowOrder,
+    pub(super) columns: RowOrder,
 }
 
 impl<'a> GgufSource<'a> {
@@ -179,7 +252,8 @@ impl<'a> GgufSource<'a> {
             if used.get_mut(&at).is_some_and(|used| covers(used, rows)) || is_unused(tensor.name()) {
                 continue;
             }
-            let part = StoredPart { tensor: at, rows: 0..rows, order: RowOrder::AsStored };
+            let (order, columns) = (RowOrder::AsStored, RowOrder::AsStored);
+            let part = StoredPart { tensor: at, rows: 0..rows, order, columns };
             let row_bytes = tensor.row_bytes();
             let own = Assembled { entry: tensor.entry().clone(), parts: vec![part], row_bytes, widened: None };
             if assembled.insert(tensor.name().to_string(), own).is_some() {
@@ -226,7 +300,8 @@ impl Assembled {
         let bad = |message: String| Error::format(message);
         let mut parts = Vec::new();
         let mut shapes = Vec::new();
-        for OriginRows { tensor, rows, order } in &origin.parts {
+        let mut breaks_blocks = false;
+        for OriginRows { tensor, rows, order, columns } in &origin.parts {
             let at = gguf.by_name.get(tensor);
             let at = *at.ok_or_else(|| bad(format!("the model needs the tensor {tensor:?}, and the file does not hold it")))?;
             let entry = gguf.tensors[at].entry();
@@ -241,14 +316,18 @@ impl Assembled {
             let format = entry.stored.clone();
             let format = format.map_err(|kind| bad(format!("expected weights in {tensor:?}, found the type {kind:?}")))?;
             let vector = entry.shape.len() == 1;
+            if *columns != RowOrder::AsStored && (vector || !columns.fits(entry.shape.last().copied().unwrap_or(0))) {
+                return Err(bad(format!("{columns:?} is no order of the columns of {tensor:?}")));
+            }
+            breaks_blocks |= columns.unit() != usize::MAX && !columns.unit().is_multiple_of(format.block());
             shapes.push((vector, entry.shape.last().copied().filter(|_| !vector || format.is_quantised()), format));
-            parts.push(StoredPart { tensor: at, rows, order: *order });
+            parts.push(StoredPart { tensor: at, rows, order: *order, columns: *columns });
         }
         let Some(&(vector, cols, format)) = shapes.first() else { return Err(bad("an origin without parts".to_string())) };
         if shapes.iter().any(|shape| (shape.0, shape.1) != (vector, cols)) {
             return Err(bad(format!("rows of different lengths: {:?}", origin.parts)));
         }
-        let widened = origin.plus != 0.0 || shapes.iter().any(|shape| shape.2 != format);
+        let widened = origin.change != ValueMap::NONE || breaks_blocks || shapes.iter().any(|shape| shape.2 != format);
         let format = if widened { Format::F32 } else { format };
         let rows = parts.iter().map(|part| part.rows.len()).sum();
         let shape = match parts.as_slice() {
@@ -264,7 +343,7 @@ impl Assembled {
         if !fits {
             return Err(bad(format!("no memory has the bytes of shape {shape:?}")));
         }
-        Ok(Self { entry: Entry { shape, stored: Ok(format) }, parts, row_bytes, widened: widened.then_some(origin.plus) })
+        Ok(Self { entry: Entry { shape, stored: Ok(format) }, parts, row_bytes, widened: widened.then_some(origin.change) })
     }
 
     /// Bytes.
@@ -293,13 +372,13 @@ impl Assembled {
         let file = &gguf.files[tensor.file];
         let stored_bytes = tensor.row_bytes();
         let start = tensor.stored.start + part.rows.start as u64 * stored_bytes as u64;
-        if self.widened.is_none() && part.order == RowOrder::AsStored {
+        if self.widened.is_none() && part.order == RowOrder::AsStored && part.columns == RowOrder::AsStored {
             return read_at(file, start + offset, into);
         }
         let row_bytes = self.row_bytes as u64;
         let mut row = (offset / row_bytes) as usize;
         let end = (offset + into.len() as u64).div_ceil(row_bytes) as usize;
-        let (mut buffer, mut wide) = (Vec::new(), Vec::new());
+        let (mut buffer, mut wide, mut moved) = (Vec::new(), Vec::new(), Vec::new());
         while row < end {
             // Rows of one head lie near each other: all between the first and the last are read.
             let rows = row..end.min(next_piece(part.order, row, stored_bytes));
@@ -311,9 +390,13 @@ impl Assembled {
             row = rows.end;
             for row in rows {
                 let mut bytes = &buffer[(part.order.stored(row) - first) * stored_bytes..][..stored_bytes];
-                if let Some(plus) = self.widened {
-                    widen(tensor, bytes, plus, &mut wide)?;
+                if let Some(change) = self.widened {
+                    widen(tensor, bytes, change, &mut wide)?;
                     bytes = &wide;
+                }
+                if part.columns != RowOrder::AsStored {
+                    move_columns(self.entry.stored.clone().unwrap_or(Format::F32), bytes, part.columns, &mut moved)?;
+                    bytes = &moved;
                 }
                 // What of this row was asked for.
                 let at = row as u64 * row_bytes;
@@ -334,13 +417,24 @@ const PIECE: usize = 1 << 18;
 fn next_piece(order: RowOrder, row: usize, row_bytes: usize) -> usize {
     let unit = match order {
         RowOrder::AsStored => (PIECE / row_bytes).max(1),
-        RowOrder::Pairs { head_dim } => head_dim,
+        RowOrder::Pairs { head_dim } | RowOrder::Tiled { head_dim, .. } => head_dim,
     };
     (row / unit + 1) * unit
 }
 
-/// The values of a row plus a number, as bytes of F32.
-fn widen(tensor: &GgufTensor, bytes: &[u8], plus: f32, to: &mut Vec<u8>) -> Result<()> {
+/// The values of a row in another order, of whole blocks.
+fn move_columns(format: Format, bytes: &[u8], order: RowOrder, to: &mut Vec<u8>) -> Result<()> {
+    resize(to, bytes.len())?;
+    let unit = order.unit();
+    let unit_bytes = unit / format.block() * format.block_bytes();
+    for (i, to) in to.chunks_exact_mut(unit_bytes).enumerate() {
+        to.copy_from_slice(&bytes[order.stored(i * unit) / unit * unit_bytes..][..unit_bytes]);
+    }
+    Ok(())
+}
+
+/// The values of a row, changed, as bytes of F32.
+fn widen(tensor: &GgufTensor, bytes: &[u8], change: ValueMap, to: &mut Vec<u8>) -> Result<()> {
     let format = tensor.entry().stored.clone().unwrap_or(Format::F32);
     if !format.has_finite_scales(bytes) {
         return Err(Error::format(format!("{}: a scale is not finite", tensor.name())));
@@ -353,7 +447,7 @@ fn widen(tensor: &GgufTensor, bytes: &[u8], plus: f32, to: &mut Vec<u8>) -> Resu
     for (bytes, to) in bytes.chunks(at_once * block_bytes).zip(to.chunks_mut(at_once * block * size_of::<f32>())) {
         let values = &mut values[..to.len() / size_of::<f32>()];
         format.widen_into(bytes, values);
-        values.iter().zip(to.as_chunks_mut().0).for_each(|(x, to)| *to = (x + plus).to_le_bytes());
+        values.iter().zip(to.as_chunks_mut().0).for_each(|(x, to)| *to = change.of(*x).to_le_bytes());
     }
     Ok(())
 }

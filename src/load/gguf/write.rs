@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::rewrite::{Put, Rewrite, write_rows};
 use super::metadata::{Kind, Value};
-use super::source::{GgufSource, RowOrder, rows_of};
+use super::source::{GgufSource, RowOrder, ValueMap, rows_of};
 use super::{Gguf, SPLIT, read_at};
 use crate::error::{Error, Result};
 use crate::ops::Format;
@@ -38,10 +38,11 @@ struct Piece<'r, 'a> {
     /// Of the stored tensor.
     rows: Range<usize>,
     order: RowOrder,
+    columns: RowOrder,
     /// Of the rewritten entry.
     first: usize,
-    /// What the entry's values are above the stored ones.
-    plus: f32,
+    /// What is done to stored values to have the entry's.
+    change: Option<ValueMap>,
 }
 
 /// A tensor of the file that is written.
@@ -140,9 +141,10 @@ impl GgufSource<'_> {
         let mut pieces: HashMap<usize, Vec<Piece<'r, 'a>>> = HashMap::new();
         for (name, rewrite) in rewrites {
             let Some(assembled) = self.assembled.get(name) else { continue };
-            let (mut first, plus) = (0, assembled.widened.unwrap_or(0.0));
+            let (mut first, change) = (0, assembled.widened);
             for part in &assembled.parts {
-                let piece = Piece { rewrite, rows: part.rows.clone(), order: part.order, first, plus };
+                let (rows, order, columns) = (part.rows.clone(), part.order, part.columns);
+                let piece = Piece { rewrite, rows, order, columns, first, change };
                 pieces.entry(part.tensor).or_default().push(piece);
                 first += part.rows.len();
             }
@@ -253,7 +255,10 @@ fn values(
         let Some(changed) = &piece.rewrite.rows else { continue };
         let at = piece.first + piece.order.logical(row - piece.rows.start);
         let new = changed(at..at + 1)?;
-        to.iter_mut().zip(new).for_each(|(to, x)| *to = x - piece.plus);
+        for (at, to) in to.iter_mut().enumerate() {
+            let Some(&x) = new.get(piece.columns.logical(at)) else { continue };
+            *to = piece.change.map_or(x, |change| change.undone(x));
+        }
     }
     Ok(values)
 }

@@ -24,6 +24,8 @@ const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 /// What PEFT puts in front of every name.
 const PREFIX: &str = "base_model.model.";
+/// What transformers calls modules that checkpoints store under another name (LFM3).
+const RENAMED: [(&str, &str); 1] = [("self_attn.gate_proj", "self_attn.g_proj")];
 
 /// An adapter and what its configuration says of it.
 pub struct Peft {
@@ -365,7 +367,9 @@ impl<'a> Reader<'a> {
 
 /// A module's name as PEFT sees it: all but the output matrix lie within the model.
 fn path(module: &Module, prefix: &str) -> String {
-    if module.role == Role::Head { module.name.clone() } else { format!("{prefix}{}", module.name) }
+    let renamed = RENAMED.iter().find_map(|(stored, name)| Some(format!("{}{name}", module.name.strip_suffix(stored)?)));
+    let name = renamed.unwrap_or_else(|| module.name.clone());
+    if module.role == Role::Head { name } else { format!("{prefix}{name}") }
 }
 
 fn tensor_name(module: &Module, prefix: &str, field: &str) -> String {

@@ -132,6 +132,22 @@ impl ConfigFields<'_> {
         }
     }
 
+    /// Heads of keys and values; LFM2 has a number for each layer, 0 for those without attention.
+    fn kv_heads(&self) -> Result<Option<u32>> {
+        let name = "attention.head_count_kv";
+        let key = self.key(name);
+        if self.prefix != "lfm2" || !self.metadata().is_list(&key) {
+            return self.count(name);
+        }
+        let list = self.metadata().ints(&key)?.unwrap_or_default();
+        let mut heads = list.iter().copied().filter(|heads| *heads != 0);
+        let first = heads.next().unwrap_or(0);
+        match u32::try_from(first) {
+            Ok(found) if found > 0 && heads.all(|other| other == first) => Ok(Some(found)),
+            _ => Err(self.metadata().unsupported(&key, "0, or one number for all other layers")),
+        }
+    }
+
     fn needed(&self, name: &str) -> Result<u32> {
         match self.count(name)? {
             Some(count) if count > 0 => Ok(count),
@@ -179,7 +195,7 @@ impl ConfigFields<'_> {
             return Ok(dim.into());
         }
         let heads = self.needed("attention.head_count")? as usize;
-        let kv_heads = self.count("attention.head_count_kv")?.map_or(heads, |heads| heads as usize);
+        let kv_heads = self.kv_heads()?.map_or(heads, |heads| heads as usize);
         let (all, parts, of) = match (self.rows("blk.0.attn_q.weight"), self.rows("blk.0.attn_qkv.weight")) {
             (0, 0) => (self.needed("embedding_length")? as usize, heads, "the width"),
             (0, rows) => (rows, heads.saturating_add(kv_heads.saturating_mul(2)), "the rows of queries, keys and values"),
@@ -195,7 +211,6 @@ impl ConfigFields<'_> {
     fn sizes(&mut self) -> Result<()> {
         for (field, name) in [
             ("hidden_size", "embedding_length"),
-            ("num_hidden_layers", "block_count"),
             ("intermediate_size", "feed_forward_length"),
             ("num_attention_heads", "attention.head_count"),
             ("max_position_embeddings", "context_length"),
@@ -203,18 +218,23 @@ impl ConfigFields<'_> {
             let value = self.needed(name)?;
             self.set(field, value);
         }
+        // Behind the network's own stand those that predict further tokens.
+        let layers = self.needed("block_count")?;
+        let further = self.count("nextn_predict_layers")?.unwrap_or_default();
+        if further > 0 && (self.prefix != "qwen35" || further >= layers) {
+            return Err(self.metadata().unsupported(&self.key("nextn_predict_layers"), "0"));
+        }
+        self.set("num_hidden_layers", layers - further);
         let dim = self.head_dim()?;
-        if let Some(heads) = self.count("attention.head_count_kv")? {
+        if let Some(heads) = self.kv_heads()? {
             self.set("num_key_value_heads", heads);
         }
         if self.count("attention.value_length")?.is_some_and(|values| f64::from(values) != dim) {
             return Err(self.metadata().unsupported(&self.key("attention.value_length"), &format!("{dim}, as keys have")));
         }
         self.set("head_dim", dim as u64);
-        for name in ["expert_count", "nextn_predict_layers"] {
-            if self.count(name)?.is_some_and(|count| count > 0) {
-                return Err(self.metadata().unsupported(&self.key(name), "0"));
-            }
+        if self.count("expert_count")?.is_some_and(|count| count > 0) {
+            return Err(self.metadata().unsupported(&self.key("expert_count"), "0"));
         }
         let vocab_size = self.vocab_size()?;
         self.set("vocab_size", vocab_size);
@@ -420,6 +440,58 @@ pub fn phi2(fields: &mut ConfigFields<'_>) -> Result<()> {
     let (rows, dim) = (fields.rows("blk.0.attn_k.weight"), fields.head_dim()?);
     if rows > 0 && dim >= 1.0 {
         fields.set("num_key_value_heads", rows / dim as usize);
+    }
+    Ok(())
+}
+
+/// The width of the MLP is what it has become. Layers without heads of keys are convolutions.
+pub fn lfm2(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    fields.set("block_auto_adjust_ff_dim", false);
+    let taps = fields.needed("shortconv.l_cache")?;
+    fields.set("conv_L_cache", taps);
+    let key = fields.key("attention.head_count_kv");
+    if fields.metadata().is_list(&key) {
+        let (heads, layers) = (fields.metadata().ints(&key)?.unwrap_or_default(), fields.needed("block_count")?);
+        if heads.len() != layers as usize {
+            return Err(fields.metadata().expected(&key, &format!("a number for each of {layers} layers")));
+        }
+        let kind = |heads: &i64| if *heads == 0 { "conv" } else { "full_attention" };
+        fields.set("layer_types", heads.iter().map(kind).collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+/// Sections of positions are those of pictures.
+pub fn qwen35(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.partial_rotary_factor()?;
+    let heads = fields.needed("ssm.time_step_rank")?;
+    let inner = fields.needed("ssm.inner_size")?;
+    if !inner.is_multiple_of(heads) {
+        let expected = format!("a multiple of {}, {heads}", fields.key("ssm.time_step_rank"));
+        return Err(fields.metadata().expected(&fields.key("ssm.inner_size"), &expected));
+    }
+    fields.set("linear_num_value_heads", heads);
+    fields.set("linear_value_head_dim", inner / heads);
+    for (field, name) in [
+        ("linear_num_key_heads", "ssm.group_count"),
+        ("linear_key_head_dim", "ssm.state_size"),
+        ("linear_conv_kernel_dim", "ssm.conv_kernel"),
+    ] {
+        let value = fields.needed(name)?;
+        fields.set(field, value);
+    }
+    if let Some(every) = fields.count("full_attention_interval")? {
+        fields.set("full_attention_interval", every);
+    }
+    let key = fields.key("attention.recurrent_layers");
+    if let Some(recurrent) = fields.metadata().bools(&key)? {
+        let layers = fields.all["num_hidden_layers"].as_u64().unwrap_or_default() as usize;
+        if recurrent.len() < layers {
+            return Err(fields.metadata().expected(&key, &format!("a flag for each of {layers} layers")));
+        }
+        let kind = |linear: &bool| if *linear { "linear_attention" } else { "full_attention" };
+        fields.set("layer_types", recurrent[..layers].iter().map(kind).collect::<Vec<_>>());
     }
     Ok(())
 }

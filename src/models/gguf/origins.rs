@@ -1,10 +1,11 @@
 //! What transformers' tensors are made of in a file. Names in a GGUF go by their role, so that a family's own names say which is which.
 
-use super::super::draft::{Draft, Mlp, Source};
+use super::super::draft::{Draft, Mixer, Mlp, Source};
 use super::Architecture;
 use crate::error::Result;
 use crate::load::{Gguf, Origin};
-use crate::nn::{Name, NormParts, QkNorm, Tying};
+use crate::nn::{DeltaNetConfig, Name, NormParts, QkNorm, ShortConvConfig, Tying};
+use crate::ops::DeltaShape;
 
 /// The origin of each tensor of the network.
 pub fn origins(gguf: &Gguf, draft: &Draft, architecture: &Architecture) -> Result<Vec<(String, Origin)>> {
@@ -15,10 +16,14 @@ pub fn origins(gguf: &Gguf, draft: &Draft, architecture: &Architecture) -> Resul
     for (i, pattern) in draft.layers.iter().enumerate() {
         all.stored = format!("blk.{i}.");
         all.place = format!("{prefix}{}.", names.network.layer(i));
-        all.attention();
+        match (pattern.mixer, &draft.delta_net, &draft.short_conv) {
+            (Mixer::DeltaNet, Some(net), _) => all.delta_net(net),
+            (Mixer::ShortConv, _, Some(conv)) => all.short_conv(conv),
+            _ => all.attention(),
+        }
         all.mlp();
-        // Seed-OSS has no norm behind attention, and its second one goes by that name.
-        let mlp_in = if architecture.name == "seed_oss" { "post_attention_norm" } else { "ffn_norm" };
+        // These have no norm behind attention, and their second one goes by that name.
+        let mlp_in = if ["seed_oss", "qwen35"].contains(&architecture.name) { "post_attention_norm" } else { "ffn_norm" };
         for (name, stored) in [
             (names.attn_in.filter(|_| pattern.attn_in), "attn_norm"),
             (names.attn_out, "post_attention_norm"),
@@ -80,7 +85,9 @@ impl Origins<'_> {
             self.add(&format!("{}.weight", names.types), Origin::whole("token_types.weight"));
         }
         self.norm(names.embed_norm, "token_embd_norm");
-        self.norm(names.final_norm, "output_norm");
+        // LFM2's final norm goes by another's name.
+        let is_lfm = self.architecture.name == "lfm2";
+        self.norm(names.final_norm, if is_lfm { "token_embd_norm" } else { "output_norm" });
         self.place = head.to_string();
         if let Some(head) = names.head {
             if draft.tying == Tying::Separate {
@@ -127,6 +134,47 @@ impl Origins<'_> {
                 }
                 Some(_) => self.add(&format!("{name}.weight"), whole),
             }
+        }
+    }
+
+    fn short_conv(&mut self, conv: &ShortConvConfig) {
+        for (name, stored) in [
+            (conv.inputs.name.as_str(), "shortconv.in_proj.weight"),
+            (conv.conv, "shortconv.conv.weight"),
+            (conv.o.name.as_str(), "shortconv.out_proj.weight"),
+        ] {
+            self.add(&format!("{name}.weight"), self.whole(stored));
+        }
+    }
+
+    /// Where there are fewer heads of keys than of values, the converter puts those of values in another order.
+    fn delta_net(&mut self, net: &DeltaNetConfig) {
+        let DeltaShape { heads, groups, key_dim, value_dim } = net.shape;
+        let is_moved = heads != groups;
+        let moved = |origin: Origin, dim| if is_moved { origin.in_groups(groups, heads, dim) } else { origin };
+        // Queries and keys, then values.
+        let mixed = |stored: &str| {
+            let (name, keys) = (self.name(stored), 2 * groups * key_dim);
+            match is_moved {
+                true => Origin::rows(&name, 0..keys).then(moved(Origin::rows(&name, keys..net.channels()), value_dim)),
+                false => Origin::whole(&name),
+            }
+        };
+        let whole = |stored: &str| self.whole(stored);
+        let o = whole("ssm_out.weight");
+        let all = [
+            (format!("{}.weight", net.qkv.name), mixed("attn_qkv.weight")),
+            (format!("{}.weight", net.gate.name), moved(whole("attn_gate.weight"), value_dim)),
+            (format!("{}.weight", net.beta.name), moved(whole("ssm_beta.weight"), 1)),
+            (format!("{}.weight", net.decay.name), moved(whole("ssm_alpha.weight"), 1)),
+            (format!("{}.weight", net.conv), mixed("ssm_conv1d.weight")),
+            (net.a_log.to_string(), moved(whole("ssm_a").log_of_negative(), 1)),
+            (net.dt_bias.to_string(), moved(whole("ssm_dt.bias"), 1)),
+            (format!("{}.weight", net.norm), whole("ssm_norm.weight")),
+            (format!("{}.weight", net.o.name), if is_moved { o.columns_in_groups(groups, heads, value_dim) } else { o }),
+        ];
+        for (name, origin) in all {
+            self.add(&name, origin);
         }
     }
 

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::row_op::{in_place, in_place_from, row_op, with_rows};
-use crate::kernels;
+use crate::kernels::{self, Strided};
 use crate::ops::Activation;
 
 pub fn gated(x: &Tensor, kind: Activation) -> Result<Tensor> {
@@ -33,7 +33,7 @@ pub fn activate(x: Tensor, kind: Activation) -> Result<Tensor> {
 /// In the memory of `dy`.
 pub fn activate_backward(x: &Tensor, dy: Tensor, kind: Activation) -> Result<Tensor> {
     in_place_from("activate backward", dy, x, |x, dy, cols| {
-        kernels::activate_backward(kind, x.packed()?, dy, cols);
+        kernels::activate_backward(kind, Strided::from(&x), dy, cols);
         Ok(())
     })
 }

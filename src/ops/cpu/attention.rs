@@ -62,7 +62,7 @@ pub fn within_backward(
 }
 
 /// Lends the rows of CPU tensors.
-fn with_strided<const N: usize, R>(tensors: [&Tensor; N], work: impl FnOnce([Strided<'_>; N]) -> Result<R>) -> Result<R> {
+pub fn with_strided<const N: usize, R>(tensors: [&Tensor; N], work: impl FnOnce([Strided<'_>; N]) -> Result<R>) -> Result<R> {
     let storages = tensors.map(Tensor::storage_and_layout);
     let mut rows = Vec::with_capacity(N);
     for (storage, layout) in &storages {

@@ -2,6 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp1, InplaceOp1, InplaceOp2, Layout, Result, Shape, Storage, Tensor, bail};
 
+use crate::kernels::Strided;
+
 /// Rows of F32, `stride` values apart.
 pub struct Rows<'a> {
     pub values: &'a [f32],
@@ -20,6 +22,12 @@ impl Rows<'_> {
             bail!("rows of {} values lie {} apart", self.cols, self.stride)
         }
         Ok(self.values)
+    }
+}
+
+impl<'a> From<&Rows<'a>> for Strided<'a> {
+    fn from(rows: &Rows<'a>) -> Self {
+        Self { values: rows.values, stride: rows.stride }
     }
 }
 

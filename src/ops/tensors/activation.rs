@@ -23,7 +23,7 @@ pub fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
 }
 
 /// The slope at `x`, which is F32.
-fn slope(x: &Tensor, kind: Activation) -> Result<Tensor> {
+pub fn slope(x: &Tensor, kind: Activation) -> Result<Tensor> {
     let of_silu = |x: &Tensor| {
         let s = sigmoid(x)?;
         &s * ((x * (1.0 - &s)?)? + 1.0)?

@@ -264,28 +264,52 @@ impl Sequences {
     }
 
     /// Rows, `(T, heads · D)`, at their places by heads: `(B · K, G · L, D)`.
-    fn placed(&self, x: &Tensor, heads: usize, kv_heads: usize) -> Result<Tensor> {
-        self.by_heads(&x.force_contiguous()?.index_select(&self.rows, 0)?, heads, kv_heads)
+    pub fn placed(&self, x: &Tensor, heads: usize, kv_heads: usize) -> Result<Tensor> {
+        self.by_heads(&self.placed_rows(x)?, heads, kv_heads)
     }
 
     /// The same with 0 in place of padding, which has no part in any gradient.
-    fn placed_alone(&self, x: &Tensor, heads: usize, kv_heads: usize) -> Result<Tensor> {
-        let none = Tensor::zeros((self.lengths.len() * self.longest, x.dims2()?.1), x.dtype(), x.device())?;
-        self.by_heads(&none.index_add(&self.places, &x.contiguous()?, 0)?, heads, kv_heads)
+    pub fn placed_alone(&self, x: &Tensor, heads: usize, kv_heads: usize) -> Result<Tensor> {
+        self.by_heads(&self.placed_rows_alone(x)?, heads, kv_heads)
     }
 
     /// Heads before positions, those of a key-value head one after another.
     fn by_heads(&self, x: &Tensor, heads: usize, kv_heads: usize) -> Result<Tensor> {
-        let (batch, longest, dim) = (self.lengths.len(), self.longest, x.dims2()?.1 / heads);
+        let (batch, longest, width) = x.dims3()?;
+        let dim = width / heads;
         let x = x.reshape((batch, longest, heads, dim))?.transpose(1, 2)?.force_contiguous()?;
         x.reshape((batch * kv_heads, heads / kv_heads * longest, dim))
     }
 
+    /// How many sequences there are, and the length of the longest.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.lengths.len(), self.longest)
+    }
+
+    /// Rows, `(T, C)`, at their places: `(B, L, C)`.
+    pub fn placed_rows(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, longest) = self.shape();
+        x.force_contiguous()?.index_select(&self.rows, 0)?.reshape((batch, longest, x.dims2()?.1))
+    }
+
+    /// The same with 0 in place of padding, which has no part in any gradient.
+    pub fn placed_rows_alone(&self, x: &Tensor) -> Result<Tensor> {
+        let ((batch, longest), width) = (self.shape(), x.dims2()?.1);
+        let none = Tensor::zeros((batch * longest, width), x.dtype(), x.device())?;
+        none.index_add(&self.places, &x.force_contiguous()?, 0)?.reshape((batch, longest, width))
+    }
+
+    /// The rows of what is at places, `(B, L, C)`.
+    pub fn rows_at(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, longest, width) = x.dims3()?;
+        x.force_contiguous()?.reshape((batch * longest, width))?.index_select(&self.places, 0)
+    }
+
     /// The rows of what is at places.
-    fn rows_of(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
+    pub fn rows_of(&self, x: &Tensor, heads: usize) -> Result<Tensor> {
         let (batch, longest, (_, _, dim)) = (self.lengths.len(), self.longest, x.dims3()?);
         let x = x.reshape((batch, heads, longest, dim))?.transpose(1, 2)?.force_contiguous()?;
-        x.reshape((batch * longest, heads * dim))?.index_select(&self.places, 0)
+        self.rows_at(&x.reshape((batch, longest, heads * dim))?)
     }
 
     /// What each query takes of the values, in F32: `(B · K, G · L, L)`; and its scores.

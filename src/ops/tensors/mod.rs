@@ -9,5 +9,8 @@ pub mod norm;
 pub mod rope;
 pub mod split;
 pub mod attention;
+pub mod convolution;
+pub mod delta_rule;
 pub mod activation;
+pub mod gate;
 pub mod pooling;
