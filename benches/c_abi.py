@@ -14,6 +14,7 @@ from ctypes import POINTER, byref, c_bool, c_char_p, c_double, c_float, c_int32,
 
 DEVICES = {"cpu": 1, "metal": 2, "cuda": 3}  # mc_device_kind
 DTYPES = {"stored": 0, "F32": 1}  # mc_dtype
+CAPABILITIES = {"generate": 1, "embed": 2}  # mc_capability
 
 ids_p, floats_p, texts_p, handle_p = POINTER(c_uint32), POINTER(c_float), POINTER(c_char_p), POINTER(c_void_p)
 
@@ -31,11 +32,20 @@ FUNCTIONS = {
     "mc_model_options_set_device": (None, [c_void_p, c_void_p]),
     "mc_model_options_set_dtype": (None, [c_void_p, c_int32]),
     "mc_model_options_set_exact": (None, [c_void_p, c_bool]),
+    "mc_model_options_set_tokenizer_path": (None, [c_void_p, c_char_p]),
     "mc_model_options_set_quantization": (None, [c_void_p, c_char_p]),
     "mc_model_options_free": (None, [c_void_p]),
     "mc_model_load": (c_int32, [c_char_p, c_void_p, handle_p, handle_p]),
     "mc_model_vocab_size": (c_size_t, [c_void_p]),
+    "mc_model_supports": (c_bool, [c_void_p, c_int32]),
+    "mc_model_save": (c_int32, [c_void_p, c_char_p, c_char_p, c_void_p, c_void_p, handle_p]),
+    "mc_model_tokenizer": (c_int32, [c_void_p, handle_p, handle_p]),
     "mc_model_free": (None, [c_void_p]),
+    "mc_tokenizer_encode": (c_int32, [c_void_p, c_char_p, c_size_t, c_bool, handle_p, handle_p]),
+    "mc_tokenizer_free": (None, [c_void_p]),
+    "mc_tokens_data": (ids_p, [c_void_p]),
+    "mc_tokens_len": (c_size_t, [c_void_p]),
+    "mc_tokens_free": (None, [c_void_p]),
     "mc_generate_options_new": (c_void_p, []),
     "mc_generate_options_set_max_tokens": (None, [c_void_p, c_size_t]),
     "mc_generate_options_set_temperature": (None, [c_void_p, c_float]),
@@ -56,6 +66,7 @@ FUNCTIONS = {
     "mc_sessions_next": (c_int32, [handle_p, c_size_t, handle_p, POINTER(c_int32), handle_p]),
     "mc_session_free": (None, [c_void_p]),
     "mc_lora_load": (c_int32, [c_void_p, c_char_p, handle_p, handle_p]),
+    "mc_lora_merge": (c_int32, [c_void_p, c_void_p, c_float, handle_p, handle_p]),
     "mc_lora_free": (None, [c_void_p]),
     "mc_lora_config_new": (c_void_p, []),
     "mc_lora_config_set_initial": (None, [c_void_p, c_void_p]),
@@ -138,7 +149,7 @@ class Record(ctypes.Structure):
 
 
 class Model:
-    def __init__(self, library, path, dtype="F32", device="cpu", exact=False, quantization=None):
+    def __init__(self, library, path, dtype="F32", device="cpu", exact=False, quantization=None, tokenizer=None):
         self.library, self.handle = library, c_void_p()
         computing, options = c_void_p(), library.model_options_new()
         library.device_new(DEVICES[device], 0, byref(computing))
@@ -146,12 +157,39 @@ class Model:
         library.model_options_set_dtype(options, DTYPES[dtype])
         if exact:
             library.model_options_set_exact(options, exact)
+        if tokenizer:
+            library.model_options_set_tokenizer_path(options, os.fsencode(tokenizer))
         if quantization:
             library.model_options_set_quantization(options, quantization.encode())
         library.model_load(os.fsencode(path), options, byref(self.handle))
         library.model_options_free(options)
         library.device_free(computing)
         self.vocab_size = library.model_vocab_size(self.handle)
+
+    def supports(self, capability):
+        return self.library.model_supports(self.handle, CAPABILITIES[capability])
+
+    def merge(self, lora):
+        """Becomes the model that it and an adapter's directory are together."""
+        adapter, merged = c_void_p(), c_void_p()
+        self.library.lora_load(self.handle, os.fsencode(lora), byref(adapter))
+        self.library.lora_merge(self.handle, adapter, 1, byref(merged))
+        self.library.lora_free(adapter)
+        self.free()
+        self.handle = merged
+
+    def save(self, directory, format=None):
+        self.library.model_save(self.handle, os.fsencode(directory), format and format.encode(), None, None)
+
+    def encode(self, text):
+        """The ids of a text, with the special tokens around it."""
+        text, tokenizer, tokens = text.encode(), c_void_p(), c_void_p()
+        self.library.model_tokenizer(self.handle, byref(tokenizer))
+        self.library.tokenizer_encode(tokenizer, text, len(text), True, byref(tokens))
+        ids = self.library.tokens_data(tokens)[: self.library.tokens_len(tokens)]
+        self.library.tokens_free(tokens)
+        self.library.tokenizer_free(tokenizer)
+        return ids
 
     def embed(self, text):
         """(dim)."""

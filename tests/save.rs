@@ -259,6 +259,30 @@ fn a_shipped_model_keeps_its_tokenizer_and_template() {
     assert_eq!(logits(&again), logits(&file));
 }
 
+/// One that keeps case, for a model whose own lowers it, or puts a space in front, and the other way round.
+#[test]
+fn a_tokenizer_that_was_given_is_not_changed_by_what_is_said_of_the_models_own() {
+    let text = "The Brücke IS schön.";
+    for (base, other) in [
+        ("encoders/bert_mean_norm", "encoders/bert_cls"),
+        ("encoders/bert_cls", "encoders/bert_mean_norm"),
+        ("encoders/mpnet_mean_norm", "encoders/bert_cls"),
+        ("embedders/roberta_mean", "encoders/modernbert_mean_new"),
+        ("gguf/families/bert_cls.gguf", "encoders/bert_cls"),
+        ("gguf/families/bert_mean_norm.gguf", "encoders/bert_cls"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("model");
+        let tokenizer_path = Some(golden(other).join("tokenizer.json"));
+        let model = Model::load(golden(base), &LoadOptions { tokenizer_path, ..common::exact() }, None).unwrap();
+        model.save(&directory, None, None).unwrap();
+        let again = load(&directory);
+        let encode = |model: &Model| model.tokenizer().unwrap().encode(text, true).unwrap();
+        assert_eq!(encode(&again), encode(&model), "{base} with that of {other}");
+        assert_eq!(vectors(&again), vectors(&model), "{base} with that of {other}");
+    }
+}
+
 #[test]
 fn a_tokenizer_that_was_given_is_saved_with_the_model() {
     let tokenizer_path = Some(common::shipped("tiny-coder").join("tokenizer.json"));

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::{Reference, golden, json, load, max_abs, quantised, shipped};
+use common::{QUANTIZATIONS, Reference, dequantised, golden, json, load, max_abs, quantised, shipped};
 use metal_candle::{
     Cancel, Capability, Chat, Dataset, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Schedule,
     Session, TrainEvent, TrainOptions, Weighting,
@@ -68,71 +68,112 @@ fn logits(model: &Model, adapters: &[(Lora, f32)]) -> Vec<f32> {
     session.logits().unwrap().to_vec()
 }
 
-/// The largest difference of an adapter's weights to those of a file of PEFT.
-fn distance(lora: &Lora, file: &Path) -> f32 {
-    let directory = tempdir().unwrap();
-    lora.save(directory.path()).unwrap();
-    let bytes = std::fs::read(file).unwrap();
-    let (found, names) = (Reference::open(&directory.path().join("adapter_model.safetensors")), SafeTensors::deserialize(&bytes));
-    let (want, names) = (Reference::open(file), names.unwrap());
+/// The largest difference of the weights of a saved adapter to those of a file of PEFT.
+fn distance(directory: &Path, file: &Path) -> f32 {
+    let (found, want) = (Reference::open(&directory.join("adapter_model.safetensors")), Reference::open(file));
+    let names = want.tensors();
     assert!(names.len() >= 8);
-    names.names().into_iter().map(|name| max_abs(&found.floats(name), &want.floats(name))).fold(0.0, f32::max)
+    names.keys().map(|name| max_abs(&found.floats(name), &want.floats(name))).fold(0.0, f32::max)
 }
+
+/// What a training of the reference results gives: the loss of each micro-batch, the learning rate and gradient norm of each step, and
+/// the adapters of those steps whose weights are known.
+struct Trained {
+    losses: Vec<f32>,
+    updates: Vec<[f32; 2]>,
+    adapters: Vec<(u64, TempDir)>,
+}
+
+/// Trains as the reference did.
+fn train_as(directory: &Path, model: &Model) -> Trained {
+    let notes = json(&directory.join("golden.json"));
+    let (trainers_way, steps) = (directory.ends_with("qwen2_hf_trainer"), notes["steps"].as_u64().unwrap());
+    let options = TrainOptions {
+        learning_rate: 0.001,
+        grad_accumulation: 2,
+        schedule: Schedule::Cosine,
+        warmup_steps: 5,
+        warmup_from_zero: trainers_way,
+        weighting: if trainers_way { Weighting::Tokens } else { Weighting::MicroBatches },
+        total_steps: steps,
+        ..TrainOptions::default()
+    };
+    let initial = Some(Lora::load(model, directory.join("init")).unwrap());
+    let config = LoraConfig { initial, ..LoraConfig::default() };
+    let mut trainer = LoraTrainer::new(model, &config, &options).unwrap();
+    let mut trained = Trained { losses: Vec::new(), updates: Vec::new(), adapters: Vec::new() };
+    for log in notes["log"].as_array().unwrap() {
+        let mut update = None;
+        for micro in log["micro_batches"].as_array().unwrap() {
+            let (mut ids, mut mask, mut offsets) = (Vec::new(), Vec::new(), vec![0]);
+            for sequence in micro.as_array().unwrap() {
+                let sequence = &notes["sequences"][sequence.as_u64().unwrap() as usize];
+                ids.extend(sequence["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32));
+                mask.extend(sequence["loss_mask"].as_array().unwrap().iter().map(|bit| bit == 1));
+                offsets.push(ids.len());
+            }
+            let step = trainer.train_step(&ids, Some(&mask), &offsets).unwrap();
+            trained.losses.push(step.loss);
+            update = step.update;
+        }
+        let (update, step) = (update.unwrap(), log["step"].as_u64().unwrap());
+        assert_eq!(update.step, step);
+        trained.updates.push([update.learning_rate, update.grad_norm]);
+        if directory.join(format!("weights_step{step}.safetensors")).exists() {
+            let saved = tempdir().unwrap();
+            trainer.adapter().unwrap().save(saved.path()).unwrap();
+            trained.adapters.push((step, saved));
+        }
+    }
+    assert_eq!(trainer.step_count(), steps);
+    assert_eq!(trained.adapters.len(), if steps == 50 { 4 } else { 3 });
+    trained
+}
+
+const TRAININGS: [&str; 3] = ["qwen2_main", "qwen2_hf_trainer", "llama_main"];
 
 #[test]
 fn trainings_equal_those_of_peft_and_torch() {
-    for run in ["qwen2_main", "qwen2_hf_trainer", "llama_main"] {
+    for run in TRAININGS {
         let directory = golden("lora/training").join(run);
         let notes = json(&directory.join("golden.json"));
-        let model = load(golden(notes["base"].as_str().unwrap()));
-        let (trainers_way, steps) = (run == "qwen2_hf_trainer", notes["steps"].as_u64().unwrap());
-        let options = TrainOptions {
-            learning_rate: 0.001,
-            grad_accumulation: 2,
-            schedule: Schedule::Cosine,
-            warmup_steps: 5,
-            warmup_from_zero: trainers_way,
-            weighting: if trainers_way { Weighting::Tokens } else { Weighting::MicroBatches },
-            total_steps: steps,
-            ..TrainOptions::default()
-        };
-        let initial = Some(Lora::load(&model, directory.join("init")).unwrap());
-        let config = LoraConfig { initial, ..LoraConfig::default() };
-        let mut trainer = LoraTrainer::new(&model, &config, &options).unwrap();
-        let mut compared = 0;
-        for log in notes["log"].as_array().unwrap() {
-            let mut update = None;
-            let micros = log["micro_batches"].as_array().unwrap().iter();
-            for (micro, want) in micros.zip(log["micro_loss"].as_array().unwrap()) {
-                let (mut ids, mut mask, mut offsets) = (Vec::new(), Vec::new(), vec![0]);
-                for sequence in micro.as_array().unwrap() {
-                    let sequence = &notes["sequences"][sequence.as_u64().unwrap() as usize];
-                    ids.extend(sequence["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32));
-                    mask.extend(sequence["loss_mask"].as_array().unwrap().iter().map(|bit| bit == 1));
-                    offsets.push(ids.len());
-                }
-                let step = trainer.train_step(&ids, Some(&mask), &offsets).unwrap();
-                let error = (f64::from(step.loss) - want.as_f64().unwrap()).abs();
-                assert!(error <= 5e-5, "{run} {}: loss {} and not {want}", log["step"], step.loss);
-                update = step.update;
+        let trained = train_as(&directory, &load(golden(notes["base"].as_str().unwrap())));
+        let mut losses = trained.losses.iter();
+        for (log, [learning_rate, norm]) in notes["log"].as_array().unwrap().iter().zip(trained.updates) {
+            for (want, loss) in log["micro_loss"].as_array().unwrap().iter().zip(&mut losses) {
+                let error = (f64::from(*loss) - want.as_f64().unwrap()).abs();
+                assert!(error <= 5e-5, "{run} {}: loss {loss} and not {want}", log["step"]);
             }
-            let (update, step) = (update.unwrap(), log["step"].as_u64().unwrap());
-            assert_eq!(update.step, step);
-            for (name, found, want, tolerance) in [
-                ("learning rate", update.learning_rate, &log["lr"], 1e-6),
-                ("gradient norm", update.grad_norm, &log["grad_norm_before_clip"], 5e-5),
-            ] {
-                let want = want.as_f64().unwrap();
+            for (name, found, want, tolerance) in
+                [("learning rate", learning_rate, &log["lr"], 1e-6), ("gradient norm", norm, &log["grad_norm_before_clip"], 5e-5)]
+            {
+                let (want, step) = (want.as_f64().unwrap(), &log["step"]);
                 assert!((f64::from(found) - want).abs() <= tolerance * want, "{run} {step}: {name} {found} and not {want}");
             }
-            let weights = directory.join(format!("weights_step{step}.safetensors"));
-            if weights.exists() {
-                let error = distance(&trainer.adapter().unwrap(), &weights);
-                assert!(error <= 2e-5, "{run} {step}: weights {error}");
-                compared += 1;
+        }
+        assert!(losses.next().is_none());
+        for (step, adapter) in trained.adapters {
+            let error = distance(adapter.path(), &directory.join(format!("weights_step{step}.safetensors")));
+            assert!(error <= 2e-5, "{run} {step}: weights {error}");
+        }
+    }
+}
+
+#[test]
+fn trainings_over_quantised_weights_have_the_bits_of_those_over_their_numbers() {
+    for run in TRAININGS {
+        let directory = golden("lora/training").join(run);
+        let base = golden(json(&directory.join("golden.json"))["base"].as_str().unwrap());
+        for kind in QUANTIZATIONS {
+            let model = Model::load(&base, &quantised(kind), None).unwrap();
+            let numbers = dequantised(&base, kind);
+            let [found, want] = [model, load(numbers.path())].map(|model| train_as(&directory, &model));
+            assert!(found.losses == want.losses && found.updates == want.updates, "{run} over {kind}");
+            let weights = |directory: &TempDir| std::fs::read(directory.path().join("adapter_model.safetensors")).unwrap();
+            for ((step, found), (_, want)) in found.adapters.iter().zip(&want.adapters) {
+                assert!(weights(found) == weights(want), "{run} over {kind}: weights of step {step}");
             }
         }
-        assert_eq!((trainer.step_count(), compared), (steps, if steps == 50 { 4 } else { 3 }));
     }
 }
 

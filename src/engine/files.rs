@@ -10,8 +10,8 @@ use super::sampling::Sampling;
 use super::{ChatTemplate, Device, DeviceKind, LoadOptions, Tokenizer};
 use crate::error::{Error, Result};
 use crate::load::{
-    Checkpoint, Dequantized, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin,
-    Quantization, SentenceConfig, read_text, write_text,
+    Checkpoint, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin, Quantization,
+    QuantizedCheckpoint, SentenceConfig, WHOLE_CLASS, copy_file, read_text, write_text,
 };
 use crate::models::{self, Family, GgufModel};
 use crate::nn::{Config, MIXES, Mix};
@@ -35,6 +35,8 @@ pub(super) struct Files {
     pub(super) sentence: SentenceConfig,
     /// Where the tensors are, if not in the directory's safetensors: a file, and what its tensors are to the network.
     gguf: Option<GgufTensors>,
+    /// Whether the tokenizer is another one than the model's.
+    tokenizer_given: bool,
     /// Whether a tokenizer.json in the directory is the model's: not where a file was named, beside which anything may lie.
     tokenizer_beside: bool,
 }
@@ -71,6 +73,7 @@ impl Files {
             }
         };
         (files.quant, files.kv_format) = (quant, kv_format);
+        files.tokenizer_given = options.tokenizer_path.is_some();
         if let Some(tokens) = options.max_context {
             files.limit_context(tokens)?;
         }
@@ -96,6 +99,7 @@ impl Files {
             stored: Quantization::of(&raw)?,
             raw,
             gguf: None,
+            tokenizer_given: false,
             tokenizer_beside: true,
         })
     }
@@ -124,6 +128,7 @@ impl Files {
             stored: None,
             raw: json,
             gguf: Some(GgufTensors { gguf, origins, unused_layers }),
+            tokenizer_given: false,
             tokenizer_beside: false,
         })
     }
@@ -148,7 +153,7 @@ impl Files {
             None => {
                 let checkpoint = Checkpoint::open(&self.directory, on_bytes)?;
                 Ok(match &self.stored {
-                    Some(quantization) => Box::new(Dequantized::new(checkpoint, quantization)?),
+                    Some(quantization) => Box::new(QuantizedCheckpoint::new(checkpoint, quantization)?),
                     None => Box::new(checkpoint),
                 })
             }
@@ -169,15 +174,25 @@ impl Files {
         Ok(if self.gguf.is_some() { PathBuf::new() } else { relative.to_path_buf() })
     }
 
-    /// Copies the files beside the weights, without config.json; for a GGUF file, writes what stands for them.
+    /// Copies the files beside the weights, without config.json; for a GGUF file, writes what stands for them. `tokenizer` is the
+    /// model's, or what was given in its place.
     pub(super) fn copy_small(&self, to: &Path, to_network: &Path, tokenizer: Option<&Tokenizer>) -> Result<()> {
         let write = |path: PathBuf, json: &serde_json::Value| write_text(&path, &format!("{json:#}\n"));
         let Some(_) = &self.gguf else {
             for name in BESIDE_WEIGHTS {
-                copy_file(&self.directory.join(name), &to_network.join(name))?;
+                copy_if_there(&self.directory.join(name), &to_network.join(name))?;
+            }
+            if let (true, Some(tokenizer)) = (self.tokenizer_given, tokenizer) {
+                write_text(&to_network.join("tokenizer.json"), &tokenizer.to_json()?)?;
+                let config = self.tokenizer_config.as_ref().map(Json::value);
+                write(to_network.join("tokenizer_config.json"), &of_whole_tokenizer(config))?;
+            } else {
+                for name in OF_TOKENIZER {
+                    copy_if_there(&self.directory.join(name), &to_network.join(name))?;
+                }
             }
             for name in self.sentence.files()? {
-                copy_file(&self.sentence.root.join(&name), &to.join(&name))?;
+                copy_if_there(&self.sentence.root.join(&name), &to.join(&name))?;
             }
             return Ok(());
         };
@@ -276,14 +291,14 @@ impl Files {
 }
 
 /// What may lie beside the weights of a network and is the model's.
-const BESIDE_WEIGHTS: [&str; 12] = [
-    "generation_config.json",
+const BESIDE_WEIGHTS: [&str; 4] =
+    ["generation_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json"];
+
+/// The same of its tokenizer alone.
+const OF_TOKENIZER: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
-    "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
     "vocab.txt",
     "vocab.json",
     "merges.txt",
@@ -292,13 +307,23 @@ const BESIDE_WEIGHTS: [&str; 12] = [
 ];
 
 /// Copies a file that may not exist.
-fn copy_file(from: &Path, to: &Path) -> Result<()> {
+fn copy_if_there(from: &Path, to: &Path) -> Result<()> {
     if !from.exists() {
         return Ok(());
     }
     let directory = to.parent().unwrap_or(Path::new(""));
     std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
-    std::fs::copy(from, to).map(drop).map_err(|e| Error::io(from, e))
+    copy_file(from, to)
+}
+
+/// tokenizer_config.json of a model beside another tokenizer than its own: what it says of that one's normaliser and tokens goes.
+fn of_whole_tokenizer(config: Option<&serde_json::Value>) -> serde_json::Value {
+    let mut config = config.cloned().unwrap_or_else(|| json!({}));
+    if let Some(fields) = config.as_object_mut() {
+        fields.retain(|key, _| !["added_tokens_decoder", "tokenizer_file", "vocab_file", "merges_file"].contains(&key.as_str()));
+    }
+    config["tokenizer_class"] = WHOLE_CLASS.into();
+    config
 }
 
 /// What a file says in place of tokenizer_config.json.

@@ -192,10 +192,6 @@ impl Model {
         let network = directory.join(files.relative_network()?);
         std::fs::create_dir_all(&network).map_err(|e| Error::io(&network, e))?;
         files.copy_small(directory, &network, self.tokenizer().ok())?;
-        if let (Some(_), Ok(tokenizer)) = (&self.origin().tokenizer_path, self.tokenizer()) {
-            // In place of the one beside the weights.
-            write_text(&network.join("tokenizer.json"), &tokenizer.to_json()?)?;
-        }
         write_text(&network.join("config.json"), &self.saved_config()?)?;
 
         let mut on_bytes = writing(progress);

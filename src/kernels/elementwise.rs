@@ -52,11 +52,17 @@ fn activation<S: Simd>(kind: Activation, x: f32) -> f32 {
         Activation::Gelu => math::gelu_erf::<S>(x),
         Activation::GeluTanh => math::gelu_tanh::<S>(x),
         Activation::QuickGelu => x / (1.0 + math::exp::<S>(-1.702 * x)),
-        Activation::Relu => x.max(0.0),
-        Activation::Relu2 => x.max(0.0) * x.max(0.0),
+        Activation::Relu => relu(x),
+        Activation::Relu2 => relu(x) * relu(x),
         Activation::Tanh => math::tanh::<S>(x),
         Activation::Sigmoid => 1.0 / (1.0 + math::exp::<S>(-x)),
     }
+}
+
+/// NaN stays, which the larger one of it and 0 would not be.
+#[inline(always)]
+fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
 }
 
 #[inline(always)]
@@ -73,7 +79,7 @@ fn slope<S: Simd>(kind: Activation, x: f32) -> f32 {
                 0.0
             }
         }
-        Activation::Relu2 => 2.0 * x.max(0.0),
+        Activation::Relu2 => 2.0 * relu(x),
         Activation::Tanh => {
             let y = math::tanh::<S>(x);
             1.0 - y * y
@@ -580,9 +586,10 @@ pub fn scale_softcap(x: &mut [f32], scale: f32, cap: Option<f32>) {
 /// What a vector is divided by at least.
 pub const LEAST_LENGTH: f32 = 1e-12;
 
-/// A vector to length 1; one of zeros stays one.
+/// A vector to length 1; one of zeros stays one, and one that holds NaN becomes that.
 pub fn unit_length(row: &mut [f32]) {
-    let length = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(LEAST_LENGTH);
+    let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let length = if length < LEAST_LENGTH { LEAST_LENGTH } else { length };
     row.iter_mut().for_each(|x| *x /= length);
 }
 
@@ -613,6 +620,55 @@ mod tests {
                     assert!((f64::from(out[i]) - want).abs() < 1e-5);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_none() {
+        // In whole vectors, and behind the last one.
+        for at in [3, 16, 34] {
+            let mut x: Vec<f32> = (0..35).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
+            let clean = x.clone();
+            x[at] = f32::NAN;
+            let check = |what: &dyn std::fmt::Debug, found: &[f32], want: &[f32]| {
+                for (i, (found, want)) in found.iter().zip(want).enumerate() {
+                    let is_same = if i == at { found.is_nan() } else { found.to_bits() == want.to_bits() };
+                    assert!(is_same, "{what:?} at {i} of NaN at {at}: {found} {want}");
+                }
+            };
+            for kind in Activation::ALL {
+                let of = |x: &[f32]| {
+                    let mut y = x.to_vec();
+                    activate(kind, &mut y, 35);
+                    y
+                };
+                check(&kind, &of(&x), &of(&clean));
+                // As gate, and as what is gated.
+                for pair in [[&x, &clean], [&clean, &x]] {
+                    let of = |pair: [&[f32]; 2]| {
+                        let mut y = vec![0.0; 35];
+                        gated(kind, &pair.concat(), 35, &mut y);
+                        y
+                    };
+                    check(&kind, &of(pair.map(|x| x.as_slice())), &of([&clean, &clean]));
+                }
+            }
+            for cap in [None, Some(30.0)] {
+                let of = |x: &[f32]| {
+                    let mut y = x.to_vec();
+                    scale_softcap(&mut y, 0.5, cap);
+                    y
+                };
+                check(&cap, &of(&x), &of(&clean));
+            }
+            for kind in [NormKind::Rms, NormKind::Layer] {
+                let norm = Normalise { kind, eps: 1e-3, width: 35, weight: None, bias: None };
+                let mut y = vec![0.0; 70];
+                normalise(norm, &[x.as_slice(), &clean].concat(), 35, 35, &mut y);
+                assert!(y[..35].iter().all(|y| y.is_nan()) && y[35..].iter().all(|y| y.is_finite()), "{kind:?}");
+            }
+            unit_length(&mut x);
+            assert!(x.iter().all(|x| x.is_nan()));
         }
     }
 

@@ -16,12 +16,12 @@ mod peft;
 pub mod hub;
 
 pub use fnv::{FNV_START, fnv};
-pub use gguf::{Gguf, GgufChanges, GgufSource, GgufVocabulary, Metadata, Origin};
+pub use gguf::{Gguf, GgufChanges, GgufSource, GgufVocabulary, Metadata, Origin, WHOLE_CLASS};
 pub use json::Json;
 pub use peft::{Beside, Fresh, Peft, PeftPlan};
-pub use quantization::{Dequantized, Quantization};
+pub use quantization::{Quantization, QuantizedCheckpoint};
 pub use read_count::{ModelTensors, OnBytes};
-pub use replace::{beside, remove_parts, replace, write_text};
+pub use replace::{beside, copy_file, remove_parts, replace, write_text};
 pub use rewrite::{Put, Rewrite, Rows, write_rows};
 pub use safetensors::{Checkpoint, Tensors, write_tensors};
 pub use sentence::{ModuleConfig, SentenceConfig, Similarity};

@@ -15,7 +15,7 @@
 
 mod read;
 
-pub use read::Dequantized;
+pub use read::QuantizedCheckpoint;
 
 use super::Json;
 use crate::error::Result;

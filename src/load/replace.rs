@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::text::open_file;
 use crate::error::{Error, Result};
 
 /// A number of this run of the program: that of the process may be the same after a restart.
@@ -48,6 +49,17 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
         file.sync_all()
     };
     write().map_err(|e| Error::io(path, e))
+}
+
+/// Copies a file, down to the disk. Its permissions stay behind: those of a cache may forbid to write.
+pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    let mut source = open_file(from)?;
+    let mut copy = || {
+        let mut file = File::create(to)?;
+        std::io::copy(&mut source, &mut file)?;
+        file.sync_all()
+    };
+    copy().map_err(|e| Error::io(to, e))
 }
 
 /// Where a file is that a path names, links followed; it need not be there.

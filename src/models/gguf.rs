@@ -49,7 +49,7 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "command-r", model_type: "cohere", moves_rows: false, keys: config::command_r },
     Architecture { name: "ernie4_5", model_type: "ernie4_5", moves_rows: false, keys: config::ernie },
     Architecture { name: "eurobert", model_type: "eurobert", moves_rows: false, keys: config::usual },
-    Architecture { name: "exaone4", model_type: "exaone4", moves_rows: false, keys: config::windows },
+    Architecture { name: "exaone4", model_type: "exaone4", moves_rows: false, keys: config::exaone4 },
     Architecture { name: "gemma", model_type: "gemma", moves_rows: false, keys: config::usual },
     Architecture { name: "gemma-embedding", model_type: "gemma3_text", moves_rows: false, keys: config::gemma_embedding },
     Architecture { name: "gemma2", model_type: "gemma2", moves_rows: false, keys: config::gemma2 },

@@ -93,6 +93,17 @@ mod tests {
         // Tokens keep the weights of their positions when a prompt is left out.
         assert_eq!(pool(Pooling::WeightedMean, 1), [(2.0 * 2.0 + 3.0 * 6.0) / 5.0, (2.0 * 4.0 - 3.0 * 2.0) / 5.0]);
 
+        // What is no number is not passed over.
+        for kind in [Pooling::Max, Pooling::Mean, Pooling::MeanSqrtLen, Pooling::WeightedMean] {
+            for rows in
+                [[f32::NAN, 1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 1.0, f32::NAN, 3.0, 4.0, 5.0], [1.0, 1.0, 2.0, 3.0, f32::NAN, 5.0]]
+            {
+                let mut out = [0.0; 2];
+                cpu::apply(kind, &rows, 0, &mut out);
+                assert!(out[0].is_nan() && out[1].is_finite(), "{kind:?} of {rows:?}: {out:?}");
+            }
+        }
+
         // The same of several sequences, on every backend.
         let two = Tensor::from_vec([[1.0, 1.0].as_slice(), &hidden].concat(), (4, 2), &Device::Cpu).unwrap();
         for kind in Pooling::ALL {

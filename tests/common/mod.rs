@@ -1,9 +1,13 @@
 //! What the tests share: reading the reference results.
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use metal_candle::{Device, DeviceKind, LoadOptions, Model};
+use metal_candle::{Capability, Device, DeviceKind, LoadOptions, Lora, Model};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use tempfile::TempDir;
 
 /// The package: where cargo says that it is now, so that a test program may run on another machine than the one that built it.
 fn root() -> PathBuf {
@@ -70,10 +74,8 @@ pub fn devices() -> Vec<Device> {
     ]
 }
 
-/// What weights can be quantised to while loading, and how far the logits of tiny random models, which hang on every weight far more
-/// than those of real ones, may turn from the dense ones': the cosine of the angle.
-pub const QUANTIZATIONS: [(&str, f64); 7] =
-    [("q8_0", 0.99), ("q6_k", 0.98), ("q5_k_m", 0.97), ("q4_k_m", 0.5), ("q4_0", 0.5), ("iq4_nl", 0.5), ("mlx4", 0.5)];
+/// What weights can be quantised to while loading.
+pub const QUANTIZATIONS: [&str; 7] = ["q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl", "mlx4"];
 
 /// How to load with weights that are quantised so, exactly.
 pub fn quantised(kind: &str) -> LoadOptions {
@@ -85,25 +87,91 @@ pub fn q8_0() -> LoadOptions {
     quantised("q8_0")
 }
 
+/// The directory `base` with the numbers, in F32, that its matrices for products stand for once they are quantised to `kind`.
+///
+/// An adapter of zeros, merged into each of them, reads them out of the quantised model.
+pub fn dequantised(base: &Path, kind: &str) -> TempDir {
+    let model = Model::load(base, &quantised(kind), None).unwrap_or_else(|e| panic!("{}: {e}", base.display()));
+    let stored = Reference::open(&base.join("model.safetensors"));
+    let mut modules: Vec<(String, Vec<usize>)> = Vec::new();
+    let mut embedding = None;
+    for (name, (_, shape, _)) in stored.tensors() {
+        let module = name.trim_end_matches(".weight").to_string();
+        if name.contains("embed_tokens") {
+            embedding = Some((name, shape));
+        } else if shape.len() == 2 && !name.contains("embeddings") {
+            modules.push((module, shape));
+        }
+    }
+    let is_tied = model.supports(Capability::Generate) && !modules.iter().any(|(module, _)| module == "lm_head");
+    if is_tied {
+        modules.push(("lm_head".to_string(), embedding.clone().unwrap().1));
+    }
+    let adapter = tempfile::tempdir().unwrap();
+    let zeros = |rows: usize, cols: usize| (Dtype::F32, vec![rows, cols], vec![0; rows * cols * 4]);
+    let tensors = modules.iter().flat_map(|(module, shape)| {
+        let name = |end: &str| format!("base_model.model.{module}.{end}.weight");
+        [(name("lora_A"), zeros(1, shape[1])), (name("lora_B"), zeros(shape[0], 1))]
+    });
+    write_tensors(&adapter.path().join("adapter_model.safetensors"), tensors.collect());
+    let targets: Vec<_> = modules.iter().map(|(module, _)| module).collect();
+    let config = serde_json::json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": targets});
+    std::fs::write(adapter.path().join("adapter_config.json"), config.to_string()).unwrap();
+
+    let lora = Lora::load(&model, adapter.path()).unwrap_or_else(|e| panic!("{}: {e}", base.display()));
+    let folder = tempfile::tempdir().unwrap();
+    model.merge(&lora, 1.0).unwrap().save(folder.path(), None, None).unwrap();
+    let path = folder.path().join("model.safetensors");
+    let mut tensors = Reference::open(&path).tensors();
+    for (module, _) in &modules {
+        // BERT's pooler is not a part of the network.
+        assert!(module.starts_with("pooler") || tensors[&format!("{module}.weight")].0 == Dtype::F32, "{module}");
+    }
+    if let (true, Some((embedding, _))) = (is_tied, embedding) {
+        let numbers = tensors.remove("lm_head.weight").unwrap();
+        tensors.insert(embedding, numbers);
+        write_tensors(&path, tensors);
+        std::fs::copy(base.join("config.json"), folder.path().join("config.json")).unwrap();
+    }
+    folder
+}
+
+/// Tensors as files have them: type, shape and bytes.
+pub type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+/// Writes a file in the format of safetensors.
+pub fn write_tensors(path: &Path, tensors: Tensors) {
+    let views =
+        tensors.iter().map(|(name, (dtype, shape, bytes))| (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
 /// A file of reference tensors.
 pub struct Reference(Vec<u8>);
 
 impl Reference {
     pub fn open(path: &Path) -> Self {
-        Self(std::fs::read(path).unwrap())
+        Self(std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+    }
+
+    pub fn tensors(&self) -> Tensors {
+        let tensors = SafeTensors::deserialize(&self.0).unwrap();
+        let owned =
+            |(name, tensor): (String, TensorView<'_>)| (name, (tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec()));
+        tensors.tensors().into_iter().map(owned).collect()
     }
 
     pub fn floats(&self, name: &str) -> Vec<f32> {
-        let tensors = safetensors::SafeTensors::deserialize(&self.0).unwrap();
+        let tensors = SafeTensors::deserialize(&self.0).unwrap();
         let tensor = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
-        assert_eq!(tensor.dtype(), safetensors::Dtype::F32);
+        assert_eq!(tensor.dtype(), Dtype::F32);
         tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     }
 
     pub fn ids(&self, name: &str) -> Vec<u32> {
-        let tensors = safetensors::SafeTensors::deserialize(&self.0).unwrap();
+        let tensors = SafeTensors::deserialize(&self.0).unwrap();
         let tensor = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
-        assert_eq!(tensor.dtype(), safetensors::Dtype::I64);
+        assert_eq!(tensor.dtype(), Dtype::I64);
         tensor.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect()
     }
 }

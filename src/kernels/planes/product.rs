@@ -670,4 +670,43 @@ mod tests {
             }
         }
     }
+    #[test]
+    fn a_row_that_is_not_finite_gives_no_number_and_leaves_the_others_alone() {
+        let (n, blocks) = (37, 3);
+        for format in Format::all().filter(|format| format.is_quantised()) {
+            let cols = blocks * format.block();
+            let file = random_blocks(format, n * blocks, 5);
+            let mut planes = Planes::new(&[(n, format)], cols).unwrap();
+            assert!(planes.fill(0, &file, format));
+            let (bias, bytes) = (noise(n, 3), planes.activation_bytes().next().unwrap());
+            // One row, and the tiles of two and of six; a bad value in any chunk of a row.
+            for (rows, bad_row, bad_col, bad) in [
+                (1, 0, 0, f32::NAN),
+                (1, 0, cols - 1, f32::NEG_INFINITY),
+                (3, 2, cols / 2, f32::INFINITY),
+                (13, 4, cols - 1, f32::NAN),
+                (13, 7, 0, f32::INFINITY),
+            ] {
+                let mut x = noise(rows * cols, rows as u64);
+                let clean = Int8Rows::new(&x, cols, (rows, cols), bytes);
+                x[bad_row * cols + bad_col] = bad;
+                let spoiled = Int8Rows::new(&x, cols, (rows, cols), bytes);
+                for (name, run) in levels::<Work<'_>>() {
+                    let [found, want] = [&spoiled, &clean].map(|x| {
+                        let mut y = vec![0.0; rows * n];
+                        run(work(&planes, x, rows, &bias, Shared::new(&mut y)));
+                        y
+                    });
+                    for (row, (found, want)) in found.chunks_exact(n).zip(want.chunks_exact(n)).enumerate() {
+                        if row == bad_row {
+                            assert!(found.iter().all(|y| y.is_nan()), "{format:?} {name} {rows}: {found:?}");
+                        } else {
+                            let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+                            assert_eq!(bits(found), bits(want), "{format:?} {name} {rows}: row {row}");
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

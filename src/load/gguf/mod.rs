@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use header::{Header, StoredTensor};
 pub use metadata::Metadata;
 pub use source::{GgufSource, Origin};
-pub use tokenizer::GgufVocabulary;
+pub use tokenizer::{GgufVocabulary, WHOLE_CLASS};
 pub use write::GgufChanges;
 
 use crate::error::{Error, Result};

@@ -43,6 +43,8 @@ const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 const CHARSMAP: &str = "tokenizer.ggml.precompiled_charsmap";
 const HUGGINGFACE: &str = "tokenizer.huggingface.json";
+/// Neither transformers nor this library adds to a tokenizer.json of this class.
+pub const WHOLE_CLASS: &str = "PreTrainedTokenizerFast";
 const TEMPLATE: &str = "tokenizer.chat_template";
 const BOS: &str = "tokenizer.ggml.bos_token_id";
 const EOS: &str = "tokenizer.ggml.eos_token_id";
@@ -210,10 +212,11 @@ impl<'m> GgufVocabulary<'m> {
         ends
     }
 
-    /// What stands in a tokenizer_config.json, but for what the tokenizer holds: `chat_template`, alone or by name, and
-    /// `bos_token`, `eos_token` and so on.
+    /// What stands in a tokenizer_config.json, but for what the tokenizer holds: `chat_template`, alone or by name,
+    /// `bos_token`, `eos_token` and so on, and the class of those that tokenizer.json says all of.
     pub fn config(&self) -> Result<JsonValue> {
         let mut config = Map::new();
+        config.insert("tokenizer_class".to_string(), WHOLE_CLASS.into());
         let named = self.metadata.keys().filter_map(|key| key.strip_prefix(TEMPLATE)?.strip_prefix('.'));
         let mut templates = Vec::new();
         for name in named {

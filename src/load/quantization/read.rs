@@ -16,7 +16,7 @@ use crate::nn::{Entry, TensorSource};
 use crate::ops::{self, Format};
 
 /// A checkpoint with quantised matrices as a source of those that the library knows.
-pub struct Dequantized<'a> {
+pub struct QuantizedCheckpoint<'a> {
     checkpoint: Checkpoint<'a>,
     matrices: HashMap<String, Matrix>,
     /// What stands for a matrix and is none of its own.
@@ -64,7 +64,7 @@ struct Loaded {
     codes: Vec<u8>,
 }
 
-impl<'a> Dequantized<'a> {
+impl<'a> QuantizedCheckpoint<'a> {
     /// # Errors
     /// `Format` for tensors that do not go together, naming them; `Unsupported` for columns in another order.
     pub fn new(mut checkpoint: Checkpoint<'a>, quantization: &Quantization) -> Result<Self> {
@@ -481,7 +481,7 @@ fn resize(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
     Ok(())
 }
 
-impl TensorSource for Dequantized<'_> {
+impl TensorSource for QuantizedCheckpoint<'_> {
     fn entry(&self, name: &str) -> Option<&Entry> {
         self.matrices.get(name).map(|matrix| &matrix.entry).or_else(|| self.checkpoint.entry(name))
     }
@@ -514,7 +514,7 @@ impl TensorSource for Dequantized<'_> {
     }
 }
 
-impl ModelTensors for Dequantized<'_> {
+impl ModelTensors for QuantizedCheckpoint<'_> {
     fn files(&self) -> &[(PathBuf, File)] {
         self.checkpoint.files()
     }
@@ -573,11 +573,11 @@ mod tests {
         ),
     ];
 
-    fn with<T>(name: &str, config: &str, then: impl FnOnce(Result<Dequantized<'_>>) -> T) -> T {
+    fn with<T>(name: &str, config: &str, then: impl FnOnce(Result<QuantizedCheckpoint<'_>>) -> T) -> T {
         let mut on_bytes = |_, _| Ok(());
         let quantization = Quantization::of(&Json::parse("config.json", config).unwrap()).unwrap().unwrap();
         let checkpoint = Checkpoint::open_file(&golden(&format!("{name}.safetensors")), &mut on_bytes).unwrap();
-        then(Dequantized::new(checkpoint, &quantization))
+        then(QuantizedCheckpoint::new(checkpoint, &quantization))
     }
 
     #[test]

@@ -45,6 +45,7 @@ pub fn json(gguf: &mut Gguf, architecture: &Architecture) -> Result<Json> {
     let mut fields = ConfigFields { gguf, prefix: architecture.name, all: Map::new(), factors, asked: RefCell::default() };
     fields.set("model_type", architecture.model_type);
     fields.sizes()?;
+    fields.special_tokens()?;
     fields.norms_and_biases()?;
     fields.rope()?;
     (architecture.keys)(&mut fields)?;
@@ -240,6 +241,16 @@ impl ConfigFields<'_> {
         self.set("tie_word_embeddings", !self.has("output.weight"));
         if self.flag("attention.causal")? == Some(false) {
             self.set("is_causal", false);
+        }
+        Ok(())
+    }
+
+    /// Null where there is none: transformers would else take the family's own, which the vocabulary may not have.
+    fn special_tokens(&mut self) -> Result<()> {
+        let rows = self.rows("token_embd.weight");
+        for (field, role) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
+            let id = self.metadata().u32(&format!("tokenizer.ggml.{role}_token_id"))?.filter(|id| (*id as usize) < rows);
+            self.set(field, id);
         }
         Ok(())
     }
@@ -491,6 +502,16 @@ pub fn windows(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.pattern(SeesAll::Last)
 }
 
+pub fn exaone4(fields: &mut ConfigFields<'_>) -> Result<()> {
+    windows(fields)?;
+    if fields.all["sliding_window"].is_null() {
+        // Else transformers counts layers by a pattern of none.
+        let layers = fields.needed("block_count")? as usize;
+        fields.set("layer_types", vec!["full_attention"; layers.min(MAX_LAYERS)]);
+    }
+    Ok(())
+}
+
 pub fn llama(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.whole_heads()?;
     if fields.count("attention.sliding_window")?.is_some_and(|window| window > 0) {
@@ -647,7 +668,12 @@ fn query_scale(fields: &mut ConfigFields<'_>, layers: u32) -> Result<()> {
     } else {
         fields.head_dim()?
     };
-    fields.set("query_pre_attn_scalar", scalar);
+    if scalar.fract() == 0.0 {
+        // As transformers wants it.
+        fields.set("query_pre_attn_scalar", scalar as u64);
+    } else {
+        fields.set("query_pre_attn_scalar", scalar);
+    }
     Ok(())
 }
 

@@ -53,7 +53,10 @@ pub fn apply(kind: Pooling, hidden: &[f32], skip: usize, out: &mut [f32]) {
         Pooling::Max => {
             for (i, (_, row)) in rows().enumerate() {
                 for (y, x) in out.iter_mut().zip(row) {
-                    *y = if i == 0 { *x } else { y.max(*x) };
+                    // NaN is larger than all, as in torch.
+                    if i == 0 || *x > *y || x.is_nan() {
+                        *y = *x;
+                    }
                 }
             }
         }

@@ -516,7 +516,12 @@ fn templates_ends_and_special_tokens_stand_in_the_configuration() {
     let (ends, config) = read(&file);
     // `</s>` is no control token here.
     assert_eq!(ends, [257, 258, 256]);
-    let want = json!({ "chat_template": "{{ a }}", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>" });
+    let want = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": "{{ a }}",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    });
     assert_eq!(config, want);
     let (_, config) =
         read(&file.text("tokenizer.chat_template.tool_use", "{{ b }}").strings("tokenizer.chat_templates", &["tool_use"]));
