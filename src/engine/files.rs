@@ -202,7 +202,7 @@ impl Files {
         for (name, json) in [("tokenizer_config.json", &self.tokenizer_config), ("generation_config.json", &self.generation)] {
             json.as_ref().map_or(Ok(()), |json| write(to.join(name), json.value()))?;
         }
-        for (name, json) in self.sentence.written(self.config.hidden_size) {
+        for (name, json) in self.sentence.written(self.config.vector_size()) {
             let path = to.join(name);
             let directory = path.parent().unwrap_or(to);
             std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;

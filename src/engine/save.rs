@@ -265,6 +265,13 @@ impl Model {
                 plan.rewrites.insert(format!("{stored}.bias"), Rewrite { format: Format::F32, rows: Some(rows) });
             }
         }
+        // What no adapter changes: of one type for all they become that too.
+        for name in network.other_matrices() {
+            let is_plain = source.entry(name).is_some_and(|entry| entry.stored.as_ref().is_ok_and(|stored| !stored.is_quantised()));
+            if let (Target::Type(format), true) = (target, is_plain) {
+                plan.rewrites.insert(name.clone(), Rewrite { format, rows: None });
+            }
+        }
         Ok(plan)
     }
 
