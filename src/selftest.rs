@@ -15,7 +15,7 @@ use crate::engine::{Device, Dtype};
 use crate::error::OutOfMemory;
 use crate::ops::{
     self, Activation, AdamW, AdaptedLinear, Angles, Backend, Context, ConvState, Convolution, Decay, DeltaPart, DeltaShape,
-    DeltaState, Dropout, ExpertRows, Format, Gradients, KvFormat, LayerCache, LowRankDelta, LowRankDeltas, Mask, Masks, Matrix,
+    DeltaState, Dropout, ExpertRows, Format, GateClamp, Gradients, KvFormat, LayerCache, LowRankDelta, LowRankDeltas, Mask, Masks, Matrix,
     MatrixBuilder, Norm, NormKind, Optimized, ParameterValues, Pooling, Routed, Routing, Scoring, Sequences, Tape, Use, Vector,
 };
 pub use crate::ops::{Level, limit_instructions};
@@ -93,6 +93,9 @@ fn row_by_row(checks: &mut Checks<'_>) {
         checks.add(&format!("{kind:?}"), &[(ROWS, 48)], Both, |on, x| ops::activate(on.cx, own(on, &x[0])?, kind));
         checks.add(&format!("gate {kind:?}"), &[(ROWS, 96)], Both, |on, x| ops::gated(on.cx, &x[0], kind));
     }
+    checks.add("gate, clamped", &[(ROWS, 96)], Both, |on, x| {
+        ops::gated_clamped(on.cx, &x[0], GateClamp { limit: 0.55, slope: 1.7 })
+    });
     for (name, adjacent, half) in [("halves", false, 6), ("neighbours", true, 6), ("part of a head", false, 4)] {
         checks.add(&format!("rope, {name}"), &[(ROWS, 48)], Both, |on, x| {
             let (cos, sin) = noise(ROWS * half, 3).iter().map(|x| (x.cos(), x.sin())).unzip();

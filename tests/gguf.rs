@@ -41,6 +41,7 @@ fn what_is_lost(name: &str) -> &'static [(&'static str, &'static str)] {
         "gemma2" => &[("query_pre_attn_scalar", "32")],
         "gemma3_text" => &[("query_pre_attn_scalar", "32"), ("layer_types", ""), ("sliding_window_pattern", "6")],
         "gemma3_bidirectional_dense" => &[("layer_types", ""), ("sliding_window_pattern", "6")],
+        "gpt_oss" => &[("swiglu_limit", "7.0")],
         "granite_swa" => &[("layer_rope_theta", "")],
         "olmoe" => &[("clip_qkv", ""), ("rms_norm_eps", "1e-5")],
         "smollm3" => &[("no_rope_layers", ""), ("no_rope_layer_interval", "4")],

@@ -11,7 +11,7 @@ use super::{ChatTemplate, Device, DeviceKind, LoadOptions, Tokenizer};
 use crate::error::{Error, Result};
 use crate::load::{
     Checkpoint, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin, Quantization,
-    QuantizedCheckpoint, SentenceConfig, WHOLE_CLASS, copy_file, read_text, write_text,
+    ApartExperts, QuantizedCheckpoint, SentenceConfig, WHOLE_CLASS, copy_file, read_text, write_text,
 };
 use crate::models::{self, Family, GgufModel};
 use crate::nn::{Config, MIXES, Mix};
@@ -154,6 +154,7 @@ impl Files {
                 let checkpoint = Checkpoint::open(&self.directory, on_bytes)?;
                 Ok(match &self.stored {
                     Some(quantization) => Box::new(QuantizedCheckpoint::new(checkpoint, quantization)?),
+                    None if self.config.has_stacks_of_inputs() => Box::new(ApartExperts::new(checkpoint)?),
                     None => Box::new(checkpoint),
                 })
             }

@@ -121,6 +121,8 @@ impl Model {
     /// excepted. Quantised matrices are written as the numbers that they stand for, in F32 or `format`; what the model was quantised
     /// to while loading is not looked at: its files have more. Buffers of other types than weights have are left out.
     ///
+    /// The experts of gpt-oss are written one by one, which transformers does not read.
+    ///
     /// `directory` is made, or is empty; it appears when all is written. Progress has the stage `Write`.
     ///
     /// # Errors

@@ -368,6 +368,7 @@ impl Draft {
             down: names.down.slot(0, &[self.hidden_size]),
             bias: self.biases.mlp.into(),
             activation: self.activation,
+            clamp: None,
         }))
     }
 }

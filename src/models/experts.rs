@@ -3,7 +3,7 @@
 use super::draft::Draft;
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{ExpertNames, ExpertsConfig, Name, Slot};
+use crate::nn::{Bias, ExpertNames, ExpertsConfig, Name, Slot};
 use crate::ops::Scoring;
 
 /// The most experts of a layer: far above any model.
@@ -61,6 +61,9 @@ pub fn parse(
         factors: None,
         router_norm: None,
         shared: None,
+        biases: Bias::None,
+        clamp: None,
+        is_stack_of_inputs: false,
         hidden_size: draft.hidden_size,
         intermediate_size,
         activation: draft.activation,

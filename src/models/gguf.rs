@@ -56,6 +56,7 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "gemma3", model_type: "gemma3_text", moves_rows: false, keys: config::gemma3 },
     Architecture { name: "gemma4", model_type: "gemma4_text", moves_rows: false, keys: config::gemma4 },
     Architecture { name: "glm4", model_type: "glm4", moves_rows: false, keys: config::partly_rotated },
+    Architecture { name: "gpt-oss", model_type: "gpt_oss", moves_rows: false, keys: config::gpt_oss },
     Architecture { name: "granite", model_type: "granite", moves_rows: true, keys: config::granite },
     Architecture { name: "granite_swa", model_type: "granite_swa", moves_rows: true, keys: config::granite_swa },
     Architecture { name: "granitemoe", model_type: "granitemoe", moves_rows: true, keys: config::granitemoe },

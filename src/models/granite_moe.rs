@@ -44,6 +44,7 @@ fn with_experts(json: &Json, mut draft: Draft, defaults: &ExpertDefaults) -> Res
                 down: Slot::whole("shared_mlp.output_linear", draft.hidden_size),
                 bias: Bias::None,
                 activation: draft.activation,
+                clamp: None,
             },
             gate: None,
         });

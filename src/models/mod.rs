@@ -25,6 +25,7 @@ mod gemma3_text;
 mod gemma4;
 mod glm;
 mod glm4;
+mod gpt_oss;
 mod granite;
 mod granite_moe;
 mod granite_swa;
@@ -98,6 +99,7 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "gemma4_unified_text", parse: gemma4::parse_unified },
     Family { model_type: "glm", parse: glm::parse },
     Family { model_type: "glm4", parse: glm4::parse },
+    Family { model_type: "gpt_oss", parse: gpt_oss::parse },
     Family { model_type: "granite", parse: granite::parse },
     Family { model_type: "granite_swa", parse: granite_swa::parse },
     Family { model_type: "granitemoe", parse: granite_moe::parse },

@@ -35,6 +35,7 @@ pub fn parse(json: &Json) -> Result<Draft> {
             down: Slot::whole("mlp.shared_expert.down_proj", draft.hidden_size),
             bias: Bias::None,
             activation: draft.activation,
+            clamp: None,
         },
         gate: Some(Slot::whole("mlp.shared_expert_gate", 1)),
     });

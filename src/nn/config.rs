@@ -214,6 +214,11 @@ impl Config {
         self.attentions().filter_map(source)
     }
 
+    /// Whether a checkpoint of safetensors holds experts by inputs, in stacks.
+    pub fn has_stacks_of_inputs(&self) -> bool {
+        self.operations().any(|operation| matches!(operation, OperationConfig::Experts(experts) if experts.is_stack_of_inputs))
+    }
+
     /// Whether no token sees a later one.
     pub fn is_causal(&self) -> bool {
         self.attentions().all(AttentionConfig::is_causal)

@@ -8,7 +8,7 @@ use super::loader::Loader;
 use super::mix::Part;
 use super::{Linear, RowAdapters};
 use crate::error;
-use crate::ops::{self, Activation, Context, ExpertRows, Norm, Routed, Routing, Scoring, Vector};
+use crate::ops::{self, Activation, Context, ExpertRows, GateClamp, Norm, Routed, Routing, Scoring, Vector};
 
 /// The sum of the chosen experts' outputs, each times its weight.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +36,12 @@ pub struct ExpertsConfig {
     pub router_norm: Option<Name>,
     /// An MLP that every token goes through.
     pub shared: Option<SharedExpertConfig>,
+    /// Of the router, and of every expert's projections.
+    pub biases: Bias,
+    /// Instead of the activation alone.
+    pub clamp: Option<GateClamp>,
+    /// Whether a checkpoint of safetensors holds them by inputs, in stacks that are taken apart when they are read.
+    pub is_stack_of_inputs: bool,
     pub hidden_size: usize,
     pub intermediate_size: usize,
     pub activation: Activation,
@@ -78,7 +84,8 @@ impl ExpertsConfig {
                 (half(0), half(1), Slot::of_stack(down, (number * width, width), self.count * width))
             }
         };
-        DenseConfig { intermediate_size: size, gate: Some(gate), up, down, bias: Bias::None, activation: self.activation }
+        let Self { biases: bias, activation, clamp, .. } = *self;
+        DenseConfig { intermediate_size: size, gate: Some(gate), up, down, bias, activation, clamp }
     }
 
     /// See [`Config::forward_values`](super::Config::forward_values). The rows of one expert are at most all, and what experts give is
@@ -130,7 +137,7 @@ impl Experts {
             }
             None => None,
         };
-        let router = loader.linear(&[(&config.router, Part::Router)], config.hidden_size, Bias::None)?;
+        let router = loader.linear(&[(&config.router, Part::Router)], config.hidden_size, config.biases)?;
         let mut vector = |name: Option<Name>| match name {
             Some(name) => {
                 let name = loader.at(name);

@@ -34,12 +34,12 @@ mod pooling;
 #[cfg(feature = "cuda")]
 pub use crate::kernels::open_cuda;
 pub use crate::kernels::{
-    Activation, AdamW, Arithmetic, CHUNK, DeltaShape, Format, KvFormat, Mask, NormKind, Scoring, Use, beside, install, is_forked, parallel_map,
+    Activation, AdamW, Arithmetic, CHUNK, DeltaShape, Format, GateClamp, KvFormat, Mask, NormKind, Scoring, Use, beside, install, is_forked, parallel_map,
     peak_bytes, physical_bytes, resident_bytes, start_threads, trim, unit_length,
 };
 #[cfg(feature = "selftest")]
 pub use crate::kernels::{Level, limit_instructions};
-pub use activation::{activate, gated};
+pub use activation::{activate, gated, gated_clamped};
 pub use attention::{LayerCache, Masks, Sequences, attention, attention_within};
 pub use backend::{Backend, On};
 pub use convolution::{ConvState, Convolution, convolution, convolution_within};

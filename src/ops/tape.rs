@@ -238,6 +238,8 @@ mod tests {
                 check(&format!("gated {kind:?}"), backend, &[12], |cx, x| ops::gated(cx, &x[0], kind).unwrap());
                 check(&format!("{kind:?}"), backend, &[12], |cx, x| ops::activate(cx, own(cx, &x[0]), kind).unwrap());
             }
+            let clamp = ops::GateClamp { limit: 0.5, slope: 1.7 };
+            check("gated clamped", backend, &[12], |cx, x| ops::gated_clamped(cx, &x[0], clamp).unwrap());
             for adjacent in [false, true] {
                 let (cos, sin) = noise(ROWS * 2, 3).iter().map(|x| (x.cos(), x.sin())).unzip();
                 let angles = Angles::new(cos, sin, 2, backend).unwrap();

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::load::{Checkpoint, Json};
+use crate::load::Json;
 use crate::nn::{Adapters, Batch, Entry, Mix, OperationConfig, Pass, RowAdapters, TensorSource, TrainedModule, TrainedValues, Tying};
 use crate::ops::{Backend, Dropout, ParameterValues};
 
@@ -27,10 +27,10 @@ fn network_with(directory: &Path, kernels: bool, set: impl FnOnce(Weights<'_>) -
         files.config.context_length = 512; // a dynamic rope goes as far as its caller says
     }
     let mut on_bytes = |_, _| Ok(());
-    let mut checkpoint = Checkpoint::open(directory, &mut on_bytes).unwrap();
+    let mut checkpoint = files.tensors(&mut on_bytes).unwrap();
     let (cpu, new) = (candle_core::Device::Cpu, if kernels { Backend::new } else { Backend::by_tensors });
     let backend = new(&cpu);
-    Transformer::load(files.config, &mut set(Weights::new(&mut checkpoint, &backend, Some(stored)))).unwrap()
+    Transformer::load(files.config.clone(), &mut set(Weights::new(&mut *checkpoint, &backend, Some(stored)))).unwrap()
 }
 
 /// The logits after every token, evaluated in chunks.
@@ -78,7 +78,7 @@ struct Rounded(HashMap<String, (Entry, Vec<u8>)>);
 impl Rounded {
     fn of(directory: &Path, config: &Config) -> Self {
         let mut on_bytes = |_, _| Ok(());
-        let mut checkpoint = Checkpoint::open(directory, &mut on_bytes).unwrap();
+        let mut checkpoint = Files::open(directory, &LoadOptions::default()).unwrap().tensors(&mut on_bytes).unwrap();
         let names: Vec<String> = checkpoint.names().into_iter().map(str::to_owned).collect();
         // Tables that are looked up, and what chooses experts.
         let table = config.per_layer.and_then(|per_layer| per_layer.table).map(|(name, _)| name.to_string());

@@ -44,8 +44,8 @@ const SETTINGS: [&str; 16] = [
 ];
 
 /// Architectures whose MLPs may be experts.
-const WITH_EXPERTS: [&str; 8] =
-    ["gemma4", "granite_swa", "granitemoe", "lfm2moe", "llama", "olmoe", "qwen35moe", "qwen3moe"];
+const WITH_EXPERTS: [&str; 9] =
+    ["gemma4", "gpt-oss", "granite_swa", "granitemoe", "lfm2moe", "llama", "olmoe", "qwen35moe", "qwen3moe"];
 
 /// config.json of an architecture.
 pub fn json(gguf: &mut Gguf, architecture: &Architecture) -> Result<Json> {
@@ -614,6 +614,19 @@ pub fn granite(fields: &mut ConfigFields<'_>) -> Result<()> {
         ("logits_scaling", "logit_scale"),
     ] {
         fields.copy(field, name)?;
+    }
+    Ok(())
+}
+
+/// Every second layer has the window, from the first on.
+pub fn gpt_oss(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    fields.needed_window()?;
+    fields.experts()?;
+    let width = fields.needed("expert_feed_forward_length")?;
+    fields.set("intermediate_size", width);
+    if let Some(scaling) = fields.all.get_mut("rope_scaling").filter(|scaling| scaling.is_object()) {
+        scaling["truncate"] = false.into();
     }
     Ok(())
 }

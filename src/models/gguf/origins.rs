@@ -4,7 +4,7 @@ use super::super::draft::{Draft, Keys, Mixer, Mlp, Pattern, Sizes, Source};
 use super::Architecture;
 use crate::error::Result;
 use crate::load::{Gguf, Origin};
-use crate::nn::{DeltaNetConfig, ExpertNames, ExpertsConfig, Name, NormParts, QkNorm, SharedExpertConfig, ShortConvConfig, Tying};
+use crate::nn::{Bias, DeltaNetConfig, ExpertNames, ExpertsConfig, Name, NormParts, QkNorm, SharedExpertConfig, ShortConvConfig, Tying};
 use crate::ops::DeltaShape;
 
 /// The origin of each tensor of the network.
@@ -37,7 +37,7 @@ pub fn origins(gguf: &Gguf, draft: &Draft, architecture: &Architecture) -> Resul
         }
         all.layer_input();
         // These have no norm behind attention, and their second one goes by that name.
-        let mlp_in = if ["seed_oss", "qwen35", "qwen35moe"].contains(&architecture.name) { "post_attention_norm" } else { "ffn_norm" };
+        let mlp_in = if ["seed_oss", "gpt-oss", "qwen35", "qwen35moe"].contains(&architecture.name) { "post_attention_norm" } else { "ffn_norm" };
         for (name, stored) in [
             (names.attn_in.filter(|_| pattern.attn_in), "attn_norm"),
             (names.attn_out, "post_attention_norm"),
@@ -222,6 +222,9 @@ impl Origins<'_> {
     /// Those of a layer are one tensor for each of their projections, or one for gate and up.
     fn experts(&mut self, experts: &ExpertsConfig) {
         self.add(&format!("{}.weight", experts.router.name), self.whole("ffn_gate_inp.weight"));
+        if experts.biases == Bias::Stored {
+            self.add(&format!("{}.bias", experts.router.name), self.whole("ffn_gate_inp.bias"));
+        }
         for (name, stored) in [
             (experts.bias, "exp_probs_b.bias"),
             (experts.factors, "ffn_down_exps.scale"),
@@ -249,6 +252,11 @@ impl Origins<'_> {
         };
         let mut all = Vec::new();
         if let Some(ExpertNames { gate, up, down }) = experts.apart {
+            let of_biases = [(gate, "ffn_gate_exps"), (up, "ffn_up_exps"), (down, "ffn_down_exps")];
+            for number in (0..count).filter(|_| experts.biases == Bias::Stored) {
+                let row = |stored: &str| Origin::rows(&self.name(&format!("{stored}.bias")), number..number + 1);
+                all.extend(of_biases.map(|(name, stored)| (format!("{}.bias", ExpertNames::of(name, number)), row(stored))));
+            }
             for number in 0..count {
                 let of = |name| format!("{}.weight", ExpertNames::of(name, number));
                 let [of_gate, of_up] = gate_up(number);
