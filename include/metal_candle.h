@@ -39,7 +39,13 @@
  *   MC_ERROR_BUSY. Only MC_CONTINUE goes on, every other return value stops.
  * - **A wrong handle** (NULL, another type) makes a getter return 0, "" or an empty array, and a setter or `_free` do
  *   nothing; the log callback is told.
- * - The library prints nothing, needs no environment variable, installs no signal handler and never ends the process.
+ * - **Stack.** 512 KiB are enough for any call, as Apple's systems give their secondary threads.
+ * - **Processes.** The library makes its threads when the first model is loaded; that fails with MC_ERROR_OUT_OF_MEMORY if the
+ *   system gives none, and can be tried again. They do not survive fork(): in a child of a process that had them, every function
+ *   that returns mc_status gives MC_ERROR_UNSUPPORTED.
+ * - **Environment.** No variable is needed. RAYON_NUM_THREADS, where it is set, is how many threads there are; downloads look
+ *   at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY (in either case), and at HOME for the cache. Nothing else is read.
+ * - The library prints nothing, installs no signal handler and never ends the process.
  */
 #ifndef METAL_CANDLE_H
 #define METAL_CANDLE_H
@@ -1623,7 +1629,7 @@ mc_status mc_lora_load(const mc_model *MC_NONNULL model,
  * @param peft_dir  the directory; it is made if it does not exist. Files of an adapter that are there are replaced, and stay as they
  *                  are if writing fails.
  * @param err       NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty `peft_dir`; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO.
  *
  * Threads: any.
  */
@@ -2432,9 +2438,10 @@ size_t mc_session_position(const mc_session *MC_NONNULL session);
  * Writes a session to a file, to go on later with mc_session_load().
  *
  * @param session  the session. Its adapters are not written; attach them again after mc_session_load().
- * @param path     the file; one that exists is replaced, and stays as it is if writing fails.
+ * @param path     the file; one that exists is replaced, and stays as it is if writing fails. A link is followed.
  * @param err      NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the directory does not exist; MC_ERROR_IO; MC_ERROR_BUSY;
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a path that is a directory, a pipe, a socket or a device;
+ *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the directory does not exist; MC_ERROR_IO; MC_ERROR_BUSY;
  *         MC_ERROR_POISONED; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
  *
  * Threads: any.
@@ -2474,7 +2481,8 @@ mc_status mc_session_load(const mc_model *MC_NONNULL model,
  * @param out_len  mc_model_vocab_size().
  * @param err      NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session and for another `out_len`; MC_ERROR_BUSY, also while
- *         another mc_session_logits() runs; MC_ERROR_POISONED; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *         another mc_session_logits() runs; MC_ERROR_POISONED; MC_ERROR_DEVICE, also for logits that are no numbers, as those of
+ *         weights that are not finite; MC_ERROR_SUSPENDED.
  *
  * Threads: any.
  */
