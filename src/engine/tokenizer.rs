@@ -355,9 +355,9 @@ impl Tokenizer {
         self.0.special.contains(&token)
     }
 
-    /// Whether a token is written as a single byte, `<0x0A>`.
-    pub(crate) fn is_byte(&self, token: u32) -> bool {
-        self.0.tokenizer.id_to_token(token).is_some_and(|token| single_byte(&token).is_some())
+    /// The byte that a token is written as, `<0x0A>`.
+    pub(crate) fn byte(&self, token: u32) -> Option<u8> {
+        single_byte(&self.0.tokenizer.id_to_token(token)?)
     }
 
     /// Tokens, added ones included.

@@ -226,6 +226,11 @@ pub(super) fn adapt(fields: &mut Map<String, Value>) -> Result<()> {
                 let float = integer.text().parse::<f64>().unwrap_or(f64::MAX);
                 *value = serde_json::Number::from_f64(float).map_or(Value::Null, Value::Number);
             }
+        } else if let (true, Some(count)) = (super::COUNTS.contains(&key.as_str()), marked(value)) {
+            // The largest that the compiler takes, which is as good as any beyond.
+            if !count.negative {
+                *value = u64::MAX.into();
+            }
         } else if matches!(key.as_str(), "const" | "enum" | "multipleOf") && holds_mark(value) {
             return Err(invalid(format!(
                 "{key}: an integer beyond 2^53 is supported where the schema is about it alone: it would be rounded"
