@@ -332,7 +332,7 @@ fn escaped(text: &str) -> String {
 fn range(least: Option<&Integer>, most: Option<&Integer>) -> Option<String> {
     let mut parts = Vec::new();
     let negative = |bound: Option<&Integer>| bound.is_some_and(|bound| bound.negative);
-    if !least.is_some_and(|least| !least.negative) {
+    if least.is_none_or(|least| least.negative) {
         // From the one nearest to zero to the farthest.
         let near = if negative(most) { most.map_or("1", |most| &most.digits) } else { "1" };
         parts.extend(positive(near, least.map(|least| least.digits.as_str())).map(|pattern| format!("-(?:{pattern})")));
