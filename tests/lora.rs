@@ -533,6 +533,11 @@ fn a_spoiled_adapter_is_refused_by_the_name_of_what_is_wrong() {
             Unsupported,
             "modules_to_save: model.norm is not supported",
         ),
+        (
+            all7().set("modules_to_save", json!(["norm"])).add("model.layers.0.input_layernorm.weight", &[64]),
+            Unsupported,
+            "modules_to_save: model.layers.0.input_layernorm is not supported",
+        ),
         (all7().set("modules_to_save", json!(["lm_head"])), Format, "lm_head.weight: modules_to_save names this tensor"),
         (
             all7().set("modules_to_save", json!(["norm"])),
