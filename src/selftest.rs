@@ -15,8 +15,9 @@ use crate::engine::{Device, Dtype};
 use crate::error::OutOfMemory;
 use crate::ops::{
     self, Activation, AdamW, AdaptedLinear, Angles, Backend, Context, ConvState, Convolution, Decay, DeltaPart, DeltaShape,
-    DeltaState, Dropout, ExpertRows, Format, GateClamp, Gradients, KvFormat, LayerCache, LowRankDelta, LowRankDeltas, Mask, Masks, Matrix,
-    MatrixBuilder, Norm, NormKind, Optimized, ParameterValues, Pooling, Routed, Routing, Scoring, Sequences, Tape, Use, Vector,
+    DeltaState, Dropout, ExpertRows, Format, GateClamp, Gradients, KvFormat, LayerCache, LowRankDelta, LowRankDeltas, Mask,
+    Masks, Matrix, MatrixBuilder, Norm, NormKind, Optimized, ParameterValues, Pooling, Routed, Routing, Scoring, Sequences, Tape,
+    Use, Vector,
 };
 pub use crate::ops::{Level, limit_instructions};
 
@@ -121,7 +122,8 @@ fn row_by_row(checks: &mut Checks<'_>) {
         checks.add(&format!("experts, {scoring:?}"), &[(ROWS, 5), (ROWS, 48)], Both, |on, x| {
             // Logits far apart: the choice is the same in any type.
             let logits = ops::scale(on.cx, own(on, &x[0])?, 4.0)?;
-            let routing = Routing { top_k: 2, scoring, normalise: Some(1e-6), scale: 1.5, bias: None, factors: Some(on.vector(5, 6)?) };
+            let routing =
+                Routing { top_k: 2, scoring, normalise: Some(1e-6), scale: 1.5, bias: None, factors: Some(on.vector(5, 6)?) };
             let Routed { rows, weights } = ops::route(on.cx, &logits, &routing)?;
             let mut parts = Vec::new();
             for (expert, rows) in rows.into_iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
@@ -274,7 +276,15 @@ fn cached(on: Target<'_>, x: &[Tensor], steps: &[usize], mask: Mask, (dim, forma
     for (i, &rows) in steps.iter().enumerate() {
         let [q, k, v] = [0, 1, 2].map(|i| x[i].narrow(0, first, rows));
         let (q, k, v) = (q?, k?, v?);
-        out.push(ops::attention(&q, Some([&k, &v]), 4, mask, sinks(on, mask.window)?.as_ref(), &mut cache, &mut Masks::default())?);
+        out.push(ops::attention(
+            &q,
+            Some([&k, &v]),
+            4,
+            mask,
+            sinks(on, mask.window)?.as_ref(),
+            &mut cache,
+            &mut Masks::default(),
+        )?);
         // And again over what is there by then.
         out.push(ops::attention(&q, None, 4, mask, None, &mut cache, &mut Masks::default())?);
         first += rows;

@@ -93,8 +93,7 @@ fn every_family_has_the_logits_of_the_directory_it_was_made_from() {
         let directory = edited(&origin, lost);
         let own = Model::load(directory.path(), &options, None).unwrap();
         // A file holds the language model alone.
-        let language_model =
-            |architecture: &str| architecture.trim_end_matches("_text").trim_end_matches("_unified").to_string();
+        let language_model = |architecture: &str| architecture.trim_end_matches("_text").trim_end_matches("_unified").to_string();
         assert_eq!(language_model(model.architecture()), language_model(own.architecture()), "{name}");
         for prompt in 0..4 {
             let ids = reference.ids(&format!("prompt{prompt}.ids"));

@@ -10,8 +10,8 @@ use super::sampling::Sampling;
 use super::{ChatTemplate, Device, DeviceKind, LoadOptions, Tokenizer};
 use crate::error::{Error, Result};
 use crate::load::{
-    Checkpoint, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin, Quantization,
-    ApartExperts, QuantizedCheckpoint, SentenceConfig, WHOLE_CLASS, copy_file, read_text, write_text,
+    ApartExperts, Checkpoint, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin,
+    Quantization, QuantizedCheckpoint, SentenceConfig, WHOLE_CLASS, copy_file, read_text, write_text,
 };
 use crate::models::{self, Family, GgufModel};
 use crate::nn::{Config, MIXES, Mix};

@@ -269,7 +269,8 @@ impl Model {
         }
         // What no adapter changes: of one type for all they become that too.
         for name in network.other_matrices() {
-            let is_plain = source.entry(name).is_some_and(|entry| entry.stored.as_ref().is_ok_and(|stored| !stored.is_quantised()));
+            let is_plain =
+                source.entry(name).is_some_and(|entry| entry.stored.as_ref().is_ok_and(|stored| !stored.is_quantised()));
             if let (Target::Type(format), true) = (target, is_plain) {
                 plan.rewrites.insert(name.clone(), Rewrite { format, rows: None });
             }

@@ -48,15 +48,7 @@ impl Mask {
 /// # Shape
 /// `q`: rows of `heads · dim` values, `q_stride` apart; `sinks`: `(heads)`, a score each that takes its share of the softmax and brings no
 /// value; `out`: `(rows, heads · dim)`.
-pub fn attend(
-    q: &[f32],
-    q_stride: usize,
-    heads: usize,
-    cache: &KvHeads,
-    mask: Mask,
-    sinks: Option<&[f32]>,
-    out: &mut [f32],
-) {
+pub fn attend(q: &[f32], q_stride: usize, heads: usize, cache: &KvHeads, mask: Mask, sinks: Option<&[f32]>, out: &mut [f32]) {
     let (kv_heads, dim) = cache.shape();
     let width = heads * dim;
     let rows = out.len() / width;

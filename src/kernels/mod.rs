@@ -38,7 +38,8 @@ pub use delta_rule::{
 pub use delta_rule_backward::delta_rule_within_backward;
 pub use elementwise::{
     Activation, GateClamp, LEAST_LENGTH, NormKind, Normalise, activate, activate_backward, add_scaled, cross_entropy, dropout,
-    gate, gate_backward, gated, gated_backward, gated_clamped, gated_clamped_backward, normalise, normalise_backward, rotate, scale_softcap, unit_length,
+    gate, gate_backward, gated, gated_backward, gated_clamped, gated_clamped_backward, normalise, normalise_backward, rotate,
+    scale_softcap, unit_length,
 };
 pub use experts::{RouteBy, Scoring, route, route_backward};
 pub use format::Format;

@@ -60,7 +60,8 @@ impl<'a> ApartExperts<'a> {
     /// `Format` for tensors that do not go together, naming them.
     pub fn new(checkpoint: Checkpoint<'a>) -> Result<Self> {
         let mut apart = Self { checkpoint, parts: HashMap::new(), hidden: HashSet::new(), last: None };
-        let names: Vec<String> = apart.checkpoint.names().into_iter().filter(|name| name.ends_with(MARK)).map(str::to_string).collect();
+        let names: Vec<String> =
+            apart.checkpoint.names().into_iter().filter(|name| name.ends_with(MARK)).map(str::to_string).collect();
         for name in names {
             let place = name.strip_suffix("gate_up_proj_bias").unwrap_or(&name);
             apart.add(place, "gate_up_proj", &["gate_proj", "up_proj"])?;
@@ -74,7 +75,9 @@ impl<'a> ApartExperts<'a> {
         let stack = format!("{place}{stack}");
         let of = |field: &str| format!("{stack}{field}");
         let shape = |name: &str| self.checkpoint.entry(name).map(|entry| entry.shape.clone()).unwrap_or_default();
-        let bad = |name: String, expected: &str, found: &[usize]| Error::format(format!("{name}: expected {expected}, found {found:?}"));
+        let bad = |name: String, expected: &str, found: &[usize]| {
+            Error::format(format!("{name}: expected {expected}, found {found:?}"))
+        };
         let bias = shape(&of("_bias"));
         let [count, outputs] = bias[..] else { return Err(bad(of("_bias"), "a row for each expert", &bias)) };
         if count == 0 || outputs == 0 || !outputs.is_multiple_of(names.len()) {
@@ -90,7 +93,13 @@ impl<'a> ApartExperts<'a> {
                 (Kind::Blocks, groups.saturating_mul(BLOCK))
             }
             ([], &[n, inputs, rows]) if n == count && rows == outputs && inputs > 0 => (Kind::Plain(number(&stack)?), inputs),
-            _ => return Err(bad(stack.clone(), "a matrix for each expert, or blocks and scales", if plain.is_empty() { &blocks } else { &plain })),
+            _ => {
+                return Err(bad(
+                    stack.clone(),
+                    "a matrix for each expert, or blocks and scales",
+                    if plain.is_empty() { &blocks } else { &plain },
+                ));
+            }
         };
         // Blocks and scales are bytes, which no weights are.
         for name in [of("_blocks"), of("_scales")].iter().filter(|name| self.checkpoint.entry(name).is_some()) {
@@ -140,7 +149,8 @@ impl<'a> ApartExperts<'a> {
             }
             Kind::Blocks => {
                 let groups = inputs / BLOCK;
-                let blocks = read(&mut self.checkpoint, &format!("{stack}_blocks"), expert * all * groups * 16, all * groups * 16)?;
+                let blocks =
+                    read(&mut self.checkpoint, &format!("{stack}_blocks"), expert * all * groups * 16, all * groups * 16)?;
                 let scales = read(&mut self.checkpoint, &format!("{stack}_scales"), expert * all * groups, all * groups)?;
                 reserve(&mut made, outputs * groups * 17)?;
                 for block in (0..*outputs).flat_map(|row| stored(row) * groups..(stored(row) + 1) * groups) {
@@ -159,9 +169,9 @@ impl<'a> ApartExperts<'a> {
 const BLOCK: usize = 32;
 
 fn reserve(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
-    buffer.try_reserve_exact(len).map_err(|e| {
-        Error::new(ErrorKind::OutOfMemory, format!("{len} bytes of an expert do not fit the memory")).with_source(e)
-    })
+    buffer
+        .try_reserve_exact(len)
+        .map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("{len} bytes of an expert do not fit the memory")).with_source(e))
 }
 
 fn read(checkpoint: &mut Checkpoint<'_>, name: &str, offset: usize, len: usize) -> Result<Vec<u8>> {

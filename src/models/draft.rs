@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use crate::nn::{
-    AttentionConfig, BranchConfig, BranchInput, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, KeysAndValues, LayerConfig, LayerInputConfig,
-    Name, Names, NormConfig, OperationConfig, PerLayerConfig, Positions, QkNorm, QkNormConfig, QkNormPlace, RelativeBiasConfig, Rope, ShortConvConfig, Slot, StepConfig,
-    Tying, Visible,
+    AttentionConfig, BranchConfig, BranchInput, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, KeysAndValues, LayerConfig,
+    LayerInputConfig, Name, Names, NormConfig, OperationConfig, PerLayerConfig, Positions, QkNorm, QkNormConfig, QkNormPlace,
+    RelativeBiasConfig, Rope, ShortConvConfig, Slot, StepConfig, Tying, Visible,
 };
 use crate::ops::Activation;
 
@@ -57,7 +57,15 @@ pub enum Keys {
 
 impl Pattern {
     /// A layer that sees all, with the first rope.
-    pub const PLAIN: Self = Self { mixer: Mixer::Attention, window: None, rope: Some(0), attn_in: true, sizes: None, keys: Keys::Own, experts: false };
+    pub const PLAIN: Self = Self {
+        mixer: Mixer::Attention,
+        window: None,
+        rope: Some(0),
+        attn_in: true,
+        sizes: None,
+        keys: Keys::Own,
+        experts: false,
+    };
 }
 
 /// Where a projection is stored.

@@ -21,11 +21,7 @@ pub struct ExpertDefaults {
 /// Qwen's names, and those of others: apart as transformers writes them, in stacks as some are published.
 pub const QWEN: ExpertDefaults = ExpertDefaults {
     router: "mlp.gate",
-    apart: Some(ExpertNames {
-        gate: "mlp.experts.{}.gate_proj",
-        up: "mlp.experts.{}.up_proj",
-        down: "mlp.experts.{}.down_proj",
-    }),
+    apart: Some(ExpertNames { gate: "mlp.experts.{}.gate_proj", up: "mlp.experts.{}.up_proj", down: "mlp.experts.{}.down_proj" }),
     stacks: Some(("mlp.experts.gate_up_proj", "mlp.experts.down_proj")),
     count: 128,
     top_k: 8,

@@ -25,7 +25,13 @@ const SIZES: [(&str, usize); 9] = [
 const NAMES: TensorNames = TensorNames {
     network: Names {
         prefixes: &[Prefix::of("model."), Prefix::of("model.language_model.")],
-        unused: &["model.vision_tower.", "model.embed_vision.", "model.audio_tower.", "model.embed_audio.", "model.vision_embedder."],
+        unused: &[
+            "model.vision_tower.",
+            "model.embed_vision.",
+            "model.audio_tower.",
+            "model.embed_audio.",
+            "model.vision_embedder.",
+        ],
         ..SANDWICH_NORMS.network
     },
     ..SANDWICH_NORMS
@@ -148,7 +154,8 @@ fn layers(json: &Json, draft: &mut Draft, of_kinds: &Kinds) -> Result<()> {
             _ if i < first => (if are_values && *kind == FULL { Keys::AreValues } else { Keys::Own }, own[i].intermediate_size),
             Some(source) if own[source] == own[i] => (Keys::Of(source), own[i].intermediate_size * wide),
             _ => {
-                let message = format!("expected a layer before {first} of the kind and the sizes of layer {i}, whose keys it reads");
+                let message =
+                    format!("expected a layer before {first} of the kind and the sizes of layer {i}, whose keys it reads");
                 return Err(json.invalid("num_kv_shared_layers", &message));
             }
         };
@@ -169,13 +176,7 @@ fn layers(json: &Json, draft: &mut Draft, of_kinds: &Kinds) -> Result<()> {
 }
 
 /// The sizes of each layer: as `per_layer_config` says, or as published files do, by the kind of layer.
-fn own_sizes(
-    json: &Json,
-    draft: &Draft,
-    kinds: &[usize],
-    full_kv_heads: Option<usize>,
-    are_values: bool,
-) -> Result<Vec<Sizes>> {
+fn own_sizes(json: &Json, draft: &Draft, kinds: &[usize], full_kv_heads: Option<usize>, are_values: bool) -> Result<Vec<Sizes>> {
     let usual = draft.sizes(&draft.layers[0]);
     let mut sizes = vec![usual; kinds.len()];
     if let Some(configs) = json.object("per_layer_config")? {
@@ -183,7 +184,8 @@ fn own_sizes(
             let Some(config_of) = number.parse().ok().and_then(|i: usize| sizes.get_mut(i)) else {
                 return Err(configs.invalid(number, &format!("expected the number of one of {} layers", kinds.len())));
             };
-            let other = config.as_object().into_iter().flatten().map(|(key, _)| key).find(|key| !SIZE_KEYS.contains(&key.as_str()));
+            let other =
+                config.as_object().into_iter().flatten().map(|(key, _)| key).find(|key| !SIZE_KEYS.contains(&key.as_str()));
             let Some(config) = configs.object(number)? else { continue };
             if let Some(other) = other {
                 return Err(config.unsupported(other, "expected none for one layer"));

@@ -12,11 +12,7 @@ use crate::ops::GateClamp;
 /// As they are called once they are taken apart.
 const EXPERTS: ExpertDefaults = ExpertDefaults {
     router: "mlp.router",
-    apart: Some(ExpertNames {
-        gate: "mlp.experts.{}.gate_proj",
-        up: "mlp.experts.{}.up_proj",
-        down: "mlp.experts.{}.down_proj",
-    }),
+    apart: Some(ExpertNames { gate: "mlp.experts.{}.gate_proj", up: "mlp.experts.{}.up_proj", down: "mlp.experts.{}.down_proj" }),
     stacks: None,
     count: 128,
     top_k: 4,

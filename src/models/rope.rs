@@ -27,12 +27,7 @@ pub fn flat(json: &Json, head_dim: usize, defaults: &Defaults) -> Result<Rope> {
 }
 
 /// The ropes of full and of sliding layers, where `rope_parameters` holds one for each; `None` where it is flat or absent.
-pub fn nested(
-    json: &Json,
-    head_dims: (usize, usize),
-    thetas: (f64, f64),
-    defaults: &Defaults,
-) -> Result<Option<(Rope, Rope)>> {
+pub fn nested(json: &Json, head_dims: (usize, usize), thetas: (f64, f64), defaults: &Defaults) -> Result<Option<(Rope, Rope)>> {
     if json.object("rope_scaling")?.is_some() {
         return Ok(None);
     }

@@ -194,7 +194,8 @@ impl<'a> Layers<'a> {
         let x = network.embed(&sequences(batch.ids, batch.lengths), &RowAdapters::all(Some(adapters)))?;
         let mut call = network.whole_sequences(batch.lengths, Some(adapters))?;
         let (of_inputs, backend) = (Tape::default(), network.backend());
-        let trains_inputs = network.modules().iter().any(|module| module.role == Role::Beside && adapters.at(module.linear).is_some());
+        let trains_inputs =
+            network.modules().iter().any(|module| module.role == Role::Beside && adapters.at(module.linear).is_some());
         let cx = Context { backend, tape: trains_inputs.then_some(&of_inputs) };
         call.layer_inputs = network.layer_inputs(cx, &x, batch.ids, &call.adapters)?;
         Ok(Self { network, call, x, of_inputs, trains_inputs })

@@ -114,9 +114,7 @@ impl Transformer {
         loader.leave_layers();
         let final_norm = loader.optional_norm(c.names.final_norm, c.hidden_size)?;
         let projection = match c.projection {
-            Some((name, size)) => {
-                Some(loader.linear(&[(&Slot::whole(name, size), Part::Other)], c.hidden_size, Bias::None)?)
-            }
+            Some((name, size)) => Some(loader.linear(&[(&Slot::whole(name, size), Part::Other)], c.hidden_size, Bias::None)?),
             None => None,
         };
         let head = match c.names.head {

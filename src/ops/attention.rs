@@ -296,7 +296,8 @@ mod tests {
                     attention(&q, Some([&k, &v]), 4, mask, None, &mut cache, &mut Masks::default()).unwrap();
                     cache
                 };
-                let again = |q: &Tensor, cache: &mut LayerCache| attention(q, None, 4, mask, None, cache, &mut Masks::default()).unwrap();
+                let again =
+                    |q: &Tensor, cache: &mut LayerCache| attention(q, None, 4, mask, None, cache, &mut Masks::default()).unwrap();
                 let want = {
                     let mut cache = LayerCache::new(2, 8, KvFormat::F32, &backend);
                     attention(&other, Some([&k, &v]), 4, mask, None, &mut cache, &mut Masks::default()).unwrap()

@@ -68,7 +68,9 @@ pub fn route(cx: Context<'_>, logits: &Tensor, routing: &Routing) -> Result<Rout
         }
         let mut of_logits = to_f32(&dy)?;
         let each = of_logits.chunks_exact_mut(experts).zip(given.chunks_exact(experts)).zip(is_chosen.chunks_exact(experts));
-        each.for_each(|((gradient, logits), chosen)| kernels::route_backward(logits, &routing.by(None, factors.as_deref()), chosen, gradient));
+        each.for_each(|((gradient, logits), chosen)| {
+            kernels::route_backward(logits, &routing.by(None, factors.as_deref()), chosen, gradient)
+        });
         Ok([tensor(of_logits)?.to_dtype(like.dtype())?.to_device(like.device())?])
     });
     Ok(Routed { rows, weights })

@@ -2,7 +2,9 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::load::Json;
-use crate::nn::{Adapters, Batch, Entry, Mix, OperationConfig, Pass, RowAdapters, TensorSource, TrainedModule, TrainedValues, Tying};
+use crate::nn::{
+    Adapters, Batch, Entry, Mix, OperationConfig, Pass, RowAdapters, TensorSource, TrainedModule, TrainedValues, Tying,
+};
 use crate::ops::{Backend, Dropout, ParameterValues};
 
 /// The network of a directory, on the CPU, by our kernels or by the tensor operations of GPUs.
@@ -322,7 +324,9 @@ fn gradients_are_the_slopes_of_the_loss() {
     let batch = Batch { ids: &ids, lengths: &LENGTHS, targets: &targets };
     let stored = [Format::F32, Format::F16, Format::BF16];
     let all_types = ["decoders/qwen2_untied_old", "decoders/gemma2", "decoders/phi3"].map(|name| (name, true));
-    for (directory, all_types) in all_types.into_iter().chain(["decoders/gemma4_text", "decoders/gemma4_unified"].map(|name| (name, false))) {
+    for (directory, all_types) in
+        all_types.into_iter().chain(["decoders/gemma4_text", "decoders/gemma4_unified"].map(|name| (name, false)))
+    {
         let directory = root.join(directory);
         let mut bases = vec![(network(&directory, true), None)];
         if all_types {

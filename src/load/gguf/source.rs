@@ -110,7 +110,11 @@ impl Origin {
 
     fn of(tensor: &str, rows: Option<Range<usize>>) -> Self {
         let (order, columns) = (RowOrder::AsStored, RowOrder::AsStored);
-        Self { parts: vec![OriginRows { tensor: tensor.to_string(), rows, order, columns }], change: ValueMap::NONE, matrices: None }
+        Self {
+            parts: vec![OriginRows { tensor: tensor.to_string(), rows, order, columns }],
+            change: ValueMap::NONE,
+            matrices: None,
+        }
     }
 
     /// The same rows, which the converter moved so that rotary pairs are neighbours, in transformers' order.

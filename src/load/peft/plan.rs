@@ -55,8 +55,7 @@ impl PeftPlan {
         let in_layers = |module: &&Module| module.role.is_inner();
         // As PEFT names them: q_proj, not layers.0.self_attn.q_proj.
         let short = |module: &Module| module.name.rsplit('.').next().unwrap_or_default().to_string();
-        let all: BTreeSet<String> =
-            modules.iter().filter(|module| in_layers(module) && !module.of_experts).map(short).collect();
+        let all: BTreeSet<String> = modules.iter().filter(|module| in_layers(module) && !module.of_experts).map(short).collect();
         for target in fresh.targets.iter().filter(|target| *target != ALL) {
             let mut found = modules.iter().filter(|module| ends_with_name(&path(module, prefix), target)).peekable();
             if found.peek().is_none() {
@@ -110,7 +109,8 @@ impl PeftPlan {
         let mut config = Json::parse(CONFIG, &peft.config_json)?.value().clone();
         config["lora_dropout"] = decimal(dropout);
         let plan = Self::read(network, format!("{config:#}\n"), peft.prefix.clone())?;
-        if let Some(left) = peft.adapter.low_rank.iter().find(|own| !plan.modules.iter().any(|one| one.module.name == own.module.name))
+        if let Some(left) =
+            peft.adapter.low_rank.iter().find(|own| !plan.modules.iter().any(|one| one.module.name == own.module.name))
         {
             return Err(Error::unsupported(format!(
                 "expected a configuration that says where {} is: experts are trained by their place",

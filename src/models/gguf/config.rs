@@ -412,10 +412,9 @@ impl ConfigFields<'_> {
 
     /// How many experts there are, and how many of them a token goes to.
     fn experts(&mut self) -> Result<()> {
-        for (fields, name) in [
-            (&["num_local_experts", "num_experts"][..], "expert_count"),
-            (&["num_experts_per_tok"], "expert_used_count"),
-        ] {
+        for (fields, name) in
+            [(&["num_local_experts", "num_experts"][..], "expert_count"), (&["num_experts_per_tok"], "expert_used_count")]
+        {
             let count = self.needed(name)?;
             fields.iter().for_each(|field| self.set(field, count));
         }

@@ -4,7 +4,9 @@ use super::super::draft::{Draft, Keys, Mixer, Mlp, Pattern, Sizes, Source};
 use super::Architecture;
 use crate::error::Result;
 use crate::load::{Gguf, Origin};
-use crate::nn::{Bias, DeltaNetConfig, ExpertNames, ExpertsConfig, Name, NormParts, QkNorm, SharedExpertConfig, ShortConvConfig, Tying};
+use crate::nn::{
+    Bias, DeltaNetConfig, ExpertNames, ExpertsConfig, Name, NormParts, QkNorm, SharedExpertConfig, ShortConvConfig, Tying,
+};
 use crate::ops::DeltaShape;
 
 /// The origin of each tensor of the network.
@@ -27,17 +29,19 @@ pub fn origins(gguf: &Gguf, draft: &Draft, architecture: &Architecture) -> Resul
         }
         if let Some(branch) = &draft.expert_branch {
             all.experts(&branch.experts);
-            for (name, stored) in [
-                (branch.mlp_out, "post_ffw_norm_1"),
-                (branch.norm_in, "pre_ffw_norm_2"),
-                (branch.norm_out, "post_ffw_norm_2"),
-            ] {
+            for (name, stored) in
+                [(branch.mlp_out, "post_ffw_norm_1"), (branch.norm_in, "pre_ffw_norm_2"), (branch.norm_out, "post_ffw_norm_2")]
+            {
                 all.norm(Some(name), stored);
             }
         }
         all.layer_input();
         // These have no norm behind attention, and their second one goes by that name.
-        let mlp_in = if ["seed_oss", "gpt-oss", "qwen35", "qwen35moe"].contains(&architecture.name) { "post_attention_norm" } else { "ffn_norm" };
+        let mlp_in = if ["seed_oss", "gpt-oss", "qwen35", "qwen35moe"].contains(&architecture.name) {
+            "post_attention_norm"
+        } else {
+            "ffn_norm"
+        };
         for (name, stored) in [
             (names.attn_in.filter(|_| pattern.attn_in), "attn_norm"),
             (names.attn_out, "post_attention_norm"),
