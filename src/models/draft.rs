@@ -24,7 +24,7 @@ pub enum Mixer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pattern {
     pub mixer: Mixer,
-    /// Keys nearer than this are seen, the query's own being at 0; `None` = all.
+    /// KeySource nearer than this are seen, the query's own being at 0; `None` = all.
     pub window: Option<usize>,
     /// Index into [`Draft::ropes`]; `None` = no position embedding.
     pub rope: Option<usize>,
@@ -32,7 +32,7 @@ pub struct Pattern {
     pub attn_in: bool,
     /// `None` = the network's.
     pub sizes: Option<Sizes>,
-    pub keys: Keys,
+    pub keys: KeySource,
     /// Whether the MLP is [`Draft::experts`].
     pub experts: bool,
 }
@@ -47,7 +47,7 @@ pub struct Sizes {
 
 /// Where a layer's keys and values are from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keys {
+pub enum KeySource {
     Own,
     /// Values are the keys as they are projected.
     AreValues,
@@ -63,7 +63,7 @@ impl Pattern {
         rope: Some(0),
         attn_in: true,
         sizes: None,
-        keys: Keys::Own,
+        keys: KeySource::Own,
         experts: false,
     };
 }
@@ -316,7 +316,7 @@ impl Draft {
             let branches = vec![branch(BranchInput::Stream(None), input, None)];
             steps.push(StepConfig { branches, norm_out: Some(norm_out), norm_sum: None });
         }
-        let unused = if matches!(pattern.keys, Keys::Of(_)) { UNREAD_KEYS } else { &[] };
+        let unused = if matches!(pattern.keys, KeySource::Of(_)) { UNREAD_KEYS } else { &[] };
         LayerConfig { steps, scalar: self.layer_scalar, unused }
     }
 
@@ -335,10 +335,10 @@ impl Draft {
             Some(OutputGate::OfHeads(name)) => (names.q.slot(0, &qkv), Some(Slot::whole(name, heads))),
         };
         let kv = match pattern.keys {
-            Keys::Own => KeysAndValues::Own { k: names.k.slot(1, &qkv), v: names.v.slot(2, &qkv) },
-            Keys::AreValues => KeysAndValues::Same(names.k.slot(1, &qkv)),
+            KeySource::Own => KeysAndValues::Own { k: names.k.slot(1, &qkv), v: names.v.slot(2, &qkv) },
+            KeySource::AreValues => KeysAndValues::Same(names.k.slot(1, &qkv)),
             // Every layer before has a mixer with a state.
-            Keys::Of(layer) => KeysAndValues::Of(layer),
+            KeySource::Of(layer) => KeysAndValues::Of(layer),
         };
         let qk_norm = |kind| QkNormConfig { kind, place: self.qk_norm_place, q: names.q_norm, k: names.k_norm };
         OperationConfig::Attention(Box::new(AttentionConfig {

@@ -2,7 +2,7 @@
 //! read the keys and values of earlier ones, per-layer embeddings, and a stored factor of each layer's output.
 
 use super::base::{self, DEFAULTS, Defaults, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, SANDWICH_NORMS};
-use super::draft::{Biases, Draft, ExpertBranch, Keys, LayerInputs, Sizes, TensorNames};
+use super::draft::{Biases, Draft, ExpertBranch, KeySource, LayerInputs, Sizes, TensorNames};
 use super::experts::{self, ExpertDefaults};
 use super::rope;
 use crate::error::Result;
@@ -151,8 +151,10 @@ fn layers(json: &Json, draft: &mut Draft, of_kinds: &Kinds) -> Result<()> {
     for (i, kind) in kinds.iter().enumerate() {
         let source = (0..first).rev().find(|&j| kinds[j] == *kind);
         let (keys, intermediate_size) = match source {
-            _ if i < first => (if are_values && *kind == FULL { Keys::AreValues } else { Keys::Own }, own[i].intermediate_size),
-            Some(source) if own[source] == own[i] => (Keys::Of(source), own[i].intermediate_size * wide),
+            _ if i < first => {
+                (if are_values && *kind == FULL { KeySource::AreValues } else { KeySource::Own }, own[i].intermediate_size)
+            }
+            Some(source) if own[source] == own[i] => (KeySource::Of(source), own[i].intermediate_size * wide),
             _ => {
                 let message =
                     format!("expected a layer before {first} of the kind and the sizes of layer {i}, whose keys it reads");

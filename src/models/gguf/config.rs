@@ -247,8 +247,9 @@ impl ConfigFields<'_> {
             self.set(field, value);
         }
         // Of Gemma 4 a number for each layer.
-        let width = match self.counts("feed_forward_length")? {
-            Some(widths) if self.prefix == "gemma4" && widths[0] > 0 => widths[0],
+        let widths = if self.prefix == "gemma4" { self.counts("feed_forward_length")? } else { None };
+        let width = match widths {
+            Some(widths) if widths[0] > 0 => widths[0],
             _ => self.needed("feed_forward_length")?,
         };
         self.set("intermediate_size", width);
@@ -834,7 +835,8 @@ pub fn gemma4(fields: &mut ConfigFields<'_>) -> Result<()> {
     }
     let dim = fields.count("embedding_length_per_layer_input")?.unwrap_or(0);
     fields.set("hidden_size_per_layer_input", dim);
-    let rows = fields.rows("per_layer_token_embd.weight");
+    // The converter cuts off of both what the tokenizer does not know.
+    let rows = fields.vocab_size()?;
     fields.set("vocab_size_per_layer_input", rows);
     fields.copy("final_logit_softcapping", "final_logit_softcapping")
 }
@@ -891,8 +893,8 @@ fn gemma4_ropes(fields: &mut ConfigFields<'_>, head_dim: f64) -> Result<()> {
     };
     let turned = divisors.iter().take_while(|divisor| **divisor == 1.0).count();
     if divisors.len() as f64 != head_dim / 2.0 || turned == 0 || divisors[turned..].iter().any(|divisor| *divisor < 1e20) {
-        let expected = format!("{} divisors, ones and then numbers above 1e20", head_dim / 2.0);
-        return Err(fields.metadata().unsupported(NAME, &expected));
+        let expected = format!("expected {} divisors, ones and then numbers above 1e20, found others", head_dim / 2.0);
+        return Err(fields.metadata().invalid(NAME, &expected));
     }
     let part = 2.0 * turned as f64 / head_dim;
     // Times the width it is cut to a whole number of pairs.

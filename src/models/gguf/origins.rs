@@ -1,6 +1,6 @@
 //! What transformers' tensors are made of in a file. Names in a GGUF go by their role, so that a family's own names say which is which.
 
-use super::super::draft::{Draft, Keys, Mixer, Mlp, Pattern, Sizes, Source};
+use super::super::draft::{Draft, KeySource, Mixer, Mlp, Pattern, Sizes, Source};
 use super::Architecture;
 use crate::error::Result;
 use crate::load::{Gguf, Origin};
@@ -148,9 +148,9 @@ impl Origins<'_> {
         let fields = |stored| if stored { &["weight", "bias"][..] } else { &["weight"] };
         let (all, own, of_qkv) = ([names.q, names.k, names.v], ["attn_q", "attn_k", "attn_v"], fields(biases.qkv));
         match pattern.keys {
-            Keys::Own => self.projections(&all, own, ("attn_qkv", &sizes), moved, of_qkv),
-            Keys::AreValues => self.projections(&[names.q, names.k], ["attn_q", "attn_k"], ("", &[]), moved, of_qkv),
-            Keys::Of(_) => {
+            KeySource::Own => self.projections(&all, own, ("attn_qkv", &sizes), moved, of_qkv),
+            KeySource::AreValues => self.projections(&[names.q, names.k], ["attn_q", "attn_k"], ("", &[]), moved, of_qkv),
+            KeySource::Of(_) => {
                 self.projections(&[names.q], ["attn_q"], ("", &[]), moved, of_qkv);
                 // What some files hold, and nothing reads.
                 for (source, stored) in all.into_iter().zip(own).skip(1) {
@@ -165,7 +165,7 @@ impl Origins<'_> {
             self.add(sinks, self.whole("attn_sinks.weight"));
         }
         for (name, stored, heads) in [(names.q_norm, "attn_q_norm", *num_heads), (names.k_norm, "attn_k_norm", num_kv_heads)] {
-            if matches!(pattern.keys, Keys::Of(_)) && stored == "attn_k_norm" && !self.has("attn_k_norm.weight") {
+            if matches!(pattern.keys, KeySource::Of(_)) && stored == "attn_k_norm" && !self.has("attn_k_norm.weight") {
                 continue;
             }
             let whole = self.whole(&format!("{stored}.weight")).plus(-norm.offset);
