@@ -4,6 +4,9 @@
 //! a context, a batch or a file; crates that parse do not, nor does anybody for a few bytes. [`Reserving`] gives those what is put by.
 //! While more than half of it is in use, [`is_low`] lets what asks fail, so that calls end and give it back.
 
+// Without an allocator that uses it nothing is ever put by.
+#![cfg_attr(not(any(test, feature = "reserve")), allow(dead_code))]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
@@ -121,7 +124,6 @@ pub fn is_low() -> bool {
 }
 
 /// The system's allocator, with the reserve behind it.
-#[cfg_attr(not(any(test, feature = "reserve")), allow(dead_code))]
 pub struct Reserving;
 
 // SAFETY: the system's allocator, or units that are given out once; each goes back where it came from.
