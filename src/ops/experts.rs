@@ -54,7 +54,7 @@ pub fn route(cx: Context<'_>, logits: &Tensor, routing: &Routing) -> Result<Rout
     let factors = routing.factors.as_ref().map(Vector::values).transpose()?;
     let by = routing.by(bias.as_deref(), factors.as_deref());
     let given = to_f32(logits)?;
-    let (mut rows, mut weights) = (vec![Vec::new(); experts], vec![0f32; given.len()]);
+    let (mut rows, mut weights) = (vec![Vec::new(); experts], kernels::zeros(given.len())?);
     for (row, (logits, weights)) in given.chunks_exact(experts).zip(weights.chunks_exact_mut(experts)).enumerate() {
         kernels::route(logits, &by, weights, |expert| rows[expert].push(row));
     }
