@@ -6,7 +6,7 @@ use super::cpu::scale as cpu;
 use super::tensors::scale as tensors;
 use super::{Backend, Context};
 
-/// `factor · x`; on the CPU in the memory of `x`, unless its gradient is asked for.
+/// `factor · x`; on the CPU in the memory of `x`, which no clone of it may use, unless its gradient is asked for.
 ///
 /// # Shape
 /// `(T, C)`; returns the same.

@@ -258,7 +258,7 @@ mod tests {
                     let ops::Routed { rows, weights } = ops::route(cx, &x[0], &routing).unwrap();
                     let part = |(expert, rows): (usize, Vec<usize>)| {
                         let x = ops::select_rows(cx, &x[1], &rows).unwrap();
-                        let output = ops::scale(cx, x, 1.0 + expert as f32).unwrap();
+                        let output = ops::scale(cx, own(cx, &x), 1.0 + expert as f32).unwrap();
                         ops::ExpertRows { expert, rows, output }
                     };
                     let some = rows.into_iter().enumerate().filter(|(_, rows)| !rows.is_empty());

@@ -97,7 +97,8 @@ impl Rounded {
             let mut values = stored.widen(&bytes);
             let is_named = |of: &str| name.ends_with(&format!("{of}.weight"));
             let is_kept = config.tying == Tying::Separate && is_named(config.names.embed) || kept.iter().any(|of| is_named(of));
-            if let ([_, cols], false) = (entry.shape.as_slice(), is_kept)
+            // A stack of matrices has three dimensions, and so has a convolution of each channel.
+            if let ([_, cols] | [_, 2.., cols], false) = (entry.shape.as_slice(), is_kept)
                 && *cols > 0
             {
                 for block in values.chunks_mut(*cols).flat_map(|row| row.chunks_mut(32)) {
@@ -283,7 +284,8 @@ fn every_family_trains_alike_by_kernels_and_by_tensor_operations_with_and_withou
                     for (one, other) in own.iter().zip(found) {
                         assert!((one - other).abs() / largest < 5e-5, "{name}: {one} {other}");
                     }
-                    assert!(own.iter().any(|x| x.abs() > 1e-6 * largest), "{name}");
+                    // No token may have gone to an expert.
+                    assert!(change.module.of_experts || own.iter().any(|x| x.abs() > 1e-6 * largest), "{name}");
                 }
             }
             seen += 1;

@@ -8,7 +8,7 @@ use crate::ops::experts::ExpertRows;
 
 pub fn combine(parts: &[ExpertRows], weights: &Tensor, width: usize) -> Result<Tensor> {
     let count = weights.dims2()?.0;
-    let mut sums = zeros(count * width)?;
+    let mut sums: Vec<f32> = zeros(count * width)?;
     with_rows(weights, |weights| {
         parts.iter().try_for_each(|ExpertRows { expert, rows, output }| {
             with_rows(output, |output| {
@@ -26,7 +26,7 @@ pub fn combine(parts: &[ExpertRows], weights: &Tensor, width: usize) -> Result<T
 /// The gradients of each part's output, and of the weights.
 pub fn combine_backward(parts: &[ExpertRows], weights: &Tensor, dy: &Tensor) -> Result<(Vec<Tensor>, Tensor)> {
     let ((count, experts), (_, width)) = (weights.dims2()?, dy.dims2()?);
-    let (mut of_weights, mut of_parts) = (zeros(count * experts)?, Vec::with_capacity(parts.len()));
+    let (mut of_weights, mut of_parts) = (zeros::<f32>(count * experts)?, Vec::with_capacity(parts.len()));
     with_rows(weights, |weights| {
         with_rows(dy, |dy| {
             for ExpertRows { expert, rows, output } in parts {
