@@ -98,10 +98,13 @@ impl Rounded {
             let is_named = |of: &str| name.ends_with(&format!("{of}.weight"));
             let is_kept = config.tying == Tying::Separate && is_named(config.names.embed) || kept.iter().any(|of| is_named(of));
             // A stack of matrices has three dimensions, and so has a convolution of each channel.
-            if let ([_, cols] | [_, 2.., cols], false) = (entry.shape.as_slice(), is_kept)
-                && *cols > 0
-            {
-                for block in values.chunks_mut(*cols).flat_map(|row| row.chunks_mut(32)) {
+            let cols = match entry.shape[..] {
+                [_, cols] => Some(cols),
+                [_, above, cols] if above > 1 => Some(cols),
+                _ => None,
+            };
+            if let (Some(cols @ 1..), false) = (cols, is_kept) {
+                for block in values.chunks_mut(cols).flat_map(|row| row.chunks_mut(32)) {
                     let scale = block.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
                     let kept = half::f16::from_f32(scale).to_f32();
                     block.iter_mut().for_each(|x| *x = if scale == 0.0 { 0.0 } else { (*x * (1.0 / scale)).round() * kept });

@@ -136,7 +136,7 @@ impl Origin {
     }
 
     /// The rows as those of so many matrices: a tensor of three dimensions.
-    pub fn as_matrices(self, count: usize) -> Self {
+    pub fn in_matrices(self, count: usize) -> Self {
         Self { matrices: Some(count), ..self }
     }
 

@@ -268,7 +268,7 @@ impl Origins<'_> {
             }
         } else if let Some((stack, down)) = experts.stacks {
             let joined = (0..count).flat_map(gate_up).reduce(Origin::then);
-            all.extend(joined.map(|origin| (stack.to_string(), origin.as_matrices(count))));
+            all.extend(joined.map(|origin| (stack.to_string(), origin.in_matrices(count))));
             all.push((down.to_string(), self.whole("ffn_down_exps.weight")));
         }
         all.into_iter().for_each(|(name, origin)| self.add(&name, origin));
