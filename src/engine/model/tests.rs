@@ -84,15 +84,19 @@ impl Rounded {
         let names: Vec<String> = checkpoint.names().into_iter().map(str::to_owned).collect();
         // Tables that are looked up, and what chooses experts.
         let table = config.per_layer.and_then(|per_layer| per_layer.table).map(|(name, _)| name.to_string());
-        let router = |operation: &OperationConfig| match operation {
-            OperationConfig::Experts(experts) => Some(experts.router.name.clone()),
-            _ => None,
+        let choosing = |operation: &OperationConfig| match operation {
+            OperationConfig::Experts(experts) => {
+                let gate = experts.shared.as_ref().and_then(|shared| shared.gate.as_ref());
+                gate.into_iter().chain([&experts.router]).map(|slot| slot.name.clone()).collect()
+            }
+            _ => Vec::new(),
         };
-        let kept: Vec<String> = config.operations().filter_map(router).chain(table).collect();
+        let kept: Vec<String> = config.operations().flat_map(choosing).chain(table).collect();
         let rounded = |name: String| {
             let entry = checkpoint.entry(&name)?.clone();
             let stored = entry.stored.clone().ok()?;
-            let mut bytes = vec![0; entry.shape.iter().product::<usize>() * stored.block_bytes()];
+            let (cols, above) = entry.shape.split_last()?;
+            let mut bytes = vec![0; above.iter().product::<usize>() * stored.row_bytes(*cols).unwrap()];
             checkpoint.read(&name, 0, &mut bytes).unwrap();
             let mut values = stored.widen(&bytes);
             let is_named = |of: &str| name.ends_with(&format!("{of}.weight"));
