@@ -967,9 +967,9 @@ mc_status mc_model_estimate_memory(const char *MC_NONNULL path,
  *
  * A GGUF file, as llama.cpp writes them, is the model that it was made from: the same names of tensors, so that the same
  * adapters fit, and a config.json, tokenizer, chat template and sampling from its metadata. Architectures: arcee, bert,
- * chatglm, cohere2, command-r, ernie4_5, eurobert, exaone4, gemma, gemma-embedding, gemma2, gemma3, glm4, granite,
- * hunyuan-dense, lfm2, llama, mistral3, modern-bert, nemotron, nomic-bert, olmo, olmo2, phi2, phi3, qwen2, qwen3, qwen35,
- * seed_oss, smollm3, stablelm, starcoder2. Every tensor type of weights is read. On the CPU quantised ones stay as large as in the
+ * chatglm, cohere2, command-r, ernie4_5, eurobert, exaone4, gemma, gemma-embedding, gemma2, gemma3, gemma4, glm4, gpt-oss,
+ * granite, granite_swa, granitemoe, hunyuan-dense, lfm2, lfm2moe, llama (Mixtral too), mistral3, modern-bert, nemotron, nomic-bert, olmo,
+ * olmo2, olmoe, phi2, phi3, qwen2, qwen3, qwen35, qwen35moe, qwen3moe, seed_oss, smollm3, stablelm, starcoder2. Every tensor type of weights is read. On the CPU quantised ones stay as large as in the
  * file, with products as mc_model_options_set_exact() says; on a GPU they are widened: mc_model_estimate_memory() says what
  * that takes.
  *
@@ -3209,7 +3209,8 @@ void mc_lora_config_set_rslora(mc_lora_config *MC_NONNULL config, bool value);
 void mc_lora_config_set_seed(mc_lora_config *MC_NONNULL config, uint64_t seed);
 
 /**
- * Adds matrices that get a change; may be called for many. Without any, every matrix of the layers gets one.
+ * Adds matrices that get a change; may be called for many. Without any, every matrix of the layers gets one, but for experts and
+ * what chooses them: these are meant by names that say where they are, as `experts.0.w1`.
  *
  * @param config  the description.
  * @param module  as PEFT names them: each matrix whose path ends with this, such as "q_proj" or "layers.0.mlp.up_proj", or "all-linear".

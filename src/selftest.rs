@@ -15,8 +15,9 @@ use crate::engine::{Device, Dtype};
 use crate::error::OutOfMemory;
 use crate::ops::{
     self, Activation, AdamW, AdaptedLinear, Angles, Backend, Context, ConvState, Convolution, Decay, DeltaPart, DeltaShape,
-    DeltaState, Dropout, Format, Gradients, KvFormat, LayerCache, LowRankDelta, LowRankDeltas, Mask, Masks, Matrix,
-    MatrixBuilder, Norm, NormKind, Optimized, ParameterValues, Pooling, Sequences, Tape, Use, Vector,
+    DeltaState, Dropout, ExpertRows, Format, GateClamp, Gradients, KvFormat, LayerCache, LowRankDelta, LowRankDeltas, Mask,
+    Masks, Matrix, MatrixBuilder, Norm, NormKind, Optimized, ParameterValues, Pooling, Routed, Routing, Scoring, Sequences, Tape,
+    Use, Vector,
 };
 pub use crate::ops::{Level, limit_instructions};
 
@@ -93,6 +94,9 @@ fn row_by_row(checks: &mut Checks<'_>) {
         checks.add(&format!("{kind:?}"), &[(ROWS, 48)], Both, |on, x| ops::activate(on.cx, own(on, &x[0])?, kind));
         checks.add(&format!("gate {kind:?}"), &[(ROWS, 96)], Both, |on, x| ops::gated(on.cx, &x[0], kind));
     }
+    checks.add("gate, clamped", &[(ROWS, 96)], Both, |on, x| {
+        ops::gated_clamped(on.cx, &x[0], GateClamp { limit: 0.55, slope: 1.7 })
+    });
     for (name, adjacent, half) in [("halves", false, 6), ("neighbours", true, 6), ("part of a head", false, 4)] {
         checks.add(&format!("rope, {name}"), &[(ROWS, 48)], Both, |on, x| {
             let (cos, sin) = noise(ROWS * half, 3).iter().map(|x| (x.cos(), x.sin())).unzip();
@@ -113,6 +117,26 @@ fn row_by_row(checks: &mut Checks<'_>) {
     checks.add("rows of length 1", &[(ROWS, 48)], Forward, |on, x| {
         let rows = ops::pool(on.cx, &x[0], &[1; ROWS], 0, &[Pooling::Mean])?;
         ops::unit_rows(on.cx, ops::stack_rows(&[rows, ops::zero_rows(on.cx, 1, 48)?])?)
+    });
+    for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
+        checks.add(&format!("experts, {scoring:?}"), &[(ROWS, 5), (ROWS, 48)], Both, |on, x| {
+            // Logits far apart: the choice is the same in any type.
+            let logits = ops::scale(on.cx, own(on, &x[0])?, 4.0)?;
+            let routing =
+                Routing { top_k: 2, scoring, normalise: Some(1e-6), scale: 1.5, bias: None, factors: Some(on.vector(5, 6)?) };
+            let Routed { rows, weights } = ops::route(on.cx, &logits, &routing)?;
+            let mut parts = Vec::new();
+            for (expert, rows) in rows.into_iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
+                let output = ops::scale(on.cx, own(on, &ops::select_rows(on.cx, &x[1], &rows)?)?, 1.0 + expert as f32)?;
+                parts.push(ExpertRows { expert, rows, output });
+            }
+            ops::combine(on.cx, parts, &weights)
+        });
+    }
+    checks.add("scale", &[(ROWS, 48)], Both, |on, x| ops::scale(on.cx, own(on, &x[0])?, -0.4));
+    checks.add("split, evenly", &[(ROWS, 48)], Both, |on, x| {
+        let parts = ops::split_evenly(on.cx, &x[0], 4)?;
+        ops::add_scaled(on.cx, &parts[0], own(on, &parts[2])?, 0.5, None)
     });
     checks.add("clip", &[(ROWS, 48)], Both, |on, x| ops::clip(on.cx, &x[0], 0.5));
     checks.add("split", &[(ROWS, 48)], Both, |on, x| {
@@ -216,14 +240,14 @@ fn attention(checks: &mut Checks<'_>) {
             let label = format!("attention, {kind}{}", name(window, softcap));
             checks.add(&label, &[(12, 48), (12, 24), (12, 24)], Both, |on, x| {
                 let mut sequences = Sequences::new(vec![4, 1, 7], None, on.cx.backend)?;
-                ops::attention_within(on.cx, [&x[0], &x[1], &x[2]], 4, 2, mask, &mut sequences)
+                ops::attention_within(on.cx, [&x[0], &x[1], &x[2]], 4, 2, mask, sinks(on, window)?.as_ref(), &mut sequences)
             });
         }
     }
     let mask = Mask { causal: false, window: None, scale: 0.3, softcap: None };
     checks.add("attention, bias by distance", &[(12, 48), (12, 48), (12, 48)], Forward, |on, x| {
         let mut sequences = Sequences::new(vec![4, 1, 7], Some(noise(4 * 13, 5)), on.cx.backend)?;
-        ops::attention_within(on.cx, [&x[0], &x[1], &x[2]], 4, 4, mask, &mut sequences)
+        ops::attention_within(on.cx, [&x[0], &x[1], &x[2]], 4, 4, mask, None, &mut sequences)
     });
     // Steps of one token and of several, across the sizes by which a cache grows; a width that has a fused step on Metal, and one that
     // has none.
@@ -240,13 +264,29 @@ fn attention(checks: &mut Checks<'_>) {
     }
 }
 
+/// Sinks of four heads, where there is a window.
+fn sinks(on: Target<'_>, window: Option<usize>) -> Result<Option<Vector>> {
+    window.map(|_| on.vector(4, 9)).transpose()
+}
+
 /// Queries in steps, half of which go to a copy that was read back and written.
 fn cached(on: Target<'_>, x: &[Tensor], steps: &[usize], mask: Mask, (dim, format): (usize, KvFormat)) -> Result<Tensor> {
     let new = || LayerCache::new(2, dim, format, on.cx.backend);
     let (mut cache, mut out, mut first) = (new(), Vec::new(), 0);
     for (i, &rows) in steps.iter().enumerate() {
         let [q, k, v] = [0, 1, 2].map(|i| x[i].narrow(0, first, rows));
-        out.push(ops::attention(&q?, &k?, &v?, 4, mask, &mut cache, &mut Masks::default())?);
+        let (q, k, v) = (q?, k?, v?);
+        out.push(ops::attention(
+            &q,
+            Some([&k, &v]),
+            4,
+            mask,
+            sinks(on, mask.window)?.as_ref(),
+            &mut cache,
+            &mut Masks::default(),
+        )?);
+        // And again over what is there by then.
+        out.push(ops::attention(&q, None, 4, mask, None, &mut cache, &mut Masks::default())?);
         first += rows;
         if i == 1 {
             let mut copy = new();

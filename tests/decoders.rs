@@ -187,7 +187,16 @@ fn quantised_weights_give_nearly_the_same_logits() {
         let prompts: Vec<_> = (0..PROMPTS).map(|prompt| reference.ids(&format!("prompt{prompt}.ids"))).collect();
         let all = |model: &Model| prompts.iter().flat_map(|ids| stepwise(model, ids)).collect::<Vec<_>>();
         let (want, got) = (all(&dense), all(&quantised));
+        assert_ne!(got, want, "{}", path.display());
         let near = cosine(&want, &got);
-        assert!(near > 0.99 && got != want, "{}: {near}", path.display());
+        // A rounding can make another expert the better one, which changes all logits of that token, and some of later ones.
+        if common::has_experts(&path) {
+            let vocab = dense.vocab_size();
+            let near: Vec<f64> = want.chunks(vocab).zip(got.chunks(vocab)).map(|(want, got)| cosine(want, got)).collect();
+            let alike = near.iter().filter(|near| **near > 0.99).count();
+            assert!(10 * alike >= 8 * near.len(), "{}: {alike} of {} tokens", path.display(), near.len());
+        } else {
+            assert!(near > 0.99, "{}: {near}", path.display());
+        }
     }
 }

@@ -41,6 +41,9 @@ fn what_is_lost(name: &str) -> &'static [(&'static str, &'static str)] {
         "gemma2" => &[("query_pre_attn_scalar", "32")],
         "gemma3_text" => &[("query_pre_attn_scalar", "32"), ("layer_types", ""), ("sliding_window_pattern", "6")],
         "gemma3_bidirectional_dense" => &[("layer_types", ""), ("sliding_window_pattern", "6")],
+        "gpt_oss" => &[("swiglu_limit", "7.0")],
+        "granite_swa" => &[("layer_rope_theta", "")],
+        "olmoe" => &[("clip_qkv", ""), ("rms_norm_eps", "1e-5")],
         "smollm3" => &[("no_rope_layers", ""), ("no_rope_layer_interval", "4")],
         _ => &[],
     }
@@ -90,7 +93,7 @@ fn every_family_has_the_logits_of_the_directory_it_was_made_from() {
         let directory = edited(&origin, lost);
         let own = Model::load(directory.path(), &options, None).unwrap();
         // A file holds the language model alone.
-        let language_model = |architecture: &str| architecture.trim_end_matches("_text").to_string();
+        let language_model = |architecture: &str| architecture.trim_end_matches("_text").trim_end_matches("_unified").to_string();
         assert_eq!(language_model(model.architecture()), language_model(own.architecture()), "{name}");
         for prompt in 0..4 {
             let ids = reference.ids(&format!("prompt{prompt}.ids"));
@@ -418,6 +421,8 @@ fn a_context_is_limited() {
 #[test]
 fn adapters_of_peft_fit_as_they_fit_the_directory() {
     let files = families(&["decoders", "families"]);
+    // Of the smallest vocabulary.
+    let ids = IDS.map(|id| id % 83);
     let mut compared = Vec::new();
     for folder in ["lora", "adapters"] {
         for adapter in std::fs::read_dir(golden(folder)).unwrap().map(|entry| entry.unwrap().path()) {
@@ -430,11 +435,11 @@ fn adapters_of_peft_fit_as_they_fit_the_directory() {
             let directory = edited(directory, what_is_lost(name));
             let mut models = [load(file), load(directory.path())].into_iter().map(|model| {
                 let lora = Lora::load(&model, &adapter).unwrap();
-                let merged = logits(&model.merge(&lora, 0.7).unwrap(), &IDS);
+                let merged = logits(&model.merge(&lora, 0.7).unwrap(), &ids);
                 let mut session = Session::new(&model, 0).unwrap();
                 session.set_adapters(&[(lora, 1.0)]).unwrap();
-                session.append_tokens(&IDS, None).unwrap();
-                (session.logits().unwrap().to_vec(), merged, logits(&model, &IDS))
+                session.append_tokens(&ids, None).unwrap();
+                (session.logits().unwrap().to_vec(), merged, logits(&model, &ids))
             });
             let (found, want) = (models.next().unwrap(), models.next().unwrap());
             let error = max_abs(&found.0, &want.0).max(max_abs(&found.1, &want.1));

@@ -270,8 +270,12 @@ fn no_value_of_a_key_brings_loading_down() {
 
 /// Without these, or with more of them, a file is that of another model, as llama.cpp has it too.
 fn may_be_missing(file: &str, name: &str) -> bool {
-    // The last layer of this one predicts further tokens and is not read.
-    let is_unread = file == "qwen3_5_nested" && name.starts_with("blk.4.");
+    // The last layer of these predicts further tokens and is not read; layers that read the keys of others need none.
+    let is_unread = file == "qwen3_5_nested" && name.starts_with("blk.4.")
+        || file == "qwen3_5_moe_nested" && name.starts_with("blk.3.")
+        || file == "gemma4_nested"
+            && ["blk.2.", "blk.3.", "blk.4."].iter().any(|layer| name.starts_with(layer))
+            && ["attn_k.", "attn_v.", "attn_k_norm."].iter().any(|key| name.contains(key));
     is_unread || ["output.weight", "rope_freqs.weight", "token_types.weight", "cls."].iter().any(|free| name.starts_with(free))
 }
 
@@ -412,7 +416,19 @@ fn what_a_file_gets_wrong_is_named() {
             Unsupported,
             "qwen2.attention.head_count: expected the same number for each layer, found a list of 3 u32",
         ),
-        ("llama_f32", |f| f.set("llama.expert_count", Value::u32(8)), Unsupported, "llama.expert_count: expected 0, found u32 8"),
+        ("olmo2", |f| f.set("olmo2.expert_count", Value::u32(8)), Unsupported, "olmo2.expert_count: expected 0, found u32 8"),
+        (
+            "llama_f32",
+            |f| f.set("llama.expert_count", Value::u32(8)),
+            Format,
+            "llama.expert_used_count: expected a whole number above 0, found nothing",
+        ),
+        (
+            "gemma4_text",
+            |f| f.set("gemma4.feed_forward_length", Value::u32s(&[28, 28, 28, 56, 56, 57])),
+            Unsupported,
+            "gemma4.feed_forward_length: expected one number of all layers, or twice that from layer 3 on",
+        ),
         (
             "bert_cls",
             |f| f.set("bert.context_length", Value::u32(9)),

@@ -176,6 +176,35 @@ fn states_of_fixed_size_are_saved_in_the_middle_of_a_turn() {
     }
 }
 
+#[test]
+fn layers_that_read_the_keys_of_others_are_forked_saved_and_cut_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("session");
+    for name in ["decoders/gemma4_text", "decoders/gemma4_nested", "decoders/gemma4_unified"] {
+        let model = load(golden(name));
+        let ids: Vec<u32> = (0..60).map(|i| i * 29 % 83).collect();
+        let begun = |ids: &[u32]| {
+            let mut session = Session::new(&model, 200).unwrap();
+            session.append_tokens(ids, None).unwrap();
+            session
+        };
+        let want = begun(&ids).logits().unwrap().to_vec();
+        let mut session = begun(&ids[..45]);
+        session.save(&path).unwrap();
+        let (mut loaded, mut fork) = (Session::load(&model, &path).unwrap(), session.fork().unwrap());
+        session.append_tokens(&[1, 2, 3], None).unwrap();
+        session.truncate(40).unwrap();
+        session.append_tokens(&ids[40..45], None).unwrap();
+        for session in [&mut session, &mut loaded, &mut fork] {
+            session.append_tokens(&ids[45..], None).unwrap();
+            assert_eq!(session.logits().unwrap(), want, "{name}");
+        }
+        // A state for each layer with keys of its own.
+        let own = [3, 2, 3][["text", "nested", "unified"].iter().position(|kind| name.ends_with(kind)).unwrap()];
+        assert_eq!(file_states(&std::fs::read(&path).unwrap()), own, "{name}");
+    }
+}
+
 /// States of a session file.
 fn file_states(file: &[u8]) -> usize {
     u64::from_le_bytes(file[56..64].try_into().unwrap()) as usize

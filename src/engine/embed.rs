@@ -180,7 +180,7 @@ impl Model {
         let Embedder { config, tokenizer, max_length, normalize, .. } = self.embedder();
         let tokenizer = tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok)?;
         let pooling = options.pooling.map_or_else(|| config.pooling.clone(), |pooling| vec![pooling]);
-        let whole = width(&config.modules, pooling.len() * self.hidden_size()).map_err(|expected| {
+        let whole = width(&config.modules, pooling.len() * self.transformer().config().vector_size()).map_err(|expected| {
             Error::argument(format!("pooling: expected one that gives the {expected} values that the model's next module reads"))
         })?;
         let dim = options.dimensions.or(config.truncate_dim.map(|dim| dim.min(whole))).unwrap_or(whole);
@@ -340,11 +340,11 @@ impl Embedder {
         backend: &Backend,
         limited: bool,
     ) -> Result<Self> {
-        let (hidden_size, context_length) = (network.hidden_size, network.context_length);
-        if let Some(width) = config.width.filter(|&width| width != hidden_size) {
-            return Err(Error::format(format!("pooling: expected vectors of {hidden_size} values, found {width}")));
+        let (size, context_length) = (network.vector_size(), network.context_length);
+        if let Some(width) = config.width.filter(|&width| width != size) {
+            return Err(Error::format(format!("pooling: expected vectors of {size} values, found {width}")));
         }
-        width(&config.modules, config.pooling.len() * hidden_size)
+        width(&config.modules, config.pooling.len() * size)
             .map_err(|expected| Error::format(format!("modules.json: a module reads {expected} values and gets others")))?;
         let mut modules = config.modules.iter().map(|module| load(module, backend)).collect::<Result<Vec<_>>>()?;
         let normalize = modules.pop_if(|module| matches!(module, SentenceModule::Normalize)).is_some();

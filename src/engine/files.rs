@@ -10,8 +10,8 @@ use super::sampling::Sampling;
 use super::{ChatTemplate, Device, DeviceKind, LoadOptions, Tokenizer};
 use crate::error::{Error, Result};
 use crate::load::{
-    Checkpoint, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin, Quantization,
-    QuantizedCheckpoint, SentenceConfig, WHOLE_CLASS, copy_file, read_text, write_text,
+    ApartExperts, Checkpoint, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin,
+    Quantization, QuantizedCheckpoint, SentenceConfig, WHOLE_CLASS, copy_file, read_text, write_text,
 };
 use crate::models::{self, Family, GgufModel};
 use crate::nn::{Config, MIXES, Mix};
@@ -154,6 +154,7 @@ impl Files {
                 let checkpoint = Checkpoint::open(&self.directory, on_bytes)?;
                 Ok(match &self.stored {
                     Some(quantization) => Box::new(QuantizedCheckpoint::new(checkpoint, quantization)?),
+                    None if self.config.has_stacks_of_inputs() => Box::new(ApartExperts::new(checkpoint)?),
                     None => Box::new(checkpoint),
                 })
             }
@@ -202,7 +203,7 @@ impl Files {
         for (name, json) in [("tokenizer_config.json", &self.tokenizer_config), ("generation_config.json", &self.generation)] {
             json.as_ref().map_or(Ok(()), |json| write(to.join(name), json.value()))?;
         }
-        for (name, json) in self.sentence.written(self.config.hidden_size) {
+        for (name, json) in self.sentence.written(self.config.vector_size()) {
             let path = to.join(name);
             let directory = path.parent().unwrap_or(to);
             std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;

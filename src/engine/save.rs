@@ -121,6 +121,8 @@ impl Model {
     /// excepted. Quantised matrices are written as the numbers that they stand for, in F32 or `format`; what the model was quantised
     /// to while loading is not looked at: its files have more. Buffers of other types than weights have are left out.
     ///
+    /// The experts of gpt-oss are written one by one, which transformers does not read.
+    ///
     /// `directory` is made, or is empty; it appears when all is written. Progress has the stage `Write`.
     ///
     /// # Errors
@@ -263,6 +265,14 @@ impl Model {
             {
                 let rows: Box<Rows<'_>> = Box::new(move |rows: Range<usize>| Ok(bias[rows].to_vec()));
                 plan.rewrites.insert(format!("{stored}.bias"), Rewrite { format: Format::F32, rows: Some(rows) });
+            }
+        }
+        // What no adapter changes: of one type for all they become that too.
+        for name in network.other_matrices() {
+            let is_plain =
+                source.entry(name).is_some_and(|entry| entry.stored.as_ref().is_ok_and(|stored| !stored.is_quantised()));
+            if let (Target::Type(format), true) = (target, is_plain) {
+                plan.rewrites.insert(name.clone(), Rewrite { format, rows: None });
             }
         }
         Ok(plan)

@@ -286,7 +286,8 @@ pub unsafe extern "C" fn mc_lora_config_set_seed(config: MaybeUninit<&mut mc_lor
     });
 }
 
-/// Adds matrices that get a change; may be called for many. Without any, every matrix of the layers gets one.
+/// Adds matrices that get a change; may be called for many. Without any, every matrix of the layers gets one, but for experts and
+/// what chooses them: these are meant by names that say where they are, as `experts.0.w1`.
 ///
 /// @param config  the description.
 /// @param module  as PEFT names them: each matrix whose path ends with this, such as "q_proj" or "layers.0.mlp.up_proj", or "all-linear".

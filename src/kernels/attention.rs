@@ -1,5 +1,5 @@
 //! Attention, `softmax(q Kᵀ · scale + bias + mask) V`, over a cache or within each of several sequences: grouped queries, sliding
-//! windows, soft caps, relative position biases.
+//! windows, soft caps, relative position biases, sinks.
 //!
 //! Both products are the register tile of the matrix product, over vectors of keys and of values that `kv_cache.rs` keeps. A query's
 //! scores, its softmax and its sum over values run in the order of absolute positions: the result has the same bits in a prompt, in a
@@ -46,16 +46,18 @@ impl Mask {
 /// The last `rows` positions of the cache attend to what they may see, with a causal mask.
 ///
 /// # Shape
-/// `q`: rows of `heads · dim` values, `q_stride` apart; `out`: `(rows, heads · dim)`.
-pub fn attend(q: &[f32], q_stride: usize, heads: usize, cache: &KvHeads, mask: Mask, out: &mut [f32]) {
+/// `q`: rows of `heads · dim` values, `q_stride` apart; `sinks`: `(heads)`, a score each that takes its share of the softmax and brings no
+/// value; `out`: `(rows, heads · dim)`.
+pub fn attend(q: &[f32], q_stride: usize, heads: usize, cache: &KvHeads, mask: Mask, sinks: Option<&[f32]>, out: &mut [f32]) {
     let (kv_heads, dim) = cache.shape();
     let width = heads * dim;
     let rows = out.len() / width;
     assert_eq!(out.len(), rows * width, "whole rows of out");
     assert!(rows <= cache.len && heads.is_multiple_of(kv_heads) && mask.causal, "queries of this cache");
     assert!(rows == 0 || q.len() >= (rows - 1) * q_stride + width, "q holds {rows} rows");
+    assert!(sinks.is_none_or(|sinks| sinks.len() == heads), "a sink for each head");
     let out = Shared::new(out);
-    each_format!(&cache.heads, keys => attend_to(q, q_stride, heads, keys, (dim, cache.len), mask, rows, out));
+    each_format!(&cache.heads, keys => attend_to(q, q_stride, heads, keys, (dim, cache.len), (mask, sinks), rows, out));
 }
 
 /// The same with the heads of a format: `dim` values of `len` positions each.
@@ -66,7 +68,7 @@ fn attend_to<T: KvNumber>(
     heads: usize,
     kv_heads: &[Head<T>],
     (dim, len): (usize, usize),
-    mask: Mask,
+    (mask, sinks): (Mask, Option<&[f32]>),
     rows: usize,
     out: Shared<f32>,
 ) {
@@ -87,7 +89,7 @@ fn attend_to<T: KvNumber>(
             };
             let q = &q[block.first * q_stride + block.head * dim..];
             let (position, keys) = (len - rows + block.first, &kv_heads[kv_head]);
-            dispatch(Attend { q, block, position, keys, dim, len, mask, bias: None, width, out, scratch: &mut scratch });
+            dispatch(Attend { q, block, position, keys, dim, len, mask, bias: None, sinks, width, out, scratch: &mut scratch });
         }
     });
 }
@@ -96,7 +98,8 @@ fn attend_to<T: KvNumber>(
 ///
 /// # Shape
 /// `q`, `out`: rows of `heads · dim` values; `k`, `v`: rows of `kv_heads · dim`; as many rows as `lengths` sum to. `bias`: for each head
-/// `2 · longest - 1` values that are added to the scores, by the key's position minus the query's, which is 0 in the middle.
+/// `2 · longest - 1` values that are added to the scores, by the key's position minus the query's, which is 0 in the middle. `sinks`: as
+/// [`attend`] has them.
 ///
 /// # Errors
 /// If there is no memory for the keys of one head.
@@ -110,6 +113,7 @@ pub fn attend_within(
     lengths: &[usize],
     mask: Mask,
     bias: Option<&[f32]>,
+    sinks: Option<&[f32]>,
     out: &mut [f32],
 ) -> Result<(), TryReserveError> {
     let rows: usize = lengths.iter().sum();
@@ -125,6 +129,7 @@ pub fn attend_within(
         assert!(x.values.len() >= (rows - 1) * x.stride + heads * dim, "{rows} rows of q, k and v");
     }
     assert!(bias.is_none_or(|bias| bias.len() == heads * (2 * longest - 1)), "a bias for each distance");
+    assert!(sinks.is_none_or(|sinks| sinks.len() == heads), "a sink for each head");
     let starts: Vec<usize> = lengths.iter().scan(0, |at, len| Some(std::mem::replace(at, *at + len))).collect();
     let failed = Mutex::new(Ok(()));
     let out = Shared::new(out);
@@ -150,7 +155,7 @@ pub fn attend_within(
                 let rows = BLOCK_QUERIES.min(len - first);
                 let block = QueryBlock { head, first: start + first, rows, a_row: q.stride, same_position: false };
                 let (q, keys, scratch) = (&q.values[block.first * q.stride + head * dim..], &keys, &mut scratch);
-                dispatch(Attend { q, block, position: first, keys, dim, len, mask, bias, width, out, scratch });
+                dispatch(Attend { q, block, position: first, keys, dim, len, mask, bias, sinks, width, out, scratch });
             }
         }
     });
@@ -197,6 +202,8 @@ struct Attend<'a, T> {
     mask: Mask,
     /// `2 · len - 1` values, by the key's position minus the query's.
     bias: Option<&'a [f32]>,
+    /// A score for each head of the output.
+    sinks: Option<&'a [f32]>,
     width: usize,
     out: Shared<f32>,
     scratch: &'a mut Scratch,
@@ -207,7 +214,7 @@ impl<T: KvNumber> Kernel for Attend<'_, T> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { q, block, position, keys: head, dim, len, mask, bias, width, out, scratch } = self;
+        let Self { q, block, position, keys: head, dim, len, mask, bias, sinks, width, out, scratch } = self;
         let padded = dim.next_multiple_of(LANES);
         let last = if block.same_position { position } else { position + block.rows - 1 };
         let end = mask.seen(last, len).end;
@@ -225,7 +232,8 @@ impl<T: KvNumber> Kernel for Attend<'_, T> {
             let at = if block.same_position { position } else { position + r };
             let seen = mask.seen(at, len);
             let bias = bias.map(|bias| &bias[len - 1 + seen.start - at..][..seen.len()]);
-            scratch.sums.push(softmax::<S>(row, seen.start - low * LANES..seen.end - low * LANES, mask, bias));
+            let sink = sinks.map(|sinks| sinks[if block.same_position { block.head + r } else { block.head }]);
+            scratch.sums.push(softmax::<S>(row, seen.start - low * LANES..seen.end - low * LANES, mask, bias, sink));
         }
 
         let positions = low * LANES..end; // the values that are written; a later one may hold anything
@@ -311,12 +319,18 @@ fn grown(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[..len]
 }
 
-/// Turns the scores in `seen` into weights `e^(score - max)`, the others into zeros; returns the sum.
+/// Turns the scores in `seen` into weights `e^(score - max)`, the others into zeros; returns the sum, with that of a sink.
 ///
 /// `scores` are whole vectors. Lane `i` sums the positions that are `i` modulo sixteen: an order that does not depend on where the row
 /// begins.
 #[inline(always)]
-pub(super) fn softmax<S: Simd>(scores: &mut [f32], seen: Range<usize>, mask: Mask, bias: Option<&[f32]>) -> f32 {
+pub(super) fn softmax<S: Simd>(
+    scores: &mut [f32],
+    seen: Range<usize>,
+    mask: Mask,
+    bias: Option<&[f32]>,
+    sink: Option<f32>,
+) -> f32 {
     // What is not seen weighs nothing.
     scores[..seen.start].fill(f32::NEG_INFINITY);
     scores[seen.end..].fill(f32::NEG_INFINITY);
@@ -338,6 +352,7 @@ pub(super) fn softmax<S: Simd>(scores: &mut [f32], seen: Range<usize>, mask: Mas
         math::larger(&mut most, vector);
     }
     let max = math::largest_lane(most) * factor;
+    let max = sink.map_or(max, |sink| max.max(sink));
     let mut sums = [0f32; LANES];
     for vector in vectors {
         for (x, sum) in vector.iter_mut().zip(&mut sums) {
@@ -346,7 +361,8 @@ pub(super) fn softmax<S: Simd>(scores: &mut [f32], seen: Range<usize>, mask: Mas
             *sum += *x;
         }
     }
-    math::sum_lanes(sums)
+    let sum = math::sum_lanes(sums);
+    sink.map_or(sum, |sink| sum + math::exp::<S>(sink - max))
 }
 
 #[cfg(test)]
@@ -357,7 +373,7 @@ mod tests {
     use super::super::noise;
     use super::*;
 
-    /// One query at a time in F64, straight from the formula; `bias` as [`attend_within`] takes it.
+    /// One query at a time in F64, straight from the formula; `bias` and `sinks` as [`attend_within`] takes them.
     #[allow(clippy::too_many_arguments)]
     fn naive(
         q: &[f32],
@@ -368,6 +384,7 @@ mod tests {
         dim: usize,
         mask: Mask,
         bias: Option<&[f32]>,
+        sinks: Option<&[f32]>,
     ) -> Vec<f32> {
         let rows = q.len() / (heads * dim);
         let mut out = vec![0.0; q.len()];
@@ -386,7 +403,7 @@ mod tests {
                     (x + bias.map_or(0.0, |bias| f64::from(bias[h * (2 * middle + 1) + middle + s - t]))).exp()
                 };
                 let weights: Vec<f64> = seen.iter().map(|&s| score(s)).collect();
-                let total: f64 = weights.iter().sum();
+                let total: f64 = weights.iter().sum::<f64>() + sinks.map_or(0.0, |sinks| f64::from(sinks[h]).exp());
                 for d in 0..dim {
                     let value = |s: usize| f64::from(v[(s * kv_heads + g) * dim + d]);
                     let sum: f64 = weights.iter().zip(&seen).map(|(weight, &s)| weight / total * value(s)).sum();
@@ -408,6 +425,7 @@ mod tests {
                 (true, Some(7), false),
             ] {
                 let mask = Mask { causal, window, scale: 0.7, softcap: None };
+                let sinks = window.map(|_| noise(heads, 4));
                 let lengths = [5, 0, 33, 1, 70, 16];
                 let (rows, longest) = (lengths.iter().sum::<usize>(), 70);
                 let (qw, kw) = (heads * dim, kv_heads * dim);
@@ -418,7 +436,7 @@ mod tests {
                 let bias = biased.then(|| noise(heads * (2 * longest - 1), 2));
                 let mut out = vec![f32::NAN; rows * qw];
                 let (q, k, v) = (part(0), part(qw), part(qw + kw));
-                attend_within(q, k, v, heads, kv_heads, &lengths, mask, bias.as_deref(), &mut out).unwrap();
+                attend_within(q, k, v, heads, kv_heads, &lengths, mask, bias.as_deref(), sinks.as_deref(), &mut out).unwrap();
                 let mut start = 0;
                 for len in lengths {
                     let column = |from: usize, width: usize| -> Vec<f32> {
@@ -429,11 +447,11 @@ mod tests {
                         let head = |h: usize| bias[h * (2 * longest - 1) + longest - len..][..2 * len - 1].to_vec();
                         (0..heads).flat_map(head).collect()
                     });
-                    let want = naive(&q, &k, &v, heads, kv_heads, dim, mask, bias.as_deref());
+                    let want = naive(&q, &k, &v, heads, kv_heads, dim, mask, bias.as_deref(), sinks.as_deref());
                     let mut alone = vec![f32::NAN; len * qw];
                     let of = |values, stride| Strided { values, stride };
                     let (q, k, v) = (of(&q, qw), of(&k, kw), of(&v, kw));
-                    attend_within(q, k, v, heads, kv_heads, &[len], mask, bias.as_deref(), &mut alone).unwrap();
+                    attend_within(q, k, v, heads, kv_heads, &[len], mask, bias.as_deref(), sinks.as_deref(), &mut alone).unwrap();
                     let got = &out[start * qw..][..len * qw];
                     for (x, y) in got.iter().zip(&want) {
                         assert!((x - y).abs() < 2e-5, "{heads} {kv_heads} {dim} {mask:?} of {len}: {x} {y}");
@@ -467,10 +485,12 @@ mod tests {
             for window in [None, Some(1), Some(7), Some(33)] {
                 for softcap in [None, Some(2.0)] {
                     let mask = Mask { causal: true, window, scale: 0.7, softcap };
+                    // One far above all scores, one far below.
+                    let sinks = softcap.map(|_| (0..heads).map(|h| [9.0, -30.0, 0.4][h % 3]).collect::<Vec<f32>>());
                     let q = noise(rows * heads * dim, 1);
                     let (k, v) = (noise(rows * kv_heads * dim, 2), noise(rows * kv_heads * dim, 3));
                     let (kept_k, kept_v) = (kept(&k, dim, format), kept(&v, dim, format));
-                    let want = naive(&q, &kept_k, &kept_v, heads, kv_heads, dim, mask, None);
+                    let want = naive(&q, &kept_k, &kept_v, heads, kv_heads, dim, mask, None, sinks.as_deref());
                     let mut first: Option<Vec<f32>> = None;
                     for chunk in [rows, 1, 7, 16, 50] {
                         let (mut cache, mut out) = (KvHeads::new(kv_heads, dim, format), vec![f32::NAN; q.len()]);
@@ -478,7 +498,8 @@ mod tests {
                             let n = chunk.min(rows - from);
                             let (kw, qw) = (kv_heads * dim, heads * dim);
                             cache.append(&k[from * kw..], kw, &v[from * kw..], kw, n).unwrap();
-                            attend(&q[from * qw..], qw, heads, &cache, mask, &mut out[from * qw..][..n * qw]);
+                            let (q, out) = (&q[from * qw..], &mut out[from * qw..][..n * qw]);
+                            attend(q, qw, heads, &cache, mask, sinks.as_deref(), out);
                         }
                         for (x, y) in out.iter().zip(&want) {
                             assert!((x - y).abs() < 2e-5, "{heads} {kv_heads} {dim} {mask:?} {format:?} chunk {chunk}: {x} {y}");
@@ -505,7 +526,7 @@ mod tests {
             fork.append(&k[10 * dim..], dim, &v[10 * dim..], dim, 1).unwrap();
             let outputs = [&clean, &used].map(|cache| {
                 let mut out = vec![f32::NAN; dim];
-                attend(&q, dim, 1, cache, mask, &mut out);
+                attend(&q, dim, 1, cache, mask, None, &mut out);
                 out
             });
             assert_eq!(outputs[0], outputs[1], "{format:?}");
@@ -529,7 +550,7 @@ mod tests {
             let (mut cache, mut out) = (KvHeads::new(2, dim, format), vec![0f32; 2 * dim]);
             cache.append(&noise(2 * dim, 3), 2 * dim, &noise(2 * dim, 4), 2 * dim, 1).unwrap();
             cache.append(key, 2 * dim, value, 2 * dim, 1).unwrap();
-            attend(&q, 2 * dim, 2, &cache, mask, &mut out);
+            attend(&q, 2 * dim, 2, &cache, mask, None, &mut out);
             out
         };
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 8.4e6, -f32::MAX] {

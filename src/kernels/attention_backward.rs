@@ -11,7 +11,8 @@ use super::matmul::{Left, Right, rows_by_vectors};
 use super::parallel::{Shared, split};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 
-/// The gradients of q, k and v from that of [`attend_within`](super::attend_within)'s output, `dy`, without a bias.
+/// The gradients of q, k and v from that of [`attend_within`](super::attend_within)'s output, `dy`, without a bias. None is made
+/// for sinks.
 ///
 /// # Shape
 /// `q`, `dy`, `dq`: rows of `heads · dim` values; `k`, `v`, `dk`, `dv`: rows of `kv_heads · dim`; as many rows as `lengths` sum to.
@@ -29,7 +30,7 @@ pub fn attend_within_backward(
     dy: Strided<'_>,
     (heads, kv_heads): (usize, usize),
     lengths: &[usize],
-    mask: Mask,
+    (mask, sinks): (Mask, Option<&[f32]>),
     [dq, dk, dv]: [&mut [f32]; 3],
 ) -> Result<(), TryReserveError> {
     let rows: usize = lengths.iter().sum();
@@ -40,6 +41,7 @@ pub fn attend_within_backward(
     let (width, group) = (dq.len() / rows, heads / kv_heads);
     let dim = width / heads;
     assert!(dq.len() == rows * heads * dim && group * kv_heads == heads, "whole rows of dq, whole groups of heads");
+    assert!(sinks.is_none_or(|sinks| sinks.len() == heads), "a sink for each head");
     assert!(dk.len() == rows * kv_heads * dim && dv.len() == dk.len(), "whole rows of dk and dv");
     for (x, heads) in [(&q, heads), (&k, kv_heads), (&v, kv_heads), (&dy, heads)] {
         assert!(x.values.len() >= (rows - 1) * x.stride + heads * dim, "{rows} rows of q, k, v and dy");
@@ -70,7 +72,8 @@ pub fn attend_within_backward(
                 scratch.keys.write(t, key, value);
                 scratch.values.write(t, value, key);
             }
-            dispatch(Back { q, dy, head, start, len, dim, mask, width, out, scratch: &mut scratch });
+            let sink = sinks.map(|sinks| sinks[head]);
+            dispatch(Back { q, dy, head, start, len, dim, mask, sink, width, out, scratch: &mut scratch });
         }
     });
     failed.into_inner().unwrap_or_else(PoisonError::into_inner)?;
@@ -128,6 +131,7 @@ struct Back<'a> {
     len: usize,
     dim: usize,
     mask: Mask,
+    sink: Option<f32>,
     width: usize,
     out: [Shared<f32>; 3],
     scratch: &'a mut BackwardScratch,
@@ -138,7 +142,7 @@ impl Kernel for Back<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { q, dy, head, start, len, dim, mask, width, out, scratch } = self;
+        let Self { q, dy, head, start, len, dim, mask, sink, width, out, scratch } = self;
         let BackwardScratch { keys, values, dk, dv, q: block_q, dy: block_dy, weights, slopes, grads, tile } = scratch;
         let padded = dim.next_multiple_of(LANES);
         for sums in [&mut *dk, &mut *dv] {
@@ -178,7 +182,7 @@ impl Kernel for Back<'_> {
                     slopes.clear();
                     slopes.extend(weights[seen.clone()].iter().map(slope));
                 }
-                let part = 1.0 / softmax::<S>(weights, seen.clone(), mask, None);
+                let part = 1.0 / softmax::<S>(weights, seen.clone(), mask, None, sink);
                 weights.iter_mut().for_each(|w| *w *= part);
                 grads[..seen.start].fill(0.0);
                 grads[seen.end..].fill(0.0);

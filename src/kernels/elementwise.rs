@@ -348,6 +348,67 @@ pub fn gated(kind: Activation, x: &[f32], width: usize, out: &mut [f32]) {
     each_row(out, width, &Work(kind, x, width));
 }
 
+/// `min(g, limit) · sigmoid(slope · min(g, limit)) · (clamp(up, ±limit) + 1)`, gpt-oss's gated activation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GateClamp {
+    pub limit: f32,
+    pub slope: f32,
+}
+
+impl GateClamp {
+    /// The gate as it counts, its sigmoid, and the value that it is for.
+    #[inline(always)]
+    fn parts<S: Simd>(self, gate: f32, up: f32) -> (f32, f32, f32) {
+        // What is no number stays so.
+        let gate = if gate > self.limit { self.limit } else { gate };
+        (gate, 1.0 / (1.0 + math::exp::<S>(-self.slope * gate)), up.clamp(-self.limit, self.limit) + 1.0)
+    }
+}
+
+/// The same of rows that hold the gate's `width` values, then up's.
+pub fn gated_clamped(clamp: GateClamp, x: &[f32], width: usize, out: &mut [f32]) {
+    struct Work<'a>(GateClamp, &'a [f32], usize);
+    impl RowWork for Work<'_> {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize, out: &mut [f32]) {
+            let Self(clamp, x, width) = *self;
+            let (gate, up) = x[row * 2 * width..][..2 * width].split_at(width);
+            for ((y, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                let (gate, sigmoid, up) = clamp.parts::<S>(*gate, *up);
+                *y = gate * sigmoid * up;
+            }
+        }
+    }
+    let rows = out.len() / width;
+    assert!(x.len() == rows * 2 * width && clamp.limit > 0.0, "gate and up for each output, a bound above 0");
+    each_row(out, width, &Work(clamp, x, width));
+}
+
+/// The gradient of [`gated_clamped`]'s input from that of its output.
+///
+/// # Shape
+/// `x`, `dx`: rows of `2 · width` values; `dy`: rows of `width`.
+pub fn gated_clamped_backward(clamp: GateClamp, x: &[f32], dy: &[f32], width: usize, dx: &mut [f32]) {
+    struct Work<'a>(GateClamp, &'a [f32], &'a [f32], usize);
+    impl RowWork for Work<'_> {
+        #[inline(always)]
+        fn row<S: Simd>(&self, row: usize, dx: &mut [f32]) {
+            let Self(clamp, x, dy, width) = *self;
+            let (gates, ups) = x[row * 2 * width..][..2 * width].split_at(width);
+            let (d_gate, d_up) = dx.split_at_mut(width);
+            for (i, dy) in dy[row * width..][..width].iter().enumerate() {
+                let (gate, sigmoid, up) = clamp.parts::<S>(gates[i], ups[i]);
+                let slope = sigmoid * (1.0 + clamp.slope * gate * (1.0 - sigmoid));
+                d_gate[i] = if gates[i] > clamp.limit { 0.0 } else { dy * up * slope };
+                d_up[i] = if ups[i].abs() > clamp.limit { 0.0 } else { dy * gate * sigmoid };
+            }
+        }
+    }
+    let rows = dy.len() / width;
+    assert!(x.len() == rows * 2 * width && dx.len() == x.len() && clamp.limit > 0.0, "gate and up for each output");
+    each_row(dx, 2 * width, &Work(clamp, x, dy, width));
+}
+
 /// `x · f(gate)`, or `x · gate` without a function.
 ///
 /// # Shape

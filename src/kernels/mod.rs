@@ -21,6 +21,7 @@ mod kv_cache;
 mod attention;
 mod attention_backward;
 mod elementwise;
+mod experts;
 mod delta_rule;
 mod delta_rule_backward;
 mod convolution;
@@ -37,12 +38,14 @@ pub use delta_rule::{
 };
 pub use delta_rule_backward::delta_rule_within_backward;
 pub use elementwise::{
-    Activation, LEAST_LENGTH, NormKind, Normalise, activate, activate_backward, add_scaled, cross_entropy, dropout, gate,
-    gate_backward, gated, gated_backward, normalise, normalise_backward, rotate, scale_softcap, unit_length,
+    Activation, GateClamp, LEAST_LENGTH, NormKind, Normalise, activate, activate_backward, add_scaled, cross_entropy, dropout,
+    gate, gate_backward, gated, gated_backward, gated_clamped, gated_clamped_backward, normalise, normalise_backward, rotate,
+    scale_softcap, unit_length,
 };
+pub use experts::{RouteBy, Scoring, route, route_backward};
 pub use format::Format;
 pub use kv_cache::{KvFormat, KvHeads};
-pub use math::exp_unfused;
+pub use math::{exp_unfused, lane_dot};
 pub use matmul::{Epilogue, LowRankTerm, matmul, matmul_new, matmul_transposed_add, outer_sum};
 pub use memory::{copied, peak_bytes, physical_bytes, resident_bytes, trim, zeros};
 pub use packed::{Arithmetic, MatmulWeight, Packed, Panels, Use};

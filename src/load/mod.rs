@@ -8,6 +8,7 @@ mod rewrite;
 mod read_count;
 mod safetensors;
 mod tokenizer_json;
+mod expert_stacks;
 mod quantization;
 mod gguf;
 mod sentence;
@@ -15,6 +16,7 @@ mod peft;
 #[cfg(feature = "hub")]
 pub mod hub;
 
+pub use expert_stacks::ApartExperts;
 pub use fnv::{FNV_START, fnv};
 pub use gguf::{Gguf, GgufChanges, GgufSource, GgufVocabulary, Metadata, Origin, WHOLE_CLASS};
 pub use json::Json;

@@ -94,6 +94,8 @@ impl Quantization {
                 let less_one = json.text("checkpoint_format")?.is_none_or(|format| format != "gptq_v2");
                 Self::Gptq { bits: bits(&json, "bits", &[2, 4, 8])?, group: group(&json, "group_size")?, less_one }
             }
+            // Of experts alone, which are taken apart as they are.
+            "mxfp4" => return Ok(None),
             "compressed-tensors" => compressed_of(&json)?,
             _ => {
                 let known = "expected fp8, awq, gptq, compressed-tensors or MLX's";

@@ -153,6 +153,8 @@ pub fn parse(json: &Json, defaults: &Defaults) -> Result<Draft> {
         biases: Biases::default(),
         qk_norm: None,
         qk_norm_place: QkNormPlace::BeforeRope,
+        v_norm: false,
+        sinks: None,
         output_gate: None,
         delta_net: None,
         short_conv: None,
@@ -160,13 +162,18 @@ pub fn parse(json: &Json, defaults: &Defaults) -> Result<Draft> {
         attn_softcap: None,
         qkv_clip: None,
         mlp: Mlp::Gated,
+        experts: None,
+        expert_branch: None,
         activation: activation(json, defaults.activation_key, defaults.activation)?,
         order: Order::Sequential,
+        layer_inputs: None,
+        layer_scalar: None,
         embed_scale: 1.0,
         residual_scale: 1.0,
         logit_scale: 1.0,
         logit_softcap: None,
         tying: if json.flag("tie_word_embeddings", defaults.tied)? { Tying::Tied } else { Tying::Separate },
+        projection: None,
     })
 }
 

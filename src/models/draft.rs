@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use crate::nn::{
-    AttentionConfig, BranchConfig, BranchInput, Config, DeltaNetConfig, DenseConfig, LayerConfig, Name, Names, NormConfig,
-    OperationConfig, Positions, QkNorm, QkNormConfig, QkNormPlace, RelativeBiasConfig, Rope, ShortConvConfig, Slot, StepConfig,
-    Tying, Visible,
+    AttentionConfig, BranchConfig, BranchInput, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, KeysAndValues, LayerConfig,
+    LayerInputConfig, Name, Names, NormConfig, OperationConfig, PerLayerConfig, Positions, QkNorm, QkNormConfig, QkNormPlace,
+    RelativeBiasConfig, Rope, ShortConvConfig, Slot, StepConfig, Tying, Visible,
 };
 use crate::ops::Activation;
 
@@ -24,17 +24,48 @@ pub enum Mixer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pattern {
     pub mixer: Mixer,
-    /// Keys nearer than this are seen, the query's own being at 0; `None` = all.
+    /// KeySource nearer than this are seen, the query's own being at 0; `None` = all.
     pub window: Option<usize>,
     /// Index into [`Draft::ropes`]; `None` = no position embedding.
     pub rope: Option<usize>,
     /// Whether the norm before attention is there, where the family has one (ModernBERT's first layer lacks it).
     pub attn_in: bool,
+    /// `None` = the network's.
+    pub sizes: Option<Sizes>,
+    pub keys: KeySource,
+    /// Whether the MLP is [`Draft::experts`].
+    pub experts: bool,
+}
+
+/// Sizes of one layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+    pub intermediate_size: usize,
+}
+
+/// Where a layer's keys and values are from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeySource {
+    Own,
+    /// Values are the keys as they are projected.
+    AreValues,
+    /// This layer, which has own ones, of heads of the same sizes.
+    Of(usize),
 }
 
 impl Pattern {
     /// A layer that sees all, with the first rope.
-    pub const PLAIN: Self = Self { mixer: Mixer::Attention, window: None, rope: Some(0), attn_in: true };
+    pub const PLAIN: Self = Self {
+        mixer: Mixer::Attention,
+        window: None,
+        rope: Some(0),
+        attn_in: true,
+        sizes: None,
+        keys: KeySource::Own,
+        experts: false,
+    };
 }
 
 /// Where a projection is stored.
@@ -105,6 +136,27 @@ pub enum OutputGate {
     OfHeads(Name),
 }
 
+/// A per-layer embedding, and what of each layer takes it in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerInputs {
+    pub embedding: PerLayerConfig,
+    pub gate: Name,
+    pub down: Name,
+    /// Behind it, before the residual sum.
+    pub norm_out: Name,
+}
+
+/// Experts beside the MLP, each with norms of its own, and the sum normed once more.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExpertBranch {
+    pub experts: ExpertsConfig,
+    /// In front of the experts, and behind them.
+    pub norm_in: Name,
+    pub norm_out: Name,
+    /// Behind the MLP.
+    pub mlp_out: Name,
+}
+
 /// How attention and MLP of a layer stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
@@ -120,6 +172,10 @@ pub enum Mlp {
     Gated,
     Plain,
 }
+
+/// What layers that read the keys and values of others have no use for, and some checkpoints hold.
+const UNREAD_KEYS: &[Name] =
+    &["self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.k_norm.weight", "self_attn.v_norm.weight"];
 
 /// A usual network, every choice made.
 #[derive(Debug, Clone)]
@@ -145,6 +201,10 @@ pub struct Draft {
     pub biases: Biases,
     pub qk_norm: Option<QkNorm>,
     pub qk_norm_place: QkNormPlace,
+    /// Whether the values of each head are normalised.
+    pub v_norm: bool,
+    /// Scores that take their share of each head's softmax and bring no value.
+    pub sinks: Option<Name>,
     pub output_gate: Option<OutputGate>,
     /// Of layers that have one.
     pub delta_net: Option<DeltaNetConfig>,
@@ -155,13 +215,22 @@ pub struct Draft {
     /// Bound of the values of q, k and v.
     pub qkv_clip: Option<f32>,
     pub mlp: Mlp,
+    /// Of layers that have them.
+    pub experts: Option<ExpertsConfig>,
+    /// Of each layer.
+    pub expert_branch: Option<ExpertBranch>,
     pub activation: Activation,
     pub order: Order,
+    pub layer_inputs: Option<LayerInputs>,
+    /// A stored factor of each layer's output.
+    pub layer_scalar: Option<Name>,
     pub embed_scale: f32,
     pub residual_scale: f32,
     pub logit_scale: f32,
     pub logit_softcap: Option<f32>,
     pub tying: Tying,
+    /// Behind the final norm: its name, and the values that it gives.
+    pub projection: Option<(Name, usize)>,
 }
 
 impl Draft {
@@ -177,6 +246,7 @@ impl Draft {
             positions: self.positions,
             token_types: self.token_types,
             relative_bias: self.relative_buckets.map(relative_bias),
+            per_layer: self.layer_inputs.map(|inputs| inputs.embedding),
             layers: self.layers.iter().map(|pattern| self.layer(*pattern, &ropes)).collect(),
             names: self.names.network,
             norm: self.norm,
@@ -186,7 +256,14 @@ impl Draft {
             logit_softcap: self.logit_softcap,
             tying: self.tying,
             head_bias: self.biases.head.into(),
+            projection: self.projection,
         }
+    }
+
+    /// The sizes of a layer.
+    pub fn sizes(&self, pattern: &Pattern) -> Sizes {
+        let Self { num_kv_heads, head_dim, intermediate_size, .. } = *self;
+        pattern.sizes.unwrap_or(Sizes { num_kv_heads, head_dim, intermediate_size })
     }
 
     fn layer(&self, pattern: Pattern, ropes: &[Arc<Rope>]) -> LayerConfig {
@@ -203,29 +280,50 @@ impl Draft {
                 OperationConfig::ShortConv(Box::new(conv))
             }
         };
-        let dense = self.dense();
+        let mlp = match &self.experts {
+            Some(experts) if pattern.experts => OperationConfig::Experts(Box::new(experts.clone())),
+            _ => self.dense(self.sizes(&pattern).intermediate_size),
+        };
         let branch = |input, operation, norm_out| BranchConfig { input, operation, norm_out };
-        let steps = match self.order {
+        let mlp_branches = |mlp| match &self.expert_branch {
+            None => vec![branch(BranchInput::Stream(mlp_in), mlp, None)],
+            Some(beside) => {
+                let experts = OperationConfig::Experts(Box::new(beside.experts.clone()));
+                vec![
+                    branch(BranchInput::Stream(mlp_in), mlp, Some(beside.mlp_out)),
+                    branch(BranchInput::Stream(Some(beside.norm_in)), experts, Some(beside.norm_out)),
+                ]
+            }
+        };
+        let mut steps = match self.order {
             Order::Sequential => vec![
                 StepConfig { branches: vec![branch(attn_in, mixer, None)], norm_out: attn_out, norm_sum: attn_sum },
-                StepConfig {
-                    branches: vec![branch(BranchInput::Stream(mlp_in), dense, None)],
-                    norm_out: mlp_out,
-                    norm_sum: mlp_sum,
-                },
+                StepConfig { branches: mlp_branches(mlp), norm_out: mlp_out, norm_sum: mlp_sum },
             ],
             Order::Parallel => {
                 let mlp_in = mlp_in.map_or(BranchInput::Shared, |norm| BranchInput::Stream(Some(norm)));
-                let branches = vec![branch(attn_in, mixer, attn_out), branch(mlp_in, dense, mlp_out)];
+                let branches = vec![branch(attn_in, mixer, attn_out), branch(mlp_in, mlp, mlp_out)];
                 vec![StepConfig { branches, norm_out: None, norm_sum: None }]
             }
         };
-        LayerConfig { steps }
+        if let Some(LayerInputs { embedding, gate, down, norm_out }) = self.layer_inputs {
+            let input = OperationConfig::LayerInput(Box::new(LayerInputConfig {
+                dim: embedding.dim,
+                gate: Slot::whole(gate, embedding.dim),
+                down: Slot::whole(down, self.hidden_size),
+                activation: self.activation,
+            }));
+            let branches = vec![branch(BranchInput::Stream(None), input, None)];
+            steps.push(StepConfig { branches, norm_out: Some(norm_out), norm_sum: None });
+        }
+        let unused = if matches!(pattern.keys, KeySource::Of(_)) { UNREAD_KEYS } else { &[] };
+        LayerConfig { steps, scalar: self.layer_scalar, unused }
     }
 
     fn attention(&self, pattern: Pattern, ropes: &[Arc<Rope>]) -> OperationConfig {
         let names = &self.names;
-        let (heads, kv_heads, head_dim) = (self.num_heads, self.num_kv_heads, self.head_dim);
+        let Sizes { num_kv_heads: kv_heads, head_dim, .. } = self.sizes(&pattern);
+        let heads = self.num_heads;
         let qkv = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim];
         // Head by head: a query, then its gate.
         let beside = |index| match names.q {
@@ -236,14 +334,19 @@ impl Draft {
             Some(OutputGate::BesideQueries) => (beside(0), Some(beside(1))),
             Some(OutputGate::OfHeads(name)) => (names.q.slot(0, &qkv), Some(Slot::whole(name, heads))),
         };
+        let kv = match pattern.keys {
+            KeySource::Own => KeysAndValues::Own { k: names.k.slot(1, &qkv), v: names.v.slot(2, &qkv) },
+            KeySource::AreValues => KeysAndValues::Same(names.k.slot(1, &qkv)),
+            // Every layer before has a mixer with a state.
+            KeySource::Of(layer) => KeysAndValues::Of(layer),
+        };
         let qk_norm = |kind| QkNormConfig { kind, place: self.qk_norm_place, q: names.q_norm, k: names.k_norm };
         OperationConfig::Attention(Box::new(AttentionConfig {
             heads,
             kv_heads,
             head_dim,
             q,
-            k: names.k.slot(1, &qkv),
-            v: names.v.slot(2, &qkv),
+            kv,
             o: names.o.slot(0, &[self.hidden_size]),
             gate,
             qkv_bias: self.biases.qkv.into(),
@@ -252,14 +355,16 @@ impl Draft {
             window: pattern.window,
             rope: pattern.rope.map(|rope| ropes[rope].clone()),
             qk_norm: self.qk_norm.map(qk_norm),
+            v_norm: self.v_norm,
+            sinks: self.sinks,
             scale: self.attn_scale,
             softcap: self.attn_softcap,
             clip: self.qkv_clip,
         }))
     }
 
-    fn dense(&self) -> OperationConfig {
-        let (names, size) = (&self.names, self.intermediate_size);
+    fn dense(&self, size: usize) -> OperationConfig {
+        let names = &self.names;
         let (gate, up) = match self.mlp {
             Mlp::Gated => (Some(names.gate.slot(0, &[size, size])), names.up.slot(1, &[size, size])),
             Mlp::Plain => (None, names.up.slot(0, &[size])),
@@ -271,6 +376,7 @@ impl Draft {
             down: names.down.slot(0, &[self.hidden_size]),
             bias: self.biases.mlp.into(),
             activation: self.activation,
+            clamp: None,
         }))
     }
 }

@@ -123,6 +123,8 @@ pub fn parse(json: &Json, keys: &Keys) -> Result<Draft> {
         biases: Biases { qkv: true, o: true, mlp: true, head: false },
         qk_norm: None,
         qk_norm_place: QkNormPlace::BeforeRope,
+        v_norm: false,
+        sinks: None,
         output_gate: None,
         delta_net: None,
         short_conv: None,
@@ -130,13 +132,18 @@ pub fn parse(json: &Json, keys: &Keys) -> Result<Draft> {
         attn_softcap: None,
         qkv_clip: None,
         mlp: Mlp::Plain,
+        experts: None,
+        expert_branch: None,
         activation: base::activation(json, keys.activation, "gelu")?,
         order: Order::Sequential,
+        layer_inputs: None,
+        layer_scalar: None,
         embed_scale: 1.0,
         residual_scale: 1.0,
         logit_scale: 1.0,
         logit_softcap: None,
         tying: Tying::Separate,
+        projection: None,
     })
 }
 

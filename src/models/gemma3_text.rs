@@ -47,7 +47,7 @@ pub fn parse(json: &Json) -> Result<Draft> {
 /// One for full layers, one for those that slide.
 fn ropes(json: &Json, head_dim: usize) -> Result<Vec<Rope>> {
     let thetas = (1e6, 1e4);
-    if let Some((full, sliding)) = rope::nested(json, head_dim, thetas, &DEFAULTS)? {
+    if let Some((full, sliding)) = rope::nested(json, (head_dim, head_dim), thetas, &DEFAULTS)? {
         return Ok(vec![full, sliding]);
     }
     if json.object("rope_parameters")?.is_some() {

@@ -54,7 +54,7 @@ const CONV: usize = 2;
 
 fn ropes(json: &Json, head_dim: usize) -> Result<Vec<Rope>> {
     let thetas = (1e6, 1e4);
-    if let Some((full, sliding)) = rope::nested(json, head_dim, thetas, &DEFAULTS)? {
+    if let Some((full, sliding)) = rope::nested(json, (head_dim, head_dim), thetas, &DEFAULTS)? {
         return Ok(vec![full, sliding]);
     }
     if json.object("rope_parameters")?.is_some() || json.object("rope_scaling")?.is_some() {

@@ -7,6 +7,7 @@ mod draft;
 mod base;
 mod gguf;
 mod encoder;
+mod experts;
 mod rope;
 
 mod arcee;
@@ -14,22 +15,29 @@ mod bert;
 mod cohere;
 mod cohere2;
 mod distilbert;
+mod embedding_gemma2;
 mod ernie4_5;
 mod eurobert;
 mod exaone4;
 mod gemma;
 mod gemma2;
 mod gemma3_text;
+mod gemma4;
 mod glm;
 mod glm4;
+mod gpt_oss;
 mod granite;
+mod granite_moe;
+mod granite_swa;
 mod helium;
 mod hunyuan_v1_dense;
 mod lfm2;
+mod lfm2_moe;
 mod lfm3;
 mod llama;
 mod ministral3;
 mod mistral;
+mod mixtral;
 mod modernbert;
 mod mpnet;
 mod multimodal;
@@ -38,11 +46,14 @@ mod nomic_bert;
 mod olmo;
 mod olmo2;
 mod olmo3;
+mod olmoe;
 mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_5;
+mod qwen3_5_moe;
+mod qwen3_moe;
 mod roberta;
 mod seed_oss;
 mod smollm3;
@@ -73,6 +84,8 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "cohere", parse: cohere::parse },
     Family { model_type: "cohere2", parse: cohere2::parse },
     Family { model_type: "distilbert", parse: distilbert::parse },
+    Family { model_type: "embedding_gemma2", parse: embedding_gemma2::parse_nested },
+    Family { model_type: "embedding_gemma2_text", parse: embedding_gemma2::parse },
     Family { model_type: "ernie4_5", parse: ernie4_5::parse },
     Family { model_type: "eurobert", parse: eurobert::parse },
     Family { model_type: "exaone4", parse: exaone4::parse },
@@ -80,17 +93,28 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "gemma2", parse: gemma2::parse },
     Family { model_type: "gemma3", parse: multimodal::parse },
     Family { model_type: "gemma3_text", parse: gemma3_text::parse },
+    Family { model_type: "gemma4", parse: multimodal::parse },
+    Family { model_type: "gemma4_text", parse: gemma4::parse },
+    Family { model_type: "gemma4_unified", parse: multimodal::parse },
+    Family { model_type: "gemma4_unified_text", parse: gemma4::parse_unified },
     Family { model_type: "glm", parse: glm::parse },
     Family { model_type: "glm4", parse: glm4::parse },
+    Family { model_type: "gpt_oss", parse: gpt_oss::parse },
     Family { model_type: "granite", parse: granite::parse },
+    Family { model_type: "granite_swa", parse: granite_swa::parse },
+    Family { model_type: "granitemoe", parse: granite_moe::parse },
+    Family { model_type: "granitemoe_swa", parse: granite_moe::parse_with_windows },
+    Family { model_type: "granitemoeshared", parse: granite_moe::parse },
     Family { model_type: "helium", parse: helium::parse },
     Family { model_type: "hunyuan_v1_dense", parse: hunyuan_v1_dense::parse },
     Family { model_type: "lfm2", parse: lfm2::parse },
+    Family { model_type: "lfm2_moe", parse: lfm2_moe::parse },
     Family { model_type: "lfm3", parse: lfm3::parse },
     Family { model_type: "llama", parse: llama::parse },
     Family { model_type: "ministral3", parse: ministral3::parse },
     Family { model_type: "mistral", parse: mistral::parse },
     Family { model_type: "mistral3", parse: multimodal::parse },
+    Family { model_type: "mixtral", parse: mixtral::parse },
     Family { model_type: "modernbert", parse: modernbert::parse },
     Family { model_type: "mpnet", parse: mpnet::parse },
     Family { model_type: "nemotron", parse: nemotron::parse },
@@ -98,12 +122,16 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "olmo", parse: olmo::parse },
     Family { model_type: "olmo2", parse: olmo2::parse },
     Family { model_type: "olmo3", parse: olmo3::parse },
+    Family { model_type: "olmoe", parse: olmoe::parse },
     Family { model_type: "phi", parse: phi::parse },
     Family { model_type: "phi3", parse: phi3::parse },
     Family { model_type: "qwen2", parse: qwen2::parse },
     Family { model_type: "qwen3", parse: qwen3::parse },
     Family { model_type: "qwen3_5", parse: multimodal::parse },
+    Family { model_type: "qwen3_5_moe", parse: multimodal::parse },
+    Family { model_type: "qwen3_5_moe_text", parse: qwen3_5_moe::parse },
     Family { model_type: "qwen3_5_text", parse: qwen3_5::parse },
+    Family { model_type: "qwen3_moe", parse: qwen3_moe::parse },
     Family { model_type: "roberta", parse: roberta::parse },
     Family { model_type: "seed_oss", parse: seed_oss::parse },
     Family { model_type: "smollm3", parse: smollm3::parse },

@@ -56,7 +56,7 @@ pub fn parse(json: &Json) -> Result<Draft> {
 /// One for layers that see all, one for the others.
 fn ropes(json: &Json, head_dim: usize) -> Result<Vec<Rope>> {
     let thetas = (json.positive("global_rope_theta", 160_000.0)?, json.positive("local_rope_theta", 10_000.0)?);
-    if let Some((full, local)) = rope::nested(json, head_dim, thetas, &DEFAULTS)? {
+    if let Some((full, local)) = rope::nested(json, (head_dim, head_dim), thetas, &DEFAULTS)? {
         return Ok(vec![full, local]);
     }
     let scaling = json.object("rope_scaling")?;

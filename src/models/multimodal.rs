@@ -1,5 +1,5 @@
-//! The language model of one that also sees: `text_config` describes it, and its tensors lie below those of the whole. What reads
-//! pictures is skipped.
+//! The language model of one that also sees and hears: `text_config` describes it, and its tensors lie below those of the whole. What
+//! reads pictures and sounds is skipped.
 
 use super::base;
 use super::draft::Draft;
@@ -11,13 +11,21 @@ use crate::nn::Prefix;
 const PREFIXES: [Prefix; 2] =
     [Prefix::of("model.language_model."), Prefix { network: "language_model.model.", head: "language_model." }];
 
-const TOWERS: [&str; 7] = [
+const TOWERS: [&str; 15] = [
     "vision_tower.",
     "multi_modal_projector.",
     "model.vision_tower.",
     "model.multi_modal_projector.",
     "visual.",
     "model.visual.",
+    "vision_embedder.",
+    "embed_vision.",
+    "audio_tower.",
+    "embed_audio.",
+    "model.vision_embedder.",
+    "model.embed_vision.",
+    "model.audio_tower.",
+    "model.embed_audio.",
     // Layers that predict further tokens.
     "mtp.",
 ];

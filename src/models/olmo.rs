@@ -14,9 +14,14 @@ pub fn parse(json: &Json) -> Result<Draft> {
     draft.norm.kind = NormKind::Layer;
     draft.norm.parts = NormParts::Nothing;
     draft.norm.eps = 1e-5; // fixed: no key changes it
-    draft.qkv_clip = json.number("clip_qkv")?.map(|bound| bound as f32);
-    if draft.qkv_clip.is_some_and(|bound| bound < 0.0) {
-        return Err(json.invalid("clip_qkv", "expected a number from 0 on or null"));
-    }
+    draft.qkv_clip = clip(json)?;
     Ok(draft)
+}
+
+/// The bound of q, k and v.
+pub fn clip(json: &Json) -> Result<Option<f32>> {
+    match json.number("clip_qkv")?.map(|bound| bound as f32) {
+        Some(bound) if bound < 0.0 => Err(json.invalid("clip_qkv", "expected a number from 0 on or null")),
+        bound => Ok(bound),
+    }
 }

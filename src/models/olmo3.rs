@@ -22,7 +22,7 @@ pub fn parse(json: &Json) -> Result<Draft> {
 /// One for full layers, one for those that slide. Old keys speak of full layers alone, as transformers reads them.
 fn ropes(json: &Json, head_dim: usize) -> Result<Vec<Rope>> {
     const THETA: f64 = 500_000.0;
-    if let Some((full, sliding)) = rope::nested(json, head_dim, (THETA, THETA), &DEFAULTS)? {
+    if let Some((full, sliding)) = rope::nested(json, (head_dim, head_dim), (THETA, THETA), &DEFAULTS)? {
         return Ok(vec![full, sliding]);
     }
     if json.object("rope_parameters")?.is_some() {

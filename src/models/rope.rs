@@ -27,7 +27,7 @@ pub fn flat(json: &Json, head_dim: usize, defaults: &Defaults) -> Result<Rope> {
 }
 
 /// The ropes of full and of sliding layers, where `rope_parameters` holds one for each; `None` where it is flat or absent.
-pub fn nested(json: &Json, head_dim: usize, thetas: (f64, f64), defaults: &Defaults) -> Result<Option<(Rope, Rope)>> {
+pub fn nested(json: &Json, head_dims: (usize, usize), thetas: (f64, f64), defaults: &Defaults) -> Result<Option<(Rope, Rope)>> {
     if json.object("rope_scaling")?.is_some() {
         return Ok(None);
     }
@@ -41,8 +41,8 @@ pub fn nested(json: &Json, head_dim: usize, thetas: (f64, f64), defaults: &Defau
         return Err(parameters.unsupported("truncate", "expected none inside the settings of a kind of layer"));
     }
     Ok(Some((
-        one(json, full.as_ref(), head_dim, thetas.0, defaults)?,
-        one(json, sliding.as_ref(), head_dim, thetas.1, defaults)?,
+        one(json, full.as_ref(), head_dims.0, thetas.0, defaults)?,
+        one(json, sliding.as_ref(), head_dims.1, thetas.1, defaults)?,
     )))
 }
 

@@ -264,6 +264,18 @@ impl<'a> RowAdapters<'a> {
         Self(self.0.iter().filter_map(part).collect())
     }
 
+    /// Those of these rows, which are in ascending order.
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let (mut first, mut left) = (0usize, rows);
+        let part = |&(len, adapters): &(usize, Option<&'a Adapters>)| {
+            let end = first.saturating_add(len);
+            let count = left.partition_point(|row| *row < end);
+            (first, left) = (end, &left[count..]);
+            (count > 0).then_some((count, adapters))
+        };
+        Self(self.0.iter().filter_map(part).collect())
+    }
+
     /// Whether a change has dropout, which counts the rows of a call: they must be all.
     pub fn count_rows(&self) -> bool {
         self.0.iter().filter_map(|(_, adapters)| *adapters).any(Adapters::has_dropout)

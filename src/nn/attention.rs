@@ -10,7 +10,7 @@ use super::loader::Loader;
 use super::mix::Part;
 use super::{Linear, Pairs, Rope, RowAdapters};
 use crate::error;
-use crate::ops::{self, Activation, Angles, Context, Mask, Norm};
+use crate::ops::{self, Activation, Angles, Context, Mask, Norm, Vector};
 
 /// Which tokens one sees within its window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,17 @@ pub struct QkNormConfig {
     pub k: Name,
 }
 
+/// Where an attention has keys and values from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeysAndValues {
+    /// Projections of its input.
+    Own { k: Slot, v: Slot },
+    /// One projection: values are what it gives, before keys are normalised and rotated.
+    Same(Slot),
+    /// The mixer of this number, an attention with heads of the same sizes that runs before: it has no state of its own.
+    Of(usize),
+}
+
 /// One attention.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionConfig {
@@ -55,8 +66,7 @@ pub struct AttentionConfig {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub q: Slot,
-    pub k: Slot,
-    pub v: Slot,
+    pub kv: KeysAndValues,
     pub o: Slot,
     /// What is found is multiplied by the sigmoid of this projection: a row for each value, or for each head.
     pub gate: Option<Slot>,
@@ -68,6 +78,10 @@ pub struct AttentionConfig {
     /// `None` = no position embedding.
     pub rope: Option<Arc<Rope>>,
     pub qk_norm: Option<QkNormConfig>,
+    /// Whether the values of each head are normalised, without a weight.
+    pub v_norm: bool,
+    /// A score for each head that takes its share of the softmax and brings no value: a full name.
+    pub sinks: Option<Name>,
     /// Factor of the scores.
     pub scale: f32,
     pub softcap: Option<f32>,
@@ -80,9 +94,24 @@ impl AttentionConfig {
         self.visible == Visible::Before
     }
 
+    /// Whether it keeps keys and values of its own.
+    pub fn has_state(&self) -> bool {
+        !matches!(self.kv, KeysAndValues::Of(_))
+    }
+
     /// Values of a row's queries, keys and values.
     fn qkv_values(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.heads * self.head_dim + self.projected_values().iter().sum::<usize>()
+    }
+
+    /// Values of a row's keys, and of its values, as far as they are projections of their own.
+    fn projected_values(&self) -> [usize; 2] {
+        let values = self.kv_heads * self.head_dim;
+        match self.kv {
+            KeysAndValues::Own { .. } => [values; 2],
+            KeysAndValues::Same(_) => [values, 0],
+            KeysAndValues::Of(_) => [0; 2],
+        }
     }
 
     /// Values of a row's gates.
@@ -112,6 +141,8 @@ pub struct Attention {
     qkv: Linear,
     q_norm: Option<Norm>,
     k_norm: Option<Norm>,
+    v_norm: Option<Norm>,
+    sinks: Option<Vector>,
     o: Linear,
 }
 
@@ -124,17 +155,35 @@ impl Attention {
     ) -> error::Result<Self> {
         let AttentionConfig { heads, kv_heads, qkv_bias, o_bias, .. } = *config;
         let rope = config.rope.as_ref().and_then(|rope| ropes.iter().position(|known| Arc::ptr_eq(known, rope) || known == rope));
-        let one_tensor = config.q.name == config.v.name;
+        let one_tensor = matches!(&config.kv, KeysAndValues::Own { v, .. } if v.name == config.q.name);
         let (other, value) = if one_tensor { (Part::Qkv, Part::Qkv) } else { (Part::Other, Part::Value) };
-        let mut slots = vec![(&config.q, other), (&config.k, other), (&config.v, value)];
+        let mut slots = vec![(&config.q, other)];
+        match &config.kv {
+            KeysAndValues::Own { k, v } => slots.extend([(k, other), (v, value)]),
+            KeysAndValues::Same(k) => slots.push((k, value)),
+            KeysAndValues::Of(_) => {}
+        }
         slots.extend(config.gate.as_ref().map(|gate| (gate, other)));
         let qkv = loader.linear(&slots, hidden_size, qkv_bias)?;
         let mut qk_norm = |name: fn(&QkNormConfig) -> Name, heads| {
             config.qk_norm.as_ref().map(|norm| load_qk_norm(norm.kind, name(norm), heads, config.head_dim, loader)).transpose()
         };
-        let (q_norm, k_norm) = (qk_norm(|norm| norm.q, heads)?, qk_norm(|norm| norm.k, kv_heads)?);
+        let q_norm = qk_norm(|norm| norm.q, heads)?;
+        let k_norm = if config.has_state() { qk_norm(|norm| norm.k, kv_heads)? } else { None };
+        let v_norm = config.v_norm.then(|| loader.bare_norm(config.head_dim));
+        let sinks = match config.sinks {
+            Some(name) => {
+                let name = loader.at(name);
+                Some(loader.weights.vector(&name, heads, 0.0)?)
+            }
+            None => None,
+        };
         let o = loader.linear(&[(&config.o, Part::Other)], heads * config.head_dim, o_bias)?;
-        Ok(Self { config: config.clone(), state: loader.next_state(), rope, qkv, q_norm, k_norm, o })
+        let state = match config.kv {
+            KeysAndValues::Of(number) => number,
+            KeysAndValues::Own { .. } | KeysAndValues::Same(_) => loader.next_state(),
+        };
+        Ok(Self { config: config.clone(), state, rope, qkv, q_norm, k_norm, v_norm, sinks, o })
     }
 
     pub(super) fn linears(&self) -> [&Linear; 2] {
@@ -151,22 +200,23 @@ impl Attention {
     /// `x`: `(T, C)`; returns `(T, H · D)`.
     pub(super) fn mix(&self, cx: Context<'_>, x: &Tensor, call: &mut Call<'_>) -> Result<Tensor> {
         let AttentionConfig { heads, kv_heads, window, scale, softcap, .. } = self.config;
-        let ([q, k, v], gate) = self.queries_keys_values(cx, x, call)?;
+        let Projected { q, kv, gate } = self.queries_keys_values(cx, x, call)?;
         let mask = Mask { causal: self.config.is_causal(), window, scale, softcap };
-        let found = call.attend(cx, [&q, &k, &v], (heads, kv_heads), mask, self.state)?;
+        let found = call.attend(cx, &q, kv.as_ref(), (heads, kv_heads), (mask, self.sinks.as_ref()), self.state)?;
         gate.map_or(Ok(found.clone()), |gate| ops::gate(cx, &found, &gate, Some(Activation::Sigmoid)))
     }
 
-    /// # Shape
-    /// `x`: `(T, C)`; returns `(T, H · D)`, `(T, K · D)`, `(T, K · D)`, and gates where there are any.
-    fn queries_keys_values(&self, cx: Context<'_>, x: &Tensor, call: &Call<'_>) -> Result<([Tensor; 3], Option<Tensor>)> {
+    fn queries_keys_values(&self, cx: Context<'_>, x: &Tensor, call: &Call<'_>) -> Result<Projected> {
         let c = &self.config;
         let mut qkv = self.qkv.forward(cx, x, &call.adapters)?;
-        if let Some(bound) = c.clip {
+        // A norm of all of them goes before the bound.
+        let is_wide = c.qk_norm.is_some_and(|norm| norm.kind == QkNorm::Width);
+        if let Some(bound) = c.clip.filter(|_| !is_wide) {
             qkv = ops::clip(cx, &qkv, bound)?;
         }
-        let kv = c.kv_heads * c.head_dim;
-        let [q, k, v, gate] = ops::split(cx, &qkv, [c.heads * c.head_dim, kv, kv, c.gate_values()])?;
+        let clip = |x: Tensor| c.clip.filter(|_| is_wide).map_or(Ok(x.clone()), |bound| ops::clip(cx, &x, bound));
+        let [keys, values] = c.projected_values();
+        let [q, k, v, gate] = ops::split(cx, &qkv, [c.heads * c.head_dim, keys, values, c.gate_values()])?;
         let angles = self.rope.map(|number| &call.angles[number]);
         let rotate = |x: Tensor, angles: Option<&Angles>| match (angles, &c.rope) {
             (Some(angles), Some(rope)) => ops::rope(cx, &x, c.head_dim, rope.pairs == Pairs::Neighbours, angles),
@@ -174,10 +224,22 @@ impl Attention {
         };
         let place = |x: Tensor, norm: &Option<Norm>, angles| match c.qk_norm.map(|norm| norm.place) {
             Some(QkNormPlace::AfterRope) => ops::optional_norm(cx, rotate(x, angles)?, norm.as_ref()),
-            _ => rotate(ops::optional_norm(cx, x, norm.as_ref())?, angles),
+            _ => rotate(clip(ops::optional_norm(cx, x, norm.as_ref())?)?, angles),
         };
-        let (of_q, of_k) = (angles.map(|angles| &angles.queries), angles.map(|angles| &angles.keys));
-        Ok(([place(q, &self.q_norm, of_q)?, place(k, &self.k_norm, of_k)?, v], c.gate.is_some().then_some(gate)))
+        let v = match c.kv {
+            KeysAndValues::Own { .. } => Some(v),
+            KeysAndValues::Same(_) => Some(k.clone()),
+            KeysAndValues::Of(_) => None,
+        };
+        let q = place(q, &self.q_norm, angles.map(|angles| &angles.queries))?;
+        let kv = match v {
+            Some(v) => {
+                let k = place(k, &self.k_norm, angles.map(|angles| &angles.keys))?;
+                Some([k, ops::optional_norm(cx, clip(v)?, self.v_norm.as_ref())?])
+            }
+            None => None,
+        };
+        Ok(Projected { q, kv, gate: c.gate.is_some().then_some(gate) })
     }
 
     /// The projection of what was found, each row for itself.
@@ -187,6 +249,16 @@ impl Attention {
     pub(super) fn project(&self, cx: Context<'_>, mixed: &Tensor, adapters: &RowAdapters<'_>) -> Result<Tensor> {
         self.o.forward(cx, mixed, adapters)
     }
+}
+
+/// Of some rows.
+struct Projected {
+    /// `(T, H · D)`
+    q: Tensor,
+    /// `(T, K · D)` each, unless they are another's.
+    kv: Option<[Tensor; 2]>,
+    /// `(T, H · D)` or `(T, H)`.
+    gate: Option<Tensor>,
 }
 
 fn load_qk_norm(kind: QkNorm, name: Name, heads: usize, head_dim: usize, loader: &mut Loader<'_, '_>) -> error::Result<Norm> {

@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{AttentionConfig, LayerConfig, OperationConfig, Rope};
+use super::{AttentionConfig, KeysAndValues, LayerConfig, OperationConfig, PerLayerConfig, Rope};
 use crate::ops::NormKind;
 
 /// The name of a stored tensor, without `.weight`: below its layer, or below the network.
@@ -20,6 +20,8 @@ pub struct Slot {
     pub parts: Vec<usize>,
     pub index: usize,
     pub repeats: usize,
+    /// Whether it is a tensor of three dimensions, the last of which is a row: matrices of several experts. Its name is then a full one.
+    pub is_stack: bool,
 }
 
 impl Slot {
@@ -30,7 +32,12 @@ impl Slot {
 
     /// One of several parts that lie one after another.
     pub fn part(name: impl Into<String>, parts: &[usize], index: usize) -> Self {
-        Self { name: name.into(), parts: parts.to_vec(), index, repeats: 1 }
+        Self { name: name.into(), parts: parts.to_vec(), index, repeats: 1, is_stack: false }
+    }
+
+    /// `len` rows from `start` on, of so many in a stack of matrices.
+    pub fn of_stack(name: impl Into<String>, (start, len): (usize, usize), total: usize) -> Self {
+        Self { is_stack: true, ..Self::part(name, &[start, len, total.saturating_sub(start + len)], 1) }
     }
 
     /// The same below a place.
@@ -168,6 +175,7 @@ pub struct Config {
     /// Rows of the table of token types, of which the first is added to every token.
     pub token_types: Option<usize>,
     pub relative_bias: Option<RelativeBiasConfig>,
+    pub per_layer: Option<PerLayerConfig>,
     pub layers: Vec<LayerConfig>,
     pub names: Names,
     pub norm: NormConfig,
@@ -177,9 +185,16 @@ pub struct Config {
     pub logit_softcap: Option<f32>,
     pub tying: Tying,
     pub head_bias: Bias,
+    /// Behind the final norm of a network that gives vectors: its name, and the values of these.
+    pub projection: Option<(Name, usize)>,
 }
 
 impl Config {
+    /// The values of a token's vector, as a network without a head gives it.
+    pub fn vector_size(&self) -> usize {
+        self.projection.map_or(self.hidden_size, |(_, size)| size)
+    }
+
     /// Every operation, in the order of computation.
     pub fn operations(&self) -> impl Iterator<Item = &OperationConfig> {
         self.layers.iter().flat_map(LayerConfig::operations)
@@ -188,6 +203,20 @@ impl Config {
     /// Every attention, in the order of computation.
     pub fn attentions(&self) -> impl Iterator<Item = &AttentionConfig> {
         self.operations().filter_map(OperationConfig::attention)
+    }
+
+    /// The mixers whose keys and values others read, by their numbers.
+    pub fn shared_keys(&self) -> impl Iterator<Item = usize> {
+        let source = |attention: &AttentionConfig| match attention.kv {
+            KeysAndValues::Of(number) => Some(number),
+            KeysAndValues::Own { .. } | KeysAndValues::Same(_) => None,
+        };
+        self.attentions().filter_map(source)
+    }
+
+    /// Whether a checkpoint of safetensors holds experts by inputs, in stacks.
+    pub fn has_stacks_of_inputs(&self) -> bool {
+        self.operations().any(|operation| matches!(operation, OperationConfig::Experts(experts) if experts.is_stack_of_inputs))
     }
 
     /// Whether no token sees a later one.
@@ -208,7 +237,8 @@ impl Config {
 
     /// The values of one row that are in memory at a time while a pass goes forward, at most.
     pub fn forward_values(&self) -> usize {
-        4 * self.hidden_size + self.operations().map(OperationConfig::forward_values).max().unwrap_or(0)
+        let per_layer = self.per_layer.as_ref().map_or(0, |per_layer| per_layer.forward_values(self.layers.len()));
+        4 * self.hidden_size + self.operations().map(OperationConfig::forward_values).max().unwrap_or(0) + per_layer
     }
 
     /// The values of one row that the backward pass of the largest layer needs: the inputs of its norms, products and activations.

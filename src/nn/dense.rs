@@ -7,7 +7,7 @@ use super::loader::Loader;
 use super::mix::Part;
 use super::{Linear, RowAdapters};
 use crate::error;
-use crate::ops::{self, Activation, Context};
+use crate::ops::{self, Activation, Context, GateClamp};
 
 /// `down(act(gate(x)) · up(x))`, or `down(act(up(x)))` where there is no gate.
 ///
@@ -21,6 +21,8 @@ pub struct DenseConfig {
     pub down: Slot,
     pub bias: Bias,
     pub activation: Activation,
+    /// Of a gated one, instead of an activation alone.
+    pub clamp: Option<GateClamp>,
 }
 
 impl DenseConfig {
@@ -44,6 +46,7 @@ impl DenseConfig {
 #[derive(Clone)]
 pub struct Dense {
     activation: Activation,
+    clamp: Option<GateClamp>,
     is_gated: bool,
     /// Gate and up as one matrix, or up alone.
     up: Linear,
@@ -55,6 +58,7 @@ impl Dense {
         let up: Vec<_> = config.gate.iter().chain([&config.up]).map(|slot| (slot, Part::Other)).collect();
         Ok(Self {
             activation: config.activation,
+            clamp: config.clamp,
             is_gated: config.gate.is_some(),
             up: loader.linear(&up, hidden_size, config.bias)?,
             down: loader.linear(&[(&config.down, Part::Down)], config.intermediate_size, config.bias)?,
@@ -73,9 +77,10 @@ impl Dense {
     /// `(T, C)`; returns the same.
     pub(super) fn forward(&self, cx: Context<'_>, x: &Tensor, adapters: &RowAdapters<'_>) -> Result<Tensor> {
         let up = self.up.forward(cx, x, adapters)?;
-        let activated = match self.is_gated {
-            true => ops::gated(cx, &up, self.activation)?,
-            false => ops::activate(cx, up, self.activation)?,
+        let activated = match (self.is_gated, self.clamp) {
+            (true, Some(clamp)) => ops::gated_clamped(cx, &up, clamp)?,
+            (true, None) => ops::gated(cx, &up, self.activation)?,
+            (false, _) => ops::activate(cx, up, self.activation)?,
         };
         self.down.forward(cx, &activated, adapters)
     }

@@ -1,8 +1,9 @@
 //! A layer: residual steps, each the sum of its branches between norms.
 //!
 //! `x <- norm_sum(x + residual_scale · norm_out(Σ norm_out_b(op_b(norm_in_b(x)))))`. Llama is two steps of one branch, Cohere and Phi
-//! one step of two.
+//! one step of two. Of some families the output of all steps is multiplied by a stored number.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,16 +13,22 @@ use super::attention::{Attention, AttentionConfig};
 use super::config::Name;
 use super::delta_net::{DeltaNet, DeltaNetConfig};
 use super::dense::{Dense, DenseConfig};
+use super::experts::{Experts, ExpertsConfig};
 use super::loader::Loader;
+use super::per_layer::{LayerInput, LayerInputConfig};
 use super::rope::RopeAngles;
 use super::short_conv::{ShortConv, ShortConvConfig};
 use super::{LayerState, Linear, Rope, RowAdapters, States};
 use crate::error;
-use crate::ops::{self, Context, Convolution, DeltaShape, Mask, Masks, Norm, Sequences};
+use crate::ops::{self, Context, Convolution, DeltaShape, Mask, Masks, Norm, Sequences, Vector};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerConfig {
     pub steps: Vec<StepConfig>,
+    /// A factor of the layer's output: a full name.
+    pub scalar: Option<Name>,
+    /// Full names of tensors that some checkpoints hold and nothing reads.
+    pub unused: &'static [Name],
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -49,13 +56,16 @@ pub enum BranchInput {
     Shared,
 }
 
-/// What a branch does. Attention, short convolutions and delta nets mix tokens and have a state; an MLP sees each token alone.
+/// What a branch does. Attention, short convolutions and delta nets mix tokens and have a state; MLPs and experts see each token alone, and so
+/// does what takes in a layer's part of the per-layer embedding.
 #[derive(Debug, Clone, PartialEq)]
 pub enum OperationConfig {
     Attention(Box<AttentionConfig>),
     ShortConv(Box<ShortConvConfig>),
     DeltaNet(Box<DeltaNetConfig>),
     Dense(Box<DenseConfig>),
+    Experts(Box<ExpertsConfig>),
+    LayerInput(Box<LayerInputConfig>),
 }
 
 impl LayerConfig {
@@ -73,7 +83,7 @@ impl OperationConfig {
     fn is_mixer(&self) -> bool {
         match self {
             Self::Attention(_) | Self::ShortConv(_) | Self::DeltaNet(_) => true,
-            Self::Dense(_) => false,
+            Self::Dense(_) | Self::Experts(_) | Self::LayerInput(_) => false,
         }
     }
 
@@ -83,6 +93,8 @@ impl OperationConfig {
             Self::ShortConv(conv) => conv.forward_values(),
             Self::DeltaNet(net) => net.forward_values(),
             Self::Dense(dense) => dense.forward_values(),
+            Self::Experts(experts) => experts.forward_values(),
+            Self::LayerInput(input) => input.forward_values(),
         }
     }
 
@@ -92,6 +104,8 @@ impl OperationConfig {
             Self::ShortConv(conv) => conv.backward_values(),
             Self::DeltaNet(net) => net.backward_values(),
             Self::Dense(dense) => dense.backward_values(),
+            Self::Experts(experts) => experts.backward_values(),
+            Self::LayerInput(input) => input.backward_values(),
         }
     }
 }
@@ -102,6 +116,8 @@ pub struct Call<'a> {
     pub angles: Vec<RopeAngles>,
     pub adapters: RowAdapters<'a>,
     pub seen: Seen<'a>,
+    /// What each layer takes in besides the stream, `(T, dim)`; none in most networks.
+    pub layer_inputs: Vec<Tensor>,
 }
 
 /// What the rows of a pass see besides one another.
@@ -109,8 +125,11 @@ pub enum Seen<'a> {
     /// Rows of several sequences, each behind what its states hold; these take them up.
     Past(Vec<StepRows<'a>>),
     /// Nothing: they are whole sequences.
-    Nothing(Sequences),
+    Nothing(Sequences, SharedKeys),
 }
+
+/// Keys and values of a pass over whole sequences that others than their own mixer read: by the number of that mixer, once it has run.
+pub type SharedKeys = BTreeMap<usize, Option<[Tensor; 2]>>;
 
 /// The rows of one step of a pass.
 pub struct StepRows<'a> {
@@ -120,24 +139,35 @@ pub struct StepRows<'a> {
 }
 
 impl Call<'_> {
-    /// Attention of all rows, by the mixer of this number.
+    /// Attention of all rows, by the mixer of this number, or over the keys and values that it has computed.
     ///
     /// # Shape
-    /// `q`: `(T, H · D)`, `k`, `v`: `(T, K · D)`; returns `(T, H · D)`.
+    /// `q`: `(T, H · D)`, `kv`: `(T, K · D)` each; returns `(T, H · D)`.
     pub(super) fn attend(
         &mut self,
         cx: Context<'_>,
-        qkv: [&Tensor; 3],
+        q: &Tensor,
+        kv: Option<&[Tensor; 2]>,
         (heads, kv_heads): (usize, usize),
-        mask: Mask,
+        (mask, sinks): (Mask, Option<&Vector>),
         number: usize,
     ) -> Result<Tensor> {
-        match &mut self.seen {
-            Seen::Nothing(sequences) => ops::attention_within(cx, qkv, heads, kv_heads, mask, sequences),
-            Seen::Past(steps) => by_step(steps, qkv, |[q, k, v], step| match step.states.at(number) {
-                LayerState::Kv(cache) => ops::attention(q, k, v, heads, mask, cache, &mut step.masks),
-                LayerState::Conv(_) | LayerState::Delta(..) => bail!("attention met the state of another mixer"),
-            }),
+        let over_state = |q: &Tensor, kv: Option<[&Tensor; 2]>, step: &mut StepRows<'_>| match step.states.at(number) {
+            LayerState::Kv(cache) => ops::attention(q, kv, heads, mask, sinks, cache, &mut step.masks),
+            LayerState::Conv(_) | LayerState::Delta(..) => bail!("attention met the state of another mixer"),
+        };
+        match (&mut self.seen, kv) {
+            (Seen::Past(steps), Some([k, v])) => by_step(steps, [q, k, v], |[q, k, v], step| over_state(q, Some([k, v]), step)),
+            (Seen::Past(steps), None) => by_step(steps, [q], |[q], step| over_state(q, None, step)),
+            (Seen::Nothing(sequences, shared), kv) => {
+                if let (Some(kv), Some(kept)) = (kv, shared.get_mut(&number)) {
+                    *kept = Some(kv.clone());
+                }
+                let Some([k, v]) = kv.or(shared.get(&number).and_then(Option::as_ref)) else {
+                    bail!("attention over keys that are not there yet")
+                };
+                ops::attention_within(cx, [q, k, v], heads, kv_heads, mask, sinks, sequences)
+            }
         }
     }
 
@@ -147,7 +177,7 @@ impl Call<'_> {
     /// `x`: `(T, channels)`; returns the same.
     pub(super) fn convolve(&mut self, cx: Context<'_>, x: &Tensor, by: &Convolution, number: usize) -> Result<Tensor> {
         match &mut self.seen {
-            Seen::Nothing(sequences) => ops::convolution_within(cx, x, by, sequences),
+            Seen::Nothing(sequences, _) => ops::convolution_within(cx, x, by, sequences),
             Seen::Past(steps) => by_step(steps, [x], |[x], step| match step.states.at(number) {
                 LayerState::Conv(conv) | LayerState::Delta(conv, _) => ops::convolution(x, by, conv),
                 LayerState::Kv(_) => bail!("a convolution met keys and values"),
@@ -161,7 +191,7 @@ impl Call<'_> {
     /// `q`, `k`: `(T, G · N)`, `v`: `(T, H · P)`, `g`, `beta`: `(T, H)`; returns `(T, H · P)`.
     pub(super) fn scan(&mut self, cx: Context<'_>, inputs: [&Tensor; 5], shape: DeltaShape, number: usize) -> Result<Tensor> {
         match &mut self.seen {
-            Seen::Nothing(sequences) => ops::delta_rule_within(cx, inputs, shape, sequences),
+            Seen::Nothing(sequences, _) => ops::delta_rule_within(cx, inputs, shape, sequences),
             Seen::Past(steps) => by_step(steps, inputs, |inputs, step| match step.states.at(number) {
                 LayerState::Delta(_, scan) => ops::delta_rule(inputs, scan),
                 LayerState::Kv(_) | LayerState::Conv(_) => bail!("a delta rule met the state of another mixer"),
@@ -193,8 +223,10 @@ fn by_step<'a, const N: usize>(
 /// A loaded layer.
 #[derive(Clone)]
 pub struct Layer {
+    number: usize,
     residual_scale: f32,
     steps: Vec<ResidualStep>,
+    scalar: Option<f32>,
 }
 
 #[derive(Clone)]
@@ -225,6 +257,17 @@ enum Operation {
     ShortConv(Box<ShortConv>),
     DeltaNet(Box<DeltaNet>),
     Dense(Box<Dense>),
+    Experts(Box<Experts>),
+    LayerInput(Box<LayerInput>),
+}
+
+/// What the rows of a step need that are each for itself.
+#[derive(Clone, Copy)]
+struct EachRow<'a> {
+    residual_scale: f32,
+    adapters: &'a RowAdapters<'a>,
+    /// What the layer takes in besides the stream, `(T, dim)`.
+    layer_input: Option<&'a Tensor>,
 }
 
 impl Layer {
@@ -255,6 +298,10 @@ impl Layer {
                         Operation::DeltaNet(Box::new(DeltaNet::load(config, hidden_size, loader)?))
                     }
                     OperationConfig::Dense(config) => Operation::Dense(Box::new(Dense::load(config, hidden_size, loader)?)),
+                    OperationConfig::Experts(config) => Operation::Experts(Box::new(Experts::load(config, loader)?)),
+                    OperationConfig::LayerInput(config) => {
+                        Operation::LayerInput(Box::new(LayerInput::load(config, hidden_size, loader)?))
+                    }
                 };
                 let norm_out = loader.optional_norm(*norm_out, hidden_size)?;
                 branches.push(Branch { input, operation, norm_out, is_prepared });
@@ -263,24 +310,34 @@ impl Layer {
             let norm_sum = loader.optional_norm(step.norm_sum, hidden_size)?;
             steps.push(ResidualStep { branches, norm_out, norm_sum });
         }
-        Ok(Self { residual_scale, steps })
+        loader.skip(config.unused);
+        let scalar = match config.scalar {
+            // Nothing in a dry run.
+            Some(name) => loader.values(name, 1)?.first().copied(),
+            None => None,
+        };
+        Ok(Self { number: loader.layer(), residual_scale, steps, scalar })
     }
 
     pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
         self.steps.iter().flat_map(|step| &step.branches).flat_map(|branch| match &branch.operation {
-            Operation::Attention(attention) => attention.linears(),
-            Operation::ShortConv(conv) => conv.linears(),
-            Operation::DeltaNet(net) => net.linears(),
-            Operation::Dense(dense) => dense.linears(),
+            Operation::Attention(attention) => Vec::from(attention.linears()),
+            Operation::ShortConv(conv) => Vec::from(conv.linears()),
+            Operation::DeltaNet(net) => Vec::from(net.linears()),
+            Operation::Dense(dense) => Vec::from(dense.linears()),
+            Operation::Experts(experts) => experts.linears().collect(),
+            Operation::LayerInput(input) => Vec::from(input.linears()),
         })
     }
 
     pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.steps.iter_mut().flat_map(|step| &mut step.branches).flat_map(|branch| match &mut branch.operation {
-            Operation::Attention(attention) => attention.linears_mut(),
-            Operation::ShortConv(conv) => conv.linears_mut(),
-            Operation::DeltaNet(net) => net.linears_mut(),
-            Operation::Dense(dense) => dense.linears_mut(),
+            Operation::Attention(attention) => Vec::from(attention.linears_mut()),
+            Operation::ShortConv(conv) => Vec::from(conv.linears_mut()),
+            Operation::DeltaNet(net) => Vec::from(net.linears_mut()),
+            Operation::Dense(dense) => Vec::from(dense.linears_mut()),
+            Operation::Experts(experts) => experts.linears_mut().collect(),
+            Operation::LayerInput(input) => Vec::from(input.linears_mut()),
         })
     }
 
@@ -295,11 +352,14 @@ impl Layer {
             let (alone, next) = rest.split_at(alone);
             let mut inputs = vec![x.clone()];
             inputs.extend(first.prepared(cx, &x, call)?);
+            let prepared = inputs.len();
+            inputs.extend(call.layer_inputs.get(self.number).cloned());
             let adapters = &call.adapters;
             let work = |rows: Range<usize>, inputs: &[Tensor]| {
                 let adapters = &adapters.narrow(rows);
-                let x = first.add(cx, &inputs[0], &inputs[1..], self.residual_scale, adapters)?;
-                alone.iter().try_fold(x, |x, step| step.add(cx, &x, &[], self.residual_scale, adapters))
+                let each = EachRow { residual_scale: self.residual_scale, adapters, layer_input: inputs.get(prepared) };
+                let x = first.add(cx, &inputs[0], &inputs[1..prepared], each)?;
+                alone.iter().try_fold(x, |x, step| step.add(cx, &x, &[], each))
             };
             drop(x);
             x = if adapters.count_rows() {
@@ -309,7 +369,10 @@ impl Layer {
             };
             left = next;
         }
-        Ok(x)
+        match self.scalar {
+            Some(factor) => ops::scale(cx, x, factor),
+            None => Ok(x),
+        }
     }
 }
 
@@ -332,7 +395,7 @@ impl ResidualStep {
                 Operation::Attention(attention) => attention.mix(cx, &input, call)?,
                 Operation::ShortConv(conv) => conv.mix(cx, &input, call)?,
                 Operation::DeltaNet(net) => net.mix(cx, &input, call)?,
-                Operation::Dense(_) => input.clone(),
+                Operation::Dense(_) | Operation::Experts(_) | Operation::LayerInput(_) => input.clone(),
             });
             before = Some(input);
         }
@@ -343,7 +406,8 @@ impl ResidualStep {
     ///
     /// # Shape
     /// `x`: `(T, C)`, `prepared`: the same rows of what [`prepared`](Self::prepared) gave; returns `(T, C)`.
-    fn add(&self, cx: Context<'_>, x: &Tensor, prepared: &[Tensor], scale: f32, adapters: &RowAdapters<'_>) -> Result<Tensor> {
+    fn add(&self, cx: Context<'_>, x: &Tensor, prepared: &[Tensor], each: EachRow<'_>) -> Result<Tensor> {
+        let adapters = each.adapters;
         let mut prepared = prepared.iter();
         let mut outputs = Vec::with_capacity(self.branches.len());
         for Branch { input, operation, norm_out, is_prepared } in &self.branches {
@@ -358,10 +422,15 @@ impl ResidualStep {
                 Operation::ShortConv(conv) => conv.project(cx, &input, adapters)?,
                 Operation::DeltaNet(net) => net.project(cx, &input, adapters)?,
                 Operation::Dense(dense) => dense.forward(cx, &input, adapters)?,
+                Operation::Experts(experts) => experts.forward(cx, &input, x, adapters)?,
+                Operation::LayerInput(taken) => {
+                    let Some(values) = each.layer_input else { bail!("a layer without its part of the per-layer embedding") };
+                    taken.forward(cx, &input, values, adapters)?
+                }
             };
             outputs.push(ops::optional_norm(cx, output, norm_out.as_ref())?);
         }
-        self.sum(cx, x, outputs, scale)
+        self.sum(cx, x, outputs, each.residual_scale)
     }
 
     /// Adds what the branches gave to the stream. Where nothing stands in between, one by one.

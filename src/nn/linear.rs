@@ -45,10 +45,22 @@ impl Linear {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     Embedding,
+    /// Beside the layers: it makes what they take in besides the stream, or vectors of another width of what they give.
+    Beside,
     /// In this layer.
     Layer(usize),
     /// The output matrix.
     Head,
+}
+
+impl Role {
+    /// Whether it is neither the embedding nor the output matrix: what PEFT means by all linear modules.
+    pub fn is_inner(self) -> bool {
+        match self {
+            Self::Beside | Self::Layer(_) => true,
+            Self::Embedding | Self::Head => false,
+        }
+    }
 }
 
 /// A module of the checkpoint that is a matrix.
@@ -60,6 +72,8 @@ pub struct Module {
     pub outputs: usize,
     pub bias: bool,
     pub role: Role,
+    /// Whether it is an expert's, or chooses among them: some tokens do not reach it, and PEFT's `all-linear` does not mean it.
+    pub of_experts: bool,
     /// What it is to a mix; of a stored tensor of several, what the first is.
     pub part: Part,
     /// The matrix that it is, or is a part of.

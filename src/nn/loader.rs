@@ -16,9 +16,12 @@ pub struct Loader<'a, 'w> {
     /// And behind it, of the layer that is read.
     place: String,
     role: Role,
+    of_experts: bool,
     /// The number of the layer that is read, and how many there are.
     depth: (usize, usize),
     modules: Vec<Module>,
+    /// Names of stacks of matrices that were read.
+    stacks: Vec<String>,
     next_linear: usize,
     next_state: usize,
 }
@@ -32,9 +35,11 @@ impl<'a, 'w> Loader<'a, 'w> {
             norm,
             prefix: prefix.to_string(),
             place,
-            role: Role::Embedding,
+            role: Role::Beside,
+            of_experts: false,
             depth: (0, 1),
             modules: Vec::new(),
+            stacks: Vec::new(),
             next_linear,
             next_state: 0,
         }
@@ -50,7 +55,17 @@ impl<'a, 'w> Loader<'a, 'w> {
     /// Reads what belongs to no layer from here on.
     pub fn leave_layers(&mut self) {
         self.place.clear();
-        self.role = Role::Head;
+        self.role = Role::Beside;
+    }
+
+    /// Reads experts, and what chooses among them, from here on.
+    pub fn enter_experts(&mut self) {
+        self.of_experts = true;
+    }
+
+    /// Reads no more of them.
+    pub fn leave_experts(&mut self) {
+        self.of_experts = false;
     }
 
     /// The full name of a tensor.
@@ -98,6 +113,25 @@ impl<'a, 'w> Loader<'a, 'w> {
         Ok(Norm { kind, eps, width, weight: Some(weight), bias: None })
     }
 
+    /// A norm without a weight.
+    pub fn bare_norm(&self, width: usize) -> Norm {
+        let NormConfig { kind, eps, .. } = self.norm;
+        Norm { kind, eps, width, weight: None, bias: None }
+    }
+
+    /// Tensors that some checkpoints hold below this place, and nothing reads.
+    pub fn skip(&mut self, names: &[Name]) {
+        for name in names {
+            let name = self.at(name);
+            self.weights.skip(&name);
+        }
+    }
+
+    /// The number of the layer that is read.
+    pub fn layer(&self) -> usize {
+        self.depth.0
+    }
+
     /// A tensor of this full name as numbers; nothing in a dry run.
     pub fn values(&mut self, name: Name, len: usize) -> Result<Vec<f32>> {
         self.weights.values(&[(self.at(name), len)])
@@ -137,6 +171,7 @@ impl<'a, 'w> Loader<'a, 'w> {
         bias: Bias,
         shared: Option<&Matrix>,
     ) -> Result<Linear> {
+        self.role = Role::Head;
         let slot = Slot::whole(name, outputs);
         let (id, slot) = (self.note(&[&slot], &[Part::Output], inputs, bias), slot.below(prefix));
         let weight = match shared {
@@ -169,6 +204,15 @@ impl<'a, 'w> Loader<'a, 'w> {
     fn note(&mut self, slots: &[&Slot], parts: &[Part], inputs: usize, bias: Bias) -> LinearId {
         let linear = LinearId(self.next_linear);
         self.next_linear += 1;
+        // Matrices of a stack are no modules of their own.
+        if slots.iter().any(|slot| slot.is_stack) {
+            for name in slots.iter().map(|slot| format!("{}{}", self.place, slot.name)) {
+                if !self.stacks.contains(&name) {
+                    self.stacks.push(name);
+                }
+            }
+            return linear;
+        }
         let (first, mut start) = (self.modules.len(), 0);
         for (slot, part) in slots.iter().zip(parts) {
             let name = format!("{}{}", self.place, slot.name);
@@ -181,6 +225,7 @@ impl<'a, 'w> Loader<'a, 'w> {
                     outputs: slot.total(),
                     bias,
                     role: self.role,
+                    of_experts: self.of_experts,
                     part: *part,
                     linear,
                     parts: Vec::new(),
@@ -196,18 +241,19 @@ impl<'a, 'w> Loader<'a, 'w> {
         linear
     }
 
-    /// The embedding's module, and all that were noted, in the order in which they were read.
-    pub fn into_modules(self, embed: Name, vocab_size: usize, hidden_size: usize) -> Vec<Module> {
+    /// The embedding's module, and all that were noted, in the order in which they were read; and the names of stacks.
+    pub fn into_modules(self, embed: Name, vocab_size: usize, hidden_size: usize) -> (Vec<Module>, Vec<String>) {
         let embedding = Module {
             name: embed.to_string(),
             inputs: hidden_size,
             outputs: vocab_size,
             bias: false,
             role: Role::Embedding,
+            of_experts: false,
             part: Part::Output,
             linear: LinearId::EMBEDDING,
             parts: vec![(0..vocab_size, 0)],
         };
-        std::iter::once(embedding).chain(self.modules).collect()
+        (std::iter::once(embedding).chain(self.modules).collect(), self.stacks)
     }
 }

@@ -30,6 +30,8 @@ pub enum Part {
     Qkv,
     Down,
     Output,
+    /// What chooses experts: small, and decisive.
+    Router,
 }
 
 const fn mix(name: &'static str, file_type: Option<u32>, most: Format, [sensitive, qkv, output]: [Format; 3]) -> Mix {
@@ -55,6 +57,9 @@ impl Mix {
 
     /// The format of a matrix of `cols` inputs in one of so many layers.
     pub fn format(&self, part: Part, (layer, layers): (usize, usize), cols: usize) -> Format {
+        if part == Part::Router {
+            return Format::F32;
+        }
         let eighth = layers / 8;
         let is_sensitive = layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2;
         let format = match part {
@@ -62,6 +67,7 @@ impl Mix {
             Part::Other | Part::Value | Part::Down => self.most,
             Part::Qkv => self.qkv,
             Part::Output => self.output,
+            Part::Router => Format::F32,
         };
         match format {
             // Whose last block may be shorter.

@@ -220,13 +220,13 @@ enum MixerConfig<'a> {
     DeltaNet(&'a DeltaNetConfig),
 }
 
-/// All of a network, in the order of computation.
+/// All of a network that have one, in the order of computation.
 fn mixers(config: &Config) -> impl Iterator<Item = MixerConfig<'_>> {
     config.operations().filter_map(|operation| match operation {
-        OperationConfig::Attention(attention) => Some(MixerConfig::Attention(attention)),
+        OperationConfig::Attention(attention) => attention.has_state().then_some(MixerConfig::Attention(attention)),
         OperationConfig::ShortConv(conv) => Some(MixerConfig::ShortConv(conv)),
         OperationConfig::DeltaNet(net) => Some(MixerConfig::DeltaNet(net)),
-        OperationConfig::Dense(_) => None,
+        OperationConfig::Dense(_) | OperationConfig::Experts(_) | OperationConfig::LayerInput(_) => None,
     })
 }
 

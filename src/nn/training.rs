@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{Result, Tensor, bail};
 
 use super::adapter::{Adapters, RowAdapters};
-use super::layer::Call;
+use super::layer::{Call, Seen};
 use super::linear::{Module, Role};
 use super::transformer::{Transformer, sequences};
 use crate::ops::{self, Context, Dropout, Gradient, Gradients, ParameterValues, Tape};
@@ -94,8 +94,8 @@ impl Transformer {
         let adapters = Adapters::in_training(self, trained, pass.dropout)?;
         let mut layers = Layers::new(self, batch, &adapters)?;
         // Below the first layer that is in training there is nothing to go back to.
-        let layer = |trained: &TrainedModule| if let Role::Layer(layer) = trained.module.role { Some(layer) } else { None };
-        let first = trained.modules.iter().filter_map(layer).min().unwrap_or(0);
+        let layer = |trained: &TrainedModule| if let Role::Layer(layer) = trained.module.role { layer } else { 0 };
+        let first = trained.modules.iter().map(layer).min().unwrap_or(0);
         // Of each layer from there on its input, and how to go back through it where that is kept.
         let mut passed = Vec::with_capacity(self.config().layers.len());
         for i in 0..self.config().layers.len() {
@@ -129,7 +129,11 @@ impl Transformer {
                 Some(kept) => kept,
                 None => {
                     layers.x = input.clone();
-                    layers.recorded(first + offset, offset > 0)?
+                    let before = layers.shared();
+                    let recorded = layers.recorded(first + offset, offset > 0)?;
+                    // Later layers have read the keys and values that this one computed the first time.
+                    before.iter().zip(&layers.shared()).try_for_each(|(old, new)| gradients.hand_over(old, new, backend))?;
+                    recorded
                 }
             };
             gradients.add(&output, of_output, backend)?;
@@ -137,12 +141,17 @@ impl Transformer {
             tape.backward(&mut gradients)?;
             gradient = gradients.take(&input);
         }
+        layers.of_inputs.backward(&mut gradients)?;
         let mut parts = Vec::with_capacity(2 * trained.modules.len());
         for (number, trained) in trained.modules.iter().enumerate() {
-            let Some(Gradient { a, b }) = gradients.trained.remove(&number) else {
-                bail!("training: {} gets no gradient", trained.module.name)
-            };
-            parts.extend([a, b]);
+            match gradients.trained.remove(&number) {
+                Some(Gradient { a, b }) => parts.extend([a, b]),
+                // No token went there.
+                None if trained.module.of_experts => {
+                    parts.push(ParameterValues::zeros(trained.a().len() + trained.b().len(), backend)?);
+                }
+                None => bail!("training: {} gets no gradient", trained.module.name),
+            }
         }
         Ok(Some((loss, ParameterValues::concat(parts, backend)?)))
     }
@@ -175,12 +184,29 @@ struct Layers<'a> {
     call: Call<'a>,
     /// The output of the layer before.
     x: Tensor,
+    /// The way back through what layers take in besides the stream, if something of it is in training.
+    of_inputs: Tape,
+    trains_inputs: bool,
 }
 
 impl<'a> Layers<'a> {
     fn new(network: &'a Transformer, batch: Batch<'_>, adapters: &'a Adapters) -> Result<Self> {
         let x = network.embed(&sequences(batch.ids, batch.lengths), &RowAdapters::all(Some(adapters)))?;
-        Ok(Self { network, call: network.whole_sequences(batch.lengths, Some(adapters))?, x })
+        let mut call = network.whole_sequences(batch.lengths, Some(adapters))?;
+        let (of_inputs, backend) = (Tape::default(), network.backend());
+        let trains_inputs =
+            network.modules().iter().any(|module| module.role == Role::Beside && adapters.at(module.linear).is_some());
+        let cx = Context { backend, tape: trains_inputs.then_some(&of_inputs) };
+        call.layer_inputs = network.layer_inputs(cx, &x, batch.ids, &call.adapters)?;
+        Ok(Self { network, call, x, of_inputs, trains_inputs })
+    }
+
+    /// The keys and values that others than their own layer read, as far as they are computed.
+    fn shared(&self) -> Vec<Tensor> {
+        match &self.call.seen {
+            Seen::Nothing(_, shared) => shared.values().flatten().flatten().cloned().collect(),
+            Seen::Past(_) => Vec::new(),
+        }
     }
 
     fn forward(&mut self, cx: Context<'_>, i: usize) -> Result<Tensor> {
@@ -193,6 +219,8 @@ impl<'a> Layers<'a> {
         if has_gradient {
             tape.track(&self.x);
         }
+        // Their gradients wait for the layers that they are from.
+        self.shared().iter().chain(self.call.layer_inputs.get(i).filter(|_| self.trains_inputs)).for_each(|x| tape.track(x));
         let output = self.forward(Context { backend: self.network.backend(), tape: Some(&tape) }, i)?;
         Ok((output, tape))
     }

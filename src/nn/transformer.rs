@@ -11,9 +11,10 @@ use super::layer::{Call, Layer, Seen, StepRows};
 use super::linear::{Linear, LinearId, Module, Role};
 use super::loader::Loader;
 use super::mix::Part;
+use super::per_layer::PerLayer;
 use super::relative_bias::RelativeBias;
 use super::rope::RopeAngles;
-use super::{Config, Prefix, Rope, Slot, States, Tying, Weights};
+use super::{Bias, Config, Prefix, Rope, Slot, States, Tying, Weights};
 use crate::error;
 use crate::ops::{self, AdaptedLinear, Backend, Context, Format, KvFormat, Masks, Matrix, Norm, Sequences};
 
@@ -27,14 +28,18 @@ pub struct Transformer {
     /// In front of the names of the checkpoint.
     prefix: Prefix,
     modules: Vec<Module>,
+    /// Full names of stored matrices that are no modules: tables of layers, stacks of experts.
+    no_modules: Vec<String>,
     ropes: Vec<Arc<Rope>>,
     embed: Matrix,
     positions: Option<Matrix>,
     types: Option<Matrix>,
     embed_norm: Option<Norm>,
     relative_bias: Option<RelativeBias>,
+    per_layer: Option<PerLayer>,
     layers: Vec<Layer>,
     final_norm: Option<Norm>,
+    projection: Option<Linear>,
     /// `None` = the checkpoint gives vectors of tokens, and no scores of the next one.
     head: Option<Linear>,
 }
@@ -97,6 +102,10 @@ impl Transformer {
         let ropes = c.ropes();
         let mut loader = Loader::new(weights, c.norm, prefix.network);
         let embed_norm = loader.optional_norm(c.names.embed_norm, c.hidden_size)?;
+        let per_layer = match &c.per_layer {
+            Some(per_layer) => Some(PerLayer::load(per_layer, c.layers.len(), c.hidden_size, &mut loader)?),
+            None => None,
+        };
         let mut layers = Vec::with_capacity(c.layers.len());
         for (number, layer) in c.layers.iter().enumerate() {
             loader.enter_layer(number, c.layers.len(), &c.names.layer(number));
@@ -104,6 +113,10 @@ impl Transformer {
         }
         loader.leave_layers();
         let final_norm = loader.optional_norm(c.names.final_norm, c.hidden_size)?;
+        let projection = match c.projection {
+            Some((name, size)) => Some(loader.linear(&[(&Slot::whole(name, size), Part::Other)], c.hidden_size, Bias::None)?),
+            None => None,
+        };
         let head = match c.names.head {
             None => None,
             // Saved without a head: a model of embeddings.
@@ -113,7 +126,9 @@ impl Transformer {
                 Some(loader.head((prefix.head, head), c.vocab_size, c.hidden_size, c.head_bias, shared)?)
             }
         };
-        let modules = loader.into_modules(c.names.embed, c.vocab_size, c.hidden_size);
+        let (modules, stacks) = loader.into_modules(c.names.embed, c.vocab_size, c.hidden_size);
+        let table = c.per_layer.and_then(|per_layer| per_layer.table).map(|(name, _)| format!("{name}.weight"));
+        let no_modules = stacks.into_iter().chain(table).map(|name| at(&name)).collect();
         weights.finish(|name| {
             let name = name.strip_prefix(prefix.network).unwrap_or(name);
             c.names.unused.iter().any(|unused| name.starts_with(unused))
@@ -125,14 +140,17 @@ impl Transformer {
             backend,
             prefix,
             modules,
+            no_modules,
             ropes,
             embed,
             positions,
             types,
             embed_norm,
             relative_bias,
+            per_layer,
             layers,
             final_norm,
+            projection,
             head,
             config,
         })
@@ -177,6 +195,11 @@ impl Transformer {
     /// The checkpoint's modules that are matrices, the embedding first.
     pub fn modules(&self) -> &[Module] {
         &self.modules
+    }
+
+    /// The full names of the checkpoint's large matrices that are no modules: no adapter changes them.
+    pub fn other_matrices(&self) -> &[String] {
+        &self.no_modules
     }
 
     /// The full name of a module in the checkpoint.
@@ -225,7 +248,7 @@ impl Transformer {
         if !self.embed.is_same(&other.embed) {
             changed.weights.insert(LinearId::EMBEDDING);
         }
-        for linear in self.layers.iter().flat_map(Layer::linears).chain(&self.head) {
+        for linear in self.linears() {
             let other = other.linear(linear.id);
             if !other.is_some_and(|other| linear.weight.is_same(&other.weight)) {
                 changed.weights.insert(linear.id);
@@ -247,7 +270,13 @@ impl Transformer {
 
     /// The matrix of an id, with its bias; the embedding is none with outputs.
     pub(super) fn linear(&self, id: LinearId) -> Option<&Linear> {
-        self.layers.iter().flat_map(Layer::linears).chain(&self.head).find(|linear| linear.id == id)
+        self.linears().find(|linear| linear.id == id)
+    }
+
+    /// Every matrix for products.
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let per_layer = self.per_layer.iter().map(PerLayer::linear);
+        per_layer.chain(self.layers.iter().flat_map(Layer::linears)).chain(&self.projection).chain(&self.head)
     }
 
     /// The weights that embedding and output matrix share.
@@ -266,7 +295,9 @@ impl Transformer {
     /// `ErrorKind::OutOfMemory`, `ErrorKind::Device`.
     pub fn merged(&self, adapters: &Adapters) -> error::Result<Self> {
         let mut network = self.clone();
-        for linear in network.layers.iter_mut().flat_map(Layer::linears_mut).chain(&mut network.head) {
+        let per_layer = network.per_layer.iter_mut().map(PerLayer::linear_mut);
+        let layers = network.layers.iter_mut().flat_map(Layer::linears_mut);
+        for linear in per_layer.chain(layers).chain(&mut network.projection).chain(&mut network.head) {
             *linear = linear.merged(adapters.at(linear.id), &self.backend)?;
         }
         if let Some(embed) = adapters.at(LinearId::EMBEDDING).and_then(|change| change.weight.as_ref()) {
@@ -288,38 +319,56 @@ impl Transformer {
         let adapters = || steps.iter().map(|step| (step.ids.len(), step.adapters));
         let starts = spans.iter().map(|(span, _)| span.start);
         let sequences: Vec<(&[u32], usize)> = steps.iter().map(|step| step.ids).zip(starts).collect();
-        let x = self.embed(&sequences, &RowAdapters::new(adapters()))?;
-        let (angles, adapters) = (self.angles(&spans)?, RowAdapters::new(adapters()));
+        let adapters = RowAdapters::new(adapters());
+        let x = self.embed(&sequences, &adapters)?;
+        let layer_inputs = self.layer_inputs(Context::forward(&self.backend), &x, &all_ids(&sequences), &adapters)?;
+        let angles = self.angles(&spans)?;
         let mut first = 0;
         let past = steps.iter_mut().map(|step| {
             let rows = first..first + step.ids.len();
             first = rows.end;
             StepRows { rows, states: &mut *step.states, masks: Masks::default() }
         });
-        self.run(x, &mut Call { angles, adapters, seen: Seen::Past(past.collect()) })
+        self.run(x, &mut Call { angles, adapters, seen: Seen::Past(past.collect()), layer_inputs })
     }
 
     /// Evaluates whole sequences, each for itself.
     ///
     /// # Shape
     /// `ids`: the tokens of all sequences, one after another, below the vocabulary and as many as `lengths` sum to; returns the
-    /// vectors of the tokens `(T, C)`, after the final norm.
+    /// vectors of the tokens `(T, C)`, after the final norm and, where there is one, the projection behind it.
     ///
     /// # Errors
     /// A failed device operation; a sequence that is longer than the model's context.
     pub fn encode(&self, ids: &[u32], lengths: &[usize], adapters: Option<&Adapters>) -> Result<Tensor> {
+        let cx = Context::forward(&self.backend);
         let x = self.embed(&sequences(ids, lengths), &RowAdapters::all(adapters))?;
-        let x = self.run(x, &mut self.whole_sequences(lengths, adapters)?)?;
-        self.final_normed(Context::forward(&self.backend), x)
+        let mut call = self.whole_sequences(lengths, adapters)?;
+        call.layer_inputs = self.layer_inputs(cx, &x, ids, &call.adapters)?;
+        let x = self.run(x, &mut call)?;
+        let x = self.final_normed(cx, x)?;
+        self.projection.as_ref().map_or(Ok(x.clone()), |projection| projection.forward(cx, &x, &call.adapters))
     }
 
-    /// What the layers need for sequences that lie one after another.
+    /// What the layers need for sequences that lie one after another, but for what they take in besides the stream.
     pub(super) fn whole_sequences<'a>(&self, lengths: &[usize], adapters: Option<&'a Adapters>) -> Result<Call<'a>> {
         let spans: Vec<_> = lengths.iter().map(|&len| (0..len, len)).collect();
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let bias = self.relative_bias.as_ref().map(|bias| bias.by_distance(longest));
         let sequences = Sequences::new(lengths.to_vec(), bias, &self.backend)?;
-        Ok(Call { angles: self.angles(&spans)?, adapters: RowAdapters::all(adapters), seen: Seen::Nothing(sequences) })
+        let seen = Seen::Nothing(sequences, self.config.shared_keys().map(|number| (number, None)).collect());
+        Ok(Call { angles: self.angles(&spans)?, adapters: RowAdapters::all(adapters), seen, layer_inputs: Vec::new() })
+    }
+
+    /// What each layer takes in besides the stream, where the network has that; see [`PerLayer::forward`].
+    pub(super) fn layer_inputs(
+        &self,
+        cx: Context<'_>,
+        x: &Tensor,
+        ids: &[u32],
+        adapters: &RowAdapters<'_>,
+    ) -> Result<Vec<Tensor>> {
+        self.per_layer.as_ref().map_or(Ok(Vec::new()), |per_layer| per_layer.forward(cx, x, ids, adapters))
     }
 
     fn angles(&self, spans: &[(Range<usize>, usize)]) -> Result<Vec<RopeAngles>> {
@@ -342,7 +391,7 @@ impl Transformer {
     /// The vectors that the first layer reads, of tokens of several sequences, each with the position of its first one.
     pub(super) fn embed(&self, sequences: &[(&[u32], usize)], adapters: &RowAdapters<'_>) -> Result<Tensor> {
         let cx = Context::forward(&self.backend);
-        let ids: Vec<u32> = sequences.iter().flat_map(|(ids, _)| ids.iter().copied()).collect();
+        let ids = all_ids(sequences);
         let mut x = adapters.embedding(&self.embed, &ids, self.config.embed_scale)?;
         if let Some(types) = &self.types {
             x = ops::add_scaled(cx, &x, ops::embedding(types, &vec![0; ids.len()], 1.0)?, 1.0, None)?;
@@ -413,6 +462,11 @@ impl Transformer {
         }
         Ok(())
     }
+}
+
+/// The tokens of sequences, one after another.
+fn all_ids(sequences: &[(&[u32], usize)]) -> Vec<u32> {
+    sequences.iter().flat_map(|(ids, _)| ids.iter().copied()).collect()
 }
 
 /// Sequences that lie one after another.

@@ -216,17 +216,24 @@ impl<'a> Weights<'a> {
     fn matrix_for(&mut self, purpose: Use, slots: &[Slot], cols: usize, formats: Option<&[Format]>) -> Result<Matrix> {
         let mut parts = Vec::new();
         for slot in slots {
-            let name = format!("{}.weight", slot.name);
+            let name = if slot.is_stack { slot.name.clone() } else { format!("{}.weight", slot.name) };
             let entry = self.source.entry(&name).ok_or_else(|| missing(&name))?;
-            if entry.shape != [slot.total(), cols] {
-                return Err(Error::format(format!("{name}: expected shape [{}, {cols}], found {:?}", slot.total(), entry.shape)));
+            let fits = match entry.shape[..] {
+                [rows, width] => !slot.is_stack && rows == slot.total() && width == cols,
+                [count, rows, width] => slot.is_stack && count.checked_mul(rows) == Some(slot.total()) && width == cols,
+                _ => false,
+            };
+            if !fits {
+                let expected = if slot.is_stack { "matrices of so many rows in all" } else { "shape" };
+                let total = slot.total();
+                return Err(Error::format(format!("{name}: expected {expected} [{total}, {cols}], found {:?}", entry.shape)));
             }
-            parts.push((slot, entry.format(&name)?, entry.row_bytes(&name)?));
+            parts.push((slot, name.clone(), entry.format(&name)?, entry.row_bytes(&name)?));
         }
         // Each part stays what it is, or becomes what it or all are to be.
         let asked = |i: usize| formats.map(|formats| formats[i]).or(self.format);
         let mut kept: Vec<_> =
-            parts.iter().enumerate().map(|(i, (slot, stored, _))| (slot.len(), asked(i).unwrap_or(*stored))).collect();
+            parts.iter().enumerate().map(|(i, (slot, _, stored, _))| (slot.len(), asked(i).unwrap_or(*stored))).collect();
         // Of parts that cannot be one matrix as they are, none is quantised to less than another.
         if let Some(finest) = formats.and_then(|formats| Format::finest(formats.iter().copied()))
             && !MatrixBuilder::can_hold(&kept)
@@ -236,7 +243,7 @@ impl<'a> Weights<'a> {
         let rows: usize = slots.iter().map(Slot::len).sum();
         self.bytes += MatrixBuilder::bytes(&kept, cols, purpose, self.backend);
         self.parameters += rows as u64 * cols as u64;
-        self.used.extend(slots.iter().map(|slot| format!("{}.weight", slot.name)));
+        self.used.extend(parts.iter().map(|(_, name, ..)| name.clone()));
         let builder = if self.dry {
             MatrixBuilder::new(0, cols, Format::F32, purpose, self.backend)
         } else {
@@ -247,10 +254,10 @@ impl<'a> Weights<'a> {
         })?;
         if !self.dry {
             let mut first = 0;
-            for ((slot, from, row_bytes), (_, kept)) in parts.into_iter().zip(kept) {
+            for ((slot, name, from, row_bytes), (_, kept)) in parts.into_iter().zip(kept) {
                 for rows in slot.ranges() {
                     let len = rows.len();
-                    self.fill(&mut builder, kept, first, (&slot.name, rows), from, row_bytes)?;
+                    self.fill(&mut builder, kept, first, (&name, rows), from, row_bytes)?;
                     first += len;
                 }
             }
@@ -267,7 +274,6 @@ impl<'a> Weights<'a> {
         from: Format,
         row_bytes: usize,
     ) -> Result<()> {
-        let name = format!("{name}.weight");
         // Whole panels of sixteen rows, so that a piece does not end within one.
         let piece = (PIECE / row_bytes / 16 * 16).max(16);
         let Self { source, buffers: [next, current], .. } = self;
@@ -277,7 +283,7 @@ impl<'a> Weights<'a> {
             let no_memory = |e| Error::new(ErrorKind::OutOfMemory, format!("{name}: {len} bytes")).with_source(e);
             into.try_reserve(len.saturating_sub(into.len())).map_err(no_memory)?;
             into.resize(len, 0);
-            if into.is_empty() { Ok(()) } else { source.read(&name, row as u64 * row_bytes as u64, into) }
+            if into.is_empty() { Ok(()) } else { source.read(name, row as u64 * row_bytes as u64, into) }
         };
         read(rows.start, next)?;
         let mut row = rows.start;

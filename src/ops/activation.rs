@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::cpu::activation as cpu;
 use super::tensors::activation as tensors;
-use super::{Activation, Backend, Context};
+use super::{Activation, Backend, Context, GateClamp};
 
 /// `activation(gate) · up`.
 ///
@@ -27,6 +27,32 @@ pub fn gated(cx: Context<'_>, x: &Tensor, kind: Activation) -> Result<Tensor> {
         Ok([match backend {
             Backend::Cpu => cpu::gated_backward(&input, &dy, kind)?,
             Backend::Tensors(_) => tensors::gated_backward(&input, &dy, kind)?,
+        }])
+    });
+    Ok(y)
+}
+
+/// The gate up to a bound, times its sigmoid, times one more than what is within the same bound on both sides.
+///
+/// # Shape
+/// As [`gated`] has it.
+///
+/// # Source
+/// OpenAI 2025, <https://arxiv.org/abs/2508.10925>; equals `GptOssExperts` of transformers 5.24.
+pub fn gated_clamped(cx: Context<'_>, x: &Tensor, clamp: GateClamp) -> Result<Tensor> {
+    let (_, cols) = x.dims2()?;
+    if !cols.is_multiple_of(2) || clamp.limit.is_nan() || clamp.limit <= 0.0 {
+        bail!("gated_clamped: expected as many gates as values within a bound above 0, found rows of {cols}, {clamp:?}")
+    }
+    let y = match cx.backend {
+        Backend::Cpu => cpu::gated_clamped(x, clamp)?,
+        Backend::Tensors(_) => tensors::gated_clamped(x, clamp)?,
+    };
+    let input = x.clone();
+    cx.record([x], &y, move |dy, backend| {
+        Ok([match backend {
+            Backend::Cpu => cpu::gated_clamped_backward(&input, &dy, clamp)?,
+            Backend::Tensors(_) => tensors::gated_clamped_backward(&input, &dy, clamp)?,
         }])
     });
     Ok(y)

@@ -6,7 +6,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::cpu::attention as cpu;
 use super::tensors::attention as tensors;
-use super::{Backend, Context, Format, Mask, On};
+use super::{Backend, Context, Format, Mask, On, Vector};
 use crate::error::OutOfMemory;
 use crate::kernels::{KvFormat, KvHeads};
 
@@ -112,32 +112,53 @@ pub(super) fn no_memory(error: std::collections::TryReserveError) -> candle_core
     OutOfMemory { what: format!("no room for keys and values: {error}") }.into()
 }
 
-/// Appends keys and values to the cache; the queries attend to what they may see of it.
+/// Appends keys and values to the cache, where there are any; the queries attend to what they may see of it. Without any they are
+/// queries of its last positions.
 ///
 /// # Shape
-/// `q`: `(T, H · D)`, `k` and `v`: `(T, K · D)`; returns `(T, H · D)`. Scores and softmax are F32.
+/// `q`: `(T, H · D)`, `kv`: `(T, K · D)` each; `sinks`: `(H)`, a score each that takes its share of the softmax and brings no value; returns
+/// `(T, H · D)`. Scores and softmax are F32.
 pub fn attention(
     q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    kv: Option<[&Tensor; 2]>,
     heads: usize,
     mask: Mask,
+    sinks: Option<&Vector>,
     cache: &mut LayerCache,
     masks: &mut Masks,
 ) -> Result<Tensor> {
     let (kv_heads, head_dim) = cache.shape();
-    check([q, k, v], heads, kv_heads, head_dim)?;
+    check(q, kv, heads, kv_heads, head_dim)?;
+    if kv.is_none() && q.dims2()?.0 > cache.len() {
+        bail!("attention: expected queries of {} positions at most, found {}", cache.len(), q.dims2()?.0)
+    }
     match cache {
-        LayerCache::Cpu(cache) => cpu::over_cache([q, k, v], heads, mask, cache),
-        LayerCache::Tensors(cache) => tensors::over_cache([q, k, v], heads, mask, cache, masks),
+        LayerCache::Cpu(cache) => cpu::over_cache(q, kv, heads, mask, by_kernels(sinks)?, cache),
+        LayerCache::Tensors(cache) => tensors::over_cache(q, kv, heads, (mask, by_tensors(sinks)?), cache, masks),
     }
 }
 
-fn check([q, k, v]: [&Tensor; 3], heads: usize, kv_heads: usize, head_dim: usize) -> Result<()> {
+fn by_kernels(sinks: Option<&Vector>) -> Result<Option<&[f32]>> {
+    match sinks {
+        None => Ok(None),
+        Some(Vector::Cpu(sinks)) => Ok(Some(sinks)),
+        Some(Vector::Tensors(_)) => bail!("attention: sinks of another backend"),
+    }
+}
+
+fn by_tensors(sinks: Option<&Vector>) -> Result<Option<&Tensor>> {
+    match sinks {
+        None => Ok(None),
+        Some(Vector::Tensors(sinks)) => Ok(Some(sinks)),
+        Some(Vector::Cpu(_)) => bail!("attention: sinks of another backend"),
+    }
+}
+
+fn check(q: &Tensor, kv: Option<[&Tensor; 2]>, heads: usize, kv_heads: usize, head_dim: usize) -> Result<()> {
     let (rows, _) = q.dims2()?;
-    let shapes = [[rows, heads * head_dim], [rows, kv_heads * head_dim], [rows, kv_heads * head_dim]];
-    let found = [q.dims(), k.dims(), v.dims()];
-    if found != shapes.each_ref().map(|shape| &shape[..]) || !heads.is_multiple_of(kv_heads) {
+    let is_of = |x: &Tensor, heads: usize| x.dims() == [rows, heads * head_dim];
+    if !is_of(q, heads) || !kv.iter().flatten().all(|x| is_of(x, kv_heads)) || !heads.is_multiple_of(kv_heads) {
+        let found: Vec<_> = [q].into_iter().chain(kv.into_iter().flatten()).map(Tensor::dims).collect();
         bail!("attention: expected {heads} heads over {kv_heads}, {head_dim} values each, found {found:?}")
     }
     Ok(())
@@ -168,7 +189,7 @@ impl Sequences {
 ///
 /// # Shape
 /// `q`: `(T, H · D)`, `k` and `v`: `(T, K · D)`, with the rows of all sequences one after another; returns `(T, H · D)`. Scores and softmax
-/// are F32.
+/// are F32; `sinks` as [`attention`] has them, which get no gradient.
 ///
 /// # Errors
 /// If a gradient is asked for and the scores have a bias.
@@ -178,24 +199,27 @@ pub fn attention_within(
     heads: usize,
     kv_heads: usize,
     mask: Mask,
+    sinks: Option<&Vector>,
     sequences: &mut Sequences,
 ) -> Result<Tensor> {
-    check([q, k, v], heads, kv_heads, q.dims2()?.1 / heads)?;
+    check(q, Some([k, v]), heads, kv_heads, q.dims2()?.1 / heads)?;
     let tracked = [q, k, v].iter().any(|x| cx.tracks(x));
     if tracked && sequences.has_bias() {
         bail!("attention with a bias by distance has no backward pass")
     }
     let y = match sequences {
-        Sequences::Cpu(sequences) => cpu::within([q, k, v], (heads, kv_heads), mask, sequences)?,
-        Sequences::Tensors(sequences) => tensors::within([q, k, v], (heads, kv_heads), mask, sequences)?,
+        Sequences::Cpu(sequences) => cpu::within([q, k, v], (heads, kv_heads), mask, by_kernels(sinks)?, sequences)?,
+        Sequences::Tensors(sequences) => tensors::within([q, k, v], (heads, kv_heads), (mask, by_tensors(sinks)?), sequences)?,
     };
     if tracked {
-        let (inputs, mut sequences) = ([q, k, v].map(Tensor::clone), sequences.clone());
+        let (inputs, mut sequences, sinks) = ([q, k, v].map(Tensor::clone), sequences.clone(), sinks.cloned());
         cx.record([q, k, v], &y, move |dy, _| {
-            let (inputs, heads) = (inputs.each_ref(), (heads, kv_heads));
+            let (inputs, heads, sinks) = (inputs.each_ref(), (heads, kv_heads), sinks.as_ref());
             match &mut sequences {
-                Sequences::Cpu(sequences) => cpu::within_backward(inputs, &dy, heads, mask, sequences),
-                Sequences::Tensors(sequences) => tensors::within_backward(inputs, &dy, heads, mask, sequences),
+                Sequences::Cpu(sequences) => cpu::within_backward(inputs, &dy, heads, (mask, by_kernels(sinks)?), sequences),
+                Sequences::Tensors(sequences) => {
+                    tensors::within_backward(inputs, &dy, heads, (mask, by_tensors(sinks)?), sequences)
+                }
             }
         });
     }
@@ -207,6 +231,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::ops::to_f32;
 
     #[test]
     fn an_empty_cache_is_read_and_written() {
@@ -228,7 +253,7 @@ mod tests {
         for format in [KvFormat::F32, KvFormat::F16] {
             let bytes = [Backend::Cpu, Backend::Tensors(Device::Cpu)].map(|backend| {
                 let mut cache = LayerCache::new(2, 8, format, &backend);
-                attention(&q, &k, &v, 2, mask, &mut cache, &mut Masks::default()).unwrap();
+                attention(&q, Some([&k, &v]), 2, mask, None, &mut cache, &mut Masks::default()).unwrap();
                 assert_eq!(cache.token_bytes() * 5, cache.to_bytes().unwrap().len());
                 cache.to_bytes().unwrap()
             });
@@ -249,10 +274,42 @@ mod tests {
         let mask = Mask { causal: true, window: None, scale: 1.0, softcap: None };
         for backend in [Backend::Cpu, Backend::Tensors(Device::Cpu)] {
             let mut cache = LayerCache::new(2, 8, KvFormat::F16, &backend);
-            attention(&x, &x, &x, 2, mask, &mut cache, &mut Masks::default()).unwrap();
+            attention(&x, Some([&x, &x]), 2, mask, None, &mut cache, &mut Masks::default()).unwrap();
             let kept = Format::F16.widen(&cache.to_bytes().unwrap());
             let lost: Vec<usize> = (0..kept.len()).filter(|&i| kept[i].is_nan()).collect();
             assert_eq!((lost, kept[3], kept[16]), (vec![17, 20, 49, 52], 65504.0, 0.5), "{backend:?}");
+        }
+    }
+
+    #[test]
+    fn queries_alone_attend_to_what_is_there() {
+        let values = |seed: u32, width: usize| {
+            let values = (0..9 * width).map(|i| ((i as u32 * 37 + seed) % 101) as f32 * 0.013 - 0.6).collect();
+            Tensor::from_vec(values, (9, width), &Device::Cpu).unwrap()
+        };
+        let ([q, other], [k, v]) = ([1, 4].map(|seed| values(seed, 32)), [2, 3].map(|seed| values(seed, 16)));
+        for backend in [Backend::Cpu, Backend::Tensors(Device::Cpu)] {
+            for window in [None, Some(3)] {
+                let mask = Mask { causal: true, window, scale: 0.3, softcap: None };
+                let whole = || {
+                    let mut cache = LayerCache::new(2, 8, KvFormat::F32, &backend);
+                    attention(&q, Some([&k, &v]), 4, mask, None, &mut cache, &mut Masks::default()).unwrap();
+                    cache
+                };
+                let again =
+                    |q: &Tensor, cache: &mut LayerCache| attention(q, None, 4, mask, None, cache, &mut Masks::default()).unwrap();
+                let want = {
+                    let mut cache = LayerCache::new(2, 8, KvFormat::F32, &backend);
+                    attention(&other, Some([&k, &v]), 4, mask, None, &mut cache, &mut Masks::default()).unwrap()
+                };
+                let (mut cache, want) = (whole(), to_f32(&want).unwrap());
+                assert_eq!(to_f32(&again(&other, &mut cache)).unwrap(), want, "{backend:?}");
+                let last = to_f32(&again(&other.narrow(0, 7, 2).unwrap(), &mut cache)).unwrap();
+                assert!(last.iter().zip(&want[7 * 32..]).all(|(x, y)| (x - y).abs() < 1e-6), "{backend:?}");
+                assert_eq!(cache.len(), 9);
+                cache.truncate(3);
+                assert!(attention(&other, None, 4, mask, None, &mut cache, &mut Masks::default()).is_err());
+            }
         }
     }
 
@@ -263,7 +320,7 @@ mod tests {
         let mut cache = LayerCache::new(2, 8, KvFormat::Q8_0, &backend);
         let x = Tensor::zeros((1, 16), DType::F32, &Device::Cpu).unwrap();
         let mask = Mask { causal: true, window: None, scale: 1.0, softcap: None };
-        let error = attention(&x, &x, &x, 2, mask, &mut cache, &mut Masks::default()).unwrap_err();
+        let error = attention(&x, Some([&x, &x]), 2, mask, None, &mut cache, &mut Masks::default()).unwrap_err();
         assert!(error.to_string().contains("q8_0"), "{error}");
     }
 }

@@ -73,8 +73,12 @@ impl Tape {
     }
 
     /// Adds a backward pass that takes the gradients of `outputs`.
-    pub(super) fn push<const N: usize>(&self, outputs: [&Tensor; N], node: impl FnOnce(&mut Gradients) -> Result<()> + 'static) {
-        outputs.iter().for_each(|output| self.track(output));
+    pub(super) fn push<'t>(
+        &self,
+        outputs: impl IntoIterator<Item = &'t Tensor>,
+        node: impl FnOnce(&mut Gradients) -> Result<()> + 'static,
+    ) {
+        outputs.into_iter().for_each(|output| self.track(output));
         self.nodes.borrow_mut().push(Box::new(node));
     }
 
@@ -112,6 +116,14 @@ impl Gradients {
     /// The gradient of a tensor, which has none from here on.
     pub fn take(&mut self, of: &Tensor) -> Option<Tensor> {
         self.take_from(of.id())
+    }
+
+    /// Gives the gradient of a tensor to one that was computed in its place.
+    pub fn hand_over(&mut self, from: &Tensor, to: &Tensor, backend: &Backend) -> Result<()> {
+        match self.take(from) {
+            Some(gradient) => self.add(to, gradient, backend),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn add_to(&mut self, id: TensorId, gradient: Tensor, backend: &Backend) -> Result<()> {
@@ -226,11 +238,38 @@ mod tests {
                 check(&format!("gated {kind:?}"), backend, &[12], |cx, x| ops::gated(cx, &x[0], kind).unwrap());
                 check(&format!("{kind:?}"), backend, &[12], |cx, x| ops::activate(cx, own(cx, &x[0]), kind).unwrap());
             }
+            let clamp = ops::GateClamp { limit: 0.5, slope: 1.7 };
+            check("gated clamped", backend, &[12], |cx, x| ops::gated_clamped(cx, &x[0], clamp).unwrap());
             for adjacent in [false, true] {
                 let (cos, sin) = noise(ROWS * 2, 3).iter().map(|x| (x.cos(), x.sin())).unzip();
                 let angles = Angles::new(cos, sin, 2, backend).unwrap();
                 check("rope", backend, &[12], |cx, x| ops::rope(cx, &x[0], 6, adjacent, &angles).unwrap());
             }
+            for (scoring, normalise) in [
+                (ops::Scoring::Softmax, Some(0.0)),
+                (ops::Scoring::Softmax, None),
+                (ops::Scoring::Sigmoid, Some(0.1)),
+                (ops::Scoring::Sigmoid, None),
+            ] {
+                // The same choice wherever the logits are moved.
+                let bias = Vector::new(vec![4.0, 0.0, 8.0, -4.0], backend).ok();
+                let routing = ops::Routing { top_k: 2, scoring, normalise, scale: 1.5, bias, factors: vector(4, 6) };
+                check(&format!("experts {scoring:?}"), backend, &[4, 6], |cx, x| {
+                    let ops::Routed { rows, weights } = ops::route(cx, &x[0], &routing).unwrap();
+                    let part = |(expert, rows): (usize, Vec<usize>)| {
+                        let x = ops::select_rows(cx, &x[1], &rows).unwrap();
+                        let output = ops::scale(cx, own(cx, &x), 1.0 + expert as f32).unwrap();
+                        ops::ExpertRows { expert, rows, output }
+                    };
+                    let some = rows.into_iter().enumerate().filter(|(_, rows)| !rows.is_empty());
+                    ops::combine(cx, some.map(part).collect(), &weights).unwrap()
+                });
+            }
+            check("scale", backend, &[12], |cx, x| ops::scale(cx, own(cx, &x[0]), -0.4).unwrap());
+            check("even parts", backend, &[12], |cx, x| {
+                let parts = ops::split_evenly(cx, &x[0], 3).unwrap();
+                add_scaled(cx, &own(cx, &parts[0]), own(cx, &parts[2]), 0.7, None).unwrap()
+            });
             check("clip", backend, &[12], |cx, x| ops::clip(cx, &x[0], 0.5).unwrap());
             check("split", backend, &[12], |cx, x| {
                 let [a, b, _] = ops::split(cx, &x[0], [5, 5, 2]).unwrap();
@@ -242,7 +281,8 @@ mod tests {
                     let mask = Mask { causal, window, scale: 0.8, softcap };
                     let attend = |cx: Context<'_>, x: &[Tensor]| {
                         let mut sequences = Sequences::new(vec![4, 1, 2], None, backend).unwrap();
-                        ops::attention_within(cx, [&x[0], &x[1], &x[2]], 4, 2, mask, &mut sequences).unwrap()
+                        let sinks = window.and_then(|_| vector(4, 9));
+                        ops::attention_within(cx, [&x[0], &x[1], &x[2]], 4, 2, mask, sinks.as_ref(), &mut sequences).unwrap()
                     };
                     check("attention", backend, &[12, 6, 6], attend);
                 }

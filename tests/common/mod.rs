@@ -74,6 +74,13 @@ pub fn devices() -> Vec<Device> {
     ]
 }
 
+/// Whether a model's MLPs are experts.
+pub fn has_experts(path: &Path) -> bool {
+    let config = json(&path.join("config.json"));
+    let text = config.get("text_config").unwrap_or(&config);
+    ["num_experts", "num_local_experts"].iter().any(|key| text.get(*key).is_some_and(|count| !count.is_null()))
+}
+
 /// What weights can be quantised to while loading.
 pub const QUANTIZATIONS: [&str; 7] = ["q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl", "mlx4"];
 
@@ -97,6 +104,11 @@ pub fn dequantised(base: &Path, kind: &str) -> TempDir {
     let mut embedding = None;
     for (name, (_, shape, _)) in stored.tensors() {
         let module = name.trim_end_matches(".weight").to_string();
+        // What reads pictures and sounds is no part of the network, and a table of layers is no module.
+        let others = ["embed_vision", "embed_audio", "vision_", "audio_tower", "embed_tokens_per_layer"];
+        if others.iter().any(|other| name.contains(other)) {
+            continue;
+        }
         if name.contains("embed_tokens") {
             embedding = Some((name, shape));
         } else if shape.len() == 2 && !name.contains("embeddings") {

@@ -16,6 +16,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 disable_progress_bar()
 
+# Those that the gradients of a loss are held against.
+WITH_GRADIENTS = ("gemma4_all_linear", "gemma4_unified")
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 QWEN = "decoders/qwen2_untied_old"
 # name: (base, LoraConfig, what it is for)
@@ -33,6 +36,8 @@ ADAPTERS = {
     "qwen2_tied_lm_head": ("decoders/qwen2_tied", dict(target_modules=["lm_head", "q_proj"]), "LoRA on a tied output matrix: the embedding stays"),
     "llama_excluded": ("decoders/llama_plain", dict(target_modules=["q_proj", "k_proj", "v_proj"], exclude_modules=["layers.0.self_attn.k_proj"]), "exclude_modules"),
     "llama_layers_pattern": ("decoders/llama_plain", dict(target_modules=["o_proj", "up_proj"], layers_to_transform=[1], layers_pattern="layers"), "layers_pattern"),
+    "gemma4_all_linear": ("decoders/gemma4_text", dict(target_modules="all-linear"), "keys that later layers read, what layers take in besides the stream"),
+    "gemma4_unified": ("decoders/gemma4_unified", dict(target_modules=["q_proj", "k_proj", "o_proj", "gate_proj", "down_proj"]), "keys that are values as well"),
     "bert_pooler": ("encoders/bert_mean_norm", dict(target_modules=["query", "value", "dense"], task_type="FEATURE_EXTRACTION"), "an encoder; `dense` also means the pooler, which no vector sees"),
 }
 
@@ -81,17 +86,33 @@ def make(name, out):
         values["embeddings"], without = embed(model), embed(plain)
         changed = (values["embeddings"] - without).abs().max().item()
     else:
-        ids = torch.randint(3, 211, (1, 12)); values["prompt0.ids"] = ids[0]
+        vocabulary = min(211, model.config.get_text_config().vocab_size)
+        ids = torch.randint(3, vocabulary, (1, 12)); values["prompt0.ids"] = ids[0]
         values["prompt0.logits"] = model(ids).logits[0]
         changed = (values["prompt0.logits"] - plain(ids).logits[0]).abs().max().item()
         double = PeftModel.from_pretrained(load(), folder).double().eval()
         mistakes["f32_vs_f64"] = (double(ids).logits[0] - values["prompt0.logits"]).abs().max().item()
+        if name in WITH_GRADIENTS: values |= gradients(load, folder, vocabulary, mistakes, loss := {})
         if "tied_lm_head" in name: pass  # merging changes the embedding as well, so that merged and attached differ
         else: values["prompt0.merged_logits"] = model.merge_and_unload()(ids).logits[0]
         if "prompt0.merged_logits" in values: mistakes["merged_vs_unmerged"] = (values["prompt0.merged_logits"] - values["prompt0.logits"]).abs().max().item()
     save_file({k: v.contiguous() for k, v in values.items()}, os.path.join(folder, "golden.safetensors"))
     notes = dict(base=base, note=note, adapter_changes_by=round(changed, 4), noise_max_abs={k: float(f"{v:.3g}") for k, v in mistakes.items()})
+    if name in WITH_GRADIENTS: notes["loss"] = loss
     json.dump(notes, open(os.path.join(folder, "golden.json"), "w"), indent=1)
     print(name, notes["adapter_changes_by"], notes["noise_max_abs"], sorted(load_file(os.path.join(folder, "adapter_model.safetensors")))[:3])
+
+@torch.enable_grad()
+def gradients(load, folder, vocabulary, mistakes, loss):
+    """Of the mean over all tokens but the first of one sequence that is longer than any window, with dropout 0."""
+    ids = torch.randint(3, vocabulary, (1, 70)); found = {}
+    for kind in (torch.float64, torch.float32):
+        model = PeftModel.from_pretrained(load(), folder, is_trainable=True).to(kind).eval()
+        mean = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:]); mean.backward()
+        found[kind] = {"grad." + key.replace(".default", ""): p.grad for key, p in model.named_parameters() if p.grad is not None}
+        loss.update(ids=ids[0].tolist(), mean_cross_entropy=round(mean.item(), 6))
+    largest = max(g.abs().max().item() for g in found[torch.float64].values())
+    mistakes["gradients_relative_to_largest"] = max((found[torch.float64][k] - g).abs().max().item() for k, g in found[torch.float32].items()) / largest
+    return found[torch.float32]
 
 if __name__ == "__main__": main()

@@ -71,6 +71,12 @@ MODELS = {
         short_factor=SHORT, long_factor=LONG, original_max_position_embeddings=16)), dict(switch=16)),
     "phi3_partial": ("phi3", dict(RMS, max_position_embeddings=512, original_max_position_embeddings=33, tie_word_embeddings=True, rope_parameters=rope(10000.0, "longrope",
         partial_rotary_factor=0.75, short_factor=SHORT[:6], long_factor=LONG[:6])), dict(switch=33)),
+    "granitemoe": ("granitemoe", dict(RMS, num_local_experts=5, num_experts_per_tok=2, intermediate_size=20, attention_multiplier=0.3, embedding_multiplier=2.0,
+        residual_multiplier=0.6, logits_scaling=1.5, tie_word_embeddings=True, rope_parameters=rope()), {}),
+    "granitemoeshared": ("granitemoeshared", dict(RMS, num_local_experts=4, num_experts_per_tok=3, intermediate_size=16, shared_intermediate_size=24, attention_multiplier=0.2,
+        embedding_multiplier=2.0, residual_multiplier=0.6, logits_scaling=1.5, tie_word_embeddings=False, rope_parameters=rope()), {}),
+    "qwen3_moe_sparse": ("qwen3_moe", dict(RMS, head_dim=16, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True, tie_word_embeddings=True,
+        rope_parameters=rope(1000000.0)), {}),
     "qwen2_untied_f16": ("qwen2", dict(RMS, tie_word_embeddings=False, rope_parameters=rope(1000000.0)), dict(dtype=torch.float16)),
     "llama_f32": ("llama", dict(RMS, num_key_value_heads=1, intermediate_size=32, tie_word_embeddings=True, rope_parameters=rope()), dict(dtype=torch.float32)),
 }
@@ -102,7 +108,8 @@ def build(name, path):
 
 class Reference:
     def __init__(s, path, attn="eager", double=False):
-        s.make = lambda: (lambda m: m.double() if double else m)(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attn).eval())
+        experts = dict(experts_implementation="eager") if "num_local_experts" in open(os.path.join(path, "config.json")).read() else {}       # the others know no F64
+        s.make = lambda: (lambda m: m.double() if double else m)(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attn, **experts).eval())
         s.model = s.make()
     def fresh(s): s.model = s.make()                # dynamic rope keeps state in the model
     @torch.no_grad()

@@ -56,7 +56,8 @@ def edited(path, fields, then=lambda copy: None):
 
 def with_tokenizer(path):
     """Adds a tokenizer as large as the model's vocabulary."""
-    size = json.loads((path / "config.json").read_text())["vocab_size"]
+    config = json.loads((path / "config.json").read_text())
+    size = config.get("text_config", config)["vocab_size"]
     model = {"type": "BPE", "vocab": {f"t{id}": id for id in range(size)}, "merges": []}
     (path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
 
@@ -74,9 +75,11 @@ def main():
         if names and path.name not in names:
             continue
         try:
-            # Gemma 3's vocabulary size is that of its tokenizer.
-            if path.name.startswith("gemma3_text"):
-                path = edited(path, {}, with_tokenizer)
+            # From Gemma 3 on the vocabulary size is that of the tokenizer.
+            if path.name.startswith(("gemma3_text", "gemma4")):
+                # Which the converter asks of every Gemma 4.
+                needs = "gemma4" in path.name and "moe_intermediate_size" not in (path / "config.json").read_text()
+                path = edited(path, {"moe_intermediate_size": None} if needs else {}, with_tokenizer)
             # The converter knows published sizes alone; positions are rotary, so that no weight depends on it.
             if path.name == "nomic_mean_old":
                 path = edited(path, {"n_positions": 8192, "max_trained_positions": 2048} | NOMIC)

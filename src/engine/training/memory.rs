@@ -30,7 +30,9 @@ impl LoraTrainer {
         let gradients = if options.grad_accumulation > 1 { 2 } else { 1 };
         // Two moments, and in a pass copies as products read them: of each matrix, and of every `A` beside the others of its input.
         let values = plan.parameters().saturating_mul(5 + gradients);
-        let row = kept + WORKSPACE_LAYERS * layer;
+        // What all layers take in besides the stream is there throughout, and so are its gradients.
+        let taken_in = c.per_layer.map_or(0, |per_layer| 3 * layers * per_layer.dim);
+        let row = kept + WORKSPACE_LAYERS * layer + taken_in;
         let scores = tokens.min(ops::scored_at_once(c.vocab_size)).saturating_mul(c.vocab_size);
         let values = values.saturating_add(tokens.saturating_mul(row)).saturating_add(scores);
         Ok((values as u64).saturating_mul(size_of::<f32>() as u64))

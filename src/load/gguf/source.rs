@@ -36,6 +36,8 @@ pub struct Origin {
     /// One after another.
     parts: Vec<OriginRows>,
     change: ValueMap,
+    /// The rows are those of so many matrices of one shape.
+    matrices: Option<usize>,
 }
 
 /// What is done to each stored value.
@@ -108,7 +110,11 @@ impl Origin {
 
     fn of(tensor: &str, rows: Option<Range<usize>>) -> Self {
         let (order, columns) = (RowOrder::AsStored, RowOrder::AsStored);
-        Self { parts: vec![OriginRows { tensor: tensor.to_string(), rows, order, columns }], change: ValueMap::NONE }
+        Self {
+            parts: vec![OriginRows { tensor: tensor.to_string(), rows, order, columns }],
+            change: ValueMap::NONE,
+            matrices: None,
+        }
     }
 
     /// The same rows, which the converter moved so that rotary pairs are neighbours, in transformers' order.
@@ -127,6 +133,11 @@ impl Origin {
     pub fn columns_in_groups(mut self, groups: usize, heads: usize, head_dim: usize) -> Self {
         self.parts.iter_mut().for_each(|part| part.columns = RowOrder::Tiled { groups, heads, head_dim });
         self
+    }
+
+    /// The rows as those of so many matrices: a tensor of three dimensions.
+    pub fn in_matrices(self, count: usize) -> Self {
+        Self { matrices: Some(count), ..self }
     }
 
     /// The rows of another origin behind these.
@@ -336,6 +347,10 @@ impl Assembled {
             }
             _ if vector => vec![rows],
             _ => vec![rows, cols.unwrap_or(1)],
+        };
+        let shape = match origin.matrices {
+            Some(count) if count > 0 && rows.is_multiple_of(count) && !vector => vec![count, rows / count, cols.unwrap_or(1)],
+            _ => shape,
         };
         let row_bytes = format.row_bytes(cols.unwrap_or(1));
         let row_bytes = row_bytes.ok_or_else(|| bad(format!("no memory has the bytes of shape {shape:?}")))?;

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::CONFIG;
 use crate::error::{Error, Result};
 use crate::load::Json;
-use crate::nn::Role;
+use crate::nn::Module;
 
 /// Larger than any rank.
 const MAX_RANK: usize = 1 << 13;
@@ -169,16 +169,16 @@ impl PeftConfig {
         Ok(config)
     }
 
-    /// Whether a module was trained.
-    pub fn targets(&self, path: &str, role: Role) -> Result<bool> {
+    /// Whether a module was trained. Of experts, and of what chooses them, a name may also mean others that are called alike.
+    pub fn targets(&self, path: &str, module: &Module) -> Result<bool> {
         if let Some(excluded) = &self.excluded
-            && excluded.hold(path, role)?
+            && excluded.hold(path, module)?
         {
             return Ok(false);
         }
         let saved =
             |name: &String| path.split('.').collect::<Vec<_>>().windows(name.split('.').count()).any(|w| w.join(".") == *name);
-        if self.modules_to_save.iter().any(saved) || !self.targets.hold(path, role)? {
+        if self.modules_to_save.iter().any(saved) || !self.targets.hold(path, module)? {
             return Ok(false);
         }
         // A path that is named as a whole is meant whatever its layer.
@@ -186,6 +186,15 @@ impl PeftConfig {
         match &self.layers {
             Some(layers) if !named => Ok(self.layer(path)?.is_some_and(|layer| layers.contains(&layer))),
             _ => Ok(true),
+        }
+    }
+
+    /// Whether a target says more of a module than what it is called: where it stands.
+    pub fn says_place(&self, path: &str) -> bool {
+        match &self.targets {
+            Targets::Names(names) => names.iter().any(|name| name.contains('.') && ends_with_name(path, name)),
+            Targets::Pattern(_) => true,
+            Targets::Linear => false,
         }
     }
 
@@ -221,11 +230,11 @@ impl PeftConfig {
 }
 
 impl Targets {
-    fn hold(&self, path: &str, role: Role) -> Result<bool> {
+    fn hold(&self, path: &str, module: &Module) -> Result<bool> {
         match self {
             Self::Names(names) => Ok(names.iter().any(|name| ends_with_name(path, name))),
             Self::Pattern(pattern) => pattern.is_match(path).map_err(too_hard),
-            Self::Linear => Ok(matches!(role, Role::Layer(_))),
+            Self::Linear => Ok(module.role.is_inner() && !module.of_experts),
         }
     }
 }

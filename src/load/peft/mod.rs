@@ -296,11 +296,11 @@ impl<'a> Reader<'a> {
                 continue;
             }
             let found = (0..paths.len()).find(|&i| paths[i].ends_with(name.as_str()));
-            match found.filter(|&i| matches!(self.modules[i].role, Role::Embedding | Role::Head)) {
+            match found.filter(|&i| !self.modules[i].role.is_inner()) {
                 Some(i) if self.stored[i].weight.is_some() => {}
                 Some(i) => return Err(lacks(&format!("{}.weight", paths[i]), "modules_to_save names")),
                 None => {
-                    let whole = |module: &&Module| matches!(module.role, Role::Embedding | Role::Head);
+                    let whole = |module: &&Module| !module.role.is_inner();
                     let possible: Vec<&str> = self.modules.iter().filter(whole).map(|module| module.name.as_str()).collect();
                     return Err(Error::unsupported(format!(
                         "{CONFIG}: modules_to_save: {name:?} is not supported ({})",
@@ -317,7 +317,9 @@ impl<'a> Reader<'a> {
         let mut adapter = Adapter::default();
         for (i, (module, stored)) in self.modules.iter().zip(&self.stored).enumerate() {
             let path = self.path(i);
-            let targeted = self.config.targets(&path, module.role)?;
+            // PEFT may have meant others by the name of experts.
+            let is_changed = !module.of_experts || stored.a.is_some() || stored.b.is_some();
+            let targeted = is_changed && self.config.targets(&path, module)?;
             if module.role == Role::Embedding && targeted {
                 return Err(Error::unsupported(format!(
                     "{CONFIG}: target_modules: LoRA on the embedding ({path}) is not supported"
@@ -353,7 +355,7 @@ impl<'a> Reader<'a> {
     /// What is stored for a module is what the configuration says.
     fn check_tensors(&self, path: &str, module: &Module, stored: &Stored, targeted: bool) -> Result<()> {
         let config = self.config;
-        let whole = matches!(module.role, Role::Embedding | Role::Head);
+        let whole = !module.role.is_inner();
         let bias = module.bias && (config.bias == BiasKind::All || (config.bias == BiasKind::Targeted && targeted));
         // The tensor, whether there must be one, whether there may be one, and the option that says so.
         let rules = [

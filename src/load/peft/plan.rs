@@ -12,7 +12,7 @@ use super::config::{BiasKind, PeftConfig, ends_with_name};
 use super::{CONFIG, Peft, TENSORS, TORCH, path, replace, tensor_name, write_safetensors, write_text};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{FNV_START, Json, Tensors, fnv};
-use crate::nn::{Adapter, LowRank, Module, Role, TrainedModule, Transformer};
+use crate::nn::{Adapter, LowRank, Module, TrainedModule, Transformer};
 use crate::ops::{Backend, Format, Matrix, MatrixBuilder, Use};
 
 /// What PEFT calls every matrix of the layers.
@@ -52,15 +52,22 @@ impl PeftPlan {
     pub fn new(network: &Transformer, fresh: &Fresh<'_>) -> Result<Self> {
         let prefix = network.config().names.prefixes.first().map_or("", |prefix| prefix.network);
         let modules = network.modules();
-        let in_layers = |module: &&Module| matches!(module.role, Role::Layer(_));
+        let in_layers = |module: &&Module| module.role.is_inner();
         // As PEFT names them: q_proj, not layers.0.self_attn.q_proj.
         let short = |module: &Module| module.name.rsplit('.').next().unwrap_or_default().to_string();
-        let all: BTreeSet<String> = modules.iter().filter(in_layers).map(short).collect();
+        let all: BTreeSet<String> = modules.iter().filter(|module| in_layers(module) && !module.of_experts).map(short).collect();
         for target in fresh.targets.iter().filter(|target| *target != ALL) {
             let mut found = modules.iter().filter(|module| ends_with_name(&path(module, prefix), target)).peekable();
             if found.peek().is_none() {
                 let known = all.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
                 return Err(Error::argument(format!("targets: expected modules of the model ({known}), found {target:?}")));
+            }
+            let of_experts = |module: &&Module| module.of_experts && !target.contains('.');
+            if found.clone().all(|module| of_experts(&module)) {
+                return Err(Error::argument(format!(
+                    "targets: expected the place of experts, as in {:?}, found {target:?}",
+                    found.peek().map_or("", |module| module.name.as_str())
+                )));
             }
             if found.any(|module| !in_layers(&module)) {
                 return Err(Error::unsupported(format!(
@@ -102,6 +109,14 @@ impl PeftPlan {
         let mut config = Json::parse(CONFIG, &peft.config_json)?.value().clone();
         config["lora_dropout"] = decimal(dropout);
         let plan = Self::read(network, format!("{config:#}\n"), peft.prefix.clone())?;
+        if let Some(left) =
+            peft.adapter.low_rank.iter().find(|own| !plan.modules.iter().any(|one| one.module.name == own.module.name))
+        {
+            return Err(Error::unsupported(format!(
+                "expected a configuration that says where {} is: experts are trained by their place",
+                left.module.name
+            )));
+        }
         // Its file may hold them without a word in the configuration.
         let weights = peft.adapter.weights.iter().map(|replaced| format!("{}.weight", replaced.module.name));
         let biases = peft.adapter.biases.iter().map(|(module, _)| format!("{}.bias", module.name));
@@ -133,10 +148,11 @@ impl PeftPlan {
         let (mut modules, mut start) = (Vec::new(), 0);
         for module in network.modules() {
             let path = path(module, &prefix);
-            if !config.targets(&path, module.role)? {
+            // There may be thousands of experts: they are trained where the configuration says which.
+            if !config.targets(&path, module)? || (module.of_experts && !config.says_place(&path)) {
                 continue;
             }
-            if matches!(module.role, Role::Embedding | Role::Head) {
+            if !module.role.is_inner() {
                 return Err(Error::unsupported(format!("{CONFIG}: target_modules: training {path} is not supported")));
             }
             let rank = config.rank(&path)?;

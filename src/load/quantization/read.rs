@@ -637,7 +637,7 @@ mod tests {
     fn methods_that_are_not_known_are_named() {
         for (config, key) in [
             (r#"{"quantization_config": {"quant_method": "bitsandbytes"}}"#, "bitsandbytes"),
-            (r#"{"quantization_config": {"quant_method": "mxfp4"}}"#, "mxfp4"),
+            (r#"{"quantization_config": {"quant_method": "hqq"}}"#, "hqq"),
             (r#"{"quantization_config": {}}"#, "quant_method"),
             (r#"{"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}"#, "mxfp4"),
             (r#"{"quantization": {"bits": 7, "group_size": 32}}"#, "bits"),

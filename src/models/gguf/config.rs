@@ -24,7 +24,7 @@ pub struct ConfigFields<'a> {
 }
 
 /// Settings of some architectures. Another one that has them would be computed without, so that is an error.
-const SETTINGS: [&str; 12] = [
+const SETTINGS: [&str; 16] = [
     "attention.clamp_kqv",
     "attention.max_alibi_bias",
     "attention.scale",
@@ -33,11 +33,19 @@ const SETTINGS: [&str; 12] = [
     "attention.temperature_scale",
     "attn_logit_softcapping",
     "embedding_scale",
+    "expert_gating_func",
+    "expert_group_count",
+    "expert_weights_norm",
+    "expert_weights_scale",
     "final_logit_softcapping",
     "logit_scale",
     "residual_scale",
     "use_parallel_residual",
 ];
+
+/// Architectures whose MLPs may be experts.
+const WITH_EXPERTS: [&str; 9] =
+    ["gemma4", "gpt-oss", "granite_swa", "granitemoe", "lfm2moe", "llama", "olmoe", "qwen35moe", "qwen3moe"];
 
 /// config.json of an architecture.
 pub fn json(gguf: &mut Gguf, architecture: &Architecture) -> Result<Json> {
@@ -132,11 +140,32 @@ impl ConfigFields<'_> {
         }
     }
 
+    /// A whole number, or a list of one for each layer.
+    fn counts(&self, name: &str) -> Result<Option<Vec<u32>>> {
+        let layers = self.needed("block_count")? as usize;
+        if layers > MAX_LAYERS {
+            return Err(self.metadata().expected(&self.key("block_count"), &format!("at most {MAX_LAYERS}")));
+        }
+        let key = self.key(name);
+        if !self.metadata().is_list(&key) {
+            return Ok(self.metadata().u32(&key)?.map(|count| vec![count; layers]));
+        }
+        let list = self.metadata().ints(&key)?.unwrap_or_default();
+        let counts: Vec<u32> = list.iter().filter_map(|count| u32::try_from(*count).ok()).collect();
+        if counts.len() != layers || list.len() != layers {
+            return Err(self.metadata().expected(&key, &format!("a number, or one for each of {layers} layers")));
+        }
+        Ok(Some(counts))
+    }
+
     /// Heads of keys and values; LFM2 has a number for each layer, 0 for those without attention.
     fn kv_heads(&self) -> Result<Option<u32>> {
         let name = "attention.head_count_kv";
         let key = self.key(name);
-        if self.prefix != "lfm2" || !self.metadata().is_list(&key) {
+        if self.prefix == "gemma4" {
+            return Ok(self.counts(name)?.and_then(|heads| heads.first().copied()));
+        }
+        if !self.prefix.starts_with("lfm2") || !self.metadata().is_list(&key) {
             return self.count(name);
         }
         let list = self.metadata().ints(&key)?.unwrap_or_default();
@@ -211,17 +240,23 @@ impl ConfigFields<'_> {
     fn sizes(&mut self) -> Result<()> {
         for (field, name) in [
             ("hidden_size", "embedding_length"),
-            ("intermediate_size", "feed_forward_length"),
             ("num_attention_heads", "attention.head_count"),
             ("max_position_embeddings", "context_length"),
         ] {
             let value = self.needed(name)?;
             self.set(field, value);
         }
+        // Of Gemma 4 a number for each layer.
+        let widths = if self.prefix == "gemma4" { self.counts("feed_forward_length")? } else { None };
+        let width = match widths {
+            Some(widths) if widths[0] > 0 => widths[0],
+            _ => self.needed("feed_forward_length")?,
+        };
+        self.set("intermediate_size", width);
         // Behind the network's own stand those that predict further tokens.
         let layers = self.needed("block_count")?;
         let further = self.count("nextn_predict_layers")?.unwrap_or_default();
-        if further > 0 && (self.prefix != "qwen35" || further >= layers) {
+        if further > 0 && (!self.prefix.starts_with("qwen35") || further >= layers) {
             return Err(self.metadata().unsupported(&self.key("nextn_predict_layers"), "0"));
         }
         self.set("num_hidden_layers", layers - further);
@@ -233,7 +268,7 @@ impl ConfigFields<'_> {
             return Err(self.metadata().unsupported(&self.key("attention.value_length"), &format!("{dim}, as keys have")));
         }
         self.set("head_dim", dim as u64);
-        if self.count("expert_count")?.is_some_and(|count| count > 0) {
+        if self.has_experts()? && !WITH_EXPERTS.contains(&self.prefix) {
             return Err(self.metadata().unsupported(&self.key("expert_count"), "0"));
         }
         let vocab_size = self.vocab_size()?;
@@ -370,6 +405,21 @@ impl ConfigFields<'_> {
             }
             _ => Ok(()),
         }
+    }
+
+    fn has_experts(&self) -> Result<bool> {
+        Ok(self.count("expert_count")?.is_some_and(|count| count > 0))
+    }
+
+    /// How many experts there are, and how many of them a token goes to.
+    fn experts(&mut self) -> Result<()> {
+        for (fields, name) in
+            [(&["num_local_experts", "num_experts"][..], "expert_count"), (&["num_experts_per_tok"], "expert_used_count")]
+        {
+            let count = self.needed(name)?;
+            fields.iter().for_each(|field| self.set(field, count));
+        }
+        Ok(())
     }
 
     /// `sliding_window`, null where there is none.
@@ -512,8 +562,14 @@ pub fn exaone4(fields: &mut ConfigFields<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Mixtral goes by the same name.
 pub fn llama(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.whole_heads()?;
+    if fields.has_experts()? {
+        fields.set("model_type", "mixtral");
+        fields.experts()?;
+        return fields.window();
+    }
     if fields.count("attention.sliding_window")?.is_some_and(|window| window > 0) {
         fields.window()?;
         fields.set("model_type", "mistral");
@@ -559,6 +615,100 @@ pub fn granite(fields: &mut ConfigFields<'_>) -> Result<()> {
     ] {
         fields.copy(field, name)?;
     }
+    Ok(())
+}
+
+/// Every second layer has the window, from the first on.
+pub fn gpt_oss(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    fields.needed_window()?;
+    fields.experts()?;
+    let width = fields.needed("expert_feed_forward_length")?;
+    fields.set("intermediate_size", width);
+    if let Some(scaling) = fields.all.get_mut("rope_scaling").filter(|scaling| scaling.is_object()) {
+        scaling["truncate"] = false.into();
+    }
+    Ok(())
+}
+
+/// An MLP for every token may stand beside the experts.
+pub fn granitemoe(fields: &mut ConfigFields<'_>) -> Result<()> {
+    granite(fields)?;
+    fields.experts()?;
+    if let Some(width) = fields.count("expert_shared_feed_forward_length")?.filter(|width| *width > 0) {
+        fields.set("model_type", "granitemoeshared");
+        fields.set("shared_intermediate_size", width);
+    }
+    Ok(())
+}
+
+pub fn lfm2moe(fields: &mut ConfigFields<'_>) -> Result<()> {
+    lfm2(fields)?;
+    fields.experts()?;
+    for (field, name) in
+        [("moe_intermediate_size", "expert_feed_forward_length"), ("num_dense_layers", "leading_dense_block_count")]
+    {
+        let value = fields.count(name)?.unwrap_or(0);
+        fields.set(field, value);
+    }
+    // Sigmoids.
+    if fields.count("expert_gating_func")?.is_some_and(|kind| kind != 2) {
+        return Err(fields.metadata().unsupported(&fields.key("expert_gating_func"), "2"));
+    }
+    let normalised = fields.flag("expert_weights_norm")?.unwrap_or(true);
+    fields.set("norm_topk_prob", normalised);
+    fields.copy("routed_scaling_factor", "expert_weights_scale")?;
+    let layer = fields.all["num_dense_layers"].as_u64().unwrap_or_default();
+    let has_bias = fields.has(&format!("blk.{layer}.exp_probs_b.bias"));
+    fields.set("use_expert_bias", has_bias);
+    Ok(())
+}
+
+pub fn qwen35moe(fields: &mut ConfigFields<'_>) -> Result<()> {
+    qwen35(fields)?;
+    fields.experts()?;
+    for (field, name) in [
+        ("moe_intermediate_size", "expert_feed_forward_length"),
+        ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
+    ] {
+        let value = fields.needed(name)?;
+        fields.set(field, value);
+    }
+    Ok(())
+}
+
+/// What rope a layer has is in the file only as far as it has one.
+pub fn granite_swa(fields: &mut ConfigFields<'_>) -> Result<()> {
+    if fields.has_experts()? {
+        granitemoe(fields)?;
+        fields.set("model_type", "granitemoe_swa");
+    } else {
+        granite(fields)?;
+    }
+    fields.needed_window()?;
+    fields.pattern(SeesAll::First)?;
+    let key = fields.key("attention.rope_pattern");
+    if let Some(rotated) = fields.metadata().bools(&key)? {
+        let theta = fields.all["rope_theta"].clone();
+        let of = |rotated: &bool| if *rotated { theta.clone() } else { 0.into() };
+        fields.set("layer_rope_theta", rotated.iter().map(of).collect::<Vec<Value>>());
+    }
+    Ok(())
+}
+
+pub fn olmoe(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    fields.experts()?;
+    fields.set("norm_topk_prob", false);
+    fields.copy("clip_qkv", "attention.clamp_kqv")
+}
+
+pub fn qwen3moe(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    fields.experts()?;
+    fields.set("norm_topk_prob", true);
+    let width = fields.needed("expert_feed_forward_length")?;
+    fields.set("moe_intermediate_size", width);
     Ok(())
 }
 
@@ -651,6 +801,114 @@ pub fn gemma3(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.set("rope_local_base_freq", theta.unwrap_or(10_000.0));
     fields.copy("final_logit_softcapping", "final_logit_softcapping")?;
     query_scale(fields, 62)
+}
+
+/// Sizes are those of the layers that see all, and others of those that slide; some are a list of one for each layer.
+pub fn gemma4(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.needed_window()?;
+    let pattern = fields.key("attention.sliding_window_pattern");
+    if !fields.metadata().is_list(&pattern) {
+        return Err(fields.metadata().expected(&pattern, "a flag for each layer"));
+    }
+    fields.pattern(SeesAll::Last)?;
+    let slides = fields.metadata().bools(&pattern)?.unwrap_or_default();
+    let (full, sliding) = (fields.head_dim()?, fields.needed("attention.key_length_swa")?);
+    for (name, expected) in [
+        ("attention.value_length_swa", f64::from(sliding)),
+        ("rope.dimension_count_swa", f64::from(sliding)),
+        ("rope.dimension_count", full),
+    ] {
+        if fields.count(name)?.is_some_and(|found| f64::from(found) != expected) {
+            return Err(fields.metadata().unsupported(&fields.key(name), &format!("{expected}, the width of a head")));
+        }
+    }
+    fields.set("head_dim", sliding);
+    fields.set("global_head_dim", full as u64);
+    gemma4_keys(fields, &slides)?;
+    gemma4_ropes(fields, full)?;
+    if fields.has_experts()? {
+        fields.experts()?;
+        let (top_k, width) = (fields.needed("expert_used_count")?, fields.needed("expert_feed_forward_length")?);
+        fields.set("enable_moe_block", true);
+        fields.set("top_k_experts", top_k);
+        fields.set("moe_intermediate_size", width);
+    }
+    let dim = fields.count("embedding_length_per_layer_input")?.unwrap_or(0);
+    fields.set("hidden_size_per_layer_input", dim);
+    // The converter cuts off of both what the tokenizer does not know.
+    let rows = fields.vocab_size()?;
+    fields.set("vocab_size_per_layer_input", rows);
+    fields.copy("final_logit_softcapping", "final_logit_softcapping")
+}
+
+/// Heads of keys, layers that have none of their own, and the MLPs of these, which may be wider.
+fn gemma4_keys(fields: &mut ConfigFields<'_>, slides: &[bool]) -> Result<()> {
+    let layers = slides.len();
+    let shared = fields.count("attention.shared_kv_layers")?.unwrap_or(0);
+    fields.set("num_kv_shared_layers", shared);
+    let first = layers.saturating_sub(shared as usize);
+    let widths = fields.counts("feed_forward_length")?.unwrap_or_default();
+    let is_wide = |wide: u32| widths.iter().enumerate().all(|(i, width)| *width == if i < first { widths[0] } else { wide });
+    let is_double = shared > 0 && widths[0].checked_mul(2).is_some_and(&is_wide);
+    if !is_double && !is_wide(widths[0]) {
+        let expected = format!("one number of all layers, or twice that from layer {first} on");
+        return Err(fields.metadata().unsupported(&fields.key("feed_forward_length"), &expected));
+    }
+    fields.set("use_double_wide_mlp", is_double);
+    let heads_of = |wanted: bool, heads: &[u32]| {
+        let mut heads = slides.iter().zip(heads).filter(|(slides, _)| **slides == wanted).map(|(_, heads)| *heads);
+        let first = heads.next();
+        heads.all(|other| Some(other) == first).then_some(first)
+    };
+    let heads = fields.counts("attention.head_count_kv")?.unwrap_or_default();
+    let (Some(sliding), Some(full)) = (heads_of(true, &heads), heads_of(false, &heads)) else {
+        return Err(fields.metadata().unsupported(&fields.key("attention.head_count_kv"), "one number for each kind of layer"));
+    };
+    let full_layer = slides.iter().take(first).position(|slides| !slides);
+    let are_values = full_layer.is_some_and(|layer| !fields.has(&format!("blk.{layer}.attn_v.weight")));
+    fields.set("attention_k_eq_v", are_values);
+    if let Some(heads) = sliding.or(full) {
+        fields.set("num_key_value_heads", heads);
+    }
+    match full {
+        Some(full) if sliding.is_some_and(|sliding| sliding != full) => {
+            if !are_values {
+                let expected = "one number of all layers where values are not the keys";
+                return Err(fields.metadata().unsupported(&fields.key("attention.head_count_kv"), expected));
+            }
+            fields.set("num_global_key_value_heads", full);
+        }
+        _ => fields.set("num_global_key_value_heads", Value::Null),
+    }
+    Ok(())
+}
+
+/// Of layers that see all the first pairs of a head turn: the divisors of the other frequencies are as good as infinite.
+fn gemma4_ropes(fields: &mut ConfigFields<'_>, head_dim: f64) -> Result<()> {
+    const NAME: &str = "rope_freqs.weight";
+    let theta = fields.all["rope_theta"].clone();
+    let sliding = fields.number("rope.freq_base_swa")?.unwrap_or(10_000.0);
+    let Some([divisors, _]) = &fields.factors else {
+        return Err(fields.metadata().invalid(NAME, "expected the divisors of frequencies, found no such tensor"));
+    };
+    let turned = divisors.iter().take_while(|divisor| **divisor == 1.0).count();
+    if divisors.len() as f64 != head_dim / 2.0 || turned == 0 || divisors[turned..].iter().any(|divisor| *divisor < 1e20) {
+        let expected = format!("expected {} divisors, ones and then numbers above 1e20, found others", head_dim / 2.0);
+        return Err(fields.metadata().invalid(NAME, &expected));
+    }
+    let part = 2.0 * turned as f64 / head_dim;
+    // Times the width it is cut to a whole number of pairs.
+    let part = if (part * head_dim / 2.0) < turned as f64 { part.next_up() } else { part };
+    fields.all.remove("rope_scaling");
+    fields.all.remove("rope_theta");
+    fields.set(
+        "rope_parameters",
+        json!({
+            "full_attention": { "rope_type": "proportional", "partial_rotary_factor": part, "rope_theta": theta },
+            "sliding_attention": { "rope_type": "default", "rope_theta": sliding },
+        }),
+    );
+    Ok(())
 }
 
 pub fn gemma_embedding(fields: &mut ConfigFields<'_>) -> Result<()> {

@@ -1,10 +1,12 @@
 //! What transformers' tensors are made of in a file. Names in a GGUF go by their role, so that a family's own names say which is which.
 
-use super::super::draft::{Draft, Mixer, Mlp, Source};
+use super::super::draft::{Draft, KeySource, Mixer, Mlp, Pattern, Sizes, Source};
 use super::Architecture;
 use crate::error::Result;
 use crate::load::{Gguf, Origin};
-use crate::nn::{DeltaNetConfig, Name, NormParts, QkNorm, ShortConvConfig, Tying};
+use crate::nn::{
+    Bias, DeltaNetConfig, ExpertNames, ExpertsConfig, Name, NormParts, QkNorm, SharedExpertConfig, ShortConvConfig, Tying,
+};
 use crate::ops::DeltaShape;
 
 /// The origin of each tensor of the network.
@@ -19,11 +21,27 @@ pub fn origins(gguf: &Gguf, draft: &Draft, architecture: &Architecture) -> Resul
         match (pattern.mixer, &draft.delta_net, &draft.short_conv) {
             (Mixer::DeltaNet, Some(net), _) => all.delta_net(net),
             (Mixer::ShortConv, _, Some(conv)) => all.short_conv(conv),
-            _ => all.attention(),
+            _ => all.attention(pattern),
         }
-        all.mlp();
+        match &draft.experts {
+            Some(experts) if pattern.experts => all.experts(experts),
+            _ => all.mlp(draft.sizes(pattern).intermediate_size),
+        }
+        if let Some(branch) = &draft.expert_branch {
+            all.experts(&branch.experts);
+            for (name, stored) in
+                [(branch.mlp_out, "post_ffw_norm_1"), (branch.norm_in, "pre_ffw_norm_2"), (branch.norm_out, "post_ffw_norm_2")]
+            {
+                all.norm(Some(name), stored);
+            }
+        }
+        all.layer_input();
         // These have no norm behind attention, and their second one goes by that name.
-        let mlp_in = if ["seed_oss", "qwen35"].contains(&architecture.name) { "post_attention_norm" } else { "ffn_norm" };
+        let mlp_in = if ["seed_oss", "gpt-oss", "qwen35", "qwen35moe"].contains(&architecture.name) {
+            "post_attention_norm"
+        } else {
+            "ffn_norm"
+        };
         for (name, stored) in [
             (names.attn_in.filter(|_| pattern.attn_in), "attn_norm"),
             (names.attn_out, "post_attention_norm"),
@@ -67,6 +85,12 @@ impl Origins<'_> {
         self.gguf.tensor(&self.name(stored)).and_then(|tensor| tensor.entry().shape.first().copied()).unwrap_or(0)
     }
 
+    /// Whether a tensor of matrices has so many rows in all.
+    fn holds_rows(&self, stored: &str, rows: usize) -> bool {
+        let shape = self.gguf.tensor(&self.name(stored)).map(|tensor| tensor.entry().shape.as_slice());
+        shape.is_some_and(|shape| matches!(*shape, [count, of_each, _] if count.checked_mul(of_each) == Some(rows)))
+    }
+
     fn whole(&self, stored: &str) -> Origin {
         Origin::whole(&self.name(stored))
     }
@@ -86,8 +110,15 @@ impl Origins<'_> {
         }
         self.norm(names.embed_norm, "token_embd_norm");
         // LFM2's final norm goes by another's name.
-        let is_lfm = self.architecture.name == "lfm2";
+        let is_lfm = ["lfm2", "lfm2moe"].contains(&self.architecture.name);
         self.norm(names.final_norm, if is_lfm { "token_embd_norm" } else { "output_norm" });
+        if let Some(inputs) = draft.layer_inputs {
+            if let Some((table, _)) = inputs.embedding.table {
+                self.add(&format!("{table}.weight"), Origin::whole("per_layer_token_embd.weight"));
+            }
+            self.add(&format!("{}.weight", inputs.embedding.projection), Origin::whole("per_layer_model_proj.weight"));
+            self.norm(Some(inputs.embedding.norm), "per_layer_proj_norm");
+        }
         self.place = head.to_string();
         if let Some(head) = names.head {
             if draft.tying == Tying::Separate {
@@ -109,20 +140,34 @@ impl Origins<'_> {
         }
     }
 
-    fn attention(&mut self) {
-        let Draft { num_heads, num_kv_heads, head_dim, names, biases, qk_norm, norm, .. } = self.draft;
+    fn attention(&mut self, pattern: &Pattern) {
+        let Draft { num_heads, names, biases, qk_norm, norm, .. } = self.draft;
+        let Sizes { num_kv_heads, head_dim, .. } = self.draft.sizes(pattern);
         let sizes = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim];
-        let moved = self.architecture.moves_rows.then_some(*head_dim);
+        let moved = self.architecture.moves_rows.then_some(head_dim);
         let fields = |stored| if stored { &["weight", "bias"][..] } else { &["weight"] };
-        self.projections(
-            &[names.q, names.k, names.v],
-            ["attn_q", "attn_k", "attn_v"],
-            ("attn_qkv", &sizes),
-            moved,
-            fields(biases.qkv),
-        );
+        let (all, own, of_qkv) = ([names.q, names.k, names.v], ["attn_q", "attn_k", "attn_v"], fields(biases.qkv));
+        match pattern.keys {
+            KeySource::Own => self.projections(&all, own, ("attn_qkv", &sizes), moved, of_qkv),
+            KeySource::AreValues => self.projections(&[names.q, names.k], ["attn_q", "attn_k"], ("", &[]), moved, of_qkv),
+            KeySource::Of(_) => {
+                self.projections(&[names.q], ["attn_q"], ("", &[]), moved, of_qkv);
+                // What some files hold, and nothing reads.
+                for (source, stored) in all.into_iter().zip(own).skip(1) {
+                    if let (Source::Own(name), true) = (source, self.has(&format!("{stored}.weight"))) {
+                        self.add(&format!("{name}.weight"), self.whole(&format!("{stored}.weight")));
+                    }
+                }
+            }
+        }
         self.projections(&[names.o], ["attn_output"], ("", &[]), None, fields(biases.o));
-        for (name, stored, heads) in [(names.q_norm, "attn_q_norm", *num_heads), (names.k_norm, "attn_k_norm", *num_kv_heads)] {
+        if let Some(sinks) = self.draft.sinks {
+            self.add(sinks, self.whole("attn_sinks.weight"));
+        }
+        for (name, stored, heads) in [(names.q_norm, "attn_q_norm", *num_heads), (names.k_norm, "attn_k_norm", num_kv_heads)] {
+            if matches!(pattern.keys, KeySource::Of(_)) && stored == "attn_k_norm" && !self.has("attn_k_norm.weight") {
+                continue;
+            }
             let whole = self.whole(&format!("{stored}.weight")).plus(-norm.offset);
             match qk_norm {
                 None => {}
@@ -178,12 +223,102 @@ impl Origins<'_> {
         }
     }
 
-    fn mlp(&mut self) {
-        let Draft { intermediate_size, names, biases, mlp, .. } = self.draft;
+    /// Those of a layer are one tensor for each of their projections, or one for gate and up.
+    fn experts(&mut self, experts: &ExpertsConfig) {
+        self.add(&format!("{}.weight", experts.router.name), self.whole("ffn_gate_inp.weight"));
+        if experts.biases == Bias::Stored {
+            self.add(&format!("{}.bias", experts.router.name), self.whole("ffn_gate_inp.bias"));
+        }
+        for (name, stored) in [
+            (experts.bias, "exp_probs_b.bias"),
+            (experts.factors, "ffn_down_exps.scale"),
+            (experts.router_norm, "ffn_gate_inp.scale"),
+        ] {
+            if let Some(name) = name {
+                self.add(name, self.whole(stored));
+            }
+        }
+        let (size, hidden_size, count) = (experts.intermediate_size, experts.hidden_size, experts.count);
+        // No list of as many names as a file asks for without holding them.
+        if !self.holds_rows("ffn_down_exps.weight", count.saturating_mul(hidden_size)) {
+            let missing = experts.apart.map(|names| ExpertNames::of(names.down, 0));
+            let missing = missing.map(|name| format!("{name}.weight")).or(experts.stacks.map(|(_, down)| down.to_string()));
+            let all = Origin::rows(&self.name("ffn_down_exps.weight"), 0..count.saturating_mul(hidden_size));
+            return missing.into_iter().for_each(|name| self.add(&name, all.clone()));
+        }
+        let is_fused = self.has("ffn_gate_up_exps.weight");
+        let rows = |stored: &str, number: usize, rows: usize| {
+            Origin::rows(&self.name(&format!("{stored}.weight")), number * rows..(number + 1) * rows)
+        };
+        let gate_up = |number: usize| match is_fused {
+            true => [0, 1].map(|half| rows("ffn_gate_up_exps", 2 * number + half, size)),
+            false => ["ffn_gate_exps", "ffn_up_exps"].map(|stored| rows(stored, number, size)),
+        };
+        let mut all = Vec::new();
+        if let Some(ExpertNames { gate, up, down }) = experts.apart {
+            let of_biases = [(gate, "ffn_gate_exps"), (up, "ffn_up_exps"), (down, "ffn_down_exps")];
+            for number in (0..count).filter(|_| experts.biases == Bias::Stored) {
+                let row = |stored: &str| Origin::rows(&self.name(&format!("{stored}.bias")), number..number + 1);
+                all.extend(of_biases.map(|(name, stored)| (format!("{}.bias", ExpertNames::of(name, number)), row(stored))));
+            }
+            for number in 0..count {
+                let of = |name| format!("{}.weight", ExpertNames::of(name, number));
+                let [of_gate, of_up] = gate_up(number);
+                all.extend([(of(gate), of_gate), (of(up), of_up), (of(down), rows("ffn_down_exps", number, hidden_size))]);
+            }
+        } else if let Some((stack, down)) = experts.stacks {
+            let joined = (0..count).flat_map(gate_up).reduce(Origin::then);
+            all.extend(joined.map(|origin| (stack.to_string(), origin.in_matrices(count))));
+            all.push((down.to_string(), self.whole("ffn_down_exps.weight")));
+        }
+        all.into_iter().for_each(|(name, origin)| self.add(&name, origin));
+        if let Some(shared) = &experts.shared {
+            self.shared_expert(shared);
+        }
+    }
+
+    /// An MLP beside experts, whose gate and up are two tensors, or one that goes by the name of up.
+    fn shared_expert(&mut self, SharedExpertConfig { dense, gate }: &SharedExpertConfig) {
+        let is_fused = !self.has("ffn_gate_shexp.weight");
+        let half = |part: usize| {
+            let (stored, size) = (self.name("ffn_up_shexp.weight"), dense.intermediate_size);
+            if is_fused { Origin::rows(&stored, part * size..(part + 1) * size) } else { Origin::whole(&stored) }
+        };
+        let of_gate = if is_fused { half(0) } else { self.whole("ffn_gate_shexp.weight") };
+        let (of_up, up) = (half(1), format!("{}.weight", dense.up.name));
+        match &dense.gate {
+            // One tensor in transformers.
+            Some(gate) if gate.name == dense.up.name => self.add(&up, of_gate.then(of_up)),
+            Some(gate) => {
+                self.add(&format!("{}.weight", gate.name), of_gate);
+                self.add(&up, of_up);
+            }
+            None => self.add(&up, of_up),
+        }
+        self.add(&format!("{}.weight", dense.down.name), self.whole("ffn_down_shexp.weight"));
+        if let Some(gate) = gate {
+            self.add(&format!("{}.weight", gate.name), self.whole("ffn_gate_inp_shexp.weight"));
+        }
+    }
+
+    /// What takes in a layer's part of the per-layer embedding, and the factor of the layer's output.
+    fn layer_input(&mut self) {
+        if let Some(inputs) = self.draft.layer_inputs {
+            self.add(&format!("{}.weight", inputs.gate), self.whole("inp_gate.weight"));
+            self.add(&format!("{}.weight", inputs.down), self.whole("proj.weight"));
+            self.norm(Some(inputs.norm_out), "post_norm");
+        }
+        if let Some(scalar) = self.draft.layer_scalar {
+            self.add(scalar, self.whole("layer_output_scale.weight"));
+        }
+    }
+
+    fn mlp(&mut self, intermediate_size: usize) {
+        let Draft { names, biases, mlp, .. } = self.draft;
         let fields = if biases.mlp { &["weight", "bias"][..] } else { &["weight"] };
         match mlp {
             Mlp::Gated => {
-                let sizes = [*intermediate_size; 2];
+                let sizes = [intermediate_size; 2];
                 self.projections(&[names.gate, names.up], ["ffn_gate", "ffn_up"], ("ffn_up", &sizes), None, fields);
             }
             Mlp::Plain => self.projections(&[names.up], ["ffn_up"], ("", &[]), None, fields),

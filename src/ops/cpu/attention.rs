@@ -9,13 +9,22 @@ use crate::kernels::{KvHeads, Strided, attend, attend_within, attend_within_back
 use crate::ops::Mask;
 use crate::ops::attention::no_memory;
 
-/// Rows over a cache that they are appended to.
-pub fn over_cache(qkv: [&Tensor; 3], heads: usize, mask: Mask, cache: &mut KvHeads) -> Result<Tensor> {
-    let (rows, width) = qkv[0].dims2()?;
+/// Rows over a cache that they are appended to, where they bring keys and values.
+pub fn over_cache(
+    q: &Tensor,
+    kv: Option<[&Tensor; 2]>,
+    heads: usize,
+    mask: Mask,
+    sinks: Option<&[f32]>,
+    cache: &mut KvHeads,
+) -> Result<Tensor> {
+    let (rows, width) = q.dims2()?;
     let mut out = zeros(rows * width)?;
-    with_strided(qkv, |[q, k, v]| {
-        cache.append(k.values, k.stride, v.values, v.stride, rows).map_err(no_memory)?;
-        attend(q.values, q.stride, heads, cache, mask, &mut out);
+    if let Some(kv) = kv {
+        with_strided(kv, |[k, v]| cache.append(k.values, k.stride, v.values, v.stride, rows).map_err(no_memory))?;
+    }
+    with_strided([q], |[q]| {
+        attend(q.values, q.stride, heads, cache, mask, sinks, &mut out);
         Ok(())
     })?;
     Tensor::from_vec(out, (rows, width), &Device::Cpu)
@@ -33,12 +42,13 @@ pub fn within(
     qkv: [&Tensor; 3],
     (heads, kv_heads): (usize, usize),
     mask: Mask,
+    sinks: Option<&[f32]>,
     Sequences { lengths, bias }: &Sequences,
 ) -> Result<Tensor> {
     let (rows, width) = qkv[0].dims2()?;
     let mut out = zeros(rows * width)?;
     with_strided(qkv, |[q, k, v]| {
-        attend_within(q, k, v, heads, kv_heads, lengths, mask, bias.as_deref(), &mut out).map_err(no_memory)
+        attend_within(q, k, v, heads, kv_heads, lengths, mask, bias.as_deref(), sinks, &mut out).map_err(no_memory)
     })?;
     Tensor::from_vec(out, (rows, width), &Device::Cpu)
 }
@@ -48,7 +58,7 @@ pub fn within_backward(
     [q, k, v]: [&Tensor; 3],
     dy: &Tensor,
     heads: (usize, usize),
-    mask: Mask,
+    mask: (Mask, Option<&[f32]>),
     Sequences { lengths, .. }: &Sequences,
 ) -> Result<[Tensor; 3]> {
     let mut out = zeros_like([q, k, v])?;

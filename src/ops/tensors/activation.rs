@@ -5,7 +5,7 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::ops::sigmoid;
 
-use crate::ops::Activation;
+use crate::ops::{Activation, GateClamp};
 
 pub fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
     match kind {
@@ -73,4 +73,29 @@ pub fn gated_backward(x: &Tensor, dy: &Tensor, kind: Activation) -> Result<Tenso
     let dy = dy.to_dtype(DType::F32)?;
     let (of_gate, of_up) = ((slope(&gate, kind)? * up)?, activate(&gate, kind)?);
     Tensor::cat(&[(of_gate * &dy)?, (of_up * &dy)?], 1)?.to_dtype(x.dtype())
+}
+
+/// In F32: the gate as it counts, its sigmoid, and the value that it is for; and the two as they are.
+fn clamped(x: &Tensor, clamp: GateClamp) -> Result<([Tensor; 3], [Tensor; 2])> {
+    let [gate, up] = halves(&x.to_dtype(DType::F32)?)?;
+    let counted = gate.minimum(f64::from(clamp.limit))?;
+    let of_gate = sigmoid(&(&counted * f64::from(clamp.slope))?)?;
+    let value = (up.clamp(-clamp.limit, clamp.limit)? + 1.0)?;
+    Ok(([counted, of_gate, value], [gate, up]))
+}
+
+pub fn gated_clamped(x: &Tensor, clamp: GateClamp) -> Result<Tensor> {
+    let ([gate, sigmoid, up], _) = clamped(x, clamp)?;
+    ((gate * sigmoid)? * up)?.to_dtype(x.dtype())
+}
+
+pub fn gated_clamped_backward(x: &Tensor, dy: &Tensor, clamp: GateClamp) -> Result<Tensor> {
+    let ([gate, sigmoid, value], [of_gate, of_up]) = clamped(x, clamp)?;
+    let dy = dy.to_dtype(DType::F32)?;
+    let rise = (((&gate * f64::from(clamp.slope))? * (1.0 - &sigmoid)?)? + 1.0)?;
+    // No slope beyond the bounds.
+    let counts = |x: &Tensor| x.le(f64::from(clamp.limit))?.to_dtype(DType::F32);
+    let d_gate = ((((&sigmoid * rise)? * value)? * &dy)? * counts(&of_gate)?)?;
+    let d_up = (((gate * sigmoid)? * &dy)? * counts(&of_up.abs()?)?)?;
+    Tensor::cat(&[d_gate, d_up], 1)?.to_dtype(x.dtype())
 }

@@ -155,18 +155,27 @@ impl Masks {
     }
 }
 
-/// Rows over a cache that they are appended to.
-pub fn over_cache([q, k, v]: [&Tensor; 3], heads: usize, mask: Mask, cache: &mut Cache, masks: &mut Masks) -> Result<Tensor> {
+/// Rows over a cache that they are appended to, where they bring keys and values.
+pub fn over_cache(
+    q: &Tensor,
+    kv: Option<[&Tensor; 2]>,
+    heads: usize,
+    (mask, sinks): (Mask, Option<&Tensor>),
+    cache: &mut Cache,
+    masks: &mut Masks,
+) -> Result<Tensor> {
     let (rows, width) = q.dims2()?;
     let (kv_heads, dim) = (cache.kv_heads, cache.head_dim);
-    cache.append(k, v)?;
+    if let Some([k, v]) = kv {
+        cache.append(k, v)?;
+    }
     let Some((keys, values)) = &cache.tensors else { bail!("a cache without room") };
     // One query sees the window and nothing else, so it needs no mask.
     let seen = if rows == 1 { cache.len.min(mask.window.unwrap_or(cache.len)) } else { cache.len };
     let read = |x: &Tensor| x.narrow(1, cache.len - seen, seen)?.to_dtype(q.dtype());
     let (keys, values) = (read(keys)?, read(values)?);
     let q = q.reshape((rows, heads, dim))?.transpose(0, 1)?.force_contiguous()?; // (H, T, D)
-    if rows == 1 && q.device().is_metal() && [32, 64, 72, 80, 96, 128, 256].contains(&dim) {
+    if rows == 1 && sinks.is_none() && q.device().is_metal() && [32, 64, 72, 80, 96, 128, 256].contains(&dim) {
         // The fused step of Metal ignores the start offset of a view.
         let (k, v) = if seen == cache.len { (keys, values) } else { (keys.force_contiguous()?, values.force_contiguous()?) };
         let (q, k, v) = (q.unsqueeze(0)?, k.unsqueeze(0)?, v.unsqueeze(0)?);
@@ -181,9 +190,18 @@ pub fn over_cache([q, k, v]: [&Tensor; 3], heads: usize, mask: Mask, cache: &mut
         let mask = masks.get(mask.window, rows, seen, q.device())?;
         scores.reshape((heads, rows, seen))?.broadcast_add(&mask)?.reshape((kv_heads, heads / kv_heads * rows, seen))?
     };
-    let weights = softmax_last_dim(&scores.contiguous()?)?.to_dtype(values.dtype())?;
-    let y = weights.matmul(&values)?; // (K, G · T, D)
+    let weights = softmax(&scores.reshape((1, heads, rows, seen))?, sinks)?.to_dtype(values.dtype())?;
+    let y = weights.reshape((kv_heads, heads / kv_heads * rows, seen))?.matmul(&values)?; // (K, G · T, D)
     y.reshape((heads, rows, dim))?.transpose(0, 1)?.force_contiguous()?.reshape((rows, width))
+}
+
+/// Weights of scores `(B, H, T, S)` beside a sink for each head, `(H)`, whose share is dropped.
+fn softmax(scores: &Tensor, sinks: Option<&Tensor>) -> Result<Tensor> {
+    let Some(sinks) = sinks else { return softmax_last_dim(&scores.contiguous()?) };
+    let (batch, heads, rows, keys) = scores.dims4()?;
+    let sinks = sinks.to_dtype(DType::F32)?.reshape((1, heads, 1, 1))?.broadcast_as((batch, heads, rows, 1))?;
+    let all = Tensor::cat(&[scores, &sinks.force_contiguous()?], 3)?;
+    softmax_last_dim(&all)?.narrow(3, 0, keys)?.force_contiguous()
 }
 
 /// Products of queries with keys in F32, scaled and capped.
@@ -313,14 +331,20 @@ impl Sequences {
     }
 
     /// What each query takes of the values, in F32: `(B · K, G · L, L)`; and its scores.
-    fn weights(&mut self, q: &Tensor, k: &Tensor, heads: usize, mask: Mask) -> Result<(Tensor, Tensor)> {
+    fn weights(
+        &mut self,
+        q: &Tensor,
+        k: &Tensor,
+        heads: usize,
+        (mask, sinks): (Mask, Option<&Tensor>),
+    ) -> Result<(Tensor, Tensor)> {
         let (scores, seen) = (scores(q, k, mask)?, self.mask(mask)?);
         let by_sequence = scores.reshape((self.lengths.len(), heads, self.longest, self.longest))?;
         let biased = match &self.bias {
             Some(bias) => by_sequence.broadcast_add(bias)?,
             None => by_sequence,
         };
-        let weights = softmax_last_dim(&biased.broadcast_add(&seen)?.contiguous()?)?;
+        let weights = softmax(&biased.broadcast_add(&seen)?, sinks)?;
         Ok((weights.reshape(scores.shape())?, scores))
     }
 }
@@ -328,7 +352,7 @@ impl Sequences {
 pub fn within(
     [q, k, v]: [&Tensor; 3],
     (heads, kv_heads): (usize, usize),
-    mask: Mask,
+    mask: (Mask, Option<&Tensor>),
     sequences: &mut Sequences,
 ) -> Result<Tensor> {
     let q = sequences.placed(q, heads, kv_heads)?;
@@ -345,12 +369,12 @@ pub fn within_backward(
     [q, k, v]: [&Tensor; 3],
     dy: &Tensor,
     (heads, kv_heads): (usize, usize),
-    mask: Mask,
+    (mask, sinks): (Mask, Option<&Tensor>),
     sequences: &mut Sequences,
 ) -> Result<[Tensor; 3]> {
     let q = sequences.placed(q, heads, kv_heads)?;
     let [k, v] = [sequences.placed(k, kv_heads, kv_heads)?, sequences.placed(v, kv_heads, kv_heads)?];
-    let (weights, scores) = sequences.weights(&q, &k, heads, mask)?;
+    let (weights, scores) = sequences.weights(&q, &k, heads, (mask, sinks))?;
     let dy = sequences.placed_alone(dy, heads, kv_heads)?;
     let dv = weights.to_dtype(v.dtype())?.transpose(1, 2)?.matmul(&dy)?;
     let of_weights = dy.matmul(&v.transpose(1, 2)?)?.to_dtype(DType::F32)?;

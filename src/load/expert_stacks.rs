@@ -1,0 +1,229 @@
+//! gpt-oss's experts, each under names of its own: a checkpoint holds those of a layer in one tensor for gate and up, whose outputs
+//! alternate, and one for down. They are made when they are read, and nothing above knows how they were stored.
+//!
+//! | stored | shape |
+//! | --- | --- |
+//! | `gate_up_proj`, `down_proj` | `(experts, inputs, outputs)` |
+//! | the same with `_blocks` and `_scales`, in MXFP4 | `(experts, outputs, inputs / 32, 16)`, `(experts, outputs, inputs / 32)` |
+//! | the same with `_bias` | `(experts, outputs)` |
+//!
+//! Of a byte of blocks the low half is the first of two neighbours. Source: `GptOssExperts` and `convert_moe_packed_tensors` of
+//! transformers 5.24.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::path::PathBuf;
+
+use super::read_count::ModelTensors;
+use super::safetensors::Checkpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::nn::{Entry, TensorSource};
+use crate::ops::Format;
+
+/// What says that a layer's experts are stored so.
+const MARK: &str = "experts.gate_up_proj_bias";
+
+/// A checkpoint whose stacks of experts are taken apart.
+pub struct ApartExperts<'a> {
+    checkpoint: Checkpoint<'a>,
+    /// By the names that they are given.
+    parts: HashMap<String, (Entry, Part)>,
+    /// The stacks.
+    hidden: HashSet<String>,
+    /// The tensor that was made last, and its bytes.
+    last: Option<(String, Vec<u8>)>,
+}
+
+/// A matrix of one expert, or a bias.
+#[derive(Clone)]
+struct Part {
+    /// The stack's name, without what stands behind it for blocks, scales and biases.
+    stack: String,
+    kind: Kind,
+    expert: usize,
+    /// Of a stack whose outputs alternate: which, of how many.
+    place: (usize, usize),
+    outputs: usize,
+    inputs: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    /// Numbers of this type, by inputs.
+    Plain(Format),
+    Blocks,
+    Bias(Format),
+}
+
+impl<'a> ApartExperts<'a> {
+    /// # Errors
+    /// `Format` for tensors that do not go together, naming them.
+    pub fn new(checkpoint: Checkpoint<'a>) -> Result<Self> {
+        let mut apart = Self { checkpoint, parts: HashMap::new(), hidden: HashSet::new(), last: None };
+        let names: Vec<String> =
+            apart.checkpoint.names().into_iter().filter(|name| name.ends_with(MARK)).map(str::to_string).collect();
+        for name in names {
+            let place = name.strip_suffix("gate_up_proj_bias").unwrap_or(&name);
+            apart.add(place, "gate_up_proj", &["gate_proj", "up_proj"])?;
+            apart.add(place, "down_proj", &["down_proj"])?;
+        }
+        Ok(apart)
+    }
+
+    /// Takes a stack apart, whose outputs are by turns those of `names`.
+    fn add(&mut self, place: &str, stack: &str, names: &[&str]) -> Result<()> {
+        let stack = format!("{place}{stack}");
+        let of = |field: &str| format!("{stack}{field}");
+        let shape = |name: &str| self.checkpoint.entry(name).map(|entry| entry.shape.clone()).unwrap_or_default();
+        let bad = |name: String, expected: &str, found: &[usize]| {
+            Error::format(format!("{name}: expected {expected}, found {found:?}"))
+        };
+        let bias = shape(&of("_bias"));
+        let [count, outputs] = bias[..] else { return Err(bad(of("_bias"), "a row for each expert", &bias)) };
+        if count == 0 || outputs == 0 || !outputs.is_multiple_of(names.len()) {
+            return Err(bad(of("_bias"), "as many gates as values for each expert", &bias));
+        }
+        let number = |name: &str| match self.checkpoint.entry(name).map(|entry| entry.stored.clone()) {
+            Some(Ok(format)) if !format.is_quantised() => Ok(format),
+            _ => Err(Error::format(format!("{name}: expected F32, F16 or BF16"))),
+        };
+        let (blocks, scales, plain) = (shape(&of("_blocks")), shape(&of("_scales")), shape(&stack));
+        let (kind, inputs) = match (&blocks[..], &plain[..]) {
+            (&[n, rows, groups, 16], []) if n == count && rows == outputs && groups > 0 && scales == [n, rows, groups] => {
+                (Kind::Blocks, groups.saturating_mul(BLOCK))
+            }
+            ([], &[n, inputs, rows]) if n == count && rows == outputs && inputs > 0 => (Kind::Plain(number(&stack)?), inputs),
+            _ => {
+                return Err(bad(
+                    stack.clone(),
+                    "a matrix for each expert, or blocks and scales",
+                    if plain.is_empty() { &blocks } else { &plain },
+                ));
+            }
+        };
+        // Blocks and scales are bytes, which no weights are.
+        for name in [of("_blocks"), of("_scales")].iter().filter(|name| self.checkpoint.entry(name).is_some()) {
+            let bytes = shape(name).iter().try_fold(1u64, |n, dim| n.checked_mul(*dim as u64));
+            if self.checkpoint.bytes(name) != bytes {
+                return Err(Error::format(format!("{name}: expected a byte for each value")));
+            }
+        }
+        let of_bias = Kind::Bias(number(&of("_bias"))?);
+        let rows = outputs / names.len();
+        let stored = if let Kind::Plain(format) = kind { format } else { Format::MXFP4 };
+        for expert in 0..count {
+            for (at, name) in names.iter().enumerate() {
+                let part = Part { stack: stack.clone(), kind, expert, place: (at, names.len()), outputs: rows, inputs };
+                let full = format!("{place}{expert}.{name}");
+                let entry = Entry { shape: vec![rows, inputs], stored: Ok(stored) };
+                self.parts.insert(format!("{full}.weight"), (entry, part.clone()));
+                let entry = Entry { shape: vec![rows], stored: Ok(Format::F32) };
+                self.parts.insert(format!("{full}.bias"), (entry, Part { kind: of_bias, ..part }));
+            }
+        }
+        self.hidden.extend(["", "_bias", "_blocks", "_scales"].map(of));
+        Ok(())
+    }
+
+    /// The bytes of a part.
+    fn made(&mut self, part: &Part) -> Result<Vec<u8>> {
+        let Part { stack, expert, place: (at, of), outputs, inputs, .. } = part;
+        // Rows of the stack are by turns those of several.
+        let stored = |row: usize| row * of + at;
+        let all = outputs * of;
+        let mut made = Vec::new();
+        match part.kind {
+            Kind::Bias(format) => {
+                let size = format.block_bytes();
+                let bytes = read(&mut self.checkpoint, &format!("{stack}_bias"), expert * all * size, all * size)?;
+                let values = format.widen(&bytes);
+                made.extend((0..*outputs).flat_map(|row| values[stored(row)].to_le_bytes()));
+            }
+            Kind::Plain(format) => {
+                let size = format.block_bytes();
+                let bytes = read(&mut self.checkpoint, stack, expert * inputs * all * size, inputs * all * size)?;
+                reserve(&mut made, outputs * inputs * size)?;
+                for row in 0..*outputs {
+                    made.extend((0..*inputs).flat_map(|column| &bytes[(column * all + stored(row)) * size..][..size]));
+                }
+            }
+            Kind::Blocks => {
+                let groups = inputs / BLOCK;
+                let blocks =
+                    read(&mut self.checkpoint, &format!("{stack}_blocks"), expert * all * groups * 16, all * groups * 16)?;
+                let scales = read(&mut self.checkpoint, &format!("{stack}_scales"), expert * all * groups, all * groups)?;
+                reserve(&mut made, outputs * groups * 17)?;
+                for block in (0..*outputs).flat_map(|row| stored(row) * groups..(stored(row) + 1) * groups) {
+                    let (own, scale) = (&blocks[block * 16..][..16], scales[block]);
+                    let value = |i: usize| own[i / 2] >> (4 * (i % 2)) & 15;
+                    made.push(scale);
+                    made.extend((0..16).map(|i| value(i) | value(i + 16) << 4));
+                }
+            }
+        }
+        Ok(made)
+    }
+}
+
+/// Values of a block of MXFP4.
+const BLOCK: usize = 32;
+
+fn reserve(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
+    buffer
+        .try_reserve_exact(len)
+        .map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("{len} bytes of an expert do not fit the memory")).with_source(e))
+}
+
+fn read(checkpoint: &mut Checkpoint<'_>, name: &str, offset: usize, len: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    reserve(&mut bytes, len)?;
+    bytes.resize(len, 0);
+    checkpoint.read(name, offset as u64, &mut bytes)?;
+    Ok(bytes)
+}
+
+impl TensorSource for ApartExperts<'_> {
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        match self.parts.get(name) {
+            Some((entry, _)) => Some(entry),
+            None if self.hidden.contains(name) => None,
+            None => self.checkpoint.entry(name),
+        }
+    }
+
+    fn names(&self) -> Vec<&str> {
+        let plain = self.checkpoint.names().into_iter().filter(|name| !self.hidden.contains(*name));
+        self.parts.keys().map(String::as_str).chain(plain).collect()
+    }
+
+    fn read(&mut self, name: &str, offset: u64, into: &mut [u8]) -> Result<()> {
+        let Some((_, part)) = self.parts.get(name) else { return self.checkpoint.read(name, offset, into) };
+        if self.last.as_ref().is_none_or(|(last, _)| last != name) {
+            let part = part.clone();
+            self.last = None;
+            let made = self.made(&part)?;
+            self.last = Some((name.to_string(), made));
+        }
+        let bytes = self.last.as_ref().map_or(&[][..], |(_, bytes)| bytes);
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        match bytes.get(start..).and_then(|rest| rest.get(..into.len())) {
+            Some(bytes) => into.copy_from_slice(bytes),
+            None => return Err(Error::format(format!("{name}: byte {offset} and {} more pass its rows", into.len()))),
+        }
+        Ok(())
+    }
+}
+
+impl ModelTensors for ApartExperts<'_> {
+    fn files(&self) -> &[(PathBuf, File)] {
+        self.checkpoint.files()
+    }
+
+    fn fingerprint(&self) -> u64 {
+        self.checkpoint.fingerprint()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.checkpoint.finish()
+    }
+}

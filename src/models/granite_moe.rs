@@ -1,0 +1,55 @@
+//! Granite with experts, and an MLP beside them that every token goes through; with windows and sinks, or without.
+
+use super::base::MAX_WIDTH;
+use super::draft::Draft;
+use super::experts::{self, ExpertDefaults};
+use super::{granite, granite_swa};
+use crate::error::Result;
+use crate::load::Json;
+use crate::nn::{Bias, DenseConfig, SharedExpertConfig, Slot};
+
+/// The experts are one tensor for each projection, of two names.
+const EXPERTS: ExpertDefaults = ExpertDefaults {
+    router: "block_sparse_moe.router",
+    apart: None,
+    stacks: Some(("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj")),
+    count: 8,
+    top_k: 2,
+};
+
+const WITHOUT_WINDOWS: ExpertDefaults = ExpertDefaults {
+    router: "block_sparse_moe.router.layer",
+    stacks: Some(("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight")),
+    ..EXPERTS
+};
+
+pub fn parse(json: &Json) -> Result<Draft> {
+    with_experts(json, granite::parse(json)?, &WITHOUT_WINDOWS)
+}
+
+pub fn parse_with_windows(json: &Json) -> Result<Draft> {
+    let json = &json.with("tie_word_embeddings", json.flag("tie_word_embeddings", false)?.into());
+    let heads = json.size("num_attention_heads", MAX_WIDTH)?;
+    with_experts(json, granite_swa::parse(&json.with_defaults(&[("num_key_value_heads", heads)]))?, &EXPERTS)
+}
+
+fn with_experts(json: &Json, mut draft: Draft, defaults: &ExpertDefaults) -> Result<Draft> {
+    let mut experts = experts::parse(json, &draft, defaults, draft.intermediate_size, true)?;
+    if let Some(size) = json.count("shared_intermediate_size", MAX_WIDTH)?.filter(|size| *size > 0) {
+        experts.shared = Some(SharedExpertConfig {
+            dense: DenseConfig {
+                intermediate_size: size,
+                gate: Some(Slot::part("shared_mlp.input_linear", &[size; 2], 0)),
+                up: Slot::part("shared_mlp.input_linear", &[size; 2], 1),
+                down: Slot::whole("shared_mlp.output_linear", draft.hidden_size),
+                bias: Bias::None,
+                activation: draft.activation,
+                clamp: None,
+            },
+            gate: None,
+        });
+    }
+    draft.experts = Some(experts);
+    draft.layers.iter_mut().for_each(|layer| layer.experts = true);
+    Ok(draft)
+}

@@ -1,0 +1,200 @@
+//! Mixture of experts: a token goes through a few MLPs of many, which a router chooses for it.
+
+use candle_core::{Result, Tensor, bail};
+
+use super::config::{Bias, Name, Slot};
+use super::dense::{Dense, DenseConfig};
+use super::loader::Loader;
+use super::mix::Part;
+use super::{Linear, RowAdapters};
+use crate::error;
+use crate::ops::{self, Activation, Context, ExpertRows, GateClamp, Norm, Routed, Routing, Scoring, Vector};
+
+/// The sum of the chosen experts' outputs, each times its weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExpertsConfig {
+    pub count: usize,
+    /// Experts of a token.
+    pub top_k: usize,
+    /// A row an expert.
+    pub router: Slot,
+    pub scoring: Scoring,
+    /// Weights are divided by their sum and this number; `None` = they are the scores.
+    pub normalise: Option<f32>,
+    /// Factor of the weights.
+    pub scale: f32,
+    /// Added to the scores for the choice alone: a full name.
+    pub bias: Option<Name>,
+    /// Where each has tensors of its own.
+    pub apart: Option<ExpertNames>,
+    /// Where all are in two tensors, `(experts, gate and up, inputs)` and `(experts, outputs, inputs)`: their full names. One of the two
+    /// is there; of a family that has both, what the checkpoint holds is read.
+    pub stacks: Option<(Name, Name)>,
+    /// `(E)`, a factor of each expert's weights: a full name.
+    pub factors: Option<Name>,
+    /// The router reads the stream in front of the branch, normalised, times this and divided by √C: a full name.
+    pub router_norm: Option<Name>,
+    /// An MLP that every token goes through.
+    pub shared: Option<SharedExpertConfig>,
+    /// Of the router, and of every expert's projections.
+    pub biases: Bias,
+    /// Instead of the activation alone.
+    pub clamp: Option<GateClamp>,
+    /// Whether a checkpoint of safetensors holds them by inputs, in stacks that are taken apart when they are read.
+    pub is_stack_of_inputs: bool,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub activation: Activation,
+}
+
+/// An expert's tensors; `{}` is its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertNames {
+    pub gate: Name,
+    pub up: Name,
+    pub down: Name,
+}
+
+impl ExpertNames {
+    /// The name of an expert's tensor.
+    pub fn of(name: Name, number: usize) -> String {
+        name.replace("{}", &number.to_string())
+    }
+}
+
+/// An MLP beside experts, times the sigmoid of one number of each token where there is a gate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SharedExpertConfig {
+    pub dense: DenseConfig,
+    pub gate: Option<Slot>,
+}
+
+impl ExpertsConfig {
+    /// One of them, as the checkpoint holds it.
+    fn dense(&self, number: usize, place: ExpertPlace) -> DenseConfig {
+        let (size, width) = (self.intermediate_size, self.hidden_size);
+        let (gate, up, down) = match place {
+            ExpertPlace::Apart(ExpertNames { gate, up, down }) => {
+                let slot = |name: Name, rows| Slot::whole(ExpertNames::of(name, number), rows);
+                (slot(gate, size), slot(up, size), slot(down, width))
+            }
+            ExpertPlace::Stacks(gate_up, down) => {
+                let (start, total) = (number * 2 * size, self.count * 2 * size);
+                let half = |half: usize| Slot::of_stack(gate_up, (start + half * size, size), total);
+                (half(0), half(1), Slot::of_stack(down, (number * width, width), self.count * width))
+            }
+        };
+        let Self { biases: bias, activation, clamp, .. } = *self;
+        DenseConfig { intermediate_size: size, gate: Some(gate), up, down, bias, activation, clamp }
+    }
+
+    /// See [`Config::forward_values`](super::Config::forward_values). The rows of one expert are at most all, and what experts give is
+    /// kept until it is added up.
+    pub fn forward_values(&self) -> usize {
+        let shared = self.shared.as_ref().map_or(0, |shared| shared.dense.forward_values() + self.hidden_size);
+        2 * self.count + (3 + self.top_k) * self.hidden_size + 3 * self.intermediate_size + shared
+    }
+
+    /// See [`Config::backward_values`](super::Config::backward_values).
+    pub fn backward_values(&self) -> usize {
+        let shared = self.shared.as_ref().map_or(0, |shared| shared.dense.backward_values() + 2 * self.hidden_size);
+        2 * self.count + self.top_k * (2 * self.hidden_size + 3 * self.intermediate_size) + shared
+    }
+}
+
+#[derive(Clone, Copy)]
+enum ExpertPlace {
+    Apart(ExpertNames),
+    Stacks(Name, Name),
+}
+
+/// Loaded experts.
+#[derive(Clone)]
+pub struct Experts {
+    routing: Routing,
+    router_norm: Option<Norm>,
+    router: Linear,
+    each: Vec<Dense>,
+    shared: Option<(Dense, Option<Linear>)>,
+}
+
+impl Experts {
+    pub(super) fn load(config: &ExpertsConfig, loader: &mut Loader<'_, '_>) -> error::Result<Self> {
+        let shared = match &config.shared {
+            Some(SharedExpertConfig { dense, gate }) => {
+                let gate = gate.as_ref().map(|gate| loader.linear(&[(gate, Part::Router)], config.hidden_size, Bias::None));
+                Some((Dense::load(dense, config.hidden_size, loader)?, gate.transpose()?))
+            }
+            None => None,
+        };
+        loader.enter_experts();
+        let router_norm = match config.router_norm {
+            Some(name) => {
+                let mut weight = loader.values(name, config.hidden_size)?;
+                weight.iter_mut().for_each(|x| *x /= (config.hidden_size as f32).sqrt());
+                let weight = Some(Vector::new(weight, loader.weights.backend())?);
+                Some(Norm { weight, ..loader.bare_norm(config.hidden_size) })
+            }
+            None => None,
+        };
+        let router = loader.linear(&[(&config.router, Part::Router)], config.hidden_size, config.biases)?;
+        let mut vector = |name: Option<Name>| match name {
+            Some(name) => {
+                let name = loader.at(name);
+                loader.weights.vector(&name, config.count, 0.0).map(Some)
+            }
+            None => Ok(None),
+        };
+        let (bias, factors) = (vector(config.bias)?, vector(config.factors)?);
+        let place = match (config.apart, config.stacks) {
+            (_, Some((gate_up, down))) if loader.weights.has(&loader.at(down)) => ExpertPlace::Stacks(gate_up, down),
+            (Some(names), _) => ExpertPlace::Apart(names),
+            (None, Some((gate_up, down))) => ExpertPlace::Stacks(gate_up, down),
+            (None, None) => return Err(error::Error::format("experts: a family that has no names for them")),
+        };
+        let dense = |number| Dense::load(&config.dense(number, place), config.hidden_size, loader);
+        let each = (0..config.count).map(dense).collect::<error::Result<_>>()?;
+        loader.leave_experts();
+        let ExpertsConfig { top_k, scoring, normalise, scale, .. } = *config;
+        let routing = Routing { top_k, scoring, normalise, scale, bias, factors };
+        Ok(Self { routing, router_norm, router, each, shared })
+    }
+
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let shared = self.shared.iter().flat_map(|(dense, gate)| dense.linears().into_iter().chain(gate));
+        shared.chain([&self.router]).chain(self.each.iter().flat_map(Dense::linears))
+    }
+
+    pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let shared = self.shared.iter_mut().flat_map(|(dense, gate)| dense.linears_mut().into_iter().chain(gate));
+        shared.chain([&mut self.router]).chain(self.each.iter_mut().flat_map(Dense::linears_mut))
+    }
+
+    /// Each expert reads the rows that went to it, and no other's weights are touched.
+    ///
+    /// # Shape
+    /// `x`, `stream`, which the branch is added to: `(T, C)`; returns the same.
+    pub(super) fn forward(&self, cx: Context<'_>, x: &Tensor, stream: &Tensor, adapters: &RowAdapters<'_>) -> Result<Tensor> {
+        let logits = match &self.router_norm {
+            Some(norm) => self.router.forward(cx, &ops::norm(cx, stream, norm)?, adapters)?,
+            None => self.router.forward(cx, x, adapters)?,
+        };
+        let Routed { rows, weights } = ops::route(cx, &logits, &self.routing)?;
+        if rows.len() != self.each.len() {
+            bail!("experts: expected logits of {}, found those of {}", self.each.len(), rows.len())
+        }
+        let mut parts = Vec::new();
+        for (expert, rows) in rows.into_iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
+            let own = ops::select_rows(cx, x, &rows)?;
+            let output = self.each[expert].forward(cx, &own, &adapters.select(&rows))?;
+            parts.push(ExpertRows { expert, rows, output });
+        }
+        let y = ops::combine(cx, parts, &weights)?;
+        let Some((dense, gate)) = &self.shared else { return Ok(y) };
+        let mut shared = dense.forward(cx, x, adapters)?;
+        if let Some(gate) = gate {
+            shared = ops::gate(cx, &shared, &gate.forward(cx, x, adapters)?, Some(Activation::Sigmoid))?;
+        }
+        ops::add_scaled(cx, &y, shared, 1.0, None)
+    }
+}

@@ -1,0 +1,24 @@
+//! Rows times a number.
+
+use candle_core::{Result, Tensor};
+
+use super::cpu::scale as cpu;
+use super::tensors::scale as tensors;
+use super::{Backend, Context};
+
+/// `factor · x`; on the CPU in the memory of `x`, which no clone of it may use, unless its gradient is asked for.
+///
+/// # Shape
+/// `(T, C)`; returns the same.
+pub fn scale(cx: Context<'_>, x: Tensor, factor: f32) -> Result<Tensor> {
+    let scaled = move |x: Tensor, backend: &Backend| match backend {
+        Backend::Cpu => cpu::scale(x, factor),
+        Backend::Tensors(_) => tensors::scale(&x, factor),
+    };
+    if !cx.tracks(&x) {
+        return scaled(x, cx.backend);
+    }
+    let y = scaled(x.force_contiguous()?, cx.backend)?;
+    cx.record([&x], &y, move |dy, backend| Ok([scaled(dy, backend)?]));
+    Ok(y)
+}
