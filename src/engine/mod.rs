@@ -27,7 +27,7 @@ mod training;
 pub use crate::load::Similarity;
 pub use crate::ops::Pooling;
 pub use cancel::Cancel;
-pub use chat::{Chat, ChatTemplate};
+pub use chat::{Chat, ChatTemplate, ControlTokens};
 pub use dataset::Dataset;
 pub(crate) use device::check_process;
 pub use device::{Device, DeviceKind};

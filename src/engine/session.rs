@@ -109,18 +109,12 @@ impl Session {
         self.set_tokens(&tokens, cancel)
     }
 
-    /// The same for a conversation, rendered by the chat template with its generation prompt.
+    /// The same for a conversation, rendered by the chat template with its generation prompt, or with its last message left open.
     ///
     /// # Errors
-    /// As [`append`](Self::append), and `Template`.
+    /// As [`append`](Self::append), [`Chat::encode`], and `NotFound` without a template.
     pub fn set_chat(&mut self, chat: &Chat, cancel: Option<&Cancel>) -> Result<()> {
-        let template = self.model().chat_template().ok();
-        let prompt = match cancel {
-            Some(cancel) => chat.render_cancellable(template, true, cancel)?,
-            None => chat.render(template, true)?,
-        };
-        // A template writes its own BOS.
-        let tokens = self.model().tokenizer()?.encode_cancellable(&prompt, false, cancel)?;
+        let tokens = chat.encode(self.model(), !chat.continues(), cancel)?;
         self.set_tokens(&tokens, cancel)
     }
 
