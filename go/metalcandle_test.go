@@ -318,6 +318,18 @@ func TestChatsRenderWithToolsVariablesAndATemplateOfTheirOwn(t *testing.T) {
 	if text := must(coder(t).Render(chat, false))(t); text != "2001 clock fine user assistant" {
 		t.Fatalf("%q", text)
 	}
+	chat.SetContinueFinalMessage(true)
+	check(t, chat.SetTemplate("{% for m in messages %}{{ m.content }}.{% endfor %}"))
+	if text := must(coder(t).Render(chat, false))(t); text != "hi.hello" {
+		t.Fatalf("%q", text)
+	}
+	chat.SetContinueFinalMessage(false)
+	plain := must(coder(t).EncodeChat(chat, false))(t)
+	check(t, chat.SetControlTokens(mc.ControlTokensAreText))
+	if ids := must(coder(t).EncodeChat(chat, false))(t); !slices.Equal(ids, plain) {
+		t.Fatalf("%v, expected %v", ids, plain)
+	}
+	check(t, chat.SetControlTokens(mc.ControlTokensAreTokens))
 	check(t, chat.SetTemplate(""))
 	check(t, chat.SetTools(""))
 	check(t, chat.SetVariable("mood", ""))

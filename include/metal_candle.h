@@ -39,7 +39,13 @@
  *   MC_ERROR_BUSY. Only MC_CONTINUE goes on, every other return value stops.
  * - **A wrong handle** (NULL, another type) makes a getter return 0, "" or an empty array, and a setter or `_free` do
  *   nothing; the log callback is told.
- * - The library prints nothing, needs no environment variable, installs no signal handler and never ends the process.
+ * - **Stack.** 512 KiB are enough for any call, as Apple's systems give their secondary threads.
+ * - **Processes.** The library makes its threads when the first model is loaded; that fails with MC_ERROR_OUT_OF_MEMORY if the
+ *   system gives none, and can be tried again. They do not survive fork(): in a child of a process that had them, every function
+ *   that returns mc_status gives MC_ERROR_UNSUPPORTED.
+ * - **Environment.** No variable is needed. RAYON_NUM_THREADS, where it is set, is how many threads there are; downloads look
+ *   at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY (in either case), and at HOME for the cache. Nothing else is read.
+ * - The library prints nothing, installs no signal handler and never ends the process.
  */
 #ifndef METAL_CANDLE_H
 #define METAL_CANDLE_H
@@ -1424,6 +1430,16 @@ void mc_text_stream_free(mc_text_stream *MC_NULLABLE stream);
  * @{
  */
 
+/** What a control token is that a message, a tool or a variable of a conversation holds. */
+typedef enum {
+  /** The token, as if the template had written it: for messages that the host writes itself. */
+  MC_CONTROL_TOKENS = 0,
+  /** Text: whoever writes a message cannot end a turn or begin another one. */
+  MC_CONTROL_TEXT = 1,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_CONTROL_FORCE32 = 2147483647,
+} mc_control_tokens;
+
 /**
  * A conversation: messages, tools, and variables of the chat template. Mutable; knows no model.
  *
@@ -1541,6 +1557,37 @@ mc_status mc_chat_set_variable_json(mc_chat *MC_NONNULL chat,
 void mc_chat_set_time(mc_chat *MC_NONNULL chat, int64_t unix_seconds);
 
 /**
+ * Whether the last message is left open: the prompt ends where its content ends (the content's last part of text; without a
+ * content, its thoughts), and the model goes on with it instead of beginning another message.
+ *
+ * @param chat       the conversation; ignored while another call uses it.
+ * @param continues  default: false. With true a prompt has no generation prompt: mc_session_set_chat() makes it without one, and
+ *                   mc_chat_render() and mc_chat_encode() must be called so.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_chat_set_continue_final_message(mc_chat *MC_NONNULL chat,
+                                        bool continues);
+
+/**
+ * What control tokens are that messages, tools and variables hold: the tokenizer's special tokens, and those of its added
+ * tokens that the chat template mentions. A template may make a token of a role or another short text; those are not looked
+ * through, and neither are the names of fields.
+ *
+ * @param chat            the conversation.
+ * @param control_tokens  default: MC_CONTROL_TOKENS. With MC_CONTROL_TEXT no text means the same as the conversation: sessions
+ *                        take it as it is, mc_chat_encode() gives its ids, mc_chat_render() and training refuse it.
+ * @param err             NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any, exclusive.
+ */
+MC_NODISCARD
+mc_status mc_chat_set_control_tokens(mc_chat *MC_NONNULL chat,
+                                     mc_control_tokens control_tokens,
+                                     mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
  * The prompt that a conversation becomes with a model's chat template.
  *
  * @param model                  the model.
@@ -1549,7 +1596,8 @@ void mc_chat_set_time(mc_chat *MC_NONNULL chat, int64_t unix_seconds);
  * @param out                    receives one reference; free it with mc_string_free().
  * @param err                    NULL, or receives the error.
  * @return MC_OK; MC_ERROR_NOT_FOUND if neither model nor conversation has a template; MC_ERROR_TEMPLATE if the template
- *         fails or refuses the conversation; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *         fails or refuses the conversation; MC_ERROR_INVALID_ARGUMENT also for a generation prompt behind a message that is
+ *         left open, and with MC_CONTROL_TEXT; MC_ERROR_BUSY; MC_ERROR_POISONED.
  *
  * Threads: any.
  */
@@ -1558,6 +1606,28 @@ mc_status mc_chat_render(const mc_model *MC_NONNULL model,
                          const mc_chat *MC_NONNULL chat,
                          bool add_generation_prompt,
                          mc_string *MC_NULLABLE *MC_NONNULL out,
+                         mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The token ids of the prompt that a conversation becomes with a model's chat template: what mc_session_set_chat() evaluates.
+ *
+ * @param model                  the model.
+ * @param chat                   the conversation.
+ * @param add_generation_prompt  whether to open the assistant's turn at the end.
+ * @param out                    receives one reference; free it with mc_tokens_free().
+ * @param err                    NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_NOT_FOUND if neither model nor conversation has a template, or the model has no tokenizer;
+ *         MC_ERROR_TEMPLATE if the template fails or refuses the conversation; MC_ERROR_INVALID_ARGUMENT also for a generation
+ *         prompt behind a message that is left open; MC_ERROR_UNSUPPORTED with MC_CONTROL_TEXT for a tokenizer that makes
+ *         control tokens of plain text; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_chat_encode(const mc_model *MC_NONNULL model,
+                         const mc_chat *MC_NONNULL chat,
+                         bool add_generation_prompt,
+                         mc_tokens *MC_NULLABLE *MC_NONNULL out,
                          mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
@@ -1623,7 +1693,7 @@ mc_status mc_lora_load(const mc_model *MC_NONNULL model,
  * @param peft_dir  the directory; it is made if it does not exist. Files of an adapter that are there are replaced, and stay as they
  *                  are if writing fails.
  * @param err       NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty `peft_dir`; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO.
  *
  * Threads: any.
  */
@@ -2432,9 +2502,10 @@ size_t mc_session_position(const mc_session *MC_NONNULL session);
  * Writes a session to a file, to go on later with mc_session_load().
  *
  * @param session  the session. Its adapters are not written; attach them again after mc_session_load().
- * @param path     the file; one that exists is replaced, and stays as it is if writing fails.
+ * @param path     the file; one that exists is replaced, and stays as it is if writing fails. A link is followed.
  * @param err      NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the directory does not exist; MC_ERROR_IO; MC_ERROR_BUSY;
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a path that is a directory, a pipe, a socket or a device;
+ *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the directory does not exist; MC_ERROR_IO; MC_ERROR_BUSY;
  *         MC_ERROR_POISONED; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
  *
  * Threads: any.
@@ -2474,7 +2545,8 @@ mc_status mc_session_load(const mc_model *MC_NONNULL model,
  * @param out_len  mc_model_vocab_size().
  * @param err      NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session and for another `out_len`; MC_ERROR_BUSY, also while
- *         another mc_session_logits() runs; MC_ERROR_POISONED; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *         another mc_session_logits() runs; MC_ERROR_POISONED; MC_ERROR_DEVICE, also for logits that are no numbers, as those of
+ *         weights that are not finite; MC_ERROR_SUSPENDED.
  *
  * Threads: any.
  */

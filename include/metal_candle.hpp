@@ -473,6 +473,16 @@ public:
         mc_chat_set_time(handle_.get(), unix_seconds);
         return *this;
     }
+    /** Leaves the last message open: the model goes on with it. */
+    chat &set_continue_final_message(bool continues) noexcept {
+        mc_chat_set_continue_final_message(handle_.get(), continues);
+        return *this;
+    }
+    /** What control tokens are that messages hold: tokens, or text of whoever wrote them. */
+    chat &set_control_tokens(mc_control_tokens control_tokens) {
+        detail::run([&](auto err) { return mc_chat_set_control_tokens(handle_.get(), control_tokens, err); });
+        return *this;
+    }
     const mc_chat *get() const noexcept { return handle_.get(); }
 
 private:
@@ -579,6 +589,11 @@ public:
     std::string render(const chat &messages, bool add_generation_prompt = true) const {
         return detail::string_of(
             [&](auto out, auto err) { return mc_chat_render(get(), messages.get(), add_generation_prompt, out, err); });
+    }
+    /** The same as token ids, which is how a session takes it. */
+    std::vector<std::uint32_t> encode(const chat &messages, bool add_generation_prompt = true) const {
+        return detail::tokens_of(
+            [&](auto out, auto err) { return mc_chat_encode(get(), messages.get(), add_generation_prompt, out, err); });
     }
 
     /** Answers a prompt. */

@@ -215,7 +215,10 @@ fn table() -> Vec<Function> {
         mc_chat_set_template(Handle(Chat), MaybeText(c"a template"), TEN, Err) Status;
         mc_chat_set_variable_json(Handle(Chat), Text(c"bos_token"), MaybeText(c"\"<s>\""), Word(5), Err) Status;
         mc_chat_set_time(Handle(Chat), TEN) Nothing;
+        mc_chat_set_continue_final_message(Handle(Chat), YES) Nothing;
+        mc_chat_set_control_tokens(Handle(Chat), Word(0), Err) Status;
         mc_chat_render(Handle(Model), Handle(Chat), YES, Out(String), Err) Status;
+        mc_chat_encode(Handle(Model), Handle(Chat), YES, Out(Tokens), Err) Status;
         mc_chat_free(Freed(Chat)) Nothing;
 
         mc_lora_load(Handle(Model), AdapterPath, Out(Lora), Err) Status;

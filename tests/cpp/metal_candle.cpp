@@ -219,6 +219,11 @@ void chats_take_tools_templates_and_variables() {
     CHECK(coder().render(chat) == "a111970");
     chat.set_template(std::nullopt).set_tools_json(std::nullopt).set_variable_json("x", std::nullopt);
     CHECK(coder().render(chat, false).find("a<|im_end|>") != std::string::npos);
+    chat.set_control_tokens(MC_CONTROL_TEXT);
+    CHECK(!coder().encode(chat, false).empty());
+    CHECK(throws(MC_ERROR_INVALID_ARGUMENT, [&] { coder().render(chat); }));
+    chat.set_control_tokens(MC_CONTROL_TOKENS).set_continue_final_message(true);
+    CHECK(coder().render(chat, false).find("a<|im_end|>") == std::string::npos);
     CHECK(throws(MC_ERROR_TEMPLATE, [&] { chat.set_template("{% for %}"); }));
     CHECK(throws<mc::error>([] { mc::chat::from_json("[1]"); }, [](const mc::error &) { return true; }));
 }

@@ -592,6 +592,14 @@ pub const Model = struct {
         return .{ .handle = out.? };
     }
 
+    /// The same as token ids, which is how a session takes it.
+    pub fn encode(self: Model, chat: Chat, add_generation_prompt: bool) Error!Tokens {
+        var out: ?*c.mc_tokens = null;
+        var failure: ?*c.mc_error = null;
+        try check(c.mc_chat_encode(self.handle, chat.handle, add_generation_prompt, &out, &failure), failure);
+        return .{ .handle = out.? };
+    }
+
     /// Generates an answer to a prompt, and forgets both. A cancelled one is what there is of it.
     pub fn generate(self: Model, prompt: []const u8, options: GenerateOptions) Error!Generation {
         const built = options.build();
@@ -754,6 +762,12 @@ pub const TextStream = struct {
 
 // Conversations
 
+/// What a control token is that a message, a tool or a variable holds: a token, or text of whoever wrote it.
+pub const ControlTokens = enum(c_uint) {
+    tokens = c.MC_CONTROL_TOKENS,
+    text = c.MC_CONTROL_TEXT,
+};
+
 /// A conversation: messages, tools, and variables of the chat template. Knows no model.
 pub const Chat = struct {
     handle: *c.mc_chat,
@@ -796,6 +810,17 @@ pub const Chat = struct {
     pub fn setVariable(self: Chat, name: [:0]const u8, json: ?[]const u8) Error!void {
         var failure: ?*c.mc_error = null;
         try check(c.mc_chat_set_variable_json(self.handle, name, start(json), length(json), &failure), failure);
+    }
+
+    /// Whether the last message is left open, so that the model goes on with it.
+    pub fn setContinueFinalMessage(self: Chat, continues: bool) void {
+        c.mc_chat_set_continue_final_message(self.handle, continues);
+    }
+
+    /// What control tokens of messages are. `render` refuses `.text`: no text means the same.
+    pub fn setControlTokens(self: Chat, control_tokens: ControlTokens) Error!void {
+        var failure: ?*c.mc_error = null;
+        try check(c.mc_chat_set_control_tokens(self.handle, @backingInt(control_tokens), &failure), failure);
     }
 
     /// The clock that a template's `strftime_now` reads.
