@@ -145,11 +145,11 @@ fn hostile_templates_fail_without_harm() {
         ("{% set x=('a'*60000)*900 %}{% set d={x: 1} %}{% for a in range(100000) %}{% if d[x] %}{% endif %}{% endfor %}".to_owned(), "steps"),
         ("{% set x=('a'*60000)*900 %}{% for a in range(100000) %}{% for c in x %}{% break %}{% endfor %}{% endfor %}".to_owned(), "steps"),
         ("{% set x=range(100000)|list %}{% for a in range(100000) %}{% if loop.changed(x, a) %}{% endif %}{% endfor %}".to_owned(), "steps"),
-        ("{% set x=range(100000)|list %}{% for a in range(100000) %}{% set y=dict(*[])|length %}{% set y='{}'.format(*x) %}{% endfor %}".to_owned(), "steps"),
+        ("{% macro f() %}{{ varargs|length }}{% endmacro %}{% set x=range(100000)|list %}{% for a in range(100000) %}{% set y=dict(*[])|length %}{% set y=f(*x) %}{% endfor %}".to_owned(), "too many arguments"),
         ("{% set x=range(100000)|list %}{% for a in range(100000) %}{% if x == x[:] %}{% endif %}{% endfor %}".to_owned(), "steps"),
-        ("{% set x=('a b'*60000)*900 %}{% for a in range(100) %}{% set y=x.split() %}{% endfor %}".to_owned(), "steps"),
+        ("{% set x=('a b'*60000)*900 %}{% for a in range(100) %}{% set y=x.split() %}{% endfor %}".to_owned(), "a value of more than"),
         ("{% set ns=namespace(x=[1]) %}{% for a in range(100000) %}{% set ns.x = [1] + ns.x %}{% endfor %}".to_owned(), "steps"),
-        ("{% set ns=namespace(x=[1]) %}{% for a in range(100000) %}{% set ns.x = ns.x + [ns.x] %}{% endfor %}".to_owned(), "nested more than 256 deep"),
+        ("{% set ns=namespace(x=[1]) %}{% for a in range(100000) %}{% set ns.x = ns.x + [ns.x] %}{% endfor %}".to_owned(), "a value of more than"),
     ] {
         let shown: String = source.chars().take(80).collect();
         let error = render_on_a_small_stack(source).expect_err(&shown);

@@ -110,7 +110,7 @@ pub struct LoadOptions {
     pub quantization: Option<String>,
     /// Compute in F32 with quantised weights on the CPU, as if they were stored as the F32 that they stand for: two to four times
     /// slower. By default activations are rounded for products with them: in each row 32 neighbours share a scale and become eight
-    /// bits each, sixteen where weights have more than five; matrices of fewer than 512 columns whose weights have no more are
+    /// bits each, sixteen where weights have more than four; matrices of fewer than 512 columns whose weights have no more are
     /// left out. That changes logits less than quantising has changed them. Training computes in F32 whatever this says.
     pub exact: bool,
     /// What sessions keep keys and values of tokens in: `f32`, `f16` or `q8_0`; `None` = `f32`. On a GPU `f32` is the type of

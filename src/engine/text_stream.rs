@@ -101,8 +101,12 @@ impl TextStream {
         let begin = held.iter().rposition(|&token| self.tokenizer.is_special(token)).map_or(0, |at| at + 1);
         let mut from = begin.max(held.len().saturating_sub(MOST_WAITING));
         // Bytes that are tokens are a text or none all together.
-        while from > begin && held.len() - from < MOST_BYTES && self.tokenizer.is_byte(held[from]) {
+        while from > begin && held.len() - from < MOST_BYTES && self.tokenizer.byte(held[from]).is_some() {
             from -= 1;
+        }
+        // Of those that are too many the last begin with a character.
+        while from > begin && from < held.len() && self.tokenizer.byte(held[from]).is_some_and(|byte| byte & 0xC0 == 0x80) {
+            from += 1;
         }
         self.tokens = held[from..].to_vec();
         self.read = self.tokens.len();

@@ -154,13 +154,14 @@ impl Tokenizer {
             read = usize::MAX;
         }
         loop {
-            let part = &text[..text.floor_char_boundary(read)];
+            let part = &text[..boundary(text, read)];
             let encoded = self.guarded(part, cancel, || {
                 let mut encoding = self.encode_words(part, cancel, OffsetType::Byte)?;
                 let end = encoding.get_offsets().get(kept.saturating_sub(1)).map_or(usize::MAX, |(_, end)| *end);
                 let is_whole = part.len() == text.len();
                 let is_separate = || part.get(end..).is_some_and(|rest| rest.trim_start().contains(char::is_whitespace));
-                if !is_whole && !(encoding.len() > kept && is_separate()) {
+                let is_enough = is_whole || encoding.len() > kept && is_separate();
+                if !is_enough {
                     return Ok(None);
                 }
                 encoding.truncate(kept, 0, cut);
@@ -374,9 +375,9 @@ impl Tokenizer {
         self.0.special.contains(&token)
     }
 
-    /// Whether a token is written as a single byte, `<0x0A>`.
-    pub(crate) fn is_byte(&self, token: u32) -> bool {
-        self.0.tokenizer.id_to_token(token).is_some_and(|token| single_byte(&token).is_some())
+    /// The byte that a token is written as, `<0x0A>`.
+    pub(crate) fn byte(&self, token: u32) -> Option<u8> {
+        single_byte(&self.0.tokenizer.id_to_token(token)?)
     }
 
     /// Tokens, added ones included.
@@ -411,6 +412,11 @@ impl Tokenizer {
         let spelling = Spelling::of(self.0.tokenizer.get_decoder())?;
         (0..vocab_size as u32).map(|id| self.bytes_by(&spelling, id)).collect()
     }
+}
+
+/// The last byte up to `at` at which a character begins, or the text ends.
+fn boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
 fn special_ids(tokenizer: &tokenizers::Tokenizer) -> HashSet<u32> {
@@ -620,7 +626,7 @@ mod tests {
                 // A token that begins within a character begins with it.
                 let by_byte = matches!(Spelling::of(tokenizer.0.tokenizer.get_decoder()), Ok(Spelling::Characters(_)));
                 if by_byte && joined(&tokenizer, &plain) == text.as_bytes() {
-                    let begins = |token: usize| text.floor_char_boundary(joined(&tokenizer, &plain[..token]).len());
+                    let begins = |token: usize| boundary(text, joined(&tokenizer, &plain[..token]).len());
                     let want: Vec<usize> = (0..plain.len()).map(begins).collect();
                     assert_eq!(own, want, "{}", path.display());
                     by_bytes += 1;
@@ -669,7 +675,8 @@ mod tests {
             vocab.join(", ")
         );
         let plain: &[u32] = &[0, 1, 2, 3, 4, 5];
-        let cases: [(&[(&str, &str)], &str, &[u32], &str); 11] = [
+        type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a [u32], &'a str);
+        let cases: [Case<'_>; 11] = [
             (&[], "<new>x", plain, "<new>x"),
             (
                 &[("tokenizer_config.json", r#"{"added_tokens_decoder": {"14": {"content": "<new>", "special": true}}}"#)],

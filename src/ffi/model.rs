@@ -284,9 +284,10 @@ pub unsafe extern "C" fn mc_model_options_set_quantization(options: MaybeUninit<
 /// Computes in F32 with quantised weights on the CPU, as if they were stored as the F32 that they stand for.
 ///
 /// By default activations are rounded for products with quantised weights: in each row 32 neighbours share a scale and become
-/// eight bits each, sixteen where weights have more than five; matrices of fewer than 512 columns whose weights have no more
-/// are left out. That is two to four times as fast, and changes logits less than quantising has changed them. Weights in F32, F16 and BF16 are always exact, and so is training: an adapter that is trained
-/// over quantised weights gives exactly what training has seen in a model that was loaded with this.
+/// eight bits each, sixteen where weights have more than four; matrices of fewer than 512 columns whose weights have no more
+/// are left out. That is two to four times as fast, and changes logits less than quantising has changed them. Weights in F32,
+/// F16 and BF16 are always exact, and so is training: an adapter that is trained over quantised weights gives exactly what
+/// training has seen in a model that was loaded with this.
 ///
 /// @param options  the options.
 /// @param value    true = exact; false (the default) = fast. A saved session is for a model that was loaded the same way.

@@ -46,7 +46,7 @@ impl Use {
 pub enum Arithmetic {
     /// Weights are widened, and the results are those of the matrix that they stand for.
     F32,
-    /// Activations are rounded to eight bits, or sixteen where weights have more than five, and sums are whole numbers; where that is
+    /// Activations are rounded to eight bits, or sixteen where weights have more than four, and sums are whole numbers; where that is
     /// precise enough.
     Int8,
 }

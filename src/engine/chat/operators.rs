@@ -294,6 +294,7 @@ pub(super) fn contains(state: &mut State, needle: &Value, haystack: &Value) -> R
         (None, ValueKind::Undefined) => Ok(false),
         (None, ValueKind::Seq | ValueKind::Iterable) => {
             for item in haystack.try_iter()? {
+                charge(state, UNITS_PER_ITEM)?;
                 if equal(state, &item, needle)? {
                     return Ok(true);
                 }

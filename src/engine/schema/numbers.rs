@@ -226,6 +226,11 @@ pub(super) fn adapt(fields: &mut Map<String, Value>) -> Result<()> {
                 let float = integer.text().parse::<f64>().unwrap_or(f64::MAX);
                 *value = serde_json::Number::from_f64(float).map_or(Value::Null, Value::Number);
             }
+        } else if let (true, Some(count)) = (super::COUNTS.contains(&key.as_str()), marked(value)) {
+            // The largest that the compiler takes, which is as good as any beyond.
+            if !count.negative {
+                *value = u64::MAX.into();
+            }
         } else if matches!(key.as_str(), "const" | "enum" | "multipleOf") && holds_mark(value) {
             return Err(invalid(format!(
                 "{key}: an integer beyond 2^53 is supported where the schema is about it alone: it would be rounded"
@@ -327,7 +332,7 @@ fn escaped(text: &str) -> String {
 fn range(least: Option<&Integer>, most: Option<&Integer>) -> Option<String> {
     let mut parts = Vec::new();
     let negative = |bound: Option<&Integer>| bound.is_some_and(|bound| bound.negative);
-    if !least.is_some_and(|least| !least.negative) {
+    if least.is_none_or(|least| least.negative) {
         // From the one nearest to zero to the farthest.
         let near = if negative(most) { most.map_or("1", |most| &most.digits) } else { "1" };
         parts.extend(positive(near, least.map(|least| least.digits.as_str())).map(|pattern| format!("-(?:{pattern})")));

@@ -247,7 +247,8 @@ impl<'a> Reader<'a> {
             None => paths.get(path).copied(),
         };
         let Some(found) = found else {
-            if self.config.modules_to_save.iter().any(|name| ends_with_name(path, name)) {
+            // PEFT saves what ends with such a name, within a word too.
+            if self.config.modules_to_save.iter().any(|name| path.ends_with(name.as_str())) {
                 return Err(Error::unsupported(format!(
                     "{CONFIG}: modules_to_save: {path} is not supported: only the embedding and the output matrix can be replaced"
                 )));
@@ -288,10 +289,10 @@ impl<'a> Reader<'a> {
             return Err(Error::format(format!("{CONFIG}: target_modules: {names}: the model has no such module")));
         }
         for name in &self.config.modules_to_save {
-            if ignored.iter().any(|path| ends_with_name(path, name)) {
+            if ignored.iter().any(|path| path.ends_with(name.as_str())) {
                 continue;
             }
-            let found = (0..paths.len()).find(|&i| ends_with_name(&paths[i], name));
+            let found = (0..paths.len()).find(|&i| paths[i].ends_with(name.as_str()));
             match found.filter(|&i| matches!(self.modules[i].role, Role::Embedding | Role::Head)) {
                 Some(i) if self.stored[i].weight.is_some() => {}
                 Some(i) => return Err(lacks(&format!("{}.weight", paths[i]), "modules_to_save names")),
