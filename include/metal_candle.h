@@ -1798,6 +1798,24 @@ mc_status mc_lora_merge(const mc_model *MC_NONNULL model,
  * mc_generate() and mc_generate_stream() evaluate a prompt and forget it. To go on from what was evaluated, use a session.
  */
 
+/** What a part of an answer is. */
+typedef enum {
+  /** Text of the answer. */
+  MC_PART_TEXT = 0,
+  /** The model's thoughts, without the marks around them. */
+  MC_PART_REASONING = 1,
+  /** A call of a tool has begun; the text is its name. */
+  MC_PART_TOOL_CALL = 2,
+  /** A piece of that call's arguments, which together are a JSON object. */
+  MC_PART_ARGUMENTS = 3,
+  /** The call is whole, or the answer ended within it; the text is the call as mc_generation_tool_calls_json() has it. */
+  MC_PART_TOOL_CALL_END = 4,
+  /** What began as a call is none: what the model wrote follows as MC_PART_TEXT. */
+  MC_PART_REJECTED_TOOL_CALL = 5,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_PART_FORCE32 = 2147483647,
+} mc_part_kind;
+
 /** Why a generation ended. */
 typedef enum {
   /** Never the reason of a generation: what a wrong handle gives. */
@@ -1834,6 +1852,20 @@ typedef struct mc_generate_options mc_generate_options;
  */
 typedef struct mc_generation mc_generation;
 
+/** A part of an answer, or a piece of one. Fields are only ever added at the end. */
+typedef struct {
+  /** Bytes of this struct as the library knows it: the distance between two in an array. */
+  size_t struct_size;
+  /** UTF-8, NUL-terminated. */
+  const char *MC_NONNULL text;
+  /** Bytes of `text`, without the NUL. */
+  size_t text_len;
+  /** What it is. */
+  mc_part_kind kind;
+  /** Which call of the answer it belongs to, from 0; 0 for text and reasoning. */
+  uint32_t index;
+} mc_part;
+
 /** One generated token, and the text that became certain with it. Fields are only ever added at the end. */
 typedef struct {
   /** Bytes of this struct as the library knows it. */
@@ -1848,6 +1880,10 @@ typedef struct {
   uint32_t index;
   /** Natural logarithm of the probability that the model itself gave the token, before any sampling setting. */
   float logprob;
+  /** The parts that became certain with it, where an answer is told apart: see mc_generate_options_set_answer_format(). */
+  const mc_part *MC_NONNULL parts;
+  /** How many `parts` there are. */
+  size_t parts_len;
 } mc_token_event;
 
 /**
@@ -2084,6 +2120,36 @@ void mc_generate_options_set_json_schema(mc_generate_options *MC_NONNULL options
                                          size_t json_len);
 
 /**
+ * How an answer is told apart into text, thoughts and calls of tools. Its text and tokens are the same either way.
+ *
+ * Behind a conversation that mc_session_set_chat() evaluated, an answer is told apart by what the chat template and the
+ * tokenizer's special tokens say, and bare values of arguments get the types of the conversation's tools. Behind any other prompt
+ * it is not. Where the prompt has opened a thought, a JSON schema binds what follows the thought.
+ *
+ * @param options  the options.
+ * @param name     a format of calls in place of that: "harmony", "gemma4", "functiongemma", "deepseek", "kimi", "mistral",
+ *                 "command-r", "minicpm", "lfm2", "phi4-mini", "granite", "qwen3-xml", "glm4", "hermes", "functionary",
+ *                 "function-tag", "llama3", "gemma3"; thoughts are then found by every mark that is known. "none" = all is text.
+ *                 NULL (the default) = as the conversation says. Another name is a bad value.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_generate_options_set_answer_format(mc_generate_options *MC_NONNULL options,
+                                           const char *MC_NULLABLE name);
+
+/**
+ * How many tokens a thought may have: then the model's own mark closes it, and the answer goes on behind it.
+ *
+ * @param options  the options.
+ * @param tokens   tokens; 0 = a thought that the prompt has opened is closed at once. SIZE_MAX (the default) = as many as the model
+ *                 likes. No effect where an answer is not told apart, or its format knows no thoughts.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_generate_options_set_reasoning_budget(mc_generate_options *MC_NONNULL options,
+                                              size_t tokens);
+
+/**
  * Frees options; a generation that uses them goes on.
  *
  * @param options  the options, or NULL.
@@ -2161,6 +2227,68 @@ const char *MC_NONNULL mc_generation_text(const mc_generation *MC_NONNULL genera
  * Threads: any.
  */
 size_t mc_generation_text_len(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The answer without thoughts and calls of tools, where it was told apart; else all of it.
+ *
+ * @param generation  the generation.
+ * @return UTF-8, NUL-terminated, valid until the generation is freed.
+ *
+ * Threads: any.
+ */
+const char *MC_NONNULL mc_generation_content(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The length of mc_generation_content().
+ *
+ * @param generation  the generation.
+ * @return bytes, without the NUL at the end.
+ *
+ * Threads: any.
+ */
+size_t mc_generation_content_len(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The model's thoughts, without the marks around them; empty where an answer has none or was not told apart.
+ *
+ * @param generation  the generation.
+ * @return UTF-8, NUL-terminated, valid until the generation is freed.
+ *
+ * Threads: any.
+ */
+const char *MC_NONNULL mc_generation_reasoning(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The length of mc_generation_reasoning().
+ *
+ * @param generation  the generation.
+ * @return bytes, without the NUL at the end.
+ *
+ * Threads: any.
+ */
+size_t mc_generation_reasoning_len(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The calls of tools as chat APIs have them:
+ * `[{"id": "call_0", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]`. The id is the model's own where it
+ * gave one. A call that the answer ended within has `"incomplete": true`, and its arguments are the beginning of JSON.
+ *
+ * @param generation  the generation.
+ * @return JSON, UTF-8, NUL-terminated, valid until the generation is freed; "[]" where an answer has none or was not told apart.
+ *
+ * Threads: any.
+ */
+const char *MC_NONNULL mc_generation_tool_calls_json(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The length of mc_generation_tool_calls_json().
+ *
+ * @param generation  the generation.
+ * @return bytes, without the NUL at the end.
+ *
+ * Threads: any.
+ */
+size_t mc_generation_tool_calls_json_len(const mc_generation *MC_NONNULL generation);
 
 /**
  * The answer's tokens, with the end-of-sequence token where that ended it.

@@ -370,6 +370,11 @@ impl Tokenizer {
             .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("token {token:?}: not in the vocabulary")))
     }
 
+    /// A token as the vocabulary writes it.
+    pub(crate) fn token_text(&self, token: u32) -> Option<String> {
+        self.0.tokenizer.id_to_token(token)
+    }
+
     /// Whether a token is special: markup that is not part of a text.
     pub fn is_special(&self, token: u32) -> bool {
         self.0.special.contains(&token)

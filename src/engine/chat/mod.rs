@@ -13,6 +13,8 @@
 mod template;
 mod control;
 mod lesson;
+mod parts;
+mod tools;
 mod program;
 mod source;
 mod literal;
@@ -39,6 +41,7 @@ use super::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 pub use control::ControlTokens;
 pub(super) use lesson::Lesson;
+pub use parts::{AnswerFormat, AnswerPart, PartStream, ToolCall};
 use program::Program;
 pub use template::ChatTemplate;
 
