@@ -390,6 +390,11 @@ func TestStopTextsAndSchemasEndAnswers(t *testing.T) {
 	if answer.Text != "true" || answer.FinishReason != mc.FinishEOS {
 		t.Fatalf("%+v", answer)
 	}
+	call := `{"enum": [{"name": "f", "parameters": {"a": 1}}]}`
+	answer = must(coder(t).Generate(ctx, "{", &mc.GenerateOptions{JSONSchema: call, AnswerFormat: "llama3", ReasoningBudget: mc.Ptr(4), MaxTokens: 64}))(t)
+	if answer.Content != "" || answer.Reasoning != "" || !strings.Contains(answer.ToolCalls, `"name":"f"`) {
+		t.Fatalf("%+v", answer)
+	}
 	_, err := coder(t).Generate(ctx, "{", &mc.GenerateOptions{JSONSchema: `{"not": {}}`})
 	wantIs(t, err, mc.ErrInvalidArgument, "not")
 	_, err = coder(t).Generate(ctx, "{", &mc.GenerateOptions{Stop: []string{""}})

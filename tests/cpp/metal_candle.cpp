@@ -252,6 +252,12 @@ void a_schema_binds_the_answer() {
     options.json_schema = R"({"enum": ["yes", "no"]})";
     const auto text = coder().generate(coder().render(asking()), options).text;
     CHECK(text == "\"yes\"" || text == "\"no\"");
+    options.json_schema = R"({"enum": [{"name": "f", "parameters": {"a": 1}}]})";
+    options.answer_format = "llama3";
+    options.reasoning_budget = 4;
+    const auto call = coder().generate(coder().render(asking()), options);
+    CHECK(call.content.empty() && call.reasoning.empty());
+    CHECK(call.tool_calls_json.find(R"("name":"f")") != std::string::npos);
 }
 
 void vectors_rank_texts() {

@@ -890,6 +890,10 @@ pub const GenerateOptions = struct {
     stop: []const []const u8 = &.{},
     /// Makes the answer a JSON text that conforms to this schema.
     json_schema: ?[]const u8 = null,
+    /// How the answer is told apart, such as "hermes" or "none"; null = as the session's conversation says.
+    answer_format: ?[:0]const u8 = null,
+    /// Tokens that a thought may have.
+    reasoning_budget: ?usize = null,
     ignore_eos: bool = false,
     /// Whether the prompt of `Model.generate` gets the tokenizer's special tokens.
     add_special: bool = true,
@@ -915,6 +919,8 @@ pub const GenerateOptions = struct {
         if (self.seed) |value| c.mc_generate_options_set_seed(options, value);
         for (self.stop) |text| c.mc_generate_options_add_stop(options, text.ptr, text.len);
         c.mc_generate_options_set_json_schema(options, start(self.json_schema), length(self.json_schema));
+        if (self.answer_format) |value| c.mc_generate_options_set_answer_format(options, value);
+        if (self.reasoning_budget) |value| c.mc_generate_options_set_reasoning_budget(options, value);
         c.mc_generate_options_set_ignore_eos(options, self.ignore_eos);
         c.mc_generate_options_set_add_special(options, self.add_special);
         if (self.prefill_chunk) |value| c.mc_generate_options_set_prefill_chunk(options, value);
@@ -935,6 +941,21 @@ pub const Generation = struct {
 
     pub fn text(self: Generation) []const u8 {
         return c.mc_generation_text(self.handle)[0..c.mc_generation_text_len(self.handle)];
+    }
+
+    /// The text without thoughts and calls of tools, where the answer was told apart.
+    pub fn content(self: Generation) []const u8 {
+        return c.mc_generation_content(self.handle)[0..c.mc_generation_content_len(self.handle)];
+    }
+
+    /// The model's thoughts.
+    pub fn reasoning(self: Generation) []const u8 {
+        return c.mc_generation_reasoning(self.handle)[0..c.mc_generation_reasoning_len(self.handle)];
+    }
+
+    /// The calls of tools, a JSON array as chat APIs have it.
+    pub fn toolCallsJson(self: Generation) []const u8 {
+        return c.mc_generation_tool_calls_json(self.handle)[0..c.mc_generation_tool_calls_json_len(self.handle)];
     }
 
     /// With the end-of-sequence token where that ended the answer.

@@ -373,6 +373,12 @@ test "stops, cancels and schemas end answers, and the session stays usable" {
     const json = try model.generate("{", .{ .json_schema = "{\"enum\": [true]}", .max_tokens = 8 });
     defer json.deinit();
     try testing.expectEqualStrings("true", json.text());
+    try testing.expectEqualStrings("true", json.content());
+    const called = try model.generate("{", .{ .json_schema = "{\"enum\": [{\"name\": \"f\", \"parameters\": {\"a\": 1}}]}", .answer_format = "llama3", .reasoning_budget = 4, .max_tokens = 64 });
+    defer called.deinit();
+    try testing.expectEqualStrings("", called.content());
+    try testing.expectEqualStrings("", called.reasoning());
+    try testing.expect(std.mem.indexOf(u8, called.toolCallsJson(), "\"name\":\"f\"") != null);
 }
 
 test "sessions fork, truncate, save, load and score" {
