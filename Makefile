@@ -46,7 +46,7 @@ all: library
 
 # What a program needs beside the archive is written to native-static-libs.
 library:
-	$(REMAPPED) $(CARGO) rustc --lib --profile $(PROFILE) --crate-type cdylib,staticlib -- \
+	$(REMAPPED) $(CARGO) rustc --lib --profile $(PROFILE) --features reserve --crate-type cdylib,staticlib -- \
 		--print native-static-libs=$(OUT)/native-static-libs
 	ln -sf $(LIB) $(OUT)/$(SONAME)
 

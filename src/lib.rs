@@ -28,6 +28,12 @@ mod load;
 mod nn;
 mod ops;
 mod kernels;
+
+/// What keeps a C program going where there is no memory. A Rust program chooses its own.
+#[cfg(feature = "reserve")]
+#[global_allocator]
+static ALLOCATOR: kernels::reserve::Reserving = kernels::reserve::Reserving;
+
 #[cfg(feature = "selftest")]
 #[doc(hidden)]
 pub mod selftest;

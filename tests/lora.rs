@@ -538,6 +538,11 @@ fn a_spoiled_adapter_is_refused_by_the_name_of_what_is_wrong() {
             Unsupported,
             "modules_to_save: model.layers.0.input_layernorm is not supported",
         ),
+        (
+            all7().add("model.embed_tokens.token_adapter.trainable_tokens_delta", &[2, 64]),
+            Unsupported,
+            "adapter_config.json: trainable_token_indices is not supported",
+        ),
         (all7().set("modules_to_save", json!(["lm_head"])), Format, "lm_head.weight: modules_to_save names this tensor"),
         (
             all7().set("modules_to_save", json!(["norm"])),

@@ -61,11 +61,13 @@ impl Evaluated {
     /// # Errors
     /// `OutOfMemory`, `Device`, `Suspended`.
     pub fn fork(&self) -> Result<Self> {
+        let no_memory =
+            |_| Error::new(ErrorKind::OutOfMemory, format!("fork: {} tokens do not fit the memory", self.tokens.len()));
         Ok(Self {
             model: self.model.clone(),
-            tokens: self.tokens.clone(),
+            tokens: ops::copied(&self.tokens).map_err(no_memory)?,
             states: self.model.device().work(|| Ok(self.states.fork()?))?,
-            logits: self.logits.clone(),
+            logits: self.logits.as_deref().map(ops::copied).transpose().map_err(no_memory)?,
             spare: Vec::new(),
             ..*self
         })

@@ -90,11 +90,11 @@ fn block_here(
     let lengths: Vec<f32> = queries.chunks_exact(dim).map(length).collect();
     let mut best: Vec<BinaryHeap<Found>> = (0..count).map(|_| BinaryHeap::new()).collect();
     best.iter_mut().try_for_each(|best| best.try_reserve_exact(k + 1)).map_err(|_| no_memory())?;
-    let mut scores = vec![0f32; BLOCK_DOCUMENTS * count]; // (documents, queries)
+    let mut scores = ops::zeros(BLOCK_DOCUMENTS * count).map_err(|_| no_memory())?; // (documents, queries)
     for (number, documents) in documents.chunks(BLOCK_DOCUMENTS * dim).enumerate() {
         let scores = &mut scores[..documents.len() / dim * count];
         match &products {
-            Some(products) => products.with(documents, scores),
+            Some(products) => products.with(documents, scores)?,
             None => {
                 scores.par_chunks_exact_mut(count).zip(documents.par_chunks_exact(dim)).for_each(|(scores, document)| {
                     for (score, query) in scores.iter_mut().zip(queries.chunks_exact(dim)) {

@@ -37,6 +37,9 @@
 //! - **A wrong handle** (NULL, another type) makes a getter return 0, "" or an empty array, and a setter or `_free` do
 //!   nothing; the log callback is told.
 //! - **Stack.** 512 KiB are enough for any call, as Apple's systems give their secondary threads.
+//! - **Memory.** Where the system gives none, a call fails with MC_ERROR_OUT_OF_MEMORY. All that grows with a model, a text, a file
+//!   or a batch is asked for so; for the rest 16 MiB are put by when the library is first used, and the process ends only where
+//!   those are used up too. A library built without the cargo feature `reserve`, which `make` sets, has none put by.
 //! - **Processes.** The library makes its threads when the first model is loaded; that fails with MC_ERROR_OUT_OF_MEMORY if the
 //!   system gives none, and can be tried again. They do not survive fork(): in a child of a process that had them, every function
 //!   that returns mc_status gives MC_ERROR_UNSUPPORTED.

@@ -501,7 +501,7 @@ mod tests {
             used.append(&k, dim, &v, dim, 10).unwrap();
             used.append(&[f32::NAN; 160], dim, &[f32::NAN; 160], dim, 10).unwrap();
             used.truncate(10);
-            let mut fork = used.clone();
+            let mut fork = used.fork().unwrap();
             fork.append(&k[10 * dim..], dim, &v[10 * dim..], dim, 1).unwrap();
             let outputs = [&clean, &used].map(|cache| {
                 let mut out = vec![f32::NAN; dim];

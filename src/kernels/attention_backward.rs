@@ -46,7 +46,13 @@ pub fn attend_within_backward(
     }
     let starts: Vec<usize> = lengths.iter().scan(0, |at, len| Some(std::mem::replace(at, *at + len))).collect();
     // For each head, so that no two tasks write the same; summed by groups below.
-    let (mut dk_heads, mut dv_heads) = (vec![0f32; rows * width], vec![0f32; rows * width]);
+    let room = || {
+        let mut room = Vec::new();
+        room.try_reserve_exact(rows * width)?;
+        room.resize(rows * width, 0f32);
+        Ok::<_, TryReserveError>(room)
+    };
+    let (mut dk_heads, mut dv_heads) = (room()?, room()?);
     let failed = Mutex::new(Ok(()));
     let out = [Shared::new(dq), Shared::new(&mut dk_heads), Shared::new(&mut dv_heads)];
     let work = (rows / lengths.len()).pow(2) * dim;

@@ -5,6 +5,7 @@ use std::collections::TryReserveError;
 use super::attention::Strided;
 use super::delta_rule::{CHUNK, chunk_start};
 use super::elementwise::{RowWork, each_row};
+use super::memory::copied;
 use super::simd::Simd;
 
 /// The weights of a convolution.
@@ -31,7 +32,6 @@ impl Taps<'_> {
 
 /// The inputs of a sequence that convolutions of later tokens read. Those of the last chunk stay as well, so that its tokens can be
 /// taken back.
-#[derive(Clone)]
 pub struct ConvMemory {
     channels: usize,
     taps: usize,
@@ -45,6 +45,11 @@ pub struct ConvMemory {
 impl ConvMemory {
     pub fn new(channels: usize, taps: usize) -> Self {
         Self { channels, taps, start: 0, len: 0, rows: Vec::new() }
+    }
+
+    /// A copy that shares nothing.
+    pub fn fork(&self) -> Result<Self, TryReserveError> {
+        Ok(Self { rows: copied(&self.rows)?, ..*self })
     }
 
     /// Channels and taps.

@@ -25,6 +25,7 @@ use std::sync::{Mutex, PoisonError};
 use super::attention::{SPLIT_WORK, Strided};
 use super::math;
 use super::matmul::{Left, Right, rows_by_vectors};
+use super::memory::copied;
 use super::parallel::{Shared, split};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 
@@ -68,7 +69,6 @@ impl DeltaShape {
 }
 
 /// What a scan remembers of one sequence: of each head the matrix before the chunk, and of the chunk's tokens key, correction and `g`.
-#[derive(Clone)]
 pub struct DeltaMemory {
     shape: DeltaShape,
     /// The chunk's first position.
@@ -81,6 +81,11 @@ pub struct DeltaMemory {
 impl DeltaMemory {
     pub fn new(shape: DeltaShape) -> Self {
         Self { shape, start: 0, len: 0, memory: Vec::new() }
+    }
+
+    /// A copy that shares nothing.
+    pub fn fork(&self) -> Result<Self, TryReserveError> {
+        Ok(Self { memory: copied(&self.memory)?, ..*self })
     }
 
     pub fn shape(&self) -> DeltaShape {

@@ -6,8 +6,10 @@
 
 use std::ops::Range;
 
+use super::memory::zeros;
 use super::parallel::{Shared, each, parts};
 use super::simd::{Kernel, Simd, dispatch};
+use crate::error::OutOfMemory;
 
 /// Columns that share a scale.
 pub const CHUNK: usize = 32;
@@ -65,9 +67,12 @@ pub fn tiles(rows: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
 
 impl Int8Rows {
     /// Quantises `rows` rows of `cols` values, `stride` apart, to one byte or two.
-    pub fn new(x: &[f32], stride: usize, (rows, cols): (usize, usize), planes: usize) -> Self {
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn new(x: &[f32], stride: usize, (rows, cols): (usize, usize), planes: usize) -> Result<Self, OutOfMemory> {
         let chunks = cols.div_ceil(CHUNK);
-        let mut bytes = vec![0; rows * chunks * Record::of(planes).bytes];
+        let mut bytes = zeros(rows * chunks * Record::of(planes).bytes)?;
         let to = Shared::new(&mut bytes);
         let parts = parts(rows * cols / SPLIT_VALUES).min(rows.div_ceil(TILE_ROWS));
         let tall = rows.div_ceil(TILE_ROWS);
@@ -78,7 +83,7 @@ impl Int8Rows {
                 _ => dispatch(Quantise::<2> { x, stride, cols, rows, to }),
             }
         });
-        Self { planes, rows, chunks, bytes }
+        Ok(Self { planes, rows, chunks, bytes })
     }
 
     /// Bytes of a `q`.
@@ -190,7 +195,7 @@ mod tests {
         for (rows, cols) in [(1, 1), (1, 31), (3, 32), (5, 65), (13, 100)] {
             let x = noise(rows * (cols + 3), 9);
             for (planes, steps) in [(1, 127.0), (2, 16256.0)] {
-                let int8 = Int8Rows::new(&x, cols + 3, (rows, cols), planes);
+                let int8 = Int8Rows::new(&x, cols + 3, (rows, cols), planes).unwrap();
                 for row in 0..rows {
                     let x = &x[row * (cols + 3)..][..cols];
                     for (chunk, own) in x.chunks(CHUNK).enumerate() {
@@ -208,15 +213,15 @@ mod tests {
     #[test]
     fn halves_go_to_the_even_number_and_extremes_are_kept() {
         let x = [127.0, 0.5, 1.5, -0.5, -1.5, -127.0, 2.5, 126.5];
-        let int8 = Int8Rows::new(&x, 8, (1, 8), 1);
+        let int8 = Int8Rows::new(&x, 8, (1, 8), 1).unwrap();
         assert_eq!(std::array::from_fn(|i| int8.value(0, i)), [127.0, 0.0, 2.0, 0.0, -2.0, -127.0, 2.0, 126.0]);
         for planes in [1, 2] {
-            let least = Int8Rows::new(&[1e-31, -1e-31], 2, (1, 2), planes);
+            let least = Int8Rows::new(&[1e-31, -1e-31], 2, (1, 2), planes).unwrap();
             assert_eq!([least.value(0, 0), least.value(0, 1)], [0.0, 0.0]);
-            let largest = Int8Rows::new(&[f32::MAX, f32::MIN], 2, (1, 2), planes);
+            let largest = Int8Rows::new(&[f32::MAX, f32::MIN], 2, (1, 2), planes).unwrap();
             assert!(largest.value(0, 0) > 3.4e38 && largest.value(0, 1) < -3.4e38);
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                assert!(Int8Rows::new(&[1.0, bad], 2, (1, 2), planes).value(0, 0).is_nan());
+                assert!(Int8Rows::new(&[1.0, bad], 2, (1, 2), planes).unwrap().value(0, 0).is_nan());
             }
         }
     }

@@ -14,6 +14,7 @@ use half::slice::HalfFloatSliceExt;
 use super::format::quantise::{self, BLOCK};
 use super::matmul::Right;
 use super::matmul::{WIDENED, Widened};
+use super::memory::copied;
 use super::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Positions by which a cache grows.
@@ -58,14 +59,12 @@ impl KvFormat {
 }
 
 /// Keys and values of one layer: for each key-value head its own growing buffers.
-#[derive(Clone)]
 pub struct KvHeads {
     pub(super) heads: Heads,
     dim: usize,
     pub(super) len: usize,
 }
 
-#[derive(Clone)]
 pub(super) enum Heads {
     F32(Vec<Head<f32>>),
     F16(Vec<Head<f16>>),
@@ -93,6 +92,16 @@ impl KvHeads {
             KvFormat::Q8_0 => Heads::Q8_0(vec![Head::default(); heads]),
         };
         Self { heads, dim, len: 0 }
+    }
+
+    /// A copy that shares nothing.
+    pub fn fork(&self) -> Result<Self, TryReserveError> {
+        let heads = match &self.heads {
+            Heads::F32(heads) => Heads::F32(heads.iter().map(Head::fork).collect::<Result<_, _>>()?),
+            Heads::F16(heads) => Heads::F16(heads.iter().map(Head::fork).collect::<Result<_, _>>()?),
+            Heads::Q8_0(heads) => Heads::Q8_0(heads.iter().map(Head::fork).collect::<Result<_, _>>()?),
+        };
+        Ok(Self { heads, ..*self })
     }
 
     /// Key-value heads and the values of each.
@@ -319,6 +328,15 @@ pub(super) struct Head<T> {
 }
 
 impl<T: KvNumber> Head<T> {
+    fn fork(&self) -> Result<Self, TryReserveError> {
+        Ok(Self {
+            keys: copied(&self.keys)?,
+            values: copied(&self.values)?,
+            key_scales: copied(&self.key_scales)?,
+            value_scales: copied(&self.value_scales)?,
+        })
+    }
+
     /// Room for `positions`, a multiple of sixteen.
     pub(super) fn reserve(&mut self, positions: usize, dim: usize) -> Result<(), TryReserveError> {
         fn grow<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> Result<(), TryReserveError> {

@@ -21,6 +21,7 @@ use super::packed::{Arithmetic, MatmulWeight, Packed, Panels};
 use super::parallel::{Shared, each, parts};
 use super::planes::{Planes, Product};
 use super::simd::{Kernel, LANES, Simd, dispatch};
+use crate::error::OutOfMemory;
 
 pub use backward::{matmul_transposed_add, outer_sum};
 pub(super) use source::{WIDENED, Widened};
@@ -70,28 +71,41 @@ pub struct LowRankTerm<'a> {
 ///
 /// # Shape
 /// `x`: rows of `W.cols()` values, `x_stride` apart; `y`: `(rows, W.rows())`.
-pub fn matmul<'a>(x: &[f32], x_stride: usize, weight: impl Into<MatmulWeight<'a>>, epilogue: Epilogue<'_>, y: &mut [f32]) {
+///
+/// # Errors
+/// `OutOfMemory` for rounded activations.
+pub fn matmul<'a>(
+    x: &[f32],
+    x_stride: usize,
+    weight: impl Into<MatmulWeight<'a>>,
+    epilogue: Epilogue<'_>,
+    y: &mut [f32],
+) -> Result<(), OutOfMemory> {
     let weight = weight.into();
     let rows = y.len() / weight.packed.rows;
     assert_eq!(y.len(), rows * weight.packed.rows, "whole rows of y");
-    checked(x, x_stride, weight, epilogue, Shared::new(y), rows);
+    checked(x, x_stride, weight, epilogue, Shared::new(y), rows)
 }
 
 /// The same in memory of its own, `(rows, W.rows())`, which nobody has filled with zeros before.
+///
+/// # Errors
+/// `OutOfMemory`.
 pub fn matmul_new<'a>(
     x: &[f32],
     x_stride: usize,
     weight: impl Into<MatmulWeight<'a>>,
     epilogue: Epilogue<'_>,
     rows: usize,
-) -> Vec<f32> {
+) -> Result<Vec<f32>, OutOfMemory> {
     let weight = weight.into();
     let len = rows * weight.packed.rows;
-    let mut y = Vec::with_capacity(len);
-    checked(x, x_stride, weight, epilogue, Shared::of(&mut y), rows);
+    let mut y = Vec::new();
+    y.try_reserve_exact(len).map_err(|_| OutOfMemory { what: format!("{len} values of a product") })?;
+    checked(x, x_stride, weight, epilogue, Shared::of(&mut y), rows)?;
     // SAFETY: there is room for `len` values, and a product that does not begin with what is there writes each of them.
     unsafe { y.set_len(len) };
-    y
+    Ok(y)
 }
 
 fn checked(
@@ -101,7 +115,7 @@ fn checked(
     epilogue: Epilogue<'_>,
     y: Shared<f32>,
     rows: usize,
-) {
+) -> Result<(), OutOfMemory> {
     let (n, k) = (weight.rows, weight.cols);
     assert_eq!(weight.lanes, LANES, "a matrix for products");
     assert!(k > 0 && (rows == 0 || x.len() >= (rows - 1) * x_stride + k), "x holds {rows} rows");
@@ -117,11 +131,12 @@ fn checked(
         Panels::F16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
         Panels::BF16(p) => product(x, x_stride, p.as_slice(), (rows, n, k), epilogue, y),
         Panels::Planes(p) if arithmetic == Arithmetic::Int8 && p.takes_int8() => {
-            int8_product(x, x_stride, p, (rows, n, k), epilogue, y)
+            int8_product(x, x_stride, p, (rows, n, k), epilogue, y)?;
         }
         Panels::Planes(p) => product(x, x_stride, p, (rows, n, k), epilogue, y),
         Panels::Blocks(..) => unreachable!("a matrix for products has panels of sixteen rows"),
     }
+    Ok(())
 }
 
 fn product<W: PanelSource>(
@@ -146,15 +161,19 @@ fn int8_product(
     (rows, n, k): (usize, usize, usize),
     epilogue: Epilogue<'_>,
     y: Shared<f32>,
-) {
-    let quantised = |bytes| w.activation_bytes().any(|own| own == bytes).then(|| Int8Rows::new(x, x_stride, (rows, k), bytes));
-    let x = [quantised(1), quantised(2)];
+) -> Result<(), OutOfMemory> {
+    let quantised = |bytes| {
+        let is_read = w.activation_bytes().any(|own| own == bytes);
+        is_read.then(|| Int8Rows::new(x, x_stride, (rows, k), bytes)).transpose()
+    };
+    let x = [quantised(1)?, quantised(2)?];
     in_parts((rows, n, k), epilogue, y, |rows, outputs| {
         for (outputs, bytes) in w.parts(outputs) {
             let Some(x) = &x[bytes - 1] else { continue };
             w.multiply(Product { x, rows: rows.clone(), outputs, bias: epilogue.start(), y });
         }
     });
+    Ok(())
 }
 
 /// Calls `work` with some rows and some outputs, whole panels of them, until all are computed; then comes the epilogue.

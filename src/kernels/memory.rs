@@ -1,4 +1,9 @@
-//! What the system tells about memory, and what we ask of it: huge pages for weights.
+//! What the system tells about memory, and what we ask of it: huge pages for weights, and no end of the process where there is none.
+
+use std::collections::TryReserveError;
+
+use super::reserve;
+use crate::error::OutOfMemory;
 
 /// An empty vector with room for `len` elements, on huge pages where the system offers them and the size is worth it; `None` if
 /// there is no memory for it.
@@ -11,22 +16,51 @@ pub fn huge_vec<T: Copy>(len: usize) -> Option<Vec<T>> {
     Some(vec)
 }
 
-/// So many zeros, on such pages; `None` if there is no memory for them. Pages come from the system as zeros when they are first written,
-/// by whichever thread does: nobody else writes them before.
+/// So many zeros, on such pages; `None` if there is no memory for them.
 pub fn huge_zeros(len: usize) -> Option<Vec<u8>> {
+    let vec = zeros(len).ok()?;
+    advise_huge(&vec);
+    Some(vec)
+}
+
+/// A number that is zero where its bits are.
+pub trait Zero: Copy {}
+impl Zero for u8 {}
+impl Zero for f32 {}
+impl Zero for f64 {}
+
+/// So many zeros. Pages come from the system as zeros when they are first written, by whichever thread does: nobody else writes them
+/// before.
+///
+/// # Errors
+/// `OutOfMemory`.
+pub fn zeros<T: Zero>(len: usize) -> Result<Vec<T>, OutOfMemory> {
     if len == 0 {
-        return Some(Vec::new());
+        return Ok(Vec::new());
     }
-    let layout = std::alloc::Layout::array::<u8>(len).ok()?;
+    let no_memory = || OutOfMemory { what: format!("{len} values of {} bytes", size_of::<T>()) };
+    if reserve::is_low() {
+        return Err(no_memory());
+    }
+    let layout = std::alloc::Layout::array::<T>(len).map_err(|_| no_memory())?;
     // SAFETY: the layout has bytes.
     let start = unsafe { std::alloc::alloc_zeroed(layout) };
     if start.is_null() {
-        return None;
+        return Err(no_memory());
     }
-    // SAFETY: the allocator has just given these bytes, which are all set, with the layout of such a vector.
-    let vec = unsafe { Vec::from_raw_parts(start, len, len) };
-    advise_huge(&vec);
-    Some(vec)
+    // SAFETY: the allocator has just given these values, which are all set, with the layout of such a vector.
+    Ok(unsafe { Vec::from_raw_parts(start.cast(), len, len) })
+}
+
+/// A copy of values.
+///
+/// # Errors
+/// If there is no memory for it.
+pub fn copied<T: Copy>(values: &[T]) -> Result<Vec<T>, TryReserveError> {
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(values.len())?;
+    copy.extend_from_slice(values);
+    Ok(copy)
 }
 
 /// Asks for huge pages in the room of a vector.

@@ -11,6 +11,7 @@ mod math;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod memory;
+pub mod reserve;
 mod format;
 mod int8;
 mod planes;
@@ -43,7 +44,7 @@ pub use format::Format;
 pub use kv_cache::{KvFormat, KvHeads};
 pub use math::exp_unfused;
 pub use matmul::{Epilogue, LowRankTerm, matmul, matmul_new, matmul_transposed_add, outer_sum};
-pub use memory::{peak_bytes, physical_bytes, resident_bytes, trim};
+pub use memory::{copied, peak_bytes, physical_bytes, resident_bytes, trim, zeros};
 pub use packed::{Arithmetic, MatmulWeight, Packed, Panels, Use};
 pub use parallel::{beside, install, is_forked, map as parallel_map, start as start_threads, threads};
 #[cfg(feature = "selftest")]

@@ -72,17 +72,16 @@ impl LayerState {
     fn fork(&self) -> Result<Self> {
         match self {
             Self::Kv(cache) => cache.fork().map(Self::Kv),
-            Self::Conv(conv) => Ok(Self::Conv(conv.clone())),
-            Self::Delta(conv, scan) => Ok(Self::Delta(conv.clone(), scan.clone())),
+            Self::Conv(conv) => conv.fork().map(Self::Conv),
+            Self::Delta(conv, scan) => Ok(Self::Delta(conv.fork()?, scan.fork()?)),
         }
     }
 
     /// A copy, where the state has a fixed size.
-    fn copy(&self) -> Option<Self> {
+    fn copy(&self) -> Result<Option<Self>> {
         match self {
-            Self::Kv(_) => None,
-            Self::Conv(conv) => Some(Self::Conv(conv.clone())),
-            Self::Delta(conv, scan) => Some(Self::Delta(conv.clone(), scan.clone())),
+            Self::Kv(_) => Ok(None),
+            Self::Conv(_) | Self::Delta(..) => self.fork().map(Some),
         }
     }
 
@@ -298,8 +297,11 @@ impl States {
         }
         if let Some(number) = restored {
             for (state, old) in self.all.iter_mut().zip(&self.snapshots[number].states) {
-                if let Some(copy) = old.as_ref().and_then(LayerState::copy) {
-                    *state = copy;
+                match old.as_ref().map(LayerState::fork).transpose() {
+                    Ok(Some(copy)) => *state = copy,
+                    Ok(None) => {}
+                    // No memory for it: all is computed anew.
+                    Err(_) => kept = 0,
                 }
             }
         }
@@ -309,9 +311,11 @@ impl States {
         kept
     }
 
-    /// Remembers the states of fixed size as they are, in place of the oldest that are remembered, to go back to.
+    /// Remembers the states of fixed size as they are, in place of the oldest that are remembered, to go back to. Without memory for
+    /// them nothing is remembered: going back is then computing anew.
     pub fn take_snapshot(&mut self) {
-        let (len, states) = (self.len(), self.all.iter().map(LayerState::copy).collect::<Vec<_>>());
+        let Ok(states) = self.all.iter().map(LayerState::copy).collect::<Result<Vec<_>>>() else { return };
+        let len = self.len();
         let is_known = self.snapshots.iter().any(|snapshot| snapshot.len == len);
         if len == 0 || is_known || states.iter().all(Option::is_none) {
             return;
@@ -324,12 +328,12 @@ impl States {
 
     /// A copy that shares nothing.
     pub fn fork(&self) -> Result<Self> {
-        let snapshot = |snapshot: &Snapshot| Snapshot {
-            len: snapshot.len,
-            states: snapshot.states.iter().map(|state| state.as_ref().and_then(LayerState::copy)).collect(),
+        let snapshot = |snapshot: &Snapshot| {
+            let states = snapshot.states.iter().map(|state| state.as_ref().map(LayerState::fork).transpose());
+            Ok(Snapshot { len: snapshot.len, states: states.collect::<Result<_>>()? })
         };
         let all = self.all.iter().map(LayerState::fork).collect::<Result<_>>()?;
-        Ok(Self { all, snapshots: self.snapshots.iter().map(snapshot).collect() })
+        Ok(Self { all, snapshots: self.snapshots.iter().map(snapshot).collect::<Result<_>>()? })
     }
 
     /// That of one mixer.

@@ -273,7 +273,10 @@ impl<'a> Weights<'a> {
         let Self { source, buffers: [next, current], .. } = self;
         // The pool packs a piece while this thread reads the next.
         let mut read = |row: usize, into: &mut Vec<u8>| {
-            into.resize(piece.min(rows.end - row) * row_bytes, 0);
+            let len = piece.min(rows.end - row) * row_bytes;
+            let no_memory = |e| Error::new(ErrorKind::OutOfMemory, format!("{name}: {len} bytes")).with_source(e);
+            into.try_reserve(len.saturating_sub(into.len())).map_err(no_memory)?;
+            into.resize(len, 0);
             if into.is_empty() { Ok(()) } else { source.read(&name, row as u64 * row_bytes as u64, into) }
         };
         read(rows.start, next)?;

@@ -85,7 +85,7 @@ impl LayerCache {
     /// A copy that shares nothing.
     pub fn fork(&self) -> Result<Self> {
         Ok(match self {
-            Self::Cpu(heads) => Self::Cpu(heads.clone()),
+            Self::Cpu(heads) => Self::Cpu(heads.fork().map_err(no_memory)?),
             Self::Tensors(cache) => Self::Tensors(cache.fork()?),
         })
     }

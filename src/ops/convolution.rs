@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
+use super::attention::no_memory;
 use super::cpu::convolution as cpu;
 use super::tensors::convolution as tensors;
 use super::{Backend, Context, On, Sequences, Vector};
@@ -34,7 +35,7 @@ impl Convolution {
     }
 }
 
-/// The last inputs of a sequence, which later tokens read, and those that can be taken back. A clone goes its own way.
+/// The last inputs of a sequence, which later tokens read, and those that can be taken back.
 pub type ConvState = On<ConvMemory, tensors::Memory>;
 
 impl ConvState {
@@ -44,6 +45,14 @@ impl ConvState {
             Backend::Cpu => Self::Cpu(ConvMemory::new(channels, taps)),
             Backend::Tensors(device) => Self::Tensors(tensors::Memory::new(channels, taps, device)),
         }
+    }
+
+    /// A copy that shares nothing.
+    pub fn fork(&self) -> Result<Self> {
+        Ok(match self {
+            Self::Cpu(memory) => Self::Cpu(memory.fork().map_err(no_memory)?),
+            Self::Tensors(memory) => Self::Tensors(memory.clone()),
+        })
     }
 
     /// Channels and taps.

@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use super::attention::no_memory;
 use super::cpu::delta_rule as cpu;
 use super::tensors::delta_rule as tensors;
 use super::{Backend, Context, On, Sequences, Vector};
@@ -39,8 +40,7 @@ pub fn decay(cx: Context<'_>, x: &Tensor, by: &Decay) -> Result<Tensor> {
     Ok(y)
 }
 
-/// What a scan remembers of a sequence: the matrix before the last chunk of its tokens, and of these what the matrix lacks. A clone goes
-/// its own way.
+/// What a scan remembers of a sequence: the matrix before the last chunk of its tokens, and of these what the matrix lacks.
 pub type DeltaState = On<DeltaMemory, tensors::Memory>;
 
 impl DeltaState {
@@ -50,6 +50,14 @@ impl DeltaState {
             Backend::Cpu => Self::Cpu(DeltaMemory::new(shape)),
             Backend::Tensors(device) => Self::Tensors(tensors::Memory::new(shape, device)),
         }
+    }
+
+    /// A copy that shares nothing.
+    pub fn fork(&self) -> Result<Self> {
+        Ok(match self {
+            Self::Cpu(memory) => Self::Cpu(memory.fork().map_err(no_memory)?),
+            Self::Tensors(memory) => Self::Tensors(memory.clone()),
+        })
     }
 
     fn shape(&self) -> DeltaShape {

@@ -99,7 +99,10 @@ impl DotProducts {
 
     /// # Shape
     /// `rows`: `(T, C)`; `out`: `(T, N)`.
-    pub fn with(&self, rows: &[f32], out: &mut [f32]) {
-        install(|| matmul(rows, self.0.cols(), &self.0, Epilogue::default(), out));
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn with(&self, rows: &[f32], out: &mut [f32]) -> Result<()> {
+        Ok(install(|| matmul(rows, self.0.cols(), &self.0, Epilogue::default(), out))?)
     }
 }

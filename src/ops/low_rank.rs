@@ -10,7 +10,7 @@ use super::linear::DotProducts;
 use super::tensors::low_rank as tensors;
 use super::{Backend, Matrix, MatrixBuilder, On, Vector};
 use crate::error::OutOfMemory;
-use crate::kernels::{Format, Use};
+use crate::kernels::{Format, Use, zeros};
 
 /// `y += gain · scale · (B A dropout(x) + bias) + (gain - 1) · W x`; without a gain the last term is none.
 ///
@@ -292,8 +292,8 @@ impl<'a> Expanded<'a> {
 
     /// Those of some outputs of a part.
     fn rows(&self, part: &DeltaPart, outputs: Range<usize>) -> Result<Vec<f32>> {
-        let mut out = vec![0f32; outputs.len() * self.delta.a.inputs()];
-        self.columns.with(&part.b.rows(outputs.start - part.start..outputs.end - part.start)?, &mut out);
+        let mut out = zeros(outputs.len() * self.delta.a.inputs())?;
+        self.columns.with(&part.b.rows(outputs.start - part.start..outputs.end - part.start)?, &mut out)?;
         Ok(out)
     }
 }

@@ -32,8 +32,8 @@ mod pooling;
 #[cfg(feature = "cuda")]
 pub use crate::kernels::open_cuda;
 pub use crate::kernels::{
-    Activation, AdamW, Arithmetic, CHUNK, DeltaShape, Format, KvFormat, Mask, NormKind, Use, beside, install, is_forked,
-    parallel_map, peak_bytes, physical_bytes, resident_bytes, start_threads, trim, unit_length,
+    Activation, AdamW, Arithmetic, CHUNK, DeltaShape, Format, KvFormat, Mask, NormKind, Use, beside, copied, install, is_forked,
+    parallel_map, peak_bytes, physical_bytes, resident_bytes, start_threads, trim, unit_length, zeros,
 };
 #[cfg(feature = "selftest")]
 pub use crate::kernels::{Level, limit_instructions};

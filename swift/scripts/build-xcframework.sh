@@ -14,7 +14,7 @@ target_dir=${CARGO_TARGET_DIR:-target}
 # The oldest systems that candle's Metal runs on.
 export MACOSX_DEPLOYMENT_TARGET=15.0 IPHONEOS_DEPLOYMENT_TARGET=18.0
 # All crates in one object: what nothing calls is not in it.
-options=(--release --locked --lib --crate-type staticlib --config 'profile.release.lto="fat"' --config profile.release.codegen-units=1)
+options=(--release --locked --lib --features reserve --crate-type staticlib --config 'profile.release.lto="fat"' --config profile.release.codegen-units=1)
 [ "$(uname -s)" = Darwin ] || options+=(-Zbuild-std=std,panic_unwind)
 
 archives=()

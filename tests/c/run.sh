@@ -53,6 +53,22 @@ for kind in $kinds; do
     for source in tests/c/*.c; do run "$(basename "$source" .c)" $kind; done
 done
 
+# The shared library as `make` builds it, where memory runs out: at an allocation of 64 KiB or more, at all from there on, and at small
+# ones too.
+no_memory() { # bytes, once or lasting, stride
+    LD_PRELOAD="$BUILD/tests/fail.so" "$BUILD/tests/operations" "$@"
+}
+if [ "$(uname -s)" = Linux ] && $CC -std=c99 $warnings -shared -fPIC tests/c/no_memory/fail.c -o "$BUILD/tests/fail.so" &&
+    printf '#include <gnu/libc-version.h>\n' | $CC -x c -c -o "$BUILD/tests/probe.o" - 2>/dev/null; then
+    step "no_memory compiles" $CC -std=c99 -O1 -g $warnings -Iinclude tests/c/no_memory/operations.c -o "$BUILD/tests/operations" \
+        "-L$OUT" -lmetal_candle "-Wl,-rpath,$(cd "$OUT" && pwd)" -ldl
+    step "one large allocation fails" no_memory 65536 once 11
+    step "all large allocations fail" no_memory 65536 lasting 11
+    step "all allocations fail" no_memory 1024 lasting 149
+else
+    echo "skip: allocations that fail: the C library is not glibc"
+fi
+
 answer='Appends an element to the back of a collection.'
 question='What does `Vec::push` do?'
 

@@ -1,10 +1,13 @@
 //! The backward passes of a product: with the transpose, and sums over rows.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use super::source::{PanelSource, Weight};
 use super::tile::{Left, Right, rows_by_vectors};
 use super::{PART_ROWS, Partition, SPLIT_WORK, Start};
+use crate::error::OutOfMemory;
+use crate::kernels::memory::zeros;
 use crate::kernels::packed::{Packed, Panels};
 use crate::kernels::parallel::{Shared, each, parts};
 use crate::kernels::simd::{Kernel, LANES, Simd, dispatch};
@@ -18,10 +21,18 @@ const TRANSPOSED_BLOCK: (usize, usize) = (512, 512);
 ///
 /// # Shape
 /// `x`: `rows` of `W.rows()` values, `x_stride` apart; `y`: as many of `W.cols()` values, `y_stride` apart.
-pub fn matmul_transposed_add(rows: usize, (x, x_stride): (&[f32], usize), weight: &Packed, (y, y_stride): (&mut [f32], usize)) {
+///
+/// # Errors
+/// `OutOfMemory` for the blocks; `y` is then a part of the sum.
+pub fn matmul_transposed_add(
+    rows: usize,
+    (x, x_stride): (&[f32], usize),
+    weight: &Packed,
+    (y, y_stride): (&mut [f32], usize),
+) -> Result<(), OutOfMemory> {
     let (n, k) = (weight.rows, weight.cols);
     if rows == 0 {
-        return;
+        return Ok(());
     }
     assert_eq!(weight.lanes, LANES, "a matrix for products");
     assert!(x.len() >= (rows - 1) * x_stride + n, "x holds {rows} rows");
@@ -42,18 +53,25 @@ fn transposed<W: PanelSource>(
     w: W,
     (rows, n, k): (usize, usize, usize),
     (y, y_stride): (Shared<f32>, usize),
-) {
+) -> Result<(), OutOfMemory> {
     let panels = k.div_ceil(LANES);
     let most = parts(rows * n * k / SPLIT_WORK);
     let panel_parts = most.max(k.div_ceil(TRANSPOSED_BLOCK.1)).min(panels.div_ceil(2));
     // By rows as well where a low rank leaves too few columns.
     let row_parts = (most / panel_parts).min(rows / PART_ROWS).max(1);
     let part_rows = rows.div_ceil(row_parts).next_multiple_of(12);
+    let failed = Mutex::new(Ok(()));
     each(row_parts * panel_parts, |part| {
         let (row, part) = (part / panel_parts * part_rows, part % panel_parts);
         let rows = row.min(rows)..(row + part_rows).min(rows);
         let panels = panels * part / panel_parts..panels * (part + 1) / panel_parts;
-        let mut transposed = vec![0f32; TRANSPOSED_BLOCK.0.min(n) * panels.len() * LANES];
+        let mut transposed = match zeros::<f32>(TRANSPOSED_BLOCK.0.min(n) * panels.len() * LANES) {
+            Ok(transposed) => transposed,
+            Err(error) => {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Err(error);
+                return;
+            }
+        };
         for first in (0..n).step_by(TRANSPOSED_BLOCK.0) {
             let outputs = first..n.min(first + TRANSPOSED_BLOCK.0);
             dispatch(Transpose { w, k, outputs: outputs.clone(), panels: panels.clone(), transposed: &mut transposed });
@@ -71,6 +89,7 @@ fn transposed<W: PanelSource>(
             });
         }
     });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Copies outputs of a packed matrix so that inputs are side by side: `[panel of inputs][output][16]`.

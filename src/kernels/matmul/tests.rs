@@ -34,7 +34,7 @@ fn every_shape_equals_the_naive_product() {
             let (x, w, bias) = (noise(rows * k, 1), noise(n * k, 2), noise(n, 3));
             let packed = pack(&w, n, k, kept);
             let mut y = vec![f32::NAN; rows * n];
-            matmul(&x, k, &packed, Epilogue { bias: Some(&bias), ..Epilogue::default() }, &mut y);
+            matmul(&x, k, &packed, Epilogue { bias: Some(&bias), ..Epilogue::default() }, &mut y).unwrap();
             for t in 0..rows {
                 for o in 0..n {
                     let mut row = vec![0.0; k];
@@ -55,7 +55,7 @@ fn products_with_the_transpose_and_sums_over_rows_equal_the_naive_ones() {
         for kept in written(k) {
             let packed = pack(&w, n, k, kept);
             let mut sum = y.clone();
-            matmul_transposed_add(rows, (&x, n + 3), &packed, (&mut sum, k + 2));
+            matmul_transposed_add(rows, (&x, n + 3), &packed, (&mut sum, k + 2)).unwrap();
             let mut rows_of_w = vec![0.0; n * k];
             rows_of_w.chunks_exact_mut(k).enumerate().for_each(|(o, row)| packed.row(o, row));
             for (i, (sum, y)) in sum.iter().zip(&y).enumerate() {
@@ -97,7 +97,7 @@ fn an_epilogue_changes_its_outputs_alone() {
             let low_rank = [0, 1, 2, 3, 4].map(term);
             let low_rank = if all { &low_rank[..] } else { &[] };
             let epilogue = Epilogue { gain: Some(&gain), bias: Some(&bias), low_rank };
-            matmul_new(&x[first * k..], k, &packed, epilogue, rows)
+            matmul_new(&x[first * k..], k, &packed, epilogue, rows).unwrap()
         };
         let (found, plain) = (product(0, rows, true, false), product(0, rows, false, false));
         let mut want: Vec<f64> = plain.iter().map(|y| f64::from(*y)).collect();
@@ -124,7 +124,7 @@ fn an_epilogue_changes_its_outputs_alone() {
         }
         // Without terms and with no factor it is the product alone.
         let mut alone = vec![0.0; rows * n];
-        matmul(&x, k, &packed, Epilogue::default(), &mut alone);
+        matmul(&x, k, &packed, Epilogue::default(), &mut alone).unwrap();
         for ((y, plain), (g, b)) in alone.iter().zip(&plain).zip(gain.iter().zip(&bias).cycle()) {
             assert_eq!(y * g + b, *plain);
         }
@@ -138,10 +138,10 @@ fn a_row_has_the_same_bits_in_any_company() {
     for kept in written(k) {
         let packed = pack(&noise(n * k, 6), n, k, kept);
         let mut all = vec![0.0; rows * n];
-        matmul(&x, k, &packed, Epilogue::default(), &mut all);
+        matmul(&x, k, &packed, Epilogue::default(), &mut all).unwrap();
         for t in 0..rows {
             let mut one = vec![0.0; n];
-            matmul(&x[t * k..][..k], k, &packed, Epilogue::default(), &mut one);
+            matmul(&x[t * k..][..k], k, &packed, Epilogue::default(), &mut one).unwrap();
             assert_eq!(one, all[t * n..][..n], "{kept:?}");
         }
     }
@@ -156,9 +156,9 @@ fn a_quantised_matrix_gives_the_bits_of_the_one_that_it_stands_for() {
     let dense = pack(&values, n, k, Format::F32);
     let product = |packed: &Packed| {
         let mut y = vec![0.0; rows * n];
-        matmul(&x, k, packed, Epilogue::default(), &mut y);
+        matmul(&x, k, packed, Epilogue::default(), &mut y).unwrap();
         let mut back = vec![0.0; rows * k];
-        matmul_transposed_add(rows, (&y, n), packed, (&mut back, k));
+        matmul_transposed_add(rows, (&y, n), packed, (&mut back, k)).unwrap();
         (y, back)
     };
     assert_eq!(product(&quantised), product(&dense));
@@ -200,9 +200,9 @@ fn a_matrix_of_a_file_gives_the_bits_of_the_one_that_it_stands_for() {
             let product = |packed: &Packed| {
                 let low_rank = [LowRankTerm { inner: &a, stride: 3, b: &b, start: 0 }];
                 let epilogue = Epilogue { bias: Some(&bias), low_rank: &low_rank, ..Epilogue::default() };
-                let y = matmul_new(&x, k, packed, epilogue, rows);
+                let y = matmul_new(&x, k, packed, epilogue, rows).unwrap();
                 let mut back = vec![0.0; rows * k];
-                matmul_transposed_add(rows, (&noise(rows * packed.rows, 9), packed.rows), packed, (&mut back, k));
+                matmul_transposed_add(rows, (&noise(rows * packed.rows, 9), packed.rows), packed, (&mut back, k)).unwrap();
                 (y, back)
             };
             let (found, want) = (product(&planes), product(&dense));

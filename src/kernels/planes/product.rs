@@ -638,7 +638,7 @@ mod tests {
                 let bias = noise(n, 3);
                 for rows in [1, 2, 3, 7, 13] {
                     let x = noise(rows * cols, rows as u64);
-                    let x = Int8Rows::new(&x, cols, (rows, cols), planes.activation_bytes().next().unwrap());
+                    let x = Int8Rows::new(&x, cols, (rows, cols), planes.activation_bytes().next().unwrap()).unwrap();
                     let values: Vec<f32> = (0..rows * cols).map(|i| x.value(i / cols, i % cols)).collect();
                     // What each output is, and the sum of what it is made of without their signs.
                     let want: Vec<(f64, f64)> = (0..rows * n)
@@ -689,9 +689,9 @@ mod tests {
                 (13, 7, 0, f32::INFINITY),
             ] {
                 let mut x = noise(rows * cols, rows as u64);
-                let clean = Int8Rows::new(&x, cols, (rows, cols), bytes);
+                let clean = Int8Rows::new(&x, cols, (rows, cols), bytes).unwrap();
                 x[bad_row * cols + bad_col] = bad;
-                let spoiled = Int8Rows::new(&x, cols, (rows, cols), bytes);
+                let spoiled = Int8Rows::new(&x, cols, (rows, cols), bytes).unwrap();
                 for (name, run) in levels::<Work<'_>>() {
                     let [found, want] = [&spoiled, &clean].map(|x| {
                         let mut y = vec![0.0; rows * n];

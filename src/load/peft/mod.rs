@@ -233,6 +233,9 @@ impl<'a> Reader<'a> {
         if inner.contains(".lora_embedding_") {
             return Err(Error::unsupported(format!("{TENSORS}: {name}: LoRA on the embedding is not supported")));
         }
+        if inner.ends_with(".trainable_tokens_delta") {
+            return Err(Error::unsupported(format!("{CONFIG}: trainable_token_indices is not supported: {name}")));
+        }
         let field = FIELDS.iter().find_map(|(end, field)| Some((inner.strip_suffix(end)?, field)));
         let (path, field) = field.ok_or_else(no_place)?;
         let found = match old_name(inner) {

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 
 use super::row_op::{Rows, on_cpu, rows_of};
-use crate::kernels::{KvHeads, Strided, attend, attend_within, attend_within_backward};
+use crate::kernels::{KvHeads, Strided, attend, attend_within, attend_within_backward, zeros};
 use crate::ops::Mask;
 use crate::ops::attention::no_memory;
 
 /// Rows over a cache that they are appended to.
 pub fn over_cache(qkv: [&Tensor; 3], heads: usize, mask: Mask, cache: &mut KvHeads) -> Result<Tensor> {
     let (rows, width) = qkv[0].dims2()?;
-    let mut out = vec![0f32; rows * width];
+    let mut out = zeros(rows * width)?;
     with_strided(qkv, |[q, k, v]| {
         cache.append(k.values, k.stride, v.values, v.stride, rows).map_err(no_memory)?;
         attend(q.values, q.stride, heads, cache, mask, &mut out);
@@ -36,7 +36,7 @@ pub fn within(
     Sequences { lengths, bias }: &Sequences,
 ) -> Result<Tensor> {
     let (rows, width) = qkv[0].dims2()?;
-    let mut out = vec![0f32; rows * width];
+    let mut out = zeros(rows * width)?;
     with_strided(qkv, |[q, k, v]| {
         attend_within(q, k, v, heads, kv_heads, lengths, mask, bias.as_deref(), &mut out).map_err(no_memory)
     })?;
@@ -51,7 +51,7 @@ pub fn within_backward(
     mask: Mask,
     Sequences { lengths, .. }: &Sequences,
 ) -> Result<[Tensor; 3]> {
-    let mut out = [q, k, v].map(|x| vec![0f32; x.elem_count()]);
+    let mut out = zeros_like([q, k, v])?;
     with_strided([q, k, v, dy], |[q, k, v, dy]| {
         let out = out.each_mut().map(Vec::as_mut_slice);
         attend_within_backward(q, k, v, dy, heads, lengths, mask, out).map_err(no_memory)
@@ -59,6 +59,15 @@ pub fn within_backward(
     let [dq, dk, dv] = out;
     let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), &Device::Cpu);
     Ok([tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?])
+}
+
+/// Room for the gradient of each.
+pub fn zeros_like<const N: usize>(tensors: [&Tensor; N]) -> Result<[Vec<f32>; N]> {
+    let mut rooms = [const { Vec::new() }; N];
+    for (room, tensor) in rooms.iter_mut().zip(tensors) {
+        *room = zeros(tensor.elem_count())?;
+    }
+    Ok(rooms)
 }
 
 /// Lends the rows of CPU tensors.

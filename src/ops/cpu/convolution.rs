@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::attention::Sequences;
 use super::row_op::{row_op, with_rows};
-use crate::kernels::{ConvMemory, Strided, Taps, convolve, convolve_within, convolve_within_backward};
+use crate::kernels::{ConvMemory, Strided, Taps, convolve, convolve_within, convolve_within_backward, zeros};
 use crate::ops::attention::no_memory;
 use crate::ops::{Convolution, Vector};
 
@@ -14,7 +14,7 @@ fn taps(by: &Convolution) -> Result<Taps<'_>> {
 }
 
 pub fn behind(x: &Tensor, by: &Convolution, memory: &mut ConvMemory) -> Result<Tensor> {
-    let (taps, mut out) = (taps(by)?, vec![0f32; x.elem_count()]);
+    let (taps, mut out) = (taps(by)?, zeros(x.elem_count())?);
     with_rows(x, |x| convolve(taps, Strided::from(&x), memory, &mut out).map_err(no_memory))?;
     Tensor::from_vec(out, x.shape(), &Device::Cpu)
 }

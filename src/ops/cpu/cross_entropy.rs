@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::linear;
-use crate::kernels::{cross_entropy, matmul_transposed_add};
+use crate::kernels::{cross_entropy, matmul_transposed_add, zeros};
 use crate::ops::AdaptedLinear;
 
 /// `chunk` rows at a time.
@@ -17,8 +17,8 @@ pub fn forward(
 ) -> Result<(f64, Option<Tensor>)> {
     let weight = product.weight.cpu()?;
     let (outputs, (rows, inputs)) = (weight.rows(), x.dims2()?);
-    let (mut scores, mut losses) = (vec![0f32; chunk.min(rows) * outputs], vec![0f64; chunk]);
-    let mut gradient = with_gradient.then(|| vec![0f32; rows * inputs]);
+    let (mut scores, mut losses) = (zeros(chunk.min(rows) * outputs)?, zeros::<f64>(chunk)?);
+    let mut gradient = with_gradient.then(|| zeros(rows * inputs)).transpose()?;
     let mut loss = 0.0;
     for (i, targets) in targets.chunks(chunk).enumerate() {
         let (scores, losses) = (&mut scores[..targets.len() * outputs], &mut losses[..targets.len()]);
@@ -27,7 +27,7 @@ pub fn forward(
         loss += losses.iter().sum::<f64>();
         if let Some(gradient) = &mut gradient {
             let gradient = &mut gradient[i * chunk * inputs..][..targets.len() * inputs];
-            matmul_transposed_add(targets.len(), (scores, outputs), weight, (gradient, inputs));
+            matmul_transposed_add(targets.len(), (scores, outputs), weight, (gradient, inputs))?;
         }
     }
     Ok((loss, gradient.map(|gradient| Tensor::from_vec(gradient, (rows, inputs), &Device::Cpu)).transpose()?))

@@ -2,9 +2,9 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::attention::{Sequences, with_strided};
+use super::attention::{Sequences, with_strided, zeros_like};
 use super::row_op::{in_place_from, row_op};
-use crate::kernels::{self, DeltaInputs, DeltaMemory, DeltaShape, Strided, delta_rule_within_backward};
+use crate::kernels::{self, DeltaInputs, DeltaMemory, DeltaShape, Strided, delta_rule_within_backward, zeros};
 use crate::ops::Decay;
 use crate::ops::attention::no_memory;
 
@@ -30,13 +30,13 @@ fn inputs([q, k, v, g, beta]: [Strided<'_>; 5]) -> DeltaInputs<'_> {
 }
 
 pub fn behind(all: [&Tensor; 5], memory: &mut DeltaMemory) -> Result<Tensor> {
-    let mut out = vec![0f32; all[2].elem_count()];
+    let mut out = zeros(all[2].elem_count())?;
     with_strided(all, |all| kernels::delta_rule(inputs(all), memory, &mut out).map_err(no_memory))?;
     Tensor::from_vec(out, all[2].shape(), &Device::Cpu)
 }
 
 pub fn within(all: [&Tensor; 5], shape: DeltaShape, sequences: &Sequences) -> Result<Tensor> {
-    let mut out = vec![0f32; all[2].elem_count()];
+    let mut out = zeros(all[2].elem_count())?;
     with_strided(all, |all| kernels::delta_rule_within(inputs(all), shape, &sequences.lengths, &mut out).map_err(no_memory))?;
     Tensor::from_vec(out, all[2].shape(), &Device::Cpu)
 }
@@ -44,7 +44,7 @@ pub fn within(all: [&Tensor; 5], shape: DeltaShape, sequences: &Sequences) -> Re
 /// The gradients of q, k, v, g and beta.
 pub fn within_backward(all: [&Tensor; 5], dy: &Tensor, shape: DeltaShape, sequences: &Sequences) -> Result<[Tensor; 5]> {
     let [q, k, v, g, beta] = all;
-    let mut out = all.map(|x| vec![0f32; x.elem_count()]);
+    let mut out = zeros_like(all)?;
     with_strided([q, k, v, g, beta, dy], |[q, k, v, g, beta, dy]| {
         let out = out.each_mut().map(Vec::as_mut_slice);
         delta_rule_within_backward(inputs([q, k, v, g, beta]), dy, shape, &sequences.lengths, out).map_err(no_memory)

@@ -2,10 +2,10 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use crate::kernels::Packed;
+use crate::kernels::{Packed, zeros};
 
 pub fn forward(table: &Packed, ids: &[u32], scale: f32) -> Result<Tensor> {
-    let mut rows = vec![0f32; ids.len() * table.cols()];
+    let mut rows = zeros(ids.len() * table.cols())?;
     for (row, &id) in rows.chunks_exact_mut(table.cols()).zip(ids) {
         table.row(id as usize, row);
         if scale != 1.0 {

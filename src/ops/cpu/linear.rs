@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::low_rank;
 use super::row_op::with_rows;
-use crate::kernels::{Arithmetic, MatmulWeight, Packed, matmul, matmul_new, matmul_transposed_add};
+use crate::kernels::{Arithmetic, MatmulWeight, Packed, matmul, matmul_new, matmul_transposed_add, zeros};
 use crate::ops::{AdaptedLinear, Gradient, LowRankDeltas, Matrix, fault};
 
 /// The outputs, and what the backward pass of the deltas needs. What is differentiated computes in F32: gradients are those of what
@@ -40,7 +40,7 @@ pub fn backward(
     x_tracked: bool,
 ) -> Result<(Option<Tensor>, Vec<Gradient>)> {
     let ((rows, inputs), weight) = (x.dims2()?, weight.cpu()?);
-    let mut dx = x_tracked.then(|| vec![0f32; rows * inputs]);
+    let mut dx = x_tracked.then(|| zeros(rows * inputs)).transpose()?;
     let of_deltas = with_rows(dy, |dy| {
         let of_deltas = match deltas {
             Some(deltas) => {
@@ -49,7 +49,7 @@ pub fn backward(
             None => Vec::new(),
         };
         if let Some(dx) = &mut dx {
-            matmul_transposed_add(rows, (dy.values, dy.stride), weight, (dx, inputs));
+            matmul_transposed_add(rows, (dy.values, dy.stride), weight, (dx, inputs))?;
         }
         Ok(of_deltas)
     })?;

@@ -7,7 +7,7 @@ use candle_core::Result;
 
 use super::row_op::Rows;
 use crate::error::OutOfMemory;
-use crate::kernels::{Epilogue, Format, LowRankTerm, Packed, Use, dropout, matmul, matmul_transposed_add, outer_sum};
+use crate::kernels::{Epilogue, Format, LowRankTerm, Packed, Use, dropout, matmul, matmul_transposed_add, outer_sum, zeros};
 use crate::ops::low_rank::groups;
 use crate::ops::{AdaptedLinear, Dropout, Gradient, LowRankDelta, ParameterValues, Vector};
 
@@ -65,11 +65,11 @@ pub fn with_epilogue<R>(
     x: &Rows<'_>,
     rows: usize,
     product: AdaptedLinear<'_>,
-    compute: impl FnOnce(Epilogue<'_>) -> R,
+    compute: impl FnOnce(Epilogue<'_>) -> std::result::Result<R, OutOfMemory>,
 ) -> Result<(R, Vec<Vec<f32>>)> {
     let bias = product.bias.map(Vector::slice).transpose()?;
     let Some(deltas) = product.deltas else {
-        return Ok((compute(Epilogue { bias, ..Epilogue::default() }), Vec::new()));
+        return Ok((compute(Epilogue { bias, ..Epilogue::default() })?, Vec::new()));
     };
     let (ready, deltas) = (deltas.cpu()?, deltas.each());
     let inner = ready.groups.iter().map(|group| group.inner(deltas, x, rows)).collect::<Result<Vec<_>>>()?;
@@ -82,7 +82,7 @@ pub fn with_epilogue<R>(
             }
         }
     }
-    Ok((compute(Epilogue { gain: ready.gains.as_deref(), bias, low_rank: &low_rank }), inner))
+    Ok((compute(Epilogue { gain: ready.gains.as_deref(), bias, low_rank: &low_rank })?, inner))
 }
 
 impl Group {
@@ -105,22 +105,20 @@ impl Group {
     /// `scale · A dropout(x)`
     fn inner(&self, deltas: &[LowRankDelta], x: &Rows<'_>, rows: usize) -> Result<Vec<f32>> {
         let mut inner = zeros(rows * self.a.rows())?;
-        self.with_dropped(x, rows, |x, stride| matmul(x, stride, &*self.a, Epilogue::default(), &mut inner))?;
+        self.with_dropped(x, rows, |x, stride| matmul(x, stride, &*self.a, Epilogue::default(), &mut inner))??;
         self.scale(deltas, &mut inner);
         Ok(inner)
     }
 
     /// Lends `x` as the deltas see it, and the distance of its rows.
-    fn with_dropped(&self, x: &Rows<'_>, rows: usize, read: impl FnOnce(&[f32], usize)) -> Result<()> {
+    fn with_dropped<R>(&self, x: &Rows<'_>, rows: usize, read: impl FnOnce(&[f32], usize) -> R) -> Result<R> {
         let Some(Dropout { share, seed }) = self.dropout else {
-            read(x.values, x.stride);
-            return Ok(());
+            return Ok(read(x.values, x.stride));
         };
         let mut dropped = zeros(rows * x.cols)?;
         dropped.chunks_exact_mut(x.cols).enumerate().for_each(|(t, to)| to.copy_from_slice(x.row(t)));
         dropout(&mut dropped, share, seed);
-        read(&dropped, x.cols);
-        Ok(())
+        Ok(read(&dropped, x.cols))
     }
 
     /// The gradient of the matrices of each delta; adds to that of `x`, if it is asked for.
@@ -142,7 +140,7 @@ impl Group {
             for part in &delta.parts {
                 let (dy_part, n) = (dy.values.get(part.start..).unwrap_or_default(), part.rows.len());
                 let of_inner = of_inner.get_mut(cols.start..).unwrap_or_default();
-                matmul_transposed_add(rows, (dy_part, dy.stride), part.b.cpu()?, (of_inner, ranks));
+                matmul_transposed_add(rows, (dy_part, dy.stride), part.b.cpu()?, (of_inner, ranks))?;
                 let mut sums = zeros(rank * n)?;
                 outer_sum(rows, (inner, ranks), (dy_part, dy.stride), n, &mut sums);
                 let of_part = &mut of_delta[part.rows.start * rank..part.rows.end * rank];
@@ -156,10 +154,10 @@ impl Group {
         let mut of_a = zeros(ranks * inputs)?;
         self.with_dropped(x, rows, |x, stride| outer_sum(rows, (&of_inner, ranks), (x, stride), inputs, &mut of_a))?;
         match (dx, self.dropout) {
-            (Some(dx), None) => matmul_transposed_add(rows, (&of_inner, ranks), &self.a, (dx, inputs)),
+            (Some(dx), None) => matmul_transposed_add(rows, (&of_inner, ranks), &self.a, (dx, inputs))?,
             (Some(dx), Some(Dropout { share, seed })) => {
                 let mut of_dropped = zeros(dx.len())?;
-                matmul_transposed_add(rows, (&of_inner, ranks), &self.a, (&mut of_dropped, inputs));
+                matmul_transposed_add(rows, (&of_inner, ranks), &self.a, (&mut of_dropped, inputs))?;
                 dropout(&mut of_dropped, share, seed);
                 dx.iter_mut().zip(of_dropped).for_each(|(dx, d)| *dx += d);
             }
@@ -187,11 +185,4 @@ pub fn backward(
         of_deltas.extend(group.backward(deltas, (x, inner), dy, dx.as_deref_mut())?);
     }
     Ok(of_deltas)
-}
-
-fn zeros(len: usize) -> Result<Vec<f32>> {
-    let mut zeros = Vec::new();
-    zeros.try_reserve_exact(len).map_err(|_| OutOfMemory { what: format!("{len} values of low-rank changes") })?;
-    zeros.resize(len, 0.0);
-    Ok(zeros)
 }

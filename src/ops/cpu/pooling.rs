@@ -3,12 +3,12 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::row_op::{in_place, with_rows};
-use crate::kernels::unit_length;
+use crate::kernels::{unit_length, zeros};
 use crate::ops::Pooling;
 
 pub fn pool(hidden: &Tensor, lengths: &[usize], skip: usize, kinds: &[Pooling]) -> Result<Tensor> {
     let (_, width) = hidden.dims2()?;
-    let mut pooled = vec![0f32; lengths.len() * kinds.len() * width];
+    let mut pooled = zeros(lengths.len() * kinds.len() * width)?;
     with_rows(hidden, |hidden| {
         let mut left = hidden.packed()?;
         for (out, len) in pooled.chunks_exact_mut(kinds.len() * width).zip(lengths) {
@@ -22,7 +22,7 @@ pub fn pool(hidden: &Tensor, lengths: &[usize], skip: usize, kinds: &[Pooling]) 
 }
 
 pub fn zero_rows(rows: usize, cols: usize) -> Result<Tensor> {
-    Tensor::from_vec(vec![0f32; rows * cols], (rows, cols), &Device::Cpu)
+    Tensor::from_vec(zeros::<f32>(rows * cols)?, (rows, cols), &Device::Cpu)
 }
 
 pub fn unit_rows(x: Tensor) -> Result<Tensor> {

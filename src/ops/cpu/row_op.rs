@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, InplaceOp1, InplaceOp2, Layout, Result, Shape, Storage, Tensor, bail};
 
-use crate::kernels::Strided;
+use crate::kernels::{Strided, zeros};
 
 /// Rows of F32, `stride` values apart.
 pub struct Rows<'a> {
@@ -46,7 +46,7 @@ impl<F: Fn(Rows<'_>, &mut [f32]) -> Result<()> + Send + Sync> CustomOp1 for RowO
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let rows = rows_of(storage, layout)?;
         let count = layout.dims()[0];
-        let mut out = vec![0f32; count * self.cols];
+        let mut out = zeros(count * self.cols)?;
         if !out.is_empty() {
             (self.work)(rows, &mut out)?;
         }
