@@ -225,7 +225,7 @@ class Stream(Iterator[Token]):
                 session = self._open_session(flag)
                 check("mc_session_begin", session, self._options)
             except Cancelled:
-                self.generation = Generation("", [], 0, FinishReason.CANCELLED, 0.0, 0.0)
+                self.generation = Generation("", [], 0, FinishReason.CANCELLED, 0.0, 0.0, "", "", [])
                 self._shut()
                 self._on_end(self.generation)
                 return False
