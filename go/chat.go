@@ -103,6 +103,53 @@ func (c *Chat) SetTime(t time.Time) {
 	C.mc_chat_set_time(handle, C.int64_t(t.Unix()))
 }
 
+// ControlTokens is what a control token is that a message, a tool or a variable holds.
+type ControlTokens uint32
+
+const (
+	// ControlTokensAreTokens takes them as if the template had written them.
+	ControlTokensAreTokens = ControlTokens(C.MC_CONTROL_TOKENS)
+	// ControlTokensAreText keeps whoever writes a message from ending a turn.
+	ControlTokensAreText = ControlTokens(C.MC_CONTROL_TEXT)
+)
+
+// SetControlTokens sets what control tokens of messages are. Render refuses ControlTokensAreText: no text means the same.
+func (c *Chat) SetControlTokens(tokens ControlTokens) error {
+	handle, err := c.ref.acquire()
+	if err != nil {
+		return err
+	}
+	defer c.ref.release()
+	var object *C.mc_error
+	return take(C.mc_chat_set_control_tokens(handle, C.mc_control_tokens(tokens), &object), object)
+}
+
+// SetContinueFinalMessage leaves the last message open, so that the model goes on with it: a prompt then has no generation prompt.
+func (c *Chat) SetContinueFinalMessage(continues bool) {
+	handle, err := c.ref.acquire()
+	if err != nil {
+		return
+	}
+	defer c.ref.release()
+	C.mc_chat_set_continue_final_message(handle, C.bool(continues))
+}
+
+// EncodeChat is the prompt of Render as token ids, which is how a session takes it.
+func (m *Model) EncodeChat(chat *Chat, generationPrompt bool) ([]uint32, error) {
+	c := newCall(context.Background())
+	defer c.done()
+	model, handle := use(c, m.ref), use(c, chat.ref)
+	if c.err != nil {
+		return nil, c.err
+	}
+	var out *C.mc_tokens
+	var object *C.mc_error
+	if err := take(C.mc_chat_encode(model, handle, C.bool(generationPrompt), &out, &object), object); err != nil {
+		return nil, err
+	}
+	return takeTokens(out), nil
+}
+
 // Render is the prompt that a conversation becomes with the model's chat template; generationPrompt opens the assistant's turn at its end.
 func (m *Model) Render(chat *Chat, generationPrompt bool) (string, error) {
 	c := newCall(context.Background())

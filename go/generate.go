@@ -68,6 +68,10 @@ type GenerateOptions struct {
 	IgnoreEOS bool
 	// NoSpecialTokens leaves out the special tokens around the prompt of [Model.Generate], as for one that a chat template made.
 	NoSpecialTokens bool
+	// AnswerFormat is how the answer is told apart, such as "hermes" or "none"; "" = as the session's conversation says.
+	AnswerFormat string
+	// ReasoningBudget is how many tokens a thought may have; nil = as many as the model likes.
+	ReasoningBudget *int
 	// PrefillChunk is how many tokens of a prompt are evaluated at once: 1 to 512; 0 = 512.
 	PrefillChunk int
 	// Adapter is one for this generation, in place of the session's own: adapter.Scaled(1).
@@ -127,6 +131,12 @@ func (o *GenerateOptions) build(c *call, flag *C.mc_cancel) *C.mc_generate_optio
 		data, n := text(o.JSONSchema)
 		C.mc_generate_options_set_json_schema(options, data, n)
 	}
+	if o.AnswerFormat != "" {
+		C.mc_generate_options_set_answer_format(options, c.cstring("answer_format", o.AnswerFormat))
+	}
+	if o.ReasoningBudget != nil {
+		C.mc_generate_options_set_reasoning_budget(options, c.size("reasoning_budget", *o.ReasoningBudget))
+	}
 	C.mc_generate_options_set_ignore_eos(options, C.bool(o.IgnoreEOS))
 	C.mc_generate_options_set_add_special(options, C.bool(!o.NoSpecialTokens))
 	if o.PrefillChunk != 0 {
@@ -162,6 +172,12 @@ type Generation struct {
 	Prefill time.Duration
 	// Decode is how long generating the tokens took, the program's own work between them included.
 	Decode time.Duration
+	// Content is the text without thoughts and calls of tools, where the answer was told apart.
+	Content string
+	// Reasoning is the model's thoughts.
+	Reasoning string
+	// ToolCalls are the calls of tools, a JSON array as chat APIs have it.
+	ToolCalls string
 }
 
 // generation is where a call puts its answer; it is freed even if a callback panics.
@@ -179,7 +195,9 @@ func goGeneration(g *C.mc_generation) *Generation {
 	seconds := func(s C.double) time.Duration { return time.Duration(math.Round(float64(s) * float64(time.Second))) }
 	return &Generation{goText(C.mc_generation_text(g), C.mc_generation_text_len(g)), goTokens(C.mc_generation_tokens(g), C.mc_generation_tokens_len(g)),
 		int(C.mc_generation_prompt_tokens(g)), FinishReason(C.mc_generation_finish_reason(g)),
-		seconds(C.mc_generation_prefill_seconds(g)), seconds(C.mc_generation_decode_seconds(g))}
+		seconds(C.mc_generation_prefill_seconds(g)), seconds(C.mc_generation_decode_seconds(g)),
+		goText(C.mc_generation_content(g), C.mc_generation_content_len(g)), goText(C.mc_generation_reasoning(g), C.mc_generation_reasoning_len(g)),
+		goText(C.mc_generation_tool_calls_json(g), C.mc_generation_tool_calls_json_len(g))}
 }
 
 // Token is one generated token, and the text that became certain with it.

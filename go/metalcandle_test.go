@@ -318,6 +318,18 @@ func TestChatsRenderWithToolsVariablesAndATemplateOfTheirOwn(t *testing.T) {
 	if text := must(coder(t).Render(chat, false))(t); text != "2001 clock fine user assistant" {
 		t.Fatalf("%q", text)
 	}
+	chat.SetContinueFinalMessage(true)
+	check(t, chat.SetTemplate("{% for m in messages %}{{ m.content }}.{% endfor %}"))
+	if text := must(coder(t).Render(chat, false))(t); text != "hi.hello" {
+		t.Fatalf("%q", text)
+	}
+	chat.SetContinueFinalMessage(false)
+	plain := must(coder(t).EncodeChat(chat, false))(t)
+	check(t, chat.SetControlTokens(mc.ControlTokensAreText))
+	if ids := must(coder(t).EncodeChat(chat, false))(t); !slices.Equal(ids, plain) {
+		t.Fatalf("%v, expected %v", ids, plain)
+	}
+	check(t, chat.SetControlTokens(mc.ControlTokensAreTokens))
 	check(t, chat.SetTemplate(""))
 	check(t, chat.SetTools(""))
 	check(t, chat.SetVariable("mood", ""))
@@ -376,6 +388,11 @@ func TestStopTextsAndSchemasEndAnswers(t *testing.T) {
 	}
 	answer = must(coder(t).Generate(ctx, "{", &mc.GenerateOptions{JSONSchema: `{"enum": [true]}`, MaxTokens: 8}))(t)
 	if answer.Text != "true" || answer.FinishReason != mc.FinishEOS {
+		t.Fatalf("%+v", answer)
+	}
+	call := `{"enum": [{"name": "f", "parameters": {"a": 1}}]}`
+	answer = must(coder(t).Generate(ctx, "{", &mc.GenerateOptions{JSONSchema: call, AnswerFormat: "llama3", ReasoningBudget: mc.Ptr(4), MaxTokens: 64}))(t)
+	if answer.Content != "" || answer.Reasoning != "" || !strings.Contains(answer.ToolCalls, `"name":"f"`) {
 		t.Fatalf("%+v", answer)
 	}
 	_, err := coder(t).Generate(ctx, "{", &mc.GenerateOptions{JSONSchema: `{"not": {}}`})

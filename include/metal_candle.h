@@ -1434,6 +1434,16 @@ void mc_text_stream_free(mc_text_stream *MC_NULLABLE stream);
  * @{
  */
 
+/** What a control token is that a message, a tool or a variable of a conversation holds. */
+typedef enum {
+  /** The token, as if the template had written it: for messages that the host writes itself. */
+  MC_CONTROL_TOKENS = 0,
+  /** Text: whoever writes a message cannot end a turn or begin another one. */
+  MC_CONTROL_TEXT = 1,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_CONTROL_FORCE32 = 2147483647,
+} mc_control_tokens;
+
 /**
  * A conversation: messages, tools, and variables of the chat template. Mutable; knows no model.
  *
@@ -1551,6 +1561,37 @@ mc_status mc_chat_set_variable_json(mc_chat *MC_NONNULL chat,
 void mc_chat_set_time(mc_chat *MC_NONNULL chat, int64_t unix_seconds);
 
 /**
+ * Whether the last message is left open: the prompt ends where its content ends (the content's last part of text; without a
+ * content, its thoughts), and the model goes on with it instead of beginning another message.
+ *
+ * @param chat       the conversation; ignored while another call uses it.
+ * @param continues  default: false. With true a prompt has no generation prompt: mc_session_set_chat() makes it without one, and
+ *                   mc_chat_render() and mc_chat_encode() must be called so.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_chat_set_continue_final_message(mc_chat *MC_NONNULL chat,
+                                        bool continues);
+
+/**
+ * What control tokens are that messages, tools and variables hold: the tokenizer's special tokens, and those of its added
+ * tokens that the chat template mentions. A template may make a token of a role or another short text; those are not looked
+ * through, and neither are the names of fields.
+ *
+ * @param chat            the conversation.
+ * @param control_tokens  default: MC_CONTROL_TOKENS. With MC_CONTROL_TEXT no text means the same as the conversation: sessions
+ *                        take it as it is, mc_chat_encode() gives its ids, mc_chat_render() and training refuse it.
+ * @param err             NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any, exclusive.
+ */
+MC_NODISCARD
+mc_status mc_chat_set_control_tokens(mc_chat *MC_NONNULL chat,
+                                     mc_control_tokens control_tokens,
+                                     mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
  * The prompt that a conversation becomes with a model's chat template.
  *
  * @param model                  the model.
@@ -1559,7 +1600,8 @@ void mc_chat_set_time(mc_chat *MC_NONNULL chat, int64_t unix_seconds);
  * @param out                    receives one reference; free it with mc_string_free().
  * @param err                    NULL, or receives the error.
  * @return MC_OK; MC_ERROR_NOT_FOUND if neither model nor conversation has a template; MC_ERROR_TEMPLATE if the template
- *         fails or refuses the conversation; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *         fails or refuses the conversation; MC_ERROR_INVALID_ARGUMENT also for a generation prompt behind a message that is
+ *         left open, and with MC_CONTROL_TEXT; MC_ERROR_BUSY; MC_ERROR_POISONED.
  *
  * Threads: any.
  */
@@ -1568,6 +1610,28 @@ mc_status mc_chat_render(const mc_model *MC_NONNULL model,
                          const mc_chat *MC_NONNULL chat,
                          bool add_generation_prompt,
                          mc_string *MC_NULLABLE *MC_NONNULL out,
+                         mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The token ids of the prompt that a conversation becomes with a model's chat template: what mc_session_set_chat() evaluates.
+ *
+ * @param model                  the model.
+ * @param chat                   the conversation.
+ * @param add_generation_prompt  whether to open the assistant's turn at the end.
+ * @param out                    receives one reference; free it with mc_tokens_free().
+ * @param err                    NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_NOT_FOUND if neither model nor conversation has a template, or the model has no tokenizer;
+ *         MC_ERROR_TEMPLATE if the template fails or refuses the conversation; MC_ERROR_INVALID_ARGUMENT also for a generation
+ *         prompt behind a message that is left open; MC_ERROR_UNSUPPORTED with MC_CONTROL_TEXT for a tokenizer that makes
+ *         control tokens of plain text; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_chat_encode(const mc_model *MC_NONNULL model,
+                         const mc_chat *MC_NONNULL chat,
+                         bool add_generation_prompt,
+                         mc_tokens *MC_NULLABLE *MC_NONNULL out,
                          mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
@@ -1737,6 +1801,24 @@ mc_status mc_lora_merge(const mc_model *MC_NONNULL model,
  * mc_generate() and mc_generate_stream() evaluate a prompt and forget it. To go on from what was evaluated, use a session.
  */
 
+/** What a part of an answer is. */
+typedef enum {
+  /** Text of the answer. */
+  MC_PART_TEXT = 0,
+  /** The model's thoughts, without the marks around them. */
+  MC_PART_REASONING = 1,
+  /** A call of a tool has begun; the text is its name. */
+  MC_PART_TOOL_CALL = 2,
+  /** A piece of that call's arguments, which together are a JSON object. */
+  MC_PART_ARGUMENTS = 3,
+  /** The call is whole, or the answer ended within it; the text is the call as mc_generation_tool_calls_json() has it. */
+  MC_PART_TOOL_CALL_END = 4,
+  /** What began as a call is none: what the model wrote follows as MC_PART_TEXT. */
+  MC_PART_REJECTED_TOOL_CALL = 5,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_PART_FORCE32 = 2147483647,
+} mc_part_kind;
+
 /** Why a generation ended. */
 typedef enum {
   /** Never the reason of a generation: what a wrong handle gives. */
@@ -1773,6 +1855,20 @@ typedef struct mc_generate_options mc_generate_options;
  */
 typedef struct mc_generation mc_generation;
 
+/** A part of an answer, or a piece of one. Fields are only ever added at the end. */
+typedef struct {
+  /** Bytes of this struct as the library knows it: the distance between two in an array. */
+  size_t struct_size;
+  /** UTF-8, NUL-terminated. */
+  const char *MC_NONNULL text;
+  /** Bytes of `text`, without the NUL. */
+  size_t text_len;
+  /** What it is. */
+  mc_part_kind kind;
+  /** Which call of the answer it belongs to, from 0; 0 for text and reasoning. */
+  uint32_t index;
+} mc_part;
+
 /** One generated token, and the text that became certain with it. Fields are only ever added at the end. */
 typedef struct {
   /** Bytes of this struct as the library knows it. */
@@ -1787,6 +1883,10 @@ typedef struct {
   uint32_t index;
   /** Natural logarithm of the probability that the model itself gave the token, before any sampling setting. */
   float logprob;
+  /** The parts that became certain with it, where an answer is told apart: see mc_generate_options_set_answer_format(). */
+  const mc_part *MC_NONNULL parts;
+  /** How many `parts` there are. */
+  size_t parts_len;
 } mc_token_event;
 
 /**
@@ -2023,6 +2123,36 @@ void mc_generate_options_set_json_schema(mc_generate_options *MC_NONNULL options
                                          size_t json_len);
 
 /**
+ * How an answer is told apart into text, thoughts and calls of tools. Its text and tokens are the same either way.
+ *
+ * Behind a conversation that mc_session_set_chat() evaluated, an answer is told apart by what the chat template and the
+ * tokenizer's special tokens say, and bare values of arguments get the types of the conversation's tools. Behind any other prompt
+ * it is not. Where the prompt has opened a thought, a JSON schema binds what follows the thought.
+ *
+ * @param options  the options.
+ * @param name     a format of calls in place of that: "harmony", "gemma4", "functiongemma", "deepseek", "kimi", "mistral",
+ *                 "command-r", "minicpm", "lfm2", "phi4-mini", "granite", "qwen3-xml", "glm4", "hermes", "functionary",
+ *                 "function-tag", "llama3", "gemma3"; thoughts are then found by every mark that is known. "none" = all is text.
+ *                 NULL (the default) = as the conversation says. Another name is a bad value.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_generate_options_set_answer_format(mc_generate_options *MC_NONNULL options,
+                                           const char *MC_NULLABLE name);
+
+/**
+ * How many tokens a thought may have: then the model's own mark closes it, and the answer goes on behind it.
+ *
+ * @param options  the options.
+ * @param tokens   tokens; 0 = a thought that the prompt has opened is closed at once. SIZE_MAX (the default) = as many as the model
+ *                 likes. No effect where an answer is not told apart, or its format knows no thoughts.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_generate_options_set_reasoning_budget(mc_generate_options *MC_NONNULL options,
+                                              size_t tokens);
+
+/**
  * Frees options; a generation that uses them goes on.
  *
  * @param options  the options, or NULL.
@@ -2100,6 +2230,68 @@ const char *MC_NONNULL mc_generation_text(const mc_generation *MC_NONNULL genera
  * Threads: any.
  */
 size_t mc_generation_text_len(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The answer without thoughts and calls of tools, where it was told apart; else all of it.
+ *
+ * @param generation  the generation.
+ * @return UTF-8, NUL-terminated, valid until the generation is freed.
+ *
+ * Threads: any.
+ */
+const char *MC_NONNULL mc_generation_content(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The length of mc_generation_content().
+ *
+ * @param generation  the generation.
+ * @return bytes, without the NUL at the end.
+ *
+ * Threads: any.
+ */
+size_t mc_generation_content_len(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The model's thoughts, without the marks around them; empty where an answer has none or was not told apart.
+ *
+ * @param generation  the generation.
+ * @return UTF-8, NUL-terminated, valid until the generation is freed.
+ *
+ * Threads: any.
+ */
+const char *MC_NONNULL mc_generation_reasoning(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The length of mc_generation_reasoning().
+ *
+ * @param generation  the generation.
+ * @return bytes, without the NUL at the end.
+ *
+ * Threads: any.
+ */
+size_t mc_generation_reasoning_len(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The calls of tools as chat APIs have them:
+ * `[{"id": "call_0", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]`. The id is the model's own where it
+ * gave one. A call that the answer ended within has `"incomplete": true`, and its arguments are the beginning of JSON.
+ *
+ * @param generation  the generation.
+ * @return JSON, UTF-8, NUL-terminated, valid until the generation is freed; "[]" where an answer has none or was not told apart.
+ *
+ * Threads: any.
+ */
+const char *MC_NONNULL mc_generation_tool_calls_json(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The length of mc_generation_tool_calls_json().
+ *
+ * @param generation  the generation.
+ * @return bytes, without the NUL at the end.
+ *
+ * Threads: any.
+ */
+size_t mc_generation_tool_calls_json_len(const mc_generation *MC_NONNULL generation);
 
 /**
  * The answer's tokens, with the end-of-sequence token where that ended it.

@@ -85,6 +85,8 @@ struct generation {
     std::size_t prompt_tokens = 0;
     mc_finish_reason finish_reason = MC_FINISH_NONE;
     double prefill_seconds = 0, decode_seconds = 0;
+    /** The text without thoughts and calls of tools, where the answer was told apart; the thoughts; the calls, a JSON array. */
+    std::string content, reasoning, tool_calls_json;
 };
 
 /** What follows is how the classes below are made; programs do not need it. */
@@ -254,7 +256,10 @@ inline generation generation_of(const mc_generation *raw) {
             mc_generation_prompt_tokens(raw),
             mc_generation_finish_reason(raw),
             mc_generation_prefill_seconds(raw),
-            mc_generation_decode_seconds(raw)};
+            mc_generation_decode_seconds(raw),
+            {mc_generation_content(raw), mc_generation_content_len(raw)},
+            {mc_generation_reasoning(raw), mc_generation_reasoning_len(raw)},
+            {mc_generation_tool_calls_json(raw), mc_generation_tool_calls_json_len(raw)}};
 }
 
 using generation_handle = handle<mc_generation, mc_generation_free>;
@@ -473,6 +478,16 @@ public:
         mc_chat_set_time(handle_.get(), unix_seconds);
         return *this;
     }
+    /** Leaves the last message open: the model goes on with it. */
+    chat &set_continue_final_message(bool continues) noexcept {
+        mc_chat_set_continue_final_message(handle_.get(), continues);
+        return *this;
+    }
+    /** What control tokens are that messages hold: tokens, or text of whoever wrote them. */
+    chat &set_control_tokens(mc_control_tokens control_tokens) {
+        detail::run([&](auto err) { return mc_chat_set_control_tokens(handle_.get(), control_tokens, err); });
+        return *this;
+    }
     const mc_chat *get() const noexcept { return handle_.get(); }
 
 private:
@@ -509,6 +524,10 @@ struct generate_options {
     std::optional<std::uint64_t> seed;
     std::vector<std::string> stop;
     std::optional<std::string> json_schema;
+    /** How the answer is told apart, such as "hermes" or "none"; nullopt = as the session's conversation says. */
+    std::optional<std::string> answer_format;
+    /** Tokens that a thought may have. */
+    std::optional<std::size_t> reasoning_budget;
     std::optional<bool> ignore_eos, add_special;
     std::optional<std::size_t> prefill_chunk;
     /** An adapter for this answer in place of the session's own. */
@@ -579,6 +598,11 @@ public:
     std::string render(const chat &messages, bool add_generation_prompt = true) const {
         return detail::string_of(
             [&](auto out, auto err) { return mc_chat_render(get(), messages.get(), add_generation_prompt, out, err); });
+    }
+    /** The same as token ids, which is how a session takes it. */
+    std::vector<std::uint32_t> encode(const chat &messages, bool add_generation_prompt = true) const {
+        return detail::tokens_of(
+            [&](auto out, auto err) { return mc_chat_encode(get(), messages.get(), add_generation_prompt, out, err); });
     }
 
     /** Answers a prompt. */
@@ -674,6 +698,8 @@ inline generate_options_handle to_c(const generate_options &from, progress_bridg
     if (from.seed) mc_generate_options_set_seed(options, *from.seed);
     for (const std::string &text : from.stop) mc_generate_options_add_stop(options, text.data(), text.size());
     if (from.json_schema) mc_generate_options_set_json_schema(options, from.json_schema->data(), from.json_schema->size());
+    if (from.answer_format) mc_generate_options_set_answer_format(options, detail::c_text(*from.answer_format));
+    if (from.reasoning_budget) mc_generate_options_set_reasoning_budget(options, *from.reasoning_budget);
     if (from.ignore_eos) mc_generate_options_set_ignore_eos(options, *from.ignore_eos);
     if (from.add_special) mc_generate_options_set_add_special(options, *from.add_special);
     if (from.prefill_chunk) mc_generate_options_set_prefill_chunk(options, *from.prefill_chunk);

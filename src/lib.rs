@@ -39,10 +39,11 @@ static ALLOCATOR: kernels::reserve::Reserving = kernels::reserve::Reserving;
 pub mod selftest;
 
 pub use engine::{
-    Cancel, Capability, Chat, ChatTemplate, Dataset, Device, DeviceKind, Dtype, EmbedOptions, FinishReason, GenerateOptions,
-    Generation, LoadOptions, Lora, LoraConfig, LoraTrainer, MicroStep, Model, Pooling, Progress, ProgressFn, Prompt, Sampler,
-    Sampling, SamplingOptions, Schedule, Session, Similarity, Stage, TextStream, TokenEvent, TokenFn, Tokenizer, TrainEvent,
-    TrainFn, TrainOptions, Update, Weighting, estimate_memory, similarity_top_k,
+    AnswerFormat, AnswerPart, Cancel, Capability, Chat, ChatTemplate, ControlTokens, Dataset, Device, DeviceKind, Dtype,
+    EmbedOptions, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, LoraConfig, LoraTrainer, MicroStep, Model,
+    PartStream, Pooling, Progress, ProgressFn, Prompt, Sampler, Sampling, SamplingOptions, Schedule, Session, Similarity, Stage,
+    TextStream, TokenEvent, TokenFn, Tokenizer, ToolCall, TrainEvent, TrainFn, TrainOptions, Update, Weighting, estimate_memory,
+    similarity_top_k,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use models::architectures;

@@ -215,7 +215,10 @@ fn table() -> Vec<Function> {
         mc_chat_set_template(Handle(Chat), MaybeText(c"a template"), TEN, Err) Status;
         mc_chat_set_variable_json(Handle(Chat), Text(c"bos_token"), MaybeText(c"\"<s>\""), Word(5), Err) Status;
         mc_chat_set_time(Handle(Chat), TEN) Nothing;
+        mc_chat_set_continue_final_message(Handle(Chat), YES) Nothing;
+        mc_chat_set_control_tokens(Handle(Chat), Word(0), Err) Status;
         mc_chat_render(Handle(Model), Handle(Chat), YES, Out(String), Err) Status;
+        mc_chat_encode(Handle(Model), Handle(Chat), YES, Out(Tokens), Err) Status;
         mc_chat_free(Freed(Chat)) Nothing;
 
         mc_lora_load(Handle(Model), AdapterPath, Out(Lora), Err) Status;
@@ -242,6 +245,8 @@ fn table() -> Vec<Function> {
         mc_generate_options_set_ignore_eos(Handle(GenerateOptions), YES) Nothing;
         mc_generate_options_set_add_special(Handle(GenerateOptions), YES) Nothing;
         mc_generate_options_set_prefill_chunk(Handle(GenerateOptions), TEN) Nothing;
+        mc_generate_options_set_answer_format(Handle(GenerateOptions), MaybeText(c"hermes")) Nothing;
+        mc_generate_options_set_reasoning_budget(Handle(GenerateOptions), TEN) Nothing;
         mc_generate_options_set_cancel(Handle(GenerateOptions), Maybe(Cancel)) Nothing;
         mc_generate_options_set_lora(Handle(GenerateOptions), Maybe(Lora), Float(0.5)) Nothing;
         mc_generate_options_set_prefill_progress(Handle(GenerateOptions), Callback(continue_progress as *const () as usize), Callback(8)) Nothing;
@@ -255,6 +260,12 @@ fn table() -> Vec<Function> {
         mc_generation_tokens(Handle(Generation)) Array;
         mc_generation_tokens_len(Handle(Generation)) Zero;
         mc_generation_prompt_tokens(Handle(Generation)) Zero;
+        mc_generation_content(Handle(Generation)) Empty;
+        mc_generation_content_len(Handle(Generation)) Zero;
+        mc_generation_reasoning(Handle(Generation)) Empty;
+        mc_generation_reasoning_len(Handle(Generation)) Zero;
+        mc_generation_tool_calls_json(Handle(Generation)) Empty;
+        mc_generation_tool_calls_json_len(Handle(Generation)) Zero;
         mc_generation_finish_reason(Handle(Generation)) Zero;
         mc_generation_prefill_seconds(Handle(Generation)) Zero;
         mc_generation_decode_seconds(Handle(Generation)) Zero;

@@ -164,6 +164,12 @@ class Generating(Case):
         }
         answer = model.generate("What is Vec?", json_schema=schema, max_tokens=64)
         self.assertIn(json.loads(answer.text)["kind"], ("trait", "struct"))
+        self.assertEqual((answer.content, answer.reasoning, answer.tool_calls), (answer.text, "", []))
+        call = {"enum": [{"name": "f", "parameters": {"a": 1}}]}
+        answer = model.generate("{", json_schema=call, answer_format="llama3", reasoning_budget=4, max_tokens=64)
+        self.assertEqual(answer.content, "")
+        function = answer.tool_calls[0]["function"]
+        self.assertEqual((function["name"], json.loads(function["arguments"])), ("f", {"a": 1}))
         with self.assertRaisesRegex(mc.InvalidArgumentError, "uniqueItems"):
             model.generate("fn", json_schema={"uniqueItems": True})
 

@@ -78,6 +78,16 @@ class Text(Case):
             "{{ messages | length }} {{ tools[0].name }} {{ word.a[0] }} {{ strftime_now('%Y') }} {{ add_generation_prompt }}"
         )
         self.assertEqual(chat.render(model), "2 clock 1 1970 True")
+        chat.set_template("{% for m in messages %}{{ m.content }}.{% endfor %}")
+        chat.set_continue_final_message(True)
+        self.assertEqual(chat.render(model, add_generation_prompt=False), "hi.hello")
+        chat.set_continue_final_message(False)
+        ids = chat.encode(model)
+        chat.set_control_tokens(mc.ControlTokens.TEXT)
+        self.assertEqual(chat.encode(model), ids)
+        with self.assertRaises(mc.InvalidArgumentError):
+            chat.render(model)
+        chat.set_control_tokens(mc.ControlTokens.TOKENS)
         chat.remove_variable("word")
         chat.set_tools(None)
         chat.set_template("{{ word is defined }} {{ add_generation_prompt }}")

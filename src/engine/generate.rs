@@ -3,7 +3,10 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+use super::answer_parts::AnswerParts;
+use super::chat::{AnswerFormat, AnswerPart, ToolCall};
 use super::constraint::Constraint;
+use super::sampling::token_logprob;
 use super::text_stream::TextStream;
 use super::{Cancel, Lora, Model, ProgressFn, Sampler, SamplingOptions, Session};
 use crate::error::{ErrorKind, Result};
@@ -36,6 +39,16 @@ pub struct GenerateOptions {
     /// Schemas that would take too long or too much memory are errors: more than 64 KiB, 4096 levels or 65536 values once each `$ref`
     /// is replaced by what it names, 64 patterns in `patternProperties`, or the limits of the grammar that it becomes.
     pub json_schema: Option<String>,
+    /// How the answer is told apart into text, thoughts and calls of tools; `None` = as the session's conversation says, and not at
+    /// all for an answer to another prompt. The answer's text and tokens are the same either way.
+    ///
+    /// A call that generates more behind an answer begins anew: what that one was in the middle of is not known to it.
+    ///
+    /// Behind a prompt that has opened a thought, a schema binds what follows the thought, which then ends with its mark alone.
+    pub answer_format: Option<AnswerFormat>,
+    /// Tokens that a thought may have: then the model's own mark closes it, and the answer goes on. `None` = as many as the model
+    /// likes. Without an answer format, or with one that knows no thoughts, it has no effect.
+    pub reasoning_budget: Option<usize>,
     /// Add what the tokenizer puts around a text (BOS) to a stateless prompt. Off for a rendered chat, which has its own.
     pub add_special: bool,
     /// Tokens a prefill step, at most 512; 0 = 512. Changes the speed and how often cancel and progress are looked at, not the result.
@@ -55,6 +68,8 @@ impl Default for GenerateOptions {
             stop: Vec::new(),
             ignore_eos: false,
             json_schema: None,
+            answer_format: None,
+            reasoning_budget: None,
             add_special: true,
             prefill_chunk: 0,
             adapters: None,
@@ -89,6 +104,8 @@ pub struct TokenEvent {
     pub index: u32,
     /// Natural logarithm of the probability that the model itself gave the token.
     pub logprob: f32,
+    /// The parts that became certain with it, where they are told apart.
+    pub parts: Vec<AnswerPart>,
 }
 
 /// Called with each token; `Break` stops the generation.
@@ -99,6 +116,12 @@ pub type TokenFn<'a> = dyn FnMut(&TokenEvent) -> ControlFlow<()> + 'a;
 pub struct Generation {
     /// What was shown: the texts of all events joined.
     pub text: String,
+    /// The text without thoughts and calls, where parts are told apart; else all of it.
+    pub content: String,
+    /// The model's thoughts, without the marks around them.
+    pub reasoning: String,
+    /// The calls of tools, in their order; only the last may be incomplete.
+    pub tool_calls: Vec<ToolCall>,
     /// With the end-of-sequence token where that ended the answer.
     pub tokens: Vec<u32>,
     /// Tokens that the answer stands behind.
@@ -115,6 +138,9 @@ impl Generation {
     fn cancelled() -> Self {
         Self {
             text: String::new(),
+            content: String::new(),
+            reasoning: String::new(),
+            tool_calls: Vec::new(),
             tokens: Vec::new(),
             prompt_tokens: 0,
             finish_reason: FinishReason::Cancelled,
@@ -152,6 +178,9 @@ pub(super) struct Answer {
     sampler: Sampler,
     constraint: Option<Constraint>,
     stream: Option<TextStream>,
+    parts: Option<AnswerParts>,
+    /// Whether the schema does not bind yet: the prompt has opened a thought.
+    waits: bool,
     eos: bool,
     max_tokens: usize,
     prompt_tokens: usize,
@@ -168,15 +197,20 @@ impl Answer {
     /// # Errors
     /// `InvalidArgument` naming the option that is out of range, `Unsupported` for a schema or tokenizer that is not implemented.
     ///
-    /// `held`: the tokens that it stands behind.
-    pub fn new(model: &Model, options: &GenerateOptions, held: &[u32]) -> Result<Self> {
+    /// `held`: the tokens that it stands behind; `format`: of the conversation that they are.
+    pub fn new(model: &Model, options: &GenerateOptions, held: &[u32], format: Option<&AnswerFormat>) -> Result<Self> {
         let sampling = options.sampling.resolve(model.sampling())?;
         let stream = match model.tokenizer() {
             Ok(tokenizer) => Some(TextStream::behind(tokenizer, &options.stop, held)?),
             Err(error) if !options.stop.is_empty() => return Err(error.within("stop")),
             Err(_) => None,
         };
+        let format = options.answer_format.as_ref().or(format).filter(|format| !format.is_plain());
+        let parts =
+            format.map(|format| AnswerParts::new(model, format, options.reasoning_budget, &options.stop, held)).transpose()?;
         Ok(Self {
+            waits: options.json_schema.is_some() && parts.as_ref().is_some_and(AnswerParts::is_thinking),
+            parts,
             sampler: Sampler::new(sampling, model.vocab_size())?,
             constraint: options
                 .json_schema
@@ -219,12 +253,25 @@ impl Answer {
     /// the event, and whether the session goes on behind this token (an end-of-sequence token is not kept).
     pub fn choose(&mut self, model: &Model, logits: &[f32], held: &[u32], room: usize) -> Result<(TokenEvent, bool)> {
         let (prompt, _) = held.split_at(self.prompt_tokens.min(held.len()));
-        let allowed = self.constraint.as_mut().map(|constraint| constraint.allowed(self.eos)).transpose()?;
-        let (token, logprob) = self.sampler.sample_allowed(logits, allowed, prompt, &self.tokens)?;
+        let binds = !self.waits;
+        let constraint = self.constraint.as_mut().filter(|_| binds);
+        let allowed = constraint.map(|constraint| constraint.allowed(self.eos)).transpose()?;
+        let forced = self.parts.as_mut().map(AnswerParts::forced).transpose()?.flatten();
+        let (mut token, mut logprob) = match forced {
+            Some(token) => (token, token_logprob(logits, token)?),
+            None => self.sampler.sample_allowed(logits, allowed, prompt, &self.tokens)?,
+        };
+        // The answer is what the schema is for: a thought does not end it.
+        if self.waits
+            && model.is_eos(token)
+            && let Some(close) = self.parts.as_mut().map(AnswerParts::close_thought).transpose()?.flatten()
+        {
+            (token, logprob) = (close, token_logprob(logits, close)?);
+        }
         // A schema allows these tokens only where the text may end.
         let ends = model.is_eos(token) && (self.eos || self.constraint.is_some());
         let is_complete = match &mut self.constraint {
-            Some(constraint) if !ends => constraint.accept(token)?,
+            Some(constraint) if !ends && binds => constraint.accept(token)?,
             _ => false,
         };
         let index = self.tokens.len() as u32;
@@ -249,10 +296,20 @@ impl Answer {
             stream.flush(&mut text)?;
         }
         self.text.push_str(&text);
+        let mut told = Vec::new();
+        if let Some(parts) = &mut self.parts {
+            if !ends {
+                told = parts.add(token)?;
+            }
+            self.waits &= parts.is_thinking();
+            if reason.is_some() {
+                told.extend(parts.finish(reason != Some(FinishReason::StopText))?);
+            }
+        }
         if let Some(reason) = reason {
             self.finish(reason);
         }
-        Ok((TokenEvent { text, token, index, logprob }, !ends))
+        Ok((TokenEvent { text, token, index, logprob, parts: told }, !ends))
     }
 
     /// The answer; one that was not finished was stopped by its caller.
@@ -260,8 +317,19 @@ impl Answer {
         if self.finish.is_none() {
             self.finish(FinishReason::Callback);
         }
+        let (content, reasoning, tool_calls) = match self.parts {
+            Some(mut parts) => {
+                // What no token told: of an answer that its caller stopped. Without text to add it cannot fail.
+                let _ = parts.finish(false);
+                parts.into_parts()
+            }
+            None => (self.text.clone(), String::new(), Vec::new()),
+        };
         Generation {
             text: self.text,
+            content,
+            reasoning,
+            tool_calls,
             tokens: self.tokens,
             prompt_tokens: self.prompt_tokens,
             finish_reason: self.finish.unwrap_or(FinishReason::Callback),

@@ -18,8 +18,8 @@ use super::lora::Attached;
 use super::model::tell;
 use super::sampling::{check_logits, top_logprobs};
 use super::{
-    Cancel, Capability, Chat, FinishReason, GenerateOptions, Generation, Lora, Model, Progress, ProgressFn, Stage, TokenEvent,
-    TokenFn,
+    AnswerFormat, Cancel, Capability, Chat, FinishReason, GenerateOptions, Generation, Lora, Model, Progress, ProgressFn, Stage,
+    TokenEvent, TokenFn,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -38,6 +38,8 @@ pub struct Session {
     /// Spent on prompts since the last answer began.
     prefill_seconds: f64,
     answer: Option<Pull>,
+    /// Of the conversation that it was set to, while nothing else was appended.
+    answer_format: Option<AnswerFormat>,
 }
 
 /// An answer that its caller pulls, or may go on to pull where a call that pushed it failed.
@@ -69,7 +71,7 @@ impl Session {
 
     fn of(evaluated: Evaluated, max_context: usize) -> Self {
         let adapters = Attached::default();
-        Self { evaluated, max_context, adapters, answer_adapters: None, prefill_seconds: 0.0, answer: None }
+        Self { evaluated, max_context, adapters, answer_adapters: None, prefill_seconds: 0.0, answer: None, answer_format: None }
     }
 
     /// A second session that holds the same and goes its own way. An answer in the making stays with this one.
@@ -96,6 +98,7 @@ impl Session {
     /// As [`append`](Self::append), and `InvalidArgument` naming an id outside the vocabulary.
     pub fn append_tokens(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<()> {
         self.leave_answer()?;
+        self.answer_format = None;
         self.check(tokens, self.position())?;
         self.extend(tokens, cancel)
     }
@@ -109,23 +112,21 @@ impl Session {
         self.set_tokens(&tokens, cancel)
     }
 
-    /// The same for a conversation, rendered by the chat template with its generation prompt.
+    /// The same for a conversation, rendered by the chat template with its generation prompt, or with its last message left open.
     ///
     /// # Errors
-    /// As [`append`](Self::append), and `Template`.
+    /// As [`append`](Self::append), [`Chat::encode`], and `NotFound` without a template.
     pub fn set_chat(&mut self, chat: &Chat, cancel: Option<&Cancel>) -> Result<()> {
-        let template = self.model().chat_template().ok();
-        let prompt = match cancel {
-            Some(cancel) => chat.render_cancellable(template, true, cancel)?,
-            None => chat.render(template, true)?,
-        };
-        // A template writes its own BOS.
-        let tokens = self.model().tokenizer()?.encode_cancellable(&prompt, false, cancel)?;
-        self.set_tokens(&tokens, cancel)
+        let tokens = chat.encode(self.model(), !chat.continues(), cancel)?;
+        let format = AnswerFormat::of_chat(chat, self.model().chat_template().ok(), self.model().tokenizer()?)?;
+        self.set_tokens(&tokens, cancel)?;
+        self.answer_format = Some(format);
+        Ok(())
     }
 
     fn set_tokens(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<()> {
         self.leave_answer()?;
+        self.answer_format = None;
         self.check(tokens, 0)?;
         let common = self.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
         self.evaluated.keep(common);
@@ -323,11 +324,11 @@ impl Session {
             return Err(Error::argument("session: expected at least one token to answer to, found none"));
         }
         let adapters = options.adapters.as_ref().map(|adapters| Attached::new(self.model(), adapters)).transpose()?;
-        let answer = match Answer::new(self.model(), options, self.tokens()) {
+        let answer = match Answer::new(self.model(), options, self.tokens(), self.answer_format.as_ref()) {
             // While a schema became a grammar.
             Err(error) if error.kind() == ErrorKind::Cancelled => {
                 let options = GenerateOptions { json_schema: None, ..options.clone() };
-                let mut answer = Answer::new(self.model(), &options, self.tokens())?;
+                let mut answer = Answer::new(self.model(), &options, self.tokens(), self.answer_format.as_ref())?;
                 answer.finish(FinishReason::Cancelled);
                 answer
             }
@@ -464,6 +465,7 @@ impl Session {
             return Err(Error::argument(format!("position: expected at most {}, found {position}", self.position())));
         }
         self.evaluated.keep(position);
+        self.answer_format = None;
         Ok(())
     }
 

@@ -157,6 +157,11 @@ impl TextStream {
         Ok(false)
     }
 
+    /// Shows what was held back because of what might follow it: a mark does, which is no part of the text.
+    pub(super) fn separate(&mut self, shown: &mut String) {
+        shown.push_str(&std::mem::take(&mut self.held));
+    }
+
     /// Shows what was held back; bytes of a character that never became whole are dropped.
     pub(super) fn flush(&mut self, shown: &mut String) -> Result<()> {
         let text = self.tokenizer.decode_known(&self.tokens, true)?;

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use tokenizers::normalizers::{BertNormalizer, Lowercase, Sequence as NormalizerSequence};
 use tokenizers::{
-    AddedToken, Decoder, DecoderWrapper, Encoding, Model, NormalizerWrapper, OffsetType, PostProcessor, PreTokenizer,
-    PreTokenizerWrapper, TruncationDirection,
+    AddedToken, Decoder, DecoderWrapper, Encoding, Model, NormalizedString, Normalizer, NormalizerWrapper, OffsetType,
+    PostProcessor, PreTokenizedString, PreTokenizer, PreTokenizerWrapper, TruncationDirection,
 };
 
 use super::cancel::Cancel;
@@ -98,6 +98,25 @@ impl Tokenizer {
             let encoding = self.0.tokenizer.post_process(encoding, None, add_special)?;
             Ok(encoding.get_ids().to_vec())
         })
+    }
+
+    /// As [`encode`](Self::encode) without special tokens, and as if there were no added tokens: what is written like one is text.
+    pub(crate) fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        self.guarded(text, None, || {
+            let tokenizer = &self.0.tokenizer;
+            let mut text = NormalizedString::from(text);
+            tokenizer.get_normalizer().map_or(Ok(()), |normalizer| normalizer.normalize(&mut text))?;
+            let mut parts = PreTokenizedString::from(text);
+            tokenizer.get_pre_tokenizer().map_or(Ok(()), |pre_tokenizer| pre_tokenizer.pre_tokenize(&mut parts))?;
+            parts.tokenize(|word| tokenizer.get_model().tokenize(word.get()))?;
+            Ok(parts.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
+        })
+    }
+
+    /// The tokens that a text is searched for before anything else, and whether they are special.
+    pub(crate) fn added_tokens(&self) -> Vec<(String, bool)> {
+        let tokens = self.0.tokenizer.get_added_tokens_decoder().into_values();
+        tokens.map(|token| (token.content, token.special)).collect()
     }
 
     /// What the crate makes of a text, or why not: it refused it, was cancelled, or panicked.
@@ -349,6 +368,11 @@ impl Tokenizer {
             .tokenizer
             .token_to_id(token)
             .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("token {token:?}: not in the vocabulary")))
+    }
+
+    /// A token as the vocabulary writes it.
+    pub(crate) fn token_text(&self, token: u32) -> Option<String> {
+        self.0.tokenizer.id_to_token(token)
     }
 
     /// Whether a token is special: markup that is not part of a text.

@@ -5,12 +5,12 @@ use std::mem::size_of;
 use std::ops::ControlFlow;
 
 use super::boundary::outside;
-use super::generate::{mc_token_event, mc_token_fn};
+use super::generate::{mc_part, mc_part_kind, mc_token_event, mc_token_fn};
 use super::library::MC_CONTINUE;
 use super::model::{mc_progress_event, mc_progress_fn};
 use super::text::lend;
 use super::train::{mc_train_event, mc_train_fn};
-use crate::{Progress, TokenEvent, TrainEvent};
+use crate::{AnswerPart, Progress, TokenEvent, TrainEvent};
 
 /// The host's own pointer: handed back, never looked at.
 #[derive(Clone, Copy)]
@@ -57,7 +57,7 @@ impl HostProgress {
 
 /// The engine's view of a token callback; without a function it only goes on.
 pub(super) fn token_closure(function: mc_token_fn, user_data: *mut c_void) -> impl FnMut(&TokenEvent) -> ControlFlow<()> {
-    let mut text = Vec::new();
+    let mut text = EventText::default();
     move |token| {
         let Some(function) = function else { return ControlFlow::Continue(()) };
         let event = token_event(token, &mut text);
@@ -66,19 +66,63 @@ pub(super) fn token_closure(function: mc_token_fn, user_data: *mut c_void) -> im
     }
 }
 
-/// The event for C; its text lies in `text`, NUL-terminated.
-pub(super) fn token_event(token: &TokenEvent, text: &mut Vec<u8>) -> mc_token_event {
-    text.clear();
-    text.extend_from_slice(token.text.as_bytes());
-    text.push(0);
+/// What an event for C points to.
+#[derive(Default)]
+pub(super) struct EventText {
+    /// The token's text and those of its parts, each NUL-terminated.
+    bytes: Vec<u8>,
+    parts: Vec<mc_part>,
+}
+
+/// The event for C; what it points to lies in `text`.
+pub(super) fn token_event(token: &TokenEvent, text: &mut EventText) -> mc_token_event {
+    text.bytes.clear();
+    text.parts.clear();
+    let mut places = Vec::with_capacity(token.parts.len());
+    push_text(&mut text.bytes, &token.text);
+    for part in &token.parts {
+        let json;
+        let (kind, index, shown) = match part {
+            AnswerPart::Text(text) => (mc_part_kind::MC_PART_TEXT, 0, text),
+            AnswerPart::Reasoning(text) => (mc_part_kind::MC_PART_REASONING, 0, text),
+            AnswerPart::ToolCall { index, name } => (mc_part_kind::MC_PART_TOOL_CALL, *index, name),
+            AnswerPart::Arguments { index, json } => (mc_part_kind::MC_PART_ARGUMENTS, *index, json),
+            AnswerPart::ToolCallEnd(call) => {
+                json = call.to_json().to_string();
+                (mc_part_kind::MC_PART_TOOL_CALL_END, call.index, &json)
+            }
+            AnswerPart::RejectedToolCall { index } => {
+                json = String::new();
+                (mc_part_kind::MC_PART_REJECTED_TOOL_CALL, *index, &json)
+            }
+        };
+        places.push((kind, index, text.bytes.len(), shown.len()));
+        push_text(&mut text.bytes, shown);
+    }
+    // The bytes stay where they are from here on.
+    let bytes = &text.bytes;
+    text.parts.extend(places.into_iter().map(|(kind, index, at, text_len)| mc_part {
+        struct_size: size_of::<mc_part>(),
+        text: lend(bytes[at..].as_ptr().cast()),
+        text_len,
+        kind,
+        index,
+    }));
     mc_token_event {
         struct_size: size_of::<mc_token_event>(),
-        text: lend(text.as_ptr().cast()),
+        text: lend(text.bytes.as_ptr().cast()),
         text_len: token.text.len(),
         token: token.token,
         index: token.index,
         logprob: token.logprob,
+        parts: lend(text.parts.as_ptr()),
+        parts_len: text.parts.len(),
     }
+}
+
+fn push_text(bytes: &mut Vec<u8>, text: &str) {
+    bytes.extend_from_slice(text.as_bytes());
+    bytes.push(0);
 }
 
 /// The engine's view of a training callback; without a function it only goes on.

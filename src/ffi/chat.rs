@@ -4,14 +4,14 @@ use std::ffi::c_char;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
-use super::boundary::{guard, guard_or};
+use super::boundary::{Enumeration, checked, guard, guard_or};
 use super::error::{mc_error, mc_status};
 use super::handle::{Exclusive, Given, Object, OutHandle, free, inert, new_handle};
 use super::model::mc_model;
 use super::text::{self, Text, content, given_content, optional_content};
-use super::values::mc_string;
-use crate::Chat;
+use super::values::{mc_string, mc_tokens};
 use crate::error::{ErrorKind, Result};
+use crate::{Chat, ControlTokens};
 
 /// A conversation: messages, tools, and variables of the chat template. Mutable; knows no model.
 ///
@@ -23,6 +23,25 @@ pub struct mc_chat {
 impl Object for mc_chat {
     const NAME: &'static str = "mc_chat";
     type Inner = Exclusive<Chat>;
+}
+
+/// What a control token is that a message, a tool or a variable of a conversation holds.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum mc_control_tokens {
+    /// The token, as if the template had written it: for messages that the host writes itself.
+    MC_CONTROL_TOKENS = 0,
+    /// Text: whoever writes a message cannot end a turn or begin another one.
+    MC_CONTROL_TEXT = 1,
+    /// Not a value: makes the enum 32 bits wide.
+    MC_CONTROL_FORCE32 = 0x7fff_ffff,
+}
+
+impl Enumeration for mc_control_tokens {
+    const NAME: &'static str = "mc_control_tokens";
+    type Meaning = ControlTokens;
+    const TABLE: &'static [(Self, Self::Meaning)] =
+        &[(Self::MC_CONTROL_TOKENS, ControlTokens::Tokens), (Self::MC_CONTROL_TEXT, ControlTokens::Text)];
 }
 
 /// Makes an empty conversation.
@@ -180,6 +199,51 @@ pub unsafe extern "C" fn mc_chat_set_time(chat: MaybeUninit<&mut mc_chat>, unix_
     });
 }
 
+/// Whether the last message is left open: the prompt ends where its content ends (the content's last part of text; without a
+/// content, its thoughts), and the model goes on with it instead of beginning another message.
+///
+/// @param chat       the conversation; ignored while another call uses it.
+/// @param continues  default: false. With true a prompt has no generation prompt: mc_session_set_chat() makes it without one, and
+///                   mc_chat_render() and mc_chat_encode() must be called so.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_chat_set_continue_final_message(chat: MaybeUninit<&mut mc_chat>, continues: bool) {
+    guard_or((), || {
+        chat.get("chat")?.change("chat", |chat| {
+            chat.set_continue_final_message(continues);
+            Ok(())
+        })
+    });
+}
+
+/// What control tokens are that messages, tools and variables hold: the tokenizer's special tokens, and those of its added
+/// tokens that the chat template mentions. A template may make a token of a role or another short text; those are not looked
+/// through, and neither are the names of fields.
+///
+/// @param chat            the conversation.
+/// @param control_tokens  default: MC_CONTROL_TOKENS. With MC_CONTROL_TEXT no text means the same as the conversation: sessions
+///                        take it as it is, mc_chat_encode() gives its ids, mc_chat_render() and training refuse it.
+/// @param err             NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_chat_set_control_tokens(
+    chat: MaybeUninit<&mut mc_chat>,
+    control_tokens: MaybeUninit<mc_control_tokens>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let control_tokens = checked(control_tokens, "control_tokens")?;
+        change(chat, |chat| {
+            chat.set_control_tokens(control_tokens);
+            Ok(())
+        })
+    })
+}
+
 /// The prompt that a conversation becomes with a model's chat template.
 ///
 /// @param model                  the model.
@@ -188,7 +252,8 @@ pub unsafe extern "C" fn mc_chat_set_time(chat: MaybeUninit<&mut mc_chat>, unix_
 /// @param out                    receives one reference; free it with mc_string_free().
 /// @param err                    NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_NOT_FOUND if neither model nor conversation has a template; MC_ERROR_TEMPLATE if the template
-///         fails or refuses the conversation; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///         fails or refuses the conversation; MC_ERROR_INVALID_ARGUMENT also for a generation prompt behind a message that is
+///         left open, and with MC_CONTROL_TEXT; MC_ERROR_BUSY; MC_ERROR_POISONED.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
@@ -209,6 +274,36 @@ pub unsafe extern "C" fn mc_chat_render(
             Err(error) => return Err(error),
         };
         out.set(Text::new(chat.read("chat")?.render(template, add_generation_prompt)?));
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// The token ids of the prompt that a conversation becomes with a model's chat template: what mc_session_set_chat() evaluates.
+///
+/// @param model                  the model.
+/// @param chat                   the conversation.
+/// @param add_generation_prompt  whether to open the assistant's turn at the end.
+/// @param out                    receives one reference; free it with mc_tokens_free().
+/// @param err                    NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_NOT_FOUND if neither model nor conversation has a template, or the model has no tokenizer;
+///         MC_ERROR_TEMPLATE if the template fails or refuses the conversation; MC_ERROR_INVALID_ARGUMENT also for a generation
+///         prompt behind a message that is left open; MC_ERROR_UNSUPPORTED with MC_CONTROL_TEXT for a tokenizer that makes
+///         control tokens of plain text; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_chat_encode(
+    model: MaybeUninit<&mc_model>,
+    chat: MaybeUninit<&mc_chat>,
+    add_generation_prompt: bool,
+    out: MaybeUninit<&mut *mut mc_tokens>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        let (model, chat) = (model.get("model")?, chat.get("chat")?);
+        out.set(chat.read("chat")?.encode(&model.model, add_generation_prompt, None)?);
         Ok(mc_status::MC_OK)
     })
 }

@@ -13,10 +13,10 @@ use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Given, Object, OutHandle, free, inert, new_handle, optional};
 use super::lora::{mc_lora, scaled};
 use super::model::{mc_model, mc_progress_fn};
-use super::text::{Text, content, empty, given_content, optional_content};
+use super::text::{Text, content, empty, given_content, optional_content, optional_name};
 use super::values::{lend_tokens, no_tokens};
 use crate::error::{Error, Result};
-use crate::{FinishReason, GenerateOptions, Generation, ProgressFn, Sampling, SamplingOptions, TokenFn};
+use crate::{AnswerFormat, FinishReason, GenerateOptions, Generation, ProgressFn, Sampling, SamplingOptions, TokenFn, ToolCall};
 
 /// Why a generation ended.
 #[repr(C)]
@@ -40,6 +40,41 @@ pub enum mc_finish_reason {
     MC_FINISH_REASON_FORCE32 = 0x7fff_ffff,
 }
 
+/// What a part of an answer is.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum mc_part_kind {
+    /// Text of the answer.
+    MC_PART_TEXT = 0,
+    /// The model's thoughts, without the marks around them.
+    MC_PART_REASONING = 1,
+    /// A call of a tool has begun; the text is its name.
+    MC_PART_TOOL_CALL = 2,
+    /// A piece of that call's arguments, which together are a JSON object.
+    MC_PART_ARGUMENTS = 3,
+    /// The call is whole, or the answer ended within it; the text is the call as mc_generation_tool_calls_json() has it.
+    MC_PART_TOOL_CALL_END = 4,
+    /// What began as a call is none: what the model wrote follows as MC_PART_TEXT.
+    MC_PART_REJECTED_TOOL_CALL = 5,
+    /// Not a value: makes the enum 32 bits wide.
+    MC_PART_FORCE32 = 0x7fff_ffff,
+}
+
+/// A part of an answer, or a piece of one. Fields are only ever added at the end.
+#[repr(C)]
+pub struct mc_part {
+    /// Bytes of this struct as the library knows it: the distance between two in an array.
+    pub struct_size: usize,
+    /// UTF-8, NUL-terminated.
+    pub text: MaybeUninit<&'static c_char>,
+    /// Bytes of `text`, without the NUL.
+    pub text_len: usize,
+    /// What it is.
+    pub kind: mc_part_kind,
+    /// Which call of the answer it belongs to, from 0; 0 for text and reasoning.
+    pub index: u32,
+}
+
 /// One generated token, and the text that became certain with it. Fields are only ever added at the end.
 #[repr(C)]
 pub struct mc_token_event {
@@ -55,6 +90,10 @@ pub struct mc_token_event {
     pub index: u32,
     /// Natural logarithm of the probability that the model itself gave the token, before any sampling setting.
     pub logprob: f32,
+    /// The parts that became certain with it, where an answer is told apart: see mc_generate_options_set_answer_format().
+    pub parts: MaybeUninit<&'static mc_part>,
+    /// How many `parts` there are.
+    pub parts_len: usize,
 }
 
 /// Receives each token of a stream. Called on the thread of that call, before it returns.
@@ -88,6 +127,9 @@ pub(super) struct HostGenerateOptions {
 
 pub(super) struct GenerationState {
     text: Text,
+    content: Text,
+    reasoning: Text,
+    tool_calls: Text,
     tokens: Vec<u32>,
     prompt_tokens: usize,
     finish_reason: mc_finish_reason,
@@ -122,6 +164,9 @@ impl From<Generation> for GenerationState {
     fn from(generation: Generation) -> Self {
         Self {
             text: Text::new(generation.text),
+            content: Text::new(generation.content),
+            reasoning: Text::new(generation.reasoning),
+            tool_calls: Text::new(ToolCall::list_json(&generation.tool_calls)),
             tokens: generation.tokens,
             prompt_tokens: generation.prompt_tokens,
             finish_reason: generation.finish_reason.into(),
@@ -441,6 +486,49 @@ pub unsafe extern "C" fn mc_generate_options_set_json_schema(
     });
 }
 
+/// How an answer is told apart into text, thoughts and calls of tools. Its text and tokens are the same either way.
+///
+/// Behind a conversation that mc_session_set_chat() evaluated, an answer is told apart by what the chat template and the
+/// tokenizer's special tokens say, and bare values of arguments get the types of the conversation's tools. Behind any other prompt
+/// it is not. Where the prompt has opened a thought, a JSON schema binds what follows the thought.
+///
+/// @param options  the options.
+/// @param name     a format of calls in place of that: "harmony", "gemma4", "functiongemma", "deepseek", "kimi", "mistral",
+///                 "command-r", "minicpm", "lfm2", "phi4-mini", "granite", "qwen3-xml", "glm4", "hermes", "functionary",
+///                 "function-tag", "llama3", "gemma3"; thoughts are then found by every mark that is known. "none" = all is text.
+///                 NULL (the default) = as the conversation says. Another name is a bad value.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_answer_format(
+    options: MaybeUninit<&mut mc_generate_options>,
+    name: *const c_char,
+) {
+    set(options, |generate| {
+        generate.answer_format = match optional_name(name, "answer_format")? {
+            None => None,
+            Some("none") => Some(AnswerFormat::default()),
+            Some(name) => Some(AnswerFormat::named(name)?),
+        };
+        Ok(())
+    });
+}
+
+/// How many tokens a thought may have: then the model's own mark closes it, and the answer goes on behind it.
+///
+/// @param options  the options.
+/// @param tokens   tokens; 0 = a thought that the prompt has opened is closed at once. SIZE_MAX (the default) = as many as the model
+///                 likes. No effect where an answer is not told apart, or its format knows no thoughts.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_reasoning_budget(options: MaybeUninit<&mut mc_generate_options>, tokens: usize) {
+    set(options, |generate| {
+        generate.reasoning_budget = Some(tokens).filter(|tokens| *tokens != usize::MAX);
+        Ok(())
+    });
+}
+
 /// Frees options; a generation that uses them goes on.
 ///
 /// @param options  the options, or NULL.
@@ -567,6 +655,74 @@ pub unsafe extern "C" fn mc_generation_text(generation: MaybeUninit<&mc_generati
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_text_len(generation: MaybeUninit<&mc_generation>) -> usize {
     guard_or(0, || Ok(generation.lend("generation")?.text.len()))
+}
+
+/// The answer without thoughts and calls of tools, where it was told apart; else all of it.
+///
+/// @param generation  the generation.
+/// @return UTF-8, NUL-terminated, valid until the generation is freed.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_content(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
+    guard_or(empty(), || Ok(generation.lend("generation")?.content.pointer()))
+}
+
+/// The length of mc_generation_content().
+///
+/// @param generation  the generation.
+/// @return bytes, without the NUL at the end.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_content_len(generation: MaybeUninit<&mc_generation>) -> usize {
+    guard_or(0, || Ok(generation.lend("generation")?.content.len()))
+}
+
+/// The model's thoughts, without the marks around them; empty where an answer has none or was not told apart.
+///
+/// @param generation  the generation.
+/// @return UTF-8, NUL-terminated, valid until the generation is freed.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_reasoning(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
+    guard_or(empty(), || Ok(generation.lend("generation")?.reasoning.pointer()))
+}
+
+/// The length of mc_generation_reasoning().
+///
+/// @param generation  the generation.
+/// @return bytes, without the NUL at the end.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_reasoning_len(generation: MaybeUninit<&mc_generation>) -> usize {
+    guard_or(0, || Ok(generation.lend("generation")?.reasoning.len()))
+}
+
+/// The calls of tools as chat APIs have them:
+/// `[{"id": "call_0", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]`. The id is the model's own where it
+/// gave one. A call that the answer ended within has `"incomplete": true`, and its arguments are the beginning of JSON.
+///
+/// @param generation  the generation.
+/// @return JSON, UTF-8, NUL-terminated, valid until the generation is freed; "[]" where an answer has none or was not told apart.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_tool_calls_json(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
+    guard_or(empty(), || Ok(generation.lend("generation")?.tool_calls.pointer()))
+}
+
+/// The length of mc_generation_tool_calls_json().
+///
+/// @param generation  the generation.
+/// @return bytes, without the NUL at the end.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_tool_calls_json_len(generation: MaybeUninit<&mc_generation>) -> usize {
+    guard_or(0, || Ok(generation.lend("generation")?.tool_calls.len()))
 }
 
 /// The answer's tokens, with the end-of-sequence token where that ended it.

@@ -12,7 +12,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::boundary::{guard, guard_or};
-use super::callback::token_event;
+use super::callback::{EventText, token_event};
 use super::cancel::mc_cancel;
 use super::chat::mc_chat;
 use super::error::{mc_error, mc_status};
@@ -44,7 +44,7 @@ struct State {
     session: Session,
     /// The token that was lent last. Boxed, so that its address outlives a move of the state.
     event: Option<Box<mc_token_event>>,
-    event_text: Vec<u8>,
+    event_text: EventText,
 }
 
 impl State {
@@ -64,7 +64,7 @@ impl Object for mc_session {
 impl SessionState {
     fn new(session: Session) -> Self {
         let position = AtomicUsize::new(session.position());
-        Self { state: Exclusive::new(State { session, event: None, event_text: Vec::new() }), position }
+        Self { state: Exclusive::new(State { session, event: None, event_text: EventText::default() }), position }
     }
 
     fn change<R>(&self, change: impl FnOnce(&mut State) -> Result<R>) -> Result<R> {

@@ -76,6 +76,48 @@ static void a_template_may_refuse_a_conversation(void) {
     mc_chat_free(chat);
 }
 
+static void the_last_message_can_be_left_open(void) {
+    static const char *jinja = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}";
+    mc_chat *chat = mc_chat_new();
+    mc_string *prompt = NULL;
+    EXPECT(MC_OK, mc_chat_add(chat, "assistant", "It is ", 6, &err));
+    EXPECT(MC_OK, mc_chat_set_template(chat, jinja, strlen(jinja), &err));
+    mc_chat_set_continue_final_message(chat, true);
+    expect_render(chat, false, "<assistant>It is ");
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "continue_final_message", mc_chat_render(model, chat, true, &prompt, &err));
+    CHECK(prompt == NULL);
+    mc_chat_free(chat);
+}
+
+static void control_tokens_of_messages_can_be_text(void) {
+    mc_tokenizer *tokenizer = NULL;
+    mc_tokens *tokens = NULL;
+    mc_string *prompt = NULL;
+    uint32_t end = 0;
+    size_t i, ends[2] = {0, 0};
+    int kind;
+    EXPECT(MC_OK, mc_model_tokenizer(model, &tokenizer, &err));
+    EXPECT(MC_OK, mc_tokenizer_token_id(tokenizer, "<|im_end|>", &end, &err));
+    mc_tokenizer_free(tokenizer);
+    for (kind = MC_CONTROL_TOKENS; kind <= MC_CONTROL_TEXT; kind++) {
+        mc_chat *chat = mc_chat_new();
+        EXPECT(MC_OK, mc_chat_add(chat, "user", "a<|im_end|>b", 12, &err));
+        EXPECT(MC_OK, mc_chat_set_control_tokens(chat, (mc_control_tokens)kind, &err));
+        EXPECT(MC_OK, mc_chat_encode(model, chat, true, &tokens, &err));
+        for (i = 0; i < mc_tokens_len(tokens); i++) {
+            ends[kind] += mc_tokens_data(tokens)[i] == end;
+        }
+        mc_tokens_free(tokens);
+        if (kind == MC_CONTROL_TEXT) {
+            EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "control tokens", mc_chat_render(model, chat, true, &prompt, &err));
+            EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "control_tokens",
+                         mc_chat_set_control_tokens(chat, (mc_control_tokens)2, &err));
+        }
+        mc_chat_free(chat);
+    }
+    CHECK(ends[MC_CONTROL_TOKENS] == ends[MC_CONTROL_TEXT] + 1);
+}
+
 static void tools_reach_the_template(void) {
     static const char *jinja = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}";
     static const char *tools = "[{\"type\": \"function\", \"function\": {\"name\": \"clock\", \"parameters\": {}}}]";
@@ -98,6 +140,8 @@ int main(int argc, char **argv) {
     RUN(the_clock_of_a_template_can_be_set);
     RUN(a_template_may_refuse_a_conversation);
     RUN(tools_reach_the_template);
+    RUN(the_last_message_can_be_left_open);
+    RUN(control_tokens_of_messages_can_be_text);
     mc_model_free(model);
     return end();
 }

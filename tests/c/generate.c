@@ -89,6 +89,50 @@ static void a_stop_string_that_is_only_begun_is_text(void) {
     mc_generate_options_free(options);
 }
 
+struct parts {
+    char arguments[256], name[16];
+    int ended;
+};
+
+static int32_t take_parts(void *user_data, const mc_token_event *event) {
+    struct parts *parts = user_data;
+    const char *bytes = (const char *)event->parts;
+    for (size_t i = 0; i < event->parts_len; i++) {
+        const mc_part *part = (const mc_part *)(bytes + i * event->parts[0].struct_size);
+        CHECK(part->index == 0 && strlen(part->text) == part->text_len);
+        if (part->kind == MC_PART_TOOL_CALL) {
+            strncat(parts->name, part->text, sizeof parts->name - 1);
+        } else if (part->kind == MC_PART_ARGUMENTS) {
+            strncat(parts->arguments, part->text, sizeof parts->arguments - strlen(parts->arguments) - 1);
+        } else {
+            CHECK(part->kind == MC_PART_TOOL_CALL_END);
+            parts->ended++;
+        }
+    }
+    return MC_CONTINUE;
+}
+
+static void a_call_of_a_tool_is_told_while_it_comes(void) {
+    static const char *schema = "{\"type\": \"object\", \"required\": [\"name\", \"parameters\"], \"additionalProperties\": false,"
+        "\"properties\": {\"name\": {\"const\": \"f\"}, \"parameters\": {\"type\": \"object\", \"required\": [\"a\"],"
+        "\"additionalProperties\": false, \"properties\": {\"a\": {\"enum\": [1, 2]}}}}}";
+    struct parts parts = {{0}, {0}, 0};
+    mc_generate_options *options = greedy(0);
+    mc_generation *generation = NULL;
+    mc_generate_options_set_json_schema(options, schema, strlen(schema));
+    mc_generate_options_set_answer_format(options, "llama3");
+    EXPECT(MC_OK, mc_generate_stream(model, PROMPT, strlen(PROMPT), options, take_parts, &parts, &generation, &err));
+    CHECK(strcmp(parts.name, "f") == 0 && parts.ended == 1);
+    CHECK(strstr(parts.arguments, "\"a\"") != NULL);
+    CHECK(mc_generation_content_len(generation) == 0 && mc_generation_reasoning_len(generation) == 0);
+    CHECK(strstr(mc_generation_tool_calls_json(generation), "\"name\":\"f\"") != NULL);
+    CHECK(mc_generation_text_len(generation) > 20);
+    mc_generation_free(generation);
+    mc_generate_options_set_answer_format(options, "nobody");
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "answer_format", mc_generate(model, PROMPT, strlen(PROMPT), options, &generation, &err));
+    mc_generate_options_free(options);
+}
+
 static mc_generation *sampled(uint64_t seed, struct stream *stream) {
     mc_generate_options *options = greedy(24);
     mc_generate_options_set_temperature(options, 1.5f);
@@ -322,6 +366,7 @@ int main(int argc, char **argv) {
     RUN(the_context_is_a_limit);
     RUN(chunks_do_not_change_the_answer);
     RUN(a_bad_option_is_named);
+    RUN(a_call_of_a_tool_is_told_while_it_comes);
     RUN(a_callback_may_free_its_model);
     RUN(a_callback_may_use_other_handles);
     RUN(eight_threads_on_one_model_get_the_single_threaded_texts);

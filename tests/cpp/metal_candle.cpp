@@ -219,6 +219,11 @@ void chats_take_tools_templates_and_variables() {
     CHECK(coder().render(chat) == "a111970");
     chat.set_template(std::nullopt).set_tools_json(std::nullopt).set_variable_json("x", std::nullopt);
     CHECK(coder().render(chat, false).find("a<|im_end|>") != std::string::npos);
+    chat.set_control_tokens(MC_CONTROL_TEXT);
+    CHECK(!coder().encode(chat, false).empty());
+    CHECK(throws(MC_ERROR_INVALID_ARGUMENT, [&] { coder().render(chat); }));
+    chat.set_control_tokens(MC_CONTROL_TOKENS).set_continue_final_message(true);
+    CHECK(coder().render(chat, false).find("a<|im_end|>") == std::string::npos);
     CHECK(throws(MC_ERROR_TEMPLATE, [&] { chat.set_template("{% for %}"); }));
     CHECK(throws<mc::error>([] { mc::chat::from_json("[1]"); }, [](const mc::error &) { return true; }));
 }
@@ -247,6 +252,12 @@ void a_schema_binds_the_answer() {
     options.json_schema = R"({"enum": ["yes", "no"]})";
     const auto text = coder().generate(coder().render(asking()), options).text;
     CHECK(text == "\"yes\"" || text == "\"no\"");
+    options.json_schema = R"({"enum": [{"name": "f", "parameters": {"a": 1}}]})";
+    options.answer_format = "llama3";
+    options.reasoning_budget = 4;
+    const auto call = coder().generate(coder().render(asking()), options);
+    CHECK(call.content.empty() && call.reasoning.empty());
+    CHECK(call.tool_calls_json.find(R"("name":"f")") != std::string::npos);
 }
 
 void vectors_rank_texts() {

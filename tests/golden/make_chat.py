@@ -1,4 +1,4 @@
-"""Renders chat/templates over conversations with Jinja2, as transformers does; writes chat/cases.json. Needs jinja2 3.1 only.
+"""Renders chat/templates over conversations with Jinja2, as transformers 5.24 does; writes chat/cases.json. Needs jinja2 3.1 only.
 
     python3 tests/golden/make_chat.py
 """
@@ -134,8 +134,9 @@ def render(template, conversation, add_generation_prompt):
     messages = []
     for message in conversation["messages"]:
         message = {name: value for name, value in message.items() if value is not None}
-        if "reasoning_content" in message:
-            message.setdefault("thinking", message["reasoning_content"])
+        reasoning = next((message[name] for name in ("reasoning_content", "thinking", "reasoning") if name in message), None)
+        if reasoning is not None:
+            message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
         messages.append(message)
     variables = {**TOKENS, "tools": conversation.get("tools"), "documents": None, **conversation.get("kwargs", {})}
     return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **variables)

@@ -592,6 +592,14 @@ pub const Model = struct {
         return .{ .handle = out.? };
     }
 
+    /// The same as token ids, which is how a session takes it.
+    pub fn encode(self: Model, chat: Chat, add_generation_prompt: bool) Error!Tokens {
+        var out: ?*c.mc_tokens = null;
+        var failure: ?*c.mc_error = null;
+        try check(c.mc_chat_encode(self.handle, chat.handle, add_generation_prompt, &out, &failure), failure);
+        return .{ .handle = out.? };
+    }
+
     /// Generates an answer to a prompt, and forgets both. A cancelled one is what there is of it.
     pub fn generate(self: Model, prompt: []const u8, options: GenerateOptions) Error!Generation {
         const built = options.build();
@@ -754,6 +762,12 @@ pub const TextStream = struct {
 
 // Conversations
 
+/// What a control token is that a message, a tool or a variable holds: a token, or text of whoever wrote it.
+pub const ControlTokens = enum(c_uint) {
+    tokens = c.MC_CONTROL_TOKENS,
+    text = c.MC_CONTROL_TEXT,
+};
+
 /// A conversation: messages, tools, and variables of the chat template. Knows no model.
 pub const Chat = struct {
     handle: *c.mc_chat,
@@ -796,6 +810,17 @@ pub const Chat = struct {
     pub fn setVariable(self: Chat, name: [:0]const u8, json: ?[]const u8) Error!void {
         var failure: ?*c.mc_error = null;
         try check(c.mc_chat_set_variable_json(self.handle, name, start(json), length(json), &failure), failure);
+    }
+
+    /// Whether the last message is left open, so that the model goes on with it.
+    pub fn setContinueFinalMessage(self: Chat, continues: bool) void {
+        c.mc_chat_set_continue_final_message(self.handle, continues);
+    }
+
+    /// What control tokens of messages are. `render` refuses `.text`: no text means the same.
+    pub fn setControlTokens(self: Chat, control_tokens: ControlTokens) Error!void {
+        var failure: ?*c.mc_error = null;
+        try check(c.mc_chat_set_control_tokens(self.handle, @backingInt(control_tokens), &failure), failure);
     }
 
     /// The clock that a template's `strftime_now` reads.
@@ -865,6 +890,10 @@ pub const GenerateOptions = struct {
     stop: []const []const u8 = &.{},
     /// Makes the answer a JSON text that conforms to this schema.
     json_schema: ?[]const u8 = null,
+    /// How the answer is told apart, such as "hermes" or "none"; null = as the session's conversation says.
+    answer_format: ?[:0]const u8 = null,
+    /// Tokens that a thought may have.
+    reasoning_budget: ?usize = null,
     ignore_eos: bool = false,
     /// Whether the prompt of `Model.generate` gets the tokenizer's special tokens.
     add_special: bool = true,
@@ -890,6 +919,8 @@ pub const GenerateOptions = struct {
         if (self.seed) |value| c.mc_generate_options_set_seed(options, value);
         for (self.stop) |text| c.mc_generate_options_add_stop(options, text.ptr, text.len);
         c.mc_generate_options_set_json_schema(options, start(self.json_schema), length(self.json_schema));
+        if (self.answer_format) |value| c.mc_generate_options_set_answer_format(options, value);
+        if (self.reasoning_budget) |value| c.mc_generate_options_set_reasoning_budget(options, value);
         c.mc_generate_options_set_ignore_eos(options, self.ignore_eos);
         c.mc_generate_options_set_add_special(options, self.add_special);
         if (self.prefill_chunk) |value| c.mc_generate_options_set_prefill_chunk(options, value);
@@ -910,6 +941,21 @@ pub const Generation = struct {
 
     pub fn text(self: Generation) []const u8 {
         return c.mc_generation_text(self.handle)[0..c.mc_generation_text_len(self.handle)];
+    }
+
+    /// The text without thoughts and calls of tools, where the answer was told apart.
+    pub fn content(self: Generation) []const u8 {
+        return c.mc_generation_content(self.handle)[0..c.mc_generation_content_len(self.handle)];
+    }
+
+    /// The model's thoughts.
+    pub fn reasoning(self: Generation) []const u8 {
+        return c.mc_generation_reasoning(self.handle)[0..c.mc_generation_reasoning_len(self.handle)];
+    }
+
+    /// The calls of tools, a JSON array as chat APIs have it.
+    pub fn toolCallsJson(self: Generation) []const u8 {
+        return c.mc_generation_tool_calls_json(self.handle)[0..c.mc_generation_tool_calls_json_len(self.handle)];
     }
 
     /// With the end-of-sequence token where that ended the answer.

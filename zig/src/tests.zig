@@ -248,6 +248,18 @@ test "chats render with tools, variables and a template of their own" {
     const text = try model.render(chat, false);
     defer text.deinit();
     try testing.expectEqualStrings("2001 clock fine user assistant", text.slice());
+    try chat.setTemplate("{% for m in messages %}{{ m.content }}.{% endfor %}");
+    chat.setContinueFinalMessage(true);
+    const open = try model.render(chat, false);
+    defer open.deinit();
+    try testing.expectEqualStrings("hi.hello", open.slice());
+    chat.setContinueFinalMessage(false);
+    try chat.setControlTokens(.text);
+    const ids = try model.encode(chat, false);
+    defer ids.deinit();
+    try testing.expect(ids.slice().len > 0);
+    try testing.expectError(error.InvalidArgument, model.render(chat, false));
+    try chat.setControlTokens(.tokens);
     try chat.setTemplate(null);
     try chat.setTools(null);
     try chat.setVariable("mood", null);
@@ -361,6 +373,12 @@ test "stops, cancels and schemas end answers, and the session stays usable" {
     const json = try model.generate("{", .{ .json_schema = "{\"enum\": [true]}", .max_tokens = 8 });
     defer json.deinit();
     try testing.expectEqualStrings("true", json.text());
+    try testing.expectEqualStrings("true", json.content());
+    const called = try model.generate("{", .{ .json_schema = "{\"enum\": [{\"name\": \"f\", \"parameters\": {\"a\": 1}}]}", .answer_format = "llama3", .reasoning_budget = 4, .max_tokens = 64 });
+    defer called.deinit();
+    try testing.expectEqualStrings("", called.content());
+    try testing.expectEqualStrings("", called.reasoning());
+    try testing.expect(std.mem.indexOf(u8, called.toolCallsJson(), "\"name\":\"f\"") != null);
 }
 
 test "sessions fork, truncate, save, load and score" {

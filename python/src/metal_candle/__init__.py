@@ -21,6 +21,7 @@ Everything runs in this process; nothing is printed, no environment variable is 
 
 from ._abi import (
     Capability,
+    ControlTokens,
     DeviceKind,
     Dtype,
     FinishReason,
@@ -71,6 +72,7 @@ __all__ = [
     "Capability",
     "Chat",
     "ContextFullError",
+    "ControlTokens",
     "Conversation",
     "Dataset",
     "Device",

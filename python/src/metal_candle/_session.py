@@ -71,6 +71,11 @@ class GenerateOptions(TypedDict, total=False):
     """A factor for its changes. Default: 1."""
     stop: Union[str, Sequence[str]]
     """Texts that end the answer where they appear; the answer's text ends before them."""
+    answer_format: Optional[str]
+    """How the answer is told apart into text, thoughts and calls of tools, such as "hermes", or "none". Default: as the chat template of
+    the session's conversation says."""
+    reasoning_budget: Optional[int]
+    """How many tokens a thought may have: then the model's own mark closes it. Default: as many as it likes."""
     json_schema: Union[Mapping[str, Any], bool, None]
     """A JSON Schema that the answer conforms to, whatever the sampling. The model does not see it: ask for it in the prompt."""
 
@@ -130,6 +135,12 @@ class Generation(NamedTuple):
     """How long the evaluation of the prompt took; in a session, of what it was given since the answer before."""
     decode_seconds: float
     """How long generating the tokens took."""
+    content: str
+    """The text without thoughts and calls of tools, where the answer was told apart."""
+    reasoning: str
+    """The model's thoughts."""
+    tool_calls: list[dict[str, Any]]
+    """The calls of tools, as chat APIs have them."""
 
     def __str__(self) -> str:
         return self.text
@@ -137,15 +148,26 @@ class Generation(NamedTuple):
     @classmethod
     def of(cls, reference: Reference) -> Generation:
         """A copy of what C has."""
-        text = ctypes.string_at(get("mc_generation_text", reference), get("mc_generation_text_len", reference))
+        text, content, reasoning, calls = (
+            ctypes.string_at(get(name, reference), get(length, reference)).decode("utf-8")
+            for name, length in (
+                ("mc_generation_text", "mc_generation_text_len"),
+                ("mc_generation_content", "mc_generation_content_len"),
+                ("mc_generation_reasoning", "mc_generation_reasoning_len"),
+                ("mc_generation_tool_calls_json", "mc_generation_tool_calls_json_len"),
+            )
+        )
         tokens = (ctypes.c_uint32 * get("mc_generation_tokens_len", reference)).from_address(get("mc_generation_tokens", reference))
         return cls(
-            text.decode("utf-8"),
+            text,
             list(tokens),
             get("mc_generation_prompt_tokens", reference),
             FinishReason(get("mc_generation_finish_reason", reference)),
             get("mc_generation_prefill_seconds", reference),
             get("mc_generation_decode_seconds", reference),
+            content,
+            reasoning,
+            json.loads(calls),
         )
 
 
@@ -203,7 +225,7 @@ class Stream(Iterator[Token]):
                 session = self._open_session(flag)
                 check("mc_session_begin", session, self._options)
             except Cancelled:
-                self.generation = Generation("", [], 0, FinishReason.CANCELLED, 0.0, 0.0)
+                self.generation = Generation("", [], 0, FinishReason.CANCELLED, 0.0, 0.0, "", "", [])
                 self._shut()
                 self._on_end(self.generation)
                 return False

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional, Union
 
+from ._abi import ControlTokens
 from ._native import Handle, Reference, TokenIds, check, get, ids_of, made, new, string_of
 
 if TYPE_CHECKING:
@@ -124,6 +125,23 @@ class Chat(Handle):
     def set_time(self, unix_seconds: int) -> None:
         """The clock that a template's `strftime_now` reads, in seconds since 1970-01-01 00:00 UTC, for renders that must repeat."""
         get("mc_chat_set_time", self, unix_seconds)
+
+    def set_continue_final_message(self, continues: bool) -> None:
+        """Whether the last message is left open, so that the model goes on with it; `render` and `encode` then take
+        `add_generation_prompt=False`."""
+        get("mc_chat_set_continue_final_message", self, continues)
+
+    def set_control_tokens(self, control_tokens: ControlTokens) -> None:
+        """What control tokens are that messages, tools and variables hold: tokens, or with `ControlTokens.TEXT` text of whoever wrote
+        them, who then cannot end a turn. `render` refuses the latter: no text means the same."""
+        check("mc_chat_set_control_tokens", self, control_tokens)
+
+    def encode(self, model: Model, *, add_generation_prompt: bool = True) -> list[int]:
+        """The token ids of the prompt that `render` gives: what a session evaluates.
+
+        Raises as `render`, and `UnsupportedError` for a tokenizer that makes control tokens of plain text.
+        """
+        return ids_of(made("mc_tokens", "mc_chat_encode", model, self, add_generation_prompt))
 
     def render(self, model: Model, *, add_generation_prompt: bool = True) -> str:
         """The prompt that the conversation becomes with a model's chat template; `add_generation_prompt` opens the assistant's turn.

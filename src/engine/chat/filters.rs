@@ -9,29 +9,32 @@ use minijinja::formatting::{self, FormatStyle};
 use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Error, State, Value};
 
+use super::cases::capitalize;
 use super::list::{measure, too_large};
+use super::markup::{alike, escape, escaped_args};
 use super::meter::{Cost, charge, made, read};
-use super::methods::{split_lines, strip};
-use super::python::{check_text, invalid, to_str};
-use super::{MAX_BYTES, json, operators};
+use super::methods::{DictMethod, split_lines, strip};
+use super::python::{check_text, invalid, is_dict, is_namespace, to_str};
+use super::view::{self, View};
+use super::{MAX_BYTES, json, operators, pprint};
 
 /// The filters of Jinja2, and what each reads of its arguments.
 pub(super) fn table() -> Vec<(&'static str, Value, Cost)> {
     use minijinja::filters as own;
     vec![
-        ("safe", Value::from_function(own::safe), Cost::Search),
-        ("escape", Value::from_function(own::escape), Cost::Letters),
-        ("e", Value::from_function(own::escape), Cost::Letters),
-        ("lower", Value::from_function(own::lower), Cost::Letters),
-        ("upper", Value::from_function(own::upper), Cost::Letters),
-        ("title", Value::from_function(own::title), Cost::Letters),
-        ("capitalize", Value::from_function(own::capitalize), Cost::Letters),
+        ("safe", Value::from_function(safe_filter), Cost::Deep),
+        ("escape", Value::from_function(escape), Cost::Deep),
+        ("e", Value::from_function(escape), Cost::Deep),
+        ("lower", Value::from_function(lower_filter), Cost::Deep),
+        ("upper", Value::from_function(upper_filter), Cost::Deep),
+        ("title", Value::from_function(title_filter), Cost::Deep),
+        ("capitalize", Value::from_function(capitalize_filter), Cost::Deep),
         ("dictsort", Value::from_function(own::dictsort), Cost::Sort),
         ("items", Value::from_function(own::items), Cost::Items),
-        ("reverse", Value::from_function(own::reverse), Cost::Items),
-        ("round", Value::from_function(own::round), Cost::Constant),
+        ("reverse", Value::from_function(reverse_filter), Cost::Items),
+        ("round", Value::from_function(round_filter), Cost::Constant),
         ("abs", Value::from_function(own::abs), Cost::Constant),
-        ("attr", Value::from_function(own::attr), Cost::Search),
+        ("attr", Value::from_function(attr_filter), Cost::Search),
         ("first", Value::from_function(own::first), Cost::Letters),
         ("last", Value::from_function(own::last), Cost::Items),
         ("min", Value::from_function(own::min), Cost::Sort),
@@ -45,7 +48,7 @@ pub(super) fn table() -> Vec<(&'static str, Value, Cost)> {
         ("map", Value::from_function(own::map), Cost::Items),
         ("groupby", Value::from_function(own::groupby), Cost::Sort),
         ("unique", Value::from_function(own::unique), Cost::Sort),
-        ("pprint", Value::from_function(own::pprint), Cost::Deep),
+        ("pprint", Value::from_function(pprint::pprint), Cost::Deep),
         ("tojson", Value::from_function(json::tojson), Cost::Deep),
         ("string", Value::from_function(string_filter), Cost::Deep),
         ("join", Value::from_function(join_filter), Cost::Deep),
@@ -71,8 +74,11 @@ pub(super) fn tests() -> Vec<(&'static str, Value, Cost)> {
     vec![
         ("startingwith", Value::from_function(own::is_startingwith), Cost::Search),
         ("endingwith", Value::from_function(own::is_endingwith), Cost::Search),
-        ("lower", Value::from_function(own::is_lower), Cost::Letters),
-        ("upper", Value::from_function(own::is_upper), Cost::Letters),
+        ("lower", Value::from_function(is_lower), Cost::Deep),
+        ("upper", Value::from_function(is_upper), Cost::Deep),
+        ("even", Value::from_function(|value: &Value| is_remainder(value, 0)), Cost::Constant),
+        ("odd", Value::from_function(|value: &Value| is_remainder(value, 1)), Cost::Constant),
+        ("mapping", Value::from_function(is_dict), Cost::Constant),
         ("sameas", Value::from_function(own::is_sameas), Cost::Deep),
         ("filter", Value::from_function(own::is_filter), Cost::Search),
         ("test", Value::from_function(own::is_test), Cost::Search),
@@ -84,12 +90,17 @@ pub(super) fn tests() -> Vec<(&'static str, Value, Cost)> {
 
 /// What a loop is about to iterate: its items are there, and its letters or keys are counted.
 pub(super) fn iterate(state: &mut State, value: Value) -> Result<Value, Error> {
-    match value.kind() {
-        ValueKind::String | ValueKind::Map => {
+    match (value.as_str(), value.kind()) {
+        // Letters as a list: the loop knows how many there are.
+        (Some(text), _) => {
+            read(state, Cost::Items, &value)?;
+            Ok(text.chars().map(Value::from).collect())
+        }
+        (None, ValueKind::Map) => {
             read(state, Cost::Items, &value)?;
             Ok(value)
         }
-        ValueKind::Iterable => made(state, value),
+        (None, ValueKind::Iterable) => made(state, value),
         _ => Ok(value),
     }
 }
@@ -111,6 +122,96 @@ pub(super) fn touch(state: &mut State, value: Value) -> Result<Value, Error> {
 /// The filter `string`.
 pub(super) fn string_filter(value: &Value) -> Result<Value, Error> {
     if value.as_str().is_some() { Ok(value.clone()) } else { to_str(value).map(Value::from) }
+}
+
+/// The filter `safe`.
+pub(super) fn safe_filter(value: &Value) -> Result<Value, Error> {
+    if value.is_safe() { Ok(value.clone()) } else { to_str(value).map(Value::from_safe_string) }
+}
+
+pub(super) fn lower_filter(value: &Value) -> Result<Value, Error> {
+    Ok(alike(value, to_str(value)?.to_lowercase()))
+}
+
+pub(super) fn upper_filter(value: &Value) -> Result<Value, Error> {
+    Ok(alike(value, to_str(value)?.to_uppercase()))
+}
+
+pub(super) fn capitalize_filter(value: &Value) -> Result<Value, Error> {
+    Ok(alike(value, capitalize(&to_str(value)?)))
+}
+
+/// The filter `title`: words end at white space, hyphens and opening brackets alone.
+pub(super) fn title_filter(value: &Value) -> Result<String, Error> {
+    let text = to_str(value)?;
+    let mut titled = String::with_capacity(text.len());
+    let is_end = |letter: char| super::methods::is_space(letter) || matches!(letter, '-' | '(' | '{' | '[' | '<');
+    for word in text.split_inclusive(is_end) {
+        let first = word.chars().next().map_or(0, char::len_utf8);
+        titled.push_str(&word[..first].to_uppercase());
+        titled.push_str(&word[first..].to_lowercase());
+        check_text(&titled, 0)?;
+    }
+    Ok(titled)
+}
+
+/// The filter `attr`: attributes, which keys of a dict are not.
+pub(super) fn attr_filter(value: &Value, name: &Value) -> Result<Value, Error> {
+    let name = to_str(name)?;
+    if is_dict(value) {
+        let is_method = super::source::DICT_METHODS.contains(&name.as_str());
+        return Ok(if is_method { Value::from_object(DictMethod) } else { Value::UNDEFINED });
+    }
+    if value.kind() == ValueKind::Map || value.kind() == ValueKind::Seq { value.get_attr(&name) } else { Ok(Value::UNDEFINED) }
+}
+
+/// The filter `reverse`.
+pub(super) fn reverse_filter(value: &Value) -> Result<Value, Error> {
+    if let Some(text) = value.as_str() {
+        return Ok(alike(value, text.chars().rev().collect()));
+    }
+    let mut items: Vec<Value> = value.try_iter()?.collect();
+    items.reverse();
+    Ok(Value::from(items))
+}
+
+/// The filter `round`; rounding up or down gives a float.
+pub(super) fn round_filter(value: &Value, precision: Option<i32>, method: Option<&str>, kwargs: Kwargs) -> Result<Value, Error> {
+    let precision = precision.map_or_else(|| kwargs.get::<Option<i32>>("precision"), |given| Ok(Some(given)))?.unwrap_or(0);
+    let named = kwargs.get::<Option<String>>("method")?;
+    kwargs.assert_all_used()?;
+    let method = method.map(str::to_owned).or(named).unwrap_or_else(|| "common".to_owned());
+    let number = f64::try_from(value.clone()).map_err(|_| invalid(format!("round: expected a number, found {}", value.kind())));
+    let number = if value.kind() == ValueKind::Bool { f64::from(u8::from(value.is_true())) } else { number? };
+    match method.as_str() {
+        "common" if value.kind() == ValueKind::Bool => Ok(Value::from(number as i64)),
+        "common" if value.is_integer() && precision >= 0 => Ok(value.clone()),
+        "common" => {
+            let rounded = round_half_even(number, precision);
+            Ok(if value.is_integer() { Value::from(rounded as i64) } else { Value::from(rounded) })
+        }
+        "ceil" | "floor" => {
+            let scale = 10f64.powi(precision);
+            let scaled = number * scale;
+            Ok(Value::from(if method == "ceil" { scaled.ceil() } else { scaled.floor() } / scale))
+        }
+        _ => Err(invalid("round: method must be common, ceil or floor")),
+    }
+}
+
+/// CPython's `round`: by the decimal digits of the exact value, half to even.
+fn round_half_even(number: f64, precision: i32) -> f64 {
+    if !number.is_finite() {
+        return number;
+    }
+    match usize::try_from(precision) {
+        // Rust writes the exact value with so many digits, half to even.
+        Ok(digits) => format!("{number:.0$}", digits.min(400)).parse().unwrap_or(number),
+        Err(_) => {
+            let scale = 10f64.powi(-precision);
+            (number / scale).round_ties_even() * scale
+        }
+    }
 }
 
 /// The filter `join`, with the attribute that it may take from each item.
@@ -206,7 +307,7 @@ pub(super) fn length_filter(value: &Value) -> Result<usize, Error> {
 
 /// The filter `trim`.
 pub(super) fn trim_filter(value: &Value, chars: Option<&str>) -> Result<Value, Error> {
-    Ok(Value::from(strip(&to_str(value)?, chars, true, true)))
+    Ok(alike(value, strip(&to_str(value)?, chars, true, true).to_owned()))
 }
 
 /// The filter `int`: 0 or the default for what is no number.
@@ -300,10 +401,11 @@ pub(super) fn slice_filter(state: &State, value: Value, count: usize, fill_with:
 }
 
 /// The filter `format`, `'%s'|format(x)`.
-pub(super) fn format_filter(state: &mut State, format: &str, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
-    let args = args.into_values();
-    check_format(state, format, &args)?;
-    formatting::format(FormatStyle::Printf, format, &args).map(Value::from)
+pub(super) fn format_filter(state: &mut State, format: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let (text, args) = (to_str(format)?, args.into_values());
+    check_format(state, &text, &args)?;
+    let args = if format.is_safe() { escaped_args(&args)? } else { args };
+    Ok(alike(format, formatting::format(FormatStyle::Printf, &text, &args)?))
 }
 
 /// A width or a precision of five digits is a size that nobody needs, and each field may hold the largest of the arguments.
@@ -335,26 +437,54 @@ fn check_width(width: usize) -> Result<(), Error> {
 pub(super) fn range(state: &mut State, start: i64, stop: Option<i64>, step: Option<i64>) -> Result<Value, Error> {
     let (start, stop) = stop.map_or((0, start), |stop| (start, stop));
     let step = step.unwrap_or(1);
-    let (distance, stride) = (i128::from(stop) - i128::from(start), i128::from(step));
     if step == 0 {
         return Err(invalid("range: the step cannot be zero"));
     }
-    let len = if (distance < 0) == (step < 0) { (distance.abs() + stride.abs() - 1) / stride.abs() } else { 0 };
+    let range = view::Range { start, stop, step };
+    let len = range.len();
     if len > MAX_RANGE {
         return Err(invalid(format!("range: {len} numbers are not supported (up to {MAX_RANGE})")));
     }
-    charge(state, UNITS_PER_NUMBER * usize::try_from(len).unwrap_or(0))?;
-    Ok((0..len).filter_map(|at| i64::try_from(i128::from(start) + at * stride).ok()).map(Value::from).collect())
+    charge(state, UNITS_PER_NUMBER * len)?;
+    Ok(View::range(range))
 }
 
-/// The test `sequence`: in Python whatever has a length and items, so strings and dicts too.
+/// The test `sequence`: in Python whatever has a length and items, so strings, dicts and what is undefined too.
 pub(super) fn is_sequence(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::String | ValueKind::Map)
+    let is_state = value.kind() == ValueKind::Map && !is_dict(value);
+    let has_items = matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::String | ValueKind::Map);
+    value.is_undefined() || (has_items && !is_state && !matches!(View::of(value), Some(View::Dict { .. })))
 }
 
 /// The test `iterable`: not None, other than in minijinja.
 pub(super) fn is_iterable(value: &Value) -> bool {
-    is_sequence(value) || value.is_undefined()
+    let is_state = value.kind() == ValueKind::Map && !is_dict(value);
+    is_sequence(value) || View::of(value).is_some() || (is_state && !is_namespace(value))
+}
+
+/// The tests `lower` and `upper`: of what a value prints.
+pub(super) fn is_lower(value: &Value) -> Result<bool, Error> {
+    let text = to_str(value)?;
+    Ok(text.chars().any(char::is_lowercase) && !text.chars().any(char::is_uppercase))
+}
+
+pub(super) fn is_upper(value: &Value) -> Result<bool, Error> {
+    let text = to_str(value)?;
+    Ok(text.chars().any(char::is_uppercase) && !text.chars().any(char::is_lowercase))
+}
+
+/// The tests `even` and `odd`, of floats too.
+fn is_remainder(value: &Value, wanted: u8) -> Result<bool, Error> {
+    let number = match value.kind() {
+        ValueKind::Bool => f64::from(u8::from(value.is_true())),
+        ValueKind::Number if value.is_integer() => {
+            let integer = i128::try_from(value.clone())?;
+            return Ok(integer.rem_euclid(2) == i128::from(wanted));
+        }
+        ValueKind::Number => f64::try_from(value.clone())?,
+        kind => return Err(invalid(format!("a value of type {kind} is neither even nor odd"))),
+    };
+    Ok(number.rem_euclid(2.0) == f64::from(wanted))
 }
 
 /// The test `number`: a boolean is one in Python.
@@ -372,4 +502,4 @@ pub(super) fn padding(fill: char, width: usize, text: &str) -> Result<String, Er
 const MAX_WIDTH: usize = 1 << 16;
 const UNITS_PER_NUMBER: usize = 10;
 /// As in Jinja2's sandbox.
-const MAX_RANGE: i128 = 100_000;
+const MAX_RANGE: usize = 100_000;

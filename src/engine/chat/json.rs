@@ -7,7 +7,8 @@
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, Value};
 
-use super::python::{check_text, invalid, number};
+use super::python::{check_text, invalid, is_dict, number};
+use super::view::View;
 
 /// The filter `tojson` of transformers: `json.dumps(value, ensure_ascii=False)` without HTML escaping.
 pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
@@ -53,6 +54,9 @@ struct JsonStyle {
 impl JsonStyle {
     fn write(&self, out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
         check_text(out, depth)?;
+        if View::of(value).is_some() || (value.kind() == ValueKind::Map && !is_dict(value)) {
+            return Err(invalid("tojson: the value is neither a list nor a dict"));
+        }
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),

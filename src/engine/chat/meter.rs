@@ -15,6 +15,7 @@ use minijinja::{Error, ErrorKind as JinjaError, State, Value};
 use super::MAX_STEPS;
 use super::list::{Size, list_of, measure};
 use super::python::invalid;
+use super::view::View;
 use crate::engine::cancel::Cancel;
 
 /// The count of a run; an extension of minijinja's state.
@@ -105,6 +106,7 @@ pub(super) fn made(state: &mut State, value: Value) -> Result<Value, Error> {
         return Ok(value);
     }
     let is_list = match value.kind() {
+        _ if View::of(&value).is_some() => true,
         ValueKind::Iterable => false,
         ValueKind::Seq => list_of(&value).is_some() || value.is_tuple() || value.downcast_object_ref::<Vec<Value>>().is_some(),
         _ => return Ok(value),

@@ -8,12 +8,15 @@
 use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
+use super::cases::{capitalize, casefold, swap_case, title};
 use super::filters::{check_format, padding, replace};
 use super::list;
+use super::markup::{self, escaped_args};
 use super::meter::{Cost, UNITS_PER_ITEM, charge, made, read};
 use super::operators::equal;
-use super::python::{check_text, invalid, is_namespace};
-use super::{ATTRIBUTE_METHOD, SLICE_METHOD};
+use super::python::{check_text, invalid, is_dict, is_printable};
+use super::view::View;
+use super::{ATTRIBUTE_METHOD, ITEM_METHOD, SLICE_METHOD};
 
 /// A method call that minijinja does not know itself.
 pub(super) fn call_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
@@ -21,13 +24,26 @@ pub(super) fn call_method(state: &mut State, value: &Value, name: &str, args: &[
         return Err(Error::from(ErrorKind::UndefinedError));
     }
     read(state, cost(name, value.kind()), value)?;
+    if name == ITEM_METHOD {
+        let (key,): (&Value,) = from_args(args)?;
+        return item(state, value, key);
+    }
     args.iter().try_for_each(|arg| read(state, Cost::Search, arg))?;
+    if value.is_safe() && name != SLICE_METHOD {
+        return safe_method(state, value, name, args);
+    }
     let own = match (name, value.kind()) {
         (SLICE_METHOD, _) => Some(slice(state, value, args)?),
         (ATTRIBUTE_METHOD, _) => Some(attribute(value, args)?),
         (_, ValueKind::String) => string_method(state, value.as_str().unwrap_or_default(), name, args)?,
         (_, ValueKind::Seq | ValueKind::Iterable) => list_method(state, value, name, args)?,
-        ("copy", ValueKind::Map) => Some(value.clone()),
+        (_, ValueKind::Map) if is_dict(value) && args.is_empty() => match name {
+            "copy" => Some(value.clone()),
+            "keys" => Some(View::keys(value)?),
+            "values" => Some(View::values(value)?),
+            "items" => Some(View::items(value)?),
+            _ => None,
+        },
         _ => None,
     };
     let result = match own {
@@ -37,12 +53,46 @@ pub(super) fn call_method(state: &mut State, value: &Value, name: &str, args: &[
     made(state, result)
 }
 
+/// A method of safe text: those whose arguments become part of the result escape them, and texts that they give are safe.
+fn safe_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let text = Value::from(value.as_str().unwrap_or_default());
+    let args = match (name, args) {
+        ("replace", [old, new, rest @ ..]) => [&[old.clone()][..], &escaped_args(std::slice::from_ref(new))?, rest].concat(),
+        ("join" | "format" | "ljust" | "rjust" | "center", _) => escaped_args(args)?,
+        _ => args.to_vec(),
+    };
+    let args: Vec<Value> = args.into_iter().map(|arg| if arg.is_safe() { Value::from(arg.as_str()) } else { arg }).collect();
+    markup::safe(call_method(state, &text, name, &args)?)
+}
+
+/// `value[key]`; what is not there is undefined.
+fn item(state: &mut State, value: &Value, key: &Value) -> Result<Value, Error> {
+    if key.kind() != ValueKind::Number {
+        read(state, Cost::Deep, key)?;
+    }
+    let as_integer = || Value::from(i64::from(key.is_true()));
+    let is_float = key.kind() == ValueKind::Number && !key.is_integer();
+    match value.kind() {
+        ValueKind::Map if is_dict(value) && key.kind() == ValueKind::Bool => {
+            let found = value.get_item(key)?;
+            if found.is_undefined() { value.get_item(&as_integer()) } else { Ok(found) }
+        }
+        _ if matches!(View::of(value), Some(View::Dict { .. })) => Ok(Value::UNDEFINED),
+        ValueKind::String | ValueKind::Seq if is_float => Ok(Value::UNDEFINED),
+        ValueKind::String | ValueKind::Seq if key.kind() == ValueKind::Bool => item(state, value, &as_integer()),
+        ValueKind::String if value.is_safe() => markup::safe(value.get_item(key)?),
+        _ => value.get_item(key),
+    }
+}
+
 /// What a method reads of its value.
 fn cost(name: &str, kind: ValueKind) -> Cost {
     match (name, kind) {
-        (SLICE_METHOD | ATTRIBUTE_METHOD | "get" | "startswith" | "endswith" | "copy" | "removeprefix" | "removesuffix", _) => {
-            Cost::Constant
-        }
+        (
+            SLICE_METHOD | ITEM_METHOD | ATTRIBUTE_METHOD | "get" | "startswith" | "endswith" | "copy" | "removeprefix"
+            | "removesuffix",
+            _,
+        ) => Cost::Constant,
         (
             "strip" | "lstrip" | "rstrip" | "split" | "rsplit" | "partition" | "rpartition" | "replace" | "find" | "rfind"
             | "index" | "rindex" | "count" | "join" | "isascii",
@@ -68,12 +118,20 @@ fn slice(state: &mut State, value: &Value, args: &[Value]) -> Result<Value, Erro
         if text.is_ascii() && step == 1 {
             let mut indices = slice_indices(text.len(), bounds);
             let (first, count) = (indices.next(), indices.count());
-            return Ok(Value::from(first.map_or("", |first| &text[first..=first + count])));
+            return Ok(markup::alike(value, first.map_or("", |first| &text[first..=first + count]).to_owned()));
         }
         // Four bytes a letter.
         charge(state, 4 * text.len())?;
         let letters: Vec<char> = text.chars().collect();
-        return Ok(Value::from(slice_indices(letters.len(), bounds).map(|at| letters[at]).collect::<String>()));
+        return Ok(markup::alike(value, slice_indices(letters.len(), bounds).map(|at| letters[at]).collect()));
+    }
+    match View::of(value) {
+        Some(View::Range(range)) => {
+            let (start, stop) = slice_bounds(range.len(), bounds);
+            return range.sliced(start, stop, step).map(View::range);
+        }
+        Some(View::Dict { name, .. }) => return Err(invalid(format!("a value of type {name} cannot be sliced"))),
+        None => {}
     }
     if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
         return Err(invalid(format!("a value of type {} cannot be sliced", value.kind())));
@@ -92,27 +150,33 @@ fn slice(state: &mut State, value: &Value, args: &[Value]) -> Result<Value, Erro
 }
 
 /// The indices that Python's `range(*slice(start, stop, step).indices(len))` holds; all are below `len`.
-fn slice_indices(len: usize, (start, stop, step): (Option<i64>, Option<i64>, i64)) -> impl Iterator<Item = usize> {
+fn slice_indices(len: usize, bounds: (Option<i64>, Option<i64>, i64)) -> impl Iterator<Item = usize> {
+    let step = bounds.2;
+    let (start, stop) = slice_bounds(len, bounds);
+    std::iter::successors(Some(start), move |at| at.checked_add(step))
+        .take_while(move |&at| if step > 0 { at < stop } else { at > stop })
+        .map(|at| at as usize)
+}
+
+/// Where such a slice begins, and before what it ends; -1 is before the first item.
+fn slice_bounds(len: usize, (start, stop, step): (Option<i64>, Option<i64>, i64)) -> (i64, i64) {
     let len = len as i64;
     let (lowest, highest) = if step > 0 { (0, len) } else { (-1, len - 1) };
     let bound = |bound: i64| if bound < 0 { bound.saturating_add(len).max(lowest) } else { bound.min(highest) };
     let (first, last) = if step > 0 { (lowest, highest) } else { (highest, lowest) };
-    let (start, stop) = (start.map_or(first, bound), stop.map_or(last, bound));
-    std::iter::successors(Some(start), move |at| at.checked_add(step))
-        .take_while(move |&at| if step > 0 { at < stop } else { at > stop })
-        .map(|at| at as usize)
+    (start.map_or(first, bound), stop.map_or(last, bound))
 }
 
 /// `value.name` where the name is a method of dict.
 fn attribute(value: &Value, args: &[Value]) -> Result<Value, Error> {
     let (name,): (&str,) = from_args(args)?;
     // A namespace is no dict: its attributes are what the template put there.
-    if value.kind() == ValueKind::Map && !is_namespace(value) { Ok(Value::from_object(DictMethod)) } else { value.get_attr(name) }
+    if is_dict(value) { Ok(Value::from_object(DictMethod)) } else { value.get_attr(name) }
 }
 
 /// A method of dict that nobody calls; it has no attributes and no items.
 #[derive(Debug)]
-struct DictMethod;
+pub(super) struct DictMethod;
 
 impl Object for DictMethod {
     fn repr(self: &std::sync::Arc<Self>) -> ObjectRepr {
@@ -168,8 +232,9 @@ fn string_method(state: &mut State, text: &str, name: &str, args: &[Value]) -> R
         }
         "title" => Value::from(title(text)),
         "capitalize" => Value::from(capitalize(text)),
-        "swapcase" => Value::from(text.chars().flat_map(swap_case).collect::<String>()),
-        "casefold" => Value::from(text.to_lowercase()),
+        "swapcase" => Value::from(swap_case(text)),
+        "casefold" => Value::from(casefold(text)),
+        "isprintable" => Value::from(text.chars().all(is_printable)),
         "index" | "rindex" => {
             let (part,): (&str,) = from_args(args)?;
             let found = if name == "index" { text.find(part) } else { text.rfind(part) };
@@ -243,7 +308,7 @@ pub(super) fn strip<'t>(text: &'t str, chars: Option<&str>, left: bool, right: b
 }
 
 /// `str.isspace`: Unicode's white space and the four separators of ASCII.
-fn is_space(letter: char) -> bool {
+pub(super) fn is_space(letter: char) -> bool {
     letter.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&letter)
 }
 
@@ -302,37 +367,6 @@ pub(super) fn split_lines(text: &str, keep_ends: bool) -> impl Iterator<Item = &
         rest = &rest[end + len..];
         Some(line)
     })
-}
-
-fn title(text: &str) -> String {
-    let mut after_cased = false;
-    let mut result = String::with_capacity(text.len());
-    for letter in text.chars() {
-        if after_cased {
-            result.extend(letter.to_lowercase())
-        } else {
-            result.extend(title_case(letter))
-        }
-        after_cased = letter.is_lowercase() || letter.is_uppercase();
-    }
-    result
-}
-
-fn capitalize(text: &str) -> String {
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| title_case(first).chain(letters.as_str().to_lowercase().chars()).collect())
-}
-
-/// `ß` becomes `Ss`, not `SS`. Unicode's four digraphs with a title case of their own become upper case.
-fn title_case(letter: char) -> impl Iterator<Item = char> {
-    letter.to_uppercase().enumerate().flat_map(|(at, upper)| {
-        let lower = (at > 0).then(|| upper.to_lowercase());
-        lower.into_iter().flatten().chain((at == 0).then_some(upper))
-    })
-}
-
-fn swap_case(letter: char) -> Vec<char> {
-    if letter.is_uppercase() { letter.to_lowercase().collect() } else { letter.to_uppercase().collect() }
 }
 
 fn list_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {

@@ -11,13 +11,21 @@
 //! ```
 
 mod template;
+mod control;
 mod lesson;
+mod parts;
+mod tools;
 mod program;
 mod source;
+mod literal;
 mod operators;
 mod list;
+mod view;
 mod meter;
 mod python;
+mod pprint;
+mod markup;
+mod cases;
 mod json;
 mod methods;
 mod filters;
@@ -31,14 +39,17 @@ use serde_json::{Map, Value as Json};
 
 use super::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
+pub use control::ControlTokens;
 pub(super) use lesson::Lesson;
+pub use parts::{AnswerFormat, AnswerPart, PartStream, ToolCall};
 use program::Program;
 pub use template::ChatTemplate;
 
 /// A conversation: messages, the tools the model may call, and what else the template reads.
 ///
 /// Message fields beside `role` and `content` (`tool_calls`, `name`, `reasoning_content`, …) reach the template as they came, in
-/// their order. As in transformers, a field that is null counts as absent, and `reasoning_content` is also visible as `thinking`.
+/// their order. As in transformers 5.24, a field that is null counts as absent, and the thoughts of a message, which come as
+/// `reasoning_content`, `thinking` or `reasoning`, are visible under the first two of these names, whichever the template reads.
 #[derive(Debug, Clone, Default)]
 pub struct Chat {
     messages: Vec<Map<String, Json>>,
@@ -46,6 +57,8 @@ pub struct Chat {
     program: Option<Program>,
     variables: Map<String, Json>,
     unix_seconds: Option<i64>,
+    continues: bool,
+    control_tokens: ControlTokens,
 }
 
 impl Chat {
@@ -160,13 +173,39 @@ impl Chat {
         self.unix_seconds = Some(unix_seconds);
     }
 
+    /// Leaves the last message open, so that the model goes on with it instead of beginning another one: the prompt ends where its
+    /// content ends, or the content's last part of text; without a content, where its thoughts end.
+    ///
+    /// A prompt for an answer then has no generation prompt: rendering with one is an error.
+    pub fn set_continue_final_message(&mut self, continues: bool) {
+        self.continues = continues;
+    }
+
+    /// Whether the last message is left open.
+    pub(super) fn continues(&self) -> bool {
+        self.continues
+    }
+
+    /// What control tokens are that messages, tools and variables hold; tokens by default, as in transformers, which is what a
+    /// host wants whose own code writes the messages. Where others write them, [`ControlTokens::Text`] keeps them from ending a turn.
+    ///
+    /// Control tokens are the tokenizer's special tokens and those of its added tokens that the template mentions. Roles and other
+    /// pieces that a template makes a token of (`'<|' + role + '|>'`) are not looked through, nor are the names of fields.
+    ///
+    /// With [`ControlTokens::Text`] a conversation has no text that means the same to a tokenizer: [`encode`](Self::encode) gives its
+    /// ids, and sessions take it as it is; [`render`](Self::render) and training are errors.
+    pub fn set_control_tokens(&mut self, control_tokens: ControlTokens) {
+        self.control_tokens = control_tokens;
+    }
+
     /// The prompt, as transformers' `apply_chat_template` makes it. `template`: the model's; `None` if it has none (then [`set_template`](Self::set_template) must have been called).
     ///
     /// It is more lenient than Python in one thing: a loop over None is empty. Tags that load other templates (`include`, `import`,
     /// `extends`, `block`) are not supported.
     ///
     /// # Errors
-    /// `ErrorKind::Template` with the template's line: its own `raise_exception`, a failed operation, or more than 100 million steps
+    /// `ErrorKind::NotFound` without a template; `ErrorKind::InvalidArgument` for a generation prompt behind a message that is left
+    /// open, and with [`ControlTokens::Text`]; `ErrorKind::Template` with the template's line: its own `raise_exception`, a failed operation, or more than 100 million steps
     /// (an instruction, or ten bytes of text that are searched or copied; less than a second in all), 64 MiB of text or 50 nested
     /// macros.
     pub fn render(&self, template: Option<&ChatTemplate>, add_generation_prompt: bool) -> Result<String> {
@@ -191,36 +230,126 @@ impl Chat {
         add_generation_prompt: bool,
         cancel: Option<&Cancel>,
     ) -> Result<String> {
-        let program = match (&self.program, template) {
-            (Some(program), _) => program,
-            (None, Some(template)) => template.program(self.tools.is_some())?,
-            (None, None) => return Err(Error::new(ErrorKind::Template, "chat template: the model has none, and none was set")),
+        let program = self.chosen_program(template)?;
+        if self.control_tokens == ControlTokens::Text {
+            let message = "chat: control tokens of its messages are text, which a rendered text cannot tell: encode it instead";
+            return Err(Error::argument(message));
+        }
+        if self.continues && count == self.messages.len() {
+            return self.render_open(program, template, add_generation_prompt, cancel);
+        }
+        let messages = self.messages[..count].iter().map(message_fields);
+        program.render(self.variables_of(template, messages, add_generation_prompt), self.now(), cancel)
+    }
+
+    /// With the last message left open.
+    ///
+    /// # Source
+    /// `continue_final_message` of `render_jinja_template` in transformers 5.24: the message gets a mark at its end, and the prompt ends
+    /// there.
+    fn render_open(
+        &self,
+        program: &Program,
+        template: Option<&ChatTemplate>,
+        add_generation_prompt: bool,
+        cancel: Option<&Cancel>,
+    ) -> Result<String> {
+        let refused = |why: &str| Error::argument(format!("continue_final_message: {why}"));
+        if add_generation_prompt {
+            return Err(refused("the last message is left open, so no generation prompt can follow"));
+        }
+        let mut messages: Vec<_> = self.messages.iter().map(message_fields).collect();
+        let last = messages.last_mut().ok_or_else(|| refused("expected a message, found none"))?.to_mut();
+        let open = if last.contains_key("content") { "content" } else { "reasoning_content" };
+        let text = match last.get_mut(open) {
+            Some(Json::String(text)) => text.clone(),
+            Some(Json::Array(parts)) => {
+                let text = parts.iter_mut().rev().find_map(|part| part.get_mut("text"));
+                let Some(Json::String(text)) = text else { return Err(refused("the last message has no part of text")) };
+                let open = text.clone();
+                text.push_str(OPEN_END);
+                open
+            }
+            _ => return Err(refused("the last message has neither content nor thoughts")),
         };
+        // Thoughts stand under two names, and the template reads one of them.
+        let names: &[&str] = if open == "content" { &["content"] } else { &["reasoning_content", "thinking", "reasoning"] };
+        for name in names {
+            if let Some(Json::String(copy)) = last.get_mut(*name)
+                && *copy == text
+            {
+                copy.push_str(OPEN_END);
+            }
+        }
+        let rendered = program.render(self.variables_of(template, messages.into_iter(), false), self.now(), cancel)?;
+        let strip = |text: &str| methods::strip(text, None, true, true).to_owned();
+        let end = rendered.rfind(OPEN_END.trim()).filter(|_| rendered.contains(&strip(&text)));
+        let Some(end) = end else {
+            let message = "chat template: continue_final_message: the end of the last message is not in the prompt";
+            return Err(Error::new(ErrorKind::Template, message));
+        };
+        // A template that trims messages shows it by the space of the mark, and has trimmed the one before it.
+        let kept = if rendered[end..].starts_with(OPEN_END) {
+            &rendered[..end]
+        } else {
+            methods::strip(&rendered[..end], None, false, true)
+        };
+        Ok(kept.to_owned())
+    }
+
+    /// The template that counts.
+    fn chosen_program<'c>(&'c self, template: Option<&'c ChatTemplate>) -> Result<&'c Program> {
+        match (&self.program, template) {
+            (Some(program), _) => Ok(program),
+            (None, Some(template)) => template.program(self.tools.is_some()),
+            (None, None) => Err(Error::new(ErrorKind::NotFound, "chat template: the model has none, and none was set")),
+        }
+    }
+
+    fn variables_of<'m>(
+        &self,
+        template: Option<&ChatTemplate>,
+        messages: impl Iterator<Item = Cow<'m, Map<String, Json>>>,
+        add_generation_prompt: bool,
+    ) -> Vec<(String, Value)> {
         let mut variables: Vec<(String, Value)> = vec![("documents".to_owned(), Value::from(()))];
         let model = template.map(ChatTemplate::variables).into_iter().flatten();
         variables.extend(model.chain(&self.variables).map(|(name, value)| (name.clone(), python::from_json(value))));
         variables.extend([
-            ("messages".to_owned(), python::from_objects(self.messages[..count].iter().map(message_fields))),
+            ("messages".to_owned(), python::from_objects(messages)),
             ("tools".to_owned(), self.tools.as_ref().map_or(Value::from(()), python::from_json)),
             ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
         ]);
-        program.render(variables, self.unix_seconds.unwrap_or_else(now), cancel)
+        variables
+    }
+
+    fn now(&self) -> i64 {
+        self.unix_seconds.unwrap_or_else(now)
     }
 }
 
 /// What transformers hands to a template for a message.
 fn message_fields(message: &Map<String, Json>) -> Cow<'_, Map<String, Json>> {
-    let renames = message.contains_key("reasoning_content") && !message.contains_key("thinking");
-    if !renames && !message.values().any(Json::is_null) {
+    let reasoning = REASONING.iter().find_map(|name| message.get(*name).filter(|value| !value.is_null()));
+    if reasoning.is_none() && !message.values().any(Json::is_null) {
         return Cow::Borrowed(message);
     }
-    let mut fields = message.clone();
-    fields.retain(|_, value| !value.is_null());
-    if let (Some(reasoning), false) = (fields.get("reasoning_content"), fields.contains_key("thinking")) {
+    let mut fields = Map::new();
+    if let Some(reasoning) = reasoning {
         fields.insert("thinking".to_owned(), reasoning.clone());
+    }
+    let own = message.iter().filter(|(_, value)| !value.is_null());
+    fields.extend(own.map(|(name, value)| (name.clone(), value.clone())));
+    if let Some(reasoning) = reasoning {
+        fields.insert("reasoning_content".to_owned(), reasoning.clone());
     }
     Cow::Owned(fields)
 }
+
+/// The names that a message's thoughts come under; the first that is there counts.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+/// Stands at the end of a message that is left open while it is rendered; what trims the message takes its space.
+const OPEN_END: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
 /// `at`: which message it is, for the error.
 fn check_message(at: usize, message: Json) -> Result<Map<String, Json>> {
@@ -318,10 +447,13 @@ const ATTRIBUTE_METHOD: &str = "__attribute__";
 const CHECK: &str = "__check__";
 const CHECK_ATTRIBUTE: &str = "__check_attribute__";
 const ITERATE: &str = "__iterate__";
+const ITEM_METHOD: &str = "__item__";
 const KEY: &str = "__key__";
 const TOUCH: &str = "__touch__";
 /// The function that a run begins with.
 const START: &str = "__start__";
+/// The halves of UTF-16 pairs that a template's literals may hold, from U+D800 on: letters of their own, which no text has.
+const SURROGATES: char = '\u{10f800}';
 /// A value that a template stores, and the text it makes.
 const MAX_BYTES: usize = 64 << 20;
 /// What a run may do, in instructions of minijinja or what takes as long: less than a second. A hundred thousand messages take a

@@ -8,13 +8,15 @@
 
 use minijinja::formatting::{self, FormatStyle};
 use minijinja::value::{Rest, Tuple, ValueKind};
-use minijinja::{Error, State, Value};
+use minijinja::{AutoEscape, Error, State, Value};
 
 use super::MAX_BYTES;
 use super::filters::check_format;
 use super::list::{self, measure, too_large};
+use super::markup::{self, escape_text};
 use super::meter::{Cost, UNITS_PER_ITEM, charge, read, units_of};
 use super::python::{invalid, to_str};
+use super::view::View;
 
 /// The filters, and the operators that become them.
 pub(super) const ADD: &str = "__add__";
@@ -77,7 +79,7 @@ fn unsupported(name: &str, left: &Value, right: &Value) -> Error {
 }
 
 fn is_list(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) && View::of(value).is_none()
 }
 
 /// `left + right`. Text that is marked safe makes the other's text safe by escaping it, as Markup does.
@@ -87,8 +89,8 @@ pub(super) fn add(state: &mut State, left: &Value, right: &Value) -> Result<Valu
         return match (left.is_safe(), right.is_safe()) {
             (false, false) => joined(&[a, b]).map(Value::from),
             (true, true) => joined(&[a, b]).map(Value::from_safe_string),
-            (true, false) => joined(&[a, &escape(b)?]).map(Value::from_safe_string),
-            (false, true) => joined(&[&escape(a)?, b]).map(Value::from_safe_string),
+            (true, false) => joined(&[a, &escape_text(b)?]).map(Value::from_safe_string),
+            (false, true) => joined(&[&escape_text(a)?, b]).map(Value::from_safe_string),
         };
     }
     if left.is_tuple() && right.is_tuple() {
@@ -101,25 +103,6 @@ pub(super) fn add(state: &mut State, left: &Value, right: &Value) -> Result<Valu
     }
     charge(state, UNITS_PER_ITEM)?;
     arithmetic("+", left, right, i128::checked_add, |a, b| a + b)
-}
-
-/// `markupsafe.escape`.
-fn escape(text: &str) -> Result<String, Error> {
-    let mut escaped = String::new();
-    for letter in text.chars() {
-        match letter {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '\'' => escaped.push_str("&#39;"),
-            '"' => escaped.push_str("&#34;"),
-            _ => escaped.push(letter),
-        }
-        if escaped.len() > MAX_BYTES {
-            return Err(too_large());
-        }
-    }
-    Ok(escaped)
 }
 
 fn joined(parts: &[&str]) -> Result<String, Error> {
@@ -195,7 +178,8 @@ pub(super) fn remainder(state: &mut State, left: &Value, right: &Value) -> Resul
     if let Some(format) = left.as_str() {
         let args = if right.is_tuple() { list::items(state, right)? } else { vec![right.clone()] };
         check_format(state, format, &args)?;
-        return formatting::format(FormatStyle::Printf, format, &args).map(Value::from);
+        let args = if left.is_safe() { markup::escaped_args(&args)? } else { args };
+        return Ok(markup::alike(left, formatting::format(FormatStyle::Printf, format, &args)?));
     }
     if number(right).map(float) == Some(0.0) {
         return Err(failed("%", left, right));
@@ -243,7 +227,8 @@ pub(super) fn concat(state: &mut State, left: &Value, right: &Value) -> Result<V
         _ => joined(&[&to_str(left)?, &to_str(right)?])?,
     };
     charge(state, 2 * text.len())?;
-    Ok(Value::from(text))
+    let is_escaped = !matches!(state.auto_escape(), AutoEscape::None) && (left.is_safe() || right.is_safe());
+    if is_escaped { add(state, &markup::escape(left)?, &markup::escape(right)?) } else { Ok(Value::from(text)) }
 }
 
 /// `left < middle <= right`: operators and operands by turns.
@@ -271,12 +256,25 @@ pub(super) fn compare(state: &mut State, first: &Value, chain: Rest<Value>) -> R
 
 pub(super) fn equal(state: &mut State, left: &Value, right: &Value) -> Result<bool, Error> {
     charge_comparison(state, left, right)?;
-    Ok(left == right)
+    Ok(match (View::of(left), View::of(right)) {
+        (None, None) => left == right,
+        (Some(View::Range(a)), Some(View::Range(b))) => a == b || (a.len() == 0 && b.len() == 0),
+        // As sets; values are never equal to others.
+        (Some(View::Dict { name: a, items }), Some(View::Dict { name: b, items: others })) => {
+            a == b && *a != "dict_values" && items.len() == others.len() && items.iter().all(|item| others.contains(item))
+        }
+        _ => false,
+    })
 }
 
 pub(super) fn order(state: &mut State, left: &Value, right: &Value) -> Result<std::cmp::Ordering, Error> {
     charge_comparison(state, left, right)?;
-    Ok(left.cmp(right))
+    let as_number = |value: &Value| {
+        if value.kind() == ValueKind::Bool { Value::from(i64::from(value.is_true())) } else { value.clone() }
+    };
+    // minijinja sorts booleans before all numbers; they are numbers.
+    let is_mixed = (left.kind() == ValueKind::Bool) != (right.kind() == ValueKind::Bool);
+    Ok(if is_mixed { as_number(left).cmp(&as_number(right)) } else { left.cmp(right) })
 }
 
 /// `needle in haystack`.

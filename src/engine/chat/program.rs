@@ -19,7 +19,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind as JinjaError, Output, State,
 
 use super::meter::{CancelFlag, Cost};
 use super::{CHECK, CHECK_ATTRIBUTE, ITERATE, KEY, MAX_BYTES, MAX_STEPS, START, TOUCH};
-use super::{filters, meter, methods, operators, python, source, time};
+use super::{filters, literal, markup, meter, methods, operators, python, source, time};
 use crate::engine::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -77,8 +77,12 @@ impl Program {
             return Err(Error::cancelled());
         }
         rendered.map_err(template_error)?;
-        String::from_utf8(text.0)
-            .map_err(|error| Error::new(ErrorKind::Template, "chat template: output is not UTF-8").with_source(error))
+        let text = String::from_utf8(text.0)
+            .map_err(|error| Error::new(ErrorKind::Template, "chat template: output is not UTF-8").with_source(error))?;
+        if !literal::may_have_surrogates(&self.0.source) {
+            return Ok(text);
+        }
+        literal::surrogates_joined(text).map_err(|message| at_line(None, &message))
     }
 
     fn environment(&self) -> Result<&Environment<'static>> {
@@ -193,7 +197,13 @@ fn metered_test(
 /// `{{ value }}`: Python's `str`. Counts what is printed, because a macro's text is a value that grows where no writer sees it.
 fn print(out: &mut Output, state: &mut State, value: &Value) -> std::result::Result<(), minijinja::Error> {
     meter::read(state, Cost::Deep, value)?;
+    let escaped;
+    let is_escaped = !matches!(state.auto_escape(), AutoEscape::None);
     let text = match value.as_str() {
+        _ if is_escaped => {
+            escaped = markup::escape(value)?;
+            Cow::Borrowed(escaped.as_str().unwrap_or_default())
+        }
         Some(text) => Cow::Borrowed(text),
         None => Cow::Owned(python::to_str(value)?),
     };

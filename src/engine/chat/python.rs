@@ -12,8 +12,10 @@ use std::fmt::Write;
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, State, Value};
 
-use super::MAX_BYTES;
 use super::list::{self, List, MAX_DEPTH, Size};
+use super::pprint::sorted_keys;
+use super::view::View;
+use super::{MAX_BYTES, SURROGATES};
 
 /// A JSON value as a template sees it, keys in their order.
 pub(super) fn from_json(json: &serde_json::Value) -> Value {
@@ -72,44 +74,142 @@ pub(super) fn to_str(value: &Value) -> Result<String, Error> {
         None if value.is_undefined() => Ok(String::new()),
         None => {
             let mut text = String::new();
-            write_repr(&mut text, value, 0)?;
+            write_repr(&mut text, value, Keys::AsTheyCame, 0)?;
             Ok(text)
         }
     }
 }
 
+/// `repr(value)` with the keys of dicts sorted.
+pub(super) fn repr_sorted(value: &Value) -> Result<String, Error> {
+    let mut text = String::new();
+    write_repr(&mut text, value, Keys::Sorted, 0)?;
+    Ok(text)
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Keys {
+    AsTheyCame,
+    Sorted,
+}
+
 /// `repr(value)`.
-fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
+fn write_repr(out: &mut String, value: &Value, order: Keys, depth: usize) -> Result<(), Error> {
     check_text(out, depth)?;
+    if let Some(text) = value.as_str() {
+        out.push_str(if value.is_safe() { "Markup(" } else { "" });
+        write_text(out, text);
+        out.push_str(if value.is_safe() { ")" } else { "" });
+        return Ok(());
+    }
+    match View::of(value) {
+        Some(View::Dict { name, items }) => {
+            out.push_str(name);
+            out.push('(');
+            write_items(out, items.iter().cloned(), ("[", "]"), order, depth)?;
+            out.push(')');
+            return Ok(());
+        }
+        Some(View::Range(range)) => {
+            out.push_str(&format!("range({}, {}", range.start, range.stop));
+            out.push_str(&if range.step == 1 { ")".to_owned() } else { format!(", {})", range.step) });
+            return Ok(());
+        }
+        None => {}
+    }
     match value.kind() {
         ValueKind::Number => out.push_str(&number(value)),
         ValueKind::Seq | ValueKind::Iterable => {
-            let (open, close) = if value.is_tuple() { ('(', ")") } else { ('[', "]") };
-            out.push(open);
-            let mut len = 0;
-            for item in value.try_iter()? {
-                out.push_str(if len == 0 { "" } else { ", " });
-                write_repr(out, &item, depth + 1)?;
-                len += 1;
-            }
-            out.push_str(if value.is_tuple() && len == 1 { "," } else { "" });
-            out.push_str(close);
+            let is_tuple = value.is_tuple() || is_object(value, "GroupTuple");
+            let ends = match (is_tuple, value.len()) {
+                (true, Some(1)) => ("(", ",)"),
+                (true, _) => ("(", ")"),
+                (false, _) => ("[", "]"),
+            };
+            write_items(out, value.try_iter()?, ends, order, depth)?;
+        }
+        ValueKind::Map if is_object(value, "Loop") => {
+            let at = |name: &str| value.get_attr(name).map(|number| number.to_string());
+            out.push_str(&format!("<LoopContext {}/{}>", at("index")?, at("length")?));
+        }
+        ValueKind::Map if is_object(value, "Macro") => {
+            out.push_str("<Macro ");
+            write_repr(out, &value.get_attr("name")?, order, depth + 1)?;
+            out.push('>');
         }
         ValueKind::Map => {
-            out.push('{');
-            for (at, key) in value.try_iter()?.enumerate() {
+            out.push_str(if is_namespace(value) { "<Namespace {" } else { "{" });
+            let keys = if order == Keys::Sorted { sorted_keys(value)? } else { value.try_iter()?.collect() };
+            for (at, key) in keys.iter().enumerate() {
                 out.push_str(if at == 0 { "" } else { ", " });
-                write_repr(out, &key, depth + 1)?;
+                write_repr(out, key, order, depth + 1)?;
                 out.push_str(": ");
-                write_repr(out, &value.get_item(&key)?, depth + 1)?;
+                write_repr(out, &value.get_item(key)?, order, depth + 1)?;
             }
-            out.push('}');
+            out.push_str(if is_namespace(value) { "}>" } else { "}" });
         }
         ValueKind::Undefined => out.push_str("Undefined"),
-        // Strings, None, booleans and objects without content: minijinja's debug form is Python's repr.
+        // None, booleans and objects without content: minijinja's debug form is Python's repr.
         _ => write!(out, "{value:?}").map_err(|_| invalid("a value that does not print"))?,
     }
     Ok(())
+}
+
+fn write_items(
+    out: &mut String,
+    items: impl Iterator<Item = Value>,
+    (open, close): (&str, &str),
+    order: Keys,
+    depth: usize,
+) -> Result<(), Error> {
+    out.push_str(open);
+    for (at, item) in items.enumerate() {
+        out.push_str(if at == 0 { "" } else { ", " });
+        write_repr(out, &item, order, depth + 1)?;
+    }
+    out.push_str(close);
+    Ok(())
+}
+
+/// `repr` of a text: what does not print is an escape.
+fn write_text(out: &mut String, text: &str) {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    out.push(quote);
+    for letter in text.chars() {
+        match letter {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\\' => out.push_str("\\\\"),
+            _ if letter == quote => out.extend(['\\', letter]),
+            ' '..='~' => out.push(letter),
+            _ if is_printable(letter) => out.push(letter),
+            // Half of a surrogate pair: see `literal`.
+            SURROGATES.. => out.push_str(&format!("\\u{:04x}", letter as u32 - SURROGATES as u32 + 0xd800)),
+            ..='\u{ff}' => out.push_str(&format!("\\x{:02x}", letter as u32)),
+            ..='\u{ffff}' => out.push_str(&format!("\\u{:04x}", letter as u32)),
+            _ => out.push_str(&format!("\\U{:08x}", letter as u32)),
+        }
+    }
+    out.push(quote);
+}
+
+/// `str.isprintable`: Rust's debug form asks the same of a letter that follows another one.
+pub(super) fn is_printable(letter: char) -> bool {
+    let mut shown = ['a', letter].iter().collect::<String>();
+    let plain = shown.len();
+    shown = shown.escape_debug().collect();
+    shown.len() == plain || matches!(letter, '"' | '\'' | '\\')
+}
+
+/// Whether a value is a dict of Python: what minijinja calls a map may be a state of its own.
+pub(super) fn is_dict(value: &Value) -> bool {
+    value.kind() == ValueKind::Map && !["Namespace", "Loop", "Macro"].iter().any(|name| is_object(value, name))
+}
+
+/// Whether a value is an object of minijinja's with this name.
+fn is_object(value: &Value, name: &str) -> bool {
+    value.as_object().is_some_and(|object| object.type_name().starts_with("minijinja") && object.type_name().ends_with(name))
 }
 
 pub(super) fn number(value: &Value) -> String {
@@ -153,7 +253,7 @@ pub(super) fn check_attribute(state: &mut State, value: &Value) -> Result<Value,
 }
 
 pub(super) fn is_namespace(value: &Value) -> bool {
-    value.as_object().is_some_and(|object| object.type_name().contains("Namespace"))
+    is_object(value, "Namespace")
 }
 
 pub(super) fn check_text(text: &str, depth: usize) -> Result<(), Error> {

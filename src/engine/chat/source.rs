@@ -6,6 +6,9 @@
 //!   is controlled here (`trim_blocks`, `lstrip_blocks`, `-` and `+`), as Jinja2's lexer does it;
 //! - `{% generation %} … {% endgeneration %}` (transformers' own block) becomes `{% with %} … {% endwith %}`;
 //! - `x[a:b:c]` becomes a call of Python's slicing: minijinja 3.0.5 panics on `''[::-1]` and keeps index 0 in `x[:0:-1]`;
+//! - `x[y]` becomes a call as well, unless `y` is a text or an integer that stands there: a list has no place 1.0;
+//! - text literals are written anew: see [`literal`];
+//! - `{% macro m(a, b=a) %}` sets `b` within the macro, where `a` is known; `{% with a=1, b=a %}` sets both at once;
 //! - `x.items` without a call is a dict's method in Python, even where the dict has a key `items`.
 //!
 //! Nothing moves to another line, so line numbers stay true. What would make minijinja recurse without a bound is refused here.
@@ -15,8 +18,9 @@
 //! {% set x = a + b %} →  {% set x =( a |__add__( b ))|__check__ %}
 //! ```
 
+use super::literal;
 use super::operators::{ADD, COMPARE, CONCAT, DIVIDE, DIVIDE_FLOOR, MULTIPLY, POWER, REMAINDER, SUBTRACT};
-use super::{ATTRIBUTE_METHOD, CHECK, CHECK_ATTRIBUTE, ITERATE, KEY, SLICE_METHOD, TOUCH};
+use super::{ATTRIBUTE_METHOD, CHECK, CHECK_ATTRIBUTE, ITEM_METHOD, ITERATE, KEY, SLICE_METHOD, TOUCH};
 
 /// What is wrong with a template's text, and where.
 #[derive(Debug)]
@@ -41,6 +45,7 @@ pub(super) fn rewrite(source: &str) -> Result<String, SourceError> {
         depth: 0,
         blocks: 0,
         branches: 0,
+        defaults: Vec::new(),
     };
     match rewriter.run() {
         Ok(()) => Ok(rewriter.out),
@@ -67,6 +72,8 @@ struct Rewriter<'s> {
     blocks: usize,
     /// How many `elif` there were.
     branches: usize,
+    /// Parameters whose default value is given behind the tag, and it.
+    defaults: Vec<(&'s str, String)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -248,7 +255,11 @@ impl<'s> Rewriter<'s> {
             _ if name.starts_with("end") => {}
             _ => return Err(format!("syntax error: unknown statement {name}")),
         }
-        self.end_tag(Tag::Block)
+        self.end_tag(Tag::Block)?;
+        for (name, default) in std::mem::take(&mut self.defaults) {
+            self.out.push_str(&format!("{{%if {name} is undefined%}}{{%set {name}=({default})|{CHECK}%}}{{%endif%}}"));
+        }
+        Ok(())
     }
 
     /// At the end of the name `raw`: up to and with the tag that ends the block.
@@ -356,35 +367,63 @@ impl<'s> Rewriter<'s> {
         }
     }
 
-    /// `a = 1, b = 2`.
+    /// `a = 1, b = 2` becomes `(a, b) = (1, 2)`: no value sees the others.
     fn assignments(&mut self) -> Result<(), String> {
+        let (start, mut targets, mut values) = (self.out.len(), Vec::new(), Vec::new());
         while self.peek()? != Token::End {
+            let at = self.out.len();
             self.targets("")?;
-            self.sign("=")?;
+            if self.peek()? != Token::Sign("=") {
+                return Err(self.unexpected("`=`"));
+            }
+            self.skip_token()?;
+            let value_at = self.out.len();
             self.expression()?;
+            values.push(self.out[value_at..].to_owned());
+            targets.push(self.out[at..value_at].to_owned());
             self.depth = 0;
+            if self.peek()? != Token::Sign(",") {
+                break;
+            }
+            self.skip_token()?;
+        }
+        self.out.truncate(start);
+        match (targets.as_slice(), values.as_slice()) {
+            ([], _) => {}
+            ([target], [value]) => self.out.push_str(&format!("{target}={value}")),
+            _ => self.out.push_str(&format!(" ({}) = ({})", targets.join(","), values.join(","))),
+        }
+        Ok(())
+    }
+
+    /// `(a, b=1)` of a macro. Where a default names a parameter, all of them are given behind the tag.
+    fn parameters(&mut self) -> Result<(), String> {
+        let depth = self.open("(")?;
+        let (mut names, mut defaults, mut names_one) = (Vec::<&str>::new(), Vec::new(), false);
+        while self.peek()? != Token::Sign(")") {
+            self.depth = depth;
+            let Token::Name(name) = self.peek()? else { return Err(self.unexpected("identifier")) };
+            self.take()?;
+            if self.peek()? == Token::Sign("=") {
+                let start = self.out.len();
+                self.sign("=")?;
+                let (from, value_at) = (self.at, self.out.len());
+                self.expression()?;
+                let read = &self.source[from..self.at];
+                names_one |= names.iter().any(|name| has_word(read, name));
+                defaults.push((start..self.out.len(), name, self.out[value_at..].to_owned()));
+            }
+            names.push(name);
             if self.peek()? != Token::Sign(",") {
                 break;
             }
             self.sign(",")?;
         }
-        Ok(())
-    }
-
-    /// `(a, b=1)` of a macro.
-    fn parameters(&mut self) -> Result<(), String> {
-        let depth = self.open("(")?;
-        while self.peek()? != Token::Sign(")") {
-            self.depth = depth;
-            self.name()?;
-            if self.peek()? == Token::Sign("=") {
-                self.sign("=")?;
-                self.expression()?;
+        if names_one {
+            for (place, name, default) in defaults.into_iter().rev() {
+                self.out.replace_range(place, "");
+                self.defaults.insert(0, (name, default));
             }
-            if self.peek()? != Token::Sign(",") {
-                break;
-            }
-            self.sign(",")?;
         }
         self.close(")", depth)
     }
@@ -592,7 +631,7 @@ impl<'s> Rewriter<'s> {
         let mut deepest = depth;
         while self.peek()? != Token::Sign("}") {
             self.depth = depth;
-            self.key(":")?;
+            self.dict_key()?;
             self.sign(":")?;
             self.expression()?;
             deepest = deepest.max(self.depth);
@@ -605,21 +644,29 @@ impl<'s> Rewriter<'s> {
     }
 
     /// A key of a dict or a subscript: what it costs to look it up depends on its length.
-    fn key(&mut self, end: &str) -> Result<(), String> {
-        let first = self.peek()?;
-        let is_short = match first {
-            Token::Number(_) => true,
-            Token::Text(text) => text.len() <= MAX_NAME_BYTES,
-            _ => false,
-        };
-        let start = self.out.len();
-        self.expression()?;
-        let is_literal = is_short && self.out[start..].trim() == token_text(first);
-        let is_slice = end == "]" && self.peek()? == Token::Sign(":");
-        if !is_literal && !is_slice {
+    fn dict_key(&mut self) -> Result<(), String> {
+        let (start, is_literal) = (self.out.len(), self.key()?);
+        if !is_literal {
             self.wrap(start, KEY);
         }
         Ok(())
+    }
+
+    /// An expression; `true` if it is a short text or an integer.
+    fn key(&mut self) -> Result<bool, String> {
+        self.skip_space();
+        let start = self.at;
+        let first = self.peek()?;
+        let is_short = match first {
+            Token::Number(_) | Token::Sign("-") => true,
+            Token::Text(text) => text.len() <= MAX_NAME_BYTES,
+            _ => false,
+        };
+        self.expression()?;
+        let read = self.source[start..self.at].trim();
+        let digits = read.strip_prefix('-').unwrap_or(read);
+        let is_integer = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit() || digit == b'_');
+        Ok(is_short && (is_integer || (read == token_text(first) && matches!(first, Token::Text(_)))))
     }
 
     fn postfix(&mut self) -> Result<(), String> {
@@ -641,6 +688,15 @@ impl<'s> Rewriter<'s> {
             Token::Name(name) | Token::Number(name) => name,
             _ => return Err(self.unexpected("identifier or integer")),
         };
+        if matches!(self.peek()?, Token::Number(_)) {
+            // `a.0.1` would end with a number of minijinja's.
+            self.skip_token()?;
+            let behind = lines(&self.out[before..]);
+            self.out.truncate(before);
+            (0..behind).for_each(|_| self.out.push('\n'));
+            self.out.push_str(&format!("[{name}]"));
+            return Ok(());
+        }
         self.take()?;
         let is_call = self.peek()? == Token::Sign("(");
         if name == "cycle" && is_call && self.rest()[1..].trim_start_matches(is_space).starts_with([')', '*']) {
@@ -660,13 +716,14 @@ impl<'s> Rewriter<'s> {
         Ok(())
     }
 
-    /// `[key]`, or a slice: `[1:]` becomes `.__slice__(1,none,none)`.
+    /// `[key]` becomes `.__item__(key)`, unless the key stands there; a slice, `[1:]`, becomes `.__slice__(1,none,none)`.
     fn subscript(&mut self) -> Result<(), String> {
         let start = self.out.len();
         let depth = self.open("[")?;
         let mut deepest = depth;
         let mut colons = 0;
         let mut has_bound = false;
+        let mut is_literal = false;
         loop {
             match self.peek()? {
                 Token::Sign(":") if colons < 2 => {
@@ -682,7 +739,7 @@ impl<'s> Rewriter<'s> {
                 _ => {
                     self.depth = depth;
                     if colons == 0 {
-                        self.key("]")?
+                        is_literal = self.key()?;
                     } else {
                         self.expression()?
                     }
@@ -691,14 +748,18 @@ impl<'s> Rewriter<'s> {
                 }
             }
         }
-        if colons == 0 {
-            return if has_bound { self.close("]", deepest) } else { Err("syntax error: empty subscript".to_owned()) };
+        if colons == 0 && !has_bound {
+            return Err("syntax error: empty subscript".to_owned());
         }
-        if !has_bound {
-            self.out.push_str("none");
+        if colons == 0 && is_literal {
+            return self.close("]", deepest);
         }
-        self.out.push_str(if colons == 1 { ",none" } else { "" });
-        self.out.replace_range(start..start + 1 + self.out[start..].find('[').unwrap_or(0), &format!(".{SLICE_METHOD}("));
+        if colons > 0 {
+            self.out.push_str(if has_bound { "" } else { "none" });
+            self.out.push_str(if colons == 1 { ",none" } else { "" });
+        }
+        let method = if colons == 0 { ITEM_METHOD } else { SLICE_METHOD };
+        self.out.replace_range(start..start + 1 + self.out[start..].find('[').unwrap_or(0), &format!(".{method}("));
         self.skip_token()?;
         self.out.push(')');
         self.brackets -= 1;
@@ -797,8 +858,10 @@ impl<'s> Rewriter<'s> {
 
     /// Copies the next token.
     fn take(&mut self) -> Result<(), String> {
-        let text = token_text(self.peek()?);
-        self.out.push_str(text);
+        match self.peek()? {
+            Token::Text(text) if text.contains('\\') => self.out.push_str(&literal::rewrite(text)?),
+            token => self.out.push_str(token_text(token)),
+        }
         self.skip_token()
     }
 
@@ -896,6 +959,14 @@ fn word(text: &str) -> &str {
     &text[..end.map_or(text.len(), |(at, _)| at)]
 }
 
+/// Whether an expression has this word outside of its texts, or within one: what is found without need is moved without harm.
+fn has_word(expression: &str, name: &str) -> bool {
+    let is_part = |letter: char| letter.is_alphanumeric() || letter == '_';
+    expression
+        .match_indices(name)
+        .any(|(at, _)| !expression[..at].ends_with(is_part) && !expression[at + name.len()..].starts_with(is_part))
+}
+
 /// How many bytes the number at the start of `text` takes.
 fn number_len(text: &str, may_be_float: bool) -> usize {
     let mut len = identifier(text).len();
@@ -936,7 +1007,7 @@ const SIGNS: [&str; 25] = [
     "}",
 ];
 /// The methods of Python's dict.
-const DICT_METHODS: [&str; 11] =
+pub(super) const DICT_METHODS: [&str; 11] =
     ["clear", "copy", "fromkeys", "get", "items", "keys", "pop", "popitem", "setdefault", "update", "values"];
 /// The tags that have an end, but for `set`, which may have one.
 const BLOCKS: [&str; 8] = ["if", "for", "macro", "call", "filter", "with", "generation", "autoescape"];
@@ -961,7 +1032,15 @@ mod tests {
             ("{{ a[::-1][0] }}", "{{ a.__slice__(none,none,-1)[0] }}"),
             ("{{ a[b[1:2][0]:c(x, y)] }}", "{{ a.__slice__(b.__slice__(1,2,none)[0],c(x, y),none) }}"),
             ("{{ [{'a': 1}, {b: 2}] }}", "{{ [{'a': 1}, {(b)|__key__: 2}] }}"),
-            ("{{ a['b'][c] }}", "{{ a['b'][(c)|__key__] }}"),
+            ("{{ a['b'][c] }}", "{{ a['b'].__item__(c) }}"),
+            ("{{ a[0][-1][1.0].0.1 }}", "{{ a[0][-1].__item__(1.0)[0][1] }}"),
+            ("{{ 'a\\\nb' }}", "{{ \n'ab' }}"),
+            (
+                "{% macro m(a, b=a, c=1) %}x{% endmacro %}",
+                "{% macro m(a, b, c) %}{%if b is undefined%}{%set b=(a)|__check__%}{%endif%}{%if c is undefined%}{%set c=(1)|__check__%}{%endif%}{{'x'}}{% endmacro %}",
+            ),
+            ("{% macro m(a, b='x') %}x{% endmacro %}", "{% macro m(a, b='x') %}{{'x'}}{% endmacro %}"),
+            ("{% with a = 1, b = a %}{% endwith %}", "{% with ( a , b ) = ( 1, a )%}{% endwith %}"),
             ("{{ '[1:]' ~ \"\\\"[1:]\" }}", "{{ '[1:]' |__concat__( \"\\\"[1:]\" )}}"),
             ("{# a[1:] #}{{ {'a': {'b': 1}} }}", "{{ {'a': {'b': 1}} }}"),
             ("{{ a + b * -c ** d|f(e - 1) }}", "{{ a |__add__( b |__multiply__( -c |__power__( d|f(e |__subtract__( 1)) )))}}"),

@@ -1,0 +1,222 @@
+//! Calls as Python writes them: `[f(a="x", b=[1, None]), g()]`, with or without the brackets.
+
+use serde_json::{Map, Value as Json};
+
+use super::named::is_name;
+use super::xml::Arguments;
+use super::{Found, Tools, close, mark_at, skip_spaces};
+
+/// `fence`: what may stand before the calls; `closes`: behind them.
+pub(super) fn parse(text: &str, tools: &Tools, fence: &str, closes: &[&str]) -> Found {
+    let mut found = Found::default();
+    let mut at = skip_spaces(text, 0);
+    if !fence.is_empty() {
+        match mark_at(text, at, fence) {
+            None => return found,
+            Some(true) => at = skip_spaces(text, at + fence.len()),
+            Some(false) => {}
+        }
+    }
+    let is_list = text[at..].starts_with('[');
+    if is_list {
+        at = skip_spaces(text, at + 1);
+    }
+    loop {
+        let Some(open) = text[at..].find('(').map(|open| at + open) else {
+            let begun = text[at..].trim_end();
+            return if begun.is_empty() || is_name(begun) { found } else { found.invalid() };
+        };
+        let name = text[at..open].trim();
+        // `print(f(x))` of Gemma's examples is a call of f.
+        if !is_name(name) {
+            return found.invalid();
+        }
+        let mut arguments = Arguments::of(name);
+        let end = match keywords(text, open + 1, tools, name, &mut arguments) {
+            Ok(end) => end,
+            Err(stop) => {
+                found.push(arguments.call(false), 0);
+                return if stop == Stop::Open { found } else { found.invalid() };
+            }
+        };
+        found.push(arguments.call(true), end);
+        let next = skip_spaces(text, end);
+        match (text[next..].chars().next(), is_list) {
+            (None, _) => return found,
+            (Some(','), true) => at = skip_spaces(text, next + 1),
+            (Some(']'), true) => {
+                found.good = next + 1;
+                found.state = close(text, next + 1, closes);
+                return found;
+            }
+            (Some(_), true) => return found.invalid(),
+            (Some(letter), false) if (letter.is_alphabetic() || letter == '_') && text[end..next].contains('\n') => at = next,
+            (Some(_), false) => {
+                found.state = close(text, end, closes);
+                return found;
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// The text ends within the value.
+    Open,
+    Invalid,
+}
+
+/// `a=1, b="x")`, up to behind the bracket; values without a name are the tool's parameters in their order.
+fn keywords(text: &str, at: usize, tools: &Tools, name: &str, arguments: &mut Arguments) -> Result<usize, Stop> {
+    let mut at = skip_spaces(text, at);
+    let mut place = 0;
+    loop {
+        let rest = &text[at..];
+        match rest.chars().next() {
+            None => return Err(Stop::Open),
+            Some(')') => return Ok(at + 1),
+            Some(_) => {}
+        }
+        let word =
+            rest.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').map(char::len_utf8).sum::<usize>();
+        let behind = skip_spaces(text, at + word);
+        let is_keyword = word > 0 && text[behind..].starts_with('=');
+        if word > 0 && behind == text.len() {
+            return Err(Stop::Open);
+        }
+        let key = if is_keyword {
+            &rest[..word]
+        } else {
+            place += 1;
+            tools.parameters(name).get(place - 1).copied().ok_or(Stop::Invalid)?
+        };
+        let value_at = if is_keyword { skip_spaces(text, behind + 1) } else { at };
+        let (value, end) = literal(text, value_at, 0)?;
+        at = skip_spaces(text, end);
+        match text[at..].chars().next() {
+            None => return Err(Stop::Open),
+            Some(',') => at = skip_spaces(text, at + 1),
+            Some(')') => {}
+            Some(_) => return Err(Stop::Invalid),
+        }
+        arguments.push(key, &value);
+    }
+}
+
+/// A literal of Python or of JSON, and where it ends.
+fn literal(text: &str, at: usize, depth: usize) -> Result<(Json, usize), Stop> {
+    let rest = &text[at..];
+    let first = rest.chars().next().ok_or(Stop::Open)?;
+    if depth > 64 {
+        return Err(Stop::Invalid);
+    }
+    match first {
+        '"' | '\'' => string(text, at, first),
+        '[' | '(' => {
+            let (items, end) = sequence(text, at, if first == '[' { ']' } else { ')' }, |at| literal(text, at, depth + 1))?;
+            Ok((Json::Array(items), end))
+        }
+        '{' => {
+            let (fields, end) = sequence(text, at, '}', |at| {
+                let (key, end) = literal(text, at, depth + 1)?;
+                let key = key.as_str().map(str::to_owned).unwrap_or_else(|| key.to_string());
+                let colon = skip_spaces(text, end);
+                match text[colon..].chars().next() {
+                    None => return Err(Stop::Open),
+                    Some(':') => {}
+                    Some(_) => return Err(Stop::Invalid),
+                }
+                let (value, end) = literal(text, skip_spaces(text, colon + 1), depth + 1)?;
+                Ok(((key, value), end))
+            })?;
+            Ok((Json::Object(fields.into_iter().collect::<Map<String, Json>>()), end))
+        }
+        _ => word(text, at),
+    }
+}
+
+fn sequence<T>(
+    text: &str,
+    at: usize,
+    close: char,
+    mut item: impl FnMut(usize) -> Result<(T, usize), Stop>,
+) -> Result<(Vec<T>, usize), Stop> {
+    let (mut items, mut at) = (Vec::new(), skip_spaces(text, at + 1));
+    loop {
+        match text[at..].chars().next() {
+            None => return Err(Stop::Open),
+            Some(sign) if sign == close => return Ok((items, at + 1)),
+            Some(_) => {}
+        }
+        let (value, end) = item(at)?;
+        items.push(value);
+        at = skip_spaces(text, end);
+        match text[at..].chars().next() {
+            None => return Err(Stop::Open),
+            Some(',') => at = skip_spaces(text, at + 1),
+            Some(sign) if sign == close => {}
+            Some(_) => return Err(Stop::Invalid),
+        }
+    }
+}
+
+/// A number or a name of a constant.
+pub(super) fn word(text: &str, at: usize) -> Result<(Json, usize), Stop> {
+    let rest = &text[at..];
+    let is_part = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '.' | '-' | '+');
+    let len = rest.find(|letter| !is_part(letter)).ok_or(Stop::Open)?;
+    let value = match &rest[..len] {
+        "True" | "true" => Json::Bool(true),
+        "False" | "false" => Json::Bool(false),
+        "None" | "null" => Json::Null,
+        number => serde_json::from_str(number).ok().filter(Json::is_number).ok_or(Stop::Invalid)?,
+    };
+    Ok((value, at + len))
+}
+
+/// A text in single, double or three quotes.
+fn string(text: &str, at: usize, quote: char) -> Result<(Json, usize), Stop> {
+    let triple = quote.to_string().repeat(3);
+    // The end of the text may come between the quotes.
+    let quotes = text[at..].chars().take_while(|letter| *letter == quote).count();
+    if quotes == 2 && at + 2 == text.len() {
+        return Err(Stop::Open);
+    }
+    let is_triple = quotes >= 3;
+    let end_mark = if is_triple { triple.as_str() } else { &triple[..1] };
+    let (mut value, mut at) = (String::new(), at + end_mark.len());
+    loop {
+        let rest = &text[at..];
+        let letter = rest.chars().next().ok_or(Stop::Open)?;
+        if rest.starts_with(end_mark) {
+            return Ok((Json::String(value), at + end_mark.len()));
+        }
+        at += letter.len_utf8();
+        if letter != '\\' {
+            value.push(letter);
+            continue;
+        }
+        let escape = text[at..].chars().next().ok_or(Stop::Open)?;
+        at += escape.len_utf8();
+        match escape {
+            'n' => value.push('\n'),
+            't' => value.push('\t'),
+            'r' => value.push('\r'),
+            '0' => value.push('\0'),
+            '\n' => {}
+            '\\' | '\'' | '"' => value.push(escape),
+            'x' | 'u' | 'U' => {
+                let digits = match escape {
+                    'x' => 2,
+                    'u' => 4,
+                    _ => 8,
+                };
+                let hex = text.get(at..at + digits).ok_or(if text[at..].len() < digits { Stop::Open } else { Stop::Invalid })?;
+                let code = u32::from_str_radix(hex, 16).ok().and_then(char::from_u32).ok_or(Stop::Invalid)?;
+                value.push(code);
+                at += digits;
+            }
+            _ => value.extend(['\\', escape]),
+        }
+    }
+}

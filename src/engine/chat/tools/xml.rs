@@ -1,0 +1,172 @@
+//! Calls as tags, whose values are bare text.
+
+use serde_json::Value as Json;
+
+use super::named::{is_name, is_name_begun};
+use super::{Found, FoundCall, State, Tools, close, mark_at, skip_spaces};
+
+/// `<tool_call><function=name><parameter=key>\nvalue\n</parameter></function></tool_call>`.
+pub(super) fn qwen(text: &str, tools: &Tools) -> Found {
+    let (mut found, mut at) = (Found::default(), 0);
+    let mut has_frame = false;
+    match mark_at(text, 0, "<tool_call>") {
+        None => return found,
+        Some(true) => (at, has_frame) = (skip_spaces(text, "<tool_call>".len()), true),
+        Some(false) => {}
+    }
+    loop {
+        match mark_at(text, at, "<function=") {
+            None => return found,
+            Some(true) => at += "<function=".len(),
+            Some(false) => return found.invalid(),
+        }
+        let Some(end) = text[at..].find('>').map(|end| at + end) else {
+            return if is_name_begun(&text[at..]) { found } else { found.invalid() };
+        };
+        let name = text[at..end].trim();
+        if !is_name(name) {
+            return found.invalid();
+        }
+        let mut arguments = Arguments::of(name);
+        at = skip_spaces(text, end + 1);
+        loop {
+            match (mark_at(text, at, "<parameter="), mark_at(text, at, "</function>")) {
+                (Some(true), _) => {}
+                (_, Some(true)) => break,
+                (None, _) | (_, None) => {
+                    found.push(arguments.call(false), 0);
+                    return found;
+                }
+                _ => {
+                    found.push(arguments.call(false), 0);
+                    return found.invalid();
+                }
+            }
+            let key_at = at + "<parameter=".len();
+            let Some(key_end) = text[key_at..].find('>').map(|end| key_at + end) else {
+                found.push(arguments.call(false), 0);
+                return found;
+            };
+            let Some((value, end)) = parameter(text, key_end + 1) else {
+                found.push(arguments.call(false), 0);
+                return found;
+            };
+            let key = text[key_at..key_end].trim();
+            arguments.push(key, &tools.value(name, key, value));
+            at = skip_spaces(text, end);
+        }
+        let end = at + "</function>".len();
+        found.push(arguments.call(true), end);
+        if !has_frame {
+            found.state = State::Closed(end);
+            return found;
+        }
+        let next = skip_spaces(text, end);
+        match mark_at(text, next, "<function=") {
+            // Its beginning may be that of the frame's end too.
+            None => return found,
+            Some(true) => at = next,
+            Some(false) => {
+                found.state = close(text, end, &["</tool_call>"]);
+                return found;
+            }
+        }
+    }
+}
+
+/// The value that begins at `at`, and where its end tag ends. A value may hold that tag itself: what ends it is followed by another
+/// parameter or by the function's end.
+fn parameter(text: &str, at: usize) -> Option<(&str, usize)> {
+    let mut from = at;
+    loop {
+        let end = from + text[from..].find("</parameter>")?;
+        let behind = end + "</parameter>".len();
+        let next = skip_spaces(text, behind);
+        let follows = [mark_at(text, next, "<parameter="), mark_at(text, next, "</function>")];
+        if follows.contains(&Some(true)) {
+            let value = &text[at..end];
+            let value = value.strip_prefix('\n').unwrap_or(value);
+            return Some((value.strip_suffix('\n').unwrap_or(value), behind));
+        }
+        if follows.contains(&None) {
+            return None;
+        }
+        from = behind;
+    }
+}
+
+/// `name\n<arg_key>key</arg_key>\n<arg_value>value</arg_value>\n</tool_call>`, behind `<tool_call>`.
+pub(super) fn glm(text: &str, tools: &Tools) -> Found {
+    let mut found = Found::default();
+    let Some(end) = text.find('<') else {
+        return if is_name_begun(text) { found } else { found.invalid() };
+    };
+    let name = text[..end].trim();
+    if !is_name(name) {
+        return found.invalid();
+    }
+    let mut arguments = Arguments::of(name);
+    let mut at = end;
+    loop {
+        match (mark_at(text, at, "<arg_key>"), mark_at(text, at, "</tool_call>")) {
+            (Some(true), _) => {}
+            (_, Some(true)) => {
+                let end = at + "</tool_call>".len();
+                found.push(arguments.call(true), end);
+                found.state = State::Closed(end);
+                return found;
+            }
+            (None, _) | (_, None) => break,
+            _ => {
+                found.push(arguments.call(false), 0);
+                return found.invalid();
+            }
+        }
+        let key_at = at + "<arg_key>".len();
+        let Some(key_end) = text[key_at..].find("</arg_key>").map(|end| key_at + end) else { break };
+        let value_tag = skip_spaces(text, key_end + "</arg_key>".len());
+        match mark_at(text, value_tag, "<arg_value>") {
+            None => break,
+            Some(true) => {}
+            Some(false) => {
+                found.push(arguments.call(false), 0);
+                return found.invalid();
+            }
+        }
+        let value_at = value_tag + "<arg_value>".len();
+        let Some(value_end) = text[value_at..].find("</arg_value>").map(|end| value_at + end) else { break };
+        let key = text[key_at..key_end].trim();
+        arguments.push(key, &tools.value(name, key, &text[value_at..value_end]));
+        at = skip_spaces(text, value_end + "</arg_value>".len());
+    }
+    found.push(arguments.call(false), 0);
+    found
+}
+
+/// The arguments of a call as JSON, growing by whole values.
+pub(super) struct Arguments {
+    name: String,
+    json: String,
+}
+
+impl Arguments {
+    pub fn of(name: &str) -> Self {
+        Self { name: name.to_owned(), json: "{".to_owned() }
+    }
+
+    pub fn push(&mut self, key: &str, value: &Json) {
+        if self.json.len() > 1 {
+            self.json.push_str(", ");
+        }
+        self.json.push_str(&Json::from(key).to_string());
+        self.json.push_str(": ");
+        self.json.push_str(&value.to_string());
+    }
+
+    pub fn call(mut self, is_complete: bool) -> FoundCall {
+        if is_complete {
+            self.json.push('}');
+        }
+        FoundCall { name: Some(self.name), id: None, arguments: self.json, is_complete }
+    }
+}
