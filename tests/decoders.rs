@@ -189,12 +189,11 @@ fn quantised_weights_give_nearly_the_same_logits() {
         let (want, got) = (all(&dense), all(&quantised));
         assert_ne!(got, want, "{}", path.display());
         let near = cosine(&want, &got);
-        // A rounding can make another expert the better one, which changes all logits of that token, and some of later ones.
         if common::has_experts(&path) {
             let vocab = dense.vocab_size();
-            let near: Vec<f64> = want.chunks(vocab).zip(got.chunks(vocab)).map(|(want, got)| cosine(want, got)).collect();
-            let alike = near.iter().filter(|near| **near > 0.99).count();
-            assert!(10 * alike >= 8 * near.len(), "{}: {alike} of {} tokens", path.display(), near.len());
+            let tokens = want.chunks(vocab).zip(got.chunks(vocab)).map(|(want, got)| cosine(want, got)).collect();
+            let near = common::median(tokens);
+            assert!(near > 0.997, "{}: {near}", path.display());
         } else {
             assert!(near > 0.99, "{}: {near}", path.display());
         }

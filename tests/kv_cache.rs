@@ -6,7 +6,7 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use common::{Reference, cosine, decoders, devices, golden, json, looks_at_length, max_abs, shipped};
+use common::{Reference, cosine, decoders, devices, golden, has_experts, json, looks_at_length, max_abs, median, shipped};
 use metal_candle::{
     Device, DeviceKind, Dtype, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Model, SamplingOptions, Session,
     TokenEvent, estimate_memory,
@@ -48,6 +48,16 @@ fn relative(got: &[f32], want: &[f32]) -> f32 {
     max_abs(got, want) / want.iter().fold(0f32, |most, x| most.max(x.abs()))
 }
 
+/// The logits behind each token.
+fn stepwise(model: &Model, ids: &[u32]) -> Vec<Vec<f32>> {
+    let mut session = Session::new(model, 0).unwrap();
+    let next = |&id: &u32| {
+        session.append_tokens(&[id], None).unwrap();
+        session.logits().unwrap().to_vec()
+    };
+    ids.iter().map(next).collect()
+}
+
 fn answer(session: &mut Session, tokens: usize) -> Vec<u32> {
     let sampling = SamplingOptions { temperature: Some(1.2), seed: Some(7), ..SamplingOptions::default() };
     let options = GenerateOptions { max_tokens: tokens, ignore_eos: true, sampling, ..GenerateOptions::default() };
@@ -68,16 +78,25 @@ fn every_family_is_near_the_logits_of_f32_and_has_the_same_bits_in_any_chunks() 
         shapes.insert((heads, number("num_key_value_heads").unwrap_or(heads), dim));
         windows += usize::from(number("sliding_window").is_some());
         let models = ["f32", "f16", "q8_0"].map(|kv_cache| open(&path, kv_cache));
+        let (has_experts, mut tokens) = (has_experts(&path), [vec![], vec![]]);
         for prompt in 0..4 {
             let ids = reference.ids(&format!("prompt{prompt}.ids"));
             let [whole, half, bytes] = models.each_ref().map(|model| logits(model, &ids, ids.len()));
             let at = format!("{} prompt {prompt}", path.display());
-            let error = relative(&half, &whole);
-            let near = cosine(&bytes, &whole);
-            assert!(error <= F16.1, "{at}: f16 is {error} from f32");
-            assert!(near >= Q8_0.1, "{at}: q8_0 has the cosine {near} with f32");
-            (errors, cosines) = (errors + error, cosines + near);
-            prompts += 1;
+            if has_experts {
+                let [whole, half, bytes] = models.each_ref().map(|model| stepwise(model, &ids));
+                for ((whole, half), bytes) in whole.iter().zip(&half).zip(&bytes) {
+                    tokens[0].push(f64::from(relative(half, whole)));
+                    tokens[1].push(cosine(bytes, whole));
+                }
+            } else {
+                let error = relative(&half, &whole);
+                let near = cosine(&bytes, &whole);
+                assert!(error <= F16.1, "{at}: f16 is {error} from f32");
+                assert!(near >= Q8_0.1, "{at}: q8_0 has the cosine {near} with f32");
+                (errors, cosines) = (errors + error, cosines + near);
+                prompts += 1;
+            }
             assert!(half != whole && bytes != whole, "{at}: something is rounded");
             if !looks_at_length(&path) {
                 for (model, want) in models[1..].iter().zip([&half, &bytes]) {
@@ -86,6 +105,11 @@ fn every_family_is_near_the_logits_of_f32_and_has_the_same_bits_in_any_chunks() 
                     }
                 }
             }
+        }
+        if has_experts {
+            let (error, near) = (median(tokens[0].clone()), median(tokens[1].clone()));
+            let at = path.display();
+            assert!(error <= f64::from(F16.0) && near >= Q8_0.0, "{at}: f16 is {error} from f32, q8_0 has the cosine {near}");
         }
     }
     let (error, near) = (errors / prompts as f32, cosines / f64::from(prompts));
@@ -98,14 +122,7 @@ fn every_family_is_near_the_logits_of_f32_and_has_the_same_bits_in_any_chunks() 
 #[test]
 fn a_trained_model_is_nearer_at_every_position() {
     let ids = open(&shipped("tiny-coder"), "f32").tokenizer().unwrap().encode(TEXT, true).unwrap();
-    let all = ["f32", "f16", "q8_0"].map(|kv_cache| {
-        let mut session = Session::new(&open(&shipped("tiny-coder"), kv_cache), 0).unwrap();
-        let next = |&id: &u32| {
-            session.append_tokens(&[id], None).unwrap();
-            session.logits().unwrap().to_vec()
-        };
-        ids.iter().map(next).collect::<Vec<_>>()
-    });
+    let all = ["f32", "f16", "q8_0"].map(|kv_cache| stepwise(&open(&shipped("tiny-coder"), kv_cache), &ids));
     let [whole, half, bytes] = &all;
     assert!(whole.len() > 60 && half != whole && bytes != whole);
     for (i, want) in whole.iter().enumerate() {

@@ -413,7 +413,6 @@ fn what_is_not_read_is_refused_by_name() {
         "bitnet",
         "fbgemm_fp8",
         "quark",
-        "mxfp4",
         "auto-round",
         "modelopt",
         "fp_quant",

@@ -81,6 +81,13 @@ pub fn has_experts(path: &Path) -> bool {
     ["num_experts", "num_local_experts"].iter().any(|key| text.get(*key).is_some_and(|count| !count.is_null()))
 }
 
+/// The median, for what a few tokens of a model with experts do not keep to: a rounding can make another expert the better one, which
+/// changes all logits of that token.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 /// What weights can be quantised to while loading.
 pub const QUANTIZATIONS: [&str; 7] = ["q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl", "mlx4"];
 

@@ -1040,7 +1040,7 @@ mod tests {
                 "{% macro m(a, b, c) %}{%if b is undefined%}{%set b=(a)|__check__%}{%endif%}{%if c is undefined%}{%set c=(1)|__check__%}{%endif%}{{'x'}}{% endmacro %}",
             ),
             ("{% macro m(a, b='x') %}x{% endmacro %}", "{% macro m(a, b='x') %}{{'x'}}{% endmacro %}"),
-            ("{% with a = 1, b = a %}{% endwith %}", "{% with ( a , b ) = ( 1, a )%}{% endwith %}"),
+            ("{% with a = 1, b = a %}{% endwith %}", "{% with (a ,b ) = ( 1, a )%}{% endwith %}"),
             ("{{ '[1:]' ~ \"\\\"[1:]\" }}", "{{ '[1:]' |__concat__( \"\\\"[1:]\" )}}"),
             ("{# a[1:] #}{{ {'a': {'b': 1}} }}", "{{ {'a': {'b': 1}} }}"),
             ("{{ a + b * -c ** d|f(e - 1) }}", "{{ a |__add__( b |__multiply__( -c |__power__( d|f(e |__subtract__( 1)) )))}}"),
