@@ -1025,6 +1025,7 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_rewritten() {
+        let mut wrong = Vec::new();
         for (source, expected) in [
             ("plain } text { %} {x", "{{'plain } text { %} {x'}}"),
             ("it's \\ a", "{{'it\\'s \\\\ a'}}"),
@@ -1041,7 +1042,7 @@ mod tests {
             ),
             ("{% macro m(a, b='x') %}x{% endmacro %}", "{% macro m(a, b='x') %}{{'x'}}{% endmacro %}"),
             ("{% with a = 1, b = a %}{% endwith %}", "{% with (a ,b ) = ( 1, a )%}{% endwith %}"),
-            ("{{ '[1:]' ~ \"\\\"[1:]\" }}", "{{ '[1:]' |__concat__( \"\\\"[1:]\" )}}"),
+            ("{{ '[1:]' ~ \"\\\"[1:]\" }}", "{{ '[1:]' |__concat__( '\"[1:]' )}}"),
             ("{# a[1:] #}{{ {'a': {'b': 1}} }}", "{{ {'a': {'b': 1}} }}"),
             ("{{ a + b * -c ** d|f(e - 1) }}", "{{ a |__add__( b |__multiply__( -c |__power__( d|f(e |__subtract__( 1)) )))}}"),
             ("{{ not a == b and c < d <= e }}", "{{ not a |__compare__('==', b )and c |__compare__('<', d ,'<=', e )}}"),
@@ -1067,8 +1068,12 @@ mod tests {
             ("a  {% if b %} {{- c -}} \n {# d #}\n\n{% endif %}", "{{'a  '}}{% if b %}{{ c }}{{\n\n'\n'}}{% endif %}"),
             ("{% if b %}\n  {{ c }}\n{% endif %}", "{% if b %}{{\n'  '}}{{ c }}{{'\n'}}{% endif %}"),
         ] {
-            assert_eq!(rewrite(source).unwrap(), expected);
+            let found = rewrite(source).unwrap();
+            if found != expected {
+                wrong.push((found, expected));
+            }
         }
+        assert!(wrong.is_empty(), "{wrong:#?}");
     }
 
     #[test]
