@@ -136,7 +136,8 @@ fn row_by_row(checks: &mut Checks<'_>) {
     checks.add("scale", &[(ROWS, 48)], Both, |on, x| ops::scale(on.cx, own(on, &x[0])?, -0.4));
     checks.add("split, evenly", &[(ROWS, 48)], Both, |on, x| {
         let parts = ops::split_evenly(on.cx, &x[0], 4)?;
-        ops::add_scaled(on.cx, &parts[0], own(on, &parts[2])?, 0.5, None)
+        let norm = Norm { kind: NormKind::Rms, eps: 1e-3, width: 12, weight: None, bias: None };
+        ops::add_scaled(on.cx, &ops::norm(on.cx, &parts[0], &norm)?, ops::norm(on.cx, &parts[2], &norm)?, 0.5, None)
     });
     checks.add("clip", &[(ROWS, 48)], Both, |on, x| ops::clip(on.cx, &x[0], 0.5));
     checks.add("split", &[(ROWS, 48)], Both, |on, x| {
