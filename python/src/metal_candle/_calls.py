@@ -95,13 +95,29 @@ class _Errand(Generic[T]):
         return value  # type: ignore[no-any-return]
 
 
-def _elsewhere(call: Callable[[], T], run: Run) -> T:
-    """On a thread of the pool: a call, whose callbacks `run` takes to the thread that waits for it."""
+def _elsewhere(job: list[Callable[[], T]], run: Run) -> list[Any]:
+    """On a thread of the pool: a call, whose callbacks `run` takes to the thread that waits for it; returns the value and the error. The
+    pool lets go of what it was given and what it got a moment after others have it: so it is given, and gets, lists that are emptied."""
     _local.run = run
     try:
-        return call()
+        return [job.pop()(), None]
+    except BaseException as error:  # raised where it is waited for
+        return [None, error]
     finally:
         _local.run = None
+
+
+def _outcome(found: list[Any], interruption: Optional[BaseException]) -> Any:
+    """What `_elsewhere` found, or the interruption."""
+    value, error = found
+    found.clear()
+    error = interruption or error
+    if error is None:
+        return value
+    try:
+        raise error
+    finally:
+        del value, error, interruption  # as in _Errand
 
 
 def here(function: Callable[[], T]) -> T:
@@ -132,7 +148,8 @@ def _interruptible(call: Callable[[], T], flag: Cancel) -> T:
         errands.append(errand)
         wake.put(None)
 
-    future = _pool.submit(_elsewhere, call, send)
+    future = _pool.submit(_elsewhere, [call], send)
+    del call
     future.add_done_callback(lambda _: wake.put(None))
     interruption: Optional[BaseException] = None
     while errands or not future.done():
@@ -146,12 +163,9 @@ def _interruptible(call: Callable[[], T], flag: Cancel) -> T:
             interruption = interruption or error
             flag.trigger()
     try:
-        if interruption is not None:
-            future.exception()
-            raise interruption
-        return future.result()
+        return _outcome(future.result(), interruption)  # type: ignore[no-any-return]
     finally:
-        del future, interruption  # as in _Errand
+        del future, interruption
 
 
 async def run_async(call: Callable[[Cancel], T], cancel: Optional[Cancel] = None, flag: Optional[Cancel] = None) -> T:
@@ -164,7 +178,7 @@ async def run_async(call: Callable[[Cancel], T], cancel: Optional[Cancel] = None
         loop.call_soon_threadsafe(errand)
 
     with linked(flag, cancel):
-        future = loop.run_in_executor(_pool, lambda: _elsewhere(lambda: call(flag), send))
+        future = loop.run_in_executor(_pool, _elsewhere, [lambda: call(flag)], send)
         interruption: Optional[BaseException] = None
         while not future.done():
             try:
@@ -173,10 +187,7 @@ async def run_async(call: Callable[[Cancel], T], cancel: Optional[Cancel] = None
                 interruption = error
                 flag.trigger()
     try:
-        if interruption is not None:
-            future.exception()
-            raise interruption
-        return future.result()
+        return _outcome(future.result(), interruption)  # type: ignore[no-any-return]
     finally:
         del future, interruption
 
