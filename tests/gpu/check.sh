@@ -66,7 +66,7 @@ norm-statistic|product.h|s/p.inputs) + p.eps/p.inputs)/|values|product_half_512_
 gate-up|product.h|s/n % 2 \* e.outputs/(1 - n % 2) * e.outputs/|values|product_half_512_four|WRONG four product_gated
 activation|product.h|s/1.702f/1.7f/|values|product_half_512_four|WRONG four product
 error-function|product.h|s/-2.1337405e-4f/-2.1337405e-3f/|values|product_half_512_four|WRONG four product
-activation-order|product.h|s/ordered ? lane_order(out + m, p.outputs) : out/GATED ? lane_order(out + m, p.outputs) : out/|values|product_half_512_four|WRONG four product
+activation-order|product.h|s/bool ordered = GATED .. (p.flags & ACTIVATE)/bool ordered = GATED/|values|product_half_512_four|WRONG four product
 stage-barrier|product.h|/stage_columns<F, R>/{n;s/group_barrier();//}|races|product_half_512_four|ThreadSanitizer: data race
 tile-barrier|product.h|s/if (!first .. start > 0) group_barrier();//|races|product_half_512_four|ThreadSanitizer: data race
 split-barrier|product.h|/for (uint i = 0; i < p.split; i++)/!{/^            group_barrier();$/d}|races|product_half_512_four|ThreadSanitizer: data race
@@ -88,7 +88,6 @@ combine-sink|attention.h|s/if (p.sinks) total = /if (0) total = /|values|attenti
 flash-window|flash.h|s/key >= oldest/key + 1 >= oldest/|values|attention_half_64_7_2_4|WRONG flash
 flash-first-barrier|flash.h|s/group_barrier();  \/\/ the part.*//|races|attention_half_64_7_2_4|ThreadSanitizer: data race
 flash-tile-barrier|flash.h|s/^            group_barrier();$//|races|attention_half_64_7_2_4|ThreadSanitizer: data race
-flash-weights-before|flash.h|s/simd_barrier();  \/\/ weights.*//|races|attention_half_64_7_2_4|ThreadSanitizer: data race
 flash-weights|flash.h|s/^        simd_barrier();$//|races|attention_half_64_7_2_4|ThreadSanitizer: data race
 flash-sink|flash.h|s/p.sinks ? exp(sink - edge) : 0/0/|values|attention_half_64_7_2_4|WRONG flash
 # address spaces and names
@@ -96,7 +95,7 @@ space-levels|format.h|s/threadgroup const float\* levels/device const float* lev
 space-chunk|format.h|s/uint i, thread uint\* w)/uint i, device uint* w)/|types|product half 2048 four|error
 space-part|attention.h|s/threadgroup const float\* part/thread const float* part/|types|attention half 64 7 2 4|error
 space-none|common.h|s/threadgroup float\* partial/float* partial/|types|row half|error
-shared-inside|norm.h|s/    float squares = 0;/    float squares = 0; threadgroup float more[4];/|types|row half|error
+shared-inside|norm.h|s/    float total = 0, squares = 0;/    float total = 0, squares = 0; threadgroup float more[4];/|types|row half|error
 name-only-cuda|common.h|s/v = simd_sum(v);/v = __shfl_xor_sync(0, v, 1);/|types|row half|error
 ERRORS
 }

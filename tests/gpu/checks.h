@@ -61,7 +61,7 @@ static const Shape SHAPES[] = {{1, 2, false, true, "product_r1n2"},         {1, 
                                {4, 2, false, false, "product_direct_r4n2"}, {1, 2, true, true, "product_gated_r1n2"},
                                {1, 4, true, true, "product_gated_r1n4"},    {4, 2, true, false, "product_gated_direct_r4n2"}};
 struct Size { uint outputs, inputs, shift, split, groups, threads; };
-static const Size SIZES[] = {{1, 32, 0, 1, 1, 32},    {7, 64, 0, 1, 2, 64},    {32, 96, 0, 2, 3, 128},
+static const Size SIZES[] = {{1, 32, 0, 1, 1, 32},    {7, 64, 0, 1, 2, 64},    {64, 96, 0, 2, 3, 128},
                              {33, 512, 1, 8, 5, 256}, {19, 576, 1, 4, 2, 256}, {32, 1152, 1, 2, 1, 128}};
 
 // The bytes of y, and its error against F64.

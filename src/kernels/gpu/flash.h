@@ -56,7 +56,7 @@ KERNEL(flash, 32 * FLASH_SIMDS, device const float* q, device const T* keys, dev
                 }
             }
         }
-        simd_barrier();  // weights of the block before may still be read
+        // Weights of the block before have been read: the keys of this one came behind a barrier of all.
         UNROLL for (uint r = 0; r < ROWS; r++) {
             const uint position = p.first + row0 + r;
             const uint oldest = p.window > 0 && position >= p.window ? position - p.window + 1 : 0;
