@@ -354,6 +354,11 @@ pub(super) fn pass(parts: &mut [PassPart<'_>]) -> Result<()> {
             }
             steps.push(Step { ids: &tokens[from..from + *piece], states, length, adapters: attached.adapters() });
         }
+        if let ([step], [only]) = (&mut steps[..], &mut logits[..])
+            && transformer.decode(step, only)?
+        {
+            return Ok(());
+        }
         let hidden = transformer.forward(&mut steps)?;
         drop(steps);
         let adapters = RowAdapters::new(adapters);

@@ -20,6 +20,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::model::with_decode_step;
 use super::{Device, Dtype, Model};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{FNV_START, Peft, fnv};
@@ -144,6 +145,7 @@ impl Model {
         let attached = Attached::new(self, &[(lora.clone(), scale)])?;
         let Some(adapters) = attached.adapters() else { return Ok(self.clone()) };
         let transformer = self.device().compute(|| self.transformer().merged(adapters))?;
+        let transformer = with_decode_step(transformer, self.device())?;
         Ok(self.with_transformer(transformer, fnv(self.fingerprint(), &attached.fingerprint().to_le_bytes())))
     }
 }

@@ -23,7 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::load::{ModelTensors, ModuleConfig, fnv};
 use crate::models::Family;
 use crate::nn::{Changed, Config, Prefix, RowAdapters, States, Step, Transformer, Weights};
-use crate::ops::{Arithmetic, Format, KvFormat};
+use crate::ops::{Arithmetic, Format, KvFormat, Unsupported};
 
 /// The type that weights are stored in. On the CPU arithmetic is F32 with each of them (with quantised weights see
 /// [`LoadOptions::exact`]); on a GPU it has this type.
@@ -243,6 +243,7 @@ impl Model {
         if backend.compiles_at_first_use() {
             warm_up(&transformer, &device, options, &mut progress)?;
         }
+        let transformer = with_decode_step(transformer, &device)?;
         let model = Self(Arc::new(Inner {
             family: files.family,
             transformer,
@@ -516,6 +517,19 @@ fn warm_up(
         })?;
     }
     tell(progress, Progress { stage: Stage::Compile, done: steps.len() as u64, total: steps.len() as u64 })
+}
+
+/// Single tokens are evaluated by the device's own kernels, where it has some and they have all that the network is made of.
+pub(super) fn with_decode_step(transformer: Transformer, device: &Device) -> Result<Transformer> {
+    let (transformer, unsupported) = device.work(|| Ok(transformer.with_decode_step()?))?;
+    match unsupported {
+        Some(Unsupported(what)) if transformer.generates() => {
+            log::info!("{} evaluates single tokens by tensor operations: its kernels lack {what}", device.name());
+        }
+        _ if transformer.decodes_by_kernels() => log::info!("{} evaluates single tokens by its own kernels", device.name()),
+        _ => {}
+    }
+    Ok(transformer)
 }
 
 /// What steps of so many tokens in all hold beyond weights and cache, in F32.

@@ -26,6 +26,7 @@ mod delta_rule;
 mod delta_rule_backward;
 mod convolution;
 mod adamw;
+pub mod gpu;
 
 pub use adamw::{AdamW, Coefficients};
 pub use attention::{Mask, Strided, attend, attend_within};

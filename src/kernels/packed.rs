@@ -250,7 +250,7 @@ fn kept_together(parts: &[(usize, Format)], purpose: Use) -> Option<Format> {
     if purpose == Use::Product && Planes::can_hold(parts) { None } else { Some(Format::F32) }
 }
 
-fn zeros<T: Copy + Default>(len: usize) -> Option<Vec<T>> {
+pub(super) fn zeros<T: Copy + Default>(len: usize) -> Option<Vec<T>> {
     let mut vec = huge_vec(len)?;
     vec.resize(len, T::default());
     Some(vec)

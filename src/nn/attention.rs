@@ -10,7 +10,7 @@ use super::loader::Loader;
 use super::mix::Part;
 use super::{Linear, Pairs, Rope, RowAdapters};
 use crate::error;
-use crate::ops::{self, Activation, Angles, Context, Mask, Norm, Vector};
+use crate::ops::{self, Activation, Angles, AttentionPart, Context, Mask, Norm, RopePart, Unsupported, Vector};
 
 /// Which tokens one sees within its window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,6 +192,37 @@ impl Attention {
 
     pub(super) fn linears_mut(&mut self) -> [&mut Linear; 2] {
         [&mut self.qkv, &mut self.o]
+    }
+
+    /// What it is to a GPU's kernels.
+    pub(super) fn part(&self) -> std::result::Result<AttentionPart<'_>, Unsupported> {
+        let c = &self.config;
+        if !matches!(c.kv, KeysAndValues::Own { .. }) {
+            return Unsupported::new("values that are keys, or keys of another layer");
+        }
+        if c.gate.is_some() || c.clip.is_some() || self.v_norm.is_some() {
+            return Unsupported::new("attention with a gate, a bound, or a norm of values");
+        }
+        let norm_after = c.qk_norm.is_some_and(|norm| norm.place == QkNormPlace::AfterRope);
+        // A factor of the angles would be lost in a statistic that is taken before the rotation.
+        if norm_after && c.rope.as_ref().is_some_and(|rope| rope.has_factor()) {
+            return Unsupported::new("a norm behind a rotation with a factor");
+        }
+        let adjacent = c.rope.as_ref().is_some_and(|rope| rope.pairs == Pairs::Neighbours);
+        Ok(AttentionPart {
+            qkv: self.qkv.part(),
+            o: self.o.part(),
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            q_norm: self.q_norm.as_ref(),
+            k_norm: self.k_norm.as_ref(),
+            norm_after,
+            rope: self.rope.map(|number| RopePart { number, adjacent }),
+            mask: Mask { causal: c.is_causal(), window: c.window, scale: c.scale, softcap: c.softcap },
+            sinks: self.sinks.as_ref(),
+            state: self.state,
+        })
     }
 
     /// What each token finds among those that it sees.

@@ -7,7 +7,7 @@ use super::loader::Loader;
 use super::mix::Part;
 use super::{Linear, RowAdapters};
 use crate::error;
-use crate::ops::{self, Activation, Context, GateClamp};
+use crate::ops::{self, Activation, Context, GateClamp, MlpPart, Unsupported};
 
 /// `down(act(gate(x)) · up(x))`, or `down(act(up(x)))` where there is no gate.
 ///
@@ -71,6 +71,15 @@ impl Dense {
 
     pub(super) fn linears_mut(&mut self) -> [&mut Linear; 2] {
         [&mut self.up, &mut self.down]
+    }
+
+    /// What it is to a GPU's kernels.
+    pub(super) fn part(&self) -> std::result::Result<MlpPart<'_>, Unsupported> {
+        if self.clamp.is_some() {
+            return Unsupported::new("a gate that is bounded");
+        }
+        let Self { activation, is_gated, .. } = *self;
+        Ok(MlpPart { is_gated, activation, up: self.up.part(), down: self.down.part() })
     }
 
     /// # Shape

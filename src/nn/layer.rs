@@ -20,7 +20,10 @@ use super::rope::RopeAngles;
 use super::short_conv::{ShortConv, ShortConvConfig};
 use super::{LayerState, Linear, Rope, RowAdapters, States};
 use crate::error;
-use crate::ops::{self, Context, Convolution, DeltaShape, Mask, Masks, Norm, Sequences, Vector};
+use crate::ops::{
+    self, BranchPart, Context, Convolution, DeltaShape, Mask, Masks, Norm, OperationPart, ResidualPart, Sequences, Unsupported,
+    Vector,
+};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerConfig {
@@ -341,6 +344,14 @@ impl Layer {
         })
     }
 
+    /// What its steps are to a GPU's kernels.
+    pub(super) fn parts(&self) -> std::result::Result<Vec<ResidualPart<'_>>, Unsupported> {
+        if self.scalar.is_some() {
+            return Unsupported::new("a factor of a layer's output");
+        }
+        self.steps.iter().map(|step| step.part(self.residual_scale)).collect()
+    }
+
     /// # Shape
     /// `x`: `(T, C)`; returns the same.
     pub(super) fn forward(&self, cx: Context<'_>, mut x: Tensor, call: &mut Call<'_>) -> Result<Tensor> {
@@ -376,7 +387,30 @@ impl Layer {
     }
 }
 
+impl Branch {
+    fn part(&self) -> std::result::Result<BranchPart<'_>, Unsupported> {
+        let input = match &self.input {
+            Input::Stream(norm) => Some(norm.as_ref()),
+            Input::Shared => None,
+        };
+        let operation = match &self.operation {
+            Operation::Attention(attention) => OperationPart::Attention(attention.part()?),
+            Operation::Dense(dense) => OperationPart::Mlp(dense.part()?),
+            Operation::ShortConv(_) => return Unsupported::new("short convolutions"),
+            Operation::DeltaNet(_) => return Unsupported::new("delta nets"),
+            Operation::Experts(_) => return Unsupported::new("experts"),
+            Operation::LayerInput(_) => return Unsupported::new("a per-layer embedding"),
+        };
+        Ok(BranchPart { input, operation, norm_out: self.norm_out.as_ref() })
+    }
+}
+
 impl ResidualStep {
+    fn part(&self, scale: f32) -> std::result::Result<ResidualPart<'_>, Unsupported> {
+        let branches = self.branches.iter().map(Branch::part).collect::<std::result::Result<_, _>>()?;
+        Ok(ResidualPart { branches, norm_out: self.norm_out.as_ref(), norm_sum: self.norm_sum.as_ref(), scale })
+    }
+
     fn needs_all_rows(&self) -> bool {
         self.branches.iter().any(|branch| branch.is_prepared)
     }

@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 
 use super::adapter::{Change, RowAdapters};
 use super::mix::Part;
-use crate::ops::{self, AdaptedLinear, Context, Matrix, Vector};
+use crate::ops::{self, AdaptedLinear, Context, LinearPart, Matrix, Vector};
 
 /// A matrix of a network, by which adapters are sorted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,6 +30,11 @@ impl Linear {
     /// `(T, C)` to `(T, N)`.
     pub fn forward(&self, cx: Context<'_>, x: &Tensor, adapters: &RowAdapters<'_>) -> Result<Tensor> {
         adapters.forward(self, x, |x, change| ops::linear(cx, x, self.changed(change)))
+    }
+
+    /// What it is to a GPU's kernels.
+    pub(super) fn part(&self) -> LinearPart<'_> {
+        LinearPart { weight: &self.weight, bias: self.bias.as_ref() }
     }
 
     /// What a product with a change is made of.

@@ -17,6 +17,7 @@ mod experts;
 mod per_layer;
 mod layer;
 mod transformer;
+mod decode;
 mod training;
 mod sentence;
 

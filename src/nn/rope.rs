@@ -145,6 +145,24 @@ impl Rope {
         Ok(RopeAngles { queries: queries.unwrap_or_else(|| Ok(keys.clone()))?, keys })
     }
 
+    /// Cosine and sine of each pair at one position of a sequence of so many tokens, as [`angles`](Self::angles) has them: for queries,
+    /// then for keys.
+    pub(super) fn turns(&self, position: usize, length: usize, out: &mut Vec<f32>) {
+        let (factor, growth) = (self.attention_factor() as f32, self.query_growth.map_or(1.0, |growth| growth.at(position)));
+        let start = out.len();
+        for frequency in self.frequencies(length) {
+            let (s, c) = f64::from(position as f32 * frequency as f32).sin_cos();
+            out.extend([c as f32 * factor, s as f32 * factor]);
+        }
+        out.extend_from_within(start..);
+        out[start..start + self.dim].iter_mut().for_each(|x| *x *= growth);
+    }
+
+    /// Whether sines and cosines have a factor that is not 1.
+    pub(super) fn has_factor(&self) -> bool {
+        self.attention_factor() != 1.0 || self.query_growth.is_some()
+    }
+
     /// Whether the angles of every position are finite: a base or a factor near 0 gives others.
     pub fn is_finite(&self) -> bool {
         // In F32 as well, at positions far above any.

@@ -16,7 +16,10 @@ use super::relative_bias::RelativeBias;
 use super::rope::RopeAngles;
 use super::{Bias, Config, Prefix, Rope, Slot, States, Tying, Weights};
 use crate::error;
-use crate::ops::{self, AdaptedLinear, Backend, Context, Format, KvFormat, Masks, Matrix, Norm, Sequences};
+use crate::ops::{
+    self, AdaptedLinear, Backend, Context, DecodeStep, DecoderParts, Format, KvFormat, Masks, Matrix, Norm, Sequences,
+    Unsupported,
+};
 
 /// A decoder or an encoder with its weights; immutable, clones share the weights.
 #[derive(Clone)]
@@ -42,6 +45,8 @@ pub struct Transformer {
     projection: Option<Linear>,
     /// `None` = the checkpoint gives vectors of tokens, and no scores of the next one.
     head: Option<Linear>,
+    /// Single tokens by the kernels of a GPU, once they are [compiled](Self::with_decode_step).
+    decode: Option<Arc<DecodeStep>>,
 }
 
 /// The matrices that adapters were merged into.
@@ -152,6 +157,7 @@ impl Transformer {
             final_norm,
             projection,
             head,
+            decode: None,
             config,
         })
     }
@@ -159,6 +165,63 @@ impl Transformer {
     /// The same with keys and values kept in another format, which the backend [keeps](Backend::keeps).
     pub fn with_kv_format(self, kv_format: KvFormat) -> Self {
         Self { kv_format, ..self }
+    }
+
+    /// The same, evaluating single tokens by the GPU's own kernels, where the device has some; compiles them. What they lack is the reason
+    /// that comes with it.
+    ///
+    /// # Errors
+    /// A failed device operation.
+    pub fn with_decode_step(self) -> Result<(Self, Option<Unsupported>)> {
+        match self.new_decode_step()? {
+            None => Ok((Self { decode: None, ..self }, None)),
+            Some(Ok(step)) => Ok((Self { decode: Some(Arc::new(step)), ..self }, None)),
+            Some(Err(unsupported)) => Ok((Self { decode: None, ..self }, Some(unsupported))),
+        }
+    }
+
+    /// Whether single tokens are evaluated by the GPU's own kernels.
+    pub fn decodes_by_kernels(&self) -> bool {
+        self.decode.is_some()
+    }
+
+    /// The step of single tokens by the GPU's own kernels.
+    pub(super) fn decode_step(&self) -> Option<&DecodeStep> {
+        self.decode.as_deref()
+    }
+
+    pub(super) fn ropes(&self) -> &[Arc<Rope>] {
+        &self.ropes
+    }
+
+    /// What it is to a GPU's kernels.
+    pub(super) fn decoder_parts(&self) -> std::result::Result<DecoderParts<'_>, Unsupported> {
+        let c = &self.config;
+        let Some(head) = self.head.as_ref().filter(|_| self.generates()) else {
+            return Unsupported::new("a network without logits");
+        };
+        if self.positions.is_some() || self.types.is_some() || self.relative_bias.is_some() || self.projection.is_some() {
+            return Unsupported::new("tables of positions");
+        }
+        if self.per_layer.is_some() {
+            return Unsupported::new("a per-layer embedding");
+        }
+        let mut steps = Vec::new();
+        for layer in &self.layers {
+            steps.extend(layer.parts()?);
+        }
+        Ok(DecoderParts {
+            embed: &self.embed,
+            embed_scale: c.embed_scale,
+            embed_norm: self.embed_norm.as_ref(),
+            steps,
+            final_norm: self.final_norm.as_ref(),
+            head: head.part(),
+            logit_scale: c.logit_scale,
+            logit_softcap: c.logit_softcap,
+            ropes: self.ropes.iter().map(|rope| rope.dim / 2).collect(),
+            kv_format: self.kv_format,
+        })
     }
 
     /// What the network is made of.
@@ -294,7 +357,7 @@ impl Transformer {
     /// # Errors
     /// `ErrorKind::OutOfMemory`, `ErrorKind::Device`.
     pub fn merged(&self, adapters: &Adapters) -> error::Result<Self> {
-        let mut network = self.clone();
+        let mut network = Self { decode: None, ..self.clone() };
         let per_layer = network.per_layer.iter_mut().map(PerLayer::linear_mut);
         let layers = network.layers.iter_mut().flat_map(Layer::linears_mut);
         for linear in per_layer.chain(layers).chain(&mut network.projection).chain(&mut network.head) {

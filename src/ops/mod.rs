@@ -11,6 +11,7 @@ mod fault;
 mod tape;
 mod cpu;
 mod tensors;
+mod gpu;
 mod rows;
 mod row_blocks;
 mod matrix;
@@ -50,6 +51,9 @@ pub use experts::{ExpertRows, Routed, Routing, combine, route};
 #[cfg(feature = "fault-injection")]
 pub use fault::inject_device_failure;
 pub use gate::gate;
+pub use gpu::{
+    AttentionPart, BranchPart, DecodeStep, DecoderParts, LinearPart, MlpPart, OperationPart, ResidualPart, RopePart, Unsupported,
+};
 pub use linear::{AdaptedLinear, DotProducts, linear, logits};
 pub use low_rank::{DeltaPart, Dropout, LowRankDelta, LowRankDeltas, merged, summed_bias};
 pub use matrix::{Matrix, MatrixBuilder, Vector, dtype, to_f32};

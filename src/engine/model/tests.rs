@@ -74,6 +74,128 @@ fn the_path_of_gpus_equals_the_path_of_the_cpu() {
     assert!(seen >= 70);
 }
 
+/// The logits after every token behind the first `prompt`, each evaluated by the step of the kernels.
+fn stepped(network: &Transformer, ids: &[u32], prompt: usize) -> Vec<f32> {
+    let mut states = network.new_states();
+    let step = Step { ids: &ids[..prompt], states: &mut states, length: ids.len(), adapters: None };
+    network.forward(&mut [step]).unwrap();
+    let mut all = Vec::new();
+    for at in prompt..ids.len() {
+        let mut out = Vec::new();
+        let mut step = Step { ids: &ids[at..=at], states: &mut states, length: ids.len(), adapters: None };
+        assert!(network.decode(&mut step, &mut out).unwrap());
+        assert_eq!(states.len(), at + 1);
+        all.extend(out);
+    }
+    all
+}
+
+#[test]
+fn the_step_of_a_gpu_equals_the_path_of_the_cpu() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    crate::kernels::gpu::with_executor(|| {
+        let (mut seen, mut missing) = (0, Vec::new());
+        for folder in ["decoders", "families"] {
+            let mut entries: Vec<_> = std::fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
+            entries.sort();
+            for directory in entries {
+                let notes = Json::read(&directory.join("golden.json")).unwrap();
+                let prompt = &notes.value()["prompts"][3]["ids"];
+                let ids: Vec<u32> = prompt.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+                let ids = &ids[..ids.len().min(14)];
+                // In F16 both compute in F32 with rounded weights, and the cache is rounded alike.
+                for (stored, kept, limit) in [(Format::F32, KvFormat::F32, 2e-4), (Format::F16, KvFormat::F16, 4e-3)] {
+                    let tensors = network_of(&directory, false, stored).with_kv_format(kept);
+                    let (step, unsupported) = tensors.with_decode_step().unwrap();
+                    if let Some(unsupported) = unsupported {
+                        missing.push((directory.clone(), unsupported.0));
+                        break;
+                    }
+                    // Rounding is the same for all: a few show it.
+                    if stored == Format::F16 && seen % 5 > 0 {
+                        continue;
+                    }
+                    // What of the prompt is evaluated by tensors is rounded to F16 between operations.
+                    let prompt = if stored == Format::F32 { 5 } else { 1 };
+                    let cpu = network_of(&directory, true, stored).with_kv_format(kept);
+                    let want = logits(&cpu, ids, ids.len(), None).split_off(prompt * cpu.config().vocab_size);
+                    let got = stepped(&step, ids, prompt);
+                    let error = want.iter().zip(&got).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+                    let largest = want.iter().fold(1f32, |largest, x| largest.max(x.abs()));
+                    assert!(got.len() == want.len() && error < limit * largest, "{} {stored:?}: {error}", directory.display());
+                    seen += 1;
+                }
+            }
+        }
+        // What the kernels lack, and widths of small models that are no multiple of 32.
+        assert!(seen >= 24, "{seen}, without {missing:?}");
+    });
+}
+
+/// The logits of one session in several of its lives.
+#[cfg(feature = "selftest")]
+fn lives(model: &Model) -> Vec<Vec<f32>> {
+    use crate::engine::{GenerateOptions, Session};
+
+    let mut session = Session::new(model, 0).unwrap();
+    let mut all = Vec::new();
+    let mut evaluate = |session: &mut Session, tokens: &[u32]| {
+        session.append_tokens(tokens, None).unwrap();
+        all.push(session.logits().unwrap().to_vec());
+    };
+    evaluate(&mut session, &[3, 9, 1, 4, 11, 7, 2]);
+    for token in [5, 8, 6] {
+        evaluate(&mut session, &[token]);
+    }
+    let mut fork = session.fork().unwrap();
+    evaluate(&mut fork, &[10]);
+    session.truncate(6).unwrap();
+    evaluate(&mut session, &[]);
+    evaluate(&mut session, &[12]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    session.save(file.path()).unwrap();
+    let mut loaded = Session::load(model, file.path()).unwrap();
+    evaluate(&mut loaded, &[13]);
+    evaluate(&mut session, &[13]);
+    // The fork goes on behind what it was made of.
+    evaluate(&mut fork, &[14]);
+    let [.., of_loaded, of_session, _] = &all[..] else { unreachable!() };
+    assert_eq!(of_loaded, of_session);
+    // Several sessions in one pass, which is no step of the kernels, and one alone again.
+    let options = GenerateOptions { max_tokens: 3, ignore_eos: true, ..GenerateOptions::default() };
+    session.begin(&options).unwrap();
+    fork.begin(&options).unwrap();
+    for _ in 0..2 {
+        let events = Session::next_of(&mut [&mut session, &mut fork]).unwrap();
+        assert!(events.into_iter().all(|event| event.unwrap().is_some()));
+    }
+    fork.end().unwrap();
+    assert!(session.next().unwrap().is_some());
+    session.end().unwrap();
+    all.push(session.logits().unwrap().to_vec());
+    all
+}
+
+#[cfg(feature = "selftest")]
+#[test]
+fn sessions_go_on_by_the_step_of_a_gpu() {
+    crate::kernels::gpu::with_executor(|| {
+        for name in ["qwen2_tied", "mistral_window", "gemma3_text"] {
+            let path = format!("tests/golden/decoders/{name}");
+            let open = |device| {
+                let options = LoadOptions { device: Some(device), dtype: Some(Dtype::F32), ..LoadOptions::default() };
+                Model::load(&path, &options, None).unwrap()
+            };
+            let (cpu, gpu) = (open(Device::new(DeviceKind::Cpu, 0).unwrap()), open(Device::cpu_by_tensors()));
+            assert!(gpu.transformer().decodes_by_kernels() && !cpu.transformer().decodes_by_kernels());
+            for (i, (want, got)) in lives(&cpu).iter().zip(lives(&gpu)).enumerate() {
+                let error = want.iter().zip(&got).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+                assert!(want.len() == got.len() && error < 2e-4, "{name} {i}: {error}");
+            }
+        }
+    });
+}
+
 /// A checkpoint in F32 whose matrices for products went to Q8_0 and back.
 struct Rounded(HashMap<String, (Entry, Vec<u8>)>);
 

@@ -136,7 +136,7 @@ impl Coding {
     }
 
     /// Of a group; the min is added. It is -0 where there is none: adding that changes no number, not even the sign of a zero.
-    fn scale_and_min(&self, block: &CodedBlock, group: usize) -> (f32, f32) {
+    pub fn scale_and_min(&self, block: &CodedBlock, group: usize) -> (f32, f32) {
         let (scale, min) = (block.scales[group], block.mins[group]);
         let f16 = |bits: u16| f16::from_bits(bits).to_f32();
         match self.scales {

@@ -103,7 +103,6 @@ impl Cache {
         if rows == 0 {
             return Ok(());
         }
-        let need = self.len + rows;
         let kept = kept_as(self.format, k.dtype())?;
         let heads = |x: &Tensor| {
             let x = x.reshape((rows, self.kv_heads, self.head_dim))?.transpose(0, 1)?.force_contiguous()?;
@@ -114,24 +113,44 @@ impl Cache {
             let x = x.to_dtype(kept)?;
             &x + (&x * 0.0)?
         };
+        let (start, activation) = (self.len, k.dtype());
         let (k, v) = (heads(k)?, heads(v)?);
-        let capacity = self.tensors.as_ref().map_or(0, |(k, _)| k.dims()[1]);
-        if need > capacity {
-            let grow = |x: &Tensor, old: Option<&Tensor>| {
-                let to = Tensor::zeros((self.kv_heads, need.next_multiple_of(GROWTH), self.head_dim), x.dtype(), x.device())?;
-                if let (Some(old), true) = (old, self.len > 0) {
-                    to.slice_set(&old.narrow(1, 0, self.len)?.force_contiguous()?, 1, 0)?;
-                }
-                Ok::<_, candle_core::Error>(to)
-            };
-            let old = self.tensors.as_ref();
-            self.tensors = Some((grow(&k, old.map(|t| &t.0))?, grow(&v, old.map(|t| &t.1))?));
-        }
-        let Some((keys, values)) = &self.tensors else { bail!("a cache without room") };
-        keys.slice_set(&k, 1, self.len)?;
-        values.slice_set(&v, 1, self.len)?;
-        self.len = need;
+        let (keys, values) = self.room(rows, activation)?;
+        keys.slice_set(&k, 1, start)?;
+        values.slice_set(&v, 1, start)?;
+        self.advance(rows);
         Ok(())
+    }
+
+    /// Keys and values `(K, capacity, D)` with room for so many positions more; `activation` is the type of activations.
+    pub fn room(&mut self, rows: usize, activation: DType) -> Result<&(Tensor, Tensor)> {
+        let need = self.len + rows;
+        let old = self.tensors.take();
+        let enough = old.as_ref().is_some_and(|(keys, _)| need <= keys.dims()[1]);
+        let grow = |old: Option<&Tensor>| {
+            let shape = (self.kv_heads, need.next_multiple_of(GROWTH), self.head_dim);
+            let to = Tensor::zeros(shape, kept_as(self.format, activation)?, &self.device)?;
+            if let (Some(old), true) = (old, self.len > 0) {
+                to.slice_set(&old.narrow(1, 0, self.len)?.force_contiguous()?, 1, 0)?;
+            }
+            Ok::<_, candle_core::Error>(to)
+        };
+        let tensors = match &old {
+            Some(tensors) if enough => Ok(tensors.clone()),
+            old => grow(old.as_ref().map(|t| &t.0)).and_then(|keys| Ok((keys, grow(old.as_ref().map(|t| &t.1))?))),
+        };
+        match tensors {
+            Ok(tensors) => Ok(self.tensors.insert(tensors)),
+            Err(error) => {
+                self.tensors = old;
+                Err(error)
+            }
+        }
+    }
+
+    /// Holds so many positions more, for which there is [room](Self::room) and which were written.
+    pub fn advance(&mut self, rows: usize) {
+        self.len += rows;
     }
 }
 

@@ -1,0 +1,36 @@
+//! The GPU's own kernels: one text for Metal and CUDA.
+//!
+//! The kernels are `gpu/*.h`, written in what the two languages have in common; `metal.h` and `cuda.h` give them the same names on each.
+//! Here stands what the host has to know of them: how weights are kept (`gpu/format.rs`, `gpu/matrix.rs`), which text a compiler is given
+//! (`gpu/library.rs`), where they run (`gpu/device.rs`), with what they are launched (`gpu/launch.rs`), and the comparison with the CPU's
+//! kernels (`gpu/compare.rs`).
+//!
+//! No GPU of Apple has run them; on CUDA a decoder evaluates single tokens by them (`ops/gpu/`). `make check-gpu` proves them without a
+//! GPU: see CONTRIBUTING.
+
+// Formats of quantised matrices: no product of the library runs by them yet.
+#[cfg_attr(not(test), allow(dead_code))]
+mod format;
+#[cfg_attr(not(test), allow(dead_code))]
+mod matrix;
+// No build compiles for Metal yet.
+#[cfg_attr(not(test), allow(dead_code))]
+mod library;
+mod device;
+mod launch;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod compare;
+#[cfg(test)]
+mod tests;
+
+pub use device::{Gpu, GpuSlice};
+pub use format::GpuFormat;
+pub use launch::{
+    AttentionKernels, Gated, GpuAngles, GpuCache, GpuNorm, GpuWeight, HeadCounts, MOST_SPLITS, ProductKernels, ProductWith,
+    QkNorms, RowKernels,
+};
+pub use library::{Element, Library};
+#[cfg(test)]
+pub use tests::with_executor;

@@ -1,0 +1,397 @@
+//! Launches of the kernels, each with its buffers held against what its parameters make it touch.
+
+use candle_core::{Result, bail};
+
+use super::device::{Gpu, GpuKernel, GpuSlice};
+use super::{Element, GpuFormat, Library};
+use crate::kernels::{Activation, Mask, NormKind};
+
+// Flags of params.h.
+const ADD_AFTER: u32 = 2;
+const LAYER: u32 = 8;
+const SHIFT: u32 = 16;
+const NORM: u32 = 1;
+const BIAS: u32 = 2;
+const RESIDUAL: u32 = 4;
+const ACTIVATE: u32 = 8;
+const ACTIVATION: u32 = 16;
+const ADJACENT: u32 = 1;
+const QK_NORM: u32 = 2;
+const NORM_AFTER: u32 = 4;
+const NORM_EACH: u32 = 8;
+
+/// Columns of activations that a threadgroup of a product holds.
+const STAGE: u32 = 4096;
+/// Threadgroups that share the keys of a head at most.
+pub const MOST_SPLITS: usize = 16;
+
+/// The kernels for rows: norms.
+#[derive(Debug, Clone, Copy)]
+pub struct RowKernels {
+    norm: GpuKernel,
+}
+
+/// The kernels for products with matrices of one format.
+#[derive(Debug, Clone, Copy)]
+pub struct ProductKernels {
+    format: GpuFormat,
+    element: Element,
+    /// Two rows of W a simdgroup, and four.
+    staged: [GpuKernel; 2],
+    gated: [GpuKernel; 2],
+    direct: [GpuKernel; 2],
+    rows: GpuKernel,
+}
+
+/// The kernels for attention with heads of one size.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionKernels {
+    element: Element,
+    head_dim: usize,
+    /// Simdgroups of a head in a threadgroup.
+    parts: u32,
+    heads: GpuKernel,
+    attention: GpuKernel,
+    combine: GpuKernel,
+}
+
+/// A matrix on a device, as the kernels read it.
+#[derive(Debug, Clone)]
+pub struct GpuWeight {
+    kernels: ProductKernels,
+    outputs: usize,
+    inputs: usize,
+    group_shift: u32,
+    codes: GpuSlice,
+    extra: GpuSlice,
+    scales: GpuSlice,
+}
+
+/// What a product does besides multiplying.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ProductWith<'a> {
+    /// The weight and epsilon of a root-mean-square norm of the input, in the order of columns.
+    pub norm: Option<(&'a GpuSlice, f32)>,
+    pub bias: Option<&'a GpuSlice>,
+    /// What the result is added to, times `scale`.
+    pub residual: Option<&'a GpuSlice>,
+    /// Of an MLP: the matrix is gate over up, or up alone.
+    pub activation: Option<(Gated, Activation)>,
+    /// Whether the input is in lane order, as attention and MLPs give it.
+    pub ordered: bool,
+    pub scale: f32,
+}
+
+/// Whether an MLP has a gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gated {
+    Yes,
+    No,
+}
+
+/// A norm of rows.
+#[derive(Debug, Clone)]
+pub struct GpuNorm {
+    pub kind: NormKind,
+    pub eps: f32,
+    pub width: usize,
+    pub weight: GpuSlice,
+    pub bias: Option<GpuSlice>,
+}
+
+/// The norms of queries and keys.
+#[derive(Debug, Clone)]
+pub struct QkNorms {
+    pub q: GpuSlice,
+    pub k: GpuSlice,
+    pub eps: f32,
+    /// Whether the weights are applied behind the rotation.
+    pub after: bool,
+    /// Whether each head has weights of its own.
+    pub each: bool,
+}
+
+/// The angles of a row, cosine and sine of each pair.
+#[derive(Debug, Clone)]
+pub struct GpuAngles {
+    pub queries: GpuSlice,
+    pub keys: GpuSlice,
+    /// Pairs of a head.
+    pub half: usize,
+    pub adjacent: bool,
+}
+
+/// Keys and values `(K, capacity, D)` of a layer on a device.
+#[derive(Debug, Clone)]
+pub struct GpuCache {
+    pub keys: GpuSlice,
+    pub values: GpuSlice,
+    pub capacity: usize,
+}
+
+/// Query and key heads.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadCounts {
+    pub heads: usize,
+    pub kv_heads: usize,
+}
+
+fn number(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => 0,
+        Activation::Gelu => 1,
+        Activation::GeluTanh => 2,
+        Activation::QuickGelu => 3,
+        Activation::Relu => 4,
+        Activation::Relu2 => 5,
+        Activation::Tanh => 6,
+        Activation::Sigmoid => 7,
+    }
+}
+
+/// How a product is cut over the device: rows of W of a simdgroup, simdgroups that share their columns, threads of a threadgroup,
+/// threadgroups. The first and the last change no bits of a result.
+struct Cut {
+    rows: u32,
+    split: u32,
+    threads: u32,
+    groups: u32,
+}
+
+impl Cut {
+    fn new(outputs: usize, chunks: usize, gated: bool, staged: bool, units: u32) -> Self {
+        let (outputs, chunks) = (outputs as u32, chunks as u32);
+        let rows = if gated || outputs >= 4096 { 4 } else { 2 };
+        let made = if gated { rows / 2 } else { rows };
+        // Columns are shared while there are too few simdgroups for the device and each lane still gets a chunk.
+        let mut split = 1;
+        while split < 8
+            && u64::from(outputs / if gated { 2 } else { rows }) * u64::from(split) < 16 * u64::from(units)
+            && chunks >= 64 * split
+        {
+            split *= 2;
+        }
+        let threads = 256;
+        let blocks = outputs.div_ceil(threads / 32 / split * made);
+        // As many groups as the device holds at once, where each brings the input into its memory; each the same number of blocks.
+        let most = if staged { if rows == 4 { 3 * units } else { 4 * units } } else { u32::MAX };
+        Self { rows, split, threads, groups: blocks.div_ceil(blocks.div_ceil(most)) }
+    }
+}
+
+impl Gpu {
+    pub fn row_kernels(&self, element: Element) -> Result<RowKernels> {
+        Ok(RowKernels { norm: self.kernel(Library::Row { element }, "norm_f32")? })
+    }
+
+    pub fn product_kernels(&self, element: Element, format: GpuFormat) -> Result<ProductKernels> {
+        let stage = if cfg!(test) { 512 } else { STAGE };
+        let library = Library::Product { element, stage, format };
+        let both = |two: &str, four: &str| Ok::<_, candle_core::Error>([self.kernel(library, two)?, self.kernel(library, four)?]);
+        Ok(ProductKernels {
+            format,
+            element,
+            staged: both("product_r1n2", "product_r1n4")?,
+            gated: both("product_gated_r1n2", "product_gated_r1n4")?,
+            direct: both("product_direct_r1n2", "product_direct_r1n4")?,
+            rows: self.kernel(library, "rows")?,
+        })
+    }
+
+    /// Heads of up to 256 values, a multiple of eight.
+    pub fn attention_kernels(&self, element: Element, head_dim: usize) -> Result<AttentionKernels> {
+        // One head a threadgroup and many simdgroups: measured best up to 32,768 keys, but for the executor's fibers.
+        let parts = if cfg!(test) { 4 } else { 16 };
+        let library = Library::Attention { element, dim: head_dim as u32, heads: 1, parts, keys: 4 };
+        let kernel = |name: &str| self.kernel(library, name);
+        let (heads, attention, combine) = (kernel("heads")?, kernel("attention")?, kernel("combine")?);
+        Ok(AttentionKernels { element, head_dim, parts, heads, attention, combine })
+    }
+
+    /// Row `ids[0]` of a matrix, times `scale`.
+    pub fn embed(&self, weight: &GpuWeight, ids: &GpuSlice, y: &GpuSlice, scale: f32) -> Result<()> {
+        ids.holds(1, "embed: ids")?;
+        y.holds(weight.inputs, "embed: y")?;
+        let params = [weight.inputs as u32, weight.group_shift, 1, scale.to_bits()];
+        let grid = [weight.inputs.div_ceil(8 * 256) as u32, 1, 1];
+        let buffers = [&weight.codes, &weight.extra, &weight.scales, ids, y];
+        self.start(weight.kernels.rows, grid, 256, &buffers, &params)
+    }
+
+    /// `y = norm(x)`, or `added + norm(x)`; of one row, of which `y` may be either.
+    pub fn norm(&self, kernels: RowKernels, x: &GpuSlice, by: &GpuNorm, added: Option<&GpuSlice>, y: &GpuSlice) -> Result<()> {
+        let cols = by.width;
+        for (slice, what) in [(x, "norm: x"), (&by.weight, "norm: weight"), (y, "norm: y")] {
+            slice.holds(cols, what)?;
+        }
+        by.bias.iter().chain(added).try_for_each(|slice| slice.holds(cols, "norm: bias or sum"))?;
+        let layer = if by.kind == NormKind::Layer { LAYER } else { 0 };
+        let flags = layer | if by.bias.is_some() { SHIFT } else { 0 } | if added.is_some() { ADD_AFTER } else { 0 };
+        let threads = (cols.div_ceil(32).clamp(1, 8) * 32) as u32;
+        let buffers = [x, added.unwrap_or(x), &by.weight, by.bias.as_ref().unwrap_or(&by.weight), y, y];
+        self.start(kernels.norm, [1, 1, 1], threads, &buffers, &[cols as u32, flags, by.eps.to_bits()])
+    }
+
+    /// `y = x Wᵀ` of one row, and what comes with it. Where there is an activation `y` is in lane order.
+    pub fn product(&self, weight: &GpuWeight, x: &GpuSlice, y: &GpuSlice, with: ProductWith<'_>) -> Result<()> {
+        let GpuWeight { kernels, inputs, .. } = *weight;
+        let gated = matches!(with.activation, Some((Gated::Yes, _)));
+        let outputs = if gated { weight.outputs / 2 } else { weight.outputs };
+        x.holds(inputs, "product: x")?;
+        y.holds(outputs, "product: y")?;
+        with.norm.iter().try_for_each(|(weight, _)| weight.holds(inputs, "product: norm"))?;
+        with.bias.iter().try_for_each(|bias| bias.holds(weight.outputs, "product: bias"))?;
+        with.residual.iter().try_for_each(|residual| residual.holds(outputs, "product: residual"))?;
+        if (with.activation.is_some() && !outputs.is_multiple_of(32)) || (with.ordered && (gated || with.norm.is_some())) {
+            bail!("product: expected an input by columns and outputs in whole runs of 32, found {outputs} outputs")
+        }
+        let flag = |is: bool, flag: u32| if is { flag } else { 0 };
+        let flags = flag(with.norm.is_some(), NORM)
+            | flag(with.bias.is_some(), BIAS)
+            | flag(with.residual.is_some(), RESIDUAL)
+            | with.activation.map_or(0, |(gated, kind)| flag(gated == Gated::No, ACTIVATE) | (ACTIVATION * number(kind)));
+        let chunks = inputs / kernels.format.row().columns;
+        let cut = Cut::new(outputs, chunks, gated, !with.ordered, self.launcher.units());
+        let (norm, eps) = with.norm.unwrap_or((x, 0.0));
+        let params =
+            [outputs as u32, inputs as u32, 1, cut.split, weight.group_shift, flags, eps.to_bits(), with.scale.to_bits()];
+        let family = if with.ordered {
+            kernels.direct
+        } else if gated {
+            kernels.gated
+        } else {
+            kernels.staged
+        };
+        let kernel = family[usize::from(cut.rows == 4)];
+        let (bias, residual) = (with.bias.unwrap_or(x), with.residual.unwrap_or(x));
+        let buffers = [&weight.codes, &weight.extra, &weight.scales, x, norm, bias, residual, y];
+        self.start(kernel, [cut.groups, 1, 1], cut.threads, &buffers, &params)
+    }
+
+    /// Norms and rotation of the queries and keys of one row; keys and values go to the cache at `positions[0]`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn heads(
+        &self,
+        kernels: AttentionKernels,
+        counts: HeadCounts,
+        qkv: &GpuSlice,
+        positions: &GpuSlice,
+        norms: Option<&QkNorms>,
+        angles: Option<&GpuAngles>,
+        q: &GpuSlice,
+        cache: &GpuCache,
+    ) -> Result<()> {
+        let HeadCounts { heads, kv_heads } = counts;
+        let (dim, all) = (kernels.head_dim, heads + 2 * kv_heads);
+        qkv.holds(all * dim, "heads: qkv")?;
+        q.holds(heads * dim, "heads: q")?;
+        positions.holds(1, "heads: positions")?;
+        self.check_cache(kernels, counts, cache)?;
+        let mut flags = 0;
+        if let Some(norms) = norms {
+            let own = |heads: usize| if norms.each { heads * dim } else { dim };
+            norms.q.holds(own(heads), "heads: norm of q")?;
+            norms.k.holds(own(kv_heads), "heads: norm of k")?;
+            flags |= QK_NORM | if norms.after { NORM_AFTER } else { 0 } | if norms.each { NORM_EACH } else { 0 };
+        }
+        let mut half = 0;
+        if let Some(angles) = angles {
+            half = angles.half;
+            if 2 * half > dim {
+                bail!("heads: expected at most {} pairs, found {half}", dim / 2)
+            }
+            angles.queries.holds(2 * half, "heads: angles of q")?;
+            angles.keys.holds(2 * half, "heads: angles of k")?;
+            flags |= if angles.adjacent { ADJACENT } else { 0 };
+        }
+        let (q_angles, k_angles) = angles.map_or((qkv, qkv), |angles| (&angles.queries, &angles.keys));
+        let (q_norm, k_norm) = norms.map_or((qkv, qkv), |norms| (&norms.q, &norms.k));
+        let eps = norms.map_or(0.0, |norms| norms.eps);
+        let params = [heads as u32, kv_heads as u32, cache.capacity as u32, 2 * half as u32, flags, eps.to_bits()];
+        let buffers = [qkv, positions, q_angles, k_angles, q_norm, k_norm, q, &cache.keys, &cache.values];
+        self.start(kernels.heads, [all as u32, 1, 1], 32, &buffers, &params)
+    }
+
+    /// Attention of one row at `positions[0]`, which is `length - 1`; `out` is in lane order.
+    #[allow(clippy::too_many_arguments)]
+    pub fn attention(
+        &self,
+        kernels: AttentionKernels,
+        counts: HeadCounts,
+        q: &GpuSlice,
+        cache: &GpuCache,
+        (positions, length): (&GpuSlice, usize),
+        mask: Mask,
+        sinks: Option<&GpuSlice>,
+        (out, parts): (&GpuSlice, &GpuSlice),
+    ) -> Result<()> {
+        let HeadCounts { heads, kv_heads } = counts;
+        let dim = kernels.head_dim;
+        let seen = mask.window.map_or(length, |window| window.min(length));
+        let splits = (seen / 512).clamp(1, MOST_SPLITS);
+        q.holds(heads * dim, "attention: q")?;
+        out.holds(heads * dim, "attention: out")?;
+        parts.holds(if splits > 1 { heads * splits * (dim + 2) } else { 0 }, "attention: parts")?;
+        positions.holds(1, "attention: positions")?;
+        sinks.iter().try_for_each(|sinks| sinks.holds(heads, "attention: sinks"))?;
+        self.check_cache(kernels, counts, cache)?;
+        if !(heads * dim).is_multiple_of(32) || !mask.causal {
+            bail!("attention: expected a causal mask and heads of a multiple of 32 values together, found {}", heads * dim)
+        }
+        let window = mask.window.map_or(0, |window| window.min(u32::MAX as usize) as u32);
+        let [scale, cap] = [mask.scale, mask.softcap.unwrap_or(0.0)].map(f32::to_bits);
+        let params =
+            [heads as u32, kv_heads as u32, cache.capacity as u32, splits as u32, window, u32::from(sinks.is_some()), scale, cap];
+        let sinks = sinks.unwrap_or(q);
+        let buffers = [q, &cache.keys, &cache.values, positions, sinks, out, parts];
+        self.start(kernels.attention, [heads as u32, splits as u32, 1], 32 * kernels.parts, &buffers, &params)?;
+        if splits == 1 {
+            return Ok(());
+        }
+        let threads = (dim.div_ceil(32) * 32) as u32;
+        self.start(kernels.combine, [heads as u32, 1, 1], threads, &[parts, sinks, out], &params)
+    }
+
+    fn check_cache(&self, kernels: AttentionKernels, counts: HeadCounts, cache: &GpuCache) -> Result<()> {
+        if counts.kv_heads == 0 || !counts.heads.is_multiple_of(counts.kv_heads) {
+            bail!("attention: expected heads that share key heads evenly, found {counts:?}")
+        }
+        let bytes = counts.kv_heads * cache.capacity * kernels.head_dim * kernels.element.bytes();
+        cache.keys.holds_bytes(bytes, "attention: keys")?;
+        cache.values.holds_bytes(bytes, "attention: values")
+    }
+}
+
+impl GpuWeight {
+    /// A matrix `(outputs, inputs)` as `format.h` has it. `dense` has no extra and no scales.
+    ///
+    /// # Errors
+    /// If a buffer is too small, or rows are no multiples of 32 columns.
+    pub fn new(
+        kernels: ProductKernels,
+        (outputs, inputs): (usize, usize),
+        group_shift: u32,
+        codes: GpuSlice,
+        others: Option<(GpuSlice, GpuSlice)>,
+    ) -> Result<Self> {
+        let format = kernels.format.row();
+        let values = outputs * inputs;
+        if !inputs.is_multiple_of(32.max(format.columns << group_shift)) || values / format.columns > u32::MAX as usize {
+            bail!("a matrix of kernels: expected rows of whole groups of 32 columns, found ({outputs}, {inputs})")
+        }
+        let bits = if kernels.format == GpuFormat::dense { 8 * kernels.element.bytes() } else { format.low_bits() as usize };
+        codes.holds_bytes(values / 8 * bits, "a matrix of kernels: codes")?;
+        let (extra, scales) = others.unwrap_or_else(|| (codes.clone(), codes.clone()));
+        if kernels.format != GpuFormat::dense {
+            let groups = values / (format.columns << group_shift);
+            scales.holds_bytes(groups * if format.symmetric { 2 } else { 4 }, "a matrix of kernels: scales")?;
+            let words = if format.table { 16 } else { values / 32 * format.upper_bits() };
+            extra.holds(words, "a matrix of kernels: upper bits")?;
+        }
+        Ok(Self { kernels, outputs, inputs, group_shift, codes, extra, scales })
+    }
+
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+}

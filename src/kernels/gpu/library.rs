@@ -1,0 +1,79 @@
+//! The text that a GPU's compiler is given, and what a kernel of it is given.
+
+use super::format::GpuFormat;
+
+/// A GPU's language, by what the prelude makes of the kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    Metal,
+    Cuda,
+}
+
+/// In which type dense weights, the KV cache and the rows of a prefill are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Element {
+    F32,
+    F16,
+    BF16,
+}
+
+impl Element {
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "float",
+            Self::F16 => "half",
+            Self::BF16 => "bf16",
+        }
+    }
+}
+
+/// Kernels that are compiled together: constants of the text, rather than function constants, which CUDA has none of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Library {
+    /// Norms and the greedy choice.
+    Row { element: Element },
+    /// Products with weights of a format, of which a threadgroup holds `stage` columns of activations.
+    Product { element: Element, stage: u32, format: GpuFormat },
+    /// Rotary embedding, the cache, and attention with heads of `dim` values; `heads`, `parts`, `keys`: see `attention.h`.
+    Attention { element: Element, dim: u32, heads: u32, parts: u32, keys: u32 },
+}
+
+impl Library {
+    /// Its name, as `tests/gpu` has it.
+    pub fn name(&self) -> String {
+        match *self {
+            Self::Row { element } => format!("row {}", element.name()),
+            Self::Product { element, stage, format } => format!("product {} {stage} {}", element.name(), format.row().name),
+            Self::Attention { element, dim, heads, parts, keys } => {
+                format!("attention {} {dim} {heads} {parts} {keys}", element.name())
+            }
+        }
+    }
+
+    /// The whole text for a GPU's compiler.
+    pub fn text(&self, dialect: Dialect) -> String {
+        let prelude = match dialect {
+            Dialect::Metal => include_str!("metal.h"),
+            Dialect::Cuda => include_str!("cuda.h"),
+        };
+        let (names, files): (&[&str], &[&str]) = match self {
+            Self::Row { .. } => (&["T"], &[include_str!("norm.h"), include_str!("argmax.h")]),
+            Self::Product { .. } => (&["T", "STAGE", "FORMAT"], &[include_str!("format.h"), include_str!("product.h")]),
+            Self::Attention { .. } => (
+                &["T", "DIM", "HEADS", "PARTS", "KEYS"],
+                &[include_str!("heads.h"), include_str!("attention.h"), include_str!("flash.h")],
+            ),
+        };
+        let name = self.name();
+        let defines = names.iter().zip(name.split(' ').skip(1)).map(|(name, value)| format!("#define {name} {value}\n"));
+        let shared = [include_str!("params.h"), include_str!("common.h")];
+        [prelude.to_owned()].into_iter().chain(defines).chain(shared.iter().chain(files).map(|text| (*text).to_owned())).collect()
+    }
+}
