@@ -15,6 +15,8 @@ CFLAGS  ?= -O2
 PREFIX  ?= /usr/local
 PROFILE ?= release
 TEST_FEATURES ?= fault-injection,selftest,hf-hub
+# For each format; fuzz/README.md says how to do it in earnest.
+FUZZ_SECONDS ?= 1
 
 TARGET  := $(or $(CARGO_TARGET_DIR),target)
 OUT     := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
@@ -75,6 +77,8 @@ test: PROFILE = dev
 test:
 	$(CARGO) test --no-fail-fast --features $(TEST_FEATURES)
 	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
+	@if [ "$$(uname -s)" = Linux ]; then QUICK=1 TEST_FEATURES=$(TEST_FEATURES) fuzz/run $(FUZZ_SECONDS); \
+		else echo "skip: fuzzing: the system is not Linux"; fi
 	$(MAKE) PROFILE=$(PROFILE) examples
 	$(MAKE) PROFILE=$(PROFILE) test-c
 	$(MAKE) PROFILE=$(PROFILE) test-python
@@ -147,8 +151,8 @@ uninstall:
 	rm -rf "$(LIB_DIR)/cmake/metal-candle" "$(LICENSE_DIR)"
 
 lint:
-	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --no-default-features --features metal-candle/hub -- -D warnings
 	$(CARGO) clippy --all-targets --features $(TEST_FEATURES) -- -D warnings
 
 clean:
