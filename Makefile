@@ -8,6 +8,8 @@
 #   make soak         everything at once for an hour (SECONDS)
 #   make bench        the benchmarks
 #   make install      below PREFIX (/usr/local), staged below DESTDIR
+#   make dist         the same as an archive that is unpacked anywhere, build/metal-candle-VERSION-TARGET.tar.gz, with its checksum
+#   make wheel        the Python package for this machine, build/*.whl
 #   make uninstall    make lint    make clean
 
 CARGO   ?= cargo
@@ -43,7 +45,7 @@ FLAGS = RUSTFLAGS="$(RUSTFLAGS) --remap-path-prefix=$(CARGO_FOLDER)=cargo --rema
 	HOST_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo" TARGET_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo"
 REMAPPED = $(if $(filter release,$(PROFILE)),$(FLAGS))
 
-.PHONY: all library demo demo-real examples test selftest soak bench install uninstall lint clean
+.PHONY: all library demo demo-real examples test selftest soak bench install dist wheel uninstall lint clean
 
 all: library
 
@@ -120,6 +122,8 @@ bench:
 	python3 benches/embed.py
 	python3 benches/train.py
 
+# What programs on a Mac look for; elsewhere they look for the SONAME.
+INSTALL_NAME ?= $(PREFIX)/lib/$(SONAME)
 INCLUDE_DIR = $(DESTDIR)$(PREFIX)/include
 LIB_DIR     = $(DESTDIR)$(PREFIX)/lib
 LICENSE_DIR = $(DESTDIR)$(PREFIX)/share/licenses/metal-candle
@@ -135,7 +139,7 @@ install: library $(BUILD)/libmetal_candle.a
 	install -m 755 $(OUT)/$(LIB) "$(LIB_DIR)/$(REAL)"
 	ln -sf $(REAL) "$(LIB_DIR)/$(SONAME)"
 	ln -sf $(SONAME) "$(LIB_DIR)/$(LIB)"
-	if [ "$$(uname -s)" = Darwin ]; then install_name_tool -id "$(PREFIX)/lib/$(SONAME)" "$(LIB_DIR)/$(REAL)"; fi
+	if [ "$$(uname -s)" = Darwin ]; then install_name_tool -id "$(INSTALL_NAME)" "$(LIB_DIR)/$(REAL)"; fi
 	install -m 644 $(BUILD)/libmetal_candle.a "$(LIB_DIR)"
 	install -m 644 LICENSE "$(LICENSE_DIR)"
 	$(FILL) packaging/metal-candle.pc.in >"$(LIB_DIR)/pkgconfig/metal-candle.pc"
@@ -144,6 +148,18 @@ install: library $(BUILD)/libmetal_candle.a
 	done
 	@# So that a program finds it in a folder that the loader knows. Who may not do this, or installs elsewhere, needs an rpath.
 	@if [ -z "$(DESTDIR)" ] && [ "$$(uname -s)" = Linux ] && [ "$$(id -u)" = 0 ] && command -v ldconfig >/dev/null; then ldconfig; fi
+
+# pkg-config finds the folder by its own place there, as CMake does.
+dist:
+	name=metal-candle-$(VERSION)-$$(rustc -vV | sed -n 's/^host: //p') && rm -rf build/dist && \
+	$(MAKE) install PROFILE=$(PROFILE) DESTDIR="$(CURDIR)/build/dist" PREFIX="/$$name" INSTALL_NAME="@rpath/$(SONAME)" && cd build/dist/$$name && \
+	sed 's|^prefix=.*|prefix=$${pcfiledir}/../..|' lib/pkgconfig/metal-candle.pc >lib/pkgconfig/part && \
+	mv lib/pkgconfig/part lib/pkgconfig/metal-candle.pc && cp "$(CURDIR)/README.md" "$(CURDIR)/CHANGELOG.md" . && cd ../.. && \
+	tar -C dist -czf $$name.tar.gz $$name && \
+	{ sha256sum $$name.tar.gz 2>/dev/null || shasum -a 256 $$name.tar.gz; } >$$name.tar.gz.sha256 && echo "build/$$name.tar.gz"
+
+wheel: library
+	METAL_CANDLE_LIBRARY="$(abspath $(OUT))/$(LIB)" python3 -m pip wheel --no-deps -w build ./python
 
 uninstall:
 	rm -f "$(INCLUDE_DIR)/metal_candle.h" "$(INCLUDE_DIR)/metal_candle.hpp" "$(LIB_DIR)/$(LIB)" "$(LIB_DIR)/$(SONAME)" "$(LIB_DIR)/$(REAL)" \
