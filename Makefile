@@ -6,6 +6,7 @@
 #   make test         everything that this machine can test; what it lacks is skipped with a line that says so
 #   make selftest     every operation of the GPU held against the CPU (DEVICE=metal, cuda, cpu)
 #   make soak         everything at once for an hour (SECONDS)
+#   make check-gpu    the kernels of GPUs without a GPU: their types, and each against F64 under sanitizers
 #   make bench        the benchmarks
 #   make install      below PREFIX (/usr/local), staged below DESTDIR
 #   make dist         the same as an archive that is unpacked anywhere, build/metal-candle-VERSION-TARGET.tar.gz, with its checksum
@@ -45,7 +46,7 @@ FLAGS = RUSTFLAGS="$(RUSTFLAGS) --remap-path-prefix=$(CARGO_FOLDER)=cargo --rema
 	HOST_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo" TARGET_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo"
 REMAPPED = $(if $(filter release,$(PROFILE)),$(FLAGS))
 
-.PHONY: all library demo demo-real examples test selftest soak bench install dist wheel uninstall lint clean
+.PHONY: all library demo demo-real examples test selftest check-gpu soak bench install dist wheel uninstall lint clean
 
 all: library
 
@@ -115,6 +116,9 @@ soak: library
 	$(CC) -std=c11 $(CFLAGS) -Wall -Wextra -Wpedantic -Iinclude tests/c/soak/soak.c -o $(BUILD)/soak \
 		-L$(OUT) -lmetal_candle -Wl,-rpath,$(abspath $(OUT)) -pthread -lm
 	$(BUILD)/soak $(SECONDS)
+
+check-gpu:
+	tests/gpu/check.sh
 
 bench:
 	python3 benches/run.py
