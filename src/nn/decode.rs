@@ -34,7 +34,7 @@ impl Transformer {
         for state in step.states.iter_mut() {
             match state {
                 LayerState::Kv(cache) => caches.push(cache),
-                LayerState::Conv(_) | LayerState::Delta(..) => bail!("a step of attention met the state of another mixer"),
+                LayerState::Conv(_) | LayerState::Scan(..) => bail!("a step of attention met the state of another mixer"),
             }
         }
         decode.run(*id, &mut caches, &turns, logits)?;
