@@ -34,7 +34,7 @@ pub use dataset::Dataset;
 pub(crate) use device::check_process;
 pub use device::{Device, DeviceKind};
 pub use embed::{EmbedOptions, Prompt};
-pub use generate::{FinishReason, GenerateOptions, Generation, TokenEvent, TokenFn};
+pub use generate::{FinishReason, GenerateOptions, Generation, TokenEvent, TokenFn, ToolChoice};
 pub use lora::Lora;
 pub use model::{Capability, Dtype, LoadOptions, Model, Progress, ProgressFn, Stage, estimate_memory};
 pub use rerank::{RerankOptions, ScoreActivation};

@@ -123,6 +123,12 @@ impl Tokenizer {
         tokens.map(|token| (token.content, token.special)).collect()
     }
 
+    /// The special tokens as they are written, with their ids.
+    pub(crate) fn special_tokens(&self) -> Vec<(String, u32)> {
+        let tokens = self.0.tokenizer.get_added_tokens_decoder().into_iter();
+        tokens.filter(|(_, token)| token.special).map(|(id, token)| (token.content, id)).collect()
+    }
+
     /// What the crate makes of a text, or why not: it refused it, was cancelled, or panicked.
     fn guarded<T>(&self, text: &str, cancel: Option<&Cancel>, encode: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
         let most = MAX_TEXT_BYTES / self.0.growth.max(1);
