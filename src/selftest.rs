@@ -14,10 +14,10 @@ use candle_core::{Result, Tensor, bail};
 use crate::engine::{Device, Dtype};
 use crate::error::OutOfMemory;
 use crate::ops::{
-    self, Activation, AdamW, AdaptedLinear, Angles, Backend, Context, ConvState, Convolution, Decay, DeltaPart, DeltaShape,
-    DeltaState, Dropout, ExpertRows, Format, GateClamp, Gradients, KvFormat, LayerCache, LowRankDelta, LowRankDeltas, Mask,
-    Masks, Matrix, MatrixBuilder, Norm, NormKind, Optimized, ParameterValues, Pooling, Routed, Routing, Scoring, Sequences, Tape,
-    Use, Vector,
+    self, Activation, AdamW, AdaptedLinear, Angles, Backend, Context, ConvState, Convolution, Decay, DeltaPart, Dropout,
+    ExpertRows, Format, GateClamp, Gradients, KvFormat, LayerCache, LowRankDelta, LowRankDeltas, Mask, Masks, Matrix,
+    MatrixBuilder, Norm, NormKind, Optimized, ParameterValues, Pooling, Routed, Routing, ScanRule, ScanShape, ScanState, Scoring,
+    Sequences, Tape, Use, Vector,
 };
 pub use crate::ops::{Level, limit_instructions};
 
@@ -122,8 +122,15 @@ fn row_by_row(checks: &mut Checks<'_>) {
         checks.add(&format!("experts, {scoring:?}"), &[(ROWS, 5), (ROWS, 48)], Both, |on, x| {
             // Logits far apart: the choice is the same in any type.
             let logits = ops::scale(on.cx, own(on, &x[0])?, 4.0)?;
-            let routing =
-                Routing { top_k: 2, scoring, normalise: Some(1e-6), scale: 1.5, bias: None, factors: Some(on.vector(5, 6)?) };
+            let routing = Routing {
+                top_k: 2,
+                scoring,
+                normalise: Some(1e-6),
+                scale: 1.5,
+                bias: None,
+                factors: Some(on.vector(5, 6)?),
+                groups: (1, 1),
+            };
             let Routed { rows, weights } = ops::route(on.cx, &logits, &routing)?;
             let mut parts = Vec::new();
             for (expert, rows) in rows.into_iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
@@ -134,6 +141,9 @@ fn row_by_row(checks: &mut Checks<'_>) {
         });
     }
     checks.add("scale", &[(ROWS, 48)], Both, |on, x| ops::scale(on.cx, own(on, &x[0])?, -0.4));
+    checks.add("scaled, and read once more", &[(ROWS, 48)], Both, |on, x| {
+        ops::add_scaled(on.cx, &x[0], ops::scaled(on.cx, &x[0], -0.4)?, 0.5, None)
+    });
     checks.add("split, evenly", &[(ROWS, 48)], Both, |on, x| {
         let parts = ops::split_evenly(on.cx, &x[0], 4)?;
         let norm = Norm { kind: NormKind::Rms, eps: 1e-3, width: 12, weight: None, bias: None };
@@ -330,10 +340,16 @@ fn recurrences(checks: &mut Checks<'_>) {
     }
     let decay = |on: Target<'_>, heads: usize| {
         let rate = noise(heads, 5).iter().map(|x| -x.abs()).collect();
-        Ok::<_, candle_core::Error>(Decay { bias: on.vector(heads, 6)?, rate: Vector::new(rate, on.cx.backend)? })
+        let rate = Some(Vector::new(rate, on.cx.backend)?);
+        Ok::<_, candle_core::Error>(Decay { bias: on.vector(heads, 6)?, rate, limits: Decay::UNLIMITED })
     };
+    let limited = move |on: Target<'_>, heads| Ok::<_, candle_core::Error>(Decay { limits: (0.4, 0.8), ..decay(on, heads)? });
     checks.add("decay", &[(ROWS, 48)], Both, |on, x| ops::decay(on.cx, &x[0], &decay(on, 48)?));
-    let shape = DeltaShape { heads: 4, groups: 2, key_dim: 8, value_dim: 12 };
+    checks.add("decay within limits", &[(ROWS, 48)], Both, |on, x| ops::decay(on.cx, &x[0], &limited(on, 48)?));
+    checks.add("lengths of steps", &[(ROWS, 48)], Both, |on, x| {
+        ops::decay(on.cx, &x[0], &Decay { rate: None, ..limited(on, 48)? })
+    });
+    let shape = ScanShape { heads: 4, groups: 2, key_dim: 8, value_dim: 12, rule: ScanRule::Delta };
     let inputs = move |on: Target<'_>, x: &[Tensor]| {
         // Keys of length 1 at most, as they are: longer ones would let errors grow.
         let unit = Norm {
@@ -348,28 +364,33 @@ fn recurrences(checks: &mut Checks<'_>) {
         Ok::<_, candle_core::Error>([x[0].clone(), keys, x[2].clone(), ops::decay(on.cx, &x[3], &decay(on, 4)?)?, beta])
     };
     let shapes = |rows| [(rows, 16), (rows, 16), (rows, 48), (rows, 4), (rows, 4)];
-    for lengths in [vec![4, 1, 7], vec![3, 40]] {
-        let label = format!("delta rule, {} tokens", lengths.iter().sum::<usize>());
-        checks.add(&label, &shapes(lengths.iter().sum()), Both, |on, x| {
-            let inputs = inputs(on, x)?;
-            let sequences = Sequences::new(lengths.clone(), None, on.cx.backend)?;
-            ops::delta_rule_within(on.cx, inputs.each_ref(), shape, &sequences)
+    for (name, rule) in [("delta rule", ScanRule::Delta), ("additive scan", ScanRule::Additive)] {
+        let shape = ScanShape { rule, ..shape };
+        // What Mamba 2 adds to what is read.
+        let skip = move |on: Target<'_>| (rule == ScanRule::Additive).then(|| on.vector(4, 12)).transpose();
+        for lengths in [vec![4, 1, 7], vec![3, 40]] {
+            let label = format!("{name}, {} tokens", lengths.iter().sum::<usize>());
+            checks.add(&label, &shapes(lengths.iter().sum()), Both, |on, x| {
+                let (inputs, skip) = (inputs(on, x)?, skip(on)?);
+                let sequences = Sequences::new(lengths.clone(), None, on.cx.backend)?;
+                ops::scan_within(on.cx, inputs.each_ref(), shape, skip.as_ref(), &sequences)
+            });
+        }
+        checks.add(&format!("{name} in pieces"), &shapes(60), Forward, |on, x| {
+            let (all, skip) = (inputs(on, x)?, skip(on)?);
+            let new = || ScanState::new(shape, on.cx.backend);
+            let (mut state, mut out, mut first) = (new(), Vec::new(), 0);
+            for rows in [1, 20, 11, 1, 2, 25] {
+                let part = all.iter().map(|x| x.narrow(0, first, rows)).collect::<Result<Vec<_>>>()?;
+                out.push(ops::scan(std::array::from_fn(|i| &part[i]), skip.as_ref(), &mut state)?);
+                first += rows;
+                let mut copy = new();
+                copy.fill(&state.values()?, state.start(), state.len())?;
+                state = copy;
+            }
+            Tensor::cat(&out, 0)
         });
     }
-    checks.add("delta rule in pieces", &shapes(60), Forward, |on, x| {
-        let all = inputs(on, x)?;
-        let new = || DeltaState::new(shape, on.cx.backend);
-        let (mut state, mut out, mut first) = (new(), Vec::new(), 0);
-        for rows in [1, 20, 11, 1, 2, 25] {
-            let part = all.iter().map(|x| x.narrow(0, first, rows)).collect::<Result<Vec<_>>>()?;
-            out.push(ops::delta_rule(std::array::from_fn(|i| &part[i]), &mut state)?);
-            first += rows;
-            let mut copy = new();
-            copy.fill(&state.values()?, state.start(), state.len())?;
-            state = copy;
-        }
-        Tensor::cat(&out, 0)
-    });
 }
 
 fn losses(checks: &mut Checks<'_>) {

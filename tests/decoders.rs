@@ -5,7 +5,7 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{Reference, cosine, decoders, devices, golden, load, looks_at_length, max_abs, q8_0};
+use common::{Reference, cosine, decoders, devices, edited, golden, load, looks_at_length, max_abs, q8_0};
 use metal_candle::{Dtype, GenerateOptions, LoadOptions, Model, SamplingOptions, Session};
 use std::ops::ControlFlow;
 
@@ -118,7 +118,7 @@ fn recurrent_mixers_by_tensor_operations_equal_the_reference_in_any_chunks() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("session");
     for device in devices() {
-        for name in ["qwen3_5_text", "qwen3_5_nested", "lfm2", "lfm3"] {
+        for name in ["qwen3_5_text", "qwen3_5_nested", "lfm2", "lfm3", "falcon_h1_norm", "nemotron_h", "granitemoehybrid_old"] {
             let path = golden("decoders").join(name);
             let options = LoadOptions { device: Some(device.clone()), dtype: Some(Dtype::F32), ..LoadOptions::default() };
             let model = Model::load(&path, &options, None).unwrap();
@@ -138,6 +138,76 @@ fn recurrent_mixers_by_tensor_operations_equal_the_reference_in_any_chunks() {
                     }
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn every_declared_value_of_mamba_2_and_of_what_stands_beside_it_counts() {
+    let cases: [(&str, &[(&str, &str)]); 4] = [
+        (
+            "falcon_h1",
+            &[
+                ("embedding_multiplier", "1.0"),
+                ("lm_head_multiplier", "1.0"),
+                ("key_multiplier", "1.0"),
+                ("attention_in_multiplier", "1.0"),
+                ("attention_out_multiplier", "1.0"),
+                ("ssm_in_multiplier", "1.0"),
+                ("ssm_out_multiplier", "1.0"),
+                ("mlp_multipliers", "[1.0, 0.5]"),
+                ("mlp_multipliers", "[0.9, 1.0]"),
+                ("ssm_multipliers", "[1.0, 1.2, 0.9, 1.3, 0.6]"),
+                ("ssm_multipliers", "[0.7, 1.0, 0.9, 1.3, 0.6]"),
+                ("ssm_multipliers", "[0.7, 1.2, 1.0, 1.3, 0.6]"),
+                ("ssm_multipliers", "[0.7, 1.2, 0.9, 1.0, 0.6]"),
+                ("ssm_multipliers", "[0.7, 1.2, 0.9, 1.3, 1.0]"),
+            ],
+        ),
+        (
+            "falcon_h1_norm",
+            &[
+                ("mamba_norm_before_gate", "true"),
+                ("time_step_limit", "[0.2, 0.5]"),
+                ("time_step_limit", "[0.0, 2.0]"),
+                ("time_step_limit", r#"[0.2, {"__float__": "Infinity"}]"#),
+            ],
+        ),
+        (
+            "granitemoehybrid_old",
+            &[
+                ("attention_multiplier", "0.3"),
+                ("embedding_multiplier", "1.0"),
+                ("residual_multiplier", "1.0"),
+                ("logits_scaling", "1.0"),
+                ("position_embedding_type", r#""rope""#),
+                ("num_experts_per_tok", "1"),
+                ("rms_norm_eps", "1e-6"),
+            ],
+        ),
+        (
+            "nemotron_h",
+            &[
+                ("time_step_min", "0.001"),
+                ("topk_group", "4"),
+                ("n_group", "2"),
+                ("routed_scaling_factor", "1.0"),
+                ("norm_topk_prob", "false"),
+                ("mlp_hidden_act", r#""silu""#),
+                ("layer_norm_epsilon", "1e-6"),
+                ("num_experts_per_tok", "1"),
+            ],
+        ),
+    ];
+    for (name, values) in cases {
+        let directory = golden("decoders").join(name);
+        let reference = Reference::open(&directory.join("golden.safetensors"));
+        let (ids, want) = (reference.ids("prompt3.ids"), reference.floats("prompt3.logits"));
+        for value in values {
+            let model = open(&edited(&directory, std::slice::from_ref(value)).path().to_path_buf());
+            let vocab = model.vocab_size();
+            let error = max_abs(&stepwise(&model, &ids[..40]), &want[..40 * vocab]);
+            assert!(error > 2.0 * TOLERANCE, "{name}: {value:?} changes logits by {error}");
         }
     }
 }

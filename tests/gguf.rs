@@ -8,7 +8,7 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use common::{Reference, cosine, devices, exact, golden, load, load_onto, max_abs, q8_0};
+use common::{Reference, cosine, devices, edited, exact, golden, load, load_onto, max_abs, q8_0};
 use metal_candle::{
     Capability, Chat, Device, DeviceKind, Dtype, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig,
     LoraTrainer, Model, SamplingOptions, Session, TrainOptions, estimate_memory,
@@ -42,31 +42,13 @@ fn what_is_lost(name: &str) -> &'static [(&'static str, &'static str)] {
         "gemma3_text" => &[("query_pre_attn_scalar", "32"), ("layer_types", ""), ("sliding_window_pattern", "6")],
         "gemma3_bidirectional_dense" => &[("layer_types", ""), ("sliding_window_pattern", "6")],
         "gpt_oss" => &[("swiglu_limit", "7.0")],
+        "granitemoehybrid_dense" => &[("position_embedding_type", "\"nope\"")],
+        "nemotron_h" | "nemotron_h_old" => &[("time_step_min", "0.001")],
         "granite_swa" => &[("layer_rope_theta", "")],
         "olmoe" => &[("clip_qkv", ""), ("rms_norm_eps", "1e-5")],
         "smollm3" => &[("no_rope_layers", ""), ("no_rope_layer_interval", "4")],
         _ => &[],
     }
-}
-
-/// A copy of a directory with other fields in its config.json; no text removes one.
-fn edited(directory: &Path, fields: &[(&str, &str)]) -> tempfile::TempDir {
-    let copy = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_file() {
-            std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
-        }
-    }
-    let mut config = common::json(&directory.join("config.json"));
-    for (key, value) in fields {
-        match value {
-            &"" => drop(config.as_object_mut().unwrap().remove(*key)),
-            value => config[*key] = serde_json::from_str(value).unwrap(),
-        }
-    }
-    std::fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
-    copy
 }
 
 /// The GGUF files of the reference models, each with the directory that it was made from.

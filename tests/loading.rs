@@ -181,6 +181,10 @@ fn the_language_model_within_a_multimodal_one_is_loaded() {
 fn missing_files_are_named() {
     let error = try_load(Path::new("/no/such/model")).err().unwrap();
     assert!(error.kind() == ErrorKind::NotFound && error.message().contains("/no/such/model"), "{error}");
+    for (path, is_named) in [("owner/name", true), ("a/b/c", false), ("./name", false), ("name", false), ("owner/", false)] {
+        let error = Model::load(path, &LoadOptions::default(), None).err().unwrap();
+        assert!(error.kind() == ErrorKind::NotFound && error.message().contains("load_hub") == is_named, "{error}");
+    }
     for (file, says) in [("config.json", "config.json"), ("model.safetensors", "model.safetensors")] {
         let folder = copy("decoders/qwen2_tied");
         fs::remove_file(folder.path().join(file)).unwrap();

@@ -385,7 +385,7 @@ pub(super) fn pass(parts: &mut [PassPart<'_>]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::LoadOptions;
+    use crate::engine::{LoadOptions, session_file};
 
     /// What is held and its logits after a text more, whatever came before.
     fn goes_on(mut evaluated: Evaluated) {
@@ -417,7 +417,8 @@ mod tests {
     }
 
     /// Decoders whose states cannot all be cut back.
-    const HYBRIDS: [&str; 4] = ["qwen3_5_text", "qwen3_5_nested", "lfm2", "lfm3"];
+    const HYBRIDS: [&str; 7] =
+        ["qwen3_5_text", "qwen3_5_nested", "lfm2", "lfm3", "falcon_h1", "nemotron_h_old", "granitemoehybrid_dense"];
 
     fn hybrid(name: &str) -> Model {
         Model::load(format!("tests/golden/decoders/{name}"), &LoadOptions::default(), None).unwrap()
@@ -429,7 +430,7 @@ mod tests {
         for name in HYBRIDS {
             let mut evaluated = Evaluated::new(&hybrid(name));
             let mut last = 0;
-            for turn in 0..25 {
+            for turn in 0..200 {
                 // What a template makes of the last answer, and a question more; now and then also of the end of the last prompt.
                 let (back, new) = (turn as usize % 4, 6 + turn % 5);
                 evaluated.keep(evaluated.tokens.len() - last - back.min(evaluated.tokens.len() - last));
@@ -451,6 +452,51 @@ mod tests {
                 last = 20;
             }
             goes_on(evaluated);
+        }
+    }
+
+    #[test]
+    fn a_saved_session_goes_back_to_the_ends_of_its_prompts_without_evaluating_them_again() {
+        let (none, folder) = (Attached::default(), tempfile::tempdir().unwrap());
+        let path = folder.path().join("session");
+        for name in HYBRIDS {
+            let model = hybrid(name);
+            let mut evaluated = Evaluated::new(&model);
+            for (prompt, answer) in [(30, 20), (9, 25)] {
+                let prompt: Vec<u32> = (0..prompt).map(|i| (i * 29 + 3) % 83).collect();
+                evaluated.extend(&prompt, &none, 512, &mut |_, _| Ok(())).unwrap();
+                for id in 0..answer {
+                    evaluated.choose(id % 83);
+                    evaluated.evaluate(&none, 512, &mut |_, _| Ok(())).unwrap();
+                }
+            }
+            session_file::save(&path, 0, &evaluated).unwrap();
+            for (keep, held) in [(84, 84), (59, 59), (40, 30), (30, 30), (20, 0)] {
+                let (_, mut loaded) = session_file::load(&path, &model).unwrap();
+                let mut kept = evaluated.fork().unwrap();
+                for evaluated in [&mut loaded, &mut kept] {
+                    evaluated.keep(keep);
+                    assert!(evaluated.states.len() >= held, "{name}: {} of {keep} tokens", evaluated.states.len());
+                }
+                assert_eq!(loaded.states.len(), kept.states.len(), "{name}");
+                goes_on(loaded);
+            }
+            // A snapshot that is of more tokens than there are, or of none.
+            let whole = std::fs::read(&path).unwrap();
+            let of_snapshot: u64 = evaluated.states.of_snapshot().map(|state| state.bytes(0).unwrap()).sum();
+            let last = whole.len() - 8 - of_snapshot as usize - 8;
+            for len in [0u64, 30, 85, u64::MAX] {
+                let mut damaged = whole.clone();
+                damaged[last..last + 8].copy_from_slice(&len.to_le_bytes());
+                std::fs::write(&path, &damaged).unwrap();
+                let error = session_file::load(&path, &model).err().unwrap();
+                assert!(error.message().contains("damaged: a snapshot of"), "{name}: {error}");
+            }
+            let mut damaged = whole.clone();
+            damaged[64] = 3;
+            std::fs::write(&path, &damaged).unwrap();
+            let error = session_file::load(&path, &model).err().unwrap();
+            assert!(error.message().contains("expected at most 2 snapshots, found 3"), "{name}: {error}");
         }
     }
 

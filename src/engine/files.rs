@@ -57,7 +57,7 @@ impl GgufTensors {
 impl Files {
     pub(super) fn open(path: &Path, options: &LoadOptions) -> Result<Self> {
         let (quant, kv_format) = (quant(options)?, kv_format(options)?);
-        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        let metadata = std::fs::metadata(path).map_err(|e| missing(path, e))?;
         let mut files = match gguf_file(path, &metadata, options.file.as_deref())? {
             Some(file) => {
                 let mut files = Self::of_gguf(&file)?;
@@ -331,6 +331,19 @@ fn of_whole_tokenizer(config: Option<&serde_json::Value>) -> serde_json::Value {
 fn tokenizer_config(gguf: &Gguf) -> Result<Option<Json>> {
     let config = GgufVocabulary::read(gguf.metadata())?.map(|vocabulary| vocabulary.config()).transpose()?;
     config.map(|config| Json::parse("tokenizer_config.json", &config.to_string())).transpose()
+}
+
+/// What was to be read cannot be; a path that may be meant as a repository's name is told how to load one.
+fn missing(path: &Path, error: std::io::Error) -> Error {
+    let is_absent = error.kind() == std::io::ErrorKind::NotFound;
+    let error = Error::io(path, error);
+    let mut parts = path.to_str().into_iter().flat_map(|text| text.split('/'));
+    let is_part = |part: Option<&str>| part.is_some_and(|part| !part.is_empty() && !part.starts_with('.'));
+    if is_absent && is_part(parts.next()) && is_part(parts.next()) && parts.next().is_none() {
+        let message = format!("{}; a repository of the Hub is loaded by mc_model_load_hub, Model::load_hub", error.message());
+        return Error::new(error.kind(), message).with_source(error);
+    }
+    error
 }
 
 /// What a file says in place of generation_config.json.

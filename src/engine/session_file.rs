@@ -2,11 +2,12 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 8 | `MCSESS03`: the last two are the version |
-//! | 7 × 8 | model fingerprint, max_context, regime (all ones: mixed), tokens, evaluated tokens, adapters' fingerprint, states |
-//! | 2 × 8 × states | of each its kind (keys and values in 1: F32, 2: F16, 3: Q8_0; 4: of a delta net, 5: of a convolution), and values of a token, or all |
+//! | 8 | `MCSESS04`: the last two are the version |
+//! | 8 × 8 | model fingerprint, max_context, regime (all ones: mixed), tokens, evaluated tokens, adapters' fingerprint, states, snapshots |
+//! | 2 × 8 × states | of each its kind (keys and values in 1: F32, 2: F16, 3: Q8_0; 4: of a scan, 5: of a convolution), and values of a token, or all |
 //! | 4 × tokens | token ids |
-//! | … | the states as they are kept: of each layer keys, then values, `(evaluated, heads, head_dim)`; of the others the position that they can be cut back to, eight bytes, then F32: inputs of the convolution, and of a delta net matrices, keys, corrections, decays |
+//! | … | the states as they are kept: of each layer keys, then values, `(evaluated, heads, head_dim)`; of the others, which have a fixed size, the position that they can be cut back to, eight bytes, then F32: inputs of the convolution, and of a scan matrices, keys, updates, decays |
+//! | … | of each snapshot, the oldest first, the tokens that it is of, eight bytes, and the states of fixed size as they were behind these |
 //! | 8 | FNV-1a of all before |
 //!
 //! A head in Q8_0 is blocks of 32 values, the last one of what is left: each its scale in F16, then a byte a value.
@@ -21,12 +22,12 @@ use super::Model;
 use super::evaluated::{Evaluated, Regime};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{FNV_START, fnv, open_file, replace};
-use crate::nn::{LayerState, StateKind};
+use crate::nn::{LayerState, SNAPSHOTS, StateKind};
 use crate::ops;
 
 const MAGIC: &[u8; 6] = b"MCSESS";
-const VERSION: &[u8; 2] = b"03";
-const FIELDS: usize = 7;
+const VERSION: &[u8; 2] = b"04";
+const FIELDS: usize = 8;
 /// What a file has at least: magic, fields and checksum.
 const LEAST: u64 = (8 + 8 * FIELDS + 8) as u64;
 const MIXED: u64 = u64::MAX;
@@ -54,6 +55,7 @@ fn write(path: &Path, max_context: usize, evaluated: &Evaluated) -> Result<()> {
         states.len() as u64,
         evaluated.computed_with(),
         states.iter().count() as u64,
+        states.snapshots().count() as u64,
     ];
     for field in fields.into_iter().chain(states.iter().flat_map(header)) {
         file.write_all(&field.to_le_bytes()).map_err(io)?;
@@ -61,6 +63,12 @@ fn write(path: &Path, max_context: usize, evaluated: &Evaluated) -> Result<()> {
     file.write_all(&tokens.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()).map_err(io)?;
     for state in states.iter() {
         file.write_all(&state.to_bytes()?).map_err(io)?;
+    }
+    for (len, states) in states.snapshots() {
+        file.write_all(&(len as u64).to_le_bytes()).map_err(io)?;
+        for state in states {
+            file.write_all(&state.to_bytes()?).map_err(io)?;
+        }
     }
     let hash = file.hash;
     file.inner.write_all(&hash.to_le_bytes()).map_err(io)?;
@@ -102,7 +110,7 @@ pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
     for value in &mut fields {
         *value = field()?;
     }
-    let [fingerprint, max_context, regime, tokens, evaluated, computed_with, count] = fields;
+    let [fingerprint, max_context, regime, tokens, evaluated, computed_with, count, snapshots] = fields;
     let mut states = model.transformer().new_states();
     if fingerprint != model.fingerprint() || count != states.iter().count() as u64 {
         return Err(other_model());
@@ -124,10 +132,16 @@ pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
         }
         state_bytes = state_bytes.zip(state.bytes(evaluated)).and_then(|(all, more)| all.checked_add(more));
     }
+    let most = if states.of_snapshot().next().is_some() { SNAPSHOTS as u64 } else { 0 };
+    if snapshots > most {
+        return Err(bad(format!("expected at most {most} snapshots, found {snapshots}")));
+    }
+    let of_snapshot = states.of_snapshot().try_fold(8u64, |all, state| all.checked_add(state.bytes(0)?));
     let length = tokens
         .checked_mul(4)
         .zip(state_bytes)
         .and_then(|(ids, states)| ids.checked_add(states))
+        .and_then(|n| n.checked_add(of_snapshot?.checked_mul(snapshots)?))
         .and_then(|n| n.checked_add(LEAST + 16 * count));
     if length != Some(size) || evaluated > tokens {
         return Err(bad(format!("{tokens} tokens, {evaluated} of them evaluated, do not make {size} bytes")));
@@ -136,14 +150,29 @@ pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
     let mut bytes = buffer(tokens as usize * 4)?;
     file.read_exact(&mut bytes).map_err(io)?;
     let tokens = bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("four bytes"))).collect();
-    for state in states.iter_mut() {
-        let len = state.bytes(evaluated).unwrap_or(u64::MAX);
+    let dtype = ops::dtype(model.dtype().into());
+    let fill = |file: &mut Hashed<BufReader<File>>, state: &mut LayerState, tokens: u64| {
+        let len = state.bytes(tokens).unwrap_or(u64::MAX);
         let mut bytes = buffer(usize::try_from(len).unwrap_or(usize::MAX))?;
         file.read_exact(&mut bytes).map_err(io)?;
-        if !state.is_of(&bytes, evaluated as usize) {
-            return Err(bad(format!("damaged: {} is not that of {evaluated} tokens", state.kind().label())));
+        if !state.is_of(&bytes, tokens as usize) {
+            return Err(bad(format!("damaged: {} is not that of {tokens} tokens", state.kind().label())));
         }
-        state.fill(&bytes, evaluated as usize, ops::dtype(model.dtype().into()))?;
+        Ok(state.fill(&bytes, tokens as usize, dtype)?)
+    };
+    for state in states.iter_mut() {
+        fill(&mut file, state, evaluated)?;
+    }
+    let mut before = 0;
+    for _ in 0..snapshots {
+        let mut len = [0; 8];
+        file.read_exact(&mut len).map_err(io)?;
+        let len = u64::from_le_bytes(len);
+        if len <= before || len > evaluated {
+            return Err(bad(format!("damaged: a snapshot of {len} tokens behind one of {before}, of {evaluated} in all")));
+        }
+        states.add_snapshot(len as usize, |state| fill(&mut file, state, len))?;
+        before = len;
     }
     let (hash, mut stored) = (file.hash, [0; 8]);
     file.inner.read_exact(&mut stored).map_err(io)?;

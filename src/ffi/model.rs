@@ -518,9 +518,10 @@ fn load(
 ///
 /// A GGUF file, as llama.cpp writes them, is the model that it was made from: the same names of tensors, so that the same
 /// adapters fit, and a config.json, tokenizer, chat template and sampling from its metadata. Architectures: arcee, bert,
-/// chatglm, cohere2, command-r, ernie4_5, eurobert, exaone4, gemma, gemma-embedding, gemma2, gemma3, gemma4, glm4, gpt-oss,
-/// granite, granite_swa, granitemoe, hunyuan-dense, lfm2, lfm2moe, llama (Mixtral too), mistral3, modern-bert, nemotron, nomic-bert, olmo,
-/// olmo2, olmoe, phi2, phi3, qwen2, qwen3, qwen35, qwen35moe, qwen3moe, seed_oss, smollm3, stablelm, starcoder2. Every tensor type of weights is read. On the CPU quantised ones stay as large as in the
+/// chatglm, cohere2, command-r, ernie4_5, eurobert, exaone4, falcon-h1, gemma, gemma-embedding, gemma2, gemma3, gemma4, glm4, gpt-oss,
+/// granite, granite_swa, granitehybrid, granitemoe, hunyuan-dense, lfm2, lfm2moe, llama (Mixtral too), mistral3, modern-bert,
+/// nemotron, nemotron_h, nemotron_h_moe, nomic-bert, olmo, olmo2, olmoe, phi2, phi3, qwen2, qwen3, qwen35, qwen35moe, qwen3moe,
+/// seed_oss, smollm3, stablelm, starcoder2. Every tensor type of weights is read. On the CPU quantised ones stay as large as in the
 /// file, with products as mc_model_options_set_exact() says; on a GPU they are widened: mc_model_estimate_memory() says what
 /// that takes.
 ///

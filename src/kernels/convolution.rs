@@ -3,9 +3,9 @@
 use std::collections::TryReserveError;
 
 use super::attention::Strided;
-use super::delta_rule::{CHUNK, chunk_start};
 use super::elementwise::{RowWork, each_row};
 use super::memory::copied;
+use super::scan::{CHUNK, chunk_start};
 use super::simd::Simd;
 
 /// The weights of a convolution.

@@ -24,6 +24,8 @@ pub struct RouteBy<'a> {
     pub bias: Option<&'a [f32]>,
     /// Of each expert's weights.
     pub factors: Option<&'a [f32]>,
+    /// Of how many equal groups of neighbours so many are chosen from: those whose two best have the largest sum. (1, 1) = from all.
+    pub groups: (usize, usize),
 }
 
 impl RouteBy<'_> {
@@ -44,6 +46,30 @@ impl RouteBy<'_> {
         self.factors.map_or(self.scale, |factors| self.scale * factors[expert])
     }
 
+    /// Which experts lie in the groups that are chosen from.
+    fn open(&self, choice: &[f32]) -> Vec<bool> {
+        let (count, chosen) = self.groups;
+        let size = choice.len() / count;
+        let best_two = |group: &[f32]| {
+            let best = |of: &dyn Fn(usize) -> bool| {
+                let left = (0..size).filter(|&i| of(i));
+                left.reduce(|best, i| if group[i] > group[best] || group[best].is_nan() { i } else { best })
+            };
+            let first = best(&|_| true);
+            let second = best(&|i| Some(i) != first);
+            first.into_iter().chain(second).map(|i| group[i]).sum::<f32>()
+        };
+        let sums: Vec<f32> = choice.chunks_exact(size).map(best_two).collect();
+        let mut is_open = vec![false; count];
+        for _ in 0..chosen {
+            let left = (0..count).filter(|&i| !is_open[i]);
+            if let Some(best) = left.reduce(|best, i| if sums[i] > sums[best] || sums[best].is_nan() { i } else { best }) {
+                is_open[best] = true;
+            }
+        }
+        (0..choice.len()).map(|i| is_open[i / size]).collect()
+    }
+
     /// The sum that weights are divided by.
     fn total(&self, scores: &[f32], is_chosen: impl Fn(usize) -> bool) -> f32 {
         let sum = |eps| (0..scores.len()).filter(|&i| is_chosen(i)).map(|i| scores[i]).sum::<f32>() + eps;
@@ -56,11 +82,15 @@ pub fn route(logits: &[f32], by: &RouteBy<'_>, weights: &mut [f32], mut chosen: 
     assert!(by.top_k <= logits.len() && weights.len() == logits.len(), "a weight for each expert");
     let fits = |numbers: Option<&[f32]>| numbers.is_none_or(|numbers| numbers.len() == logits.len());
     assert!(fits(by.bias) && fits(by.factors), "a bias and a factor for each expert");
+    let (groups, chosen_groups) = by.groups;
+    assert!(groups > 0 && logits.len().is_multiple_of(groups) && chosen_groups <= groups, "whole groups of experts");
+    assert!(by.top_k <= logits.len() / groups * chosen_groups, "as many experts as are chosen in the groups that are");
     let scores = by.scores(logits);
     let choice = |i: usize| by.bias.map_or(scores[i], |bias| scores[i] + bias[i]);
+    let is_open = if groups == 1 { None } else { Some(by.open(&(0..logits.len()).map(choice).collect::<Vec<_>>())) };
     let mut is_chosen = vec![false; logits.len()];
     for _ in 0..by.top_k {
-        let left = (0..logits.len()).filter(|&i| !is_chosen[i]);
+        let left = (0..logits.len()).filter(|&i| !is_chosen[i] && is_open.as_ref().is_none_or(|is_open| is_open[i]));
         // Of equal ones the first; what is no number comes last.
         let best = left.reduce(|best, i| if choice(i) > choice(best) || choice(best).is_nan() { i } else { best });
         if let Some(best) = best {
@@ -107,7 +137,15 @@ mod tests {
 
     #[test]
     fn a_token_goes_to_the_best_by_the_formula() {
-        let by = RouteBy { top_k: 2, scoring: Scoring::Softmax, normalise: Some(0.0), scale: 1.0, bias: None, factors: None };
+        let by = RouteBy {
+            top_k: 2,
+            scoring: Scoring::Softmax,
+            normalise: Some(0.0),
+            scale: 1.0,
+            bias: None,
+            factors: None,
+            groups: (1, 1),
+        };
         let (chosen, weights) = routed(&[0.5, 2.0, -1.0, 1.0], &by);
         let (a, b) = (2f32.exp(), 1f32.exp());
         assert_eq!(chosen, [1, 3]);
@@ -128,15 +166,55 @@ mod tests {
 
     #[test]
     fn factors_are_those_of_the_weights_alone() {
-        let by = RouteBy { top_k: 2, scoring: Scoring::Softmax, normalise: Some(0.0), scale: 2.0, bias: None, factors: None };
+        let by = RouteBy {
+            top_k: 2,
+            scoring: Scoring::Softmax,
+            normalise: Some(0.0),
+            scale: 2.0,
+            bias: None,
+            factors: None,
+            groups: (1, 1),
+        };
         let (_, plain) = routed(&[0.5, 2.0, -1.0, 1.0], &by);
         let (chosen, weights) = routed(&[0.5, 2.0, -1.0, 1.0], &RouteBy { factors: Some(&[9.0, 0.5, 9.0, 3.0]), ..by });
         assert_eq!((chosen, weights), (vec![1, 3], vec![0.0, plain[1] * 0.5, 0.0, plain[3] * 3.0]));
     }
 
     #[test]
+    fn experts_are_chosen_of_the_groups_whose_two_best_are() {
+        let by = RouteBy {
+            top_k: 2,
+            scoring: Scoring::Sigmoid,
+            normalise: None,
+            scale: 1.0,
+            bias: None,
+            factors: None,
+            groups: (3, 1),
+        };
+        // The largest of all lies in a group whose second is small.
+        let logits = [3.0, -4.0, -3.0, 1.0, 0.5, 0.9, 0.7, -1.0, 0.6];
+        assert_eq!(routed(&logits, &by).0, [3, 5]);
+        assert_eq!(routed(&logits, &RouteBy { groups: (3, 2), ..by }).0, [3, 5], "of the first and the last two");
+        assert_eq!(routed(&logits, &RouteBy { groups: (3, 3), ..by }).0, [0, 3]);
+        assert_eq!(routed(&logits, &RouteBy { groups: (9, 9), ..by }).0, [0, 3], "groups of one");
+        // A bias is a part of what groups are chosen by.
+        let bias = [0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+        let (chosen, weights) = routed(&logits, &RouteBy { bias: Some(&bias), ..by });
+        assert_eq!(chosen, [1, 0]);
+        assert!((weights[1] - 1.0 / (1.0 + 4f32.exp())).abs() < 1e-6);
+    }
+
+    #[test]
     fn of_equal_ones_the_first_is_chosen_and_what_is_no_number_last() {
-        let by = RouteBy { top_k: 3, scoring: Scoring::Sigmoid, normalise: None, scale: 1.0, bias: None, factors: None };
+        let by = RouteBy {
+            top_k: 3,
+            scoring: Scoring::Sigmoid,
+            normalise: None,
+            scale: 1.0,
+            bias: None,
+            factors: None,
+            groups: (1, 1),
+        };
         assert_eq!(routed(&[1.0; 5], &by).0, [0, 1, 2]);
         assert_eq!(routed(&[f32::NAN, 1.0, 2.0, 3.0], &by).0, [3, 2, 1]);
         assert_eq!(routed(&[f32::NAN; 4], &by).0.len(), 3);

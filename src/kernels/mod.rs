@@ -22,8 +22,8 @@ mod attention;
 mod attention_backward;
 mod elementwise;
 mod experts;
-mod delta_rule;
-mod delta_rule_backward;
+mod scan;
+mod scan_backward;
 mod convolution;
 mod adamw;
 
@@ -33,10 +33,6 @@ pub use attention_backward::attend_within_backward;
 pub use convolution::{ConvMemory, Taps, convolve, convolve_within, convolve_within_backward};
 #[cfg(feature = "cuda")]
 pub use cuda::open_cuda;
-pub use delta_rule::{
-    CHUNK, DeltaInputs, DeltaMemory, DeltaShape, chunk_start, decay, decay_backward, delta_rule, delta_rule_within,
-};
-pub use delta_rule_backward::delta_rule_within_backward;
 pub use elementwise::{
     Activation, GateClamp, LEAST_LENGTH, NormKind, Normalise, activate, activate_backward, add_scaled, cross_entropy, dropout,
     gate, gate_backward, gated, gated_backward, gated_clamped, gated_clamped_backward, normalise, normalise_backward, rotate,
@@ -50,6 +46,10 @@ pub use matmul::{Epilogue, LowRankTerm, matmul, matmul_new, matmul_transposed_ad
 pub use memory::{copied, peak_bytes, physical_bytes, resident_bytes, trim, zeros};
 pub use packed::{Arithmetic, MatmulWeight, Packed, Panels, Use};
 pub use parallel::{beside, install, is_forked, map as parallel_map, start as start_threads, threads};
+pub use scan::{
+    CHUNK, Decaying, ScanInputs, ScanMemory, ScanRule, ScanShape, chunk_start, decay, decay_backward, scan, scan_within,
+};
+pub use scan_backward::scan_within_backward;
 #[cfg(feature = "selftest")]
 pub use simd::{Level, limit::limit_instructions};
 

@@ -11,10 +11,8 @@
 //! transformers 5.24.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::path::PathBuf;
 
-use super::read_count::ModelTensors;
+use super::read_count::Reading;
 use super::safetensors::Checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Entry, TensorSource};
@@ -214,16 +212,14 @@ impl TensorSource for ApartExperts<'_> {
     }
 }
 
-impl ModelTensors for ApartExperts<'_> {
-    fn files(&self) -> &[(PathBuf, File)] {
-        self.checkpoint.files()
+impl<'a> Reading for ApartExperts<'a> {
+    type Source = Checkpoint<'a>;
+
+    fn source(&self) -> &Checkpoint<'a> {
+        &self.checkpoint
     }
 
-    fn fingerprint(&self) -> u64 {
-        self.checkpoint.fingerprint()
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        self.checkpoint.finish()
+    fn source_mut(&mut self) -> &mut Checkpoint<'a> {
+        &mut self.checkpoint
     }
 }

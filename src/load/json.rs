@@ -33,8 +33,11 @@ impl Json {
         if let Some(found) = stand_in(text.as_bytes()) {
             return Err(Error::format(format!("{name}: expected JSON, found {found}")));
         }
-        let value: Value =
-            serde_json::from_str(text).map_err(|e| Error::format(format!("{name}: not valid JSON: {e}")).with_source(e))?;
+        let parsed = serde_json::from_str(text).or_else(|error| match without_infinities(text) {
+            Some(text) => serde_json::from_str(&text),
+            None => Err(error),
+        });
+        let value: Value = parsed.map_err(|e| Error::format(format!("{name}: not valid JSON: {e}")).with_source(e))?;
         if !value.is_object() {
             return Err(Error::format(format!("{name}: expected an object, found {}", kind(&value))));
         }
@@ -190,6 +193,34 @@ impl Json {
     }
 }
 
+/// Text with Python's infinite numbers, which JSON lacks, as transformers 5 writes them; `None` if there is none.
+fn without_infinities(text: &str) -> Option<String> {
+    const INFINITY: &str = "Infinity";
+    let mut rest = text.split(INFINITY);
+    let mut changed = rest.next()?.to_string();
+    let (mut is_text, mut is_escaped, mut found) = (false, false, false);
+    let follow = |part: &str, is_text: &mut bool, is_escaped: &mut bool| {
+        for c in part.chars() {
+            *is_text ^= c == '"' && !*is_escaped;
+            *is_escaped = c == '\\' && *is_text && !*is_escaped;
+        }
+    };
+    follow(&changed, &mut is_text, &mut is_escaped);
+    for part in rest {
+        if is_text {
+            changed.push_str(INFINITY);
+            is_escaped = false;
+        } else {
+            found = true;
+            let sign = if changed.ends_with('-') { changed.pop().map_or("", |_| "-") } else { "" };
+            changed.push_str(&format!("{{\"__float__\": \"{sign}{INFINITY}\"}}"));
+        }
+        changed.push_str(part);
+        follow(part, &mut is_text, &mut is_escaped);
+    }
+    found.then_some(changed)
+}
+
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -207,5 +238,23 @@ fn clip(text: &str) -> String {
     match text.char_indices().nth(MOST) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn infinite_numbers_of_python_are_read_as_transformers_writes_them() {
+        let text = r#"{"a": [0.0, Infinity], "b": -Infinity, "c": "Infinity \"Infinity\" [", "d\\": Infinity}"#;
+        let json = Json::parse("config.json", text).unwrap();
+        let infinity = serde_json::json!({"__float__": "Infinity"});
+        assert_eq!(json.value()["a"], serde_json::json!([0.0, infinity]));
+        assert_eq!(json.value()["b"]["__float__"], "-Infinity");
+        assert_eq!(json.value()["c"], "Infinity \"Infinity\" [");
+        assert_eq!(json.value()["d\\"], infinity);
+        let error = Json::parse("config.json", r#"{"a": Infinit}"#).unwrap_err();
+        assert!(error.message().contains("not valid JSON"), "{error}");
     }
 }

@@ -20,6 +20,29 @@ pub trait ModelTensors: TensorSource {
     fn finish(&mut self) -> Result<()>;
 }
 
+/// A source of what another one holds in another way: what is read of that is read of this.
+pub trait Reading: TensorSource {
+    type Source: ModelTensors;
+
+    fn source(&self) -> &Self::Source;
+
+    fn source_mut(&mut self) -> &mut Self::Source;
+}
+
+impl<T: Reading> ModelTensors for T {
+    fn fingerprint(&self) -> u64 {
+        self.source().fingerprint()
+    }
+
+    fn files(&self) -> &[(PathBuf, File)] {
+        self.source().files()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.source_mut().finish()
+    }
+}
+
 /// What is told while bytes are read: how many so far, how many in all. An error stops the reading.
 pub type OnBytes<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
 

@@ -1,6 +1,6 @@
 //! What most families share: Llama's tensor names and keys, and the ways in which families say where windows are.
 
-use super::draft::{Biases, Draft, Mlp, Order, Pattern, Source, TensorNames};
+use super::draft::{Biases, BranchScales, Draft, Mlp, Order, Pattern, Source, TensorNames};
 use super::rope;
 use crate::error::{Error, Result};
 use crate::load::Json;
@@ -158,6 +158,8 @@ pub fn parse(json: &Json, defaults: &Defaults) -> Result<Draft> {
         output_gate: None,
         delta_net: None,
         short_conv: None,
+        mamba2: None,
+        scales: BranchScales::NONE,
         attn_scale: 1.0 / (head_dim as f32).sqrt(),
         attn_softcap: None,
         qkv_clip: None,

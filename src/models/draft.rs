@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::nn::{
     AttentionConfig, BranchConfig, BranchInput, Config, DeltaNetConfig, DenseConfig, ExpertsConfig, KeysAndValues, LayerConfig,
-    LayerInputConfig, Name, Names, NormConfig, OperationConfig, PerLayerConfig, Positions, QkNorm, QkNormConfig, QkNormPlace,
-    RelativeBiasConfig, Rope, ShortConvConfig, Slot, StepConfig, Tying, Visible,
+    LayerInputConfig, Mamba2Config, Name, Names, NormConfig, OperationConfig, PerLayerConfig, Positions, QkNorm, QkNormConfig,
+    QkNormPlace, RelativeBiasConfig, Rope, ShortConvConfig, Slot, StepConfig, Tying, Visible,
 };
 use crate::ops::Activation;
 
@@ -18,6 +18,20 @@ pub enum Mixer {
     DeltaNet,
     /// As [`Draft::short_conv`] describes it.
     ShortConv,
+    /// As [`Draft::mamba2`] describes it.
+    Mamba2,
+    /// Both, of one input.
+    Mamba2AndAttention,
+    None,
+}
+
+/// What sees each token of a layer alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alone {
+    Mlp,
+    /// As [`Draft::experts`] describes them.
+    Experts,
+    None,
 }
 
 /// One layer's place in a pattern of mixers, windows and position embeddings.
@@ -33,8 +47,7 @@ pub struct Pattern {
     /// `None` = the network's.
     pub sizes: Option<Sizes>,
     pub keys: KeySource,
-    /// Whether the MLP is [`Draft::experts`].
-    pub experts: bool,
+    pub alone: Alone,
 }
 
 /// Sizes of one layer.
@@ -64,7 +77,7 @@ impl Pattern {
         attn_in: true,
         sizes: None,
         keys: KeySource::Own,
-        experts: false,
+        alone: Alone::Mlp,
     };
 }
 
@@ -157,6 +170,20 @@ pub struct ExpertBranch {
     pub mlp_out: Name,
 }
 
+/// Factors of what the parts of a layer read and give.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BranchScales {
+    pub attention: (f32, f32),
+    pub mamba2: (f32, f32),
+    /// Of what the MLP activates, and of what it gives.
+    pub gate: f32,
+    pub mlp_out: f32,
+}
+
+impl BranchScales {
+    pub const NONE: Self = Self { attention: (1.0, 1.0), mamba2: (1.0, 1.0), gate: 1.0, mlp_out: 1.0 };
+}
+
 /// How attention and MLP of a layer stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
@@ -209,6 +236,8 @@ pub struct Draft {
     /// Of layers that have one.
     pub delta_net: Option<DeltaNetConfig>,
     pub short_conv: Option<ShortConvConfig>,
+    pub mamba2: Option<Mamba2Config>,
+    pub scales: BranchScales,
     /// Factor of the scores.
     pub attn_scale: f32,
     pub attn_softcap: Option<f32>,
@@ -269,43 +298,58 @@ impl Draft {
     fn layer(&self, pattern: Pattern, ropes: &[Arc<Rope>]) -> LayerConfig {
         let TensorNames { attn_in, attn_out, attn_sum, mlp_in, mlp_out, mlp_sum, .. } = self.names;
         let attn_in = BranchInput::Stream(attn_in.filter(|_| pattern.attn_in));
-        let mixer = match pattern.mixer {
-            Mixer::Attention => self.attention(pattern, ropes),
+        let branch = BranchConfig::new;
+        let scaled = |input, operation, (input_scale, output_scale)| BranchConfig {
+            input_scale,
+            output_scale,
+            ..branch(input, operation, None)
+        };
+        let described = "a family with such layers describes them";
+        let mamba2 = || OperationConfig::Mamba2(Box::new(self.mamba2.clone().expect(described)));
+        let attention = |input| scaled(input, self.attention(pattern, ropes), self.scales.attention);
+        let mixers = match pattern.mixer {
+            Mixer::Attention => vec![attention(attn_in)],
             Mixer::DeltaNet => {
-                let net = self.delta_net.clone().expect("a family with such layers describes them");
-                OperationConfig::DeltaNet(Box::new(net))
+                let net = self.delta_net.clone().expect(described);
+                vec![branch(attn_in, OperationConfig::DeltaNet(Box::new(net)), None)]
             }
             Mixer::ShortConv => {
-                let conv = self.short_conv.clone().expect("a family with such layers describes them");
-                OperationConfig::ShortConv(Box::new(conv))
+                let conv = self.short_conv.clone().expect(described);
+                vec![branch(attn_in, OperationConfig::ShortConv(Box::new(conv)), None)]
             }
+            Mixer::Mamba2 => vec![scaled(attn_in, mamba2(), self.scales.mamba2)],
+            Mixer::Mamba2AndAttention => {
+                vec![scaled(attn_in, mamba2(), self.scales.mamba2), attention(BranchInput::Shared)]
+            }
+            Mixer::None => Vec::new(),
         };
-        let mlp = match &self.experts {
-            Some(experts) if pattern.experts => OperationConfig::Experts(Box::new(experts.clone())),
-            _ => self.dense(self.sizes(&pattern).intermediate_size),
+        let alone = match (pattern.alone, &self.experts) {
+            (Alone::None, _) => None,
+            (Alone::Experts, Some(experts)) => Some(OperationConfig::Experts(Box::new(experts.clone()))),
+            (Alone::Mlp | Alone::Experts, _) => Some(self.dense(self.sizes(&pattern).intermediate_size)),
         };
-        let branch = |input, operation, norm_out| BranchConfig { input, operation, norm_out };
-        let mlp_branches = |mlp| match &self.expert_branch {
-            None => vec![branch(BranchInput::Stream(mlp_in), mlp, None)],
-            Some(beside) => {
-                let experts = OperationConfig::Experts(Box::new(beside.experts.clone()));
+        let alone = |input| alone.map(|operation| scaled(input, operation, (1.0, self.scales.mlp_out)));
+        let mut steps = match self.order {
+            Order::Sequential => {
+                let mut of_mlp: Vec<BranchConfig> = alone(BranchInput::Stream(mlp_in)).into_iter().collect();
+                if let Some(beside) = &self.expert_branch {
+                    let experts = OperationConfig::Experts(Box::new(beside.experts.clone()));
+                    of_mlp.iter_mut().for_each(|mlp| mlp.norm_out = Some(beside.mlp_out));
+                    of_mlp.push(branch(BranchInput::Stream(Some(beside.norm_in)), experts, Some(beside.norm_out)));
+                }
                 vec![
-                    branch(BranchInput::Stream(mlp_in), mlp, Some(beside.mlp_out)),
-                    branch(BranchInput::Stream(Some(beside.norm_in)), experts, Some(beside.norm_out)),
+                    StepConfig { branches: mixers, norm_out: attn_out, norm_sum: attn_sum },
+                    StepConfig { branches: of_mlp, norm_out: mlp_out, norm_sum: mlp_sum },
                 ]
             }
-        };
-        let mut steps = match self.order {
-            Order::Sequential => vec![
-                StepConfig { branches: vec![branch(attn_in, mixer, None)], norm_out: attn_out, norm_sum: attn_sum },
-                StepConfig { branches: mlp_branches(mlp), norm_out: mlp_out, norm_sum: mlp_sum },
-            ],
             Order::Parallel => {
                 let mlp_in = mlp_in.map_or(BranchInput::Shared, |norm| BranchInput::Stream(Some(norm)));
-                let branches = vec![branch(attn_in, mixer, attn_out), branch(mlp_in, mlp, mlp_out)];
-                vec![StepConfig { branches, norm_out: None, norm_sum: None }]
+                let of_mlp = alone(mlp_in).into_iter().map(|mlp| BranchConfig { norm_out: mlp_out, ..mlp });
+                let mixers = mixers.into_iter().map(|mixer| BranchConfig { norm_out: attn_out, ..mixer });
+                vec![StepConfig { branches: mixers.chain(of_mlp).collect(), norm_out: None, norm_sum: None }]
             }
         };
+        steps.retain(|step| !step.branches.is_empty());
         if let Some(LayerInputs { embedding, gate, down, norm_out }) = self.layer_inputs {
             let input = OperationConfig::LayerInput(Box::new(LayerInputConfig {
                 dim: embedding.dim,
@@ -377,6 +421,7 @@ impl Draft {
             bias: self.biases.mlp.into(),
             activation: self.activation,
             clamp: None,
+            gate_scale: self.scales.gate,
         }))
     }
 }

@@ -1,7 +1,7 @@
 //! What encoders share: BERT's tensor names and keys, and a network in which every token sees every other.
 
 use super::base::{self, MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
-use super::draft::{Biases, Draft, Mlp, Order, Pattern, Source, TensorNames};
+use super::draft::{Biases, BranchScales, Draft, Mlp, Order, Pattern, Source, TensorNames};
 use crate::error::Result;
 use crate::load::Json;
 use crate::nn::{Names, NormConfig, NormParts, Positions, Prefix, QkNormPlace, Tying, Visible};
@@ -129,6 +129,8 @@ pub fn parse(json: &Json, keys: &Keys) -> Result<Draft> {
         output_gate: None,
         delta_net: None,
         short_conv: None,
+        mamba2: None,
+        scales: BranchScales::NONE,
         attn_scale: 1.0 / (head_dim as f32).sqrt(),
         attn_softcap: None,
         qkv_clip: None,

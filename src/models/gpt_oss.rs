@@ -1,7 +1,7 @@
 //! gpt-oss: sinks, a window on every second layer, biases, and experts whose gated activation is clamped.
 
 use super::base::{self, DEFAULTS, Defaults};
-use super::draft::{Biases, Draft};
+use super::draft::{Alone, Biases, Draft};
 use super::experts::{self, ExpertDefaults};
 use super::rope;
 use crate::error::Result;
@@ -50,6 +50,6 @@ pub fn parse(json: &Json) -> Result<Draft> {
     });
     experts.is_stack_of_inputs = true;
     draft.experts = Some(experts);
-    draft.layers.iter_mut().for_each(|layer| layer.experts = true);
+    draft.layers.iter_mut().for_each(|layer| layer.alone = Alone::Experts);
     Ok(draft)
 }

@@ -1,7 +1,7 @@
 //! Granite with experts, and an MLP beside them that every token goes through; with windows and sinks, or without.
 
 use super::base::MAX_WIDTH;
-use super::draft::Draft;
+use super::draft::{Alone, Draft};
 use super::experts::{self, ExpertDefaults};
 use super::{granite, granite_swa};
 use crate::error::Result;
@@ -17,7 +17,8 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
     top_k: 2,
 };
 
-const WITHOUT_WINDOWS: ExpertDefaults = ExpertDefaults {
+/// Without windows they are stored in another way.
+pub const WITHOUT_WINDOWS: ExpertDefaults = ExpertDefaults {
     router: "block_sparse_moe.router.layer",
     stacks: Some(("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight")),
     ..EXPERTS
@@ -33,7 +34,8 @@ pub fn parse_with_windows(json: &Json) -> Result<Draft> {
     with_experts(json, granite_swa::parse(&json.with_defaults(&[("num_key_value_heads", heads)]))?, &EXPERTS)
 }
 
-fn with_experts(json: &Json, mut draft: Draft, defaults: &ExpertDefaults) -> Result<Draft> {
+/// A network whose MLPs are experts, and the MLP beside them that its configuration may have.
+pub fn with_experts(json: &Json, mut draft: Draft, defaults: &ExpertDefaults) -> Result<Draft> {
     let mut experts = experts::parse(json, &draft, defaults, draft.intermediate_size, true)?;
     if let Some(size) = json.count("shared_intermediate_size", MAX_WIDTH)?.filter(|size| *size > 0) {
         experts.shared = Some(SharedExpertConfig {
@@ -45,11 +47,12 @@ fn with_experts(json: &Json, mut draft: Draft, defaults: &ExpertDefaults) -> Res
                 bias: Bias::None,
                 activation: draft.activation,
                 clamp: None,
+                gate_scale: 1.0,
             },
             gate: None,
         });
     }
     draft.experts = Some(experts);
-    draft.layers.iter_mut().for_each(|layer| layer.experts = true);
+    draft.layers.iter_mut().for_each(|layer| layer.alone = Alone::Experts);
     Ok(draft)
 }

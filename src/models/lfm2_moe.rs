@@ -1,7 +1,7 @@
 //! LFM2 with experts, in all layers but the first ones: their scores are sigmoids, and a bias decides which are chosen.
 
 use super::base::{self, MAX_LAYERS, MAX_WIDTH};
-use super::draft::Draft;
+use super::draft::{Alone, Draft};
 use super::experts::{self, ExpertDefaults};
 use super::lfm2;
 use crate::error::Result;
@@ -32,6 +32,6 @@ pub fn parse(json: &Json) -> Result<Draft> {
     experts.bias = json.flag("use_expert_bias", true)?.then_some("feed_forward.expert_bias");
     draft.experts = Some(experts);
     let dense = json.count("num_dense_layers", MAX_LAYERS)?.unwrap_or(2);
-    draft.layers.iter_mut().enumerate().for_each(|(i, layer)| layer.experts = i >= dense);
+    draft.layers.iter_mut().enumerate().for_each(|(i, layer)| layer.alone = if i >= dense { Alone::Experts } else { Alone::Mlp });
     Ok(draft)
 }

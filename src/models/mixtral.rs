@@ -1,7 +1,7 @@
 //! Mixtral: Mistral with experts in place of the MLP.
 
 use super::base::{self, DEFAULTS, Defaults};
-use super::draft::Draft;
+use super::draft::{Alone, Draft};
 use super::experts::{self, ExpertDefaults};
 use crate::error::Result;
 use crate::load::Json;
@@ -23,6 +23,6 @@ pub fn parse(json: &Json) -> Result<Draft> {
     let mut draft = base::parse(json, &Defaults { kv_heads: Some(8), eps: 1e-5, theta: 1e6, ..DEFAULTS })?;
     base::window_everywhere(json, &mut draft, None)?;
     draft.experts = Some(experts::parse(json, &draft, &EXPERTS, draft.intermediate_size, true)?);
-    draft.layers.iter_mut().for_each(|layer| layer.experts = true);
+    draft.layers.iter_mut().for_each(|layer| layer.alone = Alone::Experts);
     Ok(draft)
 }

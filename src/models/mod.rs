@@ -20,6 +20,7 @@ mod embedding_gemma2;
 mod ernie4_5;
 mod eurobert;
 mod exaone4;
+mod falcon_h1;
 mod gemma;
 mod gemma2;
 mod gemma3_text;
@@ -28,6 +29,7 @@ mod glm;
 mod glm4;
 mod gpt_oss;
 mod granite;
+mod granite_hybrid;
 mod granite_moe;
 mod granite_swa;
 mod helium;
@@ -36,6 +38,7 @@ mod lfm2;
 mod lfm2_moe;
 mod lfm3;
 mod llama;
+mod mamba2;
 mod ministral3;
 mod mistral;
 mod mixtral;
@@ -43,6 +46,7 @@ mod modernbert;
 mod mpnet;
 mod multimodal;
 mod nemotron;
+mod nemotron_h;
 mod nomic_bert;
 mod olmo;
 mod olmo2;
@@ -91,6 +95,7 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "ernie4_5", parse: ernie4_5::parse },
     Family { model_type: "eurobert", parse: eurobert::parse },
     Family { model_type: "exaone4", parse: exaone4::parse },
+    Family { model_type: "falcon_h1", parse: falcon_h1::parse },
     Family { model_type: "gemma", parse: gemma::parse },
     Family { model_type: "gemma2", parse: gemma2::parse },
     Family { model_type: "gemma3", parse: multimodal::parse },
@@ -106,6 +111,7 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "granite_swa", parse: granite_swa::parse },
     Family { model_type: "granitemoe", parse: granite_moe::parse },
     Family { model_type: "granitemoe_swa", parse: granite_moe::parse_with_windows },
+    Family { model_type: "granitemoehybrid", parse: granite_hybrid::parse },
     Family { model_type: "granitemoeshared", parse: granite_moe::parse },
     Family { model_type: "helium", parse: helium::parse },
     Family { model_type: "hunyuan_v1_dense", parse: hunyuan_v1_dense::parse },
@@ -120,6 +126,7 @@ pub static FAMILIES: &[Family] = &[
     Family { model_type: "modernbert", parse: modernbert::parse },
     Family { model_type: "mpnet", parse: mpnet::parse },
     Family { model_type: "nemotron", parse: nemotron::parse },
+    Family { model_type: "nemotron_h", parse: nemotron_h::parse },
     Family { model_type: "nomic_bert", parse: nomic_bert::parse },
     Family { model_type: "olmo", parse: olmo::parse },
     Family { model_type: "olmo2", parse: olmo2::parse },

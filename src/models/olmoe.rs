@@ -1,7 +1,7 @@
 //! OLMoE: norms over the whole of q and k, clipped q, k and v, and experts.
 
 use super::base::{self, DEFAULTS, Defaults};
-use super::draft::{Biases, Draft};
+use super::draft::{Alone, Biases, Draft};
 use super::experts::{self, ExpertDefaults};
 use super::olmo;
 use crate::error::Result;
@@ -18,6 +18,6 @@ pub fn parse(json: &Json) -> Result<Draft> {
     draft.qkv_clip = olmo::clip(json)?;
     let normalised = json.flag("norm_topk_prob", false)?;
     draft.experts = Some(experts::parse(json, &draft, &EXPERTS, draft.intermediate_size, normalised)?);
-    draft.layers.iter_mut().for_each(|layer| layer.experts = true);
+    draft.layers.iter_mut().for_each(|layer| layer.alone = Alone::Experts);
     Ok(draft)
 }

@@ -7,7 +7,7 @@ use super::draft::{Biases, Draft, Mixer, OutputGate, Pattern, TensorNames};
 use crate::error::Result;
 use crate::load::Json;
 use crate::nn::{DeltaNetConfig, Names, Prefix, QkNorm, Slot};
-use crate::ops::DeltaShape;
+use crate::ops::{ScanRule, ScanShape};
 
 /// The most taps that a convolution may ask for.
 const MAX_TAPS: usize = 64;
@@ -65,7 +65,8 @@ fn delta_net(json: &Json, hidden_size: usize) -> Result<DeltaNetConfig> {
         return Err(json
             .invalid("linear_num_value_heads", &format!("expected a multiple of linear_num_key_heads {groups}, found {heads}")));
     }
-    let shape = DeltaShape { heads, groups, key_dim: size("linear_key_head_dim")?, value_dim: size("linear_value_head_dim")? };
+    let (key_dim, value_dim) = (size("linear_key_head_dim")?, size("linear_value_head_dim")?);
+    let shape = ScanShape { heads, groups, key_dim, value_dim, rule: ScanRule::Delta };
     let (keys, values) = (groups * shape.key_dim, heads * shape.value_dim);
     let slot = |name: &str, rows| Slot::whole(format!("linear_attn.{name}"), rows);
     Ok(DeltaNetConfig {

@@ -1,7 +1,7 @@
 //! Qwen3.5 with experts, and beside them an MLP for every token, times a gate.
 
 use super::base::MAX_WIDTH;
-use super::draft::Draft;
+use super::draft::{Alone, Draft};
 use super::experts::{self, ExpertDefaults};
 use super::qwen3_5;
 use crate::error::Result;
@@ -36,10 +36,11 @@ pub fn parse(json: &Json) -> Result<Draft> {
             bias: Bias::None,
             activation: draft.activation,
             clamp: None,
+            gate_scale: 1.0,
         },
         gate: Some(Slot::whole("mlp.shared_expert_gate", 1)),
     });
     draft.experts = Some(experts);
-    draft.layers.iter_mut().for_each(|layer| layer.experts = true);
+    draft.layers.iter_mut().for_each(|layer| layer.alone = Alone::Experts);
     Ok(draft)
 }

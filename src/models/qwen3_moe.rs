@@ -1,7 +1,7 @@
 //! Qwen3 with experts, in all layers but some.
 
 use super::base::{MAX_LAYERS, MAX_WIDTH};
-use super::draft::Draft;
+use super::draft::{Alone, Draft};
 use super::experts;
 use super::qwen3;
 use crate::error::Result;
@@ -19,7 +19,8 @@ pub fn parse(json: &Json) -> Result<Draft> {
     };
     let dense = json.counts("mlp_only_layers", MAX_LAYERS)?.unwrap_or_default();
     for (i, layer) in draft.layers.iter_mut().enumerate() {
-        layer.experts = (i + 1).is_multiple_of(every) && !dense.contains(&i);
+        let is_mixture = (i + 1).is_multiple_of(every) && !dense.contains(&i);
+        layer.alone = if is_mixture { Alone::Experts } else { Alone::Mlp };
     }
     Ok(draft)
 }

@@ -8,7 +8,7 @@ use super::loader::Loader;
 use super::mix::Part;
 use super::{Linear, RowAdapters};
 use crate::error;
-use crate::ops::{self, Activation, Context, Convolution, Decay, DeltaShape, Norm, NormKind, Vector};
+use crate::ops::{self, Activation, Context, Convolution, Decay, Norm, NormKind, ScanShape, Vector};
 
 /// What the reference adds to the square of a query's or key's length.
 const LENGTH_EPS: f32 = 1e-6;
@@ -20,7 +20,7 @@ const LENGTH_EPS: f32 = 1e-6;
 /// Yang et al. 2025, <https://arxiv.org/abs/2412.06464>; equals `Qwen3_5GatedDeltaNet` of transformers 5.24.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeltaNetConfig {
-    pub shape: DeltaShape,
+    pub shape: ScanShape,
     /// Of the convolution.
     pub taps: usize,
     /// Queries, keys and values, one after another.
@@ -81,14 +81,15 @@ pub struct DeltaNet {
 
 impl DeltaNet {
     pub(super) fn load(config: &DeltaNetConfig, hidden_size: usize, loader: &mut Loader<'_, '_>) -> error::Result<Self> {
-        let DeltaShape { heads, key_dim, value_dim, .. } = config.shape;
+        let ScanShape { heads, key_dim, value_dim, .. } = config.shape;
         let others = [&config.gate, &config.beta, &config.decay].map(|slot| (slot, Part::Other));
         let inputs = loader.linear(&[&[(&config.qkv, Part::Qkv)], &others[..]].concat(), hidden_size, Bias::None)?;
         let conv = loader.convolution(config.conv, config.channels(), config.taps, Bias::None)?;
         let rate = loader.values(config.a_log, heads)?.into_iter().map(|a| -a.exp()).collect();
         let bias = loader.values(config.dt_bias, heads)?;
         let backend = loader.weights.backend();
-        let decay = Decay { bias: Vector::new(bias, backend)?, rate: Vector::new(rate, backend)? };
+        let rate = Some(Vector::new(rate, backend)?);
+        let decay = Decay { bias: Vector::new(bias, backend)?, rate, limits: Decay::UNLIMITED };
         // A norm by the mean of squares and a weight make the length 1.
         let unit = |scale: f32| -> error::Result<Norm> {
             let weight = Some(Vector::new(vec![scale; key_dim], backend)?);
@@ -122,7 +123,7 @@ impl DeltaNet {
         let (q, k) = (ops::norm(cx, &q, &self.q_norm)?, ops::norm(cx, &k, &self.k_norm)?);
         let g = ops::decay(cx, &decay, &self.decay)?;
         let beta = ops::activate(cx, beta, Activation::Sigmoid)?;
-        let read = call.scan(cx, [&q, &k, &v, &g, &beta], c.shape, self.state)?;
+        let read = call.scan(cx, [&q, &k, &v, &g, &beta], (c.shape, None), self.state)?;
         ops::gate(cx, &ops::norm(cx, &read, &self.norm)?, &gate, Some(Activation::Silu))
     }
 

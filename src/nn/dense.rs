@@ -23,6 +23,8 @@ pub struct DenseConfig {
     pub activation: Activation,
     /// Of a gated one, instead of an activation alone.
     pub clamp: Option<GateClamp>,
+    /// A factor of what is activated of a gated one.
+    pub gate_scale: f32,
 }
 
 impl DenseConfig {
@@ -47,6 +49,8 @@ impl DenseConfig {
 pub struct Dense {
     activation: Activation,
     clamp: Option<GateClamp>,
+    gate_scale: f32,
+    intermediate_size: usize,
     is_gated: bool,
     /// Gate and up as one matrix, or up alone.
     up: Linear,
@@ -59,6 +63,8 @@ impl Dense {
         Ok(Self {
             activation: config.activation,
             clamp: config.clamp,
+            gate_scale: config.gate_scale,
+            intermediate_size: config.intermediate_size,
             is_gated: config.gate.is_some(),
             up: loader.linear(&up, hidden_size, config.bias)?,
             down: loader.linear(&[(&config.down, Part::Down)], config.intermediate_size, config.bias)?,
@@ -79,7 +85,11 @@ impl Dense {
         let up = self.up.forward(cx, x, adapters)?;
         let activated = match (self.is_gated, self.clamp) {
             (true, Some(clamp)) => ops::gated_clamped(cx, &up, clamp)?,
-            (true, None) => ops::gated(cx, &up, self.activation)?,
+            (true, None) if self.gate_scale == 1.0 => ops::gated(cx, &up, self.activation)?,
+            (true, None) => {
+                let [gate, up] = ops::split(cx, &up, [self.intermediate_size; 2])?;
+                ops::gate(cx, &up, &ops::scaled(cx, &gate, self.gate_scale)?, Some(self.activation))?
+            }
             (false, _) => ops::activate(cx, up, self.activation)?,
         };
         self.down.forward(cx, &activated, adapters)

@@ -27,8 +27,8 @@ pub struct ExpertsConfig {
     pub bias: Option<Name>,
     /// Where each has tensors of its own.
     pub apart: Option<ExpertNames>,
-    /// Where all are in two tensors, `(experts, gate and up, inputs)` and `(experts, outputs, inputs)`: their full names. One of the two
-    /// is there; of a family that has both, what the checkpoint holds is read.
+    /// Where all are in two tensors, `(experts, gate and up, inputs)`, or up alone, and `(experts, outputs, inputs)`: their full names. One
+    /// of the two is there; of a family that has both, what the checkpoint holds is read.
     pub stacks: Option<(Name, Name)>,
     /// `(E)`, a factor of each expert's weights: a full name.
     pub factors: Option<Name>,
@@ -42,14 +42,29 @@ pub struct ExpertsConfig {
     pub clamp: Option<GateClamp>,
     /// Whether a checkpoint of safetensors holds them by inputs, in stacks that are taken apart when they are read.
     pub is_stack_of_inputs: bool,
+    /// Of how many equal groups of neighbours so many are chosen from. (1, 1) = from all.
+    pub groups: (usize, usize),
+    /// Experts work on rows of this projection of what the branch reads, and another one makes of their sum what it gives.
+    pub latent: Option<LatentConfig>,
+    /// Whether each has a gate.
+    pub is_gated: bool,
     pub hidden_size: usize,
     pub intermediate_size: usize,
     pub activation: Activation,
 }
 
+/// Rows of another width, `(size)`, that experts work on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LatentConfig {
+    pub size: usize,
+    pub input: Slot,
+    pub output: Slot,
+}
+
 /// An expert's tensors; `{}` is its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpertNames {
+    /// Read where they have gates.
     pub gate: Name,
     pub up: Name,
     pub down: Name,
@@ -72,20 +87,30 @@ pub struct SharedExpertConfig {
 impl ExpertsConfig {
     /// One of them, as the checkpoint holds it.
     fn dense(&self, number: usize, place: ExpertPlace) -> DenseConfig {
-        let (size, width) = (self.intermediate_size, self.hidden_size);
+        let (size, width) = (self.intermediate_size, self.width());
         let (gate, up, down) = match place {
             ExpertPlace::Apart(ExpertNames { gate, up, down }) => {
                 let slot = |name: Name, rows| Slot::whole(ExpertNames::of(name, number), rows);
-                (slot(gate, size), slot(up, size), slot(down, width))
+                (self.is_gated.then(|| slot(gate, size)), slot(up, size), slot(down, width))
             }
             ExpertPlace::Stacks(gate_up, down) => {
-                let (start, total) = (number * 2 * size, self.count * 2 * size);
-                let half = |half: usize| Slot::of_stack(gate_up, (start + half * size, size), total);
-                (half(0), half(1), Slot::of_stack(down, (number * width, width), self.count * width))
+                let parts = if self.is_gated { 2 } else { 1 };
+                let (start, total) = (number * parts * size, self.count * parts * size);
+                let part = |part: usize| Slot::of_stack(gate_up, (start + part * size, size), total);
+                (
+                    self.is_gated.then(|| part(0)),
+                    part(parts - 1),
+                    Slot::of_stack(down, (number * width, width), self.count * width),
+                )
             }
         };
         let Self { biases: bias, activation, clamp, .. } = *self;
-        DenseConfig { intermediate_size: size, gate: Some(gate), up, down, bias, activation, clamp }
+        DenseConfig { intermediate_size: size, gate, up, down, bias, activation, clamp, gate_scale: 1.0 }
+    }
+
+    /// The width of what an expert reads and gives.
+    pub fn width(&self) -> usize {
+        self.latent.as_ref().map_or(self.hidden_size, |latent| latent.size)
     }
 
     /// See [`Config::forward_values`](super::Config::forward_values). The rows of one expert are at most all, and what experts give is
@@ -114,6 +139,8 @@ pub struct Experts {
     routing: Routing,
     router_norm: Option<Norm>,
     router: Linear,
+    /// In front of them, and behind their sum.
+    latent: Option<[Linear; 2]>,
     each: Vec<Dense>,
     shared: Option<(Dense, Option<Linear>)>,
 }
@@ -125,6 +152,13 @@ impl Experts {
                 let gate = gate.as_ref().map(|gate| loader.linear(&[(gate, Part::Router)], config.hidden_size, Bias::None));
                 Some((Dense::load(dense, config.hidden_size, loader)?, gate.transpose()?))
             }
+            None => None,
+        };
+        let latent = match &config.latent {
+            Some(LatentConfig { size, input, output }) => Some([
+                loader.linear(&[(input, Part::Other)], config.hidden_size, Bias::None)?,
+                loader.linear(&[(output, Part::Other)], *size, Bias::None)?,
+            ]),
             None => None,
         };
         loader.enter_experts();
@@ -152,22 +186,24 @@ impl Experts {
             (None, Some((gate_up, down))) => ExpertPlace::Stacks(gate_up, down),
             (None, None) => return Err(error::Error::format("experts: a family that has no names for them")),
         };
-        let dense = |number| Dense::load(&config.dense(number, place), config.hidden_size, loader);
+        let dense = |number| Dense::load(&config.dense(number, place), config.width(), loader);
         let each = (0..config.count).map(dense).collect::<error::Result<_>>()?;
         loader.leave_experts();
-        let ExpertsConfig { top_k, scoring, normalise, scale, .. } = *config;
-        let routing = Routing { top_k, scoring, normalise, scale, bias, factors };
-        Ok(Self { routing, router_norm, router, each, shared })
+        let ExpertsConfig { top_k, scoring, normalise, scale, groups, .. } = *config;
+        let routing = Routing { top_k, scoring, normalise, scale, bias, factors, groups };
+        Ok(Self { routing, router_norm, router, latent, each, shared })
     }
 
     pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
         let shared = self.shared.iter().flat_map(|(dense, gate)| dense.linears().into_iter().chain(gate));
-        shared.chain([&self.router]).chain(self.each.iter().flat_map(Dense::linears))
+        let latent = self.latent.iter().flatten();
+        shared.chain(latent).chain([&self.router]).chain(self.each.iter().flat_map(Dense::linears))
     }
 
     pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let shared = self.shared.iter_mut().flat_map(|(dense, gate)| dense.linears_mut().into_iter().chain(gate));
-        shared.chain([&mut self.router]).chain(self.each.iter_mut().flat_map(Dense::linears_mut))
+        let latent = self.latent.iter_mut().flatten();
+        shared.chain(latent).chain([&mut self.router]).chain(self.each.iter_mut().flat_map(Dense::linears_mut))
     }
 
     /// Each expert reads the rows that went to it, and no other's weights are touched.
@@ -183,13 +219,21 @@ impl Experts {
         if rows.len() != self.each.len() {
             bail!("experts: expected logits of {}, found those of {}", self.each.len(), rows.len())
         }
+        let latent = match &self.latent {
+            Some([input, _]) => Some(input.forward(cx, x, adapters)?),
+            None => None,
+        };
+        let read = latent.as_ref().unwrap_or(x);
         let mut parts = Vec::new();
         for (expert, rows) in rows.into_iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
-            let own = ops::select_rows(cx, x, &rows)?;
+            let own = ops::select_rows(cx, read, &rows)?;
             let output = self.each[expert].forward(cx, &own, &adapters.select(&rows))?;
             parts.push(ExpertRows { expert, rows, output });
         }
-        let y = ops::combine(cx, parts, &weights)?;
+        let mut y = ops::combine(cx, parts, &weights)?;
+        if let Some([_, output]) = &self.latent {
+            y = output.forward(cx, &y, adapters)?;
+        }
         let Some((dense, gate)) = &self.shared else { return Ok(y) };
         let mut shared = dense.forward(cx, x, adapters)?;
         if let Some(gate) = gate {

@@ -1,7 +1,7 @@
 //! A layer: residual steps, each the sum of its branches between norms.
 //!
-//! `x <- norm_sum(x + residual_scale · norm_out(Σ norm_out_b(op_b(norm_in_b(x)))))`. Llama is two steps of one branch, Cohere and Phi
-//! one step of two. Of some families the output of all steps is multiplied by a stored number.
+//! `x <- norm_sum(x + residual_scale · norm_out(Σ output_scale_b · norm_out_b(op_b(input_scale_b · norm_in_b(x)))))`. Llama is two steps of one
+//! branch, Cohere and Phi one step of two. Of some families the output of all steps is multiplied by a stored number.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,12 +15,13 @@ use super::delta_net::{DeltaNet, DeltaNetConfig};
 use super::dense::{Dense, DenseConfig};
 use super::experts::{Experts, ExpertsConfig};
 use super::loader::Loader;
+use super::mamba2::{Mamba2, Mamba2Config};
 use super::per_layer::{LayerInput, LayerInputConfig};
 use super::rope::RopeAngles;
 use super::short_conv::{ShortConv, ShortConvConfig};
 use super::{LayerState, Linear, Rope, RowAdapters, States};
 use crate::error;
-use crate::ops::{self, Context, Convolution, DeltaShape, Mask, Masks, Norm, Sequences, Vector};
+use crate::ops::{self, Context, Convolution, Mask, Masks, Norm, ScanShape, Sequences, Vector};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerConfig {
@@ -45,6 +46,16 @@ pub struct BranchConfig {
     pub input: BranchInput,
     pub operation: OperationConfig,
     pub norm_out: Option<Name>,
+    /// Factors of what it reads, and of what it gives.
+    pub input_scale: f32,
+    pub output_scale: f32,
+}
+
+impl BranchConfig {
+    /// Without a factor.
+    pub fn new(input: BranchInput, operation: OperationConfig, norm_out: Option<Name>) -> Self {
+        Self { input, operation, norm_out, input_scale: 1.0, output_scale: 1.0 }
+    }
 }
 
 /// What a branch reads.
@@ -56,13 +67,14 @@ pub enum BranchInput {
     Shared,
 }
 
-/// What a branch does. Attention, short convolutions and delta nets mix tokens and have a state; MLPs and experts see each token alone, and so
+/// What a branch does. Attention, short convolutions, delta nets and Mamba 2 mix tokens and have a state; MLPs and experts see each token alone, and so
 /// does what takes in a layer's part of the per-layer embedding.
 #[derive(Debug, Clone, PartialEq)]
 pub enum OperationConfig {
     Attention(Box<AttentionConfig>),
     ShortConv(Box<ShortConvConfig>),
     DeltaNet(Box<DeltaNetConfig>),
+    Mamba2(Box<Mamba2Config>),
     Dense(Box<DenseConfig>),
     Experts(Box<ExpertsConfig>),
     LayerInput(Box<LayerInputConfig>),
@@ -82,7 +94,7 @@ impl OperationConfig {
     /// Whether tokens see each other in it.
     fn is_mixer(&self) -> bool {
         match self {
-            Self::Attention(_) | Self::ShortConv(_) | Self::DeltaNet(_) => true,
+            Self::Attention(_) | Self::ShortConv(_) | Self::DeltaNet(_) | Self::Mamba2(_) => true,
             Self::Dense(_) | Self::Experts(_) | Self::LayerInput(_) => false,
         }
     }
@@ -92,6 +104,7 @@ impl OperationConfig {
             Self::Attention(attention) => attention.forward_values(),
             Self::ShortConv(conv) => conv.forward_values(),
             Self::DeltaNet(net) => net.forward_values(),
+            Self::Mamba2(mamba) => mamba.forward_values(),
             Self::Dense(dense) => dense.forward_values(),
             Self::Experts(experts) => experts.forward_values(),
             Self::LayerInput(input) => input.forward_values(),
@@ -103,6 +116,7 @@ impl OperationConfig {
             Self::Attention(attention) => attention.backward_values(),
             Self::ShortConv(conv) => conv.backward_values(),
             Self::DeltaNet(net) => net.backward_values(),
+            Self::Mamba2(mamba) => mamba.backward_values(),
             Self::Dense(dense) => dense.backward_values(),
             Self::Experts(experts) => experts.backward_values(),
             Self::LayerInput(input) => input.backward_values(),
@@ -154,7 +168,7 @@ impl Call<'_> {
     ) -> Result<Tensor> {
         let over_state = |q: &Tensor, kv: Option<[&Tensor; 2]>, step: &mut StepRows<'_>| match step.states.at(number) {
             LayerState::Kv(cache) => ops::attention(q, kv, heads, mask, sinks, cache, &mut step.masks),
-            LayerState::Conv(_) | LayerState::Delta(..) => bail!("attention met the state of another mixer"),
+            LayerState::Conv(_) | LayerState::Scan(..) => bail!("attention met the state of another mixer"),
         };
         match (&mut self.seen, kv) {
             (Seen::Past(steps), Some([k, v])) => by_step(steps, [q, k, v], |[q, k, v], step| over_state(q, Some([k, v]), step)),
@@ -179,22 +193,28 @@ impl Call<'_> {
         match &mut self.seen {
             Seen::Nothing(sequences, _) => ops::convolution_within(cx, x, by, sequences),
             Seen::Past(steps) => by_step(steps, [x], |[x], step| match step.states.at(number) {
-                LayerState::Conv(conv) | LayerState::Delta(conv, _) => ops::convolution(x, by, conv),
+                LayerState::Conv(conv) | LayerState::Scan(conv, _) => ops::convolution(x, by, conv),
                 LayerState::Kv(_) => bail!("a convolution met keys and values"),
             }),
         }
     }
 
-    /// The delta rule over all rows, by the mixer of this number.
+    /// A scan over all rows, by the mixer of this number.
     ///
     /// # Shape
-    /// `q`, `k`: `(T, G · N)`, `v`: `(T, H · P)`, `g`, `beta`: `(T, H)`; returns `(T, H · P)`.
-    pub(super) fn scan(&mut self, cx: Context<'_>, inputs: [&Tensor; 5], shape: DeltaShape, number: usize) -> Result<Tensor> {
+    /// `q`, `k`: `(T, G · N)`, `v`: `(T, H · P)`, `g`, `beta`: `(T, H)`, `skip`: `(H)`; returns `(T, H · P)`.
+    pub(super) fn scan(
+        &mut self,
+        cx: Context<'_>,
+        inputs: [&Tensor; 5],
+        (shape, skip): (ScanShape, Option<&Vector>),
+        number: usize,
+    ) -> Result<Tensor> {
         match &mut self.seen {
-            Seen::Nothing(sequences, _) => ops::delta_rule_within(cx, inputs, shape, sequences),
+            Seen::Nothing(sequences, _) => ops::scan_within(cx, inputs, shape, skip, sequences),
             Seen::Past(steps) => by_step(steps, inputs, |inputs, step| match step.states.at(number) {
-                LayerState::Delta(_, scan) => ops::delta_rule(inputs, scan),
-                LayerState::Kv(_) | LayerState::Conv(_) => bail!("a delta rule met the state of another mixer"),
+                LayerState::Scan(_, scan) => ops::scan(inputs, skip, scan),
+                LayerState::Kv(_) | LayerState::Conv(_) => bail!("a scan met the state of another mixer"),
             }),
         }
     }
@@ -241,6 +261,8 @@ struct Branch {
     input: Input,
     operation: Operation,
     norm_out: Option<Norm>,
+    input_scale: f32,
+    output_scale: f32,
     /// Whether something of it is computed for all rows at once: what its mixer found, or an input that branches share.
     is_prepared: bool,
 }
@@ -256,6 +278,7 @@ enum Operation {
     Attention(Box<Attention>),
     ShortConv(Box<ShortConv>),
     DeltaNet(Box<DeltaNet>),
+    Mamba2(Box<Mamba2>),
     Dense(Box<Dense>),
     Experts(Box<Experts>),
     LayerInput(Box<LayerInput>),
@@ -280,7 +303,8 @@ impl Layer {
         let mut steps = Vec::with_capacity(config.steps.len());
         for step in &config.steps {
             let mut branches = Vec::with_capacity(step.branches.len());
-            for (i, BranchConfig { input, operation, norm_out }) in step.branches.iter().enumerate() {
+            for (i, branch) in step.branches.iter().enumerate() {
+                let BranchConfig { input, operation, norm_out, input_scale, output_scale } = branch;
                 let shares = |number: usize| step.branches.get(number).is_some_and(|branch| branch.input == BranchInput::Shared);
                 let is_prepared = operation.is_mixer() || shares(i) || shares(i + 1);
                 let input = match input {
@@ -297,6 +321,7 @@ impl Layer {
                     OperationConfig::DeltaNet(config) => {
                         Operation::DeltaNet(Box::new(DeltaNet::load(config, hidden_size, loader)?))
                     }
+                    OperationConfig::Mamba2(config) => Operation::Mamba2(Box::new(Mamba2::load(config, hidden_size, loader)?)),
                     OperationConfig::Dense(config) => Operation::Dense(Box::new(Dense::load(config, hidden_size, loader)?)),
                     OperationConfig::Experts(config) => Operation::Experts(Box::new(Experts::load(config, loader)?)),
                     OperationConfig::LayerInput(config) => {
@@ -304,7 +329,8 @@ impl Layer {
                     }
                 };
                 let norm_out = loader.optional_norm(*norm_out, hidden_size)?;
-                branches.push(Branch { input, operation, norm_out, is_prepared });
+                let (input_scale, output_scale) = (*input_scale, *output_scale);
+                branches.push(Branch { input, operation, norm_out, input_scale, output_scale, is_prepared });
             }
             let norm_out = loader.optional_norm(step.norm_out, hidden_size)?;
             let norm_sum = loader.optional_norm(step.norm_sum, hidden_size)?;
@@ -324,6 +350,7 @@ impl Layer {
             Operation::Attention(attention) => Vec::from(attention.linears()),
             Operation::ShortConv(conv) => Vec::from(conv.linears()),
             Operation::DeltaNet(net) => Vec::from(net.linears()),
+            Operation::Mamba2(mamba) => Vec::from(mamba.linears()),
             Operation::Dense(dense) => Vec::from(dense.linears()),
             Operation::Experts(experts) => experts.linears().collect(),
             Operation::LayerInput(input) => Vec::from(input.linears()),
@@ -335,6 +362,7 @@ impl Layer {
             Operation::Attention(attention) => Vec::from(attention.linears_mut()),
             Operation::ShortConv(conv) => Vec::from(conv.linears_mut()),
             Operation::DeltaNet(net) => Vec::from(net.linears_mut()),
+            Operation::Mamba2(mamba) => Vec::from(mamba.linears_mut()),
             Operation::Dense(dense) => Vec::from(dense.linears_mut()),
             Operation::Experts(experts) => experts.linears_mut().collect(),
             Operation::LayerInput(input) => Vec::from(input.linears_mut()),
@@ -391,11 +419,13 @@ impl ResidualStep {
                 (Input::Shared, Some(before)) => before,
                 (Input::Shared, None) => bail!("a step whose first branch shares an input"),
             };
+            let scaled = ops::scaled(cx, &input, branch.input_scale)?;
             prepared.push(match &branch.operation {
-                Operation::Attention(attention) => attention.mix(cx, &input, call)?,
-                Operation::ShortConv(conv) => conv.mix(cx, &input, call)?,
-                Operation::DeltaNet(net) => net.mix(cx, &input, call)?,
-                Operation::Dense(_) | Operation::Experts(_) | Operation::LayerInput(_) => input.clone(),
+                Operation::Attention(attention) => attention.mix(cx, &scaled, call)?,
+                Operation::ShortConv(conv) => conv.mix(cx, &scaled, call)?,
+                Operation::DeltaNet(net) => net.mix(cx, &scaled, call)?,
+                Operation::Mamba2(mamba) => mamba.mix(cx, &scaled, call)?,
+                Operation::Dense(_) | Operation::Experts(_) | Operation::LayerInput(_) => scaled,
             });
             before = Some(input);
         }
@@ -410,17 +440,20 @@ impl ResidualStep {
         let adapters = each.adapters;
         let mut prepared = prepared.iter();
         let mut outputs = Vec::with_capacity(self.branches.len());
-        for Branch { input, operation, norm_out, is_prepared } in &self.branches {
-            let ready = if *is_prepared { prepared.next().cloned() } else { None };
-            let input = match (ready, input) {
+        for branch in &self.branches {
+            let ready = if branch.is_prepared { prepared.next().cloned() } else { None };
+            let input = match (ready, &branch.input) {
                 (Some(ready), _) => ready,
-                (None, Input::Stream(norm)) => ops::optional_norm(cx, x.clone(), norm.as_ref())?,
+                (None, Input::Stream(norm)) => {
+                    ops::scaled(cx, &ops::optional_norm(cx, x.clone(), norm.as_ref())?, branch.input_scale)?
+                }
                 (None, Input::Shared) => bail!("a branch without its input"),
             };
-            let output = match operation {
+            let output = match &branch.operation {
                 Operation::Attention(attention) => attention.project(cx, &input, adapters)?,
                 Operation::ShortConv(conv) => conv.project(cx, &input, adapters)?,
                 Operation::DeltaNet(net) => net.project(cx, &input, adapters)?,
+                Operation::Mamba2(mamba) => mamba.project(cx, &input, adapters)?,
                 Operation::Dense(dense) => dense.forward(cx, &input, adapters)?,
                 Operation::Experts(experts) => experts.forward(cx, &input, x, adapters)?,
                 Operation::LayerInput(taken) => {
@@ -428,25 +461,28 @@ impl ResidualStep {
                     taken.forward(cx, &input, values, adapters)?
                 }
             };
-            outputs.push(ops::optional_norm(cx, output, norm_out.as_ref())?);
+            outputs.push((ops::optional_norm(cx, output, branch.norm_out.as_ref())?, branch.output_scale));
         }
         self.sum(cx, x, outputs, each.residual_scale)
     }
 
-    /// Adds what the branches gave to the stream. Where nothing stands in between, one by one.
-    fn sum(&self, cx: Context<'_>, x: &Tensor, outputs: Vec<Tensor>, scale: f32) -> Result<Tensor> {
+    /// Adds what the branches gave, each times its factor, to the stream. Where nothing stands in between, one by one.
+    fn sum(&self, cx: Context<'_>, x: &Tensor, outputs: Vec<(Tensor, f32)>, scale: f32) -> Result<Tensor> {
         let mut outputs = outputs.into_iter();
-        let (mut stream, Some(mut last)) = (x.clone(), outputs.next()) else { return Ok(x.clone()) };
-        for output in outputs {
+        let (mut stream, Some((mut last, mut factor))) = (x.clone(), outputs.next()) else { return Ok(x.clone()) };
+        if self.norm_out.is_some() {
+            last = ops::scaled(cx, &last, std::mem::replace(&mut factor, 1.0))?;
+        }
+        for (output, next) in outputs {
             match self.norm_out {
-                Some(_) => last = ops::add_scaled(cx, &last, output, 1.0, None)?,
+                Some(_) => last = ops::add_scaled(cx, &last, output, next, None)?,
                 None => {
-                    stream = ops::add_scaled(cx, &stream, last, scale, None)?;
-                    last = output;
+                    stream = ops::add_scaled(cx, &stream, last, scale * factor, None)?;
+                    (last, factor) = (output, next);
                 }
             }
         }
         let last = ops::optional_norm(cx, last, self.norm_out.as_ref())?;
-        ops::add_scaled(cx, &stream, last, scale, self.norm_sum.as_ref())
+        ops::add_scaled(cx, &stream, last, scale * factor, self.norm_sum.as_ref())
     }
 }

@@ -149,6 +149,20 @@ impl<'a, 'w> Loader<'a, 'w> {
         Ok(Convolution { taps, channels, weight, bias })
     }
 
+    /// The same of inputs times these factors, each of so many neighbouring channels.
+    pub fn scaled_convolution(&self, conv: Convolution, factors: &[(usize, f32)]) -> Result<Convolution> {
+        if factors.iter().all(|(_, factor)| *factor == 1.0) {
+            return Ok(conv);
+        }
+        let of_channels: Vec<f32> = factors.iter().flat_map(|(count, factor)| vec![*factor; *count]).collect();
+        let mut taps = conv.weight.values()?;
+        // Nothing in a dry run.
+        for tap in taps.chunks_exact_mut(conv.channels) {
+            tap.iter_mut().zip(&of_channels).for_each(|(x, factor)| *x *= factor);
+        }
+        Ok(Convolution { weight: Vector::new(taps, self.weights.backend())?, ..conv })
+    }
+
     /// Several stored projections of `inputs` values as one matrix.
     pub fn linear(&mut self, slots: &[(&Slot, Part)], inputs: usize, bias: Bias) -> Result<Linear> {
         let (slots, parts): (Vec<&Slot>, Vec<Part>) = slots.iter().copied().unzip();

@@ -6,12 +6,12 @@
 use candle_core::{DType, Result};
 
 use super::layer::OperationConfig;
-use super::{AttentionConfig, Config, DeltaNetConfig, ShortConvConfig};
-use crate::ops::{Backend, CHUNK, ConvState, DeltaState, Format, KvFormat, LayerCache};
+use super::{AttentionConfig, Config, DeltaNetConfig, Mamba2Config, ShortConvConfig};
+use crate::ops::{Backend, CHUNK, ConvState, Format, KvFormat, LayerCache, ScanState};
 
 /// Snapshots that are kept: of the ends of the last two prompts, so that one that is rewritten just before its end, by the template of
 /// the next turn, is taken up at the end of the one before.
-const SNAPSHOTS: usize = 2;
+pub const SNAPSHOTS: usize = 2;
 
 /// What one mixer remembers.
 pub enum LayerState {
@@ -19,8 +19,8 @@ pub enum LayerState {
     Kv(LayerCache),
     /// The inputs of a short convolution.
     Conv(ConvState),
-    /// The inputs of a delta net's convolution, and its scan's state.
-    Delta(ConvState, DeltaState),
+    /// The inputs of a convolution, and the state of the scan behind it.
+    Scan(ConvState, ScanState),
 }
 
 impl LayerState {
@@ -30,7 +30,11 @@ impl LayerState {
             MixerConfig::ShortConv(c) => Self::Conv(ConvState::new(c.channels, c.taps, backend)),
             MixerConfig::DeltaNet(net) => {
                 let conv = ConvState::new(net.channels(), net.taps, backend);
-                Self::Delta(conv, DeltaState::new(net.shape, backend))
+                Self::Scan(conv, ScanState::new(net.shape, backend))
+            }
+            MixerConfig::Mamba2(mamba) => {
+                let conv = ConvState::new(mamba.channels(), mamba.taps, backend);
+                Self::Scan(conv, ScanState::new(mamba.shape, backend))
             }
         }
     }
@@ -41,7 +45,7 @@ impl LayerState {
             Self::Kv(cache) => cache.len(),
             Self::Conv(conv) => conv.len(),
             // Behind a pass that failed between the two, what both hold.
-            Self::Delta(conv, scan) => conv.len().min(scan.len()),
+            Self::Scan(conv, scan) => conv.len().min(scan.len()),
         }
     }
 
@@ -50,7 +54,7 @@ impl LayerState {
         match self {
             Self::Kv(cache) => len.min(cache.len()),
             Self::Conv(conv) => keeps(conv.len(), conv.start(), len),
-            Self::Delta(conv, scan) => {
+            Self::Scan(conv, scan) => {
                 let both = |len| keeps(conv.len(), conv.start(), len).min(keeps(scan.len(), scan.start(), len));
                 both(both(len))
             }
@@ -62,7 +66,7 @@ impl LayerState {
         match self {
             Self::Kv(cache) => cache.truncate(len),
             Self::Conv(conv) => conv.truncate(len),
-            Self::Delta(conv, scan) => {
+            Self::Scan(conv, scan) => {
                 conv.truncate(len);
                 scan.truncate(len);
             }
@@ -73,16 +77,21 @@ impl LayerState {
         match self {
             Self::Kv(cache) => cache.fork().map(Self::Kv),
             Self::Conv(conv) => conv.fork().map(Self::Conv),
-            Self::Delta(conv, scan) => Ok(Self::Delta(conv.fork()?, scan.fork()?)),
+            Self::Scan(conv, scan) => Ok(Self::Scan(conv.fork()?, scan.fork()?)),
+        }
+    }
+
+    /// Whether it takes as much memory for any number of tokens.
+    fn has_fixed_size(&self) -> bool {
+        match self {
+            Self::Kv(_) => false,
+            Self::Conv(_) | Self::Scan(..) => true,
         }
     }
 
     /// A copy, where the state has a fixed size.
     fn copy(&self) -> Result<Option<Self>> {
-        match self {
-            Self::Kv(_) => Ok(None),
-            Self::Conv(_) | Self::Delta(..) => self.fork().map(Some),
-        }
+        if self.has_fixed_size() { self.fork().map(Some) } else { Ok(None) }
     }
 
     /// What it is and how it is kept.
@@ -90,7 +99,7 @@ impl LayerState {
         match self {
             Self::Kv(cache) => StateKind::Kv(cache.format()),
             Self::Conv(_) => StateKind::Conv,
-            Self::Delta(..) => StateKind::Delta,
+            Self::Scan(..) => StateKind::Scan,
         }
     }
 
@@ -99,7 +108,7 @@ impl LayerState {
         match self {
             Self::Kv(cache) => cache.token_values(),
             Self::Conv(conv) => conv.value_count(),
-            Self::Delta(conv, scan) => conv.value_count() + scan.value_count(),
+            Self::Scan(conv, scan) => conv.value_count() + scan.value_count(),
         }
     }
 
@@ -107,17 +116,17 @@ impl LayerState {
     pub fn bytes(&self, tokens: u64) -> Option<u64> {
         match self {
             Self::Kv(cache) => tokens.checked_mul(cache.token_bytes() as u64),
-            Self::Conv(_) | Self::Delta(..) => Some((size_of::<u64>() + self.values() * size_of::<f32>()) as u64),
+            Self::Conv(_) | Self::Scan(..) => Some((size_of::<u64>() + self.values() * size_of::<f32>()) as u64),
         }
     }
 
     /// All that it remembers, as it is kept. Keys, then values, `(token, head, head_dim)` each. Or the position that it can be cut back
-    /// to, a multiple of 16, then F32: what [`ConvState::values`] and [`DeltaState::values`] give.
+    /// to, a multiple of 16, then F32: what [`ConvState::values`] and [`ScanState::values`] give.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         match self {
             Self::Kv(cache) => cache.to_bytes(),
             Self::Conv(conv) => Ok(fixed_bytes(conv.start(), &[conv.values()?])),
-            Self::Delta(conv, scan) => Ok(fixed_bytes(scan.start(), &[conv.values()?, scan.values()?])),
+            Self::Scan(conv, scan) => Ok(fixed_bytes(scan.start(), &[conv.values()?, scan.values()?])),
         }
     }
 
@@ -125,7 +134,7 @@ impl LayerState {
     pub fn is_of(&self, bytes: &[u8], tokens: usize) -> bool {
         match self {
             Self::Kv(_) => true,
-            Self::Conv(_) | Self::Delta(..) => {
+            Self::Conv(_) | Self::Scan(..) => {
                 let start = start_of(bytes) as usize;
                 start.is_multiple_of(CHUNK) && start <= tokens && tokens - start <= CHUNK
             }
@@ -140,7 +149,7 @@ impl LayerState {
                 let values = Format::F32.widen(&bytes[size_of::<u64>()..]);
                 conv.fill(&values, start_of(bytes) as usize, tokens, dtype)
             }
-            Self::Delta(conv, scan) => {
+            Self::Scan(conv, scan) => {
                 let values = Format::F32.widen(&bytes[size_of::<u64>()..]);
                 let (of_conv, of_scan) = values.split_at(conv.value_count());
                 let start = start_of(bytes) as usize;
@@ -178,7 +187,7 @@ fn start_of(bytes: &[u8]) -> u64 {
 pub enum StateKind {
     /// Keys and values in this format.
     Kv(KvFormat),
-    Delta,
+    Scan,
     Conv,
 }
 
@@ -188,7 +197,7 @@ impl StateKind {
         (1, Self::Kv(KvFormat::F32)),
         (2, Self::Kv(KvFormat::F16)),
         (3, Self::Kv(KvFormat::Q8_0)),
-        (4, Self::Delta),
+        (4, Self::Scan),
         (5, Self::Conv),
     ];
 
@@ -196,7 +205,7 @@ impl StateKind {
     pub fn label(self) -> String {
         match self {
             Self::Kv(format) => format!("keys and values in {}", format.name()),
-            Self::Delta => "the state of a delta net".to_string(),
+            Self::Scan => "the state of a scan".to_string(),
             Self::Conv => "the state of a convolution".to_string(),
         }
     }
@@ -218,6 +227,7 @@ enum MixerConfig<'a> {
     Attention(&'a AttentionConfig),
     ShortConv(&'a ShortConvConfig),
     DeltaNet(&'a DeltaNetConfig),
+    Mamba2(&'a Mamba2Config),
 }
 
 /// All of a network that have one, in the order of computation.
@@ -226,6 +236,7 @@ fn mixers(config: &Config) -> impl Iterator<Item = MixerConfig<'_>> {
         OperationConfig::Attention(attention) => attention.has_state().then_some(MixerConfig::Attention(attention)),
         OperationConfig::ShortConv(conv) => Some(MixerConfig::ShortConv(conv)),
         OperationConfig::DeltaNet(net) => Some(MixerConfig::DeltaNet(net)),
+        OperationConfig::Mamba2(mamba) => Some(MixerConfig::Mamba2(mamba)),
         OperationConfig::Dense(_) | OperationConfig::Experts(_) | OperationConfig::LayerInput(_) => None,
     })
 }
@@ -272,7 +283,8 @@ impl States {
         let of = |mixer: MixerConfig<'_>| match mixer {
             MixerConfig::Attention(a) => LayerCache::bytes((a.kv_heads, a.head_dim), tokens, kv_format, activation, backend),
             MixerConfig::ShortConv(conv) => fixed(ConvState::bytes(conv.channels, conv.taps)),
-            MixerConfig::DeltaNet(net) => fixed(ConvState::bytes(net.channels(), net.taps) + DeltaState::bytes(net.shape)),
+            MixerConfig::DeltaNet(net) => fixed(ConvState::bytes(net.channels(), net.taps) + ScanState::bytes(net.shape)),
+            MixerConfig::Mamba2(mamba) => fixed(ConvState::bytes(mamba.channels(), mamba.taps) + ScanState::bytes(mamba.shape)),
         };
         mixers(config).map(of).sum()
     }
@@ -324,6 +336,34 @@ impl States {
             self.snapshots.remove(0);
         }
         self.snapshots.push(Snapshot { len, states });
+    }
+
+    /// Of each snapshot, the oldest first, the tokens that it is of, and its states.
+    pub fn snapshots(&self) -> impl Iterator<Item = (usize, impl Iterator<Item = &LayerState>)> {
+        self.snapshots.iter().map(|snapshot| (snapshot.len, snapshot.states.iter().flatten()))
+    }
+
+    /// The states that a snapshot has.
+    pub fn of_snapshot(&self) -> impl Iterator<Item = &LayerState> {
+        self.all.iter().filter(|state| state.has_fixed_size())
+    }
+
+    /// Adds a snapshot of so many tokens, each of whose states, empty, is handed to `fill`.
+    ///
+    /// # Errors
+    /// `ErrorKind::OutOfMemory`, a failed device operation, and those of `fill`.
+    pub fn add_snapshot(
+        &mut self,
+        len: usize,
+        mut fill: impl FnMut(&mut LayerState) -> crate::error::Result<()>,
+    ) -> crate::error::Result<()> {
+        let mut states = self.all.iter().map(LayerState::copy).collect::<Result<Vec<_>>>()?;
+        for state in states.iter_mut().flatten() {
+            state.truncate(0);
+            fill(state)?;
+        }
+        self.snapshots.push(Snapshot { len, states });
+        Ok(())
     }
 
     /// A copy that shares nothing.

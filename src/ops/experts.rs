@@ -21,11 +21,14 @@ pub struct Routing {
     pub bias: Option<Vector>,
     /// `(E)`, of each expert's weights.
     pub factors: Option<Vector>,
+    /// Of how many equal groups of neighbours so many are chosen from: those whose two best have the largest sum. (1, 1) = from all.
+    pub groups: (usize, usize),
 }
 
 impl Routing {
     fn by<'a>(&self, bias: Option<&'a [f32]>, factors: Option<&'a [f32]>) -> RouteBy<'a> {
-        RouteBy { top_k: self.top_k, scoring: self.scoring, normalise: self.normalise, scale: self.scale, bias, factors }
+        let Self { top_k, scoring, normalise, scale, groups, .. } = *self;
+        RouteBy { top_k, scoring, normalise, scale, bias, factors, groups }
     }
 }
 
@@ -47,8 +50,13 @@ pub struct Routed {
 /// <https://arxiv.org/abs/2412.19437>.
 pub fn route(cx: Context<'_>, logits: &Tensor, routing: &Routing) -> Result<Routed> {
     let (count, experts) = logits.dims2()?;
-    if routing.top_k == 0 || routing.top_k > experts {
-        bail!("route: expected 1 to {experts} experts of a token, found {}", routing.top_k)
+    let (groups, chosen) = routing.groups;
+    if groups == 0 || !experts.is_multiple_of(groups) || chosen > groups {
+        bail!("route: expected a part of equal groups of {experts} experts, found {chosen} of {groups}")
+    }
+    let most = experts / groups * chosen;
+    if routing.top_k == 0 || routing.top_k > most {
+        bail!("route: expected 1 to {most} experts of a token, found {}", routing.top_k)
     }
     let bias = routing.bias.as_ref().map(Vector::values).transpose()?;
     let factors = routing.factors.as_ref().map(Vector::values).transpose()?;

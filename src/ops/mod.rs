@@ -24,7 +24,7 @@ mod rope;
 mod split;
 mod attention;
 mod convolution;
-mod delta_rule;
+mod scan;
 mod activation;
 mod gate;
 mod scale;
@@ -34,8 +34,9 @@ mod pooling;
 #[cfg(feature = "cuda")]
 pub use crate::kernels::open_cuda;
 pub use crate::kernels::{
-    Activation, AdamW, Arithmetic, CHUNK, DeltaShape, Format, GateClamp, KvFormat, Mask, NormKind, Scoring, Use, beside, copied,
-    install, is_forked, parallel_map, peak_bytes, physical_bytes, resident_bytes, start_threads, trim, unit_length, zeros,
+    Activation, AdamW, Arithmetic, CHUNK, Format, GateClamp, KvFormat, Mask, NormKind, ScanRule, ScanShape, Scoring, Use, beside,
+    copied, install, is_forked, parallel_map, peak_bytes, physical_bytes, resident_bytes, start_threads, trim, unit_length,
+    zeros,
 };
 #[cfg(feature = "selftest")]
 pub use crate::kernels::{Level, limit_instructions};
@@ -44,7 +45,6 @@ pub use attention::{LayerCache, Masks, Sequences, attention, attention_within};
 pub use backend::{Backend, On};
 pub use convolution::{ConvState, Convolution, convolution, convolution_within};
 pub use cross_entropy::{cross_entropy, scored_at_once};
-pub use delta_rule::{Decay, DeltaState, decay, delta_rule, delta_rule_within};
 pub use embedding::embedding;
 pub use experts::{ExpertRows, Routed, Routing, combine, route};
 #[cfg(feature = "fault-injection")]
@@ -59,6 +59,7 @@ pub use pooling::{Pooling, pool, unit_rows, zero_rows};
 pub use rope::{Angles, rope};
 pub use row_blocks::by_row_blocks;
 pub use rows::{narrow_rows, row_count, select_rows, stack_rows};
-pub use scale::scale;
+pub use scale::{scale, scaled};
+pub use scan::{Decay, ScanState, decay, scan, scan_within};
 pub use split::{clip, split, split_evenly};
 pub use tape::{Context, Gradient, Gradients, Tape};

@@ -22,3 +22,15 @@ pub fn scale(cx: Context<'_>, x: Tensor, factor: f32) -> Result<Tensor> {
     cx.record([&x], &y, move |dy, backend| Ok([scaled(dy, backend)?]));
     Ok(y)
 }
+
+/// The same of a tensor that others read too; it itself where the number is 1.
+///
+/// # Shape
+/// As [`scale`].
+pub fn scaled(cx: Context<'_>, x: &Tensor, factor: f32) -> Result<Tensor> {
+    match factor {
+        1.0 => Ok(x.clone()),
+        _ if cx.tracks(x) => scale(cx, x.clone(), factor),
+        _ => scale(cx, x.force_contiguous()?, factor),
+    }
+}

@@ -145,6 +145,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::kernels::{ScanRule, ScanShape};
     use crate::ops::{
         self, Activation, AdaptedLinear, Angles, Format, Mask, Matrix, MatrixBuilder, NormKind, Sequences, Use, Vector,
     };
@@ -253,7 +254,8 @@ mod tests {
             ] {
                 // The same choice wherever the logits are moved.
                 let bias = Vector::new(vec![4.0, 0.0, 8.0, -4.0], backend).ok();
-                let routing = ops::Routing { top_k: 2, scoring, normalise, scale: 1.5, bias, factors: vector(4, 6) };
+                let routing =
+                    ops::Routing { top_k: 2, scoring, normalise, scale: 1.5, bias, factors: vector(4, 6), groups: (1, 1) };
                 check(&format!("experts {scoring:?}"), backend, &[4, 6], |cx, x| {
                     let ops::Routed { rows, weights } = ops::route(cx, &x[0], &routing).unwrap();
                     let part = |(expert, rows): (usize, Vec<usize>)| {
@@ -291,8 +293,16 @@ mod tests {
                 check(&format!("gate {kind:?}"), backend, &[12, 12], |cx, x| ops::gate(cx, &x[0], &x[1], kind).unwrap());
                 check(&format!("gate of heads {kind:?}"), backend, &[12, 3], |cx, x| ops::gate(cx, &x[0], &x[1], kind).unwrap());
             }
-            let decay = ops::Decay { bias: vector(5, 3).unwrap(), rate: rates(5, backend) };
-            check("decay", backend, &[5], |cx, x| ops::decay(cx, &x[0], &decay).unwrap());
+            // Some of the lengths are above the limit, some below the other; none is near: these are those of ±13/32.
+            for (rate, limits) in [
+                (Some(rates(5, backend)), ops::Decay::UNLIMITED),
+                (None, ops::Decay::UNLIMITED),
+                (Some(rates(5, backend)), (0.5105, 0.91676)),
+                (None, (0.5105, 0.91676)),
+            ] {
+                let decay = ops::Decay { bias: vector(5, 3).unwrap(), rate, limits };
+                check("decay", backend, &[5], |cx, x| ops::decay(cx, &x[0], &decay).unwrap());
+            }
             for bias in [None, vector(12, 8)] {
                 let convolution = ops::Convolution { taps: 3, channels: 12, weight: vector(36, 7).unwrap(), bias };
                 check("convolution", backend, &[12], |cx, x| {
@@ -327,21 +337,23 @@ mod tests {
     }
 
     #[test]
-    fn the_delta_rule_has_the_gradient_of_its_slopes() {
-        for backend in &BACKENDS {
+    fn scans_have_the_gradient_of_their_slopes() {
+        for (backend, rule) in BACKENDS.iter().flat_map(|backend| [(backend, ScanRule::Delta), (backend, ScanRule::Additive)]) {
+            let skip = (rule == ScanRule::Additive).then(|| Vector::new(vec![0.5, -0.8, 0.0, 1.5], backend).unwrap());
             // One chunk, a part of one, and more than two, of which the first forgets little.
             for (lengths, copies) in [(vec![4, 1, 2], 1), (vec![35], 5)] {
-                let shape = crate::kernels::DeltaShape { heads: 4, groups: 2, key_dim: 3, value_dim: 2 };
-                let rate = Vector::new(vec![-0.1; 4], backend).unwrap();
-                let decay = ops::Decay { bias: Vector::new(vec![0.0; 4], backend).unwrap(), rate };
+                let shape = ScanShape { heads: 4, groups: 2, key_dim: 3, value_dim: 2, rule };
+                let rate = Some(Vector::new(vec![-0.1; 4], backend).unwrap());
+                let bias = Vector::new(vec![0.0; 4], backend).unwrap();
+                let decay = ops::Decay { bias, rate, limits: ops::Decay::UNLIMITED };
                 let forward = |cx: Context<'_>, x: &[Tensor]| {
                     let x: Vec<Tensor> = x.iter().map(|x| repeated(cx, x, copies)).collect();
                     let g = ops::decay(cx, &x[3], &decay).unwrap();
                     let beta = ops::activate(cx, own(cx, &x[4]), Activation::Sigmoid).unwrap();
                     let sequences = Sequences::new(lengths.clone(), None, backend).unwrap();
-                    ops::delta_rule_within(cx, [&x[0], &x[1], &x[2], &g, &beta], shape, &sequences).unwrap()
+                    ops::scan_within(cx, [&x[0], &x[1], &x[2], &g, &beta], shape, skip.as_ref(), &sequences).unwrap()
                 };
-                check("delta rule", backend, &[6, 6, 8, 4, 4], forward);
+                check(&format!("scan, {rule:?}"), backend, &[6, 6, 8, 4, 4], forward);
             }
         }
     }

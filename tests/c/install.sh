@@ -89,6 +89,20 @@ nothing_is_left() { make_quietly uninstall && [ -z "$(find "$prefix" ! -type d)"
 
 staged() { make_quietly install DESTDIR="$stage/staged" && [ -e "$stage/staged$prefix/lib/pkgconfig/metal-candle.pc" ] && ! grep -rq "$stage/staged" "$stage/staged$prefix/lib/pkgconfig"; }
 
+# An archive works wherever it is unpacked, and holds no path of where it was made.
+dist() {
+    make_quietly dist && mkdir "$stage/unpacked" || return
+    local archive
+    archive=$(ls build/metal-candle-*.tar.gz) && (cd build && { sha256sum -c ./*.tar.gz.sha256 || shasum -a 256 -c ./*.tar.gz.sha256; }) || return
+    tar -C "$stage/unpacked" -xzf "$archive" && rm "$archive" "$archive.sha256"
+    local folder
+    folder=$(echo "$stage"/unpacked/metal-candle-*)
+    ! grep -rqF "$PWD" "$folder/lib/pkgconfig" "$folder/lib/cmake" || return
+    # shellcheck disable=SC2046
+    $CC -std=c99 examples/c/chat.c -o "$stage/unpacked/chat" $(PKG_CONFIG_PATH=$folder/lib/pkgconfig pkg-config --cflags --libs metal-candle) \
+        "-Wl,-rpath,$folder/lib" && answers "$stage/unpacked/chat"
+}
+
 # Programs must ask for the ABI's own name, so that a library of another ABI is never loaded in its place.
 soname() { readelf -d "$prefix/lib/libmetal_candle.so" | grep -F "SONAME" | grep -qF "[$(basename "$prefix"/lib/libmetal_candle.so.[0-9])]"; }
 
@@ -105,6 +119,7 @@ if have cmake "build through CMake"; then
     step "CMake refuses a newer version" newer_is_refused_by_cmake
     step "CMake, FetchContent" by_fetch_content
 fi
+if have pkg-config "make dist"; then step "make dist" dist; fi
 step "make install DESTDIR" staged
 step "make uninstall" nothing_is_left
 

@@ -69,6 +69,25 @@ else
     echo "skip: allocations that fail: the C library is not glibc"
 fi
 
+# The same where a disk is full or read-only, or the process is killed, at any call that changes files.
+writes() { # full, read-only or killed; stride
+    LD_PRELOAD="$BUILD/tests/writes-fail.so" "$BUILD/tests/writes" "$@"
+}
+if [ "$(uname -s)" = Linux ]; then
+    step "writes compile" $CC -std=c99 $warnings -shared -fPIC tests/c/writes/fail.c -o "$BUILD/tests/writes-fail.so" -ldl &&
+        step "writes compile" $CC -std=c99 -O1 -g $warnings -Iinclude tests/c/writes/operations.c -o "$BUILD/tests/writes" \
+            "-L$OUT" -lmetal_candle "-Wl,-rpath,$(cd "$OUT" && pwd)" -ldl
+    step "a disk that is full" writes full 53
+    step "a disk that is read-only" writes read-only 59
+    step "a process that is killed while it writes" writes killed 47
+else
+    echo "skip: writes that fail: the system is not Linux"
+fi
+
+step "soak compiles" $CC -std=c11 -O1 -g $warnings -Iinclude tests/c/soak/soak.c -o "$BUILD/tests/soak" "-L$OUT" -lmetal_candle \
+    "-Wl,-rpath,$(cd "$OUT" && pwd)" -pthread -lm
+step "everything at once" "$BUILD/tests/soak" 10
+
 answer='Appends an element to the back of a collection.'
 question='What does `Vec::push` do?'
 

@@ -43,9 +43,30 @@ pub fn shipped(name: &str) -> PathBuf {
     root().join("models").join(name)
 }
 
-/// A JSON file.
+/// A JSON file, or one of Python with an infinite number on a line of its own.
 pub fn json(path: &Path) -> serde_json::Value {
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text.replace(" Infinity\n", " 1e300\n")).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// A copy of a directory with other fields in its config.json; no text removes one.
+pub fn edited(directory: &Path, fields: &[(&str, &str)]) -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let mut config = json(&directory.join("config.json"));
+    for (key, value) in fields {
+        match value {
+            &"" => drop(config.as_object_mut().unwrap().remove(*key)),
+            value => config[*key] = serde_json::from_str(value).unwrap(),
+        }
+    }
+    std::fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
+    copy
 }
 
 /// How to load so that quantised weights compute as what they stand for.
@@ -78,7 +99,7 @@ pub fn devices() -> Vec<Device> {
 pub fn has_experts(path: &Path) -> bool {
     let config = json(&path.join("config.json"));
     let text = config.get("text_config").unwrap_or(&config);
-    ["num_experts", "num_local_experts"].iter().any(|key| text.get(*key).is_some_and(|count| !count.is_null()))
+    ["num_experts", "num_local_experts", "n_routed_experts"].iter().any(|key| text[*key].as_u64().is_some_and(|count| count > 0))
 }
 
 /// The median, for what a few tokens of a model with experts do not keep to: a rounding can make another expert the better one, which

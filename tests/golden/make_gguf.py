@@ -62,6 +62,14 @@ def with_tokenizer(path):
     (path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
 
 
+def without_unused_experts(path):
+    """Takes away what makes the converter think that there are experts, where no layer has them."""
+    config = json.loads((path / "config.json").read_text())
+    if "E" not in config.get("hybrid_override_pattern", "E"):
+        del config["num_experts_per_tok"]
+        (path / "config.json").write_text(json.dumps(config))
+
+
 def main():
     llama_cpp, out, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     sys.path[:0] = [str(llama_cpp), str(llama_cpp / "gguf-py")]
@@ -83,12 +91,19 @@ def main():
             # The converter knows published sizes alone; positions are rotary, so that no weight depends on it.
             if path.name == "nomic_mean_old":
                 path = edited(path, {"n_positions": 8192, "max_trained_positions": 2048} | NOMIC)
+            # Of this the converter knows published names alone, and takes heads of 64 values for granted where it is not told.
+            if path.name == "granitemoehybrid_dense":
+                path = edited(path, {"layer_types": ["mamba", "attention", "mamba", "attention"]})
+            if path.name.startswith("nemotron_h"):
+                path = edited(path, {"mamba_d_head": 12}, without_unused_experts)
             hparams = ModelBase.load_hparams(path, False)
             known = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
 
             known.set_vocab = set_no_vocab
             with torch.inference_mode():
-                model = known(path, getattr(gguf.LlamaFileType, FILE_TYPES[stored(path)]), out / f"{path.name}.gguf")
+                # Of Falcon-H1 the multipliers become a part of the weights, which 16 bits would round.
+                stays = "F32" if path.name.startswith("falcon_h1") else stored(path)
+                model = known(path, getattr(gguf.LlamaFileType, FILE_TYPES[stays]), out / f"{path.name}.gguf")
                 model.write()
             print(f"{path.name}: {model.gguf_writer.arch}")
         except Exception as error:

@@ -47,6 +47,10 @@ def write(path, text):
 
 write(directory / "Package.swift", MANIFEST)
 (readme,) = snippets((root / "README.md").read_text(encoding="utf-8"))
+# The program itself, with a model that needs no network.
+from_hub, from_folder = 'hub: HubModel("Qwen/Qwen3-0.6B")', 'from: URL(filePath: "models/tiny-coder")'
+assert readme.count(from_hub) == 1, f"README.md: expected {from_hub}"
+readme = "import Foundation\n" + readme.replace(from_hub, from_folder)
 write(directory / "Sources/readme/main.swift", readme)
 
 sources = root / "swift/Sources/MetalCandle"

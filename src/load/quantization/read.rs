@@ -1,14 +1,12 @@
 //! Rows of quantised matrices, made when they are read: blocks of a format that holds the very same values, or numbers.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::ops::Range;
-use std::path::PathBuf;
 
 use half::f16;
 use rayon::prelude::*;
 
-use super::super::ModelTensors;
+use super::super::read_count::Reading;
 use super::super::safetensors::Checkpoint;
 use super::Quantization;
 use crate::error::{Error, ErrorKind, Result};
@@ -514,17 +512,15 @@ impl TensorSource for QuantizedCheckpoint<'_> {
     }
 }
 
-impl ModelTensors for QuantizedCheckpoint<'_> {
-    fn files(&self) -> &[(PathBuf, File)] {
-        self.checkpoint.files()
+impl<'a> Reading for QuantizedCheckpoint<'a> {
+    type Source = Checkpoint<'a>;
+
+    fn source(&self) -> &Checkpoint<'a> {
+        &self.checkpoint
     }
 
-    fn fingerprint(&self) -> u64 {
-        self.checkpoint.fingerprint()
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        self.checkpoint.finish()
+    fn source_mut(&mut self) -> &mut Checkpoint<'a> {
+        &mut self.checkpoint
     }
 }
 

@@ -44,8 +44,23 @@ const SETTINGS: [&str; 16] = [
 ];
 
 /// Architectures whose MLPs may be experts.
-const WITH_EXPERTS: [&str; 9] =
-    ["gemma4", "gpt-oss", "granite_swa", "granitemoe", "lfm2moe", "llama", "olmoe", "qwen35moe", "qwen3moe"];
+const WITH_EXPERTS: [&str; 12] = [
+    "gemma4",
+    "gpt-oss",
+    "granite_swa",
+    "granitehybrid",
+    "granitemoe",
+    "lfm2moe",
+    "llama",
+    "nemotron_h",
+    "nemotron_h_moe",
+    "olmoe",
+    "qwen35moe",
+    "qwen3moe",
+];
+
+/// Architectures of which some layers have no attention: their number of heads of keys is 0.
+const PARTLY_ATTENTION: [&str; 5] = ["granitehybrid", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe"];
 
 /// config.json of an architecture.
 pub fn json(gguf: &mut Gguf, architecture: &Architecture) -> Result<Json> {
@@ -158,14 +173,14 @@ impl ConfigFields<'_> {
         Ok(Some(counts))
     }
 
-    /// Heads of keys and values; LFM2 has a number for each layer, 0 for those without attention.
+    /// Heads of keys and values; some have a number for each layer, 0 for those without attention.
     fn kv_heads(&self) -> Result<Option<u32>> {
         let name = "attention.head_count_kv";
         let key = self.key(name);
         if self.prefix == "gemma4" {
             return Ok(self.counts(name)?.and_then(|heads| heads.first().copied()));
         }
-        if !self.prefix.starts_with("lfm2") || !self.metadata().is_list(&key) {
+        if !PARTLY_ATTENTION.contains(&self.prefix) || !self.metadata().is_list(&key) {
             return self.count(name);
         }
         let list = self.metadata().ints(&key)?.unwrap_or_default();
@@ -246,11 +261,14 @@ impl ConfigFields<'_> {
             let value = self.needed(name)?;
             self.set(field, value);
         }
-        // Of Gemma 4 a number for each layer.
-        let widths = if self.prefix == "gemma4" { self.counts("feed_forward_length")? } else { None };
-        let width = match widths {
-            Some(widths) if widths[0] > 0 => widths[0],
-            _ => self.needed("feed_forward_length")?,
+        // Of some a number for each layer, 0 where there is no MLP.
+        let has_list = self.prefix == "gemma4" || self.prefix.starts_with("nemotron_h");
+        let widths = if has_list { self.counts("feed_forward_length")?.unwrap_or_default() } else { Vec::new() };
+        let width = match widths.iter().find(|width| **width > 0) {
+            Some(width) => *width,
+            // What no layer has needs a number all the same.
+            None if has_list && !widths.is_empty() => 1,
+            None => self.needed("feed_forward_length")?,
         };
         self.set("intermediate_size", width);
         // Behind the network's own stand those that predict further tokens.
@@ -510,6 +528,121 @@ pub fn lfm2(fields: &mut ConfigFields<'_>) -> Result<()> {
         fields.set("layer_types", heads.iter().map(kind).collect::<Vec<_>>());
     }
     Ok(())
+}
+
+/// Mamba 2: heads, and how wide they are, go by a rank's name and a width of all.
+fn mamba2(fields: &mut ConfigFields<'_>, keys: [&str; 4]) -> Result<()> {
+    let (heads, inner) = (fields.needed("ssm.time_step_rank")?, fields.needed("ssm.inner_size")?);
+    if !inner.is_multiple_of(heads) {
+        let expected = format!("a multiple of {}, {heads}", fields.key("ssm.time_step_rank"));
+        return Err(fields.metadata().expected(&fields.key("ssm.inner_size"), &expected));
+    }
+    fields.set("mamba_d_head", inner / heads);
+    fields.set("mamba_head_dim", inner / heads);
+    fields.set("mamba_d_ssm", inner);
+    let names = ["ssm.time_step_rank", "ssm.group_count", "ssm.state_size", "ssm.conv_kernel"];
+    for (field, name) in keys.into_iter().zip(names) {
+        let value = fields.needed(name)?;
+        fields.set(field, value);
+    }
+    Ok(())
+}
+
+const MAMBA2_KEYS: [&str; 4] = ["mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"];
+
+/// Multipliers are a part of the weights, but those of scores, which are a part of the keys'.
+pub fn falcon_h1(fields: &mut ConfigFields<'_>) -> Result<()> {
+    fields.whole_heads()?;
+    mamba2(fields, MAMBA2_KEYS)?;
+    let has_norm = fields.has("blk.0.ssm_norm.weight");
+    fields.set("mamba_rms_norm", has_norm);
+    // llama.cpp's way.
+    fields.set("mamba_norm_before_gate", false);
+    Ok(())
+}
+
+/// Layers without heads of keys are Mamba 2; of those with experts an MLP for every token stands beside them.
+pub fn granitehybrid(fields: &mut ConfigFields<'_>) -> Result<()> {
+    granite(fields)?;
+    mamba2(fields, MAMBA2_KEYS)?;
+    let (hidden, inner) = (fields.needed("embedding_length")?, fields.needed("ssm.inner_size")?);
+    if !inner.is_multiple_of(hidden) {
+        let expected = format!("a multiple of {}, {hidden}", fields.key("embedding_length"));
+        return Err(fields.metadata().expected(&fields.key("ssm.inner_size"), &expected));
+    }
+    fields.set("mamba_expand", inner / hidden);
+    let key = "attention.head_count_kv";
+    let heads = fields.counts(key)?.ok_or_else(|| fields.metadata().expected(&fields.key(key), "a number for each layer"))?;
+    let kind = |heads: &u32| if *heads == 0 { "mamba" } else { "attention" };
+    fields.set("layer_types", heads.iter().map(kind).collect::<Vec<_>>());
+    let is_rotated = fields.flag("rope.scaling.finetuned")?.unwrap_or(true);
+    fields.set("position_embedding_type", if is_rotated { "rope" } else { "nope" });
+    if fields.has_experts()? {
+        fields.experts()?;
+        let shared = fields.count("expert_shared_feed_forward_length")?.unwrap_or(0);
+        fields.set("shared_intermediate_size", shared);
+    } else {
+        fields.set("num_local_experts", 0);
+        let width = fields.rows("blk.0.ffn_up.weight");
+        fields.set("shared_intermediate_size", width);
+    }
+    Ok(())
+}
+
+/// What a layer is is seen by its tensors.
+pub fn nemotron_h(fields: &mut ConfigFields<'_>) -> Result<()> {
+    mamba2(fields, ["mamba_num_heads", "n_groups", "ssm_state_size", "conv_kernel"])?;
+    let layers = (fields.needed("block_count")? as usize).min(MAX_LAYERS);
+    let kind = |layer: usize| {
+        let has = |stored: &str| fields.has(&format!("blk.{layer}.{stored}.weight"));
+        [("ssm_in", "linear_attention"), ("attn_q", "full_attention"), ("ffn_gate_inp", "moe")]
+            .into_iter()
+            .find(|(stored, _)| has(stored))
+            .map_or("mlp", |(_, kind)| kind)
+    };
+    let kinds: Vec<&str> = (0..layers).map(kind).collect();
+    let first = |wanted: &str| kinds.iter().position(|kind| *kind == wanted).unwrap_or(0);
+    let (mamba, mlp) = (first("linear_attention"), first("mlp"));
+    let biases = [
+        ("use_bias", format!("blk.{mamba}.ssm_in.bias")),
+        ("use_conv_bias", format!("blk.{mamba}.ssm_conv1d.bias")),
+        ("mlp_bias", format!("blk.{mlp}.ffn_up.bias")),
+    ]
+    .map(|(field, stored)| (field, fields.has(&stored)));
+    biases.into_iter().for_each(|(field, has)| fields.set(field, has));
+    let width = fields.rows(&format!("blk.{mlp}.ffn_up.weight"));
+    if width > 0 {
+        fields.set("intermediate_size", width);
+    }
+    let eps = fields.all["norm_eps"].clone();
+    fields.set("layer_norm_epsilon", eps);
+    let has_experts = kinds.contains(&"moe");
+    fields.set("layers_block_type", kinds);
+    if !has_experts {
+        // What the configuration of one without experts says of them changes nothing.
+        ["expert_group_count", "expert_weights_norm", "expert_weights_scale"].into_iter().for_each(|name| drop(fields.key(name)));
+        return Ok(());
+    }
+    for (field, name) in [
+        ("n_routed_experts", "expert_count"),
+        ("num_experts_per_tok", "expert_used_count"),
+        ("moe_intermediate_size", "expert_feed_forward_length"),
+        ("moe_shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
+    ] {
+        let value = fields.needed(name)?;
+        fields.set(field, value);
+    }
+    for (field, name, usual) in [
+        ("n_group", "expert_group_count", 1),
+        ("topk_group", "expert_group_used_count", 1),
+        ("moe_latent_size", "moe_latent_size", 0),
+    ] {
+        let value = fields.count(name)?.unwrap_or(usual);
+        fields.set(field, value);
+    }
+    let normalised = fields.flag("expert_weights_norm")?.unwrap_or(true);
+    fields.set("norm_topk_prob", normalised);
+    fields.copy("routed_scaling_factor", "expert_weights_scale")
 }
 
 /// Sections of positions are those of pictures.

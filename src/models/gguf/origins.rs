@@ -1,13 +1,14 @@
 //! What transformers' tensors are made of in a file. Names in a GGUF go by their role, so that a family's own names say which is which.
 
-use super::super::draft::{Draft, KeySource, Mixer, Mlp, Pattern, Sizes, Source};
+use super::super::draft::{Alone, Draft, KeySource, Mixer, Mlp, Pattern, Sizes, Source};
 use super::Architecture;
 use crate::error::Result;
 use crate::load::{Gguf, Origin};
 use crate::nn::{
-    Bias, DeltaNetConfig, ExpertNames, ExpertsConfig, Name, NormParts, QkNorm, SharedExpertConfig, ShortConvConfig, Tying,
+    Bias, DeltaNetConfig, ExpertNames, ExpertsConfig, Mamba2Config, Name, NormParts, QkNorm, SharedExpertConfig, ShortConvConfig,
+    Tying,
 };
-use crate::ops::DeltaShape;
+use crate::ops::ScanShape;
 
 /// The origin of each tensor of the network.
 pub fn origins(gguf: &Gguf, draft: &Draft, architecture: &Architecture) -> Result<Vec<(String, Origin)>> {
@@ -21,10 +22,15 @@ pub fn origins(gguf: &Gguf, draft: &Draft, architecture: &Architecture) -> Resul
         match (pattern.mixer, &draft.delta_net, &draft.short_conv) {
             (Mixer::DeltaNet, Some(net), _) => all.delta_net(net),
             (Mixer::ShortConv, _, Some(conv)) => all.short_conv(conv),
+            (Mixer::Mamba2 | Mixer::None, ..) => {}
             _ => all.attention(pattern),
         }
+        if let (Mixer::Mamba2 | Mixer::Mamba2AndAttention, Some(mamba)) = (pattern.mixer, &draft.mamba2) {
+            all.mamba2(mamba);
+        }
         match &draft.experts {
-            Some(experts) if pattern.experts => all.experts(experts),
+            _ if pattern.alone == Alone::None => {}
+            Some(experts) if pattern.alone == Alone::Experts => all.experts(experts),
             _ => all.mlp(draft.sizes(pattern).intermediate_size),
         }
         if let Some(branch) = &draft.expert_branch {
@@ -36,19 +42,21 @@ pub fn origins(gguf: &Gguf, draft: &Draft, architecture: &Architecture) -> Resul
             }
         }
         all.layer_input();
-        // These have no norm behind attention, and their second one goes by that name.
-        let mlp_in = if ["seed_oss", "gpt-oss", "qwen35", "qwen35moe"].contains(&architecture.name) {
-            "post_attention_norm"
-        } else {
-            "ffn_norm"
+        // These have no norm behind attention, and their second one goes by that name; of a layer of one operation the only one goes by
+        // the first's.
+        let mlp_in = match architecture.name {
+            "seed_oss" | "gpt-oss" | "qwen35" | "qwen35moe" => "post_attention_norm",
+            _ if pattern.mixer == Mixer::None => "attn_norm",
+            _ => "ffn_norm",
         };
+        let (has_mixer, has_mlp) = (pattern.mixer != Mixer::None, pattern.alone != Alone::None);
         for (name, stored) in [
-            (names.attn_in.filter(|_| pattern.attn_in), "attn_norm"),
-            (names.attn_out, "post_attention_norm"),
-            (names.attn_sum, "attn_output_norm"),
-            (names.mlp_in, mlp_in),
-            (names.mlp_out, "post_ffw_norm"),
-            (names.mlp_sum, "layer_output_norm"),
+            (names.attn_in.filter(|_| pattern.attn_in && has_mixer), "attn_norm"),
+            (names.attn_out.filter(|_| has_mixer), "post_attention_norm"),
+            (names.attn_sum.filter(|_| has_mixer), "attn_output_norm"),
+            (names.mlp_in.filter(|_| has_mlp), mlp_in),
+            (names.mlp_out.filter(|_| has_mlp), "post_ffw_norm"),
+            (names.mlp_sum.filter(|_| has_mlp), "layer_output_norm"),
         ] {
             all.norm(name, stored);
         }
@@ -134,7 +142,9 @@ impl Origins<'_> {
     fn norm(&mut self, name: Option<Name>, stored: &str) {
         let norm = self.draft.norm;
         let Some(name) = name.filter(|_| norm.parts != NormParts::Nothing) else { return };
-        self.add(&format!("{name}.weight"), self.whole(&format!("{stored}.weight")).plus(-norm.offset));
+        // Falcon-H1's second norm has its name alone.
+        let weight = Some(format!("{stored}.weight")).filter(|weight| self.has(weight) || !self.has(stored));
+        self.add(&format!("{name}.weight"), self.whole(weight.as_deref().unwrap_or(stored)).plus(-norm.offset));
         if norm.parts == NormParts::WeightAndBias {
             self.add(&format!("{name}.bias"), self.whole(&format!("{stored}.bias")));
         }
@@ -192,9 +202,29 @@ impl Origins<'_> {
         }
     }
 
+    fn mamba2(&mut self, mamba: &Mamba2Config) {
+        let weights = [
+            (mamba.inputs.name.as_str(), "ssm_in", mamba.input_bias),
+            (mamba.conv, "ssm_conv1d", mamba.conv_bias),
+            (mamba.o.name.as_str(), "ssm_out", mamba.o_bias),
+        ];
+        for (name, stored, bias) in weights {
+            self.add(&format!("{name}.weight"), self.whole(&format!("{stored}.weight")));
+            if bias == Bias::Stored {
+                self.add(&format!("{name}.bias"), self.whole(&format!("{stored}.bias")));
+            }
+        }
+        if let Some(norm) = mamba.norm {
+            self.add(&format!("{}.weight", norm.name), self.whole("ssm_norm.weight"));
+        }
+        self.add(mamba.a_log, self.whole("ssm_a").log_of_negative());
+        self.add(mamba.dt_bias, self.whole("ssm_dt.bias"));
+        self.add(mamba.d, self.whole("ssm_d"));
+    }
+
     /// Where there are fewer heads of keys than of values, the converter puts those of values in another order.
     fn delta_net(&mut self, net: &DeltaNetConfig) {
-        let DeltaShape { heads, groups, key_dim, value_dim } = net.shape;
+        let ScanShape { heads, groups, key_dim, value_dim, .. } = net.shape;
         let is_moved = heads != groups;
         let moved = |origin: Origin, dim| if is_moved { origin.in_groups(groups, heads, dim) } else { origin };
         // Queries and keys, then values.
@@ -238,33 +268,45 @@ impl Origins<'_> {
                 self.add(name, self.whole(stored));
             }
         }
-        let (size, hidden_size, count) = (experts.intermediate_size, experts.hidden_size, experts.count);
+        if let Some(latent) = &experts.latent {
+            for (name, stored) in [(&latent.input.name, "ffn_latent_down.weight"), (&latent.output.name, "ffn_latent_up.weight")]
+            {
+                self.add(&format!("{name}.weight"), self.whole(stored));
+            }
+        }
+        let (size, width, count) = (experts.intermediate_size, experts.width(), experts.count);
         // No list of as many names as a file asks for without holding them.
-        if !self.holds_rows("ffn_down_exps.weight", count.saturating_mul(hidden_size)) {
+        if !self.holds_rows("ffn_down_exps.weight", count.saturating_mul(width)) {
             let missing = experts.apart.map(|names| ExpertNames::of(names.down, 0));
             let missing = missing.map(|name| format!("{name}.weight")).or(experts.stacks.map(|(_, down)| down.to_string()));
-            let all = Origin::rows(&self.name("ffn_down_exps.weight"), 0..count.saturating_mul(hidden_size));
+            let all = Origin::rows(&self.name("ffn_down_exps.weight"), 0..count.saturating_mul(width));
             return missing.into_iter().for_each(|name| self.add(&name, all.clone()));
         }
         let is_fused = self.has("ffn_gate_up_exps.weight");
         let rows = |stored: &str, number: usize, rows: usize| {
             Origin::rows(&self.name(&format!("{stored}.weight")), number * rows..(number + 1) * rows)
         };
+        // Up alone where they have no gates.
         let gate_up = |number: usize| match is_fused {
-            true => [0, 1].map(|half| rows("ffn_gate_up_exps", 2 * number + half, size)),
-            false => ["ffn_gate_exps", "ffn_up_exps"].map(|stored| rows(stored, number, size)),
+            true => vec![rows("ffn_gate_up_exps", 2 * number, size), rows("ffn_gate_up_exps", 2 * number + 1, size)],
+            false if experts.is_gated => vec![rows("ffn_gate_exps", number, size), rows("ffn_up_exps", number, size)],
+            false => vec![rows("ffn_up_exps", number, size)],
         };
         let mut all = Vec::new();
         if let Some(ExpertNames { gate, up, down }) = experts.apart {
             let of_biases = [(gate, "ffn_gate_exps"), (up, "ffn_up_exps"), (down, "ffn_down_exps")];
+            let of_biases = of_biases.into_iter().skip(usize::from(!experts.is_gated));
             for number in (0..count).filter(|_| experts.biases == Bias::Stored) {
                 let row = |stored: &str| Origin::rows(&self.name(&format!("{stored}.bias")), number..number + 1);
-                all.extend(of_biases.map(|(name, stored)| (format!("{}.bias", ExpertNames::of(name, number)), row(stored))));
+                all.extend(
+                    of_biases.clone().map(|(name, stored)| (format!("{}.bias", ExpertNames::of(name, number)), row(stored))),
+                );
             }
             for number in 0..count {
                 let of = |name| format!("{}.weight", ExpertNames::of(name, number));
-                let [of_gate, of_up] = gate_up(number);
-                all.extend([(of(gate), of_gate), (of(up), of_up), (of(down), rows("ffn_down_exps", number, hidden_size))]);
+                let names = [gate, up].into_iter().skip(usize::from(!experts.is_gated));
+                all.extend(names.map(of).zip(gate_up(number)));
+                all.push((of(down), rows("ffn_down_exps", number, width)));
             }
         } else if let Some((stack, down)) = experts.stacks {
             let joined = (0..count).flat_map(gate_up).reduce(Origin::then);
@@ -279,7 +321,7 @@ impl Origins<'_> {
 
     /// An MLP beside experts, whose gate and up are two tensors, or one that goes by the name of up.
     fn shared_expert(&mut self, SharedExpertConfig { dense, gate }: &SharedExpertConfig) {
-        let is_fused = !self.has("ffn_gate_shexp.weight");
+        let is_fused = dense.gate.is_some() && !self.has("ffn_gate_shexp.weight");
         let half = |part: usize| {
             let (stored, size) = (self.name("ffn_up_shexp.weight"), dense.intermediate_size);
             if is_fused { Origin::rows(&stored, part * size..(part + 1) * size) } else { Origin::whole(&stored) }

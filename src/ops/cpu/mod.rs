@@ -12,7 +12,7 @@ pub mod scale;
 pub mod split;
 pub mod attention;
 pub mod convolution;
-pub mod delta_rule;
+pub mod scan;
 pub mod activation;
 pub mod gate;
 pub mod experts;

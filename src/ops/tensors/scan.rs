@@ -1,11 +1,11 @@
-//! The gated delta rule by tensor operations: chunks by products of matrices, in F32. What within a chunk hangs on no other is computed for
+//! Scans by tensor operations: chunks by products of matrices, in F32. What within a chunk hangs on no other is computed for
 //! all chunks and heads at once; from chunk to chunk go three products.
 
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use super::attention::Sequences;
-use crate::kernels::{CHUNK, DeltaShape};
-use crate::ops::{Decay, to_f32};
+use crate::kernels::{CHUNK, ScanRule, ScanShape};
+use crate::ops::{Decay, Vector, to_f32};
 
 /// `ln(1 + x)` for x in 0..1, with all digits of a small one: `2 artanh(x / (2 + x))` as a series.
 fn ln_1p(x: &Tensor) -> Result<Tensor> {
@@ -23,22 +23,42 @@ fn biased(x: &Tensor, by: &Decay) -> Result<Tensor> {
     x.to_dtype(DType::F32)?.broadcast_add(by.bias.tensors()?)
 }
 
-pub fn decay(x: &Tensor, by: &Decay) -> Result<Tensor> {
+/// `softplus(x + bias)`
+fn lengths(x: &Tensor, by: &Decay) -> Result<Tensor> {
     let x = biased(x, by)?;
-    let softplus = (x.relu()? + ln_1p(&x.abs()?.neg()?.exp()?)?)?;
-    softplus.broadcast_mul(by.rate.tensors()?)
+    x.relu()? + ln_1p(&x.abs()?.neg()?.exp()?)?
+}
+
+/// Times the rate of each head, where there is one.
+fn rated(x: Tensor, by: &Decay) -> Result<Tensor> {
+    match &by.rate {
+        Some(rate) => x.broadcast_mul(rate.tensors()?),
+        None => Ok(x),
+    }
+}
+
+pub fn decay(x: &Tensor, by: &Decay) -> Result<Tensor> {
+    let (lengths, (low, high)) = (lengths(x, by)?, by.limits);
+    let lengths = if low > 0.0 { lengths.maximum(low)? } else { lengths };
+    rated(if high < f32::INFINITY { lengths.minimum(high)? } else { lengths }, by)
 }
 
 pub fn decay_backward(x: &Tensor, dy: &Tensor, by: &Decay) -> Result<Tensor> {
-    let slope = candle_nn::ops::sigmoid(&biased(x, by)?)?.broadcast_mul(by.rate.tensors()?)?;
-    (dy.to_dtype(DType::F32)? * slope)?.to_dtype(x.dtype())
+    let (slope, (low, high)) = (rated(candle_nn::ops::sigmoid(&biased(x, by)?)?, by)?, by.limits);
+    let mut dx = (dy.to_dtype(DType::F32)? * slope)?;
+    if low > 0.0 || high < f32::INFINITY {
+        let lengths = lengths(x, by)?;
+        let is_inside = (lengths.ge(low)?.to_dtype(DType::F32)? * lengths.le(high)?.to_dtype(DType::F32)?)?;
+        dx = (dx * is_inside)?;
+    }
+    dx.to_dtype(x.dtype())
 }
 
-/// The matrix before the chunk that begins at `start`, and of the chunk's tokens keys, corrections and g; clones share what is never
+/// The matrix before the chunk that begins at `start`, and of the chunk's tokens keys, updates and g; clones share what is never
 /// changed. Rows behind those that count were taken back.
 #[derive(Clone)]
 pub struct Memory {
-    shape: DeltaShape,
+    shape: ScanShape,
     start: usize,
     len: usize,
     held: Option<Held>,
@@ -56,11 +76,11 @@ struct Held {
 }
 
 impl Memory {
-    pub fn new(shape: DeltaShape, device: &Device) -> Self {
+    pub fn new(shape: ScanShape, device: &Device) -> Self {
         Self { shape, start: 0, len: 0, held: None, device: device.clone() }
     }
 
-    pub fn shape(&self) -> DeltaShape {
+    pub fn shape(&self) -> ScanShape {
         self.shape
     }
 
@@ -81,7 +101,7 @@ impl Memory {
     }
 
     fn held(&self) -> Result<Held> {
-        let DeltaShape { heads, key_dim, value_dim, .. } = self.shape;
+        let ScanShape { heads, key_dim, value_dim, .. } = self.shape;
         let count = self.len - self.start;
         let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &self.device);
         Ok(match &self.held {
@@ -110,7 +130,7 @@ impl Memory {
     }
 
     pub fn fill(&mut self, values: &[f32], start: usize, len: usize) -> Result<()> {
-        let DeltaShape { heads, key_dim, value_dim, .. } = self.shape;
+        let ScanShape { heads, key_dim, value_dim, .. } = self.shape;
         let mut rest = values;
         let mut tensor = |shape: &[usize]| {
             let (part, behind) = rest.split_at(shape.iter().product());
@@ -148,8 +168,20 @@ fn for_heads(x: &Tensor, group: usize) -> Result<Tensor> {
     x.unsqueeze(1)?.broadcast_as((all, group, rows, width))?.force_contiguous()?.reshape((all * group, rows, width))
 }
 
-pub fn behind([q, k, v, g, beta]: [&Tensor; 5], memory: &mut Memory) -> Result<Tensor> {
-    let DeltaShape { heads, groups, value_dim, .. } = memory.shape;
+/// What is read, and the values times each head's factor.
+///
+/// # Shape
+/// `read`, `v`: `(T, H · P)`; returns the same.
+fn with_skip(read: Tensor, v: &Tensor, skip: Option<&Vector>, heads: usize) -> Result<Tensor> {
+    let Some(skip) = skip else { return Ok(read) };
+    let (rows, width) = read.dims2()?;
+    let v = v.to_dtype(DType::F32)?.force_contiguous()?.reshape((rows, heads, width / heads))?;
+    let skipped = v.broadcast_mul(&skip.tensors()?.reshape((1, heads, 1))?)?.reshape((rows, width))?;
+    read.to_dtype(DType::F32)? + skipped
+}
+
+pub fn behind([q, k, v, g, beta]: [&Tensor; 5], skip: Option<&Vector>, memory: &mut Memory) -> Result<Tensor> {
+    let ScanShape { heads, groups, value_dim, rule, .. } = memory.shape;
     let (rows, group) = (q.dims2()?.0, heads / groups);
     if rows == 0 {
         return Ok(v.clone());
@@ -158,11 +190,11 @@ pub fn behind([q, k, v, g, beta]: [&Tensor; 5], memory: &mut Memory) -> Result<T
     let numbers = |x: &Tensor| by_heads(x, heads)?.squeeze(2);
     let held = memory.held()?;
     let (before, matrix) = (memory.len - memory.start, held.matrix.clone());
-    let chunks = Chunks::new([&keys(q)?, &keys(k)?, &by_heads(v, heads)?], [&numbers(g)?, &numbers(beta)?], Some(held))?;
+    let chunks = Chunks::new([&keys(q)?, &keys(k)?, &by_heads(v, heads)?], [&numbers(g)?, &numbers(beta)?], Some(held), rule)?;
     let (outputs, updates, matrices) = chunks.forward(matrix)?;
     let last = chunks.count - 1;
     let count = before + rows - last * chunks.height;
-    let Some((updates, matrix)) = updates.last().zip(matrices.last()) else { bail!("delta rule: no chunk") };
+    let Some((updates, matrix)) = updates.last().zip(matrices.last()) else { bail!("scan: no chunk") };
     memory.held = Some(Held {
         matrix: matrix.clone(),
         keys: chunks.of(&chunks.k, last)?.narrow(1, 0, count)?,
@@ -172,34 +204,42 @@ pub fn behind([q, k, v, g, beta]: [&Tensor; 5], memory: &mut Memory) -> Result<T
     memory.start += last * CHUNK;
     memory.len += rows;
     let y = Tensor::cat(&outputs, 1)?.narrow(1, before, rows)?; // (H, T, P)
-    y.transpose(0, 1)?.force_contiguous()?.reshape((rows, heads * value_dim))?.to_dtype(v.dtype())
+    let y = y.transpose(0, 1)?.force_contiguous()?.reshape((rows, heads * value_dim))?;
+    with_skip(y, v, skip, heads)?.to_dtype(v.dtype())
 }
 
 /// The inputs of whole sequences, padded to the longest, of each head.
-fn placed([q, k, v, g, beta]: [&Tensor; 5], shape: DeltaShape, sequences: &Sequences) -> Result<Chunks> {
-    let DeltaShape { heads, groups, .. } = shape;
+fn placed([q, k, v, g, beta]: [&Tensor; 5], shape: ScanShape, sequences: &Sequences) -> Result<Chunks> {
+    let ScanShape { heads, groups, rule, .. } = shape;
     let at = |x: &Tensor, heads: usize| sequences.placed(&x.to_dtype(DType::F32)?, heads, heads);
     let keys = |x: &Tensor| for_heads(&at(x, groups)?, heads / groups);
     let numbers = |x: &Tensor| at(x, heads)?.squeeze(2);
-    Chunks::new([&keys(q)?, &keys(k)?, &at(v, heads)?], [&numbers(g)?, &numbers(beta)?], None)
+    Chunks::new([&keys(q)?, &keys(k)?, &at(v, heads)?], [&numbers(g)?, &numbers(beta)?], None, rule)
 }
 
-pub fn within(inputs: [&Tensor; 5], shape: DeltaShape, sequences: &Sequences) -> Result<Tensor> {
+pub fn within(inputs: [&Tensor; 5], shape: ScanShape, skip: Option<&Vector>, sequences: &Sequences) -> Result<Tensor> {
     let (v, (_, longest)) = (inputs[2], sequences.shape());
     if longest == 0 {
         return Ok(v.clone());
     }
     let chunks = placed(inputs, shape, sequences)?;
     let (outputs, ..) = chunks.forward(chunks.empty_matrix(shape)?)?;
-    sequences.rows_of(&Tensor::cat(&outputs, 1)?.narrow(1, 0, longest)?, shape.heads)?.to_dtype(v.dtype())
+    let y = sequences.rows_of(&Tensor::cat(&outputs, 1)?.narrow(1, 0, longest)?, shape.heads)?;
+    with_skip(y, v, skip, shape.heads)?.to_dtype(v.dtype())
 }
 
 /// The gradients of q, k, v, g and beta.
-pub fn within_backward(inputs: [&Tensor; 5], dy: &Tensor, shape: DeltaShape, sequences: &Sequences) -> Result<[Tensor; 5]> {
-    let (DeltaShape { heads, groups, .. }, (_, longest)) = (shape, sequences.shape());
+pub fn within_backward(
+    inputs: [&Tensor; 5],
+    dy: &Tensor,
+    shape: ScanShape,
+    skip: Option<&Vector>,
+    sequences: &Sequences,
+) -> Result<[Tensor; 5]> {
+    let (ScanShape { heads, groups, .. }, (_, longest)) = (shape, sequences.shape());
     let chunks = placed(inputs, shape, sequences)?;
-    let dy = sequences.placed_alone(&dy.to_dtype(DType::F32)?, heads, heads)?;
-    let gradients = chunks.backward(&dy, chunks.empty_matrix(shape)?)?;
+    let placed = sequences.placed_alone(&dy.to_dtype(DType::F32)?, heads, heads)?;
+    let gradients = chunks.backward(&placed, chunks.empty_matrix(shape)?)?;
     let rows = |x: &Tensor, heads: usize| sequences.rows_of(&x.narrow(1, 0, longest)?, heads);
     let of_groups = |x: &Tensor| {
         let (all, rows, width) = x.dims3()?;
@@ -210,7 +250,7 @@ pub fn within_backward(inputs: [&Tensor; 5], dy: &Tensor, shape: DeltaShape, seq
     let all = [
         rows(&of_groups(&dq)?, groups)?,
         rows(&of_groups(&dk)?, groups)?,
-        rows(&dv, heads)?,
+        with_skip(rows(&dv, heads)?, dy, skip, heads)?,
         rows(&dg.unsqueeze(2)?, heads)?,
         rows(&dbeta.unsqueeze(2)?, heads)?,
     ];
@@ -239,25 +279,33 @@ struct Chunks {
     beta: Tensor,
     /// What is left of the matrix at each token, `(Y, C, 1)`.
     fades: Tensor,
-    /// What is left of each token's correction at a later one, `(Y, C, C)`; zeros above the diagonal.
+    /// What is left of each token's update at a later one, `(Y, C, C)`; zeros above the diagonal.
     left: Tensor,
     /// 1 on and below the diagonal, `(C, C)`, and below it alone.
     lower: Tensor,
     below: Tensor,
-    /// `K Kᵀ` and `Q Kᵀ`, `(Y, C, C)`.
-    kk: Tensor,
+    /// `Q Kᵀ`, `(Y, C, C)`.
     qk: Tensor,
+    /// The updates, as far as they hang on no other chunk: `beta V`, or what solving for corrections gives of it, `(Y, C, P)`.
+    of_values: Tensor,
+    /// Of the delta rule.
+    corrections: Option<Corrections>,
+}
+
+/// What makes updates of the delta rule.
+struct Corrections {
+    /// `K Kᵀ`, `(Y, C, C)`.
+    kk: Tensor,
     /// `beta (K Kᵀ) ∘ L` below the diagonal, `(Y, C, C)`.
     a: Tensor,
-    /// What solving for the corrections gives of `beta V`, `(Y, C, P)`, and of `beta e K`, `(Y, C, N)`.
-    of_values: Tensor,
+    /// What solving gives of `beta e K`, `(Y, C, N)`.
     of_keys: Tensor,
 }
 
 impl Chunks {
     /// # Shape
     /// `q`, `k`: `(X, T, N)`, `v`: `(X, T, P)`, `g`, `beta`: `(X, T)`, behind what is held of the first chunk.
-    fn new([q, k, v]: [&Tensor; 3], [g, beta]: [&Tensor; 2], held: Option<Held>) -> Result<Self> {
+    fn new([q, k, v]: [&Tensor; 3], [g, beta]: [&Tensor; 2], held: Option<Held>, rule: ScanRule) -> Result<Self> {
         let (all, rows, key_dim) = k.dims3()?;
         let value_dim = v.dims3()?.2;
         let before = held.as_ref().map_or(Ok(0), |held| held.keys.dims3().map(|(_, count, _)| count))?;
@@ -265,7 +313,7 @@ impl Chunks {
         let count = total.div_ceil(CHUNK);
         let height = if count == 1 { total } else { CHUNK };
         let padding = count * height - total;
-        // What is held stands for corrections that are known: as values of tokens with a beta of 0 in the products.
+        // What is held stands for updates that are known: as values of tokens with a beta of 0 in the products.
         let in_front = |x: &Tensor, held: Option<&Tensor>| {
             let x = match held {
                 _ if before == 0 => x.clone(),
@@ -294,18 +342,24 @@ impl Chunks {
         let left = sums.exp()?.reshape((y, height, height))?.broadcast_mul(&lower)?;
         let fades = g.matmul(&lower.t()?.force_contiguous()?)?.exp()?.unsqueeze(2)?;
         let transposed = k.transpose(1, 2)?.force_contiguous()?;
-        let (kk, qk) = (k.matmul(&transposed)?, q.matmul(&transposed)?);
-        let a = ((&kk * &left)?.broadcast_mul(&below)?).broadcast_mul(&beta)?;
-        let weighted = k.broadcast_mul(&(&fades * &beta)?)?;
-        let right = Tensor::cat(&[&given, &weighted], 2)?;
-        // Where there is one chunk alone, what is held of it has no correction that is yet to be found.
-        let solved = solve(&a, &right, if count == 1 { before.max(1) } else { 1 })?;
-        let of_values = solved.narrow(2, 0, value_dim)?.force_contiguous()?;
-        let of_keys = solved.narrow(2, value_dim, key_dim)?.force_contiguous()?;
-        Ok(Self { count, height, q, k, v, g, beta, fades, left, lower, below, kk, qk, a, of_values, of_keys })
+        let qk = q.matmul(&transposed)?;
+        let (of_values, corrections) = match rule {
+            ScanRule::Additive => (given, None),
+            ScanRule::Delta => {
+                let kk = k.matmul(&transposed)?;
+                let a = ((&kk * &left)?.broadcast_mul(&below)?).broadcast_mul(&beta)?;
+                let weighted = k.broadcast_mul(&(&fades * &beta)?)?;
+                let right = Tensor::cat(&[&given, &weighted], 2)?;
+                // Where there is one chunk alone, what is held of it has no correction that is yet to be found.
+                let solved = solve(&a, &right, if count == 1 { before.max(1) } else { 1 })?;
+                let of_keys = solved.narrow(2, value_dim, key_dim)?.force_contiguous()?;
+                (solved.narrow(2, 0, value_dim)?.force_contiguous()?, Some(Corrections { kk, a, of_keys }))
+            }
+        };
+        Ok(Self { count, height, q, k, v, g, beta, fades, left, lower, below, qk, of_values, corrections })
     }
 
-    fn empty_matrix(&self, shape: DeltaShape) -> Result<Tensor> {
+    fn empty_matrix(&self, shape: ScanShape) -> Result<Tensor> {
         let heads = self.k.dims()[0] / self.count;
         Tensor::zeros((heads, shape.key_dim, shape.value_dim), DType::F32, self.k.device())
     }
@@ -322,14 +376,17 @@ impl Chunks {
         self.of(&self.left, chunk)?.narrow(1, self.height - 1, 1)?.transpose(1, 2)?.force_contiguous()
     }
 
-    /// Outputs and corrections of each chunk, `(X, C, P)`, and the matrix before it, `(X, N, P)`, of which the first is given.
+    /// Outputs and updates of each chunk, `(X, C, P)`, and the matrix before it, `(X, N, P)`, of which the first is given.
     fn forward(&self, mut matrix: Tensor) -> Result<(Vec<Tensor>, Vec<Tensor>, Vec<Tensor>)> {
         let (mut outputs, mut all_updates, mut matrices) = (Vec::new(), Vec::new(), Vec::new());
         let weights = (&self.qk * &self.left)?;
         for chunk in 0..self.count {
             let of = |x: &Tensor| self.of(x, chunk);
             let fades = of(&self.fades)?;
-            let updates = (of(&self.of_values)? - of(&self.of_keys)?.matmul(&matrix)?)?;
+            let mut updates = of(&self.of_values)?;
+            if let Some(Corrections { of_keys, .. }) = &self.corrections {
+                updates = (updates - of(of_keys)?.matmul(&matrix)?)?;
+            }
             let read = of(&self.q)?.matmul(&matrix)?.broadcast_mul(&fades)?;
             outputs.push((read + of(&weights)?.matmul(&updates)?)?);
             matrices.push(matrix.clone());
@@ -353,7 +410,7 @@ impl Chunks {
         for chunk in (0..self.count).rev() {
             let of = |x: &Tensor| self.of(x, chunk);
             let (q, k, beta, fades, left) = (of(&self.q)?, of(&self.k)?, of(&self.beta)?, of(&self.fades)?, of(&self.left)?);
-            let (kk, qk, a) = (of(&self.kk)?, of(&self.qk)?, of(&self.a)?);
+            let qk = of(&self.qk)?;
             let (matrix, updates, end) = (&matrices[chunk], &all_updates[chunk], self.at_end(chunk)?);
             let dy = dy.narrow(1, chunk * self.height, self.height)?.force_contiguous()?;
             // O = e Q S + P U,  S' = e[C] S + (L[C] K)ᵀ U
@@ -371,17 +428,26 @@ impl Chunks {
             let kept = (matrix * &of_matrix)?.broadcast_mul(&last)?.flatten_from(1)?.sum_keepdim(1)?;
             let of_last = (of_end.sum_keepdim(1)? + kept)?; // (X, 1)
             let mut before = (of_matrix.broadcast_mul(&last)? + turned(&q)?.matmul(&faded)?)?;
-            // (I + A) U = R,  R = beta (V - e K S),  A = beta (K Kᵀ) ∘ L below the diagonal
-            let dr = solve_transposed(&a, &du)?;
-            let da = dr.matmul(&turned(updates)?)?.broadcast_mul(&self.below)?.neg()?;
-            let n = (&da * &left)?.broadcast_mul(&beta)?;
-            let weighted = dr.broadcast_mul(&(&beta * &fades)?)?;
-            dk = (((dk + n.matmul(&k)?)? + turned(&n)?.matmul(&k)?)? - weighted.matmul(&turned(matrix)?)?)?;
-            before = (before - turned(&k)?.matmul(&weighted)?)?;
-            let (m, of_keys) = ((&da * &a)?, k.matmul(matrix)?);
-            dsum = (((dsum + m.sum(2)?)? - m.sum(1)?)? - (weighted * &of_keys)?.sum(D::Minus1)?)?;
-            let missing = (of(&self.v)? - of_keys.broadcast_mul(&fades)?)?;
-            let dbeta = ((&dr * missing)?.sum(D::Minus1)? + ((da * &kk)? * &left)?.sum(D::Minus1)?)?;
+            let (mut dr, mut missing) = (du, of(&self.v)?);
+            let mut of_weights = None;
+            if let Some(Corrections { kk, a, .. }) = &self.corrections {
+                // (I + A) U = R,  R = beta (V - e K S),  A = beta (K Kᵀ) ∘ L below the diagonal
+                let (kk, a) = (of(kk)?, of(a)?);
+                dr = solve_transposed(&a, &dr)?;
+                let da = dr.matmul(&turned(updates)?)?.broadcast_mul(&self.below)?.neg()?;
+                let n = (&da * &left)?.broadcast_mul(&beta)?;
+                let weighted = dr.broadcast_mul(&(&beta * &fades)?)?;
+                dk = (((dk + n.matmul(&k)?)? + turned(&n)?.matmul(&k)?)? - weighted.matmul(&turned(matrix)?)?)?;
+                before = (before - turned(&k)?.matmul(&weighted)?)?;
+                let (m, of_keys) = ((&da * &a)?, k.matmul(matrix)?);
+                dsum = (((dsum + m.sum(2)?)? - m.sum(1)?)? - (weighted * &of_keys)?.sum(D::Minus1)?)?;
+                missing = (missing - of_keys.broadcast_mul(&fades)?)?;
+                of_weights = Some(((da * &kk)? * &left)?.sum(D::Minus1)?);
+            }
+            let mut dbeta = (&dr * missing)?.sum(D::Minus1)?;
+            if let Some(of_weights) = of_weights {
+                dbeta = (dbeta + of_weights)?;
+            }
             // Of the sums up to each token those of each g: all from it on. What goes to the last sum goes to all of them.
             let dg = dsum.matmul(&self.lower)?.broadcast_add(&of_last)?;
             for (part, gradient) in parts.iter_mut().zip([dq, dk, dr.broadcast_mul(&beta)?, dg, dbeta]) {

@@ -1,24 +1,32 @@
-//! The gated delta rule, and the decays that it reads.
+//! Scans, by the gated delta rule or by Mamba 2's, and the decays that they read.
 
 use candle_core::{Result, Tensor, bail};
 
 use super::attention::no_memory;
-use super::cpu::delta_rule as cpu;
-use super::tensors::delta_rule as tensors;
+use super::cpu::scan as cpu;
+use super::tensors::scan as tensors;
 use super::{Backend, Context, On, Sequences, Vector};
-use crate::kernels::{DeltaMemory, DeltaShape};
+use crate::kernels::{ScanMemory, ScanShape};
 
-/// How a projection becomes the logarithm of what a token leaves of the state before it.
+/// How a projection becomes the length of a token's step, or the logarithm of what it leaves of the state before it.
 ///
 /// # Shape
-/// `bias`, `rate`: `(H)`; `rate` at most 0.
+/// `bias`, `rate`: `(H)`.
 #[derive(Clone)]
 pub struct Decay {
     pub bias: Vector,
-    pub rate: Vector,
+    /// At most 0; `None` = the lengths themselves.
+    pub rate: Option<Vector>,
+    /// What a length is at least, 0 or more, and at most.
+    pub limits: (f32, f32),
 }
 
-/// `g = rate · softplus(x + bias)`, in F32.
+impl Decay {
+    /// Any length.
+    pub const UNLIMITED: (f32, f32) = (0.0, f32::INFINITY);
+}
+
+/// `g = rate · clamp(softplus(x + bias))`, in F32.
 ///
 /// # Shape
 /// `x`: `(T, H)`; returns the same in F32, whatever the type of `x`.
@@ -41,13 +49,13 @@ pub fn decay(cx: Context<'_>, x: &Tensor, by: &Decay) -> Result<Tensor> {
 }
 
 /// What a scan remembers of a sequence: the matrix before the last chunk of its tokens, and of these what the matrix lacks.
-pub type DeltaState = On<DeltaMemory, tensors::Memory>;
+pub type ScanState = On<ScanMemory, tensors::Memory>;
 
-impl DeltaState {
+impl ScanState {
     /// Without a token.
-    pub fn new(shape: DeltaShape, backend: &Backend) -> Self {
+    pub fn new(shape: ScanShape, backend: &Backend) -> Self {
         match backend {
-            Backend::Cpu => Self::Cpu(DeltaMemory::new(shape)),
+            Backend::Cpu => Self::Cpu(ScanMemory::new(shape)),
             Backend::Tensors(device) => Self::Tensors(tensors::Memory::new(shape, device)),
         }
     }
@@ -60,7 +68,7 @@ impl DeltaState {
         })
     }
 
-    fn shape(&self) -> DeltaShape {
+    fn shape(&self) -> ScanShape {
         match self {
             Self::Cpu(memory) => memory.shape(),
             Self::Tensors(memory) => memory.shape(),
@@ -68,8 +76,8 @@ impl DeltaState {
     }
 
     /// The bytes of one.
-    pub fn bytes(shape: DeltaShape) -> u64 {
-        DeltaMemory::bytes(shape)
+    pub fn bytes(shape: ScanShape) -> u64 {
+        ScanMemory::bytes(shape)
     }
 
     /// Tokens held.
@@ -101,7 +109,7 @@ impl DeltaState {
         self.shape().state_values()
     }
 
-    /// Matrices `(H, N, P)`, then of the tokens from `start` on keys `(H, 16, N)`, corrections `(H, 16, P)` and g `(H, 16)`: zeros where
+    /// Matrices `(H, N, P)`, then of the tokens from `start` on keys `(H, 16, N)`, updates `(H, 16, P)` and g `(H, 16)`: zeros where
     /// there is none.
     pub fn values(&self) -> Result<Vec<f32>> {
         match self {
@@ -119,51 +127,59 @@ impl DeltaState {
     }
 }
 
-/// The outputs of tokens behind those of the state, which takes them up:
-/// `S[t] = exp(g[t]) S[t-1] + k[t] u[t]ᵀ`, `u[t] = beta[t] (v[t] - exp(g[t]) S[t-1]ᵀ k[t])`, `o[t] = S[t]ᵀ q[t]`, in F32.
+/// The outputs of tokens behind those of the state, which takes them up: `S[t] = exp(g[t]) S[t-1] + k[t] u[t]ᵀ`,
+/// `o[t] = S[t]ᵀ q[t] + skip v[t]`, in F32; by the delta rule `u[t] = beta[t] (v[t] - exp(g[t]) S[t-1]ᵀ k[t])`, by the additive one
+/// `u[t] = beta[t] v[t]`.
 ///
 /// # Shape
 /// `q`, `k`: `(T, G · N)`, read by as many neighbouring heads each as there are heads for a group; `v`: `(T, H · P)`; `g`, at most 0, and
-/// `beta`: `(T, H)`; returns `(T, H · P)` in the type of `v`.
+/// `beta`: `(T, H)`; `skip`: `(H)`; returns `(T, H · P)` in the type of `v`.
 ///
 /// # Source
-/// Yang et al. 2025, <https://arxiv.org/abs/2412.06464>; equals `torch_chunk_gated_delta_rule` of transformers 5.24.
-pub fn delta_rule(inputs: [&Tensor; 5], state: &mut DeltaState) -> Result<Tensor> {
+/// Yang et al. 2025, <https://arxiv.org/abs/2412.06464>, and Dao and Gu 2024, <https://arxiv.org/abs/2405.21060>; equals
+/// `torch_chunk_gated_delta_rule` and the scan of `Mamba2Mixer` of transformers 5.24.
+pub fn scan(inputs: [&Tensor; 5], skip: Option<&Vector>, state: &mut ScanState) -> Result<Tensor> {
     check(inputs, state.shape())?;
     match state {
-        DeltaState::Cpu(memory) => cpu::behind(inputs, memory),
-        DeltaState::Tensors(memory) => tensors::behind(inputs, memory),
+        ScanState::Cpu(memory) => cpu::behind(inputs, skip, memory),
+        ScanState::Tensors(memory) => tensors::behind(inputs, skip, memory),
     }
 }
 
 /// The same within each of several sequences.
 ///
 /// # Shape
-/// As [`delta_rule`], with the rows of all sequences one after another.
-pub fn delta_rule_within(cx: Context<'_>, inputs: [&Tensor; 5], shape: DeltaShape, sequences: &Sequences) -> Result<Tensor> {
+/// As [`scan`], with the rows of all sequences one after another.
+pub fn scan_within(
+    cx: Context<'_>,
+    inputs: [&Tensor; 5],
+    shape: ScanShape,
+    skip: Option<&Vector>,
+    sequences: &Sequences,
+) -> Result<Tensor> {
     check(inputs, shape)?;
     let y = match sequences {
-        Sequences::Cpu(sequences) => cpu::within(inputs, shape, sequences)?,
-        Sequences::Tensors(sequences) => tensors::within(inputs, shape, sequences)?,
+        Sequences::Cpu(sequences) => cpu::within(inputs, shape, skip, sequences)?,
+        Sequences::Tensors(sequences) => tensors::within(inputs, shape, skip, sequences)?,
     };
     if inputs.iter().any(|x| cx.tracks(x)) {
-        let (kept, sequences) = (inputs.map(Tensor::clone), sequences.clone());
+        let (kept, skip, sequences) = (inputs.map(Tensor::clone), skip.cloned(), sequences.clone());
         cx.record(inputs, &y, move |dy, _| match &sequences {
-            Sequences::Cpu(sequences) => cpu::within_backward(kept.each_ref(), &dy, shape, sequences),
-            Sequences::Tensors(sequences) => tensors::within_backward(kept.each_ref(), &dy, shape, sequences),
+            Sequences::Cpu(sequences) => cpu::within_backward(kept.each_ref(), &dy, shape, skip.as_ref(), sequences),
+            Sequences::Tensors(sequences) => tensors::within_backward(kept.each_ref(), &dy, shape, skip.as_ref(), sequences),
         });
     }
     Ok(y)
 }
 
-fn check(inputs: [&Tensor; 5], shape: DeltaShape) -> Result<()> {
-    let DeltaShape { heads, groups, key_dim, value_dim } = shape;
+fn check(inputs: [&Tensor; 5], shape: ScanShape) -> Result<()> {
+    let ScanShape { heads, groups, key_dim, value_dim, .. } = shape;
     let rows = inputs[0].dims2()?.0;
     let (keys, values) = (groups * key_dim, heads * value_dim);
     let expected = [keys, keys, values, heads, heads].map(|width| [rows, width]);
     let found = inputs.map(Tensor::dims);
     if found != expected.each_ref().map(|shape| &shape[..]) || groups == 0 || !heads.is_multiple_of(groups) {
-        bail!("delta rule: expected q, k, v, g and beta of {expected:?}, found {found:?}")
+        bail!("scan: expected q, k, v, g and beta of {expected:?}, found {found:?}")
     }
     Ok(())
 }

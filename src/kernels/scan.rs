@@ -1,11 +1,13 @@
-//! The gated delta rule: a matrix that each token lets fade, corrects at its key and reads at its query.
+//! A scan: a matrix that each token lets fade, writes to at its key and reads at its query. By the gated delta rule it writes what its
+//! value differs by from what its key finds, by the additive one, which is Mamba 2's, the value.
 //!
 //! ```text
-//! S[t] = exp(g[t]) S[t-1] + k[t] u[t]ᵀ     u[t] = beta[t] (v[t] - exp(g[t]) S[t-1]ᵀ k[t])     o[t] = S[t]ᵀ q[t]
+//! S[t] = exp(g[t]) S[t-1] + k[t] u[t]ᵀ     o[t] = S[t]ᵀ q[t] + skip v[t]
+//! delta:  u[t] = beta[t] (v[t] - exp(g[t]) S[t-1]ᵀ k[t])     additive:  u[t] = beta[t] v[t]
 //! ```
 //!
 //! Tokens are taken in chunks that begin at multiples of [`CHUNK`] of their position in the sequence, whoever calls. Within a chunk all
-//! is written with the matrix before it and the keys and corrections of the chunk's tokens so far:
+//! is written with the matrix before it and the keys and updates `u` of the chunk's tokens so far:
 //!
 //! ```text
 //! u[t] = beta[t] (v[t] - e[t] Sᵀ k[t] - Σ_{i<t} L[t,i] (k[i]·k[t]) u[i])     o[t] = e[t] Sᵀ q[t] + Σ_{i≤t} L[t,i] (k[i]·q[t]) u[i]
@@ -17,7 +19,8 @@
 //! be taken back. No exponent is above 0, and each is a sum of its own: differences of one running sum would lose the digits that a
 //! token took which forgets nearly everything.
 //!
-//! Source: Yang et al. 2025, "Gated Delta Networks", <https://arxiv.org/abs/2412.06464>.
+//! Source: Yang et al. 2025, "Gated Delta Networks", <https://arxiv.org/abs/2412.06464>; Dao and Gu 2024, "Transformers are SSMs",
+//! <https://arxiv.org/abs/2405.21060>.
 
 use std::collections::TryReserveError;
 use std::sync::{Mutex, PoisonError};
@@ -30,7 +33,7 @@ use super::parallel::{Shared, split};
 use super::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Tokens of a chunk: enough that the matrix is read for many at once, few enough that what a token finds in its own chunk costs little
-/// beside it, and that a state which keeps their keys and corrections is not much larger than the matrix alone.
+/// beside it, and that a state which keeps their keys and updates is not much larger than the matrix alone.
 pub const CHUNK: usize = 16;
 
 /// The chunk that the last of `len` tokens lies in begins here.
@@ -38,9 +41,18 @@ pub fn chunk_start(len: usize) -> usize {
     len.saturating_sub(1) / CHUNK * CHUNK
 }
 
-/// Sizes of a scan.
+/// What a token writes at its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DeltaShape {
+pub enum ScanRule {
+    /// `beta[t] (v[t] - exp(g[t]) S[t-1]ᵀ k[t])`
+    Delta,
+    /// `beta[t] v[t]`
+    Additive,
+}
+
+/// Sizes of a scan, and its rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScanShape {
     /// Of values, `H`.
     pub heads: usize,
     /// Of queries and keys, `G`: each is read by as many neighbouring heads.
@@ -49,9 +61,10 @@ pub struct DeltaShape {
     pub key_dim: usize,
     /// `P`
     pub value_dim: usize,
+    pub rule: ScanRule,
 }
 
-impl DeltaShape {
+impl ScanShape {
     /// The values of a head's row, and zeros behind them.
     fn padded(self) -> usize {
         self.value_dim.next_multiple_of(LANES)
@@ -62,24 +75,24 @@ impl DeltaShape {
         self.key_dim * self.padded() + CHUNK * (self.key_dim + self.padded() + 1)
     }
 
-    /// The values of a sequence's state in [`DeltaMemory::values`].
+    /// The values of a sequence's state in [`ScanMemory::values`].
     pub fn state_values(self) -> usize {
         self.heads * (self.key_dim * self.value_dim + CHUNK * (self.key_dim + self.value_dim + 1))
     }
 }
 
-/// What a scan remembers of one sequence: of each head the matrix before the chunk, and of the chunk's tokens key, correction and `g`.
-pub struct DeltaMemory {
-    shape: DeltaShape,
+/// What a scan remembers of one sequence: of each head the matrix before the chunk, and of the chunk's tokens key, update and `g`.
+pub struct ScanMemory {
+    shape: ScanShape,
     /// The chunk's first position.
     start: usize,
     len: usize,
-    /// Head by head: the matrix `(N, padded P)`, `CHUNK` keys, as many corrections, padded, and as many `g`. Empty without a token.
+    /// Head by head: the matrix `(N, padded P)`, `CHUNK` keys, as many updates, padded, and as many `g`. Empty without a token.
     memory: Vec<f32>,
 }
 
-impl DeltaMemory {
-    pub fn new(shape: DeltaShape) -> Self {
+impl ScanMemory {
+    pub fn new(shape: ScanShape) -> Self {
         Self { shape, start: 0, len: 0, memory: Vec::new() }
     }
 
@@ -88,7 +101,7 @@ impl DeltaMemory {
         Ok(Self { memory: copied(&self.memory)?, ..*self })
     }
 
-    pub fn shape(&self) -> DeltaShape {
+    pub fn shape(&self) -> ScanShape {
         self.shape
     }
 
@@ -103,7 +116,7 @@ impl DeltaMemory {
     }
 
     /// The bytes that it takes.
-    pub fn bytes(shape: DeltaShape) -> u64 {
+    pub fn bytes(shape: ScanShape) -> u64 {
         (shape.heads * shape.head_values() * size_of::<f32>()) as u64
     }
 
@@ -128,10 +141,10 @@ impl DeltaMemory {
         Ok(())
     }
 
-    /// The values that stand for tokens, without padding: matrices `(H, N, P)`, keys `(H, CHUNK, N)`, corrections `(H, CHUNK, P)` and
+    /// The values that stand for tokens, without padding: matrices `(H, N, P)`, keys `(H, CHUNK, N)`, updates `(H, CHUNK, P)` and
     /// `g` `(H, CHUNK)`; zeros where there is no token.
     pub fn values(&self) -> Vec<f32> {
-        let DeltaShape { heads, key_dim, value_dim, .. } = self.shape;
+        let ScanShape { heads, key_dim, value_dim, .. } = self.shape;
         let (padded, held) = (self.shape.padded(), self.len - self.start);
         let mut values = vec![0f32; self.shape.state_values()];
         let (matrices, rest) = values.split_at_mut(heads * key_dim * value_dim);
@@ -166,7 +179,7 @@ impl DeltaMemory {
             return Ok(());
         }
         self.reserve()?;
-        let DeltaShape { heads, key_dim, value_dim, .. } = self.shape;
+        let ScanShape { heads, key_dim, value_dim, .. } = self.shape;
         let padded = self.shape.padded();
         let (matrices, rest) = values.split_at(heads * key_dim * value_dim);
         let (keys, rest) = rest.split_at(heads * CHUNK * key_dim);
@@ -194,20 +207,23 @@ impl DeltaMemory {
 /// What a scan reads of each token.
 ///
 /// # Shape
-/// `q`, `k`: rows of `G · N` values; `v`: of `H · P`; `g`, at most 0, and `beta`: of `H`.
+/// `q`, `k`: rows of `G · N` values; `v`: of `H · P`; `g`, at most 0, and `beta`: of `H`; `skip`: `(H)`.
 #[derive(Clone, Copy)]
-pub struct DeltaInputs<'a> {
+pub struct ScanInputs<'a> {
     pub q: Strided<'a>,
     pub k: Strided<'a>,
     pub v: Strided<'a>,
     pub g: Strided<'a>,
     pub beta: Strided<'a>,
+    /// A factor of each head's values, which are added to what is read.
+    pub skip: Option<&'a [f32]>,
 }
 
-impl DeltaInputs<'_> {
-    pub(super) fn check(&self, shape: DeltaShape, rows: usize) {
-        let DeltaShape { heads, groups, key_dim, value_dim } = shape;
+impl ScanInputs<'_> {
+    pub(super) fn check(&self, shape: ScanShape, rows: usize) {
+        let ScanShape { heads, groups, key_dim, value_dim, .. } = shape;
         assert!(groups > 0 && heads.is_multiple_of(groups), "whole groups of heads");
+        assert!(self.skip.is_none_or(|skip| skip.len() == heads), "a factor for each head");
         let (keys, values) = (groups * key_dim, heads * value_dim);
         for (x, width) in [(self.q, keys), (self.k, keys), (self.v, values), (self.g, heads), (self.beta, heads)] {
             assert!(rows == 0 || x.values.len() >= (rows - 1) * x.stride + width, "{rows} rows of q, k, v, g and beta");
@@ -222,7 +238,7 @@ impl DeltaInputs<'_> {
 ///
 /// # Errors
 /// If there is no memory for the state.
-pub fn delta_rule(inputs: DeltaInputs<'_>, memory: &mut DeltaMemory, out: &mut [f32]) -> Result<(), TryReserveError> {
+pub fn scan(inputs: ScanInputs<'_>, memory: &mut ScanMemory, out: &mut [f32]) -> Result<(), TryReserveError> {
     let shape = memory.shape;
     let rows = out.len() / (shape.heads * shape.value_dim);
     assert_eq!(out.len(), rows * shape.heads * shape.value_dim, "whole rows of out");
@@ -256,12 +272,7 @@ pub fn delta_rule(inputs: DeltaInputs<'_>, memory: &mut DeltaMemory, out: &mut [
 ///
 /// # Errors
 /// If there is no memory for the state of one head.
-pub fn delta_rule_within(
-    inputs: DeltaInputs<'_>,
-    shape: DeltaShape,
-    lengths: &[usize],
-    out: &mut [f32],
-) -> Result<(), TryReserveError> {
+pub fn scan_within(inputs: ScanInputs<'_>, shape: ScanShape, lengths: &[usize], out: &mut [f32]) -> Result<(), TryReserveError> {
     let rows: usize = lengths.iter().sum();
     assert_eq!(out.len(), rows * shape.heads * shape.value_dim, "whole rows of out");
     inputs.check(shape, rows);
@@ -288,16 +299,16 @@ pub fn delta_rule_within(
 }
 
 /// Heads below which a second thread does not pay.
-fn grain(shape: DeltaShape, rows: usize) -> usize {
+fn grain(shape: ScanShape, rows: usize) -> usize {
     SPLIT_WORK.div_ceil((rows * 3 * shape.key_dim * shape.value_dim).max(1))
 }
 
 /// What one chunk needs besides the state.
 #[derive(Default)]
 struct Scratch {
-    /// Keys, then queries of the chunk's new tokens, `(2 n, N)`.
+    /// Queries of the chunk's new tokens, by the delta rule behind their keys, `(n or 2 n, N)`.
     rows: Vec<f32>,
-    /// Their products with the matrix, `(2 n, padded P)`.
+    /// Their products with the matrix, `(n or 2 n, padded P)`.
     products: Vec<f32>,
     /// Keys of a chunk times what is left of them at its end, `(CHUNK, N)`.
     left: Vec<f32>,
@@ -305,8 +316,8 @@ struct Scratch {
 
 /// Tokens `first ..` of one head, behind `held` ones of a chunk.
 struct Scan<'a> {
-    inputs: DeltaInputs<'a>,
-    shape: DeltaShape,
+    inputs: ScanInputs<'a>,
+    shape: ScanShape,
     head: usize,
     first: usize,
     rows: usize,
@@ -316,13 +327,13 @@ struct Scan<'a> {
     scratch: &'a mut Scratch,
 }
 
-impl Kernel for Scan<'_> {
+impl<'a> Kernel for Scan<'a> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Self { inputs, shape, head, first, rows, mut held, memory, out, scratch } = self;
-        let DeltaShape { heads, groups, key_dim, value_dim } = shape;
+        let ScanShape { heads, groups, key_dim, value_dim, rule } = shape;
         let (padded, group) = (shape.padded(), head / (heads / groups));
         let (matrix, rest) = memory.split_at_mut(key_dim * padded);
         let (keys, rest) = rest.split_at_mut(CHUNK * key_dim);
@@ -335,25 +346,26 @@ impl Kernel for Scan<'_> {
                 held = 0;
             }
             let count = (CHUNK - held).min(rows - done);
-            scratch.rows.clear();
-            for (x, own) in [(inputs.k, Some(&mut *keys)), (inputs.q, None)] {
-                let from = scratch.rows.len();
-                for i in 0..count {
-                    scratch.rows.extend_from_slice(&x.values[(first + done + i) * x.stride + group * key_dim..][..key_dim]);
-                }
-                if let Some(own) = own {
-                    own[held * key_dim..(held + count) * key_dim].copy_from_slice(&scratch.rows[from..]);
-                }
+            let row = |x: Strided<'a>, i: usize| -> &'a [f32] {
+                &x.values[(first + done + i) * x.stride + group * key_dim..][..key_dim]
+            };
+            for (i, own) in keys[held * key_dim..][..count * key_dim].chunks_exact_mut(key_dim).enumerate() {
+                own.copy_from_slice(row(inputs.k, i));
             }
+            // What the matrix has at the keys is asked for by the delta rule alone.
+            let asked = if rule == ScanRule::Delta { count } else { 0 };
+            scratch.rows.clear();
+            scratch.rows.extend_from_slice(&keys[held * key_dim..][..asked * key_dim]);
+            (0..count).for_each(|i| scratch.rows.extend_from_slice(row(inputs.q, i)));
             scratch.products.clear();
-            scratch.products.resize(2 * count * padded, 0.0);
+            scratch.products.resize((asked + count) * padded, 0.0);
             let a = Left { first: scratch.rows.as_ptr(), row: key_dim, step: 1 };
             let b = Right { first: matrix.as_ptr(), vector: LANES, step: padded };
             let (vectors, to) = (padded / LANES, scratch.products.as_mut_ptr());
-            // SAFETY: `rows` holds 2 · count rows of N values, the matrix N padded rows, `products` as many padded rows; the caller
-            // vouches for `S`.
-            unsafe { rows_by_vectors::<S>((2 * count, vectors, key_dim), a, b, to, padded, false) };
-            let (of_keys, of_queries) = scratch.products.split_at_mut(count * padded);
+            // SAFETY: `rows` holds asked + count rows of N values, the matrix N padded rows, `products` as many padded rows; the
+            // caller vouches for `S`.
+            unsafe { rows_by_vectors::<S>((asked + count, vectors, key_dim), a, b, to, padded, false) };
+            let (of_keys, of_queries) = scratch.products.split_at_mut(asked * padded);
             for i in 0..count {
                 let (row, at) = (first + done + i, held + i);
                 decays[at] = inputs.g.values[row * inputs.g.stride + head];
@@ -361,18 +373,24 @@ impl Kernel for Scan<'_> {
                 let fades = remaining::<S>(&decays[..=at], &mut left);
                 let beta = inputs.beta.values[row * inputs.beta.stride + head];
                 let v = &inputs.v.values[row * inputs.v.stride + head * value_dim..][..value_dim];
-                let key = &keys[at * key_dim..][..key_dim];
                 let (before, own) = updates.split_at_mut(at * padded);
-                let own = &mut own[..padded];
-                // What the key finds, less what it should.
-                let found = &mut of_keys[i * padded..][..padded];
-                found.iter_mut().for_each(|x| *x *= fades);
-                add_updates::<S>(found, key, keys, before, &left, (key_dim, padded));
-                own[..value_dim].iter_mut().zip(v).zip(&*found).for_each(|((u, v), found)| *u = beta * (v - found));
-                let query = &scratch.rows[(count + i) * key_dim..][..key_dim];
+                let own = &mut own[..value_dim];
+                if rule == ScanRule::Delta {
+                    // What the key finds, less what it should.
+                    let found = &mut of_keys[i * padded..][..padded];
+                    found.iter_mut().for_each(|x| *x *= fades);
+                    add_updates::<S>(found, &keys[at * key_dim..][..key_dim], keys, before, &left, (key_dim, padded));
+                    own.iter_mut().zip(v).zip(&*found).for_each(|((u, v), found)| *u = beta * (v - found));
+                } else {
+                    own.iter_mut().zip(v).for_each(|(u, v)| *u = beta * v);
+                }
+                let query = &scratch.rows[(asked + i) * key_dim..][..key_dim];
                 let read = &mut of_queries[i * padded..][..padded];
                 read.iter_mut().for_each(|x| *x *= fades);
                 add_updates::<S>(read, query, keys, &updates[..(at + 1) * padded], &left, (key_dim, padded));
+                if let Some(skip) = inputs.skip {
+                    read.iter_mut().zip(v).for_each(|(read, v)| *read = S::fma1(skip[head], *v, *read));
+                }
                 // SAFETY: this row and the columns of this head are this task's alone.
                 unsafe {
                     let to = out.get().add((row * heads + head) * value_dim);
@@ -385,7 +403,7 @@ impl Kernel for Scan<'_> {
     }
 }
 
-/// `left[i]` becomes what is left of token i's correction at the last token; returns what is left of the matrix before all.
+/// `left[i]` becomes what is left of token i's update at the last token; returns what is left of the matrix before all.
 #[inline(always)]
 pub(super) fn remaining<S: Simd>(decays: &[f32], left: &mut [f32; CHUNK]) -> f32 {
     let mut sum = 0.0;
@@ -434,30 +452,57 @@ unsafe fn fold<S: Simd>(
     }
     let a = Left { first: scaled.as_ptr(), row: 1, step: key_dim };
     let b = Right { first: updates.as_ptr(), vector: LANES, step: padded };
-    // SAFETY: N rows of `CHUNK` steps, as many padded rows of corrections, a matrix of N padded rows; the caller vouches for `S`.
+    // SAFETY: N rows of `CHUNK` steps, as many padded rows of updates, a matrix of N padded rows; the caller vouches for `S`.
     unsafe { rows_by_vectors::<S>((key_dim, padded / LANES, CHUNK), a, b, matrix.as_mut_ptr(), padded, true) };
 }
 
-/// `g = rate · softplus(x + bias)`, the logarithm of what a token leaves of the state before it.
+/// How a projection becomes the length of a token's step, and that the logarithm of what it leaves of the state before it.
 ///
 /// # Shape
-/// `x`: rows of `rate.len()` values; `rate`: at most 0; `out`: `(rows, H)`.
-pub fn decay(x: Strided<'_>, bias: &[f32], rate: &[f32], out: &mut [f32]) {
-    for (row, out) in out.chunks_exact_mut(rate.len()).enumerate() {
-        let x = &x.values[row * x.stride..][..rate.len()];
-        for ((out, x), (bias, rate)) in out.iter_mut().zip(x).zip(bias.iter().zip(rate)) {
-            let x = x + bias;
-            *out = rate * (x.max(0.0) + (-x.abs()).exp().ln_1p());
+/// `bias`, `rate`: `(H)`; `rate` at most 0, or none for the lengths themselves.
+#[derive(Clone, Copy)]
+pub struct Decaying<'a> {
+    pub bias: &'a [f32],
+    pub rate: Option<&'a [f32]>,
+    /// What a length is at least and at most.
+    pub limits: (f32, f32),
+}
+
+impl Decaying<'_> {
+    /// The values of a row with what belongs to their heads: the bias, and the factor of the length.
+    fn of_heads(&self) -> impl Iterator<Item = (f32, f32)> {
+        self.bias.iter().enumerate().map(|(head, bias)| (*bias, self.rate.map_or(1.0, |rate| rate[head])))
+    }
+}
+
+/// `ln(1 + exp(x))`
+fn softplus(x: f32) -> f32 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
+}
+
+/// `g = rate · clamp(softplus(x + bias))`.
+///
+/// # Shape
+/// `x`: rows of `H` values; `out`: `(rows, H)`.
+pub fn decay(x: Strided<'_>, by: Decaying<'_>, out: &mut [f32]) {
+    let (low, high) = by.limits;
+    for (row, out) in out.chunks_exact_mut(by.bias.len()).enumerate() {
+        let x = &x.values[row * x.stride..][..by.bias.len()];
+        for ((out, x), (bias, rate)) in out.iter_mut().zip(x).zip(by.of_heads()) {
+            *out = rate * softplus(x + bias).max(low).min(high);
         }
     }
 }
 
 /// `dy`, the gradient of what [`decay`] gives of `x`, becomes that of `x`.
-pub fn decay_backward(x: Strided<'_>, bias: &[f32], rate: &[f32], dy: &mut [f32]) {
-    for (row, dy) in dy.chunks_exact_mut(rate.len()).enumerate() {
-        let x = &x.values[row * x.stride..][..rate.len()];
-        for ((dy, x), (bias, rate)) in dy.iter_mut().zip(x).zip(bias.iter().zip(rate)) {
-            *dy *= rate / (1.0 + (-(x + bias)).exp());
+pub fn decay_backward(x: Strided<'_>, by: Decaying<'_>, dy: &mut [f32]) {
+    let (low, high) = by.limits;
+    for (row, dy) in dy.chunks_exact_mut(by.bias.len()).enumerate() {
+        let x = &x.values[row * x.stride..][..by.bias.len()];
+        for ((dy, x), (bias, rate)) in dy.iter_mut().zip(x).zip(by.of_heads()) {
+            let x = x + bias;
+            let is_inside = (low..=high).contains(&softplus(x));
+            *dy *= if is_inside { rate / (1.0 + (-x).exp()) } else { 0.0 };
         }
     }
 }
@@ -467,15 +512,22 @@ mod tests {
     use super::super::noise;
     use super::*;
 
-    const SHAPES: [DeltaShape; 3] = [
-        DeltaShape { heads: 4, groups: 2, key_dim: 8, value_dim: 12 },
-        DeltaShape { heads: 2, groups: 2, key_dim: 32, value_dim: 32 },
-        DeltaShape { heads: 3, groups: 1, key_dim: 5, value_dim: 40 },
+    const DELTA: ScanShape = ScanShape { heads: 4, groups: 2, key_dim: 8, value_dim: 12, rule: ScanRule::Delta };
+
+    const SHAPES: [ScanShape; 5] = [
+        DELTA,
+        ScanShape { heads: 2, groups: 2, key_dim: 32, value_dim: 32, ..DELTA },
+        ScanShape { heads: 3, groups: 1, key_dim: 5, value_dim: 40, ..DELTA },
+        ScanShape { rule: ScanRule::Additive, ..DELTA },
+        ScanShape { heads: 3, groups: 1, key_dim: 20, value_dim: 7, rule: ScanRule::Additive },
     ];
 
+    /// Of as many heads as any of the shapes has.
+    const SKIP: [f32; 4] = [0.5, -1.25, 2.0, 0.0];
+
     /// Columns of one matrix, as a product gives them: q, k (of length 1), v, g, beta.
-    fn inputs(shape: DeltaShape, rows: usize, seed: u64) -> (Vec<f32>, usize) {
-        let DeltaShape { heads, groups, key_dim, value_dim } = shape;
+    fn inputs(shape: ScanShape, rows: usize, seed: u64) -> (Vec<f32>, usize) {
+        let ScanShape { heads, groups, key_dim, value_dim, .. } = shape;
         let stride = 2 * groups * key_dim + heads * value_dim + 2 * heads;
         let mut all = noise(rows * stride, seed);
         for (t, row) in all.chunks_exact_mut(stride).enumerate() {
@@ -491,17 +543,18 @@ mod tests {
         (all, stride)
     }
 
-    fn parts(shape: DeltaShape, all: &[f32], stride: usize) -> DeltaInputs<'_> {
-        let DeltaShape { heads, groups, key_dim, value_dim } = shape;
+    fn parts(shape: ScanShape, all: &[f32], stride: usize) -> ScanInputs<'_> {
+        let ScanShape { heads, groups, key_dim, value_dim, rule } = shape;
+        let skip = (rule == ScanRule::Additive).then_some(&SKIP[..heads]);
         let part = |from: usize| Strided { values: &all[from..], stride };
         let (keys, values) = (groups * key_dim, heads * value_dim);
         let (k, v) = (part(keys), part(2 * keys));
-        DeltaInputs { q: part(0), k, v, g: part(2 * keys + values), beta: part(2 * keys + values + heads) }
+        ScanInputs { q: part(0), k, v, g: part(2 * keys + values), beta: part(2 * keys + values + heads), skip }
     }
 
     /// Token by token in F64, straight from the definition.
-    fn naive(shape: DeltaShape, all: &[f32], stride: usize) -> Vec<f32> {
-        let DeltaShape { heads, groups, key_dim, value_dim } = shape;
+    fn naive(shape: ScanShape, all: &[f32], stride: usize) -> Vec<f32> {
+        let ScanShape { heads, groups, key_dim, value_dim, rule } = shape;
         let rows = all.len() / stride;
         let mut out = vec![0f32; rows * heads * value_dim];
         for head in 0..heads {
@@ -516,10 +569,14 @@ mod tests {
                 let (g, beta) = (at(2 * keys + values + head, 1)[0], at(2 * keys + values + heads + head, 1)[0]);
                 matrix.iter_mut().for_each(|x| *x *= g.exp());
                 for p in 0..value_dim {
-                    let found: f64 = (0..key_dim).map(|n| matrix[n * value_dim + p] * k[n]).sum();
+                    let found: f64 = match rule {
+                        ScanRule::Delta => (0..key_dim).map(|n| matrix[n * value_dim + p] * k[n]).sum(),
+                        ScanRule::Additive => 0.0,
+                    };
                     (0..key_dim).for_each(|n| matrix[n * value_dim + p] += k[n] * beta * (v[p] - found));
                     let read: f64 = (0..key_dim).map(|n| matrix[n * value_dim + p] * q[n]).sum();
-                    out[(t * heads + head) * value_dim + p] = read as f32;
+                    let skipped = if rule == ScanRule::Additive { f64::from(SKIP[head]) * v[p] } else { 0.0 };
+                    out[(t * heads + head) * value_dim + p] = (read + skipped) as f32;
                 }
             }
         }
@@ -527,13 +584,13 @@ mod tests {
     }
 
     /// In pieces of these lengths, the last repeated.
-    fn in_pieces(shape: DeltaShape, all: &[f32], stride: usize, piece: usize, memory: &mut DeltaMemory) -> Vec<f32> {
+    fn in_pieces(shape: ScanShape, all: &[f32], stride: usize, piece: usize, memory: &mut ScanMemory) -> Vec<f32> {
         let width = shape.heads * shape.value_dim;
         let rows = |all: &[f32]| all.len() / stride;
         all.chunks(piece * stride)
             .flat_map(|all| {
                 let mut out = vec![f32::NAN; rows(all) * width];
-                delta_rule(parts(shape, all, stride), memory, &mut out).unwrap();
+                scan(parts(shape, all, stride), memory, &mut out).unwrap();
                 out
             })
             .collect()
@@ -544,12 +601,12 @@ mod tests {
         for shape in SHAPES {
             let (all, stride) = inputs(shape, 100, 1);
             let want = naive(shape, &all, stride);
-            let whole = in_pieces(shape, &all, stride, 100, &mut DeltaMemory::new(shape));
+            let whole = in_pieces(shape, &all, stride, 100, &mut ScanMemory::new(shape));
             let largest = want.iter().fold(0f32, |max, x| max.max(x.abs()));
             let error = want.iter().zip(&whole).fold(0f32, |max, (x, y)| max.max((x - y).abs()));
             assert!(error < 3e-6 * largest, "{shape:?}: {error} of {largest}");
             for piece in [1, 3, 7, 15, 16, 17, 64] {
-                assert_eq!(in_pieces(shape, &all, stride, piece, &mut DeltaMemory::new(shape)), whole, "{shape:?} {piece}");
+                assert_eq!(in_pieces(shape, &all, stride, piece, &mut ScanMemory::new(shape)), whole, "{shape:?} {piece}");
             }
         }
     }
@@ -560,14 +617,14 @@ mod tests {
             let lengths = [5, 0, 33, 1, 16];
             let (all, stride) = inputs(shape, lengths.iter().sum(), 2);
             let mut out = vec![f32::NAN; all.len() / stride * shape.heads * shape.value_dim];
-            delta_rule_within(parts(shape, &all, stride), shape, &lengths, &mut out).unwrap();
+            scan_within(parts(shape, &all, stride), shape, &lengths, &mut out).unwrap();
             let mut from = 0;
             let alone: Vec<f32> = lengths
                 .iter()
                 .flat_map(|len| {
                     let own = &all[from * stride..(from + len) * stride];
                     from += len;
-                    if own.is_empty() { vec![] } else { in_pieces(shape, own, stride, 64, &mut DeltaMemory::new(shape)) }
+                    if own.is_empty() { vec![] } else { in_pieces(shape, own, stride, 64, &mut ScanMemory::new(shape)) }
                 })
                 .collect();
             assert_eq!(out, alone, "{shape:?}");
@@ -576,24 +633,27 @@ mod tests {
 
     #[test]
     fn what_is_held_is_cut_back_to_its_chunk_and_kept_as_values() {
-        let shape = SHAPES[0];
+        SHAPES.into_iter().for_each(is_cut_back);
+    }
+
+    fn is_cut_back(shape: ScanShape) {
         let (all, stride) = inputs(shape, 60, 3);
-        let whole = in_pieces(shape, &all, stride, 60, &mut DeltaMemory::new(shape));
+        let whole = in_pieces(shape, &all, stride, 60, &mut ScanMemory::new(shape));
         let width = shape.heads * shape.value_dim;
         for (held, back) in [(20, 17), (20, 16), (17, 16), (32, 17), (33, 32), (9, 1)] {
-            let mut memory = DeltaMemory::new(shape);
+            let mut memory = ScanMemory::new(shape);
             in_pieces(shape, &all[..held * stride], stride, 7, &mut memory);
             assert_eq!((memory.len(), memory.start()), (held, chunk_start(held)));
             memory.truncate(back);
             assert_eq!(memory.len(), back);
-            let mut copy = DeltaMemory::new(shape);
+            let mut copy = ScanMemory::new(shape);
             copy.fill(&memory.values(), memory.start(), memory.len()).unwrap();
             for memory in [&mut memory, &mut copy] {
                 let rest = in_pieces(shape, &all[back * stride..], stride, 5, memory);
                 assert_eq!(rest, whole[back * width..], "{held} to {back}");
             }
         }
-        let mut memory = DeltaMemory::new(shape);
+        let mut memory = ScanMemory::new(shape);
         in_pieces(shape, &all, stride, 60, &mut memory);
         memory.truncate(47);
         assert_eq!((memory.len(), memory.start()), (0, 0), "what lies before the chunk is gone");

@@ -1,33 +1,34 @@
-//! The gradients of the gated delta rule within sequences. States and what lies within a chunk are computed a second time: kept, they
+//! The gradients of scans within sequences. States and what lies within a chunk are computed a second time: kept, they
 //! would be a matrix a head for each chunk of every layer.
 //!
 //! With `P = (Q Kᵀ) ∘ L` and `A = beta (K Kᵀ) ∘ L` below the diagonal a chunk is
-//! `(I + A) U = beta (V - e K S)`, `O = e Q S + P U` and `S' = e[C] S + (L[C] K)ᵀ U`; what follows is the product rule, line by line.
+//! `(I + A) U = beta (V - e K S)`, or `U = beta V`, `O = e Q S + P U + skip V` and `S' = e[C] S + (L[C] K)ᵀ U`; what follows is the product
+//! rule, line by line.
 
 use std::collections::TryReserveError;
 use std::sync::{Mutex, PoisonError};
 
 use super::attention::{SPLIT_WORK, Strided};
-use super::delta_rule::{CHUNK, DeltaInputs, DeltaShape};
 use super::math;
 use super::parallel::{Shared, split};
+use super::scan::{CHUNK, ScanInputs, ScanRule, ScanShape};
 use super::simd::{Kernel, Simd, dispatch};
 
-/// The gradients of q, k, v, g and beta from that of [`delta_rule_within`](super::delta_rule_within)'s output, `dy`.
+/// The gradients of q, k, v, g and beta from that of [`scan_within`](super::scan_within)'s output, `dy`.
 ///
 /// # Shape
 /// `dy`: rows of `H · P` values; `out`: rows of `G · N`, `G · N`, `H · P`, `H` and `H` values; as many rows as `lengths` sum to.
 ///
 /// # Errors
 /// If there is no memory for the matrices of one head of the longest sequence, one for each chunk.
-pub fn delta_rule_within_backward(
-    inputs: DeltaInputs<'_>,
+pub fn scan_within_backward(
+    inputs: ScanInputs<'_>,
     dy: Strided<'_>,
-    shape: DeltaShape,
+    shape: ScanShape,
     lengths: &[usize],
     out: [&mut [f32]; 5],
 ) -> Result<(), TryReserveError> {
-    let DeltaShape { heads, groups, key_dim, value_dim } = shape;
+    let ScanShape { heads, groups, key_dim, value_dim, .. } = shape;
     let rows: usize = lengths.iter().sum();
     let longest = lengths.iter().copied().max().unwrap_or(0);
     inputs.check(shape, rows);
@@ -75,9 +76,9 @@ pub fn delta_rule_within_backward(
 
 /// One head of one sequence.
 struct Back<'a> {
-    inputs: DeltaInputs<'a>,
+    inputs: ScanInputs<'a>,
     dy: Strided<'a>,
-    shape: DeltaShape,
+    shape: ScanShape,
     head: usize,
     first: usize,
     rows: usize,
@@ -92,7 +93,7 @@ impl Kernel for Back<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Self { inputs, dy, shape, head, first, rows, matrices, to } = self;
-        let DeltaShape { heads, key_dim, value_dim, .. } = shape;
+        let ScanShape { heads, key_dim, value_dim, .. } = shape;
         let size = key_dim * value_dim;
         matrices.clear();
         matrices.resize(rows.div_ceil(CHUNK) * size, 0.0);
@@ -124,6 +125,9 @@ impl Kernel for Back<'_> {
 
 /// What lies within a chunk of `len` tokens of one head.
 struct Chunk {
+    rule: ScanRule,
+    /// The factor of the values that are added to what is read.
+    skip: f32,
     len: usize,
     /// N and P.
     dims: (usize, usize),
@@ -134,21 +138,21 @@ struct Chunk {
     fades: Vec<f32>,
     /// `L`, `(len, len)`, zeros above the diagonal.
     left: Vec<f32>,
-    /// `K Kᵀ` and `Q Kᵀ`, `(len, len)`.
+    /// `K Kᵀ`, of the delta rule alone, and `Q Kᵀ`, `(len, len)`.
     kk: Vec<f32>,
     qk: Vec<f32>,
-    /// `K S` and `Q S`, `(len, P)`.
+    /// `K S`, of the delta rule alone, and `Q S`, `(len, P)`.
     of_keys: Vec<f32>,
     of_queries: Vec<f32>,
-    /// `V - e K S` and the corrections, `(len, P)`.
+    /// `V - e K S`, or V, and the updates, `(len, P)`.
     missing: Vec<f32>,
     updates: Vec<f32>,
 }
 
 impl Chunk {
     #[inline(always)]
-    fn new<S: Simd>(inputs: &DeltaInputs<'_>, shape: DeltaShape, head: usize, start: usize, len: usize, matrix: &[f32]) -> Self {
-        let DeltaShape { heads, groups, key_dim, value_dim } = shape;
+    fn new<S: Simd>(inputs: &ScanInputs<'_>, shape: ScanShape, head: usize, start: usize, len: usize, matrix: &[f32]) -> Self {
+        let ScanShape { heads, groups, key_dim, value_dim, rule } = shape;
         let group = head / (heads / groups);
         let rows = |x: Strided<'_>, from: usize, width: usize| -> Vec<f32> {
             (0..len).flat_map(|t| x.values[(start + t) * x.stride + from..][..width].iter().copied()).collect()
@@ -168,22 +172,31 @@ impl Chunk {
             let of_row = |x| k.chunks_exact(key_dim).map(move |k| math::lane_dot(x, k, |k| k));
             x.chunks_exact(key_dim).flat_map(of_row).collect()
         };
-        let (kk, qk) = (dots(&k), dots(&q));
-        let of_keys = product::<S>(&k, matrix, (len, key_dim, value_dim));
+        let (kk, of_keys) = match rule {
+            ScanRule::Delta => (dots(&k), product::<S>(&k, matrix, (len, key_dim, value_dim))),
+            ScanRule::Additive => (Vec::new(), Vec::new()),
+        };
+        let qk = dots(&q);
         let of_queries = product::<S>(&q, matrix, (len, key_dim, value_dim));
         let mut missing = rows(inputs.v, head * value_dim, value_dim);
         let mut updates = Vec::with_capacity(len * value_dim);
         for t in 0..len {
-            let (missing, of_key) = (&mut missing[t * value_dim..][..value_dim], &of_keys[t * value_dim..][..value_dim]);
-            missing.iter_mut().zip(of_key).for_each(|(v, found)| *v -= fades[t] * found);
+            let missing = &mut missing[t * value_dim..][..value_dim];
+            if rule == ScanRule::Delta {
+                let of_key = &of_keys[t * value_dim..][..value_dim];
+                missing.iter_mut().zip(of_key).for_each(|(v, found)| *v -= fades[t] * found);
+            }
             let mut update = missing.to_vec();
-            for (i, before) in updates.chunks_exact(value_dim).enumerate() {
-                add_scaled::<S>(-kk[t * len + i] * left[t * len + i], before, &mut update);
+            if rule == ScanRule::Delta {
+                for (i, before) in updates.chunks_exact(value_dim).enumerate() {
+                    add_scaled::<S>(-kk[t * len + i] * left[t * len + i], before, &mut update);
+                }
             }
             update.iter_mut().for_each(|u| *u *= beta[t]);
             updates.extend(update);
         }
-        Self { len, dims: (key_dim, value_dim), q, k, beta, fades, left, kk, qk, of_keys, of_queries, missing, updates }
+        let (skip, dims) = (inputs.skip.map_or(0.0, |skip| skip[head]), (key_dim, value_dim));
+        Self { rule, skip, len, dims, q, k, beta, fades, left, kk, qk, of_keys, of_queries, missing, updates }
     }
 
     /// What is left of each token at the end of the chunk.
@@ -208,8 +221,7 @@ impl Chunk {
     /// matrix before it.
     #[inline(always)]
     fn backward<S: Simd>(&self, matrix: &[f32], dy: &[f32], of_matrix: &mut [f32]) -> [Vec<f32>; 5] {
-        let Self { len, dims: (key_dim, value_dim), q, k, beta, fades, left, kk, qk, of_keys, of_queries, missing, updates } =
-            self;
+        let Self { len, dims: (key_dim, value_dim), q, k, beta, fades, left, qk, of_queries, missing, updates, .. } = self;
         let (len, key_dim, value_dim) = (*len, *key_dim, *value_dim);
         let (end, square) = (self.at_end(), len * len);
         let row = |x: &'_ [f32], t: usize| -> std::ops::Range<usize> {
@@ -259,43 +271,68 @@ impl Chunk {
                 add_scaled::<S>(fades[t] * q, &dy[row(dy, t)], to);
             }
         }
-        // (I + A) U = R,  R = beta (V - e K S),  A = beta (K Kᵀ) ∘ L below the diagonal
         let mut dr = du;
-        for t in (0..len).rev() {
-            let (before, own) = dr.split_at_mut(t * value_dim);
-            for (i, to) in before.chunks_exact_mut(value_dim).enumerate() {
-                add_scaled::<S>(-beta[t] * kk[t * len + i] * left[t * len + i], &own[..value_dim], to);
-            }
-        }
-        let dr_matrix = product_transposed(&dr, matrix, (len, key_dim, value_dim));
-        for t in 0..len {
-            let dr = &dr[row(&dr, t)];
-            dbeta[t] = dot(dr, &missing[row(missing, t)]);
-            for i in 0..t {
-                let at = t * len + i;
-                let da = -dot(dr, &updates[row(updates, i)]);
-                dbeta[t] += da * kk[at] * left[at];
-                let weight = da * beta[t] * left[at];
-                add_scaled::<S>(weight, &k[row(k, i)], &mut dk[t * key_dim..][..key_dim]);
-                add_scaled::<S>(weight, &k[row(k, t)], &mut dk[i * key_dim..][..key_dim]);
-                dsum[t] += weight * kk[at];
-                dsum[i] -= weight * kk[at];
-            }
-            let weight = beta[t] * fades[t];
-            add_scaled::<S>(-weight, &dr_matrix[row(&dr_matrix, t)], &mut dk[t * key_dim..][..key_dim]);
-            dsum[t] -= weight * dot(dr, &of_keys[row(of_keys, t)]);
-            for (k, to) in k[row(k, t)].iter().zip(of_matrix.chunks_exact_mut(value_dim)) {
-                add_scaled::<S>(-weight * k, dr, to);
+        match self.rule {
+            ScanRule::Delta => self.through_corrections::<S>(matrix, of_matrix, (&mut dr, &mut dk), (&mut dsum, &mut dbeta)),
+            ScanRule::Additive => {
+                let tokens = dr.chunks_exact(value_dim).zip(missing.chunks_exact(value_dim));
+                dbeta.iter_mut().zip(tokens).for_each(|(dbeta, (du, v))| *dbeta = dot(du, v));
             }
         }
         let mut dv = dr;
         dv.chunks_exact_mut(value_dim).zip(beta).for_each(|(dv, beta)| dv.iter_mut().for_each(|x| *x *= beta));
+        if self.skip != 0.0 {
+            add_scaled::<S>(self.skip, dy, &mut dv);
+        }
         // Of the sums up to each token become those of each g.
         let mut dg = dsum;
         for t in (0..len - 1).rev() {
             dg[t] += dg[t + 1];
         }
         [dq, dk, dv, dg, dbeta]
+    }
+
+    /// From the gradients of the corrections to those of what they are made of: `(I + A) U = R`, `R = beta (V - e K S)`,
+    /// `A = beta (K Kᵀ) ∘ L` below the diagonal. `dr` is at first that of U.
+    #[inline(always)]
+    fn through_corrections<S: Simd>(
+        &self,
+        matrix: &[f32],
+        of_matrix: &mut [f32],
+        (dr, dk): (&mut [f32], &mut [f32]),
+        (dsum, dbeta): (&mut [f32], &mut [f32]),
+    ) {
+        let Self { len, dims: (key_dim, value_dim), k, beta, fades, left, kk, of_keys, missing, updates, .. } = self;
+        let (len, key_dim, value_dim) = (*len, *key_dim, *value_dim);
+        let (key, value) = (|t: usize| t * key_dim..(t + 1) * key_dim, |t: usize| t * value_dim..(t + 1) * value_dim);
+        let dot = |x: &[f32], y: &[f32]| math::lane_dot(x, y, |y| y);
+        for t in (0..len).rev() {
+            let (before, own) = dr.split_at_mut(t * value_dim);
+            for (i, to) in before.chunks_exact_mut(value_dim).enumerate() {
+                add_scaled::<S>(-beta[t] * kk[t * len + i] * left[t * len + i], &own[..value_dim], to);
+            }
+        }
+        let dr_matrix = product_transposed(dr, matrix, (len, key_dim, value_dim));
+        for t in 0..len {
+            let dr = &dr[value(t)];
+            dbeta[t] = dot(dr, &missing[value(t)]);
+            for i in 0..t {
+                let at = t * len + i;
+                let da = -dot(dr, &updates[value(i)]);
+                dbeta[t] += da * kk[at] * left[at];
+                let weight = da * beta[t] * left[at];
+                add_scaled::<S>(weight, &k[key(i)], &mut dk[key(t)]);
+                add_scaled::<S>(weight, &k[key(t)], &mut dk[key(i)]);
+                dsum[t] += weight * kk[at];
+                dsum[i] -= weight * kk[at];
+            }
+            let weight = beta[t] * fades[t];
+            add_scaled::<S>(-weight, &dr_matrix[key(t)], &mut dk[key(t)]);
+            dsum[t] -= weight * dot(dr, &of_keys[value(t)]);
+            for (k, to) in k[key(t)].iter().zip(of_matrix.chunks_exact_mut(value_dim)) {
+                add_scaled::<S>(-weight * k, dr, to);
+            }
+        }
     }
 }
 

@@ -1,0 +1,72 @@
+// Arguments of the kernels, the same bytes on host and device, so members of four bytes alone. Comes after the prelude.
+
+struct Norm {
+    uint cols, flags;
+    float eps;
+};
+enum {
+    ADD_BEFORE = 1,  // sum = x + added, y = norm(sum)
+    ADD_AFTER = 2,   // y = added + norm(x)
+    LANE_ORDER = 4,  // y in the order of `lane_order`, for products that do not stage it
+    LAYER = 8,       // LayerNorm: the mean is subtracted
+    SHIFT = 16       // the norm's bias is added
+};
+
+struct Product {
+    uint outputs, inputs, rows;
+    uint split;        // simdgroups that share the columns of a row of W
+    uint group_shift;  // a scale is of 2^group_shift chunks, see format.h
+    uint flags;
+    float eps;
+    float scale;  // what the result is multiplied by, before the residual is added
+};
+enum {
+    NORM = 1,      // the root-mean-square norm of x
+    BIAS = 2,
+    RESIDUAL = 4,  // y = residual + scale · …
+    ACTIVATE = 8,  // of an MLP without a gate; y is then in `lane_order`, as it is with a gate
+    ACTIVATION = 16  // times one of these
+};
+enum { SILU, GELU, GELU_TANH, QUICK_GELU, RELU, RELU2, TANH, SIGMOID };
+
+struct Rows {
+    uint cols, group_shift;
+    uint by_id;  // whether `ids` says which rows, or they are the first ones
+    float scale;
+};
+
+struct Heads {
+    uint heads, kv_heads, capacity;
+    uint rotated;  // values of a head that are rotated
+    uint flags;
+    float eps;
+};
+enum {
+    ADJACENT = 1,   // pairs are neighbours, as GPT-J has it; otherwise halves, as GPT-NeoX has it
+    QK_NORM = 2,    // each head of q and k is normed
+    NORM_AFTER = 4, // the norm's weight is applied behind the rotation
+    NORM_EACH = 8   // each head has a norm's weight of its own
+};
+
+struct Attention {
+    uint heads, kv_heads, capacity;
+    uint splits;  // threadgroups that share the keys of a head
+    uint window;  // positions that are seen, the own one among them; 0: all
+    uint sinks;   // whether heads have attention sinks
+    float scale;
+    float softcap;  // 0: none
+};
+
+struct Flash {
+    uint heads, kv_heads, capacity;
+    uint rows;
+    uint first;  // position of the first row
+    uint window, sinks;
+    float scale, softcap;
+};
+
+struct Argmax {
+    uint count;
+    uint part;  // values of a threadgroup
+    uint last;  // whether this run chooses among winners
+};

@@ -1,0 +1,60 @@
+//! Falcon-H1: Mamba 2 beside attention in every layer, and a multiplier at every scale.
+
+use super::base::{self, DEFAULTS, Defaults, LLAMA, MAX_LAYERS, MAX_WIDTH};
+use super::draft::{Biases, BranchScales, Draft, Mixer, Source, TensorNames};
+use super::mamba2;
+use crate::error::Result;
+use crate::load::Json;
+use crate::nn::{Bias, GatedNormPlace, Names};
+
+const NAMES: TensorNames = TensorNames {
+    network: Names { final_norm: Some("final_layernorm"), ..LLAMA.network },
+    gate: Source::Own("feed_forward.gate_proj"),
+    up: Source::Own("feed_forward.up_proj"),
+    down: Source::Own("feed_forward.down_proj"),
+    mlp_in: Some("pre_ff_layernorm"),
+    ..LLAMA
+};
+
+pub fn parse(json: &Json) -> Result<Draft> {
+    let json = &json.with_defaults(&mamba2::PREFIXED_SIZES).with_defaults(&[("mamba_d_ssm", 1024)]);
+    let mut draft = base::parse(json, &Defaults { names: NAMES, eps: 1e-5, kv_heads: Some(8), ..DEFAULTS })?;
+    let bias = json.flag("attention_bias", false)?;
+    draft.biases = Biases { qkv: bias, o: bias, mlp: json.flag("mlp_bias", false)?, head: false };
+    let factor = |key: &str| base::factor(json, key, 1.0);
+    draft.embed_scale = factor("embedding_multiplier")?;
+    draft.logit_scale = factor("lm_head_multiplier")?;
+    draft.attn_scale *= factor("key_multiplier")?;
+    let [gate, mlp_out] = factors(json, "mlp_multipliers")?;
+    draft.scales = BranchScales {
+        attention: (factor("attention_in_multiplier")?, factor("attention_out_multiplier")?),
+        mamba2: (factor("ssm_in_multiplier")?, factor("ssm_out_multiplier")?),
+        gate,
+        mlp_out,
+    };
+    let inner = match json.count("mamba_d_ssm", MAX_WIDTH)? {
+        Some(inner) => inner,
+        None => draft.hidden_size * json.size("mamba_expand", MAX_LAYERS)?,
+    };
+    let head_dim = mamba2::head_dim(json, inner)?;
+    let mut mamba = mamba2::parse(json, (&mamba2::PREFIXED, &mamba2::MAMBA), (draft.hidden_size, head_dim))?;
+    mamba.o_bias = Bias::from(json.flag("projectors_bias", false)?);
+    mamba.step_limits = mamba2::step_limits(json)?;
+    mamba.factors = factors(json, "ssm_multipliers")?;
+    let place = if json.flag("mamba_norm_before_gate", true)? { GatedNormPlace::BeforeGate } else { GatedNormPlace::BehindGate };
+    let has_norm = json.flag("mamba_rms_norm", false)?;
+    mamba.norm.as_mut().into_iter().for_each(|norm| norm.place = place);
+    mamba.norm = mamba.norm.filter(|_| has_norm);
+    draft.mamba2 = Some(mamba);
+    draft.layers.iter_mut().for_each(|layer| layer.mixer = Mixer::Mamba2AndAttention);
+    Ok(draft)
+}
+
+/// A list of so many numbers; ones where it is absent or null.
+fn factors<const N: usize>(json: &Json, key: &str) -> Result<[f32; N]> {
+    let Some(numbers) = json.numbers(key)? else { return Ok([1.0; N]) };
+    match <[f64; N]>::try_from(numbers) {
+        Ok(numbers) => Ok(numbers.map(|x| x as f32)),
+        Err(found) => Err(json.invalid(key, &format!("expected {N} numbers, found {}", found.len()))),
+    }
+}

@@ -1,0 +1,286 @@
+// Every kernel against plain loops in F64, on any device: odd sizes, offsets, all types; then equalities between bits.
+#pragma once
+#include "values.h"
+#include "params.h"
+
+// ---- norms ----
+static void check_norms(Gpu& gpu, const std::string& library, Type t) {
+    struct { const char* kernel; Type x, y; } kinds[] = {{"norm_t", t, t}, {"norm_f32", F32, F32}, {"norm_f32_t", F32, t}};
+    const uint all_flags[] = {0, ADD_BEFORE, ADD_AFTER | SHIFT, LANE_ORDER, LAYER | SHIFT, LAYER | ADD_BEFORE};
+    for (auto& kind : kinds) for (uint cols : {1u, 31u, 100u, 416u, 1001u}) for (uint flags : all_flags) {
+        if ((flags & LANE_ORDER && cols % 32) || (few && cols != 416)) continue;
+        const uint rows = 3;
+        Buffer x(gpu, kind.x, rows * cols), added(gpu, kind.x, rows * cols), weight(gpu, F32, cols), bias(gpu, F32, cols);
+        Buffer sum(gpu, kind.x, rows * cols, 0), y(gpu, kind.y, rows * cols, 0);
+        Norm p = {cols, flags, 0.1f};
+        run(gpu, library, kind.kernel, {rows, 1, 1}, cols > 400 && !few ? 256 : 64, x.at(), added.at(), weight.at(), bias.at(), sum.at(), y.at(), p);
+        y.down(), sum.down();
+        Error error, sums;
+        for (uint r = 0; r < rows; r++) {
+            std::vector<double> v(cols);
+            double mean = 0, squares = 0;
+            for (uint i = 0; i < cols; i++) {
+                if (flags & ADD_BEFORE) sums.add(sum[r * cols + i], x[r * cols + i] + added[r * cols + i]);
+                v[i] = flags & ADD_BEFORE ? sum[r * cols + i] : x[r * cols + i];
+                if (flags & LAYER) mean += v[i] / cols;
+            }
+            for (uint i = 0; i < cols; i++) squares += (v[i] - mean) * (v[i] - mean);
+            for (uint i = 0; i < cols; i++) {
+                double want = (v[i] - mean) / std::sqrt(squares / cols + p.eps) * weight[i];
+                if (flags & SHIFT) want += bias[i];
+                if (flags & ADD_AFTER) want += added[r * cols + i];
+                error.add(y[r * cols + (flags & LANE_ORDER ? lane_order(i, cols) : i)], want);
+            }
+        }
+        const std::string what = std::string(kind.kernel) + " cols " + std::to_string(cols) + " flags " + std::to_string(flags);
+        error.expect(rounding(kind.y), what), sums.expect(rounding(kind.x), what + " sum");
+    }
+}
+
+// ---- products ----
+static double activated(double v, uint flags) {
+    switch (flags / ACTIVATION % 8) {
+        case GELU: return 0.5 * v * (1 + std::erf(v / std::sqrt(2.0)));
+        case GELU_TANH: return 0.5 * v * (1 + std::tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)));
+        case QUICK_GELU: return v / (1 + std::exp(-1.702 * v));
+        case RELU: return std::max(v, 0.0);
+        case RELU2: return std::max(v, 0.0) * std::max(v, 0.0);
+        case TANH: return std::tanh(v);
+        case SIGMOID: return 1 / (1 + std::exp(-v));
+        default: return v / (1 + std::exp(-v));
+    }
+}
+
+struct Shape {
+    uint rows_at_once, n;
+    bool gated, staged;
+    const char* kernel;
+};
+static const Shape SHAPES[] = {{1, 2, false, true, "product_r1n2"},         {1, 4, false, true, "product_r1n4"},
+                               {1, 2, false, false, "product_direct_r1n2"}, {1, 4, false, false, "product_direct_r1n4"},
+                               {4, 2, false, false, "product_direct_r4n2"}, {1, 2, true, true, "product_gated_r1n2"},
+                               {1, 4, true, true, "product_gated_r1n4"},    {4, 2, true, false, "product_gated_direct_r4n2"}};
+struct Size { uint outputs, inputs, shift, split, groups, threads; };
+static const Size SIZES[] = {{1, 32, 0, 1, 1, 32},    {7, 64, 0, 1, 2, 64},    {64, 96, 0, 2, 3, 128},
+                             {33, 512, 1, 8, 5, 256}, {19, 576, 1, 4, 2, 256}, {32, 1152, 1, 2, 1, 128}};
+
+// The bytes of y, and its error against F64.
+static std::vector<char> product(Gpu& gpu, const std::string& library, Type t, const FormatInfo& format, const Shape& shape, uint rows,
+                                 const Size& size, uint groups, uint flags) {
+    const uint outputs = size.outputs, inputs = size.inputs;
+    noise_state = outputs * 31 + inputs + size.shift;
+    if (!shape.staged) flags &= ~uint(NORM);
+    Matrix m(gpu, format, t, shape.gated ? 2 * outputs : outputs, inputs, format.bits == 16 ? 0 : size.shift);
+    // Small sums, so that an activation is asked where it is curved.
+    Buffer x(gpu, F32, rows * inputs + 4, flags & ACTIVATE ? 0.2 : 1), weight(gpu, F32, inputs), bias(gpu, F32, 2 * outputs), residual(gpu, F32, rows * outputs);
+    Buffer y(gpu, F32, rows * outputs, 0);
+    Product p = {outputs, inputs, rows, size.split, m.shift, flags, 0.1f, 0.5f};
+    run(gpu, library, shape.kernel, {groups, (rows + shape.rows_at_once - 1) / shape.rows_at_once, 1}, size.threads, m.codes.at(),
+        m.extra.at(), m.scales.at(), x.at(4), weight.at(), bias.at(), residual.at(), y.at(), p);
+    y.down();
+    Error error;
+    for (uint r = 0; r < rows; r++) {
+        double squares = 0;
+        for (uint k = 0; k < inputs; k++) squares += x[4 + r * inputs + k] * x[4 + r * inputs + k];
+        const double statistic = flags & NORM ? 1 / std::sqrt(squares / inputs + p.eps) : 1;
+        auto row = [&](size_t o) {
+            double sum = 0;
+            for (uint k = 0; k < inputs; k++) {
+                const double value = x[4 + r * inputs + (shape.staged ? k : lane_order(k, inputs))];
+                sum += m.w[o * inputs + k] * value * (flags & NORM ? weight[k] : 1);
+            }
+            return sum * statistic + (flags & BIAS ? bias[o] : 0);
+        };
+        for (uint o = 0; o < outputs; o++) {
+            const double v = shape.gated        ? activated(row(o), flags) * row(outputs + o)
+                             : flags & ACTIVATE ? activated(row(o), flags)
+                                                : row(o);
+            const uint to = r * outputs + (shape.gated || flags & ACTIVATE ? lane_order(o, outputs) : o);
+            error.add(y[to], 0.5 * v + (flags & RESIDUAL ? residual[to] : 0));
+        }
+    }
+    char what[200];
+    snprintf(what, sizeof what, "%s %s rows %u, %u from %u, shift %u, split %u, flags %u", format.name, shape.kernel, rows, outputs,
+             inputs, size.shift, size.split, flags);
+    // Of a code below 256 the power takes 8 bits of F32's 24; dense weights and levels are multiplied as they are.
+    error.expect(format.bits == 16 || format.table ? 2e-6 : 4e-5, what);
+    return y.host;
+}
+
+static void check_products(Gpu& gpu, const std::string& library, Type t, const FormatInfo& format) {
+    const uint gelu = ACTIVATION * GELU_TANH;
+    const uint flags[] = {0, NORM, BIAS | RESIDUAL, NORM | BIAS | gelu, RESIDUAL | gelu, NORM | RESIDUAL};
+    // Formats share all but how they are decoded: most need not show again what sums and bounds do.
+    const bool all = format.bits == 16 || library == "product half 512 four";
+    for (uint i = 0; i < 6; i++) {
+        const Size& size = SIZES[i];
+        if ((!all && (i == 3 || i == 5)) || (few && i != 2 && i != 4)) continue;
+        for (const Shape& shape : SHAPES) {
+            if ((shape.gated && size.outputs % 32 > 0) || (!all && shape.n == 4)) continue;
+            const uint rows = shape.rows_at_once == 1 ? 1 + i % 2 : 1 + (i + 2) % (2 * shape.rows_at_once);
+            product(gpu, library, t, format, shape, rows, size, size.groups, flags[(i + shape.n) % 6]);
+        }
+    }
+    if (all && !few) for (uint kind = SILU; kind <= SIGMOID; kind++)
+        product(gpu, library, t, format, SHAPES[kind % 2 ? 0 : 4], 2, SIZES[2], 3, ACTIVATE | BIAS | ACTIVATION * kind);
+    // Rows beside it, rows of W at once, and how many threadgroups there are: none changes a bit.
+    if (all && !few) for (uint i : {3, 5}) for (uint first : {0, 2}) {
+        const uint norm = first ? 0 : NORM, last = first ? 5 : 2;
+        const auto one = product(gpu, library, t, format, SHAPES[first], 3, SIZES[i], 7, norm);
+        for (uint k = first + 1; k < last; k++)
+            if (one != product(gpu, library, t, format, SHAPES[k], 3, SIZES[i], 3, norm))
+                wrong(std::string(format.name) + ": bits of " + SHAPES[first].kernel + " and " + SHAPES[k].kernel + " differ");
+    }
+    for (bool by_id : {true, false}) for (bool stored : {false, true}) {
+        if (few && (by_id || stored)) continue;
+        const uint cols = 2112;
+        Matrix m(gpu, format, t, 9, cols, format.bits == 16 ? 0 : 1);
+        Buffer ids(gpu, F32, 3, 0), y(gpu, stored ? t : F32, 3 * cols, 0);
+        const uint wanted[] = {8, 0, 5};
+        memcpy(ids.host.data(), wanted, 12), ids.up();
+        Rows p = {cols, m.shift, by_id, 2.0f};
+        run(gpu, library, stored ? "rows_t" : "rows", {2, 3, 1}, 256, m.codes.at(), m.extra.at(), m.scales.at(), ids.at(), y.at(), p);
+        y.down();
+        Error error;
+        for (uint i = 0; i < 3 * cols; i++) error.add(y[i], 2 * m.w[(by_id ? wanted[i / cols] : i / cols) * cols + i % cols]);
+        error.expect(stored ? rounding(t) : 1e-6, std::string(format.name) + " rows");
+    }
+}
+
+// ---- heads ----
+static void check_heads(Gpu& gpu, const std::string& library, Type t, uint dim) {
+    const uint heads = 3, kv = 2, all = heads + 2 * kv, rows = 3, valid = 2, capacity = 9;
+    for (uint rotated : {dim, dim / 2, 0u}) for (uint flags = 0; flags < 16; flags++) {
+        if ((few && (rotated == 0 || flags % 5 > 0)) || (flags & NORM_EACH && !(flags & QK_NORM))) continue;
+        Buffer qkv(gpu, F32, rows * all * dim), positions(gpu, F32, rows, 0), q_angles(gpu, F32, rows * rotated + 2);
+        Buffer k_angles(gpu, F32, rows * rotated + 2), q_weight(gpu, F32, heads * dim), k_weight(gpu, F32, kv * dim), q(gpu, F32, rows * heads * dim, 0);
+        Buffer keys(gpu, t, kv * capacity * dim, 0), values(gpu, t, kv * capacity * dim, 0);
+        const uint at[] = {3, 8, capacity};  // the last has no place
+        memcpy(positions.host.data(), at, sizeof at), positions.up();
+        Heads p = {heads, kv, capacity, rotated, flags, 0.1f};
+        run(gpu, library, "heads", {all, rows, 1}, 32, qkv.at(), positions.at(), q_angles.at(), k_angles.at(), q_weight.at(), k_weight.at(), q.at(),
+            keys.at(), values.at(), p);
+        q.down(), keys.down(), values.down();
+        Error query, cached;
+        uint written = 0;
+        for (uint i = 0; i < kv * capacity * dim; i++) written += keys[i] == keys[i];
+        for (uint r = 0; r < valid; r++) for (uint h = 0; h < all; h++) {
+            auto x = [&](uint i) { return qkv[(r * all + h) * dim + i]; };
+            auto weight = [&](uint i) {
+                const uint own = flags & NORM_EACH ? (h < heads ? h : h - heads) * dim : 0;
+                return h < heads ? q_weight[own + i] : k_weight[own + i];
+            };
+            const Buffer& angles = h < heads ? q_angles : k_angles;
+            const bool q_or_k = h < heads + kv, norm = q_or_k && flags & QK_NORM, after = flags & NORM_AFTER;
+            const uint half_turn = rotated / 2;
+            double squares = 0;
+            for (uint i = 0; i < dim; i++) squares += x(i) * x(i);
+            std::vector<double> v(dim), want(dim);
+            for (uint i = 0; i < dim; i++)
+                want[i] = v[i] = norm ? x(i) / std::sqrt(squares / dim + p.eps) * (after ? 1 : weight(i)) : x(i);
+            if (q_or_k) for (uint i = 0; i < half_turn; i++) {
+                const double c = angles[(r * half_turn + i) * 2], s = angles[(r * half_turn + i) * 2 + 1];
+                const uint a = flags & ADJACENT ? 2 * i : i, b = flags & ADJACENT ? 2 * i + 1 : i + half_turn;
+                want[a] = v[a] * c - v[b] * s, want[b] = v[b] * c + v[a] * s;
+            }
+            for (uint i = 0; i < dim; i++) {
+                if (norm && after) want[i] *= weight(i);
+                if (h < heads) query.add(q[(r * heads + h) * dim + i], want[i]);
+                else cached.add((q_or_k ? keys : values)[((h - heads) % kv * capacity + at[r]) * dim + i], want[i]);
+            }
+        }
+        const std::string what = "heads rotated " + std::to_string(rotated) + " flags " + std::to_string(flags);
+        query.expect(1e-6, what + " q"), cached.expect(rounding(t), what + " cache");
+        if (written != kv * valid * dim) wrong(what + ": " + std::to_string(written) + " keys written");
+    }
+}
+
+// ---- attention ----
+struct Case { uint heads, kv, rows, position, splits, window, sinks; float cap; };  // splits 0: `flash` alone
+
+// One query row over the cache.
+static std::vector<double> attended(const Buffer& q, size_t query, const Buffer& keys, const Buffer& values, size_t head0, uint dim,
+                                    uint position, const Case& c, const double* sink) {
+    const uint first = c.window && position + 1 > c.window ? position + 1 - c.window : 0;
+    std::vector<double> scores, out(dim);
+    double highest = sink ? *sink : -1e300, total = 0;
+    for (uint k = first; k <= position; k++) {
+        double score = 0;
+        for (uint i = 0; i < dim; i++) score += q[query + i] * keys[head0 + size_t(k) * dim + i];
+        score /= std::sqrt(double(dim));
+        scores.push_back(c.cap > 0 ? c.cap * std::tanh(score / c.cap) : score);
+        highest = std::max(highest, scores.back());
+    }
+    if (sink) total = std::exp(*sink - highest);
+    for (double& score : scores) total += score = std::exp(score - highest);
+    for (uint k = first; k <= position; k++)
+        for (uint i = 0; i < dim; i++) out[i] += scores[k - first] / total * values[head0 + size_t(k) * dim + i];
+    return out;
+}
+
+static void check_attention(Gpu& gpu, const std::string& library, Type t, uint dim, uint heads_at_once, uint simds_a_head) {
+    const Case cases[] = {{4, 4, 1, 0, 1, 0, 0, 0},    {6, 2, 1, 1, 1, 0, 1, 0},     {14, 2, 1, 40, 1, 0, 0, 0},  {14, 2, 2, 130, 3, 0, 1, 0},
+                          {8, 1, 1, 150, 8, 0, 0, 5},  {3, 3, 2, 200, 5, 64, 1, 0},  {2, 1, 1, 4, 8, 0, 1, 2},    {3, 3, 1, 257, 2, 256, 0, 0},
+                          {2, 1, 37, 0, 0, 0, 0, 0},   {3, 3, 40, 13, 0, 0, 1, 4},   {2, 2, 33, 95, 0, 40, 0, 0}};
+    for (const Case& c : cases) {
+        const size_t i = &c - cases;
+        if ((dim != 64 && dim != 128 && i % 2) || (few && i != 7 && i != 8)) continue;
+        const uint capacity = c.position + c.rows + 3, width = c.heads * dim, shared_by = c.heads / c.kv;
+        Buffer q(gpu, F32, c.rows * width, 3), keys(gpu, t, c.kv * capacity * dim), values(gpu, t, c.kv * capacity * dim);
+        Buffer positions(gpu, F32, c.rows, 0), sinks(gpu, F32, c.heads), out(gpu, F32, c.rows * width, 0);
+        Buffer parts(gpu, F32, c.heads * c.rows * c.splits * (dim + 2) + 1, 0), flashed(gpu, t, c.rows * width, 0);
+        for (uint i = 0; i < c.kv * capacity; i++)  // nobody may read what is behind the last position
+            if (i % capacity >= c.position + c.rows) for (uint d = 0; d < dim; d++)
+                encode(t, keys.host.data(), size_t(i) * dim + d, NAN), encode(t, values.host.data(), size_t(i) * dim + d, NAN);
+        for (uint r = 0; r < c.rows; r++) positions.as<uint>()[r] = c.position + r;
+        keys.up(), values.up(), positions.up();
+        const float scale = 1 / std::sqrt(float(dim));
+        Attention p = {c.heads, c.kv, capacity, c.splits, c.window, c.sinks, scale, c.cap};
+        const uint blocks = (shared_by + heads_at_once - 1) / heads_at_once;
+        if (c.splits > 0)
+            run(gpu, library, "attention", {c.kv * blocks, c.splits, c.rows}, 32 * heads_at_once * simds_a_head, q.at(), keys.at(),
+                values.at(), positions.at(), sinks.at(), out.at(), parts.at(), p);
+        if (c.splits > 1)
+            run(gpu, library, "combine", {c.heads, c.rows, 1}, (dim + 31) / 32 * 32, parts.at(), sinks.at(), out.at(), p);
+        Flash f = {c.heads, c.kv, capacity, c.rows, c.position, c.window, c.sinks, scale, c.cap};
+        const uint rows_at_once = 4 * (dim <= 128 ? 8 : 4);
+        run(gpu, library, "flash", {(c.rows + rows_at_once - 1) / rows_at_once, c.heads, 1}, 128, q.at(), keys.at(), values.at(),
+            sinks.at(), flashed.at(), f);
+        out.down(), flashed.down();
+        Error error, flash;
+        for (uint r = 0; r < c.rows; r++) for (uint h = 0; h < c.heads; h++) {
+            const double sink = sinks[h];
+            const auto want = attended(q, r * width + h * dim, keys, values, size_t(h / shared_by) * capacity * dim, dim, c.position + r, c,
+                                       c.sinks ? &sink : nullptr);
+            for (uint i = 0; i < dim; i++) {
+                if (c.splits > 0) error.add(out[r * width + lane_order(h * dim + i, width)], want[i]);
+                flash.add(flashed[r * width + h * dim + i], want[i]);
+            }
+        }
+        char what[120];
+        snprintf(what, sizeof what, "dim %u heads %u/%u position %u rows %u", dim, c.heads, c.kv, c.position, c.rows);
+        error.expect(2e-6, std::string("attention ") + what), flash.expect(rounding(t), std::string("flash ") + what);
+    }
+}
+
+// ---- argmax ----
+static void check_argmax(Gpu& gpu, const std::string& library) {
+    for (uint count : {1u, 5u, 1000u, 5003u}) for (int kind = 0; kind < 3; kind++) {
+        if (few && (count != 1000 || kind > 0)) continue;
+        Buffer values(gpu, F32, count), best(gpu, F32, 8, 0), ids(gpu, F32, 8, 0), last(gpu, F32, 1, 0), id(gpu, F32, 1, 0);
+        Buffer positions(gpu, F32, 1, 0);
+        float* v = values.as<float>();
+        if (kind == 1) for (uint i = 0; i < count; i++) v[i] = float(i / 7 % 3);  // many equal ones
+        if (kind == 2) for (uint i = 0; i < count; i += 2) v[i] = NAN;
+        values.up(), positions.as<uint>()[0] = 4, positions.up();
+        uint want = 0;
+        bool any = false;
+        for (uint i = 0; i < count; i++) if (v[i] == v[i] && (!any || v[i] > v[want])) want = i, any = true;
+        Argmax parts = {count, (count + 7) / 8, 0}, whole = {8, 8, 1};
+        run(gpu, library, "argmax", {8, 1, 1}, 256, values.at(), ids.at(), best.at(), ids.at(), positions.at(), parts);
+        run(gpu, library, "argmax", {1, 1, 1}, 64, best.at(), ids.at(), last.at(), id.at(), positions.at(), whole);
+        id.down(), positions.down();
+        if (id.as<uint>()[0] != want || positions.as<uint>()[0] != 5)
+            wrong("argmax of " + std::to_string(count) + " kind " + std::to_string(kind) + ": " + std::to_string(id.as<uint>()[0]));
+    }
+}

@@ -1,0 +1,18 @@
+// One library of kernels for the CPU: LIBRARY is its name, the `#define`s beside it are those that a GPU's compiler would get.
+#include "cpu.h"
+#include "params.h"
+
+namespace {  // each library has its own T
+#include "common.h"
+#if defined(FORMAT)
+#include "format.h"
+#include "product.h"
+#elif defined(DIM)
+#include "heads.h"
+#include "attention.h"
+#include "flash.h"
+#else
+#include "norm.h"
+#include "argmax.h"
+#endif
+}  // namespace
