@@ -9,6 +9,7 @@ import (
 	"iter"
 	"math"
 	"time"
+	"unsafe"
 )
 
 // FinishReason is why a generation ended.
@@ -70,6 +71,9 @@ type GenerateOptions struct {
 	NoSpecialTokens bool
 	// AnswerFormat is how the answer is told apart, such as "hermes" or "none"; "" = as the session's conversation says.
 	AnswerFormat string
+	// ToolChoice is whether the answer calls tools of the session's conversation: "auto" (or ""), "none", "required", or a tool's name. A
+	// call that has to be conforms to the tool's schema, whatever the sampling.
+	ToolChoice string
 	// ReasoningBudget is how many tokens a thought may have; nil = as many as the model likes.
 	ReasoningBudget *int
 	// PrefillChunk is how many tokens of a prompt are evaluated at once: 1 to 512; 0 = 512.
@@ -133,6 +137,9 @@ func (o *GenerateOptions) build(c *call, flag *C.mc_cancel) *C.mc_generate_optio
 	}
 	if o.AnswerFormat != "" {
 		C.mc_generate_options_set_answer_format(options, c.cstring("answer_format", o.AnswerFormat))
+	}
+	if o.ToolChoice != "" {
+		C.mc_generate_options_set_tool_choice(options, c.cstring("tool_choice", o.ToolChoice))
 	}
 	if o.ReasoningBudget != nil {
 		C.mc_generate_options_set_reasoning_budget(options, c.size("reasoning_budget", *o.ReasoningBudget))
@@ -209,10 +216,49 @@ type Token struct {
 	Index int
 	// Logprob is the natural logarithm of the probability that the model itself gave the token.
 	Logprob float32
+	// Parts are those that became certain with the token; of an answer that is not told apart, its text.
+	Parts []Part
+}
+
+// PartKind is what a part of an answer is.
+type PartKind uint32
+
+// The kinds of parts.
+const (
+	PartText      = PartKind(C.MC_PART_TEXT)
+	PartReasoning = PartKind(C.MC_PART_REASONING)
+	// PartToolCall is the name of a call that begins.
+	PartToolCall = PartKind(C.MC_PART_TOOL_CALL)
+	// PartArguments is a piece of that call's arguments, which together are a JSON object.
+	PartArguments = PartKind(C.MC_PART_ARGUMENTS)
+	// PartToolCallEnd is the JSON of a call that is whole, or that the answer ended within.
+	PartToolCallEnd = PartKind(C.MC_PART_TOOL_CALL_END)
+	// PartRejectedToolCall says that what began as a call is none: it follows as text.
+	PartRejectedToolCall = PartKind(C.MC_PART_REJECTED_TOOL_CALL)
+)
+
+// String is "text", "reasoning", "tool call", "arguments", "tool call end" or "rejected tool call".
+func (k PartKind) String() string {
+	return name(k, "text", "reasoning", "tool call", "arguments", "tool call end", "rejected tool call")
+}
+
+// Part is a part of an answer, or a piece of one.
+type Part struct {
+	Kind PartKind
+	Text string
+	// Index is which call of the answer it belongs to, from 0; 0 for text and reasoning.
+	Index int
 }
 
 func goToken(event *C.mc_token_event) Token {
-	return Token{goText(event.text, event.text_len), uint32(event.token), int(event.index), float32(event.logprob)}
+	token := Token{Text: goText(event.text, event.text_len), ID: uint32(event.token), Index: int(event.index), Logprob: float32(event.logprob)}
+	at := unsafe.Pointer(event.parts)
+	for range int(event.parts_len) {
+		part := (*C.mc_part)(at)
+		token.Parts = append(token.Parts, Part{PartKind(part.kind), goText(part.text, part.text_len), int(part.index)})
+		at = unsafe.Add(at, int(part.struct_size)) // a later library has larger ones
+	}
+	return token
 }
 
 // Stream is an answer that a loop generates: ranging over [Stream.Tokens] or [Stream.Text] makes the tokens, once. Leaving the loop ends
@@ -249,6 +295,23 @@ func (s *Stream) Text() iter.Seq2[string, error] {
 		for token, err := range s.Tokens() {
 			if (err != nil || token.Text != "") && !yield(token.Text, err) {
 				return
+			}
+		}
+	}
+}
+
+// Parts generates the answer in its parts: text, thoughts and calls of tools, as they come.
+func (s *Stream) Parts() iter.Seq2[Part, error] {
+	return func(yield func(Part, error) bool) {
+		for token, err := range s.Tokens() {
+			if err != nil {
+				yield(Part{}, err)
+				return
+			}
+			for _, part := range token.Parts {
+				if !yield(part, nil) {
+					return
+				}
 			}
 		}
 	}

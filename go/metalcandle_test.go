@@ -391,7 +391,20 @@ func TestStopTextsAndSchemasEndAnswers(t *testing.T) {
 		t.Fatalf("%+v", answer)
 	}
 	call := `{"enum": [{"name": "f", "parameters": {"a": 1}}]}`
-	answer = must(coder(t).Generate(ctx, "{", &mc.GenerateOptions{JSONSchema: call, AnswerFormat: "llama3", ReasoningBudget: mc.Ptr(4), MaxTokens: 64}))(t)
+	calls := &mc.GenerateOptions{JSONSchema: call, AnswerFormat: "llama3", ReasoningBudget: mc.Ptr(4), MaxTokens: 64}
+	stream, arguments, kinds := coder(t).Stream(ctx, "{", calls), "", ""
+	for part, err := range stream.Parts() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if kinds += part.Kind.String() + ";"; part.Kind == mc.PartArguments {
+			arguments += part.Text
+		}
+	}
+	if !strings.HasPrefix(kinds, "tool call;arguments;") || !strings.HasSuffix(kinds, "tool call end;") || arguments != `{"a": 1}` {
+		t.Fatal(kinds, arguments)
+	}
+	answer = must(coder(t).Generate(ctx, "{", calls))(t)
 	if answer.Content != "" || answer.Reasoning != "" || !strings.Contains(answer.ToolCalls, `"name":"f"`) {
 		t.Fatalf("%+v", answer)
 	}
@@ -666,6 +679,39 @@ func TestCloseInAnyOrderAtAnyTime(t *testing.T) {
 		go func() { defer wait.Done(); other.Close() }()
 	}
 	wait.Wait()
+}
+
+func TestRerank(t *testing.T) {
+	model := must(mc.Load(ctx, "../tests/golden/rerankers/bert", nil))(t)
+	defer model.Close()
+	query, documents := "How do I sort a list of numbers?", []string{"Sorts the numbers in place.", "", "hello"}
+	scores := must(model.Rerank(ctx, query, documents, nil))(t)
+	if len(scores) != 3 || math.Abs(float64(scores[0])-0.630089) > 5e-5 || !model.Supports(mc.CapabilityRerank) {
+		t.Fatal(scores)
+	}
+	for i, document := range documents {
+		alone := must(model.Rerank(ctx, query, []string{document}, &mc.RerankOptions{BatchSize: 1, Prompt: mc.Ptr("")}))(t)
+		if alone[0] != scores[i] { // alone as in company, bit for bit
+			t.Fatal(i, alone)
+		}
+	}
+	logits := must(model.Rerank(ctx, query, documents, &mc.RerankOptions{Activation: mc.ScoreActivationIdentity}))(t)
+	if math.Abs(1/(1+math.Exp(-float64(logits[1])))-float64(scores[1])) > 1e-6 {
+		t.Fatal(logits)
+	}
+	if empty := must(model.Rerank(ctx, query, nil, nil))(t); len(empty) != 0 {
+		t.Fatal(empty)
+	}
+	_, err := model.Rerank(ctx, query, []string{"a", "\xff"}, nil)
+	wantIs(t, err, mc.ErrInvalidUTF8, "documents[1]")
+	_, err = model.Rerank(ctx, query, documents, &mc.RerankOptions{PromptName: "nobody"})
+	wantIs(t, err, mc.ErrInvalidArgument, "nobody")
+	_, err = model.Rerank(ctx, query, documents, &mc.RerankOptions{PromptName: "a", Prompt: mc.Ptr("b")})
+	wantIs(t, err, mc.ErrInvalidArgument, "Prompt")
+	_, err = model.Rerank(ctx, query, documents, &mc.RerankOptions{MaxLength: 1})
+	wantIs(t, err, mc.ErrInvalidArgument, "max_length")
+	_, err = embedder(t).Rerank(ctx, query, documents, nil)
+	wantIs(t, err, mc.ErrUnsupported, "rerank")
 }
 
 func TestEmbeddings(t *testing.T) {

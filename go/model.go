@@ -69,6 +69,8 @@ const (
 	CapabilityTrain    = Capability(C.MC_CAPABILITY_TRAIN)
 	// CapabilityChatTemplate says that the model's files have a chat template.
 	CapabilityChatTemplate = Capability(C.MC_CAPABILITY_CHAT_TEMPLATE)
+	// CapabilityRerank says that documents have scores: [Model.Rerank].
+	CapabilityRerank = Capability(C.MC_CAPABILITY_RERANK)
 )
 
 // LoadOptions is how to load a model.

@@ -696,6 +696,8 @@ typedef enum {
   MC_CAPABILITY_TRAIN = 4,
   /** Rendering conversations: the model's files have a chat template. */
   MC_CAPABILITY_CHAT_TEMPLATE = 5,
+  /** Scores of how well documents answer a query: mc_rerank(). */
+  MC_CAPABILITY_RERANK = 6,
   /** Not a value: makes the enum 32 bits wide. */
   MC_CAPABILITY_FORCE32 = 2147483647,
 } mc_capability;
@@ -1884,7 +1886,9 @@ typedef struct {
   uint32_t index;
   /** Natural logarithm of the probability that the model itself gave the token, before any sampling setting. */
   float logprob;
-  /** The parts that became certain with it, where an answer is told apart: see mc_generate_options_set_answer_format(). */
+  /**
+   * The parts that became certain with it: see mc_generate_options_set_answer_format(). Of an answer that is not told apart, its text.
+   */
   const mc_part *MC_NONNULL parts;
   /** How many `parts` there are. */
   size_t parts_len;
@@ -2122,6 +2126,29 @@ void mc_generate_options_add_stop(mc_generate_options *MC_NONNULL options,
 void mc_generate_options_set_json_schema(mc_generate_options *MC_NONNULL options,
                                          const char *MC_NULLABLE json,
                                          size_t json_len);
+
+/**
+ * Whether an answer calls tools: those of the session's conversation, as mc_chat_set_tools_json() gave them.
+ *
+ * With "required" or a tool's name the answer consists of calls in the model's own format, and their arguments conform to the tools'
+ * schemas, whatever the sampling; a single one where a tool is named, and in a format that numbers its calls. What binds is what
+ * follows a thought that the prompt has opened. The answer ends with MC_FINISH_EOS behind the calls; one that ends for another reason is
+ * the beginning of them. Schemas are read as mc_generate_options_set_json_schema() reads them. Where a format writes values as bare text
+ * (qwen3-xml, glm4, gemma4, functiongemma) or one by one (lfm2, minicpm, gemma3), those of parameters are understood as far as the
+ * format can write them exactly: anything else is an error, and numbers without bounds stay within 2^53.
+ *
+ * With "none" a mark that opens calls cannot be chosen where it is one token, and what is written like a call stays text.
+ *
+ * @param options  the options.
+ * @param choice   "auto", "none", "required", or the name of a tool, copied; NULL (the default) = "auto": the model chooses. What
+ *                 cannot be required is an error of the call that generates: MC_ERROR_INVALID_ARGUMENT without such a tool, beside a
+ *                 JSON schema, or for a schema that is none; MC_ERROR_UNSUPPORTED for a model whose template tells of no format of
+ *                 calls, and naming what its format cannot write exactly.
+ *
+ * Threads: any, exclusive. The first answer with a required call prepares the model's vocabulary for all that follow.
+ */
+void mc_generate_options_set_tool_choice(mc_generate_options *MC_NONNULL options,
+                                         const char *MC_NULLABLE choice);
 
 /**
  * How an answer is told apart into text, thoughts and calls of tools. Its text and tokens are the same either way.
@@ -3085,6 +3112,164 @@ mc_status mc_similarity_top_k(mc_similarity similarity,
                               size_t *MC_NONNULL indices,
                               float *MC_NONNULL scores,
                               mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/** @} */
+
+
+/**
+ * @defgroup mc_rerank Rerankers: how well documents answer a query, by models that read both at once
+ * @{
+ *
+ * mc_rerank() gives a score for each document: slower than comparing embeddings, and closer to what was meant, so it usually sorts
+ * anew what a search by embeddings has found. It is for cross-encoders (networks `…ForSequenceClassification` with one label, of the
+ * families of BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, MPNet, Nomic BERT, ModernBERT, EuroBERT and decoders) and for causal
+ * models that say "yes" or "no", such as Qwen3-Reranker. A pair has the same score alone and in any company, bit for bit on the CPU.
+ */
+
+/** What becomes of a logit, which any number may be; either way more is better. */
+typedef enum {
+  /** What the model's files say, else the sigmoid. */
+  MC_SCORE_ACTIVATION_DEFAULT = 0,
+  /** Nothing. */
+  MC_SCORE_ACTIVATION_IDENTITY = 1,
+  /** A number from 0 to 1. */
+  MC_SCORE_ACTIVATION_SIGMOID = 2,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_SCORE_ACTIVATION_FORCE32 = 2147483647,
+} mc_score_activation;
+
+/**
+ * How to rerank: a builder. What is not set is what the model's directory says. A bad value is remembered and reported by the first
+ * call that uses the options, as MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
+ *
+ * Threads: any, one at a time while it is set; then concurrently.
+ */
+typedef struct mc_rerank_options mc_rerank_options;
+
+/**
+ * Makes rerank options: all as the model's directory says.
+ *
+ * @return one reference; free it with mc_rerank_options_free().
+ *
+ * Threads: any.
+ */
+mc_rerank_options *MC_NONNULL mc_rerank_options_new(void);
+
+/**
+ * What becomes of each logit.
+ *
+ * @param options     the options.
+ * @param activation  MC_SCORE_ACTIVATION_DEFAULT (the default) = what the model's files say.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_rerank_options_set_activation(mc_rerank_options *MC_NONNULL options, mc_score_activation activation);
+
+/**
+ * How much of a long pair counts; of the longer of its texts the rest is cut off, then of both.
+ *
+ * @param options  the options.
+ * @param value    tokens of query and document, with those that the tokenizer or the chat template adds; 0 (the default) = the model's
+ *                 own limit. More than that and mc_model_context_length() is an error of mc_rerank().
+ *
+ * Threads: any, exclusive.
+ */
+void mc_rerank_options_set_max_length(mc_rerank_options *MC_NONNULL options,
+                                      size_t value);
+
+/**
+ * The most pairs that go through the network together, on each thread: fewer take less memory and answer a cancel sooner. Changes no
+ * score.
+ *
+ * @param options  the options.
+ * @param value    pairs; 0 (the default) = as many as are fastest.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_rerank_options_set_batch_size(mc_rerank_options *MC_NONNULL options,
+                                      size_t value);
+
+/**
+ * One of the prompts that the model's config_sentence_transformers.json names, in the place of mc_rerank_options_set_prompt()'s, which
+ * it replaces.
+ *
+ * @param options  the options.
+ * @param name     the prompt's name, copied; one that the model lacks is an error of mc_rerank(), which lists those it has. NULL (the
+ *                 default) = the model's default prompt, if it has one.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_rerank_options_set_prompt_name(mc_rerank_options *MC_NONNULL options,
+                                       const char *MC_NULLABLE name);
+
+/**
+ * A text in front of the query or, where pairs go through the model's chat template, its system message. A Qwen3-Reranker whose
+ * template has no place for a query and a document reads the text of its model card with this as the instruction, such as "Given a
+ * web search query, retrieve relevant passages that answer the query"; without one it is taken for the chat model that its files
+ * describe. Replaces mc_rerank_options_set_prompt_name().
+ *
+ * @param options  the options.
+ * @param prompt   the text, copied; "" = nothing, not even the model's default prompt. NULL (the default) = the model's default
+ *                 prompt, if it has one.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_rerank_options_set_prompt(mc_rerank_options *MC_NONNULL options,
+                                  const char *MC_NULLABLE prompt);
+
+/**
+ * A flag that stops the work as soon as the pairs are done that are going through the network.
+ *
+ * @param options  the options.
+ * @param cancel   the flag; the options keep it alive. NULL (the default) = none.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_rerank_options_set_cancel(mc_rerank_options *MC_NONNULL options, const mc_cancel *MC_NULLABLE cancel);
+
+/**
+ * Frees options; a call that uses them goes on.
+ *
+ * @param options  the options, or NULL.
+ *
+ * Threads: any.
+ */
+void mc_rerank_options_free(mc_rerank_options *MC_NULLABLE options);
+
+/**
+ * How well each document answers the query.
+ *
+ * Equal to `CrossEncoder.predict` of sentence-transformers 6.2, and for a Qwen3-Reranker whose files have no template for pairs to the
+ * code of its model card.
+ *
+ * @param model          the model: see MC_CAPABILITY_RERANK.
+ * @param query          UTF-8. NULL if `query_len` is 0.
+ * @param query_len      bytes.
+ * @param documents      `documents_len` texts in UTF-8.
+ * @param document_lens  the bytes of each document; a document of 0 bytes may be NULL. NULL = all documents end with a NUL.
+ * @param documents_len  documents; may be 0.
+ * @param options        the options, or NULL.
+ * @param out            receives one score for each document, in their order.
+ * @param out_len        `documents_len`.
+ * @param err            NULL, or receives the error.
+ * @return MC_OK; MC_CANCELLED; MC_ERROR_UNSUPPORTED for a model that is no reranker, saying why, as one with more labels than one is;
+ *         MC_ERROR_INVALID_ARGUMENT also for another `out_len`, for options out of their range and for a pair without a token;
+ *         MC_ERROR_INVALID_UTF8 naming the text; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_OUT_OF_MEMORY;
+ *         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_rerank(const mc_model *MC_NONNULL model,
+                    const char *MC_NULLABLE query,
+                    size_t query_len,
+                    const char *const MC_NULLABLE *MC_NONNULL documents,
+                    const size_t *MC_NULLABLE document_lens,
+                    size_t documents_len,
+                    const mc_rerank_options *MC_NULLABLE options,
+                    float *MC_NONNULL out,
+                    size_t out_len,
+                    mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /** @} */
 

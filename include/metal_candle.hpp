@@ -68,6 +68,15 @@ struct progress {
     std::uint64_t done, total;
 };
 
+/** A part of an answer, or a piece of one; `text` is valid until the next token. */
+struct part {
+    /** Text, a piece of a thought or of a call's arguments, the name of a call that begins, or the JSON of one that is whole. */
+    mc_part_kind kind;
+    std::string_view text;
+    /** Which call of the answer it belongs to; 0 for text and reasoning. */
+    std::uint32_t index;
+};
+
 /** A token of an answer. `text` is valid until the next one; whole characters, and may be empty. */
 struct token {
     std::string_view text;
@@ -76,6 +85,8 @@ struct token {
     std::uint32_t index;
     /** Natural logarithm of the probability that the model itself gave it. */
     float logprob;
+    /** What became certain with it: text, thoughts and calls of tools; of an answer that is not told apart, its text. */
+    std::vector<part> parts = {};
 };
 
 /** A finished answer. */
@@ -231,7 +242,15 @@ private:
 
 inline progress progress_of(const mc_progress_event &event) { return {event.stage, event.done, event.total}; }
 inline token token_of(const mc_token_event &event) {
-    return {{event.text, event.text_len}, event.token, event.index, event.logprob};
+    token result{{event.text, event.text_len}, event.token, event.index, event.logprob};
+    // A later library has larger ones.
+    const char *at = reinterpret_cast<const char *>(event.parts);
+    for (std::size_t i = 0; i < event.parts_len; i++) {
+        const mc_part &part = *reinterpret_cast<const mc_part *>(at);
+        result.parts.push_back({part.kind, {part.text, part.text_len}, part.index});
+        at += part.struct_size;
+    }
+    return result;
 }
 
 /** The progress of one call; without a function, none is reported. */
@@ -510,6 +529,15 @@ struct embed_options {
     progress_callback progress;
 };
 
+/** How documents are reranked: mc_rerank_options. What is not set is as the model's directory says. */
+struct rerank_options {
+    std::optional<mc_score_activation> activation;
+    std::optional<std::size_t> max_length, batch_size;
+    /** One of the model's own prompts, or a text in front of the query or as the system message. */
+    std::optional<std::string> prompt_name, prompt;
+    const metal_candle::cancel *cancel = nullptr;
+};
+
 /** How an answer is made: mc_generate_options. Sampling that is not set is as the model's generation_config.json says. */
 struct generate_options {
     std::optional<std::size_t> max_tokens;
@@ -526,6 +554,8 @@ struct generate_options {
     std::optional<std::string> json_schema;
     /** How the answer is told apart, such as "hermes" or "none"; nullopt = as the session's conversation says. */
     std::optional<std::string> answer_format;
+    /** "auto", "none", "required", or the name of a tool of the session's conversation. */
+    std::optional<std::string> tool_choice;
     /** Tokens that a thought may have. */
     std::optional<std::size_t> reasoning_budget;
     std::optional<bool> ignore_eos, add_special;
@@ -617,6 +647,9 @@ public:
     /** (texts, embed_dim), one vector behind the other. */
     inline std::vector<float> embed(const std::vector<std::string_view> &texts, const embed_options &options = {}) const;
     mc_similarity similarity() const noexcept { return mc_embed_similarity(get()); }
+    /** How well each document answers the query, of a reranker. */
+    inline std::vector<float> rerank(std::string_view query, const std::vector<std::string_view> &documents,
+                                     const rerank_options &options = {}) const;
 
     const mc_model *get() const noexcept { return handle_.get(); }
 
@@ -699,6 +732,7 @@ inline generate_options_handle to_c(const generate_options &from, progress_bridg
     for (const std::string &text : from.stop) mc_generate_options_add_stop(options, text.data(), text.size());
     if (from.json_schema) mc_generate_options_set_json_schema(options, from.json_schema->data(), from.json_schema->size());
     if (from.answer_format) mc_generate_options_set_answer_format(options, detail::c_text(*from.answer_format));
+    if (from.tool_choice) mc_generate_options_set_tool_choice(options, detail::c_text(*from.tool_choice));
     if (from.reasoning_budget) mc_generate_options_set_reasoning_budget(options, *from.reasoning_budget);
     if (from.ignore_eos) mc_generate_options_set_ignore_eos(options, *from.ignore_eos);
     if (from.add_special) mc_generate_options_set_add_special(options, *from.add_special);
@@ -722,6 +756,18 @@ inline embed_options_handle to_c(const embed_options &from, progress_bridge &bri
     if (from.lora) mc_embed_options_set_lora(options, from.lora->get(), from.lora_scale);
     mc_embed_options_set_cancel(options, raw(from.cancel));
     if (bridge.function()) mc_embed_options_set_progress(options, bridge.function(), bridge.user_data());
+    return owned;
+}
+
+inline handle<mc_rerank_options, mc_rerank_options_free> to_c(const rerank_options &from) {
+    auto owned = handle<mc_rerank_options, mc_rerank_options_free>(mc_rerank_options_new());
+    mc_rerank_options *options = owned.get();
+    if (from.activation) mc_rerank_options_set_activation(options, *from.activation);
+    if (from.max_length) mc_rerank_options_set_max_length(options, *from.max_length);
+    if (from.batch_size) mc_rerank_options_set_batch_size(options, *from.batch_size);
+    if (from.prompt_name) mc_rerank_options_set_prompt_name(options, c_text(*from.prompt_name));
+    if (from.prompt) mc_rerank_options_set_prompt(options, c_text(*from.prompt));
+    mc_rerank_options_set_cancel(options, raw(from.cancel));
     return owned;
 }
 
@@ -796,6 +842,24 @@ inline std::vector<float> model::embed(const std::vector<std::string_view> &text
     detail::run_with(options, [&](auto c, auto err) {
         return mc_embed_batch(get(), data.data(), lens.data(), texts.size(), c, out.data(), out.size(), err);
     });
+    return out;
+}
+
+inline std::vector<float> model::rerank(std::string_view query, const std::vector<std::string_view> &documents,
+                                        const rerank_options &options) const {
+    std::vector<const char *> data;
+    std::vector<std::size_t> lens;
+    // Of no documents there is a place too.
+    data.reserve(documents.size() + 1);
+    for (std::string_view text : documents) {
+        data.push_back(text.data() ? text.data() : "");
+        lens.push_back(text.size());
+    }
+    std::vector<float> out(documents.size());
+    float none = 0;
+    detail::outcome outcome;
+    outcome.expect(mc_rerank(get(), query.data(), query.size(), data.data(), lens.data(), documents.size(), detail::to_c(options).get(),
+                             out.empty() ? &none : out.data(), out.size(), outcome.out()));
     return out;
 }
 

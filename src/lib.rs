@@ -41,9 +41,9 @@ pub mod selftest;
 pub use engine::{
     AnswerFormat, AnswerPart, Cancel, Capability, Chat, ChatTemplate, ControlTokens, Dataset, Device, DeviceKind, Dtype,
     EmbedOptions, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, LoraConfig, LoraTrainer, MicroStep, Model,
-    PartStream, Pooling, Progress, ProgressFn, Prompt, Sampler, Sampling, SamplingOptions, Schedule, Session, Similarity, Stage,
-    TextStream, TokenEvent, TokenFn, Tokenizer, ToolCall, TrainEvent, TrainFn, TrainOptions, Update, Weighting, estimate_memory,
-    similarity_top_k,
+    PartStream, Pooling, Progress, ProgressFn, Prompt, RerankOptions, Sampler, Sampling, SamplingOptions, Schedule,
+    ScoreActivation, Session, Similarity, Stage, TextStream, TokenEvent, TokenFn, Tokenizer, ToolCall, ToolChoice, TrainEvent,
+    TrainFn, TrainOptions, Update, Weighting, estimate_memory, similarity_top_k,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use models::architectures;

@@ -19,6 +19,7 @@ use metal_candle::ffi::generate::*;
 use metal_candle::ffi::library::*;
 use metal_candle::ffi::lora::*;
 use metal_candle::ffi::model::*;
+use metal_candle::ffi::rerank::*;
 use metal_candle::ffi::session::*;
 use metal_candle::ffi::tokenizer::*;
 use metal_candle::ffi::train::*;
@@ -115,7 +116,7 @@ macro_rules! functions {
 fn table() -> Vec<Function> {
     use Parameter::*;
     use Returns::*;
-    use Type::{Cancel, Chat, Dataset, Device, EmbedOptions, Error, GenerateOptions, Generation, Lora, LoraConfig, LoraTrainer, Model, ModelOptions, Session, String, TextStream, Tokenizer, Tokens, TrainOptions};
+    use Type::{Cancel, Chat, Dataset, Device, EmbedOptions, Error, GenerateOptions, Generation, Lora, LoraConfig, LoraTrainer, Model, ModelOptions, RerankOptions, Session, String, TextStream, Tokenizer, Tokens, TrainOptions};
     const TEN: Parameter = Word(10);
     const YES: Parameter = Word(1);
     /// Of the model's vectors.
@@ -246,6 +247,7 @@ fn table() -> Vec<Function> {
         mc_generate_options_set_add_special(Handle(GenerateOptions), YES) Nothing;
         mc_generate_options_set_prefill_chunk(Handle(GenerateOptions), TEN) Nothing;
         mc_generate_options_set_answer_format(Handle(GenerateOptions), MaybeText(c"hermes")) Nothing;
+        mc_generate_options_set_tool_choice(Handle(GenerateOptions), MaybeText(c"auto")) Nothing;
         mc_generate_options_set_reasoning_budget(Handle(GenerateOptions), TEN) Nothing;
         mc_generate_options_set_cancel(Handle(GenerateOptions), Maybe(Cancel)) Nothing;
         mc_generate_options_set_lora(Handle(GenerateOptions), Maybe(Lora), Float(0.5)) Nothing;
@@ -310,6 +312,16 @@ fn table() -> Vec<Function> {
         mc_embed_similarity(Handle(Model)) Zero;
         mc_embed(Handle(Model), MaybeText(c"fn main() {"), TEN, Maybe(EmbedOptions), Floats, Word(WIDTH), Err) Status;
         mc_embed_batch(Handle(Model), Texts(c"fn main() {"), Callback(0), YES, Maybe(EmbedOptions), Floats, Word(WIDTH), Err) Status;
+
+        mc_rerank_options_new() New(RerankOptions);
+        mc_rerank_options_set_activation(Handle(RerankOptions), YES) Nothing;
+        mc_rerank_options_set_max_length(Handle(RerankOptions), TEN) Nothing;
+        mc_rerank_options_set_batch_size(Handle(RerankOptions), TEN) Nothing;
+        mc_rerank_options_set_prompt_name(Handle(RerankOptions), MaybeText(c"query")) Nothing;
+        mc_rerank_options_set_prompt(Handle(RerankOptions), MaybeText(c"query: ")) Nothing;
+        mc_rerank_options_set_cancel(Handle(RerankOptions), Maybe(Cancel)) Nothing;
+        mc_rerank_options_free(Freed(RerankOptions)) Nothing;
+        mc_rerank(Handle(Model), MaybeText(c"fn main() {"), TEN, Texts(c"fn main() {"), Callback(0), YES, Maybe(RerankOptions), Floats, YES, Err) Status;
         mc_similarity_top_k(YES, Floats, YES, Floats, Word(2), TEN, YES, Number, Floats, Err) Status;
 
         mc_dataset_new() New(Dataset);

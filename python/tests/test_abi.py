@@ -47,6 +47,7 @@ OPTIONS: dict[str, Any] = {
     "mc_model_options": mc.LoadOptions,
     "mc_generate_options": mc.GenerateOptions,
     "mc_embed_options": mc.EmbedOptions,
+    "mc_rerank_options": mc.RerankOptions,
     "mc_train_options": mc.TrainOptions,
     "mc_lora_config": mc.LoraConfig,
 }

@@ -21,8 +21,9 @@ pub(super) struct AnswerParts {
     /// Tokens that a thought may have.
     budget: Option<usize>,
     thought_tokens: usize,
-    /// The mark that closes a thought, on its way.
+    /// The mark that closes a thought, on its way: what is left of its tokens, and its letters.
     forced: VecDeque<u32>,
+    forcing: Option<&'static str>,
 }
 
 impl AnswerParts {
@@ -43,6 +44,7 @@ impl AnswerParts {
             budget,
             thought_tokens: 0,
             forced: VecDeque::new(),
+            forcing: None,
         })
     }
 
@@ -63,6 +65,7 @@ impl AnswerParts {
     pub fn close_thought(&mut self) -> Result<Option<u32>> {
         if let Some(close) = self.stream.closes() {
             self.forced = self.tokenizer.encode(close, false)?.into();
+            self.forcing = Some(close).filter(|_| !self.forced.is_empty());
         }
         Ok(self.forced.pop_front())
     }
@@ -71,6 +74,20 @@ impl AnswerParts {
     pub fn add(&mut self, token: u32) -> Result<Vec<AnswerPart>> {
         self.thought_tokens += usize::from(self.is_thinking());
         let mut text = String::new();
+        if let Some(close) = self.forcing {
+            // The mark closes the thought however its tokens spell it: none is forced a second time.
+            self.text.separate(&mut text);
+            let mut spelled = String::new();
+            self.text.add(token, &mut spelled)?;
+            if self.forced.is_empty() {
+                self.text.separate(&mut spelled);
+                self.forcing = None;
+                text.push_str(close);
+            }
+            let parts = self.stream.push(&text);
+            self.keep(&parts);
+            return Ok(parts);
+        }
         let mark =
             self.tokenizer.token_text(token).filter(|text| self.tokenizer.is_special(token) && self.format.reads_token(text));
         match mark {

@@ -21,6 +21,7 @@ use llguidance::{CancellationHandle, JsonCompileOptions, Matcher, ParserFactory}
 use serde_json::Value;
 
 use super::cancel::Cancel;
+use super::chat::{Bare, Piece};
 use super::schema::{self, Adapted};
 use super::{Model, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
@@ -57,6 +58,8 @@ impl Vocabulary {
 
 /// The place of an answer in its grammar.
 pub(super) struct Constraint {
+    /// The option that asked for it.
+    subject: &'static str,
     matcher: Matcher,
     eos: Vec<u32>,
     /// Of the last call of [`allowed`](Self::allowed).
@@ -70,14 +73,33 @@ impl Constraint {
     /// `InvalidArgument` for a schema that is no JSON, no schema, too large, or uses what is not implemented; `Cancelled`; as
     /// [`Model::tokenizer`] and [`Vocabulary::new`].
     pub fn new(model: &Model, schema: &str, cancel: Option<&Cancel>) -> Result<Self> {
+        let schema = schema.to_owned();
+        Self::of(model, move || grammar(&schema), cancel)
+    }
+
+    /// The place of an answer that has to be one of these texts.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), for a schema in them.
+    pub fn of_pieces(model: &Model, pieces: Vec<Piece>, cancel: Option<&Cancel>) -> Result<Self> {
+        let (tokenizer, eos) = (model.tokenizer()?.clone(), model.eos_tokens().to_vec());
+        let grammar = move || Ok(TopLevelGrammar::from_lark(Lark::of(&pieces, &tokenizer, &eos)?));
+        Ok(Self { subject: CALLS, ..Self::of(model, grammar, cancel).map_err(|error| about(CALLS, error))? })
+    }
+
+    fn of(
+        model: &Model,
+        grammar: impl FnOnce() -> Result<TopLevelGrammar> + Send + 'static,
+        cancel: Option<&Cancel>,
+    ) -> Result<Self> {
         let vocabulary = model.vocabulary().map_err(|error| error.within(SUBJECT))?;
         // Schemas nest, and so does what reads them: a thread of its own has a stack for the deepest one that passes the checks.
         let (sender, receiver) = sync_channel(1);
-        let (compiled, schema) = (model.clone(), schema.to_owned());
+        let compiled = model.clone();
         let compile = move || {
             let parser = compiled
                 .vocabulary()
-                .and_then(|vocabulary| vocabulary.factory.create_parser(grammar(&schema)?).map_err(|e| failure(&e.to_string())));
+                .and_then(|vocabulary| vocabulary.factory.create_parser(grammar()?).map_err(|e| failure(&e.to_string())));
             // Whoever was cancelled waits no more.
             let _ = sender.send(parser);
         };
@@ -100,12 +122,16 @@ impl Constraint {
             }
         };
         let (eos, cancel) = (vocabulary.eos.clone(), cancel.cloned());
-        Ok(Self { matcher, eos, allowed: SimpleVob::new(), cancel, _watch: watch })
+        Ok(Self { subject: SUBJECT, matcher, eos, allowed: SimpleVob::new(), cancel, _watch: watch })
     }
 
     /// Why the grammar did not get further: what it says, unless it was cancelled.
     fn stopped(&self, reason: &str) -> Error {
-        if self.cancel.as_ref().is_some_and(Cancel::is_triggered) { Error::cancelled() } else { step_failure(reason) }
+        if self.cancel.as_ref().is_some_and(Cancel::is_triggered) {
+            Error::cancelled()
+        } else {
+            about(self.subject, step_failure(reason))
+        }
     }
 
     /// The tokens that may come next: bit `id % 32` of word `id / 32`. End-of-sequence tokens are among them where the text may
@@ -181,6 +207,15 @@ fn no_thread(error: std::io::Error) -> Error {
 const LOOK: Duration = Duration::from_millis(20);
 
 const SUBJECT: &str = "json_schema";
+const CALLS: &str = "tool_choice";
+
+/// An error of a schema as one of the option that the schema came with.
+fn about(subject: &str, error: Error) -> Error {
+    match error.message().strip_prefix(SUBJECT) {
+        Some(message) if subject != SUBJECT => Error::new(error.kind(), format!("{subject}{message}")),
+        _ => error,
+    }
+}
 
 /// The tree has ten bits for the depth of a token.
 const MAX_TOKEN_BYTES: usize = 1000;
@@ -213,6 +248,132 @@ fn grammar(schema: &str) -> Result<TopLevelGrammar> {
         Adapted::Schema(schema) => Ok(TopLevelGrammar::from_json_schema(checked(schema)?)),
         Adapted::Pattern(pattern) => Ok(TopLevelGrammar::from_regex(&pattern)),
     }
+}
+
+/// Texts as a grammar in the notation of Lark, as `llguidance` reads it.
+struct Lark<'t> {
+    special: Vec<(String, u32)>,
+    eos: &'t [u32],
+    /// Rules and terminals that are named.
+    named: String,
+    names: usize,
+    schema_bytes: usize,
+}
+
+impl<'t> Lark<'t> {
+    fn of(pieces: &[Piece], tokenizer: &Tokenizer, eos: &'t [u32]) -> Result<String> {
+        let mut special = tokenizer.special_tokens();
+        // The longest is meant where one is the beginning of another.
+        special.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
+        let mut lark = Self { special, eos, named: String::new(), names: 0, schema_bytes: 0 };
+        let start = lark.sequence(pieces)?;
+        Ok(format!("start: {start}\n{}", lark.named))
+    }
+
+    fn name(&mut self, first: char, definition: &str) -> String {
+        let name = format!("{first}{}", self.names);
+        self.names += 1;
+        self.named.push_str(&format!("{name}: {definition}\n"));
+        name
+    }
+
+    fn sequence(&mut self, pieces: &[Piece]) -> Result<String> {
+        let parts = pieces.iter().map(|piece| self.piece(piece)).collect::<Result<Vec<String>>>()?;
+        let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        Ok(if parts.is_empty() { "\"\"".to_string() } else { parts.join(" ") })
+    }
+
+    fn piece(&mut self, piece: &Piece) -> Result<String> {
+        Ok(match piece {
+            Piece::Text(text) => self.text(text),
+            Piece::Json(schema) => self.json(schema)?,
+            Piece::Bare(bare) => self.bare(bare),
+            Piece::Choice(choices) => {
+                let may_be_empty = choices.iter().any(Vec::is_empty);
+                let choices = choices.iter().filter(|choice| !choice.is_empty());
+                let choices = choices.map(|choice| self.sequence(choice)).collect::<Result<Vec<_>>>()?;
+                let optional = if may_be_empty { "?" } else { "" };
+                if choices.is_empty() { String::new() } else { format!("({}){optional}", choices.join(" | ")) }
+            }
+            Piece::Optional(pieces) => format!("({})?", self.sequence(pieces)?),
+            Piece::Many(pieces, between) => {
+                let one = self.sequence(pieces)?;
+                let (name, between) = (self.name('r', &one), self.text(between));
+                format!("{name} ({between} {name})*")
+            }
+        })
+    }
+
+    /// Letters, and the special tokens among them. What ends an answer is left to the end of the grammar.
+    fn text(&self, text: &str) -> String {
+        let (mut parts, mut rest) = (Vec::new(), text);
+        while !rest.is_empty() {
+            let at = |from: usize| self.special.iter().find(|(token, _)| rest[from..].starts_with(token.as_str()));
+            let found = rest.char_indices().find_map(|(from, _)| at(from).map(|token| (from, token)));
+            let (from, token) = found.map_or((rest.len(), None), |(from, token)| (from, Some(token)));
+            if from > 0 {
+                parts.push(literal(&rest[..from]));
+            }
+            rest = &rest[from..];
+            if let Some((token, id)) = token {
+                rest = &rest[token.len()..];
+                if !self.eos.contains(id) {
+                    parts.push(format!("<[{id}]>"));
+                }
+            }
+        }
+        parts.join(" ")
+    }
+
+    fn json(&mut self, schema: &Value) -> Result<String> {
+        let text = schema.to_string();
+        self.schema_bytes += text.len();
+        if self.schema_bytes > MAX_SCHEMA_BYTES {
+            return Err(Error::argument(format!("{SUBJECT}: expected schemas of at most {MAX_SCHEMA_BYTES} bytes, found more")));
+        }
+        Ok(match schema::adapt(&text).map_err(|error| error.within(SUBJECT))? {
+            Adapted::Schema(schema) => format!("%json {}", checked(schema)?),
+            Adapted::Pattern(pattern) => self.name('T', &regex(&pattern)),
+        })
+    }
+
+    fn bare(&mut self, Bare { before, after, end, patterns, may_be_empty }: &Bare) -> String {
+        let before = self.text(before);
+        // What a special token ends, cannot hold it.
+        let is_token = self.special.iter().any(|(token, _)| after.starts_with(token.as_str()));
+        let holds_end = self.name('T', &format!("/(?s:.*)/ {} /(?s:.*)/", literal(end)));
+        let mut definition = format!("/(?s:.*)/ & ~{holds_end}");
+        for pattern in patterns {
+            definition.push_str(&format!(" & {}", regex(pattern)));
+        }
+        if !is_token {
+            let value = self.name('T', &definition);
+            let ended = self.name('T', &format!("{value} {}", literal(after)));
+            return format!("{before} {ended}");
+        }
+        // An empty lexeme is none.
+        let value = self.name('T', &format!("{definition} & /(?s:.+)/"));
+        format!("{before} {value}{} {}", if *may_be_empty { "?" } else { "" }, self.text(after))
+    }
+}
+
+fn literal(text: &str) -> String {
+    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
+}
+
+/// A regular expression between slashes.
+fn regex(pattern: &str) -> String {
+    let (mut out, mut escaped) = (String::from("/"), false);
+    for letter in pattern.chars() {
+        match letter {
+            '/' if !escaped => out.push_str("\\/"),
+            '\n' if !escaped => out.push_str("\\n"),
+            _ => out.push(letter),
+        }
+        escaped = letter == '\\' && !escaped;
+    }
+    out.push('/');
+    out
 }
 
 /// The schema as the grammar's compiler takes it.

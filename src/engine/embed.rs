@@ -76,8 +76,8 @@ pub(super) struct Embedder {
     tokenizer: Option<Tokenizer>,
     /// The tokens that tokenizer_config.json and special_tokens_map.json name.
     special: HashSet<u32>,
-    max_length: usize,
-    cut: TruncationDirection,
+    pub(super) max_length: usize,
+    pub(super) cut: TruncationDirection,
     /// Without a Normalize at their end.
     modules: Vec<SentenceModule>,
     normalize: bool,
@@ -177,8 +177,8 @@ impl Model {
     }
 
     fn plan(&self, options: &EmbedOptions) -> Result<Plan<'_>> {
-        let Embedder { config, tokenizer, max_length, normalize, .. } = self.embedder();
-        let tokenizer = tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok)?;
+        let Embedder { config, max_length, normalize, .. } = self.embedder();
+        let tokenizer = self.texts_tokenizer()?;
         let pooling = options.pooling.map_or_else(|| config.pooling.clone(), |pooling| vec![pooling]);
         let whole = width(&config.modules, pooling.len() * self.transformer().config().vector_size()).map_err(|expected| {
             Error::argument(format!("pooling: expected one that gives the {expected} values that the model's next module reads"))
@@ -197,18 +197,7 @@ impl Model {
         if options.batch_size == Some(0) {
             return Err(Error::argument("batch_size: expected at least 1, found 0"));
         }
-        let prompt = match &options.prompt {
-            Prompt::Default => config.default_prompt.clone().unwrap_or_default(),
-            Prompt::Text(text) => text.clone(),
-            Prompt::Name(name) => match config.prompts.iter().find(|(known, _)| known == name) {
-                Some((_, prompt)) => prompt.clone(),
-                None => {
-                    let known: Vec<&str> = self.prompt_names().collect();
-                    let known = known.join(", ");
-                    return Err(Error::argument(format!("prompt_name: expected one of the model's ({known}), found {name:?}")));
-                }
-            },
-        };
+        let prompt = self.prompt(&options.prompt)?;
         let normalize = match options.normalize.unwrap_or(*normalize) {
             false => Normalize::Nothing,
             // What the directory itself cuts is not normalised again.
@@ -217,6 +206,28 @@ impl Model {
         };
         let batch_size = options.batch_size.unwrap_or(usize::MAX);
         Ok(Plan { tokenizer, prompt, max_length, pooling, normalize, dim, batch_size })
+    }
+
+    /// What puts texts into tokens that are evaluated whole.
+    pub(super) fn texts_tokenizer(&self) -> Result<&Tokenizer> {
+        self.embedder().tokenizer.as_ref().map_or_else(|| self.tokenizer(), Ok)
+    }
+
+    /// The text of a prompt; empty for none.
+    pub(super) fn prompt(&self, prompt: &Prompt) -> Result<String> {
+        let config = &self.embedder().config;
+        match prompt {
+            Prompt::Default => Ok(config.default_prompt.clone().unwrap_or_default()),
+            Prompt::Text(text) => Ok(text.clone()),
+            Prompt::Name(name) => match config.prompts.iter().find(|(known, _)| known == name) {
+                Some((_, prompt)) => Ok(prompt.clone()),
+                None => {
+                    let known: Vec<&str> = self.prompt_names().collect();
+                    let known = known.join(", ");
+                    Err(Error::argument(format!("prompt_name: expected one of the model's ({known}), found {name:?}")))
+                }
+            },
+        }
     }
 
     /// Tokens at the beginning of every text that are not pooled.
@@ -259,7 +270,7 @@ impl Model {
     }
 
     /// Cuts `order` into the texts that go through the network together.
-    fn batches<'a>(&self, mut order: &'a [usize], tokens: &[Vec<u32>], batch_size: usize) -> Vec<&'a [usize]> {
+    pub(super) fn batches<'a>(&self, mut order: &'a [usize], tokens: &[Vec<u32>], batch_size: usize) -> Vec<&'a [usize]> {
         let most = self.transformer().backend().batching();
         let mut batches = Vec::new();
         while let Some(&first) = order.first() {
@@ -278,7 +289,7 @@ impl Model {
     }
 
     /// Batches between two reports of progress: many for each thread, as all wait for the last.
-    fn batches_at_once(&self) -> usize {
+    pub(super) fn batches_at_once(&self) -> usize {
         match self.transformer().backend().batching().at_a_time {
             1 => 1,
             threads => 16 * threads,
@@ -286,7 +297,12 @@ impl Model {
     }
 
     /// A thread takes a batch; the first ones, where each is longer than a thread's share of all, have all threads one after another.
-    fn embed_batches<R: Send>(&self, batches: &[&[usize]], tokens: &[Vec<u32>], embed: impl Fn(&[usize]) -> R + Sync) -> Vec<R> {
+    pub(super) fn embed_batches<R: Send>(
+        &self,
+        batches: &[&[usize]],
+        tokens: &[Vec<u32>],
+        embed: impl Fn(&[usize]) -> R + Sync,
+    ) -> Vec<R> {
         let size = |batch: &[usize]| batch.iter().map(|&i| tokens[i].len()).sum::<usize>();
         let most = self.transformer().backend().batching();
         let share = batches.iter().map(|batch| size(batch)).sum::<usize>() / most.at_a_time;
@@ -313,7 +329,7 @@ impl Model {
         self.device().compute(|| {
             let kinds = &plan.pooling;
             let modules = &self.embedder().modules;
-            let mut whole = transformer.embed_sequences((&ids, &lengths), attached.adapters(), (skip, kinds), modules)?;
+            let mut whole = transformer.embed_sequences((&ids, &[], &lengths), attached.adapters(), (skip, kinds), modules)?;
             let width = whole.len() / batch.len();
             let mut rows = Vec::with_capacity(batch.len() * plan.dim);
             for row in whole.chunks_exact_mut(width) {
@@ -397,7 +413,8 @@ fn read(module: &ModuleConfig, directory: &Path, backend: &Backend) -> Result<Se
         ModuleConfig::Dense { inputs, outputs, bias, activation, residual, .. } => {
             SentenceModule::dense(&mut weights, (inputs, outputs), bias, activation, residual)?
         }
-        ModuleConfig::LayerNorm { width, .. } => SentenceModule::layer_norm(&mut weights, width)?,
+        // The eps is torch's default, which the module does not change.
+        ModuleConfig::LayerNorm { width, .. } => SentenceModule::layer_norm(&mut weights, "norm", width, 1e-5, true)?,
         ModuleConfig::Normalize => SentenceModule::Normalize,
     };
     weights.finish(|_| false)?;

@@ -29,7 +29,7 @@ pub(super) struct Files {
     pub(super) kv_format: KvFormat,
     /// How the matrices of safetensors were quantised.
     stored: Option<Quantization>,
-    raw: Json,
+    pub(super) raw: Json,
     generation: Option<Json>,
     pub(super) tokenizer_config: Option<Json>,
     pub(super) sentence: SentenceConfig,

@@ -9,7 +9,7 @@ use super::constraint::Constraint;
 use super::sampling::token_logprob;
 use super::text_stream::TextStream;
 use super::{Cancel, Lora, Model, ProgressFn, Sampler, SamplingOptions, Session};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// How to generate; unset sampling fields take what generation_config.json says.
 #[derive(Debug, Clone)]
@@ -46,6 +46,8 @@ pub struct GenerateOptions {
     ///
     /// Behind a prompt that has opened a thought, a schema binds what follows the thought, which then ends with its mark alone.
     pub answer_format: Option<AnswerFormat>,
+    /// Whether the answer may call tools, must, or must not: those of the session's conversation, or of the answer format.
+    pub tool_choice: ToolChoice,
     /// Tokens that a thought may have: then the model's own mark closes it, and the answer goes on. `None` = as many as the model
     /// likes. Without an answer format, or with one that knows no thoughts, it has no effect.
     pub reasoning_budget: Option<usize>,
@@ -60,6 +62,38 @@ pub struct GenerateOptions {
     pub cancel: Option<Cancel>,
 }
 
+/// Whether an answer calls tools, in the words of chat APIs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ToolChoice {
+    /// The model chooses.
+    #[default]
+    Auto,
+    /// It calls none: marks that open calls cannot be chosen where they are tokens, and what is written like a call stays text.
+    None,
+    /// The answer consists of calls in the model's own format, of any tools of the conversation or of the answer format, and their
+    /// arguments conform to the tools' schemas. In a format that numbers its calls, or writes one alone, there is one.
+    ///
+    /// It binds what follows a thought that the prompt has opened. An answer that ends for another reason than the model's end is
+    /// the beginning of such calls. Schemas are read as [`GenerateOptions::json_schema`] reads them; where a format writes values as
+    /// bare text (`qwen3-xml`, `glm4`, `gemma4`, `functiongemma`) or one by one (`lfm2`, `minicpm`, `gemma3`), those of parameters are
+    /// understood as far as the format can write them exactly, anything else is an error, and numbers without bounds stay within 2^53.
+    Required,
+    /// The answer is one such call of this tool.
+    Function(String),
+}
+
+impl ToolChoice {
+    /// `auto`, `none`, `required`, or the name of a tool.
+    pub fn named(name: &str) -> Self {
+        match name {
+            "auto" => Self::Auto,
+            "none" => Self::None,
+            "required" => Self::Required,
+            name => Self::Function(name.to_string()),
+        }
+    }
+}
+
 impl Default for GenerateOptions {
     fn default() -> Self {
         Self {
@@ -69,6 +103,7 @@ impl Default for GenerateOptions {
             ignore_eos: false,
             json_schema: None,
             answer_format: None,
+            tool_choice: ToolChoice::Auto,
             reasoning_budget: None,
             add_special: true,
             prefill_chunk: 0,
@@ -104,7 +139,7 @@ pub struct TokenEvent {
     pub index: u32,
     /// Natural logarithm of the probability that the model itself gave the token.
     pub logprob: f32,
-    /// The parts that became certain with it, where they are told apart.
+    /// The parts that became certain with it; of an answer that is not told apart, its text.
     pub parts: Vec<AnswerPart>,
 }
 
@@ -199,24 +234,57 @@ impl Answer {
     ///
     /// `held`: the tokens that it stands behind; `format`: of the conversation that they are.
     pub fn new(model: &Model, options: &GenerateOptions, held: &[u32], format: Option<&AnswerFormat>) -> Result<Self> {
-        let sampling = options.sampling.resolve(model.sampling())?;
+        let mut sampling = options.sampling.resolve(model.sampling())?;
         let stream = match model.tokenizer() {
             Ok(tokenizer) => Some(TextStream::behind(tokenizer, &options.stop, held)?),
             Err(error) if !options.stop.is_empty() => return Err(error.within("stop")),
             Err(_) => None,
         };
-        let format = options.answer_format.as_ref().or(format).filter(|format| !format.is_plain());
+        let format = match (&options.answer_format, format) {
+            (Some(named), Some(format)) => Some(named.clone().with_tools_of(format)),
+            (named, format) => named.as_ref().or(format).cloned(),
+        };
+        let marks = format.as_ref().map(AnswerFormat::opens).unwrap_or_default();
+        let format = match options.tool_choice {
+            ToolChoice::None => format.map(AnswerFormat::without_calls),
+            _ => format,
+        };
+        let shown = format.as_ref().filter(|format| !format.is_plain());
         let parts =
-            format.map(|format| AnswerParts::new(model, format, options.reasoning_budget, &options.stop, held)).transpose()?;
+            shown.map(|format| AnswerParts::new(model, format, options.reasoning_budget, &options.stop, held)).transpose()?;
+        let is_thinking = parts.as_ref().is_some_and(AnswerParts::is_thinking);
+        let name = match &options.tool_choice {
+            ToolChoice::Auto => None,
+            ToolChoice::None => {
+                // A call cannot be opened by a mark that is one token; one that is written otherwise stays text.
+                let tokenizer = model.tokenizer().ok();
+                let ids = marks.iter().filter_map(|mark| tokenizer?.token_id(mark).ok());
+                sampling
+                    .logit_bias
+                    .extend(ids.filter(|&id| (id as usize) < model.vocab_size()).map(|id| (id, f32::NEG_INFINITY)));
+                None
+            }
+            ToolChoice::Required => Some(None),
+            ToolChoice::Function(name) => Some(Some(name.as_str())),
+        };
+        let constraint = match (&options.json_schema, name) {
+            (Some(_), Some(_)) => {
+                return Err(Error::argument(
+                    "tool_choice: expected auto or none beside a json_schema, found a call that has to be",
+                ));
+            }
+            (Some(schema), None) => Some(Constraint::new(model, schema, options.cancel.as_ref())?),
+            (None, Some(name)) => {
+                let pieces = format.unwrap_or_default().call_pieces(name, model.tokenizer()?, is_thinking)?;
+                Some(Constraint::of_pieces(model, pieces, options.cancel.as_ref())?)
+            }
+            (None, None) => None,
+        };
         Ok(Self {
-            waits: options.json_schema.is_some() && parts.as_ref().is_some_and(AnswerParts::is_thinking),
+            waits: constraint.is_some() && is_thinking,
             parts,
             sampler: Sampler::new(sampling, model.vocab_size())?,
-            constraint: options
-                .json_schema
-                .as_deref()
-                .map(|schema| Constraint::new(model, schema, options.cancel.as_ref()))
-                .transpose()?,
+            constraint,
             stream,
             eos: !options.ignore_eos,
             max_tokens: if options.max_tokens == 0 { usize::MAX } else { options.max_tokens },
@@ -297,6 +365,9 @@ impl Answer {
         }
         self.text.push_str(&text);
         let mut told = Vec::new();
+        if self.parts.is_none() && !text.is_empty() {
+            told.push(AnswerPart::Text(text.clone()));
+        }
         if let Some(parts) = &mut self.parts {
             if !ends {
                 told = parts.add(token)?;

@@ -16,8 +16,10 @@ use super::constraint::Vocabulary;
 use super::device::check_threads;
 use super::embed::{self, Embedder};
 use super::files::Files;
+use super::rerank::{Reranker, load_head};
 use super::sampling::Sampling;
 use super::save::LoadedFrom;
+use super::tokenizer::gives_types;
 use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{ModelTensors, ModuleConfig, fnv};
@@ -60,6 +62,8 @@ pub enum Capability {
     Train,
     /// Conversations by a chat template of its own.
     ChatTemplate,
+    /// Scores of how well documents answer a query.
+    Rerank,
 }
 
 /// Which part of a long call is running.
@@ -165,6 +169,8 @@ struct Inner {
     sampling: Sampling,
     fingerprint: u64,
     embedder: Arc<Embedder>,
+    /// Why there is none otherwise.
+    reranker: Arc<std::result::Result<Reranker, String>>,
     /// Where the rest of a saved model comes from.
     origin: LoadedFrom,
     /// What adapters were merged into since.
@@ -220,14 +226,24 @@ impl Model {
             Embedder::load(sentence, tokenizer, tokenizer_config, special, &files.config, device.backend(), limited)
         })?;
 
+        let gives_types = gives_types(tokenizer_config, files.family.model_type)?;
+
         let mut checkpoint = files.tensors(&mut on_bytes)?;
         let stored = stored_type(&*checkpoint, &files.config, &device, options);
         let backend = device.backend();
+        // As what follows the pooling of an embedder, a head computes in F32 on every device.
+        let head = device.work(|| {
+            let mut weights = Weights::new(&mut *checkpoint, backend, Some(Format::F32));
+            load_head(&files.sentence, &files.raw, &files.config, &mut weights)
+        })?;
         let arithmetic = if options.exact { Arithmetic::F32 } else { Arithmetic::Int8 };
         let mut weights = Weights::new(&mut *checkpoint, backend, stored).quantized(files.quant).computing_in(arithmetic);
+        head.skip_in(&mut weights);
         let transformer = device.work(|| Transformer::load(files.config, &mut weights))?.with_kv_format(files.kv_format);
         check_kv_format(&transformer, files.kv_format, files.family)?;
-        let parameters = weights.parameters();
+        let parameters = weights.parameters() + head.parameters;
+        let tokens = (tokenizer.as_ref(), gives_types);
+        let reranker = Reranker::new(&files.sentence, &files.raw, transformer.config(), tokens, head);
         let dtype = dtype_of(stored, &*checkpoint, transformer.config());
         // What was computed with rounded weights, or in another type, does not continue what was computed with whole ones; nor what
         // was computed by another configuration of the same weights.
@@ -257,6 +273,7 @@ impl Model {
             sampling,
             fingerprint,
             embedder: Arc::new(embedder),
+            reranker: Arc::new(reranker),
             origin,
             changed: Changed::default(),
             vocabulary: OnceLock::new(),
@@ -324,6 +341,7 @@ impl Model {
             Capability::Generate | Capability::Train => self.transformer().generates(),
             Capability::ChatTemplate => self.0.chat_template.is_some(),
             Capability::Embed => self.0.tokenizer.is_some(),
+            Capability::Rerank => self.0.tokenizer.is_some() && self.is_reranker(),
             Capability::Lora => true,
         }
     }
@@ -382,6 +400,10 @@ impl Model {
         &self.0.embedder
     }
 
+    pub(super) fn reranker(&self) -> &std::result::Result<Reranker, String> {
+        &self.0.reranker
+    }
+
     fn config(&self) -> &Config {
         self.0.transformer.config()
     }
@@ -408,6 +430,7 @@ impl Model {
             sampling: inner.sampling.clone(),
             fingerprint,
             embedder: inner.embedder.clone(),
+            reranker: inner.reranker.clone(),
             vocabulary: OnceLock::new(),
         }))
     }
@@ -464,10 +487,13 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
     let dtype = dtype_of(stored, &*checkpoint, &files.config);
     let config = files.config.clone();
     let backend = device.backend();
+    let mut weights = Weights::dry(&mut *checkpoint, backend, Some(Format::F32));
+    let head = load_head(&files.sentence, &files.raw, &files.config, &mut weights)?;
     let mut weights = Weights::dry(&mut *checkpoint, backend, stored).quantized(files.quant);
+    head.skip_in(&mut weights);
     let transformer = Transformer::load(files.config, &mut weights)?;
     check_kv_format(&transformer, files.kv_format, files.family)?;
-    let modules: u64 = files.sentence.modules.iter().map(ModuleConfig::bytes).sum();
+    let modules = head.bytes + files.sentence.modules.iter().map(ModuleConfig::bytes).sum::<u64>();
     if !transformer.generates() {
         // A table of positions ends; see `Embedder::load`.
         let most = if config.positions.is_some() { config.context_length } else { usize::MAX };

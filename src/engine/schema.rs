@@ -41,6 +41,11 @@ pub(super) fn adapt(text: &str) -> Result<Adapted> {
     Ok(Adapted::Schema(root))
 }
 
+/// A pattern of JSON Schema as grammars take it, or why it cannot be one.
+pub(super) fn translated(pattern: &str) -> std::result::Result<String, String> {
+    pattern::translate(pattern)
+}
+
 fn invalid(message: impl std::fmt::Display) -> Error {
     Error::argument(message.to_string())
 }

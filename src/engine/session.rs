@@ -19,7 +19,7 @@ use super::model::tell;
 use super::sampling::{check_logits, top_logprobs};
 use super::{
     AnswerFormat, Cancel, Capability, Chat, FinishReason, GenerateOptions, Generation, Lora, Model, Progress, ProgressFn, Stage,
-    TokenEvent, TokenFn,
+    TokenEvent, TokenFn, ToolChoice,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -327,7 +327,7 @@ impl Session {
         let answer = match Answer::new(self.model(), options, self.tokens(), self.answer_format.as_ref()) {
             // While a schema became a grammar.
             Err(error) if error.kind() == ErrorKind::Cancelled => {
-                let options = GenerateOptions { json_schema: None, ..options.clone() };
+                let options = GenerateOptions { json_schema: None, tool_choice: ToolChoice::Auto, ..options.clone() };
                 let mut answer = Answer::new(self.model(), &options, self.tokens(), self.answer_format.as_ref())?;
                 answer.finish(FinishReason::Cancelled);
                 answer

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use tokenizers::normalizers::{BertNormalizer, Lowercase, Sequence as NormalizerSequence};
 use tokenizers::{
     AddedToken, Decoder, DecoderWrapper, Encoding, Model, NormalizedString, Normalizer, NormalizerWrapper, OffsetType,
-    PostProcessor, PreTokenizedString, PreTokenizer, PreTokenizerWrapper, TruncationDirection,
+    PostProcessor, PreTokenizedString, PreTokenizer, PreTokenizerWrapper, TruncationDirection, TruncationParams,
+    TruncationStrategy, truncate_encodings,
 };
 
 use super::cancel::Cancel;
@@ -41,6 +42,9 @@ struct Inner {
     /// How many times longer the tokenizer makes a text at most.
     growth: usize,
 }
+
+/// The tokens of the first of two texts.
+pub(crate) struct FirstText(Encoding);
 
 impl Tokenizer {
     /// `path`: a tokenizer.json, a directory that holds one, or a GGUF file (`.gguf`), with or without tensors.
@@ -119,6 +123,12 @@ impl Tokenizer {
         tokens.map(|token| (token.content, token.special)).collect()
     }
 
+    /// The special tokens as they are written, with their ids.
+    pub(crate) fn special_tokens(&self) -> Vec<(String, u32)> {
+        let tokens = self.0.tokenizer.get_added_tokens_decoder().into_iter();
+        tokens.filter(|(_, token)| token.special).map(|(id, token)| (token.content, id)).collect()
+    }
+
     /// What the crate makes of a text, or why not: it refused it, was cancelled, or panicked.
     fn guarded<T>(&self, text: &str, cancel: Option<&Cancel>, encode: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
         let most = MAX_TEXT_BYTES / self.0.growth.max(1);
@@ -149,6 +159,60 @@ impl Tokenizer {
         cancel: Option<&Cancel>,
     ) -> Result<Vec<u32>> {
         let kept = max_tokens.saturating_sub(self.special_per_text());
+        self.encode_beginning(text, kept, cut, cancel, |mut encoding| {
+            encoding.truncate(kept, 0, cut);
+            let encoding = self.0.tokenizer.post_process(encoding, None, true)?;
+            Ok(encoding.get_ids().to_vec())
+        })
+    }
+
+    /// The first of two texts that are encoded together, before its end is known.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode); `ErrorKind::Cancelled`.
+    pub(crate) fn encode_first(&self, text: &str, cancel: Option<&Cancel>) -> Result<FirstText> {
+        self.guarded(text, cancel, || self.encode_words(text, cancel, OffsetType::Byte)).map(FirstText)
+    }
+
+    /// Two texts with what the tokenizer puts around and between them, cut to `max_tokens` in all, the longer of them first. Returns
+    /// the ids and types of the tokens.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode); `ErrorKind::Cancelled`.
+    ///
+    /// # Source
+    /// `truncation="longest_first"` of transformers 5.24.
+    pub(crate) fn encode_pair(
+        &self,
+        first: &FirstText,
+        second: &str,
+        max_tokens: usize,
+        cut: TruncationDirection,
+        cancel: Option<&Cancel>,
+    ) -> Result<(Vec<u32>, Vec<u32>)> {
+        let max_length = max_tokens.saturating_sub(self.special_per_pair());
+        // With more than that, how much more changes nothing.
+        let kept = max_length.max(first.0.len()).saturating_add(1);
+        self.encode_beginning(second, kept, cut, cancel, |mut second| {
+            second.truncate(kept, 0, cut);
+            second.set_type_ids(vec![1; second.len()]);
+            let strategy = TruncationStrategy::LongestFirst;
+            let params = TruncationParams { max_length, strategy, stride: 0, direction: cut };
+            let (first, second) = truncate_encodings(first.0.clone(), Some(second), &params)?;
+            let encoding = self.0.tokenizer.post_process(first, second, true)?;
+            Ok((encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec()))
+        })
+    }
+
+    /// What becomes of the tokens of a text, of which the first `kept` are enough, or the last.
+    fn encode_beginning<T>(
+        &self,
+        text: &str,
+        kept: usize,
+        cut: TruncationDirection,
+        cancel: Option<&Cancel>,
+        finish: impl Fn(Encoding) -> tokenizers::Result<T>,
+    ) -> Result<T> {
         let mut read = kept.saturating_mul(BYTES_READ_PER_TOKEN).max(1 << 10);
         if !matches!(cut, TruncationDirection::Right) {
             read = usize::MAX;
@@ -156,20 +220,15 @@ impl Tokenizer {
         loop {
             let part = &text[..boundary(text, read)];
             let encoded = self.guarded(part, cancel, || {
-                let mut encoding = self.encode_words(part, cancel, OffsetType::Byte)?;
+                let encoding = self.encode_words(part, cancel, OffsetType::Byte)?;
                 let end = encoding.get_offsets().get(kept.saturating_sub(1)).map_or(usize::MAX, |(_, end)| *end);
                 let is_whole = part.len() == text.len();
                 let is_separate = || part.get(end..).is_some_and(|rest| rest.trim_start().contains(char::is_whitespace));
                 let is_enough = is_whole || encoding.len() > kept && is_separate();
-                if !is_enough {
-                    return Ok(None);
-                }
-                encoding.truncate(kept, 0, cut);
-                let encoding = self.0.tokenizer.post_process(encoding, None, true)?;
-                Ok(Some(encoding.get_ids().to_vec()))
+                if is_enough { finish(encoding).map(Some) } else { Ok(None) }
             })?;
             match encoded {
-                Some(ids) => return Ok(ids),
+                Some(encoded) => return Ok(encoded),
                 None => read = read.saturating_mul(4),
             }
         }
@@ -227,21 +286,18 @@ impl Tokenizer {
         self.0.tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(false))
     }
 
+    /// The same around and between two.
+    pub(crate) fn special_per_pair(&self) -> usize {
+        self.0.tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(true))
+    }
+
     /// The same with what tokenizer_config.json says of a class that the reference does not take from tokenizer.json: BERT's and
     /// MPNet's normaliser, RoBERTa's first space.
     pub(crate) fn configured(self, config: &Json, model_type: &str) -> Result<Self> {
-        let class = config.text("tokenizer_class")?.unwrap_or_else(|| {
-            let class = match model_type {
-                "bert" | "distilbert" => "BertTokenizer",
-                "mpnet" => "MPNetTokenizer",
-                "roberta" => "RobertaTokenizer",
-                _ => "",
-            };
-            class.to_string()
-        });
+        let class = tokenizer_class(config, model_type)?;
         // Its only holder needs no copy: vocabularies take megabytes.
         let Inner { mut tokenizer, special, growth } = Arc::try_unwrap(self.0).unwrap_or_else(|shared| (*shared).clone());
-        match class.strip_suffix("Fast").unwrap_or(&class) {
+        match class.as_str() {
             "BertTokenizer" | "DistilBertTokenizer" | "MPNetTokenizer" => {
                 let accents =
                     if config.get("strip_accents").is_some() { Some(config.flag("strip_accents", false)?) } else { None };
@@ -417,6 +473,33 @@ impl Tokenizer {
         let spelling = Spelling::of(self.0.tokenizer.get_decoder())?;
         (0..vocab_size as u32).map(|id| self.bytes_by(&spelling, id)).collect()
     }
+}
+
+/// The class of transformers that reads the files of a tokenizer, without the `Fast` of version 4; empty for the base of all.
+fn tokenizer_class(config: &Json, model_type: &str) -> Result<String> {
+    let class = config.text("tokenizer_class")?.unwrap_or_else(|| {
+        let class = match model_type {
+            "bert" => "BertTokenizer",
+            "distilbert" => "DistilBertTokenizer",
+            "mpnet" => "MPNetTokenizer",
+            "roberta" => "RobertaTokenizer",
+            "xlm-roberta" => "XLMRobertaTokenizer",
+            "camembert" => "CamembertTokenizer",
+            _ => "",
+        };
+        class.to_string()
+    });
+    Ok(class.strip_suffix("Fast").unwrap_or(&class).to_string())
+}
+
+/// Whether transformers hands a network the types of tokens besides their ids.
+pub(super) fn gives_types(config: Option<&Json>, model_type: &str) -> Result<bool> {
+    let Some(config) = config else { return Ok(true) };
+    if let Some(names) = config.texts("model_input_names")? {
+        return Ok(names.iter().any(|name| name == "token_type_ids"));
+    }
+    let without = ["DistilBertTokenizer", "MPNetTokenizer", "RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer"];
+    Ok(!without.contains(&tokenizer_class(config, model_type)?.as_str()))
 }
 
 /// The last byte up to `at` at which a character begins, or the text ends.

@@ -15,7 +15,7 @@ use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Given, Object, Out, free, inert, new_handle, optional};
 use super::lora::{mc_lora, scaled};
 use super::model::{mc_model, mc_progress_fn};
-use super::text::{array, content, given_array, optional_name};
+use super::text::{content, contents, given_array, optional_name};
 use crate::error::{Error, Result};
 use crate::{EmbedOptions, Pooling, ProgressFn, Prompt, Similarity, similarity_top_k};
 
@@ -388,18 +388,7 @@ pub unsafe extern "C" fn mc_embed_batch(
     err: *mut *mut mc_error,
 ) -> mc_status {
     guard(err, || {
-        let pointers = given_array(texts, texts_len, "texts")?;
-        let lens = if text_lens.is_null() { None } else { Some(array(text_lens, texts_len, "text_lens")?) };
-        let text = |(i, &pointer): (usize, &*const c_char)| {
-            let name = format!("texts[{i}]");
-            match lens {
-                Some(lens) => content(pointer, lens[i], &name),
-                None => {
-                    optional_name(pointer, &name)?.ok_or_else(|| Error::argument(format!("{name}: expected text, found NULL")))
-                }
-            }
-        };
-        let texts = pointers.iter().enumerate().map(text).collect::<Result<Vec<&str>>>()?;
+        let texts = contents(texts, text_lens, texts_len, ("texts", "text_lens"))?;
         embed(model, &texts, options, out, out_len)
     })
 }

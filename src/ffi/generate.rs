@@ -16,7 +16,9 @@ use super::model::{mc_model, mc_progress_fn};
 use super::text::{Text, content, empty, given_content, optional_content, optional_name};
 use super::values::{lend_tokens, no_tokens};
 use crate::error::{Error, Result};
-use crate::{AnswerFormat, FinishReason, GenerateOptions, Generation, ProgressFn, Sampling, SamplingOptions, TokenFn, ToolCall};
+use crate::{
+    AnswerFormat, FinishReason, GenerateOptions, Generation, ProgressFn, Sampling, SamplingOptions, TokenFn, ToolCall, ToolChoice,
+};
 
 /// Why a generation ended.
 #[repr(C)]
@@ -90,7 +92,7 @@ pub struct mc_token_event {
     pub index: u32,
     /// Natural logarithm of the probability that the model itself gave the token, before any sampling setting.
     pub logprob: f32,
-    /// The parts that became certain with it, where an answer is told apart: see mc_generate_options_set_answer_format().
+    /// The parts that became certain with it: see mc_generate_options_set_answer_format(). Of an answer that is not told apart, its text.
     pub parts: MaybeUninit<&'static mc_part>,
     /// How many `parts` there are.
     pub parts_len: usize,
@@ -482,6 +484,35 @@ pub unsafe extern "C" fn mc_generate_options_set_json_schema(
 ) {
     set(options, |generate| {
         generate.json_schema = optional_content(json, json_len, "json_schema")?.map(str::to_owned);
+        Ok(())
+    });
+}
+
+/// Whether an answer calls tools: those of the session's conversation, as mc_chat_set_tools_json() gave them.
+///
+/// With "required" or a tool's name the answer consists of calls in the model's own format, and their arguments conform to the tools'
+/// schemas, whatever the sampling; a single one where a tool is named, and in a format that numbers its calls. What binds is what
+/// follows a thought that the prompt has opened. The answer ends with MC_FINISH_EOS behind the calls; one that ends for another reason is
+/// the beginning of them. Schemas are read as mc_generate_options_set_json_schema() reads them. Where a format writes values as bare text
+/// (qwen3-xml, glm4, gemma4, functiongemma) or one by one (lfm2, minicpm, gemma3), those of parameters are understood as far as the
+/// format can write them exactly: anything else is an error, and numbers without bounds stay within 2^53.
+///
+/// With "none" a mark that opens calls cannot be chosen where it is one token, and what is written like a call stays text.
+///
+/// @param options  the options.
+/// @param choice   "auto", "none", "required", or the name of a tool, copied; NULL (the default) = "auto": the model chooses. What
+///                 cannot be required is an error of the call that generates: MC_ERROR_INVALID_ARGUMENT without such a tool, beside a
+///                 JSON schema, or for a schema that is none; MC_ERROR_UNSUPPORTED for a model whose template tells of no format of
+///                 calls, and naming what its format cannot write exactly.
+///
+/// Threads: any, exclusive. The first answer with a required call prepares the model's vocabulary for all that follow.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_tool_choice(
+    options: MaybeUninit<&mut mc_generate_options>,
+    choice: *const c_char,
+) {
+    set(options, |generate| {
+        generate.tool_choice = optional_name(choice, "tool_choice")?.map_or(ToolChoice::Auto, ToolChoice::named);
         Ok(())
     });
 }

@@ -74,5 +74,6 @@ pub mod lora;
 pub mod generate;
 pub mod session;
 pub mod embed;
+pub mod rerank;
 pub mod dataset;
 pub mod train;

@@ -71,6 +71,8 @@ pub enum mc_capability {
     MC_CAPABILITY_TRAIN = 4,
     /// Rendering conversations: the model's files have a chat template.
     MC_CAPABILITY_CHAT_TEMPLATE = 5,
+    /// Scores of how well documents answer a query: mc_rerank().
+    MC_CAPABILITY_RERANK = 6,
     /// Not a value: makes the enum 32 bits wide.
     MC_CAPABILITY_FORCE32 = 0x7fff_ffff,
 }
@@ -158,6 +160,7 @@ impl Enumeration for mc_capability {
         (Self::MC_CAPABILITY_LORA, Capability::Lora),
         (Self::MC_CAPABILITY_TRAIN, Capability::Train),
         (Self::MC_CAPABILITY_CHAT_TEMPLATE, Capability::ChatTemplate),
+        (Self::MC_CAPABILITY_RERANK, Capability::Rerank),
     ];
 }
 

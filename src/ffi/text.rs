@@ -51,6 +51,25 @@ pub(super) fn name<'a>(pointer: &'a MaybeUninit<&c_char>, name: &str) -> Result<
     optional_name(pointer, name)?.ok_or_else(|| Error::argument(format!("{name}: expected text, found NULL")))
 }
 
+/// Texts, each of so many bytes, or NUL-terminated where no lengths are given.
+pub(super) fn contents<'a>(
+    texts: MaybeUninit<&'a *const c_char>,
+    lens: *const usize,
+    count: usize,
+    (name, lens_name): (&str, &str),
+) -> Result<Vec<&'a str>> {
+    let pointers = given_array(texts, count, name)?;
+    let lens = if lens.is_null() { None } else { Some(array(lens, count, lens_name)?) };
+    let text = |(i, &pointer): (usize, &*const c_char)| {
+        let name = format!("{name}[{i}]");
+        match lens {
+            Some(lens) => content(pointer, lens[i], &name),
+            None => optional_name(pointer, &name)?.ok_or_else(|| Error::argument(format!("{name}: expected text, found NULL"))),
+        }
+    };
+    pointers.iter().enumerate().map(text).collect()
+}
+
 /// A NUL-terminated argument that may be NULL.
 pub(super) fn optional_name<'a>(pointer: *const c_char, name: &str) -> Result<Option<&'a str>> {
     if pointer.is_null() {

@@ -26,6 +26,6 @@ pub use read_count::{ModelTensors, OnBytes};
 pub use replace::{beside, copy_file, remove_parts, replace, write_text};
 pub use rewrite::{Put, Rewrite, Rows, write_rows};
 pub use safetensors::{Checkpoint, Tensors, write_tensors};
-pub use sentence::{ModuleConfig, SentenceConfig, Similarity};
+pub use sentence::{MessageContent, ModuleConfig, PairFormat, Scored, SentenceConfig, Similarity};
 pub use text::{MAX_JSON, open_file, read_text};
 pub use tokenizer_json::parse_tokenizer;

@@ -30,6 +30,58 @@ pub enum Similarity {
     Manhattan,
 }
 
+/// How a reranker makes its scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scored {
+    /// By the head of a network `…ForSequenceClassification`.
+    Head,
+    /// By the logit of a token that may come next, less that of another where there is one.
+    NextToken(u32, Option<u32>),
+    /// So by the tokens `yes` and `no`, as any model is that was made to generate: whether it was trained for it nothing says.
+    YesOrNo,
+}
+
+/// What the network of a reranker reads of a query and a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PairFormat {
+    /// Both texts, with what the tokenizer puts between them.
+    Texts,
+    /// What the chat template makes of a message of each; `None` = as the template looks.
+    Messages(Option<MessageContent>),
+    /// `Messages(None)` where there is a chat template, else `Texts`.
+    Default,
+}
+
+/// The content of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MessageContent {
+    Text,
+    /// A list with one part, which is the text.
+    Parts,
+}
+
+/// What a network does, and how its outputs are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Task {
+    task: &'static str,
+    output: &'static str,
+    of_network: &'static str,
+}
+
+const EMBEDS: Task = Task { task: "feature-extraction", output: "token_embeddings", of_network: "last_hidden_state" };
+const CLASSIFIES: Task = Task { task: "sequence-classification", output: "scores", of_network: "logits" };
+const GENERATES: Task = Task { task: "text-generation", output: "causal_logits", of_network: "logits" };
+const TASKS: [Task; 3] = [EMBEDS, CLASSIFIES, GENERATES];
+
+/// What a model directory says of scores of pairs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RerankerConfig {
+    pub scored: Scored,
+    /// The full name of a class of torch; `None` = the sigmoid.
+    pub activation: Option<String>,
+    pub pairs: PairFormat,
+}
+
 /// One step from the pooled vector to the final one.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ModuleConfig {
@@ -114,6 +166,8 @@ pub struct SentenceConfig {
     /// Whether a prompt's tokens are pooled.
     pub include_prompt: bool,
     pub modules: Vec<ModuleConfig>,
+    /// `None` = the directory is of no reranker.
+    pub reranker: Option<RerankerConfig>,
 }
 
 impl SentenceConfig {
@@ -133,6 +187,7 @@ impl SentenceConfig {
             width: None,
             include_prompt: true,
             modules: Vec::new(),
+            reranker: None,
         }
     }
 
@@ -143,15 +198,24 @@ impl SentenceConfig {
         let modules = directory.join(MODULES);
         if !modules.exists() {
             let json = Json::read(&directory.join("config.json"))?;
-            let generates =
-                json.texts("architectures")?.is_some_and(|list| list.first().is_some_and(|a| a.ends_with("ForCausalLM")));
-            if generates && json.flag("is_causal", true)? {
+            let architecture = json.texts("architectures")?.and_then(|list| list.into_iter().next()).unwrap_or_default();
+            let generates = architecture.ends_with("ForCausalLM") && json.flag("is_causal", true)?;
+            if generates {
                 config.pooling = vec![Pooling::Last];
+            }
+            if generates || architecture.ends_with("ForSequenceClassification") {
+                let scored = if generates { Scored::YesOrNo } else { Scored::Head };
+                config.reranker = Some(RerankerConfig { scored, activation: activation_of(&json)?, pairs: PairFormat::Default });
             }
             return Ok(config);
         }
-        config.read_modules(directory, &modules)?;
-        config.read_network_settings()?;
+        let pooled = config.read_modules(directory, &modules)?;
+        let (task, pairs) = config.read_network_settings()?;
+        config.check_task(pooled, task)?;
+        if let Some(reranker) = &mut config.reranker {
+            reranker.pairs = pairs;
+            reranker.activation = activation_of(&Json::read(&config.network.join("config.json"))?)?;
+        }
         if let Some(json) = Json::read_optional(&directory.join("config_sentence_transformers.json"))? {
             config.read_model_settings(&json)?;
         }
@@ -196,7 +260,8 @@ impl SentenceConfig {
         vec![(PathBuf::from("1_Pooling/config.json"), pooling), (PathBuf::from(MODULES), modules)]
     }
 
-    fn read_modules(&mut self, directory: &Path, path: &Path) -> Result<()> {
+    /// Returns whether there is a Pooling.
+    fn read_modules(&mut self, directory: &Path, path: &Path) -> Result<bool> {
         let mut pooled = false;
         for (i, entry) in entries(path)?.into_iter().enumerate() {
             known_keys(&entry, &["idx", "name", "path", "type"])?;
@@ -209,18 +274,44 @@ impl SentenceConfig {
                     self.read_pooling(&folder)?;
                     pooled = true;
                 }
+                (Some("LogitScore"), 1, false) => {
+                    let scored = logit_score(&folder)?;
+                    self.reranker = Some(RerankerConfig { scored, activation: None, pairs: PairFormat::Default });
+                    self.pooling = vec![Pooling::Last];
+                }
                 (Some("Dense"), _, true) => self.modules.push(dense(&folder)?),
                 (Some("LayerNorm"), _, true) => self.modules.push(layer_norm(&folder)?),
                 (Some("Normalize"), _, true) => self.modules.push(normalize(&folder)?),
                 // It does nothing outside of training.
                 (Some("Dropout"), _, true) => {}
                 _ => {
-                    let expected = "expected Transformer, then Pooling, then any of Dense, LayerNorm, Normalize, Dropout";
+                    let expected =
+                        "expected Transformer, then Pooling and any of Dense, LayerNorm, Normalize, Dropout, or LogitScore";
                     return Err(entry.unsupported("type", expected));
                 }
             }
         }
-        if pooled { Ok(()) } else { Err(Error::format("modules.json: expected a Pooling module, found none")) }
+        Ok(pooled)
+    }
+
+    /// Whether the modules are those of what the network does.
+    fn check_task(&mut self, pooled: bool, task: Task) -> Result<()> {
+        match (pooled, self.reranker.is_some()) {
+            (true, false) if task == EMBEDS => Ok(()),
+            (false, true) if task == GENERATES => Ok(()),
+            (false, false) if task == CLASSIFIES => {
+                self.reranker = Some(RerankerConfig { scored: Scored::Head, activation: None, pairs: PairFormat::Default });
+                Ok(())
+            }
+            (false, false) if task == EMBEDS => Err(Error::format("modules.json: expected a Pooling module, found none")),
+            _ => {
+                let expected = format!(
+                    "{:?} before a Pooling, {:?} before a LogitScore, {:?} alone",
+                    EMBEDS.task, GENERATES.task, CLASSIFIES.task
+                );
+                Err(Error::unsupported(format!("transformer_task: expected {expected}, found {:?}", task.task)))
+            }
+        }
     }
 
     fn read_pooling(&mut self, folder: &Path) -> Result<()> {
@@ -259,10 +350,10 @@ impl SentenceConfig {
         Ok(())
     }
 
-    /// `sentence_bert_config.json`, or its name in early versions.
-    fn read_network_settings(&mut self) -> Result<()> {
+    /// `sentence_bert_config.json`, or its name in early versions. Returns what the network does, and what it reads of pairs.
+    fn read_network_settings(&mut self) -> Result<(Task, PairFormat)> {
         let mut files = NETWORK_SETTINGS.iter().map(|kind| self.network.join(format!("sentence_{kind}_config.json")));
-        let Some(path) = files.find(|path| path.exists()) else { return Ok(()) };
+        let Some(path) = files.find(|path| path.exists()) else { return Ok((EMBEDS, PairFormat::Default)) };
         let json = Json::read(&path)?;
         let arguments = ["model_args", "config_args", "tokenizer_args", "processing_kwargs", "model_kwargs", "processor_kwargs"];
         let settings = ["max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"];
@@ -277,30 +368,47 @@ impl SentenceConfig {
             return Err(json.invalid("max_seq_length", "expected at least 1 or null, found 0"));
         }
         self.lower_case = json.flag("do_lower_case", false)?;
-        for (json, key, only) in
-            [(&json, "transformer_task", "feature-extraction"), (&json, "module_output_name", "token_embeddings")]
-        {
-            if json.text(key)?.is_some_and(|found| found != only) {
-                return Err(json.unsupported(key, &format!("expected {only:?}")));
+        let task = json.text("transformer_task")?.unwrap_or_else(|| EMBEDS.task.to_string());
+        let Some(task) = TASKS.iter().copied().find(|known| known.task == task) else {
+            let known = TASKS.map(|task| task.task).join(", ");
+            return Err(json.unsupported("transformer_task", &format!("expected one of {known}")));
+        };
+        let only = |json: &Json, key: &str, only: &str| match json.text(key)? {
+            Some(found) if found != only => Err(json.unsupported(key, &format!("expected {only:?}"))),
+            _ => Ok(()),
+        };
+        only(&json, "module_output_name", task.output)?;
+        let Some(modality) = json.object("modality_config")? else { return Ok((task, PairFormat::Default)) };
+        let scores = task != EMBEDS;
+        known_keys(&modality, if scores { &["text", "message"] } else { &["text"] })?;
+        let mut pairs = PairFormat::Texts;
+        for kind in ["text", "message"] {
+            let Some(given) = modality.object(kind)? else { continue };
+            known_keys(
+                &given,
+                if kind == "text" { &["method", "method_output_name"] } else { &["method", "method_output_name", "format"] },
+            )?;
+            only(&given, "method", "forward")?;
+            only(&given, "method_output_name", task.of_network)?;
+            if kind == "message" {
+                pairs = PairFormat::Messages(match given.text("format")?.as_deref() {
+                    None | Some("auto") => None,
+                    Some("flat") => Some(MessageContent::Text),
+                    Some("structured") => Some(MessageContent::Parts),
+                    Some(_) => return Err(given.unsupported("format", "expected flat or structured")),
+                });
             }
         }
-        if let Some(modality) = json.object("modality_config")? {
-            known_keys(&modality, &["text"])?;
-            if let Some(text) = modality.object("text")? {
-                known_keys(&text, &["method", "method_output_name"])?;
-                for (key, only) in [("method", "forward"), ("method_output_name", "last_hidden_state")] {
-                    if text.text(key)?.is_some_and(|found| found != only) {
-                        return Err(text.unsupported(key, &format!("expected {only:?}")));
-                    }
-                }
-            }
-        }
-        Ok(())
+        Ok((task, pairs))
     }
 
     fn read_model_settings(&mut self, json: &Json) -> Result<()> {
-        if json.text("model_type")?.is_some_and(|found| found != "SentenceTransformer") {
-            return Err(json.unsupported("model_type", "expected \"SentenceTransformer\""));
+        let kind = if self.reranker.is_some() { "CrossEncoder" } else { "SentenceTransformer" };
+        if json.text("model_type")?.is_some_and(|found| found != kind) {
+            return Err(json.unsupported("model_type", &format!("expected {kind:?}")));
+        }
+        if let Some(reranker) = &mut self.reranker {
+            reranker.activation = json.text("activation_fn")?.or(reranker.activation.take());
         }
         self.truncate_dim = json.count("truncate_dim", MAX_WIDTH)?;
         if self.truncate_dim == Some(0) {
@@ -330,6 +438,26 @@ impl SentenceConfig {
         };
         Ok(())
     }
+}
+
+/// The activation that config.json names for scores, as versions from 4 on write it, or those before.
+fn activation_of(config: &Json) -> Result<Option<String>> {
+    match config.object("sentence_transformers")? {
+        Some(settings) if settings.has("activation_fn") => settings.text("activation_fn"),
+        _ => config.text("sbert_ce_default_activation_function"),
+    }
+}
+
+fn logit_score(folder: &Path) -> Result<Scored> {
+    let json = read_config(folder)?;
+    known_keys(&json, &["true_token_id", "false_token_id", "module_input_name"])?;
+    if json.text("module_input_name")?.is_some_and(|found| found != GENERATES.output) {
+        return Err(json.unsupported("module_input_name", &format!("expected {:?}", GENERATES.output)));
+    }
+    let token = |key: &str| json.count(key, u32::MAX as usize).map(|id| id.map(|id| id as u32));
+    let yes = token("true_token_id")?;
+    let yes = yes.ok_or_else(|| json.invalid("true_token_id", "expected a token's id, found nothing"))?;
+    Ok(Scored::NextToken(yes, token("false_token_id")?))
 }
 
 /// The modules that modules.json lists.

@@ -14,6 +14,7 @@ pub const HEADS: &[&str] = &[
     "lm_head.",
     "head.",
     "decoder.",
+    "dense.",
     "classifier.",
     "pre_classifier.",
     "qa_outputs.",

@@ -5,6 +5,7 @@
 
 mod draft;
 mod base;
+mod classifier;
 mod gguf;
 mod encoder;
 mod experts;
@@ -71,6 +72,7 @@ use crate::error::Result;
 use crate::load::Json;
 use crate::nn::{Config, Visible};
 pub use base::MAX_CONTEXT;
+pub use classifier::{Classifier, ClassifierLayer, classifier, is_classifier};
 pub use gguf::{GgufModel, is_unused, parse_gguf};
 
 /// A family of models.
@@ -170,6 +172,10 @@ fn draft(json: &Json) -> Result<(&'static Family, Draft)> {
         return Err(json.unsupported("model_type", &format!("expected one of {known}")));
     };
     let mut draft = (family.parse)(json)?;
+    if is_classifier(json)? {
+        // It has a head of another task in place of its output matrix.
+        draft.names.network.head = None;
+    }
     if let Some(rope) = draft.ropes.iter().find(|rope| !rope.is_finite()) {
         let (theta, scaling) = (rope.theta, &rope.scaling);
         return Err(

@@ -2,7 +2,7 @@
 //!
 //! Equal to the modules of sentence-transformers 6.2.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use super::{Slot, Transformer, Weights};
 use crate::error;
@@ -44,32 +44,38 @@ impl SentenceModule {
         activation: Option<Activation>,
         is_residual: bool,
     ) -> error::Result<Self> {
-        let weight = weights.matrix(&[Slot::whole("linear", outputs)], inputs)?;
-        let bias = if has_bias { Some(weights.vector("linear.bias", outputs, 0.0)?) } else { None };
+        let projection = Projection::load(weights, "linear", (inputs, outputs), has_bias)?;
         let residual = match is_residual {
             false => None,
             true if inputs == outputs => Some(Residual::Input),
-            true => {
-                let weight = weights.matrix(&[Slot::whole("residual", outputs)], inputs)?;
-                Some(Residual::Projected(Projection { weight, bias: None }))
-            }
+            true => Some(Residual::Projected(Projection::load(weights, "residual", (inputs, outputs), false)?)),
         };
-        Ok(Self::Dense { projection: Projection { weight, bias }, activation, residual })
+        Ok(Self::Dense { projection, activation, residual })
     }
 
-    /// Reads a LayerNorm module.
+    /// Reads a layer of a head, whose tensors have this name.
     ///
     /// # Errors
     /// As [`dense`](Self::dense).
-    pub fn layer_norm(weights: &mut Weights<'_>, width: usize) -> error::Result<Self> {
-        Ok(Self::LayerNorm(Norm {
-            kind: NormKind::Layer,
-            // torch's default, which the module does not change.
-            eps: 1e-5,
-            width,
-            weight: Some(weights.vector("norm.weight", width, 0.0)?),
-            bias: Some(weights.vector("norm.bias", width, 0.0)?),
-        }))
+    pub fn head_dense(
+        weights: &mut Weights<'_>,
+        name: &str,
+        sizes: (usize, usize),
+        has_bias: bool,
+        activation: Option<Activation>,
+    ) -> error::Result<Self> {
+        let projection = Projection::load(weights, name, sizes, has_bias)?;
+        Ok(Self::Dense { projection, activation, residual: None })
+    }
+
+    /// Reads a norm whose tensors have this name.
+    ///
+    /// # Errors
+    /// As [`dense`](Self::dense).
+    pub fn layer_norm(weights: &mut Weights<'_>, name: &str, width: usize, eps: f32, has_bias: bool) -> error::Result<Self> {
+        let weight = Some(weights.vector(&format!("{name}.weight"), width, 0.0)?);
+        let bias = if has_bias { Some(weights.vector(&format!("{name}.bias"), width, 0.0)?) } else { None };
+        Ok(Self::LayerNorm(Norm { kind: NormKind::Layer, eps, width, weight, bias }))
     }
 
     /// # Shape
@@ -96,6 +102,12 @@ impl SentenceModule {
 }
 
 impl Projection {
+    fn load(weights: &mut Weights<'_>, name: &str, (inputs, outputs): (usize, usize), has_bias: bool) -> error::Result<Self> {
+        let weight = weights.matrix(&[Slot::whole(name, outputs)], inputs)?;
+        let bias = if has_bias { Some(weights.vector(&format!("{name}.bias"), outputs, 0.0)?) } else { None };
+        Ok(Self { weight, bias })
+    }
+
     fn forward(&self, cx: Context<'_>, x: &Tensor) -> Result<Tensor> {
         ops::linear(cx, x, AdaptedLinear { weight: &self.weight, bias: self.bias.as_ref(), deltas: None })
     }
@@ -105,10 +117,10 @@ impl Transformer {
     /// The vectors of sequences behind the modules that follow the network, read back.
     ///
     /// # Shape
-    /// As [`encode`](Self::encode) and [`ops::pool`]; returns `(sequences, width)`.
+    /// As [`encode_typed`](Self::encode_typed) and [`ops::pool`]; returns `(sequences, width)`.
     pub fn embed_sequences(
         &self,
-        (ids, lengths): (&[u32], &[usize]),
+        (ids, types, lengths): (&[u32], &[u32], &[usize]),
         adapters: Option<&super::Adapters>,
         (skip, kinds): (usize, &[Pooling]),
         modules: &[SentenceModule],
@@ -117,8 +129,30 @@ impl Transformer {
         let pooled = match ids {
             // Texts without any token have no vectors to pool.
             [] => ops::zero_rows(cx, lengths.len(), kinds.len() * self.config().hidden_size)?,
-            _ => ops::pool(cx, &self.encode(ids, lengths, adapters)?, lengths, skip, kinds)?,
+            _ => ops::pool(cx, &self.encode_typed((ids, types), lengths, adapters)?, lengths, skip, kinds)?,
         };
         ops::to_f32(&modules.iter().try_fold(pooled, |x, module| module.forward(backend, x))?)
+    }
+
+    /// The logits of some tokens, each behind a sequence.
+    ///
+    /// # Shape
+    /// As [`encode`](Self::encode), each sequence of at least one token; returns `(sequences, tokens)`.
+    ///
+    /// # Errors
+    /// If the network has no output matrix.
+    pub fn next_token_logits(&self, ids: &[u32], lengths: &[usize], tokens: &[u32]) -> Result<Vec<f32>> {
+        let cx = Context::forward(self.backend());
+        let Some(head) = self.head() else { bail!("the model has no output matrix") };
+        let ends = lengths.iter().scan(0, |end, len| {
+            *end += len;
+            Some(*end - 1)
+        });
+        let rows: Vec<usize> = ends.collect();
+        let x = ops::select_rows(cx, &self.encode(ids, lengths, None)?, &rows)?;
+        let (config, mut logits) = (self.config(), Vec::new());
+        ops::logits(self.backend(), &x, head, config.logit_scale, config.logit_softcap, &mut logits)?;
+        let row = |row: &[f32]| tokens.iter().map(|&token| row[token as usize]).collect::<Vec<_>>();
+        Ok(logits.chunks_exact(config.vocab_size).flat_map(row).collect())
     }
 }

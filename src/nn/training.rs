@@ -191,7 +191,7 @@ struct Layers<'a> {
 
 impl<'a> Layers<'a> {
     fn new(network: &'a Transformer, batch: Batch<'_>, adapters: &'a Adapters) -> Result<Self> {
-        let x = network.embed(&sequences(batch.ids, batch.lengths), &RowAdapters::all(Some(adapters)))?;
+        let x = network.embed(&sequences(batch.ids, batch.lengths), &[], &RowAdapters::all(Some(adapters)))?;
         let mut call = network.whole_sequences(batch.lengths, Some(adapters))?;
         let (of_inputs, backend) = (Tape::default(), network.backend());
         let trains_inputs =

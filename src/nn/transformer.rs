@@ -383,7 +383,7 @@ impl Transformer {
         let starts = spans.iter().map(|(span, _)| span.start);
         let sequences: Vec<(&[u32], usize)> = steps.iter().map(|step| step.ids).zip(starts).collect();
         let adapters = RowAdapters::new(adapters());
-        let x = self.embed(&sequences, &adapters)?;
+        let x = self.embed(&sequences, &[], &adapters)?;
         let layer_inputs = self.layer_inputs(Context::forward(&self.backend), &x, &all_ids(&sequences), &adapters)?;
         let angles = self.angles(&spans)?;
         let mut first = 0;
@@ -404,8 +404,13 @@ impl Transformer {
     /// # Errors
     /// A failed device operation; a sequence that is longer than the model's context.
     pub fn encode(&self, ids: &[u32], lengths: &[usize], adapters: Option<&Adapters>) -> Result<Tensor> {
+        self.encode_typed((ids, &[]), lengths, adapters)
+    }
+
+    /// The same of tokens that have types, below the rows of their table; without any, all have the first.
+    pub fn encode_typed(&self, (ids, types): (&[u32], &[u32]), lengths: &[usize], adapters: Option<&Adapters>) -> Result<Tensor> {
         let cx = Context::forward(&self.backend);
-        let x = self.embed(&sequences(ids, lengths), &RowAdapters::all(adapters))?;
+        let x = self.embed(&sequences(ids, lengths), types, &RowAdapters::all(adapters))?;
         let mut call = self.whole_sequences(lengths, adapters)?;
         call.layer_inputs = self.layer_inputs(cx, &x, ids, &call.adapters)?;
         let x = self.run(x, &mut call)?;
@@ -451,13 +456,21 @@ impl Transformer {
         self.layers[i].forward(cx, x, call)
     }
 
-    /// The vectors that the first layer reads, of tokens of several sequences, each with the position of its first one.
-    pub(super) fn embed(&self, sequences: &[(&[u32], usize)], adapters: &RowAdapters<'_>) -> Result<Tensor> {
+    /// The vectors that the first layer reads, of tokens of several sequences, each with the position of its first one. Without `types`
+    /// all tokens have the first.
+    pub(super) fn embed(&self, sequences: &[(&[u32], usize)], types: &[u32], adapters: &RowAdapters<'_>) -> Result<Tensor> {
         let cx = Context::forward(&self.backend);
         let ids = all_ids(sequences);
         let mut x = adapters.embedding(&self.embed, &ids, self.config.embed_scale)?;
-        if let Some(types) = &self.types {
-            x = ops::add_scaled(cx, &x, ops::embedding(types, &vec![0; ids.len()], 1.0)?, 1.0, None)?;
+        if let Some(table) = &self.types {
+            let first;
+            let types = if types.is_empty() {
+                first = vec![0; ids.len()];
+                &first
+            } else {
+                types
+            };
+            x = ops::add_scaled(cx, &x, ops::embedding(table, types, 1.0)?, 1.0, None)?;
         }
         if let Some(table) = &self.positions {
             x = ops::add_scaled(cx, &x, ops::embedding(table, &self.position_rows(sequences), 1.0)?, 1.0, None)?;

@@ -255,7 +255,24 @@ void a_schema_binds_the_answer() {
     options.json_schema = R"({"enum": [{"name": "f", "parameters": {"a": 1}}]})";
     options.answer_format = "llama3";
     options.reasoning_budget = 4;
-    const auto call = coder().generate(coder().render(asking()), options);
+    std::string arguments;
+    std::vector<mc_part_kind> kinds;
+    const auto call = coder().generate(coder().render(asking()), options, [&](const mc::token &token) {
+        for (const mc::part &part : token.parts) {
+            kinds.push_back(part.kind);
+            CHECK(part.index == 0 && (part.kind != MC_PART_TOOL_CALL || part.text == "f"));
+            if (part.kind == MC_PART_ARGUMENTS) arguments += part.text;
+        }
+        return true;
+    });
+    CHECK(kinds.front() == MC_PART_TOOL_CALL && kinds.back() == MC_PART_TOOL_CALL_END && arguments == R"({"a": 1})");
+    options.json_schema = std::nullopt;
+    options.tool_choice = "required";
+    mc::session asked(coder());
+    auto with_tools = asking();
+    with_tools.set_tools_json(R"([{"name": "now"}])");
+    asked.set_chat(with_tools);
+    CHECK(asked.generate(options).text == R"({"name": "now", "parameters": {}})");
     CHECK(call.content.empty() && call.reasoning.empty());
     CHECK(call.tool_calls_json.find(R"("name":"f")") != std::string::npos);
 }
@@ -279,6 +296,25 @@ void vectors_rank_texts() {
     options.progress = [](const mc::progress &) { throw own_error(); };
     CHECK(throws_own([&] { embedder.embed(texts, options); }));
     CHECK(embedder.embed(std::vector<std::string_view>{}).empty());
+}
+
+void documents_have_scores() {
+    mc::model reranker("tests/golden/rerankers/bert");
+    const std::vector<std::string_view> documents{"Sorts the numbers in place.", "", "hello"};
+    const std::string_view query = "How do I sort a list of numbers?";
+    const auto scores = reranker.rerank(query, documents);
+    CHECK(scores.size() == 3 && std::fabs(scores[0] - 0.630089f) < 5e-5f);
+    mc::rerank_options options;
+    options.activation = MC_SCORE_ACTIVATION_IDENTITY;
+    options.batch_size = 1;
+    options.prompt = "";
+    CHECK(std::fabs(1 / (1 + std::exp(-reranker.rerank(query, documents, options)[2])) - scores[2]) < 1e-6f);
+    options.prompt = std::nullopt;
+    options.prompt_name = "nobody";
+    options.max_length = 20;
+    CHECK(throws(MC_ERROR_INVALID_ARGUMENT, [&] { reranker.rerank(query, documents, options); }));
+    CHECK(throws(MC_ERROR_UNSUPPORTED, [&] { coder().rerank(query, documents); }));
+    CHECK(reranker.rerank(query, {}).empty());
 }
 
 void adapters_are_trained_used_saved_and_merged() {
@@ -397,6 +433,7 @@ int main() {
     RUN(tokenizers_outlive_their_model);
     RUN(a_schema_binds_the_answer);
     RUN(vectors_rank_texts);
+    RUN(documents_have_scores);
     RUN(adapters_are_trained_used_saved_and_merged);
     RUN(models_are_saved);
     RUN(the_log_is_a_function_that_is_freed);

@@ -16,6 +16,7 @@ use metal_candle::ffi::error::*;
 use metal_candle::ffi::generate::*;
 use metal_candle::ffi::lora::*;
 use metal_candle::ffi::model::*;
+use metal_candle::ffi::rerank::*;
 use metal_candle::ffi::session::*;
 use metal_candle::ffi::tokenizer::*;
 use metal_candle::ffi::train::*;
@@ -141,6 +142,7 @@ pub enum Type {
     Generation,
     Session,
     EmbedOptions,
+    RerankOptions,
     Lora,
     Dataset,
     LoraConfig,
@@ -148,7 +150,7 @@ pub enum Type {
     LoraTrainer,
 }
 
-pub const TYPES: [Type; 19] = [
+pub const TYPES: [Type; 20] = [
     Type::Error,
     Type::String,
     Type::Tokens,
@@ -163,6 +165,7 @@ pub const TYPES: [Type; 19] = [
     Type::Generation,
     Type::Session,
     Type::EmbedOptions,
+    Type::RerankOptions,
     Type::Lora,
     Type::Dataset,
     Type::LoraConfig,
@@ -278,6 +281,7 @@ pub fn make(kind: Type) -> *mut c_void {
                 return out;
             }
             Type::EmbedOptions => return pointer(mc_embed_options_new()),
+            Type::RerankOptions => return pointer(mc_rerank_options_new()),
             Type::Lora => return lora().cast(),
             Type::Dataset => {
                 let dataset = pointer(mc_dataset_new());
@@ -322,6 +326,7 @@ pub fn release(kind: Type, handle: *mut c_void) {
             Type::Generation => mc_generation_free(handle.cast()),
             Type::Session => mc_session_free(handle.cast()),
             Type::EmbedOptions => mc_embed_options_free(handle.cast()),
+            Type::RerankOptions => mc_rerank_options_free(handle.cast()),
             Type::Lora => mc_lora_free(handle.cast()),
             Type::Dataset => mc_dataset_free(handle.cast()),
             Type::LoraConfig => mc_lora_config_free(handle.cast()),

@@ -424,6 +424,7 @@ pub const Capability = enum(c_uint) {
     lora = c.MC_CAPABILITY_LORA,
     train = c.MC_CAPABILITY_TRAIN,
     chat_template = c.MC_CAPABILITY_CHAT_TEMPLATE,
+    rerank = c.MC_CAPABILITY_RERANK,
     _,
 };
 
@@ -661,6 +662,26 @@ pub const Model = struct {
         return out;
     }
 
+    /// How well each document answers the query: a score each, owned by the caller. Of a cross-encoder, or of a causal reranker such as
+    /// Qwen3-Reranker.
+    pub fn rerank(self: Model, gpa: std.mem.Allocator, query: []const u8, documents: []const []const u8, options: RerankOptions) Error![]f32 {
+        const built = options.build();
+        defer c.mc_rerank_options_free(built);
+        const pointers = try gpa.alloc([*c]const u8, documents.len + 1);
+        defer gpa.free(pointers);
+        const lens = try gpa.alloc(usize, documents.len + 1);
+        defer gpa.free(lens);
+        for (documents, pointers[0..documents.len], lens[0..documents.len]) |text, *pointer, *len| {
+            pointer.* = text.ptr;
+            len.* = text.len;
+        }
+        const out = try gpa.alloc(f32, documents.len);
+        errdefer gpa.free(out);
+        var failure: ?*c.mc_error = null;
+        try check(c.mc_rerank(self.handle, query.ptr, query.len, pointers.ptr, lens.ptr, documents.len, built, out.ptr, out.len, &failure), failure);
+        return out;
+    }
+
     /// A new model with an adapter's changes in its weights, times `scale`.
     pub fn merge(self: Model, lora: Lora, scale: f32) Error!Model {
         var out: ?*c.mc_model = null;
@@ -852,6 +873,44 @@ pub const FinishReason = enum(c_uint) {
     _,
 };
 
+/// What a part of an answer is.
+pub const PartKind = enum(c_uint) {
+    text = c.MC_PART_TEXT,
+    reasoning = c.MC_PART_REASONING,
+    /// The name of a call that begins.
+    tool_call = c.MC_PART_TOOL_CALL,
+    /// A piece of that call's arguments, which together are a JSON object.
+    arguments = c.MC_PART_ARGUMENTS,
+    /// The JSON of a call that is whole, or that the answer ended within.
+    tool_call_end = c.MC_PART_TOOL_CALL_END,
+    /// What began as a call is none: it follows as text.
+    rejected_tool_call = c.MC_PART_REJECTED_TOOL_CALL,
+    _,
+};
+
+/// A part of an answer, or a piece of one; `text` is valid as long as the token's.
+pub const Part = struct {
+    kind: PartKind,
+    text: []const u8,
+    /// Which call of the answer it belongs to, from 0; 0 for text and reasoning.
+    index: u32,
+};
+
+/// The parts of a token: `while (parts.next()) |part|`.
+pub const Parts = struct {
+    at: [*c]const c.mc_part,
+    len: usize,
+
+    pub fn next(self: *Parts) ?Part {
+        if (self.len == 0) return null;
+        const part: *const c.mc_part = self.at;
+        self.len -= 1;
+        // A later library has larger ones.
+        self.at = @ptrFromInt(@intFromPtr(part) + part.struct_size);
+        return .{ .kind = @fromBackingInt(@intCast(part.kind)), .text = part.text[0..part.text_len], .index = part.index };
+    }
+};
+
 /// One generated token, and the text that became certain with it. `text` is valid until the next call on its session.
 pub const Token = struct {
     /// Whole characters; empty while a character or a possible stop text is incomplete.
@@ -861,9 +920,12 @@ pub const Token = struct {
     index: u32,
     /// Natural logarithm of the probability that the model itself gave the token.
     logprob: f32,
+    /// The parts that became certain with it; of an answer that is not told apart, its text.
+    parts: Parts = .{ .at = null, .len = 0 },
 
     fn of(event: *const c.mc_token_event) Token {
-        return .{ .text = event.text[0..event.text_len], .id = event.token, .index = event.index, .logprob = event.logprob };
+        const parts: Parts = .{ .at = event.parts, .len = event.parts_len };
+        return .{ .text = event.text[0..event.text_len], .id = event.token, .index = event.index, .logprob = event.logprob, .parts = parts };
     }
 };
 
@@ -892,6 +954,8 @@ pub const GenerateOptions = struct {
     json_schema: ?[]const u8 = null,
     /// How the answer is told apart, such as "hermes" or "none"; null = as the session's conversation says.
     answer_format: ?[:0]const u8 = null,
+    /// "auto", "none", "required", or the name of a tool of the session's conversation.
+    tool_choice: ?[:0]const u8 = null,
     /// Tokens that a thought may have.
     reasoning_budget: ?usize = null,
     ignore_eos: bool = false,
@@ -920,6 +984,7 @@ pub const GenerateOptions = struct {
         for (self.stop) |text| c.mc_generate_options_add_stop(options, text.ptr, text.len);
         c.mc_generate_options_set_json_schema(options, start(self.json_schema), length(self.json_schema));
         if (self.answer_format) |value| c.mc_generate_options_set_answer_format(options, value);
+        if (self.tool_choice) |value| c.mc_generate_options_set_tool_choice(options, value);
         if (self.reasoning_budget) |value| c.mc_generate_options_set_reasoning_budget(options, value);
         c.mc_generate_options_set_ignore_eos(options, self.ignore_eos);
         c.mc_generate_options_set_add_special(options, self.add_special);
@@ -1246,6 +1311,41 @@ pub const EmbedOptions = struct {
         if (self.lora) |value| c.mc_embed_options_set_lora(options, value.lora.handle, value.scale);
         c.mc_embed_options_set_cancel(options, raw(self.cancel));
         c.mc_embed_options_set_progress(options, OnProgress.pointer(self.progress), OnProgress.userData(&self.progress));
+        return options;
+    }
+};
+
+/// What becomes of a logit of a reranker; either way more is better.
+pub const ScoreActivation = enum(c_uint) {
+    /// What the model's files say, else the sigmoid.
+    default = c.MC_SCORE_ACTIVATION_DEFAULT,
+    identity = c.MC_SCORE_ACTIVATION_IDENTITY,
+    /// A number from 0 to 1.
+    sigmoid = c.MC_SCORE_ACTIVATION_SIGMOID,
+    _,
+};
+
+/// How to rerank.
+pub const RerankOptions = struct {
+    activation: ScoreActivation = .default,
+    /// Tokens of a query and a document that count; 0 = the model's own limit.
+    max_length: usize = 0,
+    batch_size: usize = 0,
+    /// In front of the query, or as the system message: the model's own prompt of this name, or this text.
+    prompt: union(enum) { default, name: [:0]const u8, text: [:0]const u8 } = .default,
+    cancel: ?Cancel = null,
+
+    fn build(self: *const RerankOptions) *c.mc_rerank_options {
+        const options = c.mc_rerank_options_new().?;
+        c.mc_rerank_options_set_activation(options, @backingInt(self.activation));
+        c.mc_rerank_options_set_max_length(options, self.max_length);
+        c.mc_rerank_options_set_batch_size(options, self.batch_size);
+        switch (self.prompt) {
+            .default => {},
+            .name => |name| c.mc_rerank_options_set_prompt_name(options, name),
+            .text => |text| c.mc_rerank_options_set_prompt(options, text),
+        }
+        c.mc_rerank_options_set_cancel(options, raw(self.cancel));
         return options;
     }
 };

@@ -379,6 +379,25 @@ test "stops, cancels and schemas end answers, and the session stays usable" {
     try testing.expectEqualStrings("", called.content());
     try testing.expectEqualStrings("", called.reasoning());
     try testing.expect(std.mem.indexOf(u8, called.toolCallsJson(), "\"name\":\"f\"") != null);
+    const chat = mc.Chat.init();
+    defer chat.deinit();
+    try chat.add("user", "What time is it?");
+    try chat.setTools("[{\"name\": \"now\"}]");
+    try session.setChat(chat, null);
+    var answer = try session.begin(.{ .answer_format = "llama3", .tool_choice = "required", .max_tokens = 64 });
+    defer answer.deinit();
+    var kinds: [8]mc.PartKind = undefined;
+    var count: usize = 0;
+    while (try answer.next()) |token| {
+        var parts = token.parts;
+        while (parts.next()) |part| {
+            if (part.kind == .tool_call) try testing.expectEqualStrings("now", part.text);
+            if (count < kinds.len) kinds[count] = part.kind;
+            count += 1;
+        }
+    }
+    try testing.expectEqual(.tool_call, kinds[0]);
+    try testing.expectEqual(.tool_call_end, kinds[count - 1]);
 }
 
 test "sessions fork, truncate, save, load and score" {
@@ -482,6 +501,31 @@ test "threads share a model" {
     for (&threads) |*thread| thread.* = try std.Thread.spawn(.{}, answerOn, .{ model, &right });
     for (threads) |thread| thread.join();
     try testing.expectEqual(4, right.load(.monotonic));
+}
+
+test "documents have scores" {
+    defer expectNothingLeft();
+    const model = try mc.Model.load("../tests/golden/rerankers/bert", .{});
+    defer model.deinit();
+    const gpa = testing.allocator;
+    const query = "How do I sort a list of numbers?";
+    const documents = [_][]const u8{ "Sorts the numbers in place.", "", "hello" };
+    const scores = try model.rerank(gpa, query, &documents, .{});
+    defer gpa.free(scores);
+    try testing.expectApproxEqAbs(0.630089, scores[0], 5e-5);
+    try testing.expect(model.supports(.rerank));
+    const logits = try model.rerank(gpa, query, &documents, .{ .activation = .identity, .batch_size = 1, .prompt = .{ .text = "" } });
+    defer gpa.free(logits);
+    for (scores, logits) |score, logit| try testing.expectApproxEqAbs(score, 1 / (1 + @exp(-logit)), 1e-6);
+    try testing.expectError(error.InvalidArgument, model.rerank(gpa, query, &documents, .{ .prompt = .{ .name = "nobody" } }));
+    try testing.expectError(error.InvalidArgument, model.rerank(gpa, query, &documents, .{ .max_length = 1 }));
+    try testing.expectError(error.InvalidUtf8, model.rerank(gpa, query, &.{"\xff"}, .{}));
+    const empty = try model.rerank(gpa, query, &.{}, .{});
+    defer gpa.free(empty);
+    try testing.expectEqual(0, empty.len);
+    const embedder = try mc.Model.load(embed_path, .{});
+    defer embedder.deinit();
+    try testing.expectError(error.Unsupported, embedder.rerank(gpa, query, &documents, .{}));
 }
 
 test "texts become vectors, and the nearest is found" {

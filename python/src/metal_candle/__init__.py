@@ -26,9 +26,11 @@ from ._abi import (
     Dtype,
     FinishReason,
     LogLevel,
+    PartKind,
     Pooling,
     ProgressEvent,
     Schedule,
+    ScoreActivation,
     Similarity,
     Stage,
     Status,
@@ -38,8 +40,8 @@ from ._abi import (
 from ._calls import Cancel
 from ._library import Device, DeviceMemory, has_feature, live_objects, set_log, trim_memory, version
 from ._lora import Lora
-from ._model import EmbedOptions, LoadOptions, Model, Nearest, architectures, nearest
-from ._session import Conversation, GenerateOptions, Generation, Session, Stream, Token, TopLogprobs, next_tokens
+from ._model import EmbedOptions, LoadOptions, Model, Nearest, RerankOptions, architectures, nearest
+from ._session import Conversation, GenerateOptions, Generation, Part, Session, Stream, Token, TopLogprobs, next_tokens
 from ._text import Chat, TextStream, Tokenizer
 from ._train import Dataset, LoraConfig, Trainer, TrainOptions, Update
 from .errors import (
@@ -101,9 +103,13 @@ __all__ = [
     "OutOfMemoryError",
     "PanicError",
     "PoisonedError",
+    "Part",
+    "PartKind",
     "Pooling",
     "ProgressEvent",
+    "RerankOptions",
     "Schedule",
+    "ScoreActivation",
     "Session",
     "Similarity",
     "Stage",

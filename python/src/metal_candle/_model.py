@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from ._abi import Capability, Dtype, Pooling, Similarity
+from ._abi import Capability, Dtype, Pooling, ScoreActivation, Similarity
 from ._calls import Cancel, Progress, progress_callback, run, run_async
 from ._library import Device
 from ._lora import Lora
@@ -75,6 +75,21 @@ class EmbedOptions(TypedDict, total=False):
     """A factor for its changes. Default: 1."""
 
 
+class RerankOptions(TypedDict, total=False):
+    """How to rerank. What is not there, or None, is as the model's directory says."""
+
+    activation: Optional[ScoreActivation]
+    """What becomes of each logit."""
+    max_length: Optional[int]
+    """How many tokens of a query and a document count; 0 (the default) = the model's own limit."""
+    batch_size: Optional[int]
+    """The most pairs that go through the network together, on each thread; 0 (the default) = as many as are fastest."""
+    prompt_name: Optional[str]
+    """The model's own prompt that is put in front of the query, or is the system message."""
+    prompt: Optional[str]
+    """A text in its place, "" = none; for a Qwen3-Reranker without a template for pairs its instruction."""
+
+
 def load_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options:
     return Options("mc_model_options", {"cancel": flag, **known(options, LoadOptions)})
 
@@ -84,6 +99,13 @@ def embed_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options
     if values.get("prompt_name") is not None and values.get("prefix") is not None:
         raise ValueError("prompt_name and prefix: expected one of them, found both")
     return Options("mc_embed_options", values, {"lora": (values.pop("lora", None), values.pop("lora_scale", 1.0))})
+
+
+def rerank_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options:
+    values = {"cancel": flag, **known(options, RerankOptions)}
+    if values.get("prompt_name") is not None and values.get("prompt") is not None:
+        raise ValueError("prompt_name and prompt: expected one of them, found both")
+    return Options("mc_rerank_options", values)
 
 
 def architectures() -> list[str]:
@@ -395,6 +417,50 @@ class Model(Handle):
     ) -> NDArray[np.float32]:
         """As `embed()`; `progress` runs in the event loop."""
         return await run_async(self._embed(texts, progress, options), cancel)
+
+    def _rerank(
+        self, query: str, documents: Sequence[str], options: Mapping[str, Any]
+    ) -> Callable[[Cancel], NDArray[np.float32]]:
+        if isinstance(documents, str):
+            raise TypeError("documents: expected a list of texts, found one text")
+        question, data = encoded(query), [encoded(text) for text in documents]
+
+        def call(flag: Cancel) -> NDArray[np.float32]:
+            with rerank_options(options, flag) as built:
+                scores = np.empty(len(data), np.float32)
+                pointers = (ctypes.c_char_p * max(len(data), 1))(*data)
+                lengths = (ctypes.c_size_t * max(len(data), 1))(*map(len, data))
+                check("mc_rerank", self, question, len(question), pointers, lengths, len(data), built, scores, len(data))
+            return scores
+
+        return call
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        cancel: Optional[Cancel] = None,
+        **options: Unpack[RerankOptions],
+    ) -> NDArray[np.float32]:
+        """How well each document answers the query, of shape (documents,): of a cross-encoder, or of a causal reranker such as
+        Qwen3-Reranker. A pair has the same score alone and in any company, bit for bit on the CPU.
+
+        Raises `Cancelled`; `UnsupportedError` for a model that is no reranker, saying why; `InvalidArgumentError` for a bad option;
+        `NotFoundError` if the model has no tokenizer; `OutOfMemoryError`.
+        """
+        return run(self._rerank(query, documents, options), cancel)
+
+    async def rerank_async(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        cancel: Optional[Cancel] = None,
+        **options: Unpack[RerankOptions],
+    ) -> NDArray[np.float32]:
+        """As `rerank()`."""
+        return await run_async(self._rerank(query, documents, options), cancel)
 
     def nearest(self, queries: NDArray[np.float32], documents: NDArray[np.float32], k: int) -> Nearest:
         """The `k` nearest documents of each query, compared as the model's vectors are meant to be: see `nearest()`."""

@@ -6,7 +6,7 @@ import asyncio
 import ctypes
 import json
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import (
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _abi
-from ._abi import FinishReason, Status
+from ._abi import FinishReason, PartKind, Status
 from ._calls import Cancel, finished, linked, run, run_async
 from ._lora import Lora
 from ._native import Handle, Options, Reference, TokenIds, check, floats, get, ids_of, known, made, make
@@ -74,6 +74,9 @@ class GenerateOptions(TypedDict, total=False):
     answer_format: Optional[str]
     """How the answer is told apart into text, thoughts and calls of tools, such as "hermes", or "none". Default: as the chat template of
     the session's conversation says."""
+    tool_choice: Optional[str]
+    """Whether the answer calls tools of the session's conversation: "auto", "none", "required", or a tool's name. A call that has to be
+    conforms to the tool's schema, whatever the sampling. Default: the model chooses."""
     reasoning_budget: Optional[int]
     """How many tokens a thought may have: then the model's own mark closes it. Default: as many as it likes."""
     json_schema: Union[Mapping[str, Any], bool, None]
@@ -98,6 +101,30 @@ def generate_options(options: Mapping[str, Any], flag: Cancel) -> Options:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of an answer, or a piece of one."""
+
+    kind: PartKind
+    """What it is."""
+    text: str
+    """Text, a piece of a thought or of a call's arguments, the name of a call that begins, or the JSON of one that is whole."""
+    index: int
+    """Which call of the answer it belongs to, from 0; 0 for text and reasoning."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parts_of(event: _abi._TokenEvent) -> Iterator[Part]:
+    """A copy of what C has."""
+    address = event.parts
+    for _ in range(event.parts_len):
+        part = _abi._Part.from_address(address)
+        yield Part(PartKind(part.kind), ctypes.string_at(part.text, part.text_len).decode("utf-8"), part.index)
+        address += part.struct_size  # a later library has larger ones
+
+
+@dataclass(frozen=True)
 class Token:
     """One generated token, and the text that became certain with it: `print(token, end="")`."""
 
@@ -109,6 +136,8 @@ class Token:
     """Its place in the answer, from 0."""
     logprob: float
     """Natural logarithm of the probability that the model itself gave the token, before any sampling setting."""
+    parts: tuple[Part, ...] = ()
+    """The parts that became certain with it: text, thoughts and calls of tools; of an answer that is not told apart, its text."""
 
     def __str__(self) -> str:
         return self.text
@@ -117,7 +146,8 @@ class Token:
     def of(cls, address: int) -> Token:
         """A copy of what C has."""
         event = _abi._TokenEvent.from_address(address)
-        return cls(ctypes.string_at(event.text, event.text_len).decode("utf-8"), event.token, event.index, event.logprob)
+        text = ctypes.string_at(event.text, event.text_len).decode("utf-8")
+        return cls(text, event.token, event.index, event.logprob, tuple(parts_of(event)))
 
 
 class Generation(NamedTuple):
@@ -264,6 +294,17 @@ class Stream(Iterator[Token]):
         if token is None:
             raise StopIteration
         return token
+
+    def parts(self) -> Iterator[Part]:
+        """The answer in its parts, as they come: text, thoughts and calls of tools."""
+        for token in self:
+            yield from token.parts
+
+    async def parts_async(self) -> AsyncIterator[Part]:
+        """As `parts()`."""
+        async for token in self:
+            for part in token.parts:
+                yield part
 
     def read(self) -> Generation:
         """Reads all tokens that are left, and gives the whole answer."""

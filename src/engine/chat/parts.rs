@@ -18,7 +18,7 @@
 
 use serde_json::{Value as Json, json};
 
-use super::tools::{self, Begin, Found, FoundCall, State, TOOL_FORMATS, ToolFormat, Tools};
+use super::tools::{self, Begin, Found, FoundCall, Piece, Spelling, State, TOOL_FORMATS, ToolFormat, Tools};
 use super::{Chat, ChatTemplate};
 use crate::engine::Tokenizer;
 use crate::error::{Error, Result};
@@ -77,6 +77,10 @@ pub struct AnswerFormat {
     thoughts: Vec<&'static Thoughts>,
     definitions: Tools,
     begins: Option<&'static Thoughts>,
+    /// Of several ways to write a call the model's, where its template tells.
+    spelling: Option<&'static Spelling>,
+    /// Calls stay text.
+    refuses_calls: bool,
 }
 
 /// Marks around thoughts.
@@ -103,6 +107,9 @@ const THOUGHTS: &[Thoughts] = &[
     // Granite 3.2.
     Thoughts { found_by: "Here is my thought process:", open: "Here is my thought process:", close: &["Here is my response:"] },
 ];
+
+/// The formats in which answers, and not calls alone, stand behind the marks of calls.
+const ANSWERS_BEHIND_MARKS: [&str; 2] = ["harmony", "functionary"];
 
 /// gpt-oss: the generation prompt may have opened a channel.
 const ANALYSIS: Thoughts = Thoughts {
@@ -134,7 +141,8 @@ impl AnswerFormat {
         let added = tokenizer.map(Tokenizer::added_tokens).unwrap_or_default();
         let contains = |text: &str| template.contains(text) || added.iter().any(|(token, _)| token == text);
         let thoughts = THOUGHTS.iter().filter(|thoughts| contains(thoughts.found_by)).collect();
-        Self { tools: tools::detect(contains), thoughts, ..Self::default() }
+        let tools = tools::detect(contains);
+        Self { tools, thoughts, spelling: tools.map(|format| format.spelling(contains)), ..Self::default() }
     }
 
     /// The format of a model's answers to a conversation.
@@ -168,6 +176,60 @@ impl AnswerFormat {
         let tools = self.tools.into_iter().flat_map(|format| [format.opens, format.skipped, format.inner].into_iter().flatten());
         let thoughts = self.thoughts.iter().flat_map(|thoughts| std::iter::once(&thoughts.open).chain(thoughts.close));
         tools.chain(thoughts).any(|mark| mark.contains(token))
+    }
+
+    /// What an answer may be that has to consist of calls, of this tool or of any; `behind_thought`: it follows one.
+    ///
+    /// # Errors
+    /// `ErrorKind::InvalidArgument` without such a tool; `ErrorKind::Unsupported` without a format of calls, and naming what the
+    /// format cannot write exactly.
+    pub(in crate::engine) fn call_pieces(
+        &self,
+        name: Option<&str>,
+        tokenizer: &Tokenizer,
+        behind_thought: bool,
+    ) -> Result<Vec<Piece>> {
+        let Some(format) = self.tools else {
+            return Err(Error::unsupported(
+                "tool_choice: expected a model whose chat template tells how it writes calls, or an answer_format that does",
+            ));
+        };
+        let spelling = self.spelling.unwrap_or_else(|| format.spelling(|text| tokenizer.token_id(text).is_ok()));
+        let calls = spelling.pieces(&self.definitions, name)?;
+        let before = match format.name {
+            _ if !behind_thought => Vec::new(),
+            "harmony" => vec![Piece::Text("<|start|>assistant".to_string())],
+            "functionary" => Vec::new(),
+            // As templates have it between a thought and what follows.
+            _ => vec![Piece::Optional(vec![Piece::Text("\n\n".to_string())])],
+        };
+        Ok([before, calls].concat())
+    }
+
+    /// The same with the tools of another one, where it has none of its own.
+    pub(in crate::engine) fn with_tools_of(mut self, other: &Self) -> Self {
+        if self.definitions.is_empty() {
+            self.definitions = other.definitions.clone();
+        }
+        self
+    }
+
+    /// The same in which calls stay text.
+    pub(in crate::engine) fn without_calls(mut self) -> Self {
+        self.refuses_calls = true;
+        // In the others answers stand behind such marks too.
+        if self.tools.is_some_and(|format| !ANSWERS_BEHIND_MARKS.contains(&format.name)) {
+            self.tools = None;
+        }
+        self
+    }
+
+    /// The marks behind which calls stand, and nothing else.
+    pub(in crate::engine) fn opens(&self) -> &'static [&'static str] {
+        match self.tools {
+            Some(format) if !ANSWERS_BEHIND_MARKS.contains(&format.name) => format.opens,
+            _ => &[],
+        }
     }
 
     /// Whether there is anything to find.
@@ -369,6 +431,10 @@ impl PartStream {
         if found.state == State::Invalid {
             // What was found up to where it went wrong, however the text came.
             found = Found { state: State::Invalid, ..parse(&self.held[..valid_len(&self.held, &parse)]) };
+        }
+        if self.format.refuses_calls && !found.calls.is_empty() {
+            self.reject(0);
+            return true;
         }
         self.tell_calls(&found.calls);
         let (end, place) = match found.state {

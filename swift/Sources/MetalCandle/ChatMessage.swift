@@ -27,12 +27,15 @@ public struct ChatMessage: Sendable, Hashable, Codable {
     public var content: String
     /// The tools that an assistant's message calls.
     public var toolCalls: [ToolCall]
+    /// The thoughts behind an assistant's message, for templates that show them.
+    public var reasoning: String?
 
     /// Makes a message.
-    public init(_ role: Role, _ content: String, toolCalls: [ToolCall] = []) {
+    public init(_ role: Role, _ content: String, toolCalls: [ToolCall] = [], reasoning: String? = nil) {
         self.role = role
         self.content = content
         self.toolCalls = toolCalls
+        self.reasoning = reasoning
     }
 
     /// A message with instructions.
@@ -75,6 +78,16 @@ public struct ToolCall: Sendable, Hashable, Codable {
         self.arguments = arguments
     }
 
+    /// A whole call as the library tells it; nil for one that the answer ended within.
+    init?(json: String) {
+        struct Call: Decodable {
+            var function: ToolCall
+            var incomplete: Bool?
+        }
+        guard let call = try? JSONDecoder().decode(Call.self, from: Data(json.utf8)), call.incomplete != true else { return nil }
+        self = call.function
+    }
+
     /// The arguments as a type of yours.
     public func decodeArguments<Arguments: Decodable>(as type: Arguments.Type = Arguments.self) throws -> Arguments {
         try JSONDecoder().decode(type, from: Data(arguments.utf8))
@@ -112,7 +125,8 @@ extension ChatMessage {
         get throws {
             let calls = try toolCalls.map { try "{\"type\":\"function\",\"function\":\($0.json)}" }.joined(separator: ",")
             let toolCalls = calls.isEmpty ? "" : ",\"tool_calls\":[\(calls)]"
-            return try "{\"role\":\(quoted(role.rawValue)),\"content\":\(quoted(content))\(toolCalls)}"
+            let thoughts = try reasoning.map { try ",\"reasoning_content\":\(quoted($0))" } ?? ""
+            return try "{\"role\":\(quoted(role.rawValue)),\"content\":\(quoted(content))\(thoughts)\(toolCalls)}"
         }
     }
 }

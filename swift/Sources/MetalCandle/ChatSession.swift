@@ -35,7 +35,7 @@ public final class ChatSession: Sendable {
     ///   - model: the model that answers.
     ///   - instructions: what a system message tells the model; nil = what its chat template says by itself.
     ///   - history: what was said before.
-    ///   - tools: what the model may call. Calls are found if the model writes `<tool_call>{"name": …, "arguments": {…}}</tool_call>`.
+    ///   - tools: what the model may call, in the format that its chat template tells of, or ``ResponseOptions/answerFormat``.
     ///   - templateVariables: variables of the model's chat template with their values in JSON, such as `["enable_thinking": "false"]`.
     ///   - options: how answers are generated.
     public init(
@@ -127,9 +127,9 @@ public final class ChatSession: Sendable {
         ResponseStream(turn(messages, options ?? self.options, claim: { try self.claim() }) { end in
             switch end {
             case .finished(let response):
-                self.release(messages + [ChatMessage(.assistant, response.text, toolCalls: response.toolCalls)])
-            case .stopped(let text, let toolCalls) where !text.isEmpty || !toolCalls.isEmpty:
-                self.release(messages + [ChatMessage(.assistant, text, toolCalls: toolCalls)])
+                self.release(messages + [response.message])
+            case .stopped(let text, let reasoning, let toolCalls) where !text.isEmpty || !reasoning.isEmpty || !toolCalls.isEmpty:
+                self.release(messages + [.answer(text, reasoning, toolCalls)])
             case .stopped, .failed:
                 self.release([])
             }
@@ -143,7 +143,7 @@ public final class ChatSession: Sendable {
         do {
             let response = try await ResponseStream(turn(messages, options)).collect()
             let value = try read(response)
-            release(messages + [ChatMessage(.assistant, response.text, toolCalls: response.toolCalls)])
+            release(messages + [response.message])
             return value
         } catch {
             release([])
@@ -170,17 +170,29 @@ public final class ChatSession: Sendable {
         _ messages: [ChatMessage], _ options: ResponseOptions, claim: @escaping @Sendable () throws -> Void = {},
         ended: @escaping @Sendable (Turn.End) -> Void = { _ in }
     ) -> Turn {
-        Turn(model: model.native, findsToolCalls: !tools.isEmpty, claim: claim, ended: ended) { [self] cancel in
+        Turn(model: model.native, claim: claim, ended: ended) { [self] cancel in
             let (history, adapters) = state.withLock { ($0.history, $0.adapters) }
             let chat = try ChatTemplateInput(messages: history + messages, tools: tools, variables: templateVariables).native()
             let session = try model.native.session(of: ObjectIdentifier(self))
             try adapters.attach(to: session.pointer)
             try call { mc_session_set_chat(session.pointer, chat.pointer, cancel.pointer, $0) }
-            let options = try options.native(cancel)
-            try call { mc_session_begin(session.pointer, options.pointer, $0) }
+            let native = try options.native(cancel)
+            // Without tools a call is text.
+            if tools.isEmpty { mc_generate_options_set_tool_choice(native.pointer, "none") }
+            try call { mc_session_begin(session.pointer, native.pointer, $0) }
             return session
         }
     }
 
     private static let busy = MetalCandleError(.busy, "session: expected no answer in the making, found one")
+}
+
+extension ChatMessage {
+    fileprivate static func answer(_ text: String, _ reasoning: String, _ toolCalls: [ToolCall]) -> ChatMessage {
+        ChatMessage(.assistant, text, toolCalls: toolCalls, reasoning: reasoning.isEmpty ? nil : reasoning)
+    }
+}
+
+extension Response {
+    fileprivate var message: ChatMessage { .answer(text, reasoning, toolCalls) }
 }

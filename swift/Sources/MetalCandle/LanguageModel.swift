@@ -126,7 +126,7 @@ public final class LanguageModel: Sendable {
 
     /// Continues a text, piece by piece; as ``complete(_:options:)``.
     public func streamCompletion(of prompt: String, options: ResponseOptions = ResponseOptions()) -> ResponseStream {
-        ResponseStream(Turn(model: native, findsToolCalls: false) { [native] cancel in
+        ResponseStream(Turn(model: native) { [native] cancel in
             let model = try native.loaded()
             let session = try Handle(free: mc_session_free) { mc_session_new(model.pointer, 0, $0, $1) }
             try call { error in

@@ -177,6 +177,8 @@ public struct ModelInfo: Sendable, Hashable {
     public let generatesText: Bool
     /// Whether it embeds text.
     public let embedsText: Bool
+    /// Whether it tells how well documents answer a query.
+    public let ranksDocuments: Bool
     /// Whether it runs with LoRA adapters.
     public let supportsAdapters: Bool
     /// Whether LoRA adapters can be trained on it.
@@ -194,6 +196,7 @@ public struct ModelInfo: Sendable, Hashable {
         weightType = ModelOptions.WeightType.allCases.first { $0.native == mc_model_get_dtype(model) } ?? .float32
         generatesText = mc_model_supports(model, .MC_CAPABILITY_GENERATE)
         embedsText = mc_model_supports(model, .MC_CAPABILITY_EMBED)
+        ranksDocuments = mc_model_supports(model, .MC_CAPABILITY_RERANK)
         supportsAdapters = mc_model_supports(model, .MC_CAPABILITY_LORA)
         supportsTraining = mc_model_supports(model, .MC_CAPABILITY_TRAIN)
         hasChatTemplate = mc_model_supports(model, .MC_CAPABILITY_CHAT_TEMPLATE)

@@ -2,8 +2,10 @@ import CMetalCandle
 
 /// A whole answer.
 public struct Response: Sendable, Hashable {
-    /// The text.
+    /// The text, without thoughts and calls.
     public var text: String
+    /// The model's thoughts; empty if it told none.
+    public var reasoning: String
     /// The tools that the model calls, if it was given any.
     public var toolCalls: [ToolCall]
     /// How the answer ended, and what it cost.
@@ -14,8 +16,12 @@ public struct Response: Sendable, Hashable {
 public enum GenerationEvent: Sendable, Hashable {
     /// More text: whole characters, never empty.
     case text(String)
-    /// The model calls a tool.
+    /// More of the model's thoughts, without the marks around them.
+    case reasoning(String)
+    /// The model calls a tool: the call is whole.
     case toolCall(ToolCall)
+    /// What began as a call is none, and follows as text; or the answer ended within it.
+    case rejectedToolCall
     /// The end, once and last.
     case finished(Completion)
 }

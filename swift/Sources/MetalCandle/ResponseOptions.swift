@@ -27,8 +27,35 @@ public struct ResponseOptions: Sendable {
     /// A JSON Schema that the answer conforms to, whatever the sampling; its properties come in the schema's order. The model does not
     /// see it: a prompt that asks for it gives better answers.
     public var jsonSchema: String?
+    /// Whether the answer calls tools.
+    public var toolChoice: ToolChoice?
+    /// How many tokens a thought may have: then the model's own mark closes it; nil = as many as the model likes.
+    public var reasoningBudget: Int?
+    /// How the answer is told apart into text, thoughts and calls, such as `hermes`, or `none`; nil = as the chat template says.
+    public var answerFormat: String?
     /// An adapter for this answer, in place of the session's own.
     public var adapter: AttachedAdapter?
+
+    /// Whether an answer calls tools of its session.
+    public enum ToolChoice: Sendable, Hashable {
+        /// The model chooses.
+        case auto
+        /// It calls none.
+        case none
+        /// The answer consists of calls, whose arguments conform to the tools' schemas, whatever the sampling.
+        case required
+        /// The answer is one such call of this tool.
+        case tool(String)
+
+        fileprivate var native: String {
+            switch self {
+            case .auto: "auto"
+            case .none: "none"
+            case .required: "required"
+            case .tool(let name): name
+            }
+        }
+    }
 
     /// Divides the logits of tokens that occurred if they are positive, and multiplies them otherwise.
     public struct RepetitionPenalty: Sendable, Hashable {
@@ -49,7 +76,7 @@ public struct ResponseOptions: Sendable {
         maximumTokens: Int? = nil, temperature: Float? = nil, topK: Int? = nil, topP: Float? = nil, minP: Float? = nil,
         repetitionPenalty: RepetitionPenalty? = nil, frequencyPenalty: Float? = nil, presencePenalty: Float? = nil,
         logitBias: [UInt32: Float] = [:], seed: UInt64? = nil, stops: [String] = [], jsonSchema: String? = nil,
-        adapter: AttachedAdapter? = nil
+        toolChoice: ToolChoice? = nil, reasoningBudget: Int? = nil, answerFormat: String? = nil, adapter: AttachedAdapter? = nil
     ) {
         self.maximumTokens = maximumTokens
         self.temperature = temperature
@@ -63,6 +90,9 @@ public struct ResponseOptions: Sendable {
         self.seed = seed
         self.stops = stops
         self.jsonSchema = jsonSchema
+        self.toolChoice = toolChoice
+        self.reasoningBudget = reasoningBudget
+        self.answerFormat = answerFormat
         self.adapter = adapter
     }
 
@@ -91,6 +121,18 @@ public struct ResponseOptions: Sendable {
         if let seed { mc_generate_options_set_seed(options, seed) }
         for stop in stops { stop.withBytes { mc_generate_options_add_stop(options, $0, $1) } }
         jsonSchema?.withBytes { mc_generate_options_set_json_schema(options, $0, $1) }
+        if let toolChoice {
+            try requireNoNUL(toolChoice.native, "toolChoice")
+            mc_generate_options_set_tool_choice(options, toolChoice.native)
+        }
+        if let reasoningBudget {
+            try requireNotNegative(reasoningBudget, "reasoningBudget")
+            mc_generate_options_set_reasoning_budget(options, reasoningBudget)
+        }
+        if let answerFormat {
+            try requireNoNUL(answerFormat, "answerFormat")
+            mc_generate_options_set_answer_format(options, answerFormat)
+        }
         if let adapter { mc_generate_options_set_lora(options, adapter.adapter.handle.pointer, adapter.scale) }
         return handle
     }

@@ -47,12 +47,15 @@ public struct ResponseStream: AsyncSequence, Sendable {
     ///
     /// - Throws: ``MetalCandleError``; `CancellationError`.
     public func collect() async throws -> Response {
-        var (text, toolCalls) = ("", [ToolCall]())
+        var (text, reasoning, toolCalls) = ("", "", [ToolCall]())
         for try await event in self {
             switch event {
             case .text(let piece): text += piece
+            case .reasoning(let piece): reasoning += piece
             case .toolCall(let call): toolCalls.append(call)
-            case .finished(let completion): return Response(text: text, toolCalls: toolCalls, completion: completion)
+            case .rejectedToolCall: break
+            case .finished(let completion):
+                return Response(text: text, reasoning: reasoning, toolCalls: toolCalls, completion: completion)
             }
         }
         throw MetalCandleError(.panic, "an answer ended without its last event")
@@ -95,17 +98,16 @@ final class Turn: Sendable {
         /// With all its events.
         case finished(Response)
         /// The reader had enough, or its task was cancelled.
-        case stopped(text: String, toolCalls: [ToolCall])
+        case stopped(text: String, reasoning: String, toolCalls: [ToolCall])
         /// With an error.
         case failed
     }
 
     enum Step: Sendable {
-        case text(String)
+        case events([GenerationEvent])
         case finished(Completion)
     }
 
-    let findsToolCalls: Bool
     let claim: @Sendable () throws -> Void
     let ended: @Sendable (End) -> Void
 
@@ -121,11 +123,10 @@ final class Turn: Sendable {
     ///   - claim: throws if the turn cannot be had now; runs before everything else.
     ///   - ended: runs once if `claim` did not throw, as soon as the next turn may claim.
     init(
-        model: NativeModel, findsToolCalls: Bool, claim: @escaping @Sendable () throws -> Void = {},
+        model: NativeModel, claim: @escaping @Sendable () throws -> Void = {},
         ended: @escaping @Sendable (End) -> Void = { _ in }, begin: @escaping @Sendable (CancelFlag) throws -> Handle
     ) {
         self.model = model
-        self.findsToolCalls = findsToolCalls
         self.claim = claim
         self.ended = ended
         self.begin = begin
@@ -171,7 +172,7 @@ final class Turn: Sendable {
         switch mc_session_next(session.pointer, &event, &error) {
         case .MC_OK:
             guard let token = event?.pointee else { throw MetalCandleError(.panic, "a token is missing") }
-            return .text(String(bytes: token.text, count: token.text_len))
+            return .events(GenerationEvent.of(token))
         case .MC_DONE:
             let generation = try Handle(free: mc_generation_free) { mc_session_end(session.pointer, $0, $1) }
             self.session.withLock { $0 = nil }
@@ -184,6 +185,28 @@ final class Turn: Sendable {
     }
 }
 
+extension GenerationEvent {
+    /// The events of a token's parts.
+    fileprivate static func of(_ token: mc_token_event) -> [GenerationEvent] {
+        var events: [GenerationEvent] = []
+        var at = UnsafeRawPointer(token.parts)
+        for _ in 0..<token.parts_len {
+            let part = at.assumingMemoryBound(to: mc_part.self).pointee
+            let text = String(bytes: part.text, count: part.text_len)
+            switch part.kind {
+            case .MC_PART_TEXT: events.append(.text(text))
+            case .MC_PART_REASONING: events.append(.reasoning(text))
+            case .MC_PART_TOOL_CALL_END: events.append(ToolCall(json: text).map(GenerationEvent.toolCall) ?? .rejectedToolCall)
+            case .MC_PART_REJECTED_TOOL_CALL: events.append(.rejectedToolCall)
+            default: break  // a call's name and arguments as they come, and what a later library tells
+            }
+            // A later library has larger ones.
+            at += part.struct_size
+        }
+        return events
+    }
+}
+
 /// Reads a turn's steps, one ahead, and tells the turn how it ended.
 private final class Reader {
     private enum Phase { case waiting, reading, over }
@@ -191,19 +214,18 @@ private final class Reader {
     private let turn: Turn
     private var phase = Phase.waiting
     private var ahead: Task<Turn.Step, any Error>?
-    private var parser: ToolCallParser?
     private var events: [GenerationEvent] = []
     private var text = ""
+    private var reasoning = ""
     private var toolCalls: [ToolCall] = []
 
-    init(_ turn: Turn) {
-        self.turn = turn
-        parser = turn.findsToolCalls ? ToolCallParser() : nil
-    }
+    init(_ turn: Turn) { self.turn = turn }
 
     deinit {
-        if phase == .reading { close(.stopped(text: text, toolCalls: toolCalls)) }
+        if phase == .reading { close(stopped) }
     }
+
+    private var stopped: Turn.End { .stopped(text: text, reasoning: reasoning, toolCalls: toolCalls) }
 
     func next(isolation: isolated (any Actor)?) async throws -> GenerationEvent? {
         if phase == .waiting {
@@ -216,7 +238,7 @@ private final class Reader {
             do {
                 try await read(isolation: isolation)
             } catch {
-                close(error is CancellationError ? .stopped(text: text, toolCalls: toolCalls) : .failed)
+                close(error is CancellationError ? stopped : .failed)
                 throw error
             }
         }
@@ -234,12 +256,11 @@ private final class Reader {
             turn.stop(step)
         }
         switch result {
-        case .text(let piece):
+        case .events(let new):
             ahead = turn.advance()
-            if !piece.isEmpty { events += parser?.read(piece) ?? [.text(piece)] }
+            events += new
         case .finished(let completion):
             ahead = nil
-            events += parser?.end() ?? []
             events.append(.finished(completion))
         }
     }
@@ -247,9 +268,11 @@ private final class Reader {
     private func deliver(_ event: GenerationEvent) -> GenerationEvent {
         switch event {
         case .text(let piece): text += piece
+        case .reasoning(let piece): reasoning += piece
         case .toolCall(let call): toolCalls.append(call)
+        case .rejectedToolCall: break
         case .finished(let completion):
-            close(.finished(Response(text: text, toolCalls: toolCalls, completion: completion)))
+            close(.finished(Response(text: text, reasoning: reasoning, toolCalls: toolCalls, completion: completion)))
         }
         return event
     }

@@ -114,7 +114,7 @@ extension MetalCandleTests { @Suite struct Cancellation {
     @Test func theNativeLoopEndsWithinAToken() async throws {
         let model = try await loadCoder()
         let sessions = Recorder<Handle>()
-        let stream = ResponseStream(Turn(model: model.native, findsToolCalls: false) { [native = model.native, long] cancel in
+        let stream = ResponseStream(Turn(model: model.native) { [native = model.native, long] cancel in
             let model = try native.loaded()
             let session = try Handle(free: mc_session_free) { mc_session_new(model.pointer, 0, $0, $1) }
             let options = try long.native(cancel)

@@ -6,44 +6,6 @@ import Testing
 extension MetalCandleTests { @Suite struct ToolCalls {
     private let call = ToolCall(name: "time", arguments: #"{"zone":"UTC"}"#)
 
-    /// What a parser makes of pieces: neighbouring texts joined.
-    private func read(_ pieces: [String]) -> [GenerationEvent] {
-        var parser = ToolCallParser()
-        return (pieces.flatMap { parser.read($0) } + parser.end()).reduce(into: []) { events, event in
-            if case .text(let new) = event, case .text(let old)? = events.last {
-                events[events.count - 1] = .text(old + new)
-            } else {
-                events.append(event)
-            }
-        }
-    }
-
-    @Test func callsAreFoundWhereverTheTextIsCut() {
-        let text = #"Let me see. <tool_call>{"name": "time", "arguments": {"zone": "UTC"}}</tool_call>\#n<tool_call>"#
-            + #"{"arguments": {"zone": "UTC"}, "name": "time"}</tool_call> 1 < 2"#
-        let expected: [GenerationEvent] = [.text("Let me see. "), .toolCall(call), .text("\n"), .toolCall(call), .text(" 1 < 2")]
-        #expect(read([text]) == expected)
-        #expect(read(text.map { String($0) }) == expected)
-        for cut in text.indices {
-            #expect(read([String(text[..<cut]), String(text[cut...])]) == expected)
-        }
-    }
-
-    @Test(arguments: [
-        "<tool_call>nonsense</tool_call>", "<tool_call>{\"name\": \"time\"}</tool_call>", "<tool_call>{\"name\": \"time\"", "a <tool_c",
-        "<<tool_", "</tool_call>",
-    ]) func whatIsNoCallStaysText(text: String) {
-        #expect(read([text]) == [.text(text)])
-        #expect(read(text.map { String($0) }) == [.text(text)])
-    }
-
-    @Test func textThatCannotBeACallIsNotHeldBack() {
-        var parser = ToolCallParser()
-        #expect(parser.read("1 <") == [.text("1 ")])
-        #expect(parser.read(" 2") == [.text("< 2")])
-        #expect(parser.end().isEmpty)
-    }
-
     @Test func argumentsDecode() throws {
         struct Arguments: Decodable, Equatable { var zone: String }
         #expect(try call.decodeArguments() == Arguments(zone: "UTC"))
@@ -66,22 +28,48 @@ extension MetalCandleTests { @Suite struct ToolCalls {
         let model = try await LanguageModel.load(from: copy)
 
         let tool = ToolDefinition(name: "time", description: "The \"time\"", parameters: #"{"type": "object"}"#)
-        let session = ChatSession(model, tools: [tool], options: greedy)
+        var options = greedy
+        options.answerFormat = "hermes"
+        let session = ChatSession(model, tools: [tool], options: options)
         let response = try await session.respond(to: question)
         #expect(response.toolCalls == [call])
-        #expect(response.text == "App an element to the back of a collection.")
+        // White space next to a call belongs to it.
+        #expect(response.text == "Appan element to the back of a collection.")
         #expect(session.history.last == ChatMessage(.assistant, response.text, toolCalls: [call]))
         _ = try await session.respond(to: [.tool("12:00")], options: ResponseOptions(maximumTokens: 2))
         #expect(session.history.count == 4)
 
+        // A call that has to be is one, whatever the model thinks of it.
+        options.toolChoice = .tool("time")
+        let required = try await ChatSession(model, tools: [tool], options: options).respond(to: question)
+        #expect(required.text.isEmpty && required.toolCalls == [ToolCall(name: "time", arguments: "{}")])
+        options.toolChoice = .tool("date")
+        await expect(.invalidArgument, "date") { [options] in
+            try await ChatSession(model, tools: [tool], options: options).respond(to: question)
+        }
+        options.toolChoice = nil
+
         // Left behind the call: it was read, and stays.
-        let other = ChatSession(model, tools: [tool], options: greedy)
+        let other = ChatSession(model, tools: [tool], options: options)
         for try await event in other.streamResponse(to: question) { if case .toolCall = event { break } }
         #expect(other.history.last == ChatMessage(.assistant, "App", toolCalls: [call]))
 
         // Without tools a call is text.
-        let without = try await ChatSession(model, options: greedy).respond(to: question)
+        let without = try await ChatSession(model, options: options).respond(to: question)
         #expect(without.toolCalls.isEmpty && without.text.contains("<tool_call>"))
+    }
+
+    @Test func thoughtsAreToldApartAndStayInTheHistory() async throws {
+        let model = try await LanguageModel.load(from: tinyCoder)
+        let options = ResponseOptions(
+            maximumTokens: 40, temperature: 0, jsonSchema: #"{"enum": [1]}"#, reasoningBudget: 4, answerFormat: "hermes")
+        let session = ChatSession(
+            model, templateVariables: [:], options: options)
+        let response = try await session.respond(to: question)
+        #expect(response.text == "1" && response.reasoning.isEmpty)
+        let history = [ChatMessage.user("a"), ChatMessage(.assistant, "b", reasoning: "c")]
+        let stored = try JSONDecoder().decode([ChatMessage].self, from: JSONEncoder().encode(history))
+        #expect(stored == history)
     }
 
     @Test func aTemplateSeesToolsAndCallsAndVariables() async throws {

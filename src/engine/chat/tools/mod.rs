@@ -14,8 +14,13 @@ mod xml;
 mod python;
 mod gemma;
 mod harmony;
+mod spelling;
 
 use serde_json::{Map, Value as Json};
+
+pub(in crate::engine::chat) use spelling::Spelling;
+use spelling::Written;
+pub(in crate::engine) use spelling::{Bare, Piece};
 
 /// A format: the models that write so, by what their chat templates or special tokens have.
 pub(super) struct ToolFormat {
@@ -33,6 +38,8 @@ pub(super) struct ToolFormat {
     pub skipped: &'static [&'static str],
     /// What stands within calls and may be a special token.
     pub inner: &'static [&'static str],
+    /// How a call is written that has to be made; the last one where none is known to be the model's.
+    spellings: &'static [Spelling],
 }
 
 /// Whether an answer begins with a call.
@@ -93,7 +100,15 @@ impl Found {
 
 /// The tools of a conversation: their parameters say what a value that is written as text is.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Tools(Vec<(String, Map<String, Json>)>);
+pub(super) struct Tools(Vec<Tool>);
+
+#[derive(Debug, Clone)]
+struct Tool {
+    name: String,
+    properties: Map<String, Json>,
+    /// A JSON Schema.
+    parameters: Json,
+}
 
 impl Tools {
     /// Definitions as chat APIs have them, with or without `{"type": "function", "function": …}` around each.
@@ -103,15 +118,24 @@ impl Tools {
             let function = definition.get("function").unwrap_or(definition);
             let parameters = function.get("parameters").or_else(|| function.get("input_schema"));
             let properties = parameters.and_then(|schema| schema.get("properties")).and_then(Json::as_object);
-            Some((function.get("name")?.as_str()?.to_owned(), properties.cloned().unwrap_or_default()))
+            let parameters = parameters.cloned().unwrap_or_else(|| Json::Object(Map::new()));
+            Some(Tool {
+                name: function.get("name")?.as_str()?.to_owned(),
+                properties: properties.cloned().unwrap_or_default(),
+                parameters,
+            })
         };
         Self(definitions.filter_map(tool).collect())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// A value that the model wrote as bare text: of the parameter's type, as `_coerce` of transformers 5.24 has it; without a type
     /// what it is as JSON, or else text.
     fn value(&self, tool: &str, parameter: &str, text: &str) -> Json {
-        let schema = self.0.iter().find(|(name, _)| name == tool).and_then(|(_, properties)| properties.get(parameter));
+        let schema = self.0.iter().find(|known| known.name == tool).and_then(|known| known.properties.get(parameter));
         let mut types = Vec::new();
         schema.into_iter().for_each(|schema| add_types(schema, &mut types));
         let as_json = || serde_json::from_str::<Json>(text.trim()).ok();
@@ -136,8 +160,8 @@ impl Tools {
 
     /// The parameters of a tool, in their order.
     fn parameters(&self, tool: &str) -> Vec<&str> {
-        let tool = self.0.iter().find(|(name, _)| name == tool);
-        tool.into_iter().flat_map(|(_, properties)| properties.keys().map(String::as_str)).collect()
+        let tool = self.0.iter().find(|known| known.name == tool);
+        tool.into_iter().flat_map(|known| known.properties.keys().map(String::as_str)).collect()
     }
 }
 
@@ -196,6 +220,14 @@ fn close(text: &str, at: usize, closes: &[&str]) -> State {
 
 const JSON_CLOSES: &[&str] = &["</tool_call>"];
 
+/// One call after another, whose arguments are JSON.
+const SPELLING: Spelling = Spelling { needs: "", open: "", call: "", between: Some(""), close: "", arguments: Written::Json };
+const HERMES: Spelling = Spelling {
+    call: "<tool_call>\n{\"name\": \"$name\", \"arguments\": $arguments}\n</tool_call>",
+    between: Some("\n"),
+    ..SPELLING
+};
+
 /// The first that is found counts: a row stands before those that its models would be taken for.
 pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
     ToolFormat {
@@ -208,6 +240,11 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: harmony::parse,
         skipped: &["<|end|>", "<|return|>", "<|call|>"],
         inner: &["<|message|>", "<|constrain|>"],
+        spellings: &[Spelling {
+            call: "<|channel|>commentary to=functions.$name <|constrain|>json<|message|>$arguments<|call|>",
+            between: None,
+            ..SPELLING
+        }],
     },
     ToolFormat {
         name: "gemma4",
@@ -218,6 +255,11 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: |text, _| gemma::parse(text, "<|\"|>", "<tool_call|>"),
         skipped: &["<|tool_response>"],
         inner: &["<|\"|>", "<tool_call|>"],
+        spellings: &[Spelling {
+            call: "<|tool_call>call:$name$arguments<tool_call|>",
+            arguments: Written::Gemma("<|\"|>"),
+            ..SPELLING
+        }],
     },
     ToolFormat {
         name: "functiongemma",
@@ -228,6 +270,11 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: |text, _| gemma::parse(text, "<escape>", "<end_function_call>"),
         skipped: &["<start_function_response>"],
         inner: &["<escape>", "<end_function_call>"],
+        spellings: &[Spelling {
+            call: "<start_function_call>call:$name$arguments<end_function_call>",
+            arguments: Written::Gemma("<escape>"),
+            ..SPELLING
+        }],
     },
     ToolFormat {
         name: "deepseek",
@@ -238,6 +285,22 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: named::deepseek,
         skipped: &[],
         inner: &["<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"],
+        spellings: &[
+            Spelling {
+                needs: "```json",
+                open: "<｜tool▁calls▁begin｜>",
+                call: "<｜tool▁call▁begin｜>function<｜tool▁sep｜>$name\n```json\n$arguments\n```<｜tool▁call▁end｜>",
+                between: Some("\n"),
+                close: "<｜tool▁calls▁end｜>",
+                ..SPELLING
+            },
+            Spelling {
+                open: "<｜tool▁calls▁begin｜>",
+                call: "<｜tool▁call▁begin｜>$name<｜tool▁sep｜>$arguments<｜tool▁call▁end｜>",
+                close: "<｜tool▁calls▁end｜>",
+                ..SPELLING
+            },
+        ],
     },
     ToolFormat {
         name: "kimi",
@@ -248,6 +311,13 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: named::kimi,
         skipped: &[],
         inner: &["<|tool_call_argument_begin|>", "<|tool_call_end|>", "<|tool_calls_section_end|>"],
+        spellings: &[Spelling {
+            open: "<|tool_calls_section_begin|>",
+            call: "<|tool_call_begin|>functions.$name:0<|tool_call_argument_begin|>$arguments<|tool_call_end|>",
+            between: None,
+            close: "<|tool_calls_section_end|>",
+            ..SPELLING
+        }],
     },
     ToolFormat {
         name: "mistral",
@@ -258,6 +328,16 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: named::mistral,
         skipped: &[],
         inner: &["[ARGS]", "[CALL_ID]"],
+        spellings: &[
+            Spelling { needs: "[ARGS]", call: "[TOOL_CALLS]$name[ARGS]$arguments", ..SPELLING },
+            Spelling {
+                open: "[TOOL_CALLS][",
+                call: "{\"name\": \"$name\", \"arguments\": $arguments}",
+                between: Some(", "),
+                close: "]",
+                ..SPELLING
+            },
+        ],
     },
     ToolFormat {
         name: "command-r",
@@ -268,6 +348,23 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: |text, _| json::parse(text, &json::Style { fence: "```json", closes: &["<|END_ACTION|>", "```"], ..json::STYLE }),
         skipped: &["<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"],
         inner: &["<|END_ACTION|>"],
+        spellings: &[
+            Spelling {
+                needs: "<|START_ACTION|>",
+                open: "<|START_ACTION|>[\n",
+                call: "    {\"tool_call_id\": \"0\", \"tool_name\": \"$name\", \"parameters\": $arguments}",
+                between: None,
+                close: "\n]<|END_ACTION|>",
+                ..SPELLING
+            },
+            Spelling {
+                open: "Action: ```json\n[\n",
+                call: "    {\n        \"tool_name\": \"$name\",\n        \"parameters\": $arguments\n    }",
+                between: Some(",\n"),
+                close: "\n]```",
+                ..SPELLING
+            },
+        ],
     },
     ToolFormat {
         name: "minicpm",
@@ -280,6 +377,14 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         },
         skipped: &[],
         inner: &["<|tool_call_end|>"],
+        spellings: &[Spelling {
+            open: "<|tool_call_start|>\n```python\n",
+            call: "$name($arguments)",
+            between: Some("\n"),
+            close: "\n```\n<|tool_call_end|>",
+            arguments: Written::Keywords,
+            ..SPELLING
+        }],
     },
     ToolFormat {
         name: "lfm2",
@@ -290,6 +395,14 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: |text, tools| python::parse(text, tools, "", &["<|tool_call_end|>"]),
         skipped: &[],
         inner: &["<|tool_call_end|>"],
+        spellings: &[Spelling {
+            open: "<|tool_call_start|>[",
+            call: "$name($arguments)",
+            between: Some(", "),
+            close: "]<|tool_call_end|>",
+            arguments: Written::Keywords,
+            ..SPELLING
+        }],
     },
     ToolFormat {
         name: "phi4-mini",
@@ -301,6 +414,13 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: |text, _| json::parse(text, &json::Style { closes: &["<|/tool_call|>"], ..json::STYLE }),
         skipped: &[],
         inner: &["<|/tool_call|>"],
+        spellings: &[Spelling {
+            open: "<|tool_call|>[",
+            call: "{\"name\": \"$name\", \"arguments\": $arguments}",
+            between: Some(", "),
+            close: "]<|/tool_call|>",
+            ..SPELLING
+        }],
     },
     ToolFormat {
         name: "granite",
@@ -311,6 +431,17 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: |text, _| json::parse(text, &json::Style { closes: &["</tool_call>"], ..json::STYLE }),
         skipped: &[],
         inner: &["</tool_call>"],
+        spellings: &[
+            Spelling {
+                needs: "<|tool_call|>",
+                open: "<|tool_call|>[",
+                call: "{\"name\": \"$name\", \"arguments\": $arguments}",
+                between: Some(", "),
+                close: "]",
+                ..SPELLING
+            },
+            HERMES,
+        ],
     },
     ToolFormat {
         // Qwen3-Coder, Qwen3.5.
@@ -322,6 +453,12 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: xml::qwen,
         skipped: &[],
         inner: &["</tool_call>"],
+        spellings: &[Spelling {
+            call: "<tool_call>\n<function=$name>\n$arguments</function>\n</tool_call>",
+            between: Some("\n"),
+            arguments: Written::QwenTags,
+            ..SPELLING
+        }],
     },
     ToolFormat {
         // GLM-4.5 to 4.7.
@@ -333,6 +470,12 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: xml::glm,
         skipped: &[],
         inner: &["<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "</tool_call>"],
+        spellings: &[Spelling {
+            call: "<tool_call>$name\n$arguments</tool_call>",
+            between: Some("\n"),
+            arguments: Written::GlmTags,
+            ..SPELLING
+        }],
     },
     ToolFormat {
         // Hermes, Qwen2.5, Qwen3, Granite 4, SmolLM3.
@@ -344,6 +487,7 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: |text, _| json::parse(text, &json::Style { closes: JSON_CLOSES, ..json::STYLE }),
         skipped: &[],
         inner: &["</tool_call>"],
+        spellings: &[HERMES],
     },
     ToolFormat {
         // Functionary 3.2.
@@ -355,6 +499,7 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: named::functionary,
         skipped: &[],
         inner: &[],
+        spellings: &[Spelling { call: "$name\n$arguments", between: Some(">>>"), ..SPELLING }],
     },
     ToolFormat {
         // Functionary 3.1, and custom functions of Llama 3.1.
@@ -366,6 +511,7 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: named::function_tag,
         skipped: &[],
         inner: &["</function>"],
+        spellings: &[Spelling { call: "<function=$name>$arguments</function>", ..SPELLING }],
     },
     ToolFormat {
         name: "llama3",
@@ -377,9 +523,16 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
             None => Begin::Open,
         },
         keeps_mark: false,
-        parse: |text, _| json::parse(text, &json::Style { separator: ";", ..json::STYLE }),
+        parse: |text, tools| {
+            if text.trim_start().starts_with(['{', '[']) || text.trim().is_empty() {
+                json::parse(text, &json::Style { separator: ";", ..json::STYLE })
+            } else {
+                python::built_in(text, tools)
+            }
+        },
         skipped: &[],
         inner: &[],
+        spellings: &[Spelling { call: "{\"name\": \"$name\", \"parameters\": $arguments}", between: None, ..SPELLING }],
     },
     ToolFormat {
         name: "gemma3",
@@ -390,6 +543,14 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         parse: |text, tools| python::parse(text, tools, "", &["```"]),
         skipped: &[],
         inner: &[],
+        spellings: &[Spelling {
+            open: "```tool_code\n",
+            call: "$name($arguments)",
+            between: Some("\n"),
+            close: "\n```",
+            arguments: Written::Keywords,
+            ..SPELLING
+        }],
     },
 ];
 

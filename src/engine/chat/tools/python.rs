@@ -59,6 +59,25 @@ pub(super) fn parse(text: &str, tools: &Tools, fence: &str, closes: &[&str]) -> 
     }
 }
 
+/// Calls of tools that Llama 3.1 was trained with, `brave_search.call(query="…")`; other code is none.
+pub(super) fn built_in(text: &str, tools: &Tools) -> Found {
+    const CALL: &str = ".call";
+    let at = skip_spaces(text, 0);
+    match text[at..].find('(') {
+        Some(open) if !text[at..at + open].trim_end().ends_with(CALL) => return Found::default().invalid(),
+        None if !is_name(&text[at..]) => return Found::default().invalid(),
+        _ => {}
+    }
+    let mut found = parse(text, tools, "", &[]);
+    for call in &mut found.calls {
+        match call.name.as_mut().and_then(|name| Some((name.strip_suffix(CALL)?.to_owned(), name))) {
+            Some((tool, name)) => *name = tool,
+            None => return Found::default().invalid(),
+        }
+    }
+    found
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
     /// The text ends within the value.
@@ -203,6 +222,10 @@ fn string(text: &str, at: usize, quote: char) -> Result<(Json, usize), Stop> {
             't' => value.push('\t'),
             'r' => value.push('\r'),
             '0' => value.push('\0'),
+            'a' => value.push('\u{7}'),
+            'b' => value.push('\u{8}'),
+            'f' => value.push('\u{c}'),
+            'v' => value.push('\u{b}'),
             '\n' => {}
             '\\' | '\'' | '"' => value.push(escape),
             'x' | 'u' | 'U' => {

@@ -72,7 +72,8 @@ import Observation
             for try await event in session.streamResponse(to: question) {
                 switch event {
                 case .text(let piece): messages[messages.count - 1].text += piece
-                case .toolCall: break  // the session has no tools
+                case .reasoning: break  // a thought is not shown
+                case .toolCall, .rejectedToolCall: break  // the session has no tools
                 case .finished(let completion):
                     tokensPerSecond = completion.tokensPerSecond
                     stopReason = completion.finishReason.words

@@ -1,0 +1,200 @@
+//! Every reranker against sentence-transformers' CrossEncoder, and the equalities that need no reference: batch = single, in any order,
+//! whatever the options that change no score.
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::{golden, json, load, shipped};
+use metal_candle::{Cancel, Capability, ErrorKind, LoadOptions, Model, Prompt, RerankOptions, ScoreActivation, estimate_memory};
+use serde_json::Value;
+
+/// Above the noise of the references (4e-6), far below the smallest mistake.
+const TOLERANCE: f32 = 5e-5;
+
+fn models() -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(golden("rerankers")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    found.sort();
+    assert!(found.len() >= 19, "the reference results are there");
+    found
+}
+
+fn texts<'a>(notes: &'a Value, key: &str) -> Vec<&'a str> {
+    notes[key].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect()
+}
+
+fn numbers(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+}
+
+/// What a directory's reference was made with.
+fn options(notes: &Value) -> RerankOptions {
+    let prompt = notes["instruction"].as_str().map_or(Prompt::Default, |text| Prompt::Text(text.to_string()));
+    RerankOptions { prompt, ..RerankOptions::default() }
+}
+
+fn rerank(model: &Model, query: &str, documents: &[&str], options: &RerankOptions) -> Vec<f32> {
+    model.rerank(query, documents, options).unwrap_or_else(|e| panic!("{}", e.details()))
+}
+
+#[test]
+fn every_pair_of_every_model_has_the_score_of_the_reference() {
+    for path in models() {
+        let (model, notes) = (load(&path), json(&path.join("golden.json")));
+        let documents = texts(&notes, "documents");
+        for (key, activation) in [("scores", None), ("logits", Some(ScoreActivation::Identity))] {
+            let options = RerankOptions { activation, ..options(&notes) };
+            let want = numbers(&notes[key]);
+            for (query, want) in texts(&notes, "queries").into_iter().zip(want.chunks(documents.len())) {
+                let got = rerank(&model, query, &documents, &options);
+                for ((document, got), want) in documents.iter().zip(&got).zip(want) {
+                    let name = path.file_name().unwrap().to_string_lossy();
+                    let error = (got - want).abs();
+                    assert!(error <= TOLERANCE, "{name}, {key}, {query:?}, {document:?}: {got} for {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pair_has_the_same_bits_alone_and_in_any_company() {
+    for path in models() {
+        let (model, notes) = (load(&path), json(&path.join("golden.json")));
+        let (documents, options) = (texts(&notes, "documents"), options(&notes));
+        let query = texts(&notes, "queries")[0];
+        let together = rerank(&model, query, &documents, &options);
+        for (document, score) in documents.iter().zip(&together) {
+            assert_eq!(rerank(&model, query, &[document], &options), [*score], "{}: {document:?}", path.display());
+        }
+        let backwards: Vec<&str> = documents.iter().rev().chain(&documents).copied().collect();
+        let scores = rerank(&model, query, &backwards, &RerankOptions { batch_size: Some(2), ..options.clone() });
+        assert_eq!(scores[documents.len()..], together);
+        assert!(scores[..documents.len()].iter().rev().eq(&together));
+        assert!(rerank(&model, query, &[], &options).is_empty());
+    }
+}
+
+#[test]
+fn a_shorter_limit_cuts_the_longer_text() {
+    let model = load(golden("rerankers/bert"));
+    let long = "word ".repeat(100);
+    let at = |max_length, query: &str, document: &str| {
+        let options = RerankOptions { max_length: Some(max_length), ..RerankOptions::default() };
+        rerank(&model, query, &[document], &options)
+    };
+    assert_eq!(at(30, "a list", &long), at(30, "a list", &format!("{long} other words at its end")));
+    assert_ne!(at(30, "a list", &long), at(30, "a lift", &long));
+    for found in [3, 81] {
+        let options = RerankOptions { max_length: Some(found), ..RerankOptions::default() };
+        let error = model.rerank("a", &["b"], &options).unwrap_err();
+        assert!(
+            error.kind() == ErrorKind::InvalidArgument && error.message().contains(&format!("4 to 80 tokens, found {found}")),
+            "{error}"
+        );
+    }
+    let none = RerankOptions { batch_size: Some(0), ..RerankOptions::default() };
+    assert_eq!(model.rerank("a", &["b"], &none).unwrap_err().kind(), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn what_is_no_reranker_is_refused_saying_why() {
+    for (directory, why) in [
+        (shipped("tiny-coder"), "yes and no"),
+        (shipped("tiny-embed"), "architectures"),
+        (golden("embedders/roberta_classifier"), "architectures"),
+    ] {
+        let model = load(&directory);
+        let error = model.rerank("a", &["b"], &RerankOptions::default()).unwrap_err();
+        assert!(error.kind() == ErrorKind::Unsupported && error.message().contains(why), "{error}");
+        assert!(!model.supports(Capability::Rerank));
+    }
+    let model = load(golden("rerankers/qwen3_card"));
+    assert!(!model.supports(Capability::Rerank));
+    let error = model.rerank("a", &["b"], &RerankOptions::default()).unwrap_err();
+    assert!(error.kind() == ErrorKind::Unsupported && error.message().contains("instruction"), "{error}");
+    let error = load(golden("rerankers/qwen3_scored")).rerank("", &["b", ""], &RerankOptions::default()).unwrap_err();
+    assert!(error.kind() == ErrorKind::InvalidArgument && error.message().contains("documents[1]"), "{error}");
+}
+
+/// A copy of a directory with other keys in a file.
+fn changed(name: &str, file: &str, keys: &[(&str, Value)]) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(golden(&format!("rerankers/{name}"))).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let path = copy.path().join(file);
+    let mut value = json(&path);
+    for (key, to) in keys {
+        value[*key] = to.clone();
+    }
+    std::fs::write(path, value.to_string()).unwrap();
+    copy
+}
+
+#[test]
+fn settings_that_make_another_score_are_refused_by_name() {
+    let labels = serde_json::json!({"0": "no", "1": "yes", "2": "maybe"});
+    let cases = [
+        ("bert", "config.json", vec![("id2label", labels)], "id2label"),
+        ("bert", "config.json", vec![("id2label", Value::Null)], "2 labels"),
+        (
+            "bert_identity",
+            "config.json",
+            vec![("sentence_transformers", serde_json::json!({"activation_fn": "my.Own"}))],
+            "my.Own",
+        ),
+        (
+            "bert_new",
+            "config_sentence_transformers.json",
+            vec![("activation_fn", "torch.nn.modules.activation.Tanh".into())],
+            "Tanh",
+        ),
+        ("eurobert", "config.json", vec![("classifier_pooling", "late".into())], "late"),
+        ("modernbert_cls", "config.json", vec![("classifier_pooling", "max".into())], "max"),
+    ];
+    for (name, file, keys, names) in cases {
+        let copy = changed(name, file, &keys);
+        let model = Model::load(copy.path(), &LoadOptions::default(), None).unwrap();
+        let error = model.rerank("a", &["b"], &RerankOptions::default()).unwrap_err();
+        assert!(error.kind() == ErrorKind::Unsupported && error.message().contains(names), "{names}: {error}");
+        assert!(!model.supports(Capability::Rerank) && model.supports(Capability::Embed));
+    }
+    let copy = changed("bert", "config.json", &[("type_vocab_size", 1.into())]);
+    assert!(Model::load(copy.path(), &LoadOptions::default(), None).is_err(), "the stored table has two rows");
+    let copy = changed("bert_new", "config_sentence_transformers.json", &[("model_type", "SentenceTransformer".into())]);
+    let error = Model::load(copy.path(), &LoadOptions::default(), None).err().unwrap();
+    assert!(error.message().contains("CrossEncoder"), "{error}");
+}
+
+#[test]
+fn a_head_is_counted_saved_and_quantised_around() {
+    for name in ["bert", "modernbert_mean", "qwen3_scored", "qwen3_new"] {
+        let path = golden(&format!("rerankers/{name}"));
+        let (model, notes) = (load(&path), json(&path.join("golden.json")));
+        assert!(model.supports(Capability::Rerank));
+        let (query, documents) = (texts(&notes, "queries")[0], texts(&notes, "documents"));
+        let documents = &documents[2..];
+        let want = rerank(&model, query, documents, &options(&notes));
+        let saved = tempfile::tempdir().unwrap();
+        let to = saved.path().join("saved");
+        model.save(&to, None, None).unwrap_or_else(|e| panic!("{name}: {}", e.details()));
+        assert_eq!(rerank(&load(&to), query, documents, &options(&notes)), want, "{name}");
+        let q8 = LoadOptions { quantization: Some("q8_0".into()), exact: true, ..LoadOptions::default() };
+        let close = rerank(&Model::load(&path, &q8, None).unwrap(), query, documents, &options(&notes));
+        assert!(close.iter().zip(&want).all(|(a, b)| (a - b).abs() < 0.05), "{name}: {close:?} {want:?}");
+        assert!(estimate_memory(&path, &LoadOptions::default()).unwrap() > 4 * model.parameter_count());
+    }
+}
+
+#[test]
+fn a_cancelled_call_stops() {
+    let model = load(golden("rerankers/bert"));
+    let cancel = Cancel::new();
+    cancel.trigger();
+    let options = RerankOptions { cancel: Some(cancel), ..RerankOptions::default() };
+    assert_eq!(model.rerank("a", &["b"], &options).unwrap_err().kind(), ErrorKind::Cancelled);
+}
