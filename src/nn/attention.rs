@@ -197,13 +197,34 @@ impl Attention {
     /// What it is to a GPU's kernels.
     pub(super) fn part(&self) -> std::result::Result<AttentionPart<'_>, Unsupported> {
         let c = &self.config;
-        if !matches!(c.kv, KeysAndValues::Own { .. }) {
+        // Every field by its name: what is added to attention is decided on here.
+        let AttentionConfig {
+            heads,
+            kv_heads,
+            head_dim,
+            kv,
+            gate,
+            window,
+            qk_norm,
+            v_norm,
+            scale,
+            softcap,
+            clip,
+            visible: _,
+            rope: _,
+            sinks: _,
+            q: _,
+            o: _,
+            qkv_bias: _,
+            o_bias: _,
+        } = c;
+        if !matches!(kv, KeysAndValues::Own { .. }) {
             return Unsupported::new("values that are keys, or keys of another layer");
         }
-        if c.gate.is_some() || c.clip.is_some() || self.v_norm.is_some() {
+        if gate.is_some() || clip.is_some() || *v_norm {
             return Unsupported::new("attention with a gate, a bound, or a norm of values");
         }
-        let norm_after = c.qk_norm.is_some_and(|norm| norm.place == QkNormPlace::AfterRope);
+        let norm_after = qk_norm.is_some_and(|norm| norm.place == QkNormPlace::AfterRope);
         // A factor of the angles would be lost in a statistic that is taken before the rotation.
         if norm_after && c.rope.as_ref().is_some_and(|rope| rope.has_factor()) {
             return Unsupported::new("a norm behind a rotation with a factor");
@@ -212,14 +233,14 @@ impl Attention {
         Ok(AttentionPart {
             qkv: self.qkv.part(),
             o: self.o.part(),
-            heads: c.heads,
-            kv_heads: c.kv_heads,
-            head_dim: c.head_dim,
+            heads: *heads,
+            kv_heads: *kv_heads,
+            head_dim: *head_dim,
             q_norm: self.q_norm.as_ref(),
             k_norm: self.k_norm.as_ref(),
             norm_after,
             rope: self.rope.map(|number| RopePart { number, adjacent }),
-            mask: Mask { causal: c.is_causal(), window: c.window, scale: c.scale, softcap: c.softcap },
+            mask: Mask { causal: c.is_causal(), window: *window, scale: *scale, softcap: *softcap },
             sinks: self.sinks.as_ref(),
             state: self.state,
         })

@@ -81,11 +81,12 @@ impl Dense {
 
     /// What it is to a GPU's kernels.
     pub(super) fn part(&self) -> std::result::Result<MlpPart<'_>, Unsupported> {
-        if self.clamp.is_some() {
-            return Unsupported::new("a gate that is bounded");
+        // Every field by its name: what is added to an MLP is decided on here.
+        let Self { activation, clamp, gate_scale, intermediate_size: _, is_gated, up, down } = self;
+        if clamp.is_some() || *gate_scale != 1.0 {
+            return Unsupported::new("a gate with a bound or a factor");
         }
-        let Self { activation, is_gated, .. } = *self;
-        Ok(MlpPart { is_gated, activation, up: self.up.part(), down: self.down.part() })
+        Ok(MlpPart { is_gated: *is_gated, activation: *activation, up: up.part(), down: down.part() })
     }
 
     /// # Shape

@@ -417,11 +417,16 @@ impl Layer {
 
 impl Branch {
     fn part(&self) -> std::result::Result<BranchPart<'_>, Unsupported> {
-        let input = match &self.input {
+        // Every field by its name: what is added to a branch is decided on here.
+        let Self { input, operation, norm_out, input_scale, output_scale, is_prepared: _ } = self;
+        if *input_scale != 1.0 || *output_scale != 1.0 {
+            return Unsupported::new("factors of a branch");
+        }
+        let input = match input {
             Input::Stream(norm) => Some(norm.as_ref()),
             Input::Shared => None,
         };
-        let operation = match &self.operation {
+        let operation = match operation {
             Operation::Attention(attention) => OperationPart::Attention(attention.part()?),
             Operation::Dense(dense) => OperationPart::Mlp(dense.part()?),
             Operation::ShortConv(_) => return Unsupported::new("short convolutions"),
@@ -430,14 +435,15 @@ impl Branch {
             Operation::Experts(_) => return Unsupported::new("experts"),
             Operation::LayerInput(_) => return Unsupported::new("a per-layer embedding"),
         };
-        Ok(BranchPart { input, operation, norm_out: self.norm_out.as_ref() })
+        Ok(BranchPart { input, operation, norm_out: norm_out.as_ref() })
     }
 }
 
 impl ResidualStep {
     fn part(&self, scale: f32) -> std::result::Result<ResidualPart<'_>, Unsupported> {
-        let branches = self.branches.iter().map(Branch::part).collect::<std::result::Result<_, _>>()?;
-        Ok(ResidualPart { branches, norm_out: self.norm_out.as_ref(), norm_sum: self.norm_sum.as_ref(), scale })
+        let Self { branches, norm_out, norm_sum } = self;
+        let branches = branches.iter().map(Branch::part).collect::<std::result::Result<_, _>>()?;
+        Ok(ResidualPart { branches, norm_out: norm_out.as_ref(), norm_sum: norm_sum.as_ref(), scale })
     }
 
     fn needs_all_rows(&self) -> bool {
