@@ -377,7 +377,8 @@ fn table() -> Vec<Function> {
 }
 
 /// Functions whose good call here is one that the library refuses.
-const REFUSED: [&str; 5] = ["mc_model_load_hub", "mc_model_save_gguf", "mc_session_next", "mc_sessions_next", "mc_session_end"];
+const REFUSED: [&str; 6] =
+    ["mc_model_load_hub", "mc_model_save_gguf", "mc_rerank", "mc_session_next", "mc_sessions_next", "mc_session_end"];
 
 extern "C" fn ignore_message(_: *mut c_void, _: mc_log_level, _: *const c_char, _: *const c_char, _: usize) {}
 extern "C" fn ignore_data(_: *mut c_void) {}
