@@ -452,7 +452,7 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         keeps_mark: true,
         parse: xml::qwen,
         skipped: &[],
-        inner: &["</tool_call>"],
+        inner: &["</function>", "</tool_call>"],
         spellings: &[Spelling {
             call: "<tool_call>\n<function=$name>\n$arguments</function>\n</tool_call>",
             between: Some("\n"),
