@@ -100,9 +100,9 @@ pub(super) fn load_head(sentence: &SentenceConfig, raw: &Json, config: &Config, 
     let mut width = config.vector_size();
     for layer in layers {
         let (ClassifierLayer::Dense { name, .. } | ClassifierLayer::LayerNorm { name, .. }) = layer;
-        let prefixed = config.names.prefixes.iter().map(|prefix| format!("{}{name}", prefix.network));
+        let mut prefixed = config.names.prefixes.iter().map(|prefix| format!("{}{name}", prefix.network));
         let is_stored = |name: &String| weights.has(&format!("{name}.weight"));
-        let name = prefixed.filter(is_stored).last().unwrap_or_else(|| name.to_string());
+        let name = prefixed.rfind(is_stored).unwrap_or_else(|| name.to_string());
         let (module, has_bias) = match layer {
             ClassifierLayer::Dense { outputs, bias, activation, .. } => {
                 let module = SentenceModule::head_dense(weights, &name, (width, outputs), bias, activation)?;
