@@ -582,6 +582,10 @@ pub fn granitehybrid(fields: &mut ConfigFields<'_>) -> Result<()> {
         let shared = fields.count("expert_shared_feed_forward_length")?.unwrap_or(0);
         fields.set("shared_intermediate_size", shared);
     } else {
+        // Without experts nothing depends on them; a number they are all the same.
+        for name in ["expert_used_count", "expert_feed_forward_length", "expert_shared_feed_forward_length"] {
+            fields.count(name)?;
+        }
         fields.set("num_local_experts", 0);
         let width = fields.rows("blk.0.ffn_up.weight");
         fields.set("shared_intermediate_size", width);
@@ -618,9 +622,22 @@ pub fn nemotron_h(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.set("layer_norm_epsilon", eps);
     let has_experts = kinds.contains(&"moe");
     fields.set("layers_block_type", kinds);
+    // Nothing is rotated, the width of shared experts is that of all of them, and without experts nothing depends on what is said of
+    // them; numbers they are all the same.
+    for name in [
+        "rope.dimension_count",
+        "expert_used_count",
+        "expert_feed_forward_length",
+        "expert_shared_feed_forward_length",
+        "expert_shared_count",
+        "expert_group_count",
+        "expert_group_used_count",
+    ] {
+        fields.count(name)?;
+    }
+    let normalised = fields.flag("expert_weights_norm")?.unwrap_or(true);
+    fields.number("expert_weights_scale")?;
     if !has_experts {
-        // What the configuration of one without experts says of them changes nothing.
-        ["expert_group_count", "expert_weights_norm", "expert_weights_scale"].into_iter().for_each(|name| drop(fields.key(name)));
         return Ok(());
     }
     for (field, name) in [
@@ -640,7 +657,6 @@ pub fn nemotron_h(fields: &mut ConfigFields<'_>) -> Result<()> {
         let value = fields.count(name)?.unwrap_or(usual);
         fields.set(field, value);
     }
-    let normalised = fields.flag("expert_weights_norm")?.unwrap_or(true);
     fields.set("norm_topk_prob", normalised);
     fields.copy("routed_scaling_factor", "expert_weights_scale")
 }
