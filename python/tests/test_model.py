@@ -173,7 +173,7 @@ class Generating(Case):
         with model.stream("{", json_schema=call, answer_format="llama3", max_tokens=64) as stream:
             parts = list(stream.parts())
         self.assertEqual((parts[0].kind, parts[0].text), (mc.PartKind.TOOL_CALL, "f"))
-        self.assertEqual("".join(part.text for part in parts if part.kind == mc.PartKind.ARGUMENTS), '{"a": 1}')
+        self.assertEqual(json.loads("".join(part.text for part in parts if part.kind == mc.PartKind.ARGUMENTS)), {"a": 1})
         self.assertEqual(json.loads(parts[-1].text)["function"]["name"], "f")
         with self.assertRaisesRegex(mc.InvalidArgumentError, "uniqueItems"):
             model.generate("fn", json_schema={"uniqueItems": True})

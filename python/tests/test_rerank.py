@@ -1,22 +1,27 @@
 """Scores of documents, against sentence-transformers."""
 
+from __future__ import annotations
+
 import asyncio
 import unittest
 
 import metal_candle as mc
 import numpy as np
-
-from common import EMBED, ROOT, golden
+from common import EMBED, ROOT, Case, golden
 
 # As in tests/rerank.rs.
 TOLERANCE = 5e-5
 
 
-class Reranking(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.reference = golden("rerankers/bert/golden.json")
-        cls.model = mc.Model(ROOT / "tests" / "golden" / "rerankers" / "bert")
+class Reranking(Case):
+    def setUp(self) -> None:
+        super().setUp()
+        self.reference = golden("rerankers/bert/golden.json")
+        self.model = mc.Model.load(ROOT / "tests" / "golden" / "rerankers" / "bert")
+
+    def tearDown(self) -> None:
+        del self.model
+        super().tearDown()
 
     def test_scores_are_those_of_the_reference(self) -> None:
         documents = self.reference["documents"]
@@ -40,7 +45,7 @@ class Reranking(unittest.TestCase):
         with self.assertRaisesRegex(TypeError, "documents"):
             self.model.rerank("a", "b")
         with self.assertRaisesRegex(mc.UnsupportedError, "rerank"):
-            mc.Model(EMBED).rerank("a", ["b"])
+            mc.Model.load(EMBED).rerank("a", ["b"])
 
 
 if __name__ == "__main__":

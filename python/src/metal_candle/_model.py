@@ -423,14 +423,14 @@ class Model(Handle):
     ) -> Callable[[Cancel], NDArray[np.float32]]:
         if isinstance(documents, str):
             raise TypeError("documents: expected a list of texts, found one text")
-        question, data = encoded(query), [encoded(text) for text in documents]
+        data = [encoded(text) for text in documents]
 
         def call(flag: Cancel) -> NDArray[np.float32]:
             with rerank_options(options, flag) as built:
                 scores = np.empty(len(data), np.float32)
                 pointers = (ctypes.c_char_p * max(len(data), 1))(*data)
                 lengths = (ctypes.c_size_t * max(len(data), 1))(*map(len, data))
-                check("mc_rerank", self, question, len(question), pointers, lengths, len(data), built, scores, len(data))
+                check("mc_rerank", self, query, pointers, lengths, len(data), built, scores)
             return scores
 
         return call
