@@ -741,7 +741,11 @@ impl Pair {
             // Formats of whole blocks leave rows alone that are none.
             let has_blocks = kind == "q8_0" || whole.hidden_size().is_multiple_of(32);
             let plain = load(base);
-            assert!(!has_blocks || logits(&whole, &[], &ids) != logits(&plain, &[], &ids), "{}: {kind} changed nothing", base.display());
+            assert!(
+                !has_blocks || logits(&whole, &[], &ids) != logits(&plain, &[], &ids),
+                "{}: {kind} changed nothing",
+                base.display()
+            );
         }
         Self([quantised, whole])
     }
