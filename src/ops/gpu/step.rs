@@ -1,5 +1,5 @@
 //! One token of a decoder by the GPU's own kernels: 6 launches a layer of the plainest, 7 where keys are many, over one workspace, with
-//! no allocation and no tensor operation in between. Activations are F32, whatever weights and cache are kept as.
+//! no allocation on the device and no tensor operation in between. Activations are F32, whatever weights and cache are kept as.
 //!
 //! Weights, keys and values are the tensors that prompts are evaluated with; of a step only the logits come back.
 
