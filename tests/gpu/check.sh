@@ -9,7 +9,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 . tests/steps.sh
-: "${BUILD:=build/gpu}"
+BUILD=build/gpu
 make_gpu() { make -s -f tests/gpu/Makefile BUILD="$BUILD" "$@"; }
 
 types() {

@@ -70,6 +70,8 @@ impl Executor {
             .args(["-s", "-f", "tests/gpu/Makefile", "build/gpu/executor.so"])
             .arg(format!("LIBRARIES={LIBRARIES}"))
             .current_dir(root)
+            // What an outer make was told is not meant for this one.
+            .env_remove("MAKEFLAGS")
             .output()
             .map_err(|error| format!("make: {error}"))?;
         if !made.status.success() {
