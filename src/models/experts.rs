@@ -14,6 +14,7 @@ pub struct ExpertDefaults {
     pub router: Name,
     pub apart: Option<ExpertNames>,
     pub stacks: Option<(Name, Name)>,
+    pub parameters: &'static [[(Name, Name); 2]],
     pub count: usize,
     pub top_k: usize,
 }
@@ -23,6 +24,7 @@ pub const QWEN: ExpertDefaults = ExpertDefaults {
     router: "mlp.gate",
     apart: Some(ExpertNames { gate: "mlp.experts.{}.gate_proj", up: "mlp.experts.{}.up_proj", down: "mlp.experts.{}.down_proj" }),
     stacks: Some(("mlp.experts.gate_up_proj", "mlp.experts.down_proj")),
+    parameters: &[[("mlp.experts", "gate_up_proj"), ("mlp.experts", "down_proj")]],
     count: 128,
     top_k: 8,
 };
@@ -54,6 +56,7 @@ pub fn parse(
         bias: None,
         apart: defaults.apart,
         stacks: defaults.stacks,
+        parameters: defaults.parameters,
         factors: None,
         router_norm: None,
         shared: None,

@@ -88,6 +88,7 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
     router: "router.proj",
     apart: None,
     stacks: Some(("experts.gate_up_proj", "experts.down_proj")),
+    parameters: &[[("experts", "gate_up_proj"), ("experts", "down_proj")]],
     count: 0,
     top_k: 0,
 };

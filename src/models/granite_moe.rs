@@ -6,13 +6,20 @@ use super::experts::{self, ExpertDefaults};
 use super::{granite, granite_swa};
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{Bias, DenseConfig, SharedExpertConfig, Slot};
+use crate::nn::{Bias, DenseConfig, Name, SharedExpertConfig, Slot};
+
+/// What transformers calls them now, and before version 5.
+const PARAMETERS: [[(Name, Name); 2]; 2] = [
+    [("block_sparse_moe.experts", "gate_up_proj"), ("block_sparse_moe.experts", "down_proj")],
+    [("block_sparse_moe.input_linear", "weight"), ("block_sparse_moe.output_linear", "weight")],
+];
 
 /// The experts are one tensor for each projection, of two names.
 const EXPERTS: ExpertDefaults = ExpertDefaults {
     router: "block_sparse_moe.router",
     apart: None,
     stacks: Some(("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj")),
+    parameters: &PARAMETERS,
     count: 8,
     top_k: 2,
 };

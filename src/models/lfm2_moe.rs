@@ -17,6 +17,7 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
         down: "feed_forward.experts.{}.w2",
     }),
     stacks: Some(("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj")),
+    parameters: &[[("feed_forward.experts", "gate_up_proj"), ("feed_forward.experts", "down_proj")]],
     count: 32,
     top_k: 4,
 };

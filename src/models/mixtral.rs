@@ -15,6 +15,7 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
         down: "block_sparse_moe.experts.{}.w2",
     }),
     stacks: None,
+    parameters: &[[("mlp.experts", "gate_up_proj"), ("mlp.experts", "down_proj")]],
     count: 8,
     top_k: 2,
 };

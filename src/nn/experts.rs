@@ -6,6 +6,7 @@ use super::config::{Bias, Name, Slot};
 use super::dense::{Dense, DenseConfig};
 use super::loader::Loader;
 use super::mix::Part;
+use super::linear::ExpertStack;
 use super::{Linear, RowAdapters};
 use crate::error;
 use crate::ops::{self, Activation, Context, ExpertRows, GateClamp, Norm, Routed, Routing, Scoring, Vector};
@@ -30,6 +31,8 @@ pub struct ExpertsConfig {
     /// Where all are in two tensors, `(experts, gate and up, inputs)`, or up alone, and `(experts, outputs, inputs)`: their full names. One
     /// of the two is there; of a family that has both, what the checkpoint holds is read.
     pub stacks: Option<(Name, Name)>,
+    /// The modules and parameters by which transformers has the matrices of all experts, in front and behind; that of transformers 5 first.
+    pub parameters: &'static [[(Name, Name); 2]],
     /// `(E)`, a factor of each expert's weights: a full name.
     pub factors: Option<Name>,
     /// The router reads the stream in front of the branch, normalised, times this and divided by √C: a full name.
@@ -106,6 +109,19 @@ impl ExpertsConfig {
         };
         let Self { biases: bias, activation, clamp, .. } = *self;
         DenseConfig { intermediate_size: size, gate, up, down, bias, activation, clamp, gate_scale: 1.0 }
+    }
+
+    /// Notes what transformers has all of them as.
+    fn note_parameters(&self, each: &[Dense], loader: &mut Loader<'_, '_>) {
+        let up = self.intermediate_size * if self.is_gated { 2 } else { 1 };
+        for (position, (inputs, outputs)) in [(self.width(), up), (self.intermediate_size, self.width())].into_iter().enumerate() {
+            let name = |both: &[(Name, Name); 2]| (loader.in_layer(both[position].0), both[position].1);
+            let names = self.parameters.iter().map(name).collect();
+            let linears = each.iter().map(|dense| dense.linears()[position].id).collect();
+            let alternates = self.is_stack_of_inputs && position == 0;
+            let role = loader.role();
+            loader.note_stack(ExpertStack { names, position, inputs, outputs, alternates, role, linears });
+        }
     }
 
     /// The width of what an expert reads and gives.
@@ -187,8 +203,9 @@ impl Experts {
             (None, None) => return Err(error::Error::format("experts: a family that has no names for them")),
         };
         let dense = |number| Dense::load(&config.dense(number, place), config.width(), loader);
-        let each = (0..config.count).map(dense).collect::<error::Result<_>>()?;
+        let each: Vec<Dense> = (0..config.count).map(dense).collect::<error::Result<_>>()?;
         loader.leave_experts();
+        config.note_parameters(&each, loader);
         let ExpertsConfig { top_k, scoring, normalise, scale, groups, .. } = *config;
         let routing = Routing { top_k, scoring, normalise, scale, bias, factors, groups };
         Ok(Self { routing, router_norm, router, latent, each, shared })
