@@ -31,6 +31,8 @@ pub struct ExpertsConfig {
     /// Where all are in two tensors, `(experts, gate and up, inputs)`, or up alone, and `(experts, outputs, inputs)`: their full names. One
     /// of the two is there; of a family that has both, what the checkpoint holds is read.
     pub stacks: Option<(Name, Name)>,
+    /// Where MLX's converter has all of a projection in one tensor, `(experts, outputs, inputs)`; it is read where it is there.
+    pub mlx: Option<ExpertNames>,
     /// The modules and parameters by which transformers has the matrices of all experts, in front and behind; that of transformers 5 first.
     pub parameters: &'static [[(Name, Name); 2]],
     /// `(E)`, a factor of each expert's weights: a full name.
@@ -64,7 +66,7 @@ pub struct LatentConfig {
     pub output: Slot,
 }
 
-/// An expert's tensors; `{}` is its number.
+/// An expert's tensors; `{}` is its number, where it is not one tensor of all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpertNames {
     /// Read where they have gates.
@@ -96,6 +98,12 @@ impl ExpertsConfig {
                 let slot = |name: Name, rows| Slot::whole(ExpertNames::of(name, number), rows);
                 (self.is_gated.then(|| slot(gate, size)), slot(up, size), slot(down, width))
             }
+            ExpertPlace::Each(ExpertNames { gate, up, down }) => {
+                let slot = |name: Name, rows| {
+                    Slot::of_stack(format!("{name}.weight"), (number * rows, rows), self.count.saturating_mul(rows))
+                };
+                (self.is_gated.then(|| slot(gate, size)), slot(up, size), slot(down, width))
+            }
             ExpertPlace::Stacks(gate_up, down) => {
                 let parts = if self.is_gated { 2 } else { 1 };
                 let (start, total) = (number * parts * size, self.count * parts * size);
@@ -108,7 +116,7 @@ impl ExpertsConfig {
             }
         };
         let Self { biases: bias, activation, clamp, .. } = *self;
-        DenseConfig { intermediate_size: size, gate, up, down, bias, activation, clamp, gate_scale: 1.0 }
+        DenseConfig { intermediate_size: size, gate, up, down, mlx: None, bias, activation, clamp, gate_scale: 1.0 }
     }
 
     /// Notes what transformers has all of them as.
@@ -146,6 +154,7 @@ impl ExpertsConfig {
 #[derive(Clone, Copy)]
 enum ExpertPlace {
     Apart(ExpertNames),
+    Each(ExpertNames),
     Stacks(Name, Name),
 }
 
@@ -196,11 +205,13 @@ impl Experts {
             None => Ok(None),
         };
         let (bias, factors) = (vector(config.bias)?, vector(config.factors)?);
-        let place = match (config.apart, config.stacks) {
-            (_, Some((gate_up, down))) if loader.weights.has(&loader.at(down)) => ExpertPlace::Stacks(gate_up, down),
-            (Some(names), _) => ExpertPlace::Apart(names),
-            (None, Some((gate_up, down))) => ExpertPlace::Stacks(gate_up, down),
-            (None, None) => return Err(error::Error::format("experts: a family that has no names for them")),
+        let mlx = config.mlx.filter(|names| loader.weights.has(&loader.at(&format!("{}.weight", names.down))));
+        let place = match (mlx, config.apart, config.stacks) {
+            (Some(names), ..) => ExpertPlace::Each(names),
+            (None, _, Some((gate_up, down))) if loader.weights.has(&loader.at(down)) => ExpertPlace::Stacks(gate_up, down),
+            (None, Some(names), _) => ExpertPlace::Apart(names),
+            (None, None, Some((gate_up, down))) => ExpertPlace::Stacks(gate_up, down),
+            (None, None, None) => return Err(error::Error::format("experts: a family that has no names for them")),
         };
         let dense = |number| Dense::load(&config.dense(number, place), config.width(), loader);
         let each: Vec<Dense> = (0..config.count).map(dense).collect::<error::Result<_>>()?;

@@ -1,6 +1,7 @@
 //! Weights as a network asks for them: below a place, with the norms and biases that its configuration declares. Every matrix gets
 //! its id here, and the stored modules that it is made of are noted.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::config::{Bias, Name, NormConfig, NormParts};
@@ -25,6 +26,8 @@ pub struct Loader<'a, 'w> {
     /// Stacks of matrices that were read.
     stored_stacks: Vec<StoredStack>,
     stacks: Vec<Arc<ExpertStack>>,
+    /// Of the experts that are read, by their names.
+    stacked_biases: HashMap<String, Vec<f32>>,
     next_linear: usize,
     next_state: usize,
 }
@@ -44,6 +47,7 @@ impl<'a, 'w> Loader<'a, 'w> {
             modules: Vec::new(),
             stored_stacks: Vec::new(),
             stacks: Vec::new(),
+            stacked_biases: HashMap::new(),
             next_linear,
             next_state: 0,
         }
@@ -70,6 +74,7 @@ impl<'a, 'w> Loader<'a, 'w> {
     /// Reads no more of them.
     pub fn leave_experts(&mut self) {
         self.of_experts = false;
+        self.stacked_biases.clear();
     }
 
     /// The full name of a tensor.
@@ -205,15 +210,17 @@ impl<'a, 'w> Loader<'a, 'w> {
 
     /// The biases of slots, in the order of their rows; parts of one tensor share its bias, which is read once.
     fn bias(&mut self, slots: &[Slot]) -> Result<Vector> {
-        let (mut bias, mut read) = (Vec::new(), (String::new(), Vec::new()));
+        let (mut bias, mut read) = (Vec::new(), HashMap::new());
         for slot in slots {
-            let name = format!("{}.bias", slot.name);
-            if read.0 != name {
-                let values = self.weights.values(&[(name.clone(), slot.total())])?;
-                read = (name, values);
+            let name = format!("{}.bias", slot.name.strip_suffix(".weight").filter(|_| slot.is_stack).unwrap_or(&slot.name));
+            // Those of a stack are read for one expert and kept for the others.
+            let read = if slot.is_stack { &mut self.stacked_biases } else { &mut read };
+            if !read.contains_key(&name) {
+                read.insert(name.clone(), self.weights.values(&[(name.clone(), slot.total())])?);
             }
             // Nothing in a dry run.
-            bias.extend(slot.ranges().filter_map(|rows| read.1.get(rows)).flatten());
+            let values = read.get(&name).map_or(&[][..], Vec::as_slice);
+            bias.extend(slot.ranges().filter_map(|rows| values.get(rows)).flatten());
         }
         Ok(Vector::new(bias, self.weights.backend())?)
     }

@@ -128,6 +128,13 @@ impl<'a> Weights<'a> {
         self.used.insert(name.to_string());
     }
 
+    /// Whether convolutions are stored as `(channels, taps, 1)`: MLX's converter has done so, and what else it does to a family.
+    pub fn is_of_mlx(&self) -> bool {
+        let is_conv = |name: &&&str| name.ends_with("conv1d.weight");
+        let has_taps_first = |name: &&str| self.source.entry(name).is_some_and(|e| matches!(e.shape[..], [_, taps, 1] if taps > 1));
+        self.source.names().iter().filter(is_conv).any(has_taps_first)
+    }
+
     /// Whether the name of a tensor begins like this.
     pub fn has_any(&self, start: &str) -> bool {
         self.source.names().iter().any(|name| name.starts_with(start))
@@ -174,8 +181,8 @@ impl<'a> Weights<'a> {
         for (name, len) in parts {
             let entry = self.source.entry(name).ok_or_else(|| missing(name))?;
             let found = entry.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
-            // A convolution of each channel is stored as `(channels, 1, taps)`.
-            let is_flat = entry.shape.len() <= 2 || matches!(entry.shape[..], [_, 1, _]);
+            // A convolution of each channel is stored as `(channels, 1, taps)`, or as MLX has it, which is the same order.
+            let is_flat = entry.shape.len() <= 2 || matches!(entry.shape[..], [_, 1, _] | [_, _, 1]);
             if found != Some(*len) || !is_flat {
                 return Err(Error::format(format!("{name}: expected {len} values, found shape {:?}", entry.shape)));
             }
