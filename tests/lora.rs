@@ -400,15 +400,24 @@ fn spoiled_changes_of_experts_are_refused_by_name() {
     let model = base(&golden("lora/qwen3_moe_experts"));
     let experts = || Spoiled::new("lora/qwen3_moe_experts");
     for (i, (spoiled, fragment)) in [
-        (experts().without("layers.2.mlp.experts.lora_A"), "layers.2.mlp.experts.lora_A.weight: target_parameters asks for this tensor"),
+        (
+            experts().without("layers.2.mlp.experts.lora_A"),
+            "layers.2.mlp.experts.lora_A.weight: target_parameters asks for this tensor",
+        ),
         (
             experts().without("layers.0.mlp.experts.base_layer.lora_B"),
             "layers.0.mlp.experts.base_layer.lora_B.weight: target_parameters asks for this tensor",
         ),
         // Then the other one is wrapped once, and what was around it has no place.
-        (experts().set("target_parameters", json!(["experts.gate_up_proj"])), "base_layer.lora_A.weight: a tensor that the model has no place"),
+        (
+            experts().set("target_parameters", json!(["experts.gate_up_proj"])),
+            "base_layer.lora_A.weight: a tensor that the model has no place",
+        ),
         (experts().set("r", json!(3)), "lora_A.weight: expected shape"),
-        (experts().set("rank_pattern", json!({"experts.down_proj": 5})), "experts.lora_A.weight: expected shape [30, 24], found [24, 24]"),
+        (
+            experts().set("rank_pattern", json!({"experts.down_proj": 5})),
+            "experts.lora_A.weight: expected shape [30, 24], found [24, 24]",
+        ),
         (experts().set("lora_bias", json!(true)), "lora_bias: expected false with target_parameters"),
     ]
     .iter()
@@ -565,7 +574,11 @@ fn a_spoiled_adapter_is_refused_by_the_name_of_what_is_wrong() {
             "embed_tokens.lora_embedding_A: target_modules asks for this tensor",
         ),
         (embed().set("use_dora", json!(true)), Unsupported, "use_dora: not supported on the embedding (model.embed_tokens)"),
-        (embed().set("target_modules", json!(["lm_head"])), Format, "lora_embedding_A: a tensor that target_modules does not ask"),
+        (
+            embed().set("target_modules", json!(["lm_head"])),
+            Format,
+            "lora_embedding_A: a tensor that target_modules does not ask",
+        ),
         (
             embed().tensor("lora_embedding_A", |shape, _| *shape = vec![4, 422]),
             Format,

@@ -101,10 +101,7 @@ const FAMILIES: [(&str, Rules); 16] = [
             ..QWEN
         },
     ),
-    (
-        "gemma4_moe",
-        Rules { stacks: Some(("experts.gate_up_proj", "experts.down_proj", "experts.switch_glu")), ..QWEN },
-    ),
+    ("gemma4_moe", Rules { stacks: Some(("experts.gate_up_proj", "experts.down_proj", "experts.switch_glu")), ..QWEN }),
     (
         "mixtral",
         Rules {
@@ -142,7 +139,10 @@ const FAMILIES: [(&str, Rules); 16] = [
             ..QWEN
         },
     ),
-    ("gpt_oss", Rules { stacks: Some(("mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.experts")), alternates: true, ..QWEN }),
+    (
+        "gpt_oss",
+        Rules { stacks: Some(("mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.experts")), alternates: true, ..QWEN },
+    ),
 ];
 
 fn floats((dtype, _, bytes): &Tensor) -> Vec<f32> {
@@ -195,7 +195,9 @@ fn converted(tensors: Tensors, rules: &Rules) -> Tensors {
             }
             _ => name,
         };
-        if rules.norms.iter().any(|norm| name.ends_with(norm) || name.ends_with("language_model.model.norm.weight")) && tensor.1.len() == 1 {
+        if rules.norms.iter().any(|norm| name.ends_with(norm) || name.ends_with("language_model.model.norm.weight"))
+            && tensor.1.len() == 1
+        {
             tensor = self::tensor(tensor.1.clone(), &floats(&tensor).iter().map(|x| x + 1.0).collect::<Vec<_>>());
         }
         // (channels, 1, taps) as (channels, taps, 1).

@@ -20,7 +20,9 @@ use super::files::Files;
 use super::model::tell;
 use super::{LoadOptions, Model, Progress, ProgressFn, Stage};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{GgufChanges, JoinedExperts, Json, ModelTensors, Put, Rewrite, Rows, beside, replace, write_rows, write_tensors, write_text};
+use crate::load::{
+    GgufChanges, JoinedExperts, Json, ModelTensors, Put, Rewrite, Rows, beside, replace, write_rows, write_tensors, write_text,
+};
 use crate::models;
 use crate::nn::{MIXES, Mix, Module, Part, Role, Tying};
 use crate::ops::Format;
@@ -381,9 +383,9 @@ fn stored_values(name: &str, source: &mut dyn ModelTensors) -> Result<Vec<f32>> 
     let len = stored.row_bytes(cols).map(|row| row * rows_of(&entry.shape) / if entry.shape.len() == 1 { cols } else { 1 });
     let len = len.ok_or_else(|| Error::format(format!("{name}: no memory has the bytes of shape {:?}", entry.shape)))?;
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(len).map_err(|e| {
-        Error::new(ErrorKind::OutOfMemory, format!("{name}: {len} bytes do not fit the memory")).with_source(e)
-    })?;
+    bytes
+        .try_reserve_exact(len)
+        .map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("{name}: {len} bytes do not fit the memory")).with_source(e))?;
     bytes.resize(len, 0);
     source.read(name, 0, &mut bytes)?;
     Ok(stored.widen(&bytes))

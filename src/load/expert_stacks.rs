@@ -209,12 +209,7 @@ impl JoinedExperts {
     ///
     /// # Errors
     /// Those of `part`; `OutOfMemory`.
-    pub fn rows(
-        &self,
-        rows: Range<usize>,
-        last: &mut LastExpert,
-        part: impl Fn(&str) -> Result<Vec<f32>>,
-    ) -> Result<Vec<f32>> {
+    pub fn rows(&self, rows: Range<usize>, last: &mut LastExpert, part: impl Fn(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
         let outputs = self.shape[self.shape.len() - 1];
         let inputs = if self.is_bias { 1 } else { self.shape[1] };
         let mut values = Vec::new();
@@ -262,9 +257,9 @@ fn of_one(name: &str) -> Option<(&str, usize, &str, bool)> {
 }
 
 fn reserve<T>(buffer: &mut Vec<T>, len: usize) -> Result<()> {
-    buffer
-        .try_reserve_exact(len)
-        .map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("{len} values of an expert do not fit the memory")).with_source(e))
+    buffer.try_reserve_exact(len).map_err(|e| {
+        Error::new(ErrorKind::OutOfMemory, format!("{len} values of an expert do not fit the memory")).with_source(e)
+    })
 }
 
 fn read(checkpoint: &mut Checkpoint<'_>, name: &str, offset: usize, len: usize) -> Result<Vec<u8>> {

@@ -25,11 +25,7 @@ pub const QWEN: ExpertDefaults = ExpertDefaults {
     router: "mlp.gate",
     apart: Some(ExpertNames { gate: "mlp.experts.{}.gate_proj", up: "mlp.experts.{}.up_proj", down: "mlp.experts.{}.down_proj" }),
     stacks: Some(("mlp.experts.gate_up_proj", "mlp.experts.down_proj")),
-    mlx: ExpertNames {
-        gate: "mlp.switch_mlp.gate_proj",
-        up: "mlp.switch_mlp.up_proj",
-        down: "mlp.switch_mlp.down_proj",
-    },
+    mlx: ExpertNames { gate: "mlp.switch_mlp.gate_proj", up: "mlp.switch_mlp.up_proj", down: "mlp.switch_mlp.down_proj" },
     parameters: &[[("mlp.experts", "gate_up_proj"), ("mlp.experts", "down_proj")]],
     count: 128,
     top_k: 8,

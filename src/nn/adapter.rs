@@ -4,8 +4,8 @@
 //! [`Module`] says which outputs it is. An [`Adapter`] holds what was trained, [`Adapters`] some of them with a scale each,
 //! sorted by the matrix that they change.
 
-use std::collections::{HashMap, HashSet};
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};

@@ -4,9 +4,9 @@ use candle_core::{Result, Tensor, bail};
 
 use super::config::{Bias, Name, Slot};
 use super::dense::{Dense, DenseConfig};
+use super::linear::ExpertStack;
 use super::loader::Loader;
 use super::mix::Part;
-use super::linear::ExpertStack;
 use super::{Linear, RowAdapters};
 use crate::error;
 use crate::ops::{self, Activation, Context, ExpertRows, GateClamp, Norm, Routed, Routing, Scoring, Vector};
@@ -122,7 +122,8 @@ impl ExpertsConfig {
     /// Notes what transformers has all of them as.
     fn note_parameters(&self, each: &[Dense], loader: &mut Loader<'_, '_>) {
         let up = self.intermediate_size * if self.is_gated { 2 } else { 1 };
-        for (position, (inputs, outputs)) in [(self.width(), up), (self.intermediate_size, self.width())].into_iter().enumerate() {
+        for (position, (inputs, outputs)) in [(self.width(), up), (self.intermediate_size, self.width())].into_iter().enumerate()
+        {
             let name = |both: &[(Name, Name); 2]| (loader.in_layer(both[position].0), both[position].1);
             let names = self.parameters.iter().map(name).collect();
             let linears = each.iter().map(|dense| dense.linears()[position].id).collect();

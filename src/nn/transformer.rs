@@ -622,7 +622,9 @@ fn norm_of_stored(c: &Config, weights: &Weights<'_>) -> error::Result<NormConfig
         return Ok(c.norm);
     }
     if c.operations().any(OperationConfig::has_factors) {
-        return Err(error::Error::unsupported("expected weights as they were trained, found those of MLX, times their multipliers"));
+        return Err(error::Error::unsupported(
+            "expected weights as they were trained, found those of MLX, times their multipliers",
+        ));
     }
     Ok(NormConfig { offset: 0.0, ..c.norm })
 }

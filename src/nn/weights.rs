@@ -131,7 +131,8 @@ impl<'a> Weights<'a> {
     /// Whether convolutions are stored as `(channels, taps, 1)`: MLX's converter has done so, and what else it does to a family.
     pub fn is_of_mlx(&self) -> bool {
         let is_conv = |name: &&&str| name.ends_with("conv1d.weight");
-        let has_taps_first = |name: &&str| self.source.entry(name).is_some_and(|e| matches!(e.shape[..], [_, taps, 1] if taps > 1));
+        let has_taps_first =
+            |name: &&str| self.source.entry(name).is_some_and(|e| matches!(e.shape[..], [_, taps, 1] if taps > 1));
         self.source.names().iter().filter(is_conv).any(has_taps_first)
     }
 

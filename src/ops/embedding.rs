@@ -44,7 +44,9 @@ pub fn adapted_embedding(
     let deltas = deltas.map_or(&[][..], LowRankDeltas::each);
     let mut inner = Vec::with_capacity(deltas.len());
     for delta in deltas {
-        let [part] = &delta.parts[..] else { bail!("embedding: expected a change of all rows, found {} parts", delta.parts.len()) };
+        let [part] = &delta.parts[..] else {
+            bail!("embedding: expected a change of all rows, found {} parts", delta.parts.len())
+        };
         if part.gain.is_some() || part.start != 0 {
             bail!("embedding: expected a change of all rows without a gain")
         }

@@ -126,7 +126,10 @@ impl PeftConfig {
             return Err(json.invalid("lora_dropout", &format!("expected 0 to 1, found {dropout}")));
         }
         let targets = match json.get("target_modules") {
-            None if ["modules_to_save", "target_parameters", "trainable_token_indices"].iter().any(|key| json.get(key).is_some()) => {
+            None if ["modules_to_save", "target_parameters", "trainable_token_indices"]
+                .iter()
+                .any(|key| json.get(key).is_some()) =>
+            {
                 Targets::Names(Vec::new())
             }
             None => return Err(json.invalid("target_modules", "expected a list of names or a pattern, found nothing")),
@@ -237,10 +240,10 @@ impl PeftConfig {
     pub fn says_place(&self, path: &str) -> bool {
         self.weight_key(path).is_some()
             || match &self.targets {
-            Targets::Names(names) => names.iter().any(|name| name.contains('.') && ends_with_name(path, name)),
-            Targets::Pattern(_) => true,
-            Targets::Linear => false,
-        }
+                Targets::Names(names) => names.iter().any(|name| name.contains('.') && ends_with_name(path, name)),
+                Targets::Pattern(_) => true,
+                Targets::Linear => false,
+            }
     }
 
     /// The layer that a path goes through: behind one of the patterns, or its first number.

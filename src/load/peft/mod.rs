@@ -294,7 +294,8 @@ impl<'a> Reader<'a> {
             }
             None => "",
         };
-        let start = |module: &Module| format!("{PREFIX}{}.", path(module, &Naming { prefix: prefix.to_string(), as_stored: true }));
+        let start =
+            |module: &Module| format!("{PREFIX}{}.", path(module, &Naming { prefix: prefix.to_string(), as_stored: true }));
         let renamed: Vec<String> = modules.iter().filter(|module| renamed(&module.name).is_some()).map(start).collect();
         let as_stored = tensors.iter().any(|name| renamed.iter().any(|start| name.starts_with(start)));
         let naming = Naming { prefix: prefix.to_string(), as_stored };
@@ -556,7 +557,8 @@ impl<'a> Reader<'a> {
         let both = match (&stored.embedding_a, &stored.embedding_b) {
             // By the places of what is looked up: an id's values are a column.
             (Some(_), Some(_)) => {
-                let (b, a) = (matrix(&stored.embedding_a, rank, module.outputs)?, matrix(&stored.embedding_b, module.inputs, rank)?);
+                let (b, a) =
+                    (matrix(&stored.embedding_a, rank, module.outputs)?, matrix(&stored.embedding_b, module.inputs, rank)?);
                 (transposed_matrix(&a)?, transposed_matrix(&b)?)
             }
             _ => (matrix(&stored.a, rank, module.inputs)?, matrix(&stored.b, module.outputs, rank)?),

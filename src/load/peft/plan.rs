@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use super::config::{BiasKind, PeftConfig, ends_with_name};
 use super::{
-    CONFIG, Naming, Peft, TENSORS, TORCH, TargetedStack, embedding_tensors, host_matrix, is_looked_up, path, replace, same_stack, stack_tensors, stacks, tensor_name,
-    write_safetensors, write_text,
+    CONFIG, Naming, Peft, TENSORS, TORCH, TargetedStack, embedding_tensors, host_matrix, is_looked_up, path, replace, same_stack,
+    stack_tensors, stacks, tensor_name, write_safetensors, write_text,
 };
 use crate::error::{Error, Result};
 use crate::load::{FNV_START, Json, Tensors, fnv};

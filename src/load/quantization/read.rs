@@ -115,9 +115,7 @@ impl<'a> QuantizedCheckpoint<'a> {
                 let zeros = bytes(checkpoint, &format!("{module}qzeros"))?;
                 let places = |output: usize| output / 8 * 8 + AWQ_PLACES[output % 8];
                 loaded.offsets = (0..loaded.scales.len())
-                    .map(|i| {
-                        code(&zeros, 4, i / matrix.dims[0] * matrix.dims[0] + places(i % matrix.dims[0]))
-                    })
+                    .map(|i| code(&zeros, 4, i / matrix.dims[0] * matrix.dims[0] + places(i % matrix.dims[0])))
                     .map(|zero| zero as f32)
                     .collect();
                 loaded.codes = bytes(checkpoint, &format!("{module}qweight"))?;
