@@ -168,17 +168,12 @@ fn is_looked_up(module: &Module, config: &PeftConfig, naming: &Naming) -> bool {
 }
 
 /// The two tensors of such a change, of `A`, `(R, C)`, and `B`, `(V, R)`.
-fn embedding_tensors<'a>(
-    module: &Module,
-    naming: &Naming,
-    a: &[f32],
-    b: &[f32],
-) -> Result<[(String, (Vec<usize>, Cow<'a, [f32]>)); 2]> {
+fn embedding_tensors<'a>(module: &Module, naming: &Naming, a: &[f32], b: &[f32]) -> Result<Tensors<'a>> {
     let (rank, name) = (a.len() / module.inputs, |field: &str| tensor_name(module, naming, field));
-    Ok([
+    Ok(Tensors::from([
         (name("lora_embedding_A"), (vec![rank, module.outputs], Cow::Owned(stacks::transposed(b, rank)?))),
         (name("lora_embedding_B"), (vec![module.inputs, rank], Cow::Owned(stacks::transposed(a, module.inputs)?))),
-    ])
+    ]))
 }
 
 /// Whether two modules are matrices of one parameter.
@@ -190,18 +185,13 @@ fn same_stack(a: &Module, b: &Module) -> bool {
 }
 
 /// The two tensors of a parameter of all experts, of `A` and `B` of each.
-fn stack_tensors<'a>(
-    stack: &ExpertStack,
-    path: &str,
-    rank: usize,
-    each: &[(&[f32], &[f32])],
-) -> Result<[(String, (Vec<usize>, Cow<'a, [f32]>)); 2]> {
+fn stack_tensors<'a>(stack: &ExpertStack, path: &str, rank: usize, each: &[(&[f32], &[f32])]) -> Result<Tensors<'a>> {
     let (a, b) = stacks::joined(stack, rank, each)?;
     let ranks = rank * each.len();
-    Ok([
+    Ok(Tensors::from([
         (format!("{PREFIX}{path}.lora_A.weight"), (vec![ranks, stack.inputs], Cow::Owned(a))),
         (format!("{PREFIX}{path}.lora_B.weight"), (vec![stack.outputs, ranks], Cow::Owned(b))),
-    ])
+    ]))
 }
 
 /// Tensors of which some are stored without `.weight` at the end: those that this library's first version wrote.
