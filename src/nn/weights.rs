@@ -222,7 +222,8 @@ impl<'a> Weights<'a> {
 
     /// The same of a table of layers, which may be larger than all other matrices together: it is quantised as these are.
     pub fn table_of_layers(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
-        let format = self.mix.map(|mix| mix.format(Part::Other, (0, 1), cols)).filter(|format| format.is_quantised());
+        let is_whole = |format: &Format| format.is_quantised() && format.row_bytes(cols).is_some();
+        let format = self.mix.map(|mix| mix.format(Part::Other, (0, 1), cols)).filter(is_whole);
         let formats = format.map(|format| [format]);
         self.matrix_for(Use::Lookup, &[Slot::whole(name, rows)], cols, formats.as_ref().map(<[Format; 1]>::as_slice))
     }
@@ -401,6 +402,26 @@ mod tests {
         }
         let error = Weights::new(&mut source, &cpu, None).values(&[("m.weight".to_string(), 40 * 64)]).unwrap_err();
         assert_eq!(error.message(), "m.weight: a scale is not finite");
+
+        // A table of layers is quantised, where its rows are whole blocks; another one is not.
+        let values: Vec<f32> = (0..40 * 64).map(|i| ((i * 37 % 101) as f32 - 50.0) / (1 + i / 640) as f32).collect();
+        let mut plain =
+            Source(Entry { shape: vec![40, 64], stored: Ok(Format::F32) }, values.iter().flat_map(|x| x.to_le_bytes()).collect());
+        let mix = Mix::named("q8_0");
+        assert!(mix.is_some());
+        let mut weights = Weights::new(&mut plain, &cpu, None).quantized(mix);
+        let table = weights.table_of_layers("m", 40, 64).unwrap();
+        assert_eq!(weights.bytes(), blocks / 32 * 40);
+        let rows = table.rows(0..40).unwrap();
+        let blocks = rows.chunks_exact(32).zip(values.chunks_exact(32));
+        for (found, want) in blocks {
+            let largest = want.iter().fold(0f32, |most, x| most.max(x.abs()));
+            assert!(found.iter().zip(want).all(|(x, y)| (x - y).abs() <= largest / 240.0) && found != want);
+        }
+        assert_eq!(Weights::new(&mut plain, &cpu, None).quantized(mix).table("m", 40, 64).unwrap().rows(0..40).unwrap(), values);
+        plain.0.shape = vec![64, 40];
+        let narrow = Weights::new(&mut plain, &cpu, None).quantized(mix).table_of_layers("m", 64, 40).unwrap();
+        assert_eq!(narrow.rows(0..64).unwrap(), values);
 
         source.0 = entry(45);
         for dry in [true, false] {
