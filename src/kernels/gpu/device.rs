@@ -53,7 +53,7 @@ impl Gpu {
     pub fn of(device: &Device) -> Result<Option<Self>> {
         #[cfg(feature = "cuda")]
         if let Device::Cuda(cuda) = device {
-            let launcher = Arc::new(super::cuda::CudaLauncher::new(cuda)?);
+            let launcher = super::cuda::CudaLauncher::shared(cuda)?;
             return Ok(Some(Self { launcher, device: device.clone() }));
         }
         #[cfg(test)]
@@ -62,6 +62,20 @@ impl Gpu {
         }
         let _ = device;
         Ok(None)
+    }
+
+    /// Whether a device has kernels in this build; nothing is opened or compiled.
+    pub fn is_for(device: &Device) -> bool {
+        #[cfg(feature = "cuda")]
+        if device.is_cuda() {
+            return true;
+        }
+        #[cfg(test)]
+        if device.is_cpu() {
+            return super::tests::in_use().is_some();
+        }
+        let _ = device;
+        false
     }
 
     /// Where tensors are made that the kernels read and write.

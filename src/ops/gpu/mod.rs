@@ -2,8 +2,11 @@
 
 mod parts;
 mod step;
+mod weight;
 
 pub use parts::{
     AttentionPart, BranchPart, DecoderParts, LinearPart, MlpPart, OperationPart, ResidualPart, RopePart, Unsupported,
 };
 pub use step::DecodeStep;
+pub use weight::DeviceMatrix;
+pub(super) use weight::{CodedBuilder, can_code};

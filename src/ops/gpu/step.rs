@@ -7,14 +7,15 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::{AttentionPart, DecoderParts, LinearPart, MlpPart, OperationPart, ResidualPart, Unsupported};
+use super::weight::element;
+use super::{AttentionPart, DecoderParts, DeviceMatrix, LinearPart, MlpPart, OperationPart, ResidualPart, Unsupported};
 use crate::error::OutOfMemory;
 use crate::kernels::gpu::{
-    AttentionKernels, Element, Gated, Gpu, GpuAngles, GpuCache, GpuFormat, GpuNorm, GpuSlice, GpuWeight, HeadCounts, MOST_SPLITS,
-    ProductKernels, ProductWith, QkNorms, RowKernels,
+    AttentionKernels, DecodedRows, Element, Gated, Gpu, GpuAngles, GpuCache, GpuNorm, GpuSlice, GpuWeight, HeadCounts,
+    MOST_SPLITS, ProductWith, QkNorms, RowKernels,
 };
 use crate::kernels::scale_softcap;
-use crate::ops::{Activation, Backend, KvFormat, LayerCache, Mask, Matrix, Norm, NormKind, Vector, fault};
+use crate::ops::{Activation, Backend, KvFormat, LayerCache, Mask, Norm, NormKind, Vector, fault};
 
 /// A decoder, ready to evaluate one token of a sequence at a time.
 pub struct DecodeStep {
@@ -67,6 +68,7 @@ enum Launch {
 }
 
 /// What becomes of a product.
+#[derive(Clone)]
 enum Then {
     Scale(f32),
     /// Of an input in lane order: what it is added to, and the factor before.
@@ -104,11 +106,9 @@ impl DecodeStep {
             }
         }
         let kv_element = if parts.kv_format == KvFormat::F16 { Element::F16 } else { element };
-        let products = gpu.product_kernels(element, GpuFormat::dense)?;
         let rows = gpu.row_kernels(element)?;
         let workspace = Workspace::new(parts, &gpu)?;
-        let mut builder =
-            Builder { gpu: &gpu, products, kv_element, workspace: &workspace, list: Vec::new(), attention: Vec::new() };
+        let mut builder = Builder { gpu: &gpu, kv_element, workspace: &workspace, list: Vec::new(), attention: Vec::new() };
         let x = &workspace.x;
         if let Some(norm) = parts.embed_norm {
             builder.norm(x, norm, None, x)?;
@@ -122,7 +122,7 @@ impl DecodeStep {
         let mixers = parts.steps.iter().flat_map(|step| &step.branches);
         let states = mixers.filter(|branch| matches!(branch.operation, OperationPart::Attention(_))).count();
         Ok(Some(Ok(Self {
-            embed: weight(parts.embed, products)?,
+            embed: first_segment(embed, &gpu)?,
             embed_scale: parts.embed_scale,
             activation: embed.dtype(),
             ropes: parts.ropes.clone(),
@@ -169,7 +169,7 @@ impl DecodeStep {
         }
         let gpu = &self.gpu;
         gpu.upload(&workspace.inputs, words)?;
-        gpu.embed(&self.embed, &workspace.ids, &workspace.x, self.embed_scale)?;
+        gpu.decode(&self.embed, DecodedRows::ById(&workspace.ids, 1), self.embed_scale, &workspace.x, false)?;
         for launch in list.iter() {
             launch.start(gpu, *rows, workspace, &kept, position + 1)?;
         }
@@ -194,7 +194,7 @@ impl Launch {
             Self::Product { weight, bias, x, norm, then, y } => {
                 fault::product()?;
                 let norm = norm.as_ref().map(|norm| (&norm.weight, norm.eps));
-                let with = ProductWith { norm, bias: bias.as_ref(), scale: 1.0, ..ProductWith::default() };
+                let with = ProductWith { norm, bias: bias.as_ref(), ..ProductWith::default() };
                 gpu.product(
                     weight,
                     x,
@@ -223,7 +223,6 @@ impl Launch {
 /// Puts the launches together.
 struct Builder<'a> {
     gpu: &'a Gpu,
-    products: ProductKernels,
     kv_element: Element,
     workspace: &'a Workspace,
     list: Vec<Launch>,
@@ -339,9 +338,20 @@ impl Builder<'_> {
     }
 
     fn product(&mut self, linear: LinearPart<'_>, x: GpuSlice, norm: Option<GpuNorm>, then: Then, y: &GpuSlice) -> Result<()> {
-        let weight = weight(linear.weight, self.products)?;
         let bias = linear.bias.map(vector).transpose()?;
-        self.list.push(Launch::Product { weight, bias, x, norm, then, y: y.clone() });
+        for (first, weight) in linear.weight.tensors()?.segments(self.gpu)? {
+            let own = |slice: &GpuSlice| match weight.outputs() == linear.weight.outputs() {
+                true => Ok(slice.clone()),
+                false => slice.words(first, weight.outputs()),
+            };
+            let bias = bias.as_ref().map(own).transpose()?;
+            let (y, then) = match &then {
+                Then::Activate(..) => (y.clone(), then.clone()),
+                Then::Scale(_) => (own(y)?, then.clone()),
+                Then::Add(residual, scale) => (own(y)?, Then::Add(residual.as_ref().map(own).transpose()?, *scale)),
+            };
+            self.list.push(Launch::Product { weight, bias, x: x.clone(), norm: norm.clone(), then, y });
+        }
         Ok(())
     }
 }
@@ -412,7 +422,12 @@ fn check(parts: &DecoderParts<'_>) -> std::result::Result<(), Unsupported> {
                 _ => {}
             }
             match &branch.operation {
-                OperationPart::Mlp(mlp) => whole("an MLP", mlp.down.weight.inputs())?,
+                OperationPart::Mlp(mlp) => {
+                    whole("an MLP", mlp.down.weight.inputs())?;
+                    if !mlp.up.weight.tensors().is_ok_and(DeviceMatrix::is_whole) {
+                        return Unsupported::new("an MLP whose gate and up projections are kept in two formats");
+                    }
+                }
                 OperationPart::Attention(attention) => check_attention(attention)?,
             }
         }
@@ -452,18 +467,12 @@ fn slices(cache: &mut LayerCache, activation: DType) -> Result<GpuCache> {
     Ok(GpuCache { keys: GpuSlice::of(keys)?, values: GpuSlice::of(values)?, capacity: keys.dims()[1] })
 }
 
-fn element(dtype: DType) -> Option<Element> {
-    match dtype {
-        DType::F32 => Some(Element::F32),
-        DType::F16 => Some(Element::F16),
-        DType::BF16 => Some(Element::BF16),
-        _ => None,
+/// A matrix of one format.
+fn first_segment(matrix: &DeviceMatrix, gpu: &Gpu) -> Result<GpuWeight> {
+    match matrix.segments(gpu)?.pop() {
+        Some((0, weight)) => Ok(weight),
+        _ => bail!("a step: expected an embedding of one format"),
     }
-}
-
-fn weight(matrix: &Matrix, kernels: ProductKernels) -> Result<GpuWeight> {
-    let tensor = matrix.tensors()?;
-    GpuWeight::new(kernels, tensor.dims2()?, 0, GpuSlice::of(tensor)?, None)
 }
 
 fn vector(vector: &Vector) -> Result<GpuSlice> {

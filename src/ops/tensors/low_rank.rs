@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::ops::low_rank::groups;
-use crate::ops::{DeltaPart, Dropout, Gradient, LowRankDelta, ParameterValues};
+use crate::ops::{DeltaPart, DeviceMatrix, Dropout, Gradient, LowRankDelta, ParameterValues};
 
 /// The changes of one matrix, as products read them: in the type of the matrix.
 pub struct Ready {
@@ -25,8 +25,8 @@ struct Group {
 }
 
 impl Ready {
-    pub fn new(deltas: &[LowRankDelta], weight: &Tensor) -> Result<Self> {
-        let ((outputs, _), dtype) = (weight.dims2()?, weight.dtype());
+    pub fn new(deltas: &[LowRankDelta], weight: &DeviceMatrix) -> Result<Self> {
+        let ((outputs, _), dtype) = (weight.dims(), weight.dtype());
         let mut gains = None;
         for part in deltas.iter().flat_map(|delta| &delta.parts) {
             let Some(gain) = &part.gain else { continue };
@@ -37,7 +37,7 @@ impl Ready {
         let gains = gains.map(|gains| gains.to_dtype(dtype)).transpose()?;
         let group = |range: Range<usize>| {
             let own = &deltas[range.clone()];
-            let a = own.iter().map(|delta| delta.a.tensors()?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
+            let a = own.iter().map(|delta| delta.a.tensors()?.dense()?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
             let b = own.iter().map(|delta| expanded(delta, outputs)?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
             Ok(Group { dropout: own[0].dropout, deltas: range, a: Tensor::cat(&a, 0)?, b: Tensor::cat(&b, 1)? })
         };
@@ -48,7 +48,7 @@ impl Ready {
 /// `scale · B` of all outputs, in F32.
 fn expanded(delta: &LowRankDelta, outputs: usize) -> Result<Tensor> {
     summed(&delta.parts, |part| {
-        let b = part.product_b().tensors()?.to_dtype(DType::F32)?;
+        let b = part.product_b().tensors()?.dense()?.to_dtype(DType::F32)?;
         among((b * f64::from(delta.scale))?, part.start, outputs)
     })
 }
