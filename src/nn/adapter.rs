@@ -229,6 +229,12 @@ impl Adapters {
         self.0.get(id.0)?.as_ref()
     }
 
+    /// Whether single tokens can be evaluated with them by the step of a GPU's kernels: they replace no matrix and have no gains.
+    pub(super) fn are_plain(&self) -> bool {
+        let is_plain = |change: &Change| change.weight.is_none() && change.deltas.as_ref().is_none_or(LowRankDeltas::are_plain);
+        self.0.iter().flatten().all(is_plain)
+    }
+
     /// Whether a delta has dropout.
     fn has_dropout(&self) -> bool {
         self.0

@@ -53,7 +53,7 @@ pub use fault::inject_device_failure;
 pub use gate::gate;
 pub use gpu::{
     AttentionPart, BranchPart, DecodeStep, DecoderParts, DeviceMatrix, LinearPart, MlpPart, OperationPart, ResidualPart,
-    RopePart, Unsupported,
+    RopePart, StepChange, StepChanges, StepLogits, StepSequence, Unsupported,
 };
 pub use linear::{AdaptedLinear, DotProducts, linear, logits};
 pub use low_rank::{DeltaPart, Dropout, LowRankDelta, LowRankDeltas, merged, summed_bias};

@@ -113,11 +113,11 @@ impl Gpu {
         unsafe { self.launcher.upload(to.address, words) }
     }
 
-    /// Waits for all that was started, and reads.
-    pub fn download(&self, from: &GpuSlice, out: &mut [f32]) -> Result<()> {
-        from.holds(out.len(), "a download")?;
-        // SAFETY: the slice has as many values.
-        unsafe { self.launcher.download(from.address, out) }
+    /// Waits for all that was started, and reads values from the one of this number on.
+    pub fn download(&self, from: &GpuSlice, first: usize, out: &mut [f32]) -> Result<()> {
+        from.holds(first + out.len(), "a download")?;
+        // SAFETY: the slice has as many values behind the first.
+        unsafe { self.launcher.download(from.address + 4 * first as u64, out) }
     }
 }
 

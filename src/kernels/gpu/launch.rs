@@ -10,6 +10,7 @@ use crate::kernels::{Activation, Mask, NormKind};
 
 // Flags of params.h.
 const ADD_AFTER: u32 = 2;
+const LANE_ORDER: u32 = 4;
 const LAYER: u32 = 8;
 const SHIFT: u32 = 16;
 const NORM: u32 = 1;
@@ -44,6 +45,8 @@ pub struct ProductKernels {
     staged: [GpuKernel; 2],
     gated: [GpuKernel; 2],
     direct: [GpuKernel; 2],
+    /// Of four rows of activations at once, in lane order: plain and gated.
+    of_rows: [GpuKernel; 2],
     /// Rows of a matrix as F32, and as the element.
     rows: GpuKernel,
     rows_t: GpuKernel,
@@ -202,6 +205,14 @@ impl Cut {
     }
 }
 
+impl Cut {
+    /// The same for kernels that make two rows of W at once and stage nothing; the sums have the same order.
+    fn of_two(self, outputs: usize, gated: bool) -> Self {
+        let made = if gated { 1 } else { 2 };
+        Self { rows: 2, groups: (outputs as u32).div_ceil(self.threads / 32 / self.split * made), ..self }
+    }
+}
+
 impl Gpu {
     pub fn row_kernels(&self, element: Element) -> Result<RowKernels> {
         Ok(RowKernels { norm: self.kernel(Library::Row { element }, "norm_f32")? })
@@ -217,6 +228,7 @@ impl Gpu {
             staged: both("product_r1n2", "product_r1n4")?,
             gated: both("product_gated_r1n2", "product_gated_r1n4")?,
             direct: both("product_direct_r1n2", "product_direct_r1n4")?,
+            of_rows: both("product_direct_r4n2", "product_gated_direct_r4n2")?,
             rows: self.kernel(library, "rows")?,
             rows_t: self.kernel(library, "rows_t")?,
         })
@@ -259,18 +271,30 @@ impl Gpu {
         self.start(kernel, grid, 256, &[&weight.codes, &weight.extra, &weight.scales, ids, y], &params)
     }
 
-    /// `y = norm(x)`, or `added + norm(x)`; of one row, of which `y` may be either.
-    pub fn norm(&self, kernels: RowKernels, x: &GpuSlice, by: &GpuNorm, added: Option<&GpuSlice>, y: &GpuSlice) -> Result<()> {
+    /// `y = norm(x)`, or `added + norm(x)`; of rows side by side, of which `y` may be either. `ordered`: whether `y` is in lane order.
+    pub fn norm(
+        &self,
+        kernels: RowKernels,
+        (x, rows): (&GpuSlice, usize),
+        by: &GpuNorm,
+        added: Option<&GpuSlice>,
+        (y, ordered): (&GpuSlice, bool),
+    ) -> Result<()> {
         let cols = by.width;
-        for (slice, what) in [(x, "norm: x"), (&by.weight, "norm: weight"), (y, "norm: y")] {
-            slice.holds(cols, what)?;
+        by.weight.holds(cols, "norm: weight")?;
+        by.bias.iter().try_for_each(|bias| bias.holds(cols, "norm: bias"))?;
+        for (slice, what) in [(x, "norm: x"), (y, "norm: y")].into_iter().chain(added.map(|added| (added, "norm: sum"))) {
+            slice.holds(rows * cols, what)?;
         }
-        by.bias.iter().chain(added).try_for_each(|slice| slice.holds(cols, "norm: bias or sum"))?;
+        if rows == 0 || rows > MOST_ROWS || (ordered && !cols.is_multiple_of(32)) {
+            bail!("norm: expected 1 to {MOST_ROWS} rows, in lane order of a multiple of 32 values, found {rows} of {cols}")
+        }
         let layer = if by.kind == NormKind::Layer { LAYER } else { 0 };
-        let flags = layer | if by.bias.is_some() { SHIFT } else { 0 } | if added.is_some() { ADD_AFTER } else { 0 };
+        let flag = |is: bool, flag: u32| if is { flag } else { 0 };
+        let flags = layer | flag(by.bias.is_some(), SHIFT) | flag(added.is_some(), ADD_AFTER) | flag(ordered, LANE_ORDER);
         let threads = (cols.div_ceil(32).clamp(1, 8) * 32) as u32;
         let buffers = [x, added.unwrap_or(x), &by.weight, by.bias.as_ref().unwrap_or(&by.weight), y, y];
-        self.start(kernels.norm, [1, 1, 1], threads, &buffers, &[cols as u32, flags, by.eps.to_bits()])
+        self.start(kernels.norm, [rows as u32, 1, 1], threads, &buffers, &[cols as u32, flags, by.eps.to_bits()])
     }
 
     /// `y = x Wᵀ`, and what comes with it. Where there is an activation `y` is in lane order.
@@ -287,7 +311,10 @@ impl Gpu {
         with.norm.iter().try_for_each(|(weight, _)| weight.holds(inputs, "product: norm"))?;
         with.bias.iter().try_for_each(|bias| bias.holds(weight.outputs, "product: bias"))?;
         with.residual.iter().try_for_each(|residual| residual.holds(rows * outputs, "product: residual"))?;
-        if (with.activation.is_some() && !outputs.is_multiple_of(32)) || (with.ordered && (gated || with.norm.is_some())) {
+        // Of several rows in lane order four share what is read of W.
+        let of_rows = with.ordered && rows > 1;
+        let is_known = !with.ordered || (with.norm.is_none() && (of_rows || !gated));
+        if (with.activation.is_some() && !outputs.is_multiple_of(32)) || !is_known {
             bail!("product: expected an input by columns and outputs in whole runs of 32, found {outputs} outputs")
         }
         let flag = |is: bool, flag: u32| if is { flag } else { 0 };
@@ -296,7 +323,10 @@ impl Gpu {
             | flag(with.residual.is_some(), RESIDUAL)
             | with.activation.map_or(0, |(gated, kind)| flag(gated == Gated::No, ACTIVATE) | (ACTIVATION * number(kind)));
         let chunks = inputs / kernels.format.row().columns;
-        let cut = Cut::new(outputs, chunks, gated, !with.ordered, self.launcher.units());
+        let mut cut = Cut::new(outputs, chunks, gated, !with.ordered, self.launcher.units());
+        if of_rows {
+            cut = cut.of_two(outputs, gated);
+        }
         let (norm, eps) = with.norm.unwrap_or((x, 0.0));
         let params = [
             outputs as u32,
@@ -308,17 +338,17 @@ impl Gpu {
             eps.to_bits(),
             with.scale.to_bits(),
         ];
-        let family = if with.ordered {
-            kernels.direct
-        } else if gated {
-            kernels.gated
-        } else {
-            kernels.staged
+        let is_four = usize::from(cut.rows == 4);
+        let kernel = match (with.ordered, gated) {
+            _ if of_rows => kernels.of_rows[usize::from(gated)],
+            (true, _) => kernels.direct[is_four],
+            (false, true) => kernels.gated[is_four],
+            (false, false) => kernels.staged[is_four],
         };
-        let kernel = family[usize::from(cut.rows == 4)];
+        let passes = if of_rows { rows.div_ceil(4) } else { rows };
         let (bias, residual) = (with.bias.unwrap_or(x), with.residual.unwrap_or(x));
         let buffers = [&weight.codes, &weight.extra, &weight.scales, x, norm, bias, residual, y];
-        self.start(kernel, [cut.groups, rows as u32, 1], cut.threads, &buffers, &params)
+        self.start(kernel, [cut.groups, passes as u32, 1], cut.threads, &buffers, &params)
     }
 
     /// Norms and rotation of the queries and keys of one row; keys and values go to the cache at `positions[0]`.

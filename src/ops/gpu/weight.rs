@@ -356,6 +356,30 @@ impl CodedBuilder {
     }
 }
 
+/// A low-rank change as products of the kernels: `B A x`, whose rank is filled up with zeros to whole runs of 32.
+#[derive(Clone)]
+pub struct StepDelta {
+    pub a: GpuWeight,
+    pub b: GpuWeight,
+    /// `A x`, and what becomes the bias of the product: `(N)`.
+    pub inner: GpuSlice,
+    pub sum: GpuSlice,
+}
+
+impl StepDelta {
+    /// `a`: `(R, C)`; `b`: `(N, R)`.
+    pub fn new(gpu: &Gpu, a: &Tensor, b: &Tensor) -> Result<Self> {
+        let rank = a.dims2()?.0;
+        let more = rank.next_multiple_of(32) - rank;
+        let (a, b) = (a.pad_with_zeros(0, 0, more)?.contiguous()?, b.pad_with_zeros(1, 0, more)?.contiguous()?);
+        let vector = |len: usize| GpuSlice::of(&Tensor::zeros(len, DType::F32, gpu.device())?);
+        let (inner, sum) = (vector(rank + more)?, vector(b.dims2()?.0)?);
+        // A launch may read its weights before those in front of it have ended, and tensor operations have just written these.
+        gpu.device().synchronize()?;
+        Ok(Self { a: dense_weight(gpu, &a)?, b: dense_weight(gpu, &b)?, inner, sum })
+    }
+}
+
 /// Whether the kernels decode rows of a format.
 pub fn can_code(format: Format, cols: usize) -> bool {
     GpuMatrix::can_hold(&[(1, format)], cols)

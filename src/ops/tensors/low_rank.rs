@@ -1,9 +1,12 @@
 //! Low-rank changes by tensor operations: two products a matrix, whatever the number of changes.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+use crate::kernels::gpu::Gpu;
+use crate::ops::gpu::StepDelta;
 use crate::ops::low_rank::groups;
 use crate::ops::{DeltaPart, DeviceMatrix, Dropout, Gradient, LowRankDelta, ParameterValues};
 
@@ -12,6 +15,8 @@ pub struct Ready {
     groups: Vec<Group>,
     /// The product's factors less one, `(N)`.
     gains: Option<Tensor>,
+    /// The same for the kernels of a GPU, once they have read it.
+    step: OnceLock<StepDelta>,
 }
 
 /// Deltas that read the same rows.
@@ -41,7 +46,18 @@ impl Ready {
             let b = own.iter().map(|delta| expanded(delta, outputs)?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
             Ok(Group { dropout: own[0].dropout, deltas: range, a: Tensor::cat(&a, 0)?, b: Tensor::cat(&b, 1)? })
         };
-        Ok(Self { groups: groups(deltas).into_iter().map(group).collect::<Result<_>>()?, gains })
+        let groups = groups(deltas).into_iter().map(group).collect::<Result<_>>()?;
+        Ok(Self { groups, gains, step: OnceLock::new() })
+    }
+
+    /// What the kernels of a GPU read; `None` of changes that have gains or dropout.
+    pub fn for_step(&self, gpu: &Gpu) -> Result<Option<&StepDelta>> {
+        let ([Group { a, b, dropout: None, .. }], None) = (&self.groups[..], &self.gains) else { return Ok(None) };
+        if self.step.get().is_none() {
+            // Whoever else makes it makes the same.
+            let _ = self.step.set(StepDelta::new(gpu, a, b)?);
+        }
+        Ok(self.step.get())
     }
 }
 
