@@ -13,7 +13,7 @@ from array import array
 from ctypes import POINTER, byref, c_bool, c_char_p, c_double, c_float, c_int32, c_size_t, c_uint32, c_void_p
 
 DEVICES = {"cpu": 1, "metal": 2, "cuda": 3}  # mc_device_kind
-DTYPES = {"stored": 0, "F32": 1}  # mc_dtype
+DTYPES = {"stored": 0, "F32": 1, "F16": 2, "BF16": 3}  # mc_dtype
 CAPABILITIES = {"generate": 1, "embed": 2}  # mc_capability
 
 ids_p, floats_p, texts_p, handle_p = POINTER(c_uint32), POINTER(c_float), POINTER(c_char_p), POINTER(c_void_p)
@@ -37,6 +37,9 @@ FUNCTIONS = {
     "mc_model_options_free": (None, [c_void_p]),
     "mc_model_load": (c_int32, [c_char_p, c_void_p, handle_p, handle_p]),
     "mc_model_vocab_size": (c_size_t, [c_void_p]),
+    "mc_model_backend_json": (c_int32, [c_void_p, handle_p, handle_p]),
+    "mc_string_data": (c_char_p, [c_void_p]),
+    "mc_string_free": (None, [c_void_p]),
     "mc_model_supports": (c_bool, [c_void_p, c_int32]),
     "mc_model_save": (c_int32, [c_void_p, c_char_p, c_char_p, c_void_p, c_void_p, handle_p]),
     "mc_model_tokenizer": (c_int32, [c_void_p, handle_p, handle_p]),
@@ -96,16 +99,20 @@ def address(floats):
 
 
 class Library:
-    """`path`: the shared library; `host`: host.c, compiled. Functions are attributes without their `mc_`."""
+    """`path`: the shared library; `host`: host.c, compiled, for answers that are pulled or pushed. Functions are attributes without their
+    `mc_`."""
 
-    def __init__(self, path, host):
-        library, host = ctypes.CDLL(os.fspath(path)), ctypes.CDLL(os.fspath(host))
+    def __init__(self, path, host=None):
+        library = ctypes.CDLL(os.fspath(path))
         for name, (result, arguments) in FUNCTIONS.items():
             function = getattr(library, name, None)
             if function is None:  # an older build, which is asked for nothing newer
                 continue
             function.restype, function.argtypes = result, arguments
             setattr(self, name.removeprefix("mc_"), self._checked(function) if result is c_int32 else function)
+        if host is None:
+            return
+        host = ctypes.CDLL(os.fspath(host))
         host.keep_pulled.argtypes = [c_void_p, c_void_p, POINTER(Record), handle_p]
         self.keep_pulled = self._checked(host.keep_pulled)
         self.keep_pushed = ctypes.cast(host.keep_pushed, c_void_p)
@@ -168,6 +175,14 @@ class Model:
 
     def supports(self, capability):
         return self.library.model_supports(self.handle, CAPABILITIES[capability])
+
+    def backend(self):
+        """What computes which part, as JSON."""
+        out = c_void_p()
+        self.library.model_backend_json(self.handle, byref(out))
+        text = self.library.string_data(out).decode()
+        self.library.string_free(out)
+        return text
 
     def merge(self, lora):
         """Becomes the model that it and an adapter's directory are together."""
@@ -238,7 +253,7 @@ class Session:
             library.session_end(self.handle, byref(generation))
         else:
             callback = library.keep_pushed if way == "push" else None
-            library.session_generate_stream(self.handle, options, callback, byref(record), byref(generation))
+            library.session_generate_stream(self.handle, options, callback, record and byref(record), byref(generation))
         ids = library.generation_tokens(generation)[: library.generation_tokens_len(generation)]
         library.generation_free(generation)
         library.generate_options_free(options)

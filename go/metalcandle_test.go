@@ -251,6 +251,9 @@ func TestAModelSaysWhatItIs(t *testing.T) {
 	if info.Architecture == "" || info.VocabSize == 0 || info.HiddenSize == 0 || info.LayerCount == 0 || info.ParameterCount == 0 || info.ContextLength == 0 {
 		t.Fatalf("%+v", info)
 	}
+	if !strings.Contains(must(coder(t).BackendJSON())(t), `"single_tokens":"kernels"`) {
+		t.Error("the kernels of the CPU evaluate single tokens")
+	}
 	if !strings.Contains(must(coder(t).ConfigJSON())(t), info.Architecture) {
 		t.Fatal("config.json names the architecture")
 	}

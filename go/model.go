@@ -252,6 +252,21 @@ func (m *Model) ConfigJSON() (string, error) {
 	return takeString(out), nil
 }
 
+// BackendJSON says what computes which part of the model, and how its weights are kept: see mc_model_backend_json.
+func (m *Model) BackendJSON() (string, error) {
+	handle, err := m.ref.acquire()
+	if err != nil {
+		return "", err
+	}
+	defer m.ref.release()
+	var out *C.mc_string
+	var object *C.mc_error
+	if err := take(C.mc_model_backend_json(handle, &out, &object), object); err != nil {
+		return "", err
+	}
+	return takeString(out), nil
+}
+
 // EOSTokens are the tokens that end an answer, the usual one first; none if the model's files name none.
 func (m *Model) EOSTokens() ([]uint32, error) {
 	handle, err := m.ref.acquire()

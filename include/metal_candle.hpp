@@ -616,6 +616,10 @@ public:
     std::string config_json() const {
         return detail::string_of([&](auto out, auto err) { return mc_model_config_json(get(), out, err); });
     }
+    /** What computes which part of the model, and how its weights are kept. */
+    std::string backend_json() const {
+        return detail::string_of([&](auto out, auto err) { return mc_model_backend_json(get(), out, err); });
+    }
     /** The tokens that end an answer, the usual one first. */
     std::vector<std::uint32_t> eos_tokens() const {
         return detail::tokens_of([&](auto out, auto err) { return mc_model_eos_tokens(get(), out, err); });

@@ -194,6 +194,7 @@ fn table() -> Vec<Function> {
         mc_model_get_dtype(Handle(Model)) Zero;
         mc_model_supports(Handle(Model), YES) Zero;
         mc_model_config_json(Handle(Model), Out(String), Err) Status;
+        mc_model_backend_json(Handle(Model), Out(String), Err) Status;
 
         mc_model_tokenizer(Handle(Model), Out(Tokenizer), Err) Status;
         mc_tokenizer_load(ModelPath, Out(Tokenizer), Err) Status;

@@ -182,6 +182,113 @@ fn long_prompts_give_the_scores_of_the_cpu() {
     table.finish();
 }
 
+/// How many weights a model keeps as numbers, and as codes.
+fn kept(model: &Model) -> (u64, u64) {
+    let backend: serde_json::Value = serde_json::from_str(&model.backend_json()).unwrap();
+    let weights = backend["weights"].as_object().unwrap();
+    weights.iter().fold((0, 0), |(numbers, codes), (format, count)| {
+        let count = count.as_u64().unwrap();
+        if ["F32", "F16", "BF16"].contains(&format.as_str()) { (numbers + count, codes) } else { (numbers, codes + count) }
+    })
+}
+
+/// Files that are quantised, and models that are quantised while they are loaded: on a GPU by the kernels' formats, whose scales and mins
+/// are F16, against exact arithmetic on the CPU.
+#[test]
+#[ignore = "needs a GPU"]
+fn quantised_models_give_the_scores_of_the_cpu() {
+    let (gpu, cpu) = (gpu(), cpu());
+    let load = |path: &Path, device: &Device, quantization: Option<&str>, dtype| {
+        let (device, quantization) = (Some(device.clone()), quantization.map(str::to_owned));
+        let options = LoadOptions { device, quantization, dtype, exact: true, ..LoadOptions::default() };
+        Model::load(path, &options, None)
+    };
+    if gpu.kind() == DeviceKind::Metal {
+        let error = load(&shipped("tiny-coder"), &gpu, Some("q8_0"), None).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        return;
+    }
+    let mut cases: Vec<(PathBuf, Option<&str>)> = Vec::new();
+    let files = |folder: &str| std::fs::read_dir(golden(folder)).unwrap().map(|entry| entry.unwrap().path());
+    let is_model =
+        |path: &PathBuf| path.extension().is_some_and(|extension| extension == "gguf") || path.join("config.json").exists();
+    cases.extend(files("gguf").chain(files("quantized")).filter(is_model).map(|path| (path, None)));
+    for (i, path) in models(&["decoders", "families"]).into_iter().enumerate() {
+        cases.push((path, Some(["q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl", "mlx4"][i % 7])));
+    }
+    cases.extend(["q8_0", "q4_k_m", "mlx4"].map(|mix| (shipped("tiny-coder"), Some(mix))));
+    let (mut compared, mut wrong) = (0, Vec::new());
+    for (path, quantization) in cases {
+        // Numbers stay what they are on the CPU, and become F32 on the GPU.
+        let (model, want) =
+            (load(&path, &gpu, quantization, Some(Dtype::F32)).unwrap(), load(&path, &cpu, quantization, None).unwrap());
+        // Where a GPU widens what the CPU does not, the two are not one model.
+        if kept(&model) != kept(&want) || kept(&model).1 == 0 || !want.supports(Capability::Generate) {
+            continue;
+        }
+        let vocabulary = want.vocab_size() as u32;
+        let ids: Vec<u32> = (0..40u32).map(|i| (i * i + 37 * i + 11) % vocabulary).collect();
+        let (mut got_rows, mut want_rows) = (vec![at_once(&model, &ids)], vec![at_once(&want, &ids)]);
+        got_rows.extend(in_parts(&model, &ids, 7));
+        want_rows.extend(in_parts(&want, &ids, 7));
+        let largest = want_rows.iter().flatten().fold(1f32, |largest, x| largest.max(x.abs()));
+        let error = got_rows.iter().zip(&want_rows).map(|(got, want)| max_abs(got, want)).fold(0.0, f32::max) / largest;
+        // The greedy token is the same, but where two are nearer than the error.
+        let best = |row: &[f32]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
+        let others =
+            want_rows.iter().zip(&got_rows).filter(|(want, got)| want[best(want)] - want[best(got)] > 5e-3 * largest).count();
+        let line = format!("{:32} {:8} of the largest {error:.1e}", name(&path), quantization.unwrap_or("stored"));
+        println!("{line} {}", model.backend_json());
+        compared += 1;
+        if error.is_nan() || error > 5e-3 || others > 0 {
+            wrong.push(line.clone());
+        }
+        // By 16 bits: the codes are the same, what is computed with is not.
+        if compared % 4 == 0 {
+            let half = load(&path, &gpu, quantization, Some(Dtype::BF16)).unwrap();
+            let found = cosine(&at_once(&half, &ids), &want_rows[0]);
+            assert!(found >= BF16_COSINE || (path.is_dir() && has_experts(&path)), "{line} in BF16: cosine {found}");
+        }
+    }
+    assert!(compared >= 30 && wrong.is_empty(), "{compared} compared, wrong:\n{}", wrong.join("\n"));
+}
+
+/// Several sessions at once, with adapters and without, by the same kernels as one.
+#[test]
+#[ignore = "needs a GPU"]
+fn sessions_that_go_on_together_answer_as_alone() {
+    let gpu = gpu();
+    for quantization in [None, Some("q8_0".to_string())] {
+        if quantization.is_some() && gpu.kind() == DeviceKind::Metal {
+            continue;
+        }
+        let options = LoadOptions { device: Some(gpu.clone()), dtype: Some(Dtype::F32), quantization, ..LoadOptions::default() };
+        let model = Model::load(shipped("tiny-coder"), &options, None).unwrap();
+        let prompts: Vec<Vec<u32>> =
+            (0..7u32).map(|p| (0..3 + p * 9).map(|i| 300 + (i * 37 + p * 11) % 3000).collect()).collect();
+        let sampling = SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() };
+        let options = GenerateOptions { max_tokens: 24, ignore_eos: true, sampling, ..GenerateOptions::default() };
+        let mut sessions: Vec<Session> = prompts
+            .iter()
+            .map(|ids| {
+                let mut session = Session::new(&model, 0).unwrap();
+                session.append_tokens(ids, None).unwrap();
+                session.begin(&options).unwrap();
+                session
+            })
+            .collect();
+        for _ in 0..24 {
+            let mut all: Vec<&mut Session> = sessions.iter_mut().collect();
+            Session::next_of(&mut all).unwrap().into_iter().for_each(|event| assert!(event.unwrap().is_some()));
+        }
+        for (session, ids) in sessions.iter_mut().zip(&prompts) {
+            let mut alone = Session::new(&model, 0).unwrap();
+            alone.append_tokens(ids, None).unwrap();
+            assert_eq!(session.end().unwrap().tokens, answer(&mut alone, 24));
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs a GPU"]
 fn encoders_give_the_vectors_of_the_cpu() {

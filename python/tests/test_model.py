@@ -20,6 +20,9 @@ class Loading(Case):
             self.assertEqual(model.layer_count, config["num_hidden_layers"])
             self.assertGreater(model.parameter_count, 1_000_000)
             self.assertIsInstance(model.dtype, mc.Dtype)
+            backend = model.backend()
+            self.assertEqual((backend["device"], backend["single_tokens"]), ("CPU", "kernels"))
+            self.assertGreater(sum(backend["weights"].values()), 1_000_000)
             self.assertEqual(f"{model.dtype}", model.dtype.name)
             self.assertTrue(model.supports(mc.Capability.GENERATE))
         with mc.Model.load(EMBED) as model:

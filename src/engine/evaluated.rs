@@ -11,7 +11,7 @@ use super::lora::Attached;
 use super::sampling::token_logprob;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{RowAdapters, States, Step};
-use crate::ops;
+use crate::ops::{self, StepLogits};
 
 /// The rope frequencies that states were computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -354,9 +354,8 @@ pub(super) fn pass(parts: &mut [PassPart<'_>]) -> Result<()> {
             }
             steps.push(Step { ids: &tokens[from..from + *piece], states, length, adapters: attached.adapters() });
         }
-        if let ([step], [only]) = (&mut steps[..], &mut logits[..])
-            && transformer.decode(step, only)?
-        {
+        let mut wanted: Vec<_> = rows.iter().zip(&mut logits).map(|(row, out)| StepLogits { row: *row, out }).collect();
+        if transformer.decode(&mut steps, &mut wanted)? {
             return Ok(());
         }
         let hidden = transformer.forward(&mut steps)?;

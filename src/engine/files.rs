@@ -414,25 +414,27 @@ fn is_later_split(path: &Path) -> bool {
 }
 
 /// # Errors
-/// `ErrorKind::Unsupported` for a kind that is not there, and for one on a GPU.
+/// `ErrorKind::Unsupported` for a kind that is not there, and on a device without kernels for quantised weights.
 fn quant(options: &LoadOptions) -> Result<Option<&'static Mix>> {
     let Some(kind) = &options.quantization else { return Ok(None) };
     let device = match &options.device {
-        Some(device) => device.kind(),
-        None => Device::new(DeviceKind::Auto, 0)?.kind(),
+        Some(device) => device.clone(),
+        None => Device::new(DeviceKind::Auto, 0)?,
     };
-    quant_on(kind, device).map(Some)
+    quant_on(kind, &device.name(), device.backend().keeps_quantised()).map(Some)
 }
 
-fn quant_on(kind: &str, device: DeviceKind) -> Result<&'static Mix> {
+fn quant_on(kind: &str, device: &str, keeps_quantised: bool) -> Result<&'static Mix> {
     let Some(quant) = Mix::named(kind) else {
         let names = MIXES.iter().map(|mix| mix.name).collect::<Vec<_>>().join(", ");
         return Err(Error::unsupported(format!("quantization: {kind:?} is not supported ({names})")));
     };
-    match device {
-        DeviceKind::Cpu => Ok(quant),
-        gpu => Err(Error::unsupported(format!("quantization: {kind:?} runs on the CPU alone, found the device {gpu:?}"))),
+    if !keeps_quantised {
+        return Err(Error::unsupported(format!(
+            "quantization: {kind:?} needs kernels for quantised weights, which the CPU and CUDA have, found the device {device}"
+        )));
     }
+    Ok(quant)
 }
 
 /// # Errors
@@ -460,15 +462,13 @@ mod tests {
     use crate::error::ErrorKind;
 
     #[test]
-    fn quantised_weights_are_for_the_cpu() {
+    fn quantised_weights_are_for_devices_with_kernels_for_them() {
         for quant in MIXES {
             let kind = quant.name;
-            assert_eq!(quant_on(kind, DeviceKind::Cpu).unwrap(), quant);
-            for (device, name) in [(DeviceKind::Metal, "Metal"), (DeviceKind::Cuda, "Cuda")] {
-                let error = quant_on(kind, device).unwrap_err();
-                assert_eq!(error.kind(), ErrorKind::Unsupported);
-                assert!([kind, "CPU", name].iter().all(|word| error.message().contains(word)), "{error}");
-            }
+            assert_eq!(quant_on(kind, "CPU", true).unwrap(), quant);
+            let error = quant_on(kind, "Metal", false).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!([kind, "CPU", "CUDA", "Metal"].iter().all(|word| error.message().contains(word)), "{error}");
         }
     }
 }

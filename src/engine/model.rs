@@ -101,12 +101,14 @@ pub type ProgressFn<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 pub struct LoadOptions {
     /// `None` = [`DeviceKind::Auto`].
     pub device: Option<Device>,
-    /// `None` = as stored. Quantised weights of a GGUF file are widened to it.
+    /// `None` = as stored. On the CPU quantised weights of the files are widened to it, and on Metal; on CUDA they stay quantised, and it
+    /// is the type that prompts are computed in, F32 where it is `None` and the embedding is quantised.
     pub dtype: Option<Dtype>,
     /// Another tokenizer.json, a directory with one, or a GGUF file.
     pub tokenizer_path: Option<PathBuf>,
-    /// Quantise while loading, on the CPU, the matrices for products (projections, the output matrix, and with it an embedding that it
-    /// shares) and Gemma's table of per-layer embeddings: to `q8_0`, `q6_k`, `q4_0` or `iq4_nl` as ggml has them, to the mixes `q5_k_m` or `q4_k_m` of llama.cpp, or to `mlx4`,
+    /// Quantise while loading, on the CPU and on CUDA, the matrices for products (projections, the output matrix, and with it an embedding
+    /// that it shares) and Gemma's table of per-layer embeddings: to `q8_0`, `q6_k`, `q4_0` or `iq4_nl` as ggml has them, to the mixes
+    /// `q5_k_m` or `q4_k_m` of llama.cpp, or to `mlx4`,
     /// MLX's four bits in groups of 64. The output matrix has six bits at least, but for `mlx4`. Rows that are no whole blocks of a
     /// format have the next finer one of shorter blocks, or F16. Other tables that are only looked up, norms, biases and layers behind
     /// the pooling keep the type of `dtype`. Adapters act on the quantised weights and are F32 themselves; so is a matrix that one was
@@ -187,10 +189,9 @@ impl Model {
     ///
     /// A GGUF file is loaded as the directory of transformers that it was made from: names, rows and values of its tensors are
     /// transformers', so that the same adapters fit, and config.json, tokenizer, chat template and sampling follow from its
-    /// metadata. On the CPU quantised matrices stay about as large as in the file, with products as [`LoadOptions::exact`] says; on a GPU they
-    /// are widened:
-    /// [`estimate_memory`] says what that takes. Matrices of safetensors that MLX (affine), FP8, AWQ, GPTQ without act order or
-    /// compressed-tensors have quantised are read as well, and widened.
+    /// metadata. On the CPU quantised matrices stay about as large as in the file, with products as [`LoadOptions::exact`] says. On
+    /// CUDA they stay quantised too, in the nearest format that its kernels decode: codes are the file's, scales and mins become F16.
+    /// There rows of no whole 32 columns are widened, and on Metal all are: [`estimate_memory`] says what that takes. Matrices of safetensors that MLX (affine), FP8, AWQ, GPTQ without act order or compressed-tensors have quantised are read as well.
     ///
     /// # Errors
     /// `NotFound` for a missing file, `Format` for one that contradicts itself or the model, `Unsupported` for an unknown
@@ -237,7 +238,10 @@ impl Model {
             load_head(&files.sentence, &files.raw, &files.config, &mut weights)
         })?;
         let arithmetic = if options.exact { Arithmetic::F32 } else { Arithmetic::Int8 };
-        let mut weights = Weights::new(&mut *checkpoint, backend, stored).quantized(files.quant).computing_in(arithmetic);
+        let mut weights = Weights::new(&mut *checkpoint, backend, stored)
+            .keeping_quantised(keeps_quantised(&device))
+            .quantized(files.quant)
+            .computing_in(arithmetic);
         head.skip_in(&mut weights);
         let transformer = device.work(|| Transformer::load(files.config, &mut weights))?.with_kv_format(files.kv_format);
         check_kv_format(&transformer, files.kv_format, files.family)?;
@@ -464,6 +468,35 @@ impl Model {
         &self.0.sampling
     }
 
+    /// What computes which part of the model, as JSON:
+    ///
+    /// ```json
+    /// {"device": "CUDA 0", "prompts": "tensors", "single_tokens": "kernels", "weights": {"BF16": 136134656, "four": 357826560}}
+    /// ```
+    ///
+    /// `prompts`: several tokens at once, and texts: by `kernels`, the library's own, or by `tensors`, operations of candle.
+    /// `single_tokens`: the tokens of an answer; absent where there are none. `lacks`: what of the model the kernels of its GPU lack, where
+    /// single tokens are evaluated by tensors for it. `weights`: how many are kept in each format, norms and biases apart: numbers
+    /// (`F32`, `F16`, `BF16`); on the CPU the formats of GGUF files, and of MLX (`affine4_64`: bits, and weights of a scale); on a GPU those
+    /// of its kernels: `four`, `five`, `six` or `eight` bits with a scale and an offset of 16 bits each, `_sym` with a scale alone,
+    /// `table` with sixteen levels and a scale; `_16` where sixteen weights share one.
+    pub fn backend_json(&self) -> String {
+        let (transformer, device) = (self.transformer(), self.device());
+        let by = device.backend().evaluates_by();
+        let mut json = serde_json::json!({
+            "device": device.name(),
+            "prompts": by,
+            "weights": transformer.weights_by_format(),
+        });
+        if transformer.generates() {
+            json["single_tokens"] = if transformer.decodes_by_kernels() { "kernels" } else { by }.into();
+            if let Some(Unsupported(what)) = transformer.lacks() {
+                json["lacks"] = what.as_str().into();
+            }
+        }
+        json.to_string()
+    }
+
     /// Differs between models whose caches must not be exchanged.
     pub(crate) fn fingerprint(&self) -> u64 {
         self.0.fingerprint
@@ -489,7 +522,8 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
     let backend = device.backend();
     let mut weights = Weights::dry(&mut *checkpoint, backend, Some(Format::F32));
     let head = load_head(&files.sentence, &files.raw, &files.config, &mut weights)?;
-    let mut weights = Weights::dry(&mut *checkpoint, backend, stored).quantized(files.quant);
+    let mut weights =
+        Weights::dry(&mut *checkpoint, backend, stored).keeping_quantised(keeps_quantised(&device)).quantized(files.quant);
     head.skip_in(&mut weights);
     let transformer = Transformer::load(files.config, &mut weights)?;
     check_kv_format(&transformer, files.kv_format, files.family)?;
@@ -547,8 +581,8 @@ fn warm_up(
 
 /// Single tokens are evaluated by the device's own kernels, where it has some and they have all that the network is made of.
 pub(super) fn with_decode_step(transformer: Transformer, device: &Device) -> Result<Transformer> {
-    let (transformer, unsupported) = device.work(|| Ok(transformer.with_decode_step()?))?;
-    match unsupported {
+    let transformer = device.work(|| Ok(transformer.with_decode_step()?))?;
+    match transformer.lacks() {
         Some(Unsupported(what)) if transformer.generates() => {
             log::info!("{} evaluates single tokens by tensor operations: its kernels lack {what}", device.name());
         }
@@ -570,6 +604,12 @@ fn workspace_bytes(c: &Config, rows: usize) -> u64 {
 fn stored_type(checkpoint: &dyn ModelTensors, config: &Config, device: &Device, options: &LoadOptions) -> Option<Format> {
     let asked = options.dtype.map(Format::from);
     if asked.is_some() || !device.backend().needs_one_type() { asked } else { Some(file_type(checkpoint, config)) }
+}
+
+/// Whether quantised weights stay so whatever type is asked for, which is then what a GPU computes in; on the CPU it is what they are
+/// widened to.
+fn keeps_quantised(device: &Device) -> bool {
+    device.backend().needs_one_type() && device.backend().keeps_quantised()
 }
 
 /// What the file stores the embedding as.

@@ -222,7 +222,9 @@ pub unsafe extern "C" fn mc_model_options_set_device(
 /// The type to keep weights in.
 ///
 /// @param options  the options.
-/// @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored. Quantised weights of a GGUF file are widened to it.
+/// @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored. On the CPU quantised weights of the files are widened to
+///                 it, and on Metal; on CUDA they stay quantised, and it is the type that prompts are computed in: F32 by default
+///                 where the embedding is quantised, and MC_DTYPE_BF16 makes long prompts several times as fast.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
@@ -247,7 +249,7 @@ pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(options: MaybeUnini
     });
 }
 
-/// Asks for weights that are quantised while loading, to take less memory. This version does it on the CPU.
+/// Asks for weights that are quantised while loading, to take less memory. This version does it on the CPU and on CUDA.
 ///
 /// | kind | in each row of a matrix | bits a weight |
 /// | --- | --- | --- |
@@ -262,6 +264,7 @@ pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(options: MaybeUnini
 /// Formats are ggml's and MLX's. "q5_k_m" and "q4_k_m" are mixes of llama.cpp: the value and down projections of half of the layers
 /// and the output matrix have six bits, which the output matrix has with "q4_0" and "iq4_nl" too. Rows that are no whole blocks
 /// of 256 have the next finer format of 32 (Q5_0, Q5_1, Q8_0), those of no whole blocks at all F16, or with "q8_0" a shorter block.
+/// On CUDA scales and mins are rounded to F16, and rows of no whole 32 columns keep the type of mc_model_options_set_dtype().
 ///
 /// That goes for all projections, the output matrix, an embedding that is one with it, and Gemma's table of per-layer
 /// embeddings, where its rows are whole blocks. Other tables that are only looked up, norms, biases and the layers behind the pooling of a sentence embedder keep the type of
@@ -272,7 +275,7 @@ pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(options: MaybeUnini
 /// @param options  the options.
 /// @param kind     one of these; NULL (the default) = as stored. Weights that the files hold quantised in another way are widened
 ///                 and quantised once more. Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
-///                 what there is, and on a GPU; MC_ERROR_FORMAT for a weight that is not finite or too large for its scale in
+///                 what there is, and on Metal; MC_ERROR_FORMAT for a weight that is not finite or too large for its scale in
 ///                 F16, which none up to 65504 is, with "q8_0" none up to 8.3 million.
 ///
 /// Threads: any, exclusive.
@@ -522,13 +525,14 @@ fn load(
 /// granite, granite_swa, granitehybrid, granitemoe, hunyuan-dense, lfm2, lfm2moe, llama (Mixtral too), mistral3, modern-bert,
 /// nemotron, nemotron_h, nemotron_h_moe, nomic-bert, olmo, olmo2, olmoe, phi2, phi3, qwen2, qwen3, qwen35, qwen35moe, qwen3moe,
 /// seed_oss, smollm3, stablelm, starcoder2. Every tensor type of weights is read. On the CPU quantised ones stay as large as in the
-/// file, with products as mc_model_options_set_exact() says; on a GPU they are widened: mc_model_estimate_memory() says what
-/// that takes.
+/// file, with products as mc_model_options_set_exact() says. On CUDA they stay quantised too, in the nearest format that its kernels
+/// decode: codes are the file's, scales and mins become F16, and a code takes 4, 5, 6 or 8 bits. There rows of no whole 32 columns
+/// are widened, and on Metal all are: mc_model_estimate_memory() says what that takes.
 ///
 /// Of safetensors, matrices that MLX (affine), FP8, AWQ, GPTQ without act order or compressed-tensors have quantised are read
 /// as well. On the CPU they stay about as large as in the files, with the very values that these stand for, where their scales are
 /// exact in F16 and shared by multiples of 32 columns: all of MLX, AWQ, and GPTQ and compressed-tensors in 4 and 8 bits. The others
-/// (FP8 with scales that BF16 does not hold, GPTQ in 2 bits) are widened to F32, and on a GPU all are.
+/// (FP8 with scales that BF16 does not hold, GPTQ in 2 bits) are widened to F32. A GPU has them as it has those of GGUF files.
 ///
 /// @param path     a directory with config.json, safetensors and tokenizer.json; or a .gguf file, of a model in several
 ///                 files the first; or a directory with such a file and no config.json, of several the one that
@@ -822,6 +826,42 @@ pub unsafe extern "C" fn mc_model_config_json(
     guard(err, || {
         let out = OutHandle::new(out, "out")?;
         out.set(Text::new(model.get("model")?.model.config_json()));
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// What computes which part of the model: what of it runs by the library's own kernels on this device, and how its weights are kept.
+///
+/// A JSON object such as
+/// {"device": "CUDA 0", "prompts": "tensors", "single_tokens": "kernels", "weights": {"BF16": 136134656, "four": 357826560}}:
+///
+/// - device: its name.
+/// - prompts: what evaluates several tokens at once, and texts: "kernels", the library's own, or "tensors", operations of candle.
+/// - single_tokens: what evaluates the tokens of an answer; absent where the model gives none.
+/// - lacks: what of the model the kernels of its GPU lack, in words, where single tokens are evaluated by tensors for it.
+/// - weights: how many are kept in each format, norms and biases apart. "F32", "F16", "BF16" are numbers. On the CPU others are those of
+///   GGUF files, and of MLX ("affine4_64": bits, and weights of a scale); on a GPU those of its kernels: "four", "five", "six" and
+///   "eight" bits with a scale and an offset of 16 bits each, "..._sym" with a scale alone, "table" with sixteen levels and a scale,
+///   "..._16" where sixteen weights share one.
+///
+/// Later versions may add fields and formats.
+///
+/// @param model  the model.
+/// @param out    receives one reference; free it with mc_string_free().
+/// @param err    NULL, or receives the error.
+/// @return MC_OK.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_model_backend_json(
+    model: MaybeUninit<&mc_model>,
+    out: MaybeUninit<&mut *mut mc_string>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        out.set(Text::new(&model.get("model")?.model.backend_json()));
         Ok(mc_status::MC_OK)
     })
 }

@@ -5,13 +5,10 @@
 //! (`gpu/library.rs`), where they run (`gpu/device.rs`), with what they are launched (`gpu/launch.rs`), and the comparison with the CPU's
 //! kernels (`gpu/compare.rs`).
 //!
-//! No GPU of Apple has run them; on CUDA a decoder evaluates single tokens by them (`ops/gpu/`). `make check-gpu` proves them without a
-//! GPU: see CONTRIBUTING.
+//! No GPU of Apple has run them; on CUDA a decoder evaluates single tokens by them, and quantised weights are theirs (`ops/gpu/`). `make
+//! check-gpu` proves them without a GPU: see CONTRIBUTING.
 
-// Formats of quantised matrices: no product of the library runs by them yet.
-#[cfg_attr(not(test), allow(dead_code))]
 mod format;
-#[cfg_attr(not(test), allow(dead_code))]
 mod matrix;
 // No build compiles for Metal yet.
 #[cfg_attr(not(test), allow(dead_code))]
@@ -28,9 +25,10 @@ mod tests;
 pub use device::{Gpu, GpuSlice};
 pub use format::GpuFormat;
 pub use launch::{
-    AttentionKernels, Gated, GpuAngles, GpuCache, GpuNorm, GpuWeight, HeadCounts, MOST_SPLITS, ProductKernels, ProductWith,
-    QkNorms, RowKernels,
+    AttentionKernels, DecodedRows, Gated, GpuAngles, GpuCache, GpuNorm, GpuWeight, HeadCounts, MOST_ROWS, MOST_SPLITS,
+    ProductWith, QkNorms, RowKernels,
 };
 pub use library::{Element, Library};
+pub use matrix::GpuMatrix;
 #[cfg(test)]
 pub use tests::with_executor;

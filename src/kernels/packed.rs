@@ -128,6 +128,17 @@ impl Packed {
         self.cols
     }
 
+    /// How rows are kept: so many of each format, one after another.
+    pub fn formats(&self) -> Vec<(usize, Format)> {
+        match &self.panels {
+            Panels::F32(_) => vec![(self.rows, Format::F32)],
+            Panels::F16(_) => vec![(self.rows, Format::F16)],
+            Panels::BF16(_) => vec![(self.rows, Format::BF16)],
+            Panels::Planes(planes) => planes.formats(),
+            Panels::Blocks(_, format) => vec![(self.rows, *format)],
+        }
+    }
+
     /// The bytes of a matrix of this shape.
     pub fn bytes(rows: usize, cols: usize, format: Format, purpose: Use) -> u64 {
         let padded = rows.next_multiple_of(purpose.lanes());

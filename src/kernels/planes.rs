@@ -297,6 +297,11 @@ impl Planes {
         Some(Self { cols, segments })
     }
 
+    /// How many rows there are of each format, one after another.
+    pub fn formats(&self) -> Vec<(usize, Format)> {
+        self.segments.iter().map(|segment| (segment.rows.len(), segment.format)).collect()
+    }
+
     /// The bytes of a matrix of this shape.
     pub fn bytes(parts: &[(usize, Format)], cols: usize) -> u64 {
         let mut bytes = 0u64;

@@ -36,7 +36,7 @@ impl Linear {
 
     /// What it is to a GPU's kernels.
     pub(super) fn part(&self) -> LinearPart<'_> {
-        LinearPart { weight: &self.weight, bias: self.bias.as_ref() }
+        LinearPart { id: self.id.0, weight: &self.weight, bias: self.bias.as_ref() }
     }
 
     /// What a product with a change is made of.

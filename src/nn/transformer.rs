@@ -1,6 +1,6 @@
 //! The only forward pass: embedding, layers, head.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -51,6 +51,8 @@ pub struct Transformer {
     head: Option<Linear>,
     /// Single tokens by the kernels of a GPU, once they are [compiled](Self::with_decode_step).
     decode: Option<Arc<DecodeStep>>,
+    /// Why not.
+    lacks: Option<Unsupported>,
 }
 
 /// The matrices that adapters were merged into.
@@ -164,6 +166,7 @@ impl Transformer {
             projection,
             head,
             decode: None,
+            lacks: None,
             config,
         })
     }
@@ -173,17 +176,36 @@ impl Transformer {
         Self { kv_format, ..self }
     }
 
-    /// The same, evaluating single tokens by the GPU's own kernels, where the device has some; compiles them. What they lack is the reason
-    /// that comes with it.
+    /// The same, evaluating single tokens by the GPU's own kernels, where the device has some; compiles them. See
+    /// [`lacks`](Self::lacks).
     ///
     /// # Errors
     /// A failed device operation.
-    pub fn with_decode_step(self) -> Result<(Self, Option<Unsupported>)> {
-        match self.new_decode_step()? {
-            None => Ok((Self { decode: None, ..self }, None)),
-            Some(Ok(step)) => Ok((Self { decode: Some(Arc::new(step)), ..self }, None)),
-            Some(Err(unsupported)) => Ok((Self { decode: None, ..self }, Some(unsupported))),
+    pub fn with_decode_step(self) -> Result<Self> {
+        let (decode, lacks) = match self.new_decode_step()? {
+            None => (None, None),
+            Some(Ok(step)) => (Some(Arc::new(step)), None),
+            Some(Err(unsupported)) => (None, Some(unsupported)),
+        };
+        Ok(Self { decode, lacks, ..self })
+    }
+
+    /// What of the network the kernels of its device lack, where these are why it has no step of theirs.
+    pub fn lacks(&self) -> Option<&Unsupported> {
+        self.lacks.as_ref()
+    }
+
+    /// How many weights are kept in each format, by its name; those that matrices share are counted once.
+    pub fn weights_by_format(&self) -> BTreeMap<&'static str, u64> {
+        let tables = [&self.embed].into_iter().chain(&self.positions).chain(&self.types);
+        let linears = self.linears().map(|linear| &linear.weight).filter(|weight| !weight.is_same(&self.embed));
+        let mut counts = BTreeMap::new();
+        for matrix in tables.chain(linears) {
+            for (rows, format) in matrix.formats() {
+                *counts.entry(format).or_default() += rows as u64 * matrix.inputs() as u64;
+            }
         }
+        counts
     }
 
     /// Whether single tokens are evaluated by the GPU's own kernels.
@@ -408,7 +430,7 @@ impl Transformer {
     /// # Errors
     /// `ErrorKind::OutOfMemory`, `ErrorKind::Device`.
     pub fn merged(&self, adapters: &Adapters) -> error::Result<Self> {
-        let mut network = Self { decode: None, ..self.clone() };
+        let mut network = Self { decode: None, lacks: None, ..self.clone() };
         let per_layer = network.per_layer.iter_mut().map(PerLayer::linear_mut);
         let layers = network.layers.iter_mut().flat_map(Layer::linears_mut);
         for linear in per_layer.chain(layers).chain(&mut network.projection).chain(&mut network.head) {

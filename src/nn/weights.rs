@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::Slot;
 use super::mix::{Mix, Part};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Arithmetic, Backend, Format, Matrix, MatrixBuilder, Use, Vector, beside};
+use crate::ops::{Arithmetic, Backend, Format, Kept, Matrix, MatrixBuilder, Use, Vector, beside};
 
 /// What a file says of a tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,6 +58,8 @@ pub struct Weights<'a> {
     backend: &'a Backend,
     /// What matrices are kept in; `None` = as stored.
     format: Option<Format>,
+    /// Whether that is meant for others than quantised ones.
+    keeps_quantised: bool,
     /// What matrices for products are quantised to instead.
     mix: Option<&'static Mix>,
     arithmetic: Arithmetic,
@@ -78,6 +80,7 @@ impl<'a> Weights<'a> {
             source,
             backend,
             format,
+            keeps_quantised: false,
             mix: None,
             arithmetic,
             used,
@@ -86,6 +89,11 @@ impl<'a> Weights<'a> {
             parameters: 0,
             buffers: [Vec::new(), Vec::new()],
         }
+    }
+
+    /// Keeps quantised matrices as they are stored, whatever others are kept in.
+    pub fn keeping_quantised(self, keeps_quantised: bool) -> Self {
+        Self { keeps_quantised, ..self }
     }
 
     /// Quantises the matrices for products, which then are for our kernels, and tables of layers; other tables stay as they are.
@@ -247,9 +255,11 @@ impl<'a> Weights<'a> {
             parts.push((slot, name.clone(), entry.format(&name)?, entry.row_bytes(&name)?));
         }
         // Each part stays what it is, or becomes what it or all are to be.
-        let asked = |i: usize| formats.map(|formats| formats[i]).or(self.format);
+        let own = |stored: Format| if self.keeps_quantised && stored.is_quantised() { None } else { self.format };
+        let asked = |i: usize, stored| formats.map(|formats| formats[i]).or(own(stored)).unwrap_or(stored);
         let mut kept: Vec<_> =
-            parts.iter().enumerate().map(|(i, (slot, _, stored, _))| (slot.len(), asked(i).unwrap_or(*stored))).collect();
+            parts.iter().enumerate().map(|(i, (slot, _, stored, _))| (slot.len(), asked(i, *stored))).collect();
+        let purpose = Kept { purpose, computed: self.format.unwrap_or(Format::F32) };
         // Of parts that cannot be one matrix as they are, none is quantised to less than another.
         if let Some(finest) = formats.and_then(|formats| Format::finest(formats.iter().copied()))
             && !MatrixBuilder::can_hold(&kept)
@@ -261,9 +271,9 @@ impl<'a> Weights<'a> {
         self.parameters += rows as u64 * cols as u64;
         self.used.extend(parts.iter().map(|(_, name, ..)| name.clone()));
         let builder = if self.dry {
-            MatrixBuilder::new(0, cols, Format::F32, purpose, self.backend)
+            MatrixBuilder::new(0, cols, Format::F32, purpose.purpose, self.backend)
         } else {
-            MatrixBuilder::of_parts(&kept, cols, purpose, self.backend)
+            MatrixBuilder::of_parts(&kept, cols, purpose, self.backend)?
         };
         let mut builder = builder.ok_or_else(|| {
             Error::new(ErrorKind::OutOfMemory, format!("{}.weight: {rows} × {cols} weights do not fit the memory", slots[0].name))

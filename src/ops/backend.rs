@@ -4,6 +4,7 @@ use candle_core::{Device, bail};
 
 use super::KvFormat;
 use crate::error::Result;
+use crate::kernels::gpu::Gpu;
 
 /// Where a network computes. It makes what is computed with: [`Matrix`](super::Matrix), [`Vector`](super::Vector) …
 #[derive(Debug, Clone)]
@@ -34,6 +35,14 @@ impl Backend {
     /// Tensor operations on a device.
     pub fn by_tensors(device: &Device) -> Self {
         Self::Tensors(device.clone())
+    }
+
+    /// What evaluates tokens, for people and programs: `kernels`, our own, or `tensors`, candle's operations.
+    pub fn evaluates_by(&self) -> &'static str {
+        match self {
+            Self::Cpu => "kernels",
+            Self::Tensors(_) => "tensors",
+        }
     }
 
     /// Runs work where its threads or its autorelease pool are.
@@ -107,6 +116,14 @@ impl Backend {
     /// Whether all matrices of a network must be kept as one type.
     pub fn needs_one_type(&self) -> bool {
         matches!(self, Self::Tensors(_))
+    }
+
+    /// Whether quantised matrices stay quantised: our own kernels multiply with them.
+    pub fn keeps_quantised(&self) -> bool {
+        match self {
+            Self::Cpu => true,
+            Self::Tensors(device) => Gpu::is_for(device),
+        }
     }
 
     /// Whether keys and values can be kept in a format.

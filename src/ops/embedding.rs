@@ -53,7 +53,7 @@ pub fn adapted_embedding(
         let rows = embedding(&part.b, ids, scale * delta.scale)?;
         x = match cx.backend {
             Backend::Cpu => cpu::add_product(x, &rows, delta.a.cpu()?)?,
-            Backend::Tensors(_) => tensors::add_product(&x, &rows, delta.a.tensors()?)?,
+            Backend::Tensors(_) => tensors::add_product(&x, &rows, delta.a.tensors()?.dense()?)?,
         };
         inner.push(rows);
     }
@@ -66,7 +66,7 @@ pub fn adapted_embedding(
             let (vocab, factor) = (delta.outputs(), scale * delta.scale);
             let (a, b) = match &backend {
                 Backend::Cpu => cpu::backward(&dy, inner, delta.a.cpu()?, (&ids, vocab), factor)?,
-                Backend::Tensors(_) => tensors::backward(&dy, inner, delta.a.tensors()?, (&ids, vocab), factor)?,
+                Backend::Tensors(_) => tensors::backward(&dy, inner, delta.a.tensors()?.dense()?, (&ids, vocab), factor)?,
             };
             gradients.trained.insert(number, Gradient { a, b });
         }

@@ -189,6 +189,12 @@ impl LowRankDeltas {
         &self.0.deltas
     }
 
+    /// Whether the step of a GPU's kernels has all that they are made of: neither gains nor dropout.
+    pub fn are_plain(&self) -> bool {
+        let is_plain = |delta: &LowRankDelta| delta.dropout.is_none() && delta.parts.iter().all(|part| part.gain.is_none());
+        self.each().iter().all(is_plain)
+    }
+
     /// The numbers of those in training.
     ///
     /// # Errors

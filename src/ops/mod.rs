@@ -52,11 +52,12 @@ pub use experts::{ExpertRows, Routed, Routing, combine, route};
 pub use fault::inject_device_failure;
 pub use gate::gate;
 pub use gpu::{
-    AttentionPart, BranchPart, DecodeStep, DecoderParts, LinearPart, MlpPart, OperationPart, ResidualPart, RopePart, Unsupported,
+    AttentionPart, BranchPart, DecodeStep, DecoderParts, DeviceMatrix, LinearPart, MlpPart, OperationPart, ResidualPart,
+    RopePart, StepChange, StepChanges, StepLogits, StepSequence, Unsupported,
 };
 pub use linear::{AdaptedLinear, DotProducts, linear, logits};
 pub use low_rank::{DeltaPart, Dropout, LowRankDelta, LowRankDeltas, merged, summed_bias};
-pub use matrix::{Matrix, MatrixBuilder, Vector, dtype, to_f32};
+pub use matrix::{Kept, Matrix, MatrixBuilder, Vector, dtype, to_f32};
 pub use norm::{Norm, add_scaled, norm, optional_norm};
 pub use parameters::{Optimized, ParameterValues};
 pub use pooling::{Pooling, pool, unit_rows, zero_rows};

@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor};
 use super::cpu::parameters as cpu;
 use super::matrix::f32_matrix;
 use super::tensors::parameters as tensors;
-use super::{Backend, Matrix, On, to_f32};
+use super::{Backend, DeviceMatrix, Matrix, On, to_f32};
 use crate::kernels::AdamW;
 
 /// One number for each parameter, one after another: F32, where the network computes.
@@ -77,7 +77,7 @@ impl ParameterValues {
     pub fn matrix(&self, range: Range<usize>, cols: usize) -> Result<Matrix> {
         match self {
             Self::Cpu(values) => f32_matrix(&values[range], cols),
-            Self::Tensors(tensor) => tensors::matrix(tensor, range, cols).map(Matrix::Tensors),
+            Self::Tensors(tensor) => Ok(Matrix::Tensors(DeviceMatrix::Dense(tensors::matrix(tensor, range, cols)?))),
         }
     }
 

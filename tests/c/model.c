@@ -18,6 +18,12 @@ static void a_loaded_model_describes_itself(void) {
     CHECK(strstr(mc_string_data(config), "\"num_key_value_heads\"") != NULL);
     mc_string_free(config);
 
+    mc_string *backend = NULL;
+    EXPECT(MC_OK, mc_model_backend_json(model, &backend, &err));
+    CHECK(strstr(mc_string_data(backend), "\"single_tokens\":\"kernels\"") != NULL);
+    CHECK(strstr(mc_string_data(backend), "\"weights\":{\"") != NULL);
+    mc_string_free(backend);
+
     mc_tokens *eos = NULL;
     mc_tokenizer *tokenizer = NULL;
     uint32_t end = 0;

@@ -138,11 +138,11 @@ static void check_products(Gpu& gpu, const std::string& library, Type t, const F
         Buffer ids(gpu, F32, 3, 0), y(gpu, stored ? t : F32, 3 * cols, 0);
         const uint wanted[] = {8, 0, 5};
         memcpy(ids.host.data(), wanted, 12), ids.up();
-        Rows p = {cols, m.shift, by_id, 2.0f};
+        Rows p = {cols, m.shift, by_id ? BY_ID : 2, 2.0f};
         run(gpu, library, stored ? "rows_t" : "rows", {2, 3, 1}, 256, m.codes.at(), m.extra.at(), m.scales.at(), ids.at(), y.at(), p);
         y.down();
         Error error;
-        for (uint i = 0; i < 3 * cols; i++) error.add(y[i], 2 * m.w[(by_id ? wanted[i / cols] : i / cols) * cols + i % cols]);
+        for (uint i = 0; i < 3 * cols; i++) error.add(y[i], 2 * m.w[(by_id ? wanted[i / cols] : 2 + i / cols) * cols + i % cols]);
         error.expect(stored ? rounding(t) : 1e-6, std::string(format.name) + " rows");
     }
 }

@@ -61,7 +61,7 @@ struct Step {
     }
     void run() {
         void* row = (char*)angles + size_t(position++) * c.dim * sizeof(float);
-        Rows r = {c.hidden, c.group_shift, 1, 1};
+        Rows r = {c.hidden, c.group_shift, BY_ID, 1};
         launch(products, "rows", {(c.hidden / 8 + 255) / 256, 1, 1}, 256, {&embed.codes, &embed.extra, &embed.scales, &id, &x, &r});
         Heads h = {c.heads, c.kv_heads, c.capacity, c.dim, 0, 1e-6f};
         Attention a = {c.heads, c.kv_heads, c.capacity, c.splits, 0, 0, 1 / std::sqrt(float(c.dim)), 0};

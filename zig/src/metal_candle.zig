@@ -570,6 +570,14 @@ pub const Model = struct {
         return .{ .handle = out.? };
     }
 
+    /// What computes which part of the model, and how its weights are kept: see `mc_model_backend_json`.
+    pub fn backendJson(self: Model) Error!String {
+        var out: ?*c.mc_string = null;
+        var failure: ?*c.mc_error = null;
+        try check(c.mc_model_backend_json(self.handle, &out, &failure), failure);
+        return .{ .handle = out.? };
+    }
+
     /// The tokens that end an answer, the usual one first.
     pub fn eosTokens(self: Model) Error!Tokens {
         var out: ?*c.mc_tokens = null;

@@ -174,6 +174,9 @@ test "a model says what it is, and its options hold" {
     const config = try model.configJson();
     defer config.deinit();
     try expectContains(config.slice(), model.architecture());
+    const backend = try model.backendJson();
+    defer backend.deinit();
+    try expectContains(backend.slice(), "\"single_tokens\":\"kernels\"");
     const known = try mc.architecturesJson();
     defer known.deinit();
     try expectContains(known.slice(), model.architecture());

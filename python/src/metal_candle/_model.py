@@ -285,6 +285,11 @@ class Model(Handle):
         config: dict[str, Any] = json.loads(string_of(made("mc_string", "mc_model_config_json", self)))
         return config
 
+    def backend(self) -> dict[str, Any]:
+        """What computes which part of the model, and how its weights are kept: see `mc_model_backend_json`."""
+        backend: dict[str, Any] = json.loads(string_of(made("mc_string", "mc_model_backend_json", self)))
+        return backend
+
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer, which outlives the model. Raises `NotFoundError` if it has none."""

@@ -171,7 +171,9 @@ impl Rows<'_> {
         let Some(packed) = Packed::from_f32(&values, inputs, Use::Product).filter(|_| filled) else {
             return self.no_matrix(format);
         };
-        let weight = || vec![matrix.codes().to_vec(), matrix.extra().to_vec(), pairs(matrix.scales())];
+        let (codes, extra, scales) = matrix.parts();
+        let scales: Vec<u16> = scales.iter().map(|scale| scale.to_bits()).collect();
+        let weight = || vec![codes.to_vec(), extra.to_vec(), pairs(&scales)];
         let library = Library::Product { element: Element::F16, stage: 512, format: matrix.format() };
         let limit = 4e-5;
         let x = noise(inputs, 3);
@@ -194,7 +196,7 @@ impl Rows<'_> {
         let found = run(self, "product_gated_r1n2", outputs / 2).map(|row| out_of_lane_order(&row));
         self.add(format!("product_gated_r1n2, {}", format.name()), 4.0 * limit, found, &activated);
 
-        let params = [inputs as u32, matrix.group_shift(), 1, 1f32.to_bits()];
+        let params = [inputs as u32, matrix.group_shift(), u32::MAX, 1f32.to_bits()];
         let launch = Launch { library, kernel: "rows", grid: [1, 1, 1], threads: 256, params: &params };
         let found = self.run(launch, [weight(), vec![vec![7], nan(inputs)]].concat(), 4).map(|words| floats(&words));
         self.add(format!("rows, {}", format.name()), 1e-6, found, &values[7 * inputs..8 * inputs]);

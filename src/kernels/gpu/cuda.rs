@@ -3,11 +3,11 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use candle_core::cuda_backend::cudarc::driver::{CudaStream, DevicePtr, result, sys};
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
-use candle_core::cuda_backend::{CudaDType, CudaStorageSlice};
+use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, DeviceId};
 use candle_core::{CudaDevice, CudaStorage, Error, Result, bail};
 use half::{bf16, f16};
 
@@ -40,7 +40,21 @@ impl std::fmt::Debug for CudaLauncher {
 }
 
 impl CudaLauncher {
-    pub fn new(device: &CudaDevice) -> Result<Self> {
+    /// The launcher of a device: one for all that compute there, as long as one of them lives, so that a library is compiled once.
+    pub fn shared(device: &CudaDevice) -> Result<Arc<Self>> {
+        static KNOWN: Mutex<Vec<(DeviceId, Weak<CudaLauncher>)>> = Mutex::new(Vec::new());
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|(_, launcher)| launcher.strong_count() > 0);
+        let own = known.iter().find(|(id, _)| *id == device.id()).and_then(|(_, launcher)| launcher.upgrade());
+        if let Some(launcher) = own {
+            return Ok(launcher);
+        }
+        let launcher = Arc::new(Self::new(device)?);
+        known.push((device.id(), Arc::downgrade(&launcher)));
+        Ok(launcher)
+    }
+
+    fn new(device: &CudaDevice) -> Result<Self> {
         use sys::CUdevice_attribute as Attribute;
         let stream = device.cuda_stream();
         let attribute = |attribute| stream.context().attribute(attribute).map_err(Error::wrap);

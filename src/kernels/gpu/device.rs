@@ -53,7 +53,7 @@ impl Gpu {
     pub fn of(device: &Device) -> Result<Option<Self>> {
         #[cfg(feature = "cuda")]
         if let Device::Cuda(cuda) = device {
-            let launcher = Arc::new(super::cuda::CudaLauncher::new(cuda)?);
+            let launcher = super::cuda::CudaLauncher::shared(cuda)?;
             return Ok(Some(Self { launcher, device: device.clone() }));
         }
         #[cfg(test)]
@@ -62,6 +62,20 @@ impl Gpu {
         }
         let _ = device;
         Ok(None)
+    }
+
+    /// Whether a device has kernels in this build; nothing is opened or compiled.
+    pub fn is_for(device: &Device) -> bool {
+        #[cfg(feature = "cuda")]
+        if device.is_cuda() {
+            return true;
+        }
+        #[cfg(test)]
+        if device.is_cpu() {
+            return super::tests::in_use().is_some();
+        }
+        let _ = device;
+        false
     }
 
     /// Where tensors are made that the kernels read and write.
@@ -99,11 +113,11 @@ impl Gpu {
         unsafe { self.launcher.upload(to.address, words) }
     }
 
-    /// Waits for all that was started, and reads.
-    pub fn download(&self, from: &GpuSlice, out: &mut [f32]) -> Result<()> {
-        from.holds(out.len(), "a download")?;
-        // SAFETY: the slice has as many values.
-        unsafe { self.launcher.download(from.address, out) }
+    /// Waits for all that was started, and reads values from the one of this number on.
+    pub fn download(&self, from: &GpuSlice, first: usize, out: &mut [f32]) -> Result<()> {
+        from.holds(first + out.len(), "a download")?;
+        // SAFETY: the slice has as many values behind the first.
+        unsafe { self.launcher.download(from.address + 4 * first as u64, out) }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Launches of the kernels, each with its buffers held against what its parameters make it touch.
 
+use std::ops::Range;
+
 use candle_core::{Result, bail};
 
 use super::device::{Gpu, GpuKernel, GpuSlice};
@@ -8,6 +10,7 @@ use crate::kernels::{Activation, Mask, NormKind};
 
 // Flags of params.h.
 const ADD_AFTER: u32 = 2;
+const LANE_ORDER: u32 = 4;
 const LAYER: u32 = 8;
 const SHIFT: u32 = 16;
 const NORM: u32 = 1;
@@ -24,6 +27,8 @@ const NORM_EACH: u32 = 8;
 const STAGE: u32 = 4096;
 /// Threadgroups that share the keys of a head at most.
 pub const MOST_SPLITS: usize = 16;
+/// Rows of a launch at most: threadgroups in that direction of a CUDA grid.
+pub const MOST_ROWS: usize = 65_535;
 
 /// The kernels for rows: norms.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +45,11 @@ pub struct ProductKernels {
     staged: [GpuKernel; 2],
     gated: [GpuKernel; 2],
     direct: [GpuKernel; 2],
+    /// Of four rows of activations at once, in lane order: plain and gated.
+    of_rows: [GpuKernel; 2],
+    /// Rows of a matrix as F32, and as the element.
     rows: GpuKernel,
+    rows_t: GpuKernel,
 }
 
 /// The kernels for attention with heads of one size.
@@ -67,9 +76,19 @@ pub struct GpuWeight {
     scales: GpuSlice,
 }
 
+/// Which rows of a matrix are decoded.
+#[derive(Debug, Clone)]
+pub enum DecodedRows<'a> {
+    Neighbours(Range<usize>),
+    /// So many rows by their numbers, which are below those of the matrix.
+    ById(&'a GpuSlice, usize),
+}
+
 /// What a product does besides multiplying.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct ProductWith<'a> {
+    /// Of the input.
+    pub rows: usize,
     /// The weight and epsilon of a root-mean-square norm of the input, in the order of columns.
     pub norm: Option<(&'a GpuSlice, f32)>,
     pub bias: Option<&'a GpuSlice>,
@@ -80,6 +99,13 @@ pub struct ProductWith<'a> {
     /// Whether the input is in lane order, as attention and MLPs give it.
     pub ordered: bool,
     pub scale: f32,
+}
+
+impl Default for ProductWith<'_> {
+    /// Of one row, and nothing.
+    fn default() -> Self {
+        Self { rows: 1, norm: None, bias: None, residual: None, activation: None, ordered: false, scale: 1.0 }
+    }
 }
 
 /// Whether an MLP has a gate.
@@ -179,6 +205,14 @@ impl Cut {
     }
 }
 
+impl Cut {
+    /// The same for kernels that make two rows of W at once and stage nothing; the sums have the same order.
+    fn of_two(self, outputs: usize, gated: bool) -> Self {
+        let made = if gated { 1 } else { 2 };
+        Self { rows: 2, groups: (outputs as u32).div_ceil(self.threads / 32 / self.split * made), ..self }
+    }
+}
+
 impl Gpu {
     pub fn row_kernels(&self, element: Element) -> Result<RowKernels> {
         Ok(RowKernels { norm: self.kernel(Library::Row { element }, "norm_f32")? })
@@ -194,7 +228,9 @@ impl Gpu {
             staged: both("product_r1n2", "product_r1n4")?,
             gated: both("product_gated_r1n2", "product_gated_r1n4")?,
             direct: both("product_direct_r1n2", "product_direct_r1n4")?,
+            of_rows: both("product_direct_r4n2", "product_gated_direct_r4n2")?,
             rows: self.kernel(library, "rows")?,
+            rows_t: self.kernel(library, "rows_t")?,
         })
     }
 
@@ -208,41 +244,77 @@ impl Gpu {
         Ok(AttentionKernels { element, head_dim, parts, heads, attention, combine })
     }
 
-    /// Row `ids[0]` of a matrix, times `scale`.
-    pub fn embed(&self, weight: &GpuWeight, ids: &GpuSlice, y: &GpuSlice, scale: f32) -> Result<()> {
-        ids.holds(1, "embed: ids")?;
-        y.holds(weight.inputs, "embed: y")?;
-        let params = [weight.inputs as u32, weight.group_shift, 1, scale.to_bits()];
-        let grid = [weight.inputs.div_ceil(8 * 256) as u32, 1, 1];
-        let buffers = [&weight.codes, &weight.extra, &weight.scales, ids, y];
-        self.start(weight.kernels.rows, grid, 256, &buffers, &params)
+    /// Rows of a matrix times `scale`, as the kernels' element or as F32; at most [`MOST_ROWS`].
+    pub fn decode(&self, weight: &GpuWeight, rows: DecodedRows<'_>, scale: f32, y: &GpuSlice, is_element: bool) -> Result<()> {
+        let (first, count) = match &rows {
+            DecodedRows::Neighbours(rows) => (rows.start as u32, rows.len()),
+            DecodedRows::ById(ids, count) => {
+                ids.holds(*count, "decode: ids")?;
+                (u32::MAX, *count)
+            }
+        };
+        if matches!(&rows, DecodedRows::Neighbours(rows) if rows.end > weight.outputs) || count > MOST_ROWS {
+            bail!("decode: expected at most {MOST_ROWS} rows of {}, found {rows:?}", weight.outputs)
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        let kernels = weight.kernels;
+        let (kernel, bytes) = if is_element { (kernels.rows_t, kernels.element.bytes()) } else { (kernels.rows, 4) };
+        y.holds_bytes(count * weight.inputs * bytes, "decode: y")?;
+        let ids = match rows {
+            DecodedRows::ById(ids, _) => ids,
+            DecodedRows::Neighbours(_) => &weight.codes,
+        };
+        let params = [weight.inputs as u32, weight.group_shift, first, scale.to_bits()];
+        let grid = [weight.inputs.div_ceil(8 * 256) as u32, count as u32, 1];
+        self.start(kernel, grid, 256, &[&weight.codes, &weight.extra, &weight.scales, ids, y], &params)
     }
 
-    /// `y = norm(x)`, or `added + norm(x)`; of one row, of which `y` may be either.
-    pub fn norm(&self, kernels: RowKernels, x: &GpuSlice, by: &GpuNorm, added: Option<&GpuSlice>, y: &GpuSlice) -> Result<()> {
+    /// `y = norm(x)`, or `added + norm(x)`; of rows side by side, of which `y` may be either. `ordered`: whether `y` is in lane order.
+    pub fn norm(
+        &self,
+        kernels: RowKernels,
+        (x, rows): (&GpuSlice, usize),
+        by: &GpuNorm,
+        added: Option<&GpuSlice>,
+        (y, ordered): (&GpuSlice, bool),
+    ) -> Result<()> {
         let cols = by.width;
-        for (slice, what) in [(x, "norm: x"), (&by.weight, "norm: weight"), (y, "norm: y")] {
-            slice.holds(cols, what)?;
+        by.weight.holds(cols, "norm: weight")?;
+        by.bias.iter().try_for_each(|bias| bias.holds(cols, "norm: bias"))?;
+        for (slice, what) in [(x, "norm: x"), (y, "norm: y")].into_iter().chain(added.map(|added| (added, "norm: sum"))) {
+            slice.holds(rows * cols, what)?;
         }
-        by.bias.iter().chain(added).try_for_each(|slice| slice.holds(cols, "norm: bias or sum"))?;
+        if rows == 0 || rows > MOST_ROWS || (ordered && !cols.is_multiple_of(32)) {
+            bail!("norm: expected 1 to {MOST_ROWS} rows, in lane order of a multiple of 32 values, found {rows} of {cols}")
+        }
         let layer = if by.kind == NormKind::Layer { LAYER } else { 0 };
-        let flags = layer | if by.bias.is_some() { SHIFT } else { 0 } | if added.is_some() { ADD_AFTER } else { 0 };
+        let flag = |is: bool, flag: u32| if is { flag } else { 0 };
+        let flags = layer | flag(by.bias.is_some(), SHIFT) | flag(added.is_some(), ADD_AFTER) | flag(ordered, LANE_ORDER);
         let threads = (cols.div_ceil(32).clamp(1, 8) * 32) as u32;
         let buffers = [x, added.unwrap_or(x), &by.weight, by.bias.as_ref().unwrap_or(&by.weight), y, y];
-        self.start(kernels.norm, [1, 1, 1], threads, &buffers, &[cols as u32, flags, by.eps.to_bits()])
+        self.start(kernels.norm, [rows as u32, 1, 1], threads, &buffers, &[cols as u32, flags, by.eps.to_bits()])
     }
 
-    /// `y = x Wᵀ` of one row, and what comes with it. Where there is an activation `y` is in lane order.
+    /// `y = x Wᵀ`, and what comes with it. Where there is an activation `y` is in lane order.
     pub fn product(&self, weight: &GpuWeight, x: &GpuSlice, y: &GpuSlice, with: ProductWith<'_>) -> Result<()> {
         let GpuWeight { kernels, inputs, .. } = *weight;
         let gated = matches!(with.activation, Some((Gated::Yes, _)));
         let outputs = if gated { weight.outputs / 2 } else { weight.outputs };
-        x.holds(inputs, "product: x")?;
-        y.holds(outputs, "product: y")?;
+        let rows = with.rows;
+        if rows == 0 || rows > MOST_ROWS {
+            bail!("product: expected 1 to {MOST_ROWS} rows, found {rows}")
+        }
+        x.holds(rows * inputs, "product: x")?;
+        y.holds(rows * outputs, "product: y")?;
         with.norm.iter().try_for_each(|(weight, _)| weight.holds(inputs, "product: norm"))?;
         with.bias.iter().try_for_each(|bias| bias.holds(weight.outputs, "product: bias"))?;
-        with.residual.iter().try_for_each(|residual| residual.holds(outputs, "product: residual"))?;
-        if (with.activation.is_some() && !outputs.is_multiple_of(32)) || (with.ordered && (gated || with.norm.is_some())) {
+        with.residual.iter().try_for_each(|residual| residual.holds(rows * outputs, "product: residual"))?;
+        // Of several rows in lane order four share what is read of W.
+        let of_rows = with.ordered && rows > 1;
+        let is_known = !with.ordered || (with.norm.is_none() && (of_rows || !gated));
+        if (with.activation.is_some() && !outputs.is_multiple_of(32)) || !is_known {
             bail!("product: expected an input by columns and outputs in whole runs of 32, found {outputs} outputs")
         }
         let flag = |is: bool, flag: u32| if is { flag } else { 0 };
@@ -251,21 +323,32 @@ impl Gpu {
             | flag(with.residual.is_some(), RESIDUAL)
             | with.activation.map_or(0, |(gated, kind)| flag(gated == Gated::No, ACTIVATE) | (ACTIVATION * number(kind)));
         let chunks = inputs / kernels.format.row().columns;
-        let cut = Cut::new(outputs, chunks, gated, !with.ordered, self.launcher.units());
+        let mut cut = Cut::new(outputs, chunks, gated, !with.ordered, self.launcher.units());
+        if of_rows {
+            cut = cut.of_two(outputs, gated);
+        }
         let (norm, eps) = with.norm.unwrap_or((x, 0.0));
-        let params =
-            [outputs as u32, inputs as u32, 1, cut.split, weight.group_shift, flags, eps.to_bits(), with.scale.to_bits()];
-        let family = if with.ordered {
-            kernels.direct
-        } else if gated {
-            kernels.gated
-        } else {
-            kernels.staged
+        let params = [
+            outputs as u32,
+            inputs as u32,
+            rows as u32,
+            cut.split,
+            weight.group_shift,
+            flags,
+            eps.to_bits(),
+            with.scale.to_bits(),
+        ];
+        let is_four = usize::from(cut.rows == 4);
+        let kernel = match (with.ordered, gated) {
+            _ if of_rows => kernels.of_rows[usize::from(gated)],
+            (true, _) => kernels.direct[is_four],
+            (false, true) => kernels.gated[is_four],
+            (false, false) => kernels.staged[is_four],
         };
-        let kernel = family[usize::from(cut.rows == 4)];
+        let passes = if of_rows { rows.div_ceil(4) } else { rows };
         let (bias, residual) = (with.bias.unwrap_or(x), with.residual.unwrap_or(x));
         let buffers = [&weight.codes, &weight.extra, &weight.scales, x, norm, bias, residual, y];
-        self.start(kernel, [cut.groups, 1, 1], cut.threads, &buffers, &params)
+        self.start(kernel, [cut.groups, passes as u32, 1], cut.threads, &buffers, &params)
     }
 
     /// Norms and rotation of the queries and keys of one row; keys and values go to the cache at `positions[0]`.
@@ -393,5 +476,9 @@ impl GpuWeight {
 
     pub fn outputs(&self) -> usize {
         self.outputs
+    }
+
+    pub fn format(&self) -> GpuFormat {
+        self.kernels.format
     }
 }

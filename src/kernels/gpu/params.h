@@ -31,9 +31,10 @@ enum { SILU, GELU, GELU_TANH, QUICK_GELU, RELU, RELU2, TANH, SIGMOID };
 
 struct Rows {
     uint cols, group_shift;
-    uint by_id;  // whether `ids` says which rows, or they are the first ones
+    uint first;  // the first row, or BY_ID where `ids` says which
     float scale;
 };
+#define BY_ID 0xffffffffu
 
 struct Heads {
     uint heads, kv_heads, capacity;

@@ -210,7 +210,7 @@ INLINE void decode_rows(device const uint* codes, device const uint* extra, devi
     const uint UNITS = F::VALUES / 8, unit = at.group.x * 256 + at.index, chunk = unit / UNITS, chunks = p.cols / F::VALUES;
     if (unit >= p.cols / 8) return;
     after_previous();
-    const uint row = p.by_id ? ids[at.group.y] : at.group.y, i = row * chunks + chunk;
+    const uint row = p.first == BY_ID ? ids[at.group.y] : p.first + at.group.y, i = row * chunks + chunk;
     const float2 s = F::scale(F::scale_bits(scales, i >> p.group_shift));
     uint w[F::WORDS];
     float q[8];

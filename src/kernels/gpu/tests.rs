@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, Device, Result, bail};
 
 use super::super::format::coding::{CodedBlock, Scales};
-use super::super::{Format, random_blocks};
+use super::super::{Format, Packed, Use, noise, random_blocks};
 use super::compare::{Comparison, compare};
 use super::device::Launcher;
 use super::library::Dialect;
@@ -30,7 +30,9 @@ pub struct Executor {
 }
 
 const LIBRARIES: &str = "row_half row_float product_half_512_dense product_float_512_dense product_half_512_four \
-                         product_half_512_five product_half_512_six_sym_16 product_half_512_eight product_half_512_table \
+                         product_half_512_four_16 product_half_512_four_sym product_half_512_four_sym_16 \
+                         product_half_512_five product_half_512_five_sym product_half_512_six product_half_512_six_sym_16 \
+                         product_half_512_eight product_half_512_eight_sym product_half_512_table product_half_512_table_16 \
                          attention_half_64_7_2_4 attention_float_16_1_4_4 attention_float_24_1_4_4 attention_float_32_1_4_4 \
                          attention_float_40_1_4_4 attention_half_16_1_4_4 attention_half_24_1_4_4 attention_half_32_1_4_4 \
                          attention_half_40_1_4_4";
@@ -238,6 +240,30 @@ fn values_are_those_of_the_file_but_for_scales_that_become_f16() {
 }
 
 #[test]
+fn values_are_quantised_as_those_of_the_cpu() {
+    let (rows, cols) = (19, 512);
+    let x = noise(rows * cols, 3);
+    for format in Format::quantised_to() {
+        let mut packed = Packed::new(rows, cols, format, Use::Product).unwrap();
+        let mut matrix = GpuMatrix::new(&[(rows, format)], cols).unwrap();
+        let (head, tail) = x.split_at(7 * cols);
+        let bytes: Vec<u8> = tail.iter().flat_map(|x| x.to_le_bytes()).collect();
+        assert!(packed.fill_f32(0, &x) && matrix.fill_f32(0, head) && matrix.fill(7, &bytes, Format::F32));
+        assert!(!matrix.fill_f32(rows - 6, head) && !matrix.fill_f32(0, &[f32::NAN; 512]));
+        assert!(matrix.fill_f32(0, &x[..cols]));
+        let mut want = vec![0.0; cols];
+        for (row, found) in values(&matrix).chunks_exact(cols).enumerate() {
+            packed.row(row, &mut want);
+            // What a scale and a min are rounded by: of a range of 2, and of 1.
+            assert!(want.iter().zip(found).all(|(a, b)| (a - b).abs() <= 2f32.powi(-9)), "{} {row}", format.name());
+        }
+        let (codes, extra, scales) = matrix.parts();
+        let bytes = 4 * (codes.len() + extra.len()) + 2 * scales.len();
+        assert_eq!(GpuMatrix::bytes(&[(rows, format)], cols), Some(bytes as u64), "{}", format.name());
+    }
+}
+
+#[test]
 fn rows_of_several_formats_lie_together_where_a_kernel_can_decode_both() {
     let (cols, rows) = (256, 2);
     let parts = [(rows, Format::Q4_K), (rows, Format::AFFINE4_64), (rows, Format::Q4_1)];
@@ -266,7 +292,9 @@ fn what_does_not_fit_is_refused() {
     let mut matrix = GpuMatrix::new(&[(1, Format::Q4_K)], 256).unwrap();
     assert!(matrix.fill(0, &block, Format::Q4_K));
     assert!(!matrix.fill(1, &block, Format::Q4_K) && !matrix.fill(0, &block[..143], Format::Q4_K));
-    assert!(!matrix.fill(0, &blocks_within_f16(Format::Q6_K, 1), Format::Q6_K));
+    // Nothing is quantised to this one.
+    let mut other = GpuMatrix::new(&[(1, Format::Q2_K)], 256).unwrap();
+    assert!(!other.fill(0, &blocks_within_f16(Format::Q6_K, 1), Format::Q6_K) && !other.fill_f32(0, &[1.0; 256]));
     // d is the largest F16, and a scale of six bits multiplies it.
     let mut large = block.clone();
     (large[0], large[1], large[4]) = (0xff, 0x7b, 0x3f);

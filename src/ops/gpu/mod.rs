@@ -1,9 +1,13 @@
-//! What runs by the GPU's own kernels: one token of a decoder, as one list of launches.
+//! What runs by the GPU's own kernels: a few tokens of a decoder, as one list of launches.
 
 mod parts;
 mod step;
+mod weight;
 
 pub use parts::{
     AttentionPart, BranchPart, DecoderParts, LinearPart, MlpPart, OperationPart, ResidualPart, RopePart, Unsupported,
 };
-pub use step::DecodeStep;
+pub use step::{DecodeStep, StepChange, StepChanges, StepLogits, StepSequence};
+pub use weight::DeviceMatrix;
+pub(super) use weight::StepDelta;
+pub(super) use weight::{CodedBuilder, can_code};

@@ -15,6 +15,8 @@ impl Unsupported {
 /// A matrix and its bias.
 #[derive(Clone, Copy)]
 pub struct LinearPart<'a> {
+    /// By which the changes of adapters are known.
+    pub id: usize,
     pub weight: &'a Matrix,
     pub bias: Option<&'a Vector>,
 }

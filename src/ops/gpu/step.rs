@@ -1,22 +1,54 @@
 //! One token of a decoder by the GPU's own kernels: 6 launches a layer of the plainest, 7 where keys are many, over one workspace, with
 //! no allocation on the device and no tensor operation in between. Activations are F32, whatever weights and cache are kept as.
 //!
+//! Of several rows, of one sequence or of many, four share what is read of a matrix; a norm is then a launch of its own, and each row has
+//! its attention. What adapters add to a product of one row is made before it, `B A x`, and takes the place of its bias.
+//!
 //! Weights, keys and values are the tensors that prompts are evaluated with; of a step only the logits come back.
 
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::{AttentionPart, DecoderParts, LinearPart, MlpPart, OperationPart, ResidualPart, Unsupported};
+use super::weight::{StepDelta, element};
+use super::{AttentionPart, DecoderParts, DeviceMatrix, LinearPart, MlpPart, OperationPart, ResidualPart, Unsupported};
 use crate::error::OutOfMemory;
 use crate::kernels::gpu::{
-    AttentionKernels, Element, Gated, Gpu, GpuAngles, GpuCache, GpuFormat, GpuNorm, GpuSlice, GpuWeight, HeadCounts, MOST_SPLITS,
-    ProductKernels, ProductWith, QkNorms, RowKernels,
+    AttentionKernels, DecodedRows, Element, Gated, Gpu, GpuAngles, GpuCache, GpuNorm, GpuSlice, GpuWeight, HeadCounts,
+    MOST_SPLITS, ProductWith, QkNorms, RowKernels,
 };
 use crate::kernels::scale_softcap;
-use crate::ops::{Activation, Backend, KvFormat, LayerCache, Mask, Matrix, Norm, NormKind, Vector, fault};
+use crate::ops::{Activation, Backend, KvFormat, LayerCache, LowRankDeltas, Mask, Norm, NormKind, Vector, fault};
 
-/// A decoder, ready to evaluate one token of a sequence at a time.
+/// Rows of a step at most.
+const ROWS: usize = 8;
+
+/// The next tokens of a sequence.
+pub struct StepSequence<'a> {
+    pub ids: &'a [u32],
+    /// Those of its layers, which take up the tokens.
+    pub caches: Vec<&'a mut LayerCache>,
+    /// Cosine and sine of each pair at each token's position, of each rope first for queries and then for keys.
+    pub turns: Vec<f32>,
+}
+
+/// Where the logits behind a row of a step go: `out` becomes `(V)`.
+pub struct StepLogits<'a> {
+    pub row: usize,
+    pub out: &'a mut Vec<f32>,
+}
+
+/// What adapters change of a linear.
+pub struct StepChange<'a> {
+    /// In place of its own.
+    pub bias: Option<&'a Vector>,
+    pub deltas: Option<&'a LowRankDeltas>,
+}
+
+/// The change of each linear, by its number.
+pub type StepChanges<'a> = dyn Fn(usize) -> Option<StepChange<'a>> + 'a;
+
+/// A decoder, ready to evaluate a few tokens at a time.
 pub struct DecodeStep {
     gpu: Gpu,
     /// One step at a time: they share the workspace.
@@ -41,41 +73,106 @@ struct Launches {
 
 /// Vectors of a step; each is a part of one tensor.
 struct Workspace {
-    /// The token's id, its position and the angles of its row, which are uploaded together.
+    /// The tokens' ids, their positions and the angles of their rows, which are uploaded together.
     inputs: GpuSlice,
     ids: GpuSlice,
-    positions: GpuSlice,
-    /// Of each rope.
-    angles: Vec<GpuAngles>,
+    /// Of each row.
+    positions: Vec<GpuSlice>,
+    /// Of each rope, those of each row.
+    angles: Vec<Vec<GpuAngles>>,
     /// The stream, and what it becomes in a step of several branches.
-    x: GpuSlice,
-    sum: GpuSlice,
-    normed: GpuSlice,
-    branch: GpuSlice,
-    qkv: GpuSlice,
-    q: GpuSlice,
-    attended: GpuSlice,
+    x: RowVectors,
+    sum: RowVectors,
+    normed: RowVectors,
+    branch: RowVectors,
+    qkv: RowVectors,
+    q: RowVectors,
+    attended: RowVectors,
     parts: GpuSlice,
-    hidden: GpuSlice,
-    logits: GpuSlice,
+    hidden: RowVectors,
+    logits: RowVectors,
+}
+
+/// A vector of each row of a step: `len` words from `first` on of rows that are `stride` apart.
+#[derive(Clone)]
+struct RowVectors {
+    all: GpuSlice,
+    first: usize,
+    len: usize,
+    stride: usize,
+}
+
+impl RowVectors {
+    fn new(all: GpuSlice) -> Self {
+        let len = all.len() / ROWS;
+        Self { all, first: 0, len, stride: len }
+    }
+
+    /// A part of each.
+    fn part(&self, first: usize, len: usize) -> Self {
+        Self { first: self.first + first, len, ..self.clone() }
+    }
+
+    /// With as many words: widths of layers may differ, and rows lie side by side.
+    fn of(&self, len: usize) -> Self {
+        Self { len, stride: len, ..self.clone() }
+    }
+
+    fn row(&self, row: usize) -> Result<GpuSlice> {
+        self.all.words(row * self.stride + self.first, self.len)
+    }
+
+    /// Whether rows lie side by side.
+    fn is_whole(&self) -> bool {
+        self.first == 0 && self.len == self.stride
+    }
 }
 
 enum Launch {
-    Norm { x: GpuSlice, by: GpuNorm, added: Option<GpuSlice>, y: GpuSlice },
-    Product { weight: GpuWeight, bias: Option<GpuSlice>, x: GpuSlice, norm: Option<GpuNorm>, then: Then, y: GpuSlice },
+    Norm { x: RowVectors, by: GpuNorm, added: Option<RowVectors>, y: RowVectors },
+    Product(Box<ProductLaunch>),
     Attention(Box<AttentionLaunch>),
 }
 
+struct ProductLaunch {
+    /// Of the linear.
+    id: usize,
+    weight: GpuWeight,
+    /// The first output that it makes.
+    first: usize,
+    bias: Option<GpuSlice>,
+    /// Of all outputs of the linear.
+    whole_bias: Option<GpuSlice>,
+    x: RowVectors,
+    norm: Option<GpuNorm>,
+    then: Then,
+    y: RowVectors,
+}
+
 /// What becomes of a product.
+#[derive(Clone)]
 enum Then {
     Scale(f32),
     /// Of an input in lane order: what it is added to, and the factor before.
-    Add(Option<GpuSlice>, f32),
+    Add(Option<RowVectors>, f32),
     Activate(Gated, Activation),
+}
+
+/// What the launches of a step share.
+struct Rows<'a, 'b> {
+    gpu: &'a Gpu,
+    kernels: RowKernels,
+    workspace: &'a Workspace,
+    /// Of each row: its sequence, and positions with this one.
+    places: &'a [(usize, usize)],
+    /// Of each sequence, by the numbers of the states.
+    caches: &'a [Vec<GpuCache>],
+    changes: Option<&'a StepChanges<'b>>,
 }
 
 struct AttentionLaunch {
     kernels: AttentionKernels,
+    head_dim: usize,
     counts: HeadCounts,
     norms: Option<QkNorms>,
     /// The rope's number, and whether neighbours are pairs.
@@ -104,11 +201,9 @@ impl DecodeStep {
             }
         }
         let kv_element = if parts.kv_format == KvFormat::F16 { Element::F16 } else { element };
-        let products = gpu.product_kernels(element, GpuFormat::dense)?;
         let rows = gpu.row_kernels(element)?;
         let workspace = Workspace::new(parts, &gpu)?;
-        let mut builder =
-            Builder { gpu: &gpu, products, kv_element, workspace: &workspace, list: Vec::new(), attention: Vec::new() };
+        let mut builder = Builder { gpu: &gpu, kv_element, workspace: &workspace, list: Vec::new(), attention: Vec::new() };
         let x = &workspace.x;
         if let Some(norm) = parts.embed_norm {
             builder.norm(x, norm, None, x)?;
@@ -122,7 +217,7 @@ impl DecodeStep {
         let mixers = parts.steps.iter().flat_map(|step| &step.branches);
         let states = mixers.filter(|branch| matches!(branch.operation, OperationPart::Attention(_))).count();
         Ok(Some(Ok(Self {
-            embed: weight(parts.embed, products)?,
+            embed: first_segment(embed, &gpu)?,
             embed_scale: parts.embed_scale,
             activation: embed.dtype(),
             ropes: parts.ropes.clone(),
@@ -134,96 +229,221 @@ impl DecodeStep {
         })))
     }
 
-    /// Evaluates a token behind those that the caches hold, which take it up; `out` becomes the logits behind it, `(V)`.
-    ///
-    /// `turns`: cosine and sine of each pair at the token's position, of each rope first for queries and then for keys.
+    /// Rows that [`run`](Self::run) takes at most.
+    pub fn most_rows(&self) -> usize {
+        ROWS
+    }
+
+    /// Evaluates tokens behind those that the caches hold, which take them up. With `changes` there is one token.
     ///
     /// # Errors
     /// A failed device operation; the caches then hold what they held.
-    pub fn run(&self, id: u32, caches: &mut [&mut LayerCache], turns: &[f32], out: &mut Vec<f32>) -> Result<()> {
-        let angles: usize = self.ropes.iter().map(|half| 4 * half).sum();
-        let Some(position) = caches.first().map(|cache| cache.len()) else { bail!("a step without a cache") };
-        if caches.len() != self.states || turns.len() != angles || caches.iter().any(|cache| cache.len() != position) {
-            bail!("a step: expected {} caches of one length and {angles} turns, found {}", self.states, turns.len())
+    pub fn run(
+        &self,
+        sequences: &mut [StepSequence<'_>],
+        logits: &mut [StepLogits<'_>],
+        changes: Option<&StepChanges<'_>>,
+    ) -> Result<()> {
+        let places = self.places(sequences)?;
+        let rows = places.len();
+        if changes.is_some() && rows > 1 {
+            bail!("a step: expected one token with adapters, found {rows}")
         }
-        if id as usize >= self.embed.outputs() {
-            bail!("token id {id} is outside a vocabulary of {}", self.embed.outputs())
+        for StepLogits { row, out } in logits.iter_mut() {
+            let no_memory = |_| OutOfMemory { what: format!("{} logits", self.vocab_size) };
+            out.try_reserve_exact(self.vocab_size.saturating_sub(out.len())).map_err(no_memory)?;
+            out.resize(self.vocab_size, 0.0);
+            if *row >= rows {
+                bail!("a step: expected one of {rows} rows, found {row}")
+            }
         }
-        let no_memory = |_| OutOfMemory { what: format!("{} logits", self.vocab_size) };
-        out.try_reserve_exact(self.vocab_size.saturating_sub(out.len())).map_err(no_memory)?;
-        out.resize(self.vocab_size, 0.0);
-        let mut kept = Vec::with_capacity(caches.len());
-        for cache in caches.iter_mut() {
-            kept.push(slices(cache, self.activation)?);
+        let mut caches = Vec::with_capacity(sequences.len());
+        for StepSequence { ids, caches: own, .. } in sequences.iter_mut() {
+            caches.push(own.iter_mut().map(|cache| slices(cache, ids.len(), self.activation)).collect::<Result<Vec<_>>>()?);
         }
         let mut launches = self.launches.lock().unwrap_or_else(PoisonError::into_inner);
-        let Launches { workspace, list, rows, words } = &mut *launches;
-        words.clear();
-        words.extend([id, 0, 0, 0, position as u32, 0, 0, 0]);
-        for (rope, half) in self.ropes.iter().enumerate() {
-            let first: usize = self.ropes[..rope].iter().map(|half| 4 * half).sum();
-            for values in turns[first..first + 4 * half].chunks_exact(2 * half) {
-                words.extend(values.iter().map(|x| x.to_bits()));
-                words.resize(words.len().next_multiple_of(4), 0);
-            }
-        }
+        let Launches { workspace, list, rows: kernels, words } = &mut *launches;
+        self.inputs(sequences, &places, words);
         let gpu = &self.gpu;
         gpu.upload(&workspace.inputs, words)?;
-        gpu.embed(&self.embed, &workspace.ids, &workspace.x, self.embed_scale)?;
+        gpu.decode(&self.embed, DecodedRows::ById(&workspace.ids, rows), self.embed_scale, &workspace.x.all, false)?;
+        let step = Rows { gpu, kernels: *kernels, workspace, places: &places, caches: &caches, changes };
         for launch in list.iter() {
-            launch.start(gpu, *rows, workspace, &kept, position + 1)?;
+            launch.start(&step)?;
         }
-        gpu.download(&workspace.logits, out)?;
-        for cache in caches {
-            if let LayerCache::Tensors(cache) = cache {
-                cache.advance(1);
+        for StepLogits { row, out } in logits {
+            gpu.download(&workspace.logits.all, *row * self.vocab_size, out)?;
+            if self.logit_softcap.is_some() {
+                scale_softcap(out, 1.0, self.logit_softcap);
             }
         }
-        if self.logit_softcap.is_some() {
-            scale_softcap(out, 1.0, self.logit_softcap);
+        for StepSequence { ids, caches, .. } in sequences {
+            for cache in caches {
+                if let LayerCache::Tensors(cache) = cache {
+                    cache.advance(ids.len());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Of each row its sequence, and positions with this one.
+    fn places(&self, sequences: &[StepSequence<'_>]) -> Result<Vec<(usize, usize)>> {
+        let angles: usize = self.ropes.iter().map(|half| 4 * half).sum();
+        let mut places = Vec::new();
+        for (number, StepSequence { ids, caches, turns }) in sequences.iter().enumerate() {
+            let Some(held) = caches.first().map(|cache| cache.len()) else { bail!("a step without a cache") };
+            if caches.len() != self.states || caches.iter().any(|cache| cache.len() != held) || turns.len() != angles * ids.len()
+            {
+                bail!("a step: expected {} caches of one length and {angles} turns, found {}", self.states, turns.len())
+            }
+            if let Some(id) = ids.iter().find(|id| **id as usize >= self.embed.outputs()) {
+                bail!("token id {id} is outside a vocabulary of {}", self.embed.outputs())
+            }
+            places.extend((1..=ids.len()).map(|more| (number, held + more)));
+        }
+        if places.is_empty() || places.len() > ROWS {
+            bail!("a step: expected 1 to {ROWS} tokens, found {}", places.len())
+        }
+        Ok(places)
+    }
+
+    /// What is uploaded for a step, as [`Workspace::new`] lays it out.
+    fn inputs(&self, sequences: &[StepSequence<'_>], places: &[(usize, usize)], words: &mut Vec<u32>) {
+        words.clear();
+        words.extend(sequences.iter().flat_map(|sequence| sequence.ids));
+        words.resize(ROWS, 0);
+        for (_, length) in places {
+            words.extend([*length as u32 - 1, 0, 0, 0]);
+        }
+        words.resize(5 * ROWS, 0);
+        let angles: usize = self.ropes.iter().map(|half| 4 * half).sum();
+        let mut first = 0;
+        for half in &self.ropes {
+            let of_row = |turns: &[f32], words: &mut Vec<u32>| {
+                for values in turns[first..first + 4 * half].chunks_exact(2 * half) {
+                    words.extend(values.iter().map(|x| x.to_bits()));
+                    words.resize(words.len().next_multiple_of(4), 0);
+                }
+            };
+            let begin = words.len();
+            sequences.iter().flat_map(|sequence| sequence.turns.chunks_exact(angles)).for_each(|turns| of_row(turns, words));
+            words.resize(begin + ROWS * 2 * (2 * half).next_multiple_of(4), 0);
+            first += 4 * half;
+        }
+    }
+}
+
+impl Launch {
+    fn start(&self, step: &Rows<'_, '_>) -> Result<()> {
+        match self {
+            Self::Norm { x, by, added, y } => step.each([Some(x), added.as_ref(), Some(y)], |rows, [x, added, y]| match (x, y) {
+                (Some(x), Some(y)) => step.gpu.norm(step.kernels, (x, rows), by, added, (y, false)),
+                _ => Ok(()),
+            }),
+            Self::Product(launch) => {
+                fault::product()?;
+                launch.start(step)
+            }
+            Self::Attention(launch) => (0..step.places.len()).try_for_each(|row| launch.start(step, row)),
+        }
+    }
+}
+
+impl Rows<'_, '_> {
+    /// Does work on all rows at once where each of these vectors has its rows side by side, or else on one after another.
+    fn each<const N: usize>(
+        &self,
+        vectors: [Option<&RowVectors>; N],
+        work: impl Fn(usize, [Option<&GpuSlice>; N]) -> Result<()>,
+    ) -> Result<()> {
+        let rows = self.places.len();
+        if rows > 1 && vectors.iter().flatten().all(|vector| vector.is_whole()) {
+            return work(rows, vectors.map(|vector| vector.map(|vector| &vector.all)));
+        }
+        for row in 0..rows {
+            let mut own: [Option<GpuSlice>; N] = std::array::from_fn(|_| None);
+            for (own, vector) in own.iter_mut().zip(vectors) {
+                *own = vector.map(|vector| vector.row(row)).transpose()?;
+            }
+            work(1, std::array::from_fn(|i| own[i].as_ref()))?;
         }
         Ok(())
     }
 }
 
-impl Launch {
-    /// `caches`: by the numbers of the states; `length`: positions with this one.
-    fn start(&self, gpu: &Gpu, rows: RowKernels, workspace: &Workspace, caches: &[GpuCache], length: usize) -> Result<()> {
-        match self {
-            Self::Norm { x, by, added, y } => gpu.norm(rows, x, by, added.as_ref(), y),
-            Self::Product { weight, bias, x, norm, then, y } => {
-                fault::product()?;
-                let norm = norm.as_ref().map(|norm| (&norm.weight, norm.eps));
-                let with = ProductWith { norm, bias: bias.as_ref(), scale: 1.0, ..ProductWith::default() };
-                gpu.product(
-                    weight,
-                    x,
-                    y,
-                    match then {
-                        Then::Scale(scale) => ProductWith { scale: *scale, ..with },
-                        Then::Add(residual, scale) => {
-                            ProductWith { residual: residual.as_ref(), scale: *scale, ordered: true, ..with }
-                        }
-                        Then::Activate(gated, kind) => ProductWith { activation: Some((*gated, *kind)), ..with },
-                    },
-                )
+impl ProductLaunch {
+    fn start(&self, step: &Rows<'_, '_>) -> Result<()> {
+        let (gpu, several) = (step.gpu, step.places.len() > 1);
+        let residual = if let Then::Add(residual, _) = &self.then { residual.as_ref() } else { None };
+        let changed = match step.changes.and_then(|changes| changes(self.id)) {
+            Some(change) => self.changed_bias(step, change)?,
+            None => None,
+        };
+        let bias = changed.as_ref().or(self.bias.as_ref());
+        // Several rows are normed in lane order, so that four of them share what is read of the matrix.
+        let normed = step.workspace.normed.of(self.x.len);
+        let (x, norm) = match &self.norm {
+            Some(norm) if several && self.x.is_whole() => {
+                gpu.norm(step.kernels, (&self.x.all, step.places.len()), norm, None, (&normed.all, true))?;
+                (&normed, None)
             }
-            Self::Attention(launch) => {
-                let AttentionLaunch { kernels, counts, norms, rope, mask, sinks, state } = &**launch;
-                let Workspace { qkv, q, positions, attended, parts, angles, .. } = workspace;
-                let Some(cache) = caches.get(*state) else { bail!("attention without its keys and values") };
-                let angles = rope.map(|(number, adjacent)| GpuAngles { adjacent, ..angles[number].clone() });
-                gpu.heads(*kernels, *counts, qkv, positions, norms.as_ref(), angles.as_ref(), q, cache)?;
-                gpu.attention(*kernels, *counts, q, cache, (positions, length), *mask, sinks.as_ref(), (attended, parts))
-            }
+            norm => (&self.x, norm.as_ref().map(|norm| (&norm.weight, norm.eps))),
+        };
+        let is_ordered = matches!(self.then, Then::Add(..)) || (several && self.norm.is_some() && norm.is_none());
+        step.each([Some(x), residual, Some(&self.y)], |rows, [x, residual, y]| {
+            let (Some(x), Some(y)) = (x, y) else { return Ok(()) };
+            let with = ProductWith { rows, norm, bias, residual, ordered: is_ordered, ..ProductWith::default() };
+            let with = match &self.then {
+                Then::Scale(scale) | Then::Add(_, scale) => ProductWith { scale: *scale, ..with },
+                Then::Activate(gated, kind) => ProductWith { activation: Some((*gated, *kind)), ..with },
+            };
+            gpu.product(&self.weight, x, y, with)
+        })
+    }
+
+    /// What adapters make of the bias: `bias + B A x`, of the outputs that this launch makes.
+    fn changed_bias(&self, step: &Rows<'_, '_>, change: StepChange<'_>) -> Result<Option<GpuSlice>> {
+        let whole = change.bias.map(vector).transpose()?;
+        let own = |slice: &GpuSlice| match slice.len() == self.weight.outputs() {
+            true => Ok(slice.clone()),
+            false => slice.words(self.first, self.weight.outputs()),
+        };
+        let Some(deltas) = change.deltas else { return whole.as_ref().map(own).transpose() };
+        let Some(StepDelta { a, b, inner, sum }) = deltas.tensors()?.for_step(step.gpu)? else {
+            bail!("a step: expected changes without gains")
+        };
+        // The launches of a matrix in several formats share it.
+        if self.first == 0 {
+            let norm = self.norm.as_ref().map(|norm| (&norm.weight, norm.eps));
+            let with = ProductWith { norm, ordered: matches!(self.then, Then::Add(..)), ..ProductWith::default() };
+            step.gpu.product(a, &self.x.row(0)?, inner, with)?;
+            // One that is no adapter's is what all launches of this matrix have.
+            let residual = whole.as_ref().or(self.whole_bias.as_ref());
+            step.gpu.product(b, inner, sum, ProductWith { residual, ..ProductWith::default() })?;
         }
+        own(sum).map(Some)
+    }
+}
+
+impl AttentionLaunch {
+    fn start(&self, step: &Rows<'_, '_>, row: usize) -> Result<()> {
+        let Workspace { qkv, q, positions, attended, parts, angles, .. } = step.workspace;
+        let ((sequence, length), gpu) = (step.places[row], step.gpu);
+        let Some(cache) = step.caches[sequence].get(self.state) else { bail!("attention without its keys and values") };
+        let angles = self.rope.map(|(number, adjacent)| GpuAngles { adjacent, ..angles[number][row].clone() });
+        let HeadCounts { heads, kv_heads } = self.counts;
+        let (qkv, q) = (qkv.of((heads + 2 * kv_heads) * self.head_dim).row(row)?, q.of(heads * self.head_dim).row(row)?);
+        let (attended, positions) = (attended.of(heads * self.head_dim).row(row)?, &positions[row]);
+        gpu.heads(self.kernels, self.counts, &qkv, positions, self.norms.as_ref(), angles.as_ref(), &q, cache)?;
+        let at = (positions, length);
+        gpu.attention(self.kernels, self.counts, &q, cache, at, self.mask, self.sinks.as_ref(), (&attended, parts))
     }
 }
 
 /// Puts the launches together.
 struct Builder<'a> {
     gpu: &'a Gpu,
-    products: ProductKernels,
     kv_element: Element,
     workspace: &'a Workspace,
     list: Vec<Launch>,
@@ -234,7 +454,7 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn step(&mut self, step: &ResidualPart<'_>) -> Result<()> {
         let Workspace { x, sum, branch, .. } = self.workspace;
-        let mut input: Option<(GpuSlice, Option<GpuNorm>)> = None;
+        let mut input: Option<(RowVectors, Option<GpuNorm>)> = None;
         let last = step.branches.len().saturating_sub(1);
         for (i, part) in step.branches.iter().enumerate() {
             // What is read here may have been read before, but is not written yet: the stream is, by the last branch.
@@ -266,27 +486,29 @@ impl Builder<'_> {
     fn operation<'p>(
         &mut self,
         operation: &OperationPart<'p>,
-        x: GpuSlice,
+        x: RowVectors,
         norm: Option<GpuNorm>,
-    ) -> Result<(LinearPart<'p>, GpuSlice)> {
+    ) -> Result<(LinearPart<'p>, RowVectors)> {
         let workspace = self.workspace;
         match operation {
             OperationPart::Mlp(MlpPart { is_gated, activation, up, down }) => {
                 let gated = if *is_gated { Gated::Yes } else { Gated::No };
-                self.product(*up, x, norm, Then::Activate(gated, *activation), &workspace.hidden)?;
-                Ok((*down, workspace.hidden.clone()))
+                let hidden = workspace.hidden.of(down.weight.inputs());
+                self.product(*up, x, norm, Then::Activate(gated, *activation), &hidden)?;
+                Ok((*down, hidden))
             }
             OperationPart::Attention(attention) => {
-                self.product(attention.qkv, x, norm, Then::Scale(1.0), &workspace.qkv)?;
+                let qkv = workspace.qkv.of(attention.qkv.weight.outputs());
+                self.product(attention.qkv, x, norm, Then::Scale(1.0), &qkv)?;
                 self.attention(attention)?;
-                Ok((attention.o, workspace.attended.clone()))
+                Ok((attention.o, workspace.attended.of(attention.o.weight.inputs())))
             }
         }
     }
 
     fn attention(&mut self, part: &AttentionPart<'_>) -> Result<()> {
         let AttentionPart { heads, kv_heads, head_dim, .. } = *part;
-        let qkv = &self.workspace.qkv;
+        let qkv = self.workspace.qkv.of((heads + 2 * kv_heads) * head_dim);
         let mut norms = None;
         if let (Some(q), Some(k)) = (part.q_norm, part.k_norm) {
             let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
@@ -296,7 +518,7 @@ impl Builder<'_> {
                 let [q_weight, k_weight] = weights;
                 norms = Some(QkNorms { q: q_weight, k: k_weight, eps: q.eps, after: part.norm_after, each });
             } else {
-                let (queries, keys) = (qkv.words(0, queries)?, qkv.words(queries, keys)?);
+                let (queries, keys) = (qkv.part(0, queries), qkv.part(queries, keys));
                 self.norm(&queries, q, None, &queries)?;
                 self.norm(&keys, k, None, &keys)?;
             }
@@ -312,6 +534,7 @@ impl Builder<'_> {
         let sinks = part.sinks.map(vector).transpose()?;
         self.list.push(Launch::Attention(Box::new(AttentionLaunch {
             kernels,
+            head_dim,
             counts: HeadCounts { heads, kv_heads },
             norms,
             rope: part.rope.map(|rope| (rope.number, rope.adjacent)),
@@ -323,7 +546,7 @@ impl Builder<'_> {
     }
 
     /// What a product reads of `x` behind a norm: `x` itself, where the product can norm it.
-    fn normed(&mut self, x: &GpuSlice, norm: Option<&Norm>) -> Result<(GpuSlice, Option<GpuNorm>)> {
+    fn normed(&mut self, x: &RowVectors, norm: Option<&Norm>) -> Result<(RowVectors, Option<GpuNorm>)> {
         let Some(norm) = norm else { return Ok((x.clone(), None)) };
         if norm.kind == NormKind::Rms && norm.bias.is_none() {
             return Ok((x.clone(), Some(gpu_norm(norm, self.gpu)?)));
@@ -333,15 +556,36 @@ impl Builder<'_> {
         Ok((normed.clone(), None))
     }
 
-    fn norm(&mut self, x: &GpuSlice, by: &Norm, added: Option<&GpuSlice>, y: &GpuSlice) -> Result<()> {
+    fn norm(&mut self, x: &RowVectors, by: &Norm, added: Option<&RowVectors>, y: &RowVectors) -> Result<()> {
         self.list.push(Launch::Norm { x: x.clone(), by: gpu_norm(by, self.gpu)?, added: added.cloned(), y: y.clone() });
         Ok(())
     }
 
-    fn product(&mut self, linear: LinearPart<'_>, x: GpuSlice, norm: Option<GpuNorm>, then: Then, y: &GpuSlice) -> Result<()> {
-        let weight = weight(linear.weight, self.products)?;
-        let bias = linear.bias.map(vector).transpose()?;
-        self.list.push(Launch::Product { weight, bias, x, norm, then, y: y.clone() });
+    fn product(
+        &mut self,
+        linear: LinearPart<'_>,
+        x: RowVectors,
+        norm: Option<GpuNorm>,
+        then: Then,
+        y: &RowVectors,
+    ) -> Result<()> {
+        let whole_bias = linear.bias.map(vector).transpose()?;
+        let outputs = linear.weight.outputs();
+        for (first, weight) in linear.weight.tensors()?.segments(self.gpu)? {
+            let is_whole = weight.outputs() == outputs;
+            let bias = match &whole_bias {
+                Some(bias) if !is_whole => Some(bias.words(first, weight.outputs())?),
+                bias => bias.clone(),
+            };
+            let own = |vectors: &RowVectors| if is_whole { vectors.clone() } else { vectors.part(first, weight.outputs()) };
+            let (y, then) = match &then {
+                Then::Activate(..) => (y.clone(), then.clone()),
+                Then::Scale(_) => (own(y), then.clone()),
+                Then::Add(residual, scale) => (own(y), Then::Add(residual.as_ref().map(own), *scale)),
+            };
+            let (id, whole_bias, x, norm) = (linear.id, whole_bias.clone(), x.clone(), norm.clone());
+            self.list.push(Launch::Product(Box::new(ProductLaunch { id, weight, first, bias, whole_bias, x, norm, then, y })));
+        }
         Ok(())
     }
 }
@@ -361,8 +605,9 @@ impl Workspace {
             }
         }
         let angles: Vec<usize> = parts.ropes.iter().map(|half| (2 * half).next_multiple_of(4)).collect();
-        let inputs = 8 + 2 * angles.iter().sum::<usize>();
-        let sizes = [inputs, width, width, width, width, qkv, q, q, split, hidden, vocab_size];
+        let inputs = ROWS * (5 + 2 * angles.iter().sum::<usize>());
+        let rows = [width, width, width, width, qkv, q, q, hidden, vocab_size].map(|words| ROWS * words);
+        let sizes = [&[inputs, split], &rows[..]].concat();
         // A multiple of 256 bytes each.
         let total = sizes.iter().map(|words| words.next_multiple_of(64)).sum::<usize>();
         let all = GpuSlice::of(&Tensor::zeros(total, DType::F32, gpu.device())?)?;
@@ -376,20 +621,27 @@ impl Workspace {
         for words in sizes {
             taken.push(take(words)?);
         }
-        let Ok([inputs, x, sum, normed, branch, qkv, q, attended, parts_, hidden, logits]) = <[GpuSlice; 11]>::try_from(taken)
+        let rows = taken.split_off(2).into_iter().map(RowVectors::new).collect::<Vec<_>>();
+        let (Ok([inputs, split]), Ok([x, sum, normed, branch, qkv, q, attended, hidden, logits])) =
+            (<[GpuSlice; 2]>::try_from(taken), <[RowVectors; 9]>::try_from(rows))
         else {
             bail!("a workspace of other parts")
         };
-        let mut next = 8;
+        let mut next = 5 * ROWS;
         let mut of_ropes = Vec::with_capacity(angles.len());
         for (words, half) in angles.into_iter().zip(&parts.ropes) {
-            let (queries, keys) = (inputs.words(next, words)?, inputs.words(next + words, words)?);
-            of_ropes.push(GpuAngles { queries, keys, half: *half, adjacent: false });
-            next += 2 * words;
+            let mut of_rows = Vec::with_capacity(ROWS);
+            for _ in 0..ROWS {
+                let (queries, keys) = (inputs.words(next, words)?, inputs.words(next + words, words)?);
+                of_rows.push(GpuAngles { queries, keys, half: *half, adjacent: false });
+                next += 2 * words;
+            }
+            of_ropes.push(of_rows);
         }
-        let (ids, positions) = (inputs.words(0, 4)?, inputs.words(4, 4)?);
-        let parts = parts_;
-        Ok(Self { inputs, ids, positions, angles: of_ropes, x, sum, normed, branch, qkv, q, attended, parts, hidden, logits })
+        let ids = inputs.words(0, ROWS)?;
+        let positions = (0..ROWS).map(|row| inputs.words(ROWS + 4 * row, 4)).collect::<Result<_>>()?;
+        let (angles, parts) = (of_ropes, split);
+        Ok(Self { inputs, ids, positions, angles, x, sum, normed, branch, qkv, q, attended, parts, hidden, logits })
     }
 }
 
@@ -412,7 +664,12 @@ fn check(parts: &DecoderParts<'_>) -> std::result::Result<(), Unsupported> {
                 _ => {}
             }
             match &branch.operation {
-                OperationPart::Mlp(mlp) => whole("an MLP", mlp.down.weight.inputs())?,
+                OperationPart::Mlp(mlp) => {
+                    whole("an MLP", mlp.down.weight.inputs())?;
+                    if !mlp.up.weight.tensors().is_ok_and(DeviceMatrix::is_whole) {
+                        return Unsupported::new("an MLP whose gate and up projections are kept in two formats");
+                    }
+                }
                 OperationPart::Attention(attention) => check_attention(attention)?,
             }
         }
@@ -445,25 +702,19 @@ fn check_attention(part: &AttentionPart<'_>) -> std::result::Result<(), Unsuppor
     }
 }
 
-/// Keys and values with room for a position more.
-fn slices(cache: &mut LayerCache, activation: DType) -> Result<GpuCache> {
+/// Keys and values with room for so many positions more.
+fn slices(cache: &mut LayerCache, rows: usize, activation: DType) -> Result<GpuCache> {
     let LayerCache::Tensors(cache) = cache else { bail!("a step: expected keys and values of tensors") };
-    let (keys, values) = cache.room(1, activation)?;
+    let (keys, values) = cache.room(rows, activation)?;
     Ok(GpuCache { keys: GpuSlice::of(keys)?, values: GpuSlice::of(values)?, capacity: keys.dims()[1] })
 }
 
-fn element(dtype: DType) -> Option<Element> {
-    match dtype {
-        DType::F32 => Some(Element::F32),
-        DType::F16 => Some(Element::F16),
-        DType::BF16 => Some(Element::BF16),
-        _ => None,
+/// A matrix of one format.
+fn first_segment(matrix: &DeviceMatrix, gpu: &Gpu) -> Result<GpuWeight> {
+    match matrix.segments(gpu)?.pop() {
+        Some((0, weight)) => Ok(weight),
+        _ => bail!("a step: expected an embedding of one format"),
     }
-}
-
-fn weight(matrix: &Matrix, kernels: ProductKernels) -> Result<GpuWeight> {
-    let tensor = matrix.tensors()?;
-    GpuWeight::new(kernels, tensor.dims2()?, 0, GpuSlice::of(tensor)?, None)
 }
 
 fn vector(vector: &Vector) -> Result<GpuSlice> {

@@ -56,5 +56,5 @@ fn of_chunk(
     if let Some(slope) = slope {
         gradient = (gradient * slope)?;
     }
-    Ok((loss, Some(gradient.to_dtype(weight.dtype())?.matmul(weight)?)))
+    Ok((loss, Some(weight.transposed_product(&gradient.to_dtype(weight.dtype())?)?)))
 }

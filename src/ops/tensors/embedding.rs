@@ -2,11 +2,14 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use crate::ops::ParameterValues;
+use crate::ops::{DeviceMatrix, ParameterValues};
 
-pub fn forward(table: &Tensor, ids: &[u32], scale: f32) -> Result<Tensor> {
+pub fn forward(table: &DeviceMatrix, ids: &[u32], scale: f32) -> Result<Tensor> {
     let ids = Tensor::new(ids, table.device())?; // U32: Metal's gather reads nothing else
-    let x = table.index_select(&ids, 0)?;
+    let x = match table {
+        DeviceMatrix::Dense(table) => table.index_select(&ids, 0)?,
+        DeviceMatrix::Coded(table) => return table.lookup(&ids, scale),
+    };
     if scale == 1.0 { Ok(x) } else { x * f64::from(scale) }
 }
 

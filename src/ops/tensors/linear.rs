@@ -8,8 +8,8 @@ use crate::ops::{AdaptedLinear, Gradient, LowRankDeltas, Matrix, fault};
 /// The outputs, and what the backward pass of the deltas needs.
 pub fn forward(x: &Tensor, product: AdaptedLinear<'_>) -> Result<(Tensor, Vec<Tensor>)> {
     fault::product()?;
-    let (x, weight) = (x.contiguous()?, product.weight.tensors()?);
-    let plain = x.matmul(&weight.t()?)?;
+    let x = x.contiguous()?;
+    let plain = product.weight.tensors()?.product(&x)?;
     let y = match product.bias {
         Some(bias) => plain.broadcast_add(&bias.tensors()?.to_dtype(plain.dtype())?)?,
         None => plain.clone(),
@@ -29,7 +29,7 @@ pub fn backward(
     x_tracked: bool,
 ) -> Result<(Option<Tensor>, Vec<Gradient>)> {
     let (x, dy) = (x.contiguous()?, dy.contiguous()?);
-    let dx = if x_tracked { Some(dy.matmul(weight.tensors()?)?) } else { None };
+    let dx = if x_tracked { Some(weight.tensors()?.transposed_product(&dy)?) } else { None };
     match deltas {
         Some(deltas) => low_rank::backward(deltas.tensors()?, deltas.each(), (&x, inner), &dy, dx),
         None => Ok((dx, Vec::new())),

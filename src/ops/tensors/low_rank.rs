@@ -1,17 +1,22 @@
 //! Low-rank changes by tensor operations: two products a matrix, whatever the number of changes.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+use crate::kernels::gpu::Gpu;
+use crate::ops::gpu::StepDelta;
 use crate::ops::low_rank::groups;
-use crate::ops::{DeltaPart, Dropout, Gradient, LowRankDelta, ParameterValues};
+use crate::ops::{DeltaPart, DeviceMatrix, Dropout, Gradient, LowRankDelta, ParameterValues};
 
 /// The changes of one matrix, as products read them: in the type of the matrix.
 pub struct Ready {
     groups: Vec<Group>,
     /// The product's factors less one, `(N)`.
     gains: Option<Tensor>,
+    /// The same for the kernels of a GPU, once they have read it.
+    step: OnceLock<StepDelta>,
 }
 
 /// Deltas that read the same rows.
@@ -25,8 +30,8 @@ struct Group {
 }
 
 impl Ready {
-    pub fn new(deltas: &[LowRankDelta], weight: &Tensor) -> Result<Self> {
-        let ((outputs, _), dtype) = (weight.dims2()?, weight.dtype());
+    pub fn new(deltas: &[LowRankDelta], weight: &DeviceMatrix) -> Result<Self> {
+        let ((outputs, _), dtype) = (weight.dims(), weight.dtype());
         let mut gains = None;
         for part in deltas.iter().flat_map(|delta| &delta.parts) {
             let Some(gain) = &part.gain else { continue };
@@ -37,18 +42,29 @@ impl Ready {
         let gains = gains.map(|gains| gains.to_dtype(dtype)).transpose()?;
         let group = |range: Range<usize>| {
             let own = &deltas[range.clone()];
-            let a = own.iter().map(|delta| delta.a.tensors()?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
+            let a = own.iter().map(|delta| delta.a.tensors()?.dense()?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
             let b = own.iter().map(|delta| expanded(delta, outputs)?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
             Ok(Group { dropout: own[0].dropout, deltas: range, a: Tensor::cat(&a, 0)?, b: Tensor::cat(&b, 1)? })
         };
-        Ok(Self { groups: groups(deltas).into_iter().map(group).collect::<Result<_>>()?, gains })
+        let groups = groups(deltas).into_iter().map(group).collect::<Result<_>>()?;
+        Ok(Self { groups, gains, step: OnceLock::new() })
+    }
+
+    /// What the kernels of a GPU read; `None` of changes that have gains or dropout.
+    pub fn for_step(&self, gpu: &Gpu) -> Result<Option<&StepDelta>> {
+        let ([Group { a, b, dropout: None, .. }], None) = (&self.groups[..], &self.gains) else { return Ok(None) };
+        if self.step.get().is_none() {
+            // Whoever else makes it makes the same.
+            let _ = self.step.set(StepDelta::new(gpu, a, b)?);
+        }
+        Ok(self.step.get())
     }
 }
 
 /// `scale · B` of all outputs, in F32.
 fn expanded(delta: &LowRankDelta, outputs: usize) -> Result<Tensor> {
     summed(&delta.parts, |part| {
-        let b = part.product_b().tensors()?.to_dtype(DType::F32)?;
+        let b = part.product_b().tensors()?.dense()?.to_dtype(DType::F32)?;
         among((b * f64::from(delta.scale))?, part.start, outputs)
     })
 }

@@ -94,6 +94,14 @@ public final class LanguageModel: Sendable {
     /// Whether ``unload()`` was not called.
     public var isLoaded: Bool { native.isLoaded }
 
+    /// What computes which part of the model, and how its weights are kept, as JSON: see `mc_model_backend_json`.
+    ///
+    /// - Throws: ``MetalCandleError`` with `.invalidArgument` after ``unload()``.
+    public func backendJSON() throws -> String {
+        let model = try native.loaded()
+        return try String { mc_model_backend_json(model.pointer, $0, $1) }
+    }
+
     /// How many tokens a text is, without those that the tokenizer puts around it.
     public func tokenCount(_ text: String) async throws -> Int {
         try await tokens(text).count

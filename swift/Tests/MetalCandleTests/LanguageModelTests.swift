@@ -28,6 +28,11 @@ extension MetalCandleTests { @Suite struct LanguageModels {
         #expect(info.generatesText && info.hasChatTemplate && info.supportsAdapters)
     }
 
+    @Test func aModelSaysWhatComputesIt() async throws {
+        let backend = try await loadCoder().backendJSON()
+        #expect(backend.contains("\"weights\":{"))
+    }
+
     @Test func optionsReachTheModel() async throws {
         let options = ModelOptions(device: try ComputeDevice(.cpu), weightType: .float32, maximumContext: 64, tokenizer: tinyCoder)
         let info = try await loadCoder(options).info
