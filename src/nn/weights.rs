@@ -96,7 +96,7 @@ impl<'a> Weights<'a> {
         Self { keeps_quantised, ..self }
     }
 
-    /// Quantises the matrices for products, which then are for our kernels, and tables of layers; other tables stay as they are.
+    /// Quantises the matrices for products, which then are for our kernels; tables that are looked up stay as they are.
     pub fn quantized(self, mix: Option<&'static Mix>) -> Self {
         Self { mix, ..self }
     }
@@ -226,14 +226,6 @@ impl<'a> Weights<'a> {
     /// A matrix whose rows are looked up.
     pub fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         self.matrix_for(Use::Lookup, &[Slot::whole(name, rows)], cols, None)
-    }
-
-    /// The same of a table of layers, which may be larger than all other matrices together: it is quantised as these are.
-    pub fn table_of_layers(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
-        let is_whole = |format: &Format| format.is_quantised() && format.row_bytes(cols).is_some();
-        let format = self.mix.map(|mix| mix.format(Part::Other, (0, 1), cols)).filter(is_whole);
-        let formats = format.map(|format| [format]);
-        self.matrix_for(Use::Lookup, &[Slot::whole(name, rows)], cols, formats.as_ref().map(<[Format; 1]>::as_slice))
     }
 
     /// `formats` are those that the slots are quantised to.
@@ -412,26 +404,6 @@ mod tests {
         }
         let error = Weights::new(&mut source, &cpu, None).values(&[("m.weight".to_string(), 40 * 64)]).unwrap_err();
         assert_eq!(error.message(), "m.weight: a scale is not finite");
-
-        // A table of layers is quantised, where its rows are whole blocks; another one is not.
-        let values: Vec<f32> = (0..40 * 64).map(|i| ((i * 37 % 101) as f32 - 50.0) / (1 + i / 640) as f32).collect();
-        let mut plain =
-            Source(Entry { shape: vec![40, 64], stored: Ok(Format::F32) }, values.iter().flat_map(|x| x.to_le_bytes()).collect());
-        let mix = Mix::named("q8_0");
-        assert!(mix.is_some());
-        let mut weights = Weights::new(&mut plain, &cpu, None).quantized(mix);
-        let table = weights.table_of_layers("m", 40, 64).unwrap();
-        assert_eq!(weights.bytes(), blocks / 32 * 40);
-        let rows = table.rows(0..40).unwrap();
-        let blocks = rows.chunks_exact(32).zip(values.chunks_exact(32));
-        for (found, want) in blocks {
-            let largest = want.iter().fold(0f32, |most, x| most.max(x.abs()));
-            assert!(found.iter().zip(want).all(|(x, y)| (x - y).abs() <= largest / 240.0) && found != want);
-        }
-        assert_eq!(Weights::new(&mut plain, &cpu, None).quantized(mix).table("m", 40, 64).unwrap().rows(0..40).unwrap(), values);
-        plain.0.shape = vec![64, 40];
-        let narrow = Weights::new(&mut plain, &cpu, None).quantized(mix).table_of_layers("m", 64, 40).unwrap();
-        assert_eq!(narrow.rows(0..64).unwrap(), values);
 
         source.0 = entry(45);
         for dry in [true, false] {
