@@ -145,7 +145,7 @@ const ANSWERS: &[(&str, &str, &str)] = &[
         "C(f {\"a\": 1, \"s\": \"x) ]\", \"o\": {\"k\":[null,true,1.5]}})C(g {})T(Done.)"),
     ("gemma3", "```tool_code\nprint(f(a=1))\n```", "C(f {\"a\": 1})"),
     ("gemma3", "```tool_code\nprint( f(a=(1, 2)) )\ng()\n```Done.", "C(f {\"a\": [1,2]})C(g {})T(Done.)"),
-    ("gemma3", "```tool_code\nprint(x)\n```", "X(print)T(```tool_code\nprint(x)\n```)"),
+    ("gemma3", "```tool_code\nprint(x)\n```", "T(```tool_code\nprint(x)\n```)"),
     ("lfm2", "<|tool_call_start|>[f(7, s=\"\"\"a\n\"b\"\"\"\")]<|tool_call_end|>", "X(f)T(<|tool_call_start|>[f(7, s=\"\"\"a\n\"b\"\"\"\")]<|tool_call_end|>)"),
     ("lfm2", "<|tool_call_start|>[f(7, s=\"\"\"a\n\"b\"\"\")]<|tool_call_end|>", "C(f {\"a\": 7, \"s\": \"a\\n\\\"b\"})"),
     ("lfm2", "<|tool_call_start|>[f(a=1, s=\"x", "C(f {\"a\": 1…)"),
