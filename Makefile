@@ -83,14 +83,13 @@ test:
 	@if [ "$$(uname -s)" = Linux ]; then QUICK=1 TEST_FEATURES=$(TEST_FEATURES) fuzz/run $(FUZZ_SECONDS); \
 		else echo "skip: fuzzing: the system is not Linux"; fi
 	$(MAKE) PROFILE=$(PROFILE) examples
-	$(MAKE) PROFILE=$(PROFILE) test-c
-	$(MAKE) PROFILE=$(PROFILE) test-python
-	@if command -v swift >/dev/null; then $(MAKE) PROFILE=$(PROFILE) test-swift; else echo "skip: the Swift package: swift is missing"; fi
-	$(MAKE) PROFILE=$(PROFILE) test-go
-	$(MAKE) PROFILE=$(PROFILE) test-zig
+	$(MAKE) PROFILE=$(PROFILE) $(TOGETHER) test-c test-python test-swift test-go test-zig
+
+# The hosts' tests two at a time, where make can keep apart what they print.
+TOGETHER := $(if $(filter output-sync,$(.FEATURES)),-j2 --output-sync=target)
 
 .PHONY: test-c test-python test-swift test-go test-zig
-test-c:
+test-c: examples
 	tests/c/run.sh
 	tests/cpp/run.sh
 	$(REMAPPED) tests/c/install.sh
@@ -99,7 +98,7 @@ test-python: library
 	tests/python.sh
 
 test-swift: library
-	tests/swift/run.sh
+	@if command -v swift >/dev/null; then tests/swift/run.sh; else echo "skip: the Swift package: swift is missing"; fi
 
 test-go: library
 	tests/go.sh

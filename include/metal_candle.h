@@ -799,8 +799,8 @@ void mc_model_options_set_tokenizer_path(mc_model_options *MC_NONNULL options, c
  * of 256 have the next finer format of 32 (Q5_0, Q5_1, Q8_0), those of no whole blocks at all F16, or with "q8_0" a shorter block.
  * On CUDA scales and mins are rounded to F16, and rows of no whole 32 columns keep the type of mc_model_options_set_dtype().
  *
- * That goes for all projections, the output matrix, and an embedding that is one with it. Tables that are only looked
- * up, norms, biases and the layers behind the pooling of a sentence embedder keep the type of
+ * That goes for all projections, the output matrix, an embedding that is one with it, and Gemma's table of per-layer
+ * embeddings, where its rows are whole blocks. Other tables that are only looked up, norms, biases and the layers behind the pooling of a sentence embedder keep the type of
  * mc_model_options_set_dtype(). Such a model generates, embeds, takes adapters and trains them as any other; a merge
  * makes the matrices that it changes F32. An mc_lora, a saved session or a checkpoint is for a model of the same kind;
  * an adapter's directory is for all.
@@ -1703,10 +1703,11 @@ typedef struct mc_lora mc_lora;
 /**
  * Loads an adapter of a model.
  *
- * Understood are the projections of every layer and the output matrix as targets, by names, by a pattern or as "all-linear";
- * rank_pattern, alpha_pattern, layers_to_transform, exclude_modules, rsLoRA, DoRA, trained biases, and the embedding and the output
- * matrix as modules_to_save. Files are checked: a tensor without a place in the model, a target without its tensors, a shape that
- * does not fit, a number that is not finite, and an option that would change the result and is not implemented (LoRA on the
+ * Understood are the projections of every layer, the embedding and the output matrix as targets, by names, by a pattern or as
+ * "all-linear"; the matrices of all experts of a layer as target_parameters; rank_pattern, alpha_pattern, layers_to_transform,
+ * exclude_modules, rsLoRA, DoRA, trained biases; the embedding and the output matrix as modules_to_save, and rows of them by
+ * trainable_token_indices, which replace those of the model whatever the factor is. Files are checked: a tensor without a place in the model, a target without its tensors, a shape that
+ * does not fit, a number that is not finite, and an option that would change the result and is not implemented (DoRA on the
  * embedding, among others) are errors that name it. What only matters in training, such as lora_dropout, is ignored.
  *
  * @param model     the model that the adapter was trained on. Another model of the same shapes cannot be told from it.
@@ -3621,12 +3622,14 @@ void mc_lora_config_set_seed(mc_lora_config *MC_NONNULL config, uint64_t seed);
 
 /**
  * Adds matrices that get a change; may be called for many. Without any, every matrix of the layers gets one, but for experts and
- * what chooses them: these are meant by names that say where they are, as `experts.0.w1`.
+ * what chooses them. The matrices of all experts of a layer are meant by the parameter that transformers has them as, such as
+ * "experts.gate_up_proj", and are saved as PEFT's target_parameters; a dropout there makes mc_lora_trainer_new() return
+ * MC_ERROR_UNSUPPORTED. Single experts, and what chooses them, are meant by names that say where they are, as "experts.0.w1".
  *
  * @param config  the description.
- * @param module  as PEFT names them: each matrix whose path ends with this, such as "q_proj" or "layers.0.mlp.up_proj", or "all-linear".
- *                One that the model does not have makes mc_lora_trainer_new() return MC_ERROR_INVALID_ARGUMENT, and the embedding
- *                and the output matrix MC_ERROR_UNSUPPORTED.
+ * @param module  as PEFT names them: each matrix whose path ends with this, such as "q_proj", "layers.0.mlp.up_proj" or
+ *                "embed_tokens", or "all-linear". One that the model does not have makes mc_lora_trainer_new() return
+ *                MC_ERROR_INVALID_ARGUMENT, and the output matrix MC_ERROR_UNSUPPORTED.
  *
  * Threads: any, exclusive.
  */

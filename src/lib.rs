@@ -50,3 +50,13 @@ pub use models::architectures;
 #[cfg(feature = "fault-injection")]
 #[doc(hidden)]
 pub use ops::inject_device_failure;
+
+// Where a processor is played, one program is built for all that is asked of it: these tests of the public functions as well.
+#[cfg(all(test, target_arch = "aarch64", target_os = "linux"))]
+extern crate self as metal_candle;
+#[cfg(all(test, target_arch = "aarch64", target_os = "linux"))]
+#[path = "../tests/decoders.rs"]
+mod decoders;
+#[cfg(all(test, target_arch = "aarch64", target_os = "linux"))]
+#[path = "../tests/tiny_coder.rs"]
+mod tiny_coder;

@@ -237,6 +237,18 @@ fn products(checks: &mut Checks<'_>) {
         Tensor::from_vec(all.values()?.into_owned(), (3, 3000), &candle_core::Device::Cpu)
     });
     checks.add("embedding", &[], Forward, |on, _| ops::embedding(&on.matrix(50, 48, 4)?, &[3, 49, 0, 3], 2.5));
+    checks.add("embedding, in training", &[], Both, |on, _| {
+        let (table, mut deltas) = (on.matrix(50, 48, 4)?, Vec::new());
+        for rank in [2, 5] {
+            let values = ParameterValues::new(noise(rank * (48 + 50), 6), on.cx.backend)?;
+            let b = values.matrix(rank * 48..rank * (48 + 50), rank)?;
+            let parts = vec![DeltaPart { rows: 0..50, start: 0, b, bias: None, gain: None }];
+            let a = values.matrix(0..rank * 48, 48)?;
+            deltas.push(LowRankDelta { a, parts, scale: 0.7, dropout: None, number: Some(rank) });
+        }
+        let deltas = LowRankDeltas::new(deltas, &table)?;
+        ops::adapted_embedding(on.cx, &table, Some(&deltas), &[3, 49, 0, 3], 2.5)
+    });
 }
 
 fn attention(checks: &mut Checks<'_>) {

@@ -5,11 +5,11 @@ mod common;
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
-use common::{load, shipped};
+use common::{golden, load, shipped};
 use metal_candle::{
     AnswerFormat, AnswerPart, Chat, GenerateOptions, Generation, Model, PartStream, SamplingOptions, Session, ToolCall,
 };
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
 fn model() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
@@ -184,5 +184,43 @@ fn what_a_template_writes_is_read_as_it_was() {
     }
     for name in AnswerFormat::names().filter(|name| *name != "llama3") {
         assert!(WRITTEN.iter().any(|(other, _)| *other == name), "{name} has a template");
+    }
+}
+
+#[test]
+fn answers_have_the_parts_that_transformers_finds() {
+    let reference = common::json(&golden("answers.json"));
+    let items = reference["items"].as_array().unwrap();
+    assert!(items.len() >= 60);
+    for item in items {
+        let (name, text) = (item["format"].as_str().unwrap(), item["text"].as_str().unwrap());
+        // An answer ends before the token that ends it.
+        let text = text.strip_suffix(item["end"].as_str().unwrap()).unwrap_or(text);
+        let format = AnswerFormat::named(name).unwrap().with_tools_json(&reference["tools"].to_string()).unwrap();
+        let mut stream = PartStream::new(&format);
+        let mut parts = stream.push(text);
+        parts.extend(stream.finish());
+        let mut message = Map::from_iter([("role".to_owned(), json!("assistant"))]);
+        let mut add = |key: &str, piece: &str| {
+            let value = message.entry(key).or_insert_with(|| json!(""));
+            *value = json!(format!("{}{piece}", value.as_str().unwrap()));
+        };
+        let mut calls = Vec::new();
+        for part in &parts {
+            match part {
+                AnswerPart::Text(piece) => add("content", piece),
+                AnswerPart::Reasoning(piece) => add("reasoning_content", piece),
+                AnswerPart::ToolCallEnd(call) => {
+                    let arguments: Json = serde_json::from_str(&call.arguments).unwrap();
+                    calls.push(json!({"type": "function", "function": {"name": call.name, "arguments": arguments}}));
+                }
+                AnswerPart::ToolCall { .. } | AnswerPart::Arguments { .. } => {}
+                AnswerPart::RejectedToolCall { .. } => panic!("{name}: {text}"),
+            }
+        }
+        if !calls.is_empty() {
+            message.insert("tool_calls".to_owned(), Json::Array(calls));
+        }
+        assert_eq!(Json::Object(message), item["message"], "{name}: {text}");
     }
 }

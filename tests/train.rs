@@ -331,6 +331,60 @@ fn fused_checkpoints_are_trained_on_what_they_store() {
 }
 
 #[test]
+fn experts_and_embeddings_are_trained_saved_and_gone_on_with() {
+    let targets = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    for (base, names, parameters) in [
+        ("decoders/qwen3_moe", targets(&["mlp.experts.gate_up_proj", "experts.down_proj", "q_proj"]), 2),
+        ("decoders/gpt_oss", targets(&["gate_up_proj"]), 1),
+        ("decoders/granitemoehybrid_old", targets(&["experts.down_proj"]), 1),
+        ("decoders/nemotron_h", targets(&["experts.up_proj", "q_proj"]), 1),
+        ("decoders/gemma3_text", targets(&["embed_tokens", "v_proj"]), 0),
+        ("decoders/gemma4_text", targets(&["embed_tokens"]), 0),
+    ] {
+        let model = load(golden(base));
+        let config = LoraConfig { rank: 2, targets: names, ..LoraConfig::default() };
+        let options = TrainOptions { learning_rate: 0.01, ..TrainOptions::default() };
+        let mut trainer = LoraTrainer::new(&model, &config, &options).unwrap();
+        let ids = TOKENS.map(|id| id % model.vocab_size() as u32);
+        let logits = |adapters: &[(Lora, f32)]| {
+            let mut session = Session::new(&model, 0).unwrap();
+            session.set_adapters(adapters).unwrap();
+            session.append_tokens(&ids, None).unwrap();
+            session.logits().unwrap().to_vec()
+        };
+        assert_eq!(logits(&[(trainer.adapter().unwrap(), 1.0)]), logits(&[]), "{base}: nothing is learnt yet");
+        let losses: Vec<f32> = (0..6).map(|_| trainer.train_step(&ids, None, &OFFSETS).unwrap().loss).collect();
+        assert!(losses[5] < losses[0], "{base}: {losses:?}");
+        let learnt = trainer.adapter().unwrap();
+        let json: serde_json::Value = serde_json::from_str(learnt.config_json()).unwrap();
+        assert_eq!(json["target_parameters"].as_array().map_or(0, Vec::len), parameters, "{base}");
+
+        let folder = tempdir().unwrap();
+        learnt.save(folder.path()).unwrap();
+        let read = Lora::load(&model, folder.path()).unwrap();
+        assert_eq!(logits(&[(read.clone(), 1.0)]), logits(&[(learnt.clone(), 1.0)]), "{base}");
+        // The names of transformers' modules.
+        let tensors = std::fs::read(folder.path().join("adapter_model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&tensors).unwrap();
+        assert!(tensors.names().iter().all(|name| name.starts_with("base_model.model.model.")), "{base}");
+        // A checkpoint holds the same, in the same files.
+        let checkpoint = saved(&trainer);
+        let bytes = |path: &Path| std::fs::read(path.join("adapter_model.safetensors")).unwrap();
+        assert!(bytes(checkpoint.path()) == bytes(folder.path()), "{base}");
+        let mut resumed = LoraTrainer::resume(&model, checkpoint.path(), None).unwrap();
+        let step = |trainer: &mut LoraTrainer| trainer.train_step(&ids, None, &OFFSETS).unwrap().loss;
+        assert_eq!(step(&mut resumed), step(&mut trainer), "{base}");
+        let next = LoraConfig { initial: Some(read), ..LoraConfig::default() };
+        let same = LoraTrainer::new(&model, &next, &options).unwrap().adapter().unwrap();
+        assert_eq!(logits(&[(same, 1.0)]), logits(&[(learnt, 1.0)]), "{base}");
+    }
+    // PEFT drops nothing of what a parameter reads, and does not load such a configuration.
+    let config = LoraConfig { dropout: 0.1, targets: targets(&["experts.down_proj"]), ..LoraConfig::default() };
+    let error = LoraTrainer::new(&load(golden("decoders/qwen3_moe")), &config, &TrainOptions::default()).unwrap_err();
+    assert!(error.kind() == ErrorKind::Unsupported && error.message().contains("lora_dropout"), "{error}");
+}
+
+#[test]
 fn a_snapshot_stays_as_it_is_while_training_goes_on() {
     let mut trainer = trainer(&small(), &TrainOptions { learning_rate: 0.01, ..TrainOptions::default() });
     learn(&mut trainer, 0);
@@ -440,7 +494,6 @@ fn configurations_that_cannot_be_trained_are_refused_by_name() {
         ),
         (target("proj"), argument, "found \"proj\""),
         (target("lm_head"), unsupported, "targets: \"lm_head\": "),
-        (target("embed_tokens"), unsupported, "targets: \"embed_tokens\": "),
         (LoraConfig { rank: 0, ..LoraConfig::default() }, argument, "rank: expected 1 to 8192, found 0"),
         (LoraConfig { rank: usize::MAX, ..LoraConfig::default() }, argument, "rank: "),
         (LoraConfig { alpha: f32::NAN, ..LoraConfig::default() }, argument, "alpha: "),
@@ -448,6 +501,7 @@ fn configurations_that_cannot_be_trained_are_refused_by_name() {
         (initial("lora/qwen2_dora"), unsupported, "use_dora"),
         (initial("adapters/qwen2_bias_all"), unsupported, "bias"),
         (initial("lora/qwen2_lm_head_saved"), unsupported, "modules_to_save"),
+        (initial("adapters/qwen2_tokens"), unsupported, "trainable_token_indices"),
     ] {
         let error = refused(config, TrainOptions::default());
         assert!(error.kind() == kind && error.message().contains(fragment), "{error}");

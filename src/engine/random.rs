@@ -41,4 +41,11 @@ impl Random {
     pub fn uniform(&mut self) -> f64 {
         (self.0.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
     }
+
+    /// Of the normal distribution, by the transform of Box and Muller.
+    pub fn normal(&mut self) -> f64 {
+        // The logarithm of 1 - u, which is not 0.
+        let (radius, angle) = ((-2.0 * (1.0 - self.uniform()).ln()).sqrt(), std::f64::consts::TAU * self.uniform());
+        radius * angle.cos()
+    }
 }

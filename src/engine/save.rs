@@ -20,9 +20,11 @@ use super::files::Files;
 use super::model::tell;
 use super::{LoadOptions, Model, Progress, ProgressFn, Stage};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{GgufChanges, Json, ModelTensors, Put, Rewrite, Rows, beside, replace, write_rows, write_tensors, write_text};
+use crate::load::{
+    GgufChanges, JoinedExperts, Json, ModelTensors, Put, Rewrite, Rows, beside, replace, write_rows, write_tensors, write_text,
+};
 use crate::models;
-use crate::nn::{MIXES, Mix, Module, Role, Tying};
+use crate::nn::{MIXES, Mix, Module, Part, Role, Tying};
 use crate::ops::Format;
 
 /// The files that a model was read from, which a saved one takes from them what has not changed.
@@ -96,13 +98,13 @@ impl Target {
     }
 
     /// What a matrix for products or, of one type for all, a table becomes; `None` = what it is.
-    fn format(self, module: &Module, layers: usize, is_tied: bool) -> Option<Format> {
-        let depth = if let Role::Layer(layer) = module.role { (layer, layers) } else { (0, 1) };
+    fn format(self, (role, part, inputs): (Role, Part, usize), layers: usize, is_tied: bool) -> Option<Format> {
+        let depth = if let Role::Layer(layer) = role { (layer, layers) } else { (0, 1) };
         match self {
             Self::AsTheyAre => None,
             Self::Type(format) => Some(format),
-            Self::Mix(_) if module.role == Role::Embedding && !is_tied => None,
-            Self::Mix(mix) => Some(in_file(mix.format(module.part, depth, module.inputs), module.inputs)),
+            Self::Mix(_) if role == Role::Embedding && !is_tied => None,
+            Self::Mix(mix) => Some(in_file(mix.format(part, depth, inputs), inputs)),
         }
     }
 }
@@ -120,8 +122,6 @@ impl Model {
     /// merged into are F32. `format`, one of `f32`, `f16` and `bf16`, is the type of all matrices instead, small ones such as norms
     /// excepted. Quantised matrices are written as the numbers that they stand for, in F32 or `format`; what the model was quantised
     /// to while loading is not looked at: its files have more. Buffers of other types than weights have are left out.
-    ///
-    /// The experts of gpt-oss are written one by one, which transformers does not read.
     ///
     /// `directory` is made, or is empty; it appears when all is written. Progress has the stage `Write`.
     ///
@@ -220,11 +220,26 @@ impl Model {
             tensors.push((name.clone(), rewrite.format, vec![module.outputs, module.inputs]));
             all.insert(name, rewrite);
         }
+        let joined = match self.transformer().config().has_stacks_of_inputs() {
+            true => JoinedExperts::take(&mut tensors),
+            false => Vec::new(),
+        };
+        tensors.extend(joined.iter().map(|joined| (joined.name.clone(), joined.format, joined.shape.clone())));
+        let joined: BTreeMap<&str, &JoinedExperts> = joined.iter().map(|joined| (joined.name.as_str(), joined)).collect();
         tensors.sort_by(|a, b| a.0.cmp(&b.0));
         let formats: BTreeMap<String, (Format, usize)> =
-            tensors.iter().map(|(name, format, shape)| (name.clone(), (*format, shape.first().copied().unwrap_or(1)))).collect();
+            tensors.iter().map(|(name, format, shape)| (name.clone(), (*format, rows_of(shape)))).collect();
         write_tensors(&network.join("model.safetensors"), &tensors, &[("format", "pt")], &mut |name, put| {
             let (format, rows) = formats.get(name).copied().unwrap_or((Format::F32, 0));
+            if let Some(joined) = joined.get(name) {
+                let (source, last) = (RefCell::new(&mut *source), RefCell::new(None));
+                let part = |name: &str| match all.get(name).and_then(|rewrite| rewrite.rows.as_ref()) {
+                    Some(changed) => changed(0..source.borrow().entry(name).map_or(0, |entry| entry.shape[0])),
+                    None => stored_values(name, &mut **source.borrow_mut()),
+                };
+                let values = |rows: Range<usize>| joined.rows(rows, &mut last.borrow_mut(), part);
+                return write_rows(name, rows, format, &values, put);
+            }
             match all.get(name).and_then(|rewrite| rewrite.rows.as_ref()) {
                 Some(changed) => write_rows(name, rows, format, changed, put),
                 None => write_stored(name, &mut *source, format, put),
@@ -239,7 +254,7 @@ impl Model {
         let mut plan = Plan { rewrites: BTreeMap::new(), added: Vec::new() };
         for module in network.modules() {
             let stored = network.stored_name(module);
-            let format = target.format(module, self.layer_count(), network.is_tied());
+            let format = target.format((module.role, module.part, module.inputs), self.layer_count(), network.is_tied());
             let weight = format!("{stored}.weight");
             let rows: Box<Rows<'_>> = Box::new(move |rows: Range<usize>| {
                 self.device().compute(|| Ok(self.transformer().module_rows(module, rows.clone())?))
@@ -267,13 +282,22 @@ impl Model {
                 plan.rewrites.insert(format!("{stored}.bias"), Rewrite { format: Format::F32, rows: Some(rows) });
             }
         }
-        // What no adapter changes: of one type for all they become that too.
-        for name in network.other_matrices() {
-            let is_plain =
-                source.entry(name).is_some_and(|entry| entry.stored.as_ref().is_ok_and(|stored| !stored.is_quantised()));
-            if let (Target::Type(format), true) = (target, is_plain) {
-                plan.rewrites.insert(name.clone(), Rewrite { format, rows: None });
+        let is_plain =
+            |name: &str| source.entry(name).is_some_and(|entry| entry.stored.as_ref().is_ok_and(|stored| !stored.is_quantised()));
+        for stack in network.stored_stacks() {
+            let format = target.format((stack.role, stack.part, stack.inputs), self.layer_count(), network.is_tied());
+            let rows: Box<Rows<'_>> =
+                Box::new(move |rows: Range<usize>| self.device().compute(|| Ok(network.stack_rows(stack, rows.clone())?)));
+            if stack.pieces.iter().any(|(_, linear, _)| changed.weights.contains(linear)) {
+                let format = format.unwrap_or(Format::F32);
+                plan.rewrites.insert(stack.name.clone(), Rewrite { format, rows: Some(rows) });
+            } else if let (Some(format), true) = (format, is_plain(&stack.name)) {
+                plan.rewrites.insert(stack.name.clone(), Rewrite { format, rows: None });
             }
+        }
+        // What no adapter changes: of one type for all it becomes that too.
+        if let (Target::Type(format), Some(name)) = (target, network.stored_table().filter(|name| is_plain(name))) {
+            plan.rewrites.insert(name.to_string(), Rewrite { format, rows: None });
         }
         Ok(plan)
     }
@@ -350,6 +374,30 @@ fn write_stored(name: &str, source: &mut dyn ModelTensors, format: Format, put: 
         Ok(stored.widen(&bytes))
     };
     write_rows(name, rows, format, &values, put)
+}
+
+/// All values of a stored tensor.
+fn stored_values(name: &str, source: &mut dyn ModelTensors) -> Result<Vec<f32>> {
+    let Some(entry) = source.entry(name).cloned() else { return Err(Error::format(format!("{name}: not in the files"))) };
+    let (stored, cols) = (entry.stored.clone().unwrap_or(Format::F32), entry.shape.last().copied().unwrap_or(1));
+    let len = stored.row_bytes(cols).map(|row| row * rows_of(&entry.shape) / if entry.shape.len() == 1 { cols } else { 1 });
+    let len = len.ok_or_else(|| Error::format(format!("{name}: no memory has the bytes of shape {:?}", entry.shape)))?;
+    let mut bytes = Vec::new();
+    bytes
+        .try_reserve_exact(len)
+        .map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("{name}: {len} bytes do not fit the memory")).with_source(e))?;
+    bytes.resize(len, 0);
+    source.read(name, 0, &mut bytes)?;
+    Ok(stored.widen(&bytes))
+}
+
+/// How many rows a tensor of this shape is written in: a value is one in a vector.
+fn rows_of(shape: &[usize]) -> usize {
+    match shape {
+        [] => 1,
+        [len] => *len,
+        [above @ .., _] => above.iter().product(),
+    }
 }
 
 /// Tells how many bytes are written.

@@ -287,12 +287,14 @@ pub unsafe extern "C" fn mc_lora_config_set_seed(config: MaybeUninit<&mut mc_lor
 }
 
 /// Adds matrices that get a change; may be called for many. Without any, every matrix of the layers gets one, but for experts and
-/// what chooses them: these are meant by names that say where they are, as `experts.0.w1`.
+/// what chooses them. The matrices of all experts of a layer are meant by the parameter that transformers has them as, such as
+/// "experts.gate_up_proj", and are saved as PEFT's target_parameters; a dropout there makes mc_lora_trainer_new() return
+/// MC_ERROR_UNSUPPORTED. Single experts, and what chooses them, are meant by names that say where they are, as "experts.0.w1".
 ///
 /// @param config  the description.
-/// @param module  as PEFT names them: each matrix whose path ends with this, such as "q_proj" or "layers.0.mlp.up_proj", or "all-linear".
-///                One that the model does not have makes mc_lora_trainer_new() return MC_ERROR_INVALID_ARGUMENT, and the embedding
-///                and the output matrix MC_ERROR_UNSUPPORTED.
+/// @param module  as PEFT names them: each matrix whose path ends with this, such as "q_proj", "layers.0.mlp.up_proj" or
+///                "embed_tokens", or "all-linear". One that the model does not have makes mc_lora_trainer_new() return
+///                MC_ERROR_INVALID_ARGUMENT, and the output matrix MC_ERROR_UNSUPPORTED.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]

@@ -10,7 +10,8 @@
 //! Of a byte of blocks the low half is the first of two neighbours. Source: `GptOssExperts` and `convert_moe_packed_tensors` of
 //! transformers 5.24.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 
 use super::read_count::Reading;
 use super::safetensors::Checkpoint;
@@ -166,10 +167,99 @@ impl<'a> ApartExperts<'a> {
 /// Values of a block of MXFP4.
 const BLOCK: usize = 32;
 
-fn reserve(buffer: &mut Vec<u8>, len: usize) -> Result<()> {
-    buffer
-        .try_reserve_exact(len)
-        .map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("{len} bytes of an expert do not fit the memory")).with_source(e))
+/// A tensor of all experts of a layer, as [`ApartExperts`] takes them apart, of what each of them has.
+pub struct JoinedExperts {
+    pub name: String,
+    pub format: Format,
+    pub shape: Vec<usize>,
+    /// In front of an expert's number.
+    place: String,
+    /// Whose outputs alternate.
+    parts: &'static [&'static str],
+    is_bias: bool,
+}
+
+/// The values of the expert that was looked at last, as its tensor has them.
+pub type LastExpert = Option<(usize, Vec<f32>)>;
+
+impl JoinedExperts {
+    /// Takes what single experts have out of a list of names, formats and shapes, which is then as the reference writes it.
+    pub fn take(tensors: &mut Vec<(String, Format, Vec<usize>)>) -> Vec<Self> {
+        const KINDS: [(&str, &[&str]); 2] = [("gate_up_proj", &["gate_proj", "up_proj"]), ("down_proj", &["down_proj"])];
+        let mut all: BTreeMap<String, Self> = BTreeMap::new();
+        tensors.retain(|(name, format, shape)| {
+            let Some((place, number, part, is_bias)) = of_one(name) else { return true };
+            let Some((stack, parts)) = KINDS.iter().find(|(_, parts)| parts.contains(&part)) else { return true };
+            let joined = all.entry(format!("{place}{stack}{}", if is_bias { "_bias" } else { "" }));
+            let joined = joined.or_insert_with_key(|name| {
+                // A bias may be stored as a matrix of one row.
+                let inputs = if is_bias { 1 } else { shape.last().copied().unwrap_or(1) };
+                let outputs = shape.iter().product::<usize>() / inputs.max(1) * parts.len();
+                let shape = if is_bias { vec![0, outputs] } else { vec![0, inputs, outputs] };
+                Self { name: name.clone(), format: *format, shape, place: place.to_string(), parts, is_bias }
+            });
+            joined.shape[0] = joined.shape[0].max(number + 1);
+            joined.format = Format::finest([joined.format, *format].into_iter()).unwrap_or(*format);
+            false
+        });
+        all.into_values().collect()
+    }
+
+    /// Some rows, of the last dimension; `part` tells the values of what one expert has.
+    ///
+    /// # Errors
+    /// Those of `part`; `OutOfMemory`.
+    pub fn rows(&self, rows: Range<usize>, last: &mut LastExpert, part: impl Fn(&str) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+        let outputs = self.shape[self.shape.len() - 1];
+        let inputs = if self.is_bias { 1 } else { self.shape[1] };
+        let mut values = Vec::new();
+        for row in rows {
+            let (expert, input) = (row / inputs, row % inputs);
+            if last.as_ref().is_none_or(|(last, _)| *last != expert) {
+                // The memory of the one before is free by then.
+                *last = None;
+                *last = Some((expert, self.expert(expert, (inputs, outputs), &part)?));
+            }
+            values.extend(last.iter().flat_map(|(_, all)| &all[input * outputs..(input + 1) * outputs]));
+        }
+        Ok(values)
+    }
+
+    /// The values of one expert, by inputs.
+    fn expert(
+        &self,
+        expert: usize,
+        (inputs, outputs): (usize, usize),
+        part: impl Fn(&str) -> Result<Vec<f32>>,
+    ) -> Result<Vec<f32>> {
+        let (mut all, field) = (Vec::new(), if self.is_bias { "bias" } else { "weight" });
+        reserve(&mut all, inputs * outputs)?;
+        all.resize(inputs * outputs, 0.0);
+        for (at, name) in self.parts.iter().enumerate() {
+            let values = part(&format!("{}{expert}.{name}.{field}", self.place))?;
+            for (row, values) in values.chunks_exact(inputs).enumerate() {
+                let output = row * self.parts.len() + at;
+                values.iter().enumerate().for_each(|(input, x)| all[input * outputs + output] = *x);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// What stands in front of an expert's number, this, which of its matrices it is, and whether it is its bias.
+fn of_one(name: &str) -> Option<(&str, usize, &str, bool)> {
+    let behind = name.find("experts.")? + "experts.".len();
+    let (place, rest) = name.split_at(behind);
+    let mut parts = rest.split('.');
+    let (number, part, field) = (parts.next()?.parse().ok()?, parts.next()?, parts.next()?);
+    let is_one = parts.next().is_none() && ["weight", "bias"].contains(&field);
+    is_one.then_some((place, number, part, field == "bias"))
+}
+
+fn reserve<T>(buffer: &mut Vec<T>, len: usize) -> Result<()> {
+    buffer.try_reserve_exact(len).map_err(|e| {
+        Error::new(ErrorKind::OutOfMemory, format!("{len} values of an expert do not fit the memory")).with_source(e)
+    })
 }
 
 fn read(checkpoint: &mut Checkpoint<'_>, name: &str, offset: usize, len: usize) -> Result<Vec<u8>> {

@@ -16,11 +16,11 @@ mod peft;
 #[cfg(feature = "hub")]
 pub mod hub;
 
-pub use expert_stacks::ApartExperts;
+pub use expert_stacks::{ApartExperts, JoinedExperts};
 pub use fnv::{FNV_START, fnv};
 pub use gguf::{Gguf, GgufChanges, GgufSource, GgufVocabulary, Metadata, Origin, WHOLE_CLASS};
 pub use json::Json;
-pub use peft::{Beside, Fresh, Peft, PeftPlan};
+pub use peft::{Beside, Fresh, Naming, Peft, PeftPlan};
 pub use quantization::{Quantization, QuantizedCheckpoint};
 pub use read_count::{ModelTensors, OnBytes};
 pub use replace::{beside, copy_file, remove_parts, replace, write_text};

@@ -13,6 +13,9 @@ pub const MAX_LAYERS: usize = 1 << 12;
 pub const MAX_VOCAB: usize = 1 << 26;
 pub const MAX_CONTEXT: usize = 1 << 30;
 
+/// Of a network that MLX's converter has put below one that also sees, its head as well.
+pub const MLX_PREFIX: Prefix = Prefix { network: "language_model.model.", head: "language_model." };
+
 /// Llama's names: those of most families.
 pub const LLAMA: TensorNames = TensorNames {
     network: Names {
@@ -164,6 +167,7 @@ pub fn parse(json: &Json, defaults: &Defaults) -> Result<Draft> {
         attn_softcap: None,
         qkv_clip: None,
         mlp: Mlp::Gated,
+        mlx_mlp: None,
         experts: None,
         expert_branch: None,
         activation: activation(json, defaults.activation_key, defaults.activation)?,

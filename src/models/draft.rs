@@ -244,6 +244,8 @@ pub struct Draft {
     /// Bound of the values of q, k and v.
     pub qkv_clip: Option<f32>,
     pub mlp: Mlp,
+    /// What MLX's converter calls gate, up and down, where that is something else.
+    pub mlx_mlp: Option<[Name; 3]>,
     /// Of layers that have them.
     pub experts: Option<ExpertsConfig>,
     /// Of each layer.
@@ -418,6 +420,7 @@ impl Draft {
             gate,
             up,
             down: names.down.slot(0, &[self.hidden_size]),
+            mlx: self.mlx_mlp,
             bias: self.biases.mlp.into(),
             activation: self.activation,
             clamp: None,

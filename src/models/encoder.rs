@@ -135,6 +135,7 @@ pub fn parse(json: &Json, keys: &Keys) -> Result<Draft> {
         attn_softcap: None,
         qkv_clip: None,
         mlp: Mlp::Plain,
+        mlx_mlp: None,
         experts: None,
         expert_branch: None,
         activation: base::activation(json, keys.activation, "gelu")?,

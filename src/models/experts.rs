@@ -14,6 +14,8 @@ pub struct ExpertDefaults {
     pub router: Name,
     pub apart: Option<ExpertNames>,
     pub stacks: Option<(Name, Name)>,
+    pub mlx: ExpertNames,
+    pub parameters: &'static [[(Name, Name); 2]],
     pub count: usize,
     pub top_k: usize,
 }
@@ -23,6 +25,8 @@ pub const QWEN: ExpertDefaults = ExpertDefaults {
     router: "mlp.gate",
     apart: Some(ExpertNames { gate: "mlp.experts.{}.gate_proj", up: "mlp.experts.{}.up_proj", down: "mlp.experts.{}.down_proj" }),
     stacks: Some(("mlp.experts.gate_up_proj", "mlp.experts.down_proj")),
+    mlx: ExpertNames { gate: "mlp.switch_mlp.gate_proj", up: "mlp.switch_mlp.up_proj", down: "mlp.switch_mlp.down_proj" },
+    parameters: &[[("mlp.experts", "gate_up_proj"), ("mlp.experts", "down_proj")]],
     count: 128,
     top_k: 8,
 };
@@ -54,6 +58,8 @@ pub fn parse(
         bias: None,
         apart: defaults.apart,
         stacks: defaults.stacks,
+        mlx: Some(defaults.mlx),
+        parameters: defaults.parameters,
         factors: None,
         router_norm: None,
         shared: None,

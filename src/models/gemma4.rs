@@ -1,13 +1,13 @@
 //! Gemma 4 (text): heads of other sizes in layers that see all, values that are normalised and may be the keys, layers at the end that
 //! read the keys and values of earlier ones, per-layer embeddings, and a stored factor of each layer's output.
 
-use super::base::{self, DEFAULTS, Defaults, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, SANDWICH_NORMS};
+use super::base::{self, DEFAULTS, Defaults, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, MLX_PREFIX, SANDWICH_NORMS};
 use super::draft::{Biases, Draft, ExpertBranch, KeySource, LayerInputs, Sizes, TensorNames};
 use super::experts::{self, ExpertDefaults};
 use super::rope;
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{Names, PerLayerConfig, Prefix, QkNorm, Rope, Scaling};
+use crate::nn::{ExpertNames, Names, PerLayerConfig, Prefix, QkNorm, Rope, Scaling};
 
 /// What a configuration leaves out.
 const SIZES: [(&str, usize); 9] = [
@@ -24,7 +24,7 @@ const SIZES: [(&str, usize); 9] = [
 
 const NAMES: TensorNames = TensorNames {
     network: Names {
-        prefixes: &[Prefix::of("model."), Prefix::of("model.language_model.")],
+        prefixes: &[Prefix::of("model."), Prefix::of("model.language_model."), MLX_PREFIX],
         unused: &[
             "model.vision_tower.",
             "model.embed_vision.",
@@ -88,6 +88,12 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
     router: "router.proj",
     apart: None,
     stacks: Some(("experts.gate_up_proj", "experts.down_proj")),
+    mlx: ExpertNames {
+        gate: "experts.switch_glu.gate_proj",
+        up: "experts.switch_glu.up_proj",
+        down: "experts.switch_glu.down_proj",
+    },
+    parameters: &[[("experts", "gate_up_proj"), ("experts", "down_proj")]],
     count: 0,
     top_k: 0,
 };

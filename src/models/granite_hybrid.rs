@@ -22,6 +22,7 @@ pub fn parse(json: &Json) -> Result<Draft> {
     let mut draft = granite::parse(json)?;
     if json.count("num_local_experts", MAX_WIDTH)? == Some(0) {
         draft.names = DENSE;
+        draft.mlx_mlp = Some(["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]);
         draft.intermediate_size = json.size("shared_intermediate_size", MAX_WIDTH)?;
     } else {
         draft = granite_moe::with_experts(json, draft, &granite_moe::WITHOUT_WINDOWS)?;

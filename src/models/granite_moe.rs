@@ -6,13 +6,25 @@ use super::experts::{self, ExpertDefaults};
 use super::{granite, granite_swa};
 use crate::error::Result;
 use crate::load::Json;
-use crate::nn::{Bias, DenseConfig, SharedExpertConfig, Slot};
+use crate::nn::{Bias, DenseConfig, ExpertNames, Name, SharedExpertConfig, Slot};
+
+/// What transformers calls them now, and before version 5.
+const PARAMETERS: [[(Name, Name); 2]; 2] = [
+    [("block_sparse_moe.experts", "gate_up_proj"), ("block_sparse_moe.experts", "down_proj")],
+    [("block_sparse_moe.input_linear", "weight"), ("block_sparse_moe.output_linear", "weight")],
+];
 
 /// The experts are one tensor for each projection, of two names.
 const EXPERTS: ExpertDefaults = ExpertDefaults {
     router: "block_sparse_moe.router",
     apart: None,
     stacks: Some(("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj")),
+    mlx: ExpertNames {
+        gate: "block_sparse_moe.switch_mlp.gate_proj",
+        up: "block_sparse_moe.switch_mlp.up_proj",
+        down: "block_sparse_moe.switch_mlp.down_proj",
+    },
+    parameters: &PARAMETERS,
     count: 8,
     top_k: 2,
 };
@@ -44,6 +56,7 @@ pub fn with_experts(json: &Json, mut draft: Draft, defaults: &ExpertDefaults) ->
                 gate: Some(Slot::part("shared_mlp.input_linear", &[size; 2], 0)),
                 up: Slot::part("shared_mlp.input_linear", &[size; 2], 1),
                 down: Slot::whole("shared_mlp.output_linear", draft.hidden_size),
+                mlx: None,
                 bias: Bias::None,
                 activation: draft.activation,
                 clamp: None,

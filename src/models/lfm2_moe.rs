@@ -17,6 +17,12 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
         down: "feed_forward.experts.{}.w2",
     }),
     stacks: Some(("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj")),
+    mlx: ExpertNames {
+        gate: "feed_forward.switch_mlp.gate_proj",
+        up: "feed_forward.switch_mlp.up_proj",
+        down: "feed_forward.switch_mlp.down_proj",
+    },
+    parameters: &[[("feed_forward.experts", "gate_up_proj"), ("feed_forward.experts", "down_proj")]],
     count: 32,
     top_k: 4,
 };
@@ -24,6 +30,7 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
 pub fn parse(json: &Json) -> Result<Draft> {
     let json = &json.with_defaults(&[("moe_intermediate_size", 1792)]).with("block_auto_adjust_ff_dim", false.into());
     let mut draft = lfm2::parse(json)?;
+    draft.mlx_mlp = Some(["feed_forward.gate_proj", "feed_forward.up_proj", "feed_forward.down_proj"]);
     let normalised = json.flag("norm_topk_prob", true)?;
     let mut experts = experts::parse(json, &draft, &EXPERTS, json.size("moe_intermediate_size", MAX_WIDTH)?, normalised)?;
     experts.scoring = Scoring::Sigmoid;

@@ -15,6 +15,12 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
         down: "block_sparse_moe.experts.{}.w2",
     }),
     stacks: None,
+    mlx: ExpertNames {
+        gate: "block_sparse_moe.switch_mlp.gate_proj",
+        up: "block_sparse_moe.switch_mlp.up_proj",
+        down: "block_sparse_moe.switch_mlp.down_proj",
+    },
+    parameters: &[[("mlp.experts", "gate_up_proj"), ("mlp.experts", "down_proj")]],
     count: 8,
     top_k: 2,
 };

@@ -34,6 +34,8 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
     router: "mixer.gate",
     apart: Some(ExpertNames { gate: "", up: "mixer.experts.{}.up_proj", down: "mixer.experts.{}.down_proj" }),
     stacks: Some(("mixer.experts.up_proj", "mixer.experts.down_proj")),
+    mlx: ExpertNames { gate: "", up: "mixer.switch_mlp.fc1", down: "mixer.switch_mlp.fc2" },
+    parameters: &[[("mixer.experts", "up_proj"), ("mixer.experts", "down_proj")]],
     count: 8,
     top_k: 2,
 };
@@ -178,6 +180,7 @@ fn add_experts(json: &Json, draft: &mut Draft) -> Result<()> {
             gate: None,
             up: Slot::whole("mixer.shared_experts.up_proj", size),
             down: Slot::whole("mixer.shared_experts.down_proj", draft.hidden_size),
+            mlx: None,
             bias: draft.biases.mlp.into(),
             activation: draft.activation,
             clamp: None,

@@ -2,7 +2,7 @@
 //!
 //! `mrope_section` and its like say how positions of pictures are rotated: for text it is the usual rope.
 
-use super::base::{self, DEFAULTS, Defaults, LLAMA, MAX_WIDTH};
+use super::base::{self, DEFAULTS, Defaults, LLAMA, MAX_WIDTH, MLX_PREFIX};
 use super::draft::{Biases, Draft, Mixer, OutputGate, Pattern, TensorNames};
 use crate::error::Result;
 use crate::load::Json;
@@ -16,7 +16,11 @@ const MAX_TAPS: usize = 64;
 const UNUSED: &[&str] = &["mtp.", "visual.", "model.visual."];
 
 const NAMES: TensorNames = TensorNames {
-    network: Names { prefixes: &[Prefix::of("model."), Prefix::of("model.language_model.")], unused: UNUSED, ..LLAMA.network },
+    network: Names {
+        prefixes: &[Prefix::of("model."), Prefix::of("model.language_model."), MLX_PREFIX],
+        unused: UNUSED,
+        ..LLAMA.network
+    },
     ..LLAMA
 };
 

@@ -33,6 +33,7 @@ pub fn parse(json: &Json) -> Result<Draft> {
             gate: Some(Slot::whole("mlp.shared_expert.gate_proj", size)),
             up: Slot::whole("mlp.shared_expert.up_proj", size),
             down: Slot::whole("mlp.shared_expert.down_proj", draft.hidden_size),
+            mlx: None,
             bias: Bias::None,
             activation: draft.activation,
             clamp: None,

@@ -4,16 +4,16 @@
 //! [`Module`] says which outputs it is. An [`Adapter`] holds what was trained, [`Adapters`] some of them with a scale each,
 //! sorted by the matrix that they change.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
-use super::{Linear, LinearId, Module, TrainedModule, TrainedValues, Transformer};
+use super::{Linear, LinearId, Module, Role, TrainedModule, TrainedValues, Transformer};
 use crate::error::{self, Error};
 use crate::ops::{
-    self, Backend, DeltaPart, Dropout, Format, LowRankDelta, LowRankDeltas, Matrix, MatrixBuilder, Use, Vector, merged,
+    self, Backend, Context, DeltaPart, Dropout, Format, LowRankDelta, LowRankDeltas, Matrix, MatrixBuilder, Use, Vector, merged,
     summed_bias,
 };
 
@@ -87,10 +87,76 @@ impl Replaced {
     }
 }
 
+/// Rows of the embedding or of the output matrix in place of the network's own, whatever the scale.
+pub struct TokenRows {
+    pub module: Module,
+    /// Below the vocabulary, no two alike.
+    pub ids: Vec<u32>,
+    /// `(ids, C)`, on the CPU in F32.
+    pub rows: Matrix,
+    /// Where the network computes, of an embedding.
+    ready: Option<Matrix>,
+    /// What they add to the output matrix, if they are rows of it.
+    of_head: Option<LowRank>,
+    /// What they add to the embedding, if they are rows of that: for merging.
+    of_embedding: Option<LowRank>,
+}
+
+impl TokenRows {
+    /// Uploads what the network computes with. Of an embedding that is the output matrix too, both have these rows.
+    ///
+    /// # Errors
+    /// `ErrorKind::OutOfMemory`, `ErrorKind::Device`.
+    pub fn new(network: &Transformer, module: Module, ids: Vec<u32>, rows: Matrix) -> error::Result<Self> {
+        let is_embedding = module.role == Role::Embedding;
+        let head = if is_embedding && network.is_tied() { network.head_id() } else { None };
+        let of_head = if is_embedding { head } else { Some(module.linear) };
+        let change = |id| added_rows(network, &module, &ids, &rows, id);
+        let ready = match is_embedding {
+            true => Some(network_matrix(&rows, 0..rows.outputs(), network.backend(), network.computed_type())?),
+            false => None,
+        };
+        Ok(Self {
+            of_head: of_head.map(change).transpose()?,
+            of_embedding: is_embedding.then_some(LinearId::EMBEDDING).map(change).transpose()?,
+            ready,
+            module,
+            ids,
+            rows,
+        })
+    }
+}
+
+/// Rows in place of a matrix's own as a change of that matrix: what they have more than it, one row a token.
+fn added_rows(network: &Transformer, module: &Module, ids: &[u32], rows: &Matrix, linear: LinearId) -> error::Result<LowRank> {
+    let (count, inputs) = (ids.len(), rows.inputs());
+    let mut more = rows.rows(0..count)?;
+    for (row, &id) in more.chunks_exact_mut(inputs).zip(ids) {
+        let own = network.module_rows(module, id as usize..id as usize + 1)?;
+        row.iter_mut().zip(own).for_each(|(x, own)| *x -= own);
+    }
+    let mut each: Module = Module { linear, outputs: count, parts: Vec::new(), bias: false, ..module.clone() };
+    ids.iter().enumerate().for_each(|(i, id)| each.add(i..i + 1, *id as usize));
+    let no_room = || Error::new(error::ErrorKind::OutOfMemory, format!("adapter: {count} tokens do not fit the memory"));
+    let cpu = Backend::new(&candle_core::Device::Cpu);
+    let matrix = |cols: usize, values: &[f32]| {
+        let mut builder = MatrixBuilder::new(values.len() / cols, cols, Format::F32, Use::Product, &cpu).ok_or_else(no_room)?;
+        builder.fill_f32(0, values);
+        Ok::<_, Error>(builder.finish()?)
+    };
+    let mut which = Vec::new();
+    which.try_reserve_exact(count * count).map_err(|_| no_room())?;
+    which.resize(count * count, 0.0);
+    (0..count).for_each(|i| which[i * count + i] = 1.0);
+    let both = (matrix(inputs, &more)?, matrix(count, &which)?);
+    LowRank::new(network, each, both, (None, None), 1.0)
+}
+
 /// What one fine-tuning changed; immutable.
 #[derive(Default)]
 pub struct Adapter {
     pub low_rank: Vec<LowRank>,
+    pub tokens: Vec<TokenRows>,
     /// In place of the network's own.
     pub biases: Vec<(Module, Vec<f32>)>,
     pub weights: Vec<Replaced>,
@@ -105,11 +171,11 @@ impl Adapter {
     /// # Errors
     /// A failed device operation.
     pub fn scaled(&self, network: &Transformer, scale: f32) -> Result<Scaled> {
-        let mut scaled = Vec::new();
+        let (mut scaled, linears) = (Vec::new(), network.linears_by_id());
         for low_rank in &self.low_rank {
             let id = low_rank.module.linear;
             let own = self.weights.iter().find(|own| own.module.linear == id).map(|own| &own.ready);
-            if let Some(weight) = own.or_else(|| network.linear(id).map(|linear| &linear.weight)) {
+            if let Some(weight) = own.or_else(|| linears.get(&id).map(|linear| &linear.weight)).or_else(|| network.table(id)) {
                 scaled.push((id, low_rank.delta(weight, network.backend(), scale)?));
             }
         }
@@ -130,6 +196,57 @@ pub struct Change {
     pub bias: Option<Vector>,
     /// In place of the linear's own.
     pub weight: Option<Matrix>,
+    /// Rows of the embedding in place of its own.
+    tokens: Vec<ReadyTokens>,
+    /// The same as a change of the embedding, for merging.
+    of_tokens: Vec<LowRankDelta>,
+}
+
+/// Rows for some ids, in the order of these.
+struct ReadyTokens {
+    ids: Vec<u32>,
+    rows: Matrix,
+    /// Whether the output matrix has them as well.
+    are_shared: bool,
+}
+
+impl Change {
+    /// Rows of the embedding with what is changed of them.
+    fn looked_up(cx: Context<'_>, change: Option<&Self>, table: &Matrix, ids: &[u32], scale: f32) -> Result<Tensor> {
+        let Some(Self { deltas, weight, tokens, .. }) = change else { return ops::embedding(table, ids, scale) };
+        let mut x = ops::adapted_embedding(cx, weight.as_ref().unwrap_or(table), deltas.as_ref(), ids, scale)?;
+        for ReadyTokens { ids: own, rows, .. } in tokens {
+            let place = |id: &u32| own.iter().position(|own| own == id);
+            let (mut parts, mut start) = (Vec::new(), 0);
+            for (t, row) in ids.iter().enumerate().filter_map(|(t, id)| Some((t, place(id)?))) {
+                if t > start {
+                    parts.push(ops::narrow_rows(&x, start..t)?);
+                }
+                parts.push(ops::embedding(rows, &[row as u32], scale)?);
+                start = t + 1;
+            }
+            if parts.is_empty() {
+                continue;
+            }
+            if start < ids.len() {
+                parts.push(ops::narrow_rows(&x, start..ids.len())?);
+            }
+            x = ops::stack_rows(&parts)?;
+        }
+        Ok(x)
+    }
+
+    /// The embedding that one and a change are together.
+    pub(super) fn merged_embedding(&self, embed: &Matrix, backend: &Backend) -> error::Result<Matrix> {
+        let weight = self.weight.as_ref().unwrap_or(embed);
+        let deltas = self.deltas.iter().flat_map(LowRankDeltas::each).chain(&self.of_tokens).cloned().collect::<Vec<_>>();
+        if deltas.is_empty() { Ok(weight.clone()) } else { merged(weight, &deltas, backend)?.ok_or_else(not_merged) }
+    }
+
+    /// Whether all that it is are rows that the output matrix has as well.
+    pub(super) fn is_shared(&self) -> bool {
+        self.deltas.is_none() && self.weight.is_none() && self.tokens.iter().all(|tokens| tokens.are_shared)
+    }
 }
 
 /// Adapters as the network takes them: the changes of each matrix, by its id.
@@ -145,10 +262,25 @@ impl Adapters {
         let mut all = Self::default();
         let mut deltas: HashMap<LinearId, Vec<LowRankDelta>> = HashMap::new();
         let mut biases: HashMap<LinearId, (Vec<f32>, Vec<Range<usize>>)> = HashMap::new();
+        let mut replaced_tokens: HashMap<LinearId, HashSet<u32>> = HashMap::new();
         let twice = |name: &str| Error::argument(format!("adapters: expected one that replaces {name}, found two"));
         for (adapter, scaled) in adapters {
             for (id, delta) in scaled {
                 deltas.entry(*id).or_default().push(delta.clone());
+            }
+            for TokenRows { module, ids, ready, of_head, of_embedding, .. } in &adapter.tokens {
+                let known = replaced_tokens.entry(module.linear).or_default();
+                if let Some(id) = ids.iter().find(|id| !known.insert(**id)) {
+                    return Err(twice(&format!("the row of token {id} of {}", module.name)));
+                }
+                if let Some(LowRank { module, ready, .. }) = of_head {
+                    deltas.entry(module.linear).or_default().push(ready.clone());
+                }
+                let change = all.entry(module.linear);
+                if let Some(rows) = ready {
+                    change.tokens.push(ReadyTokens { ids: ids.clone(), rows: rows.clone(), are_shared: of_head.is_some() });
+                }
+                change.of_tokens.extend(of_embedding.iter().map(|low_rank| low_rank.ready.clone()));
             }
             for Replaced { module, ready, .. } in &adapter.weights {
                 if all.entry(module.linear).weight.replace(ready.clone()).is_some() {
@@ -196,7 +328,8 @@ impl Adapters {
                 a: trained.values.matrix(trained_module.a(), module.inputs)?,
                 parts: module.parts.iter().map(part).collect::<Result<_>>()?,
                 scale: *scaling,
-                dropout: dropout.map(|dropout| dropout.of(number)),
+                // An id has nothing to drop.
+                dropout: dropout.filter(|_| module.role != Role::Embedding).map(|dropout| dropout.of(number)),
                 number: Some(number),
             });
         }
@@ -207,9 +340,11 @@ impl Adapters {
 
     /// Adds the low-rank changes, with the matrices that they change as they are by now.
     fn make_ready(&mut self, network: &Transformer, deltas: HashMap<LinearId, Vec<LowRankDelta>>) -> Result<()> {
+        let linears = network.linears_by_id();
         for (id, deltas) in deltas {
-            let (linear, change) = (network.linear(id), self.entry(id));
-            let Some(weight) = change.weight.as_ref().or(linear.map(|linear| &linear.weight)) else { continue };
+            let (linear, change) = (linears.get(&id).copied(), self.entry(id));
+            let own = linear.map(|linear| &linear.weight).or_else(|| network.table(id));
+            let Some(weight) = change.weight.as_ref().or(own) else { continue };
             let bias = change.bias.as_ref().or(linear.and_then(|linear| linear.bias.as_ref()));
             change.bias = summed_bias(bias, weight.outputs(), &deltas, network.backend())?;
             change.deltas = Some(LowRankDeltas::new(deltas, weight)?);
@@ -229,10 +364,11 @@ impl Adapters {
         self.0.get(id.0)?.as_ref()
     }
 
-    /// Whether single tokens can be evaluated with them by the step of a GPU's kernels: they replace no matrix and have no gains.
+    /// Whether single tokens can be evaluated with them by the step of a GPU's kernels: they replace no matrix, have no gains, and leave
+    /// the embedding as it is.
     pub(super) fn are_plain(&self) -> bool {
         let is_plain = |change: &Change| change.weight.is_none() && change.deltas.as_ref().is_none_or(LowRankDeltas::are_plain);
-        self.0.iter().flatten().all(is_plain)
+        self.at(LinearId::EMBEDDING).is_none() && self.0.iter().flatten().all(is_plain)
     }
 
     /// Whether a delta has dropout.
@@ -288,16 +424,16 @@ impl<'a> RowAdapters<'a> {
     }
 
     /// Rows of the embedding, or of what replaces it, times `scale`.
-    pub(super) fn embedding(&self, table: &Matrix, ids: &[u32], scale: f32) -> Result<Tensor> {
-        let replaced = |adapters: Option<&'a Adapters>| adapters?.at(LinearId::EMBEDDING)?.weight.as_ref();
+    pub(super) fn embedding(&self, cx: Context<'_>, table: &Matrix, ids: &[u32], scale: f32) -> Result<Tensor> {
+        let change = |adapters: Option<&'a Adapters>| adapters?.at(LinearId::EMBEDDING);
         if let [(_, adapters)] = self.0[..] {
-            return ops::embedding(replaced(adapters).unwrap_or(table), ids, scale);
+            return Change::looked_up(cx, change(adapters), table, ids, scale);
         }
         let mut left = ids;
         let mut rows = Vec::with_capacity(self.0.len());
         for &(count, adapters) in &self.0 {
             let ids = left.split_off(..count).unwrap_or_default();
-            rows.push(ops::embedding(replaced(adapters).unwrap_or(table), ids, scale)?);
+            rows.push(Change::looked_up(cx, change(adapters), table, ids, scale)?);
         }
         ops::stack_rows(&rows)
     }
@@ -345,12 +481,14 @@ impl Linear {
         let weight = change.weight.as_ref().unwrap_or(&self.weight);
         let bias = change.bias.as_ref().or(self.bias.as_ref()).cloned();
         let Some(deltas) = &change.deltas else { return Ok(Self { id: self.id, weight: weight.clone(), bias }) };
-        let weight = merged(weight, deltas.each(), backend)?.ok_or_else(|| {
-            let message = "merge: the merged weights do not fit the memory, or a value is beyond the range of f16";
-            Error::new(error::ErrorKind::OutOfMemory, message)
-        })?;
+        let weight = merged(weight, deltas.each(), backend)?.ok_or_else(not_merged)?;
         Ok(Self { id: self.id, weight, bias })
     }
+}
+
+fn not_merged() -> Error {
+    let message = "merge: the merged weights do not fit the memory, or a value is beyond the range of f16";
+    Error::new(error::ErrorKind::OutOfMemory, message)
 }
 
 /// Rows of a matrix on the CPU as the network computes with them; the same one where that is on the CPU too.

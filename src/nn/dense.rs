@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::config::{Bias, Slot};
+use super::config::{Bias, Name, Slot};
 use super::loader::Loader;
 use super::mix::Part;
 use super::{Linear, RowAdapters};
@@ -19,6 +19,8 @@ pub struct DenseConfig {
     pub gate: Option<Slot>,
     pub up: Slot,
     pub down: Slot,
+    /// What MLX's converter calls gate, up and down, each by itself, where that is something else.
+    pub mlx: Option<[Name; 3]>,
     pub bias: Bias,
     pub activation: Activation,
     /// Of a gated one, instead of an activation alone.
@@ -28,6 +30,13 @@ pub struct DenseConfig {
 }
 
 impl DenseConfig {
+    /// The same under the names of gate, up and down, each by itself.
+    fn renamed(&self, [gate, up, down]: [Name; 3]) -> Self {
+        let slot = |name: Name, of: &Slot| Slot::whole(name, of.len());
+        let gate = self.gate.as_ref().map(|of| slot(gate, of));
+        Self { gate, up: slot(up, &self.up), down: slot(down, &self.down), mlx: None, ..self.clone() }
+    }
+
     /// Values of a row between the two products.
     fn inner_values(&self) -> usize {
         self.intermediate_size * if self.gate.is_some() { 3 } else { 2 }
@@ -59,6 +68,9 @@ pub struct Dense {
 
 impl Dense {
     pub(super) fn load(config: &DenseConfig, hidden_size: usize, loader: &mut Loader<'_, '_>) -> error::Result<Self> {
+        if let Some(names) = config.mlx.filter(|[.., down]| loader.weights.has(&loader.at(&format!("{down}.weight")))) {
+            return Self::load(&config.renamed(names), hidden_size, loader);
+        }
         let up: Vec<_> = config.gate.iter().chain([&config.up]).map(|slot| (slot, Part::Other)).collect();
         Ok(Self {
             activation: config.activation,

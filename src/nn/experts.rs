@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::config::{Bias, Name, Slot};
 use super::dense::{Dense, DenseConfig};
+use super::linear::ExpertStack;
 use super::loader::Loader;
 use super::mix::Part;
 use super::{Linear, RowAdapters};
@@ -30,6 +31,10 @@ pub struct ExpertsConfig {
     /// Where all are in two tensors, `(experts, gate and up, inputs)`, or up alone, and `(experts, outputs, inputs)`: their full names. One
     /// of the two is there; of a family that has both, what the checkpoint holds is read.
     pub stacks: Option<(Name, Name)>,
+    /// Where MLX's converter has all of a projection in one tensor, `(experts, outputs, inputs)`; it is read where it is there.
+    pub mlx: Option<ExpertNames>,
+    /// The modules and parameters by which transformers has the matrices of all experts, in front and behind; that of transformers 5 first.
+    pub parameters: &'static [[(Name, Name); 2]],
     /// `(E)`, a factor of each expert's weights: a full name.
     pub factors: Option<Name>,
     /// The router reads the stream in front of the branch, normalised, times this and divided by √C: a full name.
@@ -61,7 +66,7 @@ pub struct LatentConfig {
     pub output: Slot,
 }
 
-/// An expert's tensors; `{}` is its number.
+/// An expert's tensors; `{}` is its number, where it is not one tensor of all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpertNames {
     /// Read where they have gates.
@@ -93,6 +98,12 @@ impl ExpertsConfig {
                 let slot = |name: Name, rows| Slot::whole(ExpertNames::of(name, number), rows);
                 (self.is_gated.then(|| slot(gate, size)), slot(up, size), slot(down, width))
             }
+            ExpertPlace::Each(ExpertNames { gate, up, down }) => {
+                let slot = |name: Name, rows| {
+                    Slot::of_stack(format!("{name}.weight"), (number * rows, rows), self.count.saturating_mul(rows))
+                };
+                (self.is_gated.then(|| slot(gate, size)), slot(up, size), slot(down, width))
+            }
             ExpertPlace::Stacks(gate_up, down) => {
                 let parts = if self.is_gated { 2 } else { 1 };
                 let (start, total) = (number * parts * size, self.count * parts * size);
@@ -105,7 +116,21 @@ impl ExpertsConfig {
             }
         };
         let Self { biases: bias, activation, clamp, .. } = *self;
-        DenseConfig { intermediate_size: size, gate, up, down, bias, activation, clamp, gate_scale: 1.0 }
+        DenseConfig { intermediate_size: size, gate, up, down, mlx: None, bias, activation, clamp, gate_scale: 1.0 }
+    }
+
+    /// Notes what transformers has all of them as.
+    fn note_parameters(&self, each: &[Dense], loader: &mut Loader<'_, '_>) {
+        let up = self.intermediate_size * if self.is_gated { 2 } else { 1 };
+        for (position, (inputs, outputs)) in [(self.width(), up), (self.intermediate_size, self.width())].into_iter().enumerate()
+        {
+            let name = |both: &[(Name, Name); 2]| (loader.in_layer(both[position].0), both[position].1);
+            let names = self.parameters.iter().map(name).collect();
+            let linears = each.iter().map(|dense| dense.linears()[position].id).collect();
+            let alternates = self.is_stack_of_inputs && position == 0;
+            let role = loader.role();
+            loader.note_stack(ExpertStack { names, position, inputs, outputs, alternates, role, linears });
+        }
     }
 
     /// The width of what an expert reads and gives.
@@ -130,6 +155,7 @@ impl ExpertsConfig {
 #[derive(Clone, Copy)]
 enum ExpertPlace {
     Apart(ExpertNames),
+    Each(ExpertNames),
     Stacks(Name, Name),
 }
 
@@ -180,15 +206,18 @@ impl Experts {
             None => Ok(None),
         };
         let (bias, factors) = (vector(config.bias)?, vector(config.factors)?);
-        let place = match (config.apart, config.stacks) {
-            (_, Some((gate_up, down))) if loader.weights.has(&loader.at(down)) => ExpertPlace::Stacks(gate_up, down),
-            (Some(names), _) => ExpertPlace::Apart(names),
-            (None, Some((gate_up, down))) => ExpertPlace::Stacks(gate_up, down),
-            (None, None) => return Err(error::Error::format("experts: a family that has no names for them")),
+        let mlx = config.mlx.filter(|names| loader.weights.has(&loader.at(&format!("{}.weight", names.down))));
+        let place = match (mlx, config.apart, config.stacks) {
+            (Some(names), ..) => ExpertPlace::Each(names),
+            (None, _, Some((gate_up, down))) if loader.weights.has(&loader.at(down)) => ExpertPlace::Stacks(gate_up, down),
+            (None, Some(names), _) => ExpertPlace::Apart(names),
+            (None, None, Some((gate_up, down))) => ExpertPlace::Stacks(gate_up, down),
+            (None, None, None) => return Err(error::Error::format("experts: a family that has no names for them")),
         };
         let dense = |number| Dense::load(&config.dense(number, place), config.width(), loader);
-        let each = (0..config.count).map(dense).collect::<error::Result<_>>()?;
+        let each: Vec<Dense> = (0..config.count).map(dense).collect::<error::Result<_>>()?;
         loader.leave_experts();
+        config.note_parameters(&each, loader);
         let ExpertsConfig { top_k, scoring, normalise, scale, groups, .. } = *config;
         let routing = Routing { top_k, scoring, normalise, scale, bias, factors, groups };
         Ok(Self { routing, router_norm, router, latent, each, shared })

@@ -1,10 +1,12 @@
 //! The one leaf: a matrix and its bias, immutable and shared; and the stored modules that it was made of.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
 use super::adapter::{Change, RowAdapters};
+use super::config::Name;
 use super::mix::Part;
 use crate::ops::{self, AdaptedLinear, Context, LinearPart, Matrix, Vector};
 
@@ -85,6 +87,8 @@ pub struct Module {
     pub linear: LinearId,
     /// Its rows, and the first output of the matrix that they are.
     pub parts: Vec<(Range<usize>, usize)>,
+    /// Of a matrix in a parameter of many: which, and whose it is.
+    pub stack: Option<(Arc<ExpertStack>, usize)>,
 }
 
 impl Module {
@@ -95,4 +99,69 @@ impl Module {
             _ => self.parts.push((rows, start)),
         }
     }
+}
+
+/// A parameter of transformers' modules that holds a matrix of each expert, however the checkpoint stores these. PEFT changes it as one
+/// (`target_parameters`).
+#[derive(Debug)]
+pub struct ExpertStack {
+    /// The modules that it is known by, without the checkpoint's prefix, and its name there; that of transformers 5 first:
+    /// `layers.0.mlp.experts` and `gate_up_proj`.
+    pub names: Vec<(String, Name)>,
+    /// How many parameters of its module come before it.
+    pub position: usize,
+    pub inputs: usize,
+    /// Of one expert.
+    pub outputs: usize,
+    /// Whether outputs are by turns those of gate and up, which the network has one behind the other.
+    pub alternates: bool,
+    pub role: Role,
+    /// Of each expert the matrix that it is.
+    pub linears: Vec<LinearId>,
+}
+
+impl ExpertStack {
+    /// Its full name by one of its names.
+    pub fn path(&self, name: usize) -> String {
+        let (module, parameter) = &self.names[name];
+        format!("{module}.{parameter}")
+    }
+
+    /// An expert's matrix as a module, its rows in the network's order.
+    pub fn module(self: &Arc<Self>, expert: usize) -> Module {
+        Module {
+            name: format!("{}.{expert}", self.path(0)),
+            inputs: self.inputs,
+            outputs: self.outputs,
+            bias: false,
+            role: self.role,
+            of_experts: true,
+            part: Part::Other,
+            linear: self.linears[expert],
+            parts: vec![(0..self.outputs, 0)],
+            stack: Some((self.clone(), expert)),
+        }
+    }
+
+    /// Which of the parameter's rows the network's `output` is.
+    pub fn row(&self, output: usize) -> usize {
+        let half = self.outputs / 2;
+        match (self.alternates, output < half) {
+            (false, _) => output,
+            (true, true) => 2 * output,
+            (true, false) => 2 * (output - half) + 1,
+        }
+    }
+}
+
+/// A stored tensor of matrices of several experts, which is no module.
+#[derive(Debug, Clone)]
+pub struct StoredStack {
+    /// In full.
+    pub name: String,
+    pub inputs: usize,
+    pub role: Role,
+    pub part: Part,
+    /// Its rows by the matrices that they are: the first output is the last number.
+    pub pieces: Vec<(Range<usize>, LinearId, usize)>,
 }

@@ -1,8 +1,11 @@
 //! Weights as a network asks for them: below a place, with the norms and biases that its configuration declares. Every matrix gets
 //! its id here, and the stored modules that it is made of are noted.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use super::config::{Bias, Name, NormConfig, NormParts};
-use super::linear::{Linear, LinearId, Module, Role};
+use super::linear::{ExpertStack, Linear, LinearId, Module, Role, StoredStack};
 use super::mix::Part;
 use super::{Slot, Weights};
 use crate::error::Result;
@@ -20,8 +23,11 @@ pub struct Loader<'a, 'w> {
     /// The number of the layer that is read, and how many there are.
     depth: (usize, usize),
     modules: Vec<Module>,
-    /// Names of stacks of matrices that were read.
-    stacks: Vec<String>,
+    /// Stacks of matrices that were read.
+    stored_stacks: Vec<StoredStack>,
+    stacks: Vec<Arc<ExpertStack>>,
+    /// Of the experts that are read, by their names.
+    stacked_biases: HashMap<String, Vec<f32>>,
     next_linear: usize,
     next_state: usize,
 }
@@ -39,7 +45,9 @@ impl<'a, 'w> Loader<'a, 'w> {
             of_experts: false,
             depth: (0, 1),
             modules: Vec::new(),
+            stored_stacks: Vec::new(),
             stacks: Vec::new(),
+            stacked_biases: HashMap::new(),
             next_linear,
             next_state: 0,
         }
@@ -66,6 +74,7 @@ impl<'a, 'w> Loader<'a, 'w> {
     /// Reads no more of them.
     pub fn leave_experts(&mut self) {
         self.of_experts = false;
+        self.stacked_biases.clear();
     }
 
     /// The full name of a tensor.
@@ -201,15 +210,17 @@ impl<'a, 'w> Loader<'a, 'w> {
 
     /// The biases of slots, in the order of their rows; parts of one tensor share its bias, which is read once.
     fn bias(&mut self, slots: &[Slot]) -> Result<Vector> {
-        let (mut bias, mut read) = (Vec::new(), (String::new(), Vec::new()));
+        let (mut bias, mut read) = (Vec::new(), HashMap::new());
         for slot in slots {
-            let name = format!("{}.bias", slot.name);
-            if read.0 != name {
-                let values = self.weights.values(&[(name.clone(), slot.total())])?;
-                read = (name, values);
+            let name = format!("{}.bias", slot.name.strip_suffix(".weight").filter(|_| slot.is_stack).unwrap_or(&slot.name));
+            // Those of a stack are read for one expert and kept for the others.
+            let read = if slot.is_stack { &mut self.stacked_biases } else { &mut read };
+            if !read.contains_key(&name) {
+                read.insert(name.clone(), self.weights.values(&[(name.clone(), slot.total())])?);
             }
             // Nothing in a dry run.
-            bias.extend(slot.ranges().filter_map(|rows| read.1.get(rows)).flatten());
+            let values = read.get(&name).map_or(&[][..], Vec::as_slice);
+            bias.extend(slot.ranges().filter_map(|rows| values.get(rows)).flatten());
         }
         Ok(Vector::new(bias, self.weights.backend())?)
     }
@@ -220,9 +231,20 @@ impl<'a, 'w> Loader<'a, 'w> {
         self.next_linear += 1;
         // Matrices of a stack are no modules of their own.
         if slots.iter().any(|slot| slot.is_stack) {
-            for name in slots.iter().map(|slot| format!("{}{}", self.place, slot.name)) {
-                if !self.stacks.contains(&name) {
-                    self.stacks.push(name);
+            let mut start = 0;
+            for (slot, part) in slots.iter().zip(parts) {
+                let (name, role) = (self.at(&slot.name), self.role);
+                // The experts of a layer are read one after another.
+                let first = self.stored_stacks.len().saturating_sub(STACKS);
+                let known = (first..self.stored_stacks.len()).find(|&at| self.stored_stacks[at].name == name);
+                let at = known.unwrap_or_else(|| {
+                    self.stored_stacks.push(StoredStack { name, inputs, role, part: *part, pieces: Vec::new() });
+                    self.stored_stacks.len() - 1
+                });
+                for rows in slot.ranges() {
+                    let len = rows.len();
+                    self.stored_stacks[at].pieces.push((rows, linear, start));
+                    start += len;
                 }
             }
             return linear;
@@ -243,6 +265,7 @@ impl<'a, 'w> Loader<'a, 'w> {
                     part: *part,
                     linear,
                     parts: Vec::new(),
+                    stack: None,
                 });
                 self.modules.len() - 1
             });
@@ -255,8 +278,23 @@ impl<'a, 'w> Loader<'a, 'w> {
         linear
     }
 
-    /// The embedding's module, and all that were noted, in the order in which they were read; and the names of stacks.
-    pub fn into_modules(self, embed: Name, vocab_size: usize, hidden_size: usize) -> (Vec<Module>, Vec<String>) {
+    /// A name in the layer that is read, without the prefix.
+    pub fn in_layer(&self, name: &str) -> String {
+        format!("{}{name}", self.place)
+    }
+
+    /// Where what is read stands.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Notes that transformers has matrices, one an expert, as one parameter.
+    pub fn note_stack(&mut self, stack: ExpertStack) {
+        self.stacks.push(Arc::new(stack));
+    }
+
+    /// The embedding's module, and all that were noted, in the order in which they were read.
+    pub fn into_noted(self, embed: Name, vocab_size: usize, hidden_size: usize) -> Noted {
         let embedding = Module {
             name: embed.to_string(),
             inputs: hidden_size,
@@ -267,7 +305,19 @@ impl<'a, 'w> Loader<'a, 'w> {
             part: Part::Output,
             linear: LinearId::EMBEDDING,
             parts: vec![(0..vocab_size, 0)],
+            stack: None,
         };
-        (std::iter::once(embedding).chain(self.modules).collect(), self.stacks)
+        let modules = std::iter::once(embedding).chain(self.modules).collect();
+        Noted { modules, stacks: self.stacks, stored_stacks: self.stored_stacks }
     }
+}
+
+/// At most so many stored tensors hold the experts of a layer.
+const STACKS: usize = 3;
+
+/// What was read.
+pub struct Noted {
+    pub modules: Vec<Module>,
+    pub stacks: Vec<Arc<ExpertStack>>,
+    pub stored_stacks: Vec<StoredStack>,
 }

@@ -111,7 +111,7 @@ impl Transformer {
                 layers.x = layers.forward(Context::forward(backend), i)?;
                 None
             } else {
-                let (output, tape) = layers.recorded(i, i > first)?;
+                let (output, tape) = layers.recorded(i, i > first || layers.trains_embedding)?;
                 layers.x = output;
                 Some((layers.x.clone(), tape))
             };
@@ -130,7 +130,7 @@ impl Transformer {
                 None => {
                     layers.x = input.clone();
                     let before = layers.shared();
-                    let recorded = layers.recorded(first + offset, offset > 0)?;
+                    let recorded = layers.recorded(first + offset, offset > 0 || layers.trains_embedding)?;
                     // Later layers have read the keys and values that this one computed the first time.
                     before.iter().zip(&layers.shared()).try_for_each(|(old, new)| gradients.hand_over(old, new, backend))?;
                     recorded
@@ -140,6 +140,9 @@ impl Transformer {
             drop(output);
             tape.backward(&mut gradients)?;
             gradient = gradients.take(&input);
+        }
+        if let (Some(of_embedded), true) = (gradient, layers.trains_embedding) {
+            gradients.add(&layers.embedded, of_embedded, backend)?;
         }
         layers.of_inputs.backward(&mut gradients)?;
         let mut parts = Vec::with_capacity(2 * trained.modules.len());
@@ -184,21 +187,26 @@ struct Layers<'a> {
     call: Call<'a>,
     /// The output of the layer before.
     x: Tensor,
-    /// The way back through what layers take in besides the stream, if something of it is in training.
+    /// The input of the first one.
+    embedded: Tensor,
+    /// The way back through the embedding, and through what layers take in besides the stream, if something of it is in training.
     of_inputs: Tape,
     trains_inputs: bool,
+    trains_embedding: bool,
 }
 
 impl<'a> Layers<'a> {
     fn new(network: &'a Transformer, batch: Batch<'_>, adapters: &'a Adapters) -> Result<Self> {
-        let x = network.embed(&sequences(batch.ids, batch.lengths), &[], &RowAdapters::all(Some(adapters)))?;
-        let mut call = network.whole_sequences(batch.lengths, Some(adapters))?;
         let (of_inputs, backend) = (Tape::default(), network.backend());
-        let trains_inputs =
-            network.modules().iter().any(|module| module.role == Role::Beside && adapters.at(module.linear).is_some());
+        let trains = |role| network.modules().iter().any(|module| module.role == role && adapters.at(module.linear).is_some());
+        let trains_embedding = trains(Role::Embedding);
+        // What layers take in is made of the embedding, too.
+        let trains_inputs = trains_embedding || trains(Role::Beside);
         let cx = Context { backend, tape: trains_inputs.then_some(&of_inputs) };
+        let x = network.embed(cx, &sequences(batch.ids, batch.lengths), &[], &RowAdapters::all(Some(adapters)))?;
+        let mut call = network.whole_sequences(batch.lengths, Some(adapters))?;
         call.layer_inputs = network.layer_inputs(cx, &x, batch.ids, &call.adapters)?;
-        Ok(Self { network, call, x, of_inputs, trains_inputs })
+        Ok(Self { network, call, embedded: x.clone(), x, of_inputs, trains_inputs, trains_embedding })
     }
 
     /// The keys and values that others than their own layer read, as far as they are computed.

@@ -1,6 +1,6 @@
 //! The only forward pass: embedding, layers, head.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use candle_core::{Result, Tensor, bail};
 
 use super::adapter::{Adapters, RowAdapters};
 use super::layer::{Call, Layer, Seen, StepRows};
-use super::linear::{Linear, LinearId, Module, Role};
-use super::loader::Loader;
+use super::linear::{ExpertStack, Linear, LinearId, Module, Role, StoredStack};
+use super::loader::{Loader, Noted};
 use super::mix::Part;
 use super::per_layer::PerLayer;
 use super::relative_bias::RelativeBias;
 use super::rope::RopeAngles;
-use super::{Bias, Config, Prefix, Rope, Slot, States, Tying, Weights};
+use super::{Bias, Config, NormConfig, OperationConfig, Prefix, Rope, Slot, States, Tying, Weights};
 use crate::error;
 use crate::ops::{
     self, AdaptedLinear, Backend, Context, DecodeStep, DecoderParts, Format, KvFormat, Masks, Matrix, Norm, Sequences,
@@ -31,8 +31,12 @@ pub struct Transformer {
     /// In front of the names of the checkpoint.
     prefix: Prefix,
     modules: Vec<Module>,
-    /// Full names of stored matrices that are no modules: tables of layers, stacks of experts.
-    no_modules: Vec<String>,
+    /// What transformers has experts as.
+    stacks: Vec<Arc<ExpertStack>>,
+    /// What the checkpoint has them as, where that is no modules.
+    stored_stacks: Vec<StoredStack>,
+    /// The full name of a stored table of layers, which is no module.
+    table: Option<String>,
     ropes: Vec<Arc<Rope>>,
     embed: Matrix,
     positions: Option<Matrix>,
@@ -107,7 +111,8 @@ impl Transformer {
         let types = c.token_types.map(|rows| weights.table(&at(c.names.types), rows, c.hidden_size)).transpose()?;
         let relative_bias = c.relative_bias.map(|bias| RelativeBias::load(weights, &at(bias.name), bias)).transpose()?;
         let ropes = c.ropes();
-        let mut loader = Loader::new(weights, c.norm, prefix.network);
+        let norm = norm_of_stored(c, weights)?;
+        let mut loader = Loader::new(weights, norm, prefix.network);
         let embed_norm = loader.optional_norm(c.names.embed_norm, c.hidden_size)?;
         let per_layer = match &c.per_layer {
             Some(per_layer) => Some(PerLayer::load(per_layer, c.layers.len(), c.hidden_size, &mut loader)?),
@@ -133,9 +138,8 @@ impl Transformer {
                 Some(loader.head((prefix.head, head), c.vocab_size, c.hidden_size, c.head_bias, shared)?)
             }
         };
-        let (modules, stacks) = loader.into_modules(c.names.embed, c.vocab_size, c.hidden_size);
-        let table = c.per_layer.and_then(|per_layer| per_layer.table).map(|(name, _)| format!("{name}.weight"));
-        let no_modules = stacks.into_iter().chain(table).map(|name| at(&name)).collect();
+        let Noted { modules, stacks, stored_stacks } = loader.into_noted(c.names.embed, c.vocab_size, c.hidden_size);
+        let table = c.per_layer.and_then(|per_layer| per_layer.table).map(|(name, _)| at(&format!("{name}.weight")));
         weights.finish(|name| {
             let name = name.strip_prefix(prefix.network).unwrap_or(name);
             c.names.unused.iter().any(|unused| name.starts_with(unused))
@@ -147,7 +151,9 @@ impl Transformer {
             backend,
             prefix,
             modules,
-            no_modules,
+            stacks,
+            stored_stacks,
+            table,
             ropes,
             embed,
             positions,
@@ -282,9 +288,19 @@ impl Transformer {
         &self.modules
     }
 
-    /// The full names of the checkpoint's large matrices that are no modules: no adapter changes them.
-    pub fn other_matrices(&self) -> &[String] {
-        &self.no_modules
+    /// The parameters of transformers' modules that hold a matrix of each expert, layer by layer.
+    pub fn stacks(&self) -> &[Arc<ExpertStack>] {
+        &self.stacks
+    }
+
+    /// The checkpoint's tensors of several experts, which are no modules.
+    pub fn stored_stacks(&self) -> &[StoredStack] {
+        &self.stored_stacks
+    }
+
+    /// The full name of a large matrix of the checkpoint that no adapter changes.
+    pub fn stored_table(&self) -> Option<&str> {
+        self.table.as_deref()
     }
 
     /// The full name of a module in the checkpoint.
@@ -298,15 +314,34 @@ impl Transformer {
     /// # Errors
     /// A failed device operation; rows that the network has no use for.
     pub fn module_rows(&self, module: &Module, rows: Range<usize>) -> Result<Vec<f32>> {
-        let matrix = match self.linear(module.linear) {
-            Some(linear) => &linear.weight,
-            None => &self.embed,
-        };
-        let (mut values, mut row) = (Vec::with_capacity(rows.len() * module.inputs), rows.start);
+        self.stored_rows((&module.name, module.inputs), rows, |row| {
+            let (part, start) = module.parts.iter().find(|(part, _)| part.contains(&row))?;
+            Some((part, module.linear, *start))
+        })
+    }
+
+    /// The same of a stack of matrices.
+    ///
+    /// # Errors
+    /// As [`module_rows`](Self::module_rows).
+    pub fn stack_rows(&self, stack: &StoredStack, rows: Range<usize>) -> Result<Vec<f32>> {
+        self.stored_rows((&stack.name, stack.inputs), rows, |row| {
+            let (part, linear, start) = stack.pieces.iter().find(|(part, ..)| part.contains(&row))?;
+            Some((part, *linear, *start))
+        })
+    }
+
+    /// Rows of what is stored; `part` tells the rows among which one is, their matrix, and which output the first of them is.
+    fn stored_rows<'a>(
+        &self,
+        (name, inputs): (&str, usize),
+        rows: Range<usize>,
+        part: impl Fn(usize) -> Option<(&'a Range<usize>, LinearId, usize)>,
+    ) -> Result<Vec<f32>> {
+        let (mut values, mut row) = (Vec::with_capacity(rows.len() * inputs), rows.start);
         while row < rows.end {
-            let Some((part, start)) = module.parts.iter().find(|(part, _)| part.contains(&row)) else {
-                bail!("row {row} of {} is not in the network", module.name)
-            };
+            let Some((part, linear, start)) = part(row) else { bail!("row {row} of {name} is not in the network") };
+            let matrix = self.linear(linear).map_or(&self.embed, |linear| &linear.weight);
             let end = part.end.min(rows.end);
             values.extend(matrix.rows(start + row - part.start..start + end - part.start)?);
             row = end;
@@ -333,8 +368,9 @@ impl Transformer {
         if !self.embed.is_same(&other.embed) {
             changed.weights.insert(LinearId::EMBEDDING);
         }
+        let others = other.linears_by_id();
         for linear in self.linears() {
-            let other = other.linear(linear.id);
+            let other = others.get(&linear.id);
             if !other.is_some_and(|other| linear.weight.is_same(&other.weight)) {
                 changed.weights.insert(linear.id);
             }
@@ -353,9 +389,24 @@ impl Transformer {
         self.head.as_ref().is_some_and(|head| head.weight.is_same(&self.embed))
     }
 
+    /// The output matrix's id.
+    pub(super) fn head_id(&self) -> Option<LinearId> {
+        self.head.as_ref().map(|head| head.id)
+    }
+
+    /// The embedding by its id.
+    pub(super) fn table(&self, id: LinearId) -> Option<&Matrix> {
+        (id == LinearId::EMBEDDING).then_some(&self.embed)
+    }
+
     /// The matrix of an id, with its bias; the embedding is none with outputs.
     pub(super) fn linear(&self, id: LinearId) -> Option<&Linear> {
         self.linears().find(|linear| linear.id == id)
+    }
+
+    /// The matrices by their ids, for those who look for many.
+    pub(super) fn linears_by_id(&self) -> HashMap<LinearId, &Linear> {
+        self.linears().map(|linear| (linear.id, linear)).collect()
     }
 
     /// Every matrix for products.
@@ -385,8 +436,12 @@ impl Transformer {
         for linear in per_layer.chain(layers).chain(&mut network.projection).chain(&mut network.head) {
             *linear = linear.merged(adapters.at(linear.id), &self.backend)?;
         }
-        if let Some(embed) = adapters.at(LinearId::EMBEDDING).and_then(|change| change.weight.as_ref()) {
-            network.embed = embed.clone();
+        if let Some(change) = adapters.at(LinearId::EMBEDDING) {
+            network.embed = change.merged_embedding(&self.embed, &self.backend)?;
+            // What was one stays one, where both change alike.
+            if let Some(head) = network.head.as_mut().filter(|_| self.is_tied() && change.is_shared()) {
+                head.weight = network.embed.clone();
+            }
         }
         Ok(network)
     }
@@ -405,8 +460,9 @@ impl Transformer {
         let starts = spans.iter().map(|(span, _)| span.start);
         let sequences: Vec<(&[u32], usize)> = steps.iter().map(|step| step.ids).zip(starts).collect();
         let adapters = RowAdapters::new(adapters());
-        let x = self.embed(&sequences, &[], &adapters)?;
-        let layer_inputs = self.layer_inputs(Context::forward(&self.backend), &x, &all_ids(&sequences), &adapters)?;
+        let cx = Context::forward(&self.backend);
+        let x = self.embed(cx, &sequences, &[], &adapters)?;
+        let layer_inputs = self.layer_inputs(cx, &x, &all_ids(&sequences), &adapters)?;
         let angles = self.angles(&spans)?;
         let mut first = 0;
         let past = steps.iter_mut().map(|step| {
@@ -432,7 +488,7 @@ impl Transformer {
     /// The same of tokens that have types, below the rows of their table; without any, all have the first.
     pub fn encode_typed(&self, (ids, types): (&[u32], &[u32]), lengths: &[usize], adapters: Option<&Adapters>) -> Result<Tensor> {
         let cx = Context::forward(&self.backend);
-        let x = self.embed(&sequences(ids, lengths), types, &RowAdapters::all(adapters))?;
+        let x = self.embed(cx, &sequences(ids, lengths), types, &RowAdapters::all(adapters))?;
         let mut call = self.whole_sequences(lengths, adapters)?;
         call.layer_inputs = self.layer_inputs(cx, &x, ids, &call.adapters)?;
         let x = self.run(x, &mut call)?;
@@ -480,10 +536,15 @@ impl Transformer {
 
     /// The vectors that the first layer reads, of tokens of several sequences, each with the position of its first one. Without `types`
     /// all tokens have the first.
-    pub(super) fn embed(&self, sequences: &[(&[u32], usize)], types: &[u32], adapters: &RowAdapters<'_>) -> Result<Tensor> {
-        let cx = Context::forward(&self.backend);
+    pub(super) fn embed(
+        &self,
+        cx: Context<'_>,
+        sequences: &[(&[u32], usize)],
+        types: &[u32],
+        adapters: &RowAdapters<'_>,
+    ) -> Result<Tensor> {
         let ids = all_ids(sequences);
-        let mut x = adapters.embedding(&self.embed, &ids, self.config.embed_scale)?;
+        let mut x = adapters.embedding(cx, &self.embed, &ids, self.config.embed_scale)?;
         if let Some(table) = &self.types {
             let first;
             let types = if types.is_empty() {
@@ -575,6 +636,19 @@ pub(super) fn sequences<'a>(mut ids: &'a [u32], lengths: &[usize]) -> Vec<(&'a [
         (sequence, 0)
     };
     lengths.iter().map(cut).collect()
+}
+
+/// How norms are stored. MLX's converter adds what a family adds to them, and multiplies weights with a family's multipliers.
+fn norm_of_stored(c: &Config, weights: &Weights<'_>) -> error::Result<NormConfig> {
+    if !weights.is_of_mlx() {
+        return Ok(c.norm);
+    }
+    if c.operations().any(OperationConfig::has_factors) {
+        return Err(error::Error::unsupported(
+            "expected weights as they were trained, found those of MLX, times their multipliers",
+        ));
+    }
+    Ok(NormConfig { offset: 0.0, ..c.norm })
 }
 
 /// The prefix of the stored names, and whether the checkpoint lacks it: it was then saved without a head.

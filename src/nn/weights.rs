@@ -96,7 +96,7 @@ impl<'a> Weights<'a> {
         Self { keeps_quantised, ..self }
     }
 
-    /// Quantises the matrices for products, which then are for our kernels; tables that are looked up stay as they are.
+    /// Quantises the matrices for products, which then are for our kernels, and tables of layers; other tables stay as they are.
     pub fn quantized(self, mix: Option<&'static Mix>) -> Self {
         Self { mix, ..self }
     }
@@ -134,6 +134,14 @@ impl<'a> Weights<'a> {
     /// Marks a tensor as seen that needs no slot.
     pub fn skip(&mut self, name: &str) {
         self.used.insert(name.to_string());
+    }
+
+    /// Whether convolutions are stored as `(channels, taps, 1)`: MLX's converter has done so, and what else it does to a family.
+    pub fn is_of_mlx(&self) -> bool {
+        let is_conv = |name: &&&str| name.ends_with("conv1d.weight");
+        let has_taps_first =
+            |name: &&str| self.source.entry(name).is_some_and(|e| matches!(e.shape[..], [_, taps, 1] if taps > 1));
+        self.source.names().iter().filter(is_conv).any(has_taps_first)
     }
 
     /// Whether the name of a tensor begins like this.
@@ -182,8 +190,8 @@ impl<'a> Weights<'a> {
         for (name, len) in parts {
             let entry = self.source.entry(name).ok_or_else(|| missing(name))?;
             let found = entry.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
-            // A convolution of each channel is stored as `(channels, 1, taps)`.
-            let is_flat = entry.shape.len() <= 2 || matches!(entry.shape[..], [_, 1, _]);
+            // A convolution of each channel is stored as `(channels, 1, taps)`, or as MLX has it, which is the same order.
+            let is_flat = entry.shape.len() <= 2 || matches!(entry.shape[..], [_, 1, _] | [_, _, 1]);
             if found != Some(*len) || !is_flat {
                 return Err(Error::format(format!("{name}: expected {len} values, found shape {:?}", entry.shape)));
             }
@@ -218,6 +226,13 @@ impl<'a> Weights<'a> {
     /// A matrix whose rows are looked up.
     pub fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         self.matrix_for(Use::Lookup, &[Slot::whole(name, rows)], cols, None)
+    }
+
+    /// The same of a table of layers, which may be larger than all other matrices together: it is quantised as these are.
+    pub fn table_of_layers(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        let format = self.mix.map(|mix| mix.format(Part::Other, (0, 1), cols)).filter(|format| format.is_quantised());
+        let formats = format.map(|format| [format]);
+        self.matrix_for(Use::Lookup, &[Slot::whole(name, rows)], cols, formats.as_ref().map(<[Format; 1]>::as_slice))
     }
 
     /// `formats` are those that the slots are quantised to.

@@ -141,7 +141,7 @@ impl LowRankDelta {
     ///
     /// # Errors
     /// If it is not in training, or has a gain.
-    fn trained(&self) -> Result<usize> {
+    pub(super) fn trained(&self) -> Result<usize> {
         match self.number {
             Some(number) if self.parts.iter().all(|part| part.gain.is_none()) => Ok(number),
             _ => bail!("linear: a gradient was asked for through an adapter that is not in training"),

@@ -46,7 +46,7 @@ pub use attention::{LayerCache, Masks, Sequences, attention, attention_within};
 pub use backend::{Backend, On};
 pub use convolution::{ConvState, Convolution, convolution, convolution_within};
 pub use cross_entropy::{cross_entropy, scored_at_once};
-pub use embedding::embedding;
+pub use embedding::{adapted_embedding, embedding};
 pub use experts::{ExpertRows, Routed, Routing, combine, route};
 #[cfg(feature = "fault-injection")]
 pub use fault::inject_device_failure;

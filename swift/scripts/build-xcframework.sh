@@ -5,6 +5,7 @@
 # RUSTC_BOOTSTRAP=1: a static library needs no linker of Apple's.
 #
 #   TARGETS           Rust targets; all without it
+#   LTO               fat; off takes half the time, for an XCFramework that is tried and not shipped
 #   CARGO_TARGET_DIR  target
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -13,8 +14,9 @@ out=${1:-build/MetalCandle.xcframework}
 target_dir=${CARGO_TARGET_DIR:-target}
 # The oldest systems that candle's Metal runs on.
 export MACOSX_DEPLOYMENT_TARGET=15.0 IPHONEOS_DEPLOYMENT_TARGET=18.0
+options=(--release --locked --lib --features reserve --crate-type staticlib --config "profile.release.lto=\"${LTO:=fat}\"")
 # All crates in one object: what nothing calls is not in it.
-options=(--release --locked --lib --features reserve --crate-type staticlib --config 'profile.release.lto="fat"' --config profile.release.codegen-units=1)
+[ "$LTO" != fat ] || options+=(--config profile.release.codegen-units=1)
 [ "$(uname -s)" = Darwin ] || options+=(-Zbuild-std=std,panic_unwind)
 
 archives=()

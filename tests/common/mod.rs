@@ -122,6 +122,17 @@ pub fn q8_0() -> LoadOptions {
     quantised("q8_0")
 }
 
+/// The numbers that a row stands for in ggml's Q8_0: 32 neighbours have a scale in F16 that the largest of them is 127 times.
+fn q8_0_numbers(row: &[f32]) -> Vec<f32> {
+    let block = |block: &[f32]| {
+        let scale = block.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let kept = half::f16::from_f32(scale).to_f32();
+        block.iter().map(|x| (x * inverse).round() * kept).collect::<Vec<_>>()
+    };
+    row.chunks(32).flat_map(block).collect()
+}
+
 /// The directory `base` with the numbers, in F32, that its matrices for products stand for once they are quantised to `kind`.
 ///
 /// An adapter of zeros, merged into each of them, reads them out of the quantised model.
@@ -129,13 +140,22 @@ pub fn dequantised(base: &Path, kind: &str) -> TempDir {
     let model = Model::load(base, &quantised(kind), None).unwrap_or_else(|e| panic!("{}: {e}", base.display()));
     let stored = Reference::open(&base.join("model.safetensors"));
     let mut modules: Vec<(String, Vec<usize>)> = Vec::new();
+    let mut stacks: BTreeMap<String, Vec<(String, [usize; 3])>> = BTreeMap::new();
     let mut embedding = None;
     for (name, (_, shape, _)) in stored.tensors() {
         let module = name.trim_end_matches(".weight").to_string();
         // What reads pictures and sounds is no part of the network, and a table of layers is no module.
         let others = ["embed_vision", "embed_audio", "vision_", "audio_tower", "embed_tokens_per_layer"];
-        if others.iter().any(|other| name.contains(other)) {
+        if others.iter().any(|other| name.contains(other)) || name.ends_with("_bias") {
             continue;
+        }
+        // Experts, not the taps of convolutions.
+        if let [count, first, second] = shape[..]
+            && first > 1
+        {
+            let (inputs, outputs) = if model.architecture() == "gpt_oss" { (first, second) } else { (second, first) };
+            let (module, parameter) = name.rsplit_once('.').unwrap();
+            stacks.entry(module.to_string()).or_default().push((parameter.to_string(), [count, inputs, outputs]));
         }
         if name.contains("embed_tokens") {
             embedding = Some((name, shape));
@@ -153,9 +173,22 @@ pub fn dequantised(base: &Path, kind: &str) -> TempDir {
         let name = |end: &str| format!("base_model.model.{module}.{end}.weight");
         [(name("lora_A"), zeros(1, shape[1])), (name("lora_B"), zeros(shape[0], 1))]
     });
-    write_tensors(&adapter.path().join("adapter_model.safetensors"), tensors.collect());
+    // The first of a module's parameters, gate and up, is wrapped in the other one.
+    let stacked = stacks.iter_mut().flat_map(|(module, parameters)| {
+        parameters.sort_by_key(|(parameter, _)| parameter == "down_proj");
+        let count = parameters.len();
+        parameters.iter().enumerate().flat_map(move |(i, (_, [experts, inputs, outputs]))| {
+            let name = |end: &str| format!("base_model.model.{module}{}.{end}.weight", ".base_layer".repeat(count - 1 - i));
+            [(name("lora_A"), zeros(*experts, *inputs)), (name("lora_B"), zeros(*outputs, *experts))]
+        })
+    });
+    write_tensors(&adapter.path().join("adapter_model.safetensors"), tensors.chain(stacked).collect());
     let targets: Vec<_> = modules.iter().map(|(module, _)| module).collect();
-    let config = serde_json::json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": targets});
+    let parameters: Vec<_> =
+        stacks.iter().flat_map(|(module, all)| all.iter().map(move |(name, _)| format!("{module}.{name}"))).collect();
+    let config = serde_json::json!({
+        "peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": targets, "target_parameters": parameters,
+    });
     std::fs::write(adapter.path().join("adapter_config.json"), config.to_string()).unwrap();
 
     let lora = Lora::load(&model, adapter.path()).unwrap_or_else(|e| panic!("{}: {e}", base.display()));
@@ -166,6 +199,21 @@ pub fn dequantised(base: &Path, kind: &str) -> TempDir {
     for (module, _) in &modules {
         // BERT's pooler is not a part of the network.
         assert!(module.starts_with("pooler") || tensors[&format!("{module}.weight")].0 == Dtype::F32, "{module}");
+    }
+    // No adapter reads a table of layers, which is quantised as matrices are where its rows are whole blocks.
+    let tables: Vec<_> = tensors.keys().filter(|name| name.contains("embed_tokens_per_layer")).cloned().collect();
+    for name in tables.iter().filter(|_| kind == "q8_0") {
+        let (dtype, shape, bytes) = tensors.get_mut(name).unwrap();
+        let values: Vec<f32> = match dtype {
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            Dtype::BF16 => bytes.chunks_exact(2).map(|b| f32::from_le_bytes([0, 0, b[0], b[1]])).collect(),
+            other => panic!("{name}: {other:?}"),
+        };
+        *dtype = Dtype::F32;
+        *bytes = values.chunks(shape[1]).flat_map(q8_0_numbers).flat_map(f32::to_le_bytes).collect();
+    }
+    if !tables.is_empty() {
+        write_tensors(&path, tensors.clone());
     }
     if let (true, Some((embedding, _))) = (is_tied, embedding) {
         let numbers = tensors.remove("lm_head.weight").unwrap();

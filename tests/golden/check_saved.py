@@ -45,7 +45,7 @@ def cases(names):
         found += [(f"{folder}/{path.name}", path) for path in sorted((HERE / folder).iterdir()) if path.is_dir()]
     for folder in ["lora", "adapters"]:
         for path in sorted((HERE / folder).iterdir()):
-            if (path / "adapter_config.json").exists() and path.name != "qwen2_embed_lm_head":  # which is refused
+            if (path / "adapter_config.json").exists():
                 found.append((f"{folder}/{path.name}", HERE / json.loads((path / "golden.json").read_text())["base"], path))
     found += [(f"quantized/{path.name}", path) for path in sorted((HERE / "quantized").iterdir()) if path.is_dir()]
     for path in sorted((HERE / "gguf").glob("**/*.gguf")):

@@ -17,7 +17,8 @@ from transformers.utils.logging import disable_progress_bar
 disable_progress_bar()
 
 # Those that the gradients of a loss are held against.
-WITH_GRADIENTS = ("gemma4_all_linear", "gemma4_unified")
+WITH_GRADIENTS = ("gemma4_all_linear", "gemma4_unified", "gpt_oss_experts", "mixtral_experts", "granite_experts", "nemotron_h_experts",
+                  "qwen2_embed", "qwen2_tied_embed", "gemma3_embed", "gemma4_embed")
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 QWEN = "decoders/qwen2_untied_old"
@@ -38,6 +39,23 @@ ADAPTERS = {
     "llama_layers_pattern": ("decoders/llama_plain", dict(target_modules=["o_proj", "up_proj"], layers_to_transform=[1], layers_pattern="layers"), "layers_pattern"),
     "gemma4_all_linear": ("decoders/gemma4_text", dict(target_modules="all-linear"), "keys that later layers read, what layers take in besides the stream"),
     "gemma4_unified": ("decoders/gemma4_unified", dict(target_modules=["q_proj", "k_proj", "o_proj", "gate_proj", "down_proj"]), "keys that are values as well"),
+    "qwen3_5_moe_experts": ("decoders/qwen3_5_moe_text", dict(target_modules=["q_proj", "in_proj_qkv"], target_parameters=["experts.gate_up_proj"], rank_pattern={"experts.gate_up_proj": 2}, alpha_pattern={"experts.gate_up_proj": 5}), "one parameter of a module, which is then wrapped once; a rank of its own"),
+    "gpt_oss_experts": ("decoders/gpt_oss", dict(target_modules=["v_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "router.weight"], use_rslora=True), "by inputs, gate and up alternate; a matrix by the name of its weight"),
+    "mixtral_experts": ("decoders/mixtral", dict(target_modules=["k_proj"], target_parameters=["mlp.experts.down_proj", "mlp.gate.weight"]), "stored by other names"),
+    "granite_experts": ("decoders/granitemoehybrid_old", dict(target_modules=["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj", "router.weight"]), "stored by other names"),
+    "olmoe_experts": ("decoders/olmoe", dict(target_modules=[], target_parameters=["experts.gate_up_proj", "experts.down_proj"]), "no module"),
+    "lfm2_moe_experts": ("decoders/lfm2_moe", dict(target_modules=["out_proj"], target_parameters=["gate_up_proj", "layers.2.feed_forward.experts.down_proj"]), "of two parameters of a module both in one layer, one in another"),
+    "gemma4_moe_experts": ("decoders/gemma4_moe", dict(target_modules=["o_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"]), "experts beside an MLP"),
+    "nemotron_h_experts": ("decoders/nemotron_h", dict(target_modules=["q_proj", "in_proj"], target_parameters=["experts.up_proj", "experts.down_proj"]), "no gate; names of transformers 5, which are not those of the checkpoint"),
+    "llama_weights": ("decoders/llama_plain", dict(target_modules=["v_proj"], target_parameters=["q_proj.weight", "layers.1.mlp.up_proj.weight"], rank_pattern={"up_proj.weight": 6}), "plain matrices by the names of their weights"),
+    "qwen2_embed": (QWEN, dict(target_modules=["embed_tokens", "q_proj"], rank_pattern={"embed_tokens": 3}), "LoRA on the embedding"),
+    "qwen2_tied_embed": ("decoders/qwen2_tied", dict(target_modules=["embed_tokens", "v_proj"]), "LoRA on the embedding alone of a tied matrix"),
+    "gemma3_embed": ("decoders/gemma3_text", dict(target_modules=["embed_tokens", "o_proj"], use_rslora=True), "a factor behind the embedding"),
+    "gemma4_embed": ("decoders/gemma4_text", dict(target_modules=["embed_tokens", "per_layer_model_projection"]), "what layers take in besides the stream is made of the embedding"),
+    "qwen2_tokens": (QWEN, dict(target_modules=["o_proj"], trainable_token_indices=[9, 60, 61]), "rows of some tokens"),
+    "qwen2_tokens_dict": (QWEN, dict(target_modules=["k_proj"], trainable_token_indices={"embed_tokens": [4], "lm_head": [7, 8, 100]}), "rows of the embedding, and others of the output matrix"),
+    "qwen2_tied_tokens": ("decoders/qwen2_tied", dict(target_modules=["o_proj"], trainable_token_indices=[9, 60, 61]), "rows of a tied matrix, on both sides"),
+    "gemma3_tokens": ("decoders/gemma3_text", dict(target_modules=["q_proj"], trainable_token_indices=[5, 44]), "a factor behind the embedding"),
     "bert_pooler": ("encoders/bert_mean_norm", dict(target_modules=["query", "value", "dense"], task_type="FEATURE_EXTRACTION"), "an encoder; `dense` also means the pooler, which no vector sees"),
 }
 
@@ -55,10 +73,13 @@ def make(name, out):
     encoder, folder = base.startswith("encoders"), os.path.join(out, name)
     def load():
         kind = AutoModel if encoder else AutoModelForCausalLM
-        return kind.from_pretrained(os.path.join(HERE, base), attn_implementation="eager", dtype=torch.float32).eval()
-    config = LoraConfig(**{**dict(r=4, lora_alpha=8, lora_dropout=0.05, task_type="CAUSAL_LM"), **config})
+        # Experts in F64, too, one after another.
+        experts = dict(experts_implementation="eager") if "target_parameters" in config else {}
+        return kind.from_pretrained(os.path.join(HERE, base), attn_implementation="eager", dtype=torch.float32, **experts).eval()
+    dropout = 0 if "target_parameters" in config else 0.05
+    lora = LoraConfig(**{**dict(r=4, lora_alpha=8, lora_dropout=dropout, task_type="CAUSAL_LM"), **config})
     seeded(name)
-    plain, model = load(), get_peft_model(load(), config).eval()
+    plain, model = load(), get_peft_model(load(), lora).eval()
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     for key, p in model.named_parameters():
         if id(p) not in trained: continue
@@ -69,7 +90,7 @@ def make(name, out):
     os.remove(os.path.join(folder, "README.md"))
     path = os.path.join(folder, "adapter_config.json"); text = json.load(open(path))
     text["base_model_name_or_path"] = f"../../{base}"
-    for key in ("target_modules", "exclude_modules", "modules_to_save"):
+    for key in ("target_modules", "target_parameters", "exclude_modules", "modules_to_save"):
         if isinstance(text.get(key), list): text[key].sort()
     json.dump(text, open(path, "w"), indent=1)
     # What is compared is what the files hold.
@@ -87,13 +108,18 @@ def make(name, out):
         changed = (values["embeddings"] - without).abs().max().item()
     else:
         vocabulary = min(211, model.config.get_text_config().vocab_size)
-        ids = torch.randint(3, vocabulary, (1, 12)); values["prompt0.ids"] = ids[0]
+        ids = torch.randint(3, vocabulary, (1, 12))
+        # Those whose rows are trained are read.
+        if indices := lora.trainable_token_indices:
+            read = indices if isinstance(indices, list) else indices["embed_tokens"]
+            ids[0, 2:2 + len(read)] = torch.tensor(read)
+        values["prompt0.ids"] = ids[0]
         values["prompt0.logits"] = model(ids).logits[0]
         changed = (values["prompt0.logits"] - plain(ids).logits[0]).abs().max().item()
         double = PeftModel.from_pretrained(load(), folder).double().eval()
         mistakes["f32_vs_f64"] = (double(ids).logits[0] - values["prompt0.logits"]).abs().max().item()
         if name in WITH_GRADIENTS: values |= gradients(load, folder, vocabulary, mistakes, loss := {})
-        if "tied_lm_head" in name: pass  # merging changes the embedding as well, so that merged and attached differ
+        if name in ("qwen2_tied_lm_head", "qwen2_tied_embed", "gemma3_embed", "gemma4_embed"): pass  # merging changes the embedding as well, so that merged and attached differ
         else: values["prompt0.merged_logits"] = model.merge_and_unload()(ids).logits[0]
         if "prompt0.merged_logits" in values: mistakes["merged_vs_unmerged"] = (values["prompt0.merged_logits"] - values["prompt0.logits"]).abs().max().item()
     save_file({k: v.contiguous() for k, v in values.items()}, os.path.join(folder, "golden.safetensors"))

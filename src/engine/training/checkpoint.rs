@@ -22,7 +22,7 @@ use super::run::BEST;
 use super::{Counters, LoraTrainer, Schedule, TrainOptions, Weighting};
 use crate::engine::Model;
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Beside, Checkpoint, Json, PeftPlan, Tensors, remove_parts};
+use crate::load::{Beside, Checkpoint, Json, Naming, PeftPlan, Tensors, remove_parts};
 use crate::nn::{Module, TensorSource, TrainedModule};
 use crate::ops::{Format, Optimized, ParameterValues};
 
@@ -143,7 +143,8 @@ impl LoraTrainer {
             "version": VERSION,
             "model": digits(&self.model.fingerprint()),
             "adapter_config": self.plan.config_json,
-            "prefix": self.plan.prefix,
+            "prefix": self.plan.naming.prefix,
+            "as_stored": self.plan.naming.as_stored,
             "dropout": digits(&self.dropout),
             "seed": digits(&self.seed),
             "checkpoints": self.options.checkpoint.is_some(),
@@ -217,7 +218,8 @@ impl LoraTrainer {
         if !(0.0..1.0).contains(&dropout) {
             return Err(json.invalid("dropout", &format!("expected at least 0 and below 1, found {dropout}")));
         }
-        let plan = PeftPlan::read(model.transformer(), text(&json, "adapter_config")?, text(&json, "prefix")?)?;
+        let naming = Naming { prefix: text(&json, "prefix")?, as_stored: json.flag("as_stored", false)? };
+        let plan = PeftPlan::read(model.transformer(), text(&json, "adapter_config")?, naming)?;
 
         let groups = if progress.micro > 0 { &GROUPS[..] } else { &GROUPS[..3] };
         let (expected, found) = (groups.len() * plan.modules.len() * 2, file.names().len());

@@ -34,6 +34,7 @@ pub use run::{TrainEvent, TrainFn};
 pub use schedule::Schedule;
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -43,7 +44,7 @@ use super::random::Random;
 use super::{Cancel, Capability, Lora, Model};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Fresh, PeftPlan};
-use crate::nn::{Pass, TrainedModule, TrainedValues, Transformer};
+use crate::nn::{Pass, Role, TrainedModule, TrainedValues, Transformer};
 use crate::ops::{AdamW, Dropout, Optimized, ParameterValues};
 
 /// What is drawn from the streams of a seed: the fresh weights; the dropout of each micro-batch; the order of each epoch.
@@ -416,13 +417,17 @@ fn plan(model: &Model, config: &LoraConfig) -> Result<PeftPlan> {
     }
 }
 
-/// Fresh weights as PEFT makes them: `a` uniform within `1 / √inputs` (Kaiming's with `a = √5`), `b` zero, so that the adapter changes
-/// nothing yet.
+/// Fresh weights as PEFT makes them: `a` uniform within `1 / √inputs` (Kaiming's with `a = √5`), of an embedding from a normal
+/// distribution; `b` zero, so that the adapter changes nothing yet.
 fn drawn(plan: &PeftPlan, seed: u64) -> Result<Vec<f32>> {
     let (mut values, mut random) = (zeros(plan)?, Random::stream(seed, WEIGHTS));
     for trained in &plan.modules {
         let bound = 1.0 / (trained.module.inputs as f64).sqrt();
-        values[trained.a()].fill_with(|| ((2.0 * random.uniform() - 1.0) * bound) as f32);
+        let a = &mut values[trained.a()];
+        match trained.module.role {
+            Role::Embedding => a.fill_with(|| random.normal() as f32),
+            _ => a.fill_with(|| ((2.0 * random.uniform() - 1.0) * bound) as f32),
+        }
     }
     Ok(values)
 }
@@ -430,9 +435,11 @@ fn drawn(plan: &PeftPlan, seed: u64) -> Result<Vec<f32>> {
 /// The weights of an adapter.
 fn copied(plan: &PeftPlan, lora: &Lora) -> Result<Vec<f32>> {
     let mut values = zeros(plan)?;
+    let low_ranks = &lora.peft().adapter.low_rank;
+    let by_name: HashMap<&str, _> = low_ranks.iter().map(|low_rank| (low_rank.module.name.as_str(), low_rank)).collect();
     for trained in &plan.modules {
         let TrainedModule { module, rank, .. } = trained;
-        let low_rank = lora.peft().adapter.low_rank.iter().find(|low_rank| low_rank.module.name == module.name);
+        let low_rank = by_name.get(module.name.as_str());
         let Some(low_rank) = low_rank.filter(|low_rank| low_rank.a.outputs() == *rank) else {
             return Err(Error::format(format!("initial: {}: expected an adapter of rank {rank}, found none", module.name)));
         };

@@ -6,12 +6,14 @@ use serde_json::Value;
 use super::CONFIG;
 use crate::error::{Error, Result};
 use crate::load::Json;
-use crate::nn::Module;
+use crate::nn::{Module, Role};
 
 /// Larger than any rank.
 const MAX_RANK: usize = 1 << 13;
 /// More than the projections of any model; each is tried on each module.
 const MAX_PATTERNS: usize = 4096;
+/// Above any token.
+const MAX_TOKEN: usize = 1 << 26;
 /// Bytes of a compiled pattern.
 const MAX_PATTERN_BYTES: usize = 256 << 10;
 
@@ -41,12 +43,16 @@ pub(super) struct PeftConfig {
     pub lora_bias: bool,
     pub bias: BiasKind,
     pub targets: Targets,
+    /// How full names of parameters end: of matrices of experts, and of weights.
+    pub target_parameters: Vec<String>,
     excluded: Option<Targets>,
     rank_pattern: Vec<(Regex, usize)>,
     alpha_pattern: Vec<(Regex, f64)>,
     layers: Option<Vec<usize>>,
     layers_pattern: Vec<Regex>,
     pub modules_to_save: Vec<String>,
+    /// Rows of tables that were trained: how the table's name ends, the embedding's where none is said.
+    tokens: Vec<(Option<String>, Vec<usize>)>,
 }
 
 /// Keys of the configuration that say how the adapter came to be.
@@ -68,7 +74,7 @@ const HISTORY: [&str; 14] = [
 ];
 
 /// Keys that are read below.
-const READ: [&str; 17] = [
+const READ: [&str; 19] = [
     "alpha_pattern",
     "bias",
     "exclude_modules",
@@ -82,6 +88,8 @@ const READ: [&str; 17] = [
     "r",
     "rank_pattern",
     "target_modules",
+    "target_parameters",
+    "trainable_token_indices",
     "use_dora",
     "use_rslora",
     "fan_in_fan_out",
@@ -118,7 +126,12 @@ impl PeftConfig {
             return Err(json.invalid("lora_dropout", &format!("expected 0 to 1, found {dropout}")));
         }
         let targets = match json.get("target_modules") {
-            None if json.get("modules_to_save").is_some() => Targets::Names(Vec::new()),
+            None if ["modules_to_save", "target_parameters", "trainable_token_indices"]
+                .iter()
+                .any(|key| json.get(key).is_some()) =>
+            {
+                Targets::Names(Vec::new())
+            }
             None => return Err(json.invalid("target_modules", "expected a list of names or a pattern, found nothing")),
             Some(_) => targets(json, "target_modules")?,
         };
@@ -154,6 +167,7 @@ impl PeftConfig {
                 Some(_) => return Err(json.unsupported("bias", "expected \"none\", \"all\" or \"lora_only\"")),
             },
             targets,
+            target_parameters: json.texts("target_parameters")?.unwrap_or_default(),
             excluded: json.get("exclude_modules").map(|_| targets_of(json, "exclude_modules")).transpose()?,
             rank_pattern: patterns(json, "rank_pattern", |object, key| object.size(key, MAX_RANK))?,
             alpha_pattern: patterns(json, "alpha_pattern", |object, key| {
@@ -162,15 +176,48 @@ impl PeftConfig {
             layers,
             layers_pattern: layers_pattern.iter().map(layer_of).collect::<Result<_>>()?,
             modules_to_save: json.texts("modules_to_save")?.unwrap_or_default(),
+            tokens: tokens(json)?,
         };
         if config.lora_bias && config.dora {
             return Err(json.invalid("lora_bias", "expected false with use_dora"));
         }
+        for (key, is_set) in [("lora_bias", config.lora_bias), ("use_dora", config.dora)] {
+            if is_set && !config.target_parameters.is_empty() {
+                return Err(json.invalid(key, "expected false with target_parameters"));
+            }
+        }
         Ok(config)
+    }
+
+    /// Whether a parameter of this full name was trained.
+    pub fn targets_parameter(&self, key: &str) -> bool {
+        self.target_parameters.iter().any(|name| ends_with_name(key, name))
+    }
+
+    /// Whether rows of tables were trained.
+    pub fn has_tokens(&self) -> bool {
+        !self.tokens.is_empty()
+    }
+
+    /// The tokens whose rows were trained of a module.
+    pub fn tokens(&self, path: &str, module: &Module) -> Option<&[usize]> {
+        let is_it = |name: &Option<String>| match name {
+            Some(name) => ends_with_name(path, name),
+            None => module.role == Role::Embedding,
+        };
+        self.tokens.iter().find(|(name, _)| is_it(name)).map(|(_, ids)| ids.as_slice())
+    }
+
+    /// Whether a module was trained by the name of its weight, which is what patterns are compared with then.
+    pub fn weight_key(&self, path: &str) -> Option<String> {
+        Some(format!("{path}.weight")).filter(|key| self.targets_parameter(key))
     }
 
     /// Whether a module was trained. Of experts, and of what chooses them, a name may also mean others that are called alike.
     pub fn targets(&self, path: &str, module: &Module) -> Result<bool> {
+        if self.weight_key(path).is_some() {
+            return Ok(true);
+        }
         if let Some(excluded) = &self.excluded
             && excluded.hold(path, module)?
         {
@@ -191,11 +238,12 @@ impl PeftConfig {
 
     /// Whether a target says more of a module than what it is called: where it stands.
     pub fn says_place(&self, path: &str) -> bool {
-        match &self.targets {
-            Targets::Names(names) => names.iter().any(|name| name.contains('.') && ends_with_name(path, name)),
-            Targets::Pattern(_) => true,
-            Targets::Linear => false,
-        }
+        self.weight_key(path).is_some()
+            || match &self.targets {
+                Targets::Names(names) => names.iter().any(|name| name.contains('.') && ends_with_name(path, name)),
+                Targets::Pattern(_) => true,
+                Targets::Linear => false,
+            }
     }
 
     /// The layer that a path goes through: behind one of the patterns, or its first number.
@@ -215,12 +263,16 @@ impl PeftConfig {
         Ok(None)
     }
 
+    /// Of a module by its path, or of a parameter by its full name.
     pub fn rank(&self, path: &str) -> Result<usize> {
-        Ok(first(&self.rank_pattern, path)?.unwrap_or(self.rank))
+        let key = self.weight_key(path);
+        Ok(first(&self.rank_pattern, key.as_deref().unwrap_or(path))?.unwrap_or(self.rank))
     }
 
+    /// The same.
     pub fn scaling(&self, path: &str, rank: usize) -> Result<f32> {
-        let alpha = first(&self.alpha_pattern, path)?.unwrap_or(self.alpha);
+        let key = self.weight_key(path);
+        let alpha = first(&self.alpha_pattern, key.as_deref().unwrap_or(path))?.unwrap_or(self.alpha);
         let scaling = (if self.rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 }) as f32;
         if !scaling.is_finite() {
             return Err(Error::format(format!("{CONFIG}: lora_alpha: expected a number of F32 for {path}, found {alpha}")));
@@ -237,6 +289,32 @@ impl Targets {
             Self::Linear => Ok(module.role.is_inner() && !module.of_experts),
         }
     }
+}
+
+/// `trainable_token_indices`: of the embedding, or of each table by its name.
+fn tokens(json: &Json) -> Result<Vec<(Option<String>, Vec<usize>)>> {
+    const KEY: &str = "trainable_token_indices";
+    let distinct = |json: &Json, key: &str| {
+        let ids = json.counts(key, MAX_TOKEN)?.unwrap_or_default();
+        let mut sorted = ids.clone();
+        sorted.sort_unstable();
+        match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(json.invalid(key, &format!("expected each token once, found {} twice", pair[0]))),
+            None => Ok(ids),
+        }
+    };
+    let Some(field) = json.get(KEY) else { return Ok(Vec::new()) };
+    let mut all = Vec::new();
+    match json.value().get(KEY).and_then(Value::as_object) {
+        Some(names) => {
+            for name in names.keys() {
+                all.push((Some(name.clone()), distinct(&field, name)?));
+            }
+        }
+        None => all.push((None, distinct(json, KEY)?)),
+    }
+    all.retain(|(_, ids)| !ids.is_empty());
+    Ok(all)
 }
 
 /// Null, false, or empty.

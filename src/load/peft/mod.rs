@@ -5,20 +5,25 @@
 
 mod config;
 mod plan;
+mod stacks;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
 use config::{BiasKind, PeftConfig, Targets, ends_with_name};
 pub use plan::{Beside, Fresh, PeftPlan};
+use stacks::TargetedStack;
 
 use super::replace::{replace, write_text};
 use super::safetensors::{Tensors, write_safetensors};
 use super::{Checkpoint, Json, MAX_JSON, ModelTensors, fnv, read_text};
-use crate::error::{Error, Result};
-use crate::nn::{Adapter, Entry, LowRank, Module, Prefix, Replaced, Role, Slot, TensorSource, Transformer, Weights};
-use crate::ops::{Backend, Format, Matrix};
+use crate::error::{Error, ErrorKind, Result};
+use crate::nn::{
+    Adapter, Entry, ExpertStack, LowRank, Module, Prefix, Replaced, Role, Slot, TensorSource, TokenRows, Transformer, Weights,
+};
+use crate::ops::{Backend, Format, Matrix, MatrixBuilder, Use};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
@@ -27,14 +32,27 @@ const SAVED: &str = ".modules_to_save.";
 const ORIGINAL: &str = ".original_module.";
 /// What PEFT puts in front of every name.
 const PREFIX: &str = "base_model.model.";
-/// What transformers calls modules that checkpoints store under another name (LFM3).
-const RENAMED: [(&str, &str); 1] = [("self_attn.gate_proj", "self_attn.g_proj")];
+/// What transformers 5 calls modules that checkpoints store under another name: LFM3's, and what chooses experts of Mixtral and Granite.
+const RENAMED: [(&str, &str); 3] = [
+    ("self_attn.gate_proj", "self_attn.g_proj"),
+    ("block_sparse_moe.gate", "mlp.gate"),
+    ("block_sparse_moe.router.layer", "block_sparse_moe.router"),
+];
+
+/// How the names of modules that PEFT saw are made of those of the checkpoint.
+#[derive(Debug, Clone, Default)]
+pub struct Naming {
+    /// What stands in front of the names of layers.
+    pub prefix: String,
+    /// Whether no module has another name: transformers 4 called some as they are stored.
+    pub as_stored: bool,
+}
 
 /// An adapter and what its configuration says of it.
 pub struct Peft {
     pub adapter: Adapter,
-    /// What stands in front of the names of layers in its file.
-    pub prefix: String,
+    /// Of the modules in its file.
+    pub naming: Naming,
     pub config_json: String,
     pub rank: usize,
     pub alpha: f32,
@@ -64,13 +82,13 @@ impl Peft {
         // A vocabulary's matrices are large: they stay as stored.
         let mut weights = Weights::new(&mut source, &cpu, None);
         adapter.weights = reader.weights(&mut weights)?;
-        parameters += weights.parameters();
-        if adapter.low_rank.is_empty() && adapter.weights.is_empty() {
+        parameters += adapter.weights.iter().map(|own| own.module.outputs as u64 * own.module.inputs as u64).sum::<u64>();
+        if adapter.low_rank.is_empty() && adapter.weights.is_empty() && adapter.tokens.is_empty() {
             return Err(Error::format(format!("{CONFIG}: target_modules: expected a module of the model, found none")));
         }
-        let prefix = reader.prefix.to_string();
+        let naming = reader.naming;
         let fingerprint = fnv(checkpoint.fingerprint(), config_json.as_bytes());
-        Ok(Self { adapter, prefix, rank: config.rank, alpha: config.alpha as f32, parameters, fingerprint, config_json })
+        Ok(Self { adapter, naming, rank: config.rank, alpha: config.alpha as f32, parameters, fingerprint, config_json })
     }
 
     /// Writes the adapter so that [`read`](Self::read) and PEFT read it: the configuration as it was, values in F32. Both files are
@@ -80,7 +98,8 @@ impl Peft {
     /// `Io`, `NotFound`, naming the path.
     pub fn write(&self, directory: &Path) -> Result<()> {
         std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
-        let tensors = tensors_of(&self.adapter, &self.prefix)?;
+        let config = PeftConfig::parse(&Json::parse(CONFIG, &self.config_json)?)?;
+        let tensors = tensors_of(&self.adapter, &config, &self.naming)?;
         replace(&[directory.join(TENSORS), directory.join(CONFIG)], |parts| {
             write_safetensors(&parts[0], &tensors, &[TORCH])?;
             write_text(&parts[1], &self.config_json)
@@ -88,17 +107,39 @@ impl Peft {
     }
 }
 
+/// Rows of matrices that are compared at once.
+const COMPARED_ROWS: usize = 256;
+
 /// What stands in the metadata of tensors that torch may load.
 const TORCH: (&str, &str) = ("format", "pt");
 
 /// Names, shapes and values, sorted by name.
-fn tensors_of<'a>(adapter: &'a Adapter, prefix: &str) -> Result<Tensors<'a>> {
+fn tensors_of<'a>(adapter: &'a Adapter, config: &PeftConfig, naming: &Naming) -> Result<Tensors<'a>> {
     let mut tensors = BTreeMap::new();
-    let name = |module: &Module, field: &str| tensor_name(module, prefix, field);
+    let name = |module: &Module, field: &str| tensor_name(module, naming, field);
     let all = |matrix: &Matrix| {
         Ok::<_, Error>((vec![matrix.outputs(), matrix.inputs()], Cow::Owned(matrix.rows(0..matrix.outputs())?)))
     };
-    for LowRank { module, a, b, b_bias, magnitude, .. } in &adapter.low_rank {
+    let (stacked, plain): (Vec<&LowRank>, Vec<&LowRank>) = adapter.low_rank.iter().partition(|one| one.module.stack.is_some());
+    let stack = |one: &LowRank| one.module.stack.as_ref().map(|(stack, _)| stack.clone());
+    let groups: Vec<&[&LowRank]> = stacked.chunk_by(|a, b| same_stack(&a.module, &b.module)).collect();
+    let stacks: Vec<_> = groups.iter().filter_map(|group| stack(group[0])).collect();
+    for (TargetedStack { stack, path, .. }, group) in stacks::targeted(config, naming, &stacks).iter().zip(groups) {
+        let rank = group[0].a.outputs();
+        let rows = |one: &&LowRank| Ok((one.a.rows(0..rank)?, one.b.rows(0..stack.outputs)?));
+        let each = group.iter().map(rows).collect::<Result<Vec<_>>>()?;
+        let each: Vec<_> = each.iter().map(|(a, b)| (a.as_slice(), b.as_slice())).collect();
+        tensors.extend(stack_tensors(stack, path, rank, &each)?);
+    }
+    for TokenRows { module, rows, .. } in &adapter.tokens {
+        tensors.insert(name(module, "token_adapter.trainable_tokens_delta"), all(rows)?);
+    }
+    for LowRank { module, a, b, b_bias, magnitude, .. } in plain {
+        if is_looked_up(module, config, naming) {
+            let (a, b) = (a.rows(0..a.outputs())?, b.rows(0..b.outputs())?);
+            tensors.extend(embedding_tensors(module, naming, &a, &b)?);
+            continue;
+        }
         tensors.insert(name(module, "lora_A.weight"), all(a)?);
         tensors.insert(name(module, "lora_B.weight"), all(b)?);
         for (field, vector) in [("lora_B.bias", b_bias), ("lora_magnitude_vector", magnitude)] {
@@ -119,6 +160,38 @@ fn tensors_of<'a>(adapter: &'a Adapter, prefix: &str) -> Result<Tensors<'a>> {
         tensors.insert(own(module, "weight"), all(weight)?);
     }
     Ok(tensors)
+}
+
+/// Whether a module's low-rank change is that of a table whose rows are looked up.
+fn is_looked_up(module: &Module, config: &PeftConfig, naming: &Naming) -> bool {
+    module.role == Role::Embedding && config.weight_key(&path(module, naming)).is_none()
+}
+
+/// The two tensors of such a change, of `A`, `(R, C)`, and `B`, `(V, R)`.
+fn embedding_tensors<'a>(module: &Module, naming: &Naming, a: &[f32], b: &[f32]) -> Result<Tensors<'a>> {
+    let (rank, name) = (a.len() / module.inputs, |field: &str| tensor_name(module, naming, field));
+    Ok(Tensors::from([
+        (name("lora_embedding_A"), (vec![rank, module.outputs], Cow::Owned(stacks::transposed(b, rank)?))),
+        (name("lora_embedding_B"), (vec![module.inputs, rank], Cow::Owned(stacks::transposed(a, module.inputs)?))),
+    ]))
+}
+
+/// Whether two modules are matrices of one parameter.
+fn same_stack(a: &Module, b: &Module) -> bool {
+    match (&a.stack, &b.stack) {
+        (Some((a, _)), Some((b, _))) => Arc::ptr_eq(a, b),
+        _ => false,
+    }
+}
+
+/// The two tensors of a parameter of all experts, of `A` and `B` of each.
+fn stack_tensors<'a>(stack: &ExpertStack, path: &str, rank: usize, each: &[(&[f32], &[f32])]) -> Result<Tensors<'a>> {
+    let (a, b) = stacks::joined(stack, rank, each)?;
+    let ranks = rank * each.len();
+    Ok(Tensors::from([
+        (format!("{PREFIX}{path}.lora_A.weight"), (vec![ranks, stack.inputs], Cow::Owned(a))),
+        (format!("{PREFIX}{path}.lora_B.weight"), (vec![stack.outputs, ranks], Cow::Owned(b))),
+    ]))
 }
 
 /// Tensors of which some are stored without `.weight` at the end: those that this library's first version wrote.
@@ -154,17 +227,23 @@ struct Stored {
     b: Option<String>,
     b_bias: Option<String>,
     magnitude: Option<String>,
+    embedding_a: Option<String>,
+    embedding_b: Option<String>,
+    tokens: Option<String>,
     weight: Option<String>,
     bias: Option<String>,
 }
 
 /// How a name ends, and which tensor of its module it is. The first that fits counts.
 type Field = fn(&mut Stored) -> &mut Option<String>;
-const FIELDS: [(&str, Field); 10] = [
+const FIELDS: [(&str, Field); 13] = [
     (".lora_A.weight", |stored| &mut stored.a),
     (".lora_B.weight", |stored| &mut stored.b),
     (".lora_B.bias", |stored| &mut stored.b_bias),
     (".lora_magnitude_vector", |stored| &mut stored.magnitude),
+    (".lora_embedding_A", |stored| &mut stored.embedding_a),
+    (".lora_embedding_B", |stored| &mut stored.embedding_b),
+    (".token_adapter.trainable_tokens_delta", |stored| &mut stored.tokens),
     (".lora_a", |stored| &mut stored.a),
     (".lora_b", |stored| &mut stored.b),
     (".base_layer.weight", |stored| &mut stored.weight),
@@ -178,9 +257,10 @@ struct Reader<'a> {
     config: &'a PeftConfig,
     network: &'a Transformer,
     modules: &'a [Module],
+    /// Of each module, then of each parameter of experts that is meant.
     stored: Vec<Stored>,
-    /// What PEFT saw in front of the names of layers.
-    prefix: &'a str,
+    stacks: Vec<TargetedStack>,
+    naming: Naming,
 }
 
 impl<'a> Reader<'a> {
@@ -204,8 +284,16 @@ impl<'a> Reader<'a> {
             }
             None => "",
         };
-        let mut reader = Self { config, network, stored: vec![Stored::default(); modules.len()], modules, prefix };
-        let paths: HashMap<String, usize> = (0..reader.modules.len()).map(|i| (reader.path(i), i)).collect();
+        let start =
+            |module: &Module| format!("{PREFIX}{}.", path(module, &Naming { prefix: prefix.to_string(), as_stored: true }));
+        let renamed: Vec<String> = modules.iter().filter(|module| renamed(&module.name).is_some()).map(start).collect();
+        let as_stored = tensors.iter().any(|name| renamed.iter().any(|start| name.starts_with(start)));
+        let naming = Naming { prefix: prefix.to_string(), as_stored };
+        let stacks = stacks::targeted(config, &naming, network.stacks());
+        let stored = vec![Stored::default(); modules.len() + stacks.len()];
+        let mut reader = Self { config, network, stored, modules, stacks, naming };
+        let mut paths: HashMap<String, usize> = (0..modules.len()).map(|i| (reader.path(i), i)).collect();
+        paths.extend(reader.stacks.iter().enumerate().map(|(i, stack)| (stack.path.clone(), modules.len() + i)));
         let mut ignored = Vec::new();
         for name in tensors {
             reader.sort(name, &paths, &mut ignored)?;
@@ -216,7 +304,7 @@ impl<'a> Reader<'a> {
 
     /// A module's name as PEFT sees it.
     fn path(&self, module: usize) -> String {
-        path(&self.modules[module], self.prefix)
+        path(&self.modules[module], &self.naming)
     }
 
     /// Finds the module of a tensor.
@@ -230,12 +318,6 @@ impl<'a> Reader<'a> {
         }
         let saved = inner.replace(SAVED, ".");
         let (is_saved, inner) = (saved != inner, saved.as_str());
-        if inner.contains(".lora_embedding_") {
-            return Err(Error::unsupported(format!("{TENSORS}: {name}: LoRA on the embedding is not supported")));
-        }
-        if inner.ends_with(".trainable_tokens_delta") {
-            return Err(Error::unsupported(format!("{CONFIG}: trainable_token_indices is not supported: {name}")));
-        }
         let field = FIELDS.iter().find_map(|(end, field)| Some((inner.strip_suffix(end)?, field)));
         let (path, field) = field.ok_or_else(no_place)?;
         let found = match old_name(inner) {
@@ -256,7 +338,7 @@ impl<'a> Reader<'a> {
                     "{CONFIG}: modules_to_save: {path} is not supported: only the embedding and the output matrix can be replaced"
                 )));
             }
-            let bare = path.strip_prefix(self.prefix).unwrap_or(path);
+            let bare = path.strip_prefix(&self.naming.prefix).unwrap_or(path);
             // A part of the model that this library has no use for, such as BERT's pooler.
             if self.network.config().names.unused.iter().any(|unused| format!("{bare}.").starts_with(unused)) {
                 ignored.push(path.to_string());
@@ -291,6 +373,11 @@ impl<'a> Reader<'a> {
             let names = names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
             return Err(Error::format(format!("{CONFIG}: target_modules: {names}: the model has no such module")));
         }
+        let weights = || paths.iter().map(|path| format!("{path}.weight")).any(|key| self.config.targets_parameter(&key));
+        if !self.config.target_parameters.is_empty() && self.stacks.is_empty() && !weights() {
+            let names = self.config.target_parameters.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+            return Err(Error::format(format!("{CONFIG}: target_parameters: {names}: the model has no such parameter")));
+        }
         for name in &self.config.modules_to_save {
             if ignored.iter().any(|path| path.ends_with(name.as_str())) {
                 continue;
@@ -321,20 +408,73 @@ impl<'a> Reader<'a> {
             let is_changed = !module.of_experts || stored.a.is_some() || stored.b.is_some();
             let targeted = is_changed && self.config.targets(&path, module)?;
             if module.role == Role::Embedding && targeted {
-                return Err(Error::unsupported(format!(
-                    "{CONFIG}: target_modules: LoRA on the embedding ({path}) is not supported"
-                )));
+                let set = [("use_dora", self.config.dora), ("lora_bias", self.config.lora_bias)];
+                if let Some((key, _)) = set.iter().find(|(_, is_set)| *is_set) {
+                    return Err(Error::unsupported(format!("{CONFIG}: {key}: not supported on the embedding ({path})")));
+                }
             }
             self.check_tensors(&path, module, stored, targeted)?;
             if targeted {
                 adapter.low_rank.push(self.low_rank(&path, module, stored, weights)?);
+            }
+            if let Some(ids) = self.config.tokens(&path, module) {
+                adapter.tokens.push(self.tokens(&path, module, stored, ids, weights)?);
             }
             if let Some(name) = &stored.bias {
                 let bias = finite(name, weights.values(&[(name.clone(), module.outputs)])?)?;
                 adapter.biases.push((module.clone(), bias));
             }
         }
+        for (stack, stored) in self.stacks.iter().zip(&self.stored[self.modules.len()..]) {
+            adapter.low_rank.extend(self.low_ranks(stack, stored, weights)?);
+        }
         Ok(adapter)
+    }
+
+    /// Rows of a table.
+    fn tokens(
+        &self,
+        path: &str,
+        module: &Module,
+        stored: &Stored,
+        ids: &[usize],
+        weights: &mut Weights<'_>,
+    ) -> Result<TokenRows> {
+        const KEY: &str = "trainable_token_indices";
+        if let Some(id) = ids.iter().find(|id| **id >= module.outputs) {
+            let vocabulary = module.outputs;
+            return Err(Error::format(format!("{CONFIG}: {KEY}: expected tokens below {vocabulary}, found {id}")));
+        }
+        let Some(name) = &stored.tokens else {
+            return Err(lacks(&format!("{path}.token_adapter.trainable_tokens_delta"), &format!("{KEY} asks for")));
+        };
+        let rows = weights.values(&[(name.clone(), ids.len() * module.inputs)])?;
+        let rows = host_matrix(&finite(name, rows)?, module.inputs)?;
+        TokenRows::new(self.network, module.clone(), ids.iter().map(|id| *id as u32).collect(), rows)
+    }
+
+    /// The changes of all experts' matrices in one parameter.
+    fn low_ranks(&self, targeted: &TargetedStack, stored: &Stored, weights: &mut Weights<'_>) -> Result<Vec<LowRank>> {
+        let TargetedStack { stack, key, path } = targeted;
+        let Stored { a: _, b: _, b_bias, magnitude, embedding_a, embedding_b, tokens, weight, bias } = stored;
+        let unknown = [b_bias, magnitude, embedding_a, embedding_b, tokens, weight, bias];
+        if let Some(name) = unknown.into_iter().flatten().next() {
+            return Err(Error::format(format!("{TENSORS}: {name}: a tensor that target_parameters does not ask for")));
+        }
+        let (rank, count) = (self.config.rank(key)?, stack.linears.len());
+        let scaling = self.config.scaling(key, rank)?;
+        let mut matrix = |name: &Option<String>, field: &str, rows: usize, cols: usize| match name {
+            Some(name) => read_matrix(name, rows, cols, weights),
+            None => Err(lacks(&format!("{path}.{field}"), "target_parameters asks for")),
+        };
+        let a = matrix(&stored.a, "lora_A.weight", count * rank, stack.inputs)?;
+        let b = matrix(&stored.b, "lora_B.weight", stack.outputs, rank * count)?.rows(0..stack.outputs)?;
+        let of = |expert: usize| {
+            let own = host_matrix(&a.rows(expert * rank..(expert + 1) * rank)?, stack.inputs)?;
+            let both = (own, host_matrix(&stacks::of_expert(stack, rank, expert, &b)?, rank)?);
+            LowRank::new(self.network, stack.module(expert), both, (None, None), scaling)
+        };
+        (0..count).map(of).collect()
     }
 
     /// Reads matrices that replace the model's.
@@ -347,20 +487,40 @@ impl<'a> Reader<'a> {
                 Role::Embedding => weights.table(name, module.outputs, module.inputs)?,
                 _ => weights.matrix(&[Slot::whole(name, module.outputs)], module.inputs)?,
             };
+            // PEFT writes along what it has changed beside.
+            if name.ends_with(".base_layer") && self.is_own(module, &weight)? {
+                continue;
+            }
             replaced.push(Replaced::new(self.network, module.clone(), weight)?);
         }
         Ok(replaced)
+    }
+
+    /// Whether a matrix is the network's own.
+    fn is_own(&self, module: &Module, weight: &Matrix) -> Result<bool> {
+        for start in (0..module.outputs).step_by(COMPARED_ROWS) {
+            let rows = start..module.outputs.min(start + COMPARED_ROWS);
+            if self.network.module_rows(module, rows.clone())? != weight.rows(rows)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// What is stored for a module is what the configuration says.
     fn check_tensors(&self, path: &str, module: &Module, stored: &Stored, targeted: bool) -> Result<()> {
         let config = self.config;
         let whole = !module.role.is_inner();
+        let looked_up = targeted && module.role == Role::Embedding && config.weight_key(path).is_none();
+        let (multiplied, tokens) = (targeted && !looked_up, config.tokens(path, module).is_some());
         let bias = module.bias && (config.bias == BiasKind::All || (config.bias == BiasKind::Targeted && targeted));
         // The tensor, whether there must be one, whether there may be one, and the option that says so.
         let rules = [
-            (&stored.a, targeted, targeted, "lora_A.weight", "target_modules"),
-            (&stored.b, targeted, targeted, "lora_B.weight", "target_modules"),
+            (&stored.a, multiplied, multiplied, "lora_A.weight", "target_modules"),
+            (&stored.b, multiplied, multiplied, "lora_B.weight", "target_modules"),
+            (&stored.embedding_a, looked_up, looked_up, "lora_embedding_A", "target_modules"),
+            (&stored.embedding_b, looked_up, looked_up, "lora_embedding_B", "target_modules"),
+            (&stored.tokens, tokens, tokens, "token_adapter.trainable_tokens_delta", "trainable_token_indices"),
             (&stored.b_bias, targeted && config.lora_bias, targeted && config.lora_bias, "lora_B.bias", "lora_bias"),
             (&stored.magnitude, targeted && config.dora, targeted && config.dora, "lora_magnitude_vector", "use_dora"),
             (&stored.bias, bias, bias || (whole && module.bias && stored.weight.is_some()), "bias", "bias"),
@@ -382,12 +542,17 @@ impl<'a> Reader<'a> {
     fn low_rank(&self, path: &str, module: &Module, stored: &Stored, weights: &mut Weights<'_>) -> Result<LowRank> {
         let rank = self.config.rank(path)?;
         let mut matrix = |name: &Option<String>, rows: usize, cols: usize| {
-            let name = name.as_deref().unwrap_or_default();
-            let matrix = weights.matrix(&[Slot::whole(name.strip_suffix(".weight").unwrap_or(name), rows)], cols)?;
-            finite(name, matrix.rows(0..rows)?)?;
-            Ok::<_, Error>(matrix)
+            read_matrix(name.as_deref().unwrap_or_default(), rows, cols, weights)
         };
-        let both = (matrix(&stored.a, rank, module.inputs)?, matrix(&stored.b, module.outputs, rank)?);
+        let both = match (&stored.embedding_a, &stored.embedding_b) {
+            // By the places of what is looked up: an id's values are a column.
+            (Some(_), Some(_)) => {
+                let (b, a) =
+                    (matrix(&stored.embedding_a, rank, module.outputs)?, matrix(&stored.embedding_b, module.inputs, rank)?);
+                (transposed_matrix(&a)?, transposed_matrix(&b)?)
+            }
+            _ => (matrix(&stored.a, rank, module.inputs)?, matrix(&stored.b, module.outputs, rank)?),
+        };
         let mut vector = |name: &Option<String>| match name {
             Some(name) => finite(name, weights.values(&[(name.clone(), module.outputs)])?).map(Some),
             None => Ok(None),
@@ -397,15 +562,43 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A module's name as PEFT sees it: all but the output matrix lie within the model.
-fn path(module: &Module, prefix: &str) -> String {
-    let renamed = RENAMED.iter().find_map(|(stored, name)| Some(format!("{}{name}", module.name.strip_suffix(stored)?)));
-    let name = renamed.unwrap_or_else(|| module.name.clone());
-    if module.role == Role::Head { name } else { format!("{prefix}{name}") }
+/// A matrix on the CPU with rows and columns exchanged.
+fn transposed_matrix(matrix: &Matrix) -> Result<Matrix> {
+    let values = matrix.rows(0..matrix.outputs())?;
+    host_matrix(&stacks::transposed(&values, matrix.inputs())?, matrix.outputs())
 }
 
-fn tensor_name(module: &Module, prefix: &str, field: &str) -> String {
-    format!("{PREFIX}{}.{field}", path(module, prefix))
+/// A matrix of finite values, on the CPU.
+fn read_matrix(name: &str, rows: usize, cols: usize, weights: &mut Weights<'_>) -> Result<Matrix> {
+    let matrix = weights.matrix(&[Slot::whole(name.strip_suffix(".weight").unwrap_or(name), rows)], cols)?;
+    finite(name, matrix.rows(0..rows)?)?;
+    Ok(matrix)
+}
+
+/// A matrix on the CPU, of rows of `cols` values.
+fn host_matrix(values: &[f32], cols: usize) -> Result<Matrix> {
+    let (cpu, rows) = (Backend::new(&candle_core::Device::Cpu), values.len() / cols);
+    let builder = MatrixBuilder::new(rows, cols, Format::F32, Use::Product, &cpu);
+    let mut builder = builder
+        .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, format!("adapter: {rows} × {cols} values do not fit the memory")))?;
+    builder.fill_f32(0, values);
+    Ok(builder.finish()?)
+}
+
+/// What transformers 5 calls a module that is stored under another name.
+fn renamed(stored: &str) -> Option<String> {
+    RENAMED.iter().find_map(|(end, name)| Some(format!("{}{name}", stored.strip_suffix(end)?)))
+}
+
+/// A module's name as PEFT sees it: all but the output matrix lie within the model.
+fn path(module: &Module, naming: &Naming) -> String {
+    let renamed = if naming.as_stored { None } else { renamed(&module.name) };
+    let name = renamed.unwrap_or_else(|| module.name.clone());
+    if module.role == Role::Head { name } else { format!("{}{name}", naming.prefix) }
+}
+
+fn tensor_name(module: &Module, naming: &Naming, field: &str) -> String {
+    format!("{PREFIX}{}.{field}", path(module, naming))
 }
 
 /// The layer and target of a name that this library's first version wrote: `layers.{i}.{target}.lora_a`.

@@ -3,17 +3,20 @@
 //! A configuration is always read from its text, that of a new adapter too: what is written is then what was trained.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::config::{BiasKind, PeftConfig, ends_with_name};
-use super::{CONFIG, Peft, TENSORS, TORCH, path, replace, tensor_name, write_safetensors, write_text};
-use crate::error::{Error, ErrorKind, Result};
+use super::{
+    CONFIG, Naming, Peft, TENSORS, TORCH, TargetedStack, embedding_tensors, host_matrix, is_looked_up, path, replace, same_stack,
+    stack_tensors, stacks, tensor_name, write_safetensors, write_text,
+};
+use crate::error::{Error, Result};
 use crate::load::{FNV_START, Json, Tensors, fnv};
-use crate::nn::{Adapter, LowRank, Module, TrainedModule, Transformer};
-use crate::ops::{Backend, Format, Matrix, MatrixBuilder, Use};
+use crate::nn::{Adapter, ExpertStack, LowRank, Module, Role, TrainedModule, Transformer};
 
 /// What PEFT calls every matrix of the layers.
 const ALL: &str = "all-linear";
@@ -24,17 +27,18 @@ pub struct Fresh<'a> {
     pub alpha: f32,
     pub dropout: f32,
     pub rslora: bool,
-    /// How paths of modules end; none = every matrix of the layers.
+    /// How paths of modules end, or full names of parameters of experts; none = every matrix of the layers.
     pub targets: &'a [String],
 }
 
 /// The modules of an adapter in training.
 pub struct PeftPlan {
     pub config_json: String,
-    /// What stands in front of the names of layers in its file.
-    pub prefix: String,
-    /// In the network's order; their values lie one after another.
+    /// Of the modules in its file.
+    pub naming: Naming,
+    /// In the network's order, then the experts of one parameter after those of another; their values lie one after another.
     pub modules: Vec<TrainedModule>,
+    stacks: Vec<TargetedStack>,
     rank: usize,
     alpha: f32,
 }
@@ -48,16 +52,30 @@ pub struct Beside<'a> {
 
 impl PeftPlan {
     /// # Errors
-    /// `InvalidArgument` for a target that the network does not have; `Unsupported` for its embedding or output matrix.
+    /// `InvalidArgument` for a target that the network does not have; `Unsupported` for its output matrix.
     pub fn new(network: &Transformer, fresh: &Fresh<'_>) -> Result<Self> {
-        let prefix = network.config().names.prefixes.first().map_or("", |prefix| prefix.network);
+        // What checkpoints of Nemotron-H call their backbone is the model to transformers 5.
+        let prefix = match network.config().names.prefixes.first() {
+            Some(prefix) if prefix.network == "backbone." => "model.",
+            prefix => prefix.map_or("", |prefix| prefix.network),
+        };
+        let naming = Naming { prefix: prefix.to_string(), as_stored: false };
         let modules = network.modules();
+        let mut parameters = Vec::new();
         let in_layers = |module: &&Module| module.role.is_inner();
         // As PEFT names them: q_proj, not layers.0.self_attn.q_proj.
         let short = |module: &Module| module.name.rsplit('.').next().unwrap_or_default().to_string();
         let all: BTreeSet<String> = modules.iter().filter(|module| in_layers(module) && !module.of_experts).map(short).collect();
         for target in fresh.targets.iter().filter(|target| *target != ALL) {
-            let mut found = modules.iter().filter(|module| ends_with_name(&path(module, prefix), target)).peekable();
+            let mut found = modules.iter().filter(|module| ends_with_name(&path(module, &naming), target)).peekable();
+            let is_parameter = |stack: &Arc<ExpertStack>| {
+                (0..stack.names.len()).any(|name| ends_with_name(&format!("{prefix}{}", stack.path(name)), target))
+            };
+            // A name alone means modules, where there are some.
+            if (target.contains('.') || found.peek().is_none()) && network.stacks().iter().any(is_parameter) {
+                parameters.push(target.clone());
+                continue;
+            }
             if found.peek().is_none() {
                 let known = all.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
                 return Err(Error::argument(format!("targets: expected modules of the model ({known}), found {target:?}")));
@@ -69,15 +87,14 @@ impl PeftPlan {
                     found.peek().map_or("", |module| module.name.as_str())
                 )));
             }
-            if found.any(|module| !in_layers(&module)) {
-                return Err(Error::unsupported(format!(
-                    "targets: {target:?}: training the embedding or the output matrix is not supported"
-                )));
+            if found.any(|module| module.role == Role::Head) {
+                return Err(Error::unsupported(format!("targets: {target:?}: training the output matrix is not supported")));
             }
         }
         let every = fresh.targets.is_empty() || fresh.targets.iter().any(|target| target == ALL);
-        let targets = if every { all } else { fresh.targets.iter().cloned().collect() };
-        let config = json!({
+        let named = || fresh.targets.iter().filter(|target| !parameters.contains(target) && *target != ALL).cloned();
+        let targets: BTreeSet<String> = if every { all } else { named().collect() };
+        let mut config = json!({
             "alpha_pattern": {},
             "auto_mapping": null,
             "base_model_name_or_path": null,
@@ -98,7 +115,11 @@ impl PeftPlan {
             "use_dora": false,
             "use_rslora": fresh.rslora,
         });
-        Self::read(network, format!("{config:#}\n"), prefix.to_string())
+        // Versions of PEFT before 0.17 do not know the key.
+        if !parameters.is_empty() {
+            config["target_parameters"] = json!(parameters);
+        }
+        Self::read(network, format!("{config:#}\n"), naming)
     }
 
     /// Goes on with an adapter, with another dropout.
@@ -108,10 +129,9 @@ impl PeftPlan {
     pub fn of(network: &Transformer, peft: &Peft, dropout: f32) -> Result<Self> {
         let mut config = Json::parse(CONFIG, &peft.config_json)?.value().clone();
         config["lora_dropout"] = decimal(dropout);
-        let plan = Self::read(network, format!("{config:#}\n"), peft.prefix.clone())?;
-        if let Some(left) =
-            peft.adapter.low_rank.iter().find(|own| !plan.modules.iter().any(|one| one.module.name == own.module.name))
-        {
+        let plan = Self::read(network, format!("{config:#}\n"), peft.naming.clone())?;
+        let trained: HashSet<&str> = plan.modules.iter().map(|one| one.module.name.as_str()).collect();
+        if let Some(left) = peft.adapter.low_rank.iter().find(|own| !trained.contains(own.module.name.as_str())) {
             return Err(Error::unsupported(format!(
                 "expected a configuration that says where {} is: experts are trained by their place",
                 left.module.name
@@ -132,7 +152,7 @@ impl PeftPlan {
     ///
     /// # Errors
     /// `Unsupported` for what adapters can have and training cannot change; `Format` for a configuration without a module.
-    pub fn read(network: &Transformer, config_json: String, prefix: String) -> Result<Self> {
+    pub fn read(network: &Transformer, config_json: String, naming: Naming) -> Result<Self> {
         let json = Json::parse(CONFIG, &config_json)?;
         let config = PeftConfig::parse(&json)?;
         for (key, is_set) in [
@@ -140,6 +160,7 @@ impl PeftPlan {
             ("lora_bias", config.lora_bias),
             ("bias", config.bias != BiasKind::None),
             ("modules_to_save", !config.modules_to_save.is_empty()),
+            ("trainable_token_indices", config.has_tokens()),
         ] {
             if is_set {
                 return Err(json.unsupported(key, "expected none: it cannot be trained"));
@@ -147,12 +168,12 @@ impl PeftPlan {
         }
         let (mut modules, mut start) = (Vec::new(), 0);
         for module in network.modules() {
-            let path = path(module, &prefix);
+            let path = path(module, &naming);
             // There may be thousands of experts: they are trained where the configuration says which.
             if !config.targets(&path, module)? || (module.of_experts && !config.says_place(&path)) {
                 continue;
             }
-            if !module.role.is_inner() {
+            if module.role == Role::Head {
                 return Err(Error::unsupported(format!("{CONFIG}: target_modules: training {path} is not supported")));
             }
             let rank = config.rank(&path)?;
@@ -161,10 +182,23 @@ impl PeftPlan {
             start = trained.b().end;
             modules.push(trained);
         }
+        let stacks = stacks::targeted(&config, &naming, network.stacks());
+        if !stacks.is_empty() && json.number("lora_dropout")?.is_some_and(|dropout| dropout != 0.0) {
+            return Err(json.unsupported("lora_dropout", "expected 0 with target_parameters: PEFT has no dropout there"));
+        }
+        for TargetedStack { stack, key, .. } in &stacks {
+            let rank = config.rank(key)?;
+            let scaling = config.scaling(key, rank)?;
+            for expert in 0..stack.linears.len() {
+                let trained = TrainedModule { module: stack.module(expert), rank, scaling, start };
+                start = trained.b().end;
+                modules.push(trained);
+            }
+        }
         if modules.is_empty() {
             return Err(json.invalid("target_modules", "expected a module of the model, found none"));
         }
-        Ok(Self { prefix, modules, rank: config.rank, alpha: config.alpha as f32, config_json })
+        Ok(Self { naming, modules, stacks, rank: config.rank, alpha: config.alpha as f32, config_json })
     }
 
     /// The values that are trained.
@@ -182,12 +216,12 @@ impl PeftPlan {
         let mut adapter = Adapter::default();
         for trained in &self.modules {
             let TrainedModule { module, rank, scaling, .. } = trained;
-            let both = (matrix(&values[trained.a()], module.inputs)?, matrix(&values[trained.b()], *rank)?);
+            let both = (host_matrix(&values[trained.a()], module.inputs)?, host_matrix(&values[trained.b()], *rank)?);
             adapter.low_rank.push(LowRank::new(network, module.clone(), both, (None, None), *scaling)?);
         }
         Ok(Peft {
             adapter,
-            prefix: self.prefix.clone(),
+            naming: self.naming.clone(),
             config_json: self.config_json.clone(),
             rank: self.rank,
             alpha: self.alpha,
@@ -202,7 +236,7 @@ impl PeftPlan {
     /// `Io`, `NotFound`, naming the path.
     pub fn write(&self, directory: &Path, values: &[f32], beside: Option<&Beside<'_>>) -> Result<()> {
         std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
-        let tensors = self.tensors(values);
+        let tensors = self.tensors(values)?;
         let adapter = [directory.join(TENSORS), directory.join(CONFIG)];
         let paths: Vec<PathBuf> = beside.iter().map(|beside| beside.path.clone()).chain(adapter).collect();
         replace(&paths, |parts| {
@@ -215,30 +249,38 @@ impl PeftPlan {
         })
     }
 
-    fn tensors<'a>(&self, values: &'a [f32]) -> Tensors<'a> {
+    /// These values by the names and in the shapes of PEFT.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn tensors<'a>(&self, values: &'a [f32]) -> Result<Tensors<'a>> {
         let both = |trained: &TrainedModule| {
-            let name = |field| tensor_name(&trained.module, &self.prefix, field);
+            let name = |field| tensor_name(&trained.module, &self.naming, field);
             let (module, rank) = (&trained.module, trained.rank);
             [
                 (name("lora_A.weight"), (vec![rank, module.inputs], Cow::Borrowed(&values[trained.a()]))),
                 (name("lora_B.weight"), (vec![module.outputs, rank], Cow::Borrowed(&values[trained.b()]))),
             ]
         };
-        self.modules.iter().flat_map(both).collect()
+        let (stacked, plain): (Vec<_>, Vec<_>) = self.modules.iter().partition(|trained| trained.module.stack.is_some());
+        let config = PeftConfig::parse(&Json::parse(CONFIG, &self.config_json)?)?;
+        let is_row = |trained: &&TrainedModule| is_looked_up(&trained.module, &config, &self.naming);
+        let (looked_up, plain): (Vec<_>, Vec<_>) = plain.into_iter().partition(is_row);
+        let mut tensors: Tensors<'a> = plain.into_iter().flat_map(both).collect();
+        for trained in looked_up {
+            let (a, b) = (&values[trained.a()], &values[trained.b()]);
+            tensors.extend(embedding_tensors(&trained.module, &self.naming, a, b)?);
+        }
+        let groups = stacked.chunk_by(|a, b| same_stack(&a.module, &b.module));
+        for (TargetedStack { stack, path, .. }, group) in self.stacks.iter().zip(groups) {
+            let each: Vec<_> = group.iter().map(|trained| (&values[trained.a()], &values[trained.b()])).collect();
+            tensors.extend(stack_tensors(stack, path, group[0].rank, &each)?);
+        }
+        Ok(tensors)
     }
 }
 
 /// A number as it was written: 0.1 and not 0.10000000149011612; whole ones as PEFT writes them, 16.
 fn decimal(x: f32) -> Value {
     if x.fract() == 0.0 && x.abs() < 1e9 { json!(x as i64) } else { json!(x.to_string().parse::<f64>().unwrap_or(x.into())) }
-}
-
-/// A matrix on the CPU, of rows of `cols` values.
-fn matrix(values: &[f32], cols: usize) -> Result<Matrix> {
-    let (cpu, rows) = (Backend::new(&candle_core::Device::Cpu), values.len() / cols);
-    let builder = MatrixBuilder::new(rows, cols, Format::F32, Use::Product, &cpu);
-    let mut builder = builder
-        .ok_or_else(|| Error::new(ErrorKind::OutOfMemory, format!("adapter: {rows} × {cols} values do not fit the memory")))?;
-    builder.fill_f32(0, values);
-    Ok(builder.finish()?)
 }

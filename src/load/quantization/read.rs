@@ -26,6 +26,8 @@ pub struct QuantizedCheckpoint<'a> {
 /// A quantised matrix.
 struct Matrix {
     entry: Entry,
+    /// Rows and columns; of matrices of several experts the rows of all.
+    dims: [usize; 2],
     /// The name of its module, with a dot behind it.
     module: String,
     codes: Codes,
@@ -79,12 +81,14 @@ impl<'a> QuantizedCheckpoint<'a> {
         };
         for name in &names {
             let Some(module) = name.strip_suffix(mark).filter(|module| module.ends_with('.')) else { continue };
-            let (shape, codes) = shape(&mut checkpoint, module, quantization)?;
-            let kept = kept(&mut checkpoint, module, shape, codes)?;
-            let entry = Entry { shape: shape.to_vec(), stored: Ok(kept) };
+            let (dims, codes) = shape(&mut checkpoint, module, quantization)?;
+            let kept = kept(&mut checkpoint, module, dims, codes)?;
+            let stored = checkpoint.entry(&format!("{module}weight")).map_or(&[][..], |entry| &entry.shape);
+            let shape = if let [experts, rows, _] = *stored { vec![experts, rows, dims[1]] } else { dims.to_vec() };
+            let entry = Entry { shape, stored: Ok(kept) };
             let belongs = others.iter().chain([&mark]).map(|field| format!("{module}{field}"));
             hidden.extend(belongs.filter(|name| checkpoint.entry(name).is_some()));
-            matrices.insert(format!("{module}weight"), Matrix { entry, module: module.to_string(), codes });
+            matrices.insert(format!("{module}weight"), Matrix { entry, dims, module: module.to_string(), codes });
         }
         Ok(Self { checkpoint, matrices, hidden, last: None })
     }
@@ -95,7 +99,7 @@ impl<'a> QuantizedCheckpoint<'a> {
         }
         self.last = None;
         let Some(matrix) = self.matrices.get(name) else { return Ok(()) };
-        let (module, checkpoint, cols) = (&matrix.module, &mut self.checkpoint, matrix.entry.shape[1]);
+        let (module, checkpoint, cols) = (&matrix.module, &mut self.checkpoint, matrix.dims[1]);
         let mut loaded = Loaded::default();
         match matrix.codes {
             Codes::Mlx { .. } => {
@@ -111,9 +115,7 @@ impl<'a> QuantizedCheckpoint<'a> {
                 let zeros = bytes(checkpoint, &format!("{module}qzeros"))?;
                 let places = |output: usize| output / 8 * 8 + AWQ_PLACES[output % 8];
                 loaded.offsets = (0..loaded.scales.len())
-                    .map(|i| {
-                        code(&zeros, 4, i / matrix.entry.shape[0] * matrix.entry.shape[0] + places(i % matrix.entry.shape[0]))
-                    })
+                    .map(|i| code(&zeros, 4, i / matrix.dims[0] * matrix.dims[0] + places(i % matrix.dims[0])))
                     .map(|zero| zero as f32)
                     .collect();
                 loaded.codes = bytes(checkpoint, &format!("{module}qweight"))?;
@@ -174,7 +176,7 @@ impl Matrix {
 
     /// The tensor that holds codes row by row, and the bytes of a row.
     fn stored_rows(&self) -> Option<(&'static str, usize)> {
-        let cols = self.entry.shape[1];
+        let cols = self.dims[1];
         match self.codes {
             Codes::Mlx { bits, .. } => Some(("weight", cols * bits / 8)),
             Codes::Fp8 { .. } => Some(("weight", cols)),
@@ -185,7 +187,7 @@ impl Matrix {
 
     /// Where the scale of a weight stands among scales.
     fn scale_at(&self, row: usize, column: usize) -> usize {
-        let [rows, cols] = [self.entry.shape[0], self.entry.shape[1]];
+        let [rows, cols] = self.dims;
         match self.codes {
             Codes::Mlx { group, .. } => row * (cols / group) + column / group,
             Codes::Fp8 { block: [height, width] } => row / height * cols.div_ceil(width) + column / width,
@@ -196,7 +198,7 @@ impl Matrix {
 
     /// The code of a weight; `stored` is its row, or all of them.
     fn code(&self, stored: &[u8], row: usize, column: usize) -> u32 {
-        let rows = self.entry.shape[0];
+        let rows = self.dims[0];
         match self.codes {
             Codes::Mlx { bits, .. } | Codes::Packed { bits, .. } => code(stored, bits, column),
             Codes::Fp8 { .. } => stored[column].into(),
@@ -211,7 +213,7 @@ impl Matrix {
 
     /// Writes rows from `first` on in the format that they are kept in; `stored` holds theirs, or all of them.
     fn write(&self, loaded: &Loaded, first: usize, stored: &[u8], out: &mut [u8]) -> std::result::Result<(), String> {
-        let cols = self.entry.shape[1];
+        let cols = self.dims[1];
         let of_row = |i: usize| self.stored_rows().map_or(stored, |(_, bytes)| &stored[i * bytes..][..bytes]);
         match self.format() {
             format @ (Format::F32 | Format::BF16) => {
@@ -282,7 +284,7 @@ impl Matrix {
         let (block, bytes) = (format.block(), format.block_bytes());
         let bits = (bytes - 3) * 8 / block;
         out.fill(0);
-        for column in 0..self.entry.shape[1] {
+        for column in 0..self.dims[1] {
             let (at, place) = (column / block * bytes, column % block * bits);
             for (i, out) in out.chunks_exact_mut(row_bytes).enumerate() {
                 if place == 0 {
@@ -348,6 +350,19 @@ fn shape(checkpoint: &mut Checkpoint<'_>, module: &str, quantization: &Quantizat
             _ => Err(Error::format(format!("{name}: expected {dtype:?} in two dimensions, found {found} of {:?}", entry.shape))),
         }
     };
+    // Of several experts, one after another.
+    let stacked = |field: &str, dtype: &[&str]| -> Result<[usize; 2]> {
+        match checkpoint.entry(&format!("{module}{field}")) {
+            Some(Entry { shape, stored }) if shape.len() == 3 => {
+                let found = stored.as_ref().map_or_else(String::as_str, |format| format.name());
+                match (shape[0].checked_mul(shape[1]), dtype.contains(&found)) {
+                    (Some(rows), true) if rows > 0 && shape[2] > 0 => Ok([rows, shape[2]]),
+                    _ => Err(Error::format(format!("{module}{field}: expected {dtype:?}, found {found} of {shape:?}"))),
+                }
+            }
+            _ => two(field, dtype),
+        }
+    };
     const FLOATS: &[&str] = &["F32", "F16", "BF16"];
     let bad = |message: String| Err(Error::format(format!("{module}: {message}")));
     let grouped = |cols: usize, group: usize| if group == 0 { cols } else { group };
@@ -356,10 +371,10 @@ fn shape(checkpoint: &mut Checkpoint<'_>, module: &str, quantization: &Quantizat
             let name = &module[..module.len() - 1];
             let own = mlx.modules.iter().find(|(module, ..)| module == name);
             let (bits, group) = own.map_or((mlx.bits, mlx.group), |(_, bits, group)| (*bits, *group));
-            let ([rows, words], [scale_rows, groups]) = (two("weight", &["U32"])?, two("scales", FLOATS)?);
+            let ([rows, words], [scale_rows, groups]) = (stacked("weight", &["U32"])?, stacked("scales", FLOATS)?);
             let cols = groups.checked_mul(group).filter(|cols| Some(cols * bits) == words.checked_mul(32));
             match cols {
-                Some(cols) if scale_rows == rows && two("biases", FLOATS)? == [rows, groups] => {
+                Some(cols) if scale_rows == rows && stacked("biases", FLOATS)? == [rows, groups] => {
                     Ok(([rows, cols], Codes::Mlx { bits, group }))
                 }
                 _ => bad(format!(
@@ -492,7 +507,7 @@ impl TensorSource for QuantizedCheckpoint<'_> {
 
     fn read(&mut self, name: &str, offset: u64, into: &mut [u8]) -> Result<()> {
         let Some(matrix) = self.matrices.get(name) else { return self.checkpoint.read(name, offset, into) };
-        let (rows, cols) = (matrix.entry.shape[0], matrix.entry.shape[1]);
+        let [rows, cols] = matrix.dims;
         let row_bytes = matrix.format().row_bytes(cols).unwrap_or(usize::MAX);
         let end = usize::try_from(offset).ok().and_then(|offset| offset.checked_add(into.len()));
         let (Some(end), Ok(start)) = (end.filter(|end| *end <= rows.saturating_mul(row_bytes)), usize::try_from(offset)) else {

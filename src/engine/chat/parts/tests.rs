@@ -161,6 +161,8 @@ const ANSWERS: &[(&str, &str, &str)] = &[
     ("harmony", "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{\"a\": 1}<|call|>",
         "R(Hm.)C(f {\"a\": 1})"),
     ("harmony", "<|start|>assistant to=functions.f<|channel|>commentary json<|message|>{\"a\":", "C(f {\"a\":…)"),
+    ("harmony", " to=functions.f<|channel|>commentary json<|message|>{\"a\": 1}<|call|>", "C(f {\"a\": 1})"),
+    ("harmony", " to be", "T( to be)"),
     ("harmony", "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant<|channel|>commentary to=functions.g<|message|>{}<|call|>", "T(I look.)C(g {})"),
 ];
 
@@ -274,4 +276,71 @@ fn calls_are_told_while_they_come() {
     assert_eq!(json, r#"{"id":"call_0","type":"function","function":{"name":"f","arguments":"{\"s\": \"long\"}"}}"#);
     assert_eq!(stream.push("\"}}"), [AnswerPart::Arguments { index: 0, json: "\"}".into() }, AnswerPart::ToolCallEnd(call)]);
     assert_eq!(stream.push("</tool_call>"), []);
+}
+
+/// What a template writes of an assistant's message, and the prompt before it.
+fn written(template: &ChatTemplate, messages: &Json, tools: &Json) -> Result<(String, String)> {
+    let render = |messages: &[Json], generates| {
+        let chat = Chat::from_json(&serde_json::json!({"messages": messages, "tools": tools}).to_string()).unwrap();
+        chat.render(Some(template), generates)
+    };
+    let messages = messages.as_array().unwrap();
+    let (prompt, all) = (render(&messages[..messages.len() - 1], true)?, render(messages, false)?);
+    // Some prompts open or close a thought, which earlier messages do not have.
+    let same = prompt.bytes().zip(all.bytes()).take_while(|(a, b)| a == b).count();
+    let same = (0..=same).rev().find(|at| all.is_char_boundary(*at)).unwrap_or(0);
+    Ok((all[..same].to_owned(), all[same..].to_owned()))
+}
+
+#[test]
+#[ignore = "needs METAL_CANDLE_CHAT_GOLDENS: a directory with cases.json and templates/"]
+fn calls_that_real_templates_write_are_read_as_they_were() {
+    let folder = std::env::var_os("METAL_CANDLE_CHAT_GOLDENS").expect("METAL_CANDLE_CHAT_GOLDENS names a directory");
+    let folder = std::path::Path::new(&folder);
+    let golden: Json = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+    let properties = serde_json::json!({"s": {"type": "string", "description": "s"}, "n": {"type": "integer", "description": "n"},
+        "o": {"type": "object", "description": "o"}});
+    let tools = serde_json::json!([{"type": "function", "function": {"name": "look_up", "description": "Looks up.",
+        "parameters": {"type": "object", "properties": properties, "required": ["s"]}}}]);
+    let arguments = serde_json::json!({"s": "a \"b\" 'c' {} [1], d) Zürich", "n": 3, "o": {"k": [1, true, "z", {}]}});
+    let (mut read, mut unread, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, variables) in golden["templates"].as_object().unwrap() {
+        let mut variables = variables.as_object().unwrap().clone();
+        let file = variables.remove("file").unwrap();
+        let source = std::fs::read_to_string(folder.join(file.as_str().unwrap())).unwrap();
+        let format = AnswerFormat::detect(&source, None).with_tools_json(&tools.to_string()).unwrap();
+        let template = ChatTemplate::new(&source, variables).unwrap();
+        // Arguments are text to some.
+        let answers = [arguments.clone(), Json::from(arguments.to_string())].map(|arguments| {
+            let call = serde_json::json!({"id": "abcdefghi", "type": "function", "function": {"name": "look_up", "arguments": arguments}});
+            let messages = serde_json::json!([{"role": "user", "content": "Where?"},
+                {"role": "assistant", "content": "", "tool_calls": [call]}]);
+            written(&template, &messages, &tools)
+        });
+        // A template that writes no calls leaves no trace of one.
+        let Some((prompt, answer)) = answers.iter().flatten().find(|(_, answer)| answer.contains("look_up")) else {
+            unread.push(format!("{name}: writes no calls"));
+            continue;
+        };
+        if format.tools.is_none() {
+            unread.push(format!("{name}: no format is known by it: {answer}"));
+            continue;
+        }
+        let calls: Vec<ToolCall> = whole(&format.behind(prompt), answer)
+            .into_iter()
+            .filter_map(|part| match part {
+                AnswerPart::ToolCallEnd(call) => Some(call),
+                _ => None,
+            })
+            .collect();
+        let is_same =
+            |call: &ToolCall| call.name == "look_up" && serde_json::from_str::<Json>(&call.arguments).unwrap() == arguments;
+        if matches!(&calls[..], [call] if is_same(call)) {
+            read.push(name);
+        } else {
+            wrong.push(format!("{name}: {answer}\n  {calls:?}"));
+        }
+    }
+    println!("read: {read:?}\nnot read:\n{}", unread.join("\n"));
+    assert!(wrong.is_empty() && !read.is_empty(), "{}", wrong.join("\n"));
 }

@@ -6,7 +6,16 @@
 
 use super::json::{Scan, arguments};
 use super::named::is_name;
-use super::{Found, FoundCall, State, Tools, close, skip_spaces};
+use super::{Begin, Found, FoundCall, State, Tools, close, mark_at, skip_spaces};
+
+/// A header that the prompt has begun may go on with the recipient: ` to=functions.f<|channel|>commentary json<|message|>{"a": 1}`.
+pub(super) fn begins(text: &str) -> Begin {
+    match mark_at(text, skip_spaces(text, 0), "to=") {
+        Some(true) => Begin::Yes,
+        Some(false) => Begin::No,
+        None => Begin::Open,
+    }
+}
 
 pub(super) fn parse(text: &str, _: &Tools) -> Found {
     let mut found = Found::default();

@@ -142,11 +142,16 @@ impl Tools {
         let of_type = |name: &str| match name {
             "string" => Some(Json::String(text.to_owned())),
             "integer" => as_json().filter(|value| value.as_f64().is_some_and(|number| number.fract() == 0.0)).map(|value| {
-                // 3.0 is an integer to JSON Schema.
-                value.as_f64().filter(|_| value.is_f64()).map_or(value.clone(), |number| Json::from(number as i64))
+                // 3.0 is an integer to JSON Schema; what no integer holds stays as it is.
+                let whole = value.as_f64().filter(|number| value.is_f64() && number.abs() < i64::MAX as f64);
+                whole.map_or(value, |number| Json::from(number as i64))
             }),
             "number" => as_json().filter(Json::is_number),
-            "boolean" => text.trim().to_ascii_lowercase().parse().ok().map(Json::Bool),
+            "boolean" => match text.trim().to_ascii_lowercase().as_str() {
+                "true" | "1" => Some(Json::Bool(true)),
+                "false" | "0" => Some(Json::Bool(false)),
+                _ => None,
+            },
             "null" => ["null", "none"].contains(&text.trim().to_ascii_lowercase().as_str()).then_some(Json::Null),
             "array" => as_json().filter(Json::is_array),
             "object" => as_json().filter(Json::is_object),
@@ -235,7 +240,8 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         name: "harmony",
         found_by: &[&["<|channel|>", "<|message|>"]],
         opens: &["<|start|>", "<|channel|>"],
-        begins: never,
+        // The prompt ends within a header.
+        begins: harmony::begins,
         keeps_mark: true,
         parse: harmony::parse,
         skipped: &["<|end|>", "<|return|>", "<|call|>"],
@@ -578,6 +584,9 @@ mod tests {
             ("i", " 12\n", "12"),
             ("i", "3.0", "3"),
             ("i", "x", "\"x\""),
+            ("i", "-9223372036854775808", "-9223372036854775808"),
+            ("i", "1e30", "1e+30"),
+            ("b", "0", "false"),
             ("n", "1.5", "1.5"),
             ("n", "None", "null"),
             ("b", "True", "true"),
