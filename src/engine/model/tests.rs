@@ -335,7 +335,7 @@ fn networks_quantised_for_a_gpu_are_those_of_the_cpu() {
                 stepped += usize::from(unsupported.is_none());
             }
         }
-        assert!(seen >= 30 && stepped >= 20, "{seen}, {stepped} by the step");
+        assert!(seen >= 20 && stepped >= 18, "{seen}, {stepped} by the step");
     });
 }
 
