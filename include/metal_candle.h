@@ -799,8 +799,8 @@ void mc_model_options_set_tokenizer_path(mc_model_options *MC_NONNULL options, c
  * of 256 have the next finer format of 32 (Q5_0, Q5_1, Q8_0), those of no whole blocks at all F16, or with "q8_0" a shorter block.
  * On CUDA scales and mins are rounded to F16, and rows of no whole 32 columns keep the type of mc_model_options_set_dtype().
  *
- * That goes for all projections, the output matrix, an embedding that is one with it, and Gemma's table of per-layer
- * embeddings, where its rows are whole blocks. Other tables that are only looked up, norms, biases and the layers behind the pooling of a sentence embedder keep the type of
+ * That goes for all projections, the output matrix, and an embedding that is one with it. Tables that are only looked
+ * up, norms, biases and the layers behind the pooling of a sentence embedder keep the type of
  * mc_model_options_set_dtype(). Such a model generates, embeds, takes adapters and trains them as any other; a merge
  * makes the matrices that it changes F32. An mc_lora, a saved session or a checkpoint is for a model of the same kind;
  * an adapter's directory is for all.

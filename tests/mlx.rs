@@ -222,7 +222,7 @@ fn converted(tensors: Tensors, rules: &Rules) -> Tensors {
             let [gate_name, up_name, down_name] = rules.projections;
             if let Some(place) = name.strip_suffix(gate_up) {
                 let tensor = if rules.alternates { transposed(&tensor) } else { tensor };
-                let is_gate = |row: usize, height: usize| if rules.alternates { row % 2 == 0 } else { row < height / 2 };
+                let is_gate = |row: usize, height: usize| if rules.alternates { row.is_multiple_of(2) } else { row < height / 2 };
                 all.insert(format!("{place}{module}.{gate_name}.weight"), rows(&tensor, is_gate));
                 all.insert(format!("{place}{module}.{up_name}.weight"), rows(&tensor, |row, height| !is_gate(row, height)));
                 continue;

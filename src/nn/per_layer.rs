@@ -51,7 +51,7 @@ impl PerLayer {
         let table = match config.table {
             Some((name, rows)) => {
                 let name = loader.at(name);
-                Some(loader.weights.table_of_layers(&name, rows, all)?)
+                Some(loader.weights.table(&name, rows, all)?)
             }
             None => None,
         };

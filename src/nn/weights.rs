@@ -96,7 +96,7 @@ impl<'a> Weights<'a> {
         Self { keeps_quantised, ..self }
     }
 
-    /// Quantises the matrices for products, which then are for our kernels, and tables of layers; other tables stay as they are.
+    /// Quantises the matrices for products, which then are for our kernels; tables that are looked up stay as they are.
     pub fn quantized(self, mix: Option<&'static Mix>) -> Self {
         Self { mix, ..self }
     }
@@ -226,13 +226,6 @@ impl<'a> Weights<'a> {
     /// A matrix whose rows are looked up.
     pub fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         self.matrix_for(Use::Lookup, &[Slot::whole(name, rows)], cols, None)
-    }
-
-    /// The same of a table of layers, which may be larger than all other matrices together: it is quantised as these are.
-    pub fn table_of_layers(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
-        let format = self.mix.map(|mix| mix.format(Part::Other, (0, 1), cols)).filter(|format| format.is_quantised());
-        let formats = format.map(|format| [format]);
-        self.matrix_for(Use::Lookup, &[Slot::whole(name, rows)], cols, formats.as_ref().map(<[Format; 1]>::as_slice))
     }
 
     /// `formats` are those that the slots are quantised to.

@@ -122,17 +122,6 @@ pub fn q8_0() -> LoadOptions {
     quantised("q8_0")
 }
 
-/// The numbers that a row stands for in ggml's Q8_0: 32 neighbours have a scale in F16 that the largest of them is 127 times.
-fn q8_0_numbers(row: &[f32]) -> Vec<f32> {
-    let block = |block: &[f32]| {
-        let scale = block.iter().fold(0f32, |most, x| most.max(x.abs())) / 127.0;
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        let kept = half::f16::from_f32(scale).to_f32();
-        block.iter().map(|x| (x * inverse).round() * kept).collect::<Vec<_>>()
-    };
-    row.chunks(32).flat_map(block).collect()
-}
-
 /// The directory `base` with the numbers, in F32, that its matrices for products stand for once they are quantised to `kind`.
 ///
 /// An adapter of zeros, merged into each of them, reads them out of the quantised model.
@@ -199,21 +188,6 @@ pub fn dequantised(base: &Path, kind: &str) -> TempDir {
     for (module, _) in &modules {
         // BERT's pooler is not a part of the network.
         assert!(module.starts_with("pooler") || tensors[&format!("{module}.weight")].0 == Dtype::F32, "{module}");
-    }
-    // No adapter reads a table of layers, which is quantised as matrices are where its rows are whole blocks.
-    let tables: Vec<_> = tensors.keys().filter(|name| name.contains("embed_tokens_per_layer")).cloned().collect();
-    for name in tables.iter().filter(|_| kind == "q8_0") {
-        let (dtype, shape, bytes) = tensors.get_mut(name).unwrap();
-        let values: Vec<f32> = match dtype {
-            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
-            Dtype::BF16 => bytes.chunks_exact(2).map(|b| f32::from_le_bytes([0, 0, b[0], b[1]])).collect(),
-            other => panic!("{name}: {other:?}"),
-        };
-        *dtype = Dtype::F32;
-        *bytes = values.chunks(shape[1]).flat_map(q8_0_numbers).flat_map(f32::to_le_bytes).collect();
-    }
-    if !tables.is_empty() {
-        write_tensors(&path, tensors.clone());
     }
     if let (true, Some((embedding, _))) = (is_tied, embedding) {
         let numbers = tensors.remove("lm_head.weight").unwrap();
