@@ -300,12 +300,14 @@ fn quantised_files_compute_on_a_gpu_what_they_compute_on_the_cpu() {
             let (error, others, unsupported) = errors_on_a_gpu(gpu, &ids, &want);
             seen += 1;
             stepped += usize::from(unsupported.is_none());
-            // Scales of two levels are rounded to F16, by 2⁻¹¹ of themselves at most.
-            if error > 2e-3 || others > 0 {
+            // Scales and mins of two levels are rounded to F16, by 2⁻¹¹ of themselves at most; values are what mins leave of products, and
+            // so are off by a few times that of their size.
+            let limit = if path.to_str().unwrap().contains("_K") { 8e-3 } else { 2e-3 };
+            if error > limit || others > 0 {
                 failed.push((path.clone(), error, others));
             }
         }
-        assert!(failed.is_empty() && seen >= 20 && stepped >= 15, "{seen}, {stepped} by the step, {failed:?}");
+        assert!(failed.is_empty() && seen >= 29 && stepped >= 29, "{seen}, {stepped} by the step, {failed:?}");
     });
 }
 
