@@ -29,8 +29,8 @@ pub(super) struct ToolFormat {
     found_by: &'static [&'static [&'static str]],
     /// Texts behind which calls stand.
     pub opens: &'static [&'static str],
-    /// Whether an answer may begin with a call, without a mark.
-    pub begins: fn(&str) -> Begin,
+    /// Whether an answer may begin with a call of these tools, without a mark.
+    pub begins: fn(&str, &Tools) -> Begin,
     /// Whether the first mark is part of what `parse` reads.
     pub keeps_mark: bool,
     pub parse: fn(&str, &Tools) -> Found,
@@ -163,6 +163,10 @@ impl Tools {
         typed.or_else(|| if types.is_empty() { as_json() } else { None }).unwrap_or_else(|| Json::String(text.to_owned()))
     }
 
+    pub fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|known| known.name == name)
+    }
+
     /// The parameters of a tool, in their order.
     fn parameters(&self, tool: &str) -> Vec<&str> {
         let tool = self.0.iter().find(|known| known.name == tool);
@@ -191,7 +195,7 @@ pub(super) fn named(name: &str) -> Option<&'static ToolFormat> {
     TOOL_FORMATS.iter().find(|format| format.name == name)
 }
 
-fn never(_: &str) -> Begin {
+fn never(_: &str, _: &Tools) -> Begin {
     Begin::No
 }
 
@@ -500,7 +504,7 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         name: "functionary",
         found_by: &[&[">>>all"], &[">>>", "<|start_header_id|>"]],
         opens: &[">>>"],
-        begins: |text| if text.is_empty() { Begin::Open } else { Begin::Yes },
+        begins: |text, _| if text.is_empty() { Begin::Open } else { Begin::Yes },
         keeps_mark: false,
         parse: named::functionary,
         skipped: &[],
@@ -523,11 +527,7 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         name: "llama3",
         found_by: &[&["<|python_tag|>"], &["<|start_header_id|>", "\"parameters\""]],
         opens: &["<|python_tag|>"],
-        begins: |text| match text.trim_start().chars().next() {
-            Some('{') => Begin::Yes,
-            Some(_) => Begin::No,
-            None => Begin::Open,
-        },
+        begins: json::begins,
         keeps_mark: false,
         parse: |text, tools| {
             if text.trim_start().starts_with(['{', '[']) || text.trim().is_empty() {
