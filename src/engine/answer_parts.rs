@@ -21,6 +21,8 @@ pub(super) struct AnswerParts {
     /// Tokens that a thought may have.
     budget: Option<usize>,
     thought_tokens: usize,
+    /// The end of the thought so far, in which its mark may have begun.
+    thought_end: String,
     /// The mark that closes a thought, on its way: what is left of its tokens, and its letters.
     forced: VecDeque<u32>,
     forcing: Option<&'static str>,
@@ -50,6 +52,7 @@ impl AnswerParts {
             calls: Vec::new(),
             budget,
             thought_tokens: 0,
+            thought_end: String::new(),
             forced: VecDeque::new(),
             forcing: None,
         })
@@ -57,7 +60,15 @@ impl AnswerParts {
 
     /// Whether what comes next belongs to a thought.
     pub fn is_thinking(&self) -> bool {
-        self.stream.closes().is_some()
+        // The mark's end may be held back, as it could become a stop text.
+        self.stream.closes().is_some_and(|close| !format!("{}{}", self.thought_end, self.text.held()).contains(close))
+    }
+
+    /// Whether a token would close the thought and go on behind the mark. White space there belongs to the mark.
+    pub fn overruns(&self, token: u32) -> Result<bool> {
+        let Some(close) = self.stream.closes() else { return Ok(false) };
+        let text = format!("{}{}", self.thought_end, self.text.preview(token)?);
+        Ok(text.split_once(close).is_some_and(|(_, behind)| !behind.trim_start().is_empty()))
     }
 
     /// The next token, where the answer may not choose it: a thought is closed by the model's own mark once it is long enough.
@@ -108,6 +119,13 @@ impl AnswerParts {
         }
         let parts = self.stream.push(&text);
         self.keep(&parts);
+        if self.stream.closes().is_some() {
+            self.thought_end.push_str(&text);
+            let from = self.thought_end.char_indices().rev().nth(MARK_LETTERS).map_or(0, |(at, _)| at);
+            self.thought_end.drain(..from);
+        } else {
+            self.thought_end.clear();
+        }
         Ok(parts)
     }
 
@@ -139,6 +157,9 @@ impl AnswerParts {
         (self.content, self.reasoning, self.calls)
     }
 }
+
+/// The longest mark has fewer.
+const MARK_LETTERS: usize = 64;
 
 /// Tokens of the prompt's end in which a thought may have been opened.
 const PROMPT_TOKENS: usize = 64;

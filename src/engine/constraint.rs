@@ -223,6 +223,9 @@ const MAX_TOKEN_BYTES: usize = 1000;
 /// Larger than what a model can fill in; the time for thousands of properties grows with their square.
 const MAX_SCHEMA_BYTES: usize = 64 << 10;
 
+/// All tools that an answer may call: some hundred, each of a schema of a few kilobytes.
+const MAX_CALL_BYTES: usize = 512 << 10;
+
 /// Values within values, all that `$ref` names added up: the deepest that reading can get.
 const MAX_LEVELS: usize = 4096;
 
@@ -238,6 +241,10 @@ const STACK_BYTES: usize = 64 << 20;
 /// A space, or a line break and an indentation. Any number of them would conform as well, and a small model then
 /// writes spaces until max_tokens.
 const WHITESPACE: &str = r"\x20|\x0A[\x20\x09]{0,20}";
+
+/// What may follow a backslash: escapes that JSON and Python read alike, as arguments of calls are read by either. So there is no
+/// `\/`, and `u` is for control characters alone.
+const ESCAPES: &str = "nrbtf\\\"u";
 
 /// The schema as a grammar.
 fn grammar(schema: &str) -> Result<TopLevelGrammar> {
@@ -257,6 +264,8 @@ struct Lark<'t> {
     /// Rules and terminals that are named.
     named: String,
     names: usize,
+    /// The rules of schemas, by their texts.
+    schemas: HashMap<String, String>,
     schema_bytes: usize,
 }
 
@@ -265,7 +274,7 @@ impl<'t> Lark<'t> {
         let mut special = tokenizer.special_tokens();
         // The longest is meant where one is the beginning of another.
         special.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
-        let mut lark = Self { special, eos, named: String::new(), names: 0, schema_bytes: 0 };
+        let mut lark = Self { special, eos, named: String::new(), names: 0, schemas: HashMap::new(), schema_bytes: 0 };
         let start = lark.sequence(pieces)?;
         Ok(format!("start: {start}\n{}", lark.named))
     }
@@ -326,15 +335,28 @@ impl<'t> Lark<'t> {
     }
 
     fn json(&mut self, schema: &Value) -> Result<String> {
+        let mut schema = schema.clone();
+        schema::remove_annotations(&mut schema).map_err(|error| error.within(SUBJECT))?;
         let text = schema.to_string();
-        self.schema_bytes += text.len();
-        if self.schema_bytes > MAX_SCHEMA_BYTES {
-            return Err(Error::argument(format!("{SUBJECT}: expected schemas of at most {MAX_SCHEMA_BYTES} bytes, found more")));
+        // What may be left out is written several times.
+        if let Some(name) = self.schemas.get(&text) {
+            return Ok(name.clone());
         }
-        Ok(match schema::adapt(&text).map_err(|error| error.within(SUBJECT))? {
-            Adapted::Schema(schema) => format!("%json {}", checked(schema)?),
+        self.schema_bytes += text.len();
+        for (found, most) in [(text.len(), MAX_SCHEMA_BYTES), (self.schema_bytes, MAX_CALL_BYTES)] {
+            if found > most {
+                let of = if most == MAX_CALL_BYTES { "in all schemas" } else { "in a schema" };
+                return Err(Error::argument(format!(
+                    "{SUBJECT}: expected at most {most} bytes {of} without their descriptions, found {found}"
+                )));
+            }
+        }
+        let name = match schema::adapt(&text).map_err(|error| error.within(SUBJECT))? {
+            Adapted::Schema(schema) => self.name('r', &format!("%json {}", checked(schema)?)),
             Adapted::Pattern(pattern) => self.name('T', &regex(&pattern)),
-        })
+        };
+        self.schemas.insert(text, name.clone());
+        Ok(name)
     }
 
     fn bare(&mut self, Bare { before, after, end, patterns, may_be_empty }: &Bare) -> String {
@@ -398,7 +420,12 @@ fn checked(mut value: Value) -> Result<Value> {
     }
     Extent::check(&value)?;
     if value.is_object() {
-        JsonCompileOptions { whitespace_pattern: Some(WHITESPACE.to_owned()), ..Default::default() }.apply_to(&mut value);
+        let options = JsonCompileOptions {
+            whitespace_pattern: Some(WHITESPACE.to_owned()),
+            json_allowed_escapes: Some(ESCAPES.to_owned()),
+            ..Default::default()
+        };
+        options.apply_to(&mut value);
     }
     Ok(value)
 }

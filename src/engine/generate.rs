@@ -74,9 +74,11 @@ pub enum ToolChoice {
     /// arguments conform to the tools' schemas. In a format that numbers its calls, or writes one alone, there is one.
     ///
     /// It binds what follows a thought that the prompt has opened. An answer that ends for another reason than the model's end is
-    /// the beginning of such calls. Schemas are read as [`GenerateOptions::json_schema`] reads them; where a format writes values as
-    /// bare text (`qwen3-xml`, `glm4`, `gemma4`, `functiongemma`) or one by one (`lfm2`, `minicpm`, `gemma3`), those of parameters are
-    /// understood as far as the format can write them exactly, anything else is an error, and numbers without bounds stay within 2^53.
+    /// the beginning of such calls. Schemas are read as [`GenerateOptions::json_schema`] reads them, each of at most 64 KiB and all of
+    /// them of at most 512 KiB, without what describes them (description, title, default, examples); parameters of which no property is
+    /// named and nothing is said of others are none. Where a format writes values as bare text (`qwen3-xml`, `glm4`, `gemma4`,
+    /// `functiongemma`) or one by one (`lfm2`, `minicpm`, `gemma3`), those of parameters are understood as far as the format can write
+    /// them exactly, anything else is an error, and numbers without bounds stay within 2^53.
     Required,
     /// The answer is one such call of this tool.
     Function(String),
@@ -329,6 +331,7 @@ impl Answer {
         let forced = self.parts.as_mut().map(AnswerParts::forced).transpose()?.flatten();
         let (mut token, mut logprob) = match forced {
             Some(token) => (token, token_logprob(logits, token)?),
+            None if self.waits => self.sample_thought(logits, prompt)?,
             None => self.sampler.sample_allowed(logits, allowed, prompt, &self.tokens)?,
         };
         // The answer is what the schema is for: a thought does not end it.
@@ -383,6 +386,20 @@ impl Answer {
             self.finish(reason);
         }
         Ok((TokenEvent { text, token, index, logprob, parts: told }, !ends))
+    }
+
+    /// A token of a thought, and none that closes it and goes on: the schema would not see what stands behind the mark.
+    fn sample_thought(&mut self, logits: &[f32], prompt: &[u32]) -> Result<(u32, f32)> {
+        let mut allowed: Option<Vec<u32>> = None;
+        loop {
+            let (token, logprob) = self.sampler.sample_allowed(logits, allowed.as_deref(), prompt, &self.tokens)?;
+            let overruns = self.parts.as_ref().map(|parts| parts.overruns(token)).transpose()?;
+            if overruns != Some(true) {
+                return Ok((token, logprob));
+            }
+            let allowed = allowed.get_or_insert_with(|| vec![u32::MAX; logits.len().div_ceil(32)]);
+            allowed[token as usize / 32] &= !(1 << (token % 32));
+        }
     }
 
     /// The answer; one that was not finished was stopped by its caller.

@@ -41,6 +41,14 @@ pub(super) fn adapt(text: &str) -> Result<Adapted> {
     Ok(Adapted::Schema(root))
 }
 
+/// Takes out what tells readers of a schema something, and changes nothing.
+pub(super) fn remove_annotations(schema: &mut Value) -> Result<()> {
+    each_schema(schema, &mut |fields| {
+        remove(fields, &["$comment", "default", "description", "example", "examples", "title"]);
+        Ok(())
+    })
+}
+
 /// A pattern of JSON Schema as grammars take it, or why it cannot be one.
 pub(super) fn translated(pattern: &str) -> std::result::Result<String, String> {
     pattern::translate(pattern)

@@ -157,6 +157,18 @@ impl TextStream {
         Ok(false)
     }
 
+    /// What would stand behind all that was shown, were this token the next and the last one.
+    pub(super) fn preview(&self, token: u32) -> Result<String> {
+        let tokens = [self.tokens.as_slice(), &[token]].concat();
+        let text = self.tokenizer.decode_known(&tokens, true)?;
+        Ok(format!("{}{}", self.held, self.new_part(&text)))
+    }
+
+    /// What is not shown yet.
+    pub(super) fn held(&self) -> &str {
+        &self.held
+    }
+
     /// Shows what was held back because of what might follow it: a mark does, which is no part of the text.
     pub(super) fn separate(&mut self, shown: &mut String) {
         shown.push_str(&std::mem::take(&mut self.held));

@@ -493,7 +493,9 @@ pub unsafe extern "C" fn mc_generate_options_set_json_schema(
 /// With "required" or a tool's name the answer consists of calls in the model's own format, and their arguments conform to the tools'
 /// schemas, whatever the sampling; a single one where a tool is named, and in a format that numbers its calls. What binds is what
 /// follows a thought that the prompt has opened. The answer ends with MC_FINISH_EOS behind the calls; one that ends for another reason is
-/// the beginning of them. Schemas are read as mc_generate_options_set_json_schema() reads them. Where a format writes values as bare text
+/// the beginning of them. Schemas are read as mc_generate_options_set_json_schema() reads them, each of at most 64 KiB and all of them
+/// together of at most 512 KiB, without what describes them (description, title, default, examples): some hundred tools; parameters of
+/// which no property is named and nothing is said of others are none. Where a format writes values as bare text
 /// (qwen3-xml, glm4, gemma4, functiongemma) or one by one (lfm2, minicpm, gemma3), those of parameters are understood as far as the
 /// format can write them exactly: anything else is an error, and numbers without bounds stay within 2^53.
 ///
@@ -734,7 +736,9 @@ pub unsafe extern "C" fn mc_generation_reasoning_len(generation: MaybeUninit<&mc
 
 /// The calls of tools as chat APIs have them:
 /// `[{"id": "call_0", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]`. The id is the model's own where it
-/// gave one. A call that the answer ended within has `"incomplete": true`, and its arguments are the beginning of JSON.
+/// gave one; else it tells the calls of one answer apart, and in Mistral's format it is nine letters and digits, as its templates ask
+/// for, the same again for the same call. A call that the answer ended within has `"incomplete": true`, and its arguments are the
+/// beginning of JSON.
 ///
 /// @param generation  the generation.
 /// @return JSON, UTF-8, NUL-terminated, valid until the generation is freed; "[]" where an answer has none or was not told apart.

@@ -135,9 +135,8 @@ impl Tools {
     /// A value that the model wrote as bare text: of the parameter's type, as `_coerce` of transformers 5.24 has it; without a type
     /// what it is as JSON, or else text.
     fn value(&self, tool: &str, parameter: &str, text: &str) -> Json {
-        let schema = self.0.iter().find(|known| known.name == tool).and_then(|known| known.properties.get(parameter));
         let mut types = Vec::new();
-        schema.into_iter().for_each(|schema| add_types(schema, &mut types));
+        self.schema(tool, parameter).into_iter().for_each(|schema| add_types(schema, &mut types));
         let as_json = || serde_json::from_str::<Json>(text.trim()).ok();
         let of_type = |name: &str| match name {
             "string" => Some(Json::String(text.to_owned())),
@@ -163,8 +162,19 @@ impl Tools {
         typed.or_else(|| if types.is_empty() { as_json() } else { None }).unwrap_or_else(|| Json::String(text.to_owned()))
     }
 
-    pub fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|known| known.name == name)
+    /// Whether a parameter is of types without texts, or of none that is named: then its value is written as JSON.
+    fn is_json(&self, tool: &str, parameter: &str) -> bool {
+        let mut types = Vec::new();
+        self.schema(tool, parameter).into_iter().for_each(|schema| add_types(schema, &mut types));
+        !types.contains(&"string")
+    }
+
+    fn schema(&self, tool: &str, parameter: &str) -> Option<&Json> {
+        self.0.iter().find(|known| known.name == tool)?.properties.get(parameter)
+    }
+
+    pub fn has(&self, tool: &str) -> bool {
+        self.0.iter().any(|known| known.name == tool)
     }
 
     /// The parameters of a tool, in their order.
@@ -402,7 +412,15 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         opens: &["<|tool_call_start|>"],
         begins: never,
         keeps_mark: false,
-        parse: |text, tools| python::parse(text, tools, "", &["<|tool_call_end|>"]),
+        parse: |text, tools| {
+            const CLOSES: &[&str] = &["<|tool_call_end|>"];
+            // Some answers hold JSON there.
+            let calls = text.trim_start();
+            match calls.strip_prefix('[').map_or(calls, str::trim_start).starts_with('{') {
+                true => json::parse(text, &json::Style { closes: CLOSES, ..json::STYLE }),
+                false => python::parse(text, tools, "", CLOSES),
+            }
+        },
         skipped: &[],
         inner: &["<|tool_call_end|>"],
         spellings: &[Spelling {

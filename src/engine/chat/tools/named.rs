@@ -4,7 +4,33 @@ use super::json::{Scan, arguments, parse as parse_json};
 use super::{Found, FoundCall, State, Tools, close, json, mark_at, skip_spaces};
 
 /// `[TOOL_CALLS][{"name": …}]`, or `[TOOL_CALLS]name[ARGS]{…}[TOOL_CALLS]name[ARGS]{…}`, a `[CALL_ID]id` before the arguments.
+/// A call without an id gets one that the models' templates take, nine letters and digits: always the same for the same call.
 pub(super) fn mistral(text: &str, _: &Tools) -> Found {
+    let mut found = mistral_calls(text);
+    for (place, call) in found.calls.iter_mut().enumerate().filter(|(_, call)| call.is_complete) {
+        if call.id.is_none() {
+            call.id = Some(short_id(place, call));
+        }
+    }
+    found
+}
+
+/// Of a call's place, name and arguments, by the hash FNV-1a, <https://www.rfc-editor.org/rfc/rfc9923>.
+fn short_id(place: usize, call: &FoundCall) -> String {
+    const LETTERS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let name = call.name.as_deref().unwrap_or_default();
+    let bytes = (place as u64).to_le_bytes().into_iter().chain(name.bytes()).chain([0]).chain(call.arguments.bytes());
+    let mut hash =
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let letters = (0..9).map(|_| {
+        let letter = LETTERS[(hash % 62) as usize];
+        hash /= 62;
+        char::from(letter)
+    });
+    letters.collect()
+}
+
+fn mistral_calls(text: &str) -> Found {
     match text.trim_start().chars().next() {
         None => return Found::default(),
         Some('[' | '{') => return parse_json(text, &json::STYLE),

@@ -26,19 +26,33 @@ pub(super) fn parse(text: &str, tools: &Tools, fence: &str, closes: &[&str]) -> 
             let begun = text[at..].trim_end();
             return if begun.is_empty() || is_name(begun) { found } else { found.invalid() };
         };
-        let name = text[at..open].trim();
-        // `print(f(x))` of Gemma's examples is a call of f.
+        let (mut name, mut open) = (text[at..open].trim(), open);
         if !is_name(name) {
             return found.invalid();
         }
+        // `print(f(x))` of Gemma's examples is a call of f.
+        let mut is_printed = false;
+        if name == "print" && !tools.has(name) {
+            let inner = skip_spaces(text, open + 1);
+            let len = text[inner..].find(|letter: char| !letter.is_alphanumeric() && !"_.".contains(letter));
+            let Some(len) = len else { return found };
+            is_printed = len > 0 && text[inner + len..].starts_with('(');
+            if is_printed {
+                (name, open) = (&text[inner..inner + len], inner + len);
+            }
+        }
         let mut arguments = Arguments::of(name);
-        let end = match keywords(text, open + 1, tools, name, &mut arguments) {
+        let mut end = match keywords(text, open + 1, tools, name, &mut arguments) {
             Ok(end) => end,
             Err(stop) => {
                 found.push(arguments.call(false), 0);
                 return if stop == Stop::Open { found } else { found.invalid() };
             }
         };
+        let bracket = skip_spaces(text, end);
+        if is_printed && text[bracket..].starts_with(')') {
+            end = bracket + 1;
+        }
         found.push(arguments.call(true), end);
         let next = skip_spaces(text, end);
         match (text[next..].chars().next(), is_list) {
@@ -234,12 +248,36 @@ fn string(text: &str, at: usize, quote: char) -> Result<(Json, usize), Stop> {
                     'u' => 4,
                     _ => 8,
                 };
-                let hex = text.get(at..at + digits).ok_or(if text[at..].len() < digits { Stop::Open } else { Stop::Invalid })?;
-                let code = u32::from_str_radix(hex, 16).ok().and_then(char::from_u32).ok_or(Stop::Invalid)?;
-                value.push(code);
+                let mut code = hex(text, at, digits)?;
                 at += digits;
+                // JSON's spelling of what is beyond 16 bits, halves of which Python would keep apart and no text can hold.
+                if escape == 'u' && (0xd800..0xdc00).contains(&code) {
+                    match mark_at(text, at, "\\u") {
+                        None => return Err(Stop::Open),
+                        Some(true) => {}
+                        Some(false) => return Err(Stop::Invalid),
+                    }
+                    let low = hex(text, at + 2, 4)?;
+                    let low = low.checked_sub(0xdc00).filter(|low| *low < 0x400).ok_or(Stop::Invalid)?;
+                    code = 0x10000 + ((code - 0xd800) << 10) + low;
+                    at += 6;
+                }
+                value.push(char::from_u32(code).ok_or(Stop::Invalid)?);
             }
             _ => value.extend(['\\', escape]),
         }
     }
+}
+
+/// So many hexadecimal digits at `at`.
+fn hex(text: &str, at: usize, digits: usize) -> Result<u32, Stop> {
+    let rest = &text.as_bytes()[at..];
+    let known = &rest[..digits.min(rest.len())];
+    if !known.iter().all(u8::is_ascii_hexdigit) {
+        return Err(Stop::Invalid);
+    }
+    if known.len() < digits {
+        return Err(Stop::Open);
+    }
+    u32::from_str_radix(&text[at..at + digits], 16).map_err(|_| Stop::Invalid)
 }

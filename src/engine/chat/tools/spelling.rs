@@ -103,6 +103,9 @@ impl Spelling {
     }
 
     fn call(&self, tools: &Tools, tool: &Tool) -> Result<Vec<Piece>> {
+        if tool.name.is_empty() {
+            return Err(Error::argument("tool_choice: tool \"\": expected a name, found an empty one"));
+        }
         let quoted = self.call.contains("\"$name\"");
         if !quoted && !is_name(&tool.name) {
             return Err(Error::unsupported(format!(
@@ -111,7 +114,8 @@ impl Spelling {
             )));
         }
         let json_name = Json::from(tool.name.as_str()).to_string();
-        let name = if quoted { json_name.trim_matches('"').to_string() } else { tool.name.clone() };
+        // Without the quotes around it alone: the name may have its own.
+        let name = if quoted { json_name[1..json_name.len() - 1].to_string() } else { tool.name.clone() };
         let (before, after) = self.call.split_once("$arguments").unwrap_or((self.call, ""));
         let within = |error: Error| error.within(format!("tool_choice: tool {:?}: parameters", tool.name));
         let arguments = self.arguments(tools, tool).map_err(within)?;
@@ -189,7 +193,7 @@ struct Object<'s> {
 impl<'s> Object<'s> {
     /// `is_whole`: it is written as one JSON value, and may say what it likes.
     fn of(schema: &'s Json, is_whole: bool) -> Result<Self> {
-        if schema.get("type").is_some_and(|kind| kind != "object") {
+        if schema.get("type").is_some() && !types_of(schema).contains(&"object") {
             return Err(Error::argument(format!("type: expected \"object\", found {}", schema["type"])));
         }
         if is_whole {
@@ -212,9 +216,16 @@ impl<'s> Object<'s> {
         }
     }
 
-    /// Whether nothing is said of properties, which chat APIs take for none.
+    /// Whether no property is named and nothing else is said of them, which chat APIs take for none.
     fn is_empty(&self) -> bool {
-        keywords(self.schema).iter().all(|key| *key == "type")
+        let says_nothing = |key: &&str| match (*key, &self.schema[*key]) {
+            ("type" | "$defs" | "definitions", _) => true,
+            ("properties", Json::Object(named)) => named.is_empty(),
+            ("required", Json::Array(names)) => names.is_empty(),
+            ("additionalProperties", value) => value == &Json::Bool(false),
+            _ => false,
+        };
+        keywords(self.schema).iter().all(says_nothing)
     }
 
     /// As one schema.

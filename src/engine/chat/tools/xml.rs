@@ -2,6 +2,7 @@
 
 use serde_json::Value as Json;
 
+use super::json::{self, Scan};
 use super::named::{is_name, is_name_begun};
 use super::{Found, FoundCall, State, Tools, close, mark_at, skip_spaces};
 
@@ -47,18 +48,19 @@ pub(super) fn qwen(text: &str, tools: &Tools) -> Found {
                 found.push(arguments.call(false), 0);
                 return found;
             };
-            let Some((value, end)) = parameter(text, key_end + 1) else {
+            let key = text[key_at..key_end].trim();
+            let Some((value, end)) = parameter(text, key_end + 1, tools.is_json(name, key)) else {
                 found.push(arguments.call(false), 0);
                 return found;
             };
-            let key = text[key_at..key_end].trim();
             arguments.push(key, &tools.value(name, key, value));
             at = skip_spaces(text, end);
         }
         let end = at + "</function>".len();
         found.push(arguments.call(true), end);
         if !has_frame {
-            found.state = State::Closed(end);
+            // The frame's end may be there without its beginning.
+            found.state = close(text, end, &["</tool_call>"]);
             return found;
         }
         let next = skip_spaces(text, end);
@@ -76,7 +78,13 @@ pub(super) fn qwen(text: &str, tools: &Tools) -> Found {
 
 /// The value that begins at `at`, and where its end tag ends. A value may hold that tag itself: what ends it is followed by another
 /// parameter or by the function's end.
-fn parameter(text: &str, at: usize) -> Option<(&str, usize)> {
+fn parameter(text: &str, at: usize, is_json: bool) -> Option<(&str, usize)> {
+    const END: &str = "</parameter>";
+    match json_value(text, at, END) {
+        Scan::Open if is_json => return None,
+        Scan::Done(end) if is_json => return Some((&text[at..end], end + END.len())),
+        _ => {}
+    }
     let mut from = at;
     loop {
         let end = from + text[from..].find("</parameter>")?;
@@ -92,6 +100,28 @@ fn parameter(text: &str, at: usize) -> Option<(&str, usize)> {
             return None;
         }
         from = behind;
+    }
+}
+
+/// Where the end tag of a value begins that is a list, an object or a text of JSON: the texts in it may hold that tag.
+fn json_value(text: &str, at: usize, tag: &str) -> Scan {
+    let at = skip_spaces(text, at);
+    if at == text.len() {
+        return Scan::Open;
+    }
+    if !text[at..].starts_with(['{', '[', '"']) {
+        return Scan::Invalid;
+    }
+    let end = match json::value(text, at, 0) {
+        Scan::Done(end) => end,
+        other => return other,
+    };
+    let behind = skip_spaces(text, end);
+    match mark_at(text, behind, tag) {
+        _ if serde_json::from_str::<Json>(&text[at..end]).is_err() => Scan::Invalid,
+        None => Scan::Open,
+        Some(true) => Scan::Done(behind),
+        Some(false) => Scan::Invalid,
     }
 }
 
@@ -134,8 +164,15 @@ pub(super) fn glm(text: &str, tools: &Tools) -> Found {
             }
         }
         let value_at = value_tag + "<arg_value>".len();
-        let Some(value_end) = text[value_at..].find("</arg_value>").map(|end| value_at + end) else { break };
         let key = text[key_at..key_end].trim();
+        let value_end = match json_value(text, value_at, "</arg_value>") {
+            Scan::Open if tools.is_json(name, key) => break,
+            Scan::Done(end) if tools.is_json(name, key) => end,
+            _ => match text[value_at..].find("</arg_value>") {
+                Some(end) => value_at + end,
+                None => break,
+            },
+        };
         arguments.push(key, &tools.value(name, key, &text[value_at..value_end]));
         at = skip_spaces(text, value_end + "</arg_value>".len());
     }
