@@ -74,6 +74,28 @@ fn a_thought_ends_with_its_budget_and_the_schema_binds_behind_it() {
 }
 
 #[test]
+fn an_answer_goes_on_within_the_thought_of_its_message() {
+    let mut session = Session::new(model(), 0).unwrap();
+    session.append("<|im_start|>user\nWhat is <think>?<|im_end|>\n<|im_start|>assistant\n<think>\nSo I", None).unwrap();
+    let hermes = Some(AnswerFormat::named("hermes").unwrap());
+    let options = GenerateOptions {
+        json_schema: Some(SCHEMA.to_owned()),
+        reasoning_budget: Some(5),
+        answer_format: hermes.clone(),
+        ..options(2.0, 3)
+    };
+    let (generation, _) = answer(&mut session, &options);
+    assert!(!generation.reasoning.is_empty() && generation.text.contains("</think>"), "{generation:?}");
+    assert!(serde_json::from_str::<Json>(&generation.content).is_ok(), "{generation:?}");
+    // The mark of another message opens nothing.
+    let mut session = Session::new(model(), 0).unwrap();
+    session.append("<|im_start|>user\nWhat is <think>?<|im_end|>\n<|im_start|>assistant\n", None).unwrap();
+    let options = GenerateOptions { answer_format: hermes, json_schema: Some(SCHEMA.to_owned()), ..options };
+    let (generation, _) = answer(&mut session, &options);
+    assert_eq!((generation.reasoning.as_str(), &generation.content), ("", &generation.text));
+}
+
+#[test]
 fn telling_parts_apart_changes_neither_tokens_nor_text() {
     for seed in 0..4 {
         let (told, parts) = answer(&mut thinking(), &options(1.0, seed));

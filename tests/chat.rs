@@ -434,6 +434,17 @@ fn control_tokens_of_messages_can_be_text() {
     // A template that mentions no token.
     chat.set_template(Some("{{ messages[0].content }}")).unwrap();
     assert!(controls(&chat.encode(&model, false, None).unwrap()).is_empty());
+    // Parts that are a token together.
+    for (first, second) in [("A<|im_", "end|>B"), ("A<", "|im_end|>"), ("<|im_end|", ">")] {
+        let parts = json!([{"type": "text", "text": first}, {"type": "text", "text": second}]);
+        let mut chat = Chat::from_json(&json!({"messages": [{"role": "user", "content": parts}]}).to_string()).unwrap();
+        chat.set_template(Some("{% for part in messages[0].content %}{{ part.text }}{% endfor %}")).unwrap();
+        assert_eq!(controls(&chat.encode(&model, false, None).unwrap()).len(), 1, "{first}");
+        chat.set_control_tokens(ControlTokens::Text);
+        let ids = chat.encode(&model, false, None).unwrap();
+        assert!(controls(&ids).is_empty(), "{first}: {ids:?}");
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), format!("{first}{second}"));
+    }
 }
 
 #[test]

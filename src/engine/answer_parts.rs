@@ -1,7 +1,7 @@
 //! An answer in the making, token by token, to its parts; and what they decide: when a schema begins to bind, when a thought is long
 //! enough.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use super::chat::{AnswerFormat, AnswerPart, PartStream, ToolCall};
 use super::text_stream::TextStream;
@@ -35,6 +35,13 @@ impl AnswerParts {
         // The longest mark has fewer.
         let prompt = tokenizer.decode_known(&held[held.len().saturating_sub(PROMPT_TOKENS)..], false)?;
         let format = format.clone().behind(&prompt);
+        // What stands behind the last control token is the message that the answer goes on with.
+        let special = tokenizer.special_tokens().into_iter();
+        let control: HashSet<u32> = special.filter(|(text, _)| !format.marks_thoughts(text)).map(|(_, id)| id).collect();
+        let format = match held.iter().rposition(|id| control.contains(id)) {
+            Some(at) => format.continuing(&tokenizer.decode_known(&held[at + 1..], false)?),
+            None => format,
+        };
         Ok(Self {
             text: TextStream::behind(&tokenizer, stop, held)?,
             stream: PartStream::new(&format),

@@ -421,7 +421,7 @@ fn quant(options: &LoadOptions) -> Result<Option<&'static Mix>> {
         Some(device) => device.clone(),
         None => Device::new(DeviceKind::Auto, 0)?,
     };
-    quant_on(kind, &device.name(), device.backend().keeps_quantised()).map(Some)
+    quant_on(kind, device.name(), device.backend().keeps_quantised()).map(Some)
 }
 
 fn quant_on(kind: &str, device: &str, keeps_quantised: bool) -> Result<&'static Mix> {

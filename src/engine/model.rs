@@ -107,8 +107,7 @@ pub struct LoadOptions {
     /// Another tokenizer.json, a directory with one, or a GGUF file.
     pub tokenizer_path: Option<PathBuf>,
     /// Quantise while loading, on the CPU and on CUDA, the matrices for products (projections, the output matrix, and with it an embedding
-    /// that it shares) and Gemma's table of per-layer embeddings: to `q8_0`, `q6_k`, `q4_0` or `iq4_nl` as ggml has them, to the mixes
-    /// `q5_k_m` or `q4_k_m` of llama.cpp, or to `mlx4`,
+    /// that it shares): to `q8_0`, `q6_k`, `q4_0` or `iq4_nl` as ggml has them, to the mixes `q5_k_m` or `q4_k_m` of llama.cpp, or to `mlx4`,
     /// MLX's four bits in groups of 64. The output matrix has six bits at least, but for `mlx4`. Rows that are no whole blocks of a
     /// format have the next finer one of shorter blocks, or F16. Tables that are only looked up, norms, biases and layers behind
     /// the pooling keep the type of `dtype`. Adapters act on the quantised weights and are F32 themselves; so is a matrix that one was

@@ -861,7 +861,7 @@ pub unsafe extern "C" fn mc_model_backend_json(
 ) -> mc_status {
     guard(err, || {
         let out = OutHandle::new(out, "out")?;
-        out.set(Text::new(&model.get("model")?.model.backend_json()));
+        out.set(Text::new(model.get("model")?.model.backend_json()));
         Ok(mc_status::MC_OK)
     })
 }

@@ -364,12 +364,11 @@ impl Adapters {
         self.0.get(id.0)?.as_ref()
     }
 
-    /// Whether single tokens can be evaluated with them by the step of a GPU's kernels: they replace no matrix, have no gains, and change
-    /// no table that is looked up.
-    pub(super) fn are_plain(&self, network: &Transformer) -> bool {
+    /// Whether single tokens can be evaluated with them by the step of a GPU's kernels: they replace no matrix, have no gains, and leave
+    /// the embedding as it is.
+    pub(super) fn are_plain(&self) -> bool {
         let is_plain = |change: &Change| change.weight.is_none() && change.deltas.as_ref().is_none_or(LowRankDeltas::are_plain);
-        let mut each = self.0.iter().enumerate().filter_map(|(id, change)| Some((LinearId(id), change.as_ref()?)));
-        each.all(|(id, change)| network.table(id).is_none() && is_plain(change))
+        self.at(LinearId::EMBEDDING).is_none() && self.0.iter().flatten().all(is_plain)
     }
 
     /// Whether a delta has dropout.

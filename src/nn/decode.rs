@@ -26,7 +26,7 @@ impl Transformer {
     pub fn decode(&self, steps: &mut [Step<'_>], logits: &mut [StepLogits<'_>]) -> Result<bool> {
         let rows: usize = steps.iter().map(|step| step.ids.len()).sum();
         let Some(decode) = self.decode_step().filter(|decode| (1..=decode.most_rows()).contains(&rows)) else { return Ok(false) };
-        let is_known = |step: &Step<'_>| step.adapters.is_none_or(|adapters| step.ids.len() == 1 && adapters.are_plain(self));
+        let is_known = |step: &Step<'_>| step.adapters.is_none_or(|adapters| step.ids.len() == 1 && adapters.are_plain());
         if !steps.iter().all(is_known) {
             return Ok(false);
         }

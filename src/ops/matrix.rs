@@ -197,11 +197,11 @@ pub(super) fn f32_matrix(values: &[f32], cols: usize) -> Result<Matrix> {
     Ok(Matrix::Cpu(Arc::new(packed)))
 }
 
-/// What a backend keeps the rows of each format in: tensors are of numbers.
+/// What a backend keeps the rows of each format in: tensors are numbers of one type.
 fn computed(parts: &[(usize, Format)], cols: usize, kept: Kept, backend: &Backend) -> Vec<(usize, Format)> {
     let keeps = |format: Format| match backend {
         Backend::Cpu => true,
-        Backend::Tensors(_) => !format.is_quantised() || (backend.keeps_quantised() && can_code(format, cols)),
+        Backend::Tensors(_) => format.is_quantised() && backend.keeps_quantised() && can_code(format, cols),
     };
     parts.iter().map(|(rows, format)| (*rows, if keeps(*format) { *format } else { kept.computed })).collect()
 }

@@ -110,7 +110,21 @@ impl<'t> Marks<'t> {
                 }
             }
         }
+        // A template may write the end of a token behind the beginning of one: a mark alone keeps them apart.
+        if self.is_begun_by(&text) {
+            marked.push(END);
+        }
         marked
+    }
+
+    /// Whether a text ends within a control token.
+    fn is_begun_by(&self, text: &str) -> bool {
+        let longest = self.0.values().flatten().map(|token| token.len()).max().unwrap_or(0);
+        let ends = text.char_indices().rev().take_while(|(at, _)| text.len() - at < longest);
+        ends.into_iter().any(|(at, _)| {
+            let end = &text[at..];
+            self.0.get(&end.as_bytes()[0]).into_iter().flatten().any(|token| token.len() > end.len() && token.starts_with(end))
+        })
     }
 }
 
@@ -184,8 +198,13 @@ mod tests {
     fn marks_enclose_the_longest_token_and_cannot_be_written() {
         let texts = ["<|a|>", "<|a|>b", "x"].map(str::to_owned);
         let marks = Marks::of(&texts);
-        assert_eq!(marks.marked("é<|a|>bx <|a|>"), format!("é{BEGIN}<|a|>b{END}{BEGIN}x{END} {BEGIN}<|a|>{END}"));
-        assert_eq!(marks.marked(&format!("{BEGIN}y{END}<|{END}a|>")), format!("y{BEGIN}<|a|>{END}"));
+        assert_eq!(marks.marked("é<|a|>bx <|a|>."), format!("é{BEGIN}<|a|>b{END}{BEGIN}x{END} {BEGIN}<|a|>{END}."));
+        assert_eq!(marks.marked(&format!("{BEGIN}y{END}<|{END}a|>.")), format!("y{BEGIN}<|a|>{END}."));
+        // What may become one with what follows stands apart.
+        for text in ["é<", "é<|a", "é<|a|>b<|", "<|a|>"] {
+            assert!(marks.marked(text).ends_with(END), "{text}");
+        }
+        assert_eq!(marks.marked("< b"), "< b");
     }
 
     #[test]

@@ -171,11 +171,28 @@ impl AnswerFormat {
         self
     }
 
+    /// The format of what continues this beginning of a message: it may stand within a thought.
+    pub(in crate::engine) fn continuing(mut self, message: &str) -> Self {
+        let opened = self.thoughts.iter().filter_map(|thoughts| Some((message.rfind(thoughts.open)?, *thoughts)));
+        let is_open = |(at, thoughts): &(usize, &Thoughts)| {
+            let behind = &message[at + thoughts.open.len()..];
+            !thoughts.close.iter().any(|close| behind.contains(close))
+        };
+        self.begins = self.begins.or_else(|| opened.max_by_key(|(at, _)| *at).filter(is_open).map(|(_, thoughts)| thoughts));
+        self
+    }
+
+    /// Whether a token is part of a thought's marks.
+    pub(in crate::engine) fn marks_thoughts(&self, token: &str) -> bool {
+        let mut marks = self.thoughts.iter().flat_map(|thoughts| std::iter::once(&thoughts.open).chain(thoughts.close));
+        marks.any(|mark| mark.contains(token))
+    }
+
     /// Whether a special token is a mark that a parser must see; the others are no text.
     pub(in crate::engine) fn reads_token(&self, token: &str) -> bool {
-        let tools = self.tools.into_iter().flat_map(|format| [format.opens, format.skipped, format.inner].into_iter().flatten());
-        let thoughts = self.thoughts.iter().flat_map(|thoughts| std::iter::once(&thoughts.open).chain(thoughts.close));
-        tools.chain(thoughts).any(|mark| mark.contains(token))
+        let mut tools =
+            self.tools.into_iter().flat_map(|format| [format.opens, format.skipped, format.inner].into_iter().flatten());
+        tools.any(|mark| mark.contains(token)) || self.marks_thoughts(token)
     }
 
     /// What an answer may be that has to consist of calls, of this tool or of any; `behind_thought`: it follows one.
@@ -254,6 +271,10 @@ pub struct PartStream {
     place: Place,
     /// What is not yet told.
     held: String,
+    /// How much of it is white space that begins no mark.
+    spaces: usize,
+    /// How long it was when calls were last looked for in it.
+    parsed: usize,
     /// Whether white space is dropped: behind a mark.
     skips_space: bool,
     /// Whether no text came yet.
@@ -305,6 +326,8 @@ impl PartStream {
             place: format.begins.map_or(Place::Text, |thoughts| Place::Thought(thoughts.close)),
             format: format.clone(),
             held: String::new(),
+            spaces: 0,
+            parsed: 0,
             skips_space: format.begins.is_some(),
             at_start: true,
             calls: 0,
@@ -356,25 +379,26 @@ impl PartStream {
         if self.at_start
             && let Some(format) = self.format.tools
         {
-            match (format.begins)(&self.held) {
+            match (format.begins)(&self.held, &self.format.definitions) {
                 Begin::Yes => {
-                    self.at_start = false;
+                    (self.at_start, self.spaces) = (false, 0);
                     self.place = Place::Calls { mark: String::new(), told: Vec::new() };
                     return true;
                 }
-                Begin::Open if !is_end => return false,
+                Begin::Open if !is_end && self.held.len() < MOST_HELD_AT_START => return false,
                 Begin::Open | Begin::No => {}
             }
         }
-        let (end, mark) = find(&self.held, &self.marks(), is_end, |mark| mark.text());
+        let (end, mark) = self.find(&self.marks(), is_end, |mark| mark.text());
         let before = match mark {
-            Some(Mark::Thought(..) | Mark::Calls(_)) => self.held[..end].trim_end().len(),
+            Some(Mark::Thought(..) | Mark::Calls(_)) => self.len_without_space(end),
             Some(Mark::Skipped(_)) => end,
             None if is_end => end,
             // It may stand before a mark.
-            None => self.held[..end].trim_end().len(),
+            None => self.len_without_space(end),
         };
         self.tell_text(before);
+        self.spaces = end - before;
         let Some(mark) = mark else { return false };
         let space = end - before;
         match mark {
@@ -386,10 +410,25 @@ impl PartStream {
             Mark::Calls(text) => {
                 let keeps = self.format.tools.is_some_and(|format| format.keeps_mark);
                 let mark = self.held.drain(..space + if keeps { 0 } else { text.len() }).collect();
+                self.spaces = 0;
                 self.place = Place::Calls { mark, told: Vec::new() };
             }
         }
         true
+    }
+
+    /// [`find`] in what is held.
+    fn find<M: Copy>(&self, marks: &[M], is_end: bool, mark_text: impl Fn(M) -> &'static str) -> (usize, Option<M>) {
+        let (end, mark) = find(&self.held[self.spaces..], marks, is_end, mark_text);
+        (self.spaces + end, mark)
+    }
+
+    /// How long the first `end` bytes of what is held are without the white space at their end.
+    fn len_without_space(&self, end: usize) -> usize {
+        match self.held[self.spaces..end].trim_end().len() {
+            0 => 0,
+            len => self.spaces + len,
+        }
     }
 
     fn marks(&self) -> Vec<Mark> {
@@ -401,8 +440,8 @@ impl PartStream {
     }
 
     fn thought(&mut self, closes: &'static [&'static str], is_end: bool) -> bool {
-        let (end, close) = find(&self.held, closes, is_end, |close| close);
-        let thought = self.held[..end].trim_end().len();
+        let (end, close) = self.find(closes, is_end, |close| close);
+        let thought = self.len_without_space(end);
         if thought > 0 {
             let text = self.take_held(thought);
             if let Some(AnswerPart::Reasoning(last)) = self.parts.last_mut() {
@@ -411,6 +450,7 @@ impl PartStream {
                 self.parts.push(AnswerPart::Reasoning(text));
             }
         }
+        self.spaces = end - thought;
         if close.is_some() || is_end {
             self.drop_held(end - thought);
         }
@@ -426,6 +466,11 @@ impl PartStream {
 
     fn calls(&mut self, is_end: bool) -> bool {
         let Some(format) = self.format.tools else { return false };
+        // Calls are read from their beginning: of long ones not at every letter.
+        if !is_end && self.held.len() > LONG_CALLS && self.held.len() - self.parsed < self.held.len() / 64 {
+            return false;
+        }
+        self.parsed = self.held.len();
         let parse = |text: &str| (format.parse)(text, &self.format.definitions);
         let mut found = parse(&self.held);
         if found.state == State::Invalid {
@@ -505,6 +550,7 @@ impl PartStream {
         let kept = self.format.tools.filter(|format| format.keeps_mark).into_iter().flat_map(|format| format.opens);
         let kept = kept.filter(|open| self.held.starts_with(**open)).map(|open| open.len()).max().unwrap_or(0);
         self.held.insert_str(0, &mark);
+        self.spaces = 0;
         self.tell_text(mark.len() + kept);
     }
 
@@ -523,6 +569,7 @@ impl PartStream {
 
     fn take_held(&mut self, len: usize) -> String {
         let text: String = self.held.drain(..len).collect();
+        (self.spaces, self.parsed) = (self.spaces.saturating_sub(len), 0);
         #[cfg(test)]
         self.seen.push_str(&text);
         text
@@ -545,6 +592,11 @@ fn ended(index: u32, call: &FoundCall) -> ToolCall {
     let (name, arguments) = (call.name.clone().unwrap_or_default(), call.arguments.clone());
     ToolCall { index, id: call.id.clone(), name, arguments, is_complete: call.is_complete }
 }
+
+/// Bytes that are held at the beginning of an answer to see whether it is a call.
+const MOST_HELD_AT_START: usize = 1024;
+/// Bytes of calls from which on they are not read anew with every piece.
+const LONG_CALLS: usize = 1024;
 
 /// Where the first mark begins, and which: the longest of those that begin there. Without one, where the text ends that can be no
 /// beginning of one.

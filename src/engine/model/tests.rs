@@ -300,12 +300,14 @@ fn quantised_files_compute_on_a_gpu_what_they_compute_on_the_cpu() {
             let (error, others, unsupported) = errors_on_a_gpu(gpu, &ids, &want);
             seen += 1;
             stepped += usize::from(unsupported.is_none());
-            // Scales of two levels are rounded to F16, by 2⁻¹¹ of themselves at most.
-            if error > 2e-3 || others > 0 {
+            // Scales and mins of two levels are rounded to F16, by 2⁻¹¹ of themselves at most; values are what mins leave of products, and
+            // so are off by a few times that of their size.
+            let limit = if path.to_str().unwrap().contains("_K") { 8e-3 } else { 2e-3 };
+            if error > limit || others > 0 {
                 failed.push((path.clone(), error, others));
             }
         }
-        assert!(failed.is_empty() && seen >= 20 && stepped >= 15, "{seen}, {stepped} by the step, {failed:?}");
+        assert!(failed.is_empty() && seen >= 29 && stepped >= 29, "{seen}, {stepped} by the step, {failed:?}");
     });
 }
 
@@ -321,8 +323,9 @@ fn networks_quantised_for_a_gpu_are_those_of_the_cpu() {
             for (i, directory) in entries.into_iter().enumerate() {
                 let mix = ["q8_0", "q4_0", "q4_k_m"][i % 3];
                 let cpu = quantised(&directory, mix);
-                // Of others a part is quantised on the CPU alone.
-                if !cpu.modules().iter().all(|module| module.inputs.is_multiple_of(32)) {
+                // Of others a part is quantised, or rounded, on the CPU alone.
+                let is_whole = cpu.modules().iter().all(|module| module.inputs.is_multiple_of(32));
+                if !is_whole || cpu.weights_by_format().contains_key("F16") {
                     continue;
                 }
                 let gpu = network_with(&directory, false, |weights| weights.quantized(Mix::named(mix)), Format::F32);
@@ -334,7 +337,7 @@ fn networks_quantised_for_a_gpu_are_those_of_the_cpu() {
                 stepped += usize::from(unsupported.is_none());
             }
         }
-        assert!(seen >= 30 && stepped >= 20, "{seen}, {stepped} by the step");
+        assert!(seen >= 20 && stepped >= 18, "{seen}, {stepped} by the step");
     });
 }
 

@@ -33,7 +33,7 @@ const LIBRARIES: &str = "row_half row_float product_half_512_dense product_float
                          product_half_512_four_16 product_half_512_four_sym product_half_512_four_sym_16 \
                          product_half_512_five product_half_512_five_sym product_half_512_six product_half_512_six_sym_16 \
                          product_half_512_eight product_half_512_eight_sym product_half_512_table product_half_512_table_16 \
-                         attention_half_64_7_2_4 attention_float_16_1_4_4 attention_float_24_1_4_4 attention_float_32_1_4_4 \
+                         attention_half_64_7_2_4 attention_float_16_1_4_4 attention_float_24_1_4_4 attention_float_32_1_4_4 attention_float_64_1_4_4 \
                          attention_float_40_1_4_4 attention_half_16_1_4_4 attention_half_24_1_4_4 attention_half_32_1_4_4 \
                          attention_half_40_1_4_4";
 

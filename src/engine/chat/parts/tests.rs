@@ -129,6 +129,10 @@ const ANSWERS: &[(&str, &str, &str)] = &[
     ("llama3", "<|python_tag|>brave_search.call(query=\"a (b)\", n=2)", "C(brave_search {\"query\": \"a (b)\", \"n\": 2})"),
     ("llama3", "<|python_tag|>brave_search.call(query=\"a", "C(brave_search {…)"),
     ("llama3", "<|python_tag|>print(1)", "T(<|python_tag|>print(1))"),
+    ("llama3", " {\"type\": \"function\", \"name\": \"f\", \"parameters\": {\"a\": 1}}", "C(f {\"a\": 1})"),
+    ("llama3", "{\"name\": \"Alice\", \"age\": 30}", "T({\"name\": \"Alice\", \"age\": 30})"),
+    ("llama3", "{\"function\": \"\"}", "T({\"function\": \"\"})"),
+    ("llama3", "{\"age\": 30, \"name\": \"f\"}", "T({\"age\": 30, \"name\": \"f\"})"),
     ("llama3", "{\"x\": 1} is JSON", "T({\"x\": 1} is JSON)"),
     ("llama3", "It is {\"name\": \"f\", \"parameters\": {}}", "T(It is {\"name\": \"f\", \"parameters\": {}})"),
     ("mistral", "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {\"a\": 1}, \"id\": \"abc\"}, {\"name\": \"g\", \"arguments\": {}}]", "C(abc:f {\"a\": 1})C(HR1JSrsHM:g {})"),
@@ -236,6 +240,50 @@ fn no_text_loses_a_byte_and_every_split_of_it_is_the_same() {
         for most in [1, 4, 30] {
             assert_eq!(split(&format, &text, &mut random, most), expected, "{name}: {text}");
         }
+    }
+}
+
+/// Letter by letter these took a minute each, when every letter was a reason to read all again.
+#[test]
+fn long_answers_come_in_any_pieces_as_well() {
+    let string = "x y \\n".repeat(2000);
+    let list = |item: &str| vec![item; 2000].join(",");
+    let spaces = " \n".repeat(10_000);
+    for (name, text, calls) in [
+        ("hermes", format!("<tool_call>{{\"name\": \"f\", \"arguments\": {{\"s\": \"{string}\"}}}}</tool_call>Done."), 1),
+        ("hermes", format!("<tool_call>{{\"name\": \"f\", \"arguments\": {{\"o\": [{}]}}}}</tool_call>", list("{\"k\": 1}")), 1),
+        ("gemma4", format!("<|tool_call>call:f{{o:[{}]}}<tool_call|>", list("1")), 1),
+        ("lfm2", format!("<|tool_call_start|>[f(s=\"{string}\"), g()]<|tool_call_end|>"), 2),
+        ("qwen3-xml", format!("<tool_call>\n<function=f>\n<parameter=s>\n{string}\n</parameter>\n</function>\n</tool_call>"), 1),
+        ("hermes", format!("a{spaces}b"), 0),
+        ("hermes", format!("<think>a{spaces}b</think>{spaces}c"), 0),
+        ("llama3", format!("{spaces}c"), 0),
+    ] {
+        let (format, mut random) = (of(name), Random::new(Some(3)));
+        let expected = whole(&format, &text);
+        let ends = expected.iter().filter(|part| matches!(part, AnswerPart::ToolCallEnd(call) if call.is_complete)).count();
+        assert_eq!(ends, calls, "{name}");
+        for most in [1, 300] {
+            assert!(split(&format, &text, &mut random, most) == expected, "{name}: {}", &text[..40]);
+        }
+    }
+}
+
+#[test]
+fn what_looks_like_a_call_is_none_without_tools() {
+    let text = "{\"name\": \"f\", \"parameters\": {}}";
+    assert_eq!(shown(&whole(&AnswerFormat::named("llama3").unwrap(), text)), format!("T({text})"));
+    assert_eq!(shown(&whole(&of("llama3"), text)), "C(f {})");
+}
+
+#[test]
+fn a_message_that_is_gone_on_with_may_be_within_a_thought() {
+    for (message, text, expected) in [
+        ("assistant\n<think>\nSo I", " see.\n</think>\n\nYes.", "R(see.)T(Yes.)"),
+        ("assistant\n<think>\nSo.\n</think>\n\nY", "es.", "T(es.)"),
+        ("assistant\nY", "es.", "T(es.)"),
+    ] {
+        assert_eq!(shown(&whole(&of("hermes").continuing(message), text)), expected, "{message}");
     }
 }
 

@@ -9,7 +9,7 @@ use super::named::is_name;
 use super::{Begin, Found, FoundCall, State, Tools, close, mark_at, skip_spaces};
 
 /// A header that the prompt has begun may go on with the recipient: ` to=functions.f<|channel|>commentary json<|message|>{"a": 1}`.
-pub(super) fn begins(text: &str) -> Begin {
+pub(super) fn begins(text: &str, _: &Tools) -> Begin {
     match mark_at(text, skip_spaces(text, 0), "to=") {
         Some(true) => Begin::Yes,
         Some(false) => Begin::No,

@@ -2,7 +2,7 @@
 
 use serde_json::Value as Json;
 
-use super::{Found, FoundCall, State, close, mark_at, skip_spaces};
+use super::{Begin, Found, FoundCall, State, Tools, close, mark_at, skip_spaces};
 
 /// What may stand around the objects.
 pub(super) struct Style {
@@ -15,6 +15,28 @@ pub(super) struct Style {
 }
 
 pub(super) const STYLE: Style = Style { fence: "", closes: &[], separator: "" };
+
+/// Whether an answer is a call that no mark tells of: an object whose first key is its name, or its kind, and the name is that of a tool.
+/// Other objects are answers.
+pub(super) fn begins(text: &str, tools: &Tools) -> Begin {
+    let at = skip_spaces(text, 0);
+    match mark_at(text, at, "{") {
+        None => return Begin::Open,
+        Some(true) if !tools.is_empty() => {}
+        Some(_) => return Begin::No,
+    }
+    let key = skip_spaces(text, at + 1);
+    let keys = ["\"name\"", "\"type\"", "\"function\""].map(|name| mark_at(text, key, name));
+    if !keys.contains(&Some(true)) {
+        return if keys.contains(&None) { Begin::Open } else { Begin::No };
+    }
+    let (call, end) = object(text, at);
+    match call.name {
+        Some(name) if tools.has(&name) => Begin::Yes,
+        None if end == Scan::Open => Begin::Open,
+        Some(_) | None => Begin::No,
+    }
+}
 
 pub(super) fn parse(text: &str, style: &Style) -> Found {
     let mut found = Found::default();
@@ -158,7 +180,8 @@ fn members(text: &str, at: usize, call: &mut FoundCall, depth: usize) -> Scan {
         match (key.as_str(), value) {
             ("name" | "tool_name", Json::String(name)) if !name.is_empty() => call.name = Some(name),
             ("name" | "tool_name", _) => return Scan::Invalid,
-            ("function", Json::String(name)) => call.name = Some(name),
+            ("function", Json::String(name)) if !name.is_empty() => call.name = Some(name),
+            ("function", Json::String(_)) => return Scan::Invalid,
             ("id" | "call_id" | "tool_call_id", Json::String(id)) => call.id = Some(id),
             // Some models write the arguments as a text that is JSON.
             ("arguments" | "parameters", Json::String(json)) => {

@@ -29,8 +29,8 @@ pub(super) struct ToolFormat {
     found_by: &'static [&'static [&'static str]],
     /// Texts behind which calls stand.
     pub opens: &'static [&'static str],
-    /// Whether an answer may begin with a call, without a mark.
-    pub begins: fn(&str) -> Begin,
+    /// Whether an answer may begin with a call of these tools, without a mark.
+    pub begins: fn(&str, &Tools) -> Begin,
     /// Whether the first mark is part of what `parse` reads.
     pub keeps_mark: bool,
     pub parse: fn(&str, &Tools) -> Found,
@@ -173,7 +173,7 @@ impl Tools {
         self.0.iter().find(|known| known.name == tool)?.properties.get(parameter)
     }
 
-    fn has(&self, tool: &str) -> bool {
+    pub fn has(&self, tool: &str) -> bool {
         self.0.iter().any(|known| known.name == tool)
     }
 
@@ -205,7 +205,7 @@ pub(super) fn named(name: &str) -> Option<&'static ToolFormat> {
     TOOL_FORMATS.iter().find(|format| format.name == name)
 }
 
-fn never(_: &str) -> Begin {
+fn never(_: &str, _: &Tools) -> Begin {
     Begin::No
 }
 
@@ -522,7 +522,7 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         name: "functionary",
         found_by: &[&[">>>all"], &[">>>", "<|start_header_id|>"]],
         opens: &[">>>"],
-        begins: |text| if text.is_empty() { Begin::Open } else { Begin::Yes },
+        begins: |text, _| if text.is_empty() { Begin::Open } else { Begin::Yes },
         keeps_mark: false,
         parse: named::functionary,
         skipped: &[],
@@ -545,11 +545,7 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         name: "llama3",
         found_by: &[&["<|python_tag|>"], &["<|start_header_id|>", "\"parameters\""]],
         opens: &["<|python_tag|>"],
-        begins: |text| match text.trim_start().chars().next() {
-            Some('{') => Begin::Yes,
-            Some(_) => Begin::No,
-            None => Begin::Open,
-        },
+        begins: json::begins,
         keeps_mark: false,
         parse: |text, tools| {
             if text.trim_start().starts_with(['{', '[']) || text.trim().is_empty() {
