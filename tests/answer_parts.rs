@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use common::{golden, load, shipped};
 use metal_candle::{
     AnswerFormat, AnswerPart, Chat, GenerateOptions, Generation, Model, PartStream, SamplingOptions, Session, ToolCall,
+    ToolChoice,
 };
 use serde_json::{Map, Value as Json, json};
 
@@ -119,12 +120,11 @@ fn telling_parts_apart_changes_neither_tokens_nor_text() {
 
 #[test]
 fn a_call_of_a_tool_is_part_of_the_answer() {
-    let schema = r#"{"type": "object", "required": ["name", "parameters"], "additionalProperties": false, "properties":
-        {"name": {"const": "f"}, "parameters": {"type": "object", "required": ["a"], "additionalProperties": false,
-        "properties": {"a": {"type": "string", "maxLength": 8}}}}}"#;
+    let tools = r#"[{"name": "f", "parameters": {"type": "object", "required": ["a"], "additionalProperties": false,
+        "properties": {"a": {"type": "string", "maxLength": 8}}}}]"#;
     let options = GenerateOptions {
-        json_schema: Some(schema.to_owned()),
-        answer_format: Some(AnswerFormat::named("llama3").unwrap()),
+        tool_choice: ToolChoice::Required,
+        answer_format: Some(AnswerFormat::named("llama3").unwrap().with_tools_json(tools).unwrap()),
         ..options(2.0, 5)
     };
     let mut session = Session::new(model(), 0).unwrap();

@@ -249,8 +249,6 @@ impl Answer {
         let marks = format.as_ref().map(AnswerFormat::opens).unwrap_or_default();
         let format = match options.tool_choice {
             ToolChoice::None => format.map(AnswerFormat::without_calls),
-            // What conforms to a schema is the answer, whatever it looks like.
-            ToolChoice::Auto if options.json_schema.is_some() => format.map(AnswerFormat::without_calls),
             _ => format,
         };
         let shown = format.as_ref().filter(|format| !format.is_plain());

@@ -270,10 +270,17 @@ fn long_answers_come_in_any_pieces_as_well() {
 }
 
 #[test]
-fn what_looks_like_a_call_is_none_without_tools() {
-    let text = "{\"name\": \"f\", \"parameters\": {}}";
-    assert_eq!(shown(&whole(&AnswerFormat::named("llama3").unwrap(), text)), format!("T({text})"));
-    assert_eq!(shown(&whole(&of("llama3"), text)), "C(f {})");
+fn an_object_is_a_call_if_its_name_is_a_tools_and_arguments_follow() {
+    let none = AnswerFormat::named("llama3").unwrap();
+    for (text, without_tools, with_tools) in [
+        ("{\"name\": \"f\", \"parameters\": {}}", "C(f {})", "C(f {})"),
+        ("{\"name\": \"g\", \"parameters\": {}}", "C(g {})", "T({\"name\": \"g\", \"parameters\": {}})"),
+        ("{\"name\": \"f\"}", "T({\"name\": \"f\"})", "C(f {})"),
+        ("{\"name\": \"f\", \"age\": 3}", "T({\"name\": \"f\", \"age\": 3})", "T({\"name\": \"f\", \"age\": 3})"),
+    ] {
+        assert_eq!(shown(&whole(&none, text)), without_tools);
+        assert_eq!(shown(&whole(&of("llama3"), text)), with_tools);
+    }
 }
 
 #[test]

@@ -16,25 +16,54 @@ pub(super) struct Style {
 
 pub(super) const STYLE: Style = Style { fence: "", closes: &[], separator: "" };
 
-/// Whether an answer is a call that no mark tells of: an object whose first key is its name, or its kind, and the name is that of a tool.
-/// Other objects are answers.
+/// Whether an answer is a call that no mark tells of: an object of a name, perhaps with its kind before it, and then arguments. Of tools
+/// that are known the name is one. Other objects are answers.
 pub(super) fn begins(text: &str, tools: &Tools) -> Begin {
-    let at = skip_spaces(text, 0);
-    match mark_at(text, at, "{") {
+    const KEYS: [&str; 5] = ["\"name\"", "\"type\"", "\"function\"", "\"parameters\"", "\"arguments\""];
+    let is_known = |name: &str| tools.is_empty() || tools.has(name);
+    let (start, mut is_named) = (skip_spaces(text, 0), false);
+    match mark_at(text, start, "{") {
         None => return Begin::Open,
-        Some(true) if !tools.is_empty() => {}
-        Some(_) => return Begin::No,
+        Some(true) => {}
+        Some(false) => return Begin::No,
     }
-    let key = skip_spaces(text, at + 1);
-    let keys = ["\"name\"", "\"type\"", "\"function\""].map(|name| mark_at(text, key, name));
-    if !keys.contains(&Some(true)) {
-        return if keys.contains(&None) { Begin::Open } else { Begin::No };
-    }
-    let (call, end) = object(text, at);
-    match call.name {
-        Some(name) if tools.has(&name) => Begin::Yes,
-        None if end == Scan::Open => Begin::Open,
-        Some(_) | None => Begin::No,
+    let mut at = skip_spaces(text, start + 1);
+    loop {
+        let Some(key) = KEYS.into_iter().find(|key| text[at..].starts_with(key)) else {
+            return if KEYS.into_iter().any(|key| mark_at(text, at, key).is_none()) { Begin::Open } else { Begin::No };
+        };
+        at = skip_spaces(text, at + key.len());
+        match text[at..].chars().next() {
+            None => return Begin::Open,
+            Some(':') => at = skip_spaces(text, at + 1),
+            Some(_) => return Begin::No,
+        }
+        if ["\"parameters\"", "\"arguments\""].contains(&key) {
+            return if is_named { Begin::Yes } else { Begin::No };
+        }
+        if key == "\"function\"" && text[at..].starts_with('{') {
+            return begins(&text[at..], tools);
+        }
+        let end = match string(text, at) {
+            Scan::Done(end) => end,
+            Scan::Open => return Begin::Open,
+            Scan::Invalid => return Begin::No,
+        };
+        let Ok(value) = serde_json::from_str::<String>(&text[at..end]) else { return Begin::No };
+        if key != "\"type\"" {
+            if is_named || !is_known(&value) {
+                return Begin::No;
+            }
+            is_named = true;
+        }
+        at = skip_spaces(text, end);
+        match text[at..].chars().next() {
+            None => return Begin::Open,
+            Some(',') => at = skip_spaces(text, at + 1),
+            // One without arguments is of a tool.
+            Some('}') if is_named && !tools.is_empty() => return Begin::Yes,
+            Some(_) => return Begin::No,
+        }
     }
 }
 
