@@ -38,6 +38,9 @@ pub(super) fn begins(text: &str, tools: &Tools) -> Begin {
             Some(':') => at = skip_spaces(text, at + 1),
             Some(_) => return Begin::No,
         }
+        if at == text.len() {
+            return Begin::Open;
+        }
         if ["\"parameters\"", "\"arguments\""].contains(&key) {
             return if is_named { Begin::Yes } else { Begin::No };
         }
