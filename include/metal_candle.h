@@ -764,7 +764,7 @@ void mc_model_options_set_device(mc_model_options *MC_NONNULL options, const mc_
  * @param options  the options.
  * @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored. On the CPU quantised weights of the files are widened to
  *                 it, and on Metal; on CUDA they stay quantised, and it is the type that prompts are computed in: F32 by default
- *                 where the embedding is quantised, and MC_DTYPE_BF16 makes long prompts several times as fast.
+ *                 where the embedding is quantised; MC_DTYPE_BF16 takes half the memory for what of a matrix is decoded.
  *
  * Threads: any, exclusive.
  */
@@ -1474,7 +1474,10 @@ void mc_text_stream_free(mc_text_stream *MC_NULLABLE stream);
 typedef enum {
   /** The token, as if the template had written it: for messages that the host writes itself. */
   MC_CONTROL_TOKENS = 0,
-  /** Text: whoever writes a message cannot end a turn or begin another one. */
+  /**
+   * Text: whoever writes a message cannot end a turn or begin another one, where the template writes it as it is. What filters of
+   * the template (lower, replace) make of a text is not looked through.
+   */
   MC_CONTROL_TEXT = 1,
   /** Not a value: makes the enum 32 bits wide. */
   MC_CONTROL_FORCE32 = 2147483647,

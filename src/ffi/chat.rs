@@ -31,7 +31,8 @@ impl Object for mc_chat {
 pub enum mc_control_tokens {
     /// The token, as if the template had written it: for messages that the host writes itself.
     MC_CONTROL_TOKENS = 0,
-    /// Text: whoever writes a message cannot end a turn or begin another one.
+    /// Text: whoever writes a message cannot end a turn or begin another one, where the template writes it as it is. What filters of
+    /// the template (lower, replace) make of a text is not looked through.
     MC_CONTROL_TEXT = 1,
     /// Not a value: makes the enum 32 bits wide.
     MC_CONTROL_FORCE32 = 0x7fff_ffff,

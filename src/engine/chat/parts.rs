@@ -45,7 +45,7 @@ pub enum AnswerPart {
 pub struct ToolCall {
     /// Its place among the calls of the answer, from 0.
     pub index: u32,
-    /// As the model gave it.
+    /// As the model gave it. In Mistral's format one is made where it gave none, of nine letters and digits, as their templates want it.
     pub id: Option<String>,
     pub name: String,
     /// A JSON object; the beginning of one if the call is not complete.

@@ -550,18 +550,21 @@ fn the_path_of_gpus_adapts_as_the_path_of_the_cpu() {
             }
             let error = max(&want, &logits(&tensors.merged(&adapters).unwrap(), &ids, ids.len(), None));
             assert!(error < 5e-4, "{} merged: {error}", adapter.display());
-            seen += 1;
-            // With 16 bits tokens go to other experts.
-            if kernels.config().operations().any(|operation| matches!(operation, OperationConfig::Experts(_))) {
-                continue;
-            }
-            // The types of all parts must still meet; the scores are about 20.
+            // With 16 bits the types of all parts must still meet; the scores are about 20. Where tokens may go to other experts, the
+            // median tells.
+            let has_experts = kernels.config().operations().any(|operation| matches!(operation, OperationConfig::Experts(_)));
+            let median = |a: &[f32], b: &[f32]| {
+                let mut errors: Vec<f32> = a.iter().zip(b).map(|(x, y)| (x - y).abs()).collect();
+                errors.sort_by(f32::total_cmp);
+                errors[errors.len() / 2]
+            };
             let half = network_of(&directory, false, Format::F16);
             let adapters = attached(&half, &adapter);
             for found in [logits(&half, &ids, 7, Some(&adapters)), logits(&half.merged(&adapters).unwrap(), &ids, 7, None)] {
-                let error = max(&want, &found);
+                let error = if has_experts { median(&want, &found) } else { max(&want, &found) };
                 assert!(error < 1.0, "{} in F16: {error}", adapter.display());
             }
+            seen += 1;
         }
     }
     assert!(seen >= 28);
