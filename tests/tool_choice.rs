@@ -363,11 +363,60 @@ fn required(model: &Model, format: &str, tools: &Json, seed: u64) -> Option<(Str
 }
 
 #[test]
+fn texts_within_values_neither_end_them_nor_change() {
+    let (_directory, special) = with_special_marks();
+    let plain = load(shipped("tiny-coder"));
+    let texts =
+        json!(["x</arg_value>y", "x</parameter>\n</function>y", "a/b \\/", "😀\u{7f}\u{1}", "\"]})'", "```\n</tool_call>"]);
+    let parameters = json!({
+        "type": "object",
+        "properties": {
+            "list": {"type": "array", "items": {"type": "string", "enum": texts}, "minItems": 1, "maxItems": 3},
+            "object": {
+                "type": "object", "properties": {"free": {"type": "string", "maxLength": 8}}, "required": ["free"],
+                "additionalProperties": false
+            },
+        },
+        "required": ["list", "object"],
+        "additionalProperties": false
+    });
+    let tools = json!([{"name": "f", "parameters": parameters}]);
+    for format in AnswerFormat::names() {
+        for model in [&plain, &special] {
+            let finished = (0..4).filter_map(|seed| required(model, format, &tools, seed));
+            let conforming = finished.map(|(_, arguments)| assert!(conforms(&arguments, &parameters), "{format}: {arguments}"));
+            assert!(conforming.count() >= 2, "{format}: answers that end by themselves");
+        }
+    }
+}
+
+#[test]
 fn a_name_with_quotes_stays_whole() {
     let model = load(shipped("tiny-coder"));
     let tools = json!([{"name": "\"say \\ \"hi\"\"", "parameters": {}}]);
     let (name, arguments) = required(&model, "hermes", &tools, 0).unwrap();
     assert_eq!((json!(name), arguments), (tools[0]["name"].clone(), json!({})));
+}
+
+#[test]
+fn without_properties_no_argument_is_invented() {
+    let model = load(shipped("tiny-coder"));
+    for parameters in [
+        json!({"type": "object", "properties": {}}),
+        json!({"type": ["object", "null"], "properties": {}, "required": [], "description": "none"}),
+        json!({"properties": {}, "additionalProperties": false}),
+    ] {
+        let tools = json!([{"name": "f", "parameters": parameters}]);
+        for format in AnswerFormat::names() {
+            let (_, arguments) = required(&model, format, &tools, 3).unwrap();
+            assert_eq!(arguments, json!({}), "{format}: {parameters}");
+        }
+    }
+    // Where others are asked for, they may come.
+    let open = json!({"type": "object", "properties": {}, "additionalProperties": {"type": "boolean"}, "minProperties": 1});
+    let (_, arguments) =
+        (0..9).find_map(|seed| required(&model, "hermes", &json!([{"name": "f", "parameters": open}]), seed)).unwrap();
+    assert!(!arguments.as_object().unwrap().is_empty());
 }
 
 #[test]
