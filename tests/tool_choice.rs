@@ -383,9 +383,9 @@ fn texts_within_values_neither_end_them_nor_change() {
     let tools = json!([{"name": "f", "parameters": parameters}]);
     for format in AnswerFormat::names() {
         for model in [&plain, &special] {
-            let finished = (0..4).filter_map(|seed| required(model, format, &tools, seed));
+            let finished = (0..20).filter_map(|seed| required(model, format, &tools, seed)).take(2);
             let conforming = finished.map(|(_, arguments)| assert!(conforms(&arguments, &parameters), "{format}: {arguments}"));
-            assert!(conforming.count() >= 2, "{format}: answers that end by themselves");
+            assert_eq!(conforming.count(), 2, "{format}: answers that end by themselves");
         }
     }
 }
