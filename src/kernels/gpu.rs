@@ -31,8 +31,8 @@ pub use compare::{Comparison, compare, compile};
 pub use device::{Gpu, GpuSlice, GpuView, Launch, LaunchList};
 pub use format::GpuFormat;
 pub use launch::{
-    AttentionKernels, DecodedRows, Gated, GpuAngles, GpuCache, GpuNorm, GpuWeight, HeadCounts, MOST_ROWS, MOST_SPLITS, Pairs,
-    ProductWith, QkNorms, RowKernels,
+    AttentionKernels, DecodedRows, Gated, GpuAngles, GpuCache, GpuNorm, GpuWeight, HeadCounts, MOST_ROWS, MOST_SPLITS,
+    ProductWith, QkNorms, RopePairs, RowKernels,
 };
 pub use library::{Element, Library};
 pub use matrix::GpuMatrix;

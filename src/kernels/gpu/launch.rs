@@ -142,13 +142,13 @@ pub struct QkNorms {
 pub struct GpuAngles {
     pub queries: GpuSlice,
     pub keys: GpuSlice,
-    /// Pairs of a head.
+    /// RopePairs of a head.
     pub half: usize,
 }
 
 /// Which values of a head a rope rotates together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pairs {
+pub enum RopePairs {
     /// Of the two halves of what is rotated, as GPT-NeoX has it.
     Halves,
     /// Neighbours, as GPT-J has it.
@@ -381,7 +381,7 @@ impl<'a> LaunchList<'a> {
         qkv: GpuView<'a>,
         positions: GpuView<'a>,
         norms: Option<&'a QkNorms>,
-        angles: Option<(&'a GpuAngles, Pairs)>,
+        angles: Option<(&'a GpuAngles, RopePairs)>,
         q: GpuView<'a>,
         cache: GpuCache<'a>,
     ) -> Result<()> {
@@ -406,7 +406,7 @@ impl<'a> LaunchList<'a> {
             }
             angles.queries.view().holds(2 * half, "heads: angles of q")?;
             angles.keys.view().holds(2 * half, "heads: angles of k")?;
-            flags |= if pairs == Pairs::Adjacent { ADJACENT } else { 0 };
+            flags |= if pairs == RopePairs::Adjacent { ADJACENT } else { 0 };
         }
         let (q_angles, k_angles) = angles.map_or((qkv, qkv), |(angles, _)| (angles.queries.view(), angles.keys.view()));
         let (q_norm, k_norm) = norms.map_or((qkv, qkv), |norms| (norms.q.view(), norms.k.view()));

@@ -15,7 +15,7 @@ use super::{AttentionPart, DecoderParts, DeviceMatrix, LinearPart, MlpPart, Oper
 use crate::error::OutOfMemory;
 use crate::kernels::gpu::{
     AttentionKernels, DecodedRows, Element, Gated, Gpu, GpuAngles, GpuCache, GpuFormat, GpuNorm, GpuSlice, GpuView, GpuWeight,
-    HeadCounts, LaunchList, MOST_SPLITS, Pairs, ProductWith, QkNorms, Replays, RowKernels,
+    HeadCounts, LaunchList, MOST_SPLITS, ProductWith, QkNorms, Replays, RopePairs, RowKernels,
 };
 use crate::kernels::scale_softcap;
 use crate::ops::{Activation, Backend, KvFormat, LayerCache, LowRankDeltas, Mask, Norm, NormKind, Vector, fault};
@@ -56,7 +56,7 @@ pub struct DecodeStep {
     embed: GpuWeight,
     embed_scale: f32,
     activation: DType,
-    /// Pairs that each rope rotates.
+    /// RopePairs that each rope rotates.
     ropes: Vec<usize>,
     states: usize,
     logit_softcap: Option<f32>,
@@ -199,7 +199,7 @@ struct AttentionLaunch {
     counts: HeadCounts,
     norms: Option<QkNorms>,
     /// The rope's number, and which values are pairs.
-    rope: Option<(usize, Pairs)>,
+    rope: Option<(usize, RopePairs)>,
     mask: Mask,
     sinks: Option<GpuSlice>,
     state: usize,
@@ -580,7 +580,7 @@ impl Builder<'_> {
             head_dim,
             counts: HeadCounts { heads, kv_heads },
             norms,
-            rope: part.rope.map(|rope| (rope.number, if rope.adjacent { Pairs::Adjacent } else { Pairs::Halves })),
+            rope: part.rope.map(|rope| (rope.number, if rope.adjacent { RopePairs::Adjacent } else { RopePairs::Halves })),
             mask: part.mask,
             sinks,
             state: part.state,
