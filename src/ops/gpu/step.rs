@@ -153,9 +153,16 @@ impl<'a> RowViews<'a> {
 }
 
 enum Launch {
-    Norm { x: RowVectors, by: GpuNorm, added: Option<RowVectors>, y: RowVectors },
+    Norm(Box<NormLaunch>),
     Product(Box<ProductLaunch>),
     Attention(Box<AttentionLaunch>),
+}
+
+struct NormLaunch {
+    x: RowVectors,
+    by: GpuNorm,
+    added: Option<RowVectors>,
+    y: RowVectors,
 }
 
 struct ProductLaunch {
@@ -374,7 +381,8 @@ impl DecodeStep {
 impl Launch {
     fn add<'a, 'b: 'a>(&'a self, step: &Rows<'a, 'b>, list: &mut LaunchList<'a>) -> Result<()> {
         match self {
-            Self::Norm { x, by, added, y } => {
+            Self::Norm(launch) => {
+                let NormLaunch { x, by, added, y } = &**launch;
                 let vectors = [Some(x.view()), added.as_ref().map(RowVectors::view), Some(y.view())];
                 step.each(vectors, |rows, [x, added, y]| match (x, y) {
                     (Some(x), Some(y)) => list.norm(step.kernels, (x, rows), by, added, (y, false)),
@@ -600,7 +608,8 @@ impl Builder<'_> {
     }
 
     fn norm(&mut self, x: &RowVectors, by: &Norm, added: Option<&RowVectors>, y: &RowVectors) -> Result<()> {
-        self.list.push(Launch::Norm { x: x.clone(), by: gpu_norm(by, self.gpu)?, added: added.cloned(), y: y.clone() });
+        let by = gpu_norm(by, self.gpu)?;
+        self.list.push(Launch::Norm(Box::new(NormLaunch { x: x.clone(), by, added: added.cloned(), y: y.clone() })));
         Ok(())
     }
 
