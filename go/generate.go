@@ -80,9 +80,13 @@ type GenerateOptions struct {
 	PrefillChunk int
 	// Adapter is one for this generation, in place of the session's own: adapter.Scaled(1).
 	Adapter ScaledAdapter
+	// Adapters are several at once, in place of Adapter: their changes add up.
+	Adapters []ScaledAdapter
 	// PrefillProgress hears how far the evaluation of the prompt is; its error ends the generation. [Session.Begin] and [Session.Stream]
 	// have none.
 	PrefillProgress func(Progress) error
+	// JSON is options by the names that mc_generate_options_set_json() tells; they count more than those here.
+	JSON string
 }
 
 // build sets the options for a call; that call's context stops them through `flag`, which may be NULL.
@@ -153,6 +157,13 @@ func (o *GenerateOptions) build(c *call, flag *C.mc_cancel) *C.mc_generate_optio
 		if lora := use(c, o.Adapter.Adapter.ref); lora != nil {
 			C.mc_generate_options_set_lora(options, lora, C.float(o.Adapter.Scale))
 		}
+	}
+	if loras, scales := arrays(c, o.Adapters); c.err == nil && len(loras) > 0 {
+		C.mc_generate_options_set_loras(options, &loras[0], floats(scales), C.size_t(len(loras)))
+	}
+	if o.JSON != "" {
+		data, n := text(o.JSON)
+		C.mc_generate_options_set_json(options, data, n)
 	}
 	return options
 }

@@ -123,6 +123,18 @@ func TestTextWithANULAndNegativeSizesAreErrorsThatNameTheField(t *testing.T) {
 	wantIs(t, err, mc.ErrInvalidArgument, "top_p", "7")
 }
 
+func TestOptionsAsJSONCountMore(t *testing.T) {
+	answer, err := coder(t).Generate(ctx, "fn", &mc.GenerateOptions{MaxTokens: 9, JSON: `{"max_tokens": 2, "ignore_eos": true}`})
+	check(t, err)
+	if len(answer.Tokens) != 2 {
+		t.Fatal(answer.Tokens)
+	}
+	_, err = coder(t).Generate(ctx, "fn", &mc.GenerateOptions{JSON: `{"max_tokens": -1}`})
+	wantIs(t, err, mc.ErrInvalidArgument, "max_tokens: expected a whole number from 0, found -1")
+	_, err = coder(t).NewTrainer(&mc.LoRAConfig{JSON: `{"rank": 0}`}, nil)
+	wantIs(t, err, mc.ErrInvalidArgument, "rank: expected 1 to 8192, found 0")
+}
+
 func TestTheLibraryTellsItsVersion(t *testing.T) {
 	if mc.ABIVersion() != mc.HeaderABIVersion {
 		t.Fatal(mc.ABIVersion(), mc.HeaderABIVersion)
@@ -135,6 +147,12 @@ func TestTheLibraryTellsItsVersion(t *testing.T) {
 		t.Fatal("nonsense is no feature")
 	}
 	check(t, mc.TrimMemory(0))
+	check(t, mc.SetThreads(3))
+	if mc.Threads() != 3 {
+		t.Fatal(mc.Threads())
+	}
+	wantIs(t, mc.SetThreads(-1), mc.ErrInvalidArgument, "threads", "-1")
+	check(t, mc.SetThreads(0))
 }
 
 func TestLogMessagesArriveAndTheFunctionIsFreed(t *testing.T) {
@@ -312,6 +330,11 @@ func TestTokenizersEncodeAndDecode(t *testing.T) {
 
 func TestChatsRenderWithToolsVariablesAndATemplateOfTheirOwn(t *testing.T) {
 	chat := must(mc.ChatFromJSON(`[{"role": "user", "content": "hi"}]`))(t)
+	check(t, chat.Add("assistant", "ho"))
+	check(t, chat.RemoveLast())
+	if written := must(chat.JSON())(t); chat.Len() != 1 || written != `{"messages":[{"role":"user","content":"hi"}]}` {
+		t.Fatal(chat.Len(), written)
+	}
 	defer chat.Close()
 	check(t, chat.Add("assistant", "hello"))
 	check(t, chat.SetTools(`[{"type": "function", "function": {"name": "clock"}}]`))
@@ -846,6 +869,11 @@ func TestAdaptersAttachScaleMergeAndAreRemoved(t *testing.T) {
 		t.Fatalf("%q", both)
 	}
 	check(t, s.SetAdapters())
+	if bytes := must(s.Memory())(t); bytes == 0 {
+		t.Fatal(bytes)
+	}
+	halves := []mc.ScaledAdapter{loaded.Scaled(0.5), adapter.Scaled(0.5)}
+	must(coder(t).Generate(ctx, "a", &mc.GenerateOptions{MaxTokens: 1, Adapters: halves}))(t)
 	if again := ask(t, s, bird); again != plain {
 		t.Fatalf("%q", again)
 	}

@@ -101,6 +101,8 @@ type LoadOptions struct {
 	Offline bool
 	// Progress hears how far loading is; its error stops it.
 	Progress func(Progress) error
+	// JSON is options by the names that mc_model_options_set_json() tells; they count more than those here.
+	JSON string
 }
 
 func (o *LoadOptions) build(c *call) *C.mc_model_options {
@@ -134,6 +136,10 @@ func (o *LoadOptions) build(c *call) *C.mc_model_options {
 	C.mc_model_options_set_offline(options, C.bool(o.Offline))
 	if userData := callback(c, o.Progress); userData != 0 {
 		C.mcgo_model_options_set_progress(options, userData)
+	}
+	if o.JSON != "" {
+		data, n := text(o.JSON)
+		C.mc_model_options_set_json(options, data, n)
 	}
 	return options
 }

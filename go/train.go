@@ -48,6 +48,8 @@ type LoRAConfig struct {
 	Targets []string
 	// Initial is an adapter to go on with: its rank, alpha and targets are taken, whatever else is set here.
 	Initial *Adapter
+	// JSON is options by the names that mc_lora_config_set_json() tells; they count more than those here.
+	JSON string
 }
 
 func (o *LoRAConfig) build(c *call) *C.mc_lora_config {
@@ -72,6 +74,10 @@ func (o *LoRAConfig) build(c *call) *C.mc_lora_config {
 	}
 	if o.Initial != nil {
 		C.mc_lora_config_set_initial(config, use(c, o.Initial.ref))
+	}
+	if o.JSON != "" {
+		data, n := text(o.JSON)
+		C.mc_lora_config_set_json(config, data, n)
 	}
 	return config
 }
@@ -106,6 +112,8 @@ type TrainOptions struct {
 	WarmupSteps uint64
 	// TotalSteps is where the schedule ends, and with it [Trainer.Train]; 0 = with the last epoch.
 	TotalSteps uint64
+	// MaxSteps is the step that [Trainer.Train] ends with at the latest, whatever the schedule; 0 = none.
+	MaxSteps uint64
 	// WarmupFromZero begins a warm-up with the learning rate 0, as the Trainer of transformers does.
 	WarmupFromZero bool
 	// BatchSize is how many examples are a micro-batch: 1 to 1048576; 0 = 4.
@@ -118,6 +126,8 @@ type TrainOptions struct {
 	MaskPrompt *bool
 	// Seed decides the order of examples.
 	Seed uint64
+	// JSON is options by the names that mc_train_options_set_json() tells; they count more than those here.
+	JSON string
 }
 
 func (o *TrainOptions) build(c *call, flag *C.mc_cancel) *C.mc_train_options {
@@ -159,6 +169,7 @@ func (o *TrainOptions) build(c *call, flag *C.mc_cancel) *C.mc_train_options {
 	}
 	C.mc_train_options_set_weighting(options, C.mc_weighting(o.Weighting))
 	C.mc_train_options_set_schedule(options, C.mc_schedule(o.Schedule), C.uint64_t(o.WarmupSteps), C.uint64_t(o.TotalSteps))
+	C.mc_train_options_set_max_steps(options, C.uint64_t(o.MaxSteps))
 	C.mc_train_options_set_warmup_from_zero(options, C.bool(o.WarmupFromZero))
 	if o.BatchSize != 0 {
 		C.mc_train_options_set_batch_size(options, c.size("batch_size", o.BatchSize))
@@ -171,6 +182,10 @@ func (o *TrainOptions) build(c *call, flag *C.mc_cancel) *C.mc_train_options {
 		C.mc_train_options_set_mask_prompt(options, C.bool(*o.MaskPrompt))
 	}
 	C.mc_train_options_set_seed(options, C.uint64_t(o.Seed))
+	if o.JSON != "" {
+		data, n := text(o.JSON)
+		C.mc_train_options_set_json(options, data, n)
+	}
 	return options
 }
 

@@ -43,10 +43,10 @@
  * - **Memory.** Where the system gives none, a call fails with MC_ERROR_OUT_OF_MEMORY. All that grows with a model, a text, a file
  *   or a batch is asked for so; for the rest 16 MiB are put by when the library is first used, and the process ends only where
  *   those are used up too. A library built without the cargo feature `reserve`, which `make` sets, has none put by.
- * - **Processes.** The library makes its threads when the first model is loaded; that fails with MC_ERROR_OUT_OF_MEMORY if the
- *   system gives none, and can be tried again. They do not survive fork(): in a child of a process that had them, every function
+ * - **Processes.** The library makes its threads when the first model is loaded, as many as mc_set_threads() says; that fails with
+ *   MC_ERROR_OUT_OF_MEMORY if the system gives none, and can be tried again. They do not survive fork(): in a child of a process that had them, every function
  *   that returns mc_status gives MC_ERROR_UNSUPPORTED.
- * - **Environment.** No variable is needed. RAYON_NUM_THREADS, where it is set, is how many threads there are; downloads look
+ * - **Environment.** No variable is needed. RAYON_NUM_THREADS, where it is set, is how many threads there are without mc_set_threads(); downloads look
  *   at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY (in either case), and at HOME for the cache. Nothing else is read.
  * - The library prints nothing, installs no signal handler and never ends the process.
  */
@@ -321,6 +321,30 @@ size_t mc_live_objects(void);
  * Threads: any.
  */
 MC_NODISCARD mc_status mc_trim_memory(uint64_t keep_bytes, mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Sets how many threads the library computes with on the processor, whatever begins behind this call, on every model of the process. What
+ * runs keeps those that it has until it ends. Results have the same bits with any number.
+ *
+ * @param count  1 to 1024; 0 = as RAYON_NUM_THREADS says, or as there are processors, which is what there is without this call.
+ * @param err    NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT for more; MC_ERROR_OUT_OF_MEMORY if the system gives no so many, and those there were stay in
+ *         use: a smaller number, or a later call, may succeed.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_set_threads(uint32_t count,
+                         mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * How many threads the library computes with on the processor. Makes them, unless they are there.
+ *
+ * @return 0 if the system gives none, and in a process that was forked from one that had them.
+ *
+ * Threads: any.
+ */
+uint32_t mc_threads(void);
 
 /**
  * Sets, replaces or removes the process's log callback. Without one nothing is logged.
@@ -747,6 +771,24 @@ typedef int32_t (*MC_NULLABLE mc_progress_fn)(void *MC_NULLABLE user_data, const
  * Threads: any.
  */
 mc_model_options *MC_NONNULL mc_model_options_new(void);
+
+/**
+ * Sets options from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `dtype`: "f32", "f16" or "bf16". `tokenizer_path`, `quantization`, `kv_cache`, `file`, `hub_cache_dir`, `hub_revision`, `hub_token`: texts.
+ * `exact`, `offline`: true or false. `max_context`: a number. What is a handle or a callback has its setter alone.
+ *
+ * @param options   the options.
+ * @param json      an object, UTF-8, such as `{"quantization": "q4_k_m", "max_context": 8192}`; a member that is null has its default again. Bad values are what is no such
+ *                  object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands in an object twice or is none
+ *                  of these, and a value of another type or out of its setter's range. NULL = all of these have their defaults again.
+ * @param json_len  bytes.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_model_options_set_json(mc_model_options *MC_NONNULL options,
+                               const char *MC_NULLABLE json,
+                               size_t json_len);
 
 /**
  * Where the model runs.
@@ -1537,6 +1579,43 @@ mc_status mc_chat_add(mc_chat *MC_NONNULL chat,
                       mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
+ * How many messages a conversation has.
+ *
+ * @param chat  the conversation.
+ * @return messages; 0 while another call changes the conversation.
+ *
+ * Threads: any.
+ */
+size_t mc_chat_len(const mc_chat *MC_NONNULL chat);
+
+/**
+ * Removes the last message, such as an answer that is to be given again.
+ *
+ * @param chat  the conversation.
+ * @param err   NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also without a message; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any, exclusive.
+ */
+MC_NODISCARD mc_status mc_chat_remove_last(mc_chat *MC_NONNULL chat, mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * A conversation as JSON, from which mc_chat_from_json() makes an equal one. A template, its variables and what else was set beside
+ * messages and tools are not in it.
+ *
+ * @param chat  the conversation.
+ * @param out   receives an object with `messages`, and with `tools` if there are any; free it with mc_string_free().
+ * @param err   NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_chat_json(const mc_chat *MC_NONNULL chat,
+                       mc_string *MC_NULLABLE *MC_NONNULL out,
+                       mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
  * The tools that the model may call, for templates that know tools.
  *
  * @param chat      the conversation.
@@ -1950,6 +2029,27 @@ typedef int32_t (*MC_NULLABLE mc_token_fn)(void *MC_NULLABLE user_data, const mc
 mc_generate_options *MC_NONNULL mc_generate_options_new(void);
 
 /**
+ * Sets options from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `repetition_last_n`, `frequency_penalty`,
+ * `presence_penalty`, `seed`, `reasoning_budget`, `prefill_chunk`: numbers. `ignore_eos`, `add_special`: true or false. `stop`: a list of
+ * texts, in place of those before. `logit_bias`: an object of numbers by ids of tokens, in place of those before, with false for minus
+ * infinity. `json_schema`: an object, or true or false. `answer_format`, `tool_choice`: texts. What is a handle or a callback has its
+ * setter alone.
+ *
+ * @param options   the options.
+ * @param json      an object, UTF-8, such as `{"max_tokens": 200, "temperature": 0.7, "stop": ["\n\n"]}`; a member that is null has its default again. Bad values are what is no such
+ *                  object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands in an object twice or is none
+ *                  of these, and a value of another type or out of its setter's range. NULL = all of these have their defaults again.
+ * @param json_len  bytes.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_generate_options_set_json(mc_generate_options *MC_NONNULL options,
+                                  const char *MC_NULLABLE json,
+                                  size_t json_len);
+
+/**
  * The most tokens to generate.
  *
  * @param options  the options.
@@ -2110,6 +2210,23 @@ void mc_generate_options_set_cancel(mc_generate_options *MC_NONNULL options, con
 void mc_generate_options_set_lora(mc_generate_options *MC_NONNULL options,
                                   const mc_lora *MC_NULLABLE lora,
                                   float scale);
+
+/**
+ * Several adapters for the generation at once, in place of the session's own: their changes add up. Else as, and in place of,
+ * mc_generate_options_set_lora().
+ *
+ * @param options  the options.
+ * @param loras    `count` adapters of the model, none of them NULL; the options keep them alive. NULL if `count` is 0.
+ * @param scales   `count` factors for their changes, finite numbers; NULL = 1 for each.
+ * @param count    how many; 0 (the default) = the session's own adapters; without a session, none. Two that replace the same matrix or
+ *                 bias make the generation return MC_ERROR_INVALID_ARGUMENT.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_generate_options_set_loras(mc_generate_options *MC_NONNULL options,
+                                   const mc_lora *const MC_NULLABLE *MC_NULLABLE loras,
+                                   const float *MC_NULLABLE scales,
+                                   size_t count);
 
 /**
  * Who hears how far the evaluation of the prompt is. Not used by mc_session_begin().
@@ -2792,6 +2909,23 @@ mc_status mc_session_tokens(const mc_session *MC_NONNULL session,
                             mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
+ * The memory that a session takes now: the keys and values or other states of every layer, with those that it can go back to and room for
+ * more, its tokens and logits. It grows with the context; what a session shares with its model and its adapters does not count, nor does
+ * an answer in the making.
+ *
+ * @param session  the session.
+ * @param bytes    receives the bytes, of the device's memory and the process's together.
+ * @param err      NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_session_memory(const mc_session *MC_NONNULL session,
+                            uint64_t *MC_NONNULL bytes,
+                            mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
  * Forgets what comes after the first tokens.
  *
  * @param session   the session.
@@ -2922,6 +3056,24 @@ typedef struct mc_embed_options mc_embed_options;
 mc_embed_options *MC_NONNULL mc_embed_options_new(void);
 
 /**
+ * Sets options from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `pooling`: "mean", "cls", "last", "max", "mean_sqrt_len" or "weighted_mean". `normalize`: true or false. `dimensions`, `max_length`,
+ * `batch_size`: numbers. `prompt_name`, `prefix`: texts, each in place of the other. What is a handle or a callback has its setter alone.
+ *
+ * @param options   the options.
+ * @param json      an object, UTF-8, such as `{"dimensions": 256, "prompt_name": "query"}`; a member that is null has its default again. Bad values are what is no such
+ *                  object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands in an object twice or is none
+ *                  of these, and a value of another type or out of its setter's range. NULL = all of these have their defaults again.
+ * @param json_len  bytes.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_embed_options_set_json(mc_embed_options *MC_NONNULL options,
+                               const char *MC_NULLABLE json,
+                               size_t json_len);
+
+/**
  * Another way of pooling than the model's own.
  *
  * @param options  the options.
@@ -3017,6 +3169,22 @@ void mc_embed_options_set_prefix(mc_embed_options *MC_NONNULL options,
 void mc_embed_options_set_lora(mc_embed_options *MC_NONNULL options,
                                const mc_lora *MC_NULLABLE lora,
                                float scale);
+
+/**
+ * Several adapters for the vectors at once: their changes add up. Else as, and in place of, mc_embed_options_set_lora().
+ *
+ * @param options  the options.
+ * @param loras    `count` adapters of the model, none of them NULL; the options keep them alive. NULL if `count` is 0.
+ * @param scales   `count` factors for their changes, finite numbers; NULL = 1 for each.
+ * @param count    how many; 0 (the default) = none. Two that replace the same matrix or bias make the call that embeds return
+ *                 MC_ERROR_INVALID_ARGUMENT.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_embed_options_set_loras(mc_embed_options *MC_NONNULL options,
+                                const mc_lora *const MC_NULLABLE *MC_NULLABLE loras,
+                                const float *MC_NULLABLE scales,
+                                size_t count);
 
 /**
  * A flag that stops the work as soon as the texts are done that are going through the network.
@@ -3195,6 +3363,24 @@ typedef struct mc_rerank_options mc_rerank_options;
  * Threads: any.
  */
 mc_rerank_options *MC_NONNULL mc_rerank_options_new(void);
+
+/**
+ * Sets options from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `activation`: "identity" or "sigmoid". `max_length`, `batch_size`: numbers. `prompt_name`, `prompt`: texts, each in place of the other. A
+ * flag that cancels has its setter alone.
+ *
+ * @param options   the options.
+ * @param json      an object, UTF-8, such as `{"max_length": 512, "activation": "identity"}`; a member that is null has its default again. Bad values are what is no such
+ *                  object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands in an object twice or is none
+ *                  of these, and a value of another type or out of its setter's range. NULL = all of these have their defaults again.
+ * @param json_len  bytes.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_rerank_options_set_json(mc_rerank_options *MC_NONNULL options,
+                                const char *MC_NULLABLE json,
+                                size_t json_len);
 
 /**
  * What becomes of each logit.
@@ -3566,6 +3752,24 @@ typedef int32_t (*MC_NULLABLE mc_train_fn)(void *MC_NULLABLE user_data, const mc
 mc_lora_config *MC_NONNULL mc_lora_config_new(void);
 
 /**
+ * Sets fields of the description from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `rank`, `alpha`, `dropout`, `seed`: numbers. `rslora`: true or false. `targets`: a list of texts, in place of those before. An initial
+ * adapter has its setter alone.
+ *
+ * @param config    the description.
+ * @param json      an object, UTF-8, such as `{"rank": 16, "targets": ["q_proj", "v_proj"]}`; a member that is null has its default again. Bad values are what is no such
+ *                  object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands in an object twice or is none
+ *                  of these, and a value of another type or out of its setter's range. NULL = all of these have their defaults again.
+ * @param json_len  bytes.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_lora_config_set_json(mc_lora_config *MC_NONNULL config,
+                             const char *MC_NULLABLE json,
+                             size_t json_len);
+
+/**
  * How many values each input and output of a changed matrix gets.
  *
  * @param config  the description.
@@ -3660,6 +3864,26 @@ void mc_lora_config_free(mc_lora_config *MC_NULLABLE config);
  * Threads: any.
  */
 mc_train_options *MC_NONNULL mc_train_options_new(void);
+
+/**
+ * Sets options from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `learning_rate`, `weight_decay`, `beta1`, `beta2`, `epsilon`, `grad_clip`, `grad_accumulation`, `warmup_steps`, `total_steps`,
+ * `max_steps`, `batch_size`, `epochs`, `max_length`, `seed`, `checkpoint_every`, `eval_every`, `patience`: numbers. `schedule`: "constant", "linear" or
+ * "cosine". `weighting`: "micro_batches" or "tokens". `warmup_from_zero`, `mask_prompt`, `gradient_checkpointing`: true or false.
+ * `checkpoint`: a directory. A flag that cancels has its setter alone.
+ *
+ * @param options   the options.
+ * @param json      an object, UTF-8, such as `{"epochs": 3, "learning_rate": 1e-4, "schedule": "cosine"}`; a member that is null has its default again. Bad values are what is no such
+ *                  object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands in an object twice or is none
+ *                  of these, and a value of another type or out of its setter's range. NULL = all of these have their defaults again.
+ * @param json_len  bytes.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_json(mc_train_options *MC_NONNULL options,
+                               const char *MC_NULLABLE json,
+                               size_t json_len);
 
 /**
  * How far a step goes.
@@ -3794,6 +4018,18 @@ void mc_train_options_set_schedule(mc_train_options *MC_NONNULL options,
                                    mc_schedule value,
                                    uint64_t warmup_steps,
                                    uint64_t total_steps);
+
+/**
+ * The step that mc_lora_train() ends with at the latest, as where a device trains for a while each day. The schedule is that of the whole
+ * training all the same: the trainer, or one that is resumed from its checkpoint, goes on with a larger number as if it had not ended.
+ *
+ * @param options  the options.
+ * @param steps    counted from the trainer's first step; 0 (the default) = as many as the epochs, or the schedule, have.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_max_steps(mc_train_options *MC_NONNULL options,
+                                    uint64_t steps);
 
 /**
  * Whether a warm-up begins with the learning rate 0, as in the Trainer of transformers: of W steps, step S from 1 then has (S - 1) / W of

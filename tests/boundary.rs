@@ -135,6 +135,8 @@ fn table() -> Vec<Function> {
         mc_architectures_json(Out(String), Err) Status;
         mc_live_objects() Zero;
         mc_trim_memory(Word(0), Err) Status;
+        mc_set_threads(Word(2), Err) Status;
+        mc_threads() Zero;
         mc_log_set(Callback(ignore_message as *const () as usize), Callback(8), Callback(ignore_data as *const () as usize), Word(0), Err) Status;
 
         mc_string_data(Handle(String)) Empty;
@@ -161,6 +163,7 @@ fn table() -> Vec<Function> {
         mc_device_free(Freed(Device)) Nothing;
 
         mc_model_options_new() New(ModelOptions);
+        mc_model_options_set_json(Handle(ModelOptions), MaybeText(c"{\"exact\": true}"), Word(15)) Nothing;
         mc_model_options_set_device(Handle(ModelOptions), Handle(Device)) Nothing;
         mc_model_options_set_dtype(Handle(ModelOptions), YES) Nothing;
         mc_model_options_set_tokenizer_path(Handle(ModelOptions), MaybeText(c"tokenizer.json")) Nothing;
@@ -213,6 +216,9 @@ fn table() -> Vec<Function> {
         mc_chat_new() New(Chat);
         mc_chat_from_json(Text(c"[]"), Word(2), Out(Chat), Err) Status;
         mc_chat_add(Handle(Chat), Text(c"user"), MaybeText(c"What is it?"), TEN, Err) Status;
+        mc_chat_len(Handle(Chat)) Zero;
+        mc_chat_json(Handle(Chat), Out(String), Err) Status;
+        mc_chat_remove_last(Handle(Chat), Err) Status;
         mc_chat_set_tools_json(Handle(Chat), MaybeText(c"[]"), Word(2), Err) Status;
         mc_chat_set_template(Handle(Chat), MaybeText(c"a template"), TEN, Err) Status;
         mc_chat_set_variable_json(Handle(Chat), Text(c"bos_token"), MaybeText(c"\"<s>\""), Word(5), Err) Status;
@@ -234,6 +240,7 @@ fn table() -> Vec<Function> {
         mc_lora_merge(Handle(Model), Handle(Lora), Float(0.5), Out(Model), Err) Status;
 
         mc_generate_options_new() New(GenerateOptions);
+        mc_generate_options_set_json(Handle(GenerateOptions), MaybeText(c"{\"top_k\": 10}"), Word(13)) Nothing;
         mc_generate_options_set_max_tokens(Handle(GenerateOptions), TEN) Nothing;
         mc_generate_options_set_temperature(Handle(GenerateOptions), Float(0.5)) Nothing;
         mc_generate_options_set_top_k(Handle(GenerateOptions), TEN) Nothing;
@@ -252,6 +259,7 @@ fn table() -> Vec<Function> {
         mc_generate_options_set_reasoning_budget(Handle(GenerateOptions), TEN) Nothing;
         mc_generate_options_set_cancel(Handle(GenerateOptions), Maybe(Cancel)) Nothing;
         mc_generate_options_set_lora(Handle(GenerateOptions), Maybe(Lora), Float(0.5)) Nothing;
+        mc_generate_options_set_loras(Handle(GenerateOptions), MaybeHandles(Lora), Callback(0), YES) Nothing;
         mc_generate_options_set_prefill_progress(Handle(GenerateOptions), Callback(continue_progress as *const () as usize), Callback(8)) Nothing;
         mc_generate_options_add_stop(Handle(GenerateOptions), Text(c"stop"), Word(4)) Nothing;
         mc_generate_options_set_json_schema(Handle(GenerateOptions), MaybeText(c"true"), Word(4)) Nothing;
@@ -292,12 +300,14 @@ fn table() -> Vec<Function> {
         mc_session_logits(Handle(Session), Floats, Word(4096), Err) Status;
         mc_session_top_logprobs(Handle(Session), Word(3), Floats, Floats, Err) Status;
         mc_session_tokens(Handle(Session), Out(Tokens), Err) Status;
+        mc_session_memory(Handle(Session), Number, Err) Status;
         mc_session_truncate(Handle(Session), YES, Err) Status;
         mc_session_set_lora(Handle(Session), Maybe(Lora), Float(0.5), Err) Status;
         mc_session_set_loras(Handle(Session), MaybeHandles(Lora), Callback(0), YES, Err) Status;
         mc_session_free(Freed(Session)) Nothing;
 
         mc_embed_options_new() New(EmbedOptions);
+        mc_embed_options_set_json(Handle(EmbedOptions), MaybeText(c"{\"dimensions\": 8}"), Word(17)) Nothing;
         mc_embed_options_set_pooling(Handle(EmbedOptions), YES) Nothing;
         mc_embed_options_set_normalize(Handle(EmbedOptions), YES) Nothing;
         mc_embed_options_set_dimensions(Handle(EmbedOptions), TEN) Nothing;
@@ -306,6 +316,7 @@ fn table() -> Vec<Function> {
         mc_embed_options_set_prompt_name(Handle(EmbedOptions), MaybeText(c"query")) Nothing;
         mc_embed_options_set_prefix(Handle(EmbedOptions), MaybeText(c"query: ")) Nothing;
         mc_embed_options_set_lora(Handle(EmbedOptions), Maybe(Lora), Float(0.5)) Nothing;
+        mc_embed_options_set_loras(Handle(EmbedOptions), MaybeHandles(Lora), Callback(0), YES) Nothing;
         mc_embed_options_set_cancel(Handle(EmbedOptions), Maybe(Cancel)) Nothing;
         mc_embed_options_set_progress(Handle(EmbedOptions), Callback(continue_progress as *const () as usize), Callback(8)) Nothing;
         mc_embed_options_free(Freed(EmbedOptions)) Nothing;
@@ -315,6 +326,7 @@ fn table() -> Vec<Function> {
         mc_embed_batch(Handle(Model), Texts(c"fn main() {"), Callback(0), YES, Maybe(EmbedOptions), Floats, Word(WIDTH), Err) Status;
 
         mc_rerank_options_new() New(RerankOptions);
+        mc_rerank_options_set_json(Handle(RerankOptions), MaybeText(c"{\"max_length\": 8}"), Word(17)) Nothing;
         mc_rerank_options_set_activation(Handle(RerankOptions), YES) Nothing;
         mc_rerank_options_set_max_length(Handle(RerankOptions), TEN) Nothing;
         mc_rerank_options_set_batch_size(Handle(RerankOptions), TEN) Nothing;
@@ -334,6 +346,7 @@ fn table() -> Vec<Function> {
         mc_dataset_free(Freed(Dataset)) Nothing;
 
         mc_lora_config_new() New(LoraConfig);
+        mc_lora_config_set_json(Handle(LoraConfig), MaybeText(c"{\"rank\": 4}"), Word(11)) Nothing;
         mc_lora_config_set_rank(Handle(LoraConfig), TEN) Nothing;
         mc_lora_config_set_alpha(Handle(LoraConfig), Float(0.5)) Nothing;
         mc_lora_config_set_dropout(Handle(LoraConfig), Float(0.5)) Nothing;
@@ -343,6 +356,7 @@ fn table() -> Vec<Function> {
         mc_lora_config_add_target(Handle(LoraConfig), Text(c"q_proj")) Nothing;
         mc_lora_config_free(Freed(LoraConfig)) Nothing;
         mc_train_options_new() New(TrainOptions);
+        mc_train_options_set_json(Handle(TrainOptions), MaybeText(c"{\"epochs\": 2}"), Word(13)) Nothing;
         mc_train_options_set_learning_rate(Handle(TrainOptions), Float(0.5)) Nothing;
         mc_train_options_set_weight_decay(Handle(TrainOptions), Float(0.5)) Nothing;
         mc_train_options_set_adam_betas(Handle(TrainOptions), Float(0.5), Float(0.5)) Nothing;
@@ -355,6 +369,7 @@ fn table() -> Vec<Function> {
         mc_train_options_set_grad_accumulation(Handle(TrainOptions), TEN) Nothing;
         mc_train_options_set_weighting(Handle(TrainOptions), YES) Nothing;
         mc_train_options_set_schedule(Handle(TrainOptions), YES, TEN, TEN) Nothing;
+        mc_train_options_set_max_steps(Handle(TrainOptions), TEN) Nothing;
         mc_train_options_set_warmup_from_zero(Handle(TrainOptions), YES) Nothing;
         mc_train_options_set_batch_size(Handle(TrainOptions), TEN) Nothing;
         mc_train_options_set_epochs(Handle(TrainOptions), TEN) Nothing;

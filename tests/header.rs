@@ -36,6 +36,28 @@ fn symbol_list_is_the_functions_of_the_header() {
     );
 }
 
+#[test]
+fn the_header_names_every_option_of_json() {
+    use metal_candle::{EmbedOptions, GenerateOptions, LoadOptions, LoraConfig, RerankOptions, TrainOptions};
+    let header = header();
+    let unknown = r#"{"no option": 1}"#;
+    for (name, result) in [
+        ("mc_generate_options", GenerateOptions::default().set_json(unknown)),
+        ("mc_model_options", LoadOptions::default().set_json(unknown)),
+        ("mc_train_options", TrainOptions::default().set_json(unknown)),
+        ("mc_lora_config", LoraConfig::default().set_json(unknown)),
+        ("mc_embed_options", EmbedOptions::default().set_json(unknown)),
+        ("mc_rerank_options", RerankOptions::default().set_json(unknown)),
+    ] {
+        let error = result.unwrap_err();
+        let names = error.message().split_once(" (").unwrap().1.trim_end_matches(')').split(", ").collect::<Vec<_>>();
+        let declaration = header.find(&format!("{name}_set_json(")).unwrap();
+        let document = &header[header[..declaration].rfind("/**").unwrap()..declaration];
+        let missing: Vec<_> = names.iter().filter(|field| !document.contains(&format!("`{field}`"))).collect();
+        assert!(names.len() > 4 && missing.is_empty(), "{name}_set_json: {missing:?} are not documented");
+    }
+}
+
 /// Words of C in a document, such as `mc_model_load` and `MC_OK`.
 fn names(text: &str) -> impl Iterator<Item = &str> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');

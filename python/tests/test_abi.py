@@ -34,6 +34,8 @@ UNUSED = {
 # Setters of several values, and the options that they are.
 TOGETHER = {
     "mc_generate_options_set_lora": {"lora", "lora_scale"},
+    "mc_generate_options_set_loras": {"loras", "lora_scales"},
+    "mc_embed_options_set_loras": {"loras", "lora_scales"},
     "mc_generate_options_set_repetition_penalty": {"repetition_penalty", "repetition_last_n"},
     "mc_embed_options_set_lora": {"lora", "lora_scale"},
     "mc_train_options_set_schedule": {"schedule", "warmup_steps", "total_steps"},

@@ -74,6 +74,12 @@ impl Session {
         Self { evaluated, max_context, adapters, answer_adapters: None, prefill_seconds: 0.0, answer: None, answer_format: None }
     }
 
+    /// The bytes that it takes now: the keys and values or other states of every layer, with those that it can go back to and room
+    /// for more, its tokens and logits. What it shares with the model and its adapters, and an answer in the making, do not count.
+    pub fn memory_bytes(&self) -> u64 {
+        self.evaluated.held_bytes()
+    }
+
     /// A second session that holds the same and goes its own way. An answer in the making stays with this one.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use super::boundary::{guard, guard_or};
 use super::error::{mc_error, mc_status};
 use super::handle::{Given, Object, OutHandle, free, optional, retain};
 use super::model::{ModelState, mc_model};
-use super::text::{self, Text};
+use super::text::{self, Text, array};
 use super::values::mc_string;
 use crate::Lora;
 use crate::error::{Error, Result};
@@ -37,6 +37,23 @@ pub(super) fn scaled(lora: *const mc_lora, scale: f32) -> Result<Vec<(Lora, f32)
         return Err(Error::argument(format!("scale: expected a finite number, found {scale}")));
     }
     Ok(vec![((*lora).clone(), scale)])
+}
+
+/// Several adapters, each with its factor.
+pub(super) fn all_scaled(loras: *const *const mc_lora, scales: *const f32, count: usize) -> Result<Vec<(Lora, f32)>> {
+    let loras = array(loras, count, "loras")?;
+    let scales = if scales.is_null() { None } else { Some(array(scales, count, "scales")?) };
+    let adapter = |(i, &lora): (usize, &*const mc_lora)| {
+        let name = format!("loras[{i}]");
+        let lora = optional(lora, &name)?;
+        let lora = lora.ok_or_else(|| Error::argument(format!("{name}: expected mc_lora, found NULL")))?;
+        let scale = scales.map_or(1.0, |scales| scales[i]);
+        if !scale.is_finite() {
+            return Err(Error::argument(format!("scales[{i}]: expected a finite number, found {scale}")));
+        }
+        Ok(((*lora).clone(), scale))
+    };
+    loras.iter().enumerate().map(adapter).collect()
 }
 
 /// Loads an adapter of a model.

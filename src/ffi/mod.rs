@@ -40,10 +40,10 @@
 //! - **Memory.** Where the system gives none, a call fails with MC_ERROR_OUT_OF_MEMORY. All that grows with a model, a text, a file
 //!   or a batch is asked for so; for the rest 16 MiB are put by when the library is first used, and the process ends only where
 //!   those are used up too. A library built without the cargo feature `reserve`, which `make` sets, has none put by.
-//! - **Processes.** The library makes its threads when the first model is loaded; that fails with MC_ERROR_OUT_OF_MEMORY if the
-//!   system gives none, and can be tried again. They do not survive fork(): in a child of a process that had them, every function
+//! - **Processes.** The library makes its threads when the first model is loaded, as many as mc_set_threads() says; that fails with
+//!   MC_ERROR_OUT_OF_MEMORY if the system gives none, and can be tried again. They do not survive fork(): in a child of a process that had them, every function
 //!   that returns mc_status gives MC_ERROR_UNSUPPORTED.
-//! - **Environment.** No variable is needed. RAYON_NUM_THREADS, where it is set, is how many threads there are; downloads look
+//! - **Environment.** No variable is needed. RAYON_NUM_THREADS, where it is set, is how many threads there are without mc_set_threads(); downloads look
 //!   at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY (in either case), and at HOME for the cache. Nothing else is read.
 //! - The library prints nothing, installs no signal handler and never ends the process.
 

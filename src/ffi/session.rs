@@ -18,7 +18,7 @@ use super::chat::mc_chat;
 use super::error::{mc_error, mc_status};
 use super::generate::{generate_options, hand_over, mc_generate_options, mc_generation, mc_token_event, mc_token_fn, run};
 use super::handle::{Exclusive, Given, Object, Out, OutHandle, free, optional};
-use super::lora::{mc_lora, scaled};
+use super::lora::{all_scaled, mc_lora, scaled};
 use super::model::mc_model;
 use super::text::{self, array, content, given_array};
 use super::values::mc_tokens;
@@ -615,6 +615,30 @@ pub unsafe extern "C" fn mc_session_tokens(
     })
 }
 
+/// The memory that a session takes now: the keys and values or other states of every layer, with those that it can go back to and room for
+/// more, its tokens and logits. It grows with the context; what a session shares with its model and its adapters does not count, nor does
+/// an answer in the making.
+///
+/// @param session  the session.
+/// @param bytes    receives the bytes, of the device's memory and the process's together.
+/// @param err      NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_memory(
+    session: MaybeUninit<&mc_session>,
+    bytes: MaybeUninit<&mut u64>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let bytes = Out::new(bytes, "bytes")?;
+        bytes.set(session.get("session")?.state.read("session")?.session.memory_bytes());
+        Ok(mc_status::MC_OK)
+    })
+}
+
 /// Forgets what comes after the first tokens.
 ///
 /// @param session   the session.
@@ -680,15 +704,7 @@ pub unsafe extern "C" fn mc_session_set_loras(
     err: *mut *mut mc_error,
 ) -> mc_status {
     guard(err, || {
-        let loras = array(loras, count, "loras")?;
-        let scales = if scales.is_null() { None } else { Some(array(scales, count, "scales")?) };
-        let adapter = |(i, &lora): (usize, &*const mc_lora)| {
-            let name = format!("loras[{i}]");
-            let lora = optional(lora, &name)?;
-            let lora = lora.ok_or_else(|| Error::argument(format!("{name}: expected mc_lora, found NULL")))?;
-            Ok(((*lora).clone(), scales.map_or(1.0, |scales| scales[i])))
-        };
-        let adapters = loras.iter().enumerate().map(adapter).collect::<Result<Vec<_>>>()?;
+        let adapters = all_scaled(loras, scales, count)?;
         evaluate(session, |session| session.set_adapters(&adapters))
     })
 }

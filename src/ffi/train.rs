@@ -30,7 +30,8 @@ use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Exclusive, Given, Object, Out, OutHandle, free, inert, new_handle, optional};
 use super::lora::mc_lora;
 use super::model::mc_model;
-use super::text::{self, array, given_array};
+use super::text::{self, array, given_array, optional_content};
+use crate::engine::options::{Fields, Value, check_part};
 use crate::error::{Error, Result};
 use crate::{LoraConfig, LoraTrainer, Schedule, TrainEvent, TrainOptions, Weighting};
 
@@ -189,16 +190,29 @@ pub extern "C" fn mc_lora_config_new() -> NonNull<mc_lora_config> {
     guard_or(inert(), || Ok(new_handle(Builder::new(LoraConfig::default()))))
 }
 
-/// The ranges are the engine's own: the field alone on top of the defaults, then the same field in the description.
-fn configure(config: MaybeUninit<&mut mc_lora_config>, setter: impl Fn(&mut LoraConfig) -> Result<()>) {
-    guard_or((), || {
-        config.get("config")?.set(|config| {
-            let mut alone = LoraConfig::default();
-            setter(&mut alone)?;
-            alone.check()?;
-            setter(config)
-        })
-    });
+fn configure(config: MaybeUninit<&mut mc_lora_config>, setter: impl FnOnce(&mut LoraConfig) -> Result<()>) {
+    guard_or((), || config.get("config")?.set(setter));
+}
+
+fn configure_field(config: MaybeUninit<&mut mc_lora_config>, name: &str, value: impl Into<Value>) {
+    configure(config, |config| config.set_field(name, value.into()));
+}
+
+/// Sets fields of the description from JSON, each as its setter does, in the order in which they are written.
+///
+/// `rank`, `alpha`, `dropout`, `seed`: numbers. `rslora`: true or false. `targets`: a list of texts, in place of those before. An initial
+/// adapter has its setter alone.
+///
+/// @param config    the description.
+/// @param json      an object, UTF-8, such as `{"rank": 16, "targets": ["q_proj", "v_proj"]}`; a member that is null has its default again. Bad values are what is no such
+///                  object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands in an object twice or is none
+///                  of these, and a value of another type or out of its setter's range. NULL = all of these have their defaults again.
+/// @param json_len  bytes.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_lora_config_set_json(config: MaybeUninit<&mut mc_lora_config>, json: *const c_char, json_len: usize) {
+    configure(config, |config| config.set_fields(optional_content(json, json_len, "json")?));
 }
 
 /// How many values each input and output of a changed matrix gets.
@@ -209,10 +223,7 @@ fn configure(config: MaybeUninit<&mut mc_lora_config>, setter: impl Fn(&mut Lora
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_set_rank(config: MaybeUninit<&mut mc_lora_config>, value: usize) {
-    configure(config, |config| {
-        config.rank = value;
-        Ok(())
-    });
+    configure_field(config, "rank", value);
 }
 
 /// How much a change counts: `value` / rank times.
@@ -223,10 +234,7 @@ pub unsafe extern "C" fn mc_lora_config_set_rank(config: MaybeUninit<&mut mc_lor
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_set_alpha(config: MaybeUninit<&mut mc_lora_config>, value: f32) {
-    configure(config, |config| {
-        config.alpha = value;
-        Ok(())
-    });
+    configure_field(config, "alpha", value);
 }
 
 /// The share of a change's inputs that a training pass does not see; another share each time.
@@ -237,10 +245,7 @@ pub unsafe extern "C" fn mc_lora_config_set_alpha(config: MaybeUninit<&mut mc_lo
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_set_dropout(config: MaybeUninit<&mut mc_lora_config>, value: f32) {
-    configure(config, |config| {
-        config.dropout = value;
-        Ok(())
-    });
+    configure_field(config, "dropout", value);
 }
 
 /// Goes on with an adapter: its rank, alpha and targets are taken, whatever else is set here, and its weights copied.
@@ -266,10 +271,7 @@ pub unsafe extern "C" fn mc_lora_config_set_initial(config: MaybeUninit<&mut mc_
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_set_rslora(config: MaybeUninit<&mut mc_lora_config>, value: bool) {
-    configure(config, |config| {
-        config.rslora = value;
-        Ok(())
-    });
+    configure_field(config, "rslora", value);
 }
 
 /// What decides the fresh weights and the dropout.
@@ -280,10 +282,7 @@ pub unsafe extern "C" fn mc_lora_config_set_rslora(config: MaybeUninit<&mut mc_l
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_set_seed(config: MaybeUninit<&mut mc_lora_config>, seed: u64) {
-    configure(config, |config| {
-        config.seed = seed;
-        Ok(())
-    });
+    configure_field(config, "seed", seed);
 }
 
 /// Adds matrices that get a change; may be called for many. Without any, every matrix of the layers gets one, but for experts and
@@ -300,7 +299,9 @@ pub unsafe extern "C" fn mc_lora_config_set_seed(config: MaybeUninit<&mut mc_lor
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_add_target(config: MaybeUninit<&mut mc_lora_config>, module: MaybeUninit<&c_char>) {
     configure(config, |config| {
-        config.targets.push(text::name(&module, "target")?.to_owned());
+        let module = text::name(&module, "target")?;
+        check_part("target", module)?;
+        config.targets.push(module.to_owned());
         Ok(())
     });
 }
@@ -325,21 +326,35 @@ pub extern "C" fn mc_train_options_new() -> NonNull<mc_train_options> {
     guard_or(inert(), || Ok(new_handle(Builder::new(TrainOptions::default()))))
 }
 
-/// As `configure`.
-fn set(options: MaybeUninit<&mut mc_train_options>, setter: impl Fn(&mut TrainOptions) -> Result<()>) {
-    guard_or((), || {
-        options.get("options")?.set(|options| {
-            let mut alone = TrainOptions::default();
-            setter(&mut alone)?;
-            alone.check()?;
-            setter(options)
-        })
-    });
+fn set(options: MaybeUninit<&mut mc_train_options>, setter: impl FnOnce(&mut TrainOptions) -> Result<()>) {
+    guard_or((), || options.get("options")?.set(setter));
 }
 
-/// A number as it was written: 0.999f is not 0.999, and 1 - 0.999f is wrong in its fifth digit.
-fn written(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or(value.into())
+fn set_field(options: MaybeUninit<&mut mc_train_options>, name: &str, value: impl Into<Value>) {
+    set(options, |options| options.set_field(name, value.into()));
+}
+
+/// Sets options from JSON, each as its setter does, in the order in which they are written.
+///
+/// `learning_rate`, `weight_decay`, `beta1`, `beta2`, `epsilon`, `grad_clip`, `grad_accumulation`, `warmup_steps`, `total_steps`,
+/// `max_steps`, `batch_size`, `epochs`, `max_length`, `seed`, `checkpoint_every`, `eval_every`, `patience`: numbers. `schedule`: "constant", "linear" or
+/// "cosine". `weighting`: "micro_batches" or "tokens". `warmup_from_zero`, `mask_prompt`, `gradient_checkpointing`: true or false.
+/// `checkpoint`: a directory. A flag that cancels has its setter alone.
+///
+/// @param options   the options.
+/// @param json      an object, UTF-8, such as `{"epochs": 3, "learning_rate": 1e-4, "schedule": "cosine"}`; a member that is null has its default again. Bad values are what is no such
+///                  object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands in an object twice or is none
+///                  of these, and a value of another type or out of its setter's range. NULL = all of these have their defaults again.
+/// @param json_len  bytes.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_json(
+    options: MaybeUninit<&mut mc_train_options>,
+    json: *const c_char,
+    json_len: usize,
+) {
+    set(options, |options| options.set_fields(optional_content(json, json_len, "json")?));
 }
 
 /// How far a step goes.
@@ -350,10 +365,7 @@ fn written(value: f32) -> f64 {
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_learning_rate(options: MaybeUninit<&mut mc_train_options>, value: f32) {
-    set(options, |options| {
-        options.learning_rate = written(value);
-        Ok(())
-    });
+    set_field(options, "learning_rate", value);
 }
 
 /// What each step takes off every weight: this times the learning rate.
@@ -364,10 +376,7 @@ pub unsafe extern "C" fn mc_train_options_set_learning_rate(options: MaybeUninit
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_weight_decay(options: MaybeUninit<&mut mc_train_options>, value: f32) {
-    set(options, |options| {
-        options.weight_decay = written(value);
-        Ok(())
-    });
+    set_field(options, "weight_decay", value);
 }
 
 /// How much the moving averages of AdamW keep.
@@ -380,8 +389,8 @@ pub unsafe extern "C" fn mc_train_options_set_weight_decay(options: MaybeUninit<
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_adam_betas(options: MaybeUninit<&mut mc_train_options>, beta1: f32, beta2: f32) {
     set(options, |options| {
-        (options.beta1, options.beta2) = (written(beta1), written(beta2));
-        Ok(())
+        options.set_field("beta1", beta1.into())?;
+        options.set_field("beta2", beta2.into())
     });
 }
 
@@ -393,10 +402,7 @@ pub unsafe extern "C" fn mc_train_options_set_adam_betas(options: MaybeUninit<&m
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_adam_epsilon(options: MaybeUninit<&mut mc_train_options>, value: f32) {
-    set(options, |options| {
-        options.epsilon = written(value);
-        Ok(())
-    });
+    set_field(options, "epsilon", value);
 }
 
 /// Where mc_lora_train() writes checkpoints, for mc_lora_trainer_resume(); each replaces the one before. The directory is also the adapter
@@ -414,9 +420,8 @@ pub unsafe extern "C" fn mc_train_options_set_checkpoint(
     every_steps: u64,
 ) {
     set(options, |options| {
-        options.checkpoint = text::optional_name(dir, "checkpoint")?.map(Into::into);
-        options.checkpoint_every = every_steps;
-        Ok(())
+        options.set_field("checkpoint", text::optional_name(dir, "checkpoint")?.into())?;
+        options.set_field("checkpoint_every", every_steps.into())
     });
 }
 
@@ -428,10 +433,7 @@ pub unsafe extern "C" fn mc_train_options_set_checkpoint(
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_eval_every(options: MaybeUninit<&mut mc_train_options>, steps: u64) {
-    set(options, |options| {
-        options.eval_every = steps;
-        Ok(())
-    });
+    set_field(options, "eval_every", steps);
 }
 
 /// Ends mc_lora_train() early, when evaluations find nothing better any more.
@@ -442,10 +444,7 @@ pub unsafe extern "C" fn mc_train_options_set_eval_every(options: MaybeUninit<&m
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_patience(options: MaybeUninit<&mut mc_train_options>, evaluations: u64) {
-    set(options, |options| {
-        options.patience = evaluations;
-        Ok(())
-    });
+    set_field(options, "patience", evaluations);
 }
 
 /// Whether a pass keeps the inputs of layers alone and computes the rest a second time: a third more time, and memory for one layer instead
@@ -457,10 +456,7 @@ pub unsafe extern "C" fn mc_train_options_set_patience(options: MaybeUninit<&mut
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_gradient_checkpointing(options: MaybeUninit<&mut mc_train_options>, value: bool) {
-    set(options, |options| {
-        options.gradient_checkpointing = value;
-        Ok(())
-    });
+    set_field(options, "gradient_checkpointing", value);
 }
 
 /// Cuts the gradient of all weights together to a length.
@@ -471,10 +467,7 @@ pub unsafe extern "C" fn mc_train_options_set_gradient_checkpointing(options: Ma
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_grad_clip(options: MaybeUninit<&mut mc_train_options>, value: f32) {
-    set(options, |options| {
-        options.grad_clip = written(value);
-        Ok(())
-    });
+    set_field(options, "grad_clip", value);
 }
 
 /// How many micro-batches make a step; the last step of an epoch takes what is left. More is as a larger batch, in the memory of one.
@@ -485,10 +478,7 @@ pub unsafe extern "C" fn mc_train_options_set_grad_clip(options: MaybeUninit<&mu
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_grad_accumulation(options: MaybeUninit<&mut mc_train_options>, value: usize) {
-    set(options, |options| {
-        options.grad_accumulation = value;
-        Ok(())
-    });
+    set_field(options, "grad_accumulation", value);
 }
 
 /// What the micro-batches of a step count.
@@ -526,9 +516,21 @@ pub unsafe extern "C" fn mc_train_options_set_schedule(
 ) {
     set(options, |options| {
         options.schedule = checked(value, "schedule")?;
-        (options.warmup_steps, options.total_steps) = (warmup_steps, total_steps);
-        Ok(())
+        options.set_field("warmup_steps", warmup_steps.into())?;
+        options.set_field("total_steps", total_steps.into())
     });
+}
+
+/// The step that mc_lora_train() ends with at the latest, as where a device trains for a while each day. The schedule is that of the whole
+/// training all the same: the trainer, or one that is resumed from its checkpoint, goes on with a larger number as if it had not ended.
+///
+/// @param options  the options.
+/// @param steps    counted from the trainer's first step; 0 (the default) = as many as the epochs, or the schedule, have.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_max_steps(options: MaybeUninit<&mut mc_train_options>, steps: u64) {
+    set_field(options, "max_steps", steps);
 }
 
 /// Whether a warm-up begins with the learning rate 0, as in the Trainer of transformers: of W steps, step S from 1 then has (S - 1) / W of
@@ -540,10 +542,7 @@ pub unsafe extern "C" fn mc_train_options_set_schedule(
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_warmup_from_zero(options: MaybeUninit<&mut mc_train_options>, value: bool) {
-    set(options, |options| {
-        options.warmup_from_zero = value;
-        Ok(())
-    });
+    set_field(options, "warmup_from_zero", value);
 }
 
 /// How many examples of a dataset are a micro-batch.
@@ -554,10 +553,7 @@ pub unsafe extern "C" fn mc_train_options_set_warmup_from_zero(options: MaybeUni
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_batch_size(options: MaybeUninit<&mut mc_train_options>, value: usize) {
-    set(options, |options| {
-        options.batch_size = value;
-        Ok(())
-    });
+    set_field(options, "batch_size", value);
 }
 
 /// How often mc_lora_train() sees each example.
@@ -568,10 +564,7 @@ pub unsafe extern "C" fn mc_train_options_set_batch_size(options: MaybeUninit<&m
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_epochs(options: MaybeUninit<&mut mc_train_options>, value: usize) {
-    set(options, |options| {
-        options.epochs = value;
-        Ok(())
-    });
+    set_field(options, "epochs", value);
 }
 
 /// The most tokens of an example of a dataset; of a longer one the rest is cut off, which mc_train_event counts.
@@ -582,10 +575,7 @@ pub unsafe extern "C" fn mc_train_options_set_epochs(options: MaybeUninit<&mut m
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_max_length(options: MaybeUninit<&mut mc_train_options>, value: usize) {
-    set(options, |options| {
-        options.max_length = value;
-        Ok(())
-    });
+    set_field(options, "max_length", value);
 }
 
 /// Whether completions and conversations teach the answers alone, and not the prompts before them.
@@ -596,10 +586,7 @@ pub unsafe extern "C" fn mc_train_options_set_max_length(options: MaybeUninit<&m
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_mask_prompt(options: MaybeUninit<&mut mc_train_options>, value: bool) {
-    set(options, |options| {
-        options.mask_prompt = value;
-        Ok(())
-    });
+    set_field(options, "mask_prompt", value);
 }
 
 /// What decides the order of a dataset's examples.
@@ -610,10 +597,7 @@ pub unsafe extern "C" fn mc_train_options_set_mask_prompt(options: MaybeUninit<&
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_seed(options: MaybeUninit<&mut mc_train_options>, seed: u64) {
-    set(options, |options| {
-        options.seed = seed;
-        Ok(())
-    });
+    set_field(options, "seed", seed);
 }
 
 /// A flag that stops every call on a trainer with these options, within one layer of the network; the trainer stays at the last finished

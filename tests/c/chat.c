@@ -130,6 +130,39 @@ static void tools_reach_the_template(void) {
     mc_chat_free(chat);
 }
 
+static void messages_are_counted_removed_and_told(void) {
+    static const char *json = "{\"messages\":[{\"role\":\"user\",\"content\":\"a\\u0000\"},{\"content\":[{\"type\":\"text\",\"text\":\"\\u00e9\"}],"
+                              "\"role\":\"assistant\",\"x\":[1,0.1,18446744073709551615,null]}],\"tools\":[{\"name\":\"f\"}]}";
+    mc_chat *chat = mc_chat_new(), *again = NULL;
+    mc_string *out = NULL, *same = NULL;
+    CHECK(mc_chat_len(chat) == 0);
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "chat: expected a message to remove, found none", mc_chat_remove_last(chat, &err));
+    EXPECT(MC_OK, mc_chat_json(chat, &out, &err));
+    CHECK(strcmp(mc_string_data(out), "{\"messages\":[]}") == 0);
+    mc_string_free(out);
+    EXPECT(MC_OK, mc_chat_add(chat, "user", "abc", 3, &err));
+    EXPECT(MC_OK, mc_chat_add(chat, "assistant", "d", 1, &err));
+    CHECK(mc_chat_len(chat) == 2);
+    EXPECT(MC_OK, mc_chat_remove_last(chat, &err));
+    EXPECT(MC_OK, mc_chat_json(chat, &out, &err));
+    CHECK(mc_chat_len(chat) == 1);
+    CHECK(strcmp(mc_string_data(out), "{\"messages\":[{\"role\":\"user\",\"content\":\"abc\"}]}") == 0);
+    mc_string_free(out);
+    mc_chat_free(chat);
+
+    EXPECT(MC_OK, mc_chat_from_json(json, strlen(json), &chat, &err));
+    EXPECT(MC_OK, mc_chat_json(chat, &out, &err));
+    EXPECT(MC_OK, mc_chat_from_json(mc_string_data(out), mc_string_len(out), &again, &err));
+    EXPECT(MC_OK, mc_chat_json(again, &same, &err));
+    CHECK(mc_chat_len(again) == 2 && strcmp(mc_string_data(out), mc_string_data(same)) == 0);
+    CHECK(strstr(mc_string_data(out), "\"x\":[1,0.1,18446744073709551615,null]") != NULL);
+    CHECK(strstr(mc_string_data(out), "a\\u0000") != NULL && strstr(mc_string_data(out), "\"tools\":[{\"name\":\"f\"}]") != NULL);
+    mc_string_free(out);
+    mc_string_free(same);
+    mc_chat_free(chat);
+    mc_chat_free(again);
+}
+
 int main(int argc, char **argv) {
     begin(argc, argv);
     model = load_model();
@@ -142,6 +175,7 @@ int main(int argc, char **argv) {
     RUN(tools_reach_the_template);
     RUN(the_last_message_can_be_left_open);
     RUN(control_tokens_of_messages_can_be_text);
+    RUN(messages_are_counted_removed_and_told);
     mc_model_free(model);
     return end();
 }

@@ -376,6 +376,30 @@ static void answers_go_on_together_and_tokens_are_scored(void) {
     mc_generate_options_free(options);
 }
 
+static uint64_t memory(const mc_session *session) {
+    uint64_t bytes = 0;
+    EXPECT(MC_OK, mc_session_memory(session, &bytes, &err));
+    return bytes;
+}
+
+static void a_session_says_what_it_takes(void) {
+    mc_session *session = NULL, *fork = NULL;
+    uint32_t tokens[400];
+    for (uint32_t i = 0; i < 400; i++) tokens[i] = i + 5;
+    EXPECT(MC_OK, mc_session_new(model, 0, &session, &err));
+    uint64_t empty = memory(session);
+    EXPECT(MC_OK, mc_session_append_tokens(session, tokens, 10, NULL, &err));
+    uint64_t few = memory(session);
+    EXPECT(MC_OK, mc_session_append_tokens(session, tokens, 400, NULL, &err));
+    uint64_t many = memory(session);
+    /* Keys and values of 410 tokens are 8 layers of heads and values in F32, and room for some more. */
+    CHECK(empty < few && few < many && many > 410 * 4 && many < (uint64_t)64 << 20);
+    EXPECT(MC_OK, mc_session_fork(session, &fork, &err));
+    CHECK(memory(fork) > few && memory(fork) <= many);
+    mc_session_free(session);
+    mc_session_free(fork);
+}
+
 int main(int argc, char **argv) {
     begin(argc, argv);
     model = load_model();
@@ -394,6 +418,7 @@ int main(int argc, char **argv) {
     RUN(a_callback_may_free_its_session);
     RUN(sessions_of_one_model_run_side_by_side);
     RUN(answers_go_on_together_and_tokens_are_scored);
+    RUN(a_session_says_what_it_takes);
     mc_model_free(model);
     return end();
 }

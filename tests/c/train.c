@@ -272,6 +272,68 @@ static void a_checkpoint_goes_on_as_if_nothing_had_been(void) {
     CHECK(rmdir(directory) == 0); /* nothing else was left there */
 }
 
+/* The learning rates of a training, and its last step as each step tells it. */
+struct rates {
+    float of[16];
+    uint64_t count, total;
+};
+
+static int32_t note(void *user_data, const mc_train_event *event) {
+    struct rates *rates = user_data;
+    rates->of[event->step - 1] = event->learning_rate;
+    rates->count++;
+    rates->total = event->total_steps;
+    return MC_CONTINUE;
+}
+
+static void most_steps_end_a_training_and_leave_its_schedule(void) {
+    char directory[] = "/tmp/metal-candle-steps-XXXXXX", path[96];
+    CHECK(mkdtemp(directory) != NULL);
+    mc_dataset *dataset = examples();
+    mc_train_options *options = fast();
+    struct rates all = {{0}, 0, 0}, part = {{0}, 0, 0};
+    mc_train_options_set_epochs(options, 3);
+    mc_train_options_set_schedule(options, MC_SCHEDULE_COSINE, 2, 0);
+    mc_lora_trainer *whole = new_trainer(options), *resumed = NULL;
+    mc_train_options_set_checkpoint(options, directory, 0);
+    mc_train_options_set_max_steps(options, 4); /* in the middle of an epoch */
+    mc_lora_trainer *first = new_trainer(options);
+    EXPECT(MC_OK, mc_lora_train(whole, dataset, NULL, note, &all, &err));
+    CHECK(all.count == 9 && all.total == 9);
+    EXPECT(MC_OK, mc_lora_train(first, dataset, NULL, note, &part, &err));
+    CHECK(part.count == 4 && part.total == 4 && mc_lora_trainer_step_count(first) == 4);
+    EXPECT(MC_OK, mc_lora_train(first, dataset, NULL, note, &part, &err));
+    CHECK(part.count == 4); /* it is at its end */
+    mc_lora_trainer_free(first);
+
+    /* The checkpoint has the number too; with another one the training goes on as if it had not ended. */
+    EXPECT(MC_OK, mc_lora_trainer_resume(model, directory, NULL, &resumed, &err));
+    EXPECT(MC_OK, mc_lora_train(resumed, dataset, NULL, note, &part, &err));
+    CHECK(part.count == 4 && mc_lora_trainer_step_count(resumed) == 4);
+    mc_lora_trainer_free(resumed);
+    mc_train_options_set_max_steps(options, 7);
+    EXPECT(MC_OK, mc_lora_trainer_resume(model, directory, options, &resumed, &err));
+    EXPECT(MC_OK, mc_lora_train(resumed, dataset, NULL, note, &part, &err));
+    CHECK(part.count == 7 && part.total == 7);
+    mc_lora_trainer_free(resumed);
+    mc_train_options_set_max_steps(options, 100); /* more than there are */
+    EXPECT(MC_OK, mc_lora_trainer_resume(model, directory, options, &resumed, &err));
+    EXPECT(MC_OK, mc_lora_train(resumed, dataset, NULL, note, &part, &err));
+    CHECK(part.count == 9 && part.total == 9);
+    for (int i = 0; i < 9; i++) CHECK(part.of[i] == all.of[i]);
+    CHECK(all.of[8] > 0 && all.of[8] < all.of[1] && first_logit(resumed) == first_logit(whole));
+    mc_lora_trainer_free(resumed);
+    mc_lora_trainer_free(whole);
+    mc_train_options_free(options);
+    mc_dataset_free(dataset);
+    static const char *const files[] = {"adapter_config.json", "adapter_model.safetensors", "training_state.safetensors"};
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s/%s", directory, files[i]);
+        CHECK(remove(path) == 0);
+    }
+    CHECK(rmdir(directory) == 0);
+}
+
 static void a_callback_may_free_its_trainer(void) {
     mc_dataset *dataset = examples();
     mc_lora_trainer *trainer = new_trainer(NULL);
@@ -337,6 +399,7 @@ int main(int argc, char **argv) {
     RUN(the_embedding_is_a_target_too);
     RUN(a_training_tells_its_steps_and_goes_on_where_it_was_stopped);
     RUN(a_checkpoint_goes_on_as_if_nothing_had_been);
+    RUN(most_steps_end_a_training_and_leave_its_schedule);
     RUN(a_callback_may_free_its_trainer);
     RUN(a_cancel_leaves_the_trainer_usable);
     RUN(datasets_that_do_not_fit_are_refused);

@@ -106,6 +106,17 @@ class Chat(Handle):
         """Adds a message at the end."""
         check("mc_chat_add", self, role, content)
 
+    def __len__(self) -> int:
+        return int(get("mc_chat_len", self))
+
+    def remove_last(self) -> None:
+        """Removes the last message. Raises `InvalidArgumentError` if there is none."""
+        check("mc_chat_remove_last", self)
+
+    def to_json(self) -> str:
+        """An object with `messages`, and with `tools` if there are any."""
+        return string_of(made("mc_string", "mc_chat_json", self))
+
     def set_tools(self, tools: Optional[Sequence[Mapping[str, Any]]]) -> None:
         """The tools that the model may call, for templates that know tools; None removes them. Raises `FormatError`."""
         check("mc_chat_set_tools_json", self, None if tools is None else json.dumps(list(tools)))

@@ -72,6 +72,8 @@ class LoraConfig(TypedDict, total=False):
     """An adapter to go on with: its rank, alpha and targets are taken, and its weights copied. Default: fresh weights."""
     targets: Sequence[str]
     """Which matrices get a change, as PEFT names them. Default: every matrix of the layers."""
+    json: Optional[str]
+    """Options as JSON, by the names that mc_lora_config_set_json() tells; they count more than those beside it."""
 
 
 class TrainOptions(TypedDict, total=False):
@@ -91,6 +93,8 @@ class TrainOptions(TypedDict, total=False):
     """Steps in which it rises. Default: 0."""
     total_steps: int
     """Where the schedule and the training end; 0 (the default) = with the last epoch."""
+    max_steps: Optional[int]
+    """The step that `Trainer.train()` ends with at the latest, whatever the schedule; 0 (the default) = none."""
     warmup_from_zero: Optional[bool]
     """Whether a warm-up begins with the learning rate 0, as in the Trainer of transformers. Default: False."""
     batch_size: Optional[int]
@@ -119,6 +123,8 @@ class TrainOptions(TypedDict, total=False):
     """How many evaluations in a row may be without a new lowest loss, before the training ends; 0 (the default) = any number."""
     gradient_checkpointing: Optional[bool]
     """Computes layers twice, to keep one of them instead of all. Default: True."""
+    json: Optional[str]
+    """Options as JSON, by the names that mc_train_options_set_json() tells; they count more than those beside it."""
 
 
 def train_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options:
@@ -129,7 +135,7 @@ def train_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options
         "checkpoint": (values.pop("checkpoint_dir", None), values.pop("checkpoint_every", 0)),
         "adam_betas": tuple(values.pop("adam_betas", None) or (None,)),
     }
-    return Options("mc_train_options", values, together)
+    return Options("mc_train_options", values, together).finished()
 
 
 def lora_config(config: Optional[LoraConfig]) -> Options:
@@ -138,7 +144,7 @@ def lora_config(config: Optional[LoraConfig]) -> Options:
     built = Options("mc_lora_config", values)
     for module in targets:
         built.add("target", module)
-    return built
+    return built.finished()
 
 
 class Update(NamedTuple):

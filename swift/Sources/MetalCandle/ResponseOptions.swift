@@ -35,6 +35,10 @@ public struct ResponseOptions: Sendable {
     public var answerFormat: String?
     /// An adapter for this answer, in place of the session's own.
     public var adapter: AttachedAdapter?
+    /// Several adapters at once, in place of ``adapter``: their changes add up.
+    public var adapters: [AttachedAdapter]
+    /// Options as JSON, by the names that `mc_generate_options_set_json` of the C interface tells; they count more than those here.
+    public var json: String?
 
     /// Whether an answer calls tools of its session.
     public enum ToolChoice: Sendable, Hashable {
@@ -76,7 +80,8 @@ public struct ResponseOptions: Sendable {
         maximumTokens: Int? = nil, temperature: Float? = nil, topK: Int? = nil, topP: Float? = nil, minP: Float? = nil,
         repetitionPenalty: RepetitionPenalty? = nil, frequencyPenalty: Float? = nil, presencePenalty: Float? = nil,
         logitBias: [UInt32: Float] = [:], seed: UInt64? = nil, stops: [String] = [], jsonSchema: String? = nil,
-        toolChoice: ToolChoice? = nil, reasoningBudget: Int? = nil, answerFormat: String? = nil, adapter: AttachedAdapter? = nil
+        toolChoice: ToolChoice? = nil, reasoningBudget: Int? = nil, answerFormat: String? = nil, adapter: AttachedAdapter? = nil,
+        json: String? = nil, adapters: [AttachedAdapter] = []
     ) {
         self.maximumTokens = maximumTokens
         self.temperature = temperature
@@ -94,6 +99,8 @@ public struct ResponseOptions: Sendable {
         self.reasoningBudget = reasoningBudget
         self.answerFormat = answerFormat
         self.adapter = adapter
+        self.json = json
+        self.adapters = adapters
     }
 
     func native(_ cancel: CancelFlag) throws -> Handle {
@@ -134,6 +141,11 @@ public struct ResponseOptions: Sendable {
             mc_generate_options_set_answer_format(options, answerFormat)
         }
         if let adapter { mc_generate_options_set_lora(options, adapter.adapter.handle.pointer, adapter.scale) }
+        if !adapters.isEmpty {
+            let loras: [OpaquePointer?] = adapters.map(\.adapter.handle.pointer)
+            mc_generate_options_set_loras(options, loras, adapters.map(\.scale), adapters.count)
+        }
+        json?.withBytes { mc_generate_options_set_json(options, $0, $1) }
         return handle
     }
 }

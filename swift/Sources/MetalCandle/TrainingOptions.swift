@@ -17,11 +17,13 @@ public struct AdapterConfiguration: Sendable {
     public var seed: UInt64
     /// An adapter to go on with: its rank, alpha and targets are taken, whatever is set here.
     public var initial: Adapter?
+    /// Options as JSON, by the names that `mc_lora_config_set_json` of the C interface tells; they count more than those here.
+    public var json: String?
 
     /// Describes an adapter.
     public init(
         rank: Int = 8, alpha: Float = 16, dropout: Float = 0, isRankStabilized: Bool = false, targets: [String] = [], seed: UInt64 = 0,
-        initial: Adapter? = nil
+        initial: Adapter? = nil, json: String? = nil
     ) {
         self.rank = rank
         self.alpha = alpha
@@ -30,6 +32,7 @@ public struct AdapterConfiguration: Sendable {
         self.targets = targets
         self.seed = seed
         self.initial = initial
+        self.json = json
     }
 
     func native() throws -> Handle {
@@ -46,6 +49,7 @@ public struct AdapterConfiguration: Sendable {
             mc_lora_config_add_target(config, target)
         }
         if let initial { mc_lora_config_set_initial(config, initial.handle.pointer) }
+        json?.withBytes { mc_lora_config_set_json(config, $0, $1) }
         return handle
     }
 }
@@ -102,6 +106,8 @@ public struct TrainingOptions: Sendable, Hashable {
     public var warmsUpFromZero: Bool
     /// Where the schedule and the training end; nil = with the last epoch.
     public var totalSteps: Int?
+    /// The step that training ends with at the latest, whatever the schedule; nil = none.
+    public var maximumSteps: Int?
     /// What each step takes off every weight: this times the learning rate; 0 to 1.
     public var weightDecay: Float
     /// How much AdamW's average of the gradient keeps, below 1.
@@ -126,6 +132,8 @@ public struct TrainingOptions: Sendable, Hashable {
     public var patience: Int?
     /// Where checkpoints are written; nil = nowhere.
     public var checkpoints: Checkpoints?
+    /// Options as JSON, by the names that `mc_train_options_set_json` of the C interface tells; they count more than those here.
+    public var json: String?
 
     /// Makes options.
     public init(
@@ -133,7 +141,8 @@ public struct TrainingOptions: Sendable, Hashable {
         learningRate: Float = 2e-4, schedule: Schedule = .constant, warmupSteps: Int = 0, warmsUpFromZero: Bool = false,
         totalSteps: Int? = nil, weightDecay: Float = 0.01, beta1: Float = 0.9, beta2: Float = 0.999, epsilon: Float = 1e-8,
         gradientClip: Float? = 1, gradientCheckpointing: Bool = true, maximumLength: Int? = nil, masksPrompts: Bool = true,
-        seed: UInt64 = 0, validationInterval: Int? = nil, patience: Int? = nil, checkpoints: Checkpoints? = nil
+        seed: UInt64 = 0, validationInterval: Int? = nil, patience: Int? = nil, checkpoints: Checkpoints? = nil, json: String? = nil,
+        maximumSteps: Int? = nil
     ) {
         self.epochs = epochs
         self.batchSize = batchSize
@@ -155,12 +164,15 @@ public struct TrainingOptions: Sendable, Hashable {
         self.seed = seed
         self.validationInterval = validationInterval
         self.patience = patience
+        self.maximumSteps = maximumSteps
         self.checkpoints = checkpoints
+        self.json = json
     }
 
     func native(_ cancel: CancelFlag) throws -> Handle {
         let positive = [
             ("epochs", epochs), ("batchSize", batchSize), ("gradientAccumulation", gradientAccumulation), ("totalSteps", totalSteps),
+            ("maximumSteps", maximumSteps),
             ("maximumLength", maximumLength), ("validationInterval", validationInterval), ("patience", patience),
             ("checkpoints.interval", checkpoints?.interval),
         ]
@@ -177,6 +189,7 @@ public struct TrainingOptions: Sendable, Hashable {
         mc_train_options_set_weighting(options, weighting.native)
         mc_train_options_set_learning_rate(options, learningRate)
         mc_train_options_set_schedule(options, schedule.native, UInt64(warmupSteps), UInt64(totalSteps ?? 0))
+        mc_train_options_set_max_steps(options, UInt64(maximumSteps ?? 0))
         mc_train_options_set_warmup_from_zero(options, warmsUpFromZero)
         mc_train_options_set_weight_decay(options, weightDecay)
         mc_train_options_set_adam_betas(options, beta1, beta2)
@@ -192,6 +205,7 @@ public struct TrainingOptions: Sendable, Hashable {
             let path = try checkpoints.directory.nativePath("checkpoints.directory")
             mc_train_options_set_checkpoint(options, path, UInt64(checkpoints.interval ?? 0))
         }
+        json?.withBytes { mc_train_options_set_json(options, $0, $1) }
         return handle
     }
 }
