@@ -180,7 +180,7 @@ func (m *Model) EncodeChat(chat *Chat, generationPrompt bool) ([]uint32, error) 
 	}
 	var out *C.mc_tokens
 	var object *C.mc_error
-	if err := take(C.mc_chat_encode(model, handle, C.bool(generationPrompt), &out, &object), object); err != nil {
+	if err := take(C.mc_model_encode_chat(model, handle, C.bool(generationPrompt), &out, &object), object); err != nil {
 		return nil, err
 	}
 	return takeTokens(out), nil
@@ -196,7 +196,7 @@ func (m *Model) Render(chat *Chat, generationPrompt bool) (string, error) {
 	}
 	var out *C.mc_string
 	var object *C.mc_error
-	if err := take(C.mc_chat_render(model, handle, C.bool(generationPrompt), &out, &object), object); err != nil {
+	if err := take(C.mc_model_render_chat(model, handle, C.bool(generationPrompt), &out, &object), object); err != nil {
 		return "", err
 	}
 	return takeString(out), nil

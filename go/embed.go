@@ -144,7 +144,7 @@ func (m *Model) EmbedDim(options *EmbedOptions) int {
 	if c.err != nil {
 		return 0
 	}
-	return int(C.mc_embed_dim(handle, o))
+	return int(C.mc_model_embed_dim(handle, o))
 }
 
 // Similarity is how the model's vectors are meant to be compared.
@@ -154,7 +154,7 @@ func (m *Model) Similarity() Similarity {
 		return Similarity(C.MC_SIMILARITY_NONE)
 	}
 	defer m.ref.release()
-	return Similarity(C.mc_embed_similarity(handle))
+	return Similarity(C.mc_model_similarity(handle))
 }
 
 // Embed turns a text into a vector of length [Model.EmbedDim].
@@ -199,7 +199,7 @@ func (m *Model) embed(ctx context.Context, options *EmbedOptions, n int,
 		return Vectors{}, c.err
 	}
 	// One value where the options are wrong, for which there is no length: the call then says what is wrong.
-	dim := max(int(C.mc_embed_dim(handle, o)), 1)
+	dim := max(int(C.mc_model_embed_dim(handle, o)), 1)
 	vectors := Vectors{dim, make([]float32, n*dim)}
 	object := c.failure()
 	var status C.mc_status

@@ -97,7 +97,7 @@ func ask(t testing.TB, s *mc.Session, question string) string {
 }
 
 func greedy(maxTokens int) *mc.GenerateOptions {
-	return &mc.GenerateOptions{Temperature: mc.Ptr[float32](0), MaxTokens: maxTokens}
+	return &mc.GenerateOptions{Temperature: mc.Ptr[float64](0), MaxTokens: maxTokens}
 }
 
 func TestErrorsHaveAStatusAMessageAndCauses(t *testing.T) {
@@ -119,7 +119,7 @@ func TestTextWithANULAndNegativeSizesAreErrorsThatNameTheField(t *testing.T) {
 	wantIs(t, err, mc.ErrInvalidArgument, "max_tokens", "-1")
 	_, err = coder(t).NewSession(-5)
 	wantIs(t, err, mc.ErrInvalidArgument, "max_context")
-	_, err = coder(t).Generate(ctx, "x", &mc.GenerateOptions{TopP: mc.Ptr[float32](7)})
+	_, err = coder(t).Generate(ctx, "x", &mc.GenerateOptions{TopP: mc.Ptr[float64](7)})
 	wantIs(t, err, mc.ErrInvalidArgument, "top_p", "7")
 }
 
@@ -369,8 +369,8 @@ func TestChatsRenderWithToolsVariablesAndATemplateOfTheirOwn(t *testing.T) {
 }
 
 func TestGenerateAndStreamGiveTheSame(t *testing.T) {
-	options := &mc.GenerateOptions{MaxTokens: 12, Temperature: mc.Ptr[float32](0.8), TopK: mc.Ptr(20), TopP: mc.Ptr[float32](0.9), MinP: mc.Ptr[float32](0.01),
-		RepetitionPenalty: mc.Ptr[float32](1.1), RepetitionLastN: 16, FrequencyPenalty: 0.1, PresencePenalty: 0.1, LogitBias: map[uint32]float32{5: float32(math.Inf(-1))},
+	options := &mc.GenerateOptions{MaxTokens: 12, Temperature: mc.Ptr[float64](0.8), TopK: mc.Ptr(20), TopP: mc.Ptr[float64](0.9), MinP: mc.Ptr[float64](0.01),
+		RepetitionPenalty: mc.Ptr[float64](1.1), RepetitionLastN: 16, FrequencyPenalty: 0.1, PresencePenalty: 0.1, LogitBias: map[uint32]float32{5: float32(math.Inf(-1))},
 		Seed: mc.Ptr[uint64](7), IgnoreEOS: true, PrefillChunk: 2}
 	var stages []mc.Progress
 	options.PrefillProgress = func(p mc.Progress) error { stages = append(stages, p); return nil }
@@ -408,7 +408,7 @@ func TestStopTextsAndSchemasEndAnswers(t *testing.T) {
 	defer chat.Close()
 	check(t, chat.Add("user", question))
 	check(t, s.SetChat(ctx, chat))
-	answer := must(s.Generate(ctx, &mc.GenerateOptions{Temperature: mc.Ptr[float32](0), Stop: []string{" element"}}))(t)
+	answer := must(s.Generate(ctx, &mc.GenerateOptions{Temperature: mc.Ptr[float64](0), Stop: []string{" element"}}))(t)
 	if answer.Text != "Appends an" || answer.FinishReason != mc.FinishStopText {
 		t.Fatalf("%+v", answer)
 	}
@@ -801,9 +801,9 @@ func TestTrainingMakesAnAdapterThatAnswers(t *testing.T) {
 		t.Fatal(eval.Len(), data.Len())
 	}
 	directory := filepath.Join(t.TempDir(), "checkpoint")
-	config := &mc.LoRAConfig{Rank: 4, Alpha: mc.Ptr[float32](8), Dropout: 0.1, RSLoRA: true, Seed: 3, Targets: []string{"q_proj", "up_proj"}}
-	options := &mc.TrainOptions{LearningRate: mc.Ptr[float32](1e-3), WeightDecay: mc.Ptr[float32](0), Beta1: mc.Ptr[float32](0.8), Epsilon: mc.Ptr[float32](1e-7),
-		CheckpointDir: directory, CheckpointEvery: 2, EvalEvery: 2, Patience: 100, GradientCheckpointing: mc.Ptr(false), GradClip: mc.Ptr[float32](0),
+	config := &mc.LoRAConfig{Rank: 4, Alpha: mc.Ptr[float64](8), Dropout: 0.1, RSLoRA: true, Seed: 3, Targets: []string{"q_proj", "up_proj"}}
+	options := &mc.TrainOptions{LearningRate: mc.Ptr[float64](1e-3), WeightDecay: mc.Ptr[float64](0), Beta1: mc.Ptr[float64](0.8), Epsilon: mc.Ptr[float64](1e-7),
+		CheckpointDir: directory, CheckpointEvery: 2, EvalEvery: 2, Patience: 100, GradientCheckpointing: mc.Ptr(false), GradClip: mc.Ptr[float64](0),
 		GradAccumulation: 2, Weighting: mc.WeightingTokens, Schedule: mc.ScheduleCosine, WarmupSteps: 1, TotalSteps: 4, WarmupFromZero: true, BatchSize: 2,
 		Epochs: 2, MaxLength: 256, MaskPrompt: mc.Ptr(true), Seed: 5}
 	if must(model.EstimateTrainMemory(config, options))(t) == 0 {
@@ -917,7 +917,7 @@ func TestAdaptersAttachScaleMergeAndAreRemoved(t *testing.T) {
 func train(t testing.TB, model *mc.Model, steps uint64) *mc.Adapter {
 	data := must(mc.LoadDataset(facts))(t)
 	defer data.Close()
-	trainer := must(model.NewTrainer(nil, &mc.TrainOptions{LearningRate: mc.Ptr[float32](5e-3), Epochs: 100, TotalSteps: steps}))(t)
+	trainer := must(model.NewTrainer(nil, &mc.TrainOptions{LearningRate: mc.Ptr[float64](5e-3), Epochs: 100, TotalSteps: steps}))(t)
 	defer trainer.Close()
 	check(t, trainer.Train(ctx, data, nil, nil))
 	adapter := must(trainer.Adapter())(t)
@@ -938,7 +938,7 @@ func TestGGUFFilesLoadAndAreSaved(t *testing.T) {
 }
 
 func TestMicroBatchesOfTokens(t *testing.T) {
-	trainer := must(coder(t).NewTrainer(nil, &mc.TrainOptions{LearningRate: mc.Ptr[float32](1e-2)}))(t)
+	trainer := must(coder(t).NewTrainer(nil, &mc.TrainOptions{LearningRate: mc.Ptr[float64](1e-2)}))(t)
 	defer trainer.Close()
 	batch := []mc.Sequence{{Tokens: []uint32{5, 6, 7, 8}}, {Tokens: []uint32{9, 10, 11}, Targets: []bool{false, true, false}}}
 	before := must(trainer.EvalBatch(ctx, batch))(t)

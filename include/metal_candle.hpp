@@ -321,7 +321,7 @@ public:
               [&](auto out, auto err) { return mc_device_new(kind, index, out, err); })) {}
 
     static std::size_t count(mc_device_kind kind) noexcept { return mc_device_count(kind); }
-    mc_device_kind kind() const noexcept { return mc_device_get_kind(get()); }
+    mc_device_kind kind() const noexcept { return mc_device_kind_of(get()); }
     std::string name() const { return mc_device_name(get()); }
 
     struct memory_bytes {
@@ -560,13 +560,13 @@ struct rerank_options {
 /** How an answer is made: mc_generate_options. Sampling that is not set is as the model's generation_config.json says. */
 struct generate_options {
     std::optional<std::size_t> max_tokens;
-    std::optional<float> temperature;
+    std::optional<double> temperature;
     std::optional<std::size_t> top_k;
-    std::optional<float> top_p, min_p;
-    std::optional<float> repetition_penalty;
+    std::optional<double> top_p, min_p;
+    std::optional<double> repetition_penalty;
     /** Of the last so many tokens; 0 = all. */
     std::size_t repetition_last_n = 0;
-    std::optional<float> frequency_penalty, presence_penalty;
+    std::optional<double> frequency_penalty, presence_penalty;
     std::vector<std::pair<std::uint32_t, float>> logit_bias;
     std::optional<std::uint64_t> seed;
     std::vector<std::string> stop;
@@ -634,7 +634,7 @@ public:
     std::size_t hidden_size() const noexcept { return mc_model_hidden_size(get()); }
     std::size_t layer_count() const noexcept { return mc_model_layer_count(get()); }
     std::uint64_t parameter_count() const noexcept { return mc_model_parameter_count(get()); }
-    mc_dtype dtype() const noexcept { return mc_model_get_dtype(get()); }
+    mc_dtype dtype() const noexcept { return mc_model_dtype(get()); }
     bool supports(mc_capability capability) const noexcept { return mc_model_supports(get(), capability); }
     std::string config_json() const {
         return detail::string_of([&](auto out, auto err) { return mc_model_config_json(get(), out, err); });
@@ -654,12 +654,12 @@ public:
     /** A conversation as the model's template writes it. */
     std::string render(const chat &messages, bool add_generation_prompt = true) const {
         return detail::string_of(
-            [&](auto out, auto err) { return mc_chat_render(get(), messages.get(), add_generation_prompt, out, err); });
+            [&](auto out, auto err) { return mc_model_render_chat(get(), messages.get(), add_generation_prompt, out, err); });
     }
     /** The same as token ids, which is how a session takes it. */
     std::vector<std::uint32_t> encode(const chat &messages, bool add_generation_prompt = true) const {
         return detail::tokens_of(
-            [&](auto out, auto err) { return mc_chat_encode(get(), messages.get(), add_generation_prompt, out, err); });
+            [&](auto out, auto err) { return mc_model_encode_chat(get(), messages.get(), add_generation_prompt, out, err); });
     }
 
     /** Answers a prompt. */
@@ -673,7 +673,7 @@ public:
     inline std::vector<float> embed(std::string_view text, const embed_options &options = {}) const;
     /** (texts, embed_dim), one vector behind the other. */
     inline std::vector<float> embed(const std::vector<std::string_view> &texts, const embed_options &options = {}) const;
-    mc_similarity similarity() const noexcept { return mc_embed_similarity(get()); }
+    mc_similarity similarity() const noexcept { return mc_model_similarity(get()); }
     /** How well each document answers the query, of a reranker. */
     inline std::vector<float> rerank(std::string_view query, const std::vector<std::string_view> &documents,
                                      const rerank_options &options = {}) const;
@@ -734,7 +734,7 @@ private:
 
 inline model model::merged(const lora &adapter, float scale) const {
     return model(detail::make<mc_model, mc_model_free>(
-        [&](auto out, auto err) { return mc_lora_merge(get(), adapter.get(), scale, out, err); }));
+        [&](auto out, auto err) { return mc_model_merge(get(), adapter.get(), scale, out, err); }));
 }
 
 namespace detail {
@@ -865,7 +865,7 @@ inline generation model::generate(std::string_view prompt, const generate_option
 
 inline std::size_t model::embed_dim(const embed_options &options) const {
     detail::progress_bridge none{progress_callback()};
-    return mc_embed_dim(get(), detail::to_c(options, none).get());
+    return mc_model_embed_dim(get(), detail::to_c(options, none).get());
 }
 
 inline std::vector<float> model::embed(std::string_view text, const embed_options &options) const {
@@ -1176,7 +1176,7 @@ private:
 /** The shape of a new adapter: mc_lora_config. */
 struct lora_config {
     std::optional<std::size_t> rank;
-    std::optional<float> alpha, dropout;
+    std::optional<double> alpha, dropout;
     std::optional<bool> rslora;
     std::optional<std::uint64_t> seed;
     /** Names of modules, such as "q_proj"; none = the default ones. */
@@ -1189,8 +1189,8 @@ struct lora_config {
 
 /** How an adapter is trained: mc_train_options. */
 struct train_options {
-    std::optional<float> learning_rate, weight_decay, adam_epsilon, grad_clip;
-    std::optional<std::pair<float, float>> adam_betas;
+    std::optional<double> learning_rate, weight_decay, adam_epsilon, grad_clip;
+    std::optional<std::pair<double, double>> adam_betas;
     std::optional<std::size_t> batch_size, epochs, max_length, grad_accumulation;
     std::optional<mc_weighting> weighting;
     struct learning_rate_schedule {
@@ -1278,7 +1278,7 @@ public:
     static std::uint64_t estimate_memory(const model &base, const lora_config &config = {}, const train_options &options = {}) {
         std::uint64_t bytes = 0;
         detail::run([&](auto err) {
-            return mc_lora_estimate_memory(base.get(), detail::to_c(config).get(), detail::to_c(options).get(), &bytes, err);
+            return mc_model_estimate_training_memory(base.get(), detail::to_c(config).get(), detail::to_c(options).get(), &bytes, err);
         });
         return bytes;
     }
@@ -1287,7 +1287,7 @@ public:
     template <class F> void train(const dataset &data, const dataset *eval, F &&on_step) {
         detail::callback<mc_train_event, detail::train_event_of, std::remove_reference_t<F>> steps(on_step);
         detail::outcome outcome;
-        mc_status status = mc_lora_train(get(), data.get(), eval ? eval->get() : nullptr, &steps.call, &steps, outcome.out());
+        mc_status status = mc_lora_trainer_train(get(), data.get(), eval ? eval->get() : nullptr, &steps.call, &steps, outcome.out());
         steps.rethrow();
         outcome.expect(status);
     }
@@ -1295,9 +1295,9 @@ public:
         train(data, eval, [](const mc_train_event &) {});
     }
     /** One step on these sequences; the loss. */
-    float step(const token_batch &batch) { return step_by(mc_lora_train_step, batch); }
+    float step(const token_batch &batch) { return step_by(mc_lora_trainer_train_step, batch); }
     /** The loss alone. */
-    float evaluate(const token_batch &batch) { return step_by(mc_lora_eval_step, batch); }
+    float evaluate(const token_batch &batch) { return step_by(mc_lora_trainer_eval_step, batch); }
 
     std::uint64_t step_count() const noexcept { return mc_lora_trainer_step_count(get()); }
     struct update {

@@ -70,6 +70,7 @@ enum Parameter {
     Callback(usize),
     Word(u64),
     Float(f32),
+    Double(f64),
 }
 
 /// What a function returns, and so what it returns when it cannot do its work.
@@ -154,7 +155,7 @@ fn table() -> Vec<Function> {
 
         mc_device_count(YES) Zero;
         mc_device_new(YES, Word(0), Out(Device), Err) Status;
-        mc_device_get_kind(Handle(Device)) Zero;
+        mc_device_kind_of(Handle(Device)) Zero;
         mc_device_name(Handle(Device)) Empty;
         mc_device_memory(Handle(Device), Number, Number, Err) Status;
         mc_device_synchronize(Handle(Device), Err) Status;
@@ -164,16 +165,16 @@ fn table() -> Vec<Function> {
 
         mc_model_options_new() New(ModelOptions);
         mc_model_options_set_json(Handle(ModelOptions), MaybeText(c"{\"exact\": true}"), Word(15)) Nothing;
-        mc_model_options_set_device(Handle(ModelOptions), Handle(Device)) Nothing;
+        mc_model_options_set_device(Handle(ModelOptions), Maybe(Device)) Nothing;
         mc_model_options_set_dtype(Handle(ModelOptions), YES) Nothing;
         mc_model_options_set_tokenizer_path(Handle(ModelOptions), MaybeText(c"tokenizer.json")) Nothing;
         mc_model_options_set_quantization(Handle(ModelOptions), MaybeText(c"q8_0")) Nothing;
         mc_model_options_set_exact(Handle(ModelOptions), YES) Nothing;
         mc_model_options_set_kv_cache(Handle(ModelOptions), MaybeText(c"q8_0")) Nothing;
         mc_model_options_set_max_context(Handle(ModelOptions), TEN) Nothing;
-        mc_model_options_set_file(Handle(ModelOptions), Text(c"model.gguf")) Nothing;
-        mc_model_options_set_hub_cache_dir(Handle(ModelOptions), Text(c"cache")) Nothing;
-        mc_model_options_set_hub_revision(Handle(ModelOptions), Text(c"main")) Nothing;
+        mc_model_options_set_file(Handle(ModelOptions), MaybeText(c"model.gguf")) Nothing;
+        mc_model_options_set_hub_cache_dir(Handle(ModelOptions), MaybeText(c"cache")) Nothing;
+        mc_model_options_set_hub_revision(Handle(ModelOptions), MaybeText(c"main")) Nothing;
         mc_model_options_set_hub_token(Handle(ModelOptions), MaybeText(c"token")) Nothing;
         mc_model_options_set_offline(Handle(ModelOptions), YES) Nothing;
         mc_model_options_set_cancel(Handle(ModelOptions), Maybe(Cancel)) Nothing;
@@ -194,7 +195,7 @@ fn table() -> Vec<Function> {
         mc_model_hidden_size(Handle(Model)) Zero;
         mc_model_layer_count(Handle(Model)) Zero;
         mc_model_parameter_count(Handle(Model)) Zero;
-        mc_model_get_dtype(Handle(Model)) Zero;
+        mc_model_dtype(Handle(Model)) Zero;
         mc_model_supports(Handle(Model), YES) Zero;
         mc_model_config_json(Handle(Model), Out(String), Err) Status;
         mc_model_backend_json(Handle(Model), Out(String), Err) Status;
@@ -225,8 +226,8 @@ fn table() -> Vec<Function> {
         mc_chat_set_time(Handle(Chat), TEN) Nothing;
         mc_chat_set_continue_final_message(Handle(Chat), YES) Nothing;
         mc_chat_set_control_tokens(Handle(Chat), Word(0), Err) Status;
-        mc_chat_render(Handle(Model), Handle(Chat), YES, Out(String), Err) Status;
-        mc_chat_encode(Handle(Model), Handle(Chat), YES, Out(Tokens), Err) Status;
+        mc_model_render_chat(Handle(Model), Handle(Chat), YES, Out(String), Err) Status;
+        mc_model_encode_chat(Handle(Model), Handle(Chat), YES, Out(Tokens), Err) Status;
         mc_chat_free(Freed(Chat)) Nothing;
 
         mc_lora_load(Handle(Model), AdapterPath, Out(Lora), Err) Status;
@@ -237,18 +238,18 @@ fn table() -> Vec<Function> {
         mc_lora_alpha(Handle(Lora)) Zero;
         mc_lora_parameter_count(Handle(Lora)) Zero;
         mc_lora_config_json(Handle(Lora), Out(String), Err) Status;
-        mc_lora_merge(Handle(Model), Handle(Lora), Float(0.5), Out(Model), Err) Status;
+        mc_model_merge(Handle(Model), Handle(Lora), Float(0.5), Out(Model), Err) Status;
 
         mc_generate_options_new() New(GenerateOptions);
         mc_generate_options_set_json(Handle(GenerateOptions), MaybeText(c"{\"top_k\": 10}"), Word(13)) Nothing;
         mc_generate_options_set_max_tokens(Handle(GenerateOptions), TEN) Nothing;
-        mc_generate_options_set_temperature(Handle(GenerateOptions), Float(0.5)) Nothing;
+        mc_generate_options_set_temperature(Handle(GenerateOptions), Double(0.5)) Nothing;
         mc_generate_options_set_top_k(Handle(GenerateOptions), TEN) Nothing;
-        mc_generate_options_set_top_p(Handle(GenerateOptions), Float(0.5)) Nothing;
-        mc_generate_options_set_min_p(Handle(GenerateOptions), Float(0.5)) Nothing;
-        mc_generate_options_set_repetition_penalty(Handle(GenerateOptions), Float(1.5), TEN) Nothing;
-        mc_generate_options_set_frequency_penalty(Handle(GenerateOptions), Float(0.5)) Nothing;
-        mc_generate_options_set_presence_penalty(Handle(GenerateOptions), Float(0.5)) Nothing;
+        mc_generate_options_set_top_p(Handle(GenerateOptions), Double(0.5)) Nothing;
+        mc_generate_options_set_min_p(Handle(GenerateOptions), Double(0.5)) Nothing;
+        mc_generate_options_set_repetition_penalty(Handle(GenerateOptions), Double(1.5), TEN) Nothing;
+        mc_generate_options_set_frequency_penalty(Handle(GenerateOptions), Double(0.5)) Nothing;
+        mc_generate_options_set_presence_penalty(Handle(GenerateOptions), Double(0.5)) Nothing;
         mc_generate_options_add_logit_bias(Handle(GenerateOptions), TEN, Float(0.5)) Nothing;
         mc_generate_options_set_seed(Handle(GenerateOptions), TEN) Nothing;
         mc_generate_options_set_ignore_eos(Handle(GenerateOptions), YES) Nothing;
@@ -320,8 +321,8 @@ fn table() -> Vec<Function> {
         mc_embed_options_set_cancel(Handle(EmbedOptions), Maybe(Cancel)) Nothing;
         mc_embed_options_set_progress(Handle(EmbedOptions), Callback(continue_progress as *const () as usize), Callback(8)) Nothing;
         mc_embed_options_free(Freed(EmbedOptions)) Nothing;
-        mc_embed_dim(Handle(Model), Maybe(EmbedOptions)) Zero;
-        mc_embed_similarity(Handle(Model)) Zero;
+        mc_model_embed_dim(Handle(Model), Maybe(EmbedOptions)) Zero;
+        mc_model_similarity(Handle(Model)) Zero;
         mc_embed(Handle(Model), MaybeText(c"fn main() {"), TEN, Maybe(EmbedOptions), Floats, Word(WIDTH), Err) Status;
         mc_embed_batch(Handle(Model), Texts(c"fn main() {"), Callback(0), YES, Maybe(EmbedOptions), Floats, Word(WIDTH), Err) Status;
 
@@ -348,8 +349,8 @@ fn table() -> Vec<Function> {
         mc_lora_config_new() New(LoraConfig);
         mc_lora_config_set_json(Handle(LoraConfig), MaybeText(c"{\"rank\": 4}"), Word(11)) Nothing;
         mc_lora_config_set_rank(Handle(LoraConfig), TEN) Nothing;
-        mc_lora_config_set_alpha(Handle(LoraConfig), Float(0.5)) Nothing;
-        mc_lora_config_set_dropout(Handle(LoraConfig), Float(0.5)) Nothing;
+        mc_lora_config_set_alpha(Handle(LoraConfig), Double(0.5)) Nothing;
+        mc_lora_config_set_dropout(Handle(LoraConfig), Double(0.5)) Nothing;
         mc_lora_config_set_initial(Handle(LoraConfig), Maybe(Lora)) Nothing;
         mc_lora_config_set_rslora(Handle(LoraConfig), YES) Nothing;
         mc_lora_config_set_seed(Handle(LoraConfig), TEN) Nothing;
@@ -357,15 +358,15 @@ fn table() -> Vec<Function> {
         mc_lora_config_free(Freed(LoraConfig)) Nothing;
         mc_train_options_new() New(TrainOptions);
         mc_train_options_set_json(Handle(TrainOptions), MaybeText(c"{\"epochs\": 2}"), Word(13)) Nothing;
-        mc_train_options_set_learning_rate(Handle(TrainOptions), Float(0.5)) Nothing;
-        mc_train_options_set_weight_decay(Handle(TrainOptions), Float(0.5)) Nothing;
-        mc_train_options_set_adam_betas(Handle(TrainOptions), Float(0.5), Float(0.5)) Nothing;
-        mc_train_options_set_adam_epsilon(Handle(TrainOptions), Float(0.5)) Nothing;
+        mc_train_options_set_learning_rate(Handle(TrainOptions), Double(0.5)) Nothing;
+        mc_train_options_set_weight_decay(Handle(TrainOptions), Double(0.5)) Nothing;
+        mc_train_options_set_adam_betas(Handle(TrainOptions), Double(0.5), Double(0.5)) Nothing;
+        mc_train_options_set_adam_epsilon(Handle(TrainOptions), Double(0.5)) Nothing;
         mc_train_options_set_checkpoint(Handle(TrainOptions), MaybeText(c"checkpoint"), TEN) Nothing;
         mc_train_options_set_eval_every(Handle(TrainOptions), TEN) Nothing;
         mc_train_options_set_patience(Handle(TrainOptions), TEN) Nothing;
         mc_train_options_set_gradient_checkpointing(Handle(TrainOptions), YES) Nothing;
-        mc_train_options_set_grad_clip(Handle(TrainOptions), Float(0.5)) Nothing;
+        mc_train_options_set_grad_clip(Handle(TrainOptions), Double(0.5)) Nothing;
         mc_train_options_set_grad_accumulation(Handle(TrainOptions), TEN) Nothing;
         mc_train_options_set_weighting(Handle(TrainOptions), YES) Nothing;
         mc_train_options_set_schedule(Handle(TrainOptions), YES, TEN, TEN) Nothing;
@@ -378,12 +379,12 @@ fn table() -> Vec<Function> {
         mc_train_options_set_seed(Handle(TrainOptions), TEN) Nothing;
         mc_train_options_set_cancel(Handle(TrainOptions), Maybe(Cancel)) Nothing;
         mc_train_options_free(Freed(TrainOptions)) Nothing;
-        mc_lora_estimate_memory(Handle(Model), Maybe(LoraConfig), Maybe(TrainOptions), Number, Err) Status;
+        mc_model_estimate_training_memory(Handle(Model), Maybe(LoraConfig), Maybe(TrainOptions), Number, Err) Status;
         mc_lora_trainer_new(Handle(Model), Maybe(LoraConfig), Maybe(TrainOptions), Out(LoraTrainer), Err) Status;
         mc_lora_trainer_resume(Handle(Model), CheckpointPath, Maybe(TrainOptions), Out(LoraTrainer), Err) Status;
-        mc_lora_train_step(Handle(LoraTrainer), Floats, Callback(0), Sizes(&[0, 3]), YES, Number, Err) Status;
-        mc_lora_eval_step(Handle(LoraTrainer), Floats, Callback(0), Sizes(&[0, 3]), YES, Number, Err) Status;
-        mc_lora_train(Handle(LoraTrainer), Handle(Dataset), Maybe(Dataset), Callback(stop_training as *const () as usize), Callback(8), Err) Status;
+        mc_lora_trainer_train_step(Handle(LoraTrainer), Floats, Callback(0), Sizes(&[0, 3]), YES, Number, Err) Status;
+        mc_lora_trainer_eval_step(Handle(LoraTrainer), Floats, Callback(0), Sizes(&[0, 3]), YES, Number, Err) Status;
+        mc_lora_trainer_train(Handle(LoraTrainer), Handle(Dataset), Maybe(Dataset), Callback(stop_training as *const () as usize), Callback(8), Err) Status;
         mc_lora_trainer_step_count(Handle(LoraTrainer)) Zero;
         mc_lora_trainer_last_update(Handle(LoraTrainer), Number, Number, Number, Err) Status;
         mc_lora_trainer_adapter(Handle(LoraTrainer), Out(Lora), Err) Status;
@@ -465,6 +466,7 @@ impl Arguments {
                 Parameter::Callback(address) => address as u64,
                 Parameter::Word(word) => word,
                 Parameter::Float(value) => value.to_bits().into(),
+                Parameter::Double(value) => value.to_bits(),
             });
         }
         Self { words, handles, places, _floats: floats }
@@ -647,7 +649,7 @@ fn null_is_refused_or_means_nothing() {
                 | Parameter::Number
                 | Parameter::Floats
                 | Parameter::Texts(_) => Failure::Argument,
-                Parameter::Word(_) | Parameter::Float(_) => continue,
+                Parameter::Word(_) | Parameter::Float(_) | Parameter::Double(_) => continue,
                 _ => Failure::None,
             };
             let mut arguments = Arguments::good(function);

@@ -143,7 +143,7 @@ fn header_compiles_without_warnings_as_c_and_cpp() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("metal_candle.h"), header()).unwrap();
     let program =
-        "#include <metal_candle.h>\n#include <metal_candle.h>\nint main(void) { return MC_ABI_VERSION == 1 ? 0 : 1; }\n";
+        "#include <metal_candle.h>\n#include <metal_candle.h>\nint main(void) { return MC_ABI_VERSION == 2 ? 0 : 1; }\n";
     let mut compiled = 0;
     for (compiler, extension, standards) in [
         ("gcc", "c", ["c99", "c11", "c17"].as_slice()),

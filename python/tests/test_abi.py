@@ -136,7 +136,7 @@ class Abi(Case):
             _native.check("mc_generate_stream", model, "fn", options, token, None, None)
         trainer, dataset = mc.Trainer(model, total_steps=1), mc.Dataset.load_jsonl(FACTS)
         step = _abi.TrainFn(lambda _, event: remember(event.contents))
-        _native.check("mc_lora_train", trainer, dataset, None, step, None)
+        _native.check("mc_lora_trainer_train", trainer, dataset, None, step, None)
         self.assertEqual(sizes, {struct: ctypes.sizeof(struct) for struct in (_abi._ProgressEvent, _abi._TokenEvent, _abi._TrainEvent)})
 
     def test_the_generated_module_is_that_of_the_header(self) -> None:

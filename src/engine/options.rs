@@ -373,6 +373,7 @@ slot!(u64, of => Value::Whole(*of), Value::Whole(value) => value);
 // The range is within that of the type.
 slot!(usize, of => Value::Whole(*of as u64), Value::Whole(value) => value as usize);
 slot!(f64, of => Value::Number(*of), Value::Number(value) => value);
+// 0.7 becomes the F32 nearest to it, which is what 0.7f is: what is computed in F32 has the bits that a float would have given.
 slot!(f32, of => Value::Number(written(*of)), Value::Number(value) => value as f32);
 slot!(String, of => Value::Text(of.clone()), Value::Text(value) => value);
 slot!(Vec<String>, of => Value::Texts(of.clone()), Value::Texts(value) => value);
@@ -406,9 +407,9 @@ impl From<u64> for Value {
     }
 }
 
-impl From<f32> for Value {
-    fn from(value: f32) -> Self {
-        Self::Number(written(value))
+impl From<f64> for Value {
+    fn from(value: f64) -> Self {
+        Self::Number(value)
     }
 }
 

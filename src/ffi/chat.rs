@@ -252,7 +252,7 @@ pub unsafe extern "C" fn mc_chat_set_time(chat: MaybeUninit<&mut mc_chat>, unix_
 ///
 /// @param chat       the conversation; ignored while another call uses it.
 /// @param continues  default: false. With true a prompt has no generation prompt: mc_session_set_chat() makes it without one, and
-///                   mc_chat_render() and mc_chat_encode() must be called so.
+///                   mc_model_render_chat() and mc_model_encode_chat() must be called so.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
@@ -271,7 +271,7 @@ pub unsafe extern "C" fn mc_chat_set_continue_final_message(chat: MaybeUninit<&m
 ///
 /// @param chat            the conversation.
 /// @param control_tokens  default: MC_CONTROL_TOKENS. With MC_CONTROL_TEXT no text means the same as the conversation: sessions
-///                        take it as it is, mc_chat_encode() gives its ids, mc_chat_render() and training refuse it.
+///                        take it as it is, mc_model_encode_chat() gives its ids, mc_model_render_chat() and training refuse it.
 /// @param err             NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT; MC_ERROR_BUSY; MC_ERROR_POISONED.
 ///
@@ -306,7 +306,7 @@ pub unsafe extern "C" fn mc_chat_set_control_tokens(
 /// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn mc_chat_render(
+pub unsafe extern "C" fn mc_model_render_chat(
     model: MaybeUninit<&mc_model>,
     chat: MaybeUninit<&mc_chat>,
     add_generation_prompt: bool,
@@ -341,7 +341,7 @@ pub unsafe extern "C" fn mc_chat_render(
 /// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn mc_chat_encode(
+pub unsafe extern "C" fn mc_model_encode_chat(
     model: MaybeUninit<&mc_model>,
     chat: MaybeUninit<&mc_chat>,
     add_generation_prompt: bool,

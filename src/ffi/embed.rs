@@ -140,9 +140,10 @@ fn set_field(options: MaybeUninit<&mut mc_embed_options>, name: &str, value: imp
 /// `batch_size`: numbers. `prompt_name`, `prefix`: texts, each in place of the other. What is a handle or a callback has its setter alone.
 ///
 /// @param options   the options.
-/// @param json      an object, UTF-8, such as `{"dimensions": 256, "prompt_name": "query"}`; a member that is null has its default again. Bad values are what is no such
-///                  object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands in an object twice or is none
-///                  of these, and a value of another type or out of its setter's range. NULL = all of these have their defaults again.
+/// @param json      an object, UTF-8, such as `{"dimensions": 256, "prompt_name": "query"}`; a member that is null has its default again.
+///                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
+///                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
+///                  have their defaults again.
 /// @param json_len  bytes.
 ///
 /// Threads: any, exclusive.
@@ -348,7 +349,7 @@ fn embed_options(options: *const mc_embed_options) -> Result<HostEmbedOptions> {
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_embed_dim(model: MaybeUninit<&mc_model>, options: *const mc_embed_options) -> usize {
+pub unsafe extern "C" fn mc_model_embed_dim(model: MaybeUninit<&mc_model>, options: *const mc_embed_options) -> usize {
     guard_or(0, || model.get("model")?.model.embedding_dim(&embed_options(options)?.embed))
 }
 
@@ -360,7 +361,7 @@ pub unsafe extern "C" fn mc_embed_dim(model: MaybeUninit<&mc_model>, options: *c
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_embed_similarity(model: MaybeUninit<&mc_model>) -> mc_similarity {
+pub unsafe extern "C" fn mc_model_similarity(model: MaybeUninit<&mc_model>) -> mc_similarity {
     guard_or(mc_similarity::MC_SIMILARITY_NONE, || Ok(model.get("model")?.model.similarity().into()))
 }
 
@@ -371,7 +372,7 @@ pub unsafe extern "C" fn mc_embed_similarity(model: MaybeUninit<&mc_model>) -> m
 /// @param text_len  bytes.
 /// @param options   the options, or NULL.
 /// @param out       receives `out_len` numbers.
-/// @param out_len   mc_embed_dim().
+/// @param out_len   mc_model_embed_dim().
 /// @param err       NULL, or receives the error.
 /// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for another `out_len` and for options out of their range;
 ///         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_MISMATCH for an adapter of another model;
@@ -399,8 +400,8 @@ pub unsafe extern "C" fn mc_embed(
 /// @param text_lens  the bytes of each text; a text of 0 bytes may be NULL. NULL = all texts end with a NUL.
 /// @param texts_len  texts; may be 0.
 /// @param options    the options, or NULL.
-/// @param out        receives one vector after another, in the order of the texts: (texts_len, mc_embed_dim()).
-/// @param out_len    texts_len * mc_embed_dim().
+/// @param out        receives one vector after another, in the order of the texts: (texts_len, mc_model_embed_dim()).
+/// @param out_len    texts_len * mc_model_embed_dim().
 /// @param err        NULL, or receives the error.
 /// @return as mc_embed(); MC_ERROR_INVALID_UTF8 names the text by its index.
 ///
@@ -447,7 +448,7 @@ fn embed(
 /// For each query the `k` nearest documents, the nearest first; of equally near ones the earlier. Every document is compared; the
 /// work is spread over all threads.
 ///
-/// @param similarity     how to compare; mc_embed_similarity().
+/// @param similarity     how to compare; mc_model_similarity().
 /// @param queries        vectors: (queries_len, dim), one after another.
 /// @param queries_len    queries; may be 0.
 /// @param documents      vectors: (documents_len, dim), one after another.

@@ -204,9 +204,10 @@ fn set_field(options: MaybeUninit<&mut mc_generate_options>, name: &str, value: 
 /// setter alone.
 ///
 /// @param options   the options.
-/// @param json      an object, UTF-8, such as `{"max_tokens": 200, "temperature": 0.7, "stop": ["\n\n"]}`; a member that is null has its default again. Bad values are what is no such
-///                  object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands in an object twice or is none
-///                  of these, and a value of another type or out of its setter's range. NULL = all of these have their defaults again.
+/// @param json      an object, UTF-8, such as `{"max_tokens": 200, "temperature": 0.7, "stop": ["\n\n"]}`; a member that is null has its
+///                  default again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a
+///                  name that stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL
+///                  = all of these have their defaults again.
 /// @param json_len  bytes.
 ///
 /// Threads: any, exclusive.
@@ -237,7 +238,7 @@ pub unsafe extern "C" fn mc_generate_options_set_max_tokens(options: MaybeUninit
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_temperature(options: MaybeUninit<&mut mc_generate_options>, value: f32) {
+pub unsafe extern "C" fn mc_generate_options_set_temperature(options: MaybeUninit<&mut mc_generate_options>, value: f64) {
     set_field(options, "temperature", value);
 }
 
@@ -259,7 +260,7 @@ pub unsafe extern "C" fn mc_generate_options_set_top_k(options: MaybeUninit<&mut
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_top_p(options: MaybeUninit<&mut mc_generate_options>, value: f32) {
+pub unsafe extern "C" fn mc_generate_options_set_top_p(options: MaybeUninit<&mut mc_generate_options>, value: f64) {
     set_field(options, "top_p", value);
 }
 
@@ -270,7 +271,7 @@ pub unsafe extern "C" fn mc_generate_options_set_top_p(options: MaybeUninit<&mut
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_min_p(options: MaybeUninit<&mut mc_generate_options>, value: f32) {
+pub unsafe extern "C" fn mc_generate_options_set_min_p(options: MaybeUninit<&mut mc_generate_options>, value: f64) {
     set_field(options, "min_p", value);
 }
 
@@ -284,7 +285,7 @@ pub unsafe extern "C" fn mc_generate_options_set_min_p(options: MaybeUninit<&mut
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_repetition_penalty(
     options: MaybeUninit<&mut mc_generate_options>,
-    penalty: f32,
+    penalty: f64,
     last_n: usize,
 ) {
     set(options, |generate| {
@@ -300,7 +301,7 @@ pub unsafe extern "C" fn mc_generate_options_set_repetition_penalty(
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_frequency_penalty(options: MaybeUninit<&mut mc_generate_options>, value: f32) {
+pub unsafe extern "C" fn mc_generate_options_set_frequency_penalty(options: MaybeUninit<&mut mc_generate_options>, value: f64) {
     set_field(options, "frequency_penalty", value);
 }
 
@@ -311,7 +312,7 @@ pub unsafe extern "C" fn mc_generate_options_set_frequency_penalty(options: Mayb
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_presence_penalty(options: MaybeUninit<&mut mc_generate_options>, value: f32) {
+pub unsafe extern "C" fn mc_generate_options_set_presence_penalty(options: MaybeUninit<&mut mc_generate_options>, value: f64) {
     set_field(options, "presence_penalty", value);
 }
 

@@ -15,7 +15,7 @@ use crate::{Device, set_threads, threads};
 
 /// The version of the binary interface that this header describes; compare it with mc_abi_version(). It is part of the
 /// shared library's name and changes only when a program must be compiled again.
-pub const MC_ABI_VERSION: u32 = 1;
+pub const MC_ABI_VERSION: u32 = 2;
 
 /// What a callback returns to stop the call that it runs in; so does every value but MC_CONTINUE.
 pub const MC_STOP: i32 = 0;

@@ -208,13 +208,14 @@ fn set_field(options: MaybeUninit<&mut mc_model_options>, name: &str, value: imp
 
 /// Sets options from JSON, each as its setter does, in the order in which they are written.
 ///
-/// `dtype`: "f32", "f16" or "bf16". `tokenizer_path`, `quantization`, `kv_cache`, `file`, `hub_cache_dir`, `hub_revision`, `hub_token`: texts.
-/// `exact`, `offline`: true or false. `max_context`: a number. What is a handle or a callback has its setter alone.
+/// `dtype`: "f32", "f16" or "bf16". `tokenizer_path`, `quantization`, `kv_cache`, `file`, `hub_cache_dir`, `hub_revision`, `hub_token`:
+/// texts. `exact`, `offline`: true or false. `max_context`: a number. What is a handle or a callback has its setter alone.
 ///
 /// @param options   the options.
-/// @param json      an object, UTF-8, such as `{"quantization": "q4_k_m", "max_context": 8192}`; a member that is null has its default again. Bad values are what is no such
-///                  object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands in an object twice or is none
-///                  of these, and a value of another type or out of its setter's range. NULL = all of these have their defaults again.
+/// @param json      an object, UTF-8, such as `{"quantization": "q4_k_m", "max_context": 8192}`; a member that is null has its default
+///                  again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that
+///                  stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of
+///                  these have their defaults again.
 /// @param json_len  bytes.
 ///
 /// Threads: any, exclusive.
@@ -230,16 +231,13 @@ pub unsafe extern "C" fn mc_model_options_set_json(
 /// Where the model runs.
 ///
 /// @param options  the options.
-/// @param device   the device; the options keep it alive. Default: the best device, as MC_DEVICE_AUTO.
+/// @param device   the device; the options keep it alive. NULL (the default) = the best one, as MC_DEVICE_AUTO.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_device(
-    options: MaybeUninit<&mut mc_model_options>,
-    device: MaybeUninit<&mc_device>,
-) {
+pub unsafe extern "C" fn mc_model_options_set_device(options: MaybeUninit<&mut mc_model_options>, device: *const mc_device) {
     set(options, |load| {
-        load.device = Some(device.get("device")?.device.clone());
+        load.device = optional(device, "device")?.map(|device| device.device.clone());
         Ok(())
     });
 }
@@ -359,41 +357,35 @@ pub unsafe extern "C" fn mc_model_options_set_max_context(options: MaybeUninit<&
 /// Where mc_model_load_hub() keeps what it downloads.
 ///
 /// @param options  the options.
-/// @param value    a directory, in the layout of Hugging Face's own cache. Default: theirs, in the home directory.
+/// @param value    a directory, in the layout of Hugging Face's own cache. NULL (the default) = theirs, in the home directory.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_hub_cache_dir(
-    options: MaybeUninit<&mut mc_model_options>,
-    value: MaybeUninit<&c_char>,
-) {
-    set(options, |load| load.set_field("hub_cache_dir", Some(text::name(&value, "hub_cache_dir")?).into()));
+pub unsafe extern "C" fn mc_model_options_set_hub_cache_dir(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
+    set(options, |load| load.set_field("hub_cache_dir", optional_name(value, "hub_cache_dir")?.into()));
 }
 
 /// Which GGUF file is loaded of a directory or a repository that has several.
 ///
 /// @param options  the options.
-/// @param value    its name, "model-Q4_K_M.gguf"; that of the first part of a split model. Default: the safetensors, or the one GGUF
-///                 file there is; of several in a repository the one whose name says Q4_K_M.
+/// @param value    its name, "model-Q4_K_M.gguf"; that of the first part of a split model. NULL (the default) = the safetensors, or the one
+///                 GGUF file there is; of several in a repository the one whose name says Q4_K_M.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_file(options: MaybeUninit<&mut mc_model_options>, value: MaybeUninit<&c_char>) {
-    set(options, |load| load.set_field("file", Some(text::name(&value, "file")?).into()));
+pub unsafe extern "C" fn mc_model_options_set_file(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
+    set(options, |load| load.set_field("file", optional_name(value, "file")?.into()));
 }
 
 /// Which revision of a repository mc_model_load_hub() loads.
 ///
 /// @param options  the options.
-/// @param value    a branch, tag or commit. Default: "main".
+/// @param value    a branch, tag or commit. NULL (the default) = "main".
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_hub_revision(
-    options: MaybeUninit<&mut mc_model_options>,
-    value: MaybeUninit<&c_char>,
-) {
-    set(options, |load| load.set_field("hub_revision", Some(text::name(&value, "hub_revision")?).into()));
+pub unsafe extern "C" fn mc_model_options_set_hub_revision(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
+    set(options, |load| load.set_field("hub_revision", optional_name(value, "hub_revision")?.into()));
 }
 
 /// The access token for private and gated repositories.
@@ -574,7 +566,7 @@ pub unsafe extern "C" fn mc_model_load_hub(
 
 /// Writes a model as a directory in the layout of the Hub, which this library and transformers load: model.safetensors, config.json,
 /// the tokenizer's files, and the settings of sentence-transformers where there are any. So a model that adapters were merged into
-/// (mc_lora_merge()) is kept.
+/// (mc_model_merge()) is kept.
 ///
 /// Tensors have the bytes of the files that the model was loaded from, which must still be there; matrices that adapters were merged
 /// into are F32. Quantised matrices are written as the numbers that they stand for, in F32 or `format`; what the model was quantised
@@ -784,7 +776,7 @@ pub unsafe extern "C" fn mc_model_parameter_count(model: MaybeUninit<&mc_model>)
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_get_dtype(model: MaybeUninit<&mc_model>) -> mc_dtype {
+pub unsafe extern "C" fn mc_model_dtype(model: MaybeUninit<&mc_model>) -> mc_dtype {
     guard_or(mc_dtype::MC_DTYPE_DEFAULT, || Ok(model.get("model")?.model.dtype().into()))
 }
 

@@ -76,13 +76,14 @@ fn set_field(options: MaybeUninit<&mut mc_rerank_options>, name: &str, value: im
 
 /// Sets options from JSON, each as its setter does, in the order in which they are written.
 ///
-/// `activation`: "identity" or "sigmoid". `max_length`, `batch_size`: numbers. `prompt_name`, `prompt`: texts, each in place of the other. A
-/// flag that cancels has its setter alone.
+/// `activation`: "identity" or "sigmoid". `max_length`, `batch_size`: numbers. `prompt_name`, `prompt`: texts, each in place of the other.
+/// A flag that cancels has its setter alone.
 ///
 /// @param options   the options.
-/// @param json      an object, UTF-8, such as `{"max_length": 512, "activation": "identity"}`; a member that is null has its default again. Bad values are what is no such
-///                  object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands in an object twice or is none
-///                  of these, and a value of another type or out of its setter's range. NULL = all of these have their defaults again.
+/// @param json      an object, UTF-8, such as `{"max_length": 512, "activation": "identity"}`; a member that is null has its default again.
+///                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
+///                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
+///                  have their defaults again.
 /// @param json_len  bytes.
 ///
 /// Threads: any, exclusive.

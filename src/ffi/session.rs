@@ -139,7 +139,8 @@ pub unsafe extern "C" fn mc_session_fork(
 /// @param text_len  bytes.
 /// @param cancel    a flag that stops the call; NULL = none.
 /// @param err       NULL, or receives the error.
-/// @return MC_OK; MC_CANCELLED or MC_ERROR_SUSPENDED (the session holds what was evaluated, see mc_session_position());
+/// @return MC_OK; MC_CANCELLED or MC_ERROR_SUSPENDED (the session holds what was evaluated, see mc_session_position(), and knows that it
+///         is not all: an answer is refused until the rest is appended, a prompt set, or mc_session_truncate() called);
 ///         MC_ERROR_OUT_OF_MEMORY or MC_ERROR_DEVICE (it holds what it held, and computes that again); MC_ERROR_CONTEXT_FULL
 ///         (nothing was changed); MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_BUSY;
 ///         MC_ERROR_POISONED.
@@ -217,7 +218,7 @@ pub unsafe extern "C" fn mc_session_set_prompt(
 /// @param chat     the conversation.
 /// @param cancel   a flag that stops the call; NULL = none.
 /// @param err      NULL, or receives the error.
-/// @return as mc_session_append() and mc_chat_render(); MC_ERROR_BUSY if either is in use.
+/// @return as mc_session_append() and mc_model_render_chat(); MC_ERROR_BUSY if either is in use.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
@@ -248,8 +249,8 @@ pub unsafe extern "C" fn mc_session_set_chat(
 /// @param out        NULL, or receives one reference, with MC_CANCELLED too (the partial answer); free it with
 ///                   mc_generation_free().
 /// @param err        NULL, or receives the error.
-/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for an empty session; MC_ERROR_BUSY; MC_ERROR_POISONED;
-///         MC_ERROR_CONTEXT_FULL; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for an empty session, and for half a prompt, whose evaluation was
+///         stopped; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_CONTEXT_FULL; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
 ///
 /// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]
@@ -276,7 +277,7 @@ pub unsafe extern "C" fn mc_session_generate_stream(
 /// @param session  the session; not empty.
 /// @param options  how to generate, copied; NULL = the defaults. `prefill_progress` is not used.
 /// @param err      NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session and while another answer is begun; MC_ERROR_BUSY;
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session, for half a prompt, and while another answer is begun; MC_ERROR_BUSY;
 ///         MC_ERROR_POISONED.
 ///
 /// Threads: any, exclusive.

@@ -1,8 +1,8 @@
 //! Training of LoRA adapters: the model stays as it is, and what is trained is an adapter of it.
 //!
-//! A trainer takes a dataset (mc_lora_train()), or micro-batches of tokens, one call each (mc_lora_train_step()). It stops at any
-//! micro-batch, and goes on from a checkpoint (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has trained so
-//! far is an adapter like any other (mc_lora_trainer_adapter()), to attach to sessions while training goes on.
+//! A trainer takes a dataset (mc_lora_trainer_train()), or micro-batches of tokens, one call each (mc_lora_trainer_train_step()). It stops
+//! at any micro-batch, and goes on from a checkpoint (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has
+//! trained so far is an adapter like any other (mc_lora_trainer_adapter()), to attach to sessions while training goes on.
 //!
 //! @code
 //! mc_lora_trainer *trainer = NULL;
@@ -10,7 +10,7 @@
 //! mc_lora *lora = NULL;
 //! if (mc_dataset_load_jsonl("examples.jsonl", &dataset, &error) == MC_OK &&
 //!     mc_lora_trainer_new(model, NULL, NULL, &trainer, &error) == MC_OK &&
-//!     mc_lora_train(trainer, dataset, NULL, NULL, NULL, &error) == MC_OK &&
+//!     mc_lora_trainer_train(trainer, dataset, NULL, NULL, NULL, &error) == MC_OK &&
 //!     mc_lora_trainer_adapter(trainer, &lora, &error) == MC_OK) {
 //!   mc_lora_save(lora, "adapter", &error);
 //! }
@@ -61,7 +61,7 @@ pub enum mc_weighting {
     MC_WEIGHTING_FORCE32 = 0x7fff_ffff,
 }
 
-/// One finished step of mc_lora_train(). Fields are only ever added at the end.
+/// One finished step of mc_lora_trainer_train(). Fields are only ever added at the end.
 #[repr(C)]
 pub struct mc_train_event {
     /// Bytes of this struct as the library knows it.
@@ -95,7 +95,7 @@ pub struct mc_train_event {
     pub is_best: bool,
 }
 
-/// Receives each step of a training. Called on the thread of mc_lora_train(), before it returns.
+/// Receives each step of a training. Called on the thread of mc_lora_trainer_train(), before it returns.
 ///
 /// @param user_data  what was given with the callback.
 /// @param event      the step; valid during the call.
@@ -204,9 +204,10 @@ fn configure_field(config: MaybeUninit<&mut mc_lora_config>, name: &str, value: 
 /// adapter has its setter alone.
 ///
 /// @param config    the description.
-/// @param json      an object, UTF-8, such as `{"rank": 16, "targets": ["q_proj", "v_proj"]}`; a member that is null has its default again. Bad values are what is no such
-///                  object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands in an object twice or is none
-///                  of these, and a value of another type or out of its setter's range. NULL = all of these have their defaults again.
+/// @param json      an object, UTF-8, such as `{"rank": 16, "targets": ["q_proj", "v_proj"]}`; a member that is null has its default again.
+///                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
+///                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
+///                  have their defaults again.
 /// @param json_len  bytes.
 ///
 /// Threads: any, exclusive.
@@ -233,7 +234,7 @@ pub unsafe extern "C" fn mc_lora_config_set_rank(config: MaybeUninit<&mut mc_lor
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_lora_config_set_alpha(config: MaybeUninit<&mut mc_lora_config>, value: f32) {
+pub unsafe extern "C" fn mc_lora_config_set_alpha(config: MaybeUninit<&mut mc_lora_config>, value: f64) {
     configure_field(config, "alpha", value);
 }
 
@@ -244,7 +245,7 @@ pub unsafe extern "C" fn mc_lora_config_set_alpha(config: MaybeUninit<&mut mc_lo
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_lora_config_set_dropout(config: MaybeUninit<&mut mc_lora_config>, value: f32) {
+pub unsafe extern "C" fn mc_lora_config_set_dropout(config: MaybeUninit<&mut mc_lora_config>, value: f64) {
     configure_field(config, "dropout", value);
 }
 
@@ -337,14 +338,15 @@ fn set_field(options: MaybeUninit<&mut mc_train_options>, name: &str, value: imp
 /// Sets options from JSON, each as its setter does, in the order in which they are written.
 ///
 /// `learning_rate`, `weight_decay`, `beta1`, `beta2`, `epsilon`, `grad_clip`, `grad_accumulation`, `warmup_steps`, `total_steps`,
-/// `max_steps`, `batch_size`, `epochs`, `max_length`, `seed`, `checkpoint_every`, `eval_every`, `patience`: numbers. `schedule`: "constant", "linear" or
-/// "cosine". `weighting`: "micro_batches" or "tokens". `warmup_from_zero`, `mask_prompt`, `gradient_checkpointing`: true or false.
-/// `checkpoint`: a directory. A flag that cancels has its setter alone.
+/// `max_steps`, `batch_size`, `epochs`, `max_length`, `seed`, `checkpoint_every`, `eval_every`, `patience`: numbers. `schedule`:
+/// "constant", "linear" or "cosine". `weighting`: "micro_batches" or "tokens". `warmup_from_zero`, `mask_prompt`, `gradient_checkpointing`:
+/// true or false. `checkpoint`: a directory. A flag that cancels has its setter alone.
 ///
 /// @param options   the options.
-/// @param json      an object, UTF-8, such as `{"epochs": 3, "learning_rate": 1e-4, "schedule": "cosine"}`; a member that is null has its default again. Bad values are what is no such
-///                  object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands in an object twice or is none
-///                  of these, and a value of another type or out of its setter's range. NULL = all of these have their defaults again.
+/// @param json      an object, UTF-8, such as `{"epochs": 3, "learning_rate": 1e-4, "schedule": "cosine"}`; a member that is null has its
+///                  default again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a
+///                  name that stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL
+///                  = all of these have their defaults again.
 /// @param json_len  bytes.
 ///
 /// Threads: any, exclusive.
@@ -364,7 +366,7 @@ pub unsafe extern "C" fn mc_train_options_set_json(
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_learning_rate(options: MaybeUninit<&mut mc_train_options>, value: f32) {
+pub unsafe extern "C" fn mc_train_options_set_learning_rate(options: MaybeUninit<&mut mc_train_options>, value: f64) {
     set_field(options, "learning_rate", value);
 }
 
@@ -375,7 +377,7 @@ pub unsafe extern "C" fn mc_train_options_set_learning_rate(options: MaybeUninit
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_weight_decay(options: MaybeUninit<&mut mc_train_options>, value: f32) {
+pub unsafe extern "C" fn mc_train_options_set_weight_decay(options: MaybeUninit<&mut mc_train_options>, value: f64) {
     set_field(options, "weight_decay", value);
 }
 
@@ -387,7 +389,7 @@ pub unsafe extern "C" fn mc_train_options_set_weight_decay(options: MaybeUninit<
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_adam_betas(options: MaybeUninit<&mut mc_train_options>, beta1: f32, beta2: f32) {
+pub unsafe extern "C" fn mc_train_options_set_adam_betas(options: MaybeUninit<&mut mc_train_options>, beta1: f64, beta2: f64) {
     set(options, |options| {
         options.set_field("beta1", beta1.into())?;
         options.set_field("beta2", beta2.into())
@@ -401,15 +403,16 @@ pub unsafe extern "C" fn mc_train_options_set_adam_betas(options: MaybeUninit<&m
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_adam_epsilon(options: MaybeUninit<&mut mc_train_options>, value: f32) {
+pub unsafe extern "C" fn mc_train_options_set_adam_epsilon(options: MaybeUninit<&mut mc_train_options>, value: f64) {
     set_field(options, "epsilon", value);
 }
 
-/// Where mc_lora_train() writes checkpoints, for mc_lora_trainer_resume(); each replaces the one before. The directory is also the adapter
-/// in PEFT's format, and its folder "best" the adapter with the lowest loss of those that were evaluated.
+/// Where mc_lora_trainer_train() writes checkpoints, for mc_lora_trainer_resume(); each replaces the one before. The directory is also the
+/// adapter in PEFT's format, and its folder "best" the adapter with the lowest loss of those that were evaluated.
 ///
 /// @param options      the options.
-/// @param dir          the directory; it is made if it does not exist. NULL (the default) = none are written.
+/// @param dir          the directory; it is made if it does not exist, and tried before a training begins: MC_ERROR_IO or
+///                     MC_ERROR_NOT_FOUND if nothing can be written there. NULL (the default) = none are written.
 /// @param every_steps  steps between two checkpoints; there is one at the end in any case. 0 = only that one.
 ///
 /// Threads: any, exclusive.
@@ -425,7 +428,7 @@ pub unsafe extern "C" fn mc_train_options_set_checkpoint(
     });
 }
 
-/// How often mc_lora_train() evaluates its evaluation dataset.
+/// How often mc_lora_trainer_train() evaluates its evaluation dataset.
 ///
 /// @param options  the options.
 /// @param steps    steps between two evaluations; there is one at the end in any case. 0 (the default) = only that one.
@@ -436,7 +439,7 @@ pub unsafe extern "C" fn mc_train_options_set_eval_every(options: MaybeUninit<&m
     set_field(options, "eval_every", steps);
 }
 
-/// Ends mc_lora_train() early, when evaluations find nothing better any more.
+/// Ends mc_lora_trainer_train() early, when evaluations find nothing better any more.
 ///
 /// @param options      the options.
 /// @param evaluations  how many in a row may be without a new lowest loss; 0 (the default) = any number.
@@ -466,7 +469,7 @@ pub unsafe extern "C" fn mc_train_options_set_gradient_checkpointing(options: Ma
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_grad_clip(options: MaybeUninit<&mut mc_train_options>, value: f32) {
+pub unsafe extern "C" fn mc_train_options_set_grad_clip(options: MaybeUninit<&mut mc_train_options>, value: f64) {
     set_field(options, "grad_clip", value);
 }
 
@@ -503,8 +506,8 @@ pub unsafe extern "C" fn mc_train_options_set_weighting(
 /// @param options       the options.
 /// @param value         what it does behind the warm-up. Default: MC_SCHEDULE_CONSTANT.
 /// @param warmup_steps  steps in which it rises: of W, step S from 1 has S / W of it. Default: 0.
-/// @param total_steps   where the schedule ends, and with it mc_lora_train(). 0 (the default) = with the last epoch; for
-///                      mc_lora_train_step(), which knows of no epochs, a schedule that falls needs a number.
+/// @param total_steps   where the schedule ends, and with it mc_lora_trainer_train(). 0 (the default) = with the last epoch; for
+///                      mc_lora_trainer_train_step(), which knows of no epochs, a schedule that falls needs a number.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
@@ -521,8 +524,9 @@ pub unsafe extern "C" fn mc_train_options_set_schedule(
     });
 }
 
-/// The step that mc_lora_train() ends with at the latest, as where a device trains for a while each day. The schedule is that of the whole
-/// training all the same: the trainer, or one that is resumed from its checkpoint, goes on with a larger number as if it had not ended.
+/// The step that mc_lora_trainer_train() ends with at the latest, as where a device trains for a while each day. The schedule is that of
+/// the whole training all the same: the trainer, or one that is resumed from its checkpoint, goes on with a larger number as if it had not
+/// ended.
 ///
 /// @param options  the options.
 /// @param steps    counted from the trainer's first step; 0 (the default) = as many as the epochs, or the schedule, have.
@@ -556,7 +560,7 @@ pub unsafe extern "C" fn mc_train_options_set_batch_size(options: MaybeUninit<&m
     set_field(options, "batch_size", value);
 }
 
-/// How often mc_lora_train() sees each example.
+/// How often mc_lora_trainer_train() sees each example.
 ///
 /// @param options  the options.
 /// @param value    at least 1. Default: 1.
@@ -646,7 +650,7 @@ fn train_options(options: *const mc_train_options) -> Result<Option<TrainOptions
 /// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn mc_lora_estimate_memory(
+pub unsafe extern "C" fn mc_model_estimate_training_memory(
     model: MaybeUninit<&mc_model>,
     config: *const mc_lora_config,
     options: *const mc_train_options,
@@ -693,7 +697,7 @@ pub unsafe extern "C" fn mc_lora_trainer_new(
     })
 }
 
-/// Goes on where mc_lora_trainer_save() or mc_lora_train() has left off. With the same data the results are, on the CPU, those of a
+/// Goes on where mc_lora_trainer_save() or mc_lora_trainer_train() has left off. With the same data the results are, on the CPU, those of a
 /// training without an interruption, bit for bit. Unfinished files of a process that was killed are removed from the directory.
 ///
 /// @param model           the model that the checkpoint was trained on.
@@ -764,7 +768,7 @@ fn arrays<'a>(
 /// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn mc_lora_train_step(
+pub unsafe extern "C" fn mc_lora_trainer_train_step(
     trainer: MaybeUninit<&mut mc_lora_trainer>,
     tokens: MaybeUninit<&u32>,
     loss_mask: *const u8,
@@ -787,18 +791,18 @@ pub unsafe extern "C" fn mc_lora_train_step(
 /// The loss of one micro-batch with the weights as they are; changes nothing.
 ///
 /// @param trainer    the trainer.
-/// @param tokens     as mc_lora_train_step().
-/// @param loss_mask  as mc_lora_train_step().
-/// @param offsets    as mc_lora_train_step().
+/// @param tokens     as mc_lora_trainer_train_step().
+/// @param loss_mask  as mc_lora_trainer_train_step().
+/// @param offsets    as mc_lora_trainer_train_step().
 /// @param sequences  how many sequences; at least 1.
 /// @param loss       receives the mean cross entropy of the target tokens, in nats.
 /// @param err        NULL, or receives the error.
-/// @return as mc_lora_train_step().
+/// @return as mc_lora_trainer_train_step().
 ///
 /// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn mc_lora_eval_step(
+pub unsafe extern "C" fn mc_lora_trainer_eval_step(
     trainer: MaybeUninit<&mut mc_lora_trainer>,
     tokens: MaybeUninit<&u32>,
     loss_mask: *const u8,
@@ -840,7 +844,7 @@ pub unsafe extern "C" fn mc_lora_eval_step(
 /// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn mc_lora_train(
+pub unsafe extern "C" fn mc_lora_trainer_train(
     trainer: MaybeUninit<&mut mc_lora_trainer>,
     train: MaybeUninit<&mc_dataset>,
     eval: *const mc_dataset,
@@ -863,7 +867,7 @@ pub unsafe extern "C" fn mc_lora_train(
     })
 }
 
-/// How many steps of the optimizer are finished; never MC_ERROR_BUSY, and during mc_lora_train() as of the last step.
+/// How many steps of the optimizer are finished; never MC_ERROR_BUSY, and during mc_lora_trainer_train() as of the last step.
 ///
 /// @param trainer  the trainer.
 ///
@@ -873,7 +877,7 @@ pub unsafe extern "C" fn mc_lora_trainer_step_count(trainer: MaybeUninit<&mc_lor
     guard_or(0, || Ok(trainer.lend("trainer")?.steps.load(Ordering::Relaxed)))
 }
 
-/// What the last step of the optimizer did: whether mc_lora_train_step() made one shows in `step`.
+/// What the last step of the optimizer did: whether mc_lora_trainer_train_step() made one shows in `step`.
 ///
 /// @param trainer        the trainer.
 /// @param step           receives its number, from 1; 0 if there was none yet, the other two are then 0 as well.

@@ -6,7 +6,7 @@ static mc_model *model;
 /* The prompt of a conversation must be exactly this. */
 static void expect_render(const mc_chat *chat, bool add_generation_prompt, const char *expected) {
     mc_string *prompt = NULL;
-    EXPECT(MC_OK, mc_chat_render(model, chat, add_generation_prompt, &prompt, &err));
+    EXPECT(MC_OK, mc_model_render_chat(model, chat, add_generation_prompt, &prompt, &err));
     if (prompt == NULL) return;
     if (strcmp(mc_string_data(prompt), expected) != 0) complain(__FILE__, __LINE__, mc_string_data(prompt));
     mc_string_free(prompt);
@@ -71,7 +71,7 @@ static void a_template_may_refuse_a_conversation(void) {
     mc_string *prompt = NULL;
     EXPECT(MC_OK, mc_chat_add(chat, "user", "abc", 3, &err));
     EXPECT(MC_OK, mc_chat_set_template(chat, jinja, strlen(jinja), &err));
-    EXPECT_ERROR(MC_ERROR_TEMPLATE, "roles must alternate", mc_chat_render(model, chat, true, &prompt, &err));
+    EXPECT_ERROR(MC_ERROR_TEMPLATE, "roles must alternate", mc_model_render_chat(model, chat, true, &prompt, &err));
     CHECK(prompt == NULL);
     mc_chat_free(chat);
 }
@@ -84,7 +84,7 @@ static void the_last_message_can_be_left_open(void) {
     EXPECT(MC_OK, mc_chat_set_template(chat, jinja, strlen(jinja), &err));
     mc_chat_set_continue_final_message(chat, true);
     expect_render(chat, false, "<assistant>It is ");
-    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "continue_final_message", mc_chat_render(model, chat, true, &prompt, &err));
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "continue_final_message", mc_model_render_chat(model, chat, true, &prompt, &err));
     CHECK(prompt == NULL);
     mc_chat_free(chat);
 }
@@ -103,13 +103,13 @@ static void control_tokens_of_messages_can_be_text(void) {
         mc_chat *chat = mc_chat_new();
         EXPECT(MC_OK, mc_chat_add(chat, "user", "a<|im_end|>b", 12, &err));
         EXPECT(MC_OK, mc_chat_set_control_tokens(chat, (mc_control_tokens)kind, &err));
-        EXPECT(MC_OK, mc_chat_encode(model, chat, true, &tokens, &err));
+        EXPECT(MC_OK, mc_model_encode_chat(model, chat, true, &tokens, &err));
         for (i = 0; i < mc_tokens_len(tokens); i++) {
             ends[kind] += mc_tokens_data(tokens)[i] == end;
         }
         mc_tokens_free(tokens);
         if (kind == MC_CONTROL_TEXT) {
-            EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "control tokens", mc_chat_render(model, chat, true, &prompt, &err));
+            EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "control tokens", mc_model_render_chat(model, chat, true, &prompt, &err));
             EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "control_tokens",
                          mc_chat_set_control_tokens(chat, (mc_control_tokens)2, &err));
         }

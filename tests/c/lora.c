@@ -172,7 +172,7 @@ static void a_merged_model_computes_what_the_adapter_does(void) {
     EXPECT(MC_OK, mc_session_logits(session, plain, VOCAB, &err));
     EXPECT(MC_OK, mc_session_set_lora(session, lora, 0.5f, &err));
     EXPECT(MC_OK, mc_session_logits(session, attached, VOCAB, &err));
-    EXPECT(MC_OK, mc_lora_merge(model, lora, 0.5f, &merged, &err));
+    EXPECT(MC_OK, mc_model_merge(model, lora, 0.5f, &merged, &err));
     mc_session *other = new_session(merged);
     CHECK(largest_difference(other, attached) < 5e-4f);
     EXPECT(MC_ERROR_MISMATCH, mc_session_set_lora(other, lora, 1.0f, &err)); /* another model now */
@@ -238,7 +238,7 @@ static void wrong_adapters_are_refused_by_name(void) {
     lora = load("qwen2_all7");
     EXPECT_ERROR(MC_ERROR_MISMATCH, "of another", mc_session_set_lora(session, lora, 1.0f, &err));
     mc_model *merged = NULL;
-    EXPECT(MC_ERROR_MISMATCH, mc_lora_merge(other, lora, 1.0f, &merged, &err));
+    EXPECT(MC_ERROR_MISMATCH, mc_model_merge(other, lora, 1.0f, &merged, &err));
     CHECK(merged == NULL);
     mc_model_free(other);
     mc_session_free(session);

@@ -67,7 +67,7 @@ static void bad_json_is_remembered_with_the_field(void) {
     /* The first bad value is the one. */
     mc_generate_options *options = mc_generate_options_new();
     mc_generation *generation = NULL;
-    mc_generate_options_set_top_p(options, 7.0f);
+    mc_generate_options_set_top_p(options, 7.0);
     SET(generate_options, options, "{\"top_p\": 0.5}");
     EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "top_p: expected above 0, up to 1, found 7",
                  mc_generate(model, "fn", 2, options, &generation, &err));
@@ -124,9 +124,9 @@ static void embeddings_and_scores_take_json(void) {
     float score;
     const char *texts[] = {"fn"};
     SET(embed_options, options, "{\"dimensions\": 5, \"pooling\": \"mean\", \"normalize\": true, \"prefix\": \"\"}");
-    CHECK(mc_embed_dim(model, options) == 5);
+    CHECK(mc_model_embed_dim(model, options) == 5);
     SET(embed_options, options, "{\"dimensions\": null}");
-    CHECK(mc_embed_dim(model, options) == mc_model_hidden_size(model));
+    CHECK(mc_model_embed_dim(model, options) == mc_model_hidden_size(model));
     SET(rerank_options, ranking, "{\"activation\": \"softmax\"}");
     EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "activation: expected one of identity, sigmoid, found \"softmax\"",
                  mc_rerank(model, "fn", 2, texts, NULL, 1, ranking, &score, 1, &err));

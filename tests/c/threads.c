@@ -108,9 +108,9 @@ static struct results compute(void) {
     EXPECT(MC_OK, mc_session_append(session, PROMPT, strlen(PROMPT), NULL, &err));
     EXPECT(MC_OK, mc_session_logits(session, results.logits, VOCAB, &err));
     mc_session_free(session);
-    EXPECT(MC_OK, mc_embed(model, PROMPT, strlen(PROMPT), NULL, results.vector, mc_embed_dim(model, NULL), &err));
+    EXPECT(MC_OK, mc_embed(model, PROMPT, strlen(PROMPT), NULL, results.vector, mc_model_embed_dim(model, NULL), &err));
     EXPECT(MC_OK, mc_lora_trainer_new(model, NULL, NULL, &trainer, &err));
-    for (int i = 0; i < 2; i++) EXPECT(MC_OK, mc_lora_train_step(trainer, tokens, NULL, offsets, 2, &results.loss, &err));
+    for (int i = 0; i < 2; i++) EXPECT(MC_OK, mc_lora_trainer_train_step(trainer, tokens, NULL, offsets, 2, &results.loss, &err));
     mc_lora_trainer_free(trainer);
     return results;
 }

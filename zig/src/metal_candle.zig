@@ -385,7 +385,7 @@ pub const Device = struct {
     }
 
     pub fn kind(self: Device) DeviceKind {
-        return @fromBackingInt(@intCast(c.mc_device_get_kind(self.handle)));
+        return @fromBackingInt(@intCast(c.mc_device_kind_of(self.handle)));
     }
 
     pub fn name(self: Device) []const u8 {
@@ -466,16 +466,16 @@ pub const LoadOptions = struct {
 
     fn build(self: *const LoadOptions) *c.mc_model_options {
         const options = c.mc_model_options_new().?;
-        if (self.device) |device| c.mc_model_options_set_device(options, device.handle);
+        c.mc_model_options_set_device(options, raw(self.device));
         c.mc_model_options_set_dtype(options, @backingInt(self.dtype));
         c.mc_model_options_set_quantization(options, optionalPointer(self.quantization));
         c.mc_model_options_set_exact(options, self.exact);
         c.mc_model_options_set_kv_cache(options, optionalPointer(self.kv_cache));
         c.mc_model_options_set_max_context(options, self.max_context);
         c.mc_model_options_set_tokenizer_path(options, optionalPointer(self.tokenizer_path));
-        if (self.file) |file| c.mc_model_options_set_file(options, file);
-        if (self.hub_cache_dir) |directory| c.mc_model_options_set_hub_cache_dir(options, directory);
-        if (self.hub_revision) |revision| c.mc_model_options_set_hub_revision(options, revision);
+        c.mc_model_options_set_file(options, optionalPointer(self.file));
+        c.mc_model_options_set_hub_cache_dir(options, optionalPointer(self.hub_cache_dir));
+        c.mc_model_options_set_hub_revision(options, optionalPointer(self.hub_revision));
         c.mc_model_options_set_hub_token(options, optionalPointer(self.hub_token));
         c.mc_model_options_set_offline(options, self.offline);
         c.mc_model_options_set_cancel(options, raw(self.cancel));
@@ -570,7 +570,7 @@ pub const Model = struct {
 
     /// The type of the weights that are not quantised.
     pub fn dtype(self: Model) DType {
-        return @fromBackingInt(@intCast(c.mc_model_get_dtype(self.handle)));
+        return @fromBackingInt(@intCast(c.mc_model_dtype(self.handle)));
     }
 
     pub fn supports(self: Model, capability: Capability) bool {
@@ -612,7 +612,7 @@ pub const Model = struct {
     pub fn render(self: Model, chat: Chat, add_generation_prompt: bool) Error!String {
         var out: ?*c.mc_string = null;
         var failure: ?*c.mc_error = null;
-        try check(c.mc_chat_render(self.handle, chat.handle, add_generation_prompt, &out, &failure), failure);
+        try check(c.mc_model_render_chat(self.handle, chat.handle, add_generation_prompt, &out, &failure), failure);
         return .{ .handle = out.? };
     }
 
@@ -620,7 +620,7 @@ pub const Model = struct {
     pub fn encode(self: Model, chat: Chat, add_generation_prompt: bool) Error!Tokens {
         var out: ?*c.mc_tokens = null;
         var failure: ?*c.mc_error = null;
-        try check(c.mc_chat_encode(self.handle, chat.handle, add_generation_prompt, &out, &failure), failure);
+        try check(c.mc_model_encode_chat(self.handle, chat.handle, add_generation_prompt, &out, &failure), failure);
         return .{ .handle = out.? };
     }
 
@@ -648,12 +648,12 @@ pub const Model = struct {
     pub fn embedDim(self: Model, options: EmbedOptions) usize {
         const built = options.build();
         defer c.mc_embed_options_free(built);
-        return c.mc_embed_dim(self.handle, built);
+        return c.mc_model_embed_dim(self.handle, built);
     }
 
     /// How the model's vectors are meant to be compared.
     pub fn similarity(self: Model) Similarity {
-        return @fromBackingInt(@intCast(c.mc_embed_similarity(self.handle)));
+        return @fromBackingInt(@intCast(c.mc_model_similarity(self.handle)));
     }
 
     /// Turns a text into a vector: `embedDim` values.
@@ -677,7 +677,7 @@ pub const Model = struct {
             len.* = text.len;
         }
         // One value where the options are wrong, for which there is no length: the call then says what is wrong.
-        const dim = @max(c.mc_embed_dim(self.handle, built), 1);
+        const dim = @max(c.mc_model_embed_dim(self.handle, built), 1);
         const out = try gpa.alloc(f32, std.math.mul(usize, texts.len, dim) catch return error.OutOfMemory);
         errdefer gpa.free(out);
         var failure: ?*c.mc_error = null;
@@ -709,7 +709,7 @@ pub const Model = struct {
     pub fn merge(self: Model, lora: Lora, scale: f32) Error!Model {
         var out: ?*c.mc_model = null;
         var failure: ?*c.mc_error = null;
-        try check(c.mc_lora_merge(self.handle, lora.handle, scale, &out, &failure), failure);
+        try check(c.mc_model_merge(self.handle, lora.handle, scale, &out, &failure), failure);
         return .{ .handle = out.? };
     }
 };
@@ -1001,13 +1001,13 @@ pub const GenerateOptions = struct {
     /// 0 = until the model stops or the context is full.
     max_tokens: usize = 0,
     /// 0 = always the most probable token.
-    temperature: ?f32 = null,
+    temperature: ?f64 = null,
     top_k: ?usize = null,
-    top_p: ?f32 = null,
-    min_p: ?f32 = null,
-    repetition_penalty: ?struct { penalty: f32, last_n: usize = 0 } = null,
-    frequency_penalty: f32 = 0,
-    presence_penalty: f32 = 0,
+    top_p: ?f64 = null,
+    min_p: ?f64 = null,
+    repetition_penalty: ?struct { penalty: f64, last_n: usize = 0 } = null,
+    frequency_penalty: f64 = 0,
+    presence_penalty: f64 = 0,
     logit_bias: []const LogitBias = &.{},
     seed: ?u64 = null,
     /// Texts that end the answer where they appear.
@@ -1546,8 +1546,8 @@ pub const Dataset = struct {
 /// The adapter that is to be trained.
 pub const LoraConfig = struct {
     rank: usize = 8,
-    alpha: f32 = 16,
-    dropout: f32 = 0,
+    alpha: f64 = 16,
+    dropout: f64 = 0,
     rslora: bool = false,
     seed: u64 = 0,
     /// As PEFT names them: "q_proj", "layers.0.mlp.up_proj"; none = every matrix of the layers.
@@ -1579,11 +1579,11 @@ pub const Schedule = enum(c_uint) { constant = c.MC_SCHEDULE_CONSTANT, linear = 
 
 /// How to train.
 pub const TrainOptions = struct {
-    learning_rate: f32 = 2e-4,
-    weight_decay: f32 = 0.01,
-    beta1: f32 = 0.9,
-    beta2: f32 = 0.999,
-    epsilon: f32 = 1e-8,
+    learning_rate: f64 = 2e-4,
+    weight_decay: f64 = 0.01,
+    beta1: f64 = 0.9,
+    beta2: f64 = 0.999,
+    epsilon: f64 = 1e-8,
     /// Where checkpoints are written; null = nowhere.
     checkpoint_dir: ?[:0]const u8 = null,
     /// 0 = one at the end alone.
@@ -1594,7 +1594,7 @@ pub const TrainOptions = struct {
     patience: u64 = 0,
     gradient_checkpointing: bool = true,
     /// 0 = gradients as they are.
-    grad_clip: f32 = 1,
+    grad_clip: f64 = 1,
     grad_accumulation: usize = 1,
     weighting: Weighting = .micro_batches,
     schedule: Schedule = .constant,
@@ -1728,7 +1728,7 @@ pub const Trainer = struct {
         defer c.mc_train_options_free(built);
         var bytes: u64 = 0;
         var failure: ?*c.mc_error = null;
-        try check(c.mc_lora_estimate_memory(model.handle, lora, built, &bytes, &failure), failure);
+        try check(c.mc_model_estimate_training_memory(model.handle, lora, built, &bytes, &failure), failure);
         return bytes;
     }
 
@@ -1739,7 +1739,7 @@ pub const Trainer = struct {
     /// Trains until the last epoch, `total_steps` or `patience` ends it, or `on_step` stops it; another call then goes on there.
     pub fn train(self: Trainer, data: Dataset, eval: ?Dataset, on_step: ?OnStep) Error!void {
         var failure: ?*c.mc_error = null;
-        try check(c.mc_lora_train(self.handle, data.handle, raw(eval), OnStep.pointer(on_step), OnStep.userData(&on_step), &failure), failure);
+        try check(c.mc_lora_trainer_train(self.handle, data.handle, raw(eval), OnStep.pointer(on_step), OnStep.userData(&on_step), &failure), failure);
     }
 
     /// Learns from one micro-batch; the mean cross entropy of its targets, in nats, before it changed anything.
@@ -1747,7 +1747,7 @@ pub const Trainer = struct {
         try batch.check();
         var loss: f32 = 0;
         var failure: ?*c.mc_error = null;
-        try check(c.mc_lora_train_step(self.handle, batch.tokens.ptr, start(batch.loss_mask), batch.offsets.ptr, batch.offsets.len - 1, &loss, &failure), failure);
+        try check(c.mc_lora_trainer_train_step(self.handle, batch.tokens.ptr, start(batch.loss_mask), batch.offsets.ptr, batch.offsets.len - 1, &loss, &failure), failure);
         return loss;
     }
 
@@ -1756,7 +1756,7 @@ pub const Trainer = struct {
         try batch.check();
         var loss: f32 = 0;
         var failure: ?*c.mc_error = null;
-        try check(c.mc_lora_eval_step(self.handle, batch.tokens.ptr, start(batch.loss_mask), batch.offsets.ptr, batch.offsets.len - 1, &loss, &failure), failure);
+        try check(c.mc_lora_trainer_eval_step(self.handle, batch.tokens.ptr, start(batch.loss_mask), batch.offsets.ptr, batch.offsets.len - 1, &loss, &failure), failure);
         return loss;
     }
 

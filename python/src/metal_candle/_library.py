@@ -107,7 +107,7 @@ class Device(Handle):
     @property
     def kind(self) -> DeviceKind:
         """The kind that was opened; never AUTO."""
-        return DeviceKind(get("mc_device_get_kind", self))
+        return DeviceKind(get("mc_device_kind_of", self))
 
     @property
     def name(self) -> str:

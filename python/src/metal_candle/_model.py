@@ -288,7 +288,7 @@ class Model(Handle):
     @property
     def dtype(self) -> Dtype:
         """The type of the weights as loaded; of a quantised model, of those that are not quantised."""
-        return Dtype(get("mc_model_get_dtype", self))
+        return Dtype(get("mc_model_dtype", self))
 
     def supports(self, capability: Capability) -> bool:
         """Whether the model can be asked for something."""
@@ -322,7 +322,7 @@ class Model(Handle):
 
         Raises `MismatchError` for an adapter of another model, `OutOfMemoryError`.
         """
-        return Model._of(made("mc_model", "mc_lora_merge", self, lora, scale))
+        return Model._of(made("mc_model", "mc_model_merge", self, lora, scale))
 
     def _generate(
         self, prompt: str, add_special: bool, prefill_progress: Optional[Progress], options: Mapping[str, Any]
@@ -386,12 +386,12 @@ class Model(Handle):
     def embedding_dim(self, **options: Unpack[EmbedOptions]) -> int:
         """How many values a vector has with these options; 0 for a model without a tokenizer."""
         with embed_options(options, None) as built:
-            return int(get("mc_embed_dim", self, built))
+            return int(get("mc_model_embed_dim", self, built))
 
     @property
     def similarity(self) -> Similarity:
         """How the model's vectors are meant to be compared."""
-        return Similarity(get("mc_embed_similarity", self))
+        return Similarity(get("mc_model_similarity", self))
 
     def _embed(
         self, texts: Union[str, Sequence[str]], progress: Optional[Progress], options: Mapping[str, Any]
@@ -402,7 +402,7 @@ class Model(Handle):
             callback = progress_callback(progress)
             with embed_options(options, flag) as built:
                 get("mc_embed_options_set_progress", built, callback.pointer, None)
-                vectors = np.empty((len(data), get("mc_embed_dim", self, built)), np.float32)
+                vectors = np.empty((len(data), get("mc_model_embed_dim", self, built)), np.float32)
                 pointers = (ctypes.c_char_p * len(data))(*data)
                 lengths = (ctypes.c_size_t * len(data))(*map(len, data))
                 status = check("mc_embed_batch", self, pointers, lengths, len(data), built, vectors)

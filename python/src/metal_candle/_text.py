@@ -152,11 +152,11 @@ class Chat(Handle):
 
         Raises as `render`, and `UnsupportedError` for a tokenizer that makes control tokens of plain text.
         """
-        return ids_of(made("mc_tokens", "mc_chat_encode", model, self, add_generation_prompt))
+        return ids_of(made("mc_tokens", "mc_model_encode_chat", model, self, add_generation_prompt))
 
     def render(self, model: Model, *, add_generation_prompt: bool = True) -> str:
         """The prompt that the conversation becomes with a model's chat template; `add_generation_prompt` opens the assistant's turn.
 
         Raises `NotFoundError` if neither model nor conversation has a template, `TemplateError` if it fails or refuses the conversation.
         """
-        return string_of(made("mc_string", "mc_chat_render", model, self, add_generation_prompt))
+        return string_of(made("mc_string", "mc_model_render_chat", model, self, add_generation_prompt))

@@ -197,7 +197,7 @@ class Trainer(Handle):
         """The bytes that a trainer takes beside its model, at most, with micro-batches of the longest examples. Raises as `Trainer()`."""
         size = ctypes.c_uint64()
         with lora_config(lora) as config, train_options(options, None) as built:
-            check("mc_lora_estimate_memory", model, config, built, ctypes.byref(size))
+            check("mc_model_estimate_training_memory", model, config, built, ctypes.byref(size))
         return size.value
 
     def _train(
@@ -205,7 +205,7 @@ class Trainer(Handle):
     ) -> Callable[[Cancel], None]:
         def call(flag: Cancel) -> None:
             callback = Callback(_abi.TrainFn, TrainEvent, on_step, flag)
-            callback.finish(check("mc_lora_train", self, dataset, evaluation, callback.pointer, None), "training")
+            callback.finish(check("mc_lora_trainer_train", self, dataset, evaluation, callback.pointer, None), "training")
 
         self._flag.reset()
         return call
@@ -268,7 +268,7 @@ class Trainer(Handle):
         `loss_mask` says of each token whether it is a target, predicted from those before it; the first of a sequence never is. Raises
         `Cancelled`, `InvalidArgumentError` for a loss or gradient that is not finite, `ContextFullError`; the trainer is then as it was.
         """
-        return run(self._step("mc_lora_train_step", sequences, loss_mask), cancel, self._flag)
+        return run(self._step("mc_lora_trainer_train_step", sequences, loss_mask), cancel, self._flag)
 
     def eval_step(
         self,
@@ -278,7 +278,7 @@ class Trainer(Handle):
         cancel: Optional[Cancel] = None,
     ) -> float:
         """The loss of one micro-batch with the weights as they are, in nats; changes nothing. Else as `train_step()`."""
-        return run(self._step("mc_lora_eval_step", sequences, loss_mask), cancel, self._flag)
+        return run(self._step("mc_lora_trainer_eval_step", sequences, loss_mask), cancel, self._flag)
 
     @property
     def step_count(self) -> int:

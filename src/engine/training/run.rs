@@ -9,7 +9,7 @@ use super::batches::{BatchSequences, batches};
 use super::{Counters, LoraTrainer, ORDER, USUAL_LENGTH};
 use crate::engine::Dataset;
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{FNV_START, fnv};
+use crate::load::{FNV_START, fnv, try_directory};
 use crate::ops;
 
 /// The folder of the best adapter within that of checkpoints.
@@ -68,8 +68,8 @@ impl Clock {
 
 impl LoraTrainer {
     /// Trains on a dataset until [`epochs`](super::TrainOptions::epochs), [`total_steps`](super::TrainOptions::total_steps) or
-    /// [`max_steps`](super::TrainOptions::max_steps) are reached or [`patience`](super::TrainOptions::patience) ends; what was done before, and is in a checkpoint, counts. Examples
-    /// come in another order each epoch; the last step of an epoch takes what is left of it.
+    /// [`max_steps`](super::TrainOptions::max_steps) are reached or [`patience`](super::TrainOptions::patience) ends; what was done before,
+    /// and is in a checkpoint, counts. Examples come in another order each epoch; the last step of an epoch takes what is left of it.
     ///
     /// `Break` from `on_step`, a cancel flag and an error leave the trainer at the last finished micro-batch, and another call with
     /// the same dataset goes on there. After the end another call does nothing; to train on something else, give the
@@ -80,6 +80,10 @@ impl LoraTrainer {
     /// `InvalidArgument` for a dataset without a target token; `Mismatch` for another dataset than that which the first call had;
     /// those of the tokenizer and the chat template; `Io`; and those of [`train_step`](Self::train_step).
     pub fn train(&mut self, train: &Dataset, eval: Option<&Dataset>, on_step: &mut TrainFn<'_>) -> Result<()> {
+        if let Some(directory) = self.options.checkpoint.as_ref().filter(|_| !self.is_done()) {
+            // Before hours of training, not behind them.
+            try_directory(directory)?;
+        }
         let data =
             Data { train: self.tokenized(train, "train")?, eval: eval.map(|eval| self.tokenized(eval, "eval")).transpose()? };
         self.begin(&data.train.examples)?;

@@ -82,7 +82,7 @@ public final class EmbeddingModel: Sendable {
     /// How the model's vectors are meant to be compared.
     public func similarity() throws -> Similarity {
         let model = try native.loaded()
-        return Similarity.allCases.first { $0.native == mc_embed_similarity(model.pointer) } ?? .cosine
+        return Similarity.allCases.first { $0.native == mc_model_similarity(model.pointer) } ?? .cosine
     }
 
     /// Embeds a text.
@@ -103,7 +103,7 @@ public final class EmbeddingModel: Sendable {
         try await native.run { model, cancel in
             let native = try options.native(cancel)
             // 0 for options that are wrong: the call says what is wrong.
-            let dimensions = mc_embed_dim(model, native.pointer)
+            let dimensions = mc_model_embed_dim(model, native.pointer)
             var vectors = [Float](repeating: 0, count: texts.count * dimensions)
             let bytes = texts.flatMap(\.utf8)
             let lengths = texts.map(\.utf8.count)

@@ -197,7 +197,7 @@ public struct ModelInfo: Sendable, Hashable {
         hiddenSize = mc_model_hidden_size(model)
         layerCount = mc_model_layer_count(model)
         parameterCount = mc_model_parameter_count(model)
-        weightType = ModelOptions.WeightType.allCases.first { $0.native == mc_model_get_dtype(model) } ?? .float32
+        weightType = ModelOptions.WeightType.allCases.first { $0.native == mc_model_dtype(model) } ?? .float32
         generatesText = mc_model_supports(model, .MC_CAPABILITY_GENERATE)
         embedsText = mc_model_supports(model, .MC_CAPABILITY_EMBED)
         ranksDocuments = mc_model_supports(model, .MC_CAPABILITY_RERANK)

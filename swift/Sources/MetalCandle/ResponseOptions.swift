@@ -5,19 +5,19 @@ public struct ResponseOptions: Sendable {
     /// The most tokens; nil = until the model ends its answer or the context is full.
     public var maximumTokens: Int?
     /// How random the choice of tokens is, from 0; 0 = always the most probable one.
-    public var temperature: Float?
+    public var temperature: Double?
     /// Only this many most probable tokens are chosen from; 0 = all.
     public var topK: Int?
     /// Only the fewest most probable tokens whose probabilities sum to this are chosen from; above 0, up to 1.
-    public var topP: Float?
+    public var topP: Double?
     /// Only tokens with at least this times the probability of the most probable one are chosen from; 0 to 1.
-    public var minP: Float?
+    public var minP: Double?
     /// Makes tokens that occurred less probable.
     public var repetitionPenalty: RepetitionPenalty?
     /// Subtracted from a token's logit for each time it occurs in the answer.
-    public var frequencyPenalty: Float?
+    public var frequencyPenalty: Double?
     /// Subtracted from the logit of each token that occurs in the answer.
-    public var presencePenalty: Float?
+    public var presencePenalty: Double?
     /// Added to the logits of single tokens; minus infinity = never this one.
     public var logitBias: [UInt32: Float]
     /// Makes sampling repeat: the same seed, options, prompt, model and device give the same answer.
@@ -64,12 +64,12 @@ public struct ResponseOptions: Sendable {
     /// Divides the logits of tokens that occurred if they are positive, and multiplies them otherwise.
     public struct RepetitionPenalty: Sendable, Hashable {
         /// Above 0; 1 = off.
-        public var penalty: Float
+        public var penalty: Double
         /// How many of the last tokens count, prompt and answer; 0 = all.
         public var window: Int
 
         /// Makes a penalty.
-        public init(_ penalty: Float, window: Int = 0) {
+        public init(_ penalty: Double, window: Int = 0) {
             self.penalty = penalty
             self.window = window
         }
@@ -77,8 +77,8 @@ public struct ResponseOptions: Sendable {
 
     /// Makes options; what is not given is as the model says.
     public init(
-        maximumTokens: Int? = nil, temperature: Float? = nil, topK: Int? = nil, topP: Float? = nil, minP: Float? = nil,
-        repetitionPenalty: RepetitionPenalty? = nil, frequencyPenalty: Float? = nil, presencePenalty: Float? = nil,
+        maximumTokens: Int? = nil, temperature: Double? = nil, topK: Int? = nil, topP: Double? = nil, minP: Double? = nil,
+        repetitionPenalty: RepetitionPenalty? = nil, frequencyPenalty: Double? = nil, presencePenalty: Double? = nil,
         logitBias: [UInt32: Float] = [:], seed: UInt64? = nil, stops: [String] = [], jsonSchema: String? = nil,
         toolChoice: ToolChoice? = nil, reasoningBudget: Int? = nil, answerFormat: String? = nil, adapter: AttachedAdapter? = nil,
         json: String? = nil, adapters: [AttachedAdapter] = []

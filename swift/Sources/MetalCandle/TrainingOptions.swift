@@ -6,9 +6,9 @@ public struct AdapterConfiguration: Sendable {
     /// How many values each input and output of a changed matrix gets.
     public var rank: Int
     /// A change counts `alpha / rank` times.
-    public var alpha: Float
+    public var alpha: Double
     /// The share of a change's inputs that a training pass does not see, below 1.
-    public var dropout: Float
+    public var dropout: Double
     /// Whether a change counts `alpha / sqrt(rank)` times instead.
     public var isRankStabilized: Bool
     /// The matrices that get a change, as PEFT names them, such as `q_proj` or `layers.0.mlp.up_proj`; none = every matrix of the layers.
@@ -22,7 +22,7 @@ public struct AdapterConfiguration: Sendable {
 
     /// Describes an adapter.
     public init(
-        rank: Int = 8, alpha: Float = 16, dropout: Float = 0, isRankStabilized: Bool = false, targets: [String] = [], seed: UInt64 = 0,
+        rank: Int = 8, alpha: Double = 16, dropout: Double = 0, isRankStabilized: Bool = false, targets: [String] = [], seed: UInt64 = 0,
         initial: Adapter? = nil, json: String? = nil
     ) {
         self.rank = rank
@@ -97,7 +97,7 @@ public struct TrainingOptions: Sendable, Hashable {
     /// What the micro-batches of a step count.
     public var weighting: Weighting
     /// How far a step goes, 0 to 1.
-    public var learningRate: Float
+    public var learningRate: Double
     /// What the learning rate does behind the warm-up.
     public var schedule: Schedule
     /// Steps in which the learning rate rises.
@@ -109,15 +109,15 @@ public struct TrainingOptions: Sendable, Hashable {
     /// The step that training ends with at the latest, whatever the schedule; nil = none.
     public var maximumSteps: Int?
     /// What each step takes off every weight: this times the learning rate; 0 to 1.
-    public var weightDecay: Float
+    public var weightDecay: Double
     /// How much AdamW's average of the gradient keeps, below 1.
-    public var beta1: Float
+    public var beta1: Double
     /// How much AdamW's average of its square keeps, below 1.
-    public var beta2: Float
+    public var beta2: Double
     /// What AdamW adds to the root of the second average.
-    public var epsilon: Float
+    public var epsilon: Double
     /// The length that the gradient of all weights together is cut to; nil = as it is.
-    public var gradientClip: Float?
+    public var gradientClip: Double?
     /// Whether a pass computes most of its values twice, for memory of one layer instead of all, at a third more time.
     public var gradientCheckpointing: Bool
     /// The most tokens of an example; nil = the model's context, at most 2048.
@@ -138,9 +138,9 @@ public struct TrainingOptions: Sendable, Hashable {
     /// Makes options.
     public init(
         epochs: Int = 1, batchSize: Int = 4, gradientAccumulation: Int = 1, weighting: Weighting = .microBatches,
-        learningRate: Float = 2e-4, schedule: Schedule = .constant, warmupSteps: Int = 0, warmsUpFromZero: Bool = false,
-        totalSteps: Int? = nil, weightDecay: Float = 0.01, beta1: Float = 0.9, beta2: Float = 0.999, epsilon: Float = 1e-8,
-        gradientClip: Float? = 1, gradientCheckpointing: Bool = true, maximumLength: Int? = nil, masksPrompts: Bool = true,
+        learningRate: Double = 2e-4, schedule: Schedule = .constant, warmupSteps: Int = 0, warmsUpFromZero: Bool = false,
+        totalSteps: Int? = nil, weightDecay: Double = 0.01, beta1: Double = 0.9, beta2: Double = 0.999, epsilon: Double = 1e-8,
+        gradientClip: Double? = 1, gradientCheckpointing: Bool = true, maximumLength: Int? = nil, masksPrompts: Bool = true,
         seed: UInt64 = 0, validationInterval: Int? = nil, patience: Int? = nil, checkpoints: Checkpoints? = nil, json: String? = nil,
         maximumSteps: Int? = nil
     ) {
