@@ -255,6 +255,10 @@ HYBRIDS = {
     "lfm2-1.2b": Lfm2(16, 2048, 8192, 32, 8, 64, 65536, 1e6, full=(2, 5, 8, 10, 12, 14)),
     "tiny-qwen3.5": Qwen35(4, 128, 256, 2, 1, 64, 1024, 1e6, heads=2, dim=64, rotated=16),
     "tiny-lfm2": Lfm2(3, 128, 256, 2, 1, 64, 1024, 1e6, full=(1,)),
+    # One layer of attention, and four or eight with a state: depth.py.
+    **{f"qwen3.5-{n}-states": Qwen35(n + 1, 1024, 3584, 8, 2, 256, 1024, 1e7, every=n + 1) for n in (4, 8)},
+    **{f"lfm2-{n}-states": Lfm2(n + 1, 2048, 8192, 32, 8, 64, 1024, 1e6, full=(n,)) for n in (4, 8)},
+    **{f"tiny-{n}-states": Lfm2(n + 1, 128, 256, 2, 1, 64, 1024, 1e6, full=(n,)) for n in (4, 8)},
 }
 
 

@@ -3842,8 +3842,8 @@ void mc_lora_config_set_rslora(mc_lora_config *MC_NONNULL config, bool value);
 void mc_lora_config_set_seed(mc_lora_config *MC_NONNULL config, uint64_t seed);
 
 /**
- * Adds matrices that get a change; may be called for many. Without any, every matrix of the layers gets one, but for experts and
- * what chooses them. The matrices of all experts of a layer are meant by the parameter that transformers has them as, such as
+ * Adds matrices that get a change; may be called for many. Without any, every matrix of the layers gets one, but for experts,
+ * what chooses them, and "out_proj" of Mamba 2, of which PEFT takes no adapter. The matrices of all experts of a layer are meant by the parameter that transformers has them as, such as
  * "experts.gate_up_proj", and are saved as PEFT's target_parameters; a dropout there makes mc_lora_trainer_new() return
  * MC_ERROR_UNSUPPORTED. Single experts, and what chooses them, are meant by names that say where they are, as "experts.0.w1".
  *

@@ -331,9 +331,159 @@ fn what_cannot_be_required_is_refused_by_name() {
             "allOf",
         ),
         (refused(Some("lfm2"), json!([{"name": "a b", "parameters": {}}]), required(), None), ErrorKind::Unsupported, "\"a b\""),
+        (refused(Some("hermes"), json!([{"name": ""}]), required(), None), ErrorKind::InvalidArgument, "expected a name"),
+        (
+            refused(Some("hermes"), json!([{"name": ""}]), ToolChoice::Function(String::new()), None),
+            ErrorKind::InvalidArgument,
+            "expected a name",
+        ),
+        (
+            refused(Some("hermes"), tool(json!({"enum": ["x".repeat(70_000)]})), required(), None),
+            ErrorKind::InvalidArgument,
+            "at most 65536 bytes in a schema",
+        ),
     ] {
         assert!(error.kind() == kind && error.message().contains(names), "{names}: {error:?}");
     }
     assert_eq!(ToolChoice::named("required"), ToolChoice::Required);
     assert_eq!(ToolChoice::named("f"), ToolChoice::Function("f".to_string()));
+}
+
+/// The arguments of the one call of a whole answer; `None` if it was cut off.
+fn required(model: &Model, format: &str, tools: &Json, seed: u64) -> Option<(String, Json)> {
+    let name = tools[0]["name"].as_str().unwrap().to_string();
+    let answer = answer(model, format, tools, ToolChoice::Function(name), seed);
+    if answer.finish_reason != FinishReason::Eos {
+        return None;
+    }
+    let shown = format!("{format}: {:?} is {:?} {:?}", answer.text, answer.content, answer.tool_calls);
+    assert!(answer.content.trim().is_empty() && answer.tool_calls.len() == 1 && answer.tool_calls[0].is_complete, "{shown}");
+    let arguments = serde_json::from_str(&answer.tool_calls[0].arguments).expect(&shown);
+    Some((answer.tool_calls[0].name.clone(), arguments))
+}
+
+#[test]
+fn texts_within_values_neither_end_them_nor_change() {
+    let (_directory, special) = with_special_marks();
+    let plain = load(shipped("tiny-coder"));
+    let texts =
+        json!(["x</arg_value>y", "x</parameter>\n</function>y", "a/b \\/", "😀\u{7f}\u{1}", "\"]})'", "```\n</tool_call>"]);
+    let parameters = json!({
+        "type": "object",
+        "properties": {
+            "list": {"type": "array", "items": {"type": "string", "enum": texts}, "minItems": 1, "maxItems": 3},
+            "object": {
+                "type": "object", "properties": {"free": {"type": "string", "maxLength": 8}}, "required": ["free"],
+                "additionalProperties": false
+            },
+        },
+        "required": ["list", "object"],
+        "additionalProperties": false
+    });
+    let tools = json!([{"name": "f", "parameters": parameters}]);
+    for format in AnswerFormat::names() {
+        for model in [&plain, &special] {
+            let finished = (0..20).filter_map(|seed| required(model, format, &tools, seed)).take(2);
+            let conforming = finished.map(|(_, arguments)| assert!(conforms(&arguments, &parameters), "{format}: {arguments}"));
+            assert_eq!(conforming.count(), 2, "{format}: answers that end by themselves");
+        }
+    }
+}
+
+#[test]
+fn a_name_with_quotes_stays_whole() {
+    let model = load(shipped("tiny-coder"));
+    let tools = json!([{"name": "\"say \\ \"hi\"\"", "parameters": {}}]);
+    let (name, arguments) = required(&model, "hermes", &tools, 0).unwrap();
+    assert_eq!((json!(name), arguments), (tools[0]["name"].clone(), json!({})));
+}
+
+#[test]
+fn without_properties_no_argument_is_invented() {
+    let model = load(shipped("tiny-coder"));
+    for parameters in [
+        json!({"type": "object", "properties": {}}),
+        json!({"type": ["object", "null"], "properties": {}, "required": [], "description": "none"}),
+        json!({"properties": {}, "additionalProperties": false}),
+    ] {
+        let tools = json!([{"name": "f", "parameters": parameters}]);
+        for format in AnswerFormat::names() {
+            let (_, arguments) = required(&model, format, &tools, 3).unwrap();
+            assert_eq!(arguments, json!({}), "{format}: {parameters}");
+        }
+    }
+    // Where others are asked for, they may come.
+    let open = json!({"type": "object", "properties": {}, "additionalProperties": {"type": "boolean"}, "minProperties": 1});
+    let (_, arguments) =
+        (0..9).find_map(|seed| required(&model, "hermes", &json!([{"name": "f", "parameters": open}]), seed)).unwrap();
+    assert!(!arguments.as_object().unwrap().is_empty());
+}
+
+#[test]
+fn a_hundred_ordinary_tools_can_be_required() {
+    let model = load(shipped("tiny-coder"));
+    let tool = |n: usize| {
+        let property = |key: &str, mut schema: Json| {
+            schema["description"] = json!(format!("What the {key} of the request number {n} is, {}", "in many words ".repeat(4)));
+            (format!("{key}_{n}"), schema)
+        };
+        let properties: serde_json::Map<String, Json> = [
+            property("query", json!({"type": "string"})),
+            property("limit", json!({"type": "integer", "minimum": 1, "maximum": 100 + n, "default": 10})),
+            property("kind", json!({"type": "string", "enum": ["new", "old", format!("kind {n}")]})),
+            property("exact", json!({"type": "boolean", "examples": [true]})),
+            property("tags", json!({"type": "array", "items": {"type": "string"}, "maxItems": 3})),
+            property("page", json!({"anyOf": [{"type": "integer"}, {"type": "null"}]})),
+        ]
+        .into_iter()
+        .collect();
+        json!({"name": format!("tool_{n}"), "parameters": {"type": "object", "properties": properties, "required": []}})
+    };
+    let tools = Json::Array((0..100).map(tool).collect());
+    assert!(tools[0]["parameters"].to_string().len() > 900 && tools.to_string().len() > 90_000);
+    for format in ["hermes", "lfm2", "qwen3-xml"] {
+        let answer = answer(&model, format, &tools, ToolChoice::Required, 1);
+        assert!(answer.tool_calls[0].name.starts_with("tool_"), "{format}: {:?}", answer.text);
+    }
+}
+
+#[test]
+fn a_token_that_closes_a_thought_and_goes_on_is_not_chosen() {
+    let directory = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(shipped("tiny-coder")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, directory.path().join(path.file_name().unwrap())).unwrap();
+    }
+    // The mark is several tokens; two that are merged last are given up for its beginning and for one that goes on behind it.
+    let path = directory.path().join("tokenizer.json");
+    let mut tokenizer = json(&path);
+    let mut ids = Vec::new();
+    for word in ["</think", ">{"] {
+        let freed = match tokenizer["model"]["merges"].as_array_mut().unwrap().pop().unwrap() {
+            Json::Array(pair) => pair.iter().map(|part| part.as_str().unwrap()).collect::<String>(),
+            pair => pair.as_str().unwrap().replace(' ', ""),
+        };
+        let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        let id = vocabulary.remove(&freed).unwrap();
+        vocabulary.insert(word.to_string(), id.clone());
+        ids.push(id.as_u64().unwrap() as u32);
+    }
+    std::fs::write(path, tokenizer.to_string()).unwrap();
+    let model = load(directory.path());
+    let close = model.tokenizer().unwrap().token_id(">").unwrap();
+    let options = GenerateOptions {
+        max_tokens: 40,
+        // Each once: the beginning of the mark, what goes on behind it, and its plain end.
+        sampling: SamplingOptions {
+            logit_bias: vec![(ids[0], 1200.0), (ids[1], 1100.0), (close, 1000.0)],
+            presence_penalty: Some(500.0),
+            ..SamplingOptions::default()
+        },
+        answer_format: Some(AnswerFormat::named("hermes").unwrap()),
+        json_schema: Some(r#"{"type": "array", "items": {"type": "boolean"}, "maxItems": 2}"#.to_string()),
+        ..GenerateOptions::default()
+    };
+    let answer = model.generate("fn main() {<think>\n", &options, None, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(answer.tokens[..2], [ids[0], close], "{answer:?}");
+    assert!(serde_json::from_str::<Json>(&answer.content).unwrap().is_array(), "{answer:?}");
 }

@@ -565,6 +565,25 @@ fn full_names_and_all_linear_are_targets_too() {
     assert!(modules(&["q_proj", "mlp.up_proj"]) > modules(&["q_proj"]));
 }
 
+/// PEFT refuses an adapter of the output of Mamba 2 in these models.
+#[test]
+fn the_output_of_mamba_is_a_target_by_its_name_alone() {
+    for name in ["decoders/falcon_h1", "decoders/nemotron_h"] {
+        let model = load(golden(name));
+        let targets = |targets: &[&str]| {
+            let config = LoraConfig { targets: targets.iter().map(ToString::to_string).collect(), ..LoraConfig::default() };
+            let adapter = LoraTrainer::new(&model, &config, &TrainOptions::default()).unwrap().adapter().unwrap();
+            let config: serde_json::Value = serde_json::from_str(adapter.config_json()).unwrap();
+            let names = config["target_modules"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned());
+            names.collect::<Vec<_>>()
+        };
+        for every in [targets(&[]), targets(&["all-linear"])] {
+            assert!(every.iter().any(|name| name == "in_proj") && !every.iter().any(|name| name == "out_proj"), "{every:?}");
+        }
+        assert_eq!(targets(&["out_proj"]), ["out_proj"]);
+    }
+}
+
 #[test]
 fn memory_grows_with_what_is_kept() {
     let model = model();

@@ -77,13 +77,16 @@ impl Constraint {
         Self::of(model, move || grammar(&schema), cancel)
     }
 
-    /// The place of an answer that has to be one of these texts.
+    /// The place of an answer that has to be one of these texts. `is_read`: whether a special token is a mark of theirs; the others
+    /// are no text, and what looks like one is spelled in letters.
     ///
     /// # Errors
     /// As [`new`](Self::new), for a schema in them.
-    pub fn of_pieces(model: &Model, pieces: Vec<Piece>, cancel: Option<&Cancel>) -> Result<Self> {
-        let (tokenizer, eos) = (model.tokenizer()?.clone(), model.eos_tokens().to_vec());
-        let grammar = move || Ok(TopLevelGrammar::from_lark(Lark::of(&pieces, &tokenizer, &eos)?));
+    pub fn of_pieces(model: &Model, pieces: Vec<Piece>, is_read: impl Fn(&str) -> bool, cancel: Option<&Cancel>) -> Result<Self> {
+        let eos = model.eos_tokens().to_vec();
+        let mut marks = model.tokenizer()?.special_tokens();
+        marks.retain(|(token, _)| is_read(token));
+        let grammar = move || Ok(TopLevelGrammar::from_lark(Lark::of(&pieces, marks, &eos)?));
         Ok(Self { subject: CALLS, ..Self::of(model, grammar, cancel).map_err(|error| about(CALLS, error))? })
     }
 
@@ -259,7 +262,8 @@ fn grammar(schema: &str) -> Result<TopLevelGrammar> {
 
 /// Texts as a grammar in the notation of Lark, as `llguidance` reads it.
 struct Lark<'t> {
-    special: Vec<(String, u32)>,
+    /// Special tokens that stand for their texts.
+    marks: Vec<(String, u32)>,
     eos: &'t [u32],
     /// Rules and terminals that are named.
     named: String,
@@ -270,11 +274,10 @@ struct Lark<'t> {
 }
 
 impl<'t> Lark<'t> {
-    fn of(pieces: &[Piece], tokenizer: &Tokenizer, eos: &'t [u32]) -> Result<String> {
-        let mut special = tokenizer.special_tokens();
+    fn of(pieces: &[Piece], mut marks: Vec<(String, u32)>, eos: &'t [u32]) -> Result<String> {
         // The longest is meant where one is the beginning of another.
-        special.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
-        let mut lark = Self { special, eos, named: String::new(), names: 0, schemas: HashMap::new(), schema_bytes: 0 };
+        marks.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
+        let mut lark = Self { marks, eos, named: String::new(), names: 0, schemas: HashMap::new(), schema_bytes: 0 };
         let start = lark.sequence(pieces)?;
         Ok(format!("start: {start}\n{}", lark.named))
     }
@@ -313,11 +316,11 @@ impl<'t> Lark<'t> {
         })
     }
 
-    /// Letters, and the special tokens among them. What ends an answer is left to the end of the grammar.
+    /// Letters, and the marks among them that are tokens. What ends an answer is left to the end of the grammar.
     fn text(&self, text: &str) -> String {
         let (mut parts, mut rest) = (Vec::new(), text);
         while !rest.is_empty() {
-            let at = |from: usize| self.special.iter().find(|(token, _)| rest[from..].starts_with(token.as_str()));
+            let at = |from: usize| self.marks.iter().find(|(token, _)| rest[from..].starts_with(token.as_str()));
             let found = rest.char_indices().find_map(|(from, _)| at(from).map(|token| (from, token)));
             let (from, token) = found.map_or((rest.len(), None), |(from, token)| (from, Some(token)));
             if from > 0 {
@@ -362,7 +365,7 @@ impl<'t> Lark<'t> {
     fn bare(&mut self, Bare { before, after, end, patterns, may_be_empty }: &Bare) -> String {
         let before = self.text(before);
         // What a special token ends, cannot hold it.
-        let is_token = self.special.iter().any(|(token, _)| after.starts_with(token.as_str()));
+        let is_token = self.marks.iter().any(|(token, _)| after.starts_with(token.as_str()));
         let holds_end = self.name('T', &format!("/(?s:.*)/ {} /(?s:.*)/", literal(end)));
         let mut definition = format!("/(?s:.*)/ & ~{holds_end}");
         for pattern in patterns {

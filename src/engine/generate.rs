@@ -373,8 +373,9 @@ impl Answer {
             }
             (Some(schema), None) => Some(Constraint::new(model, schema, options.cancel.as_ref())?),
             (None, Some(name)) => {
-                let pieces = format.unwrap_or_default().call_pieces(name, model.tokenizer()?, is_thinking)?;
-                Some(Constraint::of_pieces(model, pieces, options.cancel.as_ref())?)
+                let format = format.unwrap_or_default();
+                let pieces = format.call_pieces(name, model.tokenizer()?, is_thinking)?;
+                Some(Constraint::of_pieces(model, pieces, |token| format.reads_token(token), options.cancel.as_ref())?)
             }
             (None, None) => None,
         };

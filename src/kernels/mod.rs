@@ -22,6 +22,7 @@ mod attention;
 mod attention_backward;
 mod elementwise;
 mod experts;
+mod logits;
 mod scan;
 mod scan_backward;
 mod convolution;
@@ -42,7 +43,8 @@ pub use elementwise::{
 pub use experts::{RouteBy, Scoring, route, route_backward};
 pub use format::Format;
 pub use kv_cache::{KvFormat, KvHeads};
-pub use math::{exp_unfused, lane_dot};
+pub use logits::{exp_or_zero, exp_sum, first_at, highest};
+pub use math::lane_dot;
 pub use matmul::{Epilogue, LowRankTerm, matmul, matmul_new, matmul_transposed_add, outer_sum};
 pub use memory::{copied, peak_bytes, physical_bytes, resident_bytes, trim, zeros};
 pub use packed::{Arithmetic, MatmulWeight, Packed, Panels, Use};

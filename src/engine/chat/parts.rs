@@ -89,23 +89,30 @@ struct Thoughts {
     found_by: &'static str,
     open: &'static str,
     close: &'static [&'static str],
+    /// Whether answers may speak of the mark: it then is one where a thought may begin, and text elsewhere.
+    is_text: bool,
 }
 
 const THOUGHTS: &[Thoughts] = &[
     // Qwen3, DeepSeek-R1, SmolLM3, GLM-4.5, Granite 3.3 and many others.
-    Thoughts { found_by: "</think>", open: "<think>", close: &["</think>"] },
+    Thoughts { found_by: "</think>", open: "<think>", close: &["</think>"], is_text: true },
     // Magistral.
-    Thoughts { found_by: "[THINK]", open: "[THINK]", close: &["[/THINK]"] },
+    Thoughts { found_by: "[THINK]", open: "[THINK]", close: &["[/THINK]"], is_text: false },
     // Gemma 4.
-    Thoughts { found_by: "<|channel>", open: "<|channel>thought\n", close: &["<channel|>"] },
+    Thoughts { found_by: "<|channel>", open: "<|channel>thought\n", close: &["<channel|>"], is_text: false },
     // Command A.
-    Thoughts { found_by: "<|START_THINKING|>", open: "<|START_THINKING|>", close: &["<|END_THINKING|>"] },
+    Thoughts { found_by: "<|START_THINKING|>", open: "<|START_THINKING|>", close: &["<|END_THINKING|>"], is_text: false },
     // MiniCPM3.
-    Thoughts { found_by: "<|thought_start|>", open: "<|thought_start|>", close: &["<|thought_end|>"] },
+    Thoughts { found_by: "<|thought_start|>", open: "<|thought_start|>", close: &["<|thought_end|>"], is_text: false },
     // Seed-OSS.
-    Thoughts { found_by: "<seed:think>", open: "<seed:think>", close: &["</seed:think>"] },
+    Thoughts { found_by: "<seed:think>", open: "<seed:think>", close: &["</seed:think>"], is_text: true },
     // Granite 3.2.
-    Thoughts { found_by: "Here is my thought process:", open: "Here is my thought process:", close: &["Here is my response:"] },
+    Thoughts {
+        found_by: "Here is my thought process:",
+        open: "Here is my thought process:",
+        close: &["Here is my response:"],
+        is_text: true,
+    },
 ];
 
 /// The name of the format in which all is text.
@@ -119,6 +126,7 @@ const ANALYSIS: Thoughts = Thoughts {
     found_by: "<|channel|>",
     open: "<|channel|>analysis<|message|>",
     close: &["<|end|>", "<|return|>", "<|start|>", "<|channel|>"],
+    is_text: false,
 };
 
 impl AnswerFormat {
@@ -291,6 +299,8 @@ pub struct PartStream {
     skips_space: bool,
     /// Whether no text came yet.
     at_start: bool,
+    /// Whether a thought may begin: at the start, behind another one and behind calls.
+    may_think: bool,
     calls: u32,
     parts: Vec<AnswerPart>,
     #[cfg(test)]
@@ -319,14 +329,15 @@ struct Told {
 #[derive(Clone, Copy)]
 enum Mark {
     Skipped(&'static str),
-    Thought(&'static str, &'static [&'static str]),
+    Thought(&'static Thoughts),
     Calls(&'static str),
 }
 
 impl Mark {
     fn text(self) -> &'static str {
         match self {
-            Self::Skipped(text) | Self::Thought(text, _) | Self::Calls(text) => text,
+            Self::Skipped(text) | Self::Calls(text) => text,
+            Self::Thought(thoughts) => thoughts.open,
         }
     }
 }
@@ -342,6 +353,7 @@ impl PartStream {
             parsed: 0,
             skips_space: format.begins.is_some(),
             at_start: true,
+            may_think: true,
             calls: 0,
             parts: Vec::new(),
             #[cfg(test)]
@@ -402,8 +414,12 @@ impl PartStream {
             }
         }
         let (end, mark) = self.find(&self.marks(), is_end, |mark| mark.text());
+        if matches!(mark, Some(Mark::Thought(thoughts)) if thoughts.is_text) && !self.held[..end].trim().is_empty() {
+            self.may_think = false;
+            return true;
+        }
         let before = match mark {
-            Some(Mark::Thought(..) | Mark::Calls(_)) => self.len_without_space(end),
+            Some(Mark::Thought(_) | Mark::Calls(_)) => self.len_without_space(end),
             Some(Mark::Skipped(_)) => end,
             None if is_end => end,
             // It may stand before a mark.
@@ -415,9 +431,9 @@ impl PartStream {
         let space = end - before;
         match mark {
             Mark::Skipped(text) => self.drop_held(text.len()),
-            Mark::Thought(text, closes) => {
-                self.drop_held(space + text.len());
-                (self.place, self.skips_space) = (Place::Thought(closes), true);
+            Mark::Thought(thoughts) => {
+                self.drop_held(space + thoughts.open.len());
+                (self.place, self.skips_space) = (Place::Thought(thoughts.close), true);
             }
             Mark::Calls(text) => {
                 let keeps = self.format.tools.is_some_and(|format| format.keeps_mark);
@@ -444,7 +460,8 @@ impl PartStream {
     }
 
     fn marks(&self) -> Vec<Mark> {
-        let thoughts = self.format.thoughts.iter().map(|thoughts| Mark::Thought(thoughts.open, thoughts.close));
+        let thoughts = self.format.thoughts.iter().filter(|thoughts| self.may_think || !thoughts.is_text);
+        let thoughts = thoughts.map(|thoughts| Mark::Thought(thoughts));
         let tools = self.format.tools.into_iter();
         let opens = tools.clone().flat_map(|format| format.opens.iter().map(|open| Mark::Calls(open)));
         let skipped = tools.flat_map(|format| format.skipped.iter().map(|text| Mark::Skipped(text)));
@@ -472,7 +489,7 @@ impl PartStream {
         if !is_open {
             self.drop_held(close.len());
         }
-        (self.place, self.skips_space) = (Place::Text, true);
+        (self.place, self.skips_space, self.may_think) = (Place::Text, true, true);
         true
     }
 
@@ -499,8 +516,8 @@ impl PartStream {
             State::Closed(end) if !found.calls.is_empty() => (end, Place::Text),
             State::Thought(at, closes) => (at, Place::Thought(closes)),
             State::Answer(at) => (at, Place::Text),
-            // The answer ends within the calls.
-            State::Open if found.calls.iter().any(|call| call.name.is_some()) => (self.held.len(), Place::Text),
+            // The answer ends within the calls. What may have become one more has no name yet, and is text.
+            State::Open if found.calls.last().is_some_and(|call| call.name.is_some()) => (self.held.len(), Place::Text),
             State::Open | State::Invalid | State::Closed(_) => {
                 self.reject(found.good);
                 return true;
@@ -509,7 +526,7 @@ impl PartStream {
         self.end_calls();
         self.account_mark();
         self.drop_held(end);
-        (self.place, self.skips_space) = (place, true);
+        (self.place, self.skips_space, self.may_think) = (place, true, true);
         true
     }
 
@@ -554,7 +571,7 @@ impl PartStream {
         if good > 0 {
             self.account_mark();
             self.drop_held(good);
-            (self.place, self.skips_space) = (Place::Text, true);
+            (self.place, self.skips_space, self.may_think) = (Place::Text, true, true);
             return;
         }
         let Place::Calls { mark, .. } = std::mem::replace(&mut self.place, Place::Text) else { return };
@@ -571,7 +588,9 @@ impl PartStream {
             return;
         }
         let text = self.take_held(len);
-        self.at_start &= text.trim().is_empty();
+        let is_blank = text.trim().is_empty();
+        self.at_start &= is_blank;
+        self.may_think &= is_blank;
         if let Some(AnswerPart::Text(last)) = self.parts.last_mut() {
             last.push_str(&text);
         } else {

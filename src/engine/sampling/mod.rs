@@ -20,13 +20,12 @@ mod temperature;
 mod top_k;
 mod top_p;
 mod min_p;
-mod exp;
 
 use super::GenerateOptions;
 use super::options::Fields;
 use super::random::Random;
 use crate::error::{Error, ErrorKind, Result};
-use exp::{highest, log_sum_exp};
+use crate::kernels::{exp_sum, first_at, highest as highest_number};
 
 /// The natural logarithm of the probability that logits give to a token.
 ///
@@ -63,6 +62,24 @@ fn log_probability(logits: &[f32], best: f32, token: u32) -> f32 {
 /// As [`token_logprob`].
 pub(super) fn check_logits(logits: &[f32]) -> Result<()> {
     best_of(logits).map(drop)
+}
+
+/// The highest logit, or what is wrong with the row.
+fn highest(logits: &[f32]) -> std::result::Result<f32, String> {
+    match highest_number(logits) {
+        Some(f32::NEG_INFINITY) => Err("expected a number, found minus infinity for every token".to_owned()),
+        Some(best) => Ok(best),
+        None => {
+            // NaN is not below anything.
+            let wrong = logits.iter().enumerate().find(|(_, logit)| !(**logit < f32::INFINITY));
+            Err(wrong.map_or_else(String::new, |(id, logit)| format!("token {id}: expected a number, found {logit}")))
+        }
+    }
+}
+
+/// `ln Σ exp(logits)`; `best` is the highest.
+fn log_sum_exp(logits: &[f32], best: f32) -> f64 {
+    f64::from(best) + exp_sum(logits, best).ln()
 }
 
 /// The highest logit.
@@ -305,7 +322,7 @@ impl Sampler {
         let (logits, best) = row;
         candidates.clear();
         if sampling.temperature == 0.0 {
-            let id = logits.iter().position(|&logit| logit == best).unwrap_or(0) as u32;
+            let id = first_at(logits, best).unwrap_or(0) as u32;
             candidates.push(Candidate { id, logit: best, weight: 1.0 });
             return Ok(());
         }

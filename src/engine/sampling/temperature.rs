@@ -5,8 +5,8 @@
 //! ```
 //! The probability of a token is its weight over the sum of them. Temperature 0 does not come here: it is argmax.
 
-use super::exp::exp;
 use super::{Candidate, Sampling};
+use crate::kernels::exp_or_zero;
 
 /// The tokens from `floor` up, but for those at minus infinity.
 pub(super) fn weigh(sampling: &Sampling, logits: &[f32], best: f32, floor: f32, candidates: &mut Vec<Candidate>) {
@@ -19,7 +19,7 @@ pub(super) fn weigh(sampling: &Sampling, logits: &[f32], best: f32, floor: f32, 
         }
         // All of a block, because that is vector code and one at a time is not.
         for (weight, &logit) in weights.iter_mut().zip(block) {
-            *weight = exp((logit - best) / sampling.temperature);
+            *weight = exp_or_zero((logit - best) / sampling.temperature);
         }
         let first = at * weights.len();
         let kept = block.iter().zip(&weights).enumerate().filter(|(_, (logit, _))| **logit >= floor);

@@ -28,10 +28,11 @@ pub struct LoraConfig {
     /// Decides the fresh weights and the dropout.
     pub seed: u64,
     /// The matrices that get a change, as PEFT names them: each whose path ends with one of these (`q_proj`, `self_attn.q_proj`), or
-    /// `all-linear`. Empty = every matrix of the layers. The matrices of all experts of a layer are meant by the parameter that
-    /// transformers has them as, `experts.gate_up_proj`, and are saved as PEFT's `target_parameters`, without dropout; single experts,
-    /// and what chooses among them, by names that say where they are, as `experts.0.w1`. The embedding is one more, `embed_tokens`; the
-    /// output matrix cannot be trained. Not used with [`initial`](Self::initial).
+    /// `all-linear`. Empty = every matrix of the layers, but for `out_proj` of Mamba 2, of which PEFT takes no adapter. The matrices
+    /// of all experts of a layer are meant by the parameter that transformers has them as, `experts.gate_up_proj`, and are saved as
+    /// PEFT's `target_parameters`, without dropout; single experts, and what chooses among them, by names that say where they are, as
+    /// `experts.0.w1`. The embedding is one more, `embed_tokens`; the output matrix cannot be trained. Not used with
+    /// [`initial`](Self::initial).
     pub targets: Vec<String>,
     /// Goes on with this adapter: its rank, alpha and targets are taken, and its weights copied.
     pub initial: Option<Lora>,

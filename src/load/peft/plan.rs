@@ -21,6 +21,10 @@ use crate::nn::{Adapter, ExpertStack, LowRank, Module, Role, TrainedModule, Tran
 /// What PEFT calls every matrix of the layers.
 const ALL: &str = "all-linear";
 
+/// The output matrices of Mamba 2, which are not among them: the kernels that others run it by read the matrix past an adapter, so PEFT
+/// refuses one of it in Falcon-H1 and Nemotron-H.
+const STATE_OUTPUTS: [&str; 2] = ["mamba.out_proj", "mixer.out_proj"];
+
 /// An adapter that does not exist yet.
 pub struct Fresh<'a> {
     pub rank: usize,
@@ -65,7 +69,9 @@ impl PeftPlan {
         let in_layers = |module: &&Module| module.role.is_inner();
         // As PEFT names them: q_proj, not layers.0.self_attn.q_proj.
         let short = |module: &Module| module.name.rsplit('.').next().unwrap_or_default().to_string();
-        let all: BTreeSet<String> = modules.iter().filter(|module| in_layers(module) && !module.of_experts).map(short).collect();
+        let loads = |module: &&Module| !STATE_OUTPUTS.iter().any(|name| ends_with_name(&module.name, name));
+        let all = modules.iter().filter(|module| in_layers(module) && !module.of_experts && loads(module));
+        let all: BTreeSet<String> = all.map(short).collect();
         for target in fresh.targets.iter().filter(|target| *target != ALL) {
             let mut found = modules.iter().filter(|module| ends_with_name(&path(module, &naming), target)).peekable();
             let is_parameter = |stack: &Arc<ExpertStack>| {

@@ -89,6 +89,14 @@ impl Found {
         self
     }
 
+    /// The text ends within what may become the name of one more call.
+    fn begun(mut self, name: &str) -> Self {
+        if !name.trim().is_empty() {
+            self.calls.push(FoundCall::default());
+        }
+        self
+    }
+
     /// Whether the last call is known to be one: its name is.
     fn push(&mut self, call: FoundCall, end: usize) {
         if call.is_complete {

@@ -41,7 +41,7 @@ fn mistral_calls(text: &str) -> Found {
     loop {
         let mut call = FoundCall::default();
         let Some(end) = text[at..].find(['[', '{']).map(|end| at + end) else {
-            return if is_name_begun(&text[at..]) { found } else { found.invalid() };
+            return if is_name_begun(&text[at..]) { found.begun(&text[at..]) } else { found.invalid() };
         };
         let name = text[at..end].trim();
         if !is_name(name) {
@@ -50,17 +50,19 @@ fn mistral_calls(text: &str) -> Found {
         call.name = Some(name.to_owned());
         at = end;
         match mark_at(text, at, "[CALL_ID]") {
-            None => return found,
+            None => return found.begun(name),
             Some(true) => {
                 let id_at = at + "[CALL_ID]".len();
-                let Some(end) = text[id_at..].find(['[', '{']).map(|end| id_at + end) else { return found };
+                let Some(end) = text[id_at..].find(['[', '{']).map(|end| id_at + end) else {
+                    return found.begun(name);
+                };
                 call.id = Some(text[id_at..end].trim().to_owned());
                 at = end;
             }
             Some(false) => {}
         }
         match mark_at(text, at, "[ARGS]") {
-            None => return found,
+            None => return found.begun(name),
             Some(true) => at += "[ARGS]".len(),
             Some(false) => {}
         }
@@ -94,23 +96,23 @@ pub(super) fn deepseek(text: &str, _: &Tools) -> Found {
             Some(true) => at += "<｜tool▁call▁begin｜>".len(),
             Some(false) => return found.invalid(),
         }
-        let Some(sep) = text[at..].find("<｜tool▁sep｜>").map(|sep| at + sep) else { return found };
+        let Some(sep) = text[at..].find("<｜tool▁sep｜>").map(|sep| at + sep) else { return found.begun(&text[at..]) };
         let (first, behind) = (text[at..sep].trim(), sep + "<｜tool▁sep｜>".len());
         let mut call = FoundCall::default();
         // V3 says what it calls first, a function; V3.1 has no such word, and JSON at once.
         let is_plain = match text[skip_spaces(text, behind)..].chars().next() {
-            None => return found,
+            None => return found.begun(first),
             Some(first) => first == '{',
         };
         let json_at = if is_plain {
             call.name = Some(first.to_owned());
             skip_spaces(text, behind)
         } else {
-            let Some(line) = text[behind..].find('\n').map(|line| behind + line) else { return found };
+            let Some(line) = text[behind..].find('\n').map(|line| behind + line) else { return found.begun(first) };
             call.name = Some(text[behind..line].trim().to_owned());
             let fence = skip_spaces(text, line);
             match mark_at(text, fence, "```json") {
-                None => return found,
+                None => return found.begun(first),
                 Some(true) => skip_spaces(text, fence + "```json".len()),
                 Some(false) => fence,
             }
@@ -160,7 +162,9 @@ pub(super) fn kimi(text: &str, _: &Tools) -> Found {
             Some(true) => at += "<|tool_call_begin|>".len(),
             Some(false) => return found.invalid(),
         }
-        let Some(sep) = text[at..].find("<|tool_call_argument_begin|>").map(|sep| at + sep) else { return found };
+        let Some(sep) = text[at..].find("<|tool_call_argument_begin|>").map(|sep| at + sep) else {
+            return found.begun(&text[at..]);
+        };
         let id = text[at..sep].trim();
         let name = id.rsplit_once(':').map_or(id, |(name, _)| name);
         let name = name.strip_prefix("functions.").unwrap_or(name);

@@ -24,7 +24,7 @@ pub(super) fn parse(text: &str, tools: &Tools, fence: &str, closes: &[&str]) -> 
     loop {
         let Some(open) = text[at..].find('(').map(|open| at + open) else {
             let begun = text[at..].trim_end();
-            return if begun.is_empty() || is_name(begun) { found } else { found.invalid() };
+            return if begun.is_empty() || is_name(begun) { found.begun(begun) } else { found.invalid() };
         };
         let (mut name, mut open) = (text[at..open].trim(), open);
         if !is_name(name) {
@@ -35,7 +35,7 @@ pub(super) fn parse(text: &str, tools: &Tools, fence: &str, closes: &[&str]) -> 
         if name == "print" && !tools.has(name) {
             let inner = skip_spaces(text, open + 1);
             let len = text[inner..].find(|letter: char| !letter.is_alphanumeric() && !"_.".contains(letter));
-            let Some(len) = len else { return found };
+            let Some(len) = len else { return found.begun(name) };
             is_printed = len > 0 && text[inner + len..].starts_with('(');
             if is_printed {
                 (name, open) = (&text[inner..inner + len], inner + len);
@@ -83,7 +83,7 @@ pub(super) fn built_in(text: &str, tools: &Tools) -> Found {
         _ => {}
     }
     let mut found = parse(text, tools, "", &[]);
-    for call in &mut found.calls {
+    for call in found.calls.iter_mut().filter(|call| call.name.is_some()) {
         match call.name.as_mut().and_then(|name| Some((name.strip_suffix(CALL)?.to_owned(), name))) {
             Some((tool, name)) => *name = tool,
             None => return Found::default().invalid(),

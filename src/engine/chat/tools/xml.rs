@@ -22,7 +22,7 @@ pub(super) fn qwen(text: &str, tools: &Tools) -> Found {
             Some(false) => return found.invalid(),
         }
         let Some(end) = text[at..].find('>').map(|end| at + end) else {
-            return if is_name_begun(&text[at..]) { found } else { found.invalid() };
+            return if is_name_begun(&text[at..]) { found.begun(&text[at..]) } else { found.invalid() };
         };
         let name = text[at..end].trim();
         if !is_name(name) {
