@@ -642,6 +642,27 @@ mod tests {
     }
 
     #[test]
+    fn whatever_is_written_what_is_accepted_is_in_its_range() {
+        let json = "{\"temperature\": 0.5, \"top_k\": 20, \"stop\": [\"a\\n\"], \"logit_bias\": {\"3\": -1e2, \"4\": false}, \
+                    \"json_schema\": {\"enum\": [null]}, \"seed\": 18446744073709551615, \"tool_choice\": null}";
+        let mut accepted = 0;
+        for at in 0..json.len() {
+            for by in ["", "0", "9", "-", "e", "\"", "\\", "{", "}", "[", "]", ",", ":", " ", "null", "\u{e9}", "\0", "1e308"] {
+                for end in [at, at + 1] {
+                    let changed = format!("{}{by}{}", &json[..at], &json[end..]);
+                    let mut options = GenerateOptions::default();
+                    match options.set_json(&changed) {
+                        Ok(()) => accepted += 1,
+                        Err(error) => assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{changed}"),
+                    }
+                    options.check_fields().unwrap();
+                }
+            }
+        }
+        assert!(accepted > 100, "{accepted}");
+    }
+
+    #[test]
     fn a_number_in_f32_is_told_as_it_was_written() {
         let options = LoraConfig { dropout: 1.1, ..LoraConfig::default() };
         assert_eq!(options.check_fields().unwrap_err().message(), "dropout: expected at least 0 and below 1, found 1.1");

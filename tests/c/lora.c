@@ -135,6 +135,8 @@ static void several_adapters_of_one_call_add_up(void) {
     mc_session *session = new_session(model), *attached = new_session(model);
     mc_generate_options_set_max_tokens(options, 12);
     mc_generate_options_set_max_tokens(plain, 12);
+    mc_generate_options_set_ignore_eos(options, true);
+    mc_generate_options_set_ignore_eos(plain, true);
     mc_generate_options_set_loras(options, loras, scales, 2);
     EXPECT(MC_OK, mc_session_set_loras(attached, loras, scales, 2, &err));
     EXPECT(MC_OK, mc_session_generate_stream(session, options, NULL, NULL, &by_options, &err));

@@ -849,7 +849,7 @@ pub const Chat = struct {
     }
 
     /// An object with `messages`, and with `tools` if there are any, of which `fromJson` makes an equal conversation.
-    pub fn json(self: Chat) Error!String {
+    pub fn toJson(self: Chat) Error!String {
         var out: ?*c.mc_string = null;
         var failure: ?*c.mc_error = null;
         try check(c.mc_chat_json(self.handle, &out, &failure), failure);

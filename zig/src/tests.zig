@@ -609,7 +609,7 @@ test "training makes an adapter, stops, and resumes" {
     try testing.expectEqual(2, chat.len());
     try chat.add("user", "c");
     try chat.removeLast();
-    const written = try chat.json();
+    const written = try chat.toJson();
     defer written.deinit();
     try testing.expectEqualStrings("{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\"}]}", written.slice());
     defer chat.deinit();

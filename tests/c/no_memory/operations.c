@@ -230,6 +230,22 @@ out:
     return status;
 }
 
+static mc_status write_chat(void) {
+    static char content[200000];
+    mc_chat *chat = mc_chat_new();
+    mc_string *text = NULL;
+    mc_status status;
+    memset(content, 'a', sizeof content);
+    TRY(mc_chat_add(chat, "user", content, sizeof content, &error));
+    on();
+    TRY(mc_chat_json(chat, &text, &error));
+    note(mc_string_data(text), mc_string_len(text));
+out:
+    mc_string_free(text);
+    mc_chat_free(chat);
+    return status;
+}
+
 static mc_status encode(void) {
     mc_tokenizer *tokenizer = NULL;
     mc_tokens *tokens = NULL;
@@ -252,7 +268,7 @@ static const struct {
     {"load", load}, {"load quantised", load_quantised}, {"generate", generate}, {"conform to a schema", conform}, {"embed", embed},
     {"similarity", similarity}, {"append", append}, {"fork", fork_session}, {"save and load a session", save_and_load},
     {"train, save, load, merge", train}, {"train on a dataset", train_on_dataset}, {"save a model", save_model}, {"render", render},
-    {"encode", encode},
+    {"write a conversation", write_chat}, {"encode", encode},
 };
 
 int main(int argc, char **argv) {
