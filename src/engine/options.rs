@@ -526,7 +526,7 @@ mod tests {
             ("\"{}\"", "json: expected an object, found \"{}\""),
             ("{} {}", "json: trailing characters"),
             ("{\"top_k\": 1,}", "json: trailing comma"),
-            ("{\"top_k\": 1, \"top_k\": 1}", "json: expected each name once, found \"top_k\" twice at line 1 column 21"),
+            ("{\"top_k\": 1, \"top_k\": 1}", "json: expected each name once, found \"top_k\" twice at line 1 column 20"),
             ("{\"top_\\u006b\": 1, \"top_k\": 1}", "json: expected each name once"),
             ("{\"json_schema\": {\"a\": {\"b\": 1, \"b\": 2}}}", "json: expected each name once, found \"b\" twice"),
             ("{\"temperature\": 1e999}", "json: number out of range"),
