@@ -1,4 +1,4 @@
-//! Holds every operation of a device against the CPU, then what the shipped models say against the reference results:
+//! Holds the kernels and every operation of a device against the CPU, then what the shipped models say against the reference results:
 //!
 //!     make selftest DEVICE=metal
 //!
@@ -9,8 +9,9 @@ use std::error::Error;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
-use metal_candle::selftest::{Row, operations};
+use metal_candle::selftest::{Row, gpu_kernels, operations};
 use metal_candle::{Chat, Device, DeviceKind, Dtype, EmbedOptions, GenerateOptions, LoadOptions, Model, Session};
 use serde_json::Value;
 
@@ -33,11 +34,19 @@ fn main() -> ExitCode {
     };
     println!("{}, metal-candle {}\n", device.name(), env!("CARGO_PKG_VERSION"));
     println!("{:<44} {:<5} {:<9} {:>9} {:>9}", "operation", "type", "inputs", "error", "allowed");
-    let mut rows = operations(&device);
+    let mut rows = gpu_kernels(&device);
+    rows.extend(operations(&device));
     rows.iter().for_each(show);
     for model in models(&device) {
         show(&model);
         rows.push(model);
+    }
+    for (dtype, quantization) in [(Dtype::F32, None), (Dtype::F16, None), (Dtype::F16, Some("q8_0")), (Dtype::F16, Some("q4_0"))]
+    {
+        match speed(&device, dtype, quantization) {
+            Ok(line) => println!("{line}"),
+            Err(error) => println!("tiny-coder, {dtype:?}, {}: {error}", quantization.unwrap_or("as stored")),
+        }
     }
     let failed = rows.iter().filter(|row| !row.passed()).count();
     println!("\n{}: {} passed, {failed} failed", device.name(), rows.len() - failed);
@@ -115,6 +124,27 @@ fn vectors_error(device: &Device, dtype: Dtype) -> Result<f32, Box<dyn Error>> {
     let found = model.embed(&texts.iter().map(String::as_str).collect::<Vec<_>>(), &EmbedOptions::default(), None)?;
     let errors = found.iter().zip(want.iter().flatten()).map(|(x, y)| (x - y).abs());
     Ok(errors.fold(0.0, |max, e| if e.is_nan() { f32::INFINITY } else { e.max(max) }))
+}
+
+/// How fast the shipped decoder answers, and by what; its loading, which compiles, apart.
+fn speed(device: &Device, dtype: Dtype, quantization: Option<&str>) -> Result<String, Box<dyn Error>> {
+    let options = LoadOptions {
+        device: Some(device.clone()),
+        dtype: Some(dtype),
+        quantization: quantization.map(str::to_owned),
+        ..LoadOptions::default()
+    };
+    let start = Instant::now();
+    let model = Model::load(root().join("models/tiny-coder"), &options, None)?;
+    let loaded = start.elapsed();
+    let mut session = Session::new(&model, 0)?;
+    session.append_tokens(&[5; 16], None)?;
+    let options = GenerateOptions { max_tokens: 200, ignore_eos: true, ..GenerateOptions::default() };
+    let start = Instant::now();
+    let tokens = session.generate(&options, None, &mut |_| ControlFlow::Continue(()))?.tokens.len();
+    let speed = tokens as f64 / start.elapsed().as_secs_f64();
+    let kept = quantization.unwrap_or("as stored");
+    Ok(format!("tiny-coder, {dtype:?}, {kept}: {speed:.0} tokens/s, loaded in {loaded:.1?}: {}", model.backend_json()))
 }
 
 fn load(path: &str, device: &Device, dtype: Dtype) -> Result<Model, metal_candle::Error> {

@@ -808,7 +808,7 @@ void mc_model_options_set_device(mc_model_options *MC_NONNULL options, const mc_
  *
  * @param options  the options.
  * @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored. On the CPU quantised weights of the files are widened to
- *                 it, and on Metal; on CUDA they stay quantised, and it is the type that prompts are computed in: F32 by default
+ *                 it; on a GPU they stay quantised, and it is the type that prompts are computed in: F32 by default
  *                 where the embedding is quantised; MC_DTYPE_BF16 takes half the memory for what of a matrix is decoded.
  *
  * Threads: any, exclusive.
@@ -827,7 +827,7 @@ void mc_model_options_set_dtype(mc_model_options *MC_NONNULL options,
 void mc_model_options_set_tokenizer_path(mc_model_options *MC_NONNULL options, const char *MC_NULLABLE path);
 
 /**
- * Asks for weights that are quantised while loading, to take less memory. This version does it on the CPU and on CUDA.
+ * Asks for weights that are quantised while loading, to take less memory. This version does it on every device.
  *
  * | kind | in each row of a matrix | bits a weight |
  * | --- | --- | --- |
@@ -842,7 +842,7 @@ void mc_model_options_set_tokenizer_path(mc_model_options *MC_NONNULL options, c
  * Formats are ggml's and MLX's. "q5_k_m" and "q4_k_m" are mixes of llama.cpp: the value and down projections of half of the layers
  * and the output matrix have six bits, which the output matrix has with "q4_0" and "iq4_nl" too. Rows that are no whole blocks
  * of 256 have the next finer format of 32 (Q5_0, Q5_1, Q8_0), those of no whole blocks at all F16, or with "q8_0" a shorter block.
- * On CUDA scales and mins are rounded to F16, and rows of no whole 32 columns keep the type of mc_model_options_set_dtype().
+ * On a GPU scales and mins are rounded to F16, and rows of no whole 32 columns keep the type of mc_model_options_set_dtype().
  *
  * That goes for all projections, the output matrix, and an embedding that is one with it. Tables that are only looked
  * up, norms, biases and the layers behind the pooling of a sentence embedder keep the type of
@@ -853,7 +853,7 @@ void mc_model_options_set_tokenizer_path(mc_model_options *MC_NONNULL options, c
  * @param options  the options.
  * @param kind     one of these; NULL (the default) = as stored. Weights that the files hold quantised in another way are widened
  *                 and quantised once more. Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
- *                 what there is, and on Metal; MC_ERROR_FORMAT for a weight that is not finite or too large for its scale in
+ *                 what there is; MC_ERROR_FORMAT for a weight that is not finite or too large for its scale in
  *                 F16, which none up to 65504 is, with "q8_0" none up to 8.3 million.
  *
  * Threads: any, exclusive.
@@ -1022,9 +1022,9 @@ mc_status mc_model_estimate_memory(const char *MC_NONNULL path,
  * granite, granite_swa, granitehybrid, granitemoe, hunyuan-dense, lfm2, lfm2moe, llama (Mixtral too), mistral3, modern-bert,
  * nemotron, nemotron_h, nemotron_h_moe, nomic-bert, olmo, olmo2, olmoe, phi2, phi3, qwen2, qwen3, qwen35, qwen35moe, qwen3moe,
  * seed_oss, smollm3, stablelm, starcoder2. Every tensor type of weights is read. On the CPU quantised ones stay as large as in the
- * file, with products as mc_model_options_set_exact() says. On CUDA they stay quantised too, in the nearest format that its kernels
+ * file, with products as mc_model_options_set_exact() says. On a GPU they stay quantised too, in the nearest format that its kernels
  * decode: codes are the file's, scales and mins become F16, and a code takes 4, 5, 6 or 8 bits. There rows of no whole 32 columns
- * are widened, and on Metal all are: mc_model_estimate_memory() says what that takes.
+ * are widened: mc_model_estimate_memory() says what that takes.
  *
  * Of safetensors, matrices that MLX (affine), FP8, AWQ, GPTQ without act order or compressed-tensors have quantised are read
  * as well. On the CPU they stay about as large as in the files, with the very values that these stand for, where their scales are
@@ -1269,7 +1269,9 @@ mc_status mc_model_config_json(const mc_model *MC_NONNULL model,
  * - device: its name.
  * - prompts: what evaluates several tokens at once, and texts: "kernels", the library's own, or "tensors", operations of candle.
  * - single_tokens: what evaluates the tokens of an answer; absent where the model gives none.
- * - lacks: what of the model the kernels of its GPU lack, in words, where single tokens are evaluated by tensors for it.
+ * - lacks: what of the model the kernels of its GPU lack, in words, where single tokens are evaluated by tensors for it; also that
+ *   the system does not compile them, with the compiler's message.
+ * - unproved: in words, that kernels which are used have not run on this kind of device yet: on Metal, whose kernels are type-checked.
  * - weights: how many are kept in each format, norms and biases apart. "F32", "F16", "BF16" are numbers. On the CPU others are those of
  *   GGUF files, and of MLX ("affine4_64": bits, and weights of a scale); on a GPU those of its kernels: "four", "five", "six" and
  *   "eight" bits with a scale and an offset of 16 bits each, "..._sym" with a scale alone, "table" with sixteen levels and a scale,

@@ -1,7 +1,6 @@
 //! A language model inside your app: load it, hold a conversation, stream the answer.
 //!
 //! ```no_run
-//! use std::ops::ControlFlow;
 //! use metal_candle::{Chat, GenerateOptions, LoadOptions, Model, Session};
 //!
 //! let model = Model::load("models/tiny-coder", &LoadOptions::default(), None)?;
@@ -9,18 +8,20 @@
 //! chat.add("user", "What does `Vec::push` do?");
 //! let mut session = Session::new(&model, 0)?;
 //! session.set_chat(&chat, None)?;
-//! let answer = session.generate(&GenerateOptions::default(), None, &mut |event| {
-//!     print!("{}", event.text);
-//!     ControlFlow::Continue(())
-//! })?;
-//! assert_eq!(answer.text, "Appends an element to the back of a collection.");
+//! for token in session.stream(&GenerateOptions::default())? {
+//!     print!("{}", token?.text);
+//! }
 //! # Ok::<(), metal_candle::Error>(())
 //! ```
+//!
+//! A [`Model`] is loaded once and shared; a [`Session`] is a conversation; [`Model::embed`] gives vectors; a [`LoraTrainer`] teaches, and the
+//! [`Lora`] that it makes is used at once. `examples/` has a small program for each.
 //!
 //! The same engine stands behind the C ABI of `include/metal_candle.h`. Data flows one way:
 //! `ffi → engine → models → nn → ops → kernels`, with `load` beside `models`.
 
 mod error;
+#[doc(hidden)]
 pub mod ffi;
 mod engine;
 mod models;
@@ -39,8 +40,8 @@ static ALLOCATOR: kernels::reserve::Reserving = kernels::reserve::Reserving;
 pub mod selftest;
 
 pub use engine::{
-    AnswerFormat, AnswerPart, Cancel, Capability, Chat, ChatTemplate, ControlTokens, Dataset, Device, DeviceKind, Dtype,
-    EmbedOptions, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, LoraConfig, LoraTrainer, MicroStep, Model,
+    AnswerFormat, AnswerPart, AnswerStream, Cancel, Capability, Chat, ChatTemplate, ControlTokens, Dataset, Device, DeviceKind,
+    Dtype, EmbedOptions, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, LoraConfig, LoraTrainer, MicroStep, Model,
     PartStream, Pooling, Progress, ProgressFn, Prompt, RerankOptions, Sampler, Sampling, SamplingOptions, Schedule,
     ScoreActivation, Session, Similarity, Stage, TextStream, TokenEvent, TokenFn, Tokenizer, ToolCall, ToolChoice, TrainEvent,
     TrainFn, TrainOptions, Update, Weighting, estimate_memory, set_threads, similarity_top_k, threads,

@@ -62,6 +62,16 @@ pub fn operations(device: &Device) -> Vec<Row> {
     checks.rows
 }
 
+/// The GPU's own kernels, where the device has some: that they compile, and what they compute from weights and a cache of F16, twice with
+/// the same bits.
+pub fn gpu_kernels(device: &Device) -> Vec<Row> {
+    let row = |(operation, error, tolerance)| Row { operation, dtype: Dtype::F16, error, layout: "kernel", tolerance };
+    match device.work(|| Ok(device.backend().compare_gpu_kernels()?)) {
+        Ok(rows) => rows.into_iter().map(row).collect(),
+        Err(error) => vec![row(("kernels".to_string(), Err(error.to_string()), 0.0))],
+    }
+}
+
 /// Whether an operation has a backward pass.
 #[derive(Clone, Copy, PartialEq)]
 enum Way {

@@ -203,11 +203,6 @@ fn quantised_models_give_the_scores_of_the_cpu() {
         let options = LoadOptions { device, quantization, dtype, exact: true, ..LoadOptions::default() };
         Model::load(path, &options, None)
     };
-    if gpu.kind() == DeviceKind::Metal {
-        let error = load(&shipped("tiny-coder"), &gpu, Some("q8_0"), None).err().unwrap();
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
-        return;
-    }
     let mut cases: Vec<(PathBuf, Option<&str>)> = Vec::new();
     let files = |folder: &str| std::fs::read_dir(golden(folder)).unwrap().map(|entry| entry.unwrap().path());
     let is_model =
@@ -259,9 +254,6 @@ fn quantised_models_give_the_scores_of_the_cpu() {
 fn sessions_that_go_on_together_answer_as_alone() {
     let gpu = gpu();
     for quantization in [None, Some("q8_0".to_string())] {
-        if quantization.is_some() && gpu.kind() == DeviceKind::Metal {
-            continue;
-        }
         let options = LoadOptions { device: Some(gpu.clone()), dtype: Some(Dtype::F32), quantization, ..LoadOptions::default() };
         let model = Model::load(shipped("tiny-coder"), &options, None).unwrap();
         let prompts: Vec<Vec<u32>> =
@@ -287,6 +279,150 @@ fn sessions_that_go_on_together_answer_as_alone() {
             assert_eq!(session.end().unwrap().tokens, answer(&mut alone, 24));
         }
     }
+}
+
+/// Numbers of a fixed generator.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as usize % n
+    }
+}
+
+/// One session on the GPU, and the same on the CPU.
+struct Both {
+    gpu: Session,
+    cpu: Session,
+    /// Whether they hold tokens.
+    is_begun: bool,
+}
+
+fn begun(sessions: &mut [Both]) -> impl Iterator<Item = &mut Both> {
+    sessions.iter_mut().filter(|both| both.is_begun)
+}
+
+impl Both {
+    /// The error of the scores behind the last token, of the largest of them.
+    fn error(&mut self) -> f32 {
+        let want = self.cpu.logits().unwrap();
+        let largest = want.iter().fold(1f32, |largest, x| largest.max(x.abs()));
+        max_abs(self.gpu.logits().unwrap(), want) / largest
+    }
+
+    fn append(&mut self, ids: &[u32]) {
+        self.gpu.append_tokens(ids, None).unwrap();
+        self.cpu.append_tokens(ids, None).unwrap();
+        self.is_begun = true;
+    }
+}
+
+/// Sessions that answer side by side, and what each says.
+fn answers_together(mut sessions: Vec<&mut Session>, max_tokens: usize) -> Vec<Vec<u32>> {
+    let sampling = SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() };
+    let options = GenerateOptions { max_tokens, ignore_eos: true, sampling, ..GenerateOptions::default() };
+    sessions.iter_mut().for_each(|session| session.begin(&options).unwrap());
+    for _ in 0..max_tokens {
+        Session::next_of(&mut sessions).unwrap().into_iter().for_each(|event| assert!(event.unwrap().is_some()));
+    }
+    sessions.into_iter().map(|session| session.end().unwrap().tokens).collect()
+}
+
+/// Sessions in any order of calls: tokens are appended, taken back, chosen alone and side by side, sessions are forked and dropped. What
+/// is kept of the steps before is never another step's.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_thousand_sequences_of_calls_give_what_the_cpu_gives() {
+    const SESSIONS: usize = 5;
+    let (gpu, cpu) = (gpu(), cpu());
+    let mut known = Vec::new();
+    for path in models(&["decoders"]).into_iter().chain([shipped("tiny-coder")]) {
+        let model = open(&path, &gpu, Some(Dtype::F32), Some(512));
+        let backend: serde_json::Value = serde_json::from_str(&model.backend_json()).unwrap();
+        if backend["single_tokens"] == "kernels" {
+            known.push((name(&path), model, open(&path, &cpu, Some(Dtype::F32), Some(512))));
+        }
+    }
+    assert!(known.len() >= 5, "{} decoders by kernels", known.len());
+    let (mut random, mut compared, mut answered) = (Random(15), 0, 0);
+    for sequence in 0..1000 {
+        let (name, on_gpu, on_cpu) = &known[sequence % known.len()];
+        let vocabulary = on_cpu.vocab_size().min(199);
+        let new = || Both { gpu: Session::new(on_gpu, 0).unwrap(), cpu: Session::new(on_cpu, 0).unwrap(), is_begun: false };
+        let mut sessions = vec![new()];
+        for call in 0..12 {
+            let (which, count) = (random.below(sessions.len()), sessions.len());
+            let session = &mut sessions[which];
+            let at = session.cpu.position();
+            match random.below(10) {
+                0..4 => {
+                    let ids: Vec<u32> = (0..1 + random.below(12)).map(|_| random.below(vocabulary) as u32).collect();
+                    session.append(&ids);
+                }
+                4 if at > 1 => {
+                    let keep = 1 + random.below(at - 1);
+                    for session in [&mut session.gpu, &mut session.cpu] {
+                        session.truncate(keep).unwrap();
+                    }
+                    session.append(&[random.below(vocabulary) as u32]);
+                }
+                5 if count < SESSIONS => {
+                    let (gpu, cpu) = (session.gpu.fork().unwrap(), session.cpu.fork().unwrap());
+                    let is_begun = session.is_begun;
+                    sessions.push(Both { gpu, cpu, is_begun });
+                    continue;
+                }
+                6 if count < SESSIONS => {
+                    sessions.push(new());
+                    continue;
+                }
+                7 if count > 1 => {
+                    sessions.swap_remove(which);
+                    continue;
+                }
+                // All that hold tokens go on side by side, as each would alone.
+                _ => {
+                    let ready: Vec<usize> = (0..sessions.len()).filter(|i| sessions[*i].is_begun).collect();
+                    if ready.is_empty() {
+                        continue;
+                    }
+                    let tokens = 1 + random.below(4);
+                    let got = answers_together(begun(&mut sessions).map(|both| &mut both.gpu).collect(), tokens);
+                    let want = answers_together(begun(&mut sessions).map(|both| &mut both.cpu).collect(), tokens);
+                    for (i, (got, want)) in ready.iter().zip(got.iter().zip(&want)) {
+                        answered += 1;
+                        if got != want {
+                            // Where two tokens are as likely as each other the answers part, and the sessions with them.
+                            let both = &mut sessions[*i];
+                            let same = got.iter().zip(want).take_while(|(a, b)| a == b).count();
+                            let last = both.cpu.position() - tokens + same - 1;
+                            let token = both.cpu.tokens()[last];
+                            for session in [&mut both.gpu, &mut both.cpu] {
+                                session.truncate(last).unwrap();
+                            }
+                            both.append(&[token]);
+                            let scores = both.cpu.logits().unwrap().to_vec();
+                            let (a, b) = (scores[got[same] as usize], scores[want[same] as usize]);
+                            let largest = scores.iter().fold(1f32, |largest, x| largest.max(x.abs()));
+                            assert!((a - b).abs() <= F32_TOLERANCE * largest, "{name} {sequence} {call}: {got:?}, not {want:?}");
+                        }
+                    }
+                    for i in ready {
+                        let error = sessions[i].error();
+                        assert!(error <= F32_TOLERANCE, "{name} {sequence} {call} session {i}: {error:.1e}");
+                        compared += 1;
+                    }
+                    continue;
+                }
+            }
+            let error = sessions[which].error();
+            assert!(error <= F32_TOLERANCE, "{name} {sequence} {call}: {error:.1e} of {at} tokens");
+            compared += 1;
+        }
+    }
+    println!("{compared} rows of scores, {answered} answers");
+    assert!(compared > 8000 && answered > 3000, "{compared} rows of scores, {answered} answers");
 }
 
 #[test]

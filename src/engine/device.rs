@@ -9,6 +9,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -41,6 +42,69 @@ struct Inner {
     /// under way must learn of it, so they wait one after another.
     failures: AtomicU64,
     waiting: Mutex<()>,
+    /// On Metal one thread's work after another: candle hands out buffers, keeps them resident, and orders kernels by what they write, and
+    /// does so for one thread. Another one's wait, between two kernels, would make it forget what those in front have written.
+    turns: Option<Turns>,
+}
+
+/// One thread at a time, as often as it likes.
+#[derive(Default)]
+struct Turns {
+    /// Whose turn it is, and how often it has it.
+    held: Mutex<Option<(ThreadId, usize)>>,
+    free: Condvar,
+}
+
+/// Until dropped it is this thread's turn.
+struct Turn<'a>(&'a Turns);
+
+impl Turns {
+    fn held(&self) -> MutexGuard<'_, Option<(ThreadId, usize)>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for this thread's turn.
+    fn take(&self) -> Turn<'_> {
+        self.take_times(1);
+        Turn(self)
+    }
+
+    fn take_times(&self, times: usize) {
+        let (own, mut held) = (std::thread::current().id(), self.held());
+        loop {
+            match &mut *held {
+                None => {
+                    *held = Some((own, times));
+                    return;
+                }
+                Some((thread, count)) if *thread == own => {
+                    *count += times;
+                    return;
+                }
+                Some(_) => held = self.free.wait(held).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    /// Ends this thread's turn for as long as `work` runs, if it is its turn.
+    fn aside<R>(&self, work: impl FnOnce() -> R) -> R {
+        let own = std::thread::current().id();
+        let times = self.held().take_if(|(thread, _)| *thread == own).map_or(0, |(_, times)| times);
+        self.free.notify_one();
+        let result = work();
+        if times > 0 {
+            self.take_times(times);
+        }
+        result
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut held = self.0.held();
+        *held = held.take().and_then(|(thread, count)| (count > 1).then_some((thread, count - 1)));
+        self.0.free.notify_one();
+    }
 }
 
 /// Who may work: iOS kills an app that uses the GPU in the background.
@@ -136,6 +200,7 @@ impl Device {
             idle: Condvar::new(),
             failures: AtomicU64::new(0),
             waiting: Mutex::default(),
+            turns: (kind == DeviceKind::Metal).then(Turns::default),
         }))
     }
 
@@ -168,6 +233,7 @@ impl Device {
     /// # Errors
     /// `ErrorKind::Device` if some of it failed.
     pub fn synchronize(&self) -> Result<()> {
+        let _turn = self.0.turns.as_ref().map(Turns::take);
         let _waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let done = self.0.backend.synchronize();
         self.0.failures.fetch_add(u64::from(done.is_err()), Ordering::Relaxed);
@@ -221,6 +287,8 @@ impl Device {
     }
 
     fn let_in<R>(&self, run: impl FnOnce(&Backend) -> Result<R>) -> Result<R> {
+        // First: who waits for a turn does not hold a suspension up.
+        let _turn = self.0.turns.as_ref().map(Turns::take);
         let _permit = self.permit()?;
         let before = self.0.failures.load(Ordering::Relaxed);
         let result = run(&self.0.backend);
@@ -235,6 +303,14 @@ impl Device {
             return Err(Error::new(ErrorKind::Device, format!("{}: work failed that was under way", self.0.name)));
         }
         Ok(result)
+    }
+
+    /// Lets other threads work meanwhile, where one works at a time: for what work calls its caller back with.
+    pub(crate) fn aside<R>(&self, call: impl FnOnce() -> R) -> R {
+        match &self.0.turns {
+            Some(turns) => turns.aside(call),
+            None => call(),
+        }
     }
 
     fn permit(&self) -> Result<Permit<'_>> {
@@ -375,6 +451,34 @@ mod tests {
         let told = || Ok(device.0.failures.fetch_add(1, Ordering::Relaxed));
         assert_eq!(device.compute(told).unwrap_err().kind(), ErrorKind::Device);
         device.compute(|| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn on_metal_threads_work_one_after_another_but_in_what_they_call_back() {
+        let backend = Backend::by_tensors(&candle_core::Device::Cpu);
+        let device = Device::with_backend(DeviceKind::Metal, "Metal".to_string(), backend);
+        let working = AtomicU64::new(0);
+        let alone = || {
+            assert_eq!(working.fetch_add(1, Ordering::SeqCst), 0);
+            std::thread::sleep(Duration::from_micros(200));
+            working.fetch_sub(1, Ordering::SeqCst);
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        // Within its own turn a thread goes on, and waits for the device.
+                        device.work(|| device.compute(alone).and_then(|()| device.synchronize())).unwrap();
+                    }
+                });
+            }
+        });
+        // A caller that is called back may wait for another thread's work.
+        let other = || std::thread::scope(|scope| scope.spawn(|| device.compute(alone)).join().unwrap());
+        device.work(|| device.work(|| device.aside(other)).and_then(|()| alone())).unwrap();
+        device.aside(other).unwrap();
+        assert!(device.0.turns.as_ref().unwrap().held().is_none());
     }
 
     #[test]

@@ -431,7 +431,7 @@ fn quant_on(kind: &str, device: &str, keeps_quantised: bool) -> Result<&'static 
     };
     if !keeps_quantised {
         return Err(Error::unsupported(format!(
-            "quantization: {kind:?} needs kernels for quantised weights, which the CPU and CUDA have, found the device {device}"
+            "quantization: {kind:?} needs kernels for quantised weights, found the device {device} without"
         )));
     }
     Ok(quant)

@@ -40,7 +40,7 @@ pub use lora::Lora;
 pub use model::{Capability, Dtype, LoadOptions, Model, Progress, ProgressFn, Stage, estimate_memory};
 pub use rerank::{RerankOptions, ScoreActivation};
 pub use sampling::{Sampler, Sampling, SamplingOptions};
-pub use session::Session;
+pub use session::{AnswerStream, Session};
 pub use similarity::similarity_top_k;
 pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;

@@ -102,12 +102,12 @@ pub type ProgressFn<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 pub struct LoadOptions {
     /// `None` = [`DeviceKind::Auto`].
     pub device: Option<Device>,
-    /// `None` = as stored. On the CPU quantised weights of the files are widened to it, and on Metal; on CUDA they stay quantised, and it
+    /// `None` = as stored. On the CPU quantised weights of the files are widened to it; on a GPU they stay quantised, and it
     /// is the type that prompts are computed in, F32 where it is `None` and the embedding is quantised.
     pub dtype: Option<Dtype>,
     /// Another tokenizer.json, a directory with one, or a GGUF file.
     pub tokenizer_path: Option<PathBuf>,
-    /// Quantise while loading, on the CPU and on CUDA, the matrices for products (projections, the output matrix, and with it an embedding
+    /// Quantise while loading the matrices for products (projections, the output matrix, and with it an embedding
     /// that it shares): to `q8_0`, `q6_k`, `q4_0` or `iq4_nl` as ggml has them, to the mixes `q5_k_m` or `q4_k_m` of llama.cpp, or to `mlx4`,
     /// MLX's four bits in groups of 64. The output matrix has six bits at least, but for `mlx4`. Rows that are no whole blocks of a
     /// format have the next finer one of shorter blocks, or F16. Tables that are only looked up, norms, biases and layers behind
@@ -224,8 +224,8 @@ impl Model {
     /// A GGUF file is loaded as the directory of transformers that it was made from: names, rows and values of its tensors are
     /// transformers', so that the same adapters fit, and config.json, tokenizer, chat template and sampling follow from its
     /// metadata. On the CPU quantised matrices stay about as large as in the file, with products as [`LoadOptions::exact`] says. On
-    /// CUDA they stay quantised too, in the nearest format that its kernels decode: codes are the file's, scales and mins become F16.
-    /// There rows of no whole 32 columns are widened, and on Metal all are: [`estimate_memory`] says what that takes. Matrices of safetensors that MLX (affine), FP8, AWQ, GPTQ without act order or compressed-tensors have quantised are read as well.
+    /// a GPU they stay quantised too, in the nearest format that its kernels decode: codes are the file's, scales and mins become F16.
+    /// There rows of no whole 32 columns are widened: [`estimate_memory`] says what that takes. Matrices of safetensors that MLX (affine), FP8, AWQ, GPTQ without act order or compressed-tensors have quantised are read as well.
     ///
     /// # Errors
     /// `NotFound` for a missing file, `Format` for one that contradicts itself or the model, `Unsupported` for an unknown
@@ -249,7 +249,7 @@ impl Model {
                 return Ok(());
             }
             told = done;
-            tell(&mut progress, Progress { stage, done, total })
+            device.aside(|| tell(&mut progress, Progress { stage, done, total }))
         };
         let tokenizer = files.tokenizer(options)?;
         let chat_template = files.chat_template()?;
@@ -510,7 +510,7 @@ impl Model {
     ///
     /// `prompts`: several tokens at once, and texts: by `kernels`, the library's own, or by `tensors`, operations of candle.
     /// `single_tokens`: the tokens of an answer; absent where there are none. `lacks`: what of the model the kernels of its GPU lack, where
-    /// single tokens are evaluated by tensors for it. `weights`: how many are kept in each format, norms and biases apart: numbers
+    /// single tokens are evaluated by tensors for it. `unproved`: that kernels which are used have not run on this kind of device. `weights`: how many are kept in each format, norms and biases apart: numbers
     /// (`F32`, `F16`, `BF16`); on the CPU the formats of GGUF files, and of MLX (`affine4_64`: bits, and weights of a scale); on a GPU those
     /// of its kernels: `four`, `five`, `six` or `eight` bits with a scale and an offset of 16 bits each, `_sym` with a scale alone,
     /// `table` with sixteen levels and a scale; `_16` where sixteen weights share one.
@@ -527,6 +527,10 @@ impl Model {
             if let Some(Unsupported(what)) = transformer.lacks() {
                 json["lacks"] = what.as_str().into();
             }
+        }
+        let is_quantised = transformer.weights_by_format().keys().any(|format| !["F32", "F16", "BF16"].contains(format));
+        if device.kind() == DeviceKind::Metal && (is_quantised || transformer.decodes_by_kernels()) {
+            json["unproved"] = "the kernels are type-checked for Metal and have not run on Apple's hardware".into();
         }
         json.to_string()
     }

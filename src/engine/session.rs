@@ -281,6 +281,15 @@ impl Session {
         }
     }
 
+    /// Answers what the session holds, as an iterator of its tokens; nothing is computed before the first is asked for.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    pub fn stream(&mut self, options: &GenerateOptions) -> Result<AnswerStream<'_>> {
+        self.begin(options)?;
+        Ok(AnswerStream { session: self, has_failed: false })
+    }
+
     /// The next token of several answers, of different sessions of one model: as [`next`](Self::next) of each, but the weights are read
     /// once for all that wait for one token alone. On the CPU each answer has the bits that it has alone, whatever the options and
     /// adapters of the others.
@@ -566,5 +575,58 @@ impl PrefillWatch<'_, '_, '_> {
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Session({} of {} tokens)", self.position(), self.max_context)
+    }
+}
+
+/// The tokens of an answer, as [`Session::stream`] begins it. After an error there are none; the session then goes on with
+/// [`Session::generate`] from what it holds. What is dropped early stops there, and its tokens stay in the session.
+///
+/// ```
+/// use metal_candle::{Chat, GenerateOptions, LoadOptions, Model, Session};
+/// let model = Model::load("models/tiny-coder", &LoadOptions::default(), None)?;
+/// let mut chat = Chat::new();
+/// chat.add("user", "What does `Vec::push` do?");
+/// let mut session = Session::new(&model, 0)?;
+/// session.set_chat(&chat, None)?;
+/// let mut answer = session.stream(&GenerateOptions::default())?;
+/// let text = answer.by_ref().map(|event| Ok(event?.text)).collect::<metal_candle::Result<String>>()?;
+/// assert_eq!(text, "Appends an element to the back of a collection.");
+/// assert_eq!(answer.finish()?.text, text);
+/// # Ok::<(), metal_candle::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct AnswerStream<'s> {
+    session: &'s mut Session,
+    has_failed: bool,
+}
+
+impl AnswerStream<'_> {
+    /// The whole answer as far as it came; one that was not complete was stopped by its caller.
+    ///
+    /// # Errors
+    /// As [`Session::end`].
+    pub fn finish(self) -> Result<Generation> {
+        self.session.end()
+    }
+}
+
+impl Iterator for AnswerStream<'_> {
+    type Item = Result<TokenEvent>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.has_failed {
+            return None;
+        }
+        let event = self.session.next().transpose();
+        self.has_failed = matches!(event, Some(Err(_)));
+        event
+    }
+}
+
+impl Drop for AnswerStream<'_> {
+    fn drop(&mut self) {
+        // Of an answer that was finished there is nothing to end.
+        self.session.answer = None;
+        self.session.answer_adapters = None;
     }
 }

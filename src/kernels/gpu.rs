@@ -2,33 +2,40 @@
 //!
 //! The kernels are `gpu/*.h`, written in what the two languages have in common; `metal.h` and `cuda.h` give them the same names on each.
 //! Here stands what the host has to know of them: how weights are kept (`gpu/format.rs`, `gpu/matrix.rs`), which text a compiler is given
-//! (`gpu/library.rs`), where they run (`gpu/device.rs`), with what they are launched (`gpu/launch.rs`), and the comparison with the CPU's
+//! (`gpu/library.rs`), where they run (`gpu/device.rs`), with what they are launched (`gpu/launch.rs`), which lists of launches come again
+//! (`gpu/replay.rs`), and the comparison with the CPU's
 //! kernels (`gpu/compare.rs`).
 //!
-//! No GPU of Apple has run them; on CUDA a decoder evaluates single tokens by them, and quantised weights are theirs (`ops/gpu/`). `make
+//! A decoder evaluates single tokens by them, and quantised weights are theirs (`ops/gpu/`). CUDA has run them, no GPU of Apple has. `make
 //! check-gpu` proves them without a GPU: see CONTRIBUTING.
 
 mod format;
 mod matrix;
-// No build compiles for Metal yet.
+// A build has one GPU's dialect, or none.
 #[cfg_attr(not(test), allow(dead_code))]
 mod library;
 mod device;
+mod replay;
 mod launch;
 #[cfg(feature = "cuda")]
 mod cuda;
-#[cfg(test)]
+#[cfg(any(target_os = "macos", target_os = "ios"))]
+mod metal;
+#[cfg(any(test, feature = "selftest"))]
 mod compare;
 #[cfg(test)]
 mod tests;
 
-pub use device::{Gpu, GpuSlice};
+#[cfg(feature = "selftest")]
+pub use compare::{Comparison, compare, compile};
+pub use device::{Gpu, GpuSlice, GpuView, Launch, LaunchList};
 pub use format::GpuFormat;
 pub use launch::{
-    AttentionKernels, DecodedRows, Gated, GpuAngles, GpuCache, GpuNorm, GpuWeight, HeadCounts, MOST_ROWS, MOST_SPLITS,
+    AttentionKernels, DecodedRows, Gated, GpuAngles, GpuCache, GpuNorm, GpuWeight, HeadCounts, MOST_ROWS, MOST_SPLITS, Pairs,
     ProductWith, QkNorms, RowKernels,
 };
 pub use library::{Element, Library};
 pub use matrix::GpuMatrix;
+pub use replay::Replays;
 #[cfg(test)]
-pub use tests::with_executor;
+pub use tests::{recorded_and_replayed, with_executor, without_compiler};

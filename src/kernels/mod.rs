@@ -57,7 +57,7 @@ pub use scan_backward::scan_within_backward;
 pub use simd::{Level, limit::limit_instructions};
 
 /// Blocks of a format, of any bytes but for scales that are not finite.
-#[cfg(test)]
+#[cfg(any(test, feature = "selftest"))]
 fn random_blocks(format: Format, blocks: usize, mut seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; blocks * format.block_bytes()];
     for block in bytes.chunks_exact_mut(format.block_bytes()) {
@@ -75,7 +75,7 @@ fn random_blocks(format: Format, blocks: usize, mut seed: u64) -> Vec<u8> {
 }
 
 /// Values of a fixed generator, in -1..1.
-#[cfg(test)]
+#[cfg(any(test, feature = "selftest"))]
 fn noise(len: usize, mut seed: u64) -> Vec<f32> {
     (0..len)
         .map(|_| {

@@ -6,10 +6,13 @@
 //!     // normalizer: pattern: expected one that is not empty
 //! ```
 
+use std::borrow::Cow;
 use std::panic::catch_unwind;
 
-use serde::Deserialize;
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokenizers::{ModelWrapper, Tokenizer};
 
 use crate::error::{Error, Result};
@@ -38,7 +41,6 @@ pub fn parse_tokenizer(json: &str) -> Result<(Tokenizer, usize)> {
     let outline: Outline =
         serde_json::from_str(json).map_err(|e| Error::format(format!("not a tokenizer: {e}")).with_source(e))?;
     let growth = outline.check()?;
-    // It joins the halves of a merge in a room that is as long as the longest token.
     let parsed = catch_unwind(|| Tokenizer::from_bytes(json));
     let parsed = parsed.map_err(|_| Error::format("not a tokenizer: the crate tokenizers panicked"))?;
     let tokenizer = parsed.map_err(|e| Error::format(format!("not a tokenizer: {e}")).with_source(e))?;
@@ -69,7 +71,7 @@ fn probe(tokenizer: &Tokenizer) -> Result<()> {
 
 /// What a tokenizer.json holds beside its vocabulary, which is read past.
 #[derive(Deserialize)]
-struct Outline {
+struct Outline<'a> {
     #[serde(default)]
     normalizer: Value,
     #[serde(default)]
@@ -78,15 +80,114 @@ struct Outline {
     post_processor: Value,
     #[serde(default)]
     decoder: Value,
-    model: Option<ModelOutline>,
+    #[serde(borrow)]
+    model: Option<ModelOutline<'a>>,
 }
 
 #[derive(Deserialize)]
-struct ModelOutline {
+struct ModelOutline<'a> {
     max_input_chars_per_word: Option<u64>,
+    #[serde(default)]
+    continuing_subword_prefix: Value,
+    #[serde(borrow)]
+    vocab: Option<&'a RawValue>,
+    #[serde(borrow)]
+    merges: Option<&'a RawValue>,
 }
 
-impl Outline {
+impl ModelOutline<'_> {
+    /// The crate joins the halves of a merge, the second without its prefix, in a room that is as long as the longest token. What is no
+    /// vocabulary and no list of merges, it says itself.
+    fn check_merges(&self) -> Result<()> {
+        let (Some(vocab), Some(merges)) = (self.vocab, self.merges) else { return Ok(()) };
+        let Ok(Longest(longest)) = serde_json::from_str(vocab.get()) else { return Ok(()) };
+        let prefix = self.continuing_subword_prefix.as_str().unwrap_or_default().len();
+        let check = |first: &str, second: &str| match second.get(prefix..) {
+            Some(rest) if first.len() + rest.len() <= longest => Ok(()),
+            Some(rest) => Err(format!(
+                "model: merges: expected tokens of up to {longest} bytes, as the vocabulary has them, found one of {}",
+                first.len() + rest.len()
+            )),
+            None => Err("model: merges: expected second halves that begin with continuing_subword_prefix".to_owned()),
+        };
+        let mut wrong = None;
+        let each = Merges(|first: &str, second: &str| wrong = wrong.take().or(check(first, second).err()));
+        // What is no merge is said by the crate.
+        let _ = each.deserialize(&mut serde_json::Deserializer::from_str(merges.get()));
+        wrong.map_or(Ok(()), |message| Err(Error::format(message)))
+    }
+}
+
+/// The bytes of the longest key of an object.
+struct Longest(usize);
+
+impl<'de> Deserialize<'de> for Longest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Longest;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Longest, A::Error> {
+                let mut longest = 0;
+                while let Some((Text(key), IgnoredAny)) = map.next_entry()? {
+                    longest = longest.max(key.len());
+                }
+                Ok(Longest(longest))
+            }
+        }
+        deserializer.deserialize_map(Keys)
+    }
+}
+
+/// A text, without a copy where none is needed.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Shows a function the halves of each merge: `["a", "b"]`, or `"a b"` in older files.
+struct Merges<F>(F);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge<'a> {
+    Pair(#[serde(borrow)] Text<'a>, #[serde(borrow)] Text<'a>),
+    Line(#[serde(borrow)] Cow<'a, str>),
+}
+
+impl<'de, F: FnMut(&str, &str)> DeserializeSeed<'de> for Merges<F> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de, F: FnMut(&str, &str)> Visitor<'de> for Merges<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut merges: A) -> std::result::Result<(), A::Error> {
+        while let Some(merge) = merges.next_element::<Merge<'de>>()? {
+            match &merge {
+                Merge::Pair(Text(first), Text(second)) => (self.0)(first, second),
+                Merge::Line(line) => {
+                    if let Some((first, second)) = line.split_once(' ') {
+                        (self.0)(first, second);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Outline<'_> {
     /// How many times longer a text may get.
     fn check(&self) -> Result<usize> {
         if let Some(length) = self.model.as_ref().and_then(|model| model.max_input_chars_per_word)
@@ -94,6 +195,9 @@ impl Outline {
         {
             let message = format!("model: max_input_chars_per_word: expected up to {MAX_WORD}, found {length}");
             return Err(Error::format(message));
+        }
+        if let Some(model) = &self.model {
+            model.check_merges()?;
         }
         let within = |section: &'static str| move |e: Error| e.within(section);
         let normalizer = growth(&self.normalizer).map_err(within("normalizer"))?;
@@ -335,7 +439,19 @@ mod tests {
         let error = |json: &str| parse_tokenizer(json).unwrap_err().to_string();
         let spoiled = error(&tokenizer(&map(&spoiled(0, 0x300 << 10)), "a a"));
         assert_eq!(spoiled, "normalizer: precompiled_charsmap: expected a trie whose offsets stay within it");
-        assert!(error(&tokenizer("null", "aa aa")).contains("panicked"));
+        let long = "model: merges: expected tokens of up to 2 bytes, as the vocabulary has them, found one of 4";
+        assert_eq!(error(&tokenizer("null", "aa aa")), long);
+        let pairs = tokenizer("null", "a a").replace("[\"a a\"]", "[[\"a\", \"a\"], [\"a\\u0061\", \"aa\"]]");
+        assert_eq!(error(&pairs), long);
+        // The prefix stands in front of the second half only, and may cut a letter.
+        let prefixed = |prefix: &str, merge: &str| {
+            tokenizer("null", merge).replace("\"BPE\",", &format!("\"BPE\", \"continuing_subword_prefix\": \"{prefix}\","))
+        };
+        let begin = "model: merges: expected second halves that begin with continuing_subword_prefix";
+        for (prefix, merge) in [("##", "a b"), ("#", "a é"), ("###", "a aa")] {
+            assert_eq!(error(&prefixed(prefix, merge)), begin, "{prefix} {merge}");
+        }
+        assert!(parse_tokenizer(&prefixed("a", "a aa")).is_ok());
         assert!(error(&tokenizer("null", "b b")).contains("out of vocabulary"));
     }
     /// A tokenizer.json with these sections, over the bytes of ASCII.

@@ -5,6 +5,8 @@ use candle_core::{Device, bail};
 use super::KvFormat;
 use crate::error::Result;
 use crate::kernels::gpu::Gpu;
+#[cfg(feature = "selftest")]
+use crate::kernels::gpu::{Comparison, compare, compile};
 
 /// Where a network computes. It makes what is computed with: [`Matrix`](super::Matrix), [`Vector`](super::Vector) …
 #[derive(Debug, Clone)]
@@ -149,6 +151,14 @@ impl Backend {
             // A GPU wants more work at once.
             Self::Tensors(_) => Batching { tokens: 16_384, padded: true, at_a_time: 1 },
         }
+    }
+
+    /// The GPU's own kernels on this device, compiled and then held against those of the CPU, each run twice; nothing where it has none.
+    #[cfg(feature = "selftest")]
+    pub fn compare_gpu_kernels(&self) -> candle_core::Result<Vec<Comparison>> {
+        let Self::Tensors(device) = self else { return Ok(Vec::new()) };
+        let Some(gpu) = Gpu::of(device)? else { return Ok(Vec::new()) };
+        Ok([compile(&gpu), compare(&gpu)].concat())
     }
 
     /// A tensor that was made on the CPU, where activations are.

@@ -138,6 +138,9 @@ fn the_step_of_a_gpu_equals_the_path_of_the_cpu() {
                 }
             }
         }
+        // From the second token on a step is what was recorded.
+        let (recorded, replayed) = crate::kernels::gpu::recorded_and_replayed();
+        assert!(recorded >= 24 && replayed >= 4 * recorded, "{recorded} steps were recorded, and replayed {replayed} times");
         // What the kernels lack, and widths of small models that are no multiple of 32.
         assert!(seen >= 24, "{seen}, without {missing:?}");
     });
@@ -249,6 +252,34 @@ fn adapters_are_in_the_step_of_a_gpu() {
             }
         }
         assert!(seen >= 8 && others >= 1, "{seen}, {others} by tensors");
+    });
+}
+
+#[test]
+fn where_kernels_do_not_compile_numbers_are_left_to_tensor_operations() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    crate::kernels::gpu::with_executor(|| {
+        let mut entries: Vec<_> = std::fs::read_dir(root.join("decoders")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        entries.sort();
+        let ids = [3, 5, 7, 11];
+        let is_known = |directory: &PathBuf| network(directory, false).with_decode_step().unwrap().decodes_by_kernels();
+        let directory = entries.into_iter().find(is_known).unwrap();
+        let cannot = || network(&directory, false).with_decode_step().unwrap();
+        let without = crate::kernels::gpu::without_compiler(cannot);
+        assert!(without.lacks().is_some_and(|Unsupported(what)| what.contains("line 7: no such type")));
+        assert!(!without.decodes_by_kernels());
+        assert_eq!(logits(&without, &ids, 4, None), logits(&network(&directory, false), &ids, 4, None));
+        // Quantised weights have nothing else that reads them.
+        let file = root.join("gguf/qwen2-Q8_0.gguf");
+        let mut files = Files::open(&file, &LoadOptions::default()).unwrap();
+        files.config.context_length = 64;
+        let mut on_bytes = |_, _| Ok(());
+        let mut checkpoint = files.tensors(&mut on_bytes).unwrap();
+        let backend = Backend::by_tensors(&candle_core::Device::Cpu);
+        let mut weights = Weights::new(&mut *checkpoint, &backend, Some(Format::F32)).keeping_quantised(true);
+        let load = || Transformer::load(files.config.clone(), &mut weights).err().map(|error| error.to_string());
+        let error = crate::kernels::gpu::without_compiler(load).unwrap();
+        assert!(error.contains("quantised weights need kernels") && error.contains("line 7: no such type"), "{error}");
     });
 }
 

@@ -1,12 +1,14 @@
 //! The kernels of GPUs against the CPU's own on the same inputs, by whatever runs them: the CPU's executor, or a device.
 
-use candle_core::Tensor;
+use candle_core::{Tensor, bail};
 use half::f16;
 
 use super::super::{
     Activation, Epilogue, Format, KvFormat, KvHeads, Mask, NormKind, Normalise, Packed, Use, add_scaled, attend, gated, matmul,
     noise, normalise, random_blocks, rotate,
 };
+#[cfg(feature = "selftest")]
+use super::GpuFormat;
 use super::matrix::GpuMatrix;
 use super::{Element, Gpu, GpuSlice, Library};
 
@@ -22,6 +24,27 @@ pub fn compare(gpu: &Gpu) -> Vec<Comparison> {
     }
     rows.attention();
     rows.rows
+}
+
+/// Every library that decoders are made of, compiled: its name, and why that failed.
+#[cfg(feature = "selftest")]
+pub fn compile(gpu: &Gpu) -> Vec<Comparison> {
+    let mut rows = Vec::new();
+    let mut add =
+        |name: String, done: candle_core::Result<()>| rows.push((name, done.map(|()| 0.0).map_err(|e| e.to_string()), 0.0));
+    for (element, kind) in [(Element::F16, "F16"), (Element::BF16, "BF16"), (Element::F32, "F32")] {
+        add(format!("compiled: norms, {kind}"), gpu.row_kernels(element).map(drop));
+        for format in GpuFormat::ALL {
+            // Codes are decoded to F32 by the libraries of the others.
+            if element != Element::F32 || format == GpuFormat::dense {
+                add(format!("compiled: products, {kind}, {}", format.row().name), gpu.product_kernels(element, format).map(drop));
+            }
+        }
+        for dim in [64, 80, 96, 128, 256] {
+            add(format!("compiled: attention, {kind}, {dim}"), gpu.attention_kernels(element, dim).map(drop));
+        }
+    }
+    rows
 }
 
 /// Of every format that the libraries hold some that files have.
@@ -126,13 +149,24 @@ impl Rows<'_> {
         Ok(self.run_all(launch, buffers)?.swap_remove(result))
     }
 
-    /// What it leaves in all of them.
+    /// What it leaves in all of them, the same bits each time.
     fn run_all(&self, launch: Launch<'_>, buffers: Vec<Vec<u32>>) -> candle_core::Result<Vec<Vec<u32>>> {
+        let [first, second] = [self.run_once(launch, &buffers)?, self.run_once(launch, &buffers)?];
+        if first != second {
+            bail!("{}: a second run gave other bits", launch.kernel)
+        }
+        Ok(first)
+    }
+
+    fn run_once(&self, launch: Launch<'_>, buffers: &[Vec<u32>]) -> candle_core::Result<Vec<Vec<u32>>> {
         let kernel = self.gpu.kernel(launch.library, launch.kernel)?;
         let tensors = buffers.iter().map(|words| Tensor::from_slice(words, words.len(), self.gpu.device()));
         let tensors = tensors.collect::<candle_core::Result<Vec<_>>>()?;
         let slices = tensors.iter().map(GpuSlice::of).collect::<candle_core::Result<Vec<_>>>()?;
-        self.gpu.start(kernel, launch.grid, launch.threads, &slices.iter().collect::<Vec<_>>(), launch.params)?;
+        let views: Vec<_> = slices.iter().map(GpuSlice::view).collect();
+        let mut list = self.gpu.list();
+        list.push(kernel, launch.grid, launch.threads, &views, launch.params)?;
+        list.start()?;
         tensors.iter().map(Tensor::to_vec1).collect()
     }
 

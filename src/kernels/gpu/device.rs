@@ -1,37 +1,134 @@
 //! Where the GPU's kernels run: a device's compiler, its launches, and the memory that they are given.
 
 use std::fmt::Debug;
+use std::marker::PhantomData;
 use std::sync::Arc;
+#[cfg(any(feature = "cuda", target_os = "macos", target_os = "ios"))]
+use std::sync::{Mutex, PoisonError, Weak};
 
 use candle_core::{Device, Result, Storage, Tensor, bail};
 
 use super::Library;
+use super::library::buffers_written;
+use super::replay::{Recording, Replays};
 
-/// What a device does for the kernels, by addresses of its memory.
+/// Buffers that a kernel is given at most, and words of its struct.
+const MOST_BUFFERS: usize = 9;
+const MOST_WORDS: usize = 9;
+
+/// Where memory of a device begins: a buffer's number, and bytes from its beginning on. Where memory has addresses the bytes are one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(super) struct Place {
+    pub buffer: usize,
+    pub offset: u64,
+}
+
+/// A compiled kernel, by the number that its launcher knows it by, and how many of its last buffers it writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct GpuKernel {
+    number: usize,
+    #[cfg_attr(not(any(target_os = "macos", target_os = "ios")), allow(dead_code))]
+    writes: u32,
+}
+
+/// A kernel with all that it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Launch {
+    kernel: GpuKernel,
+    pub(super) grid: [u32; 3],
+    pub(super) threads: u32,
+    counts: [u32; 2],
+    buffers: [Place; MOST_BUFFERS],
+    words: [u32; MOST_WORDS],
+}
+
+// The tests' executor has them too; other builds have no device.
+#[cfg(any(test, feature = "cuda", target_os = "macos", target_os = "ios"))]
+impl Launch {
+    /// The launcher's number of the kernel.
+    pub(super) fn kernel(&self) -> usize {
+        self.kernel.number
+    }
+
+    /// Its buffers in order.
+    pub(super) fn buffers(&self) -> &[Place] {
+        &self.buffers[..self.counts[0] as usize]
+    }
+
+    /// The first of those that it writes.
+    #[cfg(any(target_os = "macos", target_os = "ios"))]
+    pub(super) fn first_written(&self) -> usize {
+        self.buffers().len().saturating_sub(self.kernel.writes as usize)
+    }
+
+    /// The words of its struct.
+    pub(super) fn words(&self) -> &[u32] {
+        &self.words[..self.counts[1] as usize]
+    }
+}
+
+#[cfg(test)]
+impl Launch {
+    /// A kernel with these words and no buffers.
+    pub(super) fn with_words(words: [u32; 2]) -> Self {
+        let mut own = [0; MOST_WORDS];
+        own[..2].copy_from_slice(&words);
+        let kernel = GpuKernel { number: 0, writes: 0 };
+        Self { kernel, grid: [1; 3], threads: 32, counts: [0, 2], buffers: [Place::default(); MOST_BUFFERS], words: own }
+    }
+}
+
+/// What a device does for the kernels.
 pub(super) trait Launcher: Debug + Send + Sync {
     /// A kernel of a library, compiled when one of the library is first asked for; a number that the launcher knows it by.
     fn kernel(&self, library: Library, name: &str) -> Result<usize>;
 
-    /// Starts a kernel behind all that was started before. `pointers`: its buffers in order; `params`: the words of its struct.
+    /// Starts kernels, each behind those before it and behind all that was started before.
     ///
     /// # Safety
-    /// The addresses are of memory on the device that the kernel stays within, and that lives until the kernel has ended.
-    unsafe fn launch(&self, kernel: usize, grid: [u32; 3], threads: u32, pointers: &[u64], params: &[u32]) -> Result<()>;
+    /// The places are of memory on the device that the kernels stay within, and that lives until they have ended.
+    unsafe fn start(&self, launches: &[Launch]) -> Result<()>;
 
-    /// Writes words behind all that was started before.
-    ///
-    /// # Safety
-    /// As many words of the device's memory begin at the address.
-    unsafe fn upload(&self, to: u64, words: &[u32]) -> Result<()>;
+    /// Records kernels, so that all of them can be started at once, and starts none; `None` where the device does nothing of the kind.
+    fn record(self: Arc<Self>, launches: &[Launch]) -> Result<Option<Box<dyn Recording>>>;
 
-    /// Waits for all that was started, and reads.
+    /// Writes words behind all kernels that were started before; nothing else reads or writes there.
     ///
     /// # Safety
-    /// As many values of the device's memory begin at the address.
-    unsafe fn download(&self, from: u64, out: &mut [f32]) -> Result<()>;
+    /// As many words of the device's memory begin at the place.
+    unsafe fn upload(&self, to: Place, words: &[u32]) -> Result<()>;
+
+    /// Waits for all that was started, and reads what kernels have written.
+    ///
+    /// # Safety
+    /// As many values of the device's memory begin at the place.
+    unsafe fn download(&self, from: Place, out: &mut [f32]) -> Result<()>;
 
     /// Multiprocessors, or cores.
     fn units(&self) -> u32;
+}
+
+/// Launchers by their devices, each as long as somebody has it.
+#[cfg(any(feature = "cuda", target_os = "macos", target_os = "ios"))]
+pub(super) struct Known<I, L>(Mutex<Vec<(I, Weak<L>)>>);
+
+#[cfg(any(feature = "cuda", target_os = "macos", target_os = "ios"))]
+impl<I: PartialEq, L> Known<I, L> {
+    pub const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    /// That of a device, made if there is none.
+    pub fn get(&self, id: I, new: impl FnOnce() -> Result<L>) -> Result<Arc<L>> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|(_, launcher)| launcher.strong_count() > 0);
+        if let Some(launcher) = known.iter().find(|(own, _)| *own == id).and_then(|(_, launcher)| launcher.upgrade()) {
+            return Ok(launcher);
+        }
+        let launcher = Arc::new(new()?);
+        known.push((id, Arc::downgrade(&launcher)));
+        Ok(launcher)
+    }
 }
 
 /// A device that the kernels run on.
@@ -40,10 +137,6 @@ pub struct Gpu {
     pub(super) launcher: Arc<dyn Launcher>,
     device: Device,
 }
-
-/// A compiled kernel.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct GpuKernel(usize);
 
 impl Gpu {
     /// A device by its own kernels; `None` where this build has none for it.
@@ -54,6 +147,11 @@ impl Gpu {
         #[cfg(feature = "cuda")]
         if let Device::Cuda(cuda) = device {
             let launcher = super::cuda::CudaLauncher::shared(cuda)?;
+            return Ok(Some(Self { launcher, device: device.clone() }));
+        }
+        #[cfg(any(target_os = "macos", target_os = "ios"))]
+        if let Device::Metal(metal) = device {
+            let launcher = super::metal::MetalLauncher::shared(metal)?;
             return Ok(Some(Self { launcher, device: device.clone() }));
         }
         #[cfg(test)]
@@ -69,6 +167,8 @@ impl Gpu {
         match device {
             #[cfg(feature = "cuda")]
             Device::Cuda(_) => true,
+            #[cfg(any(target_os = "macos", target_os = "ios"))]
+            Device::Metal(_) => true,
             #[cfg(test)]
             Device::Cpu => super::tests::in_use().is_some(),
             _ => false,
@@ -82,66 +182,118 @@ impl Gpu {
 
     /// A kernel, compiled.
     pub(super) fn kernel(&self, library: Library, name: &str) -> Result<GpuKernel> {
-        self.launcher.kernel(library, name).map(GpuKernel)
+        Ok(GpuKernel { number: self.launcher.kernel(library, name)?, writes: buffers_written(name) })
     }
 
-    /// Starts a kernel on slices that the caller has found large enough for what it reads and writes.
-    pub(super) fn start(
-        &self,
-        kernel: GpuKernel,
-        grid: [u32; 3],
-        threads: u32,
-        buffers: &[&GpuSlice],
-        params: &[u32],
-    ) -> Result<()> {
-        let mut pointers = [0; 10];
-        for (pointer, buffer) in pointers.iter_mut().zip(buffers) {
-            *pointer = buffer.address;
-        }
-        // SAFETY: a slice is a part of a tensor on the device, whose memory is given back in the order of the device's work; the callers
-        // in launch.rs compare its size with what the parameters make the kernel touch.
-        unsafe { self.launcher.launch(kernel.0, grid, threads, &pointers[..buffers.len()], params) }
+    /// Kernels to be started.
+    pub fn list(&self) -> LaunchList<'_> {
+        self.list_in(Vec::new())
     }
 
-    /// Writes words behind all that was started before.
+    /// The same, where a list was that [was started](LaunchList::start_again).
+    pub fn list_in(&self, launches: Vec<Launch>) -> LaunchList<'_> {
+        LaunchList { gpu: self, launches, _lent: PhantomData }
+    }
+
+    /// Writes words behind all kernels that were started before, where kernels alone read.
     pub fn upload(&self, to: &GpuSlice, words: &[u32]) -> Result<()> {
-        to.holds(words.len(), "an upload")?;
+        to.view().holds(words.len(), "an upload")?;
         // SAFETY: the slice has as many words.
-        unsafe { self.launcher.upload(to.address, words) }
+        unsafe { self.launcher.upload(to.place, words) }
     }
 
     /// Waits for all that was started, and reads values from the one of this number on.
     pub fn download(&self, from: &GpuSlice, first: usize, out: &mut [f32]) -> Result<()> {
-        from.holds(first + out.len(), "a download")?;
+        from.view().holds(first + out.len(), "a download")?;
+        let place = Place { offset: from.place.offset + 4 * first as u64, ..from.place };
         // SAFETY: the slice has as many values behind the first.
-        unsafe { self.launcher.download(from.address + 4 * first as u64, out) }
+        unsafe { self.launcher.download(place, out) }
+    }
+}
+
+/// Kernels in the order in which they are to be started; what they read and write is lent until then.
+pub struct LaunchList<'a> {
+    pub(super) gpu: &'a Gpu,
+    launches: Vec<Launch>,
+    _lent: PhantomData<&'a GpuSlice>,
+}
+
+impl<'a> LaunchList<'a> {
+    /// The device that they are for.
+    pub fn gpu(&self) -> &'a Gpu {
+        self.gpu
+    }
+
+    /// Appends a kernel on views that the caller has found large enough for what it reads and writes.
+    ///
+    /// # Errors
+    /// If there are more buffers or words than any kernel has.
+    pub(super) fn push(
+        &mut self,
+        kernel: GpuKernel,
+        grid: [u32; 3],
+        threads: u32,
+        buffers: &[GpuView<'a>],
+        words: &[u32],
+    ) -> Result<()> {
+        let counts = [buffers.len() as u32, words.len() as u32];
+        let mut launch =
+            Launch { kernel, grid, threads, counts, buffers: [Place::default(); MOST_BUFFERS], words: [0; MOST_WORDS] };
+        let (Some(places), Some(own)) = (launch.buffers.get_mut(..buffers.len()), launch.words.get_mut(..words.len())) else {
+            bail!("a kernel: expected at most {MOST_BUFFERS} buffers and {MOST_WORDS} words, found {counts:?}")
+        };
+        places.iter_mut().zip(buffers).for_each(|(place, view)| *place = view.place);
+        own.copy_from_slice(words);
+        self.launches.push(launch);
+        Ok(())
+    }
+
+    /// Starts the kernels behind all that was started before.
+    ///
+    /// # Errors
+    /// A failed device operation; some may have been started.
+    pub fn start(self) -> Result<()> {
+        // SAFETY: a view is a part of a tensor on the device, whose memory is given back in the order of the device's work; the methods in
+        // launch.rs compare its size with what the words make a kernel touch.
+        unsafe { self.gpu.launcher.start(&self.launches) }
+    }
+
+    /// The same for lists that come again. Returns the list for its memory, empty.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_again(mut self, replays: &mut Replays) -> Result<Vec<Launch>> {
+        // SAFETY: as for `start`.
+        unsafe { replays.start(&self.gpu.launcher, &self.launches) }?;
+        self.launches.clear();
+        Ok(self.launches)
     }
 }
 
 /// A part of a tensor's memory, which lives as long as this does.
 #[derive(Debug, Clone)]
 pub struct GpuSlice {
-    pub(super) address: u64,
+    place: Place,
     bytes: usize,
-    _owner: Tensor,
+    owner: Tensor,
+}
+
+/// A part of a tensor's memory, lent.
+#[derive(Debug, Clone, Copy)]
+pub struct GpuView<'a> {
+    place: Place,
+    bytes: usize,
+    _owner: PhantomData<&'a Tensor>,
 }
 
 impl GpuSlice {
     /// All of a tensor, whose values lie one after another.
     ///
     /// # Errors
-    /// If they do not, or if kernels cannot reach the device's memory.
+    /// As [`GpuView::of`].
     pub fn of(tensor: &Tensor) -> Result<Self> {
-        let (storage, layout) = tensor.storage_and_layout();
-        let size = tensor.dtype().size_in_bytes();
-        if !layout.is_contiguous() {
-            bail!("a kernel's buffer: expected contiguous values, found strides {:?}", layout.stride())
-        }
-        let address = address(&storage)? + (layout.start_offset() * size) as u64;
-        if !address.is_multiple_of(16) {
-            bail!("a kernel's buffer: expected an address that is a multiple of 16, found {address:#x}")
-        }
-        Ok(Self { address, bytes: tensor.elem_count() * size, _owner: tensor.clone() })
+        let GpuView { place, bytes, .. } = GpuView::of(tensor)?;
+        Ok(Self { place, bytes, owner: tensor.clone() })
     }
 
     /// `words` words from word `start` on, a multiple of four.
@@ -149,22 +301,62 @@ impl GpuSlice {
     /// # Errors
     /// If the slice has fewer.
     pub fn words(&self, start: usize, words: usize) -> Result<Self> {
-        if !start.is_multiple_of(4) || start + words > self.bytes / 4 {
-            bail!("a kernel's buffer: expected a part of {} words, found {words} from {start} on", self.bytes / 4)
-        }
-        Ok(Self { address: self.address + 4 * start as u64, bytes: 4 * words, _owner: self._owner.clone() })
+        let GpuView { place, bytes, .. } = self.view().words(start, words)?;
+        Ok(Self { place, bytes, owner: self.owner.clone() })
+    }
+
+    /// All of it, lent.
+    pub fn view(&self) -> GpuView<'_> {
+        GpuView { place: self.place, bytes: self.bytes, _owner: PhantomData }
     }
 
     /// Words of four bytes.
     pub fn len(&self) -> usize {
+        self.view().len()
+    }
+}
+
+impl<'a> GpuView<'a> {
+    /// All of a tensor, whose values lie one after another.
+    ///
+    /// # Errors
+    /// If they do not, or if kernels cannot reach the device's memory.
+    pub fn of(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let size = tensor.dtype().size_in_bytes();
+        if !layout.is_contiguous() {
+            bail!("a kernel's buffer: expected contiguous values, found strides {:?}", layout.stride())
+        }
+        let Place { buffer, offset } = place(&storage)?;
+        let offset = offset + (layout.start_offset() * size) as u64;
+        if !offset.is_multiple_of(16) {
+            bail!("a kernel's buffer: expected an address that is a multiple of 16, found {offset:#x}")
+        }
+        Ok(Self { place: Place { buffer, offset }, bytes: tensor.elem_count() * size, _owner: PhantomData })
+    }
+
+    /// `words` words from word `start` on, a multiple of four.
+    ///
+    /// # Errors
+    /// If the view has fewer.
+    pub fn words(self, start: usize, words: usize) -> Result<Self> {
+        if !start.is_multiple_of(4) || start + words > self.bytes / 4 {
+            bail!("a kernel's buffer: expected a part of {} words, found {words} from {start} on", self.bytes / 4)
+        }
+        let place = Place { offset: self.place.offset + 4 * start as u64, ..self.place };
+        Ok(Self { place, bytes: 4 * words, ..self })
+    }
+
+    /// Words of four bytes.
+    pub fn len(self) -> usize {
         self.bytes / 4
     }
 
-    pub(super) fn holds(&self, words: usize, what: &str) -> Result<()> {
+    pub(super) fn holds(self, words: usize, what: &str) -> Result<()> {
         self.holds_bytes(4 * words, what)
     }
 
-    pub(super) fn holds_bytes(&self, bytes: usize, what: &str) -> Result<()> {
+    pub(super) fn holds_bytes(self, bytes: usize, what: &str) -> Result<()> {
         if self.bytes < bytes {
             bail!("{what}: expected a buffer of at least {bytes} bytes, found {}", self.bytes)
         }
@@ -173,12 +365,14 @@ impl GpuSlice {
 }
 
 /// Where a tensor's storage lies.
-fn address(storage: &Storage) -> Result<u64> {
+fn place(storage: &Storage) -> Result<Place> {
     match storage {
         #[cfg(test)]
-        Storage::Cpu(storage) => super::tests::address(storage),
+        Storage::Cpu(storage) => Ok(Place { buffer: 0, offset: super::tests::address(storage)? }),
         #[cfg(feature = "cuda")]
-        Storage::Cuda(storage) => super::cuda::address(storage),
+        Storage::Cuda(storage) => Ok(Place { buffer: 0, offset: super::cuda::address(storage)? }),
+        #[cfg(any(target_os = "macos", target_os = "ios"))]
+        Storage::Metal(storage) => Ok(super::metal::place(storage)),
         _ => bail!("a kernel's buffer: no memory of a device that kernels run on"),
     }
 }

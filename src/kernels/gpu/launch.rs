@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{Result, bail};
 
-use super::device::{Gpu, GpuKernel, GpuSlice};
+use super::device::{Gpu, GpuKernel, GpuSlice, GpuView, LaunchList};
 use super::{Element, GpuFormat, Library};
 use crate::kernels::{Activation, Mask, NormKind};
 
@@ -81,7 +81,7 @@ pub struct GpuWeight {
 pub enum DecodedRows<'a> {
     Neighbours(Range<usize>),
     /// So many rows by their numbers, which are below those of the matrix.
-    ById(&'a GpuSlice, usize),
+    ById(GpuView<'a>, usize),
 }
 
 /// What a product does besides multiplying.
@@ -90,10 +90,10 @@ pub struct ProductWith<'a> {
     /// Of the input.
     pub rows: usize,
     /// The weight and epsilon of a root-mean-square norm of the input, in the order of columns.
-    pub norm: Option<(&'a GpuSlice, f32)>,
-    pub bias: Option<&'a GpuSlice>,
+    pub norm: Option<(GpuView<'a>, f32)>,
+    pub bias: Option<GpuView<'a>>,
     /// What the result is added to, times `scale`.
-    pub residual: Option<&'a GpuSlice>,
+    pub residual: Option<GpuView<'a>>,
     /// Of an MLP: the matrix is gate over up, or up alone.
     pub activation: Option<(Gated, Activation)>,
     /// Whether the input is in lane order, as attention and MLPs give it.
@@ -144,14 +144,22 @@ pub struct GpuAngles {
     pub keys: GpuSlice,
     /// Pairs of a head.
     pub half: usize,
-    pub adjacent: bool,
+}
+
+/// Which values of a head a rope rotates together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pairs {
+    /// Of the two halves of what is rotated, as GPT-NeoX has it.
+    Halves,
+    /// Neighbours, as GPT-J has it.
+    Adjacent,
 }
 
 /// Keys and values `(K, capacity, D)` of a layer on a device.
-#[derive(Debug, Clone)]
-pub struct GpuCache {
-    pub keys: GpuSlice,
-    pub values: GpuSlice,
+#[derive(Debug, Clone, Copy)]
+pub struct GpuCache<'a> {
+    pub keys: GpuView<'a>,
+    pub values: GpuView<'a>,
     pub capacity: usize,
 }
 
@@ -243,9 +251,18 @@ impl Gpu {
         let (heads, attention, combine) = (kernel("heads")?, kernel("attention")?, kernel("combine")?);
         Ok(AttentionKernels { element, head_dim, parts, heads, attention, combine })
     }
+}
 
+impl<'a> LaunchList<'a> {
     /// Rows of a matrix times `scale`, as the kernels' element or as F32; at most [`MOST_ROWS`].
-    pub fn decode(&self, weight: &GpuWeight, rows: DecodedRows<'_>, scale: f32, y: &GpuSlice, is_element: bool) -> Result<()> {
+    pub fn decode(
+        &mut self,
+        weight: &'a GpuWeight,
+        rows: DecodedRows<'a>,
+        scale: f32,
+        y: GpuView<'a>,
+        is_element: bool,
+    ) -> Result<()> {
         let (first, count) = match &rows {
             DecodedRows::Neighbours(rows) => (rows.start as u32, rows.len()),
             DecodedRows::ById(ids, count) => {
@@ -264,25 +281,28 @@ impl Gpu {
         y.holds_bytes(count * weight.inputs * bytes, "decode: y")?;
         let ids = match rows {
             DecodedRows::ById(ids, _) => ids,
-            DecodedRows::Neighbours(_) => &weight.codes,
+            DecodedRows::Neighbours(_) => weight.codes.view(),
         };
         let params = [weight.inputs as u32, weight.group_shift, first, scale.to_bits()];
         let grid = [weight.inputs.div_ceil(8 * 256) as u32, count as u32, 1];
-        self.start(kernel, grid, 256, &[&weight.codes, &weight.extra, &weight.scales, ids, y], &params)
+        let [codes, extra, scales] = weight.buffers();
+        self.push(kernel, grid, 256, &[codes, extra, scales, ids, y], &params)
     }
 
     /// `y = norm(x)`, or `added + norm(x)`; of rows side by side, of which `y` may be either. `ordered`: whether `y` is in lane order.
     pub fn norm(
-        &self,
+        &mut self,
         kernels: RowKernels,
-        (x, rows): (&GpuSlice, usize),
-        by: &GpuNorm,
-        added: Option<&GpuSlice>,
-        (y, ordered): (&GpuSlice, bool),
+        (x, rows): (GpuView<'a>, usize),
+        by: &'a GpuNorm,
+        added: Option<GpuView<'a>>,
+        (y, ordered): (GpuView<'a>, bool),
     ) -> Result<()> {
         let cols = by.width;
-        by.weight.holds(cols, "norm: weight")?;
-        by.bias.iter().try_for_each(|bias| bias.holds(cols, "norm: bias"))?;
+        let weight = by.weight.view();
+        let bias = by.bias.as_ref().map_or(weight, GpuSlice::view);
+        weight.holds(cols, "norm: weight")?;
+        bias.holds(cols, "norm: bias")?;
         for (slice, what) in [(x, "norm: x"), (y, "norm: y")].into_iter().chain(added.map(|added| (added, "norm: sum"))) {
             slice.holds(rows * cols, what)?;
         }
@@ -293,12 +313,12 @@ impl Gpu {
         let flag = |is: bool, flag: u32| if is { flag } else { 0 };
         let flags = layer | flag(by.bias.is_some(), SHIFT) | flag(added.is_some(), ADD_AFTER) | flag(ordered, LANE_ORDER);
         let threads = (cols.div_ceil(32).clamp(1, 8) * 32) as u32;
-        let buffers = [x, added.unwrap_or(x), &by.weight, by.bias.as_ref().unwrap_or(&by.weight), y, y];
-        self.start(kernels.norm, [rows as u32, 1, 1], threads, &buffers, &[cols as u32, flags, by.eps.to_bits()])
+        let buffers = [x, added.unwrap_or(x), weight, bias, y, y];
+        self.push(kernels.norm, [rows as u32, 1, 1], threads, &buffers, &[cols as u32, flags, by.eps.to_bits()])
     }
 
     /// `y = x Wᵀ`, and what comes with it. Where there is an activation `y` is in lane order.
-    pub fn product(&self, weight: &GpuWeight, x: &GpuSlice, y: &GpuSlice, with: ProductWith<'_>) -> Result<()> {
+    pub fn product(&mut self, weight: &'a GpuWeight, x: GpuView<'a>, y: GpuView<'a>, with: ProductWith<'a>) -> Result<()> {
         let GpuWeight { kernels, inputs, .. } = *weight;
         let gated = matches!(with.activation, Some((Gated::Yes, _)));
         let outputs = if gated { weight.outputs / 2 } else { weight.outputs };
@@ -323,7 +343,7 @@ impl Gpu {
             | flag(with.residual.is_some(), RESIDUAL)
             | with.activation.map_or(0, |(gated, kind)| flag(gated == Gated::No, ACTIVATE) | (ACTIVATION * number(kind)));
         let chunks = inputs / kernels.format.row().columns;
-        let mut cut = Cut::new(outputs, chunks, gated, !with.ordered, self.launcher.units());
+        let mut cut = Cut::new(outputs, chunks, gated, !with.ordered, self.gpu.launcher.units());
         if of_rows {
             cut = cut.of_two(outputs, gated);
         }
@@ -347,66 +367,67 @@ impl Gpu {
         };
         let passes = if of_rows { rows.div_ceil(4) } else { rows };
         let (bias, residual) = (with.bias.unwrap_or(x), with.residual.unwrap_or(x));
-        let buffers = [&weight.codes, &weight.extra, &weight.scales, x, norm, bias, residual, y];
-        self.start(kernel, [cut.groups, passes as u32, 1], cut.threads, &buffers, &params)
+        let [codes, extra, scales] = weight.buffers();
+        let buffers = [codes, extra, scales, x, norm, bias, residual, y];
+        self.push(kernel, [cut.groups, passes as u32, 1], cut.threads, &buffers, &params)
     }
 
     /// Norms and rotation of the queries and keys of one row; keys and values go to the cache at `positions[0]`.
     #[allow(clippy::too_many_arguments)]
     pub fn heads(
-        &self,
+        &mut self,
         kernels: AttentionKernels,
         counts: HeadCounts,
-        qkv: &GpuSlice,
-        positions: &GpuSlice,
-        norms: Option<&QkNorms>,
-        angles: Option<&GpuAngles>,
-        q: &GpuSlice,
-        cache: &GpuCache,
+        qkv: GpuView<'a>,
+        positions: GpuView<'a>,
+        norms: Option<&'a QkNorms>,
+        angles: Option<(&'a GpuAngles, Pairs)>,
+        q: GpuView<'a>,
+        cache: GpuCache<'a>,
     ) -> Result<()> {
         let HeadCounts { heads, kv_heads } = counts;
         let (dim, all) = (kernels.head_dim, heads + 2 * kv_heads);
         qkv.holds(all * dim, "heads: qkv")?;
         q.holds(heads * dim, "heads: q")?;
         positions.holds(1, "heads: positions")?;
-        self.check_cache(kernels, counts, cache)?;
+        check_cache(kernels, counts, cache)?;
         let mut flags = 0;
         if let Some(norms) = norms {
             let own = |heads: usize| if norms.each { heads * dim } else { dim };
-            norms.q.holds(own(heads), "heads: norm of q")?;
-            norms.k.holds(own(kv_heads), "heads: norm of k")?;
+            norms.q.view().holds(own(heads), "heads: norm of q")?;
+            norms.k.view().holds(own(kv_heads), "heads: norm of k")?;
             flags |= QK_NORM | if norms.after { NORM_AFTER } else { 0 } | if norms.each { NORM_EACH } else { 0 };
         }
         let mut half = 0;
-        if let Some(angles) = angles {
+        if let Some((angles, pairs)) = angles {
             half = angles.half;
             if 2 * half > dim {
                 bail!("heads: expected at most {} pairs, found {half}", dim / 2)
             }
-            angles.queries.holds(2 * half, "heads: angles of q")?;
-            angles.keys.holds(2 * half, "heads: angles of k")?;
-            flags |= if angles.adjacent { ADJACENT } else { 0 };
+            angles.queries.view().holds(2 * half, "heads: angles of q")?;
+            angles.keys.view().holds(2 * half, "heads: angles of k")?;
+            flags |= if pairs == Pairs::Adjacent { ADJACENT } else { 0 };
         }
-        let (q_angles, k_angles) = angles.map_or((qkv, qkv), |angles| (&angles.queries, &angles.keys));
-        let (q_norm, k_norm) = norms.map_or((qkv, qkv), |norms| (&norms.q, &norms.k));
+        let (q_angles, k_angles) = angles.map_or((qkv, qkv), |(angles, _)| (angles.queries.view(), angles.keys.view()));
+        let (q_norm, k_norm) = norms.map_or((qkv, qkv), |norms| (norms.q.view(), norms.k.view()));
         let eps = norms.map_or(0.0, |norms| norms.eps);
         let params = [heads as u32, kv_heads as u32, cache.capacity as u32, 2 * half as u32, flags, eps.to_bits()];
-        let buffers = [qkv, positions, q_angles, k_angles, q_norm, k_norm, q, &cache.keys, &cache.values];
-        self.start(kernels.heads, [all as u32, 1, 1], 32, &buffers, &params)
+        let buffers = [qkv, positions, q_angles, k_angles, q_norm, k_norm, q, cache.keys, cache.values];
+        self.push(kernels.heads, [all as u32, 1, 1], 32, &buffers, &params)
     }
 
     /// Attention of one row at `positions[0]`, which is `length - 1`; `out` is in lane order.
     #[allow(clippy::too_many_arguments)]
     pub fn attention(
-        &self,
+        &mut self,
         kernels: AttentionKernels,
         counts: HeadCounts,
-        q: &GpuSlice,
-        cache: &GpuCache,
-        (positions, length): (&GpuSlice, usize),
+        q: GpuView<'a>,
+        cache: GpuCache<'a>,
+        (positions, length): (GpuView<'a>, usize),
         mask: Mask,
-        sinks: Option<&GpuSlice>,
-        (out, parts): (&GpuSlice, &GpuSlice),
+        sinks: Option<GpuView<'a>>,
+        (out, parts): (GpuView<'a>, GpuView<'a>),
     ) -> Result<()> {
         let HeadCounts { heads, kv_heads } = counts;
         let dim = kernels.head_dim;
@@ -417,7 +438,7 @@ impl Gpu {
         parts.holds(if splits > 1 { heads * splits * (dim + 2) } else { 0 }, "attention: parts")?;
         positions.holds(1, "attention: positions")?;
         sinks.iter().try_for_each(|sinks| sinks.holds(heads, "attention: sinks"))?;
-        self.check_cache(kernels, counts, cache)?;
+        check_cache(kernels, counts, cache)?;
         if !(heads * dim).is_multiple_of(32) || !mask.causal {
             bail!("attention: expected a causal mask and heads of a multiple of 32 values together, found {}", heads * dim)
         }
@@ -426,23 +447,23 @@ impl Gpu {
         let params =
             [heads as u32, kv_heads as u32, cache.capacity as u32, splits as u32, window, u32::from(sinks.is_some()), scale, cap];
         let sinks = sinks.unwrap_or(q);
-        let buffers = [q, &cache.keys, &cache.values, positions, sinks, out, parts];
-        self.start(kernels.attention, [heads as u32, splits as u32, 1], 32 * kernels.parts, &buffers, &params)?;
+        let buffers = [q, cache.keys, cache.values, positions, sinks, out, parts];
+        self.push(kernels.attention, [heads as u32, splits as u32, 1], 32 * kernels.parts, &buffers, &params)?;
         if splits == 1 {
             return Ok(());
         }
         let threads = (dim.div_ceil(32) * 32) as u32;
-        self.start(kernels.combine, [heads as u32, 1, 1], threads, &[parts, sinks, out], &params)
+        self.push(kernels.combine, [heads as u32, 1, 1], threads, &[parts, sinks, out], &params)
     }
+}
 
-    fn check_cache(&self, kernels: AttentionKernels, counts: HeadCounts, cache: &GpuCache) -> Result<()> {
-        if counts.kv_heads == 0 || !counts.heads.is_multiple_of(counts.kv_heads) {
-            bail!("attention: expected heads that share key heads evenly, found {counts:?}")
-        }
-        let bytes = counts.kv_heads * cache.capacity * kernels.head_dim * kernels.element.bytes();
-        cache.keys.holds_bytes(bytes, "attention: keys")?;
-        cache.values.holds_bytes(bytes, "attention: values")
+fn check_cache(kernels: AttentionKernels, counts: HeadCounts, cache: GpuCache<'_>) -> Result<()> {
+    if counts.kv_heads == 0 || !counts.heads.is_multiple_of(counts.kv_heads) {
+        bail!("attention: expected heads that share key heads evenly, found {counts:?}")
     }
+    let bytes = counts.kv_heads * cache.capacity * kernels.head_dim * kernels.element.bytes();
+    cache.keys.holds_bytes(bytes, "attention: keys")?;
+    cache.values.holds_bytes(bytes, "attention: values")
 }
 
 impl GpuWeight {
@@ -463,19 +484,24 @@ impl GpuWeight {
             bail!("a matrix of kernels: expected rows of whole groups of 32 columns, found ({outputs}, {inputs})")
         }
         let bits = if kernels.format == GpuFormat::dense { 8 * kernels.element.bytes() } else { format.low_bits() as usize };
-        codes.holds_bytes(values / 8 * bits, "a matrix of kernels: codes")?;
+        codes.view().holds_bytes(values / 8 * bits, "a matrix of kernels: codes")?;
         let (extra, scales) = others.unwrap_or_else(|| (codes.clone(), codes.clone()));
         if kernels.format != GpuFormat::dense {
             let groups = values / (format.columns << group_shift);
-            scales.holds_bytes(groups * if format.symmetric { 2 } else { 4 }, "a matrix of kernels: scales")?;
+            scales.view().holds_bytes(groups * if format.symmetric { 2 } else { 4 }, "a matrix of kernels: scales")?;
             let words = if format.table { 16 } else { values / 32 * format.upper_bits() };
-            extra.holds(words, "a matrix of kernels: upper bits")?;
+            extra.view().holds(words, "a matrix of kernels: upper bits")?;
         }
         Ok(Self { kernels, outputs, inputs, group_shift, codes, extra, scales })
     }
 
     pub fn outputs(&self) -> usize {
         self.outputs
+    }
+
+    /// Codes, what else the format has, and scales.
+    fn buffers(&self) -> [GpuView<'_>; 3] {
+        [self.codes.view(), self.extra.view(), self.scales.view()]
     }
 
     pub fn format(&self) -> GpuFormat {

@@ -77,3 +77,12 @@ impl Library {
         [prelude.to_owned()].into_iter().chain(defines).chain(shared.iter().chain(files).map(|text| (*text).to_owned())).collect()
     }
 }
+
+/// How many of its last buffers a kernel writes.
+pub fn buffers_written(kernel: &str) -> u32 {
+    match kernel {
+        "heads" | "argmax" => 3,
+        "attention" | "norm_t" | "norm_f32" | "norm_f32_t" => 2,
+        _ => 1,
+    }
+}

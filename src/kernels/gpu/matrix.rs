@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "selftest"))]
 use half::bf16;
 use half::f16;
 
@@ -109,7 +109,7 @@ impl GpuMatrix {
     }
 
     /// What the kernels are given: codes, what else there is, and scales.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "selftest"))]
     pub fn parts(&self) -> (&[u32], &[u32], &[f16]) {
         (&self.codes, &self.extra, &self.scales)
     }
@@ -120,7 +120,7 @@ impl GpuMatrix {
     }
 
     /// Copies one row into `out`, in F32, as the kernels decode it.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "selftest"))]
     pub fn row(&self, row: usize, out: &mut [f32]) {
         let format = self.format.row();
         let (low, upper) = (format.low_bits() as usize, format.upper_bits());
@@ -139,7 +139,7 @@ impl GpuMatrix {
     }
 
     /// A float of a dense matrix.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "selftest"))]
     fn widen(&self, bits: u16) -> f32 {
         if self.parts[0].1 == Format::BF16 { bf16::from_bits(bits).to_f32() } else { f16::from_bits(bits).to_f32() }
     }

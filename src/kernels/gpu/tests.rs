@@ -3,7 +3,7 @@
 //! The executor is that of `tests/gpu`, which runs the kernels thread by thread; its Makefile builds it. Where make or a C++ compiler is
 //! missing, what needs it is skipped with a line that says so, which `CI` makes a failure.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::Path;
 use std::process::Command;
@@ -14,9 +14,10 @@ use candle_core::{CpuStorage, Device, Result, bail};
 use super::super::format::coding::{CodedBlock, Scales};
 use super::super::{Format, Packed, Use, noise, random_blocks};
 use super::compare::{Comparison, compare};
-use super::device::Launcher;
+use super::device::{Launch, Launcher, Place};
 use super::library::Dialect;
 use super::matrix::GpuMatrix;
+use super::replay::Recording;
 use super::{Element, Gpu, GpuFormat, Library};
 
 type EntryPoint = unsafe extern "C" fn(*const c_char, *const u32, u32, *const *mut c_void, u32) -> c_int;
@@ -39,6 +40,22 @@ const LIBRARIES: &str = "row_half row_float product_half_512_dense product_float
 
 thread_local! {
     static IN_USE: RefCell<Option<Arc<Executor>>> = const { RefCell::new(None) };
+    static COMPILES: Cell<bool> = const { Cell::new(true) };
+    static RECORDED: Cell<usize> = const { Cell::new(0) };
+    static REPLAYED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Lists that this thread has recorded, and how often it has started one of them.
+pub fn recorded_and_replayed() -> (usize, usize) {
+    (RECORDED.get(), REPLAYED.get())
+}
+
+/// What there is instead of a compiler while `work` runs on this thread.
+pub fn without_compiler<R>(work: impl FnOnce() -> R) -> R {
+    COMPILES.set(false);
+    let result = work();
+    COMPILES.set(true);
+    result
 }
 
 /// What `Gpu::of` makes of the CPU on this thread.
@@ -105,8 +122,22 @@ pub fn address(storage: &CpuStorage) -> Result<u64> {
     })
 }
 
+/// A list, started launch by launch.
+struct Recorded(Arc<Executor>, Vec<Launch>);
+
+impl Recording for Recorded {
+    unsafe fn start(&self) -> Result<()> {
+        REPLAYED.set(REPLAYED.get() + 1);
+        // SAFETY: the caller vouches for what was recorded.
+        unsafe { self.0.start(&self.1) }
+    }
+}
+
 impl Launcher for Executor {
     fn kernel(&self, library: Library, name: &str) -> Result<usize> {
+        if !COMPILES.get() {
+            bail!("{}: line 7: no such type", library.name())
+        }
         let name = CString::new(format!("{}/{name}", library.name())).map_err(candle_core::Error::wrap)?;
         let mut names = self.names.lock().unwrap();
         if let Some(number) = names.iter().position(|known| *known == name) {
@@ -116,30 +147,39 @@ impl Launcher for Executor {
         Ok(names.len() - 1)
     }
 
-    unsafe fn launch(&self, kernel: usize, grid: [u32; 3], threads: u32, pointers: &[u64], params: &[u32]) -> Result<()> {
+    unsafe fn start(&self, launches: &[Launch]) -> Result<()> {
         // One launch of the process at a time: the executor's fibers are those of one thread.
         static LAUNCHING: Mutex<()> = Mutex::new(());
         let _guard = LAUNCHING.lock().unwrap_or_else(PoisonError::into_inner);
         let names = self.names.lock().unwrap();
-        let args: Vec<*mut c_void> = pointers
-            .iter()
-            .map(|pointer| std::ptr::from_ref(pointer).cast_mut().cast())
-            .chain([params.as_ptr().cast_mut().cast()])
-            .collect();
-        // SAFETY: the addresses are of pointers that the caller vouches for, and of the struct's words.
-        let code = unsafe { (self.entry)(names[kernel].as_ptr(), grid.as_ptr(), threads, args.as_ptr(), 7) };
-        if code == 0 { Ok(()) } else { bail!("{:?}: {code}", names[kernel]) }
-    }
-
-    unsafe fn upload(&self, to: u64, words: &[u32]) -> Result<()> {
-        // SAFETY: the caller vouches for the address.
-        unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), to as *mut u32, words.len()) };
+        for launch in launches {
+            let address = |place: &Place| std::ptr::from_ref(&place.offset).cast_mut().cast();
+            let args: Vec<*mut c_void> =
+                launch.buffers().iter().map(address).chain([launch.words().as_ptr().cast_mut().cast()]).collect();
+            let name = &names[launch.kernel()];
+            // SAFETY: the addresses are of pointers that the caller vouches for, and of the struct's words.
+            let code = unsafe { (self.entry)(name.as_ptr(), launch.grid.as_ptr(), launch.threads, args.as_ptr(), 7) };
+            if code != 0 {
+                bail!("{name:?}: {code}")
+            }
+        }
         Ok(())
     }
 
-    unsafe fn download(&self, from: u64, out: &mut [f32]) -> Result<()> {
+    fn record(self: Arc<Self>, launches: &[Launch]) -> Result<Option<Box<dyn Recording>>> {
+        RECORDED.set(RECORDED.get() + 1);
+        Ok(Some(Box::new(Recorded(self, launches.to_vec()))))
+    }
+
+    unsafe fn upload(&self, to: Place, words: &[u32]) -> Result<()> {
         // SAFETY: the caller vouches for the address.
-        unsafe { std::ptr::copy_nonoverlapping(from as *const f32, out.as_mut_ptr(), out.len()) };
+        unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), to.offset as *mut u32, words.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, from: Place, out: &mut [f32]) -> Result<()> {
+        // SAFETY: the caller vouches for the address.
+        unsafe { std::ptr::copy_nonoverlapping(from.offset as *const f32, out.as_mut_ptr(), out.len()) };
         Ok(())
     }
 

@@ -14,8 +14,8 @@ use super::weight::{StepDelta, element};
 use super::{AttentionPart, DecoderParts, DeviceMatrix, LinearPart, MlpPart, OperationPart, ResidualPart, Unsupported};
 use crate::error::OutOfMemory;
 use crate::kernels::gpu::{
-    AttentionKernels, DecodedRows, Element, Gated, Gpu, GpuAngles, GpuCache, GpuNorm, GpuSlice, GpuWeight, HeadCounts,
-    MOST_SPLITS, ProductWith, QkNorms, RowKernels,
+    AttentionKernels, DecodedRows, Element, Gated, Gpu, GpuAngles, GpuCache, GpuFormat, GpuNorm, GpuSlice, GpuView, GpuWeight,
+    HeadCounts, LaunchList, MOST_SPLITS, Pairs, ProductWith, QkNorms, Replays, RowKernels,
 };
 use crate::kernels::scale_softcap;
 use crate::ops::{Activation, Backend, KvFormat, LayerCache, LowRankDeltas, Mask, Norm, NormKind, Vector, fault};
@@ -69,6 +69,10 @@ struct Launches {
     rows: RowKernels,
     /// What is uploaded for a step.
     words: Vec<u32>,
+    /// The memory of a step's kernels.
+    kernels: Vec<crate::kernels::gpu::Launch>,
+    /// What is kept of steps before.
+    replays: Replays,
 }
 
 /// Vectors of a step; each is a part of one tensor.
@@ -118,12 +122,32 @@ impl RowVectors {
         Self { len, stride: len, ..self.clone() }
     }
 
-    fn row(&self, row: usize) -> Result<GpuSlice> {
+    fn view(&self) -> RowViews<'_> {
+        RowViews { all: self.all.view(), first: self.first, len: self.len, stride: self.stride }
+    }
+}
+
+/// The same, lent.
+#[derive(Clone, Copy)]
+struct RowViews<'a> {
+    all: GpuView<'a>,
+    first: usize,
+    len: usize,
+    stride: usize,
+}
+
+impl<'a> RowViews<'a> {
+    /// With as many words, side by side.
+    fn of(self, len: usize) -> Self {
+        Self { len, stride: len, ..self }
+    }
+
+    fn row(self, row: usize) -> Result<GpuView<'a>> {
         self.all.words(row * self.stride + self.first, self.len)
     }
 
     /// Whether rows lie side by side.
-    fn is_whole(&self) -> bool {
+    fn is_whole(self) -> bool {
         self.first == 0 && self.len == self.stride
     }
 }
@@ -160,13 +184,12 @@ enum Then {
 
 /// What the launches of a step share.
 struct Rows<'a, 'b> {
-    gpu: &'a Gpu,
     kernels: RowKernels,
     workspace: &'a Workspace,
     /// Of each row: its sequence, and positions with this one.
     places: &'a [(usize, usize)],
     /// Of each sequence, by the numbers of the states.
-    caches: &'a [Vec<GpuCache>],
+    caches: &'a [Vec<GpuCache<'a>>],
     changes: Option<&'a StepChanges<'b>>,
 }
 
@@ -175,8 +198,8 @@ struct AttentionLaunch {
     head_dim: usize,
     counts: HeadCounts,
     norms: Option<QkNorms>,
-    /// The rope's number, and whether neighbours are pairs.
-    rope: Option<(usize, bool)>,
+    /// The rope's number, and which values are pairs.
+    rope: Option<(usize, Pairs)>,
     mask: Mask,
     sinks: Option<GpuSlice>,
     state: usize,
@@ -186,7 +209,8 @@ impl DecodeStep {
     /// The step of a network on a backend; `None` where the backend has no kernels.
     ///
     /// # Errors
-    /// A failed device operation; what of the network the kernels lack is the inner error.
+    /// A failed device operation; what of the network the kernels lack is the inner error, and that they do not compile is one of these:
+    /// tensor operations can do without them.
     pub fn new(parts: &DecoderParts<'_>, backend: &Backend) -> Result<Option<std::result::Result<Self, Unsupported>>> {
         let Backend::Tensors(device) = backend else { return Ok(None) };
         let Some(gpu) = Gpu::of(device)? else { return Ok(None) };
@@ -201,7 +225,10 @@ impl DecodeStep {
             }
         }
         let kv_element = if parts.kv_format == KvFormat::F16 { Element::F16 } else { element };
-        let rows = gpu.row_kernels(element)?;
+        let rows = match compiled(parts, &gpu, element, kv_element) {
+            Ok(rows) => rows,
+            Err(error) => return Ok(Some(Err(Unsupported(format!("a text that this system compiles: {error}"))))),
+        };
         let workspace = Workspace::new(parts, &gpu)?;
         let mut builder = Builder { gpu: &gpu, kv_element, workspace: &workspace, list: Vec::new(), attention: Vec::new() };
         let x = &workspace.x;
@@ -224,7 +251,14 @@ impl DecodeStep {
             states,
             logit_softcap: parts.logit_softcap,
             vocab_size: parts.head.weight.outputs(),
-            launches: Mutex::new(Launches { workspace, list, rows, words: Vec::new() }),
+            launches: Mutex::new(Launches {
+                workspace,
+                list,
+                rows,
+                words: Vec::new(),
+                kernels: Vec::new(),
+                replays: Replays::default(),
+            }),
             gpu,
         })))
     }
@@ -257,20 +291,23 @@ impl DecodeStep {
                 bail!("a step: expected one of {rows} rows, found {row}")
             }
         }
+        let mut launches = self.launches.lock().unwrap_or_else(PoisonError::into_inner);
+        let Launches { workspace, list, rows: row_kernels, words, kernels, replays } = &mut *launches;
+        self.inputs(sequences, &places, words);
         let mut caches = Vec::with_capacity(sequences.len());
         for StepSequence { ids, caches: own, .. } in sequences.iter_mut() {
-            caches.push(own.iter_mut().map(|cache| slices(cache, ids.len(), self.activation)).collect::<Result<Vec<_>>>()?);
+            caches.push(own.iter_mut().map(|cache| views(cache, ids.len(), self.activation)).collect::<Result<Vec<_>>>()?);
         }
-        let mut launches = self.launches.lock().unwrap_or_else(PoisonError::into_inner);
-        let Launches { workspace, list, rows: kernels, words } = &mut *launches;
-        self.inputs(sequences, &places, words);
         let gpu = &self.gpu;
         gpu.upload(&workspace.inputs, words)?;
-        gpu.decode(&self.embed, DecodedRows::ById(&workspace.ids, rows), self.embed_scale, &workspace.x.all, false)?;
-        let step = Rows { gpu, kernels: *kernels, workspace, places: &places, caches: &caches, changes };
+        let mut started = gpu.list_in(std::mem::take(kernels));
+        let ids = DecodedRows::ById(workspace.ids.view(), rows);
+        started.decode(&self.embed, ids, self.embed_scale, workspace.x.all.view(), false)?;
+        let step = Rows { kernels: *row_kernels, workspace, places: &places, caches: &caches, changes };
         for launch in list.iter() {
-            launch.start(&step)?;
+            launch.add(&step, &mut started)?;
         }
+        *kernels = started.start_again(replays)?;
         for StepLogits { row, out } in logits {
             gpu.download(&workspace.logits.all, *row * self.vocab_size, out)?;
             if self.logit_softcap.is_some() {
@@ -335,109 +372,115 @@ impl DecodeStep {
 }
 
 impl Launch {
-    fn start(&self, step: &Rows<'_, '_>) -> Result<()> {
+    fn add<'a, 'b: 'a>(&'a self, step: &Rows<'a, 'b>, list: &mut LaunchList<'a>) -> Result<()> {
         match self {
-            Self::Norm { x, by, added, y } => step.each([Some(x), added.as_ref(), Some(y)], |rows, [x, added, y]| match (x, y) {
-                (Some(x), Some(y)) => step.gpu.norm(step.kernels, (x, rows), by, added, (y, false)),
-                _ => Ok(()),
-            }),
+            Self::Norm { x, by, added, y } => {
+                let vectors = [Some(x.view()), added.as_ref().map(RowVectors::view), Some(y.view())];
+                step.each(vectors, |rows, [x, added, y]| match (x, y) {
+                    (Some(x), Some(y)) => list.norm(step.kernels, (x, rows), by, added, (y, false)),
+                    _ => Ok(()),
+                })
+            }
             Self::Product(launch) => {
                 fault::product()?;
-                launch.start(step)
+                launch.add(step, list)
             }
-            Self::Attention(launch) => (0..step.places.len()).try_for_each(|row| launch.start(step, row)),
+            Self::Attention(launch) => (0..step.places.len()).try_for_each(|row| launch.add(step, row, list)),
         }
     }
 }
 
-impl Rows<'_, '_> {
+impl<'a> Rows<'a, '_> {
     /// Does work on all rows at once where each of these vectors has its rows side by side, or else on one after another.
     fn each<const N: usize>(
         &self,
-        vectors: [Option<&RowVectors>; N],
-        work: impl Fn(usize, [Option<&GpuSlice>; N]) -> Result<()>,
+        vectors: [Option<RowViews<'a>>; N],
+        mut work: impl FnMut(usize, [Option<GpuView<'a>>; N]) -> Result<()>,
     ) -> Result<()> {
         let rows = self.places.len();
         if rows > 1 && vectors.iter().flatten().all(|vector| vector.is_whole()) {
-            return work(rows, vectors.map(|vector| vector.map(|vector| &vector.all)));
+            return work(rows, vectors.map(|vector| vector.map(|vector| vector.all)));
         }
         for row in 0..rows {
-            let mut own: [Option<GpuSlice>; N] = std::array::from_fn(|_| None);
+            let mut own = [None; N];
             for (own, vector) in own.iter_mut().zip(vectors) {
                 *own = vector.map(|vector| vector.row(row)).transpose()?;
             }
-            work(1, std::array::from_fn(|i| own[i].as_ref()))?;
+            work(1, own)?;
         }
         Ok(())
     }
 }
 
 impl ProductLaunch {
-    fn start(&self, step: &Rows<'_, '_>) -> Result<()> {
-        let (gpu, several) = (step.gpu, step.places.len() > 1);
-        let residual = if let Then::Add(residual, _) = &self.then { residual.as_ref() } else { None };
+    fn add<'a, 'b: 'a>(&'a self, step: &Rows<'a, 'b>, list: &mut LaunchList<'a>) -> Result<()> {
+        let several = step.places.len() > 1;
+        let residual = if let Then::Add(residual, _) = &self.then { residual.as_ref().map(RowVectors::view) } else { None };
         let changed = match step.changes.and_then(|changes| changes(self.id)) {
-            Some(change) => self.changed_bias(step, change)?,
+            Some(change) => self.changed_bias(change, list)?,
             None => None,
         };
-        let bias = changed.as_ref().or(self.bias.as_ref());
+        let bias = changed.or(self.bias.as_ref().map(GpuSlice::view));
         // Several rows are normed in lane order, so that four of them share what is read of the matrix.
-        let normed = step.workspace.normed.of(self.x.len);
+        let x = self.x.view();
+        let normed = step.workspace.normed.view().of(x.len);
         let (x, norm) = match &self.norm {
-            Some(norm) if several && self.x.is_whole() => {
-                gpu.norm(step.kernels, (&self.x.all, step.places.len()), norm, None, (&normed.all, true))?;
-                (&normed, None)
+            Some(norm) if several && x.is_whole() => {
+                list.norm(step.kernels, (x.all, step.places.len()), norm, None, (normed.all, true))?;
+                (normed, None)
             }
-            norm => (&self.x, norm.as_ref().map(|norm| (&norm.weight, norm.eps))),
+            norm => (x, norm.as_ref().map(|norm| (norm.weight.view(), norm.eps))),
         };
         let is_ordered = matches!(self.then, Then::Add(..)) || (several && self.norm.is_some() && norm.is_none());
-        step.each([Some(x), residual, Some(&self.y)], |rows, [x, residual, y]| {
+        step.each([Some(x), residual, Some(self.y.view())], |rows, [x, residual, y]| {
             let (Some(x), Some(y)) = (x, y) else { return Ok(()) };
             let with = ProductWith { rows, norm, bias, residual, ordered: is_ordered, ..ProductWith::default() };
             let with = match &self.then {
                 Then::Scale(scale) | Then::Add(_, scale) => ProductWith { scale: *scale, ..with },
                 Then::Activate(gated, kind) => ProductWith { activation: Some((*gated, *kind)), ..with },
             };
-            gpu.product(&self.weight, x, y, with)
+            list.product(&self.weight, x, y, with)
         })
     }
 
     /// What adapters make of the bias: `bias + B A x`, of the outputs that this launch makes.
-    fn changed_bias(&self, step: &Rows<'_, '_>, change: StepChange<'_>) -> Result<Option<GpuSlice>> {
-        let whole = change.bias.map(vector).transpose()?;
-        let own = |slice: &GpuSlice| match slice.len() == self.weight.outputs() {
-            true => Ok(slice.clone()),
-            false => slice.words(self.first, self.weight.outputs()),
+    fn changed_bias<'a>(&'a self, change: StepChange<'a>, list: &mut LaunchList<'a>) -> Result<Option<GpuView<'a>>> {
+        let whole = change.bias.map(|bias| GpuView::of(f32_tensor(bias)?)).transpose()?;
+        let own = |view: GpuView<'a>| match view.len() == self.weight.outputs() {
+            true => Ok(view),
+            false => view.words(self.first, self.weight.outputs()),
         };
-        let Some(deltas) = change.deltas else { return whole.as_ref().map(own).transpose() };
-        let Some(StepDelta { a, b, inner, sum }) = deltas.tensors()?.for_step(step.gpu)? else {
+        let Some(deltas) = change.deltas else { return whole.map(own).transpose() };
+        let Some(StepDelta { a, b, inner, sum }) = deltas.tensors()?.for_step(list.gpu())? else {
             bail!("a step: expected changes without gains")
         };
+        let (inner, sum) = (inner.view(), sum.view());
         // The launches of a matrix in several formats share it.
         if self.first == 0 {
-            let norm = self.norm.as_ref().map(|norm| (&norm.weight, norm.eps));
+            let norm = self.norm.as_ref().map(|norm| (norm.weight.view(), norm.eps));
             let with = ProductWith { norm, ordered: matches!(self.then, Then::Add(..)), ..ProductWith::default() };
-            step.gpu.product(a, &self.x.row(0)?, inner, with)?;
+            list.product(a, self.x.view().row(0)?, inner, with)?;
             // One that is no adapter's is what all launches of this matrix have.
-            let residual = whole.as_ref().or(self.whole_bias.as_ref());
-            step.gpu.product(b, inner, sum, ProductWith { residual, ..ProductWith::default() })?;
+            let residual = whole.or(self.whole_bias.as_ref().map(GpuSlice::view));
+            list.product(b, inner, sum, ProductWith { residual, ..ProductWith::default() })?;
         }
         own(sum).map(Some)
     }
 }
 
 impl AttentionLaunch {
-    fn start(&self, step: &Rows<'_, '_>, row: usize) -> Result<()> {
+    fn add<'a>(&'a self, step: &Rows<'a, '_>, row: usize, list: &mut LaunchList<'a>) -> Result<()> {
         let Workspace { qkv, q, positions, attended, parts, angles, .. } = step.workspace;
-        let ((sequence, length), gpu) = (step.places[row], step.gpu);
+        let (sequence, length) = step.places[row];
         let Some(cache) = step.caches[sequence].get(self.state) else { bail!("attention without its keys and values") };
-        let angles = self.rope.map(|(number, adjacent)| GpuAngles { adjacent, ..angles[number][row].clone() });
+        let angles = self.rope.map(|(number, pairs)| (&angles[number][row], pairs));
         let HeadCounts { heads, kv_heads } = self.counts;
-        let (qkv, q) = (qkv.of((heads + 2 * kv_heads) * self.head_dim).row(row)?, q.of(heads * self.head_dim).row(row)?);
-        let (attended, positions) = (attended.of(heads * self.head_dim).row(row)?, &positions[row]);
-        gpu.heads(self.kernels, self.counts, &qkv, positions, self.norms.as_ref(), angles.as_ref(), &q, cache)?;
-        let at = (positions, length);
-        gpu.attention(self.kernels, self.counts, &q, cache, at, self.mask, self.sinks.as_ref(), (&attended, parts))
+        let (qkv, q) =
+            (qkv.view().of((heads + 2 * kv_heads) * self.head_dim).row(row)?, q.view().of(heads * self.head_dim).row(row)?);
+        let (attended, positions) = (attended.view().of(heads * self.head_dim).row(row)?, positions[row].view());
+        list.heads(self.kernels, self.counts, qkv, positions, self.norms.as_ref(), angles, q, *cache)?;
+        let (at, sinks) = ((positions, length), self.sinks.as_ref().map(GpuSlice::view));
+        list.attention(self.kernels, self.counts, q, *cache, at, self.mask, sinks, (attended, parts.view()))
     }
 }
 
@@ -537,7 +580,7 @@ impl Builder<'_> {
             head_dim,
             counts: HeadCounts { heads, kv_heads },
             norms,
-            rope: part.rope.map(|rope| (rope.number, rope.adjacent)),
+            rope: part.rope.map(|rope| (rope.number, if rope.adjacent { Pairs::Adjacent } else { Pairs::Halves })),
             mask: part.mask,
             sinks,
             state: part.state,
@@ -633,7 +676,7 @@ impl Workspace {
             let mut of_rows = Vec::with_capacity(ROWS);
             for _ in 0..ROWS {
                 let (queries, keys) = (inputs.words(next, words)?, inputs.words(next + words, words)?);
-                of_rows.push(GpuAngles { queries, keys, half: *half, adjacent: false });
+                of_rows.push(GpuAngles { queries, keys, half: *half });
                 next += 2 * words;
             }
             of_ropes.push(of_rows);
@@ -643,6 +686,22 @@ impl Workspace {
         let (angles, parts) = (of_ropes, split);
         Ok(Self { inputs, ids, positions, angles, x, sum, normed, branch, qkv, q, attended, parts, hidden, logits })
     }
+}
+
+/// Compiles all that the step of a network is made of.
+fn compiled(parts: &DecoderParts<'_>, gpu: &Gpu, element: Element, kv_element: Element) -> Result<RowKernels> {
+    for matrix in [parts.embed].into_iter().chain(parts.matrices()) {
+        // Those of quantised matrices were compiled with them.
+        if let DeviceMatrix::Dense(_) = matrix.tensors()? {
+            gpu.product_kernels(element, GpuFormat::dense)?;
+        }
+    }
+    for branch in parts.steps.iter().flat_map(|step| &step.branches) {
+        if let OperationPart::Attention(attention) = &branch.operation {
+            gpu.attention_kernels(kv_element, attention.head_dim)?;
+        }
+    }
+    gpu.row_kernels(element)
 }
 
 /// What of a network the kernels lack.
@@ -703,10 +762,10 @@ fn check_attention(part: &AttentionPart<'_>) -> std::result::Result<(), Unsuppor
 }
 
 /// Keys and values with room for so many positions more.
-fn slices(cache: &mut LayerCache, rows: usize, activation: DType) -> Result<GpuCache> {
+fn views(cache: &mut LayerCache, rows: usize, activation: DType) -> Result<GpuCache<'_>> {
     let LayerCache::Tensors(cache) = cache else { bail!("a step: expected keys and values of tensors") };
     let (keys, values) = cache.room(rows, activation)?;
-    Ok(GpuCache { keys: GpuSlice::of(keys)?, values: GpuSlice::of(values)?, capacity: keys.dims()[1] })
+    Ok(GpuCache { keys: GpuView::of(keys)?, values: GpuView::of(values)?, capacity: keys.dims()[1] })
 }
 
 /// A matrix of one format.
@@ -718,11 +777,15 @@ fn first_segment(matrix: &DeviceMatrix, gpu: &Gpu) -> Result<GpuWeight> {
 }
 
 fn vector(vector: &Vector) -> Result<GpuSlice> {
+    GpuSlice::of(f32_tensor(vector)?)
+}
+
+fn f32_tensor(vector: &Vector) -> Result<&Tensor> {
     let tensor = vector.tensors()?;
     if tensor.dtype() != DType::F32 {
         bail!("a vector of kernels: expected F32, found {:?}", tensor.dtype())
     }
-    GpuSlice::of(tensor)
+    Ok(tensor)
 }
 
 fn gpu_norm(norm: &Norm, gpu: &Gpu) -> Result<GpuNorm> {

@@ -6,9 +6,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{D, DType, Device, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Error, Result, Tensor, bail};
 
-use crate::kernels::gpu::{DecodedRows, Element, Gpu, GpuFormat, GpuMatrix, GpuSlice, GpuWeight, MOST_ROWS, ProductWith};
+use crate::kernels::gpu::{
+    DecodedRows, Element, Gpu, GpuFormat, GpuMatrix, GpuSlice, GpuView, GpuWeight, MOST_ROWS, ProductWith,
+};
 use crate::kernels::{Format, Packed, Use};
 use crate::ops::matrix::uploaded;
 
@@ -173,7 +175,7 @@ impl CodedMatrix {
         for first in (0..count).step_by(MOST_ROWS) {
             let ids = ids.narrow(0, first, MOST_ROWS.min(count - first))?.force_contiguous()?;
             let len = ids.dims1()?;
-            parts.push(self.decoded(weight, DecodedRows::ById(&GpuSlice::of(&ids)?, len), len, scale, self.dtype)?);
+            parts.push(self.decoded(weight, DecodedRows::ById(GpuView::of(&ids)?, len), len, scale, self.dtype)?);
         }
         joined(parts, 0)
     }
@@ -195,8 +197,9 @@ impl CodedMatrix {
             let x = x.to_dtype(DType::F32)?;
             for Segment { weight, .. } in &self.segments {
                 let y = Tensor::zeros((rows, weight.outputs()), DType::F32, self.gpu.device())?;
-                let with = ProductWith { rows, ..ProductWith::default() };
-                self.gpu.product(weight, &GpuSlice::of(&x)?, &GpuSlice::of(&y)?, with)?;
+                let mut list = self.gpu.list();
+                list.product(weight, GpuView::of(&x)?, GpuView::of(&y)?, ProductWith { rows, ..ProductWith::default() })?;
+                list.start()?;
                 parts.push(y);
             }
             return joined(parts, D::Minus1)?.to_dtype(self.dtype);
@@ -248,7 +251,9 @@ impl CodedMatrix {
 
     fn decoded(&self, weight: &GpuWeight, rows: DecodedRows<'_>, count: usize, scale: f32, dtype: DType) -> Result<Tensor> {
         let y = Tensor::zeros((count, self.inputs), dtype, self.gpu.device())?;
-        self.gpu.decode(weight, rows, scale, &GpuSlice::of(&y)?, dtype != DType::F32)?;
+        let mut list = self.gpu.list();
+        list.decode(weight, rows, scale, GpuView::of(&y)?, dtype != DType::F32)?;
+        list.start()?;
         Ok(y)
     }
 }
@@ -403,7 +408,10 @@ fn grouped(parts: &[(usize, Format)], cols: usize) -> Vec<&[(usize, Format)]> {
 fn coded_weight(gpu: &Gpu, matrix: GpuMatrix, dtype: DType) -> Result<GpuWeight> {
     // Of the element is what is decoded; to F32 every library of a format decodes alike.
     let element = if dtype == DType::BF16 { Element::BF16 } else { Element::F16 };
-    let kernels = gpu.product_kernels(element, matrix.format())?;
+    // Numbers can do without kernels: see `DecodeStep::new`.
+    let kernels = gpu
+        .product_kernels(element, matrix.format())
+        .map_err(|error| Error::msg(format!("quantised weights need kernels that this system does not compile: {error}")))?;
     let (shape, group_shift) = (matrix.shape(), matrix.group_shift());
     let (codes, extra, scales) = matrix.into_parts();
     let device = gpu.device();
