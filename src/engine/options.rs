@@ -179,8 +179,8 @@ impl fmt::Display for Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bool => write!(f, "true or false"),
-            Self::Whole(0, most) if *most >= SIZE => write!(f, "a whole number from 0"),
-            Self::Whole(least, most) if *most >= SIZE => write!(f, "at least {least}"),
+            Self::Whole(0, most) if is_any(*most) => write!(f, "a whole number from 0"),
+            Self::Whole(least, most) if is_any(*most) => write!(f, "at least {least}"),
             Self::Whole(least, most) => write!(f, "{least} to {most}"),
             Self::ZeroOr(least) => write!(f, "0 or at least {least}"),
             Self::Number(words, _) | Self::Single(words, _) => write!(f, "{words}"),
@@ -190,6 +190,11 @@ impl fmt::Display for Range {
             Self::Schema => write!(f, "an object or a boolean"),
         }
     }
+}
+
+/// Whether the upper end of a range is that of the type.
+fn is_any(most: u64) -> bool {
+    [SIZE, u64::MAX].contains(&most)
 }
 
 /// One of a list of texts.

@@ -165,8 +165,7 @@ impl Session {
         let mut watch =
             PrefillWatch { cancel, progress: &mut None, seconds: &mut self.prefill_seconds, started: None, is_chosen: false };
         let held = self.evaluated.tokens().len();
-        let result =
-            self.evaluated.extend(tokens, &self.adapters, PREFILL_CHUNK, &mut |done, total| watch.piece(done, total));
+        let result = self.evaluated.extend(tokens, &self.adapters, PREFILL_CHUNK, &mut |done, total| watch.piece(done, total));
         match &result {
             Ok(()) => self.interrupted = None,
             Err(_) if self.position() > held => self.interrupted = Some(held + tokens.len()),
