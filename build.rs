@@ -1,4 +1,4 @@
-//! Names the shared library by its binary interface: `libmetal_candle.so.1` holds what `MC_ABI_VERSION 1` describes.
+//! Names the shared library by its binary interface: `libmetal_candle.so.2` holds what `MC_ABI_VERSION 2` describes.
 //!
 //! What it exports needs no script here: rustc hands the linker a list of the `no_mangle` functions, and `tests/abi.rs`
 //! compares the result with `abi/symbols.txt`. That list has the functions of dependencies too, and llguidance has a C interface

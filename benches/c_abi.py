@@ -51,7 +51,7 @@ FUNCTIONS = {
     "mc_tokens_free": (None, [c_void_p]),
     "mc_generate_options_new": (c_void_p, []),
     "mc_generate_options_set_max_tokens": (None, [c_void_p, c_size_t]),
-    "mc_generate_options_set_temperature": (None, [c_void_p, c_float]),
+    "mc_generate_options_set_temperature": (None, [c_void_p, c_double]),
     "mc_generate_options_set_ignore_eos": (None, [c_void_p, c_bool]),
     "mc_generate_options_free": (None, [c_void_p]),
     "mc_generation_tokens": (ids_p, [c_void_p]),
@@ -69,21 +69,21 @@ FUNCTIONS = {
     "mc_sessions_next": (c_int32, [handle_p, c_size_t, handle_p, POINTER(c_int32), handle_p]),
     "mc_session_free": (None, [c_void_p]),
     "mc_lora_load": (c_int32, [c_void_p, c_char_p, handle_p, handle_p]),
-    "mc_lora_merge": (c_int32, [c_void_p, c_void_p, c_float, handle_p, handle_p]),
+    "mc_model_merge": (c_int32, [c_void_p, c_void_p, c_float, handle_p, handle_p]),
     "mc_lora_free": (None, [c_void_p]),
     "mc_lora_config_new": (c_void_p, []),
     "mc_lora_config_set_initial": (None, [c_void_p, c_void_p]),
     "mc_lora_config_free": (None, [c_void_p]),
     "mc_train_options_new": (c_void_p, []),
-    "mc_train_options_set_learning_rate": (None, [c_void_p, c_float]),
-    "mc_train_options_set_weight_decay": (None, [c_void_p, c_float]),
-    "mc_train_options_set_grad_clip": (None, [c_void_p, c_float]),
+    "mc_train_options_set_learning_rate": (None, [c_void_p, c_double]),
+    "mc_train_options_set_weight_decay": (None, [c_void_p, c_double]),
+    "mc_train_options_set_grad_clip": (None, [c_void_p, c_double]),
     "mc_train_options_set_gradient_checkpointing": (None, [c_void_p, c_bool]),
     "mc_train_options_free": (None, [c_void_p]),
     "mc_lora_trainer_new": (c_int32, [c_void_p, c_void_p, c_void_p, handle_p, handle_p]),
-    "mc_lora_train_step": (c_int32, [c_void_p, ids_p, c_char_p, POINTER(c_size_t), c_size_t, floats_p, handle_p]),
+    "mc_lora_trainer_train_step": (c_int32, [c_void_p, ids_p, c_char_p, POINTER(c_size_t), c_size_t, floats_p, handle_p]),
     "mc_lora_trainer_free": (None, [c_void_p]),
-    "mc_embed_dim": (c_size_t, [c_void_p, c_void_p]),
+    "mc_model_embed_dim": (c_size_t, [c_void_p, c_void_p]),
     "mc_embed": (c_int32, [c_void_p, c_char_p, c_size_t, c_void_p, floats_p, c_size_t, handle_p]),
     "mc_embed_batch": (c_int32, [c_void_p, texts_p, POINTER(c_size_t), c_size_t, c_void_p, floats_p, c_size_t, handle_p]),
 }
@@ -188,7 +188,7 @@ class Model:
         """Becomes the model that it and an adapter's directory are together."""
         adapter, merged = c_void_p(), c_void_p()
         self.library.lora_load(self.handle, os.fsencode(lora), byref(adapter))
-        self.library.lora_merge(self.handle, adapter, 1, byref(merged))
+        self.library.model_merge(self.handle, adapter, 1, byref(merged))
         self.library.lora_free(adapter)
         self.free()
         self.handle = merged
@@ -208,14 +208,14 @@ class Model:
 
     def embed(self, text):
         """(dim)."""
-        text, out = text.encode(), zeros(self.library.embed_dim(self.handle, None))
+        text, out = text.encode(), zeros(self.library.model_embed_dim(self.handle, None))
         self.library.embed(self.handle, text, len(text), None, address(out), len(out))
         return out
 
     def embed_batch(self, texts):
         """(texts, dim), row by row."""
         texts, count = [text.encode() for text in texts], len(texts)
-        out = zeros(count * self.library.embed_dim(self.handle, None))
+        out = zeros(count * self.library.model_embed_dim(self.handle, None))
         pointers, lengths = (c_char_p * count)(*texts), (c_size_t * count)(*map(len, texts))
         self.library.embed_batch(self.handle, pointers, lengths, count, None, address(out), len(out))
         return out
@@ -320,7 +320,7 @@ class Trainer:
         for sequence in batch:
             offsets.append(offsets[-1] + len(sequence))
         ids, offsets = (c_uint32 * len(ids))(*ids), (c_size_t * len(offsets))(*offsets)
-        self.library.lora_train_step(self.handle, ids, None, offsets, len(batch), byref(loss))
+        self.library.lora_trainer_train_step(self.handle, ids, None, offsets, len(batch), byref(loss))
         return loss.value
 
     def free(self):

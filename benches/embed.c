@@ -53,7 +53,7 @@ int main(int argc, char **argv) {
   mc_error *error = NULL;
   mc_model *model = NULL;
   check(MC(mc_model_load)(argv[2], NULL, &model, &error), error);
-  size_t size = count * MC(mc_embed_dim)(model, NULL);
+  size_t size = count * MC(mc_model_embed_dim)(model, NULL);
   float *vectors = malloc(size * sizeof *vectors);
   check(MC(mc_embed_batch)(model, texts, NULL, count, NULL, vectors, size, &error), error);
   double sum = 0;

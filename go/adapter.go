@@ -89,3 +89,16 @@ func (a *Adapter) ConfigJSON() (string, error) {
 	}
 	return takeString(out), nil
 }
+
+// arrays is adapters and their factors as C takes them.
+func arrays(c *call, adapters []ScaledAdapter) ([]*C.mc_lora, []float32) {
+	loras, scales := make([]*C.mc_lora, len(adapters)), make([]float32, len(adapters))
+	for i, adapter := range adapters {
+		if adapter.Adapter == nil {
+			c.fail(invalid("adapters: expected an adapter at %d, found nil", i))
+		} else {
+			loras[i], scales[i] = use(c, adapter.Adapter.ref), adapter.Scale
+		}
+	}
+	return loras, scales
+}

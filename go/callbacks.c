@@ -46,7 +46,7 @@ mc_status mcgo_model_save_gguf(const mc_model *model, const char *path, const ch
 }
 
 mc_status mcgo_lora_train(mc_lora_trainer *trainer, const mc_dataset *train, const mc_dataset *eval, uintptr_t user_data, mc_error **err) {
-  return mc_lora_train(trainer, train, eval, user_data ? on_step : NULL, (void *)user_data, err);
+  return mc_lora_trainer_train(trainer, train, eval, user_data ? on_step : NULL, (void *)user_data, err);
 }
 
 mc_status mcgo_log_set(uintptr_t user_data, mc_log_level max_level, mc_error **err) {

@@ -59,6 +59,42 @@ func (c *Chat) SetTools(json string) error {
 	})
 }
 
+// Len is how many messages the conversation has.
+func (c *Chat) Len() int {
+	handle, err := c.ref.acquire()
+	if err != nil {
+		return 0
+	}
+	defer c.ref.release()
+	return int(C.mc_chat_len(handle))
+}
+
+// RemoveLast removes the last message.
+func (c *Chat) RemoveLast() error {
+	handle, err := c.ref.acquire()
+	if err != nil {
+		return err
+	}
+	defer c.ref.release()
+	var object *C.mc_error
+	return take(C.mc_chat_remove_last(handle, &object), object)
+}
+
+// JSON is an object with the messages, and the tools if there are any, of which [ChatFromJSON] makes an equal conversation.
+func (c *Chat) JSON() (string, error) {
+	handle, err := c.ref.acquire()
+	if err != nil {
+		return "", err
+	}
+	defer c.ref.release()
+	var out *C.mc_string
+	var object *C.mc_error
+	if err := take(C.mc_chat_json(handle, &out, &object), object); err != nil {
+		return "", err
+	}
+	return takeString(out), nil
+}
+
 // SetTemplate sets a Jinja template in place of the model's; "" = the model's.
 func (c *Chat) SetTemplate(jinja string) error {
 	return c.set(jinja, func(handle *C.mc_chat, data *C.char, n C.size_t, object **C.mc_error) C.mc_status {
@@ -144,7 +180,7 @@ func (m *Model) EncodeChat(chat *Chat, generationPrompt bool) ([]uint32, error) 
 	}
 	var out *C.mc_tokens
 	var object *C.mc_error
-	if err := take(C.mc_chat_encode(model, handle, C.bool(generationPrompt), &out, &object), object); err != nil {
+	if err := take(C.mc_model_encode_chat(model, handle, C.bool(generationPrompt), &out, &object), object); err != nil {
 		return nil, err
 	}
 	return takeTokens(out), nil
@@ -160,7 +196,7 @@ func (m *Model) Render(chat *Chat, generationPrompt bool) (string, error) {
 	}
 	var out *C.mc_string
 	var object *C.mc_error
-	if err := take(C.mc_chat_render(model, handle, C.bool(generationPrompt), &out, &object), object); err != nil {
+	if err := take(C.mc_model_render_chat(model, handle, C.bool(generationPrompt), &out, &object), object); err != nil {
 		return "", err
 	}
 	return takeString(out), nil

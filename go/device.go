@@ -64,7 +64,7 @@ func (d *Device) Kind() DeviceKind {
 		return DeviceAuto
 	}
 	defer d.ref.release()
-	return DeviceKind(C.mc_device_get_kind(handle))
+	return DeviceKind(C.mc_device_kind_of(handle))
 }
 
 // Name is what the system calls the device; "" once it is closed.

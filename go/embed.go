@@ -61,8 +61,12 @@ type EmbedOptions struct {
 	Prefix *string
 	// Adapter is one for the vectors: adapter.Scaled(1).
 	Adapter ScaledAdapter
+	// Adapters are several at once, in place of Adapter: their changes add up.
+	Adapters []ScaledAdapter
 	// Progress hears how many texts are done; its error stops the call.
 	Progress func(Progress) error
+	// JSON is options by the names that mc_embed_options_set_json() tells; they count more than those here.
+	JSON string
 }
 
 func (o *EmbedOptions) build(c *call, flag *C.mc_cancel) *C.mc_embed_options {
@@ -91,6 +95,13 @@ func (o *EmbedOptions) build(c *call, flag *C.mc_cancel) *C.mc_embed_options {
 		if lora := use(c, o.Adapter.Adapter.ref); lora != nil {
 			C.mc_embed_options_set_lora(options, lora, C.float(o.Adapter.Scale))
 		}
+	}
+	if loras, scales := arrays(c, o.Adapters); c.err == nil && len(loras) > 0 {
+		C.mc_embed_options_set_loras(options, &loras[0], floats(scales), C.size_t(len(loras)))
+	}
+	if o.JSON != "" {
+		data, n := text(o.JSON)
+		C.mc_embed_options_set_json(options, data, n)
 	}
 	return options
 }
@@ -133,7 +144,7 @@ func (m *Model) EmbedDim(options *EmbedOptions) int {
 	if c.err != nil {
 		return 0
 	}
-	return int(C.mc_embed_dim(handle, o))
+	return int(C.mc_model_embed_dim(handle, o))
 }
 
 // Similarity is how the model's vectors are meant to be compared.
@@ -143,7 +154,7 @@ func (m *Model) Similarity() Similarity {
 		return Similarity(C.MC_SIMILARITY_NONE)
 	}
 	defer m.ref.release()
-	return Similarity(C.mc_embed_similarity(handle))
+	return Similarity(C.mc_model_similarity(handle))
 }
 
 // Embed turns a text into a vector of length [Model.EmbedDim].
@@ -188,7 +199,7 @@ func (m *Model) embed(ctx context.Context, options *EmbedOptions, n int,
 		return Vectors{}, c.err
 	}
 	// One value where the options are wrong, for which there is no length: the call then says what is wrong.
-	dim := max(int(C.mc_embed_dim(handle, o)), 1)
+	dim := max(int(C.mc_model_embed_dim(handle, o)), 1)
 	vectors := Vectors{dim, make([]float32, n*dim)}
 	object := c.failure()
 	var status C.mc_status

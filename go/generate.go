@@ -42,21 +42,21 @@ type GenerateOptions struct {
 	// MaxTokens is the most tokens to generate; 0 = until the model stops or the context is full.
 	MaxTokens int
 	// Temperature divides logits: 0 or more; 0 = always the most probable token.
-	Temperature *float32
+	Temperature *float64
 	// TopK keeps the most probable tokens; 0 = all.
 	TopK *int
 	// TopP keeps the fewest most probable tokens whose probabilities sum to it: above 0, up to 1.
-	TopP *float32
+	TopP *float64
 	// MinP keeps the tokens with at least this share of the probability of the most probable one: 0 to 1.
-	MinP *float32
+	MinP *float64
 	// RepetitionPenalty divides the logits of tokens that occurred, if positive, else multiplies them: above 0; 1 = off.
-	RepetitionPenalty *float32
+	RepetitionPenalty *float64
 	// RepetitionLastN is how many of the last tokens count for RepetitionPenalty; 0 = all. Without RepetitionPenalty it is an error.
 	RepetitionLastN int
 	// FrequencyPenalty is subtracted from a token's logit for each time it occurs in the answer.
-	FrequencyPenalty float32
+	FrequencyPenalty float64
 	// PresencePenalty is subtracted from the logit of each token that occurs in the answer.
-	PresencePenalty float32
+	PresencePenalty float64
 	// LogitBias is added to the logits of single tokens; minus infinity = never.
 	LogitBias map[uint32]float32
 	// Seed makes sampling repeat.
@@ -80,9 +80,13 @@ type GenerateOptions struct {
 	PrefillChunk int
 	// Adapter is one for this generation, in place of the session's own: adapter.Scaled(1).
 	Adapter ScaledAdapter
+	// Adapters are several at once, in place of Adapter: their changes add up.
+	Adapters []ScaledAdapter
 	// PrefillProgress hears how far the evaluation of the prompt is; its error ends the generation. [Session.Begin] and [Session.Stream]
 	// have none.
 	PrefillProgress func(Progress) error
+	// JSON is options by the names that mc_generate_options_set_json() tells; they count more than those here.
+	JSON string
 }
 
 // build sets the options for a call; that call's context stops them through `flag`, which may be NULL.
@@ -95,27 +99,27 @@ func (o *GenerateOptions) build(c *call, flag *C.mc_cancel) *C.mc_generate_optio
 	}
 	C.mc_generate_options_set_max_tokens(options, c.size("max_tokens", o.MaxTokens))
 	if o.Temperature != nil {
-		C.mc_generate_options_set_temperature(options, C.float(*o.Temperature))
+		C.mc_generate_options_set_temperature(options, C.double(*o.Temperature))
 	}
 	if o.TopK != nil {
 		C.mc_generate_options_set_top_k(options, c.size("top_k", *o.TopK))
 	}
 	if o.TopP != nil {
-		C.mc_generate_options_set_top_p(options, C.float(*o.TopP))
+		C.mc_generate_options_set_top_p(options, C.double(*o.TopP))
 	}
 	if o.MinP != nil {
-		C.mc_generate_options_set_min_p(options, C.float(*o.MinP))
+		C.mc_generate_options_set_min_p(options, C.double(*o.MinP))
 	}
 	if o.RepetitionPenalty != nil {
-		C.mc_generate_options_set_repetition_penalty(options, C.float(*o.RepetitionPenalty), c.size("repetition_last_n", o.RepetitionLastN))
+		C.mc_generate_options_set_repetition_penalty(options, C.double(*o.RepetitionPenalty), c.size("repetition_last_n", o.RepetitionLastN))
 	} else if o.RepetitionLastN != 0 {
 		c.fail(invalid("RepetitionLastN: expected a RepetitionPenalty beside it, found none"))
 	}
 	if o.FrequencyPenalty != 0 {
-		C.mc_generate_options_set_frequency_penalty(options, C.float(o.FrequencyPenalty))
+		C.mc_generate_options_set_frequency_penalty(options, C.double(o.FrequencyPenalty))
 	}
 	if o.PresencePenalty != 0 {
-		C.mc_generate_options_set_presence_penalty(options, C.float(o.PresencePenalty))
+		C.mc_generate_options_set_presence_penalty(options, C.double(o.PresencePenalty))
 	}
 	for token, bias := range o.LogitBias {
 		C.mc_generate_options_add_logit_bias(options, C.uint32_t(token), C.float(bias))
@@ -153,6 +157,13 @@ func (o *GenerateOptions) build(c *call, flag *C.mc_cancel) *C.mc_generate_optio
 		if lora := use(c, o.Adapter.Adapter.ref); lora != nil {
 			C.mc_generate_options_set_lora(options, lora, C.float(o.Adapter.Scale))
 		}
+	}
+	if loras, scales := arrays(c, o.Adapters); c.err == nil && len(loras) > 0 {
+		C.mc_generate_options_set_loras(options, &loras[0], floats(scales), C.size_t(len(loras)))
+	}
+	if o.JSON != "" {
+		data, n := text(o.JSON)
+		C.mc_generate_options_set_json(options, data, n)
 	}
 	return options
 }

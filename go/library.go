@@ -7,6 +7,7 @@ import "C"
 import (
 	"context"
 	"log/slog"
+	"math"
 	"runtime/cgo"
 	"unsafe"
 )
@@ -32,6 +33,19 @@ func HasFeature(name string) bool {
 
 // LiveObjects is how many handles of the library exist in the process; 0 when everything was closed. For leak tests.
 func LiveObjects() int { return int(C.mc_live_objects()) }
+
+// SetThreads computes with so many threads of the processor from now on, with the same results: 1 to 1024, or 0 for as many as there are
+// processors. Where the system gives no so many, those there were stay in use, and the error is [ErrOutOfMemory].
+func SetThreads(count int) error {
+	if count < 0 || count > math.MaxUint32 {
+		return invalid("threads: expected 0 to 1024, found %d", count)
+	}
+	var object *C.mc_error
+	return take(C.mc_set_threads(C.uint32_t(count), &object), object)
+}
+
+// Threads is how many threads of the processor compute; 0 if the system gives none.
+func Threads() int { return int(C.mc_threads()) }
 
 // TrimMemory gives memory that the library keeps for reuse back to the system; keepBytes of it may stay.
 func TrimMemory(keepBytes uint64) error {

@@ -97,7 +97,7 @@ func ask(t testing.TB, s *mc.Session, question string) string {
 }
 
 func greedy(maxTokens int) *mc.GenerateOptions {
-	return &mc.GenerateOptions{Temperature: mc.Ptr[float32](0), MaxTokens: maxTokens}
+	return &mc.GenerateOptions{Temperature: mc.Ptr[float64](0), MaxTokens: maxTokens}
 }
 
 func TestErrorsHaveAStatusAMessageAndCauses(t *testing.T) {
@@ -119,8 +119,20 @@ func TestTextWithANULAndNegativeSizesAreErrorsThatNameTheField(t *testing.T) {
 	wantIs(t, err, mc.ErrInvalidArgument, "max_tokens", "-1")
 	_, err = coder(t).NewSession(-5)
 	wantIs(t, err, mc.ErrInvalidArgument, "max_context")
-	_, err = coder(t).Generate(ctx, "x", &mc.GenerateOptions{TopP: mc.Ptr[float32](7)})
+	_, err = coder(t).Generate(ctx, "x", &mc.GenerateOptions{TopP: mc.Ptr[float64](7)})
 	wantIs(t, err, mc.ErrInvalidArgument, "top_p", "7")
+}
+
+func TestOptionsAsJSONCountMore(t *testing.T) {
+	answer, err := coder(t).Generate(ctx, "fn", &mc.GenerateOptions{MaxTokens: 9, JSON: `{"max_tokens": 2, "ignore_eos": true}`})
+	check(t, err)
+	if len(answer.Tokens) != 2 {
+		t.Fatal(answer.Tokens)
+	}
+	_, err = coder(t).Generate(ctx, "fn", &mc.GenerateOptions{JSON: `{"max_tokens": -1}`})
+	wantIs(t, err, mc.ErrInvalidArgument, "max_tokens: expected a whole number from 0, found -1")
+	_, err = coder(t).NewTrainer(&mc.LoRAConfig{JSON: `{"rank": 0}`}, nil)
+	wantIs(t, err, mc.ErrInvalidArgument, "rank: expected 1 to 8192, found 0")
 }
 
 func TestTheLibraryTellsItsVersion(t *testing.T) {
@@ -135,6 +147,12 @@ func TestTheLibraryTellsItsVersion(t *testing.T) {
 		t.Fatal("nonsense is no feature")
 	}
 	check(t, mc.TrimMemory(0))
+	check(t, mc.SetThreads(3))
+	if mc.Threads() != 3 {
+		t.Fatal(mc.Threads())
+	}
+	wantIs(t, mc.SetThreads(-1), mc.ErrInvalidArgument, "threads", "-1")
+	check(t, mc.SetThreads(0))
 }
 
 func TestLogMessagesArriveAndTheFunctionIsFreed(t *testing.T) {
@@ -312,6 +330,11 @@ func TestTokenizersEncodeAndDecode(t *testing.T) {
 
 func TestChatsRenderWithToolsVariablesAndATemplateOfTheirOwn(t *testing.T) {
 	chat := must(mc.ChatFromJSON(`[{"role": "user", "content": "hi"}]`))(t)
+	check(t, chat.Add("assistant", "ho"))
+	check(t, chat.RemoveLast())
+	if written := must(chat.JSON())(t); chat.Len() != 1 || written != `{"messages":[{"role":"user","content":"hi"}]}` {
+		t.Fatal(chat.Len(), written)
+	}
 	defer chat.Close()
 	check(t, chat.Add("assistant", "hello"))
 	check(t, chat.SetTools(`[{"type": "function", "function": {"name": "clock"}}]`))
@@ -346,8 +369,8 @@ func TestChatsRenderWithToolsVariablesAndATemplateOfTheirOwn(t *testing.T) {
 }
 
 func TestGenerateAndStreamGiveTheSame(t *testing.T) {
-	options := &mc.GenerateOptions{MaxTokens: 12, Temperature: mc.Ptr[float32](0.8), TopK: mc.Ptr(20), TopP: mc.Ptr[float32](0.9), MinP: mc.Ptr[float32](0.01),
-		RepetitionPenalty: mc.Ptr[float32](1.1), RepetitionLastN: 16, FrequencyPenalty: 0.1, PresencePenalty: 0.1, LogitBias: map[uint32]float32{5: float32(math.Inf(-1))},
+	options := &mc.GenerateOptions{MaxTokens: 12, Temperature: mc.Ptr[float64](0.8), TopK: mc.Ptr(20), TopP: mc.Ptr[float64](0.9), MinP: mc.Ptr[float64](0.01),
+		RepetitionPenalty: mc.Ptr[float64](1.1), RepetitionLastN: 16, FrequencyPenalty: 0.1, PresencePenalty: 0.1, LogitBias: map[uint32]float32{5: float32(math.Inf(-1))},
 		Seed: mc.Ptr[uint64](7), IgnoreEOS: true, PrefillChunk: 2}
 	var stages []mc.Progress
 	options.PrefillProgress = func(p mc.Progress) error { stages = append(stages, p); return nil }
@@ -385,7 +408,7 @@ func TestStopTextsAndSchemasEndAnswers(t *testing.T) {
 	defer chat.Close()
 	check(t, chat.Add("user", question))
 	check(t, s.SetChat(ctx, chat))
-	answer := must(s.Generate(ctx, &mc.GenerateOptions{Temperature: mc.Ptr[float32](0), Stop: []string{" element"}}))(t)
+	answer := must(s.Generate(ctx, &mc.GenerateOptions{Temperature: mc.Ptr[float64](0), Stop: []string{" element"}}))(t)
 	if answer.Text != "Appends an" || answer.FinishReason != mc.FinishStopText {
 		t.Fatalf("%+v", answer)
 	}
@@ -778,9 +801,9 @@ func TestTrainingMakesAnAdapterThatAnswers(t *testing.T) {
 		t.Fatal(eval.Len(), data.Len())
 	}
 	directory := filepath.Join(t.TempDir(), "checkpoint")
-	config := &mc.LoRAConfig{Rank: 4, Alpha: mc.Ptr[float32](8), Dropout: 0.1, RSLoRA: true, Seed: 3, Targets: []string{"q_proj", "up_proj"}}
-	options := &mc.TrainOptions{LearningRate: mc.Ptr[float32](1e-3), WeightDecay: mc.Ptr[float32](0), Beta1: mc.Ptr[float32](0.8), Epsilon: mc.Ptr[float32](1e-7),
-		CheckpointDir: directory, CheckpointEvery: 2, EvalEvery: 2, Patience: 100, GradientCheckpointing: mc.Ptr(false), GradClip: mc.Ptr[float32](0),
+	config := &mc.LoRAConfig{Rank: 4, Alpha: mc.Ptr[float64](8), Dropout: 0.1, RSLoRA: true, Seed: 3, Targets: []string{"q_proj", "up_proj"}}
+	options := &mc.TrainOptions{LearningRate: mc.Ptr[float64](1e-3), WeightDecay: mc.Ptr[float64](0), Beta1: mc.Ptr[float64](0.8), Epsilon: mc.Ptr[float64](1e-7),
+		CheckpointDir: directory, CheckpointEvery: 2, EvalEvery: 2, Patience: 100, GradientCheckpointing: mc.Ptr(false), GradClip: mc.Ptr[float64](0),
 		GradAccumulation: 2, Weighting: mc.WeightingTokens, Schedule: mc.ScheduleCosine, WarmupSteps: 1, TotalSteps: 4, WarmupFromZero: true, BatchSize: 2,
 		Epochs: 2, MaxLength: 256, MaskPrompt: mc.Ptr(true), Seed: 5}
 	if must(model.EstimateTrainMemory(config, options))(t) == 0 {
@@ -846,6 +869,11 @@ func TestAdaptersAttachScaleMergeAndAreRemoved(t *testing.T) {
 		t.Fatalf("%q", both)
 	}
 	check(t, s.SetAdapters())
+	if bytes := must(s.Memory())(t); bytes == 0 {
+		t.Fatal(bytes)
+	}
+	halves := []mc.ScaledAdapter{loaded.Scaled(0.5), adapter.Scaled(0.5)}
+	must(coder(t).Generate(ctx, "a", &mc.GenerateOptions{MaxTokens: 1, Adapters: halves}))(t)
 	if again := ask(t, s, bird); again != plain {
 		t.Fatalf("%q", again)
 	}
@@ -889,7 +917,7 @@ func TestAdaptersAttachScaleMergeAndAreRemoved(t *testing.T) {
 func train(t testing.TB, model *mc.Model, steps uint64) *mc.Adapter {
 	data := must(mc.LoadDataset(facts))(t)
 	defer data.Close()
-	trainer := must(model.NewTrainer(nil, &mc.TrainOptions{LearningRate: mc.Ptr[float32](5e-3), Epochs: 100, TotalSteps: steps}))(t)
+	trainer := must(model.NewTrainer(nil, &mc.TrainOptions{LearningRate: mc.Ptr[float64](5e-3), Epochs: 100, TotalSteps: steps}))(t)
 	defer trainer.Close()
 	check(t, trainer.Train(ctx, data, nil, nil))
 	adapter := must(trainer.Adapter())(t)
@@ -910,7 +938,7 @@ func TestGGUFFilesLoadAndAreSaved(t *testing.T) {
 }
 
 func TestMicroBatchesOfTokens(t *testing.T) {
-	trainer := must(coder(t).NewTrainer(nil, &mc.TrainOptions{LearningRate: mc.Ptr[float32](1e-2)}))(t)
+	trainer := must(coder(t).NewTrainer(nil, &mc.TrainOptions{LearningRate: mc.Ptr[float64](1e-2)}))(t)
 	defer trainer.Close()
 	batch := []mc.Sequence{{Tokens: []uint32{5, 6, 7, 8}}, {Tokens: []uint32{9, 10, 11}, Targets: []bool{false, true, false}}}
 	before := must(trainer.EvalBatch(ctx, batch))(t)

@@ -101,6 +101,8 @@ type LoadOptions struct {
 	Offline bool
 	// Progress hears how far loading is; its error stops it.
 	Progress func(Progress) error
+	// JSON is options by the names that mc_model_options_set_json() tells; they count more than those here.
+	JSON string
 }
 
 func (o *LoadOptions) build(c *call) *C.mc_model_options {
@@ -121,19 +123,17 @@ func (o *LoadOptions) build(c *call) *C.mc_model_options {
 	C.mc_model_options_set_kv_cache(options, c.optional("kv_cache", o.KVCache))
 	C.mc_model_options_set_max_context(options, c.size("max_context", o.MaxContext))
 	C.mc_model_options_set_tokenizer_path(options, c.optional("tokenizer_path", o.TokenizerPath))
-	if file := c.optional("file", o.File); file != nil {
-		C.mc_model_options_set_file(options, file)
-	}
-	if directory := c.optional("hub_cache_dir", o.HubCacheDir); directory != nil {
-		C.mc_model_options_set_hub_cache_dir(options, directory)
-	}
-	if revision := c.optional("hub_revision", o.HubRevision); revision != nil {
-		C.mc_model_options_set_hub_revision(options, revision)
-	}
+	C.mc_model_options_set_file(options, c.optional("file", o.File))
+	C.mc_model_options_set_hub_cache_dir(options, c.optional("hub_cache_dir", o.HubCacheDir))
+	C.mc_model_options_set_hub_revision(options, c.optional("hub_revision", o.HubRevision))
 	C.mc_model_options_set_hub_token(options, c.optional("hub_token", o.HubToken))
 	C.mc_model_options_set_offline(options, C.bool(o.Offline))
 	if userData := callback(c, o.Progress); userData != 0 {
 		C.mcgo_model_options_set_progress(options, userData)
+	}
+	if o.JSON != "" {
+		data, n := text(o.JSON)
+		C.mc_model_options_set_json(options, data, n)
 	}
 	return options
 }
@@ -224,7 +224,7 @@ func (m *Model) Info() Info {
 	}
 	defer m.ref.release()
 	return Info{C.GoString(C.mc_model_architecture(h)), int(C.mc_model_context_length(h)), int(C.mc_model_vocab_size(h)),
-		int(C.mc_model_hidden_size(h)), int(C.mc_model_layer_count(h)), uint64(C.mc_model_parameter_count(h)), DType(C.mc_model_get_dtype(h))}
+		int(C.mc_model_hidden_size(h)), int(C.mc_model_layer_count(h)), uint64(C.mc_model_parameter_count(h)), DType(C.mc_model_dtype(h))}
 }
 
 // Supports tells whether the model can be asked for something.
@@ -348,7 +348,7 @@ func (m *Model) Merge(adapter *Adapter, scale float32) (*Model, error) {
 	}
 	var out *C.mc_model
 	var object *C.mc_error
-	if err := take(C.mc_lora_merge(handle, lora, C.float(scale), &out, &object), object); err != nil {
+	if err := take(C.mc_model_merge(handle, lora, C.float(scale), &out, &object), object); err != nil {
 		return nil, err
 	}
 	return newModel(out), nil

@@ -31,6 +31,8 @@ type RerankOptions struct {
 	PromptName string
 	// Prompt is a text in its place; a pointer to "" = none. For a Qwen3-Reranker without a template for pairs it is the instruction.
 	Prompt *string
+	// JSON is options by the names that mc_rerank_options_set_json() tells; they count more than those here.
+	JSON string
 }
 
 func (o *RerankOptions) build(c *call, flag *C.mc_cancel) *C.mc_rerank_options {
@@ -50,6 +52,10 @@ func (o *RerankOptions) build(c *call, flag *C.mc_cancel) *C.mc_rerank_options {
 		C.mc_rerank_options_set_prompt_name(options, c.cstring("prompt_name", o.PromptName))
 	case o.Prompt != nil:
 		C.mc_rerank_options_set_prompt(options, c.cstring("prompt", *o.Prompt))
+	}
+	if o.JSON != "" {
+		data, n := text(o.JSON)
+		C.mc_rerank_options_set_json(options, data, n)
 	}
 	return options
 }

@@ -197,6 +197,19 @@ func (s *Session) SetChat(ctx context.Context, chat *Chat) error {
 	})
 }
 
+// Memory is how many bytes the session takes now; it grows with the context.
+func (s *Session) Memory() (uint64, error) {
+	handle, err := s.ref.acquire()
+	if err != nil {
+		return 0, err
+	}
+	defer s.ref.release()
+	var bytes C.uint64_t
+	var object *C.mc_error
+	err = take(C.mc_session_memory(handle, &bytes, &object), object)
+	return uint64(bytes), err
+}
+
 // Truncate forgets what comes after the first position tokens.
 func (s *Session) Truncate(position int) error {
 	return s.change(context.Background(), func(c *call, handle *C.mc_session, _ *C.mc_cancel, object **C.mc_error) C.mc_status {
@@ -212,14 +225,7 @@ func (s *Session) Truncate(position int) error {
 // as if it had never had one. What it computed with others is computed again when it is next needed.
 func (s *Session) SetAdapters(adapters ...ScaledAdapter) error {
 	return s.change(context.Background(), func(c *call, handle *C.mc_session, _ *C.mc_cancel, object **C.mc_error) C.mc_status {
-		loras, scales := make([]*C.mc_lora, len(adapters)), make([]float32, len(adapters))
-		for i, adapter := range adapters {
-			if adapter.Adapter == nil {
-				c.fail(invalid("adapters: expected an adapter at %d, found nil", i))
-			} else {
-				loras[i], scales[i] = use(c, adapter.Adapter.ref), adapter.Scale
-			}
-		}
+		loras, scales := arrays(c, adapters)
 		switch {
 		case c.err != nil:
 			return C.MC_OK

@@ -37,9 +37,9 @@ type LoRAConfig struct {
 	// Rank is how many values each input and output of a changed matrix gets: 1 to 8192; 0 = 8.
 	Rank int
 	// Alpha is how much a change counts, Alpha / Rank times: above 0; nil = 16.
-	Alpha *float32
+	Alpha *float64
 	// Dropout is the share of a change's inputs that a training pass does not see: at least 0, below 1.
-	Dropout float32
+	Dropout float64
 	// RSLoRA counts a change Alpha / sqrt(Rank) times.
 	RSLoRA bool
 	// Seed decides the fresh weights and the dropout.
@@ -48,6 +48,8 @@ type LoRAConfig struct {
 	Targets []string
 	// Initial is an adapter to go on with: its rank, alpha and targets are taken, whatever else is set here.
 	Initial *Adapter
+	// JSON is options by the names that mc_lora_config_set_json() tells; they count more than those here.
+	JSON string
 }
 
 func (o *LoRAConfig) build(c *call) *C.mc_lora_config {
@@ -60,9 +62,9 @@ func (o *LoRAConfig) build(c *call) *C.mc_lora_config {
 		C.mc_lora_config_set_rank(config, c.size("rank", o.Rank))
 	}
 	if o.Alpha != nil {
-		C.mc_lora_config_set_alpha(config, C.float(*o.Alpha))
+		C.mc_lora_config_set_alpha(config, C.double(*o.Alpha))
 	}
-	C.mc_lora_config_set_dropout(config, C.float(o.Dropout))
+	C.mc_lora_config_set_dropout(config, C.double(o.Dropout))
 	C.mc_lora_config_set_rslora(config, C.bool(o.RSLoRA))
 	C.mc_lora_config_set_seed(config, C.uint64_t(o.Seed))
 	for _, target := range o.Targets {
@@ -73,19 +75,23 @@ func (o *LoRAConfig) build(c *call) *C.mc_lora_config {
 	if o.Initial != nil {
 		C.mc_lora_config_set_initial(config, use(c, o.Initial.ref))
 	}
+	if o.JSON != "" {
+		data, n := text(o.JSON)
+		C.mc_lora_config_set_json(config, data, n)
+	}
 	return config
 }
 
 // TrainOptions is how to train.
 type TrainOptions struct {
 	// LearningRate is how far a step goes: 0 to 1; nil = 2e-4.
-	LearningRate *float32
+	LearningRate *float64
 	// WeightDecay times the learning rate is what each step takes off every weight: 0 to 1; nil = 0.01.
-	WeightDecay *float32
+	WeightDecay *float64
 	// Beta1 and Beta2 are how much AdamW's averages keep, of the gradient and of its square; nil = 0.9 and 0.999.
-	Beta1, Beta2 *float32
+	Beta1, Beta2 *float64
 	// Epsilon is what AdamW adds to the root of the second average: above 0; nil = 1e-8.
-	Epsilon *float32
+	Epsilon *float64
 	// CheckpointDir is where [Trainer.Train] writes checkpoints, for [Model.ResumeTrainer]; "" = nowhere.
 	CheckpointDir string
 	// CheckpointEvery is how many steps are between two checkpoints; 0 = one at the end alone.
@@ -97,7 +103,7 @@ type TrainOptions struct {
 	// GradientCheckpointing keeps the inputs of layers alone and computes the rest a second time; nil = true.
 	GradientCheckpointing *bool
 	// GradClip is the length to which the gradient of all weights together is cut; a pointer to 0 = as it is, nil = 1.
-	GradClip *float32
+	GradClip *float64
 	// GradAccumulation is how many micro-batches make a step: 1 to 1048576; 0 = 1.
 	GradAccumulation int
 	Weighting        Weighting
@@ -106,6 +112,8 @@ type TrainOptions struct {
 	WarmupSteps uint64
 	// TotalSteps is where the schedule ends, and with it [Trainer.Train]; 0 = with the last epoch.
 	TotalSteps uint64
+	// MaxSteps is the step that [Trainer.Train] ends with at the latest, whatever the schedule; 0 = none.
+	MaxSteps uint64
 	// WarmupFromZero begins a warm-up with the learning rate 0, as the Trainer of transformers does.
 	WarmupFromZero bool
 	// BatchSize is how many examples are a micro-batch: 1 to 1048576; 0 = 4.
@@ -118,6 +126,8 @@ type TrainOptions struct {
 	MaskPrompt *bool
 	// Seed decides the order of examples.
 	Seed uint64
+	// JSON is options by the names that mc_train_options_set_json() tells; they count more than those here.
+	JSON string
 }
 
 func (o *TrainOptions) build(c *call, flag *C.mc_cancel) *C.mc_train_options {
@@ -127,23 +137,23 @@ func (o *TrainOptions) build(c *call, flag *C.mc_cancel) *C.mc_train_options {
 	if o == nil {
 		return options
 	}
-	or := func(value *float32, otherwise float32) C.float {
+	or := func(value *float64, otherwise float64) C.double {
 		if value == nil {
-			return C.float(otherwise)
+			return C.double(otherwise)
 		}
-		return C.float(*value)
+		return C.double(*value)
 	}
 	if o.LearningRate != nil {
-		C.mc_train_options_set_learning_rate(options, C.float(*o.LearningRate))
+		C.mc_train_options_set_learning_rate(options, C.double(*o.LearningRate))
 	}
 	if o.WeightDecay != nil {
-		C.mc_train_options_set_weight_decay(options, C.float(*o.WeightDecay))
+		C.mc_train_options_set_weight_decay(options, C.double(*o.WeightDecay))
 	}
 	if o.Beta1 != nil || o.Beta2 != nil {
 		C.mc_train_options_set_adam_betas(options, or(o.Beta1, 0.9), or(o.Beta2, 0.999))
 	}
 	if o.Epsilon != nil {
-		C.mc_train_options_set_adam_epsilon(options, C.float(*o.Epsilon))
+		C.mc_train_options_set_adam_epsilon(options, C.double(*o.Epsilon))
 	}
 	C.mc_train_options_set_checkpoint(options, c.optional("checkpoint_dir", o.CheckpointDir), C.uint64_t(o.CheckpointEvery))
 	C.mc_train_options_set_eval_every(options, C.uint64_t(o.EvalEvery))
@@ -152,13 +162,14 @@ func (o *TrainOptions) build(c *call, flag *C.mc_cancel) *C.mc_train_options {
 		C.mc_train_options_set_gradient_checkpointing(options, C.bool(*o.GradientCheckpointing))
 	}
 	if o.GradClip != nil {
-		C.mc_train_options_set_grad_clip(options, C.float(*o.GradClip))
+		C.mc_train_options_set_grad_clip(options, C.double(*o.GradClip))
 	}
 	if o.GradAccumulation != 0 {
 		C.mc_train_options_set_grad_accumulation(options, c.size("grad_accumulation", o.GradAccumulation))
 	}
 	C.mc_train_options_set_weighting(options, C.mc_weighting(o.Weighting))
 	C.mc_train_options_set_schedule(options, C.mc_schedule(o.Schedule), C.uint64_t(o.WarmupSteps), C.uint64_t(o.TotalSteps))
+	C.mc_train_options_set_max_steps(options, C.uint64_t(o.MaxSteps))
 	C.mc_train_options_set_warmup_from_zero(options, C.bool(o.WarmupFromZero))
 	if o.BatchSize != 0 {
 		C.mc_train_options_set_batch_size(options, c.size("batch_size", o.BatchSize))
@@ -171,6 +182,10 @@ func (o *TrainOptions) build(c *call, flag *C.mc_cancel) *C.mc_train_options {
 		C.mc_train_options_set_mask_prompt(options, C.bool(*o.MaskPrompt))
 	}
 	C.mc_train_options_set_seed(options, C.uint64_t(o.Seed))
+	if o.JSON != "" {
+		data, n := text(o.JSON)
+		C.mc_train_options_set_json(options, data, n)
+	}
 	return options
 }
 
@@ -225,7 +240,7 @@ func (m *Model) EstimateTrainMemory(config *LoRAConfig, options *TrainOptions) (
 	}
 	var bytes C.uint64_t
 	var object *C.mc_error
-	err := take(C.mc_lora_estimate_memory(handle, lora, o, &bytes, &object), object)
+	err := take(C.mc_model_estimate_training_memory(handle, lora, o, &bytes, &object), object)
 	return uint64(bytes), err
 }
 
@@ -363,7 +378,7 @@ type Sequence struct {
 func (t *Trainer) TrainBatch(ctx context.Context, batch []Sequence) (loss float32, err error) {
 	return t.batch(ctx, batch, func(handle *C.mc_lora_trainer, tokens *C.uint32_t, mask *C.uint8_t, offsets *C.size_t, n C.size_t,
 		loss *C.float, object **C.mc_error) C.mc_status {
-		return C.mc_lora_train_step(handle, tokens, mask, offsets, n, loss, object)
+		return C.mc_lora_trainer_train_step(handle, tokens, mask, offsets, n, loss, object)
 	})
 }
 
@@ -371,7 +386,7 @@ func (t *Trainer) TrainBatch(ctx context.Context, batch []Sequence) (loss float3
 func (t *Trainer) EvalBatch(ctx context.Context, batch []Sequence) (loss float32, err error) {
 	return t.batch(ctx, batch, func(handle *C.mc_lora_trainer, tokens *C.uint32_t, mask *C.uint8_t, offsets *C.size_t, n C.size_t,
 		loss *C.float, object **C.mc_error) C.mc_status {
-		return C.mc_lora_eval_step(handle, tokens, mask, offsets, n, loss, object)
+		return C.mc_lora_trainer_eval_step(handle, tokens, mask, offsets, n, loss, object)
 	})
 }
 

@@ -31,6 +31,8 @@
  *   returns are valid until the handle is freed, unless it says otherwise.
  * - **Strings.** `const char *` without a length is NUL-terminated UTF-8, on Windows too. Content is a pointer and a length
  *   in bytes; the pointer may be NULL when the length is 0, if it is marked so.
+ * - **Setters.** NULL resets: a setter that takes a pointer takes NULL for the default, which it names. A bad value is remembered, and
+ *   reported by the first call that uses the options. Each kind of options has a setter that takes JSON.
  * - **Threads.** Handles belong to no thread. Functions that take a handle as `const` may run beside each other on that
  *   handle; any other use must be the only one, and where the documentation says MC_ERROR_BUSY it is checked. Freeing
  *   while another thread is about to use the handle is an error of the caller.
@@ -43,11 +45,11 @@
  * - **Memory.** Where the system gives none, a call fails with MC_ERROR_OUT_OF_MEMORY. All that grows with a model, a text, a file
  *   or a batch is asked for so; for the rest 16 MiB are put by when the library is first used, and the process ends only where
  *   those are used up too. A library built without the cargo feature `reserve`, which `make` sets, has none put by.
- * - **Processes.** The library makes its threads when the first model is loaded; that fails with MC_ERROR_OUT_OF_MEMORY if the
- *   system gives none, and can be tried again. They do not survive fork(): in a child of a process that had them, every function
- *   that returns mc_status gives MC_ERROR_UNSUPPORTED.
- * - **Environment.** No variable is needed. RAYON_NUM_THREADS, where it is set, is how many threads there are; downloads look
- *   at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY (in either case), and at HOME for the cache. Nothing else is read.
+ * - **Processes.** The library makes its threads when the first model is loaded, as many as mc_set_threads() says; that fails with
+ *   MC_ERROR_OUT_OF_MEMORY if the system gives none, and can be tried again. They do not survive fork(): in a child of a process that had
+ *   them, every function that returns mc_status gives MC_ERROR_UNSUPPORTED.
+ * - **Environment.** No variable is needed. RAYON_NUM_THREADS, where it is set, is how many threads there are without mc_set_threads();
+ *   downloads look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY (in either case), and at HOME for the cache. Nothing else is read.
  * - The library prints nothing, installs no signal handler and never ends the process.
  */
 #ifndef METAL_CANDLE_H
@@ -219,7 +221,7 @@ void mc_error_free(mc_error *MC_NULLABLE error);
  * The version of the binary interface that this header describes; compare it with mc_abi_version(). It is part of the
  * shared library's name and changes only when a program must be compiled again.
  */
-#define MC_ABI_VERSION 1
+#define MC_ABI_VERSION 2
 
 /** What a callback returns to stop the call that it runs in; so does every value but MC_CONTINUE. */
 #define MC_STOP 0
@@ -321,6 +323,30 @@ size_t mc_live_objects(void);
  * Threads: any.
  */
 MC_NODISCARD mc_status mc_trim_memory(uint64_t keep_bytes, mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Sets how many threads the library computes with on the processor, whatever begins behind this call, on every model of the process. What
+ * runs keeps those that it has until it ends. Results have the same bits with any number.
+ *
+ * @param count  1 to 1024; 0 = as RAYON_NUM_THREADS says, or as there are processors, which is what there is without this call.
+ * @param err    NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT for more; MC_ERROR_OUT_OF_MEMORY if the system gives no so many, and those there were stay in
+ *         use: a smaller number, or a later call, may succeed.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_set_threads(uint32_t count,
+                         mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * How many threads the library computes with on the processor. Makes them, unless they are there.
+ *
+ * @return 0 if the system gives none, and in a process that was forked from one that had them.
+ *
+ * Threads: any.
+ */
+uint32_t mc_threads(void);
 
 /**
  * Sets, replaces or removes the process's log callback. Without one nothing is logged.
@@ -548,14 +574,14 @@ mc_status mc_device_new(mc_device_kind kind,
                         mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * The kind of device that was opened.
+ * The kind of device that was opened. (In C a function cannot have the name of the type that it returns.)
  *
  * @param device  the device.
  * @return never MC_DEVICE_AUTO, except for a wrong handle.
  *
  * Threads: any.
  */
-mc_device_kind mc_device_get_kind(const mc_device *MC_NONNULL device);
+mc_device_kind mc_device_kind_of(const mc_device *MC_NONNULL device);
 
 /**
  * What the system calls the device.
@@ -749,14 +775,33 @@ typedef int32_t (*MC_NULLABLE mc_progress_fn)(void *MC_NULLABLE user_data, const
 mc_model_options *MC_NONNULL mc_model_options_new(void);
 
 /**
- * Where the model runs.
+ * Sets options from JSON, each as its setter does, in the order in which they are written.
  *
- * @param options  the options.
- * @param device   the device; the options keep it alive. Default: the best device, as MC_DEVICE_AUTO.
+ * `dtype`: "f32", "f16" or "bf16". `tokenizer_path`, `quantization`, `kv_cache`, `file`, `hub_cache_dir`, `hub_revision`, `hub_token`:
+ * texts. `exact`, `offline`: true or false. `max_context`: a number. What is a handle or a callback has its setter alone.
+ *
+ * @param options   the options.
+ * @param json      an object, UTF-8, such as `{"quantization": "q4_k_m", "max_context": 8192}`; a member that is null has its default
+ *                  again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that
+ *                  stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of
+ *                  these have their defaults again.
+ * @param json_len  bytes.
  *
  * Threads: any, exclusive.
  */
-void mc_model_options_set_device(mc_model_options *MC_NONNULL options, const mc_device *MC_NONNULL device);
+void mc_model_options_set_json(mc_model_options *MC_NONNULL options,
+                               const char *MC_NULLABLE json,
+                               size_t json_len);
+
+/**
+ * Where the model runs.
+ *
+ * @param options  the options.
+ * @param device   the device; the options keep it alive. NULL (the default) = the best one, as MC_DEVICE_AUTO.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_model_options_set_device(mc_model_options *MC_NONNULL options, const mc_device *MC_NULLABLE device);
 
 /**
  * The type to keep weights in.
@@ -870,33 +915,34 @@ void mc_model_options_set_max_context(mc_model_options *MC_NONNULL options,
  * Where mc_model_load_hub() keeps what it downloads.
  *
  * @param options  the options.
- * @param value    a directory, in the layout of Hugging Face's own cache. Default: theirs, in the home directory.
+ * @param value    a directory, in the layout of Hugging Face's own cache. NULL (the default) = theirs, in the home directory.
  *
  * Threads: any, exclusive.
  */
-void mc_model_options_set_hub_cache_dir(mc_model_options *MC_NONNULL options, const char *MC_NONNULL value);
+void mc_model_options_set_hub_cache_dir(mc_model_options *MC_NONNULL options,
+                                        const char *MC_NULLABLE value);
 
 /**
  * Which GGUF file is loaded of a directory or a repository that has several.
  *
  * @param options  the options.
- * @param value    its name, "model-Q4_K_M.gguf"; that of the first part of a split model. Default: the safetensors, or the one GGUF
- *                 file there is; of several in a repository the one whose name says Q4_K_M.
+ * @param value    its name, "model-Q4_K_M.gguf"; that of the first part of a split model. NULL (the default) = the safetensors, or the one
+ *                 GGUF file there is; of several in a repository the one whose name says Q4_K_M.
  *
  * Threads: any, exclusive.
  */
 void mc_model_options_set_file(mc_model_options *MC_NONNULL options,
-                               const char *MC_NONNULL value);
+                               const char *MC_NULLABLE value);
 
 /**
  * Which revision of a repository mc_model_load_hub() loads.
  *
  * @param options  the options.
- * @param value    a branch, tag or commit. Default: "main".
+ * @param value    a branch, tag or commit. NULL (the default) = "main".
  *
  * Threads: any, exclusive.
  */
-void mc_model_options_set_hub_revision(mc_model_options *MC_NONNULL options, const char *MC_NONNULL value);
+void mc_model_options_set_hub_revision(mc_model_options *MC_NONNULL options, const char *MC_NULLABLE value);
 
 /**
  * The access token for private and gated repositories.
@@ -1024,7 +1070,7 @@ mc_status mc_model_load_hub(const char *MC_NONNULL repo_id,
 /**
  * Writes a model as a directory in the layout of the Hub, which this library and transformers load: model.safetensors, config.json,
  * the tokenizer's files, and the settings of sentence-transformers where there are any. So a model that adapters were merged into
- * (mc_lora_merge()) is kept.
+ * (mc_model_merge()) is kept.
  *
  * Tensors have the bytes of the files that the model was loaded from, which must still be there; matrices that adapters were merged
  * into are F32. Quantised matrices are written as the numbers that they stand for, in F32 or `format`; what the model was quantised
@@ -1186,7 +1232,7 @@ uint64_t mc_model_parameter_count(const mc_model *MC_NONNULL model);
  *
  * Threads: any.
  */
-mc_dtype mc_model_get_dtype(const mc_model *MC_NONNULL model);
+mc_dtype mc_model_dtype(const mc_model *MC_NONNULL model);
 
 /**
  * Whether a model can be asked for something.
@@ -1539,6 +1585,43 @@ mc_status mc_chat_add(mc_chat *MC_NONNULL chat,
                       mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
+ * How many messages a conversation has.
+ *
+ * @param chat  the conversation.
+ * @return messages; 0 while another call changes the conversation.
+ *
+ * Threads: any.
+ */
+size_t mc_chat_len(const mc_chat *MC_NONNULL chat);
+
+/**
+ * Removes the last message, such as an answer that is to be given again.
+ *
+ * @param chat  the conversation.
+ * @param err   NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also without a message; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any, exclusive.
+ */
+MC_NODISCARD mc_status mc_chat_remove_last(mc_chat *MC_NONNULL chat, mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * A conversation as JSON, from which mc_chat_from_json() makes an equal one. A template, its variables and what else was set beside
+ * messages and tools are not in it.
+ *
+ * @param chat  the conversation.
+ * @param out   receives an object with `messages`, and with `tools` if there are any; free it with mc_string_free().
+ * @param err   NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_chat_json(const mc_chat *MC_NONNULL chat,
+                       mc_string *MC_NULLABLE *MC_NONNULL out,
+                       mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
  * The tools that the model may call, for templates that know tools.
  *
  * @param chat      the conversation.
@@ -1607,7 +1690,7 @@ void mc_chat_set_time(mc_chat *MC_NONNULL chat, int64_t unix_seconds);
  *
  * @param chat       the conversation; ignored while another call uses it.
  * @param continues  default: false. With true a prompt has no generation prompt: mc_session_set_chat() makes it without one, and
- *                   mc_chat_render() and mc_chat_encode() must be called so.
+ *                   mc_model_render_chat() and mc_model_encode_chat() must be called so.
  *
  * Threads: any, exclusive.
  */
@@ -1621,7 +1704,7 @@ void mc_chat_set_continue_final_message(mc_chat *MC_NONNULL chat,
  *
  * @param chat            the conversation.
  * @param control_tokens  default: MC_CONTROL_TOKENS. With MC_CONTROL_TEXT no text means the same as the conversation: sessions
- *                        take it as it is, mc_chat_encode() gives its ids, mc_chat_render() and training refuse it.
+ *                        take it as it is, mc_model_encode_chat() gives its ids, mc_model_render_chat() and training refuse it.
  * @param err             NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT; MC_ERROR_BUSY; MC_ERROR_POISONED.
  *
@@ -1647,11 +1730,11 @@ mc_status mc_chat_set_control_tokens(mc_chat *MC_NONNULL chat,
  * Threads: any.
  */
 MC_NODISCARD
-mc_status mc_chat_render(const mc_model *MC_NONNULL model,
-                         const mc_chat *MC_NONNULL chat,
-                         bool add_generation_prompt,
-                         mc_string *MC_NULLABLE *MC_NONNULL out,
-                         mc_error *MC_NULLABLE *MC_NULLABLE err);
+mc_status mc_model_render_chat(const mc_model *MC_NONNULL model,
+                               const mc_chat *MC_NONNULL chat,
+                               bool add_generation_prompt,
+                               mc_string *MC_NULLABLE *MC_NONNULL out,
+                               mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
  * The token ids of the prompt that a conversation becomes with a model's chat template: what mc_session_set_chat() evaluates.
@@ -1669,11 +1752,11 @@ mc_status mc_chat_render(const mc_model *MC_NONNULL model,
  * Threads: any.
  */
 MC_NODISCARD
-mc_status mc_chat_encode(const mc_model *MC_NONNULL model,
-                         const mc_chat *MC_NONNULL chat,
-                         bool add_generation_prompt,
-                         mc_tokens *MC_NULLABLE *MC_NONNULL out,
-                         mc_error *MC_NULLABLE *MC_NULLABLE err);
+mc_status mc_model_encode_chat(const mc_model *MC_NONNULL model,
+                               const mc_chat *MC_NONNULL chat,
+                               bool add_generation_prompt,
+                               mc_tokens *MC_NULLABLE *MC_NONNULL out,
+                               mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
  * Frees a conversation.
@@ -1694,7 +1777,7 @@ void mc_chat_free(mc_chat *MC_NULLABLE chat);
  * An adapter is loaded for a model from a directory of PEFT, and then attached: to a session (mc_session_set_lora()), to one
  * generation (mc_generate_options_set_lora()) or to embeddings (mc_embed_options_set_lora()), each with a factor. Several at once add up
  * (mc_session_set_loras()). The model itself never changes: sessions with different adapters run side by side on one model, and
- * a session whose adapters are removed computes what it would have without them, bit for bit on the CPU. mc_lora_merge() makes a new
+ * a session whose adapters are removed computes what it would have without them, bit for bit on the CPU. mc_model_merge() makes a new
  * model with the adapter's changes in its weights.
  */
 
@@ -1711,9 +1794,10 @@ typedef struct mc_lora mc_lora;
  * Understood are the projections of every layer, the embedding and the output matrix as targets, by names, by a pattern or as
  * "all-linear"; the matrices of all experts of a layer as target_parameters; rank_pattern, alpha_pattern, layers_to_transform,
  * exclude_modules, rsLoRA, DoRA, trained biases; the embedding and the output matrix as modules_to_save, and rows of them by
- * trainable_token_indices, which replace those of the model whatever the factor is. Files are checked: a tensor without a place in the model, a target without its tensors, a shape that
- * does not fit, a number that is not finite, and an option that would change the result and is not implemented (DoRA on the
- * embedding, among others) are errors that name it. What only matters in training, such as lora_dropout, is ignored.
+ * trainable_token_indices, which replace those of the model whatever the factor is. Files are checked: a tensor without a place in the
+ * model, a target without its tensors, a shape that does not fit, a number that is not finite, and an option that would change the result
+ * and is not implemented (DoRA on the embedding, among others) are errors that name it. What only matters in training, such as
+ * lora_dropout, is ignored.
  *
  * @param model     the model that the adapter was trained on. Another model of the same shapes cannot be told from it.
  * @param peft_dir  a directory with adapter_config.json and adapter_model.safetensors, as PEFT saves them. The tensors may also have
@@ -1827,11 +1911,11 @@ mc_status mc_lora_config_json(const mc_lora *MC_NONNULL lora,
  * Threads: any; it runs on the calling thread and may take seconds.
  */
 MC_NODISCARD
-mc_status mc_lora_merge(const mc_model *MC_NONNULL model,
-                        const mc_lora *MC_NONNULL lora,
-                        float scale,
-                        mc_model *MC_NULLABLE *MC_NONNULL out,
-                        mc_error *MC_NULLABLE *MC_NULLABLE err);
+mc_status mc_model_merge(const mc_model *MC_NONNULL model,
+                         const mc_lora *MC_NONNULL lora,
+                         float scale,
+                         mc_model *MC_NULLABLE *MC_NONNULL out,
+                         mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /** @} */
 
@@ -1952,6 +2036,28 @@ typedef int32_t (*MC_NULLABLE mc_token_fn)(void *MC_NULLABLE user_data, const mc
 mc_generate_options *MC_NONNULL mc_generate_options_new(void);
 
 /**
+ * Sets options from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `repetition_last_n`, `frequency_penalty`,
+ * `presence_penalty`, `seed`, `reasoning_budget`, `prefill_chunk`: numbers. `ignore_eos`, `add_special`: true or false. `stop`: a list of
+ * texts, in place of those before. `logit_bias`: an object of numbers by ids of tokens, in place of those before, with false for minus
+ * infinity. `json_schema`: an object, or true or false. `answer_format`, `tool_choice`: texts. What is a handle or a callback has its
+ * setter alone.
+ *
+ * @param options   the options.
+ * @param json      an object, UTF-8, such as `{"max_tokens": 200, "temperature": 0.7, "stop": ["\n\n"]}`; a member that is null has its
+ *                  default again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a
+ *                  name that stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL
+ *                  = all of these have their defaults again.
+ * @param json_len  bytes.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_generate_options_set_json(mc_generate_options *MC_NONNULL options,
+                                  const char *MC_NULLABLE json,
+                                  size_t json_len);
+
+/**
  * The most tokens to generate.
  *
  * @param options  the options.
@@ -1969,7 +2075,7 @@ void mc_generate_options_set_max_tokens(mc_generate_options *MC_NONNULL options,
  *
  * Threads: any, exclusive.
  */
-void mc_generate_options_set_temperature(mc_generate_options *MC_NONNULL options, float value);
+void mc_generate_options_set_temperature(mc_generate_options *MC_NONNULL options, double value);
 
 /**
  * Keeps the `value` most probable tokens.
@@ -1989,7 +2095,7 @@ void mc_generate_options_set_top_k(mc_generate_options *MC_NONNULL options, size
  *
  * Threads: any, exclusive.
  */
-void mc_generate_options_set_top_p(mc_generate_options *MC_NONNULL options, float value);
+void mc_generate_options_set_top_p(mc_generate_options *MC_NONNULL options, double value);
 
 /**
  * Keeps the tokens with at least `value` times the probability of the most probable one.
@@ -1999,7 +2105,7 @@ void mc_generate_options_set_top_p(mc_generate_options *MC_NONNULL options, floa
  *
  * Threads: any, exclusive.
  */
-void mc_generate_options_set_min_p(mc_generate_options *MC_NONNULL options, float value);
+void mc_generate_options_set_min_p(mc_generate_options *MC_NONNULL options, double value);
 
 /**
  * Makes tokens that occurred less probable: their logits are divided by `penalty` if positive, else multiplied.
@@ -2010,7 +2116,7 @@ void mc_generate_options_set_min_p(mc_generate_options *MC_NONNULL options, floa
  *
  * Threads: any, exclusive.
  */
-void mc_generate_options_set_repetition_penalty(mc_generate_options *MC_NONNULL options, float penalty, size_t last_n);
+void mc_generate_options_set_repetition_penalty(mc_generate_options *MC_NONNULL options, double penalty, size_t last_n);
 
 /**
  * Subtracts `value` from a token's logit for each time it occurs in the answer.
@@ -2020,7 +2126,7 @@ void mc_generate_options_set_repetition_penalty(mc_generate_options *MC_NONNULL 
  *
  * Threads: any, exclusive.
  */
-void mc_generate_options_set_frequency_penalty(mc_generate_options *MC_NONNULL options, float value);
+void mc_generate_options_set_frequency_penalty(mc_generate_options *MC_NONNULL options, double value);
 
 /**
  * Subtracts `value` from the logit of each token that occurs in the answer.
@@ -2030,7 +2136,7 @@ void mc_generate_options_set_frequency_penalty(mc_generate_options *MC_NONNULL o
  *
  * Threads: any, exclusive.
  */
-void mc_generate_options_set_presence_penalty(mc_generate_options *MC_NONNULL options, float value);
+void mc_generate_options_set_presence_penalty(mc_generate_options *MC_NONNULL options, double value);
 
 /**
  * Adds to the logit of one token; may be called for many tokens.
@@ -2112,6 +2218,23 @@ void mc_generate_options_set_cancel(mc_generate_options *MC_NONNULL options, con
 void mc_generate_options_set_lora(mc_generate_options *MC_NONNULL options,
                                   const mc_lora *MC_NULLABLE lora,
                                   float scale);
+
+/**
+ * Several adapters for the generation at once, in place of the session's own: their changes add up. Else as, and in place of,
+ * mc_generate_options_set_lora().
+ *
+ * @param options  the options.
+ * @param loras    `count` adapters of the model, none of them NULL; the options keep them alive. NULL if `count` is 0.
+ * @param scales   `count` factors for their changes, finite numbers; NULL = 1 for each.
+ * @param count    how many; 0 (the default) = the session's own adapters; without a session, none. Two that replace the same matrix or
+ *                 bias make the generation return MC_ERROR_INVALID_ARGUMENT.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_generate_options_set_loras(mc_generate_options *MC_NONNULL options,
+                                   const mc_lora *const MC_NULLABLE *MC_NULLABLE loras,
+                                   const float *MC_NULLABLE scales,
+                                   size_t count);
 
 /**
  * Who hears how far the evaluation of the prompt is. Not used by mc_session_begin().
@@ -2495,7 +2618,8 @@ mc_status mc_session_fork(const mc_session *MC_NONNULL session,
  * @param text_len  bytes.
  * @param cancel    a flag that stops the call; NULL = none.
  * @param err       NULL, or receives the error.
- * @return MC_OK; MC_CANCELLED or MC_ERROR_SUSPENDED (the session holds what was evaluated, see mc_session_position());
+ * @return MC_OK; MC_CANCELLED or MC_ERROR_SUSPENDED (the session holds what was evaluated, see mc_session_position(), and knows that it
+ *         is not all: an answer is refused until the rest is appended, a prompt set, or mc_session_truncate() called);
  *         MC_ERROR_OUT_OF_MEMORY or MC_ERROR_DEVICE (it holds what it held, and computes that again); MC_ERROR_CONTEXT_FULL
  *         (nothing was changed); MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_BUSY;
  *         MC_ERROR_POISONED.
@@ -2555,7 +2679,7 @@ mc_status mc_session_set_prompt(mc_session *MC_NONNULL session,
  * @param chat     the conversation.
  * @param cancel   a flag that stops the call; NULL = none.
  * @param err      NULL, or receives the error.
- * @return as mc_session_append() and mc_chat_render(); MC_ERROR_BUSY if either is in use.
+ * @return as mc_session_append() and mc_model_render_chat(); MC_ERROR_BUSY if either is in use.
  *
  * Threads: any, exclusive.
  */
@@ -2579,8 +2703,8 @@ mc_status mc_session_set_chat(mc_session *MC_NONNULL session,
  * @param out        NULL, or receives one reference, with MC_CANCELLED too (the partial answer); free it with
  *                   mc_generation_free().
  * @param err        NULL, or receives the error.
- * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for an empty session; MC_ERROR_BUSY; MC_ERROR_POISONED;
- *         MC_ERROR_CONTEXT_FULL; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for an empty session, and for half a prompt, whose evaluation was
+ *         stopped; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_CONTEXT_FULL; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
  *
  * Threads: any, exclusive; it runs on the calling thread.
  */
@@ -2598,7 +2722,7 @@ mc_status mc_session_generate_stream(mc_session *MC_NONNULL session,
  * @param session  the session; not empty.
  * @param options  how to generate, copied; NULL = the defaults. `prefill_progress` is not used.
  * @param err      NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session and while another answer is begun; MC_ERROR_BUSY;
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session, for half a prompt, and while another answer is begun; MC_ERROR_BUSY;
  *         MC_ERROR_POISONED.
  *
  * Threads: any, exclusive.
@@ -2794,6 +2918,23 @@ mc_status mc_session_tokens(const mc_session *MC_NONNULL session,
                             mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
+ * The memory that a session takes now: the keys and values or other states of every layer, with those that it can go back to and room for
+ * more, its tokens and logits. It grows with the context; what a session shares with its model and its adapters does not count, nor does
+ * an answer in the making.
+ *
+ * @param session  the session.
+ * @param bytes    receives the bytes, of the device's memory and the process's together.
+ * @param err      NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_session_memory(const mc_session *MC_NONNULL session,
+                            uint64_t *MC_NONNULL bytes,
+                            mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
  * Forgets what comes after the first tokens.
  *
  * @param session   the session.
@@ -2924,6 +3065,25 @@ typedef struct mc_embed_options mc_embed_options;
 mc_embed_options *MC_NONNULL mc_embed_options_new(void);
 
 /**
+ * Sets options from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `pooling`: "mean", "cls", "last", "max", "mean_sqrt_len" or "weighted_mean". `normalize`: true or false. `dimensions`, `max_length`,
+ * `batch_size`: numbers. `prompt_name`, `prefix`: texts, each in place of the other. What is a handle or a callback has its setter alone.
+ *
+ * @param options   the options.
+ * @param json      an object, UTF-8, such as `{"dimensions": 256, "prompt_name": "query"}`; a member that is null has its default again.
+ *                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
+ *                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
+ *                  have their defaults again.
+ * @param json_len  bytes.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_embed_options_set_json(mc_embed_options *MC_NONNULL options,
+                               const char *MC_NULLABLE json,
+                               size_t json_len);
+
+/**
  * Another way of pooling than the model's own.
  *
  * @param options  the options.
@@ -3021,6 +3181,22 @@ void mc_embed_options_set_lora(mc_embed_options *MC_NONNULL options,
                                float scale);
 
 /**
+ * Several adapters for the vectors at once: their changes add up. Else as, and in place of, mc_embed_options_set_lora().
+ *
+ * @param options  the options.
+ * @param loras    `count` adapters of the model, none of them NULL; the options keep them alive. NULL if `count` is 0.
+ * @param scales   `count` factors for their changes, finite numbers; NULL = 1 for each.
+ * @param count    how many; 0 (the default) = none. Two that replace the same matrix or bias make the call that embeds return
+ *                 MC_ERROR_INVALID_ARGUMENT.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_embed_options_set_loras(mc_embed_options *MC_NONNULL options,
+                                const mc_lora *const MC_NULLABLE *MC_NULLABLE loras,
+                                const float *MC_NULLABLE scales,
+                                size_t count);
+
+/**
  * A flag that stops the work as soon as the texts are done that are going through the network.
  *
  * @param options  the options.
@@ -3062,7 +3238,7 @@ void mc_embed_options_free(mc_embed_options *MC_NULLABLE options);
  *
  * Threads: any.
  */
-size_t mc_embed_dim(const mc_model *MC_NONNULL model, const mc_embed_options *MC_NULLABLE options);
+size_t mc_model_embed_dim(const mc_model *MC_NONNULL model, const mc_embed_options *MC_NULLABLE options);
 
 /**
  * How the model's vectors are meant to be compared, as its config_sentence_transformers.json says; the cosine where it says
@@ -3073,7 +3249,7 @@ size_t mc_embed_dim(const mc_model *MC_NONNULL model, const mc_embed_options *MC
  *
  * Threads: any.
  */
-mc_similarity mc_embed_similarity(const mc_model *MC_NONNULL model);
+mc_similarity mc_model_similarity(const mc_model *MC_NONNULL model);
 
 /**
  * Embeds one text.
@@ -3083,7 +3259,7 @@ mc_similarity mc_embed_similarity(const mc_model *MC_NONNULL model);
  * @param text_len  bytes.
  * @param options   the options, or NULL.
  * @param out       receives `out_len` numbers.
- * @param out_len   mc_embed_dim().
+ * @param out_len   mc_model_embed_dim().
  * @param err       NULL, or receives the error.
  * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for another `out_len` and for options out of their range;
  *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_MISMATCH for an adapter of another model;
@@ -3108,8 +3284,8 @@ mc_status mc_embed(const mc_model *MC_NONNULL model,
  * @param text_lens  the bytes of each text; a text of 0 bytes may be NULL. NULL = all texts end with a NUL.
  * @param texts_len  texts; may be 0.
  * @param options    the options, or NULL.
- * @param out        receives one vector after another, in the order of the texts: (texts_len, mc_embed_dim()).
- * @param out_len    texts_len * mc_embed_dim().
+ * @param out        receives one vector after another, in the order of the texts: (texts_len, mc_model_embed_dim()).
+ * @param out_len    texts_len * mc_model_embed_dim().
  * @param err        NULL, or receives the error.
  * @return as mc_embed(); MC_ERROR_INVALID_UTF8 names the text by its index.
  *
@@ -3129,7 +3305,7 @@ mc_status mc_embed_batch(const mc_model *MC_NONNULL model,
  * For each query the `k` nearest documents, the nearest first; of equally near ones the earlier. Every document is compared; the
  * work is spread over all threads.
  *
- * @param similarity     how to compare; mc_embed_similarity().
+ * @param similarity     how to compare; mc_model_similarity().
  * @param queries        vectors: (queries_len, dim), one after another.
  * @param queries_len    queries; may be 0.
  * @param documents      vectors: (documents_len, dim), one after another.
@@ -3197,6 +3373,25 @@ typedef struct mc_rerank_options mc_rerank_options;
  * Threads: any.
  */
 mc_rerank_options *MC_NONNULL mc_rerank_options_new(void);
+
+/**
+ * Sets options from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `activation`: "identity" or "sigmoid". `max_length`, `batch_size`: numbers. `prompt_name`, `prompt`: texts, each in place of the other.
+ * A flag that cancels has its setter alone.
+ *
+ * @param options   the options.
+ * @param json      an object, UTF-8, such as `{"max_length": 512, "activation": "identity"}`; a member that is null has its default again.
+ *                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
+ *                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
+ *                  have their defaults again.
+ * @param json_len  bytes.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_rerank_options_set_json(mc_rerank_options *MC_NONNULL options,
+                                const char *MC_NULLABLE json,
+                                size_t json_len);
 
 /**
  * What becomes of each logit.
@@ -3450,9 +3645,9 @@ void mc_dataset_free(mc_dataset *MC_NULLABLE dataset);
  * @defgroup mc_train Training of LoRA adapters: the model stays as it is, and what is trained is an adapter of it
  * @{
  *
- * A trainer takes a dataset (mc_lora_train()), or micro-batches of tokens, one call each (mc_lora_train_step()). It stops at any
- * micro-batch, and goes on from a checkpoint (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has trained so
- * far is an adapter like any other (mc_lora_trainer_adapter()), to attach to sessions while training goes on.
+ * A trainer takes a dataset (mc_lora_trainer_train()), or micro-batches of tokens, one call each (mc_lora_trainer_train_step()). It stops
+ * at any micro-batch, and goes on from a checkpoint (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has
+ * trained so far is an adapter like any other (mc_lora_trainer_adapter()), to attach to sessions while training goes on.
  *
  * @code
  * mc_lora_trainer *trainer = NULL;
@@ -3460,7 +3655,7 @@ void mc_dataset_free(mc_dataset *MC_NULLABLE dataset);
  * mc_lora *lora = NULL;
  * if (mc_dataset_load_jsonl("examples.jsonl", &dataset, &error) == MC_OK &&
  *     mc_lora_trainer_new(model, NULL, NULL, &trainer, &error) == MC_OK &&
- *     mc_lora_train(trainer, dataset, NULL, NULL, NULL, &error) == MC_OK &&
+ *     mc_lora_trainer_train(trainer, dataset, NULL, NULL, NULL, &error) == MC_OK &&
  *     mc_lora_trainer_adapter(trainer, &lora, &error) == MC_OK) {
  *   mc_lora_save(lora, "adapter", &error);
  * }
@@ -3514,7 +3709,7 @@ typedef struct mc_lora_trainer mc_lora_trainer;
  */
 typedef struct mc_train_options mc_train_options;
 
-/** One finished step of mc_lora_train(). Fields are only ever added at the end. */
+/** One finished step of mc_lora_trainer_train(). Fields are only ever added at the end. */
 typedef struct {
   /** Bytes of this struct as the library knows it. */
   size_t struct_size;
@@ -3550,7 +3745,7 @@ typedef struct {
 } mc_train_event;
 
 /**
- * Receives each step of a training. Called on the thread of mc_lora_train(), before it returns.
+ * Receives each step of a training. Called on the thread of mc_lora_trainer_train(), before it returns.
  *
  * @param user_data  what was given with the callback.
  * @param event      the step; valid during the call.
@@ -3566,6 +3761,25 @@ typedef int32_t (*MC_NULLABLE mc_train_fn)(void *MC_NULLABLE user_data, const mc
  * Threads: any.
  */
 mc_lora_config *MC_NONNULL mc_lora_config_new(void);
+
+/**
+ * Sets fields of the description from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `rank`, `alpha`, `dropout`, `seed`: numbers. `rslora`: true or false. `targets`: a list of texts, in place of those before. An initial
+ * adapter has its setter alone.
+ *
+ * @param config    the description.
+ * @param json      an object, UTF-8, such as `{"rank": 16, "targets": ["q_proj", "v_proj"]}`; a member that is null has its default again.
+ *                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
+ *                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
+ *                  have their defaults again.
+ * @param json_len  bytes.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_lora_config_set_json(mc_lora_config *MC_NONNULL config,
+                             const char *MC_NULLABLE json,
+                             size_t json_len);
 
 /**
  * How many values each input and output of a changed matrix gets.
@@ -3585,7 +3799,7 @@ void mc_lora_config_set_rank(mc_lora_config *MC_NONNULL config, size_t value);
  *
  * Threads: any, exclusive.
  */
-void mc_lora_config_set_alpha(mc_lora_config *MC_NONNULL config, float value);
+void mc_lora_config_set_alpha(mc_lora_config *MC_NONNULL config, double value);
 
 /**
  * The share of a change's inputs that a training pass does not see; another share each time.
@@ -3595,7 +3809,7 @@ void mc_lora_config_set_alpha(mc_lora_config *MC_NONNULL config, float value);
  *
  * Threads: any, exclusive.
  */
-void mc_lora_config_set_dropout(mc_lora_config *MC_NONNULL config, float value);
+void mc_lora_config_set_dropout(mc_lora_config *MC_NONNULL config, double value);
 
 /**
  * Goes on with an adapter: its rank, alpha and targets are taken, whatever else is set here, and its weights copied.
@@ -3664,6 +3878,27 @@ void mc_lora_config_free(mc_lora_config *MC_NULLABLE config);
 mc_train_options *MC_NONNULL mc_train_options_new(void);
 
 /**
+ * Sets options from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `learning_rate`, `weight_decay`, `beta1`, `beta2`, `epsilon`, `grad_clip`, `grad_accumulation`, `warmup_steps`, `total_steps`,
+ * `max_steps`, `batch_size`, `epochs`, `max_length`, `seed`, `checkpoint_every`, `eval_every`, `patience`: numbers. `schedule`:
+ * "constant", "linear" or "cosine". `weighting`: "micro_batches" or "tokens". `warmup_from_zero`, `mask_prompt`, `gradient_checkpointing`:
+ * true or false. `checkpoint`: a directory. A flag that cancels has its setter alone.
+ *
+ * @param options   the options.
+ * @param json      an object, UTF-8, such as `{"epochs": 3, "learning_rate": 1e-4, "schedule": "cosine"}`; a member that is null has its
+ *                  default again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a
+ *                  name that stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL
+ *                  = all of these have their defaults again.
+ * @param json_len  bytes.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_json(mc_train_options *MC_NONNULL options,
+                               const char *MC_NULLABLE json,
+                               size_t json_len);
+
+/**
  * How far a step goes.
  *
  * @param options  the options.
@@ -3671,7 +3906,7 @@ mc_train_options *MC_NONNULL mc_train_options_new(void);
  *
  * Threads: any, exclusive.
  */
-void mc_train_options_set_learning_rate(mc_train_options *MC_NONNULL options, float value);
+void mc_train_options_set_learning_rate(mc_train_options *MC_NONNULL options, double value);
 
 /**
  * What each step takes off every weight: this times the learning rate.
@@ -3681,7 +3916,7 @@ void mc_train_options_set_learning_rate(mc_train_options *MC_NONNULL options, fl
  *
  * Threads: any, exclusive.
  */
-void mc_train_options_set_weight_decay(mc_train_options *MC_NONNULL options, float value);
+void mc_train_options_set_weight_decay(mc_train_options *MC_NONNULL options, double value);
 
 /**
  * How much the moving averages of AdamW keep.
@@ -3692,7 +3927,7 @@ void mc_train_options_set_weight_decay(mc_train_options *MC_NONNULL options, flo
  *
  * Threads: any, exclusive.
  */
-void mc_train_options_set_adam_betas(mc_train_options *MC_NONNULL options, float beta1, float beta2);
+void mc_train_options_set_adam_betas(mc_train_options *MC_NONNULL options, double beta1, double beta2);
 
 /**
  * What AdamW adds to the root of the second average.
@@ -3702,14 +3937,15 @@ void mc_train_options_set_adam_betas(mc_train_options *MC_NONNULL options, float
  *
  * Threads: any, exclusive.
  */
-void mc_train_options_set_adam_epsilon(mc_train_options *MC_NONNULL options, float value);
+void mc_train_options_set_adam_epsilon(mc_train_options *MC_NONNULL options, double value);
 
 /**
- * Where mc_lora_train() writes checkpoints, for mc_lora_trainer_resume(); each replaces the one before. The directory is also the adapter
- * in PEFT's format, and its folder "best" the adapter with the lowest loss of those that were evaluated.
+ * Where mc_lora_trainer_train() writes checkpoints, for mc_lora_trainer_resume(); each replaces the one before. The directory is also the
+ * adapter in PEFT's format, and its folder "best" the adapter with the lowest loss of those that were evaluated.
  *
  * @param options      the options.
- * @param dir          the directory; it is made if it does not exist. NULL (the default) = none are written.
+ * @param dir          the directory; it is made if it does not exist, and tried before a training begins: MC_ERROR_IO or
+ *                     MC_ERROR_NOT_FOUND if nothing can be written there. NULL (the default) = none are written.
  * @param every_steps  steps between two checkpoints; there is one at the end in any case. 0 = only that one.
  *
  * Threads: any, exclusive.
@@ -3719,7 +3955,7 @@ void mc_train_options_set_checkpoint(mc_train_options *MC_NONNULL options,
                                      uint64_t every_steps);
 
 /**
- * How often mc_lora_train() evaluates its evaluation dataset.
+ * How often mc_lora_trainer_train() evaluates its evaluation dataset.
  *
  * @param options  the options.
  * @param steps    steps between two evaluations; there is one at the end in any case. 0 (the default) = only that one.
@@ -3729,7 +3965,7 @@ void mc_train_options_set_checkpoint(mc_train_options *MC_NONNULL options,
 void mc_train_options_set_eval_every(mc_train_options *MC_NONNULL options, uint64_t steps);
 
 /**
- * Ends mc_lora_train() early, when evaluations find nothing better any more.
+ * Ends mc_lora_trainer_train() early, when evaluations find nothing better any more.
  *
  * @param options      the options.
  * @param evaluations  how many in a row may be without a new lowest loss; 0 (the default) = any number.
@@ -3758,7 +3994,7 @@ void mc_train_options_set_gradient_checkpointing(mc_train_options *MC_NONNULL op
  *
  * Threads: any, exclusive.
  */
-void mc_train_options_set_grad_clip(mc_train_options *MC_NONNULL options, float value);
+void mc_train_options_set_grad_clip(mc_train_options *MC_NONNULL options, double value);
 
 /**
  * How many micro-batches make a step; the last step of an epoch takes what is left. More is as a larger batch, in the memory of one.
@@ -3787,8 +4023,8 @@ void mc_train_options_set_weighting(mc_train_options *MC_NONNULL options, mc_wei
  * @param options       the options.
  * @param value         what it does behind the warm-up. Default: MC_SCHEDULE_CONSTANT.
  * @param warmup_steps  steps in which it rises: of W, step S from 1 has S / W of it. Default: 0.
- * @param total_steps   where the schedule ends, and with it mc_lora_train(). 0 (the default) = with the last epoch; for
- *                      mc_lora_train_step(), which knows of no epochs, a schedule that falls needs a number.
+ * @param total_steps   where the schedule ends, and with it mc_lora_trainer_train(). 0 (the default) = with the last epoch; for
+ *                      mc_lora_trainer_train_step(), which knows of no epochs, a schedule that falls needs a number.
  *
  * Threads: any, exclusive.
  */
@@ -3796,6 +4032,19 @@ void mc_train_options_set_schedule(mc_train_options *MC_NONNULL options,
                                    mc_schedule value,
                                    uint64_t warmup_steps,
                                    uint64_t total_steps);
+
+/**
+ * The step that mc_lora_trainer_train() ends with at the latest, as where a device trains for a while each day. The schedule is that of
+ * the whole training all the same: the trainer, or one that is resumed from its checkpoint, goes on with a larger number as if it had not
+ * ended.
+ *
+ * @param options  the options.
+ * @param steps    counted from the trainer's first step; 0 (the default) = as many as the epochs, or the schedule, have.
+ *
+ * Threads: any, exclusive.
+ */
+void mc_train_options_set_max_steps(mc_train_options *MC_NONNULL options,
+                                    uint64_t steps);
 
 /**
  * Whether a warm-up begins with the learning rate 0, as in the Trainer of transformers: of W steps, step S from 1 then has (S - 1) / W of
@@ -3820,7 +4069,7 @@ void mc_train_options_set_warmup_from_zero(mc_train_options *MC_NONNULL options,
 void mc_train_options_set_batch_size(mc_train_options *MC_NONNULL options, size_t value);
 
 /**
- * How often mc_lora_train() sees each example.
+ * How often mc_lora_trainer_train() sees each example.
  *
  * @param options  the options.
  * @param value    at least 1. Default: 1.
@@ -3894,11 +4143,11 @@ void mc_train_options_free(mc_train_options *MC_NULLABLE options);
  * Threads: any.
  */
 MC_NODISCARD
-mc_status mc_lora_estimate_memory(const mc_model *MC_NONNULL model,
-                                  const mc_lora_config *MC_NULLABLE config,
-                                  const mc_train_options *MC_NULLABLE options,
-                                  uint64_t *MC_NONNULL bytes,
-                                  mc_error *MC_NULLABLE *MC_NULLABLE err);
+mc_status mc_model_estimate_training_memory(const mc_model *MC_NONNULL model,
+                                            const mc_lora_config *MC_NULLABLE config,
+                                            const mc_train_options *MC_NULLABLE options,
+                                            uint64_t *MC_NONNULL bytes,
+                                            mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
  * Makes a trainer with fresh weights, which change nothing yet, or with those of an initial adapter.
@@ -3923,7 +4172,7 @@ mc_status mc_lora_trainer_new(const mc_model *MC_NONNULL model,
                               mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Goes on where mc_lora_trainer_save() or mc_lora_train() has left off. With the same data the results are, on the CPU, those of a
+ * Goes on where mc_lora_trainer_save() or mc_lora_trainer_train() has left off. With the same data the results are, on the CPU, those of a
  * training without an interruption, bit for bit. Unfinished files of a process that was killed are removed from the directory.
  *
  * @param model           the model that the checkpoint was trained on.
@@ -3964,36 +4213,36 @@ mc_status mc_lora_trainer_resume(const mc_model *MC_NONNULL model,
  * Threads: any, exclusive; it runs on the calling thread.
  */
 MC_NODISCARD
-mc_status mc_lora_train_step(mc_lora_trainer *MC_NONNULL trainer,
-                             const uint32_t *MC_NONNULL tokens,
-                             const uint8_t *MC_NULLABLE loss_mask,
-                             const size_t *MC_NONNULL offsets,
-                             size_t sequences,
-                             float *MC_NONNULL loss,
-                             mc_error *MC_NULLABLE *MC_NULLABLE err);
+mc_status mc_lora_trainer_train_step(mc_lora_trainer *MC_NONNULL trainer,
+                                     const uint32_t *MC_NONNULL tokens,
+                                     const uint8_t *MC_NULLABLE loss_mask,
+                                     const size_t *MC_NONNULL offsets,
+                                     size_t sequences,
+                                     float *MC_NONNULL loss,
+                                     mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
  * The loss of one micro-batch with the weights as they are; changes nothing.
  *
  * @param trainer    the trainer.
- * @param tokens     as mc_lora_train_step().
- * @param loss_mask  as mc_lora_train_step().
- * @param offsets    as mc_lora_train_step().
+ * @param tokens     as mc_lora_trainer_train_step().
+ * @param loss_mask  as mc_lora_trainer_train_step().
+ * @param offsets    as mc_lora_trainer_train_step().
  * @param sequences  how many sequences; at least 1.
  * @param loss       receives the mean cross entropy of the target tokens, in nats.
  * @param err        NULL, or receives the error.
- * @return as mc_lora_train_step().
+ * @return as mc_lora_trainer_train_step().
  *
  * Threads: any, exclusive; it runs on the calling thread.
  */
 MC_NODISCARD
-mc_status mc_lora_eval_step(mc_lora_trainer *MC_NONNULL trainer,
-                            const uint32_t *MC_NONNULL tokens,
-                            const uint8_t *MC_NULLABLE loss_mask,
-                            const size_t *MC_NONNULL offsets,
-                            size_t sequences,
-                            float *MC_NONNULL loss,
-                            mc_error *MC_NULLABLE *MC_NULLABLE err);
+mc_status mc_lora_trainer_eval_step(mc_lora_trainer *MC_NONNULL trainer,
+                                    const uint32_t *MC_NONNULL tokens,
+                                    const uint8_t *MC_NULLABLE loss_mask,
+                                    const size_t *MC_NONNULL offsets,
+                                    size_t sequences,
+                                    float *MC_NONNULL loss,
+                                    mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
  * Trains on a dataset until the last epoch, `total_steps` or `patience` ends it; what was done before, and is in a checkpoint, counts.
@@ -4019,15 +4268,15 @@ mc_status mc_lora_eval_step(mc_lora_trainer *MC_NONNULL trainer,
  * Threads: any, exclusive; it runs on the calling thread.
  */
 MC_NODISCARD
-mc_status mc_lora_train(mc_lora_trainer *MC_NONNULL trainer,
-                        const mc_dataset *MC_NONNULL train,
-                        const mc_dataset *MC_NULLABLE eval,
-                        mc_train_fn on_step,
-                        void *MC_NULLABLE user_data,
-                        mc_error *MC_NULLABLE *MC_NULLABLE err);
+mc_status mc_lora_trainer_train(mc_lora_trainer *MC_NONNULL trainer,
+                                const mc_dataset *MC_NONNULL train,
+                                const mc_dataset *MC_NULLABLE eval,
+                                mc_train_fn on_step,
+                                void *MC_NULLABLE user_data,
+                                mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * How many steps of the optimizer are finished; never MC_ERROR_BUSY, and during mc_lora_train() as of the last step.
+ * How many steps of the optimizer are finished; never MC_ERROR_BUSY, and during mc_lora_trainer_train() as of the last step.
  *
  * @param trainer  the trainer.
  *
@@ -4036,7 +4285,7 @@ mc_status mc_lora_train(mc_lora_trainer *MC_NONNULL trainer,
 uint64_t mc_lora_trainer_step_count(const mc_lora_trainer *MC_NONNULL trainer);
 
 /**
- * What the last step of the optimizer did: whether mc_lora_train_step() made one shows in `step`.
+ * What the last step of the optimizer did: whether mc_lora_trainer_train_step() made one shows in `step`.
  *
  * @param trainer        the trainer.
  * @param step           receives its number, from 1; 0 if there was none yet, the other two are then 0 as well.

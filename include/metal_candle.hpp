@@ -321,7 +321,7 @@ public:
               [&](auto out, auto err) { return mc_device_new(kind, index, out, err); })) {}
 
     static std::size_t count(mc_device_kind kind) noexcept { return mc_device_count(kind); }
-    mc_device_kind kind() const noexcept { return mc_device_get_kind(get()); }
+    mc_device_kind kind() const noexcept { return mc_device_kind_of(get()); }
     std::string name() const { return mc_device_name(get()); }
 
     struct memory_bytes {
@@ -360,6 +360,8 @@ struct model_options {
     std::optional<std::string> file;
     std::optional<std::string> hub_cache_dir, hub_revision, hub_token;
     std::optional<bool> offline;
+    /** Options as JSON, by the names that mc_model_options_set_json() tells; they count more than those here. */
+    std::optional<std::string> json;
     const metal_candle::cancel *cancel = nullptr;
     progress_callback progress;
 };
@@ -385,6 +387,7 @@ inline model_options_handle to_c(const model_options &from, progress_bridge &bri
     if (from.offline) mc_model_options_set_offline(options, *from.offline);
     mc_model_options_set_cancel(options, raw(from.cancel));
     if (bridge.function()) mc_model_options_set_progress(options, bridge.function(), bridge.user_data());
+    if (from.json) mc_model_options_set_json(options, from.json->data(), from.json->size());
     return owned;
 }
 
@@ -470,6 +473,16 @@ public:
             [&](auto err) { return mc_chat_add(handle_.get(), detail::c_text(role), content.data(), content.size(), err); });
         return *this;
     }
+    std::size_t size() const noexcept { return mc_chat_len(get()); }
+    /** Removes the last message. */
+    chat &remove_last() {
+        detail::run([&](auto err) { return mc_chat_remove_last(handle_.get(), err); });
+        return *this;
+    }
+    /** What from_json() makes an equal conversation of: messages and tools. */
+    std::string json() const {
+        return detail::string_of([&](auto out, auto err) { return mc_chat_json(get(), out, err); });
+    }
     /** An array of tools; nullopt removes them. */
     chat &set_tools_json(std::optional<std::string_view> json) {
         detail::run([&](auto err) {
@@ -525,6 +538,10 @@ struct embed_options {
     std::optional<std::string> prompt_name, prefix;
     const metal_candle::lora *lora = nullptr;
     float lora_scale = 1;
+    /** Several at once, in place of `lora`, each with its factor. */
+    std::vector<std::pair<const metal_candle::lora *, float>> loras;
+    /** Options as JSON, by the names that mc_embed_options_set_json() tells; they count more than those here. */
+    std::optional<std::string> json;
     const metal_candle::cancel *cancel = nullptr;
     progress_callback progress;
 };
@@ -535,19 +552,21 @@ struct rerank_options {
     std::optional<std::size_t> max_length, batch_size;
     /** One of the model's own prompts, or a text in front of the query or as the system message. */
     std::optional<std::string> prompt_name, prompt;
+    /** Options as JSON, by the names that mc_rerank_options_set_json() tells; they count more than those here. */
+    std::optional<std::string> json;
     const metal_candle::cancel *cancel = nullptr;
 };
 
 /** How an answer is made: mc_generate_options. Sampling that is not set is as the model's generation_config.json says. */
 struct generate_options {
     std::optional<std::size_t> max_tokens;
-    std::optional<float> temperature;
+    std::optional<double> temperature;
     std::optional<std::size_t> top_k;
-    std::optional<float> top_p, min_p;
-    std::optional<float> repetition_penalty;
+    std::optional<double> top_p, min_p;
+    std::optional<double> repetition_penalty;
     /** Of the last so many tokens; 0 = all. */
     std::size_t repetition_last_n = 0;
-    std::optional<float> frequency_penalty, presence_penalty;
+    std::optional<double> frequency_penalty, presence_penalty;
     std::vector<std::pair<std::uint32_t, float>> logit_bias;
     std::optional<std::uint64_t> seed;
     std::vector<std::string> stop;
@@ -563,6 +582,10 @@ struct generate_options {
     /** An adapter for this answer in place of the session's own. */
     const metal_candle::lora *lora = nullptr;
     float lora_scale = 1;
+    /** Several at once, in place of `lora`, each with its factor. */
+    std::vector<std::pair<const metal_candle::lora *, float>> loras;
+    /** Options as JSON, by the names that mc_generate_options_set_json() tells; they count more than those here. */
+    std::optional<std::string> json;
     const metal_candle::cancel *cancel = nullptr;
     progress_callback prefill_progress;
 };
@@ -611,7 +634,7 @@ public:
     std::size_t hidden_size() const noexcept { return mc_model_hidden_size(get()); }
     std::size_t layer_count() const noexcept { return mc_model_layer_count(get()); }
     std::uint64_t parameter_count() const noexcept { return mc_model_parameter_count(get()); }
-    mc_dtype dtype() const noexcept { return mc_model_get_dtype(get()); }
+    mc_dtype dtype() const noexcept { return mc_model_dtype(get()); }
     bool supports(mc_capability capability) const noexcept { return mc_model_supports(get(), capability); }
     std::string config_json() const {
         return detail::string_of([&](auto out, auto err) { return mc_model_config_json(get(), out, err); });
@@ -631,12 +654,12 @@ public:
     /** A conversation as the model's template writes it. */
     std::string render(const chat &messages, bool add_generation_prompt = true) const {
         return detail::string_of(
-            [&](auto out, auto err) { return mc_chat_render(get(), messages.get(), add_generation_prompt, out, err); });
+            [&](auto out, auto err) { return mc_model_render_chat(get(), messages.get(), add_generation_prompt, out, err); });
     }
     /** The same as token ids, which is how a session takes it. */
     std::vector<std::uint32_t> encode(const chat &messages, bool add_generation_prompt = true) const {
         return detail::tokens_of(
-            [&](auto out, auto err) { return mc_chat_encode(get(), messages.get(), add_generation_prompt, out, err); });
+            [&](auto out, auto err) { return mc_model_encode_chat(get(), messages.get(), add_generation_prompt, out, err); });
     }
 
     /** Answers a prompt. */
@@ -650,7 +673,7 @@ public:
     inline std::vector<float> embed(std::string_view text, const embed_options &options = {}) const;
     /** (texts, embed_dim), one vector behind the other. */
     inline std::vector<float> embed(const std::vector<std::string_view> &texts, const embed_options &options = {}) const;
-    mc_similarity similarity() const noexcept { return mc_embed_similarity(get()); }
+    mc_similarity similarity() const noexcept { return mc_model_similarity(get()); }
     /** How well each document answers the query, of a reranker. */
     inline std::vector<float> rerank(std::string_view query, const std::vector<std::string_view> &documents,
                                      const rerank_options &options = {}) const;
@@ -711,10 +734,21 @@ private:
 
 inline model model::merged(const lora &adapter, float scale) const {
     return model(detail::make<mc_model, mc_model_free>(
-        [&](auto out, auto err) { return mc_lora_merge(get(), adapter.get(), scale, out, err); }));
+        [&](auto out, auto err) { return mc_model_merge(get(), adapter.get(), scale, out, err); }));
 }
 
 namespace detail {
+
+/** Calls `set(loras, scales, count)`. */
+template <class Set> void set_loras(const std::vector<std::pair<const lora *, float>> &adapters, Set &&set) {
+    std::vector<const mc_lora *> handles;
+    std::vector<float> scales;
+    for (auto [adapter, scale] : adapters) {
+        handles.push_back(adapter ? adapter->get() : nullptr);
+        scales.push_back(scale);
+    }
+    set(handles.data(), scales.data(), handles.size());
+}
 
 using generate_options_handle = handle<mc_generate_options, mc_generate_options_free>;
 using embed_options_handle = handle<mc_embed_options, mc_embed_options_free>;
@@ -742,8 +776,11 @@ inline generate_options_handle to_c(const generate_options &from, progress_bridg
     if (from.add_special) mc_generate_options_set_add_special(options, *from.add_special);
     if (from.prefill_chunk) mc_generate_options_set_prefill_chunk(options, *from.prefill_chunk);
     if (from.lora) mc_generate_options_set_lora(options, from.lora->get(), from.lora_scale);
+    if (!from.loras.empty())
+        set_loras(from.loras, [&](auto loras, auto scales, auto count) { mc_generate_options_set_loras(options, loras, scales, count); });
     mc_generate_options_set_cancel(options, raw(from.cancel));
     if (bridge.function()) mc_generate_options_set_prefill_progress(options, bridge.function(), bridge.user_data());
+    if (from.json) mc_generate_options_set_json(options, from.json->data(), from.json->size());
     return owned;
 }
 
@@ -758,8 +795,11 @@ inline embed_options_handle to_c(const embed_options &from, progress_bridge &bri
     if (from.prompt_name) mc_embed_options_set_prompt_name(options, c_text(*from.prompt_name));
     if (from.prefix) mc_embed_options_set_prefix(options, c_text(*from.prefix));
     if (from.lora) mc_embed_options_set_lora(options, from.lora->get(), from.lora_scale);
+    if (!from.loras.empty())
+        set_loras(from.loras, [&](auto loras, auto scales, auto count) { mc_embed_options_set_loras(options, loras, scales, count); });
     mc_embed_options_set_cancel(options, raw(from.cancel));
     if (bridge.function()) mc_embed_options_set_progress(options, bridge.function(), bridge.user_data());
+    if (from.json) mc_embed_options_set_json(options, from.json->data(), from.json->size());
     return owned;
 }
 
@@ -772,6 +812,7 @@ inline handle<mc_rerank_options, mc_rerank_options_free> to_c(const rerank_optio
     if (from.prompt_name) mc_rerank_options_set_prompt_name(options, c_text(*from.prompt_name));
     if (from.prompt) mc_rerank_options_set_prompt(options, c_text(*from.prompt));
     mc_rerank_options_set_cancel(options, raw(from.cancel));
+    if (from.json) mc_rerank_options_set_json(options, from.json->data(), from.json->size());
     return owned;
 }
 
@@ -824,7 +865,7 @@ inline generation model::generate(std::string_view prompt, const generate_option
 
 inline std::size_t model::embed_dim(const embed_options &options) const {
     detail::progress_bridge none{progress_callback()};
-    return mc_embed_dim(get(), detail::to_c(options, none).get());
+    return mc_model_embed_dim(get(), detail::to_c(options, none).get());
 }
 
 inline std::vector<float> model::embed(std::string_view text, const embed_options &options) const {
@@ -1019,6 +1060,12 @@ public:
     token_range tokens(const generate_options &options = {}) { return token_range(get(), options); }
 
     std::size_t position() const noexcept { return mc_session_position(get()); }
+    /** The bytes that it takes now. */
+    std::uint64_t memory() const {
+        std::uint64_t bytes = 0;
+        detail::run([&](auto err) { return mc_session_memory(get(), &bytes, err); });
+        return bytes;
+    }
     void truncate(std::size_t position) {
         detail::run([&](auto err) { return mc_session_truncate(get(), position, err); });
     }
@@ -1056,13 +1103,9 @@ public:
         detail::run([&](auto err) { return mc_session_set_lora(get(), adapter ? adapter->get() : nullptr, scale, err); });
     }
     void set_loras(const std::vector<std::pair<const lora *, float>> &adapters) {
-        std::vector<const mc_lora *> handles;
-        std::vector<float> scales;
-        for (auto [adapter, scale] : adapters) {
-            handles.push_back(adapter ? adapter->get() : nullptr);
-            scales.push_back(scale);
-        }
-        detail::run([&](auto err) { return mc_session_set_loras(get(), handles.data(), scales.data(), handles.size(), err); });
+        detail::set_loras(adapters, [&](auto loras, auto scales, auto count) {
+            detail::run([&](auto err) { return mc_session_set_loras(get(), loras, scales, count, err); });
+        });
     }
 
     mc_session *get() const noexcept { return handle_.get(); }
@@ -1133,19 +1176,21 @@ private:
 /** The shape of a new adapter: mc_lora_config. */
 struct lora_config {
     std::optional<std::size_t> rank;
-    std::optional<float> alpha, dropout;
+    std::optional<double> alpha, dropout;
     std::optional<bool> rslora;
     std::optional<std::uint64_t> seed;
     /** Names of modules, such as "q_proj"; none = the default ones. */
     std::vector<std::string> targets;
+    /** Options as JSON, by the names that mc_lora_config_set_json() tells; they count more than those here. */
+    std::optional<std::string> json;
     /** Training goes on from this one. */
     const lora *initial = nullptr;
 };
 
 /** How an adapter is trained: mc_train_options. */
 struct train_options {
-    std::optional<float> learning_rate, weight_decay, adam_epsilon, grad_clip;
-    std::optional<std::pair<float, float>> adam_betas;
+    std::optional<double> learning_rate, weight_decay, adam_epsilon, grad_clip;
+    std::optional<std::pair<double, double>> adam_betas;
     std::optional<std::size_t> batch_size, epochs, max_length, grad_accumulation;
     std::optional<mc_weighting> weighting;
     struct learning_rate_schedule {
@@ -1154,9 +1199,11 @@ struct train_options {
     };
     std::optional<learning_rate_schedule> schedule;
     std::optional<bool> warmup_from_zero, mask_prompt, gradient_checkpointing;
-    std::optional<std::uint64_t> seed, eval_every, patience;
+    std::optional<std::uint64_t> seed, eval_every, patience, max_steps;
     /** Where checkpoints go, and after how many steps. */
     std::optional<std::pair<std::string, std::uint64_t>> checkpoint;
+    /** Options as JSON, by the names that mc_train_options_set_json() tells; they count more than those here. */
+    std::optional<std::string> json;
     const metal_candle::cancel *cancel = nullptr;
 };
 
@@ -1172,6 +1219,7 @@ inline handle<mc_lora_config, mc_lora_config_free> to_c(const lora_config &from)
     if (from.seed) mc_lora_config_set_seed(config, *from.seed);
     for (const std::string &module : from.targets) mc_lora_config_add_target(config, c_text(module));
     if (from.initial) mc_lora_config_set_initial(config, from.initial->get());
+    if (from.json) mc_lora_config_set_json(config, from.json->data(), from.json->size());
     return owned;
 }
 
@@ -1196,8 +1244,10 @@ inline handle<mc_train_options, mc_train_options_free> to_c(const train_options 
     if (from.seed) mc_train_options_set_seed(options, *from.seed);
     if (from.eval_every) mc_train_options_set_eval_every(options, *from.eval_every);
     if (from.patience) mc_train_options_set_patience(options, *from.patience);
+    if (from.max_steps) mc_train_options_set_max_steps(options, *from.max_steps);
     if (from.checkpoint) mc_train_options_set_checkpoint(options, c_text(from.checkpoint->first), from.checkpoint->second);
     mc_train_options_set_cancel(options, raw(from.cancel));
+    if (from.json) mc_train_options_set_json(options, from.json->data(), from.json->size());
     return owned;
 }
 
@@ -1228,7 +1278,7 @@ public:
     static std::uint64_t estimate_memory(const model &base, const lora_config &config = {}, const train_options &options = {}) {
         std::uint64_t bytes = 0;
         detail::run([&](auto err) {
-            return mc_lora_estimate_memory(base.get(), detail::to_c(config).get(), detail::to_c(options).get(), &bytes, err);
+            return mc_model_estimate_training_memory(base.get(), detail::to_c(config).get(), detail::to_c(options).get(), &bytes, err);
         });
         return bytes;
     }
@@ -1237,7 +1287,7 @@ public:
     template <class F> void train(const dataset &data, const dataset *eval, F &&on_step) {
         detail::callback<mc_train_event, detail::train_event_of, std::remove_reference_t<F>> steps(on_step);
         detail::outcome outcome;
-        mc_status status = mc_lora_train(get(), data.get(), eval ? eval->get() : nullptr, &steps.call, &steps, outcome.out());
+        mc_status status = mc_lora_trainer_train(get(), data.get(), eval ? eval->get() : nullptr, &steps.call, &steps, outcome.out());
         steps.rethrow();
         outcome.expect(status);
     }
@@ -1245,9 +1295,9 @@ public:
         train(data, eval, [](const mc_train_event &) {});
     }
     /** One step on these sequences; the loss. */
-    float step(const token_batch &batch) { return step_by(mc_lora_train_step, batch); }
+    float step(const token_batch &batch) { return step_by(mc_lora_trainer_train_step, batch); }
     /** The loss alone. */
-    float evaluate(const token_batch &batch) { return step_by(mc_lora_eval_step, batch); }
+    float evaluate(const token_batch &batch) { return step_by(mc_lora_trainer_eval_step, batch); }
 
     std::uint64_t step_count() const noexcept { return mc_lora_trainer_step_count(get()); }
     struct update {
@@ -1318,6 +1368,12 @@ inline std::string architectures_json() {
 }
 /** Handles of the library that are not freed. */
 inline std::size_t live_objects() noexcept { return mc_live_objects(); }
+/** Computes with so many threads of the processor from now on, with the same results; 0 = as many as there are processors. */
+inline void set_threads(std::uint32_t count) {
+    detail::run([&](auto err) { return mc_set_threads(count, err); });
+}
+/** How many threads compute; 0 if the system gives none. */
+inline std::uint32_t threads() noexcept { return mc_threads(); }
 /** Gives memory back to the system that is kept for later. */
 inline void trim_memory(std::uint64_t keep_bytes = 0) {
     detail::run([&](auto err) { return mc_trim_memory(keep_bytes, err); });

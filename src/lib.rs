@@ -44,7 +44,7 @@ pub use engine::{
     Dtype, EmbedOptions, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, LoraConfig, LoraTrainer, MicroStep, Model,
     PartStream, Pooling, Progress, ProgressFn, Prompt, RerankOptions, Sampler, Sampling, SamplingOptions, Schedule,
     ScoreActivation, Session, Similarity, Stage, TextStream, TokenEvent, TokenFn, Tokenizer, ToolCall, ToolChoice, TrainEvent,
-    TrainFn, TrainOptions, Update, Weighting, estimate_memory, similarity_top_k,
+    TrainFn, TrainOptions, Update, Weighting, estimate_memory, set_threads, similarity_top_k, threads,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use models::architectures;

@@ -70,6 +70,7 @@ enum Parameter {
     Callback(usize),
     Word(u64),
     Float(f32),
+    Double(f64),
 }
 
 /// What a function returns, and so what it returns when it cannot do its work.
@@ -135,6 +136,8 @@ fn table() -> Vec<Function> {
         mc_architectures_json(Out(String), Err) Status;
         mc_live_objects() Zero;
         mc_trim_memory(Word(0), Err) Status;
+        mc_set_threads(Word(2), Err) Status;
+        mc_threads() Zero;
         mc_log_set(Callback(ignore_message as *const () as usize), Callback(8), Callback(ignore_data as *const () as usize), Word(0), Err) Status;
 
         mc_string_data(Handle(String)) Empty;
@@ -152,7 +155,7 @@ fn table() -> Vec<Function> {
 
         mc_device_count(YES) Zero;
         mc_device_new(YES, Word(0), Out(Device), Err) Status;
-        mc_device_get_kind(Handle(Device)) Zero;
+        mc_device_kind_of(Handle(Device)) Zero;
         mc_device_name(Handle(Device)) Empty;
         mc_device_memory(Handle(Device), Number, Number, Err) Status;
         mc_device_synchronize(Handle(Device), Err) Status;
@@ -161,16 +164,17 @@ fn table() -> Vec<Function> {
         mc_device_free(Freed(Device)) Nothing;
 
         mc_model_options_new() New(ModelOptions);
-        mc_model_options_set_device(Handle(ModelOptions), Handle(Device)) Nothing;
+        mc_model_options_set_json(Handle(ModelOptions), MaybeText(c"{\"exact\": true}"), Word(15)) Nothing;
+        mc_model_options_set_device(Handle(ModelOptions), Maybe(Device)) Nothing;
         mc_model_options_set_dtype(Handle(ModelOptions), YES) Nothing;
         mc_model_options_set_tokenizer_path(Handle(ModelOptions), MaybeText(c"tokenizer.json")) Nothing;
         mc_model_options_set_quantization(Handle(ModelOptions), MaybeText(c"q8_0")) Nothing;
         mc_model_options_set_exact(Handle(ModelOptions), YES) Nothing;
         mc_model_options_set_kv_cache(Handle(ModelOptions), MaybeText(c"q8_0")) Nothing;
         mc_model_options_set_max_context(Handle(ModelOptions), TEN) Nothing;
-        mc_model_options_set_file(Handle(ModelOptions), Text(c"model.gguf")) Nothing;
-        mc_model_options_set_hub_cache_dir(Handle(ModelOptions), Text(c"cache")) Nothing;
-        mc_model_options_set_hub_revision(Handle(ModelOptions), Text(c"main")) Nothing;
+        mc_model_options_set_file(Handle(ModelOptions), MaybeText(c"model.gguf")) Nothing;
+        mc_model_options_set_hub_cache_dir(Handle(ModelOptions), MaybeText(c"cache")) Nothing;
+        mc_model_options_set_hub_revision(Handle(ModelOptions), MaybeText(c"main")) Nothing;
         mc_model_options_set_hub_token(Handle(ModelOptions), MaybeText(c"token")) Nothing;
         mc_model_options_set_offline(Handle(ModelOptions), YES) Nothing;
         mc_model_options_set_cancel(Handle(ModelOptions), Maybe(Cancel)) Nothing;
@@ -191,7 +195,7 @@ fn table() -> Vec<Function> {
         mc_model_hidden_size(Handle(Model)) Zero;
         mc_model_layer_count(Handle(Model)) Zero;
         mc_model_parameter_count(Handle(Model)) Zero;
-        mc_model_get_dtype(Handle(Model)) Zero;
+        mc_model_dtype(Handle(Model)) Zero;
         mc_model_supports(Handle(Model), YES) Zero;
         mc_model_config_json(Handle(Model), Out(String), Err) Status;
         mc_model_backend_json(Handle(Model), Out(String), Err) Status;
@@ -213,14 +217,17 @@ fn table() -> Vec<Function> {
         mc_chat_new() New(Chat);
         mc_chat_from_json(Text(c"[]"), Word(2), Out(Chat), Err) Status;
         mc_chat_add(Handle(Chat), Text(c"user"), MaybeText(c"What is it?"), TEN, Err) Status;
+        mc_chat_len(Handle(Chat)) Zero;
+        mc_chat_json(Handle(Chat), Out(String), Err) Status;
+        mc_chat_remove_last(Handle(Chat), Err) Status;
         mc_chat_set_tools_json(Handle(Chat), MaybeText(c"[]"), Word(2), Err) Status;
         mc_chat_set_template(Handle(Chat), MaybeText(c"a template"), TEN, Err) Status;
         mc_chat_set_variable_json(Handle(Chat), Text(c"bos_token"), MaybeText(c"\"<s>\""), Word(5), Err) Status;
         mc_chat_set_time(Handle(Chat), TEN) Nothing;
         mc_chat_set_continue_final_message(Handle(Chat), YES) Nothing;
         mc_chat_set_control_tokens(Handle(Chat), Word(0), Err) Status;
-        mc_chat_render(Handle(Model), Handle(Chat), YES, Out(String), Err) Status;
-        mc_chat_encode(Handle(Model), Handle(Chat), YES, Out(Tokens), Err) Status;
+        mc_model_render_chat(Handle(Model), Handle(Chat), YES, Out(String), Err) Status;
+        mc_model_encode_chat(Handle(Model), Handle(Chat), YES, Out(Tokens), Err) Status;
         mc_chat_free(Freed(Chat)) Nothing;
 
         mc_lora_load(Handle(Model), AdapterPath, Out(Lora), Err) Status;
@@ -231,17 +238,18 @@ fn table() -> Vec<Function> {
         mc_lora_alpha(Handle(Lora)) Zero;
         mc_lora_parameter_count(Handle(Lora)) Zero;
         mc_lora_config_json(Handle(Lora), Out(String), Err) Status;
-        mc_lora_merge(Handle(Model), Handle(Lora), Float(0.5), Out(Model), Err) Status;
+        mc_model_merge(Handle(Model), Handle(Lora), Float(0.5), Out(Model), Err) Status;
 
         mc_generate_options_new() New(GenerateOptions);
+        mc_generate_options_set_json(Handle(GenerateOptions), MaybeText(c"{\"top_k\": 10}"), Word(13)) Nothing;
         mc_generate_options_set_max_tokens(Handle(GenerateOptions), TEN) Nothing;
-        mc_generate_options_set_temperature(Handle(GenerateOptions), Float(0.5)) Nothing;
+        mc_generate_options_set_temperature(Handle(GenerateOptions), Double(0.5)) Nothing;
         mc_generate_options_set_top_k(Handle(GenerateOptions), TEN) Nothing;
-        mc_generate_options_set_top_p(Handle(GenerateOptions), Float(0.5)) Nothing;
-        mc_generate_options_set_min_p(Handle(GenerateOptions), Float(0.5)) Nothing;
-        mc_generate_options_set_repetition_penalty(Handle(GenerateOptions), Float(1.5), TEN) Nothing;
-        mc_generate_options_set_frequency_penalty(Handle(GenerateOptions), Float(0.5)) Nothing;
-        mc_generate_options_set_presence_penalty(Handle(GenerateOptions), Float(0.5)) Nothing;
+        mc_generate_options_set_top_p(Handle(GenerateOptions), Double(0.5)) Nothing;
+        mc_generate_options_set_min_p(Handle(GenerateOptions), Double(0.5)) Nothing;
+        mc_generate_options_set_repetition_penalty(Handle(GenerateOptions), Double(1.5), TEN) Nothing;
+        mc_generate_options_set_frequency_penalty(Handle(GenerateOptions), Double(0.5)) Nothing;
+        mc_generate_options_set_presence_penalty(Handle(GenerateOptions), Double(0.5)) Nothing;
         mc_generate_options_add_logit_bias(Handle(GenerateOptions), TEN, Float(0.5)) Nothing;
         mc_generate_options_set_seed(Handle(GenerateOptions), TEN) Nothing;
         mc_generate_options_set_ignore_eos(Handle(GenerateOptions), YES) Nothing;
@@ -252,6 +260,7 @@ fn table() -> Vec<Function> {
         mc_generate_options_set_reasoning_budget(Handle(GenerateOptions), TEN) Nothing;
         mc_generate_options_set_cancel(Handle(GenerateOptions), Maybe(Cancel)) Nothing;
         mc_generate_options_set_lora(Handle(GenerateOptions), Maybe(Lora), Float(0.5)) Nothing;
+        mc_generate_options_set_loras(Handle(GenerateOptions), MaybeHandles(Lora), Callback(0), YES) Nothing;
         mc_generate_options_set_prefill_progress(Handle(GenerateOptions), Callback(continue_progress as *const () as usize), Callback(8)) Nothing;
         mc_generate_options_add_stop(Handle(GenerateOptions), Text(c"stop"), Word(4)) Nothing;
         mc_generate_options_set_json_schema(Handle(GenerateOptions), MaybeText(c"true"), Word(4)) Nothing;
@@ -292,12 +301,14 @@ fn table() -> Vec<Function> {
         mc_session_logits(Handle(Session), Floats, Word(4096), Err) Status;
         mc_session_top_logprobs(Handle(Session), Word(3), Floats, Floats, Err) Status;
         mc_session_tokens(Handle(Session), Out(Tokens), Err) Status;
+        mc_session_memory(Handle(Session), Number, Err) Status;
         mc_session_truncate(Handle(Session), YES, Err) Status;
         mc_session_set_lora(Handle(Session), Maybe(Lora), Float(0.5), Err) Status;
         mc_session_set_loras(Handle(Session), MaybeHandles(Lora), Callback(0), YES, Err) Status;
         mc_session_free(Freed(Session)) Nothing;
 
         mc_embed_options_new() New(EmbedOptions);
+        mc_embed_options_set_json(Handle(EmbedOptions), MaybeText(c"{\"dimensions\": 8}"), Word(17)) Nothing;
         mc_embed_options_set_pooling(Handle(EmbedOptions), YES) Nothing;
         mc_embed_options_set_normalize(Handle(EmbedOptions), YES) Nothing;
         mc_embed_options_set_dimensions(Handle(EmbedOptions), TEN) Nothing;
@@ -306,15 +317,17 @@ fn table() -> Vec<Function> {
         mc_embed_options_set_prompt_name(Handle(EmbedOptions), MaybeText(c"query")) Nothing;
         mc_embed_options_set_prefix(Handle(EmbedOptions), MaybeText(c"query: ")) Nothing;
         mc_embed_options_set_lora(Handle(EmbedOptions), Maybe(Lora), Float(0.5)) Nothing;
+        mc_embed_options_set_loras(Handle(EmbedOptions), MaybeHandles(Lora), Callback(0), YES) Nothing;
         mc_embed_options_set_cancel(Handle(EmbedOptions), Maybe(Cancel)) Nothing;
         mc_embed_options_set_progress(Handle(EmbedOptions), Callback(continue_progress as *const () as usize), Callback(8)) Nothing;
         mc_embed_options_free(Freed(EmbedOptions)) Nothing;
-        mc_embed_dim(Handle(Model), Maybe(EmbedOptions)) Zero;
-        mc_embed_similarity(Handle(Model)) Zero;
+        mc_model_embed_dim(Handle(Model), Maybe(EmbedOptions)) Zero;
+        mc_model_similarity(Handle(Model)) Zero;
         mc_embed(Handle(Model), MaybeText(c"fn main() {"), TEN, Maybe(EmbedOptions), Floats, Word(WIDTH), Err) Status;
         mc_embed_batch(Handle(Model), Texts(c"fn main() {"), Callback(0), YES, Maybe(EmbedOptions), Floats, Word(WIDTH), Err) Status;
 
         mc_rerank_options_new() New(RerankOptions);
+        mc_rerank_options_set_json(Handle(RerankOptions), MaybeText(c"{\"max_length\": 8}"), Word(17)) Nothing;
         mc_rerank_options_set_activation(Handle(RerankOptions), YES) Nothing;
         mc_rerank_options_set_max_length(Handle(RerankOptions), TEN) Nothing;
         mc_rerank_options_set_batch_size(Handle(RerankOptions), TEN) Nothing;
@@ -334,27 +347,30 @@ fn table() -> Vec<Function> {
         mc_dataset_free(Freed(Dataset)) Nothing;
 
         mc_lora_config_new() New(LoraConfig);
+        mc_lora_config_set_json(Handle(LoraConfig), MaybeText(c"{\"rank\": 4}"), Word(11)) Nothing;
         mc_lora_config_set_rank(Handle(LoraConfig), TEN) Nothing;
-        mc_lora_config_set_alpha(Handle(LoraConfig), Float(0.5)) Nothing;
-        mc_lora_config_set_dropout(Handle(LoraConfig), Float(0.5)) Nothing;
+        mc_lora_config_set_alpha(Handle(LoraConfig), Double(0.5)) Nothing;
+        mc_lora_config_set_dropout(Handle(LoraConfig), Double(0.5)) Nothing;
         mc_lora_config_set_initial(Handle(LoraConfig), Maybe(Lora)) Nothing;
         mc_lora_config_set_rslora(Handle(LoraConfig), YES) Nothing;
         mc_lora_config_set_seed(Handle(LoraConfig), TEN) Nothing;
         mc_lora_config_add_target(Handle(LoraConfig), Text(c"q_proj")) Nothing;
         mc_lora_config_free(Freed(LoraConfig)) Nothing;
         mc_train_options_new() New(TrainOptions);
-        mc_train_options_set_learning_rate(Handle(TrainOptions), Float(0.5)) Nothing;
-        mc_train_options_set_weight_decay(Handle(TrainOptions), Float(0.5)) Nothing;
-        mc_train_options_set_adam_betas(Handle(TrainOptions), Float(0.5), Float(0.5)) Nothing;
-        mc_train_options_set_adam_epsilon(Handle(TrainOptions), Float(0.5)) Nothing;
+        mc_train_options_set_json(Handle(TrainOptions), MaybeText(c"{\"epochs\": 2}"), Word(13)) Nothing;
+        mc_train_options_set_learning_rate(Handle(TrainOptions), Double(0.5)) Nothing;
+        mc_train_options_set_weight_decay(Handle(TrainOptions), Double(0.5)) Nothing;
+        mc_train_options_set_adam_betas(Handle(TrainOptions), Double(0.5), Double(0.5)) Nothing;
+        mc_train_options_set_adam_epsilon(Handle(TrainOptions), Double(0.5)) Nothing;
         mc_train_options_set_checkpoint(Handle(TrainOptions), MaybeText(c"checkpoint"), TEN) Nothing;
         mc_train_options_set_eval_every(Handle(TrainOptions), TEN) Nothing;
         mc_train_options_set_patience(Handle(TrainOptions), TEN) Nothing;
         mc_train_options_set_gradient_checkpointing(Handle(TrainOptions), YES) Nothing;
-        mc_train_options_set_grad_clip(Handle(TrainOptions), Float(0.5)) Nothing;
+        mc_train_options_set_grad_clip(Handle(TrainOptions), Double(0.5)) Nothing;
         mc_train_options_set_grad_accumulation(Handle(TrainOptions), TEN) Nothing;
         mc_train_options_set_weighting(Handle(TrainOptions), YES) Nothing;
         mc_train_options_set_schedule(Handle(TrainOptions), YES, TEN, TEN) Nothing;
+        mc_train_options_set_max_steps(Handle(TrainOptions), TEN) Nothing;
         mc_train_options_set_warmup_from_zero(Handle(TrainOptions), YES) Nothing;
         mc_train_options_set_batch_size(Handle(TrainOptions), TEN) Nothing;
         mc_train_options_set_epochs(Handle(TrainOptions), TEN) Nothing;
@@ -363,12 +379,12 @@ fn table() -> Vec<Function> {
         mc_train_options_set_seed(Handle(TrainOptions), TEN) Nothing;
         mc_train_options_set_cancel(Handle(TrainOptions), Maybe(Cancel)) Nothing;
         mc_train_options_free(Freed(TrainOptions)) Nothing;
-        mc_lora_estimate_memory(Handle(Model), Maybe(LoraConfig), Maybe(TrainOptions), Number, Err) Status;
+        mc_model_estimate_training_memory(Handle(Model), Maybe(LoraConfig), Maybe(TrainOptions), Number, Err) Status;
         mc_lora_trainer_new(Handle(Model), Maybe(LoraConfig), Maybe(TrainOptions), Out(LoraTrainer), Err) Status;
         mc_lora_trainer_resume(Handle(Model), CheckpointPath, Maybe(TrainOptions), Out(LoraTrainer), Err) Status;
-        mc_lora_train_step(Handle(LoraTrainer), Floats, Callback(0), Sizes(&[0, 3]), YES, Number, Err) Status;
-        mc_lora_eval_step(Handle(LoraTrainer), Floats, Callback(0), Sizes(&[0, 3]), YES, Number, Err) Status;
-        mc_lora_train(Handle(LoraTrainer), Handle(Dataset), Maybe(Dataset), Callback(stop_training as *const () as usize), Callback(8), Err) Status;
+        mc_lora_trainer_train_step(Handle(LoraTrainer), Floats, Callback(0), Sizes(&[0, 3]), YES, Number, Err) Status;
+        mc_lora_trainer_eval_step(Handle(LoraTrainer), Floats, Callback(0), Sizes(&[0, 3]), YES, Number, Err) Status;
+        mc_lora_trainer_train(Handle(LoraTrainer), Handle(Dataset), Maybe(Dataset), Callback(stop_training as *const () as usize), Callback(8), Err) Status;
         mc_lora_trainer_step_count(Handle(LoraTrainer)) Zero;
         mc_lora_trainer_last_update(Handle(LoraTrainer), Number, Number, Number, Err) Status;
         mc_lora_trainer_adapter(Handle(LoraTrainer), Out(Lora), Err) Status;
@@ -450,6 +466,7 @@ impl Arguments {
                 Parameter::Callback(address) => address as u64,
                 Parameter::Word(word) => word,
                 Parameter::Float(value) => value.to_bits().into(),
+                Parameter::Double(value) => value.to_bits(),
             });
         }
         Self { words, handles, places, _floats: floats }
@@ -632,7 +649,7 @@ fn null_is_refused_or_means_nothing() {
                 | Parameter::Number
                 | Parameter::Floats
                 | Parameter::Texts(_) => Failure::Argument,
-                Parameter::Word(_) | Parameter::Float(_) => continue,
+                Parameter::Word(_) | Parameter::Float(_) | Parameter::Double(_) => continue,
                 _ => Failure::None,
             };
             let mut arguments = Arguments::good(function);

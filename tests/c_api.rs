@@ -65,7 +65,7 @@ fn bad_generate_options_are_reported_by_their_first_use() {
     unsafe {
         for (found, expected) in [
             (report(|o| mc_generate_options_set_temperature(o, -1.0)), "options: temperature: expected 0 or more, found -1"),
-            (report(|o| mc_generate_options_set_temperature(o, f32::NAN)), "options: temperature: expected 0 or more, found NaN"),
+            (report(|o| mc_generate_options_set_temperature(o, f64::NAN)), "options: temperature: expected 0 or more, found NaN"),
             (report(|o| mc_generate_options_set_top_p(o, 1.5)), "options: top_p: expected above 0, up to 1, found 1.5"),
             (report(|o| mc_generate_options_set_top_p(o, 0.0)), "options: top_p: expected above 0, up to 1, found 0"),
             (report(|o| mc_generate_options_set_min_p(o, 2.0)), "options: min_p: expected 0 to 1, found 2"),
@@ -87,9 +87,9 @@ fn bad_generate_options_are_reported_by_their_first_use() {
             assert_eq!(found, expected);
         }
         assert!(
-            report(|o| mc_generate_options_set_frequency_penalty(o, f32::INFINITY)).starts_with("options: frequency_penalty: ")
+            report(|o| mc_generate_options_set_frequency_penalty(o, f64::INFINITY)).starts_with("options: frequency_penalty: ")
         );
-        assert!(report(|o| mc_generate_options_set_presence_penalty(o, f32::NAN)).starts_with("options: presence_penalty: "));
+        assert!(report(|o| mc_generate_options_set_presence_penalty(o, f64::NAN)).starts_with("options: presence_penalty: "));
         assert!(report(|o| mc_generate_options_add_logit_bias(o, 3, f32::NAN)).starts_with("options: logit_bias[3]: "));
         let device = Owned::new(Type::Device);
         assert!(
@@ -104,14 +104,14 @@ fn the_first_bad_value_is_the_one_that_is_reported() {
     let (options, mut bytes, mut err) = (Owned::new(Type::ModelOptions), 0u64, null_mut());
     let path = model_path();
     unsafe {
-        mc_model_options_set_device(options.arg(), nn(null::<mc_device>()));
+        mc_model_options_set_device(options.arg(), options.1.cast_const().cast());
         mc_model_options_set_dtype(options.arg(), argument(17));
         mc_model_options_set_dtype(options.arg(), argument(1));
         for _ in 0..2 {
             let options = options.1.cast_const().cast();
             let status = mc_model_estimate_memory(nn(path.as_ptr()), options, nn(&raw mut bytes), &raw mut err);
             let message = expect(MC_ERROR_INVALID_ARGUMENT, status, &mut err);
-            assert_eq!(message, "options: device: expected mc_device, found NULL");
+            assert_eq!(message, "options: device: expected mc_device, found a handle of another type or a freed one");
         }
     }
     let options = Owned::new(Type::ModelOptions);
@@ -635,7 +635,7 @@ mod faults {
             expect(MC_ERROR_PANIC, mc_chat_add(chat.arg(), nn(c"user".as_ptr()), null(), 0, &raw mut err), &mut err);
             let status = mc_chat_add(chat.arg(), nn(c"user".as_ptr()), null(), 0, &raw mut err);
             assert_eq!(expect(MC_ERROR_POISONED, status, &mut err), "chat: an earlier call on it ended in a panic");
-            let status = mc_chat_render(model.arg(), chat.arg(), true, nn(&raw mut out), &raw mut err);
+            let status = mc_model_render_chat(model.arg(), chat.arg(), true, nn(&raw mut out), &raw mut err);
             expect(MC_ERROR_POISONED, status, &mut err);
         }
     }
@@ -649,7 +649,7 @@ mod faults {
             inject_panic_in_use();
             for expected in [MC_ERROR_PANIC, MC_ERROR_POISONED] {
                 let (tokens, offsets, loss) = (nn(tokens.as_ptr()), nn(offsets.as_ptr()), nn(&raw mut loss));
-                let status = mc_lora_train_step(trainer.arg(), tokens, null(), offsets, 1, loss, &raw mut err);
+                let status = mc_lora_trainer_train_step(trainer.arg(), tokens, null(), offsets, 1, loss, &raw mut err);
                 expect(expected, status, &mut err);
             }
             let status = mc_lora_trainer_adapter(trainer.arg(), nn(&raw mut lora), &raw mut err);

@@ -36,6 +36,28 @@ fn symbol_list_is_the_functions_of_the_header() {
     );
 }
 
+#[test]
+fn the_header_names_every_option_of_json() {
+    use metal_candle::{EmbedOptions, GenerateOptions, LoadOptions, LoraConfig, RerankOptions, TrainOptions};
+    let header = header();
+    let unknown = r#"{"no option": 1}"#;
+    for (name, result) in [
+        ("mc_generate_options", GenerateOptions::default().set_json(unknown)),
+        ("mc_model_options", LoadOptions::default().set_json(unknown)),
+        ("mc_train_options", TrainOptions::default().set_json(unknown)),
+        ("mc_lora_config", LoraConfig::default().set_json(unknown)),
+        ("mc_embed_options", EmbedOptions::default().set_json(unknown)),
+        ("mc_rerank_options", RerankOptions::default().set_json(unknown)),
+    ] {
+        let error = result.unwrap_err();
+        let names = error.message().split_once(" (").unwrap().1.trim_end_matches(')').split(", ").collect::<Vec<_>>();
+        let declaration = header.find(&format!("{name}_set_json(")).unwrap();
+        let document = &header[header[..declaration].rfind("/**").unwrap()..declaration];
+        let missing: Vec<_> = names.iter().filter(|field| !document.contains(&format!("`{field}`"))).collect();
+        assert!(names.len() > 4 && missing.is_empty(), "{name}_set_json: {missing:?} are not documented");
+    }
+}
+
 /// Words of C in a document, such as `mc_model_load` and `MC_OK`.
 fn names(text: &str) -> impl Iterator<Item = &str> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -121,7 +143,7 @@ fn header_compiles_without_warnings_as_c_and_cpp() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("metal_candle.h"), header()).unwrap();
     let program =
-        "#include <metal_candle.h>\n#include <metal_candle.h>\nint main(void) { return MC_ABI_VERSION == 1 ? 0 : 1; }\n";
+        "#include <metal_candle.h>\n#include <metal_candle.h>\nint main(void) { return MC_ABI_VERSION == 2 ? 0 : 1; }\n";
     let mut compiled = 0;
     for (compiler, extension, standards) in [
         ("gcc", "c", ["c99", "c11", "c17"].as_slice()),

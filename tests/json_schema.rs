@@ -132,7 +132,7 @@ fn samplers_penalties_and_biases_do_not_break_it() {
     let settings = [
         SamplingOptions { top_k: Some(1), temperature: Some(2.0), ..SamplingOptions::default() },
         SamplingOptions { top_p: Some(0.01), min_p: Some(0.9), temperature: Some(2.0), ..SamplingOptions::default() },
-        SamplingOptions { repetition_penalty: Some((9.0, 0)), frequency_penalty: Some(3.0), ..SamplingOptions::default() },
+        SamplingOptions { repetition_penalty: Some(9.0), frequency_penalty: Some(3.0), ..SamplingOptions::default() },
         // An early end, were it allowed.
         SamplingOptions { logit_bias: vec![(eos, 1e6)], ..SamplingOptions::default() },
         SamplingOptions { logit_bias: vec![(eos, 1e6)], temperature: Some(1.0), seed: Some(3), ..SamplingOptions::default() },

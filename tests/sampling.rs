@@ -335,7 +335,7 @@ fn options_out_of_range_are_named_with_their_value() {
         (SamplingOptions { min_p: Some(-0.1), ..Default::default() }, "min_p: expected 0 to 1, found -0.1"),
         (SamplingOptions { min_p: Some(2.0), ..Default::default() }, "min_p: expected 0 to 1, found 2"),
         (
-            SamplingOptions { repetition_penalty: Some((0.0, 64)), ..Default::default() },
+            SamplingOptions { repetition_penalty: Some(0.0), ..Default::default() },
             "repetition_penalty: expected above 0, found 0",
         ),
         (
@@ -354,7 +354,12 @@ fn options_out_of_range_are_named_with_their_value() {
         let error = options.resolve(&defaults).unwrap_err();
         assert_eq!((error.kind(), error.message()), (ErrorKind::InvalidArgument, message));
     }
-    let options = SamplingOptions { temperature: Some(0.7), repetition_penalty: Some((1.1, 64)), ..Default::default() };
+    let options = SamplingOptions {
+        temperature: Some(0.7),
+        repetition_penalty: Some(1.1),
+        repetition_last_n: Some(64),
+        ..Default::default()
+    };
     let model = Sampling { temperature: 1.0, top_k: 20, seed: Some(3), ..Sampling::default() };
     let expected = Sampling {
         temperature: 0.7,

@@ -147,7 +147,7 @@ impl Pool {
                 15 => mc_chat_set_tools_json(self.at(a), c"[]".as_ptr(), usize::from(n) % 3, err),
                 16 => mc_chat_set_template(self.at(a), c"{{ messages | length }}".as_ptr(), usize::from(n) % 24, err),
                 17 => {
-                    let status = mc_chat_render(self.at(a), self.at(b), flag, nn(place), err);
+                    let status = mc_model_render_chat(self.at(a), self.at(b), flag, nn(place), err);
                     self.keep(n, Type::String, out);
                     status
                 }
@@ -190,10 +190,10 @@ impl Pool {
                 22 => mc_cancel_trigger(self.at(a)),
                 23 | 24 => mc_cancel_reset(self.at(a)),
                 25 => mc_generate_options_set_cancel(self.at(a), self.raw(b)),
-                26 => mc_generate_options_set_temperature(self.at(a), half),
+                26 => mc_generate_options_set_temperature(self.at(a), half.into()),
                 27 => mc_generate_options_set_top_k(self.at(a), usize::from(n)),
-                28 => mc_generate_options_set_top_p(self.at(a), half),
-                29 => mc_generate_options_set_repetition_penalty(self.at(a), half + 1.0, usize::from(n)),
+                28 => mc_generate_options_set_top_p(self.at(a), half.into()),
+                29 => mc_generate_options_set_repetition_penalty(self.at(a), f64::from(half) + 1.0, usize::from(n)),
                 30 => mc_generate_options_add_logit_bias(self.at(a), u32::from(n), half),
                 31 => mc_generate_options_set_ignore_eos(self.at(a), flag),
                 32 => mc_generate_options_set_prefill_chunk(self.at(a), usize::from(n)),

@@ -71,7 +71,7 @@ static mc_generate_options *generate_options(const struct arguments *arguments) 
     mc_generate_options *options = mc_generate_options_new();
     mc_generate_options_set_cancel(options, cancel);
     if (arguments->max_tokens) mc_generate_options_set_max_tokens(options, (size_t)number(arguments->max_tokens));
-    if (arguments->temperature) mc_generate_options_set_temperature(options, (float)number(arguments->temperature));
+    if (arguments->temperature) mc_generate_options_set_temperature(options, number(arguments->temperature));
     return options;
 }
 

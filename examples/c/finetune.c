@@ -74,7 +74,7 @@ static mc_lora *train(const mc_model *model, const char *examples) {
 
     /* A large rate: the model is small, and it is to know the examples by heart. */
     mc_train_options *options = mc_train_options_new();
-    mc_train_options_set_learning_rate(options, 2e-3f);
+    mc_train_options_set_learning_rate(options, 2e-3);
     mc_train_options_set_schedule(options, MC_SCHEDULE_COSINE, WARMUP_STEPS, 0); /* 0: as long as the training */
     mc_train_options_set_epochs(options, EPOCHS);
     mc_train_options_set_batch_size(options, BATCH_SIZE);
@@ -82,7 +82,7 @@ static mc_lora *train(const mc_model *model, const char *examples) {
     mc_lora_trainer *trainer = NULL;
     mc_lora *lora = NULL;
     check(mc_lora_trainer_new(model, config, options, &trainer, &error));
-    check(mc_lora_train(trainer, dataset, NULL, show, NULL, &error));
+    check(mc_lora_trainer_train(trainer, dataset, NULL, show, NULL, &error));
     fprintf(stderr, "\n");
     check(mc_lora_trainer_adapter(trainer, &lora, &error));
 

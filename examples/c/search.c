@@ -53,7 +53,7 @@ int main(int argc, char **argv) {
 
     mc_model *model = NULL;
     check(mc_model_load(argv[1], NULL, &model, &error));
-    const size_t dim = mc_embed_dim(model, NULL);
+    const size_t dim = mc_model_embed_dim(model, NULL);
 
     FILE *file = fopen(argv[2], "rb");
     if (file == NULL) return perror(argv[2]), 1;
@@ -87,7 +87,7 @@ int main(int argc, char **argv) {
         size_t found[HITS];
         float scores[HITS];
         check(mc_embed(model, text, strlen(text), options, query, dim, &error));
-        check(mc_similarity_top_k(mc_embed_similarity(model), query, 1, index, count, dim, hits, found, scores, &error));
+        check(mc_similarity_top_k(mc_model_similarity(model), query, 1, index, count, dim, hits, found, scores, &error));
         printf("%s\n", text);
         for (size_t hit = 0; hit < hits; hit++) printf("  %.3f  %s\n", scores[hit], lines[found[hit]]);
         if (argc <= 3) free(text);

@@ -53,7 +53,7 @@ void rank(const mc::model &embedder) {
 
 void train(const mc::model &model) {
     mc::train_options options;
-    options.learning_rate = 5e-3f;
+    options.learning_rate = 5e-3;
     options.epochs = 3;
     options.schedule = mc::train_options::learning_rate_schedule{MC_SCHEDULE_CONSTANT, 0, 20};
     mc::trainer trainer(model, {}, options);

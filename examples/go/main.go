@@ -70,7 +70,7 @@ func ask(ctx context.Context, model *metalcandle.Model, question string, stopAft
 	defer chat.Close()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	options := &metalcandle.GenerateOptions{Temperature: metalcandle.Ptr[float32](0), MaxTokens: 64}
+	options := &metalcandle.GenerateOptions{Temperature: metalcandle.Ptr[float64](0), MaxTokens: 64}
 	for token, err := range chat.Ask(ctx, question, options).Tokens() {
 		if errors.Is(err, context.Canceled) {
 			fmt.Print(" [stopped]")
@@ -108,7 +108,7 @@ func train(ctx context.Context, model *metalcandle.Model, examples string) (*met
 		return nil, err
 	}
 	defer data.Close()
-	trainer, err := model.NewTrainer(nil, &metalcandle.TrainOptions{LearningRate: metalcandle.Ptr[float32](5e-3), Schedule: metalcandle.ScheduleCosine, BatchSize: 15, Epochs: 10, TotalSteps: 20})
+	trainer, err := model.NewTrainer(nil, &metalcandle.TrainOptions{LearningRate: metalcandle.Ptr[float64](5e-3), Schedule: metalcandle.ScheduleCosine, BatchSize: 15, Epochs: 10, TotalSteps: 20})
 	if err != nil {
 		return nil, err
 	}

@@ -34,6 +34,8 @@ UNUSED = {
 # Setters of several values, and the options that they are.
 TOGETHER = {
     "mc_generate_options_set_lora": {"lora", "lora_scale"},
+    "mc_generate_options_set_loras": {"loras", "lora_scales"},
+    "mc_embed_options_set_loras": {"loras", "lora_scales"},
     "mc_generate_options_set_repetition_penalty": {"repetition_penalty", "repetition_last_n"},
     "mc_embed_options_set_lora": {"lora", "lora_scale"},
     "mc_train_options_set_schedule": {"schedule", "warmup_steps", "total_steps"},
@@ -134,7 +136,7 @@ class Abi(Case):
             _native.check("mc_generate_stream", model, "fn", options, token, None, None)
         trainer, dataset = mc.Trainer(model, total_steps=1), mc.Dataset.load_jsonl(FACTS)
         step = _abi.TrainFn(lambda _, event: remember(event.contents))
-        _native.check("mc_lora_train", trainer, dataset, None, step, None)
+        _native.check("mc_lora_trainer_train", trainer, dataset, None, step, None)
         self.assertEqual(sizes, {struct: ctypes.sizeof(struct) for struct in (_abi._ProgressEvent, _abi._TokenEvent, _abi._TrainEvent)})
 
     def test_the_generated_module_is_that_of_the_header(self) -> None:

@@ -21,6 +21,11 @@ class Library(Case):
         self.assertFalse(mc.has_feature("no such feature"))
         mc.trim_memory()
         mc.trim_memory(keep_bytes=1 << 20)
+        mc.set_threads(3)
+        self.assertEqual(mc.threads(), 3)
+        with self.assertRaisesRegex(mc.InvalidArgumentError, "threads: expected 0 to 1024, found 1025"):
+            mc.set_threads(1025)
+        mc.set_threads(0)
 
     def test_the_log_tells_that_a_model_was_loaded(self) -> None:
         lines: list[Any] = []

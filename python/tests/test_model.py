@@ -142,6 +142,15 @@ class Generating(Case):
             self.assertEqual(answer.text, ANSWER)
             self.assertEqual(answer.finish_reason, mc.FinishReason.EOS)
 
+    def test_options_as_json_count_more(self) -> None:
+        model = mc.Model.load(CODER)
+        answer = model.generate("fn", max_tokens=9, json='{"max_tokens": 2, "ignore_eos": true}')
+        self.assertEqual(len(answer.tokens), 2)
+        with self.assertRaisesRegex(mc.InvalidArgumentError, "max_tokens: expected a whole number from 0, found -1"):
+            model.generate("fn", json='{"max_tokens": -1}')
+        with self.assertRaisesRegex(mc.InvalidArgumentError, "rank: expected 1 to 8192, found 0"):
+            mc.Trainer(model, {"json": '{"rank": 0}'})
+
     def test_options_change_the_answer(self) -> None:
         model = mc.Model.load(CODER)
         plain = model.generate("fn main() {", max_tokens=6, temperature=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unittest
 from typing import Any
 
@@ -11,6 +12,17 @@ from common import ANSWER, CODER, FACTS, GGUF, QUESTION, Case, golden
 
 
 class Reference(Case):
+    def test_messages_are_counted_removed_and_told(self) -> None:
+        chat = mc.Chat([{"role": "user", "content": "a"}], tools=[{"name": "f"}])
+        chat.add("assistant", "b")
+        self.assertEqual(len(chat), 2)
+        chat.remove_last()
+        written = {"messages": [{"role": "user", "content": "a"}], "tools": [{"name": "f"}]}
+        self.assertEqual(json.loads(chat.to_json()), written)
+        chat.remove_last()
+        with self.assertRaisesRegex(mc.InvalidArgumentError, "expected a message to remove"):
+            chat.remove_last()
+
     def test_prompts_answers_ids_and_log_probabilities_equal_the_reference(self) -> None:
         reference = golden("tiny_coder.json")
         model = mc.Model.load(CODER)
@@ -215,6 +227,9 @@ class Sessions(Case):
         session.set_loras([lora], [0.0])
         np.testing.assert_array_equal(logits(), plain)
         session.set_loras([lora])
+        self.assertGreater(session.memory, 0)
+        halves = self.model.generate("a", max_tokens=2, loras=[lora, lora], lora_scales=[0.5, 0.5])
+        self.assertEqual(halves.tokens, self.model.generate("a", max_tokens=2, lora=lora).tokens)
         np.testing.assert_array_equal(logits(), adapted)
         session.set_lora(None)
         np.testing.assert_array_equal(logits(), plain)

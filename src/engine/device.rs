@@ -381,7 +381,39 @@ mod gpu {
 /// # Errors
 /// `OutOfMemory` if the system gives no thread; the next call tries again.
 pub(super) fn check_threads() -> Result<()> {
-    ops::start_threads().map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("threads: {e}")).with_source(e))
+    ops::start_threads().map_err(no_threads)
+}
+
+fn no_threads(e: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(ErrorKind::OutOfMemory, format!("threads: {e}")).with_source(e)
+}
+
+/// More than any processor has, and few enough that a typing error does not exhaust the system.
+const MOST_THREADS: usize = 1024;
+
+/// Computes with so many threads from now on: whatever begins behind this call, on every model of the process. What runs keeps those that
+/// it has until it ends. Results on the CPU have the same bits with any number.
+///
+/// `count`: up to 1024; 0 (the default) = as many as `RAYON_NUM_THREADS` says, or as there are processors.
+///
+/// # Errors
+/// `InvalidArgument` for more; `OutOfMemory` if the system gives no so many threads, and those there are stay in use; `Unsupported` in a
+/// process that was forked from one whose threads were made.
+pub fn set_threads(count: usize) -> Result<()> {
+    if count > MOST_THREADS {
+        return Err(Error::argument(format!("threads: expected 0 to {MOST_THREADS}, found {count}")));
+    }
+    check_process()?;
+    ops::set_threads(count).map_err(no_threads)
+}
+
+/// How many threads compute; made, unless they are there.
+///
+/// # Errors
+/// `OutOfMemory` if the system gives no thread; `Unsupported` in a process that was forked from one whose threads were made.
+pub fn threads() -> Result<usize> {
+    check_process()?;
+    ops::thread_count().map_err(no_threads)
 }
 
 /// # Errors

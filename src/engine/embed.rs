@@ -22,6 +22,7 @@ use tokenizers::TruncationDirection;
 
 use super::lora::Attached;
 use super::model::{Progress, ProgressFn, Stage, tell};
+use super::options::{Field, Fields, Range, Slot, field, limit_field, word_field};
 use super::{Cancel, Lora, Model, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Checkpoint, Json, ModuleConfig, SentenceConfig, Similarity};
@@ -67,6 +68,69 @@ pub struct EmbedOptions {
     pub adapters: Vec<(Lora, f32)>,
     /// Stops when the texts that are going through the network are done.
     pub cancel: Option<Cancel>,
+}
+
+const POOLINGS: &[(&str, Pooling)] = &[
+    ("mean", Pooling::Mean),
+    ("cls", Pooling::Cls),
+    ("last", Pooling::Last),
+    ("max", Pooling::Max),
+    ("mean_sqrt_len", Pooling::MeanSqrtLen),
+    ("weighted_mean", Pooling::WeightedMean),
+];
+
+impl Fields for EmbedOptions {
+    const NAME: &'static str = "mc_embed_options";
+
+    fn fields() -> &'static [Field<Self>] {
+        const FIELDS: &[Field<EmbedOptions>] = &[
+            word_field!("pooling", POOLINGS, pooling or nothing),
+            field!("normalize", Range::Bool, normalize),
+            limit_field!("dimensions", dimensions),
+            limit_field!("max_length", max_length),
+            limit_field!("batch_size", batch_size),
+            Field {
+                name: "prompt_name",
+                range: Range::Text,
+                get: |options| options.prompt.name().into(),
+                set: |options, value| {
+                    options.prompt = Slot::of(value).map_or(Prompt::Default, Prompt::Name);
+                    Ok(())
+                },
+            },
+            Field {
+                name: "prefix",
+                range: Range::Text,
+                get: |options| options.prompt.text().into(),
+                set: |options, value| {
+                    options.prompt = Slot::of(value).map_or(Prompt::Default, Prompt::Text);
+                    Ok(())
+                },
+            },
+        ];
+        FIELDS
+    }
+}
+
+impl EmbedOptions {
+    /// Sets the fields that a JSON object has, by their names; `null` is a field's default. [`prompt`](Self::prompt) is a `prompt_name`
+    /// or a `prefix`; [`pooling`](Self::pooling) is `mean`, `cls`, `last`, `max`, `mean_sqrt_len` or `weighted_mean`.
+    ///
+    /// # Errors
+    /// As [`GenerateOptions::set_json`](crate::GenerateOptions::set_json).
+    pub fn set_json(&mut self, json: &str) -> Result<()> {
+        self.set_fields(Some(json))
+    }
+}
+
+impl Prompt {
+    pub(super) fn name(&self) -> Option<&str> {
+        if let Self::Name(name) = self { Some(name) } else { None }
+    }
+
+    pub(super) fn text(&self) -> Option<&str> {
+        if let Self::Text(text) = self { Some(text) } else { None }
+    }
 }
 
 /// What follows the network.

@@ -85,6 +85,13 @@ impl Evaluated {
         &self.states
     }
 
+    /// The bytes of tokens, states and logits.
+    pub fn held_bytes(&self) -> u64 {
+        let logits = self.logits.as_ref().map_or(0, Vec::capacity) + self.spare.capacity();
+        let beside = self.tokens.capacity() * size_of::<u32>() + logits * size_of::<f32>();
+        self.states.held_bytes() + beside as u64
+    }
+
     pub fn regime(&self) -> Regime {
         self.regime
     }

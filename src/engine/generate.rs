@@ -6,7 +6,9 @@ use std::time::Instant;
 use super::answer_parts::AnswerParts;
 use super::chat::{AnswerFormat, AnswerPart, ToolCall};
 use super::constraint::Constraint;
+use super::options::{Field, Fields, Range, SIZE, Slot, Value, field};
 use super::sampling::token_logprob;
+use super::session::PREFILL_CHUNK;
 use super::text_stream::TextStream;
 use super::{Cancel, Lora, Model, ProgressFn, Sampler, SamplingOptions, Session};
 use crate::error::{Error, ErrorKind, Result};
@@ -94,6 +96,16 @@ impl ToolChoice {
             name => Self::Function(name.to_string()),
         }
     }
+
+    /// The name that [`named`](Self::named) takes.
+    fn name(&self) -> &str {
+        match self {
+            Self::Auto => "auto",
+            Self::None => "none",
+            Self::Required => "required",
+            Self::Function(name) => name,
+        }
+    }
 }
 
 impl Default for GenerateOptions {
@@ -112,6 +124,90 @@ impl Default for GenerateOptions {
             adapters: None,
             cancel: None,
         }
+    }
+}
+
+impl Fields for GenerateOptions {
+    const NAME: &'static str = "mc_generate_options";
+
+    fn fields() -> &'static [Field<Self>] {
+        // No comparison holds for NaN. What the sampler computes with is F32, as logits are.
+        const FIELDS: &[Field<GenerateOptions>] = &[
+            field!("max_tokens", Range::Whole(0, SIZE), max_tokens),
+            field!("temperature", Range::Single("0 or more", |value| value >= 0.0), sampling.temperature),
+            field!("top_k", Range::Whole(0, SIZE), sampling.top_k),
+            field!("top_p", Range::Single("above 0, up to 1", |value| value > 0.0 && value <= 1.0), sampling.top_p),
+            field!("min_p", Range::Single("0 to 1", |value| (0.0..=1.0).contains(&value)), sampling.min_p),
+            field!("repetition_penalty", Range::Single("above 0", |value| value > 0.0), sampling.repetition_penalty),
+            field!("repetition_last_n", Range::Whole(0, SIZE), sampling.repetition_last_n),
+            field!("frequency_penalty", Range::Single("a number", |_| true), sampling.frequency_penalty),
+            field!("presence_penalty", Range::Single("a number", |_| true), sampling.presence_penalty),
+            field!("logit_bias", Range::Biases, sampling.logit_bias),
+            field!("seed", Range::Whole(0, u64::MAX), sampling.seed),
+            field!("stop", Range::Texts, stop),
+            Field {
+                name: "json_schema",
+                range: Range::Schema,
+                get: |options| options.json_schema.clone().map_or(Value::Unset, Value::Json),
+                set: |options, value| {
+                    options.json_schema = match value {
+                        Value::Json(schema) => Some(schema),
+                        _ => None,
+                    };
+                    Ok(())
+                },
+            },
+            Field {
+                name: "answer_format",
+                range: Range::Text,
+                get: |options| options.answer_format.as_ref().map(AnswerFormat::name).into(),
+                set: |options, value| {
+                    options.answer_format = match value {
+                        Value::Text(name) => Some(AnswerFormat::named(&name)?),
+                        _ => None,
+                    };
+                    Ok(())
+                },
+            },
+            Field {
+                name: "tool_choice",
+                range: Range::Text,
+                get: |options| Some(options.tool_choice.name()).into(),
+                set: |options, value| {
+                    if let Value::Text(name) = value {
+                        options.tool_choice = ToolChoice::named(&name);
+                    }
+                    Ok(())
+                },
+            },
+            field!("reasoning_budget", Range::Whole(0, SIZE), reasoning_budget),
+            field!("ignore_eos", Range::Bool, ignore_eos),
+            field!("add_special", Range::Bool, add_special),
+            Field {
+                name: "prefill_chunk",
+                range: Range::Whole(1, PREFILL_CHUNK as u64),
+                // 0 is Rust's word for the default, and out of the range.
+                get: |options| if options.prefill_chunk == 0 { Value::Unset } else { options.prefill_chunk.into() },
+                set: |options, value| {
+                    options.prefill_chunk = usize::of(value).unwrap_or(0);
+                    Ok(())
+                },
+            },
+        ];
+        FIELDS
+    }
+}
+
+impl GenerateOptions {
+    /// Sets the fields that a JSON object has, by their names; those of [`sampling`](Self::sampling) are among them, and
+    /// `repetition_last_n`. `null` is a field's default. `logit_bias` is an object of numbers by ids of tokens, with `false` for minus
+    /// infinity; `answer_format` is a name as of [`AnswerFormat::named`], and `tool_choice` as of [`ToolChoice::named`].
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is no JSON object, is longer than a mebibyte or has a name twice, and for a field that is not known, is
+    /// of another type, or is out of its range; fields before the first bad one are set.
+    pub fn set_json(&mut self, json: &str) -> Result<()> {
+        self.set_fields(Some(json))
     }
 }
 

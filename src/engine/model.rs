@@ -16,6 +16,7 @@ use super::constraint::Vocabulary;
 use super::device::check_threads;
 use super::embed::{self, Embedder};
 use super::files::Files;
+use super::options::{Field, Fields, Range, field, limit_field, word_field};
 use super::rerank::{Reranker, load_head};
 use super::sampling::Sampling;
 use super::save::LoadedFrom;
@@ -151,6 +152,40 @@ pub struct LoadOptions {
     pub offline: bool,
     /// Stops loading between two tensors, and a download between two blocks.
     pub cancel: Option<Cancel>,
+}
+
+const DTYPES: &[(&str, Dtype)] = &[("f32", Dtype::F32), ("f16", Dtype::F16), ("bf16", Dtype::BF16)];
+
+impl Fields for LoadOptions {
+    const NAME: &'static str = "mc_model_options";
+
+    fn fields() -> &'static [Field<Self>] {
+        const FIELDS: &[Field<LoadOptions>] = &[
+            word_field!("dtype", DTYPES, dtype or nothing),
+            field!("tokenizer_path", Range::Text, tokenizer_path),
+            field!("quantization", Range::Text, quantization),
+            field!("exact", Range::Bool, exact),
+            field!("kv_cache", Range::Text, kv_cache),
+            limit_field!("max_context", max_context),
+            field!("file", Range::Text, file),
+            field!("hub_cache_dir", Range::Text, hub_cache_dir),
+            field!("hub_revision", Range::Text, hub_revision),
+            field!("hub_token", Range::Text, hub_token),
+            field!("offline", Range::Bool, offline),
+        ];
+        FIELDS
+    }
+}
+
+impl LoadOptions {
+    /// Sets the fields that a JSON object has, by their names; `null` is a field's default. [`dtype`](Self::dtype) is `f32`, `f16` or
+    /// `bf16`; a [`device`](Self::device) is not among them.
+    ///
+    /// # Errors
+    /// As [`GenerateOptions::set_json`](crate::GenerateOptions::set_json).
+    pub fn set_json(&mut self, json: &str) -> Result<()> {
+        self.set_fields(Some(json))
+    }
 }
 
 /// A loaded model; clones are the same.

@@ -9,6 +9,7 @@ use serde_json::json;
 use tokenizers::TruncationDirection;
 
 use super::embed::Prompt;
+use super::options::{Field, Fields, Range, Slot, limit_field, word_field};
 use super::tokenizer::FirstText;
 use super::{Cancel, Chat, ChatTemplate, Model, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
@@ -51,6 +52,50 @@ pub struct RerankOptions {
     pub batch_size: Option<usize>,
     /// Stops when the pairs that are going through the network are done.
     pub cancel: Option<Cancel>,
+}
+
+const ACTIVATIONS: &[(&str, ScoreActivation)] = &[("identity", ScoreActivation::Identity), ("sigmoid", ScoreActivation::Sigmoid)];
+
+impl Fields for RerankOptions {
+    const NAME: &'static str = "mc_rerank_options";
+
+    fn fields() -> &'static [Field<Self>] {
+        const FIELDS: &[Field<RerankOptions>] = &[
+            word_field!("activation", ACTIVATIONS, activation or nothing),
+            limit_field!("max_length", max_length),
+            limit_field!("batch_size", batch_size),
+            Field {
+                name: "prompt_name",
+                range: Range::Text,
+                get: |options| options.prompt.name().into(),
+                set: |options, value| {
+                    options.prompt = Slot::of(value).map_or(Prompt::Default, Prompt::Name);
+                    Ok(())
+                },
+            },
+            Field {
+                name: "prompt",
+                range: Range::Text,
+                get: |options| options.prompt.text().into(),
+                set: |options, value| {
+                    options.prompt = Slot::of(value).map_or(Prompt::Default, Prompt::Text);
+                    Ok(())
+                },
+            },
+        ];
+        FIELDS
+    }
+}
+
+impl RerankOptions {
+    /// Sets the fields that a JSON object has, by their names; `null` is a field's default. [`prompt`](Self::prompt) is a `prompt_name`
+    /// or, as a text, a `prompt`; [`activation`](Self::activation) is `identity` or `sigmoid`.
+    ///
+    /// # Errors
+    /// As [`GenerateOptions::set_json`](crate::GenerateOptions::set_json).
+    pub fn set_json(&mut self, json: &str) -> Result<()> {
+        self.set_fields(Some(json))
+    }
 }
 
 /// What makes scores of what the network gives.

@@ -40,6 +40,8 @@ pub struct Session {
     answer: Option<Pull>,
     /// Of the conversation that it was set to, while nothing else was appended.
     answer_format: Option<AnswerFormat>,
+    /// How many tokens it was to hold, where a call that evaluates them was stopped before: there is no answer to half a prompt.
+    interrupted: Option<usize>,
 }
 
 /// An answer that its caller pulls, or may go on to pull where a call that pushed it failed.
@@ -71,7 +73,22 @@ impl Session {
 
     fn of(evaluated: Evaluated, max_context: usize) -> Self {
         let adapters = Attached::default();
-        Self { evaluated, max_context, adapters, answer_adapters: None, prefill_seconds: 0.0, answer: None, answer_format: None }
+        Self {
+            evaluated,
+            max_context,
+            adapters,
+            answer_adapters: None,
+            prefill_seconds: 0.0,
+            answer: None,
+            answer_format: None,
+            interrupted: None,
+        }
+    }
+
+    /// The bytes that it takes now: the keys and values or other states of every layer, with those that it can go back to and room
+    /// for more, its tokens and logits. What it shares with the model and its adapters, and an answer in the making, do not count.
+    pub fn memory_bytes(&self) -> u64 {
+        self.evaluated.held_bytes()
     }
 
     /// A second session that holds the same and goes its own way. An answer in the making stays with this one.
@@ -79,7 +96,8 @@ impl Session {
     /// # Errors
     /// `OutOfMemory`, `Device`, `Suspended`.
     pub fn fork(&self) -> Result<Self> {
-        Ok(Self { adapters: self.adapters.clone(), ..Self::of(self.evaluated.fork()?, self.max_context) })
+        let fork = Self::of(self.evaluated.fork()?, self.max_context);
+        Ok(Self { adapters: self.adapters.clone(), interrupted: self.interrupted, ..fork })
     }
 
     /// Appends a text. At the beginning of a session with what the tokenizer puts around a text (BOS).
@@ -115,7 +133,9 @@ impl Session {
     /// The same for a conversation, rendered by the chat template with its generation prompt, or with its last message left open.
     ///
     /// # Errors
-    /// As [`append`](Self::append), [`Chat::encode`], and `NotFound` without a template.
+    /// As [`append`](Self::append), [`Chat::encode`], and `NotFound` without a template. Stopped on its way, the session holds the
+    /// beginning of the prompt, and knows it: to ask for an answer is then `InvalidArgument`, until the prompt is set again, the rest
+    /// appended, or [`truncate`](Self::truncate) says that what is held is meant.
     pub fn set_chat(&mut self, chat: &Chat, cancel: Option<&Cancel>) -> Result<()> {
         let tokens = chat.encode(self.model(), !chat.continues(), cancel)?;
         let format = AnswerFormat::of_chat(chat, self.model().chat_template().ok(), self.model().tokenizer()?)?;
@@ -130,6 +150,7 @@ impl Session {
         self.check(tokens, 0)?;
         let common = self.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
         self.evaluated.keep(common);
+        self.interrupted = Some(tokens.len());
         self.extend(&tokens[common..], cancel)
     }
 
@@ -143,7 +164,15 @@ impl Session {
     fn extend(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<()> {
         let mut watch =
             PrefillWatch { cancel, progress: &mut None, seconds: &mut self.prefill_seconds, started: None, is_chosen: false };
-        self.evaluated.extend(tokens, &self.adapters, PREFILL_CHUNK, &mut |done, total| watch.piece(done, total))
+        let held = self.evaluated.tokens().len();
+        let result = self.evaluated.extend(tokens, &self.adapters, PREFILL_CHUNK, &mut |done, total| watch.piece(done, total));
+        match &result {
+            Ok(()) => self.interrupted = None,
+            Err(_) if self.position() > held => self.interrupted = Some(held + tokens.len()),
+            // As if it had not been called.
+            Err(_) => {}
+        }
+        result
     }
 
     /// Ids that the model knows, and room for them behind `held` tokens.
@@ -187,9 +216,10 @@ impl Session {
     /// Answers what the session holds. A cancel gives `Ok` with [`FinishReason::Cancelled`] and the partial text.
     ///
     /// # Errors
-    /// `InvalidArgument` for an option out of range or an empty session; `OutOfMemory`, `Device`, `Suspended`. An answer that failed on
-    /// its way is still there: [`next`](Self::next) goes on behind its last token, [`end`](Self::end) gives what there is, any other
-    /// call that changes the session gives it up. The session holds its tokens all the same.
+    /// `InvalidArgument` for an option out of range, an empty session, or half a prompt, whose evaluation was stopped; `OutOfMemory`,
+    /// `Device`, `Suspended`. An answer that failed on its way is still there: [`next`](Self::next) goes on behind its last token,
+    /// [`end`](Self::end) gives what there is, any other call that changes the session gives it up. The session holds its tokens all the
+    /// same.
     pub fn generate(
         &mut self,
         options: &GenerateOptions,
@@ -329,6 +359,13 @@ impl Session {
     }
 
     fn begin_answer(&mut self, options: &GenerateOptions) -> Result<Answer> {
+        if let Some(whole) = self.interrupted {
+            let held = self.position();
+            return Err(Error::argument(format!(
+                "session: expected a whole prompt, found {held} of its {whole} tokens, since reading it was stopped: set it again, \
+                 append the rest, or truncate"
+            )));
+        }
         if self.tokens().is_empty() {
             return Err(Error::argument("session: expected at least one token to answer to, found none"));
         }
@@ -473,6 +510,7 @@ impl Session {
         if position > self.position() {
             return Err(Error::argument(format!("position: expected at most {}, found {position}", self.position())));
         }
+        self.interrupted = None;
         self.evaluated.keep(position);
         self.answer_format = None;
         Ok(())
@@ -492,8 +530,8 @@ impl Session {
     /// used as they are; with others, or none, they are computed again when they are next needed.
     ///
     /// # Errors
-    /// `Mismatch` if another model wrote it, or one with another [`kv_cache`](super::LoadOptions::kv_cache); `Format` if it is damaged or of another version, `ContextFull` if it holds more tokens than
-    /// the model was loaded for; `OutOfMemory`, `Device`, `Suspended`.
+    /// `Mismatch` if another model wrote it, or one with another [`kv_cache`](super::LoadOptions::kv_cache); `Format` if it is damaged or
+    /// of another version, `ContextFull` if it holds more tokens than the model was loaded for; `OutOfMemory`, `Device`, `Suspended`.
     pub fn load(model: &Model, path: impl AsRef<Path>) -> Result<Self> {
         let most = Self::new(model, 0)?.max_context;
         let (max_context, evaluated) = model.device().work(|| super::session_file::load(path.as_ref(), model))?;

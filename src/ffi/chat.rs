@@ -113,6 +113,53 @@ pub unsafe extern "C" fn mc_chat_add(
     })
 }
 
+/// How many messages a conversation has.
+///
+/// @param chat  the conversation.
+/// @return messages; 0 while another call changes the conversation.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_chat_len(chat: MaybeUninit<&mc_chat>) -> usize {
+    guard_or(0, || Ok(chat.get("chat")?.read("chat")?.len()))
+}
+
+/// Removes the last message, such as an answer that is to be given again.
+///
+/// @param chat  the conversation.
+/// @param err   NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also without a message; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_chat_remove_last(chat: MaybeUninit<&mut mc_chat>, err: *mut *mut mc_error) -> mc_status {
+    guard(err, || change(chat, Chat::remove_last))
+}
+
+/// A conversation as JSON, from which mc_chat_from_json() makes an equal one. A template, its variables and what else was set beside
+/// messages and tools are not in it.
+///
+/// @param chat  the conversation.
+/// @param out   receives an object with `messages`, and with `tools` if there are any; free it with mc_string_free().
+/// @param err   NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_chat_json(
+    chat: MaybeUninit<&mc_chat>,
+    out: MaybeUninit<&mut *mut mc_string>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        out.set(Text::new(chat.get("chat")?.read("chat")?.to_json()?));
+        Ok(mc_status::MC_OK)
+    })
+}
+
 /// The tools that the model may call, for templates that know tools.
 ///
 /// @param chat      the conversation.
@@ -205,7 +252,7 @@ pub unsafe extern "C" fn mc_chat_set_time(chat: MaybeUninit<&mut mc_chat>, unix_
 ///
 /// @param chat       the conversation; ignored while another call uses it.
 /// @param continues  default: false. With true a prompt has no generation prompt: mc_session_set_chat() makes it without one, and
-///                   mc_chat_render() and mc_chat_encode() must be called so.
+///                   mc_model_render_chat() and mc_model_encode_chat() must be called so.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
@@ -224,7 +271,7 @@ pub unsafe extern "C" fn mc_chat_set_continue_final_message(chat: MaybeUninit<&m
 ///
 /// @param chat            the conversation.
 /// @param control_tokens  default: MC_CONTROL_TOKENS. With MC_CONTROL_TEXT no text means the same as the conversation: sessions
-///                        take it as it is, mc_chat_encode() gives its ids, mc_chat_render() and training refuse it.
+///                        take it as it is, mc_model_encode_chat() gives its ids, mc_model_render_chat() and training refuse it.
 /// @param err             NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT; MC_ERROR_BUSY; MC_ERROR_POISONED.
 ///
@@ -259,7 +306,7 @@ pub unsafe extern "C" fn mc_chat_set_control_tokens(
 /// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn mc_chat_render(
+pub unsafe extern "C" fn mc_model_render_chat(
     model: MaybeUninit<&mc_model>,
     chat: MaybeUninit<&mc_chat>,
     add_generation_prompt: bool,
@@ -294,7 +341,7 @@ pub unsafe extern "C" fn mc_chat_render(
 /// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn mc_chat_encode(
+pub unsafe extern "C" fn mc_model_encode_chat(
     model: MaybeUninit<&mc_model>,
     chat: MaybeUninit<&mc_chat>,
     add_generation_prompt: bool,

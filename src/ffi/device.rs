@@ -104,14 +104,14 @@ pub unsafe extern "C" fn mc_device_new(
     })
 }
 
-/// The kind of device that was opened.
+/// The kind of device that was opened. (In C a function cannot have the name of the type that it returns.)
 ///
 /// @param device  the device.
 /// @return never MC_DEVICE_AUTO, except for a wrong handle.
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_device_get_kind(device: MaybeUninit<&mc_device>) -> mc_device_kind {
+pub unsafe extern "C" fn mc_device_kind_of(device: MaybeUninit<&mc_device>) -> mc_device_kind {
     guard_or(mc_device_kind::MC_DEVICE_AUTO, || Ok(device.lend("device")?.device.kind().into()))
 }
 

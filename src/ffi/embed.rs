@@ -13,11 +13,12 @@ use super::callback::HostProgress;
 use super::cancel::{given_cancel, mc_cancel};
 use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Given, Object, Out, free, inert, new_handle, optional};
-use super::lora::{mc_lora, scaled};
+use super::lora::{all_scaled, mc_lora, scaled};
 use super::model::{mc_model, mc_progress_fn};
-use super::text::{content, contents, given_array, optional_name};
+use super::text::{content, contents, given_array, optional_content, optional_name};
+use crate::engine::options::{Fields, Value};
 use crate::error::{Error, Result};
-use crate::{EmbedOptions, Pooling, ProgressFn, Prompt, Similarity, similarity_top_k};
+use crate::{EmbedOptions, Pooling, ProgressFn, Similarity, similarity_top_k};
 
 /// How the vectors of a text's tokens become one.
 #[repr(C)]
@@ -129,6 +130,32 @@ fn set(options: MaybeUninit<&mut mc_embed_options>, setter: impl FnOnce(&mut Emb
     guard_or((), || options.get("options")?.set(|options| setter(&mut options.embed)));
 }
 
+fn set_field(options: MaybeUninit<&mut mc_embed_options>, name: &str, value: impl Into<Value>) {
+    set(options, |embed| embed.set_field(name, value.into()));
+}
+
+/// Sets options from JSON, each as its setter does, in the order in which they are written.
+///
+/// `pooling`: "mean", "cls", "last", "max", "mean_sqrt_len" or "weighted_mean". `normalize`: true or false. `dimensions`, `max_length`,
+/// `batch_size`: numbers. `prompt_name`, `prefix`: texts, each in place of the other. What is a handle or a callback has its setter alone.
+///
+/// @param options   the options.
+/// @param json      an object, UTF-8, such as `{"dimensions": 256, "prompt_name": "query"}`; a member that is null has its default again.
+///                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
+///                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
+///                  have their defaults again.
+/// @param json_len  bytes.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_embed_options_set_json(
+    options: MaybeUninit<&mut mc_embed_options>,
+    json: *const c_char,
+    json_len: usize,
+) {
+    set(options, |embed| embed.set_fields(optional_content(json, json_len, "json")?));
+}
+
 /// Another way of pooling than the model's own.
 ///
 /// @param options  the options.
@@ -155,10 +182,7 @@ pub unsafe extern "C" fn mc_embed_options_set_pooling(
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_normalize(options: MaybeUninit<&mut mc_embed_options>, value: bool) {
-    set(options, |embed| {
-        embed.normalize = Some(value);
-        Ok(())
-    });
+    set_field(options, "normalize", value);
 }
 
 /// Keeps the first values of each vector only, for models that were trained for it (Matryoshka). The shorter vector is normalised
@@ -170,10 +194,7 @@ pub unsafe extern "C" fn mc_embed_options_set_normalize(options: MaybeUninit<&mu
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_dimensions(options: MaybeUninit<&mut mc_embed_options>, value: usize) {
-    set(options, |embed| {
-        embed.dimensions = Some(value).filter(|&value| value > 0);
-        Ok(())
-    });
+    set_field(options, "dimensions", value);
 }
 
 /// How much of a long text counts; the rest is cut off.
@@ -185,10 +206,7 @@ pub unsafe extern "C" fn mc_embed_options_set_dimensions(options: MaybeUninit<&m
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_max_length(options: MaybeUninit<&mut mc_embed_options>, value: usize) {
-    set(options, |embed| {
-        embed.max_length = Some(value).filter(|&value| value > 0);
-        Ok(())
-    });
+    set_field(options, "max_length", value);
 }
 
 /// The most texts that go through the network together, on each thread: fewer take less memory and answer a cancel sooner. Changes
@@ -200,10 +218,7 @@ pub unsafe extern "C" fn mc_embed_options_set_max_length(options: MaybeUninit<&m
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_batch_size(options: MaybeUninit<&mut mc_embed_options>, value: usize) {
-    set(options, |embed| {
-        embed.batch_size = Some(value).filter(|&value| value > 0);
-        Ok(())
-    });
+    set_field(options, "batch_size", value);
 }
 
 /// Puts one of the model's own prompts in front of every text: "query" for what is searched for, "document" for what is
@@ -216,10 +231,7 @@ pub unsafe extern "C" fn mc_embed_options_set_batch_size(options: MaybeUninit<&m
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_prompt_name(options: MaybeUninit<&mut mc_embed_options>, name: *const c_char) {
-    set(options, |embed| {
-        embed.prompt = optional_name(name, "prompt_name")?.map_or(Prompt::Default, |name| Prompt::Name(name.to_owned()));
-        Ok(())
-    });
+    set(options, |embed| embed.set_field("prompt_name", optional_name(name, "prompt_name")?.into()));
 }
 
 /// Puts a text in front of every text. Replaces mc_embed_options_set_prompt_name().
@@ -231,10 +243,7 @@ pub unsafe extern "C" fn mc_embed_options_set_prompt_name(options: MaybeUninit<&
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_prefix(options: MaybeUninit<&mut mc_embed_options>, prefix: *const c_char) {
-    set(options, |embed| {
-        embed.prompt = optional_name(prefix, "prefix")?.map_or(Prompt::Default, |prefix| Prompt::Text(prefix.to_owned()));
-        Ok(())
-    });
+    set(options, |embed| embed.set_field("prefix", optional_name(prefix, "prefix")?.into()));
 }
 
 /// An adapter for the vectors.
@@ -253,6 +262,28 @@ pub unsafe extern "C" fn mc_embed_options_set_lora(
 ) {
     set(options, |embed| {
         embed.adapters = scaled(lora, scale)?;
+        Ok(())
+    });
+}
+
+/// Several adapters for the vectors at once: their changes add up. Else as, and in place of, mc_embed_options_set_lora().
+///
+/// @param options  the options.
+/// @param loras    `count` adapters of the model, none of them NULL; the options keep them alive. NULL if `count` is 0.
+/// @param scales   `count` factors for their changes, finite numbers; NULL = 1 for each.
+/// @param count    how many; 0 (the default) = none. Two that replace the same matrix or bias make the call that embeds return
+///                 MC_ERROR_INVALID_ARGUMENT.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_embed_options_set_loras(
+    options: MaybeUninit<&mut mc_embed_options>,
+    loras: *const *const mc_lora,
+    scales: *const f32,
+    count: usize,
+) {
+    set(options, |embed| {
+        embed.adapters = all_scaled(loras, scales, count)?;
         Ok(())
     });
 }
@@ -318,7 +349,7 @@ fn embed_options(options: *const mc_embed_options) -> Result<HostEmbedOptions> {
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_embed_dim(model: MaybeUninit<&mc_model>, options: *const mc_embed_options) -> usize {
+pub unsafe extern "C" fn mc_model_embed_dim(model: MaybeUninit<&mc_model>, options: *const mc_embed_options) -> usize {
     guard_or(0, || model.get("model")?.model.embedding_dim(&embed_options(options)?.embed))
 }
 
@@ -330,7 +361,7 @@ pub unsafe extern "C" fn mc_embed_dim(model: MaybeUninit<&mc_model>, options: *c
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_embed_similarity(model: MaybeUninit<&mc_model>) -> mc_similarity {
+pub unsafe extern "C" fn mc_model_similarity(model: MaybeUninit<&mc_model>) -> mc_similarity {
     guard_or(mc_similarity::MC_SIMILARITY_NONE, || Ok(model.get("model")?.model.similarity().into()))
 }
 
@@ -341,7 +372,7 @@ pub unsafe extern "C" fn mc_embed_similarity(model: MaybeUninit<&mc_model>) -> m
 /// @param text_len  bytes.
 /// @param options   the options, or NULL.
 /// @param out       receives `out_len` numbers.
-/// @param out_len   mc_embed_dim().
+/// @param out_len   mc_model_embed_dim().
 /// @param err       NULL, or receives the error.
 /// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for another `out_len` and for options out of their range;
 ///         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_MISMATCH for an adapter of another model;
@@ -369,8 +400,8 @@ pub unsafe extern "C" fn mc_embed(
 /// @param text_lens  the bytes of each text; a text of 0 bytes may be NULL. NULL = all texts end with a NUL.
 /// @param texts_len  texts; may be 0.
 /// @param options    the options, or NULL.
-/// @param out        receives one vector after another, in the order of the texts: (texts_len, mc_embed_dim()).
-/// @param out_len    texts_len * mc_embed_dim().
+/// @param out        receives one vector after another, in the order of the texts: (texts_len, mc_model_embed_dim()).
+/// @param out_len    texts_len * mc_model_embed_dim().
 /// @param err        NULL, or receives the error.
 /// @return as mc_embed(); MC_ERROR_INVALID_UTF8 names the text by its index.
 ///
@@ -417,7 +448,7 @@ fn embed(
 /// For each query the `k` nearest documents, the nearest first; of equally near ones the earlier. Every document is compared; the
 /// work is spread over all threads.
 ///
-/// @param similarity     how to compare; mc_embed_similarity().
+/// @param similarity     how to compare; mc_model_similarity().
 /// @param queries        vectors: (queries_len, dim), one after another.
 /// @param queries_len    queries; may be 0.
 /// @param documents      vectors: (documents_len, dim), one after another.

@@ -11,14 +11,13 @@ use super::callback::{HostProgress, token_closure};
 use super::cancel::{given_cancel, mc_cancel};
 use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Given, Object, OutHandle, free, inert, new_handle, optional};
-use super::lora::{mc_lora, scaled};
+use super::lora::{all_scaled, mc_lora, scaled};
 use super::model::{mc_model, mc_progress_fn};
 use super::text::{Text, content, empty, given_content, optional_content, optional_name};
 use super::values::{lend_tokens, no_tokens};
-use crate::error::{Error, Result};
-use crate::{
-    AnswerFormat, FinishReason, GenerateOptions, Generation, ProgressFn, Sampling, SamplingOptions, TokenFn, ToolCall, ToolChoice,
-};
+use crate::engine::options::{Fields, Value, check_bias, check_part};
+use crate::error::Result;
+use crate::{FinishReason, GenerateOptions, Generation, ProgressFn, TokenFn, ToolCall};
 
 /// Why a generation ended.
 #[repr(C)]
@@ -192,15 +191,33 @@ fn set(options: MaybeUninit<&mut mc_generate_options>, setter: impl FnOnce(&mut 
     guard_or((), || options.get("options")?.set(|options| setter(&mut options.generate)));
 }
 
-/// The ranges are the sampler's own: the field alone on top of the defaults, then the same field in the options.
-fn set_sampling(options: MaybeUninit<&mut mc_generate_options>, setter: impl Fn(&mut SamplingOptions)) {
-    set(options, |generate| {
-        let mut alone = SamplingOptions::default();
-        setter(&mut alone);
-        alone.resolve(&Sampling::default())?;
-        setter(&mut generate.sampling);
-        Ok(())
-    });
+fn set_field(options: MaybeUninit<&mut mc_generate_options>, name: &str, value: impl Into<Value>) {
+    set(options, |generate| generate.set_field(name, value.into()));
+}
+
+/// Sets options from JSON, each as its setter does, in the order in which they are written.
+///
+/// `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `repetition_last_n`, `frequency_penalty`,
+/// `presence_penalty`, `seed`, `reasoning_budget`, `prefill_chunk`: numbers. `ignore_eos`, `add_special`: true or false. `stop`: a list of
+/// texts, in place of those before. `logit_bias`: an object of numbers by ids of tokens, in place of those before, with false for minus
+/// infinity. `json_schema`: an object, or true or false. `answer_format`, `tool_choice`: texts. What is a handle or a callback has its
+/// setter alone.
+///
+/// @param options   the options.
+/// @param json      an object, UTF-8, such as `{"max_tokens": 200, "temperature": 0.7, "stop": ["\n\n"]}`; a member that is null has its
+///                  default again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a
+///                  name that stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL
+///                  = all of these have their defaults again.
+/// @param json_len  bytes.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_json(
+    options: MaybeUninit<&mut mc_generate_options>,
+    json: *const c_char,
+    json_len: usize,
+) {
+    set(options, |generate| generate.set_fields(optional_content(json, json_len, "json")?));
 }
 
 /// The most tokens to generate.
@@ -211,10 +228,7 @@ fn set_sampling(options: MaybeUninit<&mut mc_generate_options>, setter: impl Fn(
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_max_tokens(options: MaybeUninit<&mut mc_generate_options>, value: usize) {
-    set(options, |generate| {
-        generate.max_tokens = value;
-        Ok(())
-    });
+    set_field(options, "max_tokens", value);
 }
 
 /// How random the choice of tokens is: logits are divided by this.
@@ -224,8 +238,8 @@ pub unsafe extern "C" fn mc_generate_options_set_max_tokens(options: MaybeUninit
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_temperature(options: MaybeUninit<&mut mc_generate_options>, value: f32) {
-    set_sampling(options, |sampling| sampling.temperature = Some(value));
+pub unsafe extern "C" fn mc_generate_options_set_temperature(options: MaybeUninit<&mut mc_generate_options>, value: f64) {
+    set_field(options, "temperature", value);
 }
 
 /// Keeps the `value` most probable tokens.
@@ -236,7 +250,7 @@ pub unsafe extern "C" fn mc_generate_options_set_temperature(options: MaybeUnini
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_top_k(options: MaybeUninit<&mut mc_generate_options>, value: usize) {
-    set_sampling(options, |sampling| sampling.top_k = Some(value));
+    set_field(options, "top_k", value);
 }
 
 /// Keeps the fewest most probable tokens whose probabilities sum to `value`.
@@ -246,8 +260,8 @@ pub unsafe extern "C" fn mc_generate_options_set_top_k(options: MaybeUninit<&mut
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_top_p(options: MaybeUninit<&mut mc_generate_options>, value: f32) {
-    set_sampling(options, |sampling| sampling.top_p = Some(value));
+pub unsafe extern "C" fn mc_generate_options_set_top_p(options: MaybeUninit<&mut mc_generate_options>, value: f64) {
+    set_field(options, "top_p", value);
 }
 
 /// Keeps the tokens with at least `value` times the probability of the most probable one.
@@ -257,8 +271,8 @@ pub unsafe extern "C" fn mc_generate_options_set_top_p(options: MaybeUninit<&mut
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_min_p(options: MaybeUninit<&mut mc_generate_options>, value: f32) {
-    set_sampling(options, |sampling| sampling.min_p = Some(value));
+pub unsafe extern "C" fn mc_generate_options_set_min_p(options: MaybeUninit<&mut mc_generate_options>, value: f64) {
+    set_field(options, "min_p", value);
 }
 
 /// Makes tokens that occurred less probable: their logits are divided by `penalty` if positive, else multiplied.
@@ -271,10 +285,13 @@ pub unsafe extern "C" fn mc_generate_options_set_min_p(options: MaybeUninit<&mut
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_repetition_penalty(
     options: MaybeUninit<&mut mc_generate_options>,
-    penalty: f32,
+    penalty: f64,
     last_n: usize,
 ) {
-    set_sampling(options, |sampling| sampling.repetition_penalty = Some((penalty, last_n)));
+    set(options, |generate| {
+        generate.set_field("repetition_penalty", penalty.into())?;
+        generate.set_field("repetition_last_n", last_n.into())
+    });
 }
 
 /// Subtracts `value` from a token's logit for each time it occurs in the answer.
@@ -284,8 +301,8 @@ pub unsafe extern "C" fn mc_generate_options_set_repetition_penalty(
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_frequency_penalty(options: MaybeUninit<&mut mc_generate_options>, value: f32) {
-    set_sampling(options, |sampling| sampling.frequency_penalty = Some(value));
+pub unsafe extern "C" fn mc_generate_options_set_frequency_penalty(options: MaybeUninit<&mut mc_generate_options>, value: f64) {
+    set_field(options, "frequency_penalty", value);
 }
 
 /// Subtracts `value` from the logit of each token that occurs in the answer.
@@ -295,8 +312,8 @@ pub unsafe extern "C" fn mc_generate_options_set_frequency_penalty(options: Mayb
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generate_options_set_presence_penalty(options: MaybeUninit<&mut mc_generate_options>, value: f32) {
-    set_sampling(options, |sampling| sampling.presence_penalty = Some(value));
+pub unsafe extern "C" fn mc_generate_options_set_presence_penalty(options: MaybeUninit<&mut mc_generate_options>, value: f64) {
+    set_field(options, "presence_penalty", value);
 }
 
 /// Adds to the logit of one token; may be called for many tokens.
@@ -312,7 +329,11 @@ pub unsafe extern "C" fn mc_generate_options_add_logit_bias(
     token: u32,
     bias: f32,
 ) {
-    set_sampling(options, |sampling| sampling.logit_bias.push((token, bias)));
+    set(options, |generate| {
+        check_bias(token, bias.into())?;
+        generate.sampling.logit_bias.push((token, bias));
+        Ok(())
+    });
 }
 
 /// Makes sampling repeat: the same seed, options, prompt, model and device give the same answer.
@@ -323,7 +344,7 @@ pub unsafe extern "C" fn mc_generate_options_add_logit_bias(
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_seed(options: MaybeUninit<&mut mc_generate_options>, seed: u64) {
-    set_sampling(options, |sampling| sampling.seed = Some(seed));
+    set_field(options, "seed", seed);
 }
 
 /// Whether to go on after the model ended its answer, as for measuring speed. With a JSON schema: as long as it lets something
@@ -335,10 +356,7 @@ pub unsafe extern "C" fn mc_generate_options_set_seed(options: MaybeUninit<&mut 
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_ignore_eos(options: MaybeUninit<&mut mc_generate_options>, value: bool) {
-    set(options, |generate| {
-        generate.ignore_eos = value;
-        Ok(())
-    });
+    set_field(options, "ignore_eos", value);
 }
 
 /// Whether the prompt of mc_generate() gets the tokenizer's special tokens, such as a beginning-of-sequence token. Turn it off
@@ -350,10 +368,7 @@ pub unsafe extern "C" fn mc_generate_options_set_ignore_eos(options: MaybeUninit
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_add_special(options: MaybeUninit<&mut mc_generate_options>, value: bool) {
-    set(options, |generate| {
-        generate.add_special = value;
-        Ok(())
-    });
+    set_field(options, "add_special", value);
 }
 
 /// How many tokens of a prompt are evaluated at once: more is faster, fewer answers a cancel sooner and takes less memory.
@@ -364,13 +379,7 @@ pub unsafe extern "C" fn mc_generate_options_set_add_special(options: MaybeUnini
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_prefill_chunk(options: MaybeUninit<&mut mc_generate_options>, value: usize) {
-    set(options, |generate| {
-        if !(1..=512).contains(&value) {
-            return Err(Error::argument(format!("prefill_chunk: expected 1 to 512, found {value}")));
-        }
-        generate.prefill_chunk = value;
-        Ok(())
-    });
+    set_field(options, "prefill_chunk", value);
 }
 
 /// A flag that stops the generation.
@@ -411,6 +420,29 @@ pub unsafe extern "C" fn mc_generate_options_set_lora(
     });
 }
 
+/// Several adapters for the generation at once, in place of the session's own: their changes add up. Else as, and in place of,
+/// mc_generate_options_set_lora().
+///
+/// @param options  the options.
+/// @param loras    `count` adapters of the model, none of them NULL; the options keep them alive. NULL if `count` is 0.
+/// @param scales   `count` factors for their changes, finite numbers; NULL = 1 for each.
+/// @param count    how many; 0 (the default) = the session's own adapters; without a session, none. Two that replace the same matrix or
+///                 bias make the generation return MC_ERROR_INVALID_ARGUMENT.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generate_options_set_loras(
+    options: MaybeUninit<&mut mc_generate_options>,
+    loras: *const *const mc_lora,
+    scales: *const f32,
+    count: usize,
+) {
+    set(options, |generate| {
+        generate.adapters = Some(all_scaled(loras, scales, count)?).filter(|adapters| !adapters.is_empty());
+        Ok(())
+    });
+}
+
 /// Who hears how far the evaluation of the prompt is. Not used by mc_session_begin().
 ///
 /// @param options    the options.
@@ -447,9 +479,7 @@ pub unsafe extern "C" fn mc_generate_options_add_stop(
 ) {
     set(options, |generate| {
         let text = given_content(text, text_len, "stop")?;
-        if text.is_empty() {
-            return Err(Error::argument("stop: expected text, found an empty one"));
-        }
+        check_part("stop", text)?;
         generate.stop.push(text.to_owned());
         Ok(())
     });
@@ -483,6 +513,7 @@ pub unsafe extern "C" fn mc_generate_options_set_json_schema(
     json_len: usize,
 ) {
     set(options, |generate| {
+        // Read by the first call that uses it, and text until then.
         generate.json_schema = optional_content(json, json_len, "json_schema")?.map(str::to_owned);
         Ok(())
     });
@@ -513,10 +544,7 @@ pub unsafe extern "C" fn mc_generate_options_set_tool_choice(
     options: MaybeUninit<&mut mc_generate_options>,
     choice: *const c_char,
 ) {
-    set(options, |generate| {
-        generate.tool_choice = optional_name(choice, "tool_choice")?.map_or(ToolChoice::Auto, ToolChoice::named);
-        Ok(())
-    });
+    set(options, |generate| generate.set_field("tool_choice", optional_name(choice, "tool_choice")?.into()));
 }
 
 /// How an answer is told apart into text, thoughts and calls of tools. Its text and tokens are the same either way.
@@ -537,14 +565,7 @@ pub unsafe extern "C" fn mc_generate_options_set_answer_format(
     options: MaybeUninit<&mut mc_generate_options>,
     name: *const c_char,
 ) {
-    set(options, |generate| {
-        generate.answer_format = match optional_name(name, "answer_format")? {
-            None => None,
-            Some("none") => Some(AnswerFormat::default()),
-            Some(name) => Some(AnswerFormat::named(name)?),
-        };
-        Ok(())
-    });
+    set(options, |generate| generate.set_field("answer_format", optional_name(name, "answer_format")?.into()));
 }
 
 /// How many tokens a thought may have: then the model's own mark closes it, and the answer goes on behind it.
@@ -556,10 +577,8 @@ pub unsafe extern "C" fn mc_generate_options_set_answer_format(
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_reasoning_budget(options: MaybeUninit<&mut mc_generate_options>, tokens: usize) {
-    set(options, |generate| {
-        generate.reasoning_budget = Some(tokens).filter(|tokens| *tokens != usize::MAX);
-        Ok(())
-    });
+    let budget = if tokens == usize::MAX { Value::Unset } else { tokens.into() };
+    set_field(options, "reasoning_budget", budget);
 }
 
 /// Frees options; a generation that uses them goes on.

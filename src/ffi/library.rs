@@ -10,12 +10,12 @@ use super::callback::UserData;
 use super::error::{mc_error, mc_status};
 use super::handle::live_objects;
 use super::text::{Text, lend, name as checked_name};
-use crate::Device;
 use crate::error::{Error, ErrorKind, Result};
+use crate::{Device, set_threads, threads};
 
 /// The version of the binary interface that this header describes; compare it with mc_abi_version(). It is part of the
 /// shared library's name and changes only when a program must be compiled again.
-pub const MC_ABI_VERSION: u32 = 1;
+pub const MC_ABI_VERSION: u32 = 2;
 
 /// What a callback returns to stop the call that it runs in; so does every value but MC_CONTINUE.
 pub const MC_STOP: i32 = 0;
@@ -176,6 +176,34 @@ pub unsafe extern "C" fn mc_trim_memory(keep_bytes: u64, err: *mut *mut mc_error
         Device::trim_memory(keep_bytes)?;
         Ok(mc_status::MC_OK)
     })
+}
+
+/// Sets how many threads the library computes with on the processor, whatever begins behind this call, on every model of the process. What
+/// runs keeps those that it has until it ends. Results have the same bits with any number.
+///
+/// @param count  1 to 1024; 0 = as RAYON_NUM_THREADS says, or as there are processors, which is what there is without this call.
+/// @param err    NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT for more; MC_ERROR_OUT_OF_MEMORY if the system gives no so many, and those there were stay in
+///         use: a smaller number, or a later call, may succeed.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_set_threads(count: u32, err: *mut *mut mc_error) -> mc_status {
+    guard(err, || {
+        set_threads(count as usize)?;
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// How many threads the library computes with on the processor. Makes them, unless they are there.
+///
+/// @return 0 if the system gives none, and in a process that was forked from one that had them.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub extern "C" fn mc_threads() -> u32 {
+    guard_or(0, || Ok(threads()? as u32))
 }
 
 /// Sets, replaces or removes the process's log callback. Without one nothing is logged.

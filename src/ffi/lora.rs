@@ -3,7 +3,7 @@
 //! An adapter is loaded for a model from a directory of PEFT, and then attached: to a session (mc_session_set_lora()), to one
 //! generation (mc_generate_options_set_lora()) or to embeddings (mc_embed_options_set_lora()), each with a factor. Several at once add up
 //! (mc_session_set_loras()). The model itself never changes: sessions with different adapters run side by side on one model, and
-//! a session whose adapters are removed computes what it would have without them, bit for bit on the CPU. mc_lora_merge() makes a new
+//! a session whose adapters are removed computes what it would have without them, bit for bit on the CPU. mc_model_merge() makes a new
 //! model with the adapter's changes in its weights.
 
 use std::ffi::c_char;
@@ -13,7 +13,7 @@ use super::boundary::{guard, guard_or};
 use super::error::{mc_error, mc_status};
 use super::handle::{Given, Object, OutHandle, free, optional, retain};
 use super::model::{ModelState, mc_model};
-use super::text::{self, Text};
+use super::text::{self, Text, array};
 use super::values::mc_string;
 use crate::Lora;
 use crate::error::{Error, Result};
@@ -39,14 +39,32 @@ pub(super) fn scaled(lora: *const mc_lora, scale: f32) -> Result<Vec<(Lora, f32)
     Ok(vec![((*lora).clone(), scale)])
 }
 
+/// Several adapters, each with its factor.
+pub(super) fn all_scaled(loras: *const *const mc_lora, scales: *const f32, count: usize) -> Result<Vec<(Lora, f32)>> {
+    let loras = array(loras, count, "loras")?;
+    let scales = if scales.is_null() { None } else { Some(array(scales, count, "scales")?) };
+    let adapter = |(i, &lora): (usize, &*const mc_lora)| {
+        let name = format!("loras[{i}]");
+        let lora = optional(lora, &name)?;
+        let lora = lora.ok_or_else(|| Error::argument(format!("{name}: expected mc_lora, found NULL")))?;
+        let scale = scales.map_or(1.0, |scales| scales[i]);
+        if !scale.is_finite() {
+            return Err(Error::argument(format!("scales[{i}]: expected a finite number, found {scale}")));
+        }
+        Ok(((*lora).clone(), scale))
+    };
+    loras.iter().enumerate().map(adapter).collect()
+}
+
 /// Loads an adapter of a model.
 ///
 /// Understood are the projections of every layer, the embedding and the output matrix as targets, by names, by a pattern or as
 /// "all-linear"; the matrices of all experts of a layer as target_parameters; rank_pattern, alpha_pattern, layers_to_transform,
 /// exclude_modules, rsLoRA, DoRA, trained biases; the embedding and the output matrix as modules_to_save, and rows of them by
-/// trainable_token_indices, which replace those of the model whatever the factor is. Files are checked: a tensor without a place in the model, a target without its tensors, a shape that
-/// does not fit, a number that is not finite, and an option that would change the result and is not implemented (DoRA on the
-/// embedding, among others) are errors that name it. What only matters in training, such as lora_dropout, is ignored.
+/// trainable_token_indices, which replace those of the model whatever the factor is. Files are checked: a tensor without a place in the
+/// model, a target without its tensors, a shape that does not fit, a number that is not finite, and an option that would change the result
+/// and is not implemented (DoRA on the embedding, among others) are errors that name it. What only matters in training, such as
+/// lora_dropout, is ignored.
 ///
 /// @param model     the model that the adapter was trained on. Another model of the same shapes cannot be told from it.
 /// @param peft_dir  a directory with adapter_config.json and adapter_model.safetensors, as PEFT saves them. The tensors may also have
@@ -186,7 +204,7 @@ pub unsafe extern "C" fn mc_lora_config_json(
 /// Threads: any; it runs on the calling thread and may take seconds.
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn mc_lora_merge(
+pub unsafe extern "C" fn mc_model_merge(
     model: MaybeUninit<&mc_model>,
     lora: MaybeUninit<&mc_lora>,
     scale: f32,

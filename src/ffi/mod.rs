@@ -28,6 +28,8 @@
 //!   returns are valid until the handle is freed, unless it says otherwise.
 //! - **Strings.** `const char *` without a length is NUL-terminated UTF-8, on Windows too. Content is a pointer and a length
 //!   in bytes; the pointer may be NULL when the length is 0, if it is marked so.
+//! - **Setters.** NULL resets: a setter that takes a pointer takes NULL for the default, which it names. A bad value is remembered, and
+//!   reported by the first call that uses the options. Each kind of options has a setter that takes JSON.
 //! - **Threads.** Handles belong to no thread. Functions that take a handle as `const` may run beside each other on that
 //!   handle; any other use must be the only one, and where the documentation says MC_ERROR_BUSY it is checked. Freeing
 //!   while another thread is about to use the handle is an error of the caller.
@@ -40,11 +42,11 @@
 //! - **Memory.** Where the system gives none, a call fails with MC_ERROR_OUT_OF_MEMORY. All that grows with a model, a text, a file
 //!   or a batch is asked for so; for the rest 16 MiB are put by when the library is first used, and the process ends only where
 //!   those are used up too. A library built without the cargo feature `reserve`, which `make` sets, has none put by.
-//! - **Processes.** The library makes its threads when the first model is loaded; that fails with MC_ERROR_OUT_OF_MEMORY if the
-//!   system gives none, and can be tried again. They do not survive fork(): in a child of a process that had them, every function
-//!   that returns mc_status gives MC_ERROR_UNSUPPORTED.
-//! - **Environment.** No variable is needed. RAYON_NUM_THREADS, where it is set, is how many threads there are; downloads look
-//!   at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY (in either case), and at HOME for the cache. Nothing else is read.
+//! - **Processes.** The library makes its threads when the first model is loaded, as many as mc_set_threads() says; that fails with
+//!   MC_ERROR_OUT_OF_MEMORY if the system gives none, and can be tried again. They do not survive fork(): in a child of a process that had
+//!   them, every function that returns mc_status gives MC_ERROR_UNSUPPORTED.
+//! - **Environment.** No variable is needed. RAYON_NUM_THREADS, where it is set, is how many threads there are without mc_set_threads();
+//!   downloads look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY (in either case), and at HOME for the cache. Nothing else is read.
 //! - The library prints nothing, installs no signal handler and never ends the process.
 
 // The functions of a section carry their contract in the header's documentation, which these doc comments become; what Rust

@@ -5,7 +5,6 @@
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
-use std::path::PathBuf;
 use std::ptr::NonNull;
 
 use super::boundary::{Enumeration, checked, guard, guard_or};
@@ -14,8 +13,9 @@ use super::cancel::{given_cancel, mc_cancel};
 use super::device::mc_device;
 use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Given, Object, Out, OutHandle, free, inert, new_handle, optional, retain};
-use super::text::{self, Text, empty, optional_name};
+use super::text::{self, Text, empty, optional_content, optional_name};
 use super::values::{mc_string, mc_tokens};
+use crate::engine::options::{Fields, Value};
 use crate::error::Result;
 use crate::{Capability, Dtype, LoadOptions, Model, ProgressFn, Stage, architectures, estimate_memory};
 
@@ -202,19 +202,42 @@ fn set(options: MaybeUninit<&mut mc_model_options>, setter: impl FnOnce(&mut Loa
     guard_or((), || options.get("options")?.set(|options| setter(&mut options.load)));
 }
 
-/// Where the model runs.
+fn set_field(options: MaybeUninit<&mut mc_model_options>, name: &str, value: impl Into<Value>) {
+    set(options, |load| load.set_field(name, value.into()));
+}
+
+/// Sets options from JSON, each as its setter does, in the order in which they are written.
 ///
-/// @param options  the options.
-/// @param device   the device; the options keep it alive. Default: the best device, as MC_DEVICE_AUTO.
+/// `dtype`: "f32", "f16" or "bf16". `tokenizer_path`, `quantization`, `kv_cache`, `file`, `hub_cache_dir`, `hub_revision`, `hub_token`:
+/// texts. `exact`, `offline`: true or false. `max_context`: a number. What is a handle or a callback has its setter alone.
+///
+/// @param options   the options.
+/// @param json      an object, UTF-8, such as `{"quantization": "q4_k_m", "max_context": 8192}`; a member that is null has its default
+///                  again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that
+///                  stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of
+///                  these have their defaults again.
+/// @param json_len  bytes.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_device(
+pub unsafe extern "C" fn mc_model_options_set_json(
     options: MaybeUninit<&mut mc_model_options>,
-    device: MaybeUninit<&mc_device>,
+    json: *const c_char,
+    json_len: usize,
 ) {
+    set(options, |load| load.set_fields(optional_content(json, json_len, "json")?));
+}
+
+/// Where the model runs.
+///
+/// @param options  the options.
+/// @param device   the device; the options keep it alive. NULL (the default) = the best one, as MC_DEVICE_AUTO.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_device(options: MaybeUninit<&mut mc_model_options>, device: *const mc_device) {
     set(options, |load| {
-        load.device = Some(device.get("device")?.device.clone());
+        load.device = optional(device, "device")?.map(|device| device.device.clone());
         Ok(())
     });
 }
@@ -243,10 +266,7 @@ pub unsafe extern "C" fn mc_model_options_set_dtype(options: MaybeUninit<&mut mc
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(options: MaybeUninit<&mut mc_model_options>, path: *const c_char) {
-    set(options, |load| {
-        load.tokenizer_path = optional_name(path, "tokenizer_path")?.map(PathBuf::from);
-        Ok(())
-    });
+    set(options, |load| load.set_field("tokenizer_path", optional_name(path, "tokenizer_path")?.into()));
 }
 
 /// Asks for weights that are quantised while loading, to take less memory. This version does it on every device.
@@ -281,10 +301,7 @@ pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(options: MaybeUnini
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_quantization(options: MaybeUninit<&mut mc_model_options>, kind: *const c_char) {
-    set(options, |load| {
-        load.quantization = optional_name(kind, "quantization")?.map(str::to_owned);
-        Ok(())
-    });
+    set(options, |load| load.set_field("quantization", optional_name(kind, "quantization")?.into()));
 }
 
 /// Computes in F32 with quantised weights on the CPU, as if they were stored as the F32 that they stand for.
@@ -301,10 +318,7 @@ pub unsafe extern "C" fn mc_model_options_set_quantization(options: MaybeUninit<
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_exact(options: MaybeUninit<&mut mc_model_options>, value: bool) {
-    set(options, |load| {
-        load.exact = value;
-        Ok(())
-    });
+    set_field(options, "exact", value);
 }
 
 /// The type in which sessions of this model keep the keys and values of tokens, the KV cache: the memory that grows with a context.
@@ -325,10 +339,7 @@ pub unsafe extern "C" fn mc_model_options_set_exact(options: MaybeUninit<&mut mc
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_kv_cache(options: MaybeUninit<&mut mc_model_options>, kind: *const c_char) {
-    set(options, |load| {
-        load.kv_cache = optional_name(kind, "kv_cache")?.map(str::to_owned);
-        Ok(())
-    });
+    set(options, |load| load.set_field("kv_cache", optional_name(kind, "kv_cache")?.into()));
 }
 
 /// The longest context that sessions of this model may have.
@@ -340,59 +351,41 @@ pub unsafe extern "C" fn mc_model_options_set_kv_cache(options: MaybeUninit<&mut
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_max_context(options: MaybeUninit<&mut mc_model_options>, value: usize) {
-    set(options, |load| {
-        load.max_context = (value > 0).then_some(value);
-        Ok(())
-    });
+    set_field(options, "max_context", value);
 }
 
 /// Where mc_model_load_hub() keeps what it downloads.
 ///
 /// @param options  the options.
-/// @param value    a directory, in the layout of Hugging Face's own cache. Default: theirs, in the home directory.
+/// @param value    a directory, in the layout of Hugging Face's own cache. NULL (the default) = theirs, in the home directory.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_hub_cache_dir(
-    options: MaybeUninit<&mut mc_model_options>,
-    value: MaybeUninit<&c_char>,
-) {
-    set(options, |load| {
-        load.hub_cache_dir = Some(text::name(&value, "hub_cache_dir")?.into());
-        Ok(())
-    });
+pub unsafe extern "C" fn mc_model_options_set_hub_cache_dir(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
+    set(options, |load| load.set_field("hub_cache_dir", optional_name(value, "hub_cache_dir")?.into()));
 }
 
 /// Which GGUF file is loaded of a directory or a repository that has several.
 ///
 /// @param options  the options.
-/// @param value    its name, "model-Q4_K_M.gguf"; that of the first part of a split model. Default: the safetensors, or the one GGUF
-///                 file there is; of several in a repository the one whose name says Q4_K_M.
+/// @param value    its name, "model-Q4_K_M.gguf"; that of the first part of a split model. NULL (the default) = the safetensors, or the one
+///                 GGUF file there is; of several in a repository the one whose name says Q4_K_M.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_file(options: MaybeUninit<&mut mc_model_options>, value: MaybeUninit<&c_char>) {
-    set(options, |load| {
-        load.file = Some(text::name(&value, "file")?.into());
-        Ok(())
-    });
+pub unsafe extern "C" fn mc_model_options_set_file(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
+    set(options, |load| load.set_field("file", optional_name(value, "file")?.into()));
 }
 
 /// Which revision of a repository mc_model_load_hub() loads.
 ///
 /// @param options  the options.
-/// @param value    a branch, tag or commit. Default: "main".
+/// @param value    a branch, tag or commit. NULL (the default) = "main".
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_hub_revision(
-    options: MaybeUninit<&mut mc_model_options>,
-    value: MaybeUninit<&c_char>,
-) {
-    set(options, |load| {
-        load.hub_revision = Some(text::name(&value, "hub_revision")?.into());
-        Ok(())
-    });
+pub unsafe extern "C" fn mc_model_options_set_hub_revision(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
+    set(options, |load| load.set_field("hub_revision", optional_name(value, "hub_revision")?.into()));
 }
 
 /// The access token for private and gated repositories.
@@ -403,10 +396,7 @@ pub unsafe extern "C" fn mc_model_options_set_hub_revision(
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_hub_token(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
-    set(options, |load| {
-        load.hub_token = optional_name(value, "hub_token")?.map(str::to_owned);
-        Ok(())
-    });
+    set(options, |load| load.set_field("hub_token", optional_name(value, "hub_token")?.into()));
 }
 
 /// Whether mc_model_load_hub() must do with what was downloaded before.
@@ -417,10 +407,7 @@ pub unsafe extern "C" fn mc_model_options_set_hub_token(options: MaybeUninit<&mu
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_offline(options: MaybeUninit<&mut mc_model_options>, offline: bool) {
-    set(options, |load| {
-        load.offline = offline;
-        Ok(())
-    });
+    set_field(options, "offline", offline);
 }
 
 /// A flag that stops loading.
@@ -579,7 +566,7 @@ pub unsafe extern "C" fn mc_model_load_hub(
 
 /// Writes a model as a directory in the layout of the Hub, which this library and transformers load: model.safetensors, config.json,
 /// the tokenizer's files, and the settings of sentence-transformers where there are any. So a model that adapters were merged into
-/// (mc_lora_merge()) is kept.
+/// (mc_model_merge()) is kept.
 ///
 /// Tensors have the bytes of the files that the model was loaded from, which must still be there; matrices that adapters were merged
 /// into are F32. Quantised matrices are written as the numbers that they stand for, in F32 or `format`; what the model was quantised
@@ -789,7 +776,7 @@ pub unsafe extern "C" fn mc_model_parameter_count(model: MaybeUninit<&mc_model>)
 ///
 /// Threads: any.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_get_dtype(model: MaybeUninit<&mc_model>) -> mc_dtype {
+pub unsafe extern "C" fn mc_model_dtype(model: MaybeUninit<&mc_model>) -> mc_dtype {
     guard_or(mc_dtype::MC_DTYPE_DEFAULT, || Ok(model.get("model")?.model.dtype().into()))
 }
 

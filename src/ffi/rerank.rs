@@ -14,9 +14,10 @@ use super::cancel::{given_cancel, mc_cancel};
 use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Given, Object, Out, free, inert, new_handle, optional};
 use super::model::mc_model;
-use super::text::{content, contents, optional_name};
+use super::text::{content, contents, optional_content, optional_name};
+use crate::engine::options::{Fields, Value};
 use crate::error::{Error, Result};
-use crate::{Prompt, RerankOptions, ScoreActivation};
+use crate::{RerankOptions, ScoreActivation};
 
 /// What becomes of a logit, which any number may be; either way more is better.
 #[repr(C)]
@@ -69,6 +70,32 @@ fn set(options: MaybeUninit<&mut mc_rerank_options>, setter: impl FnOnce(&mut Re
     guard_or((), || options.get("options")?.set(setter));
 }
 
+fn set_field(options: MaybeUninit<&mut mc_rerank_options>, name: &str, value: impl Into<Value>) {
+    set(options, |rerank| rerank.set_field(name, value.into()));
+}
+
+/// Sets options from JSON, each as its setter does, in the order in which they are written.
+///
+/// `activation`: "identity" or "sigmoid". `max_length`, `batch_size`: numbers. `prompt_name`, `prompt`: texts, each in place of the other.
+/// A flag that cancels has its setter alone.
+///
+/// @param options   the options.
+/// @param json      an object, UTF-8, such as `{"max_length": 512, "activation": "identity"}`; a member that is null has its default again.
+///                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
+///                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
+///                  have their defaults again.
+/// @param json_len  bytes.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_rerank_options_set_json(
+    options: MaybeUninit<&mut mc_rerank_options>,
+    json: *const c_char,
+    json_len: usize,
+) {
+    set(options, |rerank| rerank.set_fields(optional_content(json, json_len, "json")?));
+}
+
 /// What becomes of each logit.
 ///
 /// @param options     the options.
@@ -95,10 +122,7 @@ pub unsafe extern "C" fn mc_rerank_options_set_activation(
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_rerank_options_set_max_length(options: MaybeUninit<&mut mc_rerank_options>, value: usize) {
-    set(options, |rerank| {
-        rerank.max_length = Some(value).filter(|&value| value > 0);
-        Ok(())
-    });
+    set_field(options, "max_length", value);
 }
 
 /// The most pairs that go through the network together, on each thread: fewer take less memory and answer a cancel sooner. Changes no
@@ -110,10 +134,7 @@ pub unsafe extern "C" fn mc_rerank_options_set_max_length(options: MaybeUninit<&
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_rerank_options_set_batch_size(options: MaybeUninit<&mut mc_rerank_options>, value: usize) {
-    set(options, |rerank| {
-        rerank.batch_size = Some(value).filter(|&value| value > 0);
-        Ok(())
-    });
+    set_field(options, "batch_size", value);
 }
 
 /// One of the prompts that the model's config_sentence_transformers.json names, in the place of mc_rerank_options_set_prompt()'s, which
@@ -126,10 +147,7 @@ pub unsafe extern "C" fn mc_rerank_options_set_batch_size(options: MaybeUninit<&
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_rerank_options_set_prompt_name(options: MaybeUninit<&mut mc_rerank_options>, name: *const c_char) {
-    set(options, |rerank| {
-        rerank.prompt = optional_name(name, "prompt_name")?.map_or(Prompt::Default, |name| Prompt::Name(name.to_owned()));
-        Ok(())
-    });
+    set(options, |rerank| rerank.set_field("prompt_name", optional_name(name, "prompt_name")?.into()));
 }
 
 /// A text in front of the query or, where pairs go through the model's chat template, its system message. A Qwen3-Reranker whose
@@ -144,10 +162,7 @@ pub unsafe extern "C" fn mc_rerank_options_set_prompt_name(options: MaybeUninit<
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_rerank_options_set_prompt(options: MaybeUninit<&mut mc_rerank_options>, prompt: *const c_char) {
-    set(options, |rerank| {
-        rerank.prompt = optional_name(prompt, "prompt")?.map_or(Prompt::Default, |prompt| Prompt::Text(prompt.to_owned()));
-        Ok(())
-    });
+    set(options, |rerank| rerank.set_field("prompt", optional_name(prompt, "prompt")?.into()));
 }
 
 /// A flag that stops the work as soon as the pairs are done that are going through the network.

@@ -18,7 +18,7 @@ use super::chat::mc_chat;
 use super::error::{mc_error, mc_status};
 use super::generate::{generate_options, hand_over, mc_generate_options, mc_generation, mc_token_event, mc_token_fn, run};
 use super::handle::{Exclusive, Given, Object, Out, OutHandle, free, optional};
-use super::lora::{mc_lora, scaled};
+use super::lora::{all_scaled, mc_lora, scaled};
 use super::model::mc_model;
 use super::text::{self, array, content, given_array};
 use super::values::mc_tokens;
@@ -139,7 +139,8 @@ pub unsafe extern "C" fn mc_session_fork(
 /// @param text_len  bytes.
 /// @param cancel    a flag that stops the call; NULL = none.
 /// @param err       NULL, or receives the error.
-/// @return MC_OK; MC_CANCELLED or MC_ERROR_SUSPENDED (the session holds what was evaluated, see mc_session_position());
+/// @return MC_OK; MC_CANCELLED or MC_ERROR_SUSPENDED (the session holds what was evaluated, see mc_session_position(), and knows that it
+///         is not all: an answer is refused until the rest is appended, a prompt set, or mc_session_truncate() called);
 ///         MC_ERROR_OUT_OF_MEMORY or MC_ERROR_DEVICE (it holds what it held, and computes that again); MC_ERROR_CONTEXT_FULL
 ///         (nothing was changed); MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_BUSY;
 ///         MC_ERROR_POISONED.
@@ -217,7 +218,7 @@ pub unsafe extern "C" fn mc_session_set_prompt(
 /// @param chat     the conversation.
 /// @param cancel   a flag that stops the call; NULL = none.
 /// @param err      NULL, or receives the error.
-/// @return as mc_session_append() and mc_chat_render(); MC_ERROR_BUSY if either is in use.
+/// @return as mc_session_append() and mc_model_render_chat(); MC_ERROR_BUSY if either is in use.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
@@ -248,8 +249,8 @@ pub unsafe extern "C" fn mc_session_set_chat(
 /// @param out        NULL, or receives one reference, with MC_CANCELLED too (the partial answer); free it with
 ///                   mc_generation_free().
 /// @param err        NULL, or receives the error.
-/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for an empty session; MC_ERROR_BUSY; MC_ERROR_POISONED;
-///         MC_ERROR_CONTEXT_FULL; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for an empty session, and for half a prompt, whose evaluation was
+///         stopped; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_CONTEXT_FULL; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
 ///
 /// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]
@@ -276,7 +277,7 @@ pub unsafe extern "C" fn mc_session_generate_stream(
 /// @param session  the session; not empty.
 /// @param options  how to generate, copied; NULL = the defaults. `prefill_progress` is not used.
 /// @param err      NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session and while another answer is begun; MC_ERROR_BUSY;
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session, for half a prompt, and while another answer is begun; MC_ERROR_BUSY;
 ///         MC_ERROR_POISONED.
 ///
 /// Threads: any, exclusive.
@@ -615,6 +616,30 @@ pub unsafe extern "C" fn mc_session_tokens(
     })
 }
 
+/// The memory that a session takes now: the keys and values or other states of every layer, with those that it can go back to and room for
+/// more, its tokens and logits. It grows with the context; what a session shares with its model and its adapters does not count, nor does
+/// an answer in the making.
+///
+/// @param session  the session.
+/// @param bytes    receives the bytes, of the device's memory and the process's together.
+/// @param err      NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_session_memory(
+    session: MaybeUninit<&mc_session>,
+    bytes: MaybeUninit<&mut u64>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let bytes = Out::new(bytes, "bytes")?;
+        bytes.set(session.get("session")?.state.read("session")?.session.memory_bytes());
+        Ok(mc_status::MC_OK)
+    })
+}
+
 /// Forgets what comes after the first tokens.
 ///
 /// @param session   the session.
@@ -680,15 +705,7 @@ pub unsafe extern "C" fn mc_session_set_loras(
     err: *mut *mut mc_error,
 ) -> mc_status {
     guard(err, || {
-        let loras = array(loras, count, "loras")?;
-        let scales = if scales.is_null() { None } else { Some(array(scales, count, "scales")?) };
-        let adapter = |(i, &lora): (usize, &*const mc_lora)| {
-            let name = format!("loras[{i}]");
-            let lora = optional(lora, &name)?;
-            let lora = lora.ok_or_else(|| Error::argument(format!("{name}: expected mc_lora, found NULL")))?;
-            Ok(((*lora).clone(), scales.map_or(1.0, |scales| scales[i])))
-        };
-        let adapters = loras.iter().enumerate().map(adapter).collect::<Result<Vec<_>>>()?;
+        let adapters = all_scaled(loras, scales, count)?;
         evaluate(session, |session| session.set_adapters(&adapters))
     })
 }

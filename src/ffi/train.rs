@@ -1,8 +1,8 @@
 //! Training of LoRA adapters: the model stays as it is, and what is trained is an adapter of it.
 //!
-//! A trainer takes a dataset (mc_lora_train()), or micro-batches of tokens, one call each (mc_lora_train_step()). It stops at any
-//! micro-batch, and goes on from a checkpoint (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has trained so
-//! far is an adapter like any other (mc_lora_trainer_adapter()), to attach to sessions while training goes on.
+//! A trainer takes a dataset (mc_lora_trainer_train()), or micro-batches of tokens, one call each (mc_lora_trainer_train_step()). It stops
+//! at any micro-batch, and goes on from a checkpoint (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has
+//! trained so far is an adapter like any other (mc_lora_trainer_adapter()), to attach to sessions while training goes on.
 //!
 //! @code
 //! mc_lora_trainer *trainer = NULL;
@@ -10,7 +10,7 @@
 //! mc_lora *lora = NULL;
 //! if (mc_dataset_load_jsonl("examples.jsonl", &dataset, &error) == MC_OK &&
 //!     mc_lora_trainer_new(model, NULL, NULL, &trainer, &error) == MC_OK &&
-//!     mc_lora_train(trainer, dataset, NULL, NULL, NULL, &error) == MC_OK &&
+//!     mc_lora_trainer_train(trainer, dataset, NULL, NULL, NULL, &error) == MC_OK &&
 //!     mc_lora_trainer_adapter(trainer, &lora, &error) == MC_OK) {
 //!   mc_lora_save(lora, "adapter", &error);
 //! }
@@ -30,7 +30,8 @@ use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Exclusive, Given, Object, Out, OutHandle, free, inert, new_handle, optional};
 use super::lora::mc_lora;
 use super::model::mc_model;
-use super::text::{self, array, given_array};
+use super::text::{self, array, given_array, optional_content};
+use crate::engine::options::{Fields, Value, check_part};
 use crate::error::{Error, Result};
 use crate::{LoraConfig, LoraTrainer, Schedule, TrainEvent, TrainOptions, Weighting};
 
@@ -60,7 +61,7 @@ pub enum mc_weighting {
     MC_WEIGHTING_FORCE32 = 0x7fff_ffff,
 }
 
-/// One finished step of mc_lora_train(). Fields are only ever added at the end.
+/// One finished step of mc_lora_trainer_train(). Fields are only ever added at the end.
 #[repr(C)]
 pub struct mc_train_event {
     /// Bytes of this struct as the library knows it.
@@ -94,7 +95,7 @@ pub struct mc_train_event {
     pub is_best: bool,
 }
 
-/// Receives each step of a training. Called on the thread of mc_lora_train(), before it returns.
+/// Receives each step of a training. Called on the thread of mc_lora_trainer_train(), before it returns.
 ///
 /// @param user_data  what was given with the callback.
 /// @param event      the step; valid during the call.
@@ -189,16 +190,30 @@ pub extern "C" fn mc_lora_config_new() -> NonNull<mc_lora_config> {
     guard_or(inert(), || Ok(new_handle(Builder::new(LoraConfig::default()))))
 }
 
-/// The ranges are the engine's own: the field alone on top of the defaults, then the same field in the description.
-fn configure(config: MaybeUninit<&mut mc_lora_config>, setter: impl Fn(&mut LoraConfig) -> Result<()>) {
-    guard_or((), || {
-        config.get("config")?.set(|config| {
-            let mut alone = LoraConfig::default();
-            setter(&mut alone)?;
-            alone.check()?;
-            setter(config)
-        })
-    });
+fn configure(config: MaybeUninit<&mut mc_lora_config>, setter: impl FnOnce(&mut LoraConfig) -> Result<()>) {
+    guard_or((), || config.get("config")?.set(setter));
+}
+
+fn configure_field(config: MaybeUninit<&mut mc_lora_config>, name: &str, value: impl Into<Value>) {
+    configure(config, |config| config.set_field(name, value.into()));
+}
+
+/// Sets fields of the description from JSON, each as its setter does, in the order in which they are written.
+///
+/// `rank`, `alpha`, `dropout`, `seed`: numbers. `rslora`: true or false. `targets`: a list of texts, in place of those before. An initial
+/// adapter has its setter alone.
+///
+/// @param config    the description.
+/// @param json      an object, UTF-8, such as `{"rank": 16, "targets": ["q_proj", "v_proj"]}`; a member that is null has its default again.
+///                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
+///                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
+///                  have their defaults again.
+/// @param json_len  bytes.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_lora_config_set_json(config: MaybeUninit<&mut mc_lora_config>, json: *const c_char, json_len: usize) {
+    configure(config, |config| config.set_fields(optional_content(json, json_len, "json")?));
 }
 
 /// How many values each input and output of a changed matrix gets.
@@ -209,10 +224,7 @@ fn configure(config: MaybeUninit<&mut mc_lora_config>, setter: impl Fn(&mut Lora
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_set_rank(config: MaybeUninit<&mut mc_lora_config>, value: usize) {
-    configure(config, |config| {
-        config.rank = value;
-        Ok(())
-    });
+    configure_field(config, "rank", value);
 }
 
 /// How much a change counts: `value` / rank times.
@@ -222,11 +234,8 @@ pub unsafe extern "C" fn mc_lora_config_set_rank(config: MaybeUninit<&mut mc_lor
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_lora_config_set_alpha(config: MaybeUninit<&mut mc_lora_config>, value: f32) {
-    configure(config, |config| {
-        config.alpha = value;
-        Ok(())
-    });
+pub unsafe extern "C" fn mc_lora_config_set_alpha(config: MaybeUninit<&mut mc_lora_config>, value: f64) {
+    configure_field(config, "alpha", value);
 }
 
 /// The share of a change's inputs that a training pass does not see; another share each time.
@@ -236,11 +245,8 @@ pub unsafe extern "C" fn mc_lora_config_set_alpha(config: MaybeUninit<&mut mc_lo
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_lora_config_set_dropout(config: MaybeUninit<&mut mc_lora_config>, value: f32) {
-    configure(config, |config| {
-        config.dropout = value;
-        Ok(())
-    });
+pub unsafe extern "C" fn mc_lora_config_set_dropout(config: MaybeUninit<&mut mc_lora_config>, value: f64) {
+    configure_field(config, "dropout", value);
 }
 
 /// Goes on with an adapter: its rank, alpha and targets are taken, whatever else is set here, and its weights copied.
@@ -266,10 +272,7 @@ pub unsafe extern "C" fn mc_lora_config_set_initial(config: MaybeUninit<&mut mc_
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_set_rslora(config: MaybeUninit<&mut mc_lora_config>, value: bool) {
-    configure(config, |config| {
-        config.rslora = value;
-        Ok(())
-    });
+    configure_field(config, "rslora", value);
 }
 
 /// What decides the fresh weights and the dropout.
@@ -280,10 +283,7 @@ pub unsafe extern "C" fn mc_lora_config_set_rslora(config: MaybeUninit<&mut mc_l
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_set_seed(config: MaybeUninit<&mut mc_lora_config>, seed: u64) {
-    configure(config, |config| {
-        config.seed = seed;
-        Ok(())
-    });
+    configure_field(config, "seed", seed);
 }
 
 /// Adds matrices that get a change; may be called for many. Without any, every matrix of the layers gets one, but for experts,
@@ -300,7 +300,9 @@ pub unsafe extern "C" fn mc_lora_config_set_seed(config: MaybeUninit<&mut mc_lor
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_add_target(config: MaybeUninit<&mut mc_lora_config>, module: MaybeUninit<&c_char>) {
     configure(config, |config| {
-        config.targets.push(text::name(&module, "target")?.to_owned());
+        let module = text::name(&module, "target")?;
+        check_part("target", module)?;
+        config.targets.push(module.to_owned());
         Ok(())
     });
 }
@@ -325,21 +327,36 @@ pub extern "C" fn mc_train_options_new() -> NonNull<mc_train_options> {
     guard_or(inert(), || Ok(new_handle(Builder::new(TrainOptions::default()))))
 }
 
-/// As `configure`.
-fn set(options: MaybeUninit<&mut mc_train_options>, setter: impl Fn(&mut TrainOptions) -> Result<()>) {
-    guard_or((), || {
-        options.get("options")?.set(|options| {
-            let mut alone = TrainOptions::default();
-            setter(&mut alone)?;
-            alone.check()?;
-            setter(options)
-        })
-    });
+fn set(options: MaybeUninit<&mut mc_train_options>, setter: impl FnOnce(&mut TrainOptions) -> Result<()>) {
+    guard_or((), || options.get("options")?.set(setter));
 }
 
-/// A number as it was written: 0.999f is not 0.999, and 1 - 0.999f is wrong in its fifth digit.
-fn written(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or(value.into())
+fn set_field(options: MaybeUninit<&mut mc_train_options>, name: &str, value: impl Into<Value>) {
+    set(options, |options| options.set_field(name, value.into()));
+}
+
+/// Sets options from JSON, each as its setter does, in the order in which they are written.
+///
+/// `learning_rate`, `weight_decay`, `beta1`, `beta2`, `epsilon`, `grad_clip`, `grad_accumulation`, `warmup_steps`, `total_steps`,
+/// `max_steps`, `batch_size`, `epochs`, `max_length`, `seed`, `checkpoint_every`, `eval_every`, `patience`: numbers. `schedule`:
+/// "constant", "linear" or "cosine". `weighting`: "micro_batches" or "tokens". `warmup_from_zero`, `mask_prompt`, `gradient_checkpointing`:
+/// true or false. `checkpoint`: a directory. A flag that cancels has its setter alone.
+///
+/// @param options   the options.
+/// @param json      an object, UTF-8, such as `{"epochs": 3, "learning_rate": 1e-4, "schedule": "cosine"}`; a member that is null has its
+///                  default again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a
+///                  name that stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL
+///                  = all of these have their defaults again.
+/// @param json_len  bytes.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_json(
+    options: MaybeUninit<&mut mc_train_options>,
+    json: *const c_char,
+    json_len: usize,
+) {
+    set(options, |options| options.set_fields(optional_content(json, json_len, "json")?));
 }
 
 /// How far a step goes.
@@ -349,11 +366,8 @@ fn written(value: f32) -> f64 {
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_learning_rate(options: MaybeUninit<&mut mc_train_options>, value: f32) {
-    set(options, |options| {
-        options.learning_rate = written(value);
-        Ok(())
-    });
+pub unsafe extern "C" fn mc_train_options_set_learning_rate(options: MaybeUninit<&mut mc_train_options>, value: f64) {
+    set_field(options, "learning_rate", value);
 }
 
 /// What each step takes off every weight: this times the learning rate.
@@ -363,11 +377,8 @@ pub unsafe extern "C" fn mc_train_options_set_learning_rate(options: MaybeUninit
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_weight_decay(options: MaybeUninit<&mut mc_train_options>, value: f32) {
-    set(options, |options| {
-        options.weight_decay = written(value);
-        Ok(())
-    });
+pub unsafe extern "C" fn mc_train_options_set_weight_decay(options: MaybeUninit<&mut mc_train_options>, value: f64) {
+    set_field(options, "weight_decay", value);
 }
 
 /// How much the moving averages of AdamW keep.
@@ -378,10 +389,10 @@ pub unsafe extern "C" fn mc_train_options_set_weight_decay(options: MaybeUninit<
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_adam_betas(options: MaybeUninit<&mut mc_train_options>, beta1: f32, beta2: f32) {
+pub unsafe extern "C" fn mc_train_options_set_adam_betas(options: MaybeUninit<&mut mc_train_options>, beta1: f64, beta2: f64) {
     set(options, |options| {
-        (options.beta1, options.beta2) = (written(beta1), written(beta2));
-        Ok(())
+        options.set_field("beta1", beta1.into())?;
+        options.set_field("beta2", beta2.into())
     });
 }
 
@@ -392,18 +403,16 @@ pub unsafe extern "C" fn mc_train_options_set_adam_betas(options: MaybeUninit<&m
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_adam_epsilon(options: MaybeUninit<&mut mc_train_options>, value: f32) {
-    set(options, |options| {
-        options.epsilon = written(value);
-        Ok(())
-    });
+pub unsafe extern "C" fn mc_train_options_set_adam_epsilon(options: MaybeUninit<&mut mc_train_options>, value: f64) {
+    set_field(options, "epsilon", value);
 }
 
-/// Where mc_lora_train() writes checkpoints, for mc_lora_trainer_resume(); each replaces the one before. The directory is also the adapter
-/// in PEFT's format, and its folder "best" the adapter with the lowest loss of those that were evaluated.
+/// Where mc_lora_trainer_train() writes checkpoints, for mc_lora_trainer_resume(); each replaces the one before. The directory is also the
+/// adapter in PEFT's format, and its folder "best" the adapter with the lowest loss of those that were evaluated.
 ///
 /// @param options      the options.
-/// @param dir          the directory; it is made if it does not exist. NULL (the default) = none are written.
+/// @param dir          the directory; it is made if it does not exist, and tried before a training begins: MC_ERROR_IO or
+///                     MC_ERROR_NOT_FOUND if nothing can be written there. NULL (the default) = none are written.
 /// @param every_steps  steps between two checkpoints; there is one at the end in any case. 0 = only that one.
 ///
 /// Threads: any, exclusive.
@@ -414,13 +423,12 @@ pub unsafe extern "C" fn mc_train_options_set_checkpoint(
     every_steps: u64,
 ) {
     set(options, |options| {
-        options.checkpoint = text::optional_name(dir, "checkpoint")?.map(Into::into);
-        options.checkpoint_every = every_steps;
-        Ok(())
+        options.set_field("checkpoint", text::optional_name(dir, "checkpoint")?.into())?;
+        options.set_field("checkpoint_every", every_steps.into())
     });
 }
 
-/// How often mc_lora_train() evaluates its evaluation dataset.
+/// How often mc_lora_trainer_train() evaluates its evaluation dataset.
 ///
 /// @param options  the options.
 /// @param steps    steps between two evaluations; there is one at the end in any case. 0 (the default) = only that one.
@@ -428,13 +436,10 @@ pub unsafe extern "C" fn mc_train_options_set_checkpoint(
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_eval_every(options: MaybeUninit<&mut mc_train_options>, steps: u64) {
-    set(options, |options| {
-        options.eval_every = steps;
-        Ok(())
-    });
+    set_field(options, "eval_every", steps);
 }
 
-/// Ends mc_lora_train() early, when evaluations find nothing better any more.
+/// Ends mc_lora_trainer_train() early, when evaluations find nothing better any more.
 ///
 /// @param options      the options.
 /// @param evaluations  how many in a row may be without a new lowest loss; 0 (the default) = any number.
@@ -442,10 +447,7 @@ pub unsafe extern "C" fn mc_train_options_set_eval_every(options: MaybeUninit<&m
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_patience(options: MaybeUninit<&mut mc_train_options>, evaluations: u64) {
-    set(options, |options| {
-        options.patience = evaluations;
-        Ok(())
-    });
+    set_field(options, "patience", evaluations);
 }
 
 /// Whether a pass keeps the inputs of layers alone and computes the rest a second time: a third more time, and memory for one layer instead
@@ -457,10 +459,7 @@ pub unsafe extern "C" fn mc_train_options_set_patience(options: MaybeUninit<&mut
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_gradient_checkpointing(options: MaybeUninit<&mut mc_train_options>, value: bool) {
-    set(options, |options| {
-        options.gradient_checkpointing = value;
-        Ok(())
-    });
+    set_field(options, "gradient_checkpointing", value);
 }
 
 /// Cuts the gradient of all weights together to a length.
@@ -470,11 +469,8 @@ pub unsafe extern "C" fn mc_train_options_set_gradient_checkpointing(options: Ma
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_grad_clip(options: MaybeUninit<&mut mc_train_options>, value: f32) {
-    set(options, |options| {
-        options.grad_clip = written(value);
-        Ok(())
-    });
+pub unsafe extern "C" fn mc_train_options_set_grad_clip(options: MaybeUninit<&mut mc_train_options>, value: f64) {
+    set_field(options, "grad_clip", value);
 }
 
 /// How many micro-batches make a step; the last step of an epoch takes what is left. More is as a larger batch, in the memory of one.
@@ -485,10 +481,7 @@ pub unsafe extern "C" fn mc_train_options_set_grad_clip(options: MaybeUninit<&mu
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_grad_accumulation(options: MaybeUninit<&mut mc_train_options>, value: usize) {
-    set(options, |options| {
-        options.grad_accumulation = value;
-        Ok(())
-    });
+    set_field(options, "grad_accumulation", value);
 }
 
 /// What the micro-batches of a step count.
@@ -513,8 +506,8 @@ pub unsafe extern "C" fn mc_train_options_set_weighting(
 /// @param options       the options.
 /// @param value         what it does behind the warm-up. Default: MC_SCHEDULE_CONSTANT.
 /// @param warmup_steps  steps in which it rises: of W, step S from 1 has S / W of it. Default: 0.
-/// @param total_steps   where the schedule ends, and with it mc_lora_train(). 0 (the default) = with the last epoch; for
-///                      mc_lora_train_step(), which knows of no epochs, a schedule that falls needs a number.
+/// @param total_steps   where the schedule ends, and with it mc_lora_trainer_train(). 0 (the default) = with the last epoch; for
+///                      mc_lora_trainer_train_step(), which knows of no epochs, a schedule that falls needs a number.
 ///
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
@@ -526,9 +519,22 @@ pub unsafe extern "C" fn mc_train_options_set_schedule(
 ) {
     set(options, |options| {
         options.schedule = checked(value, "schedule")?;
-        (options.warmup_steps, options.total_steps) = (warmup_steps, total_steps);
-        Ok(())
+        options.set_field("warmup_steps", warmup_steps.into())?;
+        options.set_field("total_steps", total_steps.into())
     });
+}
+
+/// The step that mc_lora_trainer_train() ends with at the latest, as where a device trains for a while each day. The schedule is that of
+/// the whole training all the same: the trainer, or one that is resumed from its checkpoint, goes on with a larger number as if it had not
+/// ended.
+///
+/// @param options  the options.
+/// @param steps    counted from the trainer's first step; 0 (the default) = as many as the epochs, or the schedule, have.
+///
+/// Threads: any, exclusive.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_max_steps(options: MaybeUninit<&mut mc_train_options>, steps: u64) {
+    set_field(options, "max_steps", steps);
 }
 
 /// Whether a warm-up begins with the learning rate 0, as in the Trainer of transformers: of W steps, step S from 1 then has (S - 1) / W of
@@ -540,10 +546,7 @@ pub unsafe extern "C" fn mc_train_options_set_schedule(
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_warmup_from_zero(options: MaybeUninit<&mut mc_train_options>, value: bool) {
-    set(options, |options| {
-        options.warmup_from_zero = value;
-        Ok(())
-    });
+    set_field(options, "warmup_from_zero", value);
 }
 
 /// How many examples of a dataset are a micro-batch.
@@ -554,13 +557,10 @@ pub unsafe extern "C" fn mc_train_options_set_warmup_from_zero(options: MaybeUni
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_batch_size(options: MaybeUninit<&mut mc_train_options>, value: usize) {
-    set(options, |options| {
-        options.batch_size = value;
-        Ok(())
-    });
+    set_field(options, "batch_size", value);
 }
 
-/// How often mc_lora_train() sees each example.
+/// How often mc_lora_trainer_train() sees each example.
 ///
 /// @param options  the options.
 /// @param value    at least 1. Default: 1.
@@ -568,10 +568,7 @@ pub unsafe extern "C" fn mc_train_options_set_batch_size(options: MaybeUninit<&m
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_epochs(options: MaybeUninit<&mut mc_train_options>, value: usize) {
-    set(options, |options| {
-        options.epochs = value;
-        Ok(())
-    });
+    set_field(options, "epochs", value);
 }
 
 /// The most tokens of an example of a dataset; of a longer one the rest is cut off, which mc_train_event counts.
@@ -582,10 +579,7 @@ pub unsafe extern "C" fn mc_train_options_set_epochs(options: MaybeUninit<&mut m
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_max_length(options: MaybeUninit<&mut mc_train_options>, value: usize) {
-    set(options, |options| {
-        options.max_length = value;
-        Ok(())
-    });
+    set_field(options, "max_length", value);
 }
 
 /// Whether completions and conversations teach the answers alone, and not the prompts before them.
@@ -596,10 +590,7 @@ pub unsafe extern "C" fn mc_train_options_set_max_length(options: MaybeUninit<&m
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_mask_prompt(options: MaybeUninit<&mut mc_train_options>, value: bool) {
-    set(options, |options| {
-        options.mask_prompt = value;
-        Ok(())
-    });
+    set_field(options, "mask_prompt", value);
 }
 
 /// What decides the order of a dataset's examples.
@@ -610,10 +601,7 @@ pub unsafe extern "C" fn mc_train_options_set_mask_prompt(options: MaybeUninit<&
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_seed(options: MaybeUninit<&mut mc_train_options>, seed: u64) {
-    set(options, |options| {
-        options.seed = seed;
-        Ok(())
-    });
+    set_field(options, "seed", seed);
 }
 
 /// A flag that stops every call on a trainer with these options, within one layer of the network; the trainer stays at the last finished
@@ -662,7 +650,7 @@ fn train_options(options: *const mc_train_options) -> Result<Option<TrainOptions
 /// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn mc_lora_estimate_memory(
+pub unsafe extern "C" fn mc_model_estimate_training_memory(
     model: MaybeUninit<&mc_model>,
     config: *const mc_lora_config,
     options: *const mc_train_options,
@@ -709,7 +697,7 @@ pub unsafe extern "C" fn mc_lora_trainer_new(
     })
 }
 
-/// Goes on where mc_lora_trainer_save() or mc_lora_train() has left off. With the same data the results are, on the CPU, those of a
+/// Goes on where mc_lora_trainer_save() or mc_lora_trainer_train() has left off. With the same data the results are, on the CPU, those of a
 /// training without an interruption, bit for bit. Unfinished files of a process that was killed are removed from the directory.
 ///
 /// @param model           the model that the checkpoint was trained on.
@@ -780,7 +768,7 @@ fn arrays<'a>(
 /// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn mc_lora_train_step(
+pub unsafe extern "C" fn mc_lora_trainer_train_step(
     trainer: MaybeUninit<&mut mc_lora_trainer>,
     tokens: MaybeUninit<&u32>,
     loss_mask: *const u8,
@@ -803,18 +791,18 @@ pub unsafe extern "C" fn mc_lora_train_step(
 /// The loss of one micro-batch with the weights as they are; changes nothing.
 ///
 /// @param trainer    the trainer.
-/// @param tokens     as mc_lora_train_step().
-/// @param loss_mask  as mc_lora_train_step().
-/// @param offsets    as mc_lora_train_step().
+/// @param tokens     as mc_lora_trainer_train_step().
+/// @param loss_mask  as mc_lora_trainer_train_step().
+/// @param offsets    as mc_lora_trainer_train_step().
 /// @param sequences  how many sequences; at least 1.
 /// @param loss       receives the mean cross entropy of the target tokens, in nats.
 /// @param err        NULL, or receives the error.
-/// @return as mc_lora_train_step().
+/// @return as mc_lora_trainer_train_step().
 ///
 /// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn mc_lora_eval_step(
+pub unsafe extern "C" fn mc_lora_trainer_eval_step(
     trainer: MaybeUninit<&mut mc_lora_trainer>,
     tokens: MaybeUninit<&u32>,
     loss_mask: *const u8,
@@ -856,7 +844,7 @@ pub unsafe extern "C" fn mc_lora_eval_step(
 /// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]
 #[must_use]
-pub unsafe extern "C" fn mc_lora_train(
+pub unsafe extern "C" fn mc_lora_trainer_train(
     trainer: MaybeUninit<&mut mc_lora_trainer>,
     train: MaybeUninit<&mc_dataset>,
     eval: *const mc_dataset,
@@ -879,7 +867,7 @@ pub unsafe extern "C" fn mc_lora_train(
     })
 }
 
-/// How many steps of the optimizer are finished; never MC_ERROR_BUSY, and during mc_lora_train() as of the last step.
+/// How many steps of the optimizer are finished; never MC_ERROR_BUSY, and during mc_lora_trainer_train() as of the last step.
 ///
 /// @param trainer  the trainer.
 ///
@@ -889,7 +877,7 @@ pub unsafe extern "C" fn mc_lora_trainer_step_count(trainer: MaybeUninit<&mc_lor
     guard_or(0, || Ok(trainer.lend("trainer")?.steps.load(Ordering::Relaxed)))
 }
 
-/// What the last step of the optimizer did: whether mc_lora_train_step() made one shows in `step`.
+/// What the last step of the optimizer did: whether mc_lora_trainer_train_step() made one shows in `step`.
 ///
 /// @param trainer        the trainer.
 /// @param step           receives its number, from 1; 0 if there was none yet, the other two are then 0 as well.

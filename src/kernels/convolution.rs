@@ -70,6 +70,11 @@ impl ConvMemory {
         CHUNK + taps - 1
     }
 
+    /// The bytes that are taken.
+    pub fn held_bytes(&self) -> u64 {
+        (self.rows.capacity() * size_of::<f32>()) as u64
+    }
+
     /// The bytes that it takes.
     pub fn bytes(channels: usize, taps: usize) -> u64 {
         (Self::most_rows(taps) * channels * size_of::<f32>()) as u64

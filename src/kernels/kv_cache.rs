@@ -129,6 +129,11 @@ impl KvHeads {
         (heads * positions) as u64 * (format.row_bytes(dim) + format.row_bytes(dim.next_multiple_of(LANES))) as u64
     }
 
+    /// The bytes that are taken, with room for more positions.
+    pub fn held_bytes(&self) -> u64 {
+        each_format!(&self.heads, heads => heads.iter().map(Head::held_bytes).sum())
+    }
+
     /// Forgets all but the first `len` positions.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
@@ -335,6 +340,12 @@ impl<T: KvNumber> Head<T> {
             key_scales: copied(&self.key_scales)?,
             value_scales: copied(&self.value_scales)?,
         })
+    }
+
+    fn held_bytes(&self) -> u64 {
+        let numbers = (self.keys.capacity() + self.values.capacity()) * size_of::<T>();
+        let scales = (self.key_scales.capacity() + self.value_scales.capacity()) * size_of::<f16>();
+        (numbers + scales) as u64
     }
 
     /// Room for `positions`, a multiple of sixteen.

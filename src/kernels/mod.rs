@@ -48,7 +48,7 @@ pub use math::lane_dot;
 pub use matmul::{Epilogue, LowRankTerm, matmul, matmul_new, matmul_transposed_add, outer_sum};
 pub use memory::{copied, peak_bytes, physical_bytes, resident_bytes, trim, zeros};
 pub use packed::{Arithmetic, MatmulWeight, Packed, Panels, Use};
-pub use parallel::{beside, install, is_forked, map as parallel_map, start as start_threads, threads};
+pub use parallel::{beside, install, is_forked, map as parallel_map, set_threads, start as start_threads, thread_count, threads};
 pub use scan::{
     CHUNK, Decaying, ScanInputs, ScanMemory, ScanRule, ScanShape, chunk_start, decay, decay_backward, scan, scan_within,
 };

@@ -4,54 +4,92 @@
 
 use std::cell::Cell;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-/// The pool, and the process that its threads run in.
-static POOL: OnceLock<(ThreadPool, u32)> = OnceLock::new();
+/// The pool of work that begins now; work that runs holds its own. Locked for a copy or a swap, never while anything runs.
+static POOL: RwLock<Option<Arc<ThreadPool>>> = RwLock::new(None);
+
+/// The process that the pool's threads run in; 0 = there are none yet. Not behind the lock, which in a fork nobody may open again.
+static PROCESS: AtomicU32 = AtomicU32::new(0);
 
 /// What a thread of the pool has; given, so that nobody reads RUST_MIN_STACK.
 const STACK_BYTES: usize = 8 << 20;
 
-/// Makes the pool, unless it is there: as many threads as RAYON_NUM_THREADS says, or as there are processors.
+fn build(count: usize) -> Result<Arc<ThreadPool>, ThreadPoolBuildError> {
+    let pool = || ThreadPoolBuilder::new().num_threads(count).stack_size(STACK_BYTES).thread_name(|i| format!("mc-{i}")).build();
+    // A thread that fails once may not fail twice.
+    pool().or_else(|_| pool()).map(Arc::new)
+}
+
+/// The pool; made, unless it is there, of as many threads as RAYON_NUM_THREADS says, or as there are processors.
+fn pool() -> Result<Arc<ThreadPool>, ThreadPoolBuildError> {
+    if let Some(pool) = &*POOL.read().unwrap_or_else(PoisonError::into_inner) {
+        return Ok(pool.clone());
+    }
+    let mut pool = POOL.write().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pool) = &*pool {
+        return Ok(pool.clone());
+    }
+    let made = build(0)?;
+    PROCESS.store(std::process::id(), Ordering::Relaxed);
+    Ok(pool.insert(made).clone())
+}
+
+/// Makes the pool, unless it is there.
 ///
 /// # Errors
 /// That a thread could not be made; the next call tries again.
 pub fn start() -> Result<(), ThreadPoolBuildError> {
-    if POOL.get().is_none() {
-        let build = || ThreadPoolBuilder::new().stack_size(STACK_BYTES).thread_name(|i| format!("mc-{i}")).build();
-        // A thread that fails once may not fail twice.
-        let pool = build().or_else(|_| build())?;
-        POOL.get_or_init(|| (pool, std::process::id()));
-    }
+    pool().map(drop)
+}
+
+/// Replaces the pool by one of `count` threads, or with 0 of as many as [`start`] makes. Work that runs goes on with those that it
+/// has, which end behind it.
+///
+/// # Errors
+/// That a thread could not be made; the pool is then as it was.
+pub fn set_threads(count: usize) -> Result<(), ThreadPoolBuildError> {
+    let made = build(count)?;
+    PROCESS.store(std::process::id(), Ordering::Relaxed);
+    let old = POOL.write().unwrap_or_else(PoisonError::into_inner).replace(made);
+    drop(old);
     Ok(())
+}
+
+/// How many threads the pool has.
+///
+/// # Errors
+/// As [`start`].
+pub fn thread_count() -> Result<usize, ThreadPoolBuildError> {
+    pool().map(|pool| pool.current_num_threads())
 }
 
 /// Whether the pool's threads belong to another process, of which this one is a fork: they are not here, and whoever waits for them
 /// waits for ever.
 pub fn is_forked() -> bool {
-    POOL.get().is_some_and(|(_, process)| *process != std::process::id())
+    let process = PROCESS.load(Ordering::Relaxed);
+    process != 0 && process != std::process::id()
 }
 
-/// Runs `work` on a thread of the pool. Without one, where not even [`start`] could make it, rayon's own takes its place.
+/// Runs `work` on a thread of the pool. Without one, where it could not be made, rayon's own takes its place.
 fn on_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    match POOL.get() {
-        _ if rayon::current_thread_index().is_some() => work(),
-        None if start().is_err() => work(),
-        None => on_pool(work),
-        Some((pool, _)) => pool.install(work),
+    if rayon::current_thread_index().is_some() {
+        return work();
+    }
+    match pool() {
+        Ok(pool) => pool.install(work),
+        Err(_) => work(),
     }
 }
 
 /// How many threads the pool has; those of the pool that this thread is of, if it is one.
 fn pool_threads() -> usize {
-    match POOL.get() {
-        Some((pool, _)) if rayon::current_thread_index().is_none() => pool.current_num_threads(),
-        None if rayon::current_thread_index().is_none() && start().is_ok() => pool_threads(),
-        _ => rayon::current_num_threads(),
-    }
+    let own = if rayon::current_thread_index().is_some() { None } else { thread_count().ok() };
+    own.unwrap_or_else(rayon::current_num_threads)
 }
 
 /// Runs `work` on the pool; the kernels that it calls split their work there.
@@ -62,12 +100,13 @@ pub fn install<R: Send>(work: impl FnOnce() -> R + Send) -> R {
 
 /// Runs `work` on the pool, and `here` on this thread meanwhile.
 pub fn beside<R>(work: impl FnOnce() + Send, here: impl FnOnce() -> R) -> R {
-    match POOL.get() {
-        Some((pool, _)) if rayon::current_thread_index().is_none() => pool.in_place_scope(|scope| {
+    let own = if rayon::current_thread_index().is_some() { None } else { pool().ok() };
+    match own {
+        Some(pool) => pool.in_place_scope(|scope| {
             scope.spawn(|_| work());
             here()
         }),
-        _ => rayon::in_place_scope(|scope| {
+        None => rayon::in_place_scope(|scope| {
             scope.spawn(|_| work());
             here()
         }),

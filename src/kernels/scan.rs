@@ -115,6 +115,11 @@ impl ScanMemory {
         self.start
     }
 
+    /// The bytes that are taken.
+    pub fn held_bytes(&self) -> u64 {
+        (self.memory.capacity() * size_of::<f32>()) as u64
+    }
+
     /// The bytes that it takes.
     pub fn bytes(shape: ScanShape) -> u64 {
         (shape.heads * shape.head_values() * size_of::<f32>()) as u64

@@ -23,7 +23,7 @@ pub use json::Json;
 pub use peft::{Beside, Fresh, Naming, Peft, PeftPlan};
 pub use quantization::{Quantization, QuantizedCheckpoint};
 pub use read_count::{ModelTensors, OnBytes};
-pub use replace::{beside, copy_file, remove_parts, replace, write_text};
+pub use replace::{beside, copy_file, remove_parts, replace, try_directory, write_text};
 pub use rewrite::{Put, Rewrite, Rows, write_rows};
 pub use safetensors::{Checkpoint, Tensors, write_tensors};
 pub use sentence::{MessageContent, ModuleConfig, PairFormat, Scored, SentenceConfig, Similarity};

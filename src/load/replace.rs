@@ -41,6 +41,19 @@ pub fn remove_parts(directory: &Path) {
     }
 }
 
+/// Makes a directory, unless it is there, and tries whether files can be written in it.
+///
+/// # Errors
+/// `Io`, `NotFound`, naming the path.
+pub fn try_directory(directory: &Path) -> Result<()> {
+    std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
+    let probe = beside(&directory.join("probe"))?;
+    let written = write_text(&probe, "probe");
+    // What cannot be removed takes room and does no harm.
+    let _ = std::fs::remove_file(&probe);
+    written
+}
+
 /// Writes a text, down to the disk.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
     let write = || {

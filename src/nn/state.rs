@@ -61,6 +61,14 @@ impl LayerState {
         }
     }
 
+    fn held_bytes(&self) -> u64 {
+        match self {
+            Self::Kv(cache) => cache.held_bytes(),
+            Self::Conv(conv) => conv.held_bytes(),
+            Self::Scan(conv, scan) => conv.held_bytes() + scan.held_bytes(),
+        }
+    }
+
     /// Forgets all but the first `len` tokens; all of them where it cannot.
     fn truncate(&mut self, len: usize) {
         match self {
@@ -287,6 +295,12 @@ impl States {
             MixerConfig::Mamba2(mamba) => fixed(ConvState::bytes(mamba.channels(), mamba.taps) + ScanState::bytes(mamba.shape)),
         };
         mixers(config).map(of).sum()
+    }
+
+    /// The bytes that they take now, with their snapshots. What a snapshot shares on a GPU is counted in both.
+    pub fn held_bytes(&self) -> u64 {
+        let snapshots = self.snapshots.iter().flat_map(|snapshot| snapshot.states.iter().flatten());
+        self.all.iter().chain(snapshots).map(LayerState::held_bytes).sum()
     }
 
     /// Tokens held: what every state holds.

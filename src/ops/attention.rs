@@ -74,6 +74,14 @@ impl LayerCache {
         2 * kv_heads * self.format().row_bytes(head_dim)
     }
 
+    /// The bytes that it takes now, with room for more.
+    pub fn held_bytes(&self) -> u64 {
+        match self {
+            Self::Cpu(memory) => memory.held_bytes(),
+            Self::Tensors(memory) => memory.held_bytes(),
+        }
+    }
+
     /// Forgets all but the first `len` positions.
     pub fn truncate(&mut self, len: usize) {
         match self {

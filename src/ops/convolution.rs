@@ -84,6 +84,14 @@ impl ConvState {
         }
     }
 
+    /// The bytes that it takes now, with room for more.
+    pub fn held_bytes(&self) -> u64 {
+        match self {
+            Self::Cpu(memory) => memory.held_bytes(),
+            Self::Tensors(memory) => memory.held_bytes(),
+        }
+    }
+
     /// Forgets all but the first `len` tokens, or all of them if that is before [`start`](Self::start).
     pub fn truncate(&mut self, len: usize) {
         match self {

@@ -258,6 +258,11 @@ pub fn dtype(format: Format) -> DType {
     }
 }
 
+/// The bytes of a tensor's values.
+pub fn tensor_bytes(x: &Tensor) -> u64 {
+    (x.elem_count() * x.dtype().size_in_bytes()) as u64
+}
+
 /// Reads a tensor back as F32, row-major.
 pub fn to_f32(x: &Tensor) -> Result<Vec<f32>> {
     // `to_vec` would download the whole storage behind a view.

@@ -36,8 +36,8 @@ mod pooling;
 pub use crate::kernels::open_cuda;
 pub use crate::kernels::{
     Activation, AdamW, Arithmetic, CHUNK, Format, GateClamp, KvFormat, Mask, NormKind, ScanRule, ScanShape, Scoring, Use, beside,
-    copied, install, is_forked, parallel_map, peak_bytes, physical_bytes, resident_bytes, start_threads, trim, unit_length,
-    zeros,
+    copied, install, is_forked, parallel_map, peak_bytes, physical_bytes, resident_bytes, set_threads, start_threads,
+    thread_count, trim, unit_length, zeros,
 };
 #[cfg(feature = "selftest")]
 pub use crate::kernels::{Level, limit_instructions};
@@ -57,7 +57,7 @@ pub use gpu::{
 };
 pub use linear::{AdaptedLinear, DotProducts, linear, logits};
 pub use low_rank::{DeltaPart, Dropout, LowRankDelta, LowRankDeltas, merged, summed_bias};
-pub use matrix::{Kept, Matrix, MatrixBuilder, Vector, dtype, to_f32};
+pub use matrix::{Kept, Matrix, MatrixBuilder, Vector, dtype, tensor_bytes, to_f32};
 pub use norm::{Norm, add_scaled, norm, optional_norm};
 pub use parameters::{Optimized, ParameterValues};
 pub use pooling::{Pooling, pool, unit_rows, zero_rows};

@@ -80,6 +80,14 @@ impl ScanState {
         ScanMemory::bytes(shape)
     }
 
+    /// The bytes that it takes now, with room for more.
+    pub fn held_bytes(&self) -> u64 {
+        match self {
+            Self::Cpu(memory) => memory.held_bytes(),
+            Self::Tensors(memory) => memory.held_bytes(),
+        }
+    }
+
     /// Tokens held.
     pub fn len(&self) -> usize {
         match self {

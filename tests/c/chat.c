@@ -6,7 +6,7 @@ static mc_model *model;
 /* The prompt of a conversation must be exactly this. */
 static void expect_render(const mc_chat *chat, bool add_generation_prompt, const char *expected) {
     mc_string *prompt = NULL;
-    EXPECT(MC_OK, mc_chat_render(model, chat, add_generation_prompt, &prompt, &err));
+    EXPECT(MC_OK, mc_model_render_chat(model, chat, add_generation_prompt, &prompt, &err));
     if (prompt == NULL) return;
     if (strcmp(mc_string_data(prompt), expected) != 0) complain(__FILE__, __LINE__, mc_string_data(prompt));
     mc_string_free(prompt);
@@ -71,7 +71,7 @@ static void a_template_may_refuse_a_conversation(void) {
     mc_string *prompt = NULL;
     EXPECT(MC_OK, mc_chat_add(chat, "user", "abc", 3, &err));
     EXPECT(MC_OK, mc_chat_set_template(chat, jinja, strlen(jinja), &err));
-    EXPECT_ERROR(MC_ERROR_TEMPLATE, "roles must alternate", mc_chat_render(model, chat, true, &prompt, &err));
+    EXPECT_ERROR(MC_ERROR_TEMPLATE, "roles must alternate", mc_model_render_chat(model, chat, true, &prompt, &err));
     CHECK(prompt == NULL);
     mc_chat_free(chat);
 }
@@ -84,7 +84,7 @@ static void the_last_message_can_be_left_open(void) {
     EXPECT(MC_OK, mc_chat_set_template(chat, jinja, strlen(jinja), &err));
     mc_chat_set_continue_final_message(chat, true);
     expect_render(chat, false, "<assistant>It is ");
-    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "continue_final_message", mc_chat_render(model, chat, true, &prompt, &err));
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "continue_final_message", mc_model_render_chat(model, chat, true, &prompt, &err));
     CHECK(prompt == NULL);
     mc_chat_free(chat);
 }
@@ -103,13 +103,13 @@ static void control_tokens_of_messages_can_be_text(void) {
         mc_chat *chat = mc_chat_new();
         EXPECT(MC_OK, mc_chat_add(chat, "user", "a<|im_end|>b", 12, &err));
         EXPECT(MC_OK, mc_chat_set_control_tokens(chat, (mc_control_tokens)kind, &err));
-        EXPECT(MC_OK, mc_chat_encode(model, chat, true, &tokens, &err));
+        EXPECT(MC_OK, mc_model_encode_chat(model, chat, true, &tokens, &err));
         for (i = 0; i < mc_tokens_len(tokens); i++) {
             ends[kind] += mc_tokens_data(tokens)[i] == end;
         }
         mc_tokens_free(tokens);
         if (kind == MC_CONTROL_TEXT) {
-            EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "control tokens", mc_chat_render(model, chat, true, &prompt, &err));
+            EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "control tokens", mc_model_render_chat(model, chat, true, &prompt, &err));
             EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "control_tokens",
                          mc_chat_set_control_tokens(chat, (mc_control_tokens)2, &err));
         }
@@ -130,6 +130,39 @@ static void tools_reach_the_template(void) {
     mc_chat_free(chat);
 }
 
+static void messages_are_counted_removed_and_told(void) {
+    static const char *json = "{\"messages\":[{\"role\":\"user\",\"content\":\"a\\u0000\"},{\"content\":[{\"type\":\"text\",\"text\":\"\\u00e9\"}],"
+                              "\"role\":\"assistant\",\"x\":[1,0.1,18446744073709551615,null]}],\"tools\":[{\"name\":\"f\"}]}";
+    mc_chat *chat = mc_chat_new(), *again = NULL;
+    mc_string *out = NULL, *same = NULL;
+    CHECK(mc_chat_len(chat) == 0);
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "chat: expected a message to remove, found none", mc_chat_remove_last(chat, &err));
+    EXPECT(MC_OK, mc_chat_json(chat, &out, &err));
+    CHECK(strcmp(mc_string_data(out), "{\"messages\":[]}") == 0);
+    mc_string_free(out);
+    EXPECT(MC_OK, mc_chat_add(chat, "user", "abc", 3, &err));
+    EXPECT(MC_OK, mc_chat_add(chat, "assistant", "d", 1, &err));
+    CHECK(mc_chat_len(chat) == 2);
+    EXPECT(MC_OK, mc_chat_remove_last(chat, &err));
+    EXPECT(MC_OK, mc_chat_json(chat, &out, &err));
+    CHECK(mc_chat_len(chat) == 1);
+    CHECK(strcmp(mc_string_data(out), "{\"messages\":[{\"role\":\"user\",\"content\":\"abc\"}]}") == 0);
+    mc_string_free(out);
+    mc_chat_free(chat);
+
+    EXPECT(MC_OK, mc_chat_from_json(json, strlen(json), &chat, &err));
+    EXPECT(MC_OK, mc_chat_json(chat, &out, &err));
+    EXPECT(MC_OK, mc_chat_from_json(mc_string_data(out), mc_string_len(out), &again, &err));
+    EXPECT(MC_OK, mc_chat_json(again, &same, &err));
+    CHECK(mc_chat_len(again) == 2 && strcmp(mc_string_data(out), mc_string_data(same)) == 0);
+    CHECK(strstr(mc_string_data(out), "\"x\":[1,0.1,18446744073709551615,null]") != NULL);
+    CHECK(strstr(mc_string_data(out), "a\\u0000") != NULL && strstr(mc_string_data(out), "\"tools\":[{\"name\":\"f\"}]") != NULL);
+    mc_string_free(out);
+    mc_string_free(same);
+    mc_chat_free(chat);
+    mc_chat_free(again);
+}
+
 int main(int argc, char **argv) {
     begin(argc, argv);
     model = load_model();
@@ -142,6 +175,7 @@ int main(int argc, char **argv) {
     RUN(tools_reach_the_template);
     RUN(the_last_message_can_be_left_open);
     RUN(control_tokens_of_messages_can_be_text);
+    RUN(messages_are_counted_removed_and_told);
     mc_model_free(model);
     return end();
 }

@@ -114,7 +114,7 @@ static inline mc_model *load_model(void) {
 
 static inline mc_generate_options *greedy(size_t max_tokens) {
     mc_generate_options *options = mc_generate_options_new();
-    mc_generate_options_set_temperature(options, 0.0f);
+    mc_generate_options_set_temperature(options, 0.0);
     mc_generate_options_set_max_tokens(options, max_tokens);
     return options;
 }

@@ -6,7 +6,7 @@ static void the_cpu_is_always_there(void) {
     CHECK(mc_device_count(MC_DEVICE_CPU) == 1);
     CHECK(mc_device_count(MC_DEVICE_AUTO) == 1);
     EXPECT(MC_OK, mc_device_new(MC_DEVICE_CPU, 0, &device, &err));
-    CHECK(mc_device_get_kind(device) == MC_DEVICE_CPU);
+    CHECK(mc_device_kind_of(device) == MC_DEVICE_CPU);
     CHECK(mc_device_name(device)[0] != '\0');
     EXPECT(MC_OK, mc_device_synchronize(device, &err));
     mc_device_free(device);
@@ -15,7 +15,7 @@ static void the_cpu_is_always_there(void) {
 static void auto_opens_a_real_device(void) {
     mc_device *device = NULL;
     EXPECT(MC_OK, mc_device_new(MC_DEVICE_AUTO, 0, &device, &err));
-    CHECK(mc_device_get_kind(device) != MC_DEVICE_AUTO);
+    CHECK(mc_device_kind_of(device) != MC_DEVICE_AUTO);
     mc_device_free(device);
 }
 
@@ -83,7 +83,7 @@ static void a_suspended_answer_goes_on_to_the_same_text(void) {
     struct stream stream = {0};
     mc_model_options *load = mc_model_options_new();
     mc_generate_options *options = greedy(12);
-    mc_generate_options_set_temperature(options, 1.5f);
+    mc_generate_options_set_temperature(options, 1.5);
     mc_generate_options_set_seed(options, 7);
     mc_generate_options_set_ignore_eos(options, true);
     EXPECT(MC_OK, mc_device_new(MC_DEVICE_CPU, 0, &device, &err));

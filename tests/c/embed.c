@@ -24,7 +24,7 @@ static float length(const float *row, size_t len) {
 static void a_text_has_one_vector_alone_and_in_a_batch(void) {
     const size_t lens[] = {strlen(texts[0]), strlen(texts[1]), strlen(texts[2]), 0};
     float batch[4 * DIM], counted[4 * DIM], one[DIM];
-    CHECK(mc_embed_dim(embedder, NULL) == DIM);
+    CHECK(mc_model_embed_dim(embedder, NULL) == DIM);
     EXPECT(MC_OK, mc_embed_batch(embedder, texts, NULL, 4, NULL, batch, 4 * DIM, &err));
     EXPECT(MC_OK, mc_embed_batch(embedder, texts, lens, 4, NULL, counted, 4 * DIM, &err));
     CHECK(memcmp(batch, counted, sizeof batch) == 0);
@@ -43,7 +43,7 @@ static void options_change_the_vector(void) {
     float plain[DIM], other[DIM];
     EXPECT(MC_OK, mc_embed(embedder, "hello", 5, NULL, plain, DIM, &err));
     mc_embed_options_set_dimensions(options, 64);
-    CHECK(mc_embed_dim(embedder, options) == 64);
+    CHECK(mc_model_embed_dim(embedder, options) == 64);
     EXPECT(MC_OK, mc_embed(embedder, "hello", 5, options, other, 64, &err));
     CHECK(fabsf(length(other, 64) - 1) < 1e-5f);
     mc_embed_options_set_normalize(options, false);
@@ -95,13 +95,13 @@ static void bad_input_is_named(void) {
     mc_embed_options_set_dimensions(options, DIM + 1);
     EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "dimensions: expected 1 to 192, found 193",
                  mc_embed(embedder, "a", 1, options, out, DIM, &err));
-    CHECK(mc_embed_dim(embedder, options) == 0);
+    CHECK(mc_model_embed_dim(embedder, options) == 0);
     mc_embed_options_set_pooling(options, (mc_pooling)77);
     EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "pooling: expected a value of mc_pooling, found 77",
                  mc_embed(embedder, "a", 1, options, out, DIM, &err));
     mc_embed_options_free(options);
     CHECK(out[0] == 7);
-    CHECK(mc_embed_dim(null(), NULL) == 0);
+    CHECK(mc_model_embed_dim(null(), NULL) == 0);
 }
 
 static int32_t count_progress(void *user_data, const mc_progress_event *event) {
@@ -183,7 +183,7 @@ static void the_nearest_are_found(void) {
     EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "dim",
                  mc_similarity_top_k(MC_SIMILARITY_DOT, queries, 1, documents, 4, 0, 1, found, scores, &err));
     CHECK(found[0] == 99);
-    CHECK(mc_embed_similarity(embedder) == MC_SIMILARITY_COSINE);
+    CHECK(mc_model_similarity(embedder) == MC_SIMILARITY_COSINE);
 }
 
 static void an_encoder_does_not_generate_and_a_decoder_embeds(void) {
@@ -192,7 +192,7 @@ static void an_encoder_does_not_generate_and_a_decoder_embeds(void) {
     CHECK(mc_model_supports(embedder, MC_CAPABILITY_EMBED) && !mc_model_supports(embedder, MC_CAPABILITY_GENERATE));
     EXPECT_ERROR(MC_ERROR_UNSUPPORTED, "only embeds", mc_generate(embedder, "a", 1, NULL, &generation, &err));
     float out[256];
-    CHECK(mc_embed_dim(decoder, NULL) == 256);
+    CHECK(mc_model_embed_dim(decoder, NULL) == 256);
     EXPECT(MC_OK, mc_embed(decoder, "fn main", 7, NULL, out, 256, &err));
     EXPECT(MC_OK, mc_embed(decoder, "", 0, NULL, out, 256, &err)); /* not one token: zeros */
     CHECK(length(out, 256) == 0);

@@ -135,10 +135,10 @@ static void a_call_of_a_tool_is_told_while_it_comes(void) {
 
 static mc_generation *sampled(uint64_t seed, struct stream *stream) {
     mc_generate_options *options = greedy(24);
-    mc_generate_options_set_temperature(options, 1.5f);
+    mc_generate_options_set_temperature(options, 1.5);
     mc_generate_options_set_top_k(options, 200);
-    mc_generate_options_set_top_p(options, 0.98f);
-    mc_generate_options_set_min_p(options, 0.001f);
+    mc_generate_options_set_top_p(options, 0.98);
+    mc_generate_options_set_min_p(options, 0.001);
     mc_generate_options_set_seed(options, seed);
     mc_generation *generation = stream_text("fn main() {", options, stream);
     mc_generate_options_free(options);
@@ -188,9 +188,9 @@ static void penalties_and_biases_change_the_answer(void) {
     options = greedy(32);
     mc_generate_options_set_ignore_eos(options, true);
     mc_generation_free(stream_text("1, 1, 1, 1,", options, &plain));
-    mc_generate_options_set_repetition_penalty(options, 1.8f, 64);
-    mc_generate_options_set_frequency_penalty(options, 1.0f);
-    mc_generate_options_set_presence_penalty(options, 1.0f);
+    mc_generate_options_set_repetition_penalty(options, 1.8, 64);
+    mc_generate_options_set_frequency_penalty(options, 1.0);
+    mc_generate_options_set_presence_penalty(options, 1.0);
     mc_generation_free(stream_text("1, 1, 1, 1,", options, &penalised));
     CHECK(strcmp(plain.text, penalised.text) != 0);
     mc_generate_options_free(options);

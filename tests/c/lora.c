@@ -125,6 +125,47 @@ static void an_adapter_of_one_call_replaces_that_of_the_session(void) {
     mc_session_free(plain);
 }
 
+static void several_adapters_of_one_call_add_up(void) {
+    mc_lora *one = load("qwen2_all7"), *other = load("qwen2_rslora");
+    const mc_lora *loras[2] = {one, other};
+    const float scales[2] = {0.5f, 0.25f}, bad[2] = {1.0f, NAN};
+    mc_generate_options *options = mc_generate_options_new(), *plain = mc_generate_options_new();
+    mc_embed_options *embedding = mc_embed_options_new();
+    mc_generation *by_options = NULL, *by_session = NULL;
+    mc_session *session = new_session(model), *attached = new_session(model);
+    mc_generate_options_set_max_tokens(options, 12);
+    mc_generate_options_set_max_tokens(plain, 12);
+    mc_generate_options_set_ignore_eos(options, true);
+    mc_generate_options_set_ignore_eos(plain, true);
+    mc_generate_options_set_loras(options, loras, scales, 2);
+    EXPECT(MC_OK, mc_session_set_loras(attached, loras, scales, 2, &err));
+    EXPECT(MC_OK, mc_session_generate_stream(session, options, NULL, NULL, &by_options, &err));
+    EXPECT(MC_OK, mc_session_generate_stream(attached, plain, NULL, NULL, &by_session, &err));
+    CHECK(mc_generation_tokens_len(by_options) == 12 && mc_generation_tokens_len(by_session) == 12);
+    CHECK(memcmp(mc_generation_tokens(by_options), mc_generation_tokens(by_session), 12 * sizeof(uint32_t)) == 0);
+    mc_generation_free(by_options);
+    mc_generation_free(by_session);
+
+    mc_generate_options_set_loras(options, NULL, NULL, 0); /* none again */
+    EXPECT(MC_OK, mc_session_truncate(session, PROMPT_LEN, &err));
+    EXPECT(MC_OK, mc_session_generate_stream(session, options, NULL, NULL, &by_options, &err));
+    mc_generation_free(by_options);
+    mc_generate_options_set_loras(options, loras, bad, 2);
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "scales[1]: expected a finite number, found NaN",
+                 mc_session_generate_stream(session, options, NULL, NULL, NULL, &err));
+    loras[1] = NULL;
+    mc_embed_options_set_loras(embedding, loras, NULL, 2);
+    float vector[8];
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "loras[1]: expected mc_lora, found NULL", mc_embed(model, "a", 1, embedding, vector, 8, &err));
+    mc_embed_options_free(embedding);
+    mc_generate_options_free(options);
+    mc_generate_options_free(plain);
+    mc_session_free(session);
+    mc_session_free(attached);
+    mc_lora_free(one);
+    mc_lora_free(other);
+}
+
 static void a_merged_model_computes_what_the_adapter_does(void) {
     static float attached[VOCAB], plain[VOCAB];
     mc_model *merged = NULL;
@@ -133,7 +174,7 @@ static void a_merged_model_computes_what_the_adapter_does(void) {
     EXPECT(MC_OK, mc_session_logits(session, plain, VOCAB, &err));
     EXPECT(MC_OK, mc_session_set_lora(session, lora, 0.5f, &err));
     EXPECT(MC_OK, mc_session_logits(session, attached, VOCAB, &err));
-    EXPECT(MC_OK, mc_lora_merge(model, lora, 0.5f, &merged, &err));
+    EXPECT(MC_OK, mc_model_merge(model, lora, 0.5f, &merged, &err));
     mc_session *other = new_session(merged);
     CHECK(largest_difference(other, attached) < 5e-4f);
     EXPECT(MC_ERROR_MISMATCH, mc_session_set_lora(other, lora, 1.0f, &err)); /* another model now */
@@ -199,7 +240,7 @@ static void wrong_adapters_are_refused_by_name(void) {
     lora = load("qwen2_all7");
     EXPECT_ERROR(MC_ERROR_MISMATCH, "of another", mc_session_set_lora(session, lora, 1.0f, &err));
     mc_model *merged = NULL;
-    EXPECT(MC_ERROR_MISMATCH, mc_lora_merge(other, lora, 1.0f, &merged, &err));
+    EXPECT(MC_ERROR_MISMATCH, mc_model_merge(other, lora, 1.0f, &merged, &err));
     CHECK(merged == NULL);
     mc_model_free(other);
     mc_session_free(session);
@@ -223,6 +264,7 @@ int main(int argc, char **argv) {
     RUN(a_removed_adapter_leaves_no_bit_behind);
     RUN(several_adapters_add_up_in_any_order);
     RUN(an_adapter_of_one_call_replaces_that_of_the_session);
+    RUN(several_adapters_of_one_call_add_up);
     RUN(a_merged_model_computes_what_the_adapter_does);
     RUN(what_is_saved_is_what_was_loaded);
     RUN(wrong_adapters_are_refused_by_name);

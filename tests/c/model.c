@@ -130,7 +130,7 @@ static void f32_and_bf16_give_the_same_answer(void) {
     mc_model_options *options = mc_model_options_new();
     mc_model_options_set_dtype(options, MC_DTYPE_F32);
     EXPECT(MC_OK, mc_model_load(model_path, options, &model, &err));
-    CHECK(mc_model_get_dtype(model) == MC_DTYPE_F32);
+    CHECK(mc_model_dtype(model) == MC_DTYPE_F32);
     EXPECT(MC_OK, mc_generate(model, PROMPT, strlen(PROMPT), greedy_options, &generation, &err));
     CHECK(generation != NULL && strcmp(mc_generation_text(generation), ANSWER) == 0);
     mc_generation_free(generation);
@@ -150,7 +150,7 @@ static void quantised_weights_take_less_and_give_the_same_answer(void) {
     EXPECT(MC_OK, mc_model_estimate_memory(model_path, options, &quantised, &err));
     CHECK(stored > quantised + 6000000); /* 7.3 M parameters of 16 bits, and of 8.5 */
     EXPECT(MC_OK, mc_model_load(model_path, options, &model, &err));
-    CHECK(mc_model_get_dtype(model) == MC_DTYPE_BF16); /* of what is not quantised */
+    CHECK(mc_model_dtype(model) == MC_DTYPE_BF16); /* of what is not quantised */
     EXPECT(MC_OK, mc_generate(model, PROMPT, strlen(PROMPT), greedy_options, &generation, &err));
     CHECK(generation != NULL && strcmp(mc_generation_text(generation), ANSWER) == 0);
     mc_generation_free(generation);

@@ -376,6 +376,104 @@ static void answers_go_on_together_and_tokens_are_scored(void) {
     mc_generate_options_free(options);
 }
 
+static uint64_t memory(const mc_session *session) {
+    uint64_t bytes = 0;
+    EXPECT(MC_OK, mc_session_memory(session, &bytes, &err));
+    return bytes;
+}
+
+static void a_session_says_what_it_takes(void) {
+    mc_session *session = NULL, *fork = NULL;
+    uint32_t tokens[400];
+    for (uint32_t i = 0; i < 400; i++) tokens[i] = i + 5;
+    EXPECT(MC_OK, mc_session_new(model, 0, &session, &err));
+    uint64_t empty = memory(session);
+    EXPECT(MC_OK, mc_session_append_tokens(session, tokens, 10, NULL, &err));
+    uint64_t few = memory(session);
+    EXPECT(MC_OK, mc_session_append_tokens(session, tokens, 400, NULL, &err));
+    uint64_t many = memory(session);
+    /* Keys and values of 410 tokens are 8 layers of heads and values in F32, and room for some more. */
+    CHECK(empty < few && few < many && many > 410 * 4 && many < (uint64_t)64 << 20);
+    EXPECT(MC_OK, mc_session_fork(session, &fork, &err));
+    CHECK(memory(fork) > few && memory(fork) <= many);
+    mc_session_free(session);
+    mc_session_free(fork);
+}
+
+static void half_a_prompt_is_not_answered(void) {
+    mc_device *device = NULL;
+    mc_model_options *options = mc_model_options_new();
+    mc_model *own = NULL;
+    mc_session *session = NULL, *fork = NULL;
+    mc_chat *chat = mc_chat_new();
+    struct stream stream = {0};
+    EXPECT(MC_OK, mc_device_new(MC_DEVICE_CPU, 0, &device, &err));
+    mc_model_options_set_device(options, device);
+    EXPECT(MC_OK, mc_model_load(model_path, options, &own, &err));
+    mc_model_options_free(options);
+    EXPECT(MC_OK, mc_session_new(own, 0, &session, &err));
+    EXPECT(MC_OK, mc_session_set_prompt(session, "<|im_start|>system\nYou", 22, NULL, &err));
+    EXPECT(MC_OK, mc_chat_add(chat, "user", QUESTION, strlen(QUESTION), &err));
+    EXPECT(MC_OK, mc_device_suspend(device, 1000, &err));
+    EXPECT(MC_ERROR_SUSPENDED, mc_session_set_chat(session, chat, NULL, &err));
+    mc_device_resume(device);
+    size_t held = mc_session_position(session);
+    CHECK(held > 0 && held < 40);
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "expected a whole prompt, found", mc_session_generate_stream(session, NULL, NULL, NULL, NULL, &err));
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "of its 40 tokens", mc_session_begin(session, NULL, &err));
+    EXPECT(MC_OK, mc_session_fork(session, &fork, &err));
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "whole prompt", mc_session_begin(fork, NULL, &err));
+    EXPECT(MC_OK, mc_session_truncate(fork, held, &err)); /* it is meant so */
+    EXPECT(MC_OK, mc_session_begin(fork, NULL, &err));
+    mc_session_free(fork);
+    EXPECT(MC_OK, mc_session_set_chat(session, chat, NULL, &err));
+    EXPECT(MC_OK, mc_session_generate_stream(session, NULL, collect, &stream, NULL, &err));
+    CHECK(strcmp(stream.text, ANSWER) == 0);
+    mc_session_free(session);
+    mc_chat_free(chat);
+    mc_model_free(own);
+    mc_device_free(device);
+}
+
+static void an_answer_that_is_begun_holds_until_it_is_ended(void) {
+    mc_session *session = new_session(PROMPT), *fork = NULL;
+    mc_chat *chat = mc_chat_new();
+    const mc_token_event *event = NULL;
+    mc_generation *generation = NULL;
+    mc_generate_options *options = greedy(0);
+    mc_cancel *cancel = mc_cancel_new();
+    mc_generate_options_set_cancel(options, cancel);
+    EXPECT(MC_OK, mc_chat_add(chat, "user", "a", 1, &err));
+    EXPECT(MC_OK, mc_session_begin(session, options, &err));
+    mc_generate_options_free(options); /* the answer has what it needs of them */
+    mc_cancel_free(cancel);
+    EXPECT(MC_OK, mc_session_next(session, &event, &err));
+    size_t position = mc_session_position(session);
+    static const uint32_t token = 5;
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "end it first", mc_session_append(session, "a", 1, NULL, &err));
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "end it first", mc_session_append_tokens(session, &token, 1, NULL, &err));
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "end it first", mc_session_set_prompt(session, "a", 1, NULL, &err));
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "end it first", mc_session_set_chat(session, chat, NULL, &err));
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "end it first", mc_session_truncate(session, 1, &err));
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "end it first", mc_session_set_lora(session, NULL, 1.0f, &err));
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "end it first", mc_session_begin(session, NULL, &err));
+    EXPECT_ERROR(MC_ERROR_INVALID_ARGUMENT, "end it first", mc_session_generate_stream(session, NULL, NULL, NULL, NULL, &err));
+    EXPECT(MC_OK, mc_session_fork(session, &fork, &err)); /* which has no answer */
+    CHECK(mc_session_position(session) == position);
+    mc_session_free(fork);
+    mc_status status = MC_OK;
+    while (status == MC_OK) {
+        status = mc_session_next(session, &event, &err);
+    }
+    CHECK(status == MC_DONE);
+    EXPECT(MC_OK, mc_session_end(session, &generation, &err));
+    CHECK(generation != NULL && strcmp(mc_generation_text(generation), ANSWER) == 0);
+    mc_generation_free(generation);
+    EXPECT(MC_OK, mc_session_append(session, "a", 1, NULL, &err));
+    mc_session_free(session);
+    mc_chat_free(chat);
+}
+
 int main(int argc, char **argv) {
     begin(argc, argv);
     model = load_model();
@@ -394,6 +492,9 @@ int main(int argc, char **argv) {
     RUN(a_callback_may_free_its_session);
     RUN(sessions_of_one_model_run_side_by_side);
     RUN(answers_go_on_together_and_tokens_are_scored);
+    RUN(a_session_says_what_it_takes);
+    RUN(half_a_prompt_is_not_answered);
+    RUN(an_answer_that_is_begun_holds_until_it_is_ended);
     mc_model_free(model);
     return end();
 }

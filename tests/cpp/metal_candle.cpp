@@ -360,6 +360,16 @@ void adapters_are_trained_used_saved_and_merged() {
     generating.lora = &loaded;
     generating.max_tokens = 2;
     CHECK(coder().generate("a", generating).tokens.size() <= 2);
+    generating.loras = {{&loaded, 0.5f}, {&adapter, 0.5f}};
+    CHECK(coder().generate("a", generating).tokens.size() <= 2);
+    CHECK(session.memory() > 0);
+    mc::chat talk;
+    talk.add("user", "a").add("assistant", "b").remove_last();
+    CHECK(talk.size() == 1 && mc::chat::from_json(talk.json()).json() == talk.json());
+    generating.json = R"({"max_tokens": 1})";
+    CHECK(coder().generate("a", generating).tokens.size() == 1);
+    generating.json = "{";
+    CHECK(throws(MC_ERROR_INVALID_ARGUMENT, [&] { coder().generate("a", generating); }));
 
     mc::trainer resumed = mc::trainer::resume(coder(), dir / "checkpoint", options);
     CHECK(resumed.step_count() == 4);
@@ -392,6 +402,10 @@ void the_library_says_what_it_is() {
     CHECK(mc::version() == MC_VERSION_STRING && mc::version_number() == MC_VERSION_NUMBER && mc::is_compatible());
     CHECK(!mc::has_feature("no such feature") && mc::architectures_json().find("\"qwen2\"") != std::string::npos);
     mc::trim_memory();
+    mc::set_threads(3);
+    CHECK(mc::threads() == 3);
+    CHECK(throws(MC_ERROR_INVALID_ARGUMENT, [] { mc::set_threads(1025); }));
+    mc::set_threads(0);
     mc::device cpu(MC_DEVICE_CPU);
     CHECK(cpu.kind() == MC_DEVICE_CPU && !cpu.name().empty() && mc::device::count(MC_DEVICE_CPU) == 1 &&
           cpu.memory().total > 0);

@@ -239,6 +239,18 @@ pub fn liveObjects() usize {
     return c.mc_live_objects();
 }
 
+/// Computes with so many threads of the processor from now on, with the same results: 1 to 1024, or 0 for as many as there are processors.
+/// Where the system gives no so many, those there were stay in use: `error.OutOfMemory`.
+pub fn setThreads(count: u32) Error!void {
+    var failure: ?*c.mc_error = null;
+    try check(c.mc_set_threads(count, &failure), failure);
+}
+
+/// How many threads of the processor compute; 0 if the system gives none.
+pub fn threads() u32 {
+    return c.mc_threads();
+}
+
 /// Gives memory that the library keeps for reuse back to the system; `keep_bytes` of it may stay.
 pub fn trimMemory(keep_bytes: u64) Error!void {
     var failure: ?*c.mc_error = null;
@@ -373,7 +385,7 @@ pub const Device = struct {
     }
 
     pub fn kind(self: Device) DeviceKind {
-        return @fromBackingInt(@intCast(c.mc_device_get_kind(self.handle)));
+        return @fromBackingInt(@intCast(c.mc_device_kind_of(self.handle)));
     }
 
     pub fn name(self: Device) []const u8 {
@@ -449,23 +461,26 @@ pub const LoadOptions = struct {
     offline: bool = false,
     cancel: ?Cancel = null,
     progress: ?OnProgress = null,
+    /// Options as JSON, by the names that mc_model_options_set_json() tells; they count more than those here.
+    json: ?[]const u8 = null,
 
     fn build(self: *const LoadOptions) *c.mc_model_options {
         const options = c.mc_model_options_new().?;
-        if (self.device) |device| c.mc_model_options_set_device(options, device.handle);
+        c.mc_model_options_set_device(options, raw(self.device));
         c.mc_model_options_set_dtype(options, @backingInt(self.dtype));
         c.mc_model_options_set_quantization(options, optionalPointer(self.quantization));
         c.mc_model_options_set_exact(options, self.exact);
         c.mc_model_options_set_kv_cache(options, optionalPointer(self.kv_cache));
         c.mc_model_options_set_max_context(options, self.max_context);
         c.mc_model_options_set_tokenizer_path(options, optionalPointer(self.tokenizer_path));
-        if (self.file) |file| c.mc_model_options_set_file(options, file);
-        if (self.hub_cache_dir) |directory| c.mc_model_options_set_hub_cache_dir(options, directory);
-        if (self.hub_revision) |revision| c.mc_model_options_set_hub_revision(options, revision);
+        c.mc_model_options_set_file(options, optionalPointer(self.file));
+        c.mc_model_options_set_hub_cache_dir(options, optionalPointer(self.hub_cache_dir));
+        c.mc_model_options_set_hub_revision(options, optionalPointer(self.hub_revision));
         c.mc_model_options_set_hub_token(options, optionalPointer(self.hub_token));
         c.mc_model_options_set_offline(options, self.offline);
         c.mc_model_options_set_cancel(options, raw(self.cancel));
         c.mc_model_options_set_progress(options, OnProgress.pointer(self.progress), OnProgress.userData(&self.progress));
+        if (self.json) |json| c.mc_model_options_set_json(options, start(json), json.len);
         return options;
     }
 };
@@ -555,7 +570,7 @@ pub const Model = struct {
 
     /// The type of the weights that are not quantised.
     pub fn dtype(self: Model) DType {
-        return @fromBackingInt(@intCast(c.mc_model_get_dtype(self.handle)));
+        return @fromBackingInt(@intCast(c.mc_model_dtype(self.handle)));
     }
 
     pub fn supports(self: Model, capability: Capability) bool {
@@ -597,7 +612,7 @@ pub const Model = struct {
     pub fn render(self: Model, chat: Chat, add_generation_prompt: bool) Error!String {
         var out: ?*c.mc_string = null;
         var failure: ?*c.mc_error = null;
-        try check(c.mc_chat_render(self.handle, chat.handle, add_generation_prompt, &out, &failure), failure);
+        try check(c.mc_model_render_chat(self.handle, chat.handle, add_generation_prompt, &out, &failure), failure);
         return .{ .handle = out.? };
     }
 
@@ -605,7 +620,7 @@ pub const Model = struct {
     pub fn encode(self: Model, chat: Chat, add_generation_prompt: bool) Error!Tokens {
         var out: ?*c.mc_tokens = null;
         var failure: ?*c.mc_error = null;
-        try check(c.mc_chat_encode(self.handle, chat.handle, add_generation_prompt, &out, &failure), failure);
+        try check(c.mc_model_encode_chat(self.handle, chat.handle, add_generation_prompt, &out, &failure), failure);
         return .{ .handle = out.? };
     }
 
@@ -633,12 +648,12 @@ pub const Model = struct {
     pub fn embedDim(self: Model, options: EmbedOptions) usize {
         const built = options.build();
         defer c.mc_embed_options_free(built);
-        return c.mc_embed_dim(self.handle, built);
+        return c.mc_model_embed_dim(self.handle, built);
     }
 
     /// How the model's vectors are meant to be compared.
     pub fn similarity(self: Model) Similarity {
-        return @fromBackingInt(@intCast(c.mc_embed_similarity(self.handle)));
+        return @fromBackingInt(@intCast(c.mc_model_similarity(self.handle)));
     }
 
     /// Turns a text into a vector: `embedDim` values.
@@ -662,7 +677,7 @@ pub const Model = struct {
             len.* = text.len;
         }
         // One value where the options are wrong, for which there is no length: the call then says what is wrong.
-        const dim = @max(c.mc_embed_dim(self.handle, built), 1);
+        const dim = @max(c.mc_model_embed_dim(self.handle, built), 1);
         const out = try gpa.alloc(f32, std.math.mul(usize, texts.len, dim) catch return error.OutOfMemory);
         errdefer gpa.free(out);
         var failure: ?*c.mc_error = null;
@@ -694,7 +709,7 @@ pub const Model = struct {
     pub fn merge(self: Model, lora: Lora, scale: f32) Error!Model {
         var out: ?*c.mc_model = null;
         var failure: ?*c.mc_error = null;
-        try check(c.mc_lora_merge(self.handle, lora.handle, scale, &out, &failure), failure);
+        try check(c.mc_model_merge(self.handle, lora.handle, scale, &out, &failure), failure);
         return .{ .handle = out.? };
     }
 };
@@ -823,6 +838,24 @@ pub const Chat = struct {
         try check(c.mc_chat_add(self.handle, role, content.ptr, content.len, &failure), failure);
     }
 
+    /// How many messages there are.
+    pub fn len(self: Chat) usize {
+        return c.mc_chat_len(self.handle);
+    }
+
+    pub fn removeLast(self: Chat) Error!void {
+        var failure: ?*c.mc_error = null;
+        try check(c.mc_chat_remove_last(self.handle, &failure), failure);
+    }
+
+    /// An object with `messages`, and with `tools` if there are any, of which `fromJson` makes an equal conversation.
+    pub fn toJson(self: Chat) Error!String {
+        var out: ?*c.mc_string = null;
+        var failure: ?*c.mc_error = null;
+        try check(c.mc_chat_json(self.handle, &out, &failure), failure);
+        return .{ .handle = out.? };
+    }
+
     /// A JSON array of tool definitions; null removes them.
     pub fn setTools(self: Chat, json: ?[]const u8) Error!void {
         var failure: ?*c.mc_error = null;
@@ -940,6 +973,27 @@ pub const Token = struct {
 /// An adapter with a factor for its changes: 1 = as trained, 0 = the model alone.
 pub const ScaledLora = struct { lora: Lora, scale: f32 = 1 };
 
+/// Adapters as C takes them.
+const LoraArrays = struct {
+    handles: [64]?*const c.mc_lora = undefined,
+    scales: [64]f32 = undefined,
+    len: usize,
+
+    fn init(loras: []const ScaledLora) LoraArrays {
+        var arrays: LoraArrays = .{ .len = loras.len };
+        for (loras[0..@min(loras.len, arrays.handles.len)], 0..) |scaled, i| {
+            arrays.handles[i] = scaled.lora.handle;
+            arrays.scales[i] = scaled.scale;
+        }
+        return arrays;
+    }
+
+    /// Null where there are too many, which the library then says.
+    fn start(self: *const LoraArrays) [*c]const ?*const c.mc_lora {
+        return if (self.len > self.handles.len) null else &self.handles;
+    }
+};
+
 pub const LogitBias = struct { token: u32, bias: f32 };
 
 /// How to generate; null = as the model's generation_config.json has it.
@@ -947,13 +1001,13 @@ pub const GenerateOptions = struct {
     /// 0 = until the model stops or the context is full.
     max_tokens: usize = 0,
     /// 0 = always the most probable token.
-    temperature: ?f32 = null,
+    temperature: ?f64 = null,
     top_k: ?usize = null,
-    top_p: ?f32 = null,
-    min_p: ?f32 = null,
-    repetition_penalty: ?struct { penalty: f32, last_n: usize = 0 } = null,
-    frequency_penalty: f32 = 0,
-    presence_penalty: f32 = 0,
+    top_p: ?f64 = null,
+    min_p: ?f64 = null,
+    repetition_penalty: ?struct { penalty: f64, last_n: usize = 0 } = null,
+    frequency_penalty: f64 = 0,
+    presence_penalty: f64 = 0,
     logit_bias: []const LogitBias = &.{},
     seed: ?u64 = null,
     /// Texts that end the answer where they appear.
@@ -973,9 +1027,13 @@ pub const GenerateOptions = struct {
     prefill_chunk: ?usize = null,
     /// An adapter for this generation, in place of the session's own.
     lora: ?ScaledLora = null,
+    /// Several at once, 64 at most, in place of `lora`: their changes add up.
+    loras: []const ScaledLora = &.{},
     cancel: ?Cancel = null,
     /// Not used by `Session.begin`.
     prefill_progress: ?OnProgress = null,
+    /// Options as JSON, by the names that mc_generate_options_set_json() tells; they count more than those here.
+    json: ?[]const u8 = null,
 
     fn build(self: *const GenerateOptions) *c.mc_generate_options {
         const options = c.mc_generate_options_new().?;
@@ -998,8 +1056,11 @@ pub const GenerateOptions = struct {
         c.mc_generate_options_set_add_special(options, self.add_special);
         if (self.prefill_chunk) |value| c.mc_generate_options_set_prefill_chunk(options, value);
         if (self.lora) |value| c.mc_generate_options_set_lora(options, value.lora.handle, value.scale);
+        const arrays: LoraArrays = .init(self.loras);
+        if (self.loras.len > 0) c.mc_generate_options_set_loras(options, arrays.start(), &arrays.scales, arrays.len);
         c.mc_generate_options_set_cancel(options, raw(self.cancel));
         c.mc_generate_options_set_prefill_progress(options, OnProgress.pointer(self.prefill_progress), OnProgress.userData(&self.prefill_progress));
+        if (self.json) |json| c.mc_generate_options_set_json(options, start(json), json.len);
         return options;
     }
 };
@@ -1101,6 +1162,14 @@ pub const Session = struct {
         return .{ .handle = out.? };
     }
 
+    /// The bytes that it takes now; they grow with the context.
+    pub fn memory(self: Session) Error!u64 {
+        var bytes: u64 = 0;
+        var failure: ?*c.mc_error = null;
+        try check(c.mc_session_memory(self.handle, &bytes, &failure), failure);
+        return bytes;
+    }
+
     /// How many tokens the session holds.
     pub fn position(self: Session) usize {
         return c.mc_session_position(self.handle);
@@ -1143,15 +1212,9 @@ pub const Session = struct {
 
     /// Evaluates with several adapters at once, up to 64: their changes add up.
     pub fn setLoras(self: Session, loras: []const ScaledLora) Error!void {
-        var handles: [64]?*const c.mc_lora = undefined;
-        var scales: [64]f32 = undefined;
-        if (loras.len > handles.len) return invalid("loras: expected at most 64");
-        for (loras, 0..) |scaled, i| {
-            handles[i] = scaled.lora.handle;
-            scales[i] = scaled.scale;
-        }
+        const arrays: LoraArrays = .init(loras);
         var failure: ?*c.mc_error = null;
-        try check(c.mc_session_set_loras(self.handle, &handles, &scales, loras.len, &failure), failure);
+        try check(c.mc_session_set_loras(self.handle, arrays.start(), &arrays.scales, loras.len, &failure), failure);
     }
 
     /// What the network says of each possible next token, unscaled: `Model.vocabSize` values.
@@ -1301,8 +1364,12 @@ pub const EmbedOptions = struct {
     /// What stands in front of every text: the model's own prompt of this name, or this text.
     prompt: union(enum) { default, name: [:0]const u8, prefix: [:0]const u8 } = .default,
     lora: ?ScaledLora = null,
+    /// Several at once, 64 at most, in place of `lora`: their changes add up.
+    loras: []const ScaledLora = &.{},
     cancel: ?Cancel = null,
     progress: ?OnProgress = null,
+    /// Options as JSON, by the names that mc_embed_options_set_json() tells; they count more than those here.
+    json: ?[]const u8 = null,
 
     fn build(self: *const EmbedOptions) *c.mc_embed_options {
         const options = c.mc_embed_options_new().?;
@@ -1317,8 +1384,11 @@ pub const EmbedOptions = struct {
             .prefix => |prefix| c.mc_embed_options_set_prefix(options, prefix),
         }
         if (self.lora) |value| c.mc_embed_options_set_lora(options, value.lora.handle, value.scale);
+        const arrays: LoraArrays = .init(self.loras);
+        if (self.loras.len > 0) c.mc_embed_options_set_loras(options, arrays.start(), &arrays.scales, arrays.len);
         c.mc_embed_options_set_cancel(options, raw(self.cancel));
         c.mc_embed_options_set_progress(options, OnProgress.pointer(self.progress), OnProgress.userData(&self.progress));
+        if (self.json) |json| c.mc_embed_options_set_json(options, start(json), json.len);
         return options;
     }
 };
@@ -1342,6 +1412,8 @@ pub const RerankOptions = struct {
     /// In front of the query, or as the system message: the model's own prompt of this name, or this text.
     prompt: union(enum) { default, name: [:0]const u8, text: [:0]const u8 } = .default,
     cancel: ?Cancel = null,
+    /// Options as JSON, by the names that mc_rerank_options_set_json() tells; they count more than those here.
+    json: ?[]const u8 = null,
 
     fn build(self: *const RerankOptions) *c.mc_rerank_options {
         const options = c.mc_rerank_options_new().?;
@@ -1354,6 +1426,7 @@ pub const RerankOptions = struct {
             .text => |text| c.mc_rerank_options_set_prompt(options, text),
         }
         c.mc_rerank_options_set_cancel(options, raw(self.cancel));
+        if (self.json) |json| c.mc_rerank_options_set_json(options, start(json), json.len);
         return options;
     }
 };
@@ -1473,14 +1546,16 @@ pub const Dataset = struct {
 /// The adapter that is to be trained.
 pub const LoraConfig = struct {
     rank: usize = 8,
-    alpha: f32 = 16,
-    dropout: f32 = 0,
+    alpha: f64 = 16,
+    dropout: f64 = 0,
     rslora: bool = false,
     seed: u64 = 0,
     /// As PEFT names them: "q_proj", "layers.0.mlp.up_proj"; none = every matrix of the layers.
     targets: []const [:0]const u8 = &.{},
     /// An adapter to go on with; its rank, alpha and targets are taken.
     initial: ?Lora = null,
+    /// Options as JSON, by the names that mc_lora_config_set_json() tells; they count more than those here.
+    json: ?[]const u8 = null,
 
     fn build(self: *const LoraConfig) *c.mc_lora_config {
         const config = c.mc_lora_config_new().?;
@@ -1491,6 +1566,7 @@ pub const LoraConfig = struct {
         c.mc_lora_config_set_seed(config, self.seed);
         for (self.targets) |target| c.mc_lora_config_add_target(config, target);
         c.mc_lora_config_set_initial(config, raw(self.initial));
+        if (self.json) |json| c.mc_lora_config_set_json(config, start(json), json.len);
         return config;
     }
 };
@@ -1503,11 +1579,11 @@ pub const Schedule = enum(c_uint) { constant = c.MC_SCHEDULE_CONSTANT, linear = 
 
 /// How to train.
 pub const TrainOptions = struct {
-    learning_rate: f32 = 2e-4,
-    weight_decay: f32 = 0.01,
-    beta1: f32 = 0.9,
-    beta2: f32 = 0.999,
-    epsilon: f32 = 1e-8,
+    learning_rate: f64 = 2e-4,
+    weight_decay: f64 = 0.01,
+    beta1: f64 = 0.9,
+    beta2: f64 = 0.999,
+    epsilon: f64 = 1e-8,
     /// Where checkpoints are written; null = nowhere.
     checkpoint_dir: ?[:0]const u8 = null,
     /// 0 = one at the end alone.
@@ -1518,11 +1594,13 @@ pub const TrainOptions = struct {
     patience: u64 = 0,
     gradient_checkpointing: bool = true,
     /// 0 = gradients as they are.
-    grad_clip: f32 = 1,
+    grad_clip: f64 = 1,
     grad_accumulation: usize = 1,
     weighting: Weighting = .micro_batches,
     schedule: Schedule = .constant,
     warmup_steps: u64 = 0,
+    /// The step that `Trainer.train` ends with at the latest, whatever the schedule; 0 = none.
+    max_steps: u64 = 0,
     /// Where the schedule ends, and with it `Trainer.train`; 0 = with the last epoch.
     total_steps: u64 = 0,
     warmup_from_zero: bool = false,
@@ -1534,6 +1612,8 @@ pub const TrainOptions = struct {
     seed: u64 = 0,
     /// Stops every call on a trainer with these options.
     cancel: ?Cancel = null,
+    /// Options as JSON, by the names that mc_train_options_set_json() tells; they count more than those here.
+    json: ?[]const u8 = null,
 
     fn build(self: *const TrainOptions) *c.mc_train_options {
         const options = c.mc_train_options_new().?;
@@ -1549,6 +1629,7 @@ pub const TrainOptions = struct {
         c.mc_train_options_set_grad_accumulation(options, self.grad_accumulation);
         c.mc_train_options_set_weighting(options, @backingInt(self.weighting));
         c.mc_train_options_set_schedule(options, @backingInt(self.schedule), self.warmup_steps, self.total_steps);
+        c.mc_train_options_set_max_steps(options, self.max_steps);
         c.mc_train_options_set_warmup_from_zero(options, self.warmup_from_zero);
         c.mc_train_options_set_batch_size(options, self.batch_size);
         c.mc_train_options_set_epochs(options, self.epochs);
@@ -1556,6 +1637,7 @@ pub const TrainOptions = struct {
         c.mc_train_options_set_mask_prompt(options, self.mask_prompt);
         c.mc_train_options_set_seed(options, self.seed);
         c.mc_train_options_set_cancel(options, raw(self.cancel));
+        if (self.json) |json| c.mc_train_options_set_json(options, start(json), json.len);
         return options;
     }
 };
@@ -1646,7 +1728,7 @@ pub const Trainer = struct {
         defer c.mc_train_options_free(built);
         var bytes: u64 = 0;
         var failure: ?*c.mc_error = null;
-        try check(c.mc_lora_estimate_memory(model.handle, lora, built, &bytes, &failure), failure);
+        try check(c.mc_model_estimate_training_memory(model.handle, lora, built, &bytes, &failure), failure);
         return bytes;
     }
 
@@ -1657,7 +1739,7 @@ pub const Trainer = struct {
     /// Trains until the last epoch, `total_steps` or `patience` ends it, or `on_step` stops it; another call then goes on there.
     pub fn train(self: Trainer, data: Dataset, eval: ?Dataset, on_step: ?OnStep) Error!void {
         var failure: ?*c.mc_error = null;
-        try check(c.mc_lora_train(self.handle, data.handle, raw(eval), OnStep.pointer(on_step), OnStep.userData(&on_step), &failure), failure);
+        try check(c.mc_lora_trainer_train(self.handle, data.handle, raw(eval), OnStep.pointer(on_step), OnStep.userData(&on_step), &failure), failure);
     }
 
     /// Learns from one micro-batch; the mean cross entropy of its targets, in nats, before it changed anything.
@@ -1665,7 +1747,7 @@ pub const Trainer = struct {
         try batch.check();
         var loss: f32 = 0;
         var failure: ?*c.mc_error = null;
-        try check(c.mc_lora_train_step(self.handle, batch.tokens.ptr, start(batch.loss_mask), batch.offsets.ptr, batch.offsets.len - 1, &loss, &failure), failure);
+        try check(c.mc_lora_trainer_train_step(self.handle, batch.tokens.ptr, start(batch.loss_mask), batch.offsets.ptr, batch.offsets.len - 1, &loss, &failure), failure);
         return loss;
     }
 
@@ -1674,7 +1756,7 @@ pub const Trainer = struct {
         try batch.check();
         var loss: f32 = 0;
         var failure: ?*c.mc_error = null;
-        try check(c.mc_lora_eval_step(self.handle, batch.tokens.ptr, start(batch.loss_mask), batch.offsets.ptr, batch.offsets.len - 1, &loss, &failure), failure);
+        try check(c.mc_lora_trainer_eval_step(self.handle, batch.tokens.ptr, start(batch.loss_mask), batch.offsets.ptr, batch.offsets.len - 1, &loss, &failure), failure);
         return loss;
     }
 

@@ -85,6 +85,10 @@ test "the library tells its version" {
     try testing.expectEqual(@as(u32, mc.c.MC_VERSION_NUMBER), mc.versionNumber());
     try testing.expect(!mc.hasFeature("nonsense"));
     try mc.trimMemory(0);
+    try mc.setThreads(3);
+    try testing.expectEqual(3, mc.threads());
+    try testing.expectError(error.InvalidArgument, mc.setThreads(1025));
+    try mc.setThreads(0);
 }
 
 const Log = struct {
@@ -307,6 +311,12 @@ test "whole, streamed and pulled answers are the same" {
     try testing.expectEqual(mc.FinishReason.max_tokens, whole.finishReason());
     try testing.expect(whole.tokens().len == 12 and whole.promptTokens() > 0 and whole.prefillSeconds() > 0 and whole.decodeSeconds() > 0);
     try testing.expectEqual(mc.Stage.prefill, hear.last.?.stage);
+
+    const by_json = try model.generate("fn", .{ .max_tokens = 12, .json = "{\"max_tokens\": 2, \"ignore_eos\": true}" });
+    defer by_json.deinit();
+    try testing.expectEqual(2, by_json.tokens().len);
+    try testing.expectError(error.InvalidArgument, model.generate("fn", .{ .json = "{\"max_tokens\": -1}" }));
+    try expectContains(mc.message(), "max_tokens: expected a whole number from 0, found -1");
 
     var collect: Collect = .{};
     const streamed = try model.stream("fn main() {", options, .of(&collect, Collect.add));
@@ -596,6 +606,12 @@ test "training makes an adapter, stops, and resumes" {
     const eval = mc.Dataset.init();
     defer eval.deinit();
     const chat = try mc.Chat.fromJson("[{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]");
+    try testing.expectEqual(2, chat.len());
+    try chat.add("user", "c");
+    try chat.removeLast();
+    const written = try chat.toJson();
+    defer written.deinit();
+    try testing.expectEqualStrings("{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\"}]}", written.slice());
     defer chat.deinit();
     try eval.addText("fn main() {}");
     try eval.addCompletion("a", "b");
@@ -687,6 +703,11 @@ test "adapters attach, add up, merge, are saved and removed" {
     defer prompt.deinit();
     const attached = try model.generate(prompt.slice(), .{ .temperature = 0, .max_tokens = 64, .add_special = false, .lora = .{ .lora = lora } });
     defer attached.deinit();
+    const halves = try model.generate("a", .{ .temperature = 0, .max_tokens = 2, .loras = &.{ .{ .lora = lora, .scale = 0.5 }, .{ .lora = lora, .scale = 0.5 } } });
+    defer halves.deinit();
+    try testing.expect(halves.tokens().len > 0);
+    const many: [65]mc.ScaledLora = @splat(.{ .lora = lora });
+    try testing.expectError(error.InvalidArgument, model.generate("a", .{ .loras = &many }));
     try testing.expectEqualStrings(fact.text(), attached.text());
     const merged = try model.merge(lora, 1);
     defer merged.deinit();

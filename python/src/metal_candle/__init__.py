@@ -38,7 +38,7 @@ from ._abi import (
     Weighting,
 )
 from ._calls import Cancel
-from ._library import Device, DeviceMemory, has_feature, live_objects, set_log, trim_memory, version
+from ._library import Device, DeviceMemory, has_feature, live_objects, set_log, set_threads, threads, trim_memory, version
 from ._lora import Lora
 from ._model import EmbedOptions, LoadOptions, Model, Nearest, RerankOptions, architectures, nearest
 from ._session import Conversation, GenerateOptions, Generation, Part, Session, Stream, Token, TopLogprobs, next_tokens
@@ -133,6 +133,8 @@ __all__ = [
     "nearest",
     "next_tokens",
     "set_log",
+    "set_threads",
+    "threads",
     "trim_memory",
     "version",
 ]

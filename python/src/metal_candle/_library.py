@@ -26,6 +26,17 @@ def live_objects() -> int:
     return int(get("mc_live_objects"))
 
 
+def set_threads(count: int) -> None:
+    """Computes with so many threads of the processor from now on, with the same results: 1 to 1024, or 0 for as many as there are
+    processors. Raises `InvalidArgumentError`, and `OutOfMemoryError` if the system gives no so many: those there were stay in use."""
+    check("mc_set_threads", count)
+
+
+def threads() -> int:
+    """How many threads of the processor compute; 0 if the system gives none."""
+    return int(get("mc_threads"))
+
+
 def trim_memory(keep_bytes: int = 0) -> None:
     """Gives memory that the library keeps for reuse back to the system, but for `keep_bytes`.
 
@@ -96,7 +107,7 @@ class Device(Handle):
     @property
     def kind(self) -> DeviceKind:
         """The kind that was opened; never AUTO."""
-        return DeviceKind(get("mc_device_get_kind", self))
+        return DeviceKind(get("mc_device_kind_of", self))
 
     @property
     def name(self) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Optional
 
 from ._native import Handle, check, get, made, string_of
 from ._text import Path
@@ -49,3 +51,15 @@ class Lora(Handle):
         """adapter_config.json as it was read."""
         config: dict[str, Any] = json.loads(string_of(made("mc_string", "mc_lora_config_json", self)))
         return config
+
+
+def lora_arrays(loras: Optional[Sequence[Lora]], scales: Optional[Sequence[float]]) -> tuple[Any, Any, int]:
+    """The arrays of adapters and of their factors that C takes, and how many there are; None in front without any."""
+    if scales is not None and len(scales) != len(loras or ()):
+        raise ValueError(f"scales: expected {len(loras or ())}, one an adapter, found {len(scales)}")
+    if loras is None:
+        return None, None, 0
+    held = [lora._reference for lora in loras]
+    addresses = (ctypes.c_void_p * len(loras))(*(reference.address if reference else None for reference in held))
+    addresses.held = held  # type: ignore[attr-defined]  # as long as C has the addresses
+    return addresses, None if scales is None else (ctypes.c_float * len(loras))(*scales), len(loras)

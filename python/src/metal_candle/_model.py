@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ._abi import Capability, Dtype, Pooling, ScoreActivation, Similarity
 from ._calls import Cancel, Progress, progress_callback, run, run_async
 from ._library import Device
-from ._lora import Lora
+from ._lora import Lora, lora_arrays
 from ._native import Handle, Options, check, encoded, floats, get, ids_of, known, made, make, string_of, text
 from ._session import GenerateOptions, Generation, Session, Stream, generate_options
 from ._text import Path, Tokenizer
@@ -50,6 +50,8 @@ class LoadOptions(TypedDict, total=False):
     """The access token for private and gated repositories. Default: none."""
     offline: Optional[bool]
     """Whether to do with what was downloaded before. Default: False."""
+    json: Optional[str]
+    """Options as JSON, by the names that mc_model_options_set_json() tells; they count more than those beside it."""
 
 
 class EmbedOptions(TypedDict, total=False):
@@ -73,6 +75,12 @@ class EmbedOptions(TypedDict, total=False):
     """An adapter for the vectors."""
     lora_scale: float
     """A factor for its changes. Default: 1."""
+    loras: Optional[Sequence[Lora]]
+    """Several adapters at once, in place of `lora`: their changes add up."""
+    lora_scales: Optional[Sequence[float]]
+    """A factor for each of them. Default: 1."""
+    json: Optional[str]
+    """Options as JSON, by the names that mc_embed_options_set_json() tells; they count more than those beside it."""
 
 
 class RerankOptions(TypedDict, total=False):
@@ -88,24 +96,30 @@ class RerankOptions(TypedDict, total=False):
     """The model's own prompt that is put in front of the query, or is the system message."""
     prompt: Optional[str]
     """A text in its place, "" = none; for a Qwen3-Reranker without a template for pairs its instruction."""
+    json: Optional[str]
+    """Options as JSON, by the names that mc_rerank_options_set_json() tells; they count more than those beside it."""
 
 
 def load_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options:
-    return Options("mc_model_options", {"cancel": flag, **known(options, LoadOptions)})
+    return Options("mc_model_options", {"cancel": flag, **known(options, LoadOptions)}).finished()
 
 
 def embed_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options:
     values = {"cancel": flag, **known(options, EmbedOptions)}
     if values.get("prompt_name") is not None and values.get("prefix") is not None:
         raise ValueError("prompt_name and prefix: expected one of them, found both")
-    return Options("mc_embed_options", values, {"lora": (values.pop("lora", None), values.pop("lora_scale", 1.0))})
+    together = {
+        "lora": (values.pop("lora", None), values.pop("lora_scale", 1.0)),
+        "loras": lora_arrays(values.pop("loras", None), values.pop("lora_scales", None)),
+    }
+    return Options("mc_embed_options", values, together).finished()
 
 
 def rerank_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options:
     values = {"cancel": flag, **known(options, RerankOptions)}
     if values.get("prompt_name") is not None and values.get("prompt") is not None:
         raise ValueError("prompt_name and prompt: expected one of them, found both")
-    return Options("mc_rerank_options", values)
+    return Options("mc_rerank_options", values).finished()
 
 
 def architectures() -> list[str]:
@@ -274,7 +288,7 @@ class Model(Handle):
     @property
     def dtype(self) -> Dtype:
         """The type of the weights as loaded; of a quantised model, of those that are not quantised."""
-        return Dtype(get("mc_model_get_dtype", self))
+        return Dtype(get("mc_model_dtype", self))
 
     def supports(self, capability: Capability) -> bool:
         """Whether the model can be asked for something."""
@@ -308,7 +322,7 @@ class Model(Handle):
 
         Raises `MismatchError` for an adapter of another model, `OutOfMemoryError`.
         """
-        return Model._of(made("mc_model", "mc_lora_merge", self, lora, scale))
+        return Model._of(made("mc_model", "mc_model_merge", self, lora, scale))
 
     def _generate(
         self, prompt: str, add_special: bool, prefill_progress: Optional[Progress], options: Mapping[str, Any]
@@ -372,12 +386,12 @@ class Model(Handle):
     def embedding_dim(self, **options: Unpack[EmbedOptions]) -> int:
         """How many values a vector has with these options; 0 for a model without a tokenizer."""
         with embed_options(options, None) as built:
-            return int(get("mc_embed_dim", self, built))
+            return int(get("mc_model_embed_dim", self, built))
 
     @property
     def similarity(self) -> Similarity:
         """How the model's vectors are meant to be compared."""
-        return Similarity(get("mc_embed_similarity", self))
+        return Similarity(get("mc_model_similarity", self))
 
     def _embed(
         self, texts: Union[str, Sequence[str]], progress: Optional[Progress], options: Mapping[str, Any]
@@ -388,7 +402,7 @@ class Model(Handle):
             callback = progress_callback(progress)
             with embed_options(options, flag) as built:
                 get("mc_embed_options_set_progress", built, callback.pointer, None)
-                vectors = np.empty((len(data), get("mc_embed_dim", self, built)), np.float32)
+                vectors = np.empty((len(data), get("mc_model_embed_dim", self, built)), np.float32)
                 pointers = (ctypes.c_char_p * len(data))(*data)
                 lengths = (ctypes.c_size_t * len(data))(*map(len, data))
                 status = check("mc_embed_batch", self, pointers, lengths, len(data), built, vectors)

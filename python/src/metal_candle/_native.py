@@ -311,8 +311,9 @@ class Options(Handle):
         """`together` has the setters of several values, and what to call them with; a None in front is left out."""
         self._kind = kind
         self._reference = new(kind)
+        self._json = options.get("json")
         for name, value in options.items():
-            if value is not None:
+            if value is not None and name != "json":
                 get(f"{kind}_set_{name}", self, value)
         for name, values in together.items():
             if values[0] is not None:
@@ -320,6 +321,12 @@ class Options(Handle):
 
     def add(self, name: str, *values: Any) -> None:
         get(f"{self._kind}_add_{name}", self, *values)
+
+    def finished(self) -> Options:
+        """These, with what is given as JSON: that comes last, and so counts most."""
+        if self._json is not None:
+            get(f"{self._kind}_set_json", self, self._json)
+        return self
 
 
 if get("mc_abi_version") != _abi.ABI_VERSION:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from . import _abi
 from ._abi import FinishReason, PartKind, Status
 from ._calls import Cancel, finished, linked, run, run_async
-from ._lora import Lora
+from ._lora import Lora, lora_arrays
 from ._native import Handle, Options, Reference, TokenIds, check, floats, get, ids_of, known, made, make
 from ._text import Chat, Message, Path
 from .errors import Cancelled, Error, InvalidArgumentError
@@ -69,6 +69,10 @@ class GenerateOptions(TypedDict, total=False):
     """An adapter for this generation, in place of the session's own."""
     lora_scale: float
     """A factor for its changes. Default: 1."""
+    loras: Optional[Sequence[Lora]]
+    """Several adapters at once, in place of `lora`: their changes add up."""
+    lora_scales: Optional[Sequence[float]]
+    """A factor for each of them. Default: 1."""
     stop: Union[str, Sequence[str]]
     """Texts that end the answer where they appear; the answer's text ends before them."""
     answer_format: Optional[str]
@@ -81,6 +85,8 @@ class GenerateOptions(TypedDict, total=False):
     """How many tokens a thought may have: then the model's own mark closes it. Default: as many as it likes."""
     json_schema: Union[Mapping[str, Any], bool, None]
     """A JSON Schema that the answer conforms to, whatever the sampling. The model does not see it: ask for it in the prompt."""
+    json: Optional[str]
+    """Options as JSON, by the names that mc_generate_options_set_json() tells; they count more than those beside it."""
 
 
 def generate_options(options: Mapping[str, Any], flag: Cancel) -> Options:
@@ -89,6 +95,7 @@ def generate_options(options: Mapping[str, Any], flag: Cancel) -> Options:
     schema = values.pop("json_schema", None)
     together = {
         "lora": (values.pop("lora", None), values.pop("lora_scale", 1.0)),
+        "loras": lora_arrays(values.pop("loras", None), values.pop("lora_scales", None)),
         "repetition_penalty": (values.pop("repetition_penalty", None), values.pop("repetition_last_n", 0)),
         "json_schema": (None if schema is None else json.dumps(schema),),
     }
@@ -97,7 +104,7 @@ def generate_options(options: Mapping[str, Any], flag: Cancel) -> Options:
         built.add("stop", text)
     for token, value in (bias or {}).items():
         built.add("logit_bias", token, value)
-    return built
+    return built.finished()
 
 
 @dataclass(frozen=True)
@@ -561,12 +568,14 @@ class Session(Handle):
 
     def set_loras(self, loras: Sequence[Lora], scales: Optional[Sequence[float]] = None) -> None:
         """Evaluates with several adapters at once: their changes add up, each with its factor (1). Else as `set_lora()`."""
-        if scales is not None and len(scales) != len(loras):
-            raise ValueError(f"scales: expected {len(loras)}, one an adapter, found {len(scales)}")
-        held = [lora._reference for lora in loras]
-        addresses = (ctypes.c_void_p * len(loras))(*(reference.address if reference else None for reference in held))
-        factors = None if scales is None else (ctypes.c_float * len(loras))(*scales)
-        check("mc_session_set_loras", self, addresses, factors, len(loras))
+        check("mc_session_set_loras", self, *lora_arrays(loras, scales))
+
+    @property
+    def memory(self) -> int:
+        """The bytes that the session takes now: it grows with the context. Raises `BusyError`."""
+        size = ctypes.c_uint64()
+        check("mc_session_memory", self, ctypes.byref(size))
+        return size.value
 
     def close(self) -> None:
         """Frees the session, and ends its open answer."""

@@ -106,6 +106,17 @@ class Chat(Handle):
         """Adds a message at the end."""
         check("mc_chat_add", self, role, content)
 
+    def __len__(self) -> int:
+        return int(get("mc_chat_len", self))
+
+    def remove_last(self) -> None:
+        """Removes the last message. Raises `InvalidArgumentError` if there is none."""
+        check("mc_chat_remove_last", self)
+
+    def to_json(self) -> str:
+        """An object with `messages`, and with `tools` if there are any."""
+        return string_of(made("mc_string", "mc_chat_json", self))
+
     def set_tools(self, tools: Optional[Sequence[Mapping[str, Any]]]) -> None:
         """The tools that the model may call, for templates that know tools; None removes them. Raises `FormatError`."""
         check("mc_chat_set_tools_json", self, None if tools is None else json.dumps(list(tools)))
@@ -141,11 +152,11 @@ class Chat(Handle):
 
         Raises as `render`, and `UnsupportedError` for a tokenizer that makes control tokens of plain text.
         """
-        return ids_of(made("mc_tokens", "mc_chat_encode", model, self, add_generation_prompt))
+        return ids_of(made("mc_tokens", "mc_model_encode_chat", model, self, add_generation_prompt))
 
     def render(self, model: Model, *, add_generation_prompt: bool = True) -> str:
         """The prompt that the conversation becomes with a model's chat template; `add_generation_prompt` opens the assistant's turn.
 
         Raises `NotFoundError` if neither model nor conversation has a template, `TemplateError` if it fails or refuses the conversation.
         """
-        return string_of(made("mc_string", "mc_chat_render", model, self, add_generation_prompt))
+        return string_of(made("mc_string", "mc_model_render_chat", model, self, add_generation_prompt))

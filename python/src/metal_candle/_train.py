@@ -72,6 +72,8 @@ class LoraConfig(TypedDict, total=False):
     """An adapter to go on with: its rank, alpha and targets are taken, and its weights copied. Default: fresh weights."""
     targets: Sequence[str]
     """Which matrices get a change, as PEFT names them. Default: every matrix of the layers."""
+    json: Optional[str]
+    """Options as JSON, by the names that mc_lora_config_set_json() tells; they count more than those beside it."""
 
 
 class TrainOptions(TypedDict, total=False):
@@ -91,6 +93,8 @@ class TrainOptions(TypedDict, total=False):
     """Steps in which it rises. Default: 0."""
     total_steps: int
     """Where the schedule and the training end; 0 (the default) = with the last epoch."""
+    max_steps: Optional[int]
+    """The step that `Trainer.train()` ends with at the latest, whatever the schedule; 0 (the default) = none."""
     warmup_from_zero: Optional[bool]
     """Whether a warm-up begins with the learning rate 0, as in the Trainer of transformers. Default: False."""
     batch_size: Optional[int]
@@ -119,6 +123,8 @@ class TrainOptions(TypedDict, total=False):
     """How many evaluations in a row may be without a new lowest loss, before the training ends; 0 (the default) = any number."""
     gradient_checkpointing: Optional[bool]
     """Computes layers twice, to keep one of them instead of all. Default: True."""
+    json: Optional[str]
+    """Options as JSON, by the names that mc_train_options_set_json() tells; they count more than those beside it."""
 
 
 def train_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options:
@@ -129,7 +135,7 @@ def train_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options
         "checkpoint": (values.pop("checkpoint_dir", None), values.pop("checkpoint_every", 0)),
         "adam_betas": tuple(values.pop("adam_betas", None) or (None,)),
     }
-    return Options("mc_train_options", values, together)
+    return Options("mc_train_options", values, together).finished()
 
 
 def lora_config(config: Optional[LoraConfig]) -> Options:
@@ -138,7 +144,7 @@ def lora_config(config: Optional[LoraConfig]) -> Options:
     built = Options("mc_lora_config", values)
     for module in targets:
         built.add("target", module)
-    return built
+    return built.finished()
 
 
 class Update(NamedTuple):
@@ -191,7 +197,7 @@ class Trainer(Handle):
         """The bytes that a trainer takes beside its model, at most, with micro-batches of the longest examples. Raises as `Trainer()`."""
         size = ctypes.c_uint64()
         with lora_config(lora) as config, train_options(options, None) as built:
-            check("mc_lora_estimate_memory", model, config, built, ctypes.byref(size))
+            check("mc_model_estimate_training_memory", model, config, built, ctypes.byref(size))
         return size.value
 
     def _train(
@@ -199,7 +205,7 @@ class Trainer(Handle):
     ) -> Callable[[Cancel], None]:
         def call(flag: Cancel) -> None:
             callback = Callback(_abi.TrainFn, TrainEvent, on_step, flag)
-            callback.finish(check("mc_lora_train", self, dataset, evaluation, callback.pointer, None), "training")
+            callback.finish(check("mc_lora_trainer_train", self, dataset, evaluation, callback.pointer, None), "training")
 
         self._flag.reset()
         return call
@@ -262,7 +268,7 @@ class Trainer(Handle):
         `loss_mask` says of each token whether it is a target, predicted from those before it; the first of a sequence never is. Raises
         `Cancelled`, `InvalidArgumentError` for a loss or gradient that is not finite, `ContextFullError`; the trainer is then as it was.
         """
-        return run(self._step("mc_lora_train_step", sequences, loss_mask), cancel, self._flag)
+        return run(self._step("mc_lora_trainer_train_step", sequences, loss_mask), cancel, self._flag)
 
     def eval_step(
         self,
@@ -272,7 +278,7 @@ class Trainer(Handle):
         cancel: Optional[Cancel] = None,
     ) -> float:
         """The loss of one micro-batch with the weights as they are, in nats; changes nothing. Else as `train_step()`."""
-        return run(self._step("mc_lora_eval_step", sequences, loss_mask), cancel, self._flag)
+        return run(self._step("mc_lora_trainer_eval_step", sequences, loss_mask), cancel, self._flag)
 
     @property
     def step_count(self) -> int:

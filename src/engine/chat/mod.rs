@@ -128,6 +128,52 @@ impl Chat {
         self.messages.is_empty()
     }
 
+    /// Removes the last message.
+    ///
+    /// # Errors
+    /// `ErrorKind::InvalidArgument` if there is none.
+    pub fn remove_last(&mut self) -> Result<()> {
+        match self.messages.pop() {
+            Some(_) => Ok(()),
+            None => Err(Error::argument("chat: expected a message to remove, found none")),
+        }
+    }
+
+    /// The messages, and the tools if there are any, as the object that [`from_json`](Self::from_json) takes. The template, its
+    /// variables and what else is set are not in it.
+    ///
+    /// # Errors
+    /// `ErrorKind::OutOfMemory`.
+    pub fn to_json(&self) -> Result<String> {
+        #[derive(serde::Serialize)]
+        struct Written<'a> {
+            messages: &'a [Map<String, Json>],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            tools: Option<&'a Json>,
+        }
+        /// How long it is, so that its memory is asked for at once.
+        struct Length(usize);
+        impl std::io::Write for Length {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0 += bytes.len();
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let written = Written { messages: &self.messages, tools: self.tools.as_ref() };
+        let invalid = |e: serde_json::Error| Error::format(format!("chat: {e}")).with_source(e);
+        let (mut length, mut json) = (Length(0), Vec::new());
+        serde_json::to_writer(&mut length, &written).map_err(invalid)?;
+        // One more, for the NUL that C gets behind it.
+        json.try_reserve_exact(length.0 + 1).map_err(|e| {
+            Error::new(ErrorKind::OutOfMemory, format!("chat: {} bytes of JSON do not fit the memory", length.0)).with_source(e)
+        })?;
+        serde_json::to_writer(&mut json, &written).map_err(invalid)?;
+        String::from_utf8(json).map_err(|e| Error::format(format!("chat: {e}")).with_source(e))
+    }
+
     /// The tools that the model may call, an array of objects; `None` removes them.
     ///
     /// # Errors

@@ -115,6 +115,9 @@ const THOUGHTS: &[Thoughts] = &[
     },
 ];
 
+/// The name of the format in which all is text.
+const NO_FORMAT: &str = "none";
+
 /// The formats in which answers, and not calls alone, stand behind the marks of calls.
 const ANSWERS_BEHIND_MARKS: [&str; 2] = ["harmony", "functionary"];
 
@@ -127,16 +130,25 @@ const ANALYSIS: Thoughts = Thoughts {
 };
 
 impl AnswerFormat {
-    /// A format by its name, one of [`names`](Self::names). Thoughts are found by all marks that are known.
+    /// A format by its name, one of [`names`](Self::names), with which thoughts are found by all marks that are known; or `none`, with
+    /// which all is text.
     ///
     /// # Errors
     /// `ErrorKind::InvalidArgument` with the names that there are.
     pub fn named(name: &str) -> Result<Self> {
+        if name == NO_FORMAT {
+            return Ok(Self::default());
+        }
         let tools = tools::named(name).ok_or_else(|| {
             let names: Vec<&str> = Self::names().collect();
             Error::argument(format!("answer_format: {name:?} is not known ({})", names.join(", ")))
         })?;
         Ok(Self { tools: Some(tools), thoughts: THOUGHTS.iter().collect(), ..Self::default() })
+    }
+
+    /// The name of its format of calls; `none` without one.
+    pub(in crate::engine) fn name(&self) -> &'static str {
+        self.tools.map_or(NO_FORMAT, |format| format.name)
     }
 
     /// The names of the formats of calls.

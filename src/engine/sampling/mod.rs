@@ -21,6 +21,8 @@ mod top_k;
 mod top_p;
 mod min_p;
 
+use super::GenerateOptions;
+use super::options::Fields;
 use super::random::Random;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::{exp_sum, first_at, highest as highest_number};
@@ -130,26 +132,19 @@ impl Default for Sampling {
 
 impl Sampling {
     fn check(&self) -> Result<()> {
-        // (field, value, whether it is in range, the range); no comparison holds for NaN.
-        let fields = [
-            ("temperature", self.temperature, self.temperature >= 0.0, "0 or more"),
-            ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0, up to 1"),
-            ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "0 to 1"),
-            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0.0, "above 0"),
-            ("frequency_penalty", self.frequency_penalty, true, "a number"),
-            ("presence_penalty", self.presence_penalty, true, "a number"),
-        ];
-        for (field, value, is_in_range, range) in fields {
-            if !is_in_range || !value.is_finite() {
-                return Err(Error::argument(format!("{field}: expected {range}, found {value}")));
-            }
-        }
-        for &(id, bias) in &self.logit_bias {
-            if bias.is_nan() || bias == f32::INFINITY {
-                return Err(Error::argument(format!("logit_bias[{id}]: expected a number or minus infinity, found {bias}")));
-            }
-        }
-        Ok(())
+        let sampling = SamplingOptions {
+            temperature: Some(self.temperature),
+            top_k: Some(self.top_k),
+            top_p: Some(self.top_p),
+            min_p: Some(self.min_p),
+            repetition_penalty: Some(self.repetition_penalty),
+            repetition_last_n: Some(self.repetition_last_n),
+            frequency_penalty: Some(self.frequency_penalty),
+            presence_penalty: Some(self.presence_penalty),
+            logit_bias: self.logit_bias.clone(),
+            seed: self.seed,
+        };
+        GenerateOptions { sampling, ..GenerateOptions::default() }.check_fields()
     }
 }
 
@@ -160,8 +155,9 @@ pub struct SamplingOptions {
     pub top_k: Option<usize>,
     pub top_p: Option<f32>,
     pub min_p: Option<f32>,
-    /// The penalty and how many of the last tokens it looks at (0 = all).
-    pub repetition_penalty: Option<(f32, usize)>,
+    pub repetition_penalty: Option<f32>,
+    /// How many of the last tokens it looks at; 0 = all.
+    pub repetition_last_n: Option<usize>,
     pub frequency_penalty: Option<f32>,
     pub presence_penalty: Option<f32>,
     /// Empty = the model's default.
@@ -175,15 +171,13 @@ impl SamplingOptions {
     /// # Errors
     /// `ErrorKind::InvalidArgument` naming the field that is out of range or not a number.
     pub fn resolve(&self, defaults: &Sampling) -> Result<Sampling> {
-        let (repetition_penalty, repetition_last_n) =
-            self.repetition_penalty.unwrap_or((defaults.repetition_penalty, defaults.repetition_last_n));
         let sampling = Sampling {
             temperature: self.temperature.unwrap_or(defaults.temperature),
             top_k: self.top_k.unwrap_or(defaults.top_k),
             top_p: self.top_p.unwrap_or(defaults.top_p),
             min_p: self.min_p.unwrap_or(defaults.min_p),
-            repetition_penalty,
-            repetition_last_n,
+            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            repetition_last_n: self.repetition_last_n.unwrap_or(defaults.repetition_last_n),
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
             presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
             logit_bias: if self.logit_bias.is_empty() { defaults.logit_bias.clone() } else { self.logit_bias.clone() },

@@ -61,18 +61,26 @@ bits! {
     Weighting: |x| x as u64, |bits| [Weighting::MicroBatches, Weighting::Tokens].into_iter().find(|x| x.bits() == bits);
 }
 
-/// Fields of a struct as an object of JSON and back; the fields that are not named keep their default.
+/// Fields of a struct as an object of JSON and back; the fields that are not named keep their default, and those behind a semicolon where
+/// an older checkpoint lacks them.
 macro_rules! stored {
-    ($type:ident: $($field:ident)*) => {
+    ($type:ident: $($field:ident)* $(; $later:ident)*) => {
         impl $type {
             fn fields(&self) -> Value {
-                let fields = [$((stringify!($field).to_string(), digits(&self.$field))),*];
+                let fields = [
+                    $((stringify!($field).to_string(), digits(&self.$field)),)*
+                    $((stringify!($later).to_string(), digits(&self.$later)),)*
+                ];
                 fields.into_iter().collect::<Map<_, _>>().into()
             }
 
             fn from_fields(json: &Json) -> Result<Self> {
-                #[allow(clippy::needless_update)]
-                Ok(Self { $($field: number(json, stringify!($field))?,)* ..Self::default() })
+                #[allow(clippy::needless_update, unused_mut)]
+                let mut fields = Self { $($field: number(json, stringify!($field))?,)* ..Self::default() };
+                $(if json.get(stringify!($later)).is_some() {
+                    fields.$later = number(json, stringify!($later))?;
+                })*
+                Ok(fields)
             }
         }
     };
@@ -80,7 +88,7 @@ macro_rules! stored {
 
 stored!(TrainOptions: learning_rate weight_decay beta1 beta2 epsilon grad_clip grad_accumulation weighting schedule warmup_steps
     warmup_from_zero total_steps batch_size epochs max_length mask_prompt seed gradient_checkpointing checkpoint_every eval_every
-    patience);
+    patience; max_steps);
 stored!(Counters: step micro_steps micro loss_sum targets loss grad_norm pending data epoch position first_step epoch_steps best_loss
     stale_evals);
 
@@ -260,7 +268,7 @@ impl Counters {
             ("micro_steps", self.micro_steps, MOST),
             ("micro", self.micro as u64, options.grad_accumulation as u64 - 1),
             ("targets", self.targets, MOST),
-            ("epoch", self.epoch as u64, MOST_EPOCHS as u64),
+            ("epoch", self.epoch as u64, MOST_EPOCHS),
             ("position", self.position as u64, MOST),
             ("first_step", self.first_step, self.step),
             ("epoch_steps", self.epoch_steps, MOST),

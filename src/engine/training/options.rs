@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use super::Schedule;
+use crate::engine::options::{Field, Fields, Range, field, word_field};
 use crate::engine::{Cancel, Lora};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Larger than any use: a change of this rank has more values than most matrices.
-const MOST_RANK: usize = 1 << 13;
+const MOST_RANK: u64 = 1 << 13;
 /// Enough for any training.
-pub(super) const MOST_EPOCHS: usize = 1 << 30;
+pub(super) const MOST_EPOCHS: u64 = 1 << 30;
 /// Counters stay exact in an `f64`, and far from overflow.
 pub(super) const MOST: u64 = 1 << 53;
 
@@ -47,14 +48,31 @@ impl LoraConfig {
     /// # Errors
     /// `InvalidArgument` naming the field that is out of its range.
     pub fn check(&self) -> Result<()> {
-        within("rank", self.rank, 1, MOST_RANK)?;
-        if !(self.alpha.is_finite() && self.alpha > 0.0) {
-            return Err(Error::argument(format!("alpha: expected a number above 0, found {}", self.alpha)));
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(Error::argument(format!("dropout: expected at least 0 and below 1, found {}", self.dropout)));
-        }
-        Ok(())
+        self.check_fields()
+    }
+
+    /// Sets the fields that a JSON object has, by their names; `null` is a field's default.
+    ///
+    /// # Errors
+    /// As [`GenerateOptions::set_json`](crate::GenerateOptions::set_json).
+    pub fn set_json(&mut self, json: &str) -> Result<()> {
+        self.set_fields(Some(json))
+    }
+}
+
+impl Fields for LoraConfig {
+    const NAME: &'static str = "mc_lora_config";
+
+    fn fields() -> &'static [Field<Self>] {
+        const FIELDS: &[Field<LoraConfig>] = &[
+            field!("rank", Range::Whole(1, MOST_RANK), rank),
+            field!("alpha", Range::Single("a number above 0", |value| value > 0.0), alpha),
+            field!("dropout", Range::Single("at least 0 and below 1", |value| (0.0..1.0).contains(&value)), dropout),
+            field!("rslora", Range::Bool, rslora),
+            field!("seed", Range::Whole(0, u64::MAX), seed),
+            field!("targets", Range::Texts, targets),
+        ];
+        FIELDS
     }
 }
 
@@ -95,6 +113,9 @@ pub struct TrainOptions {
     /// Where the schedule ends, and with it a training on a dataset. 0 (the default) = with the last epoch, which only a training
     /// on a dataset knows.
     pub total_steps: u64,
+    /// The step that a training on a dataset ends with at the latest, counted from the trainer's first. The schedule is that of the whole
+    /// training all the same: resumed with a larger number it goes on as if it had not ended. 0 (the default) = none.
+    pub max_steps: u64,
     /// Sequences of a micro-batch, at least 1; default 4.
     pub batch_size: usize,
     /// How often a training on a dataset sees each example; default 1.
@@ -137,6 +158,7 @@ impl Default for TrainOptions {
             warmup_steps: 0,
             warmup_from_zero: false,
             total_steps: 0,
+            max_steps: 0,
             batch_size: 4,
             epochs: 1,
             max_length: 0,
@@ -156,41 +178,58 @@ impl TrainOptions {
     /// # Errors
     /// `InvalidArgument` naming the field that is out of its range.
     pub fn check(&self) -> Result<()> {
-        for (name, value) in [("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)] {
-            if !(0.0..=1.0).contains(&value) {
-                return Err(Error::argument(format!("{name}: expected 0 to 1, found {value}")));
-            }
-        }
-        for (name, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
-            if !(0.0..1.0).contains(&beta) {
-                return Err(Error::argument(format!("{name}: expected at least 0 and below 1, found {beta}")));
-            }
-        }
-        // In F32, which the optimizer computes in.
-        if !(self.epsilon as f32 > 0.0 && (self.epsilon as f32).is_finite()) {
-            return Err(Error::argument(format!("epsilon: expected a number above 0, found {}", self.epsilon)));
-        }
-        if !(self.grad_clip.is_finite() && self.grad_clip >= 0.0) {
-            return Err(Error::argument(format!("grad_clip: expected a number from 0, found {}", self.grad_clip)));
-        }
-        within("grad_accumulation", self.grad_accumulation, 1, 1 << 20)?;
-        within("batch_size", self.batch_size, 1, 1 << 20)?;
-        within("epochs", self.epochs, 1, MOST_EPOCHS)?;
-        if self.max_length == 1 {
-            return Err(Error::argument("max_length: expected 0 or at least 2 tokens, found 1"));
-        }
-        for (name, steps) in [("warmup_steps", self.warmup_steps), ("total_steps", self.total_steps)] {
-            if steps > MOST {
-                return Err(Error::argument(format!("{name}: expected at most {MOST}, found {steps}")));
-            }
-        }
-        Ok(())
+        self.check_fields()
+    }
+
+    /// Sets the fields that a JSON object has, by their names; `null` is a field's default. `schedule` is `constant`, `linear` or
+    /// `cosine`, `weighting` is `micro_batches` or `tokens`.
+    ///
+    /// # Errors
+    /// As [`GenerateOptions::set_json`](crate::GenerateOptions::set_json).
+    pub fn set_json(&mut self, json: &str) -> Result<()> {
+        self.set_fields(Some(json))
     }
 }
 
-fn within(name: &str, value: usize, least: usize, most: usize) -> Result<()> {
-    if (least..=most).contains(&value) {
-        return Ok(());
+const SCHEDULES: &[(&str, Schedule)] =
+    &[("constant", Schedule::Constant), ("linear", Schedule::Linear), ("cosine", Schedule::Cosine)];
+
+const WEIGHTINGS: &[(&str, Weighting)] = &[("micro_batches", Weighting::MicroBatches), ("tokens", Weighting::Tokens)];
+
+impl Fields for TrainOptions {
+    const NAME: &'static str = "mc_train_options";
+
+    fn fields() -> &'static [Field<Self>] {
+        const FIELDS: &[Field<TrainOptions>] = &[
+            field!("learning_rate", Range::Number("0 to 1", |value| (0.0..=1.0).contains(&value)), learning_rate),
+            field!("weight_decay", Range::Number("0 to 1", |value| (0.0..=1.0).contains(&value)), weight_decay),
+            field!("beta1", Range::Number("at least 0 and below 1", |value| (0.0..1.0).contains(&value)), beta1),
+            field!("beta2", Range::Number("at least 0 and below 1", |value| (0.0..1.0).contains(&value)), beta2),
+            // In F32, which the optimizer computes in.
+            field!(
+                "epsilon",
+                Range::Number("a number above 0", |value| value as f32 > 0.0 && (value as f32).is_finite()),
+                epsilon
+            ),
+            field!("grad_clip", Range::Number("a number from 0", |value| value >= 0.0), grad_clip),
+            field!("grad_accumulation", Range::Whole(1, 1 << 20), grad_accumulation),
+            word_field!("weighting", WEIGHTINGS, weighting),
+            word_field!("schedule", SCHEDULES, schedule),
+            field!("warmup_steps", Range::Whole(0, MOST), warmup_steps),
+            field!("warmup_from_zero", Range::Bool, warmup_from_zero),
+            field!("total_steps", Range::Whole(0, MOST), total_steps),
+            field!("max_steps", Range::Whole(0, MOST), max_steps),
+            field!("batch_size", Range::Whole(1, 1 << 20), batch_size),
+            field!("epochs", Range::Whole(1, MOST_EPOCHS), epochs),
+            field!("max_length", Range::ZeroOr(2), max_length),
+            field!("mask_prompt", Range::Bool, mask_prompt),
+            field!("seed", Range::Whole(0, u64::MAX), seed),
+            field!("gradient_checkpointing", Range::Bool, gradient_checkpointing),
+            field!("checkpoint", Range::Text, checkpoint),
+            field!("checkpoint_every", Range::Whole(0, u64::MAX), checkpoint_every),
+            field!("eval_every", Range::Whole(0, u64::MAX), eval_every),
+            field!("patience", Range::Whole(0, u64::MAX), patience),
+        ];
+        FIELDS
     }
-    Err(Error::argument(format!("{name}: expected {least} to {most}, found {value}")))
 }

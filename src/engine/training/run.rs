@@ -9,7 +9,7 @@ use super::batches::{BatchSequences, batches};
 use super::{Counters, LoraTrainer, ORDER, USUAL_LENGTH};
 use crate::engine::Dataset;
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{FNV_START, fnv};
+use crate::load::{FNV_START, fnv, try_directory};
 use crate::ops;
 
 /// The folder of the best adapter within that of checkpoints.
@@ -67,9 +67,9 @@ impl Clock {
 }
 
 impl LoraTrainer {
-    /// Trains on a dataset until [`epochs`](super::TrainOptions::epochs) or [`total_steps`](super::TrainOptions::total_steps) are
-    /// reached or [`patience`](super::TrainOptions::patience) ends; what was done before, and is in a checkpoint, counts. Examples
-    /// come in another order each epoch; the last step of an epoch takes what is left of it.
+    /// Trains on a dataset until [`epochs`](super::TrainOptions::epochs), [`total_steps`](super::TrainOptions::total_steps) or
+    /// [`max_steps`](super::TrainOptions::max_steps) are reached or [`patience`](super::TrainOptions::patience) ends; what was done before,
+    /// and is in a checkpoint, counts. Examples come in another order each epoch; the last step of an epoch takes what is left of it.
     ///
     /// `Break` from `on_step`, a cancel flag and an error leave the trainer at the last finished micro-batch, and another call with
     /// the same dataset goes on there. After the end another call does nothing; to train on something else, give the
@@ -80,6 +80,10 @@ impl LoraTrainer {
     /// `InvalidArgument` for a dataset without a target token; `Mismatch` for another dataset than that which the first call had;
     /// those of the tokenizer and the chat template; `Io`; and those of [`train_step`](Self::train_step).
     pub fn train(&mut self, train: &Dataset, eval: Option<&Dataset>, on_step: &mut TrainFn<'_>) -> Result<()> {
+        if let Some(directory) = self.options.checkpoint.as_ref().filter(|_| !self.is_done()) {
+            // Before hours of training, not behind them.
+            try_directory(directory)?;
+        }
         let data =
             Data { train: self.tokenized(train, "train")?, eval: eval.map(|eval| self.tokenized(eval, "eval")).transpose()? };
         self.begin(&data.train.examples)?;
@@ -137,7 +141,8 @@ impl LoraTrainer {
     fn is_done(&self) -> bool {
         let (options, Counters { step, epoch, stale_evals, .. }) = (&self.options, self.progress);
         epoch >= options.epochs
-            || (options.total_steps > 0 && step >= options.total_steps)
+            || ends(options.total_steps, step)
+            || ends(options.max_steps, step)
             || (options.patience > 0 && stale_evals >= options.patience)
     }
 
@@ -195,7 +200,10 @@ impl LoraTrainer {
         let end = first_step.saturating_add(epoch_steps.saturating_mul(self.options.epochs as u64));
         let flow = on_step(&TrainEvent {
             step,
-            total_steps: if self.options.total_steps > 0 { end.min(self.options.total_steps) } else { end },
+            total_steps: [self.options.total_steps, self.options.max_steps]
+                .into_iter()
+                .filter(|&most| most > 0)
+                .fold(end, u64::min),
             epoch: if position == 0 { epoch } else { epoch + 1 },
             loss: loss as f32,
             eval_loss: eval_loss.map(|loss| loss as f32),
@@ -231,6 +239,11 @@ impl LoraTrainer {
         }
         Ok(sum / targets as f64)
     }
+}
+
+/// Whether a training of `most` steps ends with this one; 0 = of any number.
+fn ends(most: u64, step: u64) -> bool {
+    most > 0 && step >= most
 }
 
 /// Of all tokens and which of them are targets; never 0.

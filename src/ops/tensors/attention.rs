@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::ops::{sdpa, softmax_last_dim};
 use half::f16;
 
-use crate::ops::{Format, KvFormat, Mask, to_f32};
+use crate::ops::{Format, KvFormat, Mask, tensor_bytes, to_f32};
 
 /// Positions by which a cache grows.
 const GROWTH: usize = 256;
@@ -55,6 +55,10 @@ impl Cache {
             narrow => narrow.row_bytes(head_dim),
         };
         2 * (kv_heads * row) as u64 * positions.next_multiple_of(GROWTH) as u64
+    }
+
+    pub fn held_bytes(&self) -> u64 {
+        self.tensors.as_ref().map_or(0, |(k, v)| tensor_bytes(k) + tensor_bytes(v))
     }
 
     pub fn truncate(&mut self, len: usize) {

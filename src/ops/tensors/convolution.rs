@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::attention::Sequences;
 use crate::kernels::{CHUNK, ConvMemory, chunk_start};
-use crate::ops::{Convolution, to_f32};
+use crate::ops::{Convolution, tensor_bytes, to_f32};
 
 /// The inputs from position `start - taps + 1` on, or the first, as rows; clones share what is never changed.
 #[derive(Clone)]
@@ -32,6 +32,10 @@ impl Memory {
 
     pub fn start(&self) -> usize {
         self.start
+    }
+
+    pub fn held_bytes(&self) -> u64 {
+        self.rows.as_ref().map_or(0, tensor_bytes)
     }
 
     fn first(&self) -> usize {

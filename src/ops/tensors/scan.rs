@@ -5,7 +5,7 @@ use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use super::attention::Sequences;
 use crate::kernels::{CHUNK, ScanRule, ScanShape};
-use crate::ops::{Decay, Vector, to_f32};
+use crate::ops::{Decay, Vector, tensor_bytes, to_f32};
 
 /// `ln(1 + x)` for x in 0..1, with all digits of a small one: `2 artanh(x / (2 + x))` as a series.
 fn ln_1p(x: &Tensor) -> Result<Tensor> {
@@ -82,6 +82,11 @@ impl Memory {
 
     pub fn shape(&self) -> ScanShape {
         self.shape
+    }
+
+    pub fn held_bytes(&self) -> u64 {
+        let bytes = |held: &Held| [&held.matrix, &held.keys, &held.updates, &held.g].map(tensor_bytes).iter().sum();
+        self.held.as_ref().map_or(0, bytes)
     }
 
     pub fn len(&self) -> usize {

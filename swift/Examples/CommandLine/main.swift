@@ -29,7 +29,7 @@ struct Arguments {
                 guard let count = Int(value) else { return nil }
                 options.maximumTokens = count
             case "--temperature":
-                guard let temperature = Float(value) else { return nil }
+                guard let temperature = Double(value) else { return nil }
                 options.temperature = temperature
             default: return nil
             }

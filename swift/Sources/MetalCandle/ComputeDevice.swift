@@ -46,7 +46,7 @@ public final class ComputeDevice: Sendable {
     public static func count(of kind: Kind) -> Int { mc_device_count(kind.native) }
 
     /// What was opened; never `.automatic`.
-    public var kind: Kind { Kind.allCases.first { $0.native == mc_device_get_kind(handle.pointer) } ?? .cpu }
+    public var kind: Kind { Kind.allCases.first { $0.native == mc_device_kind_of(handle.pointer) } ?? .cpu }
 
     /// What the system calls the device.
     public var name: String { String(cString: mc_device_name(handle.pointer)) }

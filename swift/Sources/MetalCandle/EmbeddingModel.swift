@@ -82,7 +82,7 @@ public final class EmbeddingModel: Sendable {
     /// How the model's vectors are meant to be compared.
     public func similarity() throws -> Similarity {
         let model = try native.loaded()
-        return Similarity.allCases.first { $0.native == mc_embed_similarity(model.pointer) } ?? .cosine
+        return Similarity.allCases.first { $0.native == mc_model_similarity(model.pointer) } ?? .cosine
     }
 
     /// Embeds a text.
@@ -103,7 +103,7 @@ public final class EmbeddingModel: Sendable {
         try await native.run { model, cancel in
             let native = try options.native(cancel)
             // 0 for options that are wrong: the call says what is wrong.
-            let dimensions = mc_embed_dim(model, native.pointer)
+            let dimensions = mc_model_embed_dim(model, native.pointer)
             var vectors = [Float](repeating: 0, count: texts.count * dimensions)
             let bytes = texts.flatMap(\.utf8)
             let lengths = texts.map(\.utf8.count)
@@ -193,11 +193,16 @@ public struct EmbeddingOptions: Sendable {
     public var prompt: Prompt?
     /// An adapter for the vectors.
     public var adapter: AttachedAdapter?
+    /// Several adapters at once, in place of ``adapter``: their changes add up.
+    public var adapters: [AttachedAdapter]
+    /// Options as JSON, by the names that `mc_embed_options_set_json` of the C interface tells; they count more than those here.
+    public var json: String?
 
     /// Makes options; what is not given is as the model says.
     public init(
         pooling: Pooling? = nil, normalizes: Bool? = nil, dimensions: Int? = nil, maximumTokens: Int? = nil, prompt: Prompt? = nil,
-        adapter: AttachedAdapter? = nil
+        adapter: AttachedAdapter? = nil, json: String? = nil,
+        adapters: [AttachedAdapter] = []
     ) {
         self.pooling = pooling
         self.normalizes = normalizes
@@ -205,6 +210,8 @@ public struct EmbeddingOptions: Sendable {
         self.maximumTokens = maximumTokens
         self.prompt = prompt
         self.adapter = adapter
+        self.json = json
+        self.adapters = adapters
     }
 
     func native(_ cancel: CancelFlag) throws -> Handle {
@@ -231,6 +238,11 @@ public struct EmbeddingOptions: Sendable {
         case nil: break
         }
         if let adapter { mc_embed_options_set_lora(options, adapter.adapter.handle.pointer, adapter.scale) }
+        if !adapters.isEmpty {
+            let loras: [OpaquePointer?] = adapters.map(\.adapter.handle.pointer)
+            mc_embed_options_set_loras(options, loras, adapters.map(\.scale), adapters.count)
+        }
+        json?.withBytes { mc_embed_options_set_json(options, $0, $1) }
         return handle
     }
 }

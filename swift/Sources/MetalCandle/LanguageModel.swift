@@ -177,7 +177,7 @@ public final class LanguageModel: Sendable {
     /// - Throws: ``MetalCandleError`` with `.mismatch` for an adapter of another model.
     public func merging(_ adapter: Adapter, scale: Float = 1) async throws -> LanguageModel {
         let merged = try await native.run { model, _ in
-            try Handle(free: mc_model_free) { mc_lora_merge(model, adapter.handle.pointer, scale, $0, $1) }
+            try Handle(free: mc_model_free) { mc_model_merge(model, adapter.handle.pointer, scale, $0, $1) }
         }
         return try LanguageModel(NativeModel(merged, on: NativeQueue("model")))
     }

@@ -81,7 +81,7 @@ public final class LoRATrainer: Sendable {
         return try await NativeQueue("estimate").run {
             let (config, options) = (try adapter.native(), try options.native(CancelFlag()))
             var bytes: UInt64 = 0
-            try call { mc_lora_estimate_memory(model.pointer, config.pointer, options.pointer, &bytes, $0) }
+            try call { mc_model_estimate_training_memory(model.pointer, config.pointer, options.pointer, &bytes, $0) }
             return bytes
         }
     }
@@ -147,7 +147,7 @@ public final class LoRATrainer: Sendable {
         if work.isStopped { throw CancellationError() }
         try withExtendedLifetime(receiver) {
             try call {
-                mc_lora_train(
+                mc_lora_trainer_train(
                     handle.pointer, data.handle.pointer, validation?.handle.pointer, receiveStep,
                     Unmanaged.passUnretained(receiver).toOpaque(), $0)
             }

@@ -45,6 +45,18 @@ public enum MetalCandleRuntime {
     /// How many native objects exist in the process; 0 when everything was let go. For leak tests.
     public static var liveObjects: Int { mc_live_objects() }
 
+    /// How many threads of the processor compute; 0 if the system gives none.
+    public static var threads: Int { Int(mc_threads()) }
+
+    /// Computes with so many threads of the processor from now on, with the same results.
+    ///
+    /// - Parameter count: 1 to 1024; nil = as many as there are processors.
+    /// - Throws: ``MetalCandleError`` with `.outOfMemory` if the system gives no so many: those there were stay in use.
+    public static func setThreads(_ count: Int?) throws {
+        if let count { try requirePositive(count, "count") }
+        try call { mc_set_threads(UInt32(clamping: count ?? 0), $0) }
+    }
+
     /// Gives memory that is kept for reuse back to the system.
     ///
     /// - Parameter keepingBytes: how much may stay.

@@ -58,11 +58,13 @@ public struct ModelOptions: Sendable {
     public var maximumContext: Int?
     /// A `tokenizer.json`, a directory with one, or a `.gguf` file, in place of the model's.
     public var tokenizer: URL?
+    /// Options as JSON, by the names that `mc_model_options_set_json` of the C interface tells; they count more than those here.
+    public var json: String?
 
     /// Makes options; what is not given is as the model says.
     public init(
         device: ComputeDevice? = nil, weightType: WeightType? = nil, quantization: Quantization? = nil, isExact: Bool = false,
-        kvCache: KVCache? = nil, maximumContext: Int? = nil, tokenizer: URL? = nil
+        kvCache: KVCache? = nil, maximumContext: Int? = nil, tokenizer: URL? = nil, json: String? = nil
     ) {
         self.device = device
         self.weightType = weightType
@@ -71,6 +73,7 @@ public struct ModelOptions: Sendable {
         self.kvCache = kvCache
         self.maximumContext = maximumContext
         self.tokenizer = tokenizer
+        self.json = json
     }
 
     func native() throws -> Handle {
@@ -85,6 +88,7 @@ public struct ModelOptions: Sendable {
             mc_model_options_set_max_context(options.pointer, maximumContext)
         }
         if let tokenizer { mc_model_options_set_tokenizer_path(options.pointer, try tokenizer.nativePath("tokenizer")) }
+        json?.withBytes { mc_model_options_set_json(options.pointer, $0, $1) }
         return options
     }
 
@@ -193,7 +197,7 @@ public struct ModelInfo: Sendable, Hashable {
         hiddenSize = mc_model_hidden_size(model)
         layerCount = mc_model_layer_count(model)
         parameterCount = mc_model_parameter_count(model)
-        weightType = ModelOptions.WeightType.allCases.first { $0.native == mc_model_get_dtype(model) } ?? .float32
+        weightType = ModelOptions.WeightType.allCases.first { $0.native == mc_model_dtype(model) } ?? .float32
         generatesText = mc_model_supports(model, .MC_CAPABILITY_GENERATE)
         embedsText = mc_model_supports(model, .MC_CAPABILITY_EMBED)
         ranksDocuments = mc_model_supports(model, .MC_CAPABILITY_RERANK)

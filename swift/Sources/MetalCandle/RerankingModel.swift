@@ -119,12 +119,17 @@ public struct RerankingOptions: Sendable {
     public var maximumTokens: Int?
     /// What stands in front of the query or is the system message; of a Qwen3-Reranker without a template for pairs its instruction.
     public var prompt: EmbeddingOptions.Prompt?
+    /// Options as JSON, by the names that `mc_rerank_options_set_json` of the C interface tells; they count more than those here.
+    public var json: String?
 
     /// Makes options; what is not given is as the model says.
-    public init(activation: Activation? = nil, maximumTokens: Int? = nil, prompt: EmbeddingOptions.Prompt? = nil) {
+    public init(
+        activation: Activation? = nil, maximumTokens: Int? = nil, prompt: EmbeddingOptions.Prompt? = nil, json: String? = nil
+    ) {
         self.activation = activation
         self.maximumTokens = maximumTokens
         self.prompt = prompt
+        self.json = json
     }
 
     func native(_ cancel: CancelFlag) throws -> Handle {
@@ -149,6 +154,7 @@ public struct RerankingOptions: Sendable {
             mc_rerank_options_set_prompt(options, text)
         case nil: break
         }
+        json?.withBytes { mc_rerank_options_set_json(options, $0, $1) }
         return handle
     }
 }

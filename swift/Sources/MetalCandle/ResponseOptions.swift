@@ -5,19 +5,19 @@ public struct ResponseOptions: Sendable {
     /// The most tokens; nil = until the model ends its answer or the context is full.
     public var maximumTokens: Int?
     /// How random the choice of tokens is, from 0; 0 = always the most probable one.
-    public var temperature: Float?
+    public var temperature: Double?
     /// Only this many most probable tokens are chosen from; 0 = all.
     public var topK: Int?
     /// Only the fewest most probable tokens whose probabilities sum to this are chosen from; above 0, up to 1.
-    public var topP: Float?
+    public var topP: Double?
     /// Only tokens with at least this times the probability of the most probable one are chosen from; 0 to 1.
-    public var minP: Float?
+    public var minP: Double?
     /// Makes tokens that occurred less probable.
     public var repetitionPenalty: RepetitionPenalty?
     /// Subtracted from a token's logit for each time it occurs in the answer.
-    public var frequencyPenalty: Float?
+    public var frequencyPenalty: Double?
     /// Subtracted from the logit of each token that occurs in the answer.
-    public var presencePenalty: Float?
+    public var presencePenalty: Double?
     /// Added to the logits of single tokens; minus infinity = never this one.
     public var logitBias: [UInt32: Float]
     /// Makes sampling repeat: the same seed, options, prompt, model and device give the same answer.
@@ -35,6 +35,10 @@ public struct ResponseOptions: Sendable {
     public var answerFormat: String?
     /// An adapter for this answer, in place of the session's own.
     public var adapter: AttachedAdapter?
+    /// Several adapters at once, in place of ``adapter``: their changes add up.
+    public var adapters: [AttachedAdapter]
+    /// Options as JSON, by the names that `mc_generate_options_set_json` of the C interface tells; they count more than those here.
+    public var json: String?
 
     /// Whether an answer calls tools of its session.
     public enum ToolChoice: Sendable, Hashable {
@@ -60,12 +64,12 @@ public struct ResponseOptions: Sendable {
     /// Divides the logits of tokens that occurred if they are positive, and multiplies them otherwise.
     public struct RepetitionPenalty: Sendable, Hashable {
         /// Above 0; 1 = off.
-        public var penalty: Float
+        public var penalty: Double
         /// How many of the last tokens count, prompt and answer; 0 = all.
         public var window: Int
 
         /// Makes a penalty.
-        public init(_ penalty: Float, window: Int = 0) {
+        public init(_ penalty: Double, window: Int = 0) {
             self.penalty = penalty
             self.window = window
         }
@@ -73,10 +77,11 @@ public struct ResponseOptions: Sendable {
 
     /// Makes options; what is not given is as the model says.
     public init(
-        maximumTokens: Int? = nil, temperature: Float? = nil, topK: Int? = nil, topP: Float? = nil, minP: Float? = nil,
-        repetitionPenalty: RepetitionPenalty? = nil, frequencyPenalty: Float? = nil, presencePenalty: Float? = nil,
+        maximumTokens: Int? = nil, temperature: Double? = nil, topK: Int? = nil, topP: Double? = nil, minP: Double? = nil,
+        repetitionPenalty: RepetitionPenalty? = nil, frequencyPenalty: Double? = nil, presencePenalty: Double? = nil,
         logitBias: [UInt32: Float] = [:], seed: UInt64? = nil, stops: [String] = [], jsonSchema: String? = nil,
-        toolChoice: ToolChoice? = nil, reasoningBudget: Int? = nil, answerFormat: String? = nil, adapter: AttachedAdapter? = nil
+        toolChoice: ToolChoice? = nil, reasoningBudget: Int? = nil, answerFormat: String? = nil, adapter: AttachedAdapter? = nil,
+        json: String? = nil, adapters: [AttachedAdapter] = []
     ) {
         self.maximumTokens = maximumTokens
         self.temperature = temperature
@@ -94,6 +99,8 @@ public struct ResponseOptions: Sendable {
         self.reasoningBudget = reasoningBudget
         self.answerFormat = answerFormat
         self.adapter = adapter
+        self.json = json
+        self.adapters = adapters
     }
 
     func native(_ cancel: CancelFlag) throws -> Handle {
@@ -134,6 +141,11 @@ public struct ResponseOptions: Sendable {
             mc_generate_options_set_answer_format(options, answerFormat)
         }
         if let adapter { mc_generate_options_set_lora(options, adapter.adapter.handle.pointer, adapter.scale) }
+        if !adapters.isEmpty {
+            let loras: [OpaquePointer?] = adapters.map(\.adapter.handle.pointer)
+            mc_generate_options_set_loras(options, loras, adapters.map(\.scale), adapters.count)
+        }
+        json?.withBytes { mc_generate_options_set_json(options, $0, $1) }
         return handle
     }
 }

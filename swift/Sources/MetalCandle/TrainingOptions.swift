@@ -6,9 +6,9 @@ public struct AdapterConfiguration: Sendable {
     /// How many values each input and output of a changed matrix gets.
     public var rank: Int
     /// A change counts `alpha / rank` times.
-    public var alpha: Float
+    public var alpha: Double
     /// The share of a change's inputs that a training pass does not see, below 1.
-    public var dropout: Float
+    public var dropout: Double
     /// Whether a change counts `alpha / sqrt(rank)` times instead.
     public var isRankStabilized: Bool
     /// The matrices that get a change, as PEFT names them, such as `q_proj` or `layers.0.mlp.up_proj`; none = every matrix of the layers.
@@ -17,11 +17,13 @@ public struct AdapterConfiguration: Sendable {
     public var seed: UInt64
     /// An adapter to go on with: its rank, alpha and targets are taken, whatever is set here.
     public var initial: Adapter?
+    /// Options as JSON, by the names that `mc_lora_config_set_json` of the C interface tells; they count more than those here.
+    public var json: String?
 
     /// Describes an adapter.
     public init(
-        rank: Int = 8, alpha: Float = 16, dropout: Float = 0, isRankStabilized: Bool = false, targets: [String] = [], seed: UInt64 = 0,
-        initial: Adapter? = nil
+        rank: Int = 8, alpha: Double = 16, dropout: Double = 0, isRankStabilized: Bool = false, targets: [String] = [], seed: UInt64 = 0,
+        initial: Adapter? = nil, json: String? = nil
     ) {
         self.rank = rank
         self.alpha = alpha
@@ -30,6 +32,7 @@ public struct AdapterConfiguration: Sendable {
         self.targets = targets
         self.seed = seed
         self.initial = initial
+        self.json = json
     }
 
     func native() throws -> Handle {
@@ -46,6 +49,7 @@ public struct AdapterConfiguration: Sendable {
             mc_lora_config_add_target(config, target)
         }
         if let initial { mc_lora_config_set_initial(config, initial.handle.pointer) }
+        json?.withBytes { mc_lora_config_set_json(config, $0, $1) }
         return handle
     }
 }
@@ -93,7 +97,7 @@ public struct TrainingOptions: Sendable, Hashable {
     /// What the micro-batches of a step count.
     public var weighting: Weighting
     /// How far a step goes, 0 to 1.
-    public var learningRate: Float
+    public var learningRate: Double
     /// What the learning rate does behind the warm-up.
     public var schedule: Schedule
     /// Steps in which the learning rate rises.
@@ -102,16 +106,18 @@ public struct TrainingOptions: Sendable, Hashable {
     public var warmsUpFromZero: Bool
     /// Where the schedule and the training end; nil = with the last epoch.
     public var totalSteps: Int?
+    /// The step that training ends with at the latest, whatever the schedule; nil = none.
+    public var maximumSteps: Int?
     /// What each step takes off every weight: this times the learning rate; 0 to 1.
-    public var weightDecay: Float
+    public var weightDecay: Double
     /// How much AdamW's average of the gradient keeps, below 1.
-    public var beta1: Float
+    public var beta1: Double
     /// How much AdamW's average of its square keeps, below 1.
-    public var beta2: Float
+    public var beta2: Double
     /// What AdamW adds to the root of the second average.
-    public var epsilon: Float
+    public var epsilon: Double
     /// The length that the gradient of all weights together is cut to; nil = as it is.
-    public var gradientClip: Float?
+    public var gradientClip: Double?
     /// Whether a pass computes most of its values twice, for memory of one layer instead of all, at a third more time.
     public var gradientCheckpointing: Bool
     /// The most tokens of an example; nil = the model's context, at most 2048.
@@ -126,14 +132,17 @@ public struct TrainingOptions: Sendable, Hashable {
     public var patience: Int?
     /// Where checkpoints are written; nil = nowhere.
     public var checkpoints: Checkpoints?
+    /// Options as JSON, by the names that `mc_train_options_set_json` of the C interface tells; they count more than those here.
+    public var json: String?
 
     /// Makes options.
     public init(
         epochs: Int = 1, batchSize: Int = 4, gradientAccumulation: Int = 1, weighting: Weighting = .microBatches,
-        learningRate: Float = 2e-4, schedule: Schedule = .constant, warmupSteps: Int = 0, warmsUpFromZero: Bool = false,
-        totalSteps: Int? = nil, weightDecay: Float = 0.01, beta1: Float = 0.9, beta2: Float = 0.999, epsilon: Float = 1e-8,
-        gradientClip: Float? = 1, gradientCheckpointing: Bool = true, maximumLength: Int? = nil, masksPrompts: Bool = true,
-        seed: UInt64 = 0, validationInterval: Int? = nil, patience: Int? = nil, checkpoints: Checkpoints? = nil
+        learningRate: Double = 2e-4, schedule: Schedule = .constant, warmupSteps: Int = 0, warmsUpFromZero: Bool = false,
+        totalSteps: Int? = nil, weightDecay: Double = 0.01, beta1: Double = 0.9, beta2: Double = 0.999, epsilon: Double = 1e-8,
+        gradientClip: Double? = 1, gradientCheckpointing: Bool = true, maximumLength: Int? = nil, masksPrompts: Bool = true,
+        seed: UInt64 = 0, validationInterval: Int? = nil, patience: Int? = nil, checkpoints: Checkpoints? = nil, json: String? = nil,
+        maximumSteps: Int? = nil
     ) {
         self.epochs = epochs
         self.batchSize = batchSize
@@ -155,12 +164,15 @@ public struct TrainingOptions: Sendable, Hashable {
         self.seed = seed
         self.validationInterval = validationInterval
         self.patience = patience
+        self.maximumSteps = maximumSteps
         self.checkpoints = checkpoints
+        self.json = json
     }
 
     func native(_ cancel: CancelFlag) throws -> Handle {
         let positive = [
             ("epochs", epochs), ("batchSize", batchSize), ("gradientAccumulation", gradientAccumulation), ("totalSteps", totalSteps),
+            ("maximumSteps", maximumSteps),
             ("maximumLength", maximumLength), ("validationInterval", validationInterval), ("patience", patience),
             ("checkpoints.interval", checkpoints?.interval),
         ]
@@ -177,6 +189,7 @@ public struct TrainingOptions: Sendable, Hashable {
         mc_train_options_set_weighting(options, weighting.native)
         mc_train_options_set_learning_rate(options, learningRate)
         mc_train_options_set_schedule(options, schedule.native, UInt64(warmupSteps), UInt64(totalSteps ?? 0))
+        mc_train_options_set_max_steps(options, UInt64(maximumSteps ?? 0))
         mc_train_options_set_warmup_from_zero(options, warmsUpFromZero)
         mc_train_options_set_weight_decay(options, weightDecay)
         mc_train_options_set_adam_betas(options, beta1, beta2)
@@ -192,6 +205,7 @@ public struct TrainingOptions: Sendable, Hashable {
             let path = try checkpoints.directory.nativePath("checkpoints.directory")
             mc_train_options_set_checkpoint(options, path, UInt64(checkpoints.interval ?? 0))
         }
+        json?.withBytes { mc_train_options_set_json(options, $0, $1) }
         return handle
     }
 }

@@ -164,6 +164,14 @@ extension MetalCandleTests { @Suite struct LanguageModels {
         await expect(.invalidArgument) { try await model.complete("") }
     }
 
+    @Test func optionsAsJSONCountMore() async throws {
+        let model = try await loadCoder(ModelOptions(json: #"{"max_context": 64}"#))
+        #expect(model.info.contextLength == 64)
+        let options = ResponseOptions(maximumTokens: 9, json: #"{"max_tokens": 2, "ignore_eos": true}"#)
+        #expect(try await model.complete("fn", options: options).completion.tokens.count == 2)
+        await expect(.invalidArgument, "top_k") { try await model.complete("fn", options: ResponseOptions(json: #"{"top_k": -1}"#)) }
+    }
+
     @Test func anUnloadedModelRefusesWorkAndKeepsItsHistory() async throws {
         let model = try await loadCoder()
         let session = ChatSession(model)

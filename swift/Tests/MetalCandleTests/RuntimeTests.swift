@@ -14,6 +14,10 @@ extension MetalCandleTests { @Suite struct Runtime {
         let model = try await loadCoder()
         try MetalCandleRuntime.trimMemory()
         try MetalCandleRuntime.trimMemory(keepingBytes: 1 << 20)
+        try MetalCandleRuntime.setThreads(3)
+        #expect(MetalCandleRuntime.threads == 3)
+        await expect(.invalidArgument, "count") { try MetalCandleRuntime.setThreads(0) }
+        try MetalCandleRuntime.setThreads(nil)
         #expect(try await ChatSession(model, options: greedy).respond(to: question).text == answer)
     }
 

@@ -76,7 +76,7 @@ static mc_status conform(void) {
 static mc_status embed(void) {
     static float vectors[3 * 4096];
     const char *texts[] = {"a text", prompt, ""};
-    size_t lens[] = {6, sizeof prompt - 1, 0}, len = 3 * mc_embed_dim(embedder, NULL);
+    size_t lens[] = {6, sizeof prompt - 1, 0}, len = 3 * mc_model_embed_dim(embedder, NULL);
     mc_status status;
     on();
     TRY(mc_embed_batch(embedder, texts, lens, 3, NULL, vectors, len, &error));
@@ -164,12 +164,12 @@ static mc_status train(void) {
     snprintf(path, sizeof path, "%s/adapter", folder);
     on();
     TRY(mc_lora_trainer_new(coder, NULL, NULL, &trainer, &error));
-    TRY(mc_lora_train_step(trainer, tokens, NULL, offsets, 2, &loss, &error));
+    TRY(mc_lora_trainer_train_step(trainer, tokens, NULL, offsets, 2, &loss, &error));
     TRY(mc_lora_trainer_save(trainer, path, &error));
     TRY(mc_lora_trainer_adapter(trainer, &adapter, &error));
     TRY(mc_lora_save(adapter, path, &error));
     TRY(mc_lora_load(coder, path, &read, &error));
-    TRY(mc_lora_merge(coder, read, value, &merged, &error));
+    TRY(mc_model_merge(coder, read, value, &merged, &error));
     note(&loss, sizeof loss);
 out:
     mc_lora_trainer_free(trainer);
@@ -191,7 +191,7 @@ static mc_status train_on_dataset(void) {
     on();
     TRY(mc_dataset_load_jsonl("examples/data/facts.jsonl", &dataset, &error));
     TRY(mc_lora_trainer_new(coder, NULL, NULL, &trainer, &error));
-    TRY(mc_lora_train(trainer, dataset, NULL, one_step, NULL, &error));
+    TRY(mc_lora_trainer_train(trainer, dataset, NULL, one_step, NULL, &error));
 out:
     // That the callback stops is how it ends.
     if (status == MC_CANCELLED || status == MC_OK) {
@@ -222,7 +222,23 @@ static mc_status render(void) {
     mc_status status;
     on();
     TRY(mc_chat_add(chat, "user", PROMPT, &error));
-    TRY(mc_chat_render(coder, chat, true, &text, &error));
+    TRY(mc_model_render_chat(coder, chat, true, &text, &error));
+    note(mc_string_data(text), mc_string_len(text));
+out:
+    mc_string_free(text);
+    mc_chat_free(chat);
+    return status;
+}
+
+static mc_status write_chat(void) {
+    static char content[200000];
+    mc_chat *chat = mc_chat_new();
+    mc_string *text = NULL;
+    mc_status status;
+    memset(content, 'a', sizeof content);
+    TRY(mc_chat_add(chat, "user", content, sizeof content, &error));
+    on();
+    TRY(mc_chat_json(chat, &text, &error));
     note(mc_string_data(text), mc_string_len(text));
 out:
     mc_string_free(text);
@@ -252,7 +268,7 @@ static const struct {
     {"load", load}, {"load quantised", load_quantised}, {"generate", generate}, {"conform to a schema", conform}, {"embed", embed},
     {"similarity", similarity}, {"append", append}, {"fork", fork_session}, {"save and load a session", save_and_load},
     {"train, save, load, merge", train}, {"train on a dataset", train_on_dataset}, {"save a model", save_model}, {"render", render},
-    {"encode", encode},
+    {"write a conversation", write_chat}, {"encode", encode},
 };
 
 int main(int argc, char **argv) {

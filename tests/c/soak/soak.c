@@ -41,7 +41,7 @@ static uint64_t generate(size_t seed) {
     mc_generation *generation = NULL;
     mc_generate_options *options = mc_generate_options_new();
     mc_generate_options_set_max_tokens(options, 12);
-    mc_generate_options_set_temperature(options, seed % 2 ? 0.8f : 0.0f);
+    mc_generate_options_set_temperature(options, seed % 2 ? 0.8 : 0.0);
     mc_generate_options_set_seed(options, seed);
     if (seed == 3) mc_generate_options_set_lora(options, adapter, 1.0f);
     MUST(mc_generate(coder, prompts[seed], strlen(prompts[seed]), options, &generation, NULL));
@@ -106,7 +106,7 @@ static uint64_t session(size_t seed) {
 }
 
 static uint64_t embed(size_t seed) {
-    size_t lens[SEEDS], dim = mc_embed_dim(embedder, NULL);
+    size_t lens[SEEDS], dim = mc_model_embed_dim(embedder, NULL);
     for (size_t i = 0; i < SEEDS; i++) lens[i] = strlen(prompts[i]);
     float *vectors = malloc(SEEDS * dim * sizeof *vectors);
     size_t count = seed + 1;
@@ -125,7 +125,7 @@ static uint64_t train(size_t seed) {
     MUST(mc_lora_trainer_new(coder, NULL, NULL, &trainer, NULL));
     uint64_t found = START;
     for (size_t i = 0; i < 2; i++) {
-        MUST(mc_lora_train_step(trainer, tokens, NULL, offsets, 2, &loss, NULL));
+        MUST(mc_lora_trainer_train_step(trainer, tokens, NULL, offsets, 2, &loss, NULL));
         found = hash(found, &loss, sizeof loss);
     }
     mc_lora_trainer_free(trainer);
@@ -138,7 +138,7 @@ static uint64_t chat(size_t seed) {
     mc_tokens *tokens = NULL;
     mc_tokenizer *tokenizer = NULL;
     MUST(mc_chat_add(chat, "user", prompts[seed], strlen(prompts[seed]), NULL));
-    MUST(mc_chat_render(coder, chat, true, &text, NULL));
+    MUST(mc_model_render_chat(coder, chat, true, &text, NULL));
     MUST(mc_model_tokenizer(coder, &tokenizer, NULL));
     MUST(mc_tokenizer_encode(tokenizer, mc_string_data(text), mc_string_len(text), false, &tokens, NULL));
     uint64_t found = hash(START, mc_tokens_data(tokens), mc_tokens_len(tokens) * sizeof(uint32_t));

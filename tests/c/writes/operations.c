@@ -66,7 +66,7 @@ static mc_status trained(size_t steps, mc_lora_trainer **trainer) {
     static const size_t offsets[] = {0, 4};
     float loss;
     mc_status status = mc_lora_trainer_new(coder, NULL, NULL, trainer, &error);
-    for (size_t i = 0; i < steps && status == MC_OK; i++) status = mc_lora_train_step(*trainer, tokens, NULL, offsets, 1, &loss, &error);
+    for (size_t i = 0; i < steps && status == MC_OK; i++) status = mc_lora_trainer_train_step(*trainer, tokens, NULL, offsets, 1, &loss, &error);
     return status;
 }
 
