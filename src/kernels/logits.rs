@@ -45,9 +45,10 @@ impl Kernel for Highest<'_> {
         let mut lanes = [f32::NEG_INFINITY; BLOCK];
         let mut is_wrong = [false; BLOCK];
         // NaN is not below anything.
+        let is_number = |value: f32| value < f32::INFINITY;
         let mut take = |at: usize, value: f32| {
             lanes[at] = if value > lanes[at] { value } else { lanes[at] };
-            is_wrong[at] |= !(value < f32::INFINITY);
+            is_wrong[at] |= !is_number(value);
         };
         let (blocks, rest) = self.0.as_chunks::<BLOCK>();
         for block in blocks {

@@ -71,7 +71,8 @@ fn highest(logits: &[f32]) -> std::result::Result<f32, String> {
         Some(best) => Ok(best),
         None => {
             // NaN is not below anything.
-            let wrong = logits.iter().enumerate().find(|(_, logit)| !(**logit < f32::INFINITY));
+            let is_number = |logit: f32| logit < f32::INFINITY;
+            let wrong = logits.iter().enumerate().find(|(_, logit)| !is_number(**logit));
             Err(wrong.map_or_else(String::new, |(id, logit)| format!("token {id}: expected a number, found {logit}")))
         }
     }
