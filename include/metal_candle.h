@@ -4349,6 +4349,199 @@ void mc_lora_trainer_free(mc_lora_trainer *MC_NULLABLE trainer);
 
 /** @} */
 
+
+/**
+ * @defgroup mc_abi1 The names of ABI 1, for programs that still call them. Deprecated: each is the function of another name that it mentions, with the same
+ * @{
+ * parameters.
+ */
+
+/**
+ * mc_device_kind_of(), by its name of ABI 1.
+ *
+ * @param device  as there.
+ * @return as there.
+ *
+ * Threads: as there.
+ */
+mc_device_kind mc_device_get_kind(const mc_device *MC_NONNULL device);
+
+/**
+ * mc_model_dtype(), by its name of ABI 1.
+ *
+ * @param model  as there.
+ * @return as there.
+ *
+ * Threads: as there.
+ */
+mc_dtype mc_model_get_dtype(const mc_model *MC_NONNULL model);
+
+/**
+ * mc_model_embed_dim(), by its name of ABI 1.
+ *
+ * @param model  as there.
+ * @param options  as there.
+ * @return as there.
+ *
+ * Threads: as there.
+ */
+size_t mc_embed_dim(const mc_model *MC_NONNULL model, const mc_embed_options *MC_NULLABLE options);
+
+/**
+ * mc_model_similarity(), by its name of ABI 1.
+ *
+ * @param model  as there.
+ * @return as there.
+ *
+ * Threads: as there.
+ */
+mc_similarity mc_embed_similarity(const mc_model *MC_NONNULL model);
+
+/**
+ * mc_model_render_chat(), by its name of ABI 1.
+ *
+ * @param model  as there.
+ * @param chat  as there.
+ * @param add_generation_prompt  as there.
+ * @param out  as there.
+ * @param err  as there.
+ * @return as there.
+ *
+ * Threads: as there.
+ */
+MC_NODISCARD
+mc_status mc_chat_render(const mc_model *MC_NONNULL model,
+                         const mc_chat *MC_NONNULL chat,
+                         bool add_generation_prompt,
+                         mc_string *MC_NULLABLE *MC_NONNULL out,
+                         mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * mc_model_encode_chat(), by its name of ABI 1.
+ *
+ * @param model  as there.
+ * @param chat  as there.
+ * @param add_generation_prompt  as there.
+ * @param out  as there.
+ * @param err  as there.
+ * @return as there.
+ *
+ * Threads: as there.
+ */
+MC_NODISCARD
+mc_status mc_chat_encode(const mc_model *MC_NONNULL model,
+                         const mc_chat *MC_NONNULL chat,
+                         bool add_generation_prompt,
+                         mc_tokens *MC_NULLABLE *MC_NONNULL out,
+                         mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * mc_model_merge(), by its name of ABI 1.
+ *
+ * @param model  as there.
+ * @param lora  as there.
+ * @param scale  as there.
+ * @param out  as there.
+ * @param err  as there.
+ * @return as there.
+ *
+ * Threads: as there.
+ */
+MC_NODISCARD
+mc_status mc_lora_merge(const mc_model *MC_NONNULL model,
+                        const mc_lora *MC_NONNULL lora,
+                        float scale,
+                        mc_model *MC_NULLABLE *MC_NONNULL out,
+                        mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * mc_model_estimate_training_memory(), by its name of ABI 1.
+ *
+ * @param model  as there.
+ * @param config  as there.
+ * @param options  as there.
+ * @param bytes  as there.
+ * @param err  as there.
+ * @return as there.
+ *
+ * Threads: as there.
+ */
+MC_NODISCARD
+mc_status mc_lora_estimate_memory(const mc_model *MC_NONNULL model,
+                                  const mc_lora_config *MC_NULLABLE config,
+                                  const mc_train_options *MC_NULLABLE options,
+                                  uint64_t *MC_NONNULL bytes,
+                                  mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * mc_lora_trainer_train(), by its name of ABI 1.
+ *
+ * @param trainer  as there.
+ * @param train  as there.
+ * @param eval  as there.
+ * @param on_step  as there.
+ * @param user_data  as there.
+ * @param err  as there.
+ * @return as there.
+ *
+ * Threads: as there.
+ */
+MC_NODISCARD
+mc_status mc_lora_train(mc_lora_trainer *MC_NONNULL trainer,
+                        const mc_dataset *MC_NONNULL train,
+                        const mc_dataset *MC_NULLABLE eval,
+                        mc_train_fn on_step,
+                        void *MC_NULLABLE user_data,
+                        mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * mc_lora_trainer_train_step(), by its name of ABI 1.
+ *
+ * @param trainer  as there.
+ * @param tokens  as there.
+ * @param loss_mask  as there.
+ * @param offsets  as there.
+ * @param sequences  as there.
+ * @param loss  as there.
+ * @param err  as there.
+ * @return as there.
+ *
+ * Threads: as there.
+ */
+MC_NODISCARD
+mc_status mc_lora_train_step(mc_lora_trainer *MC_NONNULL trainer,
+                             const uint32_t *MC_NONNULL tokens,
+                             const uint8_t *MC_NULLABLE loss_mask,
+                             const size_t *MC_NONNULL offsets,
+                             size_t sequences,
+                             float *MC_NONNULL loss,
+                             mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * mc_lora_trainer_eval_step(), by its name of ABI 1.
+ *
+ * @param trainer  as there.
+ * @param tokens  as there.
+ * @param loss_mask  as there.
+ * @param offsets  as there.
+ * @param sequences  as there.
+ * @param loss  as there.
+ * @param err  as there.
+ * @return as there.
+ *
+ * Threads: as there.
+ */
+MC_NODISCARD
+mc_status mc_lora_eval_step(mc_lora_trainer *MC_NONNULL trainer,
+                            const uint32_t *MC_NONNULL tokens,
+                            const uint8_t *MC_NULLABLE loss_mask,
+                            const size_t *MC_NONNULL offsets,
+                            size_t sequences,
+                            float *MC_NONNULL loss,
+                            mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/** @} */
+
 #ifdef __cplusplus
 }
 #endif

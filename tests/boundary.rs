@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use handles::*;
+use metal_candle::ffi::abi1::*;
 use metal_candle::ffi::cancel::*;
 use metal_candle::ffi::chat::*;
 use metal_candle::ffi::dataset::*;
@@ -156,6 +157,7 @@ fn table() -> Vec<Function> {
         mc_device_count(YES) Zero;
         mc_device_new(YES, Word(0), Out(Device), Err) Status;
         mc_device_kind_of(Handle(Device)) Zero;
+        mc_device_get_kind(Handle(Device)) Zero;
         mc_device_name(Handle(Device)) Empty;
         mc_device_memory(Handle(Device), Number, Number, Err) Status;
         mc_device_synchronize(Handle(Device), Err) Status;
@@ -196,6 +198,7 @@ fn table() -> Vec<Function> {
         mc_model_layer_count(Handle(Model)) Zero;
         mc_model_parameter_count(Handle(Model)) Zero;
         mc_model_dtype(Handle(Model)) Zero;
+        mc_model_get_dtype(Handle(Model)) Zero;
         mc_model_supports(Handle(Model), YES) Zero;
         mc_model_config_json(Handle(Model), Out(String), Err) Status;
         mc_model_backend_json(Handle(Model), Out(String), Err) Status;
@@ -227,7 +230,9 @@ fn table() -> Vec<Function> {
         mc_chat_set_continue_final_message(Handle(Chat), YES) Nothing;
         mc_chat_set_control_tokens(Handle(Chat), Word(0), Err) Status;
         mc_model_render_chat(Handle(Model), Handle(Chat), YES, Out(String), Err) Status;
+        mc_chat_render(Handle(Model), Handle(Chat), YES, Out(String), Err) Status;
         mc_model_encode_chat(Handle(Model), Handle(Chat), YES, Out(Tokens), Err) Status;
+        mc_chat_encode(Handle(Model), Handle(Chat), YES, Out(Tokens), Err) Status;
         mc_chat_free(Freed(Chat)) Nothing;
 
         mc_lora_load(Handle(Model), AdapterPath, Out(Lora), Err) Status;
@@ -239,6 +244,7 @@ fn table() -> Vec<Function> {
         mc_lora_parameter_count(Handle(Lora)) Zero;
         mc_lora_config_json(Handle(Lora), Out(String), Err) Status;
         mc_model_merge(Handle(Model), Handle(Lora), Float(0.5), Out(Model), Err) Status;
+        mc_lora_merge(Handle(Model), Handle(Lora), Float(0.5), Out(Model), Err) Status;
 
         mc_generate_options_new() New(GenerateOptions);
         mc_generate_options_set_json(Handle(GenerateOptions), MaybeText(c"{\"top_k\": 10}"), Word(13)) Nothing;
@@ -322,7 +328,9 @@ fn table() -> Vec<Function> {
         mc_embed_options_set_progress(Handle(EmbedOptions), Callback(continue_progress as *const () as usize), Callback(8)) Nothing;
         mc_embed_options_free(Freed(EmbedOptions)) Nothing;
         mc_model_embed_dim(Handle(Model), Maybe(EmbedOptions)) Zero;
+        mc_embed_dim(Handle(Model), Maybe(EmbedOptions)) Zero;
         mc_model_similarity(Handle(Model)) Zero;
+        mc_embed_similarity(Handle(Model)) Zero;
         mc_embed(Handle(Model), MaybeText(c"fn main() {"), TEN, Maybe(EmbedOptions), Floats, Word(WIDTH), Err) Status;
         mc_embed_batch(Handle(Model), Texts(c"fn main() {"), Callback(0), YES, Maybe(EmbedOptions), Floats, Word(WIDTH), Err) Status;
 
@@ -380,11 +388,15 @@ fn table() -> Vec<Function> {
         mc_train_options_set_cancel(Handle(TrainOptions), Maybe(Cancel)) Nothing;
         mc_train_options_free(Freed(TrainOptions)) Nothing;
         mc_model_estimate_training_memory(Handle(Model), Maybe(LoraConfig), Maybe(TrainOptions), Number, Err) Status;
+        mc_lora_estimate_memory(Handle(Model), Maybe(LoraConfig), Maybe(TrainOptions), Number, Err) Status;
         mc_lora_trainer_new(Handle(Model), Maybe(LoraConfig), Maybe(TrainOptions), Out(LoraTrainer), Err) Status;
         mc_lora_trainer_resume(Handle(Model), CheckpointPath, Maybe(TrainOptions), Out(LoraTrainer), Err) Status;
         mc_lora_trainer_train_step(Handle(LoraTrainer), Floats, Callback(0), Sizes(&[0, 3]), YES, Number, Err) Status;
+        mc_lora_train_step(Handle(LoraTrainer), Floats, Callback(0), Sizes(&[0, 3]), YES, Number, Err) Status;
         mc_lora_trainer_eval_step(Handle(LoraTrainer), Floats, Callback(0), Sizes(&[0, 3]), YES, Number, Err) Status;
+        mc_lora_eval_step(Handle(LoraTrainer), Floats, Callback(0), Sizes(&[0, 3]), YES, Number, Err) Status;
         mc_lora_trainer_train(Handle(LoraTrainer), Handle(Dataset), Maybe(Dataset), Callback(stop_training as *const () as usize), Callback(8), Err) Status;
+        mc_lora_train(Handle(LoraTrainer), Handle(Dataset), Maybe(Dataset), Callback(stop_training as *const () as usize), Callback(8), Err) Status;
         mc_lora_trainer_step_count(Handle(LoraTrainer)) Zero;
         mc_lora_trainer_last_update(Handle(LoraTrainer), Number, Number, Number, Err) Status;
         mc_lora_trainer_adapter(Handle(LoraTrainer), Out(Lora), Err) Status;

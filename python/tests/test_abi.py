@@ -29,6 +29,18 @@ UNUSED = {
     "mc_lora_retain",  # Python counts references
     "mc_model_retain",
     "mc_version_number",  # as mc_version_string
+    # Names of ABI 1.
+    "mc_chat_encode",
+    "mc_chat_render",
+    "mc_device_get_kind",
+    "mc_embed_dim",
+    "mc_embed_similarity",
+    "mc_lora_estimate_memory",
+    "mc_lora_eval_step",
+    "mc_lora_merge",
+    "mc_lora_train",
+    "mc_lora_train_step",
+    "mc_model_get_dtype",
 }
 
 # Setters of several values, and the options that they are.

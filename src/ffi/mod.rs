@@ -79,3 +79,4 @@ pub mod embed;
 pub mod rerank;
 pub mod dataset;
 pub mod train;
+pub mod abi1;
