@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::answer_parts::AnswerParts;
 use super::chat::{AnswerFormat, AnswerPart, ToolCall};
 use super::constraint::Constraint;
-use super::options::{Field, Fields, Range, SIZE, Slot, Value, field};
+use super::options::{Field, Fields, OptionValue, Range, SIZE, Slot, field};
 use super::sampling::token_logprob;
 use super::session::PREFILL_CHUNK;
 use super::text_stream::TextStream;
@@ -148,10 +148,10 @@ impl Fields for GenerateOptions {
             Field {
                 name: "json_schema",
                 range: Range::Schema,
-                get: |options| options.json_schema.clone().map_or(Value::Unset, Value::Json),
+                get: |options| options.json_schema.clone().map_or(OptionValue::Unset, OptionValue::Json),
                 set: |options, value| {
                     options.json_schema = match value {
-                        Value::Json(schema) => Some(schema),
+                        OptionValue::Json(schema) => Some(schema),
                         _ => None,
                     };
                     Ok(())
@@ -163,7 +163,7 @@ impl Fields for GenerateOptions {
                 get: |options| options.answer_format.as_ref().map(AnswerFormat::name).into(),
                 set: |options, value| {
                     options.answer_format = match value {
-                        Value::Text(name) => Some(AnswerFormat::named(&name)?),
+                        OptionValue::Text(name) => Some(AnswerFormat::named(&name)?),
                         _ => None,
                     };
                     Ok(())
@@ -174,7 +174,7 @@ impl Fields for GenerateOptions {
                 range: Range::Text,
                 get: |options| Some(options.tool_choice.name()).into(),
                 set: |options, value| {
-                    if let Value::Text(name) = value {
+                    if let OptionValue::Text(name) = value {
                         options.tool_choice = ToolChoice::named(&name);
                     }
                     Ok(())
@@ -187,7 +187,7 @@ impl Fields for GenerateOptions {
                 name: "prefill_chunk",
                 range: Range::Whole(1, PREFILL_CHUNK as u64),
                 // 0 is Rust's word for the default, and out of the range.
-                get: |options| if options.prefill_chunk == 0 { Value::Unset } else { options.prefill_chunk.into() },
+                get: |options| if options.prefill_chunk == 0 { OptionValue::Unset } else { options.prefill_chunk.into() },
                 set: |options, value| {
                     options.prefill_chunk = usize::of(value).unwrap_or(0);
                     Ok(())

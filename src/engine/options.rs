@@ -32,7 +32,7 @@ pub(super) const SIZE: u64 = usize::MAX as u64;
 
 /// What a field holds.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Value {
+pub(crate) enum OptionValue {
     /// Nothing: the default, which may be the model's. JSON's `null`.
     Unset,
     Bool(bool),
@@ -72,9 +72,9 @@ pub(crate) struct Field<O> {
     pub name: &'static str,
     pub range: Range,
     /// What it holds.
-    pub get: fn(&O) -> Value,
+    pub get: fn(&O) -> OptionValue,
     /// Puts there what is in the range, or `Unset`. Fails for a word that is not known.
-    pub set: fn(&mut O, Value) -> Result<()>,
+    pub set: fn(&mut O, OptionValue) -> Result<()>,
 }
 
 /// Options that have a table.
@@ -96,10 +96,10 @@ pub(crate) trait Fields: Default + 'static {
     ///
     /// # Errors
     /// `InvalidArgument` naming the field, what was expected and what was found.
-    fn set_field(&mut self, name: &str, value: Value) -> Result<()> {
+    fn set_field(&mut self, name: &str, value: OptionValue) -> Result<()> {
         let field = find::<Self>(name)?;
         field.range.check(name, &value)?;
-        let value = if value == Value::Unset { (field.get)(&Self::default()) } else { value };
+        let value = if value == OptionValue::Unset { (field.get)(&Self::default()) } else { value };
         (field.set)(self, value)
     }
 
@@ -111,7 +111,7 @@ pub(crate) trait Fields: Default + 'static {
     /// as [`set_field`](Self::set_field); fields before the first bad one are set.
     fn set_fields(&mut self, json: Option<&str>) -> Result<()> {
         let Some(json) = json else {
-            return Self::fields().iter().try_for_each(|field| self.set_field(field.name, Value::Unset));
+            return Self::fields().iter().try_for_each(|field| self.set_field(field.name, OptionValue::Unset));
         };
         for (name, text) in members(json)? {
             let value = find::<Self>(&name)?.range.read(&name, text)?;
@@ -131,45 +131,45 @@ fn find<O: Fields>(name: &str) -> Result<&'static Field<O>> {
 impl Range {
     /// # Errors
     /// `InvalidArgument` for what is out of the range, or of another kind.
-    fn check(&self, name: &str, value: &Value) -> Result<()> {
+    fn check(&self, name: &str, value: &OptionValue) -> Result<()> {
         let bad = |found: &dyn fmt::Display| Err(Error::argument(format!("{name}: expected {self}, found {found}")));
         match (self, value) {
-            (_, Value::Unset) => Ok(()),
-            (Self::Whole(least, most), Value::Whole(value)) if !(*least..=*most).contains(value) => bad(value),
-            (Self::ZeroOr(least), Value::Whole(value)) if *value != 0 && !(*least..=SIZE).contains(value) => bad(value),
-            (Self::Number(_, holds), Value::Number(value)) if !(value.is_finite() && holds(*value)) => bad(value),
-            (Self::Single(_, holds), Value::Number(value)) => match *value as f32 {
+            (_, OptionValue::Unset) => Ok(()),
+            (Self::Whole(least, most), OptionValue::Whole(value)) if !(*least..=*most).contains(value) => bad(value),
+            (Self::ZeroOr(least), OptionValue::Whole(value)) if *value != 0 && !(*least..=SIZE).contains(value) => bad(value),
+            (Self::Number(_, holds), OptionValue::Number(value)) if !(value.is_finite() && holds(*value)) => bad(value),
+            (Self::Single(_, holds), OptionValue::Number(value)) => match *value as f32 {
                 single if single.is_finite() && holds(single) => Ok(()),
                 _ => bad(value),
             },
-            (Self::Text, Value::Text(text)) => match text.find('\0') {
+            (Self::Text, OptionValue::Text(text)) => match text.find('\0') {
                 Some(at) => bad(&format_args!("NUL at byte {at}")),
                 None => Ok(()),
             },
-            (Self::Texts, Value::Texts(texts)) => texts.iter().try_for_each(|text| check_part(name, text)),
-            (Self::Biases, Value::Biases(biases)) => biases.iter().try_for_each(|&(id, bias)| check_bias(id, bias)),
-            (Self::Bool, Value::Bool(_))
-            | (Self::Whole(..) | Self::ZeroOr(_), Value::Whole(_))
-            | (Self::Number(..), Value::Number(_))
-            | (Self::Schema, Value::Json(_)) => Ok(()),
+            (Self::Texts, OptionValue::Texts(texts)) => texts.iter().try_for_each(|text| check_part(name, text)),
+            (Self::Biases, OptionValue::Biases(biases)) => biases.iter().try_for_each(|&(id, bias)| check_bias(id, bias)),
+            (Self::Bool, OptionValue::Bool(_))
+            | (Self::Whole(..) | Self::ZeroOr(_), OptionValue::Whole(_))
+            | (Self::Number(..), OptionValue::Number(_))
+            | (Self::Schema, OptionValue::Json(_)) => Ok(()),
             (_, value) => bad(&format_args!("{value:?}")),
         }
     }
 
     /// The value that is written here, which is JSON.
-    fn read(&self, name: &str, json: &str) -> Result<Value> {
+    fn read(&self, name: &str, json: &str) -> Result<OptionValue> {
         fn parsed<'a, T: Deserialize<'a>>(json: &'a str) -> Option<T> {
             serde_json::from_str(json).ok()
         }
         let value = match self {
-            _ if json == "null" => Some(Value::Unset),
-            Self::Bool => parsed(json).map(Value::Bool),
-            Self::Whole(..) | Self::ZeroOr(_) => parsed(json).map(Value::Whole),
-            Self::Number(..) | Self::Single(..) => parsed(json).map(Value::Number),
-            Self::Text => parsed(json).map(Value::Text),
-            Self::Texts => parsed(json).map(Value::Texts),
-            Self::Biases => parsed(json).and_then(biases).map(Value::Biases),
-            Self::Schema => (json.starts_with('{') || parsed::<bool>(json).is_some()).then(|| Value::Json(json.to_owned())),
+            _ if json == "null" => Some(OptionValue::Unset),
+            Self::Bool => parsed(json).map(OptionValue::Bool),
+            Self::Whole(..) | Self::ZeroOr(_) => parsed(json).map(OptionValue::Whole),
+            Self::Number(..) | Self::Single(..) => parsed(json).map(OptionValue::Number),
+            Self::Text => parsed(json).map(OptionValue::Text),
+            Self::Texts => parsed(json).map(OptionValue::Texts),
+            Self::Biases => parsed(json).and_then(biases).map(OptionValue::Biases),
+            Self::Schema => (json.starts_with('{') || parsed::<bool>(json).is_some()).then(|| OptionValue::Json(json.to_owned())),
         };
         value.ok_or_else(|| Error::argument(format!("{name}: expected {self}, found {}", shown(json))))
     }
@@ -239,9 +239,9 @@ pub(super) fn word<T: Copy>(name: &str, words: &[(&str, T)], word: &str) -> Resu
 }
 
 /// The word that means this.
-pub(super) fn word_of<T: PartialEq>(words: &[(&str, T)], meaning: &T) -> Value {
+pub(super) fn word_of<T: PartialEq>(words: &[(&str, T)], meaning: &T) -> OptionValue {
     let word = words.iter().find(|(_, known)| known == meaning);
-    word.map_or(Value::Unset, |(word, _)| Value::Text((*word).to_owned()))
+    word.map_or(OptionValue::Unset, |(word, _)| OptionValue::Text((*word).to_owned()))
 }
 
 /// JSON as an error shows it.
@@ -350,20 +350,20 @@ impl<'de> Visitor<'de> for Unique {
 
 /// What fields are made of, on their way into a table and out of it.
 pub(super) trait Slot: Sized {
-    fn value(&self) -> Value;
+    fn value(&self) -> OptionValue;
     /// `None` for another kind of value, which the field's range has refused.
-    fn of(value: Value) -> Option<Self>;
+    fn of(value: OptionValue) -> Option<Self>;
 }
 
 macro_rules! slot {
     ($type:ty, $self:ident => $value:expr, $pattern:pat => $of:expr) => {
         impl Slot for $type {
-            fn value(&self) -> Value {
+            fn value(&self) -> OptionValue {
                 let $self = self;
                 $value
             }
 
-            fn of(value: Value) -> Option<Self> {
+            fn of(value: OptionValue) -> Option<Self> {
                 match value {
                     $pattern => Some($of),
                     _ => None,
@@ -373,64 +373,64 @@ macro_rules! slot {
     };
 }
 
-slot!(bool, of => Value::Bool(*of), Value::Bool(value) => value);
-slot!(u64, of => Value::Whole(*of), Value::Whole(value) => value);
+slot!(bool, of => OptionValue::Bool(*of), OptionValue::Bool(value) => value);
+slot!(u64, of => OptionValue::Whole(*of), OptionValue::Whole(value) => value);
 // The range is within that of the type.
-slot!(usize, of => Value::Whole(*of as u64), Value::Whole(value) => value as usize);
-slot!(f64, of => Value::Number(*of), Value::Number(value) => value);
+slot!(usize, of => OptionValue::Whole(*of as u64), OptionValue::Whole(value) => value as usize);
+slot!(f64, of => OptionValue::Number(*of), OptionValue::Number(value) => value);
 // 0.7 becomes the F32 nearest to it, which is what 0.7f is: what is computed in F32 has the bits that a float would have given.
-slot!(f32, of => Value::Number(written(*of)), Value::Number(value) => value as f32);
-slot!(String, of => Value::Text(of.clone()), Value::Text(value) => value);
-slot!(Vec<String>, of => Value::Texts(of.clone()), Value::Texts(value) => value);
+slot!(f32, of => OptionValue::Number(written(*of)), OptionValue::Number(value) => value as f32);
+slot!(String, of => OptionValue::Text(of.clone()), OptionValue::Text(value) => value);
+slot!(Vec<String>, of => OptionValue::Texts(of.clone()), OptionValue::Texts(value) => value);
 slot!(
     std::path::PathBuf,
     // A path that is no text came from Rust, and has no range.
-    of => of.to_str().map_or(Value::Unset, |path| Value::Text(path.to_owned())),
-    Value::Text(value) => value.into()
+    of => of.to_str().map_or(OptionValue::Unset, |path| OptionValue::Text(path.to_owned())),
+    OptionValue::Text(value) => value.into()
 );
 slot!(
     Vec<(u32, f32)>,
-    of => Value::Biases(of.iter().map(|&(id, bias)| (id, bias.into())).collect()),
-    Value::Biases(value) => value.into_iter().map(|(id, bias)| (id, bias as f32)).collect()
+    of => OptionValue::Biases(of.iter().map(|&(id, bias)| (id, bias.into())).collect()),
+    OptionValue::Biases(value) => value.into_iter().map(|(id, bias)| (id, bias as f32)).collect()
 );
 
-impl From<bool> for Value {
+impl From<bool> for OptionValue {
     fn from(value: bool) -> Self {
         Self::Bool(value)
     }
 }
 
-impl From<usize> for Value {
+impl From<usize> for OptionValue {
     fn from(value: usize) -> Self {
         Self::Whole(value as u64)
     }
 }
 
-impl From<u64> for Value {
+impl From<u64> for OptionValue {
     fn from(value: u64) -> Self {
         Self::Whole(value)
     }
 }
 
-impl From<f64> for Value {
+impl From<f64> for OptionValue {
     fn from(value: f64) -> Self {
         Self::Number(value)
     }
 }
 
-impl From<Option<&str>> for Value {
+impl From<Option<&str>> for OptionValue {
     fn from(text: Option<&str>) -> Self {
         text.map_or(Self::Unset, |text| Self::Text(text.to_owned()))
     }
 }
 
 impl<T: Slot> Slot for Option<T> {
-    fn value(&self) -> Value {
-        self.as_ref().map_or(Value::Unset, Slot::value)
+    fn value(&self) -> OptionValue {
+        self.as_ref().map_or(OptionValue::Unset, Slot::value)
     }
 
-    fn of(value: Value) -> Option<Self> {
-        if value == Value::Unset { Some(None) } else { T::of(value).map(Some) }
+    fn of(value: OptionValue) -> Option<Self> {
+        if value == OptionValue::Unset { Some(None) } else { T::of(value).map(Some) }
     }
 }
 
@@ -465,7 +465,7 @@ macro_rules! word_field {
             range: $crate::engine::options::Range::Text,
             get: |options| $crate::engine::options::word_of($words, &options.$at),
             set: |options, value| {
-                if let $crate::engine::options::Value::Text(text) = value {
+                if let $crate::engine::options::OptionValue::Text(text) = value {
                     options.$at = $crate::engine::options::word($name, $words, &text)?;
                 }
                 Ok(())
@@ -478,11 +478,13 @@ macro_rules! word_field {
             range: $crate::engine::options::Range::Text,
             get: |options| match &options.$at {
                 Some(meaning) => $crate::engine::options::word_of($words, meaning),
-                None => $crate::engine::options::Value::Unset,
+                None => $crate::engine::options::OptionValue::Unset,
             },
             set: |options, value| {
                 options.$at = match value {
-                    $crate::engine::options::Value::Text(text) => Some($crate::engine::options::word($name, $words, &text)?),
+                    $crate::engine::options::OptionValue::Text(text) => {
+                        Some($crate::engine::options::word($name, $words, &text)?)
+                    }
                     _ => None,
                 };
                 Ok(())
@@ -573,15 +575,15 @@ mod tests {
     #[test]
     fn a_field_takes_what_is_in_its_range_and_null_is_its_default() {
         /// A value that is not the default.
-        fn other(range: &Range, name: &str) -> Value {
+        fn other(range: &Range, name: &str) -> OptionValue {
             match range {
-                Range::Bool => Value::Bool(!["add_special", "mask_prompt", "gradient_checkpointing"].contains(&name)),
-                Range::Whole(..) | Range::ZeroOr(_) => Value::Whole(7),
-                Range::Number(..) | Range::Single(..) => Value::Number(0.25),
-                Range::Texts => Value::Texts(vec!["a".to_owned()]),
-                Range::Biases => Value::Biases(vec![(3, f64::NEG_INFINITY)]),
-                Range::Schema => Value::Json("{ \"a\":1.0 }".to_owned()),
-                Range::Text => Value::Text(
+                Range::Bool => OptionValue::Bool(!["add_special", "mask_prompt", "gradient_checkpointing"].contains(&name)),
+                Range::Whole(..) | Range::ZeroOr(_) => OptionValue::Whole(7),
+                Range::Number(..) | Range::Single(..) => OptionValue::Number(0.25),
+                Range::Texts => OptionValue::Texts(vec!["a".to_owned()]),
+                Range::Biases => OptionValue::Biases(vec![(3, f64::NEG_INFINITY)]),
+                Range::Schema => OptionValue::Json("{ \"a\":1.0 }".to_owned()),
+                Range::Text => OptionValue::Text(
                     match name {
                         "answer_format" => "hermes",
                         "schedule" => "cosine",
@@ -595,16 +597,16 @@ mod tests {
                 ),
             }
         }
-        fn json(value: &Value) -> String {
+        fn json(value: &OptionValue) -> String {
             match value {
-                Value::Bool(value) => value.to_string(),
-                Value::Whole(value) => value.to_string(),
-                Value::Number(value) => value.to_string(),
-                Value::Text(value) => format!("{value:?}"),
-                Value::Texts(value) => format!("{value:?}"),
-                Value::Biases(_) => "{\"3\": false}".to_owned(),
-                Value::Json(value) => value.clone(),
-                Value::Unset => "null".to_owned(),
+                OptionValue::Bool(value) => value.to_string(),
+                OptionValue::Whole(value) => value.to_string(),
+                OptionValue::Number(value) => value.to_string(),
+                OptionValue::Text(value) => format!("{value:?}"),
+                OptionValue::Texts(value) => format!("{value:?}"),
+                OptionValue::Biases(_) => "{\"3\": false}".to_owned(),
+                OptionValue::Json(value) => value.clone(),
+                OptionValue::Unset => "null".to_owned(),
             }
         }
         fn every<O: Fields>() -> usize {

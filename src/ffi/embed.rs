@@ -16,7 +16,7 @@ use super::handle::{Builder, Given, Object, Out, free, inert, new_handle, option
 use super::lora::{all_scaled, mc_lora, scaled};
 use super::model::{mc_model, mc_progress_fn};
 use super::text::{content, contents, given_array, optional_content, optional_name};
-use crate::engine::options::{Fields, Value};
+use crate::engine::options::{Fields, OptionValue};
 use crate::error::{Error, Result};
 use crate::{EmbedOptions, Pooling, ProgressFn, Similarity, similarity_top_k};
 
@@ -130,7 +130,7 @@ fn set(options: MaybeUninit<&mut mc_embed_options>, setter: impl FnOnce(&mut Emb
     guard_or((), || options.get("options")?.set(|options| setter(&mut options.embed)));
 }
 
-fn set_field(options: MaybeUninit<&mut mc_embed_options>, name: &str, value: impl Into<Value>) {
+fn set_field(options: MaybeUninit<&mut mc_embed_options>, name: &str, value: impl Into<OptionValue>) {
     set(options, |embed| embed.set_field(name, value.into()));
 }
 

@@ -15,7 +15,7 @@ use super::lora::{all_scaled, mc_lora, scaled};
 use super::model::{mc_model, mc_progress_fn};
 use super::text::{Text, content, empty, given_content, optional_content, optional_name};
 use super::values::{lend_tokens, no_tokens};
-use crate::engine::options::{Fields, Value, check_bias, check_part};
+use crate::engine::options::{Fields, OptionValue, check_bias, check_part};
 use crate::error::Result;
 use crate::{FinishReason, GenerateOptions, Generation, ProgressFn, TokenFn, ToolCall};
 
@@ -191,7 +191,7 @@ fn set(options: MaybeUninit<&mut mc_generate_options>, setter: impl FnOnce(&mut 
     guard_or((), || options.get("options")?.set(|options| setter(&mut options.generate)));
 }
 
-fn set_field(options: MaybeUninit<&mut mc_generate_options>, name: &str, value: impl Into<Value>) {
+fn set_field(options: MaybeUninit<&mut mc_generate_options>, name: &str, value: impl Into<OptionValue>) {
     set(options, |generate| generate.set_field(name, value.into()));
 }
 
@@ -577,7 +577,7 @@ pub unsafe extern "C" fn mc_generate_options_set_answer_format(
 /// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_reasoning_budget(options: MaybeUninit<&mut mc_generate_options>, tokens: usize) {
-    let budget = if tokens == usize::MAX { Value::Unset } else { tokens.into() };
+    let budget = if tokens == usize::MAX { OptionValue::Unset } else { tokens.into() };
     set_field(options, "reasoning_budget", budget);
 }
 

@@ -15,7 +15,7 @@ use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Given, Object, Out, OutHandle, free, inert, new_handle, optional, retain};
 use super::text::{self, Text, empty, optional_content, optional_name};
 use super::values::{mc_string, mc_tokens};
-use crate::engine::options::{Fields, Value};
+use crate::engine::options::{Fields, OptionValue};
 use crate::error::Result;
 use crate::{Capability, Dtype, LoadOptions, Model, ProgressFn, Stage, architectures, estimate_memory};
 
@@ -202,7 +202,7 @@ fn set(options: MaybeUninit<&mut mc_model_options>, setter: impl FnOnce(&mut Loa
     guard_or((), || options.get("options")?.set(|options| setter(&mut options.load)));
 }
 
-fn set_field(options: MaybeUninit<&mut mc_model_options>, name: &str, value: impl Into<Value>) {
+fn set_field(options: MaybeUninit<&mut mc_model_options>, name: &str, value: impl Into<OptionValue>) {
     set(options, |load| load.set_field(name, value.into()));
 }
 

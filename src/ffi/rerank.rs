@@ -15,7 +15,7 @@ use super::error::{mc_error, mc_status};
 use super::handle::{Builder, Given, Object, Out, free, inert, new_handle, optional};
 use super::model::mc_model;
 use super::text::{content, contents, optional_content, optional_name};
-use crate::engine::options::{Fields, Value};
+use crate::engine::options::{Fields, OptionValue};
 use crate::error::{Error, Result};
 use crate::{RerankOptions, ScoreActivation};
 
@@ -70,7 +70,7 @@ fn set(options: MaybeUninit<&mut mc_rerank_options>, setter: impl FnOnce(&mut Re
     guard_or((), || options.get("options")?.set(setter));
 }
 
-fn set_field(options: MaybeUninit<&mut mc_rerank_options>, name: &str, value: impl Into<Value>) {
+fn set_field(options: MaybeUninit<&mut mc_rerank_options>, name: &str, value: impl Into<OptionValue>) {
     set(options, |rerank| rerank.set_field(name, value.into()));
 }
 

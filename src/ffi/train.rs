@@ -31,7 +31,7 @@ use super::handle::{Builder, Exclusive, Given, Object, Out, OutHandle, free, ine
 use super::lora::mc_lora;
 use super::model::mc_model;
 use super::text::{self, array, given_array, optional_content};
-use crate::engine::options::{Fields, Value, check_part};
+use crate::engine::options::{Fields, OptionValue, check_part};
 use crate::error::{Error, Result};
 use crate::{LoraConfig, LoraTrainer, Schedule, TrainEvent, TrainOptions, Weighting};
 
@@ -194,7 +194,7 @@ fn configure(config: MaybeUninit<&mut mc_lora_config>, setter: impl FnOnce(&mut 
     guard_or((), || config.get("config")?.set(setter));
 }
 
-fn configure_field(config: MaybeUninit<&mut mc_lora_config>, name: &str, value: impl Into<Value>) {
+fn configure_field(config: MaybeUninit<&mut mc_lora_config>, name: &str, value: impl Into<OptionValue>) {
     configure(config, |config| config.set_field(name, value.into()));
 }
 
@@ -331,7 +331,7 @@ fn set(options: MaybeUninit<&mut mc_train_options>, setter: impl FnOnce(&mut Tra
     guard_or((), || options.get("options")?.set(setter));
 }
 
-fn set_field(options: MaybeUninit<&mut mc_train_options>, name: &str, value: impl Into<Value>) {
+fn set_field(options: MaybeUninit<&mut mc_train_options>, name: &str, value: impl Into<OptionValue>) {
     set(options, |options| options.set_field(name, value.into()));
 }
 
