@@ -22,7 +22,7 @@ use tokenizers::TruncationDirection;
 
 use super::lora::Attached;
 use super::model::{Progress, ProgressFn, Stage, tell};
-use super::options::{Field, Fields, Range, Slot, field, limit_field, word_field};
+use super::options::{Field, Fields, OptionRange, OptionSlot, field, limit_field, word_field};
 use super::{Cancel, Lora, Model, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Checkpoint, Json, ModuleConfig, SentenceConfig, Similarity};
@@ -85,25 +85,25 @@ impl Fields for EmbedOptions {
     fn fields() -> &'static [Field<Self>] {
         const FIELDS: &[Field<EmbedOptions>] = &[
             word_field!("pooling", POOLINGS, pooling or nothing),
-            field!("normalize", Range::Bool, normalize),
+            field!("normalize", OptionRange::Bool, normalize),
             limit_field!("dimensions", dimensions),
             limit_field!("max_length", max_length),
             limit_field!("batch_size", batch_size),
             Field {
                 name: "prompt_name",
-                range: Range::Text,
+                range: OptionRange::Text,
                 get: |options| options.prompt.name().into(),
                 set: |options, value| {
-                    options.prompt = Slot::of(value).map_or(Prompt::Default, Prompt::Name);
+                    options.prompt = OptionSlot::of(value).map_or(Prompt::Default, Prompt::Name);
                     Ok(())
                 },
             },
             Field {
                 name: "prefix",
-                range: Range::Text,
+                range: OptionRange::Text,
                 get: |options| options.prompt.text().into(),
                 set: |options, value| {
-                    options.prompt = Slot::of(value).map_or(Prompt::Default, Prompt::Text);
+                    options.prompt = OptionSlot::of(value).map_or(Prompt::Default, Prompt::Text);
                     Ok(())
                 },
             },

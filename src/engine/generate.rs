@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::answer_parts::AnswerParts;
 use super::chat::{AnswerFormat, AnswerPart, ToolCall};
 use super::constraint::Constraint;
-use super::options::{Field, Fields, OptionValue, Range, SIZE, Slot, field};
+use super::options::{Field, Fields, OptionRange, OptionSlot, OptionValue, SIZE, field};
 use super::sampling::token_logprob;
 use super::session::PREFILL_CHUNK;
 use super::text_stream::TextStream;
@@ -133,21 +133,21 @@ impl Fields for GenerateOptions {
     fn fields() -> &'static [Field<Self>] {
         // No comparison holds for NaN. What the sampler computes with is F32, as logits are.
         const FIELDS: &[Field<GenerateOptions>] = &[
-            field!("max_tokens", Range::Whole(0, SIZE), max_tokens),
-            field!("temperature", Range::Single("0 or more", |value| value >= 0.0), sampling.temperature),
-            field!("top_k", Range::Whole(0, SIZE), sampling.top_k),
-            field!("top_p", Range::Single("above 0, up to 1", |value| value > 0.0 && value <= 1.0), sampling.top_p),
-            field!("min_p", Range::Single("0 to 1", |value| (0.0..=1.0).contains(&value)), sampling.min_p),
-            field!("repetition_penalty", Range::Single("above 0", |value| value > 0.0), sampling.repetition_penalty),
-            field!("repetition_last_n", Range::Whole(0, SIZE), sampling.repetition_last_n),
-            field!("frequency_penalty", Range::Single("a number", |_| true), sampling.frequency_penalty),
-            field!("presence_penalty", Range::Single("a number", |_| true), sampling.presence_penalty),
-            field!("logit_bias", Range::Biases, sampling.logit_bias),
-            field!("seed", Range::Whole(0, u64::MAX), sampling.seed),
-            field!("stop", Range::Texts, stop),
+            field!("max_tokens", OptionRange::Whole(0, SIZE), max_tokens),
+            field!("temperature", OptionRange::Single("0 or more", |value| value >= 0.0), sampling.temperature),
+            field!("top_k", OptionRange::Whole(0, SIZE), sampling.top_k),
+            field!("top_p", OptionRange::Single("above 0, up to 1", |value| value > 0.0 && value <= 1.0), sampling.top_p),
+            field!("min_p", OptionRange::Single("0 to 1", |value| (0.0..=1.0).contains(&value)), sampling.min_p),
+            field!("repetition_penalty", OptionRange::Single("above 0", |value| value > 0.0), sampling.repetition_penalty),
+            field!("repetition_last_n", OptionRange::Whole(0, SIZE), sampling.repetition_last_n),
+            field!("frequency_penalty", OptionRange::Single("a number", |_| true), sampling.frequency_penalty),
+            field!("presence_penalty", OptionRange::Single("a number", |_| true), sampling.presence_penalty),
+            field!("logit_bias", OptionRange::Biases, sampling.logit_bias),
+            field!("seed", OptionRange::Whole(0, u64::MAX), sampling.seed),
+            field!("stop", OptionRange::Texts, stop),
             Field {
                 name: "json_schema",
-                range: Range::Schema,
+                range: OptionRange::Schema,
                 get: |options| options.json_schema.clone().map_or(OptionValue::Unset, OptionValue::Json),
                 set: |options, value| {
                     options.json_schema = match value {
@@ -159,7 +159,7 @@ impl Fields for GenerateOptions {
             },
             Field {
                 name: "answer_format",
-                range: Range::Text,
+                range: OptionRange::Text,
                 get: |options| options.answer_format.as_ref().map(AnswerFormat::name).into(),
                 set: |options, value| {
                     options.answer_format = match value {
@@ -171,7 +171,7 @@ impl Fields for GenerateOptions {
             },
             Field {
                 name: "tool_choice",
-                range: Range::Text,
+                range: OptionRange::Text,
                 get: |options| Some(options.tool_choice.name()).into(),
                 set: |options, value| {
                     if let OptionValue::Text(name) = value {
@@ -180,12 +180,12 @@ impl Fields for GenerateOptions {
                     Ok(())
                 },
             },
-            field!("reasoning_budget", Range::Whole(0, SIZE), reasoning_budget),
-            field!("ignore_eos", Range::Bool, ignore_eos),
-            field!("add_special", Range::Bool, add_special),
+            field!("reasoning_budget", OptionRange::Whole(0, SIZE), reasoning_budget),
+            field!("ignore_eos", OptionRange::Bool, ignore_eos),
+            field!("add_special", OptionRange::Bool, add_special),
             Field {
                 name: "prefill_chunk",
-                range: Range::Whole(1, PREFILL_CHUNK as u64),
+                range: OptionRange::Whole(1, PREFILL_CHUNK as u64),
                 // 0 is Rust's word for the default, and out of the range.
                 get: |options| if options.prefill_chunk == 0 { OptionValue::Unset } else { options.prefill_chunk.into() },
                 set: |options, value| {

@@ -16,7 +16,7 @@ use super::constraint::Vocabulary;
 use super::device::check_threads;
 use super::embed::{self, Embedder};
 use super::files::Files;
-use super::options::{Field, Fields, Range, field, limit_field, word_field};
+use super::options::{Field, Fields, OptionRange, field, limit_field, word_field};
 use super::rerank::{Reranker, load_head};
 use super::sampling::Sampling;
 use super::save::LoadedFrom;
@@ -162,16 +162,16 @@ impl Fields for LoadOptions {
     fn fields() -> &'static [Field<Self>] {
         const FIELDS: &[Field<LoadOptions>] = &[
             word_field!("dtype", DTYPES, dtype or nothing),
-            field!("tokenizer_path", Range::Text, tokenizer_path),
-            field!("quantization", Range::Text, quantization),
-            field!("exact", Range::Bool, exact),
-            field!("kv_cache", Range::Text, kv_cache),
+            field!("tokenizer_path", OptionRange::Text, tokenizer_path),
+            field!("quantization", OptionRange::Text, quantization),
+            field!("exact", OptionRange::Bool, exact),
+            field!("kv_cache", OptionRange::Text, kv_cache),
             limit_field!("max_context", max_context),
-            field!("file", Range::Text, file),
-            field!("hub_cache_dir", Range::Text, hub_cache_dir),
-            field!("hub_revision", Range::Text, hub_revision),
-            field!("hub_token", Range::Text, hub_token),
-            field!("offline", Range::Bool, offline),
+            field!("file", OptionRange::Text, file),
+            field!("hub_cache_dir", OptionRange::Text, hub_cache_dir),
+            field!("hub_revision", OptionRange::Text, hub_revision),
+            field!("hub_token", OptionRange::Text, hub_token),
+            field!("offline", OptionRange::Bool, offline),
         ];
         FIELDS
     }

@@ -47,7 +47,7 @@ pub(crate) enum OptionValue {
 }
 
 /// What a field may hold.
-pub(crate) enum Range {
+pub(crate) enum OptionRange {
     Bool,
     /// Whole numbers, from the first to the second.
     Whole(u64, u64),
@@ -70,7 +70,7 @@ pub(crate) enum Range {
 /// A field of the options `O`.
 pub(crate) struct Field<O> {
     pub name: &'static str,
-    pub range: Range,
+    pub range: OptionRange,
     /// What it holds.
     pub get: fn(&O) -> OptionValue,
     /// Puts there what is in the range, or `Unset`. Fails for a word that is not known.
@@ -128,7 +128,7 @@ fn find<O: Fields>(name: &str) -> Result<&'static Field<O>> {
     })
 }
 
-impl Range {
+impl OptionRange {
     /// # Errors
     /// `InvalidArgument` for what is out of the range, or of another kind.
     fn check(&self, name: &str, value: &OptionValue) -> Result<()> {
@@ -175,7 +175,7 @@ impl Range {
     }
 }
 
-impl fmt::Display for Range {
+impl fmt::Display for OptionRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bool => write!(f, "true or false"),
@@ -349,7 +349,7 @@ impl<'de> Visitor<'de> for Unique {
 }
 
 /// What fields are made of, on their way into a table and out of it.
-pub(super) trait Slot: Sized {
+pub(super) trait OptionSlot: Sized {
     fn value(&self) -> OptionValue;
     /// `None` for another kind of value, which the field's range has refused.
     fn of(value: OptionValue) -> Option<Self>;
@@ -357,7 +357,7 @@ pub(super) trait Slot: Sized {
 
 macro_rules! slot {
     ($type:ty, $self:ident => $value:expr, $pattern:pat => $of:expr) => {
-        impl Slot for $type {
+        impl OptionSlot for $type {
             fn value(&self) -> OptionValue {
                 let $self = self;
                 $value
@@ -424,9 +424,9 @@ impl From<Option<&str>> for OptionValue {
     }
 }
 
-impl<T: Slot> Slot for Option<T> {
+impl<T: OptionSlot> OptionSlot for Option<T> {
     fn value(&self) -> OptionValue {
-        self.as_ref().map_or(OptionValue::Unset, Slot::value)
+        self.as_ref().map_or(OptionValue::Unset, OptionSlot::value)
     }
 
     fn of(value: OptionValue) -> Option<Self> {
@@ -445,9 +445,9 @@ macro_rules! field {
         $crate::engine::options::Field {
             name: $name,
             range: $range,
-            get: |options| $crate::engine::options::Slot::value(&options.$($at).+),
+            get: |options| $crate::engine::options::OptionSlot::value(&options.$($at).+),
             set: |options, value| {
-                if let Some(value) = $crate::engine::options::Slot::of(value) {
+                if let Some(value) = $crate::engine::options::OptionSlot::of(value) {
                     options.$($at).+ = value;
                 }
                 Ok(())
@@ -462,7 +462,7 @@ macro_rules! word_field {
     ($name:literal, $words:expr, $at:ident) => {
         $crate::engine::options::Field {
             name: $name,
-            range: $crate::engine::options::Range::Text,
+            range: $crate::engine::options::OptionRange::Text,
             get: |options| $crate::engine::options::word_of($words, &options.$at),
             set: |options, value| {
                 if let $crate::engine::options::OptionValue::Text(text) = value {
@@ -475,7 +475,7 @@ macro_rules! word_field {
     ($name:literal, $words:expr, $at:ident or nothing) => {
         $crate::engine::options::Field {
             name: $name,
-            range: $crate::engine::options::Range::Text,
+            range: $crate::engine::options::OptionRange::Text,
             get: |options| match &options.$at {
                 Some(meaning) => $crate::engine::options::word_of($words, meaning),
                 None => $crate::engine::options::OptionValue::Unset,
@@ -499,10 +499,10 @@ macro_rules! limit_field {
     ($name:literal, $at:ident) => {
         $crate::engine::options::Field {
             name: $name,
-            range: $crate::engine::options::Range::Whole(0, $crate::engine::options::SIZE),
-            get: |options| $crate::engine::options::Slot::value(&options.$at),
+            range: $crate::engine::options::OptionRange::Whole(0, $crate::engine::options::SIZE),
+            get: |options| $crate::engine::options::OptionSlot::value(&options.$at),
             set: |options, value| {
-                options.$at = <usize as $crate::engine::options::Slot>::of(value).filter(|&value| value > 0);
+                options.$at = <usize as $crate::engine::options::OptionSlot>::of(value).filter(|&value| value > 0);
                 Ok(())
             },
         }
@@ -575,15 +575,15 @@ mod tests {
     #[test]
     fn a_field_takes_what_is_in_its_range_and_null_is_its_default() {
         /// A value that is not the default.
-        fn other(range: &Range, name: &str) -> OptionValue {
+        fn other(range: &OptionRange, name: &str) -> OptionValue {
             match range {
-                Range::Bool => OptionValue::Bool(!["add_special", "mask_prompt", "gradient_checkpointing"].contains(&name)),
-                Range::Whole(..) | Range::ZeroOr(_) => OptionValue::Whole(7),
-                Range::Number(..) | Range::Single(..) => OptionValue::Number(0.25),
-                Range::Texts => OptionValue::Texts(vec!["a".to_owned()]),
-                Range::Biases => OptionValue::Biases(vec![(3, f64::NEG_INFINITY)]),
-                Range::Schema => OptionValue::Json("{ \"a\":1.0 }".to_owned()),
-                Range::Text => OptionValue::Text(
+                OptionRange::Bool => OptionValue::Bool(!["add_special", "mask_prompt", "gradient_checkpointing"].contains(&name)),
+                OptionRange::Whole(..) | OptionRange::ZeroOr(_) => OptionValue::Whole(7),
+                OptionRange::Number(..) | OptionRange::Single(..) => OptionValue::Number(0.25),
+                OptionRange::Texts => OptionValue::Texts(vec!["a".to_owned()]),
+                OptionRange::Biases => OptionValue::Biases(vec![(3, f64::NEG_INFINITY)]),
+                OptionRange::Schema => OptionValue::Json("{ \"a\":1.0 }".to_owned()),
+                OptionRange::Text => OptionValue::Text(
                     match name {
                         "answer_format" => "hermes",
                         "schedule" => "cosine",

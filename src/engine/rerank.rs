@@ -9,7 +9,7 @@ use serde_json::json;
 use tokenizers::TruncationDirection;
 
 use super::embed::Prompt;
-use super::options::{Field, Fields, Range, Slot, limit_field, word_field};
+use super::options::{Field, Fields, OptionRange, OptionSlot, limit_field, word_field};
 use super::tokenizer::FirstText;
 use super::{Cancel, Chat, ChatTemplate, Model, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
@@ -66,19 +66,19 @@ impl Fields for RerankOptions {
             limit_field!("batch_size", batch_size),
             Field {
                 name: "prompt_name",
-                range: Range::Text,
+                range: OptionRange::Text,
                 get: |options| options.prompt.name().into(),
                 set: |options, value| {
-                    options.prompt = Slot::of(value).map_or(Prompt::Default, Prompt::Name);
+                    options.prompt = OptionSlot::of(value).map_or(Prompt::Default, Prompt::Name);
                     Ok(())
                 },
             },
             Field {
                 name: "prompt",
-                range: Range::Text,
+                range: OptionRange::Text,
                 get: |options| options.prompt.text().into(),
                 set: |options, value| {
-                    options.prompt = Slot::of(value).map_or(Prompt::Default, Prompt::Text);
+                    options.prompt = OptionSlot::of(value).map_or(Prompt::Default, Prompt::Text);
                     Ok(())
                 },
             },

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Schedule;
-use crate::engine::options::{Field, Fields, Range, field, word_field};
+use crate::engine::options::{Field, Fields, OptionRange, field, word_field};
 use crate::engine::{Cancel, Lora};
 use crate::error::Result;
 
@@ -65,12 +65,12 @@ impl Fields for LoraConfig {
 
     fn fields() -> &'static [Field<Self>] {
         const FIELDS: &[Field<LoraConfig>] = &[
-            field!("rank", Range::Whole(1, MOST_RANK), rank),
-            field!("alpha", Range::Single("a number above 0", |value| value > 0.0), alpha),
-            field!("dropout", Range::Single("at least 0 and below 1", |value| (0.0..1.0).contains(&value)), dropout),
-            field!("rslora", Range::Bool, rslora),
-            field!("seed", Range::Whole(0, u64::MAX), seed),
-            field!("targets", Range::Texts, targets),
+            field!("rank", OptionRange::Whole(1, MOST_RANK), rank),
+            field!("alpha", OptionRange::Single("a number above 0", |value| value > 0.0), alpha),
+            field!("dropout", OptionRange::Single("at least 0 and below 1", |value| (0.0..1.0).contains(&value)), dropout),
+            field!("rslora", OptionRange::Bool, rslora),
+            field!("seed", OptionRange::Whole(0, u64::MAX), seed),
+            field!("targets", OptionRange::Texts, targets),
         ];
         FIELDS
     }
@@ -201,34 +201,34 @@ impl Fields for TrainOptions {
 
     fn fields() -> &'static [Field<Self>] {
         const FIELDS: &[Field<TrainOptions>] = &[
-            field!("learning_rate", Range::Number("0 to 1", |value| (0.0..=1.0).contains(&value)), learning_rate),
-            field!("weight_decay", Range::Number("0 to 1", |value| (0.0..=1.0).contains(&value)), weight_decay),
-            field!("beta1", Range::Number("at least 0 and below 1", |value| (0.0..1.0).contains(&value)), beta1),
-            field!("beta2", Range::Number("at least 0 and below 1", |value| (0.0..1.0).contains(&value)), beta2),
+            field!("learning_rate", OptionRange::Number("0 to 1", |value| (0.0..=1.0).contains(&value)), learning_rate),
+            field!("weight_decay", OptionRange::Number("0 to 1", |value| (0.0..=1.0).contains(&value)), weight_decay),
+            field!("beta1", OptionRange::Number("at least 0 and below 1", |value| (0.0..1.0).contains(&value)), beta1),
+            field!("beta2", OptionRange::Number("at least 0 and below 1", |value| (0.0..1.0).contains(&value)), beta2),
             // In F32, which the optimizer computes in.
             field!(
                 "epsilon",
-                Range::Number("a number above 0", |value| value as f32 > 0.0 && (value as f32).is_finite()),
+                OptionRange::Number("a number above 0", |value| value as f32 > 0.0 && (value as f32).is_finite()),
                 epsilon
             ),
-            field!("grad_clip", Range::Number("a number from 0", |value| value >= 0.0), grad_clip),
-            field!("grad_accumulation", Range::Whole(1, 1 << 20), grad_accumulation),
+            field!("grad_clip", OptionRange::Number("a number from 0", |value| value >= 0.0), grad_clip),
+            field!("grad_accumulation", OptionRange::Whole(1, 1 << 20), grad_accumulation),
             word_field!("weighting", WEIGHTINGS, weighting),
             word_field!("schedule", SCHEDULES, schedule),
-            field!("warmup_steps", Range::Whole(0, MOST), warmup_steps),
-            field!("warmup_from_zero", Range::Bool, warmup_from_zero),
-            field!("total_steps", Range::Whole(0, MOST), total_steps),
-            field!("max_steps", Range::Whole(0, MOST), max_steps),
-            field!("batch_size", Range::Whole(1, 1 << 20), batch_size),
-            field!("epochs", Range::Whole(1, MOST_EPOCHS), epochs),
-            field!("max_length", Range::ZeroOr(2), max_length),
-            field!("mask_prompt", Range::Bool, mask_prompt),
-            field!("seed", Range::Whole(0, u64::MAX), seed),
-            field!("gradient_checkpointing", Range::Bool, gradient_checkpointing),
-            field!("checkpoint", Range::Text, checkpoint),
-            field!("checkpoint_every", Range::Whole(0, u64::MAX), checkpoint_every),
-            field!("eval_every", Range::Whole(0, u64::MAX), eval_every),
-            field!("patience", Range::Whole(0, u64::MAX), patience),
+            field!("warmup_steps", OptionRange::Whole(0, MOST), warmup_steps),
+            field!("warmup_from_zero", OptionRange::Bool, warmup_from_zero),
+            field!("total_steps", OptionRange::Whole(0, MOST), total_steps),
+            field!("max_steps", OptionRange::Whole(0, MOST), max_steps),
+            field!("batch_size", OptionRange::Whole(1, 1 << 20), batch_size),
+            field!("epochs", OptionRange::Whole(1, MOST_EPOCHS), epochs),
+            field!("max_length", OptionRange::ZeroOr(2), max_length),
+            field!("mask_prompt", OptionRange::Bool, mask_prompt),
+            field!("seed", OptionRange::Whole(0, u64::MAX), seed),
+            field!("gradient_checkpointing", OptionRange::Bool, gradient_checkpointing),
+            field!("checkpoint", OptionRange::Text, checkpoint),
+            field!("checkpoint_every", OptionRange::Whole(0, u64::MAX), checkpoint_every),
+            field!("eval_every", OptionRange::Whole(0, u64::MAX), eval_every),
+            field!("patience", OptionRange::Whole(0, u64::MAX), patience),
         ];
         FIELDS
     }
