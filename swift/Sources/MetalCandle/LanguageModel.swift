@@ -99,7 +99,7 @@ public final class LanguageModel: Sendable {
     /// - Throws: ``MetalCandleError`` with `.invalidArgument` after ``unload()``.
     public func backendJSON() throws -> String {
         let model = try native.loaded()
-        return try String { mc_model_backend_json(model.pointer, $0, $1) }
+        return try String(made: { mc_model_backend_json(model.pointer, $0, $1) })
     }
 
     /// How many tokens a text is, without those that the tokenizer puts around it.

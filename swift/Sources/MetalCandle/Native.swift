@@ -12,7 +12,7 @@ extension String {
     }
 
     /// A result of a call; frees it.
-    init(_ result: (UnsafeMutablePointer<OpaquePointer?>, UnsafeMutablePointer<OpaquePointer?>) -> mc_status) throws {
+    init(made result: (UnsafeMutablePointer<OpaquePointer?>, UnsafeMutablePointer<OpaquePointer?>) -> mc_status) throws {
         let string = try Handle(free: mc_string_free, made: result)
         self = String(bytes: mc_string_data(string.pointer), count: mc_string_len(string.pointer))
     }
