@@ -142,7 +142,7 @@ pub struct QkNorms {
 pub struct GpuAngles {
     pub queries: GpuSlice,
     pub keys: GpuSlice,
-    /// RopePairs of a head.
+    /// Pairs of a head.
     pub half: usize,
 }
 

@@ -56,7 +56,7 @@ pub struct DecodeStep {
     embed: GpuWeight,
     embed_scale: f32,
     activation: DType,
-    /// RopePairs that each rope rotates.
+    /// Pairs that each rope rotates.
     ropes: Vec<usize>,
     states: usize,
     logit_softcap: Option<f32>,
