@@ -17,6 +17,8 @@ CARGO   ?= cargo
 CFLAGS  ?= -O2
 PREFIX  ?= /usr/local
 PROFILE ?= release
+# Of the library that `make test` lets the hosts' tests use: dev checks more.
+HOST_PROFILE ?= dev
 TEST_FEATURES ?= fault-injection,selftest,hf-hub
 # For each format; fuzz/README.md says how to do it in earnest.
 FUZZ_SECONDS ?= 1
@@ -82,8 +84,8 @@ test:
 	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
 	@if [ "$$(uname -s)" = Linux ]; then QUICK=1 TEST_FEATURES=$(TEST_FEATURES) fuzz/run $(FUZZ_SECONDS); \
 		else echo "skip: fuzzing: the system is not Linux"; fi
-	$(MAKE) PROFILE=$(PROFILE) examples
-	$(MAKE) PROFILE=$(PROFILE) $(TOGETHER) test-c test-python test-swift test-go test-zig
+	$(MAKE) PROFILE=$(HOST_PROFILE) examples
+	$(MAKE) PROFILE=$(HOST_PROFILE) $(TOGETHER) test-c test-python test-swift test-go test-zig
 
 # The hosts' tests two at a time, where make can keep apart what they print.
 TOGETHER := $(if $(filter output-sync,$(.FEATURES)),-j2 --output-sync=target)
