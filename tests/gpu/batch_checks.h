@@ -141,6 +141,23 @@ static void check_batch_loss(Gpu& gpu, const std::string& library, Type t) {
     }
 }
 
+static void check_batch_blocks(Gpu& gpu, const std::string& library, Type t) {
+    const uint rows = 5, cols = 60, wide = 64, wider = 70, from = 3, to = 9;
+    struct { const char* kernel; Type x, y; } kinds[] = {{"block_from_f32", F32, t}, {"block_to_f32", t, F32}};
+    for (auto& kind : kinds) {
+        Buffer x(gpu, kind.x, rows * wide), y(gpu, kind.y, rows * wider + to, 0);
+        BatchBlock p = {rows * cols, cols, from, wide, to, wider, -0.7f};
+        run(gpu, library, kind.kernel, {2, 1, 1}, 256, x.at(), y.at(), p);
+        y.down();
+        Error error;
+        uint written = 0;
+        for (uint i = 0; i < rows * wider + to; i++) written += y[i] == y[i];
+        for (uint r = 0; r < rows; r++) for (uint i = 0; i < cols; i++) error.add(y[to + r * wider + i], p.factor * x[from + r * wide + i]);
+        error.expect(rounding(kind.y), kind.kernel);
+        if (written != rows * cols) wrong(std::string(kind.kernel) + ": " + std::to_string(written) + " values written");
+    }
+}
+
 static void check_batch_places(Gpu& gpu, const std::string& library, Type t) {
     const uint lengths[] = {3, 7, 1}, firsts[] = {0, 3, 10, 11}, sequences = 3, longest = 7, rows = 11;
     const uint heads = 2, dim = 8, width = heads * dim, stride = width + 8;
@@ -219,5 +236,5 @@ static void check_batch_softmax(Gpu& gpu, const std::string& library, Type t) {
 
 static void check_batch(Gpu& gpu, const std::string& library, Type t) {
     check_batch_norms(gpu, library, t), check_batch_rotation(gpu, library, t), check_batch_activations(gpu, library, t);
-    check_batch_loss(gpu, library, t), check_batch_places(gpu, library, t), check_batch_softmax(gpu, library, t);
+    check_batch_loss(gpu, library, t), check_batch_blocks(gpu, library, t), check_batch_places(gpu, library, t), check_batch_softmax(gpu, library, t);
 }

@@ -60,6 +60,8 @@ batch-target|batch.h|s/(i == target ? 1 : 0)/0/|values|batch_half|WRONG cross_en
 batch-cap|batch.h|s/d \*= 1 - v/d *= 1 + v/|values|batch_half|WRONG cross_entropy
 batch-loss-all-write|batch.h|s/if (target % threads == at.index) losses/losses/|races|batch_half|ThreadSanitizer: data race
 batch-max-barrier|common.h|/if (at.lane == 0) partial\[at.simd\] = v;/,/highest = partial/{s/group_barrier();//}|races|batch_half|ThreadSanitizer: data race
+batch-block|batch.h|s/p.to + size_t(row) \* p.to_stride/p.to + size_t(row) * p.from_stride/|values|batch_half|WRONG block_from_f32
+batch-block-count|batch.h|s/if (i >= p.count) return;  *\\/\\/|memory|batch_half|AddressSanitizer
 # batch_attention.h
 batch-place|batch_attention.h|s/row < firsts\[sequence + 1\]/true/|memory|batch_half|AddressSanitizer
 batch-unplace|batch_attention.h|s/p.longest + position) \* p.dim/p.longest + 0 * position) * p.dim/|values|batch_half|WRONG unplace_batch

@@ -1,6 +1,7 @@
 //! What is between the products of a batch, forward and backward, each operation one launch on tensors of a device.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
@@ -29,10 +30,13 @@ const BLOCK: usize = 256;
 /// The kernels of a type of activations, compiled.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BatchKernels {
+    element: Element,
     norm: [GpuKernel; 2],
     rotate: GpuKernel,
     activate: [GpuKernel; 2],
     cross_entropy: GpuKernel,
+    /// From F32, and to it.
+    block: [GpuKernel; 2],
     place: [GpuKernel; 2],
     softmax: [GpuKernel; 2],
 }
@@ -70,6 +74,17 @@ pub struct BatchRotation<'a> {
     /// `(T, half)`, F32.
     pub cos: &'a Tensor,
     pub sin: &'a Tensor,
+}
+
+/// Neighbouring rows and columns of a matrix, times a number, and where they go.
+#[derive(Debug)]
+pub struct BatchBlock<'a> {
+    pub x: &'a Tensor,
+    pub rows: Range<usize>,
+    pub cols: Range<usize>,
+    /// The row and the column of the first value.
+    pub to: (usize, usize),
+    pub factor: f32,
 }
 
 /// Sequences whose rows lie one after another, and the places of the longest for each.
@@ -131,16 +146,21 @@ impl Batch {
     /// # Errors
     /// A failed device operation.
     pub fn of(x: &Tensor) -> Result<Option<Self>> {
-        let element = match x.dtype() {
+        Self::for_type(x.dtype(), x.device())
+    }
+
+    /// The same for activations of a type.
+    pub fn for_type(dtype: DType, device: &Device) -> Result<Option<Self>> {
+        let element = match dtype {
             DType::F32 => Element::F32,
             DType::F16 => Element::F16,
             DType::BF16 => Element::BF16,
             _ => return Ok(None),
         };
-        if !Gpu::is_for(x.device()) {
+        if !Gpu::is_for(device) {
             return Ok(None);
         }
-        let Some(gpu) = Gpu::of(x.device())? else { return Ok(None) };
+        let Some(gpu) = Gpu::of(device)? else { return Ok(None) };
         let compiled = *gpu.launcher.batch().0[element as usize].get_or_init(|| match BatchKernels::new(&gpu, element) {
             Ok(kernels) => Some(kernels),
             Err(error) => {
@@ -281,6 +301,45 @@ impl Batch {
         Ok((losses, with_gradient.then_some(scores)))
     }
 
+    /// A matrix that is made of blocks of others, which do not overlap in it; zero elsewhere. Between F32 and the type of these activations.
+    ///
+    /// # Shape
+    /// Returns `(rows, cols)`.
+    pub fn matrix_of(&self, (rows, cols): (usize, usize), dtype: DType, blocks: &[BatchBlock<'_>]) -> Result<Tensor> {
+        let covered: usize = blocks.iter().map(|block| block.rows.len() * block.cols.len()).sum();
+        let y = if covered == rows * cols {
+            self.room((rows, cols), dtype)?
+        } else {
+            Tensor::zeros((rows, cols), dtype, self.gpu.device())?
+        };
+        threads_of(rows * cols)?;
+        let sources =
+            blocks.iter().map(|block| contiguous(block.x, block.x.dims(), block.x.dtype())).collect::<Result<Vec<_>>>()?;
+        let (out, mut list) = (GpuView::of(&y)?, self.gpu.list());
+        for (block, x) in blocks.iter().zip(&sources) {
+            let ((height, width), (first_row, first_col)) = (x.dims2()?, block.to);
+            let count = threads_of(block.rows.len() * block.cols.len())?;
+            let is_within = block.rows.end <= height && block.cols.end <= width;
+            if !is_within || first_row + block.rows.len() > rows || first_col + block.cols.len() > cols {
+                bail!("a block: expected a part of ({height}, {width}) for one of ({rows}, {cols}), found {block:?}")
+            }
+            let kernel = match (x.dtype(), dtype) {
+                (DType::F32, dtype) if dtype == self.kernels.dtype() => self.kernels.block[0],
+                (found, DType::F32) if found == self.kernels.dtype() => self.kernels.block[1],
+                (found, _) => bail!("a block: expected {:?} from F32, or F32 from it, found {found:?}", self.kernels.dtype()),
+            };
+            let (from, to) = (block.rows.start * width + block.cols.start, first_row * cols + first_col);
+            let [from, from_stride, to, to_stride] = [from, width, to, cols].map(|x| x as u32);
+            let words = [count, block.cols.len() as u32, from, from_stride, to, to_stride, block.factor.to_bits()];
+            threads_of(x.elem_count())?;
+            if count > 0 {
+                list.push(kernel, [count.div_ceil(BLOCK as u32), 1, 1], BLOCK as u32, &[GpuView::of(x)?, out], &words)?;
+            }
+        }
+        list.start()?;
+        Ok(y)
+    }
+
     /// Rows at the places of their sequences, zeros where a sequence is shorter than the longest.
     ///
     /// # Shape
@@ -367,13 +426,24 @@ impl BatchKernels {
         let kernel = |name: &str| gpu.kernel(Library::Batch { element }, name);
         let both = |forward: &str, backward: &str| Ok::<_, candle_core::Error>([kernel(forward)?, kernel(backward)?]);
         Ok(Self {
+            element,
             norm: both("norm_batch", "norm_batch_backward")?,
             rotate: kernel("rotate_batch")?,
             activate: both("activate_batch", "activate_batch_backward")?,
             cross_entropy: kernel("cross_entropy")?,
+            block: both("block_from_f32", "block_to_f32")?,
             place: both("place_batch", "unplace_batch")?,
             softmax: both("softmax_batch", "softmax_batch_backward")?,
         })
+    }
+
+    /// The type of activations.
+    fn dtype(&self) -> DType {
+        match self.element {
+            Element::F32 => DType::F32,
+            Element::F16 => DType::F16,
+            Element::BF16 => DType::BF16,
+        }
     }
 }
 

@@ -100,6 +100,12 @@ struct BatchLoss {
     float scale, softcap;  // of the scores; 0: none
 };
 
+struct BatchBlock {
+    uint count, cols;
+    uint from, from_stride, to, to_stride;  // values before the block's first, and from the beginning of a row to the next
+    float factor;
+};
+
 struct BatchPlaces {
     uint count, heads, dim, longest, stride;
 };
