@@ -9,6 +9,7 @@ import warnings
 
 from worker import Peer, peak_bytes
 
+TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Exact in 32 bits, as one of the libraries takes them.
 LEARNING_RATE, WEIGHT_DECAY, GRAD_CLIP = 2.0**-10, 2.0**-7, 1.0
 
@@ -28,13 +29,13 @@ class Trainer(Peer):
 
 
 class MetalCandle(Trainer):
-    def __init__(self, library, host, directory, threads, adapter, device):
+    def __init__(self, library, host, directory, threads, adapter, device, dtype):
         import c_abi
 
         self.abi, self.bytes_before, self.adapter, self.trainer = c_abi, peak_bytes(), adapter, None
         self.library = c_abi.Library(library, host)
         self.version = self.library.version_string().decode()
-        self.model = c_abi.Model(self.library, directory, device=device)
+        self.model = c_abi.Model(self.library, directory, dtype, device)
 
     def begin(self, checkpointing):
         self.end()
@@ -55,7 +56,7 @@ class MetalCandle(Trainer):
 
 
 class Peft(Trainer):
-    def __init__(self, directory, threads, adapter, device):
+    def __init__(self, directory, threads, adapter, device, dtype):
         import peft
         import torch
         import transformers
@@ -66,7 +67,7 @@ class Peft(Trainer):
         warnings.simplefilter("ignore", FutureWarning)  # of new names that older versions do not know
         transformers.utils.logging.disable_progress_bar()
         self.device = {"metal": "mps"}.get(device, device)
-        self.base = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).to(self.device)
+        self.base = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, TORCH_NAMES[dtype])).to(self.device)
         self.model = peft.PeftModel.from_pretrained(self.base, adapter, is_trainable=True).train()
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.initial = [parameter.detach().clone() for parameter in self.trained]

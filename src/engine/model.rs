@@ -508,7 +508,8 @@ impl Model {
     /// {"device": "CUDA 0", "prompts": "tensors", "single_tokens": "kernels", "weights": {"BF16": 136134656, "four": 357826560}}
     /// ```
     ///
-    /// `prompts`: several tokens at once, and texts: by `kernels`, the library's own, or by `tensors`, operations of candle.
+    /// `prompts`: several tokens at once, and texts: by `kernels`, the library's own, or by `tensors`, candle's products with the
+    /// library's kernels between them.
     /// `single_tokens`: the tokens of an answer; absent where there are none. `lacks`: what of the model the kernels of its GPU lack, where
     /// single tokens are evaluated by tensors for it. `unproved`: that kernels which are used have not run on this kind of device. `weights`: how many are kept in each format, norms and biases apart: numbers
     /// (`F32`, `F16`, `BF16`); on the CPU the formats of GGUF files, and of MLX (`affine4_64`: bits, and weights of a scale); on a GPU those
@@ -528,8 +529,7 @@ impl Model {
                 json["lacks"] = what.as_str().into();
             }
         }
-        let is_quantised = transformer.weights_by_format().keys().any(|format| !["F32", "F16", "BF16"].contains(format));
-        if device.kind() == DeviceKind::Metal && (is_quantised || transformer.decodes_by_kernels()) {
+        if device.kind() == DeviceKind::Metal {
             json["unproved"] = "the kernels are type-checked for Metal and have not run on Apple's hardware".into();
         }
         json.to_string()

@@ -17,6 +17,7 @@ mod library;
 mod device;
 mod replay;
 mod launch;
+mod batch;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(any(target_os = "macos", target_os = "ios"))]
@@ -26,6 +27,7 @@ mod compare;
 #[cfg(test)]
 mod tests;
 
+pub use batch::{Batch, BatchBlock, BatchNorm, BatchPlaces, BatchRotation, BatchScores};
 #[cfg(feature = "selftest")]
 pub use compare::{Comparison, compare, compile};
 pub use device::{Gpu, GpuSlice, GpuView, Launch, LaunchList};

@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn an_empty_cache_is_read_and_written() {
-        for backend in [Backend::Cpu, Backend::Tensors(Device::Cpu)] {
+        for backend in [Backend::Cpu, Backend::TENSORS_ON_CPU] {
             for format in KvFormat::ALL.into_iter().filter(|format| backend.keeps(*format)) {
                 let mut cache = LayerCache::new(2, 8, format, &backend);
                 let bytes = cache.to_bytes().unwrap();
@@ -259,14 +259,14 @@ mod tests {
         let [q, k, v] = [1, 2, 3].map(|seed| Tensor::from_vec(values(seed), (5, 16), &Device::Cpu).unwrap());
         let mask = Mask { causal: true, window: None, scale: 0.3, softcap: None };
         for format in [KvFormat::F32, KvFormat::F16] {
-            let bytes = [Backend::Cpu, Backend::Tensors(Device::Cpu)].map(|backend| {
+            let bytes = [Backend::Cpu, Backend::TENSORS_ON_CPU].map(|backend| {
                 let mut cache = LayerCache::new(2, 8, format, &backend);
                 attention(&q, Some([&k, &v]), 2, mask, None, &mut cache, &mut Masks::default()).unwrap();
                 assert_eq!(cache.token_bytes() * 5, cache.to_bytes().unwrap().len());
                 cache.to_bytes().unwrap()
             });
             assert_eq!(bytes[0], bytes[1], "{format:?}");
-            for backend in [Backend::Cpu, Backend::Tensors(Device::Cpu)] {
+            for backend in [Backend::Cpu, Backend::TENSORS_ON_CPU] {
                 let mut cache = LayerCache::new(2, 8, format, &backend);
                 cache.fill(&bytes[0], DType::F32).unwrap();
                 assert_eq!((cache.to_bytes().unwrap(), cache.len()), (bytes[0].clone(), 5), "{format:?} {backend:?}");
@@ -280,7 +280,7 @@ mod tests {
         (values[3], values[17], values[20]) = (65504.0, 65520.0, -1e6);
         let x = Tensor::from_vec(values, (2, 16), &Device::Cpu).unwrap();
         let mask = Mask { causal: true, window: None, scale: 1.0, softcap: None };
-        for backend in [Backend::Cpu, Backend::Tensors(Device::Cpu)] {
+        for backend in [Backend::Cpu, Backend::TENSORS_ON_CPU] {
             let mut cache = LayerCache::new(2, 8, KvFormat::F16, &backend);
             attention(&x, Some([&x, &x]), 2, mask, None, &mut cache, &mut Masks::default()).unwrap();
             let kept = Format::F16.widen(&cache.to_bytes().unwrap());
@@ -296,7 +296,7 @@ mod tests {
             Tensor::from_vec(values, (9, width), &Device::Cpu).unwrap()
         };
         let ([q, other], [k, v]) = ([1, 4].map(|seed| values(seed, 32)), [2, 3].map(|seed| values(seed, 16)));
-        for backend in [Backend::Cpu, Backend::Tensors(Device::Cpu)] {
+        for backend in [Backend::Cpu, Backend::TENSORS_ON_CPU] {
             for window in [None, Some(3)] {
                 let mask = Mask { causal: true, window, scale: 0.3, softcap: None };
                 let whole = || {
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn tensors_keep_no_blocks() {
-        let backend = Backend::Tensors(Device::Cpu);
+        let backend = Backend::TENSORS_ON_CPU;
         assert!(!backend.keeps(KvFormat::Q8_0) && Backend::Cpu.keeps(KvFormat::Q8_0));
         let mut cache = LayerCache::new(2, 8, KvFormat::Q8_0, &backend);
         let x = Tensor::zeros((1, 16), DType::F32, &Device::Cpu).unwrap();

@@ -1,5 +1,7 @@
 //! Where a network computes, and what follows from it for those who do not compute themselves.
 
+use std::ops::Deref;
+
 use candle_core::{Device, bail};
 
 use super::KvFormat;
@@ -15,7 +17,32 @@ pub enum Backend {
     Cpu,
     /// candle's tensor operations, on any device. Also on the CPU, where the tests hold them against the kernels: no
     /// GPU is needed to find an error in their mathematics.
-    Tensors(Device),
+    Tensors(TensorDevice),
+}
+
+/// A device with what its own kernels are compiled to, which lasts as long as somebody has the device.
+#[derive(Debug, Clone)]
+pub struct TensorDevice {
+    device: Device,
+    _gpu: Option<Gpu>,
+}
+
+impl TensorDevice {
+    fn new(device: &Device) -> Self {
+        let gpu = Gpu::of(device).unwrap_or_else(|error| {
+            log::warn!("the device is used without kernels of its own: {error}");
+            None
+        });
+        Self { device: device.clone(), _gpu: gpu }
+    }
+}
+
+impl Deref for TensorDevice {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        &self.device
+    }
 }
 
 /// How texts are put together that go through a network at once.
@@ -36,8 +63,12 @@ impl Backend {
 
     /// Tensor operations on a device.
     pub fn by_tensors(device: &Device) -> Self {
-        Self::Tensors(device.clone())
+        Self::Tensors(TensorDevice::new(device))
     }
+
+    /// Tensor operations on the CPU.
+    #[cfg(test)]
+    pub const TENSORS_ON_CPU: Self = Self::Tensors(TensorDevice { device: Device::Cpu, _gpu: None });
 
     /// What evaluates tokens, for people and programs: `kernels`, our own, or `tensors`, candle's operations.
     pub fn evaluates_by(&self) -> &'static str {
@@ -81,12 +112,12 @@ impl Backend {
     pub fn memory(&self) -> Result<Option<(u64, u64)>> {
         match self {
             #[cfg(any(feature = "metal", target_os = "macos", target_os = "ios"))]
-            Self::Tensors(Device::Metal(metal)) => {
+            Self::Tensors(TensorDevice { device: Device::Metal(metal), .. }) => {
                 let device = metal.metal_device();
                 Ok(Some((device.current_allocated_size() as u64, device.recommended_max_working_set_size() as u64)))
             }
             #[cfg(feature = "cuda")]
-            Self::Tensors(Device::Cuda(cuda)) => {
+            Self::Tensors(TensorDevice { device: Device::Cuda(cuda), .. }) => {
                 use crate::error::{Error, ErrorKind};
                 // Through the context: the driver's own call asks whichever device the calling thread has used, and fails
                 // if none.

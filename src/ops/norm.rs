@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_sum_changes_nothing_that_is_held() {
-        for backend in [Backend::Cpu, Backend::Tensors(Device::Cpu)] {
+        for backend in [Backend::Cpu, Backend::TENSORS_ON_CPU] {
             let cx = Context::forward(&backend);
             let ones = || Tensor::ones((4, 6), DType::F32, &Device::Cpu).unwrap();
             let sum = |x: &Tensor, y: Tensor| to_f32(&add_scaled(cx, x, y, 2.0, None).unwrap()).unwrap();

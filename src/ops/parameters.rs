@@ -145,8 +145,6 @@ impl Optimized {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
 
     fn noise(len: usize, mut seed: u32) -> Vec<f32> {
@@ -157,7 +155,7 @@ mod tests {
         (0..len).map(next).collect()
     }
 
-    const BACKENDS: [Backend; 2] = [Backend::Cpu, Backend::Tensors(Device::Cpu)];
+    const BACKENDS: [Backend; 2] = [Backend::Cpu, Backend::TENSORS_ON_CPU];
 
     #[test]
     fn both_backends_take_the_same_steps() {

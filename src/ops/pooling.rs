@@ -72,7 +72,7 @@ mod tests {
 
     use super::*;
 
-    const BACKENDS: [Backend; 2] = [Backend::Cpu, Backend::Tensors(Device::Cpu)];
+    const BACKENDS: [Backend; 2] = [Backend::Cpu, Backend::TENSORS_ON_CPU];
 
     #[test]
     fn each_way_is_its_formula_with_and_without_a_prompt() {

@@ -21,6 +21,7 @@ impl Angles {
             Backend::Tensors(device) => Self::Tensors(tensors::Angles {
                 cos: Tensor::from_vec(cos, shape, device)?,
                 sin: Tensor::from_vec(sin, shape, device)?,
+                inverse: false,
             }),
         })
     }
@@ -34,11 +35,11 @@ impl Angles {
     }
 
     /// The same turns the other way.
-    fn inverse(&self) -> Result<Self> {
-        Ok(match self {
+    fn inverse(&self) -> Self {
+        match self {
             Self::Cpu(angles) => Self::Cpu(Arc::new(angles.inverse())),
-            Self::Tensors(angles) => Self::Tensors(angles.inverse()?),
-        })
+            Self::Tensors(angles) => Self::Tensors(angles.inverse()),
+        }
     }
 
     fn rotate(&self, x: &Tensor, head_dim: usize, adjacent: bool) -> Result<Tensor> {
@@ -64,6 +65,6 @@ pub fn rope(cx: Context<'_>, x: &Tensor, head_dim: usize, adjacent: bool, angles
     let y = angles.rotate(x, head_dim, adjacent)?;
     let angles = angles.clone();
     // A factor of the angles is a factor of the gradient as well.
-    cx.record([x], &y, move |dy, _| Ok([angles.inverse()?.rotate(&dy, head_dim, adjacent)?]));
+    cx.record([x], &y, move |dy, _| Ok([angles.inverse().rotate(&dy, head_dim, adjacent)?]));
     Ok(y)
 }

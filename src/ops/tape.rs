@@ -145,13 +145,20 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
+    use crate::kernels::gpu::with_executor;
     use crate::kernels::{ScanRule, ScanShape};
     use crate::ops::{
         self, Activation, AdaptedLinear, Angles, Format, Mask, Matrix, MatrixBuilder, NormKind, Sequences, Use, Vector,
     };
 
     const ROWS: usize = 7;
-    const BACKENDS: [Backend; 2] = [Backend::Cpu, Backend::Tensors(Device::Cpu)];
+
+    /// By our kernels, by tensor operations, and by those with a GPU's kernels between them, where the executor is.
+    fn on_each_backend(test: impl Fn(&Backend)) {
+        test(&Backend::Cpu);
+        test(&Backend::TENSORS_ON_CPU);
+        with_executor(|| test(&Backend::TENSORS_ON_CPU));
+    }
 
     /// Values between -1 and 1, none of them within 0.03 of where a function has a corner: 0 and ±0.5.
     fn noise(len: usize, mut seed: u32) -> Vec<f32> {
@@ -217,7 +224,7 @@ mod tests {
 
     #[test]
     fn every_operation_has_the_gradient_of_its_slopes() {
-        for backend in &BACKENDS {
+        on_each_backend(|backend| {
             let vector = |len, seed| Some(Vector::new(noise(len, seed), backend).unwrap());
             for (kind, weight, bias) in [
                 (NormKind::Rms, vector(12, 5), None),
@@ -328,7 +335,7 @@ mod tests {
                 let product = AdaptedLinear { deltas: Some(&deltas), ..product };
                 check("linear in training", backend, &[12], |cx, x| ops::linear(cx, &x[0], product).unwrap());
             }
-        }
+        });
     }
 
     /// At most 0.
@@ -338,24 +345,26 @@ mod tests {
 
     #[test]
     fn scans_have_the_gradient_of_their_slopes() {
-        for (backend, rule) in BACKENDS.iter().flat_map(|backend| [(backend, ScanRule::Delta), (backend, ScanRule::Additive)]) {
-            let skip = (rule == ScanRule::Additive).then(|| Vector::new(vec![0.5, -0.8, 0.0, 1.5], backend).unwrap());
-            // One chunk, a part of one, and more than two, of which the first forgets little.
-            for (lengths, copies) in [(vec![4, 1, 2], 1), (vec![35], 5)] {
-                let shape = ScanShape { heads: 4, groups: 2, key_dim: 3, value_dim: 2, rule };
-                let rate = Some(Vector::new(vec![-0.1; 4], backend).unwrap());
-                let bias = Vector::new(vec![0.0; 4], backend).unwrap();
-                let decay = ops::Decay { bias, rate, limits: ops::Decay::UNLIMITED };
-                let forward = |cx: Context<'_>, x: &[Tensor]| {
-                    let x: Vec<Tensor> = x.iter().map(|x| repeated(cx, x, copies)).collect();
-                    let g = ops::decay(cx, &x[3], &decay).unwrap();
-                    let beta = ops::activate(cx, own(cx, &x[4]), Activation::Sigmoid).unwrap();
-                    let sequences = Sequences::new(lengths.clone(), None, backend).unwrap();
-                    ops::scan_within(cx, [&x[0], &x[1], &x[2], &g, &beta], shape, skip.as_ref(), &sequences).unwrap()
-                };
-                check(&format!("scan, {rule:?}"), backend, &[6, 6, 8, 4, 4], forward);
-            }
-        }
+        on_each_backend(|backend| {
+            [ScanRule::Delta, ScanRule::Additive].into_iter().for_each(|rule| {
+                let skip = (rule == ScanRule::Additive).then(|| Vector::new(vec![0.5, -0.8, 0.0, 1.5], backend).unwrap());
+                // One chunk, a part of one, and more than two, of which the first forgets little.
+                for (lengths, copies) in [(vec![4, 1, 2], 1), (vec![35], 5)] {
+                    let shape = ScanShape { heads: 4, groups: 2, key_dim: 3, value_dim: 2, rule };
+                    let rate = Some(Vector::new(vec![-0.1; 4], backend).unwrap());
+                    let bias = Vector::new(vec![0.0; 4], backend).unwrap();
+                    let decay = ops::Decay { bias, rate, limits: ops::Decay::UNLIMITED };
+                    let forward = |cx: Context<'_>, x: &[Tensor]| {
+                        let x: Vec<Tensor> = x.iter().map(|x| repeated(cx, x, copies)).collect();
+                        let g = ops::decay(cx, &x[3], &decay).unwrap();
+                        let beta = ops::activate(cx, own(cx, &x[4]), Activation::Sigmoid).unwrap();
+                        let sequences = Sequences::new(lengths.clone(), None, backend).unwrap();
+                        ops::scan_within(cx, [&x[0], &x[1], &x[2], &g, &beta], shape, skip.as_ref(), &sequences).unwrap()
+                    };
+                    check(&format!("scan, {rule:?}"), backend, &[6, 6, 8, 4, 4], forward);
+                }
+            })
+        });
     }
 
     /// The rows again and again, each time a little smaller: more of them with as few inputs.
@@ -377,26 +386,29 @@ mod tests {
 
     #[test]
     fn cross_entropy_has_the_gradient_of_its_slopes() {
-        for (backend, cap) in BACKENDS.iter().flat_map(|backend| [(backend, None), (backend, Some(1.5))]) {
-            let (weight, bias) = (matrix(&noise(50 * 12, 4), 12, backend), Vector::new(noise(50, 5), backend).unwrap());
-            let product = AdaptedLinear { weight: &weight, bias: Some(&bias), deltas: None };
-            let targets: Vec<u32> = (0..ROWS as u32).map(|i| i * 7).collect();
-            let x = noise(ROWS * 12, 1);
-            let loss =
-                |x: &[f32], with| ops::cross_entropy(backend, &rows(x.to_vec()), product, (1.2, cap), &targets, with).unwrap();
-            let gradient = ops::to_f32(&loss(&x, true).1.unwrap()).unwrap();
-            assert!(loss(&x, false).1.is_none());
-            for (at, found) in gradient.into_iter().enumerate() {
-                let moved = |step: f32| {
-                    let mut moved = x.clone();
-                    moved[at] += step;
-                    (loss(&moved, false).0, f64::from(moved[at]))
+        on_each_backend(|backend| {
+            [None, Some(1.5)].into_iter().for_each(|cap| {
+                let (weight, bias) = (matrix(&noise(50 * 12, 4), 12, backend), Vector::new(noise(50, 5), backend).unwrap());
+                let product = AdaptedLinear { weight: &weight, bias: Some(&bias), deltas: None };
+                let targets: Vec<u32> = (0..ROWS as u32).map(|i| i * 7).collect();
+                let x = noise(ROWS * 12, 1);
+                let loss = |x: &[f32], with| {
+                    ops::cross_entropy(backend, &rows(x.to_vec()), product, (1.2, cap), &targets, with).unwrap()
                 };
-                let ((up, to), (down, from)) = (moved(0.01), moved(-0.01));
-                let want = (up - down) / (to - from);
-                assert!((f64::from(found) - want).abs() < 1e-3, "{backend:?}, cap {cap:?}: {found} {want}");
-            }
-        }
+                let gradient = ops::to_f32(&loss(&x, true).1.unwrap()).unwrap();
+                assert!(loss(&x, false).1.is_none());
+                for (at, found) in gradient.into_iter().enumerate() {
+                    let moved = |step: f32| {
+                        let mut moved = x.clone();
+                        moved[at] += step;
+                        (loss(&moved, false).0, f64::from(moved[at]))
+                    };
+                    let ((up, to), (down, from)) = (moved(0.01), moved(-0.01));
+                    let want = (up - down) / (to - from);
+                    assert!((f64::from(found) - want).abs() < 1e-3, "{backend:?}, cap {cap:?}: {found} {want}");
+                }
+            })
+        });
     }
 
     #[test]

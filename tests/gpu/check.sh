@@ -14,7 +14,7 @@ make_gpu() { make -s -f tests/gpu/Makefile BUILD="$BUILD" "$@"; }
 
 types() {
     local library
-    for library in 'row half' 'attention half 64 7 2 4' 'attention bf16 128 1 16 4' 'attention half 96 2 1 2' 'attention bf16 256 3 3 2' \
+    for library in 'row half' 'batch half' 'batch bf16' 'batch float' 'attention half 64 7 2 4' 'attention bf16 128 1 16 4' 'attention half 96 2 1 2' 'attention bf16 256 3 3 2' \
         'attention float 96 1 4 2' 'product bf16 4096 dense' 'product float 4096 dense'; do
         # shellcheck disable=SC2086
         tests/gpu/types.sh $library || return 1
@@ -46,6 +46,32 @@ argmax-tie|argmax.h|s/id < than_id/id > than_id/|values|row_half|WRONG argmax
 argmax-part|argmax.h|s/min(begin + p.part, p.count)/begin + p.part/|memory|row_half|AddressSanitizer
 argmax-barrier|argmax.h|s/    group_barrier();//|races|row_half|ThreadSanitizer: data race
 argmax-all-write|argmax.h|s/if (at.index > 0) return;//|races|row_half|ThreadSanitizer: data race
+# batch.h
+batch-stride|batch.h|s/p.groups) \* p.stride + /p.groups) * p.cols * p.groups + /|values|batch_half|WRONG norm_batch
+batch-norm-along|batch.h|s/ \* along - shift/ * 0 - shift/|values|batch_half|WRONG norm_batch_backward
+batch-norm-shift|batch.h|s/ along - shift/ along - 0 * shift/|values|batch_half|WRONG norm_batch_backward
+batch-norm-each|batch.h|s/p.flags \& WEIGHT_EACH ? /0 ? /|values|batch_half|WRONG norm_batch
+batch-norm-end|batch.h|s/i < p.cols; i += 32/i <= p.cols; i += 32/|memory|batch_half|AddressSanitizer
+batch-inverse|batch.h|s/p.flags \& INVERSE/0/|values|batch_half|WRONG rotate_batch
+batch-count|batch.h|s/if (i >= p.count) return;//|memory|batch_half|AddressSanitizer
+batch-slope|activation.h|s/0.134145f/0.13f/|values|batch_float|WRONG activate_batch_backward
+batch-gated|batch.h|s/slope(v, p.flags) \* load(x, from + p.cols) \* d/slope(v, p.flags) * d/|values|batch_half|WRONG activate_batch_backward
+batch-target|batch.h|s/(i == target ? 1 : 0)/0/|values|batch_half|WRONG cross_entropy
+batch-cap|batch.h|s/d \*= 1 - v/d *= 1 + v/|values|batch_half|WRONG cross_entropy
+batch-loss-all-write|batch.h|s/if (target % threads == at.index) losses/losses/|races|batch_half|ThreadSanitizer: data race
+batch-max-barrier|common.h|/if (at.lane == 0) partial\[at.simd\] = v;/,/highest = partial/{s/group_barrier();//}|races|batch_half|ThreadSanitizer: data race
+batch-block|batch.h|s/p.to + size_t(row) \* p.to_stride/p.to + size_t(row) * p.from_stride/|values|batch_half|WRONG block_from_f32
+batch-block-count|batch.h|s/if (i >= p.count) return;  *\\/\\/|memory|batch_half|AddressSanitizer
+# batch_attention.h
+batch-place|batch_attention.h|s/row < firsts\[sequence + 1\]/true/|memory|batch_half|AddressSanitizer
+batch-unplace|batch_attention.h|s/p.longest + position) \* p.dim/p.longest + 0 * position) * p.dim/|values|batch_half|WRONG unplace_batch
+batch-causal|batch_attention.h|s/min(len, position + 1)/min(len, position + 2)/|values|batch_half|WRONG softmax_batch
+batch-window|batch_attention.h|s/s.begin = position + 1 - p.window/s.begin = position - p.window/|values|batch_half|WRONG softmax_batch
+batch-window-after|batch_attention.h|s/s.end = min(s.end, position + p.window)/s.end = len/|values|batch_half|WRONG softmax_batch
+batch-distance|batch_attention.h|s/key - s.position/s.position - key/|values|batch_half|WRONG softmax_batch
+batch-sink|batch_attention.h|s/all.sum += exp(sinks\[s.head\] - all.top)/all.sum += 0/|values|batch_half|WRONG softmax_batch
+batch-mean|batch_attention.h|s/ - mean) \* p.scale/) * p.scale/|values|batch_half|WRONG softmax_batch_backward
+batch-rows|batch_attention.h|s/if (row >= p.rows) return;//|memory|batch_half|AddressSanitizer
 # format.h
 dense-pair|common.h|s/v\[2 \* i\] = both.x, v\[2 \* i + 1\] = both.y/v[2 * i] = both.y, v[2 * i + 1] = both.x/|values|product_half_512_dense|WRONG dense
 four-nibble|format.h|s/d = v >> 5/d = v >> 9/|values|product_half_512_four|WRONG four
@@ -114,7 +140,7 @@ planted() { # name, file, sed, mode, library, what is said
         [ "$mode" != values ] || mode=plain
         make_gpu KERNELS="$folder" LIBRARIES="$5" RACES="$5" BUILD="$folder" COMMON="$BUILD" "$folder/$mode" >"$folder/build" 2>&1 ||
             { tail "$folder/build"; return 1; }
-        ! TSAN_OPTIONS=halt_on_error=1 "$folder/$mode" $few row product attention >"$folder/log" 2>&1 || { echo "$1 was not found"; return 1; }
+        ! TSAN_OPTIONS=halt_on_error=1 "$folder/$mode" $few row batch product attention >"$folder/log" 2>&1 || { echo "$1 was not found"; return 1; }
     fi
     grep -q "$6" "$folder/log" || { echo "$1 was not found as '$6':"; tail -5 "$folder/log"; return 1; }
     rm -rf "$folder"

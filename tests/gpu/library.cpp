@@ -4,7 +4,12 @@
 
 namespace {  // each library has its own T
 #include "common.h"
-#if defined(FORMAT)
+#if defined(BATCH)
+#include "activation.h"
+#include "batch.h"
+#include "batch_attention.h"
+#elif defined(FORMAT)
+#include "activation.h"
 #include "format.h"
 #include "product.h"
 #elif defined(DIM)

@@ -4,7 +4,7 @@
 #include <functional>
 #include <memory>
 #include <sstream>
-#include "checks.h"
+#include "batch_checks.h"
 
 struct Config {
     uint hidden, ffn, heads, kv_heads, dim, layers, vocab, capacity, splits;
@@ -191,6 +191,7 @@ static void check_library(Gpu& gpu, const std::string& library) {
     fields >> kind >> type;
     const Type t = type == "half" ? F16 : type == "bf16" ? BF16 : F32;
     if (kind == "row") check_norms(gpu, library, t), check_argmax(gpu, library);
+    if (kind == "batch") check_batch(gpu, library, t);
     if (kind == "product") fields >> stage >> format, check_products(gpu, library, t, format_of(format));
     if (kind == "attention") {
         fields >> dim >> heads >> parts;

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Type-checks the text that Metal gets, prelude included, with clang: tests/gpu/types.sh product T STAGE FORMAT,
-# tests/gpu/types.sh attention T DIM HEADS PARTS KEYS, tests/gpu/types.sh row T, or tests/gpu/types.sh FILE.metal; KERNELS: the folder.
+# tests/gpu/types.sh attention T DIM HEADS PARTS KEYS, tests/gpu/types.sh row T, tests/gpu/types.sh batch T, or tests/gpu/types.sh FILE.metal; KERNELS: the folder.
 #
 # clang's OpenCL C++ mode is nearest to Metal's language: kernels, constant references, threadgroup variables in kernels alone, half,
 # vectors. Generic pointers are switched off, so a pointer without an address space is a private one. Not seen: Metal's attributes, its
@@ -24,7 +24,8 @@ case $kind in
         check -w -
     exit
     ;;
-product) names='T STAGE FORMAT' files='format.h product.h' ;;
+product) names='T STAGE FORMAT' files='activation.h format.h product.h' ;;
+batch) names=T files='activation.h batch.h batch_attention.h' ;;
 attention) names='T DIM HEADS PARTS KEYS' files='heads.h attention.h flash.h' ;;
 row) names=T files='norm.h argmax.h' ;;
 esac

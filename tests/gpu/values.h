@@ -19,7 +19,7 @@ struct Gpu {
     virtual void* make(size_t bytes) = 0;
     virtual void drop(void* buffer) = 0;
     virtual void copy(void* to, const void* from, size_t bytes, bool up) = 0;
-    // `library`: "row T", "product T STAGE FORMAT" or "attention T DIM HEADS PARTS KEYS"; `args`: as cuLaunchKernel takes them.
+    // `library`: "row T", "batch T", "product T STAGE FORMAT" or "attention T DIM HEADS PARTS KEYS"; `args`: as cuLaunchKernel takes them.
     virtual void launch(const std::string& library, const std::string& kernel, Grid grid, uint threads, void** args) = 0;
 };
 template <typename... A>

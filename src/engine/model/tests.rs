@@ -63,6 +63,15 @@ fn logits(network: &Transformer, ids: &[u32], chunk: usize, adapters: Option<&Ad
 
 #[test]
 fn the_path_of_gpus_equals_the_path_of_the_cpu() {
+    paths_are_equal();
+}
+
+#[test]
+fn a_gpus_kernels_in_its_path_change_nothing() {
+    crate::kernels::gpu::with_executor(paths_are_equal);
+}
+
+fn paths_are_equal() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let mut seen = 0;
     for folder in ["decoders", "families"] {

@@ -5,19 +5,31 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 
 use super::*;
-use crate::engine::{Dataset, LoadOptions};
+use crate::engine::{Dataset, Device, DeviceKind, Dtype, LoadOptions};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
+/// On the CPU; and by tensor operations with a GPU's kernels between them, where their executor is.
+fn on_devices(test: impl Fn(&LoadOptions)) {
+    let on = |device| LoadOptions { device: Some(device), dtype: Some(Dtype::F32), ..LoadOptions::default() };
+    test(&on(Device::new(DeviceKind::Cpu, 0).unwrap()));
+    #[cfg(feature = "selftest")]
+    crate::kernels::gpu::with_executor(|| test(&on(Device::cpu_by_tensors())));
+}
+
 #[test]
 fn first_gradients_equal_those_of_peft() {
+    on_devices(first_gradients);
+}
+
+fn first_gradients(load: &LoadOptions) {
     for run in ["qwen2_main", "qwen2_hf_trainer", "llama_main"] {
         let directory = golden("lora/training").join(run);
         let notes: serde_json::Value = serde_json::from_slice(&std::fs::read(directory.join("golden.json")).unwrap()).unwrap();
         let base = golden(notes["base"].as_str().unwrap());
-        let model = Model::load(base, &LoadOptions::default(), None).unwrap();
+        let model = Model::load(base, load, None).unwrap();
         let initial = Some(Lora::load(&model, directory.join("init")).unwrap());
         let weighting = if run == "qwen2_hf_trainer" { Weighting::Tokens } else { Weighting::MicroBatches };
         for gradient_checkpointing in [false, true] {
@@ -64,6 +76,10 @@ fn first_gradients_equal_those_of_peft() {
 
 #[test]
 fn gradients_of_every_mixer_equal_those_of_peft() {
+    on_devices(gradients_of_mixers);
+}
+
+fn gradients_of_mixers(load: &LoadOptions) {
     let mut compared = 0;
     for entry in ["lora", "adapters"].into_iter().flat_map(|folder| std::fs::read_dir(golden(folder)).unwrap()) {
         let directory = entry.unwrap().path();
@@ -71,7 +87,7 @@ fn gradients_of_every_mixer_equal_those_of_peft() {
         let notes: serde_json::Value = serde_json::from_slice(&notes).unwrap();
         let Some(ids) = notes["loss"]["ids"].as_array() else { continue };
         let ids: Vec<u32> = ids.iter().map(|id| id.as_u64().unwrap() as u32).collect();
-        let model = Model::load(golden(notes["base"].as_str().unwrap()), &LoadOptions::default(), None).unwrap();
+        let model = Model::load(golden(notes["base"].as_str().unwrap()), load, None).unwrap();
         let initial = Some(Lora::load(&model, &directory).unwrap());
         for gradient_checkpointing in [false, true] {
             let options = TrainOptions { grad_accumulation: 2, gradient_checkpointing, ..TrainOptions::default() };

@@ -7,7 +7,6 @@
 // Source: Dao et al. 2022, <https://arxiv.org/abs/2205.14135>; the split over keys is Flash-Decoding's.
 enum { KEY_LANES = DIM <= 64 ? 8 : DIM <= 128 ? 16 : 32, SLOTS = 32 / KEY_LANES, PARTIAL = DIM + 2 };
 
-INLINE float capped(float score, float cap) { return cap > 0 ? cap * tanh(score / cap) : score; }
 
 // `out` is in `lane_order`. With one split it is final, else `parts` goes to `combine`: of a head and split the weighted values, the
 // largest score, the sum of weights. grid (kv_heads · blocks of HEADS query heads, splits, rows).

@@ -65,6 +65,8 @@ INLINE float4 scaled(float4 a, float s) { return make_float4(a.x * s, a.y * s, a
 // n / 32 quads. A product whose input is in this order reads it where it is; who writes that input makes the order.
 INLINE uint lane_order(uint k, uint n) { return (k / 4 % 8 * (n / 32) + k / 32) * 4 + k % 4; }
 
+INLINE float capped(float score, float cap) { return cap > 0 ? cap * tanh(score / cap) : score; }
+
 // The sum over a threadgroup, for every thread; `partial` has room for a value of each simdgroup.
 INLINE float group_sum(float v, threadgroup float* partial, thread const Place& at) {
     v = simd_sum(v);
@@ -74,4 +76,15 @@ INLINE float group_sum(float v, threadgroup float* partial, thread const Place& 
     float sum = 0;
     for (uint i = 0; i < at.simds; i++) sum += partial[i];
     return sum;
+}
+
+// The same of the greatest value.
+INLINE float group_max(float v, threadgroup float* partial, thread const Place& at) {
+    v = simd_max(v);
+    group_barrier();
+    if (at.lane == 0) partial[at.simd] = v;
+    group_barrier();
+    float highest = partial[0];
+    for (uint i = 1; i < at.simds; i++) highest = max(highest, partial[i]);
+    return highest;
 }

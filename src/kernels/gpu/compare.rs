@@ -9,6 +9,8 @@ use super::super::{
 };
 #[cfg(feature = "selftest")]
 use super::GpuFormat;
+#[cfg(feature = "selftest")]
+use super::batch::BatchKernels;
 use super::matrix::GpuMatrix;
 use super::{Element, Gpu, GpuSlice, Library};
 
@@ -34,6 +36,7 @@ pub fn compile(gpu: &Gpu) -> Vec<Comparison> {
         |name: String, done: candle_core::Result<()>| rows.push((name, done.map(|()| 0.0).map_err(|e| e.to_string()), 0.0));
     for (element, kind) in [(Element::F16, "F16"), (Element::BF16, "BF16"), (Element::F32, "F32")] {
         add(format!("compiled: norms, {kind}"), gpu.row_kernels(element).map(drop));
+        add(format!("compiled: batches, {kind}"), BatchKernels::new(gpu, element).map(drop));
         for format in GpuFormat::ALL {
             // Codes are decoded to F32 by the libraries of the others.
             if element != Element::F32 || format == GpuFormat::dense {

@@ -12,6 +12,7 @@ use candle_core::{CudaDevice, CudaStorage, Error, Result, bail};
 use half::{bf16, f16};
 
 use super::Library;
+use super::batch::CompiledBatch;
 use super::device::{Known, Launch, Launcher, Place};
 use super::library::Dialect;
 use super::replay::Recording;
@@ -145,6 +146,7 @@ pub struct CudaLauncher {
     modules: Mutex<HashMap<Library, Module>>,
     /// Where results come to.
     pinned: Mutex<Pinned>,
+    batch: CompiledBatch,
 }
 
 // SAFETY: handles of modules and functions may be used by any thread that has bound their context, which every method does.
@@ -174,7 +176,15 @@ impl CudaLauncher {
         let units = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let pinned = Mutex::new(Pinned { memory: std::ptr::null_mut(), len: 0 });
         let architecture = format!("compute_{major}{minor}");
-        Ok(Self { stream, architecture, early: major >= 9, units: units.max(1) as u32, modules: Mutex::default(), pinned })
+        Ok(Self {
+            stream,
+            architecture,
+            early: major >= 9,
+            units: units.max(1) as u32,
+            modules: Mutex::default(),
+            pinned,
+            batch: CompiledBatch::default(),
+        })
     }
 
     fn compile(&self, library: Library) -> Result<Module> {
@@ -306,6 +316,10 @@ impl Launcher for CudaLauncher {
 
     fn units(&self) -> u32 {
         self.units
+    }
+
+    fn batch(&self) -> &CompiledBatch {
+        &self.batch
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError, Weak};
 use candle_core::{Device, Result, Storage, Tensor, bail};
 
 use super::Library;
+use super::batch::CompiledBatch;
 use super::library::buffers_written;
 use super::replay::{Recording, Replays};
 
@@ -106,6 +107,9 @@ pub(super) trait Launcher: Debug + Send + Sync {
 
     /// Multiprocessors, or cores.
     fn units(&self) -> u32;
+
+    /// The kernels between the products of batches, as they are compiled.
+    fn batch(&self) -> &CompiledBatch;
 }
 
 /// Launchers by their devices, each as long as somebody has it.
@@ -322,17 +326,25 @@ impl<'a> GpuView<'a> {
     /// # Errors
     /// If they do not, or if kernels cannot reach the device's memory.
     pub fn of(tensor: &'a Tensor) -> Result<Self> {
+        if !tensor.is_contiguous() {
+            bail!("a kernel's buffer: expected contiguous values, found strides {:?}", tensor.stride())
+        }
+        Self::spanning(tensor, tensor.elem_count())
+    }
+
+    /// The `values` values from a tensor's first to its last, whatever lies between those that are its own.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of).
+    pub(super) fn spanning(tensor: &'a Tensor, values: usize) -> Result<Self> {
         let (storage, layout) = tensor.storage_and_layout();
         let size = tensor.dtype().size_in_bytes();
-        if !layout.is_contiguous() {
-            bail!("a kernel's buffer: expected contiguous values, found strides {:?}", layout.stride())
-        }
         let Place { buffer, offset } = place(&storage)?;
         let offset = offset + (layout.start_offset() * size) as u64;
         if !offset.is_multiple_of(16) {
             bail!("a kernel's buffer: expected an address that is a multiple of 16, found {offset:#x}")
         }
-        Ok(Self { place: Place { buffer, offset }, bytes: tensor.elem_count() * size, _owner: PhantomData })
+        Ok(Self { place: Place { buffer, offset }, bytes: values * size, _owner: PhantomData })
     }
 
     /// `words` words from word `start` on, a multiple of four.

@@ -170,7 +170,8 @@ pub struct HeadCounts {
     pub kv_heads: usize,
 }
 
-fn number(activation: Activation) -> u32 {
+/// The number that params.h has for it.
+pub(super) fn number(activation: Activation) -> u32 {
     match activation {
         Activation::Silu => 0,
         Activation::Gelu => 1,

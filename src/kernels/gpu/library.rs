@@ -39,6 +39,8 @@ impl Element {
 pub enum Library {
     /// Norms and the greedy choice.
     Row { element: Element },
+    /// What is between the products of a batch, forward and backward.
+    Batch { element: Element },
     /// Products with weights of a format, of which a threadgroup holds `stage` columns of activations.
     Product { element: Element, stage: u32, format: GpuFormat },
     /// Rotary embedding, the cache, and attention with heads of `dim` values; `heads`, `parts`, `keys`: see `attention.h`.
@@ -50,6 +52,7 @@ impl Library {
     pub fn name(&self) -> String {
         match *self {
             Self::Row { element } => format!("row {}", element.name()),
+            Self::Batch { element } => format!("batch {}", element.name()),
             Self::Product { element, stage, format } => format!("product {} {stage} {}", element.name(), format.row().name),
             Self::Attention { element, dim, heads, parts, keys } => {
                 format!("attention {} {dim} {heads} {parts} {keys}", element.name())
@@ -65,7 +68,12 @@ impl Library {
         };
         let (names, files): (&[&str], &[&str]) = match self {
             Self::Row { .. } => (&["T"], &[include_str!("norm.h"), include_str!("argmax.h")]),
-            Self::Product { .. } => (&["T", "STAGE", "FORMAT"], &[include_str!("format.h"), include_str!("product.h")]),
+            Self::Batch { .. } => {
+                (&["T"], &[include_str!("activation.h"), include_str!("batch.h"), include_str!("batch_attention.h")])
+            }
+            Self::Product { .. } => {
+                (&["T", "STAGE", "FORMAT"], &[include_str!("activation.h"), include_str!("format.h"), include_str!("product.h")])
+            }
             Self::Attention { .. } => (
                 &["T", "DIM", "HEADS", "PARTS", "KEYS"],
                 &[include_str!("heads.h"), include_str!("attention.h"), include_str!("flash.h")],
@@ -82,7 +90,7 @@ impl Library {
 pub fn buffers_written(kernel: &str) -> u32 {
     match kernel {
         "heads" | "argmax" => 3,
-        "attention" | "norm_t" | "norm_f32" | "norm_f32_t" => 2,
+        "cross_entropy" | "attention" | "norm_t" | "norm_f32" | "norm_f32_t" => 2,
         _ => 1,
     }
 }

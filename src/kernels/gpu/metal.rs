@@ -15,6 +15,7 @@ use candle_metal_kernels::metal::{self, Buffer, ComputeCommandEncoder, ComputePi
 use objc2_metal::{MTLCompileOptions, MTLMathMode, MTLResource, MTLSize, MTLStorageMode};
 
 use super::Library;
+use super::batch::CompiledBatch;
 use super::device::{Known, Launch, Launcher, Place};
 use super::library::Dialect;
 use super::replay::Recording;
@@ -25,6 +26,7 @@ pub struct MetalLauncher {
     compiled: Mutex<Compiled>,
     /// Whether kernels were started since the device was last waited for.
     started: AtomicBool,
+    batch: CompiledBatch,
 }
 
 #[derive(Default)]
@@ -61,7 +63,7 @@ impl MetalLauncher {
                 MetalDeviceType::Ultra => 80,
             };
             let (compiled, started) = (Mutex::default(), AtomicBool::new(false));
-            Ok(Self { device: device.clone(), units, compiled, started })
+            Ok(Self { device: device.clone(), units, compiled, started, batch: CompiledBatch::default() })
         })
     }
 
@@ -170,6 +172,10 @@ impl Launcher for MetalLauncher {
 
     fn units(&self) -> u32 {
         self.units
+    }
+
+    fn batch(&self) -> &CompiledBatch {
+        &self.batch
     }
 }
 

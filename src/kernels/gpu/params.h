@@ -71,3 +71,54 @@ struct Argmax {
     uint part;  // values of a threadgroup
     uint last;  // whether this run chooses among winners
 };
+
+// Of batch.h and batch_attention.h. `stride`: values from the beginning of a row of x to that of the next; `count`: values, or pairs, that
+// are made.
+struct BatchNorm {
+    uint cols, groups, stride, flags;  // LAYER and SHIFT as above
+    float eps;
+};
+enum {
+    WEIGHTED = 32,
+    WEIGHT_EACH = 64  // each group of a row has weights of its own
+};
+
+struct BatchRotation {
+    uint count, heads, dim;
+    uint rotated;  // values of a head that are rotated
+    uint stride, flags;  // ADJACENT as above
+};
+enum { INVERSE = 16 };
+
+struct BatchActivation {
+    uint count, cols, stride, flags;  // an activation as above
+};
+enum { GATED = 1 };  // a row is gates, and then as many values
+
+struct BatchLoss {
+    uint cols, with_gradient;
+    float scale, softcap;  // of the scores; 0: none
+};
+
+struct BatchBlock {
+    uint count, cols;
+    uint from, from_stride, to, to_stride;  // values before the block's first, and from the beginning of a row to the next
+    float factor;
+};
+
+struct BatchPlaces {
+    uint count, heads, dim, longest, stride;
+};
+
+struct BatchSoftmax {
+    uint rows, keys, heads, queries;
+    uint first;   // position of the first query
+    uint window;  // positions that are seen to either side, the own one among them; 0: all
+    uint flags;
+    float scale, softcap;
+};
+enum {
+    CAUSAL = 1,
+    SINKS = 2,
+    BY_DISTANCE = 4  // a bias by the distance of a key is added to scores
+};

@@ -1,5 +1,5 @@
-// Products of a few rows with a matrix of any format, and rows of such a matrix. Needs format.h and STAGE: columns of activations
-// that a threadgroup holds.
+// Products of a few rows with a matrix of any format, and rows of such a matrix. Needs activation.h, format.h and STAGE:
+// columns of activations that a threadgroup holds.
 //
 // y (rows, outputs) = x (rows, inputs) · Wᵀ. A simdgroup makes N rows of W at once, which share x; `split` simdgroups share the columns.
 // STAGED: the threadgroup first brings x into its memory, where NORM multiplies it by the norm's weight; the norm's statistic multiplies
@@ -8,30 +8,6 @@
 //
 // The order of a sum depends on the shape of W and on `split` alone: a row gives the same bits whatever rows are beside it, however
 // many rows of W a simdgroup makes at once, and however many threadgroups there are.
-
-// The error function as a rational function, as XLA computes it; absolute error below 5e-7.
-INLINE float error_function(float v) {
-    const float x = min(max(v, -4.0f), 4.0f), x2 = x * x;
-    float a = mul_add(-2.726142e-10f, x2, 2.7706814e-8f);
-    a = mul_add(mul_add(a, x2, -2.101024e-6f), x2, -5.6925064e-5f);
-    a = mul_add(mul_add(mul_add(a, x2, -7.349906e-4f), x2, -2.9546e-3f), x2, -1.6096033e-2f);
-    float b = mul_add(-1.4566072e-5f, x2, -2.1337405e-4f);
-    b = mul_add(mul_add(mul_add(b, x2, -1.682827e-3f), x2, -7.3733292e-3f), x2, -1.4264739e-2f);
-    return x * a / b;
-}
-
-INLINE float activate(float v, uint flags) {
-    switch (flags / ACTIVATION % 8) {
-        case GELU: return 0.5f * v * (1 + error_function(v * 0.70710678f));
-        case GELU_TANH: return 0.5f * v * (1 + tanh(0.7978845608f * (v + 0.044715f * v * v * v)));
-        case QUICK_GELU: return v / (1 + exp(-1.702f * v));
-        case RELU: return max(v, 0.0f);
-        case RELU2: return max(v, 0.0f) * max(v, 0.0f);
-        case TANH: return tanh(v);
-        case SIGMOID: return 1 / (1 + exp(-v));
-        default: return v / (1 + exp(-v));
-    }
-}
 
 // Of eight columns of x: their sum, and their sum weighted with the powers that codes bring along.
 template <typename F> INLINE float2 totals_of(float4 a, float4 b) {

@@ -113,6 +113,7 @@ mod tests {
     use candle_core::bail;
 
     use super::super::Library;
+    use super::super::batch::CompiledBatch;
     use super::super::device::Place;
     use super::*;
 
@@ -121,6 +122,7 @@ mod tests {
     struct Device {
         told: Mutex<Vec<(&'static str, u32)>>,
         fails: bool,
+        batch: CompiledBatch,
     }
 
     impl Device {
@@ -157,6 +159,10 @@ mod tests {
 
         fn units(&self) -> u32 {
             1
+        }
+
+        fn batch(&self) -> &CompiledBatch {
+            &self.batch
         }
     }
 

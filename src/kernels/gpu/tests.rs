@@ -13,6 +13,7 @@ use candle_core::{CpuStorage, Device, Result, bail};
 
 use super::super::format::coding::{CodedBlock, Scales};
 use super::super::{Format, Packed, Use, noise, random_blocks};
+use super::batch::CompiledBatch;
 use super::compare::{Comparison, compare};
 use super::device::{Launch, Launcher, Place};
 use super::library::Dialect;
@@ -28,9 +29,10 @@ pub struct Executor {
     entry: EntryPoint,
     /// By their numbers, each with its library.
     names: Mutex<Vec<CString>>,
+    batch: CompiledBatch,
 }
 
-const LIBRARIES: &str = "row_half row_float product_half_512_dense product_float_512_dense product_half_512_four \
+const LIBRARIES: &str = "row_half row_float batch_half batch_bf16 batch_float product_half_512_dense product_float_512_dense product_half_512_four \
                          product_half_512_four_16 product_half_512_four_sym product_half_512_four_sym_16 \
                          product_half_512_five product_half_512_five_sym product_half_512_six product_half_512_six_sym_16 \
                          product_half_512_eight product_half_512_eight_sym product_half_512_table product_half_512_table_16 \
@@ -107,7 +109,7 @@ impl Executor {
         }
         // SAFETY: the executor declares it with these parameters.
         let entry = unsafe { std::mem::transmute::<*mut c_void, EntryPoint>(entry) };
-        Ok(Self { entry, names: Mutex::default() })
+        Ok(Self { entry, names: Mutex::default(), batch: CompiledBatch::default() })
     }
 }
 
@@ -185,6 +187,10 @@ impl Launcher for Executor {
 
     fn units(&self) -> u32 {
         4
+    }
+
+    fn batch(&self) -> &CompiledBatch {
+        &self.batch
     }
 }
 

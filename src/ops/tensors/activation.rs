@@ -5,9 +5,18 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::ops::sigmoid;
 
+use crate::kernels::gpu::Batch;
 use crate::ops::{Activation, GateClamp};
 
 pub fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
+    match Batch::of(x)? {
+        Some(batch) => batch.activate(x, kind, false),
+        None => by_operations(x, kind),
+    }
+}
+
+/// The same of any shape, without the device's own kernels.
+pub(super) fn by_operations(x: &Tensor, kind: Activation) -> Result<Tensor> {
     match kind {
         Activation::Silu => x.silu(),
         Activation::Gelu => x.gelu_erf(),
@@ -54,6 +63,9 @@ pub fn slope(x: &Tensor, kind: Activation) -> Result<Tensor> {
 }
 
 pub fn activate_backward(x: &Tensor, dy: &Tensor, kind: Activation) -> Result<Tensor> {
+    if let Some(batch) = Batch::of(x)? {
+        return batch.activate_backward(x, dy, kind, false);
+    }
     (slope(&x.to_dtype(DType::F32)?, kind)? * dy.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
 }
 
@@ -64,14 +76,20 @@ fn halves(x: &Tensor) -> Result<[Tensor; 2]> {
 }
 
 pub fn gated(x: &Tensor, kind: Activation) -> Result<Tensor> {
+    if let Some(batch) = Batch::of(x)? {
+        return batch.activate(x, kind, true);
+    }
     let [gate, up] = halves(x)?;
-    activate(&gate, kind)? * up
+    by_operations(&gate, kind)? * up
 }
 
 pub fn gated_backward(x: &Tensor, dy: &Tensor, kind: Activation) -> Result<Tensor> {
+    if let Some(batch) = Batch::of(x)? {
+        return batch.activate_backward(x, dy, kind, true);
+    }
     let [gate, up] = halves(&x.to_dtype(DType::F32)?)?;
     let dy = dy.to_dtype(DType::F32)?;
-    let (of_gate, of_up) = ((slope(&gate, kind)? * up)?, activate(&gate, kind)?);
+    let (of_gate, of_up) = ((slope(&gate, kind)? * up)?, by_operations(&gate, kind)?);
     Tensor::cat(&[(of_gate * &dy)?, (of_up * &dy)?], 1)?.to_dtype(x.dtype())
 }
 

@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::ops::{sdpa, softmax_last_dim};
 use half::f16;
 
+use crate::kernels::gpu::{Batch, BatchPlaces, BatchScores};
 use crate::ops::{Format, KvFormat, Mask, tensor_bytes, to_f32};
 
 /// Positions by which a cache grows.
@@ -158,14 +159,18 @@ impl Cache {
     }
 }
 
-/// The masks of one forward pass by tensor operations, made once for each window and shared by the layers.
+/// What attention reads besides activations in one forward pass, made once and shared by the layers: masks for each window, or where the
+/// device's own kernels find rows and keys.
 #[derive(Default)]
-pub struct Masks(HashMap<Option<usize>, Tensor>);
+pub struct Masks {
+    by_window: HashMap<Option<usize>, Tensor>,
+    places: HashMap<usize, BatchPlaces>,
+}
 
 impl Masks {
     /// `(T, S)`: 0 where a query sees a key, a large negative number where not.
     fn get(&mut self, window: Option<usize>, rows: usize, keys: usize, device: &Device) -> Result<Tensor> {
-        if let Some(mask) = self.0.get(&window) {
+        if let Some(mask) = self.by_window.get(&window) {
             return Ok(mask.clone());
         }
         let past = keys - rows;
@@ -173,8 +178,18 @@ impl Masks {
         // Finite, so that no row can become NaN.
         let values: Vec<f32> = (0..rows * keys).map(|i| if sees(i / keys, i % keys) { 0.0 } else { -1e30 }).collect();
         let mask = Tensor::from_vec(values, (rows, keys), device)?;
-        self.0.insert(window, mask.clone());
+        self.by_window.insert(window, mask.clone());
         Ok(mask)
+    }
+
+    /// Those of one sequence of so many rows.
+    fn places(&mut self, rows: usize, device: &Device) -> Result<BatchPlaces> {
+        if let Some(places) = self.places.get(&rows) {
+            return Ok(places.clone());
+        }
+        let places = BatchPlaces::new(&[rows], device)?;
+        self.places.insert(rows, places.clone());
+        Ok(places)
     }
 }
 
@@ -197,6 +212,15 @@ pub fn over_cache(
     let seen = if rows == 1 { cache.len.min(mask.window.unwrap_or(cache.len)) } else { cache.len };
     let read = |x: &Tensor| x.narrow(1, cache.len - seen, seen)?.to_dtype(q.dtype());
     let (keys, values) = (read(keys)?, read(values)?);
+    let of_kv_head = (kv_heads, heads / kv_heads * rows);
+    if let Some(batch) = Batch::of(q)?.filter(|_| rows > 1) {
+        let [of_rows, of_keys] = [masks.places(rows, q.device())?, masks.places(seen, q.device())?];
+        let q = batch.place(q, heads, &of_rows)?.reshape((of_kv_head.0, of_kv_head.1, dim))?;
+        let sinks = sinks.map(|sinks| sinks.to_dtype(DType::F32)).transpose()?;
+        let scores = BatchScores { heads, queries: rows, keys: seen, mask, sinks: sinks.as_ref(), bias: None };
+        let weights = batch.softmax(q.matmul(&keys.transpose(1, 2)?)?, scores, &of_keys)?;
+        return batch.unplace(&weights.matmul(&values)?, heads, &of_rows);
+    }
     let q = q.reshape((rows, heads, dim))?.transpose(0, 1)?.force_contiguous()?; // (H, T, D)
     if rows == 1 && sinks.is_none() && q.device().is_metal() && [32, 64, 72, 80, 96, 128, 256].contains(&dim) {
         // The fused step of Metal ignores the start offset of a view.
@@ -205,16 +229,16 @@ pub fn over_cache(
         let y = sdpa(&q, &k, &v, None, false, mask.scale, mask.softcap.unwrap_or(1.0))?;
         return y.reshape((rows, width));
     }
-    let q = q.reshape((kv_heads, heads / kv_heads * rows, dim))?;
+    let q = q.reshape((of_kv_head.0, of_kv_head.1, dim))?;
     let scores = scores(&q, &keys, mask)?;
     let scores = if rows == 1 {
         scores
     } else {
         let mask = masks.get(mask.window, rows, seen, q.device())?;
-        scores.reshape((heads, rows, seen))?.broadcast_add(&mask)?.reshape((kv_heads, heads / kv_heads * rows, seen))?
+        scores.reshape((heads, rows, seen))?.broadcast_add(&mask)?.reshape((of_kv_head.0, of_kv_head.1, seen))?
     };
     let weights = softmax(&scores.reshape((1, heads, rows, seen))?, sinks)?.to_dtype(values.dtype())?;
-    let y = weights.reshape((kv_heads, heads / kv_heads * rows, seen))?.matmul(&values)?; // (K, G · T, D)
+    let y = weights.reshape((of_kv_head.0, of_kv_head.1, seen))?.matmul(&values)?; // (K, G · T, D)
     y.reshape((heads, rows, dim))?.transpose(0, 1)?.force_contiguous()?.reshape((rows, width))
 }
 
@@ -251,8 +275,18 @@ pub struct Sequences {
     places: Tensor,
     /// `(B, 1, L, L)`, causal or not, for each window: 0 where a query sees a key, else a large negative number.
     masks: HashMap<(bool, Option<usize>), Tensor>,
-    /// `(1, H, L, L)`
-    bias: Option<Tensor>,
+    bias: Option<Bias>,
+    /// The same places, for the device's own kernels.
+    batch: BatchPlaces,
+}
+
+/// What is added to scores by the key's position minus the query's, `(H, 2 · L - 1)`.
+#[derive(Clone)]
+struct Bias {
+    values: Arc<[f32]>,
+    by_distance: Tensor,
+    /// `(1, H, L, L)`, once it was asked for.
+    by_place: Option<Tensor>,
 }
 
 impl Sequences {
@@ -266,15 +300,11 @@ impl Sequences {
             rows.extend((0..longest).map(|t| if t < len { (first + t) as u32 } else { 0 }));
         }
         let bias = bias.map(|bias| {
-            let heads = bias.len() / (2 * longest - 1);
-            let at = |i: usize| {
-                let (h, query, key) = (i / (longest * longest), i / longest % longest, i % longest);
-                bias[h * (2 * longest - 1) + longest - 1 + key - query]
-            };
-            let values: Vec<f32> = (0..heads * longest * longest).map(at).collect();
-            Tensor::from_vec(values, (1, heads, longest, longest), device)
+            let by_distance = Tensor::from_slice(&bias, bias.len(), device)?;
+            Ok::<_, candle_core::Error>(Bias { values: bias.into(), by_distance, by_place: None })
         });
         Ok(Self {
+            batch: BatchPlaces::new(&lengths, device)?,
             lengths: lengths.into(),
             longest,
             rows: Tensor::new(rows, device)?,
@@ -286,6 +316,22 @@ impl Sequences {
 
     pub fn has_bias(&self) -> bool {
         self.bias.is_some()
+    }
+
+    /// `(1, H, L, L)`
+    fn bias_by_place(&mut self) -> Result<Option<&Tensor>> {
+        let (longest, device) = (self.longest, self.rows.device());
+        let Some(bias) = &mut self.bias else { return Ok(None) };
+        if bias.by_place.is_none() {
+            let heads = bias.values.len() / (2 * longest - 1);
+            let at = |i: usize| {
+                let (h, query, key) = (i / (longest * longest), i / longest % longest, i % longest);
+                bias.values[h * (2 * longest - 1) + longest - 1 + key - query]
+            };
+            let values: Vec<f32> = (0..heads * longest * longest).map(at).collect();
+            bias.by_place = Some(Tensor::from_vec(values, (1, heads, longest, longest), device)?);
+        }
+        Ok(bias.by_place.as_ref())
     }
 
     fn mask(&mut self, mask: Mask) -> Result<Tensor> {
@@ -363,12 +409,43 @@ impl Sequences {
     ) -> Result<(Tensor, Tensor)> {
         let (scores, seen) = (scores(q, k, mask)?, self.mask(mask)?);
         let by_sequence = scores.reshape((self.lengths.len(), heads, self.longest, self.longest))?;
-        let biased = match &self.bias {
+        let biased = match self.bias_by_place()? {
             Some(bias) => by_sequence.broadcast_add(bias)?,
             None => by_sequence,
         };
         let weights = softmax(&biased.broadcast_add(&seen)?, sinks)?;
         Ok((weights.reshape(scores.shape())?, scores))
+    }
+}
+
+/// Queries, `(B · K, G · L, D)`, keys and values, `(B · K, L, D)`, at their places.
+struct Placed<'a> {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: usize,
+    longest: usize,
+    bias: Option<&'a Tensor>,
+}
+
+impl<'a> Placed<'a> {
+    fn new(batch: &Batch, [q, k, v]: [&Tensor; 3], (heads, kv_heads): (usize, usize), sequences: &'a Sequences) -> Result<Self> {
+        let ((count, longest), dim) = (sequences.shape(), q.dims2()?.1 / heads);
+        let placed = |x: &Tensor, heads: usize| {
+            let rows = heads / kv_heads * longest;
+            batch.place(x, heads, &sequences.batch)?.reshape((count * kv_heads, rows, dim))
+        };
+        let bias = sequences.bias.as_ref().map(|bias| &bias.by_distance);
+        Ok(Self { q: placed(q, heads)?, k: placed(k, kv_heads)?, v: placed(v, kv_heads)?, heads, longest, bias })
+    }
+
+    /// `(B · K, G · L, L)`
+    fn products(&self) -> Result<Tensor> {
+        self.q.matmul(&self.k.transpose(1, 2)?)
+    }
+
+    fn scores(&self, mask: Mask, sinks: Option<&'a Tensor>) -> BatchScores<'a> {
+        BatchScores { heads: self.heads, queries: self.longest, keys: self.longest, mask, sinks, bias: self.bias }
     }
 }
 
@@ -378,6 +455,12 @@ pub fn within(
     mask: (Mask, Option<&Tensor>),
     sequences: &mut Sequences,
 ) -> Result<Tensor> {
+    if let Some(batch) = Batch::of(q)? {
+        let placed = Placed::new(&batch, [q, k, v], (heads, kv_heads), sequences)?;
+        let sinks = mask.1.map(|sinks| sinks.to_dtype(DType::F32)).transpose()?;
+        let weights = batch.softmax(placed.products()?, placed.scores(mask.0, sinks.as_ref()), &sequences.batch)?;
+        return batch.unplace(&weights.matmul(&placed.v)?, heads, &sequences.batch);
+    }
     let q = sequences.placed(q, heads, kv_heads)?;
     let [k, v] = [sequences.placed(k, kv_heads, kv_heads)?, sequences.placed(v, kv_heads, kv_heads)?];
     let (weights, _) = sequences.weights(&q, &k, heads, mask)?;
@@ -395,6 +478,21 @@ pub fn within_backward(
     (mask, sinks): (Mask, Option<&Tensor>),
     sequences: &mut Sequences,
 ) -> Result<[Tensor; 3]> {
+    if let Some(batch) = Batch::of(q)? {
+        let placed = Placed::new(&batch, [q, k, v], (heads, kv_heads), sequences)?;
+        let Placed { q, k, v, .. } = &placed;
+        let sinks = sinks.map(|sinks| sinks.to_dtype(DType::F32)).transpose()?;
+        let scores = placed.scores(mask, sinks.as_ref());
+        let dy = batch.place(dy, heads, &sequences.batch)?.reshape(q.shape())?;
+        let products = placed.products()?;
+        let of_weights = dy.matmul(&v.transpose(1, 2)?)?;
+        let of_scores = batch.softmax_backward(&products, of_weights, scores, &sequences.batch)?;
+        // In place of the products, which are not needed any more.
+        let dv = batch.softmax(products, scores, &sequences.batch)?.transpose(1, 2)?.matmul(&dy)?;
+        let (dq, dk) = (of_scores.matmul(k)?, of_scores.transpose(1, 2)?.matmul(q)?);
+        let unplaced = |x: &Tensor, heads: usize| batch.unplace(x, heads, &sequences.batch);
+        return Ok([unplaced(&dq, heads)?, unplaced(&dk, kv_heads)?, unplaced(&dv, kv_heads)?]);
+    }
     let q = sequences.placed(q, heads, kv_heads)?;
     let [k, v] = [sequences.placed(k, kv_heads, kv_heads)?, sequences.placed(v, kv_heads, kv_heads)?];
     let (weights, scores) = sequences.weights(&q, &k, heads, (mask, sinks))?;

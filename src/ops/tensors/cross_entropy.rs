@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use super::linear;
+use crate::kernels::gpu::Batch;
 use crate::ops::AdaptedLinear;
 
 /// `chunk` rows at a time.
@@ -33,7 +34,12 @@ fn of_chunk(
     with_gradient: bool,
 ) -> Result<(f64, Option<Tensor>)> {
     let weight = product.weight.tensors()?;
-    let ids = Tensor::new(targets, x.device())?.unsqueeze(1)?;
+    let ids = Tensor::new(targets, x.device())?;
+    if let Some(batch) = Batch::of(x)? {
+        let (losses, gradient) = batch.cross_entropy(linear::forward(x, product)?.0, &ids, (scale, cap), with_gradient)?;
+        return Ok((sum(&losses)?, gradient.map(|gradient| weight.transposed_product(&gradient)).transpose()?));
+    }
+    let ids = ids.unsqueeze(1)?;
     let scores = (linear::forward(x, product)?.0.to_dtype(DType::F32)? * f64::from(scale))?;
     let (scores, slope) = match cap {
         Some(cap) => {
@@ -45,16 +51,20 @@ fn of_chunk(
     };
     let shifted = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?;
     let exp = shifted.exp()?;
-    let sum = exp.sum_keepdim(D::Minus1)?;
-    let losses = (sum.log()? - shifted.gather(&ids, 1)?)?;
-    let loss = losses.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from).sum();
+    let total = exp.sum_keepdim(D::Minus1)?;
+    let losses = (total.log()? - shifted.gather(&ids, 1)?)?;
+    let loss = sum(&losses.flatten_all()?)?;
     if !with_gradient {
         return Ok((loss, None));
     }
     let at_targets = Tensor::full(-1f32, (targets.len(), 1), x.device())?;
-    let mut gradient = (exp.broadcast_div(&sum)?.scatter_add(&ids, &at_targets, 1)? * f64::from(scale))?;
+    let mut gradient = (exp.broadcast_div(&total)?.scatter_add(&ids, &at_targets, 1)? * f64::from(scale))?;
     if let Some(slope) = slope {
         gradient = (gradient * slope)?;
     }
     Ok((loss, Some(weight.transposed_product(&gradient.to_dtype(weight.dtype())?)?)))
+}
+
+fn sum(losses: &Tensor) -> Result<f64> {
+    Ok(losses.to_vec1::<f32>()?.into_iter().map(f64::from).sum())
 }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::activation::{activate, slope};
+use super::activation::{by_operations, slope};
 use crate::ops::Activation;
 
 /// `(T, G, D)`, or the gates of one value for several, `(T, G, 1)`.
@@ -14,7 +14,7 @@ fn groups(x: &Tensor, count: usize) -> Result<Tensor> {
 pub fn gate(x: &Tensor, gates: &Tensor, kind: Option<Activation>) -> Result<Tensor> {
     let count = gates.dims2()?.1;
     let of = groups(gates, count)?;
-    let of = kind.map_or(Ok(of.clone()), |kind| activate(&of, kind))?;
+    let of = kind.map_or(Ok(of.clone()), |kind| by_operations(&of, kind))?;
     groups(x, count)?.broadcast_mul(&of)?.reshape(x.shape())?.to_dtype(x.dtype())
 }
 

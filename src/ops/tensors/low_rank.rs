@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::kernels::gpu::Gpu;
+use crate::kernels::gpu::{Batch, BatchBlock, Gpu};
 use crate::ops::gpu::StepDelta;
 use crate::ops::low_rank::groups;
 use crate::ops::{DeltaPart, DeviceMatrix, Dropout, Gradient, LowRankDelta, ParameterValues};
@@ -42,6 +42,9 @@ impl Ready {
         let gains = gains.map(|gains| gains.to_dtype(dtype)).transpose()?;
         let group = |range: Range<usize>| {
             let own = &deltas[range.clone()];
+            if let Some([a, b]) = by_blocks(own, weight)? {
+                return Ok(Group { dropout: own[0].dropout, deltas: range, a, b });
+            }
             let a = own.iter().map(|delta| delta.a.tensors()?.dense()?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
             let b = own.iter().map(|delta| expanded(delta, outputs)?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
             Ok(Group { dropout: own[0].dropout, deltas: range, a: Tensor::cat(&a, 0)?, b: Tensor::cat(&b, 1)? })
@@ -59,6 +62,27 @@ impl Ready {
         }
         Ok(self.step.get())
     }
+}
+
+/// `A` of all, one below the other, and `scale · B` of all, side by side, by the kernels of a GPU; `None` where there are none for it.
+fn by_blocks(deltas: &[LowRankDelta], weight: &DeviceMatrix) -> Result<Option<[Tensor; 2]>> {
+    let ((outputs, inputs), dtype) = (weight.dims(), weight.dtype());
+    let (mut of_a, mut of_b, mut first) = (Vec::new(), Vec::new(), 0);
+    for delta in deltas {
+        let (x, rank) = (delta.a.tensors()?.dense()?, delta.rank());
+        of_a.push(BatchBlock { x, rows: 0..rank, cols: 0..inputs, to: (first, 0), factor: 1.0 });
+        for part in &delta.parts {
+            let x = part.product_b().tensors()?.dense()?;
+            let (rows, to) = (0..part.rows.len(), (part.start, first));
+            of_b.push(BatchBlock { x, rows, cols: 0..rank, to, factor: delta.scale });
+        }
+        first += rank;
+    }
+    if of_a.iter().chain(&of_b).any(|block| block.x.dtype() != DType::F32) {
+        return Ok(None);
+    }
+    let Some(batch) = Batch::for_type(dtype, weight.device())? else { return Ok(None) };
+    Ok(Some([batch.matrix_of((first, inputs), dtype, &of_a)?, batch.matrix_of((outputs, first), dtype, &of_b)?]))
 }
 
 /// `scale · B` of all outputs, in F32.
@@ -118,16 +142,22 @@ pub fn backward(
     let mut of_deltas = Vec::with_capacity(deltas.len());
     for (group, inner) in ready.groups.iter().zip(inner) {
         let (of_inner, mask) = (dy.matmul(&group.b)?, mask(group.dropout, x)?);
-        let of_a = of_inner.t()?.matmul(&masked(x, &mask)?)?.to_dtype(DType::F32)?;
-        let of_b = dy.t()?.matmul(inner)?.to_dtype(DType::F32)?;
-        let mut first = 0;
+        let of_a = of_inner.t()?.matmul(&masked(x, &mask)?)?;
+        let of_b = dy.t()?.matmul(inner)?;
+        let (mut first, batch) = (0, Batch::of(dy)?);
+        let [of_a, of_b] = if batch.is_some() { [of_a, of_b] } else { [of_a.to_dtype(DType::F32)?, of_b.to_dtype(DType::F32)?] };
         for delta in &deltas[group.deltas.clone()] {
+            if let Some(batch) = &batch {
+                of_deltas.push(from_blocks(batch, delta, first, [&of_a, &of_b])?);
+                first += delta.rank();
+                continue;
+            }
             let (a, b) = (of_a.narrow(0, first, delta.rank())?, of_b.narrow(1, first, delta.rank())?);
             let b = summed(&delta.parts, |part| {
-                let b = b.narrow(0, part.start, part.rows.len())?.force_contiguous()?;
+                let b = b.narrow(0, part.start, part.rows.len())?.contiguous()?;
                 among((b * f64::from(delta.scale))?, part.rows.start, delta.outputs())
             })?;
-            let flat = |x: Tensor| x.force_contiguous()?.flatten_all().map(ParameterValues::Tensors);
+            let flat = |x: Tensor| x.contiguous()?.flatten_all().map(ParameterValues::Tensors);
             of_deltas.push(Gradient { a: flat(a)?, b: flat(b)? });
             first += delta.rank();
         }
@@ -136,4 +166,19 @@ pub fn backward(
         }
     }
     Ok((dx, of_deltas))
+}
+
+/// The gradient of a delta whose part of those of its group, `(ΣR, C)` and `(N, ΣR)`, begins at `first`.
+fn from_blocks(batch: &Batch, delta: &LowRankDelta, first: usize, [a, b]: [&Tensor; 2]) -> Result<Gradient> {
+    let (rank, inputs) = (delta.rank(), a.dims2()?.1);
+    let columns = first..first + rank;
+    let of_a = BatchBlock { x: a, rows: columns.clone(), cols: 0..inputs, to: (0, 0), factor: 1.0 };
+    let of_part = |part: &DeltaPart| {
+        let rows = part.start..part.start + part.rows.len();
+        BatchBlock { x: b, rows, cols: columns.clone(), to: (part.rows.start, 0), factor: delta.scale }
+    };
+    let parts: Vec<_> = delta.parts.iter().map(of_part).collect();
+    let flat = |x: Tensor| x.flatten_all().map(ParameterValues::Tensors);
+    let a = flat(batch.matrix_of((rank, inputs), DType::F32, &[of_a])?)?;
+    Ok(Gradient { a, b: flat(batch.matrix_of((delta.outputs(), rank), DType::F32, &parts)?)? })
 }

@@ -3,7 +3,14 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use crate::ops::{Norm, NormKind};
+use crate::kernels::gpu::{Batch, BatchNorm};
+use crate::ops::{Norm, NormKind, Vector};
+
+fn for_kernels(norm: &Norm) -> Result<BatchNorm<'_>> {
+    let [weight, bias] = [&norm.weight, &norm.bias].map(|vector| vector.as_ref().map(Vector::tensors).transpose());
+    let (weight, bias) = (weight?, bias?);
+    Ok(BatchNorm { kind: norm.kind, eps: norm.eps, width: norm.width, weight, bias })
+}
 
 /// Groups, without their mean where the norm takes it away, `(T, groups, width)`, and one over the deviation of each,
 /// `(T, groups, 1)`.
@@ -29,6 +36,9 @@ fn weighted(x: Tensor, norm: &Norm) -> Result<Tensor> {
 }
 
 pub fn forward(x: &Tensor, norm: &Norm) -> Result<Tensor> {
+    if let Some(batch) = Batch::of(x)? {
+        return batch.norm(x, for_kernels(norm)?);
+    }
     let (centred, scale) = statistics(x, norm)?;
     let mut y = weighted(centred.broadcast_mul(&scale)?, norm)?;
     if let Some(bias) = &norm.bias {
@@ -38,6 +48,9 @@ pub fn forward(x: &Tensor, norm: &Norm) -> Result<Tensor> {
 }
 
 pub fn backward(x: &Tensor, dy: &Tensor, norm: &Norm) -> Result<Tensor> {
+    if let Some(batch) = Batch::of(x)? {
+        return batch.norm_backward(x, dy, for_kernels(norm)?);
+    }
     let (centred, scale) = statistics(x, norm)?;
     let normed = centred.broadcast_mul(&scale)?;
     let dy = weighted(groups(dy, norm)?, norm)?;
