@@ -8,7 +8,7 @@
 //! chat.add("user", "What does `Vec::push` do?");
 //! let mut session = Session::new(&model, 0)?;
 //! session.set_chat(&chat, None)?;
-//! for token in session.stream(&GenerateOptions::default())? {
+//! for token in session.stream(&GenerateOptions::default().max_tokens(200).temperature(0.7))? {
 //!     print!("{}", token?.text);
 //! }
 //! # Ok::<(), metal_candle::Error>(())
@@ -16,6 +16,9 @@
 //!
 //! A [`Model`] is loaded once and shared; a [`Session`] is a conversation; [`Model::embed`] gives vectors; a [`LoraTrainer`] teaches, and the
 //! [`Lora`] that it makes is used at once. `examples/` has a small program for each.
+//!
+//! Options begin as their `default()`, and have a method for each field. Structs may get more fields in a later version, and enums more
+//! values, so that other crates do not list them all.
 //!
 //! The same engine stands behind the C ABI of `include/metal_candle.h`. Data flows one way:
 //! `ffi → engine → models → nn → ops → kernels`, with `load` beside `models`.

@@ -186,7 +186,7 @@ fn what_a_template_writes_is_read_as_it_was() {
                 AnswerPart::Reasoning(piece) => thought.push_str(&piece),
                 AnswerPart::ToolCallEnd(call) => read.push(call),
                 AnswerPart::ToolCall { .. } | AnswerPart::Arguments { .. } => {}
-                AnswerPart::RejectedToolCall { .. } => panic!("{name}: {written}"),
+                other => panic!("{name}: {other:?} of {written}"),
             }
         }
         assert_eq!((thought.as_str(), text.as_str()), ("First this.\nThen that.", "I look."), "{name}: {written}");
@@ -229,7 +229,7 @@ fn answers_have_the_parts_that_transformers_finds() {
                     calls.push(json!({"type": "function", "function": {"name": call.name, "arguments": arguments}}));
                 }
                 AnswerPart::ToolCall { .. } | AnswerPart::Arguments { .. } => {}
-                AnswerPart::RejectedToolCall { .. } => panic!("{name}: {text}"),
+                other => panic!("{name}: {other:?} of {text}"),
             }
         }
         if !calls.is_empty() {

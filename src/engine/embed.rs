@@ -52,6 +52,7 @@ pub enum Prompt {
 
 /// How to embed. The default is what the model's directory says.
 #[derive(Clone, Default)]
+#[non_exhaustive]
 pub struct EmbedOptions {
     /// In place of the model's own.
     pub pooling: Option<Pooling>,

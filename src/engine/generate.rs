@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// assert_eq!(options.sampling.temperature, Some(0.7));
 /// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct GenerateOptions {
     /// 0 = until the model stops or the context is full.
     pub max_tokens: usize,
@@ -235,6 +236,7 @@ impl GenerateOptions {
 
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum FinishReason {
     /// The model ended its answer, or nothing may follow by its schema.
     Eos,
@@ -252,6 +254,7 @@ pub enum FinishReason {
 
 /// One token: its id, and the text that became certain with it (whole characters; may be empty).
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct TokenEvent {
     pub text: String,
     pub token: u32,
@@ -268,6 +271,7 @@ pub type TokenFn<'a> = dyn FnMut(&TokenEvent) -> ControlFlow<()> + 'a;
 
 /// A finished answer.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Generation {
     /// What was shown: the texts of all events joined.
     pub text: String,

@@ -52,6 +52,7 @@ impl From<Dtype> for Format {
 
 /// What a model can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Capability {
     /// Text generation: an encoder cannot, nor can a checkpoint without an output matrix.
     Generate,
@@ -69,6 +70,7 @@ pub enum Capability {
 
 /// Which part of a long call is running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Stage {
     /// Files come from the Hub.
     Download,
@@ -88,6 +90,7 @@ pub enum Stage {
 
 /// How far a stage is: bytes of the files for `Download`, `Read`, `Quantize` and `Write`, kernels for `Compile`, tokens for `Prefill`, texts for `Embed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Progress {
     pub stage: Stage,
     pub done: u64,
@@ -105,6 +108,7 @@ pub type ProgressFn<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 /// assert_eq!(options.max_context, Some(4096));
 /// ```
 #[derive(Clone, Default)]
+#[non_exhaustive]
 pub struct LoadOptions {
     /// `None` = [`DeviceKind::Auto`].
     pub device: Option<Device>,

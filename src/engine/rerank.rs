@@ -40,6 +40,7 @@ pub enum ScoreActivation {
 
 /// How to rerank. The default is what the model's directory says.
 #[derive(Clone, Default)]
+#[non_exhaustive]
 pub struct RerankOptions {
     /// In front of the query; where pairs go through a chat template, its system message. For a Qwen3-Reranker whose files have no
     /// template for pairs, a text here is the instruction, without which it is none.

@@ -90,6 +90,7 @@ fn best_of(logits: &[f32]) -> Result<f32> {
 
 /// Settings of one generation, every field decided.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Sampling {
     /// 0 = argmax, the lowest id on ties.
     pub temperature: f32,
@@ -164,6 +165,7 @@ impl Sampling {
 
 /// What the caller of a generation sets; `None` = the model's default.
 #[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
 pub struct SamplingOptions {
     pub temperature: Option<f32>,
     pub top_k: Option<usize>,

@@ -124,6 +124,7 @@ impl Default for Counters {
 
 /// What one micro-batch did.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct MicroStep {
     /// The mean cross entropy of its target tokens, in nats, before anything was changed by it.
     pub loss: f32,
@@ -134,6 +135,7 @@ pub struct MicroStep {
 
 /// What one step of the optimizer did.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Update {
     /// From 1.
     pub step: u64,

@@ -16,6 +16,7 @@ pub(super) const MOST: u64 = 1 << 53;
 
 /// The adapter that is to be trained. The default: rank 8 and alpha 16 on every matrix of the layers, from fresh weights.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct LoraConfig {
     /// 1 to 8192. Not used with [`initial`](Self::initial).
     pub rank: usize,
@@ -97,6 +98,7 @@ pub enum Weighting {
 
 /// How to train.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct TrainOptions {
     /// 0 to 1; default 2e-4.
     pub learning_rate: f64,

@@ -17,6 +17,7 @@ pub(super) const BEST: &str = "best";
 
 /// One finished step of a training on a dataset.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct TrainEvent {
     /// From 1.
     pub step: u64,
