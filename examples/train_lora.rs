@@ -18,10 +18,11 @@ fn main() -> metal_candle::Result<()> {
         .batch_size(16)
         .epochs(20);
     let mut trainer = LoraTrainer::new(&model, &config, &options)?;
-    trainer.train(&facts, None, &mut |event| {
+    let report = trainer.train(&facts, None, &mut |event| {
         println!("step {:2} of {}: loss {:.3}", event.step, event.total_steps, event.loss);
         ControlFlow::Continue(())
     })?;
+    println!("{} steps with {} tokens to learn took {:.1} s", report.steps, report.target_tokens, report.seconds);
     let lora = trainer.adapter()?;
     println!("without: {}", ask(&model, None)?);
     println!("with:    {}", ask(&model, Some(&lora))?);

@@ -46,8 +46,8 @@ pub use engine::{
     AnswerFormat, AnswerPart, AnswerStream, Cancel, Capability, Chat, ChatTemplate, ControlTokens, Dataset, Device, DeviceKind,
     Dtype, EmbedOptions, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, LoraConfig, LoraTrainer, MicroStep, Model,
     PartStream, Pooling, Progress, ProgressFn, Prompt, RerankOptions, Sampler, Sampling, SamplingOptions, Schedule,
-    ScoreActivation, Session, Similarity, Stage, TextStream, TokenEvent, TokenFn, Tokenizer, ToolCall, ToolChoice, TrainEvent,
-    TrainFn, TrainOptions, Update, Weighting, estimate_memory, set_threads, similarity_top_k, threads,
+    ScoreActivation, Session, Similarity, Stage, TextStream, TokenEvent, TokenFn, Tokenizer, ToolCall, ToolChoice, TrainEnd,
+    TrainEvent, TrainFn, TrainOptions, TrainReport, Update, Weighting, estimate_memory, set_threads, similarity_top_k, threads,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use models::architectures;

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use common::{QUANTIZATIONS, Reference, dequantised, golden, json, load, max_abs, quantised, shipped};
 use metal_candle::{
     Cancel, Capability, Chat, Dataset, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Schedule,
-    Session, TrainEvent, TrainOptions, Weighting,
+    Session, TrainEnd, TrainEvent, TrainOptions, TrainReport, Weighting,
 };
 use safetensors::SafeTensors;
 use tempfile::{TempDir, tempdir};
@@ -927,13 +927,26 @@ fn examples(from: usize, count: usize) -> Dataset {
 
 /// Trains, and gives what was told; `stop` after so many steps.
 fn run(trainer: &mut LoraTrainer, train: &Dataset, eval: Option<&Dataset>, stop: usize) -> Vec<TrainEvent> {
+    reported(trainer, train, eval, stop).0
+}
+
+/// The same with the report, which says what the events said.
+fn reported(trainer: &mut LoraTrainer, train: &Dataset, eval: Option<&Dataset>, stop: usize) -> (Vec<TrainEvent>, TrainReport) {
     let mut events = Vec::new();
     let mut on_step = |event: &TrainEvent| {
         events.push(*event);
         if events.len() == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    trainer.train(train, eval, &mut on_step).unwrap();
-    events
+    let report = trainer.train(train, eval, &mut on_step).unwrap();
+    assert_eq!((report.step, report.steps), (trainer.step_count(), events.len() as u64));
+    assert_eq!(report.target_tokens, events.iter().map(|event| event.target_tokens).sum::<u64>());
+    assert_eq!(report.eval_loss, events.iter().rev().find_map(|event| event.eval_loss));
+    assert!(report.seconds > 0.0);
+    if let Some(last) = events.last() {
+        assert_eq!((report.loss, report.total_steps), (Some(last.loss), last.total_steps));
+        assert_eq!((report.truncated, report.skipped), (last.truncated, last.skipped));
+    }
+    (events, report)
 }
 
 /// What does not depend on the machine.
@@ -1052,7 +1065,7 @@ fn a_cancel_from_another_thread_loses_nothing() {
     });
     while trainer.step_count() < 4 {
         match trainer.train(&data, None, &mut |_| ControlFlow::Continue(())) {
-            Ok(()) => break,
+            Ok(_) => break,
             Err(error) => assert_eq!(error.kind(), ErrorKind::Cancelled),
         }
         cancels += 1;
@@ -1106,20 +1119,29 @@ fn a_training_that_does_not_get_better_ends_early() {
     let (model, data) = (coder(), examples(0, 8));
     let options = TrainOptions::default().learning_rate(0.0).batch_size(1).epochs(9).eval_every(1).patience(3);
     let mut trainer = LoraTrainer::new(&model, &tiny(), &options).unwrap();
-    let events = run(&mut trainer, &data, Some(&data), 0);
+    let (mut events, report) = reported(&mut trainer, &data, Some(&data), 2);
+    assert_eq!((report.end, report.best_loss), (TrainEnd::Callback, events[0].eval_loss));
+    let (rest, report) = reported(&mut trainer, &data, Some(&data), 0);
+    assert_eq!((report.end, report.step, report.total_steps), (TrainEnd::Patience, 4, 72));
+    events.extend(rest);
     let best: Vec<bool> = events.iter().map(|event| event.is_best).collect();
     assert_eq!(best, [true, false, false, false]);
-    assert!(run(&mut trainer, &data, Some(&data), 0).is_empty());
+    let (none, report) = reported(&mut trainer, &data, Some(&data), 0);
+    assert!(none.is_empty() && report.loss == Some(events[3].loss));
+    assert_eq!((report.end, report.best_loss), (TrainEnd::Patience, events[0].eval_loss));
     // Without an evaluation dataset nothing is evaluated, and nothing ends.
     let mut trainer = LoraTrainer::new(&model, &tiny(), &options).unwrap();
-    assert_eq!(run(&mut trainer, &data, None, 0).len(), 72);
+    let (events, report) = reported(&mut trainer, &data, None, 0);
+    assert_eq!((events.len(), report.end, report.best_loss), (72, TrainEnd::Complete, None));
 }
 
 #[test]
 fn total_steps_end_a_training_and_its_schedule() {
     let (model, data) = (coder(), examples(0, 8));
     let options = TrainOptions::default().schedule(Schedule::Linear).total_steps(5).batch_size(2).epochs(3);
-    let events = run(&mut LoraTrainer::new(&model, &tiny(), &options).unwrap(), &data, None, 0);
+    // Who stops at the last step stops nothing.
+    let (events, report) = reported(&mut LoraTrainer::new(&model, &tiny(), &options).unwrap(), &data, None, 5);
+    assert_eq!(report.end, TrainEnd::Complete);
     let rates: Vec<f32> = events.iter().map(|event| event.learning_rate).collect();
     assert_eq!(rates, [2e-4, 1.6e-4, 1.2e-4, 8e-5, 4e-5].map(|rate: f64| rate as f32));
     assert!(events.iter().all(|event| event.total_steps == 5));

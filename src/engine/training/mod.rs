@@ -30,7 +30,7 @@ mod memory;
 mod tests;
 
 pub use options::{LoraConfig, TrainOptions, Weighting};
-pub use run::{TrainEvent, TrainFn};
+pub use run::{TrainEnd, TrainEvent, TrainFn, TrainReport};
 pub use schedule::Schedule;
 
 use std::borrow::Cow;
