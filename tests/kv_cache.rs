@@ -190,8 +190,8 @@ fn a_saved_session_goes_on_to_the_bit_and_is_for_its_own_type() {
         answer(&mut session, 5); // the last token is held and not yet evaluated
         session.save(path).unwrap();
         let size = std::fs::metadata(path).unwrap().len();
-        // Magic, eight fields and a checksum, two for each layer, and 105 ids.
-        assert_eq!(size, bytes + 8 + 8 * 8 + 8 + 8 * 16 + 105 * 4, "{kv_cache}");
+        // Magic, nine fields and a checksum, two for each layer, and 105 ids.
+        assert_eq!(size, bytes + 8 + 9 * 8 + 8 + 8 * 16 + 105 * 4, "{kv_cache}");
         let mut loaded = Session::load(model, path).unwrap();
         assert_eq!(loaded.tokens(), session.tokens());
         assert_eq!(loaded.logits().unwrap(), session.logits().unwrap(), "{kv_cache}");
@@ -210,7 +210,7 @@ fn a_saved_session_goes_on_to_the_bit_and_is_for_its_own_type() {
     }
     // Neither a kind that there is not, nor a length that is not the kind's.
     let whole = std::fs::read(&paths[2]).unwrap();
-    for (at, kind) in [(72, ErrorKind::Mismatch), (80, ErrorKind::Mismatch), (40, ErrorKind::Format), (300, ErrorKind::Format)] {
+    for (at, kind) in [(80, ErrorKind::Mismatch), (88, ErrorKind::Mismatch), (40, ErrorKind::Format), (300, ErrorKind::Format)] {
         let mut damaged = whole.clone();
         damaged[at] ^= 0x40;
         std::fs::write(&paths[2], &damaged).unwrap();

@@ -5,10 +5,12 @@ mod common;
 
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use common::{Reference, devices, golden, load, load_onto, shipped};
 use metal_candle::{
-    Cancel, Chat, Dtype, ErrorKind, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, Model, Session, Stage, TokenEvent,
+    Cancel, Chat, Device, DeviceKind, Dtype, ErrorKind, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, Model,
+    Session, Stage, TokenEvent,
 };
 
 fn model() -> &'static Model {
@@ -164,8 +166,8 @@ fn states_of_fixed_size_are_saved_in_the_middle_of_a_turn() {
 
             let whole = std::fs::read(&path).unwrap();
             // The first state is of fixed size: its position does not go with the tokens, its shape is another one, its kind.
-            let state = 72 + 16 * file_states(&whole) + 4 * file_tokens(&whole);
-            for (at, kind) in [(state, ErrorKind::Format), (80, ErrorKind::Mismatch), (72, ErrorKind::Mismatch)] {
+            let state = 80 + 16 * file_states(&whole) + 4 * file_tokens(&whole);
+            for (at, kind) in [(state, ErrorKind::Format), (88, ErrorKind::Mismatch), (80, ErrorKind::Mismatch)] {
                 let mut damaged = whole.clone();
                 damaged[at] ^= 0x41;
                 std::fs::write(&path, &damaged).unwrap();
@@ -241,6 +243,57 @@ fn a_session_file_is_refused_by_another_model_and_when_damaged() {
     lies[32..40].copy_from_slice(&u64::MAX.to_le_bytes());
     std::fs::write(&path, &lies).unwrap();
     assert_eq!(Session::load(model(), &path).unwrap_err().kind(), ErrorKind::Format);
+}
+
+/// The bytes of a session file with others in place of those from 72 on, where the tokens of its prompt stand, and of its version.
+fn rewritten(file: &[u8], version: &[u8; 2], prompt: &[u8]) -> Vec<u8> {
+    let mut bytes = [&file[..6], version, &file[8..72], prompt, &file[80..file.len() - 8]].concat();
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, &b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    bytes.extend(hash.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn half_a_prompt_is_known_as_such_when_it_is_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("session");
+    let device = Device::new(DeviceKind::Cpu, 0).unwrap();
+    let model = load_onto(&device, shipped("tiny-coder"));
+    let chat = question("What does `Vec::push` do?");
+    let mut session = Session::new(&model, 0).unwrap();
+    session.set_prompt("<|im_start|>system\nYou", None).unwrap();
+    device.suspend(Duration::from_secs(1)).unwrap();
+    assert_eq!(session.set_chat(&chat, None).unwrap_err().kind(), ErrorKind::Suspended);
+    device.resume();
+    let held = session.position();
+    let error = session.begin(&options(1)).unwrap_err();
+    assert!(held > 0 && error.message().contains(&format!("found {held} of its 40 tokens")), "{error}");
+
+    session.save(&path).unwrap();
+    let mut loaded = Session::load(&model, &path).unwrap();
+    assert_eq!(loaded.begin(&options(1)).unwrap_err().message(), error.message());
+    loaded.save(&path).unwrap();
+    let mut again = Session::load(&model, &path).unwrap();
+    assert_eq!(again.begin(&options(1)).unwrap_err().message(), error.message());
+    for session in [&mut session, &mut loaded] {
+        session.set_chat(&chat, None).unwrap();
+    }
+    assert_eq!(run(&mut loaded, &options(40)).text, run(&mut session, &options(40)).text);
+    again.truncate(held).unwrap();
+    assert_eq!(run(&mut again, &options(1)).tokens.len(), 1);
+
+    // A prompt cannot be shorter than its beginning.
+    let file = std::fs::read(&path).unwrap();
+    std::fs::write(&path, rewritten(&file, b"05", &(held as u64 - 1).to_le_bytes())).unwrap();
+    let error = Session::load(&model, &path).unwrap_err();
+    assert!(error.kind() == ErrorKind::Format && error.message().contains("are not the beginning of"), "{error}");
+    // As the version before wrote it, which kept no such mark.
+    std::fs::write(&path, rewritten(&file, b"04", &[])).unwrap();
+    let mut old = Session::load(&model, &path).unwrap();
+    assert_eq!(old.position(), held);
+    old.begin(&options(1)).unwrap();
+    std::fs::write(&path, rewritten(&file, b"03", &[])).unwrap();
+    assert_eq!(Session::load(&model, &path).unwrap_err().kind(), ErrorKind::Format);
 }
 
 #[test]
