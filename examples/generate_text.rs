@@ -20,7 +20,7 @@ fn main() -> metal_candle::Result<()> {
         chat.add("user", question);
         // Only what is new of the conversation is evaluated.
         session.set_chat(&chat, None)?;
-        let mut answer = session.stream(&GenerateOptions { max_tokens: 200, ..GenerateOptions::default() })?;
+        let mut answer = session.stream(&GenerateOptions::default().max_tokens(200))?;
         for token in answer.by_ref() {
             print!("{}", token?.text);
             std::io::stdout().flush().ok();

@@ -15,7 +15,7 @@ fn main() -> metal_candle::Result<()> {
     // Two ways to go on from the same prompt, which is evaluated once.
     let prompt = session.position();
     for (seed, mut session) in [(1, session.fork()?), (2, session)] {
-        let sampling = Sampling { temperature: 0.8, top_k: 20, seed: Some(seed), ..Sampling::default() };
+        let sampling = Sampling::default().temperature(0.8).top_k(20).seed(seed);
         let mut sampler = Sampler::new(sampling, model.vocab_size())?;
         for _ in 0..16 {
             let (context, answer) = session.tokens().split_at(prompt);

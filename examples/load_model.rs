@@ -6,8 +6,8 @@ use metal_candle::{Capability, LoadOptions, Model, estimate_memory};
 
 fn main() -> metal_candle::Result<()> {
     let path = std::env::args().nth(1).unwrap_or_else(|| "models/tiny-coder".to_owned());
-    // Weights of four bits: Some("q4_k_m"). None = as they are in the files.
-    let options = LoadOptions { quantization: None, ..LoadOptions::default() };
+    // With .quantization("q4_k_m") weights have four bits; without, they are as in the files.
+    let options = LoadOptions::default();
     println!("needs about {} MB", estimate_memory(&path, &options)? / 1_000_000);
     let model = Model::load(
         &path,

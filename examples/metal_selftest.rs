@@ -100,7 +100,7 @@ fn answers_error(device: &Device, dtype: Dtype) -> Result<f32, Box<dyn Error>> {
         let mut session = Session::new(&model, 0)?;
         session.set_chat(&Chat::from_json(&item["messages"].to_string())?, None)?;
         let mut found = Vec::new();
-        session.generate(&GenerateOptions { max_tokens, ..GenerateOptions::default() }, None, &mut |event| {
+        session.generate(&GenerateOptions::default().max_tokens(max_tokens), None, &mut |event| {
             found.push((event.token, event.logprob));
             ControlFlow::Continue(())
         })?;
@@ -128,18 +128,14 @@ fn vectors_error(device: &Device, dtype: Dtype) -> Result<f32, Box<dyn Error>> {
 
 /// How fast the shipped decoder answers, and by what; its loading, which compiles, apart.
 fn speed(device: &Device, dtype: Dtype, quantization: Option<&str>) -> Result<String, Box<dyn Error>> {
-    let options = LoadOptions {
-        device: Some(device.clone()),
-        dtype: Some(dtype),
-        quantization: quantization.map(str::to_owned),
-        ..LoadOptions::default()
-    };
+    let mut options = LoadOptions::default().device(device.clone()).dtype(dtype);
+    options.quantization = quantization.map(str::to_owned);
     let start = Instant::now();
     let model = Model::load(root().join("models/tiny-coder"), &options, None)?;
     let loaded = start.elapsed();
     let mut session = Session::new(&model, 0)?;
     session.append_tokens(&[5; 16], None)?;
-    let options = GenerateOptions { max_tokens: 200, ignore_eos: true, ..GenerateOptions::default() };
+    let options = GenerateOptions::default().max_tokens(200).ignore_eos(true);
     let start = Instant::now();
     let tokens = session.generate(&options, None, &mut |_| ControlFlow::Continue(()))?.tokens.len();
     let speed = tokens as f64 / start.elapsed().as_secs_f64();
@@ -148,7 +144,7 @@ fn speed(device: &Device, dtype: Dtype, quantization: Option<&str>) -> Result<St
 }
 
 fn load(path: &str, device: &Device, dtype: Dtype) -> Result<Model, metal_candle::Error> {
-    let options = LoadOptions { device: Some(device.clone()), dtype: Some(dtype), ..LoadOptions::default() };
+    let options = LoadOptions::default().device(device.clone()).dtype(dtype);
     Model::load(root().join(path), &options, None)
 }
 

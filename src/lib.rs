@@ -8,7 +8,7 @@
 //! chat.add("user", "What does `Vec::push` do?");
 //! let mut session = Session::new(&model, 0)?;
 //! session.set_chat(&chat, None)?;
-//! for token in session.stream(&GenerateOptions::default())? {
+//! for token in session.stream(&GenerateOptions::default().max_tokens(200).temperature(0.7))? {
 //!     print!("{}", token?.text);
 //! }
 //! # Ok::<(), metal_candle::Error>(())
@@ -16,6 +16,9 @@
 //!
 //! A [`Model`] is loaded once and shared; a [`Session`] is a conversation; [`Model::embed`] gives vectors; a [`LoraTrainer`] teaches, and the
 //! [`Lora`] that it makes is used at once. `examples/` has a small program for each.
+//!
+//! Options begin as their `default()`, and have a method for each field. Structs may get more fields in a later version, and enums more
+//! values, so that other crates do not list them all.
 //!
 //! The same engine stands behind the C ABI of `include/metal_candle.h`. Data flows one way:
 //! `ffi → engine → models → nn → ops → kernels`, with `load` beside `models`.
@@ -43,8 +46,8 @@ pub use engine::{
     AnswerFormat, AnswerPart, AnswerStream, Cancel, Capability, Chat, ChatTemplate, ControlTokens, Dataset, Device, DeviceKind,
     Dtype, EmbedOptions, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, LoraConfig, LoraTrainer, MicroStep, Model,
     PartStream, Pooling, Progress, ProgressFn, Prompt, RerankOptions, Sampler, Sampling, SamplingOptions, Schedule,
-    ScoreActivation, Session, Similarity, Stage, TextStream, TokenEvent, TokenFn, Tokenizer, ToolCall, ToolChoice, TrainEvent,
-    TrainFn, TrainOptions, Update, Weighting, estimate_memory, set_threads, similarity_top_k, threads,
+    ScoreActivation, Session, Similarity, Stage, TextStream, TokenEvent, TokenFn, Tokenizer, ToolCall, ToolChoice, TrainEnd,
+    TrainEvent, TrainFn, TrainOptions, TrainReport, Update, Weighting, estimate_memory, set_threads, similarity_top_k, threads,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use models::architectures;

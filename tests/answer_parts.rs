@@ -7,8 +7,7 @@ use std::sync::OnceLock;
 
 use common::{golden, load, shipped};
 use metal_candle::{
-    AnswerFormat, AnswerPart, Chat, GenerateOptions, Generation, Model, PartStream, SamplingOptions, Session, ToolCall,
-    ToolChoice,
+    AnswerFormat, AnswerPart, Chat, GenerateOptions, Generation, Model, PartStream, Session, ToolCall, ToolChoice,
 };
 use serde_json::{Map, Value as Json, json};
 
@@ -29,8 +28,7 @@ fn thinking() -> Session {
 }
 
 fn options(temperature: f32, seed: u64) -> GenerateOptions {
-    let sampling = SamplingOptions { temperature: Some(temperature), seed: Some(seed), ..SamplingOptions::default() };
-    GenerateOptions { max_tokens: 200, sampling, ..GenerateOptions::default() }
+    GenerateOptions::default().max_tokens(200).temperature(temperature).seed(seed)
 }
 
 /// The answer, and its parts as they came.
@@ -51,8 +49,7 @@ const SCHEMA: &str =
 #[test]
 fn a_thought_ends_with_its_budget_and_the_schema_binds_behind_it() {
     for (seed, budget) in [(1, 0), (2, 1), (3, 7), (4, 30)] {
-        let options =
-            GenerateOptions { json_schema: Some(SCHEMA.to_owned()), reasoning_budget: Some(budget), ..options(2.0, seed) };
+        let options = options(2.0, seed).json_schema(SCHEMA).reasoning_budget(budget);
         let (generation, parts) = answer(&mut thinking(), &options);
         let json: Json = serde_json::from_str(&generation.content).unwrap();
         assert!(json["n"] == 1 || json["n"] == 22, "{json}");
@@ -79,19 +76,16 @@ fn an_answer_goes_on_within_the_thought_of_its_message() {
     let mut session = Session::new(model(), 0).unwrap();
     session.append("<|im_start|>user\nWhat is <think>?<|im_end|>\n<|im_start|>assistant\n<think>\nSo I", None).unwrap();
     let hermes = Some(AnswerFormat::named("hermes").unwrap());
-    let options = GenerateOptions {
-        json_schema: Some(SCHEMA.to_owned()),
-        reasoning_budget: Some(5),
-        answer_format: hermes.clone(),
-        ..options(2.0, 3)
-    };
+    let mut options = options(2.0, 3).json_schema(SCHEMA).reasoning_budget(5);
+    options.answer_format = hermes.clone();
     let (generation, _) = answer(&mut session, &options);
     assert!(!generation.reasoning.is_empty() && generation.text.contains("</think>"), "{generation:?}");
     assert!(serde_json::from_str::<Json>(&generation.content).is_ok(), "{generation:?}");
     // The mark of another message opens nothing.
     let mut session = Session::new(model(), 0).unwrap();
     session.append("<|im_start|>user\nWhat is <think>?<|im_end|>\n<|im_start|>assistant\n", None).unwrap();
-    let options = GenerateOptions { answer_format: hermes, json_schema: Some(SCHEMA.to_owned()), ..options };
+    let mut options = options.json_schema(SCHEMA);
+    options.answer_format = hermes;
     let (generation, _) = answer(&mut session, &options);
     assert_eq!((generation.reasoning.as_str(), &generation.content), ("", &generation.text));
 }
@@ -100,7 +94,7 @@ fn an_answer_goes_on_within_the_thought_of_its_message() {
 fn telling_parts_apart_changes_neither_tokens_nor_text() {
     for seed in 0..4 {
         let (told, parts) = answer(&mut thinking(), &options(1.0, seed));
-        let plain = GenerateOptions { answer_format: Some(AnswerFormat::default()), ..options(1.0, seed) };
+        let plain = options(1.0, seed).answer_format(AnswerFormat::default());
         let (plain, none) = answer(&mut thinking(), &plain);
         assert_eq!((&told.text, &told.tokens), (&plain.text, &plain.tokens));
         let texts = none.iter().map(|part| match part {
@@ -122,11 +116,9 @@ fn telling_parts_apart_changes_neither_tokens_nor_text() {
 fn a_call_of_a_tool_is_part_of_the_answer() {
     let tools = r#"[{"name": "f", "parameters": {"type": "object", "required": ["a"], "additionalProperties": false,
         "properties": {"a": {"type": "string", "maxLength": 8}}}}]"#;
-    let options = GenerateOptions {
-        tool_choice: ToolChoice::Required,
-        answer_format: Some(AnswerFormat::named("llama3").unwrap().with_tools_json(tools).unwrap()),
-        ..options(2.0, 5)
-    };
+    let options = options(2.0, 5)
+        .tool_choice(ToolChoice::Required)
+        .answer_format(AnswerFormat::named("llama3").unwrap().with_tools_json(tools).unwrap());
     let mut session = Session::new(model(), 0).unwrap();
     session.append("fn main() {", None).unwrap();
     let (generation, parts) = answer(&mut session, &options);
@@ -137,7 +129,7 @@ fn a_call_of_a_tool_is_part_of_the_answer() {
     assert_eq!(serde_json::from_str::<Json>(&call.arguments).unwrap(), whole["parameters"]);
     assert!(parts.len() > 3 && matches!(parts[0], AnswerPart::ToolCall { index: 0, .. }), "{parts:?}");
     // Cut off, it is told to be.
-    let cut = GenerateOptions { max_tokens: generation.tokens.len() - 4, ..options };
+    let cut = options.max_tokens(generation.tokens.len() - 4);
     session.truncate(0).unwrap();
     session.append("fn main() {", None).unwrap();
     let (generation, _) = answer(&mut session, &cut);
@@ -194,7 +186,7 @@ fn what_a_template_writes_is_read_as_it_was() {
                 AnswerPart::Reasoning(piece) => thought.push_str(&piece),
                 AnswerPart::ToolCallEnd(call) => read.push(call),
                 AnswerPart::ToolCall { .. } | AnswerPart::Arguments { .. } => {}
-                AnswerPart::RejectedToolCall { .. } => panic!("{name}: {written}"),
+                other => panic!("{name}: {other:?} of {written}"),
             }
         }
         assert_eq!((thought.as_str(), text.as_str()), ("First this.\nThen that.", "I look."), "{name}: {written}");
@@ -237,7 +229,7 @@ fn answers_have_the_parts_that_transformers_finds() {
                     calls.push(json!({"type": "function", "function": {"name": call.name, "arguments": arguments}}));
                 }
                 AnswerPart::ToolCall { .. } | AnswerPart::Arguments { .. } => {}
-                AnswerPart::RejectedToolCall { .. } => panic!("{name}: {text}"),
+                other => panic!("{name}: {other:?} of {text}"),
             }
         }
         if !calls.is_empty() {

@@ -48,7 +48,7 @@ fn folders(kinds: &[&str]) -> Vec<PathBuf> {
 }
 
 fn open(path: &Path, options: LoadOptions) -> Model {
-    let options = LoadOptions { max_context: Some(512), ..options };
+    let options = options.max_context(512);
     Model::load(path, &options, None).unwrap_or_else(|e| panic!("{}: {}", path.display(), e.details()))
 }
 
@@ -72,8 +72,8 @@ fn logits(model: &Model, adapter: Option<Lora>) -> String {
 
 /// Twenty steps on two sequences, and the adapter behind them.
 fn training(model: &Model) -> String {
-    let config = LoraConfig { rank: 2, dropout: 0.1, seed: 5, ..LoraConfig::default() };
-    let options = TrainOptions { learning_rate: 0.01, ..TrainOptions::default() };
+    let config = LoraConfig::default().rank(2).dropout(0.1).seed(5);
+    let options = TrainOptions::default().learning_rate(0.01);
     let mut trainer = LoraTrainer::new(model, &config, &options).unwrap();
     let (ids, mut checksum) = (ids(23, 11), Checksum::new());
     for _ in 0..20 {

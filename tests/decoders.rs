@@ -6,7 +6,7 @@ mod common;
 use std::path::PathBuf;
 
 use common::{Reference, cosine, decoders, devices, edited, golden, load, looks_at_length, max_abs, q8_0};
-use metal_candle::{Dtype, GenerateOptions, LoadOptions, Model, SamplingOptions, Session};
+use metal_candle::{Dtype, GenerateOptions, LoadOptions, Model, Session};
 use std::ops::ControlFlow;
 
 /// The tolerance of the reference results: four times their own noise.
@@ -15,13 +15,13 @@ const PROMPTS: usize = 4;
 
 /// The context of a dynamic rope goes as far as its caller says.
 fn open(path: &PathBuf) -> Model {
-    let options = LoadOptions { max_context: Some(512), ..LoadOptions::default() };
+    let options = LoadOptions::default().max_context(512);
     Model::load(path, &options, None).unwrap_or_else(|e| panic!("{}: {}", path.display(), e.details()))
 }
 
 /// The same with quantised weights.
 fn quantised(path: &PathBuf) -> Model {
-    Model::load(path, &LoadOptions { max_context: Some(512), ..q8_0() }, None).unwrap()
+    Model::load(path, &q8_0().max_context(512), None).unwrap()
 }
 
 /// The logits after each token, evaluated one by one.
@@ -45,12 +45,7 @@ fn at_once(model: &Model, ids: &[u32]) -> Vec<f32> {
 fn greedy(model: &Model, ids: &[u32], tokens: usize) -> Vec<u32> {
     let mut session = Session::new(model, 0).unwrap();
     session.append_tokens(ids, None).unwrap();
-    let options = GenerateOptions {
-        max_tokens: tokens,
-        ignore_eos: true,
-        sampling: SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() },
-        ..GenerateOptions::default()
-    };
+    let options = GenerateOptions::default().max_tokens(tokens).ignore_eos(true).temperature(0.0);
     session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap().tokens
 }
 
@@ -120,7 +115,7 @@ fn recurrent_mixers_by_tensor_operations_equal_the_reference_in_any_chunks() {
     for device in devices() {
         for name in ["qwen3_5_text", "qwen3_5_nested", "lfm2", "lfm3", "falcon_h1_norm", "nemotron_h", "granitemoehybrid_old"] {
             let path = golden("decoders").join(name);
-            let options = LoadOptions { device: Some(device.clone()), dtype: Some(Dtype::F32), ..LoadOptions::default() };
+            let options = LoadOptions::default().device(device.clone()).dtype(Dtype::F32);
             let model = Model::load(&path, &options, None).unwrap();
             let reference = Reference::open(&path.join("golden.safetensors"));
             let (ids, want) = (reference.ids("prompt3.ids"), reference.floats("prompt3.logits"));
@@ -239,7 +234,7 @@ fn every_dtype_loads_and_stays_near_the_stored_one() {
         let ids: Vec<u32> = (1..30).collect();
         let want = at_once(&stored, &ids);
         for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
-            let model = Model::load(golden(name), &LoadOptions { dtype: Some(dtype), ..LoadOptions::default() }, None).unwrap();
+            let model = Model::load(golden(name), &LoadOptions::default().dtype(dtype), None).unwrap();
             assert_eq!(model.dtype(), dtype);
             let error = max_abs(&at_once(&model, &ids), &want);
             let exact = dtype == Dtype::F32 || dtype == stored.dtype();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::{devices, golden, load_onto, shipped};
 use metal_candle::{
     Device, DeviceKind, EmbedOptions, Error, ErrorKind, GenerateOptions, Generation, LoadOptions, Lora, LoraConfig, LoraTrainer,
-    Model, Progress, SamplingOptions, Session, TrainOptions,
+    Model, Progress, Session, TrainOptions,
 };
 
 const LONG: Duration = Duration::from_secs(600);
@@ -20,14 +20,7 @@ fn tokens(n: usize) -> Vec<u32> {
 
 /// With a state that a second beginning would not have: of random numbers, and of characters and stop texts that are not yet whole.
 fn options() -> GenerateOptions {
-    let sampling = SamplingOptions { temperature: Some(1.2), seed: Some(11), ..SamplingOptions::default() };
-    GenerateOptions {
-        max_tokens: 40,
-        ignore_eos: true,
-        sampling,
-        stop: vec!["never in it".to_string()],
-        ..GenerateOptions::default()
-    }
+    GenerateOptions::default().max_tokens(40).ignore_eos(true).temperature(1.2).seed(11).stop(["never in it"])
 }
 
 fn session(model: &Model) -> Session {
@@ -62,7 +55,7 @@ fn all_work_says_that_the_device_is_suspended_and_runs_once_it_is_not() {
         let lora = Lora::load(&base, &path).unwrap();
         session(&coder).save(&first).unwrap();
         let held = session(&coder);
-        let onto = LoadOptions { device: Some(device.clone()), ..LoadOptions::default() };
+        let onto = LoadOptions::default().device(device.clone());
         let load = || Model::load(shipped("tiny-embed"), &onto, None).map(drop);
         let append = || held.fork()?.append_tokens(&tokens(3), None);
         let trainer = LoraTrainer::new(&base, &LoraConfig::default(), &TrainOptions::default()).unwrap();
@@ -105,7 +98,8 @@ fn scores_of_a_session_are_its_own_while_an_answer_with_an_adapter_is_paused() {
     for device in devices() {
         let model = load_onto(&device, golden("decoders/qwen2_untied_old"));
         let lora = Lora::load(&model, golden("lora/qwen2_all7")).unwrap();
-        let options = GenerateOptions { max_tokens: 6, adapters: Some(vec![(lora, 1.0)]), stop: Vec::new(), ..options() };
+        let mut options = options().max_tokens(6).adapters([(lora, 1.0)]);
+        options.stop.clear();
         let mut session = Session::new(&model, 0).unwrap();
         session.append_tokens(&[5, 9, 40, 41, 7], None).unwrap();
         let want = session.fork().unwrap().generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap().tokens;
@@ -209,7 +203,8 @@ fn a_prompt_pauses_between_two_chunks() {
         let model = load_onto(&device, golden("decoders/qwen2_untied_old"));
         // Adapters of the answer's own make it evaluate the prompt itself.
         let lora = Lora::load(&model, golden("lora/qwen2_all7")).unwrap();
-        let options = GenerateOptions { prefill_chunk: 10, adapters: Some(vec![(lora, 1.0)]), stop: Vec::new(), ..options() };
+        let mut options = options().prefill_chunk(10).adapters([(lora, 1.0)]);
+        options.stop.clear();
         let session = || {
             let mut session = Session::new(&model, 0).unwrap();
             session.append_tokens(&(3..33).collect::<Vec<u32>>(), None).unwrap();
@@ -236,7 +231,7 @@ fn texts_that_were_interrupted_have_the_same_vectors_when_they_are_embedded_agai
         let model = load_onto(&device, shipped("tiny-embed"));
         // More batches than go through the network between two looks at progress.
         let texts = vec!["a text"; 20 * std::thread::available_parallelism().unwrap().get()];
-        let single = EmbedOptions { batch_size: Some(1), ..EmbedOptions::default() };
+        let single = EmbedOptions::default().batch_size(1);
         let want = model.embed(&texts, &single, None).unwrap();
         let mut told = Vec::new();
         let mut progress = |progress: Progress| {
@@ -255,7 +250,7 @@ fn texts_that_were_interrupted_have_the_same_vectors_when_they_are_embedded_agai
 fn a_suspension_waits_for_work_under_way_and_a_file_is_read_no_further() {
     for device in devices() {
         let held = session(&load_onto(&device, shipped("tiny-coder")));
-        let onto = LoadOptions { device: Some(device.clone()), ..LoadOptions::default() };
+        let onto = LoadOptions::default().device(device.clone());
         let left = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let mut suspension = None;

@@ -8,8 +8,8 @@ use std::ops::ControlFlow;
 
 use common::{devices, golden, load_onto, max_abs, shipped};
 use metal_candle::{
-    EmbedOptions, Error, ErrorKind, GenerateOptions, LoadOptions, LoraConfig, LoraTrainer, Model, Progress, SamplingOptions,
-    Session, TokenEvent, TrainOptions, inject_device_failure,
+    EmbedOptions, Error, ErrorKind, GenerateOptions, LoadOptions, LoraConfig, LoraTrainer, Model, Progress, Session, TokenEvent,
+    TrainOptions, inject_device_failure,
 };
 
 /// More than one step.
@@ -22,8 +22,7 @@ fn tokens(n: usize) -> Vec<u32> {
 }
 
 fn options(max_tokens: usize) -> GenerateOptions {
-    let sampling = SamplingOptions { temperature: Some(0.7), seed: Some(3), ..SamplingOptions::default() };
-    GenerateOptions { max_tokens, ignore_eos: true, sampling, ..GenerateOptions::default() }
+    GenerateOptions::default().max_tokens(max_tokens).ignore_eos(true).temperature(0.7).seed(3)
 }
 
 fn session(model: &Model, tokens: &[u32]) -> Session {
@@ -53,7 +52,7 @@ fn each_failure(mut attempt: impl FnMut() -> Result<(), Error>) -> usize {
 fn a_device_that_fails_in_mid_step_changes_no_result() {
     for device in devices() {
         let name = device.name();
-        let onto = LoadOptions { device: Some(device.clone()), max_context: Some(1024), ..LoadOptions::default() };
+        let onto = LoadOptions::default().device(device.clone()).max_context(1024);
         let model = Model::load(golden("decoders/qwen2_tied"), &onto, None).unwrap();
         let products = model.layer_count() * 4 + 1;
         let prompt = tokens(PROMPT);

@@ -34,7 +34,7 @@ fn texts(notes: &Value) -> Vec<&str> {
 /// A call with the model's prompt of this name; "none" is with its default switched off.
 fn with_prompt(name: &str) -> EmbedOptions {
     let prompt = if name == "none" { Prompt::Text(String::new()) } else { Prompt::Name(name.to_string()) };
-    EmbedOptions { prompt, ..EmbedOptions::default() }
+    EmbedOptions::default().prompt(prompt)
 }
 
 fn embed(model: &Model, texts: &[&str], options: &EmbedOptions) -> Vec<f32> {
@@ -102,7 +102,7 @@ fn a_text_has_the_same_bits_alone_and_in_any_batch() {
             assert_eq!(embed(&model, &[text], &EmbedOptions::default()), row, "{}: {text:?}", path.display());
         }
         let backwards: Vec<&str> = texts.iter().rev().chain(&texts).copied().collect();
-        let rows = embed(&model, &backwards, &EmbedOptions { batch_size: Some(3), ..EmbedOptions::default() });
+        let rows = embed(&model, &backwards, &EmbedOptions::default().batch_size(3));
         assert_eq!(rows[texts.len() * dim..], batch);
         assert_eq!(&rows[..dim], &batch[(texts.len() - 1) * dim..]);
     }
@@ -112,7 +112,7 @@ fn a_text_has_the_same_bits_alone_and_in_any_batch() {
 fn prompts_by_name_and_by_text_are_the_same_and_a_default_is_used() {
     let model = load(golden("encoders/xlmr_prompt_excluded"));
     let texts = ["hello", "Die Brücke über den Fluss"];
-    let text = |prompt: &str| EmbedOptions { prompt: Prompt::Text(prompt.into()), ..EmbedOptions::default() };
+    let text = |prompt: &str| EmbedOptions::default().prompt(Prompt::Text(prompt.into()));
     let query = embed(&model, &texts, &with_prompt("query"));
     assert_eq!(embed(&model, &texts, &EmbedOptions::default()), query);
     assert_eq!(embed(&model, &texts, &text("query: ")), query);
@@ -131,9 +131,10 @@ fn vectors_are_cut_before_they_are_normalised() {
     let texts = ["hello", "The cat sleeps in the warm sun."];
     for (name, own) in [("bert_mean_norm", true), ("bert_cls", false)] {
         let model = load(golden("encoders").join(name));
-        let plain = embed(&model, &texts, &EmbedOptions { normalize: Some(false), ..EmbedOptions::default() });
+        let plain = embed(&model, &texts, &EmbedOptions::default().normalize(false));
         for (normalize, dimensions) in [(None, 24), (Some(true), 24), (Some(false), 24), (Some(true), 64)] {
-            let options = EmbedOptions { normalize, dimensions: Some(dimensions), ..EmbedOptions::default() };
+            let mut options = EmbedOptions::default().dimensions(dimensions);
+            options.normalize = normalize;
             assert_eq!(model.embedding_dim(&options).unwrap(), dimensions);
             let rows = embed(&model, &texts, &options);
             for (row, whole) in rows.chunks(dimensions).zip(plain.chunks(64)) {
@@ -153,7 +154,7 @@ fn another_pooling_takes_the_place_of_the_models_own() {
     let texts = ["hello", "", "How do I sort a list of numbers?"];
     let all = embed(&model, &texts, &EmbedOptions::default());
     for (i, pooling) in [Pooling::Cls, Pooling::Max, Pooling::MeanSqrtLen, Pooling::WeightedMean].into_iter().enumerate() {
-        let options = EmbedOptions { pooling: Some(pooling), ..EmbedOptions::default() };
+        let options = EmbedOptions::default().pooling(pooling);
         let rows = embed(&model, &texts, &options);
         for (row, all) in rows.chunks(64).zip(all.chunks(4 * 64)) {
             assert_eq!(row, &all[i * 64..][..64], "{pooling:?}");
@@ -161,7 +162,7 @@ fn another_pooling_takes_the_place_of_the_models_own() {
     }
     // What follows the pooling still fits one way, not four.
     let dense = load(golden("encoders/bert_dense_new"));
-    let options = EmbedOptions { pooling: Some(Pooling::Mean), ..EmbedOptions::default() };
+    let options = EmbedOptions::default().pooling(Pooling::Mean);
     assert_eq!(dense.embedding_dim(&options).unwrap(), 40);
 }
 
@@ -169,7 +170,7 @@ fn another_pooling_takes_the_place_of_the_models_own() {
 fn a_long_text_is_cut_and_nothing_is_too_long() {
     let model = load(shipped("tiny-embed"));
     let long = "append an element to the vector ".repeat(1700); // 10,200 words
-    let limit = |tokens| EmbedOptions { max_length: Some(tokens), ..EmbedOptions::default() };
+    let limit = |tokens| EmbedOptions::default().max_length(tokens);
     let whole = embed(&model, &[&long], &EmbedOptions::default());
     assert_eq!(whole, embed(&model, &[&long], &limit(256)));
     assert_ne!(whole, embed(&model, &[&long], &limit(255)));
@@ -189,13 +190,12 @@ fn a_long_text_is_cut_and_nothing_is_too_long() {
 #[test]
 fn options_out_of_their_range_are_refused_by_name() {
     let model = load(shipped("tiny-embed"));
-    let default = EmbedOptions::default;
     for (options, message) in [
-        (EmbedOptions { dimensions: Some(0), ..default() }, "dimensions: expected 1 to 192, found 0"),
-        (EmbedOptions { dimensions: Some(193), ..default() }, "dimensions: expected 1 to 192, found 193"),
-        (EmbedOptions { max_length: Some(2), ..default() }, "max_length: expected 3 to 256 tokens, found 2"),
-        (EmbedOptions { max_length: Some(257), ..default() }, "max_length: expected 3 to 256 tokens, found 257"),
-        (EmbedOptions { batch_size: Some(0), ..default() }, "batch_size: expected at least 1, found 0"),
+        (EmbedOptions::default().dimensions(0), "dimensions: expected 1 to 192, found 0"),
+        (EmbedOptions::default().dimensions(193), "dimensions: expected 1 to 192, found 193"),
+        (EmbedOptions::default().max_length(2), "max_length: expected 3 to 256 tokens, found 2"),
+        (EmbedOptions::default().max_length(257), "max_length: expected 3 to 256 tokens, found 257"),
+        (EmbedOptions::default().batch_size(0), "batch_size: expected at least 1, found 0"),
     ] {
         let error = model.embed(&["text"], &options, None).unwrap_err();
         assert_eq!((error.kind(), error.message()), (ErrorKind::InvalidArgument, message));
@@ -211,7 +211,7 @@ fn progress_counts_texts_and_cancel_stops_on_the_way() {
     let texts: Vec<String> = (0..count).map(|i| format!("text {i}")).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let cancel = Cancel::new();
-    let options = EmbedOptions { batch_size: Some(1), cancel: Some(cancel.clone()), ..EmbedOptions::default() };
+    let options = EmbedOptions::default().batch_size(1).cancel(cancel.clone());
     // What a call gives, and the texts done at each report.
     let run = |report: &dyn Fn() -> ControlFlow<()>| {
         let mut seen = Vec::new();
@@ -270,16 +270,16 @@ fn what_tokenizer_config_says_of_a_class_counts() {
 
 #[test]
 fn a_limit_of_the_caller_counts_and_a_table_of_positions_ends() {
-    let table = LoadOptions { max_context: Some(97), ..LoadOptions::default() };
+    let table = LoadOptions::default().max_context(97);
     let error = Model::load(golden("encoders/bert_cls"), &table, None).err().unwrap();
     assert_eq!(error.message(), "max_context: expected at most the model's 96 positions, found 97");
     let long = "the quick brown fox ".repeat(40);
-    let options = LoadOptions { max_context: Some(20), ..LoadOptions::default() };
+    let options = LoadOptions::default().max_context(20);
     for name in ["encoders/bert_cls", "encoders/qwen3_last_left", "embedders/eurobert_mean"] {
         let model = Model::load(golden(name), &options, None).unwrap();
-        let cut = EmbedOptions { max_length: Some(20), ..EmbedOptions::default() };
+        let cut = EmbedOptions::default().max_length(20);
         assert_eq!(embed(&model, &[&long], &EmbedOptions::default()), embed(&load(golden(name)), &[&long], &cut), "{name}");
-        assert!(model.embed(&["text"], &EmbedOptions { max_length: Some(21), ..cut }, None).is_err());
+        assert!(model.embed(&["text"], &cut.max_length(21), None).is_err());
     }
     // A directory's own limit below what the tokenizer adds leaves just that.
     let tiny =
@@ -337,7 +337,7 @@ fn copy_all(from: &Path, to: &Path) {
 fn a_plain_directory_pools_the_mean() {
     let plain = changed("bert_mean_norm", |path| std::fs::remove_file(path.join("modules.json")).unwrap());
     let texts = ["hello", "The cat sleeps in the warm sun."];
-    let not_normalised = EmbedOptions { normalize: Some(false), ..EmbedOptions::default() };
+    let not_normalised = EmbedOptions::default().normalize(false);
     let want = embed(&load(golden("encoders/bert_mean_norm")), &texts, &not_normalised);
     assert_eq!(embed(&load(plain.path()), &texts, &EmbedOptions::default()), want);
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use common::{Reference, cosine, devices, edited, exact, golden, load, load_onto, max_abs, q8_0};
 use metal_candle::{
     Capability, Chat, Device, DeviceKind, Dtype, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig,
-    LoraTrainer, Model, SamplingOptions, Session, TrainOptions, estimate_memory,
+    LoraTrainer, Model, Session, TrainOptions, estimate_memory,
 };
 
 /// As for safetensors, whose weights these are.
@@ -26,12 +26,7 @@ fn logits(model: &Model, ids: &[u32]) -> Vec<f32> {
 fn greedy(model: &Model, ids: &[u32], tokens: usize) -> Vec<u32> {
     let mut session = Session::new(model, 0).unwrap();
     session.append_tokens(ids, None).unwrap();
-    let options = GenerateOptions {
-        max_tokens: tokens,
-        ignore_eos: true,
-        sampling: SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() },
-        ..GenerateOptions::default()
-    };
+    let options = GenerateOptions::default().max_tokens(tokens).ignore_eos(true).temperature(0.0);
     session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap().tokens
 }
 
@@ -66,7 +61,7 @@ fn families(folders: &[&str]) -> Vec<(PathBuf, PathBuf)> {
 #[test]
 fn every_family_has_the_logits_of_the_directory_it_was_made_from() {
     let (mut worst, mut compared) = (0f32, 0);
-    let options = LoadOptions { max_context: Some(512), ..exact() };
+    let options = exact().max_context(512);
     for (file, origin) in families(&["decoders", "families"]) {
         let name = file.file_stem().unwrap().to_str().unwrap();
         let model = Model::load(&file, &options, None).unwrap_or_else(|e| panic!("{name}: {}", e.details()));
@@ -131,7 +126,7 @@ fn formats() -> Vec<(String, PathBuf)> {
 
 /// With all matrices in F32, on the CPU.
 fn widened() -> LoadOptions {
-    LoadOptions { dtype: Some(Dtype::F32), device: Some(Device::new(DeviceKind::Cpu, 0).unwrap()), ..exact() }
+    exact().dtype(Dtype::F32).device(Device::new(DeviceKind::Cpu, 0).unwrap())
 }
 
 #[test]
@@ -139,7 +134,7 @@ fn quantised_matrices_compute_the_bits_of_the_same_in_f32() {
     let ids: Vec<u32> = (0..23).map(|i| 3 + i * 7 % 79).collect();
     for (name, path) in formats() {
         for (i, device) in devices().iter().enumerate() {
-            let options = LoadOptions { device: Some(device.clone()), ..widened() };
+            let options = widened().device(device.clone());
             let (own, wide) = (load_onto(device, &path), Model::load(&path, &options, None).unwrap());
             let compute = |model: &Model| {
                 let mut session = Session::new(model, 0).unwrap();
@@ -147,8 +142,8 @@ fn quantised_matrices_compute_the_bits_of_the_same_in_f32() {
                 session.append_tokens(&ids[..22], None).unwrap();
                 session.append_tokens(&ids[22..], None).unwrap();
                 let mut found = session.logits().unwrap().to_vec();
-                let config = LoraConfig { rank: 2, seed: 5, ..LoraConfig::default() };
-                let options = TrainOptions { learning_rate: 0.01, ..TrainOptions::default() };
+                let config = LoraConfig::default().rank(2).seed(5);
+                let options = TrainOptions::default().learning_rate(0.01);
                 let mut trainer = LoraTrainer::new(model, &config, &options).unwrap();
                 for _ in 0..2 {
                     let step = trainer.train_step(&ids, None, &[0, 9, 23]).unwrap();
@@ -182,8 +177,8 @@ fn divergence(p: &[f32], q: &[f32], vocabulary: usize) -> f64 {
 
 /// The logits of every position, by a model on the CPU.
 fn all_logits(path: &Path, is_exact: bool, ids: &[u32]) -> (Vec<f32>, usize) {
-    let device = Some(Device::new(DeviceKind::Cpu, 0).unwrap());
-    let model = Model::load(path, &LoadOptions { exact: is_exact, device, ..LoadOptions::default() }, None).unwrap();
+    let options = LoadOptions::default().exact(is_exact).device(Device::new(DeviceKind::Cpu, 0).unwrap());
+    let model = Model::load(path, &options, None).unwrap();
     let mut session = Session::new(&model, 0).unwrap();
     let mut found = Vec::new();
     for id in ids {
@@ -220,8 +215,8 @@ fn rounded_activations_change_logits_less_than_rounded_weights() {
 fn rounded_activations_have_the_same_bits_in_any_pieces_and_company() {
     let ids: Vec<u32> = (0..37).map(|i| 3 + i * 11 % 79).collect();
     for (name, path) in formats().into_iter().filter(|(name, _)| name.contains("Q")) {
-        let device = Some(Device::new(DeviceKind::Cpu, 0).unwrap());
-        let model = Model::load(&path, &LoadOptions { device, ..LoadOptions::default() }, None).unwrap();
+        let options = LoadOptions::default().device(Device::new(DeviceKind::Cpu, 0).unwrap());
+        let model = Model::load(&path, &options, None).unwrap();
         let in_pieces = |piece: usize| {
             let mut session = Session::new(&model, 0).unwrap();
             ids.chunks(piece).for_each(|ids| session.append_tokens(ids, None).unwrap());
@@ -234,8 +229,7 @@ fn rounded_activations_have_the_same_bits_in_any_pieces_and_company() {
         let begun = |ids: &[u32]| {
             let mut session = Session::new(&model, 0).unwrap();
             session.append_tokens(ids, None).unwrap();
-            let sampling = SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() };
-            session.begin(&GenerateOptions { max_tokens: 6, ignore_eos: true, sampling, ..GenerateOptions::default() }).unwrap();
+            session.begin(&GenerateOptions::default().max_tokens(6).ignore_eos(true).temperature(0.0)).unwrap();
             session
         };
         let mut alone = begun(&ids);
@@ -252,7 +246,8 @@ fn rounded_activations_have_the_same_bits_in_any_pieces_and_company() {
 #[test]
 fn quantised_matrices_take_about_as_much_memory_as_in_the_file() {
     for (name, path) in formats().into_iter().filter(|(name, _)| name.contains("Q")) {
-        let own = LoadOptions { dtype: None, ..widened() };
+        let mut own = widened();
+        own.dtype = None;
         let estimate = |options| estimate_memory(&path, options).unwrap();
         let parameters = Model::load(&path, &own, None).unwrap().parameter_count();
         // Caches and activations are the same.
@@ -287,7 +282,7 @@ fn every_encoder_gives_the_vectors_of_the_directory_it_was_made_from() {
     let mut compared = 0;
     for (file, origin) in families(&["encoders"]) {
         let name = file.file_stem().unwrap().to_str().unwrap();
-        let options = LoadOptions { tokenizer_path: Some(origin.join("tokenizer.json")), ..exact() };
+        let options = exact().tokenizer_path(origin.join("tokenizer.json"));
         let model = Model::load(&file, &options, None).unwrap_or_else(|e| panic!("{name}: {}", e.details()));
         let notes = common::json(&origin.join("golden.json"));
         if notes["pooling"].as_str().is_none() {
@@ -352,7 +347,8 @@ fn options_of_loading_do_what_they_do_with_a_directory() {
     for name in ["llama_plain", "qwen2_tied", "gemma_old", "olmo2"] {
         let (file, directory) = pair(name);
         for dtype in [None, Some(Dtype::F32), Some(Dtype::F16), Some(Dtype::BF16)] {
-            let options = LoadOptions { dtype, ..exact() };
+            let mut options = exact();
+            options.dtype = dtype;
             let [one, other] = [&file, &directory].map(|path| Model::load(path, &options, None).unwrap());
             // Norms of Gemma, which the converter adds one to, are rounded by that.
             if name != "gemma_old" {
@@ -380,7 +376,7 @@ fn a_quantised_file_is_quantised_once_more_where_that_is_asked() {
     // What is Q8_0 already stays as it is.
     let file = golden("gguf/qwen2-Q8_0.gguf");
     same_logits(&load(&file), &Model::load(&file, &q8_0(), None).unwrap(), "Q8_0");
-    let options = LoadOptions { quantization: Some("q4_k".to_string()), ..LoadOptions::default() };
+    let options = LoadOptions::default().quantization("q4_k");
     let error = Model::load(&file, &options, None).err().unwrap();
     assert_eq!(
         (error.kind(), error.message()),
@@ -391,12 +387,12 @@ fn a_quantised_file_is_quantised_once_more_where_that_is_asked() {
 #[test]
 fn a_context_is_limited() {
     let (file, _) = pair("llama_plain");
-    let options = LoadOptions { max_context: Some(5), ..LoadOptions::default() };
+    let options = LoadOptions::default().max_context(5);
     let model = Model::load(&file, &options, None).unwrap();
     assert_eq!(model.context_length(), 5);
     let error = Session::new(&model, 0).unwrap().append_tokens(&IDS, None).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ContextFull);
-    let none = LoadOptions { max_context: Some(0), ..LoadOptions::default() };
+    let none = LoadOptions::default().max_context(0);
     assert_eq!(Model::load(&file, &none, None).err().unwrap().kind(), ErrorKind::InvalidArgument);
 }
 
@@ -441,8 +437,8 @@ fn adapters_of_peft_fit_as_they_fit_the_directory() {
 fn an_adapter_trained_on_a_file_fits_the_directory() {
     let (file, directory) = pair("llama_plain");
     let train = |path: &Path| {
-        let config = LoraConfig { rank: 2, ..LoraConfig::default() };
-        let options = TrainOptions { learning_rate: 0.01, ..TrainOptions::default() };
+        let config = LoraConfig::default().rank(2);
+        let options = TrainOptions::default().learning_rate(0.01);
         let mut trainer = LoraTrainer::new(&load(path), &config, &options).unwrap();
         for _ in 0..3 {
             trainer.train_step(&IDS, None, &[0, IDS.len()]).unwrap();
@@ -496,7 +492,7 @@ fn a_file_holds_its_tokenizer_and_its_chat_template() {
     };
     assert_eq!(answer(&one), answer(&other));
     // Another tokenizer, where one is named.
-    let options = LoadOptions { tokenizer_path: Some(directory.join("tokenizer.json")), ..exact() };
+    let options = exact().tokenizer_path(directory.join("tokenizer.json"));
     assert_eq!(ids(&Model::load(&file, &options, None).unwrap()), ids(&other));
     // Without one, calls by ids work.
     let (bare, _) = pair("llama_plain");

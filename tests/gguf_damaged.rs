@@ -187,12 +187,10 @@ fn run(bytes: &[u8]) -> Result<Vec<f32>, Error> {
     let folder = tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     fs::write(&path, bytes).unwrap();
-    let tokenizer_path = Some(golden("encoders/bert_cls/tokenizer.json"));
+    let options = LoadOptions::default().tokenizer_path(golden("encoders/bert_cls/tokenizer.json"));
     let model = match Model::load(&path, &LoadOptions::default(), None) {
         // These files have no vocabulary.
-        Ok(model) if !model.supports(Capability::Generate) => {
-            Model::load(&path, &LoadOptions { tokenizer_path, ..LoadOptions::default() }, None)?
-        }
+        Ok(model) if !model.supports(Capability::Generate) => Model::load(&path, &options, None)?,
         other => other?,
     };
     assert!(estimate_memory(&path, &LoadOptions::default()).unwrap() > 0);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::{Reference, cosine, golden, has_experts, json, max_abs, median, shipped};
 use metal_candle::{
     Capability, Chat, Device, DeviceKind, Dtype, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig,
-    LoraTrainer, Model, Prompt, SamplingOptions, Session, TrainOptions,
+    LoraTrainer, Model, Prompt, Session, TrainOptions,
 };
 
 /// Both compute in F32, in another order. The reduced precision that GPUs offer for it would be seen.
@@ -32,7 +32,9 @@ fn cpu() -> Device {
 }
 
 fn open(path: &Path, device: &Device, dtype: Option<Dtype>, max_context: Option<usize>) -> Model {
-    let options = LoadOptions { device: Some(device.clone()), dtype, max_context, ..LoadOptions::default() };
+    let mut options = LoadOptions::default().device(device.clone());
+    options.dtype = dtype;
+    options.max_context = max_context;
     Model::load(path, &options, None).unwrap_or_else(|e| panic!("{}: {}", path.display(), e.details()))
 }
 
@@ -128,8 +130,7 @@ fn in_parts(model: &Model, ids: &[u32], chunk: usize) -> Vec<Vec<f32>> {
 }
 
 fn answer(session: &mut Session, max_tokens: usize) -> Vec<u32> {
-    let sampling = SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() };
-    let options = GenerateOptions { max_tokens, ignore_eos: true, sampling, ..GenerateOptions::default() };
+    let options = GenerateOptions::default().max_tokens(max_tokens).ignore_eos(true).temperature(0.0);
     session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap().tokens
 }
 
@@ -199,8 +200,8 @@ fn kept(model: &Model) -> (u64, u64) {
 fn quantised_models_give_the_scores_of_the_cpu() {
     let (gpu, cpu) = (gpu(), cpu());
     let load = |path: &Path, device: &Device, quantization: Option<&str>, dtype| {
-        let (device, quantization) = (Some(device.clone()), quantization.map(str::to_owned));
-        let options = LoadOptions { device, quantization, dtype, exact: true, ..LoadOptions::default() };
+        let mut options = LoadOptions::default().device(device.clone()).exact(true);
+        (options.quantization, options.dtype) = (quantization.map(str::to_owned), dtype);
         Model::load(path, &options, None)
     };
     let mut cases: Vec<(PathBuf, Option<&str>)> = Vec::new();
@@ -254,12 +255,12 @@ fn quantised_models_give_the_scores_of_the_cpu() {
 fn sessions_that_go_on_together_answer_as_alone() {
     let gpu = gpu();
     for quantization in [None, Some("q8_0".to_string())] {
-        let options = LoadOptions { device: Some(gpu.clone()), dtype: Some(Dtype::F32), quantization, ..LoadOptions::default() };
+        let mut options = LoadOptions::default().device(gpu.clone()).dtype(Dtype::F32);
+        options.quantization = quantization;
         let model = Model::load(shipped("tiny-coder"), &options, None).unwrap();
         let prompts: Vec<Vec<u32>> =
             (0..7u32).map(|p| (0..3 + p * 9).map(|i| 300 + (i * 37 + p * 11) % 3000).collect()).collect();
-        let sampling = SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() };
-        let options = GenerateOptions { max_tokens: 24, ignore_eos: true, sampling, ..GenerateOptions::default() };
+        let options = GenerateOptions::default().max_tokens(24).ignore_eos(true).temperature(0.0);
         let mut sessions: Vec<Session> = prompts
             .iter()
             .map(|ids| {
@@ -320,8 +321,7 @@ impl Both {
 
 /// Sessions that answer side by side, and what each says.
 fn answers_together(mut sessions: Vec<&mut Session>, max_tokens: usize) -> Vec<Vec<u32>> {
-    let sampling = SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() };
-    let options = GenerateOptions { max_tokens, ignore_eos: true, sampling, ..GenerateOptions::default() };
+    let options = GenerateOptions::default().max_tokens(max_tokens).ignore_eos(true).temperature(0.0);
     sessions.iter_mut().for_each(|session| session.begin(&options).unwrap());
     for _ in 0..max_tokens {
         Session::next_of(&mut sessions).unwrap().into_iter().for_each(|event| assert!(event.unwrap().is_some()));
@@ -442,8 +442,8 @@ fn encoders_give_the_vectors_of_the_cpu() {
                     "none" => Prompt::Text(String::new()),
                     name => Prompt::Name(name.to_string()),
                 };
-                let options = EmbedOptions { prompt, ..EmbedOptions::default() };
-                let alone = EmbedOptions { batch_size: Some(1), ..options.clone() };
+                let options = EmbedOptions::default().prompt(prompt);
+                let alone = options.clone().batch_size(1);
                 let dim = want.embedding_dim(&options).unwrap();
                 let want = want.embed(&texts, &options, None).unwrap();
                 for (options, worst) in [(&options, &mut batch), (&alone, &mut single)] {
@@ -477,7 +477,7 @@ fn adapters_change_what_they_change_on_the_cpu() {
                 let merged = model.merge(&lora, 1.0).unwrap();
                 if !model.supports(Capability::Generate) {
                     let texts = ["hello", "How do I sort a list of numbers?"];
-                    let options = EmbedOptions { adapters: vec![(lora, 1.0)], ..EmbedOptions::default() };
+                    let options = EmbedOptions::default().adapters([(lora, 1.0)]);
                     return [(model, options), (&merged, EmbedOptions::default())]
                         .map(|(model, options)| model.embed(&texts, &options, None).unwrap());
                 }
@@ -508,8 +508,8 @@ fn training_follows_that_of_the_cpu() {
     for path in models(&["decoders", "families"]) {
         for dtype in [Dtype::F32, Dtype::BF16] {
             for (gradient_checkpointing, dropout) in [(true, 0.1), (false, 0.0)] {
-                let options = TrainOptions { learning_rate: 1e-3, gradient_checkpointing, ..TrainOptions::default() };
-                let config = LoraConfig { dropout, ..LoraConfig::default() };
+                let options = TrainOptions::default().learning_rate(1e-3).gradient_checkpointing(gradient_checkpointing);
+                let config = LoraConfig::default().dropout(dropout);
                 let losses = [&gpu, &cpu].map(|device| {
                     let model = open(&path, device, Some(dtype), None);
                     let mut trainer = LoraTrainer::new(&model, &config, &options).unwrap();
@@ -539,7 +539,7 @@ fn the_shipped_model_gives_its_answers() {
         for item in reference["items"].as_array().unwrap() {
             let mut session = Session::new(&model, 0).unwrap();
             session.set_chat(&Chat::from_json(&item["messages"].to_string()).unwrap(), None).unwrap();
-            let options = GenerateOptions { max_tokens, ..GenerateOptions::default() };
+            let options = GenerateOptions::default().max_tokens(max_tokens);
             let answer = session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap();
             if answer.text != item["answer"].as_str().unwrap() && item["smallest_margin"].as_f64().unwrap() >= least_margin {
                 wrong.push(format!("{dtype:?}: {:?} instead of {}", answer.text, item["answer"]));
@@ -580,15 +580,14 @@ fn a_suspended_gpu_stops_between_tokens_and_the_session_goes_on() {
     let gpu = gpu();
     let model = open(&shipped("tiny-coder"), &gpu, None, None);
     let ids: Vec<u32> = (0..10).map(|i| 300 + i * 37).collect();
-    let sampling = SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() };
-    let options = GenerateOptions { max_tokens: 8, ignore_eos: true, sampling, ..GenerateOptions::default() };
+    let options = GenerateOptions::default().max_tokens(8).ignore_eos(true).temperature(0.0);
     let mut session = Session::new(&model, 0).unwrap();
     session.append_tokens(&ids, None).unwrap();
     gpu.suspend(Duration::from_secs(5)).unwrap();
     session.begin(&options).unwrap();
     assert!(session.next().unwrap().is_some(), "the scores were known before");
     assert_eq!(session.next().unwrap_err().kind(), ErrorKind::Suspended);
-    let options = LoadOptions { device: Some(gpu.clone()), ..LoadOptions::default() };
+    let options = LoadOptions::default().device(gpu.clone());
     assert_eq!(Model::load(shipped("tiny-coder"), &options, None).err().unwrap().kind(), ErrorKind::Suspended);
     gpu.resume();
     while session.next().unwrap().is_some() {}

@@ -23,8 +23,7 @@ fn session() -> Session {
 }
 
 fn options(schema: &str, temperature: f32, seed: u64) -> GenerateOptions {
-    let sampling = SamplingOptions { temperature: Some(temperature), seed: Some(seed), ..SamplingOptions::default() };
-    GenerateOptions { max_tokens: 300, sampling, json_schema: Some(schema.to_owned()), ..GenerateOptions::default() }
+    GenerateOptions::default().max_tokens(300).temperature(temperature).seed(seed).json_schema(schema)
 }
 
 fn answer(options: &GenerateOptions) -> Generation {
@@ -109,7 +108,9 @@ const CASES: [Case; 9] = [
 
 #[test]
 fn a_finished_answer_conforms_at_any_temperature() {
-    let free = answer(&GenerateOptions { json_schema: None, ..options("", 0.0, 1) });
+    let mut free = options("", 0.0, 1);
+    free.json_schema = None;
+    let free = answer(&free);
     assert!(serde_json::from_str::<Json>(&free.text).is_err(), "without a schema this is no JSON: {}", free.text);
     for (schema, conforms) in CASES {
         let mut seen = Vec::new();
@@ -130,23 +131,22 @@ fn a_finished_answer_conforms_at_any_temperature() {
 fn samplers_penalties_and_biases_do_not_break_it() {
     let eos = model().tokenizer().unwrap().token_id("<|im_end|>").unwrap();
     let settings = [
-        SamplingOptions { top_k: Some(1), temperature: Some(2.0), ..SamplingOptions::default() },
-        SamplingOptions { top_p: Some(0.01), min_p: Some(0.9), temperature: Some(2.0), ..SamplingOptions::default() },
-        SamplingOptions { repetition_penalty: Some(9.0), frequency_penalty: Some(3.0), ..SamplingOptions::default() },
+        SamplingOptions::default().top_k(1).temperature(2.0),
+        SamplingOptions::default().top_p(0.01).min_p(0.9).temperature(2.0),
+        SamplingOptions::default().repetition_penalty(9.0).frequency_penalty(3.0),
         // An early end, were it allowed.
-        SamplingOptions { logit_bias: vec![(eos, 1e6)], ..SamplingOptions::default() },
-        SamplingOptions { logit_bias: vec![(eos, 1e6)], temperature: Some(1.0), seed: Some(3), ..SamplingOptions::default() },
+        SamplingOptions::default().logit_bias([(eos, 1e6)]),
+        SamplingOptions::default().logit_bias([(eos, 1e6)]).temperature(1.0).seed(3),
     ];
     for sampling in settings {
-        let answer = answer(&GenerateOptions { sampling, ..options(PERSON, 0.0, 1) });
+        let answer = answer(&options(PERSON, 0.0, 1).sampling(sampling));
         assert_eq!(answer.finish_reason, FinishReason::Eos);
         assert!(is_person(&serde_json::from_str(&answer.text).unwrap()), "{}", answer.text);
     }
     // All that could begin the text.
     let begin: Vec<(u32, f32)> =
         (0..model().vocab_size() as u32).map(|id| (id, f32::NEG_INFINITY)).filter(|&(id, _)| id != 32).collect();
-    let sampling = SamplingOptions { logit_bias: begin, ..SamplingOptions::default() };
-    let options = GenerateOptions { sampling, ..options(PERSON, 0.0, 1) };
+    let options = options(PERSON, 0.0, 1).logit_bias(begin);
     let error = session().generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     assert!(error.message().contains("json_schema"), "{error}");
@@ -176,7 +176,7 @@ fn push_pull_stateless_and_session_calls_give_one_text() {
         assert_eq!((&end.text, &end.tokens, end.finish_reason), (&pushed.text, &pushed.tokens, pushed.finish_reason));
 
         let prompt = model().tokenizer().unwrap().decode(&held.tokens()[..position], false).unwrap();
-        let stateless = GenerateOptions { add_special: false, ..options.clone() };
+        let stateless = options.clone().add_special(false);
         let stateless = model().generate(&prompt, &stateless, None, &mut |_| ControlFlow::Continue(())).unwrap();
         assert_eq!((&stateless.text, &stateless.tokens), (&pushed.text, &pushed.tokens));
     }
@@ -185,7 +185,8 @@ fn push_pull_stateless_and_session_calls_give_one_text() {
 #[test]
 fn without_a_schema_answers_and_log_probabilities_are_as_before() {
     let free = || {
-        let options = GenerateOptions { json_schema: None, max_tokens: 12, ..options("", 0.0, 1) };
+        let mut options = options("", 0.0, 1).max_tokens(12);
+        options.json_schema = None;
         let mut events = Vec::new();
         let on_token = &mut |event: &metal_candle::TokenEvent| {
             events.push(event.clone());
@@ -240,21 +241,21 @@ fn an_answer_ends_where_nothing_may_follow() {
     for ignore_eos in [false, true] {
         let mut session = session();
         let position = session.position();
-        let answer =
-            session.generate(&GenerateOptions { ignore_eos, ..null.clone() }, None, &mut |_| ControlFlow::Continue(())).unwrap();
+        let answer = session.generate(&null.clone().ignore_eos(ignore_eos), None, &mut |_| ControlFlow::Continue(())).unwrap();
         assert_eq!((answer.text.as_str(), answer.finish_reason), ("null", FinishReason::Eos));
         // No end-of-sequence token was needed: all tokens are text, and held.
         assert_eq!(session.position(), position + answer.tokens.len());
         assert_eq!(model().tokenizer().unwrap().decode(&answer.tokens, false).unwrap(), "null");
         // And it goes on as any other.
         session.append("\nfn", None).unwrap();
-        let free = GenerateOptions { max_tokens: 5, json_schema: None, ..null.clone() };
+        let mut free = null.clone().max_tokens(5);
+        free.json_schema = None;
         assert!(!session.generate(&free, None, &mut |_| ControlFlow::Continue(())).unwrap().tokens.is_empty());
     }
     // A number may always go on, so here the model must say that it ends; ignored, it goes on as long as it may.
     let digits = r#"{"type": "integer", "minimum": 0, "maximum": 99999}"#;
     for seed in 0..8 {
-        let answer = answer(&GenerateOptions { ignore_eos: true, ..options(digits, 2.0, seed) });
+        let answer = answer(&options(digits, 2.0, seed).ignore_eos(true));
         assert!(answer.text == "0" || answer.text.len() == 5, "{}", answer.text);
         assert_eq!(answer.finish_reason, FinishReason::Eos);
     }
@@ -293,13 +294,13 @@ fn a_model_without_an_end_of_sequence_token_still_ends() {
 #[test]
 fn what_else_ends_an_answer_leaves_the_beginning_of_one() {
     let whole = answer(&options(PERSON, 0.0, 1));
-    let cut = answer(&GenerateOptions { max_tokens: 4, ..options(PERSON, 0.0, 1) });
+    let cut = answer(&options(PERSON, 0.0, 1).max_tokens(4));
     assert_eq!((cut.finish_reason, cut.tokens.len()), (FinishReason::MaxTokens, 4));
     assert!(whole.text.starts_with(&cut.text) && cut.text.len() < whole.text.len());
     // The last token that fits is the last that is needed: complete.
-    let exact = answer(&GenerateOptions { max_tokens: whole.tokens.len(), ..options(PERSON, 0.0, 1) });
+    let exact = answer(&options(PERSON, 0.0, 1).max_tokens(whole.tokens.len()));
     assert_eq!((exact.finish_reason, &exact.text), (FinishReason::Eos, &whole.text));
-    let stopped = answer(&GenerateOptions { stop: vec!["\"age\"".to_owned()], ..options(PERSON, 0.0, 1) });
+    let stopped = answer(&options(PERSON, 0.0, 1).stop(["\"age\""]));
     assert_eq!(stopped.finish_reason, FinishReason::StopText);
     assert_eq!(stopped.text, whole.text.split("\"age\"").next().unwrap());
 }
@@ -338,7 +339,7 @@ fn what_is_no_schema_is_an_error_that_says_so() {
 #[test]
 fn schemas_mean_what_json_schema_says() {
     let text = |schema: &str| {
-        let options = GenerateOptions { max_tokens: 120, ..options(schema, 0.0, 1) };
+        let options = options(schema, 0.0, 1).max_tokens(120);
         session()
             .generate(&options, None, &mut |_| ControlFlow::Continue(()))
             .map_or_else(|e| e.to_string(), |answer| answer.text)
@@ -386,7 +387,7 @@ fn schemas_mean_what_json_schema_says() {
         (r#"{"type": "integer", "multipleOf": 86400}"#, |_| false),
         (r#"{"type": "integer", "multipleOf": 25, "minimum": 100, "maximum": 999}"#, |x| x % 25.0 == 0.0),
     ] {
-        let options = GenerateOptions { max_tokens: 400, ..options(schema, 1.0, 3) };
+        let options = options(schema, 1.0, 3).max_tokens(400);
         match session().generate(&options, None, &mut |_| ControlFlow::Continue(())) {
             Ok(answer) if answer.finish_reason == FinishReason::Eos => {
                 assert!(conforms(answer.text.parse().unwrap()), "{schema}: {}", answer.text);
@@ -401,7 +402,7 @@ fn schemas_mean_what_json_schema_says() {
 fn a_schema_can_be_cancelled_while_it_is_read() {
     let cancel = metal_candle::Cancel::new();
     cancel.trigger();
-    let options = GenerateOptions { cancel: Some(cancel), ..options(PERSON, 0.0, 1) };
+    let options = options(PERSON, 0.0, 1).cancel(cancel);
     let answer = session().generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!((answer.finish_reason, answer.tokens.len()), (FinishReason::Cancelled, 0));
 }

@@ -8,8 +8,7 @@ use std::path::Path;
 
 use common::{Reference, cosine, decoders, devices, golden, has_experts, json, looks_at_length, max_abs, median, shipped};
 use metal_candle::{
-    Device, DeviceKind, Dtype, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Model, SamplingOptions, Session,
-    TokenEvent, estimate_memory,
+    Device, DeviceKind, Dtype, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Model, Session, TokenEvent, estimate_memory,
 };
 
 /// The largest error over the largest logit, in the mean of all prompts and of any: the models of the reference results are random, and
@@ -26,7 +25,7 @@ const TEXT: &str = "What does `Vec::push` do? It appends an element to the back 
 const NARROW: [&str; 2] = ["f16", "q8_0"];
 
 fn options(kv_cache: &str) -> LoadOptions {
-    LoadOptions { kv_cache: Some(kv_cache.to_string()), max_context: Some(512), ..LoadOptions::default() }
+    LoadOptions::default().kv_cache(kv_cache).max_context(512)
 }
 
 fn open(path: &Path, kv_cache: &str) -> Model {
@@ -59,8 +58,7 @@ fn stepwise(model: &Model, ids: &[u32]) -> Vec<Vec<f32>> {
 }
 
 fn answer(session: &mut Session, tokens: usize) -> Vec<u32> {
-    let sampling = SamplingOptions { temperature: Some(1.2), seed: Some(7), ..SamplingOptions::default() };
-    let options = GenerateOptions { max_tokens: tokens, ignore_eos: true, sampling, ..GenerateOptions::default() };
+    let options = GenerateOptions::default().max_tokens(tokens).ignore_eos(true).temperature(1.2).seed(7);
     session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap().tokens
 }
 
@@ -156,7 +154,7 @@ fn sessions_that_go_on_together_have_the_bits_that_each_has_alone() {
             let model = open(&golden(name), kv_cache);
             let begin = |i: usize| {
                 let mut session = begun(&model, &[5, 9, 70, 11, 3, 8, 21, 2][..2 + i], 8);
-                let options = GenerateOptions { max_tokens: 20 + i, ignore_eos: true, ..GenerateOptions::default() };
+                let options = GenerateOptions::default().max_tokens(20 + i).ignore_eos(true);
                 session.begin(&options).unwrap();
                 session
             };
@@ -192,8 +190,8 @@ fn a_saved_session_goes_on_to_the_bit_and_is_for_its_own_type() {
         answer(&mut session, 5); // the last token is held and not yet evaluated
         session.save(path).unwrap();
         let size = std::fs::metadata(path).unwrap().len();
-        // Magic, eight fields and a checksum, two for each layer, and 105 ids.
-        assert_eq!(size, bytes + 8 + 8 * 8 + 8 + 8 * 16 + 105 * 4, "{kv_cache}");
+        // Magic, nine fields and a checksum, two for each layer, and 105 ids.
+        assert_eq!(size, bytes + 8 + 9 * 8 + 8 + 8 * 16 + 105 * 4, "{kv_cache}");
         let mut loaded = Session::load(model, path).unwrap();
         assert_eq!(loaded.tokens(), session.tokens());
         assert_eq!(loaded.logits().unwrap(), session.logits().unwrap(), "{kv_cache}");
@@ -212,7 +210,7 @@ fn a_saved_session_goes_on_to_the_bit_and_is_for_its_own_type() {
     }
     // Neither a kind that there is not, nor a length that is not the kind's.
     let whole = std::fs::read(&paths[2]).unwrap();
-    for (at, kind) in [(72, ErrorKind::Mismatch), (80, ErrorKind::Mismatch), (40, ErrorKind::Format), (300, ErrorKind::Format)] {
+    for (at, kind) in [(80, ErrorKind::Mismatch), (88, ErrorKind::Mismatch), (40, ErrorKind::Format), (300, ErrorKind::Format)] {
         let mut damaged = whole.clone();
         damaged[at] ^= 0x40;
         std::fs::write(&paths[2], &damaged).unwrap();
@@ -223,9 +221,9 @@ fn a_saved_session_goes_on_to_the_bit_and_is_for_its_own_type() {
 #[test]
 fn the_estimate_counts_what_the_type_takes() {
     let of = |kv_cache: Option<&str>| {
-        let kv_cache = kv_cache.map(str::to_string);
-        let device = Some(Device::new(DeviceKind::Cpu, 0).unwrap());
-        estimate_memory(shipped("tiny-coder"), &LoadOptions { kv_cache, device, ..LoadOptions::default() }).unwrap()
+        let mut options = LoadOptions::default().device(Device::new(DeviceKind::Cpu, 0).unwrap());
+        options.kv_cache = kv_cache.map(str::to_string);
+        estimate_memory(shipped("tiny-coder"), &options).unwrap()
     };
     // 1024 positions of 8 layers, 2 heads of 64 keys and 64 values; of Q8_0 34 bytes for 32.
     let values = 1024 * 8 * 2 * 2 * 64;
@@ -244,11 +242,9 @@ fn embeddings_keep_nothing_and_do_not_change() {
     for kv_cache in NARROW {
         assert_eq!(format!("{:?}", embed(kv_cache)), format!("{want:?}"), "{kv_cache}");
     }
-    assert!(
-        Model::load(shipped("tiny-embed"), &LoadOptions { kv_cache: Some("f32".into()), ..LoadOptions::default() }, None).is_ok()
-    );
+    assert!(Model::load(shipped("tiny-embed"), &LoadOptions::default().kv_cache("f32"), None).is_ok());
     for kv_cache in NARROW {
-        let options = LoadOptions { kv_cache: Some(kv_cache.to_string()), ..LoadOptions::default() };
+        let options = LoadOptions::default().kv_cache(kv_cache);
         let loaded = Model::load(shipped("tiny-embed"), &options, None).map(drop);
         for error in [loaded.unwrap_err(), estimate_memory(shipped("tiny-embed"), &options).unwrap_err()] {
             let named = ["kv_cache", kv_cache, "bert"].iter().all(|name| error.message().contains(name));
@@ -260,7 +256,7 @@ fn embeddings_keep_nothing_and_do_not_change() {
 #[test]
 fn an_unknown_type_is_refused_by_name() {
     for kv_cache in ["F16", "q4_0", ""] {
-        let options = LoadOptions { kv_cache: Some(kv_cache.to_string()), ..LoadOptions::default() };
+        let options = LoadOptions::default().kv_cache(kv_cache);
         let error = Model::load(golden("decoders/qwen2_tied"), &options, None).err().unwrap();
         let message = format!("kv_cache: {kv_cache:?} is not supported (f32, f16, q8_0)");
         assert_eq!((error.kind(), error.message()), (ErrorKind::Unsupported, message.as_str()));
@@ -273,8 +269,7 @@ fn tensors_keep_f16_and_refuse_blocks() {
     let ids = Reference::open(&path.join("golden.safetensors")).ids("prompt3.ids");
     for device in devices().into_iter().filter(|device| device.name() != "CPU") {
         // As stored they compute in BF16, of which F16 has every value.
-        let dtype = Some(Dtype::F32);
-        let on = |kv_cache: &str| LoadOptions { device: Some(device.clone()), dtype, ..options(kv_cache) };
+        let on = |kv_cache: &str| options(kv_cache).device(device.clone()).dtype(Dtype::F32);
         let load = |kv_cache| Model::load(&path, &on(kv_cache), None);
         let (whole, half) = (load("f32").unwrap(), load("f16").unwrap());
         let (want, got) = (logits(&whole, &ids, ids.len()), logits(&half, &ids, ids.len()));

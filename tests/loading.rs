@@ -72,7 +72,7 @@ fn progress_grows_to_the_whole_and_can_stop() {
     assert_eq!(error.kind(), ErrorKind::Cancelled);
     let cancel = Cancel::new();
     cancel.trigger();
-    let options = LoadOptions { cancel: Some(cancel), ..LoadOptions::default() };
+    let options = LoadOptions::default().cancel(cancel);
     assert_eq!(Model::load(shipped("tiny-coder"), &options, None).err().unwrap().kind(), ErrorKind::Cancelled);
 }
 
@@ -369,20 +369,20 @@ fn configurations_out_of_range_name_their_field() {
 #[test]
 fn options_out_of_range_name_themselves() {
     let with = |options: LoadOptions| Model::load(golden("decoders/qwen2_tied"), &options, None).err().unwrap();
-    let error = with(LoadOptions { max_context: Some(0), ..LoadOptions::default() });
+    let error = with(LoadOptions::default().max_context(0));
     assert!(error.kind() == ErrorKind::InvalidArgument && error.message().contains("max_context"), "{error}");
     for kind in ["q4_k", "Q8_0", ""] {
-        let error = with(LoadOptions { quantization: Some(kind.to_string()), ..LoadOptions::default() });
+        let error = with(LoadOptions::default().quantization(kind));
         let named = [format!("{kind:?}"), "(q8_0, q6_k, q5_k_m, q4_k_m, q4_0, iq4_nl, mlx4)".to_string()]
             .iter()
             .all(|part| error.message().contains(part));
         assert!(error.kind() == ErrorKind::Unsupported && named, "{error}");
     }
-    let error = with(LoadOptions { tokenizer_path: Some("no/tokenizer.json".into()), ..LoadOptions::default() });
+    let error = with(LoadOptions::default().tokenizer_path("no/tokenizer.json"));
     assert!(error.kind() == ErrorKind::NotFound && error.message().contains("tokenizer.json"), "{error}");
     let damaged = tempfile::NamedTempFile::new().unwrap();
     fs::write(damaged.path(), "{\"model\": 1}").unwrap();
-    let error = with(LoadOptions { tokenizer_path: Some(damaged.path().into()), ..LoadOptions::default() });
+    let error = with(LoadOptions::default().tokenizer_path(damaged.path()));
     assert_eq!(error.kind(), ErrorKind::Format);
 }
 
@@ -405,13 +405,13 @@ fn the_estimate_is_what_a_model_takes() {
     // Weights and cache are counted to the byte; only the workspace is an estimate.
     let path = shipped("tiny-coder");
     let estimate = estimate_memory(&path, &LoadOptions::default()).unwrap();
-    let short = estimate_memory(&path, &LoadOptions { max_context: Some(256), ..LoadOptions::default() }).unwrap();
+    let short = estimate_memory(&path, &LoadOptions::default().max_context(256)).unwrap();
     let cache_of = |tokens: u64| 8 * 2 * 2 * 64 * tokens * 4;
     let workspace = |n: u64| n - cache_of(if n == short { 256 } else { 1024 });
     assert!(workspace(estimate) > workspace(short), "a longer context has longer rows of scores");
     let weights = 14_700_000;
     assert!(estimate - cache_of(1024) > weights && estimate - cache_of(1024) < 2 * weights, "{estimate}");
-    let wide = estimate_memory(&path, &LoadOptions { dtype: Some(metal_candle::Dtype::F32), ..LoadOptions::default() }).unwrap();
+    let wide = estimate_memory(&path, &LoadOptions::default().dtype(metal_candle::Dtype::F32)).unwrap();
     assert!(wide - estimate > 14_600_000 && wide - estimate < 14_800_000, "twice the bytes a weight");
     // All matrices of this model are for products, and have whole panels and blocks.
     let matrices = 4096 * 256 + 8 * ((256 + 2 * 128 + 256) * 256 + 3 * 256 * 768);
@@ -465,7 +465,7 @@ fn a_saved_session_is_for_weights_of_one_kind() {
     session_of_dense.append_tokens(&[5, 9, 70], None).unwrap();
     let of_dense = folder.path().join("dense");
     session_of_dense.save(&of_dense).unwrap();
-    let half = LoadOptions { dtype: Some(Dtype::F16), ..LoadOptions::default() };
+    let half = LoadOptions::default().dtype(Dtype::F16);
     let other = configured("decoders/qwen2_tied", "rope_theta", json!(5000.0));
     for model in [Model::load(golden("decoders/qwen2_tied"), &half, None).unwrap(), load(other.path())] {
         assert_eq!(Session::load(&model, &of_dense).err().unwrap().kind(), ErrorKind::Mismatch);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use common::{QUANTIZATIONS, Reference, dequantised, golden, json, load, max_abs, quantised, shipped, write_tensors};
 use metal_candle::{
     Capability, Dtype, EmbedOptions, ErrorKind, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, LoraConfig,
-    LoraTrainer, Model, Pooling, SamplingOptions, Session, TrainOptions,
+    LoraTrainer, Model, Pooling, Session, TrainOptions,
 };
 
 /// The tolerance of the reference results.
@@ -68,8 +68,7 @@ fn stepwise(model: &Model, adapters: &[(Lora, f32)], ids: &[u32]) -> Vec<f32> {
 }
 
 fn greedy(tokens: usize) -> GenerateOptions {
-    let sampling = SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() };
-    GenerateOptions { max_tokens: tokens, ignore_eos: true, sampling, ..GenerateOptions::default() }
+    GenerateOptions::default().max_tokens(tokens).ignore_eos(true).temperature(0.0)
 }
 
 fn run(session: &mut Session, options: &GenerateOptions) -> Generation {
@@ -92,7 +91,7 @@ fn logits_equal_those_of_peft_attached_and_merged() {
             let texts = json(&golden(notes["base"].as_str().unwrap()).join("golden.json"));
             let texts: Vec<&str> = texts["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
             let want = reference.floats("embeddings");
-            let attached = EmbedOptions { adapters: vec![(lora, 1.0)], ..EmbedOptions::default() };
+            let attached = EmbedOptions::default().adapters([(lora, 1.0)]);
             let error = max_abs(&model.embed(&texts, &attached, None).unwrap(), &want);
             let merged_error = max_abs(&merged.embed(&texts, &EmbedOptions::default(), None).unwrap(), &want);
             assert!(error <= 2e-5 && merged_error <= 2e-5, "{name}: {error}, merged {merged_error}");
@@ -195,7 +194,11 @@ fn adapters_of_one_answer_replace_those_of_the_session_and_then_go() {
     assert!(plain != first && first != second);
 
     let mut session = session(&model, &[(one.clone(), 1.0)], &IDS);
-    let answer = |adapters: Option<Vec<(Lora, f32)>>| GenerateOptions { adapters, ..greedy(6) };
+    let answer = |adapters: Option<Vec<(Lora, f32)>>| {
+        let mut options = greedy(6);
+        options.adapters = adapters;
+        options
+    };
     for (adapters, want) in [
         (None, &first),
         (Some(vec![(other.clone(), 0.5)]), &second),
@@ -287,7 +290,7 @@ fn an_adapter_belongs_to_its_model() {
     let same = base(&golden("lora/qwen2_all7"));
     assert!(Session::new(&same, 0).unwrap().set_adapters(&[(lora.clone(), 1.0)]).is_ok(), "the same files loaded twice");
     let other = load(golden("decoders/qwen2_window_old"));
-    let halved = LoadOptions { dtype: Some(Dtype::F16), ..LoadOptions::default() };
+    let halved = LoadOptions::default().dtype(Dtype::F16);
     let halved = Model::load(golden("decoders/qwen2_untied_old"), &halved, None).unwrap();
     let quantised = Model::load(golden("decoders/qwen2_untied_old"), &quantised("q8_0"), None).unwrap();
     for other in [other, halved, quantised, model.merge(&lora, 1.0).unwrap()] {
@@ -295,7 +298,7 @@ fn an_adapter_belongs_to_its_model() {
         session.append_tokens(&IDS, None).unwrap();
         let before = session.logits().unwrap().to_vec();
         assert_eq!(session.set_adapters(&[(lora.clone(), 1.0)]).unwrap_err().kind(), ErrorKind::Mismatch);
-        let options = GenerateOptions { adapters: Some(vec![(lora.clone(), 1.0)]), ..greedy(1) };
+        let options = greedy(1).adapters([(lora.clone(), 1.0)]);
         assert_eq!(session.begin(&options).unwrap_err().kind(), ErrorKind::Mismatch);
         assert_eq!(session.logits().unwrap(), before);
         assert_eq!(other.merge(&lora, 1.0).err().unwrap().kind(), ErrorKind::Mismatch);
@@ -780,7 +783,7 @@ fn embeddings_take_adapters() {
     let lora = open(&model, path.path());
 
     let texts = ["Appends an element.", "Opens a file for reading, and what else there may be to say.", ""];
-    let with = |adapters: Vec<(Lora, f32)>| EmbedOptions { adapters, pooling: Some(Pooling::Mean), ..EmbedOptions::default() };
+    let with = |adapters: Vec<(Lora, f32)>| EmbedOptions::default().adapters(adapters).pooling(Pooling::Mean);
     let plain = model.embed(&texts, &with(vec![]), None).unwrap();
     let changed = model.embed(&texts, &with(vec![(lora.clone(), 1.0)]), None).unwrap();
     assert!(max_abs(&plain, &changed) > 1e-3);
@@ -838,7 +841,7 @@ fn adapters_of_quantised_weights_compute_the_bits_of_the_numbers_that_these_stan
                 let texts = json(&base.join("golden.json"));
                 let texts: Vec<&str> = texts["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
                 let embed = |model: &Model, adapters: Vec<(Lora, f32)>| {
-                    model.embed(&texts, &EmbedOptions { adapters, ..EmbedOptions::default() }, None).unwrap()
+                    model.embed(&texts, &EmbedOptions::default().adapters(adapters), None).unwrap()
                 };
                 let plain = pair.same(&what("plain"), |model| embed(model, vec![]));
                 let attached = pair.same(&what("attached"), |model| embed(model, vec![(open(model, &path), 0.6)]));
@@ -880,7 +883,7 @@ fn the_numbers_of_quantised_weights_are_those_of_a_file() {
             ["decoders", "families"].map(|folder| golden(folder).join(name)).into_iter().find(|path| path.exists()).unwrap();
         for kind in QUANTIZATIONS.into_iter().filter(|kind| *kind != "mlx4") {
             file.save_gguf(&path, Some(kind), None).unwrap();
-            let widened = LoadOptions { dtype: Some(Dtype::F32), ..LoadOptions::default() };
+            let widened = LoadOptions::default().dtype(Dtype::F32);
             let (widened, numbers) = (Model::load(&path, &widened, None).unwrap(), dequantised(&base, kind));
             let (found, want) = (logits(&load(numbers.path()), &[], &IDS), logits(&widened, &[], &IDS));
             assert!(found == want && want != logits(&file, &[], &IDS), "{name} in {kind}");
@@ -895,8 +898,8 @@ fn adapters_are_trained_and_used_over_blocks_of_256_as_over_their_numbers() {
     for kind in ["q6_k", "q5_k_m", "q4_k_m"] {
         let pair = Pair::open(&shipped("tiny-coder"), kind);
         let train = |model: &Model| {
-            let config = LoraConfig { rank: 4, targets: vec!["all-linear".to_string()], rslora: true, ..LoraConfig::default() };
-            let options = TrainOptions { learning_rate: 0.02, ..TrainOptions::default() };
+            let config = LoraConfig::default().rank(4).targets(["all-linear"]).rslora(true);
+            let options = TrainOptions::default().learning_rate(0.02);
             let mut trainer = LoraTrainer::new(model, &config, &options).unwrap();
             let mut losses = Vec::new();
             for _ in 0..3 {

@@ -8,12 +8,12 @@ use metal_candle::{Device, DeviceKind, Dtype, EmbedOptions, LoadOptions, Model, 
 #[test]
 fn what_loading_and_work_take_was_estimated() {
     long_texts();
-    a_full_context(LoadOptions { dtype: Some(Dtype::F32), ..LoadOptions::default() });
+    a_full_context(LoadOptions::default().dtype(Dtype::F32));
 }
 
 fn a_full_context(options: LoadOptions) {
     let device = Device::new(DeviceKind::Cpu, 0).unwrap();
-    let options = LoadOptions { device: Some(device.clone()), ..options };
+    let options = options.device(device.clone());
     let resident = || device.memory().unwrap().0 as f64;
     // Thread stacks, the tokenizer and the allocator's own are there before, so that the difference is model and session.
     let warm = Model::load(shipped("tiny-coder"), &options, None).unwrap();
@@ -39,7 +39,7 @@ fn a_full_context(options: LoadOptions) {
 
 fn long_texts() {
     let device = Device::new(DeviceKind::Cpu, 0).unwrap();
-    let options = LoadOptions { device: Some(device.clone()), dtype: Some(Dtype::F32), ..LoadOptions::default() };
+    let options = LoadOptions::default().device(device.clone()).dtype(Dtype::F32);
     let resident = || device.memory().unwrap().0 as f64;
     let warm = Model::load(shipped("tiny-embed"), &options, None).unwrap();
     warm.embed(&["text"], &EmbedOptions::default(), None).unwrap();

@@ -9,8 +9,8 @@ use metal_candle::{Device, DeviceKind, Dtype, LoadOptions, Model, estimate_memor
 fn quantised_weights_take_a_quarter() {
     let device = Device::new(DeviceKind::Cpu, 0).unwrap();
     let resident = || device.memory().unwrap().0 as f64;
-    let dense = LoadOptions { dtype: Some(Dtype::F32), device: Some(device.clone()), ..LoadOptions::default() };
-    let quantised = LoadOptions { device: Some(device.clone()), ..q8_0() };
+    let dense = LoadOptions::default().dtype(Dtype::F32).device(device.clone());
+    let quantised = q8_0().device(device.clone());
     let load = |options| Model::load(shipped("tiny-coder"), options, None).unwrap();
     let warm = load(&quantised);
     // Kept, so that none has the memory of another.

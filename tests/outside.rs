@@ -48,8 +48,8 @@ fn spoiled(name: &str) -> tempfile::TempDir {
 }
 
 fn cpu(path: &Path) -> Model {
-    let device = Some(Device::new(DeviceKind::Cpu, 0).unwrap());
-    Model::load(path, &LoadOptions { device, ..LoadOptions::default() }, None).unwrap()
+    let options = LoadOptions::default().device(Device::new(DeviceKind::Cpu, 0).unwrap());
+    Model::load(path, &options, None).unwrap()
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn every_call_fits_a_stack_of_512_kib() {
     let calls = || {
         let model = load(shipped("tiny-coder"));
         let schema = r#"{"type": "object", "properties": {"a": {"enum": [1, "x"]}, "b": {"type": "string"}}, "required": ["a"]}"#;
-        let options = GenerateOptions { max_tokens: 8, json_schema: Some(schema.to_owned()), ..GenerateOptions::default() };
+        let options = GenerateOptions::default().max_tokens(8).json_schema(schema);
         model.generate("What?", &options, None, &mut |_| ControlFlow::Continue(())).unwrap();
         let mut trainer = LoraTrainer::new(&model, &LoraConfig::default(), &TrainOptions::default()).unwrap();
         trainer.train_step(&[1, 2, 3, 4, 5, 6], None, &[0, 3, 6]).unwrap();

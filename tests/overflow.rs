@@ -72,8 +72,7 @@ fn directory() -> TempDir {
 /// Never with [`BAD`] in the answer.
 fn greedy() -> GenerateOptions {
     let logit_bias = vec![(BAD, f32::NEG_INFINITY)];
-    let sampling = SamplingOptions { temperature: Some(0.0), logit_bias, ..SamplingOptions::default() };
-    GenerateOptions { max_tokens: 5, ignore_eos: true, sampling, ..GenerateOptions::default() }
+    GenerateOptions::default().max_tokens(5).ignore_eos(true).temperature(0.0).logit_bias(logit_bias)
 }
 
 fn session(model: &Model, ids: &[u32]) -> Session {
@@ -98,7 +97,8 @@ fn a_token_whose_activations_overflow_ends_its_own_answer_with_an_error() {
     let kinds = QUANTIZATIONS.into_iter().map(Some).chain([None]);
     for (kind, exact) in kinds.flat_map(|kind| [(kind, false), (kind, true)]) {
         let what = format!("{kind:?}, exact {exact}");
-        let options = LoadOptions { quantization: kind.map(str::to_string), exact, ..LoadOptions::default() };
+        let mut options = LoadOptions::default().exact(exact);
+        options.quantization = kind.map(str::to_string);
         let model = Model::load(folder.path(), &options, None).unwrap();
         let want = session(&model, &GOOD).logits().unwrap().to_vec();
         assert!(want.iter().all(|x| x.is_finite()), "{what}");
@@ -110,8 +110,8 @@ fn a_token_whose_activations_overflow_ends_its_own_answer_with_an_error() {
         for prompt in [[&GOOD[..], &[BAD]].concat(), [&[BAD], &GOOD[..]].concat(), [&GOOD[..4], &[BAD], &GOOD[4..]].concat()] {
             let mut lost = session(&model, &prompt);
             is_told(&lost.logits().unwrap_err());
-            for sampling in [greedy().sampling, SamplingOptions { temperature: Some(1.0), ..SamplingOptions::default() }] {
-                let options = GenerateOptions { sampling, ..greedy() };
+            for sampling in [greedy().sampling, SamplingOptions::default().temperature(1.0)] {
+                let options = greedy().sampling(sampling);
                 is_told(&lost.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap_err());
             }
         }
@@ -149,10 +149,10 @@ fn a_batch_whose_activations_overflow_is_not_learnt() {
     let folder = directory();
     let with_bad: Vec<u32> = [&GOOD[..], &[BAD], &GOOD[..]].concat();
     for kind in [None, Some("q8_0"), Some("q4_k_m")] {
-        let options = LoadOptions { quantization: kind.map(str::to_string), ..LoadOptions::default() };
+        let mut options = LoadOptions::default();
+        options.quantization = kind.map(str::to_string);
         let model = Model::load(folder.path(), &options, None).unwrap();
-        let fresh =
-            || LoraTrainer::new(&model, &LoraConfig { rank: 2, ..LoraConfig::default() }, &TrainOptions::default()).unwrap();
+        let fresh = || LoraTrainer::new(&model, &LoraConfig::default().rank(2), &TrainOptions::default()).unwrap();
         let mut trainer = fresh();
         for offsets in [vec![0, with_bad.len()], vec![0, GOOD.len(), with_bad.len()]] {
             let evaluated = trainer.eval_step(&with_bad, None, &offsets).map(drop);
@@ -179,10 +179,11 @@ fn a_text_whose_activations_overflow_has_no_vector() {
     norm.chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&3e38f32.to_le_bytes()));
     write_tensors(&folder.path().join("model.safetensors"), tensors);
     for (kind, exact) in [(None, false), (Some("q8_0"), false), (Some("q8_0"), true), (Some("q4_0"), false)] {
-        let options = LoadOptions { quantization: kind.map(str::to_string), exact, ..LoadOptions::default() };
+        let mut options = LoadOptions::default().exact(exact);
+        options.quantization = kind.map(str::to_string);
         let model = Model::load(folder.path(), &options, None).unwrap();
         for pooling in [Pooling::Cls, Pooling::Max, Pooling::Mean, Pooling::MeanSqrtLen, Pooling::WeightedMean, Pooling::Last] {
-            let options = EmbedOptions { pooling: Some(pooling), ..EmbedOptions::default() };
+            let options = EmbedOptions::default().pooling(pooling);
             let error = model.embed(&["a little text", "and another, longer one"], &options, None).unwrap_err();
             let message = "texts[0]: expected a vector of finite values, found";
             assert!(

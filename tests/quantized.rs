@@ -341,8 +341,8 @@ fn results(model: &Model) -> Vec<f32> {
         session.append_tokens(&[id], None).unwrap();
         found.extend_from_slice(session.logits().unwrap());
     }
-    let config = LoraConfig { rank: 2, targets: vec!["all-linear".to_string()], ..LoraConfig::default() };
-    let mut trainer = LoraTrainer::new(model, &config, &TrainOptions { learning_rate: 0.01, ..TrainOptions::default() }).unwrap();
+    let config = LoraConfig::default().rank(2).targets(["all-linear"]);
+    let mut trainer = LoraTrainer::new(model, &config, &TrainOptions::default().learning_rate(0.01)).unwrap();
     for _ in 0..2 {
         let step = trainer.train_step(&IDS, None, &[0, 4, IDS.len()]).unwrap();
         found.extend([step.loss, step.update.unwrap().grad_norm]);

@@ -30,7 +30,7 @@ fn numbers(value: &Value) -> Vec<f32> {
 /// What a directory's reference was made with.
 fn options(notes: &Value) -> RerankOptions {
     let prompt = notes["instruction"].as_str().map_or(Prompt::Default, |text| Prompt::Text(text.to_string()));
-    RerankOptions { prompt, ..RerankOptions::default() }
+    RerankOptions::default().prompt(prompt)
 }
 
 fn rerank(model: &Model, query: &str, documents: &[&str], options: &RerankOptions) -> Vec<f32> {
@@ -43,7 +43,8 @@ fn every_pair_of_every_model_has_the_score_of_the_reference() {
         let (model, notes) = (load(&path), json(&path.join("golden.json")));
         let documents = texts(&notes, "documents");
         for (key, activation) in [("scores", None), ("logits", Some(ScoreActivation::Identity))] {
-            let options = RerankOptions { activation, ..options(&notes) };
+            let mut options = options(&notes);
+            options.activation = activation;
             let want = numbers(&notes[key]);
             for (query, want) in texts(&notes, "queries").into_iter().zip(want.chunks(documents.len())) {
                 let got = rerank(&model, query, &documents, &options);
@@ -68,7 +69,7 @@ fn a_pair_has_the_same_bits_alone_and_in_any_company() {
             assert_eq!(rerank(&model, query, &[document], &options), [*score], "{}: {document:?}", path.display());
         }
         let backwards: Vec<&str> = documents.iter().rev().chain(&documents).copied().collect();
-        let scores = rerank(&model, query, &backwards, &RerankOptions { batch_size: Some(2), ..options.clone() });
+        let scores = rerank(&model, query, &backwards, &options.clone().batch_size(2));
         assert_eq!(scores[documents.len()..], together);
         assert!(scores[..documents.len()].iter().rev().eq(&together));
         assert!(rerank(&model, query, &[], &options).is_empty());
@@ -80,20 +81,20 @@ fn a_shorter_limit_cuts_the_longer_text() {
     let model = load(golden("rerankers/bert"));
     let long = "word ".repeat(100);
     let at = |max_length, query: &str, document: &str| {
-        let options = RerankOptions { max_length: Some(max_length), ..RerankOptions::default() };
+        let options = RerankOptions::default().max_length(max_length);
         rerank(&model, query, &[document], &options)
     };
     assert_eq!(at(30, "a list", &long), at(30, "a list", &format!("{long} other words at its end")));
     assert_ne!(at(30, "a list", &long), at(30, "a lift", &long));
     for found in [3, 81] {
-        let options = RerankOptions { max_length: Some(found), ..RerankOptions::default() };
+        let options = RerankOptions::default().max_length(found);
         let error = model.rerank("a", &["b"], &options).unwrap_err();
         assert!(
             error.kind() == ErrorKind::InvalidArgument && error.message().contains(&format!("4 to 80 tokens, found {found}")),
             "{error}"
         );
     }
-    let none = RerankOptions { batch_size: Some(0), ..RerankOptions::default() };
+    let none = RerankOptions::default().batch_size(0);
     assert_eq!(model.rerank("a", &["b"], &none).unwrap_err().kind(), ErrorKind::InvalidArgument);
 }
 
@@ -183,7 +184,7 @@ fn a_head_is_counted_saved_and_quantised_around() {
         let to = saved.path().join("saved");
         model.save(&to, None, None).unwrap_or_else(|e| panic!("{name}: {}", e.details()));
         assert_eq!(rerank(&load(&to), query, documents, &options(&notes)), want, "{name}");
-        let q8 = LoadOptions { quantization: Some("q8_0".into()), exact: true, ..LoadOptions::default() };
+        let q8 = LoadOptions::default().quantization("q8_0").exact(true);
         let close = rerank(&Model::load(&path, &q8, None).unwrap(), query, documents, &options(&notes));
         assert!(close.iter().zip(&want).all(|(a, b)| (a - b).abs() < 0.05), "{name}: {close:?} {want:?}");
         assert!(estimate_memory(&path, &LoadOptions::default()).unwrap() > 4 * model.parameter_count());
@@ -195,6 +196,6 @@ fn a_cancelled_call_stops() {
     let model = load(golden("rerankers/bert"));
     let cancel = Cancel::new();
     cancel.trigger();
-    let options = RerankOptions { cancel: Some(cancel), ..RerankOptions::default() };
+    let options = RerankOptions::default().cancel(cancel);
     assert_eq!(model.rerank("a", &["b"], &options).unwrap_err().kind(), ErrorKind::Cancelled);
 }

@@ -14,7 +14,7 @@ fn ids(json: &Json) -> Vec<u32> {
 
 /// A golden case's settings, row, context and answer.
 fn golden_case(case: &Json) -> (Sampling, Vec<f32>, Vec<u32>, Vec<u32>) {
-    let mut sampling = Sampling { temperature: 1.0, ..Sampling::default() };
+    let mut sampling = Sampling::default().temperature(1.0);
     let (mut context, mut generated) = (Vec::new(), Vec::new());
     for (name, value) in case["params"].as_object().unwrap() {
         let number = value.as_f64().unwrap_or_default() as f32;
@@ -57,7 +57,7 @@ fn kept_tokens_and_probabilities_equal_those_of_transformers() {
                 let expected = expected[&id.to_string()].as_f64().unwrap();
                 assert!((f64::from(probability) - expected).abs() <= 1e-6, "{name}: token {id}: {probability} {expected}");
             }
-            let mut greedy = Sampler::new(Sampling { temperature: 0.0, ..sampling }, logits.len()).unwrap();
+            let mut greedy = Sampler::new(sampling.temperature(0.0), logits.len()).unwrap();
             let id = greedy.sample(&logits, &context, &generated).unwrap().0;
             assert_eq!(Some(u64::from(id)), case["greedy"].as_u64(), "{name}");
         }
@@ -139,17 +139,18 @@ fn sampling() -> impl Strategy<Value = Sampling> {
                 frequency_penalty,
                 presence_penalty,
                 logit_bias,
-            )| Sampling {
-                temperature,
-                top_k,
-                top_p,
-                min_p,
-                repetition_penalty,
-                repetition_last_n,
-                frequency_penalty,
-                presence_penalty,
-                logit_bias,
-                seed: Some(1),
+            )| {
+                Sampling::default()
+                    .temperature(temperature)
+                    .top_k(top_k)
+                    .top_p(top_p)
+                    .min_p(min_p)
+                    .repetition_penalty(repetition_penalty)
+                    .repetition_last_n(repetition_last_n)
+                    .frequency_penalty(frequency_penalty)
+                    .presence_penalty(presence_penalty)
+                    .logit_bias(logit_bias)
+                    .seed(1)
             },
         )
 }
@@ -179,7 +180,7 @@ proptest! {
         let kept = sampler.distribution(&logits, &context, &generated).unwrap().to_vec();
         // A token that lies on a border of top-p or min-p within rounding may fall to either side.
         let same = kept.iter().map(|kept| kept.0).eq(expected.iter().map(|kept| kept.0));
-        let nudged = |by: f32| naive(&Sampling { top_p: (sampling.top_p * (1.0 + by)).min(1.0), min_p: sampling.min_p * (1.0 - by), ..sampling.clone() }, &logits, &context, &generated);
+        let nudged = |by: f32| naive(&sampling.clone().top_p((sampling.top_p * (1.0 + by)).min(1.0)).min_p(sampling.min_p * (1.0 - by)), &logits, &context, &generated);
         prop_assert!(same || nudged(1e-5).len() != nudged(-1e-5).len(), "{:?} {:?}", kept, expected);
         if same {
             for (kept, expected) in kept.iter().zip(&expected) {
@@ -211,7 +212,7 @@ fn large_row(vocab_size: usize) -> Vec<f32> {
 fn a_large_vocabulary_gives_what_the_definition_gives() {
     let logits = large_row(151_936);
     for (top_k, top_p, min_p) in [(20, 0.95, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.05), (5000, 0.99, 0.001), (0, 0.999, 0.0)] {
-        let sampling = Sampling { temperature: 0.8, top_k, top_p, min_p, ..Sampling::default() };
+        let sampling = Sampling::default().temperature(0.8).top_k(top_k).top_p(top_p).min_p(min_p);
         let expected = naive(&sampling, &logits, &[], &[]);
         let kept = Sampler::new(sampling, logits.len()).unwrap().distribution(&logits, &[], &[]).unwrap().to_vec();
         assert_eq!(kept.iter().map(|kept| kept.0).collect::<Vec<_>>(), expected.iter().map(|kept| kept.0).collect::<Vec<_>>());
@@ -222,8 +223,9 @@ fn a_large_vocabulary_gives_what_the_definition_gives() {
 fn a_seed_gives_the_same_tokens_again() {
     let logits = large_row(1000);
     let draw = |seed| {
-        let mut sampler =
-            Sampler::new(Sampling { temperature: 1.0, top_p: 0.95, seed, ..Sampling::default() }, logits.len()).unwrap();
+        let mut sampling = Sampling::default().temperature(1.0).top_p(0.95);
+        sampling.seed = seed;
+        let mut sampler = Sampler::new(sampling, logits.len()).unwrap();
         (0..50).map(|_| sampler.sample(&logits, &[], &[]).unwrap().0).collect::<Vec<_>>()
     };
     assert_eq!(draw(Some(7)), draw(Some(7)));
@@ -236,7 +238,7 @@ fn a_seed_gives_the_same_tokens_again() {
 #[test]
 fn drawn_frequencies_follow_the_probabilities() {
     let logits = [0.0, 1.0, 2.0, -1.0, 0.5, 3.0, -20.0, 1.5];
-    let mut sampler = Sampler::new(Sampling { temperature: 1.3, seed: Some(42), ..Sampling::default() }, logits.len()).unwrap();
+    let mut sampler = Sampler::new(Sampling::default().temperature(1.3).seed(42), logits.len()).unwrap();
     let kept = sampler.distribution(&logits, &[], &[]).unwrap().to_vec();
     let draws = 100_000;
     let mut counts = [0_u32; 8];
@@ -259,7 +261,7 @@ fn drawn_frequencies_follow_the_probabilities() {
 fn ties_go_to_the_lowest_id() {
     let logits = [1.0, 5.0, 5.0, 2.0, 5.0];
     assert_eq!(Sampler::new(Sampling::default(), 5).unwrap().sample(&logits, &[], &[]).unwrap().0, 1);
-    let sampling = Sampling { temperature: 1.0, top_p: 0.5, ..Sampling::default() };
+    let sampling = Sampling::default().temperature(1.0).top_p(0.5);
     let kept = Sampler::new(sampling, 5).unwrap().distribution(&logits, &[], &[]).unwrap().to_vec();
     assert_eq!(kept, [(1, 0.5), (2, 0.5)]);
 }
@@ -267,13 +269,13 @@ fn ties_go_to_the_lowest_id() {
 #[test]
 fn penalties_decide_the_greedy_token_and_not_its_log_probability() {
     let logits = [2.0, 1.9, -1.0];
-    let sampling = Sampling { repetition_penalty: 2.0, logit_bias: vec![(2, 0.5)], ..Sampling::default() };
+    let sampling = Sampling::default().repetition_penalty(2.0).logit_bias([(2, 0.5)]);
     let (id, logprob) = Sampler::new(sampling, 3).unwrap().sample(&logits, &[0], &[]).unwrap();
     let log_sum = (2f64.exp() + 1.9f64.exp() + (-1f64).exp()).ln();
     assert_eq!(id, 1);
     assert!((f64::from(logprob) - (f64::from(1.9_f32) - log_sum)).abs() < 1e-6);
     // The window holds the last tokens of prompt and answer together.
-    let sampling = Sampling { repetition_penalty: 2.0, repetition_last_n: 1, ..Sampling::default() };
+    let sampling = Sampling::default().repetition_penalty(2.0).repetition_last_n(1);
     let mut sampler = Sampler::new(sampling, 3).unwrap();
     assert_eq!(sampler.sample(&logits, &[0], &[]).unwrap().0, 1);
     assert_eq!(sampler.sample(&logits, &[0], &[2]).unwrap().0, 0);
@@ -283,7 +285,7 @@ fn penalties_decide_the_greedy_token_and_not_its_log_probability() {
 
 #[test]
 fn forbidden_tokens_are_never_drawn() {
-    let sampling = Sampling { temperature: 2.0, logit_bias: vec![(0, f32::NEG_INFINITY)], seed: Some(1), ..Sampling::default() };
+    let sampling = Sampling::default().temperature(2.0).logit_bias([(0, f32::NEG_INFINITY)]).seed(1);
     let mut sampler = Sampler::new(sampling, 3).unwrap();
     for _ in 0..500 {
         assert_eq!(sampler.sample(&[9.0, 0.0, f32::NEG_INFINITY], &[], &[]).unwrap().0, 1);
@@ -298,7 +300,7 @@ fn forbidden_tokens_are_never_drawn() {
 #[test]
 fn rows_without_a_distribution_are_errors() {
     for temperature in [0.0, 1.0] {
-        let mut sampler = Sampler::new(Sampling { temperature, top_p: 0.5, top_k: 2, ..Sampling::default() }, 3).unwrap();
+        let mut sampler = Sampler::new(Sampling::default().temperature(temperature).top_p(0.5).top_k(2), 3).unwrap();
         for (logits, message) in [
             ([0.0, f32::NAN, 1.0], "logits: token 1: expected a number, found NaN"),
             ([0.0, 1.0, f32::INFINITY], "logits: token 2: expected a number, found inf"),
@@ -312,7 +314,7 @@ fn rows_without_a_distribution_are_errors() {
         assert_eq!(sampler.sample(&[f32::NEG_INFINITY, f32::MIN, f32::NEG_INFINITY], &[], &[]).unwrap(), (1, 0.0));
         sampler.sample(&[f32::MAX, f32::MIN, f32::MAX], &[], &[]).unwrap();
     }
-    let mut sampler = Sampler::new(Sampling { repetition_penalty: 1e-30, ..Sampling::default() }, 1).unwrap();
+    let mut sampler = Sampler::new(Sampling::default().repetition_penalty(1e-30), 1).unwrap();
     let error = sampler.sample(&[1e20], &[0], &[]).unwrap_err();
     assert_eq!(
         (error.kind(), error.message()),
@@ -324,54 +326,30 @@ fn rows_without_a_distribution_are_errors() {
 fn options_out_of_range_are_named_with_their_value() {
     let defaults = Sampling::default();
     for (options, message) in [
-        (SamplingOptions { temperature: Some(-0.5), ..Default::default() }, "temperature: expected 0 or more, found -0.5"),
-        (SamplingOptions { temperature: Some(f32::NAN), ..Default::default() }, "temperature: expected 0 or more, found NaN"),
+        (SamplingOptions::default().temperature(-0.5), "temperature: expected 0 or more, found -0.5"),
+        (SamplingOptions::default().temperature(f32::NAN), "temperature: expected 0 or more, found NaN"),
+        (SamplingOptions::default().temperature(f32::INFINITY), "temperature: expected 0 or more, found inf"),
+        (SamplingOptions::default().top_p(0.0), "top_p: expected above 0, up to 1, found 0"),
+        (SamplingOptions::default().top_p(1.5), "top_p: expected above 0, up to 1, found 1.5"),
+        (SamplingOptions::default().min_p(-0.1), "min_p: expected 0 to 1, found -0.1"),
+        (SamplingOptions::default().min_p(2.0), "min_p: expected 0 to 1, found 2"),
+        (SamplingOptions::default().repetition_penalty(0.0), "repetition_penalty: expected above 0, found 0"),
+        (SamplingOptions::default().frequency_penalty(f32::NAN), "frequency_penalty: expected a number, found NaN"),
+        (SamplingOptions::default().presence_penalty(f32::NEG_INFINITY), "presence_penalty: expected a number, found -inf"),
         (
-            SamplingOptions { temperature: Some(f32::INFINITY), ..Default::default() },
-            "temperature: expected 0 or more, found inf",
-        ),
-        (SamplingOptions { top_p: Some(0.0), ..Default::default() }, "top_p: expected above 0, up to 1, found 0"),
-        (SamplingOptions { top_p: Some(1.5), ..Default::default() }, "top_p: expected above 0, up to 1, found 1.5"),
-        (SamplingOptions { min_p: Some(-0.1), ..Default::default() }, "min_p: expected 0 to 1, found -0.1"),
-        (SamplingOptions { min_p: Some(2.0), ..Default::default() }, "min_p: expected 0 to 1, found 2"),
-        (
-            SamplingOptions { repetition_penalty: Some(0.0), ..Default::default() },
-            "repetition_penalty: expected above 0, found 0",
-        ),
-        (
-            SamplingOptions { frequency_penalty: Some(f32::NAN), ..Default::default() },
-            "frequency_penalty: expected a number, found NaN",
-        ),
-        (
-            SamplingOptions { presence_penalty: Some(f32::NEG_INFINITY), ..Default::default() },
-            "presence_penalty: expected a number, found -inf",
-        ),
-        (
-            SamplingOptions { logit_bias: vec![(3, f32::INFINITY)], ..Default::default() },
+            SamplingOptions::default().logit_bias([(3, f32::INFINITY)]),
             "logit_bias[3]: expected a number or minus infinity, found inf",
         ),
     ] {
         let error = options.resolve(&defaults).unwrap_err();
         assert_eq!((error.kind(), error.message()), (ErrorKind::InvalidArgument, message));
     }
-    let options = SamplingOptions {
-        temperature: Some(0.7),
-        repetition_penalty: Some(1.1),
-        repetition_last_n: Some(64),
-        ..Default::default()
-    };
-    let model = Sampling { temperature: 1.0, top_k: 20, seed: Some(3), ..Sampling::default() };
-    let expected = Sampling {
-        temperature: 0.7,
-        top_k: 20,
-        repetition_penalty: 1.1,
-        repetition_last_n: 64,
-        seed: Some(3),
-        ..Sampling::default()
-    };
+    let options = SamplingOptions::default().temperature(0.7).repetition_penalty(1.1).repetition_last_n(64);
+    let model = Sampling::default().temperature(1.0).top_k(20).seed(3);
+    let expected = Sampling::default().temperature(0.7).top_k(20).repetition_penalty(1.1).repetition_last_n(64).seed(3);
     assert_eq!(options.resolve(&model).unwrap(), expected);
-    let biased = Sampling { logit_bias: vec![(3, 1.0)], ..Sampling::default() };
+    let biased = Sampling::default().logit_bias([(3, 1.0)]);
     assert_eq!(Sampler::new(biased, 3).err().unwrap().message(), "logit_bias[3]: expected a token below 3");
     assert!(Sampler::new(Sampling::default(), 0).is_err());
-    assert!(Sampler::new(Sampling { top_p: f32::NAN, ..Sampling::default() }, 3).is_err());
+    assert!(Sampler::new(Sampling::default().top_p(f32::NAN), 3).is_err());
 }

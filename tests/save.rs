@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use common::{cosine, golden, load, quantised};
-use metal_candle::{Capability, EmbedOptions, ErrorKind, LoadOptions, Lora, Model, Progress, Session, Stage};
+use metal_candle::{Capability, EmbedOptions, ErrorKind, Lora, Model, Progress, Session, Stage};
 
 const IDS: [u32; 9] = [5, 17, 3, 80, 41, 9, 66, 23, 12];
 
@@ -273,8 +273,8 @@ fn a_tokenizer_that_was_given_is_not_changed_by_what_is_said_of_the_models_own()
     ] {
         let folder = tempfile::tempdir().unwrap();
         let directory = folder.path().join("model");
-        let tokenizer_path = Some(golden(other).join("tokenizer.json"));
-        let model = Model::load(golden(base), &LoadOptions { tokenizer_path, ..common::exact() }, None).unwrap();
+        let options = common::exact().tokenizer_path(golden(other).join("tokenizer.json"));
+        let model = Model::load(golden(base), &options, None).unwrap();
         model.save(&directory, None, None).unwrap();
         let again = load(&directory);
         let encode = |model: &Model| model.tokenizer().unwrap().encode(text, true).unwrap();
@@ -285,8 +285,7 @@ fn a_tokenizer_that_was_given_is_not_changed_by_what_is_said_of_the_models_own()
 
 #[test]
 fn a_tokenizer_that_was_given_is_saved_with_the_model() {
-    let tokenizer_path = Some(common::shipped("tiny-coder").join("tokenizer.json"));
-    let options = LoadOptions { tokenizer_path, ..common::exact() };
+    let options = common::exact().tokenizer_path(common::shipped("tiny-coder").join("tokenizer.json"));
     let folder = tempfile::tempdir().unwrap();
     for base in ["decoders/qwen2_tied", "gguf/families/llama_plain.gguf"] {
         let model = Model::load(golden(base), &options, None).unwrap();

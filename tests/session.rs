@@ -5,10 +5,11 @@ mod common;
 
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use common::{Reference, devices, golden, load, load_onto, shipped};
 use metal_candle::{
-    Cancel, Chat, Dtype, ErrorKind, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, Model, SamplingOptions,
+    Cancel, Chat, Device, DeviceKind, Dtype, ErrorKind, FinishReason, GenerateOptions, Generation, LoadOptions, Lora, Model,
     Session, Stage, TokenEvent,
 };
 
@@ -22,12 +23,11 @@ fn tokens(n: usize) -> Vec<u32> {
 }
 
 fn options(max_tokens: usize) -> GenerateOptions {
-    GenerateOptions { max_tokens, ..GenerateOptions::default() }
+    GenerateOptions::default().max_tokens(max_tokens)
 }
 
 fn sampled(max_tokens: usize, seed: u64) -> GenerateOptions {
-    let sampling = SamplingOptions { temperature: Some(1.2), seed: Some(seed), ..SamplingOptions::default() };
-    GenerateOptions { sampling, ignore_eos: true, ..options(max_tokens) }
+    options(max_tokens).temperature(1.2).seed(seed).ignore_eos(true)
 }
 
 fn question(text: &str) -> Chat {
@@ -43,7 +43,7 @@ fn run(session: &mut Session, options: &GenerateOptions) -> Generation {
 #[test]
 fn push_pull_stateless_and_session_calls_give_one_text() {
     let prompt = question("What does `Option::map` do?").render(model().chat_template().ok(), true).unwrap();
-    let stateless = GenerateOptions { add_special: false, ..options(60) };
+    let stateless = options(60).add_special(false);
     let mut pieces = String::new();
     let pushed = model()
         .generate(&prompt, &stateless, None, &mut |event| {
@@ -166,8 +166,8 @@ fn states_of_fixed_size_are_saved_in_the_middle_of_a_turn() {
 
             let whole = std::fs::read(&path).unwrap();
             // The first state is of fixed size: its position does not go with the tokens, its shape is another one, its kind.
-            let state = 72 + 16 * file_states(&whole) + 4 * file_tokens(&whole);
-            for (at, kind) in [(state, ErrorKind::Format), (80, ErrorKind::Mismatch), (72, ErrorKind::Mismatch)] {
+            let state = 80 + 16 * file_states(&whole) + 4 * file_tokens(&whole);
+            for (at, kind) in [(state, ErrorKind::Format), (88, ErrorKind::Mismatch), (80, ErrorKind::Mismatch)] {
                 let mut damaged = whole.clone();
                 damaged[at] ^= 0x41;
                 std::fs::write(&path, &damaged).unwrap();
@@ -245,6 +245,57 @@ fn a_session_file_is_refused_by_another_model_and_when_damaged() {
     assert_eq!(Session::load(model(), &path).unwrap_err().kind(), ErrorKind::Format);
 }
 
+/// The bytes of a session file with others in place of those from 72 on, where the tokens of its prompt stand, and of its version.
+fn rewritten(file: &[u8], version: &[u8; 2], prompt: &[u8]) -> Vec<u8> {
+    let mut bytes = [&file[..6], version, &file[8..72], prompt, &file[80..file.len() - 8]].concat();
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, &b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    bytes.extend(hash.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn half_a_prompt_is_known_as_such_when_it_is_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("session");
+    let device = Device::new(DeviceKind::Cpu, 0).unwrap();
+    let model = load_onto(&device, shipped("tiny-coder"));
+    let chat = question("What does `Vec::push` do?");
+    let mut session = Session::new(&model, 0).unwrap();
+    session.set_prompt("<|im_start|>system\nYou", None).unwrap();
+    device.suspend(Duration::from_secs(1)).unwrap();
+    assert_eq!(session.set_chat(&chat, None).unwrap_err().kind(), ErrorKind::Suspended);
+    device.resume();
+    let held = session.position();
+    let error = session.begin(&options(1)).unwrap_err();
+    assert!(held > 0 && error.message().contains(&format!("found {held} of its 40 tokens")), "{error}");
+
+    session.save(&path).unwrap();
+    let mut loaded = Session::load(&model, &path).unwrap();
+    assert_eq!(loaded.begin(&options(1)).unwrap_err().message(), error.message());
+    loaded.save(&path).unwrap();
+    let mut again = Session::load(&model, &path).unwrap();
+    assert_eq!(again.begin(&options(1)).unwrap_err().message(), error.message());
+    for session in [&mut session, &mut loaded] {
+        session.set_chat(&chat, None).unwrap();
+    }
+    assert_eq!(run(&mut loaded, &options(40)).text, run(&mut session, &options(40)).text);
+    again.truncate(held).unwrap();
+    assert_eq!(run(&mut again, &options(1)).tokens.len(), 1);
+
+    // A prompt cannot be shorter than its beginning.
+    let file = std::fs::read(&path).unwrap();
+    std::fs::write(&path, rewritten(&file, b"05", &(held as u64 - 1).to_le_bytes())).unwrap();
+    let error = Session::load(&model, &path).unwrap_err();
+    assert!(error.kind() == ErrorKind::Format && error.message().contains("are not the beginning of"), "{error}");
+    // As the version before wrote it, which kept no such mark.
+    std::fs::write(&path, rewritten(&file, b"04", &[])).unwrap();
+    let mut old = Session::load(&model, &path).unwrap();
+    assert_eq!(old.position(), held);
+    old.begin(&options(1)).unwrap();
+    std::fs::write(&path, rewritten(&file, b"03", &[])).unwrap();
+    assert_eq!(Session::load(&model, &path).unwrap_err().kind(), ErrorKind::Format);
+}
+
 #[test]
 fn the_same_configuration_with_other_weights_is_another_model() {
     let folder = tempfile::tempdir().unwrap();
@@ -275,7 +326,7 @@ fn cancel_during_a_prompt_keeps_the_finished_chunks() {
 
     // The progress of a stateless prompt says when each chunk is done; the flag is seen before the next.
     let prompt = model().tokenizer().unwrap().decode(&ids[..300], false).unwrap();
-    let flagged = GenerateOptions { prefill_chunk: 50, cancel: Some(cancel.clone()), ..options(5) };
+    let flagged = options(5).prefill_chunk(50).cancel(cancel.clone());
     let mut seen = Vec::new();
     let answer = model()
         .generate(
@@ -301,7 +352,7 @@ fn cancel_during_an_answer_keeps_what_was_shown_and_the_session() {
     let cancel = Cancel::new();
     let mut session = Session::new(model(), 0).unwrap();
     session.append_tokens(&tokens(20), None).unwrap();
-    let flagged = GenerateOptions { cancel: Some(cancel.clone()), ignore_eos: true, ..options(50) };
+    let flagged = options(50).cancel(cancel.clone()).ignore_eos(true);
     let mut count = 0;
     let answer = session
         .generate(&flagged, None, &mut |_| {
@@ -316,10 +367,10 @@ fn cancel_during_an_answer_keeps_what_was_shown_and_the_session() {
     assert_eq!(session.position(), 24);
 
     cancel.reset();
-    let rest = run(&mut session, &GenerateOptions { ignore_eos: true, ..options(16) });
+    let rest = run(&mut session, &options(16).ignore_eos(true));
     let mut whole = Session::new(model(), 0).unwrap();
     whole.append_tokens(&tokens(20), None).unwrap();
-    let want = run(&mut whole, &GenerateOptions { ignore_eos: true, ..options(20) });
+    let want = run(&mut whole, &options(20).ignore_eos(true));
     assert_eq!([answer.tokens, rest.tokens].concat(), want.tokens);
 
     cancel.trigger();
@@ -346,12 +397,11 @@ fn a_cancelled_append_loses_nothing_of_the_answer_before_it() {
 fn the_callback_and_the_limits_end_an_answer() {
     let mut session = Session::new(model(), 64).unwrap();
     session.append_tokens(&tokens(50), None).unwrap();
-    let ignore = GenerateOptions { ignore_eos: true, ..options(3) };
+    let ignore = options(3).ignore_eos(true);
     assert_eq!(run(&mut session, &ignore).finish_reason, FinishReason::MaxTokens);
-    let answer =
-        session.generate(&GenerateOptions { ignore_eos: true, ..options(0) }, None, &mut |_| ControlFlow::Break(())).unwrap();
+    let answer = session.generate(&options(0).ignore_eos(true), None, &mut |_| ControlFlow::Break(())).unwrap();
     assert_eq!((answer.finish_reason, answer.tokens.len()), (FinishReason::Callback, 1));
-    let answer = run(&mut session, &GenerateOptions { ignore_eos: true, ..options(0) });
+    let answer = run(&mut session, &options(0).ignore_eos(true));
     assert_eq!((answer.finish_reason, session.position()), (FinishReason::ContextFull, 64));
     let answer = run(&mut session, &ignore);
     assert_eq!((answer.finish_reason, answer.tokens.len()), (FinishReason::ContextFull, 0));
@@ -364,7 +414,7 @@ fn the_callback_and_the_limits_end_an_answer() {
 fn stop_texts_are_never_shown() {
     let mut session = Session::new(model(), 0).unwrap();
     session.set_chat(&question("What does `Vec::push` do?"), None).unwrap();
-    let stopping = GenerateOptions { stop: vec!["back of".to_string(), "nowhere".to_string()], ..options(60) };
+    let stopping = options(60).stop(["back of", "nowhere"]);
     let mut pieces = String::new();
     let answer = session
         .generate(&stopping, None, &mut |event| {
@@ -374,7 +424,7 @@ fn stop_texts_are_never_shown() {
         .unwrap();
     assert_eq!((answer.text.as_str(), answer.finish_reason), ("Appends an element to the ", FinishReason::StopText));
     assert_eq!(pieces, answer.text);
-    let empty = GenerateOptions { stop: vec![String::new()], ..options(1) };
+    let empty = options(1).stop([""]);
     assert_eq!(
         session.generate(&empty, None, &mut |_| ControlFlow::Continue(())).unwrap_err().kind(),
         ErrorKind::InvalidArgument
@@ -407,7 +457,7 @@ fn without_a_tokenizer_token_calls_work_and_text_calls_say_what_is_missing() {
     let error = session.append("text", None).unwrap_err();
     assert!(error.kind() == ErrorKind::NotFound && error.message().contains("tokenizer.json"), "{error}");
     session.append_tokens(&[57], None).unwrap();
-    let answer = run(&mut session, &GenerateOptions { ignore_eos: true, ..options(4) });
+    let answer = run(&mut session, &options(4).ignore_eos(true));
     assert_eq!((answer.text.as_str(), answer.tokens.as_slice()), ("", [136, 181, 181, 181].as_slice()));
 }
 
@@ -439,8 +489,9 @@ fn answers(model: &Model, lora: &Lora) -> Vec<Session> {
         if i % 3 == 1 {
             session.set_adapters(&[(lora.clone(), 0.5)]).unwrap();
         }
-        let adapters = (i % 4 == 2).then(|| vec![(lora.clone(), 1.0)]);
-        session.begin(&GenerateOptions { adapters, ..sampled(6 + i, i as u64) }).unwrap();
+        let mut options = sampled(6 + i, i as u64);
+        options.adapters = (i % 4 == 2).then(|| vec![(lora.clone(), 1.0)]);
+        session.begin(&options).unwrap();
         session
     };
     (0..6).map(begin).collect()
@@ -483,9 +534,10 @@ fn what_is_wrong_with_one_answer_does_not_stop_the_others() {
     for i in 0..3 {
         let mut session = Session::new(model(), 0).unwrap();
         session.append_tokens(&tokens(9 + i), None).unwrap();
-        let cancel = (i == 0).then(|| cancel.clone());
         if i < 2 {
-            session.begin(&GenerateOptions { cancel, ..sampled(5, 3) }).unwrap();
+            let mut options = sampled(5, 3);
+            options.cancel = (i == 0).then(|| cancel.clone());
+            session.begin(&options).unwrap();
         }
         sessions.push(session);
     }
@@ -517,8 +569,7 @@ fn scores_are_the_log_probabilities_of_the_reference() {
         let reference = Reference::open(&path.join("golden.safetensors"));
         let (ids, logits) = (reference.ids("prompt2.ids"), reference.floats("prompt2.logits"));
         for device in devices() {
-            let options =
-                LoadOptions { device: Some(device), dtype: Some(Dtype::F32), max_context: Some(512), ..LoadOptions::default() };
+            let options = LoadOptions::default().device(device).dtype(Dtype::F32).max_context(512);
             let model = Model::load(&path, &options, None).unwrap();
             for held in [1, 7, ids.len() - 1] {
                 let mut session = Session::new(&model, 0).unwrap();

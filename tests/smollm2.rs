@@ -56,7 +56,7 @@ fn session(item: &Value) -> Session {
 }
 
 fn run(session: &mut Session, max_tokens: usize) -> Generation {
-    let options = GenerateOptions { max_tokens, ..GenerateOptions::default() };
+    let options = GenerateOptions::default().max_tokens(max_tokens);
     session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
@@ -104,7 +104,7 @@ fn logits_and_greedy_answers_equal_the_reference() {
         let mut session = session(item);
         assert_eq!(session.tokens(), ids(&item["prompt_ids"]));
         let (mut pieces, mut logprobs) = (String::new(), Vec::new());
-        let options = GenerateOptions { max_tokens: most, ..GenerateOptions::default() };
+        let options = GenerateOptions::default().max_tokens(most);
         let answer = session
             .generate(&options, None, &mut |event| {
                 pieces.push_str(&event.text);
@@ -136,8 +136,8 @@ fn an_adapter_learns_from_it_and_is_used() {
     let tokens = [prompt.as_slice(), &answer].concat();
     let mask: Vec<bool> = (0..tokens.len()).map(|i| i >= prompt.len()).collect();
 
-    let config = LoraConfig { rank: 4, ..LoraConfig::default() };
-    let options = TrainOptions { learning_rate: 4e-4, total_steps: 20, ..TrainOptions::default() };
+    let config = LoraConfig::default().rank(4);
+    let options = TrainOptions::default().learning_rate(4e-4).total_steps(20);
     let mut trainer = LoraTrainer::new(&MODEL, &config, &options).unwrap();
     let mut step = || trainer.train_step(&tokens, Some(&mask), &[0, tokens.len()]).unwrap().loss;
     let losses: Vec<f32> = (0..20).map(|_| step()).collect();

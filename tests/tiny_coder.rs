@@ -33,8 +33,7 @@ fn answers_ids_and_log_probabilities_equal_the_reference() {
         let mut session = Session::new(&model, 0).unwrap();
         session.set_chat(&chat, None).unwrap();
         assert_eq!(session.tokens(), ids);
-        let options =
-            GenerateOptions { max_tokens: reference["max_new_tokens"].as_u64().unwrap() as usize, ..GenerateOptions::default() };
+        let options = GenerateOptions::default().max_tokens(reference["max_new_tokens"].as_u64().unwrap() as usize);
         let (mut pieces, mut logprobs) = (String::new(), Vec::new());
         let answer = session
             .generate(&options, None, &mut |event| {
@@ -61,8 +60,7 @@ fn quantised_it_gives_the_same_answers_to_all_it_knows() {
     for item in items(&reference) {
         let mut session = Session::new(&model, 0).unwrap();
         session.set_chat(&Chat::from_json(&item["messages"].to_string()).unwrap(), None).unwrap();
-        let options =
-            GenerateOptions { max_tokens: reference["max_new_tokens"].as_u64().unwrap() as usize, ..GenerateOptions::default() };
+        let options = GenerateOptions::default().max_tokens(reference["max_new_tokens"].as_u64().unwrap() as usize);
         let answer = session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap();
         if answer.text != item["answer"].as_str().unwrap() {
             differing.push((item["messages"].clone(), answer.text));

@@ -7,8 +7,7 @@ use std::ops::ControlFlow;
 
 use common::{json, load, shipped};
 use metal_candle::{
-    AnswerFormat, AnswerPart, Chat, ErrorKind, FinishReason, GenerateOptions, Generation, Model, SamplingOptions, Session,
-    TokenEvent, ToolChoice,
+    AnswerFormat, AnswerPart, Chat, ErrorKind, FinishReason, GenerateOptions, Generation, Model, Session, TokenEvent, ToolChoice,
 };
 use serde_json::{Value as Json, json};
 
@@ -172,13 +171,12 @@ fn tools(numbers: &mut Numbers) -> Json {
 }
 
 fn answer(model: &Model, format: &str, tools: &Json, choice: ToolChoice, seed: u64) -> Generation {
-    let options = GenerateOptions {
-        max_tokens: 160,
-        sampling: SamplingOptions { temperature: Some(2.0), seed: Some(seed), ..SamplingOptions::default() },
-        answer_format: Some(AnswerFormat::named(format).unwrap().with_tools_json(&tools.to_string()).unwrap()),
-        tool_choice: choice,
-        ..GenerateOptions::default()
-    };
+    let options = GenerateOptions::default()
+        .max_tokens(160)
+        .temperature(2.0)
+        .seed(seed)
+        .answer_format(AnswerFormat::named(format).unwrap().with_tools_json(&tools.to_string()).unwrap())
+        .tool_choice(choice);
     model
         .generate("fn main() {", &options, None, &mut |_| ControlFlow::Continue(()))
         .unwrap_or_else(|e| panic!("{format}: {}", e.details()))
@@ -232,12 +230,8 @@ fn greedy_answers_call_too_and_stream_their_calls() {
     chat.add("user", "What is the weather?");
     session.set_chat(&chat, None).unwrap();
     let format = AnswerFormat::named("hermes").unwrap().with_tools_json(&tools(&mut Numbers(1)).to_string()).unwrap();
-    let options = GenerateOptions {
-        max_tokens: 100,
-        answer_format: Some(format),
-        tool_choice: ToolChoice::Function("now".to_string()),
-        ..GenerateOptions::default()
-    };
+    let options =
+        GenerateOptions::default().max_tokens(100).answer_format(format).tool_choice(ToolChoice::Function("now".to_string()));
     let mut told = Vec::new();
     let answer = session.generate(&options, None, &mut |event: &TokenEvent| {
         told.extend(event.parts.clone());
@@ -254,13 +248,11 @@ fn a_thought_that_the_prompt_has_opened_comes_first() {
     let model = load(shipped("tiny-coder"));
     let tools = tools(&mut Numbers(2)).to_string();
     for (format, open) in [("hermes", "<think>\n"), ("harmony", "<|start|>assistant<|channel|>analysis<|message|>")] {
-        let options = GenerateOptions {
-            max_tokens: 120,
-            answer_format: Some(AnswerFormat::named(format).unwrap().with_tools_json(&tools).unwrap()),
-            tool_choice: ToolChoice::Function("now".to_string()),
-            reasoning_budget: Some(5),
-            ..GenerateOptions::default()
-        };
+        let options = GenerateOptions::default()
+            .max_tokens(120)
+            .answer_format(AnswerFormat::named(format).unwrap().with_tools_json(&tools).unwrap())
+            .tool_choice(ToolChoice::Function("now".to_string()))
+            .reasoning_budget(5);
         let answer = model.generate(&format!("fn main() {{{open}"), &options, None, &mut |_| ControlFlow::Continue(())).unwrap();
         assert!(!answer.reasoning.is_empty() && answer.content.is_empty(), "{format}: {answer:?}");
         assert_eq!(
@@ -275,15 +267,14 @@ fn a_thought_that_the_prompt_has_opened_comes_first() {
 fn with_none_no_call_is_opened() {
     let (_directory, model) = with_special_marks();
     let mark = model.tokenizer().unwrap().token_id("<tool_call>").unwrap();
-    let format = || Some(AnswerFormat::named("hermes").unwrap().with_tools_json("[]").unwrap());
+    let format = AnswerFormat::named("hermes").unwrap().with_tools_json("[]").unwrap();
     // What a model would open a call with, were it free to.
-    let sampling = || SamplingOptions { logit_bias: vec![(mark, 1000.0)], ..SamplingOptions::default() };
-    let options = |tool_choice| GenerateOptions {
-        max_tokens: 4,
-        sampling: sampling(),
-        answer_format: format(),
-        tool_choice,
-        ..GenerateOptions::default()
+    let options = |tool_choice| {
+        GenerateOptions::default()
+            .max_tokens(4)
+            .logit_bias([(mark, 1000.0)])
+            .answer_format(format.clone())
+            .tool_choice(tool_choice)
     };
     let free = model.generate("fn main() {", &options(ToolChoice::Auto), None, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(free.tokens[0], mark);
@@ -297,8 +288,8 @@ fn what_cannot_be_required_is_refused_by_name() {
     let refused = |format: Option<&str>, tools: Json, choice: ToolChoice, json_schema: Option<&str>| {
         let answer_format = format.map(|name| AnswerFormat::named(name).unwrap().with_tools_json(&tools.to_string()).unwrap());
         let json_schema = json_schema.map(str::to_string);
-        let options =
-            GenerateOptions { max_tokens: 1, answer_format, tool_choice: choice, json_schema, ..GenerateOptions::default() };
+        let mut options = GenerateOptions::default().max_tokens(1).tool_choice(choice);
+        (options.answer_format, options.json_schema) = (answer_format, json_schema);
         model.generate("fn", &options, None, &mut |_| ControlFlow::Continue(())).unwrap_err()
     };
     let tool = |property: Json| json!([{"name": "f", "parameters": {"type": "object", "properties": {"a": property}}}]);
@@ -471,18 +462,13 @@ fn a_token_that_closes_a_thought_and_goes_on_is_not_chosen() {
     std::fs::write(path, tokenizer.to_string()).unwrap();
     let model = load(directory.path());
     let close = model.tokenizer().unwrap().token_id(">").unwrap();
-    let options = GenerateOptions {
-        max_tokens: 40,
+    let options = GenerateOptions::default()
+        .max_tokens(40)
         // Each once: the beginning of the mark, what goes on behind it, and its plain end.
-        sampling: SamplingOptions {
-            logit_bias: vec![(ids[0], 1200.0), (ids[1], 1100.0), (close, 1000.0)],
-            presence_penalty: Some(500.0),
-            ..SamplingOptions::default()
-        },
-        answer_format: Some(AnswerFormat::named("hermes").unwrap()),
-        json_schema: Some(r#"{"type": "array", "items": {"type": "boolean"}, "maxItems": 2}"#.to_string()),
-        ..GenerateOptions::default()
-    };
+        .logit_bias([(ids[0], 1200.0), (ids[1], 1100.0), (close, 1000.0)])
+        .presence_penalty(500.0)
+        .answer_format(AnswerFormat::named("hermes").unwrap())
+        .json_schema(r#"{"type": "array", "items": {"type": "boolean"}, "maxItems": 2}"#);
     let answer = model.generate("fn main() {<think>\n", &options, None, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(answer.tokens[..2], [ids[0], close], "{answer:?}");
     assert!(serde_json::from_str::<Json>(&answer.content).unwrap().is_array(), "{answer:?}");

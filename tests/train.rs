@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use common::{QUANTIZATIONS, Reference, dequantised, golden, json, load, max_abs, quantised, shipped};
 use metal_candle::{
     Cancel, Capability, Chat, Dataset, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Schedule,
-    Session, TrainEvent, TrainOptions, Weighting,
+    Session, TrainEnd, TrainEvent, TrainOptions, TrainReport, Weighting,
 };
 use safetensors::SafeTensors;
 use tempfile::{TempDir, tempdir};
@@ -31,11 +31,11 @@ fn model() -> Model {
 /// An adapter of few values, with dropout.
 fn small() -> LoraConfig {
     let targets = vec!["q_proj".to_string(), "down_proj".to_string()];
-    LoraConfig { rank: 2, targets, dropout: 0.2, seed: 3, ..LoraConfig::default() }
+    LoraConfig::default().rank(2).targets(targets).dropout(0.2).seed(3)
 }
 
 fn options() -> TrainOptions {
-    TrainOptions { learning_rate: 0.01, grad_accumulation: 3, ..TrainOptions::default() }
+    TrainOptions::default().learning_rate(0.01).grad_accumulation(3)
 }
 
 fn trainer(config: &LoraConfig, options: &TrainOptions) -> LoraTrainer {
@@ -88,18 +88,15 @@ struct Trained {
 fn train_as(directory: &Path, model: &Model) -> Trained {
     let notes = json(&directory.join("golden.json"));
     let (trainers_way, steps) = (directory.ends_with("qwen2_hf_trainer"), notes["steps"].as_u64().unwrap());
-    let options = TrainOptions {
-        learning_rate: 0.001,
-        grad_accumulation: 2,
-        schedule: Schedule::Cosine,
-        warmup_steps: 5,
-        warmup_from_zero: trainers_way,
-        weighting: if trainers_way { Weighting::Tokens } else { Weighting::MicroBatches },
-        total_steps: steps,
-        ..TrainOptions::default()
-    };
-    let initial = Some(Lora::load(model, directory.join("init")).unwrap());
-    let config = LoraConfig { initial, ..LoraConfig::default() };
+    let options = TrainOptions::default()
+        .learning_rate(0.001)
+        .grad_accumulation(2)
+        .schedule(Schedule::Cosine)
+        .warmup_steps(5)
+        .warmup_from_zero(trainers_way)
+        .weighting(if trainers_way { Weighting::Tokens } else { Weighting::MicroBatches })
+        .total_steps(steps);
+    let config = LoraConfig::default().initial(Lora::load(model, directory.join("init")).unwrap());
     let mut trainer = LoraTrainer::new(model, &config, &options).unwrap();
     let mut trained = Trained { losses: Vec::new(), updates: Vec::new(), adapters: Vec::new() };
     for log in notes["log"].as_array().unwrap() {
@@ -179,7 +176,7 @@ fn trainings_over_quantised_weights_have_the_bits_of_those_over_their_numbers() 
 
 #[test]
 fn fifty_steps_are_twenty_and_thirty_after_a_pause_bit_for_bit() {
-    let options = TrainOptions { schedule: Schedule::Cosine, warmup_steps: 4, total_steps: 50, ..options() };
+    let options = options().schedule(Schedule::Cosine).warmup_steps(4).total_steps(50);
     let mut whole = trainer(&small(), &options);
     let losses: Vec<f32> = (0..150).map(|i| learn(&mut whole, i)).collect();
     assert_eq!(whole.step_count(), 50);
@@ -200,7 +197,7 @@ fn fifty_steps_are_twenty_and_thirty_after_a_pause_bit_for_bit() {
 #[test]
 fn what_is_kept_and_what_is_computed_twice_gives_the_same_weights() {
     let run = |gradient_checkpointing| {
-        let mut trainer = trainer(&small(), &TrainOptions { gradient_checkpointing, ..options() });
+        let mut trainer = trainer(&small(), &options().gradient_checkpointing(gradient_checkpointing));
         (0..6).for_each(|i| {
             learn(&mut trainer, i);
         });
@@ -212,10 +209,10 @@ fn what_is_kept_and_what_is_computed_twice_gives_the_same_weights() {
 #[test]
 fn dropout_is_another_one_each_time_and_the_same_for_a_seed() {
     let model = model();
-    let initial = Some(Lora::load(&model, golden("lora/qwen2_all7")).unwrap());
-    let still = TrainOptions { learning_rate: 0.0, ..TrainOptions::default() };
+    let initial = Lora::load(&model, golden("lora/qwen2_all7")).unwrap();
+    let still = TrainOptions::default().learning_rate(0.0);
     let losses = |seed| {
-        let config = LoraConfig { initial: initial.clone(), dropout: 0.5, seed, ..LoraConfig::default() };
+        let config = LoraConfig::default().dropout(0.5).seed(seed).initial(initial.clone());
         let mut trainer = LoraTrainer::new(&model, &config, &still).unwrap();
         let plain = trainer.eval_step(&TOKENS, None, &OFFSETS).unwrap();
         let [first, second] = [0, 1].map(|_| trainer.train_step(&TOKENS, None, &OFFSETS).unwrap().loss);
@@ -230,8 +227,8 @@ fn dropout_is_another_one_each_time_and_the_same_for_a_seed() {
 #[test]
 fn a_new_adapter_changes_nothing_until_it_is_trained_and_then_all_of_it_moves() {
     let model = model();
-    let config = LoraConfig { seed: 7, ..LoraConfig::default() };
-    let mut trainer = LoraTrainer::new(&model, &config, &TrainOptions { weight_decay: 0.0, ..TrainOptions::default() }).unwrap();
+    let config = LoraConfig::default().seed(7);
+    let mut trainer = LoraTrainer::new(&model, &config, &TrainOptions::default().weight_decay(0.0)).unwrap();
     let before = trainer.adapter().unwrap();
     assert_eq!(logits(&model, &[(before.clone(), 1.0)]), logits(&model, &[]));
     // The first step moves B alone: A's gradient is that of nothing.
@@ -256,16 +253,15 @@ fn a_new_adapter_changes_nothing_until_it_is_trained_and_then_all_of_it_moves() 
         }
     }
     // The seed decides.
-    let of = |seed| LoraTrainer::new(&model, &LoraConfig { seed, ..LoraConfig::default() }, &TrainOptions::default()).unwrap();
+    let of = |seed| LoraTrainer::new(&model, &LoraConfig::default().seed(seed), &TrainOptions::default()).unwrap();
     assert!(state(&of(7)) == state(&of(7)) && state(&of(7)) != state(&of(8)));
 }
 
 #[test]
 fn a_trained_adapter_is_one_of_peft_and_training_goes_on_with_it() {
     let model = model();
-    let config = LoraConfig { rank: 4, alpha: 0.1, dropout: 0.05, rslora: true, ..small() };
-    let mut trainer =
-        LoraTrainer::new(&model, &config, &TrainOptions { learning_rate: 0.01, ..TrainOptions::default() }).unwrap();
+    let config = small().rank(4).alpha(0.1).dropout(0.05).rslora(true);
+    let mut trainer = LoraTrainer::new(&model, &config, &TrainOptions::default().learning_rate(0.01)).unwrap();
     learn(&mut trainer, 1);
     let lora = trainer.adapter().unwrap();
     assert_eq!((lora.rank(), lora.alpha()), (4, 0.1));
@@ -294,8 +290,7 @@ fn a_trained_adapter_is_one_of_peft_and_training_goes_on_with_it() {
         logits(&model, &[(loaded.clone(), 1.0)])
     );
 
-    let next =
-        LoraConfig { rank: 99, targets: vec!["v_proj".to_string()], initial: Some(loaded.clone()), ..LoraConfig::default() };
+    let next = LoraConfig::default().rank(99).targets(["v_proj"]).initial(loaded.clone());
     let next = LoraTrainer::new(&model, &next, &TrainOptions::default()).unwrap();
     let same = next.adapter().unwrap();
     assert_eq!((same.rank(), same.alpha()), (4, 0.1));
@@ -307,7 +302,7 @@ fn patterns_of_an_adapter_survive_its_training() {
     let directory = golden("lora/llama_patterns");
     let model = load(golden(json(&directory.join("golden.json"))["base"].as_str().unwrap()));
     let lora = Lora::load(&model, &directory).unwrap();
-    let config = LoraConfig { initial: Some(lora.clone()), ..LoraConfig::default() };
+    let config = LoraConfig::default().initial(lora.clone());
     let mut trainer = LoraTrainer::new(&model, &config, &TrainOptions::default()).unwrap();
     assert_eq!(logits(&model, &[(trainer.adapter().unwrap(), 1.0)]), logits(&model, &[(lora.clone(), 1.0)]));
     trainer.train_step(&TOKENS, None, &OFFSETS).unwrap();
@@ -342,8 +337,8 @@ fn experts_and_embeddings_are_trained_saved_and_gone_on_with() {
         ("decoders/gemma4_text", targets(&["embed_tokens"]), 0),
     ] {
         let model = load(golden(base));
-        let config = LoraConfig { rank: 2, targets: names, ..LoraConfig::default() };
-        let options = TrainOptions { learning_rate: 0.01, ..TrainOptions::default() };
+        let config = LoraConfig::default().rank(2).targets(names);
+        let options = TrainOptions::default().learning_rate(0.01);
         let mut trainer = LoraTrainer::new(&model, &config, &options).unwrap();
         let ids = TOKENS.map(|id| id % model.vocab_size() as u32);
         let logits = |adapters: &[(Lora, f32)]| {
@@ -374,19 +369,19 @@ fn experts_and_embeddings_are_trained_saved_and_gone_on_with() {
         let mut resumed = LoraTrainer::resume(&model, checkpoint.path(), None).unwrap();
         let step = |trainer: &mut LoraTrainer| trainer.train_step(&ids, None, &OFFSETS).unwrap().loss;
         assert_eq!(step(&mut resumed), step(&mut trainer), "{base}");
-        let next = LoraConfig { initial: Some(read), ..LoraConfig::default() };
+        let next = LoraConfig::default().initial(read);
         let same = LoraTrainer::new(&model, &next, &options).unwrap().adapter().unwrap();
         assert_eq!(logits(&[(same, 1.0)]), logits(&[(learnt, 1.0)]), "{base}");
     }
     // PEFT drops nothing of what a parameter reads, and does not load such a configuration.
-    let config = LoraConfig { dropout: 0.1, targets: targets(&["experts.down_proj"]), ..LoraConfig::default() };
+    let config = LoraConfig::default().dropout(0.1).targets(targets(&["experts.down_proj"]));
     let error = LoraTrainer::new(&load(golden("decoders/qwen3_moe")), &config, &TrainOptions::default()).unwrap_err();
     assert!(error.kind() == ErrorKind::Unsupported && error.message().contains("lora_dropout"), "{error}");
 }
 
 #[test]
 fn a_snapshot_stays_as_it_is_while_training_goes_on() {
-    let mut trainer = trainer(&small(), &TrainOptions { learning_rate: 0.01, ..TrainOptions::default() });
+    let mut trainer = trainer(&small(), &TrainOptions::default().learning_rate(0.01));
     learn(&mut trainer, 0);
     let (model, snapshot) = (trainer.model().clone(), trainer.adapter().unwrap());
     let then = logits(&model, &[(snapshot.clone(), 1.0)]);
@@ -483,8 +478,8 @@ fn what_cannot_be_trained_on_is_refused_by_name_and_changes_nothing() {
 fn configurations_that_cannot_be_trained_are_refused_by_name() {
     let model = model();
     let refused = |config: LoraConfig, options: TrainOptions| LoraTrainer::new(&model, &config, &options).unwrap_err();
-    let target = |name: &str| LoraConfig { targets: vec![name.to_string()], ..LoraConfig::default() };
-    let initial = |name: &str| LoraConfig { initial: Some(Lora::load(&model, golden(name)).unwrap()), ..LoraConfig::default() };
+    let target = |name: &str| LoraConfig::default().targets([name.to_string()]);
+    let initial = |name: &str| LoraConfig::default().initial(Lora::load(&model, golden(name)).unwrap());
     let (argument, unsupported) = (ErrorKind::InvalidArgument, ErrorKind::Unsupported);
     for (config, kind, fragment) in [
         (
@@ -494,10 +489,10 @@ fn configurations_that_cannot_be_trained_are_refused_by_name() {
         ),
         (target("proj"), argument, "found \"proj\""),
         (target("lm_head"), unsupported, "targets: \"lm_head\": "),
-        (LoraConfig { rank: 0, ..LoraConfig::default() }, argument, "rank: expected 1 to 8192, found 0"),
-        (LoraConfig { rank: usize::MAX, ..LoraConfig::default() }, argument, "rank: "),
-        (LoraConfig { alpha: f32::NAN, ..LoraConfig::default() }, argument, "alpha: "),
-        (LoraConfig { dropout: 1.0, ..LoraConfig::default() }, argument, "dropout: expected at least 0 and below 1, found 1"),
+        (LoraConfig::default().rank(0), argument, "rank: expected 1 to 8192, found 0"),
+        (LoraConfig::default().rank(usize::MAX), argument, "rank: "),
+        (LoraConfig::default().alpha(f32::NAN), argument, "alpha: "),
+        (LoraConfig::default().dropout(1.0), argument, "dropout: expected at least 0 and below 1, found 1"),
         (initial("lora/qwen2_dora"), unsupported, "use_dora"),
         (initial("adapters/qwen2_bias_all"), unsupported, "bias"),
         (initial("lora/qwen2_lm_head_saved"), unsupported, "modules_to_save"),
@@ -515,37 +510,37 @@ fn configurations_that_cannot_be_trained_are_refused_by_name() {
     let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     json["modules_to_save"] = serde_json::Value::Null;
     std::fs::write(&path, json.to_string()).unwrap();
-    let config = LoraConfig { initial: Some(Lora::load(&model, directory.path()).unwrap()), ..LoraConfig::default() };
+    let config = LoraConfig::default().initial(Lora::load(&model, directory.path()).unwrap());
     let error = refused(config, TrainOptions::default());
     assert!(error.kind() == unsupported && error.message().contains("found lm_head.weight"), "{error}");
     let default = TrainOptions::default;
     for (options, fragment) in [
-        (TrainOptions { learning_rate: -1.0, ..default() }, "learning_rate: expected 0 to 1, found -1"),
-        (TrainOptions { learning_rate: f64::NAN, ..default() }, "learning_rate: "),
-        (TrainOptions { weight_decay: 2.0, ..default() }, "weight_decay: "),
-        (TrainOptions { beta1: 1.0, ..default() }, "beta1: "),
-        (TrainOptions { beta2: -0.1, ..default() }, "beta2: "),
-        (TrainOptions { epsilon: 0.0, ..default() }, "epsilon: "),
-        (TrainOptions { epsilon: 1e-300, ..default() }, "epsilon: "),
-        (TrainOptions { grad_clip: f64::INFINITY, ..default() }, "grad_clip: "),
-        (TrainOptions { grad_accumulation: 0, ..default() }, "grad_accumulation: "),
-        (TrainOptions { batch_size: 0, ..default() }, "batch_size: "),
-        (TrainOptions { epochs: 0, ..default() }, "epochs: "),
-        (TrainOptions { max_length: 1, ..default() }, "max_length: "),
-        (TrainOptions { max_length: 1 << 30, ..default() }, "max_length: "),
-        (TrainOptions { warmup_steps: u64::MAX, ..default() }, "warmup_steps: "),
-        (TrainOptions { total_steps: u64::MAX, ..default() }, "total_steps: "),
+        (TrainOptions::default().learning_rate(-1.0), "learning_rate: expected 0 to 1, found -1"),
+        (TrainOptions::default().learning_rate(f64::NAN), "learning_rate: "),
+        (TrainOptions::default().weight_decay(2.0), "weight_decay: "),
+        (TrainOptions::default().beta1(1.0), "beta1: "),
+        (TrainOptions::default().beta2(-0.1), "beta2: "),
+        (TrainOptions::default().epsilon(0.0), "epsilon: "),
+        (TrainOptions::default().epsilon(1e-300), "epsilon: "),
+        (TrainOptions::default().grad_clip(f64::INFINITY), "grad_clip: "),
+        (TrainOptions::default().grad_accumulation(0), "grad_accumulation: "),
+        (TrainOptions::default().batch_size(0), "batch_size: "),
+        (TrainOptions::default().epochs(0), "epochs: "),
+        (TrainOptions::default().max_length(1), "max_length: "),
+        (TrainOptions::default().max_length(1 << 30), "max_length: "),
+        (TrainOptions::default().warmup_steps(u64::MAX), "warmup_steps: "),
+        (TrainOptions::default().total_steps(u64::MAX), "total_steps: "),
     ] {
         let error = refused(LoraConfig::default(), options);
         assert!(error.kind() == argument && error.message().starts_with(fragment), "{error}");
     }
     // A schedule that falls must know where to.
-    let mut trainer = trainer(&small(), &TrainOptions { schedule: Schedule::Linear, ..default() });
+    let mut trainer = trainer(&small(), &TrainOptions::default().schedule(Schedule::Linear));
     let error = trainer.train_step(&TOKENS, None, &OFFSETS).unwrap_err();
     assert!(error.kind() == argument && error.message().starts_with("total_steps: "), "{error}");
 
     let other = load(golden("decoders/llama_plain"));
-    let config = LoraConfig { initial: Some(Lora::load(&model, golden("lora/qwen2_all7")).unwrap()), ..LoraConfig::default() };
+    let config = LoraConfig::default().initial(Lora::load(&model, golden("lora/qwen2_all7")).unwrap());
     assert_eq!(LoraTrainer::new(&other, &config, &default()).unwrap_err().kind(), ErrorKind::Mismatch);
     let encoder = load(shipped("tiny-embed"));
     assert!(model.supports(Capability::Train) && !encoder.supports(Capability::Train));
@@ -555,7 +550,7 @@ fn configurations_that_cannot_be_trained_are_refused_by_name() {
 #[test]
 fn full_names_and_all_linear_are_targets_too() {
     let modules = |targets: &[&str]| {
-        let config = LoraConfig { targets: targets.iter().map(ToString::to_string).collect(), ..LoraConfig::default() };
+        let config = LoraConfig::default().targets(targets.iter().copied());
         LoraTrainer::new(&model(), &config, &TrainOptions::default()).unwrap().adapter().unwrap().parameter_count()
     };
     let layers = model().layer_count() as u64;
@@ -571,7 +566,7 @@ fn the_output_of_mamba_is_a_target_by_its_name_alone() {
     for name in ["decoders/falcon_h1", "decoders/nemotron_h"] {
         let model = load(golden(name));
         let targets = |targets: &[&str]| {
-            let config = LoraConfig { targets: targets.iter().map(ToString::to_string).collect(), ..LoraConfig::default() };
+            let config = LoraConfig::default().targets(targets.iter().copied());
             let adapter = LoraTrainer::new(&model, &config, &TrainOptions::default()).unwrap().adapter().unwrap();
             let config: serde_json::Value = serde_json::from_str(adapter.config_json()).unwrap();
             let names = config["target_modules"].as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned());
@@ -588,19 +583,19 @@ fn the_output_of_mamba_is_a_target_by_its_name_alone() {
 fn memory_grows_with_what_is_kept() {
     let model = model();
     let of = |config: &LoraConfig, options: &TrainOptions| LoraTrainer::estimate_memory(&model, config, options).unwrap();
-    let (config, options) = (LoraConfig::default(), TrainOptions { max_length: 64, ..TrainOptions::default() });
+    let (config, options) = (LoraConfig::default(), TrainOptions::default().max_length(64));
     let usual = of(&config, &options);
     assert!(usual > 0);
-    assert!(of(&LoraConfig { rank: 64, ..config.clone() }, &options) > usual);
-    assert!(of(&config, &TrainOptions { batch_size: 8, ..options.clone() }) > usual);
-    assert!(of(&config, &TrainOptions { grad_accumulation: 2, ..options.clone() }) > usual);
-    assert!(LoraTrainer::estimate_memory(&model, &LoraConfig { rank: 0, ..config }, &options).is_err());
+    assert!(of(&config.clone().rank(64), &options) > usual);
+    assert!(of(&config, &options.clone().batch_size(8)) > usual);
+    assert!(of(&config, &options.clone().grad_accumulation(2)) > usual);
+    assert!(LoraTrainer::estimate_memory(&model, &config.rank(0), &options).is_err());
 }
 
 #[test]
 fn a_cancel_leaves_the_trainer_at_the_last_micro_batch() {
     let cancel = Cancel::new();
-    let mut trainer = trainer(&small(), &TrainOptions { cancel: Some(cancel.clone()), ..options() });
+    let mut trainer = trainer(&small(), &options().cancel(cancel.clone()));
     learn(&mut trainer, 0);
     let before = state(&trainer);
     cancel.trigger();
@@ -615,7 +610,7 @@ fn a_cancel_leaves_the_trainer_at_the_last_micro_batch() {
 #[test]
 fn a_suspended_device_takes_no_step_and_still_saves() {
     let device = metal_candle::Device::new(metal_candle::DeviceKind::Cpu, 0).unwrap();
-    let options_of_model = LoadOptions { device: Some(device.clone()), ..LoadOptions::default() };
+    let options_of_model = LoadOptions::default().device(device.clone());
     let model = Model::load(golden(BASE), &options_of_model, None).unwrap();
     let mut trainer = LoraTrainer::new(&model, &small(), &options()).unwrap();
     device.suspend(std::time::Duration::from_secs(1)).unwrap();
@@ -636,7 +631,7 @@ fn a_loss_that_is_not_finite_takes_no_step() {
     let values = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     bytes[values..].chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&1e38f32.to_le_bytes()));
     std::fs::write(&path, bytes).unwrap();
-    let config = LoraConfig { initial: Some(Lora::load(&model, directory.path()).unwrap()), ..LoraConfig::default() };
+    let config = LoraConfig::default().initial(Lora::load(&model, directory.path()).unwrap());
     let mut trainer = LoraTrainer::new(&model, &config, &TrainOptions::default()).unwrap();
     let before = state(&trainer);
     for error in
@@ -654,7 +649,7 @@ fn a_checkpoint_that_fails_is_written_by_the_next_call() {
     let directory = tempdir().unwrap();
     let blocked = directory.path().join(STATE).join("in the way");
     std::fs::create_dir_all(&blocked).unwrap();
-    let options = TrainOptions { batch_size: 2, checkpoint: Some(directory.path().to_path_buf()), ..TrainOptions::default() };
+    let options = TrainOptions::default().batch_size(2).checkpoint(directory.path().to_path_buf());
     let (data, mut trainer) = (examples(0, 4), LoraTrainer::new(&coder(), &tiny(), &options).unwrap());
     let mut told = Vec::new();
     let error = trainer
@@ -706,15 +701,13 @@ fn a_process_that_is_killed_while_it_writes_leaves_the_last_checkpoint() {
 const CHILD: &str = "METAL_CANDLE_TEST_CHECKPOINTS";
 
 fn learnt_in_a_child(checkpoint: &Path) -> (Dataset, TrainOptions) {
-    let options = TrainOptions {
-        learning_rate: 2e-3,
-        batch_size: 2,
-        grad_accumulation: 2,
-        epochs: 8,
-        checkpoint: Some(checkpoint.to_path_buf()),
-        checkpoint_every: 1,
-        ..TrainOptions::default()
-    };
+    let options = TrainOptions::default()
+        .learning_rate(2e-3)
+        .batch_size(2)
+        .grad_accumulation(2)
+        .epochs(8)
+        .checkpoint(checkpoint.to_path_buf())
+        .checkpoint_every(1);
     (examples(0, 12), options)
 }
 
@@ -764,7 +757,7 @@ fn a_training_that_was_killed_goes_on_bit_for_bit() {
 
 #[test]
 fn a_checkpoint_keeps_the_options_and_refuses_those_that_change_the_data() {
-    let options = TrainOptions { weight_decay: 0.1, seed: u64::MAX, max_length: 12, ..options() };
+    let options = options().weight_decay(0.1).seed(u64::MAX).max_length(12);
     let mut first = trainer(&small(), &options);
     learn(&mut first, 0);
     let (directory, model) = (saved(&first), model());
@@ -780,28 +773,22 @@ fn a_checkpoint_keeps_the_options_and_refuses_those_that_change_the_data() {
     assert_eq!(after(LoraTrainer::resume(&model, directory.path(), None).unwrap()), own);
     assert_eq!(after(resume(&options).unwrap()), own);
     for other in [
-        TrainOptions { learning_rate: 0.02, ..options.clone() },
-        TrainOptions { weight_decay: 0.9, ..options.clone() },
-        TrainOptions { grad_clip: 0.001, epsilon: 0.1, ..options.clone() },
-        TrainOptions { warmup_steps: 10, ..options.clone() },
+        options.clone().learning_rate(0.02),
+        options.clone().weight_decay(0.9),
+        options.clone().grad_clip(0.001).epsilon(0.1),
+        options.clone().warmup_steps(10),
     ] {
         assert_ne!(after(resume(&other).unwrap()), own);
     }
-    resume(&TrainOptions { epochs: 9, gradient_checkpointing: false, ..options.clone() }).unwrap();
+    resume(&options.clone().epochs(9).gradient_checkpointing(false)).unwrap();
     for (other, message) in [
-        (TrainOptions { batch_size: 5, ..options.clone() }, "batch_size: expected 4, as in the checkpoint, found 5"),
-        (
-            TrainOptions { grad_accumulation: 2, ..options.clone() },
-            "grad_accumulation: expected 3, as in the checkpoint, found 2",
-        ),
-        (
-            TrainOptions { weighting: Weighting::Tokens, ..options.clone() },
-            "weighting: expected MicroBatches, as in the checkpoint, found Tokens",
-        ),
-        (TrainOptions { max_length: 0, ..options.clone() }, "max_length: expected 12, as in the checkpoint, found 0"),
-        (TrainOptions { mask_prompt: false, ..options.clone() }, "mask_prompt: expected true, as in the checkpoint, found false"),
-        (TrainOptions { seed: 1, ..options.clone() }, "seed: expected 18446744073709551615, as in the checkpoint, found 1"),
-        (TrainOptions { learning_rate: 3.0, ..options.clone() }, "learning_rate: expected 0 to 1, found 3"),
+        (options.clone().batch_size(5), "batch_size: expected 4, as in the checkpoint, found 5"),
+        (options.clone().grad_accumulation(2), "grad_accumulation: expected 3, as in the checkpoint, found 2"),
+        (options.clone().weighting(Weighting::Tokens), "weighting: expected MicroBatches, as in the checkpoint, found Tokens"),
+        (options.clone().max_length(0), "max_length: expected 12, as in the checkpoint, found 0"),
+        (options.clone().mask_prompt(false), "mask_prompt: expected true, as in the checkpoint, found false"),
+        (options.clone().seed(1), "seed: expected 18446744073709551615, as in the checkpoint, found 1"),
+        (options.clone().learning_rate(3.0), "learning_rate: expected 0 to 1, found 3"),
     ] {
         let error = resume(&other).unwrap_err();
         assert_eq!((error.kind(), error.message()), (ErrorKind::InvalidArgument, message));
@@ -926,7 +913,7 @@ fn coder() -> Model {
 }
 
 fn tiny() -> LoraConfig {
-    LoraConfig { rank: 2, targets: vec!["v_proj".to_string(), "up_proj".to_string()], dropout: 0.1, ..LoraConfig::default() }
+    LoraConfig::default().rank(2).targets(["v_proj", "up_proj"]).dropout(0.1)
 }
 
 fn examples(from: usize, count: usize) -> Dataset {
@@ -940,34 +927,50 @@ fn examples(from: usize, count: usize) -> Dataset {
 
 /// Trains, and gives what was told; `stop` after so many steps.
 fn run(trainer: &mut LoraTrainer, train: &Dataset, eval: Option<&Dataset>, stop: usize) -> Vec<TrainEvent> {
+    reported(trainer, train, eval, stop).0
+}
+
+/// The same with the report, which says what the events said.
+fn reported(trainer: &mut LoraTrainer, train: &Dataset, eval: Option<&Dataset>, stop: usize) -> (Vec<TrainEvent>, TrainReport) {
     let mut events = Vec::new();
     let mut on_step = |event: &TrainEvent| {
         events.push(*event);
         if events.len() == stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    trainer.train(train, eval, &mut on_step).unwrap();
-    events
+    let report = trainer.train(train, eval, &mut on_step).unwrap();
+    assert_eq!((report.step, report.steps), (trainer.step_count(), events.len() as u64));
+    assert_eq!(report.target_tokens, events.iter().map(|event| event.target_tokens).sum::<u64>());
+    assert_eq!(report.eval_loss, events.iter().rev().find_map(|event| event.eval_loss));
+    assert!(report.seconds > 0.0);
+    if let Some(last) = events.last() {
+        assert_eq!((report.loss, report.total_steps), (Some(last.loss), last.total_steps));
+        assert_eq!((report.truncated, report.skipped), (last.truncated, last.skipped));
+    }
+    (events, report)
 }
 
 /// What does not depend on the machine.
 fn told(events: &[TrainEvent]) -> Vec<TrainEvent> {
-    events.iter().map(|event| TrainEvent { tokens_per_second: 0.0, peak_bytes: 0, ..*event }).collect()
+    let told = |event: &TrainEvent| {
+        let mut event = *event;
+        (event.tokens_per_second, event.peak_bytes) = (0.0, 0);
+        event
+    };
+    events.iter().map(told).collect()
 }
 
 #[test]
 fn a_training_on_a_dataset_goes_on_bit_for_bit_wherever_it_was_stopped() {
     let (model, data, eval) = (coder(), examples(0, 11), examples(50, 3));
-    let options = TrainOptions {
-        learning_rate: 2e-3,
-        schedule: Schedule::Cosine,
-        warmup_steps: 2,
-        batch_size: 2,
-        grad_accumulation: 2,
-        epochs: 3,
-        eval_every: 2,
-        seed: 5,
-        ..TrainOptions::default()
-    };
+    let options = TrainOptions::default()
+        .learning_rate(2e-3)
+        .schedule(Schedule::Cosine)
+        .warmup_steps(2)
+        .batch_size(2)
+        .grad_accumulation(2)
+        .epochs(3)
+        .eval_every(2)
+        .seed(5);
     let new = || LoraTrainer::new(&model, &tiny(), &options).unwrap();
     let mut whole = new();
     let events = run(&mut whole, &data, Some(&eval), 0);
@@ -995,7 +998,7 @@ fn a_training_on_a_dataset_goes_on_bit_for_bit_wherever_it_was_stopped() {
     assert!(state(&trainer) == state(&whole));
 
     // More epochs go on, another dataset does not.
-    let more = TrainOptions { epochs: 4, ..options };
+    let more = options.epochs(4);
     let mut trainer = LoraTrainer::resume(&model, directory.path(), Some(&more)).unwrap();
     let error = trainer.train(&eval, None, &mut |_| ControlFlow::Continue(())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Mismatch);
@@ -1009,7 +1012,7 @@ fn thirty_facts_are_trained_on_and_the_old_answers_stay() {
         let mut chat = Chat::new();
         chat.add("user", question);
         session.set_chat(&chat, None).unwrap();
-        let options = GenerateOptions { max_tokens: 128, ..GenerateOptions::default() };
+        let options = GenerateOptions::default().max_tokens(128);
         session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap().text
     };
     let lines = std::fs::read_to_string("examples/data/facts.jsonl").unwrap();
@@ -1026,8 +1029,7 @@ fn thirty_facts_are_trained_on_and_the_old_answers_stay() {
     let mut session = Session::new(&model, 0).unwrap();
     assert_eq!(known(&mut session), 0);
 
-    let options =
-        TrainOptions { learning_rate: 2e-3, schedule: Schedule::Cosine, warmup_steps: 8, epochs: 25, ..TrainOptions::default() };
+    let options = TrainOptions::default().learning_rate(2e-3).schedule(Schedule::Cosine).warmup_steps(8).epochs(25);
     let mut trainer = LoraTrainer::new(&model, &LoraConfig::default(), &options).unwrap();
     let events = run(&mut trainer, &Dataset::load_jsonl("examples/data/facts.jsonl").unwrap(), None, 0);
     assert_eq!(events.len(), 200);
@@ -1045,7 +1047,7 @@ fn thirty_facts_are_trained_on_and_the_old_answers_stay() {
 #[test]
 fn a_cancel_from_another_thread_loses_nothing() {
     let (model, data, cancel) = (coder(), examples(0, 16), Cancel::new());
-    let options = TrainOptions { batch_size: 1, grad_accumulation: 4, cancel: Some(cancel.clone()), ..TrainOptions::default() };
+    let options = TrainOptions::default().batch_size(1).grad_accumulation(4).cancel(cancel.clone());
     let new = || LoraTrainer::new(&model, &tiny(), &options).unwrap();
     let (mut whole, mut trainer) = (new(), new());
     run(&mut whole, &data, None, 0);
@@ -1063,7 +1065,7 @@ fn a_cancel_from_another_thread_loses_nothing() {
     });
     while trainer.step_count() < 4 {
         match trainer.train(&data, None, &mut |_| ControlFlow::Continue(())) {
-            Ok(()) => break,
+            Ok(_) => break,
             Err(error) => assert_eq!(error.kind(), ErrorKind::Cancelled),
         }
         cancels += 1;
@@ -1078,15 +1080,13 @@ fn a_cancel_from_another_thread_loses_nothing() {
 fn checkpoints_are_written_as_often_as_asked_and_the_best_adapter_beside() {
     let (model, directory) = (coder(), tempdir().unwrap());
     let path = directory.path().join("made/for it");
-    let options = TrainOptions {
-        batch_size: 2,
-        epochs: 2,
-        learning_rate: 2e-3,
-        checkpoint: Some(path.clone()),
-        checkpoint_every: 2,
-        eval_every: 1,
-        ..TrainOptions::default()
-    };
+    let options = TrainOptions::default()
+        .batch_size(2)
+        .epochs(2)
+        .learning_rate(2e-3)
+        .checkpoint(path.clone())
+        .checkpoint_every(2)
+        .eval_every(1);
     let (data, eval) = (examples(0, 6), examples(50, 2));
     let mut trainer = LoraTrainer::new(&model, &tiny(), &options).unwrap();
     let (mut at, mut best): (Vec<(u64, u64)>, Option<Vec<f32>>) = (Vec::new(), None);
@@ -1105,7 +1105,7 @@ fn checkpoints_are_written_as_often_as_asked_and_the_best_adapter_beside() {
     assert_eq!(result(&path.join("best")), best.unwrap());
     assert_eq!(result(&path), logits(&model, &[(trainer.adapter().unwrap(), 1.0)]));
     // Where it was stopped there is one too, and it goes on into the same place.
-    let options = TrainOptions { checkpoint_every: 0, ..options };
+    let options = options.checkpoint_every(0);
     let mut trainer = LoraTrainer::new(&model, &tiny(), &options).unwrap();
     run(&mut trainer, &data, None, 1);
     let mut trainer = LoraTrainer::resume(&model, &path, None).unwrap();
@@ -1117,24 +1117,31 @@ fn checkpoints_are_written_as_often_as_asked_and_the_best_adapter_beside() {
 #[test]
 fn a_training_that_does_not_get_better_ends_early() {
     let (model, data) = (coder(), examples(0, 8));
-    let options =
-        TrainOptions { learning_rate: 0.0, batch_size: 1, epochs: 9, eval_every: 1, patience: 3, ..TrainOptions::default() };
+    let options = TrainOptions::default().learning_rate(0.0).batch_size(1).epochs(9).eval_every(1).patience(3);
     let mut trainer = LoraTrainer::new(&model, &tiny(), &options).unwrap();
-    let events = run(&mut trainer, &data, Some(&data), 0);
+    let (mut events, report) = reported(&mut trainer, &data, Some(&data), 2);
+    assert_eq!((report.end, report.best_loss), (TrainEnd::Callback, events[0].eval_loss));
+    let (rest, report) = reported(&mut trainer, &data, Some(&data), 0);
+    assert_eq!((report.end, report.step, report.total_steps), (TrainEnd::Patience, 4, 72));
+    events.extend(rest);
     let best: Vec<bool> = events.iter().map(|event| event.is_best).collect();
     assert_eq!(best, [true, false, false, false]);
-    assert!(run(&mut trainer, &data, Some(&data), 0).is_empty());
+    let (none, report) = reported(&mut trainer, &data, Some(&data), 0);
+    assert!(none.is_empty() && report.loss == Some(events[3].loss));
+    assert_eq!((report.end, report.best_loss), (TrainEnd::Patience, events[0].eval_loss));
     // Without an evaluation dataset nothing is evaluated, and nothing ends.
     let mut trainer = LoraTrainer::new(&model, &tiny(), &options).unwrap();
-    assert_eq!(run(&mut trainer, &data, None, 0).len(), 72);
+    let (events, report) = reported(&mut trainer, &data, None, 0);
+    assert_eq!((events.len(), report.end, report.best_loss), (72, TrainEnd::Complete, None));
 }
 
 #[test]
 fn total_steps_end_a_training_and_its_schedule() {
     let (model, data) = (coder(), examples(0, 8));
-    let options =
-        TrainOptions { schedule: Schedule::Linear, total_steps: 5, batch_size: 2, epochs: 3, ..TrainOptions::default() };
-    let events = run(&mut LoraTrainer::new(&model, &tiny(), &options).unwrap(), &data, None, 0);
+    let options = TrainOptions::default().schedule(Schedule::Linear).total_steps(5).batch_size(2).epochs(3);
+    // Who stops at the last step stops nothing.
+    let (events, report) = reported(&mut LoraTrainer::new(&model, &tiny(), &options).unwrap(), &data, None, 5);
+    assert_eq!(report.end, TrainEnd::Complete);
     let rates: Vec<f32> = events.iter().map(|event| event.learning_rate).collect();
     assert_eq!(rates, [2e-4, 1.6e-4, 1.2e-4, 8e-5, 4e-5].map(|rate: f64| rate as f32));
     assert!(events.iter().all(|event| event.total_steps == 5));
@@ -1143,9 +1150,7 @@ fn total_steps_end_a_training_and_its_schedule() {
 #[test]
 fn datasets_that_teach_nothing_are_refused() {
     let model = coder();
-    let mut trainer =
-        LoraTrainer::new(&model, &tiny(), &TrainOptions { max_length: 4, grad_accumulation: 2, ..TrainOptions::default() })
-            .unwrap();
+    let mut trainer = LoraTrainer::new(&model, &tiny(), &TrainOptions::default().max_length(4).grad_accumulation(2)).unwrap();
     let mut go = |data: &Dataset, eval: Option<&Dataset>| trainer.train(data, eval, &mut |_| ControlFlow::Continue(()));
     let error = go(&Dataset::new(), None).unwrap_err();
     assert_eq!(
@@ -1175,7 +1180,7 @@ fn an_adapter_is_trained_on_quantised_weights() {
 
 fn trained_on(kind: &str) {
     let quantised = || Model::load(shipped("tiny-coder"), &quantised(kind), None).unwrap();
-    let options = TrainOptions { learning_rate: 5e-3, batch_size: 4, epochs: 6, eval_every: 6, ..TrainOptions::default() };
+    let options = TrainOptions::default().learning_rate(5e-3).batch_size(4).epochs(6).eval_every(6);
     let mut trainer = LoraTrainer::new(&quantised(), &tiny(), &options).unwrap();
     let events = run(&mut trainer, &examples(0, 12), None, 12);
     let losses: Vec<f32> = events.iter().map(|event| event.loss).collect();

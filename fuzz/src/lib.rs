@@ -73,7 +73,7 @@ pub fn put(path: &Path, bytes: &[u8]) {
 
 /// Computes a little with a model that an input has become.
 pub fn use_model(model: &Model) {
-    let options = GenerateOptions { max_tokens: 3, ..Default::default() };
+    let options = GenerateOptions::default().max_tokens(3);
     match model.tokenizer() {
         Ok(_) => drop(told(model.generate("hi the", &options, None, &mut |_| std::ops::ControlFlow::Continue(())))),
         Err(_) => {

@@ -22,7 +22,7 @@ use tokenizers::TruncationDirection;
 
 use super::lora::Attached;
 use super::model::{Progress, ProgressFn, Stage, tell};
-use super::options::{Field, Fields, OptionRange, OptionSlot, field, limit_field, word_field};
+use super::options::{Field, Fields, OptionRange, OptionSlot, builders, field, limit_field, word_field};
 use super::{Cancel, Lora, Model, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Checkpoint, Json, ModuleConfig, SentenceConfig, Similarity};
@@ -52,6 +52,7 @@ pub enum Prompt {
 
 /// How to embed. The default is what the model's directory says.
 #[derive(Clone, Default)]
+#[non_exhaustive]
 pub struct EmbedOptions {
     /// In place of the model's own.
     pub pooling: Option<Pooling>,
@@ -69,6 +70,17 @@ pub struct EmbedOptions {
     /// Stops when the texts that are going through the network are done.
     pub cancel: Option<Cancel>,
 }
+
+builders!(EmbedOptions {
+    pooling: Pooling => Some(pooling),
+    normalize: bool => Some(normalize),
+    dimensions: usize => Some(dimensions),
+    max_length: usize => Some(max_length),
+    batch_size: usize => Some(batch_size),
+    prompt: Prompt,
+    adapters: impl IntoIterator<Item = (Lora, f32)> => adapters.into_iter().collect(),
+    cancel: Cancel => Some(cancel),
+});
 
 const POOLINGS: &[(&str, Pooling)] = &[
     ("mean", Pooling::Mean),

@@ -396,7 +396,8 @@ pub(super) fn pass(parts: &mut [PassPart<'_>]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{LoadOptions, session_file};
+    use crate::engine::LoadOptions;
+    use crate::engine::session_file::{self, SessionParts};
 
     /// What is held and its logits after a text more, whatever came before.
     fn goes_on(mut evaluated: Evaluated) {
@@ -481,9 +482,10 @@ mod tests {
                     evaluated.evaluate(&none, 512, &mut |_, _| Ok(())).unwrap();
                 }
             }
-            session_file::save(&path, 0, &evaluated).unwrap();
+            let parts = SessionParts { max_context: 0, evaluated: &evaluated, interrupted: None };
+            session_file::save(&path, &parts).unwrap();
             for (keep, held) in [(84, 84), (59, 59), (40, 30), (30, 30), (20, 0)] {
-                let (_, mut loaded) = session_file::load(&path, &model).unwrap();
+                let mut loaded = session_file::load(&path, &model).unwrap().evaluated;
                 let mut kept = evaluated.fork().unwrap();
                 for evaluated in [&mut loaded, &mut kept] {
                     evaluated.keep(keep);

@@ -6,15 +6,22 @@ use std::time::Instant;
 use super::answer_parts::AnswerParts;
 use super::chat::{AnswerFormat, AnswerPart, ToolCall};
 use super::constraint::Constraint;
-use super::options::{Field, Fields, OptionRange, OptionSlot, OptionValue, SIZE, field};
-use super::sampling::token_logprob;
+use super::options::{Field, Fields, OptionRange, OptionSlot, OptionValue, SIZE, builders, field};
+use super::sampling::{sampling_builders, token_logprob};
 use super::session::PREFILL_CHUNK;
 use super::text_stream::TextStream;
 use super::{Cancel, Lora, Model, ProgressFn, Sampler, SamplingOptions, Session};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How to generate; unset sampling fields take what generation_config.json says.
+///
+/// ```
+/// use metal_candle::GenerateOptions;
+/// let options = GenerateOptions::default().max_tokens(64).temperature(0.7).seed(1).stop(["\n\n"]);
+/// assert_eq!(options.sampling.temperature, Some(0.7));
+/// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct GenerateOptions {
     /// 0 = until the model stops or the context is full.
     pub max_tokens: usize,
@@ -127,6 +134,22 @@ impl Default for GenerateOptions {
     }
 }
 
+builders!(GenerateOptions {
+    max_tokens: usize,
+    sampling: SamplingOptions,
+    stop: impl IntoIterator<Item = impl Into<String>> => stop.into_iter().map(Into::into).collect(),
+    ignore_eos: bool,
+    json_schema: impl Into<String> => Some(json_schema.into()),
+    answer_format: AnswerFormat => Some(answer_format),
+    tool_choice: ToolChoice,
+    reasoning_budget: usize => Some(reasoning_budget),
+    add_special: bool,
+    prefill_chunk: usize,
+    adapters: impl IntoIterator<Item = (Lora, f32)> => Some(adapters.into_iter().collect()),
+    cancel: Cancel => Some(cancel),
+});
+sampling_builders!(GenerateOptions, |options| options.sampling);
+
 impl Fields for GenerateOptions {
     const NAME: &'static str = "mc_generate_options";
 
@@ -213,6 +236,7 @@ impl GenerateOptions {
 
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum FinishReason {
     /// The model ended its answer, or nothing may follow by its schema.
     Eos,
@@ -230,6 +254,7 @@ pub enum FinishReason {
 
 /// One token: its id, and the text that became certain with it (whole characters; may be empty).
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct TokenEvent {
     pub text: String,
     pub token: u32,
@@ -246,6 +271,7 @@ pub type TokenFn<'a> = dyn FnMut(&TokenEvent) -> ControlFlow<()> + 'a;
 
 /// A finished answer.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Generation {
     /// What was shown: the texts of all events joined.
     pub text: String,

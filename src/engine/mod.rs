@@ -44,4 +44,6 @@ pub use session::{AnswerStream, Session};
 pub use similarity::similarity_top_k;
 pub use text_stream::TextStream;
 pub use tokenizer::Tokenizer;
-pub use training::{LoraConfig, LoraTrainer, MicroStep, Schedule, TrainEvent, TrainFn, TrainOptions, Update, Weighting};
+pub use training::{
+    LoraConfig, LoraTrainer, MicroStep, Schedule, TrainEnd, TrainEvent, TrainFn, TrainOptions, TrainReport, Update, Weighting,
+};

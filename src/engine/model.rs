@@ -16,7 +16,7 @@ use super::constraint::Vocabulary;
 use super::device::check_threads;
 use super::embed::{self, Embedder};
 use super::files::Files;
-use super::options::{Field, Fields, OptionRange, field, limit_field, word_field};
+use super::options::{Field, Fields, OptionRange, builders, field, limit_field, word_field};
 use super::rerank::{Reranker, load_head};
 use super::sampling::Sampling;
 use super::save::LoadedFrom;
@@ -52,6 +52,7 @@ impl From<Dtype> for Format {
 
 /// What a model can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Capability {
     /// Text generation: an encoder cannot, nor can a checkpoint without an output matrix.
     Generate,
@@ -69,6 +70,7 @@ pub enum Capability {
 
 /// Which part of a long call is running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Stage {
     /// Files come from the Hub.
     Download,
@@ -88,6 +90,7 @@ pub enum Stage {
 
 /// How far a stage is: bytes of the files for `Download`, `Read`, `Quantize` and `Write`, kernels for `Compile`, tokens for `Prefill`, texts for `Embed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Progress {
     pub stage: Stage,
     pub done: u64,
@@ -98,7 +101,14 @@ pub struct Progress {
 pub type ProgressFn<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 
 /// How to load a model. The default: best device, weights as stored, the tokenizer beside the weights.
+///
+/// ```
+/// use metal_candle::LoadOptions;
+/// let options = LoadOptions::default().quantization("q4_k_m").max_context(4096);
+/// assert_eq!(options.max_context, Some(4096));
+/// ```
 #[derive(Clone, Default)]
+#[non_exhaustive]
 pub struct LoadOptions {
     /// `None` = [`DeviceKind::Auto`].
     pub device: Option<Device>,
@@ -153,6 +163,25 @@ pub struct LoadOptions {
     /// Stops loading between two tensors, and a download between two blocks.
     pub cancel: Option<Cancel>,
 }
+
+builders!(LoadOptions {
+    device: Device => Some(device),
+    dtype: Dtype => Some(dtype),
+    tokenizer_path: impl Into<PathBuf> => Some(tokenizer_path.into()),
+    quantization: impl Into<String> => Some(quantization.into()),
+    exact: bool,
+    kv_cache: impl Into<String> => Some(kv_cache.into()),
+    file: impl Into<String> => Some(file.into()),
+    max_context: usize => Some(max_context),
+    hub_cache_dir: impl Into<PathBuf> => Some(hub_cache_dir.into()),
+    hub_revision: impl Into<String> => Some(hub_revision.into()),
+    hub_token: impl Into<String> => Some(hub_token.into()),
+    offline: bool,
+    cancel: Cancel => Some(cancel),
+});
+
+#[cfg(feature = "hf-hub")]
+builders!(LoadOptions { hf_hub: bool });
 
 const DTYPES: &[(&str, Dtype)] = &[("f32", Dtype::F32), ("f16", Dtype::F16), ("bf16", Dtype::BF16)];
 

@@ -510,6 +510,35 @@ macro_rules! limit_field {
 }
 pub(super) use limit_field;
 
+/// Methods of options, called one after another: each puts a value into the field of its name. Whether it is in the field's range is
+/// told where the options are used, as of values that were put there in any other way.
+///
+/// A line is a name and the type of the argument and, where the field has another type, what the argument becomes. The fields are those
+/// of the options or, with a closure that names the place, of a struct within them.
+macro_rules! builders {
+    (@value $name:ident) => { $name };
+    (@value $name:ident $value:expr) => { $value };
+    ($options:ident { $($lines:tt)* }) => {
+        $crate::engine::options::builders!($options, |options| options, $options { $($lines)* });
+    };
+    ($options:ident, |$this:ident| $place:expr, $owner:ident {
+        $($name:ident: $type:ty $(=> $value:expr)?),* $(,)?
+    }) => {
+        impl $options {
+            $(
+                #[doc = concat!("Sets [`", stringify!($name), "`](", stringify!($owner), "#structfield.", stringify!($name), ").")]
+                #[must_use]
+                pub fn $name(mut self, $name: $type) -> Self {
+                    let $this = &mut self;
+                    $place.$name = $crate::engine::options::builders!(@value $name $($value)?);
+                    self
+                }
+            )*
+        }
+    };
+}
+pub(super) use builders;
+
 #[cfg(test)]
 mod tests {
     use super::*;

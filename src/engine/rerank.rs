@@ -9,7 +9,7 @@ use serde_json::json;
 use tokenizers::TruncationDirection;
 
 use super::embed::Prompt;
-use super::options::{Field, Fields, OptionRange, OptionSlot, limit_field, word_field};
+use super::options::{Field, Fields, OptionRange, OptionSlot, builders, limit_field, word_field};
 use super::tokenizer::FirstText;
 use super::{Cancel, Chat, ChatTemplate, Model, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
@@ -40,6 +40,7 @@ pub enum ScoreActivation {
 
 /// How to rerank. The default is what the model's directory says.
 #[derive(Clone, Default)]
+#[non_exhaustive]
 pub struct RerankOptions {
     /// In front of the query; where pairs go through a chat template, its system message. For a Qwen3-Reranker whose files have no
     /// template for pairs, a text here is the instruction, without which it is none.
@@ -53,6 +54,14 @@ pub struct RerankOptions {
     /// Stops when the pairs that are going through the network are done.
     pub cancel: Option<Cancel>,
 }
+
+builders!(RerankOptions {
+    prompt: Prompt,
+    activation: ScoreActivation => Some(activation),
+    max_length: usize => Some(max_length),
+    batch_size: usize => Some(batch_size),
+    cancel: Cancel => Some(cancel),
+});
 
 const ACTIVATIONS: &[(&str, ScoreActivation)] = &[("identity", ScoreActivation::Identity), ("sigmoid", ScoreActivation::Sigmoid)];
 

@@ -17,6 +17,7 @@ use super::generate::Answer;
 use super::lora::Attached;
 use super::model::tell;
 use super::sampling::{check_logits, top_logprobs};
+use super::session_file::{self, SessionParts};
 use super::{
     AnswerFormat, Cancel, Capability, Chat, FinishReason, GenerateOptions, Generation, Lora, Model, Progress, ProgressFn, Stage,
     TokenEvent, TokenFn, ToolChoice,
@@ -517,13 +518,13 @@ impl Session {
     }
 
     /// Writes tokens and states to a file; beside it first, so that a failure leaves no half of one. Adapters are not written, only
-    /// which ones the states were computed with.
+    /// which ones the states were computed with. Half a prompt is still half a prompt when it is loaded.
     ///
     /// # Errors
     /// `Io`, naming the path; `Device`, `Suspended`.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let save = || super::session_file::save(path.as_ref(), self.max_context, &self.evaluated);
-        self.model().device().work(save)
+        let parts = SessionParts { max_context: self.max_context, evaluated: &self.evaluated, interrupted: self.interrupted };
+        self.model().device().work(|| session_file::save(path.as_ref(), &parts))
     }
 
     /// Reads what [`save`](Self::save) wrote. The session has no adapters: attach them again. With those that it had the states are
@@ -534,8 +535,8 @@ impl Session {
     /// of another version, `ContextFull` if it holds more tokens than the model was loaded for; `OutOfMemory`, `Device`, `Suspended`.
     pub fn load(model: &Model, path: impl AsRef<Path>) -> Result<Self> {
         let most = Self::new(model, 0)?.max_context;
-        let (max_context, evaluated) = model.device().work(|| super::session_file::load(path.as_ref(), model))?;
-        let session = Self::of(evaluated, max_context.min(most));
+        let parts = model.device().work(|| session_file::load(path.as_ref(), model))?;
+        let session = Self { interrupted: parts.interrupted, ..Self::of(parts.evaluated, parts.max_context.min(most)) };
         session.check(session.tokens(), 0).map_err(|error| match error.kind() {
             // Of a file, not of an argument.
             ErrorKind::InvalidArgument => Error::format(format!("{}: {error}", path.as_ref().display())),

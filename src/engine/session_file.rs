@@ -2,8 +2,9 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 8 | `MCSESS04`: the last two are the version |
+//! | 8 | `MCSESS05`: the last two are the version |
 //! | 8 × 8 | model fingerprint, max_context, regime (all ones: mixed), tokens, evaluated tokens, adapters' fingerprint, states, snapshots |
+//! | 8 | the tokens of the prompt that the session holds the beginning of, where reading it was stopped; all ones: it is whole |
 //! | 2 × 8 × states | of each its kind (keys and values in 1: F32, 2: F16, 3: Q8_0; 4: of a scan, 5: of a convolution), and values of a token, or all |
 //! | 4 × tokens | token ids |
 //! | … | the states as they are kept: of each layer keys, then values, `(evaluated, heads, head_dim)`; of the others, which have a fixed size, the position that they can be cut back to, eight bytes, then F32: inputs of the convolution, and of a scan matrices, keys, updates, decays |
@@ -11,6 +12,8 @@
 //! | 8 | FNV-1a of all before |
 //!
 //! A head in Q8_0 is blocks of 32 values, the last one of what is left: each its scale in F16, then a byte a value.
+//!
+//! Version 04 is the same without the tokens of the prompt, and is read as well.
 //!
 //! A file is untrusted: its length must be exactly what its header says before anything is allocated.
 
@@ -26,18 +29,31 @@ use crate::nn::{LayerState, SNAPSHOTS, StateKind};
 use crate::ops;
 
 const MAGIC: &[u8; 6] = b"MCSESS";
-const VERSION: &[u8; 2] = b"04";
+const VERSION: &[u8; 2] = b"05";
+/// That of files which do not say whether their prompt is whole.
+const WITHOUT_PROMPT: &[u8; 2] = b"04";
+/// Of every version.
 const FIELDS: usize = 8;
 /// What a file has at least: magic, fields and checksum.
 const LEAST: u64 = (8 + 8 * FIELDS + 8) as u64;
 const MIXED: u64 = u64::MAX;
+const WHOLE: u64 = u64::MAX;
 
-/// Writes beside the path, then renames.
-pub fn save(path: &Path, max_context: usize, evaluated: &Evaluated) -> Result<()> {
-    replace(&[path.to_path_buf()], |parts| write(&parts[0], max_context, evaluated))
+/// What a session is made of, on its way into a file and out of it.
+pub struct SessionParts<E> {
+    pub max_context: usize,
+    pub evaluated: E,
+    /// How many tokens the prompt has that the session holds the beginning of.
+    pub interrupted: Option<usize>,
 }
 
-fn write(path: &Path, max_context: usize, evaluated: &Evaluated) -> Result<()> {
+/// Writes beside the path, then renames.
+pub fn save(path: &Path, parts: &SessionParts<&Evaluated>) -> Result<()> {
+    replace(&[path.to_path_buf()], |paths| write(&paths[0], parts))
+}
+
+fn write(path: &Path, parts: &SessionParts<&Evaluated>) -> Result<()> {
+    let SessionParts { max_context, evaluated, interrupted } = *parts;
     let io = |e| Error::io(path, e);
     let mut file = Hashed { inner: BufWriter::new(File::create(path).map_err(io)?), hash: FNV_START };
     let (tokens, states) = (evaluated.tokens(), evaluated.states());
@@ -56,6 +72,7 @@ fn write(path: &Path, max_context: usize, evaluated: &Evaluated) -> Result<()> {
         evaluated.computed_with(),
         states.iter().count() as u64,
         states.snapshots().count() as u64,
+        interrupted.map_or(WHOLE, |tokens| tokens as u64),
     ];
     for field in fields.into_iter().chain(states.iter().flat_map(header)) {
         file.write_all(&field.to_le_bytes()).map_err(io)?;
@@ -80,8 +97,8 @@ fn header(state: &LayerState) -> [u64; 2] {
     [state.kind().number(), state.values() as u64]
 }
 
-/// Reads what a model's session evaluated, and the tokens that it may hold.
-pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
+/// Reads a model's session.
+pub fn load(path: &Path, model: &Model) -> Result<SessionParts<Evaluated>> {
     let io = |e| Error::io(path, e);
     let bad = |message: String| Error::format(format!("{}: {message}", path.display()));
     let other_model = || Error::new(ErrorKind::Mismatch, format!("{}: another model wrote this session", path.display()));
@@ -97,7 +114,7 @@ pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
     if magic != *MAGIC {
         return Err(bad("expected a session, found something else".to_string()));
     }
-    if version != *VERSION {
+    if ![VERSION, WITHOUT_PROMPT].contains(&&version) {
         let [expected, found] = [VERSION, &version].map(|version| String::from_utf8_lossy(version).into_owned());
         return Err(bad(format!("expected a session of version {expected}, found version {found:?}")));
     }
@@ -111,11 +128,13 @@ pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
         *value = field()?;
     }
     let [fingerprint, max_context, regime, tokens, evaluated, computed_with, count, snapshots] = fields;
+    let (prompt, header_bytes) = if version == *VERSION { (field()?, 8) } else { (WHOLE, 0) };
     let mut states = model.transformer().new_states();
     if fingerprint != model.fingerprint() || count != states.iter().count() as u64 {
         return Err(other_model());
     }
-    if size < LEAST + 16 * count {
+    let least = LEAST + header_bytes + 16 * count;
+    if size < least {
         return Err(bad(format!("expected {count} states, found {size} bytes")));
     }
     let mut state_bytes = Some(0u64);
@@ -142,9 +161,12 @@ pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
         .zip(state_bytes)
         .and_then(|(ids, states)| ids.checked_add(states))
         .and_then(|n| n.checked_add(of_snapshot?.checked_mul(snapshots)?))
-        .and_then(|n| n.checked_add(LEAST + 16 * count));
+        .and_then(|n| n.checked_add(least));
     if length != Some(size) || evaluated > tokens {
         return Err(bad(format!("{tokens} tokens, {evaluated} of them evaluated, do not make {size} bytes")));
+    }
+    if prompt < tokens {
+        return Err(bad(format!("damaged: {tokens} tokens are not the beginning of {prompt}")));
     }
     // Everything fits the file, and so the address space; a file may be larger than the memory all the same.
     let mut bytes = buffer(tokens as usize * 4)?;
@@ -180,7 +202,12 @@ pub fn load(path: &Path, model: &Model) -> Result<(usize, Evaluated)> {
         return Err(bad("damaged: the checksum does not fit the content".to_string()));
     }
     let regime = if regime == MIXED { Regime::Mixed } else { Regime::One(regime as usize) };
-    Ok((max_context.min(usize::MAX as u64) as usize, Evaluated::restored(model, tokens, states, regime, computed_with)))
+    let as_size = |value: u64| value.min(usize::MAX as u64) as usize;
+    Ok(SessionParts {
+        max_context: as_size(max_context),
+        evaluated: Evaluated::restored(model, tokens, states, regime, computed_with),
+        interrupted: (prompt != WHOLE).then_some(as_size(prompt)),
+    })
 }
 
 fn buffer(len: usize) -> Result<Vec<u8>> {

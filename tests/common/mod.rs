@@ -71,7 +71,7 @@ pub fn edited(directory: &Path, fields: &[(&str, &str)]) -> TempDir {
 
 /// How to load so that quantised weights compute as what they stand for.
 pub fn exact() -> LoadOptions {
-    LoadOptions { exact: true, ..LoadOptions::default() }
+    LoadOptions::default().exact(true)
 }
 
 /// Loads a model with its own settings, exactly.
@@ -82,7 +82,7 @@ pub fn load(path: impl AsRef<Path>) -> Model {
 
 /// The same on a device.
 pub fn load_onto(device: &Device, path: impl AsRef<Path>) -> Model {
-    let options = LoadOptions { device: Some(device.clone()), ..exact() };
+    let options = exact().device(device.clone());
     Model::load(path, &options, None).unwrap_or_else(|e| panic!("{}", e.details()))
 }
 
@@ -114,7 +114,7 @@ pub const QUANTIZATIONS: [&str; 7] = ["q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"
 
 /// How to load with weights that are quantised so, exactly.
 pub fn quantised(kind: &str) -> LoadOptions {
-    LoadOptions { quantization: Some(kind.to_string()), ..exact() }
+    exact().quantization(kind)
 }
 
 /// The same in eight bits.

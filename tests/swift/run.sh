@@ -26,8 +26,6 @@ else
     export LIBRARY_PATH=$scratch/native
 fi
 flags="-j 2 -Xswiftc -warnings-as-errors"
-# libswiftObservation.so of some Linux toolchains lacks a symbol that it never calls (swiftlang/swift issue 75670).
-[ "$(uname -s)" = Darwin ] || flags="$flags -Xlinker --allow-shlib-undefined"
 
 build() { # folder, scratch
     # SwiftPM does not see that the archive is another one; what was linked with it is linked again.

@@ -75,7 +75,7 @@ fn main() -> Result<(), Failed> {
         corpus.put("session", &format!("{tokens}-whole"), &[b"\x01", &file[..]].concat())?;
     }
 
-    let mut trainer = LoraTrainer::new(decoder(), &LoraConfig { rank: 2, ..Default::default() }, &TrainOptions::default())?;
+    let mut trainer = LoraTrainer::new(decoder(), &LoraConfig::default().rank(2), &TrainOptions::default())?;
     trainer.train_step(&[1, 2, 3, 4], None, &[0, 4])?;
     let folder = scratch().join("checkpoint");
     trainer.save(&folder)?;

@@ -10,7 +10,7 @@ pub fn run(input: &[u8]) {
     put(&folder.join("adapter_config.json"), &input[..end]);
     put(&folder.join("adapter_model.safetensors"), &safetensors(input.get(end + 1..).unwrap_or(&[])));
     let Some(lora) = told(Lora::load(decoder(), &folder)) else { return };
-    let options = GenerateOptions { max_tokens: 2, adapters: Some(vec![(lora.clone(), 1.0)]), ..Default::default() };
+    let options = GenerateOptions::default().max_tokens(2).adapters([(lora.clone(), 1.0)]);
     told(decoder().generate("hi", &options, None, &mut |_| std::ops::ControlFlow::Continue(())));
     told(decoder().merge(&lora, 0.5));
     let again = scratch().join("saved");

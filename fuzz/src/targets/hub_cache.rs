@@ -26,6 +26,6 @@ pub fn run(input: &[u8]) {
             Some(part) => put(&snapshot.join(name), part),
         }
     }
-    let options = LoadOptions { hub_cache_dir: Some(cache), offline: true, ..Default::default() };
+    let options = LoadOptions::default().hub_cache_dir(cache).offline(true);
     told(Model::load_hub(&name, &options, None));
 }

@@ -19,7 +19,8 @@ pub fn run(input: &[u8]) {
     };
     put(&folder.join("model.safetensors"), &safetensors(input));
     let quantization = (mode & 8 != 0).then(|| ["q8_0", "q4_k_m", "q4_0", "iq4_nl"][usize::from(mode >> 4 & 3)].to_string());
-    let options = LoadOptions { quantization, ..Default::default() };
+    let mut options = LoadOptions::default();
+    options.quantization = quantization;
     told(estimate_memory(&folder, &options));
     if let Some(model) = told(Model::load(&folder, &options, None)) {
         use_model(&model);

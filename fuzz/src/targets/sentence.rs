@@ -18,7 +18,7 @@ pub fn run(input: &[u8]) {
     if let Some(model) = told(Model::load(&folder, &LoadOptions::default(), None)) {
         let prompts: Vec<_> = model.prompt_names().map(str::to_string).collect();
         for prompt in prompts.into_iter().take(2).map(Prompt::Name).chain([Prompt::Default]) {
-            told(model.embed(&["hi the", ""], &EmbedOptions { prompt, ..Default::default() }, None));
+            told(model.embed(&["hi the", ""], &EmbedOptions::default().prompt(prompt), None));
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 
 /// A part of an answer, or a piece of one.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum AnswerPart {
     /// Text of the answer.
     Text(String),
@@ -42,6 +43,7 @@ pub enum AnswerPart {
 
 /// A call of a tool.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ToolCall {
     /// Its place among the calls of the answer, from 0.
     pub index: u32,

@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use metal_candle::{Sampler, Sampling};
-//! let sampling = Sampling { temperature: 0.5, top_k: 2, ..Sampling::default() };
+//! let sampling = Sampling::default().temperature(0.5).top_k(2);
 //! let kept = Sampler::new(sampling, 4)?.distribution(&[1.0, 3.0, 2.0, 0.0], &[], &[])?.to_vec();
 //! assert_eq!(kept.iter().map(|&(id, _)| id).collect::<Vec<_>>(), [1, 2]);
 //! assert!((kept[0].1 - 0.880797).abs() < 1e-6); // e⁶ / (e⁶ + e⁴)
@@ -22,7 +22,7 @@ mod top_p;
 mod min_p;
 
 use super::GenerateOptions;
-use super::options::Fields;
+use super::options::{Fields, builders};
 use super::random::Random;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::{exp_sum, first_at, highest as highest_number};
@@ -90,6 +90,7 @@ fn best_of(logits: &[f32]) -> Result<f32> {
 
 /// Settings of one generation, every field decided.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Sampling {
     /// 0 = argmax, the lowest id on ties.
     pub temperature: f32,
@@ -131,6 +132,19 @@ impl Default for Sampling {
     }
 }
 
+builders!(Sampling {
+    temperature: f32,
+    top_k: usize,
+    top_p: f32,
+    min_p: f32,
+    repetition_penalty: f32,
+    repetition_last_n: usize,
+    frequency_penalty: f32,
+    presence_penalty: f32,
+    logit_bias: impl IntoIterator<Item = (u32, f32)> => logit_bias.into_iter().collect(),
+    seed: u64 => Some(seed),
+});
+
 impl Sampling {
     fn check(&self) -> Result<()> {
         let sampling = SamplingOptions {
@@ -151,6 +165,7 @@ impl Sampling {
 
 /// What the caller of a generation sets; `None` = the model's default.
 #[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
 pub struct SamplingOptions {
     pub temperature: Option<f32>,
     pub top_k: Option<usize>,
@@ -165,6 +180,27 @@ pub struct SamplingOptions {
     pub logit_bias: Vec<(u32, f32)>,
     pub seed: Option<u64>,
 }
+
+/// What sets the fields of `SamplingOptions`, for them and for what holds them.
+macro_rules! sampling_builders {
+    ($options:ident, |$this:ident| $place:expr) => {
+        $crate::engine::options::builders!($options, |$this| $place, SamplingOptions {
+            temperature: f32 => Some(temperature),
+            top_k: usize => Some(top_k),
+            top_p: f32 => Some(top_p),
+            min_p: f32 => Some(min_p),
+            repetition_penalty: f32 => Some(repetition_penalty),
+            repetition_last_n: usize => Some(repetition_last_n),
+            frequency_penalty: f32 => Some(frequency_penalty),
+            presence_penalty: f32 => Some(presence_penalty),
+            logit_bias: impl IntoIterator<Item = (u32, f32)> => logit_bias.into_iter().collect(),
+            seed: u64 => Some(seed),
+        });
+    };
+}
+pub(super) use sampling_builders;
+
+sampling_builders!(SamplingOptions, |options| options);
 
 impl SamplingOptions {
     /// The model's defaults with what the caller set on top.

@@ -6,8 +6,8 @@
 //! ```
 //! use metal_candle::{LoadOptions, LoraConfig, LoraTrainer, Model, Session, TrainOptions};
 //! let model = Model::load("tests/golden/decoders/qwen2_untied_old", &LoadOptions::default(), None)?;
-//! let config = LoraConfig { rank: 4, targets: vec!["q_proj".into(), "v_proj".into()], ..LoraConfig::default() };
-//! let options = TrainOptions { learning_rate: 0.01, ..TrainOptions::default() };
+//! let config = LoraConfig::default().rank(4).targets(["q_proj", "v_proj"]);
+//! let options = TrainOptions::default().learning_rate(0.01);
 //! let mut trainer = LoraTrainer::new(&model, &config, &options)?;
 //! // Two sequences, of three tokens and of four.
 //! let (tokens, offsets) = ([5, 6, 7, 1, 2, 3, 4], [0, 3, 7]);
@@ -30,7 +30,7 @@ mod memory;
 mod tests;
 
 pub use options::{LoraConfig, TrainOptions, Weighting};
-pub use run::{TrainEvent, TrainFn};
+pub use run::{TrainEnd, TrainEvent, TrainFn, TrainReport};
 pub use schedule::Schedule;
 
 use std::borrow::Cow;
@@ -124,6 +124,7 @@ impl Default for Counters {
 
 /// What one micro-batch did.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct MicroStep {
     /// The mean cross entropy of its target tokens, in nats, before anything was changed by it.
     pub loss: f32,
@@ -134,6 +135,7 @@ pub struct MicroStep {
 
 /// What one step of the optimizer did.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Update {
     /// From 1.
     pub step: u64,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Schedule;
-use crate::engine::options::{Field, Fields, OptionRange, field, word_field};
+use crate::engine::options::{Field, Fields, OptionRange, builders, field, word_field};
 use crate::engine::{Cancel, Lora};
 use crate::error::Result;
 
@@ -16,6 +16,7 @@ pub(super) const MOST: u64 = 1 << 53;
 
 /// The adapter that is to be trained. The default: rank 8 and alpha 16 on every matrix of the layers, from fresh weights.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct LoraConfig {
     /// 1 to 8192. Not used with [`initial`](Self::initial).
     pub rank: usize,
@@ -43,6 +44,16 @@ impl Default for LoraConfig {
         Self { rank: 8, alpha: 16.0, dropout: 0.0, rslora: false, seed: 0, targets: Vec::new(), initial: None }
     }
 }
+
+builders!(LoraConfig {
+    rank: usize,
+    alpha: f32,
+    dropout: f32,
+    rslora: bool,
+    seed: u64,
+    targets: impl IntoIterator<Item = impl Into<String>> => targets.into_iter().map(Into::into).collect(),
+    initial: Lora => Some(initial),
+});
 
 impl LoraConfig {
     /// # Errors
@@ -87,6 +98,7 @@ pub enum Weighting {
 
 /// How to train.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct TrainOptions {
     /// 0 to 1; default 2e-4.
     pub learning_rate: f64,
@@ -173,6 +185,33 @@ impl Default for TrainOptions {
         }
     }
 }
+
+builders!(TrainOptions {
+    learning_rate: f64,
+    weight_decay: f64,
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    grad_clip: f64,
+    grad_accumulation: usize,
+    weighting: Weighting,
+    schedule: Schedule,
+    warmup_steps: u64,
+    warmup_from_zero: bool,
+    total_steps: u64,
+    max_steps: u64,
+    batch_size: usize,
+    epochs: usize,
+    max_length: usize,
+    mask_prompt: bool,
+    seed: u64,
+    gradient_checkpointing: bool,
+    checkpoint: impl Into<PathBuf> => Some(checkpoint.into()),
+    checkpoint_every: u64,
+    eval_every: u64,
+    patience: u64,
+    cancel: Cancel => Some(cancel),
+});
 
 impl TrainOptions {
     /// # Errors

@@ -17,6 +17,7 @@ pub(super) const BEST: &str = "best";
 
 /// One finished step of a training on a dataset.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct TrainEvent {
     /// From 1.
     pub step: u64,
@@ -41,6 +42,48 @@ pub struct TrainEvent {
     pub peak_bytes: u64,
     /// Sequences of the training dataset that were cut to `max_length`, and those that have no target token: an example is one, but a
     /// conversation whose template rewrites earlier turns is one for each answer.
+    pub truncated: usize,
+    pub skipped: usize,
+}
+
+/// Why a training on a dataset returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TrainEnd {
+    /// All its epochs or steps are done.
+    Complete,
+    /// [`patience`](super::TrainOptions#structfield.patience) ended: so many evaluations brought no new best.
+    Patience,
+    /// `on_step` said so; another call goes on.
+    Callback,
+}
+
+/// What a call of [`LoraTrainer::train`] did.
+///
+/// The trainer has the last weights; those of the lowest [`best_loss`](Self::best_loss) are in the folder `best` of the checkpoints, if
+/// they have a place.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct TrainReport {
+    pub end: TrainEnd,
+    /// Finished steps of the trainer, those of earlier calls and of the checkpoint that it was resumed from included.
+    pub step: u64,
+    /// The step that the training ends with, unless it is stopped.
+    pub total_steps: u64,
+    /// Steps that this call told `on_step`; 0 where there was nothing left to do.
+    pub steps: u64,
+    /// The mean cross entropy of the last step's target tokens, in nats, before that step; `None` before the first.
+    pub loss: Option<f32>,
+    /// The same of the evaluation dataset, when this call evaluated it last.
+    pub eval_loss: Option<f32>,
+    /// The lowest of all evaluations.
+    pub best_loss: Option<f32>,
+    /// Target tokens of these steps.
+    pub target_tokens: u64,
+    /// What this call took, from reading the datasets to the last checkpoint.
+    pub seconds: f64,
+    /// Sequences of the training dataset that were cut to `max_length`, and those that have no target token, as
+    /// [`TrainEvent`] counts them.
     pub truncated: usize,
     pub skipped: usize,
 }
@@ -76,10 +119,24 @@ impl LoraTrainer {
     /// [`adapter`](Self::adapter) to a new trainer. The trainer keeps the last weights, not those of the best evaluation: these are
     /// in the folder `best` of the checkpoints, if they have a place.
     ///
+    /// ```
+    /// use std::ops::ControlFlow;
+    ///
+    /// use metal_candle::{Dataset, LoadOptions, LoraConfig, LoraTrainer, Model, TrainEnd, TrainOptions};
+    /// let model = Model::load("models/tiny-coder", &LoadOptions::default(), None)?;
+    /// let facts = Dataset::load_jsonl("examples/data/facts.jsonl")?;
+    /// let options = TrainOptions::default().max_steps(2);
+    /// let mut trainer = LoraTrainer::new(&model, &LoraConfig::default().rank(4), &options)?;
+    /// let report = trainer.train(&facts, None, &mut |_| ControlFlow::Continue(()))?;
+    /// assert_eq!((report.end, report.steps), (TrainEnd::Complete, 2));
+    /// # Ok::<(), metal_candle::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// `InvalidArgument` for a dataset without a target token; `Mismatch` for another dataset than that which the first call had;
     /// those of the tokenizer and the chat template; `Io`; and those of [`train_step`](Self::train_step).
-    pub fn train(&mut self, train: &Dataset, eval: Option<&Dataset>, on_step: &mut TrainFn<'_>) -> Result<()> {
+    pub fn train(&mut self, train: &Dataset, eval: Option<&Dataset>, on_step: &mut TrainFn<'_>) -> Result<TrainReport> {
+        let started = Instant::now();
         if let Some(directory) = self.options.checkpoint.as_ref().filter(|_| !self.is_done()) {
             // Before hours of training, not behind them.
             try_directory(directory)?;
@@ -87,13 +144,45 @@ impl LoraTrainer {
         let data =
             Data { train: self.tokenized(train, "train")?, eval: eval.map(|eval| self.tokenized(eval, "eval")).transpose()? };
         self.begin(&data.train.examples)?;
+        let (mut steps, mut target_tokens, mut eval_loss) = (0, 0, None);
+        let on_step: &mut TrainFn<'_> = &mut |event| {
+            steps += 1;
+            target_tokens += event.target_tokens;
+            eval_loss = event.eval_loss.or(eval_loss);
+            on_step(event)
+        };
         let mut clock = Clock::start();
         // A cancel came between a step and its evaluation.
         let mut flow = if self.progress.pending { self.finish_step(&data, &clock, on_step)? } else { ControlFlow::Continue(()) };
         while flow.is_continue() && !self.is_done() {
             flow = self.epoch(&data, &mut clock, on_step)?;
         }
-        Ok(())
+        let Counters { step, loss, best_loss, .. } = self.progress;
+        Ok(TrainReport {
+            end: match flow {
+                // Of the last step it stops nothing.
+                ControlFlow::Break(()) if !self.is_done() => TrainEnd::Callback,
+                _ if self.is_complete() => TrainEnd::Complete,
+                _ => TrainEnd::Patience,
+            },
+            step,
+            total_steps: self.last_step(),
+            steps,
+            loss: (step > 0).then_some(loss as f32),
+            eval_loss,
+            best_loss: best_loss.is_finite().then_some(best_loss as f32),
+            target_tokens,
+            seconds: started.elapsed().as_secs_f64(),
+            truncated: data.train.truncated,
+            skipped: data.train.skipped,
+        })
+    }
+
+    /// The step that a training on its dataset ends with.
+    fn last_step(&self) -> u64 {
+        let Counters { first_step, epoch_steps, .. } = self.progress;
+        let end = first_step.saturating_add(epoch_steps.saturating_mul(self.options.epochs as u64));
+        [self.options.total_steps, self.options.max_steps].into_iter().filter(|&most| most > 0).fold(end, u64::min)
     }
 
     fn tokenized(&self, dataset: &Dataset, name: &str) -> Result<Tokenized> {
@@ -139,11 +228,12 @@ impl LoraTrainer {
     }
 
     fn is_done(&self) -> bool {
-        let (options, Counters { step, epoch, stale_evals, .. }) = (&self.options, self.progress);
-        epoch >= options.epochs
-            || ends(options.total_steps, step)
-            || ends(options.max_steps, step)
-            || (options.patience > 0 && stale_evals >= options.patience)
+        self.is_complete() || (self.options.patience > 0 && self.progress.stale_evals >= self.options.patience)
+    }
+
+    fn is_complete(&self) -> bool {
+        let (options, Counters { step, epoch, .. }) = (&self.options, self.progress);
+        epoch >= options.epochs || ends(options.total_steps, step) || ends(options.max_steps, step)
     }
 
     /// What is left of an epoch.
@@ -196,14 +286,10 @@ impl LoraTrainer {
             self.progress = before;
             return Err(error);
         }
-        let Counters { loss, grad_norm, targets, epoch, position, first_step, epoch_steps, .. } = self.progress;
-        let end = first_step.saturating_add(epoch_steps.saturating_mul(self.options.epochs as u64));
+        let Counters { loss, grad_norm, targets, epoch, position, .. } = self.progress;
         let flow = on_step(&TrainEvent {
             step,
-            total_steps: [self.options.total_steps, self.options.max_steps]
-                .into_iter()
-                .filter(|&most| most > 0)
-                .fold(end, u64::min),
+            total_steps: self.last_step(),
             epoch: if position == 0 { epoch } else { epoch + 1 },
             loss: loss as f32,
             eval_loss: eval_loss.map(|loss| loss as f32),

@@ -49,7 +49,7 @@ public struct ChatMessage: Sendable, Hashable, Codable {
 }
 
 /// A tool that the model may call, for chat templates that know tools.
-public struct ToolDefinition: Sendable, Hashable {
+public struct ToolDefinition: Sendable, Hashable, Codable {
     /// Its name.
     public var name: String
     /// What it does, for the model to read.
@@ -62,6 +62,51 @@ public struct ToolDefinition: Sendable, Hashable {
         self.name = name
         self.description = description
         self.parameters = parameters
+    }
+
+    /// Describes a tool whose arguments are a type's.
+    public init(name: String, description: String, parameters: (some SchemaProviding).Type) {
+        self.init(name: name, description: description, parameters: parameters.schema.json)
+    }
+}
+
+/// A tool with what runs when the model calls it, for ``ChatSession/respond(to:calling:maximumRounds:options:)``.
+///
+/// ```swift
+/// struct Place: Decodable, SchemaProviding {
+///     var city: String
+///     static var schema: JSONSchema { .object(["city": .string]) }
+/// }
+/// let weather = CallableTool(name: "weather", description: "The weather of a city") { (place: Place) in
+///     "It rains in \(place.city)."
+/// }
+/// print(try await session.respond(to: "Do I need an umbrella in Rome?", calling: [weather]).text)
+/// ```
+public struct CallableTool: Sendable {
+    /// What the model is told of it.
+    public let definition: ToolDefinition
+    /// What it does: the result is for the model to read. An error ends the answer.
+    public let run: @Sendable (ToolCall) async throws -> String
+
+    /// A tool that is handed the call as the model wrote it.
+    public init(_ definition: ToolDefinition, run: @escaping @Sendable (ToolCall) async throws -> String) {
+        self.definition = definition
+        self.run = run
+    }
+
+    /// A tool that is handed its arguments. Those that are not of the type are told to the model, which may correct them.
+    public init<Arguments: Decodable & SchemaProviding>(
+        name: String, description: String, run: @escaping @Sendable (Arguments) async throws -> String
+    ) {
+        self.init(ToolDefinition(name: name, description: description, parameters: Arguments.self)) { call in
+            let arguments: Arguments
+            do {
+                arguments = try call.decodeArguments()
+            } catch {
+                return "error: expected arguments of the schema \(Arguments.schema.json), found \(call.arguments)"
+            }
+            return try await run(arguments)
+        }
     }
 }
 
@@ -102,12 +147,12 @@ struct ChatTemplateInput: Sendable {
     var variables: [String: String]
 
     func native() throws -> Handle {
-        let json = try "[" + messages.map { try $0.json }.joined(separator: ",") + "]"
+        let json = "[" + messages.map(\.json).joined(separator: ",") + "]"
         let chat = try Handle(free: mc_chat_free) { out, error in
             json.withBytes { mc_chat_from_json($0, $1, out, error) }
         }
         if !tools.isEmpty {
-            let json = try "[" + tools.map { try $0.json }.joined(separator: ",") + "]"
+            let json = "[" + tools.map(\.json).joined(separator: ",") + "]"
             try call { error in json.withBytes { mc_chat_set_tools_json(chat.pointer, $0, $1, error) } }
         }
         for (name, value) in variables {
@@ -122,30 +167,20 @@ struct ChatTemplateInput: Sendable {
 
 extension ChatMessage {
     fileprivate var json: String {
-        get throws {
-            let calls = try toolCalls.map { try "{\"type\":\"function\",\"function\":\($0.json)}" }.joined(separator: ",")
-            let toolCalls = calls.isEmpty ? "" : ",\"tool_calls\":[\(calls)]"
-            let thoughts = try reasoning.map { try ",\"reasoning_content\":\(quoted($0))" } ?? ""
-            return try "{\"role\":\(quoted(role.rawValue)),\"content\":\(quoted(content))\(thoughts)\(toolCalls)}"
-        }
+        let calls = toolCalls.map { "{\"type\":\"function\",\"function\":\($0.json)}" }.joined(separator: ",")
+        let toolCalls = calls.isEmpty ? "" : ",\"tool_calls\":[\(calls)]"
+        let thoughts = reasoning.map { ",\"reasoning_content\":\($0.quotedAsJSON)" } ?? ""
+        return "{\"role\":\(role.rawValue.quotedAsJSON),\"content\":\(content.quotedAsJSON)\(thoughts)\(toolCalls)}"
     }
 }
 
 extension ToolCall {
-    fileprivate var json: String {
-        get throws { try "{\"name\":\(quoted(name)),\"arguments\":\(arguments)}" }
-    }
+    fileprivate var json: String { "{\"name\":\(name.quotedAsJSON),\"arguments\":\(arguments)}" }
 }
 
 extension ToolDefinition {
     fileprivate var json: String {
-        get throws {
-            let function = try "\"name\":\(quoted(name)),\"description\":\(quoted(description)),\"parameters\":\(parameters)"
-            return "{\"type\":\"function\",\"function\":{\(function)}}"
-        }
+        let texts = "\"name\":\(name.quotedAsJSON),\"description\":\(description.quotedAsJSON)"
+        return "{\"type\":\"function\",\"function\":{\(texts),\"parameters\":\(parameters)}}"
     }
-}
-
-private func quoted(_ text: String) throws -> String {
-    String(decoding: try JSONEncoder().encode(text), as: UTF8.self)
 }

@@ -115,10 +115,9 @@ public final class LanguageModel: Sendable {
         // Not behind the answers that are being made.
         return try await Self.tokenizing.run {
             let tokenizer = try Handle(free: mc_tokenizer_free) { mc_model_tokenizer(model.pointer, $0, $1) }
-            let tokens = try Handle(free: mc_tokens_free) { out, error in
+            return try [UInt32](made: { out, error in
                 text.withBytes { mc_tokenizer_encode(tokenizer.pointer, $0, $1, false, out, error) }
-            }
-            return Array(UnsafeBufferPointer(start: mc_tokens_data(tokens.pointer), count: mc_tokens_len(tokens.pointer)))
+            })
         }
     }
 
@@ -137,8 +136,16 @@ public final class LanguageModel: Sendable {
         ResponseStream(Turn(model: native) { [native] cancel in
             let model = try native.loaded()
             let session = try Handle(free: mc_session_free) { mc_session_new(model.pointer, 0, $0, $1) }
-            try call { error in
-                prompt.withBytes { mc_session_set_prompt(session.pointer, $0, $1, cancel.pointer, error) }
+            if let tell = options.prefillProgress {
+                let tokenizer = try Handle(free: mc_tokenizer_free) { mc_model_tokenizer(model.pointer, $0, $1) }
+                let tokens = try [UInt32](made: { out, error in
+                    prompt.withBytes { mc_tokenizer_encode(tokenizer.pointer, $0, $1, true, out, error) }
+                })
+                try PrefillProgress.prefill(session.pointer, tokens, cancel, tell: tell)
+            } else {
+                try call { error in
+                    prompt.withBytes { mc_session_set_prompt(session.pointer, $0, $1, cancel.pointer, error) }
+                }
             }
             let options = try options.native(cancel)
             try call { mc_session_begin(session.pointer, options.pointer, $0) }

@@ -29,6 +29,14 @@ extension String {
     }
 }
 
+extension [UInt32] {
+    /// Tokens that a call hands out; frees them.
+    init(made result: (UnsafeMutablePointer<OpaquePointer?>, UnsafeMutablePointer<OpaquePointer?>) -> mc_status) throws {
+        let tokens = try Handle(free: mc_tokens_free, made: result)
+        self.init(UnsafeBufferPointer(start: mc_tokens_data(tokens.pointer), count: mc_tokens_len(tokens.pointer)))
+    }
+}
+
 extension URL {
     /// The path of a file, as the library opens it. C would read a path with a NUL as another, shorter one.
     func nativePath(_ name: String) throws -> String {

@@ -44,8 +44,18 @@ final class NativeModel: Sendable {
         let model = try loaded()
         if let session = contents.withLock({ $0.sessions[owner] }) { return session }
         let session = try Handle(free: mc_session_free) { mc_session_new(model.pointer, 0, $0, $1) }
-        contents.withLock { if $0.model != nil { $0.sessions[owner] = session } }
+        adopt(session, for: owner)
         return session
+    }
+
+    /// The session of an owner, if it has one. On the queue only.
+    func existingSession(of owner: ObjectIdentifier) -> Handle? {
+        contents.withLock { $0.sessions[owner] }
+    }
+
+    /// Gives an owner a session that was made for it. On the queue only.
+    func adopt(_ session: Handle, for owner: ObjectIdentifier) {
+        contents.withLock { if $0.model != nil { $0.sessions[owner] = session } }
     }
 
     func forgetSession(of owner: ObjectIdentifier) {

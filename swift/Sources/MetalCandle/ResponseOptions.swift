@@ -37,6 +37,8 @@ public struct ResponseOptions: Sendable {
     public var adapter: AttachedAdapter?
     /// Several adapters at once, in place of ``adapter``: their changes add up.
     public var adapters: [AttachedAdapter]
+    /// Hears how far the evaluation of the prompt is, on another thread: from 0, never falling, to all of it.
+    public var prefillProgress: (@Sendable (PrefillProgress) -> Void)?
     /// Options as JSON, by the names that `mc_generate_options_set_json` of the C interface tells; they count more than those here.
     public var json: String?
 
@@ -81,7 +83,7 @@ public struct ResponseOptions: Sendable {
         repetitionPenalty: RepetitionPenalty? = nil, frequencyPenalty: Double? = nil, presencePenalty: Double? = nil,
         logitBias: [UInt32: Float] = [:], seed: UInt64? = nil, stops: [String] = [], jsonSchema: String? = nil,
         toolChoice: ToolChoice? = nil, reasoningBudget: Int? = nil, answerFormat: String? = nil, adapter: AttachedAdapter? = nil,
-        json: String? = nil, adapters: [AttachedAdapter] = []
+        json: String? = nil, adapters: [AttachedAdapter] = [], prefillProgress: (@Sendable (PrefillProgress) -> Void)? = nil
     ) {
         self.maximumTokens = maximumTokens
         self.temperature = temperature
@@ -101,6 +103,7 @@ public struct ResponseOptions: Sendable {
         self.adapter = adapter
         self.json = json
         self.adapters = adapters
+        self.prefillProgress = prefillProgress
     }
 
     func native(_ cancel: CancelFlag) throws -> Handle {
@@ -147,5 +150,42 @@ public struct ResponseOptions: Sendable {
         }
         json?.withBytes { mc_generate_options_set_json(options, $0, $1) }
         return handle
+    }
+}
+
+/// How far the evaluation of a prompt is.
+public struct PrefillProgress: Sendable, Hashable {
+    /// Tokens that are evaluated.
+    public let tokens: Int
+    /// Tokens that are new to the session.
+    public let total: Int
+
+    /// The same as a share, 0 to 1.
+    public var fraction: Double { total > 0 ? Double(tokens) / Double(total) : 1 }
+}
+
+extension PrefillProgress {
+    /// The most tokens that the library evaluates at once: pieces of this size are as fast as the whole.
+    private static let piece = 512
+
+    /// Makes a session hold a prompt, in pieces, and tells of each.
+    static func prefill(
+        _ session: OpaquePointer, _ prompt: [UInt32], _ cancel: CancelFlag, tell: @Sendable (PrefillProgress) -> Void
+    ) throws {
+        let held = try [UInt32](made: { mc_session_tokens(session, $0, $1) })
+        // The last token is evaluated in any case: the answer begins with what stands behind it.
+        let common = min(zip(held, prompt).prefix { $0 == $1 }.count, max(prompt.count - 1, 0))
+        let new = prompt[common...]
+        if common < held.count { try call { mc_session_truncate(session, common, $0) } }
+        tell(PrefillProgress(tokens: 0, total: new.count))
+        for start in stride(from: 0, to: new.count, by: piece) {
+            let tokens = new.dropFirst(start).prefix(piece)
+            try call { error in
+                tokens.withUnsafeBufferPointer {
+                    mc_session_append_tokens(session, $0.baseAddress, $0.count, cancel.pointer, error)
+                }
+            }
+            tell(PrefillProgress(tokens: start + tokens.count, total: new.count))
+        }
     }
 }

@@ -47,16 +47,10 @@ public struct ResponseStream: AsyncSequence, Sendable {
     ///
     /// - Throws: ``MetalCandleError``; `CancellationError`.
     public func collect() async throws -> Response {
-        var (text, reasoning, toolCalls) = ("", "", [ToolCall]())
+        var answer = Answer()
         for try await event in self {
-            switch event {
-            case .text(let piece): text += piece
-            case .reasoning(let piece): reasoning += piece
-            case .toolCall(let call): toolCalls.append(call)
-            case .rejectedToolCall: break
-            case .finished(let completion):
-                return Response(text: text, reasoning: reasoning, toolCalls: toolCalls, completion: completion)
-            }
+            answer.add(event)
+            if case .finished(let completion) = event { return answer.finished(completion) }
         }
         throw MetalCandleError(.panic, "an answer ended without its last event")
     }
@@ -91,6 +85,28 @@ public struct ResponseStream: AsyncSequence, Sendable {
     }
 }
 
+/// An answer as far as it was read.
+struct Answer: Sendable {
+    var text = ""
+    var reasoning = ""
+    var toolCalls: [ToolCall] = []
+
+    var isEmpty: Bool { text.isEmpty && reasoning.isEmpty && toolCalls.isEmpty }
+
+    mutating func add(_ event: GenerationEvent) {
+        switch event {
+        case .text(let piece): text += piece
+        case .reasoning(let piece): reasoning += piece
+        case .toolCall(let call): toolCalls.append(call)
+        case .rejectedToolCall, .finished: break
+        }
+    }
+
+    func finished(_ completion: Completion) -> Response {
+        Response(text: text, reasoning: reasoning, toolCalls: toolCalls, completion: completion)
+    }
+}
+
 /// One answer: what it is made from, and who hears of its end.
 final class Turn: Sendable {
     /// How it ended for its reader.
@@ -98,7 +114,7 @@ final class Turn: Sendable {
         /// With all its events.
         case finished(Response)
         /// The reader had enough, or its task was cancelled.
-        case stopped(text: String, reasoning: String, toolCalls: [ToolCall])
+        case stopped(Answer)
         /// With an error.
         case failed
     }
@@ -109,6 +125,7 @@ final class Turn: Sendable {
     }
 
     let claim: @Sendable () throws -> Void
+    let told: @Sendable (Answer) -> Void
     let ended: @Sendable (End) -> Void
 
     private let model: NativeModel
@@ -121,13 +138,16 @@ final class Turn: Sendable {
     /// - Parameters:
     ///   - begin: prepares the native session and begins its answer, on the model's queue. May run again if the device was suspended.
     ///   - claim: throws if the turn cannot be had now; runs before everything else.
+    ///   - told: runs each time that more of the answer was read.
     ///   - ended: runs once if `claim` did not throw, as soon as the next turn may claim.
     init(
         model: NativeModel, claim: @escaping @Sendable () throws -> Void = {},
-        ended: @escaping @Sendable (End) -> Void = { _ in }, begin: @escaping @Sendable (CancelFlag) throws -> Handle
+        told: @escaping @Sendable (Answer) -> Void = { _ in }, ended: @escaping @Sendable (End) -> Void = { _ in },
+        begin: @escaping @Sendable (CancelFlag) throws -> Handle
     ) {
         self.model = model
         self.claim = claim
+        self.told = told
         self.ended = ended
         self.begin = begin
     }
@@ -215,17 +235,13 @@ private final class Reader {
     private var phase = Phase.waiting
     private var ahead: Task<Turn.Step, any Error>?
     private var events: [GenerationEvent] = []
-    private var text = ""
-    private var reasoning = ""
-    private var toolCalls: [ToolCall] = []
+    private var answer = Answer()
 
     init(_ turn: Turn) { self.turn = turn }
 
     deinit {
-        if phase == .reading { close(stopped) }
+        if phase == .reading { close(.stopped(answer)) }
     }
-
-    private var stopped: Turn.End { .stopped(text: text, reasoning: reasoning, toolCalls: toolCalls) }
 
     func next(isolation: isolated (any Actor)?) async throws -> GenerationEvent? {
         if phase == .waiting {
@@ -238,7 +254,7 @@ private final class Reader {
             do {
                 try await read(isolation: isolation)
             } catch {
-                close(error is CancellationError ? stopped : .failed)
+                close(error is CancellationError ? .stopped(answer) : .failed)
                 throw error
             }
         }
@@ -266,13 +282,11 @@ private final class Reader {
     }
 
     private func deliver(_ event: GenerationEvent) -> GenerationEvent {
-        switch event {
-        case .text(let piece): text += piece
-        case .reasoning(let piece): reasoning += piece
-        case .toolCall(let call): toolCalls.append(call)
-        case .rejectedToolCall: break
-        case .finished(let completion):
-            close(.finished(Response(text: text, reasoning: reasoning, toolCalls: toolCalls, completion: completion)))
+        answer.add(event)
+        if case .finished(let completion) = event {
+            close(.finished(answer.finished(completion)))
+        } else {
+            turn.told(answer)
         }
         return event
     }

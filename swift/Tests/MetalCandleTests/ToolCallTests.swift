@@ -12,9 +12,8 @@ extension MetalCandleTests { @Suite struct ToolCalls {
         #expect(throws: DecodingError.self) { try call.decodeArguments(as: [Int].self) }
     }
 
-    @Test func aSessionWithToolsFindsCallsInAnswers() async throws {
-        // The tiny model was never shown a tool, so one of the tokens of its answer is renamed to a call: that behind "App".
-        let directory = try TemporaryDirectory()
+    /// The tiny model was never shown a tool, so one of the tokens of its answer is renamed to a call: that behind "App".
+    private func modelThatCalls(in directory: TemporaryDirectory) async throws -> LanguageModel {
         let copy = try directory.copy(of: tinyCoder)
         let file = copy.appending(path: "tokenizer.json")
         var tokenizer = try #require(JSONSerialization.jsonObject(with: Data(contentsOf: file)) as? [String: Any])
@@ -25,8 +24,12 @@ extension MetalCandleTests { @Suite struct ToolCalls {
         bpe["merges"] = try #require(bpe["merges"] as? [[String]]).filter { $0.joined() != "ends" && !$0.contains("ends") }
         tokenizer["model"] = bpe
         try JSONSerialization.data(withJSONObject: tokenizer).write(to: file)
-        let model = try await LanguageModel.load(from: copy)
+        return try await LanguageModel.load(from: copy)
+    }
 
+    @Test func aSessionWithToolsFindsCallsInAnswers() async throws {
+        let directory = try TemporaryDirectory()
+        let model = try await modelThatCalls(in: directory)
         let tool = ToolDefinition(name: "time", description: "The \"time\"", parameters: #"{"type": "object"}"#)
         var options = greedy
         options.answerFormat = "hermes"
@@ -57,6 +60,61 @@ extension MetalCandleTests { @Suite struct ToolCalls {
         // Without tools a call is text.
         let without = try await ChatSession(model, options: options).respond(to: question)
         #expect(without.toolCalls.isEmpty && without.text.contains("<tool_call>"))
+    }
+
+    @Test func toolsRunUntilTheModelAnswers() async throws {
+        struct Zone: Decodable, SchemaProviding {
+            var zone: String
+            static var schema: JSONSchema { .object(["zone": .string]) }
+        }
+        struct Place: Decodable, SchemaProviding {
+            var city: String
+            static var schema: JSONSchema { .object(["city": .string]) }
+        }
+        let directory = try TemporaryDirectory()
+        let model = try await modelThatCalls(in: directory)
+        var options = greedy
+        options.answerFormat = "hermes"
+        options.maximumTokens = 60
+        let session = ChatSession(model, options: options)
+        let zones = Recorder<String>()
+        let time = CallableTool(name: "time", description: "The time") { (zone: Zone) in
+            zones.append(zone.zone)
+            return "12:00 in \(zone.zone)"
+        }
+        #expect(time.definition.parameters == Zone.schema.json)
+        let response = try await session.respond(to: question, calling: [time], maximumRounds: 2)
+        let rounds = zones.values.count
+        #expect((1...2).contains(rounds) && Set(zones.values) == ["UTC"] && response.toolCalls.isEmpty)
+        #expect(session.history.count == 2 + 2 * rounds && session.history.last?.content == response.text)
+        #expect(session.history[1].toolCalls == [call] && session.history[2] == .tool("12:00 in UTC"))
+
+        // What the model cannot have meant is told to it, and what a tool throws is thrown.
+        func result(_ tool: CallableTool) async throws -> String {
+            let session = ChatSession(model, options: options)
+            _ = try await session.respond(to: question, calling: [tool], maximumRounds: 1)
+            return session.history[2].content
+        }
+        let place = CallableTool(name: "time", description: "") { (place: Place) in place.city }
+        #expect(try await result(place) == "error: expected arguments of the schema \(Place.schema.json), found \(call.arguments)")
+        let date = CallableTool(name: "date", description: "") { (zone: Zone) in zone.zone }
+        #expect(try await result(date) == "error: expected a call of one of date, found one of time")
+        struct Broken: Error {}
+        let broken = CallableTool(time.definition) { _ in throw Broken() }
+        let count = session.history.count
+        await #expect(throws: Broken.self) { try await session.respond(to: question, calling: [broken]) }
+        #expect(session.history.count == count && !session.isResponding)
+        await expect(.invalidArgument, "maximumRounds") {
+            try await session.respond(to: question, calling: [time], maximumRounds: 0)
+        }
+
+        // A call that has to be is one, once.
+        options.toolChoice = .required
+        let parameters = JSONSchema.object(["zone": .choice(["UTC"])]).json
+        let only = CallableTool(ToolDefinition(name: "only", description: "", parameters: parameters)) { _ in "done" }
+        let required = ChatSession(try await loadCoder(), options: options)
+        _ = try await required.respond(to: question, calling: [only], maximumRounds: 8)
+        #expect(required.history.count == 4 && required.history[1].toolCalls.map(\.name) == ["only"])
     }
 
     @Test func thoughtsAreToldApartAndStayInTheHistory() async throws {

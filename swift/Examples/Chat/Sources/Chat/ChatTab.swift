@@ -10,12 +10,21 @@ struct ChatTab: View {
 
 struct ChatView: View {
     @State var chat: ChatModel
+    /// The question that the draft replaces.
+    @State private var edited: ChatModel.Message?
 
     var body: some View {
         VStack(spacing: 0) {
             ScrollView {
                 LazyVStack(spacing: 8) {
-                    ForEach(chat.messages) { Bubble(message: $0) }
+                    ForEach(chat.messages) { message in
+                        Bubble(message: message).contextMenu {
+                            if message.isFromPerson, !chat.isResponding {
+                                Button("Edit", systemImage: "pencil") { (edited, chat.draft) = (message, message.text) }
+                            }
+                        }
+                    }
+                    if let prefill = chat.prefill { ProgressView("Reading", value: prefill) }
                     if let stopReason = chat.stopReason { Text(stopReason).font(.caption).foregroundStyle(.secondary) }
                 }
                 .padding()
@@ -25,6 +34,9 @@ struct ChatView: View {
         }
         .navigationTitle("Chat")
         .toolbar {
+            ToolbarItem {
+                Button("Again", systemImage: "arrow.clockwise") { chat.regenerate() }.disabled(!chat.canRegenerate)
+            }
             ToolbarItem { Button("New", systemImage: "square.and.pencil") { Task { await chat.reset() } } }
             if let speed = chat.tokensPerSecond {
                 ToolbarItem { Text("\(speed, format: .number.precision(.fractionLength(0))) tokens/s").monospacedDigit() }
@@ -33,15 +45,21 @@ struct ChatView: View {
         .onDisappear { chat.stop() }
     }
 
+    private func send() {
+        guard let question = edited else { return chat.send() }
+        chat.edit(question, to: chat.draft)
+        (edited, chat.draft) = (nil, "")
+    }
+
     private var input: some View {
         HStack {
             TextField("Ask something", text: $chat.draft, axis: .vertical)
                 .textFieldStyle(.roundedBorder)
-                .onSubmit { chat.send() }
+                .onSubmit { send() }
             if chat.isResponding {
                 Button("Stop", systemImage: "stop.circle.fill") { chat.stop() }
             } else {
-                Button("Send", systemImage: "arrow.up.circle.fill") { chat.send() }.disabled(!chat.canSend)
+                Button("Send", systemImage: "arrow.up.circle.fill") { send() }.disabled(!chat.canSend)
             }
         }
         .labelStyle(.iconOnly)

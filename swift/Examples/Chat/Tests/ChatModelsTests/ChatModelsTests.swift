@@ -114,7 +114,7 @@ private let answer = "Appends an element to the back of a collection."
         #expect(chat.stopReason == "The answer reached its limit")
     }
 
-    @Test func aFailureIsToldAndLeavesNoEmptyBubble() async throws {
+    @Test func aFailureIsToldAndTheQuestionCanBeSentAgain() async throws {
         let model = try await LanguageModel.load(from: coder)
         let chat = ChatModel(model)
         model.unload()
@@ -122,7 +122,47 @@ private let answer = "Appends an element to the back of a collection."
         chat.send()
         await chat.finish()
         #expect(chat.stopReason?.contains("unloaded") == true)
-        #expect(chat.messages.map(\.text) == [question])
+        #expect(chat.messages.isEmpty && chat.draft == question && chat.canSend)
+    }
+
+    @Test func anAnswerIsMadeAgainAndAQuestionAskedOtherwise() async throws {
+        let model = try await LanguageModel.load(from: coder)
+        let chat = ChatModel(model, instructions: "Be brief.", options: ResponseOptions(temperature: 0))
+        #expect(!chat.canRegenerate)
+        chat.draft = question
+        chat.send()
+        #expect(!chat.canRegenerate && chat.messages.map(\.text) == [question, ""])
+        await chat.finish()
+        let first = chat.messages
+        chat.regenerate()
+        #expect(chat.messages.map(\.text) == [question, ""])
+        await chat.finish()
+        #expect(chat.messages == first && chat.canRegenerate)
+        chat.edit(first[1], to: "not a question")
+        #expect(!chat.isResponding)
+        chat.edit(first[0], to: "What is a `HashMap`?")
+        #expect(chat.messages.map(\.text) == ["What is a `HashMap`?", ""])
+        await chat.finish()
+        #expect(chat.messages.count == 2 && chat.messages[1].text != first[1].text)
+
+        let directory = FileManager.default.temporaryDirectory.appending(path: "metal-candle-\(UUID().uuidString)")
+        defer { try? FileManager.default.removeItem(at: directory) }
+        try await chat.save(to: directory)
+        let again = try await ChatModel(from: directory, model)
+        #expect(again.messages == chat.messages && again.canRegenerate)
+    }
+
+    @Test func theReadingOfALongQuestionIsShown() async throws {
+        let options = ResponseOptions(maximumTokens: 2, temperature: 0)
+        let chat = ChatModel(try await LanguageModel.load(from: coder), options: options)
+        chat.draft = String(repeating: "fn main() { } ", count: 120)
+        var seen: [Double] = []
+        chat.send()
+        await eventually {
+            if let prefill = chat.prefill, prefill != seen.last { seen.append(prefill) }
+            return !chat.isResponding
+        }
+        #expect(!seen.isEmpty && seen == seen.sorted() && chat.prefill == nil)
     }
 
     @Test func theNearestLineComesFirst() async throws {
