@@ -676,20 +676,6 @@ void mc_device_free(mc_device *MC_NULLABLE device);
  * Face. It is immutable: any number of sessions on any threads share one.
  */
 
-/** The type that weights are kept in. */
-typedef enum {
-  /** As stored in the file. */
-  MC_DTYPE_DEFAULT = 0,
-  /** 32-bit floating point. */
-  MC_DTYPE_F32 = 1,
-  /** 16-bit IEEE floating point. */
-  MC_DTYPE_F16 = 2,
-  /** 16-bit brain floating point. */
-  MC_DTYPE_BF16 = 3,
-  /** Not a value: makes the enum 32 bits wide. */
-  MC_DTYPE_FORCE32 = 2147483647,
-} mc_dtype;
-
 /** Which part of a long call is running, and what `done` and `total` of mc_progress_event count. */
 typedef enum {
   /** Downloading files; bytes. */
@@ -709,6 +695,20 @@ typedef enum {
   /** Not a value: makes the enum 32 bits wide. */
   MC_STAGE_FORCE32 = 2147483647,
 } mc_stage;
+
+/** The type that weights are kept in. */
+typedef enum {
+  /** As stored in the file. */
+  MC_DTYPE_DEFAULT = 0,
+  /** 32-bit floating point. */
+  MC_DTYPE_F32 = 1,
+  /** 16-bit IEEE floating point. */
+  MC_DTYPE_F16 = 2,
+  /** 16-bit brain floating point. */
+  MC_DTYPE_BF16 = 3,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_DTYPE_FORCE32 = 2147483647,
+} mc_dtype;
 
 /** What a model can be asked for. */
 typedef enum {
@@ -764,6 +764,301 @@ typedef struct {
  *         MC_FINISH_CALLBACK.
  */
 typedef int32_t (*MC_NULLABLE mc_progress_fn)(void *MC_NULLABLE user_data, const mc_progress_event *MC_NONNULL event);
+
+/**
+ * Loads a model from this machine. Files are checked: a missing, left over or wrongly shaped tensor is an error that names it.
+ *
+ * A GGUF file, as llama.cpp writes them, is the model that it was made from: the same names of tensors, so that the same
+ * adapters fit, and a config.json, tokenizer, chat template and sampling from its metadata. Architectures: arcee, bert,
+ * chatglm, cohere2, command-r, ernie4_5, eurobert, exaone4, falcon-h1, gemma, gemma-embedding, gemma2, gemma3, gemma4, glm4, gpt-oss,
+ * granite, granite_swa, granitehybrid, granitemoe, hunyuan-dense, lfm2, lfm2moe, llama (Mixtral too), mistral3, modern-bert,
+ * nemotron, nemotron_h, nemotron_h_moe, nomic-bert, olmo, olmo2, olmoe, phi2, phi3, qwen2, qwen3, qwen35, qwen35moe, qwen3moe,
+ * seed_oss, smollm3, stablelm, starcoder2. Every tensor type of weights is read. On the CPU quantised ones stay as large as in the
+ * file, with products as mc_model_options_set_exact() says. On a GPU they stay quantised too, in the nearest format that its kernels
+ * decode: codes are the file's, scales and mins become F16, and a code takes 4, 5, 6 or 8 bits. There rows of no whole 32 columns
+ * are widened: mc_model_estimate_memory() says what that takes.
+ *
+ * Of safetensors, matrices that MLX (affine), FP8, AWQ, GPTQ without act order or compressed-tensors have quantised are read
+ * as well. On the CPU they stay about as large as in the files, with the very values that these stand for, where their scales are
+ * exact in F16 and shared by multiples of 32 columns: all of MLX, AWQ, and GPTQ and compressed-tensors in 4 and 8 bits. The others
+ * (FP8 with scales that BF16 does not hold, GPTQ in 2 bits) are widened to F32. A GPU has them as it has those of GGUF files.
+ *
+ * @param path     a directory with config.json, safetensors and tokenizer.json; or a .gguf file, of a model in several
+ *                 files the first; or a directory with such a file and no config.json, of several the one that
+ *                 mc_model_options_set_file() names.
+ * @param options  how to load it; NULL = the defaults.
+ * @param out      receives one reference; free it with mc_model_free().
+ * @param err      NULL, or receives the error.
+ * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for a file;
+ *         MC_ERROR_UNSUPPORTED for an architecture or setting; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
+ *         MC_ERROR_SUSPENDED.
+ *
+ * Threads: any; it runs on the calling thread and takes seconds.
+ */
+MC_NODISCARD
+mc_status mc_model_load(const char *MC_NONNULL path,
+                        const mc_model_options *MC_NULLABLE options,
+                        mc_model *MC_NULLABLE *MC_NONNULL out,
+                        mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Loads a model from Hugging Face: downloads the files that are not in the cache, then does as mc_model_load().
+ *
+ * @param repo_id  "owner/name".
+ * @param options  how to load it, and the revision, cache and token; NULL = the defaults.
+ * @param out      receives one reference; free it with mc_model_free().
+ * @param err      NULL, or receives the error.
+ * @return as mc_model_load(); MC_ERROR_NETWORK if a download fails, MC_ERROR_NOT_FOUND if there is no such repository,
+ *         revision or file, MC_ERROR_UNSUPPORTED in a build without the feature "hub".
+ *
+ * Threads: any; it runs on the calling thread and takes as long as the download.
+ */
+MC_NODISCARD
+mc_status mc_model_load_hub(const char *MC_NONNULL repo_id,
+                            const mc_model_options *MC_NULLABLE options,
+                            mc_model *MC_NULLABLE *MC_NONNULL out,
+                            mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * How much memory a model takes, without loading it: weights, the KV cache of the whole context, and the workspace.
+ *
+ * @param path     a model as for mc_model_load().
+ * @param options  how it would be loaded; NULL = the defaults.
+ * @param bytes    receives the estimate, in bytes.
+ * @param err      NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8, MC_ERROR_NOT_FOUND, MC_ERROR_IO, MC_ERROR_FORMAT, MC_ERROR_UNSUPPORTED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_model_estimate_memory(const char *MC_NONNULL path,
+                                   const mc_model_options *MC_NULLABLE options,
+                                   uint64_t *MC_NONNULL bytes,
+                                   mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Writes a model as a directory in the layout of the Hub, which this library and transformers load: model.safetensors, config.json,
+ * the tokenizer's files, and the settings of sentence-transformers where there are any. So a model that adapters were merged into
+ * (mc_model_merge()) is kept.
+ *
+ * Tensors have the bytes of the files that the model was loaded from, which must still be there; matrices that adapters were merged
+ * into are F32. Quantised matrices are written as the numbers that they stand for, in F32 or `format`; what the model was quantised
+ * to while loading is not looked at: its files have more. Buffers of other types than weights have are left out.
+ *
+ * @param model      the model.
+ * @param directory  is made, or is there and empty; it appears when all is written.
+ * @param format     the type of all matrices but small ones such as norms: "f32", "f16" or "bf16"; NULL = as described.
+ * @param progress   called with MC_STAGE_WRITE, on this thread; what is not MC_CONTINUE stops. NULL = nobody.
+ * @param user_data  handed to `progress`; may be NULL.
+ * @param err        NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT for a directory with files; MC_ERROR_UNSUPPORTED for another format; MC_ERROR_NOT_FOUND or
+ *         MC_ERROR_MISMATCH if the model's files are gone or others by now; MC_ERROR_FORMAT for a value beyond the range of `format`;
+ *         MC_ERROR_IO; MC_CANCELLED; MC_ERROR_INVALID_UTF8; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *
+ * Threads: any; it runs on the calling thread and may take seconds.
+ */
+MC_NODISCARD
+mc_status mc_model_save(const mc_model *MC_NONNULL model,
+                        const char *MC_NONNULL directory,
+                        const char *MC_NULLABLE format,
+                        mc_progress_fn progress,
+                        void *MC_NULLABLE user_data,
+                        mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Writes a model that was loaded from a GGUF file as one, which this library and llama.cpp load. A model in several files becomes one.
+ *
+ * Tensors have the bytes of the file that the model was loaded from, which must still be there; matrices that adapters were merged
+ * into are F32. Metadata stay as they are.
+ *
+ * @param model      the model.
+ * @param path       the file; one that is there is replaced, once all is written.
+ * @param format     what matrices become that are not quantised, such as those that adapters were merged into: "f32", "f16", "bf16",
+ *                   "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0" or "iq4_nl", as mc_model_options_set_quantization() has them; NULL =
+ *                   as described. What is quantised and not merged into stays as it is.
+ * @param progress   called with MC_STAGE_WRITE, on this thread; what is not MC_CONTINUE stops. NULL = nobody.
+ * @param user_data  handed to `progress`; may be NULL.
+ * @param err        NULL, or receives the error.
+ * @return as mc_model_save(); MC_ERROR_UNSUPPORTED also for a model that was loaded from safetensors.
+ *
+ * Threads: any; it runs on the calling thread and may take seconds.
+ */
+MC_NODISCARD
+mc_status mc_model_save_gguf(const mc_model *MC_NONNULL model,
+                             const char *MC_NONNULL path,
+                             const char *MC_NULLABLE format,
+                             mc_progress_fn progress,
+                             void *MC_NULLABLE user_data,
+                             mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Adds a reference to a model, for a second owner; each reference is dropped with mc_model_free().
+ *
+ * @param model  the model.
+ *
+ * Threads: any.
+ */
+void mc_model_retain(const mc_model *MC_NONNULL model);
+
+/**
+ * Drops a reference to a model. Sessions keep what they need of it.
+ *
+ * @param model  the model, or NULL.
+ *
+ * Threads: any.
+ */
+void mc_model_free(mc_model *MC_NULLABLE model);
+
+/**
+ * The model's architecture, as `model_type` of config.json has it, such as "qwen2".
+ *
+ * @param model  the model.
+ * @return UTF-8, NUL-terminated, valid until the model is freed.
+ *
+ * Threads: any.
+ */
+const char *MC_NONNULL mc_model_architecture(const mc_model *MC_NONNULL model);
+
+/**
+ * The tokens that end an answer, as the model's files name them.
+ *
+ * @param model  the model.
+ * @param out    receives their ids, the usual one first, none if no file names one; free it with mc_tokens_free().
+ * @param err    NULL, or receives the error.
+ * @return MC_OK.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_model_eos_tokens(const mc_model *MC_NONNULL model,
+                              mc_tokens *MC_NULLABLE *MC_NONNULL out,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The architectures that this build knows, decoders and encoders.
+ *
+ * @param out  receives a JSON array of texts in alphabetical order, as `model_type` of config.json has them; free it with
+ *             mc_string_free().
+ * @param err  NULL, or receives the error.
+ * @return MC_OK.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_architectures_json(mc_string *MC_NULLABLE *MC_NONNULL out,
+                                mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The longest context of a session, in tokens.
+ *
+ * @param model  the model.
+ *
+ * Threads: any.
+ */
+size_t mc_model_context_length(const mc_model *MC_NONNULL model);
+
+/**
+ * How many token ids the network knows: the number of logits.
+ *
+ * @param model  the model.
+ *
+ * Threads: any.
+ */
+size_t mc_model_vocab_size(const mc_model *MC_NONNULL model);
+
+/**
+ * The width of the network, in numbers a token.
+ *
+ * @param model  the model.
+ *
+ * Threads: any.
+ */
+size_t mc_model_hidden_size(const mc_model *MC_NONNULL model);
+
+/**
+ * How many layers the network has.
+ *
+ * @param model  the model.
+ *
+ * Threads: any.
+ */
+size_t mc_model_layer_count(const mc_model *MC_NONNULL model);
+
+/**
+ * How many weights the network has; shared ones count once.
+ *
+ * @param model  the model.
+ *
+ * Threads: any.
+ */
+uint64_t mc_model_parameter_count(const mc_model *MC_NONNULL model);
+
+/**
+ * The type of the weights as loaded; of a quantised model, of those that are not quantised.
+ *
+ * @param model  the model.
+ * @return never MC_DTYPE_DEFAULT, except for a wrong handle.
+ *
+ * Threads: any.
+ */
+mc_dtype mc_model_dtype(const mc_model *MC_NONNULL model);
+
+/**
+ * Whether a model can be asked for something.
+ *
+ * @param model       the model.
+ * @param capability  what for.
+ * @return false for a number that is no capability.
+ *
+ * Threads: any.
+ */
+bool mc_model_supports(const mc_model *MC_NONNULL model, mc_capability capability);
+
+/**
+ * The model's configuration: config.json as it was read, or as it follows from the metadata of a GGUF file.
+ *
+ * @param model  the model.
+ * @param out    receives one reference; free it with mc_string_free().
+ * @param err    NULL, or receives the error.
+ * @return MC_OK.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_model_config_json(const mc_model *MC_NONNULL model,
+                               mc_string *MC_NULLABLE *MC_NONNULL out,
+                               mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * What computes which part of the model: what of it runs by the library's own kernels on this device, and how its weights are kept.
+ *
+ * A JSON object such as
+ * {"device": "CUDA 0", "prompts": "tensors", "single_tokens": "kernels", "weights": {"BF16": 136134656, "four": 357826560}}:
+ *
+ * - device: its name.
+ * - prompts: what evaluates several tokens at once, and texts: "kernels", the library's own, or "tensors", operations of candle.
+ * - single_tokens: what evaluates the tokens of an answer; absent where the model gives none.
+ * - lacks: what of the model the kernels of its GPU lack, in words, where single tokens are evaluated by tensors for it; also that
+ *   the system does not compile them, with the compiler's message.
+ * - unproved: in words, that kernels which are used have not run on this kind of device yet: on Metal, whose kernels are type-checked.
+ * - weights: how many are kept in each format, norms and biases apart. "F32", "F16", "BF16" are numbers. On the CPU others are those of
+ *   GGUF files, and of MLX ("affine4_64": bits, and weights of a scale); on a GPU those of its kernels: "four", "five", "six" and
+ *   "eight" bits with a scale and an offset of 16 bits each, "..._sym" with a scale alone, "table" with sixteen levels and a scale,
+ *   "..._16" where sixteen weights share one.
+ *
+ * Later versions may add fields and formats.
+ *
+ * @param model  the model.
+ * @param out    receives one reference; free it with mc_string_free().
+ * @param err    NULL, or receives the error.
+ * @return MC_OK.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_model_backend_json(const mc_model *MC_NONNULL model,
+                                mc_string *MC_NULLABLE *MC_NONNULL out,
+                                mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
  * Makes load options: best device, weights as stored, the model's own context, the tokenizer beside the weights.
@@ -995,301 +1290,6 @@ void mc_model_options_set_progress(mc_model_options *MC_NONNULL options,
  * Threads: any.
  */
 void mc_model_options_free(mc_model_options *MC_NULLABLE options);
-
-/**
- * How much memory a model takes, without loading it: weights, the KV cache of the whole context, and the workspace.
- *
- * @param path     a model as for mc_model_load().
- * @param options  how it would be loaded; NULL = the defaults.
- * @param bytes    receives the estimate, in bytes.
- * @param err      NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8, MC_ERROR_NOT_FOUND, MC_ERROR_IO, MC_ERROR_FORMAT, MC_ERROR_UNSUPPORTED.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_model_estimate_memory(const char *MC_NONNULL path,
-                                   const mc_model_options *MC_NULLABLE options,
-                                   uint64_t *MC_NONNULL bytes,
-                                   mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Loads a model from this machine. Files are checked: a missing, left over or wrongly shaped tensor is an error that names it.
- *
- * A GGUF file, as llama.cpp writes them, is the model that it was made from: the same names of tensors, so that the same
- * adapters fit, and a config.json, tokenizer, chat template and sampling from its metadata. Architectures: arcee, bert,
- * chatglm, cohere2, command-r, ernie4_5, eurobert, exaone4, falcon-h1, gemma, gemma-embedding, gemma2, gemma3, gemma4, glm4, gpt-oss,
- * granite, granite_swa, granitehybrid, granitemoe, hunyuan-dense, lfm2, lfm2moe, llama (Mixtral too), mistral3, modern-bert,
- * nemotron, nemotron_h, nemotron_h_moe, nomic-bert, olmo, olmo2, olmoe, phi2, phi3, qwen2, qwen3, qwen35, qwen35moe, qwen3moe,
- * seed_oss, smollm3, stablelm, starcoder2. Every tensor type of weights is read. On the CPU quantised ones stay as large as in the
- * file, with products as mc_model_options_set_exact() says. On a GPU they stay quantised too, in the nearest format that its kernels
- * decode: codes are the file's, scales and mins become F16, and a code takes 4, 5, 6 or 8 bits. There rows of no whole 32 columns
- * are widened: mc_model_estimate_memory() says what that takes.
- *
- * Of safetensors, matrices that MLX (affine), FP8, AWQ, GPTQ without act order or compressed-tensors have quantised are read
- * as well. On the CPU they stay about as large as in the files, with the very values that these stand for, where their scales are
- * exact in F16 and shared by multiples of 32 columns: all of MLX, AWQ, and GPTQ and compressed-tensors in 4 and 8 bits. The others
- * (FP8 with scales that BF16 does not hold, GPTQ in 2 bits) are widened to F32. A GPU has them as it has those of GGUF files.
- *
- * @param path     a directory with config.json, safetensors and tokenizer.json; or a .gguf file, of a model in several
- *                 files the first; or a directory with such a file and no config.json, of several the one that
- *                 mc_model_options_set_file() names.
- * @param options  how to load it; NULL = the defaults.
- * @param out      receives one reference; free it with mc_model_free().
- * @param err      NULL, or receives the error.
- * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for a file;
- *         MC_ERROR_UNSUPPORTED for an architecture or setting; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
- *         MC_ERROR_SUSPENDED.
- *
- * Threads: any; it runs on the calling thread and takes seconds.
- */
-MC_NODISCARD
-mc_status mc_model_load(const char *MC_NONNULL path,
-                        const mc_model_options *MC_NULLABLE options,
-                        mc_model *MC_NULLABLE *MC_NONNULL out,
-                        mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Loads a model from Hugging Face: downloads the files that are not in the cache, then does as mc_model_load().
- *
- * @param repo_id  "owner/name".
- * @param options  how to load it, and the revision, cache and token; NULL = the defaults.
- * @param out      receives one reference; free it with mc_model_free().
- * @param err      NULL, or receives the error.
- * @return as mc_model_load(); MC_ERROR_NETWORK if a download fails, MC_ERROR_NOT_FOUND if there is no such repository,
- *         revision or file, MC_ERROR_UNSUPPORTED in a build without the feature "hub".
- *
- * Threads: any; it runs on the calling thread and takes as long as the download.
- */
-MC_NODISCARD
-mc_status mc_model_load_hub(const char *MC_NONNULL repo_id,
-                            const mc_model_options *MC_NULLABLE options,
-                            mc_model *MC_NULLABLE *MC_NONNULL out,
-                            mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Writes a model as a directory in the layout of the Hub, which this library and transformers load: model.safetensors, config.json,
- * the tokenizer's files, and the settings of sentence-transformers where there are any. So a model that adapters were merged into
- * (mc_model_merge()) is kept.
- *
- * Tensors have the bytes of the files that the model was loaded from, which must still be there; matrices that adapters were merged
- * into are F32. Quantised matrices are written as the numbers that they stand for, in F32 or `format`; what the model was quantised
- * to while loading is not looked at: its files have more. Buffers of other types than weights have are left out.
- *
- * @param model      the model.
- * @param directory  is made, or is there and empty; it appears when all is written.
- * @param format     the type of all matrices but small ones such as norms: "f32", "f16" or "bf16"; NULL = as described.
- * @param progress   called with MC_STAGE_WRITE, on this thread; what is not MC_CONTINUE stops. NULL = nobody.
- * @param user_data  handed to `progress`; may be NULL.
- * @param err        NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT for a directory with files; MC_ERROR_UNSUPPORTED for another format; MC_ERROR_NOT_FOUND or
- *         MC_ERROR_MISMATCH if the model's files are gone or others by now; MC_ERROR_FORMAT for a value beyond the range of `format`;
- *         MC_ERROR_IO; MC_CANCELLED; MC_ERROR_INVALID_UTF8; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any; it runs on the calling thread and may take seconds.
- */
-MC_NODISCARD
-mc_status mc_model_save(const mc_model *MC_NONNULL model,
-                        const char *MC_NONNULL directory,
-                        const char *MC_NULLABLE format,
-                        mc_progress_fn progress,
-                        void *MC_NULLABLE user_data,
-                        mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Writes a model that was loaded from a GGUF file as one, which this library and llama.cpp load. A model in several files becomes one.
- *
- * Tensors have the bytes of the file that the model was loaded from, which must still be there; matrices that adapters were merged
- * into are F32. Metadata stay as they are.
- *
- * @param model      the model.
- * @param path       the file; one that is there is replaced, once all is written.
- * @param format     what matrices become that are not quantised, such as those that adapters were merged into: "f32", "f16", "bf16",
- *                   "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0" or "iq4_nl", as mc_model_options_set_quantization() has them; NULL =
- *                   as described. What is quantised and not merged into stays as it is.
- * @param progress   called with MC_STAGE_WRITE, on this thread; what is not MC_CONTINUE stops. NULL = nobody.
- * @param user_data  handed to `progress`; may be NULL.
- * @param err        NULL, or receives the error.
- * @return as mc_model_save(); MC_ERROR_UNSUPPORTED also for a model that was loaded from safetensors.
- *
- * Threads: any; it runs on the calling thread and may take seconds.
- */
-MC_NODISCARD
-mc_status mc_model_save_gguf(const mc_model *MC_NONNULL model,
-                             const char *MC_NONNULL path,
-                             const char *MC_NULLABLE format,
-                             mc_progress_fn progress,
-                             void *MC_NULLABLE user_data,
-                             mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Adds a reference to a model, for a second owner; each reference is dropped with mc_model_free().
- *
- * @param model  the model.
- *
- * Threads: any.
- */
-void mc_model_retain(const mc_model *MC_NONNULL model);
-
-/**
- * Drops a reference to a model. Sessions keep what they need of it.
- *
- * @param model  the model, or NULL.
- *
- * Threads: any.
- */
-void mc_model_free(mc_model *MC_NULLABLE model);
-
-/**
- * The model's architecture, as `model_type` of config.json has it, such as "qwen2".
- *
- * @param model  the model.
- * @return UTF-8, NUL-terminated, valid until the model is freed.
- *
- * Threads: any.
- */
-const char *MC_NONNULL mc_model_architecture(const mc_model *MC_NONNULL model);
-
-/**
- * The tokens that end an answer, as the model's files name them.
- *
- * @param model  the model.
- * @param out    receives their ids, the usual one first, none if no file names one; free it with mc_tokens_free().
- * @param err    NULL, or receives the error.
- * @return MC_OK.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_model_eos_tokens(const mc_model *MC_NONNULL model,
-                              mc_tokens *MC_NULLABLE *MC_NONNULL out,
-                              mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * The architectures that this build knows, decoders and encoders.
- *
- * @param out  receives a JSON array of texts in alphabetical order, as `model_type` of config.json has them; free it with
- *             mc_string_free().
- * @param err  NULL, or receives the error.
- * @return MC_OK.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_architectures_json(mc_string *MC_NULLABLE *MC_NONNULL out,
-                                mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * The longest context of a session, in tokens.
- *
- * @param model  the model.
- *
- * Threads: any.
- */
-size_t mc_model_context_length(const mc_model *MC_NONNULL model);
-
-/**
- * How many token ids the network knows: the number of logits.
- *
- * @param model  the model.
- *
- * Threads: any.
- */
-size_t mc_model_vocab_size(const mc_model *MC_NONNULL model);
-
-/**
- * The width of the network, in numbers a token.
- *
- * @param model  the model.
- *
- * Threads: any.
- */
-size_t mc_model_hidden_size(const mc_model *MC_NONNULL model);
-
-/**
- * How many layers the network has.
- *
- * @param model  the model.
- *
- * Threads: any.
- */
-size_t mc_model_layer_count(const mc_model *MC_NONNULL model);
-
-/**
- * How many weights the network has; shared ones count once.
- *
- * @param model  the model.
- *
- * Threads: any.
- */
-uint64_t mc_model_parameter_count(const mc_model *MC_NONNULL model);
-
-/**
- * The type of the weights as loaded; of a quantised model, of those that are not quantised.
- *
- * @param model  the model.
- * @return never MC_DTYPE_DEFAULT, except for a wrong handle.
- *
- * Threads: any.
- */
-mc_dtype mc_model_dtype(const mc_model *MC_NONNULL model);
-
-/**
- * Whether a model can be asked for something.
- *
- * @param model       the model.
- * @param capability  what for.
- * @return false for a number that is no capability.
- *
- * Threads: any.
- */
-bool mc_model_supports(const mc_model *MC_NONNULL model, mc_capability capability);
-
-/**
- * The model's configuration: config.json as it was read, or as it follows from the metadata of a GGUF file.
- *
- * @param model  the model.
- * @param out    receives one reference; free it with mc_string_free().
- * @param err    NULL, or receives the error.
- * @return MC_OK.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_model_config_json(const mc_model *MC_NONNULL model,
-                               mc_string *MC_NULLABLE *MC_NONNULL out,
-                               mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * What computes which part of the model: what of it runs by the library's own kernels on this device, and how its weights are kept.
- *
- * A JSON object such as
- * {"device": "CUDA 0", "prompts": "tensors", "single_tokens": "kernels", "weights": {"BF16": 136134656, "four": 357826560}}:
- *
- * - device: its name.
- * - prompts: what evaluates several tokens at once, and texts: "kernels", the library's own, or "tensors", operations of candle.
- * - single_tokens: what evaluates the tokens of an answer; absent where the model gives none.
- * - lacks: what of the model the kernels of its GPU lack, in words, where single tokens are evaluated by tensors for it; also that
- *   the system does not compile them, with the compiler's message.
- * - unproved: in words, that kernels which are used have not run on this kind of device yet: on Metal, whose kernels are type-checked.
- * - weights: how many are kept in each format, norms and biases apart. "F32", "F16", "BF16" are numbers. On the CPU others are those of
- *   GGUF files, and of MLX ("affine4_64": bits, and weights of a scale); on a GPU those of its kernels: "four", "five", "six" and
- *   "eight" bits with a scale and an offset of 16 bits each, "..._sym" with a scale alone, "table" with sixteen levels and a scale,
- *   "..._16" where sixteen weights share one.
- *
- * Later versions may add fields and formats.
- *
- * @param model  the model.
- * @param out    receives one reference; free it with mc_string_free().
- * @param err    NULL, or receives the error.
- * @return MC_OK.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_model_backend_json(const mc_model *MC_NONNULL model,
-                                mc_string *MC_NULLABLE *MC_NONNULL out,
-                                mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /** @} */
 
@@ -2027,6 +2027,207 @@ typedef struct {
 typedef int32_t (*MC_NULLABLE mc_token_fn)(void *MC_NULLABLE user_data, const mc_token_event *MC_NONNULL event);
 
 /**
+ * Generates an answer to a prompt.
+ *
+ * @param model       the model.
+ * @param prompt      UTF-8; NULL if `prompt_len` is 0. Special tokens written in it become their ids.
+ * @param prompt_len  bytes.
+ * @param options     how to generate; NULL = the defaults.
+ * @param out         receives one reference, with MC_CANCELLED too (the partial answer); free it with mc_generation_free().
+ * @param err         NULL, or receives the error.
+ * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a prompt without a token, special ones counted;
+ *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if it cannot
+ *         generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long; MC_ERROR_MISMATCH for an adapter of another model;
+ *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *
+ * Threads: any; it runs on the calling thread.
+ */
+MC_NODISCARD
+mc_status mc_generate(const mc_model *MC_NONNULL model,
+                      const char *MC_NULLABLE prompt,
+                      size_t prompt_len,
+                      const mc_generate_options *MC_NULLABLE options,
+                      mc_generation *MC_NULLABLE *MC_NONNULL out,
+                      mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Generates an answer to a prompt, token by token.
+ *
+ * @param model       the model.
+ * @param prompt      UTF-8; NULL if `prompt_len` is 0.
+ * @param prompt_len  bytes.
+ * @param options     how to generate; NULL = the defaults.
+ * @param on_token    called with each token, on this thread; NULL = nobody.
+ * @param user_data   handed to `on_token`; may be NULL.
+ * @param out         NULL, or receives one reference, with MC_CANCELLED too (the partial answer); free it with
+ *                    mc_generation_free().
+ * @param err         NULL, or receives the error.
+ * @return as mc_generate().
+ *
+ * Threads: any; it runs on the calling thread.
+ */
+MC_NODISCARD
+mc_status mc_generate_stream(const mc_model *MC_NONNULL model,
+                             const char *MC_NULLABLE prompt,
+                             size_t prompt_len,
+                             const mc_generate_options *MC_NULLABLE options,
+                             mc_token_fn on_token,
+                             void *MC_NULLABLE user_data,
+                             mc_generation *MC_NULLABLE *MC_NULLABLE out,
+                             mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The answer.
+ *
+ * @param generation  the generation.
+ * @return UTF-8, NUL-terminated, valid until the generation is freed.
+ *
+ * Threads: any.
+ */
+const char *MC_NONNULL mc_generation_text(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The length of the answer.
+ *
+ * @param generation  the generation.
+ * @return bytes, without the NUL at the end.
+ *
+ * Threads: any.
+ */
+size_t mc_generation_text_len(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The answer without thoughts and calls of tools, where it was told apart; else all of it.
+ *
+ * @param generation  the generation.
+ * @return UTF-8, NUL-terminated, valid until the generation is freed.
+ *
+ * Threads: any.
+ */
+const char *MC_NONNULL mc_generation_content(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The length of mc_generation_content().
+ *
+ * @param generation  the generation.
+ * @return bytes, without the NUL at the end.
+ *
+ * Threads: any.
+ */
+size_t mc_generation_content_len(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The model's thoughts, without the marks around them; empty where an answer has none or was not told apart.
+ *
+ * @param generation  the generation.
+ * @return UTF-8, NUL-terminated, valid until the generation is freed.
+ *
+ * Threads: any.
+ */
+const char *MC_NONNULL mc_generation_reasoning(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The length of mc_generation_reasoning().
+ *
+ * @param generation  the generation.
+ * @return bytes, without the NUL at the end.
+ *
+ * Threads: any.
+ */
+size_t mc_generation_reasoning_len(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The calls of tools as chat APIs have them:
+ * `[{"id": "call_0", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]`. The id is the model's own where it
+ * gave one; else it tells the calls of one answer apart, and in Mistral's format it is nine letters and digits, as its templates ask
+ * for, the same again for the same call. A call that the answer ended within has `"incomplete": true`, and its arguments are the
+ * beginning of JSON.
+ *
+ * @param generation  the generation.
+ * @return JSON, UTF-8, NUL-terminated, valid until the generation is freed; "[]" where an answer has none or was not told apart.
+ *
+ * Threads: any.
+ */
+const char *MC_NONNULL mc_generation_tool_calls_json(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The length of mc_generation_tool_calls_json().
+ *
+ * @param generation  the generation.
+ * @return bytes, without the NUL at the end.
+ *
+ * Threads: any.
+ */
+size_t mc_generation_tool_calls_json_len(const mc_generation *MC_NONNULL generation);
+
+/**
+ * The answer's tokens, with the end-of-sequence token where that ended it.
+ *
+ * @param generation  the generation.
+ * @return mc_generation_tokens_len() ids, valid until the generation is freed; never NULL.
+ *
+ * Threads: any.
+ */
+const uint32_t *MC_NONNULL mc_generation_tokens(const mc_generation *MC_NONNULL generation);
+
+/**
+ * How many tokens the answer has.
+ *
+ * @param generation  the generation.
+ *
+ * Threads: any.
+ */
+size_t mc_generation_tokens_len(const mc_generation *MC_NONNULL generation);
+
+/**
+ * How many tokens stood before the answer.
+ *
+ * @param generation  the generation.
+ *
+ * Threads: any.
+ */
+size_t mc_generation_prompt_tokens(const mc_generation *MC_NONNULL generation);
+
+/**
+ * Why the answer ended.
+ *
+ * @param generation  the generation.
+ * @return never MC_FINISH_NONE, except for a wrong handle.
+ *
+ * Threads: any.
+ */
+mc_finish_reason mc_generation_finish_reason(const mc_generation *MC_NONNULL generation);
+
+/**
+ * How long the evaluation of the prompt took; in a session, of what it was given since the answer before.
+ *
+ * @param generation  the generation.
+ * @return seconds; 0 if nothing had to be evaluated.
+ *
+ * Threads: any.
+ */
+double mc_generation_prefill_seconds(const mc_generation *MC_NONNULL generation);
+
+/**
+ * How long generating the tokens took, callbacks included.
+ *
+ * @param generation  the generation.
+ * @return seconds.
+ *
+ * Threads: any.
+ */
+double mc_generation_decode_seconds(const mc_generation *MC_NONNULL generation);
+
+/**
+ * Frees a generation.
+ *
+ * @param generation  the generation, or NULL.
+ *
+ * Threads: any.
+ */
+void mc_generation_free(mc_generation *MC_NULLABLE generation);
+
+/**
  * Makes generation options: no token limit but the context, and the model's own sampling.
  *
  * @return one reference; free it with mc_generate_options_free().
@@ -2352,207 +2553,6 @@ void mc_generate_options_set_reasoning_budget(mc_generate_options *MC_NONNULL op
  * Threads: any.
  */
 void mc_generate_options_free(mc_generate_options *MC_NULLABLE options);
-
-/**
- * Generates an answer to a prompt.
- *
- * @param model       the model.
- * @param prompt      UTF-8; NULL if `prompt_len` is 0. Special tokens written in it become their ids.
- * @param prompt_len  bytes.
- * @param options     how to generate; NULL = the defaults.
- * @param out         receives one reference, with MC_CANCELLED too (the partial answer); free it with mc_generation_free().
- * @param err         NULL, or receives the error.
- * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a prompt without a token, special ones counted;
- *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if it cannot
- *         generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long; MC_ERROR_MISMATCH for an adapter of another model;
- *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any; it runs on the calling thread.
- */
-MC_NODISCARD
-mc_status mc_generate(const mc_model *MC_NONNULL model,
-                      const char *MC_NULLABLE prompt,
-                      size_t prompt_len,
-                      const mc_generate_options *MC_NULLABLE options,
-                      mc_generation *MC_NULLABLE *MC_NONNULL out,
-                      mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Generates an answer to a prompt, token by token.
- *
- * @param model       the model.
- * @param prompt      UTF-8; NULL if `prompt_len` is 0.
- * @param prompt_len  bytes.
- * @param options     how to generate; NULL = the defaults.
- * @param on_token    called with each token, on this thread; NULL = nobody.
- * @param user_data   handed to `on_token`; may be NULL.
- * @param out         NULL, or receives one reference, with MC_CANCELLED too (the partial answer); free it with
- *                    mc_generation_free().
- * @param err         NULL, or receives the error.
- * @return as mc_generate().
- *
- * Threads: any; it runs on the calling thread.
- */
-MC_NODISCARD
-mc_status mc_generate_stream(const mc_model *MC_NONNULL model,
-                             const char *MC_NULLABLE prompt,
-                             size_t prompt_len,
-                             const mc_generate_options *MC_NULLABLE options,
-                             mc_token_fn on_token,
-                             void *MC_NULLABLE user_data,
-                             mc_generation *MC_NULLABLE *MC_NULLABLE out,
-                             mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * The answer.
- *
- * @param generation  the generation.
- * @return UTF-8, NUL-terminated, valid until the generation is freed.
- *
- * Threads: any.
- */
-const char *MC_NONNULL mc_generation_text(const mc_generation *MC_NONNULL generation);
-
-/**
- * The length of the answer.
- *
- * @param generation  the generation.
- * @return bytes, without the NUL at the end.
- *
- * Threads: any.
- */
-size_t mc_generation_text_len(const mc_generation *MC_NONNULL generation);
-
-/**
- * The answer without thoughts and calls of tools, where it was told apart; else all of it.
- *
- * @param generation  the generation.
- * @return UTF-8, NUL-terminated, valid until the generation is freed.
- *
- * Threads: any.
- */
-const char *MC_NONNULL mc_generation_content(const mc_generation *MC_NONNULL generation);
-
-/**
- * The length of mc_generation_content().
- *
- * @param generation  the generation.
- * @return bytes, without the NUL at the end.
- *
- * Threads: any.
- */
-size_t mc_generation_content_len(const mc_generation *MC_NONNULL generation);
-
-/**
- * The model's thoughts, without the marks around them; empty where an answer has none or was not told apart.
- *
- * @param generation  the generation.
- * @return UTF-8, NUL-terminated, valid until the generation is freed.
- *
- * Threads: any.
- */
-const char *MC_NONNULL mc_generation_reasoning(const mc_generation *MC_NONNULL generation);
-
-/**
- * The length of mc_generation_reasoning().
- *
- * @param generation  the generation.
- * @return bytes, without the NUL at the end.
- *
- * Threads: any.
- */
-size_t mc_generation_reasoning_len(const mc_generation *MC_NONNULL generation);
-
-/**
- * The calls of tools as chat APIs have them:
- * `[{"id": "call_0", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]`. The id is the model's own where it
- * gave one; else it tells the calls of one answer apart, and in Mistral's format it is nine letters and digits, as its templates ask
- * for, the same again for the same call. A call that the answer ended within has `"incomplete": true`, and its arguments are the
- * beginning of JSON.
- *
- * @param generation  the generation.
- * @return JSON, UTF-8, NUL-terminated, valid until the generation is freed; "[]" where an answer has none or was not told apart.
- *
- * Threads: any.
- */
-const char *MC_NONNULL mc_generation_tool_calls_json(const mc_generation *MC_NONNULL generation);
-
-/**
- * The length of mc_generation_tool_calls_json().
- *
- * @param generation  the generation.
- * @return bytes, without the NUL at the end.
- *
- * Threads: any.
- */
-size_t mc_generation_tool_calls_json_len(const mc_generation *MC_NONNULL generation);
-
-/**
- * The answer's tokens, with the end-of-sequence token where that ended it.
- *
- * @param generation  the generation.
- * @return mc_generation_tokens_len() ids, valid until the generation is freed; never NULL.
- *
- * Threads: any.
- */
-const uint32_t *MC_NONNULL mc_generation_tokens(const mc_generation *MC_NONNULL generation);
-
-/**
- * How many tokens the answer has.
- *
- * @param generation  the generation.
- *
- * Threads: any.
- */
-size_t mc_generation_tokens_len(const mc_generation *MC_NONNULL generation);
-
-/**
- * How many tokens stood before the answer.
- *
- * @param generation  the generation.
- *
- * Threads: any.
- */
-size_t mc_generation_prompt_tokens(const mc_generation *MC_NONNULL generation);
-
-/**
- * Why the answer ended.
- *
- * @param generation  the generation.
- * @return never MC_FINISH_NONE, except for a wrong handle.
- *
- * Threads: any.
- */
-mc_finish_reason mc_generation_finish_reason(const mc_generation *MC_NONNULL generation);
-
-/**
- * How long the evaluation of the prompt took; in a session, of what it was given since the answer before.
- *
- * @param generation  the generation.
- * @return seconds; 0 if nothing had to be evaluated.
- *
- * Threads: any.
- */
-double mc_generation_prefill_seconds(const mc_generation *MC_NONNULL generation);
-
-/**
- * How long generating the tokens took, callbacks included.
- *
- * @param generation  the generation.
- * @return seconds.
- *
- * Threads: any.
- */
-double mc_generation_decode_seconds(const mc_generation *MC_NONNULL generation);
-
-/**
- * Frees a generation.
- *
- * @param generation  the generation, or NULL.
- *
- * Threads: any.
- */
-void mc_generation_free(mc_generation *MC_NULLABLE generation);
 
 /** @} */
 
@@ -3010,6 +3010,22 @@ void mc_session_free(mc_session *MC_NULLABLE session);
  * generate the last one. A text has the same vector alone and in any batch, bit for bit on the CPU.
  */
 
+/** How vectors are compared; more is nearer. */
+typedef enum {
+  /** Never that of a model: what a wrong handle gives. */
+  MC_SIMILARITY_NONE = 0,
+  /** The cosine of the angle between them, -1 to 1. */
+  MC_SIMILARITY_COSINE = 1,
+  /** The scalar product. */
+  MC_SIMILARITY_DOT = 2,
+  /** Minus the Euclidean distance. */
+  MC_SIMILARITY_EUCLIDEAN = 3,
+  /** Minus the sum of the absolute differences. */
+  MC_SIMILARITY_MANHATTAN = 4,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_SIMILARITY_FORCE32 = 2147483647,
+} mc_similarity;
+
 /** How the vectors of a text's tokens become one. */
 typedef enum {
   /** What the model's directory says. */
@@ -3030,22 +3046,6 @@ typedef enum {
   MC_POOLING_FORCE32 = 2147483647,
 } mc_pooling;
 
-/** How vectors are compared; more is nearer. */
-typedef enum {
-  /** Never that of a model: what a wrong handle gives. */
-  MC_SIMILARITY_NONE = 0,
-  /** The cosine of the angle between them, -1 to 1. */
-  MC_SIMILARITY_COSINE = 1,
-  /** The scalar product. */
-  MC_SIMILARITY_DOT = 2,
-  /** Minus the Euclidean distance. */
-  MC_SIMILARITY_EUCLIDEAN = 3,
-  /** Minus the sum of the absolute differences. */
-  MC_SIMILARITY_MANHATTAN = 4,
-  /** Not a value: makes the enum 32 bits wide. */
-  MC_SIMILARITY_FORCE32 = 2147483647,
-} mc_similarity;
-
 /**
  * How to embed: a builder. What is not set is what the model's directory says. A bad value is remembered and reported by the
  * first call that uses the options, as MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used
@@ -3054,6 +3054,109 @@ typedef enum {
  * Threads: any, one at a time while it is set; then concurrently.
  */
 typedef struct mc_embed_options mc_embed_options;
+
+/**
+ * How many values a vector has with these options.
+ *
+ * @param model    the model.
+ * @param options  the options, or NULL.
+ * @return 0 for options that the calls below would refuse, and for a model without a tokenizer.
+ *
+ * Threads: any.
+ */
+size_t mc_model_embed_dim(const mc_model *MC_NONNULL model, const mc_embed_options *MC_NULLABLE options);
+
+/**
+ * How the model's vectors are meant to be compared, as its config_sentence_transformers.json says; the cosine where it says
+ * nothing.
+ *
+ * @param model  the model.
+ * @return MC_SIMILARITY_NONE for a wrong handle.
+ *
+ * Threads: any.
+ */
+mc_similarity mc_model_similarity(const mc_model *MC_NONNULL model);
+
+/**
+ * Embeds one text.
+ *
+ * @param model     the model.
+ * @param text      UTF-8; the empty text has a vector too. NULL if `text_len` is 0.
+ * @param text_len  bytes.
+ * @param options   the options, or NULL.
+ * @param out       receives `out_len` numbers.
+ * @param out_len   mc_model_embed_dim().
+ * @param err       NULL, or receives the error.
+ * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for another `out_len` and for options out of their range;
+ *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_MISMATCH for an adapter of another model;
+ *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_embed(const mc_model *MC_NONNULL model,
+                   const char *MC_NULLABLE text,
+                   size_t text_len,
+                   const mc_embed_options *MC_NULLABLE options,
+                   float *MC_NONNULL out,
+                   size_t out_len,
+                   mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Embeds many texts: faster than one by one, and with the same vectors.
+ *
+ * @param model      the model.
+ * @param texts      `texts_len` texts in UTF-8.
+ * @param text_lens  the bytes of each text; a text of 0 bytes may be NULL. NULL = all texts end with a NUL.
+ * @param texts_len  texts; may be 0.
+ * @param options    the options, or NULL.
+ * @param out        receives one vector after another, in the order of the texts: (texts_len, mc_model_embed_dim()).
+ * @param out_len    texts_len * mc_model_embed_dim().
+ * @param err        NULL, or receives the error.
+ * @return as mc_embed(); MC_ERROR_INVALID_UTF8 names the text by its index.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_embed_batch(const mc_model *MC_NONNULL model,
+                         const char *const MC_NULLABLE *MC_NONNULL texts,
+                         const size_t *MC_NULLABLE text_lens,
+                         size_t texts_len,
+                         const mc_embed_options *MC_NULLABLE options,
+                         float *MC_NONNULL out,
+                         size_t out_len,
+                         mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * For each query the `k` nearest documents, the nearest first; of equally near ones the earlier. Every document is compared; the
+ * work is spread over all threads.
+ *
+ * @param similarity     how to compare; mc_model_similarity().
+ * @param queries        vectors: (queries_len, dim), one after another.
+ * @param queries_len    queries; may be 0.
+ * @param documents      vectors: (documents_len, dim), one after another.
+ * @param documents_len  documents.
+ * @param dim            values of a vector; at least 1.
+ * @param k              how many for each query; 1 to `documents_len`.
+ * @param indices        receives (queries_len, k) numbers of documents, from 0.
+ * @param scores         receives (queries_len, k) similarities. A vector of zeros has the cosine 0 with every other; what is no
+ *                       number comes last.
+ * @param err            NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_OUT_OF_MEMORY.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_similarity_top_k(mc_similarity similarity,
+                              const float *MC_NONNULL queries,
+                              size_t queries_len,
+                              const float *MC_NONNULL documents,
+                              size_t documents_len,
+                              size_t dim,
+                              size_t k,
+                              size_t *MC_NONNULL indices,
+                              float *MC_NONNULL scores,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
  * Makes embed options: all as the model's directory says.
@@ -3229,109 +3332,6 @@ void mc_embed_options_set_progress(mc_embed_options *MC_NONNULL options,
  */
 void mc_embed_options_free(mc_embed_options *MC_NULLABLE options);
 
-/**
- * How many values a vector has with these options.
- *
- * @param model    the model.
- * @param options  the options, or NULL.
- * @return 0 for options that the calls below would refuse, and for a model without a tokenizer.
- *
- * Threads: any.
- */
-size_t mc_model_embed_dim(const mc_model *MC_NONNULL model, const mc_embed_options *MC_NULLABLE options);
-
-/**
- * How the model's vectors are meant to be compared, as its config_sentence_transformers.json says; the cosine where it says
- * nothing.
- *
- * @param model  the model.
- * @return MC_SIMILARITY_NONE for a wrong handle.
- *
- * Threads: any.
- */
-mc_similarity mc_model_similarity(const mc_model *MC_NONNULL model);
-
-/**
- * Embeds one text.
- *
- * @param model     the model.
- * @param text      UTF-8; the empty text has a vector too. NULL if `text_len` is 0.
- * @param text_len  bytes.
- * @param options   the options, or NULL.
- * @param out       receives `out_len` numbers.
- * @param out_len   mc_model_embed_dim().
- * @param err       NULL, or receives the error.
- * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for another `out_len` and for options out of their range;
- *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_MISMATCH for an adapter of another model;
- *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_embed(const mc_model *MC_NONNULL model,
-                   const char *MC_NULLABLE text,
-                   size_t text_len,
-                   const mc_embed_options *MC_NULLABLE options,
-                   float *MC_NONNULL out,
-                   size_t out_len,
-                   mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Embeds many texts: faster than one by one, and with the same vectors.
- *
- * @param model      the model.
- * @param texts      `texts_len` texts in UTF-8.
- * @param text_lens  the bytes of each text; a text of 0 bytes may be NULL. NULL = all texts end with a NUL.
- * @param texts_len  texts; may be 0.
- * @param options    the options, or NULL.
- * @param out        receives one vector after another, in the order of the texts: (texts_len, mc_model_embed_dim()).
- * @param out_len    texts_len * mc_model_embed_dim().
- * @param err        NULL, or receives the error.
- * @return as mc_embed(); MC_ERROR_INVALID_UTF8 names the text by its index.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_embed_batch(const mc_model *MC_NONNULL model,
-                         const char *const MC_NULLABLE *MC_NONNULL texts,
-                         const size_t *MC_NULLABLE text_lens,
-                         size_t texts_len,
-                         const mc_embed_options *MC_NULLABLE options,
-                         float *MC_NONNULL out,
-                         size_t out_len,
-                         mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * For each query the `k` nearest documents, the nearest first; of equally near ones the earlier. Every document is compared; the
- * work is spread over all threads.
- *
- * @param similarity     how to compare; mc_model_similarity().
- * @param queries        vectors: (queries_len, dim), one after another.
- * @param queries_len    queries; may be 0.
- * @param documents      vectors: (documents_len, dim), one after another.
- * @param documents_len  documents.
- * @param dim            values of a vector; at least 1.
- * @param k              how many for each query; 1 to `documents_len`.
- * @param indices        receives (queries_len, k) numbers of documents, from 0.
- * @param scores         receives (queries_len, k) similarities. A vector of zeros has the cosine 0 with every other; what is no
- *                       number comes last.
- * @param err            NULL, or receives the error.
- * @return MC_OK; MC_ERROR_OUT_OF_MEMORY.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_similarity_top_k(mc_similarity similarity,
-                              const float *MC_NONNULL queries,
-                              size_t queries_len,
-                              const float *MC_NONNULL documents,
-                              size_t documents_len,
-                              size_t dim,
-                              size_t k,
-                              size_t *MC_NONNULL indices,
-                              float *MC_NONNULL scores,
-                              mc_error *MC_NULLABLE *MC_NULLABLE err);
-
 /** @} */
 
 
@@ -3364,6 +3364,41 @@ typedef enum {
  * Threads: any, one at a time while it is set; then concurrently.
  */
 typedef struct mc_rerank_options mc_rerank_options;
+
+/**
+ * How well each document answers the query.
+ *
+ * Equal to `CrossEncoder.predict` of sentence-transformers 6.2, and for a Qwen3-Reranker whose files have no template for pairs to the
+ * code of its model card.
+ *
+ * @param model          the model: see MC_CAPABILITY_RERANK.
+ * @param query          UTF-8. NULL if `query_len` is 0.
+ * @param query_len      bytes.
+ * @param documents      `documents_len` texts in UTF-8.
+ * @param document_lens  the bytes of each document; a document of 0 bytes may be NULL. NULL = all documents end with a NUL.
+ * @param documents_len  documents; may be 0.
+ * @param options        the options, or NULL.
+ * @param out            receives one score for each document, in their order.
+ * @param out_len        `documents_len`.
+ * @param err            NULL, or receives the error.
+ * @return MC_OK; MC_CANCELLED; MC_ERROR_UNSUPPORTED for a model that is no reranker, saying why, as one with more labels than one is;
+ *         MC_ERROR_INVALID_ARGUMENT also for another `out_len`, for options out of their range and for a pair without a token;
+ *         MC_ERROR_INVALID_UTF8 naming the text; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_OUT_OF_MEMORY;
+ *         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_rerank(const mc_model *MC_NONNULL model,
+                    const char *MC_NULLABLE query,
+                    size_t query_len,
+                    const char *const MC_NULLABLE *MC_NONNULL documents,
+                    const size_t *MC_NULLABLE document_lens,
+                    size_t documents_len,
+                    const mc_rerank_options *MC_NULLABLE options,
+                    float *MC_NONNULL out,
+                    size_t out_len,
+                    mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
  * Makes rerank options: all as the model's directory says.
@@ -3473,41 +3508,6 @@ void mc_rerank_options_set_cancel(mc_rerank_options *MC_NONNULL options, const m
  * Threads: any.
  */
 void mc_rerank_options_free(mc_rerank_options *MC_NULLABLE options);
-
-/**
- * How well each document answers the query.
- *
- * Equal to `CrossEncoder.predict` of sentence-transformers 6.2, and for a Qwen3-Reranker whose files have no template for pairs to the
- * code of its model card.
- *
- * @param model          the model: see MC_CAPABILITY_RERANK.
- * @param query          UTF-8. NULL if `query_len` is 0.
- * @param query_len      bytes.
- * @param documents      `documents_len` texts in UTF-8.
- * @param document_lens  the bytes of each document; a document of 0 bytes may be NULL. NULL = all documents end with a NUL.
- * @param documents_len  documents; may be 0.
- * @param options        the options, or NULL.
- * @param out            receives one score for each document, in their order.
- * @param out_len        `documents_len`.
- * @param err            NULL, or receives the error.
- * @return MC_OK; MC_CANCELLED; MC_ERROR_UNSUPPORTED for a model that is no reranker, saying why, as one with more labels than one is;
- *         MC_ERROR_INVALID_ARGUMENT also for another `out_len`, for options out of their range and for a pair without a token;
- *         MC_ERROR_INVALID_UTF8 naming the text; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_OUT_OF_MEMORY;
- *         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_rerank(const mc_model *MC_NONNULL model,
-                    const char *MC_NULLABLE query,
-                    size_t query_len,
-                    const char *const MC_NULLABLE *MC_NONNULL documents,
-                    const size_t *MC_NULLABLE document_lens,
-                    size_t documents_len,
-                    const mc_rerank_options *MC_NULLABLE options,
-                    float *MC_NONNULL out,
-                    size_t out_len,
-                    mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /** @} */
 
@@ -3752,6 +3752,224 @@ typedef struct {
  * @return MC_CONTINUE to go on; everything else ends the training with MC_OK.
  */
 typedef int32_t (*MC_NULLABLE mc_train_fn)(void *MC_NULLABLE user_data, const mc_train_event *MC_NONNULL event);
+
+/**
+ * The bytes that a trainer takes beside its model, at most, with micro-batches of the longest examples: the adapter, its optimizer and
+ * gradients, and what a pass keeps of each layer for the backward pass.
+ *
+ * @param model    the model.
+ * @param config   the adapter; NULL = the defaults.
+ * @param options  how to train; NULL = the defaults.
+ * @param bytes    receives the number.
+ * @param err      NULL, or receives the error.
+ * @return MC_OK; as mc_lora_trainer_new().
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_model_estimate_training_memory(const mc_model *MC_NONNULL model,
+                                            const mc_lora_config *MC_NULLABLE config,
+                                            const mc_train_options *MC_NULLABLE options,
+                                            uint64_t *MC_NONNULL bytes,
+                                            mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Makes a trainer with fresh weights, which change nothing yet, or with those of an initial adapter.
+ *
+ * @param model    the model; the trainer keeps it alive, and leaves it as it is.
+ * @param config   the adapter; NULL = the defaults. Copied.
+ * @param options  how to train; NULL = the defaults. Copied.
+ * @param out      receives one reference; free it with mc_lora_trainer_free().
+ * @param err      NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a target that the model does not have; MC_ERROR_UNSUPPORTED if the model cannot
+ *         generate (MC_CAPABILITY_TRAIN), for the embedding or output matrix as a target, and for an initial adapter with magnitudes
+ *         (DoRA), biases or replaced matrices; MC_ERROR_MISMATCH for an initial adapter of another model; MC_ERROR_OUT_OF_MEMORY;
+ *         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_lora_trainer_new(const mc_model *MC_NONNULL model,
+                              const mc_lora_config *MC_NULLABLE config,
+                              const mc_train_options *MC_NULLABLE options,
+                              mc_lora_trainer *MC_NULLABLE *MC_NONNULL out,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Goes on where mc_lora_trainer_save() or mc_lora_trainer_train() has left off. With the same data the results are, on the CPU, those of a
+ * training without an interruption, bit for bit. Unfinished files of a process that was killed are removed from the directory.
+ *
+ * @param model           the model that the checkpoint was trained on.
+ * @param checkpoint_dir  the directory.
+ * @param options         NULL = those of the checkpoint, without a cancel flag, and with new checkpoints in the same directory if
+ *                        they were written at all. Else these, where all but `batch_size`, `grad_accumulation`, `weighting`,
+ *                        `max_length`, `mask_prompt` and `seed` may differ from those of the checkpoint. Copied.
+ * @param out             receives one reference; free it with mc_lora_trainer_free().
+ * @param err             NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an option that differs and must not; MC_ERROR_INVALID_UTF8;
+ *         MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH for a checkpoint of another model;
+ *         MC_ERROR_UNSUPPORTED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_lora_trainer_resume(const mc_model *MC_NONNULL model,
+                                 const char *MC_NONNULL checkpoint_dir,
+                                 const mc_train_options *MC_NULLABLE options,
+                                 mc_lora_trainer *MC_NULLABLE *MC_NONNULL out,
+                                 mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Learns from one micro-batch. The weights change with every call that completes `grad_accumulation` of them.
+ *
+ * @param trainer    the trainer.
+ * @param tokens     ids of all sequences one after another: `offsets[sequences]` of them, below mc_model_vocab_size().
+ * @param loss_mask  as many bytes: whether each token is a target, that is predicted from those before it in its sequence. The first of a
+ *                   sequence never is. NULL = every other one.
+ * @param offsets    `sequences` + 1 numbers: sequence `i` is at `offsets[i]` to `offsets[i + 1]`; the first number is 0.
+ * @param sequences  how many sequences; at least 1.
+ * @param loss       receives the mean cross entropy of the target tokens of this micro-batch, in nats, before it changed anything.
+ * @param err        NULL, or receives the error.
+ * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a loss or gradient that is not finite, and for a schedule that falls
+ *         without `total_steps`; MC_ERROR_CONTEXT_FULL for a sequence longer than the model's context; MC_ERROR_BUSY;
+ *         MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED. If it is not MC_OK the trainer is as it was.
+ *
+ * Threads: any, exclusive; it runs on the calling thread.
+ */
+MC_NODISCARD
+mc_status mc_lora_trainer_train_step(mc_lora_trainer *MC_NONNULL trainer,
+                                     const uint32_t *MC_NONNULL tokens,
+                                     const uint8_t *MC_NULLABLE loss_mask,
+                                     const size_t *MC_NONNULL offsets,
+                                     size_t sequences,
+                                     float *MC_NONNULL loss,
+                                     mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The loss of one micro-batch with the weights as they are; changes nothing.
+ *
+ * @param trainer    the trainer.
+ * @param tokens     as mc_lora_trainer_train_step().
+ * @param loss_mask  as mc_lora_trainer_train_step().
+ * @param offsets    as mc_lora_trainer_train_step().
+ * @param sequences  how many sequences; at least 1.
+ * @param loss       receives the mean cross entropy of the target tokens, in nats.
+ * @param err        NULL, or receives the error.
+ * @return as mc_lora_trainer_train_step().
+ *
+ * Threads: any, exclusive; it runs on the calling thread.
+ */
+MC_NODISCARD
+mc_status mc_lora_trainer_eval_step(mc_lora_trainer *MC_NONNULL trainer,
+                                    const uint32_t *MC_NONNULL tokens,
+                                    const uint8_t *MC_NULLABLE loss_mask,
+                                    const size_t *MC_NONNULL offsets,
+                                    size_t sequences,
+                                    float *MC_NONNULL loss,
+                                    mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Trains on a dataset until the last epoch, `total_steps` or `patience` ends it; what was done before, and is in a checkpoint, counts.
+ * Examples come in another order each epoch, those of near lengths together.
+ *
+ * A stop by the callback, a cancel flag and an error leave the trainer at the last finished micro-batch, and another call with the same
+ * dataset goes on there: so a callback that wants the adapter as it is now stops, and its caller takes the adapter and calls again. After
+ * the end another call with it does nothing; to train on something else, give the adapter to a new trainer. The trainer keeps the last
+ * weights, not those of the best evaluation: these are in the folder "best" of the checkpoints, if they have a place.
+ *
+ * @param trainer    the trainer. `on_step` may free it, and gets MC_ERROR_BUSY for other calls on it.
+ * @param train      what to learn; not empty, and not to be changed meanwhile.
+ * @param eval       what to evaluate; NULL = nothing.
+ * @param on_step    called with each step, on this thread; NULL = nobody.
+ * @param user_data  handed to `on_step`; may be NULL.
+ * @param err        NULL, or receives the error.
+ * @return MC_OK, also if `on_step` stopped it; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a dataset without a target token, and
+ *         for a loss, gradient or weight that is not finite; MC_ERROR_MISMATCH for another dataset than that which the first call had;
+ *         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_TEMPLATE also if it has no chat template for conversations;
+ *         MC_ERROR_FORMAT for a tokenizer of another vocabulary; MC_ERROR_IO for a checkpoint; MC_ERROR_BUSY also if a dataset is in
+ *         use; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *
+ * Threads: any, exclusive; it runs on the calling thread.
+ */
+MC_NODISCARD
+mc_status mc_lora_trainer_train(mc_lora_trainer *MC_NONNULL trainer,
+                                const mc_dataset *MC_NONNULL train,
+                                const mc_dataset *MC_NULLABLE eval,
+                                mc_train_fn on_step,
+                                void *MC_NULLABLE user_data,
+                                mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * How many steps of the optimizer are finished; never MC_ERROR_BUSY, and during mc_lora_trainer_train() as of the last step.
+ *
+ * @param trainer  the trainer.
+ *
+ * Threads: any.
+ */
+uint64_t mc_lora_trainer_step_count(const mc_lora_trainer *MC_NONNULL trainer);
+
+/**
+ * What the last step of the optimizer did: whether mc_lora_trainer_train_step() made one shows in `step`.
+ *
+ * @param trainer        the trainer.
+ * @param step           receives its number, from 1; 0 if there was none yet, the other two are then 0 as well.
+ * @param learning_rate  receives its learning rate.
+ * @param grad_norm      receives the length of the gradient of all weights together, before it was cut.
+ * @param err            NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_lora_trainer_last_update(const mc_lora_trainer *MC_NONNULL trainer,
+                                      uint64_t *MC_NONNULL step,
+                                      float *MC_NONNULL learning_rate,
+                                      float *MC_NONNULL grad_norm,
+                                      mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The adapter as it is now: an immutable copy, to attach to sessions of the model or to save with mc_lora_save(), while training goes on.
+ *
+ * @param trainer  the trainer.
+ * @param out      receives one reference; free it with mc_lora_free().
+ * @param err      NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_lora_trainer_adapter(const mc_lora_trainer *MC_NONNULL trainer,
+                                  mc_lora *MC_NULLABLE *MC_NONNULL out,
+                                  mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Writes a checkpoint, for mc_lora_trainer_resume(): the adapter, the optimizer, what was accumulated, and where the training is in its
+ * data. The directory is also the adapter in PEFT's format, for mc_lora_load(). If the process is killed meanwhile, the files are the old
+ * ones or the new ones.
+ *
+ * @param trainer         the trainer.
+ * @param checkpoint_dir  the directory; it is made if it does not exist. A checkpoint that is there is replaced, and stays as it is if
+ *                        writing fails.
+ * @param err             NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT for a training that has left the finite numbers; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND;
+ *         MC_ERROR_IO; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_DEVICE; and MC_ERROR_SUSPENDED on a GPU, where the values are: save
+ *         before mc_device_suspend().
+ *
+ * Threads: any.
+ */
+MC_NODISCARD
+mc_status mc_lora_trainer_save(const mc_lora_trainer *MC_NONNULL trainer,
+                               const char *MC_NONNULL checkpoint_dir,
+                               mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Frees a trainer. In a callback of a call on it, that call goes on and ends as usual.
+ *
+ * @param trainer  the trainer, or NULL.
+ *
+ * Threads: any.
+ */
+void mc_lora_trainer_free(mc_lora_trainer *MC_NULLABLE trainer);
 
 /**
  * Makes the description of an adapter: rank 8 and alpha 16 on every matrix of the layers, from fresh weights.
@@ -4128,224 +4346,6 @@ void mc_train_options_set_cancel(mc_train_options *MC_NONNULL options,
  * Threads: any.
  */
 void mc_train_options_free(mc_train_options *MC_NULLABLE options);
-
-/**
- * The bytes that a trainer takes beside its model, at most, with micro-batches of the longest examples: the adapter, its optimizer and
- * gradients, and what a pass keeps of each layer for the backward pass.
- *
- * @param model    the model.
- * @param config   the adapter; NULL = the defaults.
- * @param options  how to train; NULL = the defaults.
- * @param bytes    receives the number.
- * @param err      NULL, or receives the error.
- * @return MC_OK; as mc_lora_trainer_new().
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_model_estimate_training_memory(const mc_model *MC_NONNULL model,
-                                            const mc_lora_config *MC_NULLABLE config,
-                                            const mc_train_options *MC_NULLABLE options,
-                                            uint64_t *MC_NONNULL bytes,
-                                            mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Makes a trainer with fresh weights, which change nothing yet, or with those of an initial adapter.
- *
- * @param model    the model; the trainer keeps it alive, and leaves it as it is.
- * @param config   the adapter; NULL = the defaults. Copied.
- * @param options  how to train; NULL = the defaults. Copied.
- * @param out      receives one reference; free it with mc_lora_trainer_free().
- * @param err      NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a target that the model does not have; MC_ERROR_UNSUPPORTED if the model cannot
- *         generate (MC_CAPABILITY_TRAIN), for the embedding or output matrix as a target, and for an initial adapter with magnitudes
- *         (DoRA), biases or replaced matrices; MC_ERROR_MISMATCH for an initial adapter of another model; MC_ERROR_OUT_OF_MEMORY;
- *         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_lora_trainer_new(const mc_model *MC_NONNULL model,
-                              const mc_lora_config *MC_NULLABLE config,
-                              const mc_train_options *MC_NULLABLE options,
-                              mc_lora_trainer *MC_NULLABLE *MC_NONNULL out,
-                              mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Goes on where mc_lora_trainer_save() or mc_lora_trainer_train() has left off. With the same data the results are, on the CPU, those of a
- * training without an interruption, bit for bit. Unfinished files of a process that was killed are removed from the directory.
- *
- * @param model           the model that the checkpoint was trained on.
- * @param checkpoint_dir  the directory.
- * @param options         NULL = those of the checkpoint, without a cancel flag, and with new checkpoints in the same directory if
- *                        they were written at all. Else these, where all but `batch_size`, `grad_accumulation`, `weighting`,
- *                        `max_length`, `mask_prompt` and `seed` may differ from those of the checkpoint. Copied.
- * @param out             receives one reference; free it with mc_lora_trainer_free().
- * @param err             NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an option that differs and must not; MC_ERROR_INVALID_UTF8;
- *         MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH for a checkpoint of another model;
- *         MC_ERROR_UNSUPPORTED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_lora_trainer_resume(const mc_model *MC_NONNULL model,
-                                 const char *MC_NONNULL checkpoint_dir,
-                                 const mc_train_options *MC_NULLABLE options,
-                                 mc_lora_trainer *MC_NULLABLE *MC_NONNULL out,
-                                 mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Learns from one micro-batch. The weights change with every call that completes `grad_accumulation` of them.
- *
- * @param trainer    the trainer.
- * @param tokens     ids of all sequences one after another: `offsets[sequences]` of them, below mc_model_vocab_size().
- * @param loss_mask  as many bytes: whether each token is a target, that is predicted from those before it in its sequence. The first of a
- *                   sequence never is. NULL = every other one.
- * @param offsets    `sequences` + 1 numbers: sequence `i` is at `offsets[i]` to `offsets[i + 1]`; the first number is 0.
- * @param sequences  how many sequences; at least 1.
- * @param loss       receives the mean cross entropy of the target tokens of this micro-batch, in nats, before it changed anything.
- * @param err        NULL, or receives the error.
- * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a loss or gradient that is not finite, and for a schedule that falls
- *         without `total_steps`; MC_ERROR_CONTEXT_FULL for a sequence longer than the model's context; MC_ERROR_BUSY;
- *         MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED. If it is not MC_OK the trainer is as it was.
- *
- * Threads: any, exclusive; it runs on the calling thread.
- */
-MC_NODISCARD
-mc_status mc_lora_trainer_train_step(mc_lora_trainer *MC_NONNULL trainer,
-                                     const uint32_t *MC_NONNULL tokens,
-                                     const uint8_t *MC_NULLABLE loss_mask,
-                                     const size_t *MC_NONNULL offsets,
-                                     size_t sequences,
-                                     float *MC_NONNULL loss,
-                                     mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * The loss of one micro-batch with the weights as they are; changes nothing.
- *
- * @param trainer    the trainer.
- * @param tokens     as mc_lora_trainer_train_step().
- * @param loss_mask  as mc_lora_trainer_train_step().
- * @param offsets    as mc_lora_trainer_train_step().
- * @param sequences  how many sequences; at least 1.
- * @param loss       receives the mean cross entropy of the target tokens, in nats.
- * @param err        NULL, or receives the error.
- * @return as mc_lora_trainer_train_step().
- *
- * Threads: any, exclusive; it runs on the calling thread.
- */
-MC_NODISCARD
-mc_status mc_lora_trainer_eval_step(mc_lora_trainer *MC_NONNULL trainer,
-                                    const uint32_t *MC_NONNULL tokens,
-                                    const uint8_t *MC_NULLABLE loss_mask,
-                                    const size_t *MC_NONNULL offsets,
-                                    size_t sequences,
-                                    float *MC_NONNULL loss,
-                                    mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Trains on a dataset until the last epoch, `total_steps` or `patience` ends it; what was done before, and is in a checkpoint, counts.
- * Examples come in another order each epoch, those of near lengths together.
- *
- * A stop by the callback, a cancel flag and an error leave the trainer at the last finished micro-batch, and another call with the same
- * dataset goes on there: so a callback that wants the adapter as it is now stops, and its caller takes the adapter and calls again. After
- * the end another call with it does nothing; to train on something else, give the adapter to a new trainer. The trainer keeps the last
- * weights, not those of the best evaluation: these are in the folder "best" of the checkpoints, if they have a place.
- *
- * @param trainer    the trainer. `on_step` may free it, and gets MC_ERROR_BUSY for other calls on it.
- * @param train      what to learn; not empty, and not to be changed meanwhile.
- * @param eval       what to evaluate; NULL = nothing.
- * @param on_step    called with each step, on this thread; NULL = nobody.
- * @param user_data  handed to `on_step`; may be NULL.
- * @param err        NULL, or receives the error.
- * @return MC_OK, also if `on_step` stopped it; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a dataset without a target token, and
- *         for a loss, gradient or weight that is not finite; MC_ERROR_MISMATCH for another dataset than that which the first call had;
- *         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_TEMPLATE also if it has no chat template for conversations;
- *         MC_ERROR_FORMAT for a tokenizer of another vocabulary; MC_ERROR_IO for a checkpoint; MC_ERROR_BUSY also if a dataset is in
- *         use; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any, exclusive; it runs on the calling thread.
- */
-MC_NODISCARD
-mc_status mc_lora_trainer_train(mc_lora_trainer *MC_NONNULL trainer,
-                                const mc_dataset *MC_NONNULL train,
-                                const mc_dataset *MC_NULLABLE eval,
-                                mc_train_fn on_step,
-                                void *MC_NULLABLE user_data,
-                                mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * How many steps of the optimizer are finished; never MC_ERROR_BUSY, and during mc_lora_trainer_train() as of the last step.
- *
- * @param trainer  the trainer.
- *
- * Threads: any.
- */
-uint64_t mc_lora_trainer_step_count(const mc_lora_trainer *MC_NONNULL trainer);
-
-/**
- * What the last step of the optimizer did: whether mc_lora_trainer_train_step() made one shows in `step`.
- *
- * @param trainer        the trainer.
- * @param step           receives its number, from 1; 0 if there was none yet, the other two are then 0 as well.
- * @param learning_rate  receives its learning rate.
- * @param grad_norm      receives the length of the gradient of all weights together, before it was cut.
- * @param err            NULL, or receives the error.
- * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_lora_trainer_last_update(const mc_lora_trainer *MC_NONNULL trainer,
-                                      uint64_t *MC_NONNULL step,
-                                      float *MC_NONNULL learning_rate,
-                                      float *MC_NONNULL grad_norm,
-                                      mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * The adapter as it is now: an immutable copy, to attach to sessions of the model or to save with mc_lora_save(), while training goes on.
- *
- * @param trainer  the trainer.
- * @param out      receives one reference; free it with mc_lora_free().
- * @param err      NULL, or receives the error.
- * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_lora_trainer_adapter(const mc_lora_trainer *MC_NONNULL trainer,
-                                  mc_lora *MC_NULLABLE *MC_NONNULL out,
-                                  mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Writes a checkpoint, for mc_lora_trainer_resume(): the adapter, the optimizer, what was accumulated, and where the training is in its
- * data. The directory is also the adapter in PEFT's format, for mc_lora_load(). If the process is killed meanwhile, the files are the old
- * ones or the new ones.
- *
- * @param trainer         the trainer.
- * @param checkpoint_dir  the directory; it is made if it does not exist. A checkpoint that is there is replaced, and stays as it is if
- *                        writing fails.
- * @param err             NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT for a training that has left the finite numbers; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND;
- *         MC_ERROR_IO; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_DEVICE; and MC_ERROR_SUSPENDED on a GPU, where the values are: save
- *         before mc_device_suspend().
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_lora_trainer_save(const mc_lora_trainer *MC_NONNULL trainer,
-                               const char *MC_NONNULL checkpoint_dir,
-                               mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Frees a trainer. In a callback of a call on it, that call goes on and ends as usual.
- *
- * @param trainer  the trainer, or NULL.
- *
- * Threads: any.
- */
-void mc_lora_trainer_free(mc_lora_trainer *MC_NULLABLE trainer);
 
 /** @} */
 

@@ -116,6 +116,160 @@ impl From<Similarity> for mc_similarity {
     }
 }
 
+/// How many values a vector has with these options.
+///
+/// @param model    the model.
+/// @param options  the options, or NULL.
+/// @return 0 for options that the calls below would refuse, and for a model without a tokenizer.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_embed_dim(model: MaybeUninit<&mc_model>, options: *const mc_embed_options) -> usize {
+    guard_or(0, || model.get("model")?.model.embedding_dim(&embed_options(options)?.embed))
+}
+
+/// How the model's vectors are meant to be compared, as its config_sentence_transformers.json says; the cosine where it says
+/// nothing.
+///
+/// @param model  the model.
+/// @return MC_SIMILARITY_NONE for a wrong handle.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_similarity(model: MaybeUninit<&mc_model>) -> mc_similarity {
+    guard_or(mc_similarity::MC_SIMILARITY_NONE, || Ok(model.get("model")?.model.similarity().into()))
+}
+
+/// Embeds one text.
+///
+/// @param model     the model.
+/// @param text      UTF-8; the empty text has a vector too. NULL if `text_len` is 0.
+/// @param text_len  bytes.
+/// @param options   the options, or NULL.
+/// @param out       receives `out_len` numbers.
+/// @param out_len   mc_model_embed_dim().
+/// @param err       NULL, or receives the error.
+/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for another `out_len` and for options out of their range;
+///         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_MISMATCH for an adapter of another model;
+///         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_embed(
+    model: MaybeUninit<&mc_model>,
+    text: *const c_char,
+    text_len: usize,
+    options: *const mc_embed_options,
+    out: MaybeUninit<&mut f32>,
+    out_len: usize,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || embed(model, &[content(text, text_len, "text")?], options, out, out_len))
+}
+
+/// Embeds many texts: faster than one by one, and with the same vectors.
+///
+/// @param model      the model.
+/// @param texts      `texts_len` texts in UTF-8.
+/// @param text_lens  the bytes of each text; a text of 0 bytes may be NULL. NULL = all texts end with a NUL.
+/// @param texts_len  texts; may be 0.
+/// @param options    the options, or NULL.
+/// @param out        receives one vector after another, in the order of the texts: (texts_len, mc_model_embed_dim()).
+/// @param out_len    texts_len * mc_model_embed_dim().
+/// @param err        NULL, or receives the error.
+/// @return as mc_embed(); MC_ERROR_INVALID_UTF8 names the text by its index.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_embed_batch(
+    model: MaybeUninit<&mc_model>,
+    texts: MaybeUninit<&*const c_char>,
+    text_lens: *const usize,
+    texts_len: usize,
+    options: *const mc_embed_options,
+    out: MaybeUninit<&mut f32>,
+    out_len: usize,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let texts = contents(texts, text_lens, texts_len, ("texts", "text_lens"))?;
+        embed(model, &texts, options, out, out_len)
+    })
+}
+
+fn embed(
+    model: MaybeUninit<&mc_model>,
+    texts: &[&str],
+    options: *const mc_embed_options,
+    out: MaybeUninit<&mut f32>,
+    out_len: usize,
+) -> Result<mc_status> {
+    let out = Out::new(out, "out")?;
+    let (model, options) = (model.get("model")?, embed_options(options)?);
+    let dim = model.model.embedding_dim(&options.embed)?;
+    let expected = texts.len().checked_mul(dim);
+    if expected != Some(out_len) {
+        let message = format!("out_len: expected {} vectors of {dim} values, found {out_len} values", texts.len());
+        return Err(Error::argument(message));
+    }
+    let mut progress = options.progress.closure();
+    let progress = progress.as_mut().map(|progress| progress as &mut ProgressFn<'_>);
+    out.fill(&model.model.embed(texts, &options.embed, progress)?);
+    Ok(mc_status::MC_OK)
+}
+
+/// For each query the `k` nearest documents, the nearest first; of equally near ones the earlier. Every document is compared; the
+/// work is spread over all threads.
+///
+/// @param similarity     how to compare; mc_model_similarity().
+/// @param queries        vectors: (queries_len, dim), one after another.
+/// @param queries_len    queries; may be 0.
+/// @param documents      vectors: (documents_len, dim), one after another.
+/// @param documents_len  documents.
+/// @param dim            values of a vector; at least 1.
+/// @param k              how many for each query; 1 to `documents_len`.
+/// @param indices        receives (queries_len, k) numbers of documents, from 0.
+/// @param scores         receives (queries_len, k) similarities. A vector of zeros has the cosine 0 with every other; what is no
+///                       number comes last.
+/// @param err            NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_OUT_OF_MEMORY.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_similarity_top_k(
+    similarity: MaybeUninit<mc_similarity>,
+    queries: MaybeUninit<&f32>,
+    queries_len: usize,
+    documents: MaybeUninit<&f32>,
+    documents_len: usize,
+    dim: usize,
+    k: usize,
+    indices: MaybeUninit<&mut usize>,
+    scores: MaybeUninit<&mut f32>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let (indices, scores) = (Out::new(indices, "indices")?, Out::new(scores, "scores")?);
+        let similarity = checked(similarity, "similarity")?;
+        let values = |len: usize, name: &str| {
+            let message = || Error::argument(format!("{name}: expected fewer than {len} vectors of {dim} values"));
+            len.checked_mul(dim).ok_or_else(message)
+        };
+        if k == 0 {
+            return Err(Error::argument("k: expected at least 1, found 0"));
+        }
+        let queries = given_array(queries, values(queries_len, "queries")?, "queries")?;
+        let documents = given_array(documents, values(documents_len, "documents")?, "documents")?;
+        let (found, similar) = similarity_top_k(similarity, queries, documents, dim, k)?;
+        indices.fill(&found);
+        scores.fill(&similar);
+        Ok(mc_status::MC_OK)
+    })
+}
+
 /// Makes embed options: all as the model's directory says.
 ///
 /// @return one reference; free it with mc_embed_options_free().
@@ -339,158 +493,4 @@ fn embed_options(options: *const mc_embed_options) -> Result<HostEmbedOptions> {
         Some(options) => options.options(),
         None => Ok(HostEmbedOptions::default()),
     }
-}
-
-/// How many values a vector has with these options.
-///
-/// @param model    the model.
-/// @param options  the options, or NULL.
-/// @return 0 for options that the calls below would refuse, and for a model without a tokenizer.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_embed_dim(model: MaybeUninit<&mc_model>, options: *const mc_embed_options) -> usize {
-    guard_or(0, || model.get("model")?.model.embedding_dim(&embed_options(options)?.embed))
-}
-
-/// How the model's vectors are meant to be compared, as its config_sentence_transformers.json says; the cosine where it says
-/// nothing.
-///
-/// @param model  the model.
-/// @return MC_SIMILARITY_NONE for a wrong handle.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_similarity(model: MaybeUninit<&mc_model>) -> mc_similarity {
-    guard_or(mc_similarity::MC_SIMILARITY_NONE, || Ok(model.get("model")?.model.similarity().into()))
-}
-
-/// Embeds one text.
-///
-/// @param model     the model.
-/// @param text      UTF-8; the empty text has a vector too. NULL if `text_len` is 0.
-/// @param text_len  bytes.
-/// @param options   the options, or NULL.
-/// @param out       receives `out_len` numbers.
-/// @param out_len   mc_model_embed_dim().
-/// @param err       NULL, or receives the error.
-/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for another `out_len` and for options out of their range;
-///         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_MISMATCH for an adapter of another model;
-///         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_embed(
-    model: MaybeUninit<&mc_model>,
-    text: *const c_char,
-    text_len: usize,
-    options: *const mc_embed_options,
-    out: MaybeUninit<&mut f32>,
-    out_len: usize,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || embed(model, &[content(text, text_len, "text")?], options, out, out_len))
-}
-
-/// Embeds many texts: faster than one by one, and with the same vectors.
-///
-/// @param model      the model.
-/// @param texts      `texts_len` texts in UTF-8.
-/// @param text_lens  the bytes of each text; a text of 0 bytes may be NULL. NULL = all texts end with a NUL.
-/// @param texts_len  texts; may be 0.
-/// @param options    the options, or NULL.
-/// @param out        receives one vector after another, in the order of the texts: (texts_len, mc_model_embed_dim()).
-/// @param out_len    texts_len * mc_model_embed_dim().
-/// @param err        NULL, or receives the error.
-/// @return as mc_embed(); MC_ERROR_INVALID_UTF8 names the text by its index.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_embed_batch(
-    model: MaybeUninit<&mc_model>,
-    texts: MaybeUninit<&*const c_char>,
-    text_lens: *const usize,
-    texts_len: usize,
-    options: *const mc_embed_options,
-    out: MaybeUninit<&mut f32>,
-    out_len: usize,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || {
-        let texts = contents(texts, text_lens, texts_len, ("texts", "text_lens"))?;
-        embed(model, &texts, options, out, out_len)
-    })
-}
-
-fn embed(
-    model: MaybeUninit<&mc_model>,
-    texts: &[&str],
-    options: *const mc_embed_options,
-    out: MaybeUninit<&mut f32>,
-    out_len: usize,
-) -> Result<mc_status> {
-    let out = Out::new(out, "out")?;
-    let (model, options) = (model.get("model")?, embed_options(options)?);
-    let dim = model.model.embedding_dim(&options.embed)?;
-    let expected = texts.len().checked_mul(dim);
-    if expected != Some(out_len) {
-        let message = format!("out_len: expected {} vectors of {dim} values, found {out_len} values", texts.len());
-        return Err(Error::argument(message));
-    }
-    let mut progress = options.progress.closure();
-    let progress = progress.as_mut().map(|progress| progress as &mut ProgressFn<'_>);
-    out.fill(&model.model.embed(texts, &options.embed, progress)?);
-    Ok(mc_status::MC_OK)
-}
-
-/// For each query the `k` nearest documents, the nearest first; of equally near ones the earlier. Every document is compared; the
-/// work is spread over all threads.
-///
-/// @param similarity     how to compare; mc_model_similarity().
-/// @param queries        vectors: (queries_len, dim), one after another.
-/// @param queries_len    queries; may be 0.
-/// @param documents      vectors: (documents_len, dim), one after another.
-/// @param documents_len  documents.
-/// @param dim            values of a vector; at least 1.
-/// @param k              how many for each query; 1 to `documents_len`.
-/// @param indices        receives (queries_len, k) numbers of documents, from 0.
-/// @param scores         receives (queries_len, k) similarities. A vector of zeros has the cosine 0 with every other; what is no
-///                       number comes last.
-/// @param err            NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_OUT_OF_MEMORY.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_similarity_top_k(
-    similarity: MaybeUninit<mc_similarity>,
-    queries: MaybeUninit<&f32>,
-    queries_len: usize,
-    documents: MaybeUninit<&f32>,
-    documents_len: usize,
-    dim: usize,
-    k: usize,
-    indices: MaybeUninit<&mut usize>,
-    scores: MaybeUninit<&mut f32>,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || {
-        let (indices, scores) = (Out::new(indices, "indices")?, Out::new(scores, "scores")?);
-        let similarity = checked(similarity, "similarity")?;
-        let values = |len: usize, name: &str| {
-            let message = || Error::argument(format!("{name}: expected fewer than {len} vectors of {dim} values"));
-            len.checked_mul(dim).ok_or_else(message)
-        };
-        if k == 0 {
-            return Err(Error::argument("k: expected at least 1, found 0"));
-        }
-        let queries = given_array(queries, values(queries_len, "queries")?, "queries")?;
-        let documents = given_array(documents, values(documents_len, "documents")?, "documents")?;
-        let (found, similar) = similarity_top_k(similarity, queries, documents, dim, k)?;
-        indices.fill(&found);
-        scores.fill(&similar);
-        Ok(mc_status::MC_OK)
-    })
 }

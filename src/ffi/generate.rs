@@ -177,6 +177,261 @@ impl From<Generation> for GenerationState {
     }
 }
 
+/// Generates an answer to a prompt.
+///
+/// @param model       the model.
+/// @param prompt      UTF-8; NULL if `prompt_len` is 0. Special tokens written in it become their ids.
+/// @param prompt_len  bytes.
+/// @param options     how to generate; NULL = the defaults.
+/// @param out         receives one reference, with MC_CANCELLED too (the partial answer); free it with mc_generation_free().
+/// @param err         NULL, or receives the error.
+/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a prompt without a token, special ones counted;
+///         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if it cannot
+///         generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long; MC_ERROR_MISMATCH for an adapter of another model;
+///         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any; it runs on the calling thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_generate(
+    model: MaybeUninit<&mc_model>,
+    prompt: *const c_char,
+    prompt_len: usize,
+    options: *const mc_generate_options,
+    out: MaybeUninit<&mut *mut mc_generation>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        let (model, prompt) = (model.get("model")?, content(prompt, prompt_len, "prompt")?);
+        run(options, None, std::ptr::null_mut(), out, |options, progress, on_token| {
+            model.model.generate(prompt, options, progress, on_token)
+        })
+    })
+}
+
+/// Generates an answer to a prompt, token by token.
+///
+/// @param model       the model.
+/// @param prompt      UTF-8; NULL if `prompt_len` is 0.
+/// @param prompt_len  bytes.
+/// @param options     how to generate; NULL = the defaults.
+/// @param on_token    called with each token, on this thread; NULL = nobody.
+/// @param user_data   handed to `on_token`; may be NULL.
+/// @param out         NULL, or receives one reference, with MC_CANCELLED too (the partial answer); free it with
+///                    mc_generation_free().
+/// @param err         NULL, or receives the error.
+/// @return as mc_generate().
+///
+/// Threads: any; it runs on the calling thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_generate_stream(
+    model: MaybeUninit<&mc_model>,
+    prompt: *const c_char,
+    prompt_len: usize,
+    options: *const mc_generate_options,
+    on_token: mc_token_fn,
+    user_data: *mut c_void,
+    out: *mut *mut mc_generation,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::nullable(out);
+        let (model, prompt) = (model.get("model")?, content(prompt, prompt_len, "prompt")?);
+        run(options, on_token, user_data, out, |options, progress, on_token| {
+            model.model.generate(prompt, options, progress, on_token)
+        })
+    })
+}
+
+/// Runs a generation with the host's options and callbacks. A cancelled one is handed over too: the partial answer.
+pub(super) fn run(
+    options: *const mc_generate_options,
+    on_token: mc_token_fn,
+    user_data: *mut c_void,
+    out: OutHandle<mc_generation>,
+    generate: impl FnOnce(&GenerateOptions, Option<&mut ProgressFn<'_>>, &mut TokenFn<'_>) -> Result<Generation>,
+) -> Result<mc_status> {
+    let options = generate_options(options)?;
+    let mut progress = options.prefill_progress.closure();
+    let progress = progress.as_mut().map(|progress| progress as &mut ProgressFn<'_>);
+    let generation = generate(&options.generate, progress, &mut token_closure(on_token, user_data))?;
+    Ok(hand_over(generation, out))
+}
+
+pub(super) fn hand_over(generation: Generation, out: OutHandle<mc_generation>) -> mc_status {
+    let cancelled = generation.finish_reason == FinishReason::Cancelled;
+    out.set(generation.into());
+    if cancelled { mc_status::MC_CANCELLED } else { mc_status::MC_OK }
+}
+
+/// The answer.
+///
+/// @param generation  the generation.
+/// @return UTF-8, NUL-terminated, valid until the generation is freed.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_text(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
+    guard_or(empty(), || Ok(generation.lend("generation")?.text.pointer()))
+}
+
+/// The length of the answer.
+///
+/// @param generation  the generation.
+/// @return bytes, without the NUL at the end.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_text_len(generation: MaybeUninit<&mc_generation>) -> usize {
+    guard_or(0, || Ok(generation.lend("generation")?.text.len()))
+}
+
+/// The answer without thoughts and calls of tools, where it was told apart; else all of it.
+///
+/// @param generation  the generation.
+/// @return UTF-8, NUL-terminated, valid until the generation is freed.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_content(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
+    guard_or(empty(), || Ok(generation.lend("generation")?.content.pointer()))
+}
+
+/// The length of mc_generation_content().
+///
+/// @param generation  the generation.
+/// @return bytes, without the NUL at the end.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_content_len(generation: MaybeUninit<&mc_generation>) -> usize {
+    guard_or(0, || Ok(generation.lend("generation")?.content.len()))
+}
+
+/// The model's thoughts, without the marks around them; empty where an answer has none or was not told apart.
+///
+/// @param generation  the generation.
+/// @return UTF-8, NUL-terminated, valid until the generation is freed.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_reasoning(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
+    guard_or(empty(), || Ok(generation.lend("generation")?.reasoning.pointer()))
+}
+
+/// The length of mc_generation_reasoning().
+///
+/// @param generation  the generation.
+/// @return bytes, without the NUL at the end.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_reasoning_len(generation: MaybeUninit<&mc_generation>) -> usize {
+    guard_or(0, || Ok(generation.lend("generation")?.reasoning.len()))
+}
+
+/// The calls of tools as chat APIs have them:
+/// `[{"id": "call_0", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]`. The id is the model's own where it
+/// gave one; else it tells the calls of one answer apart, and in Mistral's format it is nine letters and digits, as its templates ask
+/// for, the same again for the same call. A call that the answer ended within has `"incomplete": true`, and its arguments are the
+/// beginning of JSON.
+///
+/// @param generation  the generation.
+/// @return JSON, UTF-8, NUL-terminated, valid until the generation is freed; "[]" where an answer has none or was not told apart.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_tool_calls_json(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
+    guard_or(empty(), || Ok(generation.lend("generation")?.tool_calls.pointer()))
+}
+
+/// The length of mc_generation_tool_calls_json().
+///
+/// @param generation  the generation.
+/// @return bytes, without the NUL at the end.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_tool_calls_json_len(generation: MaybeUninit<&mc_generation>) -> usize {
+    guard_or(0, || Ok(generation.lend("generation")?.tool_calls.len()))
+}
+
+/// The answer's tokens, with the end-of-sequence token where that ended it.
+///
+/// @param generation  the generation.
+/// @return mc_generation_tokens_len() ids, valid until the generation is freed; never NULL.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_tokens(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&u32> {
+    guard_or(no_tokens(), || Ok(lend_tokens(&generation.lend("generation")?.tokens)))
+}
+
+/// How many tokens the answer has.
+///
+/// @param generation  the generation.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_tokens_len(generation: MaybeUninit<&mc_generation>) -> usize {
+    guard_or(0, || Ok(generation.lend("generation")?.tokens.len()))
+}
+
+/// How many tokens stood before the answer.
+///
+/// @param generation  the generation.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_prompt_tokens(generation: MaybeUninit<&mc_generation>) -> usize {
+    guard_or(0, || Ok(generation.lend("generation")?.prompt_tokens))
+}
+
+/// Why the answer ended.
+///
+/// @param generation  the generation.
+/// @return never MC_FINISH_NONE, except for a wrong handle.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_finish_reason(generation: MaybeUninit<&mc_generation>) -> mc_finish_reason {
+    guard_or(mc_finish_reason::MC_FINISH_NONE, || Ok(generation.lend("generation")?.finish_reason))
+}
+
+/// How long the evaluation of the prompt took; in a session, of what it was given since the answer before.
+///
+/// @param generation  the generation.
+/// @return seconds; 0 if nothing had to be evaluated.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_prefill_seconds(generation: MaybeUninit<&mc_generation>) -> f64 {
+    guard_or(0.0, || Ok(generation.lend("generation")?.prefill_seconds))
+}
+
+/// How long generating the tokens took, callbacks included.
+///
+/// @param generation  the generation.
+/// @return seconds.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_decode_seconds(generation: MaybeUninit<&mc_generation>) -> f64 {
+    guard_or(0.0, || Ok(generation.lend("generation")?.decode_seconds))
+}
+
+/// Frees a generation.
+///
+/// @param generation  the generation, or NULL.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_generation_free(generation: *mut mc_generation) {
+    guard_or((), || free(generation, "generation"));
+}
+
 /// Makes generation options: no token limit but the context, and the model's own sampling.
 ///
 /// @return one reference; free it with mc_generate_options_free().
@@ -596,259 +851,4 @@ pub(super) fn generate_options(options: *const mc_generate_options) -> Result<Ho
         Some(options) => options.options(),
         None => Ok(HostGenerateOptions::default()),
     }
-}
-
-/// Runs a generation with the host's options and callbacks. A cancelled one is handed over too: the partial answer.
-pub(super) fn run(
-    options: *const mc_generate_options,
-    on_token: mc_token_fn,
-    user_data: *mut c_void,
-    out: OutHandle<mc_generation>,
-    generate: impl FnOnce(&GenerateOptions, Option<&mut ProgressFn<'_>>, &mut TokenFn<'_>) -> Result<Generation>,
-) -> Result<mc_status> {
-    let options = generate_options(options)?;
-    let mut progress = options.prefill_progress.closure();
-    let progress = progress.as_mut().map(|progress| progress as &mut ProgressFn<'_>);
-    let generation = generate(&options.generate, progress, &mut token_closure(on_token, user_data))?;
-    Ok(hand_over(generation, out))
-}
-
-pub(super) fn hand_over(generation: Generation, out: OutHandle<mc_generation>) -> mc_status {
-    let cancelled = generation.finish_reason == FinishReason::Cancelled;
-    out.set(generation.into());
-    if cancelled { mc_status::MC_CANCELLED } else { mc_status::MC_OK }
-}
-
-/// Generates an answer to a prompt.
-///
-/// @param model       the model.
-/// @param prompt      UTF-8; NULL if `prompt_len` is 0. Special tokens written in it become their ids.
-/// @param prompt_len  bytes.
-/// @param options     how to generate; NULL = the defaults.
-/// @param out         receives one reference, with MC_CANCELLED too (the partial answer); free it with mc_generation_free().
-/// @param err         NULL, or receives the error.
-/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a prompt without a token, special ones counted;
-///         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if it cannot
-///         generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long; MC_ERROR_MISMATCH for an adapter of another model;
-///         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any; it runs on the calling thread.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_generate(
-    model: MaybeUninit<&mc_model>,
-    prompt: *const c_char,
-    prompt_len: usize,
-    options: *const mc_generate_options,
-    out: MaybeUninit<&mut *mut mc_generation>,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || {
-        let out = OutHandle::new(out, "out")?;
-        let (model, prompt) = (model.get("model")?, content(prompt, prompt_len, "prompt")?);
-        run(options, None, std::ptr::null_mut(), out, |options, progress, on_token| {
-            model.model.generate(prompt, options, progress, on_token)
-        })
-    })
-}
-
-/// Generates an answer to a prompt, token by token.
-///
-/// @param model       the model.
-/// @param prompt      UTF-8; NULL if `prompt_len` is 0.
-/// @param prompt_len  bytes.
-/// @param options     how to generate; NULL = the defaults.
-/// @param on_token    called with each token, on this thread; NULL = nobody.
-/// @param user_data   handed to `on_token`; may be NULL.
-/// @param out         NULL, or receives one reference, with MC_CANCELLED too (the partial answer); free it with
-///                    mc_generation_free().
-/// @param err         NULL, or receives the error.
-/// @return as mc_generate().
-///
-/// Threads: any; it runs on the calling thread.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_generate_stream(
-    model: MaybeUninit<&mc_model>,
-    prompt: *const c_char,
-    prompt_len: usize,
-    options: *const mc_generate_options,
-    on_token: mc_token_fn,
-    user_data: *mut c_void,
-    out: *mut *mut mc_generation,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || {
-        let out = OutHandle::nullable(out);
-        let (model, prompt) = (model.get("model")?, content(prompt, prompt_len, "prompt")?);
-        run(options, on_token, user_data, out, |options, progress, on_token| {
-            model.model.generate(prompt, options, progress, on_token)
-        })
-    })
-}
-
-/// The answer.
-///
-/// @param generation  the generation.
-/// @return UTF-8, NUL-terminated, valid until the generation is freed.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generation_text(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
-    guard_or(empty(), || Ok(generation.lend("generation")?.text.pointer()))
-}
-
-/// The length of the answer.
-///
-/// @param generation  the generation.
-/// @return bytes, without the NUL at the end.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generation_text_len(generation: MaybeUninit<&mc_generation>) -> usize {
-    guard_or(0, || Ok(generation.lend("generation")?.text.len()))
-}
-
-/// The answer without thoughts and calls of tools, where it was told apart; else all of it.
-///
-/// @param generation  the generation.
-/// @return UTF-8, NUL-terminated, valid until the generation is freed.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generation_content(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
-    guard_or(empty(), || Ok(generation.lend("generation")?.content.pointer()))
-}
-
-/// The length of mc_generation_content().
-///
-/// @param generation  the generation.
-/// @return bytes, without the NUL at the end.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generation_content_len(generation: MaybeUninit<&mc_generation>) -> usize {
-    guard_or(0, || Ok(generation.lend("generation")?.content.len()))
-}
-
-/// The model's thoughts, without the marks around them; empty where an answer has none or was not told apart.
-///
-/// @param generation  the generation.
-/// @return UTF-8, NUL-terminated, valid until the generation is freed.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generation_reasoning(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
-    guard_or(empty(), || Ok(generation.lend("generation")?.reasoning.pointer()))
-}
-
-/// The length of mc_generation_reasoning().
-///
-/// @param generation  the generation.
-/// @return bytes, without the NUL at the end.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generation_reasoning_len(generation: MaybeUninit<&mc_generation>) -> usize {
-    guard_or(0, || Ok(generation.lend("generation")?.reasoning.len()))
-}
-
-/// The calls of tools as chat APIs have them:
-/// `[{"id": "call_0", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]`. The id is the model's own where it
-/// gave one; else it tells the calls of one answer apart, and in Mistral's format it is nine letters and digits, as its templates ask
-/// for, the same again for the same call. A call that the answer ended within has `"incomplete": true`, and its arguments are the
-/// beginning of JSON.
-///
-/// @param generation  the generation.
-/// @return JSON, UTF-8, NUL-terminated, valid until the generation is freed; "[]" where an answer has none or was not told apart.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generation_tool_calls_json(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
-    guard_or(empty(), || Ok(generation.lend("generation")?.tool_calls.pointer()))
-}
-
-/// The length of mc_generation_tool_calls_json().
-///
-/// @param generation  the generation.
-/// @return bytes, without the NUL at the end.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generation_tool_calls_json_len(generation: MaybeUninit<&mc_generation>) -> usize {
-    guard_or(0, || Ok(generation.lend("generation")?.tool_calls.len()))
-}
-
-/// The answer's tokens, with the end-of-sequence token where that ended it.
-///
-/// @param generation  the generation.
-/// @return mc_generation_tokens_len() ids, valid until the generation is freed; never NULL.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generation_tokens(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&u32> {
-    guard_or(no_tokens(), || Ok(lend_tokens(&generation.lend("generation")?.tokens)))
-}
-
-/// How many tokens the answer has.
-///
-/// @param generation  the generation.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generation_tokens_len(generation: MaybeUninit<&mc_generation>) -> usize {
-    guard_or(0, || Ok(generation.lend("generation")?.tokens.len()))
-}
-
-/// How many tokens stood before the answer.
-///
-/// @param generation  the generation.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generation_prompt_tokens(generation: MaybeUninit<&mc_generation>) -> usize {
-    guard_or(0, || Ok(generation.lend("generation")?.prompt_tokens))
-}
-
-/// Why the answer ended.
-///
-/// @param generation  the generation.
-/// @return never MC_FINISH_NONE, except for a wrong handle.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generation_finish_reason(generation: MaybeUninit<&mc_generation>) -> mc_finish_reason {
-    guard_or(mc_finish_reason::MC_FINISH_NONE, || Ok(generation.lend("generation")?.finish_reason))
-}
-
-/// How long the evaluation of the prompt took; in a session, of what it was given since the answer before.
-///
-/// @param generation  the generation.
-/// @return seconds; 0 if nothing had to be evaluated.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generation_prefill_seconds(generation: MaybeUninit<&mc_generation>) -> f64 {
-    guard_or(0.0, || Ok(generation.lend("generation")?.prefill_seconds))
-}
-
-/// How long generating the tokens took, callbacks included.
-///
-/// @param generation  the generation.
-/// @return seconds.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generation_decode_seconds(generation: MaybeUninit<&mc_generation>) -> f64 {
-    guard_or(0.0, || Ok(generation.lend("generation")?.decode_seconds))
-}
-
-/// Frees a generation.
-///
-/// @param generation  the generation, or NULL.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_generation_free(generation: *mut mc_generation) {
-    guard_or((), || free(generation, "generation"));
 }

@@ -56,6 +56,58 @@ impl Object for mc_rerank_options {
     type Inner = Builder<RerankOptions>;
 }
 
+/// How well each document answers the query.
+///
+/// Equal to `CrossEncoder.predict` of sentence-transformers 6.2, and for a Qwen3-Reranker whose files have no template for pairs to the
+/// code of its model card.
+///
+/// @param model          the model: see MC_CAPABILITY_RERANK.
+/// @param query          UTF-8. NULL if `query_len` is 0.
+/// @param query_len      bytes.
+/// @param documents      `documents_len` texts in UTF-8.
+/// @param document_lens  the bytes of each document; a document of 0 bytes may be NULL. NULL = all documents end with a NUL.
+/// @param documents_len  documents; may be 0.
+/// @param options        the options, or NULL.
+/// @param out            receives one score for each document, in their order.
+/// @param out_len        `documents_len`.
+/// @param err            NULL, or receives the error.
+/// @return MC_OK; MC_CANCELLED; MC_ERROR_UNSUPPORTED for a model that is no reranker, saying why, as one with more labels than one is;
+///         MC_ERROR_INVALID_ARGUMENT also for another `out_len`, for options out of their range and for a pair without a token;
+///         MC_ERROR_INVALID_UTF8 naming the text; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_OUT_OF_MEMORY;
+///         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_rerank(
+    model: MaybeUninit<&mc_model>,
+    query: *const c_char,
+    query_len: usize,
+    documents: MaybeUninit<&*const c_char>,
+    document_lens: *const usize,
+    documents_len: usize,
+    options: *const mc_rerank_options,
+    out: MaybeUninit<&mut f32>,
+    out_len: usize,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let query = content(query, query_len, "query")?;
+        let documents = contents(documents, document_lens, documents_len, ("documents", "document_lens"))?;
+        let out = Out::new(out, "out")?;
+        let model = model.get("model")?;
+        let options = match optional(options, "options")? {
+            Some(options) => options.options()?,
+            None => RerankOptions::default(),
+        };
+        if out_len != documents_len {
+            return Err(Error::argument(format!("out_len: expected {documents_len} scores, found {out_len}")));
+        }
+        out.fill(&model.model.rerank(query, &documents, &options)?);
+        Ok(mc_status::MC_OK)
+    })
+}
+
 /// Makes rerank options: all as the model's directory says.
 ///
 /// @return one reference; free it with mc_rerank_options_free().
@@ -187,56 +239,4 @@ pub unsafe extern "C" fn mc_rerank_options_set_cancel(options: MaybeUninit<&mut 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_rerank_options_free(options: *mut mc_rerank_options) {
     guard_or((), || free(options, "options"));
-}
-
-/// How well each document answers the query.
-///
-/// Equal to `CrossEncoder.predict` of sentence-transformers 6.2, and for a Qwen3-Reranker whose files have no template for pairs to the
-/// code of its model card.
-///
-/// @param model          the model: see MC_CAPABILITY_RERANK.
-/// @param query          UTF-8. NULL if `query_len` is 0.
-/// @param query_len      bytes.
-/// @param documents      `documents_len` texts in UTF-8.
-/// @param document_lens  the bytes of each document; a document of 0 bytes may be NULL. NULL = all documents end with a NUL.
-/// @param documents_len  documents; may be 0.
-/// @param options        the options, or NULL.
-/// @param out            receives one score for each document, in their order.
-/// @param out_len        `documents_len`.
-/// @param err            NULL, or receives the error.
-/// @return MC_OK; MC_CANCELLED; MC_ERROR_UNSUPPORTED for a model that is no reranker, saying why, as one with more labels than one is;
-///         MC_ERROR_INVALID_ARGUMENT also for another `out_len`, for options out of their range and for a pair without a token;
-///         MC_ERROR_INVALID_UTF8 naming the text; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_OUT_OF_MEMORY;
-///         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_rerank(
-    model: MaybeUninit<&mc_model>,
-    query: *const c_char,
-    query_len: usize,
-    documents: MaybeUninit<&*const c_char>,
-    document_lens: *const usize,
-    documents_len: usize,
-    options: *const mc_rerank_options,
-    out: MaybeUninit<&mut f32>,
-    out_len: usize,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || {
-        let query = content(query, query_len, "query")?;
-        let documents = contents(documents, document_lens, documents_len, ("documents", "document_lens"))?;
-        let out = Out::new(out, "out")?;
-        let model = model.get("model")?;
-        let options = match optional(options, "options")? {
-            Some(options) => options.options()?,
-            None => RerankOptions::default(),
-        };
-        if out_len != documents_len {
-            return Err(Error::argument(format!("out_len: expected {documents_len} scores, found {out_len}")));
-        }
-        out.fill(&model.model.rerank(query, &documents, &options)?);
-        Ok(mc_status::MC_OK)
-    })
 }

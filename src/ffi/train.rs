@@ -180,6 +180,338 @@ impl TrainerState {
     }
 }
 
+/// The bytes that a trainer takes beside its model, at most, with micro-batches of the longest examples: the adapter, its optimizer and
+/// gradients, and what a pass keeps of each layer for the backward pass.
+///
+/// @param model    the model.
+/// @param config   the adapter; NULL = the defaults.
+/// @param options  how to train; NULL = the defaults.
+/// @param bytes    receives the number.
+/// @param err      NULL, or receives the error.
+/// @return MC_OK; as mc_lora_trainer_new().
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_model_estimate_training_memory(
+    model: MaybeUninit<&mc_model>,
+    config: *const mc_lora_config,
+    options: *const mc_train_options,
+    bytes: MaybeUninit<&mut u64>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let bytes = Out::new(bytes, "bytes")?;
+        let (model, config) = (model.get("model")?, lora_config(config)?);
+        let options = train_options(options)?.unwrap_or_default();
+        bytes.set(LoraTrainer::estimate_memory(&model.model, &config, &options)?);
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// Makes a trainer with fresh weights, which change nothing yet, or with those of an initial adapter.
+///
+/// @param model    the model; the trainer keeps it alive, and leaves it as it is.
+/// @param config   the adapter; NULL = the defaults. Copied.
+/// @param options  how to train; NULL = the defaults. Copied.
+/// @param out      receives one reference; free it with mc_lora_trainer_free().
+/// @param err      NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a target that the model does not have; MC_ERROR_UNSUPPORTED if the model cannot
+///         generate (MC_CAPABILITY_TRAIN), for the embedding or output matrix as a target, and for an initial adapter with magnitudes
+///         (DoRA), biases or replaced matrices; MC_ERROR_MISMATCH for an initial adapter of another model; MC_ERROR_OUT_OF_MEMORY;
+///         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_lora_trainer_new(
+    model: MaybeUninit<&mc_model>,
+    config: *const mc_lora_config,
+    options: *const mc_train_options,
+    out: MaybeUninit<&mut *mut mc_lora_trainer>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        let (model, config) = (model.get("model")?, lora_config(config)?);
+        let options = train_options(options)?.unwrap_or_default();
+        out.set(TrainerState::new(LoraTrainer::new(&model.model, &config, &options)?));
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// Goes on where mc_lora_trainer_save() or mc_lora_trainer_train() has left off. With the same data the results are, on the CPU, those of a
+/// training without an interruption, bit for bit. Unfinished files of a process that was killed are removed from the directory.
+///
+/// @param model           the model that the checkpoint was trained on.
+/// @param checkpoint_dir  the directory.
+/// @param options         NULL = those of the checkpoint, without a cancel flag, and with new checkpoints in the same directory if
+///                        they were written at all. Else these, where all but `batch_size`, `grad_accumulation`, `weighting`,
+///                        `max_length`, `mask_prompt` and `seed` may differ from those of the checkpoint. Copied.
+/// @param out             receives one reference; free it with mc_lora_trainer_free().
+/// @param err             NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an option that differs and must not; MC_ERROR_INVALID_UTF8;
+///         MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH for a checkpoint of another model;
+///         MC_ERROR_UNSUPPORTED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_lora_trainer_resume(
+    model: MaybeUninit<&mc_model>,
+    checkpoint_dir: MaybeUninit<&c_char>,
+    options: *const mc_train_options,
+    out: MaybeUninit<&mut *mut mc_lora_trainer>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        let (model, options) = (model.get("model")?, train_options(options)?);
+        let directory = text::name(&checkpoint_dir, "checkpoint_dir")?;
+        out.set(TrainerState::new(LoraTrainer::resume(&model.model, directory, options.as_ref())?));
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// A micro-batch as C gives it: tokens, mask and offsets.
+type Arrays<'a> = (&'a [u32], Option<Vec<bool>>, &'a [usize]);
+
+fn arrays<'a>(
+    trainer: &LoraTrainer,
+    tokens: MaybeUninit<&'a u32>,
+    loss_mask: *const u8,
+    offsets: MaybeUninit<&'a usize>,
+    sequences: usize,
+) -> Result<Arrays<'a>> {
+    let count =
+        sequences.checked_add(1).ok_or_else(|| Error::argument(format!("sequences: expected less, found {sequences}")))?;
+    let offsets = given_array(offsets, count, "offsets")?;
+    // Before anything is read up to the last of them.
+    trainer.check_offsets(offsets)?;
+    let len = offsets.last().copied().unwrap_or(0);
+    let tokens = given_array(tokens, len, "tokens")?;
+    let mask = if loss_mask.is_null() { None } else { Some(array(loss_mask, len, "loss_mask")?) };
+    Ok((tokens, mask.map(|mask| mask.iter().map(|&byte| byte != 0).collect()), offsets))
+}
+
+/// Learns from one micro-batch. The weights change with every call that completes `grad_accumulation` of them.
+///
+/// @param trainer    the trainer.
+/// @param tokens     ids of all sequences one after another: `offsets[sequences]` of them, below mc_model_vocab_size().
+/// @param loss_mask  as many bytes: whether each token is a target, that is predicted from those before it in its sequence. The first of a
+///                   sequence never is. NULL = every other one.
+/// @param offsets    `sequences` + 1 numbers: sequence `i` is at `offsets[i]` to `offsets[i + 1]`; the first number is 0.
+/// @param sequences  how many sequences; at least 1.
+/// @param loss       receives the mean cross entropy of the target tokens of this micro-batch, in nats, before it changed anything.
+/// @param err        NULL, or receives the error.
+/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a loss or gradient that is not finite, and for a schedule that falls
+///         without `total_steps`; MC_ERROR_CONTEXT_FULL for a sequence longer than the model's context; MC_ERROR_BUSY;
+///         MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED. If it is not MC_OK the trainer is as it was.
+///
+/// Threads: any, exclusive; it runs on the calling thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_lora_trainer_train_step(
+    trainer: MaybeUninit<&mut mc_lora_trainer>,
+    tokens: MaybeUninit<&u32>,
+    loss_mask: *const u8,
+    offsets: MaybeUninit<&usize>,
+    sequences: usize,
+    loss: MaybeUninit<&mut f32>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let loss = Out::new(loss, "loss")?;
+        let step = trainer.get("trainer")?.change(|trainer| {
+            let (tokens, mask, offsets) = arrays(trainer, tokens, loss_mask, offsets, sequences)?;
+            trainer.train_step(tokens, mask.as_deref(), offsets)
+        })?;
+        loss.set(step.loss);
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// The loss of one micro-batch with the weights as they are; changes nothing.
+///
+/// @param trainer    the trainer.
+/// @param tokens     as mc_lora_trainer_train_step().
+/// @param loss_mask  as mc_lora_trainer_train_step().
+/// @param offsets    as mc_lora_trainer_train_step().
+/// @param sequences  how many sequences; at least 1.
+/// @param loss       receives the mean cross entropy of the target tokens, in nats.
+/// @param err        NULL, or receives the error.
+/// @return as mc_lora_trainer_train_step().
+///
+/// Threads: any, exclusive; it runs on the calling thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_lora_trainer_eval_step(
+    trainer: MaybeUninit<&mut mc_lora_trainer>,
+    tokens: MaybeUninit<&u32>,
+    loss_mask: *const u8,
+    offsets: MaybeUninit<&usize>,
+    sequences: usize,
+    loss: MaybeUninit<&mut f32>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let loss = Out::new(loss, "loss")?;
+        loss.set(trainer.get("trainer")?.change(|trainer| {
+            let (tokens, mask, offsets) = arrays(trainer, tokens, loss_mask, offsets, sequences)?;
+            trainer.eval_step(tokens, mask.as_deref(), offsets)
+        })?);
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// Trains on a dataset until the last epoch, `total_steps` or `patience` ends it; what was done before, and is in a checkpoint, counts.
+/// Examples come in another order each epoch, those of near lengths together.
+///
+/// A stop by the callback, a cancel flag and an error leave the trainer at the last finished micro-batch, and another call with the same
+/// dataset goes on there: so a callback that wants the adapter as it is now stops, and its caller takes the adapter and calls again. After
+/// the end another call with it does nothing; to train on something else, give the adapter to a new trainer. The trainer keeps the last
+/// weights, not those of the best evaluation: these are in the folder "best" of the checkpoints, if they have a place.
+///
+/// @param trainer    the trainer. `on_step` may free it, and gets MC_ERROR_BUSY for other calls on it.
+/// @param train      what to learn; not empty, and not to be changed meanwhile.
+/// @param eval       what to evaluate; NULL = nothing.
+/// @param on_step    called with each step, on this thread; NULL = nobody.
+/// @param user_data  handed to `on_step`; may be NULL.
+/// @param err        NULL, or receives the error.
+/// @return MC_OK, also if `on_step` stopped it; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a dataset without a target token, and
+///         for a loss, gradient or weight that is not finite; MC_ERROR_MISMATCH for another dataset than that which the first call had;
+///         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_TEMPLATE also if it has no chat template for conversations;
+///         MC_ERROR_FORMAT for a tokenizer of another vocabulary; MC_ERROR_IO for a checkpoint; MC_ERROR_BUSY also if a dataset is in
+///         use; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any, exclusive; it runs on the calling thread.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_lora_trainer_train(
+    trainer: MaybeUninit<&mut mc_lora_trainer>,
+    train: MaybeUninit<&mc_dataset>,
+    eval: *const mc_dataset,
+    on_step: mc_train_fn,
+    user_data: *mut c_void,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let (state, train, eval) = (trainer.get("trainer")?, train.get("train")?, optional(eval, "eval")?);
+        let train = train.read("train")?;
+        let eval = eval.as_ref().map(|eval| eval.read("eval")).transpose()?;
+        let mut tell = train_closure(on_step, user_data);
+        state.change(|trainer| {
+            trainer.train(&train, eval.as_deref(), &mut |event: &TrainEvent| {
+                state.steps.store(event.step, Ordering::Relaxed);
+                tell(event)
+            })
+        })?;
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// How many steps of the optimizer are finished; never MC_ERROR_BUSY, and during mc_lora_trainer_train() as of the last step.
+///
+/// @param trainer  the trainer.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_lora_trainer_step_count(trainer: MaybeUninit<&mc_lora_trainer>) -> u64 {
+    guard_or(0, || Ok(trainer.lend("trainer")?.steps.load(Ordering::Relaxed)))
+}
+
+/// What the last step of the optimizer did: whether mc_lora_trainer_train_step() made one shows in `step`.
+///
+/// @param trainer        the trainer.
+/// @param step           receives its number, from 1; 0 if there was none yet, the other two are then 0 as well.
+/// @param learning_rate  receives its learning rate.
+/// @param grad_norm      receives the length of the gradient of all weights together, before it was cut.
+/// @param err            NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_lora_trainer_last_update(
+    trainer: MaybeUninit<&mc_lora_trainer>,
+    step: MaybeUninit<&mut u64>,
+    learning_rate: MaybeUninit<&mut f32>,
+    grad_norm: MaybeUninit<&mut f32>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let (step, learning_rate) = (Out::new(step, "step")?, Out::new(learning_rate, "learning_rate")?);
+        let grad_norm = Out::new(grad_norm, "grad_norm")?;
+        let update = trainer.get("trainer")?.state.read("trainer")?.last_update();
+        step.set(update.map_or(0, |update| update.step));
+        learning_rate.set(update.map_or(0.0, |update| update.learning_rate));
+        grad_norm.set(update.map_or(0.0, |update| update.grad_norm));
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// The adapter as it is now: an immutable copy, to attach to sessions of the model or to save with mc_lora_save(), while training goes on.
+///
+/// @param trainer  the trainer.
+/// @param out      receives one reference; free it with mc_lora_free().
+/// @param err      NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_lora_trainer_adapter(
+    trainer: MaybeUninit<&mc_lora_trainer>,
+    out: MaybeUninit<&mut *mut mc_lora>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let out = OutHandle::new(out, "out")?;
+        let trainer = trainer.get("trainer")?;
+        let adapter = trainer.state.read("trainer")?.adapter()?;
+        out.set(adapter);
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// Writes a checkpoint, for mc_lora_trainer_resume(): the adapter, the optimizer, what was accumulated, and where the training is in its
+/// data. The directory is also the adapter in PEFT's format, for mc_lora_load(). If the process is killed meanwhile, the files are the old
+/// ones or the new ones.
+///
+/// @param trainer         the trainer.
+/// @param checkpoint_dir  the directory; it is made if it does not exist. A checkpoint that is there is replaced, and stays as it is if
+///                        writing fails.
+/// @param err             NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT for a training that has left the finite numbers; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND;
+///         MC_ERROR_IO; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_DEVICE; and MC_ERROR_SUSPENDED on a GPU, where the values are: save
+///         before mc_device_suspend().
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_lora_trainer_save(
+    trainer: MaybeUninit<&mc_lora_trainer>,
+    checkpoint_dir: MaybeUninit<&c_char>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let trainer = trainer.get("trainer")?;
+        let directory = Path::new(text::name(&checkpoint_dir, "checkpoint_dir")?);
+        trainer.state.read("trainer")?.save(directory)?;
+        Ok(mc_status::MC_OK)
+    })
+}
+
+/// Frees a trainer. In a callback of a call on it, that call goes on and ends as usual.
+///
+/// @param trainer  the trainer, or NULL.
+///
+/// Threads: any.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_lora_trainer_free(trainer: *mut mc_lora_trainer) {
+    guard_or((), || free(trainer, "trainer"));
+}
+
 /// Makes the description of an adapter: rank 8 and alpha 16 on every matrix of the layers, from fresh weights.
 ///
 /// @return one reference; free it with mc_lora_config_free().
@@ -635,336 +967,4 @@ fn lora_config(config: *const mc_lora_config) -> Result<LoraConfig> {
 
 fn train_options(options: *const mc_train_options) -> Result<Option<TrainOptions>> {
     optional(options, "options")?.map(|options| options.options()).transpose()
-}
-
-/// The bytes that a trainer takes beside its model, at most, with micro-batches of the longest examples: the adapter, its optimizer and
-/// gradients, and what a pass keeps of each layer for the backward pass.
-///
-/// @param model    the model.
-/// @param config   the adapter; NULL = the defaults.
-/// @param options  how to train; NULL = the defaults.
-/// @param bytes    receives the number.
-/// @param err      NULL, or receives the error.
-/// @return MC_OK; as mc_lora_trainer_new().
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_model_estimate_training_memory(
-    model: MaybeUninit<&mc_model>,
-    config: *const mc_lora_config,
-    options: *const mc_train_options,
-    bytes: MaybeUninit<&mut u64>,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || {
-        let bytes = Out::new(bytes, "bytes")?;
-        let (model, config) = (model.get("model")?, lora_config(config)?);
-        let options = train_options(options)?.unwrap_or_default();
-        bytes.set(LoraTrainer::estimate_memory(&model.model, &config, &options)?);
-        Ok(mc_status::MC_OK)
-    })
-}
-
-/// Makes a trainer with fresh weights, which change nothing yet, or with those of an initial adapter.
-///
-/// @param model    the model; the trainer keeps it alive, and leaves it as it is.
-/// @param config   the adapter; NULL = the defaults. Copied.
-/// @param options  how to train; NULL = the defaults. Copied.
-/// @param out      receives one reference; free it with mc_lora_trainer_free().
-/// @param err      NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a target that the model does not have; MC_ERROR_UNSUPPORTED if the model cannot
-///         generate (MC_CAPABILITY_TRAIN), for the embedding or output matrix as a target, and for an initial adapter with magnitudes
-///         (DoRA), biases or replaced matrices; MC_ERROR_MISMATCH for an initial adapter of another model; MC_ERROR_OUT_OF_MEMORY;
-///         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_lora_trainer_new(
-    model: MaybeUninit<&mc_model>,
-    config: *const mc_lora_config,
-    options: *const mc_train_options,
-    out: MaybeUninit<&mut *mut mc_lora_trainer>,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || {
-        let out = OutHandle::new(out, "out")?;
-        let (model, config) = (model.get("model")?, lora_config(config)?);
-        let options = train_options(options)?.unwrap_or_default();
-        out.set(TrainerState::new(LoraTrainer::new(&model.model, &config, &options)?));
-        Ok(mc_status::MC_OK)
-    })
-}
-
-/// Goes on where mc_lora_trainer_save() or mc_lora_trainer_train() has left off. With the same data the results are, on the CPU, those of a
-/// training without an interruption, bit for bit. Unfinished files of a process that was killed are removed from the directory.
-///
-/// @param model           the model that the checkpoint was trained on.
-/// @param checkpoint_dir  the directory.
-/// @param options         NULL = those of the checkpoint, without a cancel flag, and with new checkpoints in the same directory if
-///                        they were written at all. Else these, where all but `batch_size`, `grad_accumulation`, `weighting`,
-///                        `max_length`, `mask_prompt` and `seed` may differ from those of the checkpoint. Copied.
-/// @param out             receives one reference; free it with mc_lora_trainer_free().
-/// @param err             NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an option that differs and must not; MC_ERROR_INVALID_UTF8;
-///         MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH for a checkpoint of another model;
-///         MC_ERROR_UNSUPPORTED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_lora_trainer_resume(
-    model: MaybeUninit<&mc_model>,
-    checkpoint_dir: MaybeUninit<&c_char>,
-    options: *const mc_train_options,
-    out: MaybeUninit<&mut *mut mc_lora_trainer>,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || {
-        let out = OutHandle::new(out, "out")?;
-        let (model, options) = (model.get("model")?, train_options(options)?);
-        let directory = text::name(&checkpoint_dir, "checkpoint_dir")?;
-        out.set(TrainerState::new(LoraTrainer::resume(&model.model, directory, options.as_ref())?));
-        Ok(mc_status::MC_OK)
-    })
-}
-
-/// A micro-batch as C gives it: tokens, mask and offsets.
-type Arrays<'a> = (&'a [u32], Option<Vec<bool>>, &'a [usize]);
-
-fn arrays<'a>(
-    trainer: &LoraTrainer,
-    tokens: MaybeUninit<&'a u32>,
-    loss_mask: *const u8,
-    offsets: MaybeUninit<&'a usize>,
-    sequences: usize,
-) -> Result<Arrays<'a>> {
-    let count =
-        sequences.checked_add(1).ok_or_else(|| Error::argument(format!("sequences: expected less, found {sequences}")))?;
-    let offsets = given_array(offsets, count, "offsets")?;
-    // Before anything is read up to the last of them.
-    trainer.check_offsets(offsets)?;
-    let len = offsets.last().copied().unwrap_or(0);
-    let tokens = given_array(tokens, len, "tokens")?;
-    let mask = if loss_mask.is_null() { None } else { Some(array(loss_mask, len, "loss_mask")?) };
-    Ok((tokens, mask.map(|mask| mask.iter().map(|&byte| byte != 0).collect()), offsets))
-}
-
-/// Learns from one micro-batch. The weights change with every call that completes `grad_accumulation` of them.
-///
-/// @param trainer    the trainer.
-/// @param tokens     ids of all sequences one after another: `offsets[sequences]` of them, below mc_model_vocab_size().
-/// @param loss_mask  as many bytes: whether each token is a target, that is predicted from those before it in its sequence. The first of a
-///                   sequence never is. NULL = every other one.
-/// @param offsets    `sequences` + 1 numbers: sequence `i` is at `offsets[i]` to `offsets[i + 1]`; the first number is 0.
-/// @param sequences  how many sequences; at least 1.
-/// @param loss       receives the mean cross entropy of the target tokens of this micro-batch, in nats, before it changed anything.
-/// @param err        NULL, or receives the error.
-/// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a loss or gradient that is not finite, and for a schedule that falls
-///         without `total_steps`; MC_ERROR_CONTEXT_FULL for a sequence longer than the model's context; MC_ERROR_BUSY;
-///         MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED. If it is not MC_OK the trainer is as it was.
-///
-/// Threads: any, exclusive; it runs on the calling thread.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_lora_trainer_train_step(
-    trainer: MaybeUninit<&mut mc_lora_trainer>,
-    tokens: MaybeUninit<&u32>,
-    loss_mask: *const u8,
-    offsets: MaybeUninit<&usize>,
-    sequences: usize,
-    loss: MaybeUninit<&mut f32>,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || {
-        let loss = Out::new(loss, "loss")?;
-        let step = trainer.get("trainer")?.change(|trainer| {
-            let (tokens, mask, offsets) = arrays(trainer, tokens, loss_mask, offsets, sequences)?;
-            trainer.train_step(tokens, mask.as_deref(), offsets)
-        })?;
-        loss.set(step.loss);
-        Ok(mc_status::MC_OK)
-    })
-}
-
-/// The loss of one micro-batch with the weights as they are; changes nothing.
-///
-/// @param trainer    the trainer.
-/// @param tokens     as mc_lora_trainer_train_step().
-/// @param loss_mask  as mc_lora_trainer_train_step().
-/// @param offsets    as mc_lora_trainer_train_step().
-/// @param sequences  how many sequences; at least 1.
-/// @param loss       receives the mean cross entropy of the target tokens, in nats.
-/// @param err        NULL, or receives the error.
-/// @return as mc_lora_trainer_train_step().
-///
-/// Threads: any, exclusive; it runs on the calling thread.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_lora_trainer_eval_step(
-    trainer: MaybeUninit<&mut mc_lora_trainer>,
-    tokens: MaybeUninit<&u32>,
-    loss_mask: *const u8,
-    offsets: MaybeUninit<&usize>,
-    sequences: usize,
-    loss: MaybeUninit<&mut f32>,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || {
-        let loss = Out::new(loss, "loss")?;
-        loss.set(trainer.get("trainer")?.change(|trainer| {
-            let (tokens, mask, offsets) = arrays(trainer, tokens, loss_mask, offsets, sequences)?;
-            trainer.eval_step(tokens, mask.as_deref(), offsets)
-        })?);
-        Ok(mc_status::MC_OK)
-    })
-}
-
-/// Trains on a dataset until the last epoch, `total_steps` or `patience` ends it; what was done before, and is in a checkpoint, counts.
-/// Examples come in another order each epoch, those of near lengths together.
-///
-/// A stop by the callback, a cancel flag and an error leave the trainer at the last finished micro-batch, and another call with the same
-/// dataset goes on there: so a callback that wants the adapter as it is now stops, and its caller takes the adapter and calls again. After
-/// the end another call with it does nothing; to train on something else, give the adapter to a new trainer. The trainer keeps the last
-/// weights, not those of the best evaluation: these are in the folder "best" of the checkpoints, if they have a place.
-///
-/// @param trainer    the trainer. `on_step` may free it, and gets MC_ERROR_BUSY for other calls on it.
-/// @param train      what to learn; not empty, and not to be changed meanwhile.
-/// @param eval       what to evaluate; NULL = nothing.
-/// @param on_step    called with each step, on this thread; NULL = nobody.
-/// @param user_data  handed to `on_step`; may be NULL.
-/// @param err        NULL, or receives the error.
-/// @return MC_OK, also if `on_step` stopped it; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a dataset without a target token, and
-///         for a loss, gradient or weight that is not finite; MC_ERROR_MISMATCH for another dataset than that which the first call had;
-///         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_TEMPLATE also if it has no chat template for conversations;
-///         MC_ERROR_FORMAT for a tokenizer of another vocabulary; MC_ERROR_IO for a checkpoint; MC_ERROR_BUSY also if a dataset is in
-///         use; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any, exclusive; it runs on the calling thread.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_lora_trainer_train(
-    trainer: MaybeUninit<&mut mc_lora_trainer>,
-    train: MaybeUninit<&mc_dataset>,
-    eval: *const mc_dataset,
-    on_step: mc_train_fn,
-    user_data: *mut c_void,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || {
-        let (state, train, eval) = (trainer.get("trainer")?, train.get("train")?, optional(eval, "eval")?);
-        let train = train.read("train")?;
-        let eval = eval.as_ref().map(|eval| eval.read("eval")).transpose()?;
-        let mut tell = train_closure(on_step, user_data);
-        state.change(|trainer| {
-            trainer.train(&train, eval.as_deref(), &mut |event: &TrainEvent| {
-                state.steps.store(event.step, Ordering::Relaxed);
-                tell(event)
-            })
-        })?;
-        Ok(mc_status::MC_OK)
-    })
-}
-
-/// How many steps of the optimizer are finished; never MC_ERROR_BUSY, and during mc_lora_trainer_train() as of the last step.
-///
-/// @param trainer  the trainer.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_lora_trainer_step_count(trainer: MaybeUninit<&mc_lora_trainer>) -> u64 {
-    guard_or(0, || Ok(trainer.lend("trainer")?.steps.load(Ordering::Relaxed)))
-}
-
-/// What the last step of the optimizer did: whether mc_lora_trainer_train_step() made one shows in `step`.
-///
-/// @param trainer        the trainer.
-/// @param step           receives its number, from 1; 0 if there was none yet, the other two are then 0 as well.
-/// @param learning_rate  receives its learning rate.
-/// @param grad_norm      receives the length of the gradient of all weights together, before it was cut.
-/// @param err            NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_lora_trainer_last_update(
-    trainer: MaybeUninit<&mc_lora_trainer>,
-    step: MaybeUninit<&mut u64>,
-    learning_rate: MaybeUninit<&mut f32>,
-    grad_norm: MaybeUninit<&mut f32>,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || {
-        let (step, learning_rate) = (Out::new(step, "step")?, Out::new(learning_rate, "learning_rate")?);
-        let grad_norm = Out::new(grad_norm, "grad_norm")?;
-        let update = trainer.get("trainer")?.state.read("trainer")?.last_update();
-        step.set(update.map_or(0, |update| update.step));
-        learning_rate.set(update.map_or(0.0, |update| update.learning_rate));
-        grad_norm.set(update.map_or(0.0, |update| update.grad_norm));
-        Ok(mc_status::MC_OK)
-    })
-}
-
-/// The adapter as it is now: an immutable copy, to attach to sessions of the model or to save with mc_lora_save(), while training goes on.
-///
-/// @param trainer  the trainer.
-/// @param out      receives one reference; free it with mc_lora_free().
-/// @param err      NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_lora_trainer_adapter(
-    trainer: MaybeUninit<&mc_lora_trainer>,
-    out: MaybeUninit<&mut *mut mc_lora>,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || {
-        let out = OutHandle::new(out, "out")?;
-        let trainer = trainer.get("trainer")?;
-        let adapter = trainer.state.read("trainer")?.adapter()?;
-        out.set(adapter);
-        Ok(mc_status::MC_OK)
-    })
-}
-
-/// Writes a checkpoint, for mc_lora_trainer_resume(): the adapter, the optimizer, what was accumulated, and where the training is in its
-/// data. The directory is also the adapter in PEFT's format, for mc_lora_load(). If the process is killed meanwhile, the files are the old
-/// ones or the new ones.
-///
-/// @param trainer         the trainer.
-/// @param checkpoint_dir  the directory; it is made if it does not exist. A checkpoint that is there is replaced, and stays as it is if
-///                        writing fails.
-/// @param err             NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_ARGUMENT for a training that has left the finite numbers; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND;
-///         MC_ERROR_IO; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_DEVICE; and MC_ERROR_SUSPENDED on a GPU, where the values are: save
-///         before mc_device_suspend().
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_lora_trainer_save(
-    trainer: MaybeUninit<&mc_lora_trainer>,
-    checkpoint_dir: MaybeUninit<&c_char>,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || {
-        let trainer = trainer.get("trainer")?;
-        let directory = Path::new(text::name(&checkpoint_dir, "checkpoint_dir")?);
-        trainer.state.read("trainer")?.save(directory)?;
-        Ok(mc_status::MC_OK)
-    })
-}
-
-/// Frees a trainer. In a callback of a call on it, that call goes on and ends as usual.
-///
-/// @param trainer  the trainer, or NULL.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_lora_trainer_free(trainer: *mut mc_lora_trainer) {
-    guard_or((), || free(trainer, "trainer"));
 }
