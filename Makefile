@@ -63,7 +63,7 @@ $(BUILD)/libmetal_candle.a: library
 
 examples: library
 	mkdir -p $(BUILD)
-	for name in chat complete search finetune; do \
+	for name in hello complete chat search rerank finetune adapter inspect; do \
 		$(CC) -std=c99 $(CFLAGS) -Wall -Wextra -Wpedantic -Iinclude examples/c/$$name.c -o $(BUILD)/$$name \
 			-L$(OUT) -lmetal_candle -Wl,-rpath,$(abspath $(OUT)) || exit 1; \
 	done
