@@ -64,12 +64,17 @@ fn names(text: &str) -> impl Iterator<Item = &str> {
     words.filter(|word| word.starts_with("mc_") || word.starts_with("MC_"))
 }
 
+/// README.md and the guides.
+fn documents() -> impl Iterator<Item = PathBuf> {
+    let guides = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    guides.chain([root().join("README.md")])
+}
+
 #[test]
 fn documents_name_what_there_is_and_explain_every_status() {
     let header = header();
     let known: HashSet<&str> = names(&header).collect();
-    let guides = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    for path in guides.chain([root().join("README.md"), root().join("benches/README.md")]) {
+    for path in documents().chain([root().join("benches/README.md")]) {
         let text = fs::read_to_string(&path).unwrap();
         let unknown: Vec<&str> = names(&text).filter(|name| !known.contains(name)).collect();
         assert!(unknown.is_empty(), "{}: the header has no {unknown:?}", path.display());
@@ -77,8 +82,64 @@ fn documents_name_what_there_is_and_explain_every_status() {
     let errors = fs::read_to_string(root().join("docs/errors.md")).unwrap();
     let statuses = &header[header.find("MC_OK = 0").unwrap()..header.find("MC_STATUS_FORCE32").unwrap()];
     for status in names(statuses).filter(|name| statuses.contains(&format!("{name} = "))) {
-        assert!(errors.contains(&format!("\n| `{status}` |")), "docs/errors.md explains no {status}");
+        let row = errors.lines().find(|line| line.starts_with(&format!("| `{status}` |")));
+        let row = row.unwrap_or_else(|| panic!("docs/errors.md explains no {status}"));
+        let empty = row.split('|').filter(|cell| cell.trim().is_empty()).count();
+        assert!(!status.starts_with("MC_ERROR_") || empty == 2, "docs/errors.md: causes and cures of {status}");
     }
+}
+
+/// Swift, C++, Go, Zig and Python stand in README.md alone: tests/swift, tests/cpp, tests/go.sh, tests/zig.sh and python/tests make programs
+/// of them. Rust is compiled as documentation of src/lib.rs.
+#[test]
+fn what_documents_show_is_compiled() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("metal_candle.h"), header()).unwrap();
+    let library = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let mut compiled = 0;
+    for path in documents() {
+        let text = fs::read_to_string(&path).unwrap();
+        let name = path.strip_prefix(root()).unwrap().display();
+        for block in text.split("\n```").skip(1).step_by(2) {
+            let (language, code) = block.split_once('\n').unwrap();
+            match language {
+                "c" => {
+                    let source = directory.path().join("snippet.c");
+                    fs::write(&source, program(code)).unwrap();
+                    let mut command = Command::new("cc");
+                    command.args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-fsyntax-only", "-I"]);
+                    let output = command.arg(directory.path()).arg(&source).output().unwrap();
+                    assert!(output.status.success(), "{name}:\n{code}\n{}", String::from_utf8_lossy(&output.stderr));
+                    compiled += 1;
+                }
+                "rust" | "rust,no_run" => {
+                    assert!(library.contains(&format!("include_str!(\"../{name}\")")), "src/lib.rs: no {name}")
+                }
+                "swift" | "cpp" | "go" | "zig" | "python" => {
+                    assert!(path.ends_with("README.md"), "{name}: nothing compiles its {language}")
+                }
+                "json" => {
+                    let examples = directory.path().join("examples.jsonl");
+                    fs::write(&examples, code).unwrap();
+                    assert!(metal_candle::Dataset::load_jsonl(&examples).unwrap().len() > 1, "{name}:\n{code}");
+                }
+                "toml" | "text" => {}
+                other => panic!("{name}: nothing compiles {other:?}"),
+            }
+        }
+    }
+    assert!(compiled > 10);
+}
+
+/// A snippet as a file of C: functions as they are, statements as the body of one that has what they take for granted.
+fn program(snippet: &str) -> String {
+    let functions = snippet.lines().any(|line| !line.starts_with([' ', '}']) && line.contains(") {") && !line.starts_with("if"));
+    let context = "void check(mc_status status);\nint32_t print_piece(void *user_data, const mc_token_event *event);\nextern mc_error *error;";
+    let body = match functions {
+        true => snippet.to_owned(),
+        false => format!("{context}\nvoid snippet(int argc, char **argv, mc_model_options *options) {{ {{\n{snippet}}} }}"),
+    };
+    format!("#include <metal_candle.h>\n#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n{body}")
 }
 
 #[test]
