@@ -1,8 +1,16 @@
-//! Sentence embeddings, and the search for the nearest of many vectors.
+//! Embeddings: texts as vectors, and the search for the nearest of many.
 //!
 //! mc_embed() and mc_embed_batch() turn texts into vectors, as the model's directory says: modules, prompts and limits of
 //! sentence-transformers. Where it has none of these, an encoder gives the mean of the tokens' vectors, and a model that was made to
 //! generate the last one. A text has the same vector alone and in any batch, bit for bit on the CPU.
+//!
+//! @snippet search.c index
+//!
+//! @snippet search.c nearest
+//! @see @ref rerank, @ref model
+//!
+//! Threads: any; a call runs on the thread that makes it. Options are set by one thread at a time, with the functions that take them without
+//! `const`, and then used concurrently.
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
@@ -63,8 +71,6 @@ pub enum mc_similarity {
 /// How to embed: a builder. What is not set is what the model's directory says. A bad value is remembered and reported by the
 /// first call that uses the options, as MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used
 /// many times.
-///
-/// Threads: any, one at a time while it is set; then concurrently.
 pub struct mc_embed_options {
     _opaque: [u8; 0],
 }
@@ -121,8 +127,6 @@ impl From<Similarity> for mc_similarity {
 /// @param model    the model.
 /// @param options  the options, or NULL.
 /// @return 0 for options that the calls below would refuse, and for a model without a tokenizer.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_embed_dim(model: MaybeUninit<&mc_model>, options: *const mc_embed_options) -> usize {
     guard_or(0, || model.get("model")?.model.embedding_dim(&embed_options(options)?.embed))
@@ -133,8 +137,6 @@ pub unsafe extern "C" fn mc_model_embed_dim(model: MaybeUninit<&mc_model>, optio
 ///
 /// @param model  the model.
 /// @return MC_SIMILARITY_NONE for a wrong handle.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_similarity(model: MaybeUninit<&mc_model>) -> mc_similarity {
     guard_or(mc_similarity::MC_SIMILARITY_NONE, || Ok(model.get("model")?.model.similarity().into()))
@@ -152,8 +154,6 @@ pub unsafe extern "C" fn mc_model_similarity(model: MaybeUninit<&mc_model>) -> m
 /// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for another `out_len` and for options out of their range;
 ///         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_MISMATCH for an adapter of another model;
 ///         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_embed(
@@ -179,8 +179,6 @@ pub unsafe extern "C" fn mc_embed(
 /// @param out_len    texts_len * mc_model_embed_dim().
 /// @param err        NULL, or receives the error.
 /// @return as mc_embed(); MC_ERROR_INVALID_UTF8 names the text by its index.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_embed_batch(
@@ -235,8 +233,6 @@ fn embed(
 ///                       number comes last.
 /// @param err            NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_OUT_OF_MEMORY.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_similarity_top_k(
@@ -273,8 +269,6 @@ pub unsafe extern "C" fn mc_similarity_top_k(
 /// Makes embed options: all as the model's directory says.
 ///
 /// @return one reference; free it with mc_embed_options_free().
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_embed_options_new() -> NonNull<mc_embed_options> {
     guard_or(inert(), || Ok(new_handle(Builder::new(HostEmbedOptions::default()))))
@@ -299,8 +293,6 @@ fn set_field(options: MaybeUninit<&mut mc_embed_options>, name: &str, value: imp
 ///                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
 ///                  have their defaults again.
 /// @param json_len  bytes.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_json(
     options: MaybeUninit<&mut mc_embed_options>,
@@ -314,8 +306,6 @@ pub unsafe extern "C" fn mc_embed_options_set_json(
 ///
 /// @param options  the options.
 /// @param pooling  MC_POOLING_DEFAULT (the default) = the model's own.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_pooling(
     options: MaybeUninit<&mut mc_embed_options>,
@@ -332,8 +322,6 @@ pub unsafe extern "C" fn mc_embed_options_set_pooling(
 /// @param options  the options.
 /// @param value    true = they have; false = they are left as they are, also where the model's modules end with Normalize.
 ///                 Default: as the modules say.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_normalize(options: MaybeUninit<&mut mc_embed_options>, value: bool) {
     set_field(options, "normalize", value);
@@ -344,8 +332,6 @@ pub unsafe extern "C" fn mc_embed_options_set_normalize(options: MaybeUninit<&mu
 ///
 /// @param options  the options.
 /// @param value    values of a vector; 0 (the default) = all. More than the model gives is an error of the call that embeds.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_dimensions(options: MaybeUninit<&mut mc_embed_options>, value: usize) {
     set_field(options, "dimensions", value);
@@ -356,8 +342,6 @@ pub unsafe extern "C" fn mc_embed_options_set_dimensions(options: MaybeUninit<&m
 /// @param options  the options.
 /// @param value    tokens, with those that the tokenizer adds; 0 (the default) = the model's own limit. More than that and
 ///                 mc_model_context_length() is an error of the call that embeds.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_max_length(options: MaybeUninit<&mut mc_embed_options>, value: usize) {
     set_field(options, "max_length", value);
@@ -368,8 +352,6 @@ pub unsafe extern "C" fn mc_embed_options_set_max_length(options: MaybeUninit<&m
 ///
 /// @param options  the options.
 /// @param value    texts; 0 (the default) = as many as are fastest.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_batch_size(options: MaybeUninit<&mut mc_embed_options>, value: usize) {
     set_field(options, "batch_size", value);
@@ -381,8 +363,6 @@ pub unsafe extern "C" fn mc_embed_options_set_batch_size(options: MaybeUninit<&m
 /// @param options  the options.
 /// @param name     the prompt's name, copied; one that the model lacks is an error of the call that embeds, which lists those it
 ///                 has. NULL (the default) = the model's default prompt, if it has one.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_prompt_name(options: MaybeUninit<&mut mc_embed_options>, name: *const c_char) {
     set(options, |embed| embed.set_field("prompt_name", optional_name(name, "prompt_name")?.into()));
@@ -393,8 +373,6 @@ pub unsafe extern "C" fn mc_embed_options_set_prompt_name(options: MaybeUninit<&
 /// @param options  the options.
 /// @param prefix   the text, copied; "" = nothing, not even the model's default prompt. NULL (the default) = the model's default
 ///                 prompt, if it has one.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_prefix(options: MaybeUninit<&mut mc_embed_options>, prefix: *const c_char) {
     set(options, |embed| embed.set_field("prefix", optional_name(prefix, "prefix")?.into()));
@@ -406,8 +384,6 @@ pub unsafe extern "C" fn mc_embed_options_set_prefix(options: MaybeUninit<&mut m
 /// @param lora     an adapter of the model; the options keep it alive. NULL (the default) = none. One of another model makes the call
 ///                 that embeds return MC_ERROR_MISMATCH.
 /// @param scale    a factor for its changes: a finite number; 1 = as trained, 0 = the model alone.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_lora(
     options: MaybeUninit<&mut mc_embed_options>,
@@ -427,8 +403,6 @@ pub unsafe extern "C" fn mc_embed_options_set_lora(
 /// @param scales   `count` factors for their changes, finite numbers; NULL = 1 for each.
 /// @param count    how many; 0 (the default) = none. Two that replace the same matrix or bias make the call that embeds return
 ///                 MC_ERROR_INVALID_ARGUMENT.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_loras(
     options: MaybeUninit<&mut mc_embed_options>,
@@ -446,8 +420,6 @@ pub unsafe extern "C" fn mc_embed_options_set_loras(
 ///
 /// @param options  the options.
 /// @param cancel   the flag; the options keep it alive. NULL (the default) = none.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_cancel(options: MaybeUninit<&mut mc_embed_options>, cancel: *const mc_cancel) {
     set(options, |embed| {
@@ -462,8 +434,6 @@ pub unsafe extern "C" fn mc_embed_options_set_cancel(options: MaybeUninit<&mut m
 /// @param progress   called while texts are embedded, on the thread of that call, with MC_STAGE_EMBED; what is not MC_CONTINUE
 ///                   stops the call with MC_CANCELLED. NULL (the default) = nobody.
 /// @param user_data  handed to `progress`; may be NULL. Must live until the last call with these options is over.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_progress(
     options: MaybeUninit<&mut mc_embed_options>,
@@ -481,8 +451,6 @@ pub unsafe extern "C" fn mc_embed_options_set_progress(
 /// Frees options; a call that uses them goes on.
 ///
 /// @param options  the options, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_free(options: *mut mc_embed_options) {
     guard_or((), || free(options, "options"));

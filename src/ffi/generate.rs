@@ -1,6 +1,16 @@
-//! Generation options, stateless generation, and what a generation gives.
+//! Generation: continue a text, and what an answer is.
 //!
-//! mc_generate() and mc_generate_stream() evaluate a prompt and forget it. To go on from what was evaluated, use a session.
+//! mc_generate() and mc_generate_stream() evaluate a prompt and forget it. To go on from what was evaluated, use a session, which takes
+//! the same options and gives the same kind of answer: its text and tokens, its parts (text, thoughts, calls of tools), why it ended and
+//! how long it took. The options, behind the calls, choose how tokens are drawn and where an answer ends.
+//!
+//! @snippet complete.c generate
+//!
+//! @snippet complete.c program
+//! @see @ref session, @ref chat, @ref cancel
+//!
+//! Threads: any. A call runs on the thread that makes it. An answer is read concurrently. Options are set by one thread at a time, with the
+//! functions that take them without `const`, and then used concurrently.
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
@@ -107,15 +117,11 @@ pub type mc_token_fn = Option<unsafe extern "C" fn(user_data: *mut c_void, event
 /// How to generate: a builder. What is not set takes what the model's generation_config.json says. A bad value is remembered
 /// and reported by the first call that uses the options, as MC_ERROR_INVALID_ARGUMENT with the field, the value and what was
 /// expected. Can be used many times.
-///
-/// Threads: any, one at a time while it is set; then concurrently.
 pub struct mc_generate_options {
     _opaque: [u8; 0],
 }
 
 /// A finished answer. Immutable.
-///
-/// Threads: any, concurrently.
 pub struct mc_generation {
     _opaque: [u8; 0],
 }
@@ -189,8 +195,6 @@ impl From<Generation> for GenerationState {
 ///         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if it cannot
 ///         generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long; MC_ERROR_MISMATCH for an adapter of another model;
 ///         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any; it runs on the calling thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_generate(
@@ -222,8 +226,6 @@ pub unsafe extern "C" fn mc_generate(
 ///                    mc_generation_free().
 /// @param err         NULL, or receives the error.
 /// @return as mc_generate().
-///
-/// Threads: any; it runs on the calling thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_generate_stream(
@@ -270,8 +272,6 @@ pub(super) fn hand_over(generation: Generation, out: OutHandle<mc_generation>) -
 ///
 /// @param generation  the generation.
 /// @return UTF-8, NUL-terminated, valid until the generation is freed.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_text(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
     guard_or(empty(), || Ok(generation.lend("generation")?.text.pointer()))
@@ -281,8 +281,6 @@ pub unsafe extern "C" fn mc_generation_text(generation: MaybeUninit<&mc_generati
 ///
 /// @param generation  the generation.
 /// @return bytes, without the NUL at the end.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_text_len(generation: MaybeUninit<&mc_generation>) -> usize {
     guard_or(0, || Ok(generation.lend("generation")?.text.len()))
@@ -292,8 +290,6 @@ pub unsafe extern "C" fn mc_generation_text_len(generation: MaybeUninit<&mc_gene
 ///
 /// @param generation  the generation.
 /// @return UTF-8, NUL-terminated, valid until the generation is freed.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_content(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
     guard_or(empty(), || Ok(generation.lend("generation")?.content.pointer()))
@@ -303,8 +299,6 @@ pub unsafe extern "C" fn mc_generation_content(generation: MaybeUninit<&mc_gener
 ///
 /// @param generation  the generation.
 /// @return bytes, without the NUL at the end.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_content_len(generation: MaybeUninit<&mc_generation>) -> usize {
     guard_or(0, || Ok(generation.lend("generation")?.content.len()))
@@ -314,8 +308,6 @@ pub unsafe extern "C" fn mc_generation_content_len(generation: MaybeUninit<&mc_g
 ///
 /// @param generation  the generation.
 /// @return UTF-8, NUL-terminated, valid until the generation is freed.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_reasoning(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
     guard_or(empty(), || Ok(generation.lend("generation")?.reasoning.pointer()))
@@ -325,8 +317,6 @@ pub unsafe extern "C" fn mc_generation_reasoning(generation: MaybeUninit<&mc_gen
 ///
 /// @param generation  the generation.
 /// @return bytes, without the NUL at the end.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_reasoning_len(generation: MaybeUninit<&mc_generation>) -> usize {
     guard_or(0, || Ok(generation.lend("generation")?.reasoning.len()))
@@ -340,8 +330,6 @@ pub unsafe extern "C" fn mc_generation_reasoning_len(generation: MaybeUninit<&mc
 ///
 /// @param generation  the generation.
 /// @return JSON, UTF-8, NUL-terminated, valid until the generation is freed; "[]" where an answer has none or was not told apart.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_tool_calls_json(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&c_char> {
     guard_or(empty(), || Ok(generation.lend("generation")?.tool_calls.pointer()))
@@ -351,8 +339,6 @@ pub unsafe extern "C" fn mc_generation_tool_calls_json(generation: MaybeUninit<&
 ///
 /// @param generation  the generation.
 /// @return bytes, without the NUL at the end.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_tool_calls_json_len(generation: MaybeUninit<&mc_generation>) -> usize {
     guard_or(0, || Ok(generation.lend("generation")?.tool_calls.len()))
@@ -362,8 +348,6 @@ pub unsafe extern "C" fn mc_generation_tool_calls_json_len(generation: MaybeUnin
 ///
 /// @param generation  the generation.
 /// @return mc_generation_tokens_len() ids, valid until the generation is freed; never NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_tokens(generation: MaybeUninit<&mc_generation>) -> MaybeUninit<&u32> {
     guard_or(no_tokens(), || Ok(lend_tokens(&generation.lend("generation")?.tokens)))
@@ -372,8 +356,6 @@ pub unsafe extern "C" fn mc_generation_tokens(generation: MaybeUninit<&mc_genera
 /// How many tokens the answer has.
 ///
 /// @param generation  the generation.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_tokens_len(generation: MaybeUninit<&mc_generation>) -> usize {
     guard_or(0, || Ok(generation.lend("generation")?.tokens.len()))
@@ -382,8 +364,6 @@ pub unsafe extern "C" fn mc_generation_tokens_len(generation: MaybeUninit<&mc_ge
 /// How many tokens stood before the answer.
 ///
 /// @param generation  the generation.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_prompt_tokens(generation: MaybeUninit<&mc_generation>) -> usize {
     guard_or(0, || Ok(generation.lend("generation")?.prompt_tokens))
@@ -393,8 +373,6 @@ pub unsafe extern "C" fn mc_generation_prompt_tokens(generation: MaybeUninit<&mc
 ///
 /// @param generation  the generation.
 /// @return never MC_FINISH_NONE, except for a wrong handle.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_finish_reason(generation: MaybeUninit<&mc_generation>) -> mc_finish_reason {
     guard_or(mc_finish_reason::MC_FINISH_NONE, || Ok(generation.lend("generation")?.finish_reason))
@@ -404,8 +382,6 @@ pub unsafe extern "C" fn mc_generation_finish_reason(generation: MaybeUninit<&mc
 ///
 /// @param generation  the generation.
 /// @return seconds; 0 if nothing had to be evaluated.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_prefill_seconds(generation: MaybeUninit<&mc_generation>) -> f64 {
     guard_or(0.0, || Ok(generation.lend("generation")?.prefill_seconds))
@@ -415,8 +391,6 @@ pub unsafe extern "C" fn mc_generation_prefill_seconds(generation: MaybeUninit<&
 ///
 /// @param generation  the generation.
 /// @return seconds.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_decode_seconds(generation: MaybeUninit<&mc_generation>) -> f64 {
     guard_or(0.0, || Ok(generation.lend("generation")?.decode_seconds))
@@ -425,8 +399,6 @@ pub unsafe extern "C" fn mc_generation_decode_seconds(generation: MaybeUninit<&m
 /// Frees a generation.
 ///
 /// @param generation  the generation, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generation_free(generation: *mut mc_generation) {
     guard_or((), || free(generation, "generation"));
@@ -435,8 +407,6 @@ pub unsafe extern "C" fn mc_generation_free(generation: *mut mc_generation) {
 /// Makes generation options: no token limit but the context, and the model's own sampling.
 ///
 /// @return one reference; free it with mc_generate_options_free().
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_generate_options_new() -> NonNull<mc_generate_options> {
     guard_or(inert(), || Ok(new_handle(Builder::new(HostGenerateOptions::default()))))
@@ -464,8 +434,6 @@ fn set_field(options: MaybeUninit<&mut mc_generate_options>, name: &str, value: 
 ///                  name that stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL
 ///                  = all of these have their defaults again.
 /// @param json_len  bytes.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_json(
     options: MaybeUninit<&mut mc_generate_options>,
@@ -479,8 +447,6 @@ pub unsafe extern "C" fn mc_generate_options_set_json(
 ///
 /// @param options  the options.
 /// @param value    tokens; 0 (the default) = until the model stops or the context is full.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_max_tokens(options: MaybeUninit<&mut mc_generate_options>, value: usize) {
     set_field(options, "max_tokens", value);
@@ -490,8 +456,6 @@ pub unsafe extern "C" fn mc_generate_options_set_max_tokens(options: MaybeUninit
 ///
 /// @param options  the options.
 /// @param value    0 or more; 0 = always the most probable token (the lowest id on ties). Default: the model's.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_temperature(options: MaybeUninit<&mut mc_generate_options>, value: f64) {
     set_field(options, "temperature", value);
@@ -501,8 +465,6 @@ pub unsafe extern "C" fn mc_generate_options_set_temperature(options: MaybeUnini
 ///
 /// @param options  the options.
 /// @param value    tokens; 0 = all. Default: the model's.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_top_k(options: MaybeUninit<&mut mc_generate_options>, value: usize) {
     set_field(options, "top_k", value);
@@ -512,8 +474,6 @@ pub unsafe extern "C" fn mc_generate_options_set_top_k(options: MaybeUninit<&mut
 ///
 /// @param options  the options.
 /// @param value    above 0, up to 1; 1 = all tokens. Default: the model's.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_top_p(options: MaybeUninit<&mut mc_generate_options>, value: f64) {
     set_field(options, "top_p", value);
@@ -523,8 +483,6 @@ pub unsafe extern "C" fn mc_generate_options_set_top_p(options: MaybeUninit<&mut
 ///
 /// @param options  the options.
 /// @param value    0 to 1; 0 = all tokens. Default: the model's.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_min_p(options: MaybeUninit<&mut mc_generate_options>, value: f64) {
     set_field(options, "min_p", value);
@@ -535,8 +493,6 @@ pub unsafe extern "C" fn mc_generate_options_set_min_p(options: MaybeUninit<&mut
 /// @param options  the options.
 /// @param penalty  above 0; 1 = off. Default: the model's.
 /// @param last_n   how many of the last tokens count, prompt and answer; 0 = all.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_repetition_penalty(
     options: MaybeUninit<&mut mc_generate_options>,
@@ -553,8 +509,6 @@ pub unsafe extern "C" fn mc_generate_options_set_repetition_penalty(
 ///
 /// @param options  the options.
 /// @param value    finite; 0 = off, negative = encourage. Default: 0.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_frequency_penalty(options: MaybeUninit<&mut mc_generate_options>, value: f64) {
     set_field(options, "frequency_penalty", value);
@@ -564,8 +518,6 @@ pub unsafe extern "C" fn mc_generate_options_set_frequency_penalty(options: Mayb
 ///
 /// @param options  the options.
 /// @param value    finite; 0 = off, negative = encourage. Default: 0.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_presence_penalty(options: MaybeUninit<&mut mc_generate_options>, value: f64) {
     set_field(options, "presence_penalty", value);
@@ -576,8 +528,6 @@ pub unsafe extern "C" fn mc_generate_options_set_presence_penalty(options: Maybe
 /// @param options  the options.
 /// @param token    the token's id; one outside the vocabulary makes the generation return MC_ERROR_INVALID_ARGUMENT.
 /// @param bias     a number, added to its logit; minus infinity = never this token.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_add_logit_bias(
     options: MaybeUninit<&mut mc_generate_options>,
@@ -595,8 +545,6 @@ pub unsafe extern "C" fn mc_generate_options_add_logit_bias(
 ///
 /// @param options  the options.
 /// @param seed     any number, 0 too. Default: a new one from the system for each generation.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_seed(options: MaybeUninit<&mut mc_generate_options>, seed: u64) {
     set_field(options, "seed", seed);
@@ -607,8 +555,6 @@ pub unsafe extern "C" fn mc_generate_options_set_seed(options: MaybeUninit<&mut 
 ///
 /// @param options  the options.
 /// @param value    default: false.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_ignore_eos(options: MaybeUninit<&mut mc_generate_options>, value: bool) {
     set_field(options, "ignore_eos", value);
@@ -619,8 +565,6 @@ pub unsafe extern "C" fn mc_generate_options_set_ignore_eos(options: MaybeUninit
 ///
 /// @param options  the options.
 /// @param value    default: true.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_add_special(options: MaybeUninit<&mut mc_generate_options>, value: bool) {
     set_field(options, "add_special", value);
@@ -630,8 +574,6 @@ pub unsafe extern "C" fn mc_generate_options_set_add_special(options: MaybeUnini
 ///
 /// @param options  the options.
 /// @param value    1 to 512 tokens. Default: 512.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_prefill_chunk(options: MaybeUninit<&mut mc_generate_options>, value: usize) {
     set_field(options, "prefill_chunk", value);
@@ -641,8 +583,6 @@ pub unsafe extern "C" fn mc_generate_options_set_prefill_chunk(options: MaybeUni
 ///
 /// @param options  the options.
 /// @param cancel   the flag; the options keep it alive. NULL (the default) = none.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_cancel(
     options: MaybeUninit<&mut mc_generate_options>,
@@ -661,8 +601,6 @@ pub unsafe extern "C" fn mc_generate_options_set_cancel(
 /// @param lora     an adapter of the model; the options keep it alive. NULL (the default) = the session's own adapters; without a
 ///                 session, none. One of another model makes the generation return MC_ERROR_MISMATCH.
 /// @param scale    a factor for its changes: a finite number; 1 = as trained, 0 = the model alone.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_lora(
     options: MaybeUninit<&mut mc_generate_options>,
@@ -683,8 +621,6 @@ pub unsafe extern "C" fn mc_generate_options_set_lora(
 /// @param scales   `count` factors for their changes, finite numbers; NULL = 1 for each.
 /// @param count    how many; 0 (the default) = the session's own adapters; without a session, none. Two that replace the same matrix or
 ///                 bias make the generation return MC_ERROR_INVALID_ARGUMENT.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_loras(
     options: MaybeUninit<&mut mc_generate_options>,
@@ -703,8 +639,6 @@ pub unsafe extern "C" fn mc_generate_options_set_loras(
 /// @param options    the options.
 /// @param progress   called during a generation, on its thread, with MC_STAGE_PREFILL; NULL (the default) = nobody.
 /// @param user_data  handed to `progress`; may be NULL. Must live until the last generation with these options is over.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_prefill_progress(
     options: MaybeUninit<&mut mc_generate_options>,
@@ -724,8 +658,6 @@ pub unsafe extern "C" fn mc_generate_options_set_prefill_progress(
 /// @param options   the options.
 /// @param text      UTF-8, not empty. Copied.
 /// @param text_len  bytes.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_add_stop(
     options: MaybeUninit<&mut mc_generate_options>,
@@ -750,7 +682,7 @@ pub unsafe extern "C" fn mc_generate_options_add_stop(
 /// pattern, format, minLength, maxLength; minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf. Another keyword of
 /// JSON Schema (not, if, contains, uniqueItems and so on) is an error; a word that is none is an annotation. Properties come in the
 /// schema's order; between values stands at most one space, or a line break with an indentation; a number without bounds may have
-/// more digits than a double holds.
+/// more digits than a double holds. The first answer with a schema prepares the model's vocabulary, for all that follow.
 ///
 /// @param options   the options.
 /// @param json      the schema, an object or a boolean, UTF-8; NULL (the default) = any text. Copied. The first call that uses the
@@ -759,8 +691,6 @@ pub unsafe extern "C" fn mc_generate_options_add_stop(
 ///                  patternProperties); MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if its tokens do
 ///                  not stand for bytes, or if the schema's grammar passes a limit, also in the middle of an answer.
 /// @param json_len  bytes.
-///
-/// Threads: any, exclusive. The first answer with a schema prepares the model's vocabulary for all that follow.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_json_schema(
     options: MaybeUninit<&mut mc_generate_options>,
@@ -785,15 +715,14 @@ pub unsafe extern "C" fn mc_generate_options_set_json_schema(
 /// (qwen3-xml, glm4, gemma4, functiongemma) or one by one (lfm2, minicpm, gemma3), those of parameters are understood as far as the
 /// format can write them exactly: anything else is an error, and numbers without bounds stay within 2^53.
 ///
-/// With "none" a mark that opens calls cannot be chosen where it is one token, and what is written like a call stays text.
+/// With "none" a mark that opens calls cannot be chosen where it is one token, and what is written like a call stays text. The first answer
+/// with a required call prepares the model's vocabulary, for all that follow.
 ///
 /// @param options  the options.
 /// @param choice   "auto", "none", "required", or the name of a tool, copied; NULL (the default) = "auto": the model chooses. What
 ///                 cannot be required is an error of the call that generates: MC_ERROR_INVALID_ARGUMENT without such a tool, beside a
 ///                 JSON schema, or for a schema that is none; MC_ERROR_UNSUPPORTED for a model whose template tells of no format of
 ///                 calls, and naming what its format cannot write exactly.
-///
-/// Threads: any, exclusive. The first answer with a required call prepares the model's vocabulary for all that follow.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_tool_choice(
     options: MaybeUninit<&mut mc_generate_options>,
@@ -813,8 +742,6 @@ pub unsafe extern "C" fn mc_generate_options_set_tool_choice(
 ///                 "command-r", "minicpm", "lfm2", "phi4-mini", "granite", "qwen3-xml", "glm4", "hermes", "functionary",
 ///                 "function-tag", "llama3", "gemma3"; thoughts are then found by every mark that is known. "none" = all is text.
 ///                 NULL (the default) = as the conversation says. Another name is a bad value.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_answer_format(
     options: MaybeUninit<&mut mc_generate_options>,
@@ -828,8 +755,6 @@ pub unsafe extern "C" fn mc_generate_options_set_answer_format(
 /// @param options  the options.
 /// @param tokens   tokens; 0 = a thought that the prompt has opened is closed at once. SIZE_MAX (the default) = as many as the model
 ///                 likes. No effect where an answer is not told apart, or its format knows no thoughts.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_set_reasoning_budget(options: MaybeUninit<&mut mc_generate_options>, tokens: usize) {
     let budget = if tokens == usize::MAX { OptionValue::Unset } else { tokens.into() };
@@ -839,8 +764,6 @@ pub unsafe extern "C" fn mc_generate_options_set_reasoning_budget(options: Maybe
 /// Frees options; a generation that uses them goes on.
 ///
 /// @param options  the options, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_free(options: *mut mc_generate_options) {
     guard_or((), || free(options, "options"));

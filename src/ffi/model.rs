@@ -1,7 +1,14 @@
-//! Loading a model and asking what it is.
+//! Models: load one, ask what it is, write one.
 //!
-//! A model is a directory with config.json, safetensors and tokenizer.json, a GGUF file, or a repository on Hugging
-//! Face. It is immutable: any number of sessions on any threads share one.
+//! A model is a directory with config.json, safetensors and tokenizer.json, a GGUF file, or a repository on Hugging Face. It is immutable:
+//! any number of sessions share one. Without options it is loaded onto the best device with its weights as they are stored; the options,
+//! behind the calls, choose a device, quantise while loading, tell how far a load is, and stop it.
+//!
+//! @snippet inspect.c load
+//! @see @ref generate, @ref session, @ref device, @ref tokenizer
+//!
+//! Threads: any. A model is used concurrently. Options are set by one thread at a time, with the functions that take them without `const`,
+//! and then used concurrently.
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
@@ -100,15 +107,11 @@ pub type mc_progress_fn = Option<unsafe extern "C" fn(user_data: *mut c_void, ev
 
 /// How to load a model: a builder. A bad value is remembered and reported by the first call that uses the options, as
 /// MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
-///
-/// Threads: any, one at a time while it is set; then concurrently.
 pub struct mc_model_options {
     _opaque: [u8; 0],
 }
 
 /// A loaded model: its network, tokenizer, chat template and generation defaults. Immutable.
-///
-/// Threads: any, concurrently.
 pub struct mc_model {
     _opaque: [u8; 0],
 }
@@ -272,8 +275,6 @@ fn load(
 /// @param bytes    receives the estimate, in bytes.
 /// @param err      NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8, MC_ERROR_NOT_FOUND, MC_ERROR_IO, MC_ERROR_FORMAT, MC_ERROR_UNSUPPORTED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_model_estimate_memory(
@@ -377,8 +378,6 @@ fn save(
 /// Adds a reference to a model, for a second owner; each reference is dropped with mc_model_free().
 ///
 /// @param model  the model.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_retain(model: MaybeUninit<&mc_model>) {
     guard_or((), || retain(model.pointer(), "model"));
@@ -387,8 +386,6 @@ pub unsafe extern "C" fn mc_model_retain(model: MaybeUninit<&mc_model>) {
 /// Drops a reference to a model. Sessions keep what they need of it.
 ///
 /// @param model  the model, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_free(model: *mut mc_model) {
     guard_or((), || free(model, "model"));
@@ -398,8 +395,6 @@ pub unsafe extern "C" fn mc_model_free(model: *mut mc_model) {
 ///
 /// @param model  the model.
 /// @return UTF-8, NUL-terminated, valid until the model is freed.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_architecture(model: MaybeUninit<&mc_model>) -> MaybeUninit<&c_char> {
     guard_or(empty(), || Ok(model.lend("model")?.architecture.pointer()))
@@ -411,8 +406,6 @@ pub unsafe extern "C" fn mc_model_architecture(model: MaybeUninit<&mc_model>) ->
 /// @param out    receives their ids, the usual one first, none if no file names one; free it with mc_tokens_free().
 /// @param err    NULL, or receives the error.
 /// @return MC_OK.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_model_eos_tokens(
@@ -433,8 +426,6 @@ pub unsafe extern "C" fn mc_model_eos_tokens(
 ///             mc_string_free().
 /// @param err  NULL, or receives the error.
 /// @return MC_OK.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_architectures_json(out: MaybeUninit<&mut *mut mc_string>, err: *mut *mut mc_error) -> mc_status {
@@ -448,8 +439,6 @@ pub unsafe extern "C" fn mc_architectures_json(out: MaybeUninit<&mut *mut mc_str
 /// The longest context of a session, in tokens.
 ///
 /// @param model  the model.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_context_length(model: MaybeUninit<&mc_model>) -> usize {
     guard_or(0, || Ok(model.get("model")?.model.context_length()))
@@ -458,8 +447,6 @@ pub unsafe extern "C" fn mc_model_context_length(model: MaybeUninit<&mc_model>) 
 /// How many token ids the network knows: the number of logits.
 ///
 /// @param model  the model.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_vocab_size(model: MaybeUninit<&mc_model>) -> usize {
     guard_or(0, || Ok(model.get("model")?.model.vocab_size()))
@@ -468,8 +455,6 @@ pub unsafe extern "C" fn mc_model_vocab_size(model: MaybeUninit<&mc_model>) -> u
 /// The width of the network, in numbers a token.
 ///
 /// @param model  the model.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_hidden_size(model: MaybeUninit<&mc_model>) -> usize {
     guard_or(0, || Ok(model.get("model")?.model.hidden_size()))
@@ -478,8 +463,6 @@ pub unsafe extern "C" fn mc_model_hidden_size(model: MaybeUninit<&mc_model>) -> 
 /// How many layers the network has.
 ///
 /// @param model  the model.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_layer_count(model: MaybeUninit<&mc_model>) -> usize {
     guard_or(0, || Ok(model.get("model")?.model.layer_count()))
@@ -488,8 +471,6 @@ pub unsafe extern "C" fn mc_model_layer_count(model: MaybeUninit<&mc_model>) -> 
 /// How many weights the network has; shared ones count once.
 ///
 /// @param model  the model.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_parameter_count(model: MaybeUninit<&mc_model>) -> u64 {
     guard_or(0, || Ok(model.get("model")?.model.parameter_count()))
@@ -499,8 +480,6 @@ pub unsafe extern "C" fn mc_model_parameter_count(model: MaybeUninit<&mc_model>)
 ///
 /// @param model  the model.
 /// @return never MC_DTYPE_DEFAULT, except for a wrong handle.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_dtype(model: MaybeUninit<&mc_model>) -> mc_dtype {
     guard_or(mc_dtype::MC_DTYPE_DEFAULT, || Ok(model.get("model")?.model.dtype().into()))
@@ -511,8 +490,6 @@ pub unsafe extern "C" fn mc_model_dtype(model: MaybeUninit<&mc_model>) -> mc_dty
 /// @param model       the model.
 /// @param capability  what for.
 /// @return false for a number that is no capability.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_supports(model: MaybeUninit<&mc_model>, capability: MaybeUninit<mc_capability>) -> bool {
     guard_or(false, || {
@@ -527,8 +504,6 @@ pub unsafe extern "C" fn mc_model_supports(model: MaybeUninit<&mc_model>, capabi
 /// @param out    receives one reference; free it with mc_string_free().
 /// @param err    NULL, or receives the error.
 /// @return MC_OK.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_model_config_json(
@@ -565,8 +540,6 @@ pub unsafe extern "C" fn mc_model_config_json(
 /// @param out    receives one reference; free it with mc_string_free().
 /// @param err    NULL, or receives the error.
 /// @return MC_OK.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_model_backend_json(
@@ -584,8 +557,6 @@ pub unsafe extern "C" fn mc_model_backend_json(
 /// Makes load options: best device, weights as stored, the model's own context, the tokenizer beside the weights.
 ///
 /// @return one reference; free it with mc_model_options_free().
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_model_options_new() -> NonNull<mc_model_options> {
     guard_or(inert(), || Ok(new_handle(Builder::new(ModelOptions::default()))))
@@ -610,8 +581,6 @@ fn set_field(options: MaybeUninit<&mut mc_model_options>, name: &str, value: imp
 ///                  stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of
 ///                  these have their defaults again.
 /// @param json_len  bytes.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_json(
     options: MaybeUninit<&mut mc_model_options>,
@@ -625,8 +594,6 @@ pub unsafe extern "C" fn mc_model_options_set_json(
 ///
 /// @param options  the options.
 /// @param device   the device; the options keep it alive. NULL (the default) = the best one, as MC_DEVICE_AUTO.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_device(options: MaybeUninit<&mut mc_model_options>, device: *const mc_device) {
     set(options, |load| {
@@ -641,8 +608,6 @@ pub unsafe extern "C" fn mc_model_options_set_device(options: MaybeUninit<&mut m
 /// @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored. On the CPU quantised weights of the files are widened to
 ///                 it; on a GPU they stay quantised, and it is the type that prompts are computed in: F32 by default
 ///                 where the embedding is quantised; MC_DTYPE_BF16 takes half the memory for what of a matrix is decoded.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_dtype(options: MaybeUninit<&mut mc_model_options>, dtype: MaybeUninit<mc_dtype>) {
     set(options, |load| {
@@ -655,8 +620,6 @@ pub unsafe extern "C" fn mc_model_options_set_dtype(options: MaybeUninit<&mut mc
 ///
 /// @param options  the options.
 /// @param path     a tokenizer.json, a directory with one, or a .gguf file; NULL (the default) = the model's.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(options: MaybeUninit<&mut mc_model_options>, path: *const c_char) {
     set(options, |load| load.set_field("tokenizer_path", optional_name(path, "tokenizer_path")?.into()));
@@ -690,8 +653,6 @@ pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(options: MaybeUnini
 ///                 and quantised once more. Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
 ///                 what there is; MC_ERROR_FORMAT for a weight that is not finite or too large for its scale in
 ///                 F16, which none up to 65504 is, with "q8_0" none up to 8.3 million.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_quantization(options: MaybeUninit<&mut mc_model_options>, kind: *const c_char) {
     set(options, |load| load.set_field("quantization", optional_name(kind, "quantization")?.into()));
@@ -707,8 +668,6 @@ pub unsafe extern "C" fn mc_model_options_set_quantization(options: MaybeUninit<
 ///
 /// @param options  the options.
 /// @param value    true = exact; false (the default) = fast. A saved session is for a model that was loaded the same way.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_exact(options: MaybeUninit<&mut mc_model_options>, value: bool) {
     set_field(options, "exact", value);
@@ -728,8 +687,6 @@ pub unsafe extern "C" fn mc_model_options_set_exact(options: MaybeUninit<&mut mc
 /// @param kind     "f32", "f16" or "q8_0"; NULL (the default) = "f32". Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
 ///                 what there is, for "q8_0" on a GPU, and for "f16" and "q8_0" where a model only embeds. A saved session is
 ///                 for a model with the same kind, else mc_session_load() returns MC_ERROR_MISMATCH, naming both.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_kv_cache(options: MaybeUninit<&mut mc_model_options>, kind: *const c_char) {
     set(options, |load| load.set_field("kv_cache", optional_name(kind, "kv_cache")?.into()));
@@ -740,8 +697,6 @@ pub unsafe extern "C" fn mc_model_options_set_kv_cache(options: MaybeUninit<&mut
 /// @param options  the options.
 /// @param value    tokens; 0 (the default) = what the model's configuration says. More than that extrapolates, at a cost in
 ///                 quality.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_max_context(options: MaybeUninit<&mut mc_model_options>, value: usize) {
     set_field(options, "max_context", value);
@@ -751,8 +706,6 @@ pub unsafe extern "C" fn mc_model_options_set_max_context(options: MaybeUninit<&
 ///
 /// @param options  the options.
 /// @param value    a directory, in the layout of Hugging Face's own cache. NULL (the default) = theirs, in the home directory.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_hub_cache_dir(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
     set(options, |load| load.set_field("hub_cache_dir", optional_name(value, "hub_cache_dir")?.into()));
@@ -763,8 +716,6 @@ pub unsafe extern "C" fn mc_model_options_set_hub_cache_dir(options: MaybeUninit
 /// @param options  the options.
 /// @param value    its name, "model-Q4_K_M.gguf"; that of the first part of a split model. NULL (the default) = the safetensors, or the one
 ///                 GGUF file there is; of several in a repository the one whose name says Q4_K_M.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_file(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
     set(options, |load| load.set_field("file", optional_name(value, "file")?.into()));
@@ -774,8 +725,6 @@ pub unsafe extern "C" fn mc_model_options_set_file(options: MaybeUninit<&mut mc_
 ///
 /// @param options  the options.
 /// @param value    a branch, tag or commit. NULL (the default) = "main".
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_hub_revision(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
     set(options, |load| load.set_field("hub_revision", optional_name(value, "hub_revision")?.into()));
@@ -785,8 +734,6 @@ pub unsafe extern "C" fn mc_model_options_set_hub_revision(options: MaybeUninit<
 ///
 /// @param options  the options.
 /// @param value    the token; NULL (the default) = none. Tokens stored on this machine are not looked for.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_hub_token(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
     set(options, |load| load.set_field("hub_token", optional_name(value, "hub_token")?.into()));
@@ -796,8 +743,6 @@ pub unsafe extern "C" fn mc_model_options_set_hub_token(options: MaybeUninit<&mu
 ///
 /// @param options  the options.
 /// @param offline  true = no network; a file that is not in the cache is MC_ERROR_NOT_FOUND. Default: false.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_offline(options: MaybeUninit<&mut mc_model_options>, offline: bool) {
     set_field(options, "offline", offline);
@@ -807,8 +752,6 @@ pub unsafe extern "C" fn mc_model_options_set_offline(options: MaybeUninit<&mut 
 ///
 /// @param options  the options.
 /// @param cancel   the flag; the options keep it alive. NULL (the default) = none.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_cancel(options: MaybeUninit<&mut mc_model_options>, cancel: *const mc_cancel) {
     set(options, |load| {
@@ -822,8 +765,6 @@ pub unsafe extern "C" fn mc_model_options_set_cancel(options: MaybeUninit<&mut m
 /// @param options    the options.
 /// @param progress   called during a load, on its thread; NULL (the default) = nobody.
 /// @param user_data  handed to `progress`; may be NULL. Must live until the last load with these options is over.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_progress(
     options: MaybeUninit<&mut mc_model_options>,
@@ -841,8 +782,6 @@ pub unsafe extern "C" fn mc_model_options_set_progress(
 /// Frees options; a load that uses them goes on.
 ///
 /// @param options  the options, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_free(options: *mut mc_model_options) {
     guard_or((), || free(options, "options"));

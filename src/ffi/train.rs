@@ -1,20 +1,18 @@
-//! Training of LoRA adapters: the model stays as it is, and what is trained is an adapter of it.
+//! Training: an adapter learns, stops anywhere and goes on.
 //!
-//! A trainer takes a dataset (mc_lora_trainer_train()), or micro-batches of tokens, one call each (mc_lora_trainer_train_step()). It stops
-//! at any micro-batch, and goes on from a checkpoint (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has
-//! trained so far is an adapter like any other (mc_lora_trainer_adapter()), to attach to sessions while training goes on.
+//! The model stays as it is, and what is trained is an adapter of it. A trainer takes a dataset (mc_lora_trainer_train()), or micro-batches of
+//! tokens, one call each (mc_lora_trainer_train_step()). It stops at any micro-batch, and goes on from a checkpoint
+//! (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has trained so far is an adapter like any other
+//! (mc_lora_trainer_adapter()), to attach to sessions while training goes on. The options, behind the calls, say what the adapter is
+//! (mc_lora_config) and how it learns (mc_train_options).
 //!
-//! @code
-//! mc_lora_trainer *trainer = NULL;
-//! mc_dataset *dataset = NULL;
-//! mc_lora *lora = NULL;
-//! if (mc_dataset_load_jsonl("examples.jsonl", &dataset, &error) == MC_OK &&
-//!     mc_lora_trainer_new(model, NULL, NULL, &trainer, &error) == MC_OK &&
-//!     mc_lora_trainer_train(trainer, dataset, NULL, NULL, NULL, &error) == MC_OK &&
-//!     mc_lora_trainer_adapter(trainer, &lora, &error) == MC_OK) {
-//!   mc_lora_save(lora, "adapter", &error);
-//! }
-//! @endcode
+//! @snippet finetune.c train
+//! @see @ref dataset, @ref lora, @ref cancel
+//!
+//! Threads: any; a call runs on the thread that makes it. Functions that take a trainer as `const` run concurrently, each other one alone: a
+//! second call meanwhile, also one from a callback, is MC_ERROR_BUSY, never waits and changes nothing. After MC_ERROR_PANIC every call but
+//! mc_lora_trainer_step_count() and mc_lora_trainer_free() is MC_ERROR_POISONED. Options are set by one thread at a time, and then used
+//! concurrently.
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
@@ -104,25 +102,17 @@ pub type mc_train_fn = Option<unsafe extern "C" fn(user_data: *mut c_void, event
 
 /// The adapter that is to be trained: a builder. A bad value is remembered and reported by the first call that uses it, as
 /// MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
-///
-/// Threads: any, one at a time while it is set; then concurrently.
 pub struct mc_lora_config {
     _opaque: [u8; 0],
 }
 
 /// How to train: a builder. A bad value is remembered and reported by the first call that uses the options, as
 /// MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
-///
-/// Threads: any, one at a time while it is set; then concurrently.
 pub struct mc_train_options {
     _opaque: [u8; 0],
 }
 
 /// An adapter in training. Holds its model.
-///
-/// Threads: any; `const` calls concurrently, others exclusive: a second call meanwhile, also one from a callback, is
-/// MC_ERROR_BUSY, never waits and changes nothing. After MC_ERROR_PANIC every call but mc_lora_trainer_step_count() and
-/// mc_lora_trainer_free() is MC_ERROR_POISONED.
 pub struct mc_lora_trainer {
     _opaque: [u8; 0],
 }
@@ -189,8 +179,6 @@ impl TrainerState {
 /// @param bytes    receives the number.
 /// @param err      NULL, or receives the error.
 /// @return MC_OK; as mc_lora_trainer_new().
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_model_estimate_training_memory(
@@ -220,8 +208,6 @@ pub unsafe extern "C" fn mc_model_estimate_training_memory(
 ///         generate (MC_CAPABILITY_TRAIN), for the embedding or output matrix as a target, and for an initial adapter with magnitudes
 ///         (DoRA), biases or replaced matrices; MC_ERROR_MISMATCH for an initial adapter of another model; MC_ERROR_OUT_OF_MEMORY;
 ///         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_new(
@@ -253,8 +239,6 @@ pub unsafe extern "C" fn mc_lora_trainer_new(
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an option that differs and must not; MC_ERROR_INVALID_UTF8;
 ///         MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH for a checkpoint of another model;
 ///         MC_ERROR_UNSUPPORTED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_resume(
@@ -307,8 +291,6 @@ fn arrays<'a>(
 /// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a loss or gradient that is not finite, and for a schedule that falls
 ///         without `total_steps`; MC_ERROR_CONTEXT_FULL for a sequence longer than the model's context; MC_ERROR_BUSY;
 ///         MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED. If it is not MC_OK the trainer is as it was.
-///
-/// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_train_step(
@@ -341,8 +323,6 @@ pub unsafe extern "C" fn mc_lora_trainer_train_step(
 /// @param loss       receives the mean cross entropy of the target tokens, in nats.
 /// @param err        NULL, or receives the error.
 /// @return as mc_lora_trainer_train_step().
-///
-/// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_eval_step(
@@ -383,8 +363,6 @@ pub unsafe extern "C" fn mc_lora_trainer_eval_step(
 ///         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_TEMPLATE also if it has no chat template for conversations;
 ///         MC_ERROR_FORMAT for a tokenizer of another vocabulary; MC_ERROR_IO for a checkpoint; MC_ERROR_BUSY also if a dataset is in
 ///         use; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_train(
@@ -413,8 +391,6 @@ pub unsafe extern "C" fn mc_lora_trainer_train(
 /// How many steps of the optimizer are finished; never MC_ERROR_BUSY, and during mc_lora_trainer_train() as of the last step.
 ///
 /// @param trainer  the trainer.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_trainer_step_count(trainer: MaybeUninit<&mc_lora_trainer>) -> u64 {
     guard_or(0, || Ok(trainer.lend("trainer")?.steps.load(Ordering::Relaxed)))
@@ -428,8 +404,6 @@ pub unsafe extern "C" fn mc_lora_trainer_step_count(trainer: MaybeUninit<&mc_lor
 /// @param grad_norm      receives the length of the gradient of all weights together, before it was cut.
 /// @param err            NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_last_update(
@@ -456,8 +430,6 @@ pub unsafe extern "C" fn mc_lora_trainer_last_update(
 /// @param out      receives one reference; free it with mc_lora_free().
 /// @param err      NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_adapter(
@@ -485,8 +457,6 @@ pub unsafe extern "C" fn mc_lora_trainer_adapter(
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT for a training that has left the finite numbers; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND;
 ///         MC_ERROR_IO; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_DEVICE; and MC_ERROR_SUSPENDED on a GPU, where the values are: save
 ///         before mc_device_suspend().
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_save(
@@ -505,8 +475,6 @@ pub unsafe extern "C" fn mc_lora_trainer_save(
 /// Frees a trainer. In a callback of a call on it, that call goes on and ends as usual.
 ///
 /// @param trainer  the trainer, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_trainer_free(trainer: *mut mc_lora_trainer) {
     guard_or((), || free(trainer, "trainer"));
@@ -515,8 +483,6 @@ pub unsafe extern "C" fn mc_lora_trainer_free(trainer: *mut mc_lora_trainer) {
 /// Makes the description of an adapter: rank 8 and alpha 16 on every matrix of the layers, from fresh weights.
 ///
 /// @return one reference; free it with mc_lora_config_free().
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_lora_config_new() -> NonNull<mc_lora_config> {
     guard_or(inert(), || Ok(new_handle(Builder::new(LoraConfig::default()))))
@@ -541,8 +507,6 @@ fn configure_field(config: MaybeUninit<&mut mc_lora_config>, name: &str, value: 
 ///                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
 ///                  have their defaults again.
 /// @param json_len  bytes.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_set_json(config: MaybeUninit<&mut mc_lora_config>, json: *const c_char, json_len: usize) {
     configure(config, |config| config.set_fields(optional_content(json, json_len, "json")?));
@@ -552,8 +516,6 @@ pub unsafe extern "C" fn mc_lora_config_set_json(config: MaybeUninit<&mut mc_lor
 ///
 /// @param config  the description.
 /// @param value   1 to 8192. Default: 8.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_set_rank(config: MaybeUninit<&mut mc_lora_config>, value: usize) {
     configure_field(config, "rank", value);
@@ -563,8 +525,6 @@ pub unsafe extern "C" fn mc_lora_config_set_rank(config: MaybeUninit<&mut mc_lor
 ///
 /// @param config  the description.
 /// @param value   above 0. Default: 16.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_set_alpha(config: MaybeUninit<&mut mc_lora_config>, value: f64) {
     configure_field(config, "alpha", value);
@@ -574,8 +534,6 @@ pub unsafe extern "C" fn mc_lora_config_set_alpha(config: MaybeUninit<&mut mc_lo
 ///
 /// @param config  the description.
 /// @param value   at least 0 and below 1. Default: 0.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_set_dropout(config: MaybeUninit<&mut mc_lora_config>, value: f64) {
     configure_field(config, "dropout", value);
@@ -586,8 +544,6 @@ pub unsafe extern "C" fn mc_lora_config_set_dropout(config: MaybeUninit<&mut mc_
 /// @param config  the description.
 /// @param lora    an adapter of the model that will be trained, without magnitudes (DoRA), trained biases and replaced matrices; the
 ///                description keeps it alive. NULL (the default) = fresh weights.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_set_initial(config: MaybeUninit<&mut mc_lora_config>, lora: *const mc_lora) {
     configure(config, |config| {
@@ -600,8 +556,6 @@ pub unsafe extern "C" fn mc_lora_config_set_initial(config: MaybeUninit<&mut mc_
 ///
 /// @param config  the description.
 /// @param value   default: false.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_set_rslora(config: MaybeUninit<&mut mc_lora_config>, value: bool) {
     configure_field(config, "rslora", value);
@@ -611,8 +565,6 @@ pub unsafe extern "C" fn mc_lora_config_set_rslora(config: MaybeUninit<&mut mc_l
 ///
 /// @param config  the description.
 /// @param seed    any number. Default: 0.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_set_seed(config: MaybeUninit<&mut mc_lora_config>, seed: u64) {
     configure_field(config, "seed", seed);
@@ -627,8 +579,6 @@ pub unsafe extern "C" fn mc_lora_config_set_seed(config: MaybeUninit<&mut mc_lor
 /// @param module  as PEFT names them: each matrix whose path ends with this, such as "q_proj", "layers.0.mlp.up_proj" or
 ///                "embed_tokens", or "all-linear". One that the model does not have makes mc_lora_trainer_new() return
 ///                MC_ERROR_INVALID_ARGUMENT, and the output matrix MC_ERROR_UNSUPPORTED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_add_target(config: MaybeUninit<&mut mc_lora_config>, module: MaybeUninit<&c_char>) {
     configure(config, |config| {
@@ -642,8 +592,6 @@ pub unsafe extern "C" fn mc_lora_config_add_target(config: MaybeUninit<&mut mc_l
 /// Frees a description; trainers that were made with it go on.
 ///
 /// @param config  the description, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_config_free(config: *mut mc_lora_config) {
     guard_or((), || free(config, "config"));
@@ -652,8 +600,6 @@ pub unsafe extern "C" fn mc_lora_config_free(config: *mut mc_lora_config) {
 /// Makes training options with the defaults that each setter names.
 ///
 /// @return one reference; free it with mc_train_options_free().
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_train_options_new() -> NonNull<mc_train_options> {
     guard_or(inert(), || Ok(new_handle(Builder::new(TrainOptions::default()))))
@@ -680,8 +626,6 @@ fn set_field(options: MaybeUninit<&mut mc_train_options>, name: &str, value: imp
 ///                  name that stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL
 ///                  = all of these have their defaults again.
 /// @param json_len  bytes.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_json(
     options: MaybeUninit<&mut mc_train_options>,
@@ -695,8 +639,6 @@ pub unsafe extern "C" fn mc_train_options_set_json(
 ///
 /// @param options  the options.
 /// @param value    0 to 1. Default: 2e-4.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_learning_rate(options: MaybeUninit<&mut mc_train_options>, value: f64) {
     set_field(options, "learning_rate", value);
@@ -706,8 +648,6 @@ pub unsafe extern "C" fn mc_train_options_set_learning_rate(options: MaybeUninit
 ///
 /// @param options  the options.
 /// @param value    0 to 1. Default: 0.01.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_weight_decay(options: MaybeUninit<&mut mc_train_options>, value: f64) {
     set_field(options, "weight_decay", value);
@@ -718,8 +658,6 @@ pub unsafe extern "C" fn mc_train_options_set_weight_decay(options: MaybeUninit<
 /// @param options  the options.
 /// @param beta1    of the gradient; at least 0 and below 1. Default: 0.9.
 /// @param beta2    of its square; at least 0 and below 1. Default: 0.999.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_adam_betas(options: MaybeUninit<&mut mc_train_options>, beta1: f64, beta2: f64) {
     set(options, |options| {
@@ -732,8 +670,6 @@ pub unsafe extern "C" fn mc_train_options_set_adam_betas(options: MaybeUninit<&m
 ///
 /// @param options  the options.
 /// @param value    above 0. Default: 1e-8.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_adam_epsilon(options: MaybeUninit<&mut mc_train_options>, value: f64) {
     set_field(options, "epsilon", value);
@@ -746,8 +682,6 @@ pub unsafe extern "C" fn mc_train_options_set_adam_epsilon(options: MaybeUninit<
 /// @param dir          the directory; it is made if it does not exist, and tried before a training begins: MC_ERROR_IO or
 ///                     MC_ERROR_NOT_FOUND if nothing can be written there. NULL (the default) = none are written.
 /// @param every_steps  steps between two checkpoints; there is one at the end in any case. 0 = only that one.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_checkpoint(
     options: MaybeUninit<&mut mc_train_options>,
@@ -764,8 +698,6 @@ pub unsafe extern "C" fn mc_train_options_set_checkpoint(
 ///
 /// @param options  the options.
 /// @param steps    steps between two evaluations; there is one at the end in any case. 0 (the default) = only that one.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_eval_every(options: MaybeUninit<&mut mc_train_options>, steps: u64) {
     set_field(options, "eval_every", steps);
@@ -775,8 +707,6 @@ pub unsafe extern "C" fn mc_train_options_set_eval_every(options: MaybeUninit<&m
 ///
 /// @param options      the options.
 /// @param evaluations  how many in a row may be without a new lowest loss; 0 (the default) = any number.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_patience(options: MaybeUninit<&mut mc_train_options>, evaluations: u64) {
     set_field(options, "patience", evaluations);
@@ -787,8 +717,6 @@ pub unsafe extern "C" fn mc_train_options_set_patience(options: MaybeUninit<&mut
 ///
 /// @param options  the options.
 /// @param value    default: true.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_gradient_checkpointing(options: MaybeUninit<&mut mc_train_options>, value: bool) {
     set_field(options, "gradient_checkpointing", value);
@@ -798,8 +726,6 @@ pub unsafe extern "C" fn mc_train_options_set_gradient_checkpointing(options: Ma
 ///
 /// @param options  the options.
 /// @param value    the length; 0 = as it is. Default: 1.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_grad_clip(options: MaybeUninit<&mut mc_train_options>, value: f64) {
     set_field(options, "grad_clip", value);
@@ -809,8 +735,6 @@ pub unsafe extern "C" fn mc_train_options_set_grad_clip(options: MaybeUninit<&mu
 ///
 /// @param options  the options.
 /// @param value    1 to 1048576. Default: 1.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_grad_accumulation(options: MaybeUninit<&mut mc_train_options>, value: usize) {
     set_field(options, "grad_accumulation", value);
@@ -820,8 +744,6 @@ pub unsafe extern "C" fn mc_train_options_set_grad_accumulation(options: MaybeUn
 ///
 /// @param options  the options.
 /// @param value    default: MC_WEIGHTING_MICRO_BATCHES.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_weighting(
     options: MaybeUninit<&mut mc_train_options>,
@@ -840,8 +762,6 @@ pub unsafe extern "C" fn mc_train_options_set_weighting(
 /// @param warmup_steps  steps in which it rises: of W, step S from 1 has S / W of it. Default: 0.
 /// @param total_steps   where the schedule ends, and with it mc_lora_trainer_train(). 0 (the default) = with the last epoch; for
 ///                      mc_lora_trainer_train_step(), which knows of no epochs, a schedule that falls needs a number.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_schedule(
     options: MaybeUninit<&mut mc_train_options>,
@@ -862,8 +782,6 @@ pub unsafe extern "C" fn mc_train_options_set_schedule(
 ///
 /// @param options  the options.
 /// @param steps    counted from the trainer's first step; 0 (the default) = as many as the epochs, or the schedule, have.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_max_steps(options: MaybeUninit<&mut mc_train_options>, steps: u64) {
     set_field(options, "max_steps", steps);
@@ -874,8 +792,6 @@ pub unsafe extern "C" fn mc_train_options_set_max_steps(options: MaybeUninit<&mu
 ///
 /// @param options  the options.
 /// @param value    default: false.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_warmup_from_zero(options: MaybeUninit<&mut mc_train_options>, value: bool) {
     set_field(options, "warmup_from_zero", value);
@@ -885,8 +801,6 @@ pub unsafe extern "C" fn mc_train_options_set_warmup_from_zero(options: MaybeUni
 ///
 /// @param options  the options.
 /// @param value    1 to 1048576. Default: 4.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_batch_size(options: MaybeUninit<&mut mc_train_options>, value: usize) {
     set_field(options, "batch_size", value);
@@ -896,8 +810,6 @@ pub unsafe extern "C" fn mc_train_options_set_batch_size(options: MaybeUninit<&m
 ///
 /// @param options  the options.
 /// @param value    at least 1. Default: 1.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_epochs(options: MaybeUninit<&mut mc_train_options>, value: usize) {
     set_field(options, "epochs", value);
@@ -907,8 +819,6 @@ pub unsafe extern "C" fn mc_train_options_set_epochs(options: MaybeUninit<&mut m
 ///
 /// @param options  the options.
 /// @param value    at least 2, up to mc_model_context_length(); 0 (the default) = that, but at most 2048.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_max_length(options: MaybeUninit<&mut mc_train_options>, value: usize) {
     set_field(options, "max_length", value);
@@ -918,8 +828,6 @@ pub unsafe extern "C" fn mc_train_options_set_max_length(options: MaybeUninit<&m
 ///
 /// @param options  the options.
 /// @param value    default: true.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_mask_prompt(options: MaybeUninit<&mut mc_train_options>, value: bool) {
     set_field(options, "mask_prompt", value);
@@ -929,8 +837,6 @@ pub unsafe extern "C" fn mc_train_options_set_mask_prompt(options: MaybeUninit<&
 ///
 /// @param options  the options.
 /// @param seed     any number. Default: 0.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_seed(options: MaybeUninit<&mut mc_train_options>, seed: u64) {
     set_field(options, "seed", seed);
@@ -941,8 +847,6 @@ pub unsafe extern "C" fn mc_train_options_set_seed(options: MaybeUninit<&mut mc_
 ///
 /// @param options  the options.
 /// @param cancel   the flag; the options and their trainers keep it alive. NULL (the default) = none.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_set_cancel(options: MaybeUninit<&mut mc_train_options>, cancel: *const mc_cancel) {
     set(options, |options| {
@@ -954,8 +858,6 @@ pub unsafe extern "C" fn mc_train_options_set_cancel(options: MaybeUninit<&mut m
 /// Frees options; trainers that were made with them go on.
 ///
 /// @param options  the options, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_train_options_free(options: *mut mc_train_options) {
     guard_or((), || free(options, "options"));
