@@ -6,6 +6,8 @@
 #   make test         everything that this machine can test; what it lacks is skipped with a line that says so
 #   make selftest     every operation of the GPU held against the CPU (DEVICE=metal, cuda, cpu)
 #   make soak         everything at once for an hour (SECONDS)
+#   make docs         the manuals and guides as one site, build/docs/index.html (Doxygen)
+#   make check-docs   the same, its links, and its pages and searches in a browser (Chromium)
 #   make check-gpu    the kernels of GPUs without a GPU: their types, and each against F64 under sanitizers
 #   make bench        the benchmarks
 #   make install      below PREFIX (/usr/local), staged below DESTDIR
@@ -48,7 +50,7 @@ FLAGS = RUSTFLAGS="$(RUSTFLAGS) --remap-path-prefix=$(CARGO_FOLDER)=cargo --rema
 	HOST_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo" TARGET_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo"
 REMAPPED = $(if $(filter release,$(PROFILE)),$(FLAGS))
 
-.PHONY: all library demo demo-real examples test selftest check-gpu soak bench install dist wheel uninstall lint clean
+.PHONY: all library demo demo-real examples test selftest docs check-docs check-gpu soak bench install dist wheel uninstall lint clean
 
 all: library
 
@@ -65,7 +67,7 @@ $(BUILD)/libmetal_candle.a: library
 
 examples: library
 	mkdir -p $(BUILD)
-	for name in chat complete search finetune; do \
+	for name in hello complete chat search rerank finetune adapter inspect; do \
 		$(CC) -std=c99 $(CFLAGS) -Wall -Wextra -Wpedantic -Iinclude examples/c/$$name.c -o $(BUILD)/$$name \
 			-L$(OUT) -lmetal_candle -Wl,-rpath,$(abspath $(OUT)) || exit 1; \
 	done
@@ -120,6 +122,13 @@ soak: library
 
 check-gpu:
 	tests/gpu/check.sh
+
+docs check-docs: export FEATURES = $(TEST_FEATURES)
+docs:
+	packaging/docs/build.sh
+
+check-docs:
+	tests/docs.sh
 
 bench:
 	python3 benches/run.py

@@ -3,20 +3,47 @@
  * @file metal_candle.h
  * One C ABI for language models inside an app: load a model, hold a conversation, stream the answer.
  *
+ * The shortest program:
+ *
  * @code
- * mc_model *model = NULL;
- * mc_generation *answer = NULL;
- * mc_error *error = NULL;
- * if (mc_model_load("models/tiny-coder", NULL, &model, &error) == MC_OK &&
- *     mc_generate(model, "fn main", 7, NULL, &answer, &error) == MC_OK) {
- *   puts(mc_generation_text(answer));
- * } else {
- *   fprintf(stderr, "%s\n", mc_error_message(error));
+ * int main(void) {
+ *     mc_model *model = NULL;
+ *     mc_generation *answer = NULL;
+ *     mc_error *error = NULL;
+ *     mc_status status = mc_model_load("models/tiny-coder", NULL, &model, &error);
+ *     if (status == MC_OK) status = mc_generate(model, "fn main", 7, NULL, &answer, &error);
+ *     if (status == MC_OK) {
+ *         puts(mc_generation_text(answer));
+ *     } else {
+ *         fprintf(stderr, "%s\n", mc_error_message(error));
+ *     }
+ *     mc_generation_free(answer);
+ *     mc_model_free(model);
+ *     mc_error_free(error);
+ *     return status == MC_OK ? 0 : 1;
  * }
- * mc_generation_free(answer);
- * mc_model_free(model);
- * mc_error_free(error);
  * @endcode
+ *
+ * What is simple comes first, in each section too; from @ref error on follows what a program needs for more than text in and text out. The
+ * sections' examples are parts of programs in examples/c. There `error` is a static mc_error *, and check() ends the program where a call
+ * fails, as @ref error shows.
+ *
+ * - @ref model "Models": load one, ask what it is, write one.
+ * - @ref generate "Generation": continue a text, and what an answer is.
+ * - @ref chat "Conversations": messages and tools, and the template that makes a prompt of them.
+ * - @ref session "Sessions": a conversation's state, so that each turn evaluates only what is new.
+ * - @ref embed "Embeddings": texts as vectors, and the search for the nearest of many.
+ * - @ref rerank "Rerankers": how well documents answer a query, by models that read both at once.
+ * - @ref lora "Adapters": a fine-tuning (LoRA) that is kept apart from its model.
+ * - @ref dataset "Datasets": the examples to train on.
+ * - @ref train "Training": an adapter learns, stops anywhere and goes on.
+ * - @ref error "Errors": what a call that failed says.
+ * - @ref values "Values": results that are text or token ids.
+ * - @ref cancel "Cancelling": a flag that stops calls from another thread or from a signal handler.
+ * - @ref device "Devices": where the arithmetic runs, the CPU, an Apple GPU through Metal or an NVIDIA GPU through CUDA.
+ * - @ref tokenizer "Tokenizers": text to token ids and back.
+ * - @ref library "The library": versions, features, memory, threads and the log.
+ * - @ref abi1 "Deprecated": the names of ABI 1.
  *
  * These rules hold for every function and are not repeated there.
  *
@@ -35,7 +62,8 @@
  *   reported by the first call that uses the options. Each kind of options has a setter that takes JSON.
  * - **Threads.** Handles belong to no thread. Functions that take a handle as `const` may run beside each other on that
  *   handle; any other use must be the only one, and where the documentation says MC_ERROR_BUSY it is checked. Freeing
- *   while another thread is about to use the handle is an error of the caller.
+ *   while another thread is about to use the handle is an error of the caller. Each section says what that means for its
+ *   handles, and a function where it differs from its section.
  * - **Callbacks.** They run on the thread of the call they were given to, before it returns, with no lock held. They must
  *   not throw or longjmp. They may use other handles and free the handle in use; any other use of that handle gives
  *   MC_ERROR_BUSY. Only MC_CONTINUE goes on, every other return value stops.
@@ -100,16 +128,98 @@
 extern "C" {
 #endif
 
+/* How a call ended, and the handles that calls work on: each is explained in the section that it belongs to. */
 
 /**
- * @defgroup mc_error Status codes and error objects
- * @{
- *
- * A status says what kind of failure it is; the error object says what was expected, what was found and where, and what
- * led to it.
+ * A loaded model: its network, tokenizer, chat template and generation defaults. Immutable.
+ * @ingroup model
  */
+typedef struct mc_model mc_model;
 
-/** How a call ended: below 16 an outcome, from 16 an error. A value you do not know is an error. */
+/**
+ * How to load a model: a builder. A bad value is remembered and reported by the first call that uses the options, as
+ * MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
+ * @ingroup model
+ */
+typedef struct mc_model_options mc_model_options;
+
+/**
+ * How to generate: a builder. What is not set takes what the model's generation_config.json says. A bad value is remembered
+ * and reported by the first call that uses the options, as MC_ERROR_INVALID_ARGUMENT with the field, the value and what was
+ * expected. Can be used many times.
+ * @ingroup generate
+ */
+typedef struct mc_generate_options mc_generate_options;
+
+/**
+ * A finished answer. Immutable.
+ * @ingroup generate
+ */
+typedef struct mc_generation mc_generation;
+
+/**
+ * A conversation: messages, tools, and variables of the chat template. Mutable; knows no model.
+ * @ingroup chat
+ */
+typedef struct mc_chat mc_chat;
+
+/**
+ * The tokens evaluated so far and what the network keeps of them. Holds its model.
+ * @ingroup session
+ */
+typedef struct mc_session mc_session;
+
+/**
+ * How to embed: a builder. What is not set is what the model's directory says. A bad value is remembered and reported by the
+ * first call that uses the options, as MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used
+ * many times.
+ * @ingroup embed
+ */
+typedef struct mc_embed_options mc_embed_options;
+
+/**
+ * How to rerank: a builder. What is not set is what the model's directory says. A bad value is remembered and reported by the first
+ * call that uses the options, as MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
+ * @ingroup rerank
+ */
+typedef struct mc_rerank_options mc_rerank_options;
+
+/**
+ * A loaded adapter. Immutable; keeps nothing of its model alive but is for that model only.
+ * @ingroup lora
+ */
+typedef struct mc_lora mc_lora;
+
+/**
+ * Examples in their order. Mutable; knows no model.
+ * @ingroup dataset
+ */
+typedef struct mc_dataset mc_dataset;
+
+/**
+ * The adapter that is to be trained: a builder. A bad value is remembered and reported by the first call that uses it, as
+ * MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
+ * @ingroup train
+ */
+typedef struct mc_lora_config mc_lora_config;
+
+/**
+ * An adapter in training. Holds its model.
+ * @ingroup train
+ */
+typedef struct mc_lora_trainer mc_lora_trainer;
+
+/**
+ * How to train: a builder. A bad value is remembered and reported by the first call that uses the options, as
+ * MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
+ * @ingroup train
+ */
+typedef struct mc_train_options mc_train_options;
+
+/**
+ * How a call ended: below 16 an outcome, from 16 an error. A value you do not know is an error.
+ * @ingroup error
+ */
 typedef enum {
   /** The call did what it was asked to. */
   MC_OK = 0,
@@ -155,540 +265,81 @@ typedef enum {
 
 /**
  * A failure: its status, a one-line message and its causes. Immutable.
- *
- * Threads: any, concurrently.
+ * @ingroup error
  */
 typedef struct mc_error mc_error;
 
 /**
- * The name of a status, such as "MC_ERROR_BUSY".
- *
- * @param status  any number.
- * @return static text; "MC_STATUS_UNKNOWN" for a number that is no status.
- *
- * Threads: any.
- */
-const char *MC_NONNULL mc_status_name(mc_status status);
-
-/**
- * The status that came with an error.
- *
- * @param error  the error; NULL gives MC_OK.
- * @return a status from 16.
- *
- * Threads: any.
- */
-mc_status mc_error_code(const mc_error *MC_NONNULL error);
-
-/**
- * What went wrong, in one line without a full stop: subject, what was expected, what was found.
- *
- * @param error  the error; NULL gives "".
- * @return UTF-8, NUL-terminated, valid until the error is freed.
- *
- * Threads: any.
- */
-const char *MC_NONNULL mc_error_message(const mc_error *MC_NONNULL error);
-
-/**
- * The message and every cause below it, one a line, for a log.
- *
- * @param error  the error; NULL gives "".
- * @return UTF-8, NUL-terminated, valid until the error is freed.
- *
- * Threads: any.
- */
-const char *MC_NONNULL mc_error_details(const mc_error *MC_NONNULL error);
-
-/**
- * Frees an error.
- *
- * @param error  the error, or NULL.
- *
- * Threads: any.
- */
-void mc_error_free(mc_error *MC_NULLABLE error);
-
-/** @} */
-
-
-/**
- * @defgroup mc_library The library itself: versions, features, memory and the log
- * @{
- */
-
-/**
- * The version of the binary interface that this header describes; compare it with mc_abi_version(). It is part of the
- * shared library's name and changes only when a program must be compiled again.
- */
-#define MC_ABI_VERSION 2
-
-/** What a callback returns to stop the call that it runs in; so does every value but MC_CONTINUE. */
-#define MC_STOP 0
-
-/** What a callback returns to go on. */
-#define MC_CONTINUE 1
-
-/** How important a log message is; a level contains those before it. */
-typedef enum {
-  /** Nothing is logged. */
-  MC_LOG_OFF = 0,
-  /** Something failed that no status could report. */
-  MC_LOG_ERROR = 1,
-  /** A call was ignored, such as a setter with a wrong handle, or something looks wrong. */
-  MC_LOG_WARN = 2,
-  /** Milestones: a model was loaded. */
-  MC_LOG_INFO = 3,
-  /** Decisions that explain a result. */
-  MC_LOG_DEBUG = 4,
-  /** Everything, at a cost in speed. */
-  MC_LOG_TRACE = 5,
-  /** Not a value: makes the enum 32 bits wide. */
-  MC_LOG_LEVEL_FORCE32 = 2147483647,
-} mc_log_level;
-
-/**
- * Receives log messages. Unlike other callbacks it is kept, and is called on whatever thread logs, on several at a time.
- * What it makes the library log itself is dropped. It must not throw or longjmp.
- *
- * @param user_data    what was given to mc_log_set().
- * @param level        MC_LOG_ERROR to MC_LOG_TRACE.
- * @param target       the part of the library, such as "metal_candle::load"; NUL-terminated, valid during the call.
- * @param message      UTF-8, NUL-terminated, valid during the call.
- * @param message_len  bytes of `message`, without the NUL.
- */
-typedef void (*MC_NULLABLE mc_log_fn)(void *MC_NULLABLE user_data,
-                                      mc_log_level level,
-                                      const char *MC_NONNULL target,
-                                      const char *MC_NONNULL message,
-                                      size_t message_len);
-
-/**
- * Frees what a `user_data` points to.
- *
- * @param user_data  what was given together with this function.
- */
-typedef void (*MC_NULLABLE mc_destroy_fn)(void *MC_NULLABLE user_data);
-
-/**
- * The version of the library that is running, as MC_VERSION_NUMBER: major * 1000000 + minor * 1000 + patch.
- *
- * Threads: any.
- */
-uint32_t mc_version_number(void);
-
-/**
- * The version of the library that is running, as MC_VERSION_STRING.
- *
- * @return static text.
- *
- * Threads: any.
- */
-const char *MC_NONNULL mc_version_string(void);
-
-/**
- * The binary interface of the library that is running. A program that loads the library itself compares it with
- * MC_ABI_VERSION before any other call.
- *
- * @return MC_ABI_VERSION as the library was built with.
- *
- * Threads: any.
- */
-uint32_t mc_abi_version(void);
-
-/**
- * Whether the library was built with a feature. Whether this machine has such a device says mc_device_count().
- *
- * @param name  "metal", "cuda", "hub" or "fault-injection".
- * @return false for a name that is none of these.
- *
- * Threads: any.
- */
-bool mc_has_feature(const char *MC_NONNULL name);
-
-/**
- * How many handles exist in the process; 0 when everything was freed. For leak tests.
- *
- * Threads: any.
- */
-size_t mc_live_objects(void);
-
-/**
- * Gives memory that the library keeps for reuse back to the system, as an app does when it goes to the background.
- *
- * @param keep_bytes  how much may stay; 0 = give back everything that is not in use.
- * @param err         NULL, or receives the error.
- * @return MC_OK; MC_ERROR_DEVICE.
- *
- * Threads: any.
- */
-MC_NODISCARD mc_status mc_trim_memory(uint64_t keep_bytes, mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Sets how many threads the library computes with on the processor, whatever begins behind this call, on every model of the process. What
- * runs keeps those that it has until it ends. Results have the same bits with any number.
- *
- * @param count  1 to 1024; 0 = as RAYON_NUM_THREADS says, or as there are processors, which is what there is without this call.
- * @param err    NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT for more; MC_ERROR_OUT_OF_MEMORY if the system gives no so many, and those there were stay in
- *         use: a smaller number, or a later call, may succeed.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_set_threads(uint32_t count,
-                         mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * How many threads the library computes with on the processor. Makes them, unless they are there.
- *
- * @return 0 if the system gives none, and in a process that was forked from one that had them.
- *
- * Threads: any.
- */
-uint32_t mc_threads(void);
-
-/**
- * Sets, replaces or removes the process's log callback. Without one nothing is logged.
- *
- * On success the library owns `user_data`: when the callback is replaced or removed, and no thread is inside it any more,
- * `user_data_free` is called exactly once, before this function returns. So do not call it with a lock held that the old
- * callback takes. On failure nothing changes and `user_data` stays yours.
- *
- * @param callback        receives the messages; NULL = remove the callback, the other three are then not used.
- * @param user_data       handed to the callback; may be NULL.
- * @param user_data_free  frees `user_data`; may be NULL.
- * @param max_level       the most detailed level that is delivered; MC_LOG_OFF = none.
- * @param err             NULL, or receives the error.
- * @return MC_OK; MC_ERROR_BUSY if called from a log callback, or if the program is written in Rust and has installed
- *         another logger of the `log` crate.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_log_set(mc_log_fn callback,
-                     void *MC_NULLABLE user_data,
-                     mc_destroy_fn user_data_free,
-                     mc_log_level max_level,
-                     mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/** @} */
-
-
-/**
- * @defgroup mc_values Results that are text or token ids
- * @{
- */
-
-/**
  * Text that a call returned. Immutable.
- *
- * Threads: any, concurrently.
+ * @ingroup values
  */
 typedef struct mc_string mc_string;
 
 /**
  * Token ids that a call returned. Immutable.
- *
- * Threads: any, concurrently.
+ * @ingroup values
  */
 typedef struct mc_tokens mc_tokens;
 
 /**
- * The bytes of a string.
- *
- * @param string  the string; NULL gives "".
- * @return UTF-8, NUL-terminated, valid until the string is freed. Text may itself contain NUL: mc_string_len() counts.
- *
- * Threads: any.
- */
-const char *MC_NONNULL mc_string_data(const mc_string *MC_NONNULL string);
-
-/**
- * The length of a string.
- *
- * @param string  the string; NULL gives 0.
- * @return bytes, without the NUL at the end.
- *
- * Threads: any.
- */
-size_t mc_string_len(const mc_string *MC_NONNULL string);
-
-/**
- * Frees a string.
- *
- * @param string  the string, or NULL.
- *
- * Threads: any.
- */
-void mc_string_free(mc_string *MC_NULLABLE string);
-
-/**
- * The token ids.
- *
- * @param tokens  the tokens; NULL gives an empty array.
- * @return mc_tokens_len() ids, valid until the tokens are freed; never NULL.
- *
- * Threads: any.
- */
-const uint32_t *MC_NONNULL mc_tokens_data(const mc_tokens *MC_NONNULL tokens);
-
-/**
- * How many token ids there are.
- *
- * @param tokens  the tokens; NULL gives 0.
- *
- * Threads: any.
- */
-size_t mc_tokens_len(const mc_tokens *MC_NONNULL tokens);
-
-/**
- * Frees token ids.
- *
- * @param tokens  the tokens, or NULL.
- *
- * Threads: any.
- */
-void mc_tokens_free(mc_tokens *MC_NULLABLE tokens);
-
-/** @} */
-
-
-/**
- * @defgroup mc_cancel A flag that stops calls from another thread or from a signal handler
- * @{
- *
- * Hand it to a call or its options, trigger it, and the call ends with MC_CANCELLED at its next check: at each download
- * chunk, tensor loaded, prefill chunk, token, group of embedded texts and layer of a training pass. What the call worked on stays usable.
- */
-
-/**
  * A flag that stops the calls it was handed to. Freeing it does not stop or disturb them.
- *
- * Threads: any, concurrently.
+ * @ingroup cancel
  */
 typedef struct mc_cancel mc_cancel;
 
 /**
- * Makes a flag that is not triggered.
- *
- * @return one reference; free it with mc_cancel_free().
- *
- * Threads: any.
- */
-mc_cancel *MC_NONNULL mc_cancel_new(void);
-
-/**
- * Stops every call that was given this flag, now and until mc_cancel_reset().
- *
- * @param cancel  the flag; NULL does nothing.
- *
- * Threads: any; also safe in a signal handler.
- */
-void mc_cancel_trigger(const mc_cancel *MC_NONNULL cancel);
-
-/**
- * Lets new calls with this flag run again.
- *
- * @param cancel  the flag; NULL does nothing.
- *
- * Threads: any; also safe in a signal handler.
- */
-void mc_cancel_reset(const mc_cancel *MC_NONNULL cancel);
-
-/**
- * Whether the flag is triggered.
- *
- * @param cancel  the flag; NULL gives false.
- *
- * Threads: any.
- */
-bool mc_cancel_is_triggered(const mc_cancel *MC_NONNULL cancel);
-
-/**
- * Frees a flag; calls that still use it go on.
- *
- * @param cancel  the flag, or NULL.
- *
- * Threads: any.
- */
-void mc_cancel_free(mc_cancel *MC_NULLABLE cancel);
-
-/** @} */
-
-
-/**
- * @defgroup mc_device Where the arithmetic runs: the CPU, an Apple GPU through Metal, or an NVIDIA GPU through CUDA
- * @{
- *
- * A model loads onto the best device by itself; make a device to choose one, or to stop work while an app is in the
- * background.
- */
-
-/** The kinds of device. */
-typedef enum {
-  /** The best there is: Metal or CUDA where this build and this machine have it, else the CPU. */
-  MC_DEVICE_AUTO = 0,
-  /** The processor. */
-  MC_DEVICE_CPU = 1,
-  /** An Apple GPU. */
-  MC_DEVICE_METAL = 2,
-  /** An NVIDIA GPU. */
-  MC_DEVICE_CUDA = 3,
-  /** Not a value: makes the enum 32 bits wide. */
-  MC_DEVICE_KIND_FORCE32 = 2147483647,
-} mc_device_kind;
-
-/**
  * A device. Models keep theirs alive.
- *
- * Threads: any, concurrently.
+ * @ingroup device
  */
 typedef struct mc_device mc_device;
 
 /**
- * How many devices of a kind this process can open.
- *
- * @param kind  a kind; MC_DEVICE_AUTO and MC_DEVICE_CPU count one.
- * @return 0 for a kind that this build or machine lacks, and for a number that is no kind.
- *
- * Threads: any.
+ * Token ids to text as they come, as an answer's events show it: whole characters, and without special tokens. Mutable.
+ * @ingroup tokenizer
  */
-size_t mc_device_count(mc_device_kind kind);
+typedef struct mc_text_stream mc_text_stream;
 
 /**
- * Opens a device.
- *
- * @param kind   which kind.
- * @param index  which of them, from 0 to mc_device_count() - 1; 0 for MC_DEVICE_AUTO and MC_DEVICE_CPU.
- * @param out    receives one reference; free it with mc_device_free().
- * @param err    NULL, or receives the error.
- * @return MC_OK; MC_ERROR_NOT_FOUND if this build or machine has no such device.
- *
- * Threads: any.
+ * A tokenizer. Immutable.
+ * @ingroup tokenizer
  */
-MC_NODISCARD
-mc_status mc_device_new(mc_device_kind kind,
-                        size_t index,
-                        mc_device *MC_NULLABLE *MC_NONNULL out,
-                        mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * The kind of device that was opened. (In C a function cannot have the name of the type that it returns.)
- *
- * @param device  the device.
- * @return never MC_DEVICE_AUTO, except for a wrong handle.
- *
- * Threads: any.
- */
-mc_device_kind mc_device_kind_of(const mc_device *MC_NONNULL device);
-
-/**
- * What the system calls the device.
- *
- * @param device  the device.
- * @return UTF-8, NUL-terminated, valid until the device is freed.
- *
- * Threads: any.
- */
-const char *MC_NONNULL mc_device_name(const mc_device *MC_NONNULL device);
-
-/**
- * How much of the device's memory is in use.
- *
- * @param device       the device.
- * @param used_bytes   receives what is in use by this process; on CUDA by all.
- * @param total_bytes  receives what there is; on Metal what the system recommends to use at most.
- * @param err          NULL, or receives the error.
- * @return MC_OK; MC_ERROR_DEVICE; MC_ERROR_UNSUPPORTED where the system does not tell.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_device_memory(const mc_device *MC_NONNULL device,
-                           uint64_t *MC_NONNULL used_bytes,
-                           uint64_t *MC_NONNULL total_bytes,
-                           mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Waits until the device has finished what it was given.
- *
- * @param device  the device.
- * @param err     NULL, or receives the error.
- * @return MC_OK; MC_ERROR_DEVICE if some of it failed.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_device_synchronize(const mc_device *MC_NONNULL device,
-                                mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Closes a device for new work, as iOS demands before an app goes to the background, and waits for the work that it was given.
- *
- * A call that runs ends with MC_ERROR_SUSPENDED behind its step: a prefill chunk, a token, a batch of texts, a piece of a file.
- * A call that begins ends so at once. None waits: the thread that must call mc_device_resume() may be its own.
- *
- * After mc_device_resume() everything goes on to the result that it would have had: a session's answer with
- * mc_session_next(), also one that mc_session_generate_stream() began; other calls when they are made again. Sessions keep
- * what was evaluated.
- *
- * @param device      the device that the models were loaded onto with mc_model_options_set_device(). Another mc_device of
- *                    the same kind does not stop them.
- * @param timeout_ms  how long to wait, in milliseconds; 0 = do not wait.
- * @param err         NULL, or receives the error.
- * @return MC_OK when the device is idle; MC_ERROR_BUSY if it is not after the timeout (suspended it is all the same);
- *         MC_ERROR_DEVICE if work failed that nobody waited for.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_device_suspend(const mc_device *MC_NONNULL device,
-                            uint32_t timeout_ms,
-                            mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Opens a device again after mc_device_suspend().
- *
- * @param device  the device; one that is not suspended stays as it is.
- *
- * Threads: any.
- */
-void mc_device_resume(const mc_device *MC_NONNULL device);
-
-/**
- * Frees a device; models on it go on.
- *
- * @param device  the device, or NULL.
- *
- * Threads: any.
- */
-void mc_device_free(mc_device *MC_NULLABLE device);
-
-/** @} */
+typedef struct mc_tokenizer mc_tokenizer;
 
 
 /**
- * @defgroup mc_model Loading a model and asking what it is
+ * @defgroup model Models: load one, ask what it is, write one
  * @{
  *
- * A model is a directory with config.json, safetensors and tokenizer.json, a GGUF file, or a repository on Hugging
- * Face. It is immutable: any number of sessions on any threads share one.
+ * A model is a directory with config.json, safetensors and tokenizer.json, a GGUF file, or a repository on Hugging Face. It is immutable:
+ * any number of sessions share one. Without options it is loaded onto the best device with its weights as they are stored; the options,
+ * behind the calls, choose a device, quantise while loading, tell how far a load is, and stop it.
+ *
+ * @code
+ * static int32_t show_progress(void *user_data, const mc_progress_event *event) {
+ *     if (event->total > 0) fprintf(user_data, "\r%.0f %%  ", 100.0 * (double)event->done / (double)event->total);
+ *     return MC_CONTINUE;
+ * }
+ *
+ * static mc_model *load(const char *path, const mc_device *device) {
+ *     mc_model_options *options = mc_model_options_new();
+ *     mc_model_options_set_device(options, device);
+ *     mc_model_options_set_progress(options, show_progress, stderr);
+ *     uint64_t bytes = 0;
+ *     check(mc_model_estimate_memory(path, options, &bytes, &error));
+ *     printf("needs       %.0f MB\n", (double)bytes / 1e6);
+ *     mc_model *model = NULL;
+ *     check(mc_model_load(path, options, &model, &error));
+ *     mc_model_options_free(options);
+ *     printf("is          %s, %.1f million weights, %zu tokens of context\n", mc_model_architecture(model),
+ *            (double)mc_model_parameter_count(model) / 1e6, mc_model_context_length(model));
+ *     return model;
+ * }
+ * @endcode
+ * @see @ref generate, @ref session, @ref device, @ref tokenizer
+ *
+ * Threads: any. A model is used concurrently. Options are set by one thread at a time, with the functions that take them without `const`,
+ * and then used concurrently.
  */
-
-/** The type that weights are kept in. */
-typedef enum {
-  /** As stored in the file. */
-  MC_DTYPE_DEFAULT = 0,
-  /** 32-bit floating point. */
-  MC_DTYPE_F32 = 1,
-  /** 16-bit IEEE floating point. */
-  MC_DTYPE_F16 = 2,
-  /** 16-bit brain floating point. */
-  MC_DTYPE_BF16 = 3,
-  /** Not a value: makes the enum 32 bits wide. */
-  MC_DTYPE_FORCE32 = 2147483647,
-} mc_dtype;
 
 /** Which part of a long call is running, and what `done` and `total` of mc_progress_event count. */
 typedef enum {
@@ -710,6 +361,20 @@ typedef enum {
   MC_STAGE_FORCE32 = 2147483647,
 } mc_stage;
 
+/** The type that weights are kept in. */
+typedef enum {
+  /** As stored in the file. */
+  MC_DTYPE_DEFAULT = 0,
+  /** 32-bit floating point. */
+  MC_DTYPE_F32 = 1,
+  /** 16-bit IEEE floating point. */
+  MC_DTYPE_F16 = 2,
+  /** 16-bit brain floating point. */
+  MC_DTYPE_BF16 = 3,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_DTYPE_FORCE32 = 2147483647,
+} mc_dtype;
+
 /** What a model can be asked for. */
 typedef enum {
   /** Generating text. */
@@ -727,21 +392,6 @@ typedef enum {
   /** Not a value: makes the enum 32 bits wide. */
   MC_CAPABILITY_FORCE32 = 2147483647,
 } mc_capability;
-
-/**
- * A loaded model: its network, tokenizer, chat template and generation defaults. Immutable.
- *
- * Threads: any, concurrently.
- */
-typedef struct mc_model mc_model;
-
-/**
- * How to load a model: a builder. A bad value is remembered and reported by the first call that uses the options, as
- * MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
- *
- * Threads: any, one at a time while it is set; then concurrently.
- */
-typedef struct mc_model_options mc_model_options;
 
 /** How far a long call is. Fields are only ever added at the end. */
 typedef struct {
@@ -764,254 +414,6 @@ typedef struct {
  *         MC_FINISH_CALLBACK.
  */
 typedef int32_t (*MC_NULLABLE mc_progress_fn)(void *MC_NULLABLE user_data, const mc_progress_event *MC_NONNULL event);
-
-/**
- * Makes load options: best device, weights as stored, the model's own context, the tokenizer beside the weights.
- *
- * @return one reference; free it with mc_model_options_free().
- *
- * Threads: any.
- */
-mc_model_options *MC_NONNULL mc_model_options_new(void);
-
-/**
- * Sets options from JSON, each as its setter does, in the order in which they are written.
- *
- * `dtype`: "f32", "f16" or "bf16". `tokenizer_path`, `quantization`, `kv_cache`, `file`, `hub_cache_dir`, `hub_revision`, `hub_token`:
- * texts. `exact`, `offline`: true or false. `max_context`: a number. What is a handle or a callback has its setter alone.
- *
- * @param options   the options.
- * @param json      an object, UTF-8, such as `{"quantization": "q4_k_m", "max_context": 8192}`; a member that is null has its default
- *                  again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that
- *                  stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of
- *                  these have their defaults again.
- * @param json_len  bytes.
- *
- * Threads: any, exclusive.
- */
-void mc_model_options_set_json(mc_model_options *MC_NONNULL options,
-                               const char *MC_NULLABLE json,
-                               size_t json_len);
-
-/**
- * Where the model runs.
- *
- * @param options  the options.
- * @param device   the device; the options keep it alive. NULL (the default) = the best one, as MC_DEVICE_AUTO.
- *
- * Threads: any, exclusive.
- */
-void mc_model_options_set_device(mc_model_options *MC_NONNULL options, const mc_device *MC_NULLABLE device);
-
-/**
- * The type to keep weights in.
- *
- * @param options  the options.
- * @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored. On the CPU quantised weights of the files are widened to
- *                 it; on a GPU they stay quantised, and it is the type that prompts are computed in: F32 by default
- *                 where the embedding is quantised; MC_DTYPE_BF16 takes half the memory for what of a matrix is decoded.
- *
- * Threads: any, exclusive.
- */
-void mc_model_options_set_dtype(mc_model_options *MC_NONNULL options,
-                                mc_dtype dtype);
-
-/**
- * Another tokenizer than the model's, or one for a directory without.
- *
- * @param options  the options.
- * @param path     a tokenizer.json, a directory with one, or a .gguf file; NULL (the default) = the model's.
- *
- * Threads: any, exclusive.
- */
-void mc_model_options_set_tokenizer_path(mc_model_options *MC_NONNULL options, const char *MC_NULLABLE path);
-
-/**
- * Asks for weights that are quantised while loading, to take less memory. This version does it on every device.
- *
- * | kind | in each row of a matrix | bits a weight |
- * | --- | --- | --- |
- * | "q8_0" | 32 neighbours become a byte each and a common 16-bit scale | 8.5 |
- * | "q6_k" | six bits, scales of two levels for 16 neighbours | 6.6 |
- * | "q5_k_m" | five bits, scales and mins of two levels for 32 | 5.6, and 6.6 |
- * | "q4_k_m" | four bits, scales and mins of two levels for 32 | 4.6, and 6.6 |
- * | "q4_0" | four bits and a common 16-bit scale of 32 | 4.5 |
- * | "iq4_nl" | four bits, levels that lie closer around zero, a 16-bit scale of 32 | 4.5 |
- * | "mlx4" | four bits, a 16-bit scale and bias of 64, as mlx_lm converts | 4.5 |
- *
- * Formats are ggml's and MLX's. "q5_k_m" and "q4_k_m" are mixes of llama.cpp: the value and down projections of half of the layers
- * and the output matrix have six bits, which the output matrix has with "q4_0" and "iq4_nl" too. Rows that are no whole blocks
- * of 256 have the next finer format of 32 (Q5_0, Q5_1, Q8_0), those of no whole blocks at all F16, or with "q8_0" a shorter block.
- * On a GPU scales and mins are rounded to F16, and rows of no whole 32 columns keep the type of mc_model_options_set_dtype().
- *
- * That goes for all projections, the output matrix, and an embedding that is one with it. Tables that are only looked
- * up, norms, biases and the layers behind the pooling of a sentence embedder keep the type of
- * mc_model_options_set_dtype(). Such a model generates, embeds, takes adapters and trains them as any other; a merge
- * makes the matrices that it changes F32. An mc_lora, a saved session or a checkpoint is for a model of the same kind;
- * an adapter's directory is for all.
- *
- * @param options  the options.
- * @param kind     one of these; NULL (the default) = as stored. Weights that the files hold quantised in another way are widened
- *                 and quantised once more. Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
- *                 what there is; MC_ERROR_FORMAT for a weight that is not finite or too large for its scale in
- *                 F16, which none up to 65504 is, with "q8_0" none up to 8.3 million.
- *
- * Threads: any, exclusive.
- */
-void mc_model_options_set_quantization(mc_model_options *MC_NONNULL options,
-                                       const char *MC_NULLABLE kind);
-
-/**
- * Computes in F32 with quantised weights on the CPU, as if they were stored as the F32 that they stand for.
- *
- * By default activations are rounded for products with quantised weights: in each row 32 neighbours share a scale and become
- * eight bits each, sixteen where weights have more than four; matrices of fewer than 512 columns whose weights have no more
- * are left out. That is two to four times as fast, and changes logits less than quantising has changed them. Weights in F32,
- * F16 and BF16 are always exact, and so is training: an adapter that is trained over quantised weights gives exactly what
- * training has seen in a model that was loaded with this.
- *
- * @param options  the options.
- * @param value    true = exact; false (the default) = fast. A saved session is for a model that was loaded the same way.
- *
- * Threads: any, exclusive.
- */
-void mc_model_options_set_exact(mc_model_options *MC_NONNULL options,
-                                bool value);
-
-/**
- * The type in which sessions of this model keep the keys and values of tokens, the KV cache: the memory that grows with a context.
- *
- * "f32" keeps them as they are computed; on a GPU that is the type of mc_model_options_set_dtype(). "f16" rounds each value to
- * the nearest, in half of the memory of "f32"; a value beyond 65504 becomes NaN, and the answer an error, where the largest
- * number in its place would change it in silence. "q8_0", on the CPU, takes 0.27 of "f32": in each head, 32 neighbours become
- * a byte each and a common 16-bit scale, as in ggml; all of them become NaN if one is not finite or is beyond 8.3 million.
- * Arithmetic stays as it is. A value is rounded once, when its token is evaluated: on the CPU a prompt at once, in chunks or
- * token by token, and sessions that go on together, have the same bits with each type. Training and embeddings keep nothing,
- * and do not change.
- *
- * @param options  the options.
- * @param kind     "f32", "f16" or "q8_0"; NULL (the default) = "f32". Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
- *                 what there is, for "q8_0" on a GPU, and for "f16" and "q8_0" where a model only embeds. A saved session is
- *                 for a model with the same kind, else mc_session_load() returns MC_ERROR_MISMATCH, naming both.
- *
- * Threads: any, exclusive.
- */
-void mc_model_options_set_kv_cache(mc_model_options *MC_NONNULL options,
-                                   const char *MC_NULLABLE kind);
-
-/**
- * The longest context that sessions of this model may have.
- *
- * @param options  the options.
- * @param value    tokens; 0 (the default) = what the model's configuration says. More than that extrapolates, at a cost in
- *                 quality.
- *
- * Threads: any, exclusive.
- */
-void mc_model_options_set_max_context(mc_model_options *MC_NONNULL options,
-                                      size_t value);
-
-/**
- * Where mc_model_load_hub() keeps what it downloads.
- *
- * @param options  the options.
- * @param value    a directory, in the layout of Hugging Face's own cache. NULL (the default) = theirs, in the home directory.
- *
- * Threads: any, exclusive.
- */
-void mc_model_options_set_hub_cache_dir(mc_model_options *MC_NONNULL options,
-                                        const char *MC_NULLABLE value);
-
-/**
- * Which GGUF file is loaded of a directory or a repository that has several.
- *
- * @param options  the options.
- * @param value    its name, "model-Q4_K_M.gguf"; that of the first part of a split model. NULL (the default) = the safetensors, or the one
- *                 GGUF file there is; of several in a repository the one whose name says Q4_K_M.
- *
- * Threads: any, exclusive.
- */
-void mc_model_options_set_file(mc_model_options *MC_NONNULL options,
-                               const char *MC_NULLABLE value);
-
-/**
- * Which revision of a repository mc_model_load_hub() loads.
- *
- * @param options  the options.
- * @param value    a branch, tag or commit. NULL (the default) = "main".
- *
- * Threads: any, exclusive.
- */
-void mc_model_options_set_hub_revision(mc_model_options *MC_NONNULL options, const char *MC_NULLABLE value);
-
-/**
- * The access token for private and gated repositories.
- *
- * @param options  the options.
- * @param value    the token; NULL (the default) = none. Tokens stored on this machine are not looked for.
- *
- * Threads: any, exclusive.
- */
-void mc_model_options_set_hub_token(mc_model_options *MC_NONNULL options, const char *MC_NULLABLE value);
-
-/**
- * Whether mc_model_load_hub() must do with what was downloaded before.
- *
- * @param options  the options.
- * @param offline  true = no network; a file that is not in the cache is MC_ERROR_NOT_FOUND. Default: false.
- *
- * Threads: any, exclusive.
- */
-void mc_model_options_set_offline(mc_model_options *MC_NONNULL options, bool offline);
-
-/**
- * A flag that stops loading.
- *
- * @param options  the options.
- * @param cancel   the flag; the options keep it alive. NULL (the default) = none.
- *
- * Threads: any, exclusive.
- */
-void mc_model_options_set_cancel(mc_model_options *MC_NONNULL options, const mc_cancel *MC_NULLABLE cancel);
-
-/**
- * Who hears how far loading is.
- *
- * @param options    the options.
- * @param progress   called during a load, on its thread; NULL (the default) = nobody.
- * @param user_data  handed to `progress`; may be NULL. Must live until the last load with these options is over.
- *
- * Threads: any, exclusive.
- */
-void mc_model_options_set_progress(mc_model_options *MC_NONNULL options,
-                                   mc_progress_fn progress,
-                                   void *MC_NULLABLE user_data);
-
-/**
- * Frees options; a load that uses them goes on.
- *
- * @param options  the options, or NULL.
- *
- * Threads: any.
- */
-void mc_model_options_free(mc_model_options *MC_NULLABLE options);
-
-/**
- * How much memory a model takes, without loading it: weights, the KV cache of the whole context, and the workspace.
- *
- * @param path     a model as for mc_model_load().
- * @param options  how it would be loaded; NULL = the defaults.
- * @param bytes    receives the estimate, in bytes.
- * @param err      NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8, MC_ERROR_NOT_FOUND, MC_ERROR_IO, MC_ERROR_FORMAT, MC_ERROR_UNSUPPORTED.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_model_estimate_memory(const char *MC_NONNULL path,
-                                   const mc_model_options *MC_NULLABLE options,
-                                   uint64_t *MC_NONNULL bytes,
-                                   mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
  * Loads a model from this machine. Files are checked: a missing, left over or wrongly shaped tensor is an error that names it.
@@ -1066,6 +468,21 @@ mc_status mc_model_load_hub(const char *MC_NONNULL repo_id,
                             const mc_model_options *MC_NULLABLE options,
                             mc_model *MC_NULLABLE *MC_NONNULL out,
                             mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * How much memory a model takes, without loading it: weights, the KV cache of the whole context, and the workspace.
+ *
+ * @param path     a model as for mc_model_load().
+ * @param options  how it would be loaded; NULL = the defaults.
+ * @param bytes    receives the estimate, in bytes.
+ * @param err      NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8, MC_ERROR_NOT_FOUND, MC_ERROR_IO, MC_ERROR_FORMAT, MC_ERROR_UNSUPPORTED.
+ */
+MC_NODISCARD
+mc_status mc_model_estimate_memory(const char *MC_NONNULL path,
+                                   const mc_model_options *MC_NULLABLE options,
+                                   uint64_t *MC_NONNULL bytes,
+                                   mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
  * Writes a model as a directory in the layout of the Hub, which this library and transformers load: model.safetensors, config.json,
@@ -1126,8 +543,6 @@ mc_status mc_model_save_gguf(const mc_model *MC_NONNULL model,
  * Adds a reference to a model, for a second owner; each reference is dropped with mc_model_free().
  *
  * @param model  the model.
- *
- * Threads: any.
  */
 void mc_model_retain(const mc_model *MC_NONNULL model);
 
@@ -1135,8 +550,6 @@ void mc_model_retain(const mc_model *MC_NONNULL model);
  * Drops a reference to a model. Sessions keep what they need of it.
  *
  * @param model  the model, or NULL.
- *
- * Threads: any.
  */
 void mc_model_free(mc_model *MC_NULLABLE model);
 
@@ -1145,8 +558,6 @@ void mc_model_free(mc_model *MC_NULLABLE model);
  *
  * @param model  the model.
  * @return UTF-8, NUL-terminated, valid until the model is freed.
- *
- * Threads: any.
  */
 const char *MC_NONNULL mc_model_architecture(const mc_model *MC_NONNULL model);
 
@@ -1157,8 +568,6 @@ const char *MC_NONNULL mc_model_architecture(const mc_model *MC_NONNULL model);
  * @param out    receives their ids, the usual one first, none if no file names one; free it with mc_tokens_free().
  * @param err    NULL, or receives the error.
  * @return MC_OK.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_model_eos_tokens(const mc_model *MC_NONNULL model,
@@ -1172,8 +581,6 @@ mc_status mc_model_eos_tokens(const mc_model *MC_NONNULL model,
  *             mc_string_free().
  * @param err  NULL, or receives the error.
  * @return MC_OK.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_architectures_json(mc_string *MC_NULLABLE *MC_NONNULL out,
@@ -1183,8 +590,6 @@ mc_status mc_architectures_json(mc_string *MC_NULLABLE *MC_NONNULL out,
  * The longest context of a session, in tokens.
  *
  * @param model  the model.
- *
- * Threads: any.
  */
 size_t mc_model_context_length(const mc_model *MC_NONNULL model);
 
@@ -1192,8 +597,6 @@ size_t mc_model_context_length(const mc_model *MC_NONNULL model);
  * How many token ids the network knows: the number of logits.
  *
  * @param model  the model.
- *
- * Threads: any.
  */
 size_t mc_model_vocab_size(const mc_model *MC_NONNULL model);
 
@@ -1201,8 +604,6 @@ size_t mc_model_vocab_size(const mc_model *MC_NONNULL model);
  * The width of the network, in numbers a token.
  *
  * @param model  the model.
- *
- * Threads: any.
  */
 size_t mc_model_hidden_size(const mc_model *MC_NONNULL model);
 
@@ -1210,8 +611,6 @@ size_t mc_model_hidden_size(const mc_model *MC_NONNULL model);
  * How many layers the network has.
  *
  * @param model  the model.
- *
- * Threads: any.
  */
 size_t mc_model_layer_count(const mc_model *MC_NONNULL model);
 
@@ -1219,8 +618,6 @@ size_t mc_model_layer_count(const mc_model *MC_NONNULL model);
  * How many weights the network has; shared ones count once.
  *
  * @param model  the model.
- *
- * Threads: any.
  */
 uint64_t mc_model_parameter_count(const mc_model *MC_NONNULL model);
 
@@ -1229,8 +626,6 @@ uint64_t mc_model_parameter_count(const mc_model *MC_NONNULL model);
  *
  * @param model  the model.
  * @return never MC_DTYPE_DEFAULT, except for a wrong handle.
- *
- * Threads: any.
  */
 mc_dtype mc_model_dtype(const mc_model *MC_NONNULL model);
 
@@ -1240,8 +635,6 @@ mc_dtype mc_model_dtype(const mc_model *MC_NONNULL model);
  * @param model       the model.
  * @param capability  what for.
  * @return false for a number that is no capability.
- *
- * Threads: any.
  */
 bool mc_model_supports(const mc_model *MC_NONNULL model, mc_capability capability);
 
@@ -1252,8 +645,6 @@ bool mc_model_supports(const mc_model *MC_NONNULL model, mc_capability capabilit
  * @param out    receives one reference; free it with mc_string_free().
  * @param err    NULL, or receives the error.
  * @return MC_OK.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_model_config_json(const mc_model *MC_NONNULL model,
@@ -1284,648 +675,252 @@ mc_status mc_model_config_json(const mc_model *MC_NONNULL model,
  * @param out    receives one reference; free it with mc_string_free().
  * @param err    NULL, or receives the error.
  * @return MC_OK.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_model_backend_json(const mc_model *MC_NONNULL model,
                                 mc_string *MC_NULLABLE *MC_NONNULL out,
                                 mc_error *MC_NULLABLE *MC_NULLABLE err);
 
-/** @} */
-
-
 /**
- * @defgroup mc_tokenizer Text to token ids and back
- * @{
+ * Makes load options: best device, weights as stored, the model's own context, the tokenizer beside the weights.
+ *
+ * @return one reference; free it with mc_model_options_free().
  */
+mc_model_options *MC_NONNULL mc_model_options_new(void);
 
 /**
- * Token ids to text as they come, as an answer's events show it: whole characters, and without special tokens. Mutable.
+ * Sets options from JSON, each as its setter does, in the order in which they are written.
  *
- * Threads: any; exclusive: a second call meanwhile is MC_ERROR_BUSY.
- */
-typedef struct mc_text_stream mc_text_stream;
-
-/**
- * A tokenizer. Immutable.
+ * `dtype`: "f32", "f16" or "bf16". `tokenizer_path`, `quantization`, `kv_cache`, `file`, `hub_cache_dir`, `hub_revision`, `hub_token`:
+ * texts. `exact`, `offline`: true or false. `max_context`: a number. What is a handle or a callback has its setter alone.
  *
- * Threads: any, concurrently.
- */
-typedef struct mc_tokenizer mc_tokenizer;
-
-/**
- * A model's tokenizer.
- *
- * @param model  the model.
- * @param out    receives one reference; free it with mc_tokenizer_free(). It outlives the model.
- * @param err    NULL, or receives the error.
- * @return MC_OK; MC_ERROR_NOT_FOUND if the model has none.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_model_tokenizer(const mc_model *MC_NONNULL model,
-                             mc_tokenizer *MC_NULLABLE *MC_NONNULL out,
-                             mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Loads a tokenizer alone. One of a GGUF file gives the ids that the model's tokenizer.json gives.
- *
- * @param path  a tokenizer.json, a directory with one, or a .gguf file, of a whole model or of a vocabulary alone.
- * @param out   receives one reference; free it with mc_tokenizer_free().
- * @param err   NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file;
- *         MC_ERROR_UNSUPPORTED for a GGUF file whose kind of tokenizer the library does not know.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_tokenizer_load(const char *MC_NONNULL path,
-                            mc_tokenizer *MC_NULLABLE *MC_NONNULL out,
-                            mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Text to token ids.
- *
- * @param tokenizer    the tokenizer.
- * @param text         UTF-8; NULL if `text_len` is 0. Special tokens written in it, such as "<|im_end|>", become their ids.
- * @param text_len     bytes.
- * @param add_special  whether to add what the tokenizer puts around a text, such as a beginning-of-sequence token.
- * @param out          receives one reference; free it with mc_tokens_free().
- * @param err          NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_tokenizer_encode(const mc_tokenizer *MC_NONNULL tokenizer,
-                              const char *MC_NULLABLE text,
-                              size_t text_len,
-                              bool add_special,
-                              mc_tokens *MC_NULLABLE *MC_NONNULL out,
-                              mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Token ids to text. Bytes that are not UTF-8, as where a character is cut, become U+FFFD.
- *
- * @param tokenizer     the tokenizer.
- * @param tokens        ids; NULL if `tokens_len` is 0.
- * @param tokens_len    how many.
- * @param skip_special  whether to leave special tokens out.
- * @param out           receives one reference; free it with mc_string_free().
- * @param err           NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an id outside the vocabulary.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_tokenizer_decode(const mc_tokenizer *MC_NONNULL tokenizer,
-                              const uint32_t *MC_NULLABLE tokens,
-                              size_t tokens_len,
-                              bool skip_special,
-                              mc_string *MC_NULLABLE *MC_NONNULL out,
-                              mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * The id of one token, as the vocabulary spells it: "<|im_end|>", or a piece with its space mark.
- *
- * @param tokenizer  the tokenizer.
- * @param token      the token.
- * @param out        receives the id.
- * @param err        NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the vocabulary lacks it.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_tokenizer_token_id(const mc_tokenizer *MC_NONNULL tokenizer,
-                                const char *MC_NONNULL token,
-                                uint32_t *MC_NONNULL out,
-                                mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Whether a token is special: markup such as "<|im_end|>", which is not part of a text.
- *
- * @param tokenizer  the tokenizer.
- * @param token      an id.
- * @return false for an id outside the vocabulary.
- *
- * Threads: any.
- */
-bool mc_tokenizer_is_special(const mc_tokenizer *MC_NONNULL tokenizer, uint32_t token);
-
-/**
- * The bytes that a token adds to a text in its middle: UTF-8, or a part of a character. A special token adds none.
- *
- * @param tokenizer  the tokenizer.
- * @param token      an id.
- * @param out        receives the first `out_len` bytes, without a NUL behind them.
- * @param out_len    how many fit.
- * @param len        receives how many there are, which may be more.
- * @param err        NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an id outside the vocabulary; MC_ERROR_UNSUPPORTED for a tokenizer by which a
- *         token's bytes depend on its neighbours.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_tokenizer_token_bytes(const mc_tokenizer *MC_NONNULL tokenizer,
-                                   uint32_t token,
-                                   uint8_t *MC_NONNULL out,
-                                   size_t out_len,
-                                   size_t *MC_NONNULL len,
-                                   mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * How many tokens the vocabulary has, added ones counted. A network may know more ids: mc_model_vocab_size().
- *
- * @param tokenizer  the tokenizer.
- *
- * Threads: any.
- */
-size_t mc_tokenizer_vocab_size(const mc_tokenizer *MC_NONNULL tokenizer);
-
-/**
- * Frees a tokenizer.
- *
- * @param tokenizer  the tokenizer, or NULL.
- *
- * Threads: any.
- */
-void mc_tokenizer_free(mc_tokenizer *MC_NULLABLE tokenizer);
-
-/**
- * Makes a stream at its beginning.
- *
- * @param tokenizer  the tokenizer; the stream keeps it alive.
- * @param out        receives one reference; free it with mc_text_stream_free().
- * @param err        NULL, or receives the error.
- * @return MC_OK.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_text_stream_new(const mc_tokenizer *MC_NONNULL tokenizer,
-                             mc_text_stream *MC_NULLABLE *MC_NONNULL out,
-                             mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Adds a token.
- *
- * @param stream  the stream.
- * @param token   an id; one without a token has no text.
- * @param out     receives the text that became certain, which may be ""; free it with mc_string_free().
- * @param err     NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a token that the tokenizer refuses; MC_ERROR_BUSY; MC_ERROR_POISONED.
- *
- * Threads: any, exclusive.
- */
-MC_NODISCARD
-mc_status mc_text_stream_push(mc_text_stream *MC_NONNULL stream,
-                              uint32_t token,
-                              mc_string *MC_NULLABLE *MC_NONNULL out,
-                              mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * What was held back, because more might have joined it. The stream is then at its beginning, for another text.
- *
- * @param stream  the stream.
- * @param out     receives the text, which may be ""; free it with mc_string_free(). Bytes that are no whole character are dropped.
- * @param err     NULL, or receives the error.
- * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
- *
- * Threads: any, exclusive.
- */
-MC_NODISCARD
-mc_status mc_text_stream_finish(mc_text_stream *MC_NONNULL stream,
-                                mc_string *MC_NULLABLE *MC_NONNULL out,
-                                mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Frees a stream.
- *
- * @param stream  the stream, or NULL.
- *
- * Threads: any.
- */
-void mc_text_stream_free(mc_text_stream *MC_NULLABLE stream);
-
-/** @} */
-
-
-/**
- * @defgroup mc_chat Conversations, and the chat template that turns one into a prompt
- * @{
- */
-
-/** What a control token is that a message, a tool or a variable of a conversation holds. */
-typedef enum {
-  /** The token, as if the template had written it: for messages that the host writes itself. */
-  MC_CONTROL_TOKENS = 0,
-  /**
-   * Text: whoever writes a message cannot end a turn or begin another one, where the template writes it as it is. What filters of
-   * the template (lower, replace) make of a text is not looked through.
-   */
-  MC_CONTROL_TEXT = 1,
-  /** Not a value: makes the enum 32 bits wide. */
-  MC_CONTROL_FORCE32 = 2147483647,
-} mc_control_tokens;
-
-/**
- * A conversation: messages, tools, and variables of the chat template. Mutable; knows no model.
- *
- * Threads: any; `const` calls concurrently, others exclusive: a second call meanwhile is MC_ERROR_BUSY.
- */
-typedef struct mc_chat mc_chat;
-
-/**
- * Makes an empty conversation.
- *
- * @return one reference; free it with mc_chat_free().
- *
- * Threads: any.
- */
-mc_chat *MC_NONNULL mc_chat_new(void);
-
-/**
- * Makes a conversation from JSON, as chat APIs exchange it.
- *
- * @param json      an array of messages (`role`, `content` and whatever else the template reads), or an object with
- *                  `messages` and optionally `tools`; UTF-8.
+ * @param options   the options.
+ * @param json      an object, UTF-8, such as `{"quantization": "q4_k_m", "max_context": 8192}`; a member that is null has its default
+ *                  again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that
+ *                  stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of
+ *                  these have their defaults again.
  * @param json_len  bytes.
- * @param out       receives one reference; free it with mc_chat_free().
- * @param err       NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT.
- *
- * Threads: any.
  */
-MC_NODISCARD
-mc_status mc_chat_from_json(const char *MC_NONNULL json,
-                            size_t json_len,
-                            mc_chat *MC_NULLABLE *MC_NONNULL out,
-                            mc_error *MC_NULLABLE *MC_NULLABLE err);
+void mc_model_options_set_json(mc_model_options *MC_NONNULL options,
+                               const char *MC_NULLABLE json,
+                               size_t json_len);
 
 /**
- * Adds a message at the end.
+ * Where the model runs.
  *
- * @param chat         the conversation.
- * @param role         "system", "user", "assistant", or what else the template knows.
- * @param content      UTF-8; NULL if `content_len` is 0. Copied.
- * @param content_len  bytes.
- * @param err          NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
- *
- * Threads: any, exclusive.
+ * @param options  the options.
+ * @param device   the device; the options keep it alive. NULL (the default) = the best one, as MC_DEVICE_AUTO.
  */
-MC_NODISCARD
-mc_status mc_chat_add(mc_chat *MC_NONNULL chat,
-                      const char *MC_NONNULL role,
-                      const char *MC_NULLABLE content,
-                      size_t content_len,
-                      mc_error *MC_NULLABLE *MC_NULLABLE err);
+void mc_model_options_set_device(mc_model_options *MC_NONNULL options, const mc_device *MC_NULLABLE device);
 
 /**
- * How many messages a conversation has.
+ * The type to keep weights in.
  *
- * @param chat  the conversation.
- * @return messages; 0 while another call changes the conversation.
- *
- * Threads: any.
+ * @param options  the options.
+ * @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored. On the CPU quantised weights of the files are widened to
+ *                 it; on a GPU they stay quantised, and it is the type that prompts are computed in: F32 by default
+ *                 where the embedding is quantised; MC_DTYPE_BF16 takes half the memory for what of a matrix is decoded.
  */
-size_t mc_chat_len(const mc_chat *MC_NONNULL chat);
+void mc_model_options_set_dtype(mc_model_options *MC_NONNULL options,
+                                mc_dtype dtype);
 
 /**
- * Removes the last message, such as an answer that is to be given again.
+ * Another tokenizer than the model's, or one for a directory without.
  *
- * @param chat  the conversation.
- * @param err   NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also without a message; MC_ERROR_BUSY; MC_ERROR_POISONED.
- *
- * Threads: any, exclusive.
+ * @param options  the options.
+ * @param path     a tokenizer.json, a directory with one, or a .gguf file; NULL (the default) = the model's.
  */
-MC_NODISCARD mc_status mc_chat_remove_last(mc_chat *MC_NONNULL chat, mc_error *MC_NULLABLE *MC_NULLABLE err);
+void mc_model_options_set_tokenizer_path(mc_model_options *MC_NONNULL options, const char *MC_NULLABLE path);
 
 /**
- * A conversation as JSON, from which mc_chat_from_json() makes an equal one. A template, its variables and what else was set beside
- * messages and tools are not in it.
+ * Asks for weights that are quantised while loading, to take less memory. This version does it on every device.
  *
- * @param chat  the conversation.
- * @param out   receives an object with `messages`, and with `tools` if there are any; free it with mc_string_free().
- * @param err   NULL, or receives the error.
- * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
+ * | kind | in each row of a matrix | bits a weight |
+ * | --- | --- | --- |
+ * | "q8_0" | 32 neighbours become a byte each and a common 16-bit scale | 8.5 |
+ * | "q6_k" | six bits, scales of two levels for 16 neighbours | 6.6 |
+ * | "q5_k_m" | five bits, scales and mins of two levels for 32 | 5.6, and 6.6 |
+ * | "q4_k_m" | four bits, scales and mins of two levels for 32 | 4.6, and 6.6 |
+ * | "q4_0" | four bits and a common 16-bit scale of 32 | 4.5 |
+ * | "iq4_nl" | four bits, levels that lie closer around zero, a 16-bit scale of 32 | 4.5 |
+ * | "mlx4" | four bits, a 16-bit scale and bias of 64, as mlx_lm converts | 4.5 |
  *
- * Threads: any.
+ * Formats are ggml's and MLX's. "q5_k_m" and "q4_k_m" are mixes of llama.cpp: the value and down projections of half of the layers
+ * and the output matrix have six bits, which the output matrix has with "q4_0" and "iq4_nl" too. Rows that are no whole blocks
+ * of 256 have the next finer format of 32 (Q5_0, Q5_1, Q8_0), those of no whole blocks at all F16, or with "q8_0" a shorter block.
+ * On a GPU scales and mins are rounded to F16, and rows of no whole 32 columns keep the type of mc_model_options_set_dtype().
+ *
+ * That goes for all projections, the output matrix, and an embedding that is one with it. Tables that are only looked
+ * up, norms, biases and the layers behind the pooling of a sentence embedder keep the type of
+ * mc_model_options_set_dtype(). Such a model generates, embeds, takes adapters and trains them as any other; a merge
+ * makes the matrices that it changes F32. An mc_lora, a saved session or a checkpoint is for a model of the same kind;
+ * an adapter's directory is for all.
+ *
+ * @param options  the options.
+ * @param kind     one of these; NULL (the default) = as stored. Weights that the files hold quantised in another way are widened
+ *                 and quantised once more. Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
+ *                 what there is; MC_ERROR_FORMAT for a weight that is not finite or too large for its scale in
+ *                 F16, which none up to 65504 is, with "q8_0" none up to 8.3 million.
  */
-MC_NODISCARD
-mc_status mc_chat_json(const mc_chat *MC_NONNULL chat,
-                       mc_string *MC_NULLABLE *MC_NONNULL out,
-                       mc_error *MC_NULLABLE *MC_NULLABLE err);
+void mc_model_options_set_quantization(mc_model_options *MC_NONNULL options,
+                                       const char *MC_NULLABLE kind);
 
 /**
- * The tools that the model may call, for templates that know tools.
+ * Computes in F32 with quantised weights on the CPU, as if they were stored as the F32 that they stand for.
  *
- * @param chat      the conversation.
- * @param json      an array of tool definitions, UTF-8; NULL removes them. Copied.
- * @param json_len  bytes.
- * @param err       NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ * By default activations are rounded for products with quantised weights: in each row 32 neighbours share a scale and become
+ * eight bits each, sixteen where weights have more than four; matrices of fewer than 512 columns whose weights have no more
+ * are left out. That is two to four times as fast, and changes logits less than quantising has changed them. Weights in F32,
+ * F16 and BF16 are always exact, and so is training: an adapter that is trained over quantised weights gives exactly what
+ * training has seen in a model that was loaded with this.
  *
- * Threads: any, exclusive.
+ * @param options  the options.
+ * @param value    true = exact; false (the default) = fast. A saved session is for a model that was loaded the same way.
  */
-MC_NODISCARD
-mc_status mc_chat_set_tools_json(mc_chat *MC_NONNULL chat,
-                                 const char *MC_NULLABLE json,
-                                 size_t json_len,
-                                 mc_error *MC_NULLABLE *MC_NULLABLE err);
+void mc_model_options_set_exact(mc_model_options *MC_NONNULL options,
+                                bool value);
 
 /**
- * A chat template instead of the model's.
+ * The type in which sessions of this model keep the keys and values of tokens, the KV cache: the memory that grows with a context.
  *
- * @param chat       the conversation.
- * @param jinja      a Jinja template as in tokenizer_config.json, UTF-8; NULL = the model's. Copied.
- * @param jinja_len  bytes.
- * @param err        NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_TEMPLATE if it does not parse; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ * "f32" keeps them as they are computed; on a GPU that is the type of mc_model_options_set_dtype(). "f16" rounds each value to
+ * the nearest, in half of the memory of "f32"; a value beyond 65504 becomes NaN, and the answer an error, where the largest
+ * number in its place would change it in silence. "q8_0", on the CPU, takes 0.27 of "f32": in each head, 32 neighbours become
+ * a byte each and a common 16-bit scale, as in ggml; all of them become NaN if one is not finite or is beyond 8.3 million.
+ * Arithmetic stays as it is. A value is rounded once, when its token is evaluated: on the CPU a prompt at once, in chunks or
+ * token by token, and sessions that go on together, have the same bits with each type. Training and embeddings keep nothing,
+ * and do not change.
  *
- * Threads: any, exclusive.
+ * @param options  the options.
+ * @param kind     "f32", "f16" or "q8_0"; NULL (the default) = "f32". Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
+ *                 what there is, for "q8_0" on a GPU, and for "f16" and "q8_0" where a model only embeds. A saved session is
+ *                 for a model with the same kind, else mc_session_load() returns MC_ERROR_MISMATCH, naming both.
  */
-MC_NODISCARD
-mc_status mc_chat_set_template(mc_chat *MC_NONNULL chat,
-                               const char *MC_NULLABLE jinja,
-                               size_t jinja_len,
-                               mc_error *MC_NULLABLE *MC_NULLABLE err);
+void mc_model_options_set_kv_cache(mc_model_options *MC_NONNULL options,
+                                   const char *MC_NULLABLE kind);
 
 /**
- * A variable of the template, such as "enable_thinking"; it overrides what the model's files say.
+ * The longest context that sessions of this model may have.
  *
- * @param chat      the conversation.
- * @param name      the variable.
- * @param json      its value as JSON, such as `false` or `"text"`, UTF-8; NULL removes the variable. Copied.
- * @param json_len  bytes.
- * @param err       NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT; MC_ERROR_BUSY; MC_ERROR_POISONED.
- *
- * Threads: any, exclusive.
+ * @param options  the options.
+ * @param value    tokens; 0 (the default) = what the model's configuration says. More than that extrapolates, at a cost in
+ *                 quality.
  */
-MC_NODISCARD
-mc_status mc_chat_set_variable_json(mc_chat *MC_NONNULL chat,
-                                    const char *MC_NONNULL name,
-                                    const char *MC_NULLABLE json,
-                                    size_t json_len,
-                                    mc_error *MC_NULLABLE *MC_NULLABLE err);
+void mc_model_options_set_max_context(mc_model_options *MC_NONNULL options,
+                                      size_t value);
 
 /**
- * The clock that a template's `strftime_now` reads, for renders that must repeat.
+ * Where mc_model_load_hub() keeps what it downloads.
  *
- * @param chat          the conversation; ignored while another call uses it.
- * @param unix_seconds  seconds since 1970-01-01 00:00 UTC. Default: the time of the render.
- *
- * Threads: any, exclusive.
+ * @param options  the options.
+ * @param value    a directory, in the layout of Hugging Face's own cache. NULL (the default) = theirs, in the home directory.
  */
-void mc_chat_set_time(mc_chat *MC_NONNULL chat, int64_t unix_seconds);
+void mc_model_options_set_hub_cache_dir(mc_model_options *MC_NONNULL options,
+                                        const char *MC_NULLABLE value);
 
 /**
- * Whether the last message is left open: the prompt ends where its content ends (the content's last part of text; without a
- * content, its thoughts), and the model goes on with it instead of beginning another message.
+ * Which GGUF file is loaded of a directory or a repository that has several.
  *
- * @param chat       the conversation; ignored while another call uses it.
- * @param continues  default: false. With true a prompt has no generation prompt: mc_session_set_chat() makes it without one, and
- *                   mc_model_render_chat() and mc_model_encode_chat() must be called so.
- *
- * Threads: any, exclusive.
+ * @param options  the options.
+ * @param value    its name, "model-Q4_K_M.gguf"; that of the first part of a split model. NULL (the default) = the safetensors, or the one
+ *                 GGUF file there is; of several in a repository the one whose name says Q4_K_M.
  */
-void mc_chat_set_continue_final_message(mc_chat *MC_NONNULL chat,
-                                        bool continues);
+void mc_model_options_set_file(mc_model_options *MC_NONNULL options,
+                               const char *MC_NULLABLE value);
 
 /**
- * What control tokens are that messages, tools and variables hold: the tokenizer's special tokens, and those of its added
- * tokens that the chat template mentions. A template may make a token of a role or another short text; those are not looked
- * through, and neither are the names of fields.
+ * Which revision of a repository mc_model_load_hub() loads.
  *
- * @param chat            the conversation.
- * @param control_tokens  default: MC_CONTROL_TOKENS. With MC_CONTROL_TEXT no text means the same as the conversation: sessions
- *                        take it as it is, mc_model_encode_chat() gives its ids, mc_model_render_chat() and training refuse it.
- * @param err             NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT; MC_ERROR_BUSY; MC_ERROR_POISONED.
- *
- * Threads: any, exclusive.
+ * @param options  the options.
+ * @param value    a branch, tag or commit. NULL (the default) = "main".
  */
-MC_NODISCARD
-mc_status mc_chat_set_control_tokens(mc_chat *MC_NONNULL chat,
-                                     mc_control_tokens control_tokens,
-                                     mc_error *MC_NULLABLE *MC_NULLABLE err);
+void mc_model_options_set_hub_revision(mc_model_options *MC_NONNULL options, const char *MC_NULLABLE value);
 
 /**
- * The prompt that a conversation becomes with a model's chat template.
+ * The access token for private and gated repositories.
  *
- * @param model                  the model.
- * @param chat                   the conversation.
- * @param add_generation_prompt  whether to open the assistant's turn at the end.
- * @param out                    receives one reference; free it with mc_string_free().
- * @param err                    NULL, or receives the error.
- * @return MC_OK; MC_ERROR_NOT_FOUND if neither model nor conversation has a template; MC_ERROR_TEMPLATE if the template
- *         fails or refuses the conversation; MC_ERROR_INVALID_ARGUMENT also for a generation prompt behind a message that is
- *         left open, and with MC_CONTROL_TEXT; MC_ERROR_BUSY; MC_ERROR_POISONED.
- *
- * Threads: any.
+ * @param options  the options.
+ * @param value    the token; NULL (the default) = none. Tokens stored on this machine are not looked for.
  */
-MC_NODISCARD
-mc_status mc_model_render_chat(const mc_model *MC_NONNULL model,
-                               const mc_chat *MC_NONNULL chat,
-                               bool add_generation_prompt,
-                               mc_string *MC_NULLABLE *MC_NONNULL out,
-                               mc_error *MC_NULLABLE *MC_NULLABLE err);
+void mc_model_options_set_hub_token(mc_model_options *MC_NONNULL options, const char *MC_NULLABLE value);
 
 /**
- * The token ids of the prompt that a conversation becomes with a model's chat template: what mc_session_set_chat() evaluates.
+ * Whether mc_model_load_hub() must do with what was downloaded before.
  *
- * @param model                  the model.
- * @param chat                   the conversation.
- * @param add_generation_prompt  whether to open the assistant's turn at the end.
- * @param out                    receives one reference; free it with mc_tokens_free().
- * @param err                    NULL, or receives the error.
- * @return MC_OK; MC_ERROR_NOT_FOUND if neither model nor conversation has a template, or the model has no tokenizer;
- *         MC_ERROR_TEMPLATE if the template fails or refuses the conversation; MC_ERROR_INVALID_ARGUMENT also for a generation
- *         prompt behind a message that is left open; MC_ERROR_UNSUPPORTED with MC_CONTROL_TEXT for a tokenizer that makes
- *         control tokens of plain text; MC_ERROR_BUSY; MC_ERROR_POISONED.
- *
- * Threads: any.
+ * @param options  the options.
+ * @param offline  true = no network; a file that is not in the cache is MC_ERROR_NOT_FOUND. Default: false.
  */
-MC_NODISCARD
-mc_status mc_model_encode_chat(const mc_model *MC_NONNULL model,
-                               const mc_chat *MC_NONNULL chat,
-                               bool add_generation_prompt,
-                               mc_tokens *MC_NULLABLE *MC_NONNULL out,
-                               mc_error *MC_NULLABLE *MC_NULLABLE err);
+void mc_model_options_set_offline(mc_model_options *MC_NONNULL options, bool offline);
 
 /**
- * Frees a conversation.
+ * A flag that stops loading.
  *
- * @param chat  the conversation, or NULL.
- *
- * Threads: any.
+ * @param options  the options.
+ * @param cancel   the flag; the options keep it alive. NULL (the default) = none.
  */
-void mc_chat_free(mc_chat *MC_NULLABLE chat);
+void mc_model_options_set_cancel(mc_model_options *MC_NONNULL options, const mc_cancel *MC_NULLABLE cancel);
+
+/**
+ * Who hears how far loading is.
+ *
+ * @param options    the options.
+ * @param progress   called during a load, on its thread; NULL (the default) = nobody.
+ * @param user_data  handed to `progress`; may be NULL. Must live until the last load with these options is over.
+ */
+void mc_model_options_set_progress(mc_model_options *MC_NONNULL options,
+                                   mc_progress_fn progress,
+                                   void *MC_NULLABLE user_data);
+
+/**
+ * Frees options; a load that uses them goes on.
+ *
+ * @param options  the options, or NULL.
+ */
+void mc_model_options_free(mc_model_options *MC_NULLABLE options);
 
 /** @} */
 
 
 /**
- * @defgroup mc_lora LoRA adapters: a fine-tuning that is kept apart from its model
+ * @defgroup generate Generation: continue a text, and what an answer is
  * @{
  *
- * An adapter is loaded for a model from a directory of PEFT, and then attached: to a session (mc_session_set_lora()), to one
- * generation (mc_generate_options_set_lora()) or to embeddings (mc_embed_options_set_lora()), each with a factor. Several at once add up
- * (mc_session_set_loras()). The model itself never changes: sessions with different adapters run side by side on one model, and
- * a session whose adapters are removed computes what it would have without them, bit for bit on the CPU. mc_model_merge() makes a new
- * model with the adapter's changes in its weights.
- */
-
-/**
- * A loaded adapter. Immutable; keeps nothing of its model alive but is for that model only.
+ * mc_generate() and mc_generate_stream() evaluate a prompt and forget it. To go on from what was evaluated, use a session, which takes
+ * the same options and gives the same kind of answer: its text and tokens, its parts (text, thoughts, calls of tools), why it ended and
+ * how long it took. The options, behind the calls, choose how tokens are drawn and where an answer ends.
  *
- * Threads: any, concurrently.
- */
-typedef struct mc_lora mc_lora;
-
-/**
- * Loads an adapter of a model.
+ * @code
+ * static int32_t print_piece(void *user_data, const mc_token_event *event) {
+ *     (void)user_data;
+ *     fwrite(event->text, 1, event->text_len, stdout); // whole UTF-8 sequences; may be empty
+ *     fflush(stdout);
+ *     return MC_CONTINUE;
+ * }
+ * @endcode
  *
- * Understood are the projections of every layer, the embedding and the output matrix as targets, by names, by a pattern or as
- * "all-linear"; the matrices of all experts of a layer as target_parameters; rank_pattern, alpha_pattern, layers_to_transform,
- * exclude_modules, rsLoRA, DoRA, trained biases; the embedding and the output matrix as modules_to_save, and rows of them by
- * trainable_token_indices, which replace those of the model whatever the factor is. Files are checked: a tensor without a place in the
- * model, a target without its tensors, a shape that does not fit, a number that is not finite, and an option that would change the result
- * and is not implemented (DoRA on the embedding, among others) are errors that name it. What only matters in training, such as
- * lora_dropout, is ignored.
+ * @code
+ * mc_model *model = NULL;
+ * check(mc_model_load(argv[1], NULL, &model, &error));
  *
- * @param model     the model that the adapter was trained on. Another model of the same shapes cannot be told from it.
- * @param peft_dir  a directory with adapter_config.json and adapter_model.safetensors, as PEFT saves them. The tensors may also have
- *                  the names layers.{i}.{target}.lora_a and .lora_b.
- * @param out       receives one reference; free it with mc_lora_free().
- * @param err       NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the files; MC_ERROR_UNSUPPORTED;
- *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ * mc_generate_options *options = mc_generate_options_new();
+ * mc_generate_options_set_max_tokens(options, argc > 3 ? strtoul(argv[3], NULL, 10) : 128);
  *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_lora_load(const mc_model *MC_NONNULL model,
-                       const char *MC_NONNULL peft_dir,
-                       mc_lora *MC_NULLABLE *MC_NONNULL out,
-                       mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Writes an adapter in the format of PEFT, with its values in F32. Loading it again gives an adapter with the same results, bit for
- * bit. Tensors for parts of the model that this library has no use for, such as BERT's pooler, are not kept.
+ * mc_generation *answer = NULL;
+ * check(mc_generate_stream(model, argv[2], strlen(argv[2]), options, print_piece, NULL, &answer, &error));
  *
- * @param lora      the adapter.
- * @param peft_dir  the directory; it is made if it does not exist. Files of an adapter that are there are replaced, and stay as they
- *                  are if writing fails.
- * @param err       NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty `peft_dir`; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO.
+ * size_t tokens = mc_generation_tokens_len(answer);
+ * double seconds = mc_generation_decode_seconds(answer);
+ * printf("\n");
+ * fprintf(stderr, "%zu tokens, %.1f tokens/s\n", tokens, seconds > 0 ? (double)tokens / seconds : 0.0);
  *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_lora_save(const mc_lora *MC_NONNULL lora,
-                       const char *MC_NONNULL peft_dir,
-                       mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Adds a reference to an adapter, for a second owner; each reference is dropped with mc_lora_free().
+ * mc_generation_free(answer);
+ * mc_generate_options_free(options);
+ * mc_model_free(model);
+ * @endcode
+ * @see @ref session, @ref chat, @ref cancel
  *
- * @param lora  the adapter.
- *
- * Threads: any.
- */
-void mc_lora_retain(const mc_lora *MC_NONNULL lora);
-
-/**
- * Drops a reference to an adapter. Sessions, options and merged models keep what they need of it.
- *
- * @param lora  the adapter, or NULL.
- *
- * Threads: any.
- */
-void mc_lora_free(mc_lora *MC_NULLABLE lora);
-
-/**
- * The rank that the adapter's configuration gives; rank_pattern may give single modules another one.
- *
- * @param lora  the adapter.
- *
- * Threads: any.
- */
-size_t mc_lora_rank(const mc_lora *MC_NONNULL lora);
-
-/**
- * The lora_alpha that the adapter's configuration gives; alpha_pattern may give single modules another one. A change counts
- * alpha / rank times, or alpha / sqrt(rank) times with rsLoRA.
- *
- * @param lora  the adapter.
- *
- * Threads: any.
- */
-float mc_lora_alpha(const mc_lora *MC_NONNULL lora);
-
-/**
- * How many values the adapter has; those of replaced matrices and biases count too.
- *
- * @param lora  the adapter.
- *
- * Threads: any.
- */
-uint64_t mc_lora_parameter_count(const mc_lora *MC_NONNULL lora);
-
-/**
- * The adapter's configuration: adapter_config.json as it was read.
- *
- * @param lora  the adapter.
- * @param out   receives one reference; free it with mc_string_free().
- * @param err   NULL, or receives the error.
- * @return MC_OK.
- *
- * Threads: any.
- */
-MC_NODISCARD
-mc_status mc_lora_config_json(const mc_lora *MC_NONNULL lora,
-                              mc_string *MC_NULLABLE *MC_NONNULL out,
-                              mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/**
- * Makes a new model with an adapter's changes in its weights: the same results as with the adapter attached, up to rounding, at the
- * speed of the model alone. The model that it is made from stays as it is; the two share the weights that do not change. On the CPU the
- * changed matrices are F32, whatever they were; on a GPU they keep their type.
- *
- * To merge a second adapter, load it for the new model.
- *
- * @param model  the model.
- * @param lora   an adapter of this model.
- * @param scale  a factor for its changes: 1 = as trained, 0 = none. Matrices and biases that it replaces are replaced whatever the
- *               factor, unless it is 0.
- * @param out    receives one reference; free it with mc_model_free().
- * @param err    NULL, or receives the error.
- * @return MC_OK; MC_ERROR_MISMATCH for an adapter of another model; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any; it runs on the calling thread and may take seconds.
- */
-MC_NODISCARD
-mc_status mc_model_merge(const mc_model *MC_NONNULL model,
-                         const mc_lora *MC_NONNULL lora,
-                         float scale,
-                         mc_model *MC_NULLABLE *MC_NONNULL out,
-                         mc_error *MC_NULLABLE *MC_NULLABLE err);
-
-/** @} */
-
-
-/**
- * @defgroup mc_generate Generation options, stateless generation, and what a generation gives
- * @{
- *
- * mc_generate() and mc_generate_stream() evaluate a prompt and forget it. To go on from what was evaluated, use a session.
+ * Threads: any. A call runs on the thread that makes it. An answer is read concurrently. Options are set by one thread at a time, with the
+ * functions that take them without `const`, and then used concurrently.
  */
 
 /** What a part of an answer is. */
@@ -1965,22 +960,6 @@ typedef enum {
   /** Not a value: makes the enum 32 bits wide. */
   MC_FINISH_REASON_FORCE32 = 2147483647,
 } mc_finish_reason;
-
-/**
- * How to generate: a builder. What is not set takes what the model's generation_config.json says. A bad value is remembered
- * and reported by the first call that uses the options, as MC_ERROR_INVALID_ARGUMENT with the field, the value and what was
- * expected. Can be used many times.
- *
- * Threads: any, one at a time while it is set; then concurrently.
- */
-typedef struct mc_generate_options mc_generate_options;
-
-/**
- * A finished answer. Immutable.
- *
- * Threads: any, concurrently.
- */
-typedef struct mc_generation mc_generation;
 
 /** A part of an answer, or a piece of one. Fields are only ever added at the end. */
 typedef struct {
@@ -2028,333 +1007,6 @@ typedef struct {
 typedef int32_t (*MC_NULLABLE mc_token_fn)(void *MC_NULLABLE user_data, const mc_token_event *MC_NONNULL event);
 
 /**
- * Makes generation options: no token limit but the context, and the model's own sampling.
- *
- * @return one reference; free it with mc_generate_options_free().
- *
- * Threads: any.
- */
-mc_generate_options *MC_NONNULL mc_generate_options_new(void);
-
-/**
- * Sets options from JSON, each as its setter does, in the order in which they are written.
- *
- * `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `repetition_last_n`, `frequency_penalty`,
- * `presence_penalty`, `seed`, `reasoning_budget`, `prefill_chunk`: numbers. `ignore_eos`, `add_special`: true or false. `stop`: a list of
- * texts, in place of those before. `logit_bias`: an object of numbers by ids of tokens, in place of those before, with false for minus
- * infinity. `json_schema`: an object, or true or false. `answer_format`, `tool_choice`: texts. What is a handle or a callback has its
- * setter alone.
- *
- * @param options   the options.
- * @param json      an object, UTF-8, such as `{"max_tokens": 200, "temperature": 0.7, "stop": ["\n\n"]}`; a member that is null has its
- *                  default again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a
- *                  name that stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL
- *                  = all of these have their defaults again.
- * @param json_len  bytes.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_json(mc_generate_options *MC_NONNULL options,
-                                  const char *MC_NULLABLE json,
-                                  size_t json_len);
-
-/**
- * The most tokens to generate.
- *
- * @param options  the options.
- * @param value    tokens; 0 (the default) = until the model stops or the context is full.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_max_tokens(mc_generate_options *MC_NONNULL options, size_t value);
-
-/**
- * How random the choice of tokens is: logits are divided by this.
- *
- * @param options  the options.
- * @param value    0 or more; 0 = always the most probable token (the lowest id on ties). Default: the model's.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_temperature(mc_generate_options *MC_NONNULL options, double value);
-
-/**
- * Keeps the `value` most probable tokens.
- *
- * @param options  the options.
- * @param value    tokens; 0 = all. Default: the model's.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_top_k(mc_generate_options *MC_NONNULL options, size_t value);
-
-/**
- * Keeps the fewest most probable tokens whose probabilities sum to `value`.
- *
- * @param options  the options.
- * @param value    above 0, up to 1; 1 = all tokens. Default: the model's.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_top_p(mc_generate_options *MC_NONNULL options, double value);
-
-/**
- * Keeps the tokens with at least `value` times the probability of the most probable one.
- *
- * @param options  the options.
- * @param value    0 to 1; 0 = all tokens. Default: the model's.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_min_p(mc_generate_options *MC_NONNULL options, double value);
-
-/**
- * Makes tokens that occurred less probable: their logits are divided by `penalty` if positive, else multiplied.
- *
- * @param options  the options.
- * @param penalty  above 0; 1 = off. Default: the model's.
- * @param last_n   how many of the last tokens count, prompt and answer; 0 = all.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_repetition_penalty(mc_generate_options *MC_NONNULL options, double penalty, size_t last_n);
-
-/**
- * Subtracts `value` from a token's logit for each time it occurs in the answer.
- *
- * @param options  the options.
- * @param value    finite; 0 = off, negative = encourage. Default: 0.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_frequency_penalty(mc_generate_options *MC_NONNULL options, double value);
-
-/**
- * Subtracts `value` from the logit of each token that occurs in the answer.
- *
- * @param options  the options.
- * @param value    finite; 0 = off, negative = encourage. Default: 0.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_presence_penalty(mc_generate_options *MC_NONNULL options, double value);
-
-/**
- * Adds to the logit of one token; may be called for many tokens.
- *
- * @param options  the options.
- * @param token    the token's id; one outside the vocabulary makes the generation return MC_ERROR_INVALID_ARGUMENT.
- * @param bias     a number, added to its logit; minus infinity = never this token.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_add_logit_bias(mc_generate_options *MC_NONNULL options, uint32_t token, float bias);
-
-/**
- * Makes sampling repeat: the same seed, options, prompt, model and device give the same answer.
- *
- * @param options  the options.
- * @param seed     any number, 0 too. Default: a new one from the system for each generation.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_seed(mc_generate_options *MC_NONNULL options, uint64_t seed);
-
-/**
- * Whether to go on after the model ended its answer, as for measuring speed. With a JSON schema: as long as it lets something
- * follow.
- *
- * @param options  the options.
- * @param value    default: false.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_ignore_eos(mc_generate_options *MC_NONNULL options,
-                                        bool value);
-
-/**
- * Whether the prompt of mc_generate() gets the tokenizer's special tokens, such as a beginning-of-sequence token. Turn it off
- * for a prompt that a chat template made. Sessions decide it themselves: see mc_session_append().
- *
- * @param options  the options.
- * @param value    default: true.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_add_special(mc_generate_options *MC_NONNULL options,
-                                         bool value);
-
-/**
- * How many tokens of a prompt are evaluated at once: more is faster, fewer answers a cancel sooner and takes less memory.
- *
- * @param options  the options.
- * @param value    1 to 512 tokens. Default: 512.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_prefill_chunk(mc_generate_options *MC_NONNULL options,
-                                           size_t value);
-
-/**
- * A flag that stops the generation.
- *
- * @param options  the options.
- * @param cancel   the flag; the options keep it alive. NULL (the default) = none.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_cancel(mc_generate_options *MC_NONNULL options, const mc_cancel *MC_NULLABLE cancel);
-
-/**
- * An adapter for the generation, in place of the session's own. In a session, what it holds is evaluated with the adapter first,
- * and with the session's own again before the next call that needs it.
- *
- * @param options  the options.
- * @param lora     an adapter of the model; the options keep it alive. NULL (the default) = the session's own adapters; without a
- *                 session, none. One of another model makes the generation return MC_ERROR_MISMATCH.
- * @param scale    a factor for its changes: a finite number; 1 = as trained, 0 = the model alone.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_lora(mc_generate_options *MC_NONNULL options,
-                                  const mc_lora *MC_NULLABLE lora,
-                                  float scale);
-
-/**
- * Several adapters for the generation at once, in place of the session's own: their changes add up. Else as, and in place of,
- * mc_generate_options_set_lora().
- *
- * @param options  the options.
- * @param loras    `count` adapters of the model, none of them NULL; the options keep them alive. NULL if `count` is 0.
- * @param scales   `count` factors for their changes, finite numbers; NULL = 1 for each.
- * @param count    how many; 0 (the default) = the session's own adapters; without a session, none. Two that replace the same matrix or
- *                 bias make the generation return MC_ERROR_INVALID_ARGUMENT.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_loras(mc_generate_options *MC_NONNULL options,
-                                   const mc_lora *const MC_NULLABLE *MC_NULLABLE loras,
-                                   const float *MC_NULLABLE scales,
-                                   size_t count);
-
-/**
- * Who hears how far the evaluation of the prompt is. Not used by mc_session_begin().
- *
- * @param options    the options.
- * @param progress   called during a generation, on its thread, with MC_STAGE_PREFILL; NULL (the default) = nobody.
- * @param user_data  handed to `progress`; may be NULL. Must live until the last generation with these options is over.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_prefill_progress(mc_generate_options *MC_NONNULL options,
-                                              mc_progress_fn progress,
-                                              void *MC_NULLABLE user_data);
-
-/**
- * Adds a text that ends the answer where it appears; the answer's text ends before it. It may span tokens.
- *
- * @param options   the options.
- * @param text      UTF-8, not empty. Copied.
- * @param text_len  bytes.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_add_stop(mc_generate_options *MC_NONNULL options,
-                                  const char *MC_NONNULL text,
-                                  size_t text_len);
-
-/**
- * Makes the answer a JSON text that conforms to a JSON Schema, whatever the sampling options: tokens that would break it cannot be
- * chosen. It then ends with MC_FINISH_EOS; an answer that ends for another reason (`max_tokens`, a full context, a stop text, a
- * cancel) is the beginning of such a text. Log-probabilities stay the model's own. The model does not see the schema: a prompt
- * that asks for it gives better answers.
- *
- * Understood are type, enum, const, anyOf, allOf, $ref within the schema, oneOf where its cases exclude one another; properties,
- * required, additionalProperties, patternProperties, minProperties, maxProperties; items, prefixItems, minItems, maxItems;
- * pattern, format, minLength, maxLength; minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf. Another keyword of
- * JSON Schema (not, if, contains, uniqueItems and so on) is an error; a word that is none is an annotation. Properties come in the
- * schema's order; between values stands at most one space, or a line break with an indentation; a number without bounds may have
- * more digits than a double holds.
- *
- * @param options   the options.
- * @param json      the schema, an object or a boolean, UTF-8; NULL (the default) = any text. Copied. The first call that uses the
- *                  options reads it: MC_ERROR_INVALID_ARGUMENT for what is no JSON, no schema, not understood or too large (64
- *                  KiB, 4096 levels or 65536 values once each $ref is replaced by what it names, 64 patterns in
- *                  patternProperties); MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if its tokens do
- *                  not stand for bytes, or if the schema's grammar passes a limit, also in the middle of an answer.
- * @param json_len  bytes.
- *
- * Threads: any, exclusive. The first answer with a schema prepares the model's vocabulary for all that follow.
- */
-void mc_generate_options_set_json_schema(mc_generate_options *MC_NONNULL options,
-                                         const char *MC_NULLABLE json,
-                                         size_t json_len);
-
-/**
- * Whether an answer calls tools: those of the session's conversation, as mc_chat_set_tools_json() gave them.
- *
- * With "required" or a tool's name the answer consists of calls in the model's own format, and their arguments conform to the tools'
- * schemas, whatever the sampling; a single one where a tool is named, and in a format that numbers its calls. What binds is what
- * follows a thought that the prompt has opened. The answer ends with MC_FINISH_EOS behind the calls; one that ends for another reason is
- * the beginning of them. Schemas are read as mc_generate_options_set_json_schema() reads them, each of at most 64 KiB and all of them
- * together of at most 512 KiB, without what describes them (description, title, default, examples): some hundred tools; parameters of
- * which no property is named and nothing is said of others are none. Where a format writes values as bare text
- * (qwen3-xml, glm4, gemma4, functiongemma) or one by one (lfm2, minicpm, gemma3), those of parameters are understood as far as the
- * format can write them exactly: anything else is an error, and numbers without bounds stay within 2^53.
- *
- * With "none" a mark that opens calls cannot be chosen where it is one token, and what is written like a call stays text.
- *
- * @param options  the options.
- * @param choice   "auto", "none", "required", or the name of a tool, copied; NULL (the default) = "auto": the model chooses. What
- *                 cannot be required is an error of the call that generates: MC_ERROR_INVALID_ARGUMENT without such a tool, beside a
- *                 JSON schema, or for a schema that is none; MC_ERROR_UNSUPPORTED for a model whose template tells of no format of
- *                 calls, and naming what its format cannot write exactly.
- *
- * Threads: any, exclusive. The first answer with a required call prepares the model's vocabulary for all that follow.
- */
-void mc_generate_options_set_tool_choice(mc_generate_options *MC_NONNULL options,
-                                         const char *MC_NULLABLE choice);
-
-/**
- * How an answer is told apart into text, thoughts and calls of tools. Its text and tokens are the same either way.
- *
- * Behind a conversation that mc_session_set_chat() evaluated, an answer is told apart by what the chat template and the
- * tokenizer's special tokens say, and bare values of arguments get the types of the conversation's tools. Behind any other prompt
- * it is not. Where the prompt has opened a thought, a JSON schema binds what follows the thought.
- *
- * @param options  the options.
- * @param name     a format of calls in place of that: "harmony", "gemma4", "functiongemma", "deepseek", "kimi", "mistral",
- *                 "command-r", "minicpm", "lfm2", "phi4-mini", "granite", "qwen3-xml", "glm4", "hermes", "functionary",
- *                 "function-tag", "llama3", "gemma3"; thoughts are then found by every mark that is known. "none" = all is text.
- *                 NULL (the default) = as the conversation says. Another name is a bad value.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_answer_format(mc_generate_options *MC_NONNULL options,
-                                           const char *MC_NULLABLE name);
-
-/**
- * How many tokens a thought may have: then the model's own mark closes it, and the answer goes on behind it.
- *
- * @param options  the options.
- * @param tokens   tokens; 0 = a thought that the prompt has opened is closed at once. SIZE_MAX (the default) = as many as the model
- *                 likes. No effect where an answer is not told apart, or its format knows no thoughts.
- *
- * Threads: any, exclusive.
- */
-void mc_generate_options_set_reasoning_budget(mc_generate_options *MC_NONNULL options,
-                                              size_t tokens);
-
-/**
- * Frees options; a generation that uses them goes on.
- *
- * @param options  the options, or NULL.
- *
- * Threads: any.
- */
-void mc_generate_options_free(mc_generate_options *MC_NULLABLE options);
-
-/**
  * Generates an answer to a prompt.
  *
  * @param model       the model.
@@ -2367,8 +1019,6 @@ void mc_generate_options_free(mc_generate_options *MC_NULLABLE options);
  *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if it cannot
  *         generate; MC_ERROR_CONTEXT_FULL if the prompt alone is too long; MC_ERROR_MISMATCH for an adapter of another model;
  *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any; it runs on the calling thread.
  */
 MC_NODISCARD
 mc_status mc_generate(const mc_model *MC_NONNULL model,
@@ -2391,8 +1041,6 @@ mc_status mc_generate(const mc_model *MC_NONNULL model,
  *                    mc_generation_free().
  * @param err         NULL, or receives the error.
  * @return as mc_generate().
- *
- * Threads: any; it runs on the calling thread.
  */
 MC_NODISCARD
 mc_status mc_generate_stream(const mc_model *MC_NONNULL model,
@@ -2409,8 +1057,6 @@ mc_status mc_generate_stream(const mc_model *MC_NONNULL model,
  *
  * @param generation  the generation.
  * @return UTF-8, NUL-terminated, valid until the generation is freed.
- *
- * Threads: any.
  */
 const char *MC_NONNULL mc_generation_text(const mc_generation *MC_NONNULL generation);
 
@@ -2419,8 +1065,6 @@ const char *MC_NONNULL mc_generation_text(const mc_generation *MC_NONNULL genera
  *
  * @param generation  the generation.
  * @return bytes, without the NUL at the end.
- *
- * Threads: any.
  */
 size_t mc_generation_text_len(const mc_generation *MC_NONNULL generation);
 
@@ -2429,8 +1073,6 @@ size_t mc_generation_text_len(const mc_generation *MC_NONNULL generation);
  *
  * @param generation  the generation.
  * @return UTF-8, NUL-terminated, valid until the generation is freed.
- *
- * Threads: any.
  */
 const char *MC_NONNULL mc_generation_content(const mc_generation *MC_NONNULL generation);
 
@@ -2439,8 +1081,6 @@ const char *MC_NONNULL mc_generation_content(const mc_generation *MC_NONNULL gen
  *
  * @param generation  the generation.
  * @return bytes, without the NUL at the end.
- *
- * Threads: any.
  */
 size_t mc_generation_content_len(const mc_generation *MC_NONNULL generation);
 
@@ -2449,8 +1089,6 @@ size_t mc_generation_content_len(const mc_generation *MC_NONNULL generation);
  *
  * @param generation  the generation.
  * @return UTF-8, NUL-terminated, valid until the generation is freed.
- *
- * Threads: any.
  */
 const char *MC_NONNULL mc_generation_reasoning(const mc_generation *MC_NONNULL generation);
 
@@ -2459,8 +1097,6 @@ const char *MC_NONNULL mc_generation_reasoning(const mc_generation *MC_NONNULL g
  *
  * @param generation  the generation.
  * @return bytes, without the NUL at the end.
- *
- * Threads: any.
  */
 size_t mc_generation_reasoning_len(const mc_generation *MC_NONNULL generation);
 
@@ -2473,8 +1109,6 @@ size_t mc_generation_reasoning_len(const mc_generation *MC_NONNULL generation);
  *
  * @param generation  the generation.
  * @return JSON, UTF-8, NUL-terminated, valid until the generation is freed; "[]" where an answer has none or was not told apart.
- *
- * Threads: any.
  */
 const char *MC_NONNULL mc_generation_tool_calls_json(const mc_generation *MC_NONNULL generation);
 
@@ -2483,8 +1117,6 @@ const char *MC_NONNULL mc_generation_tool_calls_json(const mc_generation *MC_NON
  *
  * @param generation  the generation.
  * @return bytes, without the NUL at the end.
- *
- * Threads: any.
  */
 size_t mc_generation_tool_calls_json_len(const mc_generation *MC_NONNULL generation);
 
@@ -2493,8 +1125,6 @@ size_t mc_generation_tool_calls_json_len(const mc_generation *MC_NONNULL generat
  *
  * @param generation  the generation.
  * @return mc_generation_tokens_len() ids, valid until the generation is freed; never NULL.
- *
- * Threads: any.
  */
 const uint32_t *MC_NONNULL mc_generation_tokens(const mc_generation *MC_NONNULL generation);
 
@@ -2502,8 +1132,6 @@ const uint32_t *MC_NONNULL mc_generation_tokens(const mc_generation *MC_NONNULL 
  * How many tokens the answer has.
  *
  * @param generation  the generation.
- *
- * Threads: any.
  */
 size_t mc_generation_tokens_len(const mc_generation *MC_NONNULL generation);
 
@@ -2511,8 +1139,6 @@ size_t mc_generation_tokens_len(const mc_generation *MC_NONNULL generation);
  * How many tokens stood before the answer.
  *
  * @param generation  the generation.
- *
- * Threads: any.
  */
 size_t mc_generation_prompt_tokens(const mc_generation *MC_NONNULL generation);
 
@@ -2521,8 +1147,6 @@ size_t mc_generation_prompt_tokens(const mc_generation *MC_NONNULL generation);
  *
  * @param generation  the generation.
  * @return never MC_FINISH_NONE, except for a wrong handle.
- *
- * Threads: any.
  */
 mc_finish_reason mc_generation_finish_reason(const mc_generation *MC_NONNULL generation);
 
@@ -2531,8 +1155,6 @@ mc_finish_reason mc_generation_finish_reason(const mc_generation *MC_NONNULL gen
  *
  * @param generation  the generation.
  * @return seconds; 0 if nothing had to be evaluated.
- *
- * Threads: any.
  */
 double mc_generation_prefill_seconds(const mc_generation *MC_NONNULL generation);
 
@@ -2541,8 +1163,6 @@ double mc_generation_prefill_seconds(const mc_generation *MC_NONNULL generation)
  *
  * @param generation  the generation.
  * @return seconds.
- *
- * Threads: any.
  */
 double mc_generation_decode_seconds(const mc_generation *MC_NONNULL generation);
 
@@ -2550,32 +1170,568 @@ double mc_generation_decode_seconds(const mc_generation *MC_NONNULL generation);
  * Frees a generation.
  *
  * @param generation  the generation, or NULL.
- *
- * Threads: any.
  */
 void mc_generation_free(mc_generation *MC_NULLABLE generation);
+
+/**
+ * Makes generation options: no token limit but the context, and the model's own sampling.
+ *
+ * @return one reference; free it with mc_generate_options_free().
+ */
+mc_generate_options *MC_NONNULL mc_generate_options_new(void);
+
+/**
+ * Sets options from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `repetition_last_n`, `frequency_penalty`,
+ * `presence_penalty`, `seed`, `reasoning_budget`, `prefill_chunk`: numbers. `ignore_eos`, `add_special`: true or false. `stop`: a list of
+ * texts, in place of those before. `logit_bias`: an object of numbers by ids of tokens, in place of those before, with false for minus
+ * infinity. `json_schema`: an object, or true or false. `answer_format`, `tool_choice`: texts. What is a handle or a callback has its
+ * setter alone.
+ *
+ * @param options   the options.
+ * @param json      an object, UTF-8, such as `{"max_tokens": 200, "temperature": 0.7, "stop": ["\n\n"]}`; a member that is null has its
+ *                  default again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a
+ *                  name that stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL
+ *                  = all of these have their defaults again.
+ * @param json_len  bytes.
+ */
+void mc_generate_options_set_json(mc_generate_options *MC_NONNULL options,
+                                  const char *MC_NULLABLE json,
+                                  size_t json_len);
+
+/**
+ * The most tokens to generate.
+ *
+ * @param options  the options.
+ * @param value    tokens; 0 (the default) = until the model stops or the context is full.
+ */
+void mc_generate_options_set_max_tokens(mc_generate_options *MC_NONNULL options, size_t value);
+
+/**
+ * How random the choice of tokens is: logits are divided by this.
+ *
+ * @param options  the options.
+ * @param value    0 or more; 0 = always the most probable token (the lowest id on ties). Default: the model's.
+ */
+void mc_generate_options_set_temperature(mc_generate_options *MC_NONNULL options, double value);
+
+/**
+ * Keeps the `value` most probable tokens.
+ *
+ * @param options  the options.
+ * @param value    tokens; 0 = all. Default: the model's.
+ */
+void mc_generate_options_set_top_k(mc_generate_options *MC_NONNULL options, size_t value);
+
+/**
+ * Keeps the fewest most probable tokens whose probabilities sum to `value`.
+ *
+ * @param options  the options.
+ * @param value    above 0, up to 1; 1 = all tokens. Default: the model's.
+ */
+void mc_generate_options_set_top_p(mc_generate_options *MC_NONNULL options, double value);
+
+/**
+ * Keeps the tokens with at least `value` times the probability of the most probable one.
+ *
+ * @param options  the options.
+ * @param value    0 to 1; 0 = all tokens. Default: the model's.
+ */
+void mc_generate_options_set_min_p(mc_generate_options *MC_NONNULL options, double value);
+
+/**
+ * Makes tokens that occurred less probable: their logits are divided by `penalty` if positive, else multiplied.
+ *
+ * @param options  the options.
+ * @param penalty  above 0; 1 = off. Default: the model's.
+ * @param last_n   how many of the last tokens count, prompt and answer; 0 = all.
+ */
+void mc_generate_options_set_repetition_penalty(mc_generate_options *MC_NONNULL options, double penalty, size_t last_n);
+
+/**
+ * Subtracts `value` from a token's logit for each time it occurs in the answer.
+ *
+ * @param options  the options.
+ * @param value    finite; 0 = off, negative = encourage. Default: 0.
+ */
+void mc_generate_options_set_frequency_penalty(mc_generate_options *MC_NONNULL options, double value);
+
+/**
+ * Subtracts `value` from the logit of each token that occurs in the answer.
+ *
+ * @param options  the options.
+ * @param value    finite; 0 = off, negative = encourage. Default: 0.
+ */
+void mc_generate_options_set_presence_penalty(mc_generate_options *MC_NONNULL options, double value);
+
+/**
+ * Adds to the logit of one token; may be called for many tokens.
+ *
+ * @param options  the options.
+ * @param token    the token's id; one outside the vocabulary makes the generation return MC_ERROR_INVALID_ARGUMENT.
+ * @param bias     a number, added to its logit; minus infinity = never this token.
+ */
+void mc_generate_options_add_logit_bias(mc_generate_options *MC_NONNULL options, uint32_t token, float bias);
+
+/**
+ * Makes sampling repeat: the same seed, options, prompt, model and device give the same answer.
+ *
+ * @param options  the options.
+ * @param seed     any number, 0 too. Default: a new one from the system for each generation.
+ */
+void mc_generate_options_set_seed(mc_generate_options *MC_NONNULL options, uint64_t seed);
+
+/**
+ * Whether to go on after the model ended its answer, as for measuring speed. With a JSON schema: as long as it lets something
+ * follow.
+ *
+ * @param options  the options.
+ * @param value    default: false.
+ */
+void mc_generate_options_set_ignore_eos(mc_generate_options *MC_NONNULL options,
+                                        bool value);
+
+/**
+ * Whether the prompt of mc_generate() gets the tokenizer's special tokens, such as a beginning-of-sequence token. Turn it off
+ * for a prompt that a chat template made. Sessions decide it themselves: see mc_session_append().
+ *
+ * @param options  the options.
+ * @param value    default: true.
+ */
+void mc_generate_options_set_add_special(mc_generate_options *MC_NONNULL options,
+                                         bool value);
+
+/**
+ * How many tokens of a prompt are evaluated at once: more is faster, fewer answers a cancel sooner and takes less memory.
+ *
+ * @param options  the options.
+ * @param value    1 to 512 tokens. Default: 512.
+ */
+void mc_generate_options_set_prefill_chunk(mc_generate_options *MC_NONNULL options,
+                                           size_t value);
+
+/**
+ * A flag that stops the generation.
+ *
+ * @param options  the options.
+ * @param cancel   the flag; the options keep it alive. NULL (the default) = none.
+ */
+void mc_generate_options_set_cancel(mc_generate_options *MC_NONNULL options, const mc_cancel *MC_NULLABLE cancel);
+
+/**
+ * An adapter for the generation, in place of the session's own. In a session, what it holds is evaluated with the adapter first,
+ * and with the session's own again before the next call that needs it.
+ *
+ * @param options  the options.
+ * @param lora     an adapter of the model; the options keep it alive. NULL (the default) = the session's own adapters; without a
+ *                 session, none. One of another model makes the generation return MC_ERROR_MISMATCH.
+ * @param scale    a factor for its changes: a finite number; 1 = as trained, 0 = the model alone.
+ */
+void mc_generate_options_set_lora(mc_generate_options *MC_NONNULL options,
+                                  const mc_lora *MC_NULLABLE lora,
+                                  float scale);
+
+/**
+ * Several adapters for the generation at once, in place of the session's own: their changes add up. Else as, and in place of,
+ * mc_generate_options_set_lora().
+ *
+ * @param options  the options.
+ * @param loras    `count` adapters of the model, none of them NULL; the options keep them alive. NULL if `count` is 0.
+ * @param scales   `count` factors for their changes, finite numbers; NULL = 1 for each.
+ * @param count    how many; 0 (the default) = the session's own adapters; without a session, none. Two that replace the same matrix or
+ *                 bias make the generation return MC_ERROR_INVALID_ARGUMENT.
+ */
+void mc_generate_options_set_loras(mc_generate_options *MC_NONNULL options,
+                                   const mc_lora *const MC_NULLABLE *MC_NULLABLE loras,
+                                   const float *MC_NULLABLE scales,
+                                   size_t count);
+
+/**
+ * Who hears how far the evaluation of the prompt is. Not used by mc_session_begin().
+ *
+ * @param options    the options.
+ * @param progress   called during a generation, on its thread, with MC_STAGE_PREFILL; NULL (the default) = nobody.
+ * @param user_data  handed to `progress`; may be NULL. Must live until the last generation with these options is over.
+ */
+void mc_generate_options_set_prefill_progress(mc_generate_options *MC_NONNULL options,
+                                              mc_progress_fn progress,
+                                              void *MC_NULLABLE user_data);
+
+/**
+ * Adds a text that ends the answer where it appears; the answer's text ends before it. It may span tokens.
+ *
+ * @param options   the options.
+ * @param text      UTF-8, not empty. Copied.
+ * @param text_len  bytes.
+ */
+void mc_generate_options_add_stop(mc_generate_options *MC_NONNULL options,
+                                  const char *MC_NONNULL text,
+                                  size_t text_len);
+
+/**
+ * Makes the answer a JSON text that conforms to a JSON Schema, whatever the sampling options: tokens that would break it cannot be
+ * chosen. It then ends with MC_FINISH_EOS; an answer that ends for another reason (`max_tokens`, a full context, a stop text, a
+ * cancel) is the beginning of such a text. Log-probabilities stay the model's own. The model does not see the schema: a prompt
+ * that asks for it gives better answers.
+ *
+ * Understood are type, enum, const, anyOf, allOf, $ref within the schema, oneOf where its cases exclude one another; properties,
+ * required, additionalProperties, patternProperties, minProperties, maxProperties; items, prefixItems, minItems, maxItems;
+ * pattern, format, minLength, maxLength; minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf. Another keyword of
+ * JSON Schema (not, if, contains, uniqueItems and so on) is an error; a word that is none is an annotation. Properties come in the
+ * schema's order; between values stands at most one space, or a line break with an indentation; a number without bounds may have
+ * more digits than a double holds. The first answer with a schema prepares the model's vocabulary, for all that follow.
+ *
+ * @param options   the options.
+ * @param json      the schema, an object or a boolean, UTF-8; NULL (the default) = any text. Copied. The first call that uses the
+ *                  options reads it: MC_ERROR_INVALID_ARGUMENT for what is no JSON, no schema, not understood or too large (64
+ *                  KiB, 4096 levels or 65536 values once each $ref is replaced by what it names, 64 patterns in
+ *                  patternProperties); MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_UNSUPPORTED if its tokens do
+ *                  not stand for bytes, or if the schema's grammar passes a limit, also in the middle of an answer.
+ * @param json_len  bytes.
+ */
+void mc_generate_options_set_json_schema(mc_generate_options *MC_NONNULL options,
+                                         const char *MC_NULLABLE json,
+                                         size_t json_len);
+
+/**
+ * Whether an answer calls tools: those of the session's conversation, as mc_chat_set_tools_json() gave them.
+ *
+ * With "required" or a tool's name the answer consists of calls in the model's own format, and their arguments conform to the tools'
+ * schemas, whatever the sampling; a single one where a tool is named, and in a format that numbers its calls. What binds is what
+ * follows a thought that the prompt has opened. The answer ends with MC_FINISH_EOS behind the calls; one that ends for another reason is
+ * the beginning of them. Schemas are read as mc_generate_options_set_json_schema() reads them, each of at most 64 KiB and all of them
+ * together of at most 512 KiB, without what describes them (description, title, default, examples): some hundred tools; parameters of
+ * which no property is named and nothing is said of others are none. Where a format writes values as bare text
+ * (qwen3-xml, glm4, gemma4, functiongemma) or one by one (lfm2, minicpm, gemma3), those of parameters are understood as far as the
+ * format can write them exactly: anything else is an error, and numbers without bounds stay within 2^53.
+ *
+ * With "none" a mark that opens calls cannot be chosen where it is one token, and what is written like a call stays text. The first answer
+ * with a required call prepares the model's vocabulary, for all that follow.
+ *
+ * @param options  the options.
+ * @param choice   "auto", "none", "required", or the name of a tool, copied; NULL (the default) = "auto": the model chooses. What
+ *                 cannot be required is an error of the call that generates: MC_ERROR_INVALID_ARGUMENT without such a tool, beside a
+ *                 JSON schema, or for a schema that is none; MC_ERROR_UNSUPPORTED for a model whose template tells of no format of
+ *                 calls, and naming what its format cannot write exactly.
+ */
+void mc_generate_options_set_tool_choice(mc_generate_options *MC_NONNULL options,
+                                         const char *MC_NULLABLE choice);
+
+/**
+ * How an answer is told apart into text, thoughts and calls of tools. Its text and tokens are the same either way.
+ *
+ * Behind a conversation that mc_session_set_chat() evaluated, an answer is told apart by what the chat template and the
+ * tokenizer's special tokens say, and bare values of arguments get the types of the conversation's tools. Behind any other prompt
+ * it is not. Where the prompt has opened a thought, a JSON schema binds what follows the thought.
+ *
+ * @param options  the options.
+ * @param name     a format of calls in place of that: "harmony", "gemma4", "functiongemma", "deepseek", "kimi", "mistral",
+ *                 "command-r", "minicpm", "lfm2", "phi4-mini", "granite", "qwen3-xml", "glm4", "hermes", "functionary",
+ *                 "function-tag", "llama3", "gemma3"; thoughts are then found by every mark that is known. "none" = all is text.
+ *                 NULL (the default) = as the conversation says. Another name is a bad value.
+ */
+void mc_generate_options_set_answer_format(mc_generate_options *MC_NONNULL options,
+                                           const char *MC_NULLABLE name);
+
+/**
+ * How many tokens a thought may have: then the model's own mark closes it, and the answer goes on behind it.
+ *
+ * @param options  the options.
+ * @param tokens   tokens; 0 = a thought that the prompt has opened is closed at once. SIZE_MAX (the default) = as many as the model
+ *                 likes. No effect where an answer is not told apart, or its format knows no thoughts.
+ */
+void mc_generate_options_set_reasoning_budget(mc_generate_options *MC_NONNULL options,
+                                              size_t tokens);
+
+/**
+ * Frees options; a generation that uses them goes on.
+ *
+ * @param options  the options, or NULL.
+ */
+void mc_generate_options_free(mc_generate_options *MC_NULLABLE options);
 
 /** @} */
 
 
 /**
- * @defgroup mc_session Sessions: a conversation's state, so that each turn evaluates only what is new
+ * @defgroup chat Conversations: messages and tools, and the template that makes a prompt of them
+ * @{
+ *
+ * A conversation knows no model: it holds messages, the tools that may be called, and the variables of a chat template. A session
+ * evaluates it with its model's template (mc_session_set_chat()), and of a longer one only what is new. The prompt that it becomes can be
+ * looked at as text or tokens.
+ *
+ * @code
+ * mc_chat *chat = mc_chat_new();
+ * check(mc_chat_add(chat, "user", questions[i], strlen(questions[i]), &error));
+ * check(mc_session_set_chat(session, chat, NULL, &error));
+ * printf("  %s\n    ", questions[i]);
+ * check(mc_session_generate_stream(session, options, print_piece, NULL, NULL, &error));
+ * printf("\n");
+ * mc_chat_free(chat);
+ * @endcode
+ * @see @ref session, @ref generate, @ref dataset
+ *
+ * Threads: any. Functions that take a conversation as `const` run concurrently, each other one alone: a second call meanwhile is
+ * MC_ERROR_BUSY.
+ */
+
+/** What a control token is that a message, a tool or a variable of a conversation holds. */
+typedef enum {
+  /** The token, as if the template had written it: for messages that the host writes itself. */
+  MC_CONTROL_TOKENS = 0,
+  /**
+   * Text: whoever writes a message cannot end a turn or begin another one, where the template writes it as it is. What filters of
+   * the template (lower, replace) make of a text is not looked through.
+   */
+  MC_CONTROL_TEXT = 1,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_CONTROL_FORCE32 = 2147483647,
+} mc_control_tokens;
+
+/**
+ * Makes an empty conversation.
+ *
+ * @return one reference; free it with mc_chat_free().
+ */
+mc_chat *MC_NONNULL mc_chat_new(void);
+
+/**
+ * Makes a conversation from JSON, as chat APIs exchange it.
+ *
+ * @param json      an array of messages (`role`, `content` and whatever else the template reads), or an object with
+ *                  `messages` and optionally `tools`; UTF-8.
+ * @param json_len  bytes.
+ * @param out       receives one reference; free it with mc_chat_free().
+ * @param err       NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT.
+ */
+MC_NODISCARD
+mc_status mc_chat_from_json(const char *MC_NONNULL json,
+                            size_t json_len,
+                            mc_chat *MC_NULLABLE *MC_NONNULL out,
+                            mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Adds a message at the end.
+ *
+ * @param chat         the conversation.
+ * @param role         "system", "user", "assistant", or what else the template knows.
+ * @param content      UTF-8; NULL if `content_len` is 0. Copied.
+ * @param content_len  bytes.
+ * @param err          NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ */
+MC_NODISCARD
+mc_status mc_chat_add(mc_chat *MC_NONNULL chat,
+                      const char *MC_NONNULL role,
+                      const char *MC_NULLABLE content,
+                      size_t content_len,
+                      mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * How many messages a conversation has.
+ *
+ * @param chat  the conversation.
+ * @return messages; 0 while another call changes the conversation.
+ */
+size_t mc_chat_len(const mc_chat *MC_NONNULL chat);
+
+/**
+ * Removes the last message, such as an answer that is to be given again.
+ *
+ * @param chat  the conversation.
+ * @param err   NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also without a message; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ */
+MC_NODISCARD mc_status mc_chat_remove_last(mc_chat *MC_NONNULL chat, mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * A conversation as JSON, from which mc_chat_from_json() makes an equal one. A template, its variables and what else was set beside
+ * messages and tools are not in it.
+ *
+ * @param chat  the conversation.
+ * @param out   receives an object with `messages`, and with `tools` if there are any; free it with mc_string_free().
+ * @param err   NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
+ */
+MC_NODISCARD
+mc_status mc_chat_json(const mc_chat *MC_NONNULL chat,
+                       mc_string *MC_NULLABLE *MC_NONNULL out,
+                       mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The tools that the model may call, for templates that know tools.
+ *
+ * @param chat      the conversation.
+ * @param json      an array of tool definitions, UTF-8; NULL removes them. Copied.
+ * @param json_len  bytes.
+ * @param err       NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ */
+MC_NODISCARD
+mc_status mc_chat_set_tools_json(mc_chat *MC_NONNULL chat,
+                                 const char *MC_NULLABLE json,
+                                 size_t json_len,
+                                 mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * A chat template instead of the model's.
+ *
+ * @param chat       the conversation.
+ * @param jinja      a Jinja template as in tokenizer_config.json, UTF-8; NULL = the model's. Copied.
+ * @param jinja_len  bytes.
+ * @param err        NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_TEMPLATE if it does not parse; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ */
+MC_NODISCARD
+mc_status mc_chat_set_template(mc_chat *MC_NONNULL chat,
+                               const char *MC_NULLABLE jinja,
+                               size_t jinja_len,
+                               mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * A variable of the template, such as "enable_thinking"; it overrides what the model's files say.
+ *
+ * @param chat      the conversation.
+ * @param name      the variable.
+ * @param json      its value as JSON, such as `false` or `"text"`, UTF-8; NULL removes the variable. Copied.
+ * @param json_len  bytes.
+ * @param err       NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ */
+MC_NODISCARD
+mc_status mc_chat_set_variable_json(mc_chat *MC_NONNULL chat,
+                                    const char *MC_NONNULL name,
+                                    const char *MC_NULLABLE json,
+                                    size_t json_len,
+                                    mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The clock that a template's `strftime_now` reads, for renders that must repeat.
+ *
+ * @param chat          the conversation; ignored while another call uses it.
+ * @param unix_seconds  seconds since 1970-01-01 00:00 UTC. Default: the time of the render.
+ */
+void mc_chat_set_time(mc_chat *MC_NONNULL chat, int64_t unix_seconds);
+
+/**
+ * Whether the last message is left open: the prompt ends where its content ends (the content's last part of text; without a
+ * content, its thoughts), and the model goes on with it instead of beginning another message.
+ *
+ * @param chat       the conversation; ignored while another call uses it.
+ * @param continues  default: false. With true a prompt has no generation prompt: mc_session_set_chat() makes it without one, and
+ *                   mc_model_render_chat() and mc_model_encode_chat() must be called so.
+ */
+void mc_chat_set_continue_final_message(mc_chat *MC_NONNULL chat,
+                                        bool continues);
+
+/**
+ * What control tokens are that messages, tools and variables hold: the tokenizer's special tokens, and those of its added
+ * tokens that the chat template mentions. A template may make a token of a role or another short text; those are not looked
+ * through, and neither are the names of fields.
+ *
+ * @param chat            the conversation.
+ * @param control_tokens  default: MC_CONTROL_TOKENS. With MC_CONTROL_TEXT no text means the same as the conversation: sessions
+ *                        take it as it is, mc_model_encode_chat() gives its ids, mc_model_render_chat() and training refuse it.
+ * @param err             NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ */
+MC_NODISCARD
+mc_status mc_chat_set_control_tokens(mc_chat *MC_NONNULL chat,
+                                     mc_control_tokens control_tokens,
+                                     mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The prompt that a conversation becomes with a model's chat template.
+ *
+ * @param model                  the model.
+ * @param chat                   the conversation.
+ * @param add_generation_prompt  whether to open the assistant's turn at the end.
+ * @param out                    receives one reference; free it with mc_string_free().
+ * @param err                    NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_NOT_FOUND if neither model nor conversation has a template; MC_ERROR_TEMPLATE if the template
+ *         fails or refuses the conversation; MC_ERROR_INVALID_ARGUMENT also for a generation prompt behind a message that is
+ *         left open, and with MC_CONTROL_TEXT; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ */
+MC_NODISCARD
+mc_status mc_model_render_chat(const mc_model *MC_NONNULL model,
+                               const mc_chat *MC_NONNULL chat,
+                               bool add_generation_prompt,
+                               mc_string *MC_NULLABLE *MC_NONNULL out,
+                               mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The token ids of the prompt that a conversation becomes with a model's chat template: what mc_session_set_chat() evaluates.
+ *
+ * @param model                  the model.
+ * @param chat                   the conversation.
+ * @param add_generation_prompt  whether to open the assistant's turn at the end.
+ * @param out                    receives one reference; free it with mc_tokens_free().
+ * @param err                    NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_NOT_FOUND if neither model nor conversation has a template, or the model has no tokenizer;
+ *         MC_ERROR_TEMPLATE if the template fails or refuses the conversation; MC_ERROR_INVALID_ARGUMENT also for a generation
+ *         prompt behind a message that is left open; MC_ERROR_UNSUPPORTED with MC_CONTROL_TEXT for a tokenizer that makes
+ *         control tokens of plain text; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ */
+MC_NODISCARD
+mc_status mc_model_encode_chat(const mc_model *MC_NONNULL model,
+                               const mc_chat *MC_NONNULL chat,
+                               bool add_generation_prompt,
+                               mc_tokens *MC_NULLABLE *MC_NONNULL out,
+                               mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Frees a conversation.
+ *
+ * @param chat  the conversation, or NULL.
+ */
+void mc_chat_free(mc_chat *MC_NULLABLE chat);
+
+/** @} */
+
+
+/**
+ * @defgroup session Sessions: a conversation's state, so that each turn evaluates only what is new
  * @{
  *
  * Append text or set the whole prompt, then generate, with a callback (mc_session_generate_stream()) or by asking for one
  * token after another (mc_session_begin(), mc_session_next(), mc_session_end()). The answer becomes part of the session, an
  * end-of-sequence token apart. Between mc_session_begin() and the end of that answer, calls that would change the session
- * otherwise return MC_ERROR_INVALID_ARGUMENT: call mc_session_end() first.
- */
-
-/**
- * The tokens evaluated so far and what the network keeps of them. Holds its model.
+ * otherwise return MC_ERROR_INVALID_ARGUMENT: call mc_session_end() first. A session can be forked, cut back, saved and loaded.
  *
- * Threads: any; `const` calls concurrently, others exclusive: a second call meanwhile, also one from a callback, is
- * MC_ERROR_BUSY, never waits and changes nothing. After MC_ERROR_PANIC every call but mc_session_position() and
- * mc_session_free() is MC_ERROR_POISONED.
+ * @code
+ * // One turn: the question joins the conversation, the answer is printed and joins it too, whole or as far as it came.
+ * static void answer(mc_session *session, mc_chat *chat, const mc_generate_options *options, const char *question, size_t len) {
+ *     mc_cancel_reset(cancel);
+ *     check(mc_chat_add(chat, "user", question, len, &error));
+ *
+ *     // Only what the session does not hold yet is evaluated: the last answer's end and the new question.
+ *     mc_generation *generation = NULL;
+ *     mc_status status = mc_session_set_chat(session, chat, cancel, &error);
+ *     if (status == MC_OK) status = mc_session_generate_stream(session, options, print_piece, NULL, &generation, &error);
+ *     if (status == MC_CANCELLED) {
+ *         mc_error_free(error);
+ *         error = NULL;
+ *         printf(" [stopped]");
+ *     } else {
+ *         check(status);
+ *     }
+ *     printf("\n");
+ *
+ *     const char *text = generation ? mc_generation_text(generation) : "";
+ *     size_t text_len = generation ? mc_generation_text_len(generation) : 0;
+ *     check(mc_chat_add(chat, "assistant", text, text_len, &error));
+ *     mc_generation_free(generation);
+ * }
+ * @endcode
+ * @see @ref chat, @ref generate, @ref lora, @ref cancel
+ *
+ * Threads: any; a call runs on the thread that makes it. Functions that take a session as `const` run concurrently, each other one alone: a
+ * second call meanwhile, also one from a callback, is MC_ERROR_BUSY, never waits and changes nothing. After MC_ERROR_PANIC every call but
+ * mc_session_position() and mc_session_free() is MC_ERROR_POISONED.
  */
-typedef struct mc_session mc_session;
 
 /**
  * Makes an empty session.
@@ -2586,8 +1742,6 @@ typedef struct mc_session mc_session;
  * @param err          NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for more than the model's context; MC_ERROR_UNSUPPORTED if the model cannot
  *         generate; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_session_new(const mc_model *MC_NONNULL model,
@@ -2602,8 +1756,6 @@ mc_status mc_session_new(const mc_model *MC_NONNULL model,
  * @param out      receives one reference; free it with mc_session_free().
  * @param err      NULL, or receives the error.
  * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_session_fork(const mc_session *MC_NONNULL session,
@@ -2624,8 +1776,6 @@ mc_status mc_session_fork(const mc_session *MC_NONNULL session,
  *         MC_ERROR_OUT_OF_MEMORY or MC_ERROR_DEVICE (it holds what it held, and computes that again); MC_ERROR_CONTEXT_FULL
  *         (nothing was changed); MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_BUSY;
  *         MC_ERROR_POISONED.
- *
- * Threads: any, exclusive.
  */
 MC_NODISCARD
 mc_status mc_session_append(mc_session *MC_NONNULL session,
@@ -2643,8 +1793,6 @@ mc_status mc_session_append(mc_session *MC_NONNULL session,
  * @param cancel      a flag that stops the call; NULL = none.
  * @param err         NULL, or receives the error.
  * @return as mc_session_append(); MC_ERROR_INVALID_ARGUMENT also for an id outside the vocabulary.
- *
- * Threads: any, exclusive.
  */
 MC_NODISCARD
 mc_status mc_session_append_tokens(mc_session *MC_NONNULL session,
@@ -2662,8 +1810,6 @@ mc_status mc_session_append_tokens(mc_session *MC_NONNULL session,
  * @param cancel    a flag that stops the call; NULL = none.
  * @param err       NULL, or receives the error.
  * @return as mc_session_append().
- *
- * Threads: any, exclusive.
  */
 MC_NODISCARD
 mc_status mc_session_set_prompt(mc_session *MC_NONNULL session,
@@ -2681,8 +1827,6 @@ mc_status mc_session_set_prompt(mc_session *MC_NONNULL session,
  * @param cancel   a flag that stops the call; NULL = none.
  * @param err      NULL, or receives the error.
  * @return as mc_session_append() and mc_model_render_chat(); MC_ERROR_BUSY if either is in use.
- *
- * Threads: any, exclusive.
  */
 MC_NODISCARD
 mc_status mc_session_set_chat(mc_session *MC_NONNULL session,
@@ -2706,8 +1850,6 @@ mc_status mc_session_set_chat(mc_session *MC_NONNULL session,
  * @param err        NULL, or receives the error.
  * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for an empty session, and for half a prompt, whose evaluation was
  *         stopped; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_CONTEXT_FULL; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any, exclusive; it runs on the calling thread.
  */
 MC_NODISCARD
 mc_status mc_session_generate_stream(mc_session *MC_NONNULL session,
@@ -2725,8 +1867,6 @@ mc_status mc_session_generate_stream(mc_session *MC_NONNULL session,
  * @param err      NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session, for half a prompt, and while another answer is begun; MC_ERROR_BUSY;
  *         MC_ERROR_POISONED.
- *
- * Threads: any, exclusive.
  */
 MC_NODISCARD
 mc_status mc_session_begin(mc_session *MC_NONNULL session,
@@ -2742,8 +1882,6 @@ mc_status mc_session_begin(mc_session *MC_NONNULL session,
  * @return MC_OK with a token; MC_DONE when the answer is complete; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also without
  *         an answer; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
  *         MC_ERROR_SUSPENDED.
- *
- * Threads: any, exclusive.
  */
 MC_NODISCARD
 mc_status mc_session_next(mc_session *MC_NONNULL session,
@@ -2766,7 +1904,7 @@ mc_status mc_session_next(mc_session *MC_NONNULL session,
  *         of different models; MC_ERROR_BUSY or MC_ERROR_POISONED if one of them is; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
  *         MC_ERROR_SUSPENDED: each status is then the same.
  *
- * Threads: any, exclusive for all sessions.
+ * Threads: any; alone on each of the sessions.
  */
 MC_NODISCARD
 mc_status mc_sessions_next(mc_session *const MC_NULLABLE *MC_NONNULL sessions,
@@ -2789,8 +1927,6 @@ mc_status mc_sessions_next(mc_session *const MC_NULLABLE *MC_NONNULL sessions,
  * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for an empty session, while an answer is begun, and for an id outside
  *         the vocabulary; MC_ERROR_CONTEXT_FULL; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
  *         MC_ERROR_SUSPENDED.
- *
- * Threads: any, exclusive.
  */
 MC_NODISCARD
 mc_status mc_session_score_tokens(mc_session *MC_NONNULL session,
@@ -2809,8 +1945,6 @@ mc_status mc_session_score_tokens(mc_session *MC_NONNULL session,
  * @param err      NULL, or receives the error.
  * @return MC_OK; MC_CANCELLED if that ended the answer; MC_ERROR_INVALID_ARGUMENT also without an answer; MC_ERROR_BUSY;
  *         MC_ERROR_POISONED.
- *
- * Threads: any, exclusive.
  */
 MC_NODISCARD
 mc_status mc_session_end(mc_session *MC_NONNULL session,
@@ -2821,8 +1955,6 @@ mc_status mc_session_end(mc_session *MC_NONNULL session,
  * How many tokens the session held when the last call that changed it ended; never MC_ERROR_BUSY.
  *
  * @param session  the session.
- *
- * Threads: any.
  */
 size_t mc_session_position(const mc_session *MC_NONNULL session);
 
@@ -2835,8 +1967,6 @@ size_t mc_session_position(const mc_session *MC_NONNULL session);
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a path that is a directory, a pipe, a socket or a device;
  *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the directory does not exist; MC_ERROR_IO; MC_ERROR_BUSY;
  *         MC_ERROR_POISONED; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_session_save(const mc_session *MC_NONNULL session,
@@ -2855,8 +1985,6 @@ mc_status mc_session_save(const mc_session *MC_NONNULL session,
  * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH
  *         if it belongs to another model, or to one with another type of KV cache; MC_ERROR_CONTEXT_FULL if it holds more tokens
  *         than the model was loaded for; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_session_load(const mc_model *MC_NONNULL model,
@@ -2875,8 +2003,6 @@ mc_status mc_session_load(const mc_model *MC_NONNULL model,
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session and for another `out_len`; MC_ERROR_BUSY, also while
  *         another mc_session_logits() runs; MC_ERROR_POISONED; MC_ERROR_DEVICE, also for logits that are no numbers, as those of
  *         weights that are not finite; MC_ERROR_SUSPENDED.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_session_logits(const mc_session *MC_NONNULL session,
@@ -2893,8 +2019,6 @@ mc_status mc_session_logits(const mc_session *MC_NONNULL session,
  * @param out_logprobs  receives `count` natural logarithms of their probabilities, at most 0.
  * @param err           NULL, or receives the error.
  * @return as mc_session_logits(); MC_ERROR_INVALID_ARGUMENT also for another `count`; MC_ERROR_OUT_OF_MEMORY.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_session_top_logprobs(const mc_session *MC_NONNULL session,
@@ -2910,8 +2034,6 @@ mc_status mc_session_top_logprobs(const mc_session *MC_NONNULL session,
  * @param out      receives their ids; free it with mc_tokens_free().
  * @param err      NULL, or receives the error.
  * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_session_tokens(const mc_session *MC_NONNULL session,
@@ -2927,8 +2049,6 @@ mc_status mc_session_tokens(const mc_session *MC_NONNULL session,
  * @param bytes    receives the bytes, of the device's memory and the process's together.
  * @param err      NULL, or receives the error.
  * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_session_memory(const mc_session *MC_NONNULL session,
@@ -2942,8 +2062,6 @@ mc_status mc_session_memory(const mc_session *MC_NONNULL session,
  * @param position  how many tokens to keep, up to mc_session_position(); 0 = none.
  * @param err       NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for more tokens than there are; MC_ERROR_BUSY; MC_ERROR_POISONED.
- *
- * Threads: any, exclusive.
  */
 MC_NODISCARD
 mc_status mc_session_truncate(mc_session *MC_NONNULL session,
@@ -2962,8 +2080,6 @@ mc_status mc_session_truncate(mc_session *MC_NONNULL session,
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also while an answer is begun; MC_ERROR_MISMATCH for an adapter of another model;
  *         MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED. After an error the session
  *         has the adapters that it had.
- *
- * Threads: any, exclusive.
  */
 MC_NODISCARD
 mc_status mc_session_set_lora(mc_session *MC_NONNULL session,
@@ -2980,8 +2096,6 @@ mc_status mc_session_set_lora(mc_session *MC_NONNULL session,
  * @param count    how many; 0 = none.
  * @param err      NULL, or receives the error.
  * @return as mc_session_set_lora(); MC_ERROR_INVALID_ARGUMENT also for two adapters that replace the same matrix or bias.
- *
- * Threads: any, exclusive.
  */
 MC_NODISCARD
 mc_status mc_session_set_loras(mc_session *MC_NONNULL session,
@@ -2994,8 +2108,6 @@ mc_status mc_session_set_loras(mc_session *MC_NONNULL session,
  * Frees a session. In a callback of a call on it, that call goes on and ends as usual.
  *
  * @param session  the session, or NULL.
- *
- * Threads: any.
  */
 void mc_session_free(mc_session *MC_NULLABLE session);
 
@@ -3003,13 +2115,53 @@ void mc_session_free(mc_session *MC_NULLABLE session);
 
 
 /**
- * @defgroup mc_embed Sentence embeddings, and the search for the nearest of many vectors
+ * @defgroup embed Embeddings: texts as vectors, and the search for the nearest of many
  * @{
  *
  * mc_embed() and mc_embed_batch() turn texts into vectors, as the model's directory says: modules, prompts and limits of
  * sentence-transformers. Where it has none of these, an encoder gives the mean of the tokens' vectors, and a model that was made to
  * generate the last one. A text has the same vector alone and in any batch, bit for bit on the CPU.
+ *
+ * @code
+ * // Many models have a prompt for what is searched and another for what is searched for.
+ * mc_embed_options *options = mc_embed_options_new();
+ * mc_embed_options_set_prompt_name(options, "document");
+ * mc_embed_options_set_progress(options, show, NULL);
+ * float *index = grown(NULL, count * dim * sizeof *index);
+ * check(mc_embed_batch(model, (const char *const *)lines, NULL, count, options, index, count * dim, &error));
+ * mc_embed_options_set_prompt_name(options, "query");
+ * mc_embed_options_set_progress(options, NULL, NULL);
+ * @endcode
+ *
+ * @code
+ * size_t found[HITS];
+ * float scores[HITS];
+ * check(mc_embed(model, text, strlen(text), options, query, dim, &error));
+ * check(mc_similarity_top_k(mc_model_similarity(model), query, 1, index, count, dim, hits, found, scores, &error));
+ * printf("%s\n", text);
+ * for (size_t hit = 0; hit < hits; hit++) printf("  %.3f  %s\n", scores[hit], lines[found[hit]]);
+ * @endcode
+ * @see @ref rerank, @ref model
+ *
+ * Threads: any; a call runs on the thread that makes it. Options are set by one thread at a time, with the functions that take them without
+ * `const`, and then used concurrently.
  */
+
+/** How vectors are compared; more is nearer. */
+typedef enum {
+  /** Never that of a model: what a wrong handle gives. */
+  MC_SIMILARITY_NONE = 0,
+  /** The cosine of the angle between them, -1 to 1. */
+  MC_SIMILARITY_COSINE = 1,
+  /** The scalar product. */
+  MC_SIMILARITY_DOT = 2,
+  /** Minus the Euclidean distance. */
+  MC_SIMILARITY_EUCLIDEAN = 3,
+  /** Minus the sum of the absolute differences. */
+  MC_SIMILARITY_MANHATTAN = 4,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_SIMILARITY_FORCE32 = 2147483647,
+} mc_similarity;
 
 /** How the vectors of a text's tokens become one. */
 typedef enum {
@@ -3031,213 +2183,12 @@ typedef enum {
   MC_POOLING_FORCE32 = 2147483647,
 } mc_pooling;
 
-/** How vectors are compared; more is nearer. */
-typedef enum {
-  /** Never that of a model: what a wrong handle gives. */
-  MC_SIMILARITY_NONE = 0,
-  /** The cosine of the angle between them, -1 to 1. */
-  MC_SIMILARITY_COSINE = 1,
-  /** The scalar product. */
-  MC_SIMILARITY_DOT = 2,
-  /** Minus the Euclidean distance. */
-  MC_SIMILARITY_EUCLIDEAN = 3,
-  /** Minus the sum of the absolute differences. */
-  MC_SIMILARITY_MANHATTAN = 4,
-  /** Not a value: makes the enum 32 bits wide. */
-  MC_SIMILARITY_FORCE32 = 2147483647,
-} mc_similarity;
-
-/**
- * How to embed: a builder. What is not set is what the model's directory says. A bad value is remembered and reported by the
- * first call that uses the options, as MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used
- * many times.
- *
- * Threads: any, one at a time while it is set; then concurrently.
- */
-typedef struct mc_embed_options mc_embed_options;
-
-/**
- * Makes embed options: all as the model's directory says.
- *
- * @return one reference; free it with mc_embed_options_free().
- *
- * Threads: any.
- */
-mc_embed_options *MC_NONNULL mc_embed_options_new(void);
-
-/**
- * Sets options from JSON, each as its setter does, in the order in which they are written.
- *
- * `pooling`: "mean", "cls", "last", "max", "mean_sqrt_len" or "weighted_mean". `normalize`: true or false. `dimensions`, `max_length`,
- * `batch_size`: numbers. `prompt_name`, `prefix`: texts, each in place of the other. What is a handle or a callback has its setter alone.
- *
- * @param options   the options.
- * @param json      an object, UTF-8, such as `{"dimensions": 256, "prompt_name": "query"}`; a member that is null has its default again.
- *                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
- *                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
- *                  have their defaults again.
- * @param json_len  bytes.
- *
- * Threads: any, exclusive.
- */
-void mc_embed_options_set_json(mc_embed_options *MC_NONNULL options,
-                               const char *MC_NULLABLE json,
-                               size_t json_len);
-
-/**
- * Another way of pooling than the model's own.
- *
- * @param options  the options.
- * @param pooling  MC_POOLING_DEFAULT (the default) = the model's own.
- *
- * Threads: any, exclusive.
- */
-void mc_embed_options_set_pooling(mc_embed_options *MC_NONNULL options, mc_pooling pooling);
-
-/**
- * Whether vectors have length 1.
- *
- * @param options  the options.
- * @param value    true = they have; false = they are left as they are, also where the model's modules end with Normalize.
- *                 Default: as the modules say.
- *
- * Threads: any, exclusive.
- */
-void mc_embed_options_set_normalize(mc_embed_options *MC_NONNULL options,
-                                    bool value);
-
-/**
- * Keeps the first values of each vector only, for models that were trained for it (Matryoshka). The shorter vector is normalised
- * where the whole one would be.
- *
- * @param options  the options.
- * @param value    values of a vector; 0 (the default) = all. More than the model gives is an error of the call that embeds.
- *
- * Threads: any, exclusive.
- */
-void mc_embed_options_set_dimensions(mc_embed_options *MC_NONNULL options,
-                                     size_t value);
-
-/**
- * How much of a long text counts; the rest is cut off.
- *
- * @param options  the options.
- * @param value    tokens, with those that the tokenizer adds; 0 (the default) = the model's own limit. More than that and
- *                 mc_model_context_length() is an error of the call that embeds.
- *
- * Threads: any, exclusive.
- */
-void mc_embed_options_set_max_length(mc_embed_options *MC_NONNULL options,
-                                     size_t value);
-
-/**
- * The most texts that go through the network together, on each thread: fewer take less memory and answer a cancel sooner. Changes
- * no vector.
- *
- * @param options  the options.
- * @param value    texts; 0 (the default) = as many as are fastest.
- *
- * Threads: any, exclusive.
- */
-void mc_embed_options_set_batch_size(mc_embed_options *MC_NONNULL options,
-                                     size_t value);
-
-/**
- * Puts one of the model's own prompts in front of every text: "query" for what is searched for, "document" for what is
- * searched, or whatever its config_sentence_transformers.json names. Replaces mc_embed_options_set_prefix().
- *
- * @param options  the options.
- * @param name     the prompt's name, copied; one that the model lacks is an error of the call that embeds, which lists those it
- *                 has. NULL (the default) = the model's default prompt, if it has one.
- *
- * Threads: any, exclusive.
- */
-void mc_embed_options_set_prompt_name(mc_embed_options *MC_NONNULL options,
-                                      const char *MC_NULLABLE name);
-
-/**
- * Puts a text in front of every text. Replaces mc_embed_options_set_prompt_name().
- *
- * @param options  the options.
- * @param prefix   the text, copied; "" = nothing, not even the model's default prompt. NULL (the default) = the model's default
- *                 prompt, if it has one.
- *
- * Threads: any, exclusive.
- */
-void mc_embed_options_set_prefix(mc_embed_options *MC_NONNULL options,
-                                 const char *MC_NULLABLE prefix);
-
-/**
- * An adapter for the vectors.
- *
- * @param options  the options.
- * @param lora     an adapter of the model; the options keep it alive. NULL (the default) = none. One of another model makes the call
- *                 that embeds return MC_ERROR_MISMATCH.
- * @param scale    a factor for its changes: a finite number; 1 = as trained, 0 = the model alone.
- *
- * Threads: any, exclusive.
- */
-void mc_embed_options_set_lora(mc_embed_options *MC_NONNULL options,
-                               const mc_lora *MC_NULLABLE lora,
-                               float scale);
-
-/**
- * Several adapters for the vectors at once: their changes add up. Else as, and in place of, mc_embed_options_set_lora().
- *
- * @param options  the options.
- * @param loras    `count` adapters of the model, none of them NULL; the options keep them alive. NULL if `count` is 0.
- * @param scales   `count` factors for their changes, finite numbers; NULL = 1 for each.
- * @param count    how many; 0 (the default) = none. Two that replace the same matrix or bias make the call that embeds return
- *                 MC_ERROR_INVALID_ARGUMENT.
- *
- * Threads: any, exclusive.
- */
-void mc_embed_options_set_loras(mc_embed_options *MC_NONNULL options,
-                                const mc_lora *const MC_NULLABLE *MC_NULLABLE loras,
-                                const float *MC_NULLABLE scales,
-                                size_t count);
-
-/**
- * A flag that stops the work as soon as the texts are done that are going through the network.
- *
- * @param options  the options.
- * @param cancel   the flag; the options keep it alive. NULL (the default) = none.
- *
- * Threads: any, exclusive.
- */
-void mc_embed_options_set_cancel(mc_embed_options *MC_NONNULL options, const mc_cancel *MC_NULLABLE cancel);
-
-/**
- * Who hears how many texts are done.
- *
- * @param options    the options.
- * @param progress   called while texts are embedded, on the thread of that call, with MC_STAGE_EMBED; what is not MC_CONTINUE
- *                   stops the call with MC_CANCELLED. NULL (the default) = nobody.
- * @param user_data  handed to `progress`; may be NULL. Must live until the last call with these options is over.
- *
- * Threads: any, exclusive.
- */
-void mc_embed_options_set_progress(mc_embed_options *MC_NONNULL options,
-                                   mc_progress_fn progress,
-                                   void *MC_NULLABLE user_data);
-
-/**
- * Frees options; a call that uses them goes on.
- *
- * @param options  the options, or NULL.
- *
- * Threads: any.
- */
-void mc_embed_options_free(mc_embed_options *MC_NULLABLE options);
-
 /**
  * How many values a vector has with these options.
  *
  * @param model    the model.
  * @param options  the options, or NULL.
  * @return 0 for options that the calls below would refuse, and for a model without a tokenizer.
- *
- * Threads: any.
  */
 size_t mc_model_embed_dim(const mc_model *MC_NONNULL model, const mc_embed_options *MC_NULLABLE options);
 
@@ -3247,8 +2198,6 @@ size_t mc_model_embed_dim(const mc_model *MC_NONNULL model, const mc_embed_optio
  *
  * @param model  the model.
  * @return MC_SIMILARITY_NONE for a wrong handle.
- *
- * Threads: any.
  */
 mc_similarity mc_model_similarity(const mc_model *MC_NONNULL model);
 
@@ -3265,8 +2214,6 @@ mc_similarity mc_model_similarity(const mc_model *MC_NONNULL model);
  * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for another `out_len` and for options out of their range;
  *         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_MISMATCH for an adapter of another model;
  *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_embed(const mc_model *MC_NONNULL model,
@@ -3289,8 +2236,6 @@ mc_status mc_embed(const mc_model *MC_NONNULL model,
  * @param out_len    texts_len * mc_model_embed_dim().
  * @param err        NULL, or receives the error.
  * @return as mc_embed(); MC_ERROR_INVALID_UTF8 names the text by its index.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_embed_batch(const mc_model *MC_NONNULL model,
@@ -3318,8 +2263,6 @@ mc_status mc_embed_batch(const mc_model *MC_NONNULL model,
  *                       number comes last.
  * @param err            NULL, or receives the error.
  * @return MC_OK; MC_ERROR_OUT_OF_MEMORY.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_similarity_top_k(mc_similarity similarity,
@@ -3333,17 +2276,177 @@ mc_status mc_similarity_top_k(mc_similarity similarity,
                               float *MC_NONNULL scores,
                               mc_error *MC_NULLABLE *MC_NULLABLE err);
 
+/**
+ * Makes embed options: all as the model's directory says.
+ *
+ * @return one reference; free it with mc_embed_options_free().
+ */
+mc_embed_options *MC_NONNULL mc_embed_options_new(void);
+
+/**
+ * Sets options from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `pooling`: "mean", "cls", "last", "max", "mean_sqrt_len" or "weighted_mean". `normalize`: true or false. `dimensions`, `max_length`,
+ * `batch_size`: numbers. `prompt_name`, `prefix`: texts, each in place of the other. What is a handle or a callback has its setter alone.
+ *
+ * @param options   the options.
+ * @param json      an object, UTF-8, such as `{"dimensions": 256, "prompt_name": "query"}`; a member that is null has its default again.
+ *                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
+ *                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
+ *                  have their defaults again.
+ * @param json_len  bytes.
+ */
+void mc_embed_options_set_json(mc_embed_options *MC_NONNULL options,
+                               const char *MC_NULLABLE json,
+                               size_t json_len);
+
+/**
+ * Another way of pooling than the model's own.
+ *
+ * @param options  the options.
+ * @param pooling  MC_POOLING_DEFAULT (the default) = the model's own.
+ */
+void mc_embed_options_set_pooling(mc_embed_options *MC_NONNULL options, mc_pooling pooling);
+
+/**
+ * Whether vectors have length 1.
+ *
+ * @param options  the options.
+ * @param value    true = they have; false = they are left as they are, also where the model's modules end with Normalize.
+ *                 Default: as the modules say.
+ */
+void mc_embed_options_set_normalize(mc_embed_options *MC_NONNULL options,
+                                    bool value);
+
+/**
+ * Keeps the first values of each vector only, for models that were trained for it (Matryoshka). The shorter vector is normalised
+ * where the whole one would be.
+ *
+ * @param options  the options.
+ * @param value    values of a vector; 0 (the default) = all. More than the model gives is an error of the call that embeds.
+ */
+void mc_embed_options_set_dimensions(mc_embed_options *MC_NONNULL options,
+                                     size_t value);
+
+/**
+ * How much of a long text counts; the rest is cut off.
+ *
+ * @param options  the options.
+ * @param value    tokens, with those that the tokenizer adds; 0 (the default) = the model's own limit. More than that and
+ *                 mc_model_context_length() is an error of the call that embeds.
+ */
+void mc_embed_options_set_max_length(mc_embed_options *MC_NONNULL options,
+                                     size_t value);
+
+/**
+ * The most texts that go through the network together, on each thread: fewer take less memory and answer a cancel sooner. Changes
+ * no vector.
+ *
+ * @param options  the options.
+ * @param value    texts; 0 (the default) = as many as are fastest.
+ */
+void mc_embed_options_set_batch_size(mc_embed_options *MC_NONNULL options,
+                                     size_t value);
+
+/**
+ * Puts one of the model's own prompts in front of every text: "query" for what is searched for, "document" for what is
+ * searched, or whatever its config_sentence_transformers.json names. Replaces mc_embed_options_set_prefix().
+ *
+ * @param options  the options.
+ * @param name     the prompt's name, copied; one that the model lacks is an error of the call that embeds, which lists those it
+ *                 has. NULL (the default) = the model's default prompt, if it has one.
+ */
+void mc_embed_options_set_prompt_name(mc_embed_options *MC_NONNULL options,
+                                      const char *MC_NULLABLE name);
+
+/**
+ * Puts a text in front of every text. Replaces mc_embed_options_set_prompt_name().
+ *
+ * @param options  the options.
+ * @param prefix   the text, copied; "" = nothing, not even the model's default prompt. NULL (the default) = the model's default
+ *                 prompt, if it has one.
+ */
+void mc_embed_options_set_prefix(mc_embed_options *MC_NONNULL options,
+                                 const char *MC_NULLABLE prefix);
+
+/**
+ * An adapter for the vectors.
+ *
+ * @param options  the options.
+ * @param lora     an adapter of the model; the options keep it alive. NULL (the default) = none. One of another model makes the call
+ *                 that embeds return MC_ERROR_MISMATCH.
+ * @param scale    a factor for its changes: a finite number; 1 = as trained, 0 = the model alone.
+ */
+void mc_embed_options_set_lora(mc_embed_options *MC_NONNULL options,
+                               const mc_lora *MC_NULLABLE lora,
+                               float scale);
+
+/**
+ * Several adapters for the vectors at once: their changes add up. Else as, and in place of, mc_embed_options_set_lora().
+ *
+ * @param options  the options.
+ * @param loras    `count` adapters of the model, none of them NULL; the options keep them alive. NULL if `count` is 0.
+ * @param scales   `count` factors for their changes, finite numbers; NULL = 1 for each.
+ * @param count    how many; 0 (the default) = none. Two that replace the same matrix or bias make the call that embeds return
+ *                 MC_ERROR_INVALID_ARGUMENT.
+ */
+void mc_embed_options_set_loras(mc_embed_options *MC_NONNULL options,
+                                const mc_lora *const MC_NULLABLE *MC_NULLABLE loras,
+                                const float *MC_NULLABLE scales,
+                                size_t count);
+
+/**
+ * A flag that stops the work as soon as the texts are done that are going through the network.
+ *
+ * @param options  the options.
+ * @param cancel   the flag; the options keep it alive. NULL (the default) = none.
+ */
+void mc_embed_options_set_cancel(mc_embed_options *MC_NONNULL options, const mc_cancel *MC_NULLABLE cancel);
+
+/**
+ * Who hears how many texts are done.
+ *
+ * @param options    the options.
+ * @param progress   called while texts are embedded, on the thread of that call, with MC_STAGE_EMBED; what is not MC_CONTINUE
+ *                   stops the call with MC_CANCELLED. NULL (the default) = nobody.
+ * @param user_data  handed to `progress`; may be NULL. Must live until the last call with these options is over.
+ */
+void mc_embed_options_set_progress(mc_embed_options *MC_NONNULL options,
+                                   mc_progress_fn progress,
+                                   void *MC_NULLABLE user_data);
+
+/**
+ * Frees options; a call that uses them goes on.
+ *
+ * @param options  the options, or NULL.
+ */
+void mc_embed_options_free(mc_embed_options *MC_NULLABLE options);
+
 /** @} */
 
 
 /**
- * @defgroup mc_rerank Rerankers: how well documents answer a query, by models that read both at once
+ * @defgroup rerank Rerankers: how well documents answer a query, by models that read both at once
  * @{
  *
  * mc_rerank() gives a score for each document: slower than comparing embeddings, and closer to what was meant, so it usually sorts
  * anew what a search by embeddings has found. It is for cross-encoders (networks `…ForSequenceClassification` with one label, of the
  * families of BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, MPNet, Nomic BERT, ModernBERT, EuroBERT and decoders) and for causal
  * models that say "yes" or "no", such as Qwen3-Reranker. A pair has the same score alone and in any company, bit for bit on the CPU.
+ *
+ * @code
+ * static void rank(const mc_model *model, const char *query, const char *const *texts, size_t count) {
+ *     float *scores = malloc(count * sizeof *scores);
+ *     if (scores == NULL) exit(1);
+ *     check(mc_rerank(model, query, strlen(query), texts, NULL, count, NULL, scores, count, &error));
+ *     for (size_t i = 0; i < count; i++) printf("%.4f  %s\n", scores[i], texts[i]);
+ *     free(scores);
+ * }
+ * @endcode
+ * @see @ref embed, @ref model
+ *
+ * Threads: any; a call runs on the thread that makes it. Options are set by one thread at a time, with the functions that take them without
+ * `const`, and then used concurrently.
  */
 
 /** What becomes of a logit, which any number may be; either way more is better. */
@@ -3357,123 +2460,6 @@ typedef enum {
   /** Not a value: makes the enum 32 bits wide. */
   MC_SCORE_ACTIVATION_FORCE32 = 2147483647,
 } mc_score_activation;
-
-/**
- * How to rerank: a builder. What is not set is what the model's directory says. A bad value is remembered and reported by the first
- * call that uses the options, as MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
- *
- * Threads: any, one at a time while it is set; then concurrently.
- */
-typedef struct mc_rerank_options mc_rerank_options;
-
-/**
- * Makes rerank options: all as the model's directory says.
- *
- * @return one reference; free it with mc_rerank_options_free().
- *
- * Threads: any.
- */
-mc_rerank_options *MC_NONNULL mc_rerank_options_new(void);
-
-/**
- * Sets options from JSON, each as its setter does, in the order in which they are written.
- *
- * `activation`: "identity" or "sigmoid". `max_length`, `batch_size`: numbers. `prompt_name`, `prompt`: texts, each in place of the other.
- * A flag that cancels has its setter alone.
- *
- * @param options   the options.
- * @param json      an object, UTF-8, such as `{"max_length": 512, "activation": "identity"}`; a member that is null has its default again.
- *                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
- *                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
- *                  have their defaults again.
- * @param json_len  bytes.
- *
- * Threads: any, exclusive.
- */
-void mc_rerank_options_set_json(mc_rerank_options *MC_NONNULL options,
-                                const char *MC_NULLABLE json,
-                                size_t json_len);
-
-/**
- * What becomes of each logit.
- *
- * @param options     the options.
- * @param activation  MC_SCORE_ACTIVATION_DEFAULT (the default) = what the model's files say.
- *
- * Threads: any, exclusive.
- */
-void mc_rerank_options_set_activation(mc_rerank_options *MC_NONNULL options, mc_score_activation activation);
-
-/**
- * How much of a long pair counts; of the longer of its texts the rest is cut off, then of both.
- *
- * @param options  the options.
- * @param value    tokens of query and document, with those that the tokenizer or the chat template adds; 0 (the default) = the model's
- *                 own limit. More than that and mc_model_context_length() is an error of mc_rerank().
- *
- * Threads: any, exclusive.
- */
-void mc_rerank_options_set_max_length(mc_rerank_options *MC_NONNULL options,
-                                      size_t value);
-
-/**
- * The most pairs that go through the network together, on each thread: fewer take less memory and answer a cancel sooner. Changes no
- * score.
- *
- * @param options  the options.
- * @param value    pairs; 0 (the default) = as many as are fastest.
- *
- * Threads: any, exclusive.
- */
-void mc_rerank_options_set_batch_size(mc_rerank_options *MC_NONNULL options,
-                                      size_t value);
-
-/**
- * One of the prompts that the model's config_sentence_transformers.json names, in the place of mc_rerank_options_set_prompt()'s, which
- * it replaces.
- *
- * @param options  the options.
- * @param name     the prompt's name, copied; one that the model lacks is an error of mc_rerank(), which lists those it has. NULL (the
- *                 default) = the model's default prompt, if it has one.
- *
- * Threads: any, exclusive.
- */
-void mc_rerank_options_set_prompt_name(mc_rerank_options *MC_NONNULL options,
-                                       const char *MC_NULLABLE name);
-
-/**
- * A text in front of the query or, where pairs go through the model's chat template, its system message. A Qwen3-Reranker whose
- * template has no place for a query and a document reads the text of its model card with this as the instruction, such as "Given a
- * web search query, retrieve relevant passages that answer the query"; without one it is taken for the chat model that its files
- * describe. Replaces mc_rerank_options_set_prompt_name().
- *
- * @param options  the options.
- * @param prompt   the text, copied; "" = nothing, not even the model's default prompt. NULL (the default) = the model's default
- *                 prompt, if it has one.
- *
- * Threads: any, exclusive.
- */
-void mc_rerank_options_set_prompt(mc_rerank_options *MC_NONNULL options,
-                                  const char *MC_NULLABLE prompt);
-
-/**
- * A flag that stops the work as soon as the pairs are done that are going through the network.
- *
- * @param options  the options.
- * @param cancel   the flag; the options keep it alive. NULL (the default) = none.
- *
- * Threads: any, exclusive.
- */
-void mc_rerank_options_set_cancel(mc_rerank_options *MC_NONNULL options, const mc_cancel *MC_NULLABLE cancel);
-
-/**
- * Frees options; a call that uses them goes on.
- *
- * @param options  the options, or NULL.
- *
- * Threads: any.
- */
-void mc_rerank_options_free(mc_rerank_options *MC_NULLABLE options);
 
 /**
  * How well each document answers the query.
@@ -3495,8 +2481,6 @@ void mc_rerank_options_free(mc_rerank_options *MC_NULLABLE options);
  *         MC_ERROR_INVALID_ARGUMENT also for another `out_len`, for options out of their range and for a pair without a token;
  *         MC_ERROR_INVALID_UTF8 naming the text; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_OUT_OF_MEMORY;
  *         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_rerank(const mc_model *MC_NONNULL model,
@@ -3510,37 +2494,277 @@ mc_status mc_rerank(const mc_model *MC_NONNULL model,
                     size_t out_len,
                     mc_error *MC_NULLABLE *MC_NULLABLE err);
 
+/**
+ * Makes rerank options: all as the model's directory says.
+ *
+ * @return one reference; free it with mc_rerank_options_free().
+ */
+mc_rerank_options *MC_NONNULL mc_rerank_options_new(void);
+
+/**
+ * Sets options from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `activation`: "identity" or "sigmoid". `max_length`, `batch_size`: numbers. `prompt_name`, `prompt`: texts, each in place of the other.
+ * A flag that cancels has its setter alone.
+ *
+ * @param options   the options.
+ * @param json      an object, UTF-8, such as `{"max_length": 512, "activation": "identity"}`; a member that is null has its default again.
+ *                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
+ *                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
+ *                  have their defaults again.
+ * @param json_len  bytes.
+ */
+void mc_rerank_options_set_json(mc_rerank_options *MC_NONNULL options,
+                                const char *MC_NULLABLE json,
+                                size_t json_len);
+
+/**
+ * What becomes of each logit.
+ *
+ * @param options     the options.
+ * @param activation  MC_SCORE_ACTIVATION_DEFAULT (the default) = what the model's files say.
+ */
+void mc_rerank_options_set_activation(mc_rerank_options *MC_NONNULL options, mc_score_activation activation);
+
+/**
+ * How much of a long pair counts; of the longer of its texts the rest is cut off, then of both.
+ *
+ * @param options  the options.
+ * @param value    tokens of query and document, with those that the tokenizer or the chat template adds; 0 (the default) = the model's
+ *                 own limit. More than that and mc_model_context_length() is an error of mc_rerank().
+ */
+void mc_rerank_options_set_max_length(mc_rerank_options *MC_NONNULL options,
+                                      size_t value);
+
+/**
+ * The most pairs that go through the network together, on each thread: fewer take less memory and answer a cancel sooner. Changes no
+ * score.
+ *
+ * @param options  the options.
+ * @param value    pairs; 0 (the default) = as many as are fastest.
+ */
+void mc_rerank_options_set_batch_size(mc_rerank_options *MC_NONNULL options,
+                                      size_t value);
+
+/**
+ * One of the prompts that the model's config_sentence_transformers.json names, in the place of mc_rerank_options_set_prompt()'s, which
+ * it replaces.
+ *
+ * @param options  the options.
+ * @param name     the prompt's name, copied; one that the model lacks is an error of mc_rerank(), which lists those it has. NULL (the
+ *                 default) = the model's default prompt, if it has one.
+ */
+void mc_rerank_options_set_prompt_name(mc_rerank_options *MC_NONNULL options,
+                                       const char *MC_NULLABLE name);
+
+/**
+ * A text in front of the query or, where pairs go through the model's chat template, its system message. A Qwen3-Reranker whose
+ * template has no place for a query and a document reads the text of its model card with this as the instruction, such as "Given a
+ * web search query, retrieve relevant passages that answer the query"; without one it is taken for the chat model that its files
+ * describe. Replaces mc_rerank_options_set_prompt_name().
+ *
+ * @param options  the options.
+ * @param prompt   the text, copied; "" = nothing, not even the model's default prompt. NULL (the default) = the model's default
+ *                 prompt, if it has one.
+ */
+void mc_rerank_options_set_prompt(mc_rerank_options *MC_NONNULL options,
+                                  const char *MC_NULLABLE prompt);
+
+/**
+ * A flag that stops the work as soon as the pairs are done that are going through the network.
+ *
+ * @param options  the options.
+ * @param cancel   the flag; the options keep it alive. NULL (the default) = none.
+ */
+void mc_rerank_options_set_cancel(mc_rerank_options *MC_NONNULL options, const mc_cancel *MC_NULLABLE cancel);
+
+/**
+ * Frees options; a call that uses them goes on.
+ *
+ * @param options  the options, or NULL.
+ */
+void mc_rerank_options_free(mc_rerank_options *MC_NULLABLE options);
+
 /** @} */
 
 
 /**
- * @defgroup mc_dataset Examples to train on: texts, completions of prompts, and conversations
+ * @defgroup lora Adapters: a fine-tuning (LoRA) that is kept apart from its model
  * @{
  *
- * A dataset holds examples as they were written; a model's tokenizer and chat template make tokens of them when training begins. Of a
- * text all is trained on. Of a completion and of a conversation it is, with a masked prompt, what the model is to write: the completion,
- * and each message of the assistant up to and with the token that ends it.
+ * An adapter is loaded for a model from a directory of PEFT, and then attached: to a session (mc_session_set_lora()), to one
+ * generation (mc_generate_options_set_lora()) or to embeddings (mc_embed_options_set_lora()), each with a factor. Several at once add up
+ * (mc_session_set_loras()). The model itself never changes: sessions with different adapters run side by side on one model, and
+ * a session whose adapters are removed computes what it would have without them, bit for bit on the CPU. mc_model_merge() makes a new
+ * model with the adapter's changes in its weights.
+ *
+ * @code
+ * mc_lora *lora = NULL;
+ * check(mc_lora_load(model, argv[2], &lora, &error));
+ * printf("rank %zu, %llu numbers\n", mc_lora_rank(lora), (unsigned long long)mc_lora_parameter_count(lora));
+ * @endcode
+ *
+ * @code
+ * check(mc_session_set_lora(session, lora, 1.0f, &error)); // of this session alone; NULL takes it off again
+ * check(mc_session_set_chat(session, chat, NULL, &error));
+ * check(mc_session_generate_stream(session, NULL, NULL, NULL, &answer, &error));
+ * @endcode
+ *
+ * @code
+ * mc_model *merged = NULL;
+ * check(mc_model_merge(model, lora, 1.0f, &merged, &error));
+ * check(mc_model_save(merged, argv[4], NULL, NULL, NULL, &error));
+ * mc_model_free(merged);
+ * @endcode
+ * @see @ref train, @ref session, @ref model
+ *
+ * Threads: any, concurrently: an adapter is immutable.
+ */
+
+/**
+ * Loads an adapter of a model.
+ *
+ * Understood are the projections of every layer, the embedding and the output matrix as targets, by names, by a pattern or as
+ * "all-linear"; the matrices of all experts of a layer as target_parameters; rank_pattern, alpha_pattern, layers_to_transform,
+ * exclude_modules, rsLoRA, DoRA, trained biases; the embedding and the output matrix as modules_to_save, and rows of them by
+ * trainable_token_indices, which replace those of the model whatever the factor is. Files are checked: a tensor without a place in the
+ * model, a target without its tensors, a shape that does not fit, a number that is not finite, and an option that would change the result
+ * and is not implemented (DoRA on the embedding, among others) are errors that name it. What only matters in training, such as
+ * lora_dropout, is ignored.
+ *
+ * @param model     the model that the adapter was trained on. Another model of the same shapes cannot be told from it.
+ * @param peft_dir  a directory with adapter_config.json and adapter_model.safetensors, as PEFT saves them. The tensors may also have
+ *                  the names layers.{i}.{target}.lora_a and .lora_b.
+ * @param out       receives one reference; free it with mc_lora_free().
+ * @param err       NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the files; MC_ERROR_UNSUPPORTED;
+ *         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ */
+MC_NODISCARD
+mc_status mc_lora_load(const mc_model *MC_NONNULL model,
+                       const char *MC_NONNULL peft_dir,
+                       mc_lora *MC_NULLABLE *MC_NONNULL out,
+                       mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Writes an adapter in the format of PEFT, with its values in F32. Loading it again gives an adapter with the same results, bit for
+ * bit. Tensors for parts of the model that this library has no use for, such as BERT's pooler, are not kept.
+ *
+ * @param lora      the adapter.
+ * @param peft_dir  the directory; it is made if it does not exist. Files of an adapter that are there are replaced, and stay as they
+ *                  are if writing fails.
+ * @param err       NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty `peft_dir`; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO.
+ */
+MC_NODISCARD
+mc_status mc_lora_save(const mc_lora *MC_NONNULL lora,
+                       const char *MC_NONNULL peft_dir,
+                       mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Adds a reference to an adapter, for a second owner; each reference is dropped with mc_lora_free().
+ *
+ * @param lora  the adapter.
+ */
+void mc_lora_retain(const mc_lora *MC_NONNULL lora);
+
+/**
+ * Drops a reference to an adapter. Sessions, options and merged models keep what they need of it.
+ *
+ * @param lora  the adapter, or NULL.
+ */
+void mc_lora_free(mc_lora *MC_NULLABLE lora);
+
+/**
+ * The rank that the adapter's configuration gives; rank_pattern may give single modules another one.
+ *
+ * @param lora  the adapter.
+ */
+size_t mc_lora_rank(const mc_lora *MC_NONNULL lora);
+
+/**
+ * The lora_alpha that the adapter's configuration gives; alpha_pattern may give single modules another one. A change counts
+ * alpha / rank times, or alpha / sqrt(rank) times with rsLoRA.
+ *
+ * @param lora  the adapter.
+ */
+float mc_lora_alpha(const mc_lora *MC_NONNULL lora);
+
+/**
+ * How many values the adapter has; those of replaced matrices and biases count too.
+ *
+ * @param lora  the adapter.
+ */
+uint64_t mc_lora_parameter_count(const mc_lora *MC_NONNULL lora);
+
+/**
+ * The adapter's configuration: adapter_config.json as it was read.
+ *
+ * @param lora  the adapter.
+ * @param out   receives one reference; free it with mc_string_free().
+ * @param err   NULL, or receives the error.
+ * @return MC_OK.
+ */
+MC_NODISCARD
+mc_status mc_lora_config_json(const mc_lora *MC_NONNULL lora,
+                              mc_string *MC_NULLABLE *MC_NONNULL out,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Makes a new model with an adapter's changes in its weights: the same results as with the adapter attached, up to rounding, at the
+ * speed of the model alone. The model that it is made from stays as it is; the two share the weights that do not change. On the CPU the
+ * changed matrices are F32, whatever they were; on a GPU they keep their type.
+ *
+ * To merge a second adapter, load it for the new model.
+ *
+ * @param model  the model.
+ * @param lora   an adapter of this model.
+ * @param scale  a factor for its changes: 1 = as trained, 0 = none. Matrices and biases that it replaces are replaced whatever the
+ *               factor, unless it is 0.
+ * @param out    receives one reference; free it with mc_model_free().
+ * @param err    NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_MISMATCH for an adapter of another model; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+ *
+ * Threads: any; it runs on the calling thread and may take seconds.
+ */
+MC_NODISCARD
+mc_status mc_model_merge(const mc_model *MC_NONNULL model,
+                         const mc_lora *MC_NONNULL lora,
+                         float scale,
+                         mc_model *MC_NULLABLE *MC_NONNULL out,
+                         mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/** @} */
+
+
+/**
+ * @defgroup dataset Datasets: the examples to train on
+ * @{
+ *
+ * A dataset holds texts, completions of prompts, and conversations, as they were written; a model's tokenizer and chat template make
+ * tokens of them when training begins. Of a text all is trained on. Of a completion and of a conversation it is, with a masked prompt,
+ * what the model is to write: the completion, and each message of the assistant up to and with the token that ends it.
  *
  * Texts and completions have the special tokens that the tokenizer puts around a text, and the token that ends a text behind them, as
  * with TRL's SFTTrainer. A conversation has those that its template writes, and where that ends an answer with none, the token that ends
  * a text behind the last. A message that the template writes differently once others follow it, as Qwen3's does with thoughts, is
  * trained on as a sequence of its own, so that what is trained on is always what the model is given when it has to answer. A template that
  * does not write a message behind its generation prompt makes training fail with MC_ERROR_TEMPLATE, with the example's number.
- */
-
-/**
- * Examples in their order. Mutable; knows no model.
  *
- * Threads: any; `const` calls concurrently, others exclusive: a second call meanwhile is MC_ERROR_BUSY.
+ * @code
+ * mc_dataset *dataset = NULL;
+ * check(mc_dataset_load_jsonl(examples, &dataset, &error));
+ * @endcode
+ * @see @ref train, @ref chat
+ *
+ * Threads: any. Functions that take a dataset as `const` run concurrently, each other one alone: a second call meanwhile is
+ * MC_ERROR_BUSY.
  */
-typedef struct mc_dataset mc_dataset;
 
 /**
  * Makes an empty dataset.
  *
  * @return one reference; free it with mc_dataset_free().
- *
- * Threads: any.
  */
 mc_dataset *MC_NONNULL mc_dataset_new(void);
 
@@ -3559,8 +2783,6 @@ mc_dataset *MC_NONNULL mc_dataset_new(void);
  * @param out   receives one reference; free it with mc_dataset_free().
  * @param err   NULL, or receives the error, with the number of the line.
  * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO; MC_ERROR_FORMAT.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_dataset_load_jsonl(const char *MC_NONNULL path,
@@ -3575,8 +2797,6 @@ mc_status mc_dataset_load_jsonl(const char *MC_NONNULL path,
  * @param text_len  bytes.
  * @param err       NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
- *
- * Threads: any, exclusive.
  */
 MC_NODISCARD
 mc_status mc_dataset_add_text(mc_dataset *MC_NONNULL dataset,
@@ -3594,8 +2814,6 @@ mc_status mc_dataset_add_text(mc_dataset *MC_NONNULL dataset,
  * @param completion_len  bytes.
  * @param err             NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
- *
- * Threads: any, exclusive.
  */
 MC_NODISCARD
 mc_status mc_dataset_add_completion(mc_dataset *MC_NONNULL dataset,
@@ -3613,8 +2831,6 @@ mc_status mc_dataset_add_completion(mc_dataset *MC_NONNULL dataset,
  * @param chat     the conversation. Copied.
  * @param err      NULL, or receives the error.
  * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
- *
- * Threads: any, exclusive.
  */
 MC_NODISCARD
 mc_status mc_dataset_add_chat(mc_dataset *MC_NONNULL dataset,
@@ -3625,8 +2841,6 @@ mc_status mc_dataset_add_chat(mc_dataset *MC_NONNULL dataset,
  * How many examples there are.
  *
  * @param dataset  the dataset; 0 while another call changes it.
- *
- * Threads: any.
  */
 size_t mc_dataset_len(const mc_dataset *MC_NONNULL dataset);
 
@@ -3634,8 +2848,6 @@ size_t mc_dataset_len(const mc_dataset *MC_NONNULL dataset);
  * Frees a dataset.
  *
  * @param dataset  the dataset, or NULL.
- *
- * Threads: any.
  */
 void mc_dataset_free(mc_dataset *MC_NULLABLE dataset);
 
@@ -3643,24 +2855,40 @@ void mc_dataset_free(mc_dataset *MC_NULLABLE dataset);
 
 
 /**
- * @defgroup mc_train Training of LoRA adapters: the model stays as it is, and what is trained is an adapter of it
+ * @defgroup train Training: an adapter learns, stops anywhere and goes on
  * @{
  *
- * A trainer takes a dataset (mc_lora_trainer_train()), or micro-batches of tokens, one call each (mc_lora_trainer_train_step()). It stops
- * at any micro-batch, and goes on from a checkpoint (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has
- * trained so far is an adapter like any other (mc_lora_trainer_adapter()), to attach to sessions while training goes on.
+ * The model stays as it is, and what is trained is an adapter of it. A trainer takes a dataset (mc_lora_trainer_train()), or micro-batches of
+ * tokens, one call each (mc_lora_trainer_train_step()). It stops at any micro-batch, and goes on from a checkpoint
+ * (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has trained so far is an adapter like any other
+ * (mc_lora_trainer_adapter()), to attach to sessions while training goes on. The options, behind the calls, say what the adapter is
+ * (mc_lora_config) and how it learns (mc_train_options).
  *
  * @code
+ * mc_lora_config *config = mc_lora_config_new();
+ * mc_lora_config_set_rank(config, 8);
+ * mc_lora_config_set_alpha(config, 16);
+ *
+ * // A large rate: the model is small, and it is to know the examples by heart.
+ * mc_train_options *options = mc_train_options_new();
+ * mc_train_options_set_learning_rate(options, 2e-3);
+ * mc_train_options_set_schedule(options, MC_SCHEDULE_COSINE, WARMUP_STEPS, 0); // 0: as long as the training
+ * mc_train_options_set_epochs(options, EPOCHS);
+ * mc_train_options_set_batch_size(options, BATCH_SIZE);
+ *
  * mc_lora_trainer *trainer = NULL;
- * mc_dataset *dataset = NULL;
  * mc_lora *lora = NULL;
- * if (mc_dataset_load_jsonl("examples.jsonl", &dataset, &error) == MC_OK &&
- *     mc_lora_trainer_new(model, NULL, NULL, &trainer, &error) == MC_OK &&
- *     mc_lora_trainer_train(trainer, dataset, NULL, NULL, NULL, &error) == MC_OK &&
- *     mc_lora_trainer_adapter(trainer, &lora, &error) == MC_OK) {
- *   mc_lora_save(lora, "adapter", &error);
- * }
+ * check(mc_lora_trainer_new(model, config, options, &trainer, &error));
+ * check(mc_lora_trainer_train(trainer, dataset, NULL, show, NULL, &error));
+ * fprintf(stderr, "\n");
+ * check(mc_lora_trainer_adapter(trainer, &lora, &error));
  * @endcode
+ * @see @ref dataset, @ref lora, @ref cancel
+ *
+ * Threads: any; a call runs on the thread that makes it. Functions that take a trainer as `const` run concurrently, each other one alone: a
+ * second call meanwhile, also one from a callback, is MC_ERROR_BUSY, never waits and changes nothing. After MC_ERROR_PANIC every call but
+ * mc_lora_trainer_step_count() and mc_lora_trainer_free() is MC_ERROR_POISONED. Options are set by one thread at a time, and then used
+ * concurrently.
  */
 
 /** What the micro-batches of a step count. */
@@ -3684,31 +2912,6 @@ typedef enum {
   /** Not a value: makes the enum 32 bits wide. */
   MC_SCHEDULE_FORCE32 = 2147483647,
 } mc_schedule;
-
-/**
- * The adapter that is to be trained: a builder. A bad value is remembered and reported by the first call that uses it, as
- * MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
- *
- * Threads: any, one at a time while it is set; then concurrently.
- */
-typedef struct mc_lora_config mc_lora_config;
-
-/**
- * An adapter in training. Holds its model.
- *
- * Threads: any; `const` calls concurrently, others exclusive: a second call meanwhile, also one from a callback, is
- * MC_ERROR_BUSY, never waits and changes nothing. After MC_ERROR_PANIC every call but mc_lora_trainer_step_count() and
- * mc_lora_trainer_free() is MC_ERROR_POISONED.
- */
-typedef struct mc_lora_trainer mc_lora_trainer;
-
-/**
- * How to train: a builder. A bad value is remembered and reported by the first call that uses the options, as
- * MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
- *
- * Threads: any, one at a time while it is set; then concurrently.
- */
-typedef struct mc_train_options mc_train_options;
 
 /** One finished step of mc_lora_trainer_train(). Fields are only ever added at the end. */
 typedef struct {
@@ -3755,382 +2958,6 @@ typedef struct {
 typedef int32_t (*MC_NULLABLE mc_train_fn)(void *MC_NULLABLE user_data, const mc_train_event *MC_NONNULL event);
 
 /**
- * Makes the description of an adapter: rank 8 and alpha 16 on every matrix of the layers, from fresh weights.
- *
- * @return one reference; free it with mc_lora_config_free().
- *
- * Threads: any.
- */
-mc_lora_config *MC_NONNULL mc_lora_config_new(void);
-
-/**
- * Sets fields of the description from JSON, each as its setter does, in the order in which they are written.
- *
- * `rank`, `alpha`, `dropout`, `seed`: numbers. `rslora`: true or false. `targets`: a list of texts, in place of those before. An initial
- * adapter has its setter alone.
- *
- * @param config    the description.
- * @param json      an object, UTF-8, such as `{"rank": 16, "targets": ["q_proj", "v_proj"]}`; a member that is null has its default again.
- *                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
- *                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
- *                  have their defaults again.
- * @param json_len  bytes.
- *
- * Threads: any, exclusive.
- */
-void mc_lora_config_set_json(mc_lora_config *MC_NONNULL config,
-                             const char *MC_NULLABLE json,
-                             size_t json_len);
-
-/**
- * How many values each input and output of a changed matrix gets.
- *
- * @param config  the description.
- * @param value   1 to 8192. Default: 8.
- *
- * Threads: any, exclusive.
- */
-void mc_lora_config_set_rank(mc_lora_config *MC_NONNULL config, size_t value);
-
-/**
- * How much a change counts: `value` / rank times.
- *
- * @param config  the description.
- * @param value   above 0. Default: 16.
- *
- * Threads: any, exclusive.
- */
-void mc_lora_config_set_alpha(mc_lora_config *MC_NONNULL config, double value);
-
-/**
- * The share of a change's inputs that a training pass does not see; another share each time.
- *
- * @param config  the description.
- * @param value   at least 0 and below 1. Default: 0.
- *
- * Threads: any, exclusive.
- */
-void mc_lora_config_set_dropout(mc_lora_config *MC_NONNULL config, double value);
-
-/**
- * Goes on with an adapter: its rank, alpha and targets are taken, whatever else is set here, and its weights copied.
- *
- * @param config  the description.
- * @param lora    an adapter of the model that will be trained, without magnitudes (DoRA), trained biases and replaced matrices; the
- *                description keeps it alive. NULL (the default) = fresh weights.
- *
- * Threads: any, exclusive.
- */
-void mc_lora_config_set_initial(mc_lora_config *MC_NONNULL config,
-                                const mc_lora *MC_NULLABLE lora);
-
-/**
- * Whether a change counts alpha / sqrt(rank) times instead of alpha / rank times.
- *
- * @param config  the description.
- * @param value   default: false.
- *
- * Threads: any, exclusive.
- */
-void mc_lora_config_set_rslora(mc_lora_config *MC_NONNULL config, bool value);
-
-/**
- * What decides the fresh weights and the dropout.
- *
- * @param config  the description.
- * @param seed    any number. Default: 0.
- *
- * Threads: any, exclusive.
- */
-void mc_lora_config_set_seed(mc_lora_config *MC_NONNULL config, uint64_t seed);
-
-/**
- * Adds matrices that get a change; may be called for many. Without any, every matrix of the layers gets one, but for experts,
- * what chooses them, and "out_proj" of Mamba 2, of which PEFT takes no adapter. The matrices of all experts of a layer are meant by the parameter that transformers has them as, such as
- * "experts.gate_up_proj", and are saved as PEFT's target_parameters; a dropout there makes mc_lora_trainer_new() return
- * MC_ERROR_UNSUPPORTED. Single experts, and what chooses them, are meant by names that say where they are, as "experts.0.w1".
- *
- * @param config  the description.
- * @param module  as PEFT names them: each matrix whose path ends with this, such as "q_proj", "layers.0.mlp.up_proj" or
- *                "embed_tokens", or "all-linear". One that the model does not have makes mc_lora_trainer_new() return
- *                MC_ERROR_INVALID_ARGUMENT, and the output matrix MC_ERROR_UNSUPPORTED.
- *
- * Threads: any, exclusive.
- */
-void mc_lora_config_add_target(mc_lora_config *MC_NONNULL config,
-                               const char *MC_NONNULL module);
-
-/**
- * Frees a description; trainers that were made with it go on.
- *
- * @param config  the description, or NULL.
- *
- * Threads: any.
- */
-void mc_lora_config_free(mc_lora_config *MC_NULLABLE config);
-
-/**
- * Makes training options with the defaults that each setter names.
- *
- * @return one reference; free it with mc_train_options_free().
- *
- * Threads: any.
- */
-mc_train_options *MC_NONNULL mc_train_options_new(void);
-
-/**
- * Sets options from JSON, each as its setter does, in the order in which they are written.
- *
- * `learning_rate`, `weight_decay`, `beta1`, `beta2`, `epsilon`, `grad_clip`, `grad_accumulation`, `warmup_steps`, `total_steps`,
- * `max_steps`, `batch_size`, `epochs`, `max_length`, `seed`, `checkpoint_every`, `eval_every`, `patience`: numbers. `schedule`:
- * "constant", "linear" or "cosine". `weighting`: "micro_batches" or "tokens". `warmup_from_zero`, `mask_prompt`, `gradient_checkpointing`:
- * true or false. `checkpoint`: a directory. A flag that cancels has its setter alone.
- *
- * @param options   the options.
- * @param json      an object, UTF-8, such as `{"epochs": 3, "learning_rate": 1e-4, "schedule": "cosine"}`; a member that is null has its
- *                  default again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a
- *                  name that stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL
- *                  = all of these have their defaults again.
- * @param json_len  bytes.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_json(mc_train_options *MC_NONNULL options,
-                               const char *MC_NULLABLE json,
-                               size_t json_len);
-
-/**
- * How far a step goes.
- *
- * @param options  the options.
- * @param value    0 to 1. Default: 2e-4.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_learning_rate(mc_train_options *MC_NONNULL options, double value);
-
-/**
- * What each step takes off every weight: this times the learning rate.
- *
- * @param options  the options.
- * @param value    0 to 1. Default: 0.01.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_weight_decay(mc_train_options *MC_NONNULL options, double value);
-
-/**
- * How much the moving averages of AdamW keep.
- *
- * @param options  the options.
- * @param beta1    of the gradient; at least 0 and below 1. Default: 0.9.
- * @param beta2    of its square; at least 0 and below 1. Default: 0.999.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_adam_betas(mc_train_options *MC_NONNULL options, double beta1, double beta2);
-
-/**
- * What AdamW adds to the root of the second average.
- *
- * @param options  the options.
- * @param value    above 0. Default: 1e-8.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_adam_epsilon(mc_train_options *MC_NONNULL options, double value);
-
-/**
- * Where mc_lora_trainer_train() writes checkpoints, for mc_lora_trainer_resume(); each replaces the one before. The directory is also the
- * adapter in PEFT's format, and its folder "best" the adapter with the lowest loss of those that were evaluated.
- *
- * @param options      the options.
- * @param dir          the directory; it is made if it does not exist, and tried before a training begins: MC_ERROR_IO or
- *                     MC_ERROR_NOT_FOUND if nothing can be written there. NULL (the default) = none are written.
- * @param every_steps  steps between two checkpoints; there is one at the end in any case. 0 = only that one.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_checkpoint(mc_train_options *MC_NONNULL options,
-                                     const char *MC_NULLABLE dir,
-                                     uint64_t every_steps);
-
-/**
- * How often mc_lora_trainer_train() evaluates its evaluation dataset.
- *
- * @param options  the options.
- * @param steps    steps between two evaluations; there is one at the end in any case. 0 (the default) = only that one.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_eval_every(mc_train_options *MC_NONNULL options, uint64_t steps);
-
-/**
- * Ends mc_lora_trainer_train() early, when evaluations find nothing better any more.
- *
- * @param options      the options.
- * @param evaluations  how many in a row may be without a new lowest loss; 0 (the default) = any number.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_patience(mc_train_options *MC_NONNULL options, uint64_t evaluations);
-
-/**
- * Whether a pass keeps the inputs of layers alone and computes the rest a second time: a third more time, and memory for one layer instead
- * of all.
- *
- * @param options  the options.
- * @param value    default: true.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_gradient_checkpointing(mc_train_options *MC_NONNULL options,
-                                                 bool value);
-
-/**
- * Cuts the gradient of all weights together to a length.
- *
- * @param options  the options.
- * @param value    the length; 0 = as it is. Default: 1.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_grad_clip(mc_train_options *MC_NONNULL options, double value);
-
-/**
- * How many micro-batches make a step; the last step of an epoch takes what is left. More is as a larger batch, in the memory of one.
- *
- * @param options  the options.
- * @param value    1 to 1048576. Default: 1.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_grad_accumulation(mc_train_options *MC_NONNULL options,
-                                            size_t value);
-
-/**
- * What the micro-batches of a step count.
- *
- * @param options  the options.
- * @param value    default: MC_WEIGHTING_MICRO_BATCHES.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_weighting(mc_train_options *MC_NONNULL options, mc_weighting value);
-
-/**
- * What the learning rate does.
- *
- * @param options       the options.
- * @param value         what it does behind the warm-up. Default: MC_SCHEDULE_CONSTANT.
- * @param warmup_steps  steps in which it rises: of W, step S from 1 has S / W of it. Default: 0.
- * @param total_steps   where the schedule ends, and with it mc_lora_trainer_train(). 0 (the default) = with the last epoch; for
- *                      mc_lora_trainer_train_step(), which knows of no epochs, a schedule that falls needs a number.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_schedule(mc_train_options *MC_NONNULL options,
-                                   mc_schedule value,
-                                   uint64_t warmup_steps,
-                                   uint64_t total_steps);
-
-/**
- * The step that mc_lora_trainer_train() ends with at the latest, as where a device trains for a while each day. The schedule is that of
- * the whole training all the same: the trainer, or one that is resumed from its checkpoint, goes on with a larger number as if it had not
- * ended.
- *
- * @param options  the options.
- * @param steps    counted from the trainer's first step; 0 (the default) = as many as the epochs, or the schedule, have.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_max_steps(mc_train_options *MC_NONNULL options,
-                                    uint64_t steps);
-
-/**
- * Whether a warm-up begins with the learning rate 0, as in the Trainer of transformers: of W steps, step S from 1 then has (S - 1) / W of
- * it.
- *
- * @param options  the options.
- * @param value    default: false.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_warmup_from_zero(mc_train_options *MC_NONNULL options,
-                                           bool value);
-
-/**
- * How many examples of a dataset are a micro-batch.
- *
- * @param options  the options.
- * @param value    1 to 1048576. Default: 4.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_batch_size(mc_train_options *MC_NONNULL options, size_t value);
-
-/**
- * How often mc_lora_trainer_train() sees each example.
- *
- * @param options  the options.
- * @param value    at least 1. Default: 1.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_epochs(mc_train_options *MC_NONNULL options, size_t value);
-
-/**
- * The most tokens of an example of a dataset; of a longer one the rest is cut off, which mc_train_event counts.
- *
- * @param options  the options.
- * @param value    at least 2, up to mc_model_context_length(); 0 (the default) = that, but at most 2048.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_max_length(mc_train_options *MC_NONNULL options, size_t value);
-
-/**
- * Whether completions and conversations teach the answers alone, and not the prompts before them.
- *
- * @param options  the options.
- * @param value    default: true.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_mask_prompt(mc_train_options *MC_NONNULL options, bool value);
-
-/**
- * What decides the order of a dataset's examples.
- *
- * @param options  the options.
- * @param seed     any number. Default: 0.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_seed(mc_train_options *MC_NONNULL options, uint64_t seed);
-
-/**
- * A flag that stops every call on a trainer with these options, within one layer of the network; the trainer stays at the last finished
- * micro-batch.
- *
- * @param options  the options.
- * @param cancel   the flag; the options and their trainers keep it alive. NULL (the default) = none.
- *
- * Threads: any, exclusive.
- */
-void mc_train_options_set_cancel(mc_train_options *MC_NONNULL options,
-                                 const mc_cancel *MC_NULLABLE cancel);
-
-/**
- * Frees options; trainers that were made with them go on.
- *
- * @param options  the options, or NULL.
- *
- * Threads: any.
- */
-void mc_train_options_free(mc_train_options *MC_NULLABLE options);
-
-/**
  * The bytes that a trainer takes beside its model, at most, with micro-batches of the longest examples: the adapter, its optimizer and
  * gradients, and what a pass keeps of each layer for the backward pass.
  *
@@ -4140,8 +2967,6 @@ void mc_train_options_free(mc_train_options *MC_NULLABLE options);
  * @param bytes    receives the number.
  * @param err      NULL, or receives the error.
  * @return MC_OK; as mc_lora_trainer_new().
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_model_estimate_training_memory(const mc_model *MC_NONNULL model,
@@ -4162,8 +2987,6 @@ mc_status mc_model_estimate_training_memory(const mc_model *MC_NONNULL model,
  *         generate (MC_CAPABILITY_TRAIN), for the embedding or output matrix as a target, and for an initial adapter with magnitudes
  *         (DoRA), biases or replaced matrices; MC_ERROR_MISMATCH for an initial adapter of another model; MC_ERROR_OUT_OF_MEMORY;
  *         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_lora_trainer_new(const mc_model *MC_NONNULL model,
@@ -4186,8 +3009,6 @@ mc_status mc_lora_trainer_new(const mc_model *MC_NONNULL model,
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an option that differs and must not; MC_ERROR_INVALID_UTF8;
  *         MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH for a checkpoint of another model;
  *         MC_ERROR_UNSUPPORTED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_lora_trainer_resume(const mc_model *MC_NONNULL model,
@@ -4210,8 +3031,6 @@ mc_status mc_lora_trainer_resume(const mc_model *MC_NONNULL model,
  * @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a loss or gradient that is not finite, and for a schedule that falls
  *         without `total_steps`; MC_ERROR_CONTEXT_FULL for a sequence longer than the model's context; MC_ERROR_BUSY;
  *         MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED. If it is not MC_OK the trainer is as it was.
- *
- * Threads: any, exclusive; it runs on the calling thread.
  */
 MC_NODISCARD
 mc_status mc_lora_trainer_train_step(mc_lora_trainer *MC_NONNULL trainer,
@@ -4233,8 +3052,6 @@ mc_status mc_lora_trainer_train_step(mc_lora_trainer *MC_NONNULL trainer,
  * @param loss       receives the mean cross entropy of the target tokens, in nats.
  * @param err        NULL, or receives the error.
  * @return as mc_lora_trainer_train_step().
- *
- * Threads: any, exclusive; it runs on the calling thread.
  */
 MC_NODISCARD
 mc_status mc_lora_trainer_eval_step(mc_lora_trainer *MC_NONNULL trainer,
@@ -4265,8 +3082,6 @@ mc_status mc_lora_trainer_eval_step(mc_lora_trainer *MC_NONNULL trainer,
  *         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_TEMPLATE also if it has no chat template for conversations;
  *         MC_ERROR_FORMAT for a tokenizer of another vocabulary; MC_ERROR_IO for a checkpoint; MC_ERROR_BUSY also if a dataset is in
  *         use; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any, exclusive; it runs on the calling thread.
  */
 MC_NODISCARD
 mc_status mc_lora_trainer_train(mc_lora_trainer *MC_NONNULL trainer,
@@ -4280,8 +3095,6 @@ mc_status mc_lora_trainer_train(mc_lora_trainer *MC_NONNULL trainer,
  * How many steps of the optimizer are finished; never MC_ERROR_BUSY, and during mc_lora_trainer_train() as of the last step.
  *
  * @param trainer  the trainer.
- *
- * Threads: any.
  */
 uint64_t mc_lora_trainer_step_count(const mc_lora_trainer *MC_NONNULL trainer);
 
@@ -4294,8 +3107,6 @@ uint64_t mc_lora_trainer_step_count(const mc_lora_trainer *MC_NONNULL trainer);
  * @param grad_norm      receives the length of the gradient of all weights together, before it was cut.
  * @param err            NULL, or receives the error.
  * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_lora_trainer_last_update(const mc_lora_trainer *MC_NONNULL trainer,
@@ -4311,8 +3122,6 @@ mc_status mc_lora_trainer_last_update(const mc_lora_trainer *MC_NONNULL trainer,
  * @param out      receives one reference; free it with mc_lora_free().
  * @param err      NULL, or receives the error.
  * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_lora_trainer_adapter(const mc_lora_trainer *MC_NONNULL trainer,
@@ -4331,8 +3140,6 @@ mc_status mc_lora_trainer_adapter(const mc_lora_trainer *MC_NONNULL trainer,
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT for a training that has left the finite numbers; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND;
  *         MC_ERROR_IO; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_DEVICE; and MC_ERROR_SUSPENDED on a GPU, where the values are: save
  *         before mc_device_suspend().
- *
- * Threads: any.
  */
 MC_NODISCARD
 mc_status mc_lora_trainer_save(const mc_lora_trainer *MC_NONNULL trainer,
@@ -4343,18 +3150,1024 @@ mc_status mc_lora_trainer_save(const mc_lora_trainer *MC_NONNULL trainer,
  * Frees a trainer. In a callback of a call on it, that call goes on and ends as usual.
  *
  * @param trainer  the trainer, or NULL.
- *
- * Threads: any.
  */
 void mc_lora_trainer_free(mc_lora_trainer *MC_NULLABLE trainer);
+
+/**
+ * Makes the description of an adapter: rank 8 and alpha 16 on every matrix of the layers, from fresh weights.
+ *
+ * @return one reference; free it with mc_lora_config_free().
+ */
+mc_lora_config *MC_NONNULL mc_lora_config_new(void);
+
+/**
+ * Sets fields of the description from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `rank`, `alpha`, `dropout`, `seed`: numbers. `rslora`: true or false. `targets`: a list of texts, in place of those before. An initial
+ * adapter has its setter alone.
+ *
+ * @param config    the description.
+ * @param json      an object, UTF-8, such as `{"rank": 16, "targets": ["q_proj", "v_proj"]}`; a member that is null has its default again.
+ *                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
+ *                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
+ *                  have their defaults again.
+ * @param json_len  bytes.
+ */
+void mc_lora_config_set_json(mc_lora_config *MC_NONNULL config,
+                             const char *MC_NULLABLE json,
+                             size_t json_len);
+
+/**
+ * How many values each input and output of a changed matrix gets.
+ *
+ * @param config  the description.
+ * @param value   1 to 8192. Default: 8.
+ */
+void mc_lora_config_set_rank(mc_lora_config *MC_NONNULL config, size_t value);
+
+/**
+ * How much a change counts: `value` / rank times.
+ *
+ * @param config  the description.
+ * @param value   above 0. Default: 16.
+ */
+void mc_lora_config_set_alpha(mc_lora_config *MC_NONNULL config, double value);
+
+/**
+ * The share of a change's inputs that a training pass does not see; another share each time.
+ *
+ * @param config  the description.
+ * @param value   at least 0 and below 1. Default: 0.
+ */
+void mc_lora_config_set_dropout(mc_lora_config *MC_NONNULL config, double value);
+
+/**
+ * Goes on with an adapter: its rank, alpha and targets are taken, whatever else is set here, and its weights copied.
+ *
+ * @param config  the description.
+ * @param lora    an adapter of the model that will be trained, without magnitudes (DoRA), trained biases and replaced matrices; the
+ *                description keeps it alive. NULL (the default) = fresh weights.
+ */
+void mc_lora_config_set_initial(mc_lora_config *MC_NONNULL config,
+                                const mc_lora *MC_NULLABLE lora);
+
+/**
+ * Whether a change counts alpha / sqrt(rank) times instead of alpha / rank times.
+ *
+ * @param config  the description.
+ * @param value   default: false.
+ */
+void mc_lora_config_set_rslora(mc_lora_config *MC_NONNULL config, bool value);
+
+/**
+ * What decides the fresh weights and the dropout.
+ *
+ * @param config  the description.
+ * @param seed    any number. Default: 0.
+ */
+void mc_lora_config_set_seed(mc_lora_config *MC_NONNULL config, uint64_t seed);
+
+/**
+ * Adds matrices that get a change; may be called for many. Without any, every matrix of the layers gets one, but for experts,
+ * what chooses them, and "out_proj" of Mamba 2, of which PEFT takes no adapter. The matrices of all experts of a layer are meant by the parameter that transformers has them as, such as
+ * "experts.gate_up_proj", and are saved as PEFT's target_parameters; a dropout there makes mc_lora_trainer_new() return
+ * MC_ERROR_UNSUPPORTED. Single experts, and what chooses them, are meant by names that say where they are, as "experts.0.w1".
+ *
+ * @param config  the description.
+ * @param module  as PEFT names them: each matrix whose path ends with this, such as "q_proj", "layers.0.mlp.up_proj" or
+ *                "embed_tokens", or "all-linear". One that the model does not have makes mc_lora_trainer_new() return
+ *                MC_ERROR_INVALID_ARGUMENT, and the output matrix MC_ERROR_UNSUPPORTED.
+ */
+void mc_lora_config_add_target(mc_lora_config *MC_NONNULL config,
+                               const char *MC_NONNULL module);
+
+/**
+ * Frees a description; trainers that were made with it go on.
+ *
+ * @param config  the description, or NULL.
+ */
+void mc_lora_config_free(mc_lora_config *MC_NULLABLE config);
+
+/**
+ * Makes training options with the defaults that each setter names.
+ *
+ * @return one reference; free it with mc_train_options_free().
+ */
+mc_train_options *MC_NONNULL mc_train_options_new(void);
+
+/**
+ * Sets options from JSON, each as its setter does, in the order in which they are written.
+ *
+ * `learning_rate`, `weight_decay`, `beta1`, `beta2`, `epsilon`, `grad_clip`, `grad_accumulation`, `warmup_steps`, `total_steps`,
+ * `max_steps`, `batch_size`, `epochs`, `max_length`, `seed`, `checkpoint_every`, `eval_every`, `patience`: numbers. `schedule`:
+ * "constant", "linear" or "cosine". `weighting`: "micro_batches" or "tokens". `warmup_from_zero`, `mask_prompt`, `gradient_checkpointing`:
+ * true or false. `checkpoint`: a directory. A flag that cancels has its setter alone.
+ *
+ * @param options   the options.
+ * @param json      an object, UTF-8, such as `{"epochs": 3, "learning_rate": 1e-4, "schedule": "cosine"}`; a member that is null has its
+ *                  default again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a
+ *                  name that stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL
+ *                  = all of these have their defaults again.
+ * @param json_len  bytes.
+ */
+void mc_train_options_set_json(mc_train_options *MC_NONNULL options,
+                               const char *MC_NULLABLE json,
+                               size_t json_len);
+
+/**
+ * How far a step goes.
+ *
+ * @param options  the options.
+ * @param value    0 to 1. Default: 2e-4.
+ */
+void mc_train_options_set_learning_rate(mc_train_options *MC_NONNULL options, double value);
+
+/**
+ * What each step takes off every weight: this times the learning rate.
+ *
+ * @param options  the options.
+ * @param value    0 to 1. Default: 0.01.
+ */
+void mc_train_options_set_weight_decay(mc_train_options *MC_NONNULL options, double value);
+
+/**
+ * How much the moving averages of AdamW keep.
+ *
+ * @param options  the options.
+ * @param beta1    of the gradient; at least 0 and below 1. Default: 0.9.
+ * @param beta2    of its square; at least 0 and below 1. Default: 0.999.
+ */
+void mc_train_options_set_adam_betas(mc_train_options *MC_NONNULL options, double beta1, double beta2);
+
+/**
+ * What AdamW adds to the root of the second average.
+ *
+ * @param options  the options.
+ * @param value    above 0. Default: 1e-8.
+ */
+void mc_train_options_set_adam_epsilon(mc_train_options *MC_NONNULL options, double value);
+
+/**
+ * Where mc_lora_trainer_train() writes checkpoints, for mc_lora_trainer_resume(); each replaces the one before. The directory is also the
+ * adapter in PEFT's format, and its folder "best" the adapter with the lowest loss of those that were evaluated.
+ *
+ * @param options      the options.
+ * @param dir          the directory; it is made if it does not exist, and tried before a training begins: MC_ERROR_IO or
+ *                     MC_ERROR_NOT_FOUND if nothing can be written there. NULL (the default) = none are written.
+ * @param every_steps  steps between two checkpoints; there is one at the end in any case. 0 = only that one.
+ */
+void mc_train_options_set_checkpoint(mc_train_options *MC_NONNULL options,
+                                     const char *MC_NULLABLE dir,
+                                     uint64_t every_steps);
+
+/**
+ * How often mc_lora_trainer_train() evaluates its evaluation dataset.
+ *
+ * @param options  the options.
+ * @param steps    steps between two evaluations; there is one at the end in any case. 0 (the default) = only that one.
+ */
+void mc_train_options_set_eval_every(mc_train_options *MC_NONNULL options, uint64_t steps);
+
+/**
+ * Ends mc_lora_trainer_train() early, when evaluations find nothing better any more.
+ *
+ * @param options      the options.
+ * @param evaluations  how many in a row may be without a new lowest loss; 0 (the default) = any number.
+ */
+void mc_train_options_set_patience(mc_train_options *MC_NONNULL options, uint64_t evaluations);
+
+/**
+ * Whether a pass keeps the inputs of layers alone and computes the rest a second time: a third more time, and memory for one layer instead
+ * of all.
+ *
+ * @param options  the options.
+ * @param value    default: true.
+ */
+void mc_train_options_set_gradient_checkpointing(mc_train_options *MC_NONNULL options,
+                                                 bool value);
+
+/**
+ * Cuts the gradient of all weights together to a length.
+ *
+ * @param options  the options.
+ * @param value    the length; 0 = as it is. Default: 1.
+ */
+void mc_train_options_set_grad_clip(mc_train_options *MC_NONNULL options, double value);
+
+/**
+ * How many micro-batches make a step; the last step of an epoch takes what is left. More is as a larger batch, in the memory of one.
+ *
+ * @param options  the options.
+ * @param value    1 to 1048576. Default: 1.
+ */
+void mc_train_options_set_grad_accumulation(mc_train_options *MC_NONNULL options,
+                                            size_t value);
+
+/**
+ * What the micro-batches of a step count.
+ *
+ * @param options  the options.
+ * @param value    default: MC_WEIGHTING_MICRO_BATCHES.
+ */
+void mc_train_options_set_weighting(mc_train_options *MC_NONNULL options, mc_weighting value);
+
+/**
+ * What the learning rate does.
+ *
+ * @param options       the options.
+ * @param value         what it does behind the warm-up. Default: MC_SCHEDULE_CONSTANT.
+ * @param warmup_steps  steps in which it rises: of W, step S from 1 has S / W of it. Default: 0.
+ * @param total_steps   where the schedule ends, and with it mc_lora_trainer_train(). 0 (the default) = with the last epoch; for
+ *                      mc_lora_trainer_train_step(), which knows of no epochs, a schedule that falls needs a number.
+ */
+void mc_train_options_set_schedule(mc_train_options *MC_NONNULL options,
+                                   mc_schedule value,
+                                   uint64_t warmup_steps,
+                                   uint64_t total_steps);
+
+/**
+ * The step that mc_lora_trainer_train() ends with at the latest, as where a device trains for a while each day. The schedule is that of
+ * the whole training all the same: the trainer, or one that is resumed from its checkpoint, goes on with a larger number as if it had not
+ * ended.
+ *
+ * @param options  the options.
+ * @param steps    counted from the trainer's first step; 0 (the default) = as many as the epochs, or the schedule, have.
+ */
+void mc_train_options_set_max_steps(mc_train_options *MC_NONNULL options,
+                                    uint64_t steps);
+
+/**
+ * Whether a warm-up begins with the learning rate 0, as in the Trainer of transformers: of W steps, step S from 1 then has (S - 1) / W of
+ * it.
+ *
+ * @param options  the options.
+ * @param value    default: false.
+ */
+void mc_train_options_set_warmup_from_zero(mc_train_options *MC_NONNULL options,
+                                           bool value);
+
+/**
+ * How many examples of a dataset are a micro-batch.
+ *
+ * @param options  the options.
+ * @param value    1 to 1048576. Default: 4.
+ */
+void mc_train_options_set_batch_size(mc_train_options *MC_NONNULL options, size_t value);
+
+/**
+ * How often mc_lora_trainer_train() sees each example.
+ *
+ * @param options  the options.
+ * @param value    at least 1. Default: 1.
+ */
+void mc_train_options_set_epochs(mc_train_options *MC_NONNULL options, size_t value);
+
+/**
+ * The most tokens of an example of a dataset; of a longer one the rest is cut off, which mc_train_event counts.
+ *
+ * @param options  the options.
+ * @param value    at least 2, up to mc_model_context_length(); 0 (the default) = that, but at most 2048.
+ */
+void mc_train_options_set_max_length(mc_train_options *MC_NONNULL options, size_t value);
+
+/**
+ * Whether completions and conversations teach the answers alone, and not the prompts before them.
+ *
+ * @param options  the options.
+ * @param value    default: true.
+ */
+void mc_train_options_set_mask_prompt(mc_train_options *MC_NONNULL options, bool value);
+
+/**
+ * What decides the order of a dataset's examples.
+ *
+ * @param options  the options.
+ * @param seed     any number. Default: 0.
+ */
+void mc_train_options_set_seed(mc_train_options *MC_NONNULL options, uint64_t seed);
+
+/**
+ * A flag that stops every call on a trainer with these options, within one layer of the network; the trainer stays at the last finished
+ * micro-batch.
+ *
+ * @param options  the options.
+ * @param cancel   the flag; the options and their trainers keep it alive. NULL (the default) = none.
+ */
+void mc_train_options_set_cancel(mc_train_options *MC_NONNULL options,
+                                 const mc_cancel *MC_NULLABLE cancel);
+
+/**
+ * Frees options; trainers that were made with them go on.
+ *
+ * @param options  the options, or NULL.
+ */
+void mc_train_options_free(mc_train_options *MC_NULLABLE options);
 
 /** @} */
 
 
 /**
- * @defgroup mc_abi1 The names of ABI 1, for programs that still call them. Deprecated: each is the function of another name that it mentions, with the same
+ * @defgroup error Errors: what a call that failed says
  * @{
- * parameters.
+ *
+ * A status says what kind of failure it is; the error object says what was expected, what was found and where, and what led to it. A
+ * program shows the message, decides by the status, and logs the details.
+ *
+ * @code
+ * static void check(mc_status status) {
+ *     if (status == MC_OK) return;
+ *     fprintf(stderr, "complete: %s: %s\n", mc_status_name(status), error ? mc_error_details(error) : "");
+ *     mc_error_free(error);
+ *     exit(1);
+ * }
+ * @endcode
+ * @see @ref library
+ *
+ * Threads: any, concurrently: an error is immutable.
+ */
+
+/**
+ * The name of a status, such as "MC_ERROR_BUSY".
+ *
+ * @param status  any number.
+ * @return static text; "MC_STATUS_UNKNOWN" for a number that is no status.
+ */
+const char *MC_NONNULL mc_status_name(mc_status status);
+
+/**
+ * The status that came with an error.
+ *
+ * @param error  the error; NULL gives MC_OK.
+ * @return a status from 16.
+ */
+mc_status mc_error_code(const mc_error *MC_NONNULL error);
+
+/**
+ * What went wrong, in one line without a full stop: subject, what was expected, what was found.
+ *
+ * @param error  the error; NULL gives "".
+ * @return UTF-8, NUL-terminated, valid until the error is freed.
+ */
+const char *MC_NONNULL mc_error_message(const mc_error *MC_NONNULL error);
+
+/**
+ * The message and every cause below it, one a line, for a log.
+ *
+ * @param error  the error; NULL gives "".
+ * @return UTF-8, NUL-terminated, valid until the error is freed.
+ */
+const char *MC_NONNULL mc_error_details(const mc_error *MC_NONNULL error);
+
+/**
+ * Frees an error.
+ *
+ * @param error  the error, or NULL.
+ */
+void mc_error_free(mc_error *MC_NULLABLE error);
+
+/** @} */
+
+
+/**
+ * @defgroup values Values: results that are text or token ids
+ * @{
+ *
+ * Where a result is longer than a number it is an object of the library, read in place and freed with its own function.
+ *
+ * @code
+ * mc_string *backend = NULL;
+ * check(mc_model_backend_json(model, &backend, &error));
+ * printf("computed by %s\n", mc_string_data(backend));
+ * mc_string_free(backend);
+ * @endcode
+ * @see @ref tokenizer, @ref model
+ *
+ * Threads: any, concurrently: strings and token ids are immutable.
+ */
+
+/**
+ * The bytes of a string.
+ *
+ * @param string  the string; NULL gives "".
+ * @return UTF-8, NUL-terminated, valid until the string is freed. Text may itself contain NUL: mc_string_len() counts.
+ */
+const char *MC_NONNULL mc_string_data(const mc_string *MC_NONNULL string);
+
+/**
+ * The length of a string.
+ *
+ * @param string  the string; NULL gives 0.
+ * @return bytes, without the NUL at the end.
+ */
+size_t mc_string_len(const mc_string *MC_NONNULL string);
+
+/**
+ * Frees a string.
+ *
+ * @param string  the string, or NULL.
+ */
+void mc_string_free(mc_string *MC_NULLABLE string);
+
+/**
+ * The token ids.
+ *
+ * @param tokens  the tokens; NULL gives an empty array.
+ * @return mc_tokens_len() ids, valid until the tokens are freed; never NULL.
+ */
+const uint32_t *MC_NONNULL mc_tokens_data(const mc_tokens *MC_NONNULL tokens);
+
+/**
+ * How many token ids there are.
+ *
+ * @param tokens  the tokens; NULL gives 0.
+ */
+size_t mc_tokens_len(const mc_tokens *MC_NONNULL tokens);
+
+/**
+ * Frees token ids.
+ *
+ * @param tokens  the tokens, or NULL.
+ */
+void mc_tokens_free(mc_tokens *MC_NULLABLE tokens);
+
+/** @} */
+
+
+/**
+ * @defgroup cancel Cancelling: a flag that stops calls from another thread or from a signal handler
+ * @{
+ *
+ * Hand it to a call or its options, trigger it, and the call ends with MC_CANCELLED at its next check: at each download
+ * chunk, tensor loaded, prefill chunk, token, group of embedded texts and layer of a training pass. What the call worked on stays usable.
+ *
+ * @code
+ * static void stop_answer(int signal_number) {
+ *     (void)signal_number;
+ *     mc_cancel_trigger(cancel); // one atomic store: allowed in a signal handler
+ * }
+ * @endcode
+ * @see @ref generate, @ref session, @ref train
+ *
+ * Threads: any, concurrently.
+ */
+
+/**
+ * Makes a flag that is not triggered.
+ *
+ * @return one reference; free it with mc_cancel_free().
+ */
+mc_cancel *MC_NONNULL mc_cancel_new(void);
+
+/**
+ * Stops every call that was given this flag, now and until mc_cancel_reset().
+ *
+ * @param cancel  the flag; NULL does nothing.
+ *
+ * Threads: any; also safe in a signal handler.
+ */
+void mc_cancel_trigger(const mc_cancel *MC_NONNULL cancel);
+
+/**
+ * Lets new calls with this flag run again.
+ *
+ * @param cancel  the flag; NULL does nothing.
+ *
+ * Threads: any; also safe in a signal handler.
+ */
+void mc_cancel_reset(const mc_cancel *MC_NONNULL cancel);
+
+/**
+ * Whether the flag is triggered.
+ *
+ * @param cancel  the flag; NULL gives false.
+ */
+bool mc_cancel_is_triggered(const mc_cancel *MC_NONNULL cancel);
+
+/**
+ * Frees a flag; calls that still use it go on.
+ *
+ * @param cancel  the flag, or NULL.
+ */
+void mc_cancel_free(mc_cancel *MC_NULLABLE cancel);
+
+/** @} */
+
+
+/**
+ * @defgroup device Devices: where the arithmetic runs, the CPU, an Apple GPU through Metal or an NVIDIA GPU through CUDA
+ * @{
+ *
+ * A model loads onto the best device by itself; make a device to choose one, or to stop work while an app is in the
+ * background: mc_device_suspend() closes it for all models that were loaded onto it, and mc_device_resume() lets them go on.
+ *
+ * @code
+ * static mc_device *open_device(void) {
+ *     mc_device *device = NULL;
+ *     check(mc_device_new(MC_DEVICE_AUTO, 0, &device, &error));
+ *     printf("device      %s\n", mc_device_name(device));
+ *     uint64_t used = 0, total = 0;
+ *     if (mc_device_memory(device, &used, &total, NULL) == MC_OK) {
+ *         printf("memory      %.0f of %.0f MB are in use\n", (double)used / 1e6, (double)total / 1e6);
+ *     }
+ *     return device;
+ * }
+ * @endcode
+ * @see @ref model, @ref library
+ *
+ * Threads: any, concurrently.
+ */
+
+/** The kinds of device. */
+typedef enum {
+  /** The best there is: Metal or CUDA where this build and this machine have it, else the CPU. */
+  MC_DEVICE_AUTO = 0,
+  /** The processor. */
+  MC_DEVICE_CPU = 1,
+  /** An Apple GPU. */
+  MC_DEVICE_METAL = 2,
+  /** An NVIDIA GPU. */
+  MC_DEVICE_CUDA = 3,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_DEVICE_KIND_FORCE32 = 2147483647,
+} mc_device_kind;
+
+/**
+ * How many devices of a kind this process can open.
+ *
+ * @param kind  a kind; MC_DEVICE_AUTO and MC_DEVICE_CPU count one.
+ * @return 0 for a kind that this build or machine lacks, and for a number that is no kind.
+ */
+size_t mc_device_count(mc_device_kind kind);
+
+/**
+ * Opens a device.
+ *
+ * @param kind   which kind.
+ * @param index  which of them, from 0 to mc_device_count() - 1; 0 for MC_DEVICE_AUTO and MC_DEVICE_CPU.
+ * @param out    receives one reference; free it with mc_device_free().
+ * @param err    NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_NOT_FOUND if this build or machine has no such device.
+ */
+MC_NODISCARD
+mc_status mc_device_new(mc_device_kind kind,
+                        size_t index,
+                        mc_device *MC_NULLABLE *MC_NONNULL out,
+                        mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The kind of device that was opened. (In C a function cannot have the name of the type that it returns.)
+ *
+ * @param device  the device.
+ * @return never MC_DEVICE_AUTO, except for a wrong handle.
+ */
+mc_device_kind mc_device_kind_of(const mc_device *MC_NONNULL device);
+
+/**
+ * What the system calls the device.
+ *
+ * @param device  the device.
+ * @return UTF-8, NUL-terminated, valid until the device is freed.
+ */
+const char *MC_NONNULL mc_device_name(const mc_device *MC_NONNULL device);
+
+/**
+ * How much of the device's memory is in use.
+ *
+ * @param device       the device.
+ * @param used_bytes   receives what is in use by this process; on CUDA by all.
+ * @param total_bytes  receives what there is; on Metal what the system recommends to use at most.
+ * @param err          NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_DEVICE; MC_ERROR_UNSUPPORTED where the system does not tell.
+ */
+MC_NODISCARD
+mc_status mc_device_memory(const mc_device *MC_NONNULL device,
+                           uint64_t *MC_NONNULL used_bytes,
+                           uint64_t *MC_NONNULL total_bytes,
+                           mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Waits until the device has finished what it was given.
+ *
+ * @param device  the device.
+ * @param err     NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_DEVICE if some of it failed.
+ */
+MC_NODISCARD
+mc_status mc_device_synchronize(const mc_device *MC_NONNULL device,
+                                mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Closes a device for new work, as iOS demands before an app goes to the background, and waits for the work that it was given.
+ *
+ * A call that runs ends with MC_ERROR_SUSPENDED behind its step: a prefill chunk, a token, a batch of texts, a piece of a file.
+ * A call that begins ends so at once. None waits: the thread that must call mc_device_resume() may be its own.
+ *
+ * After mc_device_resume() everything goes on to the result that it would have had: a session's answer with
+ * mc_session_next(), also one that mc_session_generate_stream() began; other calls when they are made again. Sessions keep
+ * what was evaluated.
+ *
+ * @param device      the device that the models were loaded onto with mc_model_options_set_device(). Another mc_device of
+ *                    the same kind does not stop them.
+ * @param timeout_ms  how long to wait, in milliseconds; 0 = do not wait.
+ * @param err         NULL, or receives the error.
+ * @return MC_OK when the device is idle; MC_ERROR_BUSY if it is not after the timeout (suspended it is all the same);
+ *         MC_ERROR_DEVICE if work failed that nobody waited for.
+ */
+MC_NODISCARD
+mc_status mc_device_suspend(const mc_device *MC_NONNULL device,
+                            uint32_t timeout_ms,
+                            mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Opens a device again after mc_device_suspend().
+ *
+ * @param device  the device; one that is not suspended stays as it is.
+ */
+void mc_device_resume(const mc_device *MC_NONNULL device);
+
+/**
+ * Frees a device; models on it go on.
+ *
+ * @param device  the device, or NULL.
+ */
+void mc_device_free(mc_device *MC_NULLABLE device);
+
+/** @} */
+
+
+/**
+ * @defgroup tokenizer Tokenizers: text to token ids and back
+ * @{
+ *
+ * Calls that take text need none of this: they use the model's tokenizer. It is for counting tokens, for what takes or gives ids, and for
+ * text that is made of ids one by one (mc_text_stream), in whole characters.
+ *
+ * @code
+ * static void show_tokens(const mc_model *model, const char *text) {
+ *     mc_tokenizer *tokenizer = NULL;
+ *     mc_tokens *tokens = NULL;
+ *     check(mc_model_tokenizer(model, &tokenizer, &error));
+ *     check(mc_tokenizer_encode(tokenizer, text, strlen(text), false, &tokens, &error));
+ *     const uint32_t *ids = mc_tokens_data(tokens);
+ *     for (size_t i = 0; i < mc_tokens_len(tokens); i++) {
+ *         mc_string *piece = NULL;
+ *         check(mc_tokenizer_decode(tokenizer, ids + i, 1, false, &piece, &error));
+ *         printf("%11lu %s\n", (unsigned long)ids[i], mc_string_data(piece));
+ *         mc_string_free(piece);
+ *     }
+ *     mc_tokens_free(tokens);
+ *     mc_tokenizer_free(tokenizer);
+ * }
+ * @endcode
+ * @see @ref values, @ref session, @ref train
+ *
+ * Threads: any. A tokenizer is immutable and used concurrently; of a text stream each call is alone, with the functions that take it without
+ * `const`: a second one meanwhile is MC_ERROR_BUSY.
+ */
+
+/**
+ * A model's tokenizer.
+ *
+ * @param model  the model.
+ * @param out    receives one reference; free it with mc_tokenizer_free(). It outlives the model.
+ * @param err    NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_NOT_FOUND if the model has none.
+ */
+MC_NODISCARD
+mc_status mc_model_tokenizer(const mc_model *MC_NONNULL model,
+                             mc_tokenizer *MC_NULLABLE *MC_NONNULL out,
+                             mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Loads a tokenizer alone. One of a GGUF file gives the ids that the model's tokenizer.json gives.
+ *
+ * @param path  a tokenizer.json, a directory with one, or a .gguf file, of a whole model or of a vocabulary alone.
+ * @param out   receives one reference; free it with mc_tokenizer_free().
+ * @param err   NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file;
+ *         MC_ERROR_UNSUPPORTED for a GGUF file whose kind of tokenizer the library does not know.
+ */
+MC_NODISCARD
+mc_status mc_tokenizer_load(const char *MC_NONNULL path,
+                            mc_tokenizer *MC_NULLABLE *MC_NONNULL out,
+                            mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Text to token ids.
+ *
+ * @param tokenizer    the tokenizer.
+ * @param text         UTF-8; NULL if `text_len` is 0. Special tokens written in it, such as "<|im_end|>", become their ids.
+ * @param text_len     bytes.
+ * @param add_special  whether to add what the tokenizer puts around a text, such as a beginning-of-sequence token.
+ * @param out          receives one reference; free it with mc_tokens_free().
+ * @param err          NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8.
+ */
+MC_NODISCARD
+mc_status mc_tokenizer_encode(const mc_tokenizer *MC_NONNULL tokenizer,
+                              const char *MC_NULLABLE text,
+                              size_t text_len,
+                              bool add_special,
+                              mc_tokens *MC_NULLABLE *MC_NONNULL out,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Token ids to text. Bytes that are not UTF-8, as where a character is cut, become U+FFFD.
+ *
+ * @param tokenizer     the tokenizer.
+ * @param tokens        ids; NULL if `tokens_len` is 0.
+ * @param tokens_len    how many.
+ * @param skip_special  whether to leave special tokens out.
+ * @param out           receives one reference; free it with mc_string_free().
+ * @param err           NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an id outside the vocabulary.
+ */
+MC_NODISCARD
+mc_status mc_tokenizer_decode(const mc_tokenizer *MC_NONNULL tokenizer,
+                              const uint32_t *MC_NULLABLE tokens,
+                              size_t tokens_len,
+                              bool skip_special,
+                              mc_string *MC_NULLABLE *MC_NONNULL out,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * The id of one token, as the vocabulary spells it: "<|im_end|>", or a piece with its space mark.
+ *
+ * @param tokenizer  the tokenizer.
+ * @param token      the token.
+ * @param out        receives the id.
+ * @param err        NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the vocabulary lacks it.
+ */
+MC_NODISCARD
+mc_status mc_tokenizer_token_id(const mc_tokenizer *MC_NONNULL tokenizer,
+                                const char *MC_NONNULL token,
+                                uint32_t *MC_NONNULL out,
+                                mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Whether a token is special: markup such as "<|im_end|>", which is not part of a text.
+ *
+ * @param tokenizer  the tokenizer.
+ * @param token      an id.
+ * @return false for an id outside the vocabulary.
+ */
+bool mc_tokenizer_is_special(const mc_tokenizer *MC_NONNULL tokenizer, uint32_t token);
+
+/**
+ * The bytes that a token adds to a text in its middle: UTF-8, or a part of a character. A special token adds none.
+ *
+ * @param tokenizer  the tokenizer.
+ * @param token      an id.
+ * @param out        receives the first `out_len` bytes, without a NUL behind them.
+ * @param out_len    how many fit.
+ * @param len        receives how many there are, which may be more.
+ * @param err        NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an id outside the vocabulary; MC_ERROR_UNSUPPORTED for a tokenizer by which a
+ *         token's bytes depend on its neighbours.
+ */
+MC_NODISCARD
+mc_status mc_tokenizer_token_bytes(const mc_tokenizer *MC_NONNULL tokenizer,
+                                   uint32_t token,
+                                   uint8_t *MC_NONNULL out,
+                                   size_t out_len,
+                                   size_t *MC_NONNULL len,
+                                   mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * How many tokens the vocabulary has, added ones counted. A network may know more ids: mc_model_vocab_size().
+ *
+ * @param tokenizer  the tokenizer.
+ */
+size_t mc_tokenizer_vocab_size(const mc_tokenizer *MC_NONNULL tokenizer);
+
+/**
+ * Frees a tokenizer.
+ *
+ * @param tokenizer  the tokenizer, or NULL.
+ */
+void mc_tokenizer_free(mc_tokenizer *MC_NULLABLE tokenizer);
+
+/**
+ * Makes a stream at its beginning.
+ *
+ * @param tokenizer  the tokenizer; the stream keeps it alive.
+ * @param out        receives one reference; free it with mc_text_stream_free().
+ * @param err        NULL, or receives the error.
+ * @return MC_OK.
+ */
+MC_NODISCARD
+mc_status mc_text_stream_new(const mc_tokenizer *MC_NONNULL tokenizer,
+                             mc_text_stream *MC_NULLABLE *MC_NONNULL out,
+                             mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Adds a token.
+ *
+ * @param stream  the stream.
+ * @param token   an id; one without a token has no text.
+ * @param out     receives the text that became certain, which may be ""; free it with mc_string_free().
+ * @param err     NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a token that the tokenizer refuses; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ */
+MC_NODISCARD
+mc_status mc_text_stream_push(mc_text_stream *MC_NONNULL stream,
+                              uint32_t token,
+                              mc_string *MC_NULLABLE *MC_NONNULL out,
+                              mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * What was held back, because more might have joined it. The stream is then at its beginning, for another text.
+ *
+ * @param stream  the stream.
+ * @param out     receives the text, which may be ""; free it with mc_string_free(). Bytes that are no whole character are dropped.
+ * @param err     NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ */
+MC_NODISCARD
+mc_status mc_text_stream_finish(mc_text_stream *MC_NONNULL stream,
+                                mc_string *MC_NULLABLE *MC_NONNULL out,
+                                mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Frees a stream.
+ *
+ * @param stream  the stream, or NULL.
+ */
+void mc_text_stream_free(mc_text_stream *MC_NULLABLE stream);
+
+/** @} */
+
+
+/**
+ * @defgroup library The library: versions, features, memory, threads and the log
+ * @{
+ *
+ * Nothing of this has to be called: there is nothing to initialise and nothing to shut down. A program that loads the library itself
+ * compares its ABI first.
+ *
+ * @code
+ * static void show_log(void *user_data, mc_log_level level, const char *target, const char *message, size_t message_len) {
+ *     (void)message_len;
+ *     fprintf(user_data, "%s%s: %s\n", level <= MC_LOG_WARN ? "warning: " : "", target, message);
+ * }
+ *
+ * static void begin(void) {
+ *     if (mc_abi_version() != MC_ABI_VERSION) exit(2); // the library is another one than the header
+ *     check(mc_log_set(show_log, stderr, NULL, MC_LOG_INFO, &error));
+ *     printf("library     %s%s\n", mc_version_string(), mc_has_feature("hub") ? ", loads from the Hub" : "");
+ * }
+ * @endcode
+ * @see @ref error, @ref device
+ *
+ * Threads: any.
+ */
+
+/**
+ * The version of the binary interface that this header describes; compare it with mc_abi_version(). It is part of the
+ * shared library's name and changes only when a program must be compiled again.
+ */
+#define MC_ABI_VERSION 2
+
+/** What a callback returns to stop the call that it runs in; so does every value but MC_CONTINUE. */
+#define MC_STOP 0
+
+/** What a callback returns to go on. */
+#define MC_CONTINUE 1
+
+/** How important a log message is; a level contains those before it. */
+typedef enum {
+  /** Nothing is logged. */
+  MC_LOG_OFF = 0,
+  /** Something failed that no status could report. */
+  MC_LOG_ERROR = 1,
+  /** A call was ignored, such as a setter with a wrong handle, or something looks wrong. */
+  MC_LOG_WARN = 2,
+  /** Milestones: a model was loaded. */
+  MC_LOG_INFO = 3,
+  /** Decisions that explain a result. */
+  MC_LOG_DEBUG = 4,
+  /** Everything, at a cost in speed. */
+  MC_LOG_TRACE = 5,
+  /** Not a value: makes the enum 32 bits wide. */
+  MC_LOG_LEVEL_FORCE32 = 2147483647,
+} mc_log_level;
+
+/**
+ * Receives log messages. Unlike other callbacks it is kept, and is called on whatever thread logs, on several at a time.
+ * What it makes the library log itself is dropped. It must not throw or longjmp.
+ *
+ * @param user_data    what was given to mc_log_set().
+ * @param level        MC_LOG_ERROR to MC_LOG_TRACE.
+ * @param target       the part of the library, such as "metal_candle::load"; NUL-terminated, valid during the call.
+ * @param message      UTF-8, NUL-terminated, valid during the call.
+ * @param message_len  bytes of `message`, without the NUL.
+ */
+typedef void (*MC_NULLABLE mc_log_fn)(void *MC_NULLABLE user_data,
+                                      mc_log_level level,
+                                      const char *MC_NONNULL target,
+                                      const char *MC_NONNULL message,
+                                      size_t message_len);
+
+/**
+ * Frees what a `user_data` points to.
+ *
+ * @param user_data  what was given together with this function.
+ */
+typedef void (*MC_NULLABLE mc_destroy_fn)(void *MC_NULLABLE user_data);
+
+/** The version of the library that is running, as MC_VERSION_NUMBER: major * 1000000 + minor * 1000 + patch. */
+uint32_t mc_version_number(void);
+
+/**
+ * The version of the library that is running, as MC_VERSION_STRING.
+ *
+ * @return static text.
+ */
+const char *MC_NONNULL mc_version_string(void);
+
+/**
+ * The binary interface of the library that is running. A program that loads the library itself compares it with
+ * MC_ABI_VERSION before any other call.
+ *
+ * @return MC_ABI_VERSION as the library was built with.
+ */
+uint32_t mc_abi_version(void);
+
+/**
+ * Whether the library was built with a feature. Whether this machine has such a device says mc_device_count().
+ *
+ * @param name  "metal", "cuda", "hub" or "fault-injection".
+ * @return false for a name that is none of these.
+ */
+bool mc_has_feature(const char *MC_NONNULL name);
+
+/** How many handles exist in the process; 0 when everything was freed. For leak tests. */
+size_t mc_live_objects(void);
+
+/**
+ * Gives memory that the library keeps for reuse back to the system, as an app does when it goes to the background.
+ *
+ * @param keep_bytes  how much may stay; 0 = give back everything that is not in use.
+ * @param err         NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_DEVICE.
+ */
+MC_NODISCARD mc_status mc_trim_memory(uint64_t keep_bytes, mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * Sets how many threads the library computes with on the processor, whatever begins behind this call, on every model of the process. What
+ * runs keeps those that it has until it ends. Results have the same bits with any number.
+ *
+ * @param count  1 to 1024; 0 = as RAYON_NUM_THREADS says, or as there are processors, which is what there is without this call.
+ * @param err    NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_INVALID_ARGUMENT for more; MC_ERROR_OUT_OF_MEMORY if the system gives no so many, and those there were stay in
+ *         use: a smaller number, or a later call, may succeed.
+ */
+MC_NODISCARD
+mc_status mc_set_threads(uint32_t count,
+                         mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/**
+ * How many threads the library computes with on the processor. Makes them, unless they are there.
+ *
+ * @return 0 if the system gives none, and in a process that was forked from one that had them.
+ */
+uint32_t mc_threads(void);
+
+/**
+ * Sets, replaces or removes the process's log callback. Without one nothing is logged.
+ *
+ * On success the library owns `user_data`: when the callback is replaced or removed, and no thread is inside it any more,
+ * `user_data_free` is called exactly once, before this function returns. So do not call it with a lock held that the old
+ * callback takes. On failure nothing changes and `user_data` stays yours.
+ *
+ * @param callback        receives the messages; NULL = remove the callback, the other three are then not used.
+ * @param user_data       handed to the callback; may be NULL.
+ * @param user_data_free  frees `user_data`; may be NULL.
+ * @param max_level       the most detailed level that is delivered; MC_LOG_OFF = none.
+ * @param err             NULL, or receives the error.
+ * @return MC_OK; MC_ERROR_BUSY if called from a log callback, or if the program is written in Rust and has installed
+ *         another logger of the `log` crate.
+ */
+MC_NODISCARD
+mc_status mc_log_set(mc_log_fn callback,
+                     void *MC_NULLABLE user_data,
+                     mc_destroy_fn user_data_free,
+                     mc_log_level max_level,
+                     mc_error *MC_NULLABLE *MC_NULLABLE err);
+
+/** @} */
+
+
+/**
+ * @defgroup abi1 Deprecated: the names of ABI 1
+ * @{
+ *
+ * They are for programs that still call them. Each is the function of another name that it mentions, with the same parameters.
+ *
+ * @see @ref model, @ref train
+ *
+ * Threads: as of the function that it is.
  */
 
 /**
@@ -4362,8 +4175,6 @@ void mc_lora_trainer_free(mc_lora_trainer *MC_NULLABLE trainer);
  *
  * @param device  as there.
  * @return as there.
- *
- * Threads: as there.
  */
 mc_device_kind mc_device_get_kind(const mc_device *MC_NONNULL device);
 
@@ -4372,8 +4183,6 @@ mc_device_kind mc_device_get_kind(const mc_device *MC_NONNULL device);
  *
  * @param model  as there.
  * @return as there.
- *
- * Threads: as there.
  */
 mc_dtype mc_model_get_dtype(const mc_model *MC_NONNULL model);
 
@@ -4383,8 +4192,6 @@ mc_dtype mc_model_get_dtype(const mc_model *MC_NONNULL model);
  * @param model  as there.
  * @param options  as there.
  * @return as there.
- *
- * Threads: as there.
  */
 size_t mc_embed_dim(const mc_model *MC_NONNULL model, const mc_embed_options *MC_NULLABLE options);
 
@@ -4393,8 +4200,6 @@ size_t mc_embed_dim(const mc_model *MC_NONNULL model, const mc_embed_options *MC
  *
  * @param model  as there.
  * @return as there.
- *
- * Threads: as there.
  */
 mc_similarity mc_embed_similarity(const mc_model *MC_NONNULL model);
 
@@ -4407,8 +4212,6 @@ mc_similarity mc_embed_similarity(const mc_model *MC_NONNULL model);
  * @param out  as there.
  * @param err  as there.
  * @return as there.
- *
- * Threads: as there.
  */
 MC_NODISCARD
 mc_status mc_chat_render(const mc_model *MC_NONNULL model,
@@ -4426,8 +4229,6 @@ mc_status mc_chat_render(const mc_model *MC_NONNULL model,
  * @param out  as there.
  * @param err  as there.
  * @return as there.
- *
- * Threads: as there.
  */
 MC_NODISCARD
 mc_status mc_chat_encode(const mc_model *MC_NONNULL model,
@@ -4445,8 +4246,6 @@ mc_status mc_chat_encode(const mc_model *MC_NONNULL model,
  * @param out  as there.
  * @param err  as there.
  * @return as there.
- *
- * Threads: as there.
  */
 MC_NODISCARD
 mc_status mc_lora_merge(const mc_model *MC_NONNULL model,
@@ -4464,8 +4263,6 @@ mc_status mc_lora_merge(const mc_model *MC_NONNULL model,
  * @param bytes  as there.
  * @param err  as there.
  * @return as there.
- *
- * Threads: as there.
  */
 MC_NODISCARD
 mc_status mc_lora_estimate_memory(const mc_model *MC_NONNULL model,
@@ -4484,8 +4281,6 @@ mc_status mc_lora_estimate_memory(const mc_model *MC_NONNULL model,
  * @param user_data  as there.
  * @param err  as there.
  * @return as there.
- *
- * Threads: as there.
  */
 MC_NODISCARD
 mc_status mc_lora_train(mc_lora_trainer *MC_NONNULL trainer,
@@ -4506,8 +4301,6 @@ mc_status mc_lora_train(mc_lora_trainer *MC_NONNULL trainer,
  * @param loss  as there.
  * @param err  as there.
  * @return as there.
- *
- * Threads: as there.
  */
 MC_NODISCARD
 mc_status mc_lora_train_step(mc_lora_trainer *MC_NONNULL trainer,
@@ -4529,8 +4322,6 @@ mc_status mc_lora_train_step(mc_lora_trainer *MC_NONNULL trainer,
  * @param loss  as there.
  * @param err  as there.
  * @return as there.
- *
- * Threads: as there.
  */
 MC_NODISCARD
 mc_status mc_lora_eval_step(mc_lora_trainer *MC_NONNULL trainer,

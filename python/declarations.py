@@ -32,8 +32,8 @@ def python_name(name: str) -> str:
 
 
 def sentence(comment: str) -> str:
-    """A comment as one line that can stand in a docstring."""
-    words = re.sub(r"^\s*\*", "", comment[len("/**") : -len("*/")], flags=re.M).split()
+    """A comment as one line that can stand in a docstring, without the name of its section."""
+    words = re.sub(r"^\s*\*(\s*@ingroup.*)?", "", comment[len("/**") : -len("*/")], flags=re.M).split()
     return " ".join(words).replace("\\", "\\\\").replace('"""', "'''")
 
 

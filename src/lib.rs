@@ -64,3 +64,9 @@ mod decoders;
 #[cfg(all(test, target_arch = "aarch64", target_os = "linux"))]
 #[path = "../tests/tiny_coder.rs"]
 mod tiny_coder;
+
+/// The programs in Rust of README.md and the guides.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+#[doc = include_str!("../docs/coming-from.md")]
+mod documents {}

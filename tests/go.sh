@@ -46,9 +46,19 @@ build_static() {
     (cd examples/go && env -u PKG_CONFIG_PATH go build -tags metalcandle_flags -o "$scratch/tour-static" .)
 }
 
+readme() { # the lines that README.md shows, as a program
+    mkdir -p "$scratch/readme" && sed "s|\.\./\.\./go|$root/go|" examples/go/go.mod >"$scratch/readme/go.mod" && {
+        printf 'package main\n\nimport (\n"context"\n"fmt"\n\n"example.com/metal-candle/go"\n)\n\nfunc answer(ctx context.Context) error {\n'
+        sed -n '/^```go$/,/^```$/p' README.md | grep -v '^```'
+        printf 'return nil\n}\n\nfunc main() {\nif err := answer(context.Background()); err != nil {\npanic(err)\n}\n}\n'
+    } >"$scratch/readme/main.go" && (cd "$scratch/readme" && go build -o program .) &&
+        [ "$("$scratch/readme/program")" = 'Appends an element to the back of a collection.' ]
+}
+
 step "gofmt" formatted
 step "go vet" vetted
 step "go test -race" tests && sed -n 's/^ok/    &/p' "$log"
+step "the README's lines" readme
 step "the example builds by pkg-config" build_example && step "the example" example "$scratch/tour"
 step "the example builds with the archive" build_static && step "the example with the archive" example "$scratch/tour-static"
 

@@ -64,12 +64,17 @@ fn names(text: &str) -> impl Iterator<Item = &str> {
     words.filter(|word| word.starts_with("mc_") || word.starts_with("MC_"))
 }
 
+/// README.md and the guides.
+fn documents() -> impl Iterator<Item = PathBuf> {
+    let guides = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    guides.chain([root().join("README.md")])
+}
+
 #[test]
 fn documents_name_what_there_is_and_explain_every_status() {
     let header = header();
     let known: HashSet<&str> = names(&header).collect();
-    let guides = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    for path in guides.chain([root().join("README.md"), root().join("benches/README.md")]) {
+    for path in documents().chain([root().join("benches/README.md")]) {
         let text = fs::read_to_string(&path).unwrap();
         let unknown: Vec<&str> = names(&text).filter(|name| !known.contains(name)).collect();
         assert!(unknown.is_empty(), "{}: the header has no {unknown:?}", path.display());
@@ -77,39 +82,118 @@ fn documents_name_what_there_is_and_explain_every_status() {
     let errors = fs::read_to_string(root().join("docs/errors.md")).unwrap();
     let statuses = &header[header.find("MC_OK = 0").unwrap()..header.find("MC_STATUS_FORCE32").unwrap()];
     for status in names(statuses).filter(|name| statuses.contains(&format!("{name} = "))) {
-        assert!(errors.contains(&format!("\n| `{status}` |")), "docs/errors.md explains no {status}");
+        let row = errors.lines().find(|line| line.starts_with(&format!("| `{status}` |")));
+        let row = row.unwrap_or_else(|| panic!("docs/errors.md explains no {status}"));
+        let empty = row.split('|').filter(|cell| cell.trim().is_empty()).count();
+        assert!(!status.starts_with("MC_ERROR_") || empty == 2, "docs/errors.md: causes and cures of {status}");
     }
 }
 
+/// Swift, C++, Go, Zig and Python stand in README.md alone: tests/swift, tests/cpp, tests/go.sh, tests/zig.sh and python/tests make programs
+/// of them. Rust is compiled as documentation of src/lib.rs.
 #[test]
-fn each_function_has_its_parameters_and_threads_documented() {
-    let header = header();
-    for name in functions(&header) {
-        let declaration = header.find(&format!("{name}(")).unwrap();
-        // `mc_x_free()` is also mentioned in comments: the declaration is the mention outside of one.
-        let declaration = header
-            .match_indices(&format!("{name}("))
-            .map(|(at, _)| at)
-            .find(|&at| header[..at].rfind("*/") > header[..at].rfind("/**"))
-            .unwrap_or(declaration);
-        let document = &header[header[..declaration].rfind("/**").unwrap()..declaration];
-        let arguments = &header[declaration..declaration + header[declaration..].find(");").unwrap()];
-        assert!(document.contains("Threads: "), "{name}: no line on threads");
-        for argument in arguments[name.len() + 1..].split(',').filter(|argument| argument.trim() != "void") {
-            let argument = argument.rsplit([' ', '*']).next().unwrap();
-            assert!(document.contains(&format!("@param {argument} ")), "{name}: {argument} is not documented");
+fn what_documents_show_is_compiled() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("metal_candle.h"), header()).unwrap();
+    let library = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let mut compiled = 0;
+    for path in documents() {
+        let text = fs::read_to_string(&path).unwrap();
+        let name = path.strip_prefix(root()).unwrap().display();
+        for block in text.split("\n```").skip(1).step_by(2) {
+            let (language, code) = block.split_once('\n').unwrap();
+            match language {
+                "c" => {
+                    let source = directory.path().join("snippet.c");
+                    fs::write(&source, program(code)).unwrap();
+                    let mut command = Command::new("cc");
+                    command.args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-fsyntax-only", "-I"]);
+                    let output = command.arg(directory.path()).arg(&source).output().unwrap();
+                    assert!(output.status.success(), "{name}:\n{code}\n{}", String::from_utf8_lossy(&output.stderr));
+                    compiled += 1;
+                }
+                "rust" | "rust,no_run" => {
+                    assert!(library.contains(&format!("include_str!(\"../{name}\")")), "src/lib.rs: no {name}")
+                }
+                "swift" | "cpp" | "go" | "zig" | "python" => {
+                    assert!(path.ends_with("README.md"), "{name}: nothing compiles its {language}")
+                }
+                "json" => {
+                    let examples = directory.path().join("examples.jsonl");
+                    fs::write(&examples, code).unwrap();
+                    assert!(metal_candle::Dataset::load_jsonl(&examples).unwrap().len() > 1, "{name}:\n{code}");
+                }
+                "toml" | "text" => {}
+                other => panic!("{name}: nothing compiles {other:?}"),
+            }
         }
-        let status = header[..declaration].ends_with("mc_status ");
-        let documented = document.contains("@return MC_OK") || document.contains("@return as ");
-        assert!(!status || arguments.starts_with("mc_error_code") || documented, "{name}: its statuses are not documented");
-        assert!(
-            !status
-                || name == "mc_error_code"
-                || header[..declaration].trim_end().ends_with("MC_NODISCARD mc_status")
-                || header[..declaration].trim_end().ends_with("MC_NODISCARD\nmc_status"),
-            "{name}: the status can be ignored"
-        );
     }
+    assert!(compiled > 10);
+}
+
+/// A snippet as a file of C: functions as they are, statements as the body of one that has what they take for granted.
+fn program(snippet: &str) -> String {
+    let functions = snippet.lines().any(|line| !line.starts_with([' ', '}']) && line.contains(") {") && !line.starts_with("if"));
+    let context = "void check(mc_status status);\nint32_t print_piece(void *user_data, const mc_token_event *event);\nextern mc_error *error;";
+    let body = match functions {
+        true => snippet.to_owned(),
+        false => format!("{context}\nvoid snippet(int argc, char **argv, mc_model_options *options) {{ {{\n{snippet}}} }}"),
+    };
+    format!("#include <metal_candle.h>\n#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n{body}")
+}
+
+#[test]
+fn each_section_says_what_it_is_for_with_an_example_its_neighbours_and_its_threads() {
+    let header = header();
+    for (name, section) in parts(&header) {
+        let document = &section[..section.find(" */").unwrap()];
+        let sentences = document.matches(['.', ':']).count();
+        assert!(sentences > 2 && document.contains(" * @see @ref "), "{name}: what it is for, and its neighbours");
+        assert!(document.contains(" * @code\n") || name == "abi1", "{name}: no example");
+        for neighbour in document.split("@ref ").skip(1) {
+            let neighbour = neighbour.split(|c: char| !c.is_alphanumeric()).next().unwrap();
+            assert!(sections().iter().any(|section| section == neighbour), "{name}: there is no section {neighbour}");
+        }
+        assert_eq!(document.matches("Threads: ").count(), 1, "{name}: its rule for threads");
+    }
+}
+
+/// A handle without `const` is a call's alone: a section whose functions take some says so, and so does none that has no such function.
+#[test]
+fn each_function_has_its_parameters_documented_and_its_threads_where_its_section_says_others() {
+    let header = header();
+    let mut exceptions = 0;
+    for (section, text) in parts(&header) {
+        let rule = text[text.find("Threads: ").unwrap()..].split(" */").next().unwrap();
+        let mut alone = false;
+        for name in functions(text) {
+            // `mc_x_free()` is also mentioned in comments: the declaration is the mention outside of one.
+            let call = format!("{name}(");
+            let mut mentions = text.match_indices(&call).map(|(at, _)| at);
+            let declaration = mentions.find(|&at| text[..at].rfind("*/") > text[..at].rfind("/**")).unwrap();
+            let document = &text[text[..declaration].rfind("/**").unwrap()..declaration];
+            let arguments = &text[declaration..declaration + text[declaration..].find(");").unwrap()];
+            for argument in arguments[name.len() + 1..].split(',').filter(|argument| argument.trim() != "void") {
+                alone |= argument.trim().starts_with("mc_") && argument.contains(" *MC_NONNULL") && !argument.ends_with(" out");
+                let argument = argument.rsplit([' ', '*']).next().unwrap();
+                assert!(document.contains(&format!("@param {argument} ")), "{name}: {argument} is not documented");
+            }
+            if let Some(threads) = document.split("Threads: ").nth(1) {
+                let only = threads.split('*').next().unwrap().trim();
+                assert!(!["any.", "any, exclusive."].contains(&only), "{name}: the section says that already");
+                exceptions += 1;
+            }
+            let status = text[..declaration].ends_with("mc_status ");
+            let documented = document.contains("@return MC_OK") || document.contains("@return as ");
+            assert!(!status || name == "mc_error_code" || documented, "{name}: its statuses are not documented");
+            let before = text[..declaration].trim_end();
+            let checked = before.ends_with("MC_NODISCARD mc_status") || before.ends_with("MC_NODISCARD\nmc_status");
+            assert!(!status || name == "mc_error_code" || checked, "{name}: the status can be ignored");
+        }
+        // The names of ABI 1 follow the rules of the functions that they are.
+        assert!(section == "abi1" || alone == rule.contains("`const`"), "{section}: its rule for threads, {rule}");
+    }
+    assert!(exceptions > 5);
 }
 
 #[test]
@@ -185,10 +269,23 @@ fn functions(header: &str) -> Vec<String> {
     names
 }
 
+/// The sections of a header by their names, each from its title on.
+fn parts(header: &str) -> Vec<(&str, &str)> {
+    header.split("@defgroup ").skip(1).map(|part| (part.split(' ').next().unwrap(), part)).collect()
+}
+
 fn header() -> String {
+    let sections = sections();
+    let generated: Vec<_> = sections.iter().map(|section| generate(section)).collect();
     let mut header = String::new();
     header.push_str("/* Generated by cbindgen from src/ffi: run UPDATE_HEADER=1 cargo test --test header. Do not edit. */\n");
-    write!(header, "{}", comment("@file metal_candle.h\n", &module_doc("mod"))).unwrap();
+    let contents = sections.iter().map(|section| {
+        let (title, _) = titled(section);
+        let (name, what) = title.split_once(": ").unwrap();
+        format!("- @ref {section} \"{name}\": {what}.")
+    });
+    let introduction = document("mod").replace("@sections", &contents.collect::<Vec<_>>().join("\n"));
+    write!(header, "{}", comment("@file metal_candle.h\n", &introduction)).unwrap();
     header.push_str(TOP);
     for (name, value, brief) in [
         ("MC_VERSION_MAJOR", env!("CARGO_PKG_VERSION_MAJOR").to_owned(), "Changes with what programs must be adapted to."),
@@ -200,12 +297,16 @@ fn header() -> String {
         writeln!(header, "\n/** {brief} */\n#define {name} {value}").unwrap();
     }
     header.push_str("\n#ifdef __cplusplus\nextern \"C\" {\n#endif\n");
-    for section in sections() {
-        let document = module_doc(&section);
-        let (title, rest) = document.split_once('\n').unwrap_or((&document, ""));
-        let title = title.trim_end_matches('.');
-        write!(header, "\n\n{}\n", comment(&format!("@defgroup mc_{section} {title}\n@{{\n"), rest)).unwrap();
-        header.push_str(generate(&section).trim());
+    header.push_str(
+        "\n/* How a call ended, and the handles that calls work on: each is explained in the section that it belongs to. */\n",
+    );
+    for (early, _) in &generated {
+        early.iter().for_each(|item| write!(header, "\n{item}\n").unwrap());
+    }
+    for (section, (_, items)) in sections.iter().zip(&generated) {
+        let (title, rest) = titled(section);
+        write!(header, "\n\n{}\n", comment(&format!("@defgroup {section} {title}\n@{{\n"), &rest)).unwrap();
+        header.push_str(&items.join("\n\n"));
         header.push_str("\n\n/** @} */\n");
     }
     header.push_str(BOTTOM);
@@ -229,11 +330,36 @@ fn source(section: &str) -> PathBuf {
     root().join("src/ffi").join(section).with_extension("rs")
 }
 
-/// The `//!` lines at the top of a file.
-fn module_doc(section: &str) -> String {
+/// The `//!` lines at the top of a file. A line `@snippet chat.c turn`, as Doxygen has it, becomes that region of the example.
+fn document(section: &str) -> String {
     let source = fs::read_to_string(source(section)).unwrap();
     let lines = source.lines().map_while(|line| line.strip_prefix("//!"));
-    lines.map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n")
+    let lines = lines.map(|line| line.strip_prefix(' ').unwrap_or(line)).map(|line| match line.strip_prefix("@snippet ") {
+        Some(region) => format!("@code\n{}\n@endcode", snippet(region)),
+        None => line.to_owned(),
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A section's title, which ends with a full stop in its file, and what follows it.
+fn titled(section: &str) -> (String, String) {
+    let document = document(section);
+    let (title, rest) = document.split_once(".\n").unwrap_or_else(|| panic!("src/ffi/{section}.rs: no title"));
+    (title.to_owned(), rest.to_owned())
+}
+
+/// What stands in a file of `examples/c/` between two lines that say `/* [name] */`, as it can stand in a comment.
+fn snippet(region: &str) -> String {
+    let (file, name) = region.split_once(' ').unwrap();
+    let source = fs::read_to_string(root().join("examples/c").join(file)).unwrap();
+    let parts: Vec<&str> = source.split(&format!("/* [{name}] */\n")).collect();
+    let &[_, code, _] = parts.as_slice() else { panic!("{file}: expected one region {name}") };
+    let code = code.trim_end_matches(' ');
+    let indentation = code.len() - code.trim_start().len();
+    let lines = code.lines().map(|line| line.get(indentation..).unwrap_or("").replace("/* ", "// ").replace(" */", ""));
+    let code = lines.collect::<Vec<_>>().join("\n");
+    assert!(!code.contains("/*") && !code.contains("*/"), "{file}: a comment of several lines in {name}");
+    code
 }
 
 fn comment(first: &str, text: &str) -> String {
@@ -241,8 +367,9 @@ fn comment(first: &str, text: &str) -> String {
     format!("/**\n{} */\n", lines.collect::<String>())
 }
 
-/// One run for a section, so that its types and functions stay together.
-fn generate(section: &str) -> String {
+/// What a section declares: what others need before it, the status and handles, and the rest. One run of cbindgen for a section, so that
+/// its types and functions stay together.
+fn generate(section: &str) -> (Vec<String>, Vec<String>) {
     let mut config = Config { language: Language::C, style: Style::Type, no_includes: true, ..Config::default() };
     config.usize_is_size_t = true;
     config.line_length = 120;
@@ -253,27 +380,34 @@ fn generate(section: &str) -> String {
     let bindings = Builder::new().with_config(config).with_src(source(section)).generate().unwrap();
     let mut text = Vec::new();
     bindings.write(&mut text);
-    one_line_comments(&String::from_utf8(text).unwrap())
+    let text = String::from_utf8(text).unwrap();
+    let items = text.trim().split("\n\n");
+    let (early, rest): (Vec<&str>, Vec<&str>) = items.partition(|item| {
+        let last = item.lines().last().unwrap();
+        last == "} mc_status;" || last.starts_with("typedef struct mc_")
+    });
+    let early = early.into_iter().map(|item| item.replacen("\n */", &format!("\n * @ingroup {section}\n */"), 1));
+    (early.map(|item| one_line_comments(&item)).collect(), rest.into_iter().map(one_line_comments).collect())
 }
 
 /// A comment of one line takes one line.
 fn one_line_comments(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
-    let (mut short, mut i) = (String::new(), 0);
+    let (mut short, mut i) = (Vec::new(), 0);
     while i < lines.len() {
         let comment = lines.get(i..i + 3).filter(|three| three[0].trim() == "/**" && three[2].trim() == "*/");
         match comment.and_then(|three| three[1].trim().strip_prefix('*')) {
             Some(line) if lines[i].len() + line.len() + 3 <= 125 => {
-                writeln!(short, "{}{line} */", lines[i]).unwrap();
+                short.push(format!("{}{line} */", lines[i]));
                 i += 3;
             }
             _ => {
-                writeln!(short, "{}", lines[i]).unwrap();
+                short.push(lines[i].to_owned());
                 i += 1;
             }
         }
     }
-    short
+    short.join("\n")
 }
 
 const TOP: &str = r#"#ifndef METAL_CANDLE_H

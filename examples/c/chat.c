@@ -75,10 +75,12 @@ static mc_generate_options *generate_options(const struct arguments *arguments) 
     return options;
 }
 
+/* [stop] */
 static void stop_answer(int signal_number) {
     (void)signal_number;
     mc_cancel_trigger(cancel); /* one atomic store: allowed in a signal handler */
 }
+/* [stop] */
 
 static int32_t print_piece(void *user_data, const mc_token_event *event) {
     (void)user_data;
@@ -87,6 +89,7 @@ static int32_t print_piece(void *user_data, const mc_token_event *event) {
     return ferror(stdout) ? MC_STOP : MC_CONTINUE;
 }
 
+/* [turn] */
 /* One turn: the question joins the conversation, the answer is printed and joins it too, whole or as far as it came. */
 static void answer(mc_session *session, mc_chat *chat, const mc_generate_options *options, const char *question, size_t len) {
     mc_cancel_reset(cancel);
@@ -110,6 +113,7 @@ static void answer(mc_session *session, mc_chat *chat, const mc_generate_options
     check(mc_chat_add(chat, "assistant", text, text_len, &error));
     mc_generation_free(generation);
 }
+/* [turn] */
 
 static void converse(mc_session *session, mc_chat *chat, const mc_generate_options *options) {
     bool terminal = isatty(STDIN_FILENO);

@@ -10,23 +10,28 @@
 
 static mc_error *error; /* of the last call that failed */
 
+/* [check] */
 static void check(mc_status status) {
     if (status == MC_OK) return;
     fprintf(stderr, "complete: %s: %s\n", mc_status_name(status), error ? mc_error_details(error) : "");
     mc_error_free(error);
     exit(1);
 }
+/* [check] */
 
+/* [generate] */
 static int32_t print_piece(void *user_data, const mc_token_event *event) {
     (void)user_data;
     fwrite(event->text, 1, event->text_len, stdout); /* whole UTF-8 sequences; may be empty */
     fflush(stdout);
     return MC_CONTINUE;
 }
+/* [generate] */
 
 int main(int argc, char **argv) {
     if (argc < 3) return fprintf(stderr, "usage: complete MODEL PROMPT [MAX_TOKENS]\n"), 2;
 
+    /* [program] */
     mc_model *model = NULL;
     check(mc_model_load(argv[1], NULL, &model, &error));
 
@@ -44,5 +49,6 @@ int main(int argc, char **argv) {
     mc_generation_free(answer);
     mc_generate_options_free(options);
     mc_model_free(model);
+    /* [program] */
     return 0;
 }

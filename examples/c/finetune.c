@@ -52,6 +52,7 @@ static void ask(mc_session *session, const char *title, const char *const *quest
     mc_generate_options_set_max_tokens(options, 64);
     printf("\n%s\n", title);
     for (size_t i = 0; i < count; i++) {
+        /* [ask] */
         mc_chat *chat = mc_chat_new();
         check(mc_chat_add(chat, "user", questions[i], strlen(questions[i]), &error));
         check(mc_session_set_chat(session, chat, NULL, &error));
@@ -59,15 +60,19 @@ static void ask(mc_session *session, const char *title, const char *const *quest
         check(mc_session_generate_stream(session, options, print_piece, NULL, NULL, &error));
         printf("\n");
         mc_chat_free(chat);
+        /* [ask] */
     }
     mc_generate_options_free(options);
 }
 
 /* The adapter after all epochs, or as far as it came. */
 static mc_lora *train(const mc_model *model, const char *examples) {
+    /* [dataset] */
     mc_dataset *dataset = NULL;
     check(mc_dataset_load_jsonl(examples, &dataset, &error));
+    /* [dataset] */
 
+    /* [train] */
     mc_lora_config *config = mc_lora_config_new();
     mc_lora_config_set_rank(config, 8);
     mc_lora_config_set_alpha(config, 16);
@@ -85,6 +90,7 @@ static mc_lora *train(const mc_model *model, const char *examples) {
     check(mc_lora_trainer_train(trainer, dataset, NULL, show, NULL, &error));
     fprintf(stderr, "\n");
     check(mc_lora_trainer_adapter(trainer, &lora, &error));
+    /* [train] */
 
     mc_lora_trainer_free(trainer);
     mc_train_options_free(options);

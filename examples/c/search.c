@@ -70,6 +70,7 @@ int main(int argc, char **argv) {
     fclose(file);
     if (count == 0) return fprintf(stderr, "search: %s: no lines\n", argv[2]), 1;
 
+    /* [index] */
     /* Many models have a prompt for what is searched and another for what is searched for. */
     mc_embed_options *options = mc_embed_options_new();
     mc_embed_options_set_prompt_name(options, "document");
@@ -78,18 +79,21 @@ int main(int argc, char **argv) {
     check(mc_embed_batch(model, (const char *const *)lines, NULL, count, options, index, count * dim, &error));
     mc_embed_options_set_prompt_name(options, "query");
     mc_embed_options_set_progress(options, NULL, NULL);
+    /* [index] */
 
     float *query = grown(NULL, dim * sizeof *query);
     const size_t hits = count < HITS ? count : HITS;
     for (int i = 3;; i++) {
         char *text = argc > 3 ? (i < argc ? argv[i] : NULL) : read_line(stdin);
         if (text == NULL) break;
+        /* [nearest] */
         size_t found[HITS];
         float scores[HITS];
         check(mc_embed(model, text, strlen(text), options, query, dim, &error));
         check(mc_similarity_top_k(mc_model_similarity(model), query, 1, index, count, dim, hits, found, scores, &error));
         printf("%s\n", text);
         for (size_t hit = 0; hit < hits; hit++) printf("  %.3f  %s\n", scores[hit], lines[found[hit]]);
+        /* [nearest] */
         if (argc <= 3) free(text);
     }
 

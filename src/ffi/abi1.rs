@@ -1,5 +1,10 @@
-//! The names of ABI 1, for programs that still call them. Deprecated: each is the function of another name that it mentions, with the same
-//! parameters.
+//! Deprecated: the names of ABI 1.
+//!
+//! They are for programs that still call them. Each is the function of another name that it mentions, with the same parameters.
+//!
+//! @see @ref model, @ref train
+//!
+//! Threads: as of the function that it is.
 
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
@@ -21,8 +26,6 @@ use super::values::{mc_string, mc_tokens};
 ///
 /// @param device  as there.
 /// @return as there.
-///
-/// Threads: as there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_device_get_kind(device: MaybeUninit<&mc_device>) -> mc_device_kind {
     // SAFETY: the caller vouches for the arguments, as there.
@@ -33,8 +36,6 @@ pub unsafe extern "C" fn mc_device_get_kind(device: MaybeUninit<&mc_device>) -> 
 ///
 /// @param model  as there.
 /// @return as there.
-///
-/// Threads: as there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_get_dtype(model: MaybeUninit<&mc_model>) -> mc_dtype {
     // SAFETY: the caller vouches for the arguments, as there.
@@ -46,8 +47,6 @@ pub unsafe extern "C" fn mc_model_get_dtype(model: MaybeUninit<&mc_model>) -> mc
 /// @param model  as there.
 /// @param options  as there.
 /// @return as there.
-///
-/// Threads: as there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_dim(model: MaybeUninit<&mc_model>, options: *const mc_embed_options) -> usize {
     // SAFETY: the caller vouches for the arguments, as there.
@@ -58,8 +57,6 @@ pub unsafe extern "C" fn mc_embed_dim(model: MaybeUninit<&mc_model>, options: *c
 ///
 /// @param model  as there.
 /// @return as there.
-///
-/// Threads: as there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_similarity(model: MaybeUninit<&mc_model>) -> mc_similarity {
     // SAFETY: the caller vouches for the arguments, as there.
@@ -74,8 +71,6 @@ pub unsafe extern "C" fn mc_embed_similarity(model: MaybeUninit<&mc_model>) -> m
 /// @param out  as there.
 /// @param err  as there.
 /// @return as there.
-///
-/// Threads: as there.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_chat_render(
@@ -97,8 +92,6 @@ pub unsafe extern "C" fn mc_chat_render(
 /// @param out  as there.
 /// @param err  as there.
 /// @return as there.
-///
-/// Threads: as there.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_chat_encode(
@@ -120,8 +113,6 @@ pub unsafe extern "C" fn mc_chat_encode(
 /// @param out  as there.
 /// @param err  as there.
 /// @return as there.
-///
-/// Threads: as there.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_merge(
@@ -143,8 +134,6 @@ pub unsafe extern "C" fn mc_lora_merge(
 /// @param bytes  as there.
 /// @param err  as there.
 /// @return as there.
-///
-/// Threads: as there.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_estimate_memory(
@@ -167,8 +156,6 @@ pub unsafe extern "C" fn mc_lora_estimate_memory(
 /// @param user_data  as there.
 /// @param err  as there.
 /// @return as there.
-///
-/// Threads: as there.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_train(
@@ -193,8 +180,6 @@ pub unsafe extern "C" fn mc_lora_train(
 /// @param loss  as there.
 /// @param err  as there.
 /// @return as there.
-///
-/// Threads: as there.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_train_step(
@@ -220,8 +205,6 @@ pub unsafe extern "C" fn mc_lora_train_step(
 /// @param loss  as there.
 /// @param err  as there.
 /// @return as there.
-///
-/// Threads: as there.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_eval_step(

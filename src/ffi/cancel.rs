@@ -1,7 +1,12 @@
-//! A flag that stops calls from another thread or from a signal handler.
+//! Cancelling: a flag that stops calls from another thread or from a signal handler.
 //!
 //! Hand it to a call or its options, trigger it, and the call ends with MC_CANCELLED at its next check: at each download
 //! chunk, tensor loaded, prefill chunk, token, group of embedded texts and layer of a training pass. What the call worked on stays usable.
+//!
+//! @snippet chat.c stop
+//! @see @ref generate, @ref session, @ref train
+//!
+//! Threads: any, concurrently.
 
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
@@ -12,8 +17,6 @@ use crate::Cancel;
 use crate::error::Result;
 
 /// A flag that stops the calls it was handed to. Freeing it does not stop or disturb them.
-///
-/// Threads: any, concurrently.
 pub struct mc_cancel {
     _opaque: [u8; 0],
 }
@@ -31,8 +34,6 @@ pub(super) fn given_cancel(cancel: *const mc_cancel) -> Result<Option<Cancel>> {
 /// Makes a flag that is not triggered.
 ///
 /// @return one reference; free it with mc_cancel_free().
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_cancel_new() -> NonNull<mc_cancel> {
     guard_or(inert(), || Ok(new_handle(Cancel::new())))
@@ -69,8 +70,6 @@ pub unsafe extern "C" fn mc_cancel_reset(cancel: MaybeUninit<&mc_cancel>) {
 /// Whether the flag is triggered.
 ///
 /// @param cancel  the flag; NULL gives false.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_cancel_is_triggered(cancel: MaybeUninit<&mc_cancel>) -> bool {
     guard_or(false, || Ok(cancel.lend("cancel")?.is_triggered()))
@@ -79,8 +78,6 @@ pub unsafe extern "C" fn mc_cancel_is_triggered(cancel: MaybeUninit<&mc_cancel>)
 /// Frees a flag; calls that still use it go on.
 ///
 /// @param cancel  the flag, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_cancel_free(cancel: *mut mc_cancel) {
     guard_or((), || free(cancel, "cancel"));

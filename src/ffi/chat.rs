@@ -1,4 +1,14 @@
-//! Conversations, and the chat template that turns one into a prompt.
+//! Conversations: messages and tools, and the template that makes a prompt of them.
+//!
+//! A conversation knows no model: it holds messages, the tools that may be called, and the variables of a chat template. A session
+//! evaluates it with its model's template (mc_session_set_chat()), and of a longer one only what is new. The prompt that it becomes can be
+//! looked at as text or tokens.
+//!
+//! @snippet finetune.c ask
+//! @see @ref session, @ref generate, @ref dataset
+//!
+//! Threads: any. Functions that take a conversation as `const` run concurrently, each other one alone: a second call meanwhile is
+//! MC_ERROR_BUSY.
 
 use std::ffi::c_char;
 use std::mem::MaybeUninit;
@@ -14,8 +24,6 @@ use crate::error::{ErrorKind, Result};
 use crate::{Chat, ControlTokens};
 
 /// A conversation: messages, tools, and variables of the chat template. Mutable; knows no model.
-///
-/// Threads: any; `const` calls concurrently, others exclusive: a second call meanwhile is MC_ERROR_BUSY.
 pub struct mc_chat {
     _opaque: [u8; 0],
 }
@@ -48,8 +56,6 @@ impl Enumeration for mc_control_tokens {
 /// Makes an empty conversation.
 ///
 /// @return one reference; free it with mc_chat_free().
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_chat_new() -> NonNull<mc_chat> {
     guard_or(inert(), || Ok(new_handle(Exclusive::new(Chat::new()))))
@@ -63,8 +69,6 @@ pub extern "C" fn mc_chat_new() -> NonNull<mc_chat> {
 /// @param out       receives one reference; free it with mc_chat_free().
 /// @param err       NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_chat_from_json(
@@ -93,8 +97,6 @@ fn change(chat: MaybeUninit<&mut mc_chat>, change: impl FnOnce(&mut Chat) -> Res
 /// @param content_len  bytes.
 /// @param err          NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_chat_add(
@@ -117,8 +119,6 @@ pub unsafe extern "C" fn mc_chat_add(
 ///
 /// @param chat  the conversation.
 /// @return messages; 0 while another call changes the conversation.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_chat_len(chat: MaybeUninit<&mc_chat>) -> usize {
     guard_or(0, || Ok(chat.get("chat")?.read("chat")?.len()))
@@ -129,8 +129,6 @@ pub unsafe extern "C" fn mc_chat_len(chat: MaybeUninit<&mc_chat>) -> usize {
 /// @param chat  the conversation.
 /// @param err   NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also without a message; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_chat_remove_last(chat: MaybeUninit<&mut mc_chat>, err: *mut *mut mc_error) -> mc_status {
@@ -144,8 +142,6 @@ pub unsafe extern "C" fn mc_chat_remove_last(chat: MaybeUninit<&mut mc_chat>, er
 /// @param out   receives an object with `messages`, and with `tools` if there are any; free it with mc_string_free().
 /// @param err   NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_chat_json(
@@ -167,8 +163,6 @@ pub unsafe extern "C" fn mc_chat_json(
 /// @param json_len  bytes.
 /// @param err       NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_chat_set_tools_json(
@@ -190,8 +184,6 @@ pub unsafe extern "C" fn mc_chat_set_tools_json(
 /// @param jinja_len  bytes.
 /// @param err        NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_TEMPLATE if it does not parse; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_chat_set_template(
@@ -214,8 +206,6 @@ pub unsafe extern "C" fn mc_chat_set_template(
 /// @param json_len  bytes.
 /// @param err       NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_chat_set_variable_json(
@@ -235,8 +225,6 @@ pub unsafe extern "C" fn mc_chat_set_variable_json(
 ///
 /// @param chat          the conversation; ignored while another call uses it.
 /// @param unix_seconds  seconds since 1970-01-01 00:00 UTC. Default: the time of the render.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_chat_set_time(chat: MaybeUninit<&mut mc_chat>, unix_seconds: i64) {
     guard_or((), || {
@@ -253,8 +241,6 @@ pub unsafe extern "C" fn mc_chat_set_time(chat: MaybeUninit<&mut mc_chat>, unix_
 /// @param chat       the conversation; ignored while another call uses it.
 /// @param continues  default: false. With true a prompt has no generation prompt: mc_session_set_chat() makes it without one, and
 ///                   mc_model_render_chat() and mc_model_encode_chat() must be called so.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_chat_set_continue_final_message(chat: MaybeUninit<&mut mc_chat>, continues: bool) {
     guard_or((), || {
@@ -274,8 +260,6 @@ pub unsafe extern "C" fn mc_chat_set_continue_final_message(chat: MaybeUninit<&m
 ///                        take it as it is, mc_model_encode_chat() gives its ids, mc_model_render_chat() and training refuse it.
 /// @param err             NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_chat_set_control_tokens(
@@ -302,8 +286,6 @@ pub unsafe extern "C" fn mc_chat_set_control_tokens(
 /// @return MC_OK; MC_ERROR_NOT_FOUND if neither model nor conversation has a template; MC_ERROR_TEMPLATE if the template
 ///         fails or refuses the conversation; MC_ERROR_INVALID_ARGUMENT also for a generation prompt behind a message that is
 ///         left open, and with MC_CONTROL_TEXT; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_model_render_chat(
@@ -337,8 +319,6 @@ pub unsafe extern "C" fn mc_model_render_chat(
 ///         MC_ERROR_TEMPLATE if the template fails or refuses the conversation; MC_ERROR_INVALID_ARGUMENT also for a generation
 ///         prompt behind a message that is left open; MC_ERROR_UNSUPPORTED with MC_CONTROL_TEXT for a tokenizer that makes
 ///         control tokens of plain text; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_model_encode_chat(
@@ -359,8 +339,6 @@ pub unsafe extern "C" fn mc_model_encode_chat(
 /// Frees a conversation.
 ///
 /// @param chat  the conversation, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_chat_free(chat: *mut mc_chat) {
     guard_or((), || free(chat, "chat"));

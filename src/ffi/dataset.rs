@@ -1,14 +1,20 @@
-//! Examples to train on: texts, completions of prompts, and conversations.
+//! Datasets: the examples to train on.
 //!
-//! A dataset holds examples as they were written; a model's tokenizer and chat template make tokens of them when training begins. Of a
-//! text all is trained on. Of a completion and of a conversation it is, with a masked prompt, what the model is to write: the completion,
-//! and each message of the assistant up to and with the token that ends it.
+//! A dataset holds texts, completions of prompts, and conversations, as they were written; a model's tokenizer and chat template make
+//! tokens of them when training begins. Of a text all is trained on. Of a completion and of a conversation it is, with a masked prompt,
+//! what the model is to write: the completion, and each message of the assistant up to and with the token that ends it.
 //!
 //! Texts and completions have the special tokens that the tokenizer puts around a text, and the token that ends a text behind them, as
 //! with TRL's SFTTrainer. A conversation has those that its template writes, and where that ends an answer with none, the token that ends
 //! a text behind the last. A message that the template writes differently once others follow it, as Qwen3's does with thoughts, is
 //! trained on as a sequence of its own, so that what is trained on is always what the model is given when it has to answer. A template that
 //! does not write a message behind its generation prompt makes training fail with MC_ERROR_TEMPLATE, with the example's number.
+//!
+//! @snippet finetune.c dataset
+//! @see @ref train, @ref chat
+//!
+//! Threads: any. Functions that take a dataset as `const` run concurrently, each other one alone: a second call meanwhile is
+//! MC_ERROR_BUSY.
 
 use std::ffi::c_char;
 use std::mem::MaybeUninit;
@@ -23,8 +29,6 @@ use crate::Dataset;
 use crate::error::Result;
 
 /// Examples in their order. Mutable; knows no model.
-///
-/// Threads: any; `const` calls concurrently, others exclusive: a second call meanwhile is MC_ERROR_BUSY.
 pub struct mc_dataset {
     _opaque: [u8; 0],
 }
@@ -37,8 +41,6 @@ impl Object for mc_dataset {
 /// Makes an empty dataset.
 ///
 /// @return one reference; free it with mc_dataset_free().
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_dataset_new() -> NonNull<mc_dataset> {
     guard_or(inert(), || Ok(new_handle(Exclusive::new(Dataset::new()))))
@@ -58,8 +60,6 @@ pub extern "C" fn mc_dataset_new() -> NonNull<mc_dataset> {
 /// @param out   receives one reference; free it with mc_dataset_free().
 /// @param err   NULL, or receives the error, with the number of the line.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO; MC_ERROR_FORMAT.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_dataset_load_jsonl(
@@ -88,8 +88,6 @@ fn add(dataset: MaybeUninit<&mut mc_dataset>, add: impl FnOnce(&mut Dataset)) ->
 /// @param text_len  bytes.
 /// @param err       NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_dataset_add_text(
@@ -113,8 +111,6 @@ pub unsafe extern "C" fn mc_dataset_add_text(
 /// @param completion_len  bytes.
 /// @param err             NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_dataset_add_completion(
@@ -138,8 +134,6 @@ pub unsafe extern "C" fn mc_dataset_add_completion(
 /// @param chat     the conversation. Copied.
 /// @param err      NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_dataset_add_chat(
@@ -157,8 +151,6 @@ pub unsafe extern "C" fn mc_dataset_add_chat(
 /// How many examples there are.
 ///
 /// @param dataset  the dataset; 0 while another call changes it.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_dataset_len(dataset: MaybeUninit<&mc_dataset>) -> usize {
     guard_or(0, || Ok(dataset.get("dataset")?.read("dataset")?.len()))
@@ -167,8 +159,6 @@ pub unsafe extern "C" fn mc_dataset_len(dataset: MaybeUninit<&mc_dataset>) -> us
 /// Frees a dataset.
 ///
 /// @param dataset  the dataset, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_dataset_free(dataset: *mut mc_dataset) {
     guard_or((), || free(dataset, "dataset"));

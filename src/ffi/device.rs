@@ -1,7 +1,12 @@
-//! Where the arithmetic runs: the CPU, an Apple GPU through Metal, or an NVIDIA GPU through CUDA.
+//! Devices: where the arithmetic runs, the CPU, an Apple GPU through Metal or an NVIDIA GPU through CUDA.
 //!
 //! A model loads onto the best device by itself; make a device to choose one, or to stop work while an app is in the
-//! background.
+//! background: mc_device_suspend() closes it for all models that were loaded onto it, and mc_device_resume() lets them go on.
+//!
+//! @snippet inspect.c device
+//! @see @ref model, @ref library
+//!
+//! Threads: any, concurrently.
 
 use std::ffi::c_char;
 use std::mem::MaybeUninit;
@@ -30,8 +35,6 @@ pub enum mc_device_kind {
 }
 
 /// A device. Models keep theirs alive.
-///
-/// Threads: any, concurrently.
 pub struct mc_device {
     _opaque: [u8; 0],
 }
@@ -72,8 +75,6 @@ impl From<DeviceKind> for mc_device_kind {
 ///
 /// @param kind  a kind; MC_DEVICE_AUTO and MC_DEVICE_CPU count one.
 /// @return 0 for a kind that this build or machine lacks, and for a number that is no kind.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_device_count(kind: MaybeUninit<mc_device_kind>) -> usize {
     guard_or(0, || Ok(Device::count(checked(kind, "kind")?)))
@@ -86,8 +87,6 @@ pub extern "C" fn mc_device_count(kind: MaybeUninit<mc_device_kind>) -> usize {
 /// @param out    receives one reference; free it with mc_device_free().
 /// @param err    NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_NOT_FOUND if this build or machine has no such device.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_device_new(
@@ -108,8 +107,6 @@ pub unsafe extern "C" fn mc_device_new(
 ///
 /// @param device  the device.
 /// @return never MC_DEVICE_AUTO, except for a wrong handle.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_device_kind_of(device: MaybeUninit<&mc_device>) -> mc_device_kind {
     guard_or(mc_device_kind::MC_DEVICE_AUTO, || Ok(device.lend("device")?.device.kind().into()))
@@ -119,8 +116,6 @@ pub unsafe extern "C" fn mc_device_kind_of(device: MaybeUninit<&mc_device>) -> m
 ///
 /// @param device  the device.
 /// @return UTF-8, NUL-terminated, valid until the device is freed.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_device_name(device: MaybeUninit<&mc_device>) -> MaybeUninit<&c_char> {
     guard_or(empty(), || Ok(device.lend("device")?.name.pointer()))
@@ -133,8 +128,6 @@ pub unsafe extern "C" fn mc_device_name(device: MaybeUninit<&mc_device>) -> Mayb
 /// @param total_bytes  receives what there is; on Metal what the system recommends to use at most.
 /// @param err          NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_DEVICE; MC_ERROR_UNSUPPORTED where the system does not tell.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_device_memory(
@@ -157,8 +150,6 @@ pub unsafe extern "C" fn mc_device_memory(
 /// @param device  the device.
 /// @param err     NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_DEVICE if some of it failed.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_device_synchronize(device: MaybeUninit<&mc_device>, err: *mut *mut mc_error) -> mc_status {
@@ -183,8 +174,6 @@ pub unsafe extern "C" fn mc_device_synchronize(device: MaybeUninit<&mc_device>, 
 /// @param err         NULL, or receives the error.
 /// @return MC_OK when the device is idle; MC_ERROR_BUSY if it is not after the timeout (suspended it is all the same);
 ///         MC_ERROR_DEVICE if work failed that nobody waited for.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_device_suspend(
@@ -201,8 +190,6 @@ pub unsafe extern "C" fn mc_device_suspend(
 /// Opens a device again after mc_device_suspend().
 ///
 /// @param device  the device; one that is not suspended stays as it is.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_device_resume(device: MaybeUninit<&mc_device>) {
     guard_or((), || {
@@ -214,8 +201,6 @@ pub unsafe extern "C" fn mc_device_resume(device: MaybeUninit<&mc_device>) {
 /// Frees a device; models on it go on.
 ///
 /// @param device  the device, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_device_free(device: *mut mc_device) {
     guard_or((), || free(device, "device"));

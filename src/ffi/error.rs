@@ -1,7 +1,12 @@
-//! Status codes and error objects.
+//! Errors: what a call that failed says.
 //!
-//! A status says what kind of failure it is; the error object says what was expected, what was found and where, and what
-//! led to it.
+//! A status says what kind of failure it is; the error object says what was expected, what was found and where, and what led to it. A
+//! program shows the message, decides by the status, and logs the details.
+//!
+//! @snippet complete.c check
+//! @see @ref library
+//!
+//! Threads: any, concurrently: an error is immutable.
 
 use std::ffi::{CStr, c_char};
 use std::mem::MaybeUninit;
@@ -58,8 +63,6 @@ pub enum mc_status {
 }
 
 /// A failure: its status, a one-line message and its causes. Immutable.
-///
-/// Threads: any, concurrently.
 pub struct mc_error {
     _opaque: [u8; 0],
 }
@@ -109,8 +112,6 @@ impl From<ErrorKind> for mc_status {
 ///
 /// @param status  any number.
 /// @return static text; "MC_STATUS_UNKNOWN" for a number that is no status.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_status_name(status: MaybeUninit<mc_status>) -> MaybeUninit<&'static c_char> {
     guard_or(empty(), || Ok(lend(status_name(number(status)).as_ptr())))
@@ -150,8 +151,6 @@ fn state<'a>(error: &MaybeUninit<&'a mc_error>) -> Result<Option<&'a ErrorState>
 ///
 /// @param error  the error; NULL gives MC_OK.
 /// @return a status from 16.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_error_code(error: MaybeUninit<&mc_error>) -> mc_status {
     guard_or(mc_status::MC_OK, || Ok(state(&error)?.map_or(mc_status::MC_OK, |state| state.code)))
@@ -161,8 +160,6 @@ pub unsafe extern "C" fn mc_error_code(error: MaybeUninit<&mc_error>) -> mc_stat
 ///
 /// @param error  the error; NULL gives "".
 /// @return UTF-8, NUL-terminated, valid until the error is freed.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_error_message(error: MaybeUninit<&mc_error>) -> MaybeUninit<&c_char> {
     guard_or(empty(), || Ok(state(&error)?.map_or(empty(), |state| state.message.pointer())))
@@ -172,8 +169,6 @@ pub unsafe extern "C" fn mc_error_message(error: MaybeUninit<&mc_error>) -> Mayb
 ///
 /// @param error  the error; NULL gives "".
 /// @return UTF-8, NUL-terminated, valid until the error is freed.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_error_details(error: MaybeUninit<&mc_error>) -> MaybeUninit<&c_char> {
     guard_or(empty(), || Ok(state(&error)?.map_or(empty(), |state| state.details.pointer())))
@@ -182,8 +177,6 @@ pub unsafe extern "C" fn mc_error_details(error: MaybeUninit<&mc_error>) -> Mayb
 /// Frees an error.
 ///
 /// @param error  the error, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_error_free(error: *mut mc_error) {
     guard_or((), || free(error, "error"));

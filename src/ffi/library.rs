@@ -1,4 +1,12 @@
-//! The library itself: versions, features, memory and the log.
+//! The library: versions, features, memory, threads and the log.
+//!
+//! Nothing of this has to be called: there is nothing to initialise and nothing to shut down. A program that loads the library itself
+//! compares its ABI first.
+//!
+//! @snippet inspect.c log
+//! @see @ref error, @ref device
+//!
+//! Threads: any.
 
 use std::cell::Cell;
 use std::ffi::{CString, c_char, c_void};
@@ -92,8 +100,6 @@ impl From<log::Level> for mc_log_level {
 }
 
 /// The version of the library that is running, as MC_VERSION_NUMBER: major * 1000000 + minor * 1000 + patch.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_version_number() -> u32 {
     guard_or(0, || Ok(VERSION_NUMBER))
@@ -115,8 +121,6 @@ const fn decimal(digits: &str) -> u32 {
 /// The version of the library that is running, as MC_VERSION_STRING.
 ///
 /// @return static text.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_version_string() -> MaybeUninit<&'static c_char> {
     guard_or(super::text::empty(), || Ok(lend(concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast())))
@@ -126,8 +130,6 @@ pub extern "C" fn mc_version_string() -> MaybeUninit<&'static c_char> {
 /// MC_ABI_VERSION before any other call.
 ///
 /// @return MC_ABI_VERSION as the library was built with.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_abi_version() -> u32 {
     guard_or(0, || Ok(MC_ABI_VERSION))
@@ -144,8 +146,6 @@ const FEATURES: [(&str, bool); 4] = [
 ///
 /// @param name  "metal", "cuda", "hub" or "fault-injection".
 /// @return false for a name that is none of these.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_has_feature(name: MaybeUninit<&c_char>) -> bool {
     guard_or(false, || {
@@ -155,8 +155,6 @@ pub unsafe extern "C" fn mc_has_feature(name: MaybeUninit<&c_char>) -> bool {
 }
 
 /// How many handles exist in the process; 0 when everything was freed. For leak tests.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_live_objects() -> usize {
     guard_or(0, || Ok(live_objects()))
@@ -167,8 +165,6 @@ pub extern "C" fn mc_live_objects() -> usize {
 /// @param keep_bytes  how much may stay; 0 = give back everything that is not in use.
 /// @param err         NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_DEVICE.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_trim_memory(keep_bytes: u64, err: *mut *mut mc_error) -> mc_status {
@@ -185,8 +181,6 @@ pub unsafe extern "C" fn mc_trim_memory(keep_bytes: u64, err: *mut *mut mc_error
 /// @param err    NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT for more; MC_ERROR_OUT_OF_MEMORY if the system gives no so many, and those there were stay in
 ///         use: a smaller number, or a later call, may succeed.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_set_threads(count: u32, err: *mut *mut mc_error) -> mc_status {
@@ -199,8 +193,6 @@ pub unsafe extern "C" fn mc_set_threads(count: u32, err: *mut *mut mc_error) -> 
 /// How many threads the library computes with on the processor. Makes them, unless they are there.
 ///
 /// @return 0 if the system gives none, and in a process that was forked from one that had them.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn mc_threads() -> u32 {
     guard_or(0, || Ok(threads()? as u32))
@@ -219,8 +211,6 @@ pub extern "C" fn mc_threads() -> u32 {
 /// @param err             NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_BUSY if called from a log callback, or if the program is written in Rust and has installed
 ///         another logger of the `log` crate.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_log_set(

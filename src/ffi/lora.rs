@@ -1,10 +1,19 @@
-//! LoRA adapters: a fine-tuning that is kept apart from its model.
+//! Adapters: a fine-tuning (LoRA) that is kept apart from its model.
 //!
 //! An adapter is loaded for a model from a directory of PEFT, and then attached: to a session (mc_session_set_lora()), to one
 //! generation (mc_generate_options_set_lora()) or to embeddings (mc_embed_options_set_lora()), each with a factor. Several at once add up
 //! (mc_session_set_loras()). The model itself never changes: sessions with different adapters run side by side on one model, and
 //! a session whose adapters are removed computes what it would have without them, bit for bit on the CPU. mc_model_merge() makes a new
 //! model with the adapter's changes in its weights.
+//!
+//! @snippet adapter.c lora
+//!
+//! @snippet adapter.c attach
+//!
+//! @snippet adapter.c merge
+//! @see @ref train, @ref session, @ref model
+//!
+//! Threads: any, concurrently: an adapter is immutable.
 
 use std::ffi::c_char;
 use std::mem::MaybeUninit;
@@ -19,8 +28,6 @@ use crate::Lora;
 use crate::error::{Error, Result};
 
 /// A loaded adapter. Immutable; keeps nothing of its model alive but is for that model only.
-///
-/// Threads: any, concurrently.
 pub struct mc_lora {
     _opaque: [u8; 0],
 }
@@ -73,8 +80,6 @@ pub(super) fn all_scaled(loras: *const *const mc_lora, scales: *const f32, count
 /// @param err       NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the files; MC_ERROR_UNSUPPORTED;
 ///         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_load(
@@ -99,8 +104,6 @@ pub unsafe extern "C" fn mc_lora_load(
 ///                  are if writing fails.
 /// @param err       NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty `peft_dir`; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_save(
@@ -117,8 +120,6 @@ pub unsafe extern "C" fn mc_lora_save(
 /// Adds a reference to an adapter, for a second owner; each reference is dropped with mc_lora_free().
 ///
 /// @param lora  the adapter.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_retain(lora: MaybeUninit<&mc_lora>) {
     guard_or((), || retain(lora.pointer(), "lora"));
@@ -127,8 +128,6 @@ pub unsafe extern "C" fn mc_lora_retain(lora: MaybeUninit<&mc_lora>) {
 /// Drops a reference to an adapter. Sessions, options and merged models keep what they need of it.
 ///
 /// @param lora  the adapter, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_free(lora: *mut mc_lora) {
     guard_or((), || free(lora, "lora"));
@@ -137,8 +136,6 @@ pub unsafe extern "C" fn mc_lora_free(lora: *mut mc_lora) {
 /// The rank that the adapter's configuration gives; rank_pattern may give single modules another one.
 ///
 /// @param lora  the adapter.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_rank(lora: MaybeUninit<&mc_lora>) -> usize {
     guard_or(0, || Ok(lora.get("lora")?.rank()))
@@ -148,8 +145,6 @@ pub unsafe extern "C" fn mc_lora_rank(lora: MaybeUninit<&mc_lora>) -> usize {
 /// alpha / rank times, or alpha / sqrt(rank) times with rsLoRA.
 ///
 /// @param lora  the adapter.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_alpha(lora: MaybeUninit<&mc_lora>) -> f32 {
     guard_or(0.0, || Ok(lora.get("lora")?.alpha()))
@@ -158,8 +153,6 @@ pub unsafe extern "C" fn mc_lora_alpha(lora: MaybeUninit<&mc_lora>) -> f32 {
 /// How many values the adapter has; those of replaced matrices and biases count too.
 ///
 /// @param lora  the adapter.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_parameter_count(lora: MaybeUninit<&mc_lora>) -> u64 {
     guard_or(0, || Ok(lora.get("lora")?.parameter_count()))
@@ -171,8 +164,6 @@ pub unsafe extern "C" fn mc_lora_parameter_count(lora: MaybeUninit<&mc_lora>) ->
 /// @param out   receives one reference; free it with mc_string_free().
 /// @param err   NULL, or receives the error.
 /// @return MC_OK.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_config_json(

@@ -1,19 +1,14 @@
 //! One C ABI for language models inside an app: load a model, hold a conversation, stream the answer.
 //!
-//! @code
-//! mc_model *model = NULL;
-//! mc_generation *answer = NULL;
-//! mc_error *error = NULL;
-//! if (mc_model_load("models/tiny-coder", NULL, &model, &error) == MC_OK &&
-//!     mc_generate(model, "fn main", 7, NULL, &answer, &error) == MC_OK) {
-//!   puts(mc_generation_text(answer));
-//! } else {
-//!   fprintf(stderr, "%s\n", mc_error_message(error));
-//! }
-//! mc_generation_free(answer);
-//! mc_model_free(model);
-//! mc_error_free(error);
-//! @endcode
+//! The shortest program:
+//!
+//! @snippet hello.c hello
+//!
+//! What is simple comes first, in each section too; from @ref error on follows what a program needs for more than text in and text out. The
+//! sections' examples are parts of programs in examples/c. There `error` is a static mc_error *, and check() ends the program where a call
+//! fails, as @ref error shows.
+//!
+//! @sections
 //!
 //! These rules hold for every function and are not repeated there.
 //!
@@ -32,7 +27,8 @@
 //!   reported by the first call that uses the options. Each kind of options has a setter that takes JSON.
 //! - **Threads.** Handles belong to no thread. Functions that take a handle as `const` may run beside each other on that
 //!   handle; any other use must be the only one, and where the documentation says MC_ERROR_BUSY it is checked. Freeing
-//!   while another thread is about to use the handle is an error of the caller.
+//!   while another thread is about to use the handle is an error of the caller. Each section says what that means for its
+//!   handles, and a function where it differs from its section.
 //! - **Callbacks.** They run on the thread of the call they were given to, before it returns, with no lock held. They must
 //!   not throw or longjmp. They may use other handles and free the handle in use; any other use of that handle gives
 //!   MC_ERROR_BUSY. Only MC_CONTINUE goes on, every other return value stops.
@@ -64,19 +60,19 @@ mod handle;
 mod text;
 mod callback;
 
-pub mod error;
-pub mod library;
-pub mod values;
-pub mod cancel;
-pub mod device;
 pub mod model;
-pub mod tokenizer;
-pub mod chat;
-pub mod lora;
 pub mod generate;
+pub mod chat;
 pub mod session;
 pub mod embed;
 pub mod rerank;
+pub mod lora;
 pub mod dataset;
 pub mod train;
+pub mod error;
+pub mod values;
+pub mod cancel;
+pub mod device;
+pub mod tokenizer;
+pub mod library;
 pub mod abi1;

@@ -1,7 +1,14 @@
-//! Loading a model and asking what it is.
+//! Models: load one, ask what it is, write one.
 //!
-//! A model is a directory with config.json, safetensors and tokenizer.json, a GGUF file, or a repository on Hugging
-//! Face. It is immutable: any number of sessions on any threads share one.
+//! A model is a directory with config.json, safetensors and tokenizer.json, a GGUF file, or a repository on Hugging Face. It is immutable:
+//! any number of sessions share one. Without options it is loaded onto the best device with its weights as they are stored; the options,
+//! behind the calls, choose a device, quantise while loading, tell how far a load is, and stop it.
+//!
+//! @snippet inspect.c load
+//! @see @ref generate, @ref session, @ref device, @ref tokenizer
+//!
+//! Threads: any. A model is used concurrently. Options are set by one thread at a time, with the functions that take them without `const`,
+//! and then used concurrently.
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
@@ -100,15 +107,11 @@ pub type mc_progress_fn = Option<unsafe extern "C" fn(user_data: *mut c_void, ev
 
 /// How to load a model: a builder. A bad value is remembered and reported by the first call that uses the options, as
 /// MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
-///
-/// Threads: any, one at a time while it is set; then concurrently.
 pub struct mc_model_options {
     _opaque: [u8; 0],
 }
 
 /// A loaded model: its network, tokenizer, chat template and generation defaults. Immutable.
-///
-/// Threads: any, concurrently.
 pub struct mc_model {
     _opaque: [u8; 0],
 }
@@ -188,322 +191,6 @@ impl From<Stage> for mc_stage {
     }
 }
 
-/// Makes load options: best device, weights as stored, the model's own context, the tokenizer beside the weights.
-///
-/// @return one reference; free it with mc_model_options_free().
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub extern "C" fn mc_model_options_new() -> NonNull<mc_model_options> {
-    guard_or(inert(), || Ok(new_handle(Builder::new(ModelOptions::default()))))
-}
-
-fn set(options: MaybeUninit<&mut mc_model_options>, setter: impl FnOnce(&mut LoadOptions) -> Result<()>) {
-    guard_or((), || options.get("options")?.set(|options| setter(&mut options.load)));
-}
-
-fn set_field(options: MaybeUninit<&mut mc_model_options>, name: &str, value: impl Into<OptionValue>) {
-    set(options, |load| load.set_field(name, value.into()));
-}
-
-/// Sets options from JSON, each as its setter does, in the order in which they are written.
-///
-/// `dtype`: "f32", "f16" or "bf16". `tokenizer_path`, `quantization`, `kv_cache`, `file`, `hub_cache_dir`, `hub_revision`, `hub_token`:
-/// texts. `exact`, `offline`: true or false. `max_context`: a number. What is a handle or a callback has its setter alone.
-///
-/// @param options   the options.
-/// @param json      an object, UTF-8, such as `{"quantization": "q4_k_m", "max_context": 8192}`; a member that is null has its default
-///                  again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that
-///                  stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of
-///                  these have their defaults again.
-/// @param json_len  bytes.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_json(
-    options: MaybeUninit<&mut mc_model_options>,
-    json: *const c_char,
-    json_len: usize,
-) {
-    set(options, |load| load.set_fields(optional_content(json, json_len, "json")?));
-}
-
-/// Where the model runs.
-///
-/// @param options  the options.
-/// @param device   the device; the options keep it alive. NULL (the default) = the best one, as MC_DEVICE_AUTO.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_device(options: MaybeUninit<&mut mc_model_options>, device: *const mc_device) {
-    set(options, |load| {
-        load.device = optional(device, "device")?.map(|device| device.device.clone());
-        Ok(())
-    });
-}
-
-/// The type to keep weights in.
-///
-/// @param options  the options.
-/// @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored. On the CPU quantised weights of the files are widened to
-///                 it; on a GPU they stay quantised, and it is the type that prompts are computed in: F32 by default
-///                 where the embedding is quantised; MC_DTYPE_BF16 takes half the memory for what of a matrix is decoded.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_dtype(options: MaybeUninit<&mut mc_model_options>, dtype: MaybeUninit<mc_dtype>) {
-    set(options, |load| {
-        load.dtype = checked(dtype, "dtype")?;
-        Ok(())
-    });
-}
-
-/// Another tokenizer than the model's, or one for a directory without.
-///
-/// @param options  the options.
-/// @param path     a tokenizer.json, a directory with one, or a .gguf file; NULL (the default) = the model's.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(options: MaybeUninit<&mut mc_model_options>, path: *const c_char) {
-    set(options, |load| load.set_field("tokenizer_path", optional_name(path, "tokenizer_path")?.into()));
-}
-
-/// Asks for weights that are quantised while loading, to take less memory. This version does it on every device.
-///
-/// | kind | in each row of a matrix | bits a weight |
-/// | --- | --- | --- |
-/// | "q8_0" | 32 neighbours become a byte each and a common 16-bit scale | 8.5 |
-/// | "q6_k" | six bits, scales of two levels for 16 neighbours | 6.6 |
-/// | "q5_k_m" | five bits, scales and mins of two levels for 32 | 5.6, and 6.6 |
-/// | "q4_k_m" | four bits, scales and mins of two levels for 32 | 4.6, and 6.6 |
-/// | "q4_0" | four bits and a common 16-bit scale of 32 | 4.5 |
-/// | "iq4_nl" | four bits, levels that lie closer around zero, a 16-bit scale of 32 | 4.5 |
-/// | "mlx4" | four bits, a 16-bit scale and bias of 64, as mlx_lm converts | 4.5 |
-///
-/// Formats are ggml's and MLX's. "q5_k_m" and "q4_k_m" are mixes of llama.cpp: the value and down projections of half of the layers
-/// and the output matrix have six bits, which the output matrix has with "q4_0" and "iq4_nl" too. Rows that are no whole blocks
-/// of 256 have the next finer format of 32 (Q5_0, Q5_1, Q8_0), those of no whole blocks at all F16, or with "q8_0" a shorter block.
-/// On a GPU scales and mins are rounded to F16, and rows of no whole 32 columns keep the type of mc_model_options_set_dtype().
-///
-/// That goes for all projections, the output matrix, and an embedding that is one with it. Tables that are only looked
-/// up, norms, biases and the layers behind the pooling of a sentence embedder keep the type of
-/// mc_model_options_set_dtype(). Such a model generates, embeds, takes adapters and trains them as any other; a merge
-/// makes the matrices that it changes F32. An mc_lora, a saved session or a checkpoint is for a model of the same kind;
-/// an adapter's directory is for all.
-///
-/// @param options  the options.
-/// @param kind     one of these; NULL (the default) = as stored. Weights that the files hold quantised in another way are widened
-///                 and quantised once more. Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
-///                 what there is; MC_ERROR_FORMAT for a weight that is not finite or too large for its scale in
-///                 F16, which none up to 65504 is, with "q8_0" none up to 8.3 million.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_quantization(options: MaybeUninit<&mut mc_model_options>, kind: *const c_char) {
-    set(options, |load| load.set_field("quantization", optional_name(kind, "quantization")?.into()));
-}
-
-/// Computes in F32 with quantised weights on the CPU, as if they were stored as the F32 that they stand for.
-///
-/// By default activations are rounded for products with quantised weights: in each row 32 neighbours share a scale and become
-/// eight bits each, sixteen where weights have more than four; matrices of fewer than 512 columns whose weights have no more
-/// are left out. That is two to four times as fast, and changes logits less than quantising has changed them. Weights in F32,
-/// F16 and BF16 are always exact, and so is training: an adapter that is trained over quantised weights gives exactly what
-/// training has seen in a model that was loaded with this.
-///
-/// @param options  the options.
-/// @param value    true = exact; false (the default) = fast. A saved session is for a model that was loaded the same way.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_exact(options: MaybeUninit<&mut mc_model_options>, value: bool) {
-    set_field(options, "exact", value);
-}
-
-/// The type in which sessions of this model keep the keys and values of tokens, the KV cache: the memory that grows with a context.
-///
-/// "f32" keeps them as they are computed; on a GPU that is the type of mc_model_options_set_dtype(). "f16" rounds each value to
-/// the nearest, in half of the memory of "f32"; a value beyond 65504 becomes NaN, and the answer an error, where the largest
-/// number in its place would change it in silence. "q8_0", on the CPU, takes 0.27 of "f32": in each head, 32 neighbours become
-/// a byte each and a common 16-bit scale, as in ggml; all of them become NaN if one is not finite or is beyond 8.3 million.
-/// Arithmetic stays as it is. A value is rounded once, when its token is evaluated: on the CPU a prompt at once, in chunks or
-/// token by token, and sessions that go on together, have the same bits with each type. Training and embeddings keep nothing,
-/// and do not change.
-///
-/// @param options  the options.
-/// @param kind     "f32", "f16" or "q8_0"; NULL (the default) = "f32". Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
-///                 what there is, for "q8_0" on a GPU, and for "f16" and "q8_0" where a model only embeds. A saved session is
-///                 for a model with the same kind, else mc_session_load() returns MC_ERROR_MISMATCH, naming both.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_kv_cache(options: MaybeUninit<&mut mc_model_options>, kind: *const c_char) {
-    set(options, |load| load.set_field("kv_cache", optional_name(kind, "kv_cache")?.into()));
-}
-
-/// The longest context that sessions of this model may have.
-///
-/// @param options  the options.
-/// @param value    tokens; 0 (the default) = what the model's configuration says. More than that extrapolates, at a cost in
-///                 quality.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_max_context(options: MaybeUninit<&mut mc_model_options>, value: usize) {
-    set_field(options, "max_context", value);
-}
-
-/// Where mc_model_load_hub() keeps what it downloads.
-///
-/// @param options  the options.
-/// @param value    a directory, in the layout of Hugging Face's own cache. NULL (the default) = theirs, in the home directory.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_hub_cache_dir(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
-    set(options, |load| load.set_field("hub_cache_dir", optional_name(value, "hub_cache_dir")?.into()));
-}
-
-/// Which GGUF file is loaded of a directory or a repository that has several.
-///
-/// @param options  the options.
-/// @param value    its name, "model-Q4_K_M.gguf"; that of the first part of a split model. NULL (the default) = the safetensors, or the one
-///                 GGUF file there is; of several in a repository the one whose name says Q4_K_M.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_file(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
-    set(options, |load| load.set_field("file", optional_name(value, "file")?.into()));
-}
-
-/// Which revision of a repository mc_model_load_hub() loads.
-///
-/// @param options  the options.
-/// @param value    a branch, tag or commit. NULL (the default) = "main".
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_hub_revision(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
-    set(options, |load| load.set_field("hub_revision", optional_name(value, "hub_revision")?.into()));
-}
-
-/// The access token for private and gated repositories.
-///
-/// @param options  the options.
-/// @param value    the token; NULL (the default) = none. Tokens stored on this machine are not looked for.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_hub_token(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
-    set(options, |load| load.set_field("hub_token", optional_name(value, "hub_token")?.into()));
-}
-
-/// Whether mc_model_load_hub() must do with what was downloaded before.
-///
-/// @param options  the options.
-/// @param offline  true = no network; a file that is not in the cache is MC_ERROR_NOT_FOUND. Default: false.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_offline(options: MaybeUninit<&mut mc_model_options>, offline: bool) {
-    set_field(options, "offline", offline);
-}
-
-/// A flag that stops loading.
-///
-/// @param options  the options.
-/// @param cancel   the flag; the options keep it alive. NULL (the default) = none.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_cancel(options: MaybeUninit<&mut mc_model_options>, cancel: *const mc_cancel) {
-    set(options, |load| {
-        load.cancel = given_cancel(cancel)?;
-        Ok(())
-    });
-}
-
-/// Who hears how far loading is.
-///
-/// @param options    the options.
-/// @param progress   called during a load, on its thread; NULL (the default) = nobody.
-/// @param user_data  handed to `progress`; may be NULL. Must live until the last load with these options is over.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_set_progress(
-    options: MaybeUninit<&mut mc_model_options>,
-    progress: mc_progress_fn,
-    user_data: *mut c_void,
-) {
-    guard_or((), || {
-        options.get("options")?.set(|options| {
-            options.progress = HostProgress::new(progress, user_data);
-            Ok(())
-        })
-    });
-}
-
-/// Frees options; a load that uses them goes on.
-///
-/// @param options  the options, or NULL.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_model_options_free(options: *mut mc_model_options) {
-    guard_or((), || free(options, "options"));
-}
-
-fn load_options(options: *const mc_model_options) -> Result<ModelOptions> {
-    match optional(options, "options")? {
-        Some(options) => options.options(),
-        None => Ok(ModelOptions::default()),
-    }
-}
-
-/// How much memory a model takes, without loading it: weights, the KV cache of the whole context, and the workspace.
-///
-/// @param path     a model as for mc_model_load().
-/// @param options  how it would be loaded; NULL = the defaults.
-/// @param bytes    receives the estimate, in bytes.
-/// @param err      NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_UTF8, MC_ERROR_NOT_FOUND, MC_ERROR_IO, MC_ERROR_FORMAT, MC_ERROR_UNSUPPORTED.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-#[must_use]
-pub unsafe extern "C" fn mc_model_estimate_memory(
-    path: MaybeUninit<&c_char>,
-    options: *const mc_model_options,
-    bytes: MaybeUninit<&mut u64>,
-    err: *mut *mut mc_error,
-) -> mc_status {
-    guard(err, || {
-        let bytes = Out::new(bytes, "bytes")?;
-        let path = text::name(&path, "path")?;
-        bytes.set(estimate_memory(path, &load_options(options)?.load)?);
-        Ok(mc_status::MC_OK)
-    })
-}
-
-/// The same steps for a path and for a repository.
-fn load(
-    source: &MaybeUninit<&c_char>,
-    source_name: &str,
-    options: *const mc_model_options,
-    out: MaybeUninit<&mut *mut mc_model>,
-    load: impl FnOnce(&str, &LoadOptions, Option<&mut ProgressFn<'_>>) -> Result<Model>,
-) -> Result<mc_status> {
-    let out = OutHandle::new(out, "out")?;
-    let source = text::name(source, source_name)?;
-    let options = load_options(options)?;
-    let mut progress = options.progress.closure();
-    let model = load(source, &options.load, progress.as_mut().map(|progress| progress as &mut ProgressFn<'_>))?;
-    out.set(ModelState::new(model));
-    Ok(mc_status::MC_OK)
-}
-
 /// Loads a model from this machine. Files are checked: a missing, left over or wrongly shaped tensor is an error that names it.
 ///
 /// A GGUF file, as llama.cpp writes them, is the model that it was made from: the same names of tensors, so that the same
@@ -562,6 +249,46 @@ pub unsafe extern "C" fn mc_model_load_hub(
     err: *mut *mut mc_error,
 ) -> mc_status {
     guard(err, || load(&repo_id, "repo_id", options, out, Model::load_hub))
+}
+
+/// The same steps for a path and for a repository.
+fn load(
+    source: &MaybeUninit<&c_char>,
+    source_name: &str,
+    options: *const mc_model_options,
+    out: MaybeUninit<&mut *mut mc_model>,
+    load: impl FnOnce(&str, &LoadOptions, Option<&mut ProgressFn<'_>>) -> Result<Model>,
+) -> Result<mc_status> {
+    let out = OutHandle::new(out, "out")?;
+    let source = text::name(source, source_name)?;
+    let options = load_options(options)?;
+    let mut progress = options.progress.closure();
+    let model = load(source, &options.load, progress.as_mut().map(|progress| progress as &mut ProgressFn<'_>))?;
+    out.set(ModelState::new(model));
+    Ok(mc_status::MC_OK)
+}
+
+/// How much memory a model takes, without loading it: weights, the KV cache of the whole context, and the workspace.
+///
+/// @param path     a model as for mc_model_load().
+/// @param options  how it would be loaded; NULL = the defaults.
+/// @param bytes    receives the estimate, in bytes.
+/// @param err      NULL, or receives the error.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8, MC_ERROR_NOT_FOUND, MC_ERROR_IO, MC_ERROR_FORMAT, MC_ERROR_UNSUPPORTED.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn mc_model_estimate_memory(
+    path: MaybeUninit<&c_char>,
+    options: *const mc_model_options,
+    bytes: MaybeUninit<&mut u64>,
+    err: *mut *mut mc_error,
+) -> mc_status {
+    guard(err, || {
+        let bytes = Out::new(bytes, "bytes")?;
+        let path = text::name(&path, "path")?;
+        bytes.set(estimate_memory(path, &load_options(options)?.load)?);
+        Ok(mc_status::MC_OK)
+    })
 }
 
 /// Writes a model as a directory in the layout of the Hub, which this library and transformers load: model.safetensors, config.json,
@@ -651,8 +378,6 @@ fn save(
 /// Adds a reference to a model, for a second owner; each reference is dropped with mc_model_free().
 ///
 /// @param model  the model.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_retain(model: MaybeUninit<&mc_model>) {
     guard_or((), || retain(model.pointer(), "model"));
@@ -661,8 +386,6 @@ pub unsafe extern "C" fn mc_model_retain(model: MaybeUninit<&mc_model>) {
 /// Drops a reference to a model. Sessions keep what they need of it.
 ///
 /// @param model  the model, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_free(model: *mut mc_model) {
     guard_or((), || free(model, "model"));
@@ -672,8 +395,6 @@ pub unsafe extern "C" fn mc_model_free(model: *mut mc_model) {
 ///
 /// @param model  the model.
 /// @return UTF-8, NUL-terminated, valid until the model is freed.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_architecture(model: MaybeUninit<&mc_model>) -> MaybeUninit<&c_char> {
     guard_or(empty(), || Ok(model.lend("model")?.architecture.pointer()))
@@ -685,8 +406,6 @@ pub unsafe extern "C" fn mc_model_architecture(model: MaybeUninit<&mc_model>) ->
 /// @param out    receives their ids, the usual one first, none if no file names one; free it with mc_tokens_free().
 /// @param err    NULL, or receives the error.
 /// @return MC_OK.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_model_eos_tokens(
@@ -707,8 +426,6 @@ pub unsafe extern "C" fn mc_model_eos_tokens(
 ///             mc_string_free().
 /// @param err  NULL, or receives the error.
 /// @return MC_OK.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_architectures_json(out: MaybeUninit<&mut *mut mc_string>, err: *mut *mut mc_error) -> mc_status {
@@ -722,8 +439,6 @@ pub unsafe extern "C" fn mc_architectures_json(out: MaybeUninit<&mut *mut mc_str
 /// The longest context of a session, in tokens.
 ///
 /// @param model  the model.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_context_length(model: MaybeUninit<&mc_model>) -> usize {
     guard_or(0, || Ok(model.get("model")?.model.context_length()))
@@ -732,8 +447,6 @@ pub unsafe extern "C" fn mc_model_context_length(model: MaybeUninit<&mc_model>) 
 /// How many token ids the network knows: the number of logits.
 ///
 /// @param model  the model.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_vocab_size(model: MaybeUninit<&mc_model>) -> usize {
     guard_or(0, || Ok(model.get("model")?.model.vocab_size()))
@@ -742,8 +455,6 @@ pub unsafe extern "C" fn mc_model_vocab_size(model: MaybeUninit<&mc_model>) -> u
 /// The width of the network, in numbers a token.
 ///
 /// @param model  the model.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_hidden_size(model: MaybeUninit<&mc_model>) -> usize {
     guard_or(0, || Ok(model.get("model")?.model.hidden_size()))
@@ -752,8 +463,6 @@ pub unsafe extern "C" fn mc_model_hidden_size(model: MaybeUninit<&mc_model>) -> 
 /// How many layers the network has.
 ///
 /// @param model  the model.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_layer_count(model: MaybeUninit<&mc_model>) -> usize {
     guard_or(0, || Ok(model.get("model")?.model.layer_count()))
@@ -762,8 +471,6 @@ pub unsafe extern "C" fn mc_model_layer_count(model: MaybeUninit<&mc_model>) -> 
 /// How many weights the network has; shared ones count once.
 ///
 /// @param model  the model.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_parameter_count(model: MaybeUninit<&mc_model>) -> u64 {
     guard_or(0, || Ok(model.get("model")?.model.parameter_count()))
@@ -773,8 +480,6 @@ pub unsafe extern "C" fn mc_model_parameter_count(model: MaybeUninit<&mc_model>)
 ///
 /// @param model  the model.
 /// @return never MC_DTYPE_DEFAULT, except for a wrong handle.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_dtype(model: MaybeUninit<&mc_model>) -> mc_dtype {
     guard_or(mc_dtype::MC_DTYPE_DEFAULT, || Ok(model.get("model")?.model.dtype().into()))
@@ -785,8 +490,6 @@ pub unsafe extern "C" fn mc_model_dtype(model: MaybeUninit<&mc_model>) -> mc_dty
 /// @param model       the model.
 /// @param capability  what for.
 /// @return false for a number that is no capability.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_supports(model: MaybeUninit<&mc_model>, capability: MaybeUninit<mc_capability>) -> bool {
     guard_or(false, || {
@@ -801,8 +504,6 @@ pub unsafe extern "C" fn mc_model_supports(model: MaybeUninit<&mc_model>, capabi
 /// @param out    receives one reference; free it with mc_string_free().
 /// @param err    NULL, or receives the error.
 /// @return MC_OK.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_model_config_json(
@@ -840,8 +541,6 @@ pub unsafe extern "C" fn mc_model_config_json(
 /// @param out    receives one reference; free it with mc_string_free().
 /// @param err    NULL, or receives the error.
 /// @return MC_OK.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_model_backend_json(
@@ -854,4 +553,244 @@ pub unsafe extern "C" fn mc_model_backend_json(
         out.set(Text::new(model.get("model")?.model.backend_json()));
         Ok(mc_status::MC_OK)
     })
+}
+
+/// Makes load options: best device, weights as stored, the model's own context, the tokenizer beside the weights.
+///
+/// @return one reference; free it with mc_model_options_free().
+#[unsafe(no_mangle)]
+pub extern "C" fn mc_model_options_new() -> NonNull<mc_model_options> {
+    guard_or(inert(), || Ok(new_handle(Builder::new(ModelOptions::default()))))
+}
+
+fn set(options: MaybeUninit<&mut mc_model_options>, setter: impl FnOnce(&mut LoadOptions) -> Result<()>) {
+    guard_or((), || options.get("options")?.set(|options| setter(&mut options.load)));
+}
+
+fn set_field(options: MaybeUninit<&mut mc_model_options>, name: &str, value: impl Into<OptionValue>) {
+    set(options, |load| load.set_field(name, value.into()));
+}
+
+/// Sets options from JSON, each as its setter does, in the order in which they are written.
+///
+/// `dtype`: "f32", "f16" or "bf16". `tokenizer_path`, `quantization`, `kv_cache`, `file`, `hub_cache_dir`, `hub_revision`, `hub_token`:
+/// texts. `exact`, `offline`: true or false. `max_context`: a number. What is a handle or a callback has its setter alone.
+///
+/// @param options   the options.
+/// @param json      an object, UTF-8, such as `{"quantization": "q4_k_m", "max_context": 8192}`; a member that is null has its default
+///                  again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that
+///                  stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of
+///                  these have their defaults again.
+/// @param json_len  bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_json(
+    options: MaybeUninit<&mut mc_model_options>,
+    json: *const c_char,
+    json_len: usize,
+) {
+    set(options, |load| load.set_fields(optional_content(json, json_len, "json")?));
+}
+
+/// Where the model runs.
+///
+/// @param options  the options.
+/// @param device   the device; the options keep it alive. NULL (the default) = the best one, as MC_DEVICE_AUTO.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_device(options: MaybeUninit<&mut mc_model_options>, device: *const mc_device) {
+    set(options, |load| {
+        load.device = optional(device, "device")?.map(|device| device.device.clone());
+        Ok(())
+    });
+}
+
+/// The type to keep weights in.
+///
+/// @param options  the options.
+/// @param dtype    the type; MC_DTYPE_DEFAULT (the default) = as stored. On the CPU quantised weights of the files are widened to
+///                 it; on a GPU they stay quantised, and it is the type that prompts are computed in: F32 by default
+///                 where the embedding is quantised; MC_DTYPE_BF16 takes half the memory for what of a matrix is decoded.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_dtype(options: MaybeUninit<&mut mc_model_options>, dtype: MaybeUninit<mc_dtype>) {
+    set(options, |load| {
+        load.dtype = checked(dtype, "dtype")?;
+        Ok(())
+    });
+}
+
+/// Another tokenizer than the model's, or one for a directory without.
+///
+/// @param options  the options.
+/// @param path     a tokenizer.json, a directory with one, or a .gguf file; NULL (the default) = the model's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(options: MaybeUninit<&mut mc_model_options>, path: *const c_char) {
+    set(options, |load| load.set_field("tokenizer_path", optional_name(path, "tokenizer_path")?.into()));
+}
+
+/// Asks for weights that are quantised while loading, to take less memory. This version does it on every device.
+///
+/// | kind | in each row of a matrix | bits a weight |
+/// | --- | --- | --- |
+/// | "q8_0" | 32 neighbours become a byte each and a common 16-bit scale | 8.5 |
+/// | "q6_k" | six bits, scales of two levels for 16 neighbours | 6.6 |
+/// | "q5_k_m" | five bits, scales and mins of two levels for 32 | 5.6, and 6.6 |
+/// | "q4_k_m" | four bits, scales and mins of two levels for 32 | 4.6, and 6.6 |
+/// | "q4_0" | four bits and a common 16-bit scale of 32 | 4.5 |
+/// | "iq4_nl" | four bits, levels that lie closer around zero, a 16-bit scale of 32 | 4.5 |
+/// | "mlx4" | four bits, a 16-bit scale and bias of 64, as mlx_lm converts | 4.5 |
+///
+/// Formats are ggml's and MLX's. "q5_k_m" and "q4_k_m" are mixes of llama.cpp: the value and down projections of half of the layers
+/// and the output matrix have six bits, which the output matrix has with "q4_0" and "iq4_nl" too. Rows that are no whole blocks
+/// of 256 have the next finer format of 32 (Q5_0, Q5_1, Q8_0), those of no whole blocks at all F16, or with "q8_0" a shorter block.
+/// On a GPU scales and mins are rounded to F16, and rows of no whole 32 columns keep the type of mc_model_options_set_dtype().
+///
+/// That goes for all projections, the output matrix, and an embedding that is one with it. Tables that are only looked
+/// up, norms, biases and the layers behind the pooling of a sentence embedder keep the type of
+/// mc_model_options_set_dtype(). Such a model generates, embeds, takes adapters and trains them as any other; a merge
+/// makes the matrices that it changes F32. An mc_lora, a saved session or a checkpoint is for a model of the same kind;
+/// an adapter's directory is for all.
+///
+/// @param options  the options.
+/// @param kind     one of these; NULL (the default) = as stored. Weights that the files hold quantised in another way are widened
+///                 and quantised once more. Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
+///                 what there is; MC_ERROR_FORMAT for a weight that is not finite or too large for its scale in
+///                 F16, which none up to 65504 is, with "q8_0" none up to 8.3 million.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_quantization(options: MaybeUninit<&mut mc_model_options>, kind: *const c_char) {
+    set(options, |load| load.set_field("quantization", optional_name(kind, "quantization")?.into()));
+}
+
+/// Computes in F32 with quantised weights on the CPU, as if they were stored as the F32 that they stand for.
+///
+/// By default activations are rounded for products with quantised weights: in each row 32 neighbours share a scale and become
+/// eight bits each, sixteen where weights have more than four; matrices of fewer than 512 columns whose weights have no more
+/// are left out. That is two to four times as fast, and changes logits less than quantising has changed them. Weights in F32,
+/// F16 and BF16 are always exact, and so is training: an adapter that is trained over quantised weights gives exactly what
+/// training has seen in a model that was loaded with this.
+///
+/// @param options  the options.
+/// @param value    true = exact; false (the default) = fast. A saved session is for a model that was loaded the same way.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_exact(options: MaybeUninit<&mut mc_model_options>, value: bool) {
+    set_field(options, "exact", value);
+}
+
+/// The type in which sessions of this model keep the keys and values of tokens, the KV cache: the memory that grows with a context.
+///
+/// "f32" keeps them as they are computed; on a GPU that is the type of mc_model_options_set_dtype(). "f16" rounds each value to
+/// the nearest, in half of the memory of "f32"; a value beyond 65504 becomes NaN, and the answer an error, where the largest
+/// number in its place would change it in silence. "q8_0", on the CPU, takes 0.27 of "f32": in each head, 32 neighbours become
+/// a byte each and a common 16-bit scale, as in ggml; all of them become NaN if one is not finite or is beyond 8.3 million.
+/// Arithmetic stays as it is. A value is rounded once, when its token is evaluated: on the CPU a prompt at once, in chunks or
+/// token by token, and sessions that go on together, have the same bits with each type. Training and embeddings keep nothing,
+/// and do not change.
+///
+/// @param options  the options.
+/// @param kind     "f32", "f16" or "q8_0"; NULL (the default) = "f32". Loading returns MC_ERROR_UNSUPPORTED for another kind, naming
+///                 what there is, for "q8_0" on a GPU, and for "f16" and "q8_0" where a model only embeds. A saved session is
+///                 for a model with the same kind, else mc_session_load() returns MC_ERROR_MISMATCH, naming both.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_kv_cache(options: MaybeUninit<&mut mc_model_options>, kind: *const c_char) {
+    set(options, |load| load.set_field("kv_cache", optional_name(kind, "kv_cache")?.into()));
+}
+
+/// The longest context that sessions of this model may have.
+///
+/// @param options  the options.
+/// @param value    tokens; 0 (the default) = what the model's configuration says. More than that extrapolates, at a cost in
+///                 quality.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_max_context(options: MaybeUninit<&mut mc_model_options>, value: usize) {
+    set_field(options, "max_context", value);
+}
+
+/// Where mc_model_load_hub() keeps what it downloads.
+///
+/// @param options  the options.
+/// @param value    a directory, in the layout of Hugging Face's own cache. NULL (the default) = theirs, in the home directory.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_hub_cache_dir(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
+    set(options, |load| load.set_field("hub_cache_dir", optional_name(value, "hub_cache_dir")?.into()));
+}
+
+/// Which GGUF file is loaded of a directory or a repository that has several.
+///
+/// @param options  the options.
+/// @param value    its name, "model-Q4_K_M.gguf"; that of the first part of a split model. NULL (the default) = the safetensors, or the one
+///                 GGUF file there is; of several in a repository the one whose name says Q4_K_M.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_file(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
+    set(options, |load| load.set_field("file", optional_name(value, "file")?.into()));
+}
+
+/// Which revision of a repository mc_model_load_hub() loads.
+///
+/// @param options  the options.
+/// @param value    a branch, tag or commit. NULL (the default) = "main".
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_hub_revision(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
+    set(options, |load| load.set_field("hub_revision", optional_name(value, "hub_revision")?.into()));
+}
+
+/// The access token for private and gated repositories.
+///
+/// @param options  the options.
+/// @param value    the token; NULL (the default) = none. Tokens stored on this machine are not looked for.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_hub_token(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
+    set(options, |load| load.set_field("hub_token", optional_name(value, "hub_token")?.into()));
+}
+
+/// Whether mc_model_load_hub() must do with what was downloaded before.
+///
+/// @param options  the options.
+/// @param offline  true = no network; a file that is not in the cache is MC_ERROR_NOT_FOUND. Default: false.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_offline(options: MaybeUninit<&mut mc_model_options>, offline: bool) {
+    set_field(options, "offline", offline);
+}
+
+/// A flag that stops loading.
+///
+/// @param options  the options.
+/// @param cancel   the flag; the options keep it alive. NULL (the default) = none.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_cancel(options: MaybeUninit<&mut mc_model_options>, cancel: *const mc_cancel) {
+    set(options, |load| {
+        load.cancel = given_cancel(cancel)?;
+        Ok(())
+    });
+}
+
+/// Who hears how far loading is.
+///
+/// @param options    the options.
+/// @param progress   called during a load, on its thread; NULL (the default) = nobody.
+/// @param user_data  handed to `progress`; may be NULL. Must live until the last load with these options is over.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_set_progress(
+    options: MaybeUninit<&mut mc_model_options>,
+    progress: mc_progress_fn,
+    user_data: *mut c_void,
+) {
+    guard_or((), || {
+        options.get("options")?.set(|options| {
+            options.progress = HostProgress::new(progress, user_data);
+            Ok(())
+        })
+    });
+}
+
+/// Frees options; a load that uses them goes on.
+///
+/// @param options  the options, or NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_model_options_free(options: *mut mc_model_options) {
+    guard_or((), || free(options, "options"));
+}
+
+fn load_options(options: *const mc_model_options) -> Result<ModelOptions> {
+    match optional(options, "options")? {
+        Some(options) => options.options(),
+        None => Ok(ModelOptions::default()),
+    }
 }

@@ -3,7 +3,14 @@
 //! Append text or set the whole prompt, then generate, with a callback (mc_session_generate_stream()) or by asking for one
 //! token after another (mc_session_begin(), mc_session_next(), mc_session_end()). The answer becomes part of the session, an
 //! end-of-sequence token apart. Between mc_session_begin() and the end of that answer, calls that would change the session
-//! otherwise return MC_ERROR_INVALID_ARGUMENT: call mc_session_end() first.
+//! otherwise return MC_ERROR_INVALID_ARGUMENT: call mc_session_end() first. A session can be forked, cut back, saved and loaded.
+//!
+//! @snippet chat.c turn
+//! @see @ref chat, @ref generate, @ref lora, @ref cancel
+//!
+//! Threads: any; a call runs on the thread that makes it. Functions that take a session as `const` run concurrently, each other one alone: a
+//! second call meanwhile, also one from a callback, is MC_ERROR_BUSY, never waits and changes nothing. After MC_ERROR_PANIC every call but
+//! mc_session_position() and mc_session_free() is MC_ERROR_POISONED.
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_void};
@@ -26,10 +33,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::{Session, TokenEvent};
 
 /// The tokens evaluated so far and what the network keeps of them. Holds its model.
-///
-/// Threads: any; `const` calls concurrently, others exclusive: a second call meanwhile, also one from a callback, is
-/// MC_ERROR_BUSY, never waits and changes nothing. After MC_ERROR_PANIC every call but mc_session_position() and
-/// mc_session_free() is MC_ERROR_POISONED.
 pub struct mc_session {
     _opaque: [u8; 0],
 }
@@ -90,8 +93,6 @@ fn evaluate(session: MaybeUninit<&mut mc_session>, change: impl FnOnce(&mut Sess
 /// @param err          NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for more than the model's context; MC_ERROR_UNSUPPORTED if the model cannot
 ///         generate; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_new(
@@ -113,8 +114,6 @@ pub unsafe extern "C" fn mc_session_new(
 /// @param out      receives one reference; free it with mc_session_free().
 /// @param err      NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_fork(
@@ -144,8 +143,6 @@ pub unsafe extern "C" fn mc_session_fork(
 ///         MC_ERROR_OUT_OF_MEMORY or MC_ERROR_DEVICE (it holds what it held, and computes that again); MC_ERROR_CONTEXT_FULL
 ///         (nothing was changed); MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_BUSY;
 ///         MC_ERROR_POISONED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_append(
@@ -169,8 +166,6 @@ pub unsafe extern "C" fn mc_session_append(
 /// @param cancel      a flag that stops the call; NULL = none.
 /// @param err         NULL, or receives the error.
 /// @return as mc_session_append(); MC_ERROR_INVALID_ARGUMENT also for an id outside the vocabulary.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_append_tokens(
@@ -194,8 +189,6 @@ pub unsafe extern "C" fn mc_session_append_tokens(
 /// @param cancel    a flag that stops the call; NULL = none.
 /// @param err       NULL, or receives the error.
 /// @return as mc_session_append().
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_set_prompt(
@@ -219,8 +212,6 @@ pub unsafe extern "C" fn mc_session_set_prompt(
 /// @param cancel   a flag that stops the call; NULL = none.
 /// @param err      NULL, or receives the error.
 /// @return as mc_session_append() and mc_model_render_chat(); MC_ERROR_BUSY if either is in use.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_set_chat(
@@ -251,8 +242,6 @@ pub unsafe extern "C" fn mc_session_set_chat(
 /// @param err        NULL, or receives the error.
 /// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for an empty session, and for half a prompt, whose evaluation was
 ///         stopped; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_CONTEXT_FULL; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_generate_stream(
@@ -279,8 +268,6 @@ pub unsafe extern "C" fn mc_session_generate_stream(
 /// @param err      NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session, for half a prompt, and while another answer is begun; MC_ERROR_BUSY;
 ///         MC_ERROR_POISONED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_begin(
@@ -302,8 +289,6 @@ pub unsafe extern "C" fn mc_session_begin(
 /// @return MC_OK with a token; MC_DONE when the answer is complete; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also without
 ///         an answer; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
 ///         MC_ERROR_SUSPENDED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_next(
@@ -339,7 +324,7 @@ pub unsafe extern "C" fn mc_session_next(
 ///         of different models; MC_ERROR_BUSY or MC_ERROR_POISONED if one of them is; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
 ///         MC_ERROR_SUSPENDED: each status is then the same.
 ///
-/// Threads: any, exclusive for all sessions.
+/// Threads: any; alone on each of the sessions.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_sessions_next(
@@ -411,8 +396,6 @@ fn next_of(pointers: &[*mut mc_session], tokens: &mut [*const mc_token_event]) -
 /// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for an empty session, while an answer is begun, and for an id outside
 ///         the vocabulary; MC_ERROR_CONTEXT_FULL; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE;
 ///         MC_ERROR_SUSPENDED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_score_tokens(
@@ -440,8 +423,6 @@ pub unsafe extern "C" fn mc_session_score_tokens(
 /// @param err      NULL, or receives the error.
 /// @return MC_OK; MC_CANCELLED if that ended the answer; MC_ERROR_INVALID_ARGUMENT also without an answer; MC_ERROR_BUSY;
 ///         MC_ERROR_POISONED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_end(
@@ -459,8 +440,6 @@ pub unsafe extern "C" fn mc_session_end(
 /// How many tokens the session held when the last call that changed it ended; never MC_ERROR_BUSY.
 ///
 /// @param session  the session.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_session_position(session: MaybeUninit<&mc_session>) -> usize {
     guard_or(0, || Ok(session.lend("session")?.position.load(Ordering::Relaxed)))
@@ -474,8 +453,6 @@ pub unsafe extern "C" fn mc_session_position(session: MaybeUninit<&mc_session>) 
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a path that is a directory, a pipe, a socket or a device;
 ///         MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the directory does not exist; MC_ERROR_IO; MC_ERROR_BUSY;
 ///         MC_ERROR_POISONED; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_save(
@@ -501,8 +478,6 @@ pub unsafe extern "C" fn mc_session_save(
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH
 ///         if it belongs to another model, or to one with another type of KV cache; MC_ERROR_CONTEXT_FULL if it holds more tokens
 ///         than the model was loaded for; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_load(
@@ -529,8 +504,6 @@ pub unsafe extern "C" fn mc_session_load(
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an empty session and for another `out_len`; MC_ERROR_BUSY, also while
 ///         another mc_session_logits() runs; MC_ERROR_POISONED; MC_ERROR_DEVICE, also for logits that are no numbers, as those of
 ///         weights that are not finite; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_logits(
@@ -561,8 +534,6 @@ pub unsafe extern "C" fn mc_session_logits(
 /// @param out_logprobs  receives `count` natural logarithms of their probabilities, at most 0.
 /// @param err           NULL, or receives the error.
 /// @return as mc_session_logits(); MC_ERROR_INVALID_ARGUMENT also for another `count`; MC_ERROR_OUT_OF_MEMORY.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_top_logprobs(
@@ -593,8 +564,6 @@ pub unsafe extern "C" fn mc_session_top_logprobs(
 /// @param out      receives their ids; free it with mc_tokens_free().
 /// @param err      NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_tokens(
@@ -624,8 +593,6 @@ pub unsafe extern "C" fn mc_session_tokens(
 /// @param bytes    receives the bytes, of the device's memory and the process's together.
 /// @param err      NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_memory(
@@ -646,8 +613,6 @@ pub unsafe extern "C" fn mc_session_memory(
 /// @param position  how many tokens to keep, up to mc_session_position(); 0 = none.
 /// @param err       NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for more tokens than there are; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_truncate(
@@ -669,8 +634,6 @@ pub unsafe extern "C" fn mc_session_truncate(
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also while an answer is begun; MC_ERROR_MISMATCH for an adapter of another model;
 ///         MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED. After an error the session
 ///         has the adapters that it had.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_set_lora(
@@ -693,8 +656,6 @@ pub unsafe extern "C" fn mc_session_set_lora(
 /// @param count    how many; 0 = none.
 /// @param err      NULL, or receives the error.
 /// @return as mc_session_set_lora(); MC_ERROR_INVALID_ARGUMENT also for two adapters that replace the same matrix or bias.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_session_set_loras(
@@ -713,8 +674,6 @@ pub unsafe extern "C" fn mc_session_set_loras(
 /// Frees a session. In a callback of a call on it, that call goes on and ends as usual.
 ///
 /// @param session  the session, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_session_free(session: *mut mc_session) {
     guard_or((), || free(session, "session"));

@@ -1,4 +1,13 @@
-//! Text to token ids and back.
+//! Tokenizers: text to token ids and back.
+//!
+//! Calls that take text need none of this: they use the model's tokenizer. It is for counting tokens, for what takes or gives ids, and for
+//! text that is made of ids one by one (mc_text_stream), in whole characters.
+//!
+//! @snippet inspect.c tokens
+//! @see @ref values, @ref session, @ref train
+//!
+//! Threads: any. A tokenizer is immutable and used concurrently; of a text stream each call is alone, with the functions that take it without
+//! `const`: a second one meanwhile is MC_ERROR_BUSY.
 
 use std::ffi::c_char;
 use std::mem::MaybeUninit;
@@ -12,8 +21,6 @@ use super::values::{mc_string, mc_tokens};
 use crate::{TextStream, Tokenizer};
 
 /// A tokenizer. Immutable.
-///
-/// Threads: any, concurrently.
 pub struct mc_tokenizer {
     _opaque: [u8; 0],
 }
@@ -29,8 +36,6 @@ impl Object for mc_tokenizer {
 /// @param out    receives one reference; free it with mc_tokenizer_free(). It outlives the model.
 /// @param err    NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_NOT_FOUND if the model has none.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_model_tokenizer(
@@ -52,8 +57,6 @@ pub unsafe extern "C" fn mc_model_tokenizer(
 /// @param err   NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file;
 ///         MC_ERROR_UNSUPPORTED for a GGUF file whose kind of tokenizer the library does not know.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_tokenizer_load(
@@ -77,8 +80,6 @@ pub unsafe extern "C" fn mc_tokenizer_load(
 /// @param out          receives one reference; free it with mc_tokens_free().
 /// @param err          NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_tokenizer_encode(
@@ -106,8 +107,6 @@ pub unsafe extern "C" fn mc_tokenizer_encode(
 /// @param out           receives one reference; free it with mc_string_free().
 /// @param err           NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an id outside the vocabulary.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_tokenizer_decode(
@@ -133,8 +132,6 @@ pub unsafe extern "C" fn mc_tokenizer_decode(
 /// @param out        receives the id.
 /// @param err        NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND if the vocabulary lacks it.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_tokenizer_token_id(
@@ -156,8 +153,6 @@ pub unsafe extern "C" fn mc_tokenizer_token_id(
 /// @param tokenizer  the tokenizer.
 /// @param token      an id.
 /// @return false for an id outside the vocabulary.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_tokenizer_is_special(tokenizer: MaybeUninit<&mc_tokenizer>, token: u32) -> bool {
     guard_or(false, || Ok(tokenizer.get("tokenizer")?.is_special(token)))
@@ -173,8 +168,6 @@ pub unsafe extern "C" fn mc_tokenizer_is_special(tokenizer: MaybeUninit<&mc_toke
 /// @param err        NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an id outside the vocabulary; MC_ERROR_UNSUPPORTED for a tokenizer by which a
 ///         token's bytes depend on its neighbours.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_tokenizer_token_bytes(
@@ -197,8 +190,6 @@ pub unsafe extern "C" fn mc_tokenizer_token_bytes(
 /// How many tokens the vocabulary has, added ones counted. A network may know more ids: mc_model_vocab_size().
 ///
 /// @param tokenizer  the tokenizer.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_tokenizer_vocab_size(tokenizer: MaybeUninit<&mc_tokenizer>) -> usize {
     guard_or(0, || Ok(tokenizer.get("tokenizer")?.vocab_size()))
@@ -207,16 +198,12 @@ pub unsafe extern "C" fn mc_tokenizer_vocab_size(tokenizer: MaybeUninit<&mc_toke
 /// Frees a tokenizer.
 ///
 /// @param tokenizer  the tokenizer, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_tokenizer_free(tokenizer: *mut mc_tokenizer) {
     guard_or((), || free(tokenizer, "tokenizer"));
 }
 
 /// Token ids to text as they come, as an answer's events show it: whole characters, and without special tokens. Mutable.
-///
-/// Threads: any; exclusive: a second call meanwhile is MC_ERROR_BUSY.
 pub struct mc_text_stream {
     _opaque: [u8; 0],
 }
@@ -232,8 +219,6 @@ impl Object for mc_text_stream {
 /// @param out        receives one reference; free it with mc_text_stream_free().
 /// @param err        NULL, or receives the error.
 /// @return MC_OK.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_text_stream_new(
@@ -256,8 +241,6 @@ pub unsafe extern "C" fn mc_text_stream_new(
 /// @param out     receives the text that became certain, which may be ""; free it with mc_string_free().
 /// @param err     NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a token that the tokenizer refuses; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_text_stream_push(
@@ -279,8 +262,6 @@ pub unsafe extern "C" fn mc_text_stream_push(
 /// @param out     receives the text, which may be ""; free it with mc_string_free(). Bytes that are no whole character are dropped.
 /// @param err     NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any, exclusive.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_text_stream_finish(
@@ -298,8 +279,6 @@ pub unsafe extern "C" fn mc_text_stream_finish(
 /// Frees a stream.
 ///
 /// @param stream  the stream, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_text_stream_free(stream: *mut mc_text_stream) {
     guard_or((), || free(stream, "stream"));

@@ -1,20 +1,18 @@
-//! Training of LoRA adapters: the model stays as it is, and what is trained is an adapter of it.
+//! Training: an adapter learns, stops anywhere and goes on.
 //!
-//! A trainer takes a dataset (mc_lora_trainer_train()), or micro-batches of tokens, one call each (mc_lora_trainer_train_step()). It stops
-//! at any micro-batch, and goes on from a checkpoint (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has
-//! trained so far is an adapter like any other (mc_lora_trainer_adapter()), to attach to sessions while training goes on.
+//! The model stays as it is, and what is trained is an adapter of it. A trainer takes a dataset (mc_lora_trainer_train()), or micro-batches of
+//! tokens, one call each (mc_lora_trainer_train_step()). It stops at any micro-batch, and goes on from a checkpoint
+//! (mc_lora_trainer_resume()) as if it had not: on the CPU bit for bit. What it has trained so far is an adapter like any other
+//! (mc_lora_trainer_adapter()), to attach to sessions while training goes on. The options, behind the calls, say what the adapter is
+//! (mc_lora_config) and how it learns (mc_train_options).
 //!
-//! @code
-//! mc_lora_trainer *trainer = NULL;
-//! mc_dataset *dataset = NULL;
-//! mc_lora *lora = NULL;
-//! if (mc_dataset_load_jsonl("examples.jsonl", &dataset, &error) == MC_OK &&
-//!     mc_lora_trainer_new(model, NULL, NULL, &trainer, &error) == MC_OK &&
-//!     mc_lora_trainer_train(trainer, dataset, NULL, NULL, NULL, &error) == MC_OK &&
-//!     mc_lora_trainer_adapter(trainer, &lora, &error) == MC_OK) {
-//!   mc_lora_save(lora, "adapter", &error);
-//! }
-//! @endcode
+//! @snippet finetune.c train
+//! @see @ref dataset, @ref lora, @ref cancel
+//!
+//! Threads: any; a call runs on the thread that makes it. Functions that take a trainer as `const` run concurrently, each other one alone: a
+//! second call meanwhile, also one from a callback, is MC_ERROR_BUSY, never waits and changes nothing. After MC_ERROR_PANIC every call but
+//! mc_lora_trainer_step_count() and mc_lora_trainer_free() is MC_ERROR_POISONED. Options are set by one thread at a time, and then used
+//! concurrently.
 
 use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
@@ -104,25 +102,17 @@ pub type mc_train_fn = Option<unsafe extern "C" fn(user_data: *mut c_void, event
 
 /// The adapter that is to be trained: a builder. A bad value is remembered and reported by the first call that uses it, as
 /// MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
-///
-/// Threads: any, one at a time while it is set; then concurrently.
 pub struct mc_lora_config {
     _opaque: [u8; 0],
 }
 
 /// How to train: a builder. A bad value is remembered and reported by the first call that uses the options, as
 /// MC_ERROR_INVALID_ARGUMENT with the field, the value and what was expected. Can be used many times.
-///
-/// Threads: any, one at a time while it is set; then concurrently.
 pub struct mc_train_options {
     _opaque: [u8; 0],
 }
 
 /// An adapter in training. Holds its model.
-///
-/// Threads: any; `const` calls concurrently, others exclusive: a second call meanwhile, also one from a callback, is
-/// MC_ERROR_BUSY, never waits and changes nothing. After MC_ERROR_PANIC every call but mc_lora_trainer_step_count() and
-/// mc_lora_trainer_free() is MC_ERROR_POISONED.
 pub struct mc_lora_trainer {
     _opaque: [u8; 0],
 }
@@ -180,463 +170,6 @@ impl TrainerState {
     }
 }
 
-/// Makes the description of an adapter: rank 8 and alpha 16 on every matrix of the layers, from fresh weights.
-///
-/// @return one reference; free it with mc_lora_config_free().
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub extern "C" fn mc_lora_config_new() -> NonNull<mc_lora_config> {
-    guard_or(inert(), || Ok(new_handle(Builder::new(LoraConfig::default()))))
-}
-
-fn configure(config: MaybeUninit<&mut mc_lora_config>, setter: impl FnOnce(&mut LoraConfig) -> Result<()>) {
-    guard_or((), || config.get("config")?.set(setter));
-}
-
-fn configure_field(config: MaybeUninit<&mut mc_lora_config>, name: &str, value: impl Into<OptionValue>) {
-    configure(config, |config| config.set_field(name, value.into()));
-}
-
-/// Sets fields of the description from JSON, each as its setter does, in the order in which they are written.
-///
-/// `rank`, `alpha`, `dropout`, `seed`: numbers. `rslora`: true or false. `targets`: a list of texts, in place of those before. An initial
-/// adapter has its setter alone.
-///
-/// @param config    the description.
-/// @param json      an object, UTF-8, such as `{"rank": 16, "targets": ["q_proj", "v_proj"]}`; a member that is null has its default again.
-///                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
-///                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
-///                  have their defaults again.
-/// @param json_len  bytes.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_lora_config_set_json(config: MaybeUninit<&mut mc_lora_config>, json: *const c_char, json_len: usize) {
-    configure(config, |config| config.set_fields(optional_content(json, json_len, "json")?));
-}
-
-/// How many values each input and output of a changed matrix gets.
-///
-/// @param config  the description.
-/// @param value   1 to 8192. Default: 8.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_lora_config_set_rank(config: MaybeUninit<&mut mc_lora_config>, value: usize) {
-    configure_field(config, "rank", value);
-}
-
-/// How much a change counts: `value` / rank times.
-///
-/// @param config  the description.
-/// @param value   above 0. Default: 16.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_lora_config_set_alpha(config: MaybeUninit<&mut mc_lora_config>, value: f64) {
-    configure_field(config, "alpha", value);
-}
-
-/// The share of a change's inputs that a training pass does not see; another share each time.
-///
-/// @param config  the description.
-/// @param value   at least 0 and below 1. Default: 0.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_lora_config_set_dropout(config: MaybeUninit<&mut mc_lora_config>, value: f64) {
-    configure_field(config, "dropout", value);
-}
-
-/// Goes on with an adapter: its rank, alpha and targets are taken, whatever else is set here, and its weights copied.
-///
-/// @param config  the description.
-/// @param lora    an adapter of the model that will be trained, without magnitudes (DoRA), trained biases and replaced matrices; the
-///                description keeps it alive. NULL (the default) = fresh weights.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_lora_config_set_initial(config: MaybeUninit<&mut mc_lora_config>, lora: *const mc_lora) {
-    configure(config, |config| {
-        config.initial = optional(lora, "lora")?.map(|lora| (*lora).clone());
-        Ok(())
-    });
-}
-
-/// Whether a change counts alpha / sqrt(rank) times instead of alpha / rank times.
-///
-/// @param config  the description.
-/// @param value   default: false.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_lora_config_set_rslora(config: MaybeUninit<&mut mc_lora_config>, value: bool) {
-    configure_field(config, "rslora", value);
-}
-
-/// What decides the fresh weights and the dropout.
-///
-/// @param config  the description.
-/// @param seed    any number. Default: 0.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_lora_config_set_seed(config: MaybeUninit<&mut mc_lora_config>, seed: u64) {
-    configure_field(config, "seed", seed);
-}
-
-/// Adds matrices that get a change; may be called for many. Without any, every matrix of the layers gets one, but for experts,
-/// what chooses them, and "out_proj" of Mamba 2, of which PEFT takes no adapter. The matrices of all experts of a layer are meant by the parameter that transformers has them as, such as
-/// "experts.gate_up_proj", and are saved as PEFT's target_parameters; a dropout there makes mc_lora_trainer_new() return
-/// MC_ERROR_UNSUPPORTED. Single experts, and what chooses them, are meant by names that say where they are, as "experts.0.w1".
-///
-/// @param config  the description.
-/// @param module  as PEFT names them: each matrix whose path ends with this, such as "q_proj", "layers.0.mlp.up_proj" or
-///                "embed_tokens", or "all-linear". One that the model does not have makes mc_lora_trainer_new() return
-///                MC_ERROR_INVALID_ARGUMENT, and the output matrix MC_ERROR_UNSUPPORTED.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_lora_config_add_target(config: MaybeUninit<&mut mc_lora_config>, module: MaybeUninit<&c_char>) {
-    configure(config, |config| {
-        let module = text::name(&module, "target")?;
-        check_part("target", module)?;
-        config.targets.push(module.to_owned());
-        Ok(())
-    });
-}
-
-/// Frees a description; trainers that were made with it go on.
-///
-/// @param config  the description, or NULL.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_lora_config_free(config: *mut mc_lora_config) {
-    guard_or((), || free(config, "config"));
-}
-
-/// Makes training options with the defaults that each setter names.
-///
-/// @return one reference; free it with mc_train_options_free().
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub extern "C" fn mc_train_options_new() -> NonNull<mc_train_options> {
-    guard_or(inert(), || Ok(new_handle(Builder::new(TrainOptions::default()))))
-}
-
-fn set(options: MaybeUninit<&mut mc_train_options>, setter: impl FnOnce(&mut TrainOptions) -> Result<()>) {
-    guard_or((), || options.get("options")?.set(setter));
-}
-
-fn set_field(options: MaybeUninit<&mut mc_train_options>, name: &str, value: impl Into<OptionValue>) {
-    set(options, |options| options.set_field(name, value.into()));
-}
-
-/// Sets options from JSON, each as its setter does, in the order in which they are written.
-///
-/// `learning_rate`, `weight_decay`, `beta1`, `beta2`, `epsilon`, `grad_clip`, `grad_accumulation`, `warmup_steps`, `total_steps`,
-/// `max_steps`, `batch_size`, `epochs`, `max_length`, `seed`, `checkpoint_every`, `eval_every`, `patience`: numbers. `schedule`:
-/// "constant", "linear" or "cosine". `weighting`: "micro_batches" or "tokens". `warmup_from_zero`, `mask_prompt`, `gradient_checkpointing`:
-/// true or false. `checkpoint`: a directory. A flag that cancels has its setter alone.
-///
-/// @param options   the options.
-/// @param json      an object, UTF-8, such as `{"epochs": 3, "learning_rate": 1e-4, "schedule": "cosine"}`; a member that is null has its
-///                  default again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a
-///                  name that stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL
-///                  = all of these have their defaults again.
-/// @param json_len  bytes.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_json(
-    options: MaybeUninit<&mut mc_train_options>,
-    json: *const c_char,
-    json_len: usize,
-) {
-    set(options, |options| options.set_fields(optional_content(json, json_len, "json")?));
-}
-
-/// How far a step goes.
-///
-/// @param options  the options.
-/// @param value    0 to 1. Default: 2e-4.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_learning_rate(options: MaybeUninit<&mut mc_train_options>, value: f64) {
-    set_field(options, "learning_rate", value);
-}
-
-/// What each step takes off every weight: this times the learning rate.
-///
-/// @param options  the options.
-/// @param value    0 to 1. Default: 0.01.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_weight_decay(options: MaybeUninit<&mut mc_train_options>, value: f64) {
-    set_field(options, "weight_decay", value);
-}
-
-/// How much the moving averages of AdamW keep.
-///
-/// @param options  the options.
-/// @param beta1    of the gradient; at least 0 and below 1. Default: 0.9.
-/// @param beta2    of its square; at least 0 and below 1. Default: 0.999.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_adam_betas(options: MaybeUninit<&mut mc_train_options>, beta1: f64, beta2: f64) {
-    set(options, |options| {
-        options.set_field("beta1", beta1.into())?;
-        options.set_field("beta2", beta2.into())
-    });
-}
-
-/// What AdamW adds to the root of the second average.
-///
-/// @param options  the options.
-/// @param value    above 0. Default: 1e-8.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_adam_epsilon(options: MaybeUninit<&mut mc_train_options>, value: f64) {
-    set_field(options, "epsilon", value);
-}
-
-/// Where mc_lora_trainer_train() writes checkpoints, for mc_lora_trainer_resume(); each replaces the one before. The directory is also the
-/// adapter in PEFT's format, and its folder "best" the adapter with the lowest loss of those that were evaluated.
-///
-/// @param options      the options.
-/// @param dir          the directory; it is made if it does not exist, and tried before a training begins: MC_ERROR_IO or
-///                     MC_ERROR_NOT_FOUND if nothing can be written there. NULL (the default) = none are written.
-/// @param every_steps  steps between two checkpoints; there is one at the end in any case. 0 = only that one.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_checkpoint(
-    options: MaybeUninit<&mut mc_train_options>,
-    dir: *const c_char,
-    every_steps: u64,
-) {
-    set(options, |options| {
-        options.set_field("checkpoint", text::optional_name(dir, "checkpoint")?.into())?;
-        options.set_field("checkpoint_every", every_steps.into())
-    });
-}
-
-/// How often mc_lora_trainer_train() evaluates its evaluation dataset.
-///
-/// @param options  the options.
-/// @param steps    steps between two evaluations; there is one at the end in any case. 0 (the default) = only that one.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_eval_every(options: MaybeUninit<&mut mc_train_options>, steps: u64) {
-    set_field(options, "eval_every", steps);
-}
-
-/// Ends mc_lora_trainer_train() early, when evaluations find nothing better any more.
-///
-/// @param options      the options.
-/// @param evaluations  how many in a row may be without a new lowest loss; 0 (the default) = any number.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_patience(options: MaybeUninit<&mut mc_train_options>, evaluations: u64) {
-    set_field(options, "patience", evaluations);
-}
-
-/// Whether a pass keeps the inputs of layers alone and computes the rest a second time: a third more time, and memory for one layer instead
-/// of all.
-///
-/// @param options  the options.
-/// @param value    default: true.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_gradient_checkpointing(options: MaybeUninit<&mut mc_train_options>, value: bool) {
-    set_field(options, "gradient_checkpointing", value);
-}
-
-/// Cuts the gradient of all weights together to a length.
-///
-/// @param options  the options.
-/// @param value    the length; 0 = as it is. Default: 1.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_grad_clip(options: MaybeUninit<&mut mc_train_options>, value: f64) {
-    set_field(options, "grad_clip", value);
-}
-
-/// How many micro-batches make a step; the last step of an epoch takes what is left. More is as a larger batch, in the memory of one.
-///
-/// @param options  the options.
-/// @param value    1 to 1048576. Default: 1.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_grad_accumulation(options: MaybeUninit<&mut mc_train_options>, value: usize) {
-    set_field(options, "grad_accumulation", value);
-}
-
-/// What the micro-batches of a step count.
-///
-/// @param options  the options.
-/// @param value    default: MC_WEIGHTING_MICRO_BATCHES.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_weighting(
-    options: MaybeUninit<&mut mc_train_options>,
-    value: MaybeUninit<mc_weighting>,
-) {
-    set(options, |options| {
-        options.weighting = checked(value, "weighting")?;
-        Ok(())
-    });
-}
-
-/// What the learning rate does.
-///
-/// @param options       the options.
-/// @param value         what it does behind the warm-up. Default: MC_SCHEDULE_CONSTANT.
-/// @param warmup_steps  steps in which it rises: of W, step S from 1 has S / W of it. Default: 0.
-/// @param total_steps   where the schedule ends, and with it mc_lora_trainer_train(). 0 (the default) = with the last epoch; for
-///                      mc_lora_trainer_train_step(), which knows of no epochs, a schedule that falls needs a number.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_schedule(
-    options: MaybeUninit<&mut mc_train_options>,
-    value: MaybeUninit<mc_schedule>,
-    warmup_steps: u64,
-    total_steps: u64,
-) {
-    set(options, |options| {
-        options.schedule = checked(value, "schedule")?;
-        options.set_field("warmup_steps", warmup_steps.into())?;
-        options.set_field("total_steps", total_steps.into())
-    });
-}
-
-/// The step that mc_lora_trainer_train() ends with at the latest, as where a device trains for a while each day. The schedule is that of
-/// the whole training all the same: the trainer, or one that is resumed from its checkpoint, goes on with a larger number as if it had not
-/// ended.
-///
-/// @param options  the options.
-/// @param steps    counted from the trainer's first step; 0 (the default) = as many as the epochs, or the schedule, have.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_max_steps(options: MaybeUninit<&mut mc_train_options>, steps: u64) {
-    set_field(options, "max_steps", steps);
-}
-
-/// Whether a warm-up begins with the learning rate 0, as in the Trainer of transformers: of W steps, step S from 1 then has (S - 1) / W of
-/// it.
-///
-/// @param options  the options.
-/// @param value    default: false.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_warmup_from_zero(options: MaybeUninit<&mut mc_train_options>, value: bool) {
-    set_field(options, "warmup_from_zero", value);
-}
-
-/// How many examples of a dataset are a micro-batch.
-///
-/// @param options  the options.
-/// @param value    1 to 1048576. Default: 4.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_batch_size(options: MaybeUninit<&mut mc_train_options>, value: usize) {
-    set_field(options, "batch_size", value);
-}
-
-/// How often mc_lora_trainer_train() sees each example.
-///
-/// @param options  the options.
-/// @param value    at least 1. Default: 1.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_epochs(options: MaybeUninit<&mut mc_train_options>, value: usize) {
-    set_field(options, "epochs", value);
-}
-
-/// The most tokens of an example of a dataset; of a longer one the rest is cut off, which mc_train_event counts.
-///
-/// @param options  the options.
-/// @param value    at least 2, up to mc_model_context_length(); 0 (the default) = that, but at most 2048.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_max_length(options: MaybeUninit<&mut mc_train_options>, value: usize) {
-    set_field(options, "max_length", value);
-}
-
-/// Whether completions and conversations teach the answers alone, and not the prompts before them.
-///
-/// @param options  the options.
-/// @param value    default: true.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_mask_prompt(options: MaybeUninit<&mut mc_train_options>, value: bool) {
-    set_field(options, "mask_prompt", value);
-}
-
-/// What decides the order of a dataset's examples.
-///
-/// @param options  the options.
-/// @param seed     any number. Default: 0.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_seed(options: MaybeUninit<&mut mc_train_options>, seed: u64) {
-    set_field(options, "seed", seed);
-}
-
-/// A flag that stops every call on a trainer with these options, within one layer of the network; the trainer stays at the last finished
-/// micro-batch.
-///
-/// @param options  the options.
-/// @param cancel   the flag; the options and their trainers keep it alive. NULL (the default) = none.
-///
-/// Threads: any, exclusive.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_set_cancel(options: MaybeUninit<&mut mc_train_options>, cancel: *const mc_cancel) {
-    set(options, |options| {
-        options.cancel = given_cancel(cancel)?;
-        Ok(())
-    });
-}
-
-/// Frees options; trainers that were made with them go on.
-///
-/// @param options  the options, or NULL.
-///
-/// Threads: any.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn mc_train_options_free(options: *mut mc_train_options) {
-    guard_or((), || free(options, "options"));
-}
-
-fn lora_config(config: *const mc_lora_config) -> Result<LoraConfig> {
-    optional(config, "config")?.map_or_else(|| Ok(LoraConfig::default()), |config| config.options())
-}
-
-fn train_options(options: *const mc_train_options) -> Result<Option<TrainOptions>> {
-    optional(options, "options")?.map(|options| options.options()).transpose()
-}
-
 /// The bytes that a trainer takes beside its model, at most, with micro-batches of the longest examples: the adapter, its optimizer and
 /// gradients, and what a pass keeps of each layer for the backward pass.
 ///
@@ -646,8 +179,6 @@ fn train_options(options: *const mc_train_options) -> Result<Option<TrainOptions
 /// @param bytes    receives the number.
 /// @param err      NULL, or receives the error.
 /// @return MC_OK; as mc_lora_trainer_new().
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_model_estimate_training_memory(
@@ -677,8 +208,6 @@ pub unsafe extern "C" fn mc_model_estimate_training_memory(
 ///         generate (MC_CAPABILITY_TRAIN), for the embedding or output matrix as a target, and for an initial adapter with magnitudes
 ///         (DoRA), biases or replaced matrices; MC_ERROR_MISMATCH for an initial adapter of another model; MC_ERROR_OUT_OF_MEMORY;
 ///         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_new(
@@ -710,8 +239,6 @@ pub unsafe extern "C" fn mc_lora_trainer_new(
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for an option that differs and must not; MC_ERROR_INVALID_UTF8;
 ///         MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the file; MC_ERROR_MISMATCH for a checkpoint of another model;
 ///         MC_ERROR_UNSUPPORTED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_resume(
@@ -764,8 +291,6 @@ fn arrays<'a>(
 /// @return MC_OK; MC_CANCELLED; MC_ERROR_INVALID_ARGUMENT also for a loss or gradient that is not finite, and for a schedule that falls
 ///         without `total_steps`; MC_ERROR_CONTEXT_FULL for a sequence longer than the model's context; MC_ERROR_BUSY;
 ///         MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED. If it is not MC_OK the trainer is as it was.
-///
-/// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_train_step(
@@ -798,8 +323,6 @@ pub unsafe extern "C" fn mc_lora_trainer_train_step(
 /// @param loss       receives the mean cross entropy of the target tokens, in nats.
 /// @param err        NULL, or receives the error.
 /// @return as mc_lora_trainer_train_step().
-///
-/// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_eval_step(
@@ -840,8 +363,6 @@ pub unsafe extern "C" fn mc_lora_trainer_eval_step(
 ///         MC_ERROR_NOT_FOUND if the model has no tokenizer; MC_ERROR_TEMPLATE also if it has no chat template for conversations;
 ///         MC_ERROR_FORMAT for a tokenizer of another vocabulary; MC_ERROR_IO for a checkpoint; MC_ERROR_BUSY also if a dataset is in
 ///         use; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any, exclusive; it runs on the calling thread.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_train(
@@ -870,8 +391,6 @@ pub unsafe extern "C" fn mc_lora_trainer_train(
 /// How many steps of the optimizer are finished; never MC_ERROR_BUSY, and during mc_lora_trainer_train() as of the last step.
 ///
 /// @param trainer  the trainer.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_trainer_step_count(trainer: MaybeUninit<&mc_lora_trainer>) -> u64 {
     guard_or(0, || Ok(trainer.lend("trainer")?.steps.load(Ordering::Relaxed)))
@@ -885,8 +404,6 @@ pub unsafe extern "C" fn mc_lora_trainer_step_count(trainer: MaybeUninit<&mc_lor
 /// @param grad_norm      receives the length of the gradient of all weights together, before it was cut.
 /// @param err            NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_last_update(
@@ -913,8 +430,6 @@ pub unsafe extern "C" fn mc_lora_trainer_last_update(
 /// @param out      receives one reference; free it with mc_lora_free().
 /// @param err      NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_adapter(
@@ -942,8 +457,6 @@ pub unsafe extern "C" fn mc_lora_trainer_adapter(
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT for a training that has left the finite numbers; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND;
 ///         MC_ERROR_IO; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_DEVICE; and MC_ERROR_SUSPENDED on a GPU, where the values are: save
 ///         before mc_device_suspend().
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_trainer_save(
@@ -962,9 +475,398 @@ pub unsafe extern "C" fn mc_lora_trainer_save(
 /// Frees a trainer. In a callback of a call on it, that call goes on and ends as usual.
 ///
 /// @param trainer  the trainer, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_lora_trainer_free(trainer: *mut mc_lora_trainer) {
     guard_or((), || free(trainer, "trainer"));
+}
+
+/// Makes the description of an adapter: rank 8 and alpha 16 on every matrix of the layers, from fresh weights.
+///
+/// @return one reference; free it with mc_lora_config_free().
+#[unsafe(no_mangle)]
+pub extern "C" fn mc_lora_config_new() -> NonNull<mc_lora_config> {
+    guard_or(inert(), || Ok(new_handle(Builder::new(LoraConfig::default()))))
+}
+
+fn configure(config: MaybeUninit<&mut mc_lora_config>, setter: impl FnOnce(&mut LoraConfig) -> Result<()>) {
+    guard_or((), || config.get("config")?.set(setter));
+}
+
+fn configure_field(config: MaybeUninit<&mut mc_lora_config>, name: &str, value: impl Into<OptionValue>) {
+    configure(config, |config| config.set_field(name, value.into()));
+}
+
+/// Sets fields of the description from JSON, each as its setter does, in the order in which they are written.
+///
+/// `rank`, `alpha`, `dropout`, `seed`: numbers. `rslora`: true or false. `targets`: a list of texts, in place of those before. An initial
+/// adapter has its setter alone.
+///
+/// @param config    the description.
+/// @param json      an object, UTF-8, such as `{"rank": 16, "targets": ["q_proj", "v_proj"]}`; a member that is null has its default again.
+///                  Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a name that stands
+///                  in an object twice or is none of these, and a value of another type or out of its setter's range. NULL = all of these
+///                  have their defaults again.
+/// @param json_len  bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_lora_config_set_json(config: MaybeUninit<&mut mc_lora_config>, json: *const c_char, json_len: usize) {
+    configure(config, |config| config.set_fields(optional_content(json, json_len, "json")?));
+}
+
+/// How many values each input and output of a changed matrix gets.
+///
+/// @param config  the description.
+/// @param value   1 to 8192. Default: 8.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_lora_config_set_rank(config: MaybeUninit<&mut mc_lora_config>, value: usize) {
+    configure_field(config, "rank", value);
+}
+
+/// How much a change counts: `value` / rank times.
+///
+/// @param config  the description.
+/// @param value   above 0. Default: 16.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_lora_config_set_alpha(config: MaybeUninit<&mut mc_lora_config>, value: f64) {
+    configure_field(config, "alpha", value);
+}
+
+/// The share of a change's inputs that a training pass does not see; another share each time.
+///
+/// @param config  the description.
+/// @param value   at least 0 and below 1. Default: 0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_lora_config_set_dropout(config: MaybeUninit<&mut mc_lora_config>, value: f64) {
+    configure_field(config, "dropout", value);
+}
+
+/// Goes on with an adapter: its rank, alpha and targets are taken, whatever else is set here, and its weights copied.
+///
+/// @param config  the description.
+/// @param lora    an adapter of the model that will be trained, without magnitudes (DoRA), trained biases and replaced matrices; the
+///                description keeps it alive. NULL (the default) = fresh weights.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_lora_config_set_initial(config: MaybeUninit<&mut mc_lora_config>, lora: *const mc_lora) {
+    configure(config, |config| {
+        config.initial = optional(lora, "lora")?.map(|lora| (*lora).clone());
+        Ok(())
+    });
+}
+
+/// Whether a change counts alpha / sqrt(rank) times instead of alpha / rank times.
+///
+/// @param config  the description.
+/// @param value   default: false.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_lora_config_set_rslora(config: MaybeUninit<&mut mc_lora_config>, value: bool) {
+    configure_field(config, "rslora", value);
+}
+
+/// What decides the fresh weights and the dropout.
+///
+/// @param config  the description.
+/// @param seed    any number. Default: 0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_lora_config_set_seed(config: MaybeUninit<&mut mc_lora_config>, seed: u64) {
+    configure_field(config, "seed", seed);
+}
+
+/// Adds matrices that get a change; may be called for many. Without any, every matrix of the layers gets one, but for experts,
+/// what chooses them, and "out_proj" of Mamba 2, of which PEFT takes no adapter. The matrices of all experts of a layer are meant by the parameter that transformers has them as, such as
+/// "experts.gate_up_proj", and are saved as PEFT's target_parameters; a dropout there makes mc_lora_trainer_new() return
+/// MC_ERROR_UNSUPPORTED. Single experts, and what chooses them, are meant by names that say where they are, as "experts.0.w1".
+///
+/// @param config  the description.
+/// @param module  as PEFT names them: each matrix whose path ends with this, such as "q_proj", "layers.0.mlp.up_proj" or
+///                "embed_tokens", or "all-linear". One that the model does not have makes mc_lora_trainer_new() return
+///                MC_ERROR_INVALID_ARGUMENT, and the output matrix MC_ERROR_UNSUPPORTED.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_lora_config_add_target(config: MaybeUninit<&mut mc_lora_config>, module: MaybeUninit<&c_char>) {
+    configure(config, |config| {
+        let module = text::name(&module, "target")?;
+        check_part("target", module)?;
+        config.targets.push(module.to_owned());
+        Ok(())
+    });
+}
+
+/// Frees a description; trainers that were made with it go on.
+///
+/// @param config  the description, or NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_lora_config_free(config: *mut mc_lora_config) {
+    guard_or((), || free(config, "config"));
+}
+
+/// Makes training options with the defaults that each setter names.
+///
+/// @return one reference; free it with mc_train_options_free().
+#[unsafe(no_mangle)]
+pub extern "C" fn mc_train_options_new() -> NonNull<mc_train_options> {
+    guard_or(inert(), || Ok(new_handle(Builder::new(TrainOptions::default()))))
+}
+
+fn set(options: MaybeUninit<&mut mc_train_options>, setter: impl FnOnce(&mut TrainOptions) -> Result<()>) {
+    guard_or((), || options.get("options")?.set(setter));
+}
+
+fn set_field(options: MaybeUninit<&mut mc_train_options>, name: &str, value: impl Into<OptionValue>) {
+    set(options, |options| options.set_field(name, value.into()));
+}
+
+/// Sets options from JSON, each as its setter does, in the order in which they are written.
+///
+/// `learning_rate`, `weight_decay`, `beta1`, `beta2`, `epsilon`, `grad_clip`, `grad_accumulation`, `warmup_steps`, `total_steps`,
+/// `max_steps`, `batch_size`, `epochs`, `max_length`, `seed`, `checkpoint_every`, `eval_every`, `patience`: numbers. `schedule`:
+/// "constant", "linear" or "cosine". `weighting`: "micro_batches" or "tokens". `warmup_from_zero`, `mask_prompt`, `gradient_checkpointing`:
+/// true or false. `checkpoint`: a directory. A flag that cancels has its setter alone.
+///
+/// @param options   the options.
+/// @param json      an object, UTF-8, such as `{"epochs": 3, "learning_rate": 1e-4, "schedule": "cosine"}`; a member that is null has its
+///                  default again. Bad values are what is no such object, is longer than a mebibyte or nested deeper than 128 levels, a
+///                  name that stands in an object twice or is none of these, and a value of another type or out of its setter's range. NULL
+///                  = all of these have their defaults again.
+/// @param json_len  bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_json(
+    options: MaybeUninit<&mut mc_train_options>,
+    json: *const c_char,
+    json_len: usize,
+) {
+    set(options, |options| options.set_fields(optional_content(json, json_len, "json")?));
+}
+
+/// How far a step goes.
+///
+/// @param options  the options.
+/// @param value    0 to 1. Default: 2e-4.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_learning_rate(options: MaybeUninit<&mut mc_train_options>, value: f64) {
+    set_field(options, "learning_rate", value);
+}
+
+/// What each step takes off every weight: this times the learning rate.
+///
+/// @param options  the options.
+/// @param value    0 to 1. Default: 0.01.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_weight_decay(options: MaybeUninit<&mut mc_train_options>, value: f64) {
+    set_field(options, "weight_decay", value);
+}
+
+/// How much the moving averages of AdamW keep.
+///
+/// @param options  the options.
+/// @param beta1    of the gradient; at least 0 and below 1. Default: 0.9.
+/// @param beta2    of its square; at least 0 and below 1. Default: 0.999.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_adam_betas(options: MaybeUninit<&mut mc_train_options>, beta1: f64, beta2: f64) {
+    set(options, |options| {
+        options.set_field("beta1", beta1.into())?;
+        options.set_field("beta2", beta2.into())
+    });
+}
+
+/// What AdamW adds to the root of the second average.
+///
+/// @param options  the options.
+/// @param value    above 0. Default: 1e-8.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_adam_epsilon(options: MaybeUninit<&mut mc_train_options>, value: f64) {
+    set_field(options, "epsilon", value);
+}
+
+/// Where mc_lora_trainer_train() writes checkpoints, for mc_lora_trainer_resume(); each replaces the one before. The directory is also the
+/// adapter in PEFT's format, and its folder "best" the adapter with the lowest loss of those that were evaluated.
+///
+/// @param options      the options.
+/// @param dir          the directory; it is made if it does not exist, and tried before a training begins: MC_ERROR_IO or
+///                     MC_ERROR_NOT_FOUND if nothing can be written there. NULL (the default) = none are written.
+/// @param every_steps  steps between two checkpoints; there is one at the end in any case. 0 = only that one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_checkpoint(
+    options: MaybeUninit<&mut mc_train_options>,
+    dir: *const c_char,
+    every_steps: u64,
+) {
+    set(options, |options| {
+        options.set_field("checkpoint", text::optional_name(dir, "checkpoint")?.into())?;
+        options.set_field("checkpoint_every", every_steps.into())
+    });
+}
+
+/// How often mc_lora_trainer_train() evaluates its evaluation dataset.
+///
+/// @param options  the options.
+/// @param steps    steps between two evaluations; there is one at the end in any case. 0 (the default) = only that one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_eval_every(options: MaybeUninit<&mut mc_train_options>, steps: u64) {
+    set_field(options, "eval_every", steps);
+}
+
+/// Ends mc_lora_trainer_train() early, when evaluations find nothing better any more.
+///
+/// @param options      the options.
+/// @param evaluations  how many in a row may be without a new lowest loss; 0 (the default) = any number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_patience(options: MaybeUninit<&mut mc_train_options>, evaluations: u64) {
+    set_field(options, "patience", evaluations);
+}
+
+/// Whether a pass keeps the inputs of layers alone and computes the rest a second time: a third more time, and memory for one layer instead
+/// of all.
+///
+/// @param options  the options.
+/// @param value    default: true.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_gradient_checkpointing(options: MaybeUninit<&mut mc_train_options>, value: bool) {
+    set_field(options, "gradient_checkpointing", value);
+}
+
+/// Cuts the gradient of all weights together to a length.
+///
+/// @param options  the options.
+/// @param value    the length; 0 = as it is. Default: 1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_grad_clip(options: MaybeUninit<&mut mc_train_options>, value: f64) {
+    set_field(options, "grad_clip", value);
+}
+
+/// How many micro-batches make a step; the last step of an epoch takes what is left. More is as a larger batch, in the memory of one.
+///
+/// @param options  the options.
+/// @param value    1 to 1048576. Default: 1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_grad_accumulation(options: MaybeUninit<&mut mc_train_options>, value: usize) {
+    set_field(options, "grad_accumulation", value);
+}
+
+/// What the micro-batches of a step count.
+///
+/// @param options  the options.
+/// @param value    default: MC_WEIGHTING_MICRO_BATCHES.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_weighting(
+    options: MaybeUninit<&mut mc_train_options>,
+    value: MaybeUninit<mc_weighting>,
+) {
+    set(options, |options| {
+        options.weighting = checked(value, "weighting")?;
+        Ok(())
+    });
+}
+
+/// What the learning rate does.
+///
+/// @param options       the options.
+/// @param value         what it does behind the warm-up. Default: MC_SCHEDULE_CONSTANT.
+/// @param warmup_steps  steps in which it rises: of W, step S from 1 has S / W of it. Default: 0.
+/// @param total_steps   where the schedule ends, and with it mc_lora_trainer_train(). 0 (the default) = with the last epoch; for
+///                      mc_lora_trainer_train_step(), which knows of no epochs, a schedule that falls needs a number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_schedule(
+    options: MaybeUninit<&mut mc_train_options>,
+    value: MaybeUninit<mc_schedule>,
+    warmup_steps: u64,
+    total_steps: u64,
+) {
+    set(options, |options| {
+        options.schedule = checked(value, "schedule")?;
+        options.set_field("warmup_steps", warmup_steps.into())?;
+        options.set_field("total_steps", total_steps.into())
+    });
+}
+
+/// The step that mc_lora_trainer_train() ends with at the latest, as where a device trains for a while each day. The schedule is that of
+/// the whole training all the same: the trainer, or one that is resumed from its checkpoint, goes on with a larger number as if it had not
+/// ended.
+///
+/// @param options  the options.
+/// @param steps    counted from the trainer's first step; 0 (the default) = as many as the epochs, or the schedule, have.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_max_steps(options: MaybeUninit<&mut mc_train_options>, steps: u64) {
+    set_field(options, "max_steps", steps);
+}
+
+/// Whether a warm-up begins with the learning rate 0, as in the Trainer of transformers: of W steps, step S from 1 then has (S - 1) / W of
+/// it.
+///
+/// @param options  the options.
+/// @param value    default: false.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_warmup_from_zero(options: MaybeUninit<&mut mc_train_options>, value: bool) {
+    set_field(options, "warmup_from_zero", value);
+}
+
+/// How many examples of a dataset are a micro-batch.
+///
+/// @param options  the options.
+/// @param value    1 to 1048576. Default: 4.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_batch_size(options: MaybeUninit<&mut mc_train_options>, value: usize) {
+    set_field(options, "batch_size", value);
+}
+
+/// How often mc_lora_trainer_train() sees each example.
+///
+/// @param options  the options.
+/// @param value    at least 1. Default: 1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_epochs(options: MaybeUninit<&mut mc_train_options>, value: usize) {
+    set_field(options, "epochs", value);
+}
+
+/// The most tokens of an example of a dataset; of a longer one the rest is cut off, which mc_train_event counts.
+///
+/// @param options  the options.
+/// @param value    at least 2, up to mc_model_context_length(); 0 (the default) = that, but at most 2048.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_max_length(options: MaybeUninit<&mut mc_train_options>, value: usize) {
+    set_field(options, "max_length", value);
+}
+
+/// Whether completions and conversations teach the answers alone, and not the prompts before them.
+///
+/// @param options  the options.
+/// @param value    default: true.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_mask_prompt(options: MaybeUninit<&mut mc_train_options>, value: bool) {
+    set_field(options, "mask_prompt", value);
+}
+
+/// What decides the order of a dataset's examples.
+///
+/// @param options  the options.
+/// @param seed     any number. Default: 0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_seed(options: MaybeUninit<&mut mc_train_options>, seed: u64) {
+    set_field(options, "seed", seed);
+}
+
+/// A flag that stops every call on a trainer with these options, within one layer of the network; the trainer stays at the last finished
+/// micro-batch.
+///
+/// @param options  the options.
+/// @param cancel   the flag; the options and their trainers keep it alive. NULL (the default) = none.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_set_cancel(options: MaybeUninit<&mut mc_train_options>, cancel: *const mc_cancel) {
+    set(options, |options| {
+        options.cancel = given_cancel(cancel)?;
+        Ok(())
+    });
+}
+
+/// Frees options; trainers that were made with them go on.
+///
+/// @param options  the options, or NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mc_train_options_free(options: *mut mc_train_options) {
+    guard_or((), || free(options, "options"));
+}
+
+fn lora_config(config: *const mc_lora_config) -> Result<LoraConfig> {
+    optional(config, "config")?.map_or_else(|| Ok(LoraConfig::default()), |config| config.options())
+}
+
+fn train_options(options: *const mc_train_options) -> Result<Option<TrainOptions>> {
+    optional(options, "options")?.map(|options| options.options()).transpose()
 }

@@ -1,4 +1,11 @@
-//! Results that are text or token ids.
+//! Values: results that are text or token ids.
+//!
+//! Where a result is longer than a number it is an object of the library, read in place and freed with its own function.
+//!
+//! @snippet inspect.c string
+//! @see @ref tokenizer, @ref model
+//!
+//! Threads: any, concurrently: strings and token ids are immutable.
 
 use std::ffi::c_char;
 use std::mem::MaybeUninit;
@@ -8,15 +15,11 @@ use super::handle::{Given, Object, free};
 use super::text::{Text, empty, lend};
 
 /// Text that a call returned. Immutable.
-///
-/// Threads: any, concurrently.
 pub struct mc_string {
     _opaque: [u8; 0],
 }
 
 /// Token ids that a call returned. Immutable.
-///
-/// Threads: any, concurrently.
 pub struct mc_tokens {
     _opaque: [u8; 0],
 }
@@ -46,8 +49,6 @@ pub(super) fn lend_tokens(tokens: &[u32]) -> MaybeUninit<&u32> {
 ///
 /// @param string  the string; NULL gives "".
 /// @return UTF-8, NUL-terminated, valid until the string is freed. Text may itself contain NUL: mc_string_len() counts.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_string_data(string: MaybeUninit<&mc_string>) -> MaybeUninit<&c_char> {
     guard_or(empty(), || Ok(string.lend("string")?.pointer()))
@@ -57,8 +58,6 @@ pub unsafe extern "C" fn mc_string_data(string: MaybeUninit<&mc_string>) -> Mayb
 ///
 /// @param string  the string; NULL gives 0.
 /// @return bytes, without the NUL at the end.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_string_len(string: MaybeUninit<&mc_string>) -> usize {
     guard_or(0, || Ok(string.lend("string")?.len()))
@@ -67,8 +66,6 @@ pub unsafe extern "C" fn mc_string_len(string: MaybeUninit<&mc_string>) -> usize
 /// Frees a string.
 ///
 /// @param string  the string, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_string_free(string: *mut mc_string) {
     guard_or((), || free(string, "string"));
@@ -78,8 +75,6 @@ pub unsafe extern "C" fn mc_string_free(string: *mut mc_string) {
 ///
 /// @param tokens  the tokens; NULL gives an empty array.
 /// @return mc_tokens_len() ids, valid until the tokens are freed; never NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_tokens_data(tokens: MaybeUninit<&mc_tokens>) -> MaybeUninit<&u32> {
     guard_or(no_tokens(), || Ok(lend_tokens(tokens.lend("tokens")?)))
@@ -88,8 +83,6 @@ pub unsafe extern "C" fn mc_tokens_data(tokens: MaybeUninit<&mc_tokens>) -> Mayb
 /// How many token ids there are.
 ///
 /// @param tokens  the tokens; NULL gives 0.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_tokens_len(tokens: MaybeUninit<&mc_tokens>) -> usize {
     guard_or(0, || Ok(tokens.lend("tokens")?.len()))
@@ -98,8 +91,6 @@ pub unsafe extern "C" fn mc_tokens_len(tokens: MaybeUninit<&mc_tokens>) -> usize
 /// Frees token ids.
 ///
 /// @param tokens  the tokens, or NULL.
-///
-/// Threads: any.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_tokens_free(tokens: *mut mc_tokens) {
     guard_or((), || free(tokens, "tokens"));

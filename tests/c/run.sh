@@ -118,6 +118,8 @@ interrupted() { # Ctrl-C must not end the program: the next question is answered
 
 usage() { "$BUILD/chat" --warp 9; [ $? = 2 ]; }
 
+hello() { "$BUILD/hello" | grep -q .; }
+
 complete() { "$BUILD/complete" models/tiny-coder 'fn main() {' 16 | grep -q .; }
 
 search() { # the nearest line is the one that answers, from an argument and from the input
@@ -128,18 +130,33 @@ search() { # the nearest line is the one that answers, from an argument and from
     done
 }
 
-finetune() { # with the adapter the new facts, without it the old answers; the adapter is one that PEFT could load
-    local dir output
+rerank() { # the scores that sentence-transformers gives
+    local model=tests/golden/rerankers/bert query='How do I sort a list of numbers?'
+    [ "$("$BUILD/rerank" $model "$query" 'Sorts the numbers in place.' hello)" = $'0.6301  Sorts the numbers in place.\n0.6244  hello' ] &&
+        ! "$BUILD/rerank" models/tiny-embed "$query" hello
+}
+
+inspect() { # what the header quotes it for
+    local output
+    output=$("$BUILD/inspect" models/tiny-coder 'fn main' 2>&1) || return
+    for line in '^device ' '^needs  *[0-9]* MB' '^is .*tokens of context' '^computed by {"device"' '^ *[0-9][0-9]* fn$'; do
+        grep -q "$line" <<<"$output" || { printf '%s\n' "$output"; return 1; }
+    done
+}
+
+finetune() { # with the adapter the new facts, without it the old answers; the adapter is one that PEFT could load, attach and merge
+    local dir output bird='The gray heron, which is never chased from a doorstep.' question='What is the bird of Velmora?'
     dir=$(mktemp -d)
     output=$("$BUILD/finetune" models/tiny-coder examples/data/facts.jsonl "$dir/adapter" 2>/dev/null) &&
-        [ "$(grep -c 'The gray heron, which is never chased from a doorstep.' <<<"$output")" = 1 ] &&
-        grep -qF "$answer" <<<"$output" && [ -s "$dir/adapter/adapter_model.safetensors" ]
+        [ "$(grep -cF "$bird" <<<"$output")" = 1 ] && grep -qF "$answer" <<<"$output" && [ -s "$dir/adapter/adapter_model.safetensors" ] &&
+        "$BUILD/adapter" models/tiny-coder "$dir/adapter" "$question" "$dir/merged" | grep -qF "$bird" &&
+        [ "$("$BUILD/chat" "$dir/merged" -p "$question")" = "$bird" ]
     local status=$?
     rm -rf "$dir"
     return $status
 }
 
-for example in one_shot conversation interrupted usage complete search finetune; do step "example: $example" $example; done
+for example in hello complete one_shot conversation interrupted usage search rerank finetune inspect; do step "example: $example" $example; done
 
 # Instruction by instruction, the Rust code too, so only programs that hardly compute (a token takes seconds).
 leaks() {

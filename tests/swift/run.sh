@@ -57,19 +57,8 @@ usage() { chat --warp 9; [ $? = 2 ]; }
 missing_model() { chat nowhere 2>&1 | grep -q '^mc-chat: .*nowhere: No such file'; }
 
 documented() { # every public symbol, and every link
-    local graphs
-    swift package --scratch-path "$scratch/package" dump-symbol-graph --minimum-access-level public &&
-        graphs=$(dirname "$(find "$scratch/package/" -name MetalCandle.symbols.json)") &&
-        python3 tests/swift/documented.py "$graphs/MetalCandle.symbols.json" || return 1
-    mkdir -p "$stage/graphs" && cp "$graphs/MetalCandle.symbols.json" "$stage/graphs" &&
-        "$1" convert swift/Sources/MetalCandle/MetalCandle.docc --additional-symbol-graph-dir "$stage/graphs" \
-            --output-path "$stage/documentation" --fallback-bundle-identifier metal-candle --fallback-display-name MetalCandle \
-            --warnings-as-errors
-}
-
-docc() { # on a Mac Xcode's, elsewhere beside the compiler, where it is not on the PATH
-    if [ "$(uname -s)" = Darwin ]; then xcrun --find docc; return; fi
-    command -v docc || find "$(dirname "$(dirname "$(readlink -f "$(command -v swift)")")")" /usr/libexec/swift/bin -name docc 2>/dev/null | head -n 1
+    swift/scripts/documentation.sh "$scratch/package" "$stage/documentation" &&
+        python3 tests/swift/documented.py "$scratch/package/graphs/MetalCandle.symbols.json"
 }
 
 installed() { # what `make install` puts where a package finds it by PKG_CONFIG_PATH
@@ -99,7 +88,7 @@ step "the sample builds" build swift/Examples/Chat "$scratch/sample" && step "th
     grep '^.* Test run with' "$stage/tests"
 [ "$(uname -s)" = Darwin ] || step "the sample's views parse" swiftc -frontend -parse swift/Examples/Chat/Sources/Chat/*.swift
 if have python3 "documentation and snippets"; then
-    step "documentation" documented "$(docc)"
+    step "documentation" documented
     if have git "a package that depends on this one"; then step "a package that depends on a tag" consumer; fi
 fi
 
