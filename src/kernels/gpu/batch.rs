@@ -481,7 +481,7 @@ impl BatchScores<'_> {
 
 /// What the kernels of an activation are told.
 fn activation(x: &Rows<'_>, width: usize, kind: Activation, is_gated: bool) -> Result<[u32; 4]> {
-    let flags = ACTIVATION * number(kind) | if is_gated { GATED } else { 0 };
+    let flags = (ACTIVATION * number(kind)) | if is_gated { GATED } else { 0 };
     Ok([threads_of(x.rows * width)?, width as u32, x.stride as u32, flags])
 }
 
