@@ -11,12 +11,13 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-/// On the CPU; and by tensor operations with a GPU's kernels between them, where their executor is.
-fn on_devices(test: impl Fn(&LoadOptions)) {
+/// On the CPU, with and without checkpointing of gradients; and by tensor operations with a GPU's kernels between them, where their
+/// executor is.
+fn on_devices(test: impl Fn(&LoadOptions, &[bool])) {
     let on = |device| LoadOptions { device: Some(device), dtype: Some(Dtype::F32), ..LoadOptions::default() };
-    test(&on(Device::new(DeviceKind::Cpu, 0).unwrap()));
+    test(&on(Device::new(DeviceKind::Cpu, 0).unwrap()), &[false, true]);
     #[cfg(feature = "selftest")]
-    crate::kernels::gpu::with_executor(|| test(&on(Device::cpu_by_tensors())));
+    crate::kernels::gpu::with_executor(|| test(&on(Device::cpu_by_tensors()), &[true]));
 }
 
 #[test]
@@ -24,7 +25,7 @@ fn first_gradients_equal_those_of_peft() {
     on_devices(first_gradients);
 }
 
-fn first_gradients(load: &LoadOptions) {
+fn first_gradients(load: &LoadOptions, checkpointing: &[bool]) {
     for run in ["qwen2_main", "qwen2_hf_trainer", "llama_main"] {
         let directory = golden("lora/training").join(run);
         let notes: serde_json::Value = serde_json::from_slice(&std::fs::read(directory.join("golden.json")).unwrap()).unwrap();
@@ -32,7 +33,7 @@ fn first_gradients(load: &LoadOptions) {
         let model = Model::load(base, load, None).unwrap();
         let initial = Some(Lora::load(&model, directory.join("init")).unwrap());
         let weighting = if run == "qwen2_hf_trainer" { Weighting::Tokens } else { Weighting::MicroBatches };
-        for gradient_checkpointing in [false, true] {
+        for &gradient_checkpointing in checkpointing {
             // One more than there are: the sum stays where it is.
             let options = TrainOptions { grad_accumulation: 3, weighting, gradient_checkpointing, ..TrainOptions::default() };
             let config = LoraConfig { initial: initial.clone(), ..LoraConfig::default() };
@@ -79,7 +80,7 @@ fn gradients_of_every_mixer_equal_those_of_peft() {
     on_devices(gradients_of_mixers);
 }
 
-fn gradients_of_mixers(load: &LoadOptions) {
+fn gradients_of_mixers(load: &LoadOptions, checkpointing: &[bool]) {
     let mut compared = 0;
     for entry in ["lora", "adapters"].into_iter().flat_map(|folder| std::fs::read_dir(golden(folder)).unwrap()) {
         let directory = entry.unwrap().path();
@@ -89,7 +90,7 @@ fn gradients_of_mixers(load: &LoadOptions) {
         let ids: Vec<u32> = ids.iter().map(|id| id.as_u64().unwrap() as u32).collect();
         let model = Model::load(golden(notes["base"].as_str().unwrap()), load, None).unwrap();
         let initial = Some(Lora::load(&model, &directory).unwrap());
-        for gradient_checkpointing in [false, true] {
+        for &gradient_checkpointing in checkpointing {
             let options = TrainOptions { grad_accumulation: 2, gradient_checkpointing, ..TrainOptions::default() };
             let config = LoraConfig { initial: initial.clone(), ..LoraConfig::default() };
             let mut trainer = LoraTrainer::new(&model, &config, &options).unwrap();

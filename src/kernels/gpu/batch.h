@@ -5,6 +5,9 @@
 // Where rows are a part of wider ones, a row begins every `stride` values; what is written is contiguous. What is written may be what is
 // read: a value is read for the last time by the thread that writes it.
 
+// The number of a thread in a grid of one dimension.
+INLINE uint of_grid(thread const Place& at) { return at.group.x * 32 * at.simds + at.index; }
+
 // A row is groups of `cols` values, each normed by itself. A threadgroup a group. grid (rows · groups).
 // Sets its mean, 0 for the root-mean-square norm, and one over its deviation.
 INLINE void statistics(device const T* x, constant BatchNorm& p, thread const Place& at, threadgroup float* partial, thread float& mean,
@@ -83,7 +86,7 @@ KERNEL(norm_batch_backward, 256, device const T* x, device const T* dy, device c
 KERNEL(rotate_batch, 256, device const T* x, device const float* cosine, device const float* sine, device T* y, PARAMS(BatchRotation)) {
     Place at = PLACE;
     after_previous();
-    const uint i = at.group.x * 256 + at.index, half_turn = p.rotated / 2, pairs = p.dim / 2;
+    const uint i = of_grid(at), half_turn = p.rotated / 2, pairs = p.dim / 2;
     if (i >= p.count) return;
     const uint row = i / (p.heads * pairs), head = i / pairs % p.heads, pair = i % pairs;
     // Pair i of those that are rotated, then neighbours of the rest.
@@ -102,7 +105,7 @@ KERNEL(rotate_batch, 256, device const T* x, device const float* cosine, device 
 KERNEL(activate_batch, 256, device const T* x, device T* y, PARAMS(BatchActivation)) {
     Place at = PLACE;
     after_previous();
-    const uint i = at.group.x * 256 + at.index;
+    const uint i = of_grid(at);
     if (i >= p.count) return;
     const size_t from = size_t(i / p.cols) * p.stride + i % p.cols;
     float v = activate(load(x, from), p.flags);
@@ -114,7 +117,7 @@ KERNEL(activate_batch, 256, device const T* x, device T* y, PARAMS(BatchActivati
 KERNEL(activate_batch_backward, 256, device const T* x, device const T* dy, device T* dx, PARAMS(BatchActivation)) {
     Place at = PLACE;
     after_previous();
-    const uint i = at.group.x * 256 + at.index;
+    const uint i = of_grid(at);
     if (i >= p.count) return;
     const uint row = i / p.cols, col = i % p.cols;
     const size_t from = size_t(row) * p.stride + col;
@@ -160,7 +163,7 @@ KERNEL(cross_entropy, 256, device const T* scores, device const uint* targets, d
     KERNEL(NAME, 256, device const X* x, device Y* y, PARAMS(BatchBlock)) {                            \
         Place at = PLACE;                                                                              \
         after_previous();                                                                              \
-        const uint i = at.group.x * 256 + at.index, row = i / p.cols, col = i % p.cols;                \
+        const uint i = of_grid(at), row = i / p.cols, col = i % p.cols;                \
         if (i >= p.count) return;                                                                      \
         const float v = load(x, p.from + size_t(row) * p.from_stride + col);                           \
         store(y, p.to + size_t(row) * p.to_stride + col, v * p.factor);                                \

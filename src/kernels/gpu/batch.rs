@@ -24,8 +24,8 @@ const CAUSAL: u32 = 1;
 const SINKS: u32 = 2;
 const BY_DISTANCE: u32 = 4;
 
-/// Threads of a threadgroup that makes a value each.
-const BLOCK: usize = 256;
+/// Threads of a threadgroup whose threads make a value each, or its simdgroups a row: fewer where each is a fiber of the tests' executor.
+const BLOCK: usize = if cfg!(test) { 64 } else { 256 };
 
 /// The kernels of a type of activations, compiled.
 #[derive(Debug, Clone, Copy)]
@@ -390,7 +390,7 @@ impl Batch {
         let sinks = vector(by.sinks, by.heads, view)?;
         let bias = vector(by.bias, by.heads * (2 * by.queries).saturating_sub(1), view)?;
         let buffers = [view, GpuView::of(&sequences.firsts)?, sinks, bias, view];
-        self.start(self.kernels.softmax[0], rows.div_ceil(8), BLOCK, &buffers, &words)?;
+        self.start(self.kernels.softmax[0], rows.div_ceil(BLOCK / 32), BLOCK, &buffers, &words)?;
         Ok(products)
     }
 
@@ -411,7 +411,7 @@ impl Batch {
         }
         let (view, gradient) = (GpuView::of(products)?, GpuView::of(&of_weights)?);
         let buffers = [view, gradient, GpuView::of(&sequences.firsts)?, vector(by.sinks, by.heads, view)?, gradient];
-        self.start(self.kernels.softmax[1], rows.div_ceil(8), BLOCK, &buffers, &words)?;
+        self.start(self.kernels.softmax[1], rows.div_ceil(BLOCK / 32), BLOCK, &buffers, &words)?;
         Ok(of_weights)
     }
 

@@ -9,7 +9,7 @@
 KERNEL(place_batch, 256, device const T* x, device const uint* firsts, device T* y, PARAMS(BatchPlaces)) {
     Place at = PLACE;
     after_previous();
-    const uint i = at.group.x * 256 + at.index;
+    const uint i = of_grid(at);
     if (i >= p.count) return;
     const uint of_sequence = p.heads * p.longest * p.dim;
     const uint sequence = i / of_sequence, head = i % of_sequence / (p.longest * p.dim);
@@ -22,7 +22,7 @@ KERNEL(place_batch, 256, device const T* x, device const uint* firsts, device T*
 KERNEL(unplace_batch, 256, device const T* x, device const uint* places, device T* y, PARAMS(BatchPlaces)) {
     Place at = PLACE;
     after_previous();
-    const uint i = at.group.x * 256 + at.index;
+    const uint i = of_grid(at);
     if (i >= p.count) return;
     const uint place = places[i / (p.heads * p.dim)], sequence = place / p.longest, position = place % p.longest;
     const uint head = i / p.dim % p.heads;
@@ -63,12 +63,12 @@ INLINE void share(device const T* scores, size_t row, device const float* sinks,
     if (p.flags & SINKS) all.sum += exp(sinks[s.head] - all.top);
 }
 
-// `bias` (heads, 2 · queries - 1) by the key's position minus the query's. grid (blocks of 8 rows).
+// `bias` (heads, 2 · queries - 1) by the key's position minus the query's. grid (blocks of as many rows as a threadgroup has simdgroups).
 KERNEL(softmax_batch, 256, device const T* scores, device const uint* firsts, device const float* sinks, device const float* bias,
        device T* weights, PARAMS(BatchSoftmax)) {
     Place at = PLACE;
     after_previous();
-    const uint row = at.group.x * 8 + at.simd;
+    const uint row = at.group.x * at.simds + at.simd;
     if (row >= p.rows) return;
     Seen s;
     Shares all;
@@ -85,7 +85,7 @@ KERNEL(softmax_batch_backward, 256, device const T* scores, device const T* of_w
        device T* of_scores, PARAMS(BatchSoftmax)) {
     Place at = PLACE;
     after_previous();
-    const uint row = at.group.x * 8 + at.simd;
+    const uint row = at.group.x * at.simds + at.simd;
     if (row >= p.rows) return;
     Seen s;
     Shares all;
