@@ -27,7 +27,7 @@ mod compare;
 #[cfg(test)]
 mod tests;
 
-pub use batch::{Batch, BatchBlock, BatchNorm, BatchPlaces, BatchRotation, BatchScores};
+pub use batch::{BatchBlock, BatchNorm, BatchOps, BatchPlaces, BatchRotation, BatchScores};
 #[cfg(feature = "selftest")]
 pub use compare::{Comparison, compare, compile};
 pub use device::{Gpu, GpuSlice, GpuView, Launch, LaunchList};

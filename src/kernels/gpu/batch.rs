@@ -47,7 +47,7 @@ pub(super) struct CompiledBatch([OnceLock<Option<BatchKernels>>; 3]);
 
 /// The operations on a device, for activations of one type.
 #[derive(Debug, Clone)]
-pub struct Batch {
+pub struct BatchOps {
     gpu: Gpu,
     kernels: BatchKernels,
 }
@@ -140,7 +140,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-impl Batch {
+impl BatchOps {
     /// The operations for rows like `x`; `None` where its device has no kernels, or did not compile them.
     ///
     /// # Errors

@@ -5,11 +5,11 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::ops::sigmoid;
 
-use crate::kernels::gpu::Batch;
+use crate::kernels::gpu::BatchOps;
 use crate::ops::{Activation, GateClamp};
 
 pub fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
-    match Batch::of(x)? {
+    match BatchOps::of(x)? {
         Some(batch) => batch.activate(x, kind, false),
         None => by_operations(x, kind),
     }
@@ -63,7 +63,7 @@ pub fn slope(x: &Tensor, kind: Activation) -> Result<Tensor> {
 }
 
 pub fn activate_backward(x: &Tensor, dy: &Tensor, kind: Activation) -> Result<Tensor> {
-    if let Some(batch) = Batch::of(x)? {
+    if let Some(batch) = BatchOps::of(x)? {
         return batch.activate_backward(x, dy, kind, false);
     }
     (slope(&x.to_dtype(DType::F32)?, kind)? * dy.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
@@ -76,7 +76,7 @@ fn halves(x: &Tensor) -> Result<[Tensor; 2]> {
 }
 
 pub fn gated(x: &Tensor, kind: Activation) -> Result<Tensor> {
-    if let Some(batch) = Batch::of(x)? {
+    if let Some(batch) = BatchOps::of(x)? {
         return batch.activate(x, kind, true);
     }
     let [gate, up] = halves(x)?;
@@ -84,7 +84,7 @@ pub fn gated(x: &Tensor, kind: Activation) -> Result<Tensor> {
 }
 
 pub fn gated_backward(x: &Tensor, dy: &Tensor, kind: Activation) -> Result<Tensor> {
-    if let Some(batch) = Batch::of(x)? {
+    if let Some(batch) = BatchOps::of(x)? {
         return batch.activate_backward(x, dy, kind, true);
     }
     let [gate, up] = halves(&x.to_dtype(DType::F32)?)?;

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::ops::{sdpa, softmax_last_dim};
 use half::f16;
 
-use crate::kernels::gpu::{Batch, BatchPlaces, BatchScores};
+use crate::kernels::gpu::{BatchOps, BatchPlaces, BatchScores};
 use crate::ops::{Format, KvFormat, Mask, tensor_bytes, to_f32};
 
 /// Positions by which a cache grows.
@@ -213,7 +213,7 @@ pub fn over_cache(
     let read = |x: &Tensor| x.narrow(1, cache.len - seen, seen)?.to_dtype(q.dtype());
     let (keys, values) = (read(keys)?, read(values)?);
     let of_kv_head = (kv_heads, heads / kv_heads * rows);
-    if let Some(batch) = Batch::of(q)?.filter(|_| rows > 1) {
+    if let Some(batch) = BatchOps::of(q)?.filter(|_| rows > 1) {
         let [of_rows, of_keys] = [masks.places(rows, q.device())?, masks.places(seen, q.device())?];
         let q = batch.place(q, heads, &of_rows)?.reshape((of_kv_head.0, of_kv_head.1, dim))?;
         let sinks = sinks.map(|sinks| sinks.to_dtype(DType::F32)).transpose()?;
@@ -429,7 +429,12 @@ struct Placed<'a> {
 }
 
 impl<'a> Placed<'a> {
-    fn new(batch: &Batch, [q, k, v]: [&Tensor; 3], (heads, kv_heads): (usize, usize), sequences: &'a Sequences) -> Result<Self> {
+    fn new(
+        batch: &BatchOps,
+        [q, k, v]: [&Tensor; 3],
+        (heads, kv_heads): (usize, usize),
+        sequences: &'a Sequences,
+    ) -> Result<Self> {
         let ((count, longest), dim) = (sequences.shape(), q.dims2()?.1 / heads);
         let placed = |x: &Tensor, heads: usize| {
             let rows = heads / kv_heads * longest;
@@ -455,7 +460,7 @@ pub fn within(
     mask: (Mask, Option<&Tensor>),
     sequences: &mut Sequences,
 ) -> Result<Tensor> {
-    if let Some(batch) = Batch::of(q)? {
+    if let Some(batch) = BatchOps::of(q)? {
         let placed = Placed::new(&batch, [q, k, v], (heads, kv_heads), sequences)?;
         let sinks = mask.1.map(|sinks| sinks.to_dtype(DType::F32)).transpose()?;
         let weights = batch.softmax(placed.products()?, placed.scores(mask.0, sinks.as_ref()), &sequences.batch)?;
@@ -478,7 +483,7 @@ pub fn within_backward(
     (mask, sinks): (Mask, Option<&Tensor>),
     sequences: &mut Sequences,
 ) -> Result<[Tensor; 3]> {
-    if let Some(batch) = Batch::of(q)? {
+    if let Some(batch) = BatchOps::of(q)? {
         let placed = Placed::new(&batch, [q, k, v], (heads, kv_heads), sequences)?;
         let Placed { q, k, v, .. } = &placed;
         let sinks = sinks.map(|sinks| sinks.to_dtype(DType::F32)).transpose()?;

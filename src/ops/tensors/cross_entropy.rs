@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use super::linear;
-use crate::kernels::gpu::Batch;
+use crate::kernels::gpu::BatchOps;
 use crate::ops::AdaptedLinear;
 
 /// `chunk` rows at a time.
@@ -35,7 +35,7 @@ fn of_chunk(
 ) -> Result<(f64, Option<Tensor>)> {
     let weight = product.weight.tensors()?;
     let ids = Tensor::new(targets, x.device())?;
-    if let Some(batch) = Batch::of(x)? {
+    if let Some(batch) = BatchOps::of(x)? {
         let (losses, gradient) = batch.cross_entropy(linear::forward(x, product)?.0, &ids, (scale, cap), with_gradient)?;
         return Ok((sum(&losses)?, gradient.map(|gradient| weight.transposed_product(&gradient)).transpose()?));
     }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::kernels::gpu::{Batch, BatchBlock, Gpu};
+use crate::kernels::gpu::{BatchBlock, BatchOps, Gpu};
 use crate::ops::gpu::StepDelta;
 use crate::ops::low_rank::groups;
 use crate::ops::{DeltaPart, DeviceMatrix, Dropout, Gradient, LowRankDelta, ParameterValues};
@@ -81,7 +81,7 @@ fn by_blocks(deltas: &[LowRankDelta], weight: &DeviceMatrix) -> Result<Option<[T
     if of_a.iter().chain(&of_b).any(|block| block.x.dtype() != DType::F32) {
         return Ok(None);
     }
-    let Some(batch) = Batch::for_type(dtype, weight.device())? else { return Ok(None) };
+    let Some(batch) = BatchOps::for_type(dtype, weight.device())? else { return Ok(None) };
     Ok(Some([batch.matrix_of((first, inputs), dtype, &of_a)?, batch.matrix_of((outputs, first), dtype, &of_b)?]))
 }
 
@@ -144,7 +144,7 @@ pub fn backward(
         let (of_inner, mask) = (dy.matmul(&group.b)?, mask(group.dropout, x)?);
         let of_a = of_inner.t()?.matmul(&masked(x, &mask)?)?;
         let of_b = dy.t()?.matmul(inner)?;
-        let (mut first, batch) = (0, Batch::of(dy)?);
+        let (mut first, batch) = (0, BatchOps::of(dy)?);
         let [of_a, of_b] = if batch.is_some() { [of_a, of_b] } else { [of_a.to_dtype(DType::F32)?, of_b.to_dtype(DType::F32)?] };
         for delta in &deltas[group.deltas.clone()] {
             if let Some(batch) = &batch {
@@ -169,7 +169,7 @@ pub fn backward(
 }
 
 /// The gradient of a delta whose part of those of its group, `(ΣR, C)` and `(N, ΣR)`, begins at `first`.
-fn from_blocks(batch: &Batch, delta: &LowRankDelta, first: usize, [a, b]: [&Tensor; 2]) -> Result<Gradient> {
+fn from_blocks(batch: &BatchOps, delta: &LowRankDelta, first: usize, [a, b]: [&Tensor; 2]) -> Result<Gradient> {
     let (rank, inputs) = (delta.rank(), a.dims2()?.1);
     let columns = first..first + rank;
     let of_a = BatchBlock { x: a, rows: columns.clone(), cols: 0..inputs, to: (0, 0), factor: 1.0 };

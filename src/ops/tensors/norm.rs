@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use crate::kernels::gpu::{Batch, BatchNorm};
+use crate::kernels::gpu::{BatchNorm, BatchOps};
 use crate::ops::{Norm, NormKind, Vector};
 
 fn for_kernels(norm: &Norm) -> Result<BatchNorm<'_>> {
@@ -36,7 +36,7 @@ fn weighted(x: Tensor, norm: &Norm) -> Result<Tensor> {
 }
 
 pub fn forward(x: &Tensor, norm: &Norm) -> Result<Tensor> {
-    if let Some(batch) = Batch::of(x)? {
+    if let Some(batch) = BatchOps::of(x)? {
         return batch.norm(x, for_kernels(norm)?);
     }
     let (centred, scale) = statistics(x, norm)?;
@@ -48,7 +48,7 @@ pub fn forward(x: &Tensor, norm: &Norm) -> Result<Tensor> {
 }
 
 pub fn backward(x: &Tensor, dy: &Tensor, norm: &Norm) -> Result<Tensor> {
-    if let Some(batch) = Batch::of(x)? {
+    if let Some(batch) = BatchOps::of(x)? {
         return batch.norm_backward(x, dy, for_kernels(norm)?);
     }
     let (centred, scale) = statistics(x, norm)?;

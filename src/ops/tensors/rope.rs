@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::rotary_emb::{rope, rope_i};
 
-use crate::kernels::gpu::{Batch, BatchRotation};
+use crate::kernels::gpu::{BatchOps, BatchRotation};
 
 #[derive(Clone)]
 pub struct Angles {
@@ -23,7 +23,7 @@ impl Angles {
 
 pub fn rotate(x: &Tensor, head_dim: usize, adjacent: bool, angles: &Angles) -> Result<Tensor> {
     let ((rows, cols), (_, half)) = (x.dims2()?, angles.cos.dims2()?);
-    if let Some(batch) = Batch::of(x)?.filter(|_| head_dim.is_multiple_of(2)) {
+    if let Some(batch) = BatchOps::of(x)?.filter(|_| head_dim.is_multiple_of(2)) {
         let Angles { cos, sin, inverse } = angles;
         return batch.rotate(x, BatchRotation { head_dim, adjacent, inverse: *inverse, cos, sin });
     }
