@@ -128,6 +128,12 @@ def alarm(seconds: float) -> Iterator[None]:
 
 
 class Signals(Case):
+    def setUp(self) -> None:
+        super().setUp()
+        # Whoever runs this in the background may have it ignored.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
+
     def test_a_signal_stops_a_training_that_would_never_end(self) -> None:
         model, facts = mc.Model.load(CODER), mc.Dataset.load_jsonl(FACTS)
         trainer = mc.Trainer(model, epochs=10**6)
