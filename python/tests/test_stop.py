@@ -131,8 +131,8 @@ class Signals(Case):
     def setUp(self) -> None:
         super().setUp()
         # Whoever runs this in the background may have it ignored.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.addCleanup(signal.signal, signal.SIGINT, before)
+        self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT) or signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def test_a_signal_stops_a_training_that_would_never_end(self) -> None:
         model, facts = mc.Model.load(CODER), mc.Dataset.load_jsonl(FACTS)
