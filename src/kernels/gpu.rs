@@ -6,7 +6,8 @@
 //! (`gpu/replay.rs`), and the comparison with the CPU's
 //! kernels (`gpu/compare.rs`).
 //!
-//! A decoder evaluates single tokens by them, and quantised weights are theirs (`ops/gpu/`). CUDA has run them, no GPU of Apple has. `make
+//! A decoder evaluates single tokens by them, and quantised weights are theirs (`ops/gpu/`); what lies between the products of a batch is
+//! `gpu/batch.rs`. CUDA has run them, no GPU of Apple has. `make
 //! check-gpu` proves them without a GPU: see CONTRIBUTING.
 
 mod format;

@@ -70,7 +70,7 @@ impl Backend {
     #[cfg(test)]
     pub const TENSORS_ON_CPU: Self = Self::Tensors(TensorDevice { device: Device::Cpu, _gpu: None });
 
-    /// What evaluates tokens, for people and programs: `kernels`, our own, or `tensors`, candle's operations.
+    /// What evaluates tokens, for people and programs: `kernels`, our own, or `tensors`, candle's products.
     pub fn evaluates_by(&self) -> &'static str {
         match self {
             Self::Cpu => "kernels",

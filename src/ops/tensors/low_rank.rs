@@ -154,10 +154,10 @@ pub fn backward(
             }
             let (a, b) = (of_a.narrow(0, first, delta.rank())?, of_b.narrow(1, first, delta.rank())?);
             let b = summed(&delta.parts, |part| {
-                let b = b.narrow(0, part.start, part.rows.len())?.contiguous()?;
+                let b = b.narrow(0, part.start, part.rows.len())?.force_contiguous()?;
                 among((b * f64::from(delta.scale))?, part.rows.start, delta.outputs())
             })?;
-            let flat = |x: Tensor| x.contiguous()?.flatten_all().map(ParameterValues::Tensors);
+            let flat = |x: Tensor| x.force_contiguous()?.flatten_all().map(ParameterValues::Tensors);
             of_deltas.push(Gradient { a: flat(a)?, b: flat(b)? });
             first += delta.rank();
         }
