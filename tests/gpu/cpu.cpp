@@ -1,7 +1,9 @@
 // Runs kernels on the CPU, see cpu.h. Compiled without sanitizers: they watch the kernels, not this.
+#include <setjmp.h>
 #include <ucontext.h>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <map>
 #include <memory>
 #include <vector>
@@ -20,9 +22,16 @@
 #define ASAN(...)
 #endif
 
-struct Fiber {
+// A stack, and where its fiber is to go on.
+struct Course {
+    std::unique_ptr<char[]> stack;
     ucontext_t context;
-    char* stack;
+    jmp_buf point;
+    bool begun = false;
+};
+
+struct Fiber {
+    Course* course;
     const char* waits = nullptr;  // null: may run
     int line = 0;
     uint met[2] = {}, shared = 0;  // barriers and operations of the group and of the simdgroup so far; threadgroup arrays so far
@@ -42,7 +51,7 @@ struct Group {
     std::vector<char> sync;    // addresses that stand for barriers, [unit][parity]
     uint3 at, groups;
     uint self = 0;
-    ucontext_t home;
+    Course home;
     const std::function<void()>* body;
     void* sanitizer = nullptr;
     const void* home_stack = nullptr;
@@ -63,11 +72,23 @@ void* cpu_shared(size_t bytes) {
     return now->shared[i].get();
 }
 
+// Goes on elsewhere. With a call of the system each time, as sanitizers know it; without them that would take most of the time.
+static void swap(Course& from, Course& to) {
+#if defined(CHECK_MEMORY) || defined(CHECK_RACES)
+    swapcontext(&from.context, &to.context);
+#else
+    if (_setjmp(from.point)) return;
+    from.begun = true;
+    if (to.begun) _longjmp(to.point, 1);
+    setcontext(&to.context);
+#endif
+}
+
 static void leave(bool last) {  // from a fiber to the scheduler
     Fiber& f = now->fibers[now->self];
     ASAN(__sanitizer_start_switch_fiber(last ? nullptr : &f.sanitizer, now->home_stack, now->home_size);)
     TSAN(__tsan_switch_to_fiber(now->sanitizer, __tsan_switch_to_fiber_no_sync);)
-    swapcontext(&f.context, &now->home);
+    swap(*f.course, now->home);
     ASAN(__sanitizer_finish_switch_fiber(f.sanitizer, nullptr, nullptr);)
 }
 
@@ -79,9 +100,10 @@ static void meet(const char* what, bool simd, bool orders_memory, int line) {
     if (orders_memory) { TSAN(__tsan_release(sync);) }
     f.waits = what, f.line = line;
     uint first = simd ? g.self / 32 * 32 : 0, last = simd ? first + 32 : g.fibers.size();
-    bool all = true;
-    for (uint i = first; i < last; i++) all = all && g.fibers[i].waits == what && g.fibers[i].line == line;
-    if (all) for (uint i = first; i < last; i++) g.fibers[i].waits = nullptr;
+    uint i = g.self;  // they run one after another: the next one is likely to be missing
+    do i = i + 1 == last ? first : i + 1;
+    while (i != g.self && g.fibers[i].waits == what && g.fibers[i].line == line);
+    if (i == g.self) for (uint i = first; i < last; i++) g.fibers[i].waits = nullptr;
     else leave(false);
     if (orders_memory) { TSAN(__tsan_acquire(sync);) }
     (void)sync;
@@ -110,10 +132,12 @@ std::vector<std::string> cpu_libraries() {
 
 static void fiber_main() {
     ASAN(__sanitizer_finish_switch_fiber(nullptr, &now->home_stack, &now->home_size);)
-    (*now->body)();
-    now->fibers[now->self].done = true;
-    TSAN(__tsan_release(&now->groups);)
-    leave(true);
+    for (;;) {  // a thread of a later group goes on behind an earlier one's
+        (*now->body)();
+        now->fibers[now->self].done = true;
+        TSAN(__tsan_release(&now->groups);)
+        leave(true);
+    }
 }
 
 static void run_group(Group& g, const std::string& name, uint& seed) {
@@ -138,9 +162,9 @@ static void run_group(Group& g, const std::string& name, uint& seed) {
         seed = seed * 1664525 + 1013904223;
         for (uint k = 0, from = seed >> 8; k < ready.size(); k++) {
             Fiber& f = g.fibers[g.self = ready[(from + k) % ready.size()]];
-            ASAN(__sanitizer_start_switch_fiber(&g.sanitizer, f.stack, STACK);)
+            ASAN(__sanitizer_start_switch_fiber(&g.sanitizer, f.course->stack.get(), STACK);)
             TSAN(__tsan_switch_to_fiber(f.sanitizer, __tsan_switch_to_fiber_no_sync);)
-            swapcontext(&g.home, &f.context);
+            swap(g.home, *f.course);
             ASAN(__sanitizer_finish_switch_fiber(g.sanitizer, nullptr, nullptr);)
         }
     }
@@ -150,30 +174,36 @@ void cpu_launch(const std::string& name, uint3 grid, uint threads, void** args, 
     auto it = kernels().find(name);
     if (it == kernels().end() || threads > it->second.threads || threads % 32) { printf("no %s of %u threads\n", name.c_str(), threads); exit(1); }
     std::function<void()> body = [&] { it->second.call(args); };
-    std::vector<std::unique_ptr<Group>> ran;  // kept to the end: memory that is used again would hide races between groups
+    // Of races between groups nothing may hide: with a look at them no memory is used again, nor a stack.
 #ifdef CHECK_RACES
-    std::vector<std::unique_ptr<char[]>> stacks;  // as would stacks
+    std::deque<Course> courses;
+    const bool again = false;
 #else
-    static std::vector<std::unique_ptr<char[]>> stacks;
+    static std::deque<Course> courses;
+    const bool again = true;
 #endif
-    size_t next_stack = 0;
+    std::vector<std::unique_ptr<Group>> ran;
+    size_t used = 0;
     for (uint z = 0; z < grid.z; z++) for (uint y = 0; y < grid.y; y++) for (uint x = 0; x < grid.x; x++) {
+        if (again) ran.clear(), used = 0;
         ran.emplace_back(now = new Group);
         Group& g = *now;
         g.at = {x, y, z}, g.groups = grid, g.body = &body;
         g.fibers.resize(threads), g.values.resize(2 * threads), g.sync.resize(2 + threads / 16);
         TSAN(g.sanitizer = __tsan_get_current_fiber();)
-#ifndef CHECK_RACES
-        next_stack = 0;
-#endif
         for (Fiber& f : g.fibers) {
-            if (next_stack == stacks.size()) stacks.emplace_back(new char[STACK]);
-            f.stack = stacks[next_stack++].get();
-            ASAN(__asan_unpoison_memory_region(f.stack, STACK);)
+            if (used == courses.size()) courses.emplace_back();
+            Course& course = *(f.course = &courses[used++]);
             TSAN(f.sanitizer = __tsan_create_fiber(0);)
-            getcontext(&f.context);
-            f.context.uc_stack.ss_sp = f.stack, f.context.uc_stack.ss_size = STACK;
-            makecontext(&f.context, fiber_main, 0);
+            if (course.stack) {
+                ASAN(__asan_unpoison_memory_region(course.stack.get(), STACK);)
+            } else {
+                course.stack.reset(new char[STACK]);
+            }
+            if (course.begun) continue;
+            getcontext(&course.context);
+            course.context.uc_stack.ss_sp = course.stack.get(), course.context.uc_stack.ss_size = STACK;
+            makecontext(&course.context, fiber_main, 0);
         }
         run_group(g, name, seed);
     }
