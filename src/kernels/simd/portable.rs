@@ -4,6 +4,29 @@ use half::{bf16, f16};
 
 use super::{Kernel, LANES, Simd};
 
+// Functions of their own: kernels spell out sixteen columns of each format, and with these in each of them a fifth of the library's code
+// would be for processors that hardly anyone has.
+
+#[inline(never)]
+fn widen_f16(values: [f16; LANES]) -> [f32; LANES] {
+    values.map(f16::to_f32)
+}
+
+#[inline(never)]
+fn unsigned(codes: [u32; LANES], byte: u32) -> [f32; LANES] {
+    codes.map(|codes| (codes >> (8 * byte) & 0xff) as f32)
+}
+
+#[inline(never)]
+fn signed(codes: [u32; LANES], byte: u32, bits: u32) -> [f32; LANES] {
+    codes.map(|codes| ((codes << (32 - 8 * byte - bits)).cast_signed() >> (32 - bits)) as f32)
+}
+
+#[inline(never)]
+fn lookup(table: [f32; LANES], codes: [u32; LANES], byte: u32) -> [f32; LANES] {
+    codes.map(|codes| table[(codes >> (8 * byte)) as usize % LANES])
+}
+
 /// Plain arrays; the instructions come from the compiler's vectoriser.
 #[derive(Clone, Copy)]
 pub struct Portable;
@@ -30,7 +53,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn load_f16(p: *const f16) -> Self::V {
         // SAFETY: the caller vouches for sixteen readable values.
-        unsafe { p.cast::<[f16; LANES]>().read_unaligned() }.map(f16::to_f32)
+        widen_f16(unsafe { p.cast::<[f16; LANES]>().read_unaligned() })
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const bf16) -> Self::V {
@@ -107,7 +130,15 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn lookup(table: Self::Table, codes: Self::I, byte: u32) -> Self::V {
-        codes.map(|codes| table[(codes >> (8 * byte)) as usize % LANES])
+        lookup(table, codes, byte)
+    }
+    #[inline(always)]
+    unsafe fn unsigned(codes: Self::I, byte: u32) -> Self::V {
+        unsigned(codes, byte)
+    }
+    #[inline(always)]
+    unsafe fn signed(codes: Self::I, byte: u32, bits: u32) -> Self::V {
+        signed(codes, byte, bits)
     }
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
