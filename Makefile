@@ -9,6 +9,7 @@
 #   make docs         the manuals and guides as one site, build/docs/index.html (Doxygen)
 #   make check-docs   the same, its links, and its pages and searches in a browser (Chromium)
 #   make check-gpu    the kernels of GPUs without a GPU: their types, and each against F64 under sanitizers
+#   make check-package  the crate as its package has it: builds, and its own tests pass
 #   make bench        the benchmarks
 #   make install      below PREFIX (/usr/local), staged below DESTDIR
 #   make dist         the same as an archive that is unpacked anywhere, build/metal-candle-VERSION-TARGET.tar.gz, with its checksum
@@ -46,11 +47,13 @@ export CARGO CC CXX OUT BUILD LIB SONAME PROFILE
 
 # No path of the machine that builds a release stands in it: neither in Rust code nor in the C of dependencies.
 CARGO_FOLDER := $(or $(CARGO_HOME),$(HOME)/.cargo)
-FLAGS = RUSTFLAGS="$(RUSTFLAGS) --remap-path-prefix=$(CARGO_FOLDER)=cargo --remap-path-prefix=$(CURDIR)=metal-candle" \
+REMAP = --remap-path-prefix=$(CARGO_FOLDER)=cargo --remap-path-prefix=$(CURDIR)=metal-candle
+# Not twice where a make within a make was told already: other flags would compile everything anew.
+FLAGS = RUSTFLAGS="$(RUSTFLAGS) $(if $(findstring $(REMAP),$(RUSTFLAGS)),,$(REMAP))" \
 	HOST_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo" TARGET_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo"
 REMAPPED = $(if $(filter release,$(PROFILE)),$(FLAGS))
 
-.PHONY: all library demo demo-real examples test selftest docs check-docs check-gpu soak bench install dist wheel uninstall lint clean
+.PHONY: all library demo demo-real examples test selftest docs check-docs check-gpu check-package soak bench install dist wheel uninstall lint clean
 
 all: library
 
@@ -122,6 +125,9 @@ soak: library
 
 check-gpu:
 	tests/gpu/check.sh
+
+check-package:
+	packaging/check-package.sh
 
 docs check-docs: export FEATURES = $(TEST_FEATURES)
 docs:

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Makes the crate's package and runs its tests as somebody has it who unpacked it: packaging/check-package.sh [--allow-dirty]
+#
+# A package comes without models and references; what needs them is left out or ignored there (`cfg(reference_data)`, see build.rs).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cargo=${CARGO:-cargo}
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+# The next step compiles it.
+$cargo package --quiet --locked --no-verify --target-dir "$folder/packed" "$@"
+file=$(echo "$folder"/packed/package/*.crate)
+tar -xzf "$file" -C "$folder"
+echo "$(basename "$file"): $(($(stat -c %s "$file") / 1024)) KiB"
+# Without CI, which makes a failure of what is skipped.
+cd "$folder"/metal-candle-*/
+env -u CI CARGO_TARGET_DIR="$target/package" $cargo test --locked
