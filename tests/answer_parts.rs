@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use common::{golden, load, shipped};
 use metal_candle::{
-    AnswerFormat, AnswerPart, Chat, GenerateOptions, Generation, Model, PartStream, Session, ToolCall, ToolChoice,
+    AnswerFormat, AnswerPart, Cancel, Chat, GenerateOptions, Generation, Model, PartStream, Session, ToolCall, ToolChoice,
 };
 use serde_json::{Map, Value as Json, json};
 
@@ -68,6 +68,34 @@ fn a_thought_ends_with_its_budget_and_the_schema_binds_behind_it() {
             }
         }
         assert_eq!((content, reasoning), (generation.content, generation.reasoning));
+    }
+}
+
+#[test]
+fn forks_and_calls_that_were_refused_leave_how_answers_are_told_apart() {
+    let options = options(2.0, 4).reasoning_budget(7);
+    let expected = answer(&mut thinking(), &options).0;
+    assert!(!expected.reasoning.is_empty() && expected.content != expected.text);
+
+    let mut session = thinking();
+    let (held, cancel) = (session.position(), Cancel::new());
+    let mut fork = session.fork().unwrap();
+    assert_eq!(answer(&mut fork, &options).0.content, expected.content);
+    cancel.trigger();
+    let mut chat = Chat::new();
+    chat.add("user", &"many words ".repeat(model().context_length()));
+    let refused: [&dyn Fn(&mut Session) -> metal_candle::Result<()>; 6] = [
+        &|session| session.append_tokens(&vec![1; model().context_length()], None),
+        &|session| session.append_tokens(&[1, u32::MAX], None),
+        &|session| session.append_tokens(&[1, 2, 3], Some(&cancel)),
+        &|session| session.set_chat(&chat, None),
+        &|session| session.truncate(held + 1),
+        &|session| session.set_adapters(&[]).and_then(|()| session.append_tokens(&[u32::MAX], None)),
+    ];
+    for (i, refused) in refused.iter().enumerate() {
+        assert!(refused(&mut session).is_err() && session.position() == held, "{i}");
+        let found = answer(&mut session.fork().unwrap(), &options).0;
+        assert_eq!((found.content, found.reasoning), (expected.content.clone(), expected.reasoning.clone()), "{i}");
     }
 }
 

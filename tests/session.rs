@@ -269,6 +269,17 @@ fn half_a_prompt_is_known_as_such_when_it_is_loaded() {
     let error = session.begin(&options(1)).unwrap_err();
     assert!(held > 0 && error.message().contains(&format!("found {held} of its 40 tokens")), "{error}");
 
+    // A part of what is missing does not make it whole; all of it does.
+    let whole = chat.encode(&model, true, None).unwrap();
+    let mut appended = session.fork().unwrap();
+    appended.append_tokens(&[], None).unwrap();
+    assert_eq!(appended.begin(&options(1)).unwrap_err().message(), error.message());
+    appended.append_tokens(&whole[held..held + 1], None).unwrap();
+    let still = appended.begin(&options(1)).unwrap_err();
+    assert!(still.message().contains(&format!("found {} of its 40 tokens", held + 1)), "{still}");
+    appended.append_tokens(&whole[held + 1..], None).unwrap();
+    appended.begin(&options(1)).unwrap();
+
     session.save(&path).unwrap();
     let mut loaded = Session::load(&model, &path).unwrap();
     assert_eq!(loaded.begin(&options(1)).unwrap_err().message(), error.message());

@@ -2,6 +2,7 @@
 //!
 //! ```
 //! use metal_candle::{LoadOptions, Model, Session};
+//! # if !cfg!(reference_data) { return Ok(()); } // A package comes without models.
 //! let model = Model::load("models/tiny-coder", &LoadOptions::default(), None)?;
 //! let mut session = Session::new(&model, 0)?;
 //! session.append("fn main() {", None)?;
@@ -98,7 +99,8 @@ impl Session {
     /// `OutOfMemory`, `Device`, `Suspended`.
     pub fn fork(&self) -> Result<Self> {
         let fork = Self::of(self.evaluated.fork()?, self.max_context);
-        Ok(Self { adapters: self.adapters.clone(), interrupted: self.interrupted, ..fork })
+        let answer_format = self.answer_format.clone();
+        Ok(Self { adapters: self.adapters.clone(), answer_format, interrupted: self.interrupted, ..fork })
     }
 
     /// Appends a text. At the beginning of a session with what the tokenizer puts around a text (BOS).
@@ -116,10 +118,16 @@ impl Session {
     /// # Errors
     /// As [`append`](Self::append), and `InvalidArgument` naming an id outside the vocabulary.
     pub fn append_tokens(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<()> {
-        self.leave_answer()?;
-        self.answer_format = None;
+        self.refuse_while_answering()?;
         self.check(tokens, self.position())?;
-        self.extend(tokens, cancel)
+        let (held, answer, adapters) = (self.position(), self.answer.take(), self.answer_adapters.take());
+        let format = self.answer_format.take();
+        let result = self.extend(tokens, cancel);
+        if result.is_err() && self.position() == held {
+            // As if it had not been called.
+            (self.answer, self.answer_adapters, self.answer_format) = (answer, adapters, format);
+        }
+        result
     }
 
     /// Makes the session hold exactly this text: the longest common prefix of what it holds is kept, the rest evaluated.
@@ -146,9 +154,9 @@ impl Session {
     }
 
     fn set_tokens(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<()> {
+        self.check(tokens, 0)?;
         self.leave_answer()?;
         self.answer_format = None;
-        self.check(tokens, 0)?;
         let common = self.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
         self.evaluated.keep(common);
         self.interrupted = Some(tokens.len());
@@ -167,12 +175,12 @@ impl Session {
             PrefillWatch { cancel, progress: &mut None, seconds: &mut self.prefill_seconds, started: None, is_chosen: false };
         let held = self.evaluated.tokens().len();
         let result = self.evaluated.extend(tokens, &self.adapters, PREFILL_CHUNK, &mut |done, total| watch.piece(done, total));
-        match &result {
-            Ok(()) => self.interrupted = None,
-            Err(_) if self.position() > held => self.interrupted = Some(held + tokens.len()),
-            // As if it had not been called.
-            Err(_) => {}
+        let position = self.position();
+        if result.is_err() && position > held {
+            self.interrupted = self.interrupted.max(Some(held + tokens.len()));
         }
+        // A part of what is missing does not make it whole.
+        self.interrupted = self.interrupted.filter(|&whole| position < whole);
         result
     }
 
@@ -201,8 +209,9 @@ impl Session {
     /// `Mismatch` for an adapter of another model; `InvalidArgument` for a scale that is no number, for two adapters that replace
     /// the same matrix, and while an answer is in the making. Nothing is changed then.
     pub fn set_adapters(&mut self, adapters: &[(Lora, f32)]) -> Result<()> {
+        let adapters = Attached::new(self.model(), adapters)?;
         self.leave_answer()?;
-        self.adapters = Attached::new(self.model(), adapters)?;
+        self.adapters = adapters;
         Ok(())
     }
 
@@ -337,9 +346,7 @@ impl Session {
     /// `InvalidArgument` on an empty session, while an answer is begun, and naming an id outside the vocabulary; `ContextFull`;
     /// `Cancelled`; `OutOfMemory`; `Device`; `Suspended`.
     pub fn score_tokens(&mut self, tokens: &[u32], cancel: Option<&Cancel>) -> Result<Vec<f32>> {
-        if self.is_answering() {
-            return Err(Error::argument("session: an answer was begun, end it first"));
-        }
+        self.refuse_while_answering()?;
         if self.tokens().is_empty() {
             return Err(Error::argument("session: expected at least one token to score behind, found none"));
         }
@@ -387,11 +394,16 @@ impl Session {
 
     /// An answer that is complete needs no `end`; one that is not must not lose its ground.
     fn leave_answer(&mut self) -> Result<()> {
+        self.refuse_while_answering()?;
+        self.answer = None;
+        self.answer_adapters = None;
+        Ok(())
+    }
+
+    fn refuse_while_answering(&self) -> Result<()> {
         if self.is_answering() {
             return Err(Error::argument("session: an answer was begun, end it first"));
         }
-        self.answer = None;
-        self.answer_adapters = None;
         Ok(())
     }
 
@@ -507,10 +519,10 @@ impl Session {
     /// # Errors
     /// `InvalidArgument` if the session holds fewer.
     pub fn truncate(&mut self, position: usize) -> Result<()> {
-        self.leave_answer()?;
         if position > self.position() {
             return Err(Error::argument(format!("position: expected at most {}, found {position}", self.position())));
         }
+        self.leave_answer()?;
         self.interrupted = None;
         self.evaluated.keep(position);
         self.answer_format = None;
@@ -518,7 +530,8 @@ impl Session {
     }
 
     /// Writes tokens and states to a file; beside it first, so that a failure leaves no half of one. Adapters are not written, only
-    /// which ones the states were computed with. Half a prompt is still half a prompt when it is loaded.
+    /// which ones the states were computed with. Half a prompt is still half a prompt when it is loaded. How answers are told apart is not
+    /// written: [`set_chat`](Self::set_chat) with the same conversation says it, and evaluates nothing again.
     ///
     /// # Errors
     /// `Io`, naming the path; `Device`, `Suspended`.
@@ -583,6 +596,7 @@ impl std::fmt::Debug for Session {
 ///
 /// ```
 /// use metal_candle::{Chat, GenerateOptions, LoadOptions, Model, Session};
+/// # if !cfg!(reference_data) { return Ok(()); } // A package comes without models.
 /// let model = Model::load("models/tiny-coder", &LoadOptions::default(), None)?;
 /// let mut chat = Chat::new();
 /// chat.add("user", "What does `Vec::push` do?");
