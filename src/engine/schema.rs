@@ -253,9 +253,10 @@ fn resolve_references(root: &mut Value) -> Result<()> {
     let mut copied = 0;
     let mut names: Vec<String> = names.into_iter().collect();
     names.sort();
+    let anchors = Anchors::of(root);
     for name in names {
         let Some(fragment) = own_fragment(&name, own_id.as_deref()) else { continue };
-        let Some((pointer, target)) = target(root, fragment) else { continue };
+        let Some((pointer, target)) = target(root, &anchors, fragment) else { continue };
         let plain = pointer.iter().all(|part| !part.is_empty() && !part.contains('/'));
         let path = format!("#/{}", pointer.join("/"));
         if plain {
@@ -303,13 +304,13 @@ fn own_fragment<'n>(name: &'n str, own_id: Option<&str>) -> Option<&'n str> {
 }
 
 /// What a fragment names: a JSON pointer (RFC 6901), percent-encoded, or an anchor; and the path to it.
-fn target<'s>(root: &'s Value, fragment: &str) -> Option<(Vec<String>, &'s Value)> {
+fn target<'s>(root: &'s Value, anchors: &Anchors<'s>, fragment: &str) -> Option<(Vec<String>, &'s Value)> {
     let fragment = percent_decoded(fragment)?;
     if fragment.is_empty() || fragment == "/" {
         return Some((Vec::new(), root));
     }
     let Some(pointer) = fragment.strip_prefix('/') else {
-        return anchored(root, &fragment, &mut Vec::new());
+        return anchors.0.get(fragment.as_str()).cloned();
     };
     let (mut value, mut path) = (root, Vec::new());
     for part in pointer.split('/') {
@@ -323,22 +324,32 @@ fn target<'s>(root: &'s Value, fragment: &str) -> Option<(Vec<String>, &'s Value
     Some((path, value))
 }
 
-fn anchored<'s>(value: &'s Value, anchor: &str, path: &mut Vec<String>) -> Option<(Vec<String>, &'s Value)> {
-    let named = |key: &str| value.get(key).and_then(Value::as_str);
-    if named("$anchor") == Some(anchor) || named("$id").is_some_and(|id| id.strip_prefix('#') == Some(anchor)) {
-        return Some((path.clone(), value));
+/// What has a name of its own, and the path to it; of several the first.
+struct Anchors<'s>(HashMap<&'s str, (Vec<String>, &'s Value)>);
+
+impl<'s> Anchors<'s> {
+    fn of(root: &'s Value) -> Self {
+        let mut anchors = Self(HashMap::new());
+        anchors.add(root, &mut Vec::new());
+        anchors
     }
-    let children: Vec<(String, &Value)> = match value {
-        Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), value)).collect(),
-        Value::Array(items) => items.iter().enumerate().map(|(at, value)| (at.to_string(), value)).collect(),
-        _ => return None,
-    };
-    children.into_iter().find_map(|(key, child)| {
-        path.push(key);
-        let found = anchored(child, anchor, path);
-        path.pop();
-        found
-    })
+
+    fn add(&mut self, value: &'s Value, path: &mut Vec<String>) {
+        let named = |key: &str| value.get(key).and_then(Value::as_str);
+        for anchor in named("$anchor").into_iter().chain(named("$id").and_then(|id| id.strip_prefix('#'))) {
+            self.0.entry(anchor).or_insert_with(|| (path.clone(), value));
+        }
+        let mut child = |key: String, value| {
+            path.push(key);
+            self.add(value, path);
+            path.pop();
+        };
+        match value {
+            Value::Object(fields) => fields.iter().for_each(|(key, value)| child(key.clone(), value)),
+            Value::Array(items) => items.iter().enumerate().for_each(|(at, value)| child(at.to_string(), value)),
+            _ => {}
+        }
+    }
 }
 
 fn percent_decoded(text: &str) -> Option<String> {
@@ -367,6 +378,7 @@ fn size(value: &Value) -> usize {
 /// Refuses what must hold of one value all together and would keep the compiler busy: the automaton of several factors has as many
 /// states as their product, and that of several patterns the product of theirs.
 fn check_conjunctions(root: &Value) -> Result<()> {
+    let mut references = References { root, anchors: Anchors::of(root), known: HashMap::new() };
     let (mut open, mut visited) = (vec![root], 0);
     while let Some(schema) = open.pop() {
         let Value::Object(fields) = schema else {
@@ -375,7 +387,7 @@ fn check_conjunctions(root: &Value) -> Result<()> {
         };
         open.extend(fields.values());
         let mut both = Conjunction { factor: 1, patterns: 0, visited: 0 };
-        both.add(root, schema, &mut Vec::new())?;
+        both.add(&mut references, schema, &mut Vec::new())?;
         visited += both.visited;
         if visited > MAX_VISITED_IN_ALL {
             return Err(invalid("expected a schema with fewer values and references, found one that takes too long to check"));
@@ -387,6 +399,22 @@ fn check_conjunctions(root: &Value) -> Result<()> {
     Ok(())
 }
 
+/// What the references of a schema name, each looked up once.
+struct References<'s> {
+    root: &'s Value,
+    anchors: Anchors<'s>,
+    /// By where the reference's text lies.
+    known: HashMap<*const u8, Option<&'s Value>>,
+}
+
+impl<'s> References<'s> {
+    fn target(&mut self, name: &'s str) -> Option<&'s Value> {
+        let (root, anchors) = (self.root, &self.anchors);
+        let find = || Some(target(root, anchors, own_fragment(name, None)?)?.1);
+        *self.known.entry(name.as_ptr()).or_insert_with(find)
+    }
+}
+
 struct Conjunction {
     factor: u128,
     patterns: usize,
@@ -394,7 +422,7 @@ struct Conjunction {
 }
 
 impl Conjunction {
-    fn add<'s>(&mut self, root: &'s Value, schema: &'s Value, names: &mut Vec<&'s str>) -> Result<()> {
+    fn add<'s>(&mut self, references: &mut References<'s>, schema: &'s Value, names: &mut Vec<&'s str>) -> Result<()> {
         let Value::Object(fields) = schema else { return Ok(()) };
         self.visited += 1;
         if self.visited > MAX_VISITED {
@@ -413,17 +441,17 @@ impl Conjunction {
                     // One of them holds at a time.
                     self.patterns = before;
                 }
-                self.add(root, case, names)?;
+                self.add(references, case, names)?;
                 most = most.max(self.patterns);
             }
             self.patterns = most;
         }
         if let Some(name) = fields.get("$ref").and_then(Value::as_str)
             && !names.contains(&name)
-            && let Some((_, named)) = own_fragment(name, None).and_then(|fragment| target(root, fragment))
+            && let Some(named) = references.target(name)
         {
             names.push(name);
-            self.add(root, named, names)?;
+            self.add(references, named, names)?;
             names.pop();
         }
         Ok(())
@@ -559,5 +587,9 @@ mod tests {
         ] {
             adapted(schema);
         }
+        // A name that nothing has is looked for once, not at each of two million visits.
+        let properties: Map<String, Value> = (0..900).map(|i| (format!("p{i}"), json!({"$ref": "#/$defs/d"}))).collect();
+        let nowhere = vec![json!({"$ref": "#z"}); 2000];
+        adapted(json!({"properties": properties, "$defs": {"d": {"allOf": nowhere}}}));
     }
 }

@@ -219,12 +219,18 @@ pub(super) fn whole_pattern(root: &Value) -> Result<Option<String>> {
 /// Bounds that the compiler takes: those it fails on are moved inwards, where they are so far out or so near to zero that no digits
 /// are lost that a model would write.
 pub(super) fn adapt(fields: &mut Map<String, Value>) -> Result<()> {
+    let kinds = match fields.get("type") {
+        Some(Value::String(kind)) => vec![kind.clone()],
+        Some(Value::Array(kinds)) => kinds.iter().filter_map(|kind| kind.as_str().map(str::to_owned)).collect(),
+        _ => vec!["number".to_owned()],
+    };
+    let may_be = |kind: &str| kinds.iter().any(|found| found == kind);
+    let (numbers, integers) = (may_be("number"), may_be("integer"));
     for (key, value) in fields.iter_mut() {
         let marked = |value: &Value| Integer::of(value).filter(|_| value.is_string());
         if BOUNDS.contains(&key.as_str()) {
             if let Some(integer) = marked(value) {
-                let float = integer.text().parse::<f64>().unwrap_or(f64::MAX);
-                *value = serde_json::Number::from_f64(float).map_or(Value::Null, Value::Number);
+                *value = nearest(key, &integer, numbers || integers)?.into();
             }
         } else if let (true, Some(count)) = (super::COUNTS.contains(&key.as_str()), marked(value)) {
             // The largest that the compiler takes, which is as good as any beyond.
@@ -239,17 +245,19 @@ pub(super) fn adapt(fields: &mut Map<String, Value>) -> Result<()> {
         // An annotation, or something else that is compared with nothing.
         unmark(value);
     }
-    let integers = fields.get("type").and_then(Value::as_str) == Some("integer");
     let bound = |fields: &Map<String, Value>, key: &str| fields.get(key).and_then(Value::as_f64);
-    if integers && BOUNDS.iter().any(|key| bound(fields, key).is_some_and(|bound| bound.abs() >= EXACT)) {
+    if integers && !numbers && BOUNDS.iter().any(|key| bound(fields, key).is_some_and(|bound| bound.abs() >= EXACT)) {
         for (inner, exclusive, sign) in [("minimum", "exclusiveMinimum", -1.0), ("maximum", "exclusiveMaximum", 1.0)] {
             for key in [inner, exclusive] {
                 let Some(found) = bound(fields, key) else { continue };
                 if found * sign >= EXACT {
                     fields.shift_remove(key);
-                    fields.insert(inner.to_owned(), Value::from((sign as i64) * (1i64 << 53)));
+                    let most = (1i64 << 53) - i64::from(key == exclusive && found * sign <= EXACT);
+                    if bound(fields, inner).is_none_or(|inner| inner * sign > most as f64) {
+                        fields.insert(inner.to_owned(), Value::from((sign as i64) * most));
+                    }
                 } else if found.abs() >= EXACT {
-                    return Err(invalid(format!("{key}: {found}: an integer beyond 2^53 would be rounded")));
+                    return Err(invalid(rounded(key, &found.to_string())));
                 }
             }
         }
@@ -275,6 +283,29 @@ pub(super) fn adapt(fields: &mut Map<String, Value>) -> Result<()> {
         fields.insert(key.to_owned(), Value::from(moved));
     }
     Ok(())
+}
+
+/// The double that stands for a bound: the same number, or, of a bound that is far from zero on its own side, the next one inwards.
+fn nearest(key: &str, integer: &Integer, is_compared: bool) -> Result<f64> {
+    let (upper, text) = (key.ends_with("aximum"), integer.text());
+    let float = text.parse::<f64>().unwrap_or(f64::INFINITY).clamp(f64::MIN, f64::MAX);
+    let exact = Integer::parse(&format!("{float:.0}"));
+    if exact == *integer || !is_compared {
+        return Ok(float);
+    }
+    if integer.negative == upper {
+        return Err(invalid(rounded(key, &text)));
+    }
+    Ok(match (upper, exact.is_at_most(integer)) {
+        (true, false) => float.next_down(),
+        (false, true) => float.next_up(),
+        _ => float,
+    })
+}
+
+fn rounded(key: &str, found: &str) -> String {
+    let digits: String = found.chars().take(MOST_DIGITS).collect();
+    format!("{key}: {digits}: an integer beyond 2^53 would be rounded")
 }
 
 /// 2^53: up to here a double counts one by one.
@@ -440,6 +471,33 @@ mod tests {
         };
         assert!(marked(r#"{"const": 9007199254740993}"#).unwrap_err().message().contains("would be rounded"));
         assert!(marked(r#"{"type": "integer", "minimum": 9007199254740993}"#).is_err());
+        for inwards in [
+            r#"{"type": ["integer", "null"], "minimum": 9007199254740993}"#,
+            r#"{"type": ["number", "null"], "minimum": 9007199254740993}"#,
+            r#"{"exclusiveMinimum": 9007199254740993}"#,
+            r#"{"maximum": -9007199254740993}"#,
+        ] {
+            assert!(marked(inwards).unwrap_err().message().contains("would be rounded"), "{inwards}");
+        }
+        for (outwards, expected) in [
+            (r#"{"type": "integer", "exclusiveMaximum": 9007199254740992}"#, r#"{"type": "integer", "maximum": 9007199254740991}"#),
+            (r#"{"type": "integer", "exclusiveMinimum": -9007199254740992}"#, r#"{"type": "integer", "minimum": -9007199254740991}"#),
+            (r#"{"type": "integer", "exclusiveMaximum": 1e17}"#, r#"{"type": "integer", "maximum": 9007199254740992}"#),
+            (
+                r#"{"type": ["integer", "null"], "maximum": 5, "exclusiveMaximum": 1e17}"#,
+                r#"{"type": ["integer", "null"], "maximum": 5}"#,
+            ),
+            // The double behind it is the larger one.
+            (r#"{"type": "number", "maximum": 9007199254740995}"#, r#"{"type": "number", "maximum": 9007199254740994.0}"#),
+            (r#"{"minimum": -9007199254740995}"#, r#"{"minimum": -9007199254740994.0}"#),
+            (r#"{"minimum": 9007199254740994}"#, r#"{"minimum": 9007199254740994.0}"#),
+            (r#"{"type": "string", "minimum": 9007199254740993}"#, r#"{"type": "string", "minimum": 9007199254740992.0}"#),
+        ] {
+            assert_eq!(marked(outwards).unwrap(), serde_json::from_str::<Value>(expected).unwrap(), "{outwards}");
+        }
+        assert!(marked(&format!(r#"{{"minimum": {}}}"#, "9".repeat(400))).is_err());
+        let endless = marked(&format!(r#"{{"maximum": {}}}"#, "9".repeat(400))).unwrap();
+        assert_eq!(endless, serde_json::json!({"maximum": 1e18}));
         let far = marked(r#"{"minimum": -1.7976931348623157e308, "maximum": 18446744073709551615}"#).unwrap();
         assert_eq!(far, serde_json::json!({"minimum": -1e18, "maximum": 1e18}));
         let near = marked(r#"{"minimum": 5e-324, "maximum": 1}"#).unwrap();
