@@ -122,7 +122,7 @@ pub struct SpecialIds {
 }
 
 /// Control tokens that end an answer in the models that have them.
-const ENDS: [&str; 18] = [
+const ENDS: [&str; 19] = [
     "<|im_end|>",
     "<|eot_id|>",
     "<|eom_id|>",
@@ -132,6 +132,7 @@ const ENDS: [&str; 18] = [
     "<|endoftext|>",
     "<|end_of_text|>",
     "<|return|>",
+    "<|call|>",
     "<end_of_utterance>",
     "<｜end▁of▁sentence｜>",
     "</s>",
@@ -203,7 +204,11 @@ impl<'m> GgufVocabulary<'m> {
     pub fn ends(&self) -> Vec<u32> {
         let SpecialIds { eos, eot, eom, .. } = self.special;
         let mut ends = Vec::new();
-        let known = self.of_type(TokenType::Control).filter(|&id| ENDS.contains(&self.tokens[id as usize]));
+        let has = |token: &str| self.of_type(TokenType::Control).any(|id| self.tokens[id as usize] == token);
+        // In the format of gpt-oss each message ends with this one, and an answer has several.
+        let of_a_message = if has("<|return|>") && has("<|call|>") { "<|end|>" } else { "" };
+        let is_end = |token: &str| ENDS.contains(&token) && token != of_a_message;
+        let known = self.of_type(TokenType::Control).filter(|&id| is_end(self.tokens[id as usize]));
         for id in [eos, eot, eom].into_iter().flatten().chain(known) {
             if !ends.contains(&id) {
                 ends.push(id);
@@ -388,24 +393,34 @@ impl<'m> GgufVocabulary<'m> {
 
 impl SpecialIds {
     fn read(metadata: &Metadata, tokens: usize) -> Result<Self> {
-        let id = |name: &str| {
+        let read = |name: &str| {
             let key = format!("tokenizer.ggml.{name}_token_id");
-            match metadata.u32(&key)? {
-                Some(id) if id as usize >= tokens && tokens > 0 => Err(metadata.expected(&key, &format!("an id below {tokens}"))),
-                id => Ok(id),
+            let id = metadata.u32(&key)?;
+            Ok::<_, Error>((key, id, id.is_none_or(|id| (id as usize) < tokens || tokens == 0)))
+        };
+        let id = |name: &str| match read(name)? {
+            (key, _, false) => Err(metadata.expected(&key, &format!("an id below {tokens}"))),
+            (_, id, true) => Ok(id),
+        };
+        // Files name a token that was never added, or say -1 for none; texts do not need these.
+        let id_or_none = |name: &str| {
+            let (key, id, is_known) = read(name)?;
+            if let (Some(id), false) = (id, is_known) {
+                log::warn!("{key}: {id} is no id below {tokens}, taken as none");
             }
+            Ok::<_, Error>(id.filter(|_| is_known))
         };
         Ok(Self {
             bos: id("bos")?,
             eos: id("eos")?,
-            eot: id("eot")?,
-            eom: id("eom")?,
-            unknown: id("unknown")?,
+            eot: id_or_none("eot")?,
+            eom: id_or_none("eom")?,
+            unknown: id_or_none("unknown")?,
             // The format's own spelling.
-            separator: id("seperator")?,
-            padding: id("padding")?,
-            class: id("cls")?,
-            mask: id("mask")?,
+            separator: id_or_none("seperator")?,
+            padding: id_or_none("padding")?,
+            class: id_or_none("cls")?,
+            mask: id_or_none("mask")?,
         })
     }
 

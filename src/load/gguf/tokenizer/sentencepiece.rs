@@ -10,7 +10,7 @@ use tokenizers::decoders::strip::Strip;
 use tokenizers::models::bpe::{BPE, Merges};
 use tokenizers::normalizers::{Prepend, Replace, Sequence};
 
-use super::{GgufVocabulary, SCORES, TOKENS, TokenIds, TokenType};
+use super::{GgufVocabulary, MAX_MERGES, SCORES, TOKENS, TokenIds, TokenType};
 use crate::error::Result;
 
 /// Bytes of a token that is put together from others. Every cut of one is looked up, which costs the square of its length;
@@ -57,6 +57,10 @@ impl GgufVocabulary<'_> {
             let chars = whole.chars().count();
             for (left, (at, _)) in whole.char_indices().enumerate().skip(1) {
                 if let (Some(&first), Some(&second)) = (ids.get(&whole[..at]), ids.get(&whole[at..])) {
+                    if cuts.len() == MAX_MERGES {
+                        let message = format!("expected tokens of up to {MAX_MERGES} pairs of tokens, found more");
+                        return Err(self.metadata.invalid(TOKENS, &message));
+                    }
                     cuts.try_reserve(1).map_err(|e| self.no_memory(SCORES, cuts.len(), e))?;
                     cuts.push(Cut { score: scores[id as usize], chars: [left, chars - left], ids: [first, second] });
                 }
