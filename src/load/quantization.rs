@@ -5,7 +5,7 @@
 //! | method | tensors of a module | a weight |
 //! | --- | --- | --- |
 //! | MLX, affine, 2 to 8 bits | `weight` U32 `(N, K·bits/32)`, `scales`, `biases` `(N, K/g)` | `scale · q + bias` |
-//! | FP8 | `weight` F8_E4M3 `(N, K)`, `weight_scale_inv` of blocks or `weight_scale` of rows | `f8 · scale` |
+//! | FP8 | `weight` F8_E4M3 `(N, K)`, `weight_scale_inv` of blocks, `weight_scale` of rows, either of all | `f8 · scale` |
 //! | AWQ | `qweight` I32 `(K, N/8)`, `qzeros` `(K/g, N/8)`, `scales` `(K/g, N)` | `scale · (q - zero)` |
 //! | GPTQ | `qweight` I32 `(K·bits/32, N)`, `qzeros` `(K/g, N·bits/32)`, `scales` `(K/g, N)`, `g_idx` | `scale · (q - zero)` |
 //! | compressed-tensors, packed | `weight_packed` I32 `(N, K·bits/32)`, `weight_scale` `(N, K/g)`, `weight_shape` | `scale · (q - 2^(bits-1))` |

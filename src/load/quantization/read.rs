@@ -71,22 +71,24 @@ impl<'a> QuantizedCheckpoint<'a> {
         let names: Vec<String> = checkpoint.names().into_iter().map(str::to_string).collect();
         let (mut matrices, mut hidden) = (HashMap::new(), HashSet::new());
         // What says that a module is quantised, and what else belongs to it.
-        let (mark, others): (&str, &[&str]) = match quantization {
-            Quantization::Mlx(_) => ("scales", &["biases"]),
-            Quantization::Fp8 { block: Some(_) } => ("weight_scale_inv", &["input_scale", "activation_scale"]),
-            Quantization::Fp8 { block: None } => ("weight_scale", &["input_scale"]),
-            Quantization::Awq { .. } => ("qweight", &["qzeros", "scales"]),
-            Quantization::Gptq { .. } => ("qweight", &["qzeros", "scales", "g_idx"]),
-            Quantization::Packed { .. } => ("weight_packed", &["weight_scale", "weight_shape"]),
+        let (marks, others): (&[&str], &[&str]) = match quantization {
+            Quantization::Mlx(_) => (&["scales"], &["biases"]),
+            Quantization::Fp8 { block: Some(_) } => (&["weight_scale_inv"], &["input_scale", "activation_scale"]),
+            // One scale for a whole matrix has either name, by whoever wrote it.
+            Quantization::Fp8 { block: None } => (&["weight_scale", "weight_scale_inv"], &["input_scale", "activation_scale"]),
+            Quantization::Awq { .. } => (&["qweight"], &["qzeros", "scales"]),
+            Quantization::Gptq { .. } => (&["qweight"], &["qzeros", "scales", "g_idx"]),
+            Quantization::Packed { .. } => (&["weight_packed"], &["weight_scale", "weight_shape"]),
         };
         for name in &names {
-            let Some(module) = name.strip_suffix(mark).filter(|module| module.ends_with('.')) else { continue };
+            let module = marks.iter().find_map(|mark| name.strip_suffix(mark)).filter(|module| module.ends_with('.'));
+            let Some(module) = module else { continue };
             let (dims, codes) = shape(&mut checkpoint, module, quantization)?;
             let kept = kept(&mut checkpoint, module, dims, codes)?;
             let stored = checkpoint.entry(&format!("{module}weight")).map_or(&[][..], |entry| &entry.shape);
             let shape = if let [experts, rows, _] = *stored { vec![experts, rows, dims[1]] } else { dims.to_vec() };
             let entry = Entry { shape, stored: Ok(kept) };
-            let belongs = others.iter().chain([&mark]).map(|field| format!("{module}{field}"));
+            let belongs = others.iter().chain(marks).map(|field| format!("{module}{field}"));
             hidden.extend(belongs.filter(|name| checkpoint.entry(name).is_some()));
             matrices.insert(format!("{module}weight"), Matrix { entry, dims, module: module.to_string(), codes });
         }
@@ -384,8 +386,7 @@ fn shape(checkpoint: &mut Checkpoint<'_>, module: &str, quantization: &Quantizat
         }
         Quantization::Fp8 { block } => {
             let [rows, cols] = two("weight", &["F8_E4M3"])?;
-            let field = if block.is_some() { "weight_scale_inv" } else { "weight_scale" };
-            let name = format!("{module}{field}");
+            let name = scale_of_fp8(checkpoint, module);
             let found = checkpoint.entry(&name).map(|entry| entry.shape.iter().product::<usize>()).unwrap_or(0);
             let block = match block {
                 Some(block) => *block,
@@ -396,7 +397,7 @@ fn shape(checkpoint: &mut Checkpoint<'_>, module: &str, quantization: &Quantizat
             if found == expected {
                 Ok(([rows, cols], Codes::Fp8 { block }))
             } else {
-                bad(format!("{field}: expected {expected} scales, found {found}"))
+                Err(Error::format(format!("{name}: expected {expected} scales, found {found}")))
             }
         }
         Quantization::Awq { group } => {
@@ -592,6 +593,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(reference_data), ignore = "needs the repository's references")]
     fn every_method_has_the_weights_of_its_reference() {
         for (name, config, kept) in FILES {
             with(name, config, |source| {
@@ -622,6 +624,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(reference_data), ignore = "needs the repository's references")]
     fn settings_that_the_tensors_deny_are_named() {
         for (name, config, says) in [
             ("mlx4", r#"{"quantization": {"bits": 8, "group_size": 64}}"#, "m.: expected 8 bits"),
@@ -642,6 +645,34 @@ mod tests {
             let error = source.unwrap().read("m.weight", 0, &mut [0; 4]).unwrap_err();
             assert!(error.kind() == ErrorKind::Unsupported && error.message().contains("g_idx"), "{error}");
         });
+    }
+
+    #[test]
+    fn one_scale_of_a_matrix_has_either_name() {
+        use safetensors::Dtype::{F8_E4M3, F32};
+        use safetensors::tensor::TensorView;
+        let config = r#"{"quantization_config": {"quant_method": "fp8", "weight_block_size": null}}"#;
+        let quantization = Quantization::of(&Json::parse("config.json", config).unwrap()).unwrap().unwrap();
+        let (codes, scale): (Vec<u8>, _) = ((0x30..0x38).collect(), 0.75f32.to_le_bytes());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.safetensors");
+        for name in ["m.weight_scale", "m.weight_scale_inv"] {
+            let tensors = [
+                ("m.weight", TensorView::new(F8_E4M3, vec![2, 4], &codes).unwrap()),
+                (name, TensorView::new(F32, vec![], &scale).unwrap()),
+                ("m.activation_scale", TensorView::new(F32, vec![], &scale).unwrap()),
+            ];
+            safetensors::serialize_to_file(tensors, None, &path).unwrap();
+            let mut on_bytes = |_, _| Ok(());
+            let checkpoint = Checkpoint::open_file(&path, &mut on_bytes).unwrap();
+            let mut source = QuantizedCheckpoint::new(checkpoint, &quantization).unwrap();
+            assert_eq!(source.names(), ["m.weight"], "{name}");
+            let format = source.entry("m.weight").unwrap().stored.clone().unwrap();
+            let mut bytes = vec![0; 2 * format.row_bytes(4).unwrap()];
+            source.read("m.weight", 0, &mut bytes).unwrap();
+            let expected: Vec<f32> = codes.iter().map(|&code| f8_e4m3(code) * 0.75).collect();
+            assert_eq!(format.widen(&bytes), expected, "{name}");
+        }
     }
 
     #[test]
