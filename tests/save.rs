@@ -113,6 +113,26 @@ fn a_model_that_adapters_were_merged_into_is_kept() {
 }
 
 #[test]
+fn templates_that_have_names_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let [from, to] = ["from", "to"].map(|name| folder.path().join(name));
+    std::fs::create_dir_all(from.join("additional_chat_templates")).unwrap();
+    for entry in std::fs::read_dir(common::shipped("tiny-coder")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, from.join(path.file_name().unwrap())).unwrap();
+    }
+    std::fs::write(from.join("chat_template.jinja"), "plain").unwrap();
+    std::fs::write(from.join("additional_chat_templates/tool_use.jinja"), "with tools").unwrap();
+    load(&from).save(&to, None, None).unwrap();
+    let mut chat = metal_candle::Chat::new();
+    chat.add("user", "a");
+    for expected in ["plain", "with tools"] {
+        assert_eq!(chat.render(load(&to).chat_template().ok(), true).unwrap(), expected);
+        chat.set_tools_json(Some(r#"[{"type": "function", "function": {"name": "a", "parameters": {}}}]"#)).unwrap();
+    }
+}
+
+#[test]
 fn a_file_that_adapters_were_merged_into_is_kept() {
     let (mut merged_into, folder) = (Vec::new(), tempfile::tempdir().unwrap());
     let path = folder.path().join("merged.gguf");

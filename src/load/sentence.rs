@@ -129,7 +129,7 @@ const POOLING_FLAGS: [(&str, Pooling); 6] = [
 ];
 
 /// Whose settings a file of a network may name: `sentence_bert_config.json`, or its name in early versions.
-const NETWORK_SETTINGS: [&str; 7] = ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"];
+pub(super) const NETWORK_SETTINGS: [&str; 7] = ["bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"];
 
 /// Arguments of loading that say how the reference computes, not what.
 const WITHOUT_EFFECT: [&str; 8] = [

@@ -44,6 +44,7 @@ pub(super) use lesson::Lesson;
 pub use parts::{AnswerFormat, AnswerPart, PartStream, ToolCall};
 use program::Program;
 pub use template::ChatTemplate;
+pub(crate) use template::{NAMED_TEMPLATES, named_templates};
 pub(super) use tools::{Bare, Piece};
 
 /// A conversation: messages, the tools the model may call, and what else the template reads.

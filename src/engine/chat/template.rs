@@ -2,6 +2,7 @@
 //!
 //! ```no_run
 //! use metal_candle::ChatTemplate;
+//! # if !cfg!(reference_data) { return Ok(()); } // A package comes without models.
 //! let template = ChatTemplate::load(std::path::Path::new("models/tiny-coder"))?;
 //! assert!(template.is_some());
 //! # Ok::<(), metal_candle::Error>(())
@@ -54,7 +55,7 @@ impl ChatTemplate {
         } else if let Some(document) = &config {
             template.take_field(document)?;
         }
-        for path in jinja_files(&dir.join("additional_chat_templates"))? {
+        for path in named_templates(dir)? {
             let name = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             if let Some(source) = read_optional(&path)? {
                 template.set(&name, source);
@@ -209,8 +210,9 @@ fn read_optional(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// The `.jinja` files of a directory by name; none if there is no such directory.
-fn jinja_files(dir: &Path) -> Result<Vec<PathBuf>> {
+/// The files of a model's further templates, by name.
+pub(crate) fn named_templates(model: &Path) -> Result<Vec<PathBuf>> {
+    let dir = &model.join(NAMED_TEMPLATES);
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -227,6 +229,8 @@ fn jinja_files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// Where they lie, beside the weights.
+pub(crate) const NAMED_TEMPLATES: &str = "additional_chat_templates";
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 const TOKENS: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];

@@ -22,6 +22,7 @@ pub use self::client::Client;
 #[cfg(feature = "hf-hub")]
 pub use self::hf_hub::HfHub;
 use super::safetensors::{shards, weight_map};
+use super::sentence::NETWORK_SETTINGS;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The Hub itself.
@@ -31,7 +32,7 @@ const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Files that a model directory may have beside its weights; the last three are those of sentence-transformers, as are the
+/// Files that a model directory may have beside its weights; the last two are those of sentence-transformers, `sentence_NETWORK_config.json` comes along, as are the
 /// folders `N_Name`.
 const FILES: [&str; 10] = [
     CONFIG,
@@ -39,10 +40,10 @@ const FILES: [&str; 10] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
     "modules.json",
-    "sentence_bert_config.json",
     "config_sentence_transformers.json",
 ];
 
@@ -438,10 +439,16 @@ impl Revision {
 /// Files that are fetched before the weights.
 fn is_small(name: &str) -> bool {
     match name.split_once('/') {
-        None => FILES.contains(&name),
+        None => is_setting(name),
         Some(("additional_chat_templates", template)) => is_plain(template) && template.ends_with(".jinja"),
-        Some((folder, file)) => is_module(folder) && file == CONFIG,
+        Some((folder, file)) => is_module(folder) && is_setting(file),
     }
+}
+
+/// What is read beside weights.
+fn is_setting(name: &str) -> bool {
+    let network = name.strip_prefix("sentence_").and_then(|name| name.strip_suffix("_config.json"));
+    FILES.contains(&name) || network.is_some_and(|network| NETWORK_SETTINGS.contains(&network))
 }
 
 fn is_module_weights(name: &str) -> bool {

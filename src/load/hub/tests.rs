@@ -363,6 +363,7 @@ fn expect<T>(result: Result<T>, kind: ErrorKind, fragments: &[&str]) {
 }
 
 #[test]
+#[cfg_attr(not(reference_data), ignore = "needs the repository's references")]
 fn a_repository_is_downloaded_once_and_loads() {
     for via in CLIENTS {
         for (repo, weights) in [(Repo::of("tiny-coder"), 1), (Repo::of("tiny-coder").sharded(), 3)] {
@@ -414,6 +415,7 @@ fn a_repository_is_downloaded_once_and_loads() {
 }
 
 #[test]
+#[cfg_attr(not(reference_data), ignore = "needs the repository's references")]
 fn sentence_transformers_files_come_along() {
     for via in CLIENTS {
         let (fixture, server) = (
@@ -431,6 +433,7 @@ fn sentence_transformers_files_come_along() {
 }
 
 #[test]
+#[cfg_attr(not(reference_data), ignore = "needs the repository's references")]
 fn offline_names_what_is_missing() {
     for via in CLIENTS {
         let fixture = Fixture::via(via);
@@ -458,6 +461,7 @@ fn a_model_that_cannot_be_loaded_is_refused_before_its_weights() {
 }
 
 #[test]
+#[cfg_attr(not(reference_data), ignore = "needs the repository's references")]
 fn a_cancel_within_a_file_leaves_nothing_of_it() {
     for via in CLIENTS {
         let (fixture, server) = (Fixture::via(via), Repo::random().server());
@@ -620,6 +624,16 @@ fn a_file_of_the_wrong_size_or_content_is_refused() {
             assert!(fixture.large_blobs().iter().all(|name| name.ends_with(".incomplete")));
             assert!(!fixture.repo().join("refs").exists());
         }
+    }
+}
+
+#[test]
+fn what_is_read_beside_weights_is_downloaded() {
+    for name in ["added_tokens.json", "sentence_bert_config.json", "sentence_xlm-roberta_config.json", "1_Pooling/config.json"] {
+        assert!(is_small(name), "{name}");
+    }
+    for name in ["sentence_other_config.json", "sentence_bert_config.json.bak", "runs/config.json", "1_Pooling/../config.json"] {
+        assert!(!is_small(name), "{name}");
     }
 }
 
@@ -829,6 +843,7 @@ fn two_downloads_at_once_share_the_work() {
 }
 
 #[test]
+#[cfg_attr(not(reference_data), ignore = "needs the repository's references")]
 fn a_gguf_file_is_chosen_downloaded_and_loaded() {
     let file = |name: &str| std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf").join(name)).unwrap();
     let repo = || {
