@@ -386,6 +386,12 @@ fn options_out_of_range_name_themselves() {
     assert_eq!(error.kind(), ErrorKind::Format);
 }
 
+fn session_behind_57(directory: &Path) -> Session {
+    let mut session = Session::new(&load(directory), 0).unwrap();
+    session.append_tokens(&[57], None).unwrap();
+    session
+}
+
 #[test]
 fn the_recommended_sampling_and_every_end_token_are_read() {
     let folder = copy("decoders/qwen2_tied");
@@ -395,6 +401,23 @@ fn the_recommended_sampling_and_every_end_token_are_read() {
     session.append_tokens(&[57], None).unwrap();
     let answer = session.generate(&GenerateOptions::default(), None, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(answer.tokens, [136, 181], "greedy, and 181 ends it");
+
+    // Sampled from fifty tokens where nothing is said, from all where 0 is.
+    let mut ranked: Vec<(usize, f32)> = session_behind_57(folder.path()).logits().unwrap().iter().copied().enumerate().collect();
+    ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+    for (top_k, most) in [("", 50), (r#", "top_k": null"#, 50), (r#", "top_k": 7"#, 7), (r#", "top_k": 0"#, ranked.len())] {
+        let config = format!(r#"{{"do_sample": true, "temperature": 1000.0{top_k}}}"#);
+        fs::write(folder.path().join("generation_config.json"), config).unwrap();
+        let mut session = session_behind_57(folder.path());
+        let mut worst = 0;
+        for seed in 0..300 {
+            let options = GenerateOptions::default().max_tokens(1).seed(seed).ignore_eos(true);
+            let answer = session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap();
+            worst = worst.max(1 + ranked.iter().position(|(id, _)| *id as u32 == answer.tokens[0]).unwrap());
+            session.truncate(1).unwrap();
+        }
+        assert!(worst <= most && worst > most * 9 / 10, "{top_k}: {worst} of {most}");
+    }
 
     fs::write(folder.path().join("generation_config.json"), r#"{"do_sample": true, "top_p": 1.5}"#).unwrap();
     refused(&folder, ErrorKind::Format, &["generation_config.json", "top_p"]);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::chat::{NAMED_TEMPLATES, named_templates};
 use super::sampling::Sampling;
 use super::{ChatTemplate, Device, DeviceKind, LoadOptions, Tokenizer};
 use crate::error::{Error, Result};
@@ -183,6 +184,10 @@ impl Files {
             for name in BESIDE_WEIGHTS {
                 copy_if_there(&self.directory.join(name), &to_network.join(name))?;
             }
+            for path in named_templates(&self.directory)? {
+                let name = path.file_name().unwrap_or_default();
+                copy_if_there(&path, &to_network.join(NAMED_TEMPLATES).join(name))?;
+            }
             if let (true, Some(tokenizer)) = (self.tokenizer_given, tokenizer) {
                 write_text(&to_network.join("tokenizer.json"), &tokenizer.to_json()?)?;
                 let config = self.tokenizer_config.as_ref().map(Json::value);
@@ -268,7 +273,8 @@ impl Files {
         Ok(eos)
     }
 
-    /// What generation_config.json recommends: sampling where `do_sample` says so, else greedy.
+    /// What generation_config.json recommends: sampling where `do_sample` says so, else greedy. What it leaves out is as in
+    /// transformers.
     pub(super) fn sampling(&self) -> Result<Sampling> {
         let mut sampling = Sampling::default();
         let Some(json) = &self.generation else { return Ok(sampling) };
@@ -283,13 +289,16 @@ impl Files {
                 }
             };
             sampling.temperature = json.number("temperature")?.unwrap_or(1.0).max(0.0) as f32;
-            sampling.top_k = json.count("top_k", usize::MAX >> 1)?.unwrap_or(0);
+            sampling.top_k = json.count("top_k", usize::MAX >> 1)?.unwrap_or(TOP_K);
             sampling.top_p = within("top_p", 1.0)?;
             sampling.min_p = within("min_p", 0.0)?;
         }
         Ok(sampling)
     }
 }
+
+/// `_get_default_generation_params` of transformers 5: of a generation_config.json that samples and does not say.
+const TOP_K: usize = 50;
 
 /// What may lie beside the weights of a network and is the model's.
 const BESIDE_WEIGHTS: [&str; 4] =
@@ -358,9 +367,8 @@ fn generation_config(gguf: &Gguf) -> Result<Json> {
             config[field] = x.into();
         }
     }
-    if let Some(k) = metadata.u32("general.sampling.top_k")? {
-        config["top_k"] = k.into();
-    }
+    // A file that says nothing of it means nothing by it, unlike a generation_config.json.
+    config["top_k"] = metadata.u32("general.sampling.top_k")?.unwrap_or(0).into();
     config["do_sample"] = config.get("temperature").is_some_and(|x| x.as_f64().is_some_and(|x| x > 0.0)).into();
     Json::parse("general.sampling", &config.to_string())
 }
