@@ -997,6 +997,21 @@ fn a_training_on_a_dataset_goes_on_bit_for_bit_wherever_it_was_stopped() {
     assert_eq!(told(&found), told(&events));
     assert!(state(&trainer) == state(&whole));
 
+    // A step that is the last for now is evaluated as well, which changes nothing for those behind it: it does not count as one more
+    // that found nothing better.
+    let options = options.learning_rate(0.3);
+    let mut whole = LoraTrainer::new(&model, &tiny(), &options).unwrap();
+    let events = run(&mut whole, &data, Some(&eval), 0);
+    assert!(!events[3].is_best, "{events:?}");
+    let mut first = LoraTrainer::new(&model, &tiny(), &options.clone().max_steps(3)).unwrap();
+    let (begun, report) = reported(&mut first, &data, Some(&eval), 0);
+    assert!(begun.len() == 3 && begun[2].eval_loss.is_some() && report.best_loss <= begun[2].eval_loss);
+    let stopped = tempdir().unwrap();
+    first.save(stopped.path()).unwrap();
+    let mut rest = LoraTrainer::resume(&model, stopped.path(), Some(&options)).unwrap();
+    assert_eq!(told(&run(&mut rest, &data, Some(&eval), 0)), told(&events[3..]));
+    assert!(state(&rest) == state(&whole));
+
     // More epochs go on, another dataset does not.
     let more = options.epochs(4);
     let mut trainer = LoraTrainer::resume(&model, directory.path(), Some(&more)).unwrap();
