@@ -30,13 +30,13 @@ pub(super) fn table() -> Vec<(&'static str, Value, Cost)> {
         ("title", Value::from_function(title_filter), Cost::Deep),
         ("capitalize", Value::from_function(capitalize_filter), Cost::Deep),
         ("dictsort", Value::from_function(own::dictsort), Cost::Sort),
-        ("items", Value::from_function(own::items), Cost::Items),
+        ("items", Value::from_function(items_filter), Cost::Items),
         ("reverse", Value::from_function(reverse_filter), Cost::Items),
         ("round", Value::from_function(round_filter), Cost::Constant),
-        ("abs", Value::from_function(own::abs), Cost::Constant),
+        ("abs", Value::from_function(abs_filter), Cost::Constant),
         ("attr", Value::from_function(attr_filter), Cost::Search),
-        ("first", Value::from_function(own::first), Cost::Letters),
-        ("last", Value::from_function(own::last), Cost::Items),
+        ("first", Value::from_function(first_filter), Cost::Letters),
+        ("last", Value::from_function(last_filter), Cost::Items),
         ("min", Value::from_function(own::min), Cost::Sort),
         ("max", Value::from_function(own::max), Cost::Sort),
         ("sort", Value::from_function(own::sort), Cost::Sort),
@@ -293,6 +293,33 @@ pub(super) fn default_filter(
     kwargs.assert_all_used()?;
     let is_missing = value.is_undefined() || (boolean && !value.is_true());
     Ok(if is_missing { default.unwrap_or_else(|| Value::from("")) } else { value.clone() })
+}
+
+/// The filter `items`: what is not there has none.
+fn items_filter(value: &Value) -> Result<Value, Error> {
+    if value.is_undefined() { Ok(Value::from(Vec::<Value>::new())) } else { minijinja::filters::items(value) }
+}
+
+/// The filter `first`, of nothing undefined.
+fn first_filter(value: &Value) -> Result<Value, Error> {
+    if value.is_undefined() { Ok(Value::UNDEFINED) } else { minijinja::filters::first(value) }
+}
+
+/// The filter `last`, of a dict its last key.
+fn last_filter(value: Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::Undefined => Ok(Value::UNDEFINED),
+        ValueKind::Map => Ok(value.try_iter()?.last().unwrap_or_default()),
+        _ => minijinja::filters::last(value),
+    }
+}
+
+/// The filter `abs`: a boolean is a number.
+fn abs_filter(value: Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::Bool => Ok(Value::from(i64::from(value.is_true()))),
+        _ => minijinja::filters::abs(value),
+    }
 }
 
 /// The filter `length`: 0 for what is undefined.
