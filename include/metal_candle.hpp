@@ -1269,8 +1269,14 @@ public:
         : handle_(detail::make<mc_lora_trainer, mc_lora_trainer_free>([&](auto out, auto err) {
               return mc_lora_trainer_new(base.get(), detail::to_c(config).get(), detail::to_c(options).get(), out, err);
           })) {}
-    /** As a checkpoint left it: its next step is the one that would have come. */
-    static trainer resume(const model &base, const std::string &checkpoint_dir, const train_options &options = {}) {
+    /** As a checkpoint left it, with its options: its next step is the one that would have come. */
+    static trainer resume(const model &base, const std::string &checkpoint_dir) {
+        return trainer(detail::make<mc_lora_trainer, mc_lora_trainer_free>([&](auto out, auto err) {
+            return mc_lora_trainer_resume(base.get(), detail::c_text(checkpoint_dir), nullptr, out, err);
+        }));
+    }
+    /** The same with other options; those that decide what a step sees must be the checkpoint's. */
+    static trainer resume(const model &base, const std::string &checkpoint_dir, const train_options &options) {
         return trainer(detail::make<mc_lora_trainer, mc_lora_trainer_free>([&](auto out, auto err) {
             return mc_lora_trainer_resume(base.get(), detail::c_text(checkpoint_dir), detail::to_c(options).get(), out, err);
         }));

@@ -376,7 +376,12 @@ void adapters_are_trained_used_saved_and_merged() {
     resumed.save(dir / "again");
     const auto ids = coder().tokenizer().encode("a b c d");
     const float before = resumed.evaluate({{ids}, {}});
-    CHECK(std::isfinite(before) && std::isfinite(resumed.step({{ids}, {std::vector<std::uint8_t>(ids.size(), 1)}})));
+    const mc::trainer::batch step{{ids}, {std::vector<std::uint8_t>(ids.size(), 1)}};
+    CHECK(std::isfinite(before) && std::isfinite(resumed.step(step)));
+    // The checkpoint's options, not the defaults.
+    mc::trainer kept = mc::trainer::resume(coder(), dir / "checkpoint");
+    kept.step(step);
+    CHECK(kept.last_update().learning_rate == resumed.last_update().learning_rate && kept.last_update().learning_rate != 2e-4f);
     CHECK(throws(MC_ERROR_INVALID_ARGUMENT, [&] { resumed.step({{ids}, {{1}}}); }));
 }
 

@@ -46,11 +46,11 @@ public final class LoRATrainer: Sendable {
     /// - Parameters:
     ///   - checkpoint: its directory.
     ///   - model: the model that it was trained on.
-    ///   - options: as the training began with; what decides the order of the data must be the same.
+    ///   - options: as the training began with; what decides the order of the data must be the same, the rest may differ.
     /// - Throws: ``MetalCandleError``: `.notFound`, `.io` or `.format` for the files, `.mismatch` for another model, `.invalidArgument`
     ///   for an option that differs and must not.
     public static func resume(
-        from checkpoint: URL, model: LanguageModel, options: TrainingOptions = TrainingOptions()
+        from checkpoint: URL, model: LanguageModel, options: TrainingOptions
     ) async throws -> LoRATrainer {
         let path = try checkpoint.nativePath("checkpoint")
         return try await LoRATrainer(model, options) { model, options in

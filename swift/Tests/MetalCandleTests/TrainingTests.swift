@@ -81,7 +81,7 @@ extension MetalCandleTests { @Suite struct Training {
         await expect(.invalidArgument, "batch_size") {
             try await LoRATrainer.resume(from: checkpoint, model: model, options: TrainingOptions(batchSize: 2))
         }
-        await expect(.notFound) { try await LoRATrainer.resume(from: directory.url.appending(path: "none"), model: model) }
+        await expect(.notFound) { try await LoRATrainer.resume(from: directory.url.appending(path: "none"), model: model, options: long) }
     }
 
     @Test func eventsComeInTheirOrder() async throws {
