@@ -29,13 +29,22 @@ public struct ChatMessage: Sendable, Hashable, Codable {
     public var toolCalls: [ToolCall]
     /// The thoughts behind an assistant's message, for templates that show them.
     public var reasoning: String?
+    /// Of a tool's result: the ``ToolCall/id`` of the call, for templates that ask for it.
+    public var toolCallID: String?
+    /// Of a tool's result: the tool.
+    public var toolName: String?
 
     /// Makes a message.
-    public init(_ role: Role, _ content: String, toolCalls: [ToolCall] = [], reasoning: String? = nil) {
+    public init(
+        _ role: Role, _ content: String, toolCalls: [ToolCall] = [], reasoning: String? = nil, toolCallID: String? = nil,
+        toolName: String? = nil
+    ) {
         self.role = role
         self.content = content
         self.toolCalls = toolCalls
         self.reasoning = reasoning
+        self.toolCallID = toolCallID
+        self.toolName = toolName
     }
 
     /// A message with instructions.
@@ -44,8 +53,10 @@ public struct ChatMessage: Sendable, Hashable, Codable {
     public static func user(_ content: String) -> ChatMessage { ChatMessage(.user, content) }
     /// A message of the model.
     public static func assistant(_ content: String) -> ChatMessage { ChatMessage(.assistant, content) }
-    /// The result of a tool.
-    public static func tool(_ content: String) -> ChatMessage { ChatMessage(.tool, content) }
+    /// The result of a tool, and the call that it is the result of.
+    public static func tool(_ content: String, of call: ToolCall? = nil) -> ChatMessage {
+        ChatMessage(.tool, content, toolCallID: call?.id, toolName: call?.name)
+    }
 }
 
 /// A tool that the model may call, for chat templates that know tools.
@@ -116,21 +127,26 @@ public struct ToolCall: Sendable, Hashable, Codable {
     public var name: String
     /// The arguments, a JSON object.
     public var arguments: String
+    /// What tells it apart from the others of its answer, for the message with its result.
+    public var id: String?
 
     /// Makes a call, as for a stored conversation.
-    public init(name: String, arguments: String) {
+    public init(name: String, arguments: String, id: String? = nil) {
         self.name = name
         self.arguments = arguments
+        self.id = id
     }
 
     /// A whole call as the library tells it; nil for one that the answer ended within.
     init?(json: String) {
         struct Call: Decodable {
+            var id: String?
             var function: ToolCall
             var incomplete: Bool?
         }
         guard let call = try? JSONDecoder().decode(Call.self, from: Data(json.utf8)), call.incomplete != true else { return nil }
         self = call.function
+        id = call.id
     }
 
     /// The arguments as a type of yours.
@@ -167,15 +183,20 @@ struct ChatTemplateInput: Sendable {
 
 extension ChatMessage {
     fileprivate var json: String {
-        let calls = toolCalls.map { "{\"type\":\"function\",\"function\":\($0.json)}" }.joined(separator: ",")
+        let calls = toolCalls.map(\.json).joined(separator: ",")
         let toolCalls = calls.isEmpty ? "" : ",\"tool_calls\":[\(calls)]"
         let thoughts = reasoning.map { ",\"reasoning_content\":\($0.quotedAsJSON)" } ?? ""
-        return "{\"role\":\(role.rawValue.quotedAsJSON),\"content\":\(content.quotedAsJSON)\(thoughts)\(toolCalls)}"
+        let call = toolCallID.map { ",\"tool_call_id\":\($0.quotedAsJSON)" } ?? ""
+        let tool = toolName.map { ",\"name\":\($0.quotedAsJSON)" } ?? ""
+        return "{\"role\":\(role.rawValue.quotedAsJSON),\"content\":\(content.quotedAsJSON)\(thoughts)\(toolCalls)\(call)\(tool)}"
     }
 }
 
 extension ToolCall {
-    fileprivate var json: String { "{\"name\":\(name.quotedAsJSON),\"arguments\":\(arguments)}" }
+    fileprivate var json: String {
+        let id = id.map { "\"id\":\($0.quotedAsJSON)," } ?? ""
+        return "{\(id)\"type\":\"function\",\"function\":{\"name\":\(name.quotedAsJSON),\"arguments\":\(arguments)}}"
+    }
 }
 
 extension ToolDefinition {

@@ -182,7 +182,7 @@ public final class ChatSession: Sendable, Observable {
                     release(messages)
                     return response
                 }
-                for call in response.toolCalls { messages.append(.tool(try await tools.result(of: call))) }
+                for call in response.toolCalls { messages.append(.tool(try await tools.result(of: call), of: call)) }
                 if options.toolChoice != ResponseOptions.ToolChoice.none { options.toolChoice = nil }
                 round += 1
             }

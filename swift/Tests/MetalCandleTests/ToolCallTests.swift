@@ -4,7 +4,7 @@ import Testing
 @testable import MetalCandle
 
 extension MetalCandleTests { @Suite struct ToolCalls {
-    private let call = ToolCall(name: "time", arguments: #"{"zone":"UTC"}"#)
+    private let call = ToolCall(name: "time", arguments: #"{"zone":"UTC"}"#, id: "call_0")
 
     @Test func argumentsDecode() throws {
         struct Arguments: Decodable, Equatable { var zone: String }
@@ -45,7 +45,7 @@ extension MetalCandleTests { @Suite struct ToolCalls {
         // A call that has to be is one, whatever the model thinks of it.
         options.toolChoice = .tool("time")
         let required = try await ChatSession(model, tools: [tool], options: options).respond(to: question)
-        #expect(required.text.isEmpty && required.toolCalls == [ToolCall(name: "time", arguments: "{}")])
+        #expect(required.text.isEmpty && required.toolCalls == [ToolCall(name: "time", arguments: "{}", id: "call_0")])
         options.toolChoice = .tool("date")
         await expect(.invalidArgument, "date") { [options] in
             try await ChatSession(model, tools: [tool], options: options).respond(to: question)
@@ -87,7 +87,7 @@ extension MetalCandleTests { @Suite struct ToolCalls {
         let rounds = zones.values.count
         #expect((1...2).contains(rounds) && Set(zones.values) == ["UTC"] && response.toolCalls.isEmpty)
         #expect(session.history.count == 2 + 2 * rounds && session.history.last?.content == response.text)
-        #expect(session.history[1].toolCalls == [call] && session.history[2] == .tool("12:00 in UTC"))
+        #expect(session.history[1].toolCalls == [call] && session.history[2] == .tool("12:00 in UTC", of: call))
 
         // What the model cannot have meant is told to it, and what a tool throws is thrown.
         func result(_ tool: CallableTool) async throws -> String {
@@ -140,7 +140,8 @@ extension MetalCandleTests { @Suite struct ToolCalls {
             {%- if tools[0].function.name != 'time' or tools[0].function.description != 'The "time"'
                 or tools[0].function.parameters.type != 'object' -%}{{ raise_exception('tools: ' + tools | tojson) }}{%- endif -%}
             {%- if mood != 'calm' -%}{{ raise_exception('variables') }}{%- endif -%}
-            {%- if messages[1].tool_calls[0].function.arguments.zone != 'UTC' -%}{{ raise_exception('calls') }}{%- endif -%}
+            {%- if messages[1].tool_calls[0].function.arguments.zone != 'UTC' or messages[1].tool_calls[0].id != 'call_0'
+                or messages[2].tool_call_id != 'call_0' or messages[2].name != 'time' -%}{{ raise_exception('calls') }}{%- endif -%}
             {%- for message in messages -%}{{ message.role + message.content }}{%- endfor -%}
             """
         try JSONSerialization.data(withJSONObject: json).write(to: config)
@@ -152,9 +153,11 @@ extension MetalCandleTests { @Suite struct ToolCalls {
             ChatSession(model, history: history, tools: tools, templateVariables: variables, options: options)
         }
         let calm = ["mood": "\"calm\""]
-        _ = try await session([tool], calm, history).respond(to: [.tool("12:00")])
-        await expect(.template) { try await session([], calm, history).respond(to: [.tool("12:00")]) }
-        await expect(.template, "variables") { try await session([tool], [:], history).respond(to: [.tool("12:00")]) }
-        await expect(.template) { try await session([tool], calm, [history[0], .assistant("")]).respond(to: [.tool("12:00")]) }
+        let result = [ChatMessage.tool("12:00", of: call)]
+        _ = try await session([tool], calm, history).respond(to: result)
+        await expect(.template) { try await session([], calm, history).respond(to: result) }
+        await expect(.template, "variables") { try await session([tool], [:], history).respond(to: result) }
+        await expect(.template) { try await session([tool], calm, [history[0], .assistant("")]).respond(to: result) }
+        await expect(.template, "calls") { try await session([tool], calm, history).respond(to: [.tool("12:00")]) }
     }
 }}
