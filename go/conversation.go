@@ -2,14 +2,43 @@ package metalcandle
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"slices"
+	"unicode/utf8"
 )
 
 // Message is one of a conversation.
 type Message struct {
-	// Role is "system", "user", "assistant", or what else the chat template knows.
-	Role    string
+	// Role is "system", "user", "assistant", "tool", or what else the chat template knows.
+	Role string
+	// Content is what was said; of an answer, without its thoughts and calls of tools.
 	Content string
+	// Reasoning is the thoughts of an answer.
+	Reasoning string
+	// ToolCalls are the calls of tools of an answer, a JSON array as [Generation] has it.
+	ToolCalls string
+	// ToolCallID is the call that a result of a tool belongs to, where calls have ids.
+	ToolCallID string
+	// Name is the tool that a result is of.
+	Name string
+}
+
+// MarshalJSON writes the message as chat APIs have it.
+func (m Message) MarshalJSON() ([]byte, error) {
+	for _, text := range []string{m.Role, m.Content, m.Reasoning, m.ToolCallID, m.Name} {
+		if !utf8.ValidString(text) {
+			return nil, fmt.Errorf("expected UTF-8, found %q", text)
+		}
+	}
+	return json.Marshal(struct {
+		Role       string          `json:"role"`
+		Content    string          `json:"content"`
+		Reasoning  string          `json:"reasoning_content,omitempty"`
+		ToolCalls  json.RawMessage `json:"tool_calls,omitempty"`
+		ToolCallID string          `json:"tool_call_id,omitempty"`
+		Name       string          `json:"name,omitempty"`
+	}{m.Role, m.Content, m.Reasoning, json.RawMessage(m.ToolCalls), m.ToolCallID, m.Name})
 }
 
 // ConversationOptions is how a conversation begins.
@@ -47,7 +76,7 @@ func (m *Model) NewConversation(options *ConversationOptions) (*Conversation, er
 	if options != nil {
 		c.options = *options
 		if options.System != "" {
-			c.messages = append(c.messages, Message{"system", options.System})
+			c.messages = append(c.messages, Message{Role: "system", Content: options.System})
 		}
 		c.messages = append(c.messages, options.Messages...)
 		if len(options.Adapters) > 0 {
@@ -82,7 +111,7 @@ func (c *Conversation) SetMessages(messages []Message) { c.messages = slices.Clo
 // Ask streams the answer to a question. The question and what was said of the answer join the conversation, also if it was stopped; if it
 // ends before the first token, neither does.
 func (c *Conversation) Ask(ctx context.Context, question string, options *GenerateOptions) *Stream {
-	return c.Send(ctx, options, Message{"user", question})
+	return c.Send(ctx, options, Message{Role: "user", Content: question})
 }
 
 // Send is [Conversation.Ask] for messages of any role, such as results of tools; without messages the model answers what was said last.
@@ -99,15 +128,28 @@ func (c *Conversation) Send(ctx context.Context, options *GenerateOptions, messa
 		}
 		answer, err = c.session.Stream(ctx, options).generate(yield)
 		if answer != nil && len(answer.Tokens) > 0 {
-			c.messages = append(said, Message{"assistant", answer.Text})
+			message := Message{Role: "assistant", Content: answer.Content, Reasoning: answer.Reasoning}
+			if answer.ToolCalls != "[]" {
+				message.ToolCalls = answer.ToolCalls
+			}
+			c.messages = append(said, message)
 		}
 		return answer, err
 	}}
 }
 
 func (c *Conversation) chat(messages []Message) (*Chat, error) {
+	said, err := json.Marshal(messages)
+	if err != nil {
+		return nil, invalid("messages: %v", err)
+	}
 	chat := NewChat()
-	err := func() error {
+	if len(messages) > 0 {
+		if chat, err = ChatFromJSON(string(said)); err != nil {
+			return nil, err
+		}
+	}
+	err = func() error {
 		if c.options.Tools != "" {
 			if err := chat.SetTools(c.options.Tools); err != nil {
 				return err
@@ -120,11 +162,6 @@ func (c *Conversation) chat(messages []Message) (*Chat, error) {
 		}
 		for name, json := range c.options.Variables {
 			if err := chat.SetVariable(name, json); err != nil {
-				return err
-			}
-		}
-		for _, message := range messages {
-			if err := chat.Add(message.Role, message.Content); err != nil {
 				return err
 			}
 		}

@@ -482,6 +482,27 @@ func TestLeavingALoopAndCancellingKeepTheSessionUsable(t *testing.T) {
 	}
 }
 
+func TestThoughtsStandApartFromWhatWasSaid(t *testing.T) {
+	template := "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}" +
+		"<|im_start|>assistant\n<think>\n"
+	c := must(coder(t).NewConversation(&mc.ConversationOptions{Template: template}))(t)
+	defer c.Close()
+	options := &mc.GenerateOptions{Temperature: mc.Ptr(2.0), Seed: mc.Ptr[uint64](4), MaxTokens: 200, ReasoningBudget: mc.Ptr(7)}
+	stream := c.Ask(ctx, question, options)
+	for _, err := range stream.Text() {
+		must(0, err)(t)
+	}
+	answer := stream.Generation()
+	want := mc.Message{Role: "assistant", Content: answer.Content, Reasoning: answer.Reasoning}
+	if last := c.Messages()[1]; last != want || answer.Reasoning == "" || answer.Content == answer.Text {
+		t.Fatalf("%+v of %+v", last, answer)
+	}
+	c.SetMessages([]mc.Message{{Role: "user", Content: "\xff"}})
+	for _, err := range c.Send(ctx, options).Text() {
+		wantIs(t, err, mc.ErrInvalidArgument, "UTF-8")
+	}
+}
+
 // ended runs f on a goroutine of its own, and says how that ended.
 func ended(f func()) (how any) {
 	over := make(chan struct{})

@@ -90,7 +90,7 @@ static int32_t print_piece(void *user_data, const mc_token_event *event) {
 }
 
 /* [turn] */
-/* One turn: the question joins the conversation, the answer is printed and joins it too, whole or as far as it came. */
+/* One turn: the question joins the conversation, and so does the answer, whole or as far as it came, but not its thoughts. */
 static void answer(mc_session *session, mc_chat *chat, const mc_generate_options *options, const char *question, size_t len) {
     mc_cancel_reset(cancel);
     check(mc_chat_add(chat, "user", question, len, &error));
@@ -108,8 +108,8 @@ static void answer(mc_session *session, mc_chat *chat, const mc_generate_options
     }
     printf("\n");
 
-    const char *text = generation ? mc_generation_text(generation) : "";
-    size_t text_len = generation ? mc_generation_text_len(generation) : 0;
+    const char *text = generation ? mc_generation_content(generation) : "";
+    size_t text_len = generation ? mc_generation_content_len(generation) : 0;
     check(mc_chat_add(chat, "assistant", text, text_len, &error));
     mc_generation_free(generation);
 }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import unittest
+from pathlib import Path
 from typing import Any
 
 import metal_candle as mc
@@ -271,6 +274,22 @@ class Conversations(Case):
         self.assertEqual(stream.generation.finish_reason, mc.FinishReason.CANCELLED)
         self.assertEqual(self.talk.messages[-1], {"role": "assistant", "content": stream.generation.text})
         self.assertEqual(self.talk.ask(QUESTION).read().finish_reason, mc.FinishReason.EOS)
+
+    def test_thoughts_stand_apart_from_what_was_said(self) -> None:
+        template = (
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+            "<|im_start|>assistant\n<think>\n"
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            thinking = shutil.copytree(CODER, Path(folder) / "model")
+            (thinking / "chat_template.jinja").write_text(template)
+            talk = mc.Conversation(mc.Model.load(thinking))
+        answer = talk.ask(QUESTION, temperature=2.0, seed=4, max_tokens=200, reasoning_budget=7).read()
+        self.assertTrue(answer.reasoning)
+        self.assertNotEqual(answer.content, answer.text)
+        expected = {"role": "assistant", "content": answer.content, "reasoning_content": answer.reasoning}
+        self.assertEqual(talk.messages[-1], expected)
+        talk.close()
 
     def test_a_question_without_an_answer_is_taken_back(self) -> None:
         cancel = mc.Cancel()

@@ -654,7 +654,12 @@ class Conversation:
 
     def _take(self, generation: Optional[Generation]) -> None:
         if generation is not None and generation.tokens:
-            self.messages.append({"role": "assistant", "content": generation.text})
+            message: dict[str, Any] = {"role": "assistant", "content": generation.content}
+            if generation.reasoning:
+                message["reasoning_content"] = generation.reasoning
+            if generation.tool_calls:
+                message["tool_calls"] = generation.tool_calls
+            self.messages.append(message)
 
     def close(self) -> None:
         """Frees the session."""
