@@ -1702,7 +1702,7 @@ void mc_chat_free(mc_chat *MC_NULLABLE chat);
  * otherwise return MC_ERROR_INVALID_ARGUMENT: call mc_session_end() first. A session can be forked, cut back, saved and loaded.
  *
  * @code
- * // One turn: the question joins the conversation, the answer is printed and joins it too, whole or as far as it came.
+ * // One turn: the question joins the conversation, and so does the answer, whole or as far as it came, but not its thoughts.
  * static void answer(mc_session *session, mc_chat *chat, const mc_generate_options *options, const char *question, size_t len) {
  *     mc_cancel_reset(cancel);
  *     check(mc_chat_add(chat, "user", question, len, &error));
@@ -1720,8 +1720,8 @@ void mc_chat_free(mc_chat *MC_NULLABLE chat);
  *     }
  *     printf("\n");
  *
- *     const char *text = generation ? mc_generation_text(generation) : "";
- *     size_t text_len = generation ? mc_generation_text_len(generation) : 0;
+ *     const char *text = generation ? mc_generation_content(generation) : "";
+ *     size_t text_len = generation ? mc_generation_content_len(generation) : 0;
  *     check(mc_chat_add(chat, "assistant", text, text_len, &error));
  *     mc_generation_free(generation);
  * }
@@ -1961,7 +1961,8 @@ size_t mc_session_position(const mc_session *MC_NONNULL session);
 /**
  * Writes a session to a file, to go on later with mc_session_load().
  *
- * @param session  the session. Its adapters are not written; attach them again after mc_session_load().
+ * @param session  the session. Its adapters are not written: attach them again after mc_session_load(). Nor is how the answers of its
+ *                 conversation are told apart: mc_session_set_chat() with the same conversation says it, and evaluates nothing again.
  * @param path     the file; one that exists is replaced, and stays as it is if writing fails. A link is followed.
  * @param err      NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a path that is a directory, a pipe, a socket or a device;
@@ -2984,7 +2985,7 @@ mc_status mc_model_estimate_training_memory(const mc_model *MC_NONNULL model,
  * @param out      receives one reference; free it with mc_lora_trainer_free().
  * @param err      NULL, or receives the error.
  * @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a target that the model does not have; MC_ERROR_UNSUPPORTED if the model cannot
- *         generate (MC_CAPABILITY_TRAIN), for the embedding or output matrix as a target, and for an initial adapter with magnitudes
+ *         generate (MC_CAPABILITY_TRAIN), for the output matrix as a target, and for an initial adapter with magnitudes
  *         (DoRA), biases or replaced matrices; MC_ERROR_MISMATCH for an initial adapter of another model; MC_ERROR_OUT_OF_MEMORY;
  *         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
  */

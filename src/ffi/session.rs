@@ -447,7 +447,8 @@ pub unsafe extern "C" fn mc_session_position(session: MaybeUninit<&mc_session>) 
 
 /// Writes a session to a file, to go on later with mc_session_load().
 ///
-/// @param session  the session. Its adapters are not written; attach them again after mc_session_load().
+/// @param session  the session. Its adapters are not written: attach them again after mc_session_load(). Nor is how the answers of its
+///                 conversation are told apart: mc_session_set_chat() with the same conversation says it, and evaluates nothing again.
 /// @param path     the file; one that exists is replaced, and stays as it is if writing fails. A link is followed.
 /// @param err      NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a path that is a directory, a pipe, a socket or a device;

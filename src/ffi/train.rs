@@ -205,7 +205,7 @@ pub unsafe extern "C" fn mc_model_estimate_training_memory(
 /// @param out      receives one reference; free it with mc_lora_trainer_free().
 /// @param err      NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_ARGUMENT also for a target that the model does not have; MC_ERROR_UNSUPPORTED if the model cannot
-///         generate (MC_CAPABILITY_TRAIN), for the embedding or output matrix as a target, and for an initial adapter with magnitudes
+///         generate (MC_CAPABILITY_TRAIN), for the output matrix as a target, and for an initial adapter with magnitudes
 ///         (DoRA), biases or replaced matrices; MC_ERROR_MISMATCH for an initial adapter of another model; MC_ERROR_OUT_OF_MEMORY;
 ///         MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
 #[unsafe(no_mangle)]
