@@ -159,14 +159,14 @@ KERNEL(cross_entropy, 256, device const T* scores, device const uint* targets, d
 
 // A block of a matrix times a number, to a block of another: parameters to what products read, and their gradients back. grid (blocks of
 // values).
-#define BLOCK_KERNEL(NAME, X, Y)                                                                       \
-    KERNEL(NAME, 256, device const X* x, device Y* y, PARAMS(BatchBlock)) {                            \
-        Place at = PLACE;                                                                              \
-        after_previous();                                                                              \
-        const uint i = of_grid(at), row = i / p.cols, col = i % p.cols;                \
-        if (i >= p.count) return;                                                                      \
-        const float v = load(x, p.from + size_t(row) * p.from_stride + col);                           \
-        store(y, p.to + size_t(row) * p.to_stride + col, v * p.factor);                                \
+#define BLOCK_KERNEL(NAME, X, Y)                                             \
+    KERNEL(NAME, 256, device const X* x, device Y* y, PARAMS(BatchBlock)) {  \
+        Place at = PLACE;                                                    \
+        after_previous();                                                    \
+        const uint i = of_grid(at), row = i / p.cols, col = i % p.cols;      \
+        if (i >= p.count) return;                                            \
+        const float v = load(x, p.from + size_t(row) * p.from_stride + col); \
+        store(y, p.to + size_t(row) * p.to_stride + col, v * p.factor);      \
     }
 BLOCK_KERNEL(block_from_f32, float, T)
 BLOCK_KERNEL(block_to_f32, T, float)

@@ -87,6 +87,15 @@ pub struct BatchBlock<'a> {
     pub factor: f32,
 }
 
+impl BatchBlock<'_> {
+    /// Whether both are written to one place at least.
+    fn overlaps(&self, other: &Self) -> bool {
+        let meet = |a: (usize, usize), b: (usize, usize)| a.0.max(b.0) < (a.0 + a.1).min(b.0 + b.1);
+        meet((self.to.0, self.rows.len()), (other.to.0, other.rows.len()))
+            && meet((self.to.1, self.cols.len()), (other.to.1, other.cols.len()))
+    }
+}
+
 /// Sequences whose rows lie one after another, and the places of the longest for each.
 #[derive(Debug, Clone)]
 pub struct BatchPlaces {
@@ -306,6 +315,12 @@ impl BatchOps {
     /// # Shape
     /// Returns `(rows, cols)`.
     pub fn matrix_of(&self, (rows, cols): (usize, usize), dtype: DType, blocks: &[BatchBlock<'_>]) -> Result<Tensor> {
+        // Where two were written, the order of the device's threads would decide.
+        if let Some((a, b)) =
+            (1..blocks.len()).flat_map(|i| (0..i).map(move |k| (&blocks[k], &blocks[i]))).find(|(a, b)| a.overlaps(b))
+        {
+            bail!("blocks of a matrix: expected none that overlap, found {a:?} and {b:?}")
+        }
         let covered: usize = blocks.iter().map(|block| block.rows.len() * block.cols.len()).sum();
         let y = if covered == rows * cols {
             self.room((rows, cols), dtype)?
@@ -459,6 +474,11 @@ impl BatchPlaces {
         let (sequences, rows) = (lengths.len(), places.len());
         Ok(Self { firsts: Tensor::new(firsts, device)?, places: Tensor::new(places, device)?, sequences, longest, rows })
     }
+
+    /// Of each row its place, sequence · longest + position. `(T)`, U32.
+    pub fn places(&self) -> &Tensor {
+        &self.places
+    }
 }
 
 impl BatchScores<'_> {
@@ -511,4 +531,27 @@ fn contiguous<'a>(x: &'a Tensor, shape: &[usize], dtype: DType) -> Result<Cow<'a
     }
     let offset = x.layout().start_offset() * x.dtype().size_in_bytes();
     Ok(if x.is_contiguous() && offset.is_multiple_of(16) { Cow::Borrowed(x) } else { Cow::Owned(x.force_contiguous()?) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_that_share_a_place_are_refused_and_neighbours_are_not() {
+        let x = Tensor::zeros((4, 4), DType::F32, &Device::Cpu).unwrap();
+        let block = |rows, cols, to| BatchBlock { x: &x, rows: 0..rows, cols: 0..cols, to, factor: 1.0 };
+        let own = block(2, 3, (1, 1));
+        for (other, overlaps) in [
+            (block(2, 3, (1, 1)), true),
+            (block(1, 1, (2, 3)), true),
+            (block(4, 4, (0, 0)), true),
+            (block(1, 4, (0, 0)), false),
+            (block(2, 1, (1, 4)), false),
+            (block(1, 1, (3, 2)), false),
+            (block(0, 3, (1, 1)), false),
+        ] {
+            assert_eq!((own.overlaps(&other), other.overlaps(&own)), (overlaps, overlaps), "{other:?}");
+        }
+    }
 }

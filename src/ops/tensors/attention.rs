@@ -271,12 +271,10 @@ pub struct Sequences {
     longest: usize,
     /// `(B · L)`: the row of each place; padding repeats the first.
     rows: Tensor,
-    /// The place of each row.
-    places: Tensor,
     /// `(B, 1, L, L)`, causal or not, for each window: 0 where a query sees a key, else a large negative number.
     masks: HashMap<(bool, Option<usize>), Tensor>,
     bias: Option<Bias>,
-    /// The same places, for the device's own kernels.
+    /// The place of each row.
     batch: BatchPlaces,
 }
 
@@ -293,11 +291,10 @@ impl Sequences {
     /// `bias`: `(H, 2 · longest - 1)`.
     pub fn new(lengths: Vec<usize>, bias: Option<Vec<f32>>, device: &Device) -> Result<Self> {
         let longest = lengths.iter().copied().max().unwrap_or(0);
-        let (mut rows, mut places) = (Vec::with_capacity(lengths.len() * longest), Vec::new());
-        for (b, &len) in lengths.iter().enumerate() {
-            let first = places.len();
-            places.extend((0..len).map(|t| (b * longest + t) as u32));
+        let (mut rows, mut first) = (Vec::with_capacity(lengths.len() * longest), 0);
+        for &len in &lengths {
             rows.extend((0..longest).map(|t| if t < len { (first + t) as u32 } else { 0 }));
+            first += len;
         }
         let bias = bias.map(|bias| {
             let by_distance = Tensor::from_slice(&bias, bias.len(), device)?;
@@ -308,7 +305,6 @@ impl Sequences {
             lengths: lengths.into(),
             longest,
             rows: Tensor::new(rows, device)?,
-            places: Tensor::new(places, device)?,
             masks: HashMap::new(),
             bias: bias.transpose()?,
         })
@@ -383,13 +379,13 @@ impl Sequences {
     pub fn placed_rows_alone(&self, x: &Tensor) -> Result<Tensor> {
         let ((batch, longest), width) = (self.shape(), x.dims2()?.1);
         let none = Tensor::zeros((batch * longest, width), x.dtype(), x.device())?;
-        none.index_add(&self.places, &x.force_contiguous()?, 0)?.reshape((batch, longest, width))
+        none.index_add(self.batch.places(), &x.force_contiguous()?, 0)?.reshape((batch, longest, width))
     }
 
     /// The rows of what is at places, `(B, L, C)`.
     pub fn rows_at(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, longest, width) = x.dims3()?;
-        x.force_contiguous()?.reshape((batch * longest, width))?.index_select(&self.places, 0)
+        x.force_contiguous()?.reshape((batch * longest, width))?.index_select(self.batch.places(), 0)
     }
 
     /// The rows of what is at places.
