@@ -5,10 +5,17 @@
 //! of its own (`llg_*`): on ELF those stay inside. Apple's linker knows a list of what to export or one of what not to, and rustc
 //! gives it the first; there nothing binds to them by accident, as a program looks a symbol up in the library that it was linked
 //! with.
+//!
+//! `cfg(reference_data)` says whether models and references are there: the repository has them, a package does not.
 
+use std::path::Path;
 use std::{env, fs};
 
 fn main() {
+    println!("cargo:rustc-check-cfg=cfg(reference_data)");
+    if Path::new("tests/golden").is_dir() && Path::new("models/tiny-coder").is_dir() {
+        println!("cargo:rustc-cfg=reference_data");
+    }
     let source = "src/ffi/library.rs";
     println!("cargo:rerun-if-changed={source}");
     println!("cargo:rerun-if-changed=build.rs");

@@ -334,5 +334,5 @@ fn read_completion(prompt: Json, completion: Json, tools: Option<Json>) -> Resul
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, reference_data))]
 mod tests;

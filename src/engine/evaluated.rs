@@ -393,7 +393,7 @@ pub(super) fn pass(parts: &mut [PassPart<'_>]) -> Result<()> {
     result
 }
 
-#[cfg(test)]
+#[cfg(all(test, reference_data))]
 mod tests {
     use super::*;
     use crate::engine::LoadOptions;

@@ -4,6 +4,7 @@
 //!
 //! ```
 //! use metal_candle::{LoadOptions, Lora, Model, Session};
+//! # if !cfg!(reference_data) { return Ok(()); } // A package comes without models.
 //! let model = Model::load("tests/golden/decoders/qwen2_untied_old", &LoadOptions::default(), None)?;
 //! let lora = Lora::load(&model, "tests/golden/lora/qwen2_all7")?;
 //! assert_eq!((lora.rank(), lora.alpha()), (8, 16.0));

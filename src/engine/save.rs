@@ -2,6 +2,7 @@
 //!
 //! ```no_run
 //! use metal_candle::{LoadOptions, Lora, Model};
+//! # if !cfg!(reference_data) { return Ok(()); } // A package comes without models.
 //! let model = Model::load("models/tiny-coder", &LoadOptions::default(), None)?;
 //! let merged = model.merge(&Lora::load(&model, "my-adapter")?, 1.0)?;
 //! merged.save("my-model", Some("bf16"), None)?;

@@ -293,6 +293,7 @@ fn goldens() -> PathBuf {
 }
 
 #[test]
+#[cfg_attr(not(reference_data), ignore = "needs the repository's references")]
 fn tensors_of_llama_cpp_have_the_values_that_it_reads_in_them() {
     let golden: serde_json::Value = serde_json::from_str(&fs::read_to_string(goldens().join("golden.json")).unwrap()).unwrap();
     let mut formats = BTreeSet::new();
@@ -323,6 +324,7 @@ fn tensors_of_llama_cpp_have_the_values_that_it_reads_in_them() {
 }
 
 #[test]
+#[cfg_attr(not(reference_data), ignore = "needs the repository's references")]
 fn a_matrix_of_every_format_is_loaded() {
     let cpu = Backend::new(&candle_core::Device::Cpu);
     for file in ["qwen2-F16", "qwen2-Q8_0", "qwen2-Q4_0", "qwen2_k-Q4_K", "qwen2_k-IQ4_XS"] {
@@ -342,6 +344,7 @@ fn a_matrix_of_every_format_is_loaded() {
 }
 
 #[test]
+#[cfg_attr(not(reference_data), ignore = "needs the repository's references")]
 fn metadata_of_llama_cpp_is_read() {
     let gguf = Gguf::open(&goldens().join("tiny-coder-Q4_K_S.gguf")).unwrap();
     let metadata = gguf.metadata();

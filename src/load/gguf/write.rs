@@ -263,7 +263,7 @@ fn values(
     Ok(values)
 }
 
-#[cfg(test)]
+#[cfg(all(test, reference_data))]
 mod tests {
     use super::*;
     use crate::nn::TensorSource;
