@@ -29,7 +29,13 @@ fn code() -> Vec<(String, PathBuf, String)> {
         .into_iter()
         .map(|path| {
             let text = fs::read_to_string(&path).unwrap();
-            let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            let text = text
+                .split("#[cfg(test)]\nmod tests")
+                .next()
+                .unwrap()
+                .split("#[cfg(all(test, reference_data))]\nmod tests")
+                .next()
+                .unwrap();
             let code = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
             let layer = path.strip_prefix(&root).unwrap().iter().next().unwrap().to_string_lossy().into_owned();
             (layer, path, code)

@@ -999,7 +999,7 @@ fn a_training_on_a_dataset_goes_on_bit_for_bit_wherever_it_was_stopped() {
 
     // A step that is the last for now is evaluated as well, which changes nothing for those behind it: it does not count as one more
     // that found nothing better.
-    let options = options.learning_rate(0.3);
+    let options = options.learning_rate(1.0).warmup_steps(8);
     let mut whole = LoraTrainer::new(&model, &tiny(), &options).unwrap();
     let events = run(&mut whole, &data, Some(&eval), 0);
     assert!(!events[3].is_best, "{events:?}");

@@ -806,13 +806,17 @@ mod tests {
     #[test]
     fn many_declared_tokens_are_a_matter_of_a_moment() {
         let directory = tempfile::tempdir().unwrap();
-        let tokenizer = r#"{"version": "1.0", "decoder": {"type": "Fuse"}, "model": {"type": "BPE", "vocab": {"x": 0}, "merges": []}}"#;
+        let tokenizer =
+            r#"{"version": "1.0", "decoder": {"type": "Fuse"}, "model": {"type": "BPE", "vocab": {"x": 0}, "merges": []}}"#;
         std::fs::write(directory.path().join("tokenizer.json"), tokenizer).unwrap();
         const COUNT: u32 = 60_000;
         let listed: Vec<String> = (1..COUNT).map(|id| format!(r#""{id}": {{"content": "<{id}>", "special": true}}"#)).collect();
         let named: Vec<String> = (1..COUNT).map(|id| format!("\"<{id}>\"")).collect();
-        let config =
-            format!(r#"{{"added_tokens_decoder": {{{}}}, "additional_special_tokens": [{}]}}"#, listed.join(","), named.join(","));
+        let config = format!(
+            r#"{{"added_tokens_decoder": {{{}}}, "additional_special_tokens": [{}]}}"#,
+            listed.join(","),
+            named.join(",")
+        );
         std::fs::write(directory.path().join("tokenizer_config.json"), config).unwrap();
         let tokenizer = Tokenizer::load(directory.path()).unwrap();
         assert_eq!(tokenizer.encode("x<77>x<59999>", false).unwrap(), [0, 77, 0, COUNT - 1]);

@@ -376,7 +376,7 @@ void adapters_are_trained_used_saved_and_merged() {
     resumed.save(dir / "again");
     const auto ids = coder().tokenizer().encode("a b c d");
     const float before = resumed.evaluate({{ids}, {}});
-    const mc::trainer::batch step{{ids}, {std::vector<std::uint8_t>(ids.size(), 1)}};
+    const mc::token_batch step{{ids}, {std::vector<std::uint8_t>(ids.size(), 1)}};
     CHECK(std::isfinite(before) && std::isfinite(resumed.step(step)));
     // The checkpoint's options, not the defaults.
     mc::trainer kept = mc::trainer::resume(coder(), dir / "checkpoint");

@@ -480,8 +480,14 @@ mod tests {
             assert!(marked(inwards).unwrap_err().message().contains("would be rounded"), "{inwards}");
         }
         for (outwards, expected) in [
-            (r#"{"type": "integer", "exclusiveMaximum": 9007199254740992}"#, r#"{"type": "integer", "maximum": 9007199254740991}"#),
-            (r#"{"type": "integer", "exclusiveMinimum": -9007199254740992}"#, r#"{"type": "integer", "minimum": -9007199254740991}"#),
+            (
+                r#"{"type": "integer", "exclusiveMaximum": 9007199254740992}"#,
+                r#"{"type": "integer", "maximum": 9007199254740991}"#,
+            ),
+            (
+                r#"{"type": "integer", "exclusiveMinimum": -9007199254740992}"#,
+                r#"{"type": "integer", "minimum": -9007199254740991}"#,
+            ),
             (r#"{"type": "integer", "exclusiveMaximum": 1e17}"#, r#"{"type": "integer", "maximum": 9007199254740992}"#),
             (
                 r#"{"type": ["integer", "null"], "maximum": 5, "exclusiveMaximum": 1e17}"#,
