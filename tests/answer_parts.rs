@@ -84,7 +84,8 @@ fn forks_and_calls_that_were_refused_leave_how_answers_are_told_apart() {
     cancel.trigger();
     let mut chat = Chat::new();
     chat.add("user", &"many words ".repeat(model().context_length()));
-    let refused: [&dyn Fn(&mut Session) -> metal_candle::Result<()>; 6] = [
+    type Call<'a> = &'a dyn Fn(&mut Session) -> metal_candle::Result<()>;
+    let refused: [Call<'_>; 6] = [
         &|session| session.append_tokens(&vec![1; model().context_length()], None),
         &|session| session.append_tokens(&[1, u32::MAX], None),
         &|session| session.append_tokens(&[1, 2, 3], Some(&cancel)),
