@@ -3,7 +3,6 @@ package metalcandle
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"slices"
 	"unicode/utf8"
 )
@@ -24,21 +23,30 @@ type Message struct {
 	Name string
 }
 
-// MarshalJSON writes the message as chat APIs have it.
-func (m Message) MarshalJSON() ([]byte, error) {
-	for _, text := range []string{m.Role, m.Content, m.Reasoning, m.ToolCallID, m.Name} {
-		if !utf8.ValidString(text) {
-			return nil, fmt.Errorf("expected UTF-8, found %q", text)
-		}
-	}
-	return json.Marshal(struct {
+// asJSON is the messages as chat APIs have them.
+func asJSON(messages []Message) (string, error) {
+	type message struct {
 		Role       string          `json:"role"`
 		Content    string          `json:"content"`
 		Reasoning  string          `json:"reasoning_content,omitempty"`
 		ToolCalls  json.RawMessage `json:"tool_calls,omitempty"`
 		ToolCallID string          `json:"tool_call_id,omitempty"`
 		Name       string          `json:"name,omitempty"`
-	}{m.Role, m.Content, m.Reasoning, json.RawMessage(m.ToolCalls), m.ToolCallID, m.Name})
+	}
+	said := make([]message, 0, len(messages))
+	for i, m := range messages {
+		for _, text := range []string{m.Role, m.Content, m.Reasoning, m.ToolCallID, m.Name} {
+			if !utf8.ValidString(text) { // which would be written otherwise
+				return "", invalid("messages[%d]: expected UTF-8, found %q", i, text)
+			}
+		}
+		said = append(said, message{m.Role, m.Content, m.Reasoning, json.RawMessage(m.ToolCalls), m.ToolCallID, m.Name})
+	}
+	written, err := json.Marshal(said)
+	if err != nil {
+		return "", invalid("messages: %v", err)
+	}
+	return string(written), nil
 }
 
 // ConversationOptions is how a conversation begins.
@@ -139,17 +147,19 @@ func (c *Conversation) Send(ctx context.Context, options *GenerateOptions, messa
 }
 
 func (c *Conversation) chat(messages []Message) (*Chat, error) {
-	said, err := json.Marshal(messages)
-	if err != nil {
-		return nil, invalid("messages: %v", err)
-	}
-	chat := NewChat()
-	if len(messages) > 0 {
-		if chat, err = ChatFromJSON(string(said)); err != nil {
+	var chat *Chat
+	if len(messages) == 0 {
+		chat = NewChat()
+	} else {
+		said, err := asJSON(messages)
+		if err != nil {
+			return nil, err
+		}
+		if chat, err = ChatFromJSON(said); err != nil {
 			return nil, err
 		}
 	}
-	err = func() error {
+	err := func() error {
 		if c.options.Tools != "" {
 			if err := chat.SetTools(c.options.Tools); err != nil {
 				return err

@@ -1271,15 +1271,11 @@ public:
           })) {}
     /** As a checkpoint left it, with its options: its next step is the one that would have come. */
     static trainer resume(const model &base, const std::string &checkpoint_dir) {
-        return trainer(detail::make<mc_lora_trainer, mc_lora_trainer_free>([&](auto out, auto err) {
-            return mc_lora_trainer_resume(base.get(), detail::c_text(checkpoint_dir), nullptr, out, err);
-        }));
+        return resumed(base, checkpoint_dir, nullptr);
     }
     /** The same with other options; those that decide what a step sees must be the checkpoint's. */
     static trainer resume(const model &base, const std::string &checkpoint_dir, const train_options &options) {
-        return trainer(detail::make<mc_lora_trainer, mc_lora_trainer_free>([&](auto out, auto err) {
-            return mc_lora_trainer_resume(base.get(), detail::c_text(checkpoint_dir), detail::to_c(options).get(), out, err);
-        }));
+        return resumed(base, checkpoint_dir, detail::to_c(options).get());
     }
     static std::uint64_t estimate_memory(const model &base, const lora_config &config = {}, const train_options &options = {}) {
         std::uint64_t bytes = 0;
@@ -1332,6 +1328,12 @@ public:
 
 private:
     explicit trainer(detail::handle<mc_lora_trainer, mc_lora_trainer_free> handle) : handle_(std::move(handle)) {}
+
+    static trainer resumed(const model &base, const std::string &checkpoint_dir, const mc_train_options *options) {
+        return trainer(detail::make<mc_lora_trainer, mc_lora_trainer_free>([&](auto out, auto err) {
+            return mc_lora_trainer_resume(base.get(), detail::c_text(checkpoint_dir), options, out, err);
+        }));
+    }
 
     template <class Call> float step_by(Call call, const token_batch &batch) {
         std::vector<std::uint32_t> tokens;

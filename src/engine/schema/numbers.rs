@@ -219,12 +219,11 @@ pub(super) fn whole_pattern(root: &Value) -> Result<Option<String>> {
 /// Bounds that the compiler takes: those it fails on are moved inwards, where they are so far out or so near to zero that no digits
 /// are lost that a model would write.
 pub(super) fn adapt(fields: &mut Map<String, Value>) -> Result<()> {
-    let kinds = match fields.get("type") {
-        Some(Value::String(kind)) => vec![kind.clone()],
-        Some(Value::Array(kinds)) => kinds.iter().filter_map(|kind| kind.as_str().map(str::to_owned)).collect(),
-        _ => vec!["number".to_owned()],
+    let may_be = |kind: &str| match fields.get("type") {
+        Some(Value::String(found)) => found == kind,
+        Some(Value::Array(kinds)) => kinds.iter().any(|found| found.as_str() == Some(kind)),
+        _ => kind == "number",
     };
-    let may_be = |kind: &str| kinds.iter().any(|found| found == kind);
     let (numbers, integers) = (may_be("number"), may_be("integer"));
     for (key, value) in fields.iter_mut() {
         let marked = |value: &Value| Integer::of(value).filter(|_| value.is_string());

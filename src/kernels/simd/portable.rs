@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::{Kernel, LANES, Simd};
 
-// Functions of their own: kernels spell out sixteen columns of each format, and with these in each of them a fifth of the library's code
+// Functions of their own: kernels spell out sixteen columns of each format, and with these in each of them an eighth of the library's code
 // would be for processors that hardly anyone has.
 
 #[inline(never)]

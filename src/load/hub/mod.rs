@@ -32,8 +32,8 @@ const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Files that a model directory may have beside its weights; the last two are those of sentence-transformers, `sentence_NETWORK_config.json` comes along, as are the
-/// folders `N_Name`.
+/// Files that a model directory may have beside its weights. The last two are those of sentence-transformers, as are the folders `N_Name`
+/// and the settings of a network, `sentence_NETWORK_config.json`.
 const FILES: [&str; 10] = [
     CONFIG,
     "generation_config.json",
