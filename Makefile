@@ -57,10 +57,11 @@ REMAPPED = $(if $(filter release,$(PROFILE)),$(FLAGS))
 
 all: library
 
-# What a program needs beside the archive is written to native-static-libs.
+# What a program needs beside the archive is written to native-static-libs. CMakeLists.txt calls cargo with the same arguments, so that
+# neither compiles anew what the other has.
 library:
 	$(REMAPPED) $(CARGO) rustc --lib --profile $(PROFILE) --features reserve --crate-type cdylib,staticlib -- \
-		--print native-static-libs=$(OUT)/native-static-libs
+		--print native-static-libs=$(abspath $(OUT))/native-static-libs
 	ln -sf $(LIB) $(OUT)/$(SONAME)
 
 # The archive with no other global symbols than the header's.

@@ -98,19 +98,28 @@ impl Executor {
         if !made.status.success() {
             return Err(String::from_utf8_lossy(&made.stderr).into_owned());
         }
-        let path = CString::new(root.join("build/gpu/executor.so").to_str().unwrap()).unwrap();
-        // SAFETY: both strings end with a zero; the library stays loaded, and its constructors only make kernels known by name.
-        let entry = unsafe {
-            let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
-            if library.is_null() { library } else { libc::dlsym(library, c"gpu_launch".as_ptr()) }
-        };
-        if entry.is_null() {
-            return Err("build/gpu/executor.so has no gpu_launch".into());
-        }
+        let entry = load(&root.join("build/gpu/executor.so"))?;
         // SAFETY: the executor declares it with these parameters.
         let entry = unsafe { std::mem::transmute::<*mut c_void, EntryPoint>(entry) };
         Ok(Self { entry, names: Mutex::default(), batch: CompiledBatch::default() })
     }
+}
+
+/// The function that launches kernels, of a library that stays loaded.
+#[cfg(unix)]
+fn load(library: &Path) -> std::result::Result<*mut c_void, String> {
+    let path = CString::new(library.to_str().unwrap()).unwrap();
+    // SAFETY: both strings end with a zero; the library's constructors only make kernels known by name.
+    let entry = unsafe {
+        let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
+        if library.is_null() { library } else { libc::dlsym(library, c"gpu_launch".as_ptr()) }
+    };
+    if entry.is_null() { Err(format!("{} has no gpu_launch", library.display())) } else { Ok(entry) }
+}
+
+#[cfg(not(unix))]
+fn load(_library: &Path) -> std::result::Result<*mut c_void, String> {
+    Err("libraries are loaded by dlopen, which this system does not have".into())
 }
 
 /// Where a tensor of the CPU lies. The kernels write there as a device does, behind the back of the language: only tests do.
