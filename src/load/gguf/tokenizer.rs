@@ -17,6 +17,7 @@ mod wordpiece;
 mod tests;
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use serde_json::{Map, Value as JsonValue, json};
 use tokenizers::models::bpe::Vocab as TokenIds;
@@ -121,28 +122,50 @@ pub struct SpecialIds {
     pub mask: Option<u32>,
 }
 
-/// Control tokens that end an answer in the models that have them.
-const ENDS: [&str; 19] = [
+/// Tokens that end an answer in the models that have them, whatever a file says of their type: wrong types are common.
+///
+/// # Source
+/// llama.cpp's list, and two of Cohere's and EXAONE's.
+const ENDS: [&str; 35] = [
     "<|im_end|>",
     "<|eot_id|>",
     "<|eom_id|>",
     "<end_of_turn>",
     "<turn|>",
+    "<|tool_response>",
     "<|end|>",
     "<|endoftext|>",
     "<|end_of_text|>",
     "<|return|>",
     "<|call|>",
+    "<|calls|>",
+    "<|flush|>",
     "<end_of_utterance>",
     "<｜end▁of▁sentence｜>",
-    "</s>",
     "<eos>",
     "<EOT>",
+    "_<EOT>",
     "[EOT]",
     "[EOS]",
+    "[e~[",
     "<|END_OF_TURN_TOKEN|>",
     "[|endofturn|]",
+    // What follows the middle that was asked for: nothing, another file, another repository.
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<PAD>",
+    "[PAD]",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
+    "<reponame>",
+    "<|file_sep|>",
+    MARKUP_END,
 ];
+/// A tag of HTML as well: it ends answers only where it is a control token.
+const MARKUP_END: &str = "</s>";
 
 impl<'m> GgufVocabulary<'m> {
     /// `None` if the file has no tokenizer.
@@ -167,7 +190,7 @@ impl<'m> GgufVocabulary<'m> {
         if (tokens.is_empty() && json.is_none()) || tokens.len() > MAX_TOKENS {
             return Err(metadata.expected(TOKENS, &format!("1 to {MAX_TOKENS} texts")));
         }
-        let types = types(metadata, tokens.len())?;
+        let types = types(metadata, &tokens)?;
         let special = SpecialIds::read(metadata, tokens.len())?;
         Ok(Some(Self { metadata, json, algorithm, tokens, types, special }))
     }
@@ -200,15 +223,20 @@ impl<'m> GgufVocabulary<'m> {
         Ok(tokenizer)
     }
 
-    /// The ids that end an answer: EOS first, then ends of turns and messages, then control tokens that are known to be ends.
+    /// The ids that end an answer: EOS first, then ends of turns and messages, then tokens that are known to be ends.
     pub fn ends(&self) -> Vec<u32> {
         let SpecialIds { eos, eot, eom, .. } = self.special;
+        let controls: Vec<(u32, &str)> = self.of_type(TokenType::Control).map(|id| (id, self.tokens[id as usize])).collect();
+        let has = |token: &str| controls.iter().any(|(_, control)| *control == token);
+        let is_end = |token: &str| match token {
+            // In the formats of gpt-oss and Solar each message ends with it, and an answer has several.
+            "<|end|>" => !(has("<|return|>") && has("<|call|>") || has("<|flush|>") && (has("<|call|>") || has("<|calls|>"))),
+            // Gemma 4's is markup.
+            MARKUP_END => !has("<|tool_response>"),
+            token => ENDS.contains(&token),
+        };
+        let known = controls.iter().filter(|(_, token)| is_end(token)).map(|(id, _)| *id);
         let mut ends = Vec::new();
-        let has = |token: &str| self.of_type(TokenType::Control).any(|id| self.tokens[id as usize] == token);
-        // In the format of gpt-oss each message ends with this one, and an answer has several.
-        let of_a_message = if has("<|return|>") && has("<|call|>") { "<|end|>" } else { "" };
-        let is_end = |token: &str| ENDS.contains(&token) && token != of_a_message;
-        let known = self.of_type(TokenType::Control).filter(|&id| is_end(self.tokens[id as usize]));
         for id in [eos, eot, eom].into_iter().flatten().chain(known) {
             if !ends.contains(&id) {
                 ends.push(id);
@@ -398,12 +426,8 @@ impl SpecialIds {
             let id = metadata.u32(&key)?;
             Ok::<_, Error>((key, id, id.is_none_or(|id| (id as usize) < tokens || tokens == 0)))
         };
-        let id = |name: &str| match read(name)? {
-            (key, _, false) => Err(metadata.expected(&key, &format!("an id below {tokens}"))),
-            (_, id, true) => Ok(id),
-        };
-        // Files name a token that was never added, or say -1 for none; texts do not need these.
-        let id_or_none = |name: &str| {
+        // Files name a token that was never added, or say -1 for none.
+        let id = |name: &str| {
             let (key, id, is_known) = read(name)?;
             if let (Some(id), false) = (id, is_known) {
                 log::warn!("{key}: {id} is no id below {tokens}, taken as none");
@@ -413,14 +437,14 @@ impl SpecialIds {
         Ok(Self {
             bos: id("bos")?,
             eos: id("eos")?,
-            eot: id_or_none("eot")?,
-            eom: id_or_none("eom")?,
-            unknown: id_or_none("unknown")?,
+            eot: id("eot")?,
+            eom: id("eom")?,
+            unknown: id("unknown")?,
             // The format's own spelling.
-            separator: id_or_none("seperator")?,
-            padding: id_or_none("padding")?,
-            class: id_or_none("cls")?,
-            mask: id_or_none("mask")?,
+            separator: id("seperator")?,
+            padding: id("padding")?,
+            class: id("cls")?,
+            mask: id("mask")?,
         })
     }
 
@@ -438,18 +462,25 @@ impl SpecialIds {
     }
 }
 
-/// One type a token: normal if the file has none.
-fn types(metadata: &Metadata, tokens: usize) -> Result<Vec<TokenType>> {
-    let Some(numbers) = metadata.ints(TYPES)? else { return Ok(vec![TokenType::Normal; tokens]) };
-    if numbers.len() != tokens {
-        return Err(metadata.expected(TYPES, &format!("{tokens} whole numbers, one a token")));
+/// One type a token: normal if the file has none, or a number that stands for none.
+fn types(metadata: &Metadata, tokens: &[&str]) -> Result<Vec<TokenType>> {
+    let mut types = vec![TokenType::Normal; tokens.len()];
+    if let Some(numbers) = metadata.ints(TYPES)? {
+        if numbers.len() != tokens.len() {
+            return Err(metadata.expected(TYPES, &format!("{} whole numbers, one a token", tokens.len())));
+        }
+        for (kind, number) in types.iter_mut().zip(numbers) {
+            let known = usize::try_from(number).ok().and_then(|number| TokenType::ALL.get(number.checked_sub(1)?));
+            *kind = known.copied().unwrap_or(TokenType::Normal);
+        }
     }
-    let named = |(id, number): (usize, i64)| {
-        let at = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
-        at.and_then(|at| TokenType::ALL.get(at).copied())
-            .ok_or_else(|| metadata.invalid(TYPES, &format!("type {id}: expected 1 to {}, found {number}", TokenType::ALL.len())))
-    };
-    numbers.into_iter().enumerate().map(named).collect()
+    let ends = ENDS.into_iter().filter(|end| *end != MARKUP_END).collect::<HashSet<_>>();
+    for (kind, token) in types.iter_mut().zip(tokens) {
+        if *kind != TokenType::Control && ends.contains(token) {
+            *kind = TokenType::Control;
+        }
+    }
+    Ok(types)
 }
 
 fn names(names: &[&str]) -> String {

@@ -147,6 +147,7 @@ const TABLE: &[Pre] = &[
     Pre { names: &["seed-coder"], patterns: &[SEED], ..PLAIN },
     Pre { names: &["tekken"], patterns: &[TEKKEN], ignore_merges: true, add_bos: true, ..PLAIN },
     Pre { names: &["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"], patterns: &[GPT4O], ..PLAIN },
+    Pre { names: &["granite-embed-multi-97m"], patterns: &[GPT4O], ignore_merges: true, ..PLAIN },
     Pre { names: &["tiny_aya", "cohere2moe"], patterns: &[THREES, GPT4O], ..PLAIN },
     Pre {
         names: &["youtu"],
