@@ -419,6 +419,32 @@ fn the_recommended_sampling_and_every_end_token_are_read() {
         assert!(worst <= most && worst > most * 9 / 10, "{top_k}: {worst} of {most}");
     }
 
+    // The likeliest tokens, each suppressed in another way; of ids that the model lacks, none is.
+    let best: Vec<usize> = ranked.iter().map(|(id, _)| *id).collect();
+    let drawn = |config: &str| {
+        fs::write(folder.path().join("generation_config.json"), config).unwrap();
+        let options = GenerateOptions::default().max_tokens(1).ignore_eos(true);
+        let answer = session_behind_57(folder.path()).generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap();
+        answer.tokens[0] as usize
+    };
+    assert_eq!(drawn("{}"), best[0]);
+    assert_eq!(drawn(r#"{"do_sample": true, "top_p": 0.0}"#), best[0]);
+    let config = format!(
+        r#"{{"suppress_tokens": [{}, 4000000], "bad_words_ids": [[{}], [{}, 1]], "sequence_bias": [[[{}], -1e9]]}}"#,
+        best[0], best[1], best[3], best[2]
+    );
+    assert_eq!(drawn(&config), best[3]);
+    // What a caller adds does not bring them back.
+    let mut session = session_behind_57(folder.path());
+    let options = GenerateOptions::default().max_tokens(1).ignore_eos(true).logit_bias([(best[0] as u32, 100.0)]);
+    let answer = session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(answer.tokens[0] as usize, best[3]);
+    for bad in [r#"{"suppress_tokens": "a"}"#, r#"{"bad_words_ids": [1, "a"]}"#, r#"{"sequence_bias": [[[1]]]}"#] {
+        fs::write(folder.path().join("generation_config.json"), bad).unwrap();
+        let key = bad.split('"').nth(1).unwrap();
+        refused(&folder, ErrorKind::Format, &[key]);
+    }
+
     fs::write(folder.path().join("generation_config.json"), r#"{"do_sample": true, "top_p": 1.5}"#).unwrap();
     refused(&folder, ErrorKind::Format, &["generation_config.json", "top_p"]);
 }

@@ -290,15 +290,67 @@ impl Files {
             };
             sampling.temperature = json.number("temperature")?.unwrap_or(1.0).max(0.0) as f32;
             sampling.top_k = json.count("top_k", usize::MAX >> 1)?.unwrap_or(TOP_K);
-            sampling.top_p = within("top_p", 1.0)?;
+            // Of 0 the best token is left, as of the least number above it.
+            sampling.top_p = within("top_p", 1.0)?.max(f32::MIN_POSITIVE);
             sampling.min_p = within("min_p", 0.0)?;
         }
+        sampling.logit_bias = self.biases(json)?;
+        for (key, without_effect) in NOT_FOLLOWED {
+            if json.get(key).is_some_and(|field| without_effect.is_none() || field.value().as_f64() != without_effect) {
+                log::warn!("{key}: what generation_config.json says of it is not followed");
+            }
+        }
         Ok(sampling)
+    }
+
+    /// What generation_config.json adds to the logits of single tokens: those that it suppresses have none. Ids that the model lacks
+    /// are left out.
+    ///
+    /// # Source
+    /// `SuppressTokensLogitsProcessor`, `NoBadWordsLogitsProcessor` and `SequenceBiasLogitsProcessor` of transformers 5.24.
+    fn biases(&self, json: &Json) -> Result<Vec<(u32, f32)>> {
+        let mut biases: Vec<(u32, f32)> = json.ids("suppress_tokens")?.into_iter().map(|id| (id, f32::NEG_INFINITY)).collect();
+        let mut single = |key: &str, ids: &serde_json::Value, bias: f32| -> Result<()> {
+            match Json::of(key, ids.clone()).ids("token")?[..] {
+                [id] => biases.push((id, bias)),
+                _ => log::warn!("{key}: what generation_config.json says of several tokens in a row is not followed"),
+            }
+            Ok(())
+        };
+        let list = |key: &str, what: &str| match json.get(key) {
+            None => Ok(Vec::new()),
+            Some(field) => field.value().as_array().cloned().ok_or_else(|| field.expected(what)),
+        };
+        for ids in list("bad_words_ids", "a list of lists of token ids")? {
+            single("bad_words_ids", &ids, f32::NEG_INFINITY)?;
+        }
+        let what = "a list of pairs: token ids, and a number";
+        for pair in list("sequence_bias", what)? {
+            let (Some(ids), Some(bias)) = (pair.get(0), pair.get(1).and_then(serde_json::Value::as_f64)) else {
+                return Err(json.invalid("sequence_bias", &format!("expected {what}, found {pair}")));
+            };
+            single("sequence_bias", ids, bias as f32)?;
+        }
+        biases.retain(|(id, _)| (*id as usize) < self.config.vocab_size);
+        Ok(biases)
     }
 }
 
 /// `_get_default_generation_params` of transformers 5: of a generation_config.json that samples and does not say.
 const TOP_K: usize = 50;
+
+/// What generation_config.json may ask for and does not get, and what asks for nothing.
+const NOT_FOLLOWED: [(&str, Option<f64>); 9] = [
+    ("begin_suppress_tokens", None),
+    ("no_repeat_ngram_size", Some(0.0)),
+    ("min_new_tokens", Some(0.0)),
+    ("min_length", Some(0.0)),
+    ("forced_bos_token_id", None),
+    ("forced_eos_token_id", None),
+    ("typical_p", Some(1.0)),
+    ("num_beams", Some(1.0)),
+    ("stop_strings", None),
+];
 
 /// What may lie beside the weights of a network and is the model's.
 const BESIDE_WEIGHTS: [&str; 4] =
@@ -366,6 +418,9 @@ fn generation_config(gguf: &Gguf) -> Result<Json> {
         if let Some(x) = metadata.f32(&format!("general.sampling.{key}"))? {
             config[field] = x.into();
         }
+    }
+    if let Some(suppressed) = metadata.ints("tokenizer.ggml.suppress_tokens")? {
+        config["suppress_tokens"] = suppressed.into();
     }
     // A file that says nothing of it means nothing by it, unlike a generation_config.json.
     config["top_k"] = metadata.u32("general.sampling.top_k")?.unwrap_or(0).into();

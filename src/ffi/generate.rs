@@ -523,7 +523,8 @@ pub unsafe extern "C" fn mc_generate_options_set_presence_penalty(options: Maybe
     set_field(options, "presence_penalty", value);
 }
 
-/// Adds to the logit of one token; may be called for many tokens.
+/// Adds to the logit of one token; may be called for many tokens. Tokens that generation_config.json suppresses (suppress_tokens,
+/// single ones of bad_words_ids and sequence_bias) stay so.
 ///
 /// @param options  the options.
 /// @param token    the token's id; one outside the vocabulary makes the generation return MC_ERROR_INVALID_ARGUMENT.

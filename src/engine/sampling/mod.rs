@@ -203,7 +203,7 @@ pub(super) use sampling_builders;
 sampling_builders!(SamplingOptions, |options| options);
 
 impl SamplingOptions {
-    /// The model's defaults with what the caller set on top.
+    /// The model's defaults with what the caller set on top; biases add up.
     ///
     /// # Errors
     /// `ErrorKind::InvalidArgument` naming the field that is out of range or not a number.
@@ -217,7 +217,7 @@ impl SamplingOptions {
             repetition_last_n: self.repetition_last_n.unwrap_or(defaults.repetition_last_n),
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
             presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
-            logit_bias: if self.logit_bias.is_empty() { defaults.logit_bias.clone() } else { self.logit_bias.clone() },
+            logit_bias: [defaults.logit_bias.as_slice(), &self.logit_bias].concat(),
             seed: self.seed.or(defaults.seed),
         };
         sampling.check()?;
