@@ -9,15 +9,17 @@
 //! # Ok::<(), metal_candle::Error>(())
 //! ```
 
+mod config;
+
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use tokenizers::normalizers::{BertNormalizer, Lowercase, Sequence as NormalizerSequence};
+pub(super) use config::gives_types;
+use tokenizers::normalizers::{Lowercase, Sequence as NormalizerSequence};
 use tokenizers::{
-    AddedToken, Decoder, DecoderWrapper, Encoding, Model, NormalizedString, Normalizer, NormalizerWrapper, OffsetType,
-    PostProcessor, PreTokenizedString, PreTokenizer, PreTokenizerWrapper, TruncationDirection, TruncationParams,
-    TruncationStrategy, truncate_encodings,
+    Decoder, DecoderWrapper, Encoding, Model, NormalizedString, Normalizer, NormalizerWrapper, OffsetType, PostProcessor,
+    PreTokenizedString, PreTokenizer, TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings,
 };
 
 use super::cancel::Cancel;
@@ -42,6 +44,8 @@ struct Inner {
     special: HashSet<u32>,
     /// How many times longer the tokenizer makes a text at most.
     growth: usize,
+    /// Whether spaces before punctuation and contractions are taken out of what is decoded.
+    cleans_up: bool,
 }
 
 /// The tokens of the first of two texts.
@@ -65,7 +69,18 @@ impl Tokenizer {
         let tokenizer = parse_tokenizer(&read_text(&file, MAX_BYTES)?)
             .and_then(|(tokenizer, growth)| Self::new(tokenizer, growth))
             .map_err(|e| e.within(file.display()))?;
-        if is_directory { tokenizer.declared(path) } else { Ok(tokenizer) }
+        if !is_directory {
+            return Ok(tokenizer);
+        }
+        let read = |name: &str| Json::read_optional(&path.join(name));
+        let tokenizer = match (read("tokenizer_config.json")?, read("config.json")?) {
+            (Some(config), model) => {
+                let model_type = model.as_ref().map(|model| model.text("model_type")).transpose()?.flatten();
+                tokenizer.configured(&config, model_type.as_deref().unwrap_or_default())?
+            }
+            (None, _) => tokenizer,
+        };
+        tokenizer.declared(path)
     }
 
     /// The tokenizer of a GGUF file.
@@ -79,7 +94,7 @@ impl Tokenizer {
         tokenizer.with_truncation(None).map_err(|e| Error::format(format!("truncation: {e}")))?;
         tokenizer.with_padding(None);
         let special = special_ids(&tokenizer);
-        Ok(Self(Arc::new(Inner { tokenizer, special, growth })))
+        Ok(Self(Arc::new(Inner { tokenizer, special, growth, cleans_up: false })))
     }
 
     /// tokenizer.json.
@@ -292,87 +307,6 @@ impl Tokenizer {
         self.0.tokenizer.get_post_processor().map_or(0, |post| post.added_tokens(true))
     }
 
-    /// The same with what tokenizer_config.json says of a class that the reference does not take from tokenizer.json: BERT's and
-    /// MPNet's normaliser, RoBERTa's first space.
-    pub(crate) fn configured(self, config: &Json, model_type: &str) -> Result<Self> {
-        let class = tokenizer_class(config, model_type)?;
-        // Its only holder needs no copy: vocabularies take megabytes.
-        let Inner { mut tokenizer, special, growth } = Arc::try_unwrap(self.0).unwrap_or_else(|shared| (*shared).clone());
-        match class.as_str() {
-            "BertTokenizer" | "DistilBertTokenizer" | "MPNetTokenizer" => {
-                let accents =
-                    if config.get("strip_accents").is_some() { Some(config.flag("strip_accents", false)?) } else { None };
-                let (chinese, lower) = (config.flag("tokenize_chinese_chars", true)?, config.flag("do_lower_case", true)?);
-                let normalizer = BertNormalizer::new(true, chinese, accents, lower);
-                tokenizer.with_normalizer(Some(normalizer)).map_err(bad_normalizer)?;
-            }
-            "RobertaTokenizer" => {
-                if let Some(PreTokenizerWrapper::ByteLevel(bytes)) = tokenizer.get_pre_tokenizer() {
-                    let bytes = bytes.add_prefix_space(config.flag("add_prefix_space", false)?);
-                    tokenizer.with_pre_tokenizer(Some(bytes));
-                }
-            }
-            _ => {}
-        }
-        Ok(Self(Arc::new(Inner { tokenizer, special, growth })))
-    }
-
-    /// The same with the tokens that only the files beside tokenizer.json declare: tokenizer_config.json, and where that lists none,
-    /// special_tokens_map.json and added_tokens.json.
-    ///
-    /// # Errors
-    /// `ErrorKind::Io`, `ErrorKind::Format`.
-    ///
-    /// # Source
-    /// `PreTrainedTokenizerFast` of transformers 5.24: which come in what order, and which are special.
-    pub(crate) fn declared(self, directory: &Path) -> Result<Self> {
-        let read = |name: &str| Json::read_optional(&directory.join(name));
-        let config = match read("tokenizer_config.json")? {
-            Some(config) => config,
-            None => Json::parse("tokenizer_config.json", "{}")?,
-        };
-        let listed = config.object("added_tokens_decoder")?;
-        let (map, added) = match &listed {
-            Some(_) => (None, None),
-            None => (read("special_tokens_map.json")?, read("added_tokens.json")?),
-        };
-        let named = named_tokens(&[map.as_ref(), Some(&config)])?;
-        let names: HashSet<&str> = named.iter().map(|token| token.content.as_str()).collect();
-        let is_named = |content: &str| names.contains(content);
-        let mut tokens = Vec::new();
-        for (id, token) in numbered(listed.as_ref(), |token| token.parse::<u32>().ok())? {
-            let special = token.value().get("special").and_then(serde_json::Value::as_bool).unwrap_or(false);
-            let token = declared_token(&token, special)?;
-            let special = token.special || is_named(&token.content);
-            tokens.push((id, token.special(special)));
-        }
-        tokens.sort_by_key(|(id, _)| *id);
-        let mut tokens: Vec<AddedToken> = tokens.into_iter().map(|(_, token)| token).collect();
-        let mut from_map: Vec<(u64, AddedToken)> = Vec::new();
-        for (content, id) in added.iter().flat_map(|json| json.value().as_object()).flatten() {
-            let id =
-                id.as_u64().ok_or_else(|| Error::format(format!("added_tokens.json: {content}: expected an id, found {id}")))?;
-            from_map.push((id, AddedToken::from(content.as_str(), is_named(content)).normalized(!is_named(content))));
-        }
-        from_map.sort_by_key(|(id, _)| *id);
-        tokens.extend(from_map.into_iter().map(|(_, token)| token));
-        let added = self.0.tokenizer.get_added_tokens_decoder().into_values().map(|token| token.content);
-        let known: HashSet<String> = added.chain(tokens.iter().map(|token| token.content.clone())).collect();
-        // Each is named once.
-        tokens.extend(named.iter().filter(|token| !known.contains(&token.content)).cloned());
-        let splits = config.flag("split_special_tokens", false)?;
-        if tokens.is_empty() && !splits {
-            return Ok(self);
-        }
-        let Inner { mut tokenizer, growth, .. } = Arc::try_unwrap(self.0).unwrap_or_else(|shared| (*shared).clone());
-        let refused = |e: tokenizers::Error| Error::format(format!("tokenizer_config.json: added tokens: {e}"));
-        // All at once: whatever is added, it makes the automaton that finds them anew.
-        tokenizer.add_tokens(tokens).map_err(refused)?;
-        tokenizer.set_encode_special_tokens(splits);
-        let special = special_ids(&tokenizer);
-        Ok(Self(Arc::new(Inner { tokenizer, special, growth })))
-    }
-
     /// The same, but every text is lower-cased first; itself if it does that already.
     pub(crate) fn lower_cased(&self) -> Result<Self> {
         let normalizer = self.0.tokenizer.get_normalizer();
@@ -385,12 +319,13 @@ impl Tokenizer {
             Some(other) => steps.push(other.clone()),
             None => {}
         }
-        let mut tokenizer = self.0.tokenizer.clone();
-        tokenizer.with_normalizer(Some(NormalizerSequence::new(steps))).map_err(bad_normalizer)?;
-        Ok(Self(Arc::new(Inner { tokenizer, special: self.0.special.clone(), growth: self.0.growth })))
+        let mut inner = (*self.0).clone();
+        inner.tokenizer.with_normalizer(Some(NormalizerSequence::new(steps))).map_err(bad_normalizer)?;
+        Ok(Self(Arc::new(inner)))
     }
 
-    /// The text of token ids; bytes that are no UTF-8 become U+FFFD. `skip_special`: without special tokens.
+    /// The text of token ids; bytes that are no UTF-8 become U+FFFD. `skip_special`: without special tokens. Spaces before punctuation
+    /// are taken out where tokenizer_config.json says so (`clean_up_tokenization_spaces`) and the model is not BPE.
     ///
     /// # Errors
     /// `ErrorKind::InvalidArgument` for an id outside the vocabulary.
@@ -398,10 +333,11 @@ impl Tokenizer {
         if let Some((at, id)) = tokens.iter().enumerate().find(|(_, id)| self.0.tokenizer.id_to_token(**id).is_none()) {
             return Err(Error::argument(format!("tokens[{at}]: expected an id of the vocabulary, found {id}")));
         }
-        self.decode_known(tokens, skip_special)
+        let text = self.decode_known(tokens, skip_special)?;
+        Ok(if self.0.cleans_up { config::cleaned_up(&text) } else { text })
     }
 
-    /// As [`decode`](Self::decode); ids without a token (padding of the vocabulary) have no text.
+    /// As [`decode`](Self::decode), with all spaces; ids without a token (padding of the vocabulary) have no text.
     pub(crate) fn decode_known(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
         let decoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.0.tokenizer.decode(tokens, skip_special)));
         match decoded {
@@ -472,33 +408,6 @@ impl Tokenizer {
     }
 }
 
-/// The class of transformers that reads the files of a tokenizer, without the `Fast` of version 4; empty for the base of all.
-fn tokenizer_class(config: &Json, model_type: &str) -> Result<String> {
-    let class = config.text("tokenizer_class")?.unwrap_or_else(|| {
-        let class = match model_type {
-            "bert" => "BertTokenizer",
-            "distilbert" => "DistilBertTokenizer",
-            "mpnet" => "MPNetTokenizer",
-            "roberta" => "RobertaTokenizer",
-            "xlm-roberta" => "XLMRobertaTokenizer",
-            "camembert" => "CamembertTokenizer",
-            _ => "",
-        };
-        class.to_string()
-    });
-    Ok(class.strip_suffix("Fast").unwrap_or(&class).to_string())
-}
-
-/// Whether transformers hands a network the types of tokens besides their ids.
-pub(super) fn gives_types(config: Option<&Json>, model_type: &str) -> Result<bool> {
-    let Some(config) = config else { return Ok(true) };
-    if let Some(names) = config.texts("model_input_names")? {
-        return Ok(names.iter().any(|name| name == "token_type_ids"));
-    }
-    let without = ["DistilBertTokenizer", "MPNetTokenizer", "RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer"];
-    Ok(!without.contains(&tokenizer_class(config, model_type)?.as_str()))
-}
-
 /// The last byte up to `at` at which a character begins, or the text ends.
 fn boundary(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
@@ -507,68 +416,6 @@ fn boundary(text: &str, at: usize) -> usize {
 fn special_ids(tokenizer: &tokenizers::Tokenizer) -> HashSet<u32> {
     tokenizer.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect()
 }
-
-/// The fields of an object of tokens, by their ids.
-fn numbered(json: Option<&Json>, id: impl Fn(&str) -> Option<u32>) -> Result<Vec<(u32, Json)>> {
-    let fields = json.and_then(|json| Some((json, json.value().as_object()?)));
-    let Some((json, fields)) = fields else { return Ok(Vec::new()) };
-    let token = |key: &String| {
-        let id = id(key).ok_or_else(|| json.invalid(key, "expected an id"))?;
-        let token = json.object(key)?.ok_or_else(|| json.invalid(key, "expected an object, found null"))?;
-        Ok((id, token))
-    };
-    fields.keys().map(token).collect()
-}
-
-/// A token as its fields describe it. `special`: whether it is one where nothing else is said.
-fn declared_token(json: &Json, special: bool) -> Result<AddedToken> {
-    let content = json.text("content")?.ok_or_else(|| json.invalid("content", "expected text, found nothing"))?;
-    Ok(AddedToken::from(content, special)
-        .single_word(json.flag("single_word", false)?)
-        .lstrip(json.flag("lstrip", false)?)
-        .rstrip(json.flag("rstrip", false)?)
-        .normalized(json.flag("normalized", !special)?))
-}
-
-/// The tokens that have a role, each once: those of [`TOKEN_ROLES`], then the others. The first of the files that has a role counts.
-fn named_tokens(files: &[Option<&Json>]) -> Result<Vec<AddedToken>> {
-    let (mut tokens, mut known) = (Vec::<AddedToken>::new(), HashSet::new());
-    let mut push = |token: AddedToken| {
-        if known.insert(token.content.clone()) {
-            tokens.push(token);
-        }
-    };
-    let one = |json: &Json, key: &str| -> Result<Option<AddedToken>> {
-        match json.get(key) {
-            None => Ok(None),
-            Some(field) if field.value().is_object() => declared_token(&field, true).map(Some),
-            Some(_) => Ok(json.text(key)?.map(|content| AddedToken::from(content, true))),
-        }
-    };
-    let with = |key: &str| files.iter().flatten().copied().find(|json| json.get(key).is_some());
-    for role in TOKEN_ROLES {
-        if let Some(token) = with(role).map(|json| one(json, role)).transpose()?.flatten() {
-            push(token);
-        }
-    }
-    for key in TOKEN_LISTS {
-        let Some(json) = with(key) else { continue };
-        let field = json.get(key).ok_or_else(|| json.invalid(key, "expected tokens"))?;
-        let tokens = match field.value() {
-            serde_json::Value::Object(named) => named.keys().map(|name| one(&field, name)).collect::<Result<Vec<_>>>()?,
-            serde_json::Value::Array(items) => {
-                let items = items.iter().map(|item| one(&Json::of(key, item.clone()), "token"));
-                items.collect::<Result<Vec<_>>>()?
-            }
-            _ => return Err(json.invalid(key, "expected a list or an object of tokens")),
-        };
-        tokens.into_iter().flatten().for_each(&mut push);
-    }
-    Ok(tokens)
-}
-
-const TOKEN_ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-const TOKEN_LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
 
 /// How a vocabulary writes bytes.
 enum Spelling<'t> {
@@ -746,80 +593,6 @@ mod tests {
         let text = "word ".repeat(60 << 20);
         assert!(tokenizer.encode(&text, false).unwrap_err().message().starts_with("text: expected at most "));
         assert_eq!(tokenizer.encode_within(&text, 16, TruncationDirection::Right, None).unwrap().len(), 16);
-    }
-
-    #[test]
-    fn tokens_are_those_that_transformers_declares() {
-        let vocab: Vec<String> = ["<", "n", "e", "w", ">", "x", "u", "s", "r", "user", " ", "t"]
-            .iter()
-            .enumerate()
-            .map(|(id, token)| format!("{token:?}: {id}"))
-            .collect();
-        let text = format!(
-            r#"{{"version": "1.0", "added_tokens": [{{"id": 12, "content": "<e>", "special": true, "single_word": false,
-                "lstrip": false, "rstrip": false, "normalized": false}}, {{"id": 13, "content": "<t>", "special": false,
-                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}}], "decoder": {{"type": "Fuse"}},
-                "model": {{"type": "BPE", "vocab": {{{}}}, "merges": []}}}}"#,
-            vocab.join(", ")
-        );
-        let plain: &[u32] = &[0, 1, 2, 3, 4, 5];
-        type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a [u32], &'a str);
-        let cases: [Case<'_>; 11] = [
-            (&[], "<new>x", plain, "<new>x"),
-            (
-                &[("tokenizer_config.json", r#"{"added_tokens_decoder": {"14": {"content": "<new>", "special": true}}}"#)],
-                "<new>x",
-                &[14, 5],
-                "x",
-            ),
-            (
-                &[("tokenizer_config.json", r#"{"added_tokens_decoder": {"13": {"content": "<t>", "special": true}}}"#)],
-                "x<t>",
-                &[5, 13],
-                "x",
-            ),
-            (&[("added_tokens.json", r#"{"<new>": 14}"#)], "<new>x", &[14, 5], "<new>x"),
-            (
-                &[("added_tokens.json", r#"{"<new>": 14}"#), ("special_tokens_map.json", r#"{"eos_token": "<new>"}"#)],
-                "<new>x",
-                &[14, 5],
-                "x",
-            ),
-            (&[("tokenizer_config.json", r#"{"eos_token": "<new>"}"#)], "<new>x", &[14, 5], "x"),
-            (&[("tokenizer_config.json", r#"{"eos_token": {"content": "<new>", "lstrip": false}}"#)], "<new>x", &[14, 5], "x"),
-            (&[("tokenizer_config.json", r#"{"additional_special_tokens": ["<e>", "<new>"]}"#)], "<new>x", &[14, 5], "x"),
-            (&[("tokenizer_config.json", r#"{"extra_special_tokens": {"image_token": "<new>"}}"#)], "<new>x", &[14, 5], "x"),
-            (&[("tokenizer_config.json", r#"{"bos_token": "user"}"#)], "userx", &[9, 5], "x"),
-            (&[("tokenizer_config.json", r#"{"split_special_tokens": true}"#)], "<e>x", &[0, 2, 4, 5], "<e>x"),
-        ];
-        for (files, written, ids, shown) in cases {
-            let directory = tempfile::tempdir().unwrap();
-            for (name, text) in [("tokenizer.json", text.as_str())].iter().chain(files) {
-                std::fs::write(directory.path().join(name), text).unwrap();
-            }
-            let tokenizer = Tokenizer::load(directory.path()).unwrap();
-            assert_eq!(tokenizer.encode(written, false).unwrap(), ids, "{files:?}");
-            assert_eq!(tokenizer.decode(ids, true).unwrap(), shown, "{files:?}");
-        }
-    }
-
-    #[test]
-    fn many_declared_tokens_are_a_matter_of_a_moment() {
-        let directory = tempfile::tempdir().unwrap();
-        let tokenizer =
-            r#"{"version": "1.0", "decoder": {"type": "Fuse"}, "model": {"type": "BPE", "vocab": {"x": 0}, "merges": []}}"#;
-        std::fs::write(directory.path().join("tokenizer.json"), tokenizer).unwrap();
-        const COUNT: u32 = 60_000;
-        let listed: Vec<String> = (1..COUNT).map(|id| format!(r#""{id}": {{"content": "<{id}>", "special": true}}"#)).collect();
-        let named: Vec<String> = (1..COUNT).map(|id| format!("\"<{id}>\"")).collect();
-        let config = format!(
-            r#"{{"added_tokens_decoder": {{{}}}, "additional_special_tokens": [{}]}}"#,
-            listed.join(","),
-            named.join(",")
-        );
-        std::fs::write(directory.path().join("tokenizer_config.json"), config).unwrap();
-        let tokenizer = Tokenizer::load(directory.path()).unwrap();
-        assert_eq!(tokenizer.encode("x<77>x<59999>", false).unwrap(), [0, 77, 0, COUNT - 1]);
     }
 
     #[test]
