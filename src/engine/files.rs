@@ -290,8 +290,8 @@ impl Files {
             };
             sampling.temperature = json.number("temperature")?.unwrap_or(1.0).max(0.0) as f32;
             sampling.top_k = json.count("top_k", usize::MAX >> 1)?.unwrap_or(TOP_K);
-            // Of 0 the best token is left, as of the least number above it.
-            sampling.top_p = within("top_p", 1.0)?.max(f32::MIN_POSITIVE);
+            // Of 0 the best token is left, as of less than one token has of a vocabulary of millions.
+            sampling.top_p = within("top_p", 1.0)?.max(f32::EPSILON);
             sampling.min_p = within("min_p", 0.0)?;
         }
         sampling.logit_bias = self.biases(json)?;
