@@ -1266,13 +1266,16 @@ void mc_generate_options_set_frequency_penalty(mc_generate_options *MC_NONNULL o
 void mc_generate_options_set_presence_penalty(mc_generate_options *MC_NONNULL options, double value);
 
 /**
- * Adds to the logit of one token; may be called for many tokens.
+ * Adds to the logit of one token; may be called for many tokens. Tokens that generation_config.json suppresses (suppress_tokens,
+ * single ones of bad_words_ids and sequence_bias) stay so.
  *
  * @param options  the options.
  * @param token    the token's id; one outside the vocabulary makes the generation return MC_ERROR_INVALID_ARGUMENT.
  * @param bias     a number, added to its logit; minus infinity = never this token.
  */
-void mc_generate_options_add_logit_bias(mc_generate_options *MC_NONNULL options, uint32_t token, float bias);
+void mc_generate_options_add_logit_bias(mc_generate_options *MC_NONNULL options,
+                                        uint32_t token,
+                                        float bias);
 
 /**
  * Makes sampling repeat: the same seed, options, prompt, model and device give the same answer.
@@ -1379,8 +1382,9 @@ void mc_generate_options_add_stop(mc_generate_options *MC_NONNULL options,
  * required, additionalProperties, patternProperties, minProperties, maxProperties; items, prefixItems, minItems, maxItems;
  * pattern, format, minLength, maxLength; minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf. Another keyword of
  * JSON Schema (not, if, contains, uniqueItems and so on) is an error; a word that is none is an annotation. Properties come in the
- * schema's order; between values stands at most one space, or a line break with an indentation; a number without bounds may have
- * more digits than a double holds. The first answer with a schema prepares the model's vocabulary, for all that follow.
+ * schema's order; names that it leaves free may come twice, so more of minProperties than the required ones and one more are of
+ * those in properties, or an error; between values stands at most one space, or a line break with an indentation; a number without
+ * bounds may have more digits than a double holds. The first answer with a schema prepares the model's vocabulary, for all that follow.
  *
  * @param options   the options.
  * @param json      the schema, an object or a boolean, UTF-8; NULL (the default) = any text. Copied. The first call that uses the

@@ -100,6 +100,7 @@ fn adapt_one(fields: &mut Map<String, Value>) -> Result<()> {
     whole_counts(fields);
     numbers::adapt(fields)?;
     drop_without_effect(fields);
+    name_each_once(fields)?;
     formats::adapt(fields);
     if let Some(Value::String(pattern)) = fields.get_mut("pattern") {
         *pattern = pattern::translate(pattern).map_err(|reason| invalid(format!("pattern: {reason}")))?;
@@ -214,6 +215,31 @@ fn drop_without_effect(fields: &mut Map<String, Value>) {
         }
     }
     require_dependents(fields);
+}
+
+/// Names that are free may come twice, and then are one: an object that wants more of them than one has those that are listed alone.
+fn name_each_once(fields: &mut Map<String, Value>) -> Result<()> {
+    let Some(least) = fields.get("minProperties").and_then(Value::as_u64) else { return Ok(()) };
+    let names = |key: &str| match fields.get(key) {
+        Some(Value::Object(listed)) => listed.len(),
+        Some(Value::Array(listed)) => listed.iter().collect::<HashSet<_>>().len(),
+        _ => 0,
+    } as u64;
+    let patterns = names("patternProperties");
+    let is_closed = patterns == 0 && fields.get("additionalProperties") == Some(&Value::Bool(false));
+    let is_listed = fields.contains_key("enum") || fields.contains_key("const");
+    if is_closed || is_listed || least <= names("required") + 1 || !may_be(fields, "object") {
+        return Ok(());
+    }
+    if patterns > 0 || names("properties") < least {
+        let message = format!(
+            "minProperties: expected at most {}, the required ones and one more, where names are free and may come twice, found {least}",
+            names("required") + 1
+        );
+        return Err(invalid(message));
+    }
+    fields.insert("additionalProperties".to_owned(), Value::Bool(false));
+    Ok(())
 }
 
 /// `dependentRequired` whose condition always or never holds is `required` or nothing.
@@ -540,6 +566,37 @@ mod tests {
             (json!({"properties": {"if": {"not": false}}}), json!({"properties": {"if": {}}})),
         ] {
             assert_eq!(adapted(schema.clone()), expected, "{schema}");
+        }
+    }
+
+    #[test]
+    fn free_names_that_may_come_twice_do_not_make_up_for_others() {
+        let object = |more: Value| {
+            let mut schema = json!({"type": "object", "minProperties": 2});
+            schema.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            schema
+        };
+        let two = json!({"a": true, "b": true});
+        assert_eq!(adapted(object(json!({"properties": two})))["additionalProperties"], json!(false));
+        // As they are: one of the free names is enough, no name is free, no object is made.
+        for more in [
+            json!({"properties": two, "required": ["a"]}),
+            json!({"minProperties": 1}),
+            json!({"properties": two, "additionalProperties": false}),
+            json!({"enum": [{"c": 1, "d": 2}]}),
+            json!({"type": "string"}),
+        ] {
+            assert_eq!(adapted(object(more.clone())), object(more));
+        }
+        for (more, most) in [
+            (json!({}), 1),
+            (json!({"additionalProperties": {"type": "null"}}), 1),
+            (json!({"required": ["a", "a"], "minProperties": 3}), 2),
+            (json!({"properties": two, "patternProperties": {"^c$": true}, "additionalProperties": false}), 1),
+        ] {
+            let error = adapt(&object(more.clone()).to_string()).err().unwrap();
+            let want = format!("minProperties: expected at most {most}, ");
+            assert!(error.message().contains(&want), "{more}: {error}");
         }
     }
 

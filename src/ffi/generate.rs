@@ -682,8 +682,9 @@ pub unsafe extern "C" fn mc_generate_options_add_stop(
 /// required, additionalProperties, patternProperties, minProperties, maxProperties; items, prefixItems, minItems, maxItems;
 /// pattern, format, minLength, maxLength; minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf. Another keyword of
 /// JSON Schema (not, if, contains, uniqueItems and so on) is an error; a word that is none is an annotation. Properties come in the
-/// schema's order; between values stands at most one space, or a line break with an indentation; a number without bounds may have
-/// more digits than a double holds. The first answer with a schema prepares the model's vocabulary, for all that follow.
+/// schema's order; names that it leaves free may come twice, so more of minProperties than the required ones and one more are of
+/// those in properties, or an error; between values stands at most one space, or a line break with an indentation; a number without
+/// bounds may have more digits than a double holds. The first answer with a schema prepares the model's vocabulary, for all that follow.
 ///
 /// @param options   the options.
 /// @param json      the schema, an object or a boolean, UTF-8; NULL (the default) = any text. Copied. The first call that uses the
