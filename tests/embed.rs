@@ -269,6 +269,31 @@ fn what_tokenizer_config_says_of_a_class_counts() {
 }
 
 #[test]
+fn a_text_is_cut_where_the_files_say() {
+    let text = ["the quick ".repeat(20), "brown fox ".repeat(20)].concat();
+    let cut = EmbedOptions::default().max_length(12);
+    let vectors = [(None, "Right"), (None, "Left"), (Some("right"), "Left"), (Some("left"), "Right")].map(|(side, direction)| {
+        let copy = changed("bert_cls", |path| {
+            let change = |name: &str, key: &str, value: Value| {
+                let mut file = json(&path.join(name));
+                file[key] = value;
+                std::fs::write(path.join(name), file.to_string()).unwrap();
+            };
+            let truncation =
+                serde_json::json!({"direction": direction, "max_length": 64, "strategy": "LongestFirst", "stride": 0});
+            change("tokenizer.json", "truncation", truncation);
+            if let Some(side) = side {
+                change("tokenizer_config.json", "truncation_side", side.into());
+            }
+        });
+        embed(&load(copy.path()), &[&text], &cut)
+    });
+    let [right, left, said_right, said_left] = vectors;
+    assert_ne!(right, left);
+    assert_eq!((said_right, said_left), (right, left));
+}
+
+#[test]
 fn a_limit_of_the_caller_counts_and_a_table_of_positions_ends() {
     let table = LoadOptions::default().max_context(97);
     let error = Model::load(golden("encoders/bert_cls"), &table, None).err().unwrap();

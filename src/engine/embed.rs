@@ -457,7 +457,8 @@ impl Embedder {
             },
         };
         let cut = match tokenizer_config.map(|json| json.text("truncation_side")).transpose()?.flatten().as_deref() {
-            None | Some("right") => TruncationDirection::Right,
+            None => tokenizer.and_then(Tokenizer::cut).unwrap_or(TruncationDirection::Right),
+            Some("right") => TruncationDirection::Right,
             Some("left") => TruncationDirection::Left,
             Some(other) => {
                 let message = format!("tokenizer_config.json: truncation_side: expected \"left\" or \"right\", found {other:?}");

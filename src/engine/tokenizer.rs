@@ -44,6 +44,8 @@ struct Inner {
     special: HashSet<u32>,
     /// How many times longer the tokenizer makes a text at most.
     growth: usize,
+    /// Where tokenizer.json cuts texts that are too long, if it says so.
+    cut: Option<TruncationDirection>,
     /// Whether spaces before punctuation and contractions are taken out of what is decoded.
     cleans_up: bool,
 }
@@ -91,10 +93,16 @@ impl Tokenizer {
 
     fn new(mut tokenizer: tokenizers::Tokenizer, growth: usize) -> Result<Self> {
         // Files carry the settings of the training run; a prompt is never cut or filled up in silence.
+        let cut = tokenizer.get_truncation().map(|truncation| truncation.direction);
         tokenizer.with_truncation(None).map_err(|e| Error::format(format!("truncation: {e}")))?;
         tokenizer.with_padding(None);
         let special = special_ids(&tokenizer);
-        Ok(Self(Arc::new(Inner { tokenizer, special, growth, cleans_up: false })))
+        Ok(Self(Arc::new(Inner { tokenizer, special, growth, cut, cleans_up: false })))
+    }
+
+    /// Where tokenizer.json cuts texts that are too long, if it says so.
+    pub(crate) fn cut(&self) -> Option<TruncationDirection> {
+        self.0.cut
     }
 
     /// tokenizer.json.

@@ -139,13 +139,13 @@ impl Tokenizer {
         if tokens.is_empty() && !splits && !cleans_up {
             return Ok(self);
         }
-        let Inner { mut tokenizer, growth, .. } = Arc::try_unwrap(self.0).unwrap_or_else(|shared| (*shared).clone());
+        let Inner { mut tokenizer, growth, cut, .. } = Arc::try_unwrap(self.0).unwrap_or_else(|shared| (*shared).clone());
         let refused = |e: tokenizers::Error| Error::format(format!("tokenizer_config.json: added tokens: {e}"));
         // All at once: whatever is added, it makes the automaton that finds them anew.
         tokenizer.add_tokens(tokens).map_err(refused)?;
         tokenizer.set_encode_special_tokens(splits);
         let special = special_ids(&tokenizer);
-        Ok(Self(Arc::new(Inner { tokenizer, special, growth, cleans_up })))
+        Ok(Self(Arc::new(Inner { tokenizer, special, growth, cut, cleans_up })))
     }
 }
 
