@@ -6,10 +6,9 @@ mod common;
 use std::cell::Cell;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use common::golden;
-use metal_candle::{Capability, EmbedOptions, Error, ErrorKind, LoadOptions, Model, Session, Tokenizer, estimate_memory};
+use metal_candle::{Capability, EmbedOptions, Error, ErrorKind, LoadOptions, Model, Session, estimate_memory};
 use tempfile::tempdir;
 
 /// A file in its parts.
@@ -693,11 +692,11 @@ fn links_in_a_circle_and_pipes_are_errors_and_no_endless_wait() {
     std::os::unix::fs::symlink(path("b.gguf"), path("a.gguf")).unwrap();
     std::os::unix::fs::symlink(path("a.gguf"), path("b.gguf")).unwrap();
     refused(&path("a.gguf"), ErrorKind::Io, &["a.gguf"]);
-    let pipe = |name: &str| assert!(Command::new("mkfifo").arg(path(name)).status().unwrap().success());
+    let pipe = |name: &str| assert!(std::process::Command::new("mkfifo").arg(path(name)).status().unwrap().success());
     pipe("pipe.gguf");
     let message = "expected a file, found a pipe, a socket or a device";
     refused(&path("pipe.gguf"), ErrorKind::Format, &["pipe.gguf", message]);
-    assert!(Tokenizer::load(path("pipe.gguf")).err().unwrap().message().contains(message));
+    assert!(metal_candle::Tokenizer::load(path("pipe.gguf")).err().unwrap().message().contains(message));
     // Nor in the files of a directory.
     fs::create_dir(path("directory")).unwrap();
     pipe("directory/config.json");
