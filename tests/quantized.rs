@@ -425,7 +425,9 @@ fn what_is_not_read_is_refused_by_name() {
         config
     };
     refused(compressed("symmetric", json!(false)), &["symmetric"]);
-    refused(compressed("actorder", json!("group")), &["actorder"]);
+    for order in [json!("group"), json!("Dynamic"), json!(true), json!(0)] {
+        refused(compressed("actorder", order), &["actorder"]);
+    }
     refused(compressed("num_bits", json!(3)), &["num_bits"]);
     let mut nvfp4 = packed_config(4, Some(32));
     nvfp4["quantization_config"]["format"] = json!("nvfp4-pack-quantized");

@@ -17,6 +17,8 @@ mod read;
 
 pub use read::QuantizedCheckpoint;
 
+use serde_json::Value;
+
 use super::Json;
 use crate::error::Result;
 
@@ -138,6 +140,12 @@ fn mlx_of(json: &Json) -> Result<Mlx> {
     Ok(Mlx { bits: own, group, modules })
 }
 
+/// Whether columns are stored in order: what the weights were rounded by in another order says nothing of how they lie.
+fn keeps_columns(order: &Value) -> bool {
+    let is_one = |order: &str| ["weight", "static"].iter().any(|name| order.eq_ignore_ascii_case(name));
+    *order == Value::Bool(false) || order.as_str().is_some_and(is_one)
+}
+
 fn compressed_of(json: &Json) -> Result<Quantization> {
     let groups = json.object("config_groups")?;
     let mut found = Vec::new();
@@ -147,8 +155,8 @@ fn compressed_of(json: &Json) -> Result<Quantization> {
         if !weights.flag("symmetric", true)? {
             return Err(weights.unsupported("symmetric", "expected true"));
         }
-        if weights.get("actorder").is_some_and(|order| order.value() != "static") {
-            return Err(weights.unsupported("actorder", "expected null or \"static\""));
+        if weights.get("actorder").is_some_and(|order| !keeps_columns(order.value())) {
+            return Err(weights.unsupported("actorder", "expected null, false, \"weight\" or \"static\""));
         }
         let floats = weights.text("type")?.is_some_and(|kind| kind == "float");
         found.push((floats, bits(&weights, "num_bits", &[4, 8])?));

@@ -676,6 +676,19 @@ mod tests {
     }
 
     #[test]
+    fn an_order_of_calibration_leaves_columns_where_they_are() {
+        for order in ["null", "false", r#""weight""#, r#""static""#, r#""WEIGHT""#] {
+            let weights = format!(r#"{{"num_bits": 4, "type": "int", "symmetric": true, "actorder": {order}}}"#);
+            let config = format!(
+                r#"{{"quantization_config": {{"quant_method": "compressed-tensors", "format": "pack-quantized",
+                    "config_groups": {{"group_0": {{"weights": {weights}}}}}}}}}"#
+            );
+            let found = Quantization::of(&Json::parse("config.json", &config).unwrap()).unwrap();
+            assert_eq!(found, Some(Quantization::Packed { bits: 4 }), "{order}");
+        }
+    }
+
+    #[test]
     fn methods_that_are_not_known_are_named() {
         for (config, key) in [
             (r#"{"quantization_config": {"quant_method": "bitsandbytes"}}"#, "bitsandbytes"),
