@@ -642,6 +642,28 @@ fn what_older_files_leave_out_is_what_llama_cpp_takes_for_it() {
     }
 }
 
+#[test]
+fn a_mistral_3_without_yarn_is_a_mistral_without_a_window() {
+    let mut file = family("ministral3");
+    file.keys.retain(|(key, _)| !key.contains(".rope.scaling.") && !key.ends_with(".temperature_scale"));
+    let mut llama = file.clone();
+    llama.keys.iter_mut().for_each(|(key, _)| *key = key.replace("mistral3.", "llama."));
+    llama.set("general.architecture", Value::text("llama"));
+    assert_eq!(run(&file.bytes()).unwrap(), run(&llama.bytes()).unwrap());
+
+    let folder = tempdir().unwrap();
+    let (path, saved) = (folder.path().join("model.gguf"), folder.path().join("saved"));
+    fs::write(&path, file.bytes()).unwrap();
+    Model::load(&path, &LoadOptions::default(), None).unwrap().save(&saved, None, None).unwrap();
+    let config = common::json(&saved.join("config.json"));
+    assert!(config["model_type"] == "mistral" && config.get("sliding_window") == Some(&serde_json::Value::Null), "{config}");
+
+    // Queries that grow need the yarn that says from where on.
+    file.set("mistral3.attention.temperature_scale", Value::f32(0.1));
+    let error = run(&file.bytes()).map(drop).unwrap_err();
+    assert!(error.kind() == ErrorKind::Unsupported && error.message().contains("llama_4_scaling_beta"), "{error}");
+}
+
 fn refused(path: &Path, kind: ErrorKind, parts: &[&str]) {
     for error in [Model::load(path, &LoadOptions::default(), None).err(), estimate_memory(path, &LoadOptions::default()).err()] {
         let error = error.unwrap_or_else(|| panic!("{} is loaded", path.display()));
