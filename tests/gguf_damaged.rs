@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::golden;
+use common::{Reference, edited, golden};
 use metal_candle::{Capability, EmbedOptions, Error, ErrorKind, LoadOptions, Model, Session, Tokenizer, estimate_memory};
 use tempfile::tempdir;
 
@@ -662,6 +662,66 @@ fn a_mistral_3_without_yarn_is_a_mistral_without_a_window() {
     file.set("mistral3.attention.temperature_scale", Value::f32(0.1));
     let error = run(&file.bytes()).map(drop).unwrap_err();
     assert!(error.kind() == ErrorKind::Unsupported && error.message().contains("llama_4_scaling_beta"), "{error}");
+}
+
+#[test]
+fn projections_behind_a_pooling_are_those_of_the_directory() {
+    let origin = golden("encoders/gemma3_bidirectional_dense");
+    // What the converter does not write.
+    let directory = edited(&origin, &[("layer_types", ""), ("sliding_window_pattern", "6")]);
+    let mut file = family("gemma3_bidirectional_dense");
+    for folder in ["1_Pooling", "2_Dense", "3_Dense"] {
+        fs::create_dir(directory.path().join(folder)).unwrap();
+        for entry in fs::read_dir(origin.join(folder)).unwrap().map(Result::unwrap) {
+            fs::copy(entry.path(), directory.path().join(folder).join(entry.file_name())).unwrap();
+        }
+        let weights = origin.join(folder).join("model.safetensors");
+        if weights.exists() {
+            let name = folder.replace("_Dense", "");
+            let (dtype, shape, data) = Reference::open(&weights).tensors().remove("linear.weight").unwrap();
+            let dims: Vec<u64> = shape.iter().rev().map(|dim| *dim as u64).collect();
+            for (end, size) in ["in", "out"].iter().zip(&dims) {
+                file.set(&format!("gemma-embedding.dense_{name}_feat_{end}"), Value::u32(*size as u32));
+            }
+            let kind = if dtype == safetensors::Dtype::F32 { 0 } else { 30 };
+            file.tensors.push(Tensor { name: format!("dense_{name}.weight"), dims, kind, data });
+        }
+    }
+    assert_eq!(file.tensors.iter().filter(|tensor| tensor.name.starts_with("dense_")).count(), 2);
+    let folder = tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("model.gguf"), file.bytes()).unwrap();
+    let load = |path: &Path| {
+        let options = LoadOptions::default().tokenizer_path(origin.join("tokenizer.json")).exact(true);
+        Model::load(path, &options, None).unwrap_or_else(|e| panic!("{}", e.details()))
+    };
+    let embed = |model: &Model| model.embed(&["hello", "The cat sleeps."], &EmbedOptions::default(), None).unwrap();
+    let model = load(&path("model.gguf"));
+    let (found, want) = (embed(&model), embed(&load(directory.path())));
+    assert!(common::max_abs(&found, &want) <= 2e-5, "{}", common::max_abs(&found, &want));
+    let mut without = file.clone();
+    without.tensors.retain(|tensor| !tensor.name.starts_with("dense_"));
+    fs::write(path("without.gguf"), without.bytes()).unwrap();
+    assert!(common::max_abs(&found, &embed(&load(&path("without.gguf")))) > 1e-2);
+    // They are kept in what is saved.
+    model.save(path("saved"), None, None).unwrap();
+    model.save_gguf(path("saved.gguf"), None, None).unwrap();
+    assert!(embed(&load(&path("saved"))) == found && embed(&load(&path("saved.gguf"))) == found);
+
+    let refused = |file: &File, kind: ErrorKind, message: &str| {
+        let error = run(&file.bytes()).map(drop).unwrap_err();
+        assert!(error.kind() == kind && error.message().contains(message), "{error}");
+    };
+    let key = "gemma-embedding.dense_3_feat_in";
+    let mut other = file.clone();
+    other.set(key, Value::u32(7));
+    refused(&other, ErrorKind::Format, "gemma-embedding.dense_3_feat_in: expected 128, as dense_3.weight has, found u32 7");
+    let mut other = file.clone();
+    other.remove("gemma-embedding.pooling_type");
+    refused(&other, ErrorKind::Unsupported, "model.gguf: dense_2.weight: expected none: a projection of vectors is supported");
+    let mut other = family("lfm2_old");
+    other.tensors.push(file.tensor("dense_2.weight").clone());
+    refused(&other, ErrorKind::Unsupported, "model.gguf: dense_2.weight: expected none: a projection of vectors is supported");
 }
 
 fn refused(path: &Path, kind: ErrorKind, parts: &[&str]) {
