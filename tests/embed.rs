@@ -6,7 +6,7 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use common::{Reference, cosine, golden, json, load, max_abs, q8_0, shipped};
+use common::{Reference, cosine, golden, json, load, max_abs, q8_0, shipped, write_tensors};
 use metal_candle::{
     Cancel, Capability, EmbedOptions, ErrorKind, LoadOptions, Model, Pooling, Prompt, Session, Similarity, Stage,
     similarity_top_k,
@@ -365,6 +365,33 @@ fn a_plain_directory_pools_the_mean() {
     let not_normalised = EmbedOptions::default().normalize(false);
     let want = embed(&load(golden("encoders/bert_mean_norm")), &texts, &not_normalised);
     assert_eq!(embed(&load(plain.path()), &texts, &EmbedOptions::default()), want);
+}
+
+#[test]
+fn behind_a_padding_of_0_positions_count_from_1() {
+    // Behind the id 1 a text has the positions 2 and up. Its first token is the id 0, so 0 and up remain, two rows further down.
+    let of_0 = changed("xlmr_mean_e5", |path| {
+        let config = std::fs::read_to_string(path.join("config.json")).unwrap();
+        let config = config.replace("\"pad_token_id\": 1", "\"pad_token_id\": 0");
+        let config = config.replace("\"max_position_embeddings\": 96", "\"max_position_embeddings\": 94");
+        std::fs::write(path.join("config.json"), config).unwrap();
+        let weights = path.join("model.safetensors");
+        let mut tensors = Reference::open(&weights).tensors();
+        let (_, (_, shape, bytes)) = tensors.iter_mut().find(|(name, _)| name.contains("position_embeddings.")).unwrap();
+        bytes.drain(..bytes.len() / shape[0] * 2);
+        shape[0] -= 2;
+        write_tensors(&weights, tensors);
+    });
+    let texts = ["hello", "The cat sleeps in the warm sun."];
+    let (model, want) = (load(of_0.path()), load(golden("encoders/xlmr_mean_e5")));
+    assert_eq!((model.context_length(), want.context_length()), (93, 94));
+    assert_eq!(embed(&model, &texts, &EmbedOptions::default()), embed(&want, &texts, &EmbedOptions::default()));
+    let null = changed("xlmr_mean_e5", |path| {
+        let config = std::fs::read_to_string(path.join("config.json")).unwrap();
+        std::fs::write(path.join("config.json"), config.replace("\"pad_token_id\": 1", "\"pad_token_id\": null")).unwrap();
+    });
+    let error = Model::load(null.path(), &LoadOptions::default(), None).err().unwrap();
+    assert_eq!(error.message(), "config.json: pad_token_id: expected a whole number, found null");
 }
 
 #[test]

@@ -7,8 +7,11 @@ use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 
-use common::golden;
-use metal_candle::{Capability, EmbedOptions, Error, ErrorKind, LoadOptions, Model, Session, estimate_memory};
+use common::{Reference, edited, golden};
+use metal_candle::{
+    Capability, EmbedOptions, Error, ErrorKind, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Session, TrainOptions,
+    estimate_memory,
+};
 use tempfile::tempdir;
 
 /// A file in its parts.
@@ -637,6 +640,186 @@ fn what_older_files_leave_out_is_what_llama_cpp_takes_for_it() {
         one.set("olmo2.attention.sliding_window_pattern", Value::u32(every));
         two.set("olmo2.attention.sliding_window_pattern", flags(&slides));
         assert_eq!(run(&one.bytes()).unwrap(), run(&two.bytes()).unwrap(), "{every}");
+    }
+}
+
+#[test]
+fn a_mistral_3_without_yarn_is_a_mistral_without_a_window() {
+    let mut file = family("ministral3");
+    file.keys.retain(|(key, _)| !key.contains(".rope.scaling.") && !key.ends_with(".temperature_scale"));
+    let mut llama = file.clone();
+    llama.keys.iter_mut().for_each(|(key, _)| *key = key.replace("mistral3.", "llama."));
+    llama.set("general.architecture", Value::text("llama"));
+    assert_eq!(run(&file.bytes()).unwrap(), run(&llama.bytes()).unwrap());
+
+    let folder = tempdir().unwrap();
+    let (path, saved) = (folder.path().join("model.gguf"), folder.path().join("saved"));
+    fs::write(&path, file.bytes()).unwrap();
+    Model::load(&path, &LoadOptions::default(), None).unwrap().save(&saved, None, None).unwrap();
+    let config = common::json(&saved.join("config.json"));
+    assert!(config["model_type"] == "mistral" && config.get("sliding_window") == Some(&serde_json::Value::Null), "{config}");
+
+    // Queries that grow need the yarn that says from where on.
+    file.set("mistral3.attention.temperature_scale", Value::f32(0.1));
+    let error = run(&file.bytes()).map(drop).unwrap_err();
+    assert!(error.kind() == ErrorKind::Unsupported && error.message().contains("llama_4_scaling_beta"), "{error}");
+}
+
+#[test]
+fn projections_behind_a_pooling_are_those_of_the_directory() {
+    let origin = golden("encoders/gemma3_bidirectional_dense");
+    // What the converter does not write.
+    let directory = edited(&origin, &[("layer_types", ""), ("sliding_window_pattern", "6")]);
+    let mut file = family("gemma3_bidirectional_dense");
+    for folder in ["1_Pooling", "2_Dense", "3_Dense"] {
+        fs::create_dir(directory.path().join(folder)).unwrap();
+        for entry in fs::read_dir(origin.join(folder)).unwrap().map(Result::unwrap) {
+            fs::copy(entry.path(), directory.path().join(folder).join(entry.file_name())).unwrap();
+        }
+        let weights = origin.join(folder).join("model.safetensors");
+        if weights.exists() {
+            let name = folder.replace("_Dense", "");
+            let (dtype, shape, data) = Reference::open(&weights).tensors().remove("linear.weight").unwrap();
+            let dims: Vec<u64> = shape.iter().rev().map(|dim| *dim as u64).collect();
+            for (end, size) in ["in", "out"].iter().zip(&dims) {
+                file.set(&format!("gemma-embedding.dense_{name}_feat_{end}"), Value::u32(*size as u32));
+            }
+            let kind = if dtype == safetensors::Dtype::F32 { 0 } else { 30 };
+            file.tensors.push(Tensor { name: format!("dense_{name}.weight"), dims, kind, data });
+        }
+    }
+    assert_eq!(file.tensors.iter().filter(|tensor| tensor.name.starts_with("dense_")).count(), 2);
+    let folder = tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("model.gguf"), file.bytes()).unwrap();
+    let load = |path: &Path| {
+        let options = LoadOptions::default().tokenizer_path(origin.join("tokenizer.json")).exact(true);
+        Model::load(path, &options, None).unwrap_or_else(|e| panic!("{}", e.details()))
+    };
+    let embed = |model: &Model| model.embed(&["hello", "The cat sleeps."], &EmbedOptions::default(), None).unwrap();
+    let model = load(&path("model.gguf"));
+    let (found, want) = (embed(&model), embed(&load(directory.path())));
+    assert!(common::max_abs(&found, &want) <= 2e-5, "{}", common::max_abs(&found, &want));
+    let mut without = file.clone();
+    without.tensors.retain(|tensor| !tensor.name.starts_with("dense_"));
+    fs::write(path("without.gguf"), without.bytes()).unwrap();
+    assert!(common::max_abs(&found, &embed(&load(&path("without.gguf")))) > 1e-2);
+    // They are kept in what is saved.
+    model.save(path("saved"), None, None).unwrap();
+    model.save_gguf(path("saved.gguf"), None, None).unwrap();
+    assert!(embed(&load(&path("saved"))) == found && embed(&load(&path("saved.gguf"))) == found);
+
+    let refused = |file: &File, kind: ErrorKind, message: &str| {
+        let error = run(&file.bytes()).map(drop).unwrap_err();
+        assert!(error.kind() == kind && error.message().contains(message), "{error}");
+    };
+    let key = "gemma-embedding.dense_3_feat_in";
+    let mut other = file.clone();
+    other.set(key, Value::u32(7));
+    refused(&other, ErrorKind::Format, "gemma-embedding.dense_3_feat_in: expected 128, as dense_3.weight has, found u32 7");
+    let mut other = file.clone();
+    other.remove("gemma-embedding.pooling_type");
+    refused(&other, ErrorKind::Unsupported, "model.gguf: dense_2.weight: expected none: a projection of vectors is supported");
+    let mut other = family("lfm2_old");
+    other.tensors.push(file.tensor("dense_2.weight").clone());
+    refused(&other, ErrorKind::Unsupported, "model.gguf: dense_2.weight: expected none: a projection of vectors is supported");
+}
+
+/// What blocks of NVFP4 stand for, times a factor.
+fn of_nvfp4(blocks: &[u8], factor: f32) -> Vec<u8> {
+    const TWICE: [f32; 8] = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0];
+    let value = |code: u8| if code < 8 { TWICE[code as usize] } else { -TWICE[code as usize - 8] };
+    let mut values = Vec::new();
+    for block in blocks.chunks_exact(36) {
+        for run in 0..4 {
+            let (byte, codes) = (block[run], &block[4 + 8 * run..][..8]);
+            let scale = (1.0 + f32::from(byte & 7) / 8.0) * 2f32.powi(i32::from(byte >> 3) - 7);
+            let all = codes.iter().map(|byte| byte & 15).chain(codes.iter().map(|byte| byte >> 4));
+            values.extend(all.flat_map(|code| (factor * (scale / 2.0) * value(code)).to_le_bytes()));
+        }
+    }
+    values
+}
+
+#[test]
+fn a_scale_beside_a_matrix_multiplies_it() {
+    let mut seed = 1u64;
+    let mut random = move || {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (seed >> 40) as u8
+    };
+    let ids = [1, 2, 3, 4, 5, 60, 7, 1, 9, 3, 33];
+    let folder = tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let logits = |model: &Model| {
+        let mut session = Session::new(model, 0).unwrap();
+        session.append_tokens(&ids, None).unwrap();
+        session.logits().unwrap().to_vec()
+    };
+    let load = |path: &Path| Model::load(path, &common::exact(), None).unwrap_or_else(|e| panic!("{}", e.details()));
+    for (name, least) in [("llama_f32", 12), ("qwen3_moe_sparse", 6)] {
+        let (mut scaled, mut plain) = (family(name), family(name));
+        let (mut beside, mut count) = (Vec::new(), 0);
+        for (tensor, plain) in scaled.tensors.iter_mut().zip(&mut plain.tensors) {
+            let Some(module) = tensor.name.strip_suffix(".weight").filter(|name| name.starts_with("blk.")) else { continue };
+            if tensor.dims.len() < 2 || !tensor.dims[0].is_multiple_of(64) {
+                continue;
+            }
+            let matrices = tensor.dims.get(2).map_or(1, |count| *count as usize);
+            let factors: Vec<f32> = (0..matrices).map(|_| 0.01 + f32::from(random()) / 8192.0).collect();
+            let blocks = tensor.dims.iter().product::<u64>() as usize / 64;
+            // Scales from 2⁻³ to below 2.
+            let block = |_| -> Vec<u8> { (0..36).map(|i| if i < 4 { 0x20 + random() % 32 } else { random() }).collect() };
+            let data: Vec<u8> = (0..blocks).flat_map(block).collect();
+            let each = data.chunks_exact(data.len() / matrices).zip(&factors);
+            plain.data = each.flat_map(|(blocks, factor)| of_nvfp4(blocks, *factor)).collect();
+            plain.kind = 0;
+            let vector = |end: &str, values: &[f32]| Tensor {
+                name: format!("{module}.{end}"),
+                dims: vec![values.len() as u64],
+                kind: 0,
+                data: values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            };
+            beside.extend([vector("scale", &factors), vector("input_scale", &vec![7.0; matrices])]);
+            (tensor.kind, tensor.data) = (40, data);
+            count += 1;
+            // One that is not quantised has a scale too.
+            if tensor.name == "blk.1.attn_v.weight" {
+                (tensor.kind, tensor.data) = (0, of_nvfp4(&tensor.data, 1.0));
+                let values = tensor.data.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x) * factors[0]);
+                plain.data = values.flat_map(f32::to_le_bytes).collect();
+            }
+        }
+        assert!(count >= least, "{name}: {count}");
+        scaled.tensors.extend(beside);
+        fs::write(path("scaled.gguf"), scaled.bytes()).unwrap();
+        fs::write(path("plain.gguf"), plain.bytes()).unwrap();
+        let (model, numbers) = (load(&path("scaled.gguf")), load(&path("plain.gguf")));
+        assert!(model.backend_json().contains("nvfp4_scaled"), "{name}");
+        let want = logits(&numbers);
+        assert!(want.iter().all(|x| x.is_finite()) && logits(&model) == want, "{name}");
+
+        // What is merged into such a matrix is written so that its scale makes it that again.
+        let config = LoraConfig::default().rank(2).targets(["all-linear"]);
+        let mut trainer = LoraTrainer::new(&model, &config, &TrainOptions::default().learning_rate(0.1)).unwrap();
+        trainer.train_step(&ids, None, &[0, ids.len()]).unwrap();
+        trainer.save(path("adapter")).unwrap();
+        let merged = model.merge(&Lora::load(&model, path("adapter")).unwrap(), 1.0).unwrap();
+        let (want, before) = (logits(&merged), want);
+        merged.save(path("saved"), None, None).unwrap();
+        assert!(logits(&load(&path("saved"))) == want, "{name}");
+        merged.save_gguf(path("saved.gguf"), None, None).unwrap();
+        let found = logits(&load(&path("saved.gguf")));
+        let largest = want.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+        assert!(common::max_abs(&found, &want) <= 1e-4 * largest, "{name}: {}", common::max_abs(&found, &want));
+        assert!(common::max_abs(&before, &want) > 1e-2 * largest, "{name}");
+        fs::remove_dir_all(path("saved")).unwrap();
+
+        scaled.tensor("blk.0.attn_q.scale").dims = vec![1, 2];
+        scaled.tensor("blk.0.attn_q.scale").data.extend([0; 4]);
+        let error = run(&scaled.bytes()).map(drop).unwrap_err();
+        let message = "model.gguf: blk.0.attn_q.scale: expected one value, or one for each of 1 matrices, found 2";
+        assert!(error.kind() == ErrorKind::Format && error.message() == message, "{error}");
     }
 }
 

@@ -756,6 +756,45 @@ fn the_first_versions_names_and_other_spellings_are_read() {
 }
 
 #[test]
+fn an_adapter_of_a_language_model_fits_one_within_another_and_the_other_way_round() {
+    let ids = [5, 17, 3, 80, 41, 9, 66, 23, 12];
+    let places = ["model.layers.", "model.language_model.layers.", "language_model.model.layers."];
+    for (base, own, targets) in [
+        ("qwen3_5_text", places[0], &["all-linear"][..]),
+        ("qwen3_5_nested", places[1], &["all-linear"]),
+        ("qwen3_5_moe_nested", places[1], &["all-linear", "mlp.experts.down_proj"]),
+        ("gemma4_unified", places[1], &["all-linear"]),
+        ("ministral3_nested", places[1], &["all-linear"]),
+    ] {
+        let (model, folder) = (load(golden("decoders").join(base)), tempfile::tempdir().unwrap());
+        let config = LoraConfig::default().rank(2).targets(targets.iter().copied());
+        let mut trainer = LoraTrainer::new(&model, &config, &TrainOptions::default().learning_rate(0.1)).unwrap();
+        trainer.train_step(&ids, None, &[0, ids.len()]).unwrap();
+        trainer.save(folder.path()).unwrap();
+        let found = places.map(|place| {
+            let renamed = Spoiled::new(folder.path().to_str().unwrap()).rename(|name| name.replace(own, place));
+            let lora = open(&model, renamed.write());
+            // It goes on as what it was.
+            lora.save(folder.path().join("again")).unwrap();
+            let saved = Reference::open(&folder.path().join("again/adapter_model.safetensors")).tensors();
+            assert!(saved.keys().all(|name| name.starts_with(&format!("base_model.model.{place}"))), "{base}: {place}");
+            logits(&model, &[(lora, 1.0)], &ids)
+        });
+        assert!(found[1] == found[0] && found[2] == found[0] && found[0] != logits(&model, &[], &ids), "{base}");
+    }
+    // Of the embedding alone.
+    let model = load(golden("decoders/gemma4_unified"));
+    let tokens = serde_json::json!([3, 5]);
+    for place in ["", "model.", "model.language_model."] {
+        let name = format!("base_model.model.{place}embed_tokens.token_adapter.trainable_tokens_delta");
+        let mut spoiled = Spoiled::new("adapters/gemma4_unified");
+        spoiled.tensors.clear();
+        let spoiled = spoiled.set("target_modules", serde_json::json!(null)).set("trainable_token_indices", tokens.clone());
+        open(&model, spoiled.add(&name, &[2, model.hidden_size()]).write());
+    }
+}
+
+#[test]
 fn embeddings_take_adapters() {
     let model = load(shipped("tiny-embed"));
     let path = tempfile::tempdir().unwrap();

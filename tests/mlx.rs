@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use common::{Reference, golden, load, write_tensors};
-use metal_candle::{ErrorKind, LoadOptions, Model, Session};
+use metal_candle::{ErrorKind, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Session, TrainOptions};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -265,6 +265,37 @@ fn converted(tensors: Tensors, rules: &Rules) -> Tensors {
     all
 }
 
+/// What a saved model has of the tensors of a family: experts apart, where transformers reads them so too.
+fn apart(tensors: Tensors, rules: &Rules) -> Tensors {
+    let mut all = Tensors::new();
+    for (name, tensor) in tensors.into_iter().filter(|(name, _)| !rules.dropped.iter().any(|dropped| name.contains(dropped))) {
+        let Some(place) = name.strip_suffix("mlp.experts.gate_up_proj").or(name.strip_suffix("mlp.experts.down_proj")) else {
+            all.insert(name, tensor);
+            continue;
+        };
+        if rules.alternates {
+            all.insert(name, tensor);
+            continue;
+        }
+        let is_down = name.ends_with("down_proj");
+        for expert in 0..tensor.1[0] {
+            let mut add = |own: &str, of: &Tensor| {
+                let (values, shape) = (floats(of), of.1[1..].to_vec());
+                let len = values.len() / of.1[0];
+                let name = format!("{place}mlp.experts.{expert}.{own}.weight");
+                all.insert(name, self::tensor(shape, &values[expert * len..][..len]));
+            };
+            if is_down {
+                add("down_proj", &tensor);
+            } else {
+                add("gate_proj", &rows(&tensor, |row, height| row < height / 2));
+                add("up_proj", &rows(&tensor, |row, height| row >= height / 2));
+            }
+        }
+    }
+    all
+}
+
 fn written(tensors: Tensors, config: &Value) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     write_tensors(&folder.path().join("model.safetensors"), tensors);
@@ -300,7 +331,7 @@ fn every_converted_family_computes_what_it_did() {
         let base = golden(&format!("decoders/{name}"));
         let (tensors, config) = stored(&base);
         let before: Vec<String> = tensors.keys().cloned().collect();
-        let after = converted(tensors, &rules);
+        let after = converted(tensors.clone(), &rules);
         let shapes = |path: &Path| Reference::open(&path.join("model.safetensors")).tensors();
         let folder = written(after, &config);
         let changed = shapes(folder.path());
@@ -313,10 +344,40 @@ fn every_converted_family_computes_what_it_did() {
         // A norm's weight is rounded where one is added to it.
         let tolerance = if rules.norms.is_empty() { 0.0 } else { 1e-3 };
         assert!(max_abs(&found, &want) <= tolerance, "{name}: {}", max_abs(&found, &want));
-        // Saved, it is the same once more.
+        // Saved, it is the same once more, and as transformers has it.
         let saved = folder.path().join("saved");
         model.save(&saved, None, None).unwrap();
         assert!(results(&load(&saved)) == found, "{name}: saved");
+        let (saved, want) = (shapes(&saved), apart(tensors, &rules));
+        assert!(saved.keys().eq(want.keys()), "{name}: {:#?}", saved.keys().filter(|name| !want.contains_key(*name)));
+        for (tensor, want) in &want {
+            let difference = max_abs(&floats(&saved[tensor]), &floats(want));
+            assert!(saved[tensor].1 == want.1 && difference <= tolerance, "{name}: {tensor}: {difference}");
+        }
+    }
+}
+
+#[test]
+fn what_is_merged_into_converted_weights_is_saved() {
+    for (name, targets) in [
+        ("granitemoehybrid_dense", &["all-linear"][..]),
+        ("qwen3_5_moe_nested", &["all-linear", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
+        ("gemma4_moe", &["all-linear", "experts.gate_up_proj"]),
+        ("gpt_oss", &["all-linear", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
+    ] {
+        let rules = FAMILIES.iter().find(|(family, _)| *family == name).unwrap().1;
+        let (tensors, config) = stored(&golden(&format!("decoders/{name}")));
+        let folder = written(converted(tensors, &rules), &config);
+        let model = load(folder.path());
+        let config = LoraConfig::default().rank(2).targets(targets.iter().copied());
+        let mut trainer = LoraTrainer::new(&model, &config, &TrainOptions::default().learning_rate(0.1)).unwrap();
+        trainer.train_step(&IDS, None, &[0, IDS.len()]).unwrap();
+        let [adapter, saved] = ["adapter", "saved"].map(|name| folder.path().join(name));
+        trainer.save(&adapter).unwrap();
+        let merged = model.merge(&Lora::load(&model, &adapter).unwrap(), 1.0).unwrap();
+        merged.save(&saved, None, None).unwrap();
+        let want = results(&merged);
+        assert!(results(&load(&saved)) == want && want != results(&model), "{name}");
     }
 }
 

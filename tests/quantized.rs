@@ -231,7 +231,7 @@ fn gptq_config(bits: usize, group: i32, format: &str) -> Value {
     }})
 }
 
-static LAYOUTS: [Layout; 17] = [
+static LAYOUTS: [Layout; 18] = [
     Layout { name: "MLX 2", config: || mlx_config(2), write: |m, s, r| mlx_model(2, m, s, r) },
     Layout { name: "MLX 3", config: || mlx_config(3), write: |m, s, r| mlx_model(3, m, s, r) },
     Layout { name: "MLX 4", config: || mlx_config(4), write: |m, s, r| mlx_model(4, m, s, r) },
@@ -283,6 +283,15 @@ static LAYOUTS: [Layout; 17] = [
         name: "FP8 of blocks",
         config: || json!({"quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [24, 40]}}),
         write: |m, s, r| is_projection(m).then(|| fp8("weight_scale_inv", false, [24, 40], s, r)),
+    },
+    Layout {
+        name: "FP8 of blocks, as compressed-tensors",
+        config: || {
+            let mut config = fp8_of_rows_config("block");
+            config["quantization_config"]["config_groups"]["group_0"]["weights"]["block_structure"] = json!([24, 40]);
+            config
+        },
+        write: |m, s, r| is_projection(m).then(|| fp8("weight_scale", true, [24, 40], s, r)),
     },
     Layout {
         name: "FP8 of rows",
@@ -425,7 +434,9 @@ fn what_is_not_read_is_refused_by_name() {
         config
     };
     refused(compressed("symmetric", json!(false)), &["symmetric"]);
-    refused(compressed("actorder", json!("group")), &["actorder"]);
+    for order in [json!("group"), json!("Dynamic"), json!(true), json!(0)] {
+        refused(compressed("actorder", order), &["actorder"]);
+    }
     refused(compressed("num_bits", json!(3)), &["num_bits"]);
     let mut nvfp4 = packed_config(4, Some(32));
     nvfp4["quantization_config"]["format"] = json!("nvfp4-pack-quantized");

@@ -16,7 +16,6 @@
 //! ```
 
 use std::collections::HashSet;
-use std::path::Path;
 
 use rayon::prelude::*;
 use tokenizers::TruncationDirection;
@@ -26,8 +25,8 @@ use super::model::{Progress, ProgressFn, Stage, tell};
 use super::options::{Field, Fields, OptionRange, OptionSlot, builders, field, limit_field, word_field};
 use super::{Cancel, Lora, Model, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Checkpoint, Json, ModuleConfig, SentenceConfig, Similarity};
-use crate::nn::{Config, SentenceModule, Weights};
+use crate::load::{Checkpoint, Gguf, GgufSource, Json, ModuleConfig, ModulePlace, Origin, SentenceConfig, Similarity};
+use crate::nn::{Config, SentenceModule, TensorSource, Weights};
 use crate::ops::{self, Backend, Format, Pooling};
 
 /// Texts that are tokenised between two looks at the cancel flag.
@@ -475,18 +474,25 @@ impl Embedder {
 
 /// Reads a module onto the device of the network.
 fn load(module: &ModuleConfig, backend: &Backend) -> Result<SentenceModule> {
-    let (ModuleConfig::Dense { directory, .. } | ModuleConfig::LayerNorm { directory, .. }) = module else {
-        return Ok(SentenceModule::Normalize);
-    };
-    let folder = directory.file_name().unwrap_or_default().to_string_lossy();
-    read(module, directory, backend).map_err(|error| error.within(folder))
+    let mut on_bytes = |_, _| Ok(());
+    match module {
+        ModuleConfig::Normalize => Ok(SentenceModule::Normalize),
+        ModuleConfig::Dense { place: ModulePlace::Gguf { path, tensor }, .. } => {
+            let origin = ("linear.weight".to_string(), Origin::whole(tensor));
+            read(module, &mut GgufSource::new(Gguf::open(path)?, [origin], |_| true, &mut on_bytes)?, backend)
+        }
+        ModuleConfig::Dense { place: ModulePlace::Directory(directory), .. } | ModuleConfig::LayerNorm { directory, .. } => {
+            let folder = directory.file_name().unwrap_or_default().to_string_lossy();
+            let checkpoint = Checkpoint::open(directory, &mut on_bytes);
+            let module = checkpoint.and_then(|mut checkpoint| read(module, &mut checkpoint, backend));
+            module.map_err(|error| error.within(folder))
+        }
+    }
 }
 
-fn read(module: &ModuleConfig, directory: &Path, backend: &Backend) -> Result<SentenceModule> {
-    let mut on_bytes = |_, _| Ok(());
-    let mut checkpoint = Checkpoint::open(directory, &mut on_bytes)?;
+fn read(module: &ModuleConfig, source: &mut dyn TensorSource, backend: &Backend) -> Result<SentenceModule> {
     // Pooled vectors are F32 on every device.
-    let mut weights = Weights::new(&mut checkpoint, backend, Some(Format::F32));
+    let mut weights = Weights::new(source, backend, Some(Format::F32));
     let module = match *module {
         ModuleConfig::Dense { inputs, outputs, bias, activation, residual, .. } => {
             SentenceModule::dense(&mut weights, (inputs, outputs), bias, activation, residual)?

@@ -1,5 +1,6 @@
 //! The small files of a model directory: what a model is, before its weights are read.
 
+use std::borrow::Cow;
 use std::fs::Metadata;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -11,10 +12,11 @@ use super::sampling::Sampling;
 use super::{ChatTemplate, Device, DeviceKind, LoadOptions, Tokenizer};
 use crate::error::{Error, Result};
 use crate::load::{
-    ApartExperts, Checkpoint, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, OnBytes, Origin,
-    Quantization, QuantizedCheckpoint, SentenceConfig, WHOLE_CLASS, copy_file, read_text, write_text,
+    ApartExperts, Checkpoint, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, ModulePlace, OnBytes,
+    Origin, Quantization, QuantizedCheckpoint, SentenceConfig, Tensors, WHOLE_CLASS, copy_file, read_text, write_safetensors,
+    write_text,
 };
-use crate::models::{self, Family, GgufModel};
+use crate::models::{self, Family, GgufModel, GgufProjection};
 use crate::nn::{Config, MIXES, Mix};
 use crate::ops::{KvFormat, Pooling};
 
@@ -107,12 +109,16 @@ impl Files {
 
     fn of_gguf(path: &Path) -> Result<Self> {
         let mut gguf = Gguf::open(path)?;
-        let GgufModel { family, config, json, origins, pooling, unused_layers } = models::parse_gguf(&mut gguf)?;
+        let GgufModel { family, config, json, origins, pooling, projections, unused_layers } = models::parse_gguf(&mut gguf)?;
         let directory = path.parent().unwrap_or(Path::new(""));
         let mut sentence = SentenceConfig::new(directory);
         match pooling {
             // A file that says how to pool is one of a model of embeddings, whose vectors llama.cpp normalises.
-            Some(pooling) => (sentence.pooling, sentence.modules) = (vec![pooling], vec![ModuleConfig::Normalize]),
+            Some(pooling) => {
+                let projections = projections.into_iter().map(|projection| projected(path, &projection));
+                sentence.pooling = vec![pooling];
+                sentence.modules = projections.chain([ModuleConfig::Normalize]).collect();
+            }
             None if config.is_causal() => sentence.pooling = vec![Pooling::Last],
             None => {}
         }
@@ -180,7 +186,7 @@ impl Files {
     /// model's, or what was given in its place.
     pub(super) fn copy_small(&self, to: &Path, to_network: &Path, tokenizer: Option<&Tokenizer>) -> Result<()> {
         let write = |path: PathBuf, json: &serde_json::Value| write_text(&path, &format!("{json:#}\n"));
-        let Some(_) = &self.gguf else {
+        let Some(GgufTensors { gguf, .. }) = &self.gguf else {
             for name in BESIDE_WEIGHTS {
                 copy_if_there(&self.directory.join(name), &to_network.join(name))?;
             }
@@ -213,6 +219,11 @@ impl Files {
             let directory = path.parent().unwrap_or(to);
             std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
             write(path, &json)?;
+        }
+        for (folder, tensor, inputs, outputs) in self.sentence.projections() {
+            let values = gguf.values(tensor)?;
+            let tensors = Tensors::from([("linear.weight".to_string(), (vec![outputs, inputs], Cow::Owned(values)))]);
+            write_safetensors(&to.join(folder).join("model.safetensors"), &tensors, &[("format", "pt")])?;
         }
         Ok(())
     }
@@ -474,6 +485,12 @@ fn is_later_split(path: &Path) -> bool {
     let number = |text: &str| (text.len() == 5).then(|| text.parse::<u32>().ok()).flatten();
     let Some((start, _)) = stem.rsplit_once("-of-").filter(|(_, count)| number(count).is_some()) else { return false };
     start.rsplit_once('-').and_then(|(_, no)| number(no)).is_some_and(|no| no > 1)
+}
+
+/// A projection of a GGUF file as the module that it was.
+fn projected(path: &Path, &GgufProjection { tensor, inputs, outputs }: &GgufProjection) -> ModuleConfig {
+    let place = ModulePlace::Gguf { path: path.to_path_buf(), tensor };
+    ModuleConfig::Dense { place, inputs, outputs, bias: false, activation: None, residual: false }
 }
 
 /// # Errors

@@ -10,7 +10,7 @@
 //! ```
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -25,7 +25,7 @@ use crate::load::{
     GgufChanges, JoinedExperts, Json, ModelTensors, Put, Rewrite, Rows, beside, replace, write_rows, write_tensors, write_text,
 };
 use crate::models;
-use crate::nn::{MIXES, Mix, Module, Part, Role, Tying};
+use crate::nn::{MIXES, Mix, Module, Part, Restored, Role, Tying};
 use crate::ops::Format;
 
 /// The files that a model was read from, which a saved one takes from them what has not changed.
@@ -122,7 +122,8 @@ impl Model {
     /// Tensors have the bytes of the files that the model was loaded from, which must still be there; matrices that adapters were
     /// merged into are F32. `format`, one of `f32`, `f16` and `bf16`, is the type of all matrices instead, small ones such as norms
     /// excepted. Quantised matrices are written as the numbers that they stand for, in F32 or `format`; what the model was quantised
-    /// to while loading is not looked at: its files have more. Buffers of other types than weights have are left out.
+    /// to while loading is not looked at: its files have more. What MLX's converter calls or lays out in another way is as it was before,
+    /// but for what reads pictures and sounds. Buffers of other types than weights have are left out.
     ///
     /// `directory` is made, or is empty; it appears when all is written. Progress has the stage `Write`.
     ///
@@ -221,30 +222,47 @@ impl Model {
             tensors.push((name.clone(), rewrite.format, vec![module.outputs, module.inputs]));
             all.insert(name, rewrite);
         }
+        let restored = restore(&mut tensors, self.transformer().restored());
+        let counts: BTreeMap<String, usize> = tensors.iter().map(|(name, _, shape)| (name.clone(), rows_of(shape))).collect();
         let joined = match self.transformer().config().has_stacks_of_inputs() {
             true => JoinedExperts::take(&mut tensors),
             false => Vec::new(),
         };
         tensors.extend(joined.iter().map(|joined| (joined.name.clone(), joined.format, joined.shape.clone())));
         let joined: BTreeMap<&str, &JoinedExperts> = joined.iter().map(|joined| (joined.name.as_str(), joined)).collect();
+        let mut origins: BTreeMap<String, (String, Format, usize)> = BTreeMap::new();
+        for (name, format, shape) in &mut tensors {
+            let saved = self.transformer().saved_name(name);
+            origins.insert(saved.clone(), (std::mem::replace(name, saved), *format, rows_of(shape)));
+        }
         tensors.sort_by(|a, b| a.0.cmp(&b.0));
-        let formats: BTreeMap<String, (Format, usize)> =
-            tensors.iter().map(|(name, format, shape)| (name.clone(), (*format, rows_of(shape)))).collect();
-        write_tensors(&network.join("model.safetensors"), &tensors, &[("format", "pt")], &mut |name, put| {
-            let (format, rows) = formats.get(name).copied().unwrap_or((Format::F32, 0));
-            if let Some(joined) = joined.get(name) {
-                let (source, last) = (RefCell::new(&mut *source), RefCell::new(None));
-                let part = |name: &str| match all.get(name).and_then(|rewrite| rewrite.rows.as_ref()) {
-                    Some(changed) => changed(0..source.borrow().entry(name).map_or(0, |entry| entry.shape[0])),
-                    None => stored_values(name, &mut **source.borrow_mut()),
+        write_tensors(&network.join("model.safetensors"), &tensors, &[("format", "pt")], &mut |saved, put| {
+            let Some((name, format, rows)) = origins.get(saved).map(|(name, format, rows)| (name.as_str(), *format, *rows))
+            else {
+                return Err(Error::format(format!("{saved}: not in the files")));
+            };
+            let changed = |name: &str| all.get(name).and_then(|rewrite| rewrite.rows.as_ref());
+            if !joined.contains_key(name) && !restored.contains_key(name) {
+                return match changed(name) {
+                    Some(changed) => write_rows(saved, rows, format, changed, put),
+                    None => write_stored(name, &mut *source, format, put),
                 };
-                let values = |rows: Range<usize>| joined.rows(rows, &mut last.borrow_mut(), part);
-                return write_rows(name, rows, format, &values, put);
             }
-            match all.get(name).and_then(|rewrite| rewrite.rows.as_ref()) {
-                Some(changed) => write_rows(name, rows, format, changed, put),
-                None => write_stored(name, &mut *source, format, put),
-            }
+            let source = RefCell::new(&mut *source);
+            let stored = |name: &str, rows: Range<usize>| match changed(name) {
+                Some(changed) => changed(rows),
+                None => stored_rows(name, &mut **source.borrow_mut(), rows),
+            };
+            let values = |name: &str, rows: Range<usize>| match restored.get(name) {
+                Some(restored) => restored.rows(rows, stored),
+                None => stored(name, rows),
+            };
+            let Some(joined) = joined.get(name) else {
+                return write_rows(saved, rows, format, &|rows: Range<usize>| values(name, rows), put);
+            };
+            let last = RefCell::new(None);
+            let part = |name: &str| values(name, 0..counts.get(name).copied().unwrap_or(0));
+            write_rows(saved, rows, format, &|rows: Range<usize>| joined.rows(rows, &mut last.borrow_mut(), part), put)
         })?;
         source.finish()
     }
@@ -377,18 +395,32 @@ fn write_stored(name: &str, source: &mut dyn ModelTensors, format: Format, put: 
     write_rows(name, rows, format, &values, put)
 }
 
-/// All values of a stored tensor.
-fn stored_values(name: &str, source: &mut dyn ModelTensors) -> Result<Vec<f32>> {
+/// Puts what tensors were before MLX's converter in place of what it has made of them; returns them by their names.
+fn restore<'a>(tensors: &mut Vec<(String, Format, Vec<usize>)>, restored: &'a [Restored]) -> BTreeMap<String, &'a Restored> {
+    let formats: BTreeMap<String, Format> = tensors.iter().map(|(name, format, _)| (name.clone(), *format)).collect();
+    let taken: HashSet<&str> = restored.iter().flat_map(|one| &one.pieces).map(|(name, _)| name.as_str()).collect();
+    tensors.retain(|(name, ..)| !taken.contains(name.as_str()));
+    let restored: BTreeMap<String, &Restored> = restored.iter().map(|one| (one.name.clone(), one)).collect();
+    for (name, one) in &restored {
+        let of_pieces = one.pieces.iter().filter_map(|(name, _)| formats.get(name).copied());
+        tensors.push((name.clone(), Format::finest(of_pieces).unwrap_or(Format::F32), one.shape.clone()));
+    }
+    restored
+}
+
+/// Rows of a stored tensor, as [`rows_of`] counts them.
+fn stored_rows(name: &str, source: &mut dyn ModelTensors, rows: Range<usize>) -> Result<Vec<f32>> {
     let Some(entry) = source.entry(name).cloned() else { return Err(Error::format(format!("{name}: not in the files"))) };
-    let (stored, cols) = (entry.stored.clone().unwrap_or(Format::F32), entry.shape.last().copied().unwrap_or(1));
-    let len = stored.row_bytes(cols).map(|row| row * rows_of(&entry.shape) / if entry.shape.len() == 1 { cols } else { 1 });
-    let len = len.ok_or_else(|| Error::format(format!("{name}: no memory has the bytes of shape {:?}", entry.shape)))?;
+    let stored = entry.stored.clone().unwrap_or(Format::F32);
+    let wrong = || Error::format(format!("{name}: no memory has the bytes of shape {:?}", entry.shape));
+    let row_bytes = stored.row_bytes(if let [.., _, cols] = entry.shape[..] { cols } else { 1 }).ok_or_else(wrong)?;
+    let len = rows.len().checked_mul(row_bytes).ok_or_else(wrong)?;
     let mut bytes = Vec::new();
     bytes
         .try_reserve_exact(len)
         .map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("{name}: {len} bytes do not fit the memory")).with_source(e))?;
     bytes.resize(len, 0);
-    source.read(name, 0, &mut bytes)?;
+    source.read(name, (rows.start * row_bytes) as u64, &mut bytes)?;
     Ok(stored.widen(&bytes))
 }
 

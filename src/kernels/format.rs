@@ -148,6 +148,7 @@ formats! {
     Q2_0: ternary::Q2_0;
     MXFP4: fp4::MXFP4;
     NVFP4: fp4::NVFP4;
+    NVFP4_SCALED: fp4::NVFP4_SCALED;
     AFFINE2_32: affine::affine::<2, 32>("affine2_32");
     AFFINE2_64: affine::affine::<2, 64>("affine2_64");
     AFFINE2_128: affine::affine::<2, 128>("affine2_128");

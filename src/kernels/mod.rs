@@ -71,7 +71,17 @@ fn random_blocks(format: Format, blocks: usize, mut seed: u64) -> Vec<u8> {
             }
         }
     }
+    with_one_factor(format, &mut bytes);
     bytes
+}
+
+/// Gives blocks what all of a row have in common.
+#[cfg(any(test, feature = "selftest"))]
+fn with_one_factor(format: Format, blocks: &mut [u8]) {
+    if format == Format::NVFP4_SCALED {
+        let factor = std::f32::consts::FRAC_1_SQRT_2.to_le_bytes();
+        blocks.chunks_exact_mut(format.block_bytes()).for_each(|block| block[..4].copy_from_slice(&factor));
+    }
 }
 
 /// Values of a fixed generator, in -1..1.

@@ -292,6 +292,7 @@ fn scatter<U: Copy, T>(to: &mut [T], cols: usize, lanes: usize, first: usize, fr
 
 #[cfg(test)]
 mod tests {
+    use super::super::with_one_factor;
     use super::*;
 
     #[test]
@@ -348,7 +349,8 @@ mod tests {
         for from in Format::all().filter(|format| format.is_quantised()) {
             let row_bytes = from.row_bytes(cols).unwrap();
             // Any bytes but for those of scales that are not finite, and of values beyond F16: zeros above the lowest bits.
-            let blocks: Vec<u8> = (0..rows * row_bytes).map(|i| (i * 7 % 61) as u8).collect();
+            let mut blocks: Vec<u8> = (0..rows * row_bytes).map(|i| (i * 7 % 61) as u8).collect();
+            with_one_factor(from, &mut blocks);
             let want = from.widen(&blocks);
             assert_eq!(want.len(), rows * cols);
             for (kept, purpose) in

@@ -118,6 +118,7 @@ impl Coding {
             Scales::TwoLevelsAndMin => (LINE, 2 * LANES),
             Scales::TwoLevelsAndMinInByte => (LINE, LANES),
             Scales::Float8 { .. } => (0, LANES),
+            Scales::Float8Times { .. } => (LINE, LANES),
         };
         let planes = d + (cols.div_ceil(self.group) * group).next_multiple_of(LINE);
         Parts { groups: d, group, planes, all: planes + cols.div_ceil(CHUNK) * self.chunk_bytes() }
@@ -143,7 +144,7 @@ impl Coding {
         let f16 = |x: f32| f16::from_f32(x).to_le_bytes();
         match self.scales {
             Scales::F16 | Scales::F16AndMin | Scales::F16AndZero | Scales::Float8 { .. } => {}
-            Scales::TwoLevels => put(span, 4 * lane, block.d.to_le_bytes()),
+            Scales::TwoLevels | Scales::Float8Times { .. } => put(span, 4 * lane, block.d.to_le_bytes()),
             Scales::TwoLevelsAndMin | Scales::TwoLevelsAndMinInByte => {
                 put(span, 2 * lane, f16(block.d));
                 // With the sign that adds it.
@@ -162,7 +163,7 @@ impl Coding {
                     put(to, 2 * lane, scale.to_le_bytes());
                     to[2 * LANES + lane] = *min as u8;
                 }
-                Scales::TwoLevels | Scales::Float8 { .. } => to[lane] = *scale as u8,
+                Scales::TwoLevels | Scales::Float8 { .. } | Scales::Float8Times { .. } => to[lane] = *scale as u8,
                 Scales::TwoLevelsAndMin => (to[lane], to[LANES + lane]) = (*scale as u8, *min as u8),
                 Scales::TwoLevelsAndMinInByte => to[lane] = (scale | min << 4) as u8,
             }
@@ -186,7 +187,7 @@ impl Coding {
         let f16 = |at: usize| f16::from_le_bytes(take(span, at)).to_f32();
         match self.scales {
             Scales::F16 | Scales::F16AndMin | Scales::F16AndZero | Scales::Float8 { .. } => {}
-            Scales::TwoLevels => block.d = f32::from_le_bytes(take(span, 4 * lane)),
+            Scales::TwoLevels | Scales::Float8Times { .. } => block.d = f32::from_le_bytes(take(span, 4 * lane)),
             Scales::TwoLevelsAndMin | Scales::TwoLevelsAndMinInByte => {
                 (block.d, block.dmin) = (f16(2 * lane), -f16(2 * (LANES + lane)));
             }
@@ -199,7 +200,7 @@ impl Coding {
                     (u16::from_le_bytes(take(from, 2 * lane)), u16::from_le_bytes(take(from, 2 * (LANES + lane))))
                 }
                 Scales::F16AndZero => (u16::from_le_bytes(take(from, 2 * lane)), from[2 * LANES + lane].into()),
-                Scales::TwoLevels | Scales::Float8 { .. } => (from[lane].into(), 0),
+                Scales::TwoLevels | Scales::Float8 { .. } | Scales::Float8Times { .. } => (from[lane].into(), 0),
                 Scales::TwoLevelsAndMin => (from[lane].into(), from[LANES + lane].into()),
                 Scales::TwoLevelsAndMinInByte => ((from[lane] & 15).into(), (from[lane] >> 4).into()),
             };
@@ -757,6 +758,10 @@ unsafe fn scale_and_min<S: Simd>(coding: &Coding, span: &Span<'_>, at: usize) ->
                 (S::mul(scale, S::load_f16(d)), S::mul(min, S::load_f16(dmin)))
             }
             Scales::Float8 { shift, factor } => (S::mul(S::from_bits(S::shl(S::load_u8(group), shift)), S::splat(factor)), none),
+            Scales::Float8Times { shift, factor } => {
+                let scale = S::mul(S::from_bits(S::shl(S::load_u8(group), shift)), S::splat(factor));
+                (S::mul(scale, S::load(span.bytes.cast())), none)
+            }
         }
     }
 }
@@ -929,6 +934,7 @@ mod tests {
             (Format::IQ3_S, 4375),
             (Format::IQ4_XS, 4375),
             (Format::NVFP4, 4500),
+            (Format::NVFP4_SCALED, 4625),
             (Format::Q4_0, 4500),
             (Format::IQ4_NL, 4500),
             (Format::Q4_K, 4625),
@@ -943,7 +949,7 @@ mod tests {
             (Format::ZERO4_64, 4375),
             (Format::ZERO8_128, 8250),
         ];
-        assert_eq!(quantised().filter(|format| format.number_of_ggml().is_some()).count() + 4, thousandths.len());
+        assert_eq!(quantised().filter(|format| format.number_of_ggml().is_some()).count() + 5, thousandths.len());
         for (format, want) in thousandths {
             let weights = 64 * 2048;
             assert_eq!(Planes::bytes(&[(60, format), (4, format)], 2048) * 8000 / weights, want, "{format:?}");

@@ -5,7 +5,7 @@
 //! | method | tensors of a module | a weight |
 //! | --- | --- | --- |
 //! | MLX, affine, 2 to 8 bits | `weight` U32 `(N, K·bits/32)`, `scales`, `biases` `(N, K/g)` | `scale · q + bias` |
-//! | FP8 | `weight` F8_E4M3 `(N, K)`, `weight_scale_inv` of blocks, `weight_scale` of rows, either of all | `f8 · scale` |
+//! | FP8 | `weight` F8_E4M3 `(N, K)`, `weight_scale_inv` or `weight_scale` of blocks, of rows, or of all | `f8 · scale` |
 //! | AWQ | `qweight` I32 `(K, N/8)`, `qzeros` `(K/g, N/8)`, `scales` `(K/g, N)` | `scale · (q - zero)` |
 //! | GPTQ | `qweight` I32 `(K·bits/32, N)`, `qzeros` `(K/g, N·bits/32)`, `scales` `(K/g, N)`, `g_idx` | `scale · (q - zero)` |
 //! | compressed-tensors, packed | `weight_packed` I32 `(N, K·bits/32)`, `weight_scale` `(N, K/g)`, `weight_shape` | `scale · (q - 2^(bits-1))` |
@@ -16,6 +16,8 @@
 mod read;
 
 pub use read::QuantizedCheckpoint;
+
+use serde_json::Value;
 
 use super::Json;
 use crate::error::Result;
@@ -71,14 +73,7 @@ impl Quantization {
                 if json.text("fmt")?.is_some_and(|fmt| fmt != "e4m3") {
                     return Err(json.unsupported("fmt", "expected e4m3"));
                 }
-                let block = json.numbers("weight_block_size")?;
-                let block = block.map(|block| match block[..] {
-                    [rows, cols] if [rows, cols].iter().all(|x| x.fract() == 0.0 && (1.0..=MAX_GROUP as f64).contains(x)) => {
-                        Ok([rows as usize, cols as usize])
-                    }
-                    _ => Err(json.invalid("weight_block_size", "expected two whole numbers from 1 on")),
-                });
-                Self::Fp8 { block: block.transpose()? }
+                Self::Fp8 { block: block(&json, "weight_block_size")? }
             }
             "awq" => {
                 if json.text("version")?.is_some_and(|version| !version.eq_ignore_ascii_case("gemm")) {
@@ -118,6 +113,17 @@ fn group(json: &Json, key: &str) -> Result<usize> {
     }
 }
 
+/// Rows and columns of a scale.
+fn block(json: &Json, key: &str) -> Result<Option<[usize; 2]>> {
+    let Some(block) = json.numbers(key)? else { return Ok(None) };
+    match block[..] {
+        [rows, cols] if [rows, cols].iter().all(|x| x.fract() == 0.0 && (1.0..=MAX_GROUP as f64).contains(x)) => {
+            Ok(Some([rows as usize, cols as usize]))
+        }
+        _ => Err(json.invalid(key, "expected two whole numbers from 1 on")),
+    }
+}
+
 fn mlx_of(json: &Json) -> Result<Mlx> {
     const BITS: [usize; 6] = [2, 3, 4, 5, 6, 8];
     if json.text("mode")?.is_some_and(|mode| mode != "affine") {
@@ -138,6 +144,12 @@ fn mlx_of(json: &Json) -> Result<Mlx> {
     Ok(Mlx { bits: own, group, modules })
 }
 
+/// Whether columns are stored in order: what the weights were rounded by in another order says nothing of how they lie.
+fn keeps_columns(order: &Value) -> bool {
+    let is_one = |order: &str| ["weight", "static"].iter().any(|name| order.eq_ignore_ascii_case(name));
+    *order == Value::Bool(false) || order.as_str().is_some_and(is_one)
+}
+
 fn compressed_of(json: &Json) -> Result<Quantization> {
     let groups = json.object("config_groups")?;
     let mut found = Vec::new();
@@ -147,15 +159,30 @@ fn compressed_of(json: &Json) -> Result<Quantization> {
         if !weights.flag("symmetric", true)? {
             return Err(weights.unsupported("symmetric", "expected true"));
         }
-        if weights.get("actorder").is_some_and(|order| order.value() != "static") {
-            return Err(weights.unsupported("actorder", "expected null or \"static\""));
+        if weights.get("actorder").is_some_and(|order| !keeps_columns(order.value())) {
+            return Err(weights.unsupported("actorder", "expected null, false, \"weight\" or \"static\""));
         }
         let floats = weights.text("type")?.is_some_and(|kind| kind == "float");
-        found.push((floats, bits(&weights, "num_bits", &[4, 8])?));
+        // Packed ones have groups of columns, as many as there are scales.
+        let block = if floats { scaled_block(&weights)? } else { None };
+        found.push((floats, bits(&weights, "num_bits", &[4, 8])?, block));
     }
     match (json.text("format")?.as_deref(), found.as_slice()) {
-        (Some("float-quantized"), [(true, 8)]) => Ok(Quantization::Fp8 { block: None }),
-        (Some("pack-quantized"), [(false, bits)]) => Ok(Quantization::Packed { bits: *bits }),
+        (Some("float-quantized"), [(true, 8, block)]) => Ok(Quantization::Fp8 { block: *block }),
+        (Some("pack-quantized"), [(false, bits, _)]) => Ok(Quantization::Packed { bits: *bits }),
         _ => Err(json.unsupported("format", "expected pack-quantized or float-quantized, with one group of weights")),
+    }
+}
+
+/// Rows and columns of a scale; `None` = a row, or all.
+fn scaled_block(weights: &Json) -> Result<Option<[usize; 2]>> {
+    match weights.text("strategy")?.map(|strategy| strategy.to_lowercase()).as_deref() {
+        None | Some("tensor" | "channel") => Ok(None),
+        Some("group") => Ok(Some([1, weights.size("group_size", MAX_GROUP)?])),
+        Some("block") => match block(weights, "block_structure")? {
+            None => Err(weights.invalid("block_structure", "expected two whole numbers from 1 on, found nothing")),
+            found => Ok(found),
+        },
+        Some(_) => Err(weights.unsupported("strategy", "expected tensor, channel, group or block")),
     }
 }

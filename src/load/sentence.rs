@@ -86,8 +86,7 @@ pub struct RerankerConfig {
 #[derive(Debug, Clone, PartialEq)]
 pub enum ModuleConfig {
     Dense {
-        /// Where its weights are.
-        directory: PathBuf,
+        place: ModulePlace,
         inputs: usize,
         outputs: usize,
         bias: bool,
@@ -103,7 +102,27 @@ pub enum ModuleConfig {
     Normalize,
 }
 
+/// Where the weights of a module are.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ModulePlace {
+    Directory(PathBuf),
+    /// A tensor of a GGUF file.
+    Gguf {
+        path: PathBuf,
+        tensor: &'static str,
+    },
+}
+
 impl ModuleConfig {
+    /// What sentence-transformers calls it.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Dense { .. } => "Dense",
+            Self::LayerNorm { .. } => "LayerNorm",
+            Self::Normalize => "Normalize",
+        }
+    }
+
     /// What its weights take.
     pub fn bytes(&self) -> u64 {
         let values = match self {
@@ -242,7 +261,8 @@ impl SentenceConfig {
         Ok(files)
     }
 
-    /// What a directory has to hold so that [`read`](Self::read) finds the pooling, and a normalisation behind it: names and texts.
+    /// What a directory has to hold so that [`read`](Self::read) finds the pooling, and the modules of a GGUF file behind it: names and
+    /// texts.
     pub fn written(&self, width: usize) -> Vec<(PathBuf, Value)> {
         if self.modules.is_empty() && self.pooling == [Pooling::Mean] {
             return Vec::new();
@@ -251,13 +271,31 @@ impl SentenceConfig {
         for (key, mode) in POOLING_FLAGS {
             pooling[key] = self.pooling.contains(&mode).into();
         }
-        let kinds = ["Transformer", "Pooling"].into_iter().chain(self.modules.iter().map(|_| "Normalize"));
+        let kinds = ["Transformer", "Pooling"].into_iter().chain(self.modules.iter().map(ModuleConfig::kind));
         let module = |(i, kind): (usize, &str)| {
             let path = if i == 0 { String::new() } else { format!("{i}_{kind}") };
             json!({ "idx": i, "name": i.to_string(), "path": path, "type": format!("sentence_transformers.models.{kind}") })
         };
         let modules = kinds.enumerate().map(module).collect();
-        vec![(PathBuf::from("1_Pooling/config.json"), pooling), (PathBuf::from(MODULES), modules)]
+        let mut files = vec![(PathBuf::from("1_Pooling/config.json"), pooling), (PathBuf::from(MODULES), modules)];
+        for (folder, _, inputs, outputs) in self.projections() {
+            let identity = "torch.nn.modules.linear.Identity";
+            let config =
+                json!({ "in_features": inputs, "out_features": outputs, "bias": false, "activation_function": identity });
+            files.push((folder.join("config.json"), config));
+        }
+        files
+    }
+
+    /// The projections of a GGUF file: the folder of each in a directory, its tensor, and its inputs and outputs.
+    pub fn projections(&self) -> impl Iterator<Item = (PathBuf, &'static str, usize, usize)> {
+        let behind_pooling = self.modules.iter().zip(2..);
+        behind_pooling.filter_map(|(module, i)| match module {
+            ModuleConfig::Dense { place: ModulePlace::Gguf { tensor, .. }, inputs, outputs, .. } => {
+                Some((PathBuf::from(format!("{i}_{}", module.kind())), *tensor, *inputs, *outputs))
+            }
+            _ => None,
+        })
     }
 
     /// Returns whether there is a Pooling.
@@ -517,7 +555,7 @@ fn dense(folder: &Path) -> Result<ModuleConfig> {
         }
     };
     Ok(ModuleConfig::Dense {
-        directory: folder.to_path_buf(),
+        place: ModulePlace::Directory(folder.to_path_buf()),
         inputs: json.size("in_features", MAX_WIDTH)?,
         outputs: json.size("out_features", MAX_WIDTH)?,
         bias: json.flag("bias", true)?,

@@ -14,7 +14,7 @@ pub const MAX_VOCAB: usize = 1 << 26;
 pub const MAX_CONTEXT: usize = 1 << 30;
 
 /// Of a network that MLX's converter has put below one that also sees, its head as well.
-pub const MLX_PREFIX: Prefix = Prefix { network: "language_model.model.", head: "language_model." };
+pub const MLX_PREFIX: Prefix = Prefix { network: "language_model.model.", head: "language_model.", is_of_mlx: true };
 
 /// Llama's names: those of most families.
 pub const LLAMA: TensorNames = TensorNames {

@@ -164,9 +164,13 @@ pub fn refuse_relative_positions(json: &Json) -> Result<()> {
     }
 }
 
-/// The padding's id, from behind which RoBERTa's positions count.
+/// The padding's id, from behind which RoBERTa's positions count; 0 is one.
 pub fn padding(json: &Json) -> Result<usize> {
-    if json.has("pad_token_id") { json.size("pad_token_id", MAX_VOCAB) } else { Ok(1) }
+    match json.count("pad_token_id", MAX_VOCAB)? {
+        Some(id) => Ok(id),
+        None if json.has("pad_token_id") => Err(json.invalid("pad_token_id", "expected a whole number, found null")),
+        None => Ok(1),
+    }
 }
 
 /// Positions that count from behind the id `padding`.

@@ -25,8 +25,17 @@ pub struct GgufModel {
     pub origins: Vec<(String, Origin)>,
     /// How texts become vectors, if it says so.
     pub pooling: Option<Pooling>,
+    /// What follows the pooling, in front of a normalisation.
+    pub projections: Vec<GgufProjection>,
     /// Layers of the file behind those of the network, which predict further tokens.
     pub unused_layers: Range<usize>,
+}
+
+/// A matrix that the vector of a text goes through.
+pub struct GgufProjection {
+    pub tensor: &'static str,
+    pub inputs: usize,
+    pub outputs: usize,
 }
 
 /// An architecture of llama.cpp.
@@ -92,6 +101,9 @@ const ARCHITECTURES: &[Architecture] = &[
 /// layers that predict further tokens.
 const UNUSED: [&str; 6] = ["rope_freqs.", "rope_factors_", "cls.", "cls_", "nextn.", "attn_rot_embd"];
 
+/// What follows the pooling, by the names of its keys and of its tensors.
+const PROJECTIONS: [(&str, &str); 2] = [("dense_2", "dense_2.weight"), ("dense_3", "dense_3.weight")];
+
 /// Whether a tensor of a file has no part in the network, of whose layers these are unused.
 pub fn is_unused(name: &str, layers: &Range<usize>) -> bool {
     let in_layer = name.strip_prefix("blk.").and_then(|name| name.split_once('.'));
@@ -99,7 +111,7 @@ pub fn is_unused(name: &str, layers: &Range<usize>) -> bool {
     if in_layer.is_some_and(|(layer, _)| layer.parse().is_ok_and(|layer| layers.contains(&layer))) {
         return true;
     }
-    UNUSED.iter().any(|unused| below_layer.starts_with(unused))
+    UNUSED.iter().any(|unused| below_layer.starts_with(unused)) || PROJECTIONS.iter().any(|(_, tensor)| *tensor == name)
 }
 
 /// What a file holds, as transformers would have it.
@@ -121,10 +133,34 @@ pub fn parse_gguf(gguf: &mut Gguf) -> Result<GgufModel> {
     let (family, draft) = draft(&json)?;
     let origins = origins::origins(gguf, &draft, architecture)?;
     let pooling = config::pooling(gguf, architecture)?;
+    let projections = projections(gguf, architecture, pooling)?;
     let config = draft.build();
     let stored = gguf.metadata().u32(&format!("{}.block_count", architecture.name))?.unwrap_or_default() as usize;
     let unused_layers = config.layers.len()..stored;
-    Ok(GgufModel { family, config, json, origins, pooling, unused_layers })
+    Ok(GgufModel { family, config, json, origins, pooling, projections, unused_layers })
+}
+
+/// The Dense modules of EmbeddingGemma, which the converter takes along where it is asked to: `(outputs, inputs)`, nothing else.
+fn projections(gguf: &Gguf, architecture: &Architecture, pooling: Option<Pooling>) -> Result<Vec<GgufProjection>> {
+    let (metadata, mut found) = (gguf.metadata(), Vec::new());
+    for (name, tensor) in PROJECTIONS {
+        let Some(entry) = gguf.tensor(tensor).map(|tensor| tensor.entry()) else { continue };
+        if architecture.name != "gemma-embedding" || pooling.is_none() {
+            let message = "expected none: a projection of vectors is supported behind the pooling of gemma-embedding alone";
+            return Err(Error::unsupported(format!("{}: {tensor}: {message}", metadata.name())));
+        }
+        let [outputs, inputs] = entry.shape[..] else {
+            return Err(metadata.invalid(tensor, &format!("expected two dimensions, found {:?}", entry.shape)));
+        };
+        for (end, size) in [("in", inputs), ("out", outputs)] {
+            let key = format!("{}.{name}_feat_{end}", architecture.name);
+            if metadata.u32(&key)?.is_some_and(|found| found as usize != size) {
+                return Err(metadata.expected(&key, &format!("{size}, as {tensor} has")));
+            }
+        }
+        found.push(GgufProjection { tensor, inputs, outputs });
+    }
+    Ok(found)
 }
 
 #[cfg(test)]

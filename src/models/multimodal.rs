@@ -1,15 +1,16 @@
 //! The language model of one that also sees and hears: `text_config` describes it, and its tensors lie below those of the whole. What
 //! reads pictures and sounds is skipped.
 
-use super::base;
+use super::base::{self, MLX_PREFIX};
 use super::draft::Draft;
 use crate::error::Result;
 use crate::load::Json;
 use crate::nn::Prefix;
 
 /// As transformers 5 stores it, and 4.
-const PREFIXES: [Prefix; 2] =
-    [Prefix::of("model.language_model."), Prefix { network: "language_model.model.", head: "language_model." }];
+const PREFIXES: [Prefix; 2] = [Prefix::of("model.language_model."), Prefix { is_of_mlx: false, ..MLX_PREFIX }];
+/// Of those that are younger than 4.
+const YOUNGER: [Prefix; 2] = [Prefix::of("model.language_model."), MLX_PREFIX];
 
 const TOWERS: [&str; 15] = [
     "vision_tower.",
@@ -43,7 +44,8 @@ pub fn parse(json: &Json) -> Result<Draft> {
         text = text.with("tie_word_embeddings", tied.value().clone());
     }
     let (_, mut draft) = super::draft(&text)?;
-    draft.names.network.prefixes = &PREFIXES;
+    let is_younger = draft.names.network.prefixes.contains(&MLX_PREFIX);
+    draft.names.network.prefixes = if is_younger { &YOUNGER } else { &PREFIXES };
     draft.names.network.unused = &TOWERS;
     Ok(draft)
 }

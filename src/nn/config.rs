@@ -123,12 +123,14 @@ pub struct Prefix {
     /// Of all names but the head's.
     pub network: &'static str,
     pub head: &'static str,
+    /// Whether MLX's converter alone puts it there.
+    pub is_of_mlx: bool,
 }
 
 impl Prefix {
     /// Of a network whose head stands beside it.
     pub const fn of(network: &'static str) -> Self {
-        Self { network, head: "" }
+        Self { network, head: "", is_of_mlx: false }
     }
 }
 

@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::config::{Bias, Name, Slot};
+use super::linear::Restored;
 use super::loader::Loader;
 use super::mix::Part;
 use super::{Linear, RowAdapters};
@@ -37,6 +38,29 @@ impl DenseConfig {
         Self { gate, up: slot(up, &self.up), down: slot(down, &self.down), mlx: None, ..self.clone() }
     }
 
+    /// Notes what tensors of these names were before MLX's converter: parts of one may lie in it one after another.
+    fn restore(&self, [gate, up, down]: [Name; 3], hidden_size: usize, loader: &mut Loader<'_, '_>) {
+        let gate = self.gate.iter().map(|slot| (slot, gate, hidden_size));
+        let mut all: Vec<Restored> = Vec::new();
+        for (slot, stored, inputs) in gate.chain([(&self.up, up, hidden_size), (&self.down, down, self.intermediate_size)]) {
+            for field in ["weight", "bias"].into_iter().take(if self.bias == Bias::Stored { 2 } else { 1 }) {
+                let name = loader.at(&format!("{}.{field}", slot.name));
+                let piece = (loader.at(&format!("{stored}.{field}")), 0..slot.len());
+                match all.iter_mut().find(|restored| restored.name == name) {
+                    Some(restored) => {
+                        restored.shape[0] += slot.len();
+                        restored.pieces.push(piece);
+                    }
+                    None => {
+                        let shape = if field == "bias" { vec![slot.len()] } else { vec![slot.len(), inputs] };
+                        all.push(Restored { name, shape, pieces: vec![piece], each: 1, plus: 0.0 });
+                    }
+                }
+            }
+        }
+        all.into_iter().for_each(|restored| loader.restore(restored));
+    }
+
     /// Values of a row between the two products.
     fn inner_values(&self) -> usize {
         self.intermediate_size * if self.gate.is_some() { 3 } else { 2 }
@@ -69,7 +93,9 @@ pub struct Dense {
 impl Dense {
     pub(super) fn load(config: &DenseConfig, hidden_size: usize, loader: &mut Loader<'_, '_>) -> error::Result<Self> {
         if let Some(names) = config.mlx.filter(|[.., down]| loader.weights.has(&loader.at(&format!("{down}.weight")))) {
-            return Self::load(&config.renamed(names), hidden_size, loader);
+            let dense = Self::load(&config.renamed(names), hidden_size, loader)?;
+            config.restore(names, hidden_size, loader);
+            return Ok(dense);
         }
         let up: Vec<_> = config.gate.iter().chain([&config.up]).map(|slot| (slot, Part::Other)).collect();
         Ok(Self {

@@ -1,10 +1,12 @@
 //! Mixture of experts: a token goes through a few MLPs of many, which a router chooses for it.
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor, bail};
 
 use super::config::{Bias, Name, Slot};
 use super::dense::{Dense, DenseConfig};
-use super::linear::ExpertStack;
+use super::linear::{ExpertStack, Restored};
 use super::loader::Loader;
 use super::mix::Part;
 use super::{Linear, RowAdapters};
@@ -133,6 +135,39 @@ impl ExpertsConfig {
         }
     }
 
+    /// Notes what the tensors of MLX's converter, one of all experts for each projection, were before.
+    fn restore(&self, names: ExpertNames, loader: &mut Loader<'_, '_>) {
+        let Self { count, intermediate_size: size, is_gated, .. } = *self;
+        let width = self.width();
+        let of =
+            |name: Name, number: usize, rows: usize| (loader.at(&format!("{name}.weight")), number * rows..(number + 1) * rows);
+        let mut all = Vec::new();
+        let mut add = |name: String, shape: Vec<usize>, pieces: Vec<(String, Range<usize>)>| {
+            all.push(Restored { name, shape, pieces, each: 1, plus: 0.0 });
+        };
+        if let Some(own) = self.apart {
+            let gate = (own.gate, names.gate, size, width);
+            let each = [(own.up, names.up, size, width), (own.down, names.down, width, size)];
+            for (own, stored, rows, cols) in is_gated.then_some(gate).into_iter().chain(each) {
+                for number in 0..count {
+                    let name = loader.at(&ExpertNames::of(own, number));
+                    add(format!("{name}.weight"), vec![rows, cols], vec![of(stored, number, rows)]);
+                    if self.biases == Bias::Stored {
+                        let bias = (loader.at(&format!("{stored}.bias")), number..number + 1);
+                        add(format!("{name}.bias"), vec![1, rows], vec![bias]);
+                    }
+                }
+            }
+        } else if let Some((gate_up, down)) = self.stacks {
+            let gate = |number| is_gated.then(|| of(names.gate, number, size));
+            let both = (0..count).flat_map(|number| gate(number).into_iter().chain([of(names.up, number, size)])).collect();
+            add(loader.at(gate_up), vec![count, size * if is_gated { 2 } else { 1 }, width], both);
+            let all = (0..count).map(|number| of(names.down, number, width)).collect();
+            add(loader.at(down), vec![count, width, size], all);
+        }
+        all.into_iter().for_each(|restored| loader.restore(restored));
+    }
+
     /// The width of what an expert reads and gives.
     pub fn width(&self) -> usize {
         self.latent.as_ref().map_or(self.hidden_size, |latent| latent.size)
@@ -218,6 +253,9 @@ impl Experts {
         let each: Vec<Dense> = (0..config.count).map(dense).collect::<error::Result<_>>()?;
         loader.leave_experts();
         config.note_parameters(&each, loader);
+        if let Some(names) = mlx {
+            config.restore(names, loader);
+        }
         let ExpertsConfig { top_k, scoring, normalise, scale, groups, .. } = *config;
         let routing = Routing { top_k, scoring, normalise, scale, bias, factors, groups };
         Ok(Self { routing, router_norm, router, latent, each, shared })

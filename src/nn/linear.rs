@@ -154,6 +154,43 @@ impl ExpertStack {
     }
 }
 
+/// A tensor as it was before MLX's converter: what a saved checkpoint has in place of those that it is made of.
+#[derive(Debug, Clone)]
+pub struct Restored {
+    /// In full.
+    pub name: String,
+    pub shape: Vec<usize>,
+    /// Rows of stored tensors, one after another; of a vector each value is a row.
+    pub pieces: Vec<(String, Range<usize>)>,
+    /// How many of these make a row of its own.
+    pub each: usize,
+    /// Added to each value.
+    pub plus: f32,
+}
+
+impl Restored {
+    /// Values of some rows; `stored` tells those of rows of a stored tensor.
+    ///
+    /// # Errors
+    /// Those of `stored`.
+    pub fn rows<E>(
+        &self,
+        rows: Range<usize>,
+        stored: impl Fn(&str, Range<usize>) -> std::result::Result<Vec<f32>, E>,
+    ) -> std::result::Result<Vec<f32>, E> {
+        let (wanted, mut values, mut first) = (rows.start * self.each..rows.end * self.each, Vec::new(), 0);
+        for (name, piece) in &self.pieces {
+            let (start, end) = (wanted.start.max(first), wanted.end.min(first + piece.len()));
+            if start < end {
+                values.extend(stored(name, piece.start + start - first..piece.start + end - first)?);
+            }
+            first += piece.len();
+        }
+        values.iter_mut().for_each(|x| *x += self.plus);
+        Ok(values)
+    }
+}
+
 /// A stored tensor of matrices of several experts, which is no module.
 #[derive(Debug, Clone)]
 pub struct StoredStack {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::config::{Bias, Name, NormConfig, NormParts};
-use super::linear::{ExpertStack, Linear, LinearId, Module, Role, StoredStack};
+use super::linear::{ExpertStack, Linear, LinearId, Module, Restored, Role, StoredStack};
 use super::mix::Part;
 use super::{Slot, Weights};
 use crate::error::Result;
@@ -14,6 +14,8 @@ use crate::ops::{Convolution, Matrix, Norm, Vector};
 pub struct Loader<'a, 'w> {
     pub weights: &'a mut Weights<'w>,
     norm: NormConfig,
+    /// What stored norms have more than those of the family.
+    raised: f32,
     /// What stands in front of every name of the network.
     prefix: String,
     /// And behind it, of the layer that is read.
@@ -26,6 +28,7 @@ pub struct Loader<'a, 'w> {
     /// Stacks of matrices that were read.
     stored_stacks: Vec<StoredStack>,
     stacks: Vec<Arc<ExpertStack>>,
+    restored: Vec<Restored>,
     /// Of the experts that are read, by their names.
     stacked_biases: HashMap<String, Vec<f32>>,
     next_linear: usize,
@@ -33,12 +36,14 @@ pub struct Loader<'a, 'w> {
 }
 
 impl<'a, 'w> Loader<'a, 'w> {
-    pub fn new(weights: &'a mut Weights<'w>, norm: NormConfig, prefix: &str) -> Self {
+    /// `raised` is what MLX's converter has added to norms.
+    pub fn new(weights: &'a mut Weights<'w>, (norm, raised): (NormConfig, f32), prefix: &str) -> Self {
         let place = String::new();
         let next_linear = LinearId::EMBEDDING.0 + 1;
         Self {
             weights,
             norm,
+            raised,
             prefix: prefix.to_string(),
             place,
             role: Role::Beside,
@@ -47,6 +52,7 @@ impl<'a, 'w> Loader<'a, 'w> {
             modules: Vec::new(),
             stored_stacks: Vec::new(),
             stacks: Vec::new(),
+            restored: Vec::new(),
             stacked_biases: HashMap::new(),
             next_linear,
             next_state: 0,
@@ -97,6 +103,9 @@ impl<'a, 'w> Loader<'a, 'w> {
             NormParts::WeightAndBias => (true, true),
         };
         let name = self.at(name);
+        if weight {
+            self.restore_norm(format!("{name}.weight"));
+        }
         let mut vector = |wanted: bool, field: &str, offset| {
             wanted.then(|| self.weights.vector(&format!("{name}.{field}"), width, offset)).transpose()
         };
@@ -112,6 +121,7 @@ impl<'a, 'w> Loader<'a, 'w> {
     pub fn norm_of(&mut self, parts: &[(String, usize)], width: usize) -> Result<Norm> {
         let NormConfig { kind, eps, offset, .. } = self.norm;
         let parts: Vec<_> = parts.iter().map(|(name, len)| (format!("{}.weight", self.at(name)), *len)).collect();
+        parts.iter().for_each(|(name, _)| self.restore_norm(name.clone()));
         Ok(Norm { kind, eps, width, weight: Some(self.weights.vector_of(&parts, offset)?), bias: None })
     }
 
@@ -149,7 +159,12 @@ impl<'a, 'w> Loader<'a, 'w> {
     /// A convolution of each channel, stored as `(channels, 1, taps)`.
     pub fn convolution(&mut self, name: Name, channels: usize, taps: usize, bias: Bias) -> Result<Convolution> {
         let name = self.at(name);
-        let stored = self.weights.values(&[(format!("{name}.weight"), channels * taps)])?;
+        let full = format!("{name}.weight");
+        let stored = self.weights.values(&[(full.clone(), channels * taps)])?;
+        if taps > 1 && self.weights.shape(&full) == [channels, taps, 1] {
+            let (shape, pieces) = (vec![channels, 1, taps], vec![(full.clone(), 0..channels * taps)]);
+            self.restore(Restored { name: full, shape, pieces, each: taps, plus: 0.0 });
+        }
         let weight = Vector::new(Convolution::by_taps(&stored, taps), self.weights.backend())?;
         let bias = match bias {
             Bias::None => None,
@@ -288,6 +303,20 @@ impl<'a, 'w> Loader<'a, 'w> {
         self.role
     }
 
+    /// Notes what stored tensors were before MLX's converter.
+    pub fn restore(&mut self, restored: Restored) {
+        self.restored.push(restored);
+    }
+
+    fn restore_norm(&mut self, name: String) {
+        if self.raised != 0.0 {
+            let shape = self.weights.shape(&name).to_vec();
+            let pieces = vec![(name.clone(), 0..shape.iter().product())];
+            let each = shape.last().copied().filter(|_| shape.len() > 1).unwrap_or(1);
+            self.restore(Restored { name, shape, pieces, each, plus: -self.raised });
+        }
+    }
+
     /// Notes that transformers has matrices, one an expert, as one parameter.
     pub fn note_stack(&mut self, stack: ExpertStack) {
         self.stacks.push(Arc::new(stack));
@@ -308,7 +337,7 @@ impl<'a, 'w> Loader<'a, 'w> {
             stack: None,
         };
         let modules = std::iter::once(embedding).chain(self.modules).collect();
-        Noted { modules, stacks: self.stacks, stored_stacks: self.stored_stacks }
+        Noted { modules, stacks: self.stacks, stored_stacks: self.stored_stacks, restored: self.restored }
     }
 }
 
@@ -320,4 +349,5 @@ pub struct Noted {
     pub modules: Vec<Module>,
     pub stacks: Vec<Arc<ExpertStack>>,
     pub stored_stacks: Vec<StoredStack>,
+    pub restored: Vec<Restored>,
 }

@@ -29,7 +29,7 @@ pub use delta_net::DeltaNetConfig;
 pub use dense::DenseConfig;
 pub use experts::{ExpertNames, ExpertsConfig, LatentConfig, SharedExpertConfig};
 pub use layer::{BranchConfig, BranchInput, LayerConfig, OperationConfig, StepConfig};
-pub use linear::{ExpertStack, Linear, LinearId, Module, Role};
+pub use linear::{ExpertStack, Linear, LinearId, Module, Restored, Role};
 pub use mamba2::{GatedNormConfig, GatedNormPlace, Mamba2Config};
 pub use mix::{MIXES, Mix, Part};
 pub use per_layer::{LayerInputConfig, PerLayerConfig};

@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::adapter::{Adapters, RowAdapters};
 use super::layer::{Call, Layer, Seen, StepRows};
-use super::linear::{ExpertStack, Linear, LinearId, Module, Role, StoredStack};
+use super::linear::{ExpertStack, Linear, LinearId, Module, Restored, Role, StoredStack};
 use super::loader::{Loader, Noted};
 use super::mix::Part;
 use super::per_layer::PerLayer;
@@ -35,6 +35,8 @@ pub struct Transformer {
     stacks: Vec<Arc<ExpertStack>>,
     /// What the checkpoint has them as, where that is no modules.
     stored_stacks: Vec<StoredStack>,
+    /// What the tensors of one of MLX's converter were before.
+    restored: Arc<[Restored]>,
     /// The full name of a stored table of layers, which is no module.
     table: Option<String>,
     ropes: Vec<Arc<Rope>>,
@@ -112,7 +114,7 @@ impl Transformer {
         let relative_bias = c.relative_bias.map(|bias| RelativeBias::load(weights, &at(bias.name), bias)).transpose()?;
         let ropes = c.ropes();
         let norm = norm_of_stored(c, weights)?;
-        let mut loader = Loader::new(weights, norm, prefix.network);
+        let mut loader = Loader::new(weights, (norm, c.norm.offset - norm.offset), prefix.network);
         let embed_norm = loader.optional_norm(c.names.embed_norm, c.hidden_size)?;
         let per_layer = match &c.per_layer {
             Some(per_layer) => Some(PerLayer::load(per_layer, c.layers.len(), c.hidden_size, &mut loader)?),
@@ -138,7 +140,7 @@ impl Transformer {
                 Some(loader.head((prefix.head, head), c.vocab_size, c.hidden_size, c.head_bias, shared)?)
             }
         };
-        let Noted { modules, stacks, stored_stacks } = loader.into_noted(c.names.embed, c.vocab_size, c.hidden_size);
+        let Noted { modules, stacks, stored_stacks, restored } = loader.into_noted(c.names.embed, c.vocab_size, c.hidden_size);
         let table = c.per_layer.and_then(|per_layer| per_layer.table).map(|(name, _)| at(&format!("{name}.weight")));
         weights.finish(|name| {
             let name = name.strip_prefix(prefix.network).unwrap_or(name);
@@ -153,6 +155,7 @@ impl Transformer {
             modules,
             stacks,
             stored_stacks,
+            restored: restored.into(),
             table,
             ropes,
             embed,
@@ -296,6 +299,23 @@ impl Transformer {
     /// The checkpoint's tensors of several experts, which are no modules.
     pub fn stored_stacks(&self) -> &[StoredStack] {
         &self.stored_stacks
+    }
+
+    /// Tensors that a saved checkpoint has in place of those that MLX's converter has made of them.
+    pub fn restored(&self) -> &[Restored] {
+        &self.restored
+    }
+
+    /// What a tensor of the checkpoint is called in a saved one, which has not the prefix of MLX's converter.
+    pub fn saved_name(&self, name: &str) -> String {
+        let Prefix { network, head, is_of_mlx } = self.prefix;
+        let usual = self.config.names.prefixes.first().filter(|_| is_of_mlx);
+        let Some(usual) = usual else { return name.to_string() };
+        match (name.strip_prefix(network), name.strip_prefix(head)) {
+            (Some(rest), _) => format!("{}{rest}", usual.network),
+            (None, Some(rest)) => format!("{}{rest}", usual.head),
+            (None, None) => name.to_string(),
+        }
     }
 
     /// The full name of a large matrix of the checkpoint that no adapter changes.

@@ -131,6 +131,11 @@ impl<'a> Weights<'a> {
         self.source.entry(name).is_some()
     }
 
+    /// The shape of a tensor; empty if the source does not hold it.
+    pub fn shape(&self, name: &str) -> &[usize] {
+        self.source.entry(name).map_or(&[], |entry| &entry.shape)
+    }
+
     /// Marks a tensor as seen that needs no slot.
     pub fn skip(&mut self, name: &str) {
         self.used.insert(name.to_string());

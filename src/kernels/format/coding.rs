@@ -1,8 +1,8 @@
 //! What the blocks of all quantised formats have in common: codes of few bits, and scales that groups of neighbours share.
 //!
 //! A weight is `scale · level(code) + min`. Each format's unpacker takes a block of a file apart into a [`CodedBlock`]; its
-//! [`Coding`] says what the numbers there stand for. Products of a scale and a level are exact in F32 with every format, so
-//! whether the sum is fused or not makes no difference, and the order of the reference is kept: the bits are its bits.
+//! [`Coding`] says what the numbers there stand for. Products of a scale and a level are exact in F32 with every format that has mins,
+//! so whether the sum is fused or not makes no difference, and the order of the reference is kept: the bits are its bits.
 //!
 //! ```ignore
 //! // Q4_K: four bits, groups of 32 with a scale and a min of six bits each, which two F16 of 256 values multiply.
@@ -59,6 +59,8 @@ pub enum Scales {
     TwoLevelsAndMinInByte,
     /// A byte that is moved to the exponent and mantissa of an F32, times a number.
     Float8 { shift: u32, factor: f32 },
+    /// The same times an F32, which all blocks of a row have in common.
+    Float8Times { shift: u32, factor: f32 },
 }
 
 /// A block, taken apart. What a format does not have stays as it was.
@@ -148,6 +150,7 @@ impl Coding {
                 (block.d * f32::from(scale), -(block.dmin * f32::from(min)))
             }
             Scales::Float8 { shift, factor } => (f32::from_bits(u32::from(scale) << shift) * factor, -0.0),
+            Scales::Float8Times { shift, factor } => (block.d * (f32::from_bits(u32::from(scale) << shift) * factor), -0.0),
         }
     }
 }

@@ -4,10 +4,11 @@
 //! | --- | --- | --- |
 //! | MXFP4 | 32 values: an exponent, 16 bytes of nibbles | `2^(e - 127)` |
 //! | NVFP4 | 64 values: 4 scales of 16 values each, 32 bytes of nibbles | unsigned E4M3 |
+//! | the same, scaled | the factor of the row, an F32, and such a block; in memory alone | their product |
 //!
 //! Of a run of 32 or 16 values, byte j holds value j in its low nibble and value j + half in its high one.
 //! The table has twice the values of E2M1, so that they are whole, and scales are halved. NVFP4 has a
-//! factor of the whole matrix beside this, in a tensor of its own.
+//! factor of the whole matrix beside this, in a tensor of its own: who reads that puts it in front of each block.
 //!
 //! Source: `dequantize_row_mxfp4` and `dequantize_row_nvfp4` in
 //! <https://github.com/ggml-org/ggml/blob/master/src/ggml-quants.c>; OCP Microscaling Formats 1.0,
@@ -38,6 +39,22 @@ pub const NVFP4: FormatRow = FormatRow::quantised(
     nvfp4,
 );
 
+/// The same times a number that all blocks of a row have in common.
+pub const NVFP4_SCALED: FormatRow = FormatRow {
+    gguf: None,
+    ..FormatRow::quantised(
+        "nvfp4_scaled",
+        40,
+        (64, 40),
+        |b| f32_at(b).abs() < MAX_FACTOR,
+        Coding::new(4, Levels::Table(&TWICE_E2M1), Scales::Float8Times { shift: 20, factor: TWO_TO_119 }, 16),
+        nvfp4_scaled,
+    )
+};
+
+/// Values are finite below, by far.
+const MAX_FACTOR: f32 = 1e30;
+
 const TWO_TO_119: f32 = f32::from_bits((119 + 127) << 23);
 
 /// 6 · 2^(e - 127) is finite in F32 up to here. 255 stands for NaN.
@@ -58,4 +75,13 @@ fn nvfp4(block: &[u8], to: &mut CodedBlock) {
         to.scales[i] = if scales[i] == 0x7f { 0 } else { u16::from(scales[i] & 0x7f) };
         nibbles(codes, to_codes);
     }
+}
+
+fn nvfp4_scaled(block: &[u8], to: &mut CodedBlock) {
+    to.d = f32_at(block);
+    nvfp4(&block[4..], to);
+}
+
+fn f32_at(block: &[u8]) -> f32 {
+    f32::from_le_bytes([block[0], block[1], block[2], block[3]])
 }

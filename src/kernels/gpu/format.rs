@@ -8,6 +8,7 @@
 //! | Q8_0; affine of 8 bits | `eight_sym`; `eight` | nothing |
 //! | IQ4_NL, TQ1_0, TQ2_0, Q1_0, Q2_0 | `table` | nothing |
 //! | MXFP4; NVFP4 | `table`; `table_16` | nothing from 2⁻²⁴ to 2¹⁵, the scales that an F16 has |
+//! | NVFP4 times a factor | `table_16` | scales are rounded to F16 |
 //! | Q3_K; Q6_K | `four_sym_16`; `six_sym_16` | scales are rounded to F16 |
 //! | IQ4_XS, IQ3, IQ2_XXS, IQ1_S; IQ2_XS, IQ2_S, IQ1_M | `table`; `table_16` | the same |
 //! | Q4_K; Q5_K; Q2_K | `four`; `five`; `four_16` | scales and mins are rounded to F16 |

@@ -245,7 +245,7 @@ fn every_quantised_format_of_files_has_one_of_a_gpu() {
         ("eight", "affine8_32 zero8_128"),
         ("eight_sym", "q8_0"),
         ("table", "iq4_nl iq4_xs iq3_xxs iq3_s iq2_xxs iq1_s tq1_0 tq2_0 q1_0 q2_0 mxfp4"),
-        ("table_16", "iq2_xs iq2_s iq1_m nvfp4"),
+        ("table_16", "iq2_xs iq2_s iq1_m nvfp4 nvfp4_scaled"),
         ("dense", "F16 BF16"),
     ] {
         names.split(' ').for_each(|name| assert_eq!(becomes(name), to, "{name}"));
@@ -282,7 +282,7 @@ fn values_are_those_of_the_file_but_for_scales_that_become_f16() {
             let limit = match coding.scales {
                 Scales::F16 | Scales::F16AndMin | Scales::Float8 { .. } => 0.0,
                 Scales::F16AndZero => rounding(min) + 2f32.powi(-23) * want.abs(),
-                Scales::TwoLevels => rounding(scale) * level.abs() * 1.0001,
+                Scales::TwoLevels | Scales::Float8Times { .. } => rounding(scale) * level.abs() * 1.0001,
                 _ => rounding(scale) * level.abs() * 1.0001 + rounding(min) + 2f32.powi(-22) * (min.abs() + want.abs()),
             };
             assert!((found - want).abs() <= limit, "{} {i}: {found}, not {want}", format.name());

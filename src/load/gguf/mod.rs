@@ -33,7 +33,7 @@ pub use source::{GgufSource, Origin};
 pub use tokenizer::{GgufVocabulary, WHOLE_CLASS};
 pub use write::GgufChanges;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::load::open_file;
 use crate::nn::Entry;
 use crate::ops::Format;
@@ -119,6 +119,24 @@ impl Gguf {
         let mut bytes = vec![0; stored.len as usize];
         read_at(&self.files[*file], stored.start, &mut bytes)?;
         Ok(Format::F32.widen(&bytes))
+    }
+
+    /// The values of a tensor of weights, in F32.
+    ///
+    /// # Errors
+    /// `ErrorKind::Format` if there is none of this name, or its type is none of weights; `OutOfMemory`.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>> {
+        let tensor = self.tensor(name).ok_or_else(|| self.metadata.invalid(name, "expected this tensor, found none"))?;
+        let stored = &tensor.stored;
+        let other = |kind: &String| self.metadata.invalid(name, &format!("expected weights, found the type {kind:?}"));
+        let format = stored.entry.stored.as_ref().map_err(other)?;
+        let (len, mut bytes) = (usize::try_from(stored.len).unwrap_or(usize::MAX), Vec::new());
+        bytes.try_reserve_exact(len).map_err(|e| {
+            Error::new(ErrorKind::OutOfMemory, format!("{name}: {len} bytes do not fit the memory")).with_source(e)
+        })?;
+        bytes.resize(len, 0);
+        read_at(&self.files[tensor.file], stored.start, &mut bytes)?;
+        Ok(format.widen(&bytes))
     }
 
     /// Adds the tensors of a file; returns its metadata.

@@ -18,11 +18,15 @@
 //!
 //! Whole rows move, so quantised blocks stay as they are. Where an entry cannot be stored bytes alone
 //! (parts of different formats, a number that is added), it is F32.
+//!
+//! A `blk.0.attn_q.scale` that no name stands for multiplies the matrix beside it, or each of several; llama.cpp's converter writes it for
+//! NVFP4, with an `input_scale` for activations of four bits, which nothing here has.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::super::read_count::{ModelTensors, OnBytes, ReadCount};
 use super::{Gguf, GgufTensor, read_at};
@@ -233,7 +237,47 @@ pub(super) struct StoredPart {
     pub(super) rows: Range<usize>,
     pub(super) order: RowOrder,
     pub(super) columns: RowOrder,
+    pub(super) factors: Option<Factors>,
 }
+
+/// What the rows of a stored tensor are multiplied by: each for so many neighbours.
+#[derive(Clone)]
+pub(super) struct Factors {
+    each: Arc<[f32]>,
+    rows: usize,
+}
+
+impl Factors {
+    /// That of a stored row.
+    pub(super) fn of(&self, row: usize) -> f32 {
+        self.each.get(row / self.rows).copied().unwrap_or(1.0)
+    }
+
+    /// Those of the tensors that have some, by their numbers; `claimed` are names that stand for something else.
+    fn all(gguf: &Gguf, claimed: &HashSet<String>) -> Result<HashMap<usize, Self>> {
+        let mut all = HashMap::new();
+        for (at, tensor) in gguf.tensors().enumerate() {
+            let Some(name) = tensor.name().strip_suffix(WEIGHT).map(|module| format!("{module}{SCALE}")) else { continue };
+            let Some(found) = gguf.tensor(&name).filter(|_| !claimed.contains(&name)) else { continue };
+            let matrices = if let [matrices, _, _] = tensor.entry().shape[..] { matrices } else { 1 };
+            let count = found.entry().shape.iter().try_fold(1usize, |count, dim| count.checked_mul(*dim)).unwrap_or(0);
+            if count == 0 || (count != 1 && count != matrices) {
+                let expected = format!("expected one value, or one for each of {matrices} matrices, found {count}");
+                return Err(gguf.metadata().invalid(&name, &expected));
+            }
+            let each = gguf.values(&name)?;
+            if let Some(x) = each.iter().find(|x| !x.is_finite()) {
+                return Err(gguf.metadata().invalid(&name, &format!("expected finite numbers, found {x}")));
+            }
+            all.insert(at, Self { each: each.into(), rows: (rows_of(tensor.entry()) / count).max(1) });
+        }
+        Ok(all)
+    }
+}
+
+const WEIGHT: &str = ".weight";
+const SCALE: &str = ".scale";
+const INPUT_SCALE: &str = ".input_scale";
 
 impl<'a> GgufSource<'a> {
     /// The tensors of a GGUF under the names of `origins`, and the others under their own; without origins,
@@ -248,23 +292,35 @@ impl<'a> GgufSource<'a> {
         is_unused: impl Fn(&str) -> bool,
         on_bytes: &'a mut OnBytes<'a>,
     ) -> Result<Self> {
+        let origins: Vec<(String, Origin)> = origins.into_iter().collect();
+        let claimed = origins.iter().flat_map(|(_, origin)| &origin.parts).map(|part| part.tensor.clone()).collect();
+        let factors = Factors::all(&gguf, &claimed)?;
         let mut assembled = HashMap::new();
         let mut used: BTreeMap<usize, Vec<Range<usize>>> = BTreeMap::new();
         let twice = |name: &str| Error::format(format!("{name}: a second tensor of this name"));
         for (name, origin) in origins {
-            let made = Assembled::new(&gguf, &origin).map_err(|e| e.within(&name))?;
+            let made = Assembled::new(&gguf, &origin, &factors).map_err(|e| e.within(&name))?;
             made.parts.iter().for_each(|part| used.entry(part.tensor).or_default().push(part.rows.clone()));
             if assembled.insert(name.clone(), made).is_some() {
                 return Err(twice(&name));
             }
         }
+        // What belongs to a matrix that some name stands for.
+        let beside = |name: &str, used: &BTreeMap<usize, Vec<Range<usize>>>| {
+            let of = |end: &str| name.strip_suffix(end).and_then(|module| gguf.by_name.get(&format!("{module}{WEIGHT}")));
+            let is_used = |at: &&usize| used.contains_key(at);
+            of(SCALE).filter(is_used).is_some_and(|at| factors.contains_key(at)) || of(INPUT_SCALE).filter(is_used).is_some()
+        };
         for (at, tensor) in gguf.tensors().enumerate() {
+            if beside(tensor.name(), &used) {
+                continue;
+            }
             let rows = rows_of(tensor.entry());
             if used.get_mut(&at).is_some_and(|used| covers(used, rows)) || is_unused(tensor.name()) {
                 continue;
             }
             let (order, columns) = (RowOrder::AsStored, RowOrder::AsStored);
-            let part = StoredPart { tensor: at, rows: 0..rows, order, columns };
+            let part = StoredPart { tensor: at, rows: 0..rows, order, columns, factors: None };
             let row_bytes = tensor.row_bytes();
             let own = Assembled { entry: tensor.entry().clone(), parts: vec![part], row_bytes, widened: None };
             if assembled.insert(tensor.name().to_string(), own).is_some() {
@@ -307,7 +363,7 @@ fn covers(ranges: &mut [Range<usize>], rows: usize) -> bool {
 }
 
 impl Assembled {
-    fn new(gguf: &Gguf, origin: &Origin) -> Result<Self> {
+    fn new(gguf: &Gguf, origin: &Origin, factors: &HashMap<usize, Factors>) -> Result<Self> {
         let bad = |message: String| Error::format(message);
         let mut parts = Vec::new();
         let mut shapes = Vec::new();
@@ -326,13 +382,16 @@ impl Assembled {
             }
             let format = entry.stored.clone();
             let format = format.map_err(|kind| bad(format!("expected weights in {tensor:?}, found the type {kind:?}")))?;
+            let factors = factors.get(&at).cloned();
+            breaks_blocks |= factors.is_some() && format != Format::NVFP4;
+            let format = if factors.is_some() && format == Format::NVFP4 { Format::NVFP4_SCALED } else { format };
             let vector = entry.shape.len() == 1;
             if *columns != RowOrder::AsStored && (vector || !columns.fits(entry.shape.last().copied().unwrap_or(0))) {
                 return Err(bad(format!("{columns:?} is no order of the columns of {tensor:?}")));
             }
             breaks_blocks |= columns.unit() != usize::MAX && !columns.unit().is_multiple_of(format.block());
             shapes.push((vector, entry.shape.last().copied().filter(|_| !vector || format.is_quantised()), format));
-            parts.push(StoredPart { tensor: at, rows, order: *order, columns: *columns });
+            parts.push(StoredPart { tensor: at, rows, order: *order, columns: *columns, factors });
         }
         let Some(&(vector, cols, format)) = shapes.first() else { return Err(bad("an origin without parts".to_string())) };
         if shapes.iter().any(|shape| (shape.0, shape.1) != (vector, cols)) {
@@ -387,13 +446,15 @@ impl Assembled {
         let file = &gguf.files[tensor.file];
         let stored_bytes = tensor.row_bytes();
         let start = tensor.stored.start + part.rows.start as u64 * stored_bytes as u64;
-        if self.widened.is_none() && part.order == RowOrder::AsStored && part.columns == RowOrder::AsStored {
+        let is_stored = part.order == RowOrder::AsStored && part.columns == RowOrder::AsStored && part.factors.is_none();
+        if self.widened.is_none() && is_stored {
             return read_at(file, start + offset, into);
         }
         let row_bytes = self.row_bytes as u64;
         let mut row = (offset / row_bytes) as usize;
         let end = (offset + into.len() as u64).div_ceil(row_bytes) as usize;
-        let (mut buffer, mut wide, mut moved) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut buffer, mut scaled, mut wide, mut moved) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let stored_format = tensor.entry().stored.clone().unwrap_or(Format::F32);
         while row < end {
             // Rows of one head lie near each other: all between the first and the last are read.
             let rows = row..end.min(next_piece(part.order, row, stored_bytes));
@@ -405,8 +466,14 @@ impl Assembled {
             row = rows.end;
             for row in rows {
                 let mut bytes = &buffer[(part.order.stored(row) - first) * stored_bytes..][..stored_bytes];
+                let (mut format, mut factor) =
+                    (stored_format, part.factors.as_ref().map(|factors| factors.of(part.rows.start + part.order.stored(row))));
+                if let (Some(number), Format::NVFP4) = (factor, format) {
+                    scale(bytes, number, &mut scaled)?;
+                    (bytes, format, factor) = (&scaled, Format::NVFP4_SCALED, None);
+                }
                 if let Some(change) = self.widened {
-                    widen(tensor, bytes, change, &mut wide)?;
+                    widen((tensor.name(), format), bytes, (factor.unwrap_or(1.0), change), &mut wide)?;
                     bytes = &wide;
                 }
                 if part.columns != RowOrder::AsStored {
@@ -448,11 +515,21 @@ fn move_columns(format: Format, bytes: &[u8], order: RowOrder, to: &mut Vec<u8>)
     Ok(())
 }
 
-/// The values of a row, changed, as bytes of F32.
-fn widen(tensor: &GgufTensor, bytes: &[u8], change: ValueMap, to: &mut Vec<u8>) -> Result<()> {
-    let format = tensor.entry().stored.clone().unwrap_or(Format::F32);
+/// Blocks of NVFP4 with a factor in front of each.
+fn scale(bytes: &[u8], factor: f32, to: &mut Vec<u8>) -> Result<()> {
+    let [from, size] = [Format::NVFP4, Format::NVFP4_SCALED].map(Format::block_bytes);
+    resize(to, bytes.len() / from * size)?;
+    for (block, to) in bytes.chunks_exact(from).zip(to.chunks_exact_mut(size)) {
+        to[..4].copy_from_slice(&factor.to_le_bytes());
+        to[4..].copy_from_slice(block);
+    }
+    Ok(())
+}
+
+/// The values of a row, times a factor and changed, as bytes of F32.
+fn widen((name, format): (&str, Format), bytes: &[u8], (factor, change): (f32, ValueMap), to: &mut Vec<u8>) -> Result<()> {
     if !format.has_finite_scales(bytes) {
-        return Err(Error::format(format!("{}: a scale is not finite", tensor.name())));
+        return Err(Error::format(format!("{name}: a scale is not finite")));
     }
     // A few blocks at once: a row is as long as the file says.
     let mut values = [0.0; 256];
@@ -462,7 +539,7 @@ fn widen(tensor: &GgufTensor, bytes: &[u8], change: ValueMap, to: &mut Vec<u8>) 
     for (bytes, to) in bytes.chunks(at_once * block_bytes).zip(to.chunks_mut(at_once * block * size_of::<f32>())) {
         let values = &mut values[..to.len() / size_of::<f32>()];
         format.widen_into(bytes, values);
-        values.iter().zip(to.as_chunks_mut().0).for_each(|(x, to)| *to = change.of(*x).to_le_bytes());
+        values.iter().zip(to.as_chunks_mut().0).for_each(|(x, to)| *to = change.of(*x * factor).to_le_bytes());
     }
     Ok(())
 }

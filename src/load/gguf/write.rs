@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::rewrite::{Put, Rewrite, write_rows};
 use super::metadata::{Kind, Value};
-use super::source::{GgufSource, RowOrder, ValueMap, rows_of};
+use super::source::{Factors, GgufSource, RowOrder, ValueMap, rows_of};
 use super::{Gguf, SPLIT, read_at};
 use crate::error::{Error, Result};
 use crate::ops::Format;
@@ -43,6 +43,7 @@ struct Piece<'r, 'a> {
     first: usize,
     /// What is done to stored values to have the entry's.
     change: Option<ValueMap>,
+    factors: Option<Factors>,
 }
 
 /// A tensor of the file that is written.
@@ -144,7 +145,7 @@ impl GgufSource<'_> {
             let (mut first, change) = (0, assembled.widened);
             for part in &assembled.parts {
                 let (rows, order, columns) = (part.rows.clone(), part.order, part.columns);
-                let piece = Piece { rewrite, rows, order, columns, first, change };
+                let piece = Piece { rewrite, rows, order, columns, first, change, factors: part.factors.clone() };
                 pieces.entry(part.tensor).or_default().push(piece);
                 first += part.rows.len();
             }
@@ -166,7 +167,7 @@ impl<'r, 'a> Written<'r, 'a> {
 
 impl Piece<'_, '_> {
     fn again(&self) -> Self {
-        Self { rows: self.rows.clone(), ..*self }
+        Self { rows: self.rows.clone(), factors: self.factors.clone(), ..*self }
     }
 }
 
@@ -255,9 +256,14 @@ fn values(
         let Some(changed) = &piece.rewrite.rows else { continue };
         let at = piece.first + piece.order.logical(row - piece.rows.start);
         let new = changed(at..at + 1)?;
+        let factor = piece.factors.as_ref().map_or(1.0, |factors| factors.of(row));
+        if factor == 0.0 {
+            let message = "expected a scale that the changed matrix can be divided by, found 0";
+            return Err(Error::unsupported(format!("{}: {message}", tensor.name())));
+        }
         for (at, to) in to.iter_mut().enumerate() {
             let Some(&x) = new.get(piece.columns.logical(at)) else { continue };
-            *to = piece.change.map_or(x, |change| change.undone(x));
+            *to = piece.change.map_or(x, |change| change.undone(x)) / factor;
         }
     }
     Ok(values)

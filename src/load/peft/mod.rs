@@ -21,7 +21,7 @@ use super::safetensors::{Tensors, write_safetensors};
 use super::{Checkpoint, Json, MAX_JSON, ModelTensors, fnv, read_text};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{
-    Adapter, Entry, ExpertStack, LowRank, Module, Prefix, Replaced, Role, Slot, TensorSource, TokenRows, Transformer, Weights,
+    Adapter, Entry, ExpertStack, LowRank, Module, Replaced, Role, Slot, TensorSource, TokenRows, Transformer, Weights,
 };
 use crate::ops::{Backend, Format, Matrix, MatrixBuilder, Use};
 
@@ -32,6 +32,9 @@ const SAVED: &str = ".modules_to_save.";
 const ORIGINAL: &str = ".original_module.";
 /// What PEFT puts in front of every name.
 const PREFIX: &str = "base_model.model.";
+/// In front of the layers of a language model alone, and of one within another, as transformers 5 and 4 have it. Whichever of them was
+/// trained, the layers are the same: its `AutoModelForCausalLM` makes of some checkpoints the one, of some the other.
+const LANGUAGE_MODELS: [&str; 3] = ["model.", "model.language_model.", "language_model.model."];
 /// What transformers 5 calls modules that checkpoints store under another name: LFM3's, and what chooses experts of Mixtral and Granite.
 const RENAMED: [(&str, &str); 3] = [
     ("self_attn.gate_proj", "self_attn.g_proj"),
@@ -271,16 +274,17 @@ impl<'a> Reader<'a> {
         tensors.sort_unstable();
         // A model that was trained without its head has no prefix.
         let layers = names.layers();
-        let bare = |name: &&str| name.strip_prefix(PREFIX).unwrap_or(name).starts_with(layers);
+        let is_inner = |rest: &str| rest.starts_with(layers) || rest.starts_with(names.embed);
+        let is_seen = |prefix: &str| {
+            let lies = |name: &&str| name.strip_prefix(PREFIX).unwrap_or(name).strip_prefix(prefix).is_some_and(is_inner);
+            tensors.iter().any(lies)
+        };
         let old = tensors.iter().any(|name| old_name(name).is_some());
         let prefix = match names.prefixes.first() {
-            Some(_) if !old && tensors.iter().any(bare) => "",
+            Some(_) if !old && is_seen("") => "",
             Some(usual) => {
-                let seen = |prefix: &&Prefix| {
-                    let start = format!("{PREFIX}{}{layers}", prefix.network);
-                    tensors.iter().any(|name| name.starts_with(&start))
-                };
-                names.prefixes.iter().find(seen).unwrap_or(usual).network
+                let mut known = names.prefixes.iter().map(|prefix| prefix.network).chain(LANGUAGE_MODELS);
+                known.find(|prefix| is_seen(prefix)).unwrap_or(usual.network)
             }
             None => "",
         };

@@ -73,9 +73,8 @@ impl<'a> QuantizedCheckpoint<'a> {
         // What says that a module is quantised, and what else belongs to it.
         let (marks, others): (&[&str], &[&str]) = match quantization {
             Quantization::Mlx(_) => (&["scales"], &["biases"]),
-            Quantization::Fp8 { block: Some(_) } => (&["weight_scale_inv"], &["input_scale", "activation_scale"]),
-            // One scale for a whole matrix has either name, by whoever wrote it.
-            Quantization::Fp8 { block: None } => (&["weight_scale", "weight_scale_inv"], &["input_scale", "activation_scale"]),
+            // Scales have either name, by whoever wrote them.
+            Quantization::Fp8 { .. } => (&["weight_scale", "weight_scale_inv"], &["input_scale", "activation_scale"]),
             Quantization::Awq { .. } => (&["qweight"], &["qzeros", "scales"]),
             Quantization::Gptq { .. } => (&["qweight"], &["qzeros", "scales", "g_idx"]),
             Quantization::Packed { .. } => (&["weight_packed"], &["weight_scale", "weight_shape"]),
@@ -387,17 +386,23 @@ fn shape(checkpoint: &mut Checkpoint<'_>, module: &str, quantization: &Quantizat
         Quantization::Fp8 { block } => {
             let [rows, cols] = two("weight", &["F8_E4M3"])?;
             let name = scale_of_fp8(checkpoint, module);
-            let found = checkpoint.entry(&name).map(|entry| entry.shape.iter().product::<usize>()).unwrap_or(0);
+            let found = checkpoint.entry(&name).map_or(&[][..], |entry| &entry.shape);
+            // One scale may have any number of dimensions.
+            let is_one = found.iter().all(|dim| *dim == 1);
             let block = match block {
                 Some(block) => *block,
-                None if found == 1 => [rows, cols],
+                None if is_one => [rows, cols],
                 None => [1, cols],
             };
-            let expected = rows.div_ceil(block[0]) * cols.div_ceil(block[1]);
-            if found == expected {
+            let expected = [rows.div_ceil(block[0]), cols.div_ceil(block[1])];
+            let fits = match found {
+                [count] => expected[1] == 1 && *count == expected[0],
+                found => *found == expected,
+            };
+            if fits || (is_one && expected == [1, 1]) {
                 Ok(([rows, cols], Codes::Fp8 { block }))
             } else {
-                Err(Error::format(format!("{name}: expected {expected} scales, found {found}")))
+                Err(Error::format(format!("{name}: expected scales of shape {expected:?}, found {found:?}")))
             }
         }
         Quantization::Awq { group } => {
@@ -648,6 +653,65 @@ mod tests {
     }
 
     #[test]
+    fn scales_of_blocks_lie_as_their_matrix_does() {
+        use safetensors::Dtype::{F8_E4M3, F32};
+        use safetensors::tensor::TensorView;
+        let quantization = |strategy: &str| {
+            let config = format!(
+                r#"{{"quantization_config": {{"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups":
+                    {{"group_0": {{"weights": {{"num_bits": 8, "type": "float", "strategy": {strategy}}}}}}}}}}}"#
+            );
+            Quantization::of(&Json::parse("config.json", &config).unwrap()).map(Option::unwrap)
+        };
+        // Four rows of six; of blocks of two and three as many scales as rows, of groups of three twice as many.
+        let codes: Vec<u8> = (0x30..0x48).collect();
+        let scales: Vec<u8> = (1..=8u16).flat_map(|i| f32::from(i).to_le_bytes()).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.safetensors");
+        for (strategy, shape, place) in [
+            (
+                r#""block", "block_structure": [2, 3]"#,
+                vec![2, 2],
+                (|row, col| row / 2 * 2 + col / 3) as fn(usize, usize) -> usize,
+            ),
+            (r#""Block", "block_structure": [3, 6]"#, vec![2, 1], |row, _| row / 3),
+            (r#""group", "group_size": 3"#, vec![4, 2], |row, col| row * 2 + col / 3),
+            (r#""channel""#, vec![4, 1], |row, _| row),
+            (r#""channel""#, vec![4], |row, _| row),
+            (r#""tensor""#, vec![1], |_, _| 0),
+        ] {
+            let count: usize = shape.iter().product();
+            for (shape, fits) in [(shape, true), (vec![1, count, 1], count == 1), (vec![1, count], count == 1)] {
+                let tensors = [
+                    ("m.weight", TensorView::new(F8_E4M3, vec![4, 6], &codes).unwrap()),
+                    ("m.weight_scale", TensorView::new(F32, shape.clone(), &scales[..count * 4]).unwrap()),
+                ];
+                safetensors::serialize_to_file(tensors, None, &path).unwrap();
+                let mut on_bytes = |_, _| Ok(());
+                let checkpoint = Checkpoint::open_file(&path, &mut on_bytes).unwrap();
+                let source = QuantizedCheckpoint::new(checkpoint, &quantization(strategy).unwrap());
+                let mut source = match source {
+                    Ok(source) if fits => source,
+                    Err(error) if !fits => {
+                        assert!(error.message().contains("m.weight_scale: expected scales of shape"), "{error}");
+                        continue;
+                    }
+                    other => panic!("{strategy} of {shape:?}: {:?}", other.map(drop)),
+                };
+                let format = source.entry("m.weight").unwrap().stored.clone().unwrap();
+                let mut bytes = vec![0; 4 * format.row_bytes(6).unwrap()];
+                source.read("m.weight", 0, &mut bytes).unwrap();
+                let value = |(at, code): (usize, &u8)| f8_e4m3(*code) * (place(at / 6, at % 6) + 1) as f32;
+                let expected: Vec<f32> = codes.iter().enumerate().map(value).collect();
+                assert_eq!(format.widen(&bytes), expected, "{strategy} of {shape:?}");
+            }
+        }
+        for strategy in [r#""tensor_group""#, r#""block""#, r#""block", "block_structure": [0, 3]"#, r#""group""#] {
+            assert!(quantization(strategy).is_err(), "{strategy}");
+        }
+    }
+
+    #[test]
     fn one_scale_of_a_matrix_has_either_name() {
         use safetensors::Dtype::{F8_E4M3, F32};
         use safetensors::tensor::TensorView;
@@ -672,6 +736,19 @@ mod tests {
             source.read("m.weight", 0, &mut bytes).unwrap();
             let expected: Vec<f32> = codes.iter().map(|&code| f8_e4m3(code) * 0.75).collect();
             assert_eq!(format.widen(&bytes), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_order_of_calibration_leaves_columns_where_they_are() {
+        for order in ["null", "false", r#""weight""#, r#""static""#, r#""WEIGHT""#] {
+            let weights = format!(r#"{{"num_bits": 4, "type": "int", "symmetric": true, "actorder": {order}}}"#);
+            let config = format!(
+                r#"{{"quantization_config": {{"quant_method": "compressed-tensors", "format": "pack-quantized",
+                    "config_groups": {{"group_0": {{"weights": {weights}}}}}}}}}"#
+            );
+            let found = Quantization::of(&Json::parse("config.json", &config).unwrap()).unwrap();
+            assert_eq!(found, Some(Quantization::Packed { bits: 4 }), "{order}");
         }
     }
 

@@ -726,10 +726,17 @@ pub fn llama(fields: &mut ConfigFields<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Ministral 3, or the language models of Mistral Small 3.1 and its successors, which are Mistrals whose every layer sees all.
 pub fn mistral3(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.whole_heads()?;
-    if let Some(beta) = fields.number("attention.temperature_scale")? {
-        fields.all["rope_scaling"]["llama_4_scaling_beta"] = beta.into();
+    match fields.number_or_0("attention.temperature_scale")? {
+        Some(beta) => fields.all["rope_scaling"]["llama_4_scaling_beta"] = beta.into(),
+        None if fields.all["rope_scaling"].is_null() => {
+            fields.set("model_type", "mistral");
+            // Where nothing is said, transformers has one.
+            fields.set("sliding_window", Value::Null);
+        }
+        None => {}
     }
     Ok(())
 }
