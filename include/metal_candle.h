@@ -459,7 +459,7 @@ mc_status mc_model_load(const char *MC_NONNULL path,
  * @param out      receives one reference; free it with mc_model_free().
  * @param err      NULL, or receives the error.
  * @return as mc_model_load(); MC_ERROR_NETWORK if a download fails, MC_ERROR_NOT_FOUND if there is no such repository,
- *         revision or file, MC_ERROR_UNSUPPORTED in a build without the feature "hub".
+ *         revision or file, or it is private and no token opens it, MC_ERROR_UNSUPPORTED in a build without the feature "hub".
  *
  * Threads: any; it runs on the calling thread and takes as long as the download.
  */

@@ -264,11 +264,14 @@ fn starts_at(response: &Response<Body>, from: u64) -> bool {
 pub fn refused(status: u16) -> Error {
     let error = match status {
         404 => Error::new(ErrorKind::NotFound, "no such repository, revision or file on the Hub"),
-        // The Hub answers 401 also for a repository that does not exist, lest it tell which private ones do.
-        401 | 403 => network(format!(
-            "access refused ({status}): no such repository, or it is private or gated and needs a token (hub_token) of an \
-             account that may read it and has accepted its licence"
-        )),
+        401 | 403 => {
+            let message = format!(
+                "access refused ({status}): no such repository, or it is private or gated and needs a token (hub_token) of an \
+                 account that may read it and has accepted its licence"
+            );
+            // 401 is the Hub's answer for a repository that does not exist as well, lest it tell which private ones do.
+            Error::new(if status == 401 { ErrorKind::NotFound } else { ErrorKind::Network }, message)
+        }
         429 => network("too many requests (429): try later, or with a token (hub_token)"),
         _ => network(format!("expected status 200, found {status}")),
     };

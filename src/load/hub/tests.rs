@@ -661,7 +661,7 @@ fn a_damaged_file_of_the_cache_is_downloaded_again() {
 fn a_refusal_says_what_to_do() {
     for via in CLIENTS {
         for (status, kind, message) in [
-            (401, ErrorKind::Network, "token"),
+            (401, ErrorKind::NotFound, "token"),
             (403, ErrorKind::Network, "licence"),
             (404, ErrorKind::NotFound, "no such"),
             (429, ErrorKind::Network, "too many"),
