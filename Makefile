@@ -64,8 +64,15 @@ library:
 		--print native-static-libs=$(abspath $(OUT))/native-static-libs
 	ln -sf $(LIB) $(OUT)/$(SONAME)
 
+# `make && sudo make install` builds nothing as root, who may have no cargo: what stands there is installed.
+ifeq ($(MAKECMDGOALS) $(wildcard $(OUT)/native-static-libs),install $(OUT)/native-static-libs)
+BUILT :=
+else
+BUILT := library
+endif
+
 # The archive with no other global symbols than the header's.
-$(BUILD)/libmetal_candle.a: library
+$(BUILD)/libmetal_candle.a: $(BUILT)
 	mkdir -p $(BUILD)
 	packaging/only-c-symbols.sh $(OUT)/libmetal_candle.a $@ abi/symbols.txt $(filter release,$(PROFILE))
 
@@ -154,7 +161,7 @@ FILL = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@VERSION@|$(VERSION)|g' -e 's|@LIB@
 	-e "s|@LIBS_PRIVATE@|`cat $(OUT)/native-static-libs`|g" \
 	-e "s|@LIBS_PRIVATE_LIST@|`sed -e 's/-framework /-framework_/g' -e 's/ /;/g' -e 's/framework_/framework /g' $(OUT)/native-static-libs`|g"
 
-install: library $(BUILD)/libmetal_candle.a
+install: $(BUILT) $(BUILD)/libmetal_candle.a
 	install -d "$(INCLUDE_DIR)" "$(LIB_DIR)/pkgconfig" "$(LIB_DIR)/cmake/metal-candle" "$(LICENSE_DIR)"
 	install -m 644 include/metal_candle.h include/metal_candle.hpp "$(INCLUDE_DIR)"
 	install -m 755 $(OUT)/$(LIB) "$(LIB_DIR)/$(REAL)"

@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cargo=${CARGO:-cargo}
-target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+target=${CARGO_TARGET_DIR:-target}
+case $target in /*) ;; *) target=$PWD/$target ;; esac
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
@@ -14,7 +15,7 @@ trap 'rm -rf "$folder"' EXIT
 $cargo package --quiet --locked --no-verify --target-dir "$folder/packed" "$@"
 file=$(echo "$folder"/packed/package/*.crate)
 tar -xzf "$file" -C "$folder"
-echo "$(basename "$file"): $(($(stat -c %s "$file") / 1024)) KiB"
+echo "$(basename "$file"): $(($(wc -c <"$file") / 1024)) KiB"
 # Without CI, which makes a failure of what is skipped.
 cd "$folder"/metal-candle-*/
 env -u CI CARGO_TARGET_DIR="$target/package" $cargo test --locked

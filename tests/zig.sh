@@ -39,7 +39,7 @@ example() { # program
 # shellcheck disable=SC2086
 readme() { # the lines that README.md shows, as the program of the example's package
     mkdir -p "$scratch/readme/src" && cp examples/zig/build.zig "$scratch/readme" &&
-        sed "s|\.\./\.\./zig|$(realpath --relative-to "$scratch/readme" zig)|" examples/zig/build.zig.zon >"$scratch/readme/build.zig.zon" && {
+        sed "s|\.\./\.\./zig|$(python3 -c 'import os, sys; print(os.path.relpath(os.path.realpath("zig"), os.path.realpath(sys.argv[1])))' "$scratch/readme")|" examples/zig/build.zig.zon >"$scratch/readme/build.zig.zon" && {
         printf 'const std = @import("std");\nconst mc = @import("metal_candle");\n\npub fn main() !void {\n'
         sed -n '/^```zig$/,/^```$/p' README.md | grep -v '^```'
         printf '}\n'

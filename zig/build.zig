@@ -30,7 +30,12 @@ pub fn build(b: *std.Build) void {
         },
         .static => {
             module.addObjectFile(folder.path(b, "libmetal_candle.a"));
-            module.linkSystemLibrary("unwind", .{}); // Zig's own, in place of gcc_s
+            if (target.result.os.tag.isDarwin()) {
+                for ([_][]const u8{ "Metal", "Foundation", "CoreFoundation", "Security" }) |name| module.linkFramework(name, .{});
+                for ([_][]const u8{ "objc", "iconv" }) |name| module.linkSystemLibrary(name, .{});
+            } else {
+                module.linkSystemLibrary("unwind", .{}); // Zig's own, in place of gcc_s
+            }
         },
     }
 

@@ -57,6 +57,8 @@ add_executable(chat $PWD/examples/c/chat.c)
 target_link_libraries(chat PRIVATE metal-candle::metal-candle)
 CMAKE
     local shared
+    # By its own name alone a program finds it.
+    rm -f "$OUT"/libmetal_candle.so.* "$OUT"/libmetal_candle.*.dylib
     for shared in ON OFF; do
         cmake -S "$stage/fetch" -B "$stage/fetch/$shared" -DBUILD_SHARED_LIBS=$shared -DMETAL_CANDLE_PROFILE="$PROFILE" \
             -DMETAL_CANDLE_TARGET_DIR="$(cd "$OUT/.." && pwd)" && cmake --build "$stage/fetch/$shared" && answers "$stage/fetch/$shared/chat" || return
