@@ -258,6 +258,14 @@ class Conversations(Case):
         self.assertEqual([message["role"] for message in self.talk.messages], ["user", "assistant"] * 2)
         self.assertGreater(second.prompt_tokens, position)
 
+    def test_an_answer_that_is_over_can_be_closed_beside_the_next(self) -> None:
+        with self.talk.ask(QUESTION) as first:
+            first.read()
+            second = self.talk.ask("b")
+            next(second)
+        # The third ends the second, which is still open.
+        self.assertTrue(self.talk.ask(QUESTION).read().tokens)
+
     def test_messages_can_be_changed_and_answered_again(self) -> None:
         first = self.talk.ask(QUESTION).read()
         self.talk.messages.pop()

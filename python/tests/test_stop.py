@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
+import subprocess
+import sys
 import threading
 import unittest
 from collections.abc import Iterator
@@ -208,6 +211,44 @@ class Signals(Case):
             self.assertTrue(at_home)
             self.assertEqual(tokens, model.generate(prompt, max_tokens=6, temperature=0).tokens)
         del workers, worker
+
+
+class Processes(Case):
+    def run_alone(self, program: str) -> str:
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        return done.stdout
+
+    @unittest.skipUnless(hasattr(os, "fork"), "needs fork")
+    def test_a_forked_child_is_told_so_and_does_not_hang(self) -> None:
+        said = self.run_alone(
+            f"""
+import os
+import metal_candle as mc
+model = mc.Model.load({str(CODER)!r})
+model.generate("fn", max_tokens=1)
+child = os.fork()
+if child == 0:
+    try:
+        model.generate("fn", max_tokens=1)
+    except mc.UnsupportedError as error:
+        print("fork" in str(error), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+        )
+        self.assertEqual(said, "True\n")
+
+    def test_calls_work_while_the_interpreter_ends(self) -> None:
+        said = self.run_alone(
+            f"""
+import atexit
+import metal_candle as mc
+model = mc.Model.load({str(CODER)!r})
+atexit.register(lambda: print(len(model.generate("fn", max_tokens=2).tokens)))
+"""
+        )
+        self.assertEqual(said, "2\n")
 
 
 if __name__ == "__main__":

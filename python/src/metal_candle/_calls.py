@@ -7,6 +7,7 @@ task that awaits it. What the caller has written, such as a progress callback, r
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,23 @@ from .errors import Cancelled
 T = TypeVar("T")
 Run = Callable[[Callable[[], None]], None]
 
-_pool = ThreadPoolExecutor(max_workers=256, thread_name_prefix="metal_candle")
+def _new_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=256, thread_name_prefix="metal_candle")
+
+
+_pool = _new_pool()
 _local = threading.local()
+
+
+def _after_fork() -> None:
+    """The threads of the pool are the parent's: a child would wait for them for ever. With new ones the library says that it does not
+    work there."""
+    global _pool
+    _pool = _new_pool()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Cancel(Handle):
@@ -148,7 +164,10 @@ def _interruptible(call: Callable[[], T], flag: Cancel) -> T:
         errands.append(errand)
         wake.put(None)
 
-    future = _pool.submit(_elsewhere, [call], send)
+    try:
+        future = _pool.submit(_elsewhere, [call], send)
+    except RuntimeError:  # no thread starts any more: the interpreter ends
+        return call()
     del call
     future.add_done_callback(lambda _: wake.put(None))
     interruption: Optional[BaseException] = None

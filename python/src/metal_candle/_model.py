@@ -32,7 +32,7 @@ class LoadOptions(TypedDict, total=False):
     tokenizer_path: Optional[Path]
     """A tokenizer.json, a directory with one, or a .gguf file. Default: the model's."""
     quantization: Optional[str]
-    """What weights are quantised to while loading, on the CPU: "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl" or "mlx4", of
+    """What weights are quantised to while loading: "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl" or "mlx4", of
     8.5 to 4.5 bits a weight. Default: as stored."""
     exact: Optional[bool]
     """Computes in F32 with quantised weights on the CPU, two to four times as slow. Default: False."""

@@ -344,14 +344,15 @@ class Stream(Iterator[Token]):
 
     def close(self) -> None:
         """Ends the answer, complete or not; `generation` is then what there is. May be called again."""
-        session, closed = self._session, self._closed
-        if session is not None and not closed and not session.closed:
+        if self._closed:
+            return
+        session = self._session
+        if session is not None and not session.closed:
             reference = make("mc_generation", "mc_session_end", session)[1]
             if reference is not None:
                 self.generation = Generation.of(reference)
         self._shut()
-        if not closed:
-            self._on_end(self.generation)
+        self._on_end(self.generation)
 
     def _shut(self) -> None:
         self._closed = True
