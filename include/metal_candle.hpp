@@ -869,7 +869,8 @@ inline std::size_t model::embed_dim(const embed_options &options) const {
 }
 
 inline std::vector<float> model::embed(std::string_view text, const embed_options &options) const {
-    std::vector<float> out(embed_dim(options));
+    // A place, also where there is no vector: the call says why.
+    std::vector<float> out(std::max<std::size_t>(embed_dim(options), 1));
     detail::run_with(
         options, [&](auto c, auto err) { return mc_embed(get(), text.data(), text.size(), c, out.data(), out.size(), err); });
     return out;
@@ -883,7 +884,7 @@ inline std::vector<float> model::embed(const std::vector<std::string_view> &text
         data.push_back(text.data() ? text.data() : "");
         lens.push_back(text.size());
     }
-    std::vector<float> out(texts.size() * embed_dim(options));
+    std::vector<float> out(texts.size() * std::max<std::size_t>(embed_dim(options), 1));
     detail::run_with(options, [&](auto c, auto err) {
         return mc_embed_batch(get(), data.data(), lens.data(), texts.size(), c, out.data(), out.size(), err);
     });
@@ -1133,7 +1134,9 @@ inline std::vector<next_token> next_tokens(const std::vector<session *> &session
     std::vector<mc_status> statuses(handles.size(), MC_STATUS_FORCE32);
     detail::outcome outcome;
     mc_status status = mc_sessions_next(handles.data(), handles.size(), events.data(), statuses.data(), outcome.out());
-    if (std::all_of(statuses.begin(), statuses.end(), [&](mc_status each) { return each == status; })) outcome.check(status);
+    // Where the call as a whole is wrong, sessions may have no status.
+    auto is_whole = [&](mc_status each) { return each == status || each == MC_STATUS_FORCE32; };
+    if (std::all_of(statuses.begin(), statuses.end(), is_whole)) outcome.check(status);
     std::vector<next_token> tokens;
     for (std::size_t at = 0; at < handles.size(); at++) {
         next_token next{statuses[at], std::nullopt};

@@ -300,6 +300,15 @@ void vectors_rank_texts() {
     options.progress = [](const mc::progress &) { throw own_error(); };
     CHECK(throws_own([&] { embedder.embed(texts, options); }));
     CHECK(embedder.embed(std::vector<std::string_view>{}).empty());
+    // What is wrong is told as it is, although there is no size to make room for.
+    mc::embed_options unknown;
+    unknown.prompt_name = "no such prompt";
+    for (bool many : {false, true}) {
+        auto embed = [&] { many ? embedder.embed(texts, unknown) : embedder.embed(texts[0], unknown); };
+        CHECK(throws<mc::error>(embed, [](const mc::error &e) {
+            return e.status() == MC_ERROR_INVALID_ARGUMENT && std::string_view(e.what()).find("prompt_name") != std::string_view::npos;
+        }));
+    }
 }
 
 void documents_have_scores() {

@@ -134,6 +134,8 @@ final class Turn: Sendable {
     /// The native session, from when its answer has begun. Used on the model's queue.
     private let session = Mutex<Handle?>(nil)
     private let isRead = Mutex(false)
+    /// Whether the turn was left: a step that was on its way begins nothing any more. Used on the model's queue.
+    private let isLeft = Mutex(false)
 
     /// - Parameters:
     ///   - begin: prepares the native session and begins its answer, on the model's queue. May run again if the device was suspended.
@@ -176,12 +178,14 @@ final class Turn: Sendable {
     /// Leaves the native session ready for the next turn: behind a step that still runs, before the next turn's first.
     func leave() {
         model.queue.later { [self] in
+            isLeft.withLock { $0 = true }
             // An answer that never began, or is over, needs no end.
             if let session = session.withLock({ $0.take() }) { _ = mc_session_end(session.pointer, nil, nil) }
         }
     }
 
     private func step() throws -> Step {
+        if isLeft.withLock({ $0 }) { throw CancellationError() }
         let session = try session.withLock { session in
             if let session { return session }
             session = try begin(cancel)
