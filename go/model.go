@@ -79,7 +79,7 @@ type LoadOptions struct {
 	Device *Device
 	// DType is the type to keep weights in. Quantised weights of a GGUF file are widened to it.
 	DType DType
-	// Quantization of weights while loading, on the CPU: "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl" or "mlx4".
+	// Quantization of weights while loading: "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl" or "mlx4".
 	Quantization string
 	// Exact computes in F32 with quantised weights on the CPU.
 	Exact bool

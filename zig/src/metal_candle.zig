@@ -444,7 +444,7 @@ pub const Capability = enum(c_uint) {
 pub const LoadOptions = struct {
     device: ?Device = null,
     dtype: DType = .default,
-    /// "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl" or "mlx4", on the CPU.
+    /// "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "iq4_nl" or "mlx4".
     quantization: ?[:0]const u8 = null,
     /// Compute in F32 with quantised weights on the CPU.
     exact: bool = false,

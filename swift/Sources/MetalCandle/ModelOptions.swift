@@ -15,7 +15,7 @@ public struct ModelOptions: Sendable {
 
     /// What weight matrices are made smaller with while they are loaded, at a small loss of precision.
     public enum Quantization: String, Sendable, Hashable, CaseIterable {
-        /// 32 neighbours become a byte each and a common 16-bit scale: 8.5 bits a weight. On the processor only, as all are.
+        /// 32 neighbours become a byte each and a common 16-bit scale: 8.5 bits a weight.
         case q8_0
         /// Six bits with scales of two levels: 6.6 bits a weight.
         case q6_k
@@ -45,8 +45,7 @@ public struct ModelOptions: Sendable {
     public var device: ComputeDevice?
     /// The type to keep weights in; nil = as stored.
     public var weightType: WeightType?
-    /// What to make weight matrices smaller with; nil = as stored. Such a model does all that others do; on a GPU, loading it throws
-    /// ``MetalCandleError`` with `.unsupported`.
+    /// What to make weight matrices smaller with; nil = as stored. Such a model does all that others do, on every device.
     public var quantization: Quantization?
     /// Whether quantised weights compute as the 32-bit numbers that they stand for, on the processor. That is two to four times slower
     /// than the usual way, which rounds activations and changes answers less than quantising has changed them.
