@@ -153,10 +153,10 @@ impl Files {
             Some(tensors) => Ok(Box::new(tensors.source(on_bytes)?)),
             None => {
                 let checkpoint = Checkpoint::open(&self.directory, on_bytes)?;
-                Ok(match &self.stored {
-                    Some(quantization) => Box::new(QuantizedCheckpoint::new(checkpoint, quantization)?),
-                    None if self.config.has_stacks_of_inputs() => Box::new(ApartExperts::new(checkpoint)?),
-                    None => Box::new(checkpoint),
+                Ok(match (&self.stored, self.config.stacks_of_inputs()) {
+                    (Some(quantization), _) => Box::new(QuantizedCheckpoint::new(checkpoint, quantization)?),
+                    (None, Some(experts)) => Box::new(ApartExperts::new(checkpoint, experts)?),
+                    (None, None) => Box::new(checkpoint),
                 })
             }
         }

@@ -221,7 +221,7 @@ impl Model {
             tensors.push((name.clone(), rewrite.format, vec![module.outputs, module.inputs]));
             all.insert(name, rewrite);
         }
-        let joined = match self.transformer().config().has_stacks_of_inputs() {
+        let joined = match self.transformer().config().stacks_of_inputs().is_some() {
             true => JoinedExperts::take(&mut tensors),
             false => Vec::new(),
         };
