@@ -56,7 +56,7 @@ pub use gpu::{
     RopePart, StepChange, StepChanges, StepLogits, StepSequence, Unsupported,
 };
 pub use linear::{AdaptedLinear, DotProducts, linear, logits};
-pub use low_rank::{DeltaPart, Dropout, LowRankDelta, LowRankDeltas, merged, summed_bias};
+pub use low_rank::{AddedRows, DeltaPart, Dropout, LowRankDelta, LowRankDeltas, merged, summed_bias};
 pub use matrix::{Kept, Matrix, MatrixBuilder, Vector, dtype, tensor_bytes, to_f32};
 pub use norm::{Norm, add_scaled, norm, optional_norm};
 pub use parameters::{Optimized, ParameterValues};
