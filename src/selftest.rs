@@ -17,7 +17,7 @@ use crate::ops::{
     self, Activation, AdamW, AdaptedLinear, AddedRows, Angles, Backend, Context, ConvState, Convolution, Decay, DeltaPart,
     Dropout, ExpertRows, Format, GateClamp, Gradients, KvFormat, LayerCache, LowRankDelta, LowRankDeltas, Mask, Masks, Matrix,
     MatrixBuilder, Norm, NormKind, Optimized, ParameterValues, Pooling, Routed, Routing, ScanRule, ScanShape, ScanState, Scoring,
-    Sequences, Tape, Use, Vector,
+    Sequences, Tape, TorchActivation, Use, Vector,
 };
 pub use crate::ops::{Level, limit_instructions};
 
@@ -103,6 +103,13 @@ fn row_by_row(checks: &mut Checks<'_>) {
     for kind in Activation::ALL {
         checks.add(&format!("{kind:?}"), &[(ROWS, 48)], Both, |on, x| ops::activate(on.cx, own(on, &x[0])?, kind));
         checks.add(&format!("gate {kind:?}"), &[(ROWS, 96)], Both, |on, x| ops::gated(on.cx, &x[0], kind));
+    }
+    for (name, kind) in TorchActivation::ALL {
+        checks.add(&format!("torch's {name}"), &[], Forward, |on, _| {
+            // Of pooled vectors, which are F32 whatever the weights are.
+            let x = Tensor::from_vec(noise(ROWS * 48, 3), (ROWS, 48), &candle_core::Device::Cpu)?;
+            ops::torch_activation(on.cx, on.cx.backend.upload(&x)?, kind)
+        });
     }
     checks.add("gate, clamped", &[(ROWS, 96)], Both, |on, x| {
         ops::gated_clamped(on.cx, &x[0], GateClamp { limit: 0.55, slope: 1.7 })

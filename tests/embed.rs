@@ -401,6 +401,23 @@ fn a_directory_that_contradicts_itself_is_refused_by_name() {
 }
 
 #[test]
+fn a_dense_module_ends_with_any_function_of_torch() {
+    let vector = |activation: &str| {
+        let copy = changed("bert_dense_new", |path| {
+            let config = format!(
+                r#"{{"in_features": 64, "out_features": 40, "activation_function": "torch.nn.modules.activation.{activation}"}}"#
+            );
+            std::fs::write(path.join("2_Dense/config.json"), config).unwrap();
+        });
+        embed(&load(copy.path()), &["The cat sleeps in the warm sun."], &EmbedOptions::default().normalize(false))
+    };
+    let plain = vector("Identity");
+    assert!(plain.iter().any(|x| *x < 0.0) && plain.iter().any(|x| *x > 0.0));
+    let leaky: Vec<f32> = plain.iter().map(|x| if *x > 0.0 { *x } else { (0.01 * f64::from(*x)) as f32 }).collect();
+    assert_eq!(vector("LeakyReLU"), leaky);
+}
+
+#[test]
 fn quantised_weights_give_nearly_the_same_vectors() {
     for path in models() {
         let (dense, notes) = (load(&path), json(&path.join("golden.json")));

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Json, MAX_JSON, read_text};
 use crate::error::{Error, Result};
-use crate::ops::{Activation, Pooling};
+use crate::ops::{Pooling, TorchActivation};
 
 const MODULES: &str = "modules.json";
 /// Larger than any vector: the product of two still has room.
@@ -91,8 +91,7 @@ pub enum ModuleConfig {
         inputs: usize,
         outputs: usize,
         bias: bool,
-        /// `None` = the identity.
-        activation: Option<Activation>,
+        activation: TorchActivation,
         /// The input is added to the output.
         residual: bool,
     },
@@ -502,19 +501,11 @@ fn dense(folder: &Path) -> Result<ModuleConfig> {
         ["in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name", "use_residual"];
     known_keys(&json, &keys)?;
     on_the_sentence(&json)?;
-    // Both `torch.nn.modules.activation.ReLU` and `torch.nn.ReLU` are written; a class of another package is none of ours.
-    let activation = json.text("activation_function")?.unwrap_or_else(|| "torch.nn.Tanh".to_string());
-    let activation = match activation.strip_prefix("torch.nn.").and_then(|path| path.rsplit('.').next()) {
-        Some("Tanh") => Some(Activation::Tanh),
-        Some("Identity") => None,
-        Some("ReLU") => Some(Activation::Relu),
-        Some("GELU") => Some(Activation::Gelu),
-        Some("SiLU") => Some(Activation::Silu),
-        Some("Sigmoid") => Some(Activation::Sigmoid),
-        _ => {
-            let expected = "expected Tanh, Identity, ReLU, GELU, SiLU or Sigmoid of torch.nn";
-            return Err(json.unsupported("activation_function", expected));
-        }
+    let activation = match json.text("activation_function")? {
+        None => TorchActivation::Tanh,
+        Some(class) => TorchActivation::named(&class).ok_or_else(|| {
+            json.unsupported("activation_function", &format!("expected one of torch.nn: {}", TorchActivation::names()))
+        })?,
     };
     Ok(ModuleConfig::Dense {
         directory: folder.to_path_buf(),
@@ -650,6 +641,25 @@ mod tests {
             let error = SentenceConfig::read(directory.path()).unwrap_err();
             assert!(error.kind() == kind && error.message().contains(names), "{names}: {error:?}");
         }
+    }
+
+    #[test]
+    fn a_dense_module_has_any_function_of_torch_that_has_no_parameters() {
+        const DENSE: &str = r#"{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}"#;
+        let read = |activation: &str| {
+            let config = format!(r#"{{"in_features": 2, "out_features": 2{activation}}}"#);
+            let directory = directory(&[TRANSFORMER, POOLING, DENSE], &[("2_Dense/config.json", &config)]);
+            SentenceConfig::read(directory.path()).map(|config| match &config.modules[..] {
+                [ModuleConfig::Dense { activation, .. }] => *activation,
+                other => panic!("{other:?}"),
+            })
+        };
+        for (name, kind) in TorchActivation::ALL {
+            assert_eq!(read(&format!(r#", "activation_function": "torch.nn.modules.activation.{name}""#)).unwrap(), kind);
+        }
+        assert_eq!(read("").unwrap(), TorchActivation::Tanh);
+        let error = read(r#", "activation_function": "torch.nn.modules.activation.PReLU""#).unwrap_err();
+        assert!(error.kind() == ErrorKind::Unsupported && error.message().contains("PReLU"), "{error}");
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod gate;
 mod scale;
 mod experts;
 mod pooling;
+mod torch_activation;
 
 #[cfg(feature = "cuda")]
 pub use crate::kernels::open_cuda;
@@ -68,3 +69,4 @@ pub use scale::{scale, scaled};
 pub use scan::{Decay, ScanState, decay, scan, scan_within};
 pub use split::{clip, split, split_evenly};
 pub use tape::{Context, Gradient, Gradients, Tape};
+pub use torch_activation::{TorchActivation, torch_activation};
