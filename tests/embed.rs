@@ -382,6 +382,9 @@ fn a_directory_that_contradicts_itself_is_refused_by_name() {
     refused("bert_dense_new", ErrorKind::NotFound, &["2_Dense", "model.safetensors"], &|path| {
         std::fs::remove_file(path.join("2_Dense/model.safetensors")).unwrap();
     });
+    refused("bert_dense_new", ErrorKind::NotFound, &["2_Dense", "pytorch_model.bin", "save the model as safetensors"], &|path| {
+        std::fs::rename(path.join("2_Dense/model.safetensors"), path.join("2_Dense/pytorch_model.bin")).unwrap();
+    });
     refused("bert_mean_norm", ErrorKind::Format, &["pooling", "64", "65"], &|path| {
         write(path, "1_Pooling/config.json", r#"{"word_embedding_dimension": 65, "pooling_mode_mean_tokens": true}"#);
     });
