@@ -14,10 +14,10 @@ use candle_core::{Result, Tensor, bail};
 use crate::engine::{Device, Dtype};
 use crate::error::OutOfMemory;
 use crate::ops::{
-    self, Activation, AdamW, AdaptedLinear, Angles, Backend, Context, ConvState, Convolution, Decay, DeltaPart, Dropout,
-    ExpertRows, Format, GateClamp, Gradients, KvFormat, LayerCache, LowRankDelta, LowRankDeltas, Mask, Masks, Matrix,
+    self, Activation, AdamW, AdaptedLinear, AddedRows, Angles, Backend, Context, ConvState, Convolution, Decay, DeltaPart,
+    Dropout, ExpertRows, Format, GateClamp, Gradients, KvFormat, LayerCache, LowRankDelta, LowRankDeltas, Mask, Masks, Matrix,
     MatrixBuilder, Norm, NormKind, Optimized, ParameterValues, Pooling, Routed, Routing, ScanRule, ScanShape, ScanState, Scoring,
-    Sequences, Tape, Use, Vector,
+    Sequences, Tape, TorchActivation, Use, Vector,
 };
 pub use crate::ops::{Level, limit_instructions};
 
@@ -103,6 +103,13 @@ fn row_by_row(checks: &mut Checks<'_>) {
     for kind in Activation::ALL {
         checks.add(&format!("{kind:?}"), &[(ROWS, 48)], Both, |on, x| ops::activate(on.cx, own(on, &x[0])?, kind));
         checks.add(&format!("gate {kind:?}"), &[(ROWS, 96)], Both, |on, x| ops::gated(on.cx, &x[0], kind));
+    }
+    for (name, kind) in TorchActivation::ALL {
+        checks.add(&format!("torch's {name}"), &[], Forward, |on, _| {
+            // Of pooled vectors, which are F32 whatever the weights are.
+            let x = Tensor::from_vec(noise(ROWS * 48, 3), (ROWS, 48), &candle_core::Device::Cpu)?;
+            ops::torch_activation(on.cx, on.cx.backend.upload(&x)?, kind)
+        });
     }
     checks.add("gate, clamped", &[(ROWS, 96)], Both, |on, x| {
         ops::gated_clamped(on.cx, &x[0], GateClamp { limit: 0.55, slope: 1.7 })
@@ -208,10 +215,24 @@ fn products(checks: &mut Checks<'_>) {
             let (weight, bias) = (on.matrix(40, 48, 4)?, on.vector(40, 5)?);
             let (backend, deltas) = (on.cx.backend, deltas(on)?);
             let bias = ops::summed_bias(Some(&bias), 40, &deltas, backend)?;
-            let Some(weight) = ops::merged(&weight, &deltas, backend)? else { bail!("merged: no matrix") };
+            let Some(weight) = ops::merged(&weight, &deltas, &[], backend)? else { bail!("merged: no matrix") };
             ops::linear(on.cx, &x[0], AdaptedLinear { weight: &weight, bias: bias.as_ref(), deltas: None })
         });
     }
+    let added = |on: Target<'_>| {
+        let of = |ids: &[u32], seed| Ok(AddedRows { rows: on.matrix(ids.len(), 48, seed)?, ids: ids.into() });
+        [of(&[39, 0, 7], 6), of(&[7], 7)].into_iter().collect::<candle_core::Result<Vec<_>>>()
+    };
+    checks.add("linear, rows added", &[(ROWS, 48)], Forward, move |on, x| {
+        let weight = on.matrix(40, 48, 4)?;
+        let deltas = LowRankDeltas::with_rows(Vec::new(), added(on)?, &weight)?;
+        ops::linear(on.cx, &x[0], AdaptedLinear { weight: &weight, bias: None, deltas: Some(&deltas) })
+    });
+    checks.add("merged, rows added", &[(ROWS, 48)], Forward, move |on, x| {
+        let weight = on.matrix(40, 48, 4)?;
+        let Some(weight) = ops::merged(&weight, &[], &added(on)?, on.cx.backend)? else { bail!("merged: no matrix") };
+        ops::linear(on.cx, &x[0], AdaptedLinear { weight: &weight, bias: None, deltas: None })
+    });
     for (name, dropout) in [("in training", None), ("in training, dropout", Some(Dropout { share: 0.3, seed: 5 }))] {
         checks.add(&format!("linear, {name}"), &[(ROWS, 48)], Both, |on, x| {
             let weight = on.matrix(40, 48, 4)?;

@@ -434,6 +434,9 @@ fn a_directory_that_contradicts_itself_is_refused_by_name() {
     refused("bert_dense_new", ErrorKind::NotFound, &["2_Dense", "model.safetensors"], &|path| {
         std::fs::remove_file(path.join("2_Dense/model.safetensors")).unwrap();
     });
+    refused("bert_dense_new", ErrorKind::NotFound, &["2_Dense", "pytorch_model.bin", "save the model as safetensors"], &|path| {
+        std::fs::rename(path.join("2_Dense/model.safetensors"), path.join("2_Dense/pytorch_model.bin")).unwrap();
+    });
     refused("bert_mean_norm", ErrorKind::Format, &["pooling", "64", "65"], &|path| {
         write(path, "1_Pooling/config.json", r#"{"word_embedding_dimension": 65, "pooling_mode_mean_tokens": true}"#);
     });
@@ -450,6 +453,23 @@ fn a_directory_that_contradicts_itself_is_refused_by_name() {
     let model = load(without_tokenizer.path());
     assert!(!model.supports(Capability::Embed));
     assert_eq!(model.embed(&["text"], &EmbedOptions::default(), None).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_dense_module_ends_with_any_function_of_torch() {
+    let vector = |activation: &str| {
+        let copy = changed("bert_dense_new", |path| {
+            let config = format!(
+                r#"{{"in_features": 64, "out_features": 40, "activation_function": "torch.nn.modules.activation.{activation}"}}"#
+            );
+            std::fs::write(path.join("2_Dense/config.json"), config).unwrap();
+        });
+        embed(&load(copy.path()), &["The cat sleeps in the warm sun."], &EmbedOptions::default().normalize(false))
+    };
+    let plain = vector("Identity");
+    assert!(plain.iter().any(|x| *x < 0.0) && plain.iter().any(|x| *x > 0.0));
+    let leaky: Vec<f32> = plain.iter().map(|x| if *x > 0.0 { *x } else { (0.01 * f64::from(*x)) as f32 }).collect();
+    assert_eq!(vector("LeakyReLU"), leaky);
 }
 
 #[test]

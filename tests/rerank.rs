@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::{golden, json, load, shipped};
 use metal_candle::{Cancel, Capability, ErrorKind, LoadOptions, Model, Prompt, RerankOptions, ScoreActivation, estimate_memory};
@@ -151,8 +151,8 @@ fn settings_that_make_another_score_are_refused_by_name() {
         (
             "bert_new",
             "config_sentence_transformers.json",
-            vec![("activation_fn", "torch.nn.modules.activation.Tanh".into())],
-            "Tanh",
+            vec![("activation_fn", "torch.nn.modules.activation.PReLU".into())],
+            "PReLU",
         ),
         ("eurobert", "config.json", vec![("classifier_pooling", "late".into())], "late"),
         ("modernbert_cls", "config.json", vec![("classifier_pooling", "max".into())], "max"),
@@ -169,6 +169,17 @@ fn settings_that_make_another_score_are_refused_by_name() {
     let copy = changed("bert_new", "config_sentence_transformers.json", &[("model_type", "SentenceTransformer".into())]);
     let error = Model::load(copy.path(), &LoadOptions::default(), None).err().unwrap();
     assert!(error.message().contains("CrossEncoder"), "{error}");
+}
+
+#[test]
+fn scores_are_any_function_of_torch_of_the_logits() {
+    let logits = changed("bert_new", "config_sentence_transformers.json", &[]);
+    let softplus = [("activation_fn", "torch.nn.modules.activation.Softplus".into())];
+    let softplus = changed("bert_new", "config_sentence_transformers.json", &softplus);
+    let scores = |path: &Path| rerank(&load(path), "warm", &["The cat sleeps.", "The sun is warm."], &RerankOptions::default());
+    for (score, logit) in scores(softplus.path()).into_iter().zip(scores(logits.path())) {
+        assert!((score - f64::from(logit).exp().ln_1p() as f32).abs() < 1e-6, "{score} of {logit}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::load::{
 };
 use crate::models::{self, Family, GgufModel, GgufProjection};
 use crate::nn::{Config, MIXES, Mix};
-use crate::ops::{KvFormat, Pooling};
+use crate::ops::{KvFormat, Pooling, TorchActivation};
 
 /// What they say, checked.
 pub(super) struct Files {
@@ -159,10 +159,10 @@ impl Files {
             Some(tensors) => Ok(Box::new(tensors.source(on_bytes)?)),
             None => {
                 let checkpoint = Checkpoint::open(&self.directory, on_bytes)?;
-                Ok(match &self.stored {
-                    Some(quantization) => Box::new(QuantizedCheckpoint::new(checkpoint, quantization)?),
-                    None if self.config.has_stacks_of_inputs() => Box::new(ApartExperts::new(checkpoint)?),
-                    None => Box::new(checkpoint),
+                Ok(match (&self.stored, self.config.stacks_of_inputs()) {
+                    (Some(quantization), _) => Box::new(QuantizedCheckpoint::new(checkpoint, quantization)?),
+                    (None, Some(experts)) => Box::new(ApartExperts::new(checkpoint, experts)?),
+                    (None, None) => Box::new(checkpoint),
                 })
             }
         }
@@ -490,7 +490,7 @@ fn is_later_split(path: &Path) -> bool {
 /// A projection of a GGUF file as the module that it was.
 fn projected(path: &Path, &GgufProjection { tensor, inputs, outputs }: &GgufProjection) -> ModuleConfig {
     let place = ModulePlace::Gguf { path: path.to_path_buf(), tensor };
-    ModuleConfig::Dense { place, inputs, outputs, bias: false, activation: None, residual: false }
+    ModuleConfig::Dense { place, inputs, outputs, bias: false, activation: TorchActivation::Identity, residual: false }
 }
 
 /// # Errors

@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Json, MessageContent, PairFormat, Scored, SentenceConfig};
 use crate::models::{Classifier, ClassifierLayer, classifier};
 use crate::nn::{Config, SentenceModule, Weights};
-use crate::ops::{self, Pooling};
+use crate::ops::{self, Pooling, TorchActivation};
 
 /// Documents that are tokenised between two looks at the cancel flag.
 const TOKENIZE_TEXTS: usize = 256;
@@ -110,7 +110,7 @@ impl RerankOptions {
 /// What makes scores of what the network gives.
 pub(super) struct Reranker {
     scorer: Scorer,
-    activation: ScoreActivation,
+    activation: TorchActivation,
     pairs: PairFormat,
     /// Rows of the table of token types, where the tokenizer gives types.
     types: Option<usize>,
@@ -191,13 +191,11 @@ impl Reranker {
             return Err(format!("architectures: {expected}"));
         };
         let said = |error: Error| error.message().to_string();
-        let activation = match reranker.activation.as_deref().map(|name| (name.starts_with("torch."), name.rsplit('.').next())) {
-            None | Some((true, Some("Sigmoid"))) => ScoreActivation::Sigmoid,
-            Some((true, Some("Identity"))) => ScoreActivation::Identity,
-            Some(_) => {
-                let found = reranker.activation.as_deref().unwrap_or_default();
-                return Err(format!("activation_fn: expected torch's Sigmoid or Identity, found {found:?}"));
-            }
+        let activation = match &reranker.activation {
+            None => TorchActivation::Sigmoid,
+            Some(class) => TorchActivation::named(class).ok_or_else(|| {
+                format!("activation_fn: expected one of torch.nn: {}, found {class:?}", TorchActivation::names())
+            })?,
         };
         let by_name = |name: &str| tokenizer.and_then(|tokenizer| tokenizer.token_id(name).ok());
         let tokens = match reranker.scored {
@@ -294,7 +292,11 @@ impl Model {
         let mut order: Vec<usize> = (0..documents.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(tokens[i].len()));
         let batches = self.batches(&order, &tokens, options.batch_size.unwrap_or(usize::MAX));
-        let activation = options.activation.unwrap_or(plan.reranker.activation);
+        let activation = match options.activation {
+            None => plan.reranker.activation,
+            Some(ScoreActivation::Identity) => TorchActivation::Identity,
+            Some(ScoreActivation::Sigmoid) => TorchActivation::Sigmoid,
+        };
         for batches in batches.chunks(self.batches_at_once()) {
             let of_batches = self.embed_batches(batches, &tokens, |batch| {
                 check()?;
@@ -302,10 +304,7 @@ impl Model {
             });
             for (batch, logits) in batches.iter().zip(of_batches) {
                 for (&i, logit) in batch.iter().zip(logits?) {
-                    scores[i] = match activation {
-                        ScoreActivation::Identity => logit,
-                        ScoreActivation::Sigmoid => (1.0 / (1.0 + f64::from(-logit).exp())) as f32,
-                    };
+                    scores[i] = activation.value(logit);
                 }
             }
         }

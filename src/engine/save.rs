@@ -224,7 +224,7 @@ impl Model {
         }
         let restored = restore(&mut tensors, self.transformer().restored());
         let counts: BTreeMap<String, usize> = tensors.iter().map(|(name, _, shape)| (name.clone(), rows_of(shape))).collect();
-        let joined = match self.transformer().config().has_stacks_of_inputs() {
+        let joined = match self.transformer().config().stacks_of_inputs().is_some() {
             true => JoinedExperts::take(&mut tensors),
             false => Vec::new(),
         };

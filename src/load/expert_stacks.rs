@@ -55,22 +55,24 @@ enum Kind {
 }
 
 impl<'a> ApartExperts<'a> {
+    /// Of so many experts in each layer that has some.
+    ///
     /// # Errors
-    /// `Format` for tensors that do not go together, naming them.
-    pub fn new(checkpoint: Checkpoint<'a>) -> Result<Self> {
+    /// `Format` for tensors that do not go together or are of another number of experts, naming them.
+    pub fn new(checkpoint: Checkpoint<'a>, experts: usize) -> Result<Self> {
         let mut apart = Self { checkpoint, parts: HashMap::new(), hidden: HashSet::new(), last: None };
         let names: Vec<String> =
             apart.checkpoint.names().into_iter().filter(|name| name.ends_with(MARK)).map(str::to_string).collect();
         for name in names {
             let place = name.strip_suffix("gate_up_proj_bias").unwrap_or(&name);
-            apart.add(place, "gate_up_proj", &["gate_proj", "up_proj"])?;
-            apart.add(place, "down_proj", &["down_proj"])?;
+            apart.add(place, "gate_up_proj", &["gate_proj", "up_proj"], experts)?;
+            apart.add(place, "down_proj", &["down_proj"], experts)?;
         }
         Ok(apart)
     }
 
     /// Takes a stack apart, whose outputs are by turns those of `names`.
-    fn add(&mut self, place: &str, stack: &str, names: &[&str]) -> Result<()> {
+    fn add(&mut self, place: &str, stack: &str, names: &[&str], experts: usize) -> Result<()> {
         let stack = format!("{place}{stack}");
         let of = |field: &str| format!("{stack}{field}");
         let shape = |name: &str| self.checkpoint.entry(name).map(|entry| entry.shape.clone()).unwrap_or_default();
@@ -79,6 +81,10 @@ impl<'a> ApartExperts<'a> {
         };
         let bias = shape(&of("_bias"));
         let [count, outputs] = bias[..] else { return Err(bad(of("_bias"), "a row for each expert", &bias)) };
+        // Before there are names for each of them.
+        if count != experts {
+            return Err(bad(of("_bias"), &format!("a row for each of {experts} experts"), &bias));
+        }
         if count == 0 || outputs == 0 || !outputs.is_multiple_of(names.len()) {
             return Err(bad(of("_bias"), "as many gates as values for each expert", &bias));
         }
@@ -311,5 +317,39 @@ impl<'a> Reading for ApartExperts<'a> {
 
     fn source_mut(&mut self) -> &mut Checkpoint<'a> {
         &mut self.checkpoint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::Dtype::F32;
+    use safetensors::tensor::TensorView;
+
+    use super::*;
+
+    #[test]
+    fn another_number_of_experts_is_refused_before_each_has_a_name() {
+        let data = [0; 5 * 4 * 2 * 4];
+        let tensor = |shape: &[usize]| {
+            let bytes = shape.iter().product::<usize>() * 4;
+            TensorView::new(F32, shape.to_vec(), &data[..bytes]).unwrap()
+        };
+        let tensors = [
+            ("experts.gate_up_proj", tensor(&[5, 2, 4])),
+            ("experts.gate_up_proj_bias", tensor(&[5, 4])),
+            ("experts.down_proj", tensor(&[5, 2, 2])),
+            ("experts.down_proj_bias", tensor(&[5, 2])),
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.safetensors");
+        safetensors::serialize_to_file(tensors, None, &path).unwrap();
+        let open = |experts: usize| {
+            let mut on_bytes = |_, _| Ok(());
+            let checkpoint = Checkpoint::open_file(&path, &mut on_bytes).unwrap();
+            ApartExperts::new(checkpoint, experts).map(|apart| apart.names().len())
+        };
+        assert_eq!(open(5).unwrap(), 5 * 3 * 2);
+        let error = open(4).unwrap_err();
+        assert_eq!(error.message(), "experts.gate_up_proj_bias: expected a row for each of 4 experts, found [5, 4]");
     }
 }

@@ -18,6 +18,8 @@ pub mod hub;
 
 pub use expert_stacks::{ApartExperts, JoinedExperts};
 pub use fnv::{FNV_START, fnv};
+#[cfg(test)]
+pub use gguf::build::Build as GgufBuild;
 pub use gguf::{Gguf, GgufChanges, GgufSource, GgufVocabulary, Metadata, Origin, WHOLE_CLASS};
 pub use json::Json;
 pub use peft::{Beside, Fresh, Naming, Peft, PeftPlan};

@@ -15,6 +15,8 @@
 
 mod read;
 
+use std::collections::HashMap;
+
 pub use read::QuantizedCheckpoint;
 
 use serde_json::Value;
@@ -50,8 +52,8 @@ pub enum Quantization {
 pub struct Mlx {
     pub bits: usize,
     pub group: usize,
-    /// Modules with other bits and groups.
-    pub modules: Vec<(String, usize, usize)>,
+    /// The bits and groups of modules with others, by their names.
+    pub modules: HashMap<String, (usize, usize)>,
 }
 
 /// The most columns that share a scale.
@@ -130,7 +132,7 @@ fn mlx_of(json: &Json) -> Result<Mlx> {
         return Err(json.unsupported("mode", "expected affine"));
     }
     let (own, group) = (bits(json, "bits", &BITS)?, json.size("group_size", MAX_GROUP)?);
-    let mut modules = Vec::new();
+    let mut modules = HashMap::new();
     for (name, value) in json.value().as_object().into_iter().flatten().filter(|(_, value)| value.is_object()) {
         let Some(module) = json.object(name)? else { continue };
         if module.text("mode")?.is_some_and(|mode| mode != "affine") {
@@ -139,7 +141,7 @@ fn mlx_of(json: &Json) -> Result<Mlx> {
         let has = |key: &str| value.get(key).is_some();
         let bits = if has("bits") { bits(&module, "bits", &BITS)? } else { own };
         let group = if has("group_size") { module.size("group_size", MAX_GROUP)? } else { group };
-        modules.push((name.clone(), bits, group));
+        modules.insert(name.clone(), (bits, group));
     }
     Ok(Mlx { bits: own, group, modules })
 }

@@ -161,7 +161,12 @@ fn no_weights(directory: &Path) -> Result<Error> {
     let found = |kinds: &[&str]| names.iter().find(|name| kinds.iter().any(|kind| name.ends_with(kind)));
     let found = if let Some(shard) = found(&[".safetensors"]) {
         format!("{shard} without model.safetensors.index.json, which names the files of a model")
-    } else if let Some(other) = found(&[".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz", ".gguf"]) {
+    } else if let Some(pickle) = found(&[".bin", ".pt", ".pth", ".ckpt"]) {
+        // A pickle is a program.
+        format!(
+            "{pickle}, a pickle of torch, which is not read: save the model as safetensors, as save_pretrained of a current version does"
+        )
+    } else if let Some(other) = found(&[".h5", ".msgpack", ".onnx", ".npz", ".gguf"]) {
         format!("{other}, which is another format")
     } else {
         "no weights".to_owned()

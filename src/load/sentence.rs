@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Json, MAX_JSON, read_text};
 use crate::error::{Error, Result};
-use crate::ops::{Activation, Pooling};
+use crate::ops::{Pooling, TorchActivation};
 
 const MODULES: &str = "modules.json";
 /// Larger than any vector: the product of two still has room.
@@ -90,8 +90,7 @@ pub enum ModuleConfig {
         inputs: usize,
         outputs: usize,
         bias: bool,
-        /// `None` = the identity.
-        activation: Option<Activation>,
+        activation: TorchActivation,
         /// The input is added to the output.
         residual: bool,
     },
@@ -161,6 +160,15 @@ const WITHOUT_EFFECT: [&str; 8] = [
     "use_cache",
     "use_safetensors",
 ];
+
+/// Of loading a tokenizer, by the names of three versions: padding is no part of a vector here, on whichever side it stands.
+const OF_TOKENIZER: [&str; 3] = ["tokenizer_args", "tokenizer_kwargs", "processor_kwargs"];
+
+/// Of loading a network, by two names.
+const OF_NETWORK: [&str; 2] = ["model_args", "model_kwargs"];
+
+/// The types that weights keep their values in: their own one, and the widest.
+const WHOLE_DTYPES: [&str; 3] = ["auto", "float32", "torch.float32"];
 
 /// What a model directory says of its embeddings.
 #[derive(Debug, Clone, PartialEq)]
@@ -302,7 +310,11 @@ impl SentenceConfig {
     fn read_modules(&mut self, directory: &Path, path: &Path) -> Result<bool> {
         let mut pooled = false;
         for (i, entry) in entries(path)?.into_iter().enumerate() {
-            known_keys(&entry, &["idx", "name", "path", "type"])?;
+            known_keys(&entry, &["idx", "name", "path", "type", "kwargs"])?;
+            // Names of arguments that a caller may give the reference for this module, where he gives some.
+            if entry.get("kwargs").is_some_and(|names| names.value().as_object().is_none_or(|fields| !fields.is_empty())) {
+                entry.texts("kwargs")?;
+            }
             let kind = entry.text("type")?.ok_or_else(|| entry.invalid("type", "expected text, found nothing"))?;
             let folder = directory.join(folder(&entry)?);
             let name = kind.strip_prefix("sentence_transformers.").and_then(|kind| kind.rsplit('.').next());
@@ -399,7 +411,7 @@ impl SentenceConfig {
         known_keys(&json, &[&settings[..], &arguments, &["unpad_inputs", "config_kwargs", "tokenizer_kwargs"]].concat())?;
         json.flag("unpad_inputs", false)?;
         for key in arguments.into_iter().chain(["config_kwargs", "tokenizer_kwargs"]) {
-            json.object(key)?.map_or(Ok(()), |given| known_keys(&given, &WITHOUT_EFFECT))?;
+            json.object(key)?.map_or(Ok(()), |given| check_arguments(key, &given))?;
         }
         self.max_length = json.count("max_seq_length", MAX_TOKENS)?;
         if self.max_length == Some(0) {
@@ -478,6 +490,21 @@ impl SentenceConfig {
     }
 }
 
+/// Whether arguments of loading change no vector.
+fn check_arguments(key: &str, given: &Json) -> Result<()> {
+    let (padding, dtypes): (&[&str], &[&str]) = (
+        if OF_TOKENIZER.contains(&key) { &["padding_side"] } else { &[] },
+        if OF_NETWORK.contains(&key) { &["dtype", "torch_dtype"] } else { &[] },
+    );
+    known_keys(given, &[&WITHOUT_EFFECT, padding, dtypes].concat())?;
+    for dtype in dtypes {
+        if given.text(dtype)?.is_some_and(|found| !WHOLE_DTYPES.contains(&found.as_str())) {
+            return Err(given.unsupported(dtype, "expected float32 or auto: other types round weights"));
+        }
+    }
+    Ok(())
+}
+
 /// The activation that config.json names for scores, as versions from 4 on write it, or those before.
 fn activation_of(config: &Json) -> Result<Option<String>> {
     match config.object("sentence_transformers")? {
@@ -540,19 +567,11 @@ fn dense(folder: &Path) -> Result<ModuleConfig> {
         ["in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name", "use_residual"];
     known_keys(&json, &keys)?;
     on_the_sentence(&json)?;
-    // Both `torch.nn.modules.activation.ReLU` and `torch.nn.ReLU` are written; a class of another package is none of ours.
-    let activation = json.text("activation_function")?.unwrap_or_else(|| "torch.nn.Tanh".to_string());
-    let activation = match activation.strip_prefix("torch.nn.").and_then(|path| path.rsplit('.').next()) {
-        Some("Tanh") => Some(Activation::Tanh),
-        Some("Identity") => None,
-        Some("ReLU") => Some(Activation::Relu),
-        Some("GELU") => Some(Activation::Gelu),
-        Some("SiLU") => Some(Activation::Silu),
-        Some("Sigmoid") => Some(Activation::Sigmoid),
-        _ => {
-            let expected = "expected Tanh, Identity, ReLU, GELU, SiLU or Sigmoid of torch.nn";
-            return Err(json.unsupported("activation_function", expected));
-        }
+    let activation = match json.text("activation_function")? {
+        None => TorchActivation::Tanh,
+        Some(class) => TorchActivation::named(&class).ok_or_else(|| {
+            json.unsupported("activation_function", &format!("expected one of torch.nn: {}", TorchActivation::names()))
+        })?,
     };
     Ok(ModuleConfig::Dense {
         place: ModulePlace::Directory(folder.to_path_buf()),
@@ -688,6 +707,56 @@ mod tests {
             let error = SentenceConfig::read(directory.path()).unwrap_err();
             assert!(error.kind() == kind && error.message().contains(names), "{names}: {error:?}");
         }
+    }
+
+    #[test]
+    fn settings_that_change_no_vector_are_accepted_and_their_neighbours_refused() {
+        let with = |kwargs: &str| TRANSFORMER.replace("}", &format!(r#", "kwargs": {kwargs}}}"#));
+        let read = |transformer: &str, settings: &str| {
+            let directory = directory(&[transformer, POOLING], &[("sentence_bert_config.json", settings)]);
+            SentenceConfig::read(directory.path()).map(|_| ())
+        };
+        for settings in [
+            r#"{"tokenizer_args": {"padding_side": "left"}, "model_args": {"torch_dtype": "float32"}}"#,
+            r#"{"tokenizer_kwargs": {"padding_side": "right"}, "model_kwargs": {"dtype": "auto", "attn_implementation": "sdpa"}}"#,
+            r#"{"processor_kwargs": {"padding_side": "left"}, "model_args": {"dtype": "torch.float32", "torch_dtype": null}}"#,
+        ] {
+            read(TRANSFORMER, settings).unwrap();
+        }
+        for (settings, names) in [
+            (r#"{"model_args": {"torch_dtype": "bfloat16"}}"#, "model_args: torch_dtype"),
+            (r#"{"model_kwargs": {"padding_side": "left"}}"#, "model_kwargs: padding_side"),
+            (r#"{"tokenizer_args": {"truncation_side": "left"}}"#, "tokenizer_args: truncation_side"),
+            (r#"{"config_args": {"dtype": "float32"}}"#, "config_args: dtype"),
+        ] {
+            let error = read(TRANSFORMER, settings).unwrap_err();
+            assert!(error.kind() == ErrorKind::Unsupported && error.message().contains(names), "{names}: {error}");
+        }
+        for kwargs in ["[]", "{}", "null", r#"["task"]"#] {
+            read(&with(kwargs), "{}").unwrap();
+        }
+        for kwargs in ["7", r#"{"task": "a"}"#, "[7]"] {
+            assert!(read(&with(kwargs), "{}").unwrap_err().message().contains("modules.json: 0: kwargs"), "{kwargs}");
+        }
+    }
+
+    #[test]
+    fn a_dense_module_has_any_function_of_torch_that_has_no_parameters() {
+        const DENSE: &str = r#"{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}"#;
+        let read = |activation: &str| {
+            let config = format!(r#"{{"in_features": 2, "out_features": 2{activation}}}"#);
+            let directory = directory(&[TRANSFORMER, POOLING, DENSE], &[("2_Dense/config.json", &config)]);
+            SentenceConfig::read(directory.path()).map(|config| match &config.modules[..] {
+                [ModuleConfig::Dense { activation, .. }] => *activation,
+                other => panic!("{other:?}"),
+            })
+        };
+        for (name, kind) in TorchActivation::ALL {
+            assert_eq!(read(&format!(r#", "activation_function": "torch.nn.modules.activation.{name}""#)).unwrap(), kind);
+        }
+        assert_eq!(read("").unwrap(), TorchActivation::Tanh);
+        let error = read(r#", "activation_function": "torch.nn.modules.activation.PReLU""#).unwrap_err();
+        assert!(error.kind() == ErrorKind::Unsupported && error.message().contains("PReLU"), "{error}");
     }
 
     #[test]

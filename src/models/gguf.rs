@@ -168,6 +168,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::load::GgufBuild as Build;
     use crate::models::FAMILIES;
 
     #[test]
@@ -184,6 +185,29 @@ mod tests {
             assert!(ARCHITECTURES.iter().all(|architecture| words.contains(architecture.name)));
         }
         assert!(include_str!("../../README.md").contains(&format!("for {} architectures", ARCHITECTURES.len())));
+    }
+
+    #[test]
+    fn heads_that_a_file_does_not_hold_have_no_origin_each() {
+        let sizes =
+            [("block_count", 64), ("embedding_length", 1 << 20), ("attention.head_count", 1 << 19), ("attention.key_length", 2)];
+        let keys = sizes.into_iter().chain([
+            ("attention.value_length", 2),
+            ("feed_forward_length", 8),
+            ("context_length", 8),
+            ("vocab_size", 8),
+            ("rope.dimension_count", 2),
+        ]);
+        let file = Build::new().text("general.architecture", "stablelm").f32("stablelm.attention.layer_norm_epsilon", 1e-5);
+        let file = keys.fold(file, |file, (key, value)| file.u32(&format!("stablelm.{key}"), value));
+        let file = file.tensor("blk.0.attn_q_norm.weight", &[1, 2], 0, &[0; 8]).tensor("token_embd.weight", &[8, 1], 0, &[0; 32]);
+        assert!(file.bytes().len() < 1024);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, file.bytes()).unwrap();
+        let origins = parse_gguf(&mut Gguf::open(&path).unwrap()).unwrap().origins;
+        // One of each norm, which the file then lacks.
+        assert_eq!(origins.iter().filter(|(name, _)| name.contains(".norms.")).count(), 2 * 64);
     }
 
     #[test]

@@ -3,9 +3,12 @@
 use super::base::{self, MAX_LAYERS};
 use super::draft::Draft;
 use super::granite;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::load::Json;
 use crate::nn::Rope;
+
+/// More bases than any model has: each has angles of its own.
+const MAX_BASES: usize = 256;
 
 pub fn parse(json: &Json) -> Result<Draft> {
     let json = &json.with_defaults(&[("num_key_value_heads", 4), ("sliding_window", 128), ("max_position_embeddings", 8192)]);
@@ -34,5 +37,44 @@ pub fn parse(json: &Json) -> Result<Draft> {
             })
         });
     }
+    if draft.ropes.len() > MAX_BASES {
+        let message = format!("expected at most {MAX_BASES} bases that differ, found {}", draft.ropes.len());
+        return Err(Error::unsupported(format!("config.json: layer_rope_theta: {message}")));
+    }
     Ok(draft)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::nn::Scaling;
+
+    fn parsed(thetas: impl Iterator<Item = f64>) -> Result<Draft> {
+        let thetas: Vec<f64> = thetas.collect();
+        let factors: Vec<f64> = (0..32).map(|i| 1.0 + f64::from(i)).collect();
+        let rope: Value =
+            json!({ "rope_type": "longrope", "short_factor": factors, "long_factor": factors, "rope_theta": 1e4, "factor": 4.0 });
+        let config = json!({
+            "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 8, "vocab_size": 8,
+            "num_hidden_layers": thetas.len(), "layer_rope_theta": thetas, "rope_parameters": rope,
+        });
+        parse(&Json::parse("config.json", &config.to_string())?)
+    }
+
+    #[test]
+    fn ropes_of_several_bases_share_their_factors() {
+        let draft = parsed([1e4, 0.0, 1e5, 1e4].into_iter()).unwrap();
+        let factors = |at: usize| match &draft.ropes[at].scaling {
+            Scaling::LongRope { short, long, .. } => [short, long],
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(draft.layers.iter().map(|layer| layer.rope).collect::<Vec<_>>(), [Some(0), None, Some(1), Some(0)]);
+        assert!(factors(0).iter().zip(factors(1)).all(|(one, other)| Arc::ptr_eq(one, other)));
+        let message = parsed((0..300).map(|i| 1e4 + f64::from(i))).err().unwrap();
+        assert!(message.message().contains("at most 256 bases that differ, found 300"), "{message}");
+    }
 }

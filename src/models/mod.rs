@@ -177,10 +177,9 @@ fn draft(json: &Json) -> Result<(&'static Family, Draft)> {
         draft.names.network.head = None;
     }
     if let Some(rope) = draft.ropes.iter().find(|rope| !rope.is_finite()) {
-        let (theta, scaling) = (rope.theta, &rope.scaling);
-        return Err(
-            json.invalid("rope", &format!("expected finite angles, found those of base {theta:e} and scaling {scaling:?}"))
-        );
+        // Not all of its factors, which may be a million.
+        let (theta, scaling) = (rope.theta, format!("{:?}", rope.scaling).chars().take(200).collect::<String>());
+        return Err(json.invalid("rope", &format!("expected finite angles, found those of base {theta:e} and scaling {scaling}")));
     }
     if draft.visible == Visible::Before && !json.flag("is_causal", true)? {
         if draft.layers.iter().any(|layer| layer.mixer != Mixer::Attention) {

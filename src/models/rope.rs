@@ -1,5 +1,7 @@
 //! Rotary settings in both key styles: `rope_theta` with `rope_scaling`, and `rope_parameters`.
 
+use std::sync::Arc;
+
 use super::base::{Defaults, MAX_CONTEXT};
 use crate::error::{Error, Result};
 use crate::load::Json;
@@ -170,7 +172,7 @@ fn yarn(p: &Json, original: usize, trained: usize) -> Result<Scaling> {
 }
 
 fn longrope(p: &Json, original: usize, trained: usize, dim: usize) -> Result<Scaling> {
-    let factors = |key: &str| -> Result<Vec<f64>> {
+    let factors = |key: &str| -> Result<Arc<[f64]>> {
         let list = p.numbers(key)?.unwrap_or_default();
         if list.len() != dim / 2 {
             return Err(p.invalid(key, &format!("expected {} numbers, found {}", dim / 2, list.len())));
@@ -178,7 +180,7 @@ fn longrope(p: &Json, original: usize, trained: usize, dim: usize) -> Result<Sca
         if let Some(x) = list.iter().find(|&&x| x <= 0.0) {
             return Err(p.invalid(key, &format!("expected numbers above 0, found {x}")));
         }
-        Ok(list)
+        Ok(list.into())
     };
     let factor = p.positive("factor", trained as f64 / original as f64)?;
     let by_length = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };

@@ -13,8 +13,8 @@ use candle_core::{Result, Tensor};
 use super::{Linear, LinearId, Module, Role, TrainedModule, TrainedValues, Transformer};
 use crate::error::{self, Error};
 use crate::ops::{
-    self, Backend, Context, DeltaPart, Dropout, Format, LowRankDelta, LowRankDeltas, Matrix, MatrixBuilder, Use, Vector, merged,
-    summed_bias,
+    self, AddedRows, Backend, Context, DeltaPart, Dropout, Format, LowRankDelta, LowRankDeltas, Matrix, MatrixBuilder, Use,
+    Vector, merged, summed_bias,
 };
 
 /// The low-rank change of one module, as it was trained.
@@ -96,10 +96,10 @@ pub struct TokenRows {
     pub rows: Matrix,
     /// Where the network computes, of an embedding.
     ready: Option<Matrix>,
-    /// What they add to the output matrix, if they are rows of it.
-    of_head: Option<LowRank>,
-    /// What they add to the embedding, if they are rows of that: for merging.
-    of_embedding: Option<LowRank>,
+    /// What they have more than the matrix's own.
+    added: AddedRows,
+    /// The output matrix, or another that tokens are multiplied with, if they are rows of it.
+    of_head: Option<LinearId>,
 }
 
 impl TokenRows {
@@ -109,47 +109,34 @@ impl TokenRows {
     /// `ErrorKind::OutOfMemory`, `ErrorKind::Device`.
     pub fn new(network: &Transformer, module: Module, ids: Vec<u32>, rows: Matrix) -> error::Result<Self> {
         let is_embedding = module.role == Role::Embedding;
+        let added = added_rows(network, &module, &ids, &rows)?;
         let head = if is_embedding && network.is_tied() { network.head_id() } else { None };
         let of_head = if is_embedding { head } else { Some(module.linear) };
-        let change = |id| added_rows(network, &module, &ids, &rows, id);
         let ready = match is_embedding {
             true => Some(network_matrix(&rows, 0..rows.outputs(), network.backend(), network.computed_type())?),
             false => None,
         };
-        Ok(Self {
-            of_head: of_head.map(change).transpose()?,
-            of_embedding: is_embedding.then_some(LinearId::EMBEDDING).map(change).transpose()?,
-            ready,
-            module,
-            ids,
-            rows,
-        })
+        Ok(Self { module, ids, rows, ready, added, of_head })
     }
 }
 
-/// Rows in place of a matrix's own as a change of that matrix: what they have more than it, one row a token.
-fn added_rows(network: &Transformer, module: &Module, ids: &[u32], rows: &Matrix, linear: LinearId) -> error::Result<LowRank> {
+/// Rows in place of a matrix's own as a change of that matrix: what they have more than it.
+fn added_rows(network: &Transformer, module: &Module, ids: &[u32], rows: &Matrix) -> error::Result<AddedRows> {
     let (count, inputs) = (ids.len(), rows.inputs());
-    let mut more = rows.rows(0..count)?;
-    for (row, &id) in more.chunks_exact_mut(inputs).zip(ids) {
-        let own = network.module_rows(module, id as usize..id as usize + 1)?;
+    let (mut more, mut outputs) = (rows.rows(0..count)?, Vec::with_capacity(count));
+    for (row, id) in more.chunks_exact_mut(inputs).zip(ids) {
+        let id = *id as usize;
+        let own = network.module_rows(module, id..id + 1)?;
         row.iter_mut().zip(own).for_each(|(x, own)| *x -= own);
+        let part = module.parts.iter().find(|(rows, _)| rows.contains(&id));
+        outputs.extend(part.map(|(rows, start)| (start + id - rows.start) as u32));
     }
-    let mut each: Module = Module { linear, outputs: count, parts: Vec::new(), bias: false, ..module.clone() };
-    ids.iter().enumerate().for_each(|(i, id)| each.add(i..i + 1, *id as usize));
     let no_room = || Error::new(error::ErrorKind::OutOfMemory, format!("adapter: {count} tokens do not fit the memory"));
     let cpu = Backend::new(&candle_core::Device::Cpu);
-    let matrix = |cols: usize, values: &[f32]| {
-        let mut builder = MatrixBuilder::new(values.len() / cols, cols, Format::F32, Use::Product, &cpu).ok_or_else(no_room)?;
-        builder.fill_f32(0, values);
-        Ok::<_, Error>(builder.finish()?)
-    };
-    let mut which = Vec::new();
-    which.try_reserve_exact(count * count).map_err(|_| no_room())?;
-    which.resize(count * count, 0.0);
-    (0..count).for_each(|i| which[i * count + i] = 1.0);
-    let both = (matrix(inputs, &more)?, matrix(count, &which)?);
-    LowRank::new(network, each, both, (None, None), 1.0)
+    let mut builder = MatrixBuilder::new(count, inputs, Format::F32, Use::Product, &cpu).ok_or_else(no_room)?;
+    builder.fill_f32(0, &more);
+    let more = builder.finish()?;
+    Ok(AddedRows { ids: outputs.into(), rows: network_matrix(&more, 0..count, network.backend(), network.computed_type())? })
 }
 
 /// What one fine-tuning changed; immutable.
@@ -199,12 +186,13 @@ pub struct Change {
     /// Rows of the embedding in place of its own.
     tokens: Vec<ReadyTokens>,
     /// The same as a change of the embedding, for merging.
-    of_tokens: Vec<LowRankDelta>,
+    of_tokens: Vec<AddedRows>,
 }
 
 /// Rows for some ids, in the order of these.
 struct ReadyTokens {
-    ids: Vec<u32>,
+    /// The row of each id.
+    places: HashMap<u32, usize>,
     rows: Matrix,
     /// Whether the output matrix has them as well.
     are_shared: bool,
@@ -215,10 +203,9 @@ impl Change {
     fn looked_up(cx: Context<'_>, change: Option<&Self>, table: &Matrix, ids: &[u32], scale: f32) -> Result<Tensor> {
         let Some(Self { deltas, weight, tokens, .. }) = change else { return ops::embedding(table, ids, scale) };
         let mut x = ops::adapted_embedding(cx, weight.as_ref().unwrap_or(table), deltas.as_ref(), ids, scale)?;
-        for ReadyTokens { ids: own, rows, .. } in tokens {
-            let place = |id: &u32| own.iter().position(|own| own == id);
+        for ReadyTokens { places, rows, .. } in tokens {
             let (mut parts, mut start) = (Vec::new(), 0);
-            for (t, row) in ids.iter().enumerate().filter_map(|(t, id)| Some((t, place(id)?))) {
+            for (t, row) in ids.iter().enumerate().filter_map(|(t, id)| Some((t, *places.get(id)?))) {
                 if t > start {
                     parts.push(ops::narrow_rows(&x, start..t)?);
                 }
@@ -239,8 +226,11 @@ impl Change {
     /// The embedding that one and a change are together.
     pub(super) fn merged_embedding(&self, embed: &Matrix, backend: &Backend) -> error::Result<Matrix> {
         let weight = self.weight.as_ref().unwrap_or(embed);
-        let deltas = self.deltas.iter().flat_map(LowRankDeltas::each).chain(&self.of_tokens).cloned().collect::<Vec<_>>();
-        if deltas.is_empty() { Ok(weight.clone()) } else { merged(weight, &deltas, backend)?.ok_or_else(not_merged) }
+        let deltas = self.deltas.as_ref().map_or(&[][..], LowRankDeltas::each);
+        if deltas.is_empty() && self.of_tokens.is_empty() {
+            return Ok(weight.clone());
+        }
+        merged(weight, deltas, &self.of_tokens, backend)?.ok_or_else(not_merged)
     }
 
     /// Whether all that it is are rows that the output matrix has as well.
@@ -260,27 +250,28 @@ impl Adapters {
     /// `ErrorKind::InvalidArgument` if two of them replace the same weights: these have no sum.
     pub fn new<'a>(network: &Transformer, adapters: impl IntoIterator<Item = (&'a Adapter, &'a Scaled)>) -> error::Result<Self> {
         let mut all = Self::default();
-        let mut deltas: HashMap<LinearId, Vec<LowRankDelta>> = HashMap::new();
+        let mut deltas: HashMap<LinearId, (Vec<LowRankDelta>, Vec<AddedRows>)> = HashMap::new();
         let mut biases: HashMap<LinearId, (Vec<f32>, Vec<Range<usize>>)> = HashMap::new();
         let mut replaced_tokens: HashMap<LinearId, HashSet<u32>> = HashMap::new();
         let twice = |name: &str| Error::argument(format!("adapters: expected one that replaces {name}, found two"));
         for (adapter, scaled) in adapters {
             for (id, delta) in scaled {
-                deltas.entry(*id).or_default().push(delta.clone());
+                deltas.entry(*id).or_default().0.push(delta.clone());
             }
-            for TokenRows { module, ids, ready, of_head, of_embedding, .. } in &adapter.tokens {
+            for TokenRows { module, ids, ready, added, of_head, .. } in &adapter.tokens {
                 let known = replaced_tokens.entry(module.linear).or_default();
                 if let Some(id) = ids.iter().find(|id| !known.insert(**id)) {
                     return Err(twice(&format!("the row of token {id} of {}", module.name)));
                 }
-                if let Some(LowRank { module, ready, .. }) = of_head {
-                    deltas.entry(module.linear).or_default().push(ready.clone());
+                if let Some(head) = of_head {
+                    deltas.entry(*head).or_default().1.push(added.clone());
                 }
-                let change = all.entry(module.linear);
                 if let Some(rows) = ready {
-                    change.tokens.push(ReadyTokens { ids: ids.clone(), rows: rows.clone(), are_shared: of_head.is_some() });
+                    let change = all.entry(module.linear);
+                    let places = ids.iter().enumerate().map(|(row, id)| (*id, row)).collect();
+                    change.tokens.push(ReadyTokens { places, rows: rows.clone(), are_shared: of_head.is_some() });
+                    change.of_tokens.push(added.clone());
                 }
-                change.of_tokens.extend(of_embedding.iter().map(|low_rank| low_rank.ready.clone()));
             }
             for Replaced { module, ready, .. } in &adapter.weights {
                 if all.entry(module.linear).weight.replace(ready.clone()).is_some() {
@@ -315,7 +306,7 @@ impl Adapters {
     /// # Errors
     /// No memory, a failed device operation.
     pub fn in_training(network: &Transformer, trained: TrainedValues<'_>, dropout: Option<Dropout>) -> Result<Self> {
-        let mut deltas: HashMap<LinearId, Vec<LowRankDelta>> = HashMap::new();
+        let mut deltas: HashMap<LinearId, (Vec<LowRankDelta>, Vec<AddedRows>)> = HashMap::new();
         for (number, trained_module) in trained.modules.iter().enumerate() {
             let TrainedModule { module, rank, scaling, .. } = trained_module;
             let b = trained_module.b();
@@ -324,7 +315,7 @@ impl Adapters {
                 let b = trained.values.matrix(values, *rank)?;
                 Ok(DeltaPart { rows: rows.clone(), start: *start, b, bias: None, gain: None })
             };
-            deltas.entry(module.linear).or_default().push(LowRankDelta {
+            deltas.entry(module.linear).or_default().0.push(LowRankDelta {
                 a: trained.values.matrix(trained_module.a(), module.inputs)?,
                 parts: module.parts.iter().map(part).collect::<Result<_>>()?,
                 scale: *scaling,
@@ -338,16 +329,20 @@ impl Adapters {
         Ok(all)
     }
 
-    /// Adds the low-rank changes, with the matrices that they change as they are by now.
-    fn make_ready(&mut self, network: &Transformer, deltas: HashMap<LinearId, Vec<LowRankDelta>>) -> Result<()> {
+    /// Adds the low-rank changes and rows, with the matrices that they change as they are by now.
+    fn make_ready(
+        &mut self,
+        network: &Transformer,
+        deltas: HashMap<LinearId, (Vec<LowRankDelta>, Vec<AddedRows>)>,
+    ) -> Result<()> {
         let linears = network.linears_by_id();
-        for (id, deltas) in deltas {
+        for (id, (deltas, rows)) in deltas {
             let (linear, change) = (linears.get(&id).copied(), self.entry(id));
             let own = linear.map(|linear| &linear.weight).or_else(|| network.table(id));
             let Some(weight) = change.weight.as_ref().or(own) else { continue };
             let bias = change.bias.as_ref().or(linear.and_then(|linear| linear.bias.as_ref()));
             change.bias = summed_bias(bias, weight.outputs(), &deltas, network.backend())?;
-            change.deltas = Some(LowRankDeltas::new(deltas, weight)?);
+            change.deltas = Some(LowRankDeltas::with_rows(deltas, rows, weight)?);
         }
         Ok(())
     }
@@ -364,8 +359,8 @@ impl Adapters {
         self.0.get(id.0)?.as_ref()
     }
 
-    /// Whether single tokens can be evaluated with them by the step of a GPU's kernels: they replace no matrix, have no gains, and leave
-    /// the embedding as it is.
+    /// Whether single tokens can be evaluated with them by the step of a GPU's kernels: they replace no matrix and no rows, have no gains, and
+    /// leave the embedding as it is.
     pub(super) fn are_plain(&self) -> bool {
         let is_plain = |change: &Change| change.weight.is_none() && change.deltas.as_ref().is_none_or(LowRankDeltas::are_plain);
         self.at(LinearId::EMBEDDING).is_none() && self.0.iter().flatten().all(is_plain)
@@ -481,7 +476,7 @@ impl Linear {
         let weight = change.weight.as_ref().unwrap_or(&self.weight);
         let bias = change.bias.as_ref().or(self.bias.as_ref()).cloned();
         let Some(deltas) = &change.deltas else { return Ok(Self { id: self.id, weight: weight.clone(), bias }) };
-        let weight = merged(weight, deltas.each(), backend)?.ok_or_else(not_merged)?;
+        let weight = merged(weight, deltas.each(), deltas.rows(), backend)?.ok_or_else(not_merged)?;
         Ok(Self { id: self.id, weight, bias })
     }
 }

@@ -216,9 +216,12 @@ impl Config {
         self.attentions().filter_map(source)
     }
 
-    /// Whether a checkpoint of safetensors holds experts by inputs, in stacks.
-    pub fn has_stacks_of_inputs(&self) -> bool {
-        self.operations().any(|operation| matches!(operation, OperationConfig::Experts(experts) if experts.is_stack_of_inputs))
+    /// Of how many experts a checkpoint of safetensors holds stacks by inputs; `None` = it holds none so.
+    pub fn stacks_of_inputs(&self) -> Option<usize> {
+        self.operations().find_map(|operation| match operation {
+            OperationConfig::Experts(experts) if experts.is_stack_of_inputs => Some(experts.count),
+            _ => None,
+        })
     }
 
     /// Whether no token sees a later one.

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::f64::consts::TAU;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::ops::{Angles, Backend};
 
@@ -44,8 +45,9 @@ pub enum Scaling {
     },
     /// A factor a frequency, of which there are two sets (Ding et al. 2024, <https://arxiv.org/abs/2402.13753>).
     LongRope {
-        short: Vec<f64>,
-        long: Vec<f64>,
+        /// As long as half a head: ropes that differ in their base alone share both.
+        short: Arc<[f64]>,
+        long: Arc<[f64]>,
         original: usize,
         attention_factor: f64,
     },
@@ -220,7 +222,7 @@ impl Rope {
             }
             Scaling::LongRope { short, long, .. } => {
                 let factors = if self.regime(length) == 1 { long } else { short };
-                plain(self.theta).zip(factors).map(|(f, factor)| f / factor).collect()
+                plain(self.theta).zip(factors.iter()).map(|(f, factor)| f / factor).collect()
             }
         }
     }
@@ -233,7 +235,8 @@ mod tests {
     #[test]
     fn only_kinds_that_look_at_the_length_have_regimes() {
         let rope = |scaling| Rope { theta: 1e4, dim: 8, pairs: Pairs::Halves, scaling, query_growth: None };
-        let long = rope(Scaling::LongRope { short: vec![1.0; 4], long: vec![2.0; 4], original: 10, attention_factor: 1.0 });
+        let (short, long) = (Arc::from([1.0; 4]), Arc::from([2.0; 4]));
+        let long = rope(Scaling::LongRope { short, long, original: 10, attention_factor: 1.0 });
         assert_eq!([long.regime(10), long.regime(11), long.regime(99)], [0, 1, 1]);
         let dynamic = rope(Scaling::Dynamic { factor: 2.0, max_positions: 10 });
         assert_eq!([dynamic.regime(10), dynamic.regime(11), dynamic.regime(12)], [0, 11, 12]);

@@ -6,18 +6,20 @@ use candle_core::{Result, Tensor, bail};
 
 use super::{Slot, Transformer, Weights};
 use crate::error;
-use crate::ops::{self, Activation, AdaptedLinear, Backend, Context, Matrix, Norm, NormKind, Pooling, Vector};
+use crate::ops::{self, Activation, AdaptedLinear, Backend, Context, Matrix, Norm, NormKind, Pooling, TorchActivation, Vector};
 
 /// One step from the pooled vector to the final one.
 pub enum SentenceModule {
-    Dense {
-        projection: Projection,
-        /// `None` = the identity.
-        activation: Option<Activation>,
-        residual: Option<Residual>,
-    },
+    Dense { projection: Projection, activation: ModuleActivation, residual: Option<Residual> },
     LayerNorm(Norm),
     Normalize,
+}
+
+/// What follows a projection.
+pub enum ModuleActivation {
+    /// As networks compute it; `None` = the identity.
+    OfNetworks(Option<Activation>),
+    OfTorch(TorchActivation),
 }
 
 /// `y = x Wᵀ + b`
@@ -41,7 +43,7 @@ impl SentenceModule {
         weights: &mut Weights<'_>,
         (inputs, outputs): (usize, usize),
         has_bias: bool,
-        activation: Option<Activation>,
+        activation: TorchActivation,
         is_residual: bool,
     ) -> error::Result<Self> {
         let projection = Projection::load(weights, "linear", (inputs, outputs), has_bias)?;
@@ -49,6 +51,11 @@ impl SentenceModule {
             false => None,
             true if inputs == outputs => Some(Residual::Input),
             true => Some(Residual::Projected(Projection::load(weights, "residual", (inputs, outputs), false)?)),
+        };
+        let activation = match (activation, activation.of_networks()) {
+            (TorchActivation::Identity, _) => ModuleActivation::OfNetworks(None),
+            (_, Some(same)) => ModuleActivation::OfNetworks(Some(same)),
+            (other, None) => ModuleActivation::OfTorch(other),
         };
         Ok(Self::Dense { projection, activation, residual })
     }
@@ -65,7 +72,7 @@ impl SentenceModule {
         activation: Option<Activation>,
     ) -> error::Result<Self> {
         let projection = Projection::load(weights, name, sizes, has_bias)?;
-        Ok(Self::Dense { projection, activation, residual: None })
+        Ok(Self::Dense { projection, activation: ModuleActivation::OfNetworks(activation), residual: None })
     }
 
     /// Reads a norm whose tensors have this name.
@@ -86,8 +93,9 @@ impl SentenceModule {
             Self::Dense { projection, activation, residual } => {
                 let y = projection.forward(cx, &x)?;
                 let y = match activation {
-                    Some(activation) => ops::activate(cx, y, *activation)?,
-                    None => y,
+                    ModuleActivation::OfNetworks(Some(activation)) => ops::activate(cx, y, *activation)?,
+                    ModuleActivation::OfNetworks(None) => y,
+                    ModuleActivation::OfTorch(activation) => ops::torch_activation(cx, y, *activation)?,
                 };
                 match residual {
                     None => Ok(y),

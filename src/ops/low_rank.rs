@@ -30,6 +30,17 @@ pub struct LowRankDelta {
     pub number: Option<usize>,
 }
 
+/// `y[ids] += D x`: rows that are added to some of a matrix, as the low-rank change would whose `B` has a 1 in each of these rows, without
+/// its squares of values.
+///
+/// # Shape
+/// `rows`: `D`, `(n, C)`, as many as `ids`, which are outputs of the product.
+#[derive(Clone)]
+pub struct AddedRows {
+    pub ids: Arc<[u32]>,
+    pub rows: Matrix,
+}
+
 /// The rows of `B` that are neighbouring outputs of the product.
 ///
 /// # Shape
@@ -157,15 +168,31 @@ pub struct LowRankDeltas(Arc<Ready>);
 
 struct Ready {
     deltas: Vec<LowRankDelta>,
+    rows: Vec<AddedRows>,
     body: On<cpu::Ready, tensors::Ready>,
 }
 
 impl LowRankDeltas {
-    /// Makes the changes of a matrix ready; there is at least one.
+    /// Makes the changes of a matrix ready.
     ///
     /// # Errors
     /// If there is no memory for it, a failed device operation; if a delta does not fit the matrix.
     pub fn new(deltas: Vec<LowRankDelta>, weight: &Matrix) -> Result<Self> {
+        Self::with_rows(deltas, Vec::new(), weight)
+    }
+
+    /// The same with rows that are added to some of the matrix.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_rows(deltas: Vec<LowRankDelta>, rows: Vec<AddedRows>, weight: &Matrix) -> Result<Self> {
+        for added in &rows {
+            let fits = (added.rows.outputs(), added.rows.inputs()) == (added.ids.len(), weight.inputs());
+            if !fits || added.ids.iter().any(|id| *id as usize >= weight.outputs()) {
+                let (outputs, inputs) = (weight.outputs(), weight.inputs());
+                bail!("adapter: {} rows of {} values do not fit {outputs} of {inputs}", added.ids.len(), added.rows.inputs())
+            }
+        }
         for delta in &deltas {
             if delta.a.inputs() != weight.inputs() {
                 bail!("adapter: expected rows of {} values, found {}", weight.inputs(), delta.a.inputs())
@@ -179,9 +206,9 @@ impl LowRankDeltas {
         }
         let body = match weight {
             Matrix::Cpu(_) => On::Cpu(cpu::Ready::new(&deltas, weight.outputs())?),
-            Matrix::Tensors(weight) => On::Tensors(tensors::Ready::new(&deltas, weight)?),
+            Matrix::Tensors(weight) => On::Tensors(tensors::Ready::new(&deltas, &rows, weight)?),
         };
-        Ok(Self(Arc::new(Ready { deltas, body })))
+        Ok(Self(Arc::new(Ready { deltas, rows, body })))
     }
 
     /// Each on its own.
@@ -189,17 +216,25 @@ impl LowRankDeltas {
         &self.0.deltas
     }
 
-    /// Whether the step of a GPU's kernels has all that they are made of: neither gains nor dropout.
+    /// The rows that are added.
+    pub fn rows(&self) -> &[AddedRows] {
+        &self.0.rows
+    }
+
+    /// Whether the step of a GPU's kernels has all that they are made of: neither gains nor dropout, and no rows of some outputs.
     pub fn are_plain(&self) -> bool {
         let is_plain = |delta: &LowRankDelta| delta.dropout.is_none() && delta.parts.iter().all(|part| part.gain.is_none());
-        self.each().iter().all(is_plain)
+        self.rows().is_empty() && self.each().iter().all(is_plain)
     }
 
     /// The numbers of those in training.
     ///
     /// # Errors
-    /// If one is not in training, or has a gain.
+    /// If one is not in training, or has a gain; if rows are added.
     pub(super) fn trained(&self) -> Result<Vec<usize>> {
+        if !self.rows().is_empty() {
+            bail!("linear: a gradient was asked for through rows that are not in training")
+        }
         self.each().iter().map(LowRankDelta::trained).collect()
     }
 
@@ -246,10 +281,10 @@ pub fn summed_bias(bias: Option<&Vector>, outputs: usize, deltas: &[LowRankDelta
     sum.map_or_else(|| Ok(bias.cloned()), |sum| Vector::new(sum, backend).map(Some))
 }
 
-/// The matrix that gives what `weight` and the deltas give together. On the CPU in F32, whatever the weight is stored
+/// The matrix that gives what `weight`, the deltas and the rows give together. On the CPU in F32, whatever the weight is stored
 /// as: rounding to 16 bits would lose more than a small change adds. On a GPU in the type that all weights have there.
 /// `None` if there is no memory for it, or a value does not fit the type.
-pub fn merged(weight: &Matrix, deltas: &[LowRankDelta], backend: &Backend) -> Result<Option<Matrix>> {
+pub fn merged(weight: &Matrix, deltas: &[LowRankDelta], added: &[AddedRows], backend: &Backend) -> Result<Option<Matrix>> {
     let (outputs, inputs) = (weight.outputs(), weight.inputs());
     let expanded = deltas.iter().map(Expanded::new).collect::<Result<Vec<_>>>()?;
     let Some(mut builder) = MatrixBuilder::new(outputs, inputs, weight.computed_type(), Use::Product, backend) else {
@@ -271,6 +306,12 @@ pub fn merged(weight: &Matrix, deltas: &[LowRankDelta], backend: &Backend) -> Re
                 for ((sum, d), w) in sum[at..at + inputs].iter_mut().zip(change).zip(&plain[at..at + inputs]) {
                     *sum += gain * (expanded.delta.scale * d) + (gain - 1.0) * w;
                 }
+            }
+        }
+        for AddedRows { ids, rows: more } in added {
+            for (i, id) in ids.iter().map(|id| *id as usize).enumerate().filter(|(_, id)| rows.contains(id)) {
+                let at = (id - rows.start) * inputs;
+                sum[at..at + inputs].iter_mut().zip(more.rows(i..i + 1)?).for_each(|(sum, more)| *sum += more);
             }
         }
         if !builder.fill_f32(rows.start, &sum) {
@@ -320,4 +361,41 @@ fn no_memory(values: usize) -> OutOfMemory {
 
 fn blocks(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     rows.clone().step_by(BLOCK_ROWS).map(move |start| start..rows.end.min(start + BLOCK_ROWS))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+    use crate::ops::{AdaptedLinear, Context, linear, to_f32};
+
+    #[test]
+    fn rows_added_to_many_outputs_take_no_square_of_them() {
+        const OUTPUTS: usize = 60_000;
+        for backend in [Backend::new(&Device::Cpu), Backend::TENSORS_ON_CPU] {
+            let of = |values: &[f32]| matrix(values, 2, Format::F32, &backend).unwrap();
+            let values = |factor: f32| (0..2 * OUTPUTS).map(|i| factor * (i % 7) as f32).collect::<Vec<f32>>();
+            let (weight, ids) = (of(&values(1.0)), (0..OUTPUTS as u32).rev().collect::<Arc<[u32]>>());
+            let added = vec![AddedRows { ids, rows: of(&values(10.0)) }];
+            let x = Tensor::new(&[[1f32, 2.0], [-1.0, 3.0]], &Device::Cpu).unwrap();
+            let deltas = LowRankDeltas::with_rows(Vec::new(), added.clone(), &weight).unwrap();
+            let product = |weight, deltas| {
+                let product = AdaptedLinear { weight, bias: None, deltas };
+                to_f32(&linear(Context::forward(&backend), &x, product).unwrap()).unwrap()
+            };
+            let row = |factor: usize, i: usize| [2 * i, 2 * i + 1].map(|i| (factor * (i % 7)) as f32);
+            let merged = merged(&weight, &[], &added, &backend).unwrap().unwrap();
+            for found in [product(&weight, Some(&deltas)), product(&merged, None)] {
+                for (y, x) in found.chunks_exact(OUTPUTS).zip([[1.0, 2.0], [-1.0, 3.0]]) {
+                    for (i, y) in y.iter().enumerate() {
+                        let ([a, b], [c, d]) = (row(1, i), row(10, OUTPUTS - 1 - i));
+                        assert_eq!(*y, x[0] * (a + c) + x[1] * (b + d), "{i}");
+                    }
+                }
+            }
+            let outside = AddedRows { ids: Arc::from([OUTPUTS as u32]), rows: of(&[1.0, 2.0]) };
+            assert!(LowRankDeltas::with_rows(Vec::new(), vec![outside], &weight).is_err());
+        }
+    }
 }

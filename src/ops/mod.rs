@@ -31,6 +31,7 @@ mod gate;
 mod scale;
 mod experts;
 mod pooling;
+mod torch_activation;
 
 #[cfg(feature = "cuda")]
 pub use crate::kernels::open_cuda;
@@ -56,7 +57,7 @@ pub use gpu::{
     RopePart, StepChange, StepChanges, StepLogits, StepSequence, Unsupported,
 };
 pub use linear::{AdaptedLinear, DotProducts, linear, logits};
-pub use low_rank::{DeltaPart, Dropout, LowRankDelta, LowRankDeltas, merged, summed_bias};
+pub use low_rank::{AddedRows, DeltaPart, Dropout, LowRankDelta, LowRankDeltas, merged, summed_bias};
 pub use matrix::{Kept, Matrix, MatrixBuilder, Vector, dtype, tensor_bytes, to_f32};
 pub use norm::{Norm, add_scaled, norm, optional_norm};
 pub use parameters::{Optimized, ParameterValues};
@@ -68,3 +69,4 @@ pub use scale::{scale, scaled};
 pub use scan::{Decay, ScanState, decay, scan, scan_within};
 pub use split::{clip, split, split_evenly};
 pub use tape::{Context, Gradient, Gradients, Tape};
+pub use torch_activation::{TorchActivation, torch_activation};

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use config::{BiasKind, PeftConfig, Targets, ends_with_name};
+use config::{BiasKind, Names, PeftConfig, Targets};
 pub use plan::{Beside, Fresh, PeftPlan};
 use stacks::TargetedStack;
 
@@ -337,7 +337,7 @@ impl<'a> Reader<'a> {
         };
         let Some(found) = found else {
             // PEFT saves what ends with such a name, within a word too.
-            if self.config.modules_to_save.iter().any(|name| path.ends_with(name.as_str())) {
+            if self.config.modules_to_save.iter().any(|name| path.ends_with(name)) {
                 return Err(Error::unsupported(format!(
                     "{CONFIG}: modules_to_save: {path} is not supported: only the embedding and the output matrix can be replaced"
                 )));
@@ -368,25 +368,27 @@ impl<'a> Reader<'a> {
     /// Names in the configuration that stand for nothing.
     fn check_targets(&self, ignored: &[String]) -> Result<()> {
         let paths: Vec<String> = (0..self.modules.len()).map(|i| self.path(i)).collect();
-        let known = || paths.iter().chain(ignored);
+        // Not all of what may be many.
+        let some_of = |names: &Names| names.iter().take(20).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+        let mut known = paths.iter().chain(ignored);
         if let Targets::Names(names) = &self.config.targets
             && !names.is_empty()
             // As PEFT: a list for several architectures may name what this one lacks, as long as it names something.
-            && !names.iter().any(|name| known().any(|path| ends_with_name(path, name)))
+            && !known.any(|path| names.hold(path))
         {
-            let names = names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+            let names = some_of(names);
             return Err(Error::format(format!("{CONFIG}: target_modules: {names}: the model has no such module")));
         }
         let weights = || paths.iter().map(|path| format!("{path}.weight")).any(|key| self.config.targets_parameter(&key));
         if !self.config.target_parameters.is_empty() && self.stacks.is_empty() && !weights() {
-            let names = self.config.target_parameters.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+            let names = some_of(&self.config.target_parameters);
             return Err(Error::format(format!("{CONFIG}: target_parameters: {names}: the model has no such parameter")));
         }
-        for name in &self.config.modules_to_save {
-            if ignored.iter().any(|path| path.ends_with(name.as_str())) {
+        for name in self.config.modules_to_save.iter() {
+            if ignored.iter().any(|path| path.ends_with(name)) {
                 continue;
             }
-            let found = (0..paths.len()).find(|&i| paths[i].ends_with(name.as_str()));
+            let found = (0..paths.len()).find(|&i| paths[i].ends_with(name));
             match found.filter(|&i| !self.modules[i].role.is_inner()) {
                 Some(i) if self.stored[i].weight.is_some() => {}
                 Some(i) => return Err(lacks(&format!("{}.weight", paths[i]), "modules_to_save names")),

@@ -370,8 +370,7 @@ fn shape(checkpoint: &mut Checkpoint<'_>, module: &str, quantization: &Quantizat
     match quantization {
         Quantization::Mlx(mlx) => {
             let name = &module[..module.len() - 1];
-            let own = mlx.modules.iter().find(|(module, ..)| module == name);
-            let (bits, group) = own.map_or((mlx.bits, mlx.group), |(_, bits, group)| (*bits, *group));
+            let (bits, group) = mlx.modules.get(name).copied().unwrap_or((mlx.bits, mlx.group));
             let ([rows, words], [scale_rows, groups]) = (stacked("weight", &["U32"])?, stacked("scales", FLOATS)?);
             let cols = groups.checked_mul(group).filter(|cols| Some(cols * bits) == words.checked_mul(32));
             match cols {

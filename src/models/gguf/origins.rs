@@ -181,6 +181,11 @@ impl Origins<'_> {
             let whole = self.whole(&format!("{stored}.weight")).plus(-norm.offset);
             match qk_norm {
                 None => {}
+                // No list of as many heads as a file asks for without holding them.
+                Some(QkNorm::EachHeadApart) if self.rows(&format!("{stored}.weight")) != heads => {
+                    let all = Origin::rows(&self.name(&format!("{stored}.weight")), 0..heads);
+                    self.add(&format!("{name}.norms.0.weight"), all);
+                }
                 Some(QkNorm::EachHeadApart) => {
                     for head in 0..heads {
                         let rows = Origin::rows(&self.name(&format!("{stored}.weight")), head..head + 1);

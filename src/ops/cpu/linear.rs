@@ -3,8 +3,8 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::low_rank;
-use super::row_op::with_rows;
-use crate::kernels::{Arithmetic, MatmulWeight, Packed, matmul, matmul_new, matmul_transposed_add, zeros};
+use super::row_op::{Rows, with_rows};
+use crate::kernels::{Arithmetic, Epilogue, MatmulWeight, Packed, matmul, matmul_new, matmul_transposed_add, zeros};
 use crate::ops::{AdaptedLinear, Gradient, LowRankDeltas, Matrix, fault};
 
 /// The outputs, and what the backward pass of the deltas needs. What is differentiated computes in F32: gradients are those of what
@@ -14,7 +14,10 @@ pub fn forward(x: &Tensor, product: AdaptedLinear<'_>, differentiated: bool) -> 
     let ((rows, _), weight) = (x.dims2()?, product.weight.cpu()?);
     let operand = operand(weight, differentiated);
     let (y, inner) = with_rows(x, |x| {
-        low_rank::with_epilogue(&x, rows, product, |epilogue| matmul_new(x.values, x.stride, operand, epilogue, rows))
+        let compute = |epilogue: Epilogue<'_>| matmul_new(x.values, x.stride, operand, epilogue, rows);
+        let (mut y, inner) = low_rank::with_epilogue(&x, rows, product, compute)?;
+        add_rows(&x, rows, product, &mut y)?;
+        Ok((y, inner))
     })?;
     Ok((Tensor::from_vec(y, (rows, weight.rows()), &Device::Cpu)?, inner))
 }
@@ -23,7 +26,21 @@ pub fn forward(x: &Tensor, product: AdaptedLinear<'_>, differentiated: bool) -> 
 pub fn product(x: &Tensor, product: AdaptedLinear<'_>, differentiated: bool, y: &mut [f32]) -> Result<()> {
     fault::product()?;
     let ((rows, _), operand) = (x.dims2()?, operand(product.weight.cpu()?, differentiated));
-    with_rows(x, |x| low_rank::with_epilogue(&x, rows, product, |epilogue| matmul(x.values, x.stride, operand, epilogue, y)))?;
+    with_rows(x, |x| {
+        low_rank::with_epilogue(&x, rows, product, |epilogue| matmul(x.values, x.stride, operand, epilogue, y))?;
+        add_rows(&x, rows, product, y)
+    })
+}
+
+/// Adds what the rows that are added to some of the matrix give to their outputs.
+fn add_rows(x: &Rows<'_>, rows: usize, product: AdaptedLinear<'_>, y: &mut [f32]) -> Result<()> {
+    for added in product.deltas.map_or(&[][..], LowRankDeltas::rows) {
+        let more = matmul_new(x.values, x.stride, &**added.rows.cpu()?, Epilogue::default(), rows)?;
+        let of_rows = y.chunks_exact_mut(product.weight.outputs()).zip(more.chunks_exact(added.ids.len()));
+        for (y, more) in of_rows {
+            added.ids.iter().zip(more).for_each(|(id, more)| y[*id as usize] += more);
+        }
+    }
     Ok(())
 }
 

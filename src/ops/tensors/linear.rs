@@ -14,10 +14,9 @@ pub fn forward(x: &Tensor, product: AdaptedLinear<'_>) -> Result<(Tensor, Vec<Te
         Some(bias) => plain.broadcast_add(&bias.tensors()?.to_dtype(plain.dtype())?)?,
         None => plain.clone(),
     };
-    match product.deltas {
-        Some(deltas) => low_rank::forward(deltas.tensors()?, &x, &plain, y),
-        None => Ok((y, Vec::new())),
-    }
+    let Some(deltas) = product.deltas else { return Ok((y, Vec::new())) };
+    let (y, inner) = low_rank::forward(deltas.tensors()?, &x, &plain, y)?;
+    Ok((low_rank::add_rows(deltas.tensors()?, deltas.rows(), &x, y)?, inner))
 }
 
 /// The gradient of `x`, if it is asked for, and that of each delta.

@@ -8,13 +8,15 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use crate::kernels::gpu::{BatchBlock, BatchOps, Gpu};
 use crate::ops::gpu::StepDelta;
 use crate::ops::low_rank::groups;
-use crate::ops::{DeltaPart, DeviceMatrix, Dropout, Gradient, LowRankDelta, ParameterValues};
+use crate::ops::{AddedRows, DeltaPart, DeviceMatrix, Dropout, Gradient, LowRankDelta, ParameterValues};
 
 /// The changes of one matrix, as products read them: in the type of the matrix.
 pub struct Ready {
     groups: Vec<Group>,
     /// The product's factors less one, `(N)`.
     gains: Option<Tensor>,
+    /// The outputs that rows are added to, `(n)` of each.
+    ids: Vec<Tensor>,
     /// The same for the kernels of a GPU, once they have read it.
     step: OnceLock<StepDelta>,
 }
@@ -30,7 +32,7 @@ struct Group {
 }
 
 impl Ready {
-    pub fn new(deltas: &[LowRankDelta], weight: &DeviceMatrix) -> Result<Self> {
+    pub fn new(deltas: &[LowRankDelta], rows: &[AddedRows], weight: &DeviceMatrix) -> Result<Self> {
         let ((outputs, _), dtype) = (weight.dims(), weight.dtype());
         let mut gains = None;
         for part in deltas.iter().flat_map(|delta| &delta.parts) {
@@ -50,7 +52,8 @@ impl Ready {
             Ok(Group { dropout: own[0].dropout, deltas: range, a: Tensor::cat(&a, 0)?, b: Tensor::cat(&b, 1)? })
         };
         let groups = groups(deltas).into_iter().map(group).collect::<Result<_>>()?;
-        Ok(Self { groups, gains, step: OnceLock::new() })
+        let ids = rows.iter().map(|added| Tensor::new(&*added.ids, weight.device())).collect::<Result<_>>()?;
+        Ok(Self { groups, gains, ids, step: OnceLock::new() })
     }
 
     /// What the kernels of a GPU read; `None` of changes that have gains or dropout.
@@ -129,6 +132,14 @@ pub fn forward(ready: &Ready, x: &Tensor, plain: &Tensor, mut y: Tensor) -> Resu
         all.push(inner);
     }
     Ok((y, all))
+}
+
+/// Adds what the rows that are added to some of the matrix give to their outputs.
+pub fn add_rows(ready: &Ready, added: &[AddedRows], x: &Tensor, mut y: Tensor) -> Result<Tensor> {
+    for (AddedRows { rows, .. }, ids) in added.iter().zip(&ready.ids) {
+        y = y.contiguous()?.index_add(ids, &rows.tensors()?.product(x)?.to_dtype(y.dtype())?.contiguous()?, 1)?;
+    }
+    Ok(y)
 }
 
 /// The gradient of the matrices of each delta; adds to that of `x`, if it is asked for.

@@ -16,3 +16,4 @@ pub mod activation;
 pub mod gate;
 pub mod experts;
 pub mod pooling;
+pub mod torch_activation;
