@@ -103,6 +103,10 @@ fn row_by_row(checks: &mut Checks<'_>) {
     for kind in Activation::ALL {
         checks.add(&format!("{kind:?}"), &[(ROWS, 48)], Both, |on, x| ops::activate(on.cx, own(on, &x[0])?, kind));
         checks.add(&format!("gate {kind:?}"), &[(ROWS, 96)], Both, |on, x| ops::gated(on.cx, &x[0], kind));
+        // Where functions that are fast and not precise have no number any more.
+        checks.add(&format!("gate {kind:?}, large"), &[(ROWS, 96)], Forward, |on, x| {
+            ops::gated(on.cx, &ops::scaled(on.cx, &x[0], 60.0)?, kind)
+        });
     }
     for (name, kind) in TorchActivation::ALL {
         checks.add(&format!("torch's {name}"), &[], Forward, |on, _| {
@@ -283,7 +287,7 @@ fn products(checks: &mut Checks<'_>) {
 }
 
 fn attention(checks: &mut Checks<'_>) {
-    let masks = [(None, None), (Some(3), None), (None, Some(0.7)), (Some(5), Some(2.0))];
+    let masks = [(None, None), (Some(3), None), (None, Some(0.7)), (Some(5), Some(2.0)), (None, Some(0.001))];
     let name = |window: Option<usize>, softcap: Option<f32>| {
         let window = window.map(|window| format!(", window {window}")).unwrap_or_default();
         window + &softcap.map(|cap| format!(", cap {cap}")).unwrap_or_default()

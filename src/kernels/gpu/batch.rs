@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use candle_core::{DType, Device, Result, Shape, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::device::{Gpu, GpuKernel, GpuView};
 use super::launch::number;
@@ -180,12 +180,6 @@ impl BatchOps {
         Ok(compiled.map(|kernels| Self { gpu, kernels }))
     }
 
-    /// Room that a kernel writes whole.
-    fn room(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
-        // SAFETY: every bit pattern is a number, and each method below starts a kernel that writes all of them, or fails and drops it.
-        unsafe { Tensor::empty(shape, dtype, self.gpu.device()) }
-    }
-
     fn start(&self, kernel: GpuKernel, groups: usize, threads: usize, buffers: &[GpuView<'_>], words: &[u32]) -> Result<()> {
         let Ok(groups) = u32::try_from(groups) else { bail!("a batch of {groups} threadgroups") };
         if groups == 0 {
@@ -220,7 +214,7 @@ impl BatchOps {
         if by.width * groups != cols || ![0, by.width, cols].contains(&own) {
             bail!("norm: expected groups of {} with a weight for each value, found rows of {cols} and {own} weights", by.width)
         }
-        let y = self.room((rows, cols), x.tensor.dtype())?;
+        let y = self.gpu.room((rows, cols), x.tensor.dtype())?;
         let flag = |is: bool, flag: u32| if is { flag } else { 0 };
         let flags = flag(by.kind == NormKind::Layer, LAYER)
             | flag(own > 0, WEIGHTED)
@@ -250,7 +244,7 @@ impl BatchOps {
         if positions != rows || !dim.is_multiple_of(2) || 2 * half > dim || dim == 0 || !cols.is_multiple_of(dim) {
             bail!("rotate: expected {positions} rows of heads of {dim}, {half} pairs each, found ({rows}, {cols})")
         }
-        let y = self.room((rows, cols), x.tensor.dtype())?;
+        let y = self.gpu.room((rows, cols), x.tensor.dtype())?;
         let flags = if by.adjacent { ADJACENT } else { 0 } | if by.inverse { INVERSE } else { 0 };
         let count = threads_of(rows * cols / 2)?;
         let words = [count, (cols / dim) as u32, dim as u32, 2 * half as u32, x.stride as u32, flags];
@@ -267,7 +261,7 @@ impl BatchOps {
     pub fn activate(&self, x: &Tensor, kind: Activation, is_gated: bool) -> Result<Tensor> {
         let x = Rows::of(x)?;
         let width = if is_gated { x.cols / 2 } else { x.cols };
-        let y = self.room((x.rows, width), x.tensor.dtype())?;
+        let y = self.gpu.room((x.rows, width), x.tensor.dtype())?;
         let words = activation(&x, width, kind, is_gated)?;
         self.each(self.kernels.activate[0], words[0], &[x.view()?, GpuView::of(&y)?], &words)?;
         Ok(y)
@@ -280,7 +274,7 @@ impl BatchOps {
     pub fn activate_backward(&self, x: &Tensor, dy: &Tensor, kind: Activation, is_gated: bool) -> Result<Tensor> {
         let x = Rows::of(x)?;
         let width = if is_gated { x.cols / 2 } else { x.cols };
-        let dx = self.room((x.rows, x.cols), x.tensor.dtype())?;
+        let dx = self.gpu.room((x.rows, x.cols), x.tensor.dtype())?;
         let dy = contiguous(dy, &[x.rows, width], dx.dtype())?;
         let words = activation(&x, width, kind, is_gated)?;
         self.each(self.kernels.activate[1], words[0], &[x.view()?, GpuView::of(&dy)?, GpuView::of(&dx)?], &words)?;
@@ -299,7 +293,7 @@ impl BatchOps {
         with_gradient: bool,
     ) -> Result<(Tensor, Option<Tensor>)> {
         let (rows, cols) = scores.dims2()?;
-        let (losses, ids) = (self.room(rows, DType::F32)?, GpuView::of(targets)?);
+        let (losses, ids) = (self.gpu.room(rows, DType::F32)?, GpuView::of(targets)?);
         if targets.dtype() != DType::U32 || cols == 0 {
             bail!("cross entropy: expected targets in U32 and rows of scores, found {:?} and {cols}", targets.dtype())
         }
@@ -323,7 +317,7 @@ impl BatchOps {
         }
         let covered: usize = blocks.iter().map(|block| block.rows.len() * block.cols.len()).sum();
         let y = if covered == rows * cols {
-            self.room((rows, cols), dtype)?
+            self.gpu.room((rows, cols), dtype)?
         } else {
             Tensor::zeros((rows, cols), dtype, self.gpu.device())?
         };
@@ -365,7 +359,7 @@ impl BatchOps {
             bail!("places: expected {} rows of {heads} heads, found ({}, {})", by.rows, x.rows, x.cols)
         }
         let shape = (by.sequences, heads, by.longest, x.cols / heads);
-        let y = self.room(shape, x.tensor.dtype())?;
+        let y = self.gpu.room(shape, x.tensor.dtype())?;
         let count = threads_of(y.elem_count())?;
         let words = [count, heads as u32, shape.3 as u32, by.longest as u32, x.stride as u32];
         self.each(self.kernels.place[0], count, &[x.view()?, GpuView::of(&by.firsts)?, GpuView::of(&y)?], &words)?;
@@ -388,7 +382,7 @@ impl BatchOps {
             )
         }
         let dim = x.elem_count() / of_place;
-        let y = self.room((by.rows, heads * dim), x.dtype())?;
+        let y = self.gpu.room((by.rows, heads * dim), x.dtype())?;
         let count = threads_of(y.elem_count())?;
         let words = [count, heads as u32, dim as u32, by.longest as u32, 0];
         self.each(self.kernels.place[1], count, &[GpuView::of(&x)?, GpuView::of(&by.places)?, GpuView::of(&y)?], &words)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 #[cfg(any(feature = "cuda", target_os = "macos", target_os = "ios"))]
 use std::sync::{Mutex, PoisonError, Weak};
 
-use candle_core::{Device, Result, Storage, Tensor, bail};
+use candle_core::{DType, Device, Result, Shape, Storage, Tensor, bail};
 
 use super::Library;
 use super::batch::CompiledBatch;
@@ -177,6 +177,12 @@ impl Gpu {
             Device::Cpu => super::tests::in_use().is_some(),
             _ => false,
         }
+    }
+
+    /// Room for what a kernel writes whole: who asks for it starts that kernel, or drops it.
+    pub fn room(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+        // SAFETY: every bit pattern is a number, and nobody reads them before a kernel has written all.
+        unsafe { Tensor::empty(shape, dtype, self.device()) }
     }
 
     /// Where tensors are made that the kernels read and write.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::metal_backend::DeviceId;
 use candle_core::{Error, MetalDevice, MetalStorage, Result, bail};
 use candle_metal_kernels::metal::{self, Buffer, ComputeCommandEncoder, ComputePipeline, MetalDeviceType};
-use objc2_metal::{MTLCompileOptions, MTLMathMode, MTLResource, MTLSize, MTLStorageMode};
+use objc2_metal::{MTLCompileOptions, MTLMathFloatingPointFunctions, MTLMathMode, MTLResource, MTLSize, MTLStorageMode};
 
 use super::Library;
 use super::batch::CompiledBatch;
@@ -74,8 +74,9 @@ impl MetalLauncher {
     fn compile(&self, library: Library) -> Result<metal::Library> {
         let options = MTLCompileOptions::new();
         // What candle's own switch says does not matter: kernels that are compiled here may not reorder sums, or assume that values
-        // are finite.
+        // are finite. The functions are another option, and fast ones the default: their tanh of more than 44 is no number.
         options.setMathMode(MTLMathMode::Safe);
+        options.setMathFloatingPointFunctions(MTLMathFloatingPointFunctions::Precise);
         self.device.metal_device().new_library_with_source(&library.text(Dialect::Metal), Some(&options)).map_err(Error::wrap)
     }
 

@@ -39,6 +39,8 @@ struct Kept {
 
 /// Lists that are kept at most: of some sessions, alone and together.
 const MOST: usize = 8;
+/// Hashes that are: of so many sessions in turn, each has its lists again.
+const MOST_SEEN: usize = 16 * MOST;
 /// Lists that are started while one that none of them is stays recorded: recording takes as long as starting some lists one by one.
 const UNUSED: u64 = 64;
 
@@ -86,7 +88,7 @@ impl Replays {
         launches.hash(&mut hasher);
         let hash = hasher.finish();
         if !self.seen.contains(&hash) {
-            if self.seen.len() == MOST {
+            if self.seen.len() == MOST_SEEN {
                 self.seen.pop_front();
             }
             self.seen.push_back(hash);
@@ -207,6 +209,14 @@ mod tests {
         let last = told(&device, &mut replays, (0..2 * UNUSED as u32).map(|i| if i % 2 == 0 { 100 } else { 1 + i % (most - 1) }));
         assert!(last.contains(&("recorded", 100)) && replays.kept.len() == MOST);
         assert!(!replays.kept.iter().any(|kept| kept.launches[0].words()[0] == 0));
+    }
+
+    #[test]
+    fn lists_of_many_sessions_in_turn_are_recorded() {
+        let (device, mut replays) = (Arc::new(Device::default()), Replays::default());
+        let turns = (0..3).flat_map(|_| 1..=2 * MOST as u32);
+        let all = told(&device, &mut replays, turns);
+        assert_eq!(all.iter().filter(|(what, _)| *what == "recorded").count(), MOST);
     }
 
     #[test]

@@ -196,7 +196,7 @@ impl CodedMatrix {
         if rows <= FEW {
             let x = x.to_dtype(DType::F32)?;
             for Segment { weight, .. } in &self.segments {
-                let y = Tensor::zeros((rows, weight.outputs()), DType::F32, self.gpu.device())?;
+                let y = self.gpu.room((rows, weight.outputs()), DType::F32)?;
                 let mut list = self.gpu.list();
                 list.product(weight, GpuView::of(&x)?, GpuView::of(&y)?, ProductWith { rows, ..ProductWith::default() })?;
                 list.start()?;
@@ -250,7 +250,7 @@ impl CodedMatrix {
     }
 
     fn decoded(&self, weight: &GpuWeight, rows: DecodedRows<'_>, count: usize, scale: f32, dtype: DType) -> Result<Tensor> {
-        let y = Tensor::zeros((count, self.inputs), dtype, self.gpu.device())?;
+        let y = self.gpu.room((count, self.inputs), dtype)?;
         let mut list = self.gpu.list();
         list.decode(weight, rows, scale, GpuView::of(&y)?, dtype != DType::F32)?;
         list.start()?;

@@ -90,6 +90,10 @@ impl Cache {
     /// `activation`: the type of activations.
     pub fn fill(&mut self, bytes: &[u8], activation: DType) -> Result<()> {
         let stored = if self.format == KvFormat::F16 { Format::F16 } else { Format::F32 };
+        if bytes.is_empty() {
+            // Metal has no buffers of no bytes.
+            return Ok(());
+        }
         let (width, kept) = (self.kv_heads * self.head_dim, kept_as(self.format, activation)?);
         let (k, v) = bytes.split_at(bytes.len() / 2);
         let rows = |bytes: &[u8]| {
@@ -208,14 +212,19 @@ pub fn over_cache(
         cache.append(k, v)?;
     }
     let Some((keys, values)) = &cache.tensors else { bail!("a cache without room") };
-    // One query sees the window and nothing else, so it needs no mask.
-    let seen = if rows == 1 { cache.len.min(mask.window.unwrap_or(cache.len)) } else { cache.len };
+    // The queries see their windows and nothing else; one of them needs no mask.
+    let seen = cache.len.min(mask.window.map_or(cache.len, |window| window.saturating_add(rows - 1)));
     let read = |x: &Tensor| x.narrow(1, cache.len - seen, seen)?.to_dtype(q.dtype());
     let (keys, values) = (read(keys)?, read(values)?);
     let of_kv_head = (kv_heads, heads / kv_heads * rows);
     if let Some(batch) = BatchOps::of(q)?.filter(|_| rows > 1) {
         let [of_rows, of_keys] = [masks.places(rows, q.device())?, masks.places(seen, q.device())?];
-        let q = batch.place(q, heads, &of_rows)?.reshape((of_kv_head.0, of_kv_head.1, dim))?;
+        // Products of F16 are F16: before they are scaled they may be more than it holds.
+        let (q, mask) = match q.dtype() {
+            DType::F16 => ((q * f64::from(mask.scale))?, Mask { scale: 1.0, ..mask }),
+            _ => (q.clone(), mask),
+        };
+        let q = batch.place(&q, heads, &of_rows)?.reshape((of_kv_head.0, of_kv_head.1, dim))?;
         let sinks = sinks.map(|sinks| sinks.to_dtype(DType::F32)).transpose()?;
         let scores = BatchScores { heads, queries: rows, keys: seen, mask, sinks: sinks.as_ref(), bias: None };
         let weights = batch.softmax(q.matmul(&keys.transpose(1, 2)?)?, scores, &of_keys)?;
