@@ -604,7 +604,10 @@ pub fn estimate_memory(path: impl AsRef<Path>, options: &LoadOptions) -> Result<
     }
     let states = States::bytes(&config, config.context_length, files.kv_format, dtype.into(), backend);
     let rows = super::session::PREFILL_CHUNK.min(config.context_length);
-    Ok(weights.bytes() + modules + states + workspace_bytes(&config, rows))
+    // Tensor operations have the scores of all rows at once.
+    let scores = if backend.needs_one_type() { config.score_values(rows, config.context_length) } else { 0 };
+    let scores = (scores as u64).saturating_mul(if dtype == Dtype::F32 { 4 } else { 2 });
+    Ok(weights.bytes() + modules + states + workspace_bytes(&config, rows) + scores)
 }
 
 /// An option without an effect is an error.

@@ -246,6 +246,18 @@ impl Config {
         4 * self.hidden_size + self.operations().map(OperationConfig::forward_values).max().unwrap_or(0) + per_layer
     }
 
+    /// The scores of so many rows with the keys that they see of so many tokens, of the layer that has most.
+    pub fn score_values(&self, rows: usize, tokens: usize) -> usize {
+        let of = |operation: &OperationConfig| match operation {
+            OperationConfig::Attention(attention) => {
+                let window = attention.window.map_or(tokens, |window| window.saturating_add(rows - 1));
+                attention.heads.saturating_mul(rows).saturating_mul(tokens.min(window))
+            }
+            _ => 0,
+        };
+        self.operations().map(of).max().unwrap_or(0)
+    }
+
     /// The values of one row that the backward pass of the largest layer needs: the inputs of its norms, products and activations.
     pub fn backward_values(&self) -> usize {
         let of_layer = |layer: &LayerConfig| {

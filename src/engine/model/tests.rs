@@ -62,6 +62,17 @@ fn logits(network: &Transformer, ids: &[u32], chunk: usize, adapters: Option<&Ad
 }
 
 #[test]
+fn the_scores_of_a_prompt_are_those_of_the_layer_that_sees_most() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/decoders");
+    // Four heads, windows of 16; one of the two has a layer without.
+    for (name, want) in [("mistral_window", 4 * 8 * 23), ("gemma3_text", 4 * 8 * 100)] {
+        let network = network(&root.join(name), true);
+        assert_eq!(network.config().score_values(8, 100), want, "{name}");
+        assert_eq!(network.config().score_values(8, 9), 4 * 8 * 9, "{name}");
+    }
+}
+
+#[test]
 fn the_path_of_gpus_equals_the_path_of_the_cpu() {
     paths_are_equal(usize::MAX, &[usize::MAX, 7, 1]);
 }
