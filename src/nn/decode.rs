@@ -1,10 +1,15 @@
 //! A few tokens by the GPU's own kernels, where they have all that the network is made of.
 
+use std::ops::Range;
+
 use candle_core::{Result, bail};
 
 use super::transformer::{Step, Transformer};
 use super::{LayerState, LinearId, States};
 use crate::ops::{DecodeStep, StepChange, StepChanges, StepLogits, StepSequence, Unsupported};
+
+/// Groups of rows that are evaluated one after another: sooner than by tensor operations, which read quantised weights as dense ones.
+const MOST_GROUPS: usize = 4;
 
 impl Transformer {
     /// The step of this network by the kernels of its device; `None` where the device has none.
@@ -18,37 +23,41 @@ impl Transformer {
         }
     }
 
-    /// Evaluates the tokens of some steps, eight at most, by the kernels of the network's device; the logits behind a row become each of
-    /// `logits`, `(V)`. Steps with adapters have one token each. `false` if that cannot be, and nothing was done.
+    /// Evaluates the tokens of some steps by the kernels of the network's device: eight, or where each step has one of them, four times
+    /// as many; the logits behind a row become each of `logits`, `(V)`. Steps with adapters have one token each. `false` if that cannot
+    /// be, and nothing was done.
     ///
     /// # Errors
     /// A failed device operation; the states may then hold some of the tokens: truncate them.
     pub fn decode(&self, steps: &mut [Step<'_>], logits: &mut [StepLogits<'_>]) -> Result<bool> {
-        let rows: usize = steps.iter().map(|step| step.ids.len()).sum();
-        let Some(decode) = self.decode_step().filter(|decode| (1..=decode.most_rows()).contains(&rows)) else { return Ok(false) };
-        let is_known = |step: &Step<'_>| step.adapters.is_none_or(|adapters| step.ids.len() == 1 && adapters.are_plain());
-        if !steps.iter().all(is_known) {
+        let Some(decode) = self.decode_step() else { return Ok(false) };
+        let (rows, most) = (steps.iter().map(|step| step.ids.len()).sum::<usize>(), decode.most_rows());
+        let (are_single, are_plain) =
+            (steps.iter().all(|step| step.ids.len() == 1), steps.iter().all(|step| step.adapters.is_none()));
+        if !(1..=if are_single { MOST_GROUPS * most } else { most }).contains(&rows) {
             return Ok(false);
         }
-        if steps.iter().all(|step| step.adapters.is_none()) {
-            let mut sequences = steps.iter_mut().map(|step| self.sequence(step)).collect::<Result<Vec<_>>>()?;
-            decode.run(&mut sequences, logits, None)?;
+        if are_plain {
+            let groups = steps.chunks_mut(if are_single { most } else { rows });
+            for (group, first) in groups.zip((0..).step_by(most)) {
+                let mut sequences = group.iter_mut().map(|step| self.sequence(step)).collect::<Result<Vec<_>>>()?;
+                decode.run(&mut sequences, &mut behind(logits, first..first + most), None)?;
+            }
             return Ok(true);
+        }
+        if !are_single || !steps.iter().all(|step| step.adapters.is_none_or(|adapters| adapters.are_plain())) {
+            return Ok(false);
         }
         // Each by itself: what they change is added to one row.
         for (row, step) in steps.iter_mut().enumerate() {
-            let mut own: Vec<StepLogits<'_>> = logits
-                .iter_mut()
-                .filter(|logits| logits.row == row)
-                .map(|logits| StepLogits { row: 0, out: &mut *logits.out })
-                .collect();
             let change = |id: usize| {
                 let change = step.adapters?.at(LinearId(id))?;
                 Some(StepChange { bias: change.bias.as_ref(), deltas: change.deltas.as_ref() })
             };
             let change: &StepChanges<'_> = &change;
             let changes = step.adapters.map(|_| change);
-            decode.run(&mut [self.sequence_of(step.ids, step.length, &mut *step.states)?], &mut own, changes)?;
+            let sequence = self.sequence_of(step.ids, step.length, &mut *step.states)?;
+            decode.run(&mut [sequence], &mut behind(logits, row..row + 1), changes)?;
         }
         Ok(true)
     }
@@ -73,4 +82,10 @@ impl Transformer {
         }
         Ok(StepSequence { ids, caches, turns })
     }
+}
+
+/// Those behind some rows, counted from the first of these.
+fn behind<'a>(logits: &'a mut [StepLogits<'_>], rows: Range<usize>) -> Vec<StepLogits<'a>> {
+    let own = logits.iter_mut().filter(|logits| rows.contains(&logits.row));
+    own.map(|StepLogits { row, out }| StepLogits { row: *row - rows.start, out: &mut **out }).collect()
 }

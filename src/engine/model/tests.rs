@@ -206,10 +206,33 @@ fn several_rows_of_several_sequences_are_one_step() {
             let largest = want.iter().fold(1f32, |largest, x| largest.max(x.abs()));
             let error = want.iter().zip(outs.iter().flatten()).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
             assert!(outs.concat().len() == want.len() && error < 2e-4 * largest, "{}: {error}", directory.display());
-            // Nine rows are no step.
+            // Nine rows of one sequence are no step; of nine sequences they are two.
             let mut states = network.new_states();
             let step = Step { ids: &ids(0)[..9], states: &mut states, length: 9, adapters: None };
             assert!(!network.decode(&mut [step], &mut []).unwrap());
+            if seen == 0 {
+                let begun = |i: usize| {
+                    let mut states = network.new_states();
+                    network.forward(&mut [Step { ids: &ids(i)[..2], states: &mut states, length: 3, adapters: None }]).unwrap();
+                    states
+                };
+                let all: Vec<Vec<u32>> = (0..9).map(ids).collect();
+                let mut together: Vec<States> = (0..9).map(begun).collect();
+                let steps = together.iter_mut().zip(&all);
+                let mut steps: Vec<_> =
+                    steps.map(|(states, ids)| Step { ids: &ids[2..3], states, length: 3, adapters: None }).collect();
+                let mut outs = vec![Vec::new(); 9];
+                let mut wanted: Vec<_> = outs.iter_mut().enumerate().map(|(row, out)| StepLogits { row, out }).collect();
+                assert!(network.decode(&mut steps, &mut wanted).unwrap());
+                for (i, out) in outs.iter().enumerate() {
+                    let (mut states, mut alone) = (begun(i), Vec::new());
+                    let step = Step { ids: &all[i][2..3], states: &mut states, length: 3, adapters: None };
+                    assert!(network.decode(&mut [step], &mut [StepLogits { row: 0, out: &mut alone }]).unwrap());
+                    let error = out.iter().zip(&alone).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+                    assert!(out.len() == vocab_size && error < 2e-4 * largest, "{}: row {i}: {error}", directory.display());
+                    assert_eq!(together[i].len(), 3);
+                }
+            }
             seen += 1;
         }
         assert!(seen >= 15, "{seen}");
