@@ -40,15 +40,15 @@ pub(super) enum BiasKind {
 
 /// Which modules were trained.
 pub(super) enum Targets {
-    Names(Names),
+    Names(ModuleNames),
     Pattern(Regex),
     /// Every matrix but the embedding and the output matrix.
     Linear,
 }
 
-/// Names of modules or of parameters: the whole path, or what it ends with.
+/// ModuleNames of modules or of parameters: the whole path, or what it ends with.
 #[derive(Default)]
-pub(super) struct Names(BTreeSet<String>);
+pub(super) struct ModuleNames(BTreeSet<String>);
 
 /// A pattern for how a path ends.
 enum Pattern {
@@ -67,13 +67,13 @@ pub(super) struct PeftConfig {
     pub bias: BiasKind,
     pub targets: Targets,
     /// How full names of parameters end: of matrices of experts, and of weights.
-    pub target_parameters: Names,
+    pub target_parameters: ModuleNames,
     excluded: Option<Targets>,
     rank_pattern: Vec<(Pattern, usize)>,
     alpha_pattern: Vec<(Pattern, f64)>,
     layers: Option<HashSet<usize>>,
     layers_pattern: Vec<Regex>,
-    pub modules_to_save: Names,
+    pub modules_to_save: ModuleNames,
     /// Rows of tables that were trained: how the table's name ends, the embedding's where none is said.
     tokens: Vec<(Option<String>, Vec<usize>)>,
 }
@@ -153,7 +153,7 @@ impl PeftConfig {
                 .iter()
                 .any(|key| json.get(key).is_some()) =>
             {
-                Targets::Names(Names::default())
+                Targets::Names(ModuleNames::default())
             }
             None => return Err(json.invalid("target_modules", "expected a list of names or a pattern, found nothing")),
             Some(_) => targets(json, "target_modules")?,
@@ -194,7 +194,7 @@ impl PeftConfig {
                 Some(_) => return Err(json.unsupported("bias", "expected \"none\", \"all\" or \"lora_only\"")),
             },
             targets,
-            target_parameters: Names::read(json, "target_parameters", MAX_NAMES)?,
+            target_parameters: ModuleNames::read(json, "target_parameters", MAX_NAMES)?,
             excluded: json.get("exclude_modules").map(|_| targets_of(json, "exclude_modules")).transpose()?,
             rank_pattern: patterns(json, "rank_pattern", |object, key| object.size(key, MAX_RANK))?,
             alpha_pattern: patterns(json, "alpha_pattern", |object, key| {
@@ -202,7 +202,7 @@ impl PeftConfig {
             })?,
             layers,
             layers_pattern: layers_pattern.iter().map(layer_of).collect::<Result<_>>()?,
-            modules_to_save: Names::read(json, "modules_to_save", MAX_PATTERNS)?,
+            modules_to_save: ModuleNames::read(json, "modules_to_save", MAX_PATTERNS)?,
             tokens: tokens(json)?,
         };
         if config.lora_bias && config.dora {
@@ -316,7 +316,7 @@ impl Targets {
     }
 }
 
-impl Names {
+impl ModuleNames {
     fn read(json: &Json, key: &str, max: usize) -> Result<Self> {
         let names: BTreeSet<String> = json.texts(key)?.unwrap_or_default().into_iter().collect();
         if names.len() > max {
@@ -422,7 +422,7 @@ fn targets_of(json: &Json, key: &str) -> Result<Targets> {
             check_pattern(json, key, &pattern)?;
             Ok(Targets::Pattern(regex(json, key, &format!(r"\A(?:{pattern})\z"), MAX_STEPS)?))
         }
-        _ => Ok(Targets::Names(Names::read(json, key, MAX_NAMES)?)),
+        _ => Ok(Targets::Names(ModuleNames::read(json, key, MAX_NAMES)?)),
     }
 }
 
