@@ -46,7 +46,7 @@ pub(super) enum Targets {
     Linear,
 }
 
-/// ModuleNames of modules or of parameters: the whole path, or what it ends with.
+/// Names of modules or of parameters: the whole path, or what it ends with.
 #[derive(Default)]
 pub(super) struct ModuleNames(BTreeSet<String>);
 
