@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use config::{BiasKind, Names, PeftConfig, Targets};
+use config::{BiasKind, ModuleNames, PeftConfig, Targets};
 pub use plan::{Beside, Fresh, PeftPlan};
 use stacks::TargetedStack;
 
@@ -369,7 +369,7 @@ impl<'a> Reader<'a> {
     fn check_targets(&self, ignored: &[String]) -> Result<()> {
         let paths: Vec<String> = (0..self.modules.len()).map(|i| self.path(i)).collect();
         // Not all of what may be many.
-        let some_of = |names: &Names| names.iter().take(20).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+        let some_of = |names: &ModuleNames| names.iter().take(20).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
         let mut known = paths.iter().chain(ignored);
         if let Targets::Names(names) = &self.config.targets
             && !names.is_empty()
