@@ -212,7 +212,7 @@ fn products(checks: &mut Checks<'_>) {
         checks.add(&format!("linear, {name}"), &[(ROWS, 48)], Forward, |on, x| {
             let (weight, bias, deltas) = (on.matrix(40, 48, 4)?, on.vector(40, 5)?, deltas(on)?);
             let bias = ops::summed_bias(Some(&bias), 40, &deltas, on.cx.backend)?;
-            let deltas = LowRankDeltas::new(deltas, &weight)?;
+            let deltas = LowRankDeltas::new(deltas, Vec::new(), &weight)?;
             ops::linear(on.cx, &x[0], AdaptedLinear { weight: &weight, bias: bias.as_ref(), deltas: Some(&deltas) })
         });
         checks.add(&format!("merged, {name}"), &[(ROWS, 48)], Forward, |on, x| {
@@ -229,7 +229,7 @@ fn products(checks: &mut Checks<'_>) {
     };
     checks.add("linear, rows added", &[(ROWS, 48)], Forward, move |on, x| {
         let weight = on.matrix(40, 48, 4)?;
-        let deltas = LowRankDeltas::with_rows(Vec::new(), added(on)?, &weight)?;
+        let deltas = LowRankDeltas::new(Vec::new(), added(on)?, &weight)?;
         ops::linear(on.cx, &x[0], AdaptedLinear { weight: &weight, bias: None, deltas: Some(&deltas) })
     });
     checks.add("merged, rows added", &[(ROWS, 48)], Forward, move |on, x| {
@@ -253,7 +253,7 @@ fn products(checks: &mut Checks<'_>) {
                 Ok::<_, candle_core::Error>(LowRankDelta { a, parts, scale: 0.7, dropout, number })
             };
             let deltas = vec![delta(0, &[(0..8, 22), (8..20, 2)])?, delta(1, &[(0..40, 0)])?];
-            let deltas = LowRankDeltas::new(deltas, &weight)?;
+            let deltas = LowRankDeltas::new(deltas, Vec::new(), &weight)?;
             ops::linear(on.cx, &x[0], AdaptedLinear { weight: &weight, bias: None, deltas: Some(&deltas) })
         });
     }
@@ -281,7 +281,7 @@ fn products(checks: &mut Checks<'_>) {
             let a = values.matrix(0..rank * 48, 48)?;
             deltas.push(LowRankDelta { a, parts, scale: 0.7, dropout: None, number: Some(rank) });
         }
-        let deltas = LowRankDeltas::new(deltas, &table)?;
+        let deltas = LowRankDeltas::new(deltas, Vec::new(), &table)?;
         ops::adapted_embedding(on.cx, &table, Some(&deltas), &[3, 49, 0, 3], 2.5)
     });
 }

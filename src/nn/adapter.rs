@@ -342,7 +342,7 @@ impl Adapters {
             let Some(weight) = change.weight.as_ref().or(own) else { continue };
             let bias = change.bias.as_ref().or(linear.and_then(|linear| linear.bias.as_ref()));
             change.bias = summed_bias(bias, weight.outputs(), &deltas, network.backend())?;
-            change.deltas = Some(LowRankDeltas::with_rows(deltas, rows, weight)?);
+            change.deltas = Some(LowRankDeltas::new(deltas, rows, weight)?);
         }
         Ok(())
     }

@@ -173,19 +173,11 @@ struct Ready {
 }
 
 impl LowRankDeltas {
-    /// Makes the changes of a matrix ready.
+    /// Makes the changes of a matrix ready, with the rows that are added to some of it.
     ///
     /// # Errors
-    /// If there is no memory for it, a failed device operation; if a delta does not fit the matrix.
-    pub fn new(deltas: Vec<LowRankDelta>, weight: &Matrix) -> Result<Self> {
-        Self::with_rows(deltas, Vec::new(), weight)
-    }
-
-    /// The same with rows that are added to some of the matrix.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
-    pub fn with_rows(deltas: Vec<LowRankDelta>, rows: Vec<AddedRows>, weight: &Matrix) -> Result<Self> {
+    /// If there is no memory for it, a failed device operation; if a delta or a row does not fit the matrix.
+    pub fn new(deltas: Vec<LowRankDelta>, rows: Vec<AddedRows>, weight: &Matrix) -> Result<Self> {
         for added in &rows {
             let fits = (added.rows.outputs(), added.rows.inputs()) == (added.ids.len(), weight.inputs());
             if !fits || added.ids.iter().any(|id| *id as usize >= weight.outputs()) {
@@ -379,7 +371,7 @@ mod tests {
             let (weight, ids) = (of(&values(1.0)), (0..OUTPUTS as u32).rev().collect::<Arc<[u32]>>());
             let added = vec![AddedRows { ids, rows: of(&values(10.0)) }];
             let x = Tensor::new(&[[1f32, 2.0], [-1.0, 3.0]], &Device::Cpu).unwrap();
-            let deltas = LowRankDeltas::with_rows(Vec::new(), added.clone(), &weight).unwrap();
+            let deltas = LowRankDeltas::new(Vec::new(), added.clone(), &weight).unwrap();
             let product = |weight, deltas| {
                 let product = AdaptedLinear { weight, bias: None, deltas };
                 to_f32(&linear(Context::forward(&backend), &x, product).unwrap()).unwrap()
@@ -395,7 +387,7 @@ mod tests {
                 }
             }
             let outside = AddedRows { ids: Arc::from([OUTPUTS as u32]), rows: of(&[1.0, 2.0]) };
-            assert!(LowRankDeltas::with_rows(Vec::new(), vec![outside], &weight).is_err());
+            assert!(LowRankDeltas::new(Vec::new(), vec![outside], &weight).is_err());
         }
     }
 }

@@ -333,7 +333,7 @@ mod tests {
                     ops::LowRankDelta { a, parts, scale: 0.7 - number as f32, dropout, number: Some(number) }
                 };
                 let deltas = vec![delta(0, &[(0..4, 11), (4..10, 2)]), delta(1, &[(0..20, 0)])];
-                let deltas = ops::LowRankDeltas::new(deltas, &weight).unwrap();
+                let deltas = ops::LowRankDeltas::new(deltas, Vec::new(), &weight).unwrap();
                 let product = AdaptedLinear { deltas: Some(&deltas), ..product };
                 check("linear in training", backend, &[12], |cx, x| ops::linear(cx, &x[0], product).unwrap());
             }
