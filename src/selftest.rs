@@ -103,10 +103,12 @@ fn row_by_row(checks: &mut Checks<'_>) {
     for kind in Activation::ALL {
         checks.add(&format!("{kind:?}"), &[(ROWS, 48)], Both, |on, x| ops::activate(on.cx, own(on, &x[0])?, kind));
         checks.add(&format!("gate {kind:?}"), &[(ROWS, 96)], Both, |on, x| ops::gated(on.cx, &x[0], kind));
-        // Where functions that are fast and not precise have no number any more.
-        checks.add(&format!("gate {kind:?}, large"), &[(ROWS, 96)], Forward, |on, x| {
-            ops::gated(on.cx, &ops::scaled(on.cx, &x[0], 60.0)?, kind)
-        });
+        // Where functions that are fast and not precise have no number any more; F16 has none for their squares.
+        if kind != Activation::Relu2 {
+            checks.add(&format!("gate {kind:?}, large"), &[(ROWS, 96)], Forward, |on, x| {
+                ops::gated(on.cx, &ops::scaled(on.cx, &x[0], 60.0)?, kind)
+            });
+        }
     }
     for (name, kind) in TorchActivation::ALL {
         checks.add(&format!("torch's {name}"), &[], Forward, |on, _| {
