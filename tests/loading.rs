@@ -439,7 +439,12 @@ fn the_recommended_sampling_and_every_end_token_are_read() {
     let options = GenerateOptions::default().max_tokens(1).ignore_eos(true).logit_bias([(best[0] as u32, 100.0)]);
     let answer = session.generate(&options, None, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(answer.tokens[0] as usize, best[3]);
-    for bad in [r#"{"suppress_tokens": "a"}"#, r#"{"bad_words_ids": [1, "a"]}"#, r#"{"sequence_bias": [[[1]]]}"#] {
+    for bad in [
+        r#"{"suppress_tokens": "a"}"#,
+        r#"{"bad_words_ids": [1, "a"]}"#,
+        r#"{"sequence_bias": [[[1]]]}"#,
+        r#"{"sequence_bias": [[[1], 1e39]]}"#,
+    ] {
         fs::write(folder.path().join("generation_config.json"), bad).unwrap();
         let key = bad.split('"').nth(1).unwrap();
         refused(&folder, ErrorKind::Format, &[key]);

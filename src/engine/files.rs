@@ -1,6 +1,7 @@
 //! The small files of a model directory: what a model is, before its weights are read.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -320,10 +321,10 @@ impl Files {
     /// # Source
     /// `SuppressTokensLogitsProcessor`, `NoBadWordsLogitsProcessor` and `SequenceBiasLogitsProcessor` of transformers 5.24.
     fn biases(&self, json: &Json) -> Result<Vec<(u32, f32)>> {
-        let mut biases: Vec<(u32, f32)> = json.ids("suppress_tokens")?.into_iter().map(|id| (id, f32::NEG_INFINITY)).collect();
+        let mut biases: BTreeMap<u32, f32> = json.ids("suppress_tokens")?.into_iter().map(|id| (id, f32::NEG_INFINITY)).collect();
         let mut single = |key: &str, ids: &serde_json::Value, bias: f32| -> Result<()> {
             match Json::of(key, ids.clone()).ids("token")?[..] {
-                [id] => biases.push((id, bias)),
+                [id] => *biases.entry(id).or_default() += bias,
                 _ => log::warn!("{key}: what generation_config.json says of several tokens in a row is not followed"),
             }
             Ok(())
@@ -342,8 +343,10 @@ impl Files {
             };
             single("sequence_bias", ids, bias as f32)?;
         }
-        biases.retain(|(id, _)| (*id as usize) < self.config.vocab_size);
-        Ok(biases)
+        if let Some((id, bias)) = biases.iter().find(|(_, bias)| **bias == f32::INFINITY || bias.is_nan()) {
+            return Err(json.invalid("sequence_bias", &format!("token {id}: expected a number or minus infinity, found {bias}")));
+        }
+        Ok(biases.into_iter().filter(|(id, _)| (*id as usize) < self.config.vocab_size).collect())
     }
 }
 

@@ -41,8 +41,8 @@ pub struct GenerateOptions {
     /// `minLength`, `maxLength`; `minimum`, `maximum` and their exclusive kinds, `multipleOf`. Another keyword of JSON Schema (`not`,
     /// `if`, `contains`, `uniqueItems`, …) is an error; a word that is none is an annotation, as the standard says. Properties come
     /// in the schema's order. Names that the schema leaves free may come twice, so more of `minProperties` than the required ones and
-    /// one more are of those in `properties`, or an error. Between values stands at most one space, or a line break with an indentation. A number without bounds
-    /// may have more digits than an `f64` holds.
+    /// one more are of those in `properties`, or an error. Between values stands at most one space, or a line break with an indentation.
+    /// A number without bounds may have more digits than an `f64` holds.
     ///
     /// The model does not see the schema: a prompt that asks for it gives better answers.
     ///

@@ -359,8 +359,8 @@ impl Adapters {
         self.0.get(id.0)?.as_ref()
     }
 
-    /// Whether single tokens can be evaluated with them by the step of a GPU's kernels: they replace no matrix and no rows, have no gains, and
-    /// leave the embedding as it is.
+    /// Whether single tokens can be evaluated with them by the step of a GPU's kernels: they replace no matrix and no rows, have no gains,
+    /// and leave the embedding as it is.
     pub(super) fn are_plain(&self) -> bool {
         let is_plain = |change: &Change| change.weight.is_none() && change.deltas.as_ref().is_none_or(LowRankDeltas::are_plain);
         self.at(LinearId::EMBEDDING).is_none() && self.0.iter().flatten().all(is_plain)

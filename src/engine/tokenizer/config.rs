@@ -1,6 +1,6 @@
 //! What the files beside tokenizer.json say of a tokenizer: its class, more tokens and which of them are special, how texts are cleaned up.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -114,7 +114,8 @@ impl Tokenizer {
         }
         tokens.sort_by_key(|(id, _)| *id);
         let mut tokens: Vec<AddedToken> = tokens.into_iter().map(|(_, token)| token).collect();
-        let is_named = |content: &str| has_role.contains(content) || named.listed.iter().any(|token| token.content == content);
+        let is_listed: HashSet<&str> = named.listed.iter().map(|token| token.content.as_str()).collect();
+        let is_named = |content: &str| has_role.contains(content) || is_listed.contains(content);
         let mut from_map: Vec<(u64, AddedToken)> = Vec::new();
         for (content, id) in added.iter().flat_map(|json| json.value().as_object()).flatten() {
             let id =
@@ -292,8 +293,10 @@ impl NamedTokens {
         if let (true, Some(given)) = (explicit.is_empty(), config.object("model_specific_special_tokens")?) {
             explicit = own(&given, &|_, _| true)?;
         }
+        let mut places: HashMap<String, usize> = roles.iter().enumerate().map(|(at, (key, _))| (key.clone(), at)).collect();
         for (key, token) in tokens.into_iter().chain(explicit) {
-            match roles.iter_mut().find(|(known, _)| *known == key) {
+            let at = *places.entry(key.clone()).or_insert(roles.len());
+            match roles.get_mut(at) {
                 Some((_, known)) => *known = token,
                 None => roles.push((key, token)),
             }
@@ -547,13 +550,18 @@ mod tests {
         const COUNT: u32 = 60_000;
         let listed: Vec<String> = (1..COUNT).map(|id| format!(r#""{id}": {{"content": "<{id}>", "special": true}}"#)).collect();
         let named: Vec<String> = (1..COUNT).map(|id| format!("\"<{id}>\"")).collect();
-        let config = format!(
-            r#"{{"added_tokens_decoder": {{{}}}, "additional_special_tokens": [{}]}}"#,
-            listed.join(","),
-            named.join(",")
-        );
-        std::fs::write(directory.path().join("tokenizer_config.json"), config).unwrap();
-        let tokenizer = Tokenizer::load(directory.path()).unwrap();
-        assert_eq!(tokenizer.encode("x<77>x<59999>", false).unwrap(), [0, 77, 0, COUNT - 1]);
+        let with_roles: Vec<String> = (1..COUNT).map(|id| format!(r#""{id}_token": "<{id}>""#)).collect();
+        let added: Vec<String> = (1..COUNT).map(|id| format!(r#""<{id}>": {id}"#)).collect();
+        let (listed, named, with_roles) = (listed.join(","), named.join(","), with_roles.join(","));
+        for (config, map) in [
+            (format!(r#"{{"added_tokens_decoder": {{{listed}}}, "additional_special_tokens": [{named}]}}"#), "{}".to_string()),
+            (format!(r#"{{"additional_special_tokens": [{named}], {with_roles}}}"#), format!("{{{with_roles}}}")),
+        ] {
+            std::fs::write(directory.path().join("tokenizer_config.json"), config).unwrap();
+            std::fs::write(directory.path().join("special_tokens_map.json"), map).unwrap();
+            std::fs::write(directory.path().join("added_tokens.json"), format!("{{{}}}", added.join(","))).unwrap();
+            let tokenizer = Tokenizer::load(directory.path()).unwrap();
+            assert_eq!(tokenizer.encode("x<77>x<59999>", false).unwrap(), [0, 77, 0, COUNT - 1]);
+        }
     }
 }
