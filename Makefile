@@ -64,11 +64,12 @@ library:
 		--print native-static-libs=$(abspath $(OUT))/native-static-libs
 	ln -sf $(LIB) $(OUT)/$(SONAME)
 
-# `make && sudo make install` builds nothing as root, who may have no cargo: what stands there is installed.
+# `make && sudo make install` builds nothing as root, who may have another cargo or none: what stands there is installed.
+BUILT := library
+ifneq ($(SUDO_USER)$(DOAS_USER),)
 ifeq ($(MAKECMDGOALS) $(wildcard $(OUT)/native-static-libs),install $(OUT)/native-static-libs)
 BUILT :=
-else
-BUILT := library
+endif
 endif
 
 # The archive with no other global symbols than the header's.
