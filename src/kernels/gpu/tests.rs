@@ -48,11 +48,13 @@ thread_local! {
 }
 
 /// Lists that this thread has recorded, and how often it has started one of them.
+#[cfg_attr(not(reference_data), allow(dead_code, reason = "its users need the repository's references"))]
 pub fn recorded_and_replayed() -> (usize, usize) {
     (RECORDED.get(), REPLAYED.get())
 }
 
 /// What there is instead of a compiler while `work` runs on this thread.
+#[cfg_attr(not(reference_data), allow(dead_code, reason = "its users need the repository's references"))]
 pub fn without_compiler<R>(work: impl FnOnce() -> R) -> R {
     COMPILES.set(false);
     let result = work();
