@@ -215,7 +215,9 @@ class Signals(Case):
 
 class Processes(Case):
     def run_alone(self, program: str) -> str:
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        # From 3.12 on Python warns of a fork beside threads, which is what is tested.
+        command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         return done.stdout
 
