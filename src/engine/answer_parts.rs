@@ -71,6 +71,11 @@ impl AnswerParts {
         Ok(text.split_once(close).is_some_and(|(_, behind)| !behind.trim_start().is_empty()))
     }
 
+    /// Whether there may be tokens that the answer does not choose.
+    pub fn may_force(&self) -> bool {
+        self.budget.is_some() || !self.forced.is_empty()
+    }
+
     /// The next token, where the answer may not choose it: a thought is closed by the model's own mark once it is long enough.
     pub fn forced(&mut self) -> Result<Option<u32>> {
         if self.forced.is_empty() && self.is_thinking() && self.budget.is_some_and(|budget| self.thought_tokens >= budget) {

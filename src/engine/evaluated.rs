@@ -11,7 +11,15 @@ use super::lora::Attached;
 use super::sampling::token_logprob;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{RowAdapters, States, Step};
-use crate::ops::{self, StepLogits};
+use crate::ops::{self, BestToken, StepLogits, StepOutput};
+
+/// What is needed behind the last token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Needs {
+    Logits,
+    /// The most probable token; the logits where they come anyway.
+    Best,
+}
 
 /// The rope frequencies that states were computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +41,8 @@ pub(super) struct Evaluated {
     /// Whether the last of `tokens` was chosen by an answer, not given by the caller.
     is_chosen: bool,
     logits: Option<Vec<f32>>,
+    /// The most probable token behind the last one, of a pass that was asked for no more.
+    best: Option<BestToken>,
     /// Memory of logits that are no longer known, for the next ones: half a megabyte for every token.
     spare: Vec<f32>,
 }
@@ -46,6 +56,7 @@ impl Evaluated {
             computed_with: 0,
             is_chosen: false,
             logits: None,
+            best: None,
             spare: Vec::new(),
             model: model.clone(),
         }
@@ -105,7 +116,13 @@ impl Evaluated {
         self.logits.as_deref()
     }
 
+    /// The most probable token, where that and no more is known.
+    pub fn best(&self) -> Option<BestToken> {
+        self.best
+    }
+
     fn forget_logits(&mut self) {
+        self.best = None;
         if let Some(logits) = self.logits.take() {
             self.spare = logits;
         }
@@ -156,7 +173,7 @@ impl Evaluated {
         if tokens.is_empty() {
             return Ok(());
         }
-        let result = self.evaluate(adapters, chunk, on_piece);
+        let result = self.evaluate(adapters, Needs::Logits, chunk, on_piece);
         if result.is_err() {
             // An answer's last token is held although it is not evaluated yet.
             self.tokens.truncate(self.states.len().max(held));
@@ -171,17 +188,18 @@ impl Evaluated {
     }
 
     /// Makes ready to go on with these adapters: forgets what was computed otherwise. Returns how many tokens are to be evaluated
-    /// before the logits are known.
-    pub fn prepare(&mut self, adapters: &Attached) -> usize {
+    /// before what is needed is known.
+    pub fn prepare(&mut self, adapters: &Attached, needs: Needs) -> usize {
         if adapters.fingerprint() != self.computed_with {
             self.states.truncate(0);
             self.forget_logits();
             self.computed_with = adapters.fingerprint();
         }
         let total = self.tokens.len();
-        if self.logits.is_some() || total == 0 {
+        if self.logits.is_some() || (self.best.is_some() && needs == Needs::Best) || total == 0 {
             return 0;
         }
+        self.best = None;
         let transformer = self.model.transformer();
         let regime = Regime::One(transformer.regime(total));
         if regime != self.regime {
@@ -198,23 +216,24 @@ impl Evaluated {
         total - self.states.truncate(total - 1)
     }
 
-    /// Evaluates every token that is held and not yet evaluated, in pieces of at most `chunk`, until the logits behind the last one
-    /// are known. `on_piece` is told how many are done and of how many, before the first piece and behind each; an error of it stops.
+    /// Evaluates every token that is held and not yet evaluated, in pieces of at most `chunk`, until what is needed behind the last one
+    /// is known. `on_piece` is told how many are done and of how many, before the first piece and behind each; an error of it stops.
     ///
     /// # Errors
     /// `OutOfMemory`, `Device`, `Suspended`, and those of `on_piece`: what was finished is kept.
     pub fn evaluate(
         &mut self,
         adapters: &Attached,
+        needs: Needs,
         chunk: usize,
         on_piece: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<()> {
-        let total = self.prepare(adapters);
+        let total = self.prepare(adapters, needs);
         let mut left = total;
         while left > 0 {
             on_piece(total - left, total)?;
             let piece = left.min(chunk);
-            pass(&mut [PassPart { evaluated: self, adapters, piece }])?;
+            pass(&mut [PassPart { evaluated: self, adapters, needs, piece }])?;
             left -= piece;
         }
         if total > 0 { on_piece(total, total) } else { Ok(()) }
@@ -236,7 +255,7 @@ impl Evaluated {
         let transformer = self.model.transformer();
         let regime = Regime::One(transformer.regime(length));
         if Regime::One(transformer.regime(held)) == regime {
-            self.evaluate(adapters, chunk, &mut |_, _| on_piece(0, tokens.len()))?;
+            self.evaluate(adapters, Needs::Logits, chunk, &mut |_, _| on_piece(0, tokens.len()))?;
         }
         let (mut logprobs, mut known) = (Vec::new(), Vec::new());
         let no_memory = |_| Error::new(ErrorKind::OutOfMemory, format!("score: {length} tokens do not fit the memory"));
@@ -336,10 +355,11 @@ impl Scores<'_> {
 pub(super) struct PassPart<'a> {
     pub evaluated: &'a mut Evaluated,
     pub adapters: &'a Attached,
+    pub needs: Needs,
     pub piece: usize,
 }
 
-/// Evaluates tokens of several sequences of one model in one pass; with the last token of one come its logits.
+/// Evaluates tokens of several sequences of one model in one pass; with the last token of one comes what is needed behind it.
 ///
 /// # Errors
 /// `OutOfMemory`, `Device`, `Suspended`: then for all of them.
@@ -350,30 +370,35 @@ pub(super) fn pass(parts: &mut [PassPart<'_>]) -> Result<()> {
         let mut steps = Vec::with_capacity(parts.len());
         let (mut rows, mut adapters, mut first) = (Vec::new(), Vec::new(), 0);
         let mut logits = Vec::new();
-        for PassPart { evaluated, adapters: attached, piece } in &mut *parts {
-            let Evaluated { tokens, states, spare, .. } = &mut **evaluated;
+        for PassPart { evaluated, adapters: attached, needs, piece } in &mut *parts {
+            let Evaluated { tokens, states, spare, best, .. } = &mut **evaluated;
             let (from, length) = (states.len(), tokens.len());
             first += *piece;
             if from + *piece == length {
                 rows.push(first - 1);
                 adapters.push((1, attached.adapters()));
-                logits.push(spare);
+                logits.push((spare, best, *needs));
             }
             steps.push(Step { ids: &tokens[from..from + *piece], states, length, adapters: attached.adapters() });
         }
-        let mut wanted: Vec<_> = rows.iter().zip(&mut logits).map(|(row, out)| StepLogits { row: *row, out }).collect();
+        let wanted = rows.iter().zip(&mut logits).map(|(row, (logits, best, needs))| {
+            let out = if *needs == Needs::Best { StepOutput::Best(best) } else { StepOutput::All(logits) };
+            StepLogits { row: *row, out }
+        });
+        let mut wanted: Vec<_> = wanted.collect();
         if transformer.decode(&mut steps, &mut wanted)? {
             return Ok(());
         }
         let hidden = transformer.forward(&mut steps)?;
         drop(steps);
         let adapters = RowAdapters::new(adapters);
-        if let [only] = &mut logits[..] {
+        // Tensor operations give all of them.
+        if let [(only, ..)] = &mut logits[..] {
             return Ok(transformer.logits(&hidden, &rows, &adapters, only)?);
         }
         let mut all = Vec::new();
         transformer.logits(&hidden, &rows, &adapters, &mut all)?;
-        for (row, out) in all.chunks_exact(model.vocab_size()).zip(logits) {
+        for (row, (out, ..)) in all.chunks_exact(model.vocab_size()).zip(logits) {
             out.clear();
             let no_memory = |_| Error::new(ErrorKind::OutOfMemory, format!("{} logits do not fit the memory", row.len()));
             out.try_reserve_exact(row.len()).map_err(no_memory)?;
@@ -383,7 +408,7 @@ pub(super) fn pass(parts: &mut [PassPart<'_>]) -> Result<()> {
     });
     for PassPart { evaluated, .. } in parts {
         match &result {
-            Ok(()) if evaluated.states.len() == evaluated.tokens.len() => {
+            Ok(()) if evaluated.states.len() == evaluated.tokens.len() && evaluated.best.is_none() => {
                 evaluated.logits = Some(std::mem::take(&mut evaluated.spare));
             }
             Ok(()) => {}
@@ -459,7 +484,7 @@ mod tests {
                 // Thinking and an answer, all of which goes.
                 for i in 0..20 {
                     evaluated.choose((turn * 5 + i) % 83);
-                    evaluated.evaluate(&none, 512, &mut |_, _| Ok(())).unwrap();
+                    evaluated.evaluate(&none, Needs::Logits, 512, &mut |_, _| Ok(())).unwrap();
                 }
                 last = 20;
             }
@@ -479,7 +504,7 @@ mod tests {
                 evaluated.extend(&prompt, &none, 512, &mut |_, _| Ok(())).unwrap();
                 for id in 0..answer {
                     evaluated.choose(id % 83);
-                    evaluated.evaluate(&none, 512, &mut |_, _| Ok(())).unwrap();
+                    evaluated.evaluate(&none, Needs::Logits, 512, &mut |_, _| Ok(())).unwrap();
                 }
             }
             let parts = SessionParts { max_context: 0, evaluated: &evaluated, interrupted: None };

@@ -6,12 +6,14 @@ use std::time::Instant;
 use super::answer_parts::AnswerParts;
 use super::chat::{AnswerFormat, AnswerPart, ToolCall};
 use super::constraint::Constraint;
+use super::evaluated::Needs;
 use super::options::{Field, Fields, OptionRange, OptionSlot, OptionValue, SIZE, builders, field};
 use super::sampling::{sampling_builders, token_logprob};
 use super::session::PREFILL_CHUNK;
 use super::text_stream::TextStream;
 use super::{Cancel, Lora, Model, ProgressFn, Sampler, SamplingOptions, Session};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ops::BestToken;
 
 /// How to generate; unset sampling fields take what generation_config.json says.
 ///
@@ -333,6 +335,24 @@ impl Model {
     }
 }
 
+/// What is known behind the last token.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Known<'a> {
+    Logits(&'a [f32]),
+    Best(BestToken),
+}
+
+/// # Errors
+/// `Device` if there is no distribution, as [`Sampler::sample`] has it for logits.
+fn checked(best: BestToken) -> Result<(u32, f32)> {
+    let BestToken { id, logprob } = best;
+    if !logprob.is_finite() {
+        let message = "logits: expected numbers, found NaN, infinity, or minus infinity for every token";
+        return Err(Error::new(ErrorKind::Device, message));
+    }
+    Ok((id, logprob))
+}
+
 /// One answer in the making.
 pub(super) struct Answer {
     sampler: Sampler,
@@ -443,26 +463,20 @@ impl Answer {
         self.started.is_some()
     }
 
-    /// Chooses the next token from the scores behind `held`, all tokens of the session; `room` is how many more fit. Returns
+    /// What [`choose`](Self::choose) has to be told.
+    pub fn needs(&self) -> Needs {
+        let is_free = self.constraint.is_none() && !self.parts.as_ref().is_some_and(AnswerParts::may_force);
+        if is_free && self.sampler.takes_best() { Needs::Best } else { Needs::Logits }
+    }
+
+    /// Chooses the next token from what is known behind `held`, all tokens of the session; `room` is how many more fit. Returns
     /// the event, and whether the session goes on behind this token (an end-of-sequence token is not kept).
-    pub fn choose(&mut self, model: &Model, logits: &[f32], held: &[u32], room: usize) -> Result<(TokenEvent, bool)> {
-        let (prompt, _) = held.split_at(self.prompt_tokens.min(held.len()));
+    pub fn choose(&mut self, model: &Model, known: Known<'_>, held: &[u32], room: usize) -> Result<(TokenEvent, bool)> {
         let binds = !self.waits;
-        let constraint = self.constraint.as_mut().filter(|_| binds);
-        let allowed = constraint.map(|constraint| constraint.allowed(self.eos)).transpose()?;
-        let forced = self.parts.as_mut().map(AnswerParts::forced).transpose()?.flatten();
-        let (mut token, mut logprob) = match forced {
-            Some(token) => (token, token_logprob(logits, token)?),
-            None if self.waits => self.sample_thought(logits, prompt)?,
-            None => self.sampler.sample_allowed(logits, allowed, prompt, &self.tokens)?,
+        let (token, logprob) = match known {
+            Known::Best(best) => checked(best)?,
+            Known::Logits(logits) => self.sample(model, logits, held)?,
         };
-        // The answer is what the schema is for: a thought does not end it.
-        if self.waits
-            && model.is_eos(token)
-            && let Some(close) = self.parts.as_mut().map(AnswerParts::close_thought).transpose()?.flatten()
-        {
-            (token, logprob) = (close, token_logprob(logits, close)?);
-        }
         // A schema allows these tokens only where the text may end.
         let ends = model.is_eos(token) && (self.eos || self.constraint.is_some());
         let is_complete = match &mut self.constraint {
@@ -508,6 +522,28 @@ impl Answer {
             self.finish(reason);
         }
         Ok((TokenEvent { text, token, index, logprob, parts: told }, !ends))
+    }
+
+    /// The next token from the logits behind `held`, and its log-probability.
+    fn sample(&mut self, model: &Model, logits: &[f32], held: &[u32]) -> Result<(u32, f32)> {
+        let (prompt, _) = held.split_at(self.prompt_tokens.min(held.len()));
+        let binds = !self.waits;
+        let constraint = self.constraint.as_mut().filter(|_| binds);
+        let allowed = constraint.map(|constraint| constraint.allowed(self.eos)).transpose()?;
+        let forced = self.parts.as_mut().map(AnswerParts::forced).transpose()?.flatten();
+        let (mut token, mut logprob) = match forced {
+            Some(token) => (token, token_logprob(logits, token)?),
+            None if self.waits => self.sample_thought(logits, prompt)?,
+            None => self.sampler.sample_allowed(logits, allowed, prompt, &self.tokens)?,
+        };
+        // The answer is what the schema is for: a thought does not end it.
+        if self.waits
+            && model.is_eos(token)
+            && let Some(close) = self.parts.as_mut().map(AnswerParts::close_thought).transpose()?.flatten()
+        {
+            (token, logprob) = (close, token_logprob(logits, close)?);
+        }
+        Ok((token, logprob))
     }
 
     /// A token of a thought, and none that closes it and goes on: the schema would not see what stands behind the mark.

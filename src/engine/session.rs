@@ -13,8 +13,8 @@
 use std::path::Path;
 use std::time::Instant;
 
-use super::evaluated::{Evaluated, PassPart, pass};
-use super::generate::Answer;
+use super::evaluated::{Evaluated, Needs, PassPart, pass};
+use super::generate::{Answer, Known};
 use super::lora::Attached;
 use super::model::tell;
 use super::sampling::{check_logits, top_logprobs};
@@ -215,12 +215,18 @@ impl Session {
         Ok(())
     }
 
-    /// Evaluates what is held, until the logits behind the last token are known.
-    fn evaluate(&mut self, chunk: usize, cancel: Option<&Cancel>, progress: &mut Option<&mut ProgressFn<'_>>) -> Result<()> {
+    /// Evaluates what is held, until what is needed behind the last token is known.
+    fn evaluate(
+        &mut self,
+        needs: Needs,
+        chunk: usize,
+        cancel: Option<&Cancel>,
+        progress: &mut Option<&mut ProgressFn<'_>>,
+    ) -> Result<()> {
         let adapters = self.answer_adapters.as_ref().unwrap_or(&self.adapters);
         let is_chosen = self.evaluated.is_chosen();
         let mut watch = PrefillWatch { cancel, progress, seconds: &mut self.prefill_seconds, started: None, is_chosen };
-        self.evaluated.evaluate(adapters, chunk, &mut |done, total| watch.piece(done, total))
+        self.evaluated.evaluate(adapters, needs, chunk, &mut |done, total| watch.piece(done, total))
     }
 
     /// Answers what the session holds. A cancel gives `Ok` with [`FinishReason::Cancelled`] and the partial text.
@@ -330,13 +336,14 @@ impl Session {
             let is_cancelled = pull.options.cancel.as_ref().is_some_and(Cancel::is_triggered);
             pull.answer.finish_reason().is_none() && !is_cancelled
         };
-        self.answer.as_ref().is_some_and(goes_on)
-            && self.evaluated.prepare(self.answer_adapters.as_ref().unwrap_or(&self.adapters)) == 1
+        let Some(pull) = self.answer.as_ref().filter(|pull| goes_on(pull)) else { return false };
+        self.evaluated.prepare(self.answer_adapters.as_ref().unwrap_or(&self.adapters), pull.answer.needs()) == 1
     }
 
     fn next_part(&mut self) -> PassPart<'_> {
         let adapters = self.answer_adapters.as_ref().unwrap_or(&self.adapters);
-        PassPart { evaluated: &mut self.evaluated, adapters, piece: 1 }
+        let needs = self.answer.as_ref().map_or(Needs::Logits, |pull| pull.answer.needs());
+        PassPart { evaluated: &mut self.evaluated, adapters, needs, piece: 1 }
     }
 
     /// The natural logarithm of the probability that the model itself gives each of `tokens`: the first behind what the session holds,
@@ -433,7 +440,7 @@ impl Session {
         });
         let mut watched: Option<&mut ProgressFn<'_>> = watched.as_mut().map(|f| f as _);
         let cancelled = options.cancel.as_ref().map_or(Ok(()), Cancel::check);
-        match cancelled.and_then(|()| self.evaluate(chunk, options.cancel.as_ref(), &mut watched)) {
+        match cancelled.and_then(|()| self.evaluate(answer.needs(), chunk, options.cancel.as_ref(), &mut watched)) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::Cancelled => {
                 answer.finish(if stopped { FinishReason::Callback } else { FinishReason::Cancelled });
@@ -444,7 +451,7 @@ impl Session {
         self.choose(answer)
     }
 
-    /// The next token by the logits that are known.
+    /// The next token by what is known.
     fn choose(&mut self, answer: &mut Answer) -> Result<Option<TokenEvent>> {
         if !answer.is_started() {
             answer.start(std::mem::take(&mut self.prefill_seconds));
@@ -454,8 +461,11 @@ impl Session {
             answer.finish(FinishReason::ContextFull);
             return Ok(None);
         }
-        let logits = self.evaluated.logits().unwrap_or_default();
-        let (event, goes_on) = match answer.choose(self.model(), logits, self.tokens(), room) {
+        let known = match self.evaluated.best() {
+            Some(best) => Known::Best(best),
+            None => Known::Logits(self.evaluated.logits().unwrap_or_default()),
+        };
+        let (event, goes_on) = match answer.choose(self.model(), known, self.tokens(), room) {
             // While a grammar said which tokens may come.
             Err(error) if error.kind() == ErrorKind::Cancelled => {
                 answer.finish(FinishReason::Cancelled);
@@ -495,7 +505,7 @@ impl Session {
         // An answer that failed on its way may have adapters of its own, and may go on with them afterwards.
         let failed = self.answer.as_ref().is_some_and(|pull| !pull.begun);
         let answer_adapters = if failed { self.answer_adapters.take() } else { None };
-        let evaluated = self.evaluate(PREFILL_CHUNK, None, &mut None);
+        let evaluated = self.evaluate(Needs::Logits, PREFILL_CHUNK, None, &mut None);
         if failed {
             self.answer_adapters = answer_adapters;
         }

@@ -2,9 +2,8 @@
 //!
 //! The kernels are `gpu/*.h`, written in what the two languages have in common; `metal.h` and `cuda.h` give them the same names on each.
 //! Here stands what the host has to know of them: how weights are kept (`gpu/format.rs`, `gpu/matrix.rs`), which text a compiler is given
-//! (`gpu/library.rs`), where they run (`gpu/device.rs`), with what they are launched (`gpu/launch.rs`), which lists of launches come again
-//! (`gpu/replay.rs`), and the comparison with the CPU's
-//! kernels (`gpu/compare.rs`).
+//! (`gpu/library.rs`), where they run (`gpu/device.rs`), with what they are launched (`gpu/launch.rs`, `gpu/argmax.rs`), which lists of
+//! launches come again (`gpu/replay.rs`), and the comparison with the CPU's kernels (`gpu/compare.rs`).
 //!
 //! A decoder evaluates single tokens by them, and quantised weights are theirs (`ops/gpu/`); what lies between the products of a batch is
 //! `gpu/batch.rs`. CUDA has run them, no GPU of Apple has. `make
@@ -18,6 +17,7 @@ mod library;
 mod device;
 mod replay;
 mod launch;
+mod argmax;
 mod batch;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -28,6 +28,7 @@ mod compare;
 #[cfg(test)]
 mod tests;
 
+pub use argmax::BestToken;
 pub use batch::{BatchBlock, BatchNorm, BatchOps, BatchPlaces, BatchRotation, BatchScores};
 #[cfg(feature = "selftest")]
 pub use compare::{Comparison, compare, compile};

@@ -88,5 +88,5 @@ impl Transformer {
 /// Those behind some rows, counted from the first of these.
 fn behind<'a>(logits: &'a mut [StepLogits<'_>], rows: Range<usize>) -> Vec<StepLogits<'a>> {
     let own = logits.iter_mut().filter(|logits| rows.contains(&logits.row));
-    own.map(|StepLogits { row, out }| StepLogits { row: *row - rows.start, out }).collect()
+    own.map(|StepLogits { row, out }| StepLogits { row: *row - rows.start, out: out.lent() }).collect()
 }

@@ -53,8 +53,8 @@ pub use experts::{ExpertRows, Routed, Routing, combine, route};
 pub use fault::inject_device_failure;
 pub use gate::gate;
 pub use gpu::{
-    AttentionPart, BranchPart, DecodeStep, DecoderParts, DeviceMatrix, LinearPart, MlpPart, OperationPart, ResidualPart,
-    RopePart, StepChange, StepChanges, StepLogits, StepSequence, Unsupported,
+    AttentionPart, BestToken, BranchPart, DecodeStep, DecoderParts, DeviceMatrix, LinearPart, MlpPart, OperationPart,
+    ResidualPart, RopePart, StepChange, StepChanges, StepLogits, StepOutput, StepSequence, Unsupported,
 };
 pub use linear::{AdaptedLinear, DotProducts, linear, logits};
 pub use low_rank::{AddedRows, DeltaPart, Dropout, LowRankDelta, LowRankDeltas, merged, summed_bias};

@@ -45,6 +45,8 @@ norm-barrier|common.h|/partial\[at.simd\] = v;/{n;s/group_barrier();//}|races|ro
 argmax-tie|argmax.h|s/id < than_id/id > than_id/|values|row_half|WRONG argmax
 argmax-part|argmax.h|s/min(begin + p.part, p.count)/begin + p.part/|memory|row_half|AddressSanitizer
 argmax-barrier|argmax.h|s/    group_barrier();//|races|row_half|ThreadSanitizer: data race
+argmax-sum|argmax.h|s/exp(capped(row\[i\], p.softcap) - v)/exp(row[i] - v)/|values|row_half|WRONG argmax
+argmax-row|argmax.h|s/scores + size_t(at.group.y) \* p.count/scores/|values|row_half|WRONG argmax
 argmax-all-write|argmax.h|s/if (at.index > 0) return;//|races|row_half|ThreadSanitizer: data race
 # batch.h
 batch-stride|batch.h|s/p.groups) \* p.stride + /p.groups) * p.cols * p.groups + /|values|batch_half|WRONG norm_batch

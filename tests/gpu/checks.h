@@ -264,23 +264,40 @@ static void check_attention(Gpu& gpu, const std::string& library, Type t, uint d
 }
 
 // ---- argmax ----
+// The parts of a row together, as the host has them.
+struct Best { float highest; double sum; uint id; };
+static Best best_of(const uint* parts, uint count) {
+    Best all = {-1e30f, 0, 0xffffffffu};
+    auto value = [&](uint i) { float v; memcpy(&v, parts + i, 4); return v; };
+    for (uint i = 0; i < count; i++) if (value(4 * i) > all.highest) all.highest = value(4 * i), all.id = parts[4 * i + 2];
+    for (uint i = 0; i < count; i++) all.sum += value(4 * i + 1) * std::exp(double(value(4 * i)) - all.highest);
+    return all;
+}
 static void check_argmax(Gpu& gpu, const std::string& library) {
-    for (uint count : {1u, 5u, 1000u, 5003u}) for (int kind = 0; kind < 3; kind++) {
+    for (uint count : {1u, 5u, 1000u, 5003u}) for (int kind = 0; kind < 4; kind++) {
         if (few && (count != 1000 || kind > 0)) continue;
-        Buffer values(gpu, F32, count), best(gpu, F32, 8, 0), ids(gpu, F32, 8, 0), last(gpu, F32, 1, 0), id(gpu, F32, 1, 0);
-        Buffer positions(gpu, F32, 1, 0);
-        float* v = values.as<float>();
-        if (kind == 1) for (uint i = 0; i < count; i++) v[i] = float(i / 7 % 3);  // many equal ones
+        const uint rows = 2, parts = 8;
+        const float cap = kind == 3 ? 0.5f : 0;
+        Buffer scores(gpu, F32, rows * count), best(gpu, F32, 4 * parts * rows, 0);
+        float* v = scores.as<float>();
+        if (kind == 1) for (uint i = 0; i < rows * count; i++) v[i] = float(i / 7 % 3);  // many equal ones
         if (kind == 2) for (uint i = 0; i < count; i += 2) v[i] = NAN;
-        values.up(), positions.as<uint>()[0] = 4, positions.up();
-        uint want = 0;
-        bool any = false;
-        for (uint i = 0; i < count; i++) if (v[i] == v[i] && (!any || v[i] > v[want])) want = i, any = true;
-        Argmax parts = {count, (count + 7) / 8, 0}, whole = {8, 8, 1};
-        run(gpu, library, "argmax", {8, 1, 1}, 256, values.at(), ids.at(), best.at(), ids.at(), positions.at(), parts);
-        run(gpu, library, "argmax", {1, 1, 1}, 64, best.at(), ids.at(), last.at(), id.at(), positions.at(), whole);
-        id.down(), positions.down();
-        if (id.as<uint>()[0] != want || positions.as<uint>()[0] != 5)
-            wrong("argmax of " + std::to_string(count) + " kind " + std::to_string(kind) + ": " + std::to_string(id.as<uint>()[0]));
+        scores.up();
+        const Argmax p = {count, (count + parts - 1) / parts, cap};
+        run(gpu, library, "argmax", {parts, rows, 1}, 256, scores.at(), best.at(), p);
+        best.down();
+        for (uint r = 0; r < rows; r++) {
+            const float* row = v + r * count;
+            uint want = 0xffffffffu;
+            for (uint i = 0; i < count; i++) if (row[i] == row[i] && (want > i || row[i] > row[want])) want = i;
+            auto capped = [&](uint i) { return cap > 0 ? cap * std::tanh(double(row[i]) / cap) : double(row[i]); };
+            double sum = 0;
+            for (uint i = 0; i < count; i++) sum += std::exp(capped(i) - (want < count ? capped(want) : 0));
+            const Best found = best_of(best.as<uint>() + 4 * parts * r, parts);
+            const bool near = sum != sum ? found.sum != found.sum : std::fabs(found.sum - sum) <= 1e-5 * sum;
+            if (found.id != want || !near)
+                wrong("argmax of " + std::to_string(count) + " kind " + std::to_string(kind) + ": " + std::to_string(found.id) + ", sum " +
+                      std::to_string(found.sum) + ", not " + std::to_string(want) + ", " + std::to_string(sum));
+        }
     }
 }

@@ -6,7 +6,7 @@ use crate::nn::{
     Adapters, Batch, Entry, LayerState, Mix, OperationConfig, Pass, RowAdapters, SNAPSHOTS, TensorSource, TrainedModule,
     TrainedValues, Tying,
 };
-use crate::ops::{Backend, Dropout, KvFormat, ParameterValues, StepLogits};
+use crate::ops::{Backend, Dropout, KvFormat, ParameterValues, StepLogits, StepOutput};
 
 /// The network of a directory, on the CPU, by our kernels or by the tensor operations of GPUs.
 fn network(directory: &Path, kernels: bool) -> Transformer {
@@ -116,7 +116,7 @@ fn stepped(network: &Transformer, ids: &[u32], prompt: usize, adapters: Option<&
     for at in prompt..ids.len() {
         let mut out = Vec::new();
         let step = Step { ids: &ids[at..=at], states: &mut states, length: ids.len(), adapters };
-        assert!(network.decode(&mut [step], &mut [StepLogits { row: 0, out: &mut out }]).unwrap());
+        assert!(network.decode(&mut [step], &mut [StepLogits { row: 0, out: StepOutput::All(&mut out) }]).unwrap());
         assert_eq!(states.len(), at + 1);
         all.extend(out);
     }
@@ -197,7 +197,8 @@ fn several_rows_of_several_sequences_are_one_step() {
                 .map(|(i, states)| Step { ids: &all[i][lengths[i].0..], states, length: all[i].len(), adapters: None })
                 .collect();
             let mut outs = vec![Vec::new(); 8];
-            let mut wanted: Vec<_> = outs.iter_mut().enumerate().map(|(row, out)| StepLogits { row, out }).collect();
+            let mut wanted: Vec<_> =
+                outs.iter_mut().enumerate().map(|(row, out)| StepLogits { row, out: StepOutput::All(out) }).collect();
             assert!(network.decode(&mut steps, &mut wanted).unwrap());
             assert!(states.iter().zip(&all).all(|(states, ids)| states.len() == ids.len()));
             let want: Vec<f32> = (0..lengths.len())
@@ -206,6 +207,40 @@ fn several_rows_of_several_sequences_are_one_step() {
             let largest = want.iter().fold(1f32, |largest, x| largest.max(x.abs()));
             let error = want.iter().zip(outs.iter().flatten()).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
             assert!(outs.concat().len() == want.len() && error < 2e-4 * largest, "{}: {error}", directory.display());
+            // The most probable token of some rows, beside all logits of the others.
+            for (states, (held, _)) in states.iter_mut().zip(&lengths) {
+                states.truncate(*held);
+            }
+            let mut steps: Vec<_> = states
+                .iter_mut()
+                .enumerate()
+                .map(|(i, states)| Step { ids: &all[i][lengths[i].0..], states, length: all[i].len(), adapters: None })
+                .collect();
+            let (mut best, mut others) = ([None; 8], vec![Vec::new(); 8]);
+            let mut wanted: Vec<_> = best
+                .iter_mut()
+                .zip(&mut others)
+                .enumerate()
+                .map(|(row, (best, all))| StepLogits {
+                    row,
+                    out: if row % 3 == 0 { StepOutput::All(all) } else { StepOutput::Best(best) },
+                })
+                .collect();
+            assert!(network.decode(&mut steps, &mut wanted).unwrap());
+            for (row, (best, logits)) in best.iter().zip(&outs).enumerate() {
+                if row % 3 == 0 {
+                    assert!(best.is_none() && others[row] == *logits, "{}: row {row}", directory.display());
+                    continue;
+                }
+                let best = best.unwrap();
+                let highest = logits.iter().fold(f32::MIN, |highest, x| highest.max(*x));
+                let sum: f64 = logits.iter().map(|x| f64::from(x - highest).exp()).sum();
+                let at = logits.iter().position(|x| *x == highest).unwrap();
+                let error = (f64::from(best.logprob) + sum.ln()).abs();
+                // A softcap of the device may round two logits to one that the host tells apart.
+                let is_same = best.id as usize == at || highest - logits[best.id as usize] < 1e-5;
+                assert!(is_same && error < 1e-5, "{}: row {row}: {best:?}, not {at}: {error}", directory.display());
+            }
             // Nine rows of one sequence are no step; of nine sequences they are two.
             let mut states = network.new_states();
             let step = Step { ids: &ids(0)[..9], states: &mut states, length: 9, adapters: None };
@@ -222,12 +257,13 @@ fn several_rows_of_several_sequences_are_one_step() {
                 let mut steps: Vec<_> =
                     steps.map(|(states, ids)| Step { ids: &ids[2..3], states, length: 3, adapters: None }).collect();
                 let mut outs = vec![Vec::new(); 9];
-                let mut wanted: Vec<_> = outs.iter_mut().enumerate().map(|(row, out)| StepLogits { row, out }).collect();
+                let mut wanted: Vec<_> =
+                    outs.iter_mut().enumerate().map(|(row, out)| StepLogits { row, out: StepOutput::All(out) }).collect();
                 assert!(network.decode(&mut steps, &mut wanted).unwrap());
                 for (i, out) in outs.iter().enumerate() {
                     let (mut states, mut alone) = (begun(i), Vec::new());
                     let step = Step { ids: &all[i][2..3], states: &mut states, length: 3, adapters: None };
-                    assert!(network.decode(&mut [step], &mut [StepLogits { row: 0, out: &mut alone }]).unwrap());
+                    assert!(network.decode(&mut [step], &mut [StepLogits { row: 0, out: StepOutput::All(&mut alone) }]).unwrap());
                     let error = out.iter().zip(&alone).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
                     assert!(out.len() == vocab_size && error < 2e-4 * largest, "{}: row {i}: {error}", directory.display());
                     assert_eq!(together[i].len(), 3);
@@ -267,7 +303,7 @@ fn adapters_are_in_the_step_of_a_gpu() {
                 let mut states = tensors.new_states();
                 let step = Step { ids: &ids[..1], states: &mut states, length: 1, adapters: Some(&adapters) };
                 let mut out = Vec::new();
-                if !tensors.decode(&mut [step], &mut [StepLogits { row: 0, out: &mut out }]).unwrap() {
+                if !tensors.decode(&mut [step], &mut [StepLogits { row: 0, out: StepOutput::All(&mut out) }]).unwrap() {
                     assert_eq!(states.len(), 0);
                     others += 1;
                     continue;
@@ -288,7 +324,7 @@ fn adapters_are_in_the_step_of_a_gpu() {
                 ];
                 let mut outs = [Vec::new(), Vec::new()];
                 let [a, b] = &mut outs;
-                let mut wanted = [StepLogits { row: 1, out: b }, StepLogits { row: 0, out: a }];
+                let mut wanted = [StepLogits { row: 1, out: StepOutput::All(b) }, StepLogits { row: 0, out: StepOutput::All(a) }];
                 assert!(tensors.decode(&mut steps, &mut wanted).unwrap());
                 let plain = logits(&kernels, &ids[..1], 1, None);
                 let error = plain.iter().zip(&outs[1]).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
@@ -489,6 +525,69 @@ fn lives(model: &Model) -> Vec<Vec<f32>> {
     session.end().unwrap();
     all.push(session.logits().unwrap().to_vec());
     all
+}
+
+/// Tokens and their log-probabilities of answers in one session, some of which need all logits; and those that were asked for between.
+#[cfg(feature = "selftest")]
+fn answers(model: &Model) -> (Vec<u32>, Vec<f32>) {
+    use crate::engine::{GenerateOptions, Session};
+
+    let mut session = Session::new(model, 0).unwrap();
+    session.append_tokens(&[3, 9, 1, 4, 11, 7, 2], None).unwrap();
+    let (mut tokens, mut logprobs) = (Vec::new(), Vec::new());
+    let greedy = GenerateOptions { max_tokens: 6, ignore_eos: true, ..GenerateOptions::default() };
+    let biased = GenerateOptions { max_tokens: 2, ..greedy.clone() }.logit_bias([(7, 4.0)]);
+    for options in [&greedy, &biased, &greedy] {
+        session.begin(options).unwrap();
+        while let Some(event) = session.next().unwrap() {
+            tokens.push(event.token);
+            logprobs.push(event.logprob);
+            if event.index == 3 {
+                // The answer goes on with what this makes known.
+                let (token, logprob) = session.top_logprobs(1).unwrap()[0];
+                tokens.push(token);
+                logprobs.push(logprob);
+            }
+        }
+        session.end().unwrap();
+        logprobs.extend(session.logits().unwrap());
+    }
+    (tokens, logprobs)
+}
+
+#[cfg(feature = "selftest")]
+#[test]
+fn answers_are_chosen_by_the_step_of_a_gpu() {
+    use crate::engine::evaluated::{Evaluated, Needs};
+    use crate::engine::lora::Attached;
+
+    crate::kernels::gpu::with_executor(|| {
+        for name in ["qwen2_tied", "gemma2", "gemma3_text"] {
+            let path = format!("tests/golden/decoders/{name}");
+            let open = |device| {
+                let options = LoadOptions { device: Some(device), dtype: Some(Dtype::F32), ..LoadOptions::default() };
+                Model::load(&path, &options, None).unwrap()
+            };
+            let [cpu, gpu] = [Device::new(DeviceKind::Cpu, 0).unwrap(), Device::cpu_by_tensors()].map(open);
+            let [(want_tokens, want), (tokens, found)] = [&cpu, &gpu].map(answers);
+            assert_eq!(tokens, want_tokens, "{name}");
+            let error = want.iter().zip(&found).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+            assert!(want.len() == found.len() && error < 2e-4, "{name}: {error}");
+            // All logits are read where they are needed, and then no less is known.
+            let mut evaluated = Evaluated::new(&gpu);
+            evaluated.push(&[3, 9, 1]);
+            let mut known = |needs| {
+                evaluated.evaluate(&Attached::default(), needs, 512, &mut |_, _| Ok(())).unwrap();
+                (evaluated.best().map(|best| best.id), evaluated.logits().map(|logits| logits.to_vec()))
+            };
+            let (best, none) = known(Needs::Best);
+            assert!(best.is_some() && none.is_none(), "{name}");
+            assert_eq!(known(Needs::Best), (best, none));
+            let (none, logits) = known(Needs::Logits);
+            assert!(none.is_none() && logits.is_some());
+            assert_eq!(known(Needs::Best), (none, logits));
+        }
+    });
 }
 
 #[cfg(feature = "selftest")]

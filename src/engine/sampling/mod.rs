@@ -309,6 +309,12 @@ impl Sampler {
         self.sample_allowed(logits, None, context, generated)
     }
 
+    /// Whether every token is the most probable one of the logits as they are.
+    pub(in crate::engine) fn takes_best(&self) -> bool {
+        let sampling = &self.sampling;
+        sampling.temperature == 0.0 && !penalties::is_on(sampling) && sampling.logit_bias.is_empty()
+    }
+
     /// The same among the tokens whose bit is set: bit `id % 32` of word `id / 32`; `None` = all. The log-probability is still
     /// that of the whole row.
     ///

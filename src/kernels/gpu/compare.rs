@@ -4,15 +4,15 @@ use candle_core::{Tensor, bail};
 use half::f16;
 
 use super::super::{
-    Activation, Epilogue, Format, KvFormat, KvHeads, Mask, NormKind, Normalise, Packed, Use, add_scaled, attend, gated, matmul,
-    noise, normalise, random_blocks, rotate,
+    Activation, Epilogue, Format, KvFormat, KvHeads, Mask, NormKind, Normalise, Packed, Use, add_scaled, attend, exp_sum,
+    first_at, gated, highest, matmul, noise, normalise, random_blocks, rotate, scale_softcap,
 };
 #[cfg(feature = "selftest")]
 use super::GpuFormat;
 #[cfg(feature = "selftest")]
 use super::batch::BatchKernels;
 use super::matrix::GpuMatrix;
-use super::{Element, Gpu, GpuSlice, Library};
+use super::{BestToken, Element, Gpu, GpuSlice, Library};
 
 /// What a kernel gave: its name; ‖a − b‖ / ‖b‖ of its result and the CPU's, or why there is nothing to compare; what is allowed.
 pub type Comparison = (String, Result<f32, String>, f32);
@@ -21,6 +21,7 @@ pub type Comparison = (String, Result<f32, String>, f32);
 pub fn compare(gpu: &Gpu) -> Vec<Comparison> {
     let mut rows = Rows { gpu, rows: Vec::new() };
     rows.norms();
+    rows.argmax();
     for format in FORMATS {
         rows.products(format);
     }
@@ -195,6 +196,28 @@ impl Rows<'_> {
         self.add("norm_f32, sum".into(), 0.0, run(self, ADD_BEFORE, 4), &sum);
         normalise(norm, &sum, cols, cols, &mut want);
         self.add("norm_f32, norm of the sum".into(), 1e-6, run(self, ADD_BEFORE, 5), &want);
+    }
+
+    fn argmax(&mut self) {
+        let (count, cap) = (5003, 0.75f32);
+        let scores = noise(2 * count, 6);
+        let words_of_row = BestToken::words(count);
+        let params = [count as u32, 1024, cap.to_bits()];
+        let launch = Launch { library: ROW, kernel: "argmax", grid: [5, 2, 1], threads: 256, params: &params };
+        let found = self.run(launch, vec![words(&scores), nan(2 * words_of_row)], 1).map(|words| floats(&words));
+        let found = found.map(|words| words.chunks_exact(words_of_row).map(BestToken::of).collect::<Vec<_>>());
+        // The id as well as what it is worth.
+        let values = |id: u32, logprob: f32| [id as f32, logprob];
+        let found = found.map(|best| best.iter().flat_map(|best| values(best.id, best.logprob)).collect());
+        let mut want = Vec::new();
+        for row in scores.chunks_exact(count) {
+            let mut row = row.to_vec();
+            scale_softcap(&mut row, 1.0, Some(cap));
+            let best = highest(&row).unwrap_or(f32::NAN);
+            let id = first_at(&row, best).unwrap_or(0);
+            want.extend(values(id as u32, -exp_sum(&row, best).ln() as f32));
+        }
+        self.add("argmax".into(), 1e-6, found, &want);
     }
 
     fn products(&mut self, format: Format) {

@@ -30,10 +30,11 @@ pub const MOST_SPLITS: usize = 16;
 /// Rows of a launch at most: threadgroups in that direction of a CUDA grid.
 pub const MOST_ROWS: usize = 65_535;
 
-/// The kernels for rows: norms.
+/// The kernels for rows: norms, and the greedy choice.
 #[derive(Debug, Clone, Copy)]
 pub struct RowKernels {
     norm: GpuKernel,
+    pub(super) argmax: GpuKernel,
 }
 
 /// The kernels for products with matrices of one format.
@@ -224,7 +225,8 @@ impl Cut {
 
 impl Gpu {
     pub fn row_kernels(&self, element: Element) -> Result<RowKernels> {
-        Ok(RowKernels { norm: self.kernel(Library::Row { element }, "norm_f32")? })
+        let library = Library::Row { element };
+        Ok(RowKernels { norm: self.kernel(library, "norm_f32")?, argmax: self.kernel(library, "argmax")? })
     }
 
     pub fn product_kernels(&self, element: Element, format: GpuFormat) -> Result<ProductKernels> {

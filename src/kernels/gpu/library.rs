@@ -89,7 +89,7 @@ impl Library {
 /// How many of its last buffers a kernel writes.
 pub fn buffers_written(kernel: &str) -> u32 {
     match kernel {
-        "heads" | "argmax" => 3,
+        "heads" => 3,
         "cross_entropy" | "attention" | "norm_t" | "norm_f32" | "norm_f32_t" => 2,
         _ => 1,
     }

@@ -68,8 +68,8 @@ struct Flash {
 
 struct Argmax {
     uint count;
-    uint part;  // values of a threadgroup
-    uint last;  // whether this run chooses among winners
+    uint part;  // scores of a threadgroup
+    float softcap;  // 0: none
 };
 
 // Of batch.h and batch_attention.h. `stride`: values from the beginning of a row of x to that of the next; `count`: values, or pairs, that

@@ -4,7 +4,7 @@
 //! Of several rows, of one sequence or of many, four share what is read of a matrix; a norm is then a launch of its own, and each row has
 //! its attention. What adapters add to a product of one row is made before it, `B A x`, and takes the place of its bias.
 //!
-//! Weights, keys and values are the tensors that prompts are evaluated with; of a step only the logits come back.
+//! Weights, keys and values are the tensors that prompts are evaluated with; of a step only the logits come back, or the best token.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -14,8 +14,8 @@ use super::weight::{StepDelta, element};
 use super::{AttentionPart, DecoderParts, DeviceMatrix, LinearPart, MlpPart, OperationPart, ResidualPart, Unsupported};
 use crate::error::OutOfMemory;
 use crate::kernels::gpu::{
-    AttentionKernels, DecodedRows, Element, Gated, Gpu, GpuAngles, GpuCache, GpuFormat, GpuNorm, GpuSlice, GpuView, GpuWeight,
-    HeadCounts, LaunchList, MOST_SPLITS, ProductWith, QkNorms, Replays, RopePairs, RowKernels,
+    AttentionKernels, BestToken, DecodedRows, Element, Gated, Gpu, GpuAngles, GpuCache, GpuFormat, GpuNorm, GpuSlice, GpuView,
+    GpuWeight, HeadCounts, LaunchList, MOST_SPLITS, ProductWith, QkNorms, Replays, RopePairs, RowKernels,
 };
 use crate::kernels::scale_softcap;
 use crate::ops::{Activation, Backend, KvFormat, LayerCache, LowRankDeltas, Mask, Norm, NormKind, Vector, fault};
@@ -32,10 +32,27 @@ pub struct StepSequence<'a> {
     pub turns: Vec<f32>,
 }
 
-/// Where the logits behind a row of a step go: `out` becomes `(V)`.
+/// What is asked for behind a row of a step.
 pub struct StepLogits<'a> {
     pub row: usize,
-    pub out: &'a mut Vec<f32>,
+    pub out: StepOutput<'a>,
+}
+
+/// Where it goes.
+pub enum StepOutput<'a> {
+    /// All logits, `(V)`.
+    All(&'a mut Vec<f32>),
+    /// The most probable token alone: a few words in place of the vocabulary.
+    Best(&'a mut Option<BestToken>),
+}
+
+impl StepOutput<'_> {
+    pub fn lent(&mut self) -> StepOutput<'_> {
+        match self {
+            Self::All(out) => StepOutput::All(out),
+            Self::Best(token) => StepOutput::Best(token),
+        }
+    }
 }
 
 /// What adapters change of a linear.
@@ -69,6 +86,8 @@ struct Launches {
     rows: RowKernels,
     /// What is uploaded for a step.
     words: Vec<u32>,
+    /// What comes back of [`StepOutput::Best`].
+    best: Vec<f32>,
     /// The memory of a step's kernels.
     kernels: Vec<crate::kernels::gpu::Launch>,
     /// What is kept of steps before.
@@ -95,6 +114,8 @@ struct Workspace {
     parts: GpuSlice,
     hidden: RowVectors,
     logits: RowVectors,
+    /// The greatest of each row's logits, by parts.
+    best: GpuSlice,
 }
 
 /// A vector of each row of a step: `len` words from `first` on of rows that are `stride` apart.
@@ -263,6 +284,7 @@ impl DecodeStep {
                 list,
                 rows,
                 words: Vec::new(),
+                best: Vec::new(),
                 kernels: Vec::new(),
                 replays: Replays::default(),
             }),
@@ -291,15 +313,18 @@ impl DecodeStep {
             bail!("a step: expected one token with adapters, found {rows}")
         }
         for StepLogits { row, out } in logits.iter_mut() {
-            let no_memory = |_| OutOfMemory { what: format!("{} logits", self.vocab_size) };
-            out.try_reserve_exact(self.vocab_size.saturating_sub(out.len())).map_err(no_memory)?;
-            out.resize(self.vocab_size, 0.0);
+            if let StepOutput::All(out) = out {
+                let no_memory = |_| OutOfMemory { what: format!("{} logits", self.vocab_size) };
+                out.try_reserve_exact(self.vocab_size.saturating_sub(out.len())).map_err(no_memory)?;
+                out.resize(self.vocab_size, 0.0);
+            }
             if *row >= rows {
                 bail!("a step: expected one of {rows} rows, found {row}")
             }
         }
+        let wants_best = logits.iter().any(|logits| matches!(logits.out, StepOutput::Best(_)));
         let mut launches = self.launches.lock().unwrap_or_else(PoisonError::into_inner);
-        let Launches { workspace, list, rows: row_kernels, words, kernels, replays } = &mut *launches;
+        let Launches { workspace, list, rows: row_kernels, words, best, kernels, replays } = &mut *launches;
         self.inputs(sequences, &places, words);
         let mut caches = Vec::with_capacity(sequences.len());
         for StepSequence { ids, caches: own, .. } in sequences.iter_mut() {
@@ -314,11 +339,25 @@ impl DecodeStep {
         for launch in list.iter() {
             launch.add(&step, &mut started)?;
         }
+        if wants_best {
+            let scores = (workspace.logits.all.view(), rows, self.vocab_size);
+            started.argmax(*row_kernels, scores, self.logit_softcap, workspace.best.view())?;
+        }
         *kernels = started.start_again(replays)?;
+        let of_row = BestToken::words(self.vocab_size);
+        if wants_best {
+            best.resize(rows * of_row, 0.0);
+            gpu.download(&workspace.best, 0, best)?;
+        }
         for StepLogits { row, out } in logits {
-            gpu.download(&workspace.logits.all, *row * self.vocab_size, out)?;
-            if self.logit_softcap.is_some() {
-                scale_softcap(out, 1.0, self.logit_softcap);
+            match out {
+                StepOutput::Best(token) => **token = Some(BestToken::of(&best[*row * of_row..][..of_row])),
+                StepOutput::All(out) => {
+                    gpu.download(&workspace.logits.all, *row * self.vocab_size, out)?;
+                    if self.logit_softcap.is_some() {
+                        scale_softcap(out, 1.0, self.logit_softcap);
+                    }
+                }
             }
         }
         for StepSequence { ids, caches, .. } in sequences {
@@ -659,7 +698,7 @@ impl Workspace {
         let angles: Vec<usize> = parts.ropes.iter().map(|half| (2 * half).next_multiple_of(4)).collect();
         let inputs = ROWS * (5 + 2 * angles.iter().sum::<usize>());
         let rows = [width, width, width, width, qkv, q, q, hidden, vocab_size].map(|words| ROWS * words);
-        let sizes = [&[inputs, split], &rows[..]].concat();
+        let sizes = [&[inputs, split, ROWS * BestToken::words(vocab_size)], &rows[..]].concat();
         // A multiple of 256 bytes each.
         let total = sizes.iter().map(|words| words.next_multiple_of(64)).sum::<usize>();
         let all = GpuSlice::of(&Tensor::zeros(total, DType::F32, gpu.device())?)?;
@@ -673,9 +712,9 @@ impl Workspace {
         for words in sizes {
             taken.push(take(words)?);
         }
-        let rows = taken.split_off(2).into_iter().map(RowVectors::new).collect::<Vec<_>>();
-        let (Ok([inputs, split]), Ok([x, sum, normed, branch, qkv, q, attended, hidden, logits])) =
-            (<[GpuSlice; 2]>::try_from(taken), <[RowVectors; 9]>::try_from(rows))
+        let rows = taken.split_off(3).into_iter().map(RowVectors::new).collect::<Vec<_>>();
+        let (Ok([inputs, split, best]), Ok([x, sum, normed, branch, qkv, q, attended, hidden, logits])) =
+            (<[GpuSlice; 3]>::try_from(taken), <[RowVectors; 9]>::try_from(rows))
         else {
             bail!("a workspace of other parts")
         };
@@ -693,7 +732,7 @@ impl Workspace {
         let ids = inputs.words(0, ROWS)?;
         let positions = (0..ROWS).map(|row| inputs.words(ROWS + 4 * row, 4)).collect::<Result<_>>()?;
         let (angles, parts) = (of_ropes, split);
-        Ok(Self { inputs, ids, positions, angles, x, sum, normed, branch, qkv, q, attended, parts, hidden, logits })
+        Ok(Self { inputs, ids, positions, angles, x, sum, normed, branch, qkv, q, attended, parts, hidden, logits, best })
     }
 }
 
