@@ -32,11 +32,11 @@ pub use argmax::BestToken;
 pub use batch::{BatchBlock, BatchNorm, BatchOps, BatchPlaces, BatchRotation, BatchScores};
 #[cfg(feature = "selftest")]
 pub use compare::{Comparison, compare, compile};
-pub use device::{Gpu, GpuSlice, GpuView, Launch, LaunchList};
+pub use device::{Gpu, GpuSlice, GpuView, Launch, LaunchList, ListKey};
 pub use format::GpuFormat;
 pub use launch::{
     AttentionKernels, DecodedRows, Gated, GpuAngles, GpuCache, GpuNorm, GpuWeight, HeadCounts, MOST_ROWS, MOST_SPLITS,
-    ProductWith, QkNorms, RopePairs, RowKernels,
+    ProductWith, QkNorms, RopePairs, RowKernels, attention_splits,
 };
 pub use library::{Element, Library};
 pub use matrix::GpuMatrix;

@@ -205,6 +205,16 @@ impl Gpu {
         LaunchList { gpu: self, launches, _lent: PhantomData }
     }
 
+    /// Starts the list that was recorded under a key, without making it; `false` if there is none, or the key is empty. Who shares
+    /// `replays` makes under a key the same launches each time: on the key's views, and on what lives as long as `replays`.
+    ///
+    /// # Errors
+    /// As [`LaunchList::start`].
+    pub fn start_known(&self, replays: &mut Replays, key: &ListKey<'_>) -> Result<bool> {
+        // SAFETY: as for `start`: the list was held against its buffers when it was recorded, and these are they.
+        unsafe { replays.start_known(key) }
+    }
+
     /// Writes words behind all kernels that were started before, where kernels alone read.
     pub fn upload(&self, to: &GpuSlice, words: &[u32]) -> Result<()> {
         to.view().holds(words.len(), "an upload")?;
@@ -218,6 +228,28 @@ impl Gpu {
         let place = Place { offset: from.place.offset + 4 * first as u64, ..from.place };
         // SAFETY: the slice has as many values behind the first.
         unsafe { self.launcher.download(place, out) }
+    }
+}
+
+/// What a list depends on, where one of equal words is equal in all its launches; without words it is of no list.
+#[derive(Debug, Default)]
+pub struct ListKey<'a> {
+    words: Vec<u64>,
+    _lent: PhantomData<&'a GpuSlice>,
+}
+
+impl<'a> ListKey<'a> {
+    pub fn number(&mut self, number: usize) {
+        self.words.push(number as u64);
+    }
+
+    /// Where a view begins, and its size.
+    pub fn view(&mut self, view: GpuView<'a>) {
+        self.words.extend([view.place.buffer as u64, view.place.offset, view.bytes as u64]);
+    }
+
+    pub(super) fn words(&self) -> &[u64] {
+        &self.words
     }
 }
 
@@ -268,15 +300,22 @@ impl<'a> LaunchList<'a> {
         unsafe { self.gpu.launcher.start(&self.launches) }
     }
 
-    /// The same for lists that come again. Returns the list for its memory, empty.
+    /// The same for lists that come again: by its key [`Gpu::start_known`] finds it. Returns the list for
+    /// its memory, empty.
     ///
     /// # Errors
     /// As [`start`](Self::start).
-    pub fn start_again(mut self, replays: &mut Replays) -> Result<Vec<Launch>> {
+    pub fn start_again(mut self, replays: &mut Replays, key: ListKey<'a>) -> Result<Vec<Launch>> {
         // SAFETY: as for `start`.
-        unsafe { replays.start(&self.gpu.launcher, &self.launches) }?;
+        unsafe { replays.start(&self.gpu.launcher, &self.launches, key.words()) }?;
         self.launches.clear();
         Ok(self.launches)
+    }
+
+    /// The launches so far, which are not started.
+    #[cfg(test)]
+    pub fn into_launches(self) -> Vec<Launch> {
+        self.launches
     }
 }
 

@@ -27,6 +27,13 @@ const NORM_EACH: u32 = 8;
 const STAGE: u32 = 4096;
 /// Threadgroups that share the keys of a head at most.
 pub const MOST_SPLITS: usize = 16;
+
+/// How many threadgroups share the keys of a head in the attention of the last of so many positions.
+pub fn attention_splits(mask: Mask, length: usize) -> usize {
+    let seen = mask.window.map_or(length, |window| window.min(length));
+    (seen / 512).clamp(1, MOST_SPLITS)
+}
+
 /// Rows of a launch at most: threadgroups in that direction of a CUDA grid.
 pub const MOST_ROWS: usize = 65_535;
 
@@ -434,8 +441,7 @@ impl<'a> LaunchList<'a> {
     ) -> Result<()> {
         let HeadCounts { heads, kv_heads } = counts;
         let dim = kernels.head_dim;
-        let seen = mask.window.map_or(length, |window| window.min(length));
-        let splits = (seen / 512).clamp(1, MOST_SPLITS);
+        let splits = attention_splits(mask, length);
         q.holds(heads * dim, "attention: q")?;
         out.holds(heads * dim, "attention: out")?;
         parts.holds(if splits > 1 { heads * splits * (dim + 2) } else { 0 }, "attention: parts")?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use candle_core::Result;
 
-use super::device::{Launch, Launcher};
+use super::device::{Launch, Launcher, ListKey};
 
 /// A list as a device keeps it.
 pub(super) trait Recording: Send {
@@ -31,6 +31,8 @@ pub struct Replays {
 }
 
 struct Kept {
+    /// Under which it was asked for last.
+    key: Vec<u64>,
     launches: Vec<Launch>,
     recording: Box<dyn Recording>,
     /// When it was started last, by the number of lists before.
@@ -55,17 +57,20 @@ impl Replays {
     ///
     /// # Safety
     /// As [`Launcher::start`].
-    pub(super) unsafe fn start(&mut self, launcher: &Arc<dyn Launcher>, launches: &[Launch]) -> Result<()> {
+    pub(super) unsafe fn start(&mut self, launcher: &Arc<dyn Launcher>, launches: &[Launch], key: &[u64]) -> Result<()> {
         self.started += 1;
         if let Some(kept) = self.kept.iter_mut().find(|kept| kept.launches == launches) {
             kept.used = self.started;
+            if kept.key != key {
+                kept.key = key.to_vec();
+            }
             // SAFETY: what was recorded is what the caller vouches for.
             return unsafe { kept.recording.start() };
         }
         if self.records && self.is_worth_recording(launches) {
             match launcher.clone().record(launches) {
                 Ok(Some(recording)) => {
-                    let kept = Kept { launches: launches.to_vec(), recording, used: self.started };
+                    let kept = Kept { key: key.to_vec(), launches: launches.to_vec(), recording, used: self.started };
                     // SAFETY: the same.
                     unsafe { kept.recording.start() }?;
                     self.kept.push(kept);
@@ -80,6 +85,26 @@ impl Replays {
         }
         // SAFETY: the caller vouches for the same.
         unsafe { launcher.start(launches) }
+    }
+
+    /// Starts the list that was recorded under a key, without making it; `false` if there is none. Nothing has the key of no words.
+    ///
+    /// # Safety
+    /// As [`Launcher::start`], for the one list that the caller makes under this key, as long as what is recorded here lives.
+    pub(super) unsafe fn start_known(&mut self, key: &ListKey<'_>) -> Result<bool> {
+        let key = key.words();
+        let Some(kept) = self.kept.iter_mut().find(|kept| !key.is_empty() && kept.key == key) else { return Ok(false) };
+        self.started += 1;
+        kept.used = self.started;
+        // SAFETY: the caller vouches for what was recorded.
+        unsafe { kept.recording.start() }?;
+        Ok(true)
+    }
+
+    /// What was recorded under a key.
+    #[cfg(test)]
+    pub fn known(&self, key: &ListKey<'_>) -> Option<&[Launch]> {
+        self.kept.iter().find(|kept| kept.key == key.words()).map(|kept| &kept.launches[..])
     }
 
     /// Whether a list was seen before, and there is room for it; makes room where something has not been used for long.
@@ -183,7 +208,7 @@ mod tests {
         for number in lists {
             let list = [Launch::with_words([number, 7]), Launch::with_words([7, number])];
             // SAFETY: nothing runs.
-            unsafe { replays.start(&launcher, &list) }.unwrap();
+            unsafe { replays.start(&launcher, &list, &[]) }.unwrap();
         }
         std::mem::take(&mut *device.told.lock().unwrap())
     }
@@ -194,6 +219,30 @@ mod tests {
         assert_eq!(told(&device, &mut replays, [1, 1]), [("started", 1), ("recorded", 1), ("replayed", 1)]);
         assert_eq!(told(&device, &mut replays, [1, 2, 1]), [("replayed", 1), ("started", 2), ("replayed", 1)]);
         assert_eq!(told(&device, &mut replays, [2, 2, 1]), [("recorded", 2), ("replayed", 2), ("replayed", 2), ("replayed", 1)]);
+    }
+
+    #[test]
+    fn a_recorded_list_is_known_by_its_key() {
+        let (device, mut replays) = (Arc::new(Device::default()), Replays::default());
+        let launcher: Arc<dyn Launcher> = device.clone();
+        let list = [Launch::with_words([5, 7])];
+        // SAFETY: nothing runs, here and below.
+        let mut start = |key: &[u64]| unsafe { replays.start(&launcher, &list, key) }.unwrap();
+        start(&[3]);
+        start(&[3]);
+        let of = |words: &[usize]| {
+            let mut key = ListKey::default();
+            words.iter().for_each(|word| key.number(*word));
+            key
+        };
+        let mut known = |words: &[usize]| unsafe { replays.start_known(&of(words)) }.unwrap();
+        assert!(known(&[3]) && !known(&[4]) && !known(&[]) && !known(&[3, 0]));
+        // Under another key it is known by that one.
+        unsafe { replays.start(&launcher, &list, &[4]) }.unwrap();
+        let mut known = |words: &[usize]| unsafe { replays.start_known(&of(words)) }.unwrap();
+        assert!(known(&[4]) && !known(&[3]));
+        let told: Vec<_> = device.told.lock().unwrap().iter().map(|told| told.0).collect();
+        assert_eq!(told, ["started", "recorded", "replayed", "replayed", "replayed", "replayed"]);
     }
 
     #[test]
