@@ -35,8 +35,8 @@ pub use compare::{Comparison, compare, compile};
 pub use device::{Gpu, GpuSlice, GpuView, Launch, LaunchList, ListKey};
 pub use format::GpuFormat;
 pub use launch::{
-    AttentionKernels, DecodedRows, Gated, GpuAngles, GpuCache, GpuNorm, GpuWeight, HeadCounts, MOST_ROWS, MOST_SPLITS,
-    ProductWith, QkNorms, RopePairs, RowKernels, attention_splits,
+    AttentionKernels, AttentionRow, DecodedRows, Gated, GpuAngles, GpuCache, GpuNorm, GpuWeight, HeadCounts, MOST_ROWS,
+    MOST_SPLITS, ProductWith, QkNorms, RopePairs, RowKernels, attention_splits,
 };
 pub use library::{Element, Library};
 pub use matrix::GpuMatrix;

@@ -101,13 +101,16 @@ split-barrier|product.h|/for (uint i = 0; i < p.split; i++)/!{/^            grou
 lonely-barrier|product.h|s/group_barrier();  \/\/ sums of/if (part == 0) group_barrier();  \/\//|values|product_half_512_four|wait in vain
 rows-scale|product.h|s/y, size_t(at.group.y) \* p.cols + 8/y, size_t(at.group.y) * p.cols + 7/|values|product_half_512_four|WRONG four rows
 # heads.h
-heads-position|heads.h|s/if (position >= p.capacity) return;//|memory|attention_half_64_7_2_4|AddressSanitizer
-heads-turn|heads.h|s/y \* c + x \* s/y * c - x * s/|values|attention_half_64_7_2_4|WRONG heads
-heads-angles|heads.h|s/head < p.heads ? q_angles : k_angles/q_angles/|values|attention_half_64_7_2_4|WRONG heads
-heads-each|heads.h|s/head < p.heads ? head : k_head/head/|memory|attention_half_64_7_2_4|AddressSanitizer
-heads-norm|heads.h|s/ + p.eps/ + 0/|values|attention_half_64_7_2_4|WRONG heads
+heads-turn|heads.h|s/y \* c + x \* s/y * c - x * s/|values|attention_half_64_7_2_4|WRONG attention
+heads-norm|heads.h|s/ + p.eps/ + 0/|values|attention_half_64_7_2_4|WRONG attention
+heads-after|heads.h|s/if (!(p.flags & NORM_AFTER))/if (true)/|values|attention_half_64_7_2_4|WRONG attention
 # attention.h
 attention-end|attention.h|s/, end - 1) \* (DIM/, p.capacity - 1) * (DIM/|values|attention_half_64_7_2_4|WRONG attention
+attention-position|attention.h|s/if (position >= p.capacity) return;//|memory|attention_half_64_7_2_4|AddressSanitizer
+attention-angles|attention.h|s/DIM, k_angles, p/DIM, q_angles, p/|values|attention_half_64_7_2_4|WRONG attention
+attention-each|attention.h|s/(each ? kv : 0)/(each ? p.heads + kv : 0)/|memory|attention_half_64_7_2_4|AddressSanitizer
+attention-newest|attention.h|s/end = min(stop, position)/end = stop/|races|attention_half_64_7_2_4|ThreadSanitizer: data race
+attention-rounded|attention.h|s/rounded(turned\[HEADS \* DIM + 8 \* sub + i\], T())/turned[HEADS * DIM + 8 * sub + i]/|values|attention_half_64_7_2_4|WRONG attention
 attention-window|attention.h|s/length - p.window : 0/length - p.window + 1 : 0/|values|attention_half_64_7_2_4|WRONG attention
 attention-lanes|attention.h|s/< DIM \/ 8 ? p.scale : 0/< 32 ? p.scale : 0/|values|attention_half_96_2_1_2|WRONG attention
 attention-barrier|attention.h|s/    group_barrier();//|races|attention_half_64_7_2_4|ThreadSanitizer: data race

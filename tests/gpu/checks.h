@@ -147,66 +147,19 @@ static void check_products(Gpu& gpu, const std::string& library, Type t, const F
     }
 }
 
-// ---- heads ----
-static void check_heads(Gpu& gpu, const std::string& library, Type t, uint dim) {
-    const uint heads = 3, kv = 2, all = heads + 2 * kv, rows = 3, valid = 2, capacity = 9;
-    for (uint rotated : {dim, dim / 2, 0u}) for (uint flags = 0; flags < 16; flags++) {
-        if ((few && (rotated == 0 || flags % 5 > 0)) || (flags & NORM_EACH && !(flags & QK_NORM))) continue;
-        Buffer qkv(gpu, F32, rows * all * dim), positions(gpu, F32, rows, 0), q_angles(gpu, F32, rows * rotated + 2);
-        Buffer k_angles(gpu, F32, rows * rotated + 2), q_weight(gpu, F32, heads * dim), k_weight(gpu, F32, kv * dim), q(gpu, F32, rows * heads * dim, 0);
-        Buffer keys(gpu, t, kv * capacity * dim, 0), values(gpu, t, kv * capacity * dim, 0);
-        const uint at[] = {3, 8, capacity};  // the last has no place
-        memcpy(positions.host.data(), at, sizeof at), positions.up();
-        Heads p = {heads, kv, capacity, rotated, flags, 0.1f};
-        run(gpu, library, "heads", {all, rows, 1}, 32, qkv.at(), positions.at(), q_angles.at(), k_angles.at(), q_weight.at(), k_weight.at(), q.at(),
-            keys.at(), values.at(), p);
-        q.down(), keys.down(), values.down();
-        Error query, cached;
-        uint written = 0;
-        for (uint i = 0; i < kv * capacity * dim; i++) written += keys[i] == keys[i];
-        for (uint r = 0; r < valid; r++) for (uint h = 0; h < all; h++) {
-            auto x = [&](uint i) { return qkv[(r * all + h) * dim + i]; };
-            auto weight = [&](uint i) {
-                const uint own = flags & NORM_EACH ? (h < heads ? h : h - heads) * dim : 0;
-                return h < heads ? q_weight[own + i] : k_weight[own + i];
-            };
-            const Buffer& angles = h < heads ? q_angles : k_angles;
-            const bool q_or_k = h < heads + kv, norm = q_or_k && flags & QK_NORM, after = flags & NORM_AFTER;
-            const uint half_turn = rotated / 2;
-            double squares = 0;
-            for (uint i = 0; i < dim; i++) squares += x(i) * x(i);
-            std::vector<double> v(dim), want(dim);
-            for (uint i = 0; i < dim; i++)
-                want[i] = v[i] = norm ? x(i) / std::sqrt(squares / dim + p.eps) * (after ? 1 : weight(i)) : x(i);
-            if (q_or_k) for (uint i = 0; i < half_turn; i++) {
-                const double c = angles[(r * half_turn + i) * 2], s = angles[(r * half_turn + i) * 2 + 1];
-                const uint a = flags & ADJACENT ? 2 * i : i, b = flags & ADJACENT ? 2 * i + 1 : i + half_turn;
-                want[a] = v[a] * c - v[b] * s, want[b] = v[b] * c + v[a] * s;
-            }
-            for (uint i = 0; i < dim; i++) {
-                if (norm && after) want[i] *= weight(i);
-                if (h < heads) query.add(q[(r * heads + h) * dim + i], want[i]);
-                else cached.add((q_or_k ? keys : values)[((h - heads) % kv * capacity + at[r]) * dim + i], want[i]);
-            }
-        }
-        const std::string what = "heads rotated " + std::to_string(rotated) + " flags " + std::to_string(flags);
-        query.expect(1e-6, what + " q"), cached.expect(rounding(t), what + " cache");
-        if (written != kv * valid * dim) wrong(what + ": " + std::to_string(written) + " keys written");
-    }
-}
-
 // ---- attention ----
-struct Case { uint heads, kv, rows, position, splits, window, sinks; float cap; };  // splits 0: `flash` alone
+struct Case { uint heads, kv, rows, position, splits, window, sinks; float cap; };
 
-// One query row over the cache.
-static std::vector<double> attended(const Buffer& q, size_t query, const Buffer& keys, const Buffer& values, size_t head0, uint dim,
-                                    uint position, const Case& c, const double* sink) {
+// One query over the keys up to a position, the last of which may lie elsewhere.
+static std::vector<double> attended(const std::vector<double>& q, const Buffer& keys, const Buffer& values, size_t head0, uint dim, uint position,
+                                    const Case& c, const double* sink, const double* last_key, const double* last_value) {
     const uint first = c.window && position + 1 > c.window ? position + 1 - c.window : 0;
     std::vector<double> scores, out(dim);
     double highest = sink ? *sink : -1e300, total = 0;
+    auto of = [&](const Buffer& all, const double* last, uint k, uint i) { return last && k == position ? last[i] : all[head0 + size_t(k) * dim + i]; };
     for (uint k = first; k <= position; k++) {
         double score = 0;
-        for (uint i = 0; i < dim; i++) score += q[query + i] * keys[head0 + size_t(k) * dim + i];
+        for (uint i = 0; i < dim; i++) score += q[i] * of(keys, last_key, k, i);
         score /= std::sqrt(double(dim));
         scores.push_back(c.cap > 0 ? c.cap * std::tanh(score / c.cap) : score);
         highest = std::max(highest, scores.back());
@@ -214,52 +167,133 @@ static std::vector<double> attended(const Buffer& q, size_t query, const Buffer&
     if (sink) total = std::exp(*sink - highest);
     for (double& score : scores) total += score = std::exp(score - highest);
     for (uint k = first; k <= position; k++)
-        for (uint i = 0; i < dim; i++) out[i] += scores[k - first] / total * values[head0 + size_t(k) * dim + i];
+        for (uint i = 0; i < dim; i++) out[i] += scores[k - first] / total * of(values, last_value, k, i);
     return out;
 }
 
+// A head of q or k, normed and turned.
+static std::vector<double> turned(const std::vector<double>& x, const std::vector<double>& weight, const Buffer& angles, uint rotated, uint flags,
+                                  double eps) {
+    const uint dim = x.size(), half_turn = rotated / 2;
+    const bool norm = flags & QK_NORM, after = flags & NORM_AFTER;
+    double squares = 0;
+    for (double v : x) squares += v * v;
+    std::vector<double> v(dim), want(dim);
+    for (uint i = 0; i < dim; i++) want[i] = v[i] = norm ? x[i] / std::sqrt(squares / dim + eps) * (after ? 1 : weight[i]) : x[i];
+    for (uint i = 0; i < half_turn; i++) {
+        const double c = angles[2 * i], s = angles[2 * i + 1];
+        const uint a = flags & ADJACENT ? 2 * i : i, b = flags & ADJACENT ? 2 * i + 1 : i + half_turn;
+        want[a] = v[a] * c - v[b] * s, want[b] = v[b] * c + v[a] * s;
+    }
+    if (norm && after) for (uint i = 0; i < dim; i++) want[i] *= weight[i];
+    return want;
+}
+
+static void check_token(Gpu& gpu, const std::string& library, Type t, uint dim, uint heads_at_once, uint simds_a_head, const Case& c, uint rotated,
+                        uint flags) {
+    const uint capacity = c.position + 4, width = c.heads * dim, shared_by = c.heads / c.kv, all = c.heads + 2 * c.kv;
+    Buffer qkv(gpu, F32, all * dim, 3), q_angles(gpu, F32, rotated + 2), k_angles(gpu, F32, rotated + 2), q_weight(gpu, F32, width);
+    Buffer k_weight(gpu, F32, c.kv * dim), keys(gpu, t, c.kv * capacity * dim), values(gpu, t, c.kv * capacity * dim);
+    Buffer positions(gpu, F32, 1, 0), sinks(gpu, F32, c.heads), out(gpu, F32, width, 0), parts(gpu, F32, c.heads * c.splits * (dim + 2), 0);
+    for (uint i = 0; i < c.kv * capacity; i++)  // nobody may read what is at the position or behind
+        if (i % capacity >= c.position) for (uint d = 0; d < dim; d++)
+            encode(t, keys.host.data(), size_t(i) * dim + d, NAN), encode(t, values.host.data(), size_t(i) * dim + d, NAN);
+    positions.as<uint>()[0] = c.position;
+    keys.up(), values.up(), positions.up();
+    Attention p = {c.heads, c.kv, capacity, c.splits, c.window, c.sinks, rotated, flags, 0.1f, 1 / std::sqrt(float(dim)), c.cap};
+    const uint blocks = (shared_by + heads_at_once - 1) / heads_at_once;
+    const Grid grid = {c.kv * blocks, c.splits, 1};
+    auto start = [&] {
+        run(gpu, library, "attention", grid, 32 * heads_at_once * simds_a_head, qkv.at(), positions.at(), q_angles.at(), k_angles.at(), q_weight.at(),
+            k_weight.at(), sinks.at(), keys.at(), values.at(), out.at(), parts.at(), p);
+    };
+    start();
+    if (c.splits > 1) run(gpu, library, "combine", {c.heads, 1, 1}, (dim + 31) / 32 * 32, parts.at(), sinks.at(), out.at(), p);
+    // A position behind the cache's end writes nothing.
+    positions.as<uint>()[0] = capacity, positions.up();
+    start();
+    out.down(), keys.down(), values.down();
+    auto head = [&](uint h) {
+        std::vector<double> x(dim);
+        for (uint i = 0; i < dim; i++) x[i] = qkv[h * dim + i];
+        return x;
+    };
+    auto weight = [&](const Buffer& of, uint h) {
+        std::vector<double> w(dim);
+        for (uint i = 0; i < dim; i++) w[i] = of[(flags & NORM_EACH ? h * dim : 0) + i];
+        return w;
+    };
+    Error error, cached;
+    uint written = 0;
+    for (uint i = 0; i < c.kv * capacity; i++) if (i % capacity >= c.position) for (uint d = 0; d < dim; d++)
+        written += (keys[size_t(i) * dim + d] == keys[size_t(i) * dim + d]) + (values[size_t(i) * dim + d] == values[size_t(i) * dim + d]);
+    for (uint k = 0; k < c.kv; k++) {
+        const size_t at = (size_t(k) * capacity + c.position) * dim;
+        const auto key = turned(head(c.heads + k), weight(k_weight, k), k_angles, rotated, flags, p.eps), value = head(c.heads + c.kv + k);
+        std::vector<double> stored_key(dim), stored_value(dim);
+        for (uint i = 0; i < dim; i++) {
+            stored_key[i] = keys[at + i], stored_value[i] = values[at + i];
+            cached.add(stored_key[i], key[i]), cached.add(stored_value[i], value[i]);
+        }
+        // Attention sees them as they are stored.
+        for (uint h = k * shared_by; h < (k + 1) * shared_by; h++) {
+            const double sink = sinks[h];
+            const auto q = turned(head(h), weight(q_weight, h), q_angles, rotated, flags, p.eps);
+            const auto want = attended(q, keys, values, size_t(k) * capacity * dim, dim, c.position, c, c.sinks ? &sink : nullptr, stored_key.data(),
+                                       stored_value.data());
+            for (uint i = 0; i < dim; i++) error.add(out[lane_order(h * dim + i, width)], want[i]);
+        }
+    }
+    char what[160];
+    snprintf(what, sizeof what, "dim %u heads %u/%u position %u rotated %u flags %u", dim, c.heads, c.kv, c.position, rotated, flags);
+    error.expect(2e-6, std::string("attention ") + what), cached.expect(rounding(t), std::string("attention's cache ") + what);
+    if (written != 2 * c.kv * dim) wrong(std::string("attention ") + what + ": " + std::to_string(written) + " values written");
+}
+
 static void check_attention(Gpu& gpu, const std::string& library, Type t, uint dim, uint heads_at_once, uint simds_a_head) {
-    const Case cases[] = {{4, 4, 1, 0, 1, 0, 0, 0},    {6, 2, 1, 1, 1, 0, 1, 0},     {14, 2, 1, 40, 1, 0, 0, 0},  {14, 2, 2, 130, 3, 0, 1, 0},
-                          {8, 1, 1, 150, 8, 0, 0, 5},  {3, 3, 2, 200, 5, 64, 1, 0},  {2, 1, 1, 4, 8, 0, 1, 2},    {3, 3, 1, 257, 2, 256, 0, 0},
-                          {2, 1, 37, 0, 0, 0, 0, 0},   {3, 3, 40, 13, 0, 0, 1, 4},   {2, 2, 33, 95, 0, 40, 0, 0}};
+    const Case cases[] = {{4, 4, 1, 0, 1, 0, 0, 0},   {6, 2, 1, 1, 1, 0, 1, 0},   {14, 2, 1, 40, 1, 0, 0, 0},    {14, 2, 1, 131, 3, 0, 1, 0},
+                          {8, 1, 1, 150, 8, 0, 0, 5}, {3, 3, 1, 201, 5, 64, 1, 0}, {2, 1, 1, 4, 8, 0, 1, 2},     {3, 3, 1, 257, 2, 256, 0, 0}};
     for (const Case& c : cases) {
         const size_t i = &c - cases;
-        if ((dim != 64 && dim != 128 && i % 2) || (few && i != 7 && i != 8)) continue;
+        if ((dim != 64 && dim != 128 && i % 2) || (few && i != 7)) continue;
+        check_token(gpu, library, t, dim, heads_at_once, simds_a_head, c, dim, 0);
+    }
+    for (uint rotated : {dim, dim / 2, 0u}) for (uint flags = 0; flags < 16; flags++) {
+        if ((few && (rotated == 0 || flags % 5 > 0)) || (flags & NORM_EACH && !(flags & QK_NORM))) continue;
+        check_token(gpu, library, t, dim, heads_at_once, simds_a_head, {4, 2, 1, 5, 1, 0, 0, 0}, rotated, flags);
+    }
+}
+
+static void check_flash(Gpu& gpu, const std::string& library, Type t, uint dim) {
+    const Case cases[] = {{4, 4, 1, 0, 0, 0, 0, 0},  {14, 2, 2, 130, 0, 0, 1, 0}, {3, 3, 2, 200, 0, 64, 1, 0},
+                          {2, 1, 37, 0, 0, 0, 0, 0}, {3, 3, 40, 13, 0, 0, 1, 4},  {2, 2, 33, 95, 0, 40, 0, 0}};
+    for (const Case& c : cases) {
+        const size_t i = &c - cases;
+        if ((dim != 64 && dim != 128 && i % 2) || (few && i != 3)) continue;
         const uint capacity = c.position + c.rows + 3, width = c.heads * dim, shared_by = c.heads / c.kv;
         Buffer q(gpu, F32, c.rows * width, 3), keys(gpu, t, c.kv * capacity * dim), values(gpu, t, c.kv * capacity * dim);
-        Buffer positions(gpu, F32, c.rows, 0), sinks(gpu, F32, c.heads), out(gpu, F32, c.rows * width, 0);
-        Buffer parts(gpu, F32, c.heads * c.rows * c.splits * (dim + 2) + 1, 0), flashed(gpu, t, c.rows * width, 0);
+        Buffer sinks(gpu, F32, c.heads), flashed(gpu, t, c.rows * width, 0);
         for (uint i = 0; i < c.kv * capacity; i++)  // nobody may read what is behind the last position
             if (i % capacity >= c.position + c.rows) for (uint d = 0; d < dim; d++)
                 encode(t, keys.host.data(), size_t(i) * dim + d, NAN), encode(t, values.host.data(), size_t(i) * dim + d, NAN);
-        for (uint r = 0; r < c.rows; r++) positions.as<uint>()[r] = c.position + r;
-        keys.up(), values.up(), positions.up();
-        const float scale = 1 / std::sqrt(float(dim));
-        Attention p = {c.heads, c.kv, capacity, c.splits, c.window, c.sinks, scale, c.cap};
-        const uint blocks = (shared_by + heads_at_once - 1) / heads_at_once;
-        if (c.splits > 0)
-            run(gpu, library, "attention", {c.kv * blocks, c.splits, c.rows}, 32 * heads_at_once * simds_a_head, q.at(), keys.at(),
-                values.at(), positions.at(), sinks.at(), out.at(), parts.at(), p);
-        if (c.splits > 1)
-            run(gpu, library, "combine", {c.heads, c.rows, 1}, (dim + 31) / 32 * 32, parts.at(), sinks.at(), out.at(), p);
-        Flash f = {c.heads, c.kv, capacity, c.rows, c.position, c.window, c.sinks, scale, c.cap};
+        keys.up(), values.up();
+        Flash f = {c.heads, c.kv, capacity, c.rows, c.position, c.window, c.sinks, 1 / std::sqrt(float(dim)), c.cap};
         const uint rows_at_once = 4 * (dim <= 128 ? 8 : 4);
         run(gpu, library, "flash", {(c.rows + rows_at_once - 1) / rows_at_once, c.heads, 1}, 128, q.at(), keys.at(), values.at(),
             sinks.at(), flashed.at(), f);
-        out.down(), flashed.down();
-        Error error, flash;
+        flashed.down();
+        Error flash;
         for (uint r = 0; r < c.rows; r++) for (uint h = 0; h < c.heads; h++) {
             const double sink = sinks[h];
-            const auto want = attended(q, r * width + h * dim, keys, values, size_t(h / shared_by) * capacity * dim, dim, c.position + r, c,
-                                       c.sinks ? &sink : nullptr);
-            for (uint i = 0; i < dim; i++) {
-                if (c.splits > 0) error.add(out[r * width + lane_order(h * dim + i, width)], want[i]);
-                flash.add(flashed[r * width + h * dim + i], want[i]);
-            }
+            std::vector<double> query(dim);
+            for (uint i = 0; i < dim; i++) query[i] = q[r * width + h * dim + i];
+            const auto want = attended(query, keys, values, size_t(h / shared_by) * capacity * dim, dim, c.position + r, c,
+                                       c.sinks ? &sink : nullptr, nullptr, nullptr);
+            for (uint i = 0; i < dim; i++) flash.add(flashed[r * width + h * dim + i], want[i]);
         }
         char what[120];
-        snprintf(what, sizeof what, "dim %u heads %u/%u position %u rows %u", dim, c.heads, c.kv, c.position, c.rows);
-        error.expect(2e-6, std::string("attention ") + what), flash.expect(rounding(t), std::string("flash ") + what);
+        snprintf(what, sizeof what, "flash dim %u heads %u/%u position %u rows %u", dim, c.heads, c.kv, c.position, c.rows);
+        flash.expect(rounding(t), what);
     }
 }
 

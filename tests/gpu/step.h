@@ -1,4 +1,4 @@
-// A decode step made of the kernels: how the host composes them. 6 launches a layer, 7 with split keys, over one workspace. Then all
+// A decode step made of the kernels: how the host composes them. 5 launches a layer, 6 with split keys, over one workspace. Then all
 // checks.
 #pragma once
 #include <functional>
@@ -45,7 +45,7 @@ struct Step {
     Weight embed, head;
     void *final_norm, *angles;
     // The workspace. The angles of a position lie where the host says.
-    void *id, *positions, *x, *qkv, *q, *attended, *parts, *hidden, *logits, *best;
+    void *id, *positions, *x, *qkv, *attended, *parts, *hidden, *logits, *best;
     uint launches = 0, position = 0;
 
     void launch(const std::string& library, const std::string& kernel, Grid grid, uint threads, std::vector<void*> args) {
@@ -63,14 +63,12 @@ struct Step {
         void* row = (char*)angles + size_t(position++) * c.dim * sizeof(float);
         Rows r = {c.hidden, c.group_shift, BY_ID, 1};
         launch(products, "rows", {(c.hidden / 8 + 255) / 256, 1, 1}, 256, {&embed.codes, &embed.extra, &embed.scales, &id, &x, &r});
-        Heads h = {c.heads, c.kv_heads, c.capacity, c.dim, 0, 1e-6f};
-        Attention a = {c.heads, c.kv_heads, c.capacity, c.splits, 0, 0, 1 / std::sqrt(float(c.dim)), 0};
+        Attention a = {c.heads, c.kv_heads, c.capacity, c.splits, 0, 0, c.dim, 0, 1e-6f, 1 / std::sqrt(float(c.dim)), 0};
         const uint blocks = (c.heads / c.kv_heads + heads_at_once - 1) / heads_at_once;
         for (Layer& l : layers) {
             product(l.qkv, x, l.attn_norm, l.qkv_bias, x, qkv, NORM | BIAS, false, true);
-            launch(attention, "heads", {c.heads + 2 * c.kv_heads, 1, 1}, 32, {&qkv, &positions, &row, &row, &x, &x, &q, &l.keys, &l.values, &h});
             launch(attention, "attention", {c.kv_heads * blocks, c.splits, 1}, 32 * heads_at_once * simds_a_head,
-                   {&q, &l.keys, &l.values, &positions, &x, &attended, &parts, &a});
+                   {&qkv, &positions, &row, &row, &x, &x, &x, &l.keys, &l.values, &attended, &parts, &a});
             if (c.splits > 1) launch(attention, "combine", {c.heads, 1, 1}, (c.dim + 31) / 32 * 32, {&parts, &x, &attended, &a});
             product(l.o, attended, x, x, x, x, RESIDUAL, false, false);
             product(l.gate_up, x, l.mlp_norm, x, x, hidden, NORM, true, true);
@@ -120,7 +118,7 @@ static void check_step(Gpu& gpu, Type t, const std::string& products, const std:
     const uint width = (c.heads + 2 * c.kv_heads) * dim;
     noise_state = dim;
     Buffer angles(gpu, F32, c.capacity * dim), norm(gpu, F32, c.hidden), bias(gpu, F32, width), id(gpu, F32, 1, 0), positions(gpu, F32, 1, 0);
-    Buffer x(gpu, F32, c.hidden, 0), qkv(gpu, F32, width, 0), q(gpu, F32, c.heads * dim, 0), attended_(gpu, F32, c.heads * dim, 0);
+    Buffer x(gpu, F32, c.hidden, 0), qkv(gpu, F32, width, 0), attended_(gpu, F32, c.heads * dim, 0);
     Buffer parts(gpu, F32, c.heads * splits * (dim + 2), 0), hidden(gpu, F32, c.ffn, 0), logits(gpu, F32, c.vocab, 0);
     Buffer best(gpu, F32, 4 * 64, 0);
     std::vector<std::unique_ptr<Matrix>> matrices;
@@ -131,7 +129,7 @@ static void check_step(Gpu& gpu, Type t, const std::string& products, const std:
         return {m.codes.at(), m.extra.at(), m.scales.at(), outputs, inputs};
     };
     Step s = {gpu, products, attention, rows, c, 4, heads_at_once, simds_a_head, info.columns, {}, matrix(c.vocab, c.hidden), {},
-              norm.at(), angles.at(), id.at(), positions.at(), x.at(), qkv.at(), q.at(), attended_.at(), parts.at(), hidden.at(),
+              norm.at(), angles.at(), id.at(), positions.at(), x.at(), qkv.at(), attended_.at(), parts.at(), hidden.at(),
               logits.at(), best.at()};
     s.head = s.embed;
     for (uint i = 0; i < c.layers; i++) {
@@ -180,7 +178,7 @@ static void check_step(Gpu& gpu, Type t, const std::string& products, const std:
         const uint found = best_of(best.as<uint>(), 64).id;
         if (found != token) wrong("step of " + format + ": token " + std::to_string(found));
     }
-    if (s.launches / 3 - 3 != c.layers * (splits > 1 ? 7 : 6)) wrong(std::to_string(s.launches) + " launches");
+    if (s.launches / 3 - 3 != c.layers * (splits > 1 ? 6 : 5)) wrong(std::to_string(s.launches) + " launches");
 }
 
 // ---- all ----
@@ -195,7 +193,7 @@ static void check_library(Gpu& gpu, const std::string& library) {
     if (kind == "product") fields >> stage >> format, check_products(gpu, library, t, format_of(format));
     if (kind == "attention") {
         fields >> dim >> heads >> parts;
-        check_heads(gpu, library, t, dim), check_attention(gpu, library, t, dim, heads, parts);
+        check_attention(gpu, library, t, dim, heads, parts), check_flash(gpu, library, t, dim);
     }
 }
 static void check_steps(Gpu& gpu) {

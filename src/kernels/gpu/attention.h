@@ -1,5 +1,6 @@
-// Attention of a few new rows over the cache: online softmax, keys split over threadgroups. Needs T, DIM (of a head), HEADS (query heads
-// a threadgroup serves), PARTS (simdgroups a head there) and KEYS (keys a lane has in flight).
+// Attention of a new token over the cache, which takes up its key and value: norms of q and k, the rotary embedding, online softmax, keys
+// split over threadgroups. Needs heads.h, T, DIM (of a head), HEADS (query heads a threadgroup serves), PARTS (simdgroups a head there) and
+// KEYS (keys a lane has in flight).
 //
 // A simdgroup has one query head: KEY_LANES lanes hold a key's DIM values, 8 each, SLOTS keys lie beside each other and KEYS behind one
 // another. A threadgroup has HEADS heads of one key head, which share keys by the core's cache, and PARTS simdgroups for each head: one
@@ -7,29 +8,53 @@
 // Source: Dao et al. 2022, <https://arxiv.org/abs/2205.14135>; the split over keys is Flash-Decoding's.
 enum { KEY_LANES = DIM <= 64 ? 8 : DIM <= 128 ? 16 : 32, SLOTS = 32 / KEY_LANES, PARTIAL = DIM + 2 };
 
+INLINE float4 four(threadgroup const float* v) { return make_float4(v[0], v[1], v[2], v[3]); }
 
-// `out` is in `lane_order`. With one split it is final, else `parts` goes to `combine`: of a head and split the weighted values, the
-// largest score, the sum of weights. grid (kv_heads · blocks of HEADS query heads, splits, rows).
-KERNEL(attention, 32 * HEADS * PARTS, device const float* q, device const T* keys, device const T* values,
-       device const uint* positions, device const float* sinks, device float* out, device float* parts, PARAMS(Attention)) {
+// q, k and v of the token lie side by side. `out` is in `lane_order`. With one split it is final, else `parts` goes to `combine`: of a head
+// and split the weighted values, the largest score, the sum of weights. keys, values: (kv_heads, capacity, DIM).
+// grid (kv_heads · blocks of HEADS query heads, splits).
+KERNEL(attention, 32 * HEADS * PARTS, device const float* qkv, device const uint* positions, device const float2* q_angles,
+       device const float2* k_angles, device const float* q_weight, device const float* k_weight, device const float* sinks,
+       device T* keys, device T* values, device float* out, device float* parts, PARAMS(Attention)) {
     SHARED(float, merged, HEADS * PARTS * PARTIAL);
+    SHARED(float, turned, (HEADS + 2) * DIM);  // the queries, the key and the value
     Place at = PLACE;
     after_previous();
     const uint shared_by = p.heads / p.kv_heads, blocks = (shared_by + HEADS - 1) / HEADS, kv = at.group.x / blocks;
     const uint head0 = kv * shared_by + at.group.x % blocks * HEADS, served = min(uint(HEADS), (kv + 1) * shared_by - head0);
-    const uint row = at.group.z, length = min(positions[row] + 1, p.capacity);
+    const uint position = positions[0], length = position + 1;
+    if (position >= p.capacity) return;  // the host grows the cache before; a wrong position must not write elsewhere
+    const bool each = (p.flags & NORM_EACH) != 0;
+    for (uint i = at.simd; i < HEADS + 2; i += HEADS * PARTS) {
+        threadgroup float* to = turned + i * DIM;
+        if (i < served) turn_head(qkv + (head0 + i) * DIM, q_weight + (each ? head0 + i : 0) * DIM, q_angles, p, at.lane, to);
+        if (i == HEADS) turn_head(qkv + (p.heads + kv) * DIM, k_weight + (each ? kv : 0) * DIM, k_angles, p, at.lane, to);
+        if (i == HEADS + 1) for (uint d = at.lane; d < DIM; d += 32) to[d] = qkv[(p.heads + p.kv_heads + kv) * DIM + d];
+    }
     const uint oldest = p.window > 0 && length > p.window ? length - p.window : 0;
     const uint share = (length - oldest + p.splits - 1) / p.splits;
-    const uint begin = oldest + at.group.y * share, end = min(begin + share, length);
+    const uint begin = oldest + at.group.y * share, stop = min(begin + share, length), end = min(stop, position);
+    const bool newest = begin < stop && stop == length;  // whether the token itself is among the keys
+    group_barrier();
+    // Others of this launch do not read what is written here: they have it as this threadgroup has it.
+    if (newest && at.group.x % blocks == 0) for (uint d = at.index; d < DIM; d += 32 * HEADS * PARTS) {
+        const size_t to = (size_t(kv) * p.capacity + position) * DIM + d;
+        store(keys, to, turned[HEADS * DIM + d]), store(values, to, turned[(HEADS + 1) * DIM + d]);
+    }
     // Where DIM / 8 is no power of two, lanes are left over: they read what the last one does, and count nothing.
     const uint slot = at.lane / KEY_LANES, sub = min(at.lane % KEY_LANES, uint(DIM / 8 - 1));
     const float used = at.lane % KEY_LANES < DIM / 8 ? p.scale : 0;
-    const size_t query = size_t(row) * p.heads + head0 + min(at.simd % HEADS, served - 1);
-    device const float4* q4 = (device const float4*)q + query * (DIM / 4) + 2 * sub;
-    const float4 qa = scaled(q4[0], used), qb = scaled(q4[1], used);
+    threadgroup const float* query = turned + min(at.simd % HEADS, served - 1) * DIM + 8 * sub;
+    const float4 qa = scaled(four(query), used), qb = scaled(four(query + 4), used);
     const size_t first = size_t(kv) * p.capacity * (DIM / 8) + sub;
-    float top = LOWEST, weight = 0, sum[8];
-    UNROLL for (uint i = 0; i < 8; i++) sum[i] = 0;
+    float fresh[8], top = LOWEST, weight = 0, sum[8];
+    UNROLL for (uint i = 0; i < 8; i++) fresh[i] = rounded(turned[HEADS * DIM + 8 * sub + i], T());
+    float own_score = dot8(fresh, qa, qb, 0);
+    UNROLL for (uint mask = KEY_LANES / 2; mask > 0; mask /= 2) own_score += simd_shuffle_xor(own_score, mask);
+    // The token's own key is the first of one slot.
+    const bool begins = newest && at.simd / HEADS == 0 && slot == 0;
+    if (begins) top = capped(own_score, p.softcap), weight = 1;
+    UNROLL for (uint i = 0; i < 8; i++) sum[i] = begins ? rounded(turned[(HEADS + 1) * DIM + 8 * sub + i], T()) : 0;
     for (uint base = begin + at.simd / HEADS * SLOTS * KEYS; base < end; base += PARTS * SLOTS * KEYS) {
         uint k[KEYS][EIGHT], v[KEYS][EIGHT];
         float score[KEYS], highest = top;
@@ -81,23 +106,23 @@ KERNEL(attention, 32 * HEADS * PARTS, device const float* q, device const T* key
             total += w * part[k * HEADS * PARTIAL + DIM + 1];
             v += w * part[k * HEADS * PARTIAL + d];
         }
-        const size_t head = size_t(row) * p.heads + head0 + h;
+        const size_t head = head0 + h;
         if (p.splits > 1) {
             parts[(head * p.splits + at.group.y) * PARTIAL + d] = d == DIM ? highest : d == DIM + 1 ? total : v;
         } else if (d < DIM) {
             const float sink = p.sinks ? sinks[head0 + h] : LOWEST, edge = max(highest, sink), w = exp(highest - edge);
-            const size_t to = size_t(row) * p.heads * DIM + lane_order((head0 + h) * DIM + d, p.heads * DIM);
+            const uint to = lane_order((head0 + h) * DIM + d, p.heads * DIM);
             out[to] = v * w / (total * w + (p.sinks ? exp(sink - edge) : 0));
         }
     }
 }
 
-// Brings the splits of a head together. grid (heads, rows), a thread a value.
+// Brings the splits of a head together. grid (heads), a thread a value.
 KERNEL(combine, 256, device const float* parts, device const float* sinks, device float* out, PARAMS(Attention)) {
     Place at = PLACE;
     after_previous();
-    const uint head = at.group.x, row = at.group.y;
-    device const float* part = parts + (size_t(row) * p.heads + head) * p.splits * PARTIAL;
+    const uint head = at.group.x;
+    device const float* part = parts + size_t(head) * p.splits * PARTIAL;
     float highest = p.sinks ? sinks[head] : LOWEST, total = 0, sum = 0;
     for (uint i = 0; i < p.splits; i++) highest = max(highest, part[i * PARTIAL + DIM]);
     if (p.sinks) total = exp(sinks[head] - highest);
@@ -106,5 +131,5 @@ KERNEL(combine, 256, device const float* parts, device const float* sinks, devic
         total += share * part[i * PARTIAL + DIM + 1];
         if (at.index < DIM) sum += share * part[i * PARTIAL + at.index];
     }
-    if (at.index < DIM) out[size_t(row) * p.heads * DIM + lane_order(head * DIM + at.index, p.heads * DIM)] = sum / total;
+    if (at.index < DIM) out[lane_order(head * DIM + at.index, p.heads * DIM)] = sum / total;
 }

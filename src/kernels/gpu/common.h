@@ -19,11 +19,17 @@ INLINE float load(device const half* p, size_t i) { return from_half(p[i]); }
 INLINE float load(device const bf16* p, size_t i) { return from_bits(uint(p[i].bits) << 16); }
 INLINE void store(device float* p, size_t i, float v) { p[i] = v; }
 INLINE void store(device half* p, size_t i, float v) { p[i] = to_half(v); }
-INLINE void store(device bf16* p, size_t i, float v) {
+INLINE ushort bf16_bits(float v) {
     uint bits = to_bits(v);
     bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-    p[i].bits = ushort((nan ? bits | 0x400000u : bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+    return ushort((nan ? bits | 0x400000u : bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
+INLINE void store(device bf16* p, size_t i, float v) { p[i].bits = bf16_bits(v); }
+
+// As it would be read again.
+INLINE float rounded(float v, float) { return v; }
+INLINE float rounded(float v, half) { return from_half(to_half(v)); }
+INLINE float rounded(float v, bf16) { return from_bits(uint(bf16_bits(v)) << 16); }
 
 // Two neighbours in a word; the second argument only selects the type.
 INLINE float2 pair(uint bits, half) { return two_halves(bits); }

@@ -266,7 +266,7 @@ impl Rows<'_> {
         self.rows.push((format.name().into(), Err("its matrix could not be made".into()), 0.0));
     }
 
-    /// A prompt: heads, then attention of its last row, and of all rows.
+    /// A prompt token by token, then attention of its last row, and of all rows at once.
     fn attention(&mut self) {
         let (heads, kv_heads, dim, capacity, len, eps) = (14, 2, 64, 80, 70, 1e-3f32);
         let (all, width) = (heads + 2 * kv_heads, heads * dim);
@@ -277,7 +277,6 @@ impl Rows<'_> {
         let cos: Vec<f32> = (0..len * half).map(|i| angle(i).cos() as f32).collect();
         let sin: Vec<f32> = (0..len * half).map(|i| angle(i).sin() as f32).collect();
         let angles: Vec<u32> = cos.iter().zip(&sin).flat_map(|(c, s)| [c.to_bits(), s.to_bits()]).collect();
-        let positions: Vec<u32> = (0..len as u32).collect();
 
         // The CPU's.
         let normed = |first: usize, count: usize, weight: &[f32]| {
@@ -298,53 +297,59 @@ impl Rows<'_> {
         };
         let cached: Vec<f32> = bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect();
 
-        let cache_words = kv_heads * capacity * dim / 2;
-        let params = [heads as u32, kv_heads as u32, capacity as u32, 2 * half as u32, QK_NORM, eps.to_bits()];
-        let grid = [all as u32, len as u32, 1];
-        let launch = Launch { library: ATTENTION, kernel: "heads", grid, threads: 32, params: &params };
-        let mut buffers = vec![words(&qkv), positions, angles.clone(), angles, words(&q_weight), words(&k_weight)];
-        buffers.extend([nan(len * width), nan(cache_words), nan(cache_words)]);
-        let buffers = match self.run_all(launch, buffers) {
-            Ok(buffers) => buffers,
-            Err(error) => return self.rows.push(("heads".into(), Err(error.to_string()), 0.0)),
+        let with_sinks = noise(heads, 14);
+        // Of one token; `splits` threadgroups share the keys.
+        let token = |rows: &Self, at: usize, mask: Mask, sinks: bool, splits: u32, caches: [Vec<u32>; 2]| {
+            let (window, cap) = (mask.window.unwrap_or(0) as u32, mask.softcap.unwrap_or(0.0).to_bits());
+            let [heads, kv_heads, capacity, rotated] = [heads, kv_heads, capacity, 2 * half].map(|n| n as u32);
+            let (sinks, eps, scale) = (u32::from(sinks), eps.to_bits(), mask.scale.to_bits());
+            let params = [heads, kv_heads, capacity, splits, window, sinks, rotated, QK_NORM, eps, scale, cap];
+            let launch = Launch { library: ATTENTION, kernel: "attention", grid: [2, splits, 1], threads: 448, params: &params };
+            let own = angles[2 * half * at..][..2 * half].to_vec();
+            let mut buffers = vec![words(&qkv[at * all * dim..][..all * dim]), vec![at as u32], own.clone(), own];
+            buffers.extend([words(&q_weight), words(&k_weight), words(&with_sinks)]);
+            buffers.extend(caches);
+            let parts = if splits > 1 { heads as usize * splits as usize * (dim + 2) } else { 1 };
+            let mut found = rows.run_all(launch, [buffers, vec![nan(width), nan(parts)]].concat())?;
+            if let (true, Some(parts)) = (splits > 1, found.pop()) {
+                let launch = Launch { kernel: "combine", grid: [heads, 1, 1], threads: 64, ..launch };
+                found[9] = rows.run(launch, vec![parts, words(&with_sinks), nan(width)], 2)?;
+            }
+            let (out, values, keys) = (found.swap_remove(9), found.swap_remove(8), found.swap_remove(7));
+            Ok::<_, candle_core::Error>((out_of_lane_order(&floats(&out)), [keys, values]))
         };
-        let [.., q, keys, values] = &buffers[..] else { return };
-        self.add("heads, q".into(), 1e-6, Ok(floats(q)), &want_q);
+        let plain = Mask { causal: true, window: None, scale: 0.125, softcap: None };
+        let none = || nan(kv_heads * capacity * dim / 2);
+        let filled = (0..len).try_fold([none(), none()], |caches, at| Ok(token(self, at, plain, false, 1, caches)?.1));
+        let [keys, values] = match filled {
+            Ok(caches) => caches,
+            Err::<_, candle_core::Error>(error) => return self.rows.push(("attention".into(), Err(error.to_string()), 0.0)),
+        };
         // (head, position, dim) as (position, head, dim); a value between two halves may become either.
         let by_position = |words: &[u32]| {
             let all = halves(words);
             let vector = |t: usize, h: usize| all[(h * capacity + t) * dim..][..dim].to_vec();
             (0..len).flat_map(|t| (0..kv_heads).map(move |h| (t, h))).flat_map(|(t, h)| vector(t, h)).collect::<Vec<f32>>()
         };
-        let found = [by_position(keys), by_position(values)].concat();
-        self.add("heads, cache".into(), 2e-5, Ok(found), &cached);
+        let found = [by_position(&keys), by_position(&values)].concat();
+        self.add("attention, cache".into(), 2e-5, Ok(found), &cached);
 
-        let with_sinks = noise(heads, 14);
         let cases =
             [("all", None, None, 0), ("window", Some(20), None, 0), ("softcap", None, Some(3.0), 0), ("sinks", None, None, 1)];
         for (name, window, softcap, sinks) in cases {
             let mask = Mask { causal: true, window, scale: 0.125, softcap };
             let mut want = vec![0.0; len * width];
             attend(&want_q, width, heads, &cache, mask, (sinks > 0).then_some(&with_sinks), &mut want);
-            let (window, cap) = (window.unwrap_or(0) as u32, softcap.unwrap_or(0f32).to_bits());
-
             // Of the last row three threadgroups share the keys.
-            let last = (len - 1) * width;
-            let params = [heads as u32, kv_heads as u32, capacity as u32, 3, window, sinks, 0.125f32.to_bits(), cap];
-            let launch = Launch { library: ATTENTION, kernel: "attention", grid: [2, 3, 1], threads: 448, params: &params };
-            let buffers =
-                vec![q[last..].to_vec(), keys.clone(), values.clone(), vec![len as u32 - 1], words(&with_sinks), nan(1)];
-            let parts = self.run(launch, [buffers, vec![nan(heads * 3 * (dim + 2))]].concat(), 6);
-            let launch = Launch { kernel: "combine", grid: [heads as u32, 1, 1], threads: 64, ..launch };
-            let found = parts.and_then(|parts| self.run(launch, vec![parts, words(&with_sinks), nan(width)], 2));
-            let found = found.map(|words| out_of_lane_order(&floats(&words)));
-            self.add(format!("attention, {name}"), 1e-5, found, &want[last..]);
+            let found = token(self, len - 1, mask, sinks > 0, 3, [keys.clone(), values.clone()]).map(|(out, _)| out);
+            self.add(format!("attention, {name}"), 1e-5, found, &want[(len - 1) * width..]);
 
+            let (window, cap) = (window.unwrap_or(0) as u32, softcap.unwrap_or(0f32).to_bits());
             let params = [heads as u32, kv_heads as u32, capacity as u32, len as u32, 0, window, sinks, 0.125f32.to_bits(), cap];
             let grid = [len.div_ceil(32) as u32, heads as u32, 1];
             let launch = Launch { library: ATTENTION, kernel: "flash", grid, threads: 128, params: &params };
-            let found =
-                self.run(launch, vec![q.clone(), keys.clone(), values.clone(), words(&with_sinks), nan(len * width / 2)], 4);
+            let buffers = vec![words(&want_q), keys.clone(), values.clone(), words(&with_sinks), nan(len * width / 2)];
+            let found = self.run(launch, buffers, 4);
             self.add(format!("flash, {name}"), 6e-4, found.map(|words| halves(&words)), &want);
         }
     }

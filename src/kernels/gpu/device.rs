@@ -14,8 +14,8 @@ use super::library::buffers_written;
 use super::replay::{Recording, Replays};
 
 /// Buffers that a kernel is given at most, and words of its struct.
-const MOST_BUFFERS: usize = 9;
-const MOST_WORDS: usize = 9;
+const MOST_BUFFERS: usize = 11;
+const MOST_WORDS: usize = 11;
 
 /// Where memory of a device begins: a buffer's number, and bytes from its beginning on. Where memory has addresses the bytes are one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -67,7 +67,6 @@ pub struct AttentionKernels {
     head_dim: usize,
     /// Simdgroups of a head in a threadgroup.
     parts: u32,
-    heads: GpuKernel,
     attention: GpuKernel,
     combine: GpuKernel,
 }
@@ -178,6 +177,26 @@ pub struct HeadCounts {
     pub kv_heads: usize,
 }
 
+/// What the attention of a row is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionRow<'a> {
+    pub counts: HeadCounts,
+    /// The row's heads of queries, keys and values, side by side.
+    pub qkv: GpuView<'a>,
+    pub norms: Option<&'a QkNorms>,
+    pub angles: Option<(&'a GpuAngles, RopePairs)>,
+    pub cache: GpuCache<'a>,
+    /// Where the row's position stands, which is `length - 1`.
+    pub position: GpuView<'a>,
+    pub length: usize,
+    pub mask: Mask,
+    pub sinks: Option<GpuView<'a>>,
+    /// The result, in lane order.
+    pub out: GpuView<'a>,
+    /// Room where keys are shared by several threadgroups.
+    pub parts: GpuView<'a>,
+}
+
 /// The number that params.h has for it.
 pub(super) fn number(activation: Activation) -> u32 {
     match activation {
@@ -258,8 +277,8 @@ impl Gpu {
         let parts = if cfg!(test) { 4 } else { 16 };
         let library = Library::Attention { element, dim: head_dim as u32, heads: 1, parts, keys: 4 };
         let kernel = |name: &str| self.kernel(library, name);
-        let (heads, attention, combine) = (kernel("heads")?, kernel("attention")?, kernel("combine")?);
-        Ok(AttentionKernels { element, head_dim, parts, heads, attention, combine })
+        let (attention, combine) = (kernel("attention")?, kernel("combine")?);
+        Ok(AttentionKernels { element, head_dim, parts, attention, combine })
     }
 }
 
@@ -382,97 +401,54 @@ impl<'a> LaunchList<'a> {
         self.push(kernel, [cut.groups, passes as u32, 1], cut.threads, &buffers, &params)
     }
 
-    /// Norms and rotation of the queries and keys of one row; keys and values go to the cache at `positions[0]`.
-    #[allow(clippy::too_many_arguments)]
-    pub fn heads(
-        &mut self,
-        kernels: AttentionKernels,
-        counts: HeadCounts,
-        qkv: GpuView<'a>,
-        positions: GpuView<'a>,
-        norms: Option<&'a QkNorms>,
-        angles: Option<(&'a GpuAngles, RopePairs)>,
-        q: GpuView<'a>,
-        cache: GpuCache<'a>,
-    ) -> Result<()> {
+    /// Attention of one row, whose key and value the cache takes up.
+    pub fn attention(&mut self, kernels: AttentionKernels, row: AttentionRow<'a>) -> Result<()> {
+        let AttentionRow { counts, qkv, norms, angles, cache, position, length, mask, sinks, out, parts } = row;
         let HeadCounts { heads, kv_heads } = counts;
-        let (dim, all) = (kernels.head_dim, heads + 2 * kv_heads);
-        qkv.holds(all * dim, "heads: qkv")?;
-        q.holds(heads * dim, "heads: q")?;
-        positions.holds(1, "heads: positions")?;
-        check_cache(kernels, counts, cache)?;
+        let dim = kernels.head_dim;
+        let splits = attention_splits(mask, length);
+        qkv.holds((heads + 2 * kv_heads) * dim, "attention: qkv")?;
+        position.holds(1, "attention: position")?;
+        out.holds(heads * dim, "attention: out")?;
+        parts.holds(if splits > 1 { heads * splits * (dim + 2) } else { 0 }, "attention: parts")?;
+        sinks.iter().try_for_each(|sinks| sinks.holds(heads, "attention: sinks"))?;
+        if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || !(heads * dim).is_multiple_of(32) || !mask.causal {
+            bail!("attention: expected a causal mask and heads of a multiple of 32 values that share key heads, found {counts:?}")
+        }
+        let bytes = kv_heads * cache.capacity * dim * kernels.element.bytes();
+        cache.keys.holds_bytes(bytes, "attention: keys")?;
+        cache.values.holds_bytes(bytes, "attention: values")?;
         let mut flags = 0;
         if let Some(norms) = norms {
             let own = |heads: usize| if norms.each { heads * dim } else { dim };
-            norms.q.view().holds(own(heads), "heads: norm of q")?;
-            norms.k.view().holds(own(kv_heads), "heads: norm of k")?;
+            norms.q.view().holds(own(heads), "attention: norm of q")?;
+            norms.k.view().holds(own(kv_heads), "attention: norm of k")?;
             flags |= QK_NORM | if norms.after { NORM_AFTER } else { 0 } | if norms.each { NORM_EACH } else { 0 };
         }
         let mut half = 0;
         if let Some((angles, pairs)) = angles {
             half = angles.half;
             if 2 * half > dim {
-                bail!("heads: expected at most {} pairs, found {half}", dim / 2)
+                bail!("attention: expected at most {} pairs, found {half}", dim / 2)
             }
-            angles.queries.view().holds(2 * half, "heads: angles of q")?;
-            angles.keys.view().holds(2 * half, "heads: angles of k")?;
+            angles.queries.view().holds(2 * half, "attention: angles of q")?;
+            angles.keys.view().holds(2 * half, "attention: angles of k")?;
             flags |= if pairs == RopePairs::Adjacent { ADJACENT } else { 0 };
         }
         let (q_angles, k_angles) = angles.map_or((qkv, qkv), |(angles, _)| (angles.queries.view(), angles.keys.view()));
         let (q_norm, k_norm) = norms.map_or((qkv, qkv), |norms| (norms.q.view(), norms.k.view()));
-        let eps = norms.map_or(0.0, |norms| norms.eps);
-        let params = [heads as u32, kv_heads as u32, cache.capacity as u32, 2 * half as u32, flags, eps.to_bits()];
-        let buffers = [qkv, positions, q_angles, k_angles, q_norm, k_norm, q, cache.keys, cache.values];
-        self.push(kernels.heads, [all as u32, 1, 1], 32, &buffers, &params)
-    }
-
-    /// Attention of one row at `positions[0]`, which is `length - 1`; `out` is in lane order.
-    #[allow(clippy::too_many_arguments)]
-    pub fn attention(
-        &mut self,
-        kernels: AttentionKernels,
-        counts: HeadCounts,
-        q: GpuView<'a>,
-        cache: GpuCache<'a>,
-        (positions, length): (GpuView<'a>, usize),
-        mask: Mask,
-        sinks: Option<GpuView<'a>>,
-        (out, parts): (GpuView<'a>, GpuView<'a>),
-    ) -> Result<()> {
-        let HeadCounts { heads, kv_heads } = counts;
-        let dim = kernels.head_dim;
-        let splits = attention_splits(mask, length);
-        q.holds(heads * dim, "attention: q")?;
-        out.holds(heads * dim, "attention: out")?;
-        parts.holds(if splits > 1 { heads * splits * (dim + 2) } else { 0 }, "attention: parts")?;
-        positions.holds(1, "attention: positions")?;
-        sinks.iter().try_for_each(|sinks| sinks.holds(heads, "attention: sinks"))?;
-        check_cache(kernels, counts, cache)?;
-        if !(heads * dim).is_multiple_of(32) || !mask.causal {
-            bail!("attention: expected a causal mask and heads of a multiple of 32 values together, found {}", heads * dim)
-        }
         let window = mask.window.map_or(0, |window| window.min(u32::MAX as usize) as u32);
-        let [scale, cap] = [mask.scale, mask.softcap.unwrap_or(0.0)].map(f32::to_bits);
-        let params =
-            [heads as u32, kv_heads as u32, cache.capacity as u32, splits as u32, window, u32::from(sinks.is_some()), scale, cap];
-        let sinks = sinks.unwrap_or(q);
-        let buffers = [q, cache.keys, cache.values, positions, sinks, out, parts];
-        self.push(kernels.attention, [heads as u32, splits as u32, 1], 32 * kernels.parts, &buffers, &params)?;
+        let [eps, scale, cap] = [norms.map_or(0.0, |norms| norms.eps), mask.scale, mask.softcap.unwrap_or(0.0)].map(f32::to_bits);
+        let [heads, kv_heads, capacity, splits, rotated] = [heads, kv_heads, cache.capacity, splits, 2 * half].map(|n| n as u32);
+        let params = [heads, kv_heads, capacity, splits, window, u32::from(sinks.is_some()), rotated, flags, eps, scale, cap];
+        let sinks = sinks.unwrap_or(qkv);
+        let buffers = [qkv, position, q_angles, k_angles, q_norm, k_norm, sinks, cache.keys, cache.values, out, parts];
+        self.push(kernels.attention, [heads, splits, 1], 32 * kernels.parts, &buffers, &params)?;
         if splits == 1 {
             return Ok(());
         }
-        let threads = (dim.div_ceil(32) * 32) as u32;
-        self.push(kernels.combine, [heads as u32, 1, 1], threads, &[parts, sinks, out], &params)
+        self.push(kernels.combine, [heads, 1, 1], (dim.div_ceil(32) * 32) as u32, &[parts, sinks, out], &params)
     }
-}
-
-fn check_cache(kernels: AttentionKernels, counts: HeadCounts, cache: GpuCache<'_>) -> Result<()> {
-    if counts.kv_heads == 0 || !counts.heads.is_multiple_of(counts.kv_heads) {
-        bail!("attention: expected heads that share key heads evenly, found {counts:?}")
-    }
-    let bytes = counts.kv_heads * cache.capacity * kernels.head_dim * kernels.element.bytes();
-    cache.keys.holds_bytes(bytes, "attention: keys")?;
-    cache.values.holds_bytes(bytes, "attention: values")
 }
 
 impl GpuWeight {

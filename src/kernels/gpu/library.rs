@@ -89,8 +89,8 @@ impl Library {
 /// How many of its last buffers a kernel writes.
 pub fn buffers_written(kernel: &str) -> u32 {
     match kernel {
-        "heads" => 3,
-        "cross_entropy" | "attention" | "norm_t" | "norm_f32" | "norm_f32_t" => 2,
+        "attention" => 4,
+        "cross_entropy" | "norm_t" | "norm_f32" | "norm_f32_t" => 2,
         _ => 1,
     }
 }

@@ -36,26 +36,22 @@ struct Rows {
 };
 #define BY_ID 0xffffffffu
 
-struct Heads {
+struct Attention {
     uint heads, kv_heads, capacity;
+    uint splits;   // threadgroups that share the keys of a head
+    uint window;   // positions that are seen, the own one among them; 0: all
+    uint sinks;    // whether heads have attention sinks
     uint rotated;  // values of a head that are rotated
     uint flags;
-    float eps;
+    float eps;  // of the norms of q and k
+    float scale;
+    float softcap;  // 0: none
 };
 enum {
     ADJACENT = 1,   // pairs are neighbours, as GPT-J has it; otherwise halves, as GPT-NeoX has it
     QK_NORM = 2,    // each head of q and k is normed
     NORM_AFTER = 4, // the norm's weight is applied behind the rotation
     NORM_EACH = 8   // each head has a norm's weight of its own
-};
-
-struct Attention {
-    uint heads, kv_heads, capacity;
-    uint splits;  // threadgroups that share the keys of a head
-    uint window;  // positions that are seen, the own one among them; 0: all
-    uint sinks;   // whether heads have attention sinks
-    float scale;
-    float softcap;  // 0: none
 };
 
 struct Flash {

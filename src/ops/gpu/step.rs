@@ -1,4 +1,4 @@
-//! One token of a decoder by the GPU's own kernels: 6 launches a layer of the plainest, 7 where keys are many, over one workspace, with
+//! One token of a decoder by the GPU's own kernels: 5 launches a layer of the plainest, 6 where keys are many, over one workspace, with
 //! no allocation on the device and no tensor operation in between. Activations are F32, whatever weights and cache are kept as.
 //!
 //! Of several rows, of one sequence or of many, four share what is read of a matrix; a norm is then a launch of its own, and each row has
@@ -14,9 +14,9 @@ use super::weight::{StepDelta, element};
 use super::{AttentionPart, DecoderParts, DeviceMatrix, LinearPart, MlpPart, OperationPart, ResidualPart, Unsupported};
 use crate::error::OutOfMemory;
 use crate::kernels::gpu::{
-    AttentionKernels, BestToken, DecodedRows, Element, Gated, Gpu, GpuAngles, GpuCache, GpuFormat, GpuNorm, GpuSlice, GpuView,
-    GpuWeight, HeadCounts, LaunchList, ListKey, MOST_SPLITS, ProductWith, QkNorms, Replays, RopePairs, RowKernels,
-    attention_splits,
+    AttentionKernels, AttentionRow, BestToken, DecodedRows, Element, Gated, Gpu, GpuAngles, GpuCache, GpuFormat, GpuNorm,
+    GpuSlice, GpuView, GpuWeight, HeadCounts, LaunchList, ListKey, MOST_SPLITS, ProductWith, QkNorms, Replays, RopePairs,
+    RowKernels, attention_splits,
 };
 use crate::kernels::scale_softcap;
 use crate::ops::{Activation, Backend, KvFormat, LayerCache, LowRankDeltas, Mask, Norm, NormKind, Vector, fault};
@@ -110,7 +110,6 @@ struct Workspace {
     normed: RowVectors,
     branch: RowVectors,
     qkv: RowVectors,
-    q: RowVectors,
     attended: RowVectors,
     parts: GpuSlice,
     hidden: RowVectors,
@@ -550,17 +549,24 @@ impl ProductLaunch {
 
 impl AttentionLaunch {
     fn add<'a>(&'a self, step: &Rows<'a, '_>, row: usize, list: &mut LaunchList<'a>) -> Result<()> {
-        let Workspace { qkv, q, positions, attended, parts, angles, .. } = step.workspace;
+        let Workspace { qkv, positions, attended, parts, angles, .. } = step.workspace;
         let (sequence, length) = step.places[row];
         let Some(cache) = step.caches[sequence].get(self.state) else { bail!("attention without its keys and values") };
-        let angles = self.rope.map(|(number, pairs)| (&angles[number][row], pairs));
         let HeadCounts { heads, kv_heads } = self.counts;
-        let (qkv, q) =
-            (qkv.view().of((heads + 2 * kv_heads) * self.head_dim).row(row)?, q.view().of(heads * self.head_dim).row(row)?);
-        let (attended, positions) = (attended.view().of(heads * self.head_dim).row(row)?, positions[row].view());
-        list.heads(self.kernels, self.counts, qkv, positions, self.norms.as_ref(), angles, q, *cache)?;
-        let (at, sinks) = ((positions, length), self.sinks.as_ref().map(GpuSlice::view));
-        list.attention(self.kernels, self.counts, q, *cache, at, self.mask, sinks, (attended, parts.view()))
+        let row = AttentionRow {
+            counts: self.counts,
+            qkv: qkv.view().of((heads + 2 * kv_heads) * self.head_dim).row(row)?,
+            norms: self.norms.as_ref(),
+            angles: self.rope.map(|(number, pairs)| (&angles[number][row], pairs)),
+            cache: *cache,
+            position: positions[row].view(),
+            length,
+            mask: self.mask,
+            sinks: self.sinks.as_ref().map(GpuSlice::view),
+            out: attended.view().of(heads * self.head_dim).row(row)?,
+            parts: parts.view(),
+        };
+        list.attention(self.kernels, row)
     }
 }
 
@@ -717,12 +723,12 @@ impl Builder<'_> {
 impl Workspace {
     fn new(parts: &DecoderParts<'_>, gpu: &Gpu) -> Result<Self> {
         let (width, vocab_size) = (parts.embed.inputs(), parts.head.weight.outputs());
-        let (mut qkv, mut q, mut hidden, mut split) = (0, 0, 0, 0);
+        let (mut qkv, mut attended, mut hidden, mut split) = (0, 0, 0, 0);
         for branch in parts.steps.iter().flat_map(|step| &step.branches) {
             match &branch.operation {
                 OperationPart::Attention(AttentionPart { heads, kv_heads, head_dim, .. }) => {
                     qkv = qkv.max((heads + 2 * kv_heads) * head_dim);
-                    q = q.max(heads * head_dim);
+                    attended = attended.max(heads * head_dim);
                     split = split.max(heads * MOST_SPLITS * (head_dim + 2));
                 }
                 OperationPart::Mlp(mlp) => hidden = hidden.max(mlp.down.weight.inputs()),
@@ -730,7 +736,7 @@ impl Workspace {
         }
         let angles: Vec<usize> = parts.ropes.iter().map(|half| (2 * half).next_multiple_of(4)).collect();
         let inputs = ROWS * (5 + 2 * angles.iter().sum::<usize>());
-        let rows = [width, width, width, width, qkv, q, q, hidden, vocab_size].map(|words| ROWS * words);
+        let rows = [width, width, width, width, qkv, attended, hidden, vocab_size].map(|words| ROWS * words);
         let sizes = [&[inputs, split, ROWS * BestToken::words(vocab_size)], &rows[..]].concat();
         // A multiple of 256 bytes each.
         let total = sizes.iter().map(|words| words.next_multiple_of(64)).sum::<usize>();
@@ -746,8 +752,8 @@ impl Workspace {
             taken.push(take(words)?);
         }
         let rows = taken.split_off(3).into_iter().map(RowVectors::new).collect::<Vec<_>>();
-        let (Ok([inputs, split, best]), Ok([x, sum, normed, branch, qkv, q, attended, hidden, logits])) =
-            (<[GpuSlice; 3]>::try_from(taken), <[RowVectors; 9]>::try_from(rows))
+        let (Ok([inputs, split, best]), Ok([x, sum, normed, branch, qkv, attended, hidden, logits])) =
+            (<[GpuSlice; 3]>::try_from(taken), <[RowVectors; 8]>::try_from(rows))
         else {
             bail!("a workspace of other parts")
         };
@@ -765,7 +771,7 @@ impl Workspace {
         let ids = inputs.words(0, ROWS)?;
         let positions = (0..ROWS).map(|row| inputs.words(ROWS + 4 * row, 4)).collect::<Result<_>>()?;
         let (angles, parts) = (of_ropes, split);
-        Ok(Self { inputs, ids, positions, angles, x, sum, normed, branch, qkv, q, attended, parts, hidden, logits, best })
+        Ok(Self { inputs, ids, positions, angles, x, sum, normed, branch, qkv, attended, parts, hidden, logits, best })
     }
 }
 
