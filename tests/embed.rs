@@ -368,6 +368,21 @@ fn a_plain_directory_pools_the_mean() {
 }
 
 #[test]
+fn what_modernbert_says_of_positions_changes_nothing() {
+    // As mmBERT and Ettin have it: the reference does not look at it.
+    let said = changed("modernbert_mean_new", |path| {
+        let mut config = json(&path.join("config.json"));
+        config["position_embedding_type"] = "sans_pos".into();
+        std::fs::write(path.join("config.json"), config.to_string()).unwrap();
+    });
+    let (texts, default) = (["hello", "The cat sleeps in the warm sun."], EmbedOptions::default());
+    assert_eq!(
+        embed(&load(said.path()), &texts, &default),
+        embed(&load(golden("encoders/modernbert_mean_new")), &texts, &default)
+    );
+}
+
+#[test]
 fn behind_a_padding_of_0_positions_count_from_1() {
     // Behind the id 1 a text has the positions 2 and up. Its first token is the id 0, so 0 and up remain, two rows further down.
     let of_0 = changed("xlmr_mean_e5", |path| {

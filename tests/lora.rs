@@ -91,9 +91,9 @@ fn logits_equal_those_of_peft_attached_and_merged() {
             let texts = json(&golden(notes["base"].as_str().unwrap()).join("golden.json"));
             let texts: Vec<&str> = texts["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
             let want = reference.floats("embeddings");
-            let attached = EmbedOptions::default().adapters([(lora, 1.0)]);
-            let error = max_abs(&model.embed(&texts, &attached, None).unwrap(), &want);
-            let merged_error = max_abs(&merged.embed(&texts, &EmbedOptions::default(), None).unwrap(), &want);
+            let plain = EmbedOptions::default().normalize(true);
+            let merged_error = max_abs(&merged.embed(&texts, &plain, None).unwrap(), &want);
+            let error = max_abs(&model.embed(&texts, &plain.adapters([(lora, 1.0)]), None).unwrap(), &want);
             assert!(error <= 2e-5 && merged_error <= 2e-5, "{name}: {error}, merged {merged_error}");
             seen += 1;
             continue;
@@ -577,6 +577,11 @@ fn a_spoiled_adapter_is_refused_by_the_name_of_what_is_wrong() {
             "embed_tokens.lora_embedding_A: target_modules asks for this tensor",
         ),
         (embed().set("use_dora", json!(true)), Unsupported, "use_dora: not supported on the embedding (model.embed_tokens)"),
+        (
+            Spoiled::new("lora/qwen2_all7").set("bias", json!("all")).add("base_model.model.model.norm.bias", &[64]),
+            Unsupported,
+            "adapter_config.json: bias: \"all\" is not supported with model.norm.bias",
+        ),
         (
             embed().set("target_modules", json!(["lm_head"])),
             Format,

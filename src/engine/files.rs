@@ -236,14 +236,18 @@ impl Files {
             return GgufVocabulary::read(gguf.metadata())?.as_ref().map(Tokenizer::of_gguf).transpose();
         }
         let tokenizer = Tokenizer::load(path)?;
-        match &self.tokenizer_config {
-            Some(config) if options.tokenizer_path.is_none() => {
-                let tokenizer = tokenizer.configured(config, self.family.model_type)?;
-                // A GGUF file's configuration is its own, whatever lies beside it.
-                if self.gguf.is_none() { tokenizer.declared(&self.directory).map(Some) } else { Ok(Some(tokenizer)) }
-            }
-            _ => Ok(Some(tokenizer)),
+        if options.tokenizer_path.is_some() {
+            return Ok(Some(tokenizer));
         }
+        let config = self.tokenizer_config.as_ref();
+        // A GGUF file's configuration is its own, whatever lies beside it.
+        if self.gguf.is_some() {
+            return match config {
+                Some(_) => tokenizer.configured(config, None, self.family.model_type).map(Some),
+                None => Ok(Some(tokenizer)),
+            };
+        }
+        tokenizer.configured(config, Some(&self.raw), self.family.model_type)?.declared(&self.directory).map(Some)
     }
 
     pub(super) fn special_tokens(&self) -> Result<Option<Json>> {

@@ -291,7 +291,7 @@ impl Model {
             Embedder::load(sentence, tokenizer, tokenizer_config, special, &files.config, device.backend(), limited)
         })?;
 
-        let gives_types = gives_types(tokenizer_config, files.family.model_type)?;
+        let gives_types = gives_types(tokenizer_config, Some(&files.raw), files.family.model_type)?;
 
         let mut checkpoint = files.tensors(&mut on_bytes)?;
         let stored = stored_type(&*checkpoint, &files.config, &device, options);

@@ -119,8 +119,16 @@ pub(super) struct Reranker {
 }
 
 enum Scorer {
-    Head { pooling: Pooling, modules: Vec<SentenceModule>, padding: Option<u32> },
-    NextToken { tokens: Vec<u32> },
+    /// `is_late`: the scores of tokens are pooled.
+    Head {
+        pooling: Pooling,
+        is_late: bool,
+        modules: Vec<SentenceModule>,
+        padding: Option<u32>,
+    },
+    NextToken {
+        tokens: Vec<u32>,
+    },
 }
 
 /// A head that was read, and the names of its tensors.
@@ -145,7 +153,7 @@ impl LoadedHead {
 /// `ErrorKind::Format` naming a tensor that is missing or has another shape.
 pub(super) fn load_head(sentence: &SentenceConfig, raw: &Json, config: &Config, weights: &mut Weights<'_>) -> Result<LoadedHead> {
     let Some(Scored::Head) = sentence.reranker.as_ref().map(|reranker| reranker.scored) else { return Ok(LoadedHead::default()) };
-    let Ok(Classifier { pooling, layers, padding }) = classifier(raw, config) else {
+    let Ok(Classifier { pooling, is_late, layers, padding }) = classifier(raw, config) else {
         // Why it makes no score is told when it is asked for some.
         return Ok(LoadedHead { names: vec!["score.weight".to_string()], ..LoadedHead::default() });
     };
@@ -171,7 +179,7 @@ pub(super) fn load_head(sentence: &SentenceConfig, raw: &Json, config: &Config, 
             loaded.names.push(format!("{name}.bias"));
         }
     }
-    loaded.head = Some(Scorer::Head { pooling, modules, padding });
+    loaded.head = Some(Scorer::Head { pooling, is_late, modules, padding });
     (loaded.bytes, loaded.parameters) = (weights.bytes(), weights.parameters());
     Ok(loaded)
 }
@@ -386,8 +394,12 @@ impl Model {
         let lengths: Vec<usize> = batch.iter().map(|&i| tokens[i].len()).collect();
         let transformer = self.transformer();
         self.device().compute(|| match scorer {
-            Scorer::Head { pooling, modules, .. } => {
-                Ok(transformer.embed_sequences((&ids, &types, &lengths), None, (0, &[*pooling]), modules)?)
+            Scorer::Head { pooling, is_late, modules, .. } => {
+                let (tokens, pooling) = ((&ids[..], &types[..], &lengths[..]), (0, &[*pooling][..]));
+                Ok(match is_late {
+                    true => transformer.pool_late(tokens, pooling, modules)?,
+                    false => transformer.embed_sequences(tokens, None, pooling, modules)?,
+                })
             }
             Scorer::NextToken { tokens } => {
                 let logits = transformer.next_token_logits(&ids, &lengths, tokens)?;

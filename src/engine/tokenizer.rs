@@ -75,13 +75,9 @@ impl Tokenizer {
             return Ok(tokenizer);
         }
         let read = |name: &str| Json::read_optional(&path.join(name));
-        let tokenizer = match (read("tokenizer_config.json")?, read("config.json")?) {
-            (Some(config), model) => {
-                let model_type = model.as_ref().map(|model| model.text("model_type")).transpose()?.flatten();
-                tokenizer.configured(&config, model_type.as_deref().unwrap_or_default())?
-            }
-            (None, _) => tokenizer,
-        };
+        let (config, model) = (read("tokenizer_config.json")?, read("config.json")?);
+        let model_type = model.as_ref().map(|model| model.text("model_type")).transpose()?.flatten().unwrap_or_default();
+        let tokenizer = tokenizer.configured(config.as_ref(), model.as_ref(), &model_type)?;
         tokenizer.declared(path)
     }
 

@@ -15,6 +15,8 @@ const MAX_LABELS: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Classifier {
     pub pooling: Pooling,
+    /// Whether the scores of tokens are pooled, and not their vectors.
+    pub is_late: bool,
     pub layers: Vec<ClassifierLayer>,
     /// A token that counts for nothing at the end of a text.
     pub padding: Option<u32>,
@@ -49,7 +51,8 @@ pub fn classifier(json: &Json, config: &Config) -> Result<Classifier> {
     }
     let dense = |name, bias, activation| ClassifierLayer::Dense { name, outputs: size, bias, activation };
     let score = |name, bias| ClassifierLayer::Dense { name, outputs: 1, bias, activation: None };
-    let head = |pooling, layers: &[ClassifierLayer]| Classifier { pooling, layers: layers.to_vec(), padding: None };
+    let head =
+        |pooling, layers: &[ClassifierLayer]| Classifier { pooling, is_late: false, layers: layers.to_vec(), padding: None };
     Ok(match json.text("model_type")?.as_deref() {
         Some("bert" | "nomic_bert") => {
             if json.has("n_embd") {
@@ -68,11 +71,21 @@ pub fn classifier(json: &Json, config: &Config) -> Result<Classifier> {
             let norm =
                 ClassifierLayer::LayerNorm { name: "head.norm", eps: config.norm.eps, bias: json.flag("norm_bias", false)? };
             let inner = dense("head.dense", json.flag("classifier_bias", false)?, Some(activation));
-            head(pooling(json, "cls", "cls")?, &[inner, norm, score("classifier", true)])
+            let pooling = match json.text("classifier_pooling")?.as_deref() {
+                None | Some("cls") => Pooling::Cls,
+                Some("mean") => Pooling::Mean,
+                Some(_) => return Err(json.unsupported("classifier_pooling", "expected \"cls\" or \"mean\"")),
+            };
+            head(pooling, &[inner, norm, score("classifier", true)])
         }
         Some("eurobert") => {
-            let inner = dense("dense", true, Some(Activation::Gelu));
-            head(pooling(json, "bos", "late")?, &[inner, score("classifier", true)])
+            let layers = [dense("dense", true, Some(Activation::Gelu)), score("classifier", true)];
+            match json.text("classifier_pooling")?.as_deref() {
+                None | Some("late") => Classifier { is_late: true, ..head(Pooling::Mean, &layers) },
+                Some("mean") => head(Pooling::Mean, &layers),
+                Some("bos") => head(Pooling::Cls, &layers),
+                Some(_) => return Err(json.unsupported("classifier_pooling", "expected \"late\", \"bos\" or \"mean\"")),
+            }
         }
         _ => {
             if !config.is_causal() {
@@ -82,13 +95,4 @@ pub fn classifier(json: &Json, config: &Config) -> Result<Classifier> {
             Classifier { padding, ..head(Pooling::Last, &[score("score", false)]) }
         }
     })
-}
-
-/// What `classifier_pooling` asks for; `first` is its name for the first token.
-fn pooling(json: &Json, first: &str, default: &str) -> Result<Pooling> {
-    match json.text("classifier_pooling")?.as_deref().unwrap_or(default) {
-        "mean" => Ok(Pooling::Mean),
-        found if found == first => Ok(Pooling::Cls),
-        _ => Err(json.unsupported("classifier_pooling", &format!("expected {first:?} or \"mean\""))),
-    }
 }

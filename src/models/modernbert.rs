@@ -31,7 +31,6 @@ pub fn parse(json: &Json) -> Result<Draft> {
         mlp_sum: None,
         ..BERT
     };
-    encoder::refuse_relative_positions(json)?;
     let mut draft = encoder::parse(json, &Keys { names, activation: "hidden_activation", ..KEYS })?;
     if !json.has("max_position_embeddings") {
         draft.context_length = 8192;

@@ -142,6 +142,23 @@ impl Transformer {
         ops::to_f32(&modules.iter().try_fold(pooled, |x, module| module.forward(backend, x))?)
     }
 
+    /// As [`embed_sequences`](Self::embed_sequences) of at least one token each, but the modules come first: what they make of each
+    /// token is pooled.
+    ///
+    /// # Errors
+    /// A failed device operation.
+    pub fn pool_late(
+        &self,
+        (ids, types, lengths): (&[u32], &[u32], &[usize]),
+        (skip, kinds): (usize, &[Pooling]),
+        modules: &[SentenceModule],
+    ) -> Result<Vec<f32>> {
+        let (backend, cx) = (self.backend(), Context::forward(self.backend()));
+        let tokens = self.encode_typed((ids, types), lengths, None)?;
+        let tokens = modules.iter().try_fold(tokens, |x, module| module.forward(backend, x))?;
+        ops::to_f32(&ops::pool(cx, &tokens, lengths, skip, kinds)?)
+    }
+
     /// The logits of some tokens, each behind a sequence.
     ///
     /// # Shape

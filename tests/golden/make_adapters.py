@@ -56,6 +56,7 @@ ADAPTERS = {
     "qwen2_tokens_dict": (QWEN, dict(target_modules=["k_proj"], trainable_token_indices={"embed_tokens": [4], "lm_head": [7, 8, 100]}), "rows of the embedding, and others of the output matrix"),
     "qwen2_tied_tokens": ("decoders/qwen2_tied", dict(target_modules=["o_proj"], trainable_token_indices=[9, 60, 61]), "rows of a tied matrix, on both sides"),
     "gemma3_tokens": ("decoders/gemma3_text", dict(target_modules=["q_proj"], trainable_token_indices=[5, 44]), "a factor behind the embedding"),
+    "nomic_modules": ("encoders/nomic_mean", dict(target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"], task_type="FEATURE_EXTRACTION", use_dora=True), "modules of transformers 5 that the checkpoint has other names for; q and v are parts of one of its matrices"),
     "bert_pooler": ("encoders/bert_mean_norm", dict(target_modules=["query", "value", "dense"], task_type="FEATURE_EXTRACTION"), "an encoder; `dense` also means the pooler, which no vector sees"),
 }
 

@@ -68,6 +68,8 @@ CASES = {
         tokenizer=given("modernbert_mean_new", model_max_length=64), note="of the mean; biases, another activation and eps"),
     "eurobert": dict(kind="eurobert", head="EuroBert", config={**DECODER, **ONE, "max_position_embeddings": 96, "pad_token_id": 438, "bos_token_id": 436, "eos_token_id": 437, "classifier_pooling": "mean"},
         tokenizer=given("modernbert_mean_new", model_max_length=64), note="dense with GELU, classifier, of the mean"),
+    "eurobert_late": dict(kind="eurobert", head="EuroBert", config={**DECODER, **ONE, "max_position_embeddings": 96, "pad_token_id": 438, "bos_token_id": 436, "eos_token_id": 437}, tokenizer=given("modernbert_mean_new", model_max_length=64),
+        note="what the class does where nothing is said: a score of each token, and the mean of the scores"),
     "qwen3_scored": dict(kind="qwen3", head="Qwen3", config={**QWEN3, **ONE, "tie_word_embeddings": True}, tokenizer=qwen(), bare=True, note="score, of the last token that is not the padding; no template, so both texts follow each other as they are"),
     "qwen3_scored_template": dict(kind="qwen3", head="Qwen3", config={**QWEN3, **ONE}, tokenizer=qwen(TEMPLATE), style=6, prompts=dict(web=INSTRUCTION), default="web", note="the same through a chat template; the prompt is its system message; of what is too long the end is cut, but not what the template puts there"),
     "qwen3_new": dict(kind="qwen3", head="Qwen3ForCausalLM", config={**QWEN3, "tie_word_embeddings": True}, tokenizer=qwen(TEMPLATE), style=6, note="LogitScore: the logit of yes less that of no, for what follows the template"),

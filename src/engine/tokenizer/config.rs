@@ -10,6 +10,8 @@ use tokenizers::decoders::sequence::Sequence as DecoderSequence;
 use tokenizers::decoders::strip::Strip;
 use tokenizers::normalizers::{BertNormalizer, Replace};
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use tokenizers::pre_tokenizers::sequence::Sequence as Cuts;
+use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::{AddedToken, DecoderWrapper, Model, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper};
 
 use super::{Inner, Tokenizer, bad_normalizer, collect_parts, special_ids};
@@ -50,32 +52,41 @@ const EXTRA: &str = "extra_special_tokens";
 const ADDITIONAL: &str = "additional_special_tokens";
 
 impl Tokenizer {
-    /// The same with what tokenizer_config.json says of a class that the reference does not take from tokenizer.json: BERT's and
-    /// MPNet's normaliser, RoBERTa's first space, where Llama's words begin.
+    /// The same with what tokenizer_config.json and config.json, `model`, say of a class that the reference does not take from
+    /// tokenizer.json: BERT's and MPNet's normaliser, RoBERTa's first space, where words of Llama and XLM-RoBERTa begin.
     ///
     /// # Source
     /// The classes of transformers 5.24, and what `AutoTokenizer` chooses among them.
-    pub(crate) fn configured(self, config: &Json, model_type: &str) -> Result<Self> {
-        let class = tokenizer_class(config, model_type)?;
+    pub(crate) fn configured(self, config: Option<&Json>, model: Option<&Json>, model_type: &str) -> Result<Self> {
+        if OF_FILE.contains(&model_type) {
+            return Ok(self);
+        }
+        let class = tokenizer_class(config, model, model_type)?;
+        let flag = |name: &str, default: bool| config.map_or(Ok(default), |config| config.flag(name, default));
         // Its only holder needs no copy: vocabularies take megabytes.
         let mut inner = Arc::try_unwrap(self.0).unwrap_or_else(|shared| (*shared).clone());
         let tokenizer = &mut inner.tokenizer;
         match class.as_str() {
             "BertTokenizer" | "DistilBertTokenizer" | "MPNetTokenizer" => {
-                let accents =
-                    if config.get("strip_accents").is_some() { Some(config.flag("strip_accents", false)?) } else { None };
-                let (chinese, lower) = (config.flag("tokenize_chinese_chars", true)?, config.flag("do_lower_case", true)?);
+                let says = config.is_some_and(|config| config.get("strip_accents").is_some());
+                let accents = if says { Some(flag("strip_accents", false)?) } else { None };
+                let (chinese, lower) = (flag("tokenize_chinese_chars", true)?, flag("do_lower_case", true)?);
                 let normalizer = BertNormalizer::new(true, chinese, accents, lower);
                 tokenizer.with_normalizer(Some(normalizer)).map_err(bad_normalizer)?;
             }
             "RobertaTokenizer" => {
                 if let Some(PreTokenizerWrapper::ByteLevel(bytes)) = tokenizer.get_pre_tokenizer() {
-                    let bytes = bytes.add_prefix_space(config.flag("add_prefix_space", false)?);
+                    let bytes = bytes.add_prefix_space(flag("add_prefix_space", false)?);
                     tokenizer.with_pre_tokenizer(Some(bytes));
                 }
             }
-            "LlamaTokenizer" if !OF_FILE.contains(&model_type) && !is_byte_level(tokenizer) => {
-                as_llama(tokenizer, config.flag("add_prefix_space", true)?, config.flag("legacy", false)?)?;
+            "XLMRobertaTokenizer" | "CamembertTokenizer" => {
+                if as_xlm_roberta(tokenizer, flag("add_prefix_space", true)?)? {
+                    inner.growth = inner.growth.saturating_mul('▁'.len_utf8());
+                }
+            }
+            "LlamaTokenizer" if !is_byte_level(tokenizer) => {
+                as_llama(tokenizer, flag("add_prefix_space", true)?, flag("legacy", false)?)?;
                 // A space becomes three bytes, and one more may come first.
                 inner.growth = inner.growth.max(6);
             }
@@ -168,11 +179,14 @@ pub(super) fn cleaned_up(text: &str) -> String {
 }
 
 /// The class of transformers that reads the files of a tokenizer, without the `Fast` of version 4; empty for the base of all.
-fn tokenizer_class(config: &Json, model_type: &str) -> Result<String> {
-    let class = config.text("tokenizer_class")?.unwrap_or_else(|| {
+fn tokenizer_class(config: Option<&Json>, model: Option<&Json>, model_type: &str) -> Result<String> {
+    let mut class = None;
+    for json in [config, model].into_iter().flatten() {
+        class = class.map_or_else(|| json.text("tokenizer_class"), |class| Ok(Some(class)))?;
+    }
+    let class = class.unwrap_or_else(|| {
         let class = match model_type {
-            "bert" => "BertTokenizer",
-            "distilbert" => "DistilBertTokenizer",
+            "bert" | "distilbert" | "nomic_bert" => "BertTokenizer",
             "mpnet" => "MPNetTokenizer",
             "roberta" => "RobertaTokenizer",
             "xlm-roberta" => "XLMRobertaTokenizer",
@@ -185,13 +199,12 @@ fn tokenizer_class(config: &Json, model_type: &str) -> Result<String> {
 }
 
 /// Whether transformers hands a network the types of tokens besides their ids.
-pub(in crate::engine) fn gives_types(config: Option<&Json>, model_type: &str) -> Result<bool> {
-    let Some(config) = config else { return Ok(true) };
-    if let Some(names) = config.texts("model_input_names")? {
+pub(in crate::engine) fn gives_types(config: Option<&Json>, model: Option<&Json>, model_type: &str) -> Result<bool> {
+    if let Some(names) = config.map_or(Ok(None), |config| config.texts("model_input_names"))? {
         return Ok(names.iter().any(|name| name == "token_type_ids"));
     }
     let without = ["DistilBertTokenizer", "MPNetTokenizer", "RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer"];
-    Ok(!without.contains(&tokenizer_class(config, model_type)?.as_str()))
+    Ok(!without.contains(&tokenizer_class(config, model, model_type)?.as_str()))
 }
 
 /// Whether bytes are written as characters, as GPT-2 does.
@@ -205,6 +218,28 @@ fn is_byte_level(tokenizer: &tokenizers::Tokenizer) -> bool {
         None => false,
     };
     before || decoders.iter().any(|part| matches!(part, DecoderWrapper::ByteLevel(_)))
+}
+
+/// Everything around the vocabulary as `XLMRobertaTokenizer` and `CamembertTokenizer` make it: of the normaliser SentencePiece's map
+/// alone is left, white space separates words whatever it is, and a word begins with `▁`. Returns whether the file wrote none in the
+/// place of spaces.
+fn as_xlm_roberta(tokenizer: &mut tokenizers::Tokenizer, add_prefix_space: bool) -> Result<bool> {
+    let ModelWrapper::Unigram(_) = tokenizer.get_model() else { return Ok(false) };
+    let is_map = |normalizer: &&NormalizerWrapper| matches!(normalizer, NormalizerWrapper::Precompiled(_));
+    let map = match tokenizer.get_normalizer() {
+        Some(NormalizerWrapper::Sequence(steps)) => steps.as_ref().iter().find(is_map).cloned(),
+        own => own.filter(is_map).cloned(),
+    };
+    let writes = |part: &PreTokenizerWrapper| matches!(part, PreTokenizerWrapper::Metaspace(_));
+    let wrote = match tokenizer.get_pre_tokenizer() {
+        Some(PreTokenizerWrapper::Sequence(parts)) => parts.as_ref().iter().any(writes),
+        own => own.is_some_and(writes),
+    };
+    let words = Metaspace::new('▁', if add_prefix_space { PrependScheme::Always } else { PrependScheme::Never }, true);
+    tokenizer.with_normalizer(map).map_err(bad_normalizer)?;
+    tokenizer.with_pre_tokenizer(Some(Cuts::new(vec![WhitespaceSplit.into(), words.clone().into()])));
+    tokenizer.with_decoder(Some(words));
+    Ok(!wrote)
 }
 
 /// Everything around the vocabulary as `LlamaTokenizer` makes it: no normaliser, a word begins with `▁`.
@@ -509,6 +544,90 @@ mod tests {
             }
             let shown = if config.contains("add_prefix_space") { " hihi" } else { "hihi" };
             assert_eq!(tokenizer.decode(&[7, 6], true).unwrap(), shown, "{config}");
+        }
+    }
+
+    /// A tokenizer of SentencePiece with what stands around the vocabulary.
+    fn unigram(around: &str) -> String {
+        let vocab = ["<s>", "<pad>", "</s>", "<unk>", "▁", "a", "▁a", "b", "\u{c4}", "\u{e4}"];
+        let vocab: Vec<String> = vocab.iter().enumerate().map(|(i, piece)| format!("[{piece:?}, {}]", -(i as f64))).collect();
+        format!(
+            r#"{{"version": "1.0", "added_tokens": [{{"id": 2, "content": "</s>", "special": true, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false}}], {around}
+                "decoder": {{"type": "Metaspace", "replacement": "▁", "add_prefix_space": true}},
+                "model": {{"type": "Unigram", "unk_id": 3, "vocab": [{}]}}}}"#,
+            vocab.join(", ")
+        )
+    }
+
+    #[test]
+    fn words_of_xlm_roberta_are_separated_by_white_space() {
+        let metaspace = r#""pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "add_prefix_space": true},"#;
+        let spaces = r#"{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}"#;
+        // As XLM-RoBERTa is converted by most versions of transformers 4: a trailing space is a token.
+        let of_4 = unigram(&format!(r#""normalizer": {{"type": "Sequence", "normalizers": [{spaces}]}}, {metaspace}"#));
+        let other = unigram(&format!(r#""normalizer": {{"type": "Lowercase"}}, {metaspace}"#));
+        let none = unigram("");
+        let own: [&[u32]; 4] = [&[6, 4], &[4], &[6], &[6, 2, 4, 7]];
+        // Of transformers 5.24: `"a "`, `" "`, `" a"` and `"a</s>  b"`.
+        let want: [&[u32]; 4] = [&[6], &[], &[6], &[6, 2, 4, 7]];
+        let class = |name: &str| format!(r#"{{"tokenizer_class": "{name}"}}"#);
+        let model = |name: &str| format!(r#"{{"model_type": "{name}"}}"#);
+        let plain = class("PreTrainedTokenizerFast");
+        let cases = [
+            (&of_4, Some(class("XLMRobertaTokenizer")), model("xlm-roberta"), want),
+            (&of_4, Some(class("XLMRobertaTokenizerFast")), model("bert"), want),
+            (&of_4, Some(class("CamembertTokenizer")), model("camembert"), want),
+            (&of_4, Some("{}".to_string()), model("xlm-roberta"), want),
+            (&of_4, None, model("camembert"), want),
+            (&of_4, None, r#"{"model_type": "bert", "tokenizer_class": "XLMRobertaTokenizer"}"#.to_string(), want),
+            (&none, Some(class("XLMRobertaTokenizer")), model("bert"), want),
+            (&of_4, Some(plain), model("xlm-roberta"), own),
+            (&of_4, Some(class("XLMRobertaTokenizer")), model("modernbert"), own),
+        ];
+        for (tokenizer, config, model, want) in cases {
+            let mut files = vec![("tokenizer.json", tokenizer.as_str()), ("config.json", &model)];
+            files.extend(config.as_ref().map(|config| ("tokenizer_config.json", config.as_str())));
+            let tokenizer = Tokenizer::load(directory(&files).path()).unwrap();
+            for (text, want) in ["a ", " ", " a", "a</s>  b"].into_iter().zip(want) {
+                assert_eq!(tokenizer.encode(text, false).unwrap(), want, "{config:?} {model} {text:?}");
+            }
+            assert_eq!(tokenizer.decode(&[6, 6], true).unwrap(), "a a");
+        }
+        // Of the normaliser a map of SentencePiece alone is left.
+        for (name, want) in [("XLMRobertaTokenizer", 8), ("PreTrainedTokenizerFast", 9)] {
+            let (config, model) = (class(name), model("xlm-roberta"));
+            let files = [("tokenizer.json", other.as_str()), ("tokenizer_config.json", &config), ("config.json", &model)];
+            assert_eq!(Tokenizer::load(directory(&files).path()).unwrap().encode("a\u{c4}", false).unwrap(), [6, want]);
+        }
+        let config = r#"{"tokenizer_class": "XLMRobertaTokenizer", "add_prefix_space": false}"#;
+        let directory = directory(&[("tokenizer.json", of_4.as_str()), ("tokenizer_config.json", config)]);
+        assert_eq!(Tokenizer::load(directory.path()).unwrap().encode("a b", false).unwrap(), [5, 7]);
+    }
+
+    #[test]
+    fn a_class_is_what_a_model_is_read_with_that_names_none() {
+        let pieces = r###"{"version": "1.0", "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": false},
+            "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null,
+                "lowercase": false}, "pre_tokenizer": {"type": "BertPreTokenizer"}, "model": {"type": "WordPiece",
+                "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+                "vocab": {"[UNK]": 0, "A": 1, "a": 2}}}"###;
+        // Of transformers 5.24: `"A"`.
+        for (config, model, want) in [
+            (None, r#"{"model_type": "bert"}"#, 2),
+            (None, r#"{"model_type": "distilbert"}"#, 2),
+            (None, r#"{"model_type": "nomic_bert"}"#, 2),
+            (Some("{}"), r#"{"model_type": "nomic_bert"}"#, 2),
+            (Some(r#"{"do_lower_case": false}"#), r#"{"model_type": "nomic_bert"}"#, 1),
+            (Some("{}"), r#"{"model_type": "bert", "tokenizer_class": "PreTrainedTokenizerFast"}"#, 1),
+            (Some(r#"{"tokenizer_class": "BertTokenizer"}"#), r#"{"model_type": "eurobert"}"#, 2),
+            (Some(r#"{"tokenizer_class": "BertTokenizer"}"#), r#"{"model_type": "modernbert"}"#, 1),
+            (None, r#"{"model_type": "modernbert"}"#, 1),
+        ] {
+            let mut files = vec![("tokenizer.json", pieces), ("config.json", model)];
+            files.extend(config.map(|config| ("tokenizer_config.json", config)));
+            let tokenizer = Tokenizer::load(directory(&files).path()).unwrap();
+            assert_eq!(tokenizer.encode("A", false).unwrap(), [want], "{config:?} {model}");
         }
     }
 

@@ -4,6 +4,7 @@
 //! an option that changes the result and is not implemented is an error that names it.
 
 mod config;
+mod native;
 mod plan;
 mod stacks;
 
@@ -259,7 +260,7 @@ const FIELDS: [(&str, Field); 13] = [
 struct Reader<'a> {
     config: &'a PeftConfig,
     network: &'a Transformer,
-    modules: &'a [Module],
+    modules: Cow<'a, [Module]>,
     /// Of each module, then of each parameter of experts that is meant.
     stored: Vec<Stored>,
     stacks: Vec<TargetedStack>,
@@ -269,11 +270,12 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(config: &'a PeftConfig, network: &'a Transformer, checkpoint: &Checkpoint<'_>) -> Result<Self> {
         let names = &network.config().names;
-        let modules = network.modules();
         let mut tensors = checkpoint.names();
         tensors.sort_unstable();
+        let native = native::modules(network, &tensors);
         // A model that was trained without its head has no prefix.
-        let layers = names.layers();
+        let layers = if native.is_some() { native::LAYERS } else { names.layers() };
+        let modules = native.map_or(Cow::Borrowed(network.modules()), Cow::Owned);
         let is_inner = |rest: &str| rest.starts_with(layers) || rest.starts_with(names.embed);
         let is_seen = |prefix: &str| {
             let lies = |name: &&str| name.strip_prefix(PREFIX).unwrap_or(name).strip_prefix(prefix).is_some_and(is_inner);
@@ -295,9 +297,10 @@ impl<'a> Reader<'a> {
         let naming = Naming { prefix: prefix.to_string(), as_stored };
         let stacks = stacks::targeted(config, &naming, network.stacks());
         let stored = vec![Stored::default(); modules.len() + stacks.len()];
+        let count = modules.len();
         let mut reader = Self { config, network, stored, modules, stacks, naming };
-        let mut paths: HashMap<String, usize> = (0..modules.len()).map(|i| (reader.path(i), i)).collect();
-        paths.extend(reader.stacks.iter().enumerate().map(|(i, stack)| (stack.path.clone(), modules.len() + i)));
+        let mut paths: HashMap<String, usize> = (0..count).map(|i| (reader.path(i), i)).collect();
+        paths.extend(reader.stacks.iter().enumerate().map(|(i, stack)| (stack.path.clone(), count + i)));
         let mut ignored = Vec::new();
         for name in tensors {
             reader.sort(name, &paths, &mut ignored)?;
@@ -347,6 +350,12 @@ impl<'a> Reader<'a> {
             if self.network.config().names.unused.iter().any(|unused| format!("{bare}.").starts_with(unused)) {
                 ignored.push(path.to_string());
                 return Ok(());
+            }
+            // PEFT saves those of norms, too.
+            if self.config.bias == BiasKind::All && name.ends_with(".bias") {
+                let message =
+                    format!("{CONFIG}: bias: \"all\" is not supported with {path}.bias: only biases of matrices change");
+                return Err(Error::unsupported(message));
             }
             return Err(no_place());
         };

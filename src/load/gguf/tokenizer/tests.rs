@@ -344,6 +344,8 @@ fn the_likeliest_pieces_are_chosen() {
     assert_eq!(tokens_of(&build(&bare).unwrap(), "  ab  ab ", false), ["a", "b", "▁ab"]);
     let spaces = unigram().bool("tokenizer.ggml.remove_extra_whitespaces", false);
     assert_eq!(tokens_of(&build(&spaces).unwrap(), "ab  ab", false), ["▁ab", "▁", "▁ab"]);
+    let encoder = spaces.text("general.architecture", "bert");
+    assert_eq!(tokens_of(&build(&encoder).unwrap(), "ab  ab ", false), ["▁ab", "▁ab"]);
 }
 
 /// The file without a key, then with what `then` adds.

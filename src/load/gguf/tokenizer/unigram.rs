@@ -33,7 +33,9 @@ impl GgufVocabulary<'_> {
         let model = Unigram::from(pieces, Some(unknown as usize), false).map_err(|e| self.failed(TOKENS, e))?;
         let mut tokenizer = Tokenizer::new(model);
         let prefix = self.flag("add_space_prefix", true)?;
-        let trims = self.flag("remove_extra_whitespaces", true)?;
+        // Encoders have XLM-RoBERTa's, which always does. The converter writes there what tokenizer_config.json says of decoding.
+        let is_encoders = matches!(self.metadata.text("general.architecture")?, Some("bert" | "nomic-bert"));
+        let trims = self.flag("remove_extra_whitespaces", true)? || is_encoders;
         let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
         normalizers.extend(self.charsmap()?.map(Into::into));
         let metaspace = Metaspace::new('▁', if prefix { PrependScheme::Always } else { PrependScheme::Never }, true);
