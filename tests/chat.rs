@@ -620,9 +620,32 @@ fn templates_are_found_where_transformers_finds_them() {
                 ("special_tokens_map.json", tokens),
                 ("tokenizer_config.json", config),
             ],
-            "<s><pad>['<a>', '<b>']",
-            "<s><pad>['<a>', '<b>']",
+            "<other><pad>['<a>', '<b>']",
+            "<other><pad>['<a>', '<b>']",
         ),
+        // What tokenizer_config.json lists tokens beside counts alone.
+        (
+            vec![
+                ("chat_template.jinja", "{{ bos_token }}{{ pad_token }}"),
+                ("special_tokens_map.json", tokens),
+                ("tokenizer_config.json", r#"{"bos_token": "<s>", "added_tokens_decoder": {}}"#),
+            ],
+            "<s>",
+            "<s>",
+        ),
+        (
+            vec![
+                ("chat_template.jinja", "{{ image_token }}{{ video_token }}{{ eoi_token }}{{ add_bos_token }}"),
+                (
+                    "tokenizer_config.json",
+                    r#"{"image_token": "<image>", "video_token": {"__type": "AddedToken", "content": "<video>"}, "odd-token": "x",
+                        "add_bos_token": true, "model_specific_special_tokens": {"eoi_token": "<eoi>"}}"#,
+                ),
+            ],
+            "<image><video><eoi>",
+            "<image><video><eoi>",
+        ),
+        (vec![("tokenizer_config.json", r#"{"chat_template": {"default": "plain", "tool_use": "tools"}}"#)], "plain", "tools"),
         (
             vec![
                 ("chat_template.jinja", "{{ image_token }}"),
@@ -666,7 +689,7 @@ fn files_of_another_form_are_named_with_their_field() {
         (
             "tokenizer_config.json",
             r#"{"chat_template": 1}"#,
-            "tokenizer_config.json: chat_template: expected a string or a list, found a number",
+            "tokenizer_config.json: chat_template: expected a string, a list or an object, found a number",
         ),
         (
             "tokenizer_config.json",
@@ -690,8 +713,8 @@ fn files_of_another_form_are_named_with_their_field() {
         ),
         (
             "chat_template.json",
-            r#"{"chat_template": {}}"#,
-            "chat_template.json: chat_template: expected a string or a list, found an object",
+            r#"{"chat_template": {"default": 1}}"#,
+            "chat_template.json: chat_template.default: expected a string, found a number",
         ),
     ] {
         let error = ChatTemplate::load(directory(&[(name, text)]).path()).unwrap_err();
@@ -720,6 +743,28 @@ fn templates_and_chats_may_be_shared_by_threads() {
     fn shared<T: Send + Sync>() {}
     shared::<Chat>();
     shared::<ChatTemplate>();
+}
+
+#[test]
+#[cfg_attr(not(reference_data), ignore = "needs the repository's references")]
+fn a_template_of_the_conversation_reads_the_special_tokens_of_a_model_without_one() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-coder");
+    let dir = directory(&[("tokenizer_config.json", r#"{"bos_token": "<|im_start|>", "image_token": "<|im_end|>"}"#)]);
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        std::fs::copy(source.join(name), dir.path().join(name)).unwrap();
+    }
+    let model = Model::load(dir.path(), &LoadOptions::default(), None).unwrap();
+    let mut chat = Chat::new();
+    chat.add("user", "Hi");
+    let missing = chat.encode(&model, false, None).unwrap_err();
+    assert_eq!((missing.kind(), missing.message()), (ErrorKind::NotFound, "chat template: the model has none, and none was set"));
+    assert_eq!(model.chat_template().unwrap_err().kind(), ErrorKind::NotFound);
+    chat.set_template(Some("{{ bos_token + messages[0].content + image_token }}")).unwrap();
+    let want = model.tokenizer().unwrap().encode("<|im_start|>Hi<|im_end|>", false).unwrap();
+    assert_eq!(chat.encode(&model, false, None).unwrap(), want);
+    let mut session = Session::new(&model, 0).unwrap();
+    session.set_chat(&chat, None).unwrap();
+    assert_eq!(session.tokens(), want);
 }
 
 #[test]
