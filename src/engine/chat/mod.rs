@@ -29,6 +29,8 @@ mod cases;
 mod json;
 mod methods;
 mod filters;
+mod format;
+mod texts;
 mod time;
 
 use std::borrow::Cow;
