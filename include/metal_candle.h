@@ -1407,7 +1407,7 @@ void mc_generate_options_set_json_schema(mc_generate_options *MC_NONNULL options
  * the beginning of them. Schemas are read as mc_generate_options_set_json_schema() reads them, each of at most 64 KiB and all of them
  * together of at most 512 KiB, without what describes them (description, title, default, examples): some hundred tools; parameters of
  * which no property is named and nothing is said of others are none. Where a format writes values as bare text
- * (qwen3-xml, glm4, gemma4, functiongemma) or one by one (lfm2, minicpm, gemma3), those of parameters are understood as far as the
+ * (qwen3-xml, seed, glm4, gemma4, functiongemma) or one by one (lfm2, minicpm, gemma3), those of parameters are understood as far as the
  * format can write them exactly: anything else is an error, and numbers without bounds stay within 2^53.
  *
  * With "none" a mark that opens calls cannot be chosen where it is one token, and what is written like a call stays text. The first answer
@@ -1431,7 +1431,7 @@ void mc_generate_options_set_tool_choice(mc_generate_options *MC_NONNULL options
  *
  * @param options  the options.
  * @param name     a format of calls in place of that: "harmony", "gemma4", "functiongemma", "deepseek", "kimi", "mistral",
- *                 "command-r", "minicpm", "lfm2", "phi4-mini", "granite", "qwen3-xml", "glm4", "hermes", "functionary",
+ *                 "command-r", "minicpm", "lfm2", "phi4-mini", "granite", "qwen3-xml", "seed", "nemotron", "glm4", "hermes", "functionary",
  *                 "function-tag", "llama3", "gemma3"; thoughts are then found by every mark that is known. "none" = all is text.
  *                 NULL (the default) = as the conversation says. Another name is a bad value.
  */

@@ -356,6 +356,90 @@ fn constructs_render_as_in_the_environment_of_transformers() {
 }
 
 #[test]
+fn methods_filters_and_formats_are_those_of_python() {
+    for (source, expected) in [
+        ("{% with x = 1 %}{{ x }}{% endwith %}", "1"),
+        ("{%- with y = [1, 2] -%} {{ y|length }} {%- endwith %}", "2"),
+        ("{{ '%s|%r|%s' % ({'a': ['é', none, nope]}, 'x', nope) }}", "{'a': ['é', None, Undefined]}|'x'|"),
+        ("{{ '%d %5d|%-5s|%.2s|%5.1f|%%|%x' % (2.9, true, 'ab', 'xyz', 1.25, 255) }}", "2     1|ab   |xy|  1.2|%|ff"),
+        ("{{ '%(a)s-%(b)d' % {'a': 'x', 'b': 3, 'c': 0} }}{{ '%(a)s'|format(a='y') }}", "x-3y"),
+        ("{{ '%s %s'|format({'k': '\\u3000'}, (1,)) }}", "{'k': '\\u3000'} (1,)"),
+        ("{{ '{!r}|{!s:>4}|{}'.format('a', 'b', {'é': 1.0}) }}", "'a'|   b|{'é': 1.0}"),
+        ("{{ '{0[k]}{a.b}{0}'.format({'k': 1}, a={'b': 2}) }}", "12{'k': 1}"),
+        (
+            "{{ '{:>6}|{:^5}|{:.2f}|{:,}|{:05d}|{:.1%}|{{}}'.format('ab', true, 1.256, 1234567, 42, 0.123) }}",
+            "    ab|  1  |1.26|1,234,567|00042|12.3%|{}",
+        ),
+        ("{{ dict([('a', 1), ['b', 2]]) }}{{ dict({'a': 1}.items(), c=3) }}{{ dict([]) }}", "{'a': 1, 'b': 2}{'a': 1, 'c': 3}{}"),
+        (
+            "{{ 'abcabc'.find('c', 3) }}{{ 'abcabc'.find('c', 0, 2) }}{{ 'héllo'.index('l', 3) }}{{ 'abcabc'.rfind('a', -4) }}{{ 'ab'.find('', 3) }}{{ 'ab'.find('', 2) }}",
+            "5-133-12",
+        ),
+        (
+            "{{ 'aaa'.count('a', 1) }}{{ 'aaa'.count('') }}{{ 'abc'.startswith('b', 1) }}{{ 'abc'.endswith(('x', 'b'), 0, 2) }}{{ 'abc'.startswith('', 4) }}",
+            "24TrueTrueFalse",
+        ),
+        (
+            "{{ 'a\\tb'.expandtabs() }}|{{ 'a\\tb\\n\\tc'.expandtabs(4) }}|{{ 'Ab Cd'.istitle() }}{{ 'AB'.istitle() }}{{ 'a_1'.isidentifier() }}{{ '1a'.isidentifier() }}",
+            "a       b|a   b\n    c|TrueFalseTrueFalse",
+        ),
+        ("{{ 2.0.is_integer() }}{{ (2.5).is_integer() }}", "TrueFalse"),
+        ("{{ [1, 2, 3, 2].index(2, 2) }}", "3"),
+        (
+            "{{ [{'a': 1, 'n': 'x'}, {'a': 1, 'n': 'y'}]|max(attribute='a') }}{{ ['a', 'A']|max }}{{ ['b', 'a']|min(true) }}",
+            "{'a': 1, 'n': 'x'}aa",
+        ),
+        (
+            "{{ {'b': 1, 'A': 2}|dictsort }}{{ {'b': 1, 'A': 2}|dictsort(true) }}{{ {'b': 1, 'A': 2}|dictsort(false, 'value', true) }}",
+            "[('A', 2), ('b', 1)][('A', 2), ('b', 1)][('A', 2), ('b', 1)]",
+        ),
+        (
+            "{{ [[2, 'b'], [1, 'c']]|sort(attribute=0) }}{{ [2, 3]|sort(true) }}{{ ['a', 'A']|unique(true)|list }}",
+            "[[1, 'c'], [2, 'b']][3, 2]['a', 'A']",
+        ),
+        ("{{ [{'a': 1}, {}]|groupby('a', 0)|list }}", "[(0, [{}]), (1, [{'a': 1}])]"),
+        (
+            "{{ 'one two three four'|truncate(9, leeway=0) }}|{{ 'abcdefghij'|truncate(5, true, '..', 0) }}|{{ 'short'|truncate(3) }}|{{ 'one two three'|truncate(length=8, leeway=0) }}",
+            "one...|abc..|short|one...",
+        ),
+        (
+            "{{ 'ab'|center(7) }}|{{ 'a b_c-d é'|wordcount }}|{{ 'a b/ü&'|urlencode }}|{{ {'a b': 'c/d', 'e': 1}|urlencode }}|{{ '<'|e|forceescape }}",
+            "   ab  |4|a%20b/%C3%BC%26|a+b=c%2Fd&e=1|&amp;lt;",
+        ),
+        ("{{ 'b' < 'a' }}{{ [1, 2] < [1, 3] }}{{ true < 2 }}{{ (1, 'a') >= (1, 'a') }}", "FalseTrueTrueTrue"),
+        ("{{ 'abc' % [1] }}{{ '%s' % [1] }}", "abc[1]"),
+    ] {
+        let found = Chat::new().render(Some(&template(source)), false).unwrap_or_else(|error| error.to_string());
+        assert_eq!(found, expected, "{source}");
+    }
+    for (source, message) in [
+        ("{{ 1 < 'a' }}", "a number and a string have no order"),
+        ("{{ none < 1 }}", "a none and a number have no order"),
+        ("{{ {} < {} }}", "a map and a map have no order"),
+        ("{{ [1, 'a']|sort }}", "have no order"),
+        ("{{ [{}, {}]|min }}", "have no order"),
+        ("{{ [{'a': 1}, {}]|groupby('a')|list }}", "have no order"),
+        ("{{ (1,) < [1] }}", "have no order"),
+        ("{{ 1 in 'abc' }}", "a text is searched for a text"),
+        ("{{ [[1], [1]]|unique|list }}", "unique: a value of type sequence"),
+        ("{{ '%s' % (1, 2) }}", "not all arguments converted"),
+        ("{{ '%s'|format({}, 2) }}", "not all arguments converted"),
+        ("{{ '%s %s' % 'a' }}", "not enough arguments"),
+        ("{{ '%d' % 'a' }}", "format: %d: expected a number, found a value of type string"),
+        ("{{ '{:>3}'.format([1]) }}", "unsupported format string"),
+        ("{{ '{a}'.format(b=1) }}", "no argument for the field \"a\""),
+        ("{{ dict([1]) }}", "not iterable"),
+        ("{{ dict([(1,)]) }}", "dict: item 0: expected a pair, found 1 values"),
+        ("{{ 'a'|truncate(1, end='...') }}", "truncate: length: expected at least that of \"...\", found 1"),
+        ("{{ '{'.format(1) }}", "expected '}'"),
+        ("{{ [1]|min(true, none, 1) }}", "expected at most 2 arguments, found 3"),
+    ] {
+        let error = Chat::new().render(Some(&template(source)), false).expect_err(source);
+        assert!(error.kind() == ErrorKind::Template && error.message().contains(message), "{source}: {error}");
+    }
+}
+
+#[test]
 fn thoughts_reach_the_template_under_each_name() {
     let source = template("{{ messages[0].reasoning_content }}|{{ messages[0].thinking }}|{{ messages[0]|list }}");
     for (json, expected) in [
@@ -620,9 +704,32 @@ fn templates_are_found_where_transformers_finds_them() {
                 ("special_tokens_map.json", tokens),
                 ("tokenizer_config.json", config),
             ],
-            "<s><pad>['<a>', '<b>']",
-            "<s><pad>['<a>', '<b>']",
+            "<other><pad>['<a>', '<b>']",
+            "<other><pad>['<a>', '<b>']",
         ),
+        // What tokenizer_config.json lists tokens beside counts alone.
+        (
+            vec![
+                ("chat_template.jinja", "{{ bos_token }}{{ pad_token }}"),
+                ("special_tokens_map.json", tokens),
+                ("tokenizer_config.json", r#"{"bos_token": "<s>", "added_tokens_decoder": {}}"#),
+            ],
+            "<s>",
+            "<s>",
+        ),
+        (
+            vec![
+                ("chat_template.jinja", "{{ image_token }}{{ video_token }}{{ eoi_token }}{{ add_bos_token }}"),
+                (
+                    "tokenizer_config.json",
+                    r#"{"image_token": "<image>", "video_token": {"__type": "AddedToken", "content": "<video>"}, "odd-token": "x",
+                        "add_bos_token": true, "model_specific_special_tokens": {"eoi_token": "<eoi>"}}"#,
+                ),
+            ],
+            "<image><video><eoi>",
+            "<image><video><eoi>",
+        ),
+        (vec![("tokenizer_config.json", r#"{"chat_template": {"default": "plain", "tool_use": "tools"}}"#)], "plain", "tools"),
         (
             vec![
                 ("chat_template.jinja", "{{ image_token }}"),
@@ -666,7 +773,7 @@ fn files_of_another_form_are_named_with_their_field() {
         (
             "tokenizer_config.json",
             r#"{"chat_template": 1}"#,
-            "tokenizer_config.json: chat_template: expected a string or a list, found a number",
+            "tokenizer_config.json: chat_template: expected a string, a list or an object, found a number",
         ),
         (
             "tokenizer_config.json",
@@ -690,8 +797,8 @@ fn files_of_another_form_are_named_with_their_field() {
         ),
         (
             "chat_template.json",
-            r#"{"chat_template": {}}"#,
-            "chat_template.json: chat_template: expected a string or a list, found an object",
+            r#"{"chat_template": {"default": 1}}"#,
+            "chat_template.json: chat_template.default: expected a string, found a number",
         ),
     ] {
         let error = ChatTemplate::load(directory(&[(name, text)]).path()).unwrap_err();
@@ -720,6 +827,28 @@ fn templates_and_chats_may_be_shared_by_threads() {
     fn shared<T: Send + Sync>() {}
     shared::<Chat>();
     shared::<ChatTemplate>();
+}
+
+#[test]
+#[cfg_attr(not(reference_data), ignore = "needs the repository's references")]
+fn a_template_of_the_conversation_reads_the_special_tokens_of_a_model_without_one() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-coder");
+    let dir = directory(&[("tokenizer_config.json", r#"{"bos_token": "<|im_start|>", "image_token": "<|im_end|>"}"#)]);
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        std::fs::copy(source.join(name), dir.path().join(name)).unwrap();
+    }
+    let model = Model::load(dir.path(), &LoadOptions::default(), None).unwrap();
+    let mut chat = Chat::new();
+    chat.add("user", "Hi");
+    let missing = chat.encode(&model, false, None).unwrap_err();
+    assert_eq!((missing.kind(), missing.message()), (ErrorKind::NotFound, "chat template: the model has none, and none was set"));
+    assert_eq!(model.chat_template().unwrap_err().kind(), ErrorKind::NotFound);
+    chat.set_template(Some("{{ bos_token + messages[0].content + image_token }}")).unwrap();
+    let want = model.tokenizer().unwrap().encode("<|im_start|>Hi<|im_end|>", false).unwrap();
+    assert_eq!(chat.encode(&model, false, None).unwrap(), want);
+    let mut session = Session::new(&model, 0).unwrap();
+    session.set_chat(&chat, None).unwrap();
+    assert_eq!(session.tokens(), want);
 }
 
 #[test]

@@ -302,6 +302,11 @@ fn what_cannot_be_required_is_refused_by_name() {
         (refused(Some("hermes"), tool(text()), required(), Some("{}")), ErrorKind::InvalidArgument, "json_schema"),
         (refused(Some("hermes"), tool(json!({"not": {}})), required(), None), ErrorKind::InvalidArgument, "tool_choice: "),
         (
+            refused(Some("hermes"), tool(json!({"oneOf": [{"type": "string"}, {"minLength": 1}]})), required(), None),
+            ErrorKind::InvalidArgument,
+            "tool_choice: oneOf: expected cases",
+        ),
+        (
             refused(Some("glm4"), tool(json!({"type": "string", "format": "date"})), required(), None),
             ErrorKind::Unsupported,
             "a: format",

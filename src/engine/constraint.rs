@@ -556,7 +556,10 @@ fn step_failure(reason: &str) -> Error {
 /// Without what llguidance adds below (a trace, its state) or shows of the schema, and in lower case as our messages are.
 fn one_line(reason: &str) -> String {
     let mut lines = reason.lines().map(str::trim).take_while(|line| !line.starts_with('<'));
-    let mut line: String = lines.next().unwrap_or_default().trim_end_matches('.').chars().take(MAX_REASON).collect();
+    let line = lines.next().unwrap_or_default().trim_end_matches('.');
+    // The place of a tool's schema in a grammar that nobody sees.
+    let line = line.split_once(": failed to compile JSON schema: ").map_or(line, |(_, reason)| reason);
+    let mut line: String = line.chars().take(MAX_REASON).collect();
     for (theirs, ours) in REWORDED {
         line = line.replace(theirs, ours);
     }

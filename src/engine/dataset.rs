@@ -198,11 +198,11 @@ impl Content {
                 Ok(vec![Sample::text(model, &format!("{prompt}{completion}"), start, cancel)?])
             }
             Self::Chat { chat, prompt } if mask_prompt => {
-                let lessons = chat.lessons(*prompt, model.chat_template().ok())?;
+                let lessons = chat.lessons(*prompt, Some(model.template_files()))?;
                 lessons.iter().map(|lesson| Sample::lesson(model, lesson, cancel)).collect()
             }
             Self::Chat { chat, .. } => {
-                let ids = model.tokenizer()?.encode(&chat.render(model.chat_template().ok(), false)?, false)?;
+                let ids = model.tokenizer()?.encode(&chat.render(Some(model.template_files()), false)?, false)?;
                 let targets = vec![true; ids.len()];
                 Ok(vec![Sample::new(model, ids, targets)?])
             }

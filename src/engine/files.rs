@@ -257,10 +257,11 @@ impl Files {
         }
     }
 
-    pub(super) fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+    /// The chat template, or what the files give to one that a conversation brings.
+    pub(super) fn chat_template(&self) -> Result<ChatTemplate> {
         match (&self.gguf, &self.tokenizer_config) {
             (Some(_), Some(config)) => ChatTemplate::of_config(config),
-            _ => ChatTemplate::load(&self.directory),
+            _ => ChatTemplate::read(&self.directory),
         }
     }
 

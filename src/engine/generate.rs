@@ -88,7 +88,7 @@ pub enum ToolChoice {
     /// It binds what follows a thought that the prompt has opened. An answer that ends for another reason than the model's end is
     /// the beginning of such calls. Schemas are read as [`GenerateOptions::json_schema`] reads them, each of at most 64 KiB and all of
     /// them of at most 512 KiB, without what describes them (description, title, default, examples); parameters of which no property is
-    /// named and nothing is said of others are none. Where a format writes values as bare text (`qwen3-xml`, `glm4`, `gemma4`,
+    /// named and nothing is said of others are none. Where a format writes values as bare text (`qwen3-xml`, `seed`, `glm4`, `gemma4`,
     /// `functiongemma`) or one by one (`lfm2`, `minicpm`, `gemma3`), those of parameters are understood as far as the format can write
     /// them exactly, anything else is an error, and numbers without bounds stay within 2^53.
     Required,

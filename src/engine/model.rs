@@ -230,7 +230,7 @@ struct Inner {
     dtype: Dtype,
     device: Device,
     tokenizer: Option<Tokenizer>,
-    chat_template: Option<ChatTemplate>,
+    chat_template: ChatTemplate,
     eos: Vec<u32>,
     sampling: Sampling,
     fingerprint: u64,
@@ -407,7 +407,7 @@ impl Model {
     pub fn supports(&self, capability: Capability) -> bool {
         match capability {
             Capability::Generate | Capability::Train => self.transformer().generates(),
-            Capability::ChatTemplate => self.0.chat_template.is_some(),
+            Capability::ChatTemplate => self.0.chat_template.has_template(),
             Capability::Embed => self.0.tokenizer.is_some(),
             Capability::Rerank => self.0.tokenizer.is_some() && self.is_reranker(),
             Capability::Lora => true,
@@ -430,7 +430,9 @@ impl Model {
         self.0.tokenizer.as_ref().ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
-                "tokenizer.json: the model has none, nor one in a GGUF file, so only calls with token ids work",
+                "tokenizer.json: the model has none, nor one in a GGUF file, so only calls with token ids work; where its files have \
+                 tokenizer.model, or vocab.json and merges.txt, transformers writes one: \
+                 AutoTokenizer.from_pretrained(directory).save_pretrained(directory)",
             )
         })
     }
@@ -438,12 +440,17 @@ impl Model {
     /// # Errors
     /// `ErrorKind::NotFound` if the model has none.
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
-        self.0.chat_template.as_ref().ok_or_else(|| {
+        Some(&self.0.chat_template).filter(|template| template.has_template()).ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
                 "chat template: the model has none in tokenizer_config.json, chat_template.jinja or a GGUF file",
             )
         })
+    }
+
+    /// What renders a conversation: the template, if there is one, and the special tokens that one of the conversation's own reads too.
+    pub(crate) fn template_files(&self) -> &ChatTemplate {
+        &self.0.chat_template
     }
 
     pub(crate) fn transformer(&self) -> &Transformer {

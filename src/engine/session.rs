@@ -147,7 +147,7 @@ impl Session {
     /// appended, or [`truncate`](Self::truncate) says that what is held is meant.
     pub fn set_chat(&mut self, chat: &Chat, cancel: Option<&Cancel>) -> Result<()> {
         let tokens = chat.encode(self.model(), !chat.continues(), cancel)?;
-        let format = AnswerFormat::of_chat(chat, self.model().chat_template().ok(), self.model().tokenizer()?)?;
+        let format = AnswerFormat::of_chat(chat, Some(self.model().template_files()), self.model().tokenizer()?)?;
         self.set_tokens(&tokens, cancel)?;
         self.answer_format = Some(format);
         Ok(())

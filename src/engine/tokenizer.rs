@@ -68,6 +68,9 @@ impl Tokenizer {
             return Self::of_gguf(&GgufVocabulary::read(gguf.metadata())?.ok_or_else(none)?);
         }
         let file = if is_directory { path.join("tokenizer.json") } else { path.to_path_buf() };
+        if is_directory && !file.exists() {
+            return Err(no_tokenizer_json(path));
+        }
         let tokenizer = parse_tokenizer(&read_text(&file, MAX_BYTES)?)
             .and_then(|(tokenizer, growth)| Self::new(tokenizer, growth))
             .map_err(|e| e.within(file.display()))?;
@@ -410,6 +413,18 @@ impl Tokenizer {
         let spelling = Spelling::of(self.0.tokenizer.get_decoder())?;
         (0..vocab_size as u32).map(|id| self.bytes_by(&spelling, id)).collect()
     }
+}
+
+/// What a directory without tokenizer.json has instead, and how that becomes one.
+fn no_tokenizer_json(directory: &Path) -> Error {
+    let others = ["tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json"];
+    let found = others.into_iter().find(|name| directory.join(name).exists());
+    let hint = found.map_or_else(String::new, |name| {
+        format!(
+            " but {name}, of which transformers makes one: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+        )
+    });
+    Error::new(ErrorKind::NotFound, format!("{}: expected tokenizer.json, found none{hint}", directory.display()))
 }
 
 /// The last byte up to `at` at which a character begins, or the text ends.

@@ -20,7 +20,7 @@ use super::handle::{Exclusive, Given, Object, OutHandle, free, inert, new_handle
 use super::model::mc_model;
 use super::text::{self, Text, content, given_content, optional_content};
 use super::values::{mc_string, mc_tokens};
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::{Chat, ControlTokens};
 
 /// A conversation: messages, tools, and variables of the chat template. Mutable; knows no model.
@@ -298,12 +298,8 @@ pub unsafe extern "C" fn mc_model_render_chat(
     guard(err, || {
         let out = OutHandle::new(out, "out")?;
         let (model, chat) = (model.get("model")?, chat.get("chat")?);
-        let template = match model.model.chat_template() {
-            Ok(template) => Some(template),
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        out.set(Text::new(chat.read("chat")?.render(template, add_generation_prompt)?));
+        let template = model.model.template_files();
+        out.set(Text::new(chat.read("chat")?.render(Some(template), add_generation_prompt)?));
         Ok(mc_status::MC_OK)
     })
 }

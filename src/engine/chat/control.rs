@@ -37,7 +37,7 @@ impl Chat {
     /// As [`render`](Self::render) and [`Tokenizer::encode`]; `Unsupported` for a control token that the tokenizer makes of plain
     /// text too; `Cancelled`.
     pub fn encode(&self, model: &Model, add_generation_prompt: bool, cancel: Option<&Cancel>) -> Result<Vec<u32>> {
-        let (template, tokenizer) = (model.chat_template().ok(), model.tokenizer()?);
+        let (template, tokenizer) = (Some(model.template_files()), model.tokenizer()?);
         if self.control_tokens == ControlTokens::Tokens {
             let prompt = self.render_first(self.messages.len(), template, add_generation_prompt, cancel)?;
             // A template writes its own BOS.

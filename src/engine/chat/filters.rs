@@ -5,8 +5,7 @@
 //! {{ undefined|length }}  →  0
 //! ```
 
-use minijinja::formatting::{self, FormatStyle};
-use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
+use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Error, State, Value};
 
 use super::cases::capitalize;
@@ -16,7 +15,7 @@ use super::meter::{Cost, charge, made, read};
 use super::methods::{DictMethod, split_lines, strip};
 use super::python::{check_text, invalid, is_dict, is_namespace, to_str};
 use super::view::{self, View};
-use super::{MAX_BYTES, json, operators, pprint};
+use super::{MAX_BYTES, format, json, operators, pprint, texts};
 
 /// The filters of Jinja2, and what each reads of its arguments.
 pub(super) fn table() -> Vec<(&'static str, Value, Cost)> {
@@ -29,7 +28,7 @@ pub(super) fn table() -> Vec<(&'static str, Value, Cost)> {
         ("upper", Value::from_function(upper_filter), Cost::Deep),
         ("title", Value::from_function(title_filter), Cost::Deep),
         ("capitalize", Value::from_function(capitalize_filter), Cost::Deep),
-        ("dictsort", Value::from_function(own::dictsort), Cost::Sort),
+        ("dictsort", by_position(&["case_sensitive", "by", "reverse"], Value::from_function(dictsort_filter)), Cost::Sort),
         ("items", Value::from_function(items_filter), Cost::Items),
         ("reverse", Value::from_function(reverse_filter), Cost::Items),
         ("round", Value::from_function(round_filter), Cost::Constant),
@@ -37,17 +36,17 @@ pub(super) fn table() -> Vec<(&'static str, Value, Cost)> {
         ("attr", Value::from_function(attr_filter), Cost::Search),
         ("first", Value::from_function(first_filter), Cost::Letters),
         ("last", Value::from_function(last_filter), Cost::Items),
-        ("min", Value::from_function(own::min), Cost::Sort),
-        ("max", Value::from_function(own::max), Cost::Sort),
-        ("sort", Value::from_function(own::sort), Cost::Sort),
+        ("min", by_position(&["case_sensitive", "attribute"], Value::from_function(min_filter)), Cost::Sort),
+        ("max", by_position(&["case_sensitive", "attribute"], Value::from_function(max_filter)), Cost::Sort),
+        ("sort", by_position(&["reverse", "case_sensitive", "attribute"], Value::from_function(sort_filter)), Cost::Sort),
         ("list", Value::from_function(own::list), Cost::Items),
         ("select", Value::from_function(own::select), Cost::Items),
         ("reject", Value::from_function(own::reject), Cost::Items),
         ("selectattr", Value::from_function(own::selectattr), Cost::Items),
         ("rejectattr", Value::from_function(own::rejectattr), Cost::Items),
         ("map", Value::from_function(own::map), Cost::Items),
-        ("groupby", Value::from_function(own::groupby), Cost::Sort),
-        ("unique", Value::from_function(own::unique), Cost::Sort),
+        ("groupby", by_position(&["attribute", "default", "case_sensitive"], Value::from_function(groupby_filter)), Cost::Sort),
+        ("unique", by_position(&["case_sensitive", "attribute"], Value::from_function(unique_filter)), Cost::Sort),
         ("pprint", Value::from_function(pprint::pprint), Cost::Deep),
         ("tojson", Value::from_function(json::tojson), Cost::Deep),
         ("string", Value::from_function(string_filter), Cost::Deep),
@@ -65,6 +64,15 @@ pub(super) fn table() -> Vec<(&'static str, Value, Cost)> {
         ("slice", Value::from_function(slice_filter), Cost::Items),
         ("format", Value::from_function(format_filter), Cost::Constant),
         ("sum", Value::from_function(sum_filter), Cost::Items),
+        (
+            "truncate",
+            by_position(&["length", "killwords", "end", "leeway"], Value::from_function(texts::truncate)),
+            Cost::Letters,
+        ),
+        ("center", by_position(&["width"], Value::from_function(texts::center)), Cost::Letters),
+        ("wordcount", Value::from_function(texts::wordcount), Cost::Letters),
+        ("forceescape", Value::from_function(texts::force_escape), Cost::Deep),
+        ("urlencode", Value::from_function(texts::urlencode), Cost::Deep),
     ]
 }
 
@@ -86,6 +94,128 @@ pub(super) fn tests() -> Vec<(&'static str, Value, Cost)> {
         ("iterable", Value::from_function(is_iterable), Cost::Constant),
         ("number", Value::from_function(is_number), Cost::Constant),
     ]
+}
+
+/// A filter that minijinja gives its arguments by their names, which Jinja2 takes by their places too. A place in a list may be an
+/// attribute.
+fn by_position(names: &'static [&'static str], filter: Value) -> Value {
+    Value::from_function(move |state: &mut State, value: Value, args: Rest<ValueOrKwargs>| {
+        let args = args.into_values();
+        let (given, named): (&[Value], Kwargs) = from_args(&args)?;
+        if given.len() > names.len() {
+            return Err(invalid(format!("expected at most {} arguments, found {}", names.len(), given.len())));
+        }
+        let mut all: Vec<(&str, Value)> = names.iter().copied().zip(given.iter().cloned()).collect();
+        for name in named.args() {
+            if all.iter().any(|(other, _)| *other == name) {
+                return Err(invalid(format!("{name}: expected one value, found two")));
+            }
+            all.push((name, named.peek::<Value>(name)?));
+        }
+        for (name, value) in &mut all {
+            if *name == "attribute" && value.is_integer() {
+                *value = Value::from(value.to_string());
+            }
+        }
+        // None means that nothing is given.
+        all.retain(|(name, value)| *name == "default" || !value.is_none());
+        filter.call(state, &[value, Value::from(all.into_iter().collect::<Kwargs>())])
+    })
+}
+
+/// The keys by which items are compared; Python orders none of two kinds.
+fn check_keys(items: &[Value], attribute: Option<&str>, default: &Value) -> Result<(), Error> {
+    let mut keys = items.iter().map(|item| match attribute {
+        Some(attribute) => attribute.split(',').map(|path| at_path(item, path.trim(), default)).collect(),
+        None => vec![item.clone()],
+    });
+    let Some(first) = keys.next() else { return Ok(()) };
+    keys.try_for_each(|keys| first.iter().zip(&keys).try_for_each(|(first, key)| operators::check_order(first, key)))
+}
+
+fn at_path(item: &Value, path: &str, default: &Value) -> Value {
+    let mut value = item.clone();
+    for part in path.split('.') {
+        let key = part.parse::<u32>().map_or_else(|_| Value::from(part), Value::from);
+        value = value.get_item(&key).unwrap_or_default();
+    }
+    if value.is_undefined() { default.clone() } else { value }
+}
+
+fn items_of(value: &Value) -> Result<Vec<Value>, Error> {
+    Ok(value.try_iter()?.collect())
+}
+
+/// The filter `sort`.
+fn sort_filter(state: &State, value: Value, kwargs: Kwargs) -> Result<Value, Error> {
+    check_keys(&items_of(&value)?, kwargs.peek::<Option<&str>>("attribute")?, &Value::UNDEFINED)?;
+    minijinja::filters::sort(state, value, kwargs)
+}
+
+/// The filters `min` and `max`: of equal items the first.
+fn min_filter(state: &State, value: Value, kwargs: Kwargs) -> Result<Value, Error> {
+    check_keys(&items_of(&value)?, kwargs.peek::<Option<&str>>("attribute")?, &Value::UNDEFINED)?;
+    minijinja::filters::min(state, value, kwargs)
+}
+
+fn max_filter(state: &State, value: Value, kwargs: Kwargs) -> Result<Value, Error> {
+    let mut items = items_of(&value)?;
+    check_keys(&items, kwargs.peek::<Option<&str>>("attribute")?, &Value::UNDEFINED)?;
+    // minijinja takes the last.
+    items.reverse();
+    minijinja::filters::max(state, Value::from(items), kwargs)
+}
+
+/// The filter `groupby`.
+fn groupby_filter(value: Value, kwargs: Kwargs) -> Result<Value, Error> {
+    let default = kwargs.peek::<Option<Value>>("default")?.unwrap_or_default();
+    check_keys(&items_of(&value)?, kwargs.peek::<Option<&str>>("attribute")?, &default)?;
+    minijinja::filters::groupby(value, None, kwargs)
+}
+
+/// The filter `dictsort`.
+fn dictsort_filter(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
+    let by = kwargs.peek::<Option<&str>>("by")?.unwrap_or("key");
+    let keys = items_of(value)?;
+    match by {
+        "key" => check_keys(&keys, None, &Value::UNDEFINED)?,
+        "value" => {
+            let values = keys.iter().map(|key| value.get_item(key)).collect::<Result<Vec<_>, _>>()?;
+            check_keys(&values, None, &Value::UNDEFINED)?;
+        }
+        other => return Err(invalid(format!("dictsort: by: expected \"key\" or \"value\", found {other:?}"))),
+    }
+    minijinja::filters::dictsort(value, kwargs)
+}
+
+/// The filter `unique`, of what Python can hash.
+fn unique_filter(state: &State, value: Value, kwargs: Kwargs) -> Result<Value, Error> {
+    let attribute = kwargs.peek::<Option<&str>>("attribute")?;
+    for item in value.try_iter()? {
+        let key = attribute.map_or_else(|| item.clone(), |path| at_path(&item, path, &Value::UNDEFINED));
+        if is_dict(&key) || (key.kind() == ValueKind::Seq && !key.is_tuple()) {
+            return Err(invalid(format!("unique: a value of type {} cannot be compared by its hash", key.kind())));
+        }
+    }
+    minijinja::filters::unique(state, value, kwargs)
+}
+
+/// The function `dict`: of a dict, or of pairs.
+pub(super) fn dict(value: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+    let Some(pairs) = value.as_ref().filter(|value| matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)) else {
+        return minijinja::functions::dict(value, kwargs);
+    };
+    let mut fields = Vec::new();
+    for (at, pair) in pairs.try_iter()?.enumerate() {
+        let [key, value] = items_of(&pair)?
+            .try_into()
+            .map_err(|found: Vec<Value>| invalid(format!("dict: item {at}: expected a pair, found {} values", found.len())))?;
+        if is_dict(&key) || (key.kind() == ValueKind::Seq && !key.is_tuple()) {
+            return Err(invalid(format!("dict: item {at}: expected a key, found a value of type {}", key.kind())));
+        }
+        fields.push((key, value));
+    }
+    minijinja::functions::dict(Some(Value::from_pairs(fields)), kwargs)
 }
 
 /// What a loop is about to iterate: its items are there, and its letters or keys are counted.
@@ -428,11 +558,20 @@ pub(super) fn slice_filter(state: &State, value: Value, count: usize, fill_with:
 }
 
 /// The filter `format`, `'%s'|format(x)`.
-pub(super) fn format_filter(state: &mut State, format: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
-    let (text, args) = (to_str(format)?, args.into_values());
+pub(super) fn format_filter(state: &mut State, value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let (text, args) = (to_str(value)?, args.into_values());
     check_format(state, &text, &args)?;
-    let args = if format.is_safe() { escaped_args(&args)? } else { args };
-    Ok(alike(format, formatting::format(FormatStyle::Printf, &text, &args)?))
+    let (given, named): (&[Value], Kwargs) = from_args(&args)?;
+    let escaped = |args: &[Value]| if value.is_safe() { escaped_args(args) } else { Ok(args.to_vec()) };
+    if named.args().next().is_none() {
+        return Ok(alike(value, format::printf(&text, &escaped(given)?, None)?));
+    }
+    if !given.is_empty() {
+        return Err(invalid("format: expected arguments by their places or by their names, found both"));
+    }
+    let values: Vec<Value> = named.args().map(|name| named.peek(name)).collect::<Result<_, Error>>()?;
+    let mapping = Value::from_pairs(named.args().zip(escaped(&values)?));
+    Ok(alike(value, format::printf(&text, std::slice::from_ref(&mapping), Some(&mapping))?))
 }
 
 /// A width or a precision of five digits is a size that nobody needs, and each field may hold the largest of the arguments.

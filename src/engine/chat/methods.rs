@@ -10,11 +10,13 @@ use minijinja::{Error, ErrorKind, State, Value};
 
 use super::cases::{capitalize, casefold, swap_case, title};
 use super::filters::{check_format, padding, replace};
+use super::format::str_format;
 use super::list;
 use super::markup::{self, escaped_args};
 use super::meter::{Cost, UNITS_PER_ITEM, charge, made, read};
 use super::operators::equal;
 use super::python::{check_text, invalid, is_dict, is_printable};
+use super::texts::centred;
 use super::view::View;
 use super::{ATTRIBUTE_METHOD, ITEM_METHOD, SLICE_METHOD};
 
@@ -37,6 +39,10 @@ pub(super) fn call_method(state: &mut State, value: &Value, name: &str, args: &[
         (ATTRIBUTE_METHOD, _) => Some(attribute(value, args)?),
         (_, ValueKind::String) => string_method(state, value.as_str().unwrap_or_default(), name, args)?,
         (_, ValueKind::Seq | ValueKind::Iterable) => list_method(state, value, name, args)?,
+        ("is_integer", ValueKind::Number) if args.is_empty() => {
+            let float = f64::try_from(value.clone()).unwrap_or(f64::NAN);
+            Some(Value::from(value.is_integer() || (float.is_finite() && float.fract() == 0.0)))
+        }
         (_, ValueKind::Map) if is_dict(value) && args.is_empty() => match name {
             "copy" => Some(value.clone()),
             "keys" => Some(View::keys(value)?),
@@ -235,11 +241,52 @@ fn string_method(state: &mut State, text: &str, name: &str, args: &[Value]) -> R
         "swapcase" => Value::from(swap_case(text)),
         "casefold" => Value::from(casefold(text)),
         "isprintable" => Value::from(text.chars().all(is_printable)),
-        "index" | "rindex" => {
-            let (part,): (&str,) = from_args(args)?;
-            let found = if name == "index" { text.find(part) } else { text.rfind(part) };
-            let found = found.ok_or_else(|| invalid("substring not found"))?;
-            Value::from(text[..found].chars().count())
+        "find" | "rfind" | "index" | "rindex" => {
+            let (part, start, end): (&str, Option<i64>, Option<i64>) = from_args(args)?;
+            let window = window(state, text, start, end)?;
+            let found = window.and_then(|(before, window)| {
+                let at = if name.starts_with('r') { window.rfind(part) } else { window.find(part) };
+                at.map(|at| before + window[..at].chars().count())
+            });
+            match found {
+                Some(found) => Value::from(found),
+                None if name.ends_with("find") => Value::from(-1),
+                None => return Err(invalid("substring not found")),
+            }
+        }
+        "count" => {
+            let (part, start, end): (&str, Option<i64>, Option<i64>) = from_args(args)?;
+            Value::from(window(state, text, start, end)?.map_or(0, |(_, window)| window.matches(part).count()))
+        }
+        "startswith" | "endswith" => {
+            let (parts, start, end): (&Value, Option<i64>, Option<i64>) = from_args(args)?;
+            let window = if start.is_some() || end.is_some() { window(state, text, start, end)? } else { Some((0, text)) };
+            let holds = |part: &Value| {
+                let part = part.as_str().ok_or_else(|| invalid(format!("{name}: expected a text, found {}", part.kind())))?;
+                Ok(window.is_some_and(|(_, window)| match name {
+                    "startswith" => window.starts_with(part),
+                    _ => window.ends_with(part),
+                }))
+            };
+            if !parts.is_tuple() {
+                return holds(parts).map(|holds| Some(Value::from(holds)));
+            }
+            let mut any = false;
+            for part in list::items(state, parts)? {
+                any |= holds(&part)?;
+            }
+            Value::from(any)
+        }
+        "expandtabs" => {
+            let (size,): (Option<usize>,) = from_args(args)?;
+            Value::from(expand_tabs(text, size.unwrap_or(8))?)
+        }
+        "istitle" => Value::from(is_title(text)),
+        "isidentifier" => {
+            let is_first = |letter: char| letter == '_' || letter.is_alphabetic();
+            let mut letters = text.chars();
+            let begins = letters.next().is_some_and(is_first);
+            Value::from(begins && letters.all(|letter| letter == '_' || letter.is_alphanumeric()))
         }
         "zfill" => {
             let (width,): (usize,) = from_args(args)?;
@@ -247,21 +294,17 @@ fn string_method(state: &mut State, text: &str, name: &str, args: &[Value]) -> R
             Value::from(format!("{sign}{}{digits}", padding('0', width, text)?))
         }
         "ljust" | "rjust" | "center" => {
-            let (width, fill): (usize, Option<char>) = from_args(args)?;
-            let padding = padding(fill.unwrap_or(' '), width, text)?;
-            let letters = padding.chars().count();
-            let left = match name {
-                "ljust" => 0,
-                "rjust" => letters,
-                // CPython puts the odd space to the left where the width is odd.
-                _ => letters / 2 + (letters & width & 1),
-            };
-            let left: String = padding.chars().take(left).collect();
-            Value::from(format!("{left}{text}{}", &padding[left.len()..]))
+            let (width, fill): (i64, Option<char>) = from_args(args)?;
+            let (width, fill) = (usize::try_from(width).unwrap_or(0), fill.unwrap_or(' '));
+            Value::from(match name {
+                "ljust" => format!("{text}{}", padding(fill, width, text)?),
+                "rjust" => format!("{}{text}", padding(fill, width, text)?),
+                _ => centred(text, width, fill)?,
+            })
         }
         "format" => {
             check_format(state, text, args)?;
-            return Ok(None);
+            Value::from(str_format(text, args)?)
         }
         "replace" => {
             let (from, to, count): (&str, &str, Option<i64>) = from_args(args)?;
@@ -283,6 +326,55 @@ fn string_method(state: &mut State, text: &str, name: &str, args: &[Value]) -> R
         _ => return Ok(None),
     };
     Ok(Some(result))
+}
+
+/// `text[start:end]` and how many letters stand before it; `None` if it begins behind the text, where nothing is found, not even nothing.
+fn window<'t>(state: &mut State, text: &'t str, start: Option<i64>, end: Option<i64>) -> Result<Option<(usize, &'t str)>, Error> {
+    if start.is_none() && end.is_none() {
+        return Ok(Some((0, text)));
+    }
+    read(state, Cost::Letters, &Value::from(text))?;
+    let len = text.chars().count();
+    let bound = |bound: i64| if bound < 0 { bound.saturating_add(len as i64).max(0) as usize } else { bound as usize };
+    let (start, end) = (start.map_or(0, bound), end.map_or(len, bound).min(len));
+    if start > end {
+        return Ok(None);
+    }
+    let byte = |letter: usize| text.char_indices().nth(letter).map_or(text.len(), |(at, _)| at);
+    Ok(Some((start, &text[byte(start)..byte(end)])))
+}
+
+fn expand_tabs(text: &str, size: usize) -> Result<String, Error> {
+    let (mut out, mut column) = (String::new(), 0);
+    for letter in text.chars() {
+        match letter {
+            '\t' if size > 0 => {
+                let fill = padding(' ', size - column % size, "")?;
+                (out, column) = (out + &fill, column + fill.len());
+                check_text(&out, 0)?;
+            }
+            '\t' => {}
+            _ => {
+                out.push(letter);
+                column = if matches!(letter, '\n' | '\r') { 0 } else { column + 1 };
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// `str.istitle`: capitals follow what has no case, small letters what has.
+fn is_title(text: &str) -> bool {
+    let (mut cased, mut any) = (false, false);
+    for letter in text.chars() {
+        let is_small = letter.is_lowercase();
+        if (letter.is_uppercase() && cased) || (is_small && !cased) {
+            return false;
+        }
+        cased = letter.is_uppercase() || is_small;
+        any |= cased;
+    }
+    any
 }
 
 /// `(sep, maxsplit)`, the latter as a number of parts.
@@ -372,9 +464,11 @@ pub(super) fn split_lines(text: &str, keep_ends: bool) -> impl Iterator<Item = &
 fn list_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     Ok(match name {
         "index" => {
-            let (item,): (&Value,) = from_args(args)?;
+            let (item, start, end): (&Value, Option<i64>, Option<i64>) = from_args(args)?;
+            let within = if start.is_none() && end.is_none() { None } else { value.len() };
+            let (start, end) = within.map_or((0, i64::MAX), |len| slice_bounds(len, (start, end, 1)));
             for (at, other) in value.try_iter()?.enumerate() {
-                if equal(state, &other, item)? {
+                if (start..end).contains(&(at as i64)) && equal(state, &other, item)? {
                     return Ok(Some(Value::from(at)));
                 }
             }

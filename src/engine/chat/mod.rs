@@ -29,6 +29,8 @@ mod cases;
 mod json;
 mod methods;
 mod filters;
+mod format;
+mod texts;
 mod time;
 
 use std::borrow::Cow;
@@ -350,7 +352,7 @@ impl Chat {
         match (&self.program, template) {
             (Some(program), _) => Ok(program),
             (None, Some(template)) => template.program(self.tools.is_some()),
-            (None, None) => Err(Error::new(ErrorKind::NotFound, "chat template: the model has none, and none was set")),
+            (None, None) => Err(no_template()),
         }
     }
 
@@ -374,6 +376,10 @@ impl Chat {
     fn now(&self) -> i64 {
         self.unix_seconds.unwrap_or_else(now)
     }
+}
+
+fn no_template() -> Error {
+    Error::new(ErrorKind::NotFound, "chat template: the model has none, and none was set")
 }
 
 /// What transformers hands to a template for a message.

@@ -6,17 +6,16 @@
 //! {{ 1 < x <= 5 }}     →  {{ 1 |__compare__('<', x ,'<=', 5) }}
 //! ```
 
-use minijinja::formatting::{self, FormatStyle};
 use minijinja::value::{Rest, Tuple, ValueKind};
 use minijinja::{AutoEscape, Error, State, Value};
 
-use super::MAX_BYTES;
 use super::filters::check_format;
 use super::list::{self, measure, too_large};
 use super::markup::{self, escape_text};
 use super::meter::{Cost, UNITS_PER_ITEM, charge, read, units_of};
 use super::python::{invalid, to_str};
 use super::view::View;
+use super::{MAX_BYTES, format};
 
 /// The filters, and the operators that become them.
 pub(super) const ADD: &str = "__add__";
@@ -179,7 +178,8 @@ pub(super) fn remainder(state: &mut State, left: &Value, right: &Value) -> Resul
         let args = if right.is_tuple() { list::items(state, right)? } else { vec![right.clone()] };
         check_format(state, format, &args)?;
         let args = if left.is_safe() { markup::escaped_args(&args)? } else { args };
-        return Ok(markup::alike(left, formatting::format(FormatStyle::Printf, format, &args)?));
+        let mapping = args.first().filter(|arg| !right.is_tuple() && matches!(arg.kind(), ValueKind::Map | ValueKind::Seq));
+        return Ok(markup::alike(left, format::printf(format, &args, mapping)?));
     }
     if number(right).map(float) == Some(0.0) {
         return Err(failed("%", left, right));
@@ -269,12 +269,22 @@ pub(super) fn equal(state: &mut State, left: &Value, right: &Value) -> Result<bo
 
 pub(super) fn order(state: &mut State, left: &Value, right: &Value) -> Result<std::cmp::Ordering, Error> {
     charge_comparison(state, left, right)?;
+    check_order(left, right)?;
     let as_number = |value: &Value| {
         if value.kind() == ValueKind::Bool { Value::from(i64::from(value.is_true())) } else { value.clone() }
     };
     // minijinja sorts booleans before all numbers; they are numbers.
     let is_mixed = (left.kind() == ValueKind::Bool) != (right.kind() == ValueKind::Bool);
     Ok(if is_mixed { as_number(left).cmp(&as_number(right)) } else { left.cmp(right) })
+}
+
+/// Python orders numbers, texts, lists and tuples, each among themselves; what lists hold is looked at no further.
+pub(super) fn check_order(left: &Value, right: &Value) -> Result<(), Error> {
+    let is_list = |value: &Value| value.kind() == ValueKind::Seq && View::of(value).is_none();
+    let ordered = (number(left).is_some() && number(right).is_some())
+        || (left.as_str().is_some() && right.as_str().is_some())
+        || (is_list(left) && is_list(right) && left.is_tuple() == right.is_tuple());
+    if ordered { Ok(()) } else { Err(invalid(format!("a {} and a {} have no order", left.kind(), right.kind()))) }
 }
 
 /// `needle in haystack`.
@@ -285,11 +295,7 @@ pub(super) fn contains(state: &mut State, needle: &Value, haystack: &Value) -> R
                 charge(state, UNITS_PER_ITEM + text.len() + needle.len())?;
                 Ok(text.contains(needle))
             }
-            None => {
-                read(state, Cost::Deep, needle)?;
-                charge(state, text.len())?;
-                Ok(text.contains(&to_str(needle)?))
-            }
+            None => Err(invalid(format!("a text is searched for a text, found a value of type {}", needle.kind()))),
         },
         (None, ValueKind::Undefined) => Ok(false),
         (None, ValueKind::Seq | ValueKind::Iterable) => {

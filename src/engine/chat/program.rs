@@ -110,7 +110,7 @@ fn compile(text: &str) -> Result<Environment<'static>> {
     environment.add_function(START, meter::start);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("range", filters::range);
-    environment.add_function("dict", metered(Value::from_function(functions::dict), Cost::Items));
+    environment.add_function("dict", metered(Value::from_function(filters::dict), Cost::Items));
     environment.add_function("namespace", metered(Value::from_function(functions::namespace), Cost::Items));
     // minijinja's own: it would print what the host has set.
     environment.remove_global("debug");

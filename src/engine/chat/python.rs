@@ -80,6 +80,13 @@ pub(super) fn to_str(value: &Value) -> Result<String, Error> {
     }
 }
 
+/// `repr(value)`.
+pub(super) fn repr(value: &Value) -> Result<String, Error> {
+    let mut text = String::new();
+    write_repr(&mut text, value, Keys::AsTheyCame, 0)?;
+    Ok(text)
+}
+
 /// `repr(value)` with the keys of dicts sorted.
 pub(super) fn repr_sorted(value: &Value) -> Result<String, Error> {
     let mut text = String::new();
@@ -93,7 +100,6 @@ enum Keys {
     Sorted,
 }
 
-/// `repr(value)`.
 fn write_repr(out: &mut String, value: &Value, order: Keys, depth: usize) -> Result<(), Error> {
     check_text(out, depth)?;
     if let Some(text) = value.as_str() {

@@ -390,7 +390,7 @@ impl<'s> Rewriter<'s> {
         self.out.truncate(start);
         match (targets.as_slice(), values.as_slice()) {
             ([], _) => {}
-            ([target], [value]) => self.out.push_str(&format!("{target}={value}")),
+            ([target], [value]) => self.out.push_str(&format!(" {target}={value}")),
             _ => self.out.push_str(&format!(" ({}) = ({})", targets.join(","), values.join(","))),
         }
         Ok(())

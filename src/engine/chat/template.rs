@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
 
-use super::json_type;
 use super::program::Program;
+use super::{json_type, no_template};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::read_text;
 
@@ -39,13 +39,19 @@ impl ChatTemplate {
     ///
     /// The first of these counts, as in transformers: `chat_template.jinja`, `chat_template.json`, and `chat_template` in
     /// `tokenizer_config.json` (a string, or a list of `{name, template}`); `additional_chat_templates/NAME.jinja` add to it. The
-    /// special tokens come from `tokenizer_config.json`, or else `special_tokens_map.json`. A template is compiled when it is first
+    /// special tokens come from `tokenizer_config.json`; where that lists no `added_tokens_decoder`, `special_tokens_map.json` counts more,
+    /// as in transformers. A template is compiled when it is first
     /// rendered, so that a broken one does not keep the model from loading.
     ///
     /// # Errors
     /// `ErrorKind::Io` if a file cannot be read; `ErrorKind::Format`, naming file and field, if it is over 16 MiB, not UTF-8, not
     /// JSON, or a field has another type.
     pub fn load(dir: &Path) -> Result<Option<Self>> {
+        Ok(Some(Self::read(dir)?).filter(Self::has_template))
+    }
+
+    /// As [`load`](Self::load); without a template in the files, what they give to one that a conversation brings.
+    pub(crate) fn read(dir: &Path) -> Result<Self> {
         let config = Document::read(dir.join("tokenizer_config.json"))?;
         let mut template = Self::default();
         if let Some(source) = read_optional(&dir.join("chat_template.jinja"))? {
@@ -61,30 +67,30 @@ impl ChatTemplate {
                 template.set(&name, source);
             }
         }
-        if template.programs.is_empty() {
-            return Ok(None);
-        }
-        let tokens = Document::read(dir.join("special_tokens_map.json"))?;
-        for document in config.iter().chain(&tokens) {
+        let lists_tokens = config.as_ref().is_some_and(|config| config.fields.contains_key("added_tokens_decoder"));
+        let map = if lists_tokens { None } else { Document::read(dir.join("special_tokens_map.json"))? };
+        for document in map.iter().chain(&config) {
             template.take_special_tokens(document)?;
         }
-        Ok(Some(template))
+        Ok(template)
     }
 
-    /// The template that a tokenizer_config.json holds; `None` if it has none.
+    /// The template that a tokenizer_config.json holds, or else what it gives to one that a conversation brings.
     ///
     /// # Errors
     /// `ErrorKind::Format` for a field of another type.
-    pub(crate) fn of_config(config: &crate::load::Json) -> Result<Option<Self>> {
+    pub(crate) fn of_config(config: &crate::load::Json) -> Result<Self> {
         let fields = config.value().as_object().cloned().unwrap_or_default();
         let document = Document { path: PathBuf::from("tokenizer_config.json"), fields };
         let mut template = Self::default();
         template.take_field(&document)?;
-        if template.programs.is_empty() {
-            return Ok(None);
-        }
         template.take_special_tokens(&document)?;
-        Ok(Some(template))
+        Ok(template)
+    }
+
+    /// Whether there is a template, and not its variables alone.
+    pub(crate) fn has_template(&self) -> bool {
+        !self.programs.is_empty()
     }
 
     /// The text of the template that conversations without tools use.
@@ -99,6 +105,9 @@ impl ChatTemplate {
 
     /// The template for a conversation with or without tools.
     pub(super) fn program(&self, has_tools: bool) -> Result<&Program> {
+        if !self.has_template() {
+            return Err(no_template());
+        }
         let chosen = if has_tools { self.named(TOOL_USE) } else { None };
         chosen.or_else(|| self.named(DEFAULT)).ok_or_else(|| {
             let names: Vec<&str> = self.programs.iter().map(|(name, _)| name.as_str()).collect();
@@ -116,7 +125,7 @@ impl ChatTemplate {
         self.programs.push((name.to_owned(), Program::deferred(source)));
     }
 
-    /// `chat_template`: a string, or a list of `{name, template}`.
+    /// `chat_template`: a string, a list of `{name, template}`, or an object of templates by their names.
     fn take_field(&mut self, document: &Document) -> Result<()> {
         match document.fields.get("chat_template") {
             None | Some(Json::Null) => {}
@@ -130,14 +139,27 @@ impl ChatTemplate {
                     self.set(&field("name")?, field("template")?);
                 }
             }
-            other => return Err(document.expected("chat_template", "a string or a list", other)),
+            Some(Json::Object(named)) => {
+                for (name, template) in named {
+                    match template {
+                        Json::String(source) => self.set(name, source.clone()),
+                        other => return Err(document.expected(&format!("chat_template.{name}"), "a string", Some(other))),
+                    }
+                }
+            }
+            other => return Err(document.expected("chat_template", "a string, a list or an object", other)),
         }
         Ok(())
     }
 
-    /// The special tokens that no document before this one gave.
+    /// The special tokens that no document before this one gave: those that every model may have, and its own, such as `image_token`.
     fn take_special_tokens(&mut self, document: &Document) -> Result<()> {
-        for name in TOKENS {
+        let is_own = |name: &str, value: &Json| {
+            let is_token = value.is_string() || value.get("content").is_some_and(Json::is_string);
+            name.ends_with("_token") && is_token && super::check_variable_name(name).is_ok()
+        };
+        let own = document.fields.iter().filter(|(name, value)| !TOKENS.contains(&name.as_str()) && is_own(name, value));
+        for name in TOKENS.into_iter().chain(own.map(|(name, _)| name.as_str())) {
             if let Some(token) = document.token(name, document.fields.get(name))? {
                 self.variables.entry(name).or_insert(Json::String(token));
             }
@@ -234,5 +256,5 @@ pub(crate) const NAMED_TEMPLATES: &str = "additional_chat_templates";
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 const TOKENS: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-const TOKEN_LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
+const TOKEN_LISTS: [&str; 3] = ["additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"];
 const MAX_FILE_BYTES: u64 = 16 << 20;

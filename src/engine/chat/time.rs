@@ -7,7 +7,7 @@
 /// `unix_seconds` as `format` says.
 ///
 /// The directives of Python's documentation in the C locale, and `%e`, `%D`, `%F`, `%T`, `%R`, `%s`, `%h`, `%n`, `%t`, `%C`, `%k`,
-/// `%l`; a `-` after the percent sign drops the padding, as in glibc. The error names what is unknown.
+/// `%l`, `%P`, `%g`; a `-` after the percent sign drops the padding, as in glibc. The error names what is unknown.
 pub(super) fn strftime(format: &str, unix_seconds: i64) -> Result<String, String> {
     let moment = Moment::new(unix_seconds);
     let mut text = String::new();
@@ -94,6 +94,7 @@ impl Moment {
             'e' => spaced(self.day),
             'f' => "000000".to_owned(),
             'F' => return join("%Y-%m-%d"),
+            'g' => number(self.iso_week().0.rem_euclid(100), 2),
             'G' => number(self.iso_week().0, 4),
             'H' => number(self.hour, 2),
             'I' => number(hour12, 2),
@@ -104,6 +105,7 @@ impl Moment {
             'M' => number(self.minute, 2),
             'n' => "\n".to_owned(),
             'p' => if self.hour < 12 { "AM" } else { "PM" }.to_owned(),
+            'P' => if self.hour < 12 { "am" } else { "pm" }.to_owned(),
             'r' => return join("%I:%M:%S %p"),
             'R' => return join("%H:%M"),
             's' => self.unix_seconds.to_string(),
@@ -172,7 +174,7 @@ mod tests {
         for (unix_seconds, format, expected) in [
             (1_751_632_496, "%Y-%m-%d %H:%M:%S", "2025-07-04 12:34:56"),
             (1_751_632_496, "%d %B %Y, %A %d %b %y %a", "04 July 2025, Friday 04 Jul 25 Fri"),
-            (1_751_632_496, "%j %U %W %V %G %u %w %p %I", "185 26 26 27 2025 5 5 PM 12"),
+            (1_751_632_496, "%j %U %W %V %G %u %w %p %I %P %g", "185 26 26 27 2025 5 5 PM 12 pm 25"),
             (951_782_400, "%F %j %e|%-d|%-m", "2000-02-29 060 29|29|2"),
             (1_735_689_599, "%G-W%V %U %W %T %D", "2025-W01 52 53 23:59:59 12/31/24"),
             (-1, "%Y-%m-%d %I:%M:%S %p", "1969-12-31 11:59:59 PM"),

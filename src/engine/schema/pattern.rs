@@ -13,19 +13,58 @@
 /// What ECMA-262 does not know.
 pub(super) fn translate(pattern: &str) -> Result<String, String> {
     let mut reader = Reader { rest: pattern, out: String::new() };
+    let mut last = Last::Nothing;
     while let Some(letter) = reader.next() {
-        match letter {
-            '\\' => reader.escape(false)?,
-            '[' => reader.class()?,
-            '.' => reader.out.push_str(r"[^\n\r\x{2028}\x{2029}]"),
-            '{' => reader.brace(),
-            '}' | ']' => reader.literal(letter),
-            '(' => reader.group()?,
-            // No flag makes these a comment or a space that does not count.
-            _ => reader.out.push(letter),
-        }
+        last = match letter {
+            '*' | '+' | '?' => {
+                reader.out.push(letter);
+                last.repeated(letter)?
+            }
+            '{' if reader.brace() => last.repeated(letter)?,
+            '(' => {
+                reader.group()?;
+                Last::Nothing
+            }
+            '|' | '^' | '$' => {
+                reader.out.push(letter);
+                Last::Nothing
+            }
+            _ => {
+                match letter {
+                    '\\' => reader.escape(false)?,
+                    '[' => reader.class()?,
+                    '.' => reader.out.push_str(r"[^\n\r\x{2028}\x{2029}]"),
+                    '{' | '}' | ']' => reader.literal(letter),
+                    // No flag makes these a comment or a space that does not count.
+                    _ => reader.out.push(letter),
+                }
+                Last::Atom
+            }
+        };
     }
     Ok(reader.out)
+}
+
+/// What stands before a quantifier.
+#[derive(Clone, Copy, PartialEq)]
+enum Last {
+    /// The beginning of a pattern, a group or a choice, or a place in the text.
+    Nothing,
+    Atom,
+    Quantifier,
+    /// One that is told to take as little as it can.
+    Lazy,
+}
+
+impl Last {
+    /// Behind a quantifier, which Rust lets stand behind another one.
+    fn repeated(self, quantifier: char) -> Result<Self, String> {
+        match (self, quantifier) {
+            (Self::Atom, _) => Ok(Self::Quantifier),
+            (Self::Quantifier, '?') => Ok(Self::Lazy),
+            _ => Err(format!("{quantifier}: ECMA-262 has nothing to repeat here")),
+        }
+    }
 }
 
 struct Reader<'p> {
@@ -51,28 +90,31 @@ impl Reader<'_> {
         self.out.push_str(&format!("\\x{{{code:X}}}"));
     }
 
-    /// `{2,3}`; anything else is a brace.
-    fn brace(&mut self) {
+    /// Whether a `{` begins a quantifier, `{2,3}`, which is then read; else it is a brace.
+    fn brace(&mut self) -> bool {
         let end = self.rest.find('}').filter(|end| {
             let (least, most) = self.rest[..*end].split_once(',').unwrap_or((&self.rest[..*end], ""));
             let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
             !least.is_empty() && digits(least) && digits(most)
         });
-        match end {
-            Some(end) if !self.out.is_empty() => {
-                self.out.push('{');
-                self.out.push_str(&self.rest[..=end]);
-                self.rest = &self.rest[end + 1..];
-            }
-            _ => self.literal('{'),
+        if let Some(end) = end {
+            self.out.push('{');
+            self.out.push_str(&self.rest[..=end]);
+            self.rest = &self.rest[end + 1..];
         }
+        end.is_some()
     }
 
     /// Behind `(`: flags are Rust's alone.
     fn group(&mut self) -> Result<(), String> {
         self.out.push('(');
         if let Some(kind) = self.rest.strip_prefix('?') {
-            if [":", "=", "!", "<=", "<!"].iter().any(|known| kind.starts_with(known)) || kind.starts_with('<') {
+            let known = [":", "=", "!", "<=", "<!"].into_iter().find(|known| kind.starts_with(known)).map(str::len);
+            let name = || kind.find('>').filter(|_| kind.starts_with('<')).map(|end| end + 1);
+            if let Some(len) = known.or_else(name) {
+                let (prefix, rest) = self.rest.split_at(1 + len);
+                self.out.push_str(prefix);
+                self.rest = rest;
                 return Ok(());
             }
             return Err(format!("(?{}: ECMA-262 has no such group", kind.chars().take(1).collect::<String>()));
@@ -255,6 +297,15 @@ mod tests {
         }
         for pattern in [r"\Z", r"\A", r"\a", r"\h", "(?i)a", "(?P<n>a)", "[a", "\\", r"\u12", r"\ud83d", r"\c1"] {
             assert!(translate(pattern).is_err(), "{pattern}");
+        }
+        // A quantifier is repeated by none.
+        for pattern in
+            ["a++", "a**", "a{2}{3}", "a{1,}+", "a+{2}", "a???", "a{2}??", "*", "(?:+a)", "a|?", "^*", "{2}", "(?<n>{2})"]
+        {
+            assert!(translate(pattern).is_err(), "{pattern}");
+        }
+        for pattern in ["a+?", "a{2,3}?", "(?<n>a)+", "(?:a|b)??", r"\d*?", "[a]{2}", "{a}+", "a{,2}*", "(?=a)b", r"\++"] {
+            assert_eq!(translate(pattern).map(|_| ()), Ok(()), "{pattern}");
         }
     }
 

@@ -53,7 +53,8 @@ const ADDITIONAL: &str = "additional_special_tokens";
 
 impl Tokenizer {
     /// The same with what tokenizer_config.json and config.json, `model`, say of a class that the reference does not take from
-    /// tokenizer.json: BERT's and MPNet's normaliser, RoBERTa's first space, where words of Llama and XLM-RoBERTa begin.
+    /// tokenizer.json: BERT's and MPNet's normaliser, the first space of RoBERTa's and GPT-2's kind, where words of Llama and
+    /// XLM-RoBERTa begin.
     ///
     /// # Source
     /// The classes of transformers 5.24, and what `AutoTokenizer` chooses among them.
@@ -74,11 +75,9 @@ impl Tokenizer {
                 let normalizer = BertNormalizer::new(true, chinese, accents, lower);
                 tokenizer.with_normalizer(Some(normalizer)).map_err(bad_normalizer)?;
             }
-            "RobertaTokenizer" => {
-                if let Some(PreTokenizerWrapper::ByteLevel(bytes)) = tokenizer.get_pre_tokenizer() {
-                    let bytes = bytes.add_prefix_space(flag("add_prefix_space", false)?);
-                    tokenizer.with_pre_tokenizer(Some(bytes));
-                }
+            "RobertaTokenizer" | "GPT2Tokenizer" | "GPTNeoXTokenizer" | "CodeGenTokenizer" | "CohereTokenizer"
+            | "Qwen2Tokenizer" => {
+                with_prefix_space(tokenizer, flag("add_prefix_space", false)?);
             }
             "XLMRobertaTokenizer" | "CamembertTokenizer" => {
                 if as_xlm_roberta(tokenizer, flag("add_prefix_space", true)?)? {
@@ -189,6 +188,9 @@ fn tokenizer_class(config: Option<&Json>, model: Option<&Json>, model_type: &str
             "bert" | "distilbert" | "nomic_bert" => "BertTokenizer",
             "mpnet" => "MPNetTokenizer",
             "roberta" => "RobertaTokenizer",
+            "phi" | "starcoder2" => "GPT2Tokenizer",
+            "cohere" | "cohere2" => "CohereTokenizer",
+            "olmo" | "olmoe" => "GPTNeoXTokenizer",
             "xlm-roberta" => "XLMRobertaTokenizer",
             "camembert" => "CamembertTokenizer",
             _ => "",
@@ -240,6 +242,24 @@ fn as_xlm_roberta(tokenizer: &mut tokenizers::Tokenizer, add_prefix_space: bool)
     tokenizer.with_pre_tokenizer(Some(Cuts::new(vec![WhitespaceSplit.into(), words.clone().into()])));
     tokenizer.with_decoder(Some(words));
     Ok(!wrote)
+}
+
+/// Whether a text that begins with no space gets one, where bytes are written as characters.
+fn with_prefix_space(tokenizer: &mut tokenizers::Tokenizer, adds: bool) {
+    let changed = match tokenizer.get_pre_tokenizer() {
+        Some(PreTokenizerWrapper::ByteLevel(bytes)) => Some(PreTokenizerWrapper::ByteLevel(bytes.add_prefix_space(adds))),
+        Some(PreTokenizerWrapper::Sequence(parts)) => {
+            let part = |part: &PreTokenizerWrapper| match part {
+                PreTokenizerWrapper::ByteLevel(bytes) => PreTokenizerWrapper::ByteLevel(bytes.add_prefix_space(adds)),
+                other => other.clone(),
+            };
+            Some(Cuts::new(parts.as_ref().iter().map(part).collect()).into())
+        }
+        _ => None,
+    };
+    if changed.is_some() {
+        tokenizer.with_pre_tokenizer(changed);
+    }
 }
 
 /// Everything around the vocabulary as `LlamaTokenizer` makes it: no normaliser, a word begins with `▁`.
@@ -629,6 +649,71 @@ mod tests {
             let tokenizer = Tokenizer::load(directory(&files).path()).unwrap();
             assert_eq!(tokenizer.encode("A", false).unwrap(), [want], "{config:?} {model}");
         }
+    }
+
+    #[test]
+    fn a_first_space_comes_where_the_class_puts_one() {
+        let bytes = |adds: bool| {
+            format!(r#"{{"type": "ByteLevel", "add_prefix_space": {adds}, "trim_offsets": true, "use_regex": false}}"#)
+        };
+        let tokenizer = |pre_tokenizer: &str| {
+            format!(
+                r#"{{"version": "1.0", "pre_tokenizer": {pre_tokenizer}, "decoder": {{"type": "ByteLevel", "add_prefix_space": true,
+                    "trim_offsets": true, "use_regex": true}}, "model": {{"type": "BPE", "vocab": {{"h": 0, "Ġ": 1}}, "merges": []}}}}"#
+            )
+        };
+        let split = r#"{"type": "Split", "pattern": {"Regex": "\\s+"}, "behavior": "Isolated", "invert": false}"#;
+        let sequence = |adds| format!(r#"{{"type": "Sequence", "pretokenizers": [{split}, {}]}}"#, bytes(adds));
+        let (plain, spaced): (&[u32], &[u32]) = (&[0], &[1, 0]);
+        // Of transformers 5.24.
+        for (model_type, config, pre_tokenizer, want) in [
+            ("starcoder2", r#"{"add_prefix_space": true}"#, bytes(false), spaced),
+            ("llama", r#"{"tokenizer_class": "GPT2TokenizerFast", "add_prefix_space": true}"#, bytes(false), spaced),
+            ("llama", r#"{"tokenizer_class": "GPT2Tokenizer"}"#, bytes(true), plain),
+            ("qwen3", r#"{"tokenizer_class": "Qwen2Tokenizer", "add_prefix_space": true}"#, sequence(false), spaced),
+            ("llama", r#"{"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": true}"#, sequence(false), plain),
+            ("llama", r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#, bytes(true), spaced),
+            ("granite", r#"{"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": true}"#, bytes(false), plain),
+        ] {
+            let (text, model) = (tokenizer(&pre_tokenizer), format!(r#"{{"model_type": "{model_type}"}}"#));
+            let files = [("tokenizer.json", text.as_str()), ("tokenizer_config.json", config), ("config.json", &model)];
+            let tokenizer = Tokenizer::load(directory(&files).path()).unwrap();
+            assert_eq!(tokenizer.encode("h", false).unwrap(), want, "{model_type} {config} {pre_tokenizer}");
+        }
+    }
+
+    #[test]
+    fn the_files_of_some_families_count_more_than_the_class_that_they_name() {
+        let tokenizer = r###"{"version": "1.0", "model": {"type": "WordPiece", "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": {"[UNK]": 0, "a": 1, "A": 2}}}"###;
+        let ids = |model_type: &str, config: &str| {
+            let model = format!(r#"{{"model_type": "{model_type}"}}"#);
+            let files = [("tokenizer.json", tokenizer), ("tokenizer_config.json", config), ("config.json", &model)];
+            Tokenizer::load(directory(&files).path()).unwrap().encode("A", false).unwrap()
+        };
+        for (model_type, config, want) in [
+            ("bert", r#"{"tokenizer_class": "BertTokenizer"}"#, 1),
+            ("nomic_bert", "{}", 1),
+            ("modernbert", r#"{"tokenizer_class": "BertTokenizer"}"#, 2),
+        ] {
+            assert_eq!(ids(model_type, config), [want], "{model_type}");
+        }
+    }
+
+    #[test]
+    fn a_directory_without_a_tokenizer_json_is_told_how_to_get_one() {
+        let error = |files: &[(&str, &str)]| {
+            let directory = directory(files);
+            let error = Tokenizer::load(directory.path()).err().unwrap();
+            assert_eq!(error.kind(), crate::ErrorKind::NotFound);
+            error.message().replace(&directory.path().display().to_string(), "directory")
+        };
+        assert_eq!(error(&[]), "directory: expected tokenizer.json, found none");
+        assert_eq!(
+            error(&[("vocab.json", "{}"), ("merges.txt", "")]),
+            "directory: expected tokenizer.json, found none but vocab.json, of which transformers makes one: \
+             AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+        );
     }
 
     #[test]

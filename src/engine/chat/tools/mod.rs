@@ -497,6 +497,41 @@ pub(super) const TOOL_FORMATS: &[ToolFormat] = &[
         }],
     },
     ToolFormat {
+        // Seed-OSS.
+        name: "seed",
+        found_by: &[&["<seed:tool_call>"]],
+        opens: &["<seed:tool_call>", "<function="],
+        begins: never,
+        keeps_mark: true,
+        parse: xml::seed,
+        skipped: &[],
+        inner: &["</function>", "</seed:tool_call>"],
+        spellings: &[Spelling {
+            call: "<seed:tool_call>\n<function=$name>\n$arguments</function>\n</seed:tool_call>",
+            between: Some("\n"),
+            arguments: Written::QwenTags,
+            ..SPELLING
+        }],
+    },
+    ToolFormat {
+        // Nemotron Nano 2.
+        name: "nemotron",
+        found_by: &[&["<TOOLCALL>"]],
+        opens: &["<TOOLCALL>"],
+        begins: never,
+        keeps_mark: false,
+        parse: |text, _| json::parse(text, &json::Style { closes: &["</TOOLCALL>"], ..json::STYLE }),
+        skipped: &[],
+        inner: &["</TOOLCALL>"],
+        spellings: &[Spelling {
+            open: "<TOOLCALL>[",
+            call: "{\"name\": \"$name\", \"arguments\": $arguments}",
+            between: Some(", "),
+            close: "]</TOOLCALL>",
+            ..SPELLING
+        }],
+    },
+    ToolFormat {
         // GLM-4.5 to 4.7.
         name: "glm4",
         found_by: &[&["<tool_call>", "<arg_key>"]],

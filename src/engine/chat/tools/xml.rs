@@ -8,11 +8,21 @@ use super::{Found, FoundCall, State, Tools, close, mark_at, skip_spaces};
 
 /// `<tool_call><function=name><parameter=key>\nvalue\n</parameter></function></tool_call>`.
 pub(super) fn qwen(text: &str, tools: &Tools) -> Found {
+    functions(text, tools, "<tool_call>", "</tool_call>")
+}
+
+/// `<seed:tool_call><function=name><parameter=key>value</parameter></function></seed:tool_call>`.
+pub(super) fn seed(text: &str, tools: &Tools) -> Found {
+    functions(text, tools, "<seed:tool_call>", "</seed:tool_call>")
+}
+
+/// `frame` stands before functions and `frame_end` behind them, if anything does.
+fn functions(text: &str, tools: &Tools, frame: &str, frame_end: &str) -> Found {
     let (mut found, mut at) = (Found::default(), 0);
     let mut has_frame = false;
-    match mark_at(text, 0, "<tool_call>") {
+    match mark_at(text, 0, frame) {
         None => return found,
-        Some(true) => (at, has_frame) = (skip_spaces(text, "<tool_call>".len()), true),
+        Some(true) => (at, has_frame) = (skip_spaces(text, frame.len()), true),
         Some(false) => {}
     }
     loop {
@@ -60,7 +70,7 @@ pub(super) fn qwen(text: &str, tools: &Tools) -> Found {
         found.push(arguments.call(true), end);
         if !has_frame {
             // The frame's end may be there without its beginning.
-            found.state = close(text, end, &["</tool_call>"]);
+            found.state = close(text, end, &[frame_end]);
             return found;
         }
         let next = skip_spaces(text, end);
@@ -69,7 +79,7 @@ pub(super) fn qwen(text: &str, tools: &Tools) -> Found {
             None => return found,
             Some(true) => at = next,
             Some(false) => {
-                found.state = close(text, end, &["</tool_call>"]);
+                found.state = close(text, end, &[frame_end]);
                 return found;
             }
         }
