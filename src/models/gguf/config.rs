@@ -649,14 +649,13 @@ pub fn nemotron_h(fields: &mut ConfigFields<'_>) -> Result<()> {
         let value = fields.needed(name)?;
         fields.set(field, value);
     }
-    for (field, name, usual) in [
-        ("n_group", "expert_group_count", 1),
-        ("topk_group", "expert_group_used_count", 1),
-        ("moe_latent_size", "moe_latent_size", 0),
-    ] {
-        let value = fields.count(name)?.unwrap_or(usual);
+    for (field, name) in [("n_group", "expert_group_count"), ("topk_group", "expert_group_used_count")] {
+        let value = fields.count(name)?.unwrap_or(1);
         fields.set(field, value);
     }
+    // A width of none is null for transformers.
+    let latent = fields.count("moe_latent_size")?.filter(|width| *width > 0);
+    fields.set("moe_latent_size", latent);
     fields.set("norm_topk_prob", normalised);
     fields.copy("routed_scaling_factor", "expert_weights_scale")
 }

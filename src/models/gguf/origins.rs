@@ -198,13 +198,12 @@ impl Origins<'_> {
     }
 
     fn short_conv(&mut self, conv: &ShortConvConfig) {
-        for (name, stored) in [
-            (conv.inputs.name.as_str(), "shortconv.in_proj.weight"),
-            (conv.conv, "shortconv.conv.weight"),
-            (conv.o.name.as_str(), "shortconv.out_proj.weight"),
-        ] {
+        for (name, stored) in
+            [(conv.inputs.name.as_str(), "shortconv.in_proj.weight"), (conv.o.name.as_str(), "shortconv.out_proj.weight")]
+        {
             self.add(&format!("{name}.weight"), self.whole(stored));
         }
+        self.add(&format!("{}.weight", conv.conv), self.whole("shortconv.conv.weight").as_convolution());
     }
 
     fn mamba2(&mut self, mamba: &Mamba2Config) {
@@ -214,17 +213,18 @@ impl Origins<'_> {
             (mamba.o.name.as_str(), "ssm_out", mamba.o_bias),
         ];
         for (name, stored, bias) in weights {
-            self.add(&format!("{name}.weight"), self.whole(&format!("{stored}.weight")));
+            let weight = self.whole(&format!("{stored}.weight"));
+            self.add(&format!("{name}.weight"), if name == mamba.conv { weight.as_convolution() } else { weight });
             if bias == Bias::Stored {
                 self.add(&format!("{name}.bias"), self.whole(&format!("{stored}.bias")));
             }
         }
         if let Some(norm) = mamba.norm {
-            self.add(&format!("{}.weight", norm.name), self.whole("ssm_norm.weight"));
+            self.add(&format!("{}.weight", norm.name), self.whole("ssm_norm.weight").as_vector());
         }
-        self.add(mamba.a_log, self.whole("ssm_a").log_of_negative());
-        self.add(mamba.dt_bias, self.whole("ssm_dt.bias"));
-        self.add(mamba.d, self.whole("ssm_d"));
+        self.add(mamba.a_log, self.whole("ssm_a").log_of_negative().as_vector());
+        self.add(mamba.dt_bias, self.whole("ssm_dt.bias").as_vector());
+        self.add(mamba.d, self.whole("ssm_d").as_vector());
     }
 
     /// Where there are fewer heads of keys than of values, the converter puts those of values in another order.
@@ -247,9 +247,9 @@ impl Origins<'_> {
             (format!("{}.weight", net.gate.name), moved(whole("attn_gate.weight"), value_dim)),
             (format!("{}.weight", net.beta.name), moved(whole("ssm_beta.weight"), 1)),
             (format!("{}.weight", net.decay.name), moved(whole("ssm_alpha.weight"), 1)),
-            (format!("{}.weight", net.conv), mixed("ssm_conv1d.weight")),
-            (net.a_log.to_string(), moved(whole("ssm_a").log_of_negative(), 1)),
-            (net.dt_bias.to_string(), moved(whole("ssm_dt.bias"), 1)),
+            (format!("{}.weight", net.conv), mixed("ssm_conv1d.weight").as_convolution()),
+            (net.a_log.to_string(), moved(whole("ssm_a").log_of_negative(), 1).as_vector()),
+            (net.dt_bias.to_string(), moved(whole("ssm_dt.bias"), 1).as_vector()),
             (format!("{}.weight", net.norm), whole("ssm_norm.weight")),
             (format!("{}.weight", net.o.name), if is_moved { o.columns_in_groups(groups, heads, value_dim) } else { o }),
         ];
