@@ -1,6 +1,6 @@
 //! What transformers' tensors are made of in a file. Names in a GGUF go by their role, so that a family's own names say which is which.
 
-use super::super::draft::{Alone, Draft, KeySource, Mixer, Mlp, Pattern, Sizes, Source};
+use super::super::draft::{Alone, Draft, KeySource, Mixer, Mlp, OutputGate, Pattern, Sizes, Source};
 use super::Architecture;
 use crate::error::Result;
 use crate::load::{Gguf, Origin};
@@ -153,12 +153,16 @@ impl Origins<'_> {
     fn attention(&mut self, pattern: &Pattern) {
         let Draft { num_heads, names, biases, qk_norm, norm, .. } = self.draft;
         let Sizes { num_kv_heads, head_dim, .. } = self.draft.sizes(pattern);
-        let sizes = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim];
+        // Head by head a query, then its gate.
+        let with_gate = if matches!(self.draft.output_gate, Some(OutputGate::BesideQueries)) { 2 } else { 1 };
+        let sizes = [with_gate * num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim];
         let moved = self.architecture.moves_rows.then_some(head_dim);
         let fields = |stored| if stored { &["weight", "bias"][..] } else { &["weight"] };
         let (all, own, of_qkv) = ([names.q, names.k, names.v], ["attn_q", "attn_k", "attn_v"], fields(biases.qkv));
         match pattern.keys {
             KeySource::Own => self.projections(&all, own, ("attn_qkv", &sizes), moved, of_qkv),
+            // One tensor of all three, whose keys and values nothing reads.
+            KeySource::Of(_) if self.has("attn_qkv.weight") => self.projections(&all, own, ("attn_qkv", &sizes), moved, of_qkv),
             KeySource::AreValues => self.projections(&[names.q, names.k], ["attn_q", "attn_k"], ("", &[]), moved, of_qkv),
             KeySource::Of(_) => {
                 self.projections(&[names.q], ["attn_q"], ("", &[]), moved, of_qkv);
