@@ -428,10 +428,11 @@ typedef int32_t (*MC_NULLABLE mc_progress_fn)(void *MC_NULLABLE user_data, const
  * decode: codes are the file's, scales and mins become F16, and a code takes 4, 5, 6 or 8 bits. There rows of no whole 32 columns
  * are widened: mc_model_estimate_memory() says what that takes.
  *
- * Of safetensors, matrices that MLX (affine), FP8, AWQ, GPTQ without act order or compressed-tensors have quantised are read
- * as well. On the CPU they stay about as large as in the files, with the very values that these stand for, where their scales are
- * exact in F16 and shared by multiples of 32 columns: all of MLX, AWQ, and GPTQ and compressed-tensors in 4 and 8 bits. The others
- * (FP8 with scales that BF16 does not hold, GPTQ in 2 bits) are widened to F32. A GPU has them as it has those of GGUF files.
+ * Of safetensors, matrices that MLX, FP8, AWQ, GPTQ without act order or compressed-tensors have quantised are read as well. On
+ * the CPU they stay about as large as in the files, with the very values that these stand for: those of MLX in four bits of any
+ * kind, and, where their scales are exact in F16 and shared by multiples of 32 columns, all of MLX, AWQ, and GPTQ and
+ * compressed-tensors in 4 and 8 bits. The others are widened, floats of eight bits to BF16 if that holds them, else to F32. A GPU
+ * has them as it has those of GGUF files.
  *
  * @param path     a directory with config.json, safetensors and tokenizer.json; or a .gguf file, of a model in several
  *                 files the first; or a directory with such a file and no config.json, of several the one that

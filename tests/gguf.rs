@@ -93,6 +93,129 @@ fn every_family_has_the_logits_of_the_directory_it_was_made_from() {
     assert!(worst > 0.0 && compared >= 32, "the comparison saw {compared} models");
 }
 
+/// The bytes of a file, from some place on.
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, len: usize) -> &'a [u8] {
+        self.at += len;
+        &self.bytes[self.at - len..self.at]
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take(4).try_into().unwrap())
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.take(8).try_into().unwrap())
+    }
+
+    fn text(&mut self) -> &'a [u8] {
+        let len = self.u64() as usize;
+        self.take(len)
+    }
+}
+
+/// A tensor of a file: name, dimensions, type and data.
+type Tensor = (String, Vec<u64>, u32, Vec<u8>);
+
+/// What stands in a file in front of its tensors, behind the two counts, and these.
+fn parts(bytes: &[u8]) -> (Vec<u8>, Vec<Tensor>) {
+    let mut cursor = Cursor { bytes, at: 8 };
+    let (tensors, keys) = (cursor.u64(), cursor.u64());
+    for _ in 0..keys {
+        cursor.text();
+        let kind = cursor.u32();
+        let (kind, count) = if kind == 9 { (cursor.u32(), cursor.u64()) } else { (kind, 1) };
+        for _ in 0..count {
+            match kind {
+                8 => cursor.text(),
+                _ => cursor.take([1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8][kind as usize]),
+            };
+        }
+    }
+    let metadata = bytes[24..cursor.at].to_vec();
+    let mut all: Vec<(Tensor, usize)> = Vec::new();
+    for _ in 0..tensors {
+        let name = String::from_utf8(cursor.text().to_vec()).unwrap();
+        let dims = (0..cursor.u32()).map(|_| cursor.u64()).collect();
+        all.push(((name, dims, cursor.u32(), Vec::new()), cursor.u64() as usize));
+    }
+    let data = cursor.at.next_multiple_of(32);
+    let fill = |((name, dims, kind, _), start): (Tensor, usize)| {
+        let size = if kind == 0 { 4 } else { 2 };
+        assert!([0, 1, 30].contains(&kind), "{name}: F32, F16 and BF16 alone have a size of their values");
+        let len = dims.iter().product::<u64>() as usize * size;
+        (name, dims, kind, bytes[data + start..][..len].to_vec())
+    };
+    (metadata, all.into_iter().map(fill).collect())
+}
+
+/// A file in which the queries, keys and values of a layer that has all of them are one tensor, as llama.cpp's converter makes them
+/// where it is asked to (`--fuse-qkv`); and how many there are.
+fn with_fused_attention(bytes: &[u8]) -> (Vec<u8>, usize) {
+    let (metadata, mut tensors) = parts(bytes);
+    let keys = u64::from_le_bytes(bytes[16..24].try_into().unwrap());
+    let queries: Vec<String> = tensors.iter().map(|tensor| tensor.0.clone()).filter(|name| name.contains(".attn_q.")).collect();
+    let mut fused = 0;
+    for name in queries {
+        let at = |part: &str| tensors.iter().position(|tensor| tensor.0 == name.replace(".attn_q.", part));
+        let (Some(q), Some(k), Some(v)) = (at(".attn_q."), at(".attn_k."), at(".attn_v.")) else { continue };
+        let rows = [q, k, v].iter().map(|i| tensors[*i].1.last().unwrap()).sum();
+        let data = [q, k, v].iter().flat_map(|i| tensors[*i].3.clone()).collect();
+        let (mut dims, kind) = (tensors[q].1.clone(), tensors[q].2);
+        *dims.last_mut().unwrap() = rows;
+        tensors[q] = (name.replace(".attn_q.", ".attn_qkv."), dims, kind, data);
+        let gone = [".attn_k.", ".attn_v."].map(|part| name.replace(".attn_q.", part));
+        tensors.retain(|tensor| !gone.contains(&tensor.0));
+        fused += 1;
+    }
+    let mut file = [&bytes[..8], &(tensors.len() as u64).to_le_bytes(), &keys.to_le_bytes(), &metadata].concat();
+    let mut offset = 0;
+    for (name, dims, kind, data) in &tensors {
+        file.extend((name.len() as u64).to_le_bytes());
+        file.extend(name.as_bytes());
+        file.extend((dims.len() as u32).to_le_bytes());
+        dims.iter().for_each(|dim| file.extend(dim.to_le_bytes()));
+        file.extend(kind.to_le_bytes());
+        file.extend((offset as u64).to_le_bytes());
+        offset += data.len().next_multiple_of(32);
+    }
+    for (.., data) in &tensors {
+        file.resize(file.len().next_multiple_of(32), 0);
+        file.extend(data);
+    }
+    (file, fused)
+}
+
+#[test]
+fn queries_keys_and_values_in_one_tensor_are_those_in_three() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let (mut compared, ids) = (0, [5, 17, 3, 80, 41, 9, 66, 23, 12]);
+    for (file, _) in families(&["decoders", "families"]) {
+        // Its experts are in MXFP4.
+        if file.file_stem().unwrap() == "gpt_oss_mxfp4_old" {
+            continue;
+        }
+        let (bytes, fused) = with_fused_attention(&std::fs::read(&file).unwrap());
+        if fused == 0 {
+            continue;
+        }
+        std::fs::write(&path, bytes).unwrap();
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        let one = Model::load(&path, &exact(), None).unwrap_or_else(|e| panic!("{name}: {}", e.details()));
+        let three = Model::load(&file, &exact(), None).unwrap();
+        assert_eq!(one.config_json(), three.config_json(), "{name}");
+        assert!(logits(&one, &ids) == logits(&three, &ids), "{name}");
+        compared += 1;
+    }
+    assert!(compared > 30, "{compared}");
+}
+
 #[test]
 fn every_format_has_the_logits_of_the_weights_that_it_stands_for() {
     let notes = common::json(&golden("gguf/golden.json"));

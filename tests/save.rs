@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -84,6 +85,37 @@ fn every_file_becomes_a_directory_that_computes_the_same() {
         }
     }
     assert!(written >= 50, "{written}");
+}
+
+#[test]
+fn a_directory_made_of_a_file_has_the_shapes_that_the_file_was_made_from() {
+    let (mut compared, mut convolutions) = (0, 0);
+    for file in files("gguf/families", "gguf") {
+        let name = file.file_stem().unwrap();
+        let origin = ["decoders", "families"].map(|folder| golden(folder).join(name).join("model.safetensors"));
+        let Some(origin) = origin.into_iter().find(|path| path.exists()) else { continue };
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("model");
+        load(&file).save(&directory, None, None).unwrap();
+        let (saved, origin) = (shapes(&directory.join("model.safetensors")), shapes(&origin));
+        for (tensor, shape) in &origin {
+            let Some(found) = saved.get(tensor) else { continue };
+            // Rows of a vocabulary that the converter cut off are no matter of shape.
+            if found.iter().product::<usize>() == shape.iter().product::<usize>() {
+                assert_eq!(found, shape, "{}: {tensor}", file.display());
+                compared += 1;
+                convolutions += usize::from(shape.len() == 3 && shape[1] == 1);
+            }
+        }
+    }
+    assert!(compared > 1000 && convolutions > 10, "{compared} {convolutions}");
+}
+
+/// The shapes of a file's tensors.
+fn shapes(path: &Path) -> BTreeMap<String, Vec<usize>> {
+    let bytes = std::fs::read(path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    tensors.iter().map(|(name, tensor)| (name.to_string(), tensor.shape().to_vec())).collect()
 }
 
 #[test]

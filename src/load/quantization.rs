@@ -5,10 +5,15 @@
 //! | method | tensors of a module | a weight |
 //! | --- | --- | --- |
 //! | MLX, affine, 2 to 8 bits | `weight` U32 `(N, K·bits/32)`, `scales`, `biases` `(N, K/g)` | `scale · q + bias` |
+//! | MLX, mxfp4, mxfp8, nvfp4 | `weight` the same, of E2M1 or E4M3, `scales` U8 `(N, K/g)` of E8M0, of nvfp4 E4M3 | `scale · f` |
 //! | FP8 | `weight` F8_E4M3 `(N, K)`, `weight_scale_inv` or `weight_scale` of blocks, of rows, or of all | `f8 · scale` |
 //! | AWQ | `qweight` I32 `(K, N/8)`, `qzeros` `(K/g, N/8)`, `scales` `(K/g, N)` | `scale · (q - zero)` |
 //! | GPTQ | `qweight` I32 `(K·bits/32, N)`, `qzeros` `(K/g, N·bits/32)`, `scales` `(K/g, N)`, `g_idx` | `scale · (q - zero)` |
 //! | compressed-tensors, packed | `weight_packed` I32 `(N, K·bits/32)`, `weight_scale` `(N, K/g)`, `weight_shape` | `scale · (q - 2^(bits-1))` |
+//! | the same, not symmetric | also `weight_zero_point` I32 `(N·bits/32, K/g)` | `scale · (q - zero)` |
+//! | compressed-tensors, I8 | `weight` I8 `(N, K)`, `weight_scale` of rows, of groups, or of all | `scale · q` |
+//!
+//! Scales of a KV cache in FP8, which some carry along, are left out: a cache here is rounded less, or in a way of its own.
 //!
 //! Sources: <https://github.com/ml-explore/mlx> (`mx.quantize`), transformers' `quantizers`, <https://github.com/casper-hansen/AutoAWQ>,
 //! <https://github.com/AutoGPTQ/AutoGPTQ>, <https://github.com/vllm-project/compressed-tensors>.
@@ -44,16 +49,49 @@ pub enum Quantization {
     /// compressed-tensors, `pack-quantized`.
     Packed {
         bits: usize,
+        /// Whether each scale has the code of its zero beside it.
+        zeros: bool,
+    },
+    /// compressed-tensors, `int-quantized`; blocks as of FP8.
+    Int8 {
+        block: Option<[usize; 2]>,
     },
 }
 
-/// MLX's affine quantisation.
+/// MLX's quantisation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mlx {
-    pub bits: usize,
-    pub group: usize,
-    /// The bits and groups of modules with others, by their names.
-    pub modules: HashMap<String, (usize, usize)>,
+    pub usual: MlxCodes,
+    /// Those of modules with others, by their names.
+    pub modules: HashMap<String, MlxCodes>,
+}
+
+/// How MLX stores a matrix.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum MlxCodes {
+    Affine { bits: usize, group: usize },
+    Float(MlxFloat),
+}
+
+/// Floats of few bits with scales of eight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MlxFloat {
+    Mxfp4,
+    Mxfp8,
+    Nvfp4,
+}
+
+impl MlxFloat {
+    const ALL: [(&str, Self); 3] = [("mxfp4", Self::Mxfp4), ("mxfp8", Self::Mxfp8), ("nvfp4", Self::Nvfp4)];
+
+    pub fn bits(self) -> usize {
+        if self == Self::Mxfp8 { 8 } else { 4 }
+    }
+
+    /// Columns of a scale.
+    pub fn group(self) -> usize {
+        if self == Self::Nvfp4 { 16 } else { 32 }
+    }
 }
 
 /// The most columns that share a scale.
@@ -117,6 +155,14 @@ fn group(json: &Json, key: &str) -> Result<usize> {
 
 /// Rows and columns of a scale.
 fn block(json: &Json, key: &str) -> Result<Option<[usize; 2]>> {
+    // As early versions of compressed-tensors spell it: "128x128".
+    let spelled = json.get(key).and_then(|value| value.value().as_str().map(str::to_string));
+    if let Some((rows, cols)) = spelled.as_deref().and_then(|text| text.split_once('x')) {
+        return match (rows.parse(), cols.parse()) {
+            (Ok(rows), Ok(cols)) if (1..=MAX_GROUP).contains(&rows) && (1..=MAX_GROUP).contains(&cols) => Ok(Some([rows, cols])),
+            _ => Err(json.invalid(key, "expected two whole numbers from 1 on")),
+        };
+    }
     let Some(block) = json.numbers(key)? else { return Ok(None) };
     match block[..] {
         [rows, cols] if [rows, cols].iter().all(|x| x.fract() == 0.0 && (1.0..=MAX_GROUP as f64).contains(x)) => {
@@ -127,23 +173,53 @@ fn block(json: &Json, key: &str) -> Result<Option<[usize; 2]>> {
 }
 
 fn mlx_of(json: &Json) -> Result<Mlx> {
-    const BITS: [usize; 6] = [2, 3, 4, 5, 6, 8];
-    if json.text("mode")?.is_some_and(|mode| mode != "affine") {
-        return Err(json.unsupported("mode", "expected affine"));
-    }
-    let (own, group) = (bits(json, "bits", &BITS)?, json.size("group_size", MAX_GROUP)?);
+    let usual = mlx_codes(json, None)?;
     let mut modules = HashMap::new();
     for (name, value) in json.value().as_object().into_iter().flatten().filter(|(_, value)| value.is_object()) {
         let Some(module) = json.object(name)? else { continue };
-        if module.text("mode")?.is_some_and(|mode| mode != "affine") {
-            return Err(module.unsupported("mode", "expected affine"));
+        let same = module.text("mode")?.is_none_or(|mode| mode == "affine");
+        // What a module does not say is as of all, if that is of the same kind.
+        let beside = match usual {
+            MlxCodes::Affine { bits, group } if same => Some((bits, group)),
+            _ => None,
+        };
+        if value.get("global_scale").is_some_and(|scale| *scale != Value::Bool(false)) {
+            return Err(module.unsupported("global_scale", "expected none"));
         }
-        let has = |key: &str| value.get(key).is_some();
-        let bits = if has("bits") { bits(&module, "bits", &BITS)? } else { own };
-        let group = if has("group_size") { module.size("group_size", MAX_GROUP)? } else { group };
-        modules.insert(name.clone(), (bits, group));
+        modules.insert(name.clone(), mlx_codes(&module, beside)?);
     }
-    Ok(Mlx { bits: own, group, modules })
+    Ok(Mlx { usual, modules })
+}
+
+/// How matrices are stored, by an object with `mode`, `bits` and `group_size`; `usual` are the bits and the group where it has none.
+fn mlx_codes(json: &Json, usual: Option<(usize, usize)>) -> Result<MlxCodes> {
+    const BITS: [usize; 6] = [2, 3, 4, 5, 6, 8];
+    let has = |key: &str| json.get(key).is_some();
+    let mode = json.text("mode")?.unwrap_or_else(|| "affine".to_string());
+    if mode == "affine" {
+        return Ok(MlxCodes::Affine {
+            bits: match usual {
+                Some((bits, _)) if !has("bits") => bits,
+                _ => bits(json, "bits", &BITS)?,
+            },
+            group: match usual {
+                Some((_, group)) if !has("group_size") => group,
+                _ => json.size("group_size", MAX_GROUP)?,
+            },
+        });
+    }
+    let Some((_, kind)) = MlxFloat::ALL.iter().find(|(name, _)| *name == mode) else {
+        return Err(json.unsupported("mode", "expected affine, mxfp4, mxfp8 or nvfp4"));
+    };
+    for (key, only) in [("bits", kind.bits()), ("group_size", kind.group())] {
+        if has(key) {
+            let found = json.size(key, MAX_GROUP)?;
+            if found != only {
+                return Err(json.unsupported(key, &format!("expected {only}, which {mode} has")));
+            }
+        }
+    }
+    Ok(MlxCodes::Float(*kind))
 }
 
 /// Whether columns are stored in order: what the weights were rounded by in another order says nothing of how they lie.
@@ -158,22 +234,41 @@ fn compressed_of(json: &Json) -> Result<Quantization> {
     for name in groups.iter().flat_map(|groups| groups.value().as_object().into_iter().flatten().map(|(name, _)| name)) {
         let Some(group) = groups.as_ref().map(|groups| groups.object(name)).transpose()?.flatten() else { continue };
         let Some(weights) = group.object("weights")? else { continue };
-        if !weights.flag("symmetric", true)? {
-            return Err(weights.unsupported("symmetric", "expected true"));
-        }
+        let symmetric = weights.flag("symmetric", true)?;
         if weights.get("actorder").is_some_and(|order| !keeps_columns(order.value())) {
             return Err(weights.unsupported("actorder", "expected null, false, \"weight\" or \"static\""));
         }
         let floats = weights.text("type")?.is_some_and(|kind| kind == "float");
+        let bits = bits(&weights, "num_bits", &[4, 8])?;
+        found.push((Codes { floats, bits, symmetric }, weights));
+    }
+    let format = json.text("format")?.unwrap_or_default();
+    let [(codes, weights)] = &found[..] else {
+        return Err(json.unsupported("config_groups", "expected one group of weights"));
+    };
+    // What has a scale and a zero beside each other is packed.
+    if !codes.symmetric && format != "pack-quantized" {
+        return Err(weights.unsupported("symmetric", "expected true"));
+    }
+    match (format.as_str(), *codes) {
+        ("float-quantized" | "naive-quantized", Codes { floats: true, bits: 8, .. }) => {
+            Ok(Quantization::Fp8 { block: scaled_block(weights)? })
+        }
+        ("int-quantized" | "naive-quantized", Codes { floats: false, bits: 8, .. }) => {
+            Ok(Quantization::Int8 { block: scaled_block(weights)? })
+        }
         // Packed ones have groups of columns, as many as there are scales.
-        let block = if floats { scaled_block(&weights)? } else { None };
-        found.push((floats, bits(&weights, "num_bits", &[4, 8])?, block));
+        ("pack-quantized", Codes { floats: false, bits, symmetric }) => Ok(Quantization::Packed { bits, zeros: !symmetric }),
+        _ => Err(json.unsupported("format", "expected pack-quantized, float-quantized or int-quantized")),
     }
-    match (json.text("format")?.as_deref(), found.as_slice()) {
-        (Some("float-quantized"), [(true, 8, block)]) => Ok(Quantization::Fp8 { block: *block }),
-        (Some("pack-quantized"), [(false, bits, _)]) => Ok(Quantization::Packed { bits: *bits }),
-        _ => Err(json.unsupported("format", "expected pack-quantized or float-quantized, with one group of weights")),
-    }
+}
+
+/// What compressed-tensors says of weights.
+#[derive(Clone, Copy)]
+struct Codes {
+    floats: bool,
+    bits: usize,
+    symmetric: bool,
 }
 
 /// Rows and columns of a scale; `None` = a row, or all.

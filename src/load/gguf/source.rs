@@ -40,8 +40,30 @@ pub struct Origin {
     /// One after another.
     parts: Vec<OriginRows>,
     change: ValueMap,
+    /// How transformers shapes the values; `None` = as the file does.
+    shape: Option<Shape>,
+}
+
+/// Shapes of the same values in the same order.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Shape {
     /// The rows are those of so many matrices of one shape.
-    matrices: Option<usize>,
+    Matrices(usize),
+    /// Each row is what a convolution does to a channel of its own: `(channels, 1, taps)`.
+    Convolution,
+    /// All in one dimension.
+    Vector,
+}
+
+impl Shape {
+    /// That of so many rows and columns, if it has one.
+    fn of(self, rows: usize, cols: usize) -> Option<Vec<usize>> {
+        match self {
+            Self::Matrices(count) => (count > 0 && rows.is_multiple_of(count)).then(|| vec![count, rows / count, cols]),
+            Self::Convolution => Some(vec![rows, 1, cols]),
+            Self::Vector => rows.checked_mul(cols).map(|len| vec![len]),
+        }
+    }
 }
 
 /// What is done to each stored value.
@@ -114,11 +136,7 @@ impl Origin {
 
     fn of(tensor: &str, rows: Option<Range<usize>>) -> Self {
         let (order, columns) = (RowOrder::AsStored, RowOrder::AsStored);
-        Self {
-            parts: vec![OriginRows { tensor: tensor.to_string(), rows, order, columns }],
-            change: ValueMap::NONE,
-            matrices: None,
-        }
+        Self { parts: vec![OriginRows { tensor: tensor.to_string(), rows, order, columns }], change: ValueMap::NONE, shape: None }
     }
 
     /// The same rows, which the converter moved so that rotary pairs are neighbours, in transformers' order.
@@ -141,7 +159,17 @@ impl Origin {
 
     /// The rows as those of so many matrices: a tensor of three dimensions.
     pub fn in_matrices(self, count: usize) -> Self {
-        Self { matrices: Some(count), ..self }
+        Self { shape: Some(Shape::Matrices(count)), ..self }
+    }
+
+    /// The rows as what a convolution does to channels of its own.
+    pub fn as_convolution(self) -> Self {
+        Self { shape: Some(Shape::Convolution), ..self }
+    }
+
+    /// All values in one dimension.
+    pub fn as_vector(self) -> Self {
+        Self { shape: Some(Shape::Vector), ..self }
     }
 
     /// The rows of another origin behind these.
@@ -407,10 +435,8 @@ impl Assembled {
             _ if vector => vec![rows],
             _ => vec![rows, cols.unwrap_or(1)],
         };
-        let shape = match origin.matrices {
-            Some(count) if count > 0 && rows.is_multiple_of(count) && !vector => vec![count, rows / count, cols.unwrap_or(1)],
-            _ => shape,
-        };
+        let other = origin.shape.filter(|_| !vector).and_then(|shape| shape.of(rows, cols.unwrap_or(1)));
+        let shape = other.unwrap_or(shape);
         let row_bytes = format.row_bytes(cols.unwrap_or(1));
         let row_bytes = row_bytes.ok_or_else(|| bad(format!("no memory has the bytes of shape {shape:?}")))?;
         let fits = row_bytes.checked_mul(rows).is_some();
@@ -695,6 +721,8 @@ mod tests {
             ("mixed", Origin::rows("q", 6..8).then(Origin::whole("f"))),
             ("sum", Origin::rows("v", 0..6).in_pairs(6).plus(-1.0)),
             ("experts", Origin::rows("e", 1..4)),
+            ("taps", Origin::whole("m").as_convolution()),
+            ("flat", Origin::rows("f", 0..2).as_vector()),
         ];
         source(&model(), &origins, |source| {
             let source = source.unwrap();
@@ -703,6 +731,10 @@ mod tests {
             assert_eq!(first_of_rows(&mixed, 32), [6.0, 7.0, 0.0, 8.0]);
             assert_eq!(floats(&read(source, "sum")), [-1.0, 1.0, 3.0, 0.0, 2.0, 4.0]);
             assert_eq!(source.entry("experts").unwrap().shape, [3, 3]);
+            let shapes = ["taps", "flat"].map(|name| source.entry(name).unwrap().shape.clone());
+            assert_eq!(shapes, [vec![12, 1, 2], vec![64]]);
+            assert_eq!(first_of_rows(&floats(&read(source, "taps")), 2), (0..12).map(|r| r as f32).collect::<Vec<_>>());
+            assert_eq!(floats(&read(source, "flat"))[63], 63.0 * 0.25);
             assert_eq!(floats(&read(source, "experts")), (3..12).map(|x| x as f32).collect::<Vec<_>>());
             // Rows of these are left over.
             assert!(["q", "v", "e"].iter().all(|name| source.entry(name).is_some()) && source.entry("f").is_none());

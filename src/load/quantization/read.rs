@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::super::read_count::Reading;
 use super::super::safetensors::Checkpoint;
-use super::Quantization;
+use super::{MlxCodes, MlxFloat, Quantization};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Entry, TensorSource};
 use crate::ops::{self, Format};
@@ -38,14 +38,18 @@ struct Matrix {
 enum Codes {
     /// A little-endian stream of bits a row; `scale · q + bias` of groups of columns.
     Mlx { bits: usize, group: usize },
+    /// The same of floats, whose scales are bytes too.
+    MlxFloat(MlxFloat),
     /// A byte each; scales of blocks of so many rows and columns.
     Fp8 { block: [usize; 2] },
+    /// The same of whole numbers with a sign.
+    Int8 { block: [usize; 2] },
     /// Stored by columns, eight outputs a number in an order of their own.
     Awq { group: usize },
     /// Stored by columns, several of them a number.
     Gptq { bits: usize, group: usize, less_one: bool },
     /// Several columns a number, from the lowest bits on.
-    Packed { bits: usize, group: usize },
+    Packed { bits: usize, group: usize, zeros: bool },
 }
 
 /// Rows that one thread makes at once: of codes that are stored by columns, those of a cache line.
@@ -60,7 +64,7 @@ struct Loaded {
     scales: Vec<f32>,
     /// Biases (MLX) or zeros, as many as scales; empty where there are none.
     offsets: Vec<f32>,
-    /// All codes, where they are stored by columns.
+    /// All codes, where they are stored by columns; of MLX's floats the scales as they are stored.
     codes: Vec<u8>,
 }
 
@@ -77,9 +81,14 @@ impl<'a> QuantizedCheckpoint<'a> {
             Quantization::Fp8 { .. } => (&["weight_scale", "weight_scale_inv"], &["input_scale", "activation_scale"]),
             Quantization::Awq { .. } => (&["qweight"], &["qzeros", "scales"]),
             Quantization::Gptq { .. } => (&["qweight"], &["qzeros", "scales", "g_idx"]),
-            Quantization::Packed { .. } => (&["weight_packed"], &["weight_scale", "weight_shape"]),
+            Quantization::Packed { .. } => (&["weight_packed"], &["weight_scale", "weight_shape", "weight_zero_point"]),
+            Quantization::Int8 { .. } => (&["weight_scale"], &["input_scale", "input_zero_point"]),
         };
         for name in &names {
+            if is_of_kv_cache(name) {
+                hidden.insert(name.clone());
+                continue;
+            }
             let module = marks.iter().find_map(|mark| name.strip_suffix(mark)).filter(|module| module.ends_with('.'));
             let Some(module) = module else { continue };
             let (dims, codes) = shape(&mut checkpoint, module, quantization)?;
@@ -107,8 +116,12 @@ impl<'a> QuantizedCheckpoint<'a> {
                 loaded.scales = floats(checkpoint, &format!("{module}scales"))?;
                 loaded.offsets = floats(checkpoint, &format!("{module}biases"))?;
             }
-            Codes::Fp8 { .. } => {
-                let scale = scale_of_fp8(checkpoint, module);
+            Codes::MlxFloat(kind) => {
+                loaded.codes = bytes(checkpoint, &format!("{module}scales"))?;
+                loaded.scales = loaded.codes.iter().map(|byte| scale_of_float(kind, *byte)).collect();
+            }
+            Codes::Fp8 { .. } | Codes::Int8 { .. } => {
+                let scale = scale_of_bytes(checkpoint, module);
                 loaded.scales = floats(checkpoint, &scale)?;
             }
             Codes::Awq { .. } => {
@@ -139,7 +152,16 @@ impl<'a> QuantizedCheckpoint<'a> {
                 loaded.offsets = (0..loaded.scales.len()).map(|i| zero(i) as f32).collect();
                 loaded.codes = bytes(checkpoint, &format!("{module}qweight"))?;
             }
-            Codes::Packed { .. } => loaded.scales = floats(checkpoint, &format!("{module}weight_scale"))?,
+            Codes::Packed { bits, zeros, .. } => {
+                loaded.scales = floats(checkpoint, &format!("{module}weight_scale"))?;
+                if zeros {
+                    // Zeros lie above one another in a number of their own group, as GPTQ's codes.
+                    let stored = self::bytes(checkpoint, &format!("{module}weight_zero_point"))?;
+                    let (each, groups) = (32 / bits, loaded.scales.len() / matrix.dims[0]);
+                    let place = |i: usize| (i / groups / each * groups + i % groups) * each + i / groups % each;
+                    loaded.offsets = (0..loaded.scales.len()).map(|i| code(&stored, bits, place(i)) as f32).collect();
+                }
+            }
         }
         if let Some(x) = loaded.scales.iter().chain(&loaded.offsets).find(|x| !x.is_finite()) {
             return Err(Error::format(format!("{module}: expected finite scales, found {x}")));
@@ -180,7 +202,8 @@ impl Matrix {
         let cols = self.dims[1];
         match self.codes {
             Codes::Mlx { bits, .. } => Some(("weight", cols * bits / 8)),
-            Codes::Fp8 { .. } => Some(("weight", cols)),
+            Codes::MlxFloat(kind) => Some(("weight", cols * kind.bits() / 8)),
+            Codes::Fp8 { .. } | Codes::Int8 { .. } => Some(("weight", cols)),
             Codes::Packed { bits, .. } => Some(("weight_packed", cols.div_ceil(32 / bits) * 4)),
             Codes::Awq { .. } | Codes::Gptq { .. } => None,
         }
@@ -191,7 +214,10 @@ impl Matrix {
         let [rows, cols] = self.dims;
         match self.codes {
             Codes::Mlx { group, .. } => row * (cols / group) + column / group,
-            Codes::Fp8 { block: [height, width] } => row / height * cols.div_ceil(width) + column / width,
+            Codes::MlxFloat(kind) => row * (cols / kind.group()) + column / kind.group(),
+            Codes::Fp8 { block: [height, width] } | Codes::Int8 { block: [height, width] } => {
+                row / height * cols.div_ceil(width) + column / width
+            }
             Codes::Awq { group } | Codes::Gptq { group, .. } => column / group * rows + row,
             Codes::Packed { group, .. } => row * cols.div_ceil(group) + column / group,
         }
@@ -202,7 +228,10 @@ impl Matrix {
         let rows = self.dims[0];
         match self.codes {
             Codes::Mlx { bits, .. } | Codes::Packed { bits, .. } => code(stored, bits, column),
+            Codes::MlxFloat(kind) => code(stored, kind.bits(), column),
             Codes::Fp8 { .. } => stored[column].into(),
+            // Counted from the least one.
+            Codes::Int8 { .. } => (stored[column] ^ 0x80).into(),
             Codes::Awq { .. } => code(stored, 4, column * rows + row / 8 * 8 + AWQ_PLACES[row % 8]),
             Codes::Gptq { bits, .. } => {
                 // Columns lie above one another in a number of their own output.
@@ -225,6 +254,16 @@ impl Matrix {
             format => {
                 let out = (out, format.row_bytes(cols).unwrap_or(usize::MAX));
                 match self.codes {
+                    Codes::MlxFloat(_) => {
+                        for (i, out) in out.0.chunks_exact_mut(out.1).enumerate() {
+                            self.write_floats(loaded, first + i, format, of_row(i), out);
+                        }
+                    }
+                    Codes::Int8 { .. } => {
+                        for (i, out) in out.0.chunks_exact_mut(out.1).enumerate() {
+                            self.write_blocks(loaded, first + i, format, 8, of_row(i), out);
+                        }
+                    }
                     Codes::Mlx { bits, .. } | Codes::Packed { bits, .. } => {
                         for (i, out) in out.0.chunks_exact_mut(out.1).enumerate() {
                             self.write_blocks(loaded, first + i, format, bits, of_row(i), out);
@@ -245,9 +284,14 @@ impl Matrix {
             let scale = loaded.scales[at];
             let x = match self.codes {
                 Codes::Mlx { .. } => scale * code as f32 + loaded.offsets[at],
-                Codes::Fp8 { .. } => f8_e4m3(code as u8) * scale,
+                Codes::Fp8 { .. } | Codes::MlxFloat(MlxFloat::Mxfp8) => f8_e4m3(code as u8) * scale,
+                Codes::MlxFloat(_) => E2M1[code as usize] * scale,
+                Codes::Int8 { .. } => scale * (code as i32 - 128) as f32,
                 Codes::Awq { .. } | Codes::Gptq { .. } => scale * (code as f32 - loaded.offsets[at]),
-                Codes::Packed { bits, .. } => scale * (code as i32 - (1 << (bits - 1))) as f32,
+                Codes::Packed { bits, .. } => {
+                    let zero = loaded.offsets.get(at).map_or(1 << (bits - 1), |zero| *zero as i32);
+                    scale * (code as i32 - zero) as f32
+                }
             };
             if !x.is_finite() {
                 return Err(format!("expected finite weights, found {x} in row {row}"));
@@ -265,7 +309,8 @@ impl Matrix {
             [Some(&loaded.scales[at]), loaded.offsets.get(at)].map(|x| f16::from_f32(*x.unwrap_or(&0.0)).to_le_bytes());
         match self.codes {
             Codes::Mlx { .. } => ([a, b, c, d], 4),
-            Codes::Packed { bits, .. } => ([a, b, 1 << (bits - 1), 0], 3),
+            Codes::Packed { bits, .. } => ([a, b, loaded.offsets.get(at).map_or(1 << (bits - 1), |zero| *zero as u8), 0], 3),
+            Codes::Int8 { .. } => ([a, b, 128, 0], 3),
             _ => ([a, b, loaded.offsets[at] as u8, 0], 3),
         }
     }
@@ -277,6 +322,23 @@ impl Matrix {
             let (header, len) = self.header(loaded, row, i * format.block());
             out[..len].copy_from_slice(&header[..len]);
             out[len..].copy_from_slice(stream);
+            if matches!(self.codes, Codes::Int8 { .. }) {
+                out[len..].iter_mut().for_each(|code| *code ^= 0x80);
+            }
+        }
+    }
+
+    /// Blocks of floats of four bits: scales, then of each run of columns the first half in low nibbles, the second in high ones.
+    fn write_floats(&self, loaded: &Loaded, row: usize, format: Format, stored: &[u8], out: &mut [u8]) {
+        let (block, first) = (format.block(), self.scale_at(row, 0));
+        for (i, out) in out.chunks_exact_mut(format.block_bytes()).enumerate() {
+            let (scales, codes) = out.split_at_mut(format.block_bytes() - block / 2);
+            let (count, run) = (scales.len(), block / scales.len());
+            scales.copy_from_slice(&loaded.codes[first + i * count..][..count]);
+            for (j, byte) in codes.iter_mut().enumerate() {
+                let column = i * block + j / (run / 2) * run + j % (run / 2);
+                *byte = (code(stored, 4, column) | code(stored, 4, column + run / 2) << 4) as u8;
+            }
         }
     }
 
@@ -319,13 +381,23 @@ fn kept(checkpoint: &mut Checkpoint<'_>, module: &str, [_, cols]: [usize; 2], co
         Codes::Mlx { bits, group } => (of("affine", bits, group), &["scales", "biases"]),
         Codes::Awq { group } => (of("zero", 4, group), &["scales"]),
         Codes::Gptq { bits, group, .. } => (of("zero", bits, group), &["scales"]),
-        Codes::Packed { bits, group } => (of("zero", bits, group), &["weight_scale"]),
+        Codes::Packed { bits, group, .. } => (of("zero", bits, group), &["weight_scale"]),
+        Codes::Int8 { block: [_, width] } => (of("zero", 8, width), &["weight_scale"]),
         Codes::Fp8 { .. } => {
-            let scales = floats(checkpoint, &scale_of_fp8(checkpoint, module))?;
-            // Four significant bits of a number, times a scale; NaN is found when it is read.
-            let is_bf16 = |x: f32| x.to_bits() << 16 == 0 && x.is_finite();
-            let exact = |scale: &f32| (0..0x7f).all(|byte| is_bf16(f8_e4m3(byte) * scale));
-            return Ok(if scales.iter().all(exact) { Format::BF16 } else { Format::F32 });
+            let scales = floats(checkpoint, &scale_of_bytes(checkpoint, module))?;
+            return Ok(of_f8(scales.into_iter()));
+        }
+        Codes::MlxFloat(kind) => {
+            let scales = bytes(checkpoint, &format!("{module}scales"))?;
+            return Ok(match kind {
+                MlxFloat::Mxfp4 => Format::MXFP4,
+                MlxFloat::Mxfp8 => of_f8(scales.into_iter().map(|byte| scale_of_float(kind, byte))),
+                // Its blocks read a scale of NaN as 0, and no signs of scales.
+                MlxFloat::Nvfp4 if cols.is_multiple_of(Format::NVFP4.block()) && scales.iter().all(|byte| *byte < 0x7f) => {
+                    Format::NVFP4
+                }
+                MlxFloat::Nvfp4 => Format::F32,
+            });
         }
     };
     Ok(match format {
@@ -334,8 +406,37 @@ fn kept(checkpoint: &mut Checkpoint<'_>, module: &str, [_, cols]: [usize; 2], co
     })
 }
 
-/// The tensor with the scales of an FP8 matrix.
-fn scale_of_fp8(checkpoint: &Checkpoint<'_>, module: &str) -> String {
+/// What holds all numbers of E4M3 times these scales: their four significant bits, and those of the scale.
+fn of_f8(mut scales: impl Iterator<Item = f32>) -> Format {
+    // NaN is found when it is read.
+    let is_bf16 = |x: f32| x.to_bits() << 16 == 0 && x.is_finite();
+    let exact = |scale: f32| (0..0x7f).all(|byte| is_bf16(f8_e4m3(byte) * scale));
+    if scales.all(exact) { Format::BF16 } else { Format::F32 }
+}
+
+/// A byte that is the scale of floats: an exponent, or E4M3.
+fn scale_of_float(kind: MlxFloat, byte: u8) -> f32 {
+    match (kind, byte) {
+        (MlxFloat::Nvfp4, byte) => f8_e4m3(byte),
+        (_, 255) => f32::NAN,
+        // No normal number.
+        (_, 0) => f32::from_bits(1 << 22),
+        (_, exponent) => f32::from_bits(u32::from(exponent) << 23),
+    }
+}
+
+/// Floats of four bits, by their code.
+const E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// Whether a tensor is what the numbers of a KV cache are multiplied by, or their zero: as llm-compressor and others call them, behind
+/// an attention's name or a projection's.
+fn is_of_kv_cache(name: &str) -> bool {
+    const FIELDS: [&str; 7] = ["k_scale", "v_scale", "q_scale", "kv_scale", "k_zero_point", "v_zero_point", "q_zero_point"];
+    name.contains("attn.") && name.rsplit('.').next().is_some_and(|field| FIELDS.contains(&field))
+}
+
+/// The tensor with the scales of a matrix of bytes.
+fn scale_of_bytes(checkpoint: &Checkpoint<'_>, module: &str) -> String {
     let inverse = format!("{module}weight_scale_inv");
     if checkpoint.entry(&inverse).is_some() { inverse } else { format!("{module}weight_scale") }
 }
@@ -370,7 +471,24 @@ fn shape(checkpoint: &mut Checkpoint<'_>, module: &str, quantization: &Quantizat
     match quantization {
         Quantization::Mlx(mlx) => {
             let name = &module[..module.len() - 1];
-            let (bits, group) = mlx.modules.get(name).copied().unwrap_or((mlx.bits, mlx.group));
+            let (bits, group) = match mlx.modules.get(name).copied().unwrap_or(mlx.usual) {
+                MlxCodes::Affine { bits, group } => (bits, group),
+                MlxCodes::Float(kind) => {
+                    let ([rows, words], [scale_rows, groups]) = (stacked("weight", &["U32"])?, stacked("scales", &["U8"])?);
+                    let cols = words.saturating_mul(32 / kind.bits());
+                    if checkpoint.entry(&format!("{module}global_scale")).is_some() {
+                        return Err(Error::unsupported(format!("{module}global_scale: expected none: it is not supported")));
+                    }
+                    return if scale_rows == rows && groups.checked_mul(kind.group()) == Some(cols) {
+                        Ok(([rows, cols], Codes::MlxFloat(kind)))
+                    } else {
+                        bad(format!(
+                            "expected scales of {} columns of {rows} × {cols} weights, found {scale_rows} × {groups}",
+                            kind.group()
+                        ))
+                    };
+                }
+            };
             let ([rows, words], [scale_rows, groups]) = (stacked("weight", &["U32"])?, stacked("scales", FLOATS)?);
             let cols = groups.checked_mul(group).filter(|cols| Some(cols * bits) == words.checked_mul(32));
             match cols {
@@ -382,9 +500,10 @@ fn shape(checkpoint: &mut Checkpoint<'_>, module: &str, quantization: &Quantizat
                 )),
             }
         }
-        Quantization::Fp8 { block } => {
-            let [rows, cols] = two("weight", &["F8_E4M3"])?;
-            let name = scale_of_fp8(checkpoint, module);
+        Quantization::Fp8 { block } | Quantization::Int8 { block } => {
+            let is_float = matches!(quantization, Quantization::Fp8 { .. });
+            let [rows, cols] = two("weight", if is_float { &["F8_E4M3"] } else { &["I8"] })?;
+            let name = scale_of_bytes(checkpoint, module);
             let found = checkpoint.entry(&name).map_or(&[][..], |entry| &entry.shape);
             // One scale may have any number of dimensions.
             let is_one = found.iter().all(|dim| *dim == 1);
@@ -399,7 +518,7 @@ fn shape(checkpoint: &mut Checkpoint<'_>, module: &str, quantization: &Quantizat
                 found => *found == expected,
             };
             if fits || (is_one && expected == [1, 1]) {
-                Ok(([rows, cols], Codes::Fp8 { block }))
+                Ok(([rows, cols], if is_float { Codes::Fp8 { block } } else { Codes::Int8 { block } }))
             } else {
                 Err(Error::format(format!("{name}: expected scales of shape {expected:?}, found {found:?}")))
             }
@@ -434,21 +553,25 @@ fn shape(checkpoint: &mut Checkpoint<'_>, module: &str, quantization: &Quantizat
                 bad(format!("expected scales and zeros of {group} columns of {rows} × {cols} weights"))
             }
         }
-        Quantization::Packed { bits } => {
+        Quantization::Packed { bits, zeros } => {
             let ([rows, words], [scale_rows, groups]) = (two("weight_packed", &["I32"])?, two("weight_scale", FLOATS)?);
-            for field in ["weight_g_idx", "weight_zero_point"] {
+            for field in ["weight_g_idx", "weight_zero_point"].into_iter().take(if *zeros { 1 } else { 2 }) {
                 if checkpoint.entry(&format!("{module}{field}")).is_some() {
                     return Err(Error::unsupported(format!("{module}{field}: expected none: it is not supported")));
                 }
             }
+            let each = 32 / bits;
+            if *zeros && two("weight_zero_point", &["I32"])? != [rows.div_ceil(each), groups] {
+                return bad(format!("weight_zero_point: expected that of {rows} × {groups} scales, found another shape"));
+            }
             let shape = bytes(checkpoint, &format!("{module}weight_shape"))?;
             let shape: Vec<u64> = shape.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
             let cols = match shape[..] {
-                [n, k] if n == rows as u64 && k > 0 && k.div_ceil(32 / *bits as u64) == words as u64 => k as usize,
+                [n, k] if n == rows as u64 && k > 0 && k.div_ceil(each as u64) == words as u64 => k as usize,
                 _ => return bad(format!("weight_shape: expected that of {rows} × {words} words, found {shape:?}")),
             };
             if scale_rows == rows && cols.is_multiple_of(groups) {
-                Ok(([rows, cols], Codes::Packed { bits: *bits, group: cols / groups }))
+                Ok(([rows, cols], Codes::Packed { bits: *bits, group: cols / groups, zeros: *zeros }))
             } else {
                 bad(format!("weight_scale: expected groups of {rows} × {cols} weights, found {scale_rows} × {groups}"))
             }
@@ -674,6 +797,7 @@ mod tests {
                 (|row, col| row / 2 * 2 + col / 3) as fn(usize, usize) -> usize,
             ),
             (r#""Block", "block_structure": [3, 6]"#, vec![2, 1], |row, _| row / 3),
+            (r#""block", "block_structure": "2x3""#, vec![2, 2], |row, col| row / 2 * 2 + col / 3),
             (r#""group", "group_size": 3"#, vec![4, 2], |row, col| row * 2 + col / 3),
             (r#""channel""#, vec![4, 1], |row, _| row),
             (r#""channel""#, vec![4], |row, _| row),
@@ -705,7 +829,13 @@ mod tests {
                 assert_eq!(format.widen(&bytes), expected, "{strategy} of {shape:?}");
             }
         }
-        for strategy in [r#""tensor_group""#, r#""block""#, r#""block", "block_structure": [0, 3]"#, r#""group""#] {
+        for strategy in [
+            r#""tensor_group""#,
+            r#""block""#,
+            r#""block", "block_structure": [0, 3]"#,
+            r#""block", "block_structure": "2x""#,
+            r#""group""#,
+        ] {
             assert!(quantization(strategy).is_err(), "{strategy}");
         }
     }
@@ -747,7 +877,7 @@ mod tests {
                     "config_groups": {{"group_0": {{"weights": {weights}}}}}}}}}"#
             );
             let found = Quantization::of(&Json::parse("config.json", &config).unwrap()).unwrap();
-            assert_eq!(found, Some(Quantization::Packed { bits: 4 }), "{order}");
+            assert_eq!(found, Some(Quantization::Packed { bits: 4, zeros: false }), "{order}");
         }
     }
 
@@ -757,7 +887,10 @@ mod tests {
             (r#"{"quantization_config": {"quant_method": "bitsandbytes"}}"#, "bitsandbytes"),
             (r#"{"quantization_config": {"quant_method": "hqq"}}"#, "hqq"),
             (r#"{"quantization_config": {}}"#, "quant_method"),
-            (r#"{"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}"#, "mxfp4"),
+            (r#"{"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp6"}}"#, "mxfp6"),
+            (r#"{"quantization": {"bits": 8, "group_size": 32, "mode": "mxfp4"}}"#, "bits"),
+            (r#"{"quantization": {"group_size": 64, "mode": "mxfp8"}}"#, "group_size"),
+            (r#"{"quantization": {"bits": 4, "group_size": 64, "m": {"mode": "nvfp4", "global_scale": true}}}"#, "global_scale"),
             (r#"{"quantization": {"bits": 7, "group_size": 32}}"#, "bits"),
             (r#"{"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}}"#, "gemv"),
             (r#"{"quantization_config": {"quant_method": "gptq", "bits": 3}}"#, "bits"),
@@ -768,6 +901,168 @@ mod tests {
         let group = Quantization::of(&Json::parse("config.json", r#"{"quantization": {"bits": 4}}"#).unwrap()).unwrap_err();
         assert!(group.message().contains("group_size"), "{group}");
         assert_eq!(Quantization::of(&Json::parse("config.json", "{}").unwrap()).unwrap(), None);
+    }
+
+    /// A file of these tensors as a source, by what config.json says.
+    fn made<T>(
+        config: &str,
+        tensors: &[(&str, safetensors::Dtype, Vec<usize>, Vec<u8>)],
+        then: impl FnOnce(Result<QuantizedCheckpoint<'_>>) -> T,
+    ) -> T {
+        use safetensors::tensor::TensorView;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.safetensors");
+        let views =
+            tensors.iter().map(|(name, dtype, shape, bytes)| (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+        safetensors::serialize_to_file(views, None, &path).unwrap();
+        let mut on_bytes = |_, _| Ok(());
+        let quantization = Quantization::of(&Json::parse("config.json", config).unwrap()).unwrap().unwrap();
+        then(QuantizedCheckpoint::new(Checkpoint::open_file(&path, &mut on_bytes).unwrap(), &quantization))
+    }
+
+    /// The format of a matrix, and its values.
+    fn values(source: &mut QuantizedCheckpoint<'_>, name: &str) -> (Format, Vec<f32>) {
+        let Entry { shape, stored } = source.entry(name).unwrap().clone();
+        let format = stored.unwrap();
+        let (cols, rows) = (shape[shape.len() - 1], shape[..shape.len() - 1].iter().product::<usize>());
+        let mut bytes = vec![0; rows * format.row_bytes(cols).unwrap()];
+        source.read(name, 0, &mut bytes).unwrap();
+        (format, format.widen(&bytes))
+    }
+
+    fn compressed(format: &str, weights: &str) -> String {
+        format!(
+            r#"{{"quantization_config": {{"quant_method": "compressed-tensors", "format": "{format}",
+                "config_groups": {{"group_0": {{"weights": {weights}}}}}}}}}"#
+        )
+    }
+
+    fn f32_bytes(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
+        values.into_iter().flat_map(f32::to_le_bytes).collect()
+    }
+
+    #[test]
+    fn floats_of_mlx_have_their_values() {
+        use safetensors::Dtype::{U8, U32};
+        // Two rows of 64 columns; every code comes, in each place of a run.
+        let codes: Vec<u8> = (0..64).map(|i| (i * 37 + 11) as u8).collect();
+        let eights: Vec<u8> = (0..128u32).map(|i| (i * 91 % 0x7f) as u8 | ((i & 1) << 7) as u8).collect();
+        let four = |i: usize| E2M1[usize::from(codes[i / 2] >> (4 * (i % 2)) & 15)];
+        let exponents = vec![120, 127, 130, 0];
+        let scale = |i: usize| if exponents[i] == 0 { 2f32.powi(-127) } else { 2f32.powi(i32::from(exponents[i]) - 127) };
+        let e4m3: Vec<u8> = vec![0x38, 0x01, 0x7e, 0x20, 0x00, 0x45, 0x3c, 0x11];
+        for (mode, group, weight, scales, kept, value) in [
+            ("mxfp4", 32, &codes, &exponents, "mxfp4", &(|i| four(i) * scale(i / 32)) as &dyn Fn(usize) -> f32),
+            ("nvfp4", 16, &codes, &e4m3, "nvfp4", &|i| four(i) * f8_e4m3(e4m3[i / 16])),
+            ("mxfp8", 32, &eights, &exponents, "F32", &|i| f8_e4m3(eights[i]) * scale(i / 32)),
+        ] {
+            let config = format!(r#"{{"quantization": {{"bits": 8, "group_size": 64, "m": {{"mode": "{mode}"}}}}}}"#);
+            let tensors = [
+                ("m.weight", U32, vec![2, weight.len() / 8], weight.clone()),
+                ("m.scales", U8, vec![2, 64 / group], scales.clone()),
+            ];
+            made(&config, &tensors, |source| {
+                let mut source = source.unwrap();
+                assert_eq!(source.names(), ["m.weight"]);
+                let (format, found) = values(&mut source, "m.weight");
+                assert_eq!(format.name(), kept, "{mode}");
+                let want: Vec<f32> = (0..128).map(value).collect();
+                assert_eq!(found, want, "{mode}");
+            });
+            // Of all modules, and in a stack of two.
+            let config = format!(r#"{{"quantization": {{"mode": "{mode}"}}}}"#);
+            let tensors = [
+                ("m.weight", U32, vec![2, 1, weight.len() / 8], weight.clone()),
+                ("m.scales", U8, vec![2, 1, 64 / group], scales.clone()),
+            ];
+            made(&config, &tensors, |source| {
+                let mut source = source.unwrap();
+                assert_eq!(source.entry("m.weight").unwrap().shape, [2, 1, 64]);
+                assert_eq!(values(&mut source, "m.weight").1, (0..128).map(value).collect::<Vec<_>>(), "{mode}");
+            });
+            // Too few scales, and a scale of the whole matrix, which nothing here has.
+            let short = [tensors[0].clone(), ("m.scales", U8, vec![2, 1, 1], vec![120; 2])];
+            made(&config, &short, |source| assert!(source.map(drop).unwrap_err().message().contains("expected scales of")));
+            let global =
+                [tensors[0].clone(), tensors[1].clone(), ("m.global_scale", safetensors::Dtype::F32, vec![1], vec![0; 4])];
+            made(&config, &global, |source| assert!(source.map(drop).unwrap_err().message().contains("global_scale")));
+        }
+    }
+
+    #[test]
+    fn packed_codes_have_zeros_of_their_own() {
+        use safetensors::Dtype::{F32, I32, I64};
+        let weights = r#"{"num_bits": 4, "type": "int", "symmetric": false, "strategy": "group", "group_size": 32}"#;
+        let config = compressed("pack-quantized", weights);
+        // Ten rows of 64 columns, and so two numbers of zeros above one another.
+        let codes: Vec<u8> = (0..320u32).map(|i| (i * 73 + 5) as u8).collect();
+        let zeros: Vec<u8> = (0..16u32).map(|i| (i * 59 + 3) as u8).collect();
+        let scales: Vec<f32> = (0..20).map(|i| (i as f32 - 7.0) / 8.0).collect();
+        let shape: Vec<u8> = [10i64, 64].iter().flat_map(|n| n.to_le_bytes()).collect();
+        let tensors = vec![
+            ("m.weight_packed", I32, vec![10, 8], codes.clone()),
+            ("m.weight_scale", F32, vec![10, 2], f32_bytes(scales.clone())),
+            ("m.weight_shape", I64, vec![2], shape),
+            ("m.weight_zero_point", I32, vec![2, 2], zeros.clone()),
+        ];
+        let want: Vec<f32> = (0..640)
+            .map(|i| {
+                let (row, col) = (i / 64, i % 64);
+                let code = codes[i / 2] >> (4 * (i % 2)) & 15;
+                // Row r of group g: number r / 8 of that column, nibble r % 8.
+                let zero = zeros[(row / 8 * 2 + col / 32) * 4 + row % 8 / 2] >> (4 * (row % 2)) & 15;
+                scales[row * 2 + col / 32] * (f32::from(code) - f32::from(zero))
+            })
+            .collect();
+        made(&config, &tensors, |source| {
+            let mut source = source.unwrap();
+            assert_eq!(source.names(), ["m.weight"]);
+            let (format, found) = values(&mut source, "m.weight");
+            assert_eq!((format.name(), found), ("zero4_32", want));
+        });
+        // Without zeros it would be another matrix, as with those that nobody asked for.
+        made(&config, &tensors[..3], |source| assert!(source.map(drop).unwrap_err().message().contains("weight_zero_point")));
+        let symmetric = compressed("pack-quantized", &weights.replace("false", "true"));
+        made(&symmetric, &tensors, |source| assert_eq!(source.map(drop).unwrap_err().kind(), ErrorKind::Unsupported));
+    }
+
+    #[test]
+    fn whole_numbers_have_the_scale_of_their_row() {
+        use safetensors::Dtype::{F32, I8};
+        let codes: Vec<u8> = (0..128u32).map(|i| (i * 77 + 128) as u8).collect();
+        for (strategy, scales, shape) in [("channel", vec![0.5, -0.25], vec![2, 1]), ("tensor", vec![0.75], vec![1])] {
+            let weights = format!(r#"{{"num_bits": 8, "type": "int", "symmetric": true, "strategy": "{strategy}"}}"#);
+            let tensors =
+                [("m.weight", I8, vec![2, 64], codes.clone()), ("m.weight_scale", F32, shape, f32_bytes(scales.clone()))];
+            made(&compressed("int-quantized", &weights), &tensors, |source| {
+                let (format, found) = values(&mut source.unwrap(), "m.weight");
+                let scale = |i: usize| scales.get(i / 64).unwrap_or(&scales[0]);
+                let want: Vec<f32> = codes.iter().enumerate().map(|(i, code)| f32::from(*code as i8) * scale(i)).collect();
+                assert_eq!((format.name(), found), ("zero8_64", want), "{strategy}");
+            });
+        }
+    }
+
+    #[test]
+    fn scales_of_a_kv_cache_are_no_part_of_the_weights() {
+        use safetensors::Dtype::{F8_E4M3, F32};
+        let weights = r#"{"num_bits": 8, "type": "float", "symmetric": true, "strategy": "tensor"}"#;
+        let one = || f32_bytes([0.5]);
+        let tensors = [
+            ("a.self_attn.q_proj.weight", F8_E4M3, vec![2, 2], vec![0x38; 4]),
+            ("a.self_attn.q_proj.weight_scale", F32, vec![1], one()),
+            ("a.self_attn.q_proj.input_scale", F32, vec![1], one()),
+            ("a.self_attn.k_scale", F32, vec![1], one()),
+            ("a.self_attn.v_scale", F32, vec![], one()),
+            ("a.self_attn.k_proj.k_scale", F32, vec![1], one()),
+            ("a.mlp.k_scale", F32, vec![1], one()),
+        ];
+        made(&compressed("float-quantized", weights), &tensors, |source| {
+            let source = source.unwrap();
+            let mut names = source.names();
+            names.sort_unstable();
+            assert_eq!(names, ["a.mlp.k_scale", "a.self_attn.q_proj.weight"]);
+        });
     }
 
     #[test]

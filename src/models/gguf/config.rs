@@ -228,9 +228,19 @@ impl ConfigFields<'_> {
         self.gguf.tensor(tensor).is_some()
     }
 
+    /// Whether queries have a bias, of their own or together with those of keys and values.
+    fn has_query_bias(&self) -> bool {
+        self.has("blk.0.attn_q.bias") || self.has("blk.0.attn_qkv.bias")
+    }
+
     /// The rows of a matrix; 0 if there is none.
     fn rows(&self, tensor: &str) -> usize {
         self.gguf.tensor(tensor).and_then(|tensor| tensor.entry().shape.first().copied()).unwrap_or(0)
+    }
+
+    /// The columns of a matrix; 0 if there is none.
+    fn columns(&self, tensor: &str) -> usize {
+        self.gguf.tensor(tensor).and_then(|tensor| tensor.entry().shape.last().copied()).unwrap_or(0)
     }
 
     /// The width of a head: what the file says, else what its tensors have.
@@ -242,7 +252,10 @@ impl ConfigFields<'_> {
         let kv_heads = self.kv_heads()?.map_or(heads, |heads| heads as usize);
         let (all, parts, of) = match (self.rows("blk.0.attn_q.weight"), self.rows("blk.0.attn_qkv.weight")) {
             (0, 0) => (self.needed("embedding_length")? as usize, heads, "the width"),
-            (0, rows) => (rows, heads.saturating_add(kv_heads.saturating_mul(2)), "the rows of queries, keys and values"),
+            (0, rows) => match self.columns("blk.0.attn_output.weight") {
+                0 => (rows, heads.saturating_add(kv_heads.saturating_mul(2)), "the rows of queries, keys and values"),
+                columns => (columns, heads, "the columns of the output"),
+            },
             (rows, _) => (rows, heads, "the rows of queries"),
         };
         if !all.is_multiple_of(parts) {
@@ -327,7 +340,7 @@ impl ConfigFields<'_> {
         let eps = self.number(layer)?.or(self.number(rms)?);
         let eps = eps.ok_or_else(|| self.metadata().expected(&self.key(rms), "a number"))?;
         ["rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon"].into_iter().for_each(|field| self.set(field, eps));
-        let attention = self.has("blk.0.attn_q.bias") || self.has("blk.0.attn_qkv.bias");
+        let attention = self.has_query_bias();
         let mlp = self.has("blk.0.ffn_up.bias");
         self.set("attention_bias", attention);
         self.set("mlp_bias", mlp);
@@ -502,12 +515,16 @@ pub fn partly_rotated(fields: &mut ConfigFields<'_>) -> Result<()> {
 /// What a file says of its MLP and of its heads of keys is not what it holds: as if it were four times the width, and all heads.
 pub fn phi2(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.partial_rotary_factor()?;
-    if let Some(width) = fields.gguf.tensor("blk.0.ffn_down.weight").and_then(|down| down.entry().shape.last().copied()) {
+    let width = fields.columns("blk.0.ffn_down.weight");
+    if width > 0 {
         fields.set("intermediate_size", width);
     }
     let (rows, dim) = (fields.rows("blk.0.attn_k.weight"), fields.head_dim()?);
+    let (fused, heads) = (fields.rows("blk.0.attn_qkv.weight"), fields.needed("attention.head_count")? as usize);
     if rows > 0 && dim >= 1.0 {
         fields.set("num_key_value_heads", rows / dim as usize);
+    } else if fused > 0 && dim >= 1.0 {
+        fields.set("num_key_value_heads", (fused / dim as usize).saturating_sub(heads) / 2);
     }
     Ok(())
 }
@@ -599,7 +616,7 @@ pub fn nemotron_h(fields: &mut ConfigFields<'_>) -> Result<()> {
     let layers = (fields.needed("block_count")? as usize).min(MAX_LAYERS);
     let kind = |layer: usize| {
         let has = |stored: &str| fields.has(&format!("blk.{layer}.{stored}.weight"));
-        [("ssm_in", "linear_attention"), ("attn_q", "full_attention"), ("ffn_gate_inp", "moe")]
+        [("ssm_in", "linear_attention"), ("attn_q", "full_attention"), ("attn_qkv", "full_attention"), ("ffn_gate_inp", "moe")]
             .into_iter()
             .find(|(stored, _)| has(stored))
             .map_or("mlp", |(_, kind)| kind)
@@ -649,14 +666,13 @@ pub fn nemotron_h(fields: &mut ConfigFields<'_>) -> Result<()> {
         let value = fields.needed(name)?;
         fields.set(field, value);
     }
-    for (field, name, usual) in [
-        ("n_group", "expert_group_count", 1),
-        ("topk_group", "expert_group_used_count", 1),
-        ("moe_latent_size", "moe_latent_size", 0),
-    ] {
-        let value = fields.count(name)?.unwrap_or(usual);
+    for (field, name) in [("n_group", "expert_group_count"), ("topk_group", "expert_group_used_count")] {
+        let value = fields.count(name)?.unwrap_or(1);
         fields.set(field, value);
     }
+    // A width of none is null for transformers.
+    let latent = fields.count("moe_latent_size")?.filter(|width| *width > 0);
+    fields.set("moe_latent_size", latent);
     fields.set("norm_topk_prob", normalised);
     fields.copy("routed_scaling_factor", "expert_weights_scale")
 }
@@ -870,7 +886,7 @@ pub fn qwen3moe(fields: &mut ConfigFields<'_>) -> Result<()> {
 
 pub fn ernie(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.whole_heads()?;
-    let bias = fields.has("blk.0.attn_q.bias");
+    let bias = fields.has_query_bias();
     fields.set("use_bias", bias);
     Ok(())
 }
@@ -891,7 +907,7 @@ pub fn stablelm(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.partial_rotary_factor()?;
     let parallel = fields.flag("use_parallel_residual")?.unwrap_or(false);
     fields.set("use_parallel_residual", parallel);
-    let (bias, norm) = (fields.has("blk.0.attn_q.bias"), fields.has("blk.0.attn_q_norm.weight"));
+    let (bias, norm) = (fields.has_query_bias(), fields.has("blk.0.attn_q_norm.weight"));
     fields.set("use_qkv_bias", bias);
     fields.set("qk_layernorm", norm);
     Ok(())
@@ -1021,7 +1037,8 @@ fn gemma4_keys(fields: &mut ConfigFields<'_>, slides: &[bool]) -> Result<()> {
         return Err(fields.metadata().unsupported(&fields.key("attention.head_count_kv"), "one number for each kind of layer"));
     };
     let full_layer = slides.iter().take(first).position(|slides| !slides);
-    let are_values = full_layer.is_some_and(|layer| !fields.has(&format!("blk.{layer}.attn_v.weight")));
+    let has_values = |layer| ["attn_v", "attn_qkv"].iter().any(|stored| fields.has(&format!("blk.{layer}.{stored}.weight")));
+    let are_values = full_layer.is_some_and(|layer| !has_values(layer));
     fields.set("attention_k_eq_v", are_values);
     if let Some(heads) = sliding.or(full) {
         fields.set("num_key_value_heads", heads);

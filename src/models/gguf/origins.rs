@@ -1,6 +1,6 @@
 //! What transformers' tensors are made of in a file. Names in a GGUF go by their role, so that a family's own names say which is which.
 
-use super::super::draft::{Alone, Draft, KeySource, Mixer, Mlp, Pattern, Sizes, Source};
+use super::super::draft::{Alone, Draft, KeySource, Mixer, Mlp, OutputGate, Pattern, Sizes, Source};
 use super::Architecture;
 use crate::error::Result;
 use crate::load::{Gguf, Origin};
@@ -153,12 +153,16 @@ impl Origins<'_> {
     fn attention(&mut self, pattern: &Pattern) {
         let Draft { num_heads, names, biases, qk_norm, norm, .. } = self.draft;
         let Sizes { num_kv_heads, head_dim, .. } = self.draft.sizes(pattern);
-        let sizes = [num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim];
+        // Head by head a query, then its gate.
+        let with_gate = if matches!(self.draft.output_gate, Some(OutputGate::BesideQueries)) { 2 } else { 1 };
+        let sizes = [with_gate * num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim];
         let moved = self.architecture.moves_rows.then_some(head_dim);
         let fields = |stored| if stored { &["weight", "bias"][..] } else { &["weight"] };
         let (all, own, of_qkv) = ([names.q, names.k, names.v], ["attn_q", "attn_k", "attn_v"], fields(biases.qkv));
         match pattern.keys {
             KeySource::Own => self.projections(&all, own, ("attn_qkv", &sizes), moved, of_qkv),
+            // One tensor of all three, whose keys and values nothing reads.
+            KeySource::Of(_) if self.has("attn_qkv.weight") => self.projections(&all, own, ("attn_qkv", &sizes), moved, of_qkv),
             KeySource::AreValues => self.projections(&[names.q, names.k], ["attn_q", "attn_k"], ("", &[]), moved, of_qkv),
             KeySource::Of(_) => {
                 self.projections(&[names.q], ["attn_q"], ("", &[]), moved, of_qkv);
@@ -198,13 +202,12 @@ impl Origins<'_> {
     }
 
     fn short_conv(&mut self, conv: &ShortConvConfig) {
-        for (name, stored) in [
-            (conv.inputs.name.as_str(), "shortconv.in_proj.weight"),
-            (conv.conv, "shortconv.conv.weight"),
-            (conv.o.name.as_str(), "shortconv.out_proj.weight"),
-        ] {
+        for (name, stored) in
+            [(conv.inputs.name.as_str(), "shortconv.in_proj.weight"), (conv.o.name.as_str(), "shortconv.out_proj.weight")]
+        {
             self.add(&format!("{name}.weight"), self.whole(stored));
         }
+        self.add(&format!("{}.weight", conv.conv), self.whole("shortconv.conv.weight").as_convolution());
     }
 
     fn mamba2(&mut self, mamba: &Mamba2Config) {
@@ -214,17 +217,18 @@ impl Origins<'_> {
             (mamba.o.name.as_str(), "ssm_out", mamba.o_bias),
         ];
         for (name, stored, bias) in weights {
-            self.add(&format!("{name}.weight"), self.whole(&format!("{stored}.weight")));
+            let weight = self.whole(&format!("{stored}.weight"));
+            self.add(&format!("{name}.weight"), if name == mamba.conv { weight.as_convolution() } else { weight });
             if bias == Bias::Stored {
                 self.add(&format!("{name}.bias"), self.whole(&format!("{stored}.bias")));
             }
         }
         if let Some(norm) = mamba.norm {
-            self.add(&format!("{}.weight", norm.name), self.whole("ssm_norm.weight"));
+            self.add(&format!("{}.weight", norm.name), self.whole("ssm_norm.weight").as_vector());
         }
-        self.add(mamba.a_log, self.whole("ssm_a").log_of_negative());
-        self.add(mamba.dt_bias, self.whole("ssm_dt.bias"));
-        self.add(mamba.d, self.whole("ssm_d"));
+        self.add(mamba.a_log, self.whole("ssm_a").log_of_negative().as_vector());
+        self.add(mamba.dt_bias, self.whole("ssm_dt.bias").as_vector());
+        self.add(mamba.d, self.whole("ssm_d").as_vector());
     }
 
     /// Where there are fewer heads of keys than of values, the converter puts those of values in another order.
@@ -247,9 +251,9 @@ impl Origins<'_> {
             (format!("{}.weight", net.gate.name), moved(whole("attn_gate.weight"), value_dim)),
             (format!("{}.weight", net.beta.name), moved(whole("ssm_beta.weight"), 1)),
             (format!("{}.weight", net.decay.name), moved(whole("ssm_alpha.weight"), 1)),
-            (format!("{}.weight", net.conv), mixed("ssm_conv1d.weight")),
-            (net.a_log.to_string(), moved(whole("ssm_a").log_of_negative(), 1)),
-            (net.dt_bias.to_string(), moved(whole("ssm_dt.bias"), 1)),
+            (format!("{}.weight", net.conv), mixed("ssm_conv1d.weight").as_convolution()),
+            (net.a_log.to_string(), moved(whole("ssm_a").log_of_negative(), 1).as_vector()),
+            (net.dt_bias.to_string(), moved(whole("ssm_dt.bias"), 1).as_vector()),
             (format!("{}.weight", net.norm), whole("ssm_norm.weight")),
             (format!("{}.weight", net.o.name), if is_moved { o.columns_in_groups(groups, heads, value_dim) } else { o }),
         ];
