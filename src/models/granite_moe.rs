@@ -1,6 +1,6 @@
 //! Granite with experts, and an MLP beside them that every token goes through; with windows and sinks, or without.
 
-use super::base::MAX_WIDTH;
+use super::base::{DEFAULTS, MAX_WIDTH};
 use super::draft::{Alone, Draft};
 use super::experts::{self, ExpertDefaults};
 use super::{granite, granite_swa};
@@ -41,7 +41,8 @@ pub fn parse(json: &Json) -> Result<Draft> {
 }
 
 pub fn parse_with_windows(json: &Json) -> Result<Draft> {
-    let json = &json.with("tie_word_embeddings", json.flag("tie_word_embeddings", false)?.into());
+    let (tied, eps) = (json.flag("tie_word_embeddings", false)?, json.positive("rms_norm_eps", DEFAULTS.eps)?);
+    let json = &json.with("tie_word_embeddings", tied.into()).with("rms_norm_eps", eps.into());
     let heads = json.size("num_attention_heads", MAX_WIDTH)?;
     with_experts(json, granite_swa::parse(&json.with_defaults(&[("num_key_value_heads", heads)]))?, &EXPERTS)
 }
