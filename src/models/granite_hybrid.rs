@@ -40,5 +40,8 @@ pub fn parse(json: &Json) -> Result<Draft> {
         let mixer = if kind % 2 == 0 { Mixer::Mamba2 } else { Mixer::Attention };
         *layer = Pattern { mixer, rope: layer.rope.filter(|_| is_rotated), ..*layer };
     }
+    if draft.layers.iter().any(|layer| layer.mixer == Mixer::Mamba2) {
+        base::needs_silu(json, "hidden_act")?;
+    }
     Ok(draft)
 }

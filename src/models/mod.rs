@@ -207,4 +207,28 @@ mod tests {
         let error = parse(&json).err().unwrap();
         assert!(error.message().contains("\"mamba\"") && error.message().contains("qwen2"), "{error}");
     }
+
+    #[test]
+    fn layers_without_attention_have_no_other_activation_than_silu() {
+        let sizes = r#""hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 8, "intermediate_size": 8,
+            "num_hidden_layers": 2, "mamba_n_heads": 2, "mamba_d_ssm": 8, "mamba_expand": 1, "linear_num_key_heads": 1,
+            "linear_num_value_heads": 1, "num_local_experts": 0, "hybrid_override_pattern": "M*", "n_groups": 1, "mamba_n_groups": 1"#;
+        let of = |family: &str, more: &str| {
+            parse(&Json::parse("config.json", &format!(r#"{{"model_type": "{family}", {sizes}{more}}}"#)).unwrap()).map(|_| ())
+        };
+        for (family, key) in [
+            ("qwen3_5_text", "hidden_act"),
+            ("granitemoehybrid", "hidden_act"),
+            ("falcon_h1", "hidden_act"),
+            ("nemotron_h", "mamba_hidden_act"),
+        ] {
+            of(family, "").unwrap();
+            of(family, &format!(r#", "{key}": "swish""#)).unwrap();
+            let error = of(family, &format!(r#", "{key}": "gelu""#)).unwrap_err();
+            assert!(error.message().contains(key) && error.message().contains("expected \"silu\""), "{error}");
+        }
+        // Where every layer has attention, it is that of the MLPs alone.
+        of("granitemoehybrid", r#", "hidden_act": "gelu", "layer_types": ["attention", "attention"]"#).unwrap();
+        of("qwen3_5_text", r#", "hidden_act": "gelu", "full_attention_interval": 1"#).unwrap();
+    }
 }

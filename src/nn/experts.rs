@@ -66,6 +66,7 @@ pub struct LatentConfig {
     pub size: usize,
     pub input: Slot,
     pub output: Slot,
+    pub bias: Bias,
 }
 
 /// An expert's tensors; `{}` is its number, where it is not one tensor of all.
@@ -216,9 +217,9 @@ impl Experts {
             None => None,
         };
         let latent = match &config.latent {
-            Some(LatentConfig { size, input, output }) => Some([
-                loader.linear(&[(input, Part::Other)], config.hidden_size, Bias::None)?,
-                loader.linear(&[(output, Part::Other)], *size, Bias::None)?,
+            Some(LatentConfig { size, input, output, bias }) => Some([
+                loader.linear(&[(input, Part::Other)], config.hidden_size, *bias)?,
+                loader.linear(&[(output, Part::Other)], *size, *bias)?,
             ]),
             None => None,
         };
