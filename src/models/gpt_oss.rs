@@ -16,6 +16,7 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
     router: "mlp.router",
     apart: Some(ExpertNames { gate: "mlp.experts.{}.gate_proj", up: "mlp.experts.{}.up_proj", down: "mlp.experts.{}.down_proj" }),
     stacks: None,
+    younger: None,
     mlx: ExpertNames { gate: "mlp.experts.gate_proj", up: "mlp.experts.up_proj", down: "mlp.experts.down_proj" },
     parameters: &[[("mlp.experts", "gate_up_proj"), ("mlp.experts", "down_proj")]],
     count: 128,

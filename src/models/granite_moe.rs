@@ -14,11 +14,14 @@ const PARAMETERS: [[(Name, Name); 2]; 2] = [
     [("block_sparse_moe.input_linear", "weight"), ("block_sparse_moe.output_linear", "weight")],
 ];
 
+const STACKS: (Name, Name) = ("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj");
+
 /// The experts are one tensor for each projection, of two names.
 const EXPERTS: ExpertDefaults = ExpertDefaults {
     router: "block_sparse_moe.router",
     apart: None,
-    stacks: Some(("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj")),
+    stacks: Some(STACKS),
+    younger: None,
     mlx: ExpertNames {
         gate: "block_sparse_moe.switch_mlp.gate_proj",
         up: "block_sparse_moe.switch_mlp.up_proj",
@@ -33,6 +36,7 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
 pub const WITHOUT_WINDOWS: ExpertDefaults = ExpertDefaults {
     router: "block_sparse_moe.router.layer",
     stacks: Some(("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight")),
+    younger: Some(("block_sparse_moe.router", STACKS)),
     ..EXPERTS
 };
 

@@ -231,4 +231,25 @@ mod tests {
         of("granitemoehybrid", r#", "hidden_act": "gelu", "layer_types": ["attention", "attention"]"#).unwrap();
         of("qwen3_5_text", r#", "hidden_act": "gelu", "full_attention_interval": 1"#).unwrap();
     }
+
+    #[test]
+    fn keys_go_by_the_names_that_the_reference_reads() {
+        let sizes =
+            r#""hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 8, "intermediate_size": 8"#;
+        let of = |family: &str, more: &str| {
+            let text = format!(r#"{{"model_type": "{family}", {sizes}, {more}}}"#);
+            draft(&Json::parse("config.json", &text).unwrap()).unwrap().1
+        };
+        let mixers = |draft: Draft| draft.layers.iter().map(|layer| layer.mixer).collect::<Vec<_>>();
+        let kinds = r#""num_hidden_layers": 2, "mamba_n_heads": 2, "num_local_experts": 0,
+            "layers_block_type": ["attention", "mamba"], "layer_types": ["mamba", "mamba"]"#;
+        assert_eq!(mixers(of("granitemoehybrid", kinds)), [Mixer::Attention, Mixer::Mamba2]);
+        assert_eq!(of("lfm3", r#""num_hidden_layers": 1, "rms_norm_eps": 1e-3"#).norm.eps, 1e-3);
+        // Gemma 4 has its pattern from a list alone.
+        let layers =
+            r#""num_hidden_layers": 6, "sliding_window": 4, "sliding_window_pattern": 2, "vocab_size_per_layer_input": 8"#;
+        let slides = |draft: Draft| draft.layers.iter().map(|layer| layer.window.is_some()).collect::<Vec<_>>();
+        assert_eq!(slides(of("gemma4_text", layers)), [true, true, true, true, true, false]);
+        assert_eq!(slides(of("embedding_gemma2_text", layers)), [true, false, true, false, true, false]);
+    }
 }

@@ -34,6 +34,7 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
     router: "mixer.gate",
     apart: Some(ExpertNames { gate: "", up: "mixer.experts.{}.up_proj", down: "mixer.experts.{}.down_proj" }),
     stacks: Some(("mixer.experts.up_proj", "mixer.experts.down_proj")),
+    younger: None,
     mlx: ExpertNames { gate: "", up: "mixer.switch_mlp.fc1", down: "mixer.switch_mlp.fc2" },
     parameters: &[[("mixer.experts", "up_proj"), ("mixer.experts", "down_proj")]],
     count: 8,
