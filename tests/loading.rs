@@ -6,7 +6,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use common::{golden, load, q8_0, quantised, shipped};
+use common::{Reference, golden, load, q8_0, quantised, shipped};
 use metal_candle::{Cancel, Dtype, Error, ErrorKind, GenerateOptions, LoadOptions, Model, Session, Stage, estimate_memory};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -113,6 +113,47 @@ fn one_file_shards_and_both_tied_names_load() {
     list.push(("lm_head.weight", head));
     safetensors::serialize_to_file(list, None, &folder.path().join("model.safetensors")).unwrap();
     assert_ne!(logits(&load(folder.path())), want);
+}
+
+#[test]
+fn experts_go_by_the_names_of_their_publisher_or_by_those_of_transformers() {
+    let written = |name: &str, tensors| {
+        let folder = copy(name);
+        common::write_tensors(&folder.path().join("model.safetensors"), tensors);
+        let (published, own) = (load(golden(name)), load(folder.path()));
+        assert_eq!(logits(&own), logits(&published), "{name}");
+        // And so they are saved.
+        own.save(folder.path().join("saved"), None, None).unwrap();
+        assert_eq!(logits(&load(folder.path().join("saved"))), logits(&published), "{name}");
+    };
+    let stored = |name: &str| Reference::open(&golden(name).join("model.safetensors")).tensors();
+
+    let renamed = stored("decoders/granitemoehybrid_old").into_iter().map(|(name, tensor)| {
+        let name = name.replace("moe.input_linear.weight", "moe.experts.gate_up_proj");
+        let name = name.replace("moe.output_linear.weight", "moe.experts.down_proj");
+        (name.replace("router.layer.weight", "router.weight"), tensor)
+    });
+    written("decoders/granitemoehybrid_old", renamed.collect());
+
+    let (mut all, mut stacks): (common::Tensors, common::Tensors) = Default::default();
+    for (name, (dtype, shape, bytes)) in stored("decoders/mixtral") {
+        let Some((place, rest)) = name.split_once("block_sparse_moe.experts.") else {
+            all.insert(name.replace("block_sparse_moe.gate", "mlp.gate"), (dtype, shape, bytes));
+            continue;
+        };
+        // In the order of the names: w1 and w2, then w3, which belongs behind w1.
+        let (expert, part) = rest.split_once('.').unwrap();
+        let stack = if part == "w2.weight" { "down_proj" } else { "gate_up_proj" };
+        let number: usize = expert.parse().unwrap();
+        let stack = stacks.entry(format!("{place}mlp.experts.{stack}")).or_insert((dtype, vec![0, 0, shape[1]], Vec::new()));
+        stack.1[0] = stack.1[0].max(number + 1);
+        stack.1[1] = if part == "w2.weight" { shape[0] } else { 2 * shape[0] };
+        assert_eq!(stack.2.len() % bytes.len(), 0);
+        stack.2.extend(bytes);
+    }
+    assert!(stacks.values().all(|(_, shape, _)| shape[0] < 10), "names in the order of numbers");
+    all.extend(stacks);
+    written("decoders/mixtral", all);
 }
 
 fn logits(model: &Model) -> Vec<f32> {

@@ -119,6 +119,19 @@ fn shapes(path: &Path) -> BTreeMap<String, Vec<usize>> {
 }
 
 #[test]
+fn infinite_numbers_of_a_configuration_are_written_as_they_were_read() {
+    for (name, written) in [("nemotron_h_old", "Infinity\n"), ("granitemoehybrid_dense", "\"__float__\": \"Infinity\"")] {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("saved");
+        let model = load(golden("decoders").join(name));
+        model.save(&directory, None, None).unwrap();
+        let again = load(&directory);
+        assert!(again.config_json().contains(written), "{name}: {}", again.config_json());
+        assert_eq!(logits(&again), logits(&model), "{name}");
+    }
+}
+
+#[test]
 fn a_model_that_adapters_were_merged_into_is_kept() {
     let (mut saved, mut untied) = (0, 0);
     for (adapter, base) in adapters() {

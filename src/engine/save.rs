@@ -22,7 +22,8 @@ use super::model::tell;
 use super::{LoadOptions, Model, Progress, ProgressFn, Stage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{
-    GgufChanges, JoinedExperts, Json, ModelTensors, Put, Rewrite, Rows, beside, replace, write_rows, write_tensors, write_text,
+    GgufChanges, JoinedExperts, Json, ModelTensors, Put, Rewrite, Rows, beside, python_text, replace, write_rows, write_tensors,
+    write_text,
 };
 use crate::models;
 use crate::nn::{MIXES, Mix, Module, Part, Restored, Role, Tying};
@@ -324,8 +325,9 @@ impl Model {
     /// config.json of what is written: nothing in it is quantised, and what is no longer tied is not.
     fn saved_config(&self) -> Result<String> {
         const TIE: &str = "tie_word_embeddings";
-        let invalid = |e: serde_json::Error| Error::format(format!("config.json: not valid JSON: {e}")).with_source(e);
-        let mut config: Value = serde_json::from_str(self.config_json()).map_err(invalid)?;
+        let mut config = Json::parse("config.json", self.config_json())?.value().clone();
+        // Versions of transformers before 5 read infinite numbers in this way alone.
+        let is_pythons = serde_json::from_str::<Value>(self.config_json()).is_err();
         let is_untied = self.transformer().config().tying == Tying::Tied && !self.transformer().is_tied();
         if let Some(config) = config.as_object_mut() {
             config.retain(|key, _| !["quantization", "quantization_config", "compression_config"].contains(&key.as_str()));
@@ -336,7 +338,7 @@ impl Model {
                 config.insert(TIE.to_string(), json!(false));
             }
         }
-        let text = format!("{config:#}\n");
+        let text = if is_pythons { python_text(&config) } else { format!("{config:#}\n") };
         let (_, parsed) = models::parse(&Json::parse("config.json", &text)?)?;
         if is_untied && self.transformer().generates() && parsed.tying == Tying::Tied {
             let message = "save: the output matrix is no longer the embedding, which config.json of this family cannot say";

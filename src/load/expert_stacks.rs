@@ -148,9 +148,12 @@ impl<'a> ApartExperts<'a> {
                 let size = format.block_bytes();
                 let bytes = read(&mut self.checkpoint, stack, expert * inputs * all * size, inputs * all * size)?;
                 reserve(&mut made, outputs * inputs * size)?;
-                for row in 0..*outputs {
-                    made.extend((0..*inputs).flat_map(|column| &bytes[(column * all + stored(row)) * size..][..size]));
-                }
+                made.resize(outputs * inputs * size, 0);
+                let copied = match size {
+                    2 => by_outputs::<2>,
+                    _ => by_outputs::<4>,
+                };
+                copied(&bytes, &mut made, (*outputs, *inputs), (*at, *of));
             }
             Kind::Blocks => {
                 let groups = inputs / BLOCK;
@@ -167,6 +170,27 @@ impl<'a> ApartExperts<'a> {
             }
         }
         Ok(made)
+    }
+}
+
+/// Rows and columns of a matrix that are transposed together, so that both stay in the cache: one row after another reads the whole
+/// matrix again and again.
+const TILE: usize = 64;
+
+fn tiles(rows: usize, columns: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let parts = |len: usize| (0..len).step_by(TILE).map(move |start| start..(start + TILE).min(len));
+    parts(rows).flat_map(move |rows| parts(columns).map(move |columns| (rows.clone(), columns)))
+}
+
+/// Values of `N` bytes that lie by inputs, by outputs: of outputs that alternate between several those of one.
+fn by_outputs<const N: usize>(bytes: &[u8], made: &mut [u8], (outputs, inputs): (usize, usize), (at, of): (usize, usize)) {
+    for (rows, columns) in tiles(outputs, inputs) {
+        for row in rows {
+            for column in columns.clone() {
+                let (from, to) = ((column * outputs + row) * of + at, row * inputs + column);
+                made[to * N..(to + 1) * N].copy_from_slice(&bytes[from * N..(from + 1) * N]);
+            }
+        }
     }
 }
 
@@ -243,9 +267,11 @@ impl JoinedExperts {
         all.resize(inputs * outputs, 0.0);
         for (at, name) in self.parts.iter().enumerate() {
             let values = part(&format!("{}{expert}.{name}.{field}", self.place))?;
-            for (row, values) in values.chunks_exact(inputs).enumerate() {
-                let output = row * self.parts.len() + at;
-                values.iter().enumerate().for_each(|(input, x)| all[input * outputs + output] = *x);
+            for (rows, columns) in tiles(values.len() / inputs.max(1), inputs) {
+                for row in rows {
+                    let output = row * self.parts.len() + at;
+                    columns.clone().for_each(|input| all[input * outputs + output] = values[row * inputs + input]);
+                }
             }
         }
         Ok(all)
@@ -326,6 +352,21 @@ mod tests {
     use safetensors::tensor::TensorView;
 
     use super::*;
+
+    #[test]
+    fn values_by_outputs_are_those_by_inputs_in_another_order() {
+        for (outputs, inputs, of) in [(1, 1, 1), (64, 64, 2), (65, 130, 1), (130, 65, 2), (3, 200, 2)] {
+            let stored: Vec<u8> = (0..2 * outputs * inputs * of).map(|i| (i * 7 % 251) as u8).collect();
+            for at in 0..of {
+                let mut made = vec![0; 2 * outputs * inputs];
+                by_outputs::<2>(&stored, &mut made, (outputs, inputs), (at, of));
+                let value = |row: usize, column: usize| &stored[2 * ((column * outputs + row) * of + at)..][..2];
+                let mut places = (0..outputs).flat_map(|row| (0..inputs).map(move |column| (row, column)));
+                let mut found = made.chunks_exact(2);
+                assert!(places.all(|(row, column)| found.next() == Some(value(row, column))), "{outputs} {inputs} {of}");
+            }
+        }
+    }
 
     #[test]
     fn another_number_of_experts_is_refused_before_each_has_a_name() {

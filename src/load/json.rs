@@ -221,6 +221,32 @@ fn without_infinities(text: &str) -> Option<String> {
     found.then_some(changed)
 }
 
+/// In front of the name of a number, in a text that stands for it.
+const NUMBER: char = '\0';
+const INFINITE: [&str; 2] = ["Infinity", "-Infinity"];
+
+/// The text of a value, with infinite numbers as Python writes them, which [`Json::parse`] reads.
+pub fn python_text(value: &Value) -> String {
+    let mut marked = value.clone();
+    mark_infinite(&mut marked);
+    let text = format!("{marked:#}\n");
+    INFINITE.iter().fold(text, |text, name| text.replace(&Value::from(format!("{NUMBER}{name}")).to_string(), name))
+}
+
+/// Puts a text in place of each infinite number.
+fn mark_infinite(value: &mut Value) {
+    match value {
+        Value::Array(all) => all.iter_mut().for_each(mark_infinite),
+        Value::Object(fields) => match fields.get("__float__") {
+            Some(Value::String(name)) if fields.len() == 1 && INFINITE.contains(&name.as_str()) => {
+                *value = format!("{NUMBER}{name}").into();
+            }
+            _ => fields.values_mut().for_each(mark_infinite),
+        },
+        _ => {}
+    }
+}
+
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -254,6 +280,9 @@ mod tests {
         assert_eq!(json.value()["b"]["__float__"], "-Infinity");
         assert_eq!(json.value()["c"], "Infinity \"Infinity\" [");
         assert_eq!(json.value()["d\\"], infinity);
+        let written = python_text(json.value());
+        assert!(written.contains("-Infinity") && !written.contains("__float__"), "{written}");
+        assert_eq!(Json::parse("config.json", &written).unwrap().value(), json.value());
         let error = Json::parse("config.json", r#"{"a": Infinit}"#).unwrap_err();
         assert!(error.message().contains("not valid JSON"), "{error}");
     }

@@ -21,7 +21,7 @@ pub use fnv::{FNV_START, fnv};
 #[cfg(test)]
 pub use gguf::build::Build as GgufBuild;
 pub use gguf::{Gguf, GgufChanges, GgufSource, GgufVocabulary, Metadata, Origin, WHOLE_CLASS};
-pub use json::Json;
+pub use json::{Json, python_text};
 pub use peft::{Beside, Fresh, Naming, Peft, PeftPlan};
 pub use quantization::{Quantization, QuantizedCheckpoint};
 pub use read_count::{ModelTensors, OnBytes};

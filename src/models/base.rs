@@ -211,6 +211,14 @@ pub fn activation(json: &Json, key: &str, default: &str) -> Result<Activation> {
     })
 }
 
+/// Refuses another activation than SiLU, which is what convolutions of mixers and their gates have here.
+pub fn needs_silu(json: &Json, key: &str) -> Result<()> {
+    match activation(json, key, "silu")? {
+        Activation::Silu => Ok(()),
+        _ => Err(json.unsupported(key, "expected \"silu\": layers without attention have no other activation")),
+    }
+}
+
 /// The window of a family where every layer has it: `sliding_window`, or `absent` where the key is absent.
 pub fn window_everywhere(json: &Json, draft: &mut Draft, absent: Option<usize>) -> Result<()> {
     let window = if json.has("sliding_window") { window(json)? } else { absent };

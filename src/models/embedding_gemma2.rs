@@ -40,7 +40,7 @@ pub fn parse(json: &Json) -> Result<Draft> {
             return Err(json.unsupported(key, "expected none in this family"));
         }
     }
-    let mut draft = gemma4::common(json, NAMES, &Kinds { full_kv_heads: Some(1), turns_a_quarter: false })?;
+    let mut draft = gemma4::common(json, NAMES, &Kinds { full_kv_heads: Some(1), turns_a_quarter: false, reads_pattern: true })?;
     draft.visible = Visible::All;
     // Here it is a radius: a token that far away is seen.
     draft.layers.iter_mut().for_each(|layer| layer.window = layer.window.map(|window| window + 1));

@@ -19,6 +19,7 @@ const NAMES: TensorNames = TensorNames {
 pub fn parse(json: &Json) -> Result<Draft> {
     let json = &json.with_defaults(&mamba2::PREFIXED_SIZES).with_defaults(&[("mamba_d_ssm", 1024)]);
     let mut draft = base::parse(json, &Defaults { names: NAMES, eps: 1e-5, kv_heads: Some(8), ..DEFAULTS })?;
+    base::needs_silu(json, "hidden_act")?;
     let bias = json.flag("attention_bias", false)?;
     draft.biases = Biases { qkv: bias, o: bias, mlp: json.flag("mlp_bias", false)?, head: false };
     let factor = |key: &str| base::factor(json, key, 1.0);

@@ -48,9 +48,11 @@ pub struct Kinds {
     pub full_kv_heads: Option<usize>,
     /// Whether the first quarter of a head turns in layers that see all, or all of it.
     pub turns_a_quarter: bool,
+    /// Whether `sliding_window_pattern` says where layers see all, if no list does; else it is every sixth.
+    pub reads_pattern: bool,
 }
 
-const GEMMA: Kinds = Kinds { full_kv_heads: None, turns_a_quarter: true };
+const GEMMA: Kinds = Kinds { full_kv_heads: None, turns_a_quarter: true, reads_pattern: false };
 
 pub fn parse(json: &Json) -> Result<Draft> {
     let json = &json.with_defaults(&SIZES);
@@ -88,6 +90,7 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
     router: "router.proj",
     apart: None,
     stacks: Some(("experts.gate_up_proj", "experts.down_proj")),
+    younger: None,
     mlx: ExpertNames {
         gate: "experts.switch_glu.gate_proj",
         up: "experts.switch_glu.up_proj",
@@ -141,7 +144,8 @@ pub fn common(json: &Json, names: TensorNames, of_kinds: &Kinds) -> Result<Draft
 }
 
 fn layers(json: &Json, draft: &mut Draft, of_kinds: &Kinds) -> Result<()> {
-    let (count, every) = (draft.layers.len(), base::pattern(json, "sliding_window_pattern", 6)?);
+    let every = if of_kinds.reads_pattern { base::pattern(json, "sliding_window_pattern", 6)? } else { 6 };
+    let count = draft.layers.len();
     let mut kinds = base::layer_types(json, count, &KINDS, |i| if (i + 1).is_multiple_of(every) { FULL } else { SLIDING })?;
     // As the reference has it whatever the list says.
     kinds[count - 1] = FULL;

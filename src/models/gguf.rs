@@ -210,6 +210,81 @@ mod tests {
         assert_eq!(origins.iter().filter(|(name, _)| name.contains(".norms.")).count(), 2 * 64);
     }
 
+    /// The parsed file of these numbers and tensors of a row each, which are a placeholder of their data.
+    fn parsed(architecture: &str, numbers: &[(&str, u32)], tensors: &[(&str, [u64; 2])]) -> GgufModel {
+        let key = |name: &str| format!("{architecture}.{name}");
+        let file = Build::new().text("general.architecture", architecture).f32(&key("attention.layer_norm_rms_epsilon"), 1e-5);
+        let usual = [("block_count", 2), ("embedding_length", 16), ("attention.head_count", 2), ("attention.key_length", 8)];
+        let usual = usual.into_iter().chain([("attention.value_length", 8), ("context_length", 64), ("vocab_size", 4)]);
+        let mut file = usual.chain(numbers.iter().copied()).fold(file, |file, (name, value)| file.u32(&key(name), value));
+        if architecture == "granitehybrid" {
+            file = file.f32(&key("logit_scale"), 1.0).ints(&key("attention.head_count_kv"), &[0, 2]);
+        }
+        let tensors = tensors.iter().chain(&[("token_embd.weight", [4, 16])]);
+        let file = tensors
+            .fold(file, |file, (name, shape)| file.tensor(name, shape, 0, &vec![0; 4 * shape.iter().product::<u64>() as usize]));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, file.bytes()).unwrap();
+        parse_gguf(&mut Gguf::open(&path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_width_of_mlps_is_not_needed_where_all_are_experts() {
+        let numbers = [
+            ("ssm.time_step_rank", 2),
+            ("ssm.inner_size", 8),
+            ("ssm.group_count", 1),
+            ("ssm.state_size", 4),
+            ("ssm.conv_kernel", 2),
+            ("expert_shared_feed_forward_length", 8),
+            ("expert_count", 2),
+            ("expert_used_count", 1),
+            ("expert_feed_forward_length", 8),
+            ("attention.head_count_kv", 1),
+        ];
+        parsed("qwen35moe", &numbers, &[]);
+        parsed("qwen3moe", &numbers[6..], &[]);
+    }
+
+    #[test]
+    fn queries_with_gates_are_a_part_of_one_tensor_as_wide_as_both() {
+        let numbers = [
+            ("feed_forward_length", 8),
+            ("attention.head_count_kv", 1),
+            ("full_attention_interval", 1),
+            ("ssm.time_step_rank", 2),
+            ("ssm.inner_size", 8),
+            ("ssm.group_count", 1),
+            ("ssm.state_size", 4),
+            ("ssm.conv_kernel", 2),
+        ];
+        let tensor = [("blk.0.attn_qkv.weight", [32 + 8 + 8, 16]), ("blk.1.attn_qkv.weight", [32 + 8 + 8, 16])];
+        let origins = parsed("qwen35", &numbers, &tensor).origins;
+        let of = |name: &str| &origins.iter().find(|(own, _)| own.ends_with(name)).unwrap().1;
+        assert_eq!(*of("layers.0.self_attn.q_proj.weight"), Origin::rows("blk.0.attn_qkv.weight", 0..32));
+        assert_eq!(*of("layers.0.self_attn.v_proj.weight"), Origin::rows("blk.0.attn_qkv.weight", 40..48));
+    }
+
+    #[test]
+    fn biases_of_a_hybrid_are_those_of_its_own_layers() {
+        let numbers = [
+            ("feed_forward_length", 8),
+            ("ssm.time_step_rank", 2),
+            ("ssm.inner_size", 16),
+            ("ssm.group_count", 1),
+            ("ssm.state_size", 4),
+            ("ssm.conv_kernel", 2),
+        ];
+        for (tensor, [conv, attention]) in
+            [("blk.0.ssm_conv1d.bias", [true, false]), ("blk.1.attn_q.bias", [false, true]), ("blk.1.x", [false, false])]
+        {
+            let parsed = parsed("granitehybrid", &numbers, &[(tensor, [1, 16]), ("blk.0.ffn_up.weight", [8, 16])]);
+            assert_eq!(parsed.json.value()["mamba_conv_bias"], conv, "{tensor}");
+            assert_eq!(parsed.json.value()["attention_bias"], attention, "{tensor}");
+        }
+    }
+
     #[test]
     fn what_has_no_part_in_the_network_is_known_by_its_name() {
         for name in

@@ -1,5 +1,7 @@
 //! gpt-oss: sinks, a window on every second layer, biases, and experts whose gated activation is clamped.
 
+use serde_json::{Value, json};
+
 use super::base::{self, DEFAULTS, Defaults};
 use super::draft::{Alone, Biases, Draft};
 use super::experts::{self, ExpertDefaults};
@@ -14,6 +16,7 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
     router: "mlp.router",
     apart: Some(ExpertNames { gate: "mlp.experts.{}.gate_proj", up: "mlp.experts.{}.up_proj", down: "mlp.experts.{}.down_proj" }),
     stacks: None,
+    younger: None,
     mlx: ExpertNames { gate: "mlp.experts.gate_proj", up: "mlp.experts.up_proj", down: "mlp.experts.down_proj" },
     parameters: &[[("mlp.experts", "gate_up_proj"), ("mlp.experts", "down_proj")]],
     count: 128,
@@ -32,13 +35,22 @@ const SIZES: [(&str, usize); 8] = [
     ("max_position_embeddings", 131_072),
 ];
 
+/// The rope of a configuration without any: that of the published models.
+fn usual_rope() -> Value {
+    json!({
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": false,
+        "original_max_position_embeddings": 4096,
+    })
+}
+
 pub fn parse(json: &Json) -> Result<Draft> {
     let json = &json.with_defaults(&SIZES);
+    let json = &if rope::parameters(json)?.is_some() { json.clone() } else { json.with("rope_parameters", usual_rope()) };
     let mut draft = base::parse(json, &Defaults { eps: 1e-5, theta: 150_000.0, ..DEFAULTS })?;
-    // The reference's default for all of it is a yarn of one model's sizes.
-    if rope::parameters(json)?.is_none() {
-        return Err(json.invalid("rope_parameters", "expected an object, found nothing"));
-    }
     let bias = json.flag("attention_bias", true)?;
     draft.biases = Biases { qkv: bias, o: bias, ..Biases::default() };
     draft.sinks = Some("self_attn.sinks");
@@ -54,4 +66,25 @@ pub fn parse(json: &Json) -> Result<Draft> {
     draft.experts = Some(experts);
     draft.layers.iter_mut().for_each(|layer| layer.alone = Alone::Experts);
     Ok(draft)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Scaling;
+
+    #[test]
+    fn without_a_word_of_the_rope_it_is_that_of_the_published_models() {
+        let config = json!({
+            "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 8,
+            "vocab_size": 8, "num_hidden_layers": 1, "rope_theta": 1e4, "rope_scaling": null,
+        });
+        let rope = |config: &Value| parse(&Json::parse("config.json", &config.to_string()).unwrap()).unwrap().ropes.remove(0);
+        let usual = rope(&config);
+        assert_eq!(usual.theta, 1e4);
+        assert!(matches!(usual.scaling, Scaling::Yarn { original: 4096, truncate: false, .. }), "{:?}", usual.scaling);
+        let mut plain = config;
+        plain["rope_parameters"] = json!({ "rope_type": "default" });
+        assert!(matches!(rope(&plain).scaling, Scaling::Default));
+    }
 }

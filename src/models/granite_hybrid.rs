@@ -18,7 +18,12 @@ const DENSE: TensorNames = TensorNames {
 const SIZES: [(&str, usize); 3] = [("num_local_experts", 8), ("num_experts_per_tok", 2), ("shared_intermediate_size", 1024)];
 
 pub fn parse(json: &Json) -> Result<Draft> {
-    let json = &json.with_defaults(&SIZES).with_defaults(&mamba2::PREFIXED_SIZES);
+    let json = json.with_defaults(&SIZES).with_defaults(&mamba2::PREFIXED_SIZES);
+    // Another name of the key, which wins.
+    let json = &match json.get("layers_block_type") {
+        Some(kinds) => json.with("layer_types", kinds.value().clone()),
+        None => json,
+    };
     let mut draft = granite::parse(json)?;
     if json.count("num_local_experts", MAX_WIDTH)? == Some(0) {
         draft.names = DENSE;
@@ -39,6 +44,9 @@ pub fn parse(json: &Json) -> Result<Draft> {
     for (layer, kind) in draft.layers.iter_mut().zip(types) {
         let mixer = if kind % 2 == 0 { Mixer::Mamba2 } else { Mixer::Attention };
         *layer = Pattern { mixer, rope: layer.rope.filter(|_| is_rotated), ..*layer };
+    }
+    if draft.layers.iter().any(|layer| layer.mixer == Mixer::Mamba2) {
+        base::needs_silu(json, "hidden_act")?;
     }
     Ok(draft)
 }

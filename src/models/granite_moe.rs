@@ -1,6 +1,6 @@
 //! Granite with experts, and an MLP beside them that every token goes through; with windows and sinks, or without.
 
-use super::base::MAX_WIDTH;
+use super::base::{DEFAULTS, MAX_WIDTH};
 use super::draft::{Alone, Draft};
 use super::experts::{self, ExpertDefaults};
 use super::{granite, granite_swa};
@@ -14,11 +14,14 @@ const PARAMETERS: [[(Name, Name); 2]; 2] = [
     [("block_sparse_moe.input_linear", "weight"), ("block_sparse_moe.output_linear", "weight")],
 ];
 
+const STACKS: (Name, Name) = ("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj");
+
 /// The experts are one tensor for each projection, of two names.
 const EXPERTS: ExpertDefaults = ExpertDefaults {
     router: "block_sparse_moe.router",
     apart: None,
-    stacks: Some(("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj")),
+    stacks: Some(STACKS),
+    younger: None,
     mlx: ExpertNames {
         gate: "block_sparse_moe.switch_mlp.gate_proj",
         up: "block_sparse_moe.switch_mlp.up_proj",
@@ -33,6 +36,7 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
 pub const WITHOUT_WINDOWS: ExpertDefaults = ExpertDefaults {
     router: "block_sparse_moe.router.layer",
     stacks: Some(("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight")),
+    younger: Some(("block_sparse_moe.router", STACKS)),
     ..EXPERTS
 };
 
@@ -41,7 +45,8 @@ pub fn parse(json: &Json) -> Result<Draft> {
 }
 
 pub fn parse_with_windows(json: &Json) -> Result<Draft> {
-    let json = &json.with("tie_word_embeddings", json.flag("tie_word_embeddings", false)?.into());
+    let (tied, eps) = (json.flag("tie_word_embeddings", false)?, json.positive("rms_norm_eps", DEFAULTS.eps)?);
+    let json = &json.with("tie_word_embeddings", tied.into()).with("rms_norm_eps", eps.into());
     let heads = json.size("num_attention_heads", MAX_WIDTH)?;
     with_experts(json, granite_swa::parse(&json.with_defaults(&[("num_key_value_heads", heads)]))?, &EXPERTS)
 }

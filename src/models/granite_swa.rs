@@ -13,7 +13,8 @@ const MAX_BASES: usize = 256;
 pub fn parse(json: &Json) -> Result<Draft> {
     let json = &json.with_defaults(&[("num_key_value_heads", 4), ("sliding_window", 128), ("max_position_embeddings", 8192)]);
     let tied = json.flag("tie_word_embeddings", true)?;
-    let json = &json.with("tie_word_embeddings", tied.into());
+    let eps = json.positive("rms_norm_eps", 1e-5)?;
+    let json = &json.with("tie_word_embeddings", tied.into()).with("rms_norm_eps", eps.into());
     let mut draft = granite::parse(json)?;
     draft.sinks = Some("self_attn.sinks");
     let sliding = base::sliding_layers(json, draft.layers.len(), |i| i % 4 != 0)?;
@@ -63,6 +64,22 @@ mod tests {
             "num_hidden_layers": thetas.len(), "layer_rope_theta": thetas, "rope_parameters": rope,
         });
         parse(&Json::parse("config.json", &config.to_string())?)
+    }
+
+    #[test]
+    fn what_norms_add_is_that_of_the_family_where_nothing_is_said() {
+        let config = json!({
+            "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 8, "vocab_size": 8,
+            "num_hidden_layers": 1, "num_local_experts": 2, "num_experts_per_tok": 1,
+        });
+        let of = |parse: fn(&Json) -> Result<Draft>, config: &Value| {
+            parse(&Json::parse("config.json", &config.to_string()).unwrap()).unwrap().norm.eps
+        };
+        let with_experts = super::super::granite_moe::parse_with_windows;
+        assert_eq!((of(parse, &config), of(with_experts, &config)), (1e-5, 1e-6));
+        let mut given = config;
+        given["rms_norm_eps"] = json!(1e-3);
+        assert_eq!((of(parse, &given), of(with_experts, &given)), (1e-3, 1e-3));
     }
 
     #[test]

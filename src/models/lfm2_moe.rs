@@ -17,6 +17,7 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
         down: "feed_forward.experts.{}.w2",
     }),
     stacks: Some(("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj")),
+    younger: None,
     mlx: ExpertNames {
         gate: "feed_forward.switch_mlp.gate_proj",
         up: "feed_forward.switch_mlp.up_proj",

@@ -15,6 +15,11 @@ const DEFAULTS: Defaults = Defaults { names: NAMES, head_dim: Some(128), kv_head
 
 pub fn parse(json: &Json) -> Result<Draft> {
     let json = &json.with_defaults(&[("vocab_size", 128_000), ("max_position_embeddings", 128_000)]);
+    // Two names of one key.
+    let json = &match json.get("rms_norm_eps") {
+        Some(eps) => json.with("norm_eps", eps.value().clone()),
+        None => json.clone(),
+    };
     let mut draft = base::parse(json, &DEFAULTS)?;
     draft.qk_norm = Some(QkNorm::Head);
     if json.flag("attention_bias", false)? {

@@ -15,6 +15,7 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
         down: "block_sparse_moe.experts.{}.w2",
     }),
     stacks: None,
+    younger: Some(("mlp.gate", ("mlp.experts.gate_up_proj", "mlp.experts.down_proj"))),
     mlx: ExpertNames {
         gate: "block_sparse_moe.switch_mlp.gate_proj",
         up: "block_sparse_moe.switch_mlp.up_proj",

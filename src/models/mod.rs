@@ -207,4 +207,49 @@ mod tests {
         let error = parse(&json).err().unwrap();
         assert!(error.message().contains("\"mamba\"") && error.message().contains("qwen2"), "{error}");
     }
+
+    #[test]
+    fn layers_without_attention_have_no_other_activation_than_silu() {
+        let sizes = r#""hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 8, "intermediate_size": 8,
+            "num_hidden_layers": 2, "mamba_n_heads": 2, "mamba_d_ssm": 8, "mamba_expand": 1, "linear_num_key_heads": 1,
+            "linear_num_value_heads": 1, "num_local_experts": 0, "hybrid_override_pattern": "M*", "n_groups": 1, "mamba_n_groups": 1"#;
+        let of = |family: &str, more: &str| {
+            parse(&Json::parse("config.json", &format!(r#"{{"model_type": "{family}", {sizes}{more}}}"#)).unwrap()).map(|_| ())
+        };
+        for (family, key) in [
+            ("qwen3_5_text", "hidden_act"),
+            ("granitemoehybrid", "hidden_act"),
+            ("falcon_h1", "hidden_act"),
+            ("nemotron_h", "mamba_hidden_act"),
+        ] {
+            of(family, "").unwrap();
+            of(family, &format!(r#", "{key}": "swish""#)).unwrap();
+            let error = of(family, &format!(r#", "{key}": "gelu""#)).unwrap_err();
+            assert!(error.message().contains(key) && error.message().contains("expected \"silu\""), "{error}");
+        }
+        // Where every layer has attention, it is that of the MLPs alone.
+        of("granitemoehybrid", r#", "hidden_act": "gelu", "layer_types": ["attention", "attention"]"#).unwrap();
+        of("qwen3_5_text", r#", "hidden_act": "gelu", "full_attention_interval": 1"#).unwrap();
+    }
+
+    #[test]
+    fn keys_go_by_the_names_that_the_reference_reads() {
+        let sizes =
+            r#""hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 8, "intermediate_size": 8"#;
+        let of = |family: &str, more: &str| {
+            let text = format!(r#"{{"model_type": "{family}", {sizes}, {more}}}"#);
+            draft(&Json::parse("config.json", &text).unwrap()).unwrap().1
+        };
+        let mixers = |draft: Draft| draft.layers.iter().map(|layer| layer.mixer).collect::<Vec<_>>();
+        let kinds = r#""num_hidden_layers": 2, "mamba_n_heads": 2, "num_local_experts": 0,
+            "layers_block_type": ["attention", "mamba"], "layer_types": ["mamba", "mamba"]"#;
+        assert_eq!(mixers(of("granitemoehybrid", kinds)), [Mixer::Attention, Mixer::Mamba2]);
+        assert_eq!(of("lfm3", r#""num_hidden_layers": 1, "rms_norm_eps": 1e-3"#).norm.eps, 1e-3);
+        // Gemma 4 has its pattern from a list alone.
+        let layers =
+            r#""num_hidden_layers": 6, "sliding_window": 4, "sliding_window_pattern": 2, "vocab_size_per_layer_input": 8"#;
+        let slides = |draft: Draft| draft.layers.iter().map(|layer| layer.window.is_some()).collect::<Vec<_>>();
+        assert_eq!(slides(of("gemma4_text", layers)), [true, true, true, true, true, false]);
+        assert_eq!(slides(of("embedding_gemma2_text", layers)), [true, false, true, false, true, false]);
+    }
 }

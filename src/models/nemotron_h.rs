@@ -34,6 +34,7 @@ const EXPERTS: ExpertDefaults = ExpertDefaults {
     router: "mixer.gate",
     apart: Some(ExpertNames { gate: "", up: "mixer.experts.{}.up_proj", down: "mixer.experts.{}.down_proj" }),
     stacks: Some(("mixer.experts.up_proj", "mixer.experts.down_proj")),
+    younger: None,
     mlx: ExpertNames { gate: "", up: "mixer.switch_mlp.fc1", down: "mixer.switch_mlp.fc2" },
     parameters: &[[("mixer.experts", "up_proj"), ("mixer.experts", "down_proj")]],
     count: 8,
@@ -77,8 +78,9 @@ const SPELLINGS: [(&str, &str); 5] = [
     ("n_routed_experts", "num_local_experts"),
 ];
 
-/// Layers as a configuration calls them: published ones by a letter.
-const KINDS: [(&str, char); 4] = [("linear_attention", 'M'), ("full_attention", '*'), ("mlp", '-'), ("moe", 'E')];
+/// Layers as a configuration calls them: published ones by a letter, or by the names that transformers 5.0 had.
+const KINDS: [(&str, char); 6] =
+    [("linear_attention", 'M'), ("full_attention", '*'), ("mlp", '-'), ("moe", 'E'), ("mamba", 'M'), ("attention", '*')];
 
 pub fn parse(json: &Json) -> Result<Draft> {
     let mut json = json.clone();
@@ -111,9 +113,7 @@ pub fn parse(json: &Json) -> Result<Draft> {
         };
         *layer = Pattern { mixer, alone, rope: None, ..*layer };
     }
-    if let Some(activation) = json.text("mamba_hidden_act")?.filter(|name| name != "silu") {
-        return Err(json.unsupported("mamba_hidden_act", &format!("expected \"silu\", found {activation:?}")));
-    }
+    base::needs_silu(json, "mamba_hidden_act")?;
     let head_dim = json.size("mamba_head_dim", MAX_WIDTH)?;
     let mut mamba = mamba2::parse(json, (&KEYS, &mamba2::MIXER), (draft.hidden_size, head_dim))?;
     mamba.step_limits = (base::factor(json, "time_step_min", 0.001)?, f32::INFINITY);
@@ -147,6 +147,11 @@ fn kinds(json: &Json) -> Result<Vec<char>> {
     if letters.iter().any(|letter| !KINDS.iter().any(|(_, known)| known == letter)) {
         return Err(json.unsupported("hybrid_override_pattern", "expected letters M, *, - and E"));
     }
+    if !letters.iter().any(|letter| ['M', '*'].contains(letter)) {
+        return Err(
+            json.unsupported("layers_block_type", "expected a layer of Mamba 2 or attention: tokens would not see each other")
+        );
+    }
     if !(1..=MAX_LAYERS).contains(&letters.len()) {
         return Err(json.invalid("layers_block_type", &format!("expected 1 to {MAX_LAYERS} layers, found {}", letters.len())));
     }
@@ -171,7 +176,7 @@ fn add_experts(json: &Json, draft: &mut Draft) -> Result<()> {
     if let Some(size) = json.count("moe_latent_size", MAX_WIDTH)?.filter(|size| *size > 0) {
         let (input, output) =
             (Slot::whole("mixer.fc1_latent_proj", size), Slot::whole("mixer.fc2_latent_proj", draft.hidden_size));
-        experts.latent = Some(LatentConfig { size, input, output });
+        experts.latent = Some(LatentConfig { size, input, output, bias: draft.biases.mlp.into() });
     }
     let size = json.size("moe_shared_expert_intermediate_size", MAX_WIDTH)?;
     experts.shared = Some(SharedExpertConfig {
@@ -190,4 +195,48 @@ fn add_experts(json: &Json, draft: &mut Draft) -> Result<()> {
     });
     draft.experts = Some(experts);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn parsed(more: &Value) -> Result<Draft> {
+        let mut config = json!({
+            "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 8,
+            "vocab_size": 8, "mamba_num_heads": 2, "mamba_head_dim": 4, "n_groups": 1, "n_routed_experts": 4,
+            "moe_intermediate_size": 8, "moe_shared_expert_intermediate_size": 8,
+        });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        parse(&Json::parse("config.json", &config.to_string())?)
+    }
+
+    #[test]
+    fn layers_go_by_letters_or_by_names_old_and_new() {
+        let mixers = |more: &Value| parsed(more).unwrap().layers.iter().map(|layer| layer.mixer).collect::<Vec<_>>();
+        let want = [Mixer::Mamba2, Mixer::None, Mixer::Attention, Mixer::None];
+        for kinds in [["linear_attention", "moe", "full_attention", "mlp"], ["mamba", "moe", "attention", "mlp"]] {
+            assert_eq!(mixers(&json!({ "layers_block_type": kinds })), want);
+            assert_eq!(mixers(&json!({ "layer_types": kinds })), want);
+        }
+        assert_eq!(mixers(&json!({ "hybrid_override_pattern": "ME*-" })), want);
+    }
+
+    #[test]
+    fn layers_that_see_each_token_alone_are_no_model() {
+        for pattern in ["-", "E", "--E"] {
+            let error = parsed(&json!({ "hybrid_override_pattern": pattern })).unwrap_err();
+            assert!(error.message().contains("tokens would not see each other"), "{error}");
+        }
+    }
+
+    #[test]
+    fn projections_around_latent_experts_have_biases_as_mlps_have() {
+        for (has, bias) in [(true, Bias::Stored), (false, Bias::None)] {
+            let draft = parsed(&json!({ "hybrid_override_pattern": "ME", "moe_latent_size": 4, "mlp_bias": has })).unwrap();
+            assert_eq!(draft.experts.unwrap().latent.unwrap().bias, bias);
+        }
+    }
 }

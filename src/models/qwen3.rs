@@ -7,10 +7,16 @@ use crate::load::Json;
 use crate::nn::QkNorm;
 
 pub fn parse(json: &Json) -> Result<Draft> {
-    let mut draft = base::parse(json, &Defaults { kv_heads: Some(32), head_dim: Some(128), ..DEFAULTS })?;
+    let mut draft = with_heads(json, Some(128))?;
+    super::qwen2::windows(json, &mut draft)?;
+    Ok(draft)
+}
+
+/// All but the windows; heads have this width where the configuration says nothing, `None` = what is left for each.
+pub fn with_heads(json: &Json, head_dim: Option<usize>) -> Result<Draft> {
+    let mut draft = base::parse(json, &Defaults { kv_heads: Some(32), head_dim, ..DEFAULTS })?;
     let bias = json.flag("attention_bias", false)?;
     draft.biases = Biases { qkv: bias, o: bias, ..Biases::default() };
     draft.qk_norm = Some(QkNorm::Head);
-    super::qwen2::windows(json, &mut draft)?;
     Ok(draft)
 }

@@ -58,6 +58,9 @@ pub fn parse(json: &Json) -> Result<Draft> {
     for (layer, kind) in draft.layers.iter_mut().zip(types) {
         *layer = Pattern { mixer: if kind == 0 { Mixer::Attention } else { Mixer::DeltaNet }, ..*layer };
     }
+    if draft.layers.iter().any(|layer| layer.mixer == Mixer::DeltaNet) {
+        base::needs_silu(json, "hidden_act")?;
+    }
     draft.delta_net = Some(delta_net(json, draft.hidden_size)?);
     Ok(draft)
 }

@@ -1,6 +1,6 @@
 //! Qwen3 with experts, in all layers but some.
 
-use super::base::{MAX_LAYERS, MAX_WIDTH};
+use super::base::{self, DEFAULTS, MAX_LAYERS, MAX_WIDTH};
 use super::draft::{Alone, Draft};
 use super::experts;
 use super::qwen3;
@@ -9,7 +9,12 @@ use crate::load::Json;
 
 pub fn parse(json: &Json) -> Result<Draft> {
     let json = &json.with_defaults(&[("num_key_value_heads", 4), ("moe_intermediate_size", 768)]);
-    let mut draft = qwen3::parse(json)?;
+    // Unlike the dense one, which has heads of 128 where nothing is said.
+    let mut draft = qwen3::with_heads(json, DEFAULTS.head_dim)?;
+    // All layers slide, or none: no key tells them apart.
+    if json.flag("use_sliding_window", false)? {
+        base::window_everywhere(json, &mut draft, Some(4096))?;
+    }
     let normalised = json.flag("norm_topk_prob", false)?;
     let intermediate_size = json.size("moe_intermediate_size", MAX_WIDTH)?;
     draft.experts = Some(experts::parse(json, &draft, &experts::QWEN, intermediate_size, normalised)?);
@@ -23,4 +28,36 @@ pub fn parse(json: &Json) -> Result<Draft> {
         layer.alone = if is_mixture { Alone::Experts } else { Alone::Mlp };
     }
     Ok(draft)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn parsed(more: &Value) -> Draft {
+        let mut config = json!({
+            "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 8, "vocab_size": 8,
+            "num_hidden_layers": 3, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8,
+        });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        parse(&Json::parse("config.json", &config.to_string()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn heads_without_a_width_share_the_networks() {
+        assert_eq!(parsed(&json!({})).head_dim, 8);
+        assert_eq!(parsed(&json!({ "head_dim": 12 })).head_dim, 12);
+    }
+
+    #[test]
+    fn every_layer_slides_or_none() {
+        let windows = |more| parsed(&more).layers.iter().map(|layer| layer.window).collect::<Vec<_>>();
+        let on = json!({ "use_sliding_window": true, "sliding_window": 16, "max_window_layers": 2 });
+        assert_eq!(windows(on), [Some(16); 3]);
+        assert_eq!(windows(json!({ "use_sliding_window": true })), [Some(4096); 3]);
+        assert_eq!(windows(json!({ "use_sliding_window": true, "sliding_window": null })), [None; 3]);
+        assert_eq!(windows(json!({ "sliding_window": 16 })), [None; 3]);
+    }
 }

@@ -1,5 +1,6 @@
 //! Mixture of experts: a token goes through a few MLPs of many, which a router chooses for it.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use candle_core::{Result, Tensor, bail};
@@ -33,6 +34,8 @@ pub struct ExpertsConfig {
     /// Where all are in two tensors, `(experts, gate and up, inputs)`, or up alone, and `(experts, outputs, inputs)`: their full names. One
     /// of the two is there; of a family that has both, what the checkpoint holds is read.
     pub stacks: Option<(Name, Name)>,
+    /// What transformers 5 has as router and stacks, where that is something else than what it publishes: it may save them so.
+    pub younger: Option<(Name, (Name, Name))>,
     /// Where MLX's converter has all of a projection in one tensor, `(experts, outputs, inputs)`; it is read where it is there.
     pub mlx: Option<ExpertNames>,
     /// The modules and parameters by which transformers has the matrices of all experts, in front and behind; that of transformers 5 first.
@@ -66,6 +69,7 @@ pub struct LatentConfig {
     pub size: usize,
     pub input: Slot,
     pub output: Slot,
+    pub bias: Bias,
 }
 
 /// An expert's tensors; `{}` is its number, where it is not one tensor of all.
@@ -168,6 +172,16 @@ impl ExpertsConfig {
         all.into_iter().for_each(|restored| loader.restore(restored));
     }
 
+    /// The same by the names that the checkpoint has.
+    fn as_stored(&self, has: impl Fn(&str) -> bool) -> Cow<'_, Self> {
+        match self.younger {
+            Some((router, stacks)) if has(stacks.1) => {
+                Cow::Owned(Self { router: Slot::whole(router, self.count), apart: None, stacks: Some(stacks), ..self.clone() })
+            }
+            _ => Cow::Borrowed(self),
+        }
+    }
+
     /// The width of what an expert reads and gives.
     pub fn width(&self) -> usize {
         self.latent.as_ref().map_or(self.hidden_size, |latent| latent.size)
@@ -208,6 +222,8 @@ pub struct Experts {
 
 impl Experts {
     pub(super) fn load(config: &ExpertsConfig, loader: &mut Loader<'_, '_>) -> error::Result<Self> {
+        let stored = config.as_stored(|name| loader.weights.has(&loader.at(name)));
+        let config = stored.as_ref();
         let shared = match &config.shared {
             Some(SharedExpertConfig { dense, gate }) => {
                 let gate = gate.as_ref().map(|gate| loader.linear(&[(gate, Part::Router)], config.hidden_size, Bias::None));
@@ -216,9 +232,9 @@ impl Experts {
             None => None,
         };
         let latent = match &config.latent {
-            Some(LatentConfig { size, input, output }) => Some([
-                loader.linear(&[(input, Part::Other)], config.hidden_size, Bias::None)?,
-                loader.linear(&[(output, Part::Other)], *size, Bias::None)?,
+            Some(LatentConfig { size, input, output, bias }) => Some([
+                loader.linear(&[(input, Part::Other)], config.hidden_size, *bias)?,
+                loader.linear(&[(output, Part::Other)], *size, *bias)?,
             ]),
             None => None,
         };

@@ -59,6 +59,9 @@ const WITH_EXPERTS: [&str; 12] = [
     "qwen3moe",
 ];
 
+/// Architectures of which no layer has an MLP whose width is told by `feed_forward_length`, which files then may lack.
+const ONLY_EXPERTS: [&str; 2] = ["qwen35moe", "qwen3moe"];
+
 /// Architectures of which some layers have no attention: their number of heads of keys is 0.
 const PARTLY_ATTENTION: [&str; 5] = ["granitehybrid", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe"];
 
@@ -281,6 +284,7 @@ impl ConfigFields<'_> {
             Some(width) => *width,
             // What no layer has needs a number all the same.
             None if has_list && !widths.is_empty() => 1,
+            None if ONLY_EXPERTS.contains(&self.prefix) => self.count("feed_forward_length")?.unwrap_or(1),
             None => self.needed("feed_forward_length")?,
         };
         self.set("intermediate_size", width);
@@ -573,6 +577,8 @@ pub fn falcon_h1(fields: &mut ConfigFields<'_>) -> Result<()> {
     mamba2(fields, MAMBA2_KEYS)?;
     let has_norm = fields.has("blk.0.ssm_norm.weight");
     fields.set("mamba_rms_norm", has_norm);
+    let has_bias = fields.has("blk.0.ssm_conv1d.bias");
+    fields.set("mamba_conv_bias", has_bias);
     // llama.cpp's way.
     fields.set("mamba_norm_before_gate", false);
     Ok(())
@@ -590,6 +596,10 @@ pub fn granitehybrid(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.set("mamba_expand", inner / hidden);
     let key = "attention.head_count_kv";
     let heads = fields.counts(key)?.ok_or_else(|| fields.metadata().expected(&fields.key(key), "a number for each layer"))?;
+    if let Some(first) = heads.iter().position(|heads| *heads == 0) {
+        let has_bias = fields.has(&format!("blk.{first}.ssm_conv1d.bias"));
+        fields.set("mamba_conv_bias", has_bias);
+    }
     let kind = |heads: &u32| if *heads == 0 { "mamba" } else { "attention" };
     fields.set("layer_types", heads.iter().map(kind).collect::<Vec<_>>());
     let is_rotated = fields.flag("rope.scaling.finetuned")?.unwrap_or(true);
@@ -797,8 +807,10 @@ pub fn gpt_oss(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.experts()?;
     let width = fields.needed("expert_feed_forward_length")?;
     fields.set("intermediate_size", width);
-    if let Some(scaling) = fields.all.get_mut("rope_scaling").filter(|scaling| scaling.is_object()) {
-        scaling["truncate"] = false.into();
+    match fields.all.get_mut("rope_scaling").filter(|scaling| scaling.is_object()) {
+        Some(scaling) => scaling["truncate"] = false.into(),
+        // Without a word of it the family has a yarn.
+        None => fields.set("rope_parameters", json!({ "rope_type": "default" })),
     }
     Ok(())
 }

@@ -151,11 +151,11 @@ impl Origins<'_> {
     }
 
     fn attention(&mut self, pattern: &Pattern) {
-        let Draft { num_heads, names, biases, qk_norm, norm, .. } = self.draft;
+        let Draft { num_heads, names, biases, qk_norm, norm, output_gate, .. } = self.draft;
         let Sizes { num_kv_heads, head_dim, .. } = self.draft.sizes(pattern);
-        // Head by head a query, then its gate.
-        let with_gate = if matches!(self.draft.output_gate, Some(OutputGate::BesideQueries)) { 2 } else { 1 };
-        let sizes = [with_gate * num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim];
+        // Gates that stand beside the queries are stored with them.
+        let of_queries = if *output_gate == Some(OutputGate::BesideQueries) { 2 } else { 1 };
+        let sizes = [of_queries * num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim];
         let moved = self.architecture.moves_rows.then_some(head_dim);
         let fields = |stored| if stored { &["weight", "bias"][..] } else { &["weight"] };
         let (all, own, of_qkv) = ([names.q, names.k, names.v], ["attn_q", "attn_k", "attn_v"], fields(biases.qkv));
