@@ -48,8 +48,7 @@ fn usual_rope() -> Value {
 }
 
 pub fn parse(json: &Json) -> Result<Draft> {
-    let json = &json.with_defaults(&SIZES);
-    let json = &if rope::parameters(json)?.is_some() { json.clone() } else { json.with("rope_parameters", usual_rope()) };
+    let json = &rope::with_default(&json.with_defaults(&SIZES), usual_rope)?;
     let mut draft = base::parse(json, &Defaults { eps: 1e-5, theta: 150_000.0, ..DEFAULTS })?;
     let bias = json.flag("attention_bias", true)?;
     draft.biases = Biases { qkv: bias, o: bias, ..Biases::default() };

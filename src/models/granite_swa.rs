@@ -11,7 +11,7 @@ use crate::nn::Rope;
 const MAX_BASES: usize = 256;
 
 pub fn parse(json: &Json) -> Result<Draft> {
-    let json = &json.with_defaults(&[("num_key_value_heads", 4), ("sliding_window", 128), ("max_position_embeddings", 8192)]);
+    let json = &json.with_defaults(&[("num_key_value_heads", 4), ("sliding_window", 128)]);
     let tied = json.flag("tie_word_embeddings", true)?;
     let eps = json.positive("rms_norm_eps", 1e-5)?;
     let json = &json.with("tie_word_embeddings", tied.into()).with("rms_norm_eps", eps.into());

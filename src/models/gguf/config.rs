@@ -232,8 +232,10 @@ impl ConfigFields<'_> {
     }
 
     /// Whether queries have a bias, of their own or together with those of keys and values.
-    fn has_query_bias(&self) -> bool {
-        self.has("blk.0.attn_q.bias") || self.has("blk.0.attn_qkv.bias")
+    fn has_query_bias(&self) -> Result<bool> {
+        // Of some the first layers have no attention.
+        let layers = (self.needed("block_count")? as usize).min(MAX_LAYERS);
+        Ok((0..layers).any(|i| ["attn_q", "attn_qkv"].iter().any(|part| self.has(&format!("blk.{i}.{part}.bias")))))
     }
 
     /// The rows of a matrix; 0 if there is none.
@@ -344,7 +346,7 @@ impl ConfigFields<'_> {
         let eps = self.number(layer)?.or(self.number(rms)?);
         let eps = eps.ok_or_else(|| self.metadata().expected(&self.key(rms), "a number"))?;
         ["rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon"].into_iter().for_each(|field| self.set(field, eps));
-        let attention = self.has_query_bias();
+        let attention = self.has_query_bias()?;
         let mlp = self.has("blk.0.ffn_up.bias");
         self.set("attention_bias", attention);
         self.set("mlp_bias", mlp);
@@ -809,7 +811,7 @@ pub fn gpt_oss(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.set("intermediate_size", width);
     match fields.all.get_mut("rope_scaling").filter(|scaling| scaling.is_object()) {
         Some(scaling) => scaling["truncate"] = false.into(),
-        // Without a word of it the family has a yarn.
+        // Where nothing is said, transformers has one.
         None => fields.set("rope_parameters", json!({ "rope_type": "default" })),
     }
     Ok(())
