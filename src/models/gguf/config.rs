@@ -900,7 +900,7 @@ pub fn qwen3moe(fields: &mut ConfigFields<'_>) -> Result<()> {
 
 pub fn ernie(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.whole_heads()?;
-    let bias = fields.has_query_bias();
+    let bias = fields.has_query_bias()?;
     fields.set("use_bias", bias);
     Ok(())
 }
@@ -921,7 +921,7 @@ pub fn stablelm(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.partial_rotary_factor()?;
     let parallel = fields.flag("use_parallel_residual")?.unwrap_or(false);
     fields.set("use_parallel_residual", parallel);
-    let (bias, norm) = (fields.has_query_bias(), fields.has("blk.0.attn_q_norm.weight"));
+    let (bias, norm) = (fields.has_query_bias()?, fields.has("blk.0.attn_q_norm.weight"));
     fields.set("use_qkv_bias", bias);
     fields.set("qk_layernorm", norm);
     Ok(())
