@@ -701,6 +701,10 @@ fn missing_and_damaged_files_are_told_apart() {
     let kind = |path: &Path| Lora::load(&model, path).unwrap_err().kind();
     assert_eq!(kind(Path::new("no/such/directory")), ErrorKind::NotFound);
     assert_eq!(kind(&golden("lora/qwen2_all7/adapter_config.json")), ErrorKind::NotFound);
+    let error = Model::load(golden("adapters/bert_pooler"), &LoadOptions::default(), None).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let says = "bert_pooler: expected a model, found an adapter of \"../../encoders/bert_mean_norm\": load its model";
+    assert!(error.message().contains(says), "{error}");
     let spoiled = Spoiled::new("lora/qwen2_all7");
     let (config, tensors) = ("adapter_config.json", "adapter_model.safetensors");
     for (file, content, expected) in [

@@ -172,6 +172,41 @@ fn settings_that_make_another_score_are_refused_by_name() {
 }
 
 #[test]
+fn a_template_has_the_arguments_that_the_files_name() {
+    let (name, settings) = ("qwen3_scored_template", "sentence_bert_config.json");
+    let notes = json(&golden(&format!("rerankers/{name}/golden.json")));
+    let (documents, query) = (texts(&notes, "documents"), texts(&notes, "queries")[0]);
+    let given = |arguments: Value| {
+        let copy = changed(name, settings, &[("processing_kwargs", serde_json::json!({"chat_template": arguments}))]);
+        let path = copy.path().join("chat_template.jinja");
+        let template = std::fs::read_to_string(&path).unwrap();
+        // The last newline of a template is none of its text.
+        let (before, after) = template.strip_suffix('\n').unwrap().split_once("<|im_start|>assistant").unwrap();
+        let answer = format!("{{% if add_generation_prompt and thinks == [false] %}}<|im_start|>assistant{after}{{% endif %}}");
+        std::fs::write(path, format!("{before}{answer}")).unwrap();
+        copy
+    };
+    let same = given(serde_json::json!({"add_generation_prompt": true, "thinks": [false]}));
+    let scores = |path: &Path| rerank(&load(path), query, &documents, &RerankOptions::default());
+    let want = scores(&golden(&format!("rerankers/{name}")));
+    assert_eq!(scores(same.path()), want);
+    for other in [serde_json::json!({"thinks": [false]}), serde_json::json!({"add_generation_prompt": true})] {
+        assert_ne!(scores(given(other).path()), want);
+    }
+    // What the template puts behind a document is cut with it.
+    let cut = serde_json::json!({"add_generation_prompt": true, "thinks": [false], "restore_suffix": false});
+    let cut = scores(given(cut).path());
+    assert!(cut.iter().zip(&want).any(|(a, b)| a == b) && cut != want, "{cut:?} {want:?}");
+    for (arguments, names) in [
+        (serde_json::json!({"max_length": 20}), "processing_kwargs: chat_template: max_length"),
+        (serde_json::json!({"add_generation_prompt": 1}), "processing_kwargs: chat_template: add_generation_prompt"),
+    ] {
+        let error = Model::load(given(arguments).path(), &LoadOptions::default(), None).err().unwrap();
+        assert!(error.message().contains(names), "{error}");
+    }
+}
+
+#[test]
 fn scores_are_any_function_of_torch_of_the_logits() {
     let logits = changed("bert_new", "config_sentence_transformers.json", &[]);
     let softplus = [("activation_fn", "torch.nn.modules.activation.Softplus".into())];

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::chat::{NAMED_TEMPLATES, named_templates};
 use super::sampling::Sampling;
 use super::{ChatTemplate, Device, DeviceKind, LoadOptions, Tokenizer};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::load::{
     ApartExperts, Checkpoint, Gguf, GgufSource, GgufVocabulary, Json, MAX_JSON, ModelTensors, ModuleConfig, ModulePlace, OnBytes,
     Origin, Quantization, QuantizedCheckpoint, SentenceConfig, Tensors, WHOLE_CLASS, copy_file, read_text, write_safetensors,
@@ -85,8 +85,10 @@ impl Files {
     }
 
     fn of_directory(path: &Path) -> Result<Self> {
+        refuse_adapter(path)?;
         let sentence = SentenceConfig::read(path)?;
         let path = sentence.network.clone();
+        refuse_adapter(&path)?;
         let config_json = read_text(&path.join("config.json"), MAX_JSON)?;
         let raw = Json::parse("config.json", &config_json)?;
         let (family, config) = models::parse(&raw)?;
@@ -388,6 +390,17 @@ const OF_TOKENIZER: [&str; 8] = [
 ];
 
 /// Copies a file that may not exist.
+/// A directory of PEFT holds what changed of a model that lies elsewhere.
+fn refuse_adapter(directory: &Path) -> Result<()> {
+    if directory.join("config.json").exists() {
+        return Ok(());
+    }
+    let Some(adapter) = Json::read_optional(&directory.join("adapter_config.json"))? else { return Ok(()) };
+    let base = adapter.text("base_model_name_or_path")?.map(|base| format!(" of {base:?}")).unwrap_or_default();
+    let message = format!("{}: expected a model, found an adapter{base}: load its model, then the adapter", directory.display());
+    Err(Error::new(ErrorKind::NotFound, message))
+}
+
 fn copy_if_there(from: &Path, to: &Path) -> Result<()> {
     if !from.exists() {
         return Ok(());

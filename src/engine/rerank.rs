@@ -13,7 +13,7 @@ use super::options::{Field, Fields, OptionRange, OptionSlot, builders, limit_fie
 use super::tokenizer::FirstText;
 use super::{Cancel, Chat, ChatTemplate, Model, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Json, MessageContent, PairFormat, Scored, SentenceConfig};
+use crate::load::{Json, MessageContent, PairFormat, Scored, SentenceConfig, TemplateSettings};
 use crate::models::{Classifier, ClassifierLayer, classifier};
 use crate::nn::{Config, SentenceModule, Weights};
 use crate::ops::{self, Pooling, TorchActivation};
@@ -112,6 +112,7 @@ pub(super) struct Reranker {
     scorer: Scorer,
     activation: TorchActivation,
     pairs: PairFormat,
+    settings: TemplateSettings,
     /// Rows of the table of token types, where the tokenizer gives types.
     types: Option<usize>,
     /// Whether the files say so: any causal model could be asked for yes or no.
@@ -226,7 +227,7 @@ impl Reranker {
         };
         let types = config.token_types.filter(|&rows| gives_types && rows > 1);
         let is_declared = reranker.scored != Scored::YesOrNo;
-        Ok(Self { scorer, activation, pairs: reranker.pairs, types, is_declared })
+        Ok(Self { scorer, activation, pairs: reranker.pairs, settings: reranker.template.clone(), types, is_declared })
     }
 }
 
@@ -236,8 +237,7 @@ enum Form<'a> {
     Messages {
         query: &'a str,
         prompt: String,
-        template: &'a ChatTemplate,
-        content: MessageContent,
+        template: PairTemplate<'a>,
         /// What the template puts behind a document.
         suffix: Vec<u32>,
     },
@@ -247,6 +247,38 @@ enum Form<'a> {
         prefix: Vec<u32>,
         suffix: Vec<u32>,
     },
+}
+
+/// A chat template as pairs go through it.
+#[derive(Clone, Copy)]
+struct PairTemplate<'a> {
+    template: &'a ChatTemplate,
+    content: MessageContent,
+    settings: &'a TemplateSettings,
+}
+
+impl PairTemplate<'_> {
+    /// A message of the system, if there is a prompt, one with the query and one with the document.
+    fn render(&self, prompt: &str, query: &str, document: &str, cancel: Option<&Cancel>) -> Result<String> {
+        let message = |(role, text): (&str, &str)| {
+            let content = match self.content {
+                MessageContent::Text => json!(text),
+                MessageContent::Parts => json!([{ "type": "text", "text": text }]),
+            };
+            json!({ "role": role, "content": content })
+        };
+        let system = Some(("system", prompt)).filter(|(_, prompt)| !prompt.is_empty());
+        let messages = system.into_iter().chain([("query", query), ("document", document)]);
+        let mut chat = Chat::from_value(messages.map(message).collect())?;
+        for (name, value) in &self.settings.variables {
+            chat.set_variable_json(name, Some(&value.to_string()))?;
+        }
+        let (template, begins_answer) = (Some(self.template), self.settings.add_generation_prompt);
+        match cancel {
+            Some(cancel) => chat.render_cancellable(template, begins_answer, cancel),
+            None => chat.render(template, begins_answer),
+        }
+    }
 }
 
 /// The options of one call, resolved.
@@ -359,7 +391,7 @@ impl Model {
 
     /// The chat template that pairs go through, and what contents it reads; `None` where they go through none, an error where it has no
     /// place for them.
-    fn pair_template(&self, reranker: &Reranker) -> std::result::Result<Option<(&ChatTemplate, MessageContent)>, String> {
+    fn pair_template<'a>(&'a self, reranker: &'a Reranker) -> std::result::Result<Option<PairTemplate<'a>>, String> {
         let content = match reranker.pairs {
             PairFormat::Texts => return Ok(None),
             PairFormat::Default if self.chat_template().is_err() => return Ok(None),
@@ -373,18 +405,15 @@ impl Model {
             let source = template.source().unwrap_or_default();
             if of_parts.iter().any(|part| source.contains(part)) { MessageContent::Parts } else { MessageContent::Text }
         });
-        let rendered = |query, document| {
-            pair_chat("", query, document, content)
-                .and_then(|chat| render(template, &chat, None))
-                .map_err(|error| error.message().to_string())
-        };
+        let template = PairTemplate { template, content, settings: &reranker.settings };
+        let rendered = |query, document| template.render("", query, document, None).map_err(|error| error.message().to_string());
         let base = rendered("alpha", "bravo")?;
         for (role, varied) in [("query", rendered("charlie", "bravo")?), ("document", rendered("alpha", "foxtrot")?)] {
             if varied == base {
                 return Err(format!("it has no place for the {role}"));
             }
         }
-        Ok(Some((template, content)))
+        Ok(Some(template))
     }
 
     /// The logit of each pair of a batch.
@@ -414,8 +443,8 @@ impl Plan<'_> {
     fn encode(&self, i: usize, document: &str) -> Result<(Vec<u32>, Vec<u32>)> {
         let (mut ids, mut types) = match &self.form {
             Form::Pair(query) => self.tokenizer.encode_pair(query, document, self.max_length, self.cut, self.cancel)?,
-            Form::Messages { query, prompt, template, content, suffix } => {
-                let text = render(template, &pair_chat(prompt, query, document, *content)?, self.cancel)?;
+            Form::Messages { query, prompt, template, suffix } => {
+                let text = template.render(prompt, query, document, self.cancel)?;
                 let mut ids = self.cut(self.tokenizer.encode_cancellable(&text, false, self.cancel)?, self.max_length);
                 if ids.len() == self.max_length {
                     let kept = suffix.len().min(ids.len());
@@ -467,40 +496,22 @@ impl Plan<'_> {
 fn messages<'a>(
     query: &'a str,
     prompt: String,
-    (template, content): (&'a ChatTemplate, MessageContent),
+    template: PairTemplate<'a>,
     tokenizer: &Tokenizer,
     cancel: Option<&Cancel>,
 ) -> Result<Form<'a>> {
+    if !template.settings.keeps_suffix {
+        return Ok(Form::Messages { query, prompt, template, suffix: Vec::new() });
+    }
     // Of two fillers that are written in other tokens, what ends alike is the template's.
     let skeleton = |filler: &str| {
-        let text = render(template, &pair_chat(&prompt, filler, filler, content)?, cancel)?;
+        let text = template.render(&prompt, filler, filler, cancel)?;
         tokenizer.encode_cancellable(&text, false, cancel)
     };
     let (first, second) = (skeleton("0")?, skeleton("1 2 3 4")?);
     let same = first.iter().rev().zip(second.iter().rev()).take_while(|(a, b)| a == b).count();
     let suffix = if same < first.len().min(second.len()) { first[first.len() - same..].to_vec() } else { Vec::new() };
-    Ok(Form::Messages { query, prompt, template, content, suffix })
-}
-
-/// A message of the system, if there is a prompt, one with the query and one with the document.
-fn pair_chat(prompt: &str, query: &str, document: &str, content: MessageContent) -> Result<Chat> {
-    let message = |(role, text): (&str, &str)| {
-        let content = match content {
-            MessageContent::Text => json!(text),
-            MessageContent::Parts => json!([{ "type": "text", "text": text }]),
-        };
-        json!({ "role": role, "content": content })
-    };
-    let system = Some(("system", prompt)).filter(|(_, prompt)| !prompt.is_empty());
-    let messages = system.into_iter().chain([("query", query), ("document", document)]);
-    Chat::from_value(messages.map(message).collect())
-}
-
-fn render(template: &ChatTemplate, chat: &Chat, cancel: Option<&Cancel>) -> Result<String> {
-    match cancel {
-        Some(cancel) => chat.render_cancellable(Some(template), false, cancel),
-        None => chat.render(Some(template), false),
-    }
+    Ok(Form::Messages { query, prompt, template, suffix })
 }
 
 /// Nothing says how the model reads a pair.

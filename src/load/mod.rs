@@ -28,6 +28,6 @@ pub use read_count::{ModelTensors, OnBytes};
 pub use replace::{beside, copy_file, remove_parts, replace, try_directory, write_text};
 pub use rewrite::{Put, Rewrite, Rows, write_rows};
 pub use safetensors::{Checkpoint, Tensors, write_safetensors, write_tensors};
-pub use sentence::{MessageContent, ModuleConfig, ModulePlace, PairFormat, Scored, SentenceConfig, Similarity};
+pub use sentence::{MessageContent, ModuleConfig, ModulePlace, PairFormat, Scored, SentenceConfig, Similarity, TemplateSettings};
 pub use text::{MAX_JSON, open_file, read_text};
 pub use tokenizer_json::parse_tokenizer;

@@ -60,6 +60,40 @@ pub enum MessageContent {
     Parts,
 }
 
+/// What a chat template is given besides the messages.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TemplateSettings {
+    pub add_generation_prompt: bool,
+    pub variables: Vec<(String, Value)>,
+    /// Whether what the template puts behind a document stays when the document is cut.
+    pub keeps_suffix: bool,
+}
+
+impl Default for TemplateSettings {
+    fn default() -> Self {
+        Self { add_generation_prompt: false, variables: Vec::new(), keeps_suffix: true }
+    }
+}
+
+/// Arguments of rendering that are no variable of a template.
+const OF_RENDERING: [&str; 15] = [
+    "chat_template",
+    "common_kwargs",
+    "continue_final_message",
+    "conversation",
+    "documents",
+    "max_length",
+    "padding",
+    "processor_kwargs",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+    "tokenizer_kwargs",
+    "tools",
+    "truncation",
+];
+
 /// What a network does, and how its outputs are called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Task {
@@ -80,6 +114,14 @@ pub struct RerankerConfig {
     /// The full name of a class of torch; `None` = the sigmoid.
     pub activation: Option<String>,
     pub pairs: PairFormat,
+    pub template: TemplateSettings,
+}
+
+impl RerankerConfig {
+    /// What the reference does where nothing else is said.
+    fn new(scored: Scored) -> Self {
+        Self { scored, activation: None, pairs: PairFormat::Default, template: TemplateSettings::default() }
+    }
 }
 
 /// One step from the pooled vector to the final one.
@@ -232,15 +274,15 @@ impl SentenceConfig {
             }
             if generates || architecture.ends_with("ForSequenceClassification") {
                 let scored = if generates { Scored::YesOrNo } else { Scored::Head };
-                config.reranker = Some(RerankerConfig { scored, activation: activation_of(&json)?, pairs: PairFormat::Default });
+                config.reranker = Some(RerankerConfig { activation: activation_of(&json)?, ..RerankerConfig::new(scored) });
             }
             return Ok(config);
         }
         let pooled = config.read_modules(directory, &modules)?;
-        let (task, pairs) = config.read_network_settings()?;
+        let (task, pairs, template) = config.read_network_settings()?;
         config.check_task(pooled, task)?;
         if let Some(reranker) = &mut config.reranker {
-            reranker.pairs = pairs;
+            (reranker.pairs, reranker.template) = (pairs, template);
             reranker.activation = activation_of(&Json::read(&config.network.join("config.json"))?)?;
         }
         if let Some(json) = Json::read_optional(&directory.join("config_sentence_transformers.json"))? {
@@ -326,7 +368,7 @@ impl SentenceConfig {
                 }
                 (Some("LogitScore"), 1, false) => {
                     let scored = logit_score(&folder)?;
-                    self.reranker = Some(RerankerConfig { scored, activation: None, pairs: PairFormat::Default });
+                    self.reranker = Some(RerankerConfig::new(scored));
                     self.pooling = vec![Pooling::Last];
                 }
                 (Some("Dense"), _, true) => self.modules.push(dense(&folder)?),
@@ -350,7 +392,7 @@ impl SentenceConfig {
             (true, false) if task == EMBEDS => Ok(()),
             (false, true) if task == GENERATES => Ok(()),
             (false, false) if task == CLASSIFIES => {
-                self.reranker = Some(RerankerConfig { scored: Scored::Head, activation: None, pairs: PairFormat::Default });
+                self.reranker = Some(RerankerConfig::new(Scored::Head));
                 Ok(())
             }
             (false, false) if task == EMBEDS => Err(Error::format("modules.json: expected a Pooling module, found none")),
@@ -400,15 +442,19 @@ impl SentenceConfig {
         Ok(())
     }
 
-    /// `sentence_bert_config.json`, or its name in early versions. Returns what the network does, and what it reads of pairs.
-    fn read_network_settings(&mut self) -> Result<(Task, PairFormat)> {
+    /// `sentence_bert_config.json`, or its name in early versions. Returns what the network does, what it reads of pairs, and what
+    /// else a template does.
+    fn read_network_settings(&mut self) -> Result<(Task, PairFormat, TemplateSettings)> {
         let mut files = NETWORK_SETTINGS.iter().map(|kind| self.network.join(format!("sentence_{kind}_config.json")));
-        let Some(path) = files.find(|path| path.exists()) else { return Ok((EMBEDS, PairFormat::Default)) };
+        let Some(path) = files.find(|path| path.exists()) else {
+            return Ok((EMBEDS, PairFormat::Default, TemplateSettings::default()));
+        };
         let json = Json::read(&path)?;
-        let arguments = ["model_args", "config_args", "tokenizer_args", "processing_kwargs", "model_kwargs", "processor_kwargs"];
+        let arguments = ["model_args", "config_args", "tokenizer_args", "model_kwargs", "processor_kwargs"];
         let settings = ["max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name"];
         // Padding is no part of a vector here, whether it is removed or not.
-        known_keys(&json, &[&settings[..], &arguments, &["unpad_inputs", "config_kwargs", "tokenizer_kwargs"]].concat())?;
+        let others = ["unpad_inputs", "config_kwargs", "tokenizer_kwargs", "processing_kwargs"];
+        known_keys(&json, &[&settings[..], &arguments, &others].concat())?;
         json.flag("unpad_inputs", false)?;
         for key in arguments.into_iter().chain(["config_kwargs", "tokenizer_kwargs"]) {
             json.object(key)?.map_or(Ok(()), |given| check_arguments(key, &given))?;
@@ -418,6 +464,13 @@ impl SentenceConfig {
             return Err(json.invalid("max_seq_length", "expected at least 1 or null, found 0"));
         }
         self.lower_case = json.flag("do_lower_case", false)?;
+        let template = match json.object("processing_kwargs")? {
+            Some(given) => {
+                known_keys(&given, &["chat_template"])?;
+                given.object("chat_template")?.map(|given| template_settings(&given)).transpose()?.unwrap_or_default()
+            }
+            None => TemplateSettings::default(),
+        };
         let task = json.text("transformer_task")?.unwrap_or_else(|| EMBEDS.task.to_string());
         let Some(task) = TASKS.iter().copied().find(|known| known.task == task) else {
             let known = TASKS.map(|task| task.task).join(", ");
@@ -428,7 +481,9 @@ impl SentenceConfig {
             _ => Ok(()),
         };
         only(&json, "module_output_name", task.output)?;
-        let Some(modality) = json.object("modality_config")? else { return Ok((task, PairFormat::Default)) };
+        let Some(modality) = json.object("modality_config")? else {
+            return Ok((task, PairFormat::Default, template));
+        };
         let scores = task != EMBEDS;
         known_keys(&modality, if scores { &["text", "message"] } else { &["text"] })?;
         let mut pairs = PairFormat::Texts;
@@ -449,7 +504,7 @@ impl SentenceConfig {
                 });
             }
         }
-        Ok((task, pairs))
+        Ok((task, pairs, template))
     }
 
     fn read_model_settings(&mut self, json: &Json) -> Result<()> {
@@ -488,6 +543,21 @@ impl SentenceConfig {
         };
         Ok(())
     }
+}
+
+/// The arguments that a template is rendered with.
+fn template_settings(given: &Json) -> Result<TemplateSettings> {
+    let fields = given.value().as_object().into_iter().flatten();
+    let variables = fields.filter(|(name, _)| !["add_generation_prompt", "restore_suffix"].contains(&name.as_str()));
+    let variables: Vec<_> = variables.map(|(name, value)| (name.clone(), value.clone())).collect();
+    if let Some((name, _)) = variables.iter().find(|(name, _)| OF_RENDERING.contains(&name.as_str())) {
+        return Err(given.unsupported(name, "expected variables of the template, add_generation_prompt and restore_suffix"));
+    }
+    Ok(TemplateSettings {
+        add_generation_prompt: given.flag("add_generation_prompt", false)?,
+        variables,
+        keeps_suffix: given.flag("restore_suffix", true)?,
+    })
 }
 
 /// Whether arguments of loading change no vector.

@@ -80,9 +80,8 @@ impl Tokenizer {
                 with_prefix_space(tokenizer, flag("add_prefix_space", false)?);
             }
             "XLMRobertaTokenizer" | "CamembertTokenizer" => {
-                if as_xlm_roberta(tokenizer, flag("add_prefix_space", true)?)? {
-                    inner.growth = inner.growth.saturating_mul('▁'.len_utf8());
-                }
+                let longer = as_xlm_roberta(tokenizer, flag("add_prefix_space", true)?)?;
+                inner.growth = inner.growth.saturating_mul(longer);
             }
             "LlamaTokenizer" if !is_byte_level(tokenizer) => {
                 as_llama(tokenizer, flag("add_prefix_space", true)?, flag("legacy", false)?)?;
@@ -223,10 +222,10 @@ fn is_byte_level(tokenizer: &tokenizers::Tokenizer) -> bool {
 }
 
 /// Everything around the vocabulary as `XLMRobertaTokenizer` and `CamembertTokenizer` make it: of the normaliser SentencePiece's map
-/// alone is left, white space separates words whatever it is, and a word begins with `▁`. Returns whether the file wrote none in the
-/// place of spaces.
-fn as_xlm_roberta(tokenizer: &mut tokenizers::Tokenizer, add_prefix_space: bool) -> Result<bool> {
-    let ModelWrapper::Unigram(_) = tokenizer.get_model() else { return Ok(false) };
+/// alone is left, white space separates words whatever it is, and a word begins with `▁`. Returns how many times longer texts may get
+/// than the file made them.
+fn as_xlm_roberta(tokenizer: &mut tokenizers::Tokenizer, add_prefix_space: bool) -> Result<usize> {
+    let ModelWrapper::Unigram(_) = tokenizer.get_model() else { return Ok(1) };
     let is_map = |normalizer: &&NormalizerWrapper| matches!(normalizer, NormalizerWrapper::Precompiled(_));
     let map = match tokenizer.get_normalizer() {
         Some(NormalizerWrapper::Sequence(steps)) => steps.as_ref().iter().find(is_map).cloned(),
@@ -241,7 +240,7 @@ fn as_xlm_roberta(tokenizer: &mut tokenizers::Tokenizer, add_prefix_space: bool)
     tokenizer.with_normalizer(map).map_err(bad_normalizer)?;
     tokenizer.with_pre_tokenizer(Some(Cuts::new(vec![WhitespaceSplit.into(), words.clone().into()])));
     tokenizer.with_decoder(Some(words));
-    Ok(!wrote)
+    Ok(if wrote { 1 } else { '▁'.len_utf8() })
 }
 
 /// Whether a text that begins with no space gets one, where bytes are written as characters.
