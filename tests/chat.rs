@@ -397,6 +397,7 @@ fn methods_filters_and_formats_are_those_of_python() {
             "{{ [[2, 'b'], [1, 'c']]|sort(attribute=0) }}{{ [2, 3]|sort(true) }}{{ ['a', 'A']|unique(true)|list }}",
             "[[1, 'c'], [2, 'b']][3, 2]['a', 'A']",
         ),
+        ("{{ [{'a': none}, {'a': none}]|sort(attribute='a')|length }}{{ [{}, {}]|sort(attribute='b')|length }}", "22"),
         ("{{ [{'a': 1}, {}]|groupby('a', 0)|list }}", "[(0, [{}]), (1, [{'a': 1}])]"),
         (
             "{{ 'one two three four'|truncate(9, leeway=0) }}|{{ 'abcdefghij'|truncate(5, true, '..', 0) }}|{{ 'short'|truncate(3) }}|{{ 'one two three'|truncate(length=8, leeway=0) }}",
@@ -418,6 +419,7 @@ fn methods_filters_and_formats_are_those_of_python() {
         ("{{ {} < {} }}", "a map and a map have no order"),
         ("{{ [1, 'a']|sort }}", "have no order"),
         ("{{ [{}, {}]|min }}", "have no order"),
+        ("{{ [{'a': none}, {'a': 1}]|sort(attribute='a') }}", "have no order"),
         ("{{ [{'a': 1}, {}]|groupby('a')|list }}", "have no order"),
         ("{{ (1,) < [1] }}", "have no order"),
         ("{{ 1 in 'abc' }}", "a text is searched for a text"),

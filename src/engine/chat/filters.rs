@@ -125,12 +125,9 @@ fn by_position(names: &'static [&'static str], filter: Value) -> Value {
 
 /// The keys by which items are compared; Python orders none of two kinds.
 fn check_keys(items: &[Value], attribute: Option<&str>, default: &Value) -> Result<(), Error> {
-    let mut keys = items.iter().map(|item| match attribute {
-        Some(attribute) => attribute.split(',').map(|path| at_path(item, path.trim(), default)).collect(),
-        None => vec![item.clone()],
-    });
+    let mut keys = items.iter().map(|item| attribute.map_or_else(|| item.clone(), |path| at_path(item, path, default)));
     let Some(first) = keys.next() else { return Ok(()) };
-    keys.try_for_each(|keys| first.iter().zip(&keys).try_for_each(|(first, key)| operators::check_order(first, key)))
+    keys.try_for_each(|key| operators::check_order(&first, &key))
 }
 
 fn at_path(item: &Value, path: &str, default: &Value) -> Value {
@@ -148,7 +145,16 @@ fn items_of(value: &Value) -> Result<Vec<Value>, Error> {
 
 /// The filter `sort`.
 fn sort_filter(state: &State, value: Value, kwargs: Kwargs) -> Result<Value, Error> {
-    check_keys(&items_of(&value)?, kwargs.peek::<Option<&str>>("attribute")?, &Value::UNDEFINED)?;
+    let items = items_of(&value)?;
+    match kwargs.peek::<Option<&str>>("attribute")? {
+        // Attributes are compared as lists of them, in which equal ones need no order.
+        Some(attribute) => attribute.split(',').try_for_each(|path| {
+            let mut keys = items.iter().map(|item| at_path(item, path.trim(), &Value::UNDEFINED));
+            let Some(first) = keys.next() else { return Ok(()) };
+            keys.filter(|key| *key != first).try_for_each(|key| operators::check_order(&first, &key))
+        })?,
+        None => check_keys(&items, None, &Value::UNDEFINED)?,
+    }
     minijinja::filters::sort(state, value, kwargs)
 }
 
