@@ -373,6 +373,25 @@ fn experts_and_embeddings_are_trained_saved_and_gone_on_with() {
         let same = LoraTrainer::new(&model, &next, &options).unwrap().adapter().unwrap();
         assert_eq!(logits(&[(same, 1.0)]), logits(&[(learnt, 1.0)]), "{base}");
     }
+    // Experts that a configuration has a name alone for, as PEFT had it when each was a module of its own.
+    let model = load(golden("decoders/qwen3_moe"));
+    let ids = TOKENS.map(|id| id % model.vocab_size() as u32);
+    let places = ["layers.0.mlp.experts.1.gate_proj", "layers.1.mlp.gate_proj", "layers.0.mlp.gate"];
+    let config = LoraConfig::default().rank(2).targets(places);
+    let mut trainer = LoraTrainer::new(&model, &config, &TrainOptions::default().learning_rate(0.01)).unwrap();
+    trainer.train_step(&ids, None, &OFFSETS).unwrap();
+    let folder = tempdir().unwrap();
+    trainer.adapter().unwrap().save(folder.path()).unwrap();
+    let file = folder.path().join("adapter_config.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    json["target_modules"] = serde_json::json!(["gate", "gate_proj"]);
+    std::fs::write(&file, json.to_string()).unwrap();
+    let config = LoraConfig::default().initial(Lora::load(&model, folder.path()).unwrap());
+    let mut next = LoraTrainer::new(&model, &config, &TrainOptions::default()).unwrap();
+    assert_eq!(next.adapter().unwrap().parameter_count(), trainer.adapter().unwrap().parameter_count());
+    next.train_step(&ids, None, &OFFSETS).unwrap();
+    next.adapter().unwrap().save(folder.path()).unwrap();
+    assert!(Lora::load(&model, folder.path()).is_ok());
     // PEFT drops nothing of what a parameter reads, and does not load such a configuration.
     let config = LoraConfig::default().dropout(0.1).targets(targets(&["experts.down_proj"]));
     let error = LoraTrainer::new(&load(golden("decoders/qwen3_moe")), &config, &TrainOptions::default()).unwrap_err();

@@ -133,7 +133,11 @@ impl PeftPlan {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn of(network: &Transformer, peft: &Peft, dropout: f32) -> Result<Self> {
-        let mut config = Json::parse(CONFIG, &peft.config_json)?.value().clone();
+        let mut config = Json::parse(CONFIG, &peft.config_json)?;
+        if let Some(places) = places_of_experts(network, peft, &PeftConfig::parse(&config)?) {
+            config = config.with("target_modules", json!(places));
+        }
+        let mut config = config.value().clone();
         config["lora_dropout"] = decimal(dropout);
         let plan = Self::read(network, format!("{config:#}\n"), peft.naming.clone())?;
         let trained: HashSet<&str> = plan.modules.iter().map(|one| one.module.name.as_str()).collect();
@@ -284,6 +288,21 @@ impl PeftPlan {
         }
         Ok(tensors)
     }
+}
+
+/// The paths of all modules of an adapter, where its configuration has a name alone for some that are experts or choose them: trained
+/// are then those that the adapter has.
+fn places_of_experts(network: &Transformer, peft: &Peft, config: &PeftConfig) -> Option<Vec<String>> {
+    let changed: HashSet<&str> = peft.adapter.low_rank.iter().map(|own| own.module.name.as_str()).collect();
+    let of_stack = |one: &TargetedStack| (0..one.stack.linears.len()).map(|i| one.stack.module(i).name).collect::<Vec<_>>();
+    let of_stacks: HashSet<String> = stacks::targeted(config, &peft.naming, network.stacks()).iter().flat_map(of_stack).collect();
+    let is_held = |module: &&Module| changed.contains(module.name.as_str()) && !of_stacks.contains(&module.name);
+    let held: Vec<(&Module, String)> =
+        network.modules().iter().filter(is_held).map(|module| (module, path(module, &peft.naming))).collect();
+    if held.iter().all(|(module, path)| !module.of_experts || config.says_place(path)) {
+        return None;
+    }
+    Some(held.into_iter().map(|(_, path)| path).filter(|path| config.weight_key(path).is_none()).collect())
 }
 
 /// A number as it was written: 0.1 and not 0.10000000149011612; whole ones as PEFT writes them, 16.
