@@ -28,7 +28,7 @@ pub const COMMON: Defaults =
 
 pub fn parse(json: &Json) -> Result<Draft> {
     // Published files have names of their own, which win.
-    let mut json = json.with_defaults(&[("vocab_size", 65_536), ("max_position_embeddings", 128_000)]);
+    let mut json = json.with_defaults(&[("vocab_size", 65_536)]);
     for (own, usual) in [("tie_embedding", "tie_word_embeddings"), ("block_ff_dim", "intermediate_size")] {
         if let Some(value) = json.get(own) {
             json = json.with(usual, value.value().clone());

@@ -14,7 +14,7 @@ const NAMES: TensorNames =
 const DEFAULTS: Defaults = Defaults { names: NAMES, head_dim: Some(128), kv_heads: Some(4), ..lfm2::COMMON };
 
 pub fn parse(json: &Json) -> Result<Draft> {
-    let json = &json.with_defaults(&[("vocab_size", 128_000), ("max_position_embeddings", 128_000)]);
+    let json = &json.with_defaults(&[("vocab_size", 128_000)]);
     let mut draft = base::parse(json, &DEFAULTS)?;
     draft.qk_norm = Some(QkNorm::Head);
     if json.flag("attention_bias", false)? {

@@ -9,6 +9,7 @@ mod classifier;
 mod gguf;
 mod encoder;
 mod experts;
+mod positions;
 mod rope;
 
 mod arcee;
@@ -171,6 +172,8 @@ fn draft(json: &Json) -> Result<(&'static Family, Draft)> {
         let known = architectures().collect::<Vec<_>>().join(", ");
         return Err(json.unsupported("model_type", &format!("expected one of {known}")));
     };
+    let positions = positions::of(family.model_type).map(|positions| ("max_position_embeddings", positions));
+    let json = &json.with_defaults(positions.as_slice());
     let mut draft = (family.parse)(json)?;
     if is_classifier(json)? {
         // It has a head of another task in place of its output matrix.
