@@ -7,7 +7,8 @@ use crate::error::Result;
 use crate::load::Json;
 
 pub fn parse(json: &Json) -> Result<Draft> {
-    let mut draft = gemma::common(json, "hidden_activation", SANDWICH_NORMS)?;
+    let mut draft = gemma::common(json, "hidden_activation", SANDWICH_NORMS, 4)?;
+    gemma::refuse_both_sides(json)?;
     caps_and_windows(json, &mut draft)?;
     Ok(draft)
 }

@@ -21,7 +21,7 @@ const SIZES: [(&str, usize); 8] = [
 
 pub fn parse(json: &Json) -> Result<Draft> {
     let json = &json.with_defaults(&SIZES);
-    let mut draft = gemma::common(json, "hidden_activation", SANDWICH_NORMS)?;
+    let mut draft = gemma::common(json, "hidden_activation", SANDWICH_NORMS, 4)?;
     draft.attn_scale = gemma::query_scale(json)?;
     // transformers does not apply a cap of the scores here even when it is set.
     if json.get("attn_logit_softcapping").is_some() {
