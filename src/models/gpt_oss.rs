@@ -33,12 +33,15 @@ const SIZES: [(&str, usize); 8] = [
 ];
 
 pub fn parse(json: &Json) -> Result<Draft> {
-    let json = &json.with_defaults(&SIZES);
+    let json = &rope::with_default(&json.with_defaults(&SIZES), || {
+        serde_json::json!({
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "truncate": false,
+        })
+    })?;
     let mut draft = base::parse(json, &Defaults { eps: 1e-5, theta: 150_000.0, ..DEFAULTS })?;
-    // The reference's default for all of it is a yarn of one model's sizes.
-    if rope::parameters(json)?.is_none() {
-        return Err(json.invalid("rope_parameters", "expected an object, found nothing"));
-    }
     let bias = json.flag("attention_bias", true)?;
     draft.biases = Biases { qkv: bias, o: bias, ..Biases::default() };
     draft.sinks = Some("self_attn.sinks");

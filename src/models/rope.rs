@@ -16,6 +16,11 @@ pub fn parameters(json: &Json) -> Result<Option<Json>> {
     }
 }
 
+/// The configuration with these settings of its rope where it says none: those of one model, for families with such a default.
+pub fn with_default(json: &Json, default: impl FnOnce() -> serde_json::Value) -> Result<Json> {
+    Ok(if parameters(json)?.is_some() { json.clone() } else { json.with("rope_parameters", default()) })
+}
+
 /// The one rope of a configuration.
 pub fn flat(json: &Json, head_dim: usize, defaults: &Defaults) -> Result<Rope> {
     let parameters = parameters(json)?;
@@ -102,11 +107,13 @@ pub fn one(json: &Json, parameters: Option<&Json>, head_dim: usize, theta: f64, 
     Ok(Rope { theta, dim, pairs: defaults.pairs, scaling, query_growth: None })
 }
 
+/// What settings call their way of stretching.
+pub fn kind(parameters: &Json) -> Result<Option<String>> {
+    parameters.text("rope_type")?.map_or_else(|| parameters.text("type"), |kind| Ok(Some(kind)))
+}
+
 fn scaling(json: &Json, p: &Json, dim: usize) -> Result<Scaling> {
-    let kind = match p.text("rope_type")? {
-        Some(kind) => kind,
-        None => p.text("type")?.unwrap_or_else(|| "default".to_string()),
-    };
+    let kind = kind(p)?.unwrap_or_else(|| "default".to_string());
     let trained = || json.size("max_position_embeddings", MAX_CONTEXT);
     // The top-level key wins, in every family.
     let original = || -> Result<usize> {

@@ -781,8 +781,10 @@ pub fn gpt_oss(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.experts()?;
     let width = fields.needed("expert_feed_forward_length")?;
     fields.set("intermediate_size", width);
-    if let Some(scaling) = fields.all.get_mut("rope_scaling").filter(|scaling| scaling.is_object()) {
-        scaling["truncate"] = false.into();
+    match fields.all.get_mut("rope_scaling").filter(|scaling| scaling.is_object()) {
+        Some(scaling) => scaling["truncate"] = false.into(),
+        // Where nothing is said, transformers has one.
+        None => fields.set("rope_parameters", json!({ "rope_type": "default" })),
     }
     Ok(())
 }
