@@ -164,6 +164,10 @@ fn the_language_model_within_a_multimodal_one_is_loaded() {
     let untied = within_a_multimodal_model("decoders/gemma3_text_old", untied, of_all.0, of_all.1, "vision_tower.");
     refused(&untied, ErrorKind::Format, &["language_model.lm_head.weight"]);
 
+    // Where the outer one says nothing, it is tied as its class says, whatever the inner one does.
+    let untold = configured("decoders/ministral3_nested", "tie_word_embeddings", Value::Null);
+    assert_eq!(logits(&load(untold.path())), logits(&load(golden("decoders/ministral3_nested"))));
+
     refused(&configured("decoders/ministral3_nested", "text_config", Value::Null), ErrorKind::Format, &["text_config"]);
     let text = |key: &str, value: Value| {
         let mut text = common::json(&golden("decoders/ministral3_nested/config.json"))["text_config"].clone();

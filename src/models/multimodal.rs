@@ -39,9 +39,12 @@ pub fn parse(json: &Json) -> Result<Draft> {
     if text.has("text_config") {
         return Err(text.unsupported("text_config", "expected none within another"));
     }
-    // Of the two the outer one decides.
-    if let Some(tied) = json.get("tie_word_embeddings") {
-        text = text.with("tie_word_embeddings", tied.value().clone());
+    // Of the two the outer one decides, and where it is absent the default of the outer class.
+    let model_type = json.text("model_type")?.unwrap_or_default();
+    match json.get("tie_word_embeddings") {
+        Some(tied) => text = text.with("tie_word_embeddings", tied.value().clone()),
+        None if !model_type.starts_with("qwen3_5") => text = text.with("tie_word_embeddings", true.into()),
+        None => {}
     }
     let (_, mut draft) = super::draft(&text)?;
     let is_younger = draft.names.network.prefixes.contains(&MLX_PREFIX);
