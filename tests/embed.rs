@@ -336,6 +336,14 @@ fn an_encoder_embeds_and_does_not_generate() {
     assert!(!load(golden("encoders/qwen2_last_right")).supports(Capability::Generate));
     let both = load(golden("encoders/qwen3_last_left"));
     assert!(both.supports(Capability::Generate) && both.supports(Capability::Embed));
+    // Phi's has a bias, which a model of embeddings is saved without.
+    let folder = common::edited(&golden("families/phi_tied"), &[]);
+    let path = folder.path().join("model.safetensors");
+    let mut tensors = Reference::open(&path).tensors();
+    tensors.remove("lm_head.bias").unwrap();
+    let bare = tensors.into_iter().map(|(name, tensor)| (name.strip_prefix("model.").unwrap().to_string(), tensor));
+    write_tensors(&path, bare.collect());
+    assert!(!load(folder.path()).supports(Capability::Generate));
 }
 
 /// A copy of a reference directory, changed.

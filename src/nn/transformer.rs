@@ -131,10 +131,13 @@ impl Transformer {
             Some((name, size)) => Some(loader.linear(&[(&Slot::whole(name, size), Part::Other)], c.hidden_size, Bias::None)?),
             None => None,
         };
+        let has_head = |loader: &Loader<'_, '_>, name: &str| {
+            (tied || has(loader.weights, name)) && (c.head_bias == Bias::None || loader.weights.has(&format!("{name}.bias")))
+        };
         let head = match c.names.head {
             None => None,
-            // Saved without a head: a model of embeddings.
-            Some(head) if is_bare && !tied && !loader.weights.has(&format!("{}{head}.weight", prefix.head)) => None,
+            // Saved without a head, or without its bias: a model of embeddings.
+            Some(head) if is_bare && !has_head(&loader, &format!("{}{head}", prefix.head)) => None,
             Some(head) => {
                 let shared = tied.then_some(&embed);
                 Some(loader.head((prefix.head, head), c.vocab_size, c.hidden_size, c.head_bias, shared)?)
