@@ -61,7 +61,7 @@ mod tests {
             json!({ "rope_type": "longrope", "short_factor": factors, "long_factor": factors, "rope_theta": 1e4, "factor": 4.0 });
         let config = json!({
             "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 8, "vocab_size": 8,
-            "num_hidden_layers": thetas.len(), "layer_rope_theta": thetas, "rope_parameters": rope,
+            "num_hidden_layers": thetas.len(), "layer_rope_theta": thetas, "rope_parameters": rope, "max_position_embeddings": 8192,
         });
         parse(&Json::parse("config.json", &config.to_string())?)
     }
