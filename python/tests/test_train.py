@@ -131,6 +131,15 @@ class Training(Case):
         all_of_them = mc.Trainer(self.model, {"targets": "all-linear"}).adapter()
         self.assertEqual(all_of_them.config(), mc.Trainer(self.model).adapter().config())
 
+    def test_a_value_of_another_type_is_said_by_its_name(self) -> None:
+        for options, text in (
+            ({"schedule": "cosine"}, "schedule: expected a whole number, found str"),
+            ({"batch_size": 2.5}, "batch_size: expected a whole number, found float"),
+            ({"learning_rate": [1e-3]}, "learning_rate: expected a number, found list"),
+        ):
+            with self.assertRaisesRegex(TypeError, f"^{text}$"):
+                mc.Trainer(self.model, **options)  # type: ignore[arg-type]
+
     def test_betas_are_two(self) -> None:
         with self.assertRaisesRegex(ValueError, "adam_betas: expected 2 numbers, found 1"):
             mc.Trainer(self.model, adam_betas=(0.9,))  # type: ignore[arg-type]
