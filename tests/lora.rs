@@ -482,6 +482,17 @@ fn a_table_that_is_written_along_with_its_rows_is_the_models_own() {
 }
 
 #[test]
+fn a_table_is_known_by_how_its_name_ends() {
+    let (model, lora) = pair("adapters/qwen2_tokens");
+    let want = logits(&model, &[(lora, 1.0)], &IDS);
+    for name in ["embed_tokens", "model.embed_tokens", "tokens", "del.embed_tokens"] {
+        let named =
+            Spoiled::new("adapters/qwen2_tokens").set("trainable_token_indices", serde_json::json!({ name: [9, 60, 61] }));
+        assert_eq!(logits(&model, &[(open(&model, named.write()), 1.0)], &IDS), want, "{name}");
+    }
+}
+
+#[test]
 fn rows_of_a_matrix_on_both_sides_may_be_stored_twice() {
     let (model, lora) = pair("adapters/qwen2_tied_tokens");
     let want = logits(&model, &[(lora, 1.0)], &IDS);

@@ -260,7 +260,8 @@ impl PeftConfig {
     /// The tokens whose rows were trained of a module.
     pub fn tokens(&self, path: &str, module: &Module) -> Option<&[usize]> {
         let is_it = |name: &Option<String>| match name {
-            Some(name) => ends_with_name(path, name),
+            // Within a word, too: "model.embed_tokens" is that of a "language_model".
+            Some(name) => path.ends_with(name.as_str()),
             None => module.role == Role::Embedding,
         };
         self.tokens.iter().find(|(name, _)| is_it(name)).map(|(_, ids)| ids.as_slice())
