@@ -25,7 +25,7 @@ fn adapters() -> Vec<PathBuf> {
         .filter(|path| path.join("adapter_config.json").exists())
         .collect();
     found.sort();
-    assert!(found.len() >= 44, "the reference results are there");
+    assert!(found.len() >= 52, "the reference results are there");
     found
 }
 
@@ -106,15 +106,25 @@ fn logits_equal_those_of_peft_attached_and_merged() {
             let at_once = max_abs(&logits(&model, &adapters, &ids), last);
             let steps = max_abs(&stepwise(&model, &adapters, &ids), &want);
             assert!(at_once <= TOLERANCE && steps <= TOLERANCE, "{name} prompt {prompt}: {at_once}, in steps {steps}");
-            // PEFT changes both sides of a tied matrix when it merges, and this library the one that the adapter is for.
-            let tied = ["qwen2_tied_lm_head", "qwen2_tied_embed", "gemma3_embed", "gemma4_embed"].contains(&name);
-            let want = if tied { want } else { reference.floats(&format!("prompt{prompt}.merged_logits")) };
+            // PEFT changes both sides of a tied matrix when it merges, twice if the adapter is for both, and this library what the adapter
+            // is for.
+            let tied = [
+                "qwen2_tied_lm_head",
+                "qwen2_tied_embed",
+                "qwen2_tied_ensured_embed",
+                "qwen2_tied_ensured_pattern",
+                "qwen2_tied_tokens_apart",
+                "qwen2_tied_tokens_lm_head",
+                "gemma3_embed",
+                "gemma4_embed",
+            ];
+            let want = if tied.contains(&name) { want } else { reference.floats(&format!("prompt{prompt}.merged_logits")) };
             let error = max_abs(&stepwise(&merged, &[], &ids), &want);
             assert!(error <= TOLERANCE, "{name} prompt {prompt}: {error} merged");
         }
         seen += 1;
     }
-    assert!(seen >= 44);
+    assert!(seen >= 52);
 }
 
 #[test]
@@ -382,7 +392,7 @@ fn what_is_saved_is_what_was_loaded() {
             let mut all: Vec<_> =
                 tensors.iter().map(|(name, t)| (name.to_string(), t.shape().to_vec(), t.data().to_vec())).collect();
             // What PEFT writes along with LoRA on an embedding, or beside: the model's own.
-            let is_own = |name: &str| name.contains("base_layer.weight");
+            let is_own = |name: &str| name.contains("base_layer.weight") || name.contains("lm_head.base_layer.bias");
             all.retain(|(name, ..)| !name.contains("pooler") && !is_own(name));
             all.sort();
             all
@@ -448,8 +458,58 @@ fn rows_of_tokens_are_replaced_and_two_adapters_may_not_replace_the_same() {
 
     // One matrix stays one where both sides change alike.
     let (model, lora) = pair("adapters/qwen2_tied_tokens");
+    let head = Spoiled::new("adapters/qwen2_tied_tokens_apart")
+        .set("trainable_token_indices", serde_json::json!({"lm_head": [60, 7]}))
+        .without("embed_tokens");
+    let head = open(&model, head.write());
+    let error = Session::new(&model, 0).unwrap().set_adapters(&[(lora.clone(), 1.0), (head, 1.0)]).unwrap_err();
+    assert!(error.kind() == ErrorKind::InvalidArgument && error.message().contains("the row of token 60 of lm_head"), "{error}");
     let merged = model.merge(&lora, 1.0).unwrap();
     assert_eq!(merged.parameter_count(), model.parameter_count());
+}
+
+#[test]
+fn a_table_that_is_written_along_with_its_rows_is_the_models_own() {
+    let (model, lora) = pair("adapters/qwen2_tokens");
+    let want = logits(&model, &[(lora, 1.0)], &IDS);
+    let bytes = std::fs::read(golden("decoders/qwen2_untied_old/model.safetensors")).unwrap();
+    let table = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let table = table.tensor("model.embed_tokens.weight").unwrap();
+    let mut spoiled = Spoiled::new("adapters/qwen2_tokens");
+    let name = "base_model.model.model.embed_tokens.token_adapter.base_layer.weight".to_string();
+    spoiled.tensors.push((name, table.dtype(), table.shape().to_vec(), table.data().to_vec()));
+    assert_eq!(logits(&model, &[(open(&model, spoiled.write()), 1.0)], &IDS), want);
+}
+
+#[test]
+fn a_table_is_known_by_how_its_name_ends() {
+    let (model, lora) = pair("adapters/qwen2_tokens");
+    let want = logits(&model, &[(lora, 1.0)], &IDS);
+    for name in ["embed_tokens", "model.embed_tokens", "tokens", "del.embed_tokens"] {
+        let named =
+            Spoiled::new("adapters/qwen2_tokens").set("trainable_token_indices", serde_json::json!({ name: [9, 60, 61] }));
+        assert_eq!(logits(&model, &[(open(&model, named.write()), 1.0)], &IDS), want, "{name}");
+    }
+}
+
+#[test]
+fn rows_of_a_matrix_on_both_sides_may_be_stored_twice() {
+    let (model, lora) = pair("adapters/qwen2_tied_tokens");
+    let want = logits(&model, &[(lora, 1.0)], &IDS);
+    let mut twice = Spoiled::new("adapters/qwen2_tied_tokens");
+    let (_, dtype, shape, data) =
+        twice.tensors.iter().find(|(name, ..)| name.contains("trainable_tokens_delta")).unwrap().clone();
+    let name = "base_model.model.lm_head.token_adapter.trainable_tokens_delta".to_string();
+    twice.tensors.push((name, dtype, shape, data));
+    assert_eq!(logits(&model, &[(open(&model, twice.write()), 1.0)], &IDS), want);
+}
+
+#[test]
+fn what_replaces_one_side_of_a_matrix_that_stays_one_may_be_stored_once() {
+    let (model, lora) = pair("adapters/qwen2_tied_ensured_saved");
+    let want = logits(&model, &[(lora, 1.0)], &IDS);
+    let once = Spoiled::new("adapters/qwen2_tied_ensured_saved").without("lm_head.weight");
+    assert_eq!(logits(&model, &[(open(&model, once.write()), 1.0)], &IDS), want);
 }
 
 #[test]
@@ -629,8 +689,13 @@ fn a_spoiled_adapter_is_refused_by_the_name_of_what_is_wrong() {
         (all7().set("bias", json!("all")), Format, "q_proj.bias: bias asks for this tensor"),
         (all7().set("bias", json!("some")), Unsupported, "bias: expected \"none\", \"all\" or \"lora_only\""),
         (Spoiled::new("adapters/qwen2_bias_all").set("bias", json!("none")), Format, "bias: a tensor that bias does not ask for"),
-        (all7().set("fan_in_fan_out", json!(true)), Unsupported, "fan_in_fan_out: expected false"),
-        (all7().set("ensure_weight_tying", json!(true)), Unsupported, "ensure_weight_tying: expected false"),
+        (all7().set("fan_in_fan_out", json!("yes")), Format, "fan_in_fan_out: expected true or false"),
+        (all7().set("ensure_weight_tying", json!(1)), Format, "ensure_weight_tying: expected true or false"),
+        (
+            Spoiled::new("adapters/qwen2_bias_all").add("base_model.model.model.norm.bias", &[64]),
+            Unsupported,
+            "bias: model.norm.bias is not supported: only biases of matrices can be replaced",
+        ),
         (all7().set("use_qalora", json!(true)), Unsupported, "use_qalora: expected none"),
         (all7().set("layer_replication", json!([[0, 1]])), Unsupported, "layer_replication: expected none"),
         (all7().set("target_parameters", json!(["x"])), Format, "target_parameters: \"x\": the model has no such parameter"),
@@ -707,6 +772,12 @@ fn missing_and_damaged_files_are_told_apart() {
     assert!(error.message().contains(says), "{error}");
     let spoiled = Spoiled::new("lora/qwen2_all7");
     let (config, tensors) = ("adapter_config.json", "adapter_model.safetensors");
+    spoiled.write();
+    let in_folder = |file: &str| spoiled.folder.path().join(file);
+    std::fs::rename(in_folder(tensors), in_folder("adapter_model.bin")).unwrap();
+    let error = Lora::load(&model, spoiled.folder.path()).unwrap_err();
+    assert!(error.kind() == ErrorKind::NotFound && error.message().contains("adapter_model.bin, a pickle"), "{error}");
+    std::fs::remove_file(in_folder("adapter_model.bin")).unwrap();
     for (file, content, expected) in [
         (config, None, ErrorKind::NotFound),
         (tensors, None, ErrorKind::NotFound),
@@ -745,11 +816,18 @@ fn the_first_versions_names_and_other_spellings_are_read() {
     let bare = |name: &str| name.replace("base_model.model.", "");
     let headless = |name: &str| name.replace("base_model.model.model.", "base_model.model.");
     let same = |name: &str| name.to_string();
+    // As a model's own state has them.
+    let named = |name: &str| name.replace(".weight", ".default.weight");
     let all7 = || Spoiled::new("lora/qwen2_all7");
     for spoiled in [
         all7().rename(old),
         all7().rename(bare),
         all7().rename(headless),
+        all7().rename(named),
+        // What was trained had no output matrix.
+        all7().rename(headless).set("modules_to_save", serde_json::json!(["lm_head"])),
+        all7().rename(headless).set("target_modules", serde_json::json!(".*proj|lm_head")),
+        all7().set("fan_in_fan_out", serde_json::json!(true)).set("merge_weights", serde_json::json!(true)),
         all7().rename(same).set("target_modules", serde_json::json!("all-linear")),
         all7().set("target_modules", serde_json::json!("ALL-LINEAR")),
         all7().set("target_modules", serde_json::json!(r".*\.(q|k|v|o|gate|up|down)_proj")),

@@ -123,6 +123,33 @@ class Training(Case):
             trainer.train_step(rows, cancel=cancel)
         self.assertLess(trainer.train_step(rows), before)
 
+    def test_targets_are_a_list_or_one_name(self) -> None:
+        for targets, names in (("v_proj", {"v_proj"}), (["v_proj", "o_proj"], {"v_proj", "o_proj"})):
+            lora = mc.Trainer(self.model, {"targets": targets}).adapter()
+            self.assertEqual(set(lora.config()["target_modules"]), names)
+        all_of_them = mc.Trainer(self.model, {"targets": "all-linear"}).adapter()
+        self.assertEqual(all_of_them.config(), mc.Trainer(self.model).adapter().config())
+
+    def test_a_value_of_another_type_is_said_by_its_name(self) -> None:
+        for options, text in (
+            ({"schedule": "cosine"}, "schedule: expected a whole number, found str"),
+            ({"batch_size": 2.5}, "batch_size: expected a whole number, found float"),
+            ({"learning_rate": [1e-3]}, "learning_rate: expected a number, found list"),
+        ):
+            with self.assertRaisesRegex(TypeError, f"^{text}$"):
+                mc.Trainer(self.model, **options)  # type: ignore[arg-type]
+
+    def test_betas_are_two(self) -> None:
+        with self.assertRaisesRegex(ValueError, "adam_betas: expected 2 numbers, found 1"):
+            mc.Trainer(self.model, adam_betas=(0.9,))  # type: ignore[arg-type]
+
+    def test_many_sequences_of_a_step_take_no_square_of_their_number(self) -> None:
+        trainer = mc.Trainer(self.model, {"rank": 1}, total_steps=1)
+        flag = mc.Cancel()
+        flag.trigger()
+        with self.assertRaises(mc.Cancelled):  # as soon as the library has them; the square would take minutes
+            trainer.train_step([[1, 2]] * 100_000, cancel=flag)
+
     def test_a_training_stops_by_an_exception_and_by_a_flag_and_goes_on(self) -> None:
         trainer, cancel = mc.Trainer(self.model, total_steps=4), mc.Cancel()
         with self.assertRaises(ZeroDivisionError):

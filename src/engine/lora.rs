@@ -44,8 +44,9 @@ impl Lora {
     ///
     /// Understood are all projections, the embedding and the output matrix as targets, by names, by a pattern or as `all-linear`; the
     /// matrices of all experts of a layer as `target_parameters`; `rank_pattern`, `alpha_pattern`, `layers_to_transform`,
-    /// `exclude_modules`, rsLoRA, DoRA, trained biases; the embedding and the output matrix as `modules_to_save`, and rows of them by
-    /// `trainable_token_indices`, which replace those of the model whatever the scale is. Also tensors named `layers.{i}.{target}.lora_a`, as the first version of this library wrote them.
+    /// `exclude_modules`, rsLoRA, DoRA, trained biases of matrices; the embedding and the output matrix as `modules_to_save`, and rows of
+    /// them by `trainable_token_indices`, which replace those of the model whatever the scale is; `ensure_weight_tying`. Also tensors named
+    /// `layers.{i}.{target}.lora_a`, as the first version of this library wrote them.
     ///
     /// # Errors
     /// `NotFound`, `Io`; `Format` for a tensor without a place in the model, a target without its tensors, a shape that does not fit;

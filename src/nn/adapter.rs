@@ -103,14 +103,14 @@ pub struct TokenRows {
 }
 
 impl TokenRows {
-    /// Uploads what the network computes with. Of an embedding that is the output matrix too, both have these rows.
+    /// Uploads what the network computes with. `are_shared`: an embedding that is the output matrix too has these rows as that as well.
     ///
     /// # Errors
     /// `ErrorKind::OutOfMemory`, `ErrorKind::Device`.
-    pub fn new(network: &Transformer, module: Module, ids: Vec<u32>, rows: Matrix) -> error::Result<Self> {
+    pub fn new(network: &Transformer, module: Module, ids: Vec<u32>, rows: Matrix, are_shared: bool) -> error::Result<Self> {
         let is_embedding = module.role == Role::Embedding;
         let added = added_rows(network, &module, &ids, &rows)?;
-        let head = if is_embedding && network.is_tied() { network.head_id() } else { None };
+        let head = if is_embedding && are_shared { network.head_id() } else { None };
         let of_head = if is_embedding { head } else { Some(module.linear) };
         let ready = match is_embedding {
             true => Some(network_matrix(&rows, 0..rows.outputs(), network.backend(), network.computed_type())?),
@@ -237,6 +237,17 @@ impl Change {
     pub(super) fn is_shared(&self) -> bool {
         self.deltas.is_none() && self.weight.is_none() && self.tokens.iter().all(|tokens| tokens.are_shared)
     }
+
+    /// Whether all that it is, of the output matrix, are so many lists of added rows.
+    pub(super) fn has_rows_alone(&self, lists: usize) -> bool {
+        let (each, rows) = self.deltas.as_ref().map_or((0, 0), |deltas| (deltas.each().len(), deltas.rows().len()));
+        self.weight.is_none() && each == 0 && rows == lists
+    }
+
+    /// How many lists of rows the embedding has.
+    pub(super) fn lists(&self) -> usize {
+        self.of_tokens.len()
+    }
 }
 
 /// Adapters as the network takes them: the changes of each matrix, by its id.
@@ -259,9 +270,12 @@ impl Adapters {
                 deltas.entry(*id).or_default().0.push(delta.clone());
             }
             for TokenRows { module, ids, ready, added, of_head, .. } in &adapter.tokens {
-                let known = replaced_tokens.entry(module.linear).or_default();
-                if let Some(id) = ids.iter().find(|id| !known.insert(**id)) {
-                    return Err(twice(&format!("the row of token {id} of {}", module.name)));
+                // Of both where they are one.
+                for linear in std::iter::once(module.linear).chain(of_head.filter(|head| *head != module.linear)) {
+                    let known = replaced_tokens.entry(linear).or_default();
+                    if let Some(id) = ids.iter().find(|id| !known.insert(**id)) {
+                        return Err(twice(&format!("the row of token {id} of {}", module.name)));
+                    }
                 }
                 if let Some(head) = of_head {
                     deltas.entry(*head).or_default().1.push(added.clone());

@@ -462,7 +462,9 @@ impl Transformer {
         if let Some(change) = adapters.at(LinearId::EMBEDDING) {
             network.embed = change.merged_embedding(&self.embed, &self.backend)?;
             // What was one stays one, where both change alike.
-            if let Some(head) = network.head.as_mut().filter(|_| self.is_tied() && change.is_shared()) {
+            let as_embedding = |head: &Linear| adapters.at(head.id).is_some_and(|own| own.has_rows_alone(change.lists()));
+            let is_one = |head: &&mut Linear| self.is_tied() && change.is_shared() && as_embedding(head);
+            if let Some(head) = network.head.as_mut().filter(is_one) {
                 head.weight = network.embed.clone();
             }
         }

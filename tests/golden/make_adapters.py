@@ -57,6 +57,14 @@ ADAPTERS = {
     "qwen2_tied_tokens": ("decoders/qwen2_tied", dict(target_modules=["o_proj"], trainable_token_indices=[9, 60, 61]), "rows of a tied matrix, on both sides"),
     "gemma3_tokens": ("decoders/gemma3_text", dict(target_modules=["q_proj"], trainable_token_indices=[5, 44]), "a factor behind the embedding"),
     "nomic_modules": ("encoders/nomic_mean", dict(target_modules=["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"], task_type="FEATURE_EXTRACTION", use_dora=True), "modules of transformers 5 that the checkpoint has other names for; q and v are parts of one of its matrices"),
+    "qwen2_tied_ensured_saved": ("decoders/qwen2_tied", dict(target_modules=["o_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True), "both sides of a tied matrix, which stay one"),
+    "qwen2_tied_ensured_embed": ("decoders/qwen2_tied", dict(target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True), "LoRA on a tied matrix, of both sides"),
+    "qwen2_tied_ensured_pattern": ("decoders/qwen2_tied", dict(target_modules=r".*(lm_head|v_proj)", ensure_weight_tying=True), "the same by a pattern that names the output matrix"),
+    "qwen2_untied_ensured": (QWEN, dict(target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True), "two matrices are not made one"),
+    "qwen2_tied_tokens_both": ("decoders/qwen2_tied", dict(target_modules=["o_proj"], trainable_token_indices={"embed_tokens": [9, 60], "lm_head": [9, 60]}), "rows of a tied matrix by both names, stored once"),
+    "qwen2_tied_tokens_apart": ("decoders/qwen2_tied", dict(target_modules=["o_proj"], trainable_token_indices={"embed_tokens": [9, 60], "lm_head": [60, 7]}), "other rows of each side of a tied matrix"),
+    "qwen2_tied_tokens_lm_head": ("decoders/qwen2_tied", dict(target_modules=["o_proj", "lm_head"], trainable_token_indices={"embed_tokens": [9, 60]}), "rows of a tied matrix, and LoRA on it as the output matrix"),
+    "phi_lm_head": ("families/phi", dict(target_modules=["fc1", "lm_head"]), "an output matrix with a bias, which is written along"),
     "bert_pooler": ("encoders/bert_mean_norm", dict(target_modules=["query", "value", "dense"], task_type="FEATURE_EXTRACTION"), "an encoder; `dense` also means the pooler, which no vector sees"),
 }
 
@@ -120,7 +128,7 @@ def make(name, out):
         double = PeftModel.from_pretrained(load(), folder).double().eval()
         mistakes["f32_vs_f64"] = (double(ids).logits[0] - values["prompt0.logits"]).abs().max().item()
         if name in WITH_GRADIENTS: values |= gradients(load, folder, vocabulary, mistakes, loss := {})
-        if name in ("qwen2_tied_lm_head", "qwen2_tied_embed", "gemma3_embed", "gemma4_embed"): pass  # merging changes the embedding as well, so that merged and attached differ
+        if name in ("qwen2_tied_lm_head", "qwen2_tied_embed", "gemma3_embed", "gemma4_embed", "qwen2_tied_tokens_lm_head", "qwen2_tied_tokens_apart", "qwen2_tied_ensured_embed", "qwen2_tied_ensured_pattern"): pass  # merging changes the embedding as well, so that merged and attached differ
         else: values["prompt0.merged_logits"] = model.merge_and_unload()(ids).logits[0]
         if "prompt0.merged_logits" in values: mistakes["merged_vs_unmerged"] = (values["prompt0.merged_logits"] - values["prompt0.logits"]).abs().max().item()
     save_file({k: v.contiguous() for k, v in values.items()}, os.path.join(folder, "golden.safetensors"))

@@ -79,7 +79,10 @@ Converter = Callable[[str, Any], tuple[Any, ...]]
 
 def _integer(low: int, high: int) -> Converter:
     def convert(label: str, value: Any) -> tuple[int]:
-        number = operator.index(value)
+        try:
+            number = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{label}: expected a whole number, found {type(value).__name__}") from None
         if not low <= number <= high:  # ctypes would take it modulo 2**64
             raise InvalidArgumentError(f"{label}: expected {low} to {high}, found {number}")
         return (number,)
@@ -109,7 +112,8 @@ def _boolean(label: str, value: Any) -> tuple[bool]:
 
 
 def _number(label: str, value: Any) -> tuple[float]:
-    if isinstance(value, (str, bytes)):  # float() would read them
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__") and not hasattr(value, "__index__"):
+        # float() would read texts, and says of others not what they were to be.
         raise TypeError(f"{label}: expected a number, found {type(value).__name__}")
     return (float(value),)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, TypedDict
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, TypedDict, Union
 
 from . import _abi
 from ._abi import Schedule, TrainEvent, Weighting
@@ -70,8 +71,8 @@ class LoraConfig(TypedDict, total=False):
     """What decides the fresh weights and the dropout. Default: 0."""
     initial: Optional[Lora]
     """An adapter to go on with: its rank, alpha and targets are taken, and its weights copied. Default: fresh weights."""
-    targets: Sequence[str]
-    """Which matrices get a change, as PEFT names them. Default: every matrix of the layers."""
+    targets: Union[str, Sequence[str]]
+    """Which matrices get a change, as PEFT names them; a text is one name. Default: every matrix of the layers."""
     json: Optional[str]
     """Options as JSON, by the names that mc_lora_config_set_json() tells; they count more than those beside it."""
 
@@ -130,10 +131,13 @@ class TrainOptions(TypedDict, total=False):
 def train_options(options: Mapping[str, Any], flag: Optional[Cancel]) -> Options:
     values = {"cancel": flag, **known(options, TrainOptions)}
     schedule, warmup, total = values.pop("schedule", None), values.pop("warmup_steps", 0), values.pop("total_steps", 0)
+    betas = tuple(values.pop("adam_betas", None) or (None,))
+    if betas != (None,) and len(betas) != 2:
+        raise ValueError(f"adam_betas: expected 2 numbers, found {len(betas)}")
     together = {
         "schedule": (Schedule.CONSTANT if schedule is None else schedule, warmup, total),
         "checkpoint": (values.pop("checkpoint_dir", None), values.pop("checkpoint_every", 0)),
-        "adam_betas": tuple(values.pop("adam_betas", None) or (None,)),
+        "adam_betas": betas,
     }
     return Options("mc_train_options", values, together).finished()
 
@@ -142,7 +146,7 @@ def lora_config(config: Optional[LoraConfig]) -> Options:
     values = known(config or {}, LoraConfig)
     targets = values.pop("targets", None) or ()
     built = Options("mc_lora_config", values)
-    for module in targets:
+    for module in [targets] if isinstance(targets, str) else targets:
         built.add("target", module)
     return built.finished()
 
@@ -240,7 +244,7 @@ class Trainer(Handle):
 
     def _step(self, name: str, sequences: Sequence[TokenIds], loss_mask: Optional[Sequence[Sequence[bool]]]) -> Callable[[Cancel], float]:
         lengths = [len(sequence) for sequence in sequences]
-        offsets = (ctypes.c_size_t * (len(lengths) + 1))(0, *(sum(lengths[: i + 1]) for i in range(len(lengths))))
+        offsets = (ctypes.c_size_t * (len(lengths) + 1))(0, *itertools.accumulate(lengths))
         tokens = token_array("sequences", [token for sequence in sequences for token in sequence])
         mask = None
         if loss_mask is not None:

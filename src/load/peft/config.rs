@@ -76,10 +76,24 @@ pub(super) struct PeftConfig {
     pub modules_to_save: ModuleNames,
     /// Rows of tables that were trained: how the table's name ends, the embedding's where none is said.
     tokens: Vec<(Option<String>, Vec<usize>)>,
+    tying: EnsuredTying,
 }
 
+/// What `ensure_weight_tying` makes of an embedding and an output matrix that are one, where the adapter names either.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum EnsuredTying {
+    None,
+    /// Both have the low-rank change.
+    Targets,
+    /// What replaces the embedding replaces both.
+    Saved,
+}
+
+/// What PEFT calls an embedding and an output matrix when it looks for one that is to stay tied.
+const TABLES: [&str; 2] = ["embed_tokens", "lm_head"];
+
 /// Keys of the configuration that say how the adapter came to be.
-const HISTORY: [&str; 14] = [
+const HISTORY: [&str; 15] = [
     "auto_mapping",
     "base_model_name_or_path",
     "corda_config",
@@ -89,6 +103,7 @@ const HISTORY: [&str; 14] = [
     "lora_dropout",
     "lora_ga_config",
     "megatron_core",
+    "merge_weights",
     "peft_version",
     "qalora_group_size",
     "revision",
@@ -120,7 +135,8 @@ const READ: [&str; 19] = [
 ];
 
 impl PeftConfig {
-    pub fn parse(json: &Json) -> Result<Self> {
+    /// `is_tied`: whether embedding and output matrix of the network are one.
+    pub fn parse(json: &Json, is_tied: bool) -> Result<Self> {
         if json.text("peft_type")?.as_deref() != Some("LORA") {
             return Err(json.unsupported("peft_type", "expected \"LORA\""));
         }
@@ -130,11 +146,9 @@ impl PeftConfig {
                 return Err(json.unsupported(key, "expected none: this option is not implemented"));
             }
         }
-        for key in ["fan_in_fan_out", "ensure_weight_tying"] {
-            if json.flag(key, false)? {
-                return Err(json.unsupported(key, "expected false"));
-            }
-        }
+        // PEFT takes it back where a module is no `Conv1D`, and no family here has one.
+        json.flag("fan_in_fan_out", false)?;
+        let ensures_tying = json.flag("ensure_weight_tying", false)? && is_tied;
         // The others subtract something from the base model before training, which is then no longer the one at hand.
         let plain = ["gaussian", "eva", "orthogonal"];
         if let Some(init) = json.get("init_lora_weights")
@@ -178,6 +192,12 @@ impl PeftConfig {
             check_pattern(json, "layers_pattern", pattern)?;
             regex(json, "layers_pattern", &format!(r"\A(?:|.*?\.)(?:{pattern})\.(\d+)\."), steps)
         };
+        let modules_to_save = ModuleNames::read(json, "modules_to_save", MAX_PATTERNS)?;
+        let tying = match ensures_tying {
+            true if modules_to_save.name_table() => EnsuredTying::Saved,
+            true if targets.name_table()? => EnsuredTying::Targets,
+            _ => EnsuredTying::None,
+        };
         let config = Self {
             rank: json.size("r", MAX_RANK)?,
             alpha: match json.number("lora_alpha")? {
@@ -202,8 +222,9 @@ impl PeftConfig {
             })?,
             layers,
             layers_pattern: layers_pattern.iter().map(layer_of).collect::<Result<_>>()?,
-            modules_to_save: ModuleNames::read(json, "modules_to_save", MAX_PATTERNS)?,
+            modules_to_save,
             tokens: tokens(json)?,
+            tying,
         };
         if config.lora_bias && config.dora {
             return Err(json.invalid("lora_bias", "expected false with use_dora"));
@@ -221,6 +242,16 @@ impl PeftConfig {
         self.target_parameters.hold(key)
     }
 
+    /// Of a model without an output matrix nothing is tied to the embedding.
+    pub fn untie(&mut self) {
+        self.tying = EnsuredTying::None;
+    }
+
+    /// Whether what replaces the embedding replaces the output matrix, too.
+    pub fn ties_saved(&self) -> bool {
+        self.tying == EnsuredTying::Saved
+    }
+
     /// Whether rows of tables were trained.
     pub fn has_tokens(&self) -> bool {
         !self.tokens.is_empty()
@@ -229,7 +260,8 @@ impl PeftConfig {
     /// The tokens whose rows were trained of a module.
     pub fn tokens(&self, path: &str, module: &Module) -> Option<&[usize]> {
         let is_it = |name: &Option<String>| match name {
-            Some(name) => ends_with_name(path, name),
+            // Within a word, too: "model.embed_tokens" is that of a "language_model".
+            Some(name) => path.ends_with(name.as_str()),
             None => module.role == Role::Embedding,
         };
         self.tokens.iter().find(|(name, _)| is_it(name)).map(|(_, ids)| ids.as_slice())
@@ -242,7 +274,7 @@ impl PeftConfig {
 
     /// Whether a module was trained. Of experts, and of what chooses them, a name may also mean others that are called alike.
     pub fn targets(&self, path: &str, module: &Module) -> Result<bool> {
-        if self.weight_key(path).is_some() {
+        if self.weight_key(path).is_some() || (self.tying == EnsuredTying::Targets && !module.role.is_inner()) {
             return Ok(true);
         }
         if let Some(excluded) = &self.excluded
@@ -314,6 +346,18 @@ impl Targets {
             Self::Linear => Ok(module.role.is_inner() && !module.of_experts),
         }
     }
+
+    /// Whether they name an embedding or an output matrix, as PEFT looks for one that is to stay tied: not by their paths.
+    fn name_table(&self) -> Result<bool> {
+        match self {
+            Self::Names(names) => Ok(names.name_table()),
+            Self::Pattern(pattern) => {
+                let matches = TABLES.iter().map(|table| pattern.is_match(table).map_err(too_hard));
+                Ok(matches.collect::<Result<Vec<_>>>()?.contains(&true))
+            }
+            Self::Linear => Ok(false),
+        }
+    }
 }
 
 impl ModuleNames {
@@ -323,6 +367,11 @@ impl ModuleNames {
             return Err(json.invalid(key, &format!("expected at most {max} names, found {}", names.len())));
         }
         Ok(Self(names))
+    }
+
+    /// Whether one ends with what PEFT calls an embedding or an output matrix.
+    fn name_table(&self) -> bool {
+        self.iter().any(|name| name.rsplit('.').next().is_some_and(|last| TABLES.contains(&last)))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -521,7 +570,7 @@ mod tests {
     fn parsed(key: &str, value: Value) -> Result<PeftConfig> {
         let mut config = json!({ "peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"] });
         config[key] = value;
-        PeftConfig::parse(&Json::parse(CONFIG, &config.to_string())?)
+        PeftConfig::parse(&Json::parse(CONFIG, &config.to_string())?, false)
     }
 
     const PATH: &str = "model.layers.0.self_attn.q_proj";

@@ -28,9 +28,15 @@ use crate::ops::{Backend, Format, Matrix, MatrixBuilder, Use};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
+/// What older versions of PEFT wrote.
+const PICKLE: &str = "adapter_model.bin";
 /// What PEFT puts into the names of a module that it saves whole: of what is trained, and of what was there before.
 const SAVED: &str = ".modules_to_save.";
 const ORIGINAL: &str = ".original_module.";
+/// What it puts into those of a table of which rows are trained: a table within it is the model's own.
+const TOKENS_TABLE: &str = ".token_adapter.base_layer.";
+/// What PEFT calls an adapter that nobody has named. Its parameters have it in a model's own state, which some programs save as it is.
+const UNNAMED: &str = "default";
 /// What PEFT puts in front of every name.
 const PREFIX: &str = "base_model.model.";
 /// In front of the layers of a language model alone, and of one within another, as transformers 5 and 4 have it. Whichever of them was
@@ -74,15 +80,33 @@ impl Peft {
     /// `Unsupported` for an option that is not implemented.
     pub fn read(directory: &Path, network: &Transformer) -> Result<Self> {
         let config_json = read_text(&directory.join(CONFIG), MAX_JSON)?;
-        let config = PeftConfig::parse(&Json::parse(CONFIG, &config_json)?)?;
+        let mut config = PeftConfig::parse(&Json::parse(CONFIG, &config_json)?, network.is_tied())?;
         let mut on_bytes = |_, _| Ok(());
-        let mut checkpoint = Checkpoint::open_file(&directory.join(TENSORS), &mut on_bytes)?;
-        let reader = Reader::new(&config, network, &checkpoint)?;
+        let path = directory.join(TENSORS);
+        if !path.exists() && directory.join(PICKLE).exists() {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "{}: expected {TENSORS}, found {PICKLE}, a pickle of torch, which is not read: save the adapter as safetensors, as \
+                     save_pretrained of a current version does",
+                    directory.display()
+                ),
+            ));
+        }
+        let mut checkpoint = Checkpoint::open_file(&path, &mut on_bytes)?;
+        let native = native::modules(network, &checkpoint.names());
+        let layers = if native.is_some() { native::LAYERS } else { network.config().names.layers() };
+        let modules = native.map_or(Cow::Borrowed(network.modules()), Cow::Owned);
+        let (naming, is_headless) = naming(network, &modules, layers, &checkpoint.names());
+        if is_headless {
+            config.untie();
+        }
+        let reader = Reader::new(&config, network, modules, (naming, is_headless), &checkpoint)?;
         let cpu = Backend::new(&candle_core::Device::Cpu);
         let mut source = Named(&mut checkpoint);
         let mut weights = Weights::new(&mut source, &cpu, Some(Format::F32));
-        let mut adapter = reader.changes(&mut weights)?;
-        let mut parameters = weights.parameters();
+        let (mut adapter, along) = reader.changes(&mut weights)?;
+        let mut parameters = weights.parameters() - along;
         // A vocabulary's matrices are large: they stay as stored.
         let mut weights = Weights::new(&mut source, &cpu, None);
         adapter.weights = reader.weights(&mut weights)?;
@@ -102,7 +126,7 @@ impl Peft {
     /// `Io`, `NotFound`, naming the path.
     pub fn write(&self, directory: &Path) -> Result<()> {
         std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
-        let config = PeftConfig::parse(&Json::parse(CONFIG, &self.config_json)?)?;
+        let config = PeftConfig::parse(&Json::parse(CONFIG, &self.config_json)?, false)?;
         let tensors = tensors_of(&self.adapter, &config, &self.naming)?;
         replace(&[directory.join(TENSORS), directory.join(CONFIG)], |parts| {
             write_safetensors(&parts[0], &tensors, &[TORCH])?;
@@ -256,6 +280,32 @@ const FIELDS: [(&str, Field); 13] = [
     (".bias", |stored| &mut stored.bias),
 ];
 
+/// How the modules of an adapter's tensors are called, where those of layers begin with `layers`, and whether what was trained had no
+/// output matrix.
+fn naming(network: &Transformer, modules: &[Module], layers: &str, tensors: &[&str]) -> (Naming, bool) {
+    let names = &network.config().names;
+    // A model that was trained without its head has no prefix.
+    let is_inner = |rest: &str| rest.starts_with(layers) || rest.starts_with(names.embed);
+    let inner = || tensors.iter().map(|name| name.strip_prefix(PREFIX).unwrap_or(name));
+    let is_seen = |prefix: &str| inner().any(|name| name.strip_prefix(prefix).is_some_and(is_inner));
+    let old = tensors.iter().any(|name| old_name(name).is_some());
+    let (prefix, is_headless) = match names.prefixes.first() {
+        Some(usual) if !old && is_seen("") => {
+            let has_head = names.head.is_some_and(|head| inner().any(|name| name.starts_with(head)));
+            ("", !usual.network.is_empty() && !has_head)
+        }
+        Some(usual) => {
+            let mut known = names.prefixes.iter().map(|prefix| prefix.network).chain(LANGUAGE_MODELS);
+            (known.find(|prefix| is_seen(prefix)).unwrap_or(usual.network), false)
+        }
+        None => ("", false),
+    };
+    let start = |module: &Module| format!("{PREFIX}{}.", path(module, &Naming { prefix: prefix.to_string(), as_stored: true }));
+    let renamed: Vec<String> = modules.iter().filter(|module| renamed(&module.name).is_some()).map(start).collect();
+    let as_stored = tensors.iter().any(|name| renamed.iter().any(|start| name.starts_with(start)));
+    (Naming { prefix: prefix.to_string(), as_stored }, is_headless)
+}
+
 /// An adapter's tensors, sorted by the modules of a network.
 struct Reader<'a> {
     config: &'a PeftConfig,
@@ -265,40 +315,24 @@ struct Reader<'a> {
     stored: Vec<Stored>,
     stacks: Vec<TargetedStack>,
     naming: Naming,
+    /// What was trained had no output matrix: whatever names it means nothing.
+    is_headless: bool,
 }
 
 impl<'a> Reader<'a> {
-    fn new(config: &'a PeftConfig, network: &'a Transformer, checkpoint: &Checkpoint<'_>) -> Result<Self> {
-        let names = &network.config().names;
+    fn new(
+        config: &'a PeftConfig,
+        network: &'a Transformer,
+        modules: Cow<'a, [Module]>,
+        (naming, is_headless): (Naming, bool),
+        checkpoint: &Checkpoint<'_>,
+    ) -> Result<Self> {
         let mut tensors = checkpoint.names();
         tensors.sort_unstable();
-        let native = native::modules(network, &tensors);
-        // A model that was trained without its head has no prefix.
-        let layers = if native.is_some() { native::LAYERS } else { names.layers() };
-        let modules = native.map_or(Cow::Borrowed(network.modules()), Cow::Owned);
-        let is_inner = |rest: &str| rest.starts_with(layers) || rest.starts_with(names.embed);
-        let is_seen = |prefix: &str| {
-            let lies = |name: &&str| name.strip_prefix(PREFIX).unwrap_or(name).strip_prefix(prefix).is_some_and(is_inner);
-            tensors.iter().any(lies)
-        };
-        let old = tensors.iter().any(|name| old_name(name).is_some());
-        let prefix = match names.prefixes.first() {
-            Some(_) if !old && is_seen("") => "",
-            Some(usual) => {
-                let mut known = names.prefixes.iter().map(|prefix| prefix.network).chain(LANGUAGE_MODELS);
-                known.find(|prefix| is_seen(prefix)).unwrap_or(usual.network)
-            }
-            None => "",
-        };
-        let start =
-            |module: &Module| format!("{PREFIX}{}.", path(module, &Naming { prefix: prefix.to_string(), as_stored: true }));
-        let renamed: Vec<String> = modules.iter().filter(|module| renamed(&module.name).is_some()).map(start).collect();
-        let as_stored = tensors.iter().any(|name| renamed.iter().any(|start| name.starts_with(start)));
-        let naming = Naming { prefix: prefix.to_string(), as_stored };
         let stacks = stacks::targeted(config, &naming, network.stacks());
         let stored = vec![Stored::default(); modules.len() + stacks.len()];
         let count = modules.len();
-        let mut reader = Self { config, network, stored, modules, stacks, naming };
+        let mut reader = Self { config, network, stored, modules, stacks, naming, is_headless };
         let mut paths: HashMap<String, usize> = (0..count).map(|i| (reader.path(i), i)).collect();
         paths.extend(reader.stacks.iter().enumerate().map(|(i, stack)| (stack.path.clone(), count + i)));
         let mut ignored = Vec::new();
@@ -314,17 +348,42 @@ impl<'a> Reader<'a> {
         path(&self.modules[module], &self.naming)
     }
 
+    /// Whether a module was not there when the adapter was trained.
+    fn is_absent(&self, module: &Module) -> bool {
+        self.is_headless && module.role == Role::Head
+    }
+
+    /// The tokens whose rows were trained of a module. The same of an embedding and of an output matrix that are one are stored once.
+    fn token_ids(&self, path: &str, module: &Module) -> Option<&'a [usize]> {
+        let ids = self.config.tokens(path, module)?;
+        let is_again = module.role == Role::Head && self.network.is_tied() && self.embedding_ids() == Some(ids);
+        (!is_again).then_some(ids)
+    }
+
+    fn embedding_ids(&self) -> Option<&'a [usize]> {
+        let at = self.modules.iter().position(|module| module.role == Role::Embedding)?;
+        self.config.tokens(&self.path(at), &self.modules[at])
+    }
+
+    /// Whether the rows of a module are those of the output matrix, too: of an embedding that is one with it, unless this has others.
+    fn are_shared(&self, module: &Module) -> bool {
+        let has_own = |i: usize| {
+            let head = &self.modules[i];
+            head.role == Role::Head && self.token_ids(&self.path(i), head).is_some()
+        };
+        module.role == Role::Embedding && !self.is_headless && self.network.is_tied() && !(0..self.modules.len()).any(has_own)
+    }
+
     /// Finds the module of a tensor.
     fn sort(&mut self, name: &str, paths: &HashMap<String, usize>, ignored: &mut Vec<String>) -> Result<()> {
         let no_place = || Error::format(format!("{TENSORS}: {name}: a tensor that the model has no place for"));
         let inner = name.strip_prefix(PREFIX).unwrap_or(name);
-        let inner = inner.strip_suffix(".weight").filter(|rest| rest.ends_with(".lora_magnitude_vector")).unwrap_or(inner);
         // Saved with `save_embedding_layers`, a module stands there as it was before, as it is now, and as it is in the model.
         if inner.contains(ORIGINAL) {
             return Ok(());
         }
-        let saved = inner.replace(SAVED, ".");
-        let (is_saved, inner) = (saved != inner, saved.as_str());
+        let (is_saved, inner) = (inner.contains(SAVED), plain_name(inner));
+        let inner = inner.as_str();
         let field = FIELDS.iter().find_map(|(end, field)| Some((inner.strip_suffix(end)?, field)));
         let (path, field) = field.ok_or_else(no_place)?;
         let found = match old_name(inner) {
@@ -351,11 +410,11 @@ impl<'a> Reader<'a> {
                 ignored.push(path.to_string());
                 return Ok(());
             }
-            // PEFT saves those of norms, too.
-            if self.config.bias == BiasKind::All && name.ends_with(".bias") {
-                let message =
-                    format!("{CONFIG}: bias: \"all\" is not supported with {path}.bias: only biases of matrices change");
-                return Err(Error::unsupported(message));
+            // PEFT means those of norms and convolutions, too.
+            if self.config.bias == BiasKind::All && inner.ends_with(".bias") {
+                return Err(Error::unsupported(format!(
+                    "{CONFIG}: bias: {path}.bias is not supported: only biases of matrices can be replaced"
+                )));
             }
             return Err(no_place());
         };
@@ -380,16 +439,18 @@ impl<'a> Reader<'a> {
         // Not all of what may be many.
         let some_of = |names: &ModuleNames| names.iter().take(20).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
         let mut known = paths.iter().chain(ignored);
+        let mut keys = paths.iter().map(|path| format!("{path}.weight"));
+        let has_parameters = !self.stacks.is_empty() || keys.any(|key| self.config.targets_parameter(&key));
         if let Targets::Names(names) = &self.config.targets
             && !names.is_empty()
             // As PEFT: a list for several architectures may name what this one lacks, as long as it names something.
             && !known.any(|path| names.hold(path))
+            && !has_parameters
         {
             let names = some_of(names);
             return Err(Error::format(format!("{CONFIG}: target_modules: {names}: the model has no such module")));
         }
-        let weights = || paths.iter().map(|path| format!("{path}.weight")).any(|key| self.config.targets_parameter(&key));
-        if !self.config.target_parameters.is_empty() && self.stacks.is_empty() && !weights() {
+        if !self.config.target_parameters.is_empty() && !has_parameters {
             let names = some_of(&self.config.target_parameters);
             return Err(Error::format(format!("{CONFIG}: target_parameters: {names}: the model has no such parameter")));
         }
@@ -399,7 +460,7 @@ impl<'a> Reader<'a> {
             }
             let found = (0..paths.len()).find(|&i| paths[i].ends_with(name));
             match found.filter(|&i| !self.modules[i].role.is_inner()) {
-                Some(i) if self.stored[i].weight.is_some() => {}
+                Some(i) if self.stored[i].weight.is_some() || self.is_absent(&self.modules[i]) => {}
                 Some(i) => return Err(lacks(&format!("{}.weight", paths[i]), "modules_to_save names")),
                 None => {
                     let whole = |module: &&Module| !module.role.is_inner();
@@ -414,10 +475,13 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Reads what is small: low-rank changes and biases.
-    fn changes(&self, weights: &mut Weights<'_>) -> Result<Adapter> {
-        let mut adapter = Adapter::default();
+    /// Reads what is small: low-rank changes and biases; and how many values are the network's own.
+    fn changes(&self, weights: &mut Weights<'_>) -> Result<(Adapter, u64)> {
+        let (mut adapter, mut along) = (Adapter::default(), 0);
         for (i, (module, stored)) in self.modules.iter().zip(&self.stored).enumerate() {
+            if self.is_absent(module) {
+                continue;
+            }
             let path = self.path(i);
             // PEFT may have meant others by the name of experts.
             let is_changed = !module.of_experts || stored.a.is_some() || stored.b.is_some();
@@ -432,18 +496,23 @@ impl<'a> Reader<'a> {
             if targeted {
                 adapter.low_rank.push(self.low_rank(&path, module, stored, weights)?);
             }
-            if let Some(ids) = self.config.tokens(&path, module) {
+            if let Some(ids) = self.token_ids(&path, module) {
                 adapter.tokens.push(self.tokens(&path, module, stored, ids, weights)?);
             }
             if let Some(name) = &stored.bias {
                 let bias = finite(name, weights.values(&[(name.clone(), module.outputs)])?)?;
+                // PEFT writes along what it has changed beside.
+                if is_base_layer(name) && !module.role.is_inner() && self.network.module_bias(module)?.as_ref() == Some(&bias) {
+                    along += bias.len() as u64;
+                    continue;
+                }
                 adapter.biases.push((module.clone(), bias));
             }
         }
         for (stack, stored) in self.stacks.iter().zip(&self.stored[self.modules.len()..]) {
             adapter.low_rank.extend(self.low_ranks(stack, stored, weights)?);
         }
-        Ok(adapter)
+        Ok((adapter, along))
     }
 
     /// Rows of a table.
@@ -465,7 +534,8 @@ impl<'a> Reader<'a> {
         };
         let rows = weights.values(&[(name.clone(), ids.len() * module.inputs)])?;
         let rows = host_matrix(&finite(name, rows)?, module.inputs)?;
-        TokenRows::new(self.network, module.clone(), ids.iter().map(|id| *id as u32).collect(), rows)
+        let ids = ids.iter().map(|id| *id as u32).collect();
+        TokenRows::new(self.network, module.clone(), ids, rows, self.are_shared(module))
     }
 
     /// The changes of all experts' matrices in one parameter.
@@ -495,15 +565,20 @@ impl<'a> Reader<'a> {
     /// Reads matrices that replace the model's.
     fn weights(&self, weights: &mut Weights<'_>) -> Result<Vec<Replaced>> {
         let mut replaced = Vec::new();
+        let ties = self.config.ties_saved();
+        let embedding = self.modules.iter().zip(&self.stored).find(|(module, _)| module.role == Role::Embedding);
+        let of_both = embedding.and_then(|(_, stored)| stored.weight.as_ref()).filter(|_| ties);
         for (module, stored) in self.modules.iter().zip(&self.stored) {
-            let Some(name) = &stored.weight else { continue };
+            // PEFT writes the same values twice, but other programs once.
+            let other = of_both.filter(|_| module.role == Role::Head && !self.is_absent(module));
+            let Some(name) = stored.weight.as_ref().or(other) else { continue };
             let name = name.strip_suffix(".weight").unwrap_or(name);
             let weight = match module.role {
                 Role::Embedding => weights.table(name, module.outputs, module.inputs)?,
                 _ => weights.matrix(&[Slot::whole(name, module.outputs)], module.inputs)?,
             };
             // PEFT writes along what it has changed beside.
-            if name.ends_with(".base_layer") && self.is_own(module, &weight)? {
+            if is_base_layer(name) && self.is_own(module, &weight)? {
                 continue;
             }
             replaced.push(Replaced::new(self.network, module.clone(), weight)?);
@@ -527,18 +602,23 @@ impl<'a> Reader<'a> {
         let config = self.config;
         let whole = !module.role.is_inner();
         let looked_up = targeted && module.role == Role::Embedding && config.weight_key(path).is_none();
-        let (multiplied, tokens) = (targeted && !looked_up, config.tokens(path, module).is_some());
+        let (multiplied, tokens) = (targeted && !looked_up, self.token_ids(path, module).is_some());
         let bias = module.bias && (config.bias == BiasKind::All || (config.bias == BiasKind::Targeted && targeted));
+        // Experts are no modules with a bias in transformers. Of a matrix that is replaced, or was written along, its bias is, too.
+        let is_along = || stored.weight.is_some() || stored.bias.as_deref().is_some_and(is_base_layer);
+        let of_whole = whole && module.bias && is_along();
+        // Of a matrix that is the embedding, too, its rows may be written twice.
+        let is_same_rows = module.role == Role::Head && self.network.is_tied() && self.embedding_ids().is_some();
         // The tensor, whether there must be one, whether there may be one, and the option that says so.
         let rules = [
             (&stored.a, multiplied, multiplied, "lora_A.weight", "target_modules"),
             (&stored.b, multiplied, multiplied, "lora_B.weight", "target_modules"),
             (&stored.embedding_a, looked_up, looked_up, "lora_embedding_A", "target_modules"),
             (&stored.embedding_b, looked_up, looked_up, "lora_embedding_B", "target_modules"),
-            (&stored.tokens, tokens, tokens, "token_adapter.trainable_tokens_delta", "trainable_token_indices"),
+            (&stored.tokens, tokens, tokens || is_same_rows, "token_adapter.trainable_tokens_delta", "trainable_token_indices"),
             (&stored.b_bias, targeted && config.lora_bias, targeted && config.lora_bias, "lora_B.bias", "lora_bias"),
             (&stored.magnitude, targeted && config.dora, targeted && config.dora, "lora_magnitude_vector", "use_dora"),
-            (&stored.bias, bias, bias || (whole && module.bias && stored.weight.is_some()), "bias", "bias"),
+            (&stored.bias, bias && !module.of_experts, bias || of_whole, "bias", "bias"),
             (&stored.weight, false, whole, "weight", "modules_to_save"),
         ];
         for (name, must, may, field, option) in rules {
@@ -614,6 +694,21 @@ fn path(module: &Module, naming: &Naming) -> String {
 
 fn tensor_name(module: &Module, naming: &Naming, field: &str) -> String {
     format!("{PREFIX}{}.{field}", path(module, naming))
+}
+
+/// Whether a tensor is of a module that PEFT has put another one around.
+fn is_base_layer(name: &str) -> bool {
+    ["", ".weight", ".bias"].iter().any(|end| name.strip_suffix(end).is_some_and(|rest| rest.ends_with(".base_layer")))
+}
+
+/// A tensor's name without what PEFT's wrappers put into it.
+fn plain_name(name: &str) -> String {
+    let name = name.replace(SAVED, ".").replace(TOKENS_TABLE, ".base_layer.");
+    let name = name.split('.').filter(|part| *part != UNNAMED).collect::<Vec<_>>().join(".");
+    match name.strip_suffix(".weight") {
+        Some(rest) if rest.ends_with(".lora_magnitude_vector") => rest.to_string(),
+        _ => name,
+    }
 }
 
 /// The layer and target of a name that this library's first version wrote: `layers.{i}.{target}.lora_a`.

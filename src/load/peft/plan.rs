@@ -134,7 +134,7 @@ impl PeftPlan {
     /// As [`read`](Self::read).
     pub fn of(network: &Transformer, peft: &Peft, dropout: f32) -> Result<Self> {
         let mut config = Json::parse(CONFIG, &peft.config_json)?;
-        if let Some(places) = places_of_experts(network, peft, &PeftConfig::parse(&config)?) {
+        if let Some(places) = places_of_experts(network, peft, &PeftConfig::parse(&config, network.is_tied())?) {
             config = config.with("target_modules", json!(places));
         }
         let mut config = config.value().clone();
@@ -164,7 +164,7 @@ impl PeftPlan {
     /// `Unsupported` for what adapters can have and training cannot change; `Format` for a configuration without a module.
     pub fn read(network: &Transformer, config_json: String, naming: Naming) -> Result<Self> {
         let json = Json::parse(CONFIG, &config_json)?;
-        let config = PeftConfig::parse(&json)?;
+        let config = PeftConfig::parse(&json, network.is_tied())?;
         for (key, is_set) in [
             ("use_dora", config.dora),
             ("lora_bias", config.lora_bias),
@@ -273,7 +273,7 @@ impl PeftPlan {
             ]
         };
         let (stacked, plain): (Vec<_>, Vec<_>) = self.modules.iter().partition(|trained| trained.module.stack.is_some());
-        let config = PeftConfig::parse(&Json::parse(CONFIG, &self.config_json)?)?;
+        let config = PeftConfig::parse(&Json::parse(CONFIG, &self.config_json)?, false)?;
         let is_row = |trained: &&TrainedModule| is_looked_up(&trained.module, &config, &self.naming);
         let (looked_up, plain): (Vec<_>, Vec<_>) = plain.into_iter().partition(is_row);
         let mut tensors: Tensors<'a> = plain.into_iter().flat_map(both).collect();
