@@ -408,7 +408,7 @@ fn what_a_file_gets_wrong_is_named() {
             "phi3",
             |f| f.set("phi3.attention.head_count", Value::u32(7)),
             Format,
-            "phi3.attention.head_count: expected heads that divide the rows of queries, keys and values, 128, found u32 7",
+            "phi3.attention.head_count: expected heads that divide the columns of the output, 64, found u32 7",
         ),
         (
             "qwen2_tied",

@@ -638,11 +638,6 @@ fn a_spoiled_adapter_is_refused_by_the_name_of_what_is_wrong() {
         ),
         (embed().set("use_dora", json!(true)), Unsupported, "use_dora: not supported on the embedding (model.embed_tokens)"),
         (
-            Spoiled::new("lora/qwen2_all7").set("bias", json!("all")).add("base_model.model.model.norm.bias", &[64]),
-            Unsupported,
-            "adapter_config.json: bias: \"all\" is not supported with model.norm.bias",
-        ),
-        (
             embed().set("target_modules", json!(["lm_head"])),
             Format,
             "lora_embedding_A: a tensor that target_modules does not ask",

@@ -337,8 +337,8 @@ impl Model {
 
 /// What is known behind the last token.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Known<'a> {
-    Logits(&'a [f32]),
+pub(super) enum KnownLogits<'a> {
+    All(&'a [f32]),
     Best(BestToken),
 }
 
@@ -471,11 +471,11 @@ impl Answer {
 
     /// Chooses the next token from what is known behind `held`, all tokens of the session; `room` is how many more fit. Returns
     /// the event, and whether the session goes on behind this token (an end-of-sequence token is not kept).
-    pub fn choose(&mut self, model: &Model, known: Known<'_>, held: &[u32], room: usize) -> Result<(TokenEvent, bool)> {
+    pub fn choose(&mut self, model: &Model, known: KnownLogits<'_>, held: &[u32], room: usize) -> Result<(TokenEvent, bool)> {
         let binds = !self.waits;
         let (token, logprob) = match known {
-            Known::Best(best) => checked(best)?,
-            Known::Logits(logits) => self.sample(model, logits, held)?,
+            KnownLogits::Best(best) => checked(best)?,
+            KnownLogits::All(logits) => self.sample(model, logits, held)?,
         };
         // A schema allows these tokens only where the text may end.
         let ends = model.is_eos(token) && (self.eos || self.constraint.is_some());

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::evaluated::{Evaluated, Needs, PassPart, pass};
-use super::generate::{Answer, Known};
+use super::generate::{Answer, KnownLogits};
 use super::lora::Attached;
 use super::model::tell;
 use super::sampling::{check_logits, top_logprobs};
@@ -462,8 +462,8 @@ impl Session {
             return Ok(None);
         }
         let known = match self.evaluated.best() {
-            Some(best) => Known::Best(best),
-            None => Known::Logits(self.evaluated.logits().unwrap_or_default()),
+            Some(best) => KnownLogits::Best(best),
+            None => KnownLogits::All(self.evaluated.logits().unwrap_or_default()),
         };
         let (event, goes_on) = match answer.choose(self.model(), known, self.tokens(), room) {
             // While a grammar said which tokens may come.
