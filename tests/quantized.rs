@@ -433,7 +433,9 @@ fn what_is_not_read_is_refused_by_name() {
         config["quantization_config"]["config_groups"]["group_0"]["weights"][key] = value;
         config
     };
-    refused(compressed("symmetric", json!(false)), &["symmetric"]);
+    let mut unpacked = compressed("symmetric", json!(false));
+    unpacked["quantization_config"]["format"] = json!("int-quantized");
+    refused(unpacked, &["symmetric"]);
     for order in [json!("group"), json!("Dynamic"), json!(true), json!(0)] {
         refused(compressed("actorder", order), &["actorder"]);
     }
@@ -441,7 +443,7 @@ fn what_is_not_read_is_refused_by_name() {
     let mut nvfp4 = packed_config(4, Some(32));
     nvfp4["quantization_config"]["format"] = json!("nvfp4-pack-quantized");
     refused(nvfp4, &["format", "nvfp4-pack-quantized"]);
-    refused(json!({"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}), &["mode", "mxfp4"]);
+    refused(json!({"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp6"}}), &["mode", "mxfp6"]);
     refused(json!({"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemv"}}), &["version", "gemv"]);
     refused(gptq_config(3, 32, "gptq"), &["bits"]);
 }

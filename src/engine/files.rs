@@ -214,8 +214,12 @@ impl Files {
         if let Some(tokenizer) = tokenizer {
             write_text(&to.join("tokenizer.json"), &tokenizer.to_json()?)?;
         }
-        for (name, json) in [("tokenizer_config.json", &self.tokenizer_config), ("generation_config.json", &self.generation)] {
-            json.as_ref().map_or(Ok(()), |json| write(to.join(name), json.value()))?;
+        let config = self.tokenizer_config.as_ref().map(Json::value);
+        let config = if self.tokenizer_given { Some(of_whole_tokenizer(config)) } else { config.cloned() };
+        for (name, json) in
+            [("tokenizer_config.json", config.as_ref()), ("generation_config.json", self.generation.as_ref().map(Json::value))]
+        {
+            json.map_or(Ok(()), |json| write(to.join(name), json))?;
         }
         for (name, json) in self.sentence.written(self.config.vector_size()) {
             let path = to.join(name);
