@@ -137,11 +137,11 @@ class Training(Case):
             ({"learning_rate": [1e-3]}, "learning_rate: expected a number, found list"),
         ):
             with self.assertRaisesRegex(TypeError, f"^{text}$"):
-                mc.Trainer(self.model, **options)  # type: ignore[arg-type]
+                mc.Trainer(self.model, **options)
 
     def test_betas_are_two(self) -> None:
         with self.assertRaisesRegex(ValueError, "adam_betas: expected 2 numbers, found 1"):
-            mc.Trainer(self.model, adam_betas=(0.9,))  # type: ignore[arg-type]
+            mc.Trainer(self.model, adam_betas=(0.9,))
 
     def test_many_sequences_of_a_step_take_no_square_of_their_number(self) -> None:
         trainer = mc.Trainer(self.model, {"rank": 1}, total_steps=1)
