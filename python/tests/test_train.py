@@ -141,7 +141,7 @@ class Training(Case):
 
     def test_betas_are_two(self) -> None:
         with self.assertRaisesRegex(ValueError, "adam_betas: expected 2 numbers, found 1"):
-            mc.Trainer(self.model, adam_betas=(0.9,))
+            mc.Trainer(self.model, adam_betas=(0.9,))  # type: ignore[arg-type]
 
     def test_many_sequences_of_a_step_take_no_square_of_their_number(self) -> None:
         trainer = mc.Trainer(self.model, {"rank": 1}, total_steps=1)

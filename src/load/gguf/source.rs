@@ -163,12 +163,12 @@ impl Origin {
     }
 
     /// The rows as what a convolution does to channels of its own.
-    pub fn as_convolution(self) -> Self {
+    pub fn into_convolution(self) -> Self {
         Self { shape: Some(Shape::Convolution), ..self }
     }
 
     /// All values in one dimension.
-    pub fn as_vector(self) -> Self {
+    pub fn into_vector(self) -> Self {
         Self { shape: Some(Shape::Vector), ..self }
     }
 
@@ -721,8 +721,8 @@ mod tests {
             ("mixed", Origin::rows("q", 6..8).then(Origin::whole("f"))),
             ("sum", Origin::rows("v", 0..6).in_pairs(6).plus(-1.0)),
             ("experts", Origin::rows("e", 1..4)),
-            ("taps", Origin::whole("m").as_convolution()),
-            ("flat", Origin::rows("f", 0..2).as_vector()),
+            ("taps", Origin::whole("m").into_convolution()),
+            ("flat", Origin::rows("f", 0..2).into_vector()),
         ];
         source(&model(), &origins, |source| {
             let source = source.unwrap();

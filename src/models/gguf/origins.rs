@@ -207,7 +207,7 @@ impl Origins<'_> {
         {
             self.add(&format!("{name}.weight"), self.whole(stored));
         }
-        self.add(&format!("{}.weight", conv.conv), self.whole("shortconv.conv.weight").as_convolution());
+        self.add(&format!("{}.weight", conv.conv), self.whole("shortconv.conv.weight").into_convolution());
     }
 
     fn mamba2(&mut self, mamba: &Mamba2Config) {
@@ -218,17 +218,17 @@ impl Origins<'_> {
         ];
         for (name, stored, bias) in weights {
             let weight = self.whole(&format!("{stored}.weight"));
-            self.add(&format!("{name}.weight"), if name == mamba.conv { weight.as_convolution() } else { weight });
+            self.add(&format!("{name}.weight"), if name == mamba.conv { weight.into_convolution() } else { weight });
             if bias == Bias::Stored {
                 self.add(&format!("{name}.bias"), self.whole(&format!("{stored}.bias")));
             }
         }
         if let Some(norm) = mamba.norm {
-            self.add(&format!("{}.weight", norm.name), self.whole("ssm_norm.weight").as_vector());
+            self.add(&format!("{}.weight", norm.name), self.whole("ssm_norm.weight").into_vector());
         }
-        self.add(mamba.a_log, self.whole("ssm_a").log_of_negative().as_vector());
-        self.add(mamba.dt_bias, self.whole("ssm_dt.bias").as_vector());
-        self.add(mamba.d, self.whole("ssm_d").as_vector());
+        self.add(mamba.a_log, self.whole("ssm_a").log_of_negative().into_vector());
+        self.add(mamba.dt_bias, self.whole("ssm_dt.bias").into_vector());
+        self.add(mamba.d, self.whole("ssm_d").into_vector());
     }
 
     /// Where there are fewer heads of keys than of values, the converter puts those of values in another order.
@@ -251,9 +251,9 @@ impl Origins<'_> {
             (format!("{}.weight", net.gate.name), moved(whole("attn_gate.weight"), value_dim)),
             (format!("{}.weight", net.beta.name), moved(whole("ssm_beta.weight"), 1)),
             (format!("{}.weight", net.decay.name), moved(whole("ssm_alpha.weight"), 1)),
-            (format!("{}.weight", net.conv), mixed("ssm_conv1d.weight").as_convolution()),
-            (net.a_log.to_string(), moved(whole("ssm_a").log_of_negative(), 1).as_vector()),
-            (net.dt_bias.to_string(), moved(whole("ssm_dt.bias"), 1).as_vector()),
+            (format!("{}.weight", net.conv), mixed("ssm_conv1d.weight").into_convolution()),
+            (net.a_log.to_string(), moved(whole("ssm_a").log_of_negative(), 1).into_vector()),
+            (net.dt_bias.to_string(), moved(whole("ssm_dt.bias"), 1).into_vector()),
             (format!("{}.weight", net.norm), whole("ssm_norm.weight")),
             (format!("{}.weight", net.o.name), if is_moved { o.columns_in_groups(groups, heads, value_dim) } else { o }),
         ];
