@@ -61,7 +61,7 @@ enum Algorithm {
     ByteLevel,
     /// `llama`: BPE of SentencePiece, over characters, with a score a token instead of merges.
     SentencePiece,
-    /// `gemma4`: the same with merges.
+    /// `gemma4`: the same with merges. Also `gpt2`, if `tokenizer.ggml.pre` is one of [`PRE_OF_GEMMA4`].
     Gemma4,
     /// `bert`.
     WordPiece,
@@ -76,6 +76,9 @@ const ALGORITHMS: [(&str, Algorithm); 5] = [
     ("bert", Algorithm::WordPiece),
     ("t5", Algorithm::Unigram),
 ];
+
+/// Names of pre-tokenizers whose texts are not written as bytes, though the converter calls their model `gpt2`.
+const PRE_OF_GEMMA4: [&str; 2] = ["gemma4", "granite-embed-multi-311m"];
 
 /// What a token is there for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -181,6 +184,9 @@ impl<'m> GgufVocabulary<'m> {
             None if json.is_some() => Algorithm::ByteLevel,
             None => return Err(metadata.expected(MODEL, &names(&ALGORITHMS.map(|(name, _)| name)))),
             Some(name) => match ALGORITHMS.iter().find(|(known, _)| *known == name) {
+                Some((_, Algorithm::ByteLevel)) if metadata.text(PRE)?.is_some_and(|pre| PRE_OF_GEMMA4.contains(&pre)) => {
+                    Algorithm::Gemma4
+                }
                 Some((_, algorithm)) => *algorithm,
                 None if json.is_some() => Algorithm::ByteLevel,
                 None => return Err(metadata.unsupported(MODEL, &names(&ALGORITHMS.map(|(name, _)| name)))),

@@ -291,12 +291,15 @@ fn of_equal_wholes_the_longest_left_half_is_merged_first() {
 #[test]
 fn merges_of_characters_keep_to_a_line() {
     let words = ["▁", "a", "b", "\n", "\n\n", "▁a", "▁ab"];
-    let file = pieces(&words, &[]).text("tokenizer.ggml.pre", "default");
-    let file = replaced(&file, "tokenizer.ggml.model", |file| file.text("tokenizer.ggml.model", "gemma4"));
-    let file = file.strings("tokenizer.ggml.merges", &["\n \n", "▁ a", "▁a b"]);
-    let tokenizer = build(&file).unwrap();
-    assert_eq!(tokens_of(&tokenizer, "a ab\n\n\né", true), ["<s>", "a", "▁ab", "\n\n", "\n", "<0xC3>", "<0xA9>"]);
-    assert_eq!(tokenizer.decode(&encode(&tokenizer, " a ab\n\n\né", true), true).unwrap(), " a ab\n\n\né");
+    // The converter calls the same another model where it is not Gemma's.
+    for (model, pre) in [("gemma4", "default"), ("gpt2", "granite-embed-multi-311m"), ("gpt2", "gemma4")] {
+        let file = pieces(&words, &[]).text("tokenizer.ggml.pre", pre);
+        let file = replaced(&file, "tokenizer.ggml.model", |file| file.text("tokenizer.ggml.model", model));
+        let file = file.strings("tokenizer.ggml.merges", &["\n \n", "▁ a", "▁a b"]);
+        let tokenizer = build(&file).unwrap();
+        assert_eq!(tokens_of(&tokenizer, "a ab\n\n\né", true), ["<s>", "a", "▁ab", "\n\n", "\n", "<0xC3>", "<0xA9>"]);
+        assert_eq!(tokenizer.decode(&encode(&tokenizer, " a ab\n\n\né", true), true).unwrap(), " a ab\n\n\né");
+    }
 }
 
 #[test]
