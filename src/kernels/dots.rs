@@ -7,7 +7,7 @@ mod neon;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::simd::Level;
-use super::simd::{LANES, Portable, Simd};
+use super::simd::{LANES, Portable, Simd, array, map};
 
 /// Sixteen lanes of four bytes.
 ///
@@ -58,7 +58,7 @@ pub trait Dots: Copy + 'static {
         wide: bool,
     ) -> [<Self::S as Simd>::I; 2] {
         // SAFETY: passed on from the caller.
-        std::array::from_fn(|row| unsafe { Self::dot(sums[row], weights, x[row].add(4 * STEP), wide) })
+        array(|row| unsafe { Self::dot(sums[row], weights, x[row].add(4 * STEP), wide) })
     }
     /// Runs a kernel as a function of its own, which its callers share.
     unsafe fn call<K: DotsKernel>(kernel: K) -> K::Output;
@@ -183,7 +183,7 @@ impl Dots for Portable {
     }
     #[inline(always)]
     unsafe fn lookup(levels: Self::Levels, codes: [u32; LANES]) -> [u32; LANES] {
-        codes.map(|codes| u32::from_le_bytes(codes.to_le_bytes().map(|code| levels[usize::from(code) % LANES].cast_unsigned())))
+        map(codes, |codes| u32::from_le_bytes(map(codes.to_le_bytes(), |code| levels[usize::from(code) % LANES].cast_unsigned())))
     }
     #[inline(always)]
     unsafe fn call<K: DotsKernel>(kernel: K) -> K::Output {

@@ -8,11 +8,35 @@ pub(super) mod neon;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
 
+use std::mem::MaybeUninit;
+
 use half::{bf16, f16};
 
 #[cfg(target_arch = "aarch64")]
 use neon::Neon;
 pub use portable::Portable;
+
+/// What `make` gives for each place.
+///
+/// `std::array::from_fn` and `map` call functions that the compiler keeps in one of the parts into which it cuts a crate: without LTO each
+/// step of each product would be such a call.
+#[inline(always)]
+pub fn array<T, const N: usize>(mut make: impl FnMut(usize) -> T) -> [T; N] {
+    let mut all = [const { MaybeUninit::uninit() }; N];
+    let mut i = 0;
+    while i < N {
+        all[i] = MaybeUninit::new(make(i));
+        i += 1;
+    }
+    // SAFETY: each of them has been set, and is moved.
+    unsafe { (&raw const all).cast::<[T; N]>().read() }
+}
+
+/// What `change` makes of each value, see [`array`].
+#[inline(always)]
+pub fn map<A: Copy, B, const N: usize>(values: [A; N], mut change: impl FnMut(A) -> B) -> [B; N] {
+    array(|i| change(values[i]))
+}
 
 /// How many lanes a vector has.
 pub const LANES: usize = 16;

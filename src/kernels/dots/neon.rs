@@ -3,10 +3,10 @@
 
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
-use std::array::from_fn;
 
 use super::{Dots, DotsKernel, LANES};
 use crate::kernels::simd::neon::Neon;
+use crate::kernels::simd::{array, map};
 
 /// Whether this processor has the instruction for sums of four products.
 pub fn has_dotprod() -> bool {
@@ -72,16 +72,16 @@ impl Dots for I8mm {
     #[inline(always)]
     unsafe fn join_steps([a, b]: [[uint32x4_t; 4]; 2]) -> [[uint32x4_t; 4]; 2] {
         // SAFETY: see above.
-        unsafe { [from_fn(|i| vzip1q_u32(a[i], b[i])), from_fn(|i| vzip2q_u32(a[i], b[i]))] }
+        unsafe { [array(|i| vzip1q_u32(a[i], b[i])), array(|i| vzip2q_u32(a[i], b[i]))] }
     }
     /// Of each four outputs, first two of both rows, then the others.
     #[inline(always)]
     unsafe fn join_rows([a, b]: [[uint32x4_t; 4]; 2]) -> [[uint32x4_t; 4]; 2] {
         // SAFETY: see above.
         unsafe {
-            let [a, b] = [a, b].map(|row| row.map(|sums| vreinterpretq_u64_u32(sums)));
-            [from_fn(|i| vzip1q_u64(a[i], b[i])), from_fn(|i| vzip2q_u64(a[i], b[i]))]
-                .map(|sums| sums.map(|sums| vreinterpretq_u32_u64(sums)))
+            let [a, b] = map([a, b], |row| map(row, |sums| vreinterpretq_u64_u32(sums)));
+            let joined = [array(|i| vzip1q_u64(a[i], b[i])), array(|i| vzip2q_u64(a[i], b[i]))];
+            map(joined, |sums| map(sums, |sums| vreinterpretq_u32_u64(sums)))
         }
     }
     #[inline(always)]
@@ -93,9 +93,9 @@ impl Dots for I8mm {
     ) -> [[uint32x4_t; 4]; 2] {
         // SAFETY: see above.
         unsafe {
-            let [a, b] = x.map(|x| vld1_u8(x));
+            let [a, b] = map(x, |x| vld1_u8(x));
             let x = vcombine_u8(a, b);
-            sums[STEP] = from_fn(|i| smmla(sums[STEP][i], x, weights[i]));
+            sums[STEP] = array(|i| smmla(sums[STEP][i], x, weights[i]));
         }
         sums
     }
@@ -134,7 +134,7 @@ impl Dots for DotProd {
         // SAFETY: see above.
         unsafe {
             let x = x.cast::<f32>().read_unaligned();
-            from_fn(|i| sdot(sum[i], weights[i], x))
+            array(|i| sdot(sum[i], weights[i], x))
         }
     }
     #[inline(always)]
@@ -182,7 +182,7 @@ impl Dots for Neon {
         // SAFETY: see above.
         unsafe {
             let x = vreinterpretq_s8_u32(vdupq_n_u32(x.cast::<u32>().read_unaligned()));
-            from_fn(|i| {
+            array(|i| {
                 let weights = vreinterpretq_s8_u32(weights[i]);
                 let (low, high) = (vmull_s8(vget_low_s8(weights), vget_low_s8(x)), vmull_high_s8(weights, x));
                 // Sums of two products of -128 and 127 have sixteen bits.
@@ -194,7 +194,7 @@ impl Dots for Neon {
     #[inline(always)]
     unsafe fn add(a: [uint32x4_t; 4], b: [uint32x4_t; 4]) -> [uint32x4_t; 4] {
         // SAFETY: see above.
-        from_fn(|i| unsafe { vaddq_u32(a[i], b[i]) })
+        array(|i| unsafe { vaddq_u32(a[i], b[i]) })
     }
     #[inline(always)]
     unsafe fn levels(levels: &[i8; LANES]) -> uint8x16_t {
@@ -204,7 +204,7 @@ impl Dots for Neon {
     #[inline(always)]
     unsafe fn lookup(levels: uint8x16_t, codes: [uint32x4_t; 4]) -> [uint32x4_t; 4] {
         // SAFETY: see above.
-        codes.map(|codes| unsafe { vreinterpretq_u32_u8(vqtbl1q_u8(levels, vreinterpretq_u8_u32(codes))) })
+        map(codes, |codes| unsafe { vreinterpretq_u32_u8(vqtbl1q_u8(levels, vreinterpretq_u8_u32(codes))) })
     }
     #[inline(always)]
     unsafe fn call<K: DotsKernel>(kernel: K) -> K::Output {

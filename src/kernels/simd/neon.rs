@@ -2,11 +2,10 @@
 
 use std::arch::aarch64::*;
 use std::arch::asm;
-use std::array::from_fn;
 
 use half::{bf16, f16};
 
-use super::{Kernel, LANES, Simd, run_neon};
+use super::{Kernel, LANES, Simd, array, map, run_neon};
 
 const QUARTER: usize = LANES / 4;
 
@@ -32,13 +31,13 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self::V {
         // SAFETY: see above.
-        from_fn(|i| unsafe { vld1q_f32(p.add(i * QUARTER)) })
+        array(|i| unsafe { vld1q_f32(p.add(i * QUARTER)) })
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const f16) -> Self::V {
         // SAFETY: see above.
         unsafe {
-            let [a, b] = [p, p.add(2 * QUARTER)].map(|p| vld1q_u16(p.cast()));
+            let [a, b] = map([p, p.add(2 * QUARTER)], |p| vld1q_u16(p.cast()));
             [widen_f16(a), widen_f16_high(a), widen_f16(b), widen_f16_high(b)]
         }
     }
@@ -46,9 +45,9 @@ impl Simd for Neon {
     unsafe fn load_bf16(p: *const bf16) -> Self::V {
         // SAFETY: see above.
         unsafe {
-            let [a, b] = [p, p.add(2 * QUARTER)].map(|p| vld1q_u16(p.cast()));
+            let [a, b] = map([p, p.add(2 * QUARTER)], |p| vld1q_u16(p.cast()));
             let low = |a| vshll_n_u16::<16>(vget_low_u16(a));
-            [low(a), vshll_high_n_u16::<16>(a), low(b), vshll_high_n_u16::<16>(b)].map(|a| vreinterpretq_f32_u32(a))
+            map([low(a), vshll_high_n_u16::<16>(a), low(b), vshll_high_n_u16::<16>(b)], |a| vreinterpretq_f32_u32(a))
         }
     }
     #[inline(always)]
@@ -58,7 +57,7 @@ impl Simd for Neon {
             let bytes = vld1q_s8(p);
             let [a, b] = [vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)];
             let low = |a| vmovl_s16(vget_low_s16(a));
-            [low(a), vmovl_high_s16(a), low(b), vmovl_high_s16(b)].map(|a| vcvtq_f32_s32(a))
+            map([low(a), vmovl_high_s16(a), low(b), vmovl_high_s16(b)], |a| vcvtq_f32_s32(a))
         }
     }
     #[inline(always)]
@@ -71,12 +70,12 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         // SAFETY: see above.
-        from_fn(|i| unsafe { vfmaq_f32(c[i], a[i], b[i]) })
+        array(|i| unsafe { vfmaq_f32(c[i], a[i], b[i]) })
     }
     #[inline(always)]
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
         // SAFETY: see above.
-        from_fn(|i| unsafe { vmulq_f32(a[i], b[i]) })
+        array(|i| unsafe { vmulq_f32(a[i], b[i]) })
     }
     #[inline(always)]
     unsafe fn splat_u32(x: u32) -> Self::I {
@@ -86,7 +85,7 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn load_u32(p: *const u8) -> Self::I {
         // SAFETY: see above.
-        from_fn(|i| unsafe { vreinterpretq_u32_u8(vld1q_u8(p.add(4 * i * QUARTER))) })
+        array(|i| unsafe { vreinterpretq_u32_u8(vld1q_u8(p.add(4 * i * QUARTER))) })
     }
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> Self::I {
@@ -101,48 +100,48 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I {
         // SAFETY: see above.
-        from_fn(|i| unsafe { vandq_u32(a[i], b[i]) })
+        array(|i| unsafe { vandq_u32(a[i], b[i]) })
     }
     #[inline(always)]
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
         // SAFETY: see above.
-        from_fn(|i| unsafe { vorrq_u32(a[i], b[i]) })
+        array(|i| unsafe { vorrq_u32(a[i], b[i]) })
     }
     #[inline(always)]
     unsafe fn xor(a: Self::I, b: Self::I) -> Self::I {
         // SAFETY: see above.
-        from_fn(|i| unsafe { veorq_u32(a[i], b[i]) })
+        array(|i| unsafe { veorq_u32(a[i], b[i]) })
     }
     #[inline(always)]
     unsafe fn shl(a: Self::I, bits: u32) -> Self::I {
         // SAFETY: see above.
-        unsafe { a.map(|a| vshlq_u32(a, vdupq_n_s32(bits.cast_signed()))) }
+        unsafe { map(a, |a| vshlq_u32(a, vdupq_n_s32(bits.cast_signed()))) }
     }
     #[inline(always)]
     unsafe fn shr(a: Self::I, bits: u32) -> Self::I {
         // SAFETY: see above.
-        unsafe { a.map(|a| vshlq_u32(a, vdupq_n_s32(-bits.cast_signed()))) }
+        unsafe { map(a, |a| vshlq_u32(a, vdupq_n_s32(-bits.cast_signed()))) }
     }
     #[inline(always)]
     unsafe fn sar(a: Self::I, bits: u32) -> Self::I {
         // SAFETY: see above.
-        unsafe { a.map(|a| vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(a), vdupq_n_s32(-bits.cast_signed())))) }
+        unsafe { map(a, |a| vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(a), vdupq_n_s32(-bits.cast_signed())))) }
     }
     #[inline(always)]
     unsafe fn to_f32(a: Self::I) -> Self::V {
         // SAFETY: see above.
-        unsafe { a.map(|a| vcvtq_f32_s32(vreinterpretq_s32_u32(a))) }
+        unsafe { map(a, |a| vcvtq_f32_s32(vreinterpretq_s32_u32(a))) }
     }
     #[inline(always)]
     unsafe fn from_bits(a: Self::I) -> Self::V {
         // SAFETY: see above.
-        unsafe { a.map(|a| vreinterpretq_f32_u32(a)) }
+        unsafe { map(a, |a| vreinterpretq_f32_u32(a)) }
     }
     #[inline(always)]
     unsafe fn table(values: &[f32; LANES]) -> Self::Table {
         debug_assert!(values.iter().all(|x| x.to_bits() & 0xffff == 0), "levels of eight digits");
         // SAFETY: see above.
-        [2, 3].map(|byte| unsafe { vld1q_u8(values.map(|x| x.to_le_bytes()[byte]).as_ptr()) })
+        map([2, 3], |byte| unsafe { vld1q_u8(values.map(|x| x.to_le_bytes()[byte]).as_ptr()) })
     }
     #[inline(always)]
     unsafe fn lookup(table: Self::Table, codes: Self::I, byte: u32) -> Self::V {
@@ -151,8 +150,8 @@ impl Simd for Neon {
         let own = in_rows([ZERO, ZERO, byte, LANES as u32 + byte]);
         // SAFETY: see above.
         unsafe {
-            codes.map(|codes| {
-                let [third, highest] = table.map(|table| vqtbl1q_u8(table, vreinterpretq_u8_u32(codes)));
+            map(codes, |codes| {
+                let [third, highest] = map(table, |table| vqtbl1q_u8(table, vreinterpretq_u8_u32(codes)));
                 vreinterpretq_f32_u8(vqtbl2q_u8(uint8x16x2_t(third, highest), own))
             })
         }
@@ -161,7 +160,7 @@ impl Simd for Neon {
     unsafe fn unsigned(codes: Self::I, byte: u32) -> Self::V {
         let own = in_rows([byte, ZERO, ZERO, ZERO]);
         // SAFETY: see above.
-        unsafe { codes.map(|codes| vcvtq_f32_u32(vreinterpretq_u32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(codes), own)))) }
+        unsafe { map(codes, |codes| vcvtq_f32_u32(vreinterpretq_u32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(codes), own)))) }
     }
     #[inline(always)]
     unsafe fn signed(codes: Self::I, byte: u32, bits: u32) -> Self::V {
@@ -169,7 +168,7 @@ impl Simd for Neon {
         let own = in_rows([ZERO, ZERO, ZERO, byte]);
         // SAFETY: see above.
         unsafe {
-            codes.map(|codes| {
+            map(codes, |codes| {
                 let highest = vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(codes), own));
                 match bits {
                     8 => vcvtq_n_f32_s32::<24>(highest),
@@ -232,7 +231,7 @@ const ZERO: u32 = 0xff;
 /// Where a lookup finds the four bytes of each row, given those of the first.
 #[inline(always)]
 fn in_rows(first: [u32; 4]) -> uint8x16_t {
-    let bytes: [u8; 16] = from_fn(|i| (first[i % 4] as u8).saturating_add(i as u8 / 4 * 4));
+    let bytes: [u8; 16] = array(|i| (first[i % 4] as u8).saturating_add(i as u8 / 4 * 4));
     // SAFETY: an array of sixteen bytes; every AArch64 processor has NEON.
     unsafe { vld1q_u8(bytes.as_ptr()) }
 }

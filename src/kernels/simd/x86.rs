@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Kernel, LANES, Simd};
+use super::{Kernel, LANES, Simd, map};
 
 const HALF: usize = LANES / 2;
 
@@ -183,13 +183,15 @@ impl Simd for Avx2 {
     unsafe fn load_bf16(p: *const bf16) -> Self::V {
         // SAFETY: see above.
         unsafe {
-            [p, p.add(HALF)].map(|p| _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())), 16)))
+            map([p, p.add(HALF)], |p| {
+                _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())), 16))
+            })
         }
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> Self::V {
         // SAFETY: see above.
-        unsafe { [p, p.add(HALF)].map(|p| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())))) }
+        unsafe { map([p, p.add(HALF)], |p| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())))) }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {
@@ -281,7 +283,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn lookup(table: Self::V, codes: Self::I, byte: u32) -> Self::V {
         // SAFETY: see above.
-        unsafe { Self::shr(codes, 8 * byte).map(|codes| lookup(table, codes)) }
+        unsafe { map(Self::shr(codes, 8 * byte), |codes| lookup(table, codes)) }
     }
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
@@ -294,6 +296,6 @@ impl Simd for Avx2 {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn lookup(table: [__m256; 2], index: __m256i) -> __m256 {
-    let [low, high] = table.map(|half| _mm256_permutevar8x32_ps(half, index));
+    let [low, high] = map(table, |half| _mm256_permutevar8x32_ps(half, index));
     _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)))
 }
