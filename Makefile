@@ -23,6 +23,9 @@ PROFILE ?= release
 # Of the library that `make test` lets the hosts' tests use: dev checks more.
 HOST_PROFILE ?= dev
 TEST_FEATURES ?= fault-injection,selftest,hf-hub
+# Of Rust's tests, and the cargo that they are compiled by: .ci/run lets them share with the release what both rest on.
+TEST_PROFILE ?= dev
+TEST_CARGO   ?= $(CARGO)
 # For each format; fuzz/README.md says how to do it in earnest.
 FUZZ_SECONDS ?= 1
 
@@ -52,6 +55,7 @@ REMAP = --remap-path-prefix=$(CARGO_FOLDER)=cargo --remap-path-prefix=$(CURDIR)=
 FLAGS = RUSTFLAGS="$(RUSTFLAGS) $(if $(findstring $(REMAP),$(RUSTFLAGS)),,$(REMAP))" \
 	HOST_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo" TARGET_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo"
 REMAPPED = $(if $(filter release,$(PROFILE)),$(FLAGS))
+TEST_REMAPPED = $(if $(filter release,$(TEST_PROFILE)),$(FLAGS))
 
 .PHONY: all library demo demo-real examples test selftest docs check-docs check-gpu check-package soak bench install dist wheel uninstall lint clean
 
@@ -94,9 +98,10 @@ demo-real: examples
 
 test: PROFILE = dev
 test:
-	$(CARGO) test --no-fail-fast --features $(TEST_FEATURES)
-	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
-	@if [ "$$(uname -s)" = Linux ]; then QUICK=1 TEST_FEATURES=$(TEST_FEATURES) fuzz/run $(FUZZ_SECONDS); \
+	$(TEST_REMAPPED) $(TEST_CARGO) test --no-fail-fast --profile $(TEST_PROFILE) --features $(TEST_FEATURES)
+	$(TEST_REMAPPED) $(TEST_CARGO) run --profile $(TEST_PROFILE) --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
+	@if [ "$$(uname -s)" = Linux ]; then \
+		$(TEST_REMAPPED) CARGO="$(TEST_CARGO)" PROFILE=$(TEST_PROFILE) QUICK=1 TEST_FEATURES=$(TEST_FEATURES) fuzz/run $(FUZZ_SECONDS); \
 		else echo "skip: fuzzing: the system is not Linux"; fi
 	$(MAKE) PROFILE=$(HOST_PROFILE) examples
 	$(MAKE) PROFILE=$(HOST_PROFILE) $(TOGETHER) test-c test-python test-swift test-go test-zig

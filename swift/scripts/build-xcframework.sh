@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds the XCFramework of the Swift package: swift/scripts/build-xcframework.sh [build/MetalCandle.xcframework]
 #
-# On a Mac with Xcode and rustup. On Linux, where it is tested, with the sources of Rust's standard library and
-# RUSTC_BOOTSTRAP=1: a static library needs no linker of Apple's.
+# On a Mac with Xcode and rustup. On Linux, where it is tested, with rustup: a static library needs no linker of Apple's.
 #
 #   TARGETS           Rust targets; all without it
 #   LTO               fat; off takes half the time, for an XCFramework that is tried and not shipped
 #   CARGO_TARGET_DIR  target
+#   ASSEMBLE          assemble-xcframework.sh; true leaves it at the libraries
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -17,7 +17,6 @@ export MACOSX_DEPLOYMENT_TARGET=15.0 IPHONEOS_DEPLOYMENT_TARGET=18.0
 options=(--release --locked --lib --features reserve --crate-type staticlib --config "profile.release.lto=\"${LTO:=fat}\"")
 # All crates in one object: what nothing calls is not in it.
 [ "$LTO" != fat ] || options+=(--config profile.release.codegen-units=1)
-[ "$(uname -s)" = Darwin ] || options+=(-Zbuild-std=std,panic_unwind)
 
 archives=()
 for target in ${TARGETS:-aarch64-apple-darwin x86_64-apple-darwin aarch64-apple-ios aarch64-apple-ios-sim x86_64-apple-ios}; do
@@ -29,4 +28,4 @@ for target in ${TARGETS:-aarch64-apple-darwin x86_64-apple-darwin aarch64-apple-
     diff swift/scripts/system.txt "$folder/system" || { echo "$target: needs other parts of the system than swift/scripts/system.txt says" >&2; exit 1; }
     archives+=("$target" "$folder/libmetal_candle.a")
 done
-swift/scripts/assemble-xcframework.sh "$out" "${archives[@]}"
+"${ASSEMBLE:-swift/scripts/assemble-xcframework.sh}" "$out" "${archives[@]}"
