@@ -483,6 +483,10 @@ impl BatchScores<'_> {
         if products.elem_count() != rows * keys || queries > keys || keys != sequences.longest || rows > u32::MAX as usize {
             bail!("softmax: expected scores of {rows} queries and {} keys, found {:?}", sequences.longest, products.dims())
         }
+        // Distances are counted from a query of the same number on.
+        if self.bias.is_some() && queries != keys {
+            bail!("softmax: expected as many queries as keys with a bias by distance, found {queries} and {keys}")
+        }
         let flags = if mask.causal { CAUSAL } else { 0 }
             | if self.sinks.is_some() { SINKS } else { 0 }
             | if self.bias.is_some() { BY_DISTANCE } else { 0 };
@@ -530,6 +534,19 @@ fn contiguous<'a>(x: &'a Tensor, shape: &[usize], dtype: DType) -> Result<Cow<'a
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bias_by_distance_is_for_as_many_queries_as_keys() {
+        let lengths = BatchPlaces::new(&[3], &Device::Cpu).unwrap();
+        let zeros = |count| Tensor::zeros(count, DType::F32, &Device::Cpu).unwrap();
+        let (bias, mask) = (zeros(2 * 5), Mask { causal: true, window: None, scale: 1.0, softcap: None });
+        let words = |queries: usize, bias| {
+            let by = BatchScores { heads: 2, queries, keys: 3, mask, sinks: None, bias };
+            by.words(&zeros(2 * queries * 3), &lengths).map(|_| ()).map_err(|error| error.to_string())
+        };
+        assert!(words(2, None).is_ok() && words(3, Some(&bias)).is_ok());
+        assert!(words(2, Some(&bias)).unwrap_err().contains("as many queries as keys"));
+    }
 
     #[test]
     fn blocks_that_share_a_place_are_refused_and_neighbours_are_not() {
