@@ -4,9 +4,9 @@ use std::ops::Deref;
 
 use candle_core::{Device, bail};
 
-use super::KvFormat;
+use super::{KvFormat, Matrix};
 use crate::error::Result;
-use crate::kernels::gpu::Gpu;
+use crate::kernels::gpu::{BatchOps, Gpu};
 #[cfg(feature = "selftest")]
 use crate::kernels::gpu::{Comparison, compare, compile};
 
@@ -157,6 +157,13 @@ impl Backend {
             Self::Cpu => true,
             Self::Tensors(device) => Gpu::is_for(device),
         }
+    }
+
+    /// Why operations between the products of several tokens are not by the device's own kernels, for activations of the type that a
+    /// matrix is computed in: the compiler's message, where they do not compile. Compiles them, if nobody has.
+    pub fn lacks_for(&self, matrix: &Matrix) -> Option<String> {
+        let Self::Tensors(device) = self else { return None };
+        BatchOps::lacks(matrix.tensors().ok()?.dtype(), device)
     }
 
     /// Whether keys and values can be kept in a format.

@@ -691,6 +691,28 @@ fn answers(model: &Model) -> (Vec<u32>, Vec<f32>) {
 
 #[cfg(feature = "selftest")]
 #[test]
+fn what_a_gpu_does_not_compile_is_told_of_prompts_and_of_tokens() {
+    let of_model = || {
+        let options = LoadOptions { device: Some(Device::cpu_by_tensors()), dtype: Some(Dtype::F32), ..LoadOptions::default() };
+        let model = Model::load("tests/golden/decoders/qwen2_tied", &options, None).unwrap();
+        Json::parse("backend", &model.backend_json()).unwrap().value().clone()
+    };
+    crate::kernels::gpu::with_executor(|| {
+        let json = of_model();
+        assert!(json["prompts"] == "tensors" && json["single_tokens"] == "kernels", "{json}");
+        assert!(json.get("prompts_lack").is_none() && json.get("lacks").is_none(), "{json}");
+    });
+    crate::kernels::gpu::with_executor(|| {
+        let json = crate::kernels::gpu::without_compiler(of_model);
+        assert!(json["prompts"] == "tensors" && json["single_tokens"] == "tensors", "{json}");
+        for key in ["prompts_lack", "lacks"] {
+            assert!(json[key].as_str().is_some_and(|what| what.contains("line 7: no such type")), "{key}: {json}");
+        }
+    });
+}
+
+#[cfg(feature = "selftest")]
+#[test]
 fn answers_are_chosen_by_the_step_of_a_gpu() {
     use crate::engine::evaluated::{Evaluated, Needs};
     use crate::engine::lora::Attached;

@@ -41,9 +41,9 @@ pub(super) struct BatchKernels {
     softmax: [GpuKernel; 2],
 }
 
-/// The kernels that a device has compiled, by the type of activations; `None` where that failed.
+/// The kernels that a device has compiled, by the type of activations, or why it could not.
 #[derive(Debug, Default)]
-pub(super) struct CompiledBatch([OnceLock<Option<BatchKernels>>; 3]);
+pub(super) struct CompiledBatch([OnceLock<std::result::Result<BatchKernels, String>>; 3]);
 
 /// The operations on a device, for activations of one type.
 #[derive(Debug, Clone)]
@@ -160,6 +160,16 @@ impl BatchOps {
 
     /// The same for activations of a type.
     pub fn for_type(dtype: DType, device: &Device) -> Result<Option<Self>> {
+        Ok(Self::compiled(dtype, device)?.and_then(std::result::Result::ok))
+    }
+
+    /// What of the operations for a type a device lacks that has kernels: the compiler's message.
+    pub fn lacks(dtype: DType, device: &Device) -> Option<String> {
+        Self::compiled(dtype, device).ok()??.err()
+    }
+
+    /// `None` where there are no kernels for the device, or for the type; or why they could not be compiled.
+    fn compiled(dtype: DType, device: &Device) -> Result<Option<std::result::Result<Self, String>>> {
         let element = match dtype {
             DType::F32 => Element::F32,
             DType::F16 => Element::F16,
@@ -170,14 +180,14 @@ impl BatchOps {
             return Ok(None);
         }
         let Some(gpu) = Gpu::of(device)? else { return Ok(None) };
-        let compiled = *gpu.launcher.batch().0[element as usize].get_or_init(|| match BatchKernels::new(&gpu, element) {
-            Ok(kernels) => Some(kernels),
-            Err(error) => {
+        let compiled = gpu.launcher.batch().0[element as usize].get_or_init(|| {
+            BatchKernels::new(&gpu, element).map_err(|error| {
                 log::warn!("batches are evaluated by tensor operations alone: {error}");
-                None
-            }
+                error.to_string()
+            })
         });
-        Ok(compiled.map(|kernels| Self { gpu, kernels }))
+        let compiled = compiled.as_ref().map_err(Clone::clone).copied();
+        Ok(Some(compiled.map(|kernels| Self { gpu, kernels })))
     }
 
     fn start(&self, kernel: GpuKernel, groups: usize, threads: usize, buffers: &[GpuView<'_>], words: &[u32]) -> Result<()> {
