@@ -8,7 +8,7 @@ use super::{KvFormat, Matrix};
 use crate::error::Result;
 use crate::kernels::gpu::{BatchOps, Gpu};
 #[cfg(feature = "selftest")]
-use crate::kernels::gpu::{Comparison, compare, compile};
+use crate::kernels::gpu::{Comparison, Element, compare, compile};
 
 /// Where a network computes. It makes what is computed with: [`Matrix`](super::Matrix), [`Vector`](super::Vector) …
 #[derive(Debug, Clone)]
@@ -196,7 +196,7 @@ impl Backend {
     pub fn compare_gpu_kernels(&self) -> candle_core::Result<Vec<Comparison>> {
         let Self::Tensors(device) = self else { return Ok(Vec::new()) };
         let Some(gpu) = Gpu::of(device)? else { return Ok(Vec::new()) };
-        Ok([compile(&gpu), compare(&gpu)].concat())
+        Ok([compile(&gpu), compare(&gpu, &Element::ALL)].concat())
     }
 
     /// A tensor that was made on the CPU, where activations are.

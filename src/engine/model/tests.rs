@@ -484,6 +484,11 @@ fn where_kernels_do_not_compile_numbers_are_left_to_tensor_operations() {
         assert!(without.lacks().is_some_and(|Unsupported(what)| what.contains("line 7: no such type")));
         assert!(!without.decodes_by_kernels());
         assert_eq!(logits(&without, &ids, 4, None), logits(&network(&directory, false), &ids, 4, None));
+        // That a device has no room for the threads of one shows before the first token, too.
+        let narrow = crate::kernels::gpu::with_most_threads(100, cannot);
+        assert!(
+            narrow.lacks().is_some_and(|Unsupported(what)| what.contains("expected at most 100 threads of a threadgroup, found"))
+        );
         // Quantised weights have nothing else that reads them.
         let file = root.join("gguf/qwen2-Q8_0.gguf");
         let mut files = Files::open(&file, &LoadOptions::default()).unwrap();

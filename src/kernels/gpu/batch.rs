@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::device::{Gpu, GpuKernel, GpuView};
-use super::launch::number;
+use super::launch::{THREADS, number};
 use super::{Element, Library};
 use crate::kernels::{Activation, Mask, NormKind};
 
@@ -442,7 +442,7 @@ impl BatchOps {
 
 impl BatchKernels {
     pub fn new(gpu: &Gpu, element: Element) -> Result<Self> {
-        let kernel = |name: &str| gpu.kernel(Library::Batch { element }, name);
+        let kernel = |name: &str| gpu.kernel(Library::Batch { element }, name, THREADS);
         let both = |forward: &str, backward: &str| Ok::<_, candle_core::Error>([kernel(forward)?, kernel(backward)?]);
         Ok(Self {
             element,

@@ -255,7 +255,8 @@ impl Drop for CudaLauncher {
 }
 
 impl Launcher for CudaLauncher {
-    fn kernel(&self, library: Library, name: &str) -> Result<usize> {
+    /// Each has room in registers for the threads that its `__launch_bounds__` name.
+    fn kernel(&self, library: Library, name: &str, _: u32) -> Result<usize> {
         self.bind()?;
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
         let module = match modules.get(&library) {

@@ -791,7 +791,7 @@ fn compiled(parts: &DecoderParts<'_>, gpu: &Gpu, element: Element, kv_element: E
             gpu.attention_kernels(kv_element, attention.head_dim)?;
         }
     }
-    gpu.row_kernels(element)
+    gpu.row_kernels()
 }
 
 /// What of a network the kernels lack.
