@@ -156,6 +156,44 @@ const WITHOUT_STEP: [(&str, &str); 29] = [
     ("families/stablelm_qk", "norms of queries and keys of this kind"),
 ];
 
+/// Launches of a layer and a token, as docs/devices.md has them.
+const LAUNCHES: [(&str, usize); 34] = [
+    ("decoders/gemma2", 7),
+    ("decoders/gemma3_text", 7),
+    ("decoders/gemma_old", 5),
+    ("decoders/granite", 5),
+    ("decoders/llama_plain", 5),
+    ("decoders/ministral3", 5),
+    ("decoders/mistral_window", 5),
+    ("decoders/olmo2", 9),
+    ("decoders/phi3", 5),
+    ("decoders/qwen2_tied", 5),
+    ("decoders/qwen3_sharded", 5),
+    ("decoders/smollm3", 5),
+    ("families/arcee", 5),
+    ("families/cohere", 6),
+    ("families/cohere2", 6),
+    ("families/ernie4_5", 5),
+    ("families/exaone4", 7),
+    ("families/exaone4_full", 7),
+    ("families/glm", 5),
+    ("families/glm4", 7),
+    ("families/helium", 5),
+    ("families/hunyuan_v1_dense", 5),
+    ("families/llama_yarn", 5),
+    ("families/nemotron", 7),
+    ("families/olmo", 7),
+    ("families/olmo3", 9),
+    ("families/phi", 6),
+    ("families/phi3_partial", 5),
+    ("families/seed_oss", 5),
+    ("families/seed_oss_nobias", 5),
+    ("families/stablelm", 7),
+    ("families/stablelm_parallel", 6),
+    ("families/starcoder2", 7),
+    ("families/vaultgemma", 5),
+];
+
 /// The decoders among the references.
 fn decoders() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
@@ -295,6 +333,12 @@ fn the_step_of_a_gpu_equals_the_path_of_the_cpu() {
                 let error = want.iter().zip(&got).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
                 let largest = want.iter().fold(1f32, |largest, x| largest.max(x.abs()));
                 assert!(got.len() == want.len() && error < limit * largest, "{name} {stored:?}: {error}");
+                // But for the embedding, the last norm and the output.
+                let of_layer = (crate::kernels::gpu::last_recorded() - 2) / step.config().layers.len();
+                if let Some((_, launches)) = LAUNCHES.iter().find(|(known, _)| *known == name) {
+                    assert_eq!(of_layer, *launches, "{name}");
+                }
+                assert!((5..=9).contains(&of_layer), "{name}: {of_layer}");
                 seen += 1;
             }
         }

@@ -1,5 +1,5 @@
-//! The kernels on CUDA: compiled by NVRTC when a model is loaded, so that no toolkit is needed, and launched in the order of the
-//! device's one stream.
+//! The kernels on CUDA: compiled by NVRTC when a model is loaded, without headers or a compiler of a toolkit, and launched in the order of
+//! the device's one stream. NVRTC is a library that candle links with, as cuBLAS and cuRAND are: they have to be installed.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
