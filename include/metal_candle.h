@@ -661,6 +661,8 @@ mc_status mc_model_config_json(const mc_model *MC_NONNULL model,
  * - device: its name.
  * - prompts: what evaluates several tokens at once, and texts: "kernels", the library's own, or "tensors", candle's products with
  *   the library's kernels between them.
+ * - prompts_lack: in words, why tensor operations stand instead of those kernels: the compiler's message, where the system does not
+ *   compile them.
  * - single_tokens: what evaluates the tokens of an answer; absent where the model gives none.
  * - lacks: what of the model the kernels of its GPU lack, in words, where single tokens are evaluated by tensors for it; also that
  *   the system does not compile them, with the compiler's message.

@@ -62,8 +62,8 @@ pub fn operations(device: &Device) -> Vec<Row> {
     checks.rows
 }
 
-/// The GPU's own kernels, where the device has some: that they compile, and what they compute from weights and a cache of F16, twice with
-/// the same bits.
+/// The GPU's own kernels, where the device has some: that they compile, and what they compute from weights and a cache of each type, twice
+/// with the same bits. Between them numbers are F32.
 pub fn gpu_kernels(device: &Device) -> Vec<Row> {
     let row = |(operation, error, tolerance)| Row { operation, dtype: Dtype::F16, error, layout: "kernel", tolerance };
     match device.work(|| Ok(device.backend().compare_gpu_kernels()?)) {

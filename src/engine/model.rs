@@ -546,7 +546,8 @@ impl Model {
     /// ```
     ///
     /// `prompts`: several tokens at once, and texts: by `kernels`, the library's own, or by `tensors`, candle's products with the
-    /// library's kernels between them.
+    /// library's kernels between them. `prompts_lack`: why tensor operations are there instead of these kernels, where the system does not
+    /// compile them.
     /// `single_tokens`: the tokens of an answer; absent where there are none. `lacks`: what of the model the kernels of its GPU lack, where
     /// single tokens are evaluated by tensors for it. `unproved`: that kernels which are used have not run on this kind of device. `weights`: how many are kept in each format, norms and biases apart: numbers
     /// (`F32`, `F16`, `BF16`); on the CPU the formats of GGUF files, and of MLX (`affine4_64`: bits, and weights of a scale); on a GPU those
@@ -560,6 +561,9 @@ impl Model {
             "prompts": by,
             "weights": transformer.weights_by_format(),
         });
+        if let Some(what) = transformer.lacks_for_batches() {
+            json["prompts_lack"] = what.into();
+        }
         if transformer.generates() {
             json["single_tokens"] = if transformer.decodes_by_kernels() { "kernels" } else { by }.into();
             if let Some(Unsupported(what)) = transformer.lacks() {

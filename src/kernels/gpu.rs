@@ -43,4 +43,4 @@ pub use matrix::GpuMatrix;
 pub use replay::Replays;
 #[cfg(test)]
 #[cfg_attr(not(reference_data), allow(unused_imports, reason = "some of who uses them needs the repository's references"))]
-pub use tests::{recorded_and_replayed, with_executor, without_compiler};
+pub use tests::{last_recorded, recorded_and_replayed, with_executor, with_most_threads, without_compiler};

@@ -201,6 +201,12 @@ impl Transformer {
         self.lacks.as_ref()
     }
 
+    /// Why several tokens are evaluated by tensor operations alone, where the device has kernels for what is between products: they do
+    /// not compile.
+    pub fn lacks_for_batches(&self) -> Option<String> {
+        self.backend().lacks_for(&self.embed)
+    }
+
     /// How many weights are kept in each format, by its name; those that matrices share are counted once.
     pub fn weights_by_format(&self) -> BTreeMap<&'static str, u64> {
         let tables = [&self.embed].into_iter().chain(&self.positions).chain(&self.types);

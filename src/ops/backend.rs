@@ -4,11 +4,11 @@ use std::ops::Deref;
 
 use candle_core::{Device, bail};
 
-use super::KvFormat;
+use super::{KvFormat, Matrix};
 use crate::error::Result;
-use crate::kernels::gpu::Gpu;
+use crate::kernels::gpu::{BatchOps, Gpu};
 #[cfg(feature = "selftest")]
-use crate::kernels::gpu::{Comparison, compare, compile};
+use crate::kernels::gpu::{Comparison, Element, compare, compile};
 
 /// Where a network computes. It makes what is computed with: [`Matrix`](super::Matrix), [`Vector`](super::Vector) …
 #[derive(Debug, Clone)]
@@ -159,6 +159,13 @@ impl Backend {
         }
     }
 
+    /// Why operations between the products of several tokens are not by the device's own kernels, for activations of the type that a
+    /// matrix is computed in: the compiler's message, where they do not compile. Compiles them, if nobody has.
+    pub fn lacks_for(&self, matrix: &Matrix) -> Option<String> {
+        let Self::Tensors(device) = self else { return None };
+        BatchOps::lacks(matrix.tensors().ok()?.dtype(), device)
+    }
+
     /// Whether keys and values can be kept in a format.
     pub fn keeps(&self, format: KvFormat) -> bool {
         match self {
@@ -189,7 +196,7 @@ impl Backend {
     pub fn compare_gpu_kernels(&self) -> candle_core::Result<Vec<Comparison>> {
         let Self::Tensors(device) = self else { return Ok(Vec::new()) };
         let Some(gpu) = Gpu::of(device)? else { return Ok(Vec::new()) };
-        Ok([compile(&gpu), compare(&gpu)].concat())
+        Ok([compile(&gpu), compare(&gpu, &Element::ALL)].concat())
     }
 
     /// A tensor that was made on the CPU, where activations are.

@@ -14,7 +14,7 @@ make_gpu() { make -s -f tests/gpu/Makefile BUILD="$BUILD" "$@"; }
 
 types() {
     local library
-    for library in 'row half' 'batch half' 'batch bf16' 'batch float' 'attention half 64 7 2 4' 'attention bf16 128 1 16 4' 'attention half 96 2 1 2' 'attention bf16 256 3 3 2' \
+    for library in 'row float' 'batch half' 'batch bf16' 'batch float' 'attention half 64 7 2 4' 'attention bf16 128 1 16 4' 'attention half 96 2 1 2' 'attention bf16 256 3 3 2' \
         'attention float 96 1 4 2' 'product bf16 4096 dense' 'product float 4096 dense'; do
         # shellcheck disable=SC2086
         tests/gpu/types.sh $library || return 1
@@ -34,20 +34,20 @@ run() { # memory or races, arguments
 planted_errors() {
     grep -v '^#' <<'ERRORS'
 # norm.h
-norm-eps|norm.h|s/ + p.eps/ + 0/|values|row_half|WRONG norm_f32
-norm-sum|norm.h|s/summed ? load(sum, row + i) : load(x/summed ? load(x, row + i) : load(x/|values|row_half|WRONG norm_t
-norm-order|norm.h|s/lane_order(i, p.cols) : i/i : i/|values|row_half|WRONG norm_f32_t
-norm-bound|norm.h|s/i < p.cols; i += threads/i <= p.cols; i += threads/|memory|row_half|AddressSanitizer
-norm-mean|norm.h|s/load(x, row + i)) - mean) \* scale/load(x, row + i))) * scale/|values|row_half|WRONG norm_t
-norm-first-barrier|common.h|s/group_barrier();  \/\/ an earlier.*//|races|row_half|ThreadSanitizer: data race
-norm-barrier|common.h|/partial\[at.simd\] = v;/{n;s/group_barrier();//}|races|row_half|ThreadSanitizer: data race
+norm-eps|norm.h|s/ + p.eps/ + 0/|values|row_float|WRONG norm_f32
+norm-added|norm.h|s/v += added\[row + i\]/v += 0/|values|row_float|WRONG norm_f32
+norm-order|norm.h|s/lane_order(i, p.cols) : i/i : i/|values|row_float|WRONG norm_f32
+norm-bound|norm.h|s/i < p.cols; i += threads/i <= p.cols; i += threads/|memory|row_float|AddressSanitizer
+norm-mean|norm.h|s/(x\[row + i\] - mean) \* scale/x[row + i] * scale/|values|row_float|WRONG norm_f32
+norm-first-barrier|common.h|s/group_barrier();  \/\/ an earlier.*//|races|row_float|ThreadSanitizer: data race
+norm-barrier|common.h|/partial\[at.simd\] = v;/{n;s/group_barrier();//}|races|row_float|ThreadSanitizer: data race
 # argmax.h
-argmax-tie|argmax.h|s/id < than_id/id > than_id/|values|row_half|WRONG argmax
-argmax-part|argmax.h|s/min(begin + p.part, p.count)/begin + p.part/|memory|row_half|AddressSanitizer
-argmax-barrier|argmax.h|s/    group_barrier();//|races|row_half|ThreadSanitizer: data race
-argmax-sum|argmax.h|s/exp(capped(row\[i\], p.softcap) - v)/exp(row[i] - v)/|values|row_half|WRONG argmax
-argmax-row|argmax.h|s/scores + size_t(at.group.y) \* p.count/scores/|values|row_half|WRONG argmax
-argmax-all-write|argmax.h|s/if (at.index > 0) return;//|races|row_half|ThreadSanitizer: data race
+argmax-tie|argmax.h|s/id < than_id/id > than_id/|values|row_float|WRONG argmax
+argmax-part|argmax.h|s/min(begin + p.part, p.count)/begin + p.part/|memory|row_float|AddressSanitizer
+argmax-barrier|argmax.h|s/    group_barrier();//|races|row_float|ThreadSanitizer: data race
+argmax-sum|argmax.h|s/exp(capped(row\[i\], p.softcap) - v)/exp(row[i] - v)/|values|row_float|WRONG argmax
+argmax-row|argmax.h|s/scores + size_t(at.group.y) \* p.count/scores/|values|row_float|WRONG argmax
+argmax-all-write|argmax.h|s/if (at.index > 0) return;//|races|row_float|ThreadSanitizer: data race
 # batch.h
 batch-stride|batch.h|s/p.groups) \* p.stride + /p.groups) * p.cols * p.groups + /|values|batch_half|WRONG norm_batch
 batch-norm-along|batch.h|s/ \* along - shift/ * 0 - shift/|values|batch_half|WRONG norm_batch_backward
@@ -114,20 +114,15 @@ attention-rounded|attention.h|s/rounded(turned\[HEADS \* DIM + 8 \* sub + i\], T
 attention-window|attention.h|s/length - p.window : 0/length - p.window + 1 : 0/|values|attention_half_64_7_2_4|WRONG attention
 attention-lanes|attention.h|s/< DIM \/ 8 ? p.scale : 0/< 32 ? p.scale : 0/|values|attention_half_96_2_1_2|WRONG attention
 attention-barrier|attention.h|s/    group_barrier();//|races|attention_half_64_7_2_4|ThreadSanitizer: data race
+shared-size|attention.h|s/(HEADS + 2) \* DIM/(HEADS + 20) * DIM/|values|attention_half_256_1_16_4|bytes of threadgroup memory
 combine-sink|attention.h|s/if (p.sinks) total = /if (0) total = /|values|attention_half_64_7_2_4|WRONG attention
-# flash.h
-flash-window|flash.h|s/key >= oldest/key + 1 >= oldest/|values|attention_half_64_7_2_4|WRONG flash
-flash-first-barrier|flash.h|s/group_barrier();  \/\/ the part.*//|races|attention_half_64_7_2_4|ThreadSanitizer: data race
-flash-tile-barrier|flash.h|s/^            group_barrier();$//|races|attention_half_64_7_2_4|ThreadSanitizer: data race
-flash-weights|flash.h|s/^        simd_barrier();$//|races|attention_half_64_7_2_4|ThreadSanitizer: data race
-flash-sink|flash.h|s/p.sinks ? exp(sink - edge) : 0/0/|values|attention_half_64_7_2_4|WRONG flash
 # address spaces and names
 space-levels|format.h|s/threadgroup const float\* levels/device const float* levels/|types|product half 2048 table|error
 space-chunk|format.h|s/uint i, thread uint\* w)/uint i, device uint* w)/|types|product half 2048 four|error
 space-part|attention.h|s/threadgroup const float\* part/thread const float* part/|types|attention half 64 7 2 4|error
-space-none|common.h|s/threadgroup float\* partial/float* partial/|types|row half|error
-shared-inside|norm.h|s/    float total = 0, squares = 0;/    float total = 0, squares = 0; threadgroup float more[4];/|types|row half|error
-name-only-cuda|common.h|s/v = simd_sum(v);/v = __shfl_xor_sync(0, v, 1);/|types|row half|error
+space-none|common.h|s/threadgroup float\* partial/float* partial/|types|row float|error
+shared-inside|norm.h|s/    float total = 0, squares = 0;/    float total = 0, squares = 0; threadgroup float more[4];/|types|row float|error
+name-only-cuda|common.h|s/v = simd_sum(v);/v = __shfl_xor_sync(0, v, 1);/|types|row float|error
 ERRORS
 }
 

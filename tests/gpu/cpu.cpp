@@ -47,6 +47,7 @@ static constexpr size_t STACK = 64 << 10;
 struct Group {
     std::vector<Fiber> fibers;
     std::vector<std::unique_ptr<char[]>> shared;
+    size_t shared_bytes = 0;
     std::vector<uint> values;  // [parity][thread]
     std::vector<char> sync;    // addresses that stand for barriers, [unit][parity]
     uint3 at, groups;
@@ -64,6 +65,7 @@ CpuPlace cpu_place() { return {now->at, now->groups, now->self, now->self / 32, 
 void* cpu_shared(size_t bytes) {
     uint i = now->fibers[now->self].shared++;
     if (i == now->shared.size()) {  // the first to come makes it, for all
+        if ((now->shared_bytes += bytes) > MOST_SHARED) { printf("%zu bytes of threadgroup memory\n", now->shared_bytes); exit(1); }
         now->shared.emplace_back(new char[bytes]);
         memset(now->shared[i].get(), 0xff, bytes);
         TSAN(__tsan_release(now->shared[i].get());)
@@ -108,8 +110,8 @@ static void meet(const char* what, bool simd, bool orders_memory, int line) {
     if (orders_memory) { TSAN(__tsan_acquire(sync);) }
     (void)sync;
 }
-static const char *const BARRIER = "a barrier", *const SIMD_BARRIER = "a simdgroup's barrier", *const SIMD_VALUES = "a simdgroup's values";
-void cpu_barrier(bool simd, int line) { meet(simd ? SIMD_BARRIER : BARRIER, simd, true, line); }
+static const char *const BARRIER = "a barrier", *const SIMD_VALUES = "a simdgroup's values";
+void cpu_barrier(int line) { meet(BARRIER, false, true, line); }
 void cpu_gather(uint value, uint* all, int line) {
     Group& g = *now;
     uint* values = &g.values[(g.fibers[g.self].met[1] & 1) * g.fibers.size() + g.self / 32 * 32];

@@ -26,7 +26,7 @@ struct CpuPlace {
 };
 CpuPlace cpu_place();
 void* cpu_shared(size_t bytes);
-void cpu_barrier(bool simd, int line);
+void cpu_barrier(int line);
 // The values of the simdgroup's 32 lanes.
 void cpu_gather(uint value, uint* all, int line);
 // The libraries that are linked in.
@@ -68,7 +68,11 @@ struct Registered {
 #define PLACE                                                                                          \
     {cpu_place().group, cpu_place().groups, cpu_place().index, cpu_place().simd, cpu_place().lane,      \
      cpu_place().simds}
-#define SHARED(T, NAME, COUNT) T* NAME = (T*)cpu_shared(sizeof(T) * (COUNT))
+// Apple's GPUs have 32 kB for all of a threadgroup; cpu_shared counts them together.
+enum { MOST_SHARED = 32 * 1024 };
+#define SHARED(T, NAME, COUNT)                                                                           \
+    static_assert(sizeof(T) * (COUNT) <= MOST_SHARED, #NAME ": more memory than a threadgroup has on Metal"); \
+    T* NAME = (T*)cpu_shared(sizeof(T) * (COUNT))
 
 INLINE float from_bits(uint bits) {
     float v;
@@ -105,8 +109,7 @@ INLINE half to_half(float v) {
 INLINE float2 two_halves(uint bits) { return {from_half({ushort(bits)}), from_half({ushort(bits >> 16)})}; }
 
 INLINE void after_previous() {}
-INLINE void group_barrier(int line = __builtin_LINE()) { cpu_barrier(false, line); }
-INLINE void simd_barrier(int line = __builtin_LINE()) { cpu_barrier(true, line); }
+INLINE void group_barrier(int line = __builtin_LINE()) { cpu_barrier(line); }
 INLINE uint simd_shuffle_xor(uint v, uint mask, int line = __builtin_LINE()) {
     uint all[32];
     cpu_gather(v, all, line);

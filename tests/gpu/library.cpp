@@ -15,7 +15,6 @@ namespace {  // each library has its own T
 #elif defined(DIM)
 #include "heads.h"
 #include "attention.h"
-#include "flash.h"
 #else
 #include "norm.h"
 #include "argmax.h"

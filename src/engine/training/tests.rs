@@ -170,6 +170,44 @@ fn a_training_that_stopped_within_a_step_goes_on_bit_for_bit() {
     assert!(state(&resumed) == state(&whole));
 }
 
+#[cfg(feature = "selftest")]
+#[test]
+fn a_training_by_the_kernels_of_a_gpu_goes_on_bit_for_bit() {
+    crate::kernels::gpu::with_executor(|| {
+        for quantization in [None, Some("q4_k_m")] {
+            let load = LoadOptions {
+                device: Some(Device::cpu_by_tensors()),
+                dtype: Some(Dtype::F32),
+                quantization: quantization.map(str::to_string),
+                ..LoadOptions::default()
+            };
+            let model = Model::load(golden("decoders/qwen2_tied"), &load, None).unwrap();
+            let config = LoraConfig { rank: 2, dropout: 0.25, ..LoraConfig::default() };
+            let options = TrainOptions { grad_accumulation: 2, ..TrainOptions::default() };
+            let step = |trainer: &mut LoraTrainer, number: u32| {
+                let ids: Vec<u32> = (0..13).map(|i| 3 + (i + 5 * number) * 67 % 80).collect();
+                trainer.train_step(&ids, None, &[0, 8, 13]).unwrap().loss
+            };
+            let state = |trainer: &LoraTrainer| {
+                let directory = tempfile::tempdir().unwrap();
+                trainer.save(directory.path()).unwrap();
+                (std::fs::read(directory.path().join(checkpoint::FILE)).unwrap(), directory)
+            };
+            let mut whole = LoraTrainer::new(&model, &config, &options).unwrap();
+            let losses: Vec<f32> = (0..4).map(|number| step(&mut whole, number)).collect();
+            // Between two steps, and within one.
+            for stop in [2, 3] {
+                let mut stopped = LoraTrainer::new(&model, &config, &options).unwrap();
+                (0..stop).for_each(|number| assert_eq!(step(&mut stopped, number), losses[number as usize]));
+                let (_, directory) = state(&stopped);
+                let mut resumed = LoraTrainer::resume(&model, directory.path(), None).unwrap();
+                (stop..4).for_each(|number| assert_eq!(step(&mut resumed, number), losses[number as usize]));
+                assert!(state(&resumed).0 == state(&whole).0, "{quantization:?} stopped after {stop}");
+            }
+        }
+    });
+}
+
 #[test]
 fn an_evaluation_that_was_cancelled_is_done_by_the_next_call() {
     let model = Model::load(golden("../../models/tiny-coder"), &LoadOptions::default(), None).unwrap();

@@ -3,7 +3,7 @@
 use candle_core::{Result, bail};
 
 use super::device::{GpuView, LaunchList};
-use super::launch::{MOST_ROWS, RowKernels};
+use super::launch::{MOST_ROWS, RowKernels, THREADS};
 
 /// Scores that a threadgroup looks through.
 const PART: usize = 1024;
@@ -55,7 +55,7 @@ impl<'a> LaunchList<'a> {
         best.holds(rows * BestToken::words(count), "argmax: best")?;
         let grid = [count.div_ceil(PART) as u32, rows as u32, 1];
         let words = [count as u32, PART as u32, softcap.unwrap_or(0.0).to_bits()];
-        self.push(kernels.argmax, grid, 256, &[scores, best], &words)
+        self.push(kernels.argmax, grid, THREADS, &[scores, best], &words)
     }
 }
 

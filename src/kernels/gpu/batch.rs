@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::device::{Gpu, GpuKernel, GpuView};
-use super::launch::number;
+use super::launch::{THREADS, number};
 use super::{Element, Library};
 use crate::kernels::{Activation, Mask, NormKind};
 
@@ -41,9 +41,9 @@ pub(super) struct BatchKernels {
     softmax: [GpuKernel; 2],
 }
 
-/// The kernels that a device has compiled, by the type of activations; `None` where that failed.
+/// The kernels that a device has compiled, by the type of activations, or why it could not.
 #[derive(Debug, Default)]
-pub(super) struct CompiledBatch([OnceLock<Option<BatchKernels>>; 3]);
+pub(super) struct CompiledBatch([OnceLock<std::result::Result<BatchKernels, String>>; 3]);
 
 /// The operations on a device, for activations of one type.
 #[derive(Debug, Clone)]
@@ -160,6 +160,16 @@ impl BatchOps {
 
     /// The same for activations of a type.
     pub fn for_type(dtype: DType, device: &Device) -> Result<Option<Self>> {
+        Ok(Self::compiled(dtype, device)?.and_then(std::result::Result::ok))
+    }
+
+    /// What of the operations for a type a device lacks that has kernels: the compiler's message.
+    pub fn lacks(dtype: DType, device: &Device) -> Option<String> {
+        Self::compiled(dtype, device).ok()??.err()
+    }
+
+    /// `None` where there are no kernels for the device, or for the type; or why they could not be compiled.
+    fn compiled(dtype: DType, device: &Device) -> Result<Option<std::result::Result<Self, String>>> {
         let element = match dtype {
             DType::F32 => Element::F32,
             DType::F16 => Element::F16,
@@ -170,14 +180,14 @@ impl BatchOps {
             return Ok(None);
         }
         let Some(gpu) = Gpu::of(device)? else { return Ok(None) };
-        let compiled = *gpu.launcher.batch().0[element as usize].get_or_init(|| match BatchKernels::new(&gpu, element) {
-            Ok(kernels) => Some(kernels),
-            Err(error) => {
+        let compiled = gpu.launcher.batch().0[element as usize].get_or_init(|| {
+            BatchKernels::new(&gpu, element).map_err(|error| {
                 log::warn!("batches are evaluated by tensor operations alone: {error}");
-                None
-            }
+                error.to_string()
+            })
         });
-        Ok(compiled.map(|kernels| Self { gpu, kernels }))
+        let compiled = compiled.as_ref().map_err(Clone::clone).copied();
+        Ok(Some(compiled.map(|kernels| Self { gpu, kernels })))
     }
 
     fn start(&self, kernel: GpuKernel, groups: usize, threads: usize, buffers: &[GpuView<'_>], words: &[u32]) -> Result<()> {
@@ -432,7 +442,7 @@ impl BatchOps {
 
 impl BatchKernels {
     pub fn new(gpu: &Gpu, element: Element) -> Result<Self> {
-        let kernel = |name: &str| gpu.kernel(Library::Batch { element }, name);
+        let kernel = |name: &str| gpu.kernel(Library::Batch { element }, name, THREADS);
         let both = |forward: &str, backward: &str| Ok::<_, candle_core::Error>([kernel(forward)?, kernel(backward)?]);
         Ok(Self {
             element,
@@ -483,6 +493,10 @@ impl BatchScores<'_> {
         if products.elem_count() != rows * keys || queries > keys || keys != sequences.longest || rows > u32::MAX as usize {
             bail!("softmax: expected scores of {rows} queries and {} keys, found {:?}", sequences.longest, products.dims())
         }
+        // Distances are counted from a query of the same number on.
+        if self.bias.is_some() && queries != keys {
+            bail!("softmax: expected as many queries as keys with a bias by distance, found {queries} and {keys}")
+        }
         let flags = if mask.causal { CAUSAL } else { 0 }
             | if self.sinks.is_some() { SINKS } else { 0 }
             | if self.bias.is_some() { BY_DISTANCE } else { 0 };
@@ -530,6 +544,19 @@ fn contiguous<'a>(x: &'a Tensor, shape: &[usize], dtype: DType) -> Result<Cow<'a
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bias_by_distance_is_for_as_many_queries_as_keys() {
+        let lengths = BatchPlaces::new(&[3], &Device::Cpu).unwrap();
+        let zeros = |count| Tensor::zeros(count, DType::F32, &Device::Cpu).unwrap();
+        let (bias, mask) = (zeros(2 * 5), Mask { causal: true, window: None, scale: 1.0, softcap: None });
+        let words = |queries: usize, bias| {
+            let by = BatchScores { heads: 2, queries, keys: 3, mask, sinks: None, bias };
+            by.words(&zeros(2 * queries * 3), &lengths).map(|_| ()).map_err(|error| error.to_string())
+        };
+        assert!(words(2, None).is_ok() && words(3, Some(&bias)).is_ok());
+        assert!(words(2, Some(&bias)).unwrap_err().contains("as many queries as keys"));
+    }
 
     #[test]
     fn blocks_that_share_a_place_are_refused_and_neighbours_are_not() {

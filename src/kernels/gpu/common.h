@@ -1,6 +1,6 @@
 // What all kernels share. They are written in what Metal's language and CUDA C++ have in common: every pointer names its address
 // space, structs are read member by member, a barrier is reached by all threads of its group, threadgroups of one launch share nothing.
-// Activations between kernels are F32; dense weights, the KV cache and the rows of a prefill are T: half, bf16 or float.
+// Activations between kernels are F32; dense weights, the KV cache and the rows of a batch are T: half, bf16 or float.
 
 // Where a thread is. A simdgroup is 32 lanes: a warp, in CUDA's words.
 struct Place {

@@ -1,31 +1,40 @@
 //! The kernels of GPUs against the CPU's own on the same inputs, by whatever runs them: the CPU's executor, or a device.
 
-use candle_core::{Tensor, bail};
-use half::f16;
+use candle_core::{Result, Tensor, bail};
+use half::{bf16, f16};
 
 use super::super::{
     Activation, Epilogue, Format, KvFormat, KvHeads, Mask, NormKind, Normalise, Packed, Use, add_scaled, attend, exp_sum,
     first_at, gated, highest, matmul, noise, normalise, random_blocks, rotate, scale_softcap,
 };
 #[cfg(feature = "selftest")]
-use super::GpuFormat;
-#[cfg(feature = "selftest")]
 use super::batch::BatchKernels;
 use super::matrix::GpuMatrix;
-use super::{BestToken, Element, Gpu, GpuSlice, Library};
+use super::{
+    AttentionRow, BestToken, DecodedRows, Element, Gated, Gpu, GpuAngles, GpuCache, GpuFormat, GpuNorm, GpuSlice, GpuView,
+    GpuWeight, HeadCounts, LaunchList, MOST_SPLITS, ProductWith, QkNorms, RopePairs,
+};
 
 /// What a kernel gave: its name; ‖a − b‖ / ‖b‖ of its result and the CPU's, or why there is nothing to compare; what is allowed.
-pub type Comparison = (String, Result<f32, String>, f32);
+pub type Comparison = (String, std::result::Result<f32, String>, f32);
 
-/// Every kernel that the CPU has the like of, with the libraries of `tests/gpu` that hold F16.
-pub fn compare(gpu: &Gpu) -> Vec<Comparison> {
+/// Every kernel of a step, as the step starts it, with weights and caches of these types.
+pub fn compare(gpu: &Gpu, elements: &[Element]) -> Vec<Comparison> {
     let mut rows = Rows { gpu, rows: Vec::new() };
-    rows.norms();
-    rows.argmax();
-    for format in FORMATS {
-        rows.products(format);
+    rows.all("norms", Rows::norms);
+    rows.all("argmax", Rows::argmax);
+    for &element in elements {
+        for format in FORMATS {
+            // Codes are decoded to F32 by the libraries of the others.
+            if element != Element::F32 || format == Format::F16 {
+                let name = format!("products, {}, {}", element.name(), format.name());
+                rows.all(&name, |rows| rows.products(element, format));
+            }
+        }
+        for &dim in DIMS {
+            rows.all(&format!("attention, {}, {dim}", element.name()), |rows| rows.attention(element, dim));
+        }
     }
-    rows.attention();
     rows.rows
 }
 
@@ -33,10 +42,10 @@ pub fn compare(gpu: &Gpu) -> Vec<Comparison> {
 #[cfg(feature = "selftest")]
 pub fn compile(gpu: &Gpu) -> Vec<Comparison> {
     let mut rows = Vec::new();
-    let mut add =
-        |name: String, done: candle_core::Result<()>| rows.push((name, done.map(|()| 0.0).map_err(|e| e.to_string()), 0.0));
-    for (element, kind) in [(Element::F16, "F16"), (Element::BF16, "BF16"), (Element::F32, "F32")] {
-        add(format!("compiled: norms, {kind}"), gpu.row_kernels(element).map(drop));
+    let mut add = |name: String, done: Result<()>| rows.push((name, done.map(|()| 0.0).map_err(|e| e.to_string()), 0.0));
+    add("compiled: norms".to_string(), gpu.row_kernels().map(drop));
+    for element in Element::ALL {
+        let kind = element.name();
         add(format!("compiled: batches, {kind}"), BatchKernels::new(gpu, element).map(drop));
         for format in GpuFormat::ALL {
             // Codes are decoded to F32 by the libraries of the others.
@@ -51,42 +60,35 @@ pub fn compile(gpu: &Gpu) -> Vec<Comparison> {
     rows
 }
 
-/// Of every format that the libraries hold some that files have.
-const FORMATS: [Format; 12] = [
+/// Numbers, and of every format that the libraries hold some that files have.
+const FORMATS: [Format; 19] = [
     Format::F16,
+    Format::Q4_0,
     Format::Q4_1,
     Format::Q4_K,
     Format::AFFINE4_64,
+    Format::Q2_K,
+    Format::Q3_K,
+    Format::Q5_0,
     Format::Q5_1,
     Format::Q5_K,
+    Format::AFFINE6_64,
     Format::Q6_K,
+    Format::Q8_0,
     Format::AFFINE8_64,
     Format::IQ4_NL,
     Format::IQ4_XS,
     Format::IQ3_S,
+    Format::IQ2_S,
     Format::MXFP4,
 ];
 
-const ROW: Library = Library::Row { element: Element::F16 };
-const ATTENTION: Library = Library::Attention { element: Element::F16, dim: 64, heads: 7, parts: 2, keys: 4 };
+/// Sizes of heads; those of which a simdgroup uses all lanes, and others.
+const DIMS: &[usize] = if cfg!(test) { &[24, 64] } else { &[64, 80, 96, 128, 256] };
 
-// Flags of params.h.
-const ADD_BEFORE: u32 = 1;
-const LAYER: u32 = 8;
-const SHIFT: u32 = 16;
-const QK_NORM: u32 = 2;
-
-/// One launch of a kernel.
-#[derive(Clone, Copy)]
-struct Launch<'a> {
-    library: Library,
-    kernel: &'static str,
-    /// Threadgroups.
-    grid: [u32; 3],
-    /// Of a threadgroup; a multiple of 32.
-    threads: u32,
-    /// The struct of `params.h`, by words.
-    params: &'a [u32],
+/// Rows of a large matrix, of which simdgroups make four at once; the tests' executor takes its time for them.
+fn is_wide_too(format: Format) -> bool {
+    !cfg!(test) || [Format::F16, Format::Q4_0, Format::Q6_K].contains(&format)
 }
 
 struct Rows<'a> {
@@ -99,8 +101,30 @@ fn words(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }
 
-fn floats(words: &[u32]) -> Vec<f32> {
-    words.iter().map(|bits| f32::from_bits(*bits)).collect()
+/// Numbers of a type one after another, by words.
+fn stored(values: &[f32], element: Element) -> Vec<u32> {
+    match element {
+        Element::F32 => words(values),
+        Element::F16 => pairs(&values.iter().map(|x| f16::from_f32(*x).to_bits()).collect::<Vec<_>>()),
+        Element::BF16 => pairs(&values.iter().map(|x| bf16::from_f32(*x).to_bits()).collect::<Vec<_>>()),
+    }
+}
+
+/// What [`stored`] has made.
+fn widened(words: &[f32], element: Element) -> Vec<f32> {
+    let both = words.iter().flat_map(|word| [word.to_bits() as u16, (word.to_bits() >> 16) as u16]);
+    match element {
+        Element::F32 => words.to_vec(),
+        Element::F16 => both.map(|bits| f16::from_bits(bits).to_f32()).collect(),
+        Element::BF16 => both.map(|bits| bf16::from_bits(bits).to_f32()).collect(),
+    }
+}
+
+fn rounded(values: &[f32], element: Element) -> Vec<f32> {
+    let words = stored(values, element);
+    let mut all = widened(&words.into_iter().map(f32::from_bits).collect::<Vec<_>>(), element);
+    all.truncate(values.len());
+    all
 }
 
 /// Two numbers of 16 bits a word.
@@ -108,20 +132,23 @@ fn pairs(values: &[u16]) -> Vec<u32> {
     values.chunks(2).map(|pair| u32::from(pair[0]) | pair.get(1).map_or(0, |upper| u32::from(*upper) << 16)).collect()
 }
 
-/// Two F16 a word.
-fn halves(words: &[u32]) -> Vec<f32> {
-    words.iter().flat_map(|word| [f16::from_bits(*word as u16), f16::from_bits((word >> 16) as u16)]).map(f16::to_f32).collect()
+/// Where column `k` of a row of `n` values lies in the order that `lane_order` of `common.h` has.
+fn lane_order(k: usize, n: usize) -> usize {
+    (k / 4 % 8 * (n / 32) + k / 32) * 4 + k % 4
 }
 
-/// Room for what a kernel writes; NaN, so that what it does not write shows.
-fn nan(words: usize) -> Vec<u32> {
-    vec![u32::MAX; words]
+/// Rows of `n` values in the order of columns.
+fn out_of_lane_order(rows: &[f32], n: usize) -> Vec<f32> {
+    rows.chunks_exact(n).flat_map(|row| (0..n).map(|k| row[lane_order(k, n)])).collect()
 }
 
-/// A row of `n` values whose column k lies where `lane_order` of `common.h` has it.
-fn out_of_lane_order(row: &[f32]) -> Vec<f32> {
-    let n = row.len();
-    (0..n).map(|k| row[(k / 4 % 8 * (n / 32) + k / 32) * 4 + k % 4]).collect()
+/// The same in lane order.
+fn in_lane_order(rows: &[f32], n: usize) -> Vec<f32> {
+    let mut ordered = rows.to_vec();
+    for (row, out) in rows.chunks_exact(n).zip(ordered.chunks_exact_mut(n)) {
+        row.iter().enumerate().for_each(|(k, x)| out[lane_order(k, n)] = *x);
+    }
+    ordered
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f32 {
@@ -143,72 +170,84 @@ fn weights_of(format: Format, rows: usize, cols: usize) -> Vec<u8> {
 }
 
 impl Rows<'_> {
-    fn add(&mut self, kernel: String, limit: f32, found: candle_core::Result<Vec<f32>>, want: &[f32]) {
-        let error = found.map(|found| distance(&found, want)).map_err(|error| error.to_string());
-        self.rows.push((kernel, error, limit));
+    /// Some kernels, under the name of all of them where one cannot be had.
+    fn all(&mut self, name: &str, work: impl FnOnce(&mut Self) -> Result<()>) {
+        if let Err(error) = work(self) {
+            self.rows.push((name.to_string(), Err(error.to_string()), 0.0));
+        }
     }
 
-    /// What a kernel leaves in one of its buffers.
-    fn run(&self, launch: Launch<'_>, buffers: Vec<Vec<u32>>, result: usize) -> candle_core::Result<Vec<u32>> {
-        Ok(self.run_all(launch, buffers)?.swap_remove(result))
+    fn add(&mut self, kernel: String, limit: f32, found: &[f32], want: &[f32]) {
+        self.rows.push((kernel, Ok(distance(found, want)), limit));
     }
 
-    /// What it leaves in all of them, the same bits each time.
-    fn run_all(&self, launch: Launch<'_>, buffers: Vec<Vec<u32>>) -> candle_core::Result<Vec<Vec<u32>>> {
-        let [first, second] = [self.run_once(launch, &buffers)?, self.run_once(launch, &buffers)?];
-        if first != second {
-            bail!("{}: a second run gave other bits", launch.kernel)
+    fn slice(&self, words: &[u32]) -> Result<GpuSlice> {
+        GpuSlice::of(&Tensor::from_slice(words, words.len(), self.gpu.device())?)
+    }
+
+    fn floats(&self, values: &[f32]) -> Result<GpuSlice> {
+        self.slice(&words(values))
+    }
+
+    /// What kernels leave in `y`, the same bits each time.
+    fn run<'s>(&'s self, y: &'s GpuSlice, add: impl Fn(&mut LaunchList<'s>, GpuView<'s>) -> Result<()>) -> Result<Vec<f32>> {
+        let once = || {
+            // NaN, so that what they do not write shows.
+            self.gpu.upload(y, &vec![u32::MAX; y.len()])?;
+            let mut list = self.gpu.list();
+            add(&mut list, y.view())?;
+            list.start()?;
+            self.read(y)
+        };
+        let (first, second) = (once()?, once()?);
+        if words(&first) != words(&second) {
+            bail!("a second run gave other bits")
         }
         Ok(first)
     }
 
-    fn run_once(&self, launch: Launch<'_>, buffers: &[Vec<u32>]) -> candle_core::Result<Vec<Vec<u32>>> {
-        let kernel = self.gpu.kernel(launch.library, launch.kernel)?;
-        let tensors = buffers.iter().map(|words| Tensor::from_slice(words, words.len(), self.gpu.device()));
-        let tensors = tensors.collect::<candle_core::Result<Vec<_>>>()?;
-        let slices = tensors.iter().map(GpuSlice::of).collect::<candle_core::Result<Vec<_>>>()?;
-        let views: Vec<_> = slices.iter().map(GpuSlice::view).collect();
-        let mut list = self.gpu.list();
-        list.push(kernel, launch.grid, launch.threads, &views, launch.params)?;
-        list.start()?;
-        tensors.iter().map(Tensor::to_vec1).collect()
+    fn read(&self, slice: &GpuSlice) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; slice.len()];
+        self.gpu.download(slice, 0, &mut out)?;
+        Ok(out)
     }
 
-    fn norms(&mut self) {
-        let (rows, cols, eps) = (3, 200, 1e-3f32);
+    fn norms(&mut self) -> Result<()> {
+        let (rows, cols, eps) = (3, 416, 1e-3f32);
         let (x, added) = (noise(rows * cols, 1), noise(rows * cols, 2));
         let (weight, bias) = (noise(cols, 3), noise(cols, 4));
+        let kernels = self.gpu.row_kernels()?;
+        let (of_x, of_added, y) = (self.floats(&x)?, self.floats(&added)?, self.slice(&vec![0; rows * cols])?);
+        let plain = GpuNorm { kind: NormKind::Rms, eps, width: cols, weight: self.floats(&weight)?, bias: None };
+        let layer = GpuNorm { kind: NormKind::Layer, bias: Some(self.floats(&bias)?), ..plain.clone() };
         let norm = Normalise { kind: NormKind::Rms, eps, width: cols, weight: Some(&weight), bias: None };
-        let run = |to: &Self, flags: u32, result: usize| {
-            let params = [cols as u32, flags, eps.to_bits()];
-            let launch = Launch { library: ROW, kernel: "norm_f32", grid: [rows as u32, 1, 1], threads: 96, params: &params };
-            let vectors = [&x, &added, &weight, &bias].map(|values| words(values));
-            to.run(launch, [vectors.to_vec(), vec![nan(rows * cols), nan(rows * cols)]].concat(), result)
-                .map(|words| floats(&words))
-        };
-        let mut want = vec![0.0; rows * cols];
+        let (mut want, mut of_layer, mut sum) = (vec![0.0; rows * cols], vec![0.0; rows * cols], added.clone());
         normalise(norm, &x, cols, cols, &mut want);
-        self.add("norm_f32".into(), 1e-6, run(self, 0, 5), &want);
-        normalise(Normalise { kind: NormKind::Layer, bias: Some(&bias), ..norm }, &x, cols, cols, &mut want);
-        self.add("norm_f32, layer".into(), 1e-6, run(self, LAYER | SHIFT, 5), &want);
-        let mut sum = added.clone();
-        add_scaled(&x, 1.0, &mut sum, cols, None);
-        self.add("norm_f32, sum".into(), 0.0, run(self, ADD_BEFORE, 4), &sum);
-        normalise(norm, &sum, cols, cols, &mut want);
-        self.add("norm_f32, norm of the sum".into(), 1e-6, run(self, ADD_BEFORE, 5), &want);
+        normalise(Normalise { kind: NormKind::Layer, bias: Some(&bias), ..norm }, &x, cols, cols, &mut of_layer);
+        add_scaled(&want, 1.0, &mut sum, cols, None);
+        for (name, by, added, ordered, want) in [
+            ("norm_f32", &plain, None, false, &want),
+            ("norm_f32, in lane order", &plain, None, true, &want),
+            ("norm_f32, layer", &layer, None, false, &of_layer),
+            ("norm_f32, added", &plain, Some(&of_added), false, &sum),
+        ] {
+            let added = added.map(GpuSlice::view);
+            let found = self.run(&y, |list, y| list.norm(kernels, (of_x.view(), rows), by, added, (y, ordered)))?;
+            let found = if ordered { out_of_lane_order(&found, cols) } else { found };
+            self.add(name.to_string(), 1e-6, &found, want);
+        }
+        Ok(())
     }
 
-    fn argmax(&mut self) {
-        let (count, cap) = (5003, 0.75f32);
-        let scores = noise(2 * count, 6);
-        let words_of_row = BestToken::words(count);
-        let params = [count as u32, 1024, cap.to_bits()];
-        let launch = Launch { library: ROW, kernel: "argmax", grid: [5, 2, 1], threads: 256, params: &params };
-        let found = self.run(launch, vec![words(&scores), nan(2 * words_of_row)], 1).map(|words| floats(&words));
-        let found = found.map(|words| words.chunks_exact(words_of_row).map(BestToken::of).collect::<Vec<_>>());
+    fn argmax(&mut self) -> Result<()> {
+        let (rows, count, cap) = (2, 5003, 0.75f32);
+        let (scores, of_row) = (noise(rows * count, 6), BestToken::words(count));
+        let (kernels, of_scores, y) = (self.gpu.row_kernels()?, self.floats(&scores)?, self.slice(&vec![0; rows * of_row])?);
+        let found = self.run(&y, |list, y| list.argmax(kernels, (of_scores.view(), rows, count), Some(cap), y))?;
         // The id as well as what it is worth.
         let values = |id: u32, logprob: f32| [id as f32, logprob];
-        let found = found.map(|best| best.iter().flat_map(|best| values(best.id, best.logprob)).collect());
+        let best = found.chunks_exact(of_row).map(BestToken::of);
+        let found: Vec<f32> = best.flat_map(|best| values(best.id, best.logprob)).collect();
         let mut want = Vec::new();
         for row in scores.chunks_exact(count) {
             let mut row = row.to_vec();
@@ -217,140 +256,203 @@ impl Rows<'_> {
             let id = first_at(&row, best).unwrap_or(0);
             want.extend(values(id as u32, -exp_sum(&row, best).ln() as f32));
         }
-        self.add("argmax".into(), 1e-6, found, &want);
+        self.add("argmax".into(), 1e-6, &found, &want);
+        Ok(())
     }
 
-    fn products(&mut self, format: Format) {
-        let (outputs, inputs) = (64, 768);
+    /// A matrix as the kernels have it, and the values that they read: what becomes of a file's scales is no matter of theirs.
+    fn weight(&self, element: Element, format: Format, outputs: usize, inputs: usize) -> Result<(GpuWeight, Vec<f32>)> {
+        if format == Format::F16 {
+            let values: Vec<f32> = noise(outputs * inputs, 5).iter().map(|x| 0.1 * x).collect();
+            let (codes, kernels) = (self.slice(&stored(&values, element))?, self.gpu.product_kernels(element, GpuFormat::dense)?);
+            return Ok((GpuWeight::new(kernels, (outputs, inputs), 0, codes, None)?, rounded(&values, element)));
+        }
+        let matrix = GpuMatrix::new(&[(outputs, format)], inputs);
         let bytes = weights_of(format, outputs, inputs);
-        let Some(mut matrix) = GpuMatrix::new(&[(outputs, format)], inputs) else { return self.no_matrix(format) };
-        // The reference has the values that the kernels read: what becomes of a file's scales is no matter of theirs.
+        let matrix = matrix.and_then(|mut matrix| matrix.fill(0, &bytes, format).then_some(matrix));
+        let Some(matrix) = matrix else { bail!("its matrix could not be made") };
         let mut values = vec![0.0; outputs * inputs];
-        let filled = matrix.fill(0, &bytes, format);
         values.chunks_exact_mut(inputs).enumerate().for_each(|(row, out)| matrix.row(row, out));
-        let Some(packed) = Packed::from_f32(&values, inputs, Use::Product).filter(|_| filled) else {
-            return self.no_matrix(format);
-        };
+        let kernels = self.gpu.product_kernels(element, matrix.format())?;
+        let group_shift = matrix.group_shift();
         let (codes, extra, scales) = matrix.parts();
         let scales: Vec<u16> = scales.iter().map(|scale| scale.to_bits()).collect();
-        let weight = || vec![codes.to_vec(), extra.to_vec(), pairs(&scales)];
-        let library = Library::Product { element: Element::F16, stage: 512, format: matrix.format() };
-        let limit = 4e-5;
-        let x = noise(inputs, 3);
-        let run = |rows: &Self, kernel, outputs: usize| {
-            // The columns of a row of W shared by two simdgroups; no flags.
-            let params = [outputs as u32, inputs as u32, 1, 2, matrix.group_shift(), 0, 0, 1f32.to_bits()];
-            let launch = Launch { library, kernel, grid: [3, 1, 1], threads: 128, params: &params };
-            let buffers = [weight(), vec![words(&x), nan(1), nan(1), nan(1), nan(outputs)]].concat();
-            rows.run(launch, buffers, 7).map(|words| floats(&words))
-        };
-        let mut want = vec![0.0; outputs];
-        if matmul(&x, inputs, &packed, Epilogue::default(), &mut want).is_err() {
-            return self.no_matrix(format);
-        }
-        for kernel in ["product_r1n2", "product_r1n4"] {
-            self.add(format!("{kernel}, {}", format.name()), limit, run(self, kernel, outputs), &want);
-        }
-        let mut activated = vec![0.0; outputs / 2];
-        gated(Activation::Silu, &want, outputs / 2, &mut activated);
-        let found = run(self, "product_gated_r1n2", outputs / 2).map(|row| out_of_lane_order(&row));
-        self.add(format!("product_gated_r1n2, {}", format.name()), 4.0 * limit, found, &activated);
-
-        let params = [inputs as u32, matrix.group_shift(), u32::MAX, 1f32.to_bits()];
-        let launch = Launch { library, kernel: "rows", grid: [1, 1, 1], threads: 256, params: &params };
-        let found = self.run(launch, [weight(), vec![vec![7], nan(inputs)]].concat(), 4).map(|words| floats(&words));
-        self.add(format!("rows, {}", format.name()), 1e-6, found, &values[7 * inputs..8 * inputs]);
+        let others = (self.slice(extra)?, self.slice(&pairs(&scales))?);
+        Ok((GpuWeight::new(kernels, (outputs, inputs), group_shift, self.slice(codes)?, Some(others))?, values))
     }
 
-    fn no_matrix(&mut self, format: Format) {
-        self.rows.push((format.name().into(), Err("its matrix could not be made".into()), 0.0));
+    fn products(&mut self, element: Element, format: Format) -> Result<()> {
+        let name = if format == Format::F16 { element.name() } else { format.name() };
+        let name =
+            if element == Element::BF16 && format != Format::F16 { format!("{name} beside bf16") } else { name.to_string() };
+        self.some_products(element, format, (64, 768), &name)?;
+        if is_wide_too(format) { self.some_products(element, format, (4160, 256), &format!("{name}, wide")) } else { Ok(()) }
     }
 
-    /// A prompt token by token, then attention of its last row, and of all rows at once.
-    fn attention(&mut self) {
-        let (heads, kv_heads, dim, capacity, len, eps) = (14, 2, 64, 80, 70, 1e-3f32);
-        let (all, width) = (heads + 2 * kv_heads, heads * dim);
-        let half = dim / 4;
-        let qkv = noise(len * all * dim, 11);
-        let (q_weight, k_weight) = (noise(dim, 12), noise(dim, 13));
-        let angle = |i: usize| (i / half) as f64 / 10000f64.powf((i % half) as f64 / half as f64);
-        let cos: Vec<f32> = (0..len * half).map(|i| angle(i).cos() as f32).collect();
-        let sin: Vec<f32> = (0..len * half).map(|i| angle(i).sin() as f32).collect();
-        let angles: Vec<u32> = cos.iter().zip(&sin).flat_map(|(c, s)| [c.to_bits(), s.to_bits()]).collect();
-
-        // The CPU's.
-        let normed = |first: usize, count: usize, weight: &[f32]| {
-            let x: Vec<f32> = qkv.chunks_exact(all * dim).flat_map(|row| &row[first * dim..][..count * dim]).copied().collect();
-            let norm = Normalise { kind: NormKind::Rms, eps, width: dim, weight: Some(weight), bias: None };
-            let (mut normed, mut rotated) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-            normalise(norm, &x, count * dim, count * dim, &mut normed);
-            rotate(&normed, count * dim, count, dim, false, &cos, &sin, half, &mut rotated);
-            rotated
+    /// Of one row, whose input a threadgroup holds or reads where it is, and of several; with all that may come with them.
+    fn some_products(&mut self, element: Element, format: Format, (outputs, inputs): (usize, usize), name: &str) -> Result<()> {
+        const ROWS: usize = 3;
+        let (weight, values) = self.weight(element, format, outputs, inputs)?;
+        let (x, norm, bias) = (noise(ROWS * inputs, 3), noise(inputs, 4), noise(outputs, 7));
+        let (residual, eps, scale) = (noise(ROWS * outputs, 8), 1e-3f32, 0.5f32);
+        let no_memory = || candle_core::Error::msg("no memory for the CPU's");
+        let packed = Packed::from_f32(&values, inputs, Use::Product).ok_or_else(no_memory)?;
+        let product = |x: &[f32]| {
+            let mut y = vec![0.0; x.len() / inputs * outputs];
+            matmul(x, inputs, &packed, Epilogue::default(), &mut y).map_err(candle_core::Error::wrap)?;
+            Ok::<_, candle_core::Error>(y)
         };
-        let (want_q, want_k) = (normed(0, heads, &q_weight), normed(heads, kv_heads, &k_weight));
-        let mut cache = KvHeads::new(kv_heads, dim, KvFormat::F16);
-        let values = &qkv[(heads + kv_heads) * dim..];
-        let appended = cache.append(&want_k, kv_heads * dim, values, all * dim, len);
-        let bytes = match appended.and_then(|()| cache.to_bytes()) {
-            Ok(bytes) => bytes,
-            Err(error) => return self.rows.push(("the CPU's cache".into(), Err(error.to_string()), 0.0)),
-        };
-        let cached: Vec<f32> = bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect();
+        let plain = product(&x)?;
+        let with_residual: Vec<f32> = residual.iter().zip(&plain).map(|(sum, y)| sum + scale * y).collect();
+        let mut normed = vec![0.0; inputs];
+        let by = Normalise { kind: NormKind::Rms, eps, width: inputs, weight: Some(&norm), bias: None };
+        normalise(by, &x[..inputs], inputs, inputs, &mut normed);
+        let with_norm: Vec<f32> = product(&normed)?.iter().zip(&bias).map(|(y, bias)| y + bias).collect();
+        let half = outputs / 2;
+        let mut activated = vec![0.0; ROWS * half];
+        gated(Activation::Silu, &plain, half, &mut activated);
 
-        let with_sinks = noise(heads, 14);
-        // Of one token; `splits` threadgroups share the keys.
-        let token = |rows: &Self, at: usize, mask: Mask, sinks: bool, splits: u32, caches: [Vec<u32>; 2]| {
-            let (window, cap) = (mask.window.unwrap_or(0) as u32, mask.softcap.unwrap_or(0.0).to_bits());
-            let [heads, kv_heads, capacity, rotated] = [heads, kv_heads, capacity, 2 * half].map(|n| n as u32);
-            let (sinks, eps, scale) = (u32::from(sinks), eps.to_bits(), mask.scale.to_bits());
-            let params = [heads, kv_heads, capacity, splits, window, sinks, rotated, QK_NORM, eps, scale, cap];
-            let launch = Launch { library: ATTENTION, kernel: "attention", grid: [2, splits, 1], threads: 448, params: &params };
-            let own = angles[2 * half * at..][..2 * half].to_vec();
-            let mut buffers = vec![words(&qkv[at * all * dim..][..all * dim]), vec![at as u32], own.clone(), own];
-            buffers.extend([words(&q_weight), words(&k_weight), words(&with_sinks)]);
-            buffers.extend(caches);
-            let parts = if splits > 1 { heads as usize * splits as usize * (dim + 2) } else { 1 };
-            let mut found = rows.run_all(launch, [buffers, vec![nan(width), nan(parts)]].concat())?;
-            if let (true, Some(parts)) = (splits > 1, found.pop()) {
-                let launch = Launch { kernel: "combine", grid: [heads, 1, 1], threads: 64, ..launch };
-                found[9] = rows.run(launch, vec![parts, words(&with_sinks), nan(width)], 2)?;
+        let (of_x, of_ordered) = (self.floats(&x)?, self.floats(&in_lane_order(&x, inputs))?);
+        let [of_norm, of_bias, of_residual] = [self.floats(&norm)?, self.floats(&bias)?, self.floats(&residual)?];
+        let mut found = Vec::new();
+        let mut add = |kernel: &str, rows: usize, made: usize, with: ProductWith<'_>, want: &[f32]| {
+            let y = self.slice(&vec![0; rows * made])?;
+            let row = if with.ordered { &of_ordered } else { &of_x };
+            let out = self.run(&y, |list, y| list.product(&weight, row.view(), y, ProductWith { rows, ..with }))?;
+            let out = if with.activation.is_some() { out_of_lane_order(&out, made) } else { out };
+            found.push((format!("{kernel}, {name}"), out, want[..rows * made].to_vec()));
+            Ok::<_, candle_core::Error>(())
+        };
+        let ordered = ProductWith { residual: Some(of_residual.view()), scale, ordered: true, ..ProductWith::default() };
+        let with = ProductWith { norm: Some((of_norm.view(), eps)), bias: Some(of_bias.view()), ..ProductWith::default() };
+        let gate = ProductWith { activation: Some((Gated::Yes, Activation::Silu)), ..ProductWith::default() };
+        add("product", ROWS, outputs, ProductWith::default(), &plain)?;
+        add("product, norm", 1, outputs, with, &with_norm)?;
+        add("product_direct", 1, outputs, ordered, &with_residual)?;
+        add("product_direct, rows", ROWS, outputs, ordered, &with_residual)?;
+        add("product_gated", 1, half, gate, &activated)?;
+        add("product_gated_direct, rows", ROWS, half, ProductWith { ordered: true, ..gate }, &activated)?;
+        for (kernel, out, want) in found {
+            // Behind an activation's slope errors are larger than before.
+            self.add(kernel.clone(), if kernel.contains("gated") { 1.6e-4 } else { 4e-5 }, &out, &want);
+        }
+
+        let (ids, y) = (self.slice(&[7, 0])?, self.slice(&vec![0; 2 * inputs])?);
+        let out = self.run(&y, |list, y| list.decode(&weight, DecodedRows::ById(ids.view(), 2), 1.0, y, false))?;
+        self.add(format!("rows, {name}"), 1e-6, &out, &[&values[7 * inputs..][..inputs], &values[..inputs]].concat());
+        let y = self.slice(&vec![0; 2 * inputs * element.bytes() / 4])?;
+        let out = self.run(&y, |list, y| list.decode(&weight, DecodedRows::Neighbours(5..7), 0.5, y, true))?;
+        let want: Vec<f32> = values[5 * inputs..7 * inputs].iter().map(|x| 0.5 * x).collect();
+        // A value between two of the type may become either.
+        let limit = if element == Element::BF16 { 1e-4 } else { 2e-5 };
+        self.add(format!("rows_t, {name}"), limit, &widened(&out, element), &rounded(&want, element));
+        Ok(())
+    }
+
+    /// The last two tokens of so many: one whose keys one threadgroup has, and one whose keys several share.
+    fn attention(&mut self, element: Element, dim: usize) -> Result<()> {
+        for (length, capacity) in [(70, 80), (1030, 1040)] {
+            for (name, window, softcap, has_sinks, pairs) in [
+                ("all", None, None, false, RopePairs::Halves),
+                ("adjacent pairs", None, None, false, RopePairs::Adjacent),
+                ("window", Some(20), None, false, RopePairs::Halves),
+                ("softcap", None, Some(3.0), false, RopePairs::Halves),
+                ("sinks", None, None, true, RopePairs::Halves),
+            ] {
+                let mask = Mask { causal: true, window, scale: 0.125, softcap };
+                let name = format!("attention, {}, {dim}, {length} keys, {name}", element.name());
+                self.attention_of(element, dim, (length, capacity), mask, (has_sinks, pairs), &name)?;
             }
-            let (out, values, keys) = (found.swap_remove(9), found.swap_remove(8), found.swap_remove(7));
-            Ok::<_, candle_core::Error>((out_of_lane_order(&floats(&out)), [keys, values]))
-        };
-        let plain = Mask { causal: true, window: None, scale: 0.125, softcap: None };
-        let none = || nan(kv_heads * capacity * dim / 2);
-        let filled = (0..len).try_fold([none(), none()], |caches, at| Ok(token(self, at, plain, false, 1, caches)?.1));
-        let [keys, values] = match filled {
-            Ok(caches) => caches,
-            Err::<_, candle_core::Error>(error) => return self.rows.push(("attention".into(), Err(error.to_string()), 0.0)),
-        };
-        // (head, position, dim) as (position, head, dim); a value between two halves may become either.
-        let by_position = |words: &[u32]| {
-            let all = halves(words);
-            let vector = |t: usize, h: usize| all[(h * capacity + t) * dim..][..dim].to_vec();
-            (0..len).flat_map(|t| (0..kv_heads).map(move |h| (t, h))).flat_map(|(t, h)| vector(t, h)).collect::<Vec<f32>>()
-        };
-        let found = [by_position(&keys), by_position(&values)].concat();
-        self.add("attention, cache".into(), 2e-5, Ok(found), &cached);
-
-        let cases =
-            [("all", None, None, 0), ("window", Some(20), None, 0), ("softcap", None, Some(3.0), 0), ("sinks", None, None, 1)];
-        for (name, window, softcap, sinks) in cases {
-            let mask = Mask { causal: true, window, scale: 0.125, softcap };
-            let mut want = vec![0.0; len * width];
-            attend(&want_q, width, heads, &cache, mask, (sinks > 0).then_some(&with_sinks), &mut want);
-            // Of the last row three threadgroups share the keys.
-            let found = token(self, len - 1, mask, sinks > 0, 3, [keys.clone(), values.clone()]).map(|(out, _)| out);
-            self.add(format!("attention, {name}"), 1e-5, found, &want[(len - 1) * width..]);
-
-            let (window, cap) = (window.unwrap_or(0) as u32, softcap.unwrap_or(0f32).to_bits());
-            let params = [heads as u32, kv_heads as u32, capacity as u32, len as u32, 0, window, sinks, 0.125f32.to_bits(), cap];
-            let grid = [len.div_ceil(32) as u32, heads as u32, 1];
-            let launch = Launch { library: ATTENTION, kernel: "flash", grid, threads: 128, params: &params };
-            let buffers = vec![words(&want_q), keys.clone(), values.clone(), words(&with_sinks), nan(len * width / 2)];
-            let found = self.run(launch, buffers, 4);
-            self.add(format!("flash, {name}"), 6e-4, found.map(|words| halves(&words)), &want);
         }
+        Ok(())
+    }
+
+    fn attention_of(
+        &mut self,
+        element: Element,
+        dim: usize,
+        (length, capacity): (usize, usize),
+        mask: Mask,
+        (has_sinks, pairs): (bool, RopePairs),
+        name: &str,
+    ) -> Result<()> {
+        let (counts, eps, half) = (HeadCounts { heads: 8, kv_heads: 2 }, 1e-3f32, dim / 4);
+        let HeadCounts { heads, kv_heads } = counts;
+        let (all, width) = ((heads + 2 * kv_heads) * dim, heads * dim);
+        let qkv = noise(length * all, 11);
+        let (q_weight, k_weight, sinks) = (noise(dim, 12), noise(dim, 13), noise(heads, 14));
+        let angle = |i: usize| (i / half) as f64 / 10000f64.powf((i % half) as f64 / half as f64);
+        let cos: Vec<f32> = (0..length * half).map(|i| angle(i).cos() as f32).collect();
+        let sin: Vec<f32> = (0..length * half).map(|i| angle(i).sin() as f32).collect();
+
+        // The CPU's, of keys and values as they are stored.
+        let turned = |first: usize, count: usize, weight: &[f32]| {
+            let x: Vec<f32> = qkv.chunks_exact(all).flat_map(|row| &row[first * dim..][..count * dim]).copied().collect();
+            let norm = Normalise { kind: NormKind::Rms, eps, width: dim, weight: Some(weight), bias: None };
+            let (mut normed, mut turned) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+            normalise(norm, &x, count * dim, count * dim, &mut normed);
+            rotate(&normed, count * dim, count, dim, pairs == RopePairs::Adjacent, &cos, &sin, half, &mut turned);
+            turned
+        };
+        let queries = turned(0, heads, &q_weight);
+        let keys = rounded(&turned(heads, kv_heads, &k_weight), element);
+        let of_row = |row: &[f32]| row[(heads + kv_heads) * dim..].to_vec();
+        let values = rounded(&qkv.chunks_exact(all).flat_map(of_row).collect::<Vec<_>>(), element);
+        let mut cache = KvHeads::new(kv_heads, dim, KvFormat::F32);
+        cache.append(&keys, kv_heads * dim, &values, kv_heads * dim, length).map_err(candle_core::Error::wrap)?;
+        let mut want = vec![0.0; 2 * width];
+        let last = &queries[(length - 2) * width..];
+        attend(last, width, heads, &cache, mask, has_sinks.then_some(&sinks), &mut want);
+
+        // (position, head, dim) as (head, capacity, dim), without the last two: those the kernels bring.
+        let before = |rows: &[f32]| {
+            let mut to = vec![0.0; kv_heads * capacity * dim];
+            for (i, vector) in rows.chunks_exact(dim).take((length - 2) * kv_heads).enumerate() {
+                to[(i % kv_heads * capacity + i / kv_heads) * dim..][..dim].copy_from_slice(vector);
+            }
+            self.slice(&stored(&to, element))
+        };
+        let (of_keys, of_values) = (before(&keys)?, before(&values)?);
+        let kernels = self.gpu.attention_kernels(element, dim)?;
+        let norms = QkNorms { q: self.floats(&q_weight)?, k: self.floats(&k_weight)?, eps, after: false, each: false };
+        let (of_sinks, y) = (self.floats(&sinks)?, self.slice(&vec![0; width])?);
+        let parts = self.slice(&vec![0; heads * MOST_SPLITS * (dim + 2)])?;
+        let mut found = Vec::new();
+        for at in length - 2..length {
+            let turns: Vec<f32> = (at * half..(at + 1) * half).flat_map(|i| [cos[i], sin[i]]).collect();
+            let angles = GpuAngles { queries: self.floats(&turns)?, keys: self.floats(&turns)?, half };
+            let (own, position) = (self.floats(&qkv[at * all..][..all])?, self.slice(&[at as u32, 0, 0, 0])?);
+            found.extend(self.run(&y, |list, out| {
+                let cache = GpuCache { keys: of_keys.view(), values: of_values.view(), capacity };
+                list.attention(
+                    kernels,
+                    AttentionRow {
+                        counts,
+                        qkv: own.view(),
+                        norms: Some(&norms),
+                        angles: Some((&angles, pairs)),
+                        cache,
+                        position: position.view(),
+                        length: at + 1,
+                        mask,
+                        sinks: has_sinks.then(|| of_sinks.view()),
+                        out,
+                        parts: parts.view(),
+                    },
+                )
+            })?);
+        }
+        self.add(name.to_string(), 1e-5, &out_of_lane_order(&found, width), &want);
+        let held = |slice: &GpuSlice| {
+            let all = widened(&self.read(slice)?, element);
+            let vector = |t: usize, h: usize| all[(h * capacity + t) * dim..][..dim].to_vec();
+            let rows = (0..length).flat_map(|t| (0..kv_heads).map(move |h| (t, h)));
+            Ok::<_, candle_core::Error>(rows.flat_map(|(t, h)| vector(t, h)).collect::<Vec<f32>>())
+        };
+        // A value between two of the type may become either.
+        let limit = if element == Element::BF16 { 2e-4 } else { 2e-5 };
+        let (found, want) = ([held(&of_keys)?, held(&of_values)?].concat(), [keys, values].concat());
+        self.add(format!("{name}, cache"), limit, &found, &want);
+        Ok(())
     }
 }

@@ -22,7 +22,6 @@ typedef unsigned char uchar;
 struct half { ushort bits; };
 
 INLINE void group_barrier() { __syncthreads(); }
-INLINE void simd_barrier() { __syncwarp(); }
 // A launch may begin while the one before still runs (programmatic dependent launch): what that one writes is read behind this.
 #if __CUDA_ARCH__ >= 900
 INLINE void after_previous() { asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory"); }

@@ -28,6 +28,8 @@ pub(super) struct Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct GpuKernel {
     number: usize,
+    /// Threads of a threadgroup that it was compiled for, at most.
+    threads: u32,
     #[cfg_attr(not(any(target_os = "macos", target_os = "ios")), allow(dead_code))]
     writes: u32,
 }
@@ -74,7 +76,7 @@ impl Launch {
     pub(super) fn with_words(words: [u32; 2]) -> Self {
         let mut own = [0; MOST_WORDS];
         own[..2].copy_from_slice(&words);
-        let kernel = GpuKernel { number: 0, writes: 0 };
+        let kernel = GpuKernel { number: 0, threads: 32, writes: 0 };
         Self { kernel, grid: [1; 3], threads: 32, counts: [0, 2], buffers: [Place::default(); MOST_BUFFERS], words: own }
     }
 }
@@ -82,7 +84,10 @@ impl Launch {
 /// What a device does for the kernels.
 pub(super) trait Launcher: Debug + Send + Sync {
     /// A kernel of a library, compiled when one of the library is first asked for; a number that the launcher knows it by.
-    fn kernel(&self, library: Library, name: &str) -> Result<usize>;
+    ///
+    /// # Errors
+    /// If it does not compile, or not for threadgroups of so many threads.
+    fn kernel(&self, library: Library, name: &str, threads: u32) -> Result<usize>;
 
     /// Starts kernels, each behind those before it and behind all that was started before.
     ///
@@ -190,9 +195,9 @@ impl Gpu {
         &self.device
     }
 
-    /// A kernel, compiled.
-    pub(super) fn kernel(&self, library: Library, name: &str) -> Result<GpuKernel> {
-        Ok(GpuKernel { number: self.launcher.kernel(library, name)?, writes: buffers_written(name) })
+    /// A kernel, compiled for threadgroups of so many threads at most.
+    pub(super) fn kernel(&self, library: Library, name: &str, threads: u32) -> Result<GpuKernel> {
+        Ok(GpuKernel { number: self.launcher.kernel(library, name, threads)?, threads, writes: buffers_written(name) })
     }
 
     /// Kernels to be started.
@@ -269,7 +274,7 @@ impl<'a> LaunchList<'a> {
     /// Appends a kernel on views that the caller has found large enough for what it reads and writes.
     ///
     /// # Errors
-    /// If there are more buffers or words than any kernel has.
+    /// If there are more buffers or words than any kernel has, or more threads than this one was compiled for.
     pub(super) fn push(
         &mut self,
         kernel: GpuKernel,
@@ -278,6 +283,9 @@ impl<'a> LaunchList<'a> {
         buffers: &[GpuView<'a>],
         words: &[u32],
     ) -> Result<()> {
+        if threads > kernel.threads {
+            bail!("a kernel: expected at most {} threads of a threadgroup, found {threads}", kernel.threads)
+        }
         let counts = [buffers.len() as u32, words.len() as u32];
         let mut launch =
             Launch { kernel, grid, threads, counts, buffers: [Place::default(); MOST_BUFFERS], words: [0; MOST_WORDS] };

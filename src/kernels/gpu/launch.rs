@@ -23,6 +23,8 @@ const QK_NORM: u32 = 2;
 const NORM_AFTER: u32 = 4;
 const NORM_EACH: u32 = 8;
 
+/// Threads of a threadgroup at most, but of attention.
+pub(super) const THREADS: u32 = 256;
 /// Columns of activations that a threadgroup of a product holds.
 const STAGE: u32 = 4096;
 /// Threadgroups that share the keys of a head at most.
@@ -51,7 +53,8 @@ pub struct ProductKernels {
     element: Element,
     /// Two rows of W a simdgroup, and four.
     staged: [GpuKernel; 2],
-    gated: [GpuKernel; 2],
+    /// Four rows, two of gates and two of values.
+    gated: GpuKernel,
     direct: [GpuKernel; 2],
     /// Of four rows of activations at once, in lane order: plain and gated.
     of_rows: [GpuKernel; 2],
@@ -233,7 +236,7 @@ impl Cut {
         {
             split *= 2;
         }
-        let threads = 256;
+        let threads = THREADS;
         let blocks = outputs.div_ceil(threads / 32 / split * made);
         // As many groups as the device holds at once, where each brings the input into its memory; each the same number of blocks.
         let most = if staged { if rows == 4 { 3 * units } else { 4 * units } } else { u32::MAX };
@@ -250,24 +253,25 @@ impl Cut {
 }
 
 impl Gpu {
-    pub fn row_kernels(&self, element: Element) -> Result<RowKernels> {
-        let library = Library::Row { element };
-        Ok(RowKernels { norm: self.kernel(library, "norm_f32")?, argmax: self.kernel(library, "argmax")? })
+    pub fn row_kernels(&self) -> Result<RowKernels> {
+        let library = Library::Row;
+        Ok(RowKernels { norm: self.kernel(library, "norm_f32", THREADS)?, argmax: self.kernel(library, "argmax", THREADS)? })
     }
 
     pub fn product_kernels(&self, element: Element, format: GpuFormat) -> Result<ProductKernels> {
         let stage = if cfg!(test) { 512 } else { STAGE };
         let library = Library::Product { element, stage, format };
-        let both = |two: &str, four: &str| Ok::<_, candle_core::Error>([self.kernel(library, two)?, self.kernel(library, four)?]);
+        let kernel = |name: &str| self.kernel(library, name, THREADS);
+        let both = |two: &str, four: &str| Ok::<_, candle_core::Error>([kernel(two)?, kernel(four)?]);
         Ok(ProductKernels {
             format,
             element,
             staged: both("product_r1n2", "product_r1n4")?,
-            gated: both("product_gated_r1n2", "product_gated_r1n4")?,
+            gated: kernel("product_gated_r1n4")?,
             direct: both("product_direct_r1n2", "product_direct_r1n4")?,
             of_rows: both("product_direct_r4n2", "product_gated_direct_r4n2")?,
-            rows: self.kernel(library, "rows")?,
-            rows_t: self.kernel(library, "rows_t")?,
+            rows: kernel("rows")?,
+            rows_t: kernel("rows_t")?,
         })
     }
 
@@ -276,8 +280,8 @@ impl Gpu {
         // One head a threadgroup and many simdgroups: measured best up to 32,768 keys, but for the executor's fibers.
         let parts = if cfg!(test) { 4 } else { 16 };
         let library = Library::Attention { element, dim: head_dim as u32, heads: 1, parts, keys: 4 };
-        let kernel = |name: &str| self.kernel(library, name);
-        let (attention, combine) = (kernel("attention")?, kernel("combine")?);
+        let attention = self.kernel(library, "attention", 32 * parts)?;
+        let combine = self.kernel(library, "combine", head_dim.next_multiple_of(32) as u32)?;
         Ok(AttentionKernels { element, head_dim, parts, attention, combine })
     }
 }
@@ -313,9 +317,9 @@ impl<'a> LaunchList<'a> {
             DecodedRows::Neighbours(_) => weight.codes.view(),
         };
         let params = [weight.inputs as u32, weight.group_shift, first, scale.to_bits()];
-        let grid = [weight.inputs.div_ceil(8 * 256) as u32, count as u32, 1];
+        let grid = [weight.inputs.div_ceil(8 * THREADS as usize) as u32, count as u32, 1];
         let [codes, extra, scales] = weight.buffers();
-        self.push(kernel, grid, 256, &[codes, extra, scales, ids, y], &params)
+        self.push(kernel, grid, THREADS, &[codes, extra, scales, ids, y], &params)
     }
 
     /// `y = norm(x)`, or `added + norm(x)`; of rows side by side, of which `y` may be either. `ordered`: whether `y` is in lane order.
@@ -341,8 +345,8 @@ impl<'a> LaunchList<'a> {
         let layer = if by.kind == NormKind::Layer { LAYER } else { 0 };
         let flag = |is: bool, flag: u32| if is { flag } else { 0 };
         let flags = layer | flag(by.bias.is_some(), SHIFT) | flag(added.is_some(), ADD_AFTER) | flag(ordered, LANE_ORDER);
-        let threads = (cols.div_ceil(32).clamp(1, 8) * 32) as u32;
-        let buffers = [x, added.unwrap_or(x), weight, bias, y, y];
+        let threads = (cols.next_multiple_of(32) as u32).clamp(32, THREADS);
+        let buffers = [x, added.unwrap_or(x), weight, bias, y];
         self.push(kernels.norm, [rows as u32, 1, 1], threads, &buffers, &[cols as u32, flags, by.eps.to_bits()])
     }
 
@@ -391,7 +395,7 @@ impl<'a> LaunchList<'a> {
         let kernel = match (with.ordered, gated) {
             _ if of_rows => kernels.of_rows[usize::from(gated)],
             (true, _) => kernels.direct[is_four],
-            (false, true) => kernels.gated[is_four],
+            (false, true) => kernels.gated,
             (false, false) => kernels.staged[is_four],
         };
         let passes = if of_rows { rows.div_ceil(4) } else { rows };
@@ -447,7 +451,7 @@ impl<'a> LaunchList<'a> {
         if splits == 1 {
             return Ok(());
         }
-        self.push(kernels.combine, [heads, 1, 1], (dim.div_ceil(32) * 32) as u32, &[parts, sinks, out], &params)
+        self.push(kernels.combine, [heads, 1, 1], dim.next_multiple_of(32) as u32, &[parts, sinks, out], &params)
     }
 }
 

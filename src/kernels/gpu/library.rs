@@ -9,7 +9,7 @@ pub enum Dialect {
     Cuda,
 }
 
-/// In which type dense weights, the KV cache and the rows of a prefill are kept.
+/// In which type dense weights, the KV cache and the rows of a batch are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Element {
     F32,
@@ -18,6 +18,10 @@ pub enum Element {
 }
 
 impl Element {
+    /// Every one.
+    #[cfg(feature = "selftest")]
+    pub const ALL: [Self; 3] = [Self::F16, Self::BF16, Self::F32];
+
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -25,7 +29,8 @@ impl Element {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// As the kernels' language has it.
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::F32 => "float",
             Self::F16 => "half",
@@ -37,8 +42,8 @@ impl Element {
 /// Kernels that are compiled together: constants of the text, rather than function constants, which CUDA has none of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Library {
-    /// Norms and the greedy choice.
-    Row { element: Element },
+    /// Norms and the greedy choice, of F32.
+    Row,
     /// What is between the products of a batch, forward and backward.
     Batch { element: Element },
     /// Products with weights of a format, of which a threadgroup holds `stage` columns of activations.
@@ -51,7 +56,7 @@ impl Library {
     /// Its name, as `tests/gpu` has it.
     pub fn name(&self) -> String {
         match *self {
-            Self::Row { element } => format!("row {}", element.name()),
+            Self::Row => format!("row {}", Element::F32.name()),
             Self::Batch { element } => format!("batch {}", element.name()),
             Self::Product { element, stage, format } => format!("product {} {stage} {}", element.name(), format.row().name),
             Self::Attention { element, dim, heads, parts, keys } => {
@@ -67,17 +72,16 @@ impl Library {
             Dialect::Cuda => include_str!("cuda.h"),
         };
         let (names, files): (&[&str], &[&str]) = match self {
-            Self::Row { .. } => (&["T"], &[include_str!("norm.h"), include_str!("argmax.h")]),
+            Self::Row => (&["T"], &[include_str!("norm.h"), include_str!("argmax.h")]),
             Self::Batch { .. } => {
                 (&["T"], &[include_str!("activation.h"), include_str!("batch.h"), include_str!("batch_attention.h")])
             }
             Self::Product { .. } => {
                 (&["T", "STAGE", "FORMAT"], &[include_str!("activation.h"), include_str!("format.h"), include_str!("product.h")])
             }
-            Self::Attention { .. } => (
-                &["T", "DIM", "HEADS", "PARTS", "KEYS"],
-                &[include_str!("heads.h"), include_str!("attention.h"), include_str!("flash.h")],
-            ),
+            Self::Attention { .. } => {
+                (&["T", "DIM", "HEADS", "PARTS", "KEYS"], &[include_str!("heads.h"), include_str!("attention.h")])
+            }
         };
         let name = self.name();
         let defines = names.iter().zip(name.split(' ').skip(1)).map(|(name, value)| format!("#define {name} {value}\n"));
@@ -90,7 +94,7 @@ impl Library {
 pub fn buffers_written(kernel: &str) -> u32 {
     match kernel {
         "attention" => 4,
-        "cross_entropy" | "norm_t" | "norm_f32" | "norm_f32_t" => 2,
+        "cross_entropy" => 2,
         _ => 1,
     }
 }

@@ -16,7 +16,6 @@ using namespace metal;
 #define SHARED(T, NAME, COUNT) threadgroup T NAME[COUNT]
 
 INLINE void group_barrier() { threadgroup_barrier(mem_flags::mem_threadgroup); }
-INLINE void simd_barrier() { simdgroup_barrier(mem_flags::mem_threadgroup); }
 // Launches of an encoder are ordered by its barriers.
 INLINE void after_previous() {}
 

@@ -41,7 +41,19 @@ struct Kernel {
     name: String,
     pipeline: ComputePipeline,
     /// Threads of a threadgroup at most: fewer where it needs many registers.
-    threads: usize,
+    most_threads: usize,
+}
+
+impl Kernel {
+    /// # Errors
+    /// If the device has no room for so many threads of a threadgroup.
+    fn for_threads(&self, threads: u32) -> Result<()> {
+        let Self { library, name, most_threads, .. } = self;
+        if threads as usize > *most_threads {
+            bail!("{}/{name}: expected at most {most_threads} threads of a threadgroup, found {threads}", library.name())
+        }
+        Ok(())
+    }
 }
 
 impl std::fmt::Debug for MetalLauncher {
@@ -92,10 +104,10 @@ impl MetalLauncher {
 }
 
 impl Launcher for MetalLauncher {
-    fn kernel(&self, library: Library, name: &str) -> Result<usize> {
+    fn kernel(&self, library: Library, name: &str, threads: u32) -> Result<usize> {
         let mut compiled = self.compiled();
         if let Some(number) = compiled.kernels.iter().position(|kernel| kernel.library == library && kernel.name == name) {
-            return Ok(number);
+            return compiled.kernels[number].for_threads(threads).map(|()| number);
         }
         let text = match compiled.libraries.get(&library) {
             Some(text) => text.clone(),
@@ -106,8 +118,10 @@ impl Launcher for MetalLauncher {
         };
         let function = text.get_function(name, None).map_err(Error::wrap)?;
         let pipeline = self.device.metal_device().new_compute_pipeline_state_with_function(&function).map_err(Error::wrap)?;
-        let threads = pipeline.max_total_threads_per_threadgroup();
-        compiled.kernels.push(Kernel { library, name: name.to_owned(), pipeline, threads });
+        let most_threads = pipeline.max_total_threads_per_threadgroup();
+        let kernel = Kernel { library, name: name.to_owned(), pipeline, most_threads };
+        kernel.for_threads(threads)?;
+        compiled.kernels.push(kernel);
         Ok(compiled.kernels.len() - 1)
     }
 
@@ -116,10 +130,6 @@ impl Launcher for MetalLauncher {
         let mut kernels = Vec::with_capacity(launches.len());
         for launch in launches {
             let Some(kernel) = compiled.kernels.get(launch.kernel()) else { bail!("a kernel of another device") };
-            if launch.threads as usize > kernel.threads {
-                let Kernel { library, name, threads, .. } = kernel;
-                bail!("{}/{name}: expected at most {threads} threads of a threadgroup, found {}", library.name(), launch.threads)
-            }
             kernels.push(kernel);
         }
         self.started.store(true, Ordering::Release);

@@ -5,8 +5,7 @@ struct Norm {
     float eps;
 };
 enum {
-    ADD_BEFORE = 1,  // sum = x + added, y = norm(sum)
-    ADD_AFTER = 2,   // y = added + norm(x)
+    ADD_AFTER = 2,  // y = added + norm(x)
     LANE_ORDER = 4,  // y in the order of `lane_order`, for products that do not stage it
     LAYER = 8,       // LayerNorm: the mean is subtracted
     SHIFT = 16       // the norm's bias is added
@@ -52,14 +51,6 @@ enum {
     QK_NORM = 2,    // each head of q and k is normed
     NORM_AFTER = 4, // the norm's weight is applied behind the rotation
     NORM_EACH = 8   // each head has a norm's weight of its own
-};
-
-struct Flash {
-    uint heads, kv_heads, capacity;
-    uint rows;
-    uint first;  // position of the first row
-    uint window, sinks;
-    float scale, softcap;
 };
 
 struct Argmax {

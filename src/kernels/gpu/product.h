@@ -171,7 +171,6 @@ INLINE void product(device const uint* codes, device const uint* extra, device c
     }
 PRODUCT_KERNEL(product_r1n2, 1, 2, false, true)
 PRODUCT_KERNEL(product_r1n4, 1, 4, false, true)
-PRODUCT_KERNEL(product_gated_r1n2, 1, 2, true, true)
 PRODUCT_KERNEL(product_gated_r1n4, 1, 4, true, true)
 PRODUCT_KERNEL(product_direct_r1n2, 1, 2, false, false)
 PRODUCT_KERNEL(product_direct_r1n4, 1, 4, false, false)

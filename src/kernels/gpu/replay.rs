@@ -159,7 +159,7 @@ mod tests {
     }
 
     impl Launcher for Device {
-        fn kernel(&self, _: Library, _: &str) -> Result<usize> {
+        fn kernel(&self, _: Library, _: &str, _: u32) -> Result<usize> {
             Ok(0)
         }
 

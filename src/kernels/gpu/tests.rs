@@ -32,19 +32,21 @@ pub struct Executor {
     batch: CompiledBatch,
 }
 
-const LIBRARIES: &str = "row_half row_float batch_half batch_bf16 batch_float product_half_512_dense product_float_512_dense product_half_512_four \
+const LIBRARIES: &str = "row_float batch_half batch_bf16 batch_float product_half_512_dense product_float_512_dense product_half_512_four \
                          product_half_512_four_16 product_half_512_four_sym product_half_512_four_sym_16 \
                          product_half_512_five product_half_512_five_sym product_half_512_six product_half_512_six_sym_16 \
                          product_half_512_eight product_half_512_eight_sym product_half_512_table product_half_512_table_16 \
-                         attention_half_64_7_2_4 attention_float_16_1_4_4 attention_float_24_1_4_4 attention_float_32_1_4_4 attention_float_64_1_4_4 \
+                         attention_half_64_1_4_4 attention_float_16_1_4_4 attention_float_24_1_4_4 attention_float_32_1_4_4 attention_float_64_1_4_4 \
                          attention_float_40_1_4_4 attention_half_16_1_4_4 attention_half_24_1_4_4 attention_half_32_1_4_4 \
                          attention_half_40_1_4_4";
 
 thread_local! {
     static IN_USE: RefCell<Option<Arc<Executor>>> = const { RefCell::new(None) };
     static COMPILES: Cell<bool> = const { Cell::new(true) };
+    static MOST_THREADS: Cell<u32> = const { Cell::new(u32::MAX) };
     static RECORDED: Cell<usize> = const { Cell::new(0) };
     static REPLAYED: Cell<usize> = const { Cell::new(0) };
+    static LAST_RECORDED: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Lists that this thread has recorded, and how often it has started one of them.
@@ -53,12 +55,27 @@ pub fn recorded_and_replayed() -> (usize, usize) {
     (RECORDED.get(), REPLAYED.get())
 }
 
+/// Launches of the list that this thread has recorded last.
+#[cfg_attr(not(reference_data), allow(dead_code, reason = "its users need the repository's references"))]
+pub fn last_recorded() -> usize {
+    LAST_RECORDED.get()
+}
+
 /// What there is instead of a compiler while `work` runs on this thread.
 #[cfg_attr(not(reference_data), allow(dead_code, reason = "its users need the repository's references"))]
 pub fn without_compiler<R>(work: impl FnOnce() -> R) -> R {
     COMPILES.set(false);
     let result = work();
     COMPILES.set(true);
+    result
+}
+
+/// A device with room for so many threads of a threadgroup while `work` runs on this thread.
+#[cfg_attr(not(reference_data), allow(dead_code, reason = "its users need the repository's references"))]
+pub fn with_most_threads<R>(threads: u32, work: impl FnOnce() -> R) -> R {
+    MOST_THREADS.set(threads);
+    let result = work();
+    MOST_THREADS.set(u32::MAX);
     result
 }
 
@@ -147,9 +164,12 @@ impl Recording for Recorded {
 }
 
 impl Launcher for Executor {
-    fn kernel(&self, library: Library, name: &str) -> Result<usize> {
+    fn kernel(&self, library: Library, name: &str, threads: u32) -> Result<usize> {
         if !COMPILES.get() {
             bail!("{}: line 7: no such type", library.name())
+        }
+        if threads > MOST_THREADS.get() {
+            bail!("{}/{name}: expected at most {} threads of a threadgroup, found {threads}", library.name(), MOST_THREADS.get())
         }
         let name = CString::new(format!("{}/{name}", library.name())).map_err(candle_core::Error::wrap)?;
         let mut names = self.names.lock().unwrap();
@@ -181,6 +201,7 @@ impl Launcher for Executor {
 
     fn record(self: Arc<Self>, launches: &[Launch]) -> Result<Option<Box<dyn Recording>>> {
         RECORDED.set(RECORDED.get() + 1);
+        LAST_RECORDED.set(launches.len());
         Ok(Some(Box::new(Recorded(self, launches.to_vec()))))
     }
 
@@ -366,7 +387,7 @@ fn what_does_not_fit_is_refused() {
 
 #[test]
 fn kernels_give_what_those_of_the_cpu_give() {
-    let rows = with_executor(|| compare(&Gpu::of(&Device::Cpu).unwrap().unwrap()));
+    let rows = with_executor(|| compare(&Gpu::of(&Device::Cpu).unwrap().unwrap(), &[Element::F16, Element::F32]));
     rows.into_iter().for_each(|rows| hold(&rows));
 }
 
@@ -375,15 +396,15 @@ fn kernels_give_what_those_of_the_cpu_give() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn kernels_of_a_device_give_what_those_of_the_cpu_give() {
-    hold(&compare(&Gpu::of(&super::super::open_cuda(0).unwrap()).unwrap().unwrap()));
+    let gpu = Gpu::of(&super::super::open_cuda(0).unwrap()).unwrap().unwrap();
+    hold(&compare(&gpu, &[Element::F16, Element::BF16, Element::F32]));
 }
 
 fn hold(rows: &[Comparison]) {
-    assert!(rows.len() > 40);
-    for (kernel, error, limit) in rows {
-        let error = error.as_ref().unwrap();
-        assert!(error <= limit, "{kernel}: {error:.1e}, at most {limit:.0e}");
-    }
+    assert!(rows.len() > 200);
+    let holds = |(_, error, limit): &&Comparison| error.as_ref().is_ok_and(|error| error <= limit);
+    let failed: Vec<_> = rows.iter().filter(|row| !holds(row)).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
 }
 
 #[test]
@@ -397,5 +418,5 @@ fn a_library_is_one_text_with_its_constants() {
     assert!(text.contains("#define T bf16\n#define DIM 128\n#define HEADS 1\n#define PARTS 16\n#define KEYS 4\n"));
     // What CUDA compiles includes nothing: a machine with a driver has no toolkit's headers.
     assert!(text.contains("__global__") && !text.contains("#include") && !text.contains("#pragma once"));
-    let _ = Library::Row { element: Element::F16 }.text(Dialect::Cuda);
+    let _ = Library::Row.text(Dialect::Cuda);
 }

@@ -740,7 +740,10 @@ impl Workspace {
         let sizes = [&[inputs, split, ROWS * BestToken::words(vocab_size)], &rows[..]].concat();
         // A multiple of 256 bytes each.
         let total = sizes.iter().map(|words| words.next_multiple_of(64)).sum::<usize>();
-        let all = GpuSlice::of(&Tensor::zeros(total, DType::F32, gpu.device())?)?;
+        let zeros = Tensor::zeros(total, DType::F32, gpu.device())?;
+        // Where the host writes into it, the zeros may not come behind: the launcher knows of its own kernels alone.
+        gpu.device().synchronize()?;
+        let all = GpuSlice::of(&zeros)?;
         let mut first = 0;
         let mut take = |words: usize| {
             let part = all.words(first, words)?;
@@ -788,7 +791,7 @@ fn compiled(parts: &DecoderParts<'_>, gpu: &Gpu, element: Element, kv_element: E
             gpu.attention_kernels(kv_element, attention.head_dim)?;
         }
     }
-    gpu.row_kernels(element)
+    gpu.row_kernels()
 }
 
 /// What of a network the kernels lack.
