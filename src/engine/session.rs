@@ -139,7 +139,9 @@ impl Session {
         self.set_tokens(&tokens, cancel)
     }
 
-    /// The same for a conversation, rendered by the chat template with its generation prompt, or with its last message left open.
+    /// The same for a conversation, rendered by the chat template with its generation prompt, or with its last message left open. Where
+    /// a user spoke last, a turn begins: states that cannot be [cut back](Self::truncate) are kept there until the turn after the next,
+    /// so that a template which drops the thoughts of a turn has nothing in front of it evaluated again, whatever tools it called.
     ///
     /// # Errors
     /// As [`append`](Self::append), [`Chat::encode`], and `NotFound` without a template. Stopped on its way, the session holds the
@@ -149,6 +151,9 @@ impl Session {
         let tokens = chat.encode(self.model(), !chat.continues(), cancel)?;
         let format = AnswerFormat::of_chat(chat, Some(self.model().template_files()), self.model().tokenizer()?)?;
         self.set_tokens(&tokens, cancel)?;
+        if chat.begins_turn() {
+            self.evaluated.begin_turn();
+        }
         self.answer_format = Some(format);
         Ok(())
     }
@@ -524,7 +529,9 @@ impl Session {
         top_logprobs(self.logits()?, count)
     }
 
-    /// Keeps the first `position` tokens.
+    /// Keeps the first `position` tokens. With attention alone that costs nothing. Layers with a state of fixed size (Mamba 2, delta nets,
+    /// short convolutions) forget 16 tokens at most: they go back to a state that was kept, of the beginnings of three answers at most,
+    /// and the tokens behind it that stay are evaluated again when something is next asked for.
     ///
     /// # Errors
     /// `InvalidArgument` if the session holds fewer.
