@@ -18,7 +18,7 @@ use crate::load::{
     write_text,
 };
 use crate::models::{self, Family, GgufModel, GgufProjection};
-use crate::nn::{Config, MIXES, Mix};
+use crate::nn::{Config, MIXES, Mix, is_of_mlx};
 use crate::ops::{KvFormat, Pooling, TorchActivation};
 
 /// What they say, checked.
@@ -162,6 +162,9 @@ impl Files {
             Some(tensors) => Ok(Box::new(tensors.source(on_bytes)?)),
             None => {
                 let checkpoint = Checkpoint::open(&self.directory, on_bytes)?;
+                if is_of_mlx(&checkpoint) {
+                    self.follow_mlx()?;
+                }
                 Ok(match (&self.stored, self.config.stacks_of_inputs()) {
                     (Some(quantization), _) => Box::new(QuantizedCheckpoint::new(checkpoint, quantization)?),
                     (None, Some(experts)) => Box::new(ApartExperts::new(checkpoint, experts)?),
@@ -169,6 +172,16 @@ impl Files {
                 })
             }
         }
+    }
+
+    /// What MLX's converter makes a part of the weights is no longer one of the configuration.
+    fn follow_mlx(&mut self) -> Result<()> {
+        let Some(json) = models::folded_by_mlx(&self.raw)? else { return Ok(()) };
+        let (_, config) = models::parse(&json)?;
+        self.config = Config { context_length: self.config.context_length, ..config };
+        self.config_json = format!("{:#}\n", json.value());
+        self.raw = json;
+        Ok(())
     }
 
     /// The same of a GGUF file; `None` for safetensors.
