@@ -661,3 +661,48 @@ impl Drop for AnswerStream<'_> {
         self.session.answer_adapters = None;
     }
 }
+
+#[cfg(all(test, reference_data))]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::engine::LoadOptions;
+
+    #[test]
+    fn calls_of_tools_leave_the_states_where_the_turn_of_their_user_begins() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["config.json", "model.safetensors"] {
+            std::fs::copy(Path::new("tests/golden/decoders/lfm2").join(name), path(name)).unwrap();
+        }
+        // A word is the number of its token.
+        let vocab: serde_json::Map<String, serde_json::Value> = (0..83).map(|id| (id.to_string(), json!(id))).collect();
+        let model = json!({"type": "WordLevel", "vocab": vocab, "unk_token": "0"});
+        let tokenizer =
+            json!({"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": model});
+        std::fs::write(path("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let template = "{% for m in messages %}{{ ' 5 ' if m.role == 'assistant' else ' ' }}{{ m.content }}{% endfor %} 5";
+        std::fs::write(path("chat_template.jinja"), template).unwrap();
+        let model = Model::load(folder.path(), &LoadOptions::default(), None).unwrap();
+        let mut session = Session::new(&model, 0).unwrap();
+        let mut chat = Chat::new();
+        let options = GenerateOptions::default().max_tokens(6).ignore_eos(true).temperature(0.0);
+        let mut turns = Vec::new();
+        for turn in 0..3 {
+            chat.add("user", "7 8 9 10 11 12 13 14 15 16 17 18");
+            for step in 0..5 {
+                session.set_chat(&chat, None).unwrap();
+                if step == 0 {
+                    turns.push(session.position());
+                }
+                session.generate(&options, None, &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
+                chat.add("assistant", "20 21 22");
+                chat.add("tool", "30 31 32 33");
+            }
+            let kept: Vec<usize> =
+                session.evaluated.states().snapshots().filter(|(_, begins, _)| *begins).map(|(len, ..)| len).collect();
+            assert_eq!(kept, turns[turns.len().saturating_sub(2)..], "turn {turn}");
+        }
+    }
+}
