@@ -538,6 +538,13 @@ fn adapters_of_peft_fit_as_they_fit_the_directory() {
             let base = golden(common::json(&adapter.join("golden.json"))["base"].as_str().unwrap());
             let Some((file, directory)) = files.iter().find(|(_, directory)| *directory == base) else { continue };
             let name = file.file_stem().unwrap().to_str().unwrap();
+            if name == "falcon_h1" {
+                // Whose multipliers, a part of the file's weights, would be missing in the adapter's.
+                let error = Lora::load(&load(file), &adapter).map(drop).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Unsupported);
+                assert!(error.message().contains("base_model_name_or_path: expected null"), "{error}");
+                continue;
+            }
             let directory = edited(directory, what_is_lost(name));
             let mut models = [load(file), load(directory.path())].into_iter().map(|model| {
                 let lora = Lora::load(&model, &adapter).unwrap();

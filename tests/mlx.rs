@@ -492,6 +492,12 @@ fn multipliers_that_are_a_part_of_the_weights_are_not_applied_again() {
         let saved = folder.path().join("saved");
         model.save(&saved, None, None).unwrap();
         assert!(results(&load(&saved)) == found, "{name}, tied: {is_tied}: saved");
+        // An adapter of the original was trained beside the multipliers; one of these weights fits them.
+        let error = Lora::load(&model, golden("adapters/falcon_h1")).map(drop).unwrap_err();
+        assert!(error.message().contains("base_model_name_or_path: expected null"), "{error}");
+        let own = folder.path().join("adapter");
+        LoraTrainer::new(&model, &LoraConfig::default().rank(2), &TrainOptions::default()).unwrap().save(&own).unwrap();
+        Lora::load(&model, &own).unwrap();
         // Biases are not multiplied, and would have to be.
         config["attention_bias"] = json!(true);
         std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
