@@ -41,6 +41,7 @@ FUNCTIONS = {
     "mc_string_data": (c_char_p, [c_void_p]),
     "mc_string_free": (None, [c_void_p]),
     "mc_model_supports": (c_bool, [c_void_p, c_int32]),
+    "mc_model_save_gguf": (c_int32, [c_void_p, c_char_p, c_char_p, c_void_p, c_void_p, handle_p]),
     "mc_model_save": (c_int32, [c_void_p, c_char_p, c_char_p, c_void_p, c_void_p, handle_p]),
     "mc_model_tokenizer": (c_int32, [c_void_p, handle_p, handle_p]),
     "mc_model_free": (None, [c_void_p]),
@@ -195,6 +196,9 @@ class Model:
 
     def save(self, directory, format=None):
         self.library.model_save(self.handle, os.fsencode(directory), format and format.encode(), None, None)
+
+    def save_gguf(self, path, format=None):
+        self.library.model_save_gguf(self.handle, os.fsencode(path), format and format.encode(), None, None)
 
     def encode(self, text):
         """The ids of a text, with the special tokens around it."""

@@ -138,8 +138,8 @@ fn recurrent_mixers_by_tensor_operations_equal_the_reference_in_any_chunks() {
 }
 
 #[test]
-fn every_declared_value_of_mamba_2_and_of_what_stands_beside_it_counts() {
-    let cases: [(&str, &[(&str, &str)]); 4] = [
+fn every_declared_value_of_hybrids_and_of_mixtures_counts() {
+    let cases: [(&str, &[(&str, &str)]); 16] = [
         (
             "falcon_h1",
             &[
@@ -191,6 +191,83 @@ fn every_declared_value_of_mamba_2_and_of_what_stands_beside_it_counts() {
                 ("mlp_hidden_act", r#""silu""#),
                 ("layer_norm_epsilon", "1e-6"),
                 ("num_experts_per_tok", "1"),
+            ],
+        ),
+        (
+            "qwen3_5_text",
+            &[
+                ("rope_parameters", r#"{"partial_rotary_factor": 0.5, "rope_theta": 10000.0, "rope_type": "default"}"#),
+                ("rope_parameters", r#"{"partial_rotary_factor": 0.25, "rope_theta": 500.0, "rope_type": "default"}"#),
+                ("rms_norm_eps", "1e-6"),
+            ],
+        ),
+        ("qwen3_5_moe_text", &[("num_experts_per_tok", "1"), ("rms_norm_eps", "1e-6")]),
+        ("lfm2_old", &[("norm_eps", "1e-6"), ("rope_theta", "500.0")]),
+        (
+            "lfm2_moe",
+            &[("num_experts_per_tok", "1"), ("norm_topk_prob", "false"), ("routed_scaling_factor", "2.0"), ("norm_eps", "1e-6")],
+        ),
+        (
+            "lfm3",
+            &[
+                ("sliding_window", "8"),
+                ("norm_eps", "1e-6"),
+                ("layer_types", r#"["conv", "conv", "full_attention", "conv", "full_attention"]"#),
+                ("layer_types", r#"["conv", "conv", "sliding_attention", "conv", "sliding_attention"]"#),
+            ],
+        ),
+        (
+            "gemma4_text",
+            &[
+                ("sliding_window", "8"),
+                ("rms_norm_eps", "1e-6"),
+                ("final_logit_softcapping", "2.0"),
+                ("hidden_activation", r#""gelu""#),
+                (
+                    "rope_parameters",
+                    r#"{"full_attention": {"partial_rotary_factor": 0.5, "rope_theta": 100000.0, "rope_type": "proportional"},
+                        "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"}}"#,
+                ),
+                (
+                    "rope_parameters",
+                    r#"{"full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 100000.0, "rope_type": "proportional"},
+                        "sliding_attention": {"rope_theta": 500.0, "rope_type": "default"}}"#,
+                ),
+            ],
+        ),
+        ("gemma4_moe", &[("top_k_experts", "1"), ("sliding_window", "8")]),
+        (
+            "gpt_oss",
+            &[
+                ("swiglu_limit", "7.0"),
+                ("sliding_window", "8"),
+                ("num_experts_per_tok", "1"),
+                ("rms_norm_eps", "1e-6"),
+                (
+                    "rope_parameters",
+                    r#"{"beta_fast": 4.0, "beta_slow": 0.5, "factor": 2.0, "original_max_position_embeddings": 32,
+                        "rope_theta": 150000.0, "rope_type": "yarn", "truncate": false}"#,
+                ),
+                (
+                    "rope_parameters",
+                    r#"{"beta_fast": 4.0, "beta_slow": 0.5, "factor": 8.0, "original_max_position_embeddings": 32,
+                        "rope_theta": 150000.0, "rope_type": "yarn", "truncate": true}"#,
+                ),
+            ],
+        ),
+        ("qwen3_moe", &[("num_experts_per_tok", "1"), ("norm_topk_prob", "false"), ("rms_norm_eps", "1e-6")]),
+        ("olmoe", &[("clip_qkv", "1.0"), ("clip_qkv", "null"), ("num_experts_per_tok", "2"), ("norm_topk_prob", "true")]),
+        ("mixtral", &[("num_experts_per_tok", "1"), ("rope_theta", "500.0"), ("sliding_window", "8")]),
+        (
+            "granite_swa",
+            &[
+                ("attention_multiplier", "0.3"),
+                ("embedding_multiplier", "1.0"),
+                ("residual_multiplier", "1.0"),
+                ("logits_scaling", "1.0"),
+                ("layer_rope_theta", "[100000.0, 1000.0, 10000.0, 10000.0]"),
+                ("layer_rope_theta", "[500.0, 1000.0, 0, 10000.0]"),
+                ("sliding_window", "8"),
             ],
         ),
     ];

@@ -6,17 +6,18 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use common::{Reference, cosine, golden, json, load, max_abs, q8_0, shipped, write_tensors};
+use common::{Reference, cosine, golden, load, max_abs, q8_0, shipped, write_tensors};
 use metal_candle::{
     Cancel, Capability, EmbedOptions, ErrorKind, LoadOptions, Model, Pooling, Prompt, Session, Similarity, Stage,
     similarity_top_k,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Tolerances of the reference results; each is above their own noise and below the smallest mistake seen.
 const NORMALISED: f32 = 2e-5;
 const PLAIN: f32 = 2e-4;
 const SHIPPED: f32 = 5e-6;
+const DECODERS: f32 = 5e-4;
 
 /// Every directory of the reference results.
 fn models() -> Vec<PathBuf> {
@@ -44,7 +45,7 @@ fn embed(model: &Model, texts: &[&str], options: &EmbedOptions) -> Vec<f32> {
 #[test]
 fn every_model_prompt_and_text_equals_the_reference() {
     for path in models() {
-        let (model, notes) = (load(&path), json(&path.join("golden.json")));
+        let (model, notes) = (load(&path), common::json(&path.join("golden.json")));
         let reference = Reference::open(&path.join("golden.safetensors"));
         let texts = texts(&notes);
         let tolerance = if notes["normalize"].as_bool().unwrap() { NORMALISED } else { PLAIN };
@@ -62,9 +63,49 @@ fn every_model_prompt_and_text_equals_the_reference() {
     }
 }
 
+/// A tokenizer of words that are the numbers of their ids.
+fn numbers_as_words(ids: usize) -> Value {
+    let vocab: serde_json::Map<String, Value> = (0..ids).map(|id| (id.to_string(), json!(id))).collect();
+    json!({
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "0"},
+    })
+}
+
+#[test]
+fn every_decoder_pools_the_last_hidden_states_of_the_reference() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut seen = 0;
+    for entry in std::fs::read_dir(golden("decoders")).unwrap() {
+        let path = entry.unwrap().path();
+        let config = common::json(&path.join("config.json"));
+        let size = config.get("text_config").unwrap_or(&config)["vocab_size"].as_u64().unwrap();
+        let tokenizer = folder.path().join("tokenizer.json");
+        std::fs::write(&tokenizer, numbers_as_words(size as usize).to_string()).unwrap();
+        let model = Model::load(&path, &LoadOptions::default().tokenizer_path(&tokenizer), None).unwrap();
+        let reference = Reference::open(&path.join("golden.safetensors"));
+        let ids = reference.ids("prompt1.ids");
+        let text = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+        let rows = reference.floats("prompt1.hidden.norm");
+        let dim = rows.len() / ids.len();
+        let mean: Vec<f32> = (0..dim).map(|i| rows.iter().skip(i).step_by(dim).sum::<f32>() / ids.len() as f32).collect();
+        for (pooling, want) in [(Pooling::Mean, &mean[..]), (Pooling::Last, &rows[rows.len() - dim..])] {
+            let options = EmbedOptions::default().pooling(pooling);
+            // With company, whose states are its own.
+            let found = embed(&model, &["5", &text, "7 2 9"], &options);
+            let error = max_abs(&found[dim..2 * dim], want);
+            assert!(error <= DECODERS, "{}, {pooling:?}: {error}", path.display());
+        }
+        seen += 1;
+    }
+    assert!(seen >= 49, "{seen}");
+}
+
 #[test]
 fn the_shipped_model_equals_the_reference_and_answers_its_questions() {
-    let (model, notes) = (load(shipped("tiny-embed")), json(&golden("tiny_embed.json")));
+    let (model, notes) = (load(shipped("tiny-embed")), common::json(&golden("tiny_embed.json")));
     let rows = |value: &Value| -> Vec<f32> {
         value.as_array().unwrap().iter().flat_map(|row| row.as_array().unwrap()).map(|x| x.as_f64().unwrap() as f32).collect()
     };
@@ -94,7 +135,7 @@ fn the_shipped_model_equals_the_reference_and_answers_its_questions() {
 #[test]
 fn a_text_has_the_same_bits_alone_and_in_any_batch() {
     for path in models() {
-        let (model, notes) = (load(&path), json(&path.join("golden.json")));
+        let (model, notes) = (load(&path), common::json(&path.join("golden.json")));
         let texts = texts(&notes);
         let batch = embed(&model, &texts, &EmbedOptions::default());
         let dim = model.embedding_dim(&EmbedOptions::default()).unwrap();
@@ -242,7 +283,7 @@ fn progress_counts_texts_and_cancel_stops_on_the_way() {
 fn what_tokenizer_config_says_of_a_class_counts() {
     let set = |name: &str, key: &'static str, value: Value| {
         let copy = changed(name, |path| {
-            let mut config = json(&path.join("tokenizer_config.json"));
+            let mut config = common::json(&path.join("tokenizer_config.json"));
             config[key] = value;
             std::fs::write(path.join("tokenizer_config.json"), config.to_string()).unwrap();
         });
@@ -275,7 +316,7 @@ fn a_text_is_cut_where_the_files_say() {
     let vectors = [(None, "Right"), (None, "Left"), (Some("right"), "Left"), (Some("left"), "Right")].map(|(side, direction)| {
         let copy = changed("bert_cls", |path| {
             let change = |name: &str, key: &str, value: Value| {
-                let mut file = json(&path.join(name));
+                let mut file = common::json(&path.join(name));
                 file[key] = value;
                 std::fs::write(path.join(name), file.to_string()).unwrap();
             };
@@ -379,7 +420,7 @@ fn a_plain_directory_pools_the_mean() {
 fn what_modernbert_says_of_positions_changes_nothing() {
     // As mmBERT and Ettin have it: the reference does not look at it.
     let said = changed("modernbert_mean_new", |path| {
-        let mut config = json(&path.join("config.json"));
+        let mut config = common::json(&path.join("config.json"));
         config["position_embedding_type"] = "sans_pos".into();
         std::fs::write(path.join("config.json"), config.to_string()).unwrap();
     });
@@ -498,7 +539,7 @@ fn a_dense_module_ends_with_any_function_of_torch() {
 #[test]
 fn quantised_weights_give_nearly_the_same_vectors() {
     for path in models() {
-        let (dense, notes) = (load(&path), json(&path.join("golden.json")));
+        let (dense, notes) = (load(&path), common::json(&path.join("golden.json")));
         let quantised = Model::load(&path, &q8_0(), None).unwrap();
         let vectors = |model: &Model| embed(model, &texts(&notes), &EmbedOptions::default());
         let (want, got) = (vectors(&dense), vectors(&quantised));

@@ -442,10 +442,67 @@ fn quantised_experts_compute_the_bits_of_their_numbers() {
     assert!(seen >= 8, "{seen}");
 }
 
+/// The converter of Falcon-H1 makes its multipliers a part of the weights, but those of the keys, and of the values' input.
+fn multiplied(tensors: Tensors, config: &Value) -> Tensors {
+    let factor = |key: &str| config[key].as_f64().unwrap() as f32;
+    let list = |key: &str| config[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect::<Vec<_>>();
+    let count = |key: &str| config[key].as_u64().unwrap() as usize;
+    let [inner, groups, heads] = [count("mamba_d_ssm"), count("mamba_n_groups") * count("mamba_d_state"), count("mamba_n_heads")];
+    let parts: Vec<f32> = [inner, inner, groups, groups, heads]
+        .into_iter()
+        .zip(list("ssm_multipliers"))
+        .flat_map(|(rows, factor)| std::iter::repeat_n(factor, rows))
+        .collect();
+    let of = |name: &str| match name {
+        name if name.ends_with("embed_tokens.weight") => factor("embedding_multiplier"),
+        name if name.ends_with("lm_head.weight") => factor("lm_head_multiplier"),
+        name if name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") => factor("attention_in_multiplier"),
+        name if name.ends_with("o_proj.weight") => factor("attention_out_multiplier"),
+        name if name.ends_with("out_proj.weight") => factor("ssm_out_multiplier"),
+        name if name.ends_with("gate_proj.weight") => list("mlp_multipliers")[0],
+        name if name.ends_with("down_proj.weight") => list("mlp_multipliers")[1],
+        name if name.ends_with("in_proj.weight") => factor("ssm_in_multiplier"),
+        _ => 1.0,
+    };
+    let changed = |(name, of_model): (String, Tensor)| {
+        let (values, cols) = (floats(&of_model), *of_model.1.last().unwrap());
+        let is_mixed = name.ends_with("mamba.in_proj.weight");
+        let row = |at: usize| of(&name) * if is_mixed { parts[at / cols] } else { 1.0 };
+        let values: Vec<f32> = values.iter().enumerate().map(|(at, x)| x * row(at)).collect();
+        (name, tensor(of_model.1, &values))
+    };
+    tensors.into_iter().map(changed).collect()
+}
+
 #[test]
-fn weights_that_multipliers_are_a_part_of_are_refused() {
-    let (tensors, config) = stored(&golden("decoders/falcon_h1"));
-    let folder = written(converted(tensors, &Rules::default()), &config);
-    let error = Model::load(folder.path(), &LoadOptions::default(), None).map(drop).unwrap_err();
-    assert!(error.kind() == ErrorKind::Unsupported && error.message().contains("MLX"), "{error}");
+fn multipliers_that_are_a_part_of_the_weights_are_not_applied_again() {
+    for is_tied in [false, true] {
+        let name = "falcon_h1";
+        let (mut tensors, mut config) = stored(&golden(&format!("decoders/{name}")));
+        if is_tied {
+            tensors.remove("lm_head.weight");
+            config["tie_word_embeddings"] = json!(true);
+        }
+        let original = written(tensors.clone(), &config);
+        let folder = written(converted(multiplied(tensors, &config), &Rules::default()), &config);
+        let model = Model::load(folder.path(), &LoadOptions::default(), None).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (found, want) = (results(&model), results(&load(original.path())));
+        assert!(max_abs(&found, &want) <= 5e-4, "{name}, tied: {is_tied}: {}", max_abs(&found, &want));
+        // Saved, the weights stay what they are.
+        let saved = folder.path().join("saved");
+        model.save(&saved, None, None).unwrap();
+        assert!(results(&load(&saved)) == found, "{name}, tied: {is_tied}: saved");
+        // An adapter of the original was trained beside the multipliers; one of these weights fits them.
+        let error = Lora::load(&model, golden("adapters/falcon_h1")).map(drop).unwrap_err();
+        assert!(error.message().contains("base_model_name_or_path: expected null"), "{error}");
+        let own = folder.path().join("adapter");
+        LoraTrainer::new(&model, &LoraConfig::default().rank(2), &TrainOptions::default()).unwrap().save(&own).unwrap();
+        Lora::load(&model, &own).unwrap();
+        // Biases are not multiplied, and would have to be.
+        config["attention_bias"] = json!(true);
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let error = Model::load(folder.path(), &LoadOptions::default(), None).map(drop).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.message().contains("config.json: attention_bias: expected false with weights of MLX"), "{error}");
+    }
 }

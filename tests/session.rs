@@ -295,10 +295,14 @@ fn half_a_prompt_is_known_as_such_when_it_is_loaded() {
 
     // A prompt cannot be shorter than its beginning.
     let file = std::fs::read(&path).unwrap();
-    std::fs::write(&path, rewritten(&file, b"05", &(held as u64 - 1).to_le_bytes())).unwrap();
+    std::fs::write(&path, rewritten(&file, b"06", &(held as u64 - 1).to_le_bytes())).unwrap();
     let error = Session::load(&model, &path).unwrap_err();
     assert!(error.kind() == ErrorKind::Format && error.message().contains("are not the beginning of"), "{error}");
-    // As the version before wrote it, which kept no such mark.
+    // As the version before wrote it: a state that can be cut back has no snapshots, of which it says less.
+    std::fs::write(&path, rewritten(&file, b"05", &40u64.to_le_bytes())).unwrap();
+    let error = Session::load(&model, &path).unwrap().begin(&options(1)).unwrap_err();
+    assert!(error.message().contains("of its 40 tokens"), "{error}");
+    // As the version before that wrote it, which kept no such mark.
     std::fs::write(&path, rewritten(&file, b"04", &[])).unwrap();
     let mut old = Session::load(&model, &path).unwrap();
     assert_eq!(old.position(), held);

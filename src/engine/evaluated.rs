@@ -40,6 +40,8 @@ pub(super) struct Evaluated {
     computed_with: u64,
     /// Whether the last of `tokens` was chosen by an answer, not given by the caller.
     is_chosen: bool,
+    /// Where the turn of a user begins to be answered, while nothing stands behind it: the next turn may rewrite all of this one.
+    turn: Option<usize>,
     logits: Option<Vec<f32>>,
     /// The most probable token behind the last one, of a pass that was asked for no more.
     best: Option<BestToken>,
@@ -55,6 +57,7 @@ impl Evaluated {
             regime: Regime::One(0),
             computed_with: 0,
             is_chosen: false,
+            turn: None,
             logits: None,
             best: None,
             spare: Vec::new(),
@@ -133,15 +136,26 @@ impl Evaluated {
         if !tokens.is_empty() {
             self.tokens.extend_from_slice(tokens);
             self.is_chosen = false;
+            self.turn = None;
             self.forget_logits();
         }
+    }
+
+    /// What is held ends with what a user said: the turn begins here, of which a prompt with the next one may keep nothing but the
+    /// answer. However many prompts come within the turn, it can be gone back to at no cost.
+    pub fn begin_turn(&mut self) {
+        self.turn = Some(self.tokens.len());
+    }
+
+    fn take_snapshot(&mut self) {
+        self.states.take_snapshot(self.turn.is_some_and(|turn| turn == self.states.len()));
     }
 
     /// Holds a token that an answer chose.
     pub fn choose(&mut self, token: u32) {
         if !self.is_chosen {
             // Where the next turn is likely to be taken up, whatever its template makes of this answer.
-            self.states.take_snapshot();
+            self.take_snapshot();
         }
         self.push(&[token]);
         self.is_chosen = true;
@@ -153,6 +167,7 @@ impl Evaluated {
             self.tokens.truncate(len);
             self.states.truncate(len);
             self.is_chosen = false;
+            self.turn = None;
             self.forget_logits();
         }
     }
@@ -268,7 +283,7 @@ impl Evaluated {
             Some(logits) if self.regime == regime => {
                 logprobs.push(token_logprob(logits, *first)?);
                 targets = &tokens[1..];
-                self.states.take_snapshot();
+                self.take_snapshot();
             }
             // With as many tokens in all, every one of them is another computation.
             _ => {
@@ -461,33 +476,59 @@ mod tests {
         Model::load(format!("tests/golden/decoders/{name}"), &LoadOptions::default(), None).unwrap()
     }
 
+    /// How many tokens are evaluated for a text more.
+    fn evaluated_for(evaluated: &mut Evaluated, new: &[u32]) -> usize {
+        let mut count = 0;
+        let counts = &mut |done, _| {
+            count = done;
+            Ok(())
+        };
+        evaluated.extend(new, &Attached::default(), 5, counts).unwrap();
+        count
+    }
+
+    fn answers(evaluated: &mut Evaluated, ids: impl Iterator<Item = u32>) {
+        ids.for_each(|id| evaluated.choose(id));
+        evaluated.evaluate(&Attached::default(), Needs::Logits, 512, &mut |_, _| Ok(())).unwrap();
+    }
+
     #[test]
     fn turns_that_are_rewritten_evaluate_nothing_twice_but_the_last() {
-        let none = Attached::default();
-        for name in HYBRIDS {
+        for (name, is_told) in
+            ["qwen3_5_text", "nemotron_h_old"].map(|name| (name, true)).into_iter().chain([("lfm2_old", false)])
+        {
             let mut evaluated = Evaluated::new(&hybrid(name));
-            let mut last = 0;
+            let (mut begins, mut all_taken_back, mut all_again) = (0, 0, 0);
             for turn in 0..200 {
-                // What a template makes of the last answer, and a question more; now and then also of the end of the last prompt.
+                // What a template makes of all that came behind the last question, and a question more; now and then also of the end of
+                // the last prompt.
                 let (back, new) = (turn as usize % 4, 6 + turn % 5);
-                evaluated.keep(evaluated.tokens.len() - last - back.min(evaluated.tokens.len() - last));
+                let taken_back = evaluated.tokens.len() - begins + back.min(begins);
+                evaluated.keep(evaluated.tokens.len() - taken_back);
                 let new: Vec<u32> = (0..new).map(|i| (i * 13 + turn * 7) % 83).collect();
-                let mut count = 0;
-                evaluated
-                    .extend(&new, &none, 5, &mut |done, _| {
-                        count = done;
-                        Ok(())
-                    })
-                    .unwrap();
+                let count = evaluated_for(&mut evaluated, &new);
                 // The turn before has at most ten tokens, and those behind it were taken back.
-                assert!(count >= new.len() && count <= new.len() + 10 + 3, "{name}: {count} tokens in turn {turn}");
-                // Thinking and an answer, all of which goes.
-                for i in 0..20 {
-                    evaluated.choose((turn * 5 + i) % 83);
-                    evaluated.evaluate(&none, Needs::Logits, 512, &mut |_, _| Ok(())).unwrap();
+                assert!(count >= new.len(), "{name}: {count} tokens in turn {turn}");
+                assert!(!is_told || count <= new.len() + 10 + 3, "{name}: {count} tokens in turn {turn}");
+                (all_taken_back, all_again) = (all_taken_back + taken_back, all_again + count - new.len());
+                if is_told {
+                    evaluated.begin_turn();
                 }
-                last = 20;
+                begins = evaluated.tokens.len();
+                // Thinking and an answer, all of which goes; in front of it calls of tools, each with more thinking, and what they gave,
+                // behind an end that is now and then spelled in another way.
+                for step in 0..[0, 0, 2, 3, 4, 5][turn as usize % 6] {
+                    answers(&mut evaluated, (0..15).map(|i| (turn * 3 + step * 11 + i) % 83));
+                    let other = (turn + step) as usize % 3;
+                    evaluated.keep(evaluated.tokens.len() - other);
+                    let result: Vec<u32> = (0..7).map(|i| (i * 17 + turn + step) % 83).collect();
+                    let count = evaluated_for(&mut evaluated, &result);
+                    assert!(count <= result.len() + 15, "{name}: {count} tokens in step {step} of turn {turn}");
+                }
+                answers(&mut evaluated, (0..20).map(|i| (turn * 5 + i) % 83));
             }
+            // Of turns that nobody tells it of, no more in the long run than is taken back.
+            assert!(all_again <= all_taken_back, "{name}: {all_again} evaluated again for {all_taken_back} taken back");
             goes_on(evaluated);
         }
     }
@@ -502,13 +543,18 @@ mod tests {
             for (prompt, answer) in [(30, 20), (9, 25)] {
                 let prompt: Vec<u32> = (0..prompt).map(|i| (i * 29 + 3) % 83).collect();
                 evaluated.extend(&prompt, &none, 512, &mut |_, _| Ok(())).unwrap();
-                for id in 0..answer {
-                    evaluated.choose(id % 83);
-                    evaluated.evaluate(&none, Needs::Logits, 512, &mut |_, _| Ok(())).unwrap();
+                if answer == 25 {
+                    evaluated.begin_turn();
                 }
+                answers(&mut evaluated, 0..answer);
             }
             let parts = SessionParts { max_context: 0, evaluated: &evaluated, interrupted: None };
             session_file::save(&path, &parts).unwrap();
+            let loaded = session_file::load(&path, &model).unwrap().evaluated;
+            let turns =
+                |evaluated: &Evaluated| evaluated.states.snapshots().map(|(len, turn, _)| (len, turn)).collect::<Vec<_>>();
+            assert_eq!(turns(&loaded), [(30, false), (59, true)], "{name}");
+            assert_eq!(turns(&loaded), turns(&evaluated), "{name}");
             for (keep, held) in [(84, 84), (59, 59), (40, 30), (30, 30), (20, 0)] {
                 let mut loaded = session_file::load(&path, &model).unwrap().evaluated;
                 let mut kept = evaluated.fork().unwrap();
@@ -522,7 +568,7 @@ mod tests {
             // A snapshot that is of more tokens than there are, or of none.
             let whole = std::fs::read(&path).unwrap();
             let of_snapshot: u64 = evaluated.states.of_snapshot().map(|state| state.bytes(0).unwrap()).sum();
-            let last = whole.len() - 8 - of_snapshot as usize - 8;
+            let last = whole.len() - 8 - of_snapshot as usize - 16;
             for len in [0u64, 30, 85, u64::MAX] {
                 let mut damaged = whole.clone();
                 damaged[last..last + 8].copy_from_slice(&len.to_le_bytes());
@@ -531,10 +577,15 @@ mod tests {
                 assert!(error.message().contains("damaged: a snapshot of"), "{name}: {error}");
             }
             let mut damaged = whole.clone();
-            damaged[64] = 3;
+            damaged[last + 8] = 2;
             std::fs::write(&path, &damaged).unwrap();
             let error = session_file::load(&path, &model).err().unwrap();
-            assert!(error.message().contains("expected at most 2 snapshots, found 3"), "{name}: {error}");
+            assert!(error.message().contains("expected 0 or 1 for where a turn begins, found 2"), "{name}: {error}");
+            let mut damaged = whole.clone();
+            damaged[64] = 4;
+            std::fs::write(&path, &damaged).unwrap();
+            let error = session_file::load(&path, &model).err().unwrap();
+            assert!(error.message().contains("expected at most 3 snapshots, found 4"), "{name}: {error}");
         }
     }
 

@@ -18,7 +18,7 @@ use crate::load::{
     write_text,
 };
 use crate::models::{self, Family, GgufModel, GgufProjection};
-use crate::nn::{Config, MIXES, Mix};
+use crate::nn::{Config, MIXES, Mix, is_of_mlx};
 use crate::ops::{KvFormat, Pooling, TorchActivation};
 
 /// What they say, checked.
@@ -39,6 +39,8 @@ pub(super) struct Files {
     pub(super) sentence: SentenceConfig,
     /// Where the tensors are, if not in the directory's safetensors: a file, and what its tensors are to the network.
     gguf: Option<GgufTensors>,
+    /// Whether multipliers are a part of the weights, so that what was trained beside them fits no more.
+    pub(super) is_multiplied: bool,
     /// Whether the tokenizer is another one than the model's.
     tokenizer_given: bool,
     /// Whether a tokenizer.json in the directory is the model's: not where a file was named, beside which anything may lie.
@@ -105,6 +107,7 @@ impl Files {
             stored: Quantization::of(&raw)?,
             raw,
             gguf: None,
+            is_multiplied: false,
             tokenizer_given: false,
             tokenizer_beside: true,
         })
@@ -138,6 +141,7 @@ impl Files {
             stored: None,
             raw: json,
             gguf: Some(GgufTensors { gguf, origins, unused_layers }),
+            is_multiplied: family.model_type == "falcon_h1",
             tokenizer_given: false,
             tokenizer_beside: false,
         })
@@ -162,6 +166,9 @@ impl Files {
             Some(tensors) => Ok(Box::new(tensors.source(on_bytes)?)),
             None => {
                 let checkpoint = Checkpoint::open(&self.directory, on_bytes)?;
+                if is_of_mlx(&checkpoint) {
+                    self.follow_mlx()?;
+                }
                 Ok(match (&self.stored, self.config.stacks_of_inputs()) {
                     (Some(quantization), _) => Box::new(QuantizedCheckpoint::new(checkpoint, quantization)?),
                     (None, Some(experts)) => Box::new(ApartExperts::new(checkpoint, experts)?),
@@ -169,6 +176,16 @@ impl Files {
                 })
             }
         }
+    }
+
+    /// What MLX's converter makes a part of the weights is no longer one of the configuration.
+    fn follow_mlx(&mut self) -> Result<()> {
+        let Some(json) = models::folded_by_mlx(&self.raw)? else { return Ok(()) };
+        let (_, config) = models::parse(&json)?;
+        self.config = Config { context_length: self.config.context_length, ..config };
+        self.config_json = format!("{:#}\n", json.value());
+        (self.raw, self.is_multiplied) = (json, true);
+        Ok(())
     }
 
     /// The same of a GGUF file; `None` for safetensors.

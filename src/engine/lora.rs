@@ -24,8 +24,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::model::with_decode_step;
 use super::{Device, Dtype, Model};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{FNV_START, Peft, fnv};
+use crate::load::{FNV_START, Json, Peft, fnv};
 use crate::nn::{Adapters, Scaled};
+
+/// Where PEFT's configuration names the model.
+const BASE: &str = "base_model_name_or_path";
 
 /// A loaded adapter; immutable, clones are the same.
 #[derive(Clone)]
@@ -58,7 +61,15 @@ impl Lora {
             let message = format!("{}: expected a directory with adapter_config.json", directory.display());
             return Err(Error::new(ErrorKind::NotFound, message));
         }
-        Ok(Self::new(model, model.device().work(|| Peft::read(directory, model.transformer()))?))
+        let peft = model.device().work(|| Peft::read(directory, model.transformer()))?;
+        let config = Json::parse("adapter_config.json", &peft.config_json)?;
+        // PEFT names the model; what was trained here names none.
+        if model.is_multiplied() && config.get(BASE).is_some() {
+            let expected = "expected null, as in adapters trained here: the weights of Falcon-H1 in a GGUF file or from MLX are \
+                            multiplied, and an adapter of the original model does not fit them; load the original";
+            return Err(config.unsupported(BASE, expected));
+        }
+        Ok(Self::new(model, peft))
     }
 
     /// Writes the adapter in PEFT's format; values are F32. Files that are there are replaced, and stay as they are if writing

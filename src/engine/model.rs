@@ -239,6 +239,8 @@ struct Inner {
     reranker: Arc<std::result::Result<Reranker, String>>,
     /// Where the rest of a saved model comes from.
     origin: LoadedFrom,
+    /// See [`Files`].
+    is_multiplied: bool,
     /// What adapters were merged into since.
     changed: Changed,
     /// Built with the first answer that keeps to a schema.
@@ -343,6 +345,7 @@ impl Model {
             embedder: Arc::new(embedder),
             reranker: Arc::new(reranker),
             origin,
+            is_multiplied: files.is_multiplied,
             changed: Changed::default(),
             vocabulary: OnceLock::new(),
         }));
@@ -491,6 +494,7 @@ impl Model {
         changed.biases.extend(new.biases);
         Self(Arc::new(Inner {
             origin: inner.origin.clone(),
+            is_multiplied: inner.is_multiplied,
             changed,
             family: inner.family,
             dtype: if transformer.backend().computes_in_f32() { Dtype::F32 } else { inner.dtype },
@@ -508,6 +512,11 @@ impl Model {
             reranker: inner.reranker.clone(),
             vocabulary: OnceLock::new(),
         }))
+    }
+
+    /// Whether multipliers are a part of the weights, so that adapters of the original model do not fit.
+    pub(super) fn is_multiplied(&self) -> bool {
+        self.0.is_multiplied
     }
 
     /// The tokens that end an answer, the usual one first; empty if no file names one.

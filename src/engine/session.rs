@@ -139,7 +139,9 @@ impl Session {
         self.set_tokens(&tokens, cancel)
     }
 
-    /// The same for a conversation, rendered by the chat template with its generation prompt, or with its last message left open.
+    /// The same for a conversation, rendered by the chat template with its generation prompt, or with its last message left open. Where
+    /// a user spoke last, a turn begins: states that cannot be [cut back](Self::truncate) are kept there until the turn after the next,
+    /// so that a template which drops the thoughts of a turn has nothing in front of it evaluated again, whatever tools it called.
     ///
     /// # Errors
     /// As [`append`](Self::append), [`Chat::encode`], and `NotFound` without a template. Stopped on its way, the session holds the
@@ -149,6 +151,9 @@ impl Session {
         let tokens = chat.encode(self.model(), !chat.continues(), cancel)?;
         let format = AnswerFormat::of_chat(chat, Some(self.model().template_files()), self.model().tokenizer()?)?;
         self.set_tokens(&tokens, cancel)?;
+        if chat.begins_turn() {
+            self.evaluated.begin_turn();
+        }
         self.answer_format = Some(format);
         Ok(())
     }
@@ -524,7 +529,9 @@ impl Session {
         top_logprobs(self.logits()?, count)
     }
 
-    /// Keeps the first `position` tokens.
+    /// Keeps the first `position` tokens. With attention alone that costs nothing. Layers with a state of fixed size (Mamba 2, delta nets,
+    /// short convolutions) forget 16 tokens at most: they go back to a state that was kept, of the beginnings of three answers at most,
+    /// and the tokens behind it that stay are evaluated again when something is next asked for.
     ///
     /// # Errors
     /// `InvalidArgument` if the session holds fewer.
@@ -652,5 +659,50 @@ impl Drop for AnswerStream<'_> {
         // Of an answer that was finished there is nothing to end.
         self.session.answer = None;
         self.session.answer_adapters = None;
+    }
+}
+
+#[cfg(all(test, reference_data))]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::engine::LoadOptions;
+
+    #[test]
+    fn calls_of_tools_leave_the_states_where_the_turn_of_their_user_begins() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["config.json", "model.safetensors"] {
+            std::fs::copy(Path::new("tests/golden/decoders/lfm2").join(name), path(name)).unwrap();
+        }
+        // A word is the number of its token.
+        let vocab: serde_json::Map<String, serde_json::Value> = (0..83).map(|id| (id.to_string(), json!(id))).collect();
+        let model = json!({"type": "WordLevel", "vocab": vocab, "unk_token": "0"});
+        let tokenizer =
+            json!({"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": model});
+        std::fs::write(path("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let template = "{% for m in messages %}{{ ' 5 ' if m.role == 'assistant' else ' ' }}{{ m.content }}{% endfor %} 5";
+        std::fs::write(path("chat_template.jinja"), template).unwrap();
+        let model = Model::load(folder.path(), &LoadOptions::default(), None).unwrap();
+        let mut session = Session::new(&model, 0).unwrap();
+        let mut chat = Chat::new();
+        let options = GenerateOptions::default().max_tokens(6).ignore_eos(true).temperature(0.0);
+        let mut turns = Vec::new();
+        for turn in 0..3 {
+            chat.add("user", "7 8 9 10 11 12 13 14 15 16 17 18");
+            for step in 0..5 {
+                session.set_chat(&chat, None).unwrap();
+                if step == 0 {
+                    turns.push(session.position());
+                }
+                session.generate(&options, None, &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
+                chat.add("assistant", "20 21 22");
+                chat.add("tool", "30 31 32 33");
+            }
+            let kept: Vec<usize> =
+                session.evaluated.states().snapshots().filter(|(_, begins, _)| *begins).map(|(len, ..)| len).collect();
+            assert_eq!(kept, turns[turns.len().saturating_sub(2)..], "turn {turn}");
+        }
     }
 }

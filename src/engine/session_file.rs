@@ -2,18 +2,18 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 8 | `MCSESS05`: the last two are the version |
+//! | 8 | `MCSESS06`: the last two are the version |
 //! | 8 × 8 | model fingerprint, max_context, regime (all ones: mixed), tokens, evaluated tokens, adapters' fingerprint, states, snapshots |
 //! | 8 | the tokens of the prompt that the session holds the beginning of, where reading it was stopped; all ones: it is whole |
 //! | 2 × 8 × states | of each its kind (keys and values in 1: F32, 2: F16, 3: Q8_0; 4: of a scan, 5: of a convolution), and values of a token, or all |
 //! | 4 × tokens | token ids |
 //! | … | the states as they are kept: of each layer keys, then values, `(evaluated, heads, head_dim)`; of the others, which have a fixed size, the position that they can be cut back to, eight bytes, then F32: inputs of the convolution, and of a scan matrices, keys, updates, decays |
-//! | … | of each snapshot, the oldest first, the tokens that it is of, eight bytes, and the states of fixed size as they were behind these |
+//! | … | of each snapshot, the oldest first, the tokens that it is of, whether a turn begins there (0, 1), eight bytes each, and the states of fixed size as they were behind these |
 //! | 8 | FNV-1a of all before |
 //!
 //! A head in Q8_0 is blocks of 32 values, the last one of what is left: each its scale in F16, then a byte a value.
 //!
-//! Version 04 is the same without the tokens of the prompt, and is read as well.
+//! Version 05 is the same without where turns begin, version 04 also without the tokens of the prompt; both are read as well.
 //!
 //! A file is untrusted: its length must be exactly what its header says before anything is allocated.
 
@@ -29,8 +29,10 @@ use crate::nn::{LayerState, SNAPSHOTS, StateKind};
 use crate::ops;
 
 const MAGIC: &[u8; 6] = b"MCSESS";
-const VERSION: &[u8; 2] = b"05";
-/// That of files which do not say whether their prompt is whole.
+const VERSION: &[u8; 2] = b"06";
+/// That of files which do not say where turns begin.
+const WITHOUT_TURNS: &[u8; 2] = b"05";
+/// That of files which do not say whether their prompt is whole either.
 const WITHOUT_PROMPT: &[u8; 2] = b"04";
 /// Of every version.
 const FIELDS: usize = 8;
@@ -81,8 +83,9 @@ fn write(path: &Path, parts: &SessionParts<&Evaluated>) -> Result<()> {
     for state in states.iter() {
         file.write_all(&state.to_bytes()?).map_err(io)?;
     }
-    for (len, states) in states.snapshots() {
+    for (len, begins_turn, states) in states.snapshots() {
         file.write_all(&(len as u64).to_le_bytes()).map_err(io)?;
+        file.write_all(&u64::from(begins_turn).to_le_bytes()).map_err(io)?;
         for state in states {
             file.write_all(&state.to_bytes()?).map_err(io)?;
         }
@@ -114,7 +117,7 @@ pub fn load(path: &Path, model: &Model) -> Result<SessionParts<Evaluated>> {
     if magic != *MAGIC {
         return Err(bad("expected a session, found something else".to_string()));
     }
-    if ![VERSION, WITHOUT_PROMPT].contains(&&version) {
+    if ![VERSION, WITHOUT_TURNS, WITHOUT_PROMPT].contains(&&version) {
         let [expected, found] = [VERSION, &version].map(|version| String::from_utf8_lossy(version).into_owned());
         return Err(bad(format!("expected a session of version {expected}, found version {found:?}")));
     }
@@ -128,7 +131,8 @@ pub fn load(path: &Path, model: &Model) -> Result<SessionParts<Evaluated>> {
         *value = field()?;
     }
     let [fingerprint, max_context, regime, tokens, evaluated, computed_with, count, snapshots] = fields;
-    let (prompt, header_bytes) = if version == *VERSION { (field()?, 8) } else { (WHOLE, 0) };
+    let (prompt, header_bytes) = if version == *WITHOUT_PROMPT { (WHOLE, 0) } else { (field()?, 8) };
+    let says_turns = version == *VERSION;
     let mut states = model.transformer().new_states();
     if fingerprint != model.fingerprint() || count != states.iter().count() as u64 {
         return Err(other_model());
@@ -155,7 +159,8 @@ pub fn load(path: &Path, model: &Model) -> Result<SessionParts<Evaluated>> {
     if snapshots > most {
         return Err(bad(format!("expected at most {most} snapshots, found {snapshots}")));
     }
-    let of_snapshot = states.of_snapshot().try_fold(8u64, |all, state| all.checked_add(state.bytes(0)?));
+    let before_snapshot = if says_turns { 16u64 } else { 8 };
+    let of_snapshot = states.of_snapshot().try_fold(before_snapshot, |all, state| all.checked_add(state.bytes(0)?));
     let length = tokens
         .checked_mul(4)
         .zip(state_bytes)
@@ -187,13 +192,19 @@ pub fn load(path: &Path, model: &Model) -> Result<SessionParts<Evaluated>> {
     }
     let mut before = 0;
     for _ in 0..snapshots {
-        let mut len = [0; 8];
-        file.read_exact(&mut len).map_err(io)?;
-        let len = u64::from_le_bytes(len);
+        let mut field = || {
+            let mut bytes = [0; 8];
+            file.read_exact(&mut bytes).map_err(io)?;
+            Ok::<_, Error>(u64::from_le_bytes(bytes))
+        };
+        let (len, begins_turn) = (field()?, if says_turns { field()? } else { 0 });
+        if begins_turn > 1 {
+            return Err(bad(format!("damaged: expected 0 or 1 for where a turn begins, found {begins_turn}")));
+        }
         if len <= before || len > evaluated {
             return Err(bad(format!("damaged: a snapshot of {len} tokens behind one of {before}, of {evaluated} in all")));
         }
-        states.add_snapshot(len as usize, |state| fill(&mut file, state, len))?;
+        states.add_snapshot(len as usize, begins_turn == 1, |state| fill(&mut file, state, len))?;
         before = len;
     }
     let (hash, mut stored) = (file.hash, [0; 8]);

@@ -205,7 +205,8 @@ pub unsafe extern "C" fn mc_session_set_prompt(
 }
 
 /// Makes the session hold exactly this conversation, rendered with the chat template and its generation prompt; what it
-/// holds is kept as far as it is the same.
+/// holds is kept as far as it is the same. A template that drops the thoughts of the turn before costs the evaluation of what is new, and
+/// at most of what stays of that turn, also with layers that cannot forget single tokens, see mc_session_truncate(), and behind calls of tools.
 ///
 /// @param session  the session.
 /// @param chat     the conversation.
@@ -608,7 +609,11 @@ pub unsafe extern "C" fn mc_session_memory(
     })
 }
 
-/// Forgets what comes after the first tokens.
+/// Forgets what comes after the first tokens. With attention alone that costs nothing. Layers with a state of fixed size (Mamba 2, delta
+/// nets, short convolutions) cannot forget more than the last tokens, 16 at most: they go back to a state that was kept, of the beginnings
+/// of three answers at most, and the tokens behind it that stay are evaluated again when something is next asked for. Prompts of
+/// mc_session_set_chat() whose last message is a user's are kept, the last two of them, whatever tools were called since; of others those
+/// are kept that lie the closer together the nearer they are to the end.
 ///
 /// @param session   the session.
 /// @param position  how many tokens to keep, up to mc_session_position(); 0 = none.

@@ -1,5 +1,7 @@
 //! Falcon-H1: Mamba 2 beside attention in every layer, and a multiplier at every scale.
 
+use serde_json::json;
+
 use super::base::{self, DEFAULTS, Defaults, LLAMA, MAX_LAYERS, MAX_WIDTH};
 use super::draft::{Biases, BranchScales, Draft, Mixer, Source, TensorNames};
 use super::mamba2;
@@ -49,6 +51,36 @@ pub fn parse(json: &Json) -> Result<Draft> {
     draft.mamba2 = Some(mamba);
     draft.layers.iter_mut().for_each(|layer| layer.mixer = Mixer::Mamba2AndAttention);
     Ok(draft)
+}
+
+/// The same network for the weights that MLX's converter writes, of which its multipliers are a part: without those. What the converter
+/// leaves to be multiplied stays: the keys, and the values' share of the input, which is as well one of the output.
+///
+/// # Errors
+/// `ErrorKind::Unsupported` for biases, which belong under the multipliers and which the converter leaves as they are.
+pub fn folded(json: &Json) -> Result<Json> {
+    for key in ["attention_bias", "mlp_bias", "projectors_bias", "mamba_proj_bias"] {
+        if json.flag(key, false)? {
+            let message = "expected false with weights of MLX, whose converter multiplies the weights and not their biases: \
+                           load the checkpoint that they were made from";
+            return Err(json.unsupported(key, message));
+        }
+    }
+    let factor = |key: &str| json.number(key).map(|number| number.unwrap_or(1.0));
+    let is_tied = json.flag("tie_word_embeddings", DEFAULTS.tied)?;
+    // The output matrix then has the factor of the embeddings.
+    let logits = if is_tied { factor("lm_head_multiplier")? / factor("embedding_multiplier")? } else { 1.0 };
+    let new = [
+        ("embedding_multiplier", json!(1.0)),
+        ("lm_head_multiplier", json!(logits)),
+        ("attention_in_multiplier", json!(1.0)),
+        ("attention_out_multiplier", json!(factor("attention_in_multiplier")?)),
+        ("mlp_multipliers", json!([1.0, 1.0])),
+        ("ssm_in_multiplier", json!(1.0)),
+        ("ssm_out_multiplier", json!(1.0)),
+        ("ssm_multipliers", json!([1.0, 1.0, 1.0, 1.0, 1.0])),
+    ];
+    Ok(new.into_iter().fold(json.clone(), |json, (key, value)| json.with(key, value)))
 }
 
 /// A list of so many numbers; ones where it is absent or null.

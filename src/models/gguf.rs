@@ -50,6 +50,13 @@ struct Architecture {
     keys: fn(&mut config::ConfigFields<'_>) -> Result<()>,
 }
 
+impl Architecture {
+    /// Whether the values of their biases were moved along. Of OLMo they were not.
+    fn moves_biases(&self) -> bool {
+        self.moves_rows && self.name != "olmo"
+    }
+}
+
 const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "arcee", model_type: "arcee", moves_rows: true, keys: config::usual },
     Architecture { name: "bert", model_type: "bert", moves_rows: false, keys: config::bert },
@@ -176,6 +183,20 @@ mod tests {
         assert!(ARCHITECTURES.windows(2).all(|pair| pair[0].name < pair[1].name));
         let known: HashSet<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
         assert!(ARCHITECTURES.iter().all(|architecture| known.contains(architecture.model_type)));
+    }
+
+    #[test]
+    fn the_converter_has_written_a_file_of_every_architecture() {
+        if !cfg!(reference_data) {
+            return;
+        }
+        let files = std::fs::read_dir("tests/golden/gguf/families").unwrap().map(|entry| entry.unwrap().path());
+        let of = |path: std::path::PathBuf| {
+            Gguf::open(&path).unwrap().metadata().text("general.architecture").unwrap().unwrap_or_default().to_string()
+        };
+        let found: HashSet<String> = files.map(of).collect();
+        let missing = ARCHITECTURES.iter().map(|architecture| architecture.name).filter(|name| !found.contains(*name));
+        assert_eq!(missing.collect::<Vec<_>>(), [""; 0]);
     }
 
     #[test]

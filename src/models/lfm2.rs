@@ -27,6 +27,11 @@ pub const COMMON: Defaults =
     Defaults { names: NAMES, eps_key: "norm_eps", eps: 1e-5, theta: 1e6, kv_heads: Some(8), tied: true, ..DEFAULTS };
 
 pub fn parse(json: &Json) -> Result<Draft> {
+    // Of its own code, which config.json otherwise says nothing of.
+    let is_bidirectional = |name: &String| name.starts_with("Lfm2Bidirectional");
+    if json.texts("architectures")?.is_some_and(|names| names.iter().any(is_bidirectional)) {
+        return Err(json.unsupported("architectures", "expected convolutions that see nothing behind a token"));
+    }
     // Published files have names of their own, which win.
     let mut json = json.with_defaults(&[("vocab_size", 65_536)]);
     for (own, usual) in [("tie_embedding", "tie_word_embeddings"), ("block_ff_dim", "intermediate_size")] {

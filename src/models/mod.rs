@@ -166,6 +166,18 @@ pub fn parse(json: &Json) -> Result<(&'static Family, Config)> {
     Ok((family, draft.build()))
 }
 
+/// What config.json becomes for weights that MLX's converter wrote, where it changes more of a family than how tensors are called and laid
+/// out; `None` where it does not.
+///
+/// # Errors
+/// As [`parse`].
+pub fn folded_by_mlx(json: &Json) -> Result<Option<Json>> {
+    match json.text("model_type")?.as_deref() {
+        Some("falcon_h1") => falcon_h1::folded(json).map(Some),
+        _ => Ok(None),
+    }
+}
+
 fn draft(json: &Json) -> Result<(&'static Family, Draft)> {
     let model_type = json.text("model_type")?.ok_or_else(|| json.invalid("model_type", "expected text, found nothing"))?;
     let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
@@ -186,7 +198,8 @@ fn draft(json: &Json) -> Result<(&'static Family, Draft)> {
     }
     if draft.visible == Visible::Before && !json.flag("is_causal", true)? {
         if draft.layers.iter().any(|layer| layer.mixer != Mixer::Attention) {
-            return Err(json.unsupported("is_causal", "expected true with layers that see nothing behind a token"));
+            let message = "expected true with layers that see nothing behind a token (Lfm2BidirectionalModel is not supported)";
+            return Err(json.unsupported("is_causal", message));
         }
         // transformers turns the mask of any decoder into one that sees all; the window then lies on both sides.
         draft.visible = Visible::All;
@@ -233,6 +246,23 @@ mod tests {
         // Where every layer has attention, it is that of the MLPs alone.
         of("granitemoehybrid", r#", "hidden_act": "gelu", "layer_types": ["attention", "attention"]"#).unwrap();
         of("qwen3_5_text", r#", "hidden_act": "gelu", "full_attention_interval": 1"#).unwrap();
+    }
+
+    #[test]
+    fn convolutions_that_see_both_sides_are_refused_by_name() {
+        let sizes = r#""model_type": "lfm2", "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 8, "intermediate_size": 8,
+            "num_key_value_heads": 1, "num_hidden_layers": 2, "full_attn_idxs": [1]"#;
+        let of = |more: &str| parse(&Json::parse("config.json", &format!("{{{sizes}{more}}}")).unwrap()).map(|_| ());
+        of("").unwrap();
+        of(r#", "architectures": ["Lfm2Model"]"#).unwrap();
+        // As its own files say it, and as those of llama.cpp do.
+        for (more, key) in
+            [(r#", "architectures": ["Lfm2BidirectionalModel"]"#, "architectures"), (r#", "is_causal": false"#, "is_causal")]
+        {
+            let error = of(more).unwrap_err();
+            assert!(error.kind() == crate::error::ErrorKind::Unsupported, "{error}");
+            assert!(error.message().contains(key) && error.message().contains("Lfm2BidirectionalModel"), "{error}");
+        }
     }
 
     #[test]

@@ -90,11 +90,6 @@ impl LayerConfig {
 }
 
 impl OperationConfig {
-    /// Whether parts of what it computes have factors of their own.
-    pub fn has_factors(&self) -> bool {
-        matches!(self, Self::Mamba2(mamba) if mamba.factors.iter().any(|factor| *factor != 1.0))
-    }
-
     pub fn attention(&self) -> Option<&AttentionConfig> {
         if let Self::Attention(attention) = self { Some(attention) } else { None }
     }

@@ -40,4 +40,4 @@ pub use short_conv::ShortConvConfig;
 pub use state::{LayerState, SNAPSHOTS, StateKind, States};
 pub use training::{Batch, Pass, TrainedModule, TrainedValues};
 pub use transformer::{Changed, Step, Transformer};
-pub use weights::{Entry, TensorSource, Weights};
+pub use weights::{Entry, TensorSource, Weights, is_of_mlx};

@@ -9,9 +9,11 @@ use super::layer::OperationConfig;
 use super::{AttentionConfig, Config, DeltaNetConfig, Mamba2Config, ShortConvConfig};
 use crate::ops::{Backend, CHUNK, ConvState, Format, KvFormat, LayerCache, ScanState};
 
-/// Snapshots that are kept: of the ends of the last two prompts, so that one that is rewritten just before its end, by the template of
-/// the next turn, is taken up at the end of the one before.
-pub const SNAPSHOTS: usize = 2;
+/// Snapshots that are kept: of where the last two turns begin, so that one that is rewritten just before its end, by the template of the
+/// next turn, is taken up at the end of the one before, and of the last prompt within a turn, behind a call of a tool.
+pub const SNAPSHOTS: usize = 3;
+/// Of these, the beginnings of turns that no other takes the place of.
+const TURNS: usize = 2;
 
 /// What one mixer remembers.
 pub enum LayerState {
@@ -259,6 +261,8 @@ pub struct States {
 /// States of fixed size as they were.
 struct Snapshot {
     len: usize,
+    /// Whether a turn begins behind it, which the next turn may rewrite as a whole.
+    begins_turn: bool,
     /// `None` = it can be cut back to any length.
     states: Vec<Option<LayerState>>,
 }
@@ -333,28 +337,57 @@ impl States {
         }
         self.all.iter_mut().for_each(|state| state.truncate(kept));
         self.snapshots.retain_mut(|snapshot| snapshot.cut_back(kept));
-        self.snapshots.dedup_by_key(|snapshot| snapshot.len);
+        self.snapshots.dedup_by(|later, earlier| {
+            let is_same = later.len == earlier.len;
+            earlier.begins_turn |= is_same && later.begins_turn;
+            is_same
+        });
         kept
     }
 
-    /// Remembers the states of fixed size as they are, in place of the oldest that are remembered, to go back to. Without memory for
-    /// them nothing is remembered: going back is then computing anew.
-    pub fn take_snapshot(&mut self) {
-        let Ok(states) = self.all.iter().map(LayerState::copy).collect::<Result<Vec<_>>>() else { return };
+    /// Remembers the states of fixed size as they are, to go back to, in place of those that are [needed least](Self::needed_least).
+    /// `begins_turn`: all behind it is likely to be rewritten together. Without memory for them nothing is remembered: going back is then
+    /// computing anew.
+    pub fn take_snapshot(&mut self, begins_turn: bool) {
         let len = self.len();
-        let is_known = self.snapshots.iter().any(|snapshot| snapshot.len == len);
-        if len == 0 || is_known || states.iter().all(Option::is_none) {
+        if let Some(known) = self.snapshots.iter_mut().find(|snapshot| snapshot.len == len) {
+            known.begins_turn |= begins_turn;
             return;
         }
-        if self.snapshots.len() == SNAPSHOTS {
-            self.snapshots.remove(0);
+        if len == 0 || !self.all.iter().any(LayerState::has_fixed_size) {
+            return;
         }
-        self.snapshots.push(Snapshot { len, states });
+        // Before the copy is made: there are never more than are counted.
+        if self.snapshots.len() >= SNAPSHOTS {
+            self.snapshots.remove(self.needed_least(len, begins_turn));
+        }
+        let Ok(states) = self.all.iter().map(LayerState::copy).collect::<Result<Vec<_>>>() else { return };
+        self.snapshots.push(Snapshot { len, begins_turn, states });
     }
 
-    /// Of each snapshot, the oldest first, the tokens that it is of, and its states.
-    pub fn snapshots(&self) -> impl Iterator<Item = (usize, impl Iterator<Item = &LayerState>)> {
-        self.snapshots.iter().map(|snapshot| (snapshot.len, snapshot.states.iter().flatten()))
+    /// Which snapshot goes where one of `len` tokens comes: none of where the last two turns begin; of the others that without which
+    /// going back evaluates the fewest tokens again, for each token that is taken back. So what is kept lies the closer together the
+    /// nearer the end, and going far back for a few tokens is rare, also where nobody says what a turn is.
+    fn needed_least(&self, len: usize, begins_turn: bool) -> usize {
+        let mut turns = usize::from(begins_turn);
+        let (mut least, mut at) = (f64::INFINITY, 0);
+        for (number, snapshot) in self.snapshots.iter().enumerate().rev() {
+            turns += usize::from(snapshot.begins_turn);
+            if snapshot.begins_turn && turns <= TURNS {
+                continue;
+            }
+            let before = number.checked_sub(1).map_or(0, |before| self.snapshots[before].len);
+            let cost = (snapshot.len - before) as f64 / len.saturating_sub(snapshot.len).max(1) as f64;
+            if cost < least {
+                (least, at) = (cost, number);
+            }
+        }
+        at
+    }
+
+    /// Of each snapshot, the oldest first, the tokens that it is of, whether a turn begins there, and its states.
+    pub fn snapshots(&self) -> impl Iterator<Item = (usize, bool, impl Iterator<Item = &LayerState>)> {
+        self.snapshots.iter().map(|snapshot| (snapshot.len, snapshot.begins_turn, snapshot.states.iter().flatten()))
     }
 
     /// The states that a snapshot has.
@@ -362,13 +395,14 @@ impl States {
         self.all.iter().filter(|state| state.has_fixed_size())
     }
 
-    /// Adds a snapshot of so many tokens, each of whose states, empty, is handed to `fill`.
+    /// Adds a snapshot of so many tokens, each of whose states, empty, is handed to `fill`; `begins_turn` as it was taken.
     ///
     /// # Errors
     /// `ErrorKind::OutOfMemory`, a failed device operation, and those of `fill`.
     pub fn add_snapshot(
         &mut self,
         len: usize,
+        begins_turn: bool,
         mut fill: impl FnMut(&mut LayerState) -> crate::error::Result<()>,
     ) -> crate::error::Result<()> {
         let mut states = self.all.iter().map(LayerState::copy).collect::<Result<Vec<_>>>()?;
@@ -376,7 +410,7 @@ impl States {
             state.truncate(0);
             fill(state)?;
         }
-        self.snapshots.push(Snapshot { len, states });
+        self.snapshots.push(Snapshot { len, begins_turn, states });
         Ok(())
     }
 
@@ -384,7 +418,7 @@ impl States {
     pub fn fork(&self) -> Result<Self> {
         let snapshot = |snapshot: &Snapshot| {
             let states = snapshot.states.iter().map(|state| state.as_ref().map(LayerState::fork).transpose());
-            Ok(Snapshot { len: snapshot.len, states: states.collect::<Result<_>>()? })
+            Ok(Snapshot { len: snapshot.len, begins_turn: snapshot.begins_turn, states: states.collect::<Result<_>>()? })
         };
         let all = self.all.iter().map(LayerState::fork).collect::<Result<_>>()?;
         Ok(Self { all, snapshots: self.snapshots.iter().map(snapshot).collect::<Result<_>>()? })

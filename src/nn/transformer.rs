@@ -14,7 +14,7 @@ use super::mix::Part;
 use super::per_layer::PerLayer;
 use super::relative_bias::RelativeBias;
 use super::rope::RopeAngles;
-use super::{Bias, Config, NormConfig, OperationConfig, Prefix, Rope, Slot, States, Tying, Weights};
+use super::{Bias, Config, NormConfig, Prefix, Rope, Slot, States, Tying, Weights};
 use crate::error;
 use crate::ops::{
     self, AdaptedLinear, Backend, Context, DecodeStep, DecoderParts, Format, KvFormat, Masks, Matrix, Norm, Sequences,
@@ -113,7 +113,7 @@ impl Transformer {
         let types = c.token_types.map(|rows| weights.table(&at(c.names.types), rows, c.hidden_size)).transpose()?;
         let relative_bias = c.relative_bias.map(|bias| RelativeBias::load(weights, &at(bias.name), bias)).transpose()?;
         let ropes = c.ropes();
-        let norm = norm_of_stored(c, weights)?;
+        let norm = norm_of_stored(c, weights);
         let mut loader = Loader::new(weights, (norm, c.norm.offset - norm.offset), prefix.network);
         let embed_norm = loader.optional_norm(c.names.embed_norm, c.hidden_size)?;
         let per_layer = match &c.per_layer {
@@ -669,17 +669,10 @@ pub(super) fn sequences<'a>(mut ids: &'a [u32], lengths: &[usize]) -> Vec<(&'a [
     lengths.iter().map(cut).collect()
 }
 
-/// How norms are stored. MLX's converter adds what a family adds to them, and multiplies weights with a family's multipliers.
-fn norm_of_stored(c: &Config, weights: &Weights<'_>) -> error::Result<NormConfig> {
-    if !weights.is_of_mlx() {
-        return Ok(c.norm);
-    }
-    if c.operations().any(OperationConfig::has_factors) {
-        return Err(error::Error::unsupported(
-            "expected weights as they were trained, found those of MLX, times their multipliers",
-        ));
-    }
-    Ok(NormConfig { offset: 0.0, ..c.norm })
+/// How norms are stored. MLX's converter adds what a family adds to them.
+fn norm_of_stored(c: &Config, weights: &Weights<'_>) -> NormConfig {
+    let offset = if weights.is_of_mlx() { 0.0 } else { c.norm.offset };
+    NormConfig { offset, ..c.norm }
 }
 
 /// The prefix of the stored names, and whether the checkpoint lacks it: it was then saved without a head.

@@ -49,6 +49,13 @@ pub trait TensorSource {
     fn read(&mut self, name: &str, offset: u64, into: &mut [u8]) -> Result<()>;
 }
 
+/// Whether convolutions are stored as `(channels, taps, 1)`: MLX's converter has done so, and what else it does to a family.
+pub fn is_of_mlx(source: &dyn TensorSource) -> bool {
+    let is_conv = |name: &&&str| name.ends_with("conv1d.weight");
+    let has_taps_first = |name: &&str| source.entry(name).is_some_and(|e| matches!(e.shape[..], [_, taps, 1] if taps > 1));
+    source.names().iter().filter(is_conv).any(has_taps_first)
+}
+
 /// Bytes that are read in one piece: progress and cancel are looked at in between.
 const PIECE: usize = 1 << 20;
 
@@ -141,12 +148,9 @@ impl<'a> Weights<'a> {
         self.used.insert(name.to_string());
     }
 
-    /// Whether convolutions are stored as `(channels, taps, 1)`: MLX's converter has done so, and what else it does to a family.
+    /// See [`is_of_mlx`].
     pub fn is_of_mlx(&self) -> bool {
-        let is_conv = |name: &&&str| name.ends_with("conv1d.weight");
-        let has_taps_first =
-            |name: &&str| self.source.entry(name).is_some_and(|e| matches!(e.shape[..], [_, taps, 1] if taps > 1));
-        self.source.names().iter().filter(is_conv).any(has_taps_first)
+        is_of_mlx(self.source)
     }
 
     /// Whether the name of a tensor begins like this.

@@ -18,7 +18,7 @@ disable_progress_bar()
 
 # Those that the gradients of a loss are held against.
 WITH_GRADIENTS = ("gemma4_all_linear", "gemma4_unified", "gpt_oss_experts", "mixtral_experts", "granite_experts", "nemotron_h_experts",
-                  "qwen2_embed", "qwen2_tied_embed", "gemma3_embed", "gemma4_embed")
+                  "lfm3_all_linear", "falcon_h1", "qwen2_embed", "qwen2_tied_embed", "gemma3_embed", "gemma4_embed")
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 QWEN = "decoders/qwen2_untied_old"
@@ -47,6 +47,8 @@ ADAPTERS = {
     "lfm2_moe_experts": ("decoders/lfm2_moe", dict(target_modules=["out_proj"], target_parameters=["gate_up_proj", "layers.2.feed_forward.experts.down_proj"]), "of two parameters of a module both in one layer, one in another"),
     "gemma4_moe_experts": ("decoders/gemma4_moe", dict(target_modules=["o_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"]), "experts beside an MLP"),
     "nemotron_h_experts": ("decoders/nemotron_h", dict(target_modules=["q_proj", "in_proj"], target_parameters=["experts.up_proj", "experts.down_proj"]), "no gate; names of transformers 5, which are not those of the checkpoint"),
+    "lfm3_all_linear": ("decoders/lfm3", dict(target_modules="all-linear"), "gated short convolutions, and a gate for each head"),
+    "falcon_h1": ("decoders/falcon_h1", dict(target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "gate_proj", "up_proj", "down_proj"]), "a multiplier at every projection, Mamba 2 beside attention"),
     "llama_weights": ("decoders/llama_plain", dict(target_modules=["v_proj"], target_parameters=["q_proj.weight", "layers.1.mlp.up_proj.weight"], rank_pattern={"up_proj.weight": 6}), "plain matrices by the names of their weights"),
     "qwen2_embed": (QWEN, dict(target_modules=["embed_tokens", "q_proj"], rank_pattern={"embed_tokens": 3}), "LoRA on the embedding"),
     "qwen2_tied_embed": ("decoders/qwen2_tied", dict(target_modules=["embed_tokens", "v_proj"]), "LoRA on the embedding alone of a tied matrix"),

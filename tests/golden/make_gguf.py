@@ -62,14 +62,6 @@ def with_tokenizer(path):
     (path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
 
 
-def without_unused_experts(path):
-    """Takes away what makes the converter think that there are experts, where no layer has them."""
-    config = json.loads((path / "config.json").read_text())
-    if "E" not in config.get("hybrid_override_pattern", "E"):
-        del config["num_experts_per_tok"]
-        (path / "config.json").write_text(json.dumps(config))
-
-
 def main():
     llama_cpp, out, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     sys.path[:0] = [str(llama_cpp), str(llama_cpp / "gguf-py")]
@@ -79,7 +71,7 @@ def main():
 
     logging.disable(logging.WARNING)
     here = Path(__file__).parent
-    for path in sorted(path for folder in ("decoders", "families", "encoders") for path in (here / folder).iterdir()):
+    for path in sorted(path for folder in ("decoders", "families", "encoders", "embedders") for path in (here / folder).iterdir()):
         if names and path.name not in names:
             continue
         try:
@@ -94,16 +86,26 @@ def main():
             # Of this the converter knows published names alone, and takes heads of 64 values for granted where it is not told.
             if path.name == "granitemoehybrid_dense":
                 path = edited(path, {"layer_types": ["mamba", "attention", "mamba", "attention"]})
+            # Which transformers has as a constant.
+            if path.name.startswith("cohere2"):
+                path = edited(path, {"rotary_pct": 1.0})
             if path.name.startswith("nemotron_h"):
-                path = edited(path, {"mamba_d_head": 12}, without_unused_experts)
+                path = edited(path, {"mamba_d_head": 12})
+            # Which it does not ask of a model without a classifier.
+            if path.name.startswith("eurobert"):
+                path = edited(path, {"classifier_pooling": "mean"})
             hparams = ModelBase.load_hparams(path, False)
+            # What makes the converter think that there are experts, where no layer has them: a default of the library.
+            given = {}
+            if path.name.startswith("nemotron_h") and "moe" not in hparams["layers_block_type"]:
+                given = {"hparams": {name: value for name, value in hparams.items() if name != "num_experts_per_tok"}}
             known = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
 
             known.set_vocab = set_no_vocab
             with torch.inference_mode():
                 # Of Falcon-H1 the multipliers become a part of the weights, which 16 bits would round.
                 stays = "F32" if path.name.startswith("falcon_h1") else stored(path)
-                model = known(path, getattr(gguf.LlamaFileType, FILE_TYPES[stays]), out / f"{path.name}.gguf")
+                model = known(path, getattr(gguf.LlamaFileType, FILE_TYPES[stays]), out / f"{path.name}.gguf", **given)
                 model.write()
             print(f"{path.name}: {model.gguf_writer.arch}")
         except Exception as error:

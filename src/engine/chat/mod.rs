@@ -236,6 +236,12 @@ impl Chat {
         self.continues
     }
 
+    /// Whether a user spoke last, and neither a tool nor the model since.
+    pub(super) fn begins_turn(&self) -> bool {
+        let last = self.messages.iter().rev().nth(usize::from(self.continues));
+        last.and_then(|message| message.get("role")).is_some_and(|role| role == "user")
+    }
+
     /// What control tokens are that messages, tools and variables hold; tokens by default, as in transformers, which is what a
     /// host wants whose own code writes the messages. Where others write them, [`ControlTokens::Text`] keeps them from ending a turn.
     ///

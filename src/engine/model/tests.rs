@@ -1091,9 +1091,9 @@ fn gradients_are_the_slopes_of_the_loss() {
     let batch = Batch { ids: &ids, lengths: &LENGTHS, targets: &targets };
     let stored = [Format::F32, Format::F16, Format::BF16];
     let all_types = ["decoders/qwen2_untied_old", "decoders/gemma2", "decoders/phi3"].map(|name| (name, true));
-    for (directory, all_types) in
-        all_types.into_iter().chain(["decoders/gemma4_text", "decoders/gemma4_unified"].map(|name| (name, false)))
-    {
+    let others = ["gemma4_text", "gemma4_unified", "lfm2", "lfm3", "falcon_h1", "falcon_h1_norm", "granite_swa"];
+    let others = others.map(|name| (format!("decoders/{name}"), false));
+    for (directory, all_types) in all_types.map(|(name, all)| (name.to_string(), all)).into_iter().chain(others) {
         let directory = root.join(directory);
         let mut bases = vec![(network(&directory, true), None)];
         if all_types {

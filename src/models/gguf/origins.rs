@@ -399,7 +399,8 @@ impl Origins<'_> {
                     self.whole(&format!("{}.{field}", own[i]))
                 };
                 // Values are not rotated.
-                match moved.filter(|_| i < 2) {
+                let is_moved = i < 2 && (*field == "weight" || self.architecture.moves_biases());
+                match moved.filter(|_| is_moved) {
                     Some(head_dim) => origin.in_pairs(head_dim),
                     None => origin,
                 }
