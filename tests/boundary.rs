@@ -773,6 +773,69 @@ fn enum_values_that_do_not_exist_are_refused() {
     }
 }
 
+/// A handle that a call holds, and what was found when each function got it meanwhile.
+struct InUse {
+    kind: Type,
+    address: u64,
+    tried: usize,
+    wrong: Vec<String>,
+}
+
+impl InUse {
+    fn give_to_each_function(&mut self) {
+        for function in table().iter().filter(|function| function.returns == Returns::Status) {
+            for (i, parameter) in function.parameters.iter().enumerate() {
+                if !matches!(*parameter, Parameter::Handle(kind) if kind == self.kind) {
+                    continue;
+                }
+                let mut arguments = Arguments::good(function);
+                arguments.words[i] = self.address;
+                let (returned, message) = arguments.call(function, Failure::None);
+                self.tried += 1;
+                if returned != mc_status::MC_ERROR_BUSY as u64 {
+                    self.wrong.push(format!("{}: {returned} {message}", function.name));
+                }
+            }
+        }
+    }
+}
+
+unsafe extern "C" fn within_generation(in_use: *mut c_void, _: &mc_token_event) -> i32 {
+    // SAFETY: the data of the callback, which nothing else looks at while the call goes on.
+    unsafe { (*in_use.cast::<InUse>()).give_to_each_function() };
+    MC_STOP
+}
+
+unsafe extern "C" fn within_training(in_use: *mut c_void, _: &mc_train_event) -> i32 {
+    // SAFETY: as above.
+    unsafe { (*in_use.cast::<InUse>()).give_to_each_function() };
+    MC_STOP
+}
+
+#[test]
+fn a_handle_in_use_is_busy_to_each_function_that_gives_a_status() {
+    let _alone = alone();
+    saved_session();
+    saved_checkpoint();
+    let kept = kept();
+    for (name, kind, callback) in [
+        ("mc_session_generate_stream", Type::Session, within_generation as *const () as u64),
+        ("mc_lora_trainer_train", Type::LoraTrainer, within_training as *const () as u64),
+    ] {
+        let function = table().into_iter().find(|function| function.name == name).unwrap();
+        let at = function.parameters.iter().position(|parameter| matches!(parameter, Parameter::Callback(_))).unwrap();
+        let mut arguments = Arguments::good(&function);
+        let mut in_use = InUse { kind, address: arguments.words[0], tried: 0, wrong: Vec::new() };
+        arguments.words[at] = callback;
+        arguments.words[at + 1] = (&raw mut in_use) as u64;
+        let (returned, message) = arguments.call(&function, Failure::None);
+        assert!(returned < 16, "{name}: {returned} {message}");
+        assert!(in_use.tried >= 8, "{name}: {} functions", in_use.tried);
+        assert!(in_use.wrong.is_empty(), "{name}: {:#?}", in_use.wrong);
+        assert_eq!(mc_live_objects(), kept, "{name} lost a handle");
+    }
+}
+
 #[cfg(feature = "fault-injection")]
 #[test]
 fn a_panic_becomes_a_status_or_a_default() {

@@ -97,19 +97,24 @@ fn render_on_a_small_stack(source: String) -> Result<String, String> {
 fn hostile_templates_fail_without_harm() {
     let nest =
         |open: &str, inner: &str, close: &str, times: usize| format!("{}{inner}{}", open.repeat(times), close.repeat(times));
+    let letters =
+        |one: &str| format!("{{% set s = 'a' * 60000000 %}}{{% for i in range(99999) %}}{{% set y = {one} %}}{{% endfor %}}");
+    let views = |body: &str| {
+        format!("{{% set k = dict(range(100000)|batch(2)).keys() %}}{{% for i in range(999) %}}{body}{{% endfor %}}")
+    };
     for (source, message) in [
-        ("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}".to_owned(), "line 1: stopped after 100000000 steps"),
+        ("{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}".to_owned(), "line 1: stopped after 50000000 steps"),
         ("{% macro f(n) %}\n{{ f(n + 1) }}{% endmacro %}{{ f(0) }}".to_owned(), "line 2: recursion limit exceeded"),
         ("{% macro f(n) %}{% for i in [1] %}{% if i %}{% set x %}{{ f(n)|upper }}{% endset %}{{ x }}{% endif %}{% endfor %}{% endmacro %}{{ f(0) }}".to_owned(), "recursion limit exceeded"),
         ("{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}".to_owned(), "recursion limit exceeded"),
         ("{% for i in range(100000) %}{{ 'x' * 1000000 }}{% endfor %}".to_owned(), "stopped after 67108864 bytes"),
-        (format!("{{% macro f(x) %}}{{{{ x }}}}{{{{ x }}}}{{% endmacro %}}{{{{ {} }}}}", nest("f(", "'x' * 1000", ")", 40)), "stopped after 268435456 bytes"),
+        (format!("{{% macro f(x) %}}{{{{ x }}}}{{{{ x }}}}{{% endmacro %}}{{{{ {} }}}}", nest("f(", "'x' * 1000", ")", 40)), "stopped after 134217728 bytes"),
         ("{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}".to_owned(), "a value of more than"),
         ("{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}".to_owned(), "a value of more than"),
         ("{% set ns = namespace(x=[]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}".to_owned(), "nested more than 256 deep"),
         ("{% set ns = namespace() %}{% set ns.a = ns %}{{ ns ~ '' }}".to_owned(), "a namespace in a namespace"),
         ("{% set x = [x] %}".repeat(10_000), "nested more than 256 deep"),
-        ("{% set x = 'x' * 1000 %}".to_owned() + &"{% set x %}{{ x }}{{ x }}{% endset %}".repeat(60), "a value of more than"),
+        ("{% set x = 'x' * 1000 %}".to_owned() + &"{% set x %}{{ x }}{{ x }}{% endset %}".repeat(60), "stopped after 134217728 bytes"),
         (format!("{{{{ {} }}}}", nest("(", "1", ")", 400)), "more than 50 nested brackets"),
         (format!("{{{{ {} }}}}", nest("[", "1", "]", 400)), "more than 50 nested brackets"),
         (nest("{% if 1 %}", "x", "{% endif %}", 5000), "more than 50 nested blocks"),
@@ -131,30 +136,61 @@ fn hostile_templates_fail_without_harm() {
         ("{{ ('a'*60000).replace('', 'b'*60000)|length }}".to_owned(), "a value of more than"),
         ("{{ ('a'*60000)|replace('a', 'b'*60000)|length }}".to_owned(), "a value of more than"),
         ("{% set x='a'*60000 %}{{ (x~x~x~x)|indent(60000)|length }}{{ ('\\n'*9000)|indent(60000, blank=true) }}".to_owned(), "a value of more than"),
-        (format!("{{{{ '\"'{}|length }}}}", "|tojson".repeat(60)), "a value of more than"),
+        (format!("{{{{ '\"'{}|length }}}}", "|tojson".repeat(60)), "steps"),
         (format!("{{{{ '{}'|format('a'*60000) }}}}", "%s".repeat(9000)), "a value of more than"),
         (format!("{{{{ '{}'.format('a'*60000) }}}}", "{0}".repeat(9000)), "a value of more than"),
         (format!("{{{{ '{}' % ('a'*60000) }}}}", "%s".repeat(9000)), "a value of more than"),
         ("{{ [[1, 2]] * 60000000 }}".to_owned(), "steps"),
-        ("{% set x %}{% for i in range(100000) %}{% for j in range(100) %}some text of the template that is longer than a few letters{% endfor %}{% endfor %}{% endset %}".to_owned(), "stopped after 268435456 bytes"),
+        ("{% set x %}{% for i in range(100000) %}{% for j in range(100) %}some text of the template that is longer than a few letters{% endfor %}{% endfor %}{% endset %}".to_owned(), "stopped after 134217728 bytes"),
         ("{% set x=('a'*60000)*900 %}{% for a in range(10000) %}{% set y=x[1:] %}{% endfor %}".to_owned(), "steps"),
         ("{% set x=range(100000)|list %}{% for a in range(100000) %}{% if -1 in x %}{% endif %}{% endfor %}".to_owned(), "steps"),
         ("{% set x='a'*60000 %}{% for a in range(100000) %}{% if x in x~'b' %}{% endif %}{% endfor %}".to_owned(), "steps"),
         ("{% set x=('a'*60000)*900 %}{% for a in range(100000) %}{% if x.count('aaaaaaaaab') %}{% endif %}{% endfor %}".to_owned(), "steps"),
         ("{% set x=range(100000)|list %}{% for a in range(100000) %}{% set y = x|sort|list|length %}{% endfor %}".to_owned(), "steps"),
         ("{% set x=('a'*60000)*900 %}{% set d={x: 1} %}{% for a in range(100000) %}{% if d[x] %}{% endif %}{% endfor %}".to_owned(), "steps"),
-        ("{% set x=('a'*60000)*900 %}{% for a in range(100000) %}{% for c in x %}{% break %}{% endfor %}{% endfor %}".to_owned(), "steps"),
+        ("{% set x=('a'*60000)*900 %}{% for a in range(100000) %}{% for c in x %}{% break %}{% endfor %}{% endfor %}".to_owned(), "a value of more than"),
         ("{% set x=range(100000)|list %}{% for a in range(100000) %}{% if loop.changed(x, a) %}{% endif %}{% endfor %}".to_owned(), "steps"),
         ("{% macro f() %}{{ varargs|length }}{% endmacro %}{% set x=range(100000)|list %}{% for a in range(100000) %}{% set y=dict(*[])|length %}{% set y=f(*x) %}{% endfor %}".to_owned(), "too many arguments"),
         ("{% set x=range(100000)|list %}{% for a in range(100000) %}{% if x == x[:] %}{% endif %}{% endfor %}".to_owned(), "steps"),
         ("{% set x=('a b'*60000)*900 %}{% for a in range(100) %}{% set y=x.split() %}{% endfor %}".to_owned(), "a value of more than"),
         ("{% set ns=namespace(x=[1]) %}{% for a in range(100000) %}{% set ns.x = [1] + ns.x %}{% endfor %}".to_owned(), "steps"),
         ("{% set ns=namespace(x=[1]) %}{% for a in range(100000) %}{% set ns.x = ns.x + [ns.x] %}{% endfor %}".to_owned(), "a value of more than"),
+        // A letter's place is counted from the start of its text.
+        (letters("s[-1]"), "steps"),
+        (letters("s[59999999]"), "steps"),
+        (letters("s[i + 50000000]"), "steps"),
+        (letters("s.59999999"), "steps"),
+        (format!("{{% set s = 'a' * 60000000 %}}{{% set y = [{}]|map(attribute='59999999')|list %}}", "s,".repeat(20_000)), "steps"),
+        (format!("{{% set s = 'a' * 60000000 %}}{{% set y = [{}]|sum(attribute=59999999, start='') %}}", "s,".repeat(20_000)), "steps"),
+        ("{{ range(100000)|map(attribute='a.' * 1000000)|list }}".to_owned(), "attribute: expected up to 256 bytes, found 2000000"),
+        // What a view, a dict and a recursive loop look at.
+        (views("{% if k == k %}{% endif %}"), "steps"),
+        (format!("{{% set s = 'a' * 60000000 %}}{{{{ dict([{}]) }}}}", "(s, 1),".repeat(20_000)), "a value of more than"),
+        ("{% set s = 'a' * 60000000 %}{% for x in [1] recursive %}{% if loop(s) %}{% endif %}{% endfor %}".to_owned(), "a value of more than"),
+        ("{% set ns = namespace() %}".to_owned() + &(0..65).map(|at| format!("{{% set ns.a{at} = 1 %}}")).collect::<String>(), "more than 64 attributes"),
+        ("{{ namespace(**dict(range(1000)|map('string')|batch(2))) }}".to_owned(), "namespace: 500 attributes are not supported"),
+        // What prints many times what it holds, or goes through letters more than once.
+        ("{% for i in range(100) %}{% set y = [[[[[[[['a ' * 300000]]]]]]]]|pprint %}{% endfor %}".to_owned(), "steps"),
+        ("{% for i in range(1000) %}{% set y = ('a' * 6000000).strip('zyxwvutsrqponmlkjihgfedcba') %}{% endfor %}".to_owned(), "steps"),
+        ("{% for i in range(1000) %}{% set y = '%r' % ('é' * 3000000) %}{% endfor %}".to_owned(), "steps"),
+        ("{% for i in range(1000) %}{% set y = ('a ' * 3000000)|title %}{% endfor %}".to_owned(), "steps"),
+        ("{% for i in range(1000) %}{% set y = ('a' * 6000000).replace('a', 'b') %}{% endfor %}".to_owned(), "steps"),
+        ("{{ [[[[[[[[1]]]]]]]]|tojson(indent='a' * 60000000) }}".to_owned(), "a value of more than"),
+        // What is held, by variables, in lists and between.
+        ((0..60).map(|at| format!("{{% set v{at} = 'a' * 6000000 %}}")).collect::<String>(), "stopped at 134217728 bytes of texts and lists"),
+        (format!("{{% set y = [{}] %}}", "'a' * 6000000,".repeat(60)), "stopped at 134217728 bytes of texts and lists"),
+        ("{% set s = 'a' * 6000000 %}".to_owned() + &(0..60).map(|at| format!("{{% set v{at} = s.split('b')[0] %}}")).collect::<String>(), "stopped at 134217728 bytes"),
+        ((0..60).map(|at| format!("{{% set v{at} = range(90000)|batch(1)|list %}}")).collect::<String>(), "stopped at 134217728 bytes"),
+        ("{{ ('a' * 60000000)|list|length }}".to_owned(), "a value of more than 1000000 items"),
     ] {
         let shown: String = source.chars().take(80).collect();
         let error = render_on_a_small_stack(source).expect_err(&shown);
         assert!(error.starts_with("chat template") && error.contains(message), "{shown}: {error}");
     }
+    // What is gone takes nothing: here it would be twice what may be held. To ask a view whether it is empty copies nothing.
+    let passing = "{% for i in range(400) %}{% set y = 'a' * 600000 %}{% endfor %}{% set z = 'a' * 6000000 %}";
+    render_on_a_small_stack(passing.to_owned()).unwrap();
+    render_on_a_small_stack(views("{% if k %}{% endif %}{% set y = k|first %}")).unwrap();
     // What minijinja would do later is done at once.
     for (made, len) in [("ns.x * 1", 1), ("ns.x|reverse", 1), ("ns.x + []", 1), ("ns.x[:]", 1), ("ns.x|map('string')", 1)] {
         let source = format!(

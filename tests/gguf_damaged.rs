@@ -884,6 +884,9 @@ fn links_in_a_circle_and_pipes_are_errors_and_no_endless_wait() {
     fs::create_dir(path("directory")).unwrap();
     pipe("directory/config.json");
     refused(&path("directory"), ErrorKind::Format, &["config.json", message]);
+    pipe("lines.jsonl");
+    let error = metal_candle::Dataset::load_jsonl(path("lines.jsonl")).err().unwrap();
+    assert!(error.kind() == ErrorKind::Format && error.message().contains(message), "{error}");
     // A link to a file is one.
     std::os::unix::fs::symlink(golden("gguf/families/llama_f32.gguf"), path("link.gguf")).unwrap();
     assert!(Model::load(path("link.gguf"), &LoadOptions::default(), None).is_ok());

@@ -8,16 +8,16 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use common::{load, shipped};
+use common::{golden, load, shipped};
 use metal_candle::{
-    Device, DeviceKind, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Session,
-    TrainOptions,
+    Chat, ChatTemplate, Device, DeviceKind, EmbedOptions, ErrorKind, GenerateOptions, LoadOptions, Lora, LoraConfig, LoraTrainer,
+    Model, RerankOptions, Session, Tokenizer, TrainOptions,
 };
 
-/// A copy of a shipped model with one weight that is no number.
-fn spoiled(name: &str) -> tempfile::TempDir {
+/// A copy of a model with one weight that is no number, or an infinite one.
+fn spoiled(model: &Path, value: f32) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(shipped(name)).unwrap() {
+    for entry in std::fs::read_dir(model).unwrap() {
         let entry = entry.unwrap();
         if entry.file_type().unwrap().is_file() {
             std::fs::copy(entry.path(), directory.path().join(entry.file_name())).unwrap();
@@ -38,10 +38,13 @@ fn spoiled(name: &str) -> tempfile::TempDir {
     let (_, norm) = json.as_object().unwrap().iter().find(|(name, _)| name.to_lowercase().contains("norm")).unwrap();
     let (start, wide) = (norm["data_offsets"][0].as_u64().unwrap() as usize, norm["dtype"] == "F32");
     let at = 8 + header + start;
+    // BF16 is the upper half of F32, in F16 the exponent is shorter.
+    let half =
+        if norm["dtype"] == "F16" { half::f16::from_f32(value).to_le_bytes() } else { half::bf16::from_f32(value).to_le_bytes() };
     if wide {
-        bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
     } else {
-        bytes[at..at + 2].copy_from_slice(&[0xff, 0x7f]);
+        bytes[at..at + 2].copy_from_slice(&half);
     }
     std::fs::write(&path, bytes).unwrap();
     directory
@@ -54,18 +57,35 @@ fn cpu(path: &Path) -> Model {
 
 #[test]
 fn weights_that_are_no_numbers_are_one_status_everywhere() {
-    let directory = spoiled("tiny-coder");
-    let model = cpu(directory.path());
-    let mut session = Session::new(&model, 0).unwrap();
-    session.append_tokens(&[5, 6], None).unwrap();
-    let logits = session.logits().map(<[f32]>::to_vec).unwrap_err();
-    let generated = model.generate("a", &GenerateOptions::default(), None, &mut |_| ControlFlow::Continue(())).unwrap_err();
-    let mut trainer = LoraTrainer::new(&model, &LoraConfig::default(), &TrainOptions::default()).unwrap();
-    let trained = trainer.train_step(&[1, 2, 3, 4], None, &[0, 4]).unwrap_err();
-    let embedder = spoiled("tiny-embed");
-    let embedded = cpu(embedder.path()).embed(&["a"], &EmbedOptions::default(), None).unwrap_err();
-    for (error, what) in [(logits, "logits"), (generated, "generate"), (trained, "train"), (embedded, "embed")] {
-        assert_eq!(error.kind(), ErrorKind::Device, "{what}: {error}");
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let directory = spoiled(&shipped("tiny-coder"), value);
+        let model = cpu(directory.path());
+        let mut session = Session::new(&model, 0).unwrap();
+        session.append_tokens(&[5, 6], None).unwrap();
+        let logits = session.logits().map(<[f32]>::to_vec).unwrap_err();
+        let top = session.top_logprobs(3).unwrap_err();
+        let scored = session.score_tokens(&[7, 8], None).unwrap_err();
+        let generated = model.generate("a", &GenerateOptions::default(), None, &mut |_| ControlFlow::Continue(())).unwrap_err();
+        let mut trainer = LoraTrainer::new(&model, &LoraConfig::default(), &TrainOptions::default()).unwrap();
+        let trained = trainer.train_step(&[1, 2, 3, 4], None, &[0, 4]).unwrap_err();
+        let embedder = spoiled(&shipped("tiny-embed"), value);
+        let embedded = cpu(embedder.path()).embed(&["a"], &EmbedOptions::default(), None).unwrap_err();
+        let mut errors = vec![
+            (logits, "logits"),
+            (top, "top_logprobs"),
+            (scored, "score"),
+            (generated, "generate"),
+            (trained, "train"),
+            (embedded, "embed"),
+        ];
+        for reranker in ["bert", "qwen3_new"] {
+            let reranker = spoiled(&golden("rerankers").join(reranker), value);
+            let model = cpu(reranker.path());
+            errors.push((model.rerank("a", &["b"], &RerankOptions::default()).unwrap_err(), "rerank"));
+        }
+        for (error, what) in errors {
+            assert_eq!(error.kind(), ErrorKind::Device, "{value}, {what}: {error}");
+        }
     }
 }
 
@@ -87,6 +107,25 @@ fn every_call_fits_a_stack_of_512_kib() {
         session.save(&path).unwrap();
         Session::load(&model, &path).unwrap();
         load(shipped("tiny-embed")).embed(&["hello", "the world", ""], &EmbedOptions::default(), None).unwrap();
+        let mut chat = Chat::new();
+        chat.add("user", "What?");
+        chat.render(ChatTemplate::load(&shipped("tiny-coder")).unwrap().as_ref(), true).unwrap();
+        Tokenizer::load(shipped("tiny-coder").join("tokenizer.json")).unwrap().encode("hello the world", true).unwrap();
+        load(golden("rerankers").join("bert")).rerank("hello", &["the world"], &RerankOptions::default()).unwrap();
+        load(golden("gguf").join("tiny-coder-Q4_K_S.gguf"));
+        // As deep as they may be, and deeper.
+        for depth in [20, 60, 100_000] {
+            let schema = format!("{}true{}", r#"{"items":"#.repeat(depth), "}".repeat(depth));
+            let options = GenerateOptions::default().max_tokens(2).json_schema(&schema);
+            let _ = model.generate("What?", &options, None, &mut |_| ControlFlow::Continue(()));
+            let deep = format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+            let config = directory.path().join("config.json");
+            std::fs::write(&config, format!(r#"{{"model_type": "llama", "x": {deep}}}"#)).unwrap();
+            assert!(Model::load(directory.path(), &LoadOptions::default(), None).is_err());
+            std::fs::write(directory.path().join("tokenizer.json"), format!(r#"{{"normalizer": {deep}}}"#)).unwrap();
+            assert!(Tokenizer::load(directory.path().join("tokenizer.json")).is_err());
+            let _ = Chat::from_json(&format!(r#"[{{"role": "user", "content": "", "x": {deep}}}]"#));
+        }
     };
     std::thread::Builder::new().stack_size(512 << 10).spawn(calls).unwrap().join().unwrap();
 }

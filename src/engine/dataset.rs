@@ -8,7 +8,6 @@
 //! assert_eq!(dataset.len(), 2);
 //! ```
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -18,6 +17,7 @@ use serde_json::{Map, Value as Json};
 use super::chat::{Lesson, expected};
 use super::{Cancel, Chat, Model};
 use crate::error::{Error, ErrorKind, Result};
+use crate::load::open_file;
 use crate::ops;
 
 /// A line of a file. No example of that size fits a context; a file without line ends is not what it says it is.
@@ -91,7 +91,7 @@ impl Dataset {
     pub fn load_jsonl(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let mut dataset = Self { examples: Vec::new(), path: path.to_path_buf() };
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = open_file(path)?;
         let changed = file.metadata().and_then(|metadata| metadata.modified()).unwrap_or_else(|_| SystemTime::now());
         let (mut file, mut bytes) = (BufReader::new(file), Vec::new());
         for line in 1.. {

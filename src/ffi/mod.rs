@@ -41,8 +41,8 @@
 //! - **Processes.** The library makes its threads when the first model is loaded, as many as mc_set_threads() says; that fails with
 //!   MC_ERROR_OUT_OF_MEMORY if the system gives none, and can be tried again. They do not survive fork(): in a child of a process that had
 //!   them, every function that returns mc_status gives MC_ERROR_UNSUPPORTED.
-//! - **Environment.** No variable is needed. RAYON_NUM_THREADS, where it is set, is how many threads there are without mc_set_threads();
-//!   downloads look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY (in either case), and at HOME for the cache. Nothing else is read.
+//! - **Environment.** No variable is needed. RAYON_NUM_THREADS, or else RAYON_RS_NUM_CPUS, where it is set, is how many threads there are
+//!   without mc_set_threads(); CANDLE_METAL_COMPUTE_PER_BUFFER is how many kernels Apple's GPUs get at once; downloads look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY (in either case), and at HOME for the cache. Nothing else is read.
 //! - The library prints nothing, installs no signal handler and never ends the process.
 
 // The functions of a section carry their contract in the header's documentation, which these doc comments become; what Rust

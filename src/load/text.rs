@@ -1,6 +1,6 @@
 //! Opening files, and the one reader of text files.
 
-use std::fs::File;
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::Read;
 use std::path::Path;
 
@@ -14,12 +14,20 @@ pub const MAX_JSON: u64 = 64 << 20;
 /// # Errors
 /// `NotFound`, `Io`; `Format` for a pipe, a socket or a device.
 pub fn open_file(path: &Path) -> Result<File> {
-    let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.file_type();
-    // A directory is an error of reading it.
-    if !kind.is_file() && !kind.is_dir() {
-        return Err(Error::format(format!("{}: expected a file, found a pipe, a socket or a device", path.display())));
+    let is_special = |metadata: &Metadata| !metadata.is_file() && !metadata.is_dir();
+    let refused = || Error::format(format!("{}: expected a file, found a pipe, a socket or a device", path.display()));
+    // To open a device can do something to it.
+    if is_special(&std::fs::metadata(path).map_err(|e| Error::io(path, e))?) {
+        return Err(refused());
     }
-    File::open(path).map_err(|e| Error::io(path, e))
+    let mut options = OpenOptions::new();
+    options.read(true);
+    // What takes the file's place in between is opened without waiting.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+    let file = options.open(path).map_err(|e| Error::io(path, e))?;
+    // A directory is an error of reading it.
+    if is_special(&file.metadata().map_err(|e| Error::io(path, e))?) { Err(refused()) } else { Ok(file) }
 }
 
 /// What stands in place of a file that was not downloaded, if its first bytes tell.

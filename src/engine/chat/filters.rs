@@ -11,30 +11,30 @@ use minijinja::{Error, State, Value};
 use super::cases::capitalize;
 use super::list::{measure, too_large};
 use super::markup::{alike, escape, escaped_args};
-use super::meter::{Cost, charge, made, read};
+use super::meter::{Cost, UNITS_PER_ITEM, UNITS_PER_LETTER, charge, made, read};
 use super::methods::{DictMethod, split_lines, strip};
 use super::python::{check_text, invalid, is_dict, is_namespace, to_str};
 use super::view::{self, View};
-use super::{MAX_BYTES, format, json, operators, pprint, texts};
+use super::{MAX_ATTRIBUTES, MAX_BYTES, format, json, operators, pprint, texts};
 
 /// The filters of Jinja2, and what each reads of its arguments.
 pub(super) fn table() -> Vec<(&'static str, Value, Cost)> {
     use minijinja::filters as own;
     vec![
         ("safe", Value::from_function(safe_filter), Cost::Deep),
-        ("escape", Value::from_function(escape), Cost::Deep),
-        ("e", Value::from_function(escape), Cost::Deep),
-        ("lower", Value::from_function(lower_filter), Cost::Deep),
-        ("upper", Value::from_function(upper_filter), Cost::Deep),
-        ("title", Value::from_function(title_filter), Cost::Deep),
-        ("capitalize", Value::from_function(capitalize_filter), Cost::Deep),
+        ("escape", Value::from_function(escape), Cost::Letters),
+        ("e", Value::from_function(escape), Cost::Letters),
+        ("lower", Value::from_function(lower_filter), Cost::Letters),
+        ("upper", Value::from_function(upper_filter), Cost::Letters),
+        ("title", Value::from_function(title_filter), Cost::Letters),
+        ("capitalize", Value::from_function(capitalize_filter), Cost::Letters),
         ("dictsort", by_position(&["case_sensitive", "by", "reverse"], Value::from_function(dictsort_filter)), Cost::Sort),
         ("items", Value::from_function(items_filter), Cost::Items),
         ("reverse", Value::from_function(reverse_filter), Cost::Items),
         ("round", Value::from_function(round_filter), Cost::Constant),
         ("abs", Value::from_function(abs_filter), Cost::Constant),
         ("attr", Value::from_function(attr_filter), Cost::Search),
-        ("first", Value::from_function(first_filter), Cost::Letters),
+        ("first", Value::from_function(first_filter), Cost::Constant),
         ("last", Value::from_function(last_filter), Cost::Items),
         ("min", by_position(&["case_sensitive", "attribute"], Value::from_function(min_filter)), Cost::Sort),
         ("max", by_position(&["case_sensitive", "attribute"], Value::from_function(max_filter)), Cost::Sort),
@@ -42,13 +42,13 @@ pub(super) fn table() -> Vec<(&'static str, Value, Cost)> {
         ("list", Value::from_function(own::list), Cost::Items),
         ("select", Value::from_function(own::select), Cost::Items),
         ("reject", Value::from_function(own::reject), Cost::Items),
-        ("selectattr", Value::from_function(own::selectattr), Cost::Items),
-        ("rejectattr", Value::from_function(own::rejectattr), Cost::Items),
-        ("map", Value::from_function(own::map), Cost::Items),
+        ("selectattr", with_path(true, Value::from_function(own::selectattr)), Cost::Items),
+        ("rejectattr", with_path(true, Value::from_function(own::rejectattr)), Cost::Items),
+        ("map", with_path(false, Value::from_function(own::map)), Cost::Items),
         ("groupby", by_position(&["attribute", "default", "case_sensitive"], Value::from_function(groupby_filter)), Cost::Sort),
         ("unique", by_position(&["case_sensitive", "attribute"], Value::from_function(unique_filter)), Cost::Sort),
         ("pprint", Value::from_function(pprint::pprint), Cost::Deep),
-        ("tojson", Value::from_function(json::tojson), Cost::Deep),
+        ("tojson", Value::from_function(json::tojson), Cost::Letters),
         ("string", Value::from_function(string_filter), Cost::Deep),
         ("join", Value::from_function(join_filter), Cost::Deep),
         ("replace", Value::from_function(replace_filter), Cost::Search),
@@ -59,7 +59,7 @@ pub(super) fn table() -> Vec<(&'static str, Value, Cost)> {
         ("trim", Value::from_function(trim_filter), Cost::Search),
         ("int", Value::from_function(int_filter), Cost::Letters),
         ("float", Value::from_function(float_filter), Cost::Letters),
-        ("indent", Value::from_function(indent_filter), Cost::Deep),
+        ("indent", Value::from_function(indent_filter), Cost::Letters),
         ("batch", Value::from_function(batch_filter), Cost::Items),
         ("slice", Value::from_function(slice_filter), Cost::Items),
         ("format", Value::from_function(format_filter), Cost::Constant),
@@ -71,8 +71,8 @@ pub(super) fn table() -> Vec<(&'static str, Value, Cost)> {
         ),
         ("center", by_position(&["width"], Value::from_function(texts::center)), Cost::Letters),
         ("wordcount", Value::from_function(texts::wordcount), Cost::Letters),
-        ("forceescape", Value::from_function(texts::force_escape), Cost::Deep),
-        ("urlencode", Value::from_function(texts::urlencode), Cost::Deep),
+        ("forceescape", Value::from_function(texts::force_escape), Cost::Letters),
+        ("urlencode", Value::from_function(texts::urlencode), Cost::Letters),
     ]
 }
 
@@ -117,10 +117,53 @@ fn by_position(names: &'static [&'static str], filter: Value) -> Value {
                 *value = Value::from(value.to_string());
             }
         }
+        if let Some((_, path)) = all.iter().find(|(name, _)| *name == "attribute") {
+            charge_path(state, &value, path)?;
+        }
         // None means that nothing is given.
         all.retain(|(name, value)| *name == "default" || !value.is_none());
         filter.call(state, &[value, Value::from(all.into_iter().collect::<Kwargs>())])
     })
+}
+
+/// A filter of items by an attribute, which is its first argument or has its name.
+fn with_path(is_first: bool, filter: Value) -> Value {
+    Value::from_function(move |state: &mut State, value: Value, args: Rest<ValueOrKwargs>| {
+        let args = args.into_values();
+        let (given, named): (&[Value], Kwargs) = from_args(&args)?;
+        let path = if is_first { given.first().cloned() } else { named.peek::<Option<Value>>("attribute")? };
+        if let Some(path) = path {
+            charge_path(state, &value, &path)?;
+        }
+        filter.call(state, &[&[value][..], &args].concat())
+    })
+}
+
+/// What it costs to take such an attribute of each item: the place of a letter is counted from the start of its text.
+fn charge_path(state: &mut State, items: &Value, path: &Value) -> Result<(), Error> {
+    let path = to_str(path)?;
+    if path.len() > MAX_PATH_BYTES {
+        return Err(invalid(format!("attribute: expected up to {MAX_PATH_BYTES} bytes, found {}", path.len())));
+    }
+    let parts = path.matches('.').count();
+    charge(state, parts.saturating_mul(items.len().unwrap_or(0)).saturating_mul(UNITS_PER_ITEM))?;
+    if !path.contains(|letter: char| letter.is_ascii_digit()) || items.as_str().is_some() {
+        return Ok(());
+    }
+    for item in items.try_iter()? {
+        for path in path.split(',') {
+            let mut value = item.clone();
+            for part in path.split('.') {
+                read(state, Cost::Search, &value)?;
+                value = value.get_item(&key_of(part)).unwrap_or_default();
+            }
+        }
+    }
+    Ok(())
+}
+
+fn key_of(part: &str) -> Value {
+    part.parse::<u32>().map_or_else(|_| Value::from(part), Value::from)
 }
 
 /// The keys by which items are compared; Python orders none of two kinds.
@@ -133,8 +176,7 @@ fn check_keys(items: &[Value], attribute: Option<&str>, default: &Value) -> Resu
 fn at_path(item: &Value, path: &str, default: &Value) -> Value {
     let mut value = item.clone();
     for part in path.split('.') {
-        let key = part.parse::<u32>().map_or_else(|_| Value::from(part), Value::from);
-        value = value.get_item(&key).unwrap_or_default();
+        value = value.get_item(&key_of(part)).unwrap_or_default();
     }
     if value.is_undefined() { default.clone() } else { value }
 }
@@ -207,12 +249,13 @@ fn unique_filter(state: &State, value: Value, kwargs: Kwargs) -> Result<Value, E
 }
 
 /// The function `dict`: of a dict, or of pairs.
-pub(super) fn dict(value: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+pub(super) fn dict(state: &mut State, value: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let Some(pairs) = value.as_ref().filter(|value| matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)) else {
         return minijinja::functions::dict(value, kwargs);
     };
     let mut fields = Vec::new();
     for (at, pair) in pairs.try_iter()?.enumerate() {
+        charge(state, UNITS_PER_FIELD)?;
         let [key, value] = items_of(&pair)?
             .try_into()
             .map_err(|found: Vec<Value>| invalid(format!("dict: item {at}: expected a pair, found {} values", found.len())))?;
@@ -249,6 +292,16 @@ pub(super) fn key(state: &mut State, value: Value) -> Result<Value, Error> {
     Ok(value)
 }
 
+/// The function `namespace`. minijinja copies the names of all attributes to tell whether there are any.
+pub(super) fn namespace(attributes: Option<ValueOrKwargs>) -> Result<Value, Error> {
+    let namespace = minijinja::functions::namespace(attributes)?;
+    let len = namespace.len().unwrap_or(0);
+    if len > MAX_ATTRIBUTES {
+        return Err(invalid(format!("namespace: {len} attributes are not supported (up to {MAX_ATTRIBUTES})")));
+    }
+    Ok(namespace)
+}
+
 /// What a function looks at in whole.
 pub(super) fn touch(state: &mut State, value: Value) -> Result<Value, Error> {
     read(state, Cost::Deep, &value)?;
@@ -278,14 +331,20 @@ pub(super) fn capitalize_filter(value: &Value) -> Result<Value, Error> {
 }
 
 /// The filter `title`: words end at white space, hyphens and opening brackets alone.
-pub(super) fn title_filter(value: &Value) -> Result<String, Error> {
+pub(super) fn title_filter(state: &mut State, value: &Value) -> Result<String, Error> {
     let text = to_str(value)?;
     let mut titled = String::with_capacity(text.len());
     let is_end = |letter: char| super::methods::is_space(letter) || matches!(letter, '-' | '(' | '{' | '[' | '<');
     for word in text.split_inclusive(is_end) {
         let first = word.chars().next().map_or(0, char::len_utf8);
-        titled.push_str(&word[..first].to_uppercase());
-        titled.push_str(&word[first..].to_lowercase());
+        if word.is_ascii() {
+            titled.extend(word[..first].chars().map(|letter| letter.to_ascii_uppercase()));
+            titled.extend(word[first..].chars().map(|letter| letter.to_ascii_lowercase()));
+        } else {
+            charge(state, UNITS_PER_WORD)?;
+            titled.push_str(&word[..first].to_uppercase());
+            titled.push_str(&word[first..].to_lowercase());
+        }
         check_text(&titled, 0)?;
     }
     Ok(titled)
@@ -352,6 +411,7 @@ fn round_half_even(number: f64, precision: i32) -> f64 {
 
 /// The filter `join`, with the attribute that it may take from each item.
 pub(super) fn join_filter(
+    state: &mut State,
     value: &Value,
     separator: Option<Value>,
     attribute: Option<Value>,
@@ -369,10 +429,15 @@ pub(super) fn join_filter(
     let separator = to_str(&separator)?;
     let mut joined = String::new();
     for (at, item) in value.try_iter()?.enumerate() {
+        charge(state, UNITS_PER_ITEM)?;
         check_text(&joined, 0)?;
         joined.push_str(if at == 0 { "" } else { &separator });
-        match &attribute {
-            Some(attribute) => joined.push_str(&to_str(&item.get_item(attribute)?)?),
+        let item = match &attribute {
+            Some(attribute) => item.get_item(attribute)?,
+            None => item,
+        };
+        match item.as_str() {
+            Some(text) => joined.push_str(text),
             None => joined.push_str(&to_str(&item)?),
         }
     }
@@ -380,19 +445,32 @@ pub(super) fn join_filter(
 }
 
 /// The filter `replace`, and the method.
-pub(super) fn replace_filter(value: &Value, from: &Value, to: &Value, count: Option<i64>) -> Result<Value, Error> {
-    replace(&to_str(value)?, &to_str(from)?, &to_str(to)?, count)
+pub(super) fn replace_filter(
+    state: &mut State,
+    value: &Value,
+    from: &Value,
+    to: &Value,
+    count: Option<i64>,
+) -> Result<Value, Error> {
+    replace(state, &to_str(value)?, &to_str(from)?, &to_str(to)?, count)
 }
 
 /// Python's `str.replace`; a negative `count` is all of them.
-pub(super) fn replace(text: &str, from: &str, to: &str, count: Option<i64>) -> Result<Value, Error> {
+pub(super) fn replace(state: &mut State, text: &str, from: &str, to: &str, count: Option<i64>) -> Result<Value, Error> {
     let count = count.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
+    charge_matches(state, text, from)?;
     let found = text.matches(from).take(count).count();
+    charge(state, found.saturating_mul(2 * UNITS_PER_MATCH))?;
     let len = (text.len() - (found * from.len()).min(text.len())).saturating_add(found.saturating_mul(to.len()));
     if len > MAX_BYTES {
         return Err(too_large());
     }
     Ok(Value::from(text.replacen(from, to, count)))
+}
+
+/// What it costs to find a part in all its places, of which there may be so many.
+pub(super) fn charge_matches(state: &mut State, text: &str, part: &str) -> Result<(), Error> {
+    charge(state, UNITS_PER_MATCH.saturating_mul(text.len() / part.len().max(1)))
 }
 
 /// The filter `sum`, with the attribute that it takes from each item.
@@ -409,7 +487,10 @@ pub(super) fn sum_filter(
     let mut sum = start.unwrap_or_else(|| Value::from(0));
     for item in value.try_iter()? {
         let item = match attribute.as_ref().filter(|attribute| !attribute.is_none()) {
-            Some(attribute) => item.get_item(attribute)?,
+            Some(attribute) => {
+                read(state, Cost::Search, &item)?;
+                item.get_item(attribute)?
+            }
             None => item,
         };
         sum = operators::add(state, &sum, &item)?;
@@ -469,8 +550,12 @@ pub(super) fn length_filter(value: &Value) -> Result<usize, Error> {
 }
 
 /// The filter `trim`.
-pub(super) fn trim_filter(value: &Value, chars: Option<&str>) -> Result<Value, Error> {
-    Ok(alike(value, strip(&to_str(value)?, chars, true, true).to_owned()))
+pub(super) fn trim_filter(state: &mut State, value: &Value, chars: Option<&str>) -> Result<Value, Error> {
+    charge(state, chars.map_or(0, |chars| 5 * UNITS_PER_LETTER * chars.len()))?;
+    let text = to_str(value)?;
+    let stripped = strip(&text, chars, true, true);
+    charge(state, UNITS_PER_LETTER * (text.len() - stripped.len()))?;
+    Ok(alike(value, stripped.to_owned()))
 }
 
 /// The filter `int`: 0 or the default for what is no number.
@@ -598,10 +683,10 @@ pub(super) fn check_format(state: &mut State, format: &str, args: &[Value]) -> R
     if fields > 0 && largest > (1 << 14) && len > MAX_BYTES {
         return Err(too_large());
     }
-    charge(state, 2 * fields.saturating_mul(largest))
+    charge(state, fields.saturating_mul(UNITS_PER_FIELD + UNITS_PER_LETTER * largest))
 }
 
-fn check_width(width: usize) -> Result<(), Error> {
+pub(super) fn check_width(width: usize) -> Result<(), Error> {
     if width > MAX_WIDTH { Err(invalid(format!("a size of {width} is not supported (up to {MAX_WIDTH})"))) } else { Ok(()) }
 }
 
@@ -673,5 +758,13 @@ pub(super) fn padding(fill: char, width: usize, text: &str) -> Result<String, Er
 /// A width, a count or an indentation.
 const MAX_WIDTH: usize = 1 << 16;
 const UNITS_PER_NUMBER: usize = 10;
+/// A place where a text is found.
+const UNITS_PER_MATCH: usize = 12;
+/// A pair that becomes a field of a dict, or a field of a format.
+const UNITS_PER_FIELD: usize = 200;
+/// A word that takes two texts of its own.
+const UNITS_PER_WORD: usize = 100;
+/// `a.b.0.c`.
+const MAX_PATH_BYTES: usize = 256;
 /// As in Jinja2's sandbox.
 const MAX_RANGE: usize = 100_000;

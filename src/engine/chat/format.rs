@@ -12,7 +12,7 @@ use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Error, Value};
 
 use super::filters::padding;
-use super::python::{check_text, invalid, repr, to_str};
+use super::python::{check_text, invalid, push_escape, repr, to_str};
 
 /// `format % args`: `args` are the items of a tuple, or the one value that is none. `mapping`: that value, if it can be asked for keys;
 /// then nobody minds what is left of it.
@@ -65,7 +65,7 @@ fn printf_field(flags: &str, kind: char, arg: &Value) -> Result<String, Error> {
     let text = match kind {
         's' => to_str(arg)?,
         'r' => repr(arg)?,
-        'a' => ascii(&repr(arg)?),
+        'a' => ascii(&repr(arg)?)?,
         'c' => match (arg.as_str(), u32::try_from(arg.clone()).ok().and_then(char::from_u32)) {
             (Some(text), _) if text.chars().count() == 1 => text.to_owned(),
             (None, Some(letter)) => letter.to_string(),
@@ -143,7 +143,7 @@ pub(super) fn str_format(format: &str, args: &[Value]) -> Result<String, Error> 
             "" => str_format_field(spec, &value)?,
             "s" => str_format_field(spec, &Value::from(to_str(&value)?))?,
             "r" => str_format_field(spec, &Value::from(repr(&value)?))?,
-            "a" => str_format_field(spec, &Value::from(ascii(&repr(&value)?)))?,
+            "a" => str_format_field(spec, &Value::from(ascii(&repr(&value)?)?))?,
             other => return Err(invalid(format!("format: unknown conversion {other:?}"))),
         });
     }
@@ -191,14 +191,16 @@ fn str_format_field(spec: &str, value: &Value) -> Result<String, Error> {
 }
 
 /// `ascii`: what is none is an escape.
-fn ascii(text: &str) -> String {
-    let escaped = |letter: char| match u32::from(letter) {
-        _ if letter.is_ascii() => letter.to_string(),
-        code @ ..=0xff => format!("\\x{code:02x}"),
-        code @ ..=0xffff => format!("\\u{code:04x}"),
-        code => format!("\\U{code:08x}"),
-    };
-    text.chars().map(escaped).collect()
+fn ascii(text: &str) -> Result<String, Error> {
+    let mut out = String::with_capacity(text.len());
+    for letter in text.chars() {
+        check_text(&out, 0)?;
+        match u32::from(letter) {
+            _ if letter.is_ascii() => out.push(letter),
+            code => push_escape(&mut out, code),
+        }
+    }
+    Ok(out)
 }
 
 /// The first letters of a text; without a number none.

@@ -7,7 +7,7 @@
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, Value};
 
-use super::python::{check_text, invalid, is_dict, number};
+use super::python::{check_text, invalid, is_dict, number, push_digits};
 use super::view::View;
 
 /// The filter `tojson` of transformers: `json.dumps(value, ensure_ascii=False)` without HTML escaping.
@@ -94,21 +94,25 @@ impl JsonStyle {
         out.push(open);
         for (at, item) in items.iter().enumerate() {
             out.push_str(if at == 0 { "" } else { &self.item });
-            self.new_line(out, depth + 1);
+            self.new_line(out, depth + 1)?;
             write(out, item)?;
         }
         if !items.is_empty() {
-            self.new_line(out, depth);
+            self.new_line(out, depth)?;
         }
         out.push(close);
         Ok(())
     }
 
-    fn new_line(&self, out: &mut String, depth: usize) {
+    fn new_line(&self, out: &mut String, depth: usize) -> Result<(), Error> {
         if let Some(indent) = &self.indent {
             out.push('\n');
-            (0..depth).for_each(|_| out.push_str(indent));
+            for _ in 0..depth {
+                check_text(out, 0)?;
+                out.push_str(indent);
+            }
         }
+        Ok(())
     }
 
     fn write_string(&self, out: &mut String, text: &str) -> Result<(), Error> {
@@ -125,7 +129,8 @@ impl JsonStyle {
                 '\u{c}' => out.push_str("\\f"),
                 _ if letter < ' ' || (self.ensure_ascii && !(' '..='~').contains(&letter)) => {
                     for unit in letter.encode_utf16(&mut [0; 2]) {
-                        out.push_str(&format!("\\u{unit:04x}"));
+                        out.push_str("\\u");
+                        push_digits(out, u32::from(*unit), 4);
                     }
                 }
                 _ => out.push(letter),

@@ -15,7 +15,7 @@ use minijinja::value::{Enumerator, Object, ObjectRepr, ValueKind};
 use minijinja::{Error, State, Value};
 
 use super::MAX_BYTES;
-use super::meter::{UNITS_PER_ITEM, UNITS_PER_VALUE, charge};
+use super::meter::{BYTES_PER_ITEM, UNITS_PER_ITEM, UNITS_PER_VALUE, charge, hold_buffer, hold_bytes};
 use super::python::{invalid, is_namespace};
 
 /// A list; see the module.
@@ -194,12 +194,16 @@ pub(super) fn concat(state: &mut State, left: &Value, right: &Value) -> Result<V
     size.beside(more_size).check()?;
     let more = items(state, right)?;
     if let Some(grown) = list_of(left).map(|list| list.grown(&more, more_size)).transpose()?.flatten() {
+        // What is new in the buffer, and the dicts and lists that were written there.
+        hold_bytes(state, more_size.made_values.saturating_mul(BYTES_PER_ITEM))?;
         return Ok(Value::from_object(grown));
     }
     let mut all = items(state, left)?;
     all.extend(more);
     let len = all.len();
-    let items = Items::Growing { buffer: Arc::new(RwLock::new(all)), len };
+    let buffer = Arc::new(RwLock::new(all));
+    hold_buffer(state, &buffer, len)?;
+    let items = Items::Growing { buffer, len };
     Ok(Value::from_object(List { items, size: size.beside(more_size) }))
 }
 
@@ -220,4 +224,4 @@ pub(super) fn too_large() -> Error {
 /// serde_json reads up to 128 levels; a template may nest further. What compares, prints and drops a value recurses as deep.
 pub(super) const MAX_DEPTH: usize = 256;
 /// What a value may hold in all.
-const MAX_VALUES: usize = 1_000_000;
+pub(super) const MAX_VALUES: usize = 1_000_000;

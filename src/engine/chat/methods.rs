@@ -5,15 +5,17 @@
 //! [1, 2, 3][::-1]         →  [3, 2, 1]
 //! ```
 
+use std::collections::HashSet;
+
 use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
 use super::cases::{capitalize, casefold, swap_case, title};
-use super::filters::{check_format, padding, replace};
+use super::filters::{charge_matches, check_format, check_width, padding, replace};
 use super::format::str_format;
 use super::list;
 use super::markup::{self, escaped_args};
-use super::meter::{Cost, UNITS_PER_ITEM, charge, made, read};
+use super::meter::{Cost, UNITS_PER_BYTE, UNITS_PER_ITEM, UNITS_PER_LETTER, charge, hold, made, read};
 use super::operators::equal;
 use super::python::{check_text, invalid, is_dict, is_printable};
 use super::texts::centred;
@@ -76,6 +78,10 @@ fn item(state: &mut State, value: &Value, key: &Value) -> Result<Value, Error> {
     if key.kind() != ValueKind::Number {
         read(state, Cost::Deep, key)?;
     }
+    if value.as_str().is_some() {
+        // The letters in front of the place, or all of them for one from the end.
+        read(state, Cost::Search, value)?;
+    }
     let as_integer = || Value::from(i64::from(key.is_true()));
     let is_float = key.kind() == ValueKind::Number && !key.is_integer();
     match value.kind() {
@@ -126,10 +132,16 @@ fn slice(state: &mut State, value: &Value, args: &[Value]) -> Result<Value, Erro
             let (first, count) = (indices.next(), indices.count());
             return Ok(markup::alike(value, first.map_or("", |first| &text[first..=first + count]).to_owned()));
         }
-        // Four bytes a letter.
-        charge(state, 4 * text.len())?;
-        let letters: Vec<char> = text.chars().collect();
-        return Ok(markup::alike(value, slice_indices(letters.len(), bounds).map(|at| letters[at]).collect()));
+        let len = text.chars().count();
+        let mut indices = slice_indices(len, bounds);
+        let Some(first) = indices.next() else { return Ok(markup::alike(value, String::new())) };
+        let (count, stride) = (1 + indices.count(), usize::try_from(step.unsigned_abs()).unwrap_or(usize::MAX));
+        let kept: String = if step > 0 {
+            text.chars().skip(first).step_by(stride).take(count).collect()
+        } else {
+            text.chars().rev().skip(len - 1 - first).step_by(stride).take(count).collect()
+        };
+        return Ok(markup::alike(value, kept));
     }
     match View::of(value) {
         Some(View::Range(range)) => {
@@ -199,7 +211,10 @@ fn string_method(state: &mut State, text: &str, name: &str, args: &[Value]) -> R
     let result = match name {
         "strip" | "lstrip" | "rstrip" => {
             let (chars,): (Option<&str>,) = from_args(args)?;
-            Value::from(strip(text, chars, name != "rstrip", name != "lstrip"))
+            charge(state, chars.map_or(0, |chars| UNITS_PER_STRIPPED * chars.len()))?;
+            let stripped = strip(text, chars, name != "rstrip", name != "lstrip");
+            charge(state, UNITS_PER_LETTER * (text.len() - stripped.len()))?;
+            Value::from(stripped)
         }
         "split" | "rsplit" => {
             let (separator, limit) = split_args(args)?;
@@ -226,7 +241,9 @@ fn string_method(state: &mut State, text: &str, name: &str, args: &[Value]) -> R
                 (_, None, "partition") => [text, "", ""],
                 (_, None, _) => ["", "", text],
             };
-            Value::from(Tuple::from(parts.map(Value::from)))
+            let parts = parts.map(Value::from);
+            parts.iter().try_for_each(|part| hold(state, part))?;
+            Value::from(Tuple::from(parts))
         }
         "removeprefix" => {
             let (prefix,): (&str,) = from_args(args)?;
@@ -236,11 +253,23 @@ fn string_method(state: &mut State, text: &str, name: &str, args: &[Value]) -> R
             let (suffix,): (&str,) = from_args(args)?;
             Value::from(text.strip_suffix(suffix).unwrap_or(text))
         }
-        "title" => Value::from(title(text)),
-        "capitalize" => Value::from(capitalize(text)),
-        "swapcase" => Value::from(swap_case(text)),
-        "casefold" => Value::from(casefold(text)),
-        "isprintable" => Value::from(text.chars().all(is_printable)),
+        // The letters are gone through twice, those of `casefold` through three cases.
+        "title" | "capitalize" | "swapcase" => {
+            charge(state, UNITS_PER_LETTER * text.len())?;
+            Value::from(match name {
+                "title" => title(text),
+                "capitalize" => capitalize(text),
+                _ => swap_case(text),
+            })
+        }
+        "casefold" => {
+            charge(state, 3 * UNITS_PER_LETTER * text.len())?;
+            Value::from(casefold(text))
+        }
+        "isprintable" => {
+            charge(state, UNITS_PER_LETTER * text.len())?;
+            Value::from(text.chars().all(is_printable))
+        }
         "find" | "rfind" | "index" | "rindex" => {
             let (part, start, end): (&str, Option<i64>, Option<i64>) = from_args(args)?;
             let window = window(state, text, start, end)?;
@@ -256,6 +285,7 @@ fn string_method(state: &mut State, text: &str, name: &str, args: &[Value]) -> R
         }
         "count" => {
             let (part, start, end): (&str, Option<i64>, Option<i64>) = from_args(args)?;
+            charge_matches(state, text, part)?;
             Value::from(window(state, text, start, end)?.map_or(0, |(_, window)| window.matches(part).count()))
         }
         "startswith" | "endswith" => {
@@ -308,11 +338,11 @@ fn string_method(state: &mut State, text: &str, name: &str, args: &[Value]) -> R
         }
         "replace" => {
             let (from, to, count): (&str, &str, Option<i64>) = from_args(args)?;
-            replace(text, from, to, count)?
+            replace(state, text, from, to, count)?
         }
         "join" => {
             let (parts,): (&Value,) = from_args(args)?;
-            read(state, Cost::Items, parts)?;
+            read(state, Cost::Deep, parts)?;
             let mut joined = String::new();
             for (at, part) in parts.try_iter()?.enumerate() {
                 check_text(&joined, 0)?;
@@ -349,8 +379,10 @@ fn expand_tabs(text: &str, size: usize) -> Result<String, Error> {
     for letter in text.chars() {
         match letter {
             '\t' if size > 0 => {
-                let fill = padding(' ', size - column % size, "")?;
-                (out, column) = (out + &fill, column + fill.len());
+                let fill = size - column % size;
+                check_width(fill)?;
+                out.extend(std::iter::repeat_n(' ', fill));
+                column += fill;
                 check_text(&out, 0)?;
             }
             '\t' => {}
@@ -394,7 +426,15 @@ fn split_args(args: &[Value]) -> Result<(Option<&str>, usize), Error> {
 }
 
 pub(super) fn strip<'t>(text: &'t str, chars: Option<&str>, left: bool, right: bool) -> &'t str {
-    let is_stripped = |letter: char| chars.map_or(is_space(letter), |chars| chars.contains(letter));
+    // Few are looked through faster than they are looked up.
+    let many: Option<HashSet<char>> = chars.filter(|chars| chars.len() > 8).map(|chars| chars.chars().collect());
+    let ascii = chars.unwrap_or_default().bytes().filter(u8::is_ascii).fold(0u128, |all, byte| all | (1 << byte));
+    let is_stripped = |letter: char| match (&many, chars) {
+        (Some(_), _) if letter.is_ascii() => ascii & (1 << (letter as u32)) != 0,
+        (Some(many), _) => many.contains(&letter),
+        (None, Some(chars)) => chars.contains(letter),
+        (None, None) => is_space(letter),
+    };
     let text = if left { text.trim_start_matches(is_stripped) } else { text };
     if right { text.trim_end_matches(is_stripped) } else { text }
 }
@@ -408,8 +448,13 @@ pub(super) fn is_space(letter: char) -> bool {
 fn counted<'t>(state: &mut State, parts: impl Iterator<Item = &'t str>) -> Result<Vec<Value>, Error> {
     let mut values = Vec::new();
     for part in parts {
-        charge(state, UNITS_PER_ITEM + part.len())?;
-        values.push(Value::from(part));
+        charge(state, UNITS_PER_ITEM + UNITS_PER_BYTE * part.len())?;
+        if values.len() == list::MAX_VALUES {
+            return Err(list::too_large());
+        }
+        let part = Value::from(part);
+        hold(state, &part)?;
+        values.push(part);
     }
     Ok(values)
 }
@@ -468,6 +513,7 @@ fn list_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> 
             let within = if start.is_none() && end.is_none() { None } else { value.len() };
             let (start, end) = within.map_or((0, i64::MAX), |len| slice_bounds(len, (start, end, 1)));
             for (at, other) in value.try_iter()?.enumerate() {
+                charge(state, UNITS_PER_ITEM)?;
                 if (start..end).contains(&(at as i64)) && equal(state, &other, item)? {
                     return Ok(Some(Value::from(at)));
                 }
@@ -478,6 +524,7 @@ fn list_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> 
             let (item,): (&Value,) = from_args(args)?;
             let mut count = 0;
             for other in value.try_iter()? {
+                charge(state, UNITS_PER_ITEM)?;
                 count += usize::from(equal(state, &other, item)?);
             }
             Some(Value::from(count))
@@ -486,6 +533,9 @@ fn list_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> 
         _ => None,
     })
 }
+
+/// A letter that is put among those to look up.
+const UNITS_PER_STRIPPED: usize = 40;
 
 #[cfg(test)]
 mod tests {

@@ -261,9 +261,9 @@ impl Chat {
     ///
     /// # Errors
     /// `ErrorKind::NotFound` without a template; `ErrorKind::InvalidArgument` for a generation prompt behind a message that is left
-    /// open, and with [`ControlTokens::Text`]; `ErrorKind::Template` with the template's line: its own `raise_exception`, a failed operation, or more than 100 million steps
-    /// (an instruction, or ten bytes of text that are searched or copied; less than a second in all), 64 MiB of text or 50 nested
-    /// macros.
+    /// open, and with [`ControlTokens::Text`]; `ErrorKind::Template` with the template's line: its own `raise_exception`, a failed operation, or more than 50 million steps
+    /// (an instruction, or ten bytes of text that are searched or copied; about a second in all, more on a slow processor), 64 MiB of
+    /// text, 128 MiB of texts and lists that it holds at once, or 50 nested macros.
     pub fn render(&self, template: Option<&ChatTemplate>, add_generation_prompt: bool) -> Result<String> {
         self.render_first(self.messages.len(), template, add_generation_prompt, None)
     }
@@ -510,12 +510,15 @@ const ITERATE: &str = "__iterate__";
 const ITEM_METHOD: &str = "__item__";
 const KEY: &str = "__key__";
 const TOUCH: &str = "__touch__";
+/// The function that whatever repeats begins with.
+const LOOK: &str = "__look__";
 /// The function that a run begins with.
 const START: &str = "__start__";
 /// The halves of UTF-16 pairs that a template's literals may hold, from U+D800 on: letters of their own, which no text has.
 const SURROGATES: char = '\u{10f800}';
 /// A value that a template stores, and the text it makes.
 const MAX_BYTES: usize = 64 << 20;
-/// What a run may do, in instructions of minijinja or what takes as long: less than a second. A hundred thousand messages take a
-/// third of it with most real templates.
-const MAX_STEPS: u64 = 100_000_000;
+/// Of a namespace, and what a template sets of all of them. Real templates have up to a dozen.
+const MAX_ATTRIBUTES: usize = 64;
+/// What a run may do, in instructions of minijinja or what takes as long.
+const MAX_STEPS: u64 = 50_000_000;

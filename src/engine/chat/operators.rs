@@ -12,7 +12,7 @@ use minijinja::{AutoEscape, Error, State, Value};
 use super::filters::check_format;
 use super::list::{self, measure, too_large};
 use super::markup::{self, escape_text};
-use super::meter::{Cost, UNITS_PER_ITEM, charge, read, units_of};
+use super::meter::{Cost, UNITS_PER_BYTE, UNITS_PER_ITEM, charge, hold, read, units_of};
 use super::python::{invalid, to_str};
 use super::view::View;
 use super::{MAX_BYTES, format};
@@ -85,17 +85,21 @@ fn is_list(value: &Value) -> bool {
 pub(super) fn add(state: &mut State, left: &Value, right: &Value) -> Result<Value, Error> {
     if let (Some(a), Some(b)) = (left.as_str(), right.as_str()) {
         charge(state, UNITS_PER_ITEM + 2 * (a.len() + b.len()))?;
-        return match (left.is_safe(), right.is_safe()) {
-            (false, false) => joined(&[a, b]).map(Value::from),
-            (true, true) => joined(&[a, b]).map(Value::from_safe_string),
-            (true, false) => joined(&[a, &escape_text(b)?]).map(Value::from_safe_string),
-            (false, true) => joined(&[&escape_text(a)?, b]).map(Value::from_safe_string),
+        let sum = match (left.is_safe(), right.is_safe()) {
+            (false, false) => Value::from(joined(&[a, b])?),
+            (true, true) => Value::from_safe_string(joined(&[a, b])?),
+            (true, false) => Value::from_safe_string(joined(&[a, &escape_text(b)?])?),
+            (false, true) => Value::from_safe_string(joined(&[&escape_text(a)?, b])?),
         };
+        hold(state, &sum)?;
+        return Ok(sum);
     }
     if left.is_tuple() && right.is_tuple() {
         let mut all = list::items(state, left)?;
         all.extend(list::items(state, right)?);
-        return Ok(Value::from(Tuple::from(all)));
+        let sum = Value::from(Tuple::from(all));
+        hold(state, &sum)?;
+        return Ok(sum);
     }
     if is_list(left) && is_list(right) && !left.is_tuple() && !right.is_tuple() {
         return list::concat(state, left, right);
@@ -136,18 +140,20 @@ pub(super) fn multiply(state: &mut State, left: &Value, right: &Value) -> Result
             return Err(too_large());
         }
         charge(state, UNITS_PER_ITEM + 2 * len)?;
-        return Ok(if repeated.is_safe() {
-            Value::from_safe_string(text.repeat(count))
-        } else {
-            Value::from(text.repeat(count))
-        });
+        let product = markup::alike(repeated, text.repeat(count));
+        hold(state, &product)?;
+        return Ok(product);
     }
     let len = repeated.len().unwrap_or(0).saturating_mul(count);
     charge(state, len.saturating_mul(UNITS_PER_ITEM))?;
+    if len > list::MAX_VALUES {
+        return Err(too_large());
+    }
     let items = list::items(state, repeated)?;
     let all: Vec<Value> = std::iter::repeat_n(&items, if items.is_empty() { 0 } else { count }).flatten().cloned().collect();
     let value = if repeated.is_tuple() { Value::from(Tuple::from(all)) } else { Value::from(all) };
     measure(state, &value)?;
+    hold(state, &value)?;
     Ok(value)
 }
 
@@ -179,7 +185,9 @@ pub(super) fn remainder(state: &mut State, left: &Value, right: &Value) -> Resul
         check_format(state, format, &args)?;
         let args = if left.is_safe() { markup::escaped_args(&args)? } else { args };
         let mapping = args.first().filter(|arg| !right.is_tuple() && matches!(arg.kind(), ValueKind::Map | ValueKind::Seq));
-        return Ok(markup::alike(left, format::printf(format, &args, mapping)?));
+        let text = markup::alike(left, format::printf(format, &args, mapping)?);
+        hold(state, &text)?;
+        return Ok(text);
     }
     if number(right).map(float) == Some(0.0) {
         return Err(failed("%", left, right));
@@ -228,7 +236,12 @@ pub(super) fn concat(state: &mut State, left: &Value, right: &Value) -> Result<V
     };
     charge(state, 2 * text.len())?;
     let is_escaped = !matches!(state.auto_escape(), AutoEscape::None) && (left.is_safe() || right.is_safe());
-    if is_escaped { add(state, &markup::escape(left)?, &markup::escape(right)?) } else { Ok(Value::from(text)) }
+    if is_escaped {
+        return add(state, &markup::escape(left)?, &markup::escape(right)?);
+    }
+    let text = Value::from(text);
+    hold(state, &text)?;
+    Ok(text)
 }
 
 /// `left < middle <= right`: operators and operands by turns.
@@ -261,6 +274,9 @@ pub(super) fn equal(state: &mut State, left: &Value, right: &Value) -> Result<bo
         (Some(View::Range(a)), Some(View::Range(b))) => a == b || (a.len() == 0 && b.len() == 0),
         // As sets; values are never equal to others.
         (Some(View::Dict { name: a, items }), Some(View::Dict { name: b, items: others })) => {
+            // Each may be compared with all others.
+            let size = measure(state, left)?;
+            charge(state, units_of(size).saturating_mul(1 + others.len()))?;
             a == b && *a != "dict_values" && items.len() == others.len() && items.iter().all(|item| others.contains(item))
         }
         _ => false,
@@ -292,7 +308,7 @@ pub(super) fn contains(state: &mut State, needle: &Value, haystack: &Value) -> R
     match (haystack.as_str(), haystack.kind()) {
         (Some(text), _) => match needle.as_str() {
             Some(needle) => {
-                charge(state, UNITS_PER_ITEM + text.len() + needle.len())?;
+                charge(state, UNITS_PER_ITEM + UNITS_PER_BYTE * (text.len() + needle.len()))?;
                 Ok(text.contains(needle))
             }
             None => Err(invalid(format!("a text is searched for a text, found a value of type {}", needle.kind()))),
@@ -325,5 +341,8 @@ fn charge_comparison(state: &mut State, left: &Value, right: &Value) -> Result<(
         }
         _ => 0,
     };
-    charge(state, 10 + units)
+    charge(state, UNITS_PER_COMPARISON + units)
 }
+
+/// Of two values, however small.
+const UNITS_PER_COMPARISON: usize = 30;

@@ -9,28 +9,33 @@
 use std::cmp::Ordering;
 
 use minijinja::value::ValueKind;
-use minijinja::{Error, Value};
+use minijinja::{Error, State, Value};
 
+use super::list::measure;
+use super::meter::{UNITS_PER_LETTER, UNITS_PER_VALUE, charge, units_of};
 use super::python::{check_text, repr_sorted};
 use super::view::View;
 
 /// The filter `pprint`.
-pub(super) fn pprint(value: &Value) -> Result<String, Error> {
+pub(super) fn pprint(state: &mut State, value: &Value) -> Result<String, Error> {
     let mut out = String::new();
-    write(&mut out, value, 0, 0, 0)?;
+    write(state, &mut out, value, 0, 0, 0)?;
     Ok(out)
 }
 
 /// `indent`: columns in front of the value; `allowance`: columns that must be left behind it.
-fn write(out: &mut String, value: &Value, indent: usize, allowance: usize, level: usize) -> Result<(), Error> {
+fn write(state: &mut State, out: &mut String, value: &Value, indent: usize, allowance: usize, level: usize) -> Result<(), Error> {
     check_text(out, level)?;
+    // What is nested is printed once for each list that it lies in.
+    let size = measure(state, value)?;
+    charge(state, units_of(size).saturating_mul(UNITS_PER_LETTER))?;
     let line = repr_sorted(value)?;
     if line.chars().count() <= WIDTH.saturating_sub(indent + allowance) || View::of(value).is_some() {
         out.push_str(&line);
         return Ok(());
     }
     match (value.as_str(), value.kind()) {
-        (Some(text), _) if !value.is_safe() => write_text(out, text, indent, allowance, level + 1),
+        (Some(text), _) if !value.is_safe() => write_text(state, out, text, indent, allowance, level + 1),
         (None, ValueKind::Map) if super::python::is_dict(value) => {
             let keys = sorted_keys(value)?;
             let last = keys.len().saturating_sub(1);
@@ -43,7 +48,7 @@ fn write(out: &mut String, value: &Value, indent: usize, allowance: usize, level
                 out.push_str(&key_text);
                 out.push_str(": ");
                 let behind = if at == last { allowance + 1 } else { 1 };
-                write(out, &value.get_item(key)?, indent + key_text.chars().count() + 3, behind, level + 1)?;
+                write(state, out, &value.get_item(key)?, indent + key_text.chars().count() + 3, behind, level + 1)?;
                 out.push_str(if at == last { "" } else { "," });
             }
             out.push('}');
@@ -62,7 +67,7 @@ fn write(out: &mut String, value: &Value, indent: usize, allowance: usize, level
                 if at > 0 {
                     new_line(out, indent + 1);
                 }
-                write(out, item, indent + 1, if at == last { allowance + close.len() } else { 1 }, level + 1)?;
+                write(state, out, item, indent + 1, if at == last { allowance + close.len() } else { 1 }, level + 1)?;
                 out.push_str(if at == last { "" } else { "," });
             }
             out.push_str(close);
@@ -81,12 +86,23 @@ fn new_line(out: &mut String, indent: usize) {
 }
 
 /// A long text: a literal a line, in parentheses where nothing else is around them.
-fn write_text(out: &mut String, text: &str, mut indent: usize, mut allowance: usize, level: usize) -> Result<(), Error> {
+fn write_text(
+    state: &mut State,
+    out: &mut String,
+    text: &str,
+    mut indent: usize,
+    mut allowance: usize,
+    level: usize,
+) -> Result<(), Error> {
     if text.is_empty() {
         out.push_str("''");
         return Ok(());
     }
-    let repr = |text: &str| repr_sorted(&Value::from(text));
+    // A line is printed again with each word that it gets.
+    let mut repr = |text: &str| {
+        charge(state, 4 * UNITS_PER_VALUE + 2 * UNITS_PER_LETTER * text.len())?;
+        repr_sorted(&Value::from(text))
+    };
     if level == 1 {
         (indent, allowance) = (indent + 1, allowance + 1);
     }

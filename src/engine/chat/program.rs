@@ -13,12 +13,11 @@ use std::cmp::Ordering;
 use std::io;
 use std::sync::{Arc, OnceLock};
 
-use minijinja::functions;
 use minijinja::value::{Rest, ValueOrKwargs};
 use minijinja::{AutoEscape, Environment, ErrorKind as JinjaError, Output, State, Value};
 
 use super::meter::{CancelFlag, Cost};
-use super::{CHECK, CHECK_ATTRIBUTE, ITERATE, KEY, MAX_BYTES, MAX_STEPS, START, TOUCH};
+use super::{CHECK, CHECK_ATTRIBUTE, ITERATE, KEY, LOOK, MAX_BYTES, MAX_STEPS, START, TOUCH};
 use super::{filters, literal, markup, meter, methods, operators, python, source, time};
 use crate::engine::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
@@ -108,10 +107,11 @@ fn compile(text: &str) -> Result<Environment<'static>> {
     environment.set_formatter(print);
     environment.set_unknown_method_callback(methods::call_method);
     environment.add_function(START, meter::start);
+    environment.add_function(LOOK, meter::look);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("range", filters::range);
-    environment.add_function("dict", metered(Value::from_function(filters::dict), Cost::Items));
-    environment.add_function("namespace", metered(Value::from_function(functions::namespace), Cost::Items));
+    environment.add_function("dict", metered(Value::from_function(filters::dict), Cost::Deep));
+    environment.add_function("namespace", metered(Value::from_function(filters::namespace), Cost::Deep));
     // minijinja's own: it would print what the host has set.
     environment.remove_global("debug");
     add_operators(&mut environment);
@@ -266,6 +266,40 @@ impl io::Write for BoundedText {
 const NAME: &str = "chat template";
 /// The real templates have up to 17 kB.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
-const MAX_PRINTED_BYTES: usize = 4 * MAX_BYTES;
+/// The text itself, and as much again that a macro or a block collects.
+const MAX_PRINTED_BYTES: usize = 2 * MAX_BYTES;
 /// A macro's call costs 4, a block 1; half of minijinja's own limit, which is too much for a stack of 512 KiB.
 const RECURSION_LIMIT: usize = 200;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_run_that_another_thread_cancels_ends_soon() {
+        // What it does in between costs nothing but minijinja's own steps.
+        for body in ["{% if j %}{% endif %}", "{% set a = j %}", "{% if s %}{% set a = s %}{% endif %}"] {
+            let source = format!(
+                "{{% set s = 'a' * 1000 %}}{{% for i in range(100000) %}}{{% if seen(i) %}}{{% endif %}}{{% for j in range(1000) %}}{body}{{% endfor %}}{{% endfor %}}"
+            );
+            let (cancel, passes) = (Cancel::new(), Arc::new(AtomicUsize::new(0)));
+            let (flag, counted) = (cancel.clone(), passes.clone());
+            let seen = move |i: usize| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                if i == 3 {
+                    let flag = flag.clone();
+                    std::thread::spawn(move || flag.trigger()).join().unwrap_or_default();
+                }
+                true
+            };
+            let variables = vec![("seen".to_owned(), Value::from_function(seen))];
+            let error = Program::new(source).and_then(|program| program.render(variables, 0, Some(&cancel))).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Cancelled, "{body}");
+            // A million units are some thousands of the inner loop's passes.
+            let passes = passes.load(Ordering::Relaxed);
+            assert!((4..40).contains(&passes), "{body}: {passes}");
+        }
+    }
+}

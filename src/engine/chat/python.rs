@@ -104,7 +104,7 @@ fn write_repr(out: &mut String, value: &Value, order: Keys, depth: usize) -> Res
     check_text(out, depth)?;
     if let Some(text) = value.as_str() {
         out.push_str(if value.is_safe() { "Markup(" } else { "" });
-        write_text(out, text);
+        write_text(out, text)?;
         out.push_str(if value.is_safe() { ")" } else { "" });
         return Ok(());
     }
@@ -178,10 +178,11 @@ fn write_items(
 }
 
 /// `repr` of a text: what does not print is an escape.
-fn write_text(out: &mut String, text: &str) {
+fn write_text(out: &mut String, text: &str) -> Result<(), Error> {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);
     for letter in text.chars() {
+        check_text(out, 0)?;
         match letter {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
@@ -191,21 +192,39 @@ fn write_text(out: &mut String, text: &str) {
             ' '..='~' => out.push(letter),
             _ if is_printable(letter) => out.push(letter),
             // Half of a surrogate pair: see `literal`.
-            SURROGATES.. => out.push_str(&format!("\\u{:04x}", letter as u32 - SURROGATES as u32 + 0xd800)),
-            ..='\u{ff}' => out.push_str(&format!("\\x{:02x}", letter as u32)),
-            ..='\u{ffff}' => out.push_str(&format!("\\u{:04x}", letter as u32)),
-            _ => out.push_str(&format!("\\U{:08x}", letter as u32)),
+            SURROGATES.. => push_escape(out, letter as u32 - SURROGATES as u32 + 0xd800),
+            _ => push_escape(out, letter as u32),
         }
     }
     out.push(quote);
+    Ok(())
+}
+
+/// `\xe9`, `\u65e5` or `\U0001f600`.
+pub(super) fn push_escape(out: &mut String, code: u32) {
+    let (kind, digits) = match code {
+        ..=0xff => ('x', 2),
+        0x100..=0xffff => ('u', 4),
+        _ => ('U', 8),
+    };
+    out.extend(['\\', kind]);
+    push_digits(out, code, digits);
+}
+
+/// The last hexadecimal digits of a number.
+pub(super) fn push_digits(out: &mut String, code: u32, digits: u32) {
+    out.extend((0..digits).rev().filter_map(|at| char::from_digit((code >> (4 * at)) & 15, 16)));
 }
 
 /// `str.isprintable`: Rust's debug form asks the same of a letter that follows another one.
 pub(super) fn is_printable(letter: char) -> bool {
-    let mut shown = ['a', letter].iter().collect::<String>();
-    let plain = shown.len();
-    shown = shown.escape_debug().collect();
-    shown.len() == plain || matches!(letter, '"' | '\'' | '\\')
+    if letter.is_ascii() {
+        return !letter.is_ascii_control();
+    }
+    let mut pair = [b'a'; 5];
+    let len = 1 + letter.encode_utf8(&mut pair[1..]).len();
+    let shown = std::str::from_utf8(&pair[..len]).map_or(0, |pair| pair.escape_debug().count());
+    shown == 2
 }
 
 /// Whether a value is a dict of Python: what minijinja calls a map may be a state of its own.

@@ -6,7 +6,9 @@
 //!   is controlled here (`trim_blocks`, `lstrip_blocks`, `-` and `+`), as Jinja2's lexer does it;
 //! - `{% generation %} … {% endgeneration %}` (transformers' own block) becomes `{% with %} … {% endwith %}`;
 //! - `x[a:b:c]` becomes a call of Python's slicing: minijinja 3.0.5 panics on `''[::-1]` and keeps index 0 in `x[:0:-1]`;
-//! - `x[y]` becomes a call as well, unless `y` is a text or an integer that stands there: a list has no place 1.0;
+//! - `x[y]` and `x.1` become calls as well, unless `y` is a text that stands there: a list has no place 1.0, and the place of a letter
+//!   is counted from the start of its text;
+//! - what repeats, a loop, a macro or a call block, begins by asking whether the run is to stop;
 //! - text literals are written anew: see [`literal`];
 //! - `{% macro m(a, b=a) %}` sets `b` within the macro, where `a` is known; `{% with a=1, b=a %}` sets both at once;
 //! - `x.items` without a call is a dict's method in Python, even where the dict has a key `items`.
@@ -18,9 +20,11 @@
 //! {% set x = a + b %} →  {% set x =( a |__add__( b ))|__check__ %}
 //! ```
 
+use std::collections::HashSet;
+
 use super::literal;
 use super::operators::{ADD, COMPARE, CONCAT, DIVIDE, DIVIDE_FLOOR, MULTIPLY, POWER, REMAINDER, SUBTRACT};
-use super::{ATTRIBUTE_METHOD, CHECK, CHECK_ATTRIBUTE, ITEM_METHOD, ITERATE, KEY, SLICE_METHOD, TOUCH};
+use super::{ATTRIBUTE_METHOD, CHECK, CHECK_ATTRIBUTE, ITEM_METHOD, ITERATE, KEY, LOOK, MAX_ATTRIBUTES, SLICE_METHOD, TOUCH};
 
 /// What is wrong with a template's text, and where.
 #[derive(Debug)]
@@ -46,6 +50,7 @@ pub(super) fn rewrite(source: &str) -> Result<String, SourceError> {
         blocks: 0,
         branches: 0,
         defaults: Vec::new(),
+        attributes: HashSet::new(),
     };
     match rewriter.run() {
         Ok(()) => Ok(rewriter.out),
@@ -74,6 +79,8 @@ struct Rewriter<'s> {
     branches: usize,
     /// Parameters whose default value is given behind the tag, and it.
     defaults: Vec<(&'s str, String)>,
+    /// The attributes that are assigned to.
+    attributes: HashSet<&'s str>,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -256,6 +263,9 @@ impl<'s> Rewriter<'s> {
             _ => return Err(format!("syntax error: unknown statement {name}")),
         }
         self.end_tag(Tag::Block)?;
+        if matches!(name, "for" | "macro" | "call") {
+            self.out.push_str(&format!("{{%do {LOOK}()%}}"));
+        }
         for (name, default) in std::mem::take(&mut self.defaults) {
             self.out.push_str(&format!("{{%if {name} is undefined%}}{{%set {name}=({default})|{CHECK}%}}{{%endif%}}"));
         }
@@ -360,7 +370,17 @@ impl<'s> Rewriter<'s> {
             match self.peek()? {
                 Token::Name(name) if name == end => return Ok(is_attribute),
                 Token::Name(_) | Token::Sign("," | "(" | ")") => {}
-                Token::Sign(".") => is_attribute = true,
+                Token::Sign(".") => {
+                    is_attribute = true;
+                    self.take()?;
+                    if let Token::Name(name) = self.peek()? {
+                        self.attributes.insert(name);
+                        if self.attributes.len() > MAX_ATTRIBUTES {
+                            return Err(format!("more than {MAX_ATTRIBUTES} attributes that are set are not supported"));
+                        }
+                    }
+                    continue;
+                }
                 _ => return Ok(is_attribute),
             }
             self.take()?;
@@ -433,7 +453,7 @@ impl<'s> Rewriter<'s> {
         loop {
             self.filter_name()?;
             if self.peek()? == Token::Sign("(") {
-                self.arguments(false)?;
+                self.arguments(None)?;
             }
             if self.peek()? != Token::Sign("|") {
                 return Ok(());
@@ -552,7 +572,7 @@ impl<'s> Rewriter<'s> {
                     self.sign("|")?;
                     self.filter_name()?;
                     if self.peek()? == Token::Sign("(") {
-                        self.arguments(false)?;
+                        self.arguments(None)?;
                     }
                 }
                 Token::Name("is") => self.test()?,
@@ -569,7 +589,7 @@ impl<'s> Rewriter<'s> {
         }
         self.filter_name()?;
         match self.peek()? {
-            Token::Sign("(") => self.arguments(false),
+            Token::Sign("(") => self.arguments(None),
             Token::Name("else" | "or" | "and" | "if" | "in" | "not" | "is" | "recursive") => Ok(()),
             Token::Name(_) | Token::Number(_) | Token::Text(_) | Token::Sign("[" | "{") => {
                 self.out.push('(');
@@ -596,6 +616,11 @@ impl<'s> Rewriter<'s> {
     fn primary(&mut self) -> Result<(), String> {
         match self.peek()? {
             Token::Name("in" | "is" | "if" | "else" | "and" | "or" | "not") => Err(self.unexpected("expression")),
+            // The rest of a recursive loop iterates what it is given.
+            Token::Name("loop") => {
+                self.take()?;
+                if self.peek()? == Token::Sign("(") { self.arguments(Some(ITERATE)) } else { Ok(()) }
+            }
             Token::Name(_) | Token::Number(_) => self.take(),
             Token::Text(_) => {
                 while matches!(self.peek()?, Token::Text(_)) {
@@ -674,7 +699,7 @@ impl<'s> Rewriter<'s> {
             match self.peek()? {
                 Token::Sign(".") => self.attribute()?,
                 Token::Sign("[") => self.subscript()?,
-                Token::Sign("(") => self.arguments(false)?,
+                Token::Sign("(") => self.arguments(None)?,
                 _ => return Ok(()),
             }
         }
@@ -694,7 +719,7 @@ impl<'s> Rewriter<'s> {
             let behind = lines(&self.out[before..]);
             self.out.truncate(before);
             (0..behind).for_each(|_| self.out.push('\n'));
-            self.out.push_str(&format!("[{name}]"));
+            self.out.push_str(&format!(".{ITEM_METHOD}({name})"));
             return Ok(());
         }
         self.take()?;
@@ -705,7 +730,7 @@ impl<'s> Rewriter<'s> {
         }
         if name == "changed" && is_call {
             // It compares with the arguments of the call before.
-            return self.arguments(true);
+            return self.arguments(Some(TOUCH));
         }
         if !is_call && DICT_METHODS.contains(&name) {
             let behind = lines(&self.out[before..]);
@@ -716,7 +741,7 @@ impl<'s> Rewriter<'s> {
         Ok(())
     }
 
-    /// `[key]` becomes `.__item__(key)`, unless the key stands there; a slice, `[1:]`, becomes `.__slice__(1,none,none)`.
+    /// `[key]` becomes `.__item__(key)`, unless the key is a text that stands there; a slice, `[1:]`, becomes `.__slice__(1,none,none)`.
     fn subscript(&mut self) -> Result<(), String> {
         let start = self.out.len();
         let depth = self.open("[")?;
@@ -739,7 +764,8 @@ impl<'s> Rewriter<'s> {
                 _ => {
                     self.depth = depth;
                     if colons == 0 {
-                        is_literal = self.key()?;
+                        let is_text = matches!(self.peek()?, Token::Text(_));
+                        is_literal = self.key()? && is_text;
                     } else {
                         self.expression()?
                     }
@@ -768,8 +794,8 @@ impl<'s> Rewriter<'s> {
         Ok(())
     }
 
-    /// `(a, b=c, *d, **e)`; `touched`: the function looks at all of each.
-    fn arguments(&mut self, touched: bool) -> Result<(), String> {
+    /// `(a, b=c, *d, **e)`; `filter`: what each passes, as the function looks at all of it.
+    fn arguments(&mut self, filter: Option<&str>) -> Result<(), String> {
         let depth = self.open("(")?;
         let mut deepest = depth;
         while self.peek()? != Token::Sign(")") {
@@ -780,8 +806,10 @@ impl<'s> Rewriter<'s> {
             }
             let start = self.out.len();
             self.expression()?;
-            if is_spread || touched {
+            if is_spread {
                 self.wrap(start, TOUCH);
+            } else if let Some(filter) = filter {
+                self.wrap(start, filter);
             } else if self.peek()? == Token::Sign("=") {
                 self.sign("=")?;
                 self.expression()?;
@@ -1030,17 +1058,17 @@ mod tests {
             ("plain } text { %} {x", "{{'plain } text { %} {x'}}"),
             ("it's \\ a", "{{'it\\'s \\\\ a'}}"),
             ("{{ a[1:] }}", "{{ a.__slice__(1,none,none) }}"),
-            ("{{ a[::-1][0] }}", "{{ a.__slice__(none,none,-1)[0] }}"),
-            ("{{ a[b[1:2][0]:c(x, y)] }}", "{{ a.__slice__(b.__slice__(1,2,none)[0],c(x, y),none) }}"),
+            ("{{ a[::-1][0] }}", "{{ a.__slice__(none,none,-1).__item__(0) }}"),
+            ("{{ a[b[1:2][0]:c(x, y)] }}", "{{ a.__slice__(b.__slice__(1,2,none).__item__(0),c(x, y),none) }}"),
             ("{{ [{'a': 1}, {b: 2}] }}", "{{ [{'a': 1}, {(b)|__key__: 2}] }}"),
             ("{{ a['b'][c] }}", "{{ a['b'].__item__(c) }}"),
-            ("{{ a[0][-1][1.0].0.1 }}", "{{ a[0][-1].__item__(1.0)[0][1] }}"),
+            ("{{ a[0][-1][1.0].0.1 }}", "{{ a.__item__(0).__item__(-1).__item__(1.0).__item__(0).__item__(1) }}"),
             ("{{ 'a\\\nb' }}", "{{ \n'ab' }}"),
             (
                 "{% macro m(a, b=a, c=1) %}x{% endmacro %}",
-                "{% macro m(a, b, c) %}{%if b is undefined%}{%set b=(a)|__check__%}{%endif%}{%if c is undefined%}{%set c=(1)|__check__%}{%endif%}{{'x'}}{% endmacro %}",
+                "{% macro m(a, b, c) %}{%do __look__()%}{%if b is undefined%}{%set b=(a)|__check__%}{%endif%}{%if c is undefined%}{%set c=(1)|__check__%}{%endif%}{{'x'}}{% endmacro %}",
             ),
-            ("{% macro m(a, b='x') %}x{% endmacro %}", "{% macro m(a, b='x') %}{{'x'}}{% endmacro %}"),
+            ("{% macro m(a, b='x') %}x{% endmacro %}", "{% macro m(a, b='x') %}{%do __look__()%}{{'x'}}{% endmacro %}"),
             ("{% with a = 1, b = a %}{% endwith %}", "{% with (a ,b ) = ( 1, a )%}{% endwith %}"),
             ("{{ '[1:]' ~ \"\\\"[1:]\" }}", "{{ '[1:]' |__concat__( '\"[1:]' )}}"),
             ("{# a[1:] #}{{ {'a': {'b': 1}} }}", "{{ {'a': {'b': 1}} }}"),
@@ -1054,7 +1082,7 @@ mod tests {
                 "{{ f(*a, **b) }}{{ loop.changed(a, b) }}",
                 "{{ f(*(a)|__touch__, **(b)|__touch__) }}{{ loop.changed((a)|__touch__, (b)|__touch__) }}",
             ),
-            ("{% for a, b in c, d if e recursive %}", "{% for a, b in( c, d )|__iterate__ if e recursive %}"),
+            ("{% for a, b in c, d if e recursive %}", "{% for a, b in( c, d )|__iterate__ if e recursive %}{%do __look__()%}"),
             ("{%- generation -%} x {%- endgeneration %}", "{% with %}{{'x'}}{% endwith %}"),
             ("{% raw %}{{ a[1:] }}\n {%- endraw -%} {{ a[:2] }}", "{{'{{ a[1:] }}'}}{{\n a.__slice__(none,2,none) }}"),
             ("{{ d.items() }}{{ d.items }}", "{{ d.items() }}{{ d.__attribute__('items')}}"),

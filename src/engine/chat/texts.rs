@@ -84,14 +84,17 @@ pub(super) fn urlencode(value: &Value) -> Result<String, Error> {
 fn quoted(text: &str, safe: &str, space: &str) -> Result<String, Error> {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
+        check_text(&out, 0)?;
         match byte {
             b' ' => out.push_str(space),
             _ if byte.is_ascii_alphanumeric() || b"_.-~".contains(&byte) || safe.as_bytes().contains(&byte) => {
                 out.push(char::from(byte));
             }
-            _ => out.push_str(&format!("%{byte:02X}")),
+            _ => out.extend(['%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]),
         }
     }
     check_text(&out, 0)?;
     Ok(out)
 }
+
+const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];

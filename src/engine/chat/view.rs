@@ -54,6 +54,13 @@ impl View {
         Ok(Value::from_object(Self::Dict { name: "dict_items", items: items? }))
     }
 
+    fn item(&self, at: usize) -> Value {
+        match self {
+            Self::Dict { items, .. } => items.get(at).cloned().unwrap_or_default(),
+            Self::Range(range) => range.get(at).map_or(Value::UNDEFINED, Value::from),
+        }
+    }
+
     pub fn range(range: Range) -> Value {
         Value::from_object(Self::Range(range))
     }
@@ -96,7 +103,11 @@ impl Object for View {
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
         match &**self {
-            Self::Dict { items, .. } => Enumerator::Values(items.clone()),
+            // One by one: even to be counted, a view would copy all of them.
+            Self::Dict { items, .. } => {
+                let view = Arc::clone(self);
+                Enumerator::Iter(Box::new((0..items.len()).map(move |at| view.item(at))))
+            }
             Self::Range(range) => Enumerator::Seq(range.len()),
         }
     }
