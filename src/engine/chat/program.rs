@@ -179,7 +179,7 @@ fn metered(
     move |state: &mut State, args: Rest<ValueOrKwargs>| {
         let args = args.into_values();
         args.iter().try_for_each(|arg| meter::read(state, cost, arg))?;
-        check_memory(args.iter().map(|arg| worked_bytes(cost, arg)).sum())?;
+        check_arguments(cost, &args)?;
         let made = function.call(state, &args)?;
         meter::made(state, made)
     }
@@ -195,16 +195,27 @@ fn worked_bytes(cost: Cost, value: &Value) -> usize {
     }
 }
 
-/// A method, whose value may be larger than what it is called on: of a text that is split each part is a value.
+/// A method. What it works out beforehand is not in its frame: macros that call each other are as deep as the stack lets them.
 fn call_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> std::result::Result<Value, minijinja::Error> {
+    check_method(value, name, args)?;
+    methods::call_method(state, value, name, args)
+}
+
+/// Whether there is room for what a method makes, which may be more than it is called on: of a text that is split each part is a value.
+#[inline(never)]
+fn check_method(value: &Value, name: &str, args: &[Value]) -> std::result::Result<(), minijinja::Error> {
     let mut bytes = args.iter().chain([value]).map(|value| worked_bytes(Cost::Search, value)).sum();
     if let (Some(text), "split" | "rsplit" | "splitlines") = (value.as_str(), name) {
         let first = args.first().and_then(Value::as_str).and_then(|separator| separator.bytes().next());
         let parts = text.bytes().filter(|byte| byte.is_ascii_whitespace() || Some(*byte) == first).count();
         bytes += 4 * size_of::<Value>() * parts;
     }
-    check_memory(bytes)?;
-    methods::call_method(state, value, name, args)
+    check_memory(bytes)
+}
+
+#[inline(never)]
+fn check_arguments(cost: Cost, args: &[Value]) -> std::result::Result<(), minijinja::Error> {
+    check_memory(args.iter().map(|arg| worked_bytes(cost, arg)).sum())
 }
 
 fn metered_test(
