@@ -70,15 +70,20 @@
  * - **A wrong handle** (NULL, another type) makes a getter return 0, "" or an empty array, and a setter or `_free` do
  *   nothing; the log callback is told.
  * - **Stack.** 512 KiB are enough for any call, as Apple's systems give their secondary threads.
- * - **Memory.** Where the system gives none, a call fails with MC_ERROR_OUT_OF_MEMORY. All that grows with a model, a text, a file
- *   or a batch is asked for so; for the rest 16 MiB are put by when the library is first used, and the process ends only where
- *   those are used up too. A library built without the cargo feature `reserve`, which `make` sets, has none put by.
+ * - **Memory.** Where the system gives none, a call fails with MC_ERROR_OUT_OF_MEMORY. What the library makes of a model, a text, a
+ *   file or a batch is asked for so; before JSON is parsed, a tokenizer built, a text tokenised or a template run, there must be room
+ *   for what that takes. For the rest, many small things, 16 MiB are put by in the library, and while half of them is in use, calls fail
+ *   early. The process ends, with a line on standard error, only where that does not do: if other threads take the memory between
+ *   the look and the work, if a file is made to take more than any that was measured, if the C library finds none for itself, or
+ *   the system takes a process that has used what it was promised. A library built without the cargo feature `reserve`, which `make`
+ *   sets, has nothing put by, and ends the process at the first small thing that finds no memory.
  * - **Processes.** The library makes its threads when the first model is loaded, as many as mc_set_threads() says; that fails with
  *   MC_ERROR_OUT_OF_MEMORY if the system gives none, and can be tried again. They do not survive fork(): in a child of a process that had
  *   them, every function that returns mc_status gives MC_ERROR_UNSUPPORTED.
  * - **Environment.** No variable is needed. RAYON_NUM_THREADS, or else RAYON_RS_NUM_CPUS, where it is set, is how many threads there are
- *   without mc_set_threads(); CANDLE_METAL_COMPUTE_PER_BUFFER is how many kernels Apple's GPUs get at once; downloads look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY (in either case), and at HOME for the cache. Nothing else is read.
- * - The library prints nothing, installs no signal handler and never ends the process.
+ *   without mc_set_threads(); CANDLE_METAL_COMPUTE_PER_BUFFER is how many kernels Apple's GPUs get at once; downloads look at HTTPS_PROXY,
+ *   HTTP_PROXY, ALL_PROXY and NO_PROXY (in either case), and at HOME for the cache. Nothing else is read.
+ * - The library prints nothing, installs no signal handler and never ends the process, but where memory ends as said above.
  */
 #ifndef METAL_CANDLE_H
 #define METAL_CANDLE_H
@@ -1368,7 +1373,7 @@ void mc_generate_options_set_prefill_progress(mc_generate_options *MC_NONNULL op
  * Adds a text that ends the answer where it appears; the answer's text ends before it. It may span tokens.
  *
  * @param options   the options.
- * @param text      UTF-8, not empty. Copied.
+ * @param text      UTF-8, not empty, at most 64 KiB. Copied.
  * @param text_len  bytes.
  */
 void mc_generate_options_add_stop(mc_generate_options *MC_NONNULL options,
@@ -1512,7 +1517,7 @@ mc_chat *MC_NONNULL mc_chat_new(void);
  * @param json_len  bytes.
  * @param out       receives one reference; free it with mc_chat_free().
  * @param err       NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT; MC_ERROR_OUT_OF_MEMORY.
  */
 MC_NODISCARD
 mc_status mc_chat_from_json(const char *MC_NONNULL json,
@@ -1528,7 +1533,7 @@ mc_status mc_chat_from_json(const char *MC_NONNULL json,
  * @param content      UTF-8; NULL if `content_len` is 0. Copied.
  * @param content_len  bytes.
  * @param err          NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
  */
 MC_NODISCARD
 mc_status mc_chat_add(mc_chat *MC_NONNULL chat,
@@ -2795,7 +2800,8 @@ mc_dataset *MC_NONNULL mc_dataset_new(void);
  * @param path  the file. Its content is UTF-8.
  * @param out   receives one reference; free it with mc_dataset_free().
  * @param err   NULL, or receives the error, with the number of the line.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO; MC_ERROR_FORMAT.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO; MC_ERROR_FORMAT;
+ *         MC_ERROR_OUT_OF_MEMORY.
  */
 MC_NODISCARD
 mc_status mc_dataset_load_jsonl(const char *MC_NONNULL path,
@@ -2809,7 +2815,7 @@ mc_status mc_dataset_load_jsonl(const char *MC_NONNULL path,
  * @param text      UTF-8; NULL if `text_len` is 0. Copied.
  * @param text_len  bytes.
  * @param err       NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
  */
 MC_NODISCARD
 mc_status mc_dataset_add_text(mc_dataset *MC_NONNULL dataset,
@@ -2826,7 +2832,7 @@ mc_status mc_dataset_add_text(mc_dataset *MC_NONNULL dataset,
  * @param completion      UTF-8; NULL if `completion_len` is 0. Copied.
  * @param completion_len  bytes.
  * @param err             NULL, or receives the error.
- * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ * @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
  */
 MC_NODISCARD
 mc_status mc_dataset_add_completion(mc_dataset *MC_NONNULL dataset,
@@ -2843,7 +2849,7 @@ mc_status mc_dataset_add_completion(mc_dataset *MC_NONNULL dataset,
  * @param dataset  the dataset.
  * @param chat     the conversation. Copied.
  * @param err      NULL, or receives the error.
- * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
+ * @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
  */
 MC_NODISCARD
 mc_status mc_dataset_add_chat(mc_dataset *MC_NONNULL dataset,

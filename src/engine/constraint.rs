@@ -249,11 +249,20 @@ const WHITESPACE: &str = r"\x20|\x0A[\x20\x09]{0,20}";
 /// `\/`, and `u` is for control characters alone.
 const ESCAPES: &str = "nrbtf\\\"u";
 
-/// The schema as a grammar.
-fn grammar(schema: &str) -> Result<TopLevelGrammar> {
+/// Whether a schema is short enough to be read.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub(crate) fn check_schema(schema: &str) -> Result<()> {
     if schema.len() > MAX_SCHEMA_BYTES {
         return Err(Error::argument(format!("{SUBJECT}: expected at most {MAX_SCHEMA_BYTES} bytes, found {}", schema.len())));
     }
+    Ok(())
+}
+
+/// The schema as a grammar.
+fn grammar(schema: &str) -> Result<TopLevelGrammar> {
+    check_schema(schema)?;
     match schema::adapt(schema).map_err(|error| error.within(SUBJECT))? {
         Adapted::Schema(schema) => Ok(TopLevelGrammar::from_json_schema(checked(schema)?)),
         Adapted::Pattern(pattern) => Ok(TopLevelGrammar::from_regex(&pattern)),

@@ -8,7 +8,7 @@
 //! assert_eq!(dataset.len(), 2);
 //! ```
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -17,7 +17,8 @@ use serde_json::{Map, Value as Json};
 use super::chat::{Lesson, expected};
 use super::{Cancel, Chat, Model};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::open_file;
+use crate::kernels::owned;
+use crate::load::{check_json_room, open_file};
 use crate::ops;
 
 /// A line of a file. No example of that size fits a context; a file without line ends is not what it says it is.
@@ -95,16 +96,18 @@ impl Dataset {
         let changed = file.metadata().and_then(|metadata| metadata.modified()).unwrap_or_else(|_| SystemTime::now());
         let (mut file, mut bytes) = (BufReader::new(file), Vec::new());
         for line in 1.. {
-            bytes.clear();
-            let mut bounded = file.by_ref().take(MAX_LINE_BYTES as u64 + 1);
-            if bounded.read_until(b'\n', &mut bytes).map_err(|e| Error::io(path, e))? == 0 {
+            next_line(&mut file, &mut bytes).map_err(|e| Error::io(path, e))?;
+            if bytes.is_empty() {
                 break;
             }
-            let mut content = read_line(&bytes, line).map_err(|e| e.within(format_args!("{}, line {line}", path.display())))?;
+            let within = |e: Error| e.within(format_args!("{}, line {line}", path.display()));
+            let mut content = read_line(&bytes, line).map_err(within)?;
             if let Some(Content::Chat { chat, .. }) = &mut content {
                 chat.keep_time(changed);
             }
-            dataset.examples.extend(content.map(|content| Example { content, line: Some(line) }));
+            if let Some(content) = content {
+                dataset.push(Example { content, line: Some(line) }).map_err(within)?;
+            }
         }
         Ok(dataset)
     }
@@ -114,9 +117,27 @@ impl Dataset {
         self.add(Content::Text(text.to_owned()));
     }
 
+    /// As [`add_text`](Self::add_text).
+    ///
+    /// # Errors
+    /// `ErrorKind::OutOfMemory`; the dataset is then what it was.
+    pub(crate) fn try_add_text(&mut self, text: &str) -> Result<()> {
+        let content = Content::Text(owned("text", text)?);
+        self.push(Example { content, line: None })
+    }
+
     /// Appends a prompt with the text that is to follow it. They are joined as they are: a space between them belongs to one.
     pub fn add_completion(&mut self, prompt: &str, completion: &str) {
         self.add(Content::Completion { prompt: prompt.to_owned(), completion: completion.to_owned() });
+    }
+
+    /// As [`add_completion`](Self::add_completion).
+    ///
+    /// # Errors
+    /// As [`try_add_text`](Self::try_add_text).
+    pub(crate) fn try_add_completion(&mut self, prompt: &str, completion: &str) -> Result<()> {
+        let (prompt, completion) = (owned("prompt", prompt)?, owned("completion", completion)?);
+        self.push(Example { content: Content::Completion { prompt, completion }, line: None })
     }
 
     /// Appends a conversation as it is now: its messages, tools, template and variables. A template that tells the time tells that of
@@ -125,6 +146,25 @@ impl Dataset {
         let mut chat = chat.clone();
         chat.keep_time(SystemTime::now());
         self.add(Content::chat(chat, 0));
+    }
+
+    /// As [`add_chat`](Self::add_chat).
+    ///
+    /// # Errors
+    /// As [`try_add_text`](Self::try_add_text).
+    pub(crate) fn try_add_chat(&mut self, chat: &Chat) -> Result<()> {
+        let mut chat = chat.try_clone()?;
+        chat.keep_time(SystemTime::now());
+        self.push(Example { content: Content::chat(chat, 0), line: None })
+    }
+
+    fn push(&mut self, example: Example) -> Result<()> {
+        let count = self.examples.len() + 1;
+        self.examples
+            .try_reserve(1)
+            .map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("{count} examples do not fit the memory")).with_source(e))?;
+        self.examples.push(example);
+        Ok(())
     }
 
     fn add(&mut self, content: Content) {
@@ -268,6 +308,27 @@ impl Sample {
     }
 }
 
+/// The next line with its end, or what is longer than a line may be up to there; empty at the end of the file.
+fn next_line(file: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<()> {
+    line.clear();
+    loop {
+        let read = match file.fill_buf() {
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let end = read.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+        let part = &read[..end.unwrap_or(read.len())];
+        line.try_reserve(part.len())?;
+        line.extend_from_slice(part);
+        let (len, is_end) = (part.len(), end.is_some() || part.is_empty());
+        file.consume(len);
+        if is_end || line.len() > MAX_LINE_BYTES {
+            return Ok(());
+        }
+    }
+}
+
 /// The example of a line; none in a blank one.
 fn read_line(bytes: &[u8], line: usize) -> Result<Option<Content>> {
     if bytes.len() > MAX_LINE_BYTES {
@@ -282,6 +343,7 @@ fn read_line(bytes: &[u8], line: usize) -> Result<Option<Content>> {
     if text.is_empty() {
         return Ok(None);
     }
+    check_json_room("example", text)?;
     match serde_json::from_str(text) {
         Ok(Json::Object(fields)) => read_example(fields).map(Some),
         Ok(other) => Err(expected("example", "an object", Some(&other))),
@@ -325,7 +387,7 @@ fn read_completion(prompt: Json, completion: Json, tools: Option<Json>) -> Resul
             let mut chat = Chat::from_value(prompt).map_err(|e| e.within("prompt"))?;
             let asked = chat.len();
             chat.set_tools(tools)?;
-            chat.append(Chat::from_value(completion).map_err(|e| e.within("completion"))?);
+            chat.append(Chat::from_value(completion).map_err(|e| e.within("completion"))?)?;
             Ok(Content::chat(chat, asked))
         }
         (Json::String(_), other) => Err(expected("completion", "a string, as the prompt is", Some(&other))),

@@ -31,6 +31,7 @@ pub use crate::load::Similarity;
 pub use crate::ops::Pooling;
 pub use cancel::Cancel;
 pub use chat::{AnswerFormat, AnswerPart, Chat, ChatTemplate, ControlTokens, PartStream, ToolCall};
+pub(crate) use constraint::check_schema;
 pub use dataset::Dataset;
 pub(crate) use device::check_process;
 pub use device::{Device, DeviceKind, set_threads, threads};

@@ -20,11 +20,16 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Se
 use serde_json::Value as Json;
 
 use crate::error::Error;
+use crate::load::check_json_room;
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Bytes of JSON: a schema has 64 KiB at most, and the rest is short.
 const MOST_JSON: usize = 1 << 20;
+/// The longest text of a list: a stop text, the name of a module.
+const MOST_PART: usize = 64 << 10;
+/// As many biases as the largest vocabulary has tokens, and more.
+pub(crate) const MOST_BIASES: usize = 1 << 20;
 /// Of what was found, as much as an error shows.
 const MOST_SHOWN: usize = 40;
 /// Whole numbers that every machine of this build has.
@@ -200,10 +205,13 @@ fn is_any(most: u64) -> bool {
 /// One of a list of texts.
 ///
 /// # Errors
-/// `InvalidArgument` for the empty one.
+/// `InvalidArgument` for the empty one, and for one that is longer than 64 KiB.
 pub(crate) fn check_part(name: &str, text: &str) -> Result<()> {
     if text.is_empty() {
         return Err(Error::argument(format!("{name}: expected text, found an empty one")));
+    }
+    if text.len() > MOST_PART {
+        return Err(Error::argument(format!("{name}: expected at most {MOST_PART} bytes, found {}", text.len())));
     }
     Ok(())
 }
@@ -262,6 +270,7 @@ fn members(json: &str) -> Result<Vec<(String, &str)>> {
     if json.len() > MOST_JSON {
         return Err(Error::argument(format!("json: expected at most {MOST_JSON} bytes, found {}", json.len())));
     }
+    check_json_room("json", json)?;
     let invalid = |e: serde_json::Error| Error::argument(format!("json: {e}"));
     serde_json::from_str::<Unique>(json).map_err(invalid)?;
     let json = json.trim_matches(SPACE);

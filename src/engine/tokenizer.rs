@@ -24,6 +24,7 @@ use tokenizers::{
 
 use super::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
+use crate::kernels::check_room;
 use crate::load::{Gguf, GgufVocabulary, Json, parse_tokenizer, read_text};
 
 /// Larger than any real tokenizer.json.
@@ -31,6 +32,13 @@ const MAX_BYTES: u64 = 256 << 20;
 
 /// What a text may become on its way through a tokenizer; the crate keeps 16 bytes for each.
 const MAX_TEXT_BYTES: usize = 256 << 20;
+/// What the crate has of a text at once, for each of its bytes (the text, the normalised one and where each of its bytes comes from, each
+/// twice, and tokens), and for each word: measured with byte-level BPE and WordPiece over words, digits, punctuation, code, Han and
+/// spaces, of which single ones take up to 445 a byte.
+const BYTES_PER_BYTE: usize = 170;
+const BYTES_PER_WORD: usize = 300;
+/// Of ids that are decoded, beside their texts.
+const BYTES_PER_ID: usize = 160;
 /// Of a text that is cut, what is read at first: a token has four to five bytes of most texts.
 const BYTES_READ_PER_TOKEN: usize = 16;
 
@@ -135,7 +143,10 @@ impl Tokenizer {
             tokenizer.get_normalizer().map_or(Ok(()), |normalizer| normalizer.normalize(&mut text))?;
             let mut parts = PreTokenizedString::from(text);
             tokenizer.get_pre_tokenizer().map_or(Ok(()), |pre_tokenizer| pre_tokenizer.pre_tokenize(&mut parts))?;
-            parts.tokenize(|word| tokenizer.get_model().tokenize(word.get()))?;
+            parts.tokenize(|word| {
+                check_room("text", 0)?;
+                tokenizer.get_model().tokenize(word.get())
+            })?;
             Ok(parts.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
         })
     }
@@ -161,11 +172,15 @@ impl Tokenizer {
                 text.len()
             )));
         }
+        check_room("text", encoding_bytes(text))?;
         // A pattern of a file may match what nobody foresaw.
         match std::panic::catch_unwind(std::panic::AssertUnwindSafe(encode)) {
             Ok(Ok(encoded)) => Ok(encoded),
             Ok(Err(_)) if cancel.is_some_and(Cancel::is_triggered) => Err(Error::cancelled()),
-            Ok(Err(e)) => Err(Error::argument(format!("text: the tokenizer refused it: {e}")).with_source(e)),
+            Ok(Err(e)) => Err(match e.downcast::<Error>() {
+                Ok(own) => *own,
+                Err(e) => Error::argument(format!("text: the tokenizer refused it: {e}")).with_source(e),
+            }),
             Err(_) => Err(Error::format("tokenizer.json: the crate tokenizers panicked at the text")),
         }
     }
@@ -299,6 +314,7 @@ impl Tokenizer {
         let model = tokenizer.get_model();
         parts.tokenize(|word| {
             cancel.map_or(Ok(()), Cancel::check)?;
+            check_room("text", 0)?;
             model.tokenize(word.get())
         })?;
         parts.into_encoding(None, 0, offsets)
@@ -337,9 +353,15 @@ impl Tokenizer {
     /// # Errors
     /// `ErrorKind::InvalidArgument` for an id outside the vocabulary.
     pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String> {
-        if let Some((at, id)) = tokens.iter().enumerate().find(|(_, id)| self.0.tokenizer.id_to_token(**id).is_none()) {
-            return Err(Error::argument(format!("tokens[{at}]: expected an id of the vocabulary, found {id}")));
+        let mut texts = 0;
+        for (at, id) in tokens.iter().enumerate() {
+            let Some(text) = self.0.tokenizer.id_to_token(*id) else {
+                return Err(Error::argument(format!("tokens[{at}]: expected an id of the vocabulary, found {id}")));
+            };
+            texts += text.len();
         }
+        // The crate has the text of each token, what its decoder makes of each, and both once more as a whole.
+        check_room("tokens", tokens.len().saturating_mul(BYTES_PER_ID).saturating_add(4 * texts))?;
         let text = self.decode_known(tokens, skip_special)?;
         Ok(if self.0.cleans_up { config::cleaned_up(&text) } else { text })
     }
@@ -425,6 +447,22 @@ fn no_tokenizer_json(directory: &Path) -> Error {
         )
     });
     Error::new(ErrorKind::NotFound, format!("{}: expected tokenizer.json, found none{hint}", directory.display()))
+}
+
+/// The most memory that most tokenizers take for a text. Words are guessed: letters that follow letters are one, where a letter is no
+/// word of its own, as in East Asian scripts.
+fn encoding_bytes(text: &str) -> usize {
+    // A little text is not worth a look.
+    if text.len() < 1 << 11 {
+        return 0;
+    }
+    let (mut words, mut follows) = (0, false);
+    for letter in text.chars() {
+        let is_letter = letter < '\u{2e80}' && letter.is_alphabetic();
+        words += usize::from(!(letter.is_whitespace() || is_letter && follows));
+        follows = is_letter;
+    }
+    BYTES_PER_BYTE * text.len() + BYTES_PER_WORD * words
 }
 
 /// The last byte up to `at` at which a character begins, or the text ends.

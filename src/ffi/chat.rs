@@ -68,7 +68,7 @@ pub extern "C" fn mc_chat_new() -> NonNull<mc_chat> {
 /// @param json_len  bytes.
 /// @param out       receives one reference; free it with mc_chat_free().
 /// @param err       NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_FORMAT; MC_ERROR_OUT_OF_MEMORY.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_chat_from_json(
@@ -96,7 +96,7 @@ fn change(chat: MaybeUninit<&mut mc_chat>, change: impl FnOnce(&mut Chat) -> Res
 /// @param content      UTF-8; NULL if `content_len` is 0. Copied.
 /// @param content_len  bytes.
 /// @param err          NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_chat_add(
@@ -108,10 +108,7 @@ pub unsafe extern "C" fn mc_chat_add(
 ) -> mc_status {
     guard(err, || {
         let (role, content) = (text::name(&role, "role")?, self::content(content, content_len, "content")?);
-        change(chat, |chat| {
-            chat.add(role, content);
-            Ok(())
-        })
+        change(chat, |chat| chat.try_add(role, content))
     })
 }
 
@@ -151,7 +148,7 @@ pub unsafe extern "C" fn mc_chat_json(
 ) -> mc_status {
     guard(err, || {
         let out = OutHandle::new(out, "out")?;
-        out.set(Text::new(chat.get("chat")?.read("chat")?.to_json()?));
+        out.set(Text::long(chat.get("chat")?.read("chat")?.to_json()?)?);
         Ok(mc_status::MC_OK)
     })
 }
@@ -299,7 +296,7 @@ pub unsafe extern "C" fn mc_model_render_chat(
         let out = OutHandle::new(out, "out")?;
         let (model, chat) = (model.get("model")?, chat.get("chat")?);
         let template = model.model.template_files();
-        out.set(Text::new(chat.read("chat")?.render(Some(template), add_generation_prompt)?));
+        out.set(Text::long(chat.read("chat")?.render(Some(template), add_generation_prompt)?)?);
         Ok(mc_status::MC_OK)
     })
 }

@@ -59,7 +59,8 @@ pub extern "C" fn mc_dataset_new() -> NonNull<mc_dataset> {
 /// @param path  the file. Its content is UTF-8.
 /// @param out   receives one reference; free it with mc_dataset_free().
 /// @param err   NULL, or receives the error, with the number of the line.
-/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO; MC_ERROR_FORMAT.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND; MC_ERROR_IO; MC_ERROR_FORMAT;
+///         MC_ERROR_OUT_OF_MEMORY.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_dataset_load_jsonl(
@@ -74,9 +75,9 @@ pub unsafe extern "C" fn mc_dataset_load_jsonl(
     })
 }
 
-fn add(dataset: MaybeUninit<&mut mc_dataset>, add: impl FnOnce(&mut Dataset)) -> Result<mc_status> {
+fn add(dataset: MaybeUninit<&mut mc_dataset>, add: impl FnOnce(&mut Dataset) -> Result<()>) -> Result<mc_status> {
     dataset.get("dataset")?.change("dataset", |dataset| {
-        add(dataset);
+        add(dataset)?;
         Ok(mc_status::MC_OK)
     })
 }
@@ -87,7 +88,7 @@ fn add(dataset: MaybeUninit<&mut mc_dataset>, add: impl FnOnce(&mut Dataset)) ->
 /// @param text      UTF-8; NULL if `text_len` is 0. Copied.
 /// @param text_len  bytes.
 /// @param err       NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_dataset_add_text(
@@ -98,7 +99,7 @@ pub unsafe extern "C" fn mc_dataset_add_text(
 ) -> mc_status {
     guard(err, || {
         let text = content(text, text_len, "text")?;
-        add(dataset, |dataset| dataset.add_text(text))
+        add(dataset, |dataset| dataset.try_add_text(text))
     })
 }
 
@@ -110,7 +111,7 @@ pub unsafe extern "C" fn mc_dataset_add_text(
 /// @param completion      UTF-8; NULL if `completion_len` is 0. Copied.
 /// @param completion_len  bytes.
 /// @param err             NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED.
+/// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_dataset_add_completion(
@@ -123,7 +124,7 @@ pub unsafe extern "C" fn mc_dataset_add_completion(
 ) -> mc_status {
     guard(err, || {
         let (prompt, completion) = (content(prompt, prompt_len, "prompt")?, content(completion, completion_len, "completion")?);
-        add(dataset, |dataset| dataset.add_completion(prompt, completion))
+        add(dataset, |dataset| dataset.try_add_completion(prompt, completion))
     })
 }
 
@@ -133,7 +134,7 @@ pub unsafe extern "C" fn mc_dataset_add_completion(
 /// @param dataset  the dataset.
 /// @param chat     the conversation. Copied.
 /// @param err      NULL, or receives the error.
-/// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED.
+/// @return MC_OK; MC_ERROR_BUSY; MC_ERROR_POISONED; MC_ERROR_OUT_OF_MEMORY.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_dataset_add_chat(
@@ -144,7 +145,7 @@ pub unsafe extern "C" fn mc_dataset_add_chat(
     guard(err, || {
         let chat = chat.get("chat")?;
         let chat = chat.read("chat")?;
-        add(dataset, |dataset| dataset.add_chat(&chat))
+        add(dataset, |dataset| dataset.try_add_chat(&chat))
     })
 }
 

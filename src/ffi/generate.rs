@@ -25,8 +25,10 @@ use super::lora::{all_scaled, mc_lora, scaled};
 use super::model::{mc_model, mc_progress_fn};
 use super::text::{Text, content, empty, given_content, optional_content, optional_name};
 use super::values::{lend_tokens, no_tokens};
-use crate::engine::options::{Fields, OptionValue, check_bias, check_part};
-use crate::error::Result;
+use crate::engine::check_schema;
+use crate::engine::options::{Fields, MOST_BIASES, OptionValue, check_bias, check_part};
+use crate::error::{Error, ErrorKind, Result};
+use crate::kernels::owned;
 use crate::{FinishReason, GenerateOptions, Generation, ProgressFn, TokenFn, ToolCall};
 
 /// Why a generation ended.
@@ -420,6 +422,13 @@ fn set_field(options: MaybeUninit<&mut mc_generate_options>, name: &str, value: 
     set(options, |generate| generate.set_field(name, value.into()));
 }
 
+fn push<T>(name: &str, to: &mut Vec<T>, value: T) -> Result<()> {
+    to.try_reserve(1)
+        .map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("{name}: one more does not fit the memory")).with_source(e))?;
+    to.push(value);
+    Ok(())
+}
+
 /// Sets options from JSON, each as its setter does, in the order in which they are written.
 ///
 /// `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `repetition_last_n`, `frequency_penalty`,
@@ -537,8 +546,10 @@ pub unsafe extern "C" fn mc_generate_options_add_logit_bias(
 ) {
     set(options, |generate| {
         check_bias(token, bias.into())?;
-        generate.sampling.logit_bias.push((token, bias));
-        Ok(())
+        if generate.sampling.logit_bias.len() >= MOST_BIASES {
+            return Err(Error::argument(format!("logit_bias: expected at most {MOST_BIASES} tokens, found more")));
+        }
+        push("logit_bias", &mut generate.sampling.logit_bias, (token, bias))
     });
 }
 
@@ -657,7 +668,7 @@ pub unsafe extern "C" fn mc_generate_options_set_prefill_progress(
 /// Adds a text that ends the answer where it appears; the answer's text ends before it. It may span tokens.
 ///
 /// @param options   the options.
-/// @param text      UTF-8, not empty. Copied.
+/// @param text      UTF-8, not empty, at most 64 KiB. Copied.
 /// @param text_len  bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_generate_options_add_stop(
@@ -668,7 +679,7 @@ pub unsafe extern "C" fn mc_generate_options_add_stop(
     set(options, |generate| {
         let text = given_content(text, text_len, "stop")?;
         check_part("stop", text)?;
-        generate.stop.push(text.to_owned());
+        push("stop", &mut generate.stop, owned("stop", text)?)?;
         Ok(())
     });
 }
@@ -701,7 +712,9 @@ pub unsafe extern "C" fn mc_generate_options_set_json_schema(
 ) {
     set(options, |generate| {
         // Read by the first call that uses it, and text until then.
-        generate.json_schema = optional_content(json, json_len, "json_schema")?.map(str::to_owned);
+        let json = optional_content(json, json_len, "json_schema")?;
+        json.map_or(Ok(()), check_schema)?;
+        generate.json_schema = json.map(|json| owned("json_schema", json)).transpose()?;
         Ok(())
     });
 }

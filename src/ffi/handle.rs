@@ -238,14 +238,17 @@ fn poisoned(name: &str) -> Error {
 
 /// Options under construction: setters cannot report, so the first bad value waits here for the call that uses them.
 /// The lock is held for a copy at most, and never while host code runs.
-pub(super) struct Builder<T>(Mutex<(T, Option<String>)>);
+pub(super) struct Builder<T>(Mutex<(T, Option<BadValue>)>);
+
+/// What is wrong with it, and whether it is that it could not be copied.
+type BadValue = (ErrorKind, String);
 
 impl<T: Clone> Builder<T> {
     pub(super) fn new(options: T) -> Self {
         Self(Mutex::new((options, None)))
     }
 
-    fn lock(&self, name: &str) -> Result<MutexGuard<'_, (T, Option<String>)>> {
+    fn lock(&self, name: &str) -> Result<MutexGuard<'_, (T, Option<BadValue>)>> {
         self.0.lock().map_err(|_| poisoned(name))
     }
 
@@ -254,7 +257,11 @@ impl<T: Clone> Builder<T> {
         let (options, bad) = &mut *guard;
         fault::in_use();
         if let Err(error) = setter(options) {
-            bad.get_or_insert_with(|| error.message().to_owned());
+            bad.get_or_insert_with(|| {
+                // A setter's value is an argument, whatever is wrong with it.
+                let is_memory = error.kind() == ErrorKind::OutOfMemory;
+                (if is_memory { ErrorKind::OutOfMemory } else { ErrorKind::InvalidArgument }, error.message().to_owned())
+            });
         }
         Ok(())
     }
@@ -262,11 +269,11 @@ impl<T: Clone> Builder<T> {
     /// What the setters made.
     ///
     /// # Errors
-    /// `ErrorKind::InvalidArgument` with the first bad value.
+    /// `ErrorKind::InvalidArgument` with the first bad value, `ErrorKind::OutOfMemory` if it could not be copied.
     pub(super) fn options(&self) -> Result<T> {
         let guard = self.lock("options")?;
         match &guard.1 {
-            Some(bad) => Err(Error::argument(format!("options: {bad}"))),
+            Some((kind, bad)) => Err(Error::new(*kind, format!("options: {bad}"))),
             None => Ok(guard.0.clone()),
         }
     }

@@ -35,15 +35,20 @@
 //! - **A wrong handle** (NULL, another type) makes a getter return 0, "" or an empty array, and a setter or `_free` do
 //!   nothing; the log callback is told.
 //! - **Stack.** 512 KiB are enough for any call, as Apple's systems give their secondary threads.
-//! - **Memory.** Where the system gives none, a call fails with MC_ERROR_OUT_OF_MEMORY. All that grows with a model, a text, a file
-//!   or a batch is asked for so; for the rest 16 MiB are put by when the library is first used, and the process ends only where
-//!   those are used up too. A library built without the cargo feature `reserve`, which `make` sets, has none put by.
+//! - **Memory.** Where the system gives none, a call fails with MC_ERROR_OUT_OF_MEMORY. What the library makes of a model, a text, a
+//!   file or a batch is asked for so; before JSON is parsed, a tokenizer built, a text tokenised or a template run, there must be room
+//!   for what that takes. For the rest, many small things, 16 MiB are put by in the library, and while half of them is in use, calls fail
+//!   early. The process ends, with a line on standard error, only where that does not do: if other threads take the memory between
+//!   the look and the work, if a file is made to take more than any that was measured, if the C library finds none for itself, or
+//!   the system takes a process that has used what it was promised. A library built without the cargo feature `reserve`, which `make`
+//!   sets, has nothing put by, and ends the process at the first small thing that finds no memory.
 //! - **Processes.** The library makes its threads when the first model is loaded, as many as mc_set_threads() says; that fails with
 //!   MC_ERROR_OUT_OF_MEMORY if the system gives none, and can be tried again. They do not survive fork(): in a child of a process that had
 //!   them, every function that returns mc_status gives MC_ERROR_UNSUPPORTED.
 //! - **Environment.** No variable is needed. RAYON_NUM_THREADS, or else RAYON_RS_NUM_CPUS, where it is set, is how many threads there are
-//!   without mc_set_threads(); CANDLE_METAL_COMPUTE_PER_BUFFER is how many kernels Apple's GPUs get at once; downloads look at HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY (in either case), and at HOME for the cache. Nothing else is read.
-//! - The library prints nothing, installs no signal handler and never ends the process.
+//!   without mc_set_threads(); CANDLE_METAL_COMPUTE_PER_BUFFER is how many kernels Apple's GPUs get at once; downloads look at HTTPS_PROXY,
+//!   HTTP_PROXY, ALL_PROXY and NO_PROXY (in either case), and at HOME for the cache. Nothing else is read.
+//! - The library prints nothing, installs no signal handler and never ends the process, but where memory ends as said above.
 
 // The functions of a section carry their contract in the header's documentation, which these doc comments become; what Rust
 // calls a safety section would print a second time there. Pointers are checked by the four small files below; their helpers

@@ -12,8 +12,19 @@ pub(super) struct Text(Box<[u8]>);
 impl Text {
     pub(super) fn new(text: impl Into<String>) -> Self {
         let mut bytes = text.into().into_bytes();
+        bytes.reserve_exact(1);
         bytes.push(0);
         Self(bytes.into_boxed_slice())
+    }
+
+    /// As [`new`](Self::new) of a text that may be long.
+    pub(super) fn long(text: String) -> Result<Self> {
+        let mut bytes = text.into_bytes();
+        bytes.try_reserve_exact(1).map_err(|e| {
+            Error::new(ErrorKind::OutOfMemory, format!("a text of {} bytes does not fit the memory", bytes.len())).with_source(e)
+        })?;
+        bytes.push(0);
+        Ok(Self(bytes.into_boxed_slice()))
     }
 
     /// For what C reads up to its NUL alone: a NUL inside is shown as `\0` instead of cutting the rest off.

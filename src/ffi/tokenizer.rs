@@ -120,7 +120,7 @@ pub unsafe extern "C" fn mc_tokenizer_decode(
     guard(err, || {
         let out = OutHandle::new(out, "out")?;
         let tokenizer = tokenizer.get("tokenizer")?;
-        out.set(Text::new(tokenizer.decode(array(tokens, tokens_len, "tokens")?, skip_special)?));
+        out.set(Text::long(tokenizer.decode(array(tokens, tokens_len, "tokens")?, skip_special)?)?);
         Ok(mc_status::MC_OK)
     })
 }

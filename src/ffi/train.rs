@@ -31,6 +31,7 @@ use super::model::mc_model;
 use super::text::{self, array, given_array, optional_content};
 use crate::engine::options::{Fields, OptionValue, check_part};
 use crate::error::{Error, Result};
+use crate::kernels::owned;
 use crate::{LoraConfig, LoraTrainer, Schedule, TrainEvent, TrainOptions, Weighting};
 
 /// What the learning rate does behind the warm-up.
@@ -584,7 +585,7 @@ pub unsafe extern "C" fn mc_lora_config_add_target(config: MaybeUninit<&mut mc_l
     configure(config, |config| {
         let module = text::name(&module, "target")?;
         check_part("target", module)?;
-        config.targets.push(module.to_owned());
+        config.targets.push(owned("target", module)?);
         Ok(())
     });
 }

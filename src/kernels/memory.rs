@@ -3,7 +3,7 @@
 use std::collections::TryReserveError;
 
 use super::reserve;
-use crate::error::OutOfMemory;
+use crate::error::{Error, ErrorKind, OutOfMemory, Result as Checked};
 
 /// An empty vector with room for `len` elements, on huge pages where the system offers them and the size is worth it; `None` if
 /// there is no memory for it.
@@ -62,6 +62,37 @@ pub fn copied<T: Copy>(values: &[T]) -> Result<Vec<T>, TryReserveError> {
     copy.extend_from_slice(values);
     Ok(copy)
 }
+
+/// A copy of a text; `what` it is stands in the error.
+///
+/// # Errors
+/// `ErrorKind::OutOfMemory`.
+pub fn owned(what: &str, text: &str) -> Checked<String> {
+    let mut copy = String::new();
+    check_room(what, 0)?;
+    copy.try_reserve_exact(text.len()).map_err(|e| no_room(what, text.len()).with_source(e))?;
+    copy.push_str(text);
+    Ok(copy)
+}
+
+/// Whether there is room for so many bytes in all, which code that does not ask, of another crate, is about to allocate.
+///
+/// What other threads take meanwhile it does not know.
+///
+/// # Errors
+/// `ErrorKind::OutOfMemory`.
+pub fn check_room(what: &str, bytes: usize) -> Checked<()> {
+    // A little is there in any case: what is put by.
+    if reserve::is_low() || (bytes > FREE && !reserve::has_room(bytes)) { Err(no_room(what, bytes)) } else { Ok(()) }
+}
+
+fn no_room(what: &str, bytes: usize) -> Error {
+    let found = if bytes == 0 { "what is left of it".to_owned() } else { format!("{bytes} bytes") };
+    Error::new(ErrorKind::OutOfMemory, format!("{what}: expected memory to work in, found no room for {found}"))
+}
+
+/// What is not asked for.
+const FREE: usize = 1 << 20;
 
 /// Asks for huge pages in the room of a vector.
 fn advise_huge<T>(vec: &Vec<T>) {

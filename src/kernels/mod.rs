@@ -46,7 +46,7 @@ pub use kv_cache::{KvFormat, KvHeads};
 pub use logits::{exp_or_zero, exp_sum, first_at, highest};
 pub use math::lane_dot;
 pub use matmul::{Epilogue, LowRankTerm, matmul, matmul_new, matmul_transposed_add, outer_sum};
-pub use memory::{copied, peak_bytes, physical_bytes, resident_bytes, trim, zeros};
+pub use memory::{check_room, copied, owned, peak_bytes, physical_bytes, resident_bytes, trim, zeros};
 pub use packed::{Arithmetic, MatmulWeight, Packed, Panels, Use};
 pub use parallel::{beside, install, is_forked, map as parallel_map, set_threads, start as start_threads, thread_count, threads};
 pub use scan::{

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::room::check_json_room;
 use super::text::{MAX_JSON, read_text, stand_in};
 use crate::error::{Error, Result};
 
@@ -33,6 +34,7 @@ impl Json {
         if let Some(found) = stand_in(text.as_bytes()) {
             return Err(Error::format(format!("{name}: expected JSON, found {found}")));
         }
+        check_json_room(name, text)?;
         let parsed = serde_json::from_str(text).or_else(|error| match without_infinities(text) {
             Some(text) => serde_json::from_str(&text),
             None => Err(error),

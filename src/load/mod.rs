@@ -2,6 +2,7 @@
 
 mod text;
 mod json;
+mod room;
 mod fnv;
 mod replace;
 mod rewrite;
@@ -27,6 +28,7 @@ pub use quantization::{Quantization, QuantizedCheckpoint};
 pub use read_count::{ModelTensors, OnBytes};
 pub use replace::{beside, copy_file, remove_parts, replace, try_directory, write_text};
 pub use rewrite::{Put, Rewrite, Rows, write_rows};
+pub use room::{check_json_room, held_by_fields, held_bytes};
 pub use safetensors::{Checkpoint, Tensors, write_safetensors, write_tensors};
 pub use sentence::{MessageContent, ModuleConfig, ModulePlace, PairFormat, Scored, SentenceConfig, Similarity, TemplateSettings};
 pub use text::{MAX_JSON, open_file, read_text};

@@ -19,6 +19,7 @@ use super::rewrite::Put;
 use super::text::stand_in;
 use super::{Json, open_file};
 use crate::error::{Error, ErrorKind, Result};
+use crate::kernels::check_room;
 use crate::nn::{Entry, TensorSource};
 use crate::ops::Format;
 
@@ -26,6 +27,8 @@ use crate::ops::Format;
 const METADATA: &str = "__metadata__";
 /// Enough to know what else a file is.
 const STAND_IN_BYTES: u64 = 64;
+/// How many times longer than its text a header is in memory, at most for what a program writes.
+const HEADER_GROWTH: usize = 24;
 /// The format's own limit of a header.
 const MAX_HEADER: u64 = 100_000_000;
 
@@ -120,6 +123,8 @@ impl<'a> Checkpoint<'a> {
         file.seek(SeekFrom::Start(8)).map_err(|e| Error::io(path, e))?;
         let mut header = Vec::new();
         (&mut file).take(length).read_to_end(&mut header).map_err(|e| Error::io(path, e))?;
+        // A name, a shape and its places: some hundred bytes for as many of text.
+        check_room(&path.display().to_string(), header.len().saturating_mul(HEADER_GROWTH))?;
         let header: Header = serde_json::from_slice(&header).map_err(|e| bad(format!("header: {e}")).with_source(e))?;
 
         self.metadata = header.metadata;

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Json, MAX_JSON, read_text};
+use super::{Json, MAX_JSON, check_json_room, read_text};
 use crate::error::{Error, Result};
 use crate::ops::{Pooling, TorchActivation};
 
@@ -598,8 +598,9 @@ fn logit_score(folder: &Path) -> Result<Scored> {
 /// The modules that modules.json lists.
 fn entries(path: &Path) -> Result<Vec<Json>> {
     let bad = |message: String| Error::format(format!("modules.json: {message}"));
-    let list: Value =
-        serde_json::from_str(&read_text(path, MAX_JSON)?).map_err(|e| bad(format!("not valid JSON: {e}")).with_source(e))?;
+    let text = read_text(path, MAX_JSON)?;
+    check_json_room("modules.json", &text)?;
+    let list: Value = serde_json::from_str(&text).map_err(|e| bad(format!("not valid JSON: {e}")).with_source(e))?;
     let list = list.as_array().ok_or_else(|| bad("expected a list".to_string()))?;
     list.iter().enumerate().map(|(i, entry)| Json::parse(&format!("modules.json: {i}"), &entry.to_string())).collect()
 }

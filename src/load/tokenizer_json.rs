@@ -15,7 +15,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokenizers::{ModelWrapper, Tokenizer};
 
+use super::room::json_bytes;
 use crate::error::{Error, Result};
+use crate::kernels::check_room;
 
 /// The charsmaps of SentencePiece have up to 320 kB.
 const MAX_CHARSMAP: usize = 4 << 20;
@@ -38,6 +40,8 @@ pub fn parse_tokenizer(json: &str) -> Result<(Tokenizer, usize)> {
     if let Some(found) = super::text::stand_in(json.as_bytes()) {
         return Err(Error::format(format!("not a tokenizer: expected JSON, found {found}")));
     }
+    // Words and merges stand in tables, and what may be one of several types is kept as values first: 1.3 times as much where it was measured.
+    check_room("vocabulary", json_bytes(json).saturating_mul(2))?;
     let outline: Outline =
         serde_json::from_str(json).map_err(|e| Error::format(format!("not a tokenizer: {e}")).with_source(e))?;
     let growth = outline.check()?;

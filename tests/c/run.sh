@@ -65,6 +65,9 @@ if [ "$(uname -s)" = Linux ] && $CC -std=c99 $warnings -shared -fPIC tests/c/no_
     step "one large allocation fails" no_memory 65536 once 11
     step "all large allocations fail" no_memory 65536 lasting 11
     step "all allocations fail" no_memory 1024 lasting 149
+    step "limits compile" $CC -std=c99 -O1 -g $warnings -Iinclude tests/c/no_memory/limits.c -o "$BUILD/tests/limits" \
+        "-L$OUT" -lmetal_candle "-Wl,-rpath,$(cd "$OUT" && pwd)" &&
+        step "address spaces that end" "$BUILD/tests/limits"
 else
     echo "skip: allocations that fail: the C library is not glibc"
 fi

@@ -17,6 +17,8 @@ use minijinja::{Error, State, Value};
 use super::MAX_BYTES;
 use super::meter::{BYTES_PER_ITEM, UNITS_PER_ITEM, UNITS_PER_VALUE, charge, hold_buffer, hold_bytes};
 use super::python::{invalid, is_namespace};
+use crate::error::OutOfMemory;
+use crate::kernels::check_room;
 
 /// A list; see the module.
 #[derive(Debug)]
@@ -79,7 +81,8 @@ impl List {
         if items.len() != *len || more_size.grows {
             return Ok(None);
         }
-        items.try_reserve(more.len()).map_err(|_| invalid("out of memory"))?;
+        check_memory(0)?;
+        items.try_reserve(more.len()).map_err(|_| no_memory(size_of_val(more)))?;
         items.extend_from_slice(more);
         let items = Items::Growing { buffer: Arc::clone(buffer), len: items.len() };
         Ok(Some(Self { items, size: self.size.beside(more_size) }))
@@ -193,11 +196,13 @@ pub(super) fn concat(state: &mut State, left: &Value, right: &Value) -> Result<V
     let more_size = measure(state, right)?;
     size.beside(more_size).check()?;
     let more = items(state, right)?;
+    check_memory(2 * size_of_val(&more[..]))?;
     if let Some(grown) = list_of(left).map(|list| list.grown(&more, more_size)).transpose()?.flatten() {
         // What is new in the buffer, and the dicts and lists that were written there.
         hold_bytes(state, more_size.made_values.saturating_mul(BYTES_PER_ITEM))?;
         return Ok(Value::from_object(grown));
     }
+    check_memory(3 * size_of::<Value>() * (left.len().unwrap_or(0) + more.len()))?;
     let mut all = items(state, left)?;
     all.extend(more);
     let len = all.len();
@@ -211,6 +216,19 @@ pub(super) fn concat(state: &mut State, left: &Value, right: &Value) -> Result<V
 pub(super) fn items(state: &mut State, value: &Value) -> Result<Vec<Value>, Error> {
     charge(state, value.len().unwrap_or(0).saturating_mul(UNITS_PER_ITEM))?;
     Ok(value.try_iter()?.collect())
+}
+
+/// Whether there is room for so many bytes that minijinja is about to ask for.
+///
+/// # Errors
+/// One that its source tells to be of memory.
+pub(super) fn check_memory(bytes: usize) -> Result<(), Error> {
+    check_room("chat template", bytes).map_err(|_| no_memory(bytes))
+}
+
+fn no_memory(bytes: usize) -> Error {
+    let what = format!("{bytes} bytes of a value");
+    invalid(format!("{what} do not fit the memory")).with_source(OutOfMemory { what })
 }
 
 pub(super) fn too_deep() -> Error {

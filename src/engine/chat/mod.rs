@@ -41,6 +41,8 @@ use serde_json::{Map, Value as Json};
 
 use super::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
+use crate::kernels::{check_room, owned};
+use crate::load::{check_json_room, held_by_fields, held_bytes};
 pub use control::ControlTokens;
 pub(super) use lesson::Lesson;
 pub use parts::{AnswerFormat, AnswerPart, PartStream, ToolCall};
@@ -89,7 +91,7 @@ impl Chat {
             Json::Object(fields) => chat.take_fields(fields)?,
             other => return Err(expected("chat", "an array of messages or an object", Some(&other))),
         };
-        chat.messages.reserve(messages.len());
+        chat.make_room(messages.len())?;
         for (at, message) in messages.into_iter().enumerate() {
             chat.messages.push(check_message(at, message)?);
         }
@@ -116,9 +118,44 @@ impl Chat {
         self.messages.push(fields.into_iter().map(|(name, text)| (name.to_owned(), Json::from(text))).collect());
     }
 
+    /// As [`add`](Self::add).
+    ///
+    /// # Errors
+    /// `ErrorKind::OutOfMemory`; the conversation is then what it was.
+    pub(crate) fn try_add(&mut self, role: &str, content: &str) -> Result<()> {
+        let (role, content) = (owned("role", role)?, owned("content", content)?);
+        self.make_room(1)?;
+        let fields = [("role", role), ("content", content)];
+        self.messages.push(fields.into_iter().map(|(name, text)| (name.to_owned(), Json::from(text))).collect());
+        Ok(())
+    }
+
+    fn make_room(&mut self, more: usize) -> Result<()> {
+        self.messages.try_reserve(more).map_err(|e| {
+            Error::new(ErrorKind::OutOfMemory, format!("messages: {more} more do not fit the memory")).with_source(e)
+        })
+    }
+
+    /// What its messages, tools and variables take, and a copy of them.
+    pub(super) fn held_bytes(&self) -> usize {
+        let fields = self.messages.iter().chain([&self.variables]).map(held_by_fields).sum::<usize>();
+        fields + self.tools.as_ref().map_or(0, held_bytes)
+    }
+
+    /// A copy.
+    ///
+    /// # Errors
+    /// `ErrorKind::OutOfMemory`.
+    pub(super) fn try_clone(&self) -> Result<Self> {
+        check_room("chat", self.held_bytes())?;
+        Ok(self.clone())
+    }
+
     /// Appends the messages of another conversation.
-    pub(super) fn append(&mut self, other: Self) {
+    pub(super) fn append(&mut self, other: Self) -> Result<()> {
+        self.make_room(other.messages.len())?;
         self.messages.extend(other.messages);
+        Ok(())
     }
 
     /// How many messages there are.
@@ -287,6 +324,8 @@ impl Chat {
         cancel: Option<&Cancel>,
     ) -> Result<String> {
         let program = self.chosen_program(template)?;
+        // As values of the template, which are larger than those of JSON and hold a text once more.
+        check_room("chat template", self.held_bytes().saturating_mul(2))?;
         if self.control_tokens == ControlTokens::Text {
             let message = "chat: control tokens of its messages are text, which a rendered text cannot tell: encode it instead";
             return Err(Error::argument(message));
@@ -458,6 +497,7 @@ fn check_variable_name(name: &str) -> Result<()> {
 }
 
 fn parse(subject: &str, json: &str) -> Result<Json> {
+    check_json_room(subject, json)?;
     serde_json::from_str(json).map_err(|error| Error::format(format!("{subject}: expected JSON: {error}")).with_source(error))
 }
 

@@ -10,7 +10,7 @@ use minijinja::value::{Rest, Tuple, ValueKind};
 use minijinja::{AutoEscape, Error, State, Value};
 
 use super::filters::check_format;
-use super::list::{self, measure, too_large};
+use super::list::{self, check_memory, measure, too_large};
 use super::markup::{self, escape_text};
 use super::meter::{Cost, UNITS_PER_BYTE, UNITS_PER_ITEM, charge, hold, read, units_of};
 use super::python::{invalid, to_str};
@@ -109,7 +109,13 @@ pub(super) fn add(state: &mut State, left: &Value, right: &Value) -> Result<Valu
 }
 
 fn joined(parts: &[&str]) -> Result<String, Error> {
-    if parts.iter().map(|part| part.len()).sum::<usize>() > MAX_BYTES { Err(too_large()) } else { Ok(parts.concat()) }
+    let len = parts.iter().map(|part| part.len()).sum::<usize>();
+    if len > MAX_BYTES {
+        return Err(too_large());
+    }
+    // Made, and kept as a value.
+    check_memory(2 * len)?;
+    Ok(parts.concat())
 }
 
 /// `left - right`.
@@ -140,6 +146,7 @@ pub(super) fn multiply(state: &mut State, left: &Value, right: &Value) -> Result
             return Err(too_large());
         }
         charge(state, UNITS_PER_ITEM + 2 * len)?;
+        check_memory(2 * len)?;
         let product = markup::alike(repeated, text.repeat(count));
         hold(state, &product)?;
         return Ok(product);
@@ -149,6 +156,7 @@ pub(super) fn multiply(state: &mut State, left: &Value, right: &Value) -> Result
     if len > list::MAX_VALUES {
         return Err(too_large());
     }
+    check_memory(len.saturating_mul(3 * size_of::<Value>()))?;
     let items = list::items(state, repeated)?;
     let all: Vec<Value> = std::iter::repeat_n(&items, if items.is_empty() { 0 } else { count }).flatten().cloned().collect();
     let value = if repeated.is_tuple() { Value::from(Tuple::from(all)) } else { Value::from(all) };

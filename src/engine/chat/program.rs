@@ -16,11 +16,12 @@ use std::sync::{Arc, OnceLock};
 use minijinja::value::{Rest, ValueOrKwargs};
 use minijinja::{AutoEscape, Environment, ErrorKind as JinjaError, Output, State, Value};
 
+use super::list::check_memory;
 use super::meter::{CancelFlag, Cost};
 use super::{CHECK, CHECK_ATTRIBUTE, ITERATE, KEY, LOOK, MAX_BYTES, MAX_STEPS, START, TOUCH};
 use super::{filters, literal, markup, meter, methods, operators, python, source, time};
 use crate::engine::cancel::Cancel;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, OutOfMemory, Result};
 
 /// A template's text; it is compiled once, when first used.
 #[derive(Clone)]
@@ -105,7 +106,7 @@ fn compile(text: &str) -> Result<Environment<'static>> {
     environment.set_fuel(Some(MAX_STEPS));
     environment.set_recursion_limit(RECURSION_LIMIT);
     environment.set_formatter(print);
-    environment.set_unknown_method_callback(methods::call_method);
+    environment.set_unknown_method_callback(call_method);
     environment.add_function(START, meter::start);
     environment.add_function(LOOK, meter::look);
     environment.add_function("raise_exception", raise_exception);
@@ -178,9 +179,43 @@ fn metered(
     move |state: &mut State, args: Rest<ValueOrKwargs>| {
         let args = args.into_values();
         args.iter().try_for_each(|arg| meter::read(state, cost, arg))?;
+        check_arguments(cost, &args)?;
         let made = function.call(state, &args)?;
         meter::made(state, made)
     }
+}
+
+/// The memory that a filter or a method may take for an argument: a few copies of a text, or of a list's items.
+fn worked_bytes(cost: Cost, value: &Value) -> usize {
+    let items = |count: usize| count.saturating_mul(4 * size_of::<Value>());
+    match (value.as_str(), cost) {
+        (Some(text), Cost::Items | Cost::Sort) => items(text.len()),
+        (Some(text), _) => 6 * text.len(),
+        (None, _) => items(value.len().unwrap_or(0)),
+    }
+}
+
+/// A method. What it works out beforehand is not in its frame: macros that call each other are as deep as the stack lets them.
+fn call_method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> std::result::Result<Value, minijinja::Error> {
+    check_method(value, name, args)?;
+    methods::call_method(state, value, name, args)
+}
+
+/// Whether there is room for what a method makes, which may be more than it is called on: of a text that is split each part is a value.
+#[inline(never)]
+fn check_method(value: &Value, name: &str, args: &[Value]) -> std::result::Result<(), minijinja::Error> {
+    let mut bytes = args.iter().chain([value]).map(|value| worked_bytes(Cost::Search, value)).sum();
+    if let (Some(text), "split" | "rsplit" | "splitlines") = (value.as_str(), name) {
+        let first = args.first().and_then(Value::as_str).and_then(|separator| separator.bytes().next());
+        let parts = text.bytes().filter(|byte| byte.is_ascii_whitespace() || Some(*byte) == first).count();
+        bytes += 4 * size_of::<Value>() * parts;
+    }
+    check_memory(bytes)
+}
+
+#[inline(never)]
+fn check_arguments(cost: Cost, args: &[Value]) -> std::result::Result<(), minijinja::Error> {
+    check_memory(args.iter().map(|arg| worked_bytes(cost, arg)).sum())
 }
 
 fn metered_test(
@@ -197,6 +232,7 @@ fn metered_test(
 /// `{{ value }}`: Python's `str`. Counts what is printed, because a macro's text is a value that grows where no writer sees it.
 fn print(out: &mut Output, state: &mut State, value: &Value) -> std::result::Result<(), minijinja::Error> {
     meter::read(state, Cost::Deep, value)?;
+    check_memory(value.as_str().map_or(0, str::len))?;
     let escaped;
     let is_escaped = !matches!(state.auto_escape(), AutoEscape::None);
     let text = match value.as_str() {
@@ -234,6 +270,14 @@ fn template_error(error: minijinja::Error) -> Error {
         (kind, Some(detail)) => format!("{kind}: {detail}"),
         (kind, None) => kind.to_string(),
     };
+    let is_memory = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<OutOfMemory>()
+            || cause.downcast_ref().is_some_and(|cause: &io::Error| cause.kind() == io::ErrorKind::OutOfMemory)
+    };
+    if std::iter::successors(std::error::Error::source(&error), |cause| cause.source()).any(is_memory) {
+        let message = format!("chat template: expected memory to work in: {error}");
+        return Error::new(ErrorKind::OutOfMemory, message).with_source(error);
+    }
     at_line(error.line(), &message).with_source(error)
 }
 
@@ -253,6 +297,7 @@ impl io::Write for BoundedText {
         if self.0.len() + bytes.len() > MAX_BYTES {
             return Err(io::Error::from(io::ErrorKind::FileTooLarge));
         }
+        self.0.try_reserve(bytes.len())?;
         self.0.extend_from_slice(bytes);
         Ok(bytes.len())
     }

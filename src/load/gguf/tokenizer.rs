@@ -26,6 +26,7 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use super::metadata::{Metadata, clip};
 use crate::error::{Error, ErrorKind, Result};
+use crate::kernels::check_room;
 use crate::load::parse_tokenizer;
 
 /// Sixteen times the largest vocabulary of today.
@@ -167,6 +168,8 @@ const ENDS: [&str; 35] = [
     "<|file_sep|>",
     MARKUP_END,
 ];
+/// What a token and its merge take in the tables of the crate.
+const BYTES_PER_TOKEN: usize = 800;
 /// A tag of HTML as well: it ends answers only where it is a control token.
 const MARKUP_END: &str = "</s>";
 
@@ -216,6 +219,9 @@ impl<'m> GgufVocabulary<'m> {
 
     /// `markup`: whether control tokens written out in a text are recognised.
     fn build(&self, markup: bool) -> Result<Tokenizer> {
+        let texts = self.tokens.iter().map(|token| token.len()).sum::<usize>();
+        // Merges are at most as many as tokens, or a few more.
+        check_room(TOKENS, 8 * texts + self.tokens.len().saturating_mul(BYTES_PER_TOKEN))?;
         let mut tokenizer = match self.algorithm {
             Algorithm::ByteLevel => self.byte_level()?,
             Algorithm::SentencePiece => self.sentencepiece()?,
