@@ -45,13 +45,8 @@ endif
 
 export CARGO CC CXX OUT BUILD LIB SONAME PROFILE
 
-# No path of the machine that builds a release stands in it: neither in Rust code nor in the C of dependencies.
-CARGO_FOLDER := $(or $(CARGO_HOME),$(HOME)/.cargo)
-REMAP = --remap-path-prefix=$(CARGO_FOLDER)=cargo --remap-path-prefix=$(CURDIR)=metal-candle
-# Not twice where a make within a make was told already: other flags would compile everything anew.
-FLAGS = RUSTFLAGS="$(RUSTFLAGS) $(if $(findstring $(REMAP),$(RUSTFLAGS)),,$(REMAP))" \
-	HOST_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo" TARGET_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo"
-REMAPPED = $(if $(filter release,$(PROFILE)),$(FLAGS))
+# No path of the machine that builds a release stands in it.
+REMAPPED = $(if $(filter dev,$(PROFILE)),,packaging/remapped.sh)
 
 .PHONY: all library demo demo-real examples test selftest docs check-docs check-gpu check-package soak bench install dist wheel uninstall lint clean
 
@@ -108,7 +103,7 @@ TOGETHER := $(if $(filter output-sync,$(.FEATURES)),-j2 --output-sync=target)
 test-c: examples
 	tests/c/run.sh
 	tests/cpp/run.sh
-	$(REMAPPED) tests/c/install.sh
+	tests/c/install.sh
 
 test-python: library
 	tests/python.sh
