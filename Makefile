@@ -107,12 +107,12 @@ test:
 	@if [ "$$(uname -s)" = Linux ]; then QUICK=1 TEST_FEATURES=$(TEST_FEATURES) fuzz/run $(FUZZ_SECONDS); \
 		else echo "skip: fuzzing: the system is not Linux"; fi
 	$(MAKE) PROFILE=$(HOST_PROFILE) examples
-	$(MAKE) PROFILE=$(HOST_PROFILE) $(TOGETHER) test-c test-python test-swift test-go test-zig
+	$(MAKE) PROFILE=$(HOST_PROFILE) $(TOGETHER) test-c test-python test-swift test-go test-zig test-hosts
 
 # The hosts' tests two at a time, where make can keep apart what they print.
 TOGETHER := $(if $(filter output-sync,$(.FEATURES)),-j2 --output-sync=target)
 
-.PHONY: test-c test-python test-swift test-go test-zig
+.PHONY: test-c test-python test-swift test-go test-zig test-hosts
 test-c: examples
 	tests/c/run.sh
 	tests/cpp/run.sh
@@ -129,6 +129,10 @@ test-go: library
 
 test-zig: library
 	tests/zig.sh
+
+# The lines of each README in an empty folder, as a newcomer types them.
+test-hosts: library
+	tests/hosts.sh
 
 selftest:
 	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- $(if $(DEVICE),--device $(DEVICE))
