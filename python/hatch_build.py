@@ -51,7 +51,8 @@ class Hook(BuildHookInterface[Any]):
         declarations.write()
         built = library()
         place = PYTHON / "src" / "metal_candle" / NAME
-        shutil.copy(built, place.with_suffix(".new"))
-        os.replace(place.with_suffix(".new"), place)  # a process that runs with the one before keeps it
+        new = place.with_suffix(f".new{os.getpid()}")  # another build may run beside this one
+        shutil.copy(built, new)
+        os.replace(new, place)  # a process that runs with the one before keeps it
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform(built)}"

@@ -32,6 +32,15 @@ fn library_is_named_by_its_abi_version() {
     }
 }
 
+/// Threads of the library outlive a `dlclose()`; tests/c/unload shows that they may.
+#[test]
+fn library_stays_where_it_was_loaded() {
+    if cfg!(target_os = "linux") {
+        let Some(output) = tool("readelf", &["-d"]) else { return };
+        assert!(output.contains("NODELETE"), "{output}");
+    }
+}
+
 /// The output of a tool on the shared library; `None` if the machine lacks the tool.
 fn tool(name: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(name).args(arguments).arg(library()).output().ok()?;

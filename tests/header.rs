@@ -64,10 +64,12 @@ fn names(text: &str) -> impl Iterator<Item = &str> {
     words.filter(|word| word.starts_with("mc_") || word.starts_with("MC_"))
 }
 
-/// README.md and the guides.
+/// The README, the guides, and what each language has beside its package.
 fn documents() -> impl Iterator<Item = PathBuf> {
     let guides = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    guides.chain([root().join("README.md")])
+    guides.chain(
+        ["README.md", "go/README.md", "zig/README.md", "python/README.md", "examples/c/README.md"].map(|name| root().join(name)),
+    )
 }
 
 #[test]
@@ -89,8 +91,8 @@ fn documents_name_what_there_is_and_explain_every_status() {
     }
 }
 
-/// Swift, C++, Go, Zig and Python stand in README.md alone: tests/swift, tests/cpp, tests/go.sh, tests/zig.sh and python/tests make programs
-/// of them. Rust is compiled as documentation of src/lib.rs.
+/// Swift and C++ stand in README.md alone, Go, Zig and Python also in that of their package: tests/swift, tests/cpp, tests/go.sh,
+/// tests/hosts.sh and python/tests make programs of them. Rust is compiled as documentation of src/lib.rs.
 #[test]
 fn what_documents_show_is_compiled() {
     let directory = tempfile::tempdir().unwrap();
@@ -116,7 +118,11 @@ fn what_documents_show_is_compiled() {
                     assert!(library.contains(&format!("include_str!(\"../{name}\")")), "src/lib.rs: no {name}")
                 }
                 "swift" | "cpp" | "go" | "zig" | "python" => {
-                    assert!(path.ends_with("README.md"), "{name}: nothing compiles its {language}")
+                    let own = Path::new(language).join("README.md");
+                    assert!(
+                        path == root().join("README.md") || path == root().join(own),
+                        "{name}: nothing compiles its {language}"
+                    )
                 }
                 "json" => {
                     let examples = directory.path().join("examples.jsonl");
@@ -124,6 +130,8 @@ fn what_documents_show_is_compiled() {
                     assert!(metal_candle::Dataset::load_jsonl(&examples).unwrap().len() > 1, "{name}:\n{code}");
                 }
                 "toml" | "text" => {}
+                // Lines of a shell, which tests/hosts.sh types, or tests/c/run.sh.
+                "" => assert!(path.ends_with("README.md"), "{name}: what language?"),
                 other => panic!("{name}: nothing compiles {other:?}"),
             }
         }
@@ -218,6 +226,11 @@ fn versions_are_those_of_the_package() {
         ("MC_ABI_VERSION", metal_candle::ffi::library::mc_abi_version().to_string()),
     ] {
         assert!(header.contains(&format!("#define {name} {value}\n")), "{name}");
+    }
+    // Zig's packages hold it themselves.
+    for package in ["zig/build.zig.zon", "examples/zig/build.zig.zon"] {
+        let text = fs::read_to_string(root().join(package)).unwrap();
+        assert!(text.contains(&format!("    .version = \"{}\",\n", env!("CARGO_PKG_VERSION"))), "{package}");
     }
 }
 

@@ -36,21 +36,9 @@ example() { # program
         grep -qi 'heron' "$scratch/output"
 }
 
-# shellcheck disable=SC2086
-readme() { # the lines that README.md shows, as the program of the example's package
-    mkdir -p "$scratch/readme/src" && cp examples/zig/build.zig "$scratch/readme" &&
-        sed "s|\.\./\.\./zig|$(python3 -c 'import os, sys; print(os.path.relpath(os.path.realpath("zig"), os.path.realpath(sys.argv[1])))' "$scratch/readme")|" examples/zig/build.zig.zon >"$scratch/readme/build.zig.zon" && {
-        printf 'const std = @import("std");\nconst mc = @import("metal_candle");\n\npub fn main() !void {\n'
-        sed -n '/^```zig$/,/^```$/p' README.md | grep -v '^```'
-        printf '}\n'
-    } >"$scratch/readme/src/main.zig" && (cd "$scratch/readme" && "$ZIG" build $where --prefix "$scratch/readme") &&
-        "$scratch/readme/bin/tour" 2>&1 | grep -q .
-}
-
 step "zig's version" version || { end "tests/zig"; exit; }
 step "zig fmt" "$ZIG" fmt --check zig examples/zig
 step "zig build test" tests && grep 'tests passed' "$log" | head -n 1
-step "the README's lines" readme
 for kind in dynamic static; do
     step "the example builds ($kind)" build_example $kind && step "the example ($kind)" example "$scratch/$kind/bin/tour"
 done

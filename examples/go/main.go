@@ -1,9 +1,17 @@
-// Five lines to the first token:
+// From nothing to the first token:
 //
-//	ctx := context.Background()
 //	model, err := metalcandle.Load(ctx, "models/tiny-coder", nil)
+//	if err != nil {
+//		return err
+//	}
 //	chat, err := model.NewConversation(nil)
+//	if err != nil {
+//		return err
+//	}
 //	for piece, err := range chat.Ask(ctx, "What does `Vec::push` do?", nil).Text() {
+//		if err != nil {
+//			return err
+//		}
 //		fmt.Print(piece)
 //	}
 //

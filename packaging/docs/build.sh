@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The documentation as one site of files, in build/docs: the header and the guides by Doxygen, the Rust library by rustdoc, and, where
-# Swift is there, its package by DocC. `make docs` calls it. FEATURES are cargo's.
+# Swift is there, its package by DocC. `make docs` calls it. DOC_FEATURES are cargo's.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -27,7 +27,7 @@ VERSION=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1) SITE=$site
 
 target=${CARGO_TARGET_DIR:-target}
 rm -rf "$target/doc"
-RUSTDOCFLAGS="-D warnings" ${CARGO:-cargo} doc --quiet --lib --no-deps ${FEATURES:+--features "$FEATURES"}
+RUSTDOCFLAGS="-D warnings" ${CARGO:-cargo} doc --quiet --lib --no-deps ${DOC_FEATURES:+--features "$DOC_FEATURES"}
 cp -R "$target/doc" "$site/rust"
 echo '<!doctype html><title>metal_candle</title><meta http-equiv="refresh" content="0; url=metal_candle/index.html">' >"$site/rust/index.html"
 

@@ -105,7 +105,7 @@ class Training(Case):
         self.assertEqual(trainer.step_count, 1)
         update = trainer.last_update()
         assert update is not None
-        self.assertEqual((update.step, update.learning_rate), (1, float(np.float32(1e-2))))
+        self.assertEqual((update.step, update.learning_rate), (1, 1e-2))
         self.assertGreater(update.grad_norm, 0)
         self.assertIsNone(mc.Trainer(self.model).last_update())
         mask = [[False] * len(row) for row in rows]

@@ -76,7 +76,7 @@ pub struct mc_train_event {
     /// The same of the evaluation dataset, after the step; NaN where it was not evaluated.
     pub eval_loss: f32,
     /// The learning rate of the step.
-    pub learning_rate: f32,
+    pub learning_rate: f64,
     /// The length of the gradient of all weights together, before it was cut.
     pub grad_norm: f32,
     /// All tokens of the step, targets or not, over the time since the last step.
@@ -410,7 +410,7 @@ pub unsafe extern "C" fn mc_lora_trainer_step_count(trainer: MaybeUninit<&mc_lor
 pub unsafe extern "C" fn mc_lora_trainer_last_update(
     trainer: MaybeUninit<&mc_lora_trainer>,
     step: MaybeUninit<&mut u64>,
-    learning_rate: MaybeUninit<&mut f32>,
+    learning_rate: MaybeUninit<&mut f64>,
     grad_norm: MaybeUninit<&mut f32>,
     err: *mut *mut mc_error,
 ) -> mc_status {

@@ -22,7 +22,7 @@ archives=()
 for target in ${TARGETS:-aarch64-apple-darwin x86_64-apple-darwin aarch64-apple-ios aarch64-apple-ios-sim x86_64-apple-ios}; do
     folder=$target_dir/$target/release
     mkdir -p "$folder"
-    ${CARGO:-cargo} rustc "${options[@]}" --target "$target" -- --print "native-static-libs=$(cd "$folder" && pwd)/native-static-libs"
+    packaging/remapped.sh ${CARGO:-cargo} rustc "${options[@]}" --target "$target" -- --print "native-static-libs=$(cd "$folder" && pwd)/native-static-libs"
     # What an app must link is written down once: Package.swift names the frameworks.
     tr ' ' '\n' <"$folder/native-static-libs" | sed -n '/^-framework$/{n;s/^/framework /p;d;}; s/^-l/library /p' | sort -u >"$folder/system"
     diff swift/scripts/system.txt "$folder/system" || { echo "$target: needs other parts of the system than swift/scripts/system.txt says" >&2; exit 1; }

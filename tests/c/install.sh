@@ -4,14 +4,14 @@ set -u
 cd "$(dirname "$0")/../.."
 . tests/steps.sh
 
-: "${CC:=cc}" "${PROFILE:=dev}" "${OUT:=target/debug}"
+: "${CC:=cc}" "${PROFILE:=dev}" "${OUT:=target/debug}" "${LIB:=libmetal_candle.so}"
 stage=$(mktemp -d)
 trap 'rm -rf "$log" "$stage"' EXIT
 prefix=$stage/prefix
 answer='Appends an element to the back of a collection.'
 
 # Without the flags of a `make -j` above: its job server is not handed to this script.
-make_quietly() { MAKEFLAGS='' make PROFILE="$PROFILE" PREFIX="$prefix" "$@"; }
+make_quietly() { MAKEFLAGS='' make PROFILE="$PROFILE" FEATURES="${FEATURES:-}" PREFIX="$prefix" "$@"; }
 
 answers() { [ "$(LD_LIBRARY_PATH=${2:-} DYLD_LIBRARY_PATH=${2:-} "$1" models/tiny-coder -p 'What does `Vec::push` do?')" = "$answer" ]; }
 
@@ -44,6 +44,18 @@ CMAKE
         answers "$stage/cmake/build/chat-shared" && answers "$stage/cmake/build/chat-static"
 }
 
+symbols_are_the_headers() { # of an archive
+    [ "$(uname -s)" != Linux ] || diff <(sort abi/symbols.txt) <(nm -g --defined-only "$1" 2>/dev/null | awk 'NF == 3 {print $3}' | sort)
+}
+
+no_paths() { # of this machine in what is released
+    local file
+    [ "$PROFILE" != dev ] || return 0
+    for file in "$@"; do
+        ! grep -aqF -e "${CARGO_HOME:-$HOME/.cargo}/" -e "$PWD/" "$file" || { echo "$file holds paths of this machine"; return 1; }
+    done
+}
+
 # As a part of another project, built by cargo where this test's library was built.
 by_fetch_content() {
     mkdir -p "$stage/fetch"
@@ -56,12 +68,16 @@ FetchContent_MakeAvailable(metal-candle)
 add_executable(chat $PWD/examples/c/chat.c)
 target_link_libraries(chat PRIVATE metal-candle::metal-candle)
 CMAKE
-    local shared
+    local shared archive
     touch "$stage/before"
     for shared in ON OFF; do
         cmake -S "$stage/fetch" -B "$stage/fetch/$shared" -DBUILD_SHARED_LIBS=$shared -DMETAL_CANDLE_PROFILE="$PROFILE" \
-            -DMETAL_CANDLE_TARGET_DIR="$(cd "$OUT/.." && pwd)" && cmake --build "$stage/fetch/$shared" && answers "$stage/fetch/$shared/chat" || return
+            -DMETAL_CANDLE_TARGET_DIR="$(cd "$OUT/.." && pwd)" -DCARGO="$(command -v "${CARGO:-cargo}")" && cmake --build "$stage/fetch/$shared" && answers "$stage/fetch/$shared/chat" || return
     done
+    # Asked as the Makefile asks, cargo had nothing to do.
+    [ -z "$(find "$OUT/" -maxdepth 1 -type f -name 'libmetal_candle.*' -newer "$stage/before")" ] || { echo "cargo compiled it anew"; return 1; }
+    archive=$(find "$stage/fetch/OFF" -name libmetal_candle.a)
+    symbols_are_the_headers "$archive" && no_paths "$archive" "$OUT/$LIB" || return
     # The name by which programs look for it is made here as well, where no `make library` ran before.
     [ -n "$(find "$OUT/" -maxdepth 1 -type l -name 'libmetal_candle*' -newer "$stage/before")" ]
 }
@@ -75,12 +91,6 @@ beside_another_rust_library() {
             $(pkg --static --libs-only-l --libs-only-other | sed 's|-lmetal_candle||') && "$stage/two"
 }
 
-only_c_symbols() {
-    local found
-    found=$(nm -g --defined-only "$prefix/lib/libmetal_candle.a" 2>/dev/null | awk 'NF == 3 {print $3}' | sort)
-    diff <(sort abi/symbols.txt) - <<<"$found"
-}
-
 newer_is_refused_by_cmake() {
     sed -i.bak 's/find_package(metal-candle [^ ]*/find_package(metal-candle 999.0/' "$stage/cmake/CMakeLists.txt"
     ! cmake -S "$stage/cmake" -B "$stage/cmake/refused" -DCMAKE_PREFIX_PATH="$prefix"
@@ -89,6 +99,33 @@ newer_is_refused_by_cmake() {
 pkg_version() { sed -n 's/^Version: //p' "$prefix/lib/pkgconfig/metal-candle.pc"; }
 
 nothing_is_left() { make_quietly uninstall && [ -z "$(find "$prefix" ! -type d)" ]; }
+
+# What make is told reaches cargo; to compile it would prove no more.
+cargo_is_told() {
+    local features lto
+    features=$(MAKEFLAGS='' make -n PROFILE=release FEATURES='cuda, selftest' library) && lto=$(MAKEFLAGS='' make -n PROFILE=release LTO=fat library) &&
+        grep -q -- '--features reserve,cuda,selftest ' <<<"$features" && ! grep -q lto <<<"$features" &&
+        grep -qF -- "--config 'profile.release.lto=\"fat\"' --config profile.release.codegen-units=1" <<<"$lto"
+}
+
+# Where systems keep the libraries of several processors apart: all find each other, below the prefix wherever that is moved to.
+libdir() {
+    local multi=$stage/multi moved=$stage/moved
+    make_quietly install PREFIX="$multi" LIBDIR="$multi/lib/any-linux" && [ -e "$multi/lib/any-linux/$LIB" ] && [ "$(ls "$multi/lib")" = any-linux ] &&
+        [ "$(PKG_CONFIG_PATH=$multi/lib/any-linux/pkgconfig pkg-config --variable=libdir metal-candle)" = "$multi/lib/any-linux" ] &&
+        mv "$multi" "$moved" && cmake -S "$stage/cmake" -B "$stage/cmake/moved" -Dmetal-candle_DIR="$moved/lib/any-linux/cmake/metal-candle" &&
+        cmake --build "$stage/cmake/moved" && answers "$stage/cmake/moved/chat-shared" && mv "$moved" "$multi" &&
+        make_quietly uninstall PREFIX="$multi" LIBDIR="$multi/lib/any-linux" && [ -z "$(find "$multi" ! -type d)" ]
+}
+
+# The loader is told, but not of what is staged and not by somebody who may not.
+ldconfig_is_run() {
+    local expected=0
+    [ "$(id -u)" != 0 ] || expected=1
+    mkdir -p "$stage/bin" && printf '#!/bin/sh\necho ran >>"%s"\n' "$stage/ldconfig" >"$stage/bin/ldconfig" && chmod +x "$stage/bin/ldconfig" &&
+        PATH="$stage/bin:$PATH" make_quietly install && [ "$(cat "$stage/ldconfig" 2>/dev/null | wc -l)" = $expected ] &&
+        PATH="$stage/bin:$PATH" make_quietly install DESTDIR="$stage/elsewhere" && [ "$(cat "$stage/ldconfig" 2>/dev/null | wc -l)" = $expected ]
+}
 
 staged() { make_quietly install DESTDIR="$stage/staged" && [ -e "$stage/staged$prefix/lib/pkgconfig/metal-candle.pc" ] && ! grep -rq "$stage/staged" "$stage/staged$prefix/lib/pkgconfig"; }
 
@@ -109,9 +146,10 @@ dist() {
 # Programs must ask for the ABI's own name, so that a library of another ABI is never loaded in its place.
 soname() { readelf -d "$prefix/lib/libmetal_candle.so" | grep -F "SONAME" | grep -qF "[$(basename "$prefix"/lib/libmetal_candle.so.[0-9])]"; }
 
+step "FEATURES and LTO" cargo_is_told
 step "make install" make_quietly install
 if [ "$(uname -s)" = Linux ] && have readelf "SONAME"; then step "SONAME" soname; fi
-if [ "$(uname -s)" = Linux ] && have nm "symbols of the archive"; then step "the archive's symbols are the header's" only_c_symbols; fi
+if [ "$(uname -s)" = Linux ] && have nm "symbols of the archive"; then step "the archive's symbols are the header's" symbols_are_the_headers "$prefix/lib/libmetal_candle.a"; fi
 if have pkg-config "build through pkg-config"; then
     step "the archive beside another Rust library" beside_another_rust_library
     step "pkg-config, shared" by_pkg_config_shared
@@ -119,11 +157,13 @@ if have pkg-config "build through pkg-config"; then
 fi
 if have cmake "build through CMake"; then
     step "CMake, shared and static" by_cmake
+    if have pkg-config "LIBDIR"; then step "LIBDIR" libdir; fi
     step "CMake refuses a newer version" newer_is_refused_by_cmake
     step "CMake, FetchContent" by_fetch_content
 fi
 if have pkg-config "make dist"; then step "make dist" dist; fi
 step "make install DESTDIR" staged
+if [ "$(uname -s)" = Linux ]; then step "ldconfig" ldconfig_is_run; fi
 step "make uninstall" nothing_is_left
 
 end "tests/c/install.sh"

@@ -87,6 +87,11 @@ else
     echo "skip: writes that fail: the system is not Linux"
 fi
 
+if [ "$(uname -s)" = Linux ]; then
+    step "unload compiles" $CC -std=gnu99 -O1 -g $warnings -Iinclude tests/c/unload/unload.c -o "$BUILD/tests/unload" -ldl &&
+        step "the library is unloaded and loaded again" "$BUILD/tests/unload" "$OUT/$LIB"
+fi
+
 step "soak compiles" $CC -std=c11 -O1 -g $warnings -Iinclude tests/c/soak/soak.c -o "$BUILD/tests/soak" "-L$OUT" -lmetal_candle \
     "-Wl,-rpath,$(cd "$OUT" && pwd)" -pthread -lm
 step "everything at once" "$BUILD/tests/soak" 10

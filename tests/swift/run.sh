@@ -63,7 +63,7 @@ documented() { # every public symbol, and every link
 
 installed() { # what `make install` puts where a package finds it by PKG_CONFIG_PATH
     mkdir -p "$1/lib/pkgconfig" && cp -R include "$1" && cp "$scratch/native/libmetal_candle.a" "$1/lib" &&
-        sed -e "s|@PREFIX@|$1|g" -e 's|@VERSION@|1.2.3|g' -e 's|@LIBS_PRIVATE@||g' packaging/metal-candle.pc.in >"$1/lib/pkgconfig/metal-candle.pc"
+        sed -e "s|@PREFIX@|$1|g" -e "s|@LIBDIR@|$1/lib|g" -e 's|@VERSION@|1.2.3|g' -e 's|@LIBS_PRIVATE@||g' packaging/metal-candle.pc.in >"$1/lib/pkgconfig/metal-candle.pc"
 }
 
 consumer() { # depends on a tag of this package, as apps do; on a Mac the XCFramework is in it

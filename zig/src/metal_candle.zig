@@ -1653,7 +1653,7 @@ pub const TrainStep = struct {
     loss: f32,
     /// null where the evaluation dataset was not evaluated.
     eval_loss: ?f32,
-    learning_rate: f32,
+    learning_rate: f64,
     grad_norm: f32,
     tokens_per_second: f32,
     target_tokens: u64,
@@ -1765,9 +1765,9 @@ pub const Trainer = struct {
     }
 
     /// What the last step of the optimizer did: whether `trainBatch` made one shows in `step`, which is 0 before the first.
-    pub fn lastUpdate(self: Trainer) Error!struct { step: u64, learning_rate: f32, grad_norm: f32 } {
+    pub fn lastUpdate(self: Trainer) Error!struct { step: u64, learning_rate: f64, grad_norm: f32 } {
         var step: u64 = 0;
-        var learning_rate: f32 = 0;
+        var learning_rate: f64 = 0;
         var grad_norm: f32 = 0;
         var failure: ?*c.mc_error = null;
         try check(c.mc_lora_trainer_last_update(self.handle, &step, &learning_rate, &grad_norm, &failure), failure);

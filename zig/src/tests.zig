@@ -663,7 +663,9 @@ test "micro-batches of tokens lower their loss" {
     const before = try trainer.evalBatch(batch);
     try testing.expectEqual(before, try trainer.trainBatch(batch));
     try testing.expect(try trainer.evalBatch(batch) < before);
-    try testing.expectEqual(1, (try trainer.lastUpdate()).step);
+    const update = try trainer.lastUpdate();
+    try testing.expectEqual(1, update.step);
+    try testing.expectEqual(1e-2, update.learning_rate);
     try testing.expectError(error.InvalidArgument, trainer.trainBatch(.{ .tokens = &.{ 1, 2 }, .offsets = &.{ 0, 5 } }));
     try testing.expectError(error.InvalidArgument, trainer.trainBatch(.{ .tokens = &.{ 1, 2 }, .offsets = &.{ 0, 2 }, .loss_mask = &.{1} }));
 }

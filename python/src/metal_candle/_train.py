@@ -291,7 +291,7 @@ class Trainer(Handle):
 
     def last_update(self) -> Optional[Update]:
         """What the last step of the optimizer did; None if there was none yet. Raises `BusyError` while the training runs."""
-        step, rate, norm = ctypes.c_uint64(), ctypes.c_float(), ctypes.c_float()
+        step, rate, norm = ctypes.c_uint64(), ctypes.c_double(), ctypes.c_float()
         check("mc_lora_trainer_last_update", self, ctypes.byref(step), ctypes.byref(rate), ctypes.byref(norm))
         return Update(step.value, rate.value, norm.value) if step.value else None
 

@@ -140,7 +140,7 @@ pub struct MicroStep {
 pub struct Update {
     /// From 1.
     pub step: u64,
-    pub learning_rate: f32,
+    pub learning_rate: f64,
     /// The length of the gradient of all weights together, before it was cut.
     pub grad_norm: f32,
 }
@@ -291,7 +291,7 @@ impl LoraTrainer {
         progress.step += 1;
         progress.loss = progress.loss_sum / count;
         progress.grad_norm = grad_norm;
-        Ok(Update { step: progress.step, learning_rate: learning_rate as f32, grad_norm: grad_norm as f32 })
+        Ok(Update { step: progress.step, learning_rate, grad_norm: grad_norm as f32 })
     }
 
     /// Where the schedule ends, in steps.
@@ -365,7 +365,7 @@ impl LoraTrainer {
     /// What the last step did; `None` before the first.
     pub fn last_update(&self) -> Option<Update> {
         let last = self.progress.step.checked_sub(1)?;
-        let learning_rate = self.options.learning_rate_at(last, self.total_steps()) as f32;
+        let learning_rate = self.options.learning_rate_at(last, self.total_steps());
         Some(Update { step: self.progress.step, learning_rate, grad_norm: self.progress.grad_norm as f32 })
     }
 

@@ -31,7 +31,7 @@ pub struct TrainEvent {
     pub eval_loss: Option<f32>,
     /// Whether it was evaluated with the lowest loss so far.
     pub is_best: bool,
-    pub learning_rate: f32,
+    pub learning_rate: f64,
     /// The length of the gradient of all weights together, before it was cut.
     pub grad_norm: f32,
     /// All tokens of the step, targets or not, over the time since the last step.
@@ -303,7 +303,7 @@ impl LoraTrainer {
             loss: loss as f32,
             eval_loss: eval_loss.map(|loss| loss as f32),
             is_best,
-            learning_rate: self.options.learning_rate_at(step - 1, self.total_steps()) as f32,
+            learning_rate: self.options.learning_rate_at(step - 1, self.total_steps()),
             grad_norm: grad_norm as f32,
             tokens_per_second,
             target_tokens: targets,

@@ -174,7 +174,7 @@ public struct TrainingStep: Sendable, Hashable {
     /// The mean cross entropy of its target tokens, in nats, before the step.
     public let loss: Float
     /// Its learning rate.
-    public let learningRate: Float
+    public let learningRate: Double
     /// The length of the gradient of all weights together, before it was cut.
     public let gradientNorm: Float
     /// Its speed, with tokens that were not trained on.
