@@ -7,7 +7,7 @@ mod neon;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::simd::Level;
-use super::simd::{LANES, Portable, Simd, array, map};
+use super::simd::{LANES, Portable, Simd, array};
 
 /// Sixteen lanes of four bytes.
 ///
@@ -183,7 +183,7 @@ impl Dots for Portable {
     }
     #[inline(always)]
     unsafe fn lookup(levels: Self::Levels, codes: [u32; LANES]) -> [u32; LANES] {
-        map(codes, |codes| u32::from_le_bytes(map(codes.to_le_bytes(), |code| levels[usize::from(code) % LANES].cast_unsigned())))
+        codes.map(|codes| u32::from_le_bytes(codes.to_le_bytes().map(|code| levels[usize::from(code) % LANES].cast_unsigned())))
     }
     #[inline(always)]
     unsafe fn call<K: DotsKernel>(kernel: K) -> K::Output {

@@ -11,8 +11,6 @@ use half::{bf16, f16};
 
 use coding::{CodedBlock, Coding};
 
-use super::simd::array;
-
 mod affine;
 pub mod coding;
 mod fp4;
@@ -340,7 +338,7 @@ pub fn bf16_from_le_bytes(bytes: [u8; 2]) -> f32 {
 
 /// The bytes of a block from `at` on.
 fn array_at<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
-    array(|i| block[at + i])
+    std::array::from_fn(|i| block[at + i])
 }
 
 fn f16_at(block: &[u8], at: usize) -> f32 {

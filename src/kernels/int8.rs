@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::memory::zeros;
 use super::parallel::{Shared, each, parts};
-use super::simd::{Kernel, Simd, array, dispatch, map};
+use super::simd::{Kernel, Simd, dispatch};
 use crate::error::OutOfMemory;
 
 /// Columns that share a scale.
@@ -151,8 +151,8 @@ fn quantise<const PLANES: usize>(x: &[f32; CHUNK], to: &mut [u8]) {
         max if max < LEAST => (0.0, 0.0),
         max => (max / largest, largest / max),
     };
-    let q = map(*x, |x| (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed());
-    let high = map(q, |q| q.wrapping_add(64) >> 7);
+    let q = x.map(|x| (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed());
+    let high = q.map(|q| q.wrapping_add(64) >> 7);
     for i in 0..CHUNK {
         if PLANES == 1 {
             to[i] = q[i] as u8;
@@ -161,7 +161,8 @@ fn quantise<const PLANES: usize>(x: &[f32; CHUNK], to: &mut [u8]) {
             to[CHUNK + i] = q[i].wrapping_sub(high[i] << 7) as u8;
         }
     }
-    let sums: [i32; 2] = array(|half| q[half * CHUNK / 2..][..CHUNK / 2].iter().fold(0i32, |sum, q| sum.wrapping_sub(*q)));
+    let sums: [i32; 2] =
+        std::array::from_fn(|half| q[half * CHUNK / 2..][..CHUNK / 2].iter().fold(0i32, |sum, q| sum.wrapping_sub(*q)));
     to[record.scale..][..4].copy_from_slice(&scale.to_ne_bytes());
     to[record.sums..][..4].copy_from_slice(&sums[0].to_ne_bytes());
     to[record.sums + 4..][..4].copy_from_slice(&sums[1].to_ne_bytes());

@@ -34,7 +34,7 @@ use super::format::Format;
 use super::format::coding::{CodedBlock, Coding, Levels, MOST, Scales};
 use super::memory::huge_zeros;
 use super::parallel::each_chunk;
-use super::simd::{Kernel, LANES, Simd, array, map};
+use super::simd::{Kernel, LANES, Simd};
 
 pub use product::Product;
 
@@ -226,7 +226,7 @@ impl Coding {
 fn write_codes<const BITS: u32>(chunks: &[[u8; CHUNK]], lane: usize, to: &mut [u8]) {
     assert!(lane < LANES, "a row of a panel");
     for (codes, to) in chunks.iter().zip(to.chunks_exact_mut(BITS as usize * LINE)) {
-        let codes: [u32; CHUNK / 4] = array(|i| u32::from_le_bytes(codes.as_chunks().0[i]));
+        let codes: [u32; CHUNK / 4] = std::array::from_fn(|i| u32::from_le_bytes(codes.as_chunks().0[i]));
         let mut vectors = to.as_chunks_mut::<LINE>().0.iter_mut();
         let mut shift = 0;
         macro_rules! planes {
@@ -264,7 +264,7 @@ fn put<const N: usize>(to: &mut [u8], at: usize, bytes: [u8; N]) {
 }
 
 fn take<const N: usize>(from: &[u8], at: usize) -> [u8; N] {
-    array(|i| from[at + i])
+    std::array::from_fn(|i| from[at + i])
 }
 
 impl Planes {
@@ -675,9 +675,9 @@ impl<const P: usize> Coded for AddProducts<'_, P> {
         // SAFETY: the columns are the panels', and `x` has a value for each; the caller vouches for the instructions of `S`.
         unsafe {
             let table = S::table(&coding.table);
-            let mut sums = map(self.sums.each_ref(), |sum| S::load(sum.as_ptr()));
+            let mut sums = self.sums.each_ref().map(|sum| S::load(sum.as_ptr()));
             while column < self.columns.end {
-                let spans = map(self.panels, |panel| panel.span(column));
+                let spans = self.panels.map(|panel| panel.span(column));
                 let end = self.columns.end.min(spans[0].end);
                 while column < end {
                     let (at, left) = (column - spans[0].first, self.columns.end - column);

@@ -2,29 +2,29 @@
 
 use half::{bf16, f16};
 
-use super::{Kernel, LANES, Simd, array, map};
+use super::{Kernel, LANES, Simd};
 
 // Functions of their own: kernels spell out sixteen columns of each format, and with these in each of them an eighth of the library's code
 // would be for processors that hardly anyone has.
 
 #[inline(never)]
 fn widen_f16(values: [f16; LANES]) -> [f32; LANES] {
-    map(values, f16::to_f32)
+    values.map(f16::to_f32)
 }
 
 #[inline(never)]
 fn unsigned(codes: [u32; LANES], byte: u32) -> [f32; LANES] {
-    map(codes, |codes| (codes >> (8 * byte) & 0xff) as f32)
+    codes.map(|codes| (codes >> (8 * byte) & 0xff) as f32)
 }
 
 #[inline(never)]
 fn signed(codes: [u32; LANES], byte: u32, bits: u32) -> [f32; LANES] {
-    map(codes, |codes| ((codes << (32 - 8 * byte - bits)).cast_signed() >> (32 - bits)) as f32)
+    codes.map(|codes| ((codes << (32 - 8 * byte - bits)).cast_signed() >> (32 - bits)) as f32)
 }
 
 #[inline(never)]
 fn lookup(table: [f32; LANES], codes: [u32; LANES], byte: u32) -> [f32; LANES] {
-    map(codes, |codes| table[(codes >> (8 * byte)) as usize % LANES])
+    codes.map(|codes| table[(codes >> (8 * byte)) as usize % LANES])
 }
 
 /// Plain arrays; the instructions come from the compiler's vectoriser.
@@ -58,12 +58,12 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn load_bf16(p: *const bf16) -> Self::V {
         // SAFETY: the caller vouches for sixteen readable values.
-        map(unsafe { p.cast::<[bf16; LANES]>().read_unaligned() }, |x| f32::from_bits(u32::from(x.to_bits()) << 16))
+        unsafe { p.cast::<[bf16; LANES]>().read_unaligned() }.map(|x| f32::from_bits(u32::from(x.to_bits()) << 16))
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> Self::V {
         // SAFETY: the caller vouches for sixteen readable values.
-        map(unsafe { p.cast::<[i8; LANES]>().read_unaligned() }, f32::from)
+        unsafe { p.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::V) {
@@ -72,11 +72,11 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        array(|i| Self::fma1(a[i], b[i], c[i]))
+        std::array::from_fn(|i| Self::fma1(a[i], b[i], c[i]))
     }
     #[inline(always)]
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
-        array(|i| a[i] * b[i])
+        std::array::from_fn(|i| a[i] * b[i])
     }
     #[inline(always)]
     unsafe fn splat_u32(x: u32) -> Self::I {
@@ -85,44 +85,44 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn load_u32(p: *const u8) -> Self::I {
         // SAFETY: the caller vouches for sixteen readable numbers.
-        map(unsafe { p.cast::<[[u8; 4]; LANES]>().read_unaligned() }, u32::from_le_bytes)
+        unsafe { p.cast::<[[u8; 4]; LANES]>().read_unaligned() }.map(u32::from_le_bytes)
     }
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> Self::I {
         // SAFETY: the caller vouches for sixteen readable bytes.
-        map(unsafe { p.cast::<[u8; LANES]>().read_unaligned() }, u32::from)
+        unsafe { p.cast::<[u8; LANES]>().read_unaligned() }.map(u32::from)
     }
     #[inline(always)]
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I {
-        array(|i| a[i] & b[i])
+        std::array::from_fn(|i| a[i] & b[i])
     }
     #[inline(always)]
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
-        array(|i| a[i] | b[i])
+        std::array::from_fn(|i| a[i] | b[i])
     }
     #[inline(always)]
     unsafe fn xor(a: Self::I, b: Self::I) -> Self::I {
-        array(|i| a[i] ^ b[i])
+        std::array::from_fn(|i| a[i] ^ b[i])
     }
     #[inline(always)]
     unsafe fn shl(a: Self::I, bits: u32) -> Self::I {
-        map(a, |a| a << bits)
+        a.map(|a| a << bits)
     }
     #[inline(always)]
     unsafe fn shr(a: Self::I, bits: u32) -> Self::I {
-        map(a, |a| a >> bits)
+        a.map(|a| a >> bits)
     }
     #[inline(always)]
     unsafe fn sar(a: Self::I, bits: u32) -> Self::I {
-        map(a, |a| (a.cast_signed() >> bits).cast_unsigned())
+        a.map(|a| (a.cast_signed() >> bits).cast_unsigned())
     }
     #[inline(always)]
     unsafe fn to_f32(a: Self::I) -> Self::V {
-        map(a, |a| a.cast_signed() as f32)
+        a.map(|a| a.cast_signed() as f32)
     }
     #[inline(always)]
     unsafe fn from_bits(a: Self::I) -> Self::V {
-        map(a, f32::from_bits)
+        a.map(f32::from_bits)
     }
     #[inline(always)]
     unsafe fn table(values: &[f32; LANES]) -> Self::Table {
