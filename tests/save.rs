@@ -192,7 +192,15 @@ fn a_file_that_adapters_were_merged_into_is_kept() {
             // Without a tokenizer there are no vectors to compare.
             continue;
         }
-        let merged = model.merge(&Lora::load(&model, &adapter).unwrap(), 0.7).unwrap();
+        // The weights of Falcon-H1 in a file are multiplied: an adapter of the original does not fit them.
+        let lora = match Lora::load(&model, &adapter) {
+            Err(e) if name.starts_with("falcon_h1") => {
+                assert_eq!(e.kind(), ErrorKind::Unsupported, "{e}");
+                continue;
+            }
+            lora => lora.unwrap(),
+        };
+        let merged = model.merge(&lora, 0.7).unwrap();
         merged.save_gguf(&path, None, None).unwrap_or_else(|e| panic!("{}: {e}", adapter.display()));
         assert_eq!(results(&load(&path)), results(&merged), "{}", adapter.display());
         // And as the directory that it comes from would be.
