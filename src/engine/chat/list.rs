@@ -226,6 +226,11 @@ pub(super) fn check_memory(bytes: usize) -> Result<(), Error> {
     check_room("chat template", bytes).map_err(|_| no_memory(bytes))
 }
 
+/// Room for one more item of a list whose length a template says.
+pub(super) fn make_room<T>(items: &mut Vec<T>) -> Result<(), Error> {
+    items.try_reserve(1).map_err(|_| no_memory(size_of_val(items.as_slice())))
+}
+
 fn no_memory(bytes: usize) -> Error {
     let what = format!("{bytes} bytes of a value");
     invalid(format!("{what} do not fit the memory")).with_source(OutOfMemory { what })

@@ -13,7 +13,7 @@ use std::sync::{Arc, RwLock, Weak};
 use minijinja::value::{Object, ValueKind};
 use minijinja::{Error, ErrorKind as JinjaError, State, Value};
 
-use super::list::{MAX_VALUES, Size, list_of, measure, too_large};
+use super::list::{MAX_VALUES, Size, list_of, make_room, measure, too_large};
 use super::python::invalid;
 use super::view::View;
 use super::{MAX_BYTES, MAX_STEPS};
@@ -128,7 +128,9 @@ pub(super) fn hold_buffer(state: &mut State, buffer: &Arc<RwLock<Vec<Value>>>, i
 }
 
 fn hold_one(state: &mut State, held: Held, bytes: usize) -> Result<(), Error> {
-    state.get_or_insert_extension(Meter::default()).held.push((held, bytes));
+    let meter = state.get_or_insert_extension(Meter::default());
+    make_room(&mut meter.held)?;
+    meter.held.push((held, bytes));
     hold_bytes(state, bytes)
 }
 

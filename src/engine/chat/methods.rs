@@ -454,6 +454,7 @@ fn counted<'t>(state: &mut State, parts: impl Iterator<Item = &'t str>) -> Resul
         }
         let part = Value::from(part);
         hold(state, &part)?;
+        list::make_room(&mut values)?;
         values.push(part);
     }
     Ok(values)

@@ -262,7 +262,7 @@ out:
 }
 
 static mc_status encode_long(void) {
-    static char text[100000];
+    static char text[30000]; // what the tokenizer makes of it fits into what the library has put by
     mc_tokenizer *tokenizer = NULL;
     mc_tokens *tokens = NULL;
     mc_status status;
