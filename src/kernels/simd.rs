@@ -19,7 +19,8 @@ pub use portable::Portable;
 /// What `make` gives for each place.
 ///
 /// `std::array::from_fn` and `map` call functions that the compiler keeps in one of the parts into which it cuts a crate: without LTO each
-/// step of each product would be such a call. Not for plain arrays of sixteen, whose code would take as long to compile as all the rest.
+/// step of each product would be such a call. Plain arrays of sixteen keep to those functions: made in
+/// place their code is long, and few processors compute by it.
 #[inline(always)]
 pub fn array<T, const N: usize>(mut make: impl FnMut(usize) -> T) -> [T; N] {
     let mut all = [const { MaybeUninit::uninit() }; N];
