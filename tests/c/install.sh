@@ -74,8 +74,8 @@ CMAKE
         cmake -S "$stage/fetch" -B "$stage/fetch/$shared" -DBUILD_SHARED_LIBS=$shared -DMETAL_CANDLE_PROFILE="$PROFILE" \
             -DMETAL_CANDLE_TARGET_DIR="$(cd "$OUT/.." && pwd)" -DCARGO="$(command -v "${CARGO:-cargo}")" && cmake --build "$stage/fetch/$shared" && answers "$stage/fetch/$shared/chat" || return
     done
-    # Asked as the Makefile asks, cargo had nothing to do.
-    [ -z "$(find "$OUT/" -maxdepth 1 -type f -name 'libmetal_candle.*' -newer "$stage/before")" ] || { echo "cargo compiled it anew"; return 1; }
+    # Asked as the Makefile asks, cargo had nothing to do but to list the sources anew, where it was told another name of the folder.
+    [ -z "$(find "$OUT/" -maxdepth 1 -type f -name 'libmetal_candle.*' ! -name '*.d' -newer "$stage/before")" ] || { echo "cargo compiled it anew"; return 1; }
     archive=$(find "$stage/fetch/OFF" -name libmetal_candle.a)
     symbols_are_the_headers "$archive" && no_paths "$archive" "$OUT/$LIB" || return
     # The name by which programs look for it is made here as well, where no `make library` ran before.
