@@ -683,7 +683,7 @@ impl<const P: usize> Coded for AddProducts<'_, P> {
                     let (at, left) = (column - spans[0].first, self.columns.end - column);
                     for (span, sum) in spans.iter().zip(&mut sums) {
                         // Blocks of eight bits alone may be shorter.
-                        if BITS < 8 || left >= HALF {
+                        if const { BITS < 8 } || left >= HALF {
                             let mut sink = Sum::<S> { x, sum: *sum };
                             sixteen::<S, BITS, LEVELS, _>(coding, span, at, table, &mut sink);
                             *sum = sink.sum;
@@ -809,7 +809,7 @@ unsafe fn codes<S: Simd, const BITS: u32, const LEVELS: u8>(chunk: *const u8, i:
             _ => plane::<S>(chunk, BITS, i),
         };
         // The highest bit the other way round is that of a number with a sign.
-        if LEVELS == SIGNED { S::xor(codes, S::splat_u32(bytes_of(1) << (BITS - 1))) } else { codes }
+        if const { LEVELS == SIGNED } { S::xor(codes, S::splat_u32(bytes_of(1) << (BITS - 1))) } else { codes }
     }
 }
 

@@ -116,10 +116,18 @@ unsafe fn all_rows<S: Simd, const P: usize>(
             let (first, c) = (a.first.add(done * a.row), c.add(done * c_row));
             let vectors = std::array::from_fn::<_, P, _>(|p| b.first.add(p * b.vector));
             match rows {
-                12 if fits::<S>(12, P) => multiply::<S, _, 12, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
-                6 if fits::<S>(6, P) => multiply::<S, _, 6, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
-                4 if fits::<S>(4, P) => multiply::<S, _, 4, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
-                2 if fits::<S>(2, P) => multiply::<S, _, 2, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
+                12 if const { fits::<S>(12, P) } => {
+                    multiply::<S, _, 12, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start)
+                }
+                6 if const { fits::<S>(6, P) } => {
+                    multiply::<S, _, 6, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start)
+                }
+                4 if const { fits::<S>(4, P) } => {
+                    multiply::<S, _, 4, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start)
+                }
+                2 if const { fits::<S>(2, P) } => {
+                    multiply::<S, _, 2, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start)
+                }
                 _ => multiply::<S, _, 1, P>(steps, first, a.row, a.step, vectors, b.step, c, c_row, start),
             }
         }
@@ -163,7 +171,8 @@ pub unsafe fn multiply<S: Simd, B: Columns<S>, const R: usize, const P: usize>(
     start: Option<&[f32; PANELS * LANES]>,
 ) {
     // Each row and vector is spelled out, with a constant index: sums that a loop would index stay in memory wherever the compiler
-    // does not unroll it, and the product is then ten times slower.
+    // does not unroll it, and the product is then ten times slower. Conditions are constants by name, so that what does not hold is not
+    // compiled at all.
     macro_rules! each {
         (ROW => $work:block) => {
             each!(@ ROW R $work 0 1 2 3 4 5 6 7 8 9 10 11)
@@ -172,7 +181,7 @@ pub unsafe fn multiply<S: Simd, B: Columns<S>, const R: usize, const P: usize>(
             each!(@ VECTOR P $work 0 1 2 3)
         };
         (@ $index:ident $count:ident $work:block $($value:literal)*) => {
-            $(if $count > $value {
+            $(if const { $count > $value } {
                 const $index: usize = $value;
                 $work
             })*
@@ -198,7 +207,7 @@ pub unsafe fn multiply<S: Simd, B: Columns<S>, const R: usize, const P: usize>(
                 let x = S::splat(*a.add(ROW * a_row));
                 each!(VECTOR => { sum[ROW][VECTOR] = S::fma(x, vectors[VECTOR], sum[ROW][VECTOR]); });
                 // Or the compiler reads all rows first, has no registers left for the sums, and moves them about in memory.
-                if R > 4 {
+                if const { R > 4 } {
                     (sum[ROW][0], sum[ROW][1], a) = S::then(sum[ROW][0], sum[ROW][1], a);
                 }
             });

@@ -181,7 +181,7 @@ impl Work<'_> {
                     }
                     // SAFETY: passed on from the caller.
                     unsafe {
-                        if KIND == CODE {
+                        if const { KIND == CODE } {
                             let w = room.each_ref().map(InRoom::<false>);
                             self.tiles::<D, _, P, HALVES, MINS, BYTES>(w, panel, rows.clone(), column);
                         } else {
@@ -441,6 +441,25 @@ struct Tile<'a, W, const R: usize, const P: usize, const HALVES: bool, const MIN
     start: Option<&'a [f32; PANELS * LANES]>,
 }
 
+impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS: bool, const BYTES: usize>
+    Tile<'_, W, R, P, HALVES, MINS, BYTES>
+{
+    /// Codes with mins stand for themselves, but for those of eight bits where bytes have a sign.
+    const fn has_middle<D: Dots>() -> bool {
+        MINS == (W::WIDE && D::SIGNED)
+    }
+
+    /// Two rows at once; if there is one only, it is both of them, and the second's sums go nowhere.
+    const fn by_twos<D: Dots>() -> bool {
+        W::IN_MEMORY && D::MATRICES
+    }
+
+    /// Rows that have sums.
+    const fn summed<D: Dots>() -> usize {
+        if Self::by_twos::<D>() { R.next_multiple_of(2) } else { R }
+    }
+}
+
 impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS: bool, const BYTES: usize> DotsKernel
     for Tile<'_, W, R, P, HALVES, MINS, BYTES>
 {
@@ -449,24 +468,20 @@ impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS:
     #[inline(always)]
     unsafe fn run<D: Dots>(self) {
         let (record, half_sums) = (Record::of(BYTES), if HALVES { 0 } else { 8 });
-        // Codes with mins stand for themselves, but for those of eight bits where bytes have a sign.
-        let has_middle = MINS == (W::WIDE && D::SIGNED);
-        // Two rows at once; if there is one only, it is both of them, and the second's sums go nowhere.
-        let by_twos = W::IN_MEMORY && D::MATRICES;
-        let summed = if by_twos { R.next_multiple_of(2) } else { R };
-        // As in the tile of F32, rows and vectors are spelled out: sums have constant indices, or they stay in memory.
+        // As in the tile of F32, rows and vectors are spelled out: sums have constant indices, or they stay in memory. Conditions are
+        // constants by name: what does not hold is not compiled at all.
         macro_rules! each {
             (ROW => $work:block) => {
-                each!(@ ROW R $work 0 1 2 3 4 5)
+                each!(@ ROW R; $work 0 1 2 3 4 5)
             };
             (SUMMED ROW => $work:block) => {
-                each!(@ ROW summed $work 0 1 2 3 4 5)
+                each!(@ ROW Self::summed::<D>(); $work 0 1 2 3 4 5)
             };
             (VECTOR => $work:block) => {
-                each!(@ VECTOR P $work 0 1)
+                each!(@ VECTOR P; $work 0 1)
             };
-            (@ $index:ident $count:ident $work:block $($value:literal)*) => {
-                $(if $count > $value {
+            (@ $index:ident $count:expr; $work:block $($value:literal)*) => {
+                $(if const { $count > $value } {
                     const $index: usize = $value;
                     $work
                 })*
@@ -508,7 +523,7 @@ impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS:
                         each!(VECTOR => {
                             let w = self.w[VECTOR].codes::<D>(chunk, $first + $step);
                             each!(SUMMED ROW => {
-                                if ROW % 2 == 0 {
+                                if const { ROW.is_multiple_of(2) } {
                                     let (x, second) = (x.add($plane * CHUNK + 4 * $first), (ROW | 1).min(R - 1));
                                     let x = [x.add(ROW * record.bytes), x.add(second * record.bytes)];
                                     let sums = [$sums[ROW][VECTOR], $sums[ROW | 1][VECTOR]];
@@ -520,7 +535,7 @@ impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS:
                 }
                 macro_rules! steps {
                     ($sums:ident, $plane:literal: $($step:literal)*) => {
-                        if D::MATRICES && W::IN_MEMORY {
+                        if const { Self::by_twos::<D>() } {
                             for step in [$($step),*].into_iter().step_by(2) {
                                 two_steps!($sums, $plane, step);
                             }
@@ -539,7 +554,7 @@ impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS:
                         // What the middle makes of the sums of activations, which are there with the sign that adds it.
                         macro_rules! middle {
                             (ROW) => {
-                                if by_twos {
+                                if const { Self::by_twos::<D>() } {
                                     D::join_rows([middle!(@ ROW & !1), middle!(@ (ROW | 1).min(R - 1))])[ROW % 2]
                                 } else {
                                     middle!(@ ROW)
@@ -552,8 +567,8 @@ impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS:
                                 if MINS { D::add(D::S::xor(middle, D::S::splat_u32(u32::MAX)), D::S::splat_u32(1)) } else { middle }
                             }};
                         }
-                        if BYTES == 1 {
-                            if has_middle {
+                        if const { BYTES == 1 } {
+                            if const { Self::has_middle::<D>() } {
                                 each!(SUMMED ROW => {
                                     let middle = middle!(ROW);
                                     each!(VECTOR => { sums[ROW][VECTOR] = middle; });
@@ -564,13 +579,13 @@ impl<W: Weights, const R: usize, const P: usize, const HALVES: bool, const MINS:
                             // First the high bytes, then the low ones.
                             steps!(sums, 0: $($step)*);
                             each!(SUMMED ROW => {
-                                let middle = if has_middle { middle!(ROW) } else { zero };
+                                let middle = if const { Self::has_middle::<D>() } { middle!(ROW) } else { zero };
                                 each!(VECTOR => { sums[ROW][VECTOR] = D::add(D::S::shl(sums[ROW][VECTOR], 7), middle); });
                             });
                             steps!(sums, 1: $($step)*);
                         }
                         each!(SUMMED ROW => {
-                            if by_twos && ROW % 2 == 0 {
+                            if const { Self::by_twos::<D>() && ROW.is_multiple_of(2) } {
                                 each!(VECTOR => {
                                     [sums[ROW][VECTOR], sums[ROW | 1][VECTOR]] =
                                         D::join_rows([sums[ROW][VECTOR], sums[ROW | 1][VECTOR]]);
