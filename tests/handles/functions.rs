@@ -432,6 +432,7 @@ pub struct Arguments {
     #[allow(clippy::vec_box)]
     places: Vec<Box<u64>>,
     _floats: Vec<Vec<f32>>,
+    _paths: Vec<std::ffi::CString>,
 }
 
 impl Arguments {
@@ -456,7 +457,7 @@ impl Arguments {
     fn with(function: &Function, make: impl Fn(Type) -> *mut c_void) -> Self {
         let mut places: Vec<Box<u64>> = function.parameters.iter().map(|_| Box::new(UNTOUCHED)).collect();
         let mut floats = vec![vec![0f32; 4096]; function.parameters.len()];
-        let (mut words, mut handles) = (Vec::new(), Vec::new());
+        let (mut words, mut handles, mut paths) = (Vec::new(), Vec::new(), Vec::new());
         for (i, parameter) in function.parameters.iter().enumerate() {
             words.push(match *parameter {
                 Parameter::Handle(kind) | Parameter::Maybe(kind) | Parameter::Freed(kind) => {
@@ -475,7 +476,10 @@ impl Arguments {
                 Parameter::ExamplesPath => examples_path().as_ptr() as u64,
                 Parameter::CheckpointPath => saved_checkpoint().as_ptr() as u64,
                 Parameter::NewPath => new_path().as_ptr() as u64,
-                Parameter::FreshPath => fresh_path().as_ptr() as u64,
+                Parameter::FreshPath => {
+                    paths.push(fresh_path());
+                    paths[paths.len() - 1].as_ptr() as u64
+                }
                 Parameter::Sizes(sizes) => sizes.as_ptr() as u64,
                 Parameter::Out(_) | Parameter::MaybeOut(_) | Parameter::Number => (&raw mut *places[i]) as u64,
                 Parameter::Err => {
@@ -500,7 +504,7 @@ impl Arguments {
                 Parameter::Double(value) => value.to_bits(),
             });
         }
-        Self { words, handles, places, _floats: floats }
+        Self { words, handles, places, _floats: floats, _paths: paths }
     }
 
     /// Calls, checks what a failure must look like, frees everything; gives the status or value and the error's message.
@@ -602,10 +606,10 @@ pub fn new_path() -> &'static CStr {
 }
 
 /// Another one each time.
-pub fn fresh_path() -> &'static CStr {
+fn fresh_path() -> std::ffi::CString {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let path = format!("{}-{}", new_path().to_str().unwrap(), COUNT.fetch_add(1, Ordering::Relaxed));
-    Box::leak(std::ffi::CString::new(path).unwrap().into_boxed_c_str())
+    std::ffi::CString::new(path).unwrap()
 }
 
 /// Undoes what a call left in the process: `mc_log_set`, a second reference from `mc_model_retain`.

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)]
 
+pub mod calls;
 pub mod functions;
 
 use std::ffi::{CStr, CString, c_char, c_void};
