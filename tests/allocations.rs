@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use handles::functions::*;
 use metal_candle::ffi::error::mc_status;
 
-/// What grows with a model, a text, a file or a batch. Below are what files are buffered by, and lists of a model's modules.
-const LARGE: usize = 16 << 10;
+/// What grows with a model, a text, a file or a batch. Below are what files are buffered by, lists of a model's modules, and the JSON that
+/// names them.
+const LARGE: usize = 32 << 10;
 
 /// Of functions that train for some steps, one in so many allocations fails: the same ones come again with each.
 const OF_TRAININGS: usize = 23;

@@ -3,7 +3,7 @@
 
 mod handles;
 
-use std::ffi::{c_char, c_void};
+use std::ffi::c_void;
 use std::ptr::null_mut;
 
 use handles::functions::*;
