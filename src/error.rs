@@ -142,6 +142,12 @@ pub(crate) struct OutOfMemory {
     pub what: String,
 }
 
+impl From<OutOfMemory> for Error {
+    fn from(error: OutOfMemory) -> Self {
+        Self::new(ErrorKind::OutOfMemory, error.to_string())
+    }
+}
+
 impl From<OutOfMemory> for candle_core::Error {
     fn from(error: OutOfMemory) -> Self {
         io::Error::new(io::ErrorKind::OutOfMemory, error).into()

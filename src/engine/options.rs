@@ -20,12 +20,15 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Se
 use serde_json::Value as Json;
 
 use crate::error::Error;
+use crate::kernels::owned;
 use crate::load::check_json_room;
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Bytes of JSON: a schema has 64 KiB at most, and the rest is short.
 const MOST_JSON: usize = 1 << 20;
+/// The longest text that is an option: as long as JSON may be that holds one.
+const MOST_TEXT: usize = MOST_JSON;
 /// The longest text of a list: a stop text, the name of a module.
 const MOST_PART: usize = 64 << 10;
 /// As many biases as the largest vocabulary has tokens, and more.
@@ -108,6 +111,16 @@ pub(crate) trait Fields: Default + 'static {
         (field.set)(self, value)
     }
 
+    /// The same of a text, which is copied once it is known not to be too long; `None` is the default.
+    ///
+    /// # Errors
+    /// As [`set_field`](Self::set_field), and `OutOfMemory` for what cannot be copied.
+    fn set_text(&mut self, name: &str, text: Option<&str>) -> Result<()> {
+        let Some(text) = text else { return self.set_field(name, OptionValue::Unset) };
+        check_text(name, text)?;
+        self.set_field(name, OptionValue::Text(owned(name, text)?))
+    }
+
     /// Puts the members of a JSON object into the fields of their names, in their order; `null` is a field's default. Without JSON
     /// all fields that have a name become their defaults.
     ///
@@ -149,7 +162,7 @@ impl OptionRange {
             },
             (Self::Text, OptionValue::Text(text)) => match text.find('\0') {
                 Some(at) => bad(&format_args!("NUL at byte {at}")),
-                None => Ok(()),
+                None => check_text(name, text),
             },
             (Self::Texts, OptionValue::Texts(texts)) => texts.iter().try_for_each(|text| check_part(name, text)),
             (Self::Biases, OptionValue::Biases(biases)) => biases.iter().try_for_each(|&(id, bias)| check_bias(id, bias)),
@@ -200,6 +213,17 @@ impl fmt::Display for OptionRange {
 /// Whether the upper end of a range is that of the type.
 fn is_any(most: u64) -> bool {
     [SIZE, u64::MAX].contains(&most)
+}
+
+/// A text.
+///
+/// # Errors
+/// `InvalidArgument` for one that is longer than a mebibyte.
+fn check_text(name: &str, text: &str) -> Result<()> {
+    if text.len() > MOST_TEXT {
+        return Err(Error::argument(format!("{name}: expected at most {MOST_TEXT} bytes, found {}", text.len())));
+    }
+    Ok(())
 }
 
 /// One of a list of texts.
@@ -427,6 +451,7 @@ impl From<f64> for OptionValue {
     }
 }
 
+/// What a field holds; what is to go there may be long: [`Fields::set_text`].
 impl From<Option<&str>> for OptionValue {
     fn from(text: Option<&str>) -> Self {
         text.map_or(Self::Unset, |text| Self::Text(text.to_owned()))
@@ -606,6 +631,11 @@ mod tests {
         }
         let long = format!("{{\"stop\": [\"{}\"]}}", "a".repeat(MOST_JSON));
         assert_eq!(refused(&long), format!("json: expected at most {MOST_JSON} bytes, found {}", MOST_JSON + 14));
+        let mut options = GenerateOptions::default();
+        let longest = "a".repeat(MOST_TEXT);
+        assert!(options.set_text("tool_choice", Some(&longest)).is_ok());
+        let error = options.set_text("tool_choice", Some(&format!("{longest}a"))).unwrap_err();
+        assert_eq!(error.message(), format!("tool_choice: expected at most {MOST_TEXT} bytes, found {}", MOST_TEXT + 1));
         // A name is not repeated at any length.
         assert!(refused(&format!("{{\"{}\": 1}}", "a".repeat(9999))).starts_with("json: a longer text is no option"));
     }

@@ -27,7 +27,7 @@ use crate::load::{
 };
 use crate::models;
 use crate::nn::{MIXES, Mix, Module, Part, Restored, Role, Tying};
-use crate::ops::Format;
+use crate::ops::{Format, zeros};
 
 /// The files that a model was read from, which a saved one takes from them what has not changed.
 #[derive(Debug, Clone)]
@@ -379,9 +379,10 @@ fn write_stored(name: &str, source: &mut dyn ModelTensors, format: Format, put: 
     let wrong = || Error::format(format!("{name}: no memory has the bytes of shape {:?}", entry.shape));
     let row_bytes = stored.row_bytes(cols).ok_or_else(wrong)?;
     if stored == format {
-        let (total, mut buffer, mut at) = (rows * row_bytes, Vec::new(), 0);
+        let total = rows * row_bytes;
+        let (mut buffer, mut at) = (zeros(PIECE.min(total))?, 0);
         while at < total {
-            buffer.resize(PIECE.min(total - at), 0);
+            buffer.truncate(total - at);
             source.read(name, at as u64, &mut buffer)?;
             put(&buffer)?;
             at += buffer.len();
@@ -390,9 +391,9 @@ fn write_stored(name: &str, source: &mut dyn ModelTensors, format: Format, put: 
     }
     let source = RefCell::new(source);
     let values = |rows: Range<usize>| {
-        let mut bytes = vec![0; rows.len() * row_bytes];
+        let mut bytes = zeros(rows.len() * row_bytes)?;
         source.borrow_mut().read(name, (rows.start * row_bytes) as u64, &mut bytes)?;
-        Ok(stored.widen(&bytes))
+        Ok(stored.try_widen(&bytes)?)
     };
     write_rows(name, rows, format, &values, put)
 }
@@ -417,13 +418,9 @@ fn stored_rows(name: &str, source: &mut dyn ModelTensors, rows: Range<usize>) ->
     let wrong = || Error::format(format!("{name}: no memory has the bytes of shape {:?}", entry.shape));
     let row_bytes = stored.row_bytes(if let [.., _, cols] = entry.shape[..] { cols } else { 1 }).ok_or_else(wrong)?;
     let len = rows.len().checked_mul(row_bytes).ok_or_else(wrong)?;
-    let mut bytes = Vec::new();
-    bytes
-        .try_reserve_exact(len)
-        .map_err(|e| Error::new(ErrorKind::OutOfMemory, format!("{name}: {len} bytes do not fit the memory")).with_source(e))?;
-    bytes.resize(len, 0);
+    let mut bytes = zeros(len)?;
     source.read(name, (rows.start * row_bytes) as u64, &mut bytes)?;
-    Ok(stored.widen(&bytes))
+    Ok(stored.try_widen(&bytes)?)
 }
 
 /// How many rows a tensor of this shape is written in: a value is one in a vector.

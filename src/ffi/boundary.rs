@@ -177,7 +177,13 @@ pub fn inject_panic() {
 /// Makes the next call on this thread that changes a session, chat or options panic in the middle of it, once.
 #[cfg(feature = "fault-injection")]
 pub fn inject_panic_in_use() {
-    fault::IN_USE.set(true);
+    inject_in_use(|| panic!("injected panic in use"));
+}
+
+/// Runs this in the middle of the next call on this thread that changes a session, chat or options, once: that object is in use then.
+#[cfg(feature = "fault-injection")]
+pub fn inject_in_use(action: impl FnOnce() + 'static) {
+    fault::IN_USE.set(Some(Box::new(action)));
 }
 
 #[cfg(feature = "fault-injection")]
@@ -186,7 +192,7 @@ pub(super) mod fault {
 
     thread_local! {
         pub(super) static NEXT_GUARD: Cell<bool> = const { Cell::new(false) };
-        pub(super) static IN_USE: Cell<bool> = const { Cell::new(false) };
+        pub(super) static IN_USE: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
     }
 
     pub(in crate::ffi) fn next_guard() {
@@ -196,8 +202,8 @@ pub(super) mod fault {
     }
 
     pub(in crate::ffi) fn in_use() {
-        if IN_USE.take() {
-            panic!("injected panic in use");
+        if let Some(action) = IN_USE.take() {
+            action();
         }
     }
 }

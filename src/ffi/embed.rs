@@ -365,7 +365,7 @@ pub unsafe extern "C" fn mc_embed_options_set_batch_size(options: MaybeUninit<&m
 ///                 has. NULL (the default) = the model's default prompt, if it has one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_prompt_name(options: MaybeUninit<&mut mc_embed_options>, name: *const c_char) {
-    set(options, |embed| embed.set_field("prompt_name", optional_name(name, "prompt_name")?.into()));
+    set(options, |embed| embed.set_text("prompt_name", optional_name(name, "prompt_name")?));
 }
 
 /// Puts a text in front of every text. Replaces mc_embed_options_set_prompt_name().
@@ -375,7 +375,7 @@ pub unsafe extern "C" fn mc_embed_options_set_prompt_name(options: MaybeUninit<&
 ///                 prompt, if it has one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_embed_options_set_prefix(options: MaybeUninit<&mut mc_embed_options>, prefix: *const c_char) {
-    set(options, |embed| embed.set_field("prefix", optional_name(prefix, "prefix")?.into()));
+    set(options, |embed| embed.set_text("prefix", optional_name(prefix, "prefix")?));
 }
 
 /// An adapter for the vectors.

@@ -743,7 +743,7 @@ pub unsafe extern "C" fn mc_generate_options_set_tool_choice(
     options: MaybeUninit<&mut mc_generate_options>,
     choice: *const c_char,
 ) {
-    set(options, |generate| generate.set_field("tool_choice", optional_name(choice, "tool_choice")?.into()));
+    set(options, |generate| generate.set_text("tool_choice", optional_name(choice, "tool_choice")?));
 }
 
 /// How an answer is told apart into text, thoughts and calls of tools. Its text and tokens are the same either way.
@@ -762,7 +762,7 @@ pub unsafe extern "C" fn mc_generate_options_set_answer_format(
     options: MaybeUninit<&mut mc_generate_options>,
     name: *const c_char,
 ) {
-    set(options, |generate| generate.set_field("answer_format", optional_name(name, "answer_format")?.into()));
+    set(options, |generate| generate.set_text("answer_format", optional_name(name, "answer_format")?));
 }
 
 /// How many tokens a thought may have: then the model's own mark closes it, and the answer goes on behind it.

@@ -24,7 +24,8 @@
 //! - **Strings.** `const char *` without a length is NUL-terminated UTF-8, on Windows too. Content is a pointer and a length
 //!   in bytes; the pointer may be NULL when the length is 0, if it is marked so.
 //! - **Setters.** NULL resets: a setter that takes a pointer takes NULL for the default, which it names. A bad value is remembered, and
-//!   reported by the first call that uses the options. Each kind of options has a setter that takes JSON.
+//!   reported by the first call that uses the options. Each kind of options has a setter that takes JSON. Texts are copied, and are at
+//!   most a mebibyte where nothing else is said.
 //! - **Threads.** Handles belong to no thread. Functions that take a handle as `const` may run beside each other on that
 //!   handle; any other use must be the only one, and where the documentation says MC_ERROR_BUSY it is checked. Freeing
 //!   while another thread is about to use the handle is an error of the caller. Each section says what that means for its

@@ -626,7 +626,7 @@ pub unsafe extern "C" fn mc_model_options_set_dtype(options: MaybeUninit<&mut mc
 /// @param path     a tokenizer.json, a directory with one, or a .gguf file; NULL (the default) = the model's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(options: MaybeUninit<&mut mc_model_options>, path: *const c_char) {
-    set(options, |load| load.set_field("tokenizer_path", optional_name(path, "tokenizer_path")?.into()));
+    set(options, |load| load.set_text("tokenizer_path", optional_name(path, "tokenizer_path")?));
 }
 
 /// Asks for weights that are quantised while loading, to take less memory. This version does it on every device.
@@ -659,7 +659,7 @@ pub unsafe extern "C" fn mc_model_options_set_tokenizer_path(options: MaybeUnini
 ///                 F16, which none up to 65504 is, with "q8_0" none up to 8.3 million.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_quantization(options: MaybeUninit<&mut mc_model_options>, kind: *const c_char) {
-    set(options, |load| load.set_field("quantization", optional_name(kind, "quantization")?.into()));
+    set(options, |load| load.set_text("quantization", optional_name(kind, "quantization")?));
 }
 
 /// Computes in F32 with quantised weights on the CPU, as if they were stored as the F32 that they stand for.
@@ -693,7 +693,7 @@ pub unsafe extern "C" fn mc_model_options_set_exact(options: MaybeUninit<&mut mc
 ///                 for a model with the same kind, else mc_session_load() returns MC_ERROR_MISMATCH, naming both.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_kv_cache(options: MaybeUninit<&mut mc_model_options>, kind: *const c_char) {
-    set(options, |load| load.set_field("kv_cache", optional_name(kind, "kv_cache")?.into()));
+    set(options, |load| load.set_text("kv_cache", optional_name(kind, "kv_cache")?));
 }
 
 /// The longest context that sessions of this model may have.
@@ -712,7 +712,7 @@ pub unsafe extern "C" fn mc_model_options_set_max_context(options: MaybeUninit<&
 /// @param value    a directory, in the layout of Hugging Face's own cache. NULL (the default) = theirs, in the home directory.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_hub_cache_dir(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
-    set(options, |load| load.set_field("hub_cache_dir", optional_name(value, "hub_cache_dir")?.into()));
+    set(options, |load| load.set_text("hub_cache_dir", optional_name(value, "hub_cache_dir")?));
 }
 
 /// Which GGUF file is loaded of a directory or a repository that has several.
@@ -722,7 +722,7 @@ pub unsafe extern "C" fn mc_model_options_set_hub_cache_dir(options: MaybeUninit
 ///                 GGUF file there is; of several in a repository the one whose name says Q4_K_M.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_file(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
-    set(options, |load| load.set_field("file", optional_name(value, "file")?.into()));
+    set(options, |load| load.set_text("file", optional_name(value, "file")?));
 }
 
 /// Which revision of a repository mc_model_load_hub() loads.
@@ -731,7 +731,7 @@ pub unsafe extern "C" fn mc_model_options_set_file(options: MaybeUninit<&mut mc_
 /// @param value    a branch, tag or commit. NULL (the default) = "main".
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_hub_revision(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
-    set(options, |load| load.set_field("hub_revision", optional_name(value, "hub_revision")?.into()));
+    set(options, |load| load.set_text("hub_revision", optional_name(value, "hub_revision")?));
 }
 
 /// The access token for private and gated repositories.
@@ -740,7 +740,7 @@ pub unsafe extern "C" fn mc_model_options_set_hub_revision(options: MaybeUninit<
 /// @param value    the token; NULL (the default) = none. Tokens stored on this machine are not looked for.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_model_options_set_hub_token(options: MaybeUninit<&mut mc_model_options>, value: *const c_char) {
-    set(options, |load| load.set_field("hub_token", optional_name(value, "hub_token")?.into()));
+    set(options, |load| load.set_text("hub_token", optional_name(value, "hub_token")?));
 }
 
 /// Whether mc_model_load_hub() must do with what was downloaded before.

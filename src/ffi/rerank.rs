@@ -189,7 +189,7 @@ pub unsafe extern "C" fn mc_rerank_options_set_batch_size(options: MaybeUninit<&
 ///                 default) = the model's default prompt, if it has one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_rerank_options_set_prompt_name(options: MaybeUninit<&mut mc_rerank_options>, name: *const c_char) {
-    set(options, |rerank| rerank.set_field("prompt_name", optional_name(name, "prompt_name")?.into()));
+    set(options, |rerank| rerank.set_text("prompt_name", optional_name(name, "prompt_name")?));
 }
 
 /// A text in front of the query or, where pairs go through the model's chat template, its system message. A Qwen3-Reranker whose
@@ -202,7 +202,7 @@ pub unsafe extern "C" fn mc_rerank_options_set_prompt_name(options: MaybeUninit<
 ///                 prompt, if it has one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mc_rerank_options_set_prompt(options: MaybeUninit<&mut mc_rerank_options>, prompt: *const c_char) {
-    set(options, |rerank| rerank.set_field("prompt", optional_name(prompt, "prompt")?.into()));
+    set(options, |rerank| rerank.set_text("prompt", optional_name(prompt, "prompt")?));
 }
 
 /// A flag that stops the work as soon as the pairs are done that are going through the network.

@@ -690,7 +690,7 @@ pub unsafe extern "C" fn mc_train_options_set_checkpoint(
     every_steps: u64,
 ) {
     set(options, |options| {
-        options.set_field("checkpoint", text::optional_name(dir, "checkpoint")?.into())?;
+        options.set_text("checkpoint", text::optional_name(dir, "checkpoint")?)?;
         options.set_field("checkpoint_every", every_steps.into())
     });
 }

@@ -11,6 +11,9 @@ use half::{bf16, f16};
 
 use coding::{CodedBlock, Coding};
 
+use super::memory::zeros;
+use crate::error::OutOfMemory;
+
 mod affine;
 pub mod coding;
 mod fp4;
@@ -239,11 +242,21 @@ impl Format {
         blocks.checked_mul(self.block_bytes())
     }
 
-    /// The values of blocks in a file.
+    /// The values of blocks in a file: of a row. Those of more are [`try_widen`](Self::try_widen)'s.
     pub fn widen(self, bytes: &[u8]) -> Vec<f32> {
         let mut values = vec![0.0; bytes.len() / self.block_bytes() * self.block()];
         self.widen_into(bytes, &mut values);
         values
+    }
+
+    /// The values of blocks in a file, however many.
+    ///
+    /// # Errors
+    /// If there is no memory for them.
+    pub fn try_widen(self, bytes: &[u8]) -> Result<Vec<f32>, OutOfMemory> {
+        let mut values = zeros(bytes.len() / self.block_bytes() * self.block())?;
+        self.widen_into(bytes, &mut values);
+        Ok(values)
     }
 
     /// The same in a place of the right length.

@@ -141,7 +141,7 @@ impl<'a> ApartExperts<'a> {
             Kind::Bias(format) => {
                 let size = format.block_bytes();
                 let bytes = read(&mut self.checkpoint, &format!("{stack}_bias"), expert * all * size, all * size)?;
-                let values = format.widen(&bytes);
+                let values = format.try_widen(&bytes)?;
                 made.extend((0..*outputs).flat_map(|row| values[stored(row)].to_le_bytes()));
             }
             Kind::Plain(format) => {

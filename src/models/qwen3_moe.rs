@@ -52,6 +52,21 @@ mod tests {
     }
 
     #[test]
+    fn more_experts_than_any_model_has_are_refused() {
+        let error = |more: &str| {
+            let config = format!(
+                r#"{{"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 8, "vocab_size": 8,
+                    "num_hidden_layers": 3, "num_experts_per_tok": 1, "moe_intermediate_size": 8, {more}}}"#
+            );
+            parse(&Json::parse("config.json", &config).unwrap()).map(drop).unwrap_err().message().to_owned()
+        };
+        for name in ["num_experts", "num_local_experts"] {
+            let expected = format!("config.json: {name}: expected a whole number from 0 to 4096, found 1000000");
+            assert_eq!(error(&format!(r#""{name}": 1000000"#)), expected);
+        }
+    }
+
+    #[test]
     fn every_layer_slides_or_none() {
         let windows = |more| parsed(&more).layers.iter().map(|layer| layer.window).collect::<Vec<_>>();
         let on = json!({ "use_sliding_window": true, "sliding_window": 16, "max_window_layers": 2 });

@@ -7,6 +7,7 @@ use std::f64::consts::TAU;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::error::OutOfMemory;
 use crate::ops::{Angles, Backend};
 
 /// How a model's frequencies are stretched.
@@ -113,7 +114,10 @@ impl Rope {
         let factor = self.attention_factor() as f32;
         let half = self.dim / 2;
         let total = spans.iter().map(|(span, _)| span.len()).sum::<usize>() * half;
-        let (mut cos, mut sin) = (Vec::with_capacity(total), Vec::with_capacity(total));
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for values in [&mut cos, &mut sin] {
+            values.try_reserve_exact(total).map_err(|_| OutOfMemory { what: format!("{total} angles of positions") })?;
+        }
         // Where each regime's angles from position 0 on begin, and how many positions they cover: sequences share them.
         let mut known: HashMap<usize, Range<usize>> = HashMap::new();
         for (span, length) in spans {

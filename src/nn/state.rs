@@ -156,11 +156,11 @@ impl LayerState {
         match self {
             Self::Kv(cache) => cache.fill(bytes, dtype),
             Self::Conv(conv) => {
-                let values = Format::F32.widen(&bytes[size_of::<u64>()..]);
+                let values = Format::F32.try_widen(&bytes[size_of::<u64>()..])?;
                 conv.fill(&values, start_of(bytes) as usize, tokens, dtype)
             }
             Self::Scan(conv, scan) => {
-                let values = Format::F32.widen(&bytes[size_of::<u64>()..]);
+                let values = Format::F32.try_widen(&bytes[size_of::<u64>()..])?;
                 let (of_conv, of_scan) = values.split_at(conv.value_count());
                 let start = start_of(bytes) as usize;
                 conv.fill(of_conv, start, tokens, dtype)?;

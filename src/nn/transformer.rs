@@ -15,7 +15,7 @@ use super::per_layer::PerLayer;
 use super::relative_bias::RelativeBias;
 use super::rope::RopeAngles;
 use super::{Bias, Config, NormConfig, Prefix, Rope, Slot, States, Tying, Weights};
-use crate::error;
+use crate::error::{self, OutOfMemory};
 use crate::ops::{
     self, AdaptedLinear, Backend, Context, DecodeStep, DecoderParts, Format, KvFormat, Masks, Matrix, Norm, Sequences,
     Unsupported,
@@ -367,7 +367,9 @@ impl Transformer {
         rows: Range<usize>,
         part: impl Fn(usize) -> Option<(&'a Range<usize>, LinearId, usize)>,
     ) -> Result<Vec<f32>> {
-        let (mut values, mut row) = (Vec::with_capacity(rows.len() * inputs), rows.start);
+        let (mut values, mut row) = (Vec::new(), rows.start);
+        let len = rows.len() * inputs;
+        values.try_reserve_exact(len).map_err(|_| OutOfMemory { what: format!("{len} values of {name}") })?;
         while row < rows.end {
             let Some((part, linear, start)) = part(row) else { bail!("row {row} of {name} is not in the network") };
             let matrix = self.linear(linear).map_or(&self.embed, |linear| &linear.weight);

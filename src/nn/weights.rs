@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use super::Slot;
 use super::mix::{Mix, Part};
-use crate::error::{Error, ErrorKind, Result};
-use crate::ops::{Arithmetic, Backend, Format, Kept, Matrix, MatrixBuilder, Use, Vector, beside};
+use crate::error::{Error, ErrorKind, OutOfMemory, Result};
+use crate::ops::{Arithmetic, Backend, Format, Kept, Matrix, MatrixBuilder, Use, Vector, beside, zeros};
 
 /// What a file says of a tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -206,13 +206,15 @@ impl<'a> Weights<'a> {
             }
             let (format, bytes) = (entry.format(name)?, entry.bytes(name)?);
             if !self.dry {
-                let mut bytes = vec![0; bytes];
+                let mut bytes = zeros(bytes)?;
                 self.source.read(name, 0, &mut bytes)?;
                 if !format.has_finite_scales(&bytes) {
                     return Err(Error::format(format!("{name}: a scale is not finite")));
                 }
                 // Now that the file is known to hold so many: a configuration may ask for any number.
-                values.extend(format.widen(&bytes));
+                let some = format.try_widen(&bytes)?;
+                values.try_reserve(some.len()).map_err(|_| OutOfMemory { what: format!("{} values of {name}", some.len()) })?;
+                values.extend(some);
             }
             self.parameters += *len as u64;
             self.bytes += (*len * size_of::<f32>()) as u64;

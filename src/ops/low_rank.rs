@@ -284,7 +284,8 @@ pub fn merged(weight: &Matrix, deltas: &[LowRankDelta], added: &[AddedRows], bac
     };
     for rows in blocks(0..outputs) {
         let plain = weight.rows(rows.clone())?;
-        let mut sum = plain.clone();
+        let mut sum = zeros(plain.len())?;
+        sum.copy_from_slice(&plain);
         for (expanded, part) in expanded.iter().flat_map(|e| e.delta.parts.iter().map(move |part| (e, part))) {
             let both = rows.start.max(part.outputs().start)..rows.end.min(part.outputs().end);
             if both.is_empty() {
@@ -324,7 +325,10 @@ impl<'a> Expanded<'a> {
     fn new(delta: &'a LowRankDelta) -> Result<Self> {
         let (rank, inputs) = (delta.a.outputs(), delta.a.inputs());
         let a = delta.a.rows(0..rank)?;
-        let columns: Vec<f32> = (0..inputs).flat_map(|i| a.iter().skip(i).step_by(inputs)).copied().collect();
+        let mut columns = zeros(a.len())?;
+        for (i, column) in columns.chunks_exact_mut(rank.max(1)).enumerate() {
+            column.iter_mut().zip(a.iter().skip(i).step_by(inputs)).for_each(|(to, from)| *to = *from);
+        }
         let columns = DotProducts::new(&columns, rank).ok_or_else(|| no_memory(columns.len()))?;
         Ok(Self { delta, columns })
     }

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use super::gpu::{CodedBuilder, can_code};
 use super::{Backend, DeviceMatrix, On};
 use crate::error::OutOfMemory;
-use crate::kernels::{Arithmetic, Format, Packed, Panels, Use};
+use crate::kernels::{Arithmetic, Format, Packed, Panels, Use, zeros};
 
 /// A weight matrix `(outputs, inputs)`; immutable, shared by clones.
 pub type Matrix = On<Arc<Packed>, DeviceMatrix>;
@@ -60,7 +60,7 @@ impl Matrix {
     pub fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>> {
         match self {
             Self::Cpu(packed) => {
-                let mut values = vec![0f32; rows.len() * packed.cols()];
+                let mut values = zeros(rows.len() * packed.cols())?;
                 for (out, row) in values.chunks_exact_mut(packed.cols()).zip(rows) {
                     packed.row(row, out);
                 }

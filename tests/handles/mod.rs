@@ -2,8 +2,12 @@
 
 #![allow(dead_code)]
 
+pub mod calls;
+pub mod functions;
+
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::{MaybeUninit, size_of};
+use std::path::{Path, PathBuf};
 use std::ptr::{self, null, null_mut};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -64,8 +68,15 @@ pub fn text(returned: MaybeUninit<&c_char>) -> String {
     unsafe { CStr::from_ptr(pointer(returned).cast()) }.to_str().unwrap().to_owned()
 }
 
+/// Where the one model of the program is: tiny-coder, unless it has said something else first.
+pub static MODEL: OnceLock<PathBuf> = OnceLock::new();
+
+fn model_directory() -> &'static Path {
+    MODEL.get_or_init(|| concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-coder").into())
+}
+
 pub fn model_path() -> CString {
-    CString::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-coder")).unwrap()
+    CString::new(model_directory().to_str().unwrap()).unwrap()
 }
 
 /// An adapter of that model, with values of no meaning: rank 2 on the values of the first layer.
@@ -75,7 +86,7 @@ pub fn adapter_path() -> &'static CStr {
         let directory = tempfile::tempdir().unwrap();
         let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["layers.0.self_attn.v_proj"]}"#;
         std::fs::write(directory.path().join("adapter_config.json"), config).unwrap();
-        let weights = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-coder/model.safetensors")).unwrap();
+        let weights = std::fs::read(model_directory().join("model.safetensors")).unwrap();
         let weights = safetensors::SafeTensors::deserialize(&weights).unwrap();
         let shape = weights.tensor("model.layers.0.self_attn.v_proj.weight").unwrap().shape().to_vec();
         let values: Vec<u8> = (0..2 * shape[0].max(shape[1])).flat_map(|i| ((i % 7) as f32 - 3.0).to_le_bytes()).collect();
@@ -211,7 +222,12 @@ fn prompted_session() -> *mut mc_session {
         let (model, mut session) = (model(), null_mut::<mc_session>());
         // SAFETY: all arguments are valid.
         unsafe {
-            let _ = mc_session_new(nn(model), 256, nn(&raw mut session), null_mut());
+            // Of a model with less, its own.
+            for max_context in [256, 0] {
+                if session.is_null() {
+                    let _ = mc_session_new(nn(model), max_context, nn(&raw mut session), null_mut());
+                }
+            }
             let _ = mc_session_append(nn(session), PROMPT.as_ptr().cast(), PROMPT.len(), null(), null_mut());
             mc_model_free(model);
         }

@@ -113,6 +113,15 @@ fn main() -> Result<(), Failed> {
         corpus.put("template", &format!("{i}"), template.as_bytes())?;
     }
 
+    let mut state = 1u64;
+    for (i, length) in [4, 20, 100, 500, 500, 2000].into_iter().enumerate() {
+        let bytes = (0..length).map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        });
+        corpus.put("calls", &format!("{i}"), &bytes.collect::<Vec<u8>>())?;
+    }
+
     for path in references {
         let Some(name) = path.strip_prefix(&golden)?.to_str() else { continue };
         let bytes = std::fs::read(&path)?;

@@ -1,6 +1,7 @@
-//! A target a format: what is done with an input.
+//! A target a format, and one for the C interface itself: what is done with an input.
 
 pub mod adapter;
+pub mod calls;
 pub mod checkpoint;
 pub mod config;
 pub mod gguf;
@@ -17,8 +18,9 @@ pub mod tokenizer;
 pub type Run = fn(&[u8]);
 
 /// All, by their names.
-pub const ALL: [(&str, Run); 12] = [
+pub const ALL: [(&str, Run); 13] = [
     ("adapter", adapter::run),
+    ("calls", calls::run),
     ("checkpoint", checkpoint::run),
     ("config", config::run),
     ("gguf", gguf::run),

@@ -24,7 +24,7 @@ use crate::engine::Model;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{Beside, Checkpoint, Json, Naming, PeftPlan, Tensors, remove_parts};
 use crate::nn::{Module, TensorSource, TrainedModule};
-use crate::ops::{Format, Optimized, ParameterValues};
+use crate::ops::{Format, Optimized, ParameterValues, zeros};
 
 pub(super) const FILE: &str = "training_state.safetensors";
 const STATE: &str = "training_state";
@@ -321,9 +321,9 @@ fn values(file: &mut Checkpoint<'_>, name: &str, shape: [usize; 2]) -> Result<Ve
         )));
     }
     // The file holds so many bytes, and so does the address space.
-    let mut bytes = vec![0; shape[0] * shape[1] * size_of::<f32>()];
+    let mut bytes = zeros(shape[0] * shape[1] * size_of::<f32>())?;
     file.read(name, 0, &mut bytes)?;
-    let values = Format::F32.widen(&bytes);
+    let values = Format::F32.try_widen(&bytes)?;
     match values.iter().position(|x| !x.is_finite()) {
         Some(at) => Err(Error::format(format!("{FILE}: {name}: expected finite values, found {} at {at}", values[at]))),
         None => Ok(values),

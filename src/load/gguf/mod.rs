@@ -136,7 +136,7 @@ impl Gguf {
         })?;
         bytes.resize(len, 0);
         read_at(&self.files[tensor.file], stored.start, &mut bytes)?;
-        Ok(format.widen(&bytes))
+        Ok(format.try_widen(&bytes)?)
     }
 
     /// Adds the tensors of a file; returns its metadata.

@@ -13,7 +13,7 @@ use super::metadata::{Kind, Value};
 use super::source::{Factors, GgufSource, RowOrder, ValueMap, rows_of};
 use super::{Gguf, SPLIT, read_at};
 use crate::error::{Error, Result};
-use crate::ops::Format;
+use crate::ops::{Format, zeros};
 
 const VERSION: u32 = 3;
 const FILE_TYPE: &str = "general.file_type";
@@ -246,10 +246,10 @@ fn values(
     rows: Range<usize>,
 ) -> Result<Vec<f32>> {
     let row_bytes = tensor.row_bytes();
-    let mut bytes = vec![0; rows.len() * row_bytes];
+    let mut bytes = zeros(rows.len() * row_bytes)?;
     read_at(&files[tensor.file], tensor.stored.start + (rows.start * row_bytes) as u64, &mut bytes)?;
     let format = tensor.entry().stored.clone().unwrap_or(Format::F32);
-    let mut values = format.widen(&bytes);
+    let mut values = format.try_widen(&bytes)?;
     let cols = values.len() / rows.len();
     for (row, to) in rows.clone().zip(values.chunks_exact_mut(cols)) {
         let Some(piece) = pieces.iter().find(|piece| piece.rows.contains(&row)) else { continue };

@@ -610,7 +610,7 @@ fn bytes(checkpoint: &mut Checkpoint<'_>, name: &str) -> Result<Vec<u8>> {
 fn floats(checkpoint: &mut Checkpoint<'_>, name: &str) -> Result<Vec<f32>> {
     let format = checkpoint.entry(name).and_then(|entry| entry.stored.clone().ok());
     let format = format.ok_or_else(|| Error::format(format!("{name}: expected F32, F16 or BF16, found another type")))?;
-    Ok(format.widen(&bytes(checkpoint, name)?))
+    Ok(format.try_widen(&bytes(checkpoint, name)?)?)
 }
 
 fn resize(buffer: &mut Vec<u8>, len: usize) -> Result<()> {

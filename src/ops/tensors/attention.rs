@@ -97,7 +97,7 @@ impl Cache {
         let (width, kept) = (self.kv_heads * self.head_dim, kept_as(self.format, activation)?);
         let (k, v) = bytes.split_at(bytes.len() / 2);
         let rows = |bytes: &[u8]| {
-            let x = stored.widen(bytes);
+            let x = stored.try_widen(bytes)?;
             let rows = x.len() / width;
             Tensor::from_vec(x, (rows, width), &Device::Cpu)?.to_dtype(kept)?.to_device(&self.device)
         };

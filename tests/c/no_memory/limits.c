@@ -2,11 +2,9 @@
 // does one end the process. A model is loaded in a process of its own at each of 121 limits, for what is made once in a process; each other
 // operation walks up its limits in one.
 #define _GNU_SOURCE
+#include "operation.h"
+
 #include <malloc.h>
-#include <metal_candle.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -20,102 +18,47 @@ static char folder[64];
 static char *text, *lines, *messages, *tools;
 static size_t text_len, messages_len, tools_len;
 
-static char *repeated(const char *begin, const char *part, size_t count, const char *end, size_t *len) {
-    char *all = malloc(strlen(begin) + count * strlen(part) + strlen(end) + 1), *at = all;
-    if (all == NULL) _exit(3);
-    at += sprintf(at, "%s", begin);
-    for (size_t i = 0; i < count; i++) at += sprintf(at, "%s", part);
-    at += sprintf(at - 1, "%s", end) - 1;
-    *len = (size_t)(at - all);
-    return all;
-}
+static mc_status load(void) { return mc_model_load("models/tiny-coder", NULL, &h.model, &error); }
 
-#define TRY(call) \
-    do { \
-        if ((status = (call)) != MC_OK) goto out; \
-    } while (0)
-
-static mc_status load(void) {
-    mc_model *model = NULL;
-    mc_status status = mc_model_load("models/tiny-coder", NULL, &model, &error);
-    mc_model_free(model);
-    return status;
-}
-
-static mc_status load_gguf(void) {
-    mc_model *model = NULL;
-    mc_status status = mc_model_load("tests/golden/gguf/tiny-coder-Q4_K_S.gguf", NULL, &model, &error);
-    mc_model_free(model);
-    return status;
-}
+static mc_status load_gguf(void) { return mc_model_load("tests/golden/gguf/tiny-coder-Q4_K_S.gguf", NULL, &h.model, &error); }
 
 static mc_status encode_of(size_t len) {
-    mc_tokenizer *tokenizer = NULL;
-    mc_tokens *tokens = NULL;
-    mc_string *string = NULL;
-    mc_status status;
-    TRY(mc_model_tokenizer(coder, &tokenizer, &error));
-    TRY(mc_tokenizer_encode(tokenizer, text, len, true, &tokens, &error));
-    TRY(mc_tokenizer_decode(tokenizer, mc_tokens_data(tokens), mc_tokens_len(tokens), true, &string, &error));
-out:
-    mc_string_free(string);
-    mc_tokens_free(tokens);
-    mc_tokenizer_free(tokenizer);
-    return status;
+    TRY(mc_model_tokenizer(coder, &h.tokenizer, &error));
+    TRY(mc_tokenizer_encode(h.tokenizer, text, len, true, &h.tokens, &error));
+    TRY(mc_tokenizer_decode(h.tokenizer, mc_tokens_data(h.tokens), mc_tokens_len(h.tokens), true, &h.string, &error));
+    return MC_OK;
 }
 static mc_status encode(void) { return encode_of(text_len / 20); }
 static mc_status encode_long(void) { return encode_of(text_len); }
 
-static mc_status read_lines(void) {
-    mc_dataset *dataset = NULL;
-    mc_status status = mc_dataset_load_jsonl(lines, &dataset, &error);
-    mc_dataset_free(dataset);
-    return status;
-}
+static mc_status read_lines(void) { return mc_dataset_load_jsonl(lines, &h.dataset, &error); }
 
 static mc_status read_chat(void) {
-    mc_chat *chat = NULL;
-    mc_string *string = NULL;
-    mc_status status;
-    TRY(mc_chat_from_json(messages, messages_len, &chat, &error));
-    TRY(mc_chat_add(chat, "user", text, text_len, &error));
-    TRY(mc_chat_json(chat, &string, &error));
-out:
-    mc_string_free(string);
-    mc_chat_free(chat);
-    return status;
+    TRY(mc_chat_from_json(messages, messages_len, &h.chat, &error));
+    TRY(mc_chat_add(h.chat, "user", text, text_len, &error));
+    TRY(mc_chat_json(h.chat, &h.string, &error));
+    return MC_OK;
 }
 
 static mc_status read_tools(void) {
-    mc_chat *chat = mc_chat_new();
-    mc_status status = mc_chat_set_tools_json(chat, tools, tools_len, &error);
-    mc_chat_free(chat);
-    return status;
+    h.chat = mc_chat_new();
+    return mc_chat_set_tools_json(h.chat, tools, tools_len, &error);
 }
 
 static mc_status render(void) {
     static const char values[] = "{% set s = 'a b' * 200000 %}{% set l = [1] * 50000 %}{{ s|upper ~ s }}{{ (l + [2] + l)|length }}"
                                  "{% for w in s.split()[:50000] %}{{ w }}{% endfor %}{% for m in messages %}{{ m.content|trim }}{% endfor %}";
-    mc_chat *chat = mc_chat_new();
-    mc_string *string = NULL;
-    mc_status status;
-    TRY(mc_chat_set_template(chat, values, strlen(values), &error));
-    TRY(mc_chat_add(chat, "user", text, text_len, &error));
-    TRY(mc_model_render_chat(coder, chat, false, &string, &error));
-out:
-    mc_string_free(string);
-    mc_chat_free(chat);
-    return status;
+    h.chat = mc_chat_new();
+    TRY(mc_chat_set_template(h.chat, values, strlen(values), &error));
+    TRY(mc_chat_add(h.chat, "user", text, text_len, &error));
+    TRY(mc_model_render_chat(coder, h.chat, false, &h.string, &error));
+    return MC_OK;
 }
 
 static mc_status generate(void) {
-    mc_generation *generation = NULL;
-    mc_generate_options *options = mc_generate_options_new();
-    mc_generate_options_set_max_tokens(options, 3);
-    mc_status status = mc_generate(coder, "What does `Vec::push` do?", 25, options, &generation, &error);
-    mc_generation_free(generation);
-    mc_generate_options_free(options);
-    return status;
+    h.options = mc_generate_options_new();
+    mc_generate_options_set_max_tokens(h.options, 3);
+    return mc_generate(coder, "What does `Vec::push` do?", 25, h.options, &h.generation, &error);
 }
 
 static mc_status embed(void) {
@@ -127,32 +70,18 @@ static mc_status embed(void) {
 }
 
 static mc_status train(void) {
-    uint32_t tokens[64];
-    size_t offsets[] = {0, 30, 64};
     float loss;
-    mc_lora_trainer *trainer = NULL;
-    mc_status status;
-    for (uint32_t i = 0; i < 64; i++) tokens[i] = 10 + i * 7 % 200;
-    TRY(mc_lora_trainer_new(coder, NULL, NULL, &trainer, &error));
-    TRY(mc_lora_trainer_train_step(trainer, tokens, NULL, offsets, 2, &loss, &error));
-out:
-    mc_lora_trainer_free(trainer);
-    return status;
+    return train_step(coder, &error, &loss);
 }
 
 static mc_status session(void) {
     char path[128];
-    mc_session *made = NULL, *read = NULL;
-    mc_status status;
     snprintf(path, sizeof path, "%s/session", folder);
-    TRY(mc_session_new(coder, 0, &made, &error));
-    TRY(mc_session_append(made, text, 400, NULL, &error));
-    TRY(mc_session_save(made, path, &error));
-    TRY(mc_session_load(coder, path, &read, &error));
-out:
-    mc_session_free(made);
-    mc_session_free(read);
-    return status;
+    TRY(mc_session_new(coder, 0, &h.session, &error));
+    TRY(mc_session_append(h.session, text, 400, NULL, &error));
+    TRY(mc_session_save(h.session, path, &error));
+    TRY(mc_session_load(coder, path, &h.second, &error));
+    return MC_OK;
 }
 
 static const struct {
@@ -198,6 +127,7 @@ static void walk(size_t operation, size_t from, size_t to, int out) {
         malloc_trim(0);
         limit(address_space() + walk.at * MB);
         mc_status status = operations[operation].run();
+        free_things();
         limit(RLIM_INFINITY);
         walk.done += status == MC_OK;
         walk.refused += status == MC_ERROR_OUT_OF_MEMORY;
@@ -210,6 +140,7 @@ static void walk(size_t operation, size_t from, size_t to, int out) {
     }
     // With all of it, it works.
     if (operations[operation].run() != MC_OK) walk.wrong++;
+    free_things();
     if (write(out, &walk, sizeof walk) != sizeof walk) _exit(3);
     fflush(stdout);
     _exit(0);

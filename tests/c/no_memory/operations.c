@@ -2,11 +2,9 @@
 // another (every STRIDE-th of them), and ends with its result, the same as ever, or with MC_ERROR_OUT_OF_MEMORY; and never does it
 // end the process. Runs under fail.c.
 #define _GNU_SOURCE
+#include "operation.h"
+
 #include <dlfcn.h>
-#include <metal_candle.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 static void (*fail_allocations)(size_t number, size_t bytes, int lasting);
 static size_t (*failed_allocations)(void);
@@ -29,44 +27,29 @@ static void note(const void *bytes, size_t len) {
 
 static void on(void) { fail_allocations(fail_number, fail_bytes, fail_lasting); }
 
-#define TRY(call) \
-    do { \
-        if ((status = (call)) != MC_OK) goto out; \
-    } while (0)
-
 static const char prompt[] = "What does `Vec::push` do? And what is a trait, a struct, an iterator?";
 #define PROMPT prompt, sizeof prompt - 1
 
 static mc_status load_as(const char *quantization) {
-    mc_model *model = NULL;
-    mc_model_options *options = mc_model_options_new();
-    mc_status status = MC_OK;
-    if (quantization != NULL) mc_model_options_set_quantization(options, quantization);
+    h.model_options = mc_model_options_new();
+    if (quantization != NULL) mc_model_options_set_quantization(h.model_options, quantization);
     on();
-    TRY(mc_model_load("models/tiny-coder", options, &model, &error));
-    size_t vocabulary = mc_model_vocab_size(model);
+    TRY(mc_model_load("models/tiny-coder", h.model_options, &h.model, &error));
+    size_t vocabulary = mc_model_vocab_size(h.model);
     note(&vocabulary, sizeof vocabulary);
-out:
-    mc_model_free(model);
-    mc_model_options_free(options);
-    return status;
+    return MC_OK;
 }
 static mc_status load(void) { return load_as(NULL); }
 static mc_status load_quantised(void) { return load_as("q8_0"); }
 
 static mc_status generate_with(const char *schema) {
-    mc_generation *generation = NULL;
-    mc_generate_options *options = mc_generate_options_new();
-    mc_status status;
-    mc_generate_options_set_max_tokens(options, 6);
-    if (schema != NULL) mc_generate_options_set_json_schema(options, schema, strlen(schema));
+    h.options = mc_generate_options_new();
+    mc_generate_options_set_max_tokens(h.options, 6);
+    if (schema != NULL) mc_generate_options_set_json_schema(h.options, schema, strlen(schema));
     on();
-    TRY(mc_generate(coder, PROMPT, options, &generation, &error));
-    note(mc_generation_text(generation), mc_generation_text_len(generation));
-out:
-    mc_generation_free(generation);
-    mc_generate_options_free(options);
-    return status;
+    TRY(mc_generate(coder, PROMPT, h.options, &h.generation, &error));
+    note(mc_generation_text(h.generation), mc_generation_text_len(h.generation));
+    return MC_OK;
 }
 static mc_status generate(void) { return generate_with(NULL); }
 static mc_status conform(void) {
@@ -77,25 +60,21 @@ static mc_status embed(void) {
     static float vectors[3 * 4096];
     const char *texts[] = {"a text", prompt, ""};
     size_t lens[] = {6, sizeof prompt - 1, 0}, len = 3 * mc_model_embed_dim(embedder, NULL);
-    mc_status status;
     on();
     TRY(mc_embed_batch(embedder, texts, lens, 3, NULL, vectors, len, &error));
     note(vectors, len * sizeof *vectors);
-out:
-    return status;
+    return MC_OK;
 }
 
 static mc_status similarity(void) {
     static float rows[64 * 256];
     size_t indices[64 * 4];
     float scores[64 * 4];
-    mc_status status;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) rows[i] = (float)((i * 7919) % 101) - 50;
     on();
     TRY(mc_similarity_top_k(MC_SIMILARITY_COSINE, rows, 64, rows, 64, 256, 4, indices, scores, &error));
     note(indices, sizeof indices);
-out:
-    return status;
+    return MC_OK;
 }
 
 static mc_status session(mc_session **out) {
@@ -109,74 +88,47 @@ static void note_logits(const mc_session *session) {
 }
 
 static mc_status append(void) {
-    mc_session *made = NULL;
-    mc_status status;
     on();
-    TRY(session(&made));
+    TRY(session(&h.session));
     failed_allocations();
-    note_logits(made);
-out:
-    mc_session_free(made);
-    return status;
+    note_logits(h.session);
+    return MC_OK;
 }
 
 static mc_status fork_session(void) {
-    mc_session *made = NULL, *fork = NULL;
-    mc_status status;
-    TRY(session(&made));
+    TRY(session(&h.session));
     on();
-    TRY(mc_session_fork(made, &fork, &error));
-    TRY(mc_session_append(fork, "more", 4, NULL, &error));
+    TRY(mc_session_fork(h.session, &h.second, &error));
+    TRY(mc_session_append(h.second, "more", 4, NULL, &error));
     note("done", 4);
-out:
-    mc_session_free(made);
-    mc_session_free(fork);
-    return status;
+    return MC_OK;
 }
 
 static mc_status save_and_load(void) {
-    mc_session *made = NULL, *read = NULL;
-    mc_status status;
     char path[128];
     snprintf(path, sizeof path, "%s/session", folder);
-    TRY(session(&made));
+    TRY(session(&h.session));
     on();
-    TRY(mc_session_save(made, path, &error));
-    TRY(mc_session_load(coder, path, &read, &error));
-    size_t position = mc_session_position(read);
+    TRY(mc_session_save(h.session, path, &error));
+    TRY(mc_session_load(coder, path, &h.second, &error));
+    size_t position = mc_session_position(h.second);
     note(&position, sizeof position);
-out:
-    mc_session_free(made);
-    mc_session_free(read);
-    return status;
+    return MC_OK;
 }
 
 static mc_status train(void) {
-    uint32_t tokens[64];
-    size_t offsets[] = {0, 30, 64};
-    float loss = 0, value = 1;
+    float loss = 0;
     char path[128];
-    mc_lora_trainer *trainer = NULL;
-    mc_lora *adapter = NULL, *read = NULL;
-    mc_model *merged = NULL;
-    mc_status status;
-    for (uint32_t i = 0; i < 64; i++) tokens[i] = 10 + i * 7 % 200;
     snprintf(path, sizeof path, "%s/adapter", folder);
     on();
-    TRY(mc_lora_trainer_new(coder, NULL, NULL, &trainer, &error));
-    TRY(mc_lora_trainer_train_step(trainer, tokens, NULL, offsets, 2, &loss, &error));
-    TRY(mc_lora_trainer_save(trainer, path, &error));
-    TRY(mc_lora_trainer_adapter(trainer, &adapter, &error));
-    TRY(mc_lora_save(adapter, path, &error));
-    TRY(mc_lora_load(coder, path, &read, &error));
-    TRY(mc_model_merge(coder, read, value, &merged, &error));
+    TRY(train_step(coder, &error, &loss));
+    TRY(mc_lora_trainer_save(h.trainer, path, &error));
+    TRY(mc_lora_trainer_adapter(h.trainer, &h.adapter, &error));
+    TRY(mc_lora_save(h.adapter, path, &error));
+    TRY(mc_lora_load(coder, path, &h.loaded, &error));
+    TRY(mc_model_merge(coder, h.loaded, 1, &h.merged, &error));
     note(&loss, sizeof loss);
-out:
-    mc_lora_trainer_free(trainer);
-    mc_lora_free(adapter);
-    mc_lora_free(read);
-    mc_model_free(merged);
-    return status;
+    return MC_OK;
 }
 
 static int32_t one_step(void *user_data, const mc_train_event *event) {
@@ -185,26 +137,15 @@ static int32_t one_step(void *user_data, const mc_train_event *event) {
 }
 
 static mc_status train_on_dataset(void) {
-    mc_dataset *dataset = NULL;
-    mc_lora_trainer *trainer = NULL;
-    mc_status status;
     on();
-    TRY(mc_dataset_load_jsonl("examples/data/facts.jsonl", &dataset, &error));
-    TRY(mc_lora_trainer_new(coder, NULL, NULL, &trainer, &error));
-    TRY(mc_lora_trainer_train(trainer, dataset, NULL, one_step, NULL, &error));
-out:
-    // That the callback stops is how it ends.
-    if (status == MC_CANCELLED || status == MC_OK) {
-        status = MC_OK;
-        note("done", 4);
-    }
-    mc_dataset_free(dataset);
-    mc_lora_trainer_free(trainer);
-    return status;
+    TRY(mc_dataset_load_jsonl("examples/data/facts.jsonl", &h.dataset, &error));
+    TRY(mc_lora_trainer_new(coder, NULL, NULL, &h.trainer, &error));
+    TRY(mc_lora_trainer_train(h.trainer, h.dataset, NULL, one_step, NULL, &error));
+    note("done", 4);
+    return MC_OK;
 }
 
 static mc_status save_model(void) {
-    mc_status status;
     char path[128], command[160];
     snprintf(path, sizeof path, "%s/model", folder);
     snprintf(command, sizeof command, "rm -rf %s", path);
@@ -212,159 +153,101 @@ static mc_status save_model(void) {
     on();
     TRY(mc_model_save(coder, path, NULL, NULL, NULL, &error));
     note("done", 4);
-out:
-    return status;
+    return MC_OK;
 }
 
 static mc_status render(void) {
-    mc_chat *chat = mc_chat_new();
-    mc_string *text = NULL;
-    mc_status status;
+    h.chat = mc_chat_new();
     on();
-    TRY(mc_chat_add(chat, "user", PROMPT, &error));
-    TRY(mc_model_render_chat(coder, chat, true, &text, &error));
-    note(mc_string_data(text), mc_string_len(text));
-out:
-    mc_string_free(text);
-    mc_chat_free(chat);
-    return status;
+    TRY(mc_chat_add(h.chat, "user", PROMPT, &error));
+    TRY(mc_model_render_chat(coder, h.chat, true, &h.string, &error));
+    note(mc_string_data(h.string), mc_string_len(h.string));
+    return MC_OK;
 }
 
 static mc_status write_chat(void) {
     static char content[200000];
-    mc_chat *chat = mc_chat_new();
-    mc_string *text = NULL;
-    mc_status status;
+    h.chat = mc_chat_new();
     memset(content, 'a', sizeof content);
-    TRY(mc_chat_add(chat, "user", content, sizeof content, &error));
+    TRY(mc_chat_add(h.chat, "user", content, sizeof content, &error));
     on();
-    TRY(mc_chat_json(chat, &text, &error));
-    note(mc_string_data(text), mc_string_len(text));
-out:
-    mc_string_free(text);
-    mc_chat_free(chat);
-    return status;
+    TRY(mc_chat_json(h.chat, &h.string, &error));
+    note(mc_string_data(h.string), mc_string_len(h.string));
+    return MC_OK;
 }
 
 static mc_status encode(void) {
-    mc_tokenizer *tokenizer = NULL;
-    mc_tokens *tokens = NULL;
-    mc_status status;
-    TRY(mc_model_tokenizer(coder, &tokenizer, &error));
+    TRY(mc_model_tokenizer(coder, &h.tokenizer, &error));
     on();
-    TRY(mc_tokenizer_encode(tokenizer, PROMPT, true, &tokens, &error));
-    size_t len = mc_tokens_len(tokens);
+    TRY(mc_tokenizer_encode(h.tokenizer, PROMPT, true, &h.tokens, &error));
+    size_t len = mc_tokens_len(h.tokens);
     note(&len, sizeof len);
-out:
-    mc_tokens_free(tokens);
-    mc_tokenizer_free(tokenizer);
-    return status;
+    return MC_OK;
 }
 
 static mc_status encode_long(void) {
     static char text[30000]; // what the tokenizer makes of it fits into what the library has put by
-    mc_tokenizer *tokenizer = NULL;
-    mc_tokens *tokens = NULL;
-    mc_status status;
     for (size_t i = 0; i < sizeof text; i++) text[i] = "let x = 10; // a line\n"[i % 22];
-    TRY(mc_model_tokenizer(coder, &tokenizer, &error));
+    TRY(mc_model_tokenizer(coder, &h.tokenizer, &error));
     on();
-    TRY(mc_tokenizer_encode(tokenizer, text, sizeof text, true, &tokens, &error));
-    size_t len = mc_tokens_len(tokens);
+    TRY(mc_tokenizer_encode(h.tokenizer, text, sizeof text, true, &h.tokens, &error));
+    size_t len = mc_tokens_len(h.tokens);
     note(&len, sizeof len);
-out:
-    mc_tokens_free(tokens);
-    mc_tokenizer_free(tokenizer);
-    return status;
+    return MC_OK;
 }
 
 static mc_status decode(void) {
     static uint32_t ids[30000];
-    mc_tokenizer *tokenizer = NULL;
-    mc_text_stream *stream = NULL;
-    mc_string *text = NULL;
-    mc_status status;
     for (uint32_t i = 0; i < sizeof ids / sizeof *ids; i++) ids[i] = 10 + i * 7 % 200;
-    TRY(mc_model_tokenizer(coder, &tokenizer, &error));
+    TRY(mc_model_tokenizer(coder, &h.tokenizer, &error));
     on();
-    TRY(mc_tokenizer_decode(tokenizer, ids, sizeof ids / sizeof *ids, true, &text, &error));
-    note(mc_string_data(text), mc_string_len(text));
-    TRY(mc_text_stream_new(tokenizer, &stream, &error));
+    TRY(mc_tokenizer_decode(h.tokenizer, ids, sizeof ids / sizeof *ids, true, &h.string, &error));
+    note(mc_string_data(h.string), mc_string_len(h.string));
+    TRY(mc_text_stream_new(h.tokenizer, &h.stream, &error));
     for (size_t i = 0; i < 20; i++) {
-        mc_string_free(text);
-        text = NULL;
-        TRY(mc_text_stream_push(stream, ids[i], &text, &error));
+        mc_string_free(h.string);
+        h.string = NULL;
+        TRY(mc_text_stream_push(h.stream, ids[i], &h.string, &error));
     }
-out:
-    mc_text_stream_free(stream);
-    mc_string_free(text);
-    mc_tokenizer_free(tokenizer);
-    return status;
+    return MC_OK;
 }
 
 static mc_status load_tokenizers(void) {
     const char *paths[] = {"models/tiny-coder", "tests/golden/gguf/tiny-coder-Q4_K_S.gguf", "models/tiny-embed/tokenizer.json"};
-    mc_tokenizer *tokenizer = NULL;
-    mc_status status;
     on();
     for (size_t i = 0; i < 3; i++) {
-        mc_tokenizer_free(tokenizer);
-        tokenizer = NULL;
-        TRY(mc_tokenizer_load(paths[i], &tokenizer, &error));
-        size_t size = mc_tokenizer_vocab_size(tokenizer);
+        mc_tokenizer_free(h.tokenizer);
+        h.tokenizer = NULL;
+        TRY(mc_tokenizer_load(paths[i], &h.tokenizer, &error));
+        size_t size = mc_tokenizer_vocab_size(h.tokenizer);
         note(&size, sizeof size);
     }
-out:
-    mc_tokenizer_free(tokenizer);
-    return status;
-}
-
-// `count` times a text between two others, without the comma at the end.
-static char *repeated(const char *begin, const char *text, size_t count, const char *end, size_t *len) {
-    char *all = malloc(strlen(begin) + count * strlen(text) + strlen(end) + 1), *at = all;
-    if (all == NULL) exit(2);
-    at += sprintf(at, "%s", begin);
-    for (size_t i = 0; i < count; i++) at += sprintf(at, "%s", text);
-    at += sprintf(at - 1, "%s", end) - 1;
-    *len = (size_t)(at - all);
-    return all;
+    return MC_OK;
 }
 
 static mc_status read_chat(void) {
-    mc_chat *chat = NULL;
-    mc_string *text = NULL;
-    mc_status status;
     size_t lens[4];
-    char *messages = repeated("[", "{\"role\": \"user\", \"content\": \"a\\n\"},", 3000, "]", &lens[0]);
-    char *tools = repeated("[", "{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {\"enum\": [1, 2]}}},", 500, "]", &lens[1]);
-    char *variable = repeated("[", "1,", 10000, "]", &lens[2]);
-    char *content = repeated("", "A sentence. ", 20000, "", &lens[3]);
+    char *messages = h.texts[0] = repeated("[", "{\"role\": \"user\", \"content\": \"a\\n\"},", 3000, "]", &lens[0]);
+    char *tools = h.texts[1] = repeated("[", "{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {\"enum\": [1, 2]}}},", 500, "]", &lens[1]);
+    char *variable = h.texts[2] = repeated("[", "1,", 10000, "]", &lens[2]);
+    char *content = h.texts[3] = repeated("", "A sentence. ", 20000, "", &lens[3]);
     on();
-    TRY(mc_chat_from_json(messages, lens[0], &chat, &error));
-    TRY(mc_chat_set_tools_json(chat, tools, lens[1], &error));
-    TRY(mc_chat_set_variable_json(chat, "numbers", variable, lens[2], &error));
-    TRY(mc_chat_add(chat, "user", content, lens[3], &error));
-    TRY(mc_chat_json(chat, &text, &error));
-    note(mc_string_data(text), mc_string_len(text));
-out:
-    mc_string_free(text);
-    mc_chat_free(chat);
-    free(messages), free(tools), free(variable), free(content);
-    return status;
+    TRY(mc_chat_from_json(messages, lens[0], &h.chat, &error));
+    TRY(mc_chat_set_tools_json(h.chat, tools, lens[1], &error));
+    TRY(mc_chat_set_variable_json(h.chat, "numbers", variable, lens[2], &error));
+    TRY(mc_chat_add(h.chat, "user", content, lens[3], &error));
+    TRY(mc_chat_json(h.chat, &h.string, &error));
+    note(mc_string_data(h.string), mc_string_len(h.string));
+    return MC_OK;
 }
 
 static mc_status render_by(const char *template) {
-    mc_chat *chat = mc_chat_new();
-    mc_string *text = NULL;
-    mc_status status;
-    TRY(mc_chat_set_template(chat, template, strlen(template), &error));
+    h.chat = mc_chat_new();
+    TRY(mc_chat_set_template(h.chat, template, strlen(template), &error));
     on();
-    TRY(mc_model_render_chat(coder, chat, false, &text, &error));
-    note(mc_string_data(text), mc_string_len(text));
-out:
-    mc_string_free(text);
-    mc_chat_free(chat);
-    return status;
+    TRY(mc_model_render_chat(coder, h.chat, false, &h.string, &error));
+    note(mc_string_data(h.string), mc_string_len(h.string));
+    return MC_OK;
 }
 static mc_status render_values(void) {
     return render_by("{% set s = 'a b' * 200000 %}{% set l = [1] * 50000 %}{{ (s|upper ~ s)|length }} {{ s.split()|length }} "
@@ -373,124 +256,93 @@ static mc_status render_values(void) {
 static mc_status render_output(void) { return render_by("{% for i in range(3000) %}{{ 'a' * 100 }}{% endfor %}"); }
 
 static mc_status converse(void) {
-    mc_chat *chat = mc_chat_new();
-    mc_session *made = NULL;
-    mc_status status;
+    h.chat = mc_chat_new();
     on();
     for (int i = 0; i < 5; i++) {
-        TRY(mc_chat_add(chat, "user", PROMPT, &error));
-        TRY(mc_chat_add(chat, "assistant", PROMPT, &error));
+        TRY(mc_chat_add(h.chat, "user", PROMPT, &error));
+        TRY(mc_chat_add(h.chat, "assistant", PROMPT, &error));
     }
-    TRY(mc_chat_add(chat, "user", PROMPT, &error));
-    TRY(mc_session_new(coder, 0, &made, &error));
-    TRY(mc_session_set_chat(made, chat, NULL, &error));
-    size_t position = mc_session_position(made);
+    TRY(mc_chat_add(h.chat, "user", PROMPT, &error));
+    TRY(mc_session_new(coder, 0, &h.session, &error));
+    TRY(mc_session_set_chat(h.session, h.chat, NULL, &error));
+    size_t position = mc_session_position(h.session);
     note(&position, sizeof position);
-out:
-    mc_session_free(made);
-    mc_chat_free(chat);
-    return status;
+    return MC_OK;
 }
 
 static mc_status score(void) {
     uint32_t tokens[40], best[5];
     float logprobs[40], best_logprobs[5];
-    mc_session *made = NULL;
-    mc_status status;
     for (uint32_t i = 0; i < 40; i++) tokens[i] = 10 + i * 7 % 200;
-    TRY(session(&made));
+    TRY(session(&h.session));
     on();
-    TRY(mc_session_score_tokens(made, tokens, 40, logprobs, NULL, &error));
-    TRY(mc_session_top_logprobs(made, 5, best, best_logprobs, &error));
+    TRY(mc_session_score_tokens(h.session, tokens, 40, logprobs, NULL, &error));
+    TRY(mc_session_top_logprobs(h.session, 5, best, best_logprobs, &error));
     note(logprobs, sizeof logprobs);
     note(best, sizeof best);
-out:
-    mc_session_free(made);
-    return status;
+    return MC_OK;
 }
 
 static mc_status answer_two(void) {
-    mc_session *sessions[2] = {NULL, NULL};
-    mc_status status, statuses[2];
-    mc_generate_options *options = mc_generate_options_new();
-    mc_generate_options_set_max_tokens(options, 3);
-    TRY(session(&sessions[0]));
-    TRY(session(&sessions[1]));
+    h.options = mc_generate_options_new();
+    mc_generate_options_set_max_tokens(h.options, 3);
+    TRY(session(&h.session));
+    TRY(session(&h.second));
+    mc_session *sessions[] = {h.session, h.second};
     on();
-    for (int i = 0; i < 2; i++) TRY(mc_session_begin(sessions[i], options, &error));
+    for (int i = 0; i < 2; i++) TRY(mc_session_begin(sessions[i], h.options, &error));
     for (;;) {
         const mc_token_event *events[2];
-        status = mc_sessions_next(sessions, 2, events, statuses, &error);
-        if (status != MC_OK) break;
+        mc_status statuses[2], status = mc_sessions_next(sessions, 2, events, statuses, &error);
+        if (status == MC_DONE) return MC_OK;
+        TRY(status);
         for (int i = 0; i < 2; i++) {
-            if (statuses[i] != MC_OK && statuses[i] != MC_DONE) {
-                status = statuses[i];
-                goto out;
-            }
+            if (statuses[i] != MC_DONE) TRY(statuses[i]);
             if (events[i] != NULL) note(&events[i]->token, sizeof events[i]->token);
         }
     }
-    if (status == MC_DONE) status = MC_OK;
-out:
-    mc_session_free(sessions[0]);
-    mc_session_free(sessions[1]);
-    mc_generate_options_free(options);
-    return status;
 }
 
 static mc_status rerank(void) {
     const char *documents[] = {"Sorts the numbers in place.", "hello", prompt};
     float scores[3];
-    mc_status status;
     on();
     TRY(mc_rerank(reranker, PROMPT, documents, NULL, 3, NULL, scores, 3, &error));
     note(scores, sizeof scores);
-out:
-    return status;
+    return MC_OK;
 }
 
 static mc_status gguf(void) {
-    mc_model *model = NULL;
-    mc_status status;
     char path[128];
     snprintf(path, sizeof path, "%s/model.gguf", folder);
     on();
-    TRY(mc_model_load("tests/golden/gguf/tiny-coder-Q4_K_S.gguf", NULL, &model, &error));
-    TRY(mc_model_save_gguf(model, path, NULL, NULL, NULL, &error));
+    TRY(mc_model_load("tests/golden/gguf/tiny-coder-Q4_K_S.gguf", NULL, &h.model, &error));
+    TRY(mc_model_save_gguf(h.model, path, NULL, NULL, NULL, &error));
     note("done", 4);
-out:
-    mc_model_free(model);
-    return status;
+    return MC_OK;
 }
 
 static mc_status fill_dataset(void) {
-    mc_dataset *dataset = mc_dataset_new(), *read = NULL;
-    mc_chat *chat = NULL;
-    mc_status status;
+    h.dataset = mc_dataset_new();
     char path[128];
     size_t lens[3];
-    char *text = repeated("", "A sentence. ", 20000, "", &lens[0]);
-    char *messages = repeated("[", "{\"role\": \"user\", \"content\": \"a\\n\"},", 3000, "]", &lens[1]);
-    char *lines = repeated("", "{\"prompt\": \"a question\", \"completion\": \"an answer\"}\n", 5000, "\n", &lens[2]);
+    char *text = h.texts[0] = repeated("", "A sentence. ", 20000, "", &lens[0]);
+    char *messages = h.texts[1] = repeated("[", "{\"role\": \"user\", \"content\": \"a\\n\"},", 3000, "]", &lens[1]);
+    char *lines = h.texts[2] = repeated("", "{\"prompt\": \"a question\", \"completion\": \"an answer\"}\n", 5000, "\n", &lens[2]);
     snprintf(path, sizeof path, "%s/lines.jsonl", folder);
     FILE *file = fopen(path, "w");
     if (file == NULL || fwrite(lines, lens[2], 1, file) != 1 || fwrite("{\"text\": \"", 10, 1, file) != 1 ||
         fwrite(text, lens[0], 1, file) != 1 || fwrite("\"}\n", 3, 1, file) != 1 || fclose(file) != 0)
         exit(2);
-    TRY(mc_chat_from_json(messages, lens[1], &chat, &error));
+    TRY(mc_chat_from_json(messages, lens[1], &h.chat, &error));
     on();
-    TRY(mc_dataset_add_text(dataset, text, lens[0], &error));
-    TRY(mc_dataset_add_completion(dataset, text, lens[0], text, lens[0], &error));
-    TRY(mc_dataset_add_chat(dataset, chat, &error));
-    TRY(mc_dataset_load_jsonl(path, &read, &error));
-    size_t counts[] = {mc_dataset_len(dataset), mc_dataset_len(read)};
+    TRY(mc_dataset_add_text(h.dataset, text, lens[0], &error));
+    TRY(mc_dataset_add_completion(h.dataset, text, lens[0], text, lens[0], &error));
+    TRY(mc_dataset_add_chat(h.dataset, h.chat, &error));
+    TRY(mc_dataset_load_jsonl(path, &h.lines, &error));
+    size_t counts[] = {mc_dataset_len(h.dataset), mc_dataset_len(h.lines)};
     note(counts, sizeof counts);
-out:
-    mc_dataset_free(dataset);
-    mc_dataset_free(read);
-    mc_chat_free(chat);
-    free(text), free(messages), free(lines);
-    return status;
+    return MC_OK;
 }
 
 static mc_status resume(void) {
@@ -498,40 +350,30 @@ static mc_status resume(void) {
     size_t offsets[] = {0, 20};
     float loss;
     char path[128];
-    mc_lora_trainer *trainer = NULL, *resumed = NULL;
-    mc_status status;
     for (uint32_t i = 0; i < 20; i++) tokens[i] = 10 + i * 7 % 200;
     snprintf(path, sizeof path, "%s/checkpoint", folder);
-    TRY(mc_lora_trainer_new(coder, NULL, NULL, &trainer, &error));
-    TRY(mc_lora_trainer_train_step(trainer, tokens, NULL, offsets, 1, &loss, &error));
-    TRY(mc_lora_trainer_save(trainer, path, &error));
+    TRY(mc_lora_trainer_new(coder, NULL, NULL, &h.trainer, &error));
+    TRY(mc_lora_trainer_train_step(h.trainer, tokens, NULL, offsets, 1, &loss, &error));
+    TRY(mc_lora_trainer_save(h.trainer, path, &error));
     on();
-    TRY(mc_lora_trainer_resume(coder, path, NULL, &resumed, &error));
-    TRY(mc_lora_trainer_train_step(resumed, tokens, NULL, offsets, 1, &loss, &error));
+    TRY(mc_lora_trainer_resume(coder, path, NULL, &h.resumed, &error));
+    TRY(mc_lora_trainer_train_step(h.resumed, tokens, NULL, offsets, 1, &loss, &error));
     note(&loss, sizeof loss);
-out:
-    mc_lora_trainer_free(trainer);
-    mc_lora_trainer_free(resumed);
-    return status;
+    return MC_OK;
 }
 
 // Options cannot fail: what could not be copied is an error of the call that uses them.
 static mc_status options_of_texts(void) {
     static char stop[60000];
-    mc_generation *generation = NULL;
-    mc_generate_options *options = mc_generate_options_new();
-    mc_status status;
+    h.options = mc_generate_options_new();
     memset(stop, 'a', sizeof stop);
     on();
-    mc_generate_options_set_max_tokens(options, 2);
-    for (int i = 0; i < 20; i++) mc_generate_options_add_stop(options, stop, sizeof stop);
-    for (uint32_t i = 0; i < 50000; i++) mc_generate_options_add_logit_bias(options, i % 200, 0);
-    TRY(mc_generate(coder, PROMPT, options, &generation, &error));
-    note(mc_generation_text(generation), mc_generation_text_len(generation));
-out:
-    mc_generation_free(generation);
-    mc_generate_options_free(options);
-    return status;
+    mc_generate_options_set_max_tokens(h.options, 2);
+    for (int i = 0; i < 20; i++) mc_generate_options_add_stop(h.options, stop, sizeof stop);
+    for (uint32_t i = 0; i < 50000; i++) mc_generate_options_add_logit_bias(h.options, i % 200, 0);
+    TRY(mc_generate(coder, PROMPT, h.options, &h.generation, &error));
+    note(mc_generation_text(h.generation), mc_generation_text_len(h.generation));
+    return MC_OK;
 }
 
 static const struct {
@@ -569,6 +411,7 @@ int main(int argc, char **argv) {
         fail_number = (size_t)-1;
         found_len = 0;
         mc_status status = operations[i].run();
+        free_things();
         failed_allocations();
         size_t want_len = found_len;
         memcpy(want, found, sizeof want);
@@ -578,6 +421,7 @@ int main(int argc, char **argv) {
             printf("%s: allocation %zu\r", operations[i].name, fail_number);
             fflush(stdout);
             status = operations[i].run();
+            free_things();
             is_over = failed_allocations() == 0;
             tried++;
             refused += status == MC_ERROR_OUT_OF_MEMORY;
