@@ -201,8 +201,16 @@ fn a_file_that_adapters_were_merged_into_is_kept() {
             lora => lora.unwrap(),
         };
         let merged = model.merge(&lora, 0.7).unwrap();
-        merged.save_gguf(&path, None, None).unwrap_or_else(|e| panic!("{}: {e}", adapter.display()));
-        assert_eq!(results(&load(&path)), results(&merged), "{}", adapter.display());
+        if adapter.ends_with("gemma2_tied_saved") {
+            // llama.cpp would not load a file of Gemma 2 with an output matrix.
+            let error = merged.save_gguf(folder.path().join("none.gguf"), None, None).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.message().contains("the output matrix is no longer the embedding"), "{error}");
+            assert!(!folder.path().join("none.gguf").exists());
+        } else {
+            merged.save_gguf(&path, None, None).unwrap_or_else(|e| panic!("{}: {e}", adapter.display()));
+            assert_eq!(results(&load(&path)), results(&merged), "{}", adapter.display());
+        }
         // And as the directory that it comes from would be.
         let directory = folder.path().join(adapter.file_name().unwrap());
         merged.save(&directory, None, None).unwrap();

@@ -111,6 +111,14 @@ const UNUSED: [&str; 6] = ["rope_freqs.", "rope_factors_", "cls.", "cls_", "next
 /// What follows the pooling, by the names of its keys and of its tensors.
 const PROJECTIONS: [(&str, &str); 2] = [("dense_2", "dense_2.weight"), ("dense_3", "dense_3.weight")];
 
+/// Families of which llama.cpp knows the embedding alone as output matrix: a file that holds another one is not loaded.
+const WITHOUT_OUTPUT: [&str; 4] = ["cohere", "cohere2", "gemma", "gemma2"];
+
+/// Whether files of a family may have an output matrix beside the embedding.
+pub fn may_have_output(family: &Family) -> bool {
+    !WITHOUT_OUTPUT.contains(&family.model_type)
+}
+
 /// Whether a tensor of a file has no part in the network, of whose layers these are unused.
 pub fn is_unused(name: &str, layers: &Range<usize>) -> bool {
     let in_layer = name.strip_prefix("blk.").and_then(|name| name.split_once('.'));
