@@ -187,6 +187,10 @@ impl ConfigFields<'_> {
             return self.count(name);
         }
         let list = self.metadata().ints(&key)?.unwrap_or_default();
+        if !list.is_empty() && list.iter().all(|heads| *heads == 0) {
+            // No layer has attention, and no number says anything.
+            return self.needed("attention.head_count").map(Some);
+        }
         let mut heads = list.iter().copied().filter(|heads| *heads != 0);
         let first = heads.next().unwrap_or(0);
         match u32::try_from(first) {
