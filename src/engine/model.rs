@@ -25,7 +25,7 @@ use super::tokenizer::gives_types;
 use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{ModelTensors, ModuleConfig, fnv};
-use crate::models::Family;
+use crate::models::{self, Family};
 use crate::nn::{Changed, Config, Prefix, RowAdapters, States, Step, Transformer, Weights};
 use crate::ops::{Arithmetic, Format, KvFormat, Unsupported};
 
@@ -239,7 +239,7 @@ struct Inner {
     reranker: Arc<std::result::Result<Reranker, String>>,
     /// Where the rest of a saved model comes from.
     origin: LoadedFrom,
-    /// See [`Files`].
+    /// See [`models::is_multiplied`].
     is_multiplied: bool,
     /// What adapters were merged into since.
     changed: Changed,
@@ -345,7 +345,7 @@ impl Model {
             embedder: Arc::new(embedder),
             reranker: Arc::new(reranker),
             origin,
-            is_multiplied: files.is_multiplied,
+            is_multiplied: models::is_multiplied(&files.raw)?,
             changed: Changed::default(),
             vocabulary: OnceLock::new(),
         }));

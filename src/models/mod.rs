@@ -178,6 +178,14 @@ pub fn folded_by_mlx(json: &Json) -> Result<Option<Json>> {
     }
 }
 
+/// Whether multipliers of the family are a part of the weights, so that what was trained beside them fits no more.
+///
+/// # Errors
+/// `ErrorKind::Format` for a mark that is neither true nor false.
+pub fn is_multiplied(json: &Json) -> Result<bool> {
+    json.flag(falcon_h1::MULTIPLIED, false)
+}
+
 fn draft(json: &Json) -> Result<(&'static Family, Draft)> {
     let model_type = json.text("model_type")?.ok_or_else(|| json.invalid("model_type", "expected text, found nothing"))?;
     let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {

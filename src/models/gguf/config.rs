@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use serde_json::{Map, Value, json};
 
 use super::super::base::MAX_LAYERS;
+use super::super::falcon_h1::MULTIPLIED;
 use super::Architecture;
 use crate::error::Result;
 use crate::load::{Gguf, Json, Metadata};
@@ -587,6 +588,7 @@ pub fn falcon_h1(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.set("mamba_conv_bias", has_bias);
     // llama.cpp's way.
     fields.set("mamba_norm_before_gate", false);
+    fields.set(MULTIPLIED, true);
     Ok(())
 }
 
