@@ -486,8 +486,8 @@ impl Model {
         self.0.transformer.config()
     }
 
-    /// The same model with another network.
-    pub(super) fn with_transformer(&self, transformer: Transformer, fingerprint: u64) -> Self {
+    /// The same model with another network, and with another head if there is one.
+    pub(super) fn with_transformer(&self, transformer: Transformer, reranker: Option<Reranker>, fingerprint: u64) -> Self {
         let inner = &*self.0;
         let (mut changed, new) = (inner.changed.clone(), transformer.changes(&inner.transformer));
         changed.weights.extend(new.weights);
@@ -509,7 +509,7 @@ impl Model {
             sampling: inner.sampling.clone(),
             fingerprint,
             embedder: inner.embedder.clone(),
-            reranker: inner.reranker.clone(),
+            reranker: reranker.map_or_else(|| inner.reranker.clone(), |reranker| Arc::new(Ok(reranker))),
             vocabulary: OnceLock::new(),
         }))
     }

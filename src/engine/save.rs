@@ -222,11 +222,24 @@ impl Model {
             let format = rewrites.get(name).map_or(plain, |rewrite| rewrite.format);
             tensors.push((name.to_string(), format, shape.clone()));
         }
+        let of_head = match self.reranker().as_ref() {
+            Ok(reranker) => self.device().compute(|| reranker.changed_tensors())?,
+            Err(_) => Vec::new(),
+        };
         let mut all = rewrites;
         for (module, rewrite) in added {
             let name = format!("{}.weight", self.transformer().stored_name(module));
             tensors.push((name.clone(), rewrite.format, vec![module.outputs, module.inputs]));
             all.insert(name, rewrite);
+        }
+        for (name, values) in &of_head {
+            if let Some((_, format, shape)) = tensors.iter_mut().find(|(own, ..)| own == name) {
+                *format = Format::F32;
+                let len = values.len() / rows_of(shape).max(1);
+                let rows: Box<Rows<'_>> =
+                    Box::new(move |rows: Range<usize>| Ok(values[rows.start * len..rows.end * len].to_vec()));
+                all.insert(name.clone(), Rewrite { format: Format::F32, rows: Some(rows) });
+            }
         }
         let restored = restore(&mut tensors, self.transformer().restored());
         let counts: BTreeMap<String, usize> = tensors.iter().map(|(name, _, shape)| (name.clone(), rows_of(shape))).collect();

@@ -23,7 +23,7 @@ pub use fnv::{FNV_START, fnv};
 pub use gguf::build::Build as GgufBuild;
 pub use gguf::{Gguf, GgufChanges, GgufSource, GgufVocabulary, Metadata, Origin, WHOLE_CLASS};
 pub use json::{Json, python_text};
-pub use peft::{Beside, Fresh, Naming, Peft, PeftPlan};
+pub use peft::{Beside, Fresh, HeadChange, HeadLayer, Naming, Peft, PeftPlan};
 pub use quantization::{Quantization, QuantizedCheckpoint};
 pub use read_count::{ModelTensors, OnBytes};
 pub use replace::{beside, copy_file, remove_parts, replace, try_directory, write_text};
