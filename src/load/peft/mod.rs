@@ -427,7 +427,8 @@ impl<'a> Reader<'a> {
             // PEFT saves what ends with such a name, within a word too.
             if self.config.modules_to_save.iter().any(|name| path.ends_with(name)) {
                 return Err(Error::unsupported(format!(
-                    "{CONFIG}: modules_to_save: {path} is not supported: only the embedding, the output matrix and the head of a reranker can be replaced"
+                    "{CONFIG}: modules_to_save: {path} is not supported: only the embedding, the output matrix and the head of a reranker \
+                     can be replaced; of what changes others, such as norms, merge_and_unload() of PEFT makes a model that is loaded"
                 )));
             }
             let bare = path.strip_prefix(&self.naming.prefix).unwrap_or(path);
