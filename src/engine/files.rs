@@ -251,7 +251,14 @@ impl Files {
     pub(super) fn tokenizer(&self, options: &LoadOptions) -> Result<Option<Tokenizer>> {
         let path = options.tokenizer_path.clone().unwrap_or_else(|| self.directory.join("tokenizer.json"));
         if options.tokenizer_path.is_none() && !(self.tokenizer_beside && path.exists()) {
-            let Some(GgufTensors { gguf, .. }) = &self.gguf else { return Ok(None) };
+            let Some(GgufTensors { gguf, .. }) = &self.gguf else {
+                return Tokenizer::of_vocabulary(
+                    &self.directory,
+                    self.tokenizer_config.as_ref(),
+                    Some(&self.raw),
+                    self.family.model_type,
+                );
+            };
             return GgufVocabulary::read(gguf.metadata())?.as_ref().map(Tokenizer::of_gguf).transpose();
         }
         let tokenizer = Tokenizer::load(path)?;
