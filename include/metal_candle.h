@@ -534,7 +534,8 @@ mc_status mc_model_save(const mc_model *MC_NONNULL model,
  * @param progress   called with MC_STAGE_WRITE, on this thread; what is not MC_CONTINUE stops. NULL = nobody.
  * @param user_data  handed to `progress`; may be NULL.
  * @param err        NULL, or receives the error.
- * @return as mc_model_save(); MC_ERROR_UNSUPPORTED also for a model that was loaded from safetensors.
+ * @return as mc_model_save(); MC_ERROR_UNSUPPORTED also for a model that was loaded from safetensors, and for an output matrix that
+ *         adapters made another one than the embedding where llama.cpp reads none (Cohere, Gemma and Gemma 2).
  *
  * Threads: any; it runs on the calling thread and may take seconds.
  */
@@ -2646,7 +2647,8 @@ void mc_rerank_options_free(mc_rerank_options *MC_NULLABLE options);
  * Understood are the projections of every layer, the embedding and the output matrix as targets, by names, by a pattern or as
  * "all-linear"; the matrices of all experts of a layer as target_parameters; rank_pattern, alpha_pattern, layers_to_transform,
  * exclude_modules, rsLoRA, DoRA, trained biases of matrices; the embedding and the output matrix as modules_to_save, and rows of them by
- * trainable_token_indices, which replace those of the model whatever the factor is; ensure_weight_tying. Files are checked: a tensor
+ * trainable_token_indices, which replace those of the model whatever the factor is; ensure_weight_tying; the head of a reranker, saved or
+ * as a target, which counts in a model that mc_model_merge() makes, as scores take no adapters. Files are checked: a tensor
  * without a place in the model, a target without its tensors, a shape that does not fit, a number that is not finite, and an option that
  * would change the result and is not implemented (DoRA on the embedding, among others) are errors that name it. What only matters in
  * training, such as lora_dropout, is ignored.
@@ -3859,7 +3861,9 @@ mc_status mc_model_tokenizer(const mc_model *MC_NONNULL model,
                              mc_error *MC_NULLABLE *MC_NULLABLE err);
 
 /**
- * Loads a tokenizer alone. One of a GGUF file gives the ids that the model's tokenizer.json gives.
+ * Loads a tokenizer alone. One of a GGUF file gives the ids that the model's tokenizer.json gives. A directory may have vocab.txt of BERT,
+ * vocab.json and merges.txt of GPT-2, RoBERTa or Qwen, or tokenizer.model of Llama in place of tokenizer.json, if its files name the class
+ * that reads them.
  *
  * @param path  a tokenizer.json, a directory with one, or a .gguf file, of a whole model or of a vocabulary alone.
  * @param out   receives one reference; free it with mc_tokenizer_free().

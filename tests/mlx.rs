@@ -495,6 +495,8 @@ fn multipliers_that_are_a_part_of_the_weights_are_not_applied_again() {
         // An adapter of the original was trained beside the multipliers; one of these weights fits them.
         let error = Lora::load(&model, golden("adapters/falcon_h1")).map(drop).unwrap_err();
         assert!(error.message().contains("base_model_name_or_path: expected null"), "{error}");
+        let of_saved = Lora::load(&load(&saved), golden("adapters/falcon_h1")).map(drop).unwrap_err();
+        assert_eq!(of_saved.message(), error.message());
         let own = folder.path().join("adapter");
         LoraTrainer::new(&model, &LoraConfig::default().rank(2), &TrainOptions::default()).unwrap().save(&own).unwrap();
         Lora::load(&model, &own).unwrap();

@@ -5,8 +5,11 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{golden, json, load, shipped};
-use metal_candle::{Cancel, Capability, ErrorKind, LoadOptions, Model, Prompt, RerankOptions, ScoreActivation, estimate_memory};
+use common::{Reference, golden, json, load, max_abs, shipped, write_tensors};
+use metal_candle::{
+    Cancel, Capability, ErrorKind, LoadOptions, Lora, LoraConfig, LoraTrainer, Model, Prompt, RerankOptions, ScoreActivation,
+    TrainOptions, estimate_memory,
+};
 use serde_json::Value;
 
 /// Above the noise of the references (4e-6), far below the smallest mistake.
@@ -74,6 +77,82 @@ fn a_pair_has_the_same_bits_alone_and_in_any_company() {
         assert!(scores[..documents.len()].iter().rev().eq(&together));
         assert!(rerank(&model, query, &[], &options).is_empty());
     }
+}
+
+/// The logits of all pairs of a reference.
+fn logits_of_pairs(model: &Model, notes: &Value) -> Vec<f32> {
+    let (documents, options) = (texts(notes, "documents"), options(notes).activation(ScoreActivation::Identity));
+    texts(notes, "queries").into_iter().flat_map(|query| rerank(model, query, &documents, &options)).collect()
+}
+
+#[test]
+fn an_adapter_of_a_head_counts_once_it_is_merged() {
+    let mut seen = 0;
+    for entry in std::fs::read_dir(golden("reranker_adapters")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().to_string();
+        let base = golden(json(&path.join("golden.json"))["base"].as_str().unwrap());
+        let (model, notes) = (load(&base), json(&base.join("golden.json")));
+        let plain = logits_of_pairs(&model, &notes);
+        let lora = Lora::load(&model, &path).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let merged = model.merge(&lora, 1.0).unwrap();
+        let (found, want) =
+            (logits_of_pairs(&merged, &notes), Reference::open(&path.join("golden.safetensors")).floats("logits"));
+        assert!(max_abs(&found, &want) <= TOLERANCE, "{name}: {}", max_abs(&found, &want));
+        // The model stays as it is, and so it does without a scale.
+        assert_eq!(logits_of_pairs(&model, &notes), plain, "{name}");
+        assert_eq!(logits_of_pairs(&model.merge(&lora, 0.0).unwrap(), &notes), plain, "{name}");
+        // What is saved is what was merged, and what was loaded; a head that was merged is merged into again.
+        let folder = tempfile::tempdir().unwrap();
+        let [directory, adapter, again] = ["merged", "adapter", "again"].map(|name| folder.path().join(name));
+        merged.save(&directory, None, None).unwrap();
+        assert_eq!(logits_of_pairs(&load(&directory), &notes), found, "{name}");
+        lora.save(&adapter).unwrap();
+        let saved = Lora::load(&model, &adapter).unwrap();
+        assert_eq!(saved.parameter_count(), lora.parameter_count(), "{name}");
+        assert_eq!(logits_of_pairs(&model.merge(&saved, 1.0).unwrap(), &notes), found, "{name}");
+        let twice = merged.merge(&Lora::load(&merged, &path).unwrap(), 0.5).unwrap();
+        twice.save(&again, None, None).unwrap();
+        assert_eq!(logits_of_pairs(&load(&again), &notes), logits_of_pairs(&twice, &notes), "{name}");
+        // It is not trained further.
+        let error = LoraTrainer::new(&model, &LoraConfig::default().initial(lora), &TrainOptions::default()).map(drop);
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::Unsupported, "{name}");
+        seen += 1;
+    }
+    assert!(seen >= 7, "{seen}");
+}
+
+#[test]
+fn a_spoiled_adapter_of_a_head_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = golden("reranker_adapters/bert");
+    let refused = |base: &str, drop: &str, change: &dyn Fn(&mut Value)| {
+        let reference = Reference::open(&path.join("adapter_model.safetensors"));
+        let tensors = reference.tensors().into_iter().filter(|(name, _)| drop.is_empty() || !name.contains(drop)).collect();
+        write_tensors(&folder.path().join("adapter_model.safetensors"), tensors);
+        let mut config = json(&path.join("adapter_config.json"));
+        change(&mut config);
+        std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+        match Lora::load(&load(golden(base)), folder.path()) {
+            Ok(_) => panic!("{base} without {drop:?}: accepted"),
+            Err(error) => error,
+        }
+    };
+    let same = |_: &mut Value| {};
+    for (drop, part) in [
+        ("classifier.bias", "classifier.bias: modules_to_save asks for"),
+        ("classifier.weight", "classifier.weight: modules_to_save asks for"),
+        ("pooler.dense.lora_A", "bert.pooler.dense.lora_A.weight: target_modules asks for"),
+        ("pooler.dense", "bert.pooler.dense.lora_A.weight: target_modules asks for"),
+    ] {
+        let error = refused("rerankers/bert", drop, &same);
+        assert!(error.kind() == ErrorKind::Format && error.message().contains(part), "{drop}: {error}");
+    }
+    let unasked = refused("rerankers/bert", "", &|config| config["modules_to_save"] = Value::Null);
+    assert!(unasked.message().contains("classifier.weight: a tensor that modules_to_save does not ask for"), "{unasked}");
+    // Of a network without that head there is no score.
+    let headless = refused("encoders/bert_mean_norm", "", &same);
+    assert!(headless.kind() == ErrorKind::Unsupported && headless.message().contains("the head of a reranker"), "{headless}");
 }
 
 #[test]

@@ -39,8 +39,6 @@ pub(super) struct Files {
     pub(super) sentence: SentenceConfig,
     /// Where the tensors are, if not in the directory's safetensors: a file, and what its tensors are to the network.
     gguf: Option<GgufTensors>,
-    /// Whether multipliers are a part of the weights, so that what was trained beside them fits no more.
-    pub(super) is_multiplied: bool,
     /// Whether the tokenizer is another one than the model's.
     tokenizer_given: bool,
     /// Whether a tokenizer.json in the directory is the model's: not where a file was named, beside which anything may lie.
@@ -107,7 +105,6 @@ impl Files {
             stored: Quantization::of(&raw)?,
             raw,
             gguf: None,
-            is_multiplied: false,
             tokenizer_given: false,
             tokenizer_beside: true,
         })
@@ -141,7 +138,6 @@ impl Files {
             stored: None,
             raw: json,
             gguf: Some(GgufTensors { gguf, origins, unused_layers }),
-            is_multiplied: family.model_type == "falcon_h1",
             tokenizer_given: false,
             tokenizer_beside: false,
         })
@@ -184,7 +180,7 @@ impl Files {
         let (_, config) = models::parse(&json)?;
         self.config = Config { context_length: self.config.context_length, ..config };
         self.config_json = format!("{:#}\n", json.value());
-        (self.raw, self.is_multiplied) = (json, true);
+        self.raw = json;
         Ok(())
     }
 
@@ -255,7 +251,14 @@ impl Files {
     pub(super) fn tokenizer(&self, options: &LoadOptions) -> Result<Option<Tokenizer>> {
         let path = options.tokenizer_path.clone().unwrap_or_else(|| self.directory.join("tokenizer.json"));
         if options.tokenizer_path.is_none() && !(self.tokenizer_beside && path.exists()) {
-            let Some(GgufTensors { gguf, .. }) = &self.gguf else { return Ok(None) };
+            let Some(GgufTensors { gguf, .. }) = &self.gguf else {
+                return Tokenizer::of_vocabulary(
+                    &self.directory,
+                    self.tokenizer_config.as_ref(),
+                    Some(&self.raw),
+                    self.family.model_type,
+                );
+            };
             return GgufVocabulary::read(gguf.metadata())?.as_ref().map(Tokenizer::of_gguf).transpose();
         }
         let tokenizer = Tokenizer::load(path)?;

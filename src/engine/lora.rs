@@ -22,6 +22,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::model::with_decode_step;
+use super::rerank::Reranker;
 use super::{Device, Dtype, Model};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{FNV_START, Json, Peft, fnv};
@@ -48,7 +49,8 @@ impl Lora {
     /// Understood are all projections, the embedding and the output matrix as targets, by names, by a pattern or as `all-linear`; the
     /// matrices of all experts of a layer as `target_parameters`; `rank_pattern`, `alpha_pattern`, `layers_to_transform`,
     /// `exclude_modules`, rsLoRA, DoRA, trained biases of matrices; the embedding and the output matrix as `modules_to_save`, and rows of
-    /// them by `trainable_token_indices`, which replace those of the model whatever the scale is; `ensure_weight_tying`. Also tensors named
+    /// them by `trainable_token_indices`, which replace those of the model whatever the scale is; `ensure_weight_tying`; the head of a
+    /// classifier, replaced or as a target, which counts once it is [merged](Model::merge), as scores take no adapters. Also tensors named
     /// `layers.{i}.{target}.lora_a`, as the first version of this library wrote them.
     ///
     /// # Errors
@@ -61,7 +63,8 @@ impl Lora {
             let message = format!("{}: expected a directory with adapter_config.json", directory.display());
             return Err(Error::new(ErrorKind::NotFound, message));
         }
-        let peft = model.device().work(|| Peft::read(directory, model.transformer()))?;
+        let head = model.reranker().as_ref().map_or(&[][..], Reranker::layers);
+        let peft = model.device().work(|| Peft::read(directory, model.transformer(), head))?;
         let config = Json::parse("adapter_config.json", &peft.config_json)?;
         // PEFT names the model; what was trained here names none.
         if model.is_multiplied() && config.get(BASE).is_some() {
@@ -160,7 +163,11 @@ impl Model {
         let Some(adapters) = attached.adapters() else { return Ok(self.clone()) };
         let transformer = self.device().compute(|| self.transformer().merged(adapters))?;
         let transformer = with_decode_step(transformer, self.device())?;
-        Ok(self.with_transformer(transformer, fnv(self.fingerprint(), &attached.fingerprint().to_le_bytes())))
+        let head = &lora.0.peft.head;
+        let reranker = self.reranker().as_ref().ok().filter(|_| !head.is_empty());
+        let merged = |reranker: &Reranker| self.device().compute(|| reranker.merged(head, scale, self.device().backend()));
+        let reranker = reranker.map(merged).transpose()?;
+        Ok(self.with_transformer(transformer, reranker, fnv(self.fingerprint(), &attached.fingerprint().to_le_bytes())))
     }
 }
 

@@ -25,7 +25,7 @@ use super::tokenizer::gives_types;
 use super::{Cancel, ChatTemplate, Device, DeviceKind, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::{ModelTensors, ModuleConfig, fnv};
-use crate::models::Family;
+use crate::models::{self, Family};
 use crate::nn::{Changed, Config, Prefix, RowAdapters, States, Step, Transformer, Weights};
 use crate::ops::{Arithmetic, Format, KvFormat, Unsupported};
 
@@ -239,7 +239,7 @@ struct Inner {
     reranker: Arc<std::result::Result<Reranker, String>>,
     /// Where the rest of a saved model comes from.
     origin: LoadedFrom,
-    /// See [`Files`].
+    /// See [`models::is_multiplied`].
     is_multiplied: bool,
     /// What adapters were merged into since.
     changed: Changed,
@@ -345,7 +345,7 @@ impl Model {
             embedder: Arc::new(embedder),
             reranker: Arc::new(reranker),
             origin,
-            is_multiplied: files.is_multiplied,
+            is_multiplied: models::is_multiplied(&files.raw)?,
             changed: Changed::default(),
             vocabulary: OnceLock::new(),
         }));
@@ -486,8 +486,8 @@ impl Model {
         self.0.transformer.config()
     }
 
-    /// The same model with another network.
-    pub(super) fn with_transformer(&self, transformer: Transformer, fingerprint: u64) -> Self {
+    /// The same model with another network, and with another head if there is one.
+    pub(super) fn with_transformer(&self, transformer: Transformer, reranker: Option<Reranker>, fingerprint: u64) -> Self {
         let inner = &*self.0;
         let (mut changed, new) = (inner.changed.clone(), transformer.changes(&inner.transformer));
         changed.weights.extend(new.weights);
@@ -509,7 +509,7 @@ impl Model {
             sampling: inner.sampling.clone(),
             fingerprint,
             embedder: inner.embedder.clone(),
-            reranker: inner.reranker.clone(),
+            reranker: reranker.map_or_else(|| inner.reranker.clone(), |reranker| Arc::new(Ok(reranker))),
             vocabulary: OnceLock::new(),
         }))
     }

@@ -4,6 +4,8 @@
 //! "no", such as Qwen3-Reranker. Equal to `CrossEncoder.predict` of sentence-transformers 6.2. On the CPU a pair has the same score,
 //! bit for bit, alone and in any company.
 
+use std::collections::BTreeSet;
+
 use rayon::prelude::*;
 use serde_json::json;
 use tokenizers::TruncationDirection;
@@ -13,10 +15,10 @@ use super::options::{Field, Fields, OptionRange, OptionSlot, builders, limit_fie
 use super::tokenizer::FirstText;
 use super::{Cancel, Chat, ChatTemplate, Model, Tokenizer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{Json, MessageContent, PairFormat, Scored, SentenceConfig, TemplateSettings};
+use crate::load::{HeadChange, HeadLayer, Json, MessageContent, PairFormat, Scored, SentenceConfig, TemplateSettings};
 use crate::models::{Classifier, ClassifierLayer, classifier};
 use crate::nn::{Config, SentenceModule, Weights};
-use crate::ops::{self, Pooling, TorchActivation};
+use crate::ops::{self, Backend, Pooling, TorchActivation};
 
 /// Documents that are tokenised between two looks at the cancel flag.
 const TOKENIZE_TEXTS: usize = 256;
@@ -117,8 +119,13 @@ pub(super) struct Reranker {
     types: Option<usize>,
     /// Whether the files say so: any causal model could be asked for yes or no.
     is_declared: bool,
+    /// The layers of a head, in the order of its modules.
+    layers: Vec<HeadLayer>,
+    /// Those that adapters were merged into.
+    changed: BTreeSet<usize>,
 }
 
+#[derive(Clone)]
 enum Scorer {
     /// `is_late`: the scores of tokens are pooled.
     Head {
@@ -136,6 +143,7 @@ enum Scorer {
 #[derive(Default)]
 pub(super) struct LoadedHead {
     head: Option<Scorer>,
+    layers: Vec<HeadLayer>,
     names: Vec<String>,
     pub(super) bytes: u64,
     pub(super) parameters: u64,
@@ -166,15 +174,18 @@ pub(super) fn load_head(sentence: &SentenceConfig, raw: &Json, config: &Config, 
         let mut prefixed = config.names.prefixes.iter().map(|prefix| format!("{}{name}", prefix.network));
         let is_stored = |name: &String| weights.has(&format!("{name}.weight"));
         let name = prefixed.rfind(is_stored).unwrap_or_else(|| name.to_string());
-        let (module, has_bias) = match layer {
+        let (module, has_bias, inputs) = match layer {
             ClassifierLayer::Dense { outputs, bias, activation, .. } => {
-                let module = SentenceModule::head_dense(weights, &name, (width, outputs), bias, activation)?;
-                width = outputs;
-                (module, bias)
+                let inputs = std::mem::replace(&mut width, outputs);
+                let module = SentenceModule::head_dense(weights, &name, (inputs, outputs), bias, activation)?;
+                (module, bias, Some(inputs))
             }
-            ClassifierLayer::LayerNorm { eps, bias, .. } => (SentenceModule::layer_norm(weights, &name, width, eps, bias)?, bias),
+            ClassifierLayer::LayerNorm { eps, bias, .. } => {
+                (SentenceModule::layer_norm(weights, &name, width, eps, bias)?, bias, None)
+            }
         };
         modules.push(module);
+        loaded.layers.push(HeadLayer { name: name.clone(), outputs: width, inputs, bias: has_bias });
         loaded.names.push(format!("{name}.weight"));
         if has_bias {
             loaded.names.push(format!("{name}.bias"));
@@ -227,7 +238,52 @@ impl Reranker {
         };
         let types = config.token_types.filter(|&rows| gives_types && rows > 1);
         let is_declared = reranker.scored != Scored::YesOrNo;
-        Ok(Self { scorer, activation, pairs: reranker.pairs, settings: reranker.template.clone(), types, is_declared })
+        let (layers, changed) = (head.layers, BTreeSet::new());
+        let settings = reranker.template.clone();
+        Ok(Self { scorer, activation, pairs: reranker.pairs, settings, types, is_declared, layers, changed })
+    }
+
+    /// What adapters may change of the head, none of a reranker without one.
+    pub(super) fn layers(&self) -> &[HeadLayer] {
+        &self.layers
+    }
+
+    /// The same with what an adapter changes of its head, times `scale`.
+    ///
+    /// # Errors
+    /// `ErrorKind::OutOfMemory`, `ErrorKind::Device`.
+    pub(super) fn merged(&self, changes: &[HeadChange], scale: f32, backend: &Backend) -> Result<Self> {
+        let (mut scorer, mut changed) = (self.scorer.clone(), self.changed.clone());
+        if let Scorer::Head { modules, .. } = &mut scorer {
+            for change in changes {
+                let Some(module) = modules.get_mut(change.layer) else { continue };
+                let (weight, bias) = module.values()?;
+                let (weight, bias) = change.merged(weight, bias, scale);
+                *module = module.with_values(weight, bias, backend)?;
+                changed.insert(change.layer);
+            }
+        }
+        let (settings, layers) = (self.settings.clone(), self.layers.clone());
+        let Self { activation, pairs, types, is_declared, .. } = *self;
+        Ok(Self { scorer, activation, pairs, settings, types, is_declared, layers, changed })
+    }
+
+    /// The tensors of the head that adapters were merged into, by their names, and their values.
+    ///
+    /// # Errors
+    /// A failed device operation.
+    pub(super) fn changed_tensors(&self) -> Result<Vec<(String, Vec<f32>)>> {
+        let Scorer::Head { modules, .. } = &self.scorer else { return Ok(Vec::new()) };
+        let mut tensors = Vec::new();
+        for (i, (layer, module)) in self.layers.iter().zip(modules).enumerate() {
+            if !self.changed.contains(&i) {
+                continue;
+            }
+            let (weight, bias) = module.values()?;
+            tensors.push((format!("{}.weight", layer.name), weight));
+            tensors.extend(bias.map(|bias| (format!("{}.bias", layer.name), bias)));
+        }
+        Ok(tensors)
     }
 }
 

@@ -164,8 +164,8 @@ impl Model {
     /// A file that is there is replaced, once all is written. Progress has the stage `Write`.
     ///
     /// # Errors
-    /// `Unsupported` for a model that was loaded from safetensors, and for a format that is not there; otherwise as
-    /// [`save`](Self::save).
+    /// `Unsupported` for a model that was loaded from safetensors, for a format that is not there, and for an output matrix that adapters
+    /// made another one than the embedding where llama.cpp reads none (Cohere, Gemma and Gemma 2); otherwise as [`save`](Self::save).
     pub fn save_gguf(
         &self,
         path: impl AsRef<Path>,
@@ -181,6 +181,11 @@ impl Model {
         };
         self.origin().check(&source)?;
         let Plan { rewrites, added } = self.changes_of(&source, target)?;
+        if added.iter().any(|(module, _)| module.role == Role::Head) && !models::may_have_output(files.family) {
+            let message = "save_gguf: the output matrix is no longer the embedding, and llama.cpp reads none beside it of this \
+                           architecture: save the model as a directory";
+            return Err(Error::unsupported(format!("{message} ({})", files.family.model_type)));
+        }
         let added = added.into_iter().map(|(module, rewrite)| {
             let name = if module.role == Role::Head { "output.weight" } else { "token_embd.weight" };
             (name.to_string(), vec![module.outputs, module.inputs], rewrite)
@@ -217,11 +222,24 @@ impl Model {
             let format = rewrites.get(name).map_or(plain, |rewrite| rewrite.format);
             tensors.push((name.to_string(), format, shape.clone()));
         }
+        let of_head = match self.reranker().as_ref() {
+            Ok(reranker) => self.device().compute(|| reranker.changed_tensors())?,
+            Err(_) => Vec::new(),
+        };
         let mut all = rewrites;
         for (module, rewrite) in added {
             let name = format!("{}.weight", self.transformer().stored_name(module));
             tensors.push((name.clone(), rewrite.format, vec![module.outputs, module.inputs]));
             all.insert(name, rewrite);
+        }
+        for (name, values) in &of_head {
+            if let Some((_, format, shape)) = tensors.iter_mut().find(|(own, ..)| own == name) {
+                *format = Format::F32;
+                let len = values.len() / rows_of(shape).max(1);
+                let rows: Box<Rows<'_>> =
+                    Box::new(move |rows: Range<usize>| Ok(values[rows.start * len..rows.end * len].to_vec()));
+                all.insert(name.clone(), Rewrite { format: Format::F32, rows: Some(rows) });
+            }
         }
         let restored = restore(&mut tensors, self.transformer().restored());
         let counts: BTreeMap<String, usize> = tensors.iter().map(|(name, _, shape)| (name.clone(), rows_of(shape))).collect();

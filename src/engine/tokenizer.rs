@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub(super) use config::gives_types;
+use config::{OF_FILE, tokenizer_class};
 use tokenizers::normalizers::{Lowercase, Sequence as NormalizerSequence};
 use tokenizers::{
     Decoder, DecoderWrapper, Encoding, Model, NormalizedString, Normalizer, NormalizerWrapper, OffsetType, PostProcessor,
@@ -25,7 +26,7 @@ use tokenizers::{
 use super::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernels::check_room;
-use crate::load::{Gguf, GgufVocabulary, Json, parse_tokenizer, read_text};
+use crate::load::{Gguf, GgufVocabulary, Json, parse_tokenizer, read_text, vocabulary_json};
 
 /// Larger than any real tokenizer.json.
 const MAX_BYTES: u64 = 256 << 20;
@@ -62,7 +63,9 @@ struct Inner {
 pub(crate) struct FirstText(Encoding);
 
 impl Tokenizer {
-    /// `path`: a tokenizer.json, a directory that holds one, or a GGUF file (`.gguf`), with or without tensors.
+    /// `path`: a tokenizer.json, a directory that holds one, or a GGUF file (`.gguf`), with or without tensors. A directory may have
+    /// vocab.txt of BERT, vocab.json and merges.txt of GPT-2, RoBERTa or Qwen, or tokenizer.model of Llama instead, if its files name the
+    /// class that reads them.
     ///
     /// # Errors
     /// `ErrorKind::NotFound` if there is none, `ErrorKind::Format` if it is not a tokenizer, `ErrorKind::Unsupported` for a kind
@@ -76,8 +79,13 @@ impl Tokenizer {
             return Self::of_gguf(&GgufVocabulary::read(gguf.metadata())?.ok_or_else(none)?);
         }
         let file = if is_directory { path.join("tokenizer.json") } else { path.to_path_buf() };
+        let read = |name: &str| Json::read_optional(&path.join(name));
+        let model_type = |model: Option<&Json>| model.map_or(Ok(None), |model| model.text("model_type"));
         if is_directory && !file.exists() {
-            return Err(no_tokenizer_json(path));
+            let (config, model) = (read("tokenizer_config.json")?, read("config.json")?);
+            let model_type = model_type(model.as_ref())?.unwrap_or_default();
+            let made = Self::of_vocabulary(path, config.as_ref(), model.as_ref(), &model_type)?;
+            return made.ok_or_else(|| no_tokenizer_json(path));
         }
         let tokenizer = parse_tokenizer(&read_text(&file, MAX_BYTES)?)
             .and_then(|(tokenizer, growth)| Self::new(tokenizer, growth))
@@ -85,11 +93,28 @@ impl Tokenizer {
         if !is_directory {
             return Ok(tokenizer);
         }
-        let read = |name: &str| Json::read_optional(&path.join(name));
         let (config, model) = (read("tokenizer_config.json")?, read("config.json")?);
-        let model_type = model.as_ref().map(|model| model.text("model_type")).transpose()?.flatten().unwrap_or_default();
+        let model_type = model_type(model.as_ref())?.unwrap_or_default();
         let tokenizer = tokenizer.configured(config.as_ref(), model.as_ref(), &model_type)?;
         tokenizer.declared(path)
+    }
+
+    /// That of a directory without a tokenizer.json, made of its vocabulary as the class does that tokenizer_config.json, config.json
+    /// (`model`) or the family names; `None` where nothing says how.
+    pub(crate) fn of_vocabulary(
+        directory: &Path,
+        config: Option<&Json>,
+        model: Option<&Json>,
+        model_type: &str,
+    ) -> Result<Option<Self>> {
+        let class = tokenizer_class(config, model, model_type)?;
+        // The reference makes one of these without that class.
+        if class == "LlamaTokenizer" && OF_FILE.contains(&model_type) {
+            return Ok(None);
+        }
+        let Some(json) = vocabulary_json(directory, &class, config)? else { return Ok(None) };
+        let (tokenizer, growth) = parse_tokenizer(&json).map_err(|e| e.within(directory.display()))?;
+        Self::new(tokenizer, growth)?.configured(config, model, model_type)?.declared(directory).map(Some)
     }
 
     /// The tokenizer of a GGUF file.

@@ -68,7 +68,8 @@ pub(super) fn all_scaled(loras: *const *const mc_lora, scales: *const f32, count
 /// Understood are the projections of every layer, the embedding and the output matrix as targets, by names, by a pattern or as
 /// "all-linear"; the matrices of all experts of a layer as target_parameters; rank_pattern, alpha_pattern, layers_to_transform,
 /// exclude_modules, rsLoRA, DoRA, trained biases of matrices; the embedding and the output matrix as modules_to_save, and rows of them by
-/// trainable_token_indices, which replace those of the model whatever the factor is; ensure_weight_tying. Files are checked: a tensor
+/// trainable_token_indices, which replace those of the model whatever the factor is; ensure_weight_tying; the head of a reranker, saved or
+/// as a target, which counts in a model that mc_model_merge() makes, as scores take no adapters. Files are checked: a tensor
 /// without a place in the model, a target without its tensors, a shape that does not fit, a number that is not finite, and an option that
 /// would change the result and is not implemented (DoRA on the embedding, among others) are errors that name it. What only matters in
 /// training, such as lora_dropout, is ignored.

@@ -341,7 +341,8 @@ pub unsafe extern "C" fn mc_model_save(
 /// @param progress   called with MC_STAGE_WRITE, on this thread; what is not MC_CONTINUE stops. NULL = nobody.
 /// @param user_data  handed to `progress`; may be NULL.
 /// @param err        NULL, or receives the error.
-/// @return as mc_model_save(); MC_ERROR_UNSUPPORTED also for a model that was loaded from safetensors.
+/// @return as mc_model_save(); MC_ERROR_UNSUPPORTED also for a model that was loaded from safetensors, and for an output matrix that
+///         adapters made another one than the embedding where llama.cpp reads none (Cohere, Gemma and Gemma 2).
 ///
 /// Threads: any; it runs on the calling thread and may take seconds.
 #[unsafe(no_mangle)]

@@ -50,7 +50,9 @@ pub unsafe extern "C" fn mc_model_tokenizer(
     })
 }
 
-/// Loads a tokenizer alone. One of a GGUF file gives the ids that the model's tokenizer.json gives.
+/// Loads a tokenizer alone. One of a GGUF file gives the ids that the model's tokenizer.json gives. A directory may have vocab.txt of BERT,
+/// vocab.json and merges.txt of GPT-2, RoBERTa or Qwen, or tokenizer.model of Llama in place of tokenizer.json, if its files name the class
+/// that reads them.
 ///
 /// @param path  a tokenizer.json, a directory with one, or a .gguf file, of a whole model or of a vocabulary alone.
 /// @param out   receives one reference; free it with mc_tokenizer_free().

@@ -13,6 +13,8 @@
 //! | the same, not symmetric | also `weight_zero_point` I32 `(N·bits/32, K/g)` | `scale · (q - zero)` |
 //! | compressed-tensors, I8 | `weight` I8 `(N, K)`, `weight_scale` of rows, of groups, or of all | `scale · q` |
 //!
+//! Of compressed-tensors a checkpoint may have several, one for each of its `config_groups`.
+//!
 //! Scales of a KV cache in FP8, which some carry along, are left out: a cache here is rounded less, or in a way of its own.
 //!
 //! Sources: <https://github.com/ml-explore/mlx> (`mx.quantize`), transformers' `quantizers`, <https://github.com/casper-hansen/AutoAWQ>,
@@ -56,6 +58,8 @@ pub enum Quantization {
     Int8 {
         block: Option<[usize; 2]>,
     },
+    /// compressed-tensors, several of its three ways: of each matrix its tensors say which, whatever targets are named.
+    Groups(Vec<Self>),
 }
 
 /// MLX's quantisation.
@@ -96,6 +100,8 @@ impl MlxFloat {
 
 /// The most columns that share a scale.
 const MAX_GROUP: usize = 1 << 20;
+/// More ways of compressed-tensors than there are in one checkpoint; each is tried on each matrix.
+const MAX_WAYS: usize = 64;
 
 impl Quantization {
     /// What config.json says; `None` for weights that are no codes.
@@ -229,28 +235,41 @@ fn keeps_columns(order: &Value) -> bool {
 }
 
 fn compressed_of(json: &Json) -> Result<Quantization> {
+    refuse_transforms(json)?;
     let groups = json.object("config_groups")?;
     let mut found = Vec::new();
     for name in groups.iter().flat_map(|groups| groups.value().as_object().into_iter().flatten().map(|(name, _)| name)) {
         let Some(group) = groups.as_ref().map(|groups| groups.object(name)).transpose()?.flatten() else { continue };
         let Some(weights) = group.object("weights")? else { continue };
-        let symmetric = weights.flag("symmetric", true)?;
-        if weights.get("actorder").is_some_and(|order| !keeps_columns(order.value())) {
-            return Err(weights.unsupported("actorder", "expected null, false, \"weight\" or \"static\""));
+        let way = way_of(if group.has("format") { &group } else { json }, &weights)?;
+        if !found.contains(&way) {
+            found.push(way);
         }
-        let floats = weights.text("type")?.is_some_and(|kind| kind == "float");
-        let bits = bits(&weights, "num_bits", &[4, 8])?;
-        found.push((Codes { floats, bits, symmetric }, weights));
+        if found.len() > MAX_WAYS {
+            return Err(json.invalid("config_groups", &format!("expected at most {MAX_WAYS} ways of quantising")));
+        }
     }
+    match found.len() {
+        0 => Err(json.unsupported("config_groups", "expected a group of weights")),
+        1 => Ok(found.remove(0)),
+        _ => Ok(Quantization::Groups(found)),
+    }
+}
+
+/// How the weights of a group are stored; `json` has their format.
+fn way_of(json: &Json, weights: &Json) -> Result<Quantization> {
+    let symmetric = weights.flag("symmetric", true)?;
+    if weights.get("actorder").is_some_and(|order| !keeps_columns(order.value())) {
+        return Err(weights.unsupported("actorder", "expected null, false, \"weight\" or \"static\""));
+    }
+    let floats = weights.text("type")?.is_some_and(|kind| kind == "float");
+    let codes = Codes { floats, bits: bits(weights, "num_bits", &[4, 8])?, symmetric };
     let format = json.text("format")?.unwrap_or_default();
-    let [(codes, weights)] = &found[..] else {
-        return Err(json.unsupported("config_groups", "expected one group of weights"));
-    };
     // What has a scale and a zero beside each other is packed.
     if !codes.symmetric && format != "pack-quantized" {
         return Err(weights.unsupported("symmetric", "expected true"));
     }
-    match (format.as_str(), *codes) {
+    match (format.as_str(), codes) {
         ("float-quantized" | "naive-quantized", Codes { floats: true, bits: 8, .. }) => {
             Ok(Quantization::Fp8 { block: scaled_block(weights)? })
         }
@@ -261,6 +280,22 @@ fn compressed_of(json: &Json) -> Result<Quantization> {
         ("pack-quantized", Codes { floats: false, bits, symmetric }) => Ok(Quantization::Packed { bits, zeros: !symmetric }),
         _ => Err(json.unsupported("format", "expected pack-quantized, float-quantized or int-quantized")),
     }
+}
+
+/// What was made of weights is a part of them; activations would have to go through the same.
+fn refuse_transforms(json: &Json) -> Result<()> {
+    let Some(groups) = json.object("transform_config")?.map(|config| config.object("config_groups")).transpose()?.flatten()
+    else {
+        return Ok(());
+    };
+    for scheme in groups.value().as_object().into_iter().flat_map(|schemes| schemes.values()) {
+        let places = scheme.get("apply").and_then(Value::as_array).into_iter().flatten();
+        let is_of_weights = |place: &'_ Value| matches!(place["location"].as_str(), Some("weight_input" | "weight_output"));
+        if !places.clone().all(is_of_weights) {
+            return Err(json.unsupported("transform_config", "expected transforms of weights alone"));
+        }
+    }
+    Ok(())
 }
 
 /// What compressed-tensors says of weights.

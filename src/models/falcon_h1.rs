@@ -18,6 +18,10 @@ const NAMES: TensorNames = TensorNames {
     ..LLAMA
 };
 
+/// The key of config.json, which nothing else reads, that says that multipliers are a part of the weights: what a GGUF file and MLX's
+/// converter have made of a checkpoint stays that in a directory that is saved.
+pub const MULTIPLIED: &str = "multipliers_in_weights";
+
 pub fn parse(json: &Json) -> Result<Draft> {
     let json = &json.with_defaults(&mamba2::PREFIXED_SIZES).with_defaults(&[("mamba_d_ssm", 1024)]);
     let mut draft = base::parse(json, &Defaults { names: NAMES, eps: 1e-5, kv_heads: Some(8), ..DEFAULTS })?;
@@ -79,6 +83,7 @@ pub fn folded(json: &Json) -> Result<Json> {
         ("ssm_in_multiplier", json!(1.0)),
         ("ssm_out_multiplier", json!(1.0)),
         ("ssm_multipliers", json!([1.0, 1.0, 1.0, 1.0, 1.0])),
+        (MULTIPLIED, json!(true)),
     ];
     Ok(new.into_iter().fold(json.clone(), |json, (key, value)| json.with(key, value)))
 }

@@ -111,6 +111,14 @@ const UNUSED: [&str; 6] = ["rope_freqs.", "rope_factors_", "cls.", "cls_", "next
 /// What follows the pooling, by the names of its keys and of its tensors.
 const PROJECTIONS: [(&str, &str); 2] = [("dense_2", "dense_2.weight"), ("dense_3", "dense_3.weight")];
 
+/// Families of which llama.cpp knows the embedding alone as output matrix: a file that holds another one is not loaded.
+const WITHOUT_OUTPUT: [&str; 4] = ["cohere", "cohere2", "gemma", "gemma2"];
+
+/// Whether files of a family may have an output matrix beside the embedding.
+pub fn may_have_output(family: &Family) -> bool {
+    !WITHOUT_OUTPUT.contains(&family.model_type)
+}
+
 /// Whether a tensor of a file has no part in the network, of whose layers these are unused.
 pub fn is_unused(name: &str, layers: &Range<usize>) -> bool {
     let in_layer = name.strip_prefix("blk.").and_then(|name| name.split_once('.'));
@@ -233,13 +241,21 @@ mod tests {
 
     /// The parsed file of these numbers and tensors of a row each, which are a placeholder of their data.
     fn parsed(architecture: &str, numbers: &[(&str, u32)], tensors: &[(&str, [u64; 2])]) -> GgufModel {
+        parsed_with(architecture, &[], numbers, tensors)
+    }
+
+    /// The same of a file with heads of keys for each layer.
+    fn parsed_with(architecture: &str, kv_heads: &[i32], numbers: &[(&str, u32)], tensors: &[(&str, [u64; 2])]) -> GgufModel {
         let key = |name: &str| format!("{architecture}.{name}");
         let file = Build::new().text("general.architecture", architecture).f32(&key("attention.layer_norm_rms_epsilon"), 1e-5);
         let usual = [("block_count", 2), ("embedding_length", 16), ("attention.head_count", 2), ("attention.key_length", 8)];
         let usual = usual.into_iter().chain([("attention.value_length", 8), ("context_length", 64), ("vocab_size", 4)]);
         let mut file = usual.chain(numbers.iter().copied()).fold(file, |file, (name, value)| file.u32(&key(name), value));
         if architecture == "granitehybrid" {
-            file = file.f32(&key("logit_scale"), 1.0).ints(&key("attention.head_count_kv"), &[0, 2]);
+            file = file.f32(&key("logit_scale"), 1.0);
+        }
+        if !kv_heads.is_empty() {
+            file = file.ints(&key("attention.head_count_kv"), kv_heads);
         }
         let tensors = tensors.iter().chain(&[("token_embd.weight", [4, 16])]);
         let file = tensors
@@ -300,9 +316,26 @@ mod tests {
         for (tensor, [conv, attention]) in
             [("blk.0.ssm_conv1d.bias", [true, false]), ("blk.1.attn_q.bias", [false, true]), ("blk.1.x", [false, false])]
         {
-            let parsed = parsed("granitehybrid", &numbers, &[(tensor, [1, 16]), ("blk.0.ffn_up.weight", [8, 16])]);
+            let tensors = [(tensor, [1, 16]), ("blk.0.ffn_up.weight", [8, 16])];
+            let parsed = parsed_with("granitehybrid", &[0, 2], &numbers, &tensors);
             assert_eq!(parsed.json.value()["mamba_conv_bias"], conv, "{tensor}");
             assert_eq!(parsed.json.value()["attention_bias"], attention, "{tensor}");
+        }
+    }
+
+    #[test]
+    fn layers_of_a_hybrid_may_all_be_without_attention_or_all_with_it() {
+        let mamba = [("time_step_rank", 2), ("inner_size", 16), ("group_count", 1), ("state_size", 4), ("conv_kernel", 2)];
+        let mamba = mamba.map(|(name, value)| (format!("ssm.{name}"), value));
+        let numbers: Vec<(&str, u32)> = mamba.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        let numbers = [&[("feed_forward_length", 8), ("shortconv.l_cache", 3)], numbers.as_slice()].concat();
+        for (architecture, with, without) in [("lfm2", "full_attention", "conv"), ("granitehybrid", "attention", "mamba")] {
+            for (heads, kind, kv_heads) in [([0, 0], without, 2), ([1, 1], with, 1)] {
+                let numbers = if architecture == "lfm2" { &numbers[..2] } else { &numbers };
+                let parsed = parsed_with(architecture, &heads, numbers, &[("blk.0.ffn_up.weight", [8, 16])]);
+                assert_eq!(parsed.json.value()["layer_types"], serde_json::json!([kind, kind]), "{architecture}");
+                assert_eq!(parsed.json.value()["num_key_value_heads"], kv_heads, "{architecture}");
+            }
         }
     }
 

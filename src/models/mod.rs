@@ -74,7 +74,7 @@ use crate::load::Json;
 use crate::nn::{Config, Visible};
 pub use base::MAX_CONTEXT;
 pub use classifier::{Classifier, ClassifierLayer, classifier, is_classifier};
-pub use gguf::{GgufModel, GgufProjection, is_unused, parse_gguf};
+pub use gguf::{GgufModel, GgufProjection, is_unused, may_have_output, parse_gguf};
 
 /// A family of models.
 pub struct Family {
@@ -176,6 +176,14 @@ pub fn folded_by_mlx(json: &Json) -> Result<Option<Json>> {
         Some("falcon_h1") => falcon_h1::folded(json).map(Some),
         _ => Ok(None),
     }
+}
+
+/// Whether multipliers of the family are a part of the weights, so that what was trained beside them fits no more.
+///
+/// # Errors
+/// `ErrorKind::Format` for a mark that is neither true nor false.
+pub fn is_multiplied(json: &Json) -> Result<bool> {
+    json.flag(falcon_h1::MULTIPLIED, false)
 }
 
 fn draft(json: &Json) -> Result<(&'static Family, Draft)> {

@@ -6,9 +6,13 @@ use candle_core::{Result, Tensor, bail};
 
 use super::{Slot, Transformer, Weights};
 use crate::error;
-use crate::ops::{self, Activation, AdaptedLinear, Backend, Context, Matrix, Norm, NormKind, Pooling, TorchActivation, Vector};
+use crate::ops::{
+    self, Activation, AdaptedLinear, Backend, Context, Format, Matrix, MatrixBuilder, Norm, NormKind, Pooling, TorchActivation,
+    Use, Vector,
+};
 
 /// One step from the pooled vector to the final one.
+#[derive(Clone)]
 pub enum SentenceModule {
     Dense { projection: Projection, activation: ModuleActivation, residual: Option<Residual> },
     LayerNorm(Norm),
@@ -16,6 +20,7 @@ pub enum SentenceModule {
 }
 
 /// What follows a projection.
+#[derive(Clone, Copy)]
 pub enum ModuleActivation {
     /// As networks compute it; `None` = the identity.
     OfNetworks(Option<Activation>),
@@ -23,12 +28,14 @@ pub enum ModuleActivation {
 }
 
 /// `y = x Wᵀ + b`
+#[derive(Clone)]
 pub struct Projection {
     weight: Matrix,
     bias: Option<Vector>,
 }
 
 /// What a Dense module adds to its output.
+#[derive(Clone)]
 pub enum Residual {
     Input,
     Projected(Projection),
@@ -83,6 +90,42 @@ impl SentenceModule {
         let weight = Some(weights.vector(&format!("{name}.weight"), width, 0.0)?);
         let bias = if has_bias { Some(weights.vector(&format!("{name}.bias"), width, 0.0)?) } else { None };
         Ok(Self::LayerNorm(Norm { kind: NormKind::Layer, eps, width, weight, bias }))
+    }
+
+    /// The weight, row by row, and the bias of a layer of a head; nothing of what has none.
+    ///
+    /// # Errors
+    /// A failed device operation.
+    pub fn values(&self) -> Result<(Vec<f32>, Option<Vec<f32>>)> {
+        let (weight, bias) = match self {
+            Self::Dense { projection: Projection { weight, bias }, .. } => (weight.rows(0..weight.outputs())?, bias),
+            Self::LayerNorm(Norm { weight, bias, .. }) => {
+                (weight.as_ref().map(Vector::values).transpose()?.unwrap_or_default(), bias)
+            }
+            Self::Normalize => return Ok((Vec::new(), None)),
+        };
+        Ok((weight, bias.as_ref().map(Vector::values).transpose()?))
+    }
+
+    /// The same with others, as many.
+    ///
+    /// # Errors
+    /// `ErrorKind::OutOfMemory`, `ErrorKind::Device`.
+    pub fn with_values(&self, weight: Vec<f32>, bias: Option<Vec<f32>>, backend: &Backend) -> error::Result<Self> {
+        let bias = bias.map(|bias| Vector::new(bias, backend)).transpose()?;
+        Ok(match self {
+            Self::Dense { projection, activation, residual } => {
+                let (rows, cols) = (projection.weight.outputs(), projection.weight.inputs());
+                let no_room =
+                    || error::Error::new(error::ErrorKind::OutOfMemory, format!("head: {rows} rows do not fit the memory"));
+                let mut builder = MatrixBuilder::new(rows, cols, Format::F32, Use::Product, backend).ok_or_else(no_room)?;
+                builder.fill_f32(0, &weight);
+                let projection = Projection { weight: builder.finish()?, bias };
+                Self::Dense { projection, activation: *activation, residual: residual.clone() }
+            }
+            Self::LayerNorm(norm) => Self::LayerNorm(Norm { weight: Some(Vector::new(weight, backend)?), bias, ..norm.clone() }),
+            Self::Normalize => Self::Normalize,
+        })
     }
 
     /// # Shape

@@ -5,14 +5,16 @@
 Each directory holds adapter_config.json and adapter_model.safetensors as PEFT saves them, golden.json (the base model, what it is
 for) and golden.safetensors: of a decoder prompt0.{ids,logits,merged_logits}, of an encoder `embeddings` of its golden texts, pooled
 by the mean and normalised. Arithmetic: float32 on the stored weights, eager attention, one sequence at a time.
-What they hold beyond `lora/`: fused projections, other families, biases, tied matrices, patterns of every kind, an encoder."""
+What they hold beyond `lora/`: fused projections, other families, biases, tied matrices, patterns of every kind, an encoder.
+
+Those of classifiers lie in `reranker_adapters`, and hold `logits`: of the pairs of the base's golden.json, by their ids and types."""
 import argparse, io, contextlib, json, logging, os, shutil, warnings, zlib
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 warnings.filterwarnings("ignore"); logging.disable(logging.WARNING)
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils.logging import disable_progress_bar
 disable_progress_bar()
 
@@ -70,11 +72,23 @@ ADAPTERS = {
     "bert_pooler": ("encoders/bert_mean_norm", dict(target_modules=["query", "value", "dense"], task_type="FEATURE_EXTRACTION"), "an encoder; `dense` also means the pooler, which no vector sees"),
 }
 
+# Of classifiers, of which PEFT saves the last layer without being asked to.
+CLASSIFIERS = {
+    "bert": ("rerankers/bert", dict(target_modules="all-linear"), "LoRA on the pooler, a classifier that is saved"),
+    "bert_pooler": ("rerankers/bert", dict(target_modules=["query", "pooler.dense"], task_type=None), "LoRA on the pooler alone"),
+    "roberta": ("rerankers/roberta", dict(target_modules=["query", "value", "dense"]), "both layers of a head that is saved, which a target names, too"),
+    "distilbert": ("rerankers/distilbert", dict(target_modules=["q_lin", "v_lin"], use_rslora=True), "what is called classifier at its end is saved, pre_classifier, too"),
+    "modernbert": ("rerankers/modernbert_mean", dict(target_modules=["Wqkv"], modules_to_save=["head"]), "a head with a norm and biases"),
+    "eurobert": ("rerankers/eurobert_late", dict(target_modules=["v_proj", "dense"], use_dora=True), "magnitudes of a layer of the head"),
+    "qwen3": ("rerankers/qwen3_scored", dict(target_modules="all-linear", bias="all"), "a decoder, whose score has no bias"),
+}
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", default=os.path.join(HERE, "adapters")); parser.add_argument("names", nargs="*")
     args = parser.parse_args(); torch.set_num_threads(1)
     for name in args.names or ADAPTERS: make(name, args.out)
+    for name in [] if args.names else CLASSIFIERS: make_classifier(name, os.path.join(HERE, "reranker_adapters", name))
 
 def seeded(name): torch.manual_seed(zlib.crc32(name.encode()))
 
@@ -138,6 +152,41 @@ def make(name, out):
     if name in WITH_GRADIENTS: notes["loss"] = loss
     json.dump(notes, open(os.path.join(folder, "golden.json"), "w"), indent=1)
     print(name, notes["adapter_changes_by"], notes["noise_max_abs"], sorted(load_file(os.path.join(folder, "adapter_model.safetensors")))[:3])
+
+@torch.no_grad()
+def make_classifier(name, folder):
+    base, config, note = CLASSIFIERS[name]
+    notes = json.load(open(os.path.join(HERE, base, "golden.json")))
+    def load(): return AutoModelForSequenceClassification.from_pretrained(os.path.join(HERE, base), attn_implementation="eager", dtype=torch.float32).eval()
+    def logits(model):
+        found = []
+        for i, ids in enumerate(notes["token_ids"]):
+            types = dict(token_type_ids=torch.tensor([notes["token_types"][i]])) if notes["token_types"] else {}
+            found.append(model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), **types).logits[0, 0])
+        return torch.stack(found)
+    seeded(name)
+    model = get_peft_model(load(), LoraConfig(**{**dict(r=4, lora_alpha=8, task_type="SEQ_CLS"), **config})).eval()
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    for key, p in model.named_parameters():
+        if id(p) not in trained: continue
+        if "magnitude" in key: p.mul_(1 + 0.3 * torch.randn_like(p))
+        else: p.add_(torch.randn_like(p) * (0.3 if "lora_" in key else 0.1))
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.redirect_stdout(io.StringIO()): model.save_pretrained(folder)
+    os.remove(os.path.join(folder, "README.md"))
+    path = os.path.join(folder, "adapter_config.json"); text = json.load(open(path))
+    text["base_model_name_or_path"] = f"../../{base}"
+    for key in ("target_modules", "modules_to_save"):
+        if isinstance(text.get(key), list): text[key].sort()
+    json.dump(text, open(path, "w"), indent=1)
+    model = PeftModel.from_pretrained(load(), folder).eval()
+    values, plain = logits(model), logits(load())
+    double = logits(PeftModel.from_pretrained(load(), folder).double().eval())
+    noise = dict(f32_vs_f64=(double - values).abs().max().item(), merged_vs_unmerged=(logits(model.merge_and_unload()) - values).abs().max().item())
+    save_file(dict(logits=values), os.path.join(folder, "golden.safetensors"))
+    changed = round((values - plain).abs().max().item(), 4)
+    json.dump(dict(base=base, note=note, adapter_changes_by=changed, noise_max_abs={k: float(f"{v:.3g}") for k, v in noise.items()}), open(os.path.join(folder, "golden.json"), "w"), indent=1)
+    print(name, changed, noise, sorted(load_file(os.path.join(folder, "adapter_model.safetensors")))[-3:])
 
 @torch.enable_grad()
 def gradients(load, folder, vocabulary, mistakes, loss):

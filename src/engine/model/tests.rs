@@ -458,7 +458,7 @@ fn adapters_are_in_the_step_of_a_gpu() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     // `None` for what the library refuses.
     let attached = |network: &Transformer, adapter: &Path| {
-        let adapter = crate::load::Peft::read(adapter, network).ok()?.adapter;
+        let adapter = crate::load::Peft::read(adapter, network, &[]).ok()?.adapter;
         let scaled = adapter.scaled(network, 0.7).unwrap();
         Some(Adapters::new(network, [(&adapter, &scaled)]).unwrap())
     };
@@ -911,7 +911,7 @@ fn a_quantised_network_is_the_dense_one_of_its_rounded_weights() {
 fn the_path_of_gpus_adapts_as_the_path_of_the_cpu() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let attached = |network: &Transformer, adapter: &Path| {
-        let adapter = crate::load::Peft::read(adapter, network).unwrap().adapter;
+        let adapter = crate::load::Peft::read(adapter, network, &[]).unwrap().adapter;
         let scaled = adapter.scaled(network, 0.7).unwrap();
         Adapters::new(network, [(&adapter, &scaled)]).unwrap()
     };

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::load::Json;
 
 /// Families whose tokenizer.json transformers takes as it is, whatever class their files name.
-const OF_FILE: [&str; 24] = [
+pub(super) const OF_FILE: [&str; 24] = [
     "ernie4_5",
     "glm",
     "glm4",
@@ -177,7 +177,7 @@ pub(super) fn cleaned_up(text: &str) -> String {
 }
 
 /// The class of transformers that reads the files of a tokenizer, without the `Fast` of version 4; empty for the base of all.
-fn tokenizer_class(config: Option<&Json>, model: Option<&Json>, model_type: &str) -> Result<String> {
+pub(super) fn tokenizer_class(config: Option<&Json>, model: Option<&Json>, model_type: &str) -> Result<String> {
     let mut class = None;
     for json in [config, model].into_iter().flatten() {
         class = class.map_or_else(|| json.text("tokenizer_class"), |class| Ok(Some(class)))?;
@@ -713,6 +713,83 @@ mod tests {
             "directory: expected tokenizer.json, found none but vocab.json, of which transformers makes one: \
              AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
         );
+    }
+
+    #[test]
+    #[cfg_attr(not(reference_data), ignore = "needs the repository's references")]
+    fn a_vocabulary_alone_is_read_as_its_class_reads_it() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vocabularies");
+        let golden = std::fs::read_to_string(root.join("golden.json")).unwrap();
+        let golden: serde_json::Value = serde_json::from_str(&golden).unwrap();
+        let texts = |key: &str| golden[key].as_array().unwrap().clone();
+        let ids = |value: &serde_json::Value| serde_json::from_value::<Vec<u32>>(value.clone()).unwrap();
+        let found = golden["found"].as_object().unwrap();
+        assert!(found.len() >= 10);
+        for (name, want) in found {
+            let tokenizer = Tokenizer::load(root.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+            for (i, text) in texts("texts").iter().enumerate() {
+                let text = text.as_str().unwrap();
+                assert_eq!(tokenizer.encode(text, true).unwrap(), ids(&want["ids"][i]), "{name}: {text:?}");
+                assert_eq!(tokenizer.encode(text, false).unwrap(), ids(&want["plain"][i]), "{name}: {text:?}");
+            }
+            for (i, pair) in texts("pairs").iter().enumerate() {
+                let pair = (pair[0].as_str().unwrap(), pair[1].as_str().unwrap());
+                let encoding = tokenizer.0.tokenizer.encode(pair, true).unwrap();
+                assert_eq!(encoding.get_ids(), ids(&want["pairs"][i]), "{name}: {pair:?}");
+            }
+            // What is saved with a model is whole.
+            let folder = directory(&[("tokenizer.json", &tokenizer.to_json().unwrap())]);
+            let again = Tokenizer::load(folder.path()).unwrap();
+            for (i, text) in texts("texts").iter().enumerate() {
+                assert_eq!(again.encode(text.as_str().unwrap(), true).unwrap(), ids(&want["ids"][i]), "{name}: {text}");
+            }
+        }
+    }
+
+    #[test]
+    #[cfg_attr(not(reference_data), ignore = "needs the repository's references")]
+    fn a_vocabulary_that_says_too_little_is_not_guessed_at() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/vocabularies");
+        // Files of a golden directory, some of them others.
+        let load = |name: &str, changed: &[(&str, &[u8])]| {
+            let folder = tempfile::tempdir().unwrap();
+            for entry in std::fs::read_dir(root.join(name)).unwrap() {
+                let path = entry.unwrap().path();
+                std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+            }
+            for (file, bytes) in changed {
+                std::fs::write(folder.path().join(file), bytes).unwrap();
+            }
+            Tokenizer::load(folder.path()).map(drop)
+        };
+        // Whether a text begins with a token, how texts are cut.
+        for (name, file, text) in [
+            ("llama", "tokenizer_config.json", r#"{"tokenizer_class": "LlamaTokenizer"}"#),
+            ("llama", "config.json", r#"{"model_type": "mistral"}"#),
+            ("llama", "tokenizer_config.json", r#"{"tokenizer_class": "GemmaTokenizer", "add_bos_token": true}"#),
+            ("qwen3", "tokenizer_config.json", r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#),
+        ] {
+            let error = load(name, &[(file, text.as_bytes())]).unwrap_err();
+            assert!(error.kind() == crate::ErrorKind::NotFound && error.message().contains("found none but"), "{text}: {error}");
+        }
+        let model = std::fs::read(root.join("llama/tokenizer.model")).unwrap();
+        let damaged = [&[0xff; 16], model.as_slice()].concat();
+        for (name, file, bytes, part) in [
+            ("bert", "vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[MASK]\n".as_bytes(), "vocab.txt: expected the token \"[SEP]\""),
+            ("roberta", "vocab.json", br#"{"<s>": 0, "a": "b"}"#, "vocab.json: a: expected an id, found \"b\""),
+            ("gpt2", "vocab.json", b"[]", "expected an object"),
+            ("gpt2", "merges.txt", b"#version: 0.2\na b c\n", "merges.txt: line 2: expected two tokens, found \"a b c\""),
+            ("gpt2", "merges.txt", b"zz yy\n", "not a tokenizer"),
+            ("llama", "tokenizer.model", b"", "tokenizer.model: expected a model of SentencePiece"),
+            ("llama", "tokenizer.model", &damaged, "tokenizer.model: expected a model of SentencePiece"),
+        ] {
+            let error = load(name, &[(file, bytes)]).unwrap_err();
+            assert!(error.kind() == crate::ErrorKind::Format && error.message().contains(part), "{part}: {error}");
+        }
+        // Wherever it is cut, it is an error or a vocabulary.
+        for len in (0..model.len()).step_by(7) {
+            let _ = load("llama", &[("tokenizer.model", &model[..len])]);
+        }
     }
 
     #[test]

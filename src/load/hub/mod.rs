@@ -47,6 +47,9 @@ const FILES: [&str; 10] = [
     "config_sentence_transformers.json",
 ];
 
+/// What a tokenizer is made of where there is no tokenizer.json.
+const VOCABULARIES: [&str; 4] = ["vocab.txt", "vocab.json", "merges.txt", "tokenizer.model"];
+
 /// What brings files from the Hub.
 pub trait Download {
     /// What the Hub says of a revision, with sizes and hashes: the text of a [`Listing`].
@@ -191,7 +194,10 @@ impl Snapshot<'_> {
         let directory = self.cache.snapshot(&self.listing.sha);
         self.listing.find(CONFIG)?;
         let weights = self.weights(watch)?;
-        let mut small: Vec<&Sibling> = self.listing.siblings.iter().filter(|file| is_small(&file.rfilename)).collect();
+        let siblings = || self.listing.siblings.iter();
+        let is_whole = siblings().any(|file| name_below_module(&file.rfilename) == "tokenizer.json");
+        let is_needed = |name: &str| is_small(name) || (!is_whole && is_vocabulary(name));
+        let mut small: Vec<&Sibling> = siblings().filter(|file| is_needed(&file.rfilename)).collect();
         small.sort_by_key(|file| &file.rfilename);
         small.dedup_by_key(|file| &file.rfilename);
 
@@ -332,7 +338,7 @@ impl Listing {
                 return Err(Error::format(format!("listing: expected a path within the repository, found {name:?}")));
             }
             // Shards are known only once the index is read, so every file in reach must be complete.
-            if name.ends_with(".safetensors") || is_small(name) || name == INDEX {
+            if name.ends_with(".safetensors") || is_small(name) || is_vocabulary(name) || name == INDEX {
                 file.check()?;
             }
         }
@@ -443,6 +449,15 @@ fn is_small(name: &str) -> bool {
         Some(("additional_chat_templates", template)) => is_plain(template) && template.ends_with(".jinja"),
         Some((folder, file)) => is_module(folder) && is_setting(file),
     }
+}
+
+fn is_vocabulary(name: &str) -> bool {
+    VOCABULARIES.contains(&name_below_module(name))
+}
+
+/// A file's name, without the folder of a module of sentence-transformers.
+fn name_below_module(name: &str) -> &str {
+    name.split_once('/').filter(|(folder, _)| is_module(folder)).map_or(name, |(_, file)| file)
 }
 
 /// What is read beside weights.

@@ -461,6 +461,23 @@ fn a_model_that_cannot_be_loaded_is_refused_before_its_weights() {
 }
 
 #[test]
+fn a_vocabulary_is_brought_where_there_is_no_tokenizer_json() {
+    for via in CLIENTS {
+        for is_whole in [true, false] {
+            let config = r#"{"model_type": "no-such-family"}"#;
+            let mut repo = Repo::random().with(CONFIG, config).with("merges.txt", "a b").with("vocab.json", "{}");
+            if !is_whole {
+                repo.files.remove("tokenizer.json");
+            }
+            let (fixture, server) = (Fixture::via(via), repo.server());
+            expect(load_from(&server.endpoint(), REPO, &fixture.options(), None), ErrorKind::Unsupported, &["no-such-family"]);
+            let want: &[&str] = if is_whole { &[CONFIG, "tokenizer.json"] } else { &[CONFIG, "merges.txt", "vocab.json"] };
+            assert_eq!(via.files(&server), want);
+        }
+    }
+}
+
+#[test]
 #[cfg_attr(not(reference_data), ignore = "needs the repository's references")]
 fn a_cancel_within_a_file_leaves_nothing_of_it() {
     for via in CLIENTS {

@@ -4,6 +4,7 @@
 //! an option that changes the result and is not implemented is an error that names it.
 
 mod config;
+mod head;
 mod native;
 mod plan;
 mod stacks;
@@ -14,6 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use config::{BiasKind, ModuleNames, PeftConfig, Targets};
+pub use head::{HeadChange, HeadLayer};
 pub use plan::{Beside, Fresh, PeftPlan};
 use stacks::TargetedStack;
 
@@ -35,6 +37,8 @@ const SAVED: &str = ".modules_to_save.";
 const ORIGINAL: &str = ".original_module.";
 /// What it puts into those of a table of which rows are trained: a table within it is the model's own.
 const TOKENS_TABLE: &str = ".token_adapter.base_layer.";
+/// What PEFT saves of a classifier, without being asked to.
+const CLASSIFIERS: [&str; 2] = ["classifier", "score"];
 /// What PEFT calls an adapter that nobody has named. Its parameters have it in a model's own state, which some programs save as it is.
 const UNNAMED: &str = "default";
 /// What PEFT puts in front of every name.
@@ -61,6 +65,8 @@ pub struct Naming {
 /// An adapter and what its configuration says of it.
 pub struct Peft {
     pub adapter: Adapter,
+    /// Of a classifier's head, which merging alone applies.
+    pub head: Vec<HeadChange>,
     /// Of the modules in its file.
     pub naming: Naming,
     pub config_json: String,
@@ -73,12 +79,12 @@ pub struct Peft {
 }
 
 impl Peft {
-    /// Reads an adapter of a network.
+    /// Reads an adapter of a network, and of the head that follows it.
     ///
     /// # Errors
     /// `NotFound`, `Io`; `Format` naming a tensor without a place, a module without its tensors, a shape that does not fit;
     /// `Unsupported` for an option that is not implemented.
-    pub fn read(directory: &Path, network: &Transformer) -> Result<Self> {
+    pub fn read(directory: &Path, network: &Transformer, head: &[HeadLayer]) -> Result<Self> {
         let config_json = read_text(&directory.join(CONFIG), MAX_JSON)?;
         let mut config = PeftConfig::parse(&Json::parse(CONFIG, &config_json)?, network.is_tied())?;
         let mut on_bytes = |_, _| Ok(());
@@ -101,22 +107,23 @@ impl Peft {
         if is_headless {
             config.untie();
         }
-        let reader = Reader::new(&config, network, modules, (naming, is_headless), &checkpoint)?;
+        let reader = Reader::new(&config, (network, head), modules, (naming, is_headless), &checkpoint)?;
         let cpu = Backend::new(&candle_core::Device::Cpu);
         let mut source = Named(&mut checkpoint);
         let mut weights = Weights::new(&mut source, &cpu, Some(Format::F32));
         let (mut adapter, along) = reader.changes(&mut weights)?;
+        let head = reader.head_changes(&mut weights)?;
         let mut parameters = weights.parameters() - along;
         // A vocabulary's matrices are large: they stay as stored.
         let mut weights = Weights::new(&mut source, &cpu, None);
         adapter.weights = reader.weights(&mut weights)?;
         parameters += adapter.weights.iter().map(|own| own.module.outputs as u64 * own.module.inputs as u64).sum::<u64>();
-        if adapter.low_rank.is_empty() && adapter.weights.is_empty() && adapter.tokens.is_empty() {
+        if adapter.low_rank.is_empty() && adapter.weights.is_empty() && adapter.tokens.is_empty() && head.is_empty() {
             return Err(Error::format(format!("{CONFIG}: target_modules: expected a module of the model, found none")));
         }
         let naming = reader.naming;
         let fingerprint = fnv(checkpoint.fingerprint(), config_json.as_bytes());
-        Ok(Self { adapter, naming, rank: config.rank, alpha: config.alpha as f32, parameters, fingerprint, config_json })
+        Ok(Self { adapter, head, naming, rank: config.rank, alpha: config.alpha as f32, parameters, fingerprint, config_json })
     }
 
     /// Writes the adapter so that [`read`](Self::read) and PEFT read it: the configuration as it was, values in F32. Both files are
@@ -127,7 +134,8 @@ impl Peft {
     pub fn write(&self, directory: &Path) -> Result<()> {
         std::fs::create_dir_all(directory).map_err(|e| Error::io(directory, e))?;
         let config = PeftConfig::parse(&Json::parse(CONFIG, &self.config_json)?, false)?;
-        let tensors = tensors_of(&self.adapter, &config, &self.naming)?;
+        let mut tensors = tensors_of(&self.adapter, &config, &self.naming)?;
+        tensors.extend(self.head.iter().flat_map(HeadChange::tensors));
         replace(&[directory.join(TENSORS), directory.join(CONFIG)], |parts| {
             write_safetensors(&parts[0], &tensors, &[TORCH])?;
             write_text(&parts[1], &self.config_json)
@@ -262,6 +270,15 @@ struct Stored {
     bias: Option<String>,
 }
 
+impl Stored {
+    /// Those that are there.
+    fn names(&self) -> Vec<&str> {
+        let Self { a, b, b_bias, magnitude, embedding_a, embedding_b, tokens, weight, bias } = self;
+        let all = [a, b, b_bias, magnitude, embedding_a, embedding_b, tokens, weight, bias];
+        all.into_iter().flatten().map(String::as_str).collect()
+    }
+}
+
 /// How a name ends, and which tensor of its module it is. The first that fits counts.
 type Field = fn(&mut Stored) -> &mut Option<String>;
 const FIELDS: [(&str, Field); 13] = [
@@ -310,8 +327,10 @@ fn naming(network: &Transformer, modules: &[Module], layers: &str, tensors: &[&s
 struct Reader<'a> {
     config: &'a PeftConfig,
     network: &'a Transformer,
+    /// Of a classifier.
+    head: &'a [HeadLayer],
     modules: Cow<'a, [Module]>,
-    /// Of each module, then of each parameter of experts that is meant.
+    /// Of each module, then of each parameter of experts that is meant, then of each layer of the head.
     stored: Vec<Stored>,
     stacks: Vec<TargetedStack>,
     naming: Naming,
@@ -322,7 +341,7 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(
         config: &'a PeftConfig,
-        network: &'a Transformer,
+        (network, head): (&'a Transformer, &'a [HeadLayer]),
         modules: Cow<'a, [Module]>,
         (naming, is_headless): (Naming, bool),
         checkpoint: &Checkpoint<'_>,
@@ -330,11 +349,18 @@ impl<'a> Reader<'a> {
         let mut tensors = checkpoint.names();
         tensors.sort_unstable();
         let stacks = stacks::targeted(config, &naming, network.stacks());
-        let stored = vec![Stored::default(); modules.len() + stacks.len()];
+        let stored = vec![Stored::default(); modules.len() + stacks.len() + head.len()];
         let count = modules.len();
-        let mut reader = Self { config, network, stored, modules, stacks, naming, is_headless };
+        let mut reader = Self { config, network, head, stored, modules, stacks, naming, is_headless };
         let mut paths: HashMap<String, usize> = (0..count).map(|i| (reader.path(i), i)).collect();
         paths.extend(reader.stacks.iter().enumerate().map(|(i, stack)| (stack.path.clone(), count + i)));
+        let (count, prefixes) = (count + reader.stacks.len(), &network.config().names.prefixes);
+        for (i, layer) in head.iter().enumerate() {
+            let names = head::paths(layer, &reader.naming, prefixes.iter().map(|prefix| prefix.network));
+            for path in names {
+                paths.entry(path).or_insert(count + i);
+            }
+        }
         let mut ignored = Vec::new();
         for name in tensors {
             reader.sort(name, &paths, &mut ignored)?;
@@ -401,7 +427,8 @@ impl<'a> Reader<'a> {
             // PEFT saves what ends with such a name, within a word too.
             if self.config.modules_to_save.iter().any(|name| path.ends_with(name)) {
                 return Err(Error::unsupported(format!(
-                    "{CONFIG}: modules_to_save: {path} is not supported: only the embedding and the output matrix can be replaced"
+                    "{CONFIG}: modules_to_save: {path} is not supported: only the embedding, the output matrix and the head of a reranker \
+                     can be replaced; of what changes others, such as norms, merge_and_unload() of PEFT makes a model that is loaded"
                 )));
             }
             let bare = path.strip_prefix(&self.naming.prefix).unwrap_or(path);
@@ -438,7 +465,8 @@ impl<'a> Reader<'a> {
         let paths: Vec<String> = (0..self.modules.len()).map(|i| self.path(i)).collect();
         // Not all of what may be many.
         let some_of = |names: &ModuleNames| names.iter().take(20).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
-        let mut known = paths.iter().chain(ignored);
+        let of_head: Vec<String> = (0..self.head.len()).map(|i| self.head_path(i)).collect();
+        let mut known = paths.iter().chain(&of_head).chain(ignored);
         let mut keys = paths.iter().map(|path| format!("{path}.weight"));
         let has_parameters = !self.stacks.is_empty() || keys.any(|key| self.config.targets_parameter(&key));
         if let Targets::Names(names) = &self.config.targets
@@ -455,7 +483,12 @@ impl<'a> Reader<'a> {
             return Err(Error::format(format!("{CONFIG}: target_parameters: {names}: the model has no such parameter")));
         }
         for name in self.config.modules_to_save.iter() {
-            if ignored.iter().any(|path| path.ends_with(name)) {
+            // PEFT names both of every classifier. What the head has of what is named is looked for where it is read.
+            let is_of_head = !self.head.is_empty() && CLASSIFIERS.contains(&name);
+            if is_of_head
+                || ignored.iter().any(|path| path.ends_with(name))
+                || of_head.iter().any(|path| head::is_saved(path, name))
+            {
                 continue;
             }
             let found = (0..paths.len()).find(|&i| paths[i].ends_with(name));

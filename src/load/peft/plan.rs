@@ -147,6 +147,11 @@ impl PeftPlan {
                 left.module.name
             )));
         }
+        if !peft.head.is_empty() {
+            return Err(Error::unsupported(
+                "expected an adapter of the network alone, found one of a classifier's head: it cannot be trained",
+            ));
+        }
         // Its file may hold them without a word in the configuration.
         let weights = peft.adapter.weights.iter().map(|replaced| format!("{}.weight", replaced.module.name));
         let biases = peft.adapter.biases.iter().map(|(module, _)| format!("{}.bias", module.name));
@@ -231,6 +236,7 @@ impl PeftPlan {
         }
         Ok(Peft {
             adapter,
+            head: Vec::new(),
             naming: self.naming.clone(),
             config_json: self.config_json.clone(),
             rank: self.rank,

@@ -83,6 +83,10 @@ impl<'a> QuantizedCheckpoint<'a> {
             Quantization::Gptq { .. } => (&["qweight"], &["qzeros", "scales", "g_idx"]),
             Quantization::Packed { .. } => (&["weight_packed"], &["weight_scale", "weight_shape", "weight_zero_point"]),
             Quantization::Int8 { .. } => (&["weight_scale"], &["input_scale", "input_zero_point"]),
+            Quantization::Groups(_) => (
+                &["weight_packed", "weight_scale"],
+                &["weight_shape", "weight_zero_point", "input_scale", "input_zero_point", "activation_scale"],
+            ),
         };
         for name in &names {
             if is_of_kv_cache(name) {
@@ -91,6 +95,10 @@ impl<'a> QuantizedCheckpoint<'a> {
             }
             let module = marks.iter().find_map(|mark| name.strip_suffix(mark)).filter(|module| module.ends_with('.'));
             let Some(module) = module else { continue };
+            // Both marks of one matrix.
+            if name.ends_with("weight_scale") && checkpoint.entry(&format!("{module}weight_packed")).is_some() {
+                continue;
+            }
             let (dims, codes) = shape(&mut checkpoint, module, quantization)?;
             let kept = kept(&mut checkpoint, module, dims, codes)?;
             let stored = checkpoint.entry(&format!("{module}weight")).map_or(&[][..], |entry| &entry.shape);
@@ -443,6 +451,9 @@ fn scale_of_bytes(checkpoint: &Checkpoint<'_>, module: &str) -> String {
 
 /// Rows and columns of a quantised matrix, and its codes, from the shapes of its tensors.
 fn shape(checkpoint: &mut Checkpoint<'_>, module: &str, quantization: &Quantization) -> Result<([usize; 2], Codes)> {
+    if let Quantization::Groups(ways) = quantization {
+        return shape_of_one(checkpoint, module, ways);
+    }
     let two = |field: &str, dtype: &[&str]| -> Result<[usize; 2]> {
         let name = format!("{module}{field}");
         let entry = checkpoint.entry(&name).ok_or_else(|| Error::format(format!("{name}: expected this tensor, found none")))?;
@@ -500,6 +511,8 @@ fn shape(checkpoint: &mut Checkpoint<'_>, module: &str, quantization: &Quantizat
                 )),
             }
         }
+        // See above.
+        Quantization::Groups(_) => bad("expected one way of quantising, found several".to_string()),
         Quantization::Fp8 { block } | Quantization::Int8 { block } => {
             let is_float = matches!(quantization, Quantization::Fp8 { .. });
             let [rows, cols] = two("weight", if is_float { &["F8_E4M3"] } else { &["I8"] })?;
@@ -577,6 +590,24 @@ fn shape(checkpoint: &mut Checkpoint<'_>, module: &str, quantization: &Quantizat
             }
         }
     }
+}
+
+/// The same in that one of several ways which fits the tensors.
+fn shape_of_one(checkpoint: &mut Checkpoint<'_>, module: &str, ways: &[Quantization]) -> Result<([usize; 2], Codes)> {
+    let is_packed = checkpoint.entry(&format!("{module}weight_packed")).is_some();
+    let (mut found, mut why_not) = (None, None);
+    for way in ways.iter().filter(|way| matches!(way, Quantization::Packed { .. }) == is_packed) {
+        match shape(checkpoint, module, way) {
+            Ok(fitting) if found.is_some_and(|found| found != fitting) => {
+                let message = "expected tensors that one group of config_groups fits, found several that do: not supported";
+                return Err(Error::unsupported(format!("{module}: {message}")));
+            }
+            Ok(fitting) => found = Some(fitting),
+            Err(error) => why_not = why_not.or(Some(error)),
+        }
+    }
+    let none = || Error::format(format!("{module}: expected tensors of a group of config_groups, found others"));
+    found.ok_or_else(|| why_not.unwrap_or_else(none))
 }
 
 /// The code of a place in a little-endian stream of bits.
@@ -1024,6 +1055,87 @@ mod tests {
         made(&config, &tensors[..3], |source| assert!(source.map(drop).unwrap_err().message().contains("weight_zero_point")));
         let symmetric = compressed("pack-quantized", &weights.replace("false", "true"));
         made(&symmetric, &tensors, |source| assert_eq!(source.map(drop).unwrap_err().kind(), ErrorKind::Unsupported));
+    }
+
+    #[test]
+    fn groups_of_a_checkpoint_may_have_ways_of_their_own() {
+        use safetensors::Dtype::{F8_E4M3, F32, I8, I32, I64};
+        let packed = |bits: usize| format!(r#"{{"num_bits": {bits}, "type": "int", "strategy": "group", "group_size": 32}}"#);
+        let of_bytes = |kind: &str, more: &str| format!(r#"{{"num_bits": 8, "type": "{kind}", {more}}}"#);
+        let (channel, blocks) =
+            (r#""strategy": "channel""#, |rows: usize| format!(r#""strategy": "block", "block_structure": [{rows}, 64]"#));
+        let ways = [
+            ("a", "pack-quantized", packed(4)),
+            ("b", "pack-quantized", packed(8)),
+            ("c", "float-quantized", of_bytes("float", channel)),
+            ("d", "int-quantized", of_bytes("int", channel)),
+        ];
+        let several = |ways: &[(&str, &str, String)], more: &str| {
+            let group = |(name, format, weights): &(&str, &str, String)| {
+                format!(r#""{name}": {{"format": "{format}", "targets": ["Linear"], "weights": {weights}}}"#)
+            };
+            let groups: Vec<String> = ways.iter().map(group).collect();
+            format!(
+                r#"{{"quantization_config": {{"quant_method": "compressed-tensors", "format": "mixed-precision",
+                    "ignore": ["lm_head"], "config_groups": {{{}}}{more}}}}}"#,
+                groups.join(", ")
+            )
+        };
+        let codes = |len: u32| (0..len).map(|i| (i * 73 % 120) as u8).collect::<Vec<u8>>();
+        let shape: Vec<u8> = [4i64, 64].iter().flat_map(|n| n.to_le_bytes()).collect();
+        let of_groups = f32_bytes((0..8).map(|i| (i as f32 - 3.0) / 8.0));
+        let of_rows = f32_bytes([0.5, -0.25, 2.0, 1.0]);
+        let tensors = [
+            ("a.weight_packed", I32, vec![4, 8], codes(128)),
+            ("a.weight_scale", F32, vec![4, 2], of_groups.clone()),
+            ("a.weight_shape", I64, vec![2], shape.clone()),
+            ("b.weight_packed", I32, vec![4, 16], codes(256)),
+            ("b.weight_scale", F32, vec![4, 2], of_groups),
+            ("b.weight_shape", I64, vec![2], shape),
+            ("c.weight", F8_E4M3, vec![4, 64], codes(256)),
+            ("c.weight_scale", F32, vec![4, 1], of_rows.clone()),
+            ("d.weight", I8, vec![4, 64], codes(256)),
+            ("d.weight_scale", F32, vec![4, 1], of_rows),
+            ("lm_head.weight", F32, vec![1, 2], f32_bytes([0.5, 2.0])),
+        ];
+        // Each has the values that it has alone.
+        made(&several(&ways, ""), &tensors, |source| {
+            let mut source = source.unwrap();
+            let mut names = source.names();
+            names.sort_unstable();
+            assert_eq!(names, ["a.weight", "b.weight", "c.weight", "d.weight", "lm_head.weight"]);
+            for (module, format, weights) in &ways {
+                let own: Vec<_> = tensors.iter().filter(|tensor| tensor.0.starts_with(module)).cloned().collect();
+                let name = format!("{module}.weight");
+                let want = made(&compressed(format, weights), &own, |source| values(&mut source.unwrap(), &name));
+                assert_eq!(values(&mut source, &name), want, "{module}");
+            }
+        });
+        // Two ways alike are one, tensors that no way fits an error, and what two fit that differ.
+        let alike = [ways[2].clone(), ("x", "float-quantized", of_bytes("float", channel))];
+        made(&several(&alike, ""), &tensors[6..8], |source| assert!(source.is_ok()));
+        made(&several(&ways[..2], ""), &tensors[6..8], |source| {
+            assert!(source.map(drop).unwrap_err().message().contains("c.: expected tensors of a group"));
+        });
+        let two = [2, 3].map(|rows| ("x", "float-quantized", of_bytes("float", &blocks(rows))));
+        let of_blocks = [tensors[6].clone(), ("c.weight_scale", F32, vec![2, 1], f32_bytes([0.5, 2.0]))];
+        let config = several(&two, "").replacen("\"x\"", "\"y\"", 1);
+        made(&config, &of_blocks, |source| {
+            let error = source.map(drop).unwrap_err();
+            assert!(
+                error.kind() == ErrorKind::Unsupported && error.message().contains("c.: expected tensors that one"),
+                "{error}"
+            );
+        });
+        // Weights that were rotated are what they are; what rotates activations is missing here.
+        for (place, is_read) in [("weight_input", true), ("input", false)] {
+            let more = format!(
+                r#", "transform_config": {{"config_groups": {{"R": {{"type": "hadamard", "apply": [{{"location": "{place}"}}]}}}}}}"#
+            );
+            let found = Quantization::of(&Json::parse("config.json", &several(&ways, &more)).unwrap());
+            assert_eq!(found.is_ok(), is_read, "{place}");
+            assert!(is_read || found.unwrap_err().message().contains("transform_config"), "{place}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use serde_json::{Map, Value, json};
 
 use super::super::base::MAX_LAYERS;
+use super::super::falcon_h1::MULTIPLIED;
 use super::Architecture;
 use crate::error::Result;
 use crate::load::{Gguf, Json, Metadata};
@@ -187,6 +188,10 @@ impl ConfigFields<'_> {
             return self.count(name);
         }
         let list = self.metadata().ints(&key)?.unwrap_or_default();
+        if !list.is_empty() && list.iter().all(|heads| *heads == 0) {
+            // No layer has attention, and no number says anything.
+            return self.needed("attention.head_count").map(Some);
+        }
         let mut heads = list.iter().copied().filter(|heads| *heads != 0);
         let first = heads.next().unwrap_or(0);
         match u32::try_from(first) {
@@ -583,6 +588,7 @@ pub fn falcon_h1(fields: &mut ConfigFields<'_>) -> Result<()> {
     fields.set("mamba_conv_bias", has_bias);
     // llama.cpp's way.
     fields.set("mamba_norm_before_gate", false);
+    fields.set(MULTIPLIED, true);
     Ok(())
 }
 
