@@ -4,9 +4,17 @@
 import PackageDescription
 
 #if canImport(Darwin)
-// Made by swift/scripts/build-xcframework.sh. The path is relative to this file.
-let framework = Context.environment["METAL_CANDLE_XCFRAMEWORK"] ?? "build/MetalCandle.xcframework"
-let native: [Target] = [.binaryTarget(name: "CMetalCandleLink", path: framework)]
+// Where the XCFramework of a release is, and the checksum that stands beside it there (RELEASING.md). Without one it is what
+// swift/scripts/build-xcframework.sh makes, by a path relative to this file.
+let released: (url: String, checksum: String)? = nil
+let local = Context.environment["METAL_CANDLE_XCFRAMEWORK"]
+let framework: Target =
+    if let released, local == nil {
+        .binaryTarget(name: "CMetalCandleLink", url: released.url, checksum: released.checksum)
+    } else {
+        .binaryTarget(name: "CMetalCandleLink", path: local ?? "build/MetalCandle.xcframework")
+    }
+let native = [framework]
 let libraries: [LinkerSetting] = ["CoreFoundation", "Foundation", "Metal", "Security"].map { .linkedFramework($0) }
 #else
 // SwiftPM warns of a .pc file that is not there, so it is only told to look where somebody says where.

@@ -49,3 +49,13 @@ fn train_lora_teaches_what_the_model_did_not_know() {
     let facts = include_str!("../examples/data/facts.jsonl");
     assert!(facts.contains(&line("with:")), "{text}");
 }
+
+#[test]
+fn tour_streams_cancels_ranks_and_learns() {
+    let text = run("tour");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 6, "{text}");
+    assert_eq!(lines[0], "Appends an element to the back of a collection.");
+    assert!(lines[1].ends_with(" … cancelled") && lines[2].ends_with("add an element to a vector"), "{text}");
+    assert!(include_str!("../examples/data/facts.jsonl").contains(lines[5]), "{text}");
+}

@@ -22,6 +22,8 @@ const REPO: &str = "nobody/tiny";
 const TOKEN: &str = "hf_secretOfTheTests";
 /// Larger than every buffer between the two.
 const LARGE: usize = 3 << 20;
+/// Elsewhere a file lives in the snapshot, and nothing is left of its blob.
+const HAS_LINKS: bool = cfg!(unix);
 
 /// A request as the server saw it; header names in lower case.
 #[derive(Debug, Clone)]
@@ -162,7 +164,7 @@ impl Repo {
                 if path.is_dir() {
                     folders.push(path);
                 } else {
-                    let name = path.strip_prefix(&root).unwrap().to_str().unwrap().to_string();
+                    let name = path.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/");
                     repo.files.insert(name, std::fs::read(path).unwrap());
                 }
             }
@@ -396,9 +398,11 @@ fn a_repository_is_downloaded_once_and_loads() {
             assert!(small.iter().all(|file| files.contains(&file.to_string())));
             assert!(!files.iter().any(|file| file.contains("00009") || file.contains("pytorch")));
             assert_eq!(std::fs::read_to_string(fixture.repo().join("refs/main")).unwrap(), COMMIT);
-            let link = std::fs::read_link(fixture.repo().join("snapshots").join(COMMIT).join(CONFIG)).unwrap();
-            assert!(link.starts_with("../../blobs"), "{link:?}");
-            assert!(std::fs::read_dir(fixture.repo().join("blobs")).unwrap().count() == files.len());
+            if HAS_LINKS {
+                let link = std::fs::read_link(fixture.repo().join("snapshots").join(COMMIT).join(CONFIG)).unwrap();
+                assert!(link.starts_with("../../blobs"), "{link:?}");
+                assert!(std::fs::read_dir(fixture.repo().join("blobs")).unwrap().count() == files.len());
+            }
 
             events.clear();
             load(&mut events).unwrap();
@@ -555,7 +559,7 @@ fn what_a_failed_download_left_is_used_by_the_next() {
     let directory = fixture.fetch(&server).unwrap();
     assert_eq!(std::fs::read(directory.join(WEIGHTS)).unwrap(), Repo::random().files[WEIGHTS]);
     assert_eq!(server.requests.lock().unwrap().last().unwrap().headers["range"], format!("bytes={half}-"));
-    assert_eq!(fixture.large_blobs().len(), 1, "the half file became the blob");
+    assert_eq!(fixture.large_blobs().len(), usize::from(HAS_LINKS), "the half file became the blob");
 }
 
 #[cfg(feature = "hf-hub")]
@@ -604,7 +608,9 @@ fn a_damaged_beginning_is_thrown_away() {
         assert_eq!(std::fs::read(directory.join(WEIGHTS)).unwrap(), Repo::random().files[WEIGHTS]);
         assert!(watch.bytes.is_sorted());
         std::fs::remove_file(directory.join(WEIGHTS)).unwrap();
-        std::fs::remove_file(fixture.repo().join("blobs").join(&etag)).unwrap();
+        if HAS_LINKS {
+            std::fs::remove_file(fixture.repo().join("blobs").join(&etag)).unwrap();
+        }
     }
 }
 
@@ -666,11 +672,14 @@ fn a_damaged_file_of_the_cache_is_downloaded_again() {
         let mut watch = Seen::default();
         fixture.fetch_watched(&server, &mut watch).unwrap();
         // The blob of the configuration is whole: its link is renewed.
-        assert_eq!(via.files(&server), [WEIGHTS]);
+        assert_eq!(via.files(&server), if HAS_LINKS { &[WEIGHTS][..] } else { &[CONFIG, WEIGHTS] });
         assert_eq!(std::fs::read(directory.join(CONFIG)).unwrap(), b"{}");
         assert_eq!(std::fs::read(directory.join(WEIGHTS)).unwrap(), Repo::random().files[WEIGHTS]);
         let total = (LARGE + 2 + 9) as u64;
-        assert_eq!((watch.bytes[0], *watch.bytes.last().unwrap()), ((9, total), (total, total)));
+        assert_eq!(*watch.bytes.last().unwrap(), (total, total));
+        if HAS_LINKS {
+            assert_eq!(watch.bytes[0], (9, total));
+        }
     }
 }
 

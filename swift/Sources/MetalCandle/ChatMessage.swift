@@ -121,6 +121,39 @@ public struct CallableTool: Sendable {
     }
 }
 
+extension CallableTool {
+    /// Runs what an answer calls, one after another, for an answer with tools that is read piece by piece:
+    ///
+    /// ```swift
+    /// let tools: [CallableTool] = []
+    /// let asking = ChatSession(model, tools: tools.map(\.definition))
+    /// var messages = [ChatMessage.user("Do I need an umbrella in Rome?")]
+    /// while !messages.isEmpty {
+    ///     var calls: [ToolCall] = []
+    ///     for try await event in asking.streamResponse(to: messages) {
+    ///         if case .text(let piece) = event { print(piece, terminator: "") }
+    ///         if case .toolCall(let call) = event { calls.append(call) }
+    ///     }
+    ///     messages = try await CallableTool.results(of: calls, by: tools)
+    /// }
+    /// ```
+    ///
+    /// - Returns: a message for each call, to be answered. Of a tool that there is not, the message says which there are.
+    /// - Throws: what a tool throws.
+    public static func results(of calls: [ToolCall], by tools: [CallableTool]) async throws -> [ChatMessage] {
+        var results: [ChatMessage] = []
+        for call in calls {
+            if let tool = tools.first(where: { $0.definition.name == call.name }) {
+                results.append(.tool(try await tool.run(call), of: call))
+            } else {
+                let names = tools.map(\.definition.name).joined(separator: ", ")
+                results.append(.tool("error: expected a call of one of \(names), found one of \(call.name)", of: call))
+            }
+        }
+        return results
+    }
+}
+
 /// A call of a tool that the model asks for.
 public struct ToolCall: Sendable, Hashable, Codable {
     /// The tool's name.

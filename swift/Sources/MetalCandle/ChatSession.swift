@@ -156,7 +156,8 @@ public final class ChatSession: Sendable, Observable {
 
     /// Answers with the help of tools: what the model calls runs, and the model goes on with the results until it calls nothing more.
     ///
-    /// The question, the calls, their results and the answer join ``history`` at the end.
+    /// The question, the calls, their results and the answer join ``history`` at the end. To read such an answer piece by
+    /// piece, see ``CallableTool/results(of:by:)``.
     ///
     /// - Parameters:
     ///   - prompt: what the person says.
@@ -182,7 +183,7 @@ public final class ChatSession: Sendable, Observable {
                     release(messages)
                     return response
                 }
-                for call in response.toolCalls { messages.append(.tool(try await tools.result(of: call), of: call)) }
+                messages += try await CallableTool.results(of: response.toolCalls, by: tools)
                 if options.toolChoice != ResponseOptions.ToolChoice.none { options.toolChoice = nil }
                 round += 1
             }
@@ -363,17 +364,6 @@ extension ChatSession.Ground {
             }
             return index
         }
-    }
-}
-
-extension [CallableTool] {
-    /// What a call gives; for a tool that there is not, what there is.
-    fileprivate func result(of call: ToolCall) async throws -> String {
-        guard let tool = first(where: { $0.definition.name == call.name }) else {
-            let names = map(\.definition.name).joined(separator: ", ")
-            return "error: expected a call of one of \(names), found one of \(call.name)"
-        }
-        return try await tool.run(call)
     }
 }
 

@@ -108,6 +108,16 @@ extension MetalCandleTests { @Suite struct ToolCalls {
             try await session.respond(to: question, calling: [time], maximumRounds: 0)
         }
 
+        // Piece by piece the same comes to stand in the history.
+        let streamed = ChatSession(model, tools: [time.definition], options: options)
+        var messages = [ChatMessage.user(question)]
+        for _ in 0..<rounds {
+            var calls: [ToolCall] = []
+            for try await event in streamed.streamResponse(to: messages) { if case .toolCall(let call) = event { calls.append(call) } }
+            messages = try await CallableTool.results(of: calls, by: [time])
+        }
+        #expect(streamed.history + messages == session.history.dropLast())
+
         // A call that has to be is one, once.
         options.toolChoice = .required
         let parameters = JSONSchema.object(["zone": .choice(["UTC"])]).json

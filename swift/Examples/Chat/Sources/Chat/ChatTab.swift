@@ -4,7 +4,29 @@ import SwiftUI
 
 struct ChatTab: View {
     var body: some View {
-        LoadedView { (model: LanguageModel) in ChatView(chat: ChatModel(model)) }
+        LoadedView { (model: LanguageModel) in ConversationView(model: model) }
+    }
+}
+
+/// Goes on with the conversation that the app was left in, or begins one.
+struct ConversationView: View {
+    let model: LanguageModel
+    @State private var chat: ChatModel?
+    @Environment(\.scenePhase) private var phase
+    private let directory = URL.applicationSupportDirectory.appending(path: "conversation")
+
+    var body: some View {
+        Group {
+            if let chat { ChatView(chat: chat) } else { ProgressView() }
+        }
+        .task {
+            guard chat == nil else { return }
+            chat = (try? await ChatModel(from: directory, model, tools: [.clock])) ?? ChatModel(model, tools: [.clock])
+        }
+        .onChange(of: phase) {
+            guard phase == .background, let chat else { return }
+            Task { try? await chat.save(to: directory) }
+        }
     }
 }
 
@@ -32,7 +54,8 @@ struct ChatView: View {
             .defaultScrollAnchor(.bottom)
             input.padding()
         }
-        .navigationTitle("Chat")
+        .navigationTitle(chat.topic?.title ?? "Chat")
+        .task(id: chat.isResponding) { if chat.topic == nil { await chat.findTopic() } }
         .toolbar {
             ToolbarItem {
                 Button("Again", systemImage: "arrow.clockwise") { chat.regenerate() }.disabled(!chat.canRegenerate)
@@ -70,10 +93,14 @@ struct Bubble: View {
     let message: ChatModel.Message
 
     var body: some View {
-        Text(message.text.isEmpty ? "…" : message.text)
-            .textSelection(.enabled)
-            .padding(10)
-            .background(message.isFromPerson ? AnyShapeStyle(.tint.opacity(0.2)) : AnyShapeStyle(.quaternary), in: .rect(cornerRadius: 12))
-            .frame(maxWidth: .infinity, alignment: message.isFromPerson ? .trailing : .leading)
+        VStack(alignment: .leading) {
+            if !message.tools.isEmpty {
+                Label(message.tools.joined(separator: ", "), systemImage: "wrench.and.screwdriver").font(.caption)
+            }
+            if !message.text.isEmpty || message.tools.isEmpty { Text(message.text.isEmpty ? "…" : message.text).textSelection(.enabled) }
+        }
+        .padding(10)
+        .background(message.isFromPerson ? AnyShapeStyle(.tint.opacity(0.2)) : AnyShapeStyle(.quaternary), in: .rect(cornerRadius: 12))
+        .frame(maxWidth: .infinity, alignment: message.isFromPerson ? .trailing : .leading)
     }
 }

@@ -10,6 +10,8 @@ import Observation
         public let id: Int
         public let isFromPerson: Bool
         public var text: String
+        /// The tools that the model called.
+        public var tools: [String] = []
     }
 
     /// What the person is typing.
@@ -20,28 +22,40 @@ import Observation
     public private(set) var tokensPerSecond: Double?
     /// How much of a long question is read, 0 to 1; nil while nothing is.
     public private(set) var prefill: Double?
+    /// What the conversation is about; nil until it was asked for.
+    public private(set) var topic: Topic?
 
     private let session: ChatSession
-    /// What stands on the screen before the answer in the making.
-    private var asked: [Message]?
+    private let tools: [CallableTool]
+    /// What stands on the screen before the answer in the making, and the place that this one will have.
+    private var asked: (messages: [Message], place: Int)?
     private var answering: Task<Void, Never>?
 
-    public convenience init(_ model: LanguageModel, instructions: String? = nil, options: ResponseOptions = ResponseOptions()) {
-        self.init(ChatSession(model, instructions: instructions, options: options))
+    /// So many times what tools gave may lead to further calls.
+    private static let maximumRounds = 4
+
+    public convenience init(
+        _ model: LanguageModel, instructions: String? = nil, tools: [CallableTool] = [], adapters: [AttachedAdapter] = [],
+        options: ResponseOptions = ResponseOptions()
+    ) {
+        let definitions = tools.map(\.definition)
+        let session = ChatSession(model, instructions: instructions, tools: definitions, adapters: adapters, options: options)
+        self.init(session, tools)
     }
 
     /// Goes on with a conversation that was saved.
     public convenience init(
-        from directory: URL, _ model: LanguageModel, options: ResponseOptions = ResponseOptions()
+        from directory: URL, _ model: LanguageModel, tools: [CallableTool] = [], adapters: [AttachedAdapter] = [],
+        options: ResponseOptions = ResponseOptions()
     ) async throws {
-        self.init(try await ChatSession.load(from: directory, model: model, options: options))
+        self.init(try await ChatSession.load(from: directory, model: model, adapters: adapters, options: options), tools)
     }
 
-    private init(_ session: ChatSession) { self.session = session }
+    private init(_ session: ChatSession, _ tools: [CallableTool]) { (self.session, self.tools) = (session, tools) }
 
     public var messages: [Message] {
         guard let asked else { return said }
-        return asked + [Message(id: (asked.last?.id ?? -1) + 1, isFromPerson: false, text: session.partialAnswer?.content ?? "")]
+        return asked.messages + [Message(id: asked.place, isFromPerson: false, text: session.partialAnswer?.content ?? "")]
     }
 
     public var isResponding: Bool { answering != nil }
@@ -58,8 +72,8 @@ import Observation
 
     /// Answers the last question again.
     public func regenerate() {
-        guard canRegenerate else { return }
-        answer(Array(said.dropLast())) { $0.streamRegeneration(options: $1) }
+        guard canRegenerate, let last = said.last else { return }
+        answer(said.dropLast(), at: last.id) { $0.streamRegeneration(options: $1) }
     }
 
     /// Asks something else in place of a question; what was said behind it is forgotten.
@@ -80,7 +94,16 @@ import Observation
         }
         // Nothing is being answered now.
         try? session.reset()
-        (stopReason, tokensPerSecond) = (nil, nil)
+        (stopReason, tokensPerSecond, topic) = (nil, nil, nil)
+    }
+
+    /// Asks what the conversation is about: a fork of it, so that the conversation itself never hears of that.
+    public func findTopic() async {
+        guard !isResponding, !said.isEmpty else { return }
+        let prompt = "What is this conversation about? Answer with JSON: title, of a few words, and kind."
+        // Without one the conversation goes on as well.
+        topic = try? await session.fork().respond(
+            to: prompt, as: Topic.self, options: ResponseOptions(maximumTokens: 100, temperature: 0))
     }
 
     /// Keeps the conversation as far as it is answered, and what the model has read of it.
@@ -97,24 +120,25 @@ import Observation
 
     private var said: [Message] {
         session.history.enumerated().filter { [.user, .assistant].contains($1.role) }.map {
-            Message(id: $0, isFromPerson: $1.role == .user, text: $1.content)
+            Message(id: $0, isFromPerson: $1.role == .user, text: $1.content, tools: $1.toolCalls.map(\.name))
         }
     }
 
     private func ask(_ question: String, at place: Int, _ begin: @escaping (ChatSession, ResponseOptions) -> ResponseStream) {
-        answer(said.filter { $0.id < place } + [Message(id: place, isFromPerson: true, text: question)], begin)
+        let question = Message(id: place, isFromPerson: true, text: question)
+        answer(said.filter { $0.id < place } + [question], at: place + 1, begin)
     }
 
-    private func answer(_ asked: [Message], _ begin: @escaping (ChatSession, ResponseOptions) -> ResponseStream) {
-        self.asked = asked
+    private func answer(_ messages: [Message], at place: Int, _ begin: @escaping (ChatSession, ResponseOptions) -> ResponseStream) {
+        asked = (messages, place)
         (stopReason, tokensPerSecond) = (nil, nil)
         answering = Task {
             var options = session.options
             options.prefillProgress = { [weak self] progress in
                 Task { @MainActor in self?.show(progress) }
             }
-            await read(begin(session, options))
-            (self.asked, prefill, answering) = (nil, nil, nil)
+            await read(begin(session, options), options)
+            (asked, prefill, answering) = (nil, nil, nil)
         }
     }
 
@@ -122,21 +146,37 @@ import Observation
         if isResponding, session.partialAnswer == nil { prefill = progress.fraction }
     }
 
-    private func read(_ events: ResponseStream) async {
+    /// Reads an answer, runs the tools that it calls, and reads what the model makes of their results.
+    private func read(_ first: ResponseStream, _ options: ResponseOptions) async {
         do {
-            for try await event in events {
-                prefill = nil
-                // The session tells the rest; it has no tools.
-                if case .finished(let completion) = event {
-                    tokensPerSecond = completion.tokensPerSecond
-                    stopReason = completion.finishReason.words
-                }
+            var (stream, options) = (first, options)
+            for round in 1... {
+                let calls = try await calls(of: stream)
+                if calls.isEmpty { return }
+                let results = try await CallableTool.results(of: calls, by: tools)
+                asked = (said, session.history.count + results.count)
+                // What had to be called was called.
+                options.toolChoice = round < Self.maximumRounds ? nil : ResponseOptions.ToolChoice.none
+                stream = session.streamResponse(to: results, options: options)
             }
         } catch {
             stopReason = error is CancellationError ? "Stopped" : error.localizedDescription
             // The session forgets a question without an answer: it can be sent again.
-            if let question = asked?.last, draft.isEmpty, !said.contains(question) { draft = question.text }
+            if let question = asked?.messages.last, question.isFromPerson, draft.isEmpty, !said.contains(question) { draft = question.text }
         }
+    }
+
+    private func calls(of stream: ResponseStream) async throws -> [ToolCall] {
+        var calls: [ToolCall] = []
+        for try await event in stream {
+            prefill = nil
+            switch event {
+            case .toolCall(let call): calls.append(call)
+            case .finished(let completion): (tokensPerSecond, stopReason) = (completion.tokensPerSecond, completion.finishReason.words)
+            case .text, .reasoning, .rejectedToolCall: break  // the session tells
+            }
+        }
+        return calls
     }
 }
 

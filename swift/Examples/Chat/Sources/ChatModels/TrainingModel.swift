@@ -74,8 +74,8 @@ import Observation
         guard let adapter, canCompare else { return }
         comparison = Comparison()
         run { [self] in
-            let (without, with) = (ChatSession(model, options: responseOptions), ChatSession(model, options: responseOptions))
-            with.adapters = [AttachedAdapter(adapter)]
+            let without = ChatSession(model, options: responseOptions)
+            let with = ChatSession(model, adapters: [AttachedAdapter(adapter)], options: responseOptions)
             for try await text in without.streamResponse(to: question).snapshots { comparison?.without = text }
             for try await text in with.streamResponse(to: question).snapshots { comparison?.with = text }
         }

@@ -152,6 +152,47 @@ private let answer = "Appends an element to the back of a collection."
         #expect(again.messages == chat.messages && again.canRegenerate)
     }
 
+    @Test func aToolIsCalledAndItsResultAnswered() async throws {
+        let model = try await LanguageModel.load(from: coder)
+        // The small model was never shown a tool: its answer has to be a call, and its arguments are what the schema lets it write.
+        let zone = JSONSchema.object(["timeZone": .choice(["Europe/Rome"])])
+        let asked = ToolDefinition(name: CallableTool.clock.definition.name, description: "", parameters: zone.json)
+        let clock = CallableTool(asked, run: CallableTool.clock.run)
+        let options = ResponseOptions(temperature: 0, toolChoice: .tool("clock"), answerFormat: "hermes")
+        let chat = ChatModel(model, tools: [clock], options: options)
+        chat.draft = question
+        chat.send()
+        await chat.finish()
+        #expect(chat.messages.map(\.isFromPerson) == [true, false, false] && chat.messages.map(\.id) == [0, 1, 3])
+        #expect(chat.messages.map(\.tools) == [[], ["clock"], []] && chat.messages[2].text.isEmpty == false)
+        #expect(chat.stopReason == nil && chat.draft.isEmpty)
+        // Behind the result of the tool, where it has to call again.
+        chat.regenerate()
+        #expect(chat.messages.map(\.id) == [0, 1, 3])
+        await chat.finish()
+        #expect(chat.messages.map(\.tools) == [[], ["clock"], ["clock"], []])
+
+        let told = try await CallableTool.results(of: [ToolCall(name: "clock", arguments: #"{"timeZone":"Europe/Rome"}"#)], by: [.clock])
+        #expect(told[0].content.wholeMatch(of: /\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+0[12]:?00/) != nil, "\(told[0].content)")
+        let nowhere = try await CallableTool.results(of: [ToolCall(name: "clock", arguments: #"{"timeZone":"Moon"}"#)], by: [.clock])
+        #expect(nowhere[0].content.hasPrefix("error: ") && nowhere[0].content.hasSuffix("Moon"))
+    }
+
+    @Test func theTopicIsAskedOfAFork() async throws {
+        let chat = ChatModel(try await LanguageModel.load(from: coder), options: ResponseOptions(temperature: 0))
+        await chat.findTopic()
+        #expect(chat.topic == nil)
+        chat.draft = question
+        chat.send()
+        await chat.finish()
+        let messages = chat.messages
+        await chat.findTopic()
+        let topic = try #require(chat.topic)
+        #expect((1...40).contains(topic.title.count) && chat.messages == messages)
+        await chat.reset()
+        #expect(chat.topic == nil)
+    }
+
     @Test func theReadingOfALongQuestionIsShown() async throws {
         let options = ResponseOptions(maximumTokens: 2, temperature: 0)
         let chat = ChatModel(try await LanguageModel.load(from: coder), options: options)
