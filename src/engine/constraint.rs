@@ -107,16 +107,18 @@ impl Constraint {
             let _ = sender.send(parser);
         };
         let builder = thread::Builder::new().name("mc-json-schema".to_owned()).stack_size(STACK_BYTES);
-        builder.spawn(compile).map_err(no_thread)?;
+        let thread = builder.spawn(compile).map_err(no_thread)?;
         // The compiler cannot be stopped. What passed the checks takes seconds at most, after which its thread ends by itself.
         let parser = loop {
             match receiver.recv_timeout(LOOK) {
-                Ok(parser) => break parser?,
+                Ok(parser) => break parser,
                 Err(RecvTimeoutError::Timeout) => cancel.map_or(Ok(()), Cancel::check)?,
-                Err(RecvTimeoutError::Disconnected) => return Err(failure("panic: while it was read")),
+                Err(RecvTimeoutError::Disconnected) => break Err(failure("panic: while it was read")),
             }
         };
-        let mut matcher = Matcher::new(Ok(parser));
+        // It has nothing left to do: but for one that was cancelled, none outlives the call with its hold on the model.
+        let _ = thread.join();
+        let mut matcher = Matcher::new(Ok(parser?));
         let watch = match cancel {
             None => None,
             Some(cancel) => {
