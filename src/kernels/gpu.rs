@@ -35,8 +35,9 @@ pub use compare::{Comparison, compare, compile};
 pub use device::{Gpu, GpuSlice, GpuView, Launch, LaunchList, ListKey};
 pub use format::GpuFormat;
 pub use launch::{
-    AttentionKernels, AttentionRow, DecodedRows, Gated, GpuAngles, GpuCache, GpuNorm, GpuWeight, HeadCounts, MOST_ROWS,
-    MOST_SPLITS, ProductWith, QkNorms, RopePairs, RowKernels, attention_splits,
+    AttentionKernels, AttentionRow, ConvolutionRow, DecodedRows, DeltaNetRow, GatePart, Gated, GpuAngles, GpuCache, GpuDeltaNet,
+    GpuNorm, GpuWeight, HeadCounts, KeysPart, MOST_ROWS, MOST_SPLITS, MOST_TAPS, NormWith, ProductWith, QkNorms, QkvLayout, RING,
+    RopePairs, RowKernels, WIDEST_SCAN, attention_splits,
 };
 pub use library::{Element, Library};
 pub use matrix::GpuMatrix;

@@ -10,7 +10,9 @@ use super::loader::Loader;
 use super::mix::Part;
 use super::{Linear, Pairs, Rope, RowAdapters};
 use crate::error;
-use crate::ops::{self, Activation, Angles, AttentionPart, Context, Mask, Norm, RopePart, Unsupported, Vector};
+use crate::ops::{
+    self, Activation, Angles, AttentionPart, Context, GatePart, KeysPart, Mask, Norm, RopePart, Unsupported, Vector,
+};
 
 /// Which tokens one sees within its window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,10 +208,10 @@ impl Attention {
             gate,
             window,
             qk_norm,
-            v_norm,
             scale,
             softcap,
             clip,
+            v_norm: _,
             visible: _,
             rope: _,
             sinks: _,
@@ -218,12 +220,20 @@ impl Attention {
             qkv_bias: _,
             o_bias: _,
         } = c;
-        if !matches!(kv, KeysAndValues::Own { .. }) {
-            return Unsupported::new("values that are keys, or keys of another layer");
+        if clip.is_some() {
+            return Unsupported::new("a bound of queries, keys and values");
         }
-        if gate.is_some() || clip.is_some() || *v_norm {
-            return Unsupported::new("attention with a gate, a bound, or a norm of values");
-        }
+        let keys = match kv {
+            KeysAndValues::Own { .. } => KeysPart::Own,
+            KeysAndValues::Same(_) => KeysPart::Same,
+            KeysAndValues::Of(_) => KeysPart::Shared,
+        };
+        let gate = match gate.as_ref().map(Slot::len) {
+            None => GatePart::None,
+            Some(gates) if gates == heads * head_dim => GatePart::Values,
+            Some(gates) if gates == *heads => GatePart::Heads,
+            Some(_) => return Unsupported::new("a gate of this size"),
+        };
         let norm_after = qk_norm.is_some_and(|norm| norm.place == QkNormPlace::AfterRope);
         // A factor of the angles would be lost in a statistic that is taken before the rotation.
         if norm_after && c.rope.as_ref().is_some_and(|rope| rope.has_factor()) {
@@ -233,11 +243,14 @@ impl Attention {
         Ok(AttentionPart {
             qkv: self.qkv.part(),
             o: self.o.part(),
+            keys,
+            gate,
             heads: *heads,
             kv_heads: *kv_heads,
             head_dim: *head_dim,
             q_norm: self.q_norm.as_ref(),
             k_norm: self.k_norm.as_ref(),
+            v_norm: self.v_norm.as_ref(),
             norm_after,
             rope: self.rope.map(|number| RopePart { number, adjacent }),
             mask: Mask { causal: c.is_causal(), window: *window, scale: *scale, softcap: *softcap },

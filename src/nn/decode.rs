@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use candle_core::{Result, bail};
+use candle_core::Result;
 
 use super::transformer::{Step, Transformer};
 use super::{LayerState, LinearId, States};
-use crate::ops::{DecodeStep, StepChange, StepChanges, StepLogits, StepSequence, Unsupported};
+use crate::ops::{DecodeStep, StepChange, StepChanges, StepLogits, StepSequence, StepState, Unsupported};
 
 /// Groups of rows that are evaluated one after another, in place of tensor operations, which decode every quantised matrix for them.
 /// Where groups of dense weights stop paying is not measured.
@@ -41,7 +41,7 @@ impl Transformer {
         if are_plain {
             let groups = steps.chunks_mut(if are_single { most } else { rows });
             for (group, first) in groups.zip((0..).step_by(most)) {
-                let mut sequences = group.iter_mut().map(|step| self.sequence(step)).collect::<Result<Vec<_>>>()?;
+                let mut sequences = group.iter_mut().map(|step| self.sequence(step)).collect::<Vec<_>>();
                 decode.run(&mut sequences, &mut behind(logits, first..first + most), None)?;
             }
             return Ok(true);
@@ -57,31 +57,29 @@ impl Transformer {
             };
             let change: &StepChanges<'_> = &change;
             let changes = step.adapters.map(|_| change);
-            let sequence = self.sequence_of(step.ids, step.length, &mut *step.states)?;
+            let sequence = self.sequence_of(step.ids, step.length, &mut *step.states);
             decode.run(&mut [sequence], &mut behind(logits, row..row + 1), changes)?;
         }
         Ok(true)
     }
 
-    fn sequence<'a>(&self, step: &'a mut Step<'_>) -> Result<StepSequence<'a>> {
+    fn sequence<'a>(&self, step: &'a mut Step<'_>) -> StepSequence<'a> {
         self.sequence_of(step.ids, step.length, &mut *step.states)
     }
 
     /// Tokens of one sequence behind what its states hold.
-    fn sequence_of<'a>(&self, ids: &'a [u32], length: usize, states: &'a mut States) -> Result<StepSequence<'a>> {
+    fn sequence_of<'a>(&self, ids: &'a [u32], length: usize, states: &'a mut States) -> StepSequence<'a> {
         let position = states.len();
         let mut turns = Vec::new();
         for position in position..position + ids.len() {
             self.ropes().iter().for_each(|rope| rope.turns(position, length, &mut turns));
         }
-        let mut caches = Vec::new();
-        for state in states.iter_mut() {
-            match state {
-                LayerState::Kv(cache) => caches.push(cache),
-                LayerState::Conv(_) | LayerState::Scan(..) => bail!("a step of attention met the state of another mixer"),
-            }
-        }
-        Ok(StepSequence { ids, caches, turns })
+        let states = states.iter_mut().map(|state| match state {
+            LayerState::Kv(cache) => StepState::Kv(cache),
+            LayerState::Conv(conv) => StepState::Conv(conv),
+            LayerState::Scan(conv, scan) => StepState::Scan(conv, scan),
+        });
+        StepSequence { ids, states: states.collect(), turns }
     }
 }
 

@@ -8,7 +8,7 @@ use super::loader::Loader;
 use super::mix::Part;
 use super::{Linear, RowAdapters};
 use crate::error;
-use crate::ops::{self, Activation, Context, Convolution, Decay, Norm, NormKind, ScanShape, Vector};
+use crate::ops::{self, Activation, Context, Convolution, Decay, DeltaNetPart, Norm, NormKind, ScanShape, Vector};
 
 /// What the reference adds to the square of a query's or key's length.
 const LENGTH_EPS: f32 = 1e-6;
@@ -108,6 +108,20 @@ impl DeltaNet {
 
     pub(super) fn linears_mut(&mut self) -> [&mut Linear; 2] {
         [&mut self.inputs, &mut self.o]
+    }
+
+    /// What it is to a GPU's kernels.
+    pub(super) fn part(&self) -> DeltaNetPart<'_> {
+        DeltaNetPart {
+            inputs: self.inputs.part(),
+            o: self.o.part(),
+            conv: &self.conv,
+            decay: &self.decay,
+            shape: self.config.shape,
+            length_eps: LENGTH_EPS,
+            norm: &self.norm,
+            state: self.state,
+        }
     }
 
     /// What each token reads of those before it, normalised and gated.

@@ -374,10 +374,12 @@ impl Layer {
 
     /// What its steps are to a GPU's kernels.
     pub(super) fn parts(&self) -> std::result::Result<Vec<ResidualPart<'_>>, Unsupported> {
-        if self.scalar.is_some() {
-            return Unsupported::new("a factor of a layer's output");
+        let parts = self.steps.iter().map(|step| step.part(self.residual_scale, self.number));
+        let mut parts = parts.collect::<std::result::Result<Vec<_>, _>>()?;
+        if let (Some(factor), Some(last)) = (self.scalar, parts.last_mut()) {
+            last.factor = factor;
         }
-        self.steps.iter().map(|step| step.part(self.residual_scale)).collect()
+        Ok(parts)
     }
 
     /// # Shape
@@ -416,7 +418,8 @@ impl Layer {
 }
 
 impl Branch {
-    fn part(&self) -> std::result::Result<BranchPart<'_>, Unsupported> {
+    /// `layer`: the number of the layer that it is of.
+    fn part(&self, layer: usize) -> std::result::Result<BranchPart<'_>, Unsupported> {
         // Every field by its name: what is added to a branch is decided on here.
         let Self { input, operation, norm_out, input_scale, output_scale, is_prepared: _ } = self;
         if *input_scale != 1.0 || *output_scale != 1.0 {
@@ -429,21 +432,21 @@ impl Branch {
         let operation = match operation {
             Operation::Attention(attention) => OperationPart::Attention(attention.part()?),
             Operation::Dense(dense) => OperationPart::Mlp(dense.part()?),
-            Operation::ShortConv(_) => return Unsupported::new("short convolutions"),
-            Operation::DeltaNet(_) => return Unsupported::new("delta nets"),
+            Operation::ShortConv(conv) => OperationPart::ShortConv(conv.part()),
+            Operation::DeltaNet(net) => OperationPart::DeltaNet(net.part()),
             Operation::Mamba2(_) => return Unsupported::new("state-space layers"),
             Operation::Experts(_) => return Unsupported::new("experts"),
-            Operation::LayerInput(_) => return Unsupported::new("a per-layer embedding"),
+            Operation::LayerInput(input) => OperationPart::LayerInput(input.part(layer)),
         };
         Ok(BranchPart { input, operation, norm_out: norm_out.as_ref() })
     }
 }
 
 impl ResidualStep {
-    fn part(&self, scale: f32) -> std::result::Result<ResidualPart<'_>, Unsupported> {
+    fn part(&self, scale: f32, layer: usize) -> std::result::Result<ResidualPart<'_>, Unsupported> {
         let Self { branches, norm_out, norm_sum } = self;
-        let branches = branches.iter().map(Branch::part).collect::<std::result::Result<_, _>>()?;
-        Ok(ResidualPart { branches, norm_out: norm_out.as_ref(), norm_sum: norm_sum.as_ref(), scale })
+        let branches = branches.iter().map(|branch| branch.part(layer)).collect::<std::result::Result<_, _>>()?;
+        Ok(ResidualPart { branches, norm_out: norm_out.as_ref(), norm_sum: norm_sum.as_ref(), scale, factor: 1.0 })
     }
 
     fn needs_all_rows(&self) -> bool {

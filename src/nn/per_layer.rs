@@ -7,7 +7,7 @@ use super::loader::Loader;
 use super::mix::Part;
 use super::{Linear, RowAdapters};
 use crate::error;
-use crate::ops::{self, Activation, Context, Matrix, Norm};
+use crate::ops::{self, Activation, Context, LayerInputPart, Matrix, Norm, PerLayerPart};
 
 /// Of a token with the vector `x` and this id, for each layer: `p = norm(projection(x) / √C)`, or `(p + table[id] · √dim) / √2`.
 ///
@@ -68,6 +68,12 @@ impl PerLayer {
 
     pub(super) fn linear_mut(&mut self) -> &mut Linear {
         &mut self.projection
+    }
+
+    /// What it is to a GPU's kernels.
+    pub(super) fn part(&self) -> PerLayerPart<'_> {
+        let (projection, scale) = (self.projection.part(), (self.norm.width as f32).sqrt());
+        PerLayerPart { projection, norm: &self.norm, table: self.table.as_ref(), scale }
     }
 
     /// What each layer takes in.
@@ -131,6 +137,11 @@ impl LayerInput {
 
     pub(super) fn linears_mut(&mut self) -> [&mut Linear; 2] {
         [&mut self.gate, &mut self.down]
+    }
+
+    /// What it is to a GPU's kernels, in the layer of this number.
+    pub(super) fn part(&self, number: usize) -> LayerInputPart<'_> {
+        LayerInputPart { activation: self.activation, gate: self.gate.part(), down: self.down.part(), number }
     }
 
     /// # Shape

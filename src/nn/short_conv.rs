@@ -8,7 +8,7 @@ use super::loader::Loader;
 use super::mix::Part;
 use super::{Linear, RowAdapters};
 use crate::error;
-use crate::ops::{self, Context, Convolution};
+use crate::ops::{self, Context, Convolution, ShortConvPart};
 
 /// `o(c · conv(b · x))`, where b, c and x are projections of the same input.
 ///
@@ -68,6 +68,11 @@ impl ShortConv {
 
     pub(super) fn linears_mut(&mut self) -> [&mut Linear; 2] {
         [&mut self.inputs, &mut self.o]
+    }
+
+    /// What it is to a GPU's kernels.
+    pub(super) fn part(&self) -> ShortConvPart<'_> {
+        ShortConvPart { inputs: self.inputs.part(), o: self.o.part(), conv: &self.conv, state: self.state }
     }
 
     /// What the convolution gives of each token and those before it, gated.

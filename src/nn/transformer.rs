@@ -243,9 +243,6 @@ impl Transformer {
         if self.positions.is_some() || self.types.is_some() || self.relative_bias.is_some() || self.projection.is_some() {
             return Unsupported::new("tables of positions");
         }
-        if self.per_layer.is_some() {
-            return Unsupported::new("a per-layer embedding");
-        }
         let mut steps = Vec::new();
         for layer in &self.layers {
             steps.extend(layer.parts()?);
@@ -254,6 +251,7 @@ impl Transformer {
             embed: &self.embed,
             embed_scale: c.embed_scale,
             embed_norm: self.embed_norm.as_ref(),
+            per_layer: self.per_layer.as_ref().map(PerLayer::part),
             steps,
             final_norm: self.final_norm.as_ref(),
             head: head.part(),

@@ -51,7 +51,7 @@ impl ConvState {
     pub fn fork(&self) -> Result<Self> {
         Ok(match self {
             Self::Cpu(memory) => Self::Cpu(memory.fork().map_err(no_memory)?),
-            Self::Tensors(memory) => Self::Tensors(memory.clone()),
+            Self::Tensors(memory) => Self::Tensors(memory.fork()?),
         })
     }
 

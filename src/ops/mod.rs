@@ -53,8 +53,9 @@ pub use experts::{ExpertRows, Routed, Routing, combine, route};
 pub use fault::inject_device_failure;
 pub use gate::gate;
 pub use gpu::{
-    AttentionPart, BestToken, BranchPart, DecodeStep, DecoderParts, DeviceMatrix, LinearPart, MlpPart, OperationPart,
-    ResidualPart, RopePart, StepChange, StepChanges, StepLogits, StepOutput, StepSequence, Unsupported,
+    AttentionPart, BestToken, BranchPart, DecodeStep, DecoderParts, DeltaNetPart, DeviceMatrix, GatePart, KeysPart,
+    LayerInputPart, LinearPart, MlpPart, OperationPart, PerLayerPart, ResidualPart, RopePart, ShortConvPart, StepChange,
+    StepChanges, StepLogits, StepOutput, StepSequence, StepState, Unsupported,
 };
 pub use linear::{AdaptedLinear, DotProducts, linear, logits};
 pub use low_rank::{AddedRows, DeltaPart, Dropout, LowRankDelta, LowRankDeltas, merged, summed_bias};

@@ -15,7 +15,7 @@ make_gpu() { make -s -f tests/gpu/Makefile BUILD="$BUILD" "$@"; }
 types() {
     local library
     for library in 'row float' 'batch half' 'batch bf16' 'batch float' 'attention half 64 7 2 4' 'attention bf16 128 1 16 4' 'attention half 96 2 1 2' 'attention bf16 256 3 3 2' \
-        'attention float 96 1 4 2' 'product bf16 4096 dense' 'product float 4096 dense'; do
+        'attention float 96 1 4 2' 'attention bf16 512 1 8 2' 'product bf16 4096 dense' 'product float 4096 dense'; do
         # shellcheck disable=SC2086
         tests/gpu/types.sh $library || return 1
     done
@@ -48,6 +48,22 @@ argmax-barrier|argmax.h|s/    group_barrier();//|races|row_float|ThreadSanitizer
 argmax-sum|argmax.h|s/exp(capped(row\[i\], p.softcap) - v)/exp(row[i] - v)/|values|row_float|WRONG argmax
 argmax-row|argmax.h|s/scores + size_t(at.group.y) \* p.count/scores/|values|row_float|WRONG argmax
 argmax-all-write|argmax.h|s/if (at.index > 0) return;//|races|row_float|ThreadSanitizer: data race
+norm-scale|norm.h|s/ = p.scale \* v/ = v/|values|row_float|WRONG norm_f32
+# convolution.h
+conv-first|convolution.h|s/back < taps \&\& back <= position/back < taps/|values|row_float|WRONG short_conv
+conv-ring|convolution.h|s/ring\[position % RING/ring[position/|memory|row_float|AddressSanitizer
+conv-channels|convolution.h|s/if (i >= p.channels) return;//|memory|row_float|AddressSanitizer
+conv-order|convolution.h|s/out\[lane_order(i, p.channels)\]/out[i]/|values|row_float|WRONG short_conv
+# scan.h
+scan-fold|scan.h|s/                \*cell = s;//|values|row_float|WRONG delta_net
+scan-left|scan.h|s/const float u = left\[t\] \* /const float u = /|values|row_float|WRONG delta_net
+scan-held|scan.h|s/held = begins ? 0 : before/held = min(before, uint(HELD - 1))/|values|row_float|WRONG delta_net
+scan-start|scan.h|s/    if (position - start > HELD) return;.*//|memory|row_float|AddressSanitizer
+scan-shared|scan.h|s/part >= 2 .. head % shared_by == 0/true/|races|row_float|ThreadSanitizer: data race
+scan-barrier|scan.h|s/        group_barrier();  \/\/ sums.*//|races|row_float|ThreadSanitizer: data race
+scan-dots|scan.h|/dots\[2 \* i + 1\] = of_query;/{n;n;s/group_barrier();//}|races|row_float|ThreadSanitizer: data race
+scan-columns|scan.h|s/if (column < p.values) for/for/|memory|row_float|AddressSanitizer
+scan-length|scan.h|s/ + p.length_eps) \* rsqrt(float(p.keys))/ + p.length_eps)/|values|row_float|WRONG delta_net
 # batch.h
 batch-stride|batch.h|s/p.groups) \* p.stride + /p.groups) * p.cols * p.groups + /|values|batch_half|WRONG norm_batch
 batch-norm-along|batch.h|s/ \* along - shift/ * 0 - shift/|values|batch_half|WRONG norm_batch_backward
@@ -90,6 +106,7 @@ fetch-end|product.h|s/min(from + row \* e.chunks, e.last)/from + row * e.chunks/
 row-end|product.h|s/min(row0 + r, p.rows - 1)/(row0 + r)/|memory|product_half_512_four|AddressSanitizer
 output-end|product.h|s/ \&\& out + m < p.outputs//|memory|product_half_512_four|AddressSanitizer
 store-row|product.h|s/ \&\& row0 + r < p.rows//|memory|product_half_512_four|AddressSanitizer
+product-factor|product.h|s/if (p.flags \& FACTOR) v /if (0) v /|values|product_half_512_dense|WRONG dense product
 norm-statistic|product.h|s/p.inputs) + p.eps/p.inputs)/|values|product_half_512_four|WRONG four product_r1n2
 gate-up|product.h|s/n % 2 \* e.outputs/(1 - n % 2) * e.outputs/|values|product_half_512_four|WRONG four product_gated
 activation|product.h|s/1.702f/1.7f/|values|product_half_512_four|WRONG four product
@@ -103,6 +120,7 @@ rows-scale|product.h|s/y, size_t(at.group.y) \* p.cols + 8/y, size_t(at.group.y)
 # heads.h
 heads-turn|heads.h|s/y \* c + x \* s/y * c - x * s/|values|attention_half_64_7_2_4|WRONG attention
 heads-norm|heads.h|s/ + p.eps/ + 0/|values|attention_half_64_7_2_4|WRONG attention
+heads-value|heads.h|s/p.flags \& V_NORM ? /0 ? /|values|attention_half_64_7_2_4|WRONG attention
 heads-after|heads.h|s/if (!(p.flags & NORM_AFTER))/if (true)/|values|attention_half_64_7_2_4|WRONG attention
 # attention.h
 attention-end|attention.h|s/, end - 1) \* (DIM/, p.capacity - 1) * (DIM/|values|attention_half_64_7_2_4|WRONG attention
@@ -112,9 +130,14 @@ attention-each|attention.h|s/(each ? kv : 0)/(each ? p.heads + kv : 0)/|memory|a
 attention-newest|attention.h|s/end = min(stop, position)/end = stop/|races|attention_half_64_7_2_4|ThreadSanitizer: data race
 attention-rounded|attention.h|s/rounded(turned\[HEADS \* DIM + 8 \* sub + i\], T())/turned[HEADS * DIM + 8 * sub + i]/|values|attention_half_64_7_2_4|WRONG attention
 attention-window|attention.h|s/length - p.window : 0/length - p.window + 1 : 0/|values|attention_half_64_7_2_4|WRONG attention
-attention-lanes|attention.h|s/< DIM \/ 8 ? p.scale : 0/< 32 ? p.scale : 0/|values|attention_half_96_2_1_2|WRONG attention
+attention-lanes|attention.h|s/lane + n \* KEY_LANES < EIGHTS ? p.scale : 0/p.scale/|values|attention_half_96_2_1_2|WRONG attention
 attention-barrier|attention.h|s/    group_barrier();//|races|attention_half_64_7_2_4|ThreadSanitizer: data race
 shared-size|attention.h|s/(HEADS + 2) \* DIM/(HEADS + 20) * DIM/|values|attention_half_256_1_16_4|bytes of threadgroup memory
+attention-units|attention.h|s/lane + n \* KEY_LANES < EIGHTS ? p.scale : 0/p.scale/|values|attention_float_320_2_2_2|WRONG attention
+attention-gate|attention.h|s/p.flags \& GATE_HEADS ? head : head \* DIM + d/head/|values|attention_half_64_7_2_4|WRONG attention
+attention-same|attention.h|s/p.flags \& SAME ? 0 : p.kv_heads) + kv/p.kv_heads) + kv/|memory|attention_half_64_7_2_4|AddressSanitizer
+attention-shared|attention.h|s/end = brings ? min(stop, position) : stop/end = min(stop, position)/|values|attention_half_64_7_2_4|WRONG attention
+combine-gate|attention.h|s/sum \/ total \* gate(qkv, p, head, d)/sum \/ total/|values|attention_half_64_7_2_4|WRONG attention
 combine-sink|attention.h|s/if (p.sinks) total = /if (0) total = /|values|attention_half_64_7_2_4|WRONG attention
 # address spaces and names
 space-levels|format.h|s/threadgroup const float\* levels/device const float* levels/|types|product half 2048 table|error

@@ -11,7 +11,7 @@ static void check_norms(Gpu& gpu, const std::string& library) {
         const uint rows = 3;
         Buffer x(gpu, F32, rows * cols), added(gpu, F32, rows * cols), weight(gpu, F32, cols), bias(gpu, F32, cols);
         Buffer y(gpu, F32, rows * cols, 0);
-        Norm p = {cols, flags, 0.1f};
+        Norm p = {cols, flags, 0.1f, flags & ADD_AFTER ? 0.7f : 1};
         run(gpu, library, "norm_f32", {rows, 1, 1}, cols > 400 && !few ? 256 : 64, x.at(), added.at(), weight.at(), bias.at(), y.at(), p);
         y.down();
         Error error;
@@ -23,7 +23,7 @@ static void check_norms(Gpu& gpu, const std::string& library) {
                 double want = (x[r * cols + i] - mean) / std::sqrt(squares / cols + p.eps) * weight[i];
                 if (flags & SHIFT) want += bias[i];
                 if (flags & ADD_AFTER) want += added[r * cols + i];
-                error.add(y[r * cols + (flags & LANE_ORDER ? lane_order(i, cols) : i)], want);
+                error.add(y[r * cols + (flags & LANE_ORDER ? lane_order(i, cols) : i)], p.scale * want);
             }
         }
         error.expect(rounding(F32), "norm_f32 cols " + std::to_string(cols) + " flags " + std::to_string(flags));
@@ -89,7 +89,8 @@ static std::vector<char> product(Gpu& gpu, const std::string& library, Type t, c
                              : flags & ACTIVATE ? activated(row(o), flags)
                                                 : row(o);
             const uint to = r * outputs + (shape.gated || flags & ACTIVATE ? lane_order(o, outputs) : o);
-            error.add(y[to], 0.5 * v + (flags & RESIDUAL ? residual[to] : 0));
+            const double factor = flags & FACTOR ? residual[r * outputs + o] : 1;
+            error.add(y[to], 0.5 * v * factor + (flags & RESIDUAL ? residual[to] : 0));
         }
     }
     char what[200];
@@ -115,7 +116,7 @@ static void check_products(Gpu& gpu, const std::string& library, Type t, const F
         }
     }
     if (all && !few) for (uint kind = SILU; kind <= SIGMOID; kind++)
-        product(gpu, library, t, format, SHAPES[kind % 2 ? 0 : 4], 2, SIZES[2], 3, ACTIVATE | BIAS | ACTIVATION * kind);
+        product(gpu, library, t, format, SHAPES[kind % 2 ? 0 : 4], 2, SIZES[2], 3, ACTIVATE | BIAS | ACTIVATION * kind | (kind % 3 ? 0 : FACTOR));
     // Rows beside it, rows of W at once, and how many threadgroups there are: none changes a bit.
     if (all && !few) for (uint i : {3, 5}) for (uint first : {0, 2}) {
         const uint norm = first ? 0 : NORM, last = first ? 5 : 2;
@@ -184,12 +185,14 @@ static std::vector<double> turned(const std::vector<double>& x, const std::vecto
 
 static void check_token(Gpu& gpu, const std::string& library, Type t, uint dim, uint heads_at_once, uint simds_a_head, const Case& c, uint rotated,
                         uint flags) {
-    const uint capacity = c.position + 4, width = c.heads * dim, shared_by = c.heads / c.kv, all = c.heads + 2 * c.kv;
-    Buffer qkv(gpu, F32, all * dim, 3), q_angles(gpu, F32, rotated + 2), k_angles(gpu, F32, rotated + 2), q_weight(gpu, F32, width);
+    const bool brings = !(flags & SHARED_KEYS);
+    const uint capacity = c.position + 4, width = c.heads * dim, shared_by = c.heads / c.kv;
+    const uint all = c.heads + (!brings ? 0 : flags & SAME ? 1 : 2) * c.kv, gates = flags & GATE_VALUES ? width : flags & GATE_HEADS ? c.heads : 0;
+    Buffer qkv(gpu, F32, all * dim + gates, 3), q_angles(gpu, F32, rotated + 2), k_angles(gpu, F32, rotated + 2), q_weight(gpu, F32, width);
     Buffer k_weight(gpu, F32, c.kv * dim), keys(gpu, t, c.kv * capacity * dim), values(gpu, t, c.kv * capacity * dim);
     Buffer positions(gpu, F32, 1, 0), sinks(gpu, F32, c.heads), out(gpu, F32, width, 0), parts(gpu, F32, c.heads * c.splits * (dim + 2), 0);
     for (uint i = 0; i < c.kv * capacity; i++)  // nobody may read what is at the position or behind
-        if (i % capacity >= c.position) for (uint d = 0; d < dim; d++)
+        if (i % capacity >= c.position + !brings) for (uint d = 0; d < dim; d++)
             encode(t, keys.host.data(), size_t(i) * dim + d, NAN), encode(t, values.host.data(), size_t(i) * dim + d, NAN);
     positions.as<uint>()[0] = c.position;
     keys.up(), values.up(), positions.up();
@@ -201,7 +204,7 @@ static void check_token(Gpu& gpu, const std::string& library, Type t, uint dim, 
             k_weight.at(), sinks.at(), keys.at(), values.at(), out.at(), parts.at(), p);
     };
     start();
-    if (c.splits > 1) run(gpu, library, "combine", {c.heads, 1, 1}, (dim + 31) / 32 * 32, parts.at(), sinks.at(), out.at(), p);
+    if (c.splits > 1) run(gpu, library, "combine", {c.heads, 1, 1}, std::min((dim + 31) / 32 * 32, 256u), parts.at(), sinks.at(), qkv.at(), out.at(), p);
     // A position behind the cache's end writes nothing.
     positions.as<uint>()[0] = capacity, positions.up();
     start();
@@ -218,15 +221,19 @@ static void check_token(Gpu& gpu, const std::string& library, Type t, uint dim, 
     };
     Error error, cached;
     uint written = 0;
-    for (uint i = 0; i < c.kv * capacity; i++) if (i % capacity >= c.position) for (uint d = 0; d < dim; d++)
+    for (uint i = 0; i < c.kv * capacity; i++) if (i % capacity >= c.position + !brings) for (uint d = 0; d < dim; d++)
         written += (keys[size_t(i) * dim + d] == keys[size_t(i) * dim + d]) + (values[size_t(i) * dim + d] == values[size_t(i) * dim + d]);
     for (uint k = 0; k < c.kv; k++) {
         const size_t at = (size_t(k) * capacity + c.position) * dim;
-        const auto key = turned(head(c.heads + k), weight(k_weight, k), k_angles, rotated, flags, p.eps), value = head(c.heads + c.kv + k);
         std::vector<double> stored_key(dim), stored_value(dim);
-        for (uint i = 0; i < dim; i++) {
-            stored_key[i] = keys[at + i], stored_value[i] = values[at + i];
-            cached.add(stored_key[i], key[i]), cached.add(stored_value[i], value[i]);
+        for (uint i = 0; i < dim; i++) stored_key[i] = keys[at + i], stored_value[i] = values[at + i];
+        if (brings) {
+            const auto key = turned(head(c.heads + k), weight(k_weight, k), k_angles, rotated, flags, p.eps);
+            auto value = head(c.heads + (flags & SAME ? 0 : c.kv) + k);
+            double squares = 0;
+            for (double v : value) squares += v * v;
+            if (flags & V_NORM) for (double& v : value) v /= std::sqrt(squares / dim + p.eps);
+            for (uint i = 0; i < dim; i++) cached.add(stored_key[i], key[i]), cached.add(stored_value[i], value[i]);
         }
         // Attention sees them as they are stored.
         for (uint h = k * shared_by; h < (k + 1) * shared_by; h++) {
@@ -234,13 +241,16 @@ static void check_token(Gpu& gpu, const std::string& library, Type t, uint dim, 
             const auto q = turned(head(h), weight(q_weight, h), q_angles, rotated, flags, p.eps);
             const auto want = attended(q, keys, values, size_t(k) * capacity * dim, dim, c.position, c, c.sinks ? &sink : nullptr, stored_key.data(),
                                        stored_value.data());
-            for (uint i = 0; i < dim; i++) error.add(out[lane_order(h * dim + i, width)], want[i]);
+            for (uint i = 0; i < dim; i++) {
+                const double gate = gates ? qkv[all * dim + (flags & GATE_HEADS ? h : h * dim + i)] : 0;
+                error.add(out[lane_order(h * dim + i, width)], gates ? want[i] / (1 + std::exp(-gate)) : want[i]);
+            }
         }
     }
     char what[160];
     snprintf(what, sizeof what, "dim %u heads %u/%u position %u rotated %u flags %u", dim, c.heads, c.kv, c.position, rotated, flags);
     error.expect(2e-6, std::string("attention ") + what), cached.expect(rounding(t), std::string("attention's cache ") + what);
-    if (written != 2 * c.kv * dim) wrong(std::string("attention ") + what + ": " + std::to_string(written) + " values written");
+    if (written != (brings ? 2 * c.kv * dim : 0)) wrong(std::string("attention ") + what + ": " + std::to_string(written) + " values written");
 }
 
 static void check_attention(Gpu& gpu, const std::string& library, Type t, uint dim, uint heads_at_once, uint simds_a_head) {
@@ -254,6 +264,117 @@ static void check_attention(Gpu& gpu, const std::string& library, Type t, uint d
     for (uint rotated : {dim, dim / 2, 0u}) for (uint flags = 0; flags < 16; flags++) {
         if ((few && (rotated == 0 || flags % 5 > 0)) || (flags & NORM_EACH && !(flags & QK_NORM))) continue;
         check_token(gpu, library, t, dim, heads_at_once, simds_a_head, {4, 2, 1, 5, 1, 0, 0, 0}, rotated, flags);
+    }
+    const uint others[] = {V_NORM | QK_NORM, SAME | V_NORM, SAME | GATE_HEADS, SHARED_KEYS | QK_NORM, SHARED_KEYS | GATE_VALUES, GATE_VALUES, GATE_HEADS};
+    for (uint flags : others) for (uint splits : {1u, 3u}) {
+        if (few && flags % 3 > 0) continue;
+        check_token(gpu, library, t, dim, heads_at_once, simds_a_head, {4, 2, 1, 35, splits, 0, 1, 0}, dim / 2, flags);
+    }
+}
+
+// ---- short convolutions ----
+static void check_convolution(Gpu& gpu, const std::string& library) {
+    for (uint channels : {32u, 320u}) for (uint taps : {1u, 3u, 16u}) {
+        if (few && (channels > 32 || taps != 3)) continue;
+        const uint flags = taps == 3 ? BIAS : 0;
+        Buffer weight(gpu, F32, taps * channels), bias(gpu, F32, channels), ring(gpu, F32, RING * channels, 0), out(gpu, F32, channels, 0);
+        Buffer positions(gpu, F32, 4, 0);
+        std::vector<std::vector<double>> seen;
+        Error error;
+        for (uint position = 0; position < 40; position++) {
+            Buffer inputs(gpu, F32, 3 * channels);
+            positions.as<uint>()[0] = position, positions.up();
+            run(gpu, library, "short_conv", {(channels + 255) / 256, 1, 1}, 256, inputs.at(), positions.at(), weight.at(), bias.at(), ring.at(),
+                out.at(), Convolution{channels, taps, flags});
+            out.down();
+            seen.emplace_back();
+            for (uint i = 0; i < channels; i++) seen.back().push_back(inputs[i] * inputs[2 * channels + i]);
+            for (uint i = 0; i < channels; i++) {
+                double want = flags ? bias[i] : 0;
+                for (uint tap = 0; tap < taps; tap++)
+                    if (position + tap + 1 >= taps) want += weight[tap * channels + i] * seen[position + tap + 1 - taps][i];
+                error.add(out[lane_order(i, channels)], want * inputs[channels + i]);
+            }
+        }
+        error.expect(2e-6, "short_conv " + std::to_string(channels) + ", taps " + std::to_string(taps));
+    }
+}
+
+// ---- scans ----
+// Tokens one after another, by the rule as it is written for one matrix; some are taken back and come again, as far as a state can be cut.
+static void check_delta_net(Gpu& gpu, const std::string& library) {
+    struct Sizes { uint heads, groups, keys, values, taps, threads; };
+    for (const Sizes& c : {Sizes{4, 2, 16, 8, 4, 64}, Sizes{1, 1, 12, 160, 2, 256}, Sizes{2, 1, 128, 128, 4, 256}}) {
+        if (few && c.keys == 128) continue;
+        const uint keys = c.groups * c.keys, values = c.heads * c.values, channels = 2 * keys + values;
+        const size_t state = c.keys * c.values + HELD * (c.keys + c.values + 1);
+        Buffer weight(gpu, F32, c.taps * channels), bias(gpu, F32, c.heads), rates(gpu, F32, c.heads), norm(gpu, F32, c.values);
+        Buffer ring(gpu, F32, RING * channels, 0), states(gpu, F32, c.heads * state, 0), out(gpu, F32, values, 0), positions(gpu, F32, 4, 0);
+        for (uint h = 0; h < c.heads; h++) rates.as<float>()[h] = -0.3f * float(h + 1);
+        memset(states.host.data(), 0, states.host.size());
+        rates.up(), states.up();
+        const Scan p = {c.heads, c.groups, c.keys, c.values, c.taps, 1e-6f, 1e-3f};
+        std::vector<std::vector<double>> seen;
+        std::vector<std::vector<double>> matrices(1, std::vector<double>(c.heads * c.keys * c.values));  // behind each token
+        Error error;
+        uint start = 0;
+        auto token = [&](uint position) {
+            seen.resize(position), matrices.resize(position + 1);
+            Buffer inputs(gpu, F32, channels + values + 2 * c.heads, 2);
+            positions.as<uint>()[0] = position, positions.as<uint>()[1] = start, positions.up();
+            run(gpu, library, "delta_net", {c.heads, 1, 1}, c.threads, inputs.at(), positions.at(), weight.at(), bias.at(), rates.at(), norm.at(),
+                ring.at(), states.at(), out.at(), p);
+            out.down();
+            seen.emplace_back();
+            for (uint i = 0; i < channels; i++) seen.back().push_back(inputs[i]);
+            std::vector<double> line(channels);
+            for (uint i = 0; i < channels; i++) {
+                for (uint tap = 0; tap < c.taps; tap++)
+                    if (position + tap + 1 >= c.taps) line[i] += weight[tap * channels + i] * seen[position + tap + 1 - c.taps][i];
+                line[i] /= 1 + std::exp(-line[i]);
+            }
+            auto unit = [&](uint from) {
+                std::vector<double> v(line.begin() + from, line.begin() + from + c.keys);
+                double squares = 0;
+                for (double x : v) squares += x * x;
+                for (double& x : v) x /= std::sqrt(squares + p.length_eps);
+                return v;
+            };
+            matrices.push_back(matrices.back());
+            for (uint h = 0; h < c.heads; h++) {
+                const auto q = unit(h / (c.heads / c.groups) * c.keys), k = unit(keys + h / (c.heads / c.groups) * c.keys);
+                double* matrix = matrices.back().data() + h * c.keys * c.values;
+                const double beta = 1 / (1 + std::exp(-inputs[channels + values + h]));
+                const double left = std::exp(rates[h] * std::log1p(std::exp(inputs[channels + values + c.heads + h] + bias[h])));
+                std::vector<double> read(c.values);
+                double squares = 0;
+                for (uint j = 0; j < c.values; j++) {
+                    double known = 0;
+                    for (uint i = 0; i < c.keys; i++) known += (matrix[i * c.values + j] *= left) * k[i];
+                    for (uint i = 0; i < c.keys; i++) matrix[i * c.values + j] += k[i] * beta * (line[2 * keys + h * c.values + j] - known);
+                    for (uint i = 0; i < c.keys; i++) read[j] += matrix[i * c.values + j] * q[i] / std::sqrt(double(c.keys));
+                    squares += read[j] * read[j];
+                }
+                for (uint j = 0; j < c.values; j++) {
+                    const double gate = inputs[channels + h * c.values + j];
+                    error.add(out[lane_order(h * c.values + j, values)],
+                              read[j] / std::sqrt(squares / c.values + p.eps) * norm[j] * gate / (1 + std::exp(-gate)));
+                }
+            }
+            if (position - start == HELD) start = position;
+        };
+        for (uint position = 0; position < (few ? 19 : 37); position++) token(position);
+        if (!few) for (uint position = 33; position < 50; position++) token(position);
+        if (!few) for (uint position = start; position < 66; position++) token(position);
+        error.expect(1e-5, "delta_net " + std::to_string(c.keys) + ", " + std::to_string(c.values));
+        // A start that cannot be writes nothing.
+        out.host.assign(out.host.size(), char(0xff)), out.up();
+        positions.as<uint>()[0] = 90, positions.up();
+        Buffer inputs(gpu, F32, channels + values + 2 * c.heads);
+        run(gpu, library, "delta_net", {c.heads, 1, 1}, c.threads, inputs.at(), positions.at(), weight.at(), bias.at(), rates.at(), norm.at(),
+            ring.at(), states.at(), out.at(), p);
+        out.down();
+        for (uint i = 0; i < values; i++) if (out[i] == out[i]) return wrong("delta_net: a wrong start was gone on from");
     }
 }
 

@@ -91,6 +91,7 @@ INLINE float rsqrt(float v) { return 1 / std::sqrt(v); }
 template <typename A> INLINE A min(A a, A b) { return a < b ? a : b; }
 template <typename A> INLINE A max(A a, A b) { return a > b ? a : b; }
 using std::exp;
+using std::log;
 using std::tanh;
 
 // Halves, to the nearest with ties to even.

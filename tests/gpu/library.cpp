@@ -18,5 +18,7 @@ namespace {  // each library has its own T
 #else
 #include "norm.h"
 #include "argmax.h"
+#include "convolution.h"
+#include "scan.h"
 #endif
 }  // namespace

@@ -69,7 +69,7 @@ struct Step {
             product(l.qkv, x, l.attn_norm, l.qkv_bias, x, qkv, NORM | BIAS, false, true);
             launch(attention, "attention", {c.kv_heads * blocks, c.splits, 1}, 32 * heads_at_once * simds_a_head,
                    {&qkv, &positions, &row, &row, &x, &x, &x, &l.keys, &l.values, &attended, &parts, &a});
-            if (c.splits > 1) launch(attention, "combine", {c.heads, 1, 1}, (c.dim + 31) / 32 * 32, {&parts, &x, &attended, &a});
+            if (c.splits > 1) launch(attention, "combine", {c.heads, 1, 1}, (c.dim + 31) / 32 * 32, {&parts, &x, &qkv, &attended, &a});
             product(l.o, attended, x, x, x, x, RESIDUAL, false, false);
             product(l.gate_up, x, l.mlp_norm, x, x, hidden, NORM, true, true);
             product(l.down, hidden, x, x, x, x, RESIDUAL, false, false);
@@ -188,7 +188,7 @@ static void check_library(Gpu& gpu, const std::string& library) {
     uint dim, heads, parts, stage;
     fields >> kind >> type;
     const Type t = type == "half" ? F16 : type == "bf16" ? BF16 : F32;
-    if (kind == "row") check_norms(gpu, library), check_argmax(gpu, library);
+    if (kind == "row") check_norms(gpu, library), check_argmax(gpu, library), check_convolution(gpu, library), check_delta_net(gpu, library);
     if (kind == "batch") check_batch(gpu, library, t);
     if (kind == "product") fields >> stage >> format, check_products(gpu, library, t, format_of(format));
     if (kind == "attention") {

@@ -27,7 +27,7 @@ case $kind in
 product) names='T STAGE FORMAT' files='activation.h format.h product.h' ;;
 batch) names=T files='activation.h batch.h batch_attention.h' ;;
 attention) names='T DIM HEADS PARTS KEYS' files='heads.h attention.h' ;;
-row) names=T files='norm.h argmax.h' ;;
+row) names=T files='norm.h argmax.h convolution.h scan.h' ;;
 esac
 shift
 {

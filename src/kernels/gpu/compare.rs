@@ -11,8 +11,8 @@ use super::super::{
 use super::batch::BatchKernels;
 use super::matrix::GpuMatrix;
 use super::{
-    AttentionRow, BestToken, DecodedRows, Element, Gated, Gpu, GpuAngles, GpuCache, GpuFormat, GpuNorm, GpuSlice, GpuView,
-    GpuWeight, HeadCounts, LaunchList, MOST_SPLITS, ProductWith, QkNorms, RopePairs,
+    AttentionRow, BestToken, DecodedRows, Element, GatePart, Gated, Gpu, GpuAngles, GpuCache, GpuFormat, GpuNorm, GpuSlice,
+    GpuView, GpuWeight, HeadCounts, KeysPart, LaunchList, MOST_SPLITS, NormWith, ProductWith, QkNorms, QkvLayout, RopePairs,
 };
 
 /// What a kernel gave: its name; ‖a − b‖ / ‖b‖ of its result and the CPU's, or why there is nothing to compare; what is allowed.
@@ -232,7 +232,8 @@ impl Rows<'_> {
             ("norm_f32, added", &plain, Some(&of_added), false, &sum),
         ] {
             let added = added.map(GpuSlice::view);
-            let found = self.run(&y, |list, y| list.norm(kernels, (of_x.view(), rows), by, added, (y, ordered)))?;
+            let found =
+                self.run(&y, |list, y| list.norm(kernels, (of_x.view(), rows), by, y, NormWith { added, ordered, scale: 1.0 }))?;
             let found = if ordered { out_of_lane_order(&found, cols) } else { found };
             self.add(name.to_string(), 1e-6, &found, want);
         }
@@ -429,6 +430,8 @@ impl Rows<'_> {
                     AttentionRow {
                         counts,
                         qkv: own.view(),
+                        layout: QkvLayout { keys: KeysPart::Own, gate: GatePart::None },
+                        v_norm: None,
                         norms: Some(&norms),
                         angles: Some((&angles, pairs)),
                         cache,

@@ -23,3 +23,11 @@ INLINE void turn_head(device const float* from, device const float* weight, devi
         to[a] = u, to[b] = v;
     }
 }
+
+// A head of v, normed where it is; by a simdgroup.
+INLINE void norm_value(device const float* from, constant Attention& p, uint lane, threadgroup float* to) {
+    float squares = 0;
+    for (uint i = lane; i < DIM; i += 32) squares = mul_add(from[i], from[i], squares);
+    const float scale = p.flags & V_NORM ? rsqrt(simd_sum(squares) / DIM + p.eps) : 1;
+    for (uint i = lane; i < DIM; i += 32) to[i] = from[i] * scale;
+}

@@ -6,7 +6,7 @@ use candle_core::{Result, bail};
 
 use super::device::{Gpu, GpuKernel, GpuSlice, GpuView, LaunchList};
 use super::{Element, GpuFormat, Library};
-use crate::kernels::{Activation, Mask, NormKind};
+use crate::kernels::{Activation, CHUNK, Mask, NormKind, ScanShape};
 
 // Flags of params.h.
 const ADD_AFTER: u32 = 2;
@@ -22,6 +22,19 @@ const ADJACENT: u32 = 1;
 const QK_NORM: u32 = 2;
 const NORM_AFTER: u32 = 4;
 const NORM_EACH: u32 = 8;
+const V_NORM: u32 = 16;
+const SAME: u32 = 32;
+const SHARED_KEYS: u32 = 64;
+const GATE_VALUES: u32 = 128;
+const GATE_HEADS: u32 = 256;
+const FACTOR: u32 = 128;
+
+/// Rows of a ring, which has the input of position t as row `t % RING`.
+pub const RING: usize = 32;
+/// Taps of a convolution at most: those that a ring has behind a whole chunk.
+pub const MOST_TAPS: usize = RING - CHUNK;
+/// Keys and values of a head of a scan at most.
+pub const WIDEST_SCAN: usize = 256;
 
 /// Threads of a threadgroup at most, but of attention.
 pub(super) const THREADS: u32 = 256;
@@ -39,10 +52,12 @@ pub fn attention_splits(mask: Mask, length: usize) -> usize {
 /// Rows of a launch at most: threadgroups in that direction of a CUDA grid.
 pub const MOST_ROWS: usize = 65_535;
 
-/// The kernels for rows: norms, and the greedy choice.
+/// The kernels for rows: norms, the greedy choice, and mixers of states that do not grow.
 #[derive(Debug, Clone, Copy)]
 pub struct RowKernels {
     norm: GpuKernel,
+    short_conv: GpuKernel,
+    delta_net: GpuKernel,
     pub(super) argmax: GpuKernel,
 }
 
@@ -106,6 +121,8 @@ pub struct ProductWith<'a> {
     pub residual: Option<GpuView<'a>>,
     /// Of an MLP: the matrix is gate over up, or up alone.
     pub activation: Option<(Gated, Activation)>,
+    /// Of one without a gate: what is activated is multiplied by this.
+    pub factor: Option<GpuView<'a>>,
     /// Whether the input is in lane order, as attention and MLPs give it.
     pub ordered: bool,
     pub scale: f32,
@@ -114,7 +131,7 @@ pub struct ProductWith<'a> {
 impl Default for ProductWith<'_> {
     /// Of one row, and nothing.
     fn default() -> Self {
-        Self { rows: 1, norm: None, bias: None, residual: None, activation: None, ordered: false, scale: 1.0 }
+        Self { rows: 1, norm: None, bias: None, residual: None, activation: None, factor: None, ordered: false, scale: 1.0 }
     }
 }
 
@@ -135,10 +152,26 @@ pub struct GpuNorm {
     pub bias: Option<GpuSlice>,
 }
 
+/// What becomes of a norm: `y = scale · (added + norm)`, in lane order where it is `ordered`.
+#[derive(Debug, Clone, Copy)]
+pub struct NormWith<'a> {
+    pub added: Option<GpuView<'a>>,
+    pub scale: f32,
+    pub ordered: bool,
+}
+
+impl Default for NormWith<'_> {
+    /// Nothing.
+    fn default() -> Self {
+        Self { added: None, scale: 1.0, ordered: false }
+    }
+}
+
 /// The norms of queries and keys.
 #[derive(Debug, Clone)]
 pub struct QkNorms {
     pub q: GpuSlice,
+    /// Read where there are keys.
     pub k: GpuSlice,
     pub eps: f32,
     /// Whether the weights are applied behind the rotation.
@@ -180,13 +213,124 @@ pub struct HeadCounts {
     pub kv_heads: usize,
 }
 
+/// What a row of attention has behind its queries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeysPart {
+    /// Keys and values.
+    Own,
+    /// One projection, which both are.
+    Same,
+    /// Neither: another attention has brought them.
+    Shared,
+}
+
+/// A gate, whose sigmoid multiplies what is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GatePart {
+    None,
+    /// One for each value.
+    Values,
+    /// One for each head.
+    Heads,
+}
+
+/// The values of a row of attention.
+#[derive(Debug, Clone, Copy)]
+pub struct QkvLayout {
+    pub keys: KeysPart,
+    pub gate: GatePart,
+}
+
+impl QkvLayout {
+    /// How many there are of heads of `dim` values.
+    pub fn values(self, HeadCounts { heads, kv_heads }: HeadCounts, dim: usize) -> usize {
+        let keys = match self.keys {
+            KeysPart::Own => 2 * kv_heads,
+            KeysPart::Same => kv_heads,
+            KeysPart::Shared => 0,
+        };
+        let gates = match self.gate {
+            GatePart::None => 0,
+            GatePart::Values => heads * dim,
+            GatePart::Heads => heads,
+        };
+        (heads + keys) * dim + gates
+    }
+
+    fn flags(self) -> u32 {
+        let keys = match self.keys {
+            KeysPart::Own => 0,
+            KeysPart::Same => SAME,
+            KeysPart::Shared => SHARED_KEYS,
+        };
+        keys | match self.gate {
+            GatePart::None => 0,
+            GatePart::Values => GATE_VALUES,
+            GatePart::Heads => GATE_HEADS,
+        }
+    }
+}
+
+/// A short convolution of one row.
+#[derive(Debug, Clone, Copy)]
+pub struct ConvolutionRow<'a> {
+    /// b, c and x, one after another.
+    pub inputs: GpuView<'a>,
+    /// The row's position.
+    pub position: GpuView<'a>,
+    pub taps: usize,
+    pub channels: usize,
+    /// `(taps, channels)`
+    pub weight: GpuView<'a>,
+    pub bias: Option<GpuView<'a>>,
+    /// `(RING, channels)`
+    pub ring: GpuView<'a>,
+    /// The result, in lane order.
+    pub out: GpuView<'a>,
+}
+
+/// What a delta net is made of, but for its projections.
+#[derive(Debug, Clone)]
+pub struct GpuDeltaNet {
+    pub shape: ScanShape,
+    pub taps: usize,
+    /// Of the convolution, `(taps, channels)`.
+    pub conv: GpuSlice,
+    /// What is added to a projection, and the rate of fading, `(heads)` each.
+    pub bias: GpuSlice,
+    pub rates: GpuSlice,
+    /// Added to the squared length of a query or a key.
+    pub length_eps: f32,
+    /// Of what is read of a head: `(value_dim)`.
+    pub norm: GpuNorm,
+}
+
+/// A delta net of one row.
+#[derive(Debug, Clone, Copy)]
+pub struct DeltaNetRow<'a> {
+    /// q, k and v before the convolution, gates, beta and decay.
+    pub inputs: GpuView<'a>,
+    /// The row's position, and where the chunk of tokens begins that the state holds apart.
+    pub position: GpuView<'a>,
+    pub by: &'a GpuDeltaNet,
+    /// `(RING, channels)`
+    pub ring: GpuView<'a>,
+    /// Of each head matrix, keys, updates and g, `(heads, …)`.
+    pub state: GpuView<'a>,
+    /// The result, in lane order.
+    pub out: GpuView<'a>,
+}
+
 /// What the attention of a row is made of.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionRow<'a> {
     pub counts: HeadCounts,
-    /// The row's heads of queries, keys and values, side by side.
+    /// The row's heads of queries, keys and values, side by side, and gates behind them.
     pub qkv: GpuView<'a>,
+    pub layout: QkvLayout,
     pub norms: Option<&'a QkNorms>,
+    /// Epsilon of the norm of values, which has no weight; that of [`norms`](Self::norms) where there are any.
+    pub v_norm: Option<f32>,
     pub angles: Option<(&'a GpuAngles, RopePairs)>,
     pub cache: GpuCache<'a>,
     /// Where the row's position stands, which is `length - 1`.
@@ -255,7 +399,13 @@ impl Cut {
 impl Gpu {
     pub fn row_kernels(&self) -> Result<RowKernels> {
         let library = Library::Row;
-        Ok(RowKernels { norm: self.kernel(library, "norm_f32", THREADS)?, argmax: self.kernel(library, "argmax", THREADS)? })
+        let kernel = |name: &str| self.kernel(library, name, THREADS);
+        Ok(RowKernels {
+            norm: kernel("norm_f32")?,
+            argmax: kernel("argmax")?,
+            short_conv: kernel("short_conv")?,
+            delta_net: kernel("delta_net")?,
+        })
     }
 
     pub fn product_kernels(&self, element: Element, format: GpuFormat) -> Result<ProductKernels> {
@@ -275,15 +425,29 @@ impl Gpu {
         })
     }
 
-    /// Heads of up to 256 values, a multiple of eight.
+    /// Heads of up to 512 values, a multiple of eight.
     pub fn attention_kernels(&self, element: Element, head_dim: usize) -> Result<AttentionKernels> {
         // One head a threadgroup and many simdgroups: measured best up to 32,768 keys, but for the executor's fibers.
-        let parts = if cfg!(test) { 4 } else { 16 };
-        let library = Library::Attention { element, dim: head_dim as u32, heads: 1, parts, keys: 4 };
+        // Of large heads fewer: their results have to fit a threadgroup's memory, and keys in flight registers.
+        let is_large = head_dim > 256;
+        let parts = if cfg!(test) {
+            4
+        } else if is_large {
+            8
+        } else {
+            16
+        };
+        let keys = if is_large { 2 } else { 4 };
+        let library = Library::Attention { element, dim: head_dim as u32, heads: 1, parts, keys };
         let attention = self.kernel(library, "attention", 32 * parts)?;
-        let combine = self.kernel(library, "combine", head_dim.next_multiple_of(32) as u32)?;
+        let combine = self.kernel(library, "combine", combine_threads(head_dim))?;
         Ok(AttentionKernels { element, head_dim, parts, attention, combine })
     }
+}
+
+/// Of the kernel that brings the splits of a head together.
+fn combine_threads(head_dim: usize) -> u32 {
+    (head_dim.next_multiple_of(32) as u32).min(THREADS)
 }
 
 impl<'a> LaunchList<'a> {
@@ -322,15 +486,16 @@ impl<'a> LaunchList<'a> {
         self.push(kernel, grid, THREADS, &[codes, extra, scales, ids, y], &params)
     }
 
-    /// `y = norm(x)`, or `added + norm(x)`; of rows side by side, of which `y` may be either. `ordered`: whether `y` is in lane order.
+    /// `y = norm(x)`, and what becomes of it; of rows side by side. Unless in lane order, `y` may be `x` or what is added.
     pub fn norm(
         &mut self,
         kernels: RowKernels,
         (x, rows): (GpuView<'a>, usize),
         by: &'a GpuNorm,
-        added: Option<GpuView<'a>>,
-        (y, ordered): (GpuView<'a>, bool),
+        y: GpuView<'a>,
+        with: NormWith<'a>,
     ) -> Result<()> {
+        let NormWith { added, scale, ordered } = with;
         let cols = by.width;
         let weight = by.weight.view();
         let bias = by.bias.as_ref().map_or(weight, GpuSlice::view);
@@ -347,7 +512,7 @@ impl<'a> LaunchList<'a> {
         let flags = layer | flag(by.bias.is_some(), SHIFT) | flag(added.is_some(), ADD_AFTER) | flag(ordered, LANE_ORDER);
         let threads = (cols.next_multiple_of(32) as u32).clamp(32, THREADS);
         let buffers = [x, added.unwrap_or(x), weight, bias, y];
-        self.push(kernels.norm, [rows as u32, 1, 1], threads, &buffers, &[cols as u32, flags, by.eps.to_bits()])
+        self.push(kernels.norm, [rows as u32, 1, 1], threads, &buffers, &[cols as u32, flags, by.eps.to_bits(), scale.to_bits()])
     }
 
     /// `y = x Wᵀ`, and what comes with it. Where there is an activation `y` is in lane order.
@@ -364,6 +529,11 @@ impl<'a> LaunchList<'a> {
         with.norm.iter().try_for_each(|(weight, _)| weight.holds(inputs, "product: norm"))?;
         with.bias.iter().try_for_each(|bias| bias.holds(weight.outputs, "product: bias"))?;
         with.residual.iter().try_for_each(|residual| residual.holds(rows * outputs, "product: residual"))?;
+        with.factor.iter().try_for_each(|factor| factor.holds(rows * outputs, "product: factor"))?;
+        let is_activated_alone = matches!(with.activation, Some((Gated::No, _)));
+        if with.factor.is_some() && (!is_activated_alone || with.residual.is_some()) {
+            bail!("product: expected a factor of what is activated without a gate, and nothing that is added")
+        }
         // Of several rows in lane order four share what is read of W.
         let of_rows = with.ordered && rows > 1;
         let is_known = !with.ordered || (with.norm.is_none() && (of_rows || !gated));
@@ -374,6 +544,7 @@ impl<'a> LaunchList<'a> {
         let flags = flag(with.norm.is_some(), NORM)
             | flag(with.bias.is_some(), BIAS)
             | flag(with.residual.is_some(), RESIDUAL)
+            | flag(with.factor.is_some(), FACTOR)
             | with.activation.map_or(0, |(gated, kind)| flag(gated == Gated::No, ACTIVATE) | (ACTIVATION * number(kind)));
         let chunks = inputs / kernels.format.row().columns;
         let mut cut = Cut::new(outputs, chunks, gated, !with.ordered, self.gpu.launcher.units());
@@ -399,19 +570,71 @@ impl<'a> LaunchList<'a> {
             (false, false) => kernels.staged[is_four],
         };
         let passes = if of_rows { rows.div_ceil(4) } else { rows };
-        let (bias, residual) = (with.bias.unwrap_or(x), with.residual.unwrap_or(x));
+        let (bias, residual) = (with.bias.unwrap_or(x), with.residual.or(with.factor).unwrap_or(x));
         let [codes, extra, scales] = weight.buffers();
         let buffers = [codes, extra, scales, x, norm, bias, residual, y];
         self.push(kernel, [cut.groups, passes as u32, 1], cut.threads, &buffers, &params)
     }
 
+    /// The gated short convolution of one row, whose input the ring takes up: `c · conv(b · x)`.
+    pub fn short_conv(&mut self, kernels: RowKernels, row: ConvolutionRow<'a>) -> Result<()> {
+        let ConvolutionRow { inputs, position, taps, channels, weight, bias, ring, out } = row;
+        inputs.holds(3 * channels, "a short convolution: inputs")?;
+        position.holds(1, "a short convolution: position")?;
+        weight.holds(taps * channels, "a short convolution: weight")?;
+        bias.iter().try_for_each(|bias| bias.holds(channels, "a short convolution: bias"))?;
+        ring.holds(RING * channels, "a short convolution: ring")?;
+        out.holds(channels, "a short convolution: out")?;
+        if taps == 0 || taps > MOST_TAPS || !channels.is_multiple_of(32) {
+            bail!("a short convolution: expected up to {MOST_TAPS} taps of whole runs of 32 channels, found {taps} of {channels}")
+        }
+        let params = [channels as u32, taps as u32, if bias.is_some() { BIAS } else { 0 }];
+        let groups = channels.div_ceil(THREADS as usize) as u32;
+        self.push(
+            kernels.short_conv,
+            [groups, 1, 1],
+            THREADS,
+            &[inputs, position, weight, bias.unwrap_or(weight), ring, out],
+            &params,
+        )
+    }
+
+    /// The delta net of one row, which ring and state take up.
+    pub fn delta_net(&mut self, kernels: RowKernels, row: DeltaNetRow<'a>) -> Result<()> {
+        let DeltaNetRow { inputs, position, by, ring, state, out } = row;
+        let GpuDeltaNet { shape, taps, conv, bias, rates, length_eps, norm } = by;
+        let ScanShape { heads, groups, key_dim, value_dim, .. } = *shape;
+        let values = heads * value_dim;
+        let channels = 2 * groups * key_dim + values;
+        inputs.holds(channels + values + 2 * heads, "a delta net: inputs")?;
+        position.holds(2, "a delta net: position")?;
+        conv.view().holds(taps * channels, "a delta net: convolution")?;
+        bias.view().holds(heads, "a delta net: bias")?;
+        rates.view().holds(heads, "a delta net: rates")?;
+        norm.weight.view().holds(value_dim, "a delta net: norm")?;
+        ring.holds(RING * channels, "a delta net: ring")?;
+        state.holds(heads * (key_dim * value_dim + CHUNK * (key_dim + value_dim + 1)), "a delta net: state")?;
+        out.holds(values, "a delta net: out")?;
+        let fits = (1..=WIDEST_SCAN).contains(&key_dim) && (1..=WIDEST_SCAN).contains(&value_dim) && value_dim.is_multiple_of(4);
+        let is_even = groups > 0 && heads.is_multiple_of(groups) && values.is_multiple_of(32);
+        if !fits || !is_even || *taps == 0 || *taps > MOST_TAPS || norm.width != value_dim {
+            bail!(
+                "a delta net: expected up to {MOST_TAPS} taps and heads of up to {WIDEST_SCAN} values, found {taps} and {shape:?}"
+            )
+        }
+        let sizes = [heads, groups, key_dim, value_dim, *taps].map(|n| n as u32);
+        let params = [&sizes[..], &[length_eps.to_bits(), norm.eps.to_bits()]].concat();
+        let buffers = [inputs, position, conv.view(), bias.view(), rates.view(), norm.weight.view(), ring, state, out];
+        self.push(kernels.delta_net, [heads as u32, 1, 1], THREADS, &buffers, &params)
+    }
+
     /// Attention of one row, whose key and value the cache takes up.
     pub fn attention(&mut self, kernels: AttentionKernels, row: AttentionRow<'a>) -> Result<()> {
-        let AttentionRow { counts, qkv, norms, angles, cache, position, length, mask, sinks, out, parts } = row;
+        let AttentionRow { counts, qkv, layout, norms, v_norm, angles, cache, position, length, mask, sinks, out, parts } = row;
         let HeadCounts { heads, kv_heads } = counts;
         let dim = kernels.head_dim;
         let splits = attention_splits(mask, length);
-        qkv.holds((heads + 2 * kv_heads) * dim, "attention: qkv")?;
+        qkv.holds(layout.values(counts, dim), "attention: qkv")?;
         position.holds(1, "attention: position")?;
         out.holds(heads * dim, "attention: out")?;
         parts.holds(if splits > 1 { heads * splits * (dim + 2) } else { 0 }, "attention: parts")?;
@@ -422,11 +645,16 @@ impl<'a> LaunchList<'a> {
         let bytes = kv_heads * cache.capacity * dim * kernels.element.bytes();
         cache.keys.holds_bytes(bytes, "attention: keys")?;
         cache.values.holds_bytes(bytes, "attention: values")?;
-        let mut flags = 0;
+        let mut flags = layout.flags() | if v_norm.is_some() { V_NORM } else { 0 };
+        if let (Some(norms), Some(eps)) = (norms, v_norm)
+            && norms.eps != eps
+        {
+            bail!("attention: expected norms with one epsilon, found {} and {eps}", norms.eps)
+        }
         if let Some(norms) = norms {
             let own = |heads: usize| if norms.each { heads * dim } else { dim };
             norms.q.view().holds(own(heads), "attention: norm of q")?;
-            norms.k.view().holds(own(kv_heads), "attention: norm of k")?;
+            norms.k.view().holds(if layout.keys == KeysPart::Shared { 0 } else { own(kv_heads) }, "attention: norm of k")?;
             flags |= QK_NORM | if norms.after { NORM_AFTER } else { 0 } | if norms.each { NORM_EACH } else { 0 };
         }
         let mut half = 0;
@@ -442,7 +670,8 @@ impl<'a> LaunchList<'a> {
         let (q_angles, k_angles) = angles.map_or((qkv, qkv), |(angles, _)| (angles.queries.view(), angles.keys.view()));
         let (q_norm, k_norm) = norms.map_or((qkv, qkv), |norms| (norms.q.view(), norms.k.view()));
         let window = mask.window.map_or(0, |window| window.min(u32::MAX as usize) as u32);
-        let [eps, scale, cap] = [norms.map_or(0.0, |norms| norms.eps), mask.scale, mask.softcap.unwrap_or(0.0)].map(f32::to_bits);
+        let eps = norms.map(|norms| norms.eps).or(v_norm).unwrap_or(0.0);
+        let [eps, scale, cap] = [eps, mask.scale, mask.softcap.unwrap_or(0.0)].map(f32::to_bits);
         let [heads, kv_heads, capacity, splits, rotated] = [heads, kv_heads, cache.capacity, splits, 2 * half].map(|n| n as u32);
         let params = [heads, kv_heads, capacity, splits, window, u32::from(sinks.is_some()), rotated, flags, eps, scale, cap];
         let sinks = sinks.unwrap_or(qkv);
@@ -451,7 +680,7 @@ impl<'a> LaunchList<'a> {
         if splits == 1 {
             return Ok(());
         }
-        self.push(kernels.combine, [heads, 1, 1], dim.next_multiple_of(32) as u32, &[parts, sinks, out], &params)
+        self.push(kernels.combine, [heads, 1, 1], combine_threads(dim), &[parts, sinks, qkv, out], &params)
     }
 }
 

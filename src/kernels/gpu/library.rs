@@ -42,7 +42,7 @@ impl Element {
 /// Kernels that are compiled together: constants of the text, rather than function constants, which CUDA has none of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Library {
-    /// Norms and the greedy choice, of F32.
+    /// Norms, the greedy choice, short convolutions and scans, of F32.
     Row,
     /// What is between the products of a batch, forward and backward.
     Batch { element: Element },
@@ -72,7 +72,10 @@ impl Library {
             Dialect::Cuda => include_str!("cuda.h"),
         };
         let (names, files): (&[&str], &[&str]) = match self {
-            Self::Row => (&["T"], &[include_str!("norm.h"), include_str!("argmax.h")]),
+            Self::Row => (
+                &["T"],
+                &[include_str!("norm.h"), include_str!("argmax.h"), include_str!("convolution.h"), include_str!("scan.h")],
+            ),
             Self::Batch { .. } => {
                 (&["T"], &[include_str!("activation.h"), include_str!("batch.h"), include_str!("batch_attention.h")])
             }
@@ -94,7 +97,8 @@ impl Library {
 pub fn buffers_written(kernel: &str) -> u32 {
     match kernel {
         "attention" => 4,
-        "cross_entropy" => 2,
+        "delta_net" => 3,
+        "short_conv" | "cross_entropy" => 2,
         _ => 1,
     }
 }

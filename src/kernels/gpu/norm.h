@@ -1,5 +1,5 @@
-// Norms of rows: y = norm(x) · weight + bias, or y = added + norm(x) · weight + bias. The root-mean-square norm, or LayerNorm. A threadgroup
-// a row.
+// Norms of rows: y = scale · (norm(x) · weight + bias), or y = scale · (added + norm(x) · weight + bias). The root-mean-square norm, or
+// LayerNorm. A threadgroup a row.
 
 // `y` may be `x` or `added`, but for another order of columns.
 KERNEL(norm_f32, 256, device const float* x, device const float* added, device const float* weight, device const float* bias,
@@ -30,6 +30,6 @@ KERNEL(norm_f32, 256, device const float* x, device const float* added, device c
         float v = (x[row + i] - mean) * scale * weight[i];
         if (p.flags & SHIFT) v += bias[i];
         if (p.flags & ADD_AFTER) v += added[row + i];
-        y[row + (p.flags & LANE_ORDER ? lane_order(i, p.cols) : i)] = v;
+        y[row + (p.flags & LANE_ORDER ? lane_order(i, p.cols) : i)] = p.scale * v;
     }
 }

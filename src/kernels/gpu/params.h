@@ -3,9 +3,10 @@
 struct Norm {
     uint cols, flags;
     float eps;
+    float scale;  // of the result
 };
 enum {
-    ADD_AFTER = 2,  // y = added + norm(x)
+    ADD_AFTER = 2,  // y = scale · (added + norm(x))
     LANE_ORDER = 4,  // y in the order of `lane_order`, for products that do not stage it
     LAYER = 8,       // LayerNorm: the mean is subtracted
     SHIFT = 16       // the norm's bias is added
@@ -24,7 +25,8 @@ enum {
     BIAS = 2,
     RESIDUAL = 4,  // y = residual + scale · …
     ACTIVATE = 8,  // of an MLP without a gate; y is then in `lane_order`, as it is with a gate
-    ACTIVATION = 16  // times one of these
+    ACTIVATION = 16,  // times one of these
+    FACTOR = 128     // of an MLP without a gate: what is activated is multiplied by `residual`, which is in the order of columns
 };
 enum { SILU, GELU, GELU_TANH, QUICK_GELU, RELU, RELU2, TANH, SIGMOID };
 
@@ -50,7 +52,27 @@ enum {
     ADJACENT = 1,   // pairs are neighbours, as GPT-J has it; otherwise halves, as GPT-NeoX has it
     QK_NORM = 2,    // each head of q and k is normed
     NORM_AFTER = 4, // the norm's weight is applied behind the rotation
-    NORM_EACH = 8   // each head has a norm's weight of its own
+    NORM_EACH = 8,  // each head has a norm's weight of its own
+    V_NORM = 16,    // each head of v is normed, without a weight
+    SAME = 32,      // values are the projections of keys
+    SHARED_KEYS = 64,  // there are queries alone: another attention has written the token's key and value before
+    GATE_VALUES = 128, // what is found is multiplied by the sigmoid of a gate for each value; gates lie behind q, k and v
+    GATE_HEADS = 256   // or for each head
+};
+
+// Of convolution.h and scan.h. A ring has as many rows: the input of position t lies in row t % RING.
+enum { RING = 32, HELD = 16 };
+
+struct Convolution {
+    uint channels, taps, flags;  // BIAS as above
+};
+
+struct Scan {
+    uint heads, groups;
+    uint keys, values;  // of a head
+    uint taps;
+    float length_eps;  // added to the squared length of a query or key
+    float eps;         // of the norm of what is read
 };
 
 struct Argmax {

@@ -150,6 +150,7 @@ INLINE void product(device const uint* codes, device const uint* extra, device c
                     v = activate(v, p.flags) * up;
                 } else if (p.flags & ACTIVATE) {
                     v = activate(v, p.flags);
+                    if (p.flags & FACTOR) v *= residual[size_t(row0 + r) * p.outputs + out + m];
                 }
                 y[to] = p.flags & RESIDUAL ? mul_add(p.scale, v, residual[to]) : p.scale * v;
             }

@@ -6,20 +6,26 @@
 //!
 //! Weights, keys and values are the tensors that prompts are evaluated with; of a step only the logits come back, or the best token.
 
+use std::f32::consts::FRAC_1_SQRT_2;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Result, Tensor, bail};
 
+use super::check::check;
+use super::state::{GpuState, StepState};
 use super::weight::{StepDelta, element};
-use super::{AttentionPart, DecoderParts, DeviceMatrix, LinearPart, MlpPart, OperationPart, ResidualPart, Unsupported};
+use super::{
+    AttentionPart, DecoderParts, DeltaNetPart, DeviceMatrix, LayerInputPart, LinearPart, MlpPart, OperationPart, PerLayerPart,
+    ResidualPart, ShortConvPart, Unsupported,
+};
 use crate::error::OutOfMemory;
 use crate::kernels::gpu::{
-    AttentionKernels, AttentionRow, BestToken, DecodedRows, Element, Gated, Gpu, GpuAngles, GpuCache, GpuFormat, GpuNorm,
-    GpuSlice, GpuView, GpuWeight, HeadCounts, LaunchList, ListKey, MOST_SPLITS, ProductWith, QkNorms, Replays, RopePairs,
-    RowKernels, attention_splits,
+    AttentionKernels, AttentionRow, BestToken, ConvolutionRow, DecodedRows, DeltaNetRow, Element, Gated, Gpu, GpuAngles,
+    GpuDeltaNet, GpuFormat, GpuNorm, GpuSlice, GpuView, GpuWeight, HeadCounts, LaunchList, ListKey, MOST_SPLITS, NormWith,
+    ProductWith, QkNorms, QkvLayout, Replays, RopePairs, RowKernels, attention_splits,
 };
-use crate::kernels::scale_softcap;
-use crate::ops::{Activation, Backend, KvFormat, LayerCache, LowRankDeltas, Mask, Norm, NormKind, Vector, fault};
+use crate::kernels::{CHUNK, chunk_start, scale_softcap};
+use crate::ops::{Activation, Backend, Decay, KvFormat, LowRankDeltas, Mask, Norm, NormKind, Vector, fault};
 
 /// Rows of a step at most.
 const ROWS: usize = 8;
@@ -27,8 +33,8 @@ const ROWS: usize = 8;
 /// The next tokens of a sequence.
 pub struct StepSequence<'a> {
     pub ids: &'a [u32],
-    /// Those of its layers, which take up the tokens.
-    pub caches: Vec<&'a mut LayerCache>,
+    /// Those of its mixers, which take up the tokens.
+    pub states: Vec<StepState<'a>>,
     /// Cosine and sine of each pair at each token's position, of each rope first for queries and then for keys.
     pub turns: Vec<f32>,
 }
@@ -73,6 +79,8 @@ pub struct DecodeStep {
     launches: Mutex<Launches>,
     embed: GpuWeight,
     embed_scale: f32,
+    /// What a token has for every layer, and its factor.
+    table: Option<(GpuWeight, f32)>,
     activation: DType,
     /// Pairs that each rope rotates.
     ropes: Vec<usize>,
@@ -109,8 +117,12 @@ struct Workspace {
     sum: RowVectors,
     normed: RowVectors,
     branch: RowVectors,
-    qkv: RowVectors,
-    attended: RowVectors,
+    /// What layers take in besides the stream, and what of it hangs on the token's id alone.
+    layer_inputs: RowVectors,
+    of_ids: RowVectors,
+    /// What a mixer projects, and what it finds.
+    projected: RowVectors,
+    found: RowVectors,
     parts: GpuSlice,
     hidden: RowVectors,
     logits: RowVectors,
@@ -177,12 +189,15 @@ enum Launch {
     Norm(Box<NormLaunch>),
     Product(Box<ProductLaunch>),
     Attention(Box<AttentionLaunch>),
+    ShortConv(Box<ShortConvLaunch>),
+    DeltaNet(Box<DeltaNetLaunch>),
 }
 
 struct NormLaunch {
     x: RowVectors,
     by: GpuNorm,
     added: Option<RowVectors>,
+    scale: f32,
     y: RowVectors,
 }
 
@@ -207,29 +222,56 @@ enum Then {
     Scale(f32),
     /// Of an input in lane order: what it is added to, and the factor before.
     Add(Option<RowVectors>, f32),
-    Activate(Gated, Activation),
+    /// And of an MLP without a gate, what it is multiplied by.
+    Activate(Gated, Activation, Option<RowVectors>),
 }
 
 /// What the launches of a step share.
 struct Rows<'a, 'b> {
     kernels: RowKernels,
     workspace: &'a Workspace,
-    /// Of each row: its sequence, and positions with this one.
-    places: &'a [(usize, usize)],
-    /// Of each sequence, by the numbers of the states.
-    caches: &'a [Vec<GpuCache<'a>>],
+    places: &'a [RowPlace],
+    /// Of each sequence, by the numbers of its mixers.
+    states: &'a [Vec<GpuState<'a>>],
     changes: Option<&'a StepChanges<'b>>,
+}
+
+/// Where a row of a step stands.
+#[derive(Clone, Copy)]
+struct RowPlace {
+    sequence: usize,
+    /// Positions with this one.
+    length: usize,
+    /// Where the chunk of tokens begins that states of fixed size hold apart before this row.
+    start: usize,
 }
 
 struct AttentionLaunch {
     kernels: AttentionKernels,
     head_dim: usize,
     counts: HeadCounts,
+    layout: QkvLayout,
     norms: Option<QkNorms>,
+    v_norm: Option<f32>,
     /// The rope's number, and which values are pairs.
     rope: Option<(usize, RopePairs)>,
     mask: Mask,
     sinks: Option<GpuSlice>,
+    state: usize,
+}
+
+struct ShortConvLaunch {
+    taps: usize,
+    channels: usize,
+    weight: GpuSlice,
+    bias: Option<GpuSlice>,
+    state: usize,
+}
+
+struct DeltaNetLaunch {
+    by: GpuDeltaNet,
+    /// Values of its inputs.
+    inputs: usize,
     state: usize,
 }
 
@@ -261,7 +303,10 @@ impl DecodeStep {
         let mut builder = Builder { gpu: &gpu, kv_element, workspace: &workspace, list: Vec::new(), attention: Vec::new() };
         let x = &workspace.x;
         if let Some(norm) = parts.embed_norm {
-            builder.norm(x, norm, None, x)?;
+            builder.norm(x, norm, (None, 1.0), x)?;
+        }
+        if let Some(part) = &parts.per_layer {
+            builder.per_layer(part)?;
         }
         for step in &parts.steps {
             builder.step(step)?;
@@ -269,11 +314,15 @@ impl DecodeStep {
         let (input, norm) = builder.normed(x, parts.final_norm)?;
         builder.product(parts.head, input, norm, Then::Scale(parts.logit_scale), &workspace.logits)?;
         let list = builder.list;
-        let mixers = parts.steps.iter().flat_map(|step| &step.branches);
-        let states = mixers.filter(|branch| matches!(branch.operation, OperationPart::Attention(_))).count();
+        let states = parts.operations().filter(|operation| operation.has_state()).count();
+        let table = match &parts.per_layer {
+            Some(PerLayerPart { table: Some(table), scale, .. }) => Some((first_segment(table.tensors()?, &gpu)?, *scale)),
+            _ => None,
+        };
         Ok(Some(Ok(Self {
             embed: first_segment(embed, &gpu)?,
             embed_scale: parts.embed_scale,
+            table,
             activation: embed.dtype(),
             ropes: parts.ropes.clone(),
             states,
@@ -297,10 +346,10 @@ impl DecodeStep {
         ROWS
     }
 
-    /// Evaluates tokens behind those that the caches hold, which take them up. With `changes` there is one token.
+    /// Evaluates tokens behind those that the states hold, which take them up. With `changes` there is one token.
     ///
     /// # Errors
-    /// A failed device operation; the caches then hold what they held.
+    /// A failed device operation; keys and values then hold what they held, and states of fixed size that or nothing.
     pub fn run(
         &self,
         sequences: &mut [StepSequence<'_>],
@@ -308,6 +357,23 @@ impl DecodeStep {
         changes: Option<&StepChanges<'_>>,
     ) -> Result<()> {
         let places = self.places(sequences)?;
+        let result = self.evaluate(sequences, &places, logits, changes);
+        for StepSequence { ids, states, .. } in sequences {
+            match result {
+                Ok(()) => states.iter_mut().for_each(|state| state.advance(ids.len())),
+                Err(_) => states.iter_mut().for_each(StepState::forget),
+            }
+        }
+        result
+    }
+
+    fn evaluate(
+        &self,
+        sequences: &mut [StepSequence<'_>],
+        places: &[RowPlace],
+        logits: &mut [StepLogits<'_>],
+        changes: Option<&StepChanges<'_>>,
+    ) -> Result<()> {
         let rows = places.len();
         if changes.is_some() && rows > 1 {
             bail!("a step: expected one token with adapters, found {rows}")
@@ -325,18 +391,21 @@ impl DecodeStep {
         let wants_best = logits.iter().any(|logits| matches!(logits.out, StepOutput::Best(_)));
         let mut launches = self.launches.lock().unwrap_or_else(PoisonError::into_inner);
         let Launches { workspace, list, rows: row_kernels, words, best, kernels, replays } = &mut *launches;
-        self.inputs(sequences, &places, words);
-        let mut caches = Vec::with_capacity(sequences.len());
-        for StepSequence { ids, caches: own, .. } in sequences.iter_mut() {
-            caches.push(own.iter_mut().map(|cache| views(cache, ids.len(), self.activation)).collect::<Result<Vec<_>>>()?);
+        self.inputs(sequences, places, words);
+        let mut states = Vec::with_capacity(sequences.len());
+        for StepSequence { ids, states: own, .. } in sequences.iter_mut() {
+            states.push(own.iter_mut().map(|state| state.view(ids.len(), self.activation)).collect::<Result<Vec<_>>>()?);
         }
         let gpu = &self.gpu;
         gpu.upload(&workspace.inputs, words)?;
-        let step = Rows { kernels: *row_kernels, workspace, places: &places, caches: &caches, changes };
+        let step = Rows { kernels: *row_kernels, workspace, places, states: &states, changes };
         let make = |kernels| {
             let mut made = gpu.list_in(kernels);
             let ids = DecodedRows::ById(workspace.ids.view(), rows);
-            made.decode(&self.embed, ids, self.embed_scale, workspace.x.all.view(), false)?;
+            made.decode(&self.embed, ids.clone(), self.embed_scale, workspace.x.all.view(), false)?;
+            if let Some((table, scale)) = &self.table {
+                made.decode(table, ids, *scale, workspace.of_ids.all.view(), false)?;
+            }
             list.iter().try_for_each(|launch| launch.add(&step, &mut made))?;
             if wants_best {
                 let scores = (workspace.logits.all.view(), rows, self.vocab_size);
@@ -367,30 +436,33 @@ impl DecodeStep {
                 }
             }
         }
-        for StepSequence { ids, caches, .. } in sequences {
-            for cache in caches {
-                if let LayerCache::Tensors(cache) = cache {
-                    cache.advance(ids.len());
-                }
-            }
-        }
         Ok(())
     }
 
-    /// Of each row its sequence, and positions with this one.
-    fn places(&self, sequences: &[StepSequence<'_>]) -> Result<Vec<(usize, usize)>> {
+    fn places(&self, sequences: &[StepSequence<'_>]) -> Result<Vec<RowPlace>> {
         let angles: usize = self.ropes.iter().map(|half| 4 * half).sum();
         let mut places = Vec::new();
-        for (number, StepSequence { ids, caches, turns }) in sequences.iter().enumerate() {
-            let Some(held) = caches.first().map(|cache| cache.len()) else { bail!("a step without a cache") };
-            if caches.len() != self.states || caches.iter().any(|cache| cache.len() != held) || turns.len() != angles * ids.len()
-            {
-                bail!("a step: expected {} caches of one length and {angles} turns, found {}", self.states, turns.len())
+        for (sequence, StepSequence { ids, states, turns }) in sequences.iter().enumerate() {
+            let Some(held) = states.first().map(|state| state.span().0) else { bail!("a step without a state") };
+            // Keys and values can be cut back to any position.
+            let mut start = states.iter().map(|state| state.span().1).max().unwrap_or(0);
+            let is_of_all = |state: &StepState<'_>| {
+                let (len, own) = state.span();
+                len == held && (own == start || matches!(state, StepState::Kv(_)))
+            };
+            if states.len() != self.states || !states.iter().all(is_of_all) || turns.len() != angles * ids.len() {
+                bail!("a step: expected {} states of one length and {angles} turns, found {}", self.states, turns.len())
             }
-            if let Some(id) = ids.iter().find(|id| **id as usize >= self.embed.outputs()) {
-                bail!("token id {id} is outside a vocabulary of {}", self.embed.outputs())
+            let most = self.table.as_ref().map_or(usize::MAX, |(table, _)| table.outputs()).min(self.embed.outputs());
+            if let Some(id) = ids.iter().find(|id| **id as usize >= most) {
+                bail!("token id {id} is outside a vocabulary of {most}")
             }
-            places.extend((1..=ids.len()).map(|more| (number, held + more)));
+            for length in held + 1..=held + ids.len() {
+                places.push(RowPlace { sequence, length, start });
+                if length - start > CHUNK {
+                    start = chunk_start(length);
+                }
+            }
         }
         if places.is_empty() || places.len() > ROWS {
             bail!("a step: expected 1 to {ROWS} tokens, found {}", places.len())
@@ -399,12 +471,12 @@ impl DecodeStep {
     }
 
     /// What is uploaded for a step, as [`Workspace::new`] lays it out.
-    fn inputs(&self, sequences: &[StepSequence<'_>], places: &[(usize, usize)], words: &mut Vec<u32>) {
+    fn inputs(&self, sequences: &[StepSequence<'_>], places: &[RowPlace], words: &mut Vec<u32>) {
         words.clear();
         words.extend(sequences.iter().flat_map(|sequence| sequence.ids));
         words.resize(ROWS, 0);
-        for (_, length) in places {
-            words.extend([*length as u32 - 1, 0, 0, 0]);
+        for RowPlace { length, start, .. } in places {
+            words.extend([*length as u32 - 1, *start as u32, 0, 0]);
         }
         words.resize(5 * ROWS, 0);
         let angles: usize = self.ropes.iter().map(|half| 4 * half).sum();
@@ -428,10 +500,15 @@ impl Launch {
     fn add<'a, 'b: 'a>(&'a self, step: &Rows<'a, 'b>, list: &mut LaunchList<'a>) -> Result<()> {
         match self {
             Self::Norm(launch) => {
-                let NormLaunch { x, by, added, y } = &**launch;
+                let NormLaunch { x, by, added, scale, y } = &**launch;
+                // A row may be of several parts, each of which is normed by itself.
+                let parts = x.len / by.width;
                 let vectors = [Some(x.view()), added.as_ref().map(RowVectors::view), Some(y.view())];
                 step.each(vectors, |rows, [x, added, y]| match (x, y) {
-                    (Some(x), Some(y)) => list.norm(step.kernels, (x, rows), by, added, (y, false)),
+                    (Some(x), Some(y)) => {
+                        let with = NormWith { added, scale: *scale, ordered: false };
+                        list.norm(step.kernels, (x, rows * parts), by, y, with)
+                    }
                     _ => Ok(()),
                 })
             }
@@ -440,6 +517,8 @@ impl Launch {
                 launch.add(step, list)
             }
             Self::Attention(launch) => (0..step.places.len()).try_for_each(|row| launch.add(step, row, list)),
+            Self::ShortConv(launch) => (0..step.places.len()).try_for_each(|row| launch.add(step, row, list)),
+            Self::DeltaNet(launch) => (0..step.places.len()).try_for_each(|row| launch.add(step, row, list)),
         }
     }
 }
@@ -474,7 +553,7 @@ impl<'a> Rows<'a, '_> {
             return key;
         }
         key.number(usize::from(wants_best));
-        for &(sequence, length) in self.places {
+        for &RowPlace { sequence, length, .. } in self.places {
             key.number(sequence);
             for launch in list {
                 if let Launch::Attention(attention) = launch {
@@ -482,12 +561,16 @@ impl<'a> Rows<'a, '_> {
                 }
             }
         }
-        for cache in self.caches.iter().flatten() {
-            key.number(cache.capacity);
-            key.view(cache.keys);
-            key.view(cache.values);
-        }
+        self.states.iter().flatten().for_each(|state| state.add_to(&mut key));
         key
+    }
+
+    /// What a mixer remembers of a row's sequence.
+    fn state(&self, row: usize, number: usize) -> Result<GpuState<'a>> {
+        match self.states[self.places[row].sequence].get(number) {
+            Some(state) => Ok(*state),
+            None => bail!("a mixer without its state"),
+        }
     }
 }
 
@@ -505,18 +588,20 @@ impl ProductLaunch {
         let normed = step.workspace.normed.view().of(x.len);
         let (x, norm) = match &self.norm {
             Some(norm) if several && x.is_whole() => {
-                list.norm(step.kernels, (x.all, step.places.len()), norm, None, (normed.all, true))?;
+                let with = NormWith { ordered: true, ..NormWith::default() };
+                list.norm(step.kernels, (x.all, step.places.len()), norm, normed.all, with)?;
                 (normed, None)
             }
             norm => (x, norm.as_ref().map(|norm| (norm.weight.view(), norm.eps))),
         };
         let is_ordered = matches!(self.then, Then::Add(..)) || (several && self.norm.is_some() && norm.is_none());
-        step.each([Some(x), residual, Some(self.y.view())], |rows, [x, residual, y]| {
+        let factor = if let Then::Activate(_, _, factor) = &self.then { factor.as_ref().map(RowVectors::view) } else { None };
+        step.each([Some(x), residual, factor, Some(self.y.view())], |rows, [x, residual, factor, y]| {
             let (Some(x), Some(y)) = (x, y) else { return Ok(()) };
-            let with = ProductWith { rows, norm, bias, residual, ordered: is_ordered, ..ProductWith::default() };
+            let with = ProductWith { rows, norm, bias, residual, factor, ordered: is_ordered, ..ProductWith::default() };
             let with = match &self.then {
                 Then::Scale(scale) | Then::Add(_, scale) => ProductWith { scale: *scale, ..with },
-                Then::Activate(gated, kind) => ProductWith { activation: Some((*gated, *kind)), ..with },
+                Then::Activate(gated, kind, _) => ProductWith { activation: Some((*gated, *kind)), ..with },
             };
             list.product(&self.weight, x, y, with)
         })
@@ -549,24 +634,57 @@ impl ProductLaunch {
 
 impl AttentionLaunch {
     fn add<'a>(&'a self, step: &Rows<'a, '_>, row: usize, list: &mut LaunchList<'a>) -> Result<()> {
-        let Workspace { qkv, positions, attended, parts, angles, .. } = step.workspace;
-        let (sequence, length) = step.places[row];
-        let Some(cache) = step.caches[sequence].get(self.state) else { bail!("attention without its keys and values") };
-        let HeadCounts { heads, kv_heads } = self.counts;
-        let row = AttentionRow {
+        let Workspace { projected, positions, found, parts, angles, .. } = step.workspace;
+        let HeadCounts { heads, .. } = self.counts;
+        let own = AttentionRow {
             counts: self.counts,
-            qkv: qkv.view().of((heads + 2 * kv_heads) * self.head_dim).row(row)?,
+            qkv: projected.view().of(self.layout.values(self.counts, self.head_dim)).row(row)?,
+            layout: self.layout,
             norms: self.norms.as_ref(),
+            v_norm: self.v_norm,
             angles: self.rope.map(|(number, pairs)| (&angles[number][row], pairs)),
-            cache: *cache,
+            cache: step.state(row, self.state)?.cache()?,
             position: positions[row].view(),
-            length,
+            length: step.places[row].length,
             mask: self.mask,
             sinks: self.sinks.as_ref().map(GpuSlice::view),
-            out: attended.view().of(heads * self.head_dim).row(row)?,
+            out: found.view().of(heads * self.head_dim).row(row)?,
             parts: parts.view(),
         };
-        list.attention(self.kernels, row)
+        list.attention(self.kernels, own)
+    }
+}
+
+impl ShortConvLaunch {
+    fn add<'a>(&'a self, step: &Rows<'a, '_>, row: usize, list: &mut LaunchList<'a>) -> Result<()> {
+        let (Workspace { projected, positions, found, .. }, channels) = (step.workspace, self.channels);
+        let own = ConvolutionRow {
+            inputs: projected.view().of(3 * channels).row(row)?,
+            position: positions[row].view(),
+            taps: self.taps,
+            channels,
+            weight: self.weight.view(),
+            bias: self.bias.as_ref().map(GpuSlice::view),
+            ring: step.state(row, self.state)?.ring()?,
+            out: found.view().of(channels).row(row)?,
+        };
+        list.short_conv(step.kernels, own)
+    }
+}
+
+impl DeltaNetLaunch {
+    fn add<'a>(&'a self, step: &Rows<'a, '_>, row: usize, list: &mut LaunchList<'a>) -> Result<()> {
+        let Workspace { projected, positions, found, .. } = step.workspace;
+        let (ring, state) = step.state(row, self.state)?.scan()?;
+        let own = DeltaNetRow {
+            inputs: projected.view().of(self.inputs).row(row)?,
+            position: positions[row].view(),
+            by: &self.by,
+            ring,
+            state,
+            out: found.view().of(self.by.shape.heads * self.by.shape.value_dim).row(row)?,
+        };
+        list.delta_net(step.kernels, own)
     }
 }
 
@@ -602,13 +720,22 @@ impl Builder<'_> {
             let (output, found) = self.operation(&part.operation, read, norm)?;
             self.product(output, found, None, Then::Add(residual, scale), y)?;
             if let Some(norm) = norm_out {
-                self.norm(branch, norm, Some(from), to)?;
+                let factor = if i == last && step.norm_sum.is_none() { step.factor } else { 1.0 };
+                self.norm(branch, norm, (Some(from), factor), to)?;
             }
         }
         if let Some(norm) = step.norm_sum {
-            self.norm(x, norm, None, x)?;
+            self.norm(x, norm, (None, step.factor), x)?;
         }
         Ok(())
+    }
+
+    /// What layers take in besides the stream, once what hangs on the token's id is there.
+    fn per_layer(&mut self, part: &PerLayerPart<'_>) -> Result<()> {
+        let Workspace { x, layer_inputs, of_ids, .. } = self.workspace;
+        self.product(part.projection, x.clone(), None, Then::Scale(1.0), layer_inputs)?;
+        let (added, scale) = if part.table.is_some() { (Some(of_ids), FRAC_1_SQRT_2) } else { (None, 1.0) };
+        self.norm(layer_inputs, part.norm, (added, scale), layer_inputs)
     }
 
     /// The last matrix of an operation and its input, which is in lane order.
@@ -623,33 +750,72 @@ impl Builder<'_> {
             OperationPart::Mlp(MlpPart { is_gated, activation, up, down }) => {
                 let gated = if *is_gated { Gated::Yes } else { Gated::No };
                 let hidden = workspace.hidden.of(down.weight.inputs());
-                self.product(*up, x, norm, Then::Activate(gated, *activation), &hidden)?;
+                self.product(*up, x, norm, Then::Activate(gated, *activation, None), &hidden)?;
                 Ok((*down, hidden))
             }
-            OperationPart::Attention(attention) => {
-                let qkv = workspace.qkv.of(attention.qkv.weight.outputs());
-                self.product(attention.qkv, x, norm, Then::Scale(1.0), &qkv)?;
-                self.attention(attention)?;
-                Ok((attention.o, workspace.attended.of(attention.o.weight.inputs())))
+            OperationPart::LayerInput(LayerInputPart { activation, gate, down, number }) => {
+                let dim = down.weight.inputs();
+                let (hidden, input) = (workspace.hidden.of(dim), workspace.layer_inputs.part(number * dim, dim));
+                self.product(*gate, x, norm, Then::Activate(Gated::No, *activation, Some(input)), &hidden)?;
+                Ok((*down, hidden))
+            }
+            OperationPart::Attention(_) | OperationPart::ShortConv(_) | OperationPart::DeltaNet(_) => {
+                let [inputs, o] = operation.linears();
+                let projected = workspace.projected.of(inputs.weight.outputs());
+                self.product(inputs, x, norm, Then::Scale(1.0), &projected)?;
+                match operation {
+                    OperationPart::Attention(attention) => self.attention(attention)?,
+                    OperationPart::ShortConv(conv) => self.short_conv(conv)?,
+                    OperationPart::DeltaNet(net) => self.delta_net(net)?,
+                    OperationPart::Mlp(_) | OperationPart::LayerInput(_) => {}
+                }
+                Ok((o, workspace.found.of(o.weight.inputs())))
             }
         }
     }
 
+    fn short_conv(&mut self, part: &ShortConvPart<'_>) -> Result<()> {
+        let ShortConvPart { conv, state, .. } = *part;
+        let bias = conv.bias.as_ref().map(vector).transpose()?;
+        let (taps, channels, weight) = (conv.taps, conv.channels, vector(&conv.weight)?);
+        self.list.push(Launch::ShortConv(Box::new(ShortConvLaunch { taps, channels, weight, bias, state })));
+        Ok(())
+    }
+
+    fn delta_net(&mut self, part: &DeltaNetPart<'_>) -> Result<()> {
+        let DeltaNetPart { inputs, conv, decay, shape, length_eps, norm, state, .. } = *part;
+        let Decay { bias, rate: Some(rate), .. } = decay else { bail!("a delta net without rates") };
+        let by = GpuDeltaNet {
+            shape,
+            taps: conv.taps,
+            conv: vector(&conv.weight)?,
+            bias: vector(bias)?,
+            rates: vector(rate)?,
+            length_eps,
+            norm: gpu_norm(norm, self.gpu)?,
+        };
+        self.list.push(Launch::DeltaNet(Box::new(DeltaNetLaunch { by, inputs: inputs.weight.outputs(), state })));
+        Ok(())
+    }
+
     fn attention(&mut self, part: &AttentionPart<'_>) -> Result<()> {
         let AttentionPart { heads, kv_heads, head_dim, .. } = *part;
-        let qkv = self.workspace.qkv.of((heads + 2 * kv_heads) * head_dim);
+        let (counts, layout) = (HeadCounts { heads, kv_heads }, QkvLayout { keys: part.keys, gate: part.gate });
+        let qkv = self.workspace.projected.of(layout.values(counts, head_dim));
         let mut norms = None;
-        if let (Some(q), Some(k)) = (part.q_norm, part.k_norm) {
+        if let Some(q) = part.q_norm {
             let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
             if q.width == head_dim {
-                let weights = [gpu_norm(q, self.gpu)?.weight, gpu_norm(k, self.gpu)?.weight];
-                let each = heads > 1 && weights[0].len() == queries;
-                let [q_weight, k_weight] = weights;
+                let q_weight = gpu_norm(q, self.gpu)?.weight;
+                let k_weight = part.k_norm.map_or(Ok(q_weight.clone()), |k| gpu_norm(k, self.gpu).map(|norm| norm.weight))?;
+                let each = heads > 1 && q_weight.len() == queries;
                 norms = Some(QkNorms { q: q_weight, k: k_weight, eps: q.eps, after: part.norm_after, each });
             } else {
                 let (queries, keys) = (qkv.part(0, queries), qkv.part(queries, keys));
-                self.norm(&queries, q, None, &queries)?;
-                self.norm(&keys, k, None, &keys)?;
+                self.norm(&queries, q, (None, 1.0), &queries)?;
+                if let Some(k) = part.k_norm {
+                    self.norm(&keys, k, (None, 1.0), &keys)?;
+                }
             }
         }
         let kernels = match self.attention.iter().find(|(known, _)| *known == head_dim) {
@@ -664,8 +830,10 @@ impl Builder<'_> {
         self.list.push(Launch::Attention(Box::new(AttentionLaunch {
             kernels,
             head_dim,
-            counts: HeadCounts { heads, kv_heads },
+            counts,
+            layout,
             norms,
+            v_norm: part.v_norm.map(|norm| norm.eps),
             rope: part.rope.map(|rope| (rope.number, if rope.adjacent { RopePairs::Adjacent } else { RopePairs::Halves })),
             mask: part.mask,
             sinks,
@@ -681,13 +849,14 @@ impl Builder<'_> {
             return Ok((x.clone(), Some(gpu_norm(norm, self.gpu)?)));
         }
         let normed = &self.workspace.normed;
-        self.norm(x, norm, None, normed)?;
+        self.norm(x, norm, (None, 1.0), normed)?;
         Ok((normed.clone(), None))
     }
 
-    fn norm(&mut self, x: &RowVectors, by: &Norm, added: Option<&RowVectors>, y: &RowVectors) -> Result<()> {
+    /// `y = scale · (added + norm(x))`
+    fn norm(&mut self, x: &RowVectors, by: &Norm, (added, scale): (Option<&RowVectors>, f32), y: &RowVectors) -> Result<()> {
         let by = gpu_norm(by, self.gpu)?;
-        self.list.push(Launch::Norm(Box::new(NormLaunch { x: x.clone(), by, added: added.cloned(), y: y.clone() })));
+        self.list.push(Launch::Norm(Box::new(NormLaunch { x: x.clone(), by, added: added.cloned(), scale, y: y.clone() })));
         Ok(())
     }
 
@@ -723,20 +892,23 @@ impl Builder<'_> {
 impl Workspace {
     fn new(parts: &DecoderParts<'_>, gpu: &Gpu) -> Result<Self> {
         let (width, vocab_size) = (parts.embed.inputs(), parts.head.weight.outputs());
-        let (mut qkv, mut attended, mut hidden, mut split) = (0, 0, 0, 0);
-        for branch in parts.steps.iter().flat_map(|step| &step.branches) {
-            match &branch.operation {
-                OperationPart::Attention(AttentionPart { heads, kv_heads, head_dim, .. }) => {
-                    qkv = qkv.max((heads + 2 * kv_heads) * head_dim);
-                    attended = attended.max(heads * head_dim);
-                    split = split.max(heads * MOST_SPLITS * (head_dim + 2));
-                }
-                OperationPart::Mlp(mlp) => hidden = hidden.max(mlp.down.weight.inputs()),
+        let (mut projected, mut found, mut hidden, mut split) = (0, 0, 0, 0);
+        for operation in parts.operations() {
+            let [first, last] = operation.linears().map(|linear| linear.weight);
+            if matches!(operation, OperationPart::Mlp(_) | OperationPart::LayerInput(_)) {
+                hidden = hidden.max(last.inputs());
+            } else {
+                projected = projected.max(first.outputs());
+                found = found.max(last.inputs());
+            }
+            if let OperationPart::Attention(AttentionPart { heads, head_dim, .. }) = operation {
+                split = split.max(heads * MOST_SPLITS * (head_dim + 2));
             }
         }
+        let layers = parts.per_layer.as_ref().map_or(0, |part| part.projection.weight.outputs());
         let angles: Vec<usize> = parts.ropes.iter().map(|half| (2 * half).next_multiple_of(4)).collect();
         let inputs = ROWS * (5 + 2 * angles.iter().sum::<usize>());
-        let rows = [width, width, width, width, qkv, attended, hidden, vocab_size].map(|words| ROWS * words);
+        let rows = [width, width, width, width, layers, layers, projected, found, hidden, vocab_size].map(|words| ROWS * words);
         let sizes = [&[inputs, split, ROWS * BestToken::words(vocab_size)], &rows[..]].concat();
         // A multiple of 256 bytes each.
         let total = sizes.iter().map(|words| words.next_multiple_of(64)).sum::<usize>();
@@ -755,8 +927,8 @@ impl Workspace {
             taken.push(take(words)?);
         }
         let rows = taken.split_off(3).into_iter().map(RowVectors::new).collect::<Vec<_>>();
-        let (Ok([inputs, split, best]), Ok([x, sum, normed, branch, qkv, attended, hidden, logits])) =
-            (<[GpuSlice; 3]>::try_from(taken), <[RowVectors; 8]>::try_from(rows))
+        let (Ok([inputs, split, best]), Ok([x, sum, normed, branch, layer_inputs, of_ids, projected, found, hidden, logits])) =
+            (<[GpuSlice; 3]>::try_from(taken), <[RowVectors; 10]>::try_from(rows))
         else {
             bail!("a workspace of other parts")
         };
@@ -774,7 +946,24 @@ impl Workspace {
         let ids = inputs.words(0, ROWS)?;
         let positions = (0..ROWS).map(|row| inputs.words(ROWS + 4 * row, 4)).collect::<Result<_>>()?;
         let (angles, parts) = (of_ropes, split);
-        Ok(Self { inputs, ids, positions, angles, x, sum, normed, branch, qkv, attended, parts, hidden, logits, best })
+        Ok(Self {
+            inputs,
+            ids,
+            positions,
+            angles,
+            x,
+            sum,
+            normed,
+            branch,
+            layer_inputs,
+            of_ids,
+            projected,
+            found,
+            parts,
+            hidden,
+            logits,
+            best,
+        })
     }
 }
 
@@ -786,76 +975,12 @@ fn compiled(parts: &DecoderParts<'_>, gpu: &Gpu, element: Element, kv_element: E
             gpu.product_kernels(element, GpuFormat::dense)?;
         }
     }
-    for branch in parts.steps.iter().flat_map(|step| &step.branches) {
-        if let OperationPart::Attention(attention) = &branch.operation {
+    for operation in parts.operations() {
+        if let OperationPart::Attention(attention) = operation {
             gpu.attention_kernels(kv_element, attention.head_dim)?;
         }
     }
     gpu.row_kernels()
-}
-
-/// What of a network the kernels lack.
-fn check(parts: &DecoderParts<'_>) -> std::result::Result<(), Unsupported> {
-    let whole = |what: &str, values: usize| {
-        if values.is_multiple_of(32) { Ok(()) } else { Err(Unsupported(format!("{what} of {values} values, no multiple of 32"))) }
-    };
-    whole("a stream", parts.embed.inputs())?;
-    for step in &parts.steps {
-        if step.branches.is_empty() || (step.branches.len() > 1 && step.norm_out.is_some()) {
-            return Unsupported::new("a norm of the sum of several branches");
-        }
-        for branch in &step.branches {
-            match (branch.norm_out, step.norm_out) {
-                (Some(_), Some(_)) => return Unsupported::new("two norms of a branch"),
-                (Some(_), None) | (None, Some(_)) if step.scale != 1.0 => {
-                    return Unsupported::new("a factor behind a norm");
-                }
-                _ => {}
-            }
-            match &branch.operation {
-                OperationPart::Mlp(mlp) => {
-                    whole("an MLP", mlp.down.weight.inputs())?;
-                    if !mlp.up.weight.tensors().is_ok_and(DeviceMatrix::is_whole) {
-                        return Unsupported::new("an MLP whose gate and up projections are kept in two formats");
-                    }
-                }
-                OperationPart::Attention(attention) => check_attention(attention)?,
-            }
-        }
-    }
-    Ok(())
-}
-
-fn check_attention(part: &AttentionPart<'_>) -> std::result::Result<(), Unsupported> {
-    let AttentionPart { heads, head_dim, .. } = *part;
-    if !head_dim.is_multiple_of(8) || head_dim > 256 || !(heads * head_dim).is_multiple_of(32) {
-        return Err(Unsupported(format!("{heads} heads of {head_dim} values")));
-    }
-    if !part.mask.causal {
-        return Unsupported::new("attention to later tokens");
-    }
-    match (part.q_norm, part.k_norm) {
-        (None, None) => Ok(()),
-        (Some(q), Some(k)) => {
-            let is_plain = |norm: &Norm| norm.kind == NormKind::Rms && norm.bias.is_none();
-            let is_per_head = q.width == head_dim && k.width == head_dim;
-            if is_per_head && is_plain(q) && is_plain(k) && q.eps == k.eps {
-                return Ok(());
-            }
-            if is_per_head || part.norm_after {
-                return Unsupported::new("norms of queries and keys of this kind");
-            }
-            Ok(())
-        }
-        _ => Unsupported::new("a norm of queries or keys alone"),
-    }
-}
-
-/// Keys and values with room for so many positions more.
-fn views(cache: &mut LayerCache, rows: usize, activation: DType) -> Result<GpuCache<'_>> {
-    let LayerCache::Tensors(cache) = cache else { bail!("a step: expected keys and values of tensors") };
-    let (keys, values) = cache.room(rows, activation)?;
-    Ok(GpuCache { keys: GpuView::of(keys)?, values: GpuView::of(values)?, capacity: keys.dims()[1] })
 }
 
 /// A matrix of one format.

@@ -1,25 +1,42 @@
 //! The short convolution by tensor operations, in F32.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::attention::Sequences;
+use crate::kernels::gpu::RING;
 use crate::kernels::{CHUNK, ConvMemory, chunk_start};
 use crate::ops::{Convolution, tensor_bytes, to_f32};
 
-/// The inputs from position `start - taps + 1` on, or the first, as rows; clones share what is never changed.
-#[derive(Clone)]
+/// The inputs from position `start - taps + 1` on, or the first.
 pub struct Memory {
     channels: usize,
     taps: usize,
     start: usize,
     len: usize,
-    rows: Option<Tensor>,
+    kept: Option<Kept>,
     device: Device,
+}
+
+enum Kept {
+    /// As they come, `(T, channels)`; never changed, and shared by copies.
+    Rows(Tensor),
+    /// In F32, `(RING, channels)`, that of position t as row `t % RING`: kernels write the next one into it.
+    Ring(Tensor),
 }
 
 impl Memory {
     pub fn new(channels: usize, taps: usize, device: &Device) -> Self {
-        Self { channels, taps, start: 0, len: 0, rows: None, device: device.clone() }
+        Self { channels, taps, start: 0, len: 0, kept: None, device: device.clone() }
+    }
+
+    /// A copy that shares nothing that is changed.
+    pub fn fork(&self) -> Result<Self> {
+        let kept = match &self.kept {
+            Some(Kept::Rows(rows)) => Some(Kept::Rows(rows.clone())),
+            Some(Kept::Ring(ring)) => Some(Kept::Ring(ring.force_contiguous()?)),
+            None => None,
+        };
+        Ok(Self { kept, device: self.device.clone(), ..*self })
     }
 
     pub fn shape(&self) -> (usize, usize) {
@@ -35,7 +52,10 @@ impl Memory {
     }
 
     pub fn held_bytes(&self) -> u64 {
-        self.rows.as_ref().map_or(0, tensor_bytes)
+        match &self.kept {
+            Some(Kept::Rows(kept) | Kept::Ring(kept)) => tensor_bytes(kept),
+            None => 0,
+        }
     }
 
     fn first(&self) -> usize {
@@ -52,7 +72,49 @@ impl Memory {
 
     /// The rows that count: those behind them were taken back.
     fn held(&self) -> Result<Option<Tensor>> {
-        self.rows.as_ref().map(|rows| rows.narrow(0, 0, self.len - self.first())).transpose()
+        let (first, count) = (self.first(), self.len - self.first());
+        match &self.kept {
+            Some(Kept::Rows(rows)) => rows.narrow(0, 0, count).map(Some),
+            Some(Kept::Ring(ring)) => {
+                let before = count.min(RING - first % RING);
+                let rows = ring.narrow(0, first % RING, before)?;
+                if before == count {
+                    return Ok(Some(rows));
+                }
+                Tensor::cat(&[&rows, &ring.narrow(0, 0, count - before)?], 0).map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Where kernels find the last inputs and write the next ones, `(RING, channels)`: the token at position t into row `t % RING`. Of up
+    /// to 16 taps.
+    pub fn ring(&mut self) -> Result<&Tensor> {
+        if !matches!(self.kept, Some(Kept::Ring(_))) {
+            let ring = Tensor::zeros((RING, self.channels), DType::F32, &self.device)?;
+            if let Some(rows) = self.held()? {
+                let (at, count, rows) = (self.first() % RING, self.len - self.first(), rows.to_dtype(DType::F32)?);
+                let before = count.min(RING - at);
+                for (to, from, count) in [(at, 0, before), (0, before, count - before)] {
+                    if count > 0 {
+                        ring.slice_set(&rows.narrow(0, from, count)?.force_contiguous()?, 0, to)?;
+                    }
+                }
+            }
+            self.kept = Some(Kept::Ring(ring));
+        }
+        match &self.kept {
+            Some(Kept::Ring(ring)) => Ok(ring),
+            _ => bail!("a convolution without its ring"),
+        }
+    }
+
+    /// Holds so many inputs more, which kernels have written.
+    pub fn advance(&mut self, rows: usize) {
+        self.len += rows;
+        if self.len - self.start > CHUNK {
+            self.start = chunk_start(self.len);
+        }
     }
 
     pub fn values(&self) -> Result<Vec<f32>> {
@@ -67,7 +129,7 @@ impl Memory {
         if held > 0 {
             let values = values[..held * self.channels].to_vec();
             let rows = Tensor::from_vec(values, (held, self.channels), &Device::Cpu)?;
-            self.rows = Some(rows.to_dtype(dtype)?.to_device(&self.device)?);
+            self.kept = Some(Kept::Rows(rows.to_dtype(dtype)?.to_device(&self.device)?));
         }
         Ok(())
     }
@@ -98,7 +160,7 @@ fn sum_of_taps(x: &Tensor, by: &Convolution, with_bias: bool) -> Result<Tensor> 
 pub fn behind(x: &Tensor, by: &Convolution, memory: &mut Memory) -> Result<Tensor> {
     let rows = x.dims2()?.0;
     let all = match memory.held()? {
-        Some(held) => Tensor::cat(&[&held, x], 0)?,
+        Some(held) => Tensor::cat(&[&held.to_dtype(x.dtype())?, x], 0)?,
         None => x.force_contiguous()?,
     };
     let first = memory.first();
@@ -107,12 +169,9 @@ pub fn behind(x: &Tensor, by: &Convolution, memory: &mut Memory) -> Result<Tenso
     let read = all.narrow(0, from - first, memory.len + rows - from)?.to_dtype(DType::F32)?;
     let read = read.pad_with_zeros(0, by.taps - 1 - (memory.len - from), 0)?;
     let y = sum_of_taps(&read, by, true)?.to_dtype(x.dtype())?;
-    memory.len += rows;
-    if memory.len - memory.start > CHUNK {
-        memory.start = chunk_start(memory.len);
-    }
+    memory.advance(rows);
     let kept = memory.first();
-    memory.rows = Some(all.narrow(0, kept - first, memory.len - kept)?.force_contiguous()?);
+    memory.kept = Some(Kept::Rows(all.narrow(0, kept - first, memory.len - kept)?.force_contiguous()?));
     Ok(y)
 }
 

@@ -4,7 +4,7 @@
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use super::attention::Sequences;
-use crate::kernels::{CHUNK, ScanRule, ScanShape};
+use crate::kernels::{CHUNK, ScanRule, ScanShape, chunk_start};
 use crate::ops::{Decay, Vector, tensor_bytes, to_f32};
 
 /// `ln(1 + x)` for x in 0..1, with all digits of a small one: `2 artanh(x / (2 + x))` as a series.
@@ -54,15 +54,21 @@ pub fn decay_backward(x: &Tensor, dy: &Tensor, by: &Decay) -> Result<Tensor> {
     dx.to_dtype(x.dtype())
 }
 
-/// The matrix before the chunk that begins at `start`, and of the chunk's tokens keys, updates and g; clones share what is never
-/// changed. Rows behind those that count were taken back.
-#[derive(Clone)]
+/// The matrix before the chunk that begins at `start`, and of the chunk's tokens keys, updates and g. Rows behind those that count were
+/// taken back.
 pub struct Memory {
     shape: ScanShape,
     start: usize,
     len: usize,
-    held: Option<Held>,
+    kept: Option<Kept>,
     device: Device,
+}
+
+enum Kept {
+    /// Never changed, and shared by copies.
+    Parts(Held),
+    /// Of each head all parts one after another, with room for a whole chunk, `(H, N · P + 16 · (N + P + 1))`: kernels change it.
+    Whole(Tensor),
 }
 
 /// # Shape
@@ -77,7 +83,17 @@ struct Held {
 
 impl Memory {
     pub fn new(shape: ScanShape, device: &Device) -> Self {
-        Self { shape, start: 0, len: 0, held: None, device: device.clone() }
+        Self { shape, start: 0, len: 0, kept: None, device: device.clone() }
+    }
+
+    /// A copy that shares nothing that is changed.
+    pub fn fork(&self) -> Result<Self> {
+        let kept = match &self.kept {
+            Some(Kept::Parts(held)) => Some(Kept::Parts(held.clone())),
+            Some(Kept::Whole(whole)) => Some(Kept::Whole(whole.force_contiguous()?)),
+            None => None,
+        };
+        Ok(Self { kept, device: self.device.clone(), ..*self })
     }
 
     pub fn shape(&self) -> ScanShape {
@@ -85,8 +101,11 @@ impl Memory {
     }
 
     pub fn held_bytes(&self) -> u64 {
-        let bytes = |held: &Held| [&held.matrix, &held.keys, &held.updates, &held.g].map(tensor_bytes).iter().sum();
-        self.held.as_ref().map_or(0, bytes)
+        match &self.kept {
+            Some(Kept::Parts(held)) => [&held.matrix, &held.keys, &held.updates, &held.g].map(tensor_bytes).iter().sum(),
+            Some(Kept::Whole(whole)) => tensor_bytes(whole),
+            None => 0,
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -109,20 +128,59 @@ impl Memory {
         let ScanShape { heads, key_dim, value_dim, .. } = self.shape;
         let count = self.len - self.start;
         let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &self.device);
-        Ok(match &self.held {
+        Ok(match &self.kept {
             None => Held {
                 matrix: zeros(&[heads, key_dim, value_dim])?,
                 keys: zeros(&[heads, 0, key_dim])?,
                 updates: zeros(&[heads, 0, value_dim])?,
                 g: zeros(&[heads, 0])?,
             },
-            Some(Held { matrix, keys, updates, g }) => Held {
+            Some(Kept::Parts(Held { matrix, keys, updates, g })) => Held {
                 matrix: matrix.clone(),
                 keys: keys.narrow(1, 0, count)?,
                 updates: updates.narrow(1, 0, count)?,
                 g: g.narrow(1, 0, count)?,
             },
+            Some(Kept::Whole(whole)) => {
+                let mut first = 0;
+                let mut part = |width: usize| {
+                    first += width;
+                    whole.narrow(1, first - width, width)
+                };
+                Held {
+                    matrix: part(key_dim * value_dim)?.reshape((heads, key_dim, value_dim))?,
+                    keys: part(CHUNK * key_dim)?.reshape((heads, CHUNK, key_dim))?.narrow(1, 0, count)?,
+                    updates: part(CHUNK * value_dim)?.reshape((heads, CHUNK, value_dim))?.narrow(1, 0, count)?,
+                    g: part(CHUNK)?.force_contiguous()?.narrow(1, 0, count)?,
+                }
+            }
         })
+    }
+
+    /// What kernels read and change, of each head the matrix `(N, P)` and the chunk's keys `(16, N)`, updates `(16, P)` and g `(16)`.
+    pub fn whole(&mut self) -> Result<&Tensor> {
+        let ScanShape { heads, key_dim, value_dim, .. } = self.shape;
+        if self.kept.is_none() {
+            let values = key_dim * value_dim + CHUNK * (key_dim + value_dim + 1);
+            self.kept = Some(Kept::Whole(Tensor::zeros((heads, values), DType::F32, &self.device)?));
+        } else if matches!(self.kept, Some(Kept::Parts(_))) {
+            let (Held { matrix, keys, updates, g }, missing) = (self.held()?, CHUNK - (self.len - self.start));
+            let flat = |x: &Tensor| padded_behind(x, missing)?.force_contiguous()?.flatten_from(1);
+            let parts = [matrix.flatten_from(1)?, flat(&keys)?, flat(&updates)?, flat(&g)?];
+            self.kept = Some(Kept::Whole(Tensor::cat(&parts, 1)?.force_contiguous()?));
+        }
+        match &self.kept {
+            Some(Kept::Whole(whole)) => Ok(whole),
+            _ => bail!("a scan without its state"),
+        }
+    }
+
+    /// Holds so many tokens more, which kernels have taken up.
+    pub fn advance(&mut self, rows: usize) {
+        self.len += rows;
+        if self.len - self.start > CHUNK {
+            self.start = chunk_start(self.len);
+        }
     }
 
     pub fn values(&self) -> Result<Vec<f32>> {
@@ -148,7 +206,7 @@ impl Memory {
             updates: tensor(&[heads, CHUNK, value_dim])?,
             g: tensor(&[heads, CHUNK])?,
         };
-        (self.start, self.len, self.held) = (start, len, Some(held));
+        (self.start, self.len, self.kept) = (start, len, Some(Kept::Parts(held)));
         Ok(())
     }
 }
@@ -200,12 +258,12 @@ pub fn behind([q, k, v, g, beta]: [&Tensor; 5], skip: Option<&Vector>, memory: &
     let last = chunks.count - 1;
     let count = before + rows - last * chunks.height;
     let Some((updates, matrix)) = updates.last().zip(matrices.last()) else { bail!("scan: no chunk") };
-    memory.held = Some(Held {
+    memory.kept = Some(Kept::Parts(Held {
         matrix: matrix.clone(),
         keys: chunks.of(&chunks.k, last)?.narrow(1, 0, count)?,
         updates: updates.narrow(1, 0, count)?,
         g: chunks.of(&chunks.g, last)?.narrow(1, 0, count)?,
-    });
+    }));
     memory.start += last * CHUNK;
     memory.len += rows;
     let y = Tensor::cat(&outputs, 1)?.narrow(1, before, rows)?; // (H, T, P)
