@@ -4,15 +4,17 @@ use candle_core::{Result, Tensor, bail};
 use half::{bf16, f16};
 
 use super::super::{
-    Activation, Epilogue, Format, KvFormat, KvHeads, Mask, NormKind, Normalise, Packed, Use, add_scaled, attend, exp_sum,
-    first_at, gated, highest, matmul, noise, normalise, random_blocks, rotate, scale_softcap,
+    Activation, CHUNK, ConvMemory, Decaying, Epilogue, Format, KvFormat, KvHeads, Mask, NormKind, Normalise, Packed, ScanInputs,
+    ScanMemory, ScanRule, ScanShape, Strided, Taps, Use, add_scaled, attend, chunk_start, convolve, decay, exp_sum, first_at,
+    gated, highest, matmul, noise, normalise, random_blocks, rotate, scale_softcap, scan,
 };
 #[cfg(feature = "selftest")]
 use super::batch::BatchKernels;
 use super::matrix::GpuMatrix;
 use super::{
-    AttentionRow, BestToken, DecodedRows, Element, GatePart, Gated, Gpu, GpuAngles, GpuCache, GpuFormat, GpuNorm, GpuSlice,
-    GpuView, GpuWeight, HeadCounts, KeysPart, LaunchList, MOST_SPLITS, NormWith, ProductWith, QkNorms, QkvLayout, RopePairs,
+    AttentionRow, BestToken, ConvolutionRow, DecodedRows, DeltaNetRow, Element, GatePart, Gated, Gpu, GpuAngles, GpuCache,
+    GpuDeltaNet, GpuFormat, GpuNorm, GpuSlice, GpuView, GpuWeight, HeadCounts, KeysPart, LaunchList, MOST_SPLITS, NormWith,
+    ProductWith, QkNorms, QkvLayout, RING, RopePairs,
 };
 
 /// What a kernel gave: its name; ‖a − b‖ / ‖b‖ of its result and the CPU's, or why there is nothing to compare; what is allowed.
@@ -23,6 +25,8 @@ pub fn compare(gpu: &Gpu, elements: &[Element]) -> Vec<Comparison> {
     let mut rows = Rows { gpu, rows: Vec::new() };
     rows.all("norms", Rows::norms);
     rows.all("argmax", Rows::argmax);
+    rows.all("short convolutions", Rows::short_conv);
+    rows.all("delta nets", Rows::delta_net);
     for &element in elements {
         for format in FORMATS {
             // Codes are decoded to F32 by the libraries of the others.
@@ -53,7 +57,7 @@ pub fn compile(gpu: &Gpu) -> Vec<Comparison> {
                 add(format!("compiled: products, {kind}, {}", format.row().name), gpu.product_kernels(element, format).map(drop));
             }
         }
-        for dim in [64, 80, 96, 128, 256] {
+        for dim in [64, 80, 96, 128, 256, 512] {
             add(format!("compiled: attention, {kind}, {dim}"), gpu.attention_kernels(element, dim).map(drop));
         }
     }
@@ -84,7 +88,7 @@ const FORMATS: [Format; 19] = [
 ];
 
 /// Sizes of heads; those of which a simdgroup uses all lanes, and others.
-const DIMS: &[usize] = if cfg!(test) { &[24, 64] } else { &[64, 80, 96, 128, 256] };
+const DIMS: &[usize] = if cfg!(test) { &[24, 64] } else { &[64, 80, 96, 128, 256, 512] };
 
 /// Rows of a large matrix, of which simdgroups make four at once; the tests' executor takes its time for them.
 fn is_wide_too(format: Format) -> bool {
@@ -258,6 +262,114 @@ impl Rows<'_> {
             want.extend(values(id as u32, -exp_sum(&row, best).ln() as f32));
         }
         self.add("argmax".into(), 1e-6, &found, &want);
+        Ok(())
+    }
+
+    /// Tokens one after another, so many that the ring comes round.
+    fn short_conv(&mut self) -> Result<()> {
+        let (taps, channels, tokens) = (4, 416, 40);
+        let (inputs, weight, bias) = (noise(tokens * 3 * channels, 21), noise(taps * channels, 22), noise(channels, 23));
+        let part = |part: usize| {
+            let rows = inputs.chunks_exact(3 * channels);
+            rows.flat_map(|row| &row[part * channels..][..channels]).copied().collect::<Vec<f32>>()
+        };
+        let [b, c, x] = [part(0), part(1), part(2)];
+        let gated: Vec<f32> = b.iter().zip(&x).map(|(b, x)| b * x).collect();
+        let mut want = vec![0.0; tokens * channels];
+        let mut memory = ConvMemory::new(channels, taps);
+        let by = Taps { weight: &weight, bias: Some(&bias), channels };
+        convolve(by, Strided { values: &gated, stride: channels }, &mut memory, &mut want).map_err(candle_core::Error::wrap)?;
+        want.iter_mut().zip(&c).for_each(|(y, c)| *y *= c);
+
+        let (kernels, ring) = (self.gpu.row_kernels()?, self.slice(&vec![u32::MAX; RING * channels])?);
+        let (of_weight, of_bias, y) = (self.floats(&weight)?, self.floats(&bias)?, self.slice(&vec![0; channels])?);
+        let mut found = Vec::new();
+        for (position, row) in inputs.chunks_exact(3 * channels).enumerate() {
+            let (own, at) = (self.floats(row)?, self.slice(&[position as u32, 0, 0, 0])?);
+            found.extend(self.run(&y, |list, out| {
+                let (inputs, position, weight) = (own.view(), at.view(), of_weight.view());
+                let (bias, ring) = (Some(of_bias.view()), ring.view());
+                list.short_conv(kernels, ConvolutionRow { inputs, position, taps, channels, weight, bias, ring, out })
+            })?);
+        }
+        self.add("short_conv".into(), 1e-6, &out_of_lane_order(&found, channels), &want);
+        Ok(())
+    }
+
+    /// Tokens one after another, over the ends of two chunks.
+    fn delta_net(&mut self) -> Result<()> {
+        let shape = ScanShape { heads: 4, groups: 2, key_dim: 128, value_dim: 128, rule: ScanRule::Delta };
+        let ScanShape { heads, groups, key_dim, value_dim, .. } = shape;
+        let (taps, tokens, eps, length_eps) = (4, 35, 1e-3f32, 1e-6f32);
+        let (keys, values) = (groups * key_dim, heads * value_dim);
+        let channels = 2 * keys + values;
+        let all = channels + values + 2 * heads;
+        let (inputs, conv, norm) = (noise(tokens * all, 31), noise(taps * channels, 32), noise(value_dim, 33));
+        let (bias, rates) = (noise(heads, 34), noise(heads, 35).iter().map(|x| -x.abs()).collect::<Vec<f32>>());
+
+        // The CPU's.
+        let of = |first: usize| Strided { values: &inputs[first..], stride: all };
+        let rows = |first: usize, width: usize| {
+            inputs.chunks_exact(all).flat_map(|row| &row[first..][..width]).copied().collect::<Vec<f32>>()
+        };
+        let no_memory = candle_core::Error::wrap;
+        let mut line = vec![0.0; tokens * channels];
+        let mut memory = ConvMemory::new(channels, taps);
+        convolve(Taps { weight: &conv, bias: None, channels }, of(0), &mut memory, &mut line).map_err(no_memory)?;
+        let silu = |x: f32| x / (1.0 + (-x).exp());
+        line.iter_mut().for_each(|x| *x = silu(*x));
+        let unit = |first: usize, scale: f32| {
+            let heads = line.chunks_exact(channels).flat_map(|row| row[first..][..keys].chunks_exact(key_dim));
+            let unit = heads.flat_map(|head| {
+                let length = (head.iter().map(|x| x * x).sum::<f32>() + length_eps).sqrt();
+                head.iter().map(move |x| scale * x / length)
+            });
+            unit.collect::<Vec<f32>>()
+        };
+        let (q, k) = (unit(0, 1.0 / (key_dim as f32).sqrt()), unit(keys, 1.0));
+        let mut g = vec![0.0; tokens * heads];
+        let by = Decaying { bias: &bias, rate: Some(&rates), limits: (0.0, f32::INFINITY) };
+        decay(of(channels + values + heads), by, &mut g);
+        let beta: Vec<f32> = rows(channels + values, heads).iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect();
+        let whole = |values, stride| Strided { values, stride };
+        let (mut read, mut memory) = (vec![0.0; tokens * values], ScanMemory::new(shape));
+        let scanned = ScanInputs {
+            q: whole(&q, keys),
+            k: whole(&k, keys),
+            v: Strided { values: &line[2 * keys..], stride: channels },
+            g: whole(&g, heads),
+            beta: whole(&beta, heads),
+            skip: None,
+        };
+        scan(scanned, &mut memory, &mut read).map_err(no_memory)?;
+        let mut want = vec![0.0; tokens * values];
+        let of_norm = Normalise { kind: NormKind::Rms, eps, width: value_dim, weight: Some(&norm), bias: None };
+        normalise(of_norm, &read, values, values, &mut want);
+        want.iter_mut().zip(rows(channels, values)).for_each(|(y, gate)| *y *= silu(gate));
+
+        let by = GpuDeltaNet {
+            shape,
+            taps,
+            conv: self.floats(&conv)?,
+            bias: self.floats(&bias)?,
+            rates: self.floats(&rates)?,
+            length_eps,
+            norm: GpuNorm { kind: NormKind::Rms, eps, width: value_dim, weight: self.floats(&norm)?, bias: None },
+        };
+        let (kernels, ring) = (self.gpu.row_kernels()?, self.slice(&vec![0; RING * channels])?);
+        let state = self.slice(&vec![0; heads * (key_dim * value_dim + CHUNK * (key_dim + value_dim + 1))])?;
+        let (y, mut found) = (self.slice(&vec![0; values])?, Vec::new());
+        for (position, row) in inputs.chunks_exact(all).enumerate() {
+            let (own, start) = (self.floats(row)?, chunk_start(position));
+            let at = self.slice(&[position as u32, start as u32, 0, 0])?;
+            // Once: where a chunk ends, a second run would add it again.
+            let mut list = self.gpu.list();
+            let (inputs, position, ring, state) = (own.view(), at.view(), ring.view(), state.view());
+            list.delta_net(kernels, DeltaNetRow { inputs, position, by: &by, ring, state, out: y.view() })?;
+            list.start()?;
+            found.extend(self.read(&y)?);
+        }
+        self.add("delta_net".into(), 1e-5, &out_of_lane_order(&found, values), &want);
         Ok(())
     }
 
