@@ -486,6 +486,35 @@ fn several_rows_of_several_sequences_are_one_step() {
 }
 
 #[test]
+fn a_step_that_fails_leaves_no_state_that_it_may_have_changed() {
+    crate::kernels::gpu::with_executor(|| {
+        for name in ["lfm2", "qwen3_5_text"] {
+            let directory = OfStep::of(&Path::new("tests/golden/decoders").join(name)).unwrap();
+            let network = network(directory.path(), false).with_decode_step().unwrap();
+            let ids: Vec<u32> = (0..18).map(|i| (3 + i * 67) % 80).collect();
+            let mut states = network.new_states();
+            let mut step = |ids: &[u32], row| {
+                let mut out = Vec::new();
+                let step = Step { ids, states: &mut states, length: 18, adapters: None };
+                let result = network.decode(&mut [step], &mut [StepLogits { row, out: StepOutput::All(&mut out) }]);
+                (result.map(|_| out), states.len())
+            };
+            let all: Vec<_> = ids.iter().map(|id| step(&[*id], 0)).collect();
+            let (failed, held) = step(&[7], 1);
+            assert!(failed.is_err() && held == 0, "{name}: {held} tokens held");
+            assert_eq!(states.truncate(0), 0);
+            let mut again = Vec::new();
+            for (at, id) in ids.iter().enumerate() {
+                let step = Step { ids: &[*id], states: &mut states, length: 18, adapters: None };
+                assert!(network.decode(&mut [step], &mut [StepLogits { row: 0, out: StepOutput::All(&mut again) }]).unwrap());
+                let (known, held) = &all[at];
+                assert!(*held == at + 1 && *known.as_ref().unwrap() == again, "{name}: token {at}");
+            }
+        }
+    });
+}
+
+#[test]
 fn adapters_are_in_the_step_of_a_gpu() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     // `None` for what the library refuses.
