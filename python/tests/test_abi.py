@@ -172,13 +172,21 @@ class Abi(Case):
             ("fn", {"temperature": "1"}, "temperature: expected a number, found str"),
             ("fn", {"ignore_eos": 1}, "ignore_eos: expected bool, found int"),
             ("fn", {"lora": model}, "lora: expected Lora, found Model"),
-            ("fn", {"warp": 9}, "unknown option 'warp' of GenerateOptions"),
-            ("fn", {"progress": None}, "unknown option 'progress' of GenerateOptions"),
+            ("fn", {"stop": 3}, "stop: expected str or a sequence of them, found int"),
+            ("fn", {"stop": ["a", 3]}, r"stop\[1\]: expected str, found int"),
+            ("fn", {"warp": 9}, "unknown option 'warp' of GenerateOptions; it has .*max_tokens.*"),
+            ("fn", {"temprature": 1}, "unknown option 'temprature' of GenerateOptions; is 'temperature' meant[?]"),
         ]
         for prompt, options, text in cases:
             with self.assertRaisesRegex(TypeError, f"^{text}$"):
                 model.generate(prompt, **options)
         del cases, options
+        with self.assertRaisesRegex(TypeError, r"^texts\[1\]: expected str, found int$"):
+            model.embed(["a", 3])  # type: ignore[list-item]
+        with self.assertRaisesRegex(TypeError, "^kind: expected one of DeviceKind.CPU, .*, found 'cuda'$"):
+            mc.Device("cuda")  # type: ignore[arg-type]
+        with self.assertRaisesRegex(TypeError, "^dtype: expected one of .*Dtype.F16.*, found 'f16'$"):
+            mc.Model.load(CODER, dtype="f16")  # type: ignore[typeddict-item]
         with self.assertRaisesRegex(mc.InvalidArgumentError, "path: expected text without NUL, found one at byte 1"):
             mc.Model.load("a\0b")
 
