@@ -172,6 +172,7 @@ class Abi(Case):
             ("fn", {"temperature": "1"}, "temperature: expected a number, found str"),
             ("fn", {"ignore_eos": 1}, "ignore_eos: expected bool, found int"),
             ("fn", {"lora": model}, "lora: expected Lora, found Model"),
+            ("fn", {"loras": [model]}, r"loras\[0\]: expected Lora, found Model"),
             ("fn", {"stop": 3}, "stop: expected str or a sequence of them, found int"),
             ("fn", {"stop": ["a", 3]}, r"stop\[1\]: expected str, found int"),
             ("fn", {"warp": 9}, "unknown option 'warp' of GenerateOptions; it has .*max_tokens.*"),
@@ -180,6 +181,8 @@ class Abi(Case):
         for prompt, options, text in cases:
             with self.assertRaisesRegex(TypeError, f"^{text}$"):
                 model.generate(prompt, **options)
+        with self.assertRaisesRegex(TypeError, "^unknown option 'quant' of LoadOptions; is 'quantization' meant[?]$"):
+            mc.Model.load(CODER, quant="q8_0")  # type: ignore[call-arg]
         del cases, options
         with self.assertRaisesRegex(TypeError, r"^texts\[1\]: expected str, found int$"):
             model.embed(["a", 3])  # type: ignore[list-item]

@@ -120,6 +120,11 @@ def _handle(kind: str) -> Converter:
     return convert
 
 
+def address_of(kind: str, label: str, handle: Handle) -> Optional[int]:
+    """What C gets of one handle among several, which the caller holds until the call has returned."""
+    return _handle(kind)(label, handle)[0]  # type: ignore[no-any-return]
+
+
 def _boolean(label: str, value: Any) -> tuple[bool]:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{label}: expected bool, found {type(value).__name__}")
@@ -332,8 +337,9 @@ def known(options: Mapping[str, Any], of: Any) -> dict[str, Any]:
     """A copy of options that all are keys of this TypedDict."""
     for name in options:
         if name not in of.__optional_keys__:
-            near = difflib.get_close_matches(name, of.__optional_keys__, 1)
-            meant = f"; is {near[0]!r} meant?" if near else f"; it has {', '.join(sorted(of.__optional_keys__))}"
+            keys = sorted(of.__optional_keys__)
+            near = difflib.get_close_matches(name, keys, 1) or [key for key in keys if key.startswith(name)]
+            meant = f"; is {near[0]!r} meant?" if near else f"; it has {', '.join(keys)}"
             raise TypeError(f"unknown option {name!r} of {of.__name__}{meant}")
     return dict(options)
 

@@ -84,8 +84,8 @@ class GenerateOptions(TypedDict, total=False):
     reasoning_budget: Optional[int]
     """How many tokens a thought may have: then the model's own mark closes it. Default: as many as it likes."""
     json_schema: Union[Mapping[str, Any], bool, str, None]
-    """A JSON Schema, as values or as JSON text, that the answer conforms to, whatever the sampling. The model does not see it: ask for it in
-    the prompt."""
+    """A JSON Schema, as values or as JSON text, that the answer conforms to, whatever the sampling. The model does not see it: ask for
+    it in the prompt."""
     json: Optional[str]
     """Options as JSON, by the names that mc_generate_options_set_json() tells; they count more than those beside it."""
 
