@@ -200,17 +200,23 @@ install: $(BUILT) $(BUILD)/libmetal_candle.a
 	@# So that a program finds it in a folder that the loader knows. Who may not do this, or installs elsewhere, needs an rpath.
 	@if [ -z "$(DESTDIR)" ] && [ "$$(uname -s)" = Linux ] && [ "$$(id -u)" = 0 ] && command -v ldconfig >/dev/null; then ldconfig; fi
 
+# The notices of what is linked in, which who gets the library is to have.
+LICENSES = python3 packaging/third-party-licenses.py --features $(CARGO_FEATURES)
+
 # pkg-config finds the folder by its own place there, as CMake does.
 dist:
 	name=metal-candle-$(VERSION)-$$(rustc -vV | sed -n 's/^host: //p') && rm -rf build/dist && \
 	$(MAKE) install PROFILE=$(PROFILE) DESTDIR="$(CURDIR)/build/dist" PREFIX="/$$name" LIBDIR="/$$name/lib" INSTALL_NAME="@rpath/$(SONAME)" && cd build/dist/$$name && \
 	sed 's|^prefix=.*|prefix=$${pcfiledir}/../..|' lib/pkgconfig/metal-candle.pc >lib/pkgconfig/part && \
-	mv lib/pkgconfig/part lib/pkgconfig/metal-candle.pc && cp "$(CURDIR)/README.md" "$(CURDIR)/CHANGELOG.md" . && cd ../.. && \
+	mv lib/pkgconfig/part lib/pkgconfig/metal-candle.pc && \
+	(cd "$(CURDIR)" && $(LICENSES) "build/dist/$$name/share/licenses/metal-candle/THIRD-PARTY-LICENSES") && cp "$(CURDIR)/README.md" "$(CURDIR)/CHANGELOG.md" . && cd ../.. && \
 	tar -C dist -czf $$name.tar.gz $$name && \
 	{ sha256sum $$name.tar.gz 2>/dev/null || shasum -a 256 $$name.tar.gz; } >$$name.tar.gz.sha256 && echo "build/$$name.tar.gz"
 
 wheel: library
-	METAL_CANDLE_LIBRARY="$(abspath $(OUT))/$(LIB)" python3 -m pip wheel --no-deps -w build ./python
+	mkdir -p $(BUILD)
+	$(LICENSES) $(BUILD)/THIRD-PARTY-LICENSES
+	METAL_CANDLE_LIBRARY="$(abspath $(OUT))/$(LIB)" METAL_CANDLE_LICENSES="$(abspath $(BUILD))/THIRD-PARTY-LICENSES" python3 -m pip wheel --no-deps -w build ./python
 
 uninstall:
 	rm -f "$(INCLUDE_DIR)/metal_candle.h" "$(INCLUDE_DIR)/metal_candle.hpp" "$(LIB_DIR)/$(LIB)" "$(LIB_DIR)/$(SONAME)" "$(LIB_DIR)/$(REAL)" \

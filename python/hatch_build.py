@@ -2,6 +2,9 @@
 
 The library is METAL_CANDLE_LIBRARY, an absolute path, or, without it, what `make library` builds of this repository. No compiled code
 knows Python, so one wheel serves every version of it: py3-none-PLATFORM.
+
+With a library that is built here come the notices of what is linked into it (packaging/third-party-licenses.py); beside a given one they are
+METAL_CANDLE_LICENSES. A wheel that is to be given away needs them.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,15 @@ def library() -> Path:
     return root / os.environ.get("CARGO_TARGET_DIR", "target") / "release" / NAME
 
 
+def licenses(folder: str) -> Path | None:
+    given = os.environ.get("METAL_CANDLE_LICENSES")
+    if given or os.environ.get("METAL_CANDLE_LIBRARY"):
+        return Path(given) if given else None
+    made = Path(folder, "THIRD-PARTY-LICENSES")
+    subprocess.run([sys.executable, PYTHON.parent / "packaging" / "third-party-licenses.py", made], check=True)
+    return made
+
+
 def platform(built: Path) -> str:
     """On Linux the oldest glibc that has what the library asks for (PEP 600), elsewhere this machine."""
     versions = [int(minor) for minor in re.findall(rb"\0GLIBC_2\.(\d+)", built.read_bytes())]
@@ -54,5 +67,9 @@ class Hook(BuildHookInterface[Any]):
         new = place.with_suffix(f".new{os.getpid()}")  # another build may run beside this one
         shutil.copy(built, new)
         os.replace(new, place)  # a process that runs with the one before keeps it
+        self.folder = tempfile.TemporaryDirectory()  # not among the sources, from where a build beside this one would take it
+        notices = licenses(self.folder.name)
+        if notices:
+            build_data["force_include"][str(notices)] = "metal_candle/THIRD-PARTY-LICENSES"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform(built)}"

@@ -79,6 +79,12 @@ impl Error {
         self
     }
 
+    /// The same error, told of `path` where it tells of the file beside it that was written in its place.
+    pub(crate) fn of_place(mut self, beside: &std::path::Path, path: &std::path::Path) -> Self {
+        self.message = self.message.replace(&beside.display().to_string(), &path.display().to_string());
+        self
+    }
+
     /// What kind of failure this is.
     pub fn kind(&self) -> ErrorKind {
         self.kind

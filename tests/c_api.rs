@@ -127,10 +127,10 @@ fn the_first_bad_value_is_the_one_that_is_reported() {
 #[test]
 fn an_error_without_a_place_for_it_is_only_a_status() {
     let _alone = alone();
-    let mut out = 8 as *mut mc_model;
+    let (kept, mut out) = (kept(), 8 as *mut mc_model);
     let status = unsafe { mc_model_load(nn(c"no/such/model".as_ptr()), null(), nn(&raw mut out), null_mut()) };
     assert_eq!((status, out.is_null()), (MC_ERROR_NOT_FOUND, true));
-    assert_eq!(mc_live_objects(), kept());
+    assert_eq!(mc_live_objects(), kept);
 }
 
 #[test]

@@ -235,6 +235,42 @@ fn missing_files_are_named() {
         fs::remove_file(folder.path().join(file)).unwrap();
         refused(&folder, ErrorKind::NotFound, &[says]);
     }
+    // What somebody gives by mistake, and how it is told what to give.
+    let files = tempfile::tempdir().unwrap();
+    let path = |name: &str| files.path().join(name);
+    for folder in ["empty", "cache/snapshots", "others"] {
+        fs::create_dir_all(path(folder)).unwrap();
+    }
+    for file in ["a", "b", "c", "d"] {
+        fs::write(path("others").join(file), "").unwrap();
+    }
+    for (name, bytes) in [("model.safetensors", "{}"), ("sha256-1f", "GGUF\u{3}"), ("notes.txt", "?")] {
+        fs::write(path(name), bytes).unwrap();
+    }
+    let of_path = |name: &str| path(name).to_str().unwrap().to_string();
+    for (given, kind, says) in [
+        (of_path("empty"), ErrorKind::NotFound, "empty: expected config.json or a GGUF file in it, found an empty directory"),
+        (
+            of_path("cache"),
+            ErrorKind::NotFound,
+            "found a repository in the cache of the Hub: its models lie in the directories of snapshots",
+        ),
+        (of_path("cache/.."), ErrorKind::NotFound, "found cache, empty, model.safetensors and others"),
+        (of_path("others"), ErrorKind::NotFound, "found a, b, c and others"),
+        (of_path("model.safetensors"), ErrorKind::Unsupported, "found a file of such a directory, which is what is loaded"),
+        (of_path("sha256-1f"), ErrorKind::Unsupported, "found a GGUF file under another name, expected one that ends in .gguf"),
+        (of_path("notes.txt"), ErrorKind::Unsupported, "or a GGUF file, found another file"),
+        (
+            "https://huggingface.co/owner/name".into(),
+            ErrorKind::NotFound,
+            "loaded by its name, owner/name, and mc_model_load_hub",
+        ),
+        ("~/models/name".into(), ErrorKind::NotFound, "`~` stands for a directory in shells alone"),
+        (String::new(), ErrorKind::InvalidArgument, "path: expected a directory or a GGUF file, found an empty text"),
+    ] {
+        let error = Model::load(&given, &LoadOptions::default(), None).err().unwrap();
+        assert!(error.kind() == kind && error.message().contains(says), "{given}: {error}");
+    }
     let folder = copy("decoders/qwen3_sharded");
     fs::remove_file(folder.path().join("model-00002-of-00003.safetensors")).unwrap();
     refused(&folder, ErrorKind::NotFound, &["model-00002-of-00003.safetensors"]);

@@ -713,6 +713,11 @@ fn a_spoiled_adapter_is_refused_by_the_name_of_what_is_wrong() {
             "layers.7.mlp.up_proj.lora_A.weight: a tensor that the model has no place for",
         ),
         (all7().add("something", &[1]), Format, "something: a tensor that the model has no place for"),
+        (
+            all7().set("base_model_name_or_path", json!("owner/other")).add("something", &[1]),
+            Format,
+            "has no place for; the adapter's base_model_name_or_path is \"owner/other\"",
+        ),
         (all7().add(&format!("{q}.lora_C.weight"), &[1]), Format, "lora_C.weight: a tensor that the model has no place for"),
         (
             all7().add(&format!("{q}.weight"), &[64, 64]),

@@ -26,9 +26,11 @@ if ! "$python" -m pip install -q --disable-pip-version-check numpy 'hatchling<2'
     exit
 fi
 
-wheel() { # one for every version of Python
-    METAL_CANDLE_LIBRARY=$(cd "$OUT" && pwd)/$LIB "$python" -m pip wheel -q --no-deps --no-build-isolation -w "$stage" ./python &&
-        ls "$stage"/metal_candle-*-py3-none-*.whl
+wheel() { # one for every version of Python, with the notices of what is linked into the library
+    packaging/third-party-licenses.py "$stage/licenses" &&
+        METAL_CANDLE_LIBRARY=$(cd "$OUT" && pwd)/$LIB METAL_CANDLE_LICENSES=$stage/licenses \
+            "$python" -m pip wheel -q --no-deps --no-build-isolation -w "$stage" ./python &&
+        ls "$stage"/metal_candle-*-py3-none-*.whl && "$python" -m zipfile -l "$stage"/metal_candle-*-py3-none-*.whl | grep -F metal_candle/THIRD-PARTY-LICENSES
 }
 
 no_library() { METAL_CANDLE_LIBRARY=/nowhere.so "$python" -m pip wheel --no-deps --no-build-isolation -w "$stage/none" ./python 2>&1 |

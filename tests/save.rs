@@ -385,3 +385,23 @@ fn a_tokenizer_that_was_given_is_saved_with_the_model() {
         assert_eq!(encode(&load(&directory)), encode(&model), "{base}");
     }
 }
+
+#[test]
+fn an_error_names_the_place_that_was_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let place = folder.path().join("file/model");
+    let model = load(golden("gguf/families/llama_plain.gguf"));
+    let mut session = Session::new(&model, 0).unwrap();
+    session.append_tokens(&IDS, None).unwrap();
+    let errors = [
+        model.save(&place, None, None).unwrap_err(),
+        model.save_gguf(&place, None, None).unwrap_err(),
+        session.save(&place).unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+        let message = error.message();
+        assert!(message.starts_with(place.to_str().unwrap()) && !message.contains(".part"), "{message}");
+    }
+}

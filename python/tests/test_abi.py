@@ -172,13 +172,24 @@ class Abi(Case):
             ("fn", {"temperature": "1"}, "temperature: expected a number, found str"),
             ("fn", {"ignore_eos": 1}, "ignore_eos: expected bool, found int"),
             ("fn", {"lora": model}, "lora: expected Lora, found Model"),
-            ("fn", {"warp": 9}, "unknown option 'warp' of GenerateOptions"),
-            ("fn", {"progress": None}, "unknown option 'progress' of GenerateOptions"),
+            ("fn", {"loras": [model]}, r"loras\[0\]: expected Lora, found Model"),
+            ("fn", {"stop": 3}, "stop: expected str or a sequence of them, found int"),
+            ("fn", {"stop": ["a", 3]}, r"stop\[1\]: expected str, found int"),
+            ("fn", {"warp": 9}, "unknown option 'warp' of GenerateOptions; it has .*max_tokens.*"),
+            ("fn", {"temprature": 1}, "unknown option 'temprature' of GenerateOptions; is 'temperature' meant[?]"),
         ]
         for prompt, options, text in cases:
             with self.assertRaisesRegex(TypeError, f"^{text}$"):
                 model.generate(prompt, **options)
+        with self.assertRaisesRegex(TypeError, "^unknown option 'quant' of LoadOptions; is 'quantization' meant[?]$"):
+            mc.Model.load(CODER, quant="q8_0")  # type: ignore[call-arg]
         del cases, options
+        with self.assertRaisesRegex(TypeError, r"^texts\[1\]: expected str, found int$"):
+            model.embed(["a", 3])  # type: ignore[list-item]
+        with self.assertRaisesRegex(TypeError, "^kind: expected one of .*DeviceKind.CPU, .*, found 'cuda'$"):
+            mc.Device("cuda")  # type: ignore[arg-type]
+        with self.assertRaisesRegex(TypeError, "^dtype: expected one of .*Dtype.F16.*, found 'f16'$"):
+            mc.Model.load(CODER, dtype="f16")  # type: ignore[arg-type]
         with self.assertRaisesRegex(mc.InvalidArgumentError, "path: expected text without NUL, found one at byte 1"):
             mc.Model.load("a\0b")
 

@@ -177,6 +177,7 @@ class Generating(Case):
         answer = model.generate("What is Vec?", json_schema=schema, max_tokens=64)
         self.assertIn(json.loads(answer.text)["kind"], ("trait", "struct"))
         self.assertEqual((answer.content, answer.reasoning, answer.tool_calls), (answer.text, "", []))
+        self.assertEqual(model.generate("What is Vec?", json_schema=json.dumps(schema), max_tokens=64).text, answer.text)
         call = {"enum": [{"name": "f", "parameters": {"a": 1}}]}
         answer = model.generate("{", json_schema=call, answer_format="llama3", reasoning_budget=4, max_tokens=64)
         self.assertEqual(answer.content, "")

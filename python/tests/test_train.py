@@ -132,7 +132,7 @@ class Training(Case):
 
     def test_a_value_of_another_type_is_said_by_its_name(self) -> None:
         for options, text in (
-            ({"schedule": "cosine"}, "schedule: expected a whole number, found str"),
+            ({"schedule": "cosine"}, "schedule: expected one of .*Schedule.COSINE, found 'cosine'"),
             ({"batch_size": 2.5}, "batch_size: expected a whole number, found float"),
             ({"learning_rate": [1e-3]}, "learning_rate: expected a number, found list"),
         ):

@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -61,6 +62,9 @@ impl GgufTensors {
 impl Files {
     pub(super) fn open(path: &Path, options: &LoadOptions) -> Result<Self> {
         let (quant, kv_format) = (quant(options)?, kv_format(options)?);
+        if path.as_os_str().is_empty() {
+            return Err(Error::argument("path: expected a directory or a GGUF file, found an empty text"));
+        }
         let metadata = std::fs::metadata(path).map_err(|e| missing(path, e))?;
         let mut files = match gguf_file(path, &metadata, options.file.as_deref())? {
             Some(file) => {
@@ -69,12 +73,7 @@ impl Files {
                 files
             }
             None if metadata.is_dir() => Self::of_directory(path)?,
-            None => {
-                return Err(Error::unsupported(format!(
-                    "{}: expected a directory with config.json, or a GGUF file",
-                    path.display()
-                )));
-            }
+            None => return Err(no_model(path)),
         };
         (files.quant, files.kv_format) = (quant, kv_format);
         files.tokenizer_given = options.tokenizer_path.is_some();
@@ -86,6 +85,9 @@ impl Files {
 
     fn of_directory(path: &Path) -> Result<Self> {
         refuse_adapter(path)?;
+        if !path.join("modules.json").exists() {
+            refuse_empty(path)?;
+        }
         let sentence = SentenceConfig::read(path)?;
         let path = sentence.network.clone();
         refuse_adapter(&path)?;
@@ -413,7 +415,6 @@ const OF_TOKENIZER: [&str; 8] = [
     "sentencepiece.bpe.model",
 ];
 
-/// Copies a file that may not exist.
 /// A directory of PEFT holds what changed of a model that lies elsewhere.
 fn refuse_adapter(directory: &Path) -> Result<()> {
     if directory.join("config.json").exists() {
@@ -425,6 +426,53 @@ fn refuse_adapter(directory: &Path) -> Result<()> {
     Err(Error::new(ErrorKind::NotFound, message))
 }
 
+/// Says what a directory without a model holds, so that somebody sees which one it is.
+fn refuse_empty(directory: &Path) -> Result<()> {
+    if std::fs::symlink_metadata(directory.join("config.json")).is_ok() {
+        return Ok(());
+    }
+    let mut names: Vec<String> = std::fs::read_dir(directory)
+        .map_err(|e| Error::io(directory, e))?
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .take(MANY_FILES)
+        .collect();
+    names.sort();
+    let found = match names.as_slice() {
+        [] => "an empty directory".to_string(),
+        names if names.iter().any(|name| name == "snapshots") => {
+            "a repository in the cache of the Hub: its models lie in the directories of snapshots".to_string()
+        }
+        names => {
+            let (shown, others) = names.split_at(names.len().min(3));
+            shown.join(", ") + if others.is_empty() { "" } else { " and others" }
+        }
+    };
+    let message = format!("{}: expected config.json or a GGUF file in it, found {found}", directory.display());
+    Err(Error::new(ErrorKind::NotFound, message))
+}
+
+/// Names that are looked at of a directory that is no model.
+const MANY_FILES: usize = 100;
+
+/// A file that is none of a model, or one of several.
+fn no_model(path: &Path) -> Error {
+    let is = |extension: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension));
+    let starts = |magic: &[u8]| {
+        let mut start = vec![0; magic.len()];
+        File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok_and(|()| start == magic)
+    };
+    let is_regular = path.metadata().is_ok_and(|metadata| metadata.is_file()); // a pipe would be waited for
+    let found = match () {
+        () if is("safetensors") || path.file_name().is_some_and(|name| name == "config.json") => {
+            "a file of such a directory, which is what is loaded"
+        }
+        () if is_regular && starts(b"GGUF") => "a GGUF file under another name, expected one that ends in .gguf",
+        () => "another file",
+    };
+    Error::unsupported(format!("{}: expected a directory with config.json, or a GGUF file, found {found}", path.display()))
+}
+
+/// Copies a file that may not exist.
 fn copy_if_there(from: &Path, to: &Path) -> Result<()> {
     if !from.exists() {
         return Ok(());
@@ -450,17 +498,24 @@ fn tokenizer_config(gguf: &Gguf) -> Result<Option<Json>> {
     config.map(|config| Json::parse("tokenizer_config.json", &config.to_string())).transpose()
 }
 
-/// What was to be read cannot be; a path that may be meant as a repository's name is told how to load one.
+/// What was to be read cannot be; a path that may be meant as a repository's name or address is told how to load one.
 fn missing(path: &Path, error: std::io::Error) -> Error {
     let is_absent = error.kind() == std::io::ErrorKind::NotFound;
     let error = Error::io(path, error);
     let mut parts = path.to_str().into_iter().flat_map(|text| text.split('/'));
     let is_part = |part: Option<&str>| part.is_some_and(|part| !part.is_empty() && !part.starts_with('.'));
-    if is_absent && is_part(parts.next()) && is_part(parts.next()) && parts.next().is_none() {
-        let message = format!("{}; a repository of the Hub is loaded by mc_model_load_hub, Model::load_hub", error.message());
-        return Error::new(error.kind(), message).with_source(error);
-    }
-    error
+    let is_name = is_part(parts.next()) && is_part(parts.next()) && parts.next().is_none();
+    let starts = |start: &str| path.to_str().is_some_and(|text| text.starts_with(start));
+    let hint = match () {
+        () if !is_absent => return error,
+        () if starts("~") => "`~` stands for a directory in shells alone",
+        () if starts("http://") || starts("https://") => {
+            "a repository of the Hub is loaded by its name, owner/name, and mc_model_load_hub, Model::load_hub"
+        }
+        () if is_name => "a repository of the Hub is loaded by mc_model_load_hub, Model::load_hub",
+        () => return error,
+    };
+    Error::new(error.kind(), format!("{}; {hint}", error.message())).with_source(error)
 }
 
 /// What a file says in place of generation_config.json.

@@ -208,7 +208,8 @@ impl Reranker {
         let Some(reranker) = &sentence.reranker else {
             let expected = "expected a network ForSequenceClassification with one label, or a causal one whose chat template has a \
                             place for a query and a document";
-            return Err(format!("architectures: {expected}"));
+            let found = raw.get("architectures").map_or_else(|| "none".to_string(), |named| named.value().to_string());
+            return Err(format!("architectures: {expected}, found {found}"));
         };
         let said = |error: Error| error.message().to_string();
         let activation = match &reranker.activation {

@@ -151,7 +151,7 @@ impl Model {
             // The first error is the one to tell.
             let _ = std::fs::remove_dir_all(&part);
         }
-        written
+        written.map_err(|error| error.of_place(&part, directory))
     }
 
     /// Writes a model that was loaded from a GGUF file as one, which this library and llama.cpp load.

@@ -117,5 +117,6 @@ pub fn replace(paths: &[PathBuf], write: impl FnOnce(&[PathBuf]) -> Result<()>) 
             let _ = std::fs::remove_file(part);
         }
     }
-    written
+    // Nobody knows of the parts.
+    written.map_err(|error| parts.iter().zip(paths).fold(error, |error, (part, path)| error.of_place(part, path)))
 }

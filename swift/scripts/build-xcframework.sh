@@ -18,7 +18,7 @@ options=(--release --locked --lib --features reserve --crate-type staticlib --co
 # All crates in one object: what nothing calls is not in it.
 [ "$LTO" != fat ] || options+=(--config profile.release.codegen-units=1)
 
-archives=()
+archives=() licenses=()
 for target in ${TARGETS:-aarch64-apple-darwin x86_64-apple-darwin aarch64-apple-ios aarch64-apple-ios-sim x86_64-apple-ios}; do
     folder=$target_dir/$target/release
     mkdir -p "$folder"
@@ -27,5 +27,9 @@ for target in ${TARGETS:-aarch64-apple-darwin x86_64-apple-darwin aarch64-apple-
     tr ' ' '\n' <"$folder/native-static-libs" | sed -n '/^-framework$/{n;s/^/framework /p;d;}; s/^-l/library /p' | sort -u >"$folder/system"
     diff swift/scripts/system.txt "$folder/system" || { echo "$target: needs other parts of the system than swift/scripts/system.txt says" >&2; exit 1; }
     archives+=("$target" "$folder/libmetal_candle.a")
+    licenses+=(--target "$target")
 done
 "${ASSEMBLE:-swift/scripts/assemble-xcframework.sh}" "$out" "${archives[@]}"
+# The notices of what is linked in, which an app shows beside its own.
+packaging/third-party-licenses.py "${licenses[@]}" "$target_dir/THIRD-PARTY-LICENSES"
+[ ! -d "$out" ] || cp "$target_dir/THIRD-PARTY-LICENSES" "$out"

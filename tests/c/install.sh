@@ -138,9 +138,33 @@ dist() {
     local folder
     folder=$(echo "$stage"/unpacked/metal-candle-*)
     ! grep -rqF "$PWD" "$folder/lib/pkgconfig" "$folder/lib/cmake" || return
+    grep -q '^candle-core [0-9]' "$folder/share/licenses/metal-candle/THIRD-PARTY-LICENSES" || return
     # shellcheck disable=SC2046
     $CC -std=c99 examples/c/chat.c -o "$stage/unpacked/chat" $(PKG_CONFIG_PATH=$folder/lib/pkgconfig pkg-config --cflags --libs metal-candle) \
         "-Wl,-rpath,$folder/lib" && answers "$stage/unpacked/chat"
+}
+
+# A name for each crate that cargo links, each with a text that is there, and nobody is given what comes without one.
+third_party() {
+    local file=$stage/licenses crate numbers
+    packaging/third-party-licenses.py "$file" || return
+    [ "$(grep -cE '^[^ ]+ [0-9.]+: .*; [0-9, ]+$' "$file")" = "$(${CARGO:-cargo} tree --locked -e normal,no-proc-macro --features reserve --prefix none -f '{p}' -p metal-candle |
+        sed 's/ (.*//; /^metal-candle /d; /^$/d' | sort -u | wc -l)" ] || { echo "not each crate"; return 1; }
+    for crate in candle-core tokenizers ring "Rust's standard library"; do
+        numbers=$(sed -n "s/^$crate[ ,].*; //p" "$file") && [ -n "$numbers" ] || { echo "$crate: no text"; return 1; }
+        for number in ${numbers//,/ }; do grep -qx "$number" "$file" || { echo "$crate: text $number is missing"; return 1; }; done
+    done
+    ! grep -qF -e "${CARGO_HOME:-$HOME/.cargo}/" -e "$PWD/" "$file" || { echo "holds paths of this machine"; return 1; }
+    # A cargo that knows one crate, which has no file but its sources.
+    mkdir -p "$stage/crate" && printf '#!/bin/sh\n[ "$1" = tree ] && echo "nobody v1.0.0" || sed "s/LICENSE/$LICENSE/" <<END\n%s\nEND\n' \
+        "{\"packages\": [{\"name\": \"nobody\", \"version\": \"1.0.0\", \"authors\": [\"A. Body <a@b.c>\"], \"repository\": null, \"license\": \"LICENSE\", \"manifest_path\": \"$stage/crate/Cargo.toml\"}]}" \
+        >"$stage/bin-cargo" && chmod +x "$stage/bin-cargo" || return
+    LICENSE='MIT' CARGO=$stage/bin-cargo packaging/third-party-licenses.py "$file" && grep -qx 'Copyright (c) A. Body' "$file" &&
+        LICENSE='Zlib OR Apache-2.0' CARGO=$stage/bin-cargo packaging/third-party-licenses.py "$file" || return
+    for crate in 'GPL-3.0-only' 'MIT AND GPL-3.0-only' '(MIT OR Apache-2.0) AND ISC'; do
+        ! LICENSE=$crate CARGO=$stage/bin-cargo packaging/third-party-licenses.py "$file" 2>"$stage/said" || { echo "$crate: was taken"; return 1; }
+        grep -qF "nobody 1.0.0: expected the text of its licence among its files, found none of $crate" "$stage/said" || return
+    done
 }
 
 # Programs must ask for the ABI's own name, so that a library of another ABI is never loaded in its place.
@@ -161,7 +185,8 @@ if have cmake "build through CMake"; then
     step "CMake refuses a newer version" newer_is_refused_by_cmake
     step "CMake, FetchContent" by_fetch_content
 fi
-if have pkg-config "make dist"; then step "make dist" dist; fi
+if have pkg-config "make dist" && have python3 "make dist"; then step "make dist" dist; fi
+if have python3 "THIRD-PARTY-LICENSES"; then step "THIRD-PARTY-LICENSES" third_party; fi
 step "make install DESTDIR" staged
 if [ "$(uname -s)" = Linux ]; then step "ldconfig" ldconfig_is_run; fi
 step "make uninstall" nothing_is_left

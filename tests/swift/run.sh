@@ -54,6 +54,12 @@ chat() { "$(swift build --scratch-path "$scratch/package" --show-bin-path)/mc-ch
 one_shot() { [ "$(chat -p "$question")" = "$answer" ]; }
 conversation() { [ "$(printf '%s\n%s\n' "$question" "$question" | chat --temperature 0 models/tiny-coder | head -n 1)" = "$answer" ]; }
 usage() { chat --warp 9; [ $? = 2 ]; }
+tool() { # which the small model was never shown: it has to be called, and then an answer follows
+    chat --tools required --answer-format hermes --temperature 0 --max-tokens 64 -p "$question" >"$stage/answer" 2>"$stage/calls" || return 1
+    cat "$stage/calls" "$stage/answer"
+    tr -d ' \n' <"$stage/calls" | grep -qxE '\[clock\{"zone":"(utc|local)"\}:[0-9]{4}(-[0-9]{2}){2}T.*\]' && grep -q . "$stage/answer" &&
+        ! chat --tools some -p "$question"
+}
 missing_model() { chat nowhere 2>&1 | grep -q '^mc-chat: .*nowhere: No such file'; }
 
 documented() { # every public symbol, and every link
@@ -83,7 +89,7 @@ consumer() { # depends on a tag of this package, as apps do; on a Mac the XCFram
 
 step "rules" rules
 step "swift build" build . "$scratch/package" && step "swift test" tests . "$scratch/package" && grep '^.* Test run with' "$stage/tests"
-for program in one_shot conversation usage missing_model; do step "mc-chat: $program" $program; done
+for program in one_shot conversation tool usage missing_model; do step "mc-chat: $program" $program; done
 step "the sample builds" build swift/Examples/Chat "$scratch/sample" && step "the sample's tests" tests swift/Examples/Chat "$scratch/sample" &&
     grep '^.* Test run with' "$stage/tests"
 [ "$(uname -s)" = Darwin ] || step "the sample's views parse" swiftc -frontend -parse swift/Examples/Chat/Sources/Chat/*.swift

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
-from ._native import Handle, check, get, made, string_of
+from ._native import Handle, address_of, check, get, made, string_of
 from ._text import Path
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def lora_arrays(loras: Optional[Sequence[Lora]], scales: Optional[Sequence[float
         raise ValueError(f"scales: expected {len(loras or ())}, one an adapter, found {len(scales)}")
     if loras is None:
         return None, None, 0
-    held = [lora._reference for lora in loras]
-    addresses = (ctypes.c_void_p * len(loras))(*(reference.address if reference else None for reference in held))
+    held = [lora._reference if isinstance(lora, Lora) else None for lora in loras]
+    addresses = (ctypes.c_void_p * len(loras))(*(address_of("mc_lora", f"loras[{i}]", lora) for i, lora in enumerate(loras)))
     addresses.held = held  # type: ignore[attr-defined]  # as long as C has the addresses
     return addresses, None if scales is None else (ctypes.c_float * len(loras))(*scales), len(loras)

@@ -14,7 +14,7 @@ from ._abi import Capability, Dtype, Pooling, ScoreActivation, Similarity
 from ._calls import Cancel, Progress, progress_callback, run, run_async
 from ._library import Device
 from ._lora import Lora, lora_arrays
-from ._native import Handle, Options, check, encoded, floats, get, ids_of, known, made, make, string_of, text
+from ._native import Handle, Options, check, encoded, floats, get, ids_of, known, made, make, string_of, text, texts_of
 from ._session import GenerateOptions, Generation, Session, Stream, generate_options
 from ._text import Path, Tokenizer
 
@@ -396,7 +396,7 @@ class Model(Handle):
     def _embed(
         self, texts: Union[str, Sequence[str]], progress: Optional[Progress], options: Mapping[str, Any]
     ) -> Callable[[Cancel], NDArray[np.float32]]:
-        data = [encoded(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        data = [encoded(text) for text in texts_of("texts", texts)]
 
         def call(flag: Cancel) -> NDArray[np.float32]:
             callback = progress_callback(progress)
@@ -442,7 +442,7 @@ class Model(Handle):
     ) -> Callable[[Cancel], NDArray[np.float32]]:
         if isinstance(documents, str):
             raise TypeError("documents: expected a list of texts, found one text")
-        data = [encoded(text) for text in documents]
+        data = [encoded(text) for text in texts_of("documents", documents)]
 
         def call(flag: Cancel) -> NDArray[np.float32]:
             with rerank_options(options, flag) as built:

@@ -7,10 +7,11 @@ their type, texts and token ids with their lengths. No other module calls the li
 from __future__ import annotations
 
 import ctypes
+import difflib
 import operator
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar, Union
 
@@ -90,6 +91,20 @@ def _integer(low: int, high: int) -> Converter:
     return convert
 
 
+def _enumerated(kind: str) -> Converter:
+    """A value of an enumeration; a number that is none of them is the library's to refuse."""
+    one = _integer(-(2**31), 2**31 - 1)
+
+    def convert(label: str, value: Any) -> tuple[Any, ...]:
+        if not hasattr(value, "__index__"):
+            enum = getattr(_abi, _abi_name(kind))
+            names = ", ".join(f"{enum.__name__}.{member.name}" for member in enum)
+            raise TypeError(f"{label}: expected one of {names}, found {value!r}")
+        return one(label, value)
+
+    return convert
+
+
 def _handle(kind: str) -> Converter:
     def convert(label: str, value: Any) -> tuple[Optional[int]]:
         if value is None:
@@ -103,6 +118,11 @@ def _handle(kind: str) -> Converter:
         return (value._reference.address,)
 
     return convert
+
+
+def address_of(kind: str, label: str, handle: Handle) -> Optional[int]:
+    """What C gets of one handle among several, which the caller holds until the call has returned."""
+    return _handle(kind)(label, handle)[0]  # type: ignore[no-any-return]
 
 
 def _boolean(label: str, value: Any) -> tuple[bool]:
@@ -155,6 +175,19 @@ def encoded(text: Union[str, bytes]) -> bytes:
     return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
 
 
+def texts_of(label: str, texts: Any) -> list[Union[str, bytes]]:
+    """One text, or several, as a list."""
+    if isinstance(texts, (str, bytes)):
+        return [texts]
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"{label}: expected str or a sequence of them, found {type(texts).__name__}")
+    found = list(texts)
+    for i, text in enumerate(found):
+        if not isinstance(text, (str, bytes)):
+            raise TypeError(f"{label}[{i}]: expected str, found {type(text).__name__}")
+    return found
+
+
 def token_array(label: str, ids: TokenIds) -> Any:
     """Token ids as an array of C."""
     if isinstance(ids, np.ndarray):
@@ -185,7 +218,7 @@ def _converter(c: str) -> tuple[Any, Converter]:
     if c == "int64_t":
         return ctypes.c_int64, _integer(-(2**63), 2**63 - 1)
     if c in _abi.ENUMS:
-        return ctypes.c_int, _integer(-(2**31), 2**31 - 1)
+        return ctypes.c_int, _enumerated(c)
     if c == "bool":
         return ctypes.c_bool, _boolean
     if c in ("float", "double"):
@@ -304,7 +337,10 @@ def known(options: Mapping[str, Any], of: Any) -> dict[str, Any]:
     """A copy of options that all are keys of this TypedDict."""
     for name in options:
         if name not in of.__optional_keys__:
-            raise TypeError(f"unknown option {name!r} of {of.__name__}")
+            keys = sorted(of.__optional_keys__)
+            near = difflib.get_close_matches(name, keys, 1) or [key for key in keys if key.startswith(name)]
+            meant = f"; is {near[0]!r} meant?" if near else f"; it has {', '.join(keys)}"
+            raise TypeError(f"unknown option {name!r} of {of.__name__}{meant}")
     return dict(options)
 
 

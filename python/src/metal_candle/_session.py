@@ -26,7 +26,7 @@ from . import _abi
 from ._abi import FinishReason, PartKind, Status
 from ._calls import Cancel, finished, linked, run, run_async
 from ._lora import Lora, lora_arrays
-from ._native import Handle, Options, Reference, TokenIds, check, floats, get, ids_of, known, made, make
+from ._native import Handle, Options, Reference, TokenIds, check, floats, get, ids_of, known, made, make, texts_of
 from ._text import Chat, Message, Path
 from .errors import Cancelled, Error, InvalidArgumentError
 
@@ -83,8 +83,9 @@ class GenerateOptions(TypedDict, total=False):
     conforms to the tool's schema, whatever the sampling. Default: the model chooses."""
     reasoning_budget: Optional[int]
     """How many tokens a thought may have: then the model's own mark closes it. Default: as many as it likes."""
-    json_schema: Union[Mapping[str, Any], bool, None]
-    """A JSON Schema that the answer conforms to, whatever the sampling. The model does not see it: ask for it in the prompt."""
+    json_schema: Union[Mapping[str, Any], bool, str, None]
+    """A JSON Schema, as values or as JSON text, that the answer conforms to, whatever the sampling. The model does not see it: ask for
+    it in the prompt."""
     json: Optional[str]
     """Options as JSON, by the names that mc_generate_options_set_json() tells; they count more than those beside it."""
 
@@ -97,10 +98,10 @@ def generate_options(options: Mapping[str, Any], flag: Cancel) -> Options:
         "lora": (values.pop("lora", None), values.pop("lora_scale", 1.0)),
         "loras": lora_arrays(values.pop("loras", None), values.pop("lora_scales", None)),
         "repetition_penalty": (values.pop("repetition_penalty", None), values.pop("repetition_last_n", 0)),
-        "json_schema": (None if schema is None else json.dumps(schema),),
+        "json_schema": (schema if schema is None or isinstance(schema, str) else json.dumps(schema),),
     }
     built = Options("mc_generate_options", values, together)
-    for text in [stop] if isinstance(stop, str) else stop or ():
+    for text in texts_of("stop", () if stop is None else stop):
         built.add("stop", text)
     for token, value in (bias or {}).items():
         built.add("logit_bias", token, value)

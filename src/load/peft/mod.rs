@@ -29,6 +29,8 @@ use crate::nn::{
 use crate::ops::{Backend, Format, Matrix, MatrixBuilder, Use};
 
 const CONFIG: &str = "adapter_config.json";
+/// Where it names the model.
+const BASE: &str = "base_model_name_or_path";
 const TENSORS: &str = "adapter_model.safetensors";
 /// What older versions of PEFT wrote.
 const PICKLE: &str = "adapter_model.bin";
@@ -86,7 +88,8 @@ impl Peft {
     /// `Unsupported` for an option that is not implemented.
     pub fn read(directory: &Path, network: &Transformer, head: &[HeadLayer]) -> Result<Self> {
         let config_json = read_text(&directory.join(CONFIG), MAX_JSON)?;
-        let mut config = PeftConfig::parse(&Json::parse(CONFIG, &config_json)?, network.is_tied())?;
+        let raw = Json::parse(CONFIG, &config_json)?;
+        let config = PeftConfig::parse(&raw, network.is_tied())?;
         let mut on_bytes = |_, _| Ok(());
         let path = directory.join(TENSORS);
         if !path.exists() && directory.join(PICKLE).exists() {
@@ -99,7 +102,23 @@ impl Peft {
                 ),
             ));
         }
-        let mut checkpoint = Checkpoint::open_file(&path, &mut on_bytes)?;
+        let checkpoint = Checkpoint::open_file(&path, &mut on_bytes)?;
+        Self::fit(config, config_json, checkpoint, network, head).map_err(|error| match (error.kind(), raw.text(BASE)) {
+            // What does not fit is most often of another model.
+            (ErrorKind::Format, Ok(Some(base))) => {
+                Error::new(ErrorKind::Format, format!("{}; the adapter's {BASE} is {base:?}", error.message())).with_source(error)
+            }
+            _ => error,
+        })
+    }
+
+    fn fit(
+        mut config: PeftConfig,
+        config_json: String,
+        mut checkpoint: Checkpoint,
+        network: &Transformer,
+        head: &[HeadLayer],
+    ) -> Result<Self> {
         let native = native::modules(network, &checkpoint.names());
         let layers = if native.is_some() { native::LAYERS } else { network.config().names.layers() };
         let modules = native.map_or(Cow::Borrowed(network.modules()), Cow::Owned);
