@@ -127,6 +127,84 @@ fn logits_equal_those_of_peft_attached_and_merged() {
     assert!(seen >= 52);
 }
 
+/// A GGUF file of an adapter of the reference results.
+fn gguf_adapter(name: &str) -> PathBuf {
+    golden("gguf/adapters").join(format!("{name}.gguf"))
+}
+
+#[test]
+fn gguf_files_of_adapters_give_the_logits_of_peft() {
+    let found = std::fs::read_dir(golden("gguf/adapters")).unwrap().map(|entry| entry.unwrap().path());
+    let names = found.filter(|path| path.extension().is_some_and(|end| end == "gguf"));
+    let mut names: Vec<String> = names.map(|path| path.file_stem().unwrap().to_str().unwrap().to_string()).collect();
+    names.retain(|name| name != "qwen3_moe_apart");
+    names.sort();
+    assert!(names.len() >= 16, "the reference results are there");
+    for name in &names {
+        let adapter = name.strip_suffix("-F16").unwrap_or(name);
+        let folder =
+            ["lora", "adapters"].map(|folder| golden(folder).join(adapter)).into_iter().find(|path| path.exists()).unwrap();
+        let of_base = json(&folder.join("golden.json"))["base"].as_str().unwrap().to_string();
+        let reference = Reference::open(&folder.join("golden.safetensors"));
+        // Those that the converter has made a file of, too; in that of Granite 4 it makes of positions none.
+        let of_gguf = golden("gguf/families").join(format!("{}.gguf", of_base.rsplit('/').next().unwrap()));
+        for base in
+            [golden(&of_base), of_gguf].into_iter().filter(|path| path.exists() && !path.ends_with("granitemoehybrid_dense.gguf"))
+        {
+            let model = load(&base);
+            let lora = open(&model, gguf_adapter(name));
+            let adapters = [(lora.clone(), 1.0)];
+            if !model.supports(Capability::Generate) {
+                if base.is_dir() {
+                    let texts = json(&base.join("golden.json"));
+                    let texts: Vec<&str> = texts["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+                    let options = EmbedOptions::default().normalize(true).adapters(adapters);
+                    let error = max_abs(&model.embed(&texts, &options, None).unwrap(), &reference.floats("embeddings"));
+                    assert!(error <= 2e-5, "{name}: {error}");
+                }
+                continue;
+            }
+            let (ids, want) = (reference.ids("prompt0.ids"), reference.floats("prompt0.logits"));
+            // Half the values' digits: of a change that is as large as the logits.
+            let tolerance = if name.ends_with("-F16") { 0.05 } else { TOLERANCE };
+            let error = max_abs(&stepwise(&model, &adapters, &ids), &want);
+            assert!(error <= tolerance, "{name} on {}: {error}", base.display());
+            // What is saved of it is PEFT's.
+            let folder = tempfile::tempdir().unwrap();
+            lora.save(folder.path()).unwrap();
+            let again = [(open(&model, folder.path()), 1.0)];
+            assert_eq!(logits(&model, &again, &ids), logits(&model, &adapters, &ids), "{name}");
+        }
+    }
+}
+
+#[test]
+fn gguf_files_of_experts_give_what_peft_has_of_each() {
+    let model = load(golden("decoders/qwen3_moe"));
+    let (of_peft, of_gguf) = (golden("gguf/adapters/qwen3_moe_apart"), gguf_adapter("qwen3_moe_apart"));
+    let ids = IDS.map(|id| id % 83);
+    let of = |path: &Path| logits(&model, &[(open(&model, path), 1.0)], &ids);
+    assert_eq!(of(&of_gguf), of(&of_peft));
+    assert!(max_abs(&of(&of_gguf), &logits(&model, &[], &ids)) > 0.1);
+}
+
+#[test]
+fn gguf_files_of_other_models_and_of_none_are_refused_by_name() {
+    let qwen = load(golden("decoders/qwen2_untied_old"));
+    for (path, kind, parts) in [
+        (gguf_adapter("llama_all7"), ErrorKind::Mismatch, ["general.architecture", "\"llama\"", "\"qwen2\""]),
+        (golden("gguf/qwen2-F32.gguf"), ErrorKind::Unsupported, ["general.type", "\"adapter\"", "qwen2-F32.gguf"]),
+    ] {
+        let error = Lora::load(&qwen, &path).unwrap_err();
+        assert!(error.kind() == kind && parts.iter().all(|part| error.message().contains(part)), "{error}");
+    }
+    let error = Model::load(gguf_adapter("llama_all7"), &LoadOptions::default(), None).err().unwrap();
+    assert!(error.message().contains("general.type") && error.message().contains("an adapter is loaded for a model"), "{error}");
+    let lfm3 = load(golden("decoders/lfm3"));
+    let error = Lora::load(&lfm3, gguf_adapter("llama_all7")).unwrap_err();
+    assert!(error.message().contains("llama.cpp has none for models of lfm3"), "{error}");
+}
+
 #[test]
 fn a_removed_adapter_leaves_no_bit_behind() {
     for name in ["lora/qwen2_all7", "lora/qwen2_dora", "lora/qwen2_lm_head_saved", "adapters/qwen2_bias_all"] {

@@ -25,7 +25,8 @@ use super::model::with_decode_step;
 use super::rerank::Reranker;
 use super::{Device, Dtype, Model};
 use crate::error::{Error, ErrorKind, Result};
-use crate::load::{FNV_START, Json, Peft, fnv};
+use crate::load::{FNV_START, GgufAdapter, HeadLayer, Json, Peft, fnv};
+use crate::models;
 use crate::nn::{Adapters, Scaled};
 
 /// Where PEFT's configuration names the model.
@@ -44,7 +45,8 @@ struct Inner {
 }
 
 impl Lora {
-    /// Loads an adapter of a model from a directory of PEFT: adapter_config.json and adapter_model.safetensors.
+    /// Loads an adapter of a model from a directory of PEFT: adapter_config.json and adapter_model.safetensors; or from a `.gguf` file
+    /// that llama.cpp's `convert_lora_to_gguf.py` made of such a directory, whatever format the model has.
     ///
     /// Understood are all projections, the embedding and the output matrix as targets, by names, by a pattern or as `all-linear`; the
     /// matrices of all experts of a layer as `target_parameters`; `rank_pattern`, `alpha_pattern`, `layers_to_transform`,
@@ -59,11 +61,14 @@ impl Lora {
     pub fn load(model: &Model, directory: impl AsRef<Path>) -> Result<Self> {
         let directory = directory.as_ref();
         let metadata = std::fs::metadata(directory).map_err(|e| Error::io(directory, e))?;
+        let head = model.reranker().as_ref().map_or(&[][..], Reranker::layers);
         if !metadata.is_dir() {
-            let message = format!("{}: expected a directory with adapter_config.json", directory.display());
+            if directory.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf")) {
+                return Self::load_gguf(model, directory, head);
+            }
+            let message = format!("{}: expected a directory with adapter_config.json, or a .gguf file", directory.display());
             return Err(Error::new(ErrorKind::NotFound, message));
         }
-        let head = model.reranker().as_ref().map_or(&[][..], Reranker::layers);
         let peft = model.device().work(|| Peft::read(directory, model.transformer(), head))?;
         let config = Json::parse("adapter_config.json", &peft.config_json)?;
         // PEFT names the model; what was trained here names none.
@@ -72,6 +77,14 @@ impl Lora {
                             multiplied, and an adapter of the original model does not fit them; load the original";
             return Err(config.unsupported(BASE, expected));
         }
+        Ok(Self::new(model, peft))
+    }
+
+    fn load_gguf(model: &Model, path: &Path, head: &[HeadLayer]) -> Result<Self> {
+        let adapter = GgufAdapter::open(path)?;
+        let config = Json::parse("config.json", model.config_json())?;
+        let origins = models::adapter_origins(&adapter, &config)?;
+        let peft = model.device().work(|| Peft::read_gguf(adapter, origins, model.transformer(), head))?;
         Ok(Self::new(model, peft))
     }
 

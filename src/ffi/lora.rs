@@ -1,8 +1,8 @@
 //! Adapters: a fine-tuning (LoRA) that is kept apart from its model.
 //!
-//! An adapter is loaded for a model from a directory of PEFT, and then attached: to a session (mc_session_set_lora()), to one
-//! generation (mc_generate_options_set_lora()) or to embeddings (mc_embed_options_set_lora()), each with a factor. Several at once add up
-//! (mc_session_set_loras()). The model itself never changes: sessions with different adapters run side by side on one model, and
+//! An adapter is loaded for a model from a directory of PEFT or a GGUF file, and then attached: to a session (mc_session_set_lora()),
+//! to one generation (mc_generate_options_set_lora()) or to embeddings (mc_embed_options_set_lora()), each with a factor. Several at once
+//! add up (mc_session_set_loras()). The model itself never changes: sessions with different adapters run side by side on one model, and
 //! a session whose adapters are removed computes what it would have without them, bit for bit on the CPU. mc_model_merge() makes a new
 //! model with the adapter's changes in its weights.
 //!
@@ -76,11 +76,13 @@ pub(super) fn all_scaled(loras: *const *const mc_lora, scales: *const f32, count
 ///
 /// @param model     the model that the adapter was trained on. Another model of the same shapes cannot be told from it.
 /// @param peft_dir  a directory with adapter_config.json and adapter_model.safetensors, as PEFT saves them. The tensors may also have
-///                  the names layers.{i}.{target}.lora_a and .lora_b.
+///                  the names layers.{i}.{target}.lora_a and .lora_b. Or a file `.gguf` of an adapter, as llama.cpp's
+///                  convert_lora_to_gguf.py makes of such a directory: for the model's family, whatever format its files have;
+///                  changes count alpha / rank times, once if it gives no alpha. Of another architecture: MC_ERROR_MISMATCH.
 /// @param out       receives one reference; free it with mc_lora_free().
 /// @param err       NULL, or receives the error.
 /// @return MC_OK; MC_ERROR_INVALID_UTF8; MC_ERROR_NOT_FOUND, MC_ERROR_IO or MC_ERROR_FORMAT for the files; MC_ERROR_UNSUPPORTED;
-///         MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
+///         MC_ERROR_MISMATCH; MC_ERROR_OUT_OF_MEMORY; MC_ERROR_DEVICE; MC_ERROR_SUSPENDED.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn mc_lora_load(

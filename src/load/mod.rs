@@ -23,7 +23,7 @@ pub use expert_stacks::{ApartExperts, JoinedExperts};
 pub use fnv::{FNV_START, fnv};
 #[cfg(test)]
 pub use gguf::build::Build as GgufBuild;
-pub use gguf::{Gguf, GgufChanges, GgufSource, GgufVocabulary, Metadata, Origin, WHOLE_CLASS};
+pub use gguf::{AdaptedModule, Gguf, GgufAdapter, GgufChanges, GgufSource, GgufVocabulary, Metadata, Origin, WHOLE_CLASS};
 pub use json::{Json, python_text};
 pub use peft::{Beside, Fresh, HeadChange, HeadLayer, Naming, Peft, PeftPlan};
 pub use quantization::{Quantization, QuantizedCheckpoint};

@@ -9,9 +9,11 @@ mod origins;
 
 use std::ops::Range;
 
-use super::{Family, draft};
-use crate::error::{Error, Result};
-use crate::load::{Gguf, Json, Origin};
+use origins::StoredShapes;
+
+use super::{Family, draft, is_multiplied};
+use crate::error::{Error, ErrorKind, Result};
+use crate::load::{Gguf, GgufAdapter, Json, Origin};
 use crate::nn::Config;
 use crate::ops::Pooling;
 
@@ -104,6 +106,27 @@ const ARCHITECTURES: &[Architecture] = &[
     Architecture { name: "starcoder2", model_type: "starcoder2", moves_rows: false, keys: config::starcoder2 },
 ];
 
+/// Where a file says its architecture.
+const ARCHITECTURE: &str = "general.architecture";
+
+/// Families whose models the converter writes as those of another one of the table.
+const WRITTEN_AS: [(&str, &str); 13] = [
+    ("camembert", "bert"),
+    ("distilbert", "bert"),
+    ("gemma4_unified", "gemma4"),
+    ("gemma4_unified_text", "gemma4"),
+    ("granitemoe_swa", "granite_swa"),
+    // Of those without a layer of Mamba 2.
+    ("granitemoehybrid", "granite"),
+    ("granitemoehybrid", "granitemoe"),
+    ("granitemoeshared", "granitemoe"),
+    ("mistral", "llama"),
+    ("mixtral", "llama"),
+    ("olmo3", "olmo2"),
+    ("roberta", "bert"),
+    ("xlm-roberta", "bert"),
+];
+
 /// How the names of tensors begin that have no part in a network of ours: what a configuration says already, heads for other tasks,
 /// layers that predict further tokens.
 const UNUSED: [&str; 6] = ["rope_freqs.", "rope_factors_", "cls.", "cls_", "nextn.", "attn_rot_embd"];
@@ -136,23 +159,62 @@ pub fn is_unused(name: &str, layers: &Range<usize>) -> bool {
 /// and is not implemented; `ErrorKind::Format` for what contradicts itself; each names the key.
 pub fn parse_gguf(gguf: &mut Gguf) -> Result<GgufModel> {
     let metadata = gguf.metadata();
-    let name = metadata.text("general.architecture")?.unwrap_or_default();
-    let Some(architecture) = ARCHITECTURES.iter().find(|architecture| architecture.name == name) else {
+    let name = metadata.text(ARCHITECTURE)?.unwrap_or_default();
+    let Some(architecture) = find(name) else {
         let known = ARCHITECTURES.iter().map(|architecture| architecture.name).collect::<Vec<_>>().join(", ");
-        return Err(metadata.unsupported("general.architecture", &format!("one of {known}")));
+        return Err(metadata.unsupported(ARCHITECTURE, &format!("one of {known}")));
     };
     if gguf.tensors().len() == 0 {
         return Err(Error::format(format!("{}: expected tensors, found a vocabulary alone", metadata.name())));
     }
     let json = config::json(gguf, architecture)?;
     let (family, draft) = draft(&json)?;
-    let origins = origins::origins(gguf, &draft, architecture)?;
+    let origins = origins::origins(StoredShapes::Model(gguf), &draft, architecture)?;
     let pooling = config::pooling(gguf, architecture)?;
     let projections = projections(gguf, architecture, pooling)?;
     let config = draft.build();
     let stored = gguf.metadata().u32(&format!("{}.block_count", architecture.name))?.unwrap_or_default() as usize;
     let unused_layers = config.layers.len()..stored;
     Ok(GgufModel { family, config, json, origins, pooling, projections, unused_layers })
+}
+
+fn find(name: &str) -> Option<&'static Architecture> {
+    ARCHITECTURES.iter().find(|architecture| architecture.name == name)
+}
+
+/// Whether the converter writes models of a family as those of an architecture.
+fn is_written_as(model_type: &str, architecture: &Architecture) -> bool {
+    // A language model alone, and one within another.
+    let plain = |name: &'static str| name.strip_suffix("_text").unwrap_or(name);
+    plain(architecture.model_type) == model_type.strip_suffix("_text").unwrap_or(model_type)
+        || WRITTEN_AS.contains(&(model_type, architecture.name))
+}
+
+/// What the matrices that an adapter changes are made of, by transformers' names: of the model of this config.json.
+///
+/// # Errors
+/// `ErrorKind::Mismatch` for an adapter of another architecture, naming those that would do.
+pub fn adapter_origins(adapter: &GgufAdapter, config: &Json) -> Result<Vec<(String, Origin)>> {
+    let metadata = adapter.metadata();
+    let name = metadata.text(ARCHITECTURE)?.unwrap_or_default();
+    let (family, draft) = draft(config)?;
+    let of_family = |architecture: &&Architecture| is_written_as(family.model_type, architecture);
+    let Some(architecture) = find(name).filter(of_family) else {
+        let known: Vec<String> = ARCHITECTURES.iter().filter(of_family).map(|known| format!("{:?}", known.name)).collect();
+        let expected = match known.as_slice() {
+            [] => format!("an adapter of PEFT: llama.cpp has none for models of {}", family.model_type),
+            known => format!("{}, as of a model of {}", known.join(" or "), family.model_type),
+        };
+        return Err(Error::new(ErrorKind::Mismatch, metadata.expected(ARCHITECTURE, &expected).message()));
+    };
+    // The converter multiplies changes as it does the weights.
+    if architecture.name == "falcon-h1" && !is_multiplied(config)? {
+        let expected = "another one: adapters of Falcon-H1 in GGUF files are multiplied, as the weights of a GGUF file are, and do not fit \
+                        the original model; load the model from a GGUF file, or the adapter of PEFT";
+        return Err(metadata.unsupported(ARCHITECTURE, expected));
+    }
+    let origins = origins::origins(StoredShapes::Adapter(adapter), &draft, architecture)?;
+    Ok(origins.into_iter().filter(|(_, origin)| origin.tensors().any(|tensor| adapter.shape(tensor).is_some())).collect())
 }
 
 /// The Dense modules of EmbeddingGemma, which the converter takes along where it is asked to: `(outputs, inputs)`, nothing else.

@@ -74,7 +74,7 @@ use crate::load::Json;
 use crate::nn::{Config, Visible};
 pub use base::MAX_CONTEXT;
 pub use classifier::{Classifier, ClassifierLayer, classifier, is_classifier};
-pub use gguf::{GgufModel, GgufProjection, is_unused, may_have_output, parse_gguf};
+pub use gguf::{GgufModel, GgufProjection, adapter_origins, is_unused, may_have_output, parse_gguf};
 
 /// A family of models.
 pub struct Family {

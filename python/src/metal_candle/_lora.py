@@ -22,7 +22,7 @@ class Lora(Handle):
 
     @classmethod
     def load(cls, model: Model, peft_dir: Path) -> Lora:
-        """Loads an adapter of a model: a directory with adapter_config.json and adapter_model.safetensors.
+        """Loads an adapter of a model: a directory with adapter_config.json and adapter_model.safetensors, or a .gguf file.
 
         Raises `NotFoundError`, `IoError` or `FormatError` for the files, `UnsupportedError`, `OutOfMemoryError`.
         """

@@ -38,6 +38,13 @@ const TENSOR: u64 = 8 + 1 + 4 + 8 + 4 + 8;
 pub(super) const ALIGNMENT: &str = "general.alignment";
 const TYPE: &str = "general.type";
 
+/// What a file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FileKind {
+    Model,
+    Adapter,
+}
+
 /// What a file says of itself and its tensors.
 #[derive(Debug)]
 pub(super) struct Header {
@@ -60,18 +67,18 @@ pub(super) struct StoredTensor {
 }
 
 impl Header {
-    /// Reads the header of a file of `size` bytes, which `input` gives from its start on.
+    /// Reads the header of a file of `size` bytes, which `input` gives from its start on, and holds what `kind` asks for.
     ///
     /// # Errors
     /// `Format`, `Unsupported`, `OutOfMemory`, `Io`; the message begins with the file's name.
-    pub fn read(path: &Path, input: &mut dyn Read, size: u64) -> Result<Self> {
+    pub fn read(path: &Path, input: &mut dyn Read, size: u64, kind: FileKind) -> Result<Self> {
         let file = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
         // Errors of reading name the file by themselves, as do those of metadata.
         let named = |e: Error| if e.kind() == ErrorKind::Io { e } else { e.within(&file) };
         let mut reader = Reader { path, input, at: 0, size: size.min(MAX_HEADER) };
         let (count, values) = values(&mut reader).map_err(named)?;
         let metadata = Metadata { file: file.clone(), values };
-        check_kind(&metadata)?;
+        check_kind(&metadata, kind)?;
         let alignment = alignment(&metadata)?;
         let tensors = (0..count).map(|i| reader.tensor(i)).collect::<Result<Vec<_>>>().map_err(named)?;
         let tensors = place(tensors, reader.at, u64::from(alignment), size).map_err(named)?;
@@ -120,10 +127,14 @@ fn check_version(reader: &mut Reader<'_>) -> Result<()> {
 }
 
 /// Adapters, importance matrices and the like are GGUF files too.
-fn check_kind(metadata: &Metadata) -> Result<()> {
-    match metadata.text(TYPE)? {
-        None | Some("model") => Ok(()),
-        Some(_) => Err(metadata.unsupported(TYPE, "\"model\"")),
+fn check_kind(metadata: &Metadata, kind: FileKind) -> Result<()> {
+    match (metadata.text(TYPE)?, kind) {
+        (None | Some("model"), FileKind::Model) | (Some("adapter"), FileKind::Adapter) => Ok(()),
+        (Some("adapter"), FileKind::Model) => {
+            Err(metadata.unsupported(TYPE, "\"model\" (an adapter is loaded for a model that is loaded already)"))
+        }
+        (_, FileKind::Model) => Err(metadata.unsupported(TYPE, "\"model\"")),
+        (_, FileKind::Adapter) => Err(metadata.unsupported(TYPE, "\"adapter\"")),
     }
 }
 

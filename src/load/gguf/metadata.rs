@@ -328,12 +328,12 @@ fn truth(number: Number) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::super::build::Build;
-    use super::super::header::Header;
+    use super::super::header::{FileKind, Header};
     use super::*;
 
     fn metadata(build: Build) -> Metadata {
         let bytes = build.bytes();
-        Header::read("model.gguf".as_ref(), &mut bytes.as_slice(), bytes.len() as u64).unwrap().metadata
+        Header::read("model.gguf".as_ref(), &mut bytes.as_slice(), bytes.len() as u64, FileKind::Model).unwrap().metadata
     }
 
     #[test]

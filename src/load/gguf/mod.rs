@@ -12,6 +12,7 @@
 //! [`GgufSource`] presents the tensors as those of a model of transformers. All of a header is untrusted.
 //! Values are read, not mapped, as those of safetensors are.
 
+mod adapter;
 mod header;
 mod metadata;
 mod source;
@@ -27,7 +28,8 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use header::{Header, StoredTensor};
+pub use adapter::{AdaptedModule, GgufAdapter};
+use header::{FileKind, Header, StoredTensor};
 pub use metadata::Metadata;
 pub use source::{GgufSource, Origin};
 pub use tokenizer::{GgufVocabulary, WHOLE_CLASS};
@@ -81,11 +83,15 @@ impl Gguf {
     /// `NotFound` and `Io`; `Format` if a header contradicts the format; `Unsupported` for what is no
     /// model, for version 1, big endian files and removed types; `OutOfMemory`.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_kind(path, FileKind::Model)
+    }
+
+    fn open_kind(path: &Path, kind: FileKind) -> Result<Self> {
         let mut gguf = Self { files: Vec::new(), metadata: Metadata::default(), tensors: Vec::new(), by_name: HashMap::new() };
-        gguf.metadata = gguf.add(path)?;
+        gguf.metadata = gguf.add(path, kind)?;
         let count = gguf.metadata.u32(SPLIT_COUNT)?.unwrap_or(1);
         if count > 1 {
-            gguf.add_splits(path, count)?;
+            gguf.add_splits(path, count, kind)?;
         }
         Ok(gguf)
     }
@@ -140,11 +146,11 @@ impl Gguf {
     }
 
     /// Adds the tensors of a file; returns its metadata.
-    fn add(&mut self, path: &Path) -> Result<Metadata> {
+    fn add(&mut self, path: &Path, kind: FileKind) -> Result<Metadata> {
         let io = |e| Error::io(path, e);
         let file = open_file(path)?;
         let size = file.metadata().map_err(io)?.len();
-        let Header { metadata, tensors } = Header::read(path, &mut BufReader::with_capacity(BUFFER, &file), size)?;
+        let Header { metadata, tensors } = Header::read(path, &mut BufReader::with_capacity(BUFFER, &file), size, kind)?;
         for stored in tensors {
             if self.by_name.insert(stored.name.clone(), self.tensors.len()).is_some() {
                 return Err(metadata.invalid(&stored.name, "a second tensor of this name"));
@@ -156,13 +162,13 @@ impl Gguf {
     }
 
     /// Adds the files behind the first, which hold tensors alone.
-    fn add_splits(&mut self, first: &Path, count: u32) -> Result<()> {
+    fn add_splits(&mut self, first: &Path, count: u32, kind: FileKind) -> Result<()> {
         match self.metadata.u32(SPLIT_NO)? {
             Some(0) => {}
             _ => return Err(self.metadata.expected(SPLIT_NO, "0: a model is opened by the first of its files")),
         }
         for number in 1..count {
-            let metadata = self.add(&split_path(first, number, count)?)?;
+            let metadata = self.add(&split_path(first, number, count)?, kind)?;
             for (key, want) in [(SPLIT_NO, number), (SPLIT_COUNT, count)] {
                 if metadata.u32(key)? != Some(want) {
                     return Err(metadata.expected(key, &want.to_string()));

@@ -38,7 +38,7 @@ use crate::ops::Format;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Origin {
     /// One after another.
-    parts: Vec<OriginRows>,
+    pub(super) parts: Vec<OriginRows>,
     change: ValueMap,
     /// How transformers shapes the values; `None` = as the file does.
     shape: Option<Shape>,
@@ -96,13 +96,13 @@ impl ValueMap {
 /// Rows of a stored tensor; of one with more than two dimensions, all above the last count as rows, and of
 /// a vector each value.
 #[derive(Debug, Clone, PartialEq)]
-struct OriginRows {
-    tensor: String,
+pub(super) struct OriginRows {
+    pub tensor: String,
     /// `None` = all.
-    rows: Option<Range<usize>>,
-    order: RowOrder,
+    pub rows: Option<Range<usize>>,
+    pub order: RowOrder,
     /// Of the values of a row.
-    columns: RowOrder,
+    pub columns: RowOrder,
 }
 
 /// In which order stored rows stand for those of transformers.
@@ -136,7 +136,16 @@ impl Origin {
 
     fn of(tensor: &str, rows: Option<Range<usize>>) -> Self {
         let (order, columns) = (RowOrder::AsStored, RowOrder::AsStored);
-        Self { parts: vec![OriginRows { tensor: tensor.to_string(), rows, order, columns }], change: ValueMap::NONE, shape: None }
+        Self::of_part(OriginRows { tensor: tensor.to_string(), rows, order, columns })
+    }
+
+    pub(super) fn of_part(part: OriginRows) -> Self {
+        Self { parts: vec![part], change: ValueMap::NONE, shape: None }
+    }
+
+    /// The stored tensors that it is made of.
+    pub fn tensors(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().map(|part| part.tensor.as_str())
     }
 
     /// The same rows, which the converter moved so that rotary pairs are neighbours, in transformers' order.

@@ -25,7 +25,7 @@ fn small() -> Build {
 }
 
 fn read(bytes: &[u8]) -> Result<Header> {
-    Header::read(Path::new("folder/model.gguf"), &mut &*bytes, bytes.len() as u64)
+    Header::read(Path::new("folder/model.gguf"), &mut &*bytes, bytes.len() as u64, FileKind::Model)
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn what_contradicts_the_format_is_named() {
         (
             Build::new().text("general.type", "adapter").bytes(),
             ErrorKind::Unsupported,
-            "general.type: expected \"model\", found the text \"adapter\"",
+            "general.type: expected \"model\" (an adapter is loaded for a model that is loaded already), found the text \"adapter\"",
         ),
         (Build::new().u32("general.type", 1).bytes(), format, "general.type: expected a text in UTF-8, found u32 1"),
         (
@@ -178,7 +178,7 @@ fn a_file_that_ends_early_is_an_error_wherever_it_ends() {
         let error = read(&bytes[..len]).map(|_| len).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Format, "{len}: {error}");
         // The same if the file was longer when its size was asked for.
-        let error = Header::read(Path::new("x"), &mut &bytes[..len], 1 << 40).map(|_| len);
+        let error = Header::read(Path::new("x"), &mut &bytes[..len], 1 << 40, FileKind::Model).map(|_| len);
         assert!(error.is_ok() || matches!(error.unwrap_err().kind(), ErrorKind::Io | ErrorKind::Format), "{len}");
     }
     assert!(read(&bytes).is_ok());

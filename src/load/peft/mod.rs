@@ -4,6 +4,7 @@
 //! an option that changes the result and is not implemented is an error that names it.
 
 mod config;
+mod gguf;
 mod head;
 mod native;
 mod plan;
@@ -18,6 +19,7 @@ use config::{BiasKind, ModuleNames, PeftConfig, Targets};
 pub use head::{HeadChange, HeadLayer};
 pub use plan::{Beside, Fresh, PeftPlan};
 use stacks::TargetedStack;
+pub use stacks::transposed;
 
 use super::replace::{replace, write_text};
 use super::safetensors::{Tensors, write_safetensors};
@@ -88,8 +90,6 @@ impl Peft {
     /// `Unsupported` for an option that is not implemented.
     pub fn read(directory: &Path, network: &Transformer, head: &[HeadLayer]) -> Result<Self> {
         let config_json = read_text(&directory.join(CONFIG), MAX_JSON)?;
-        let raw = Json::parse(CONFIG, &config_json)?;
-        let config = PeftConfig::parse(&raw, network.is_tied())?;
         let mut on_bytes = |_, _| Ok(());
         let path = directory.join(TENSORS);
         if !path.exists() && directory.join(PICKLE).exists() {
@@ -102,7 +102,14 @@ impl Peft {
                 ),
             ));
         }
-        let checkpoint = Checkpoint::open_file(&path, &mut on_bytes)?;
+        let mut checkpoint = Checkpoint::open_file(&path, &mut on_bytes)?;
+        Self::of(config_json, &mut checkpoint, network, head)
+    }
+
+    /// The same of what a configuration and tensors are.
+    fn of(config_json: String, checkpoint: &mut dyn ModelTensors, network: &Transformer, head: &[HeadLayer]) -> Result<Self> {
+        let raw = Json::parse(CONFIG, &config_json)?;
+        let config = PeftConfig::parse(&raw, network.is_tied())?;
         Self::fit(config, config_json, checkpoint, network, head).map_err(|error| match (error.kind(), raw.text(BASE)) {
             // What does not fit is most often of another model.
             (ErrorKind::Format, Ok(Some(base))) => {
@@ -115,7 +122,7 @@ impl Peft {
     fn fit(
         mut config: PeftConfig,
         config_json: String,
-        mut checkpoint: Checkpoint,
+        checkpoint: &mut dyn ModelTensors,
         network: &Transformer,
         head: &[HeadLayer],
     ) -> Result<Self> {
@@ -126,9 +133,9 @@ impl Peft {
         if is_headless {
             config.untie();
         }
-        let reader = Reader::new(&config, (network, head), modules, (naming, is_headless), &checkpoint)?;
+        let reader = Reader::new(&config, (network, head), modules, (naming, is_headless), checkpoint)?;
         let cpu = Backend::new(&candle_core::Device::Cpu);
-        let mut source = Named(&mut checkpoint);
+        let mut source = Named(&mut *checkpoint);
         let mut weights = Weights::new(&mut source, &cpu, Some(Format::F32));
         let (mut adapter, along) = reader.changes(&mut weights)?;
         let head = reader.head_changes(&mut weights)?;
@@ -250,9 +257,9 @@ fn stack_tensors<'a>(stack: &ExpertStack, path: &str, rank: usize, each: &[(&[f3
 }
 
 /// Tensors of which some are stored without `.weight` at the end: those that this library's first version wrote.
-struct Named<'a, 'b>(&'a mut Checkpoint<'b>);
+struct Named<'a>(&'a mut dyn ModelTensors);
 
-impl Named<'_, '_> {
+impl Named<'_> {
     fn stored<'n>(&self, name: &'n str) -> &'n str {
         match name.strip_suffix(".weight") {
             Some(short) if self.0.entry(name).is_none() => short,
@@ -261,7 +268,7 @@ impl Named<'_, '_> {
     }
 }
 
-impl TensorSource for Named<'_, '_> {
+impl TensorSource for Named<'_> {
     fn entry(&self, name: &str) -> Option<&Entry> {
         self.0.entry(self.stored(name))
     }
@@ -363,7 +370,7 @@ impl<'a> Reader<'a> {
         (network, head): (&'a Transformer, &'a [HeadLayer]),
         modules: Cow<'a, [Module]>,
         (naming, is_headless): (Naming, bool),
-        checkpoint: &Checkpoint<'_>,
+        checkpoint: &dyn ModelTensors,
     ) -> Result<Self> {
         let mut tensors = checkpoint.names();
         tensors.sort_unstable();

@@ -69,7 +69,7 @@ pub(super) fn of_expert(stack: &ExpertStack, rank: usize, expert: usize, b: &[f3
 }
 
 /// Rows of `cols` values by columns.
-pub(super) fn transposed(values: &[f32], cols: usize) -> Result<Vec<f32>> {
+pub fn transposed(values: &[f32], cols: usize) -> Result<Vec<f32>> {
     let mut all = room(values.len())?;
     (0..cols).for_each(|col| all.extend(values.iter().skip(col).step_by(cols)));
     Ok(all)

@@ -3,16 +3,33 @@
 use super::super::draft::{Alone, Draft, KeySource, Mixer, Mlp, OutputGate, Pattern, Sizes, Source};
 use super::Architecture;
 use crate::error::Result;
-use crate::load::{Gguf, Origin};
+use crate::load::{Gguf, GgufAdapter, Origin};
 use crate::nn::{
     Bias, DeltaNetConfig, ExpertNames, ExpertsConfig, Mamba2Config, Name, NormParts, QkNorm, SharedExpertConfig, ShortConvConfig,
     Tying,
 };
 use crate::ops::ScanShape;
 
+/// What origins are looked up in.
+#[derive(Clone, Copy)]
+pub enum StoredShapes<'a> {
+    Model(&'a Gguf),
+    /// It holds those that were trained.
+    Adapter(&'a GgufAdapter),
+}
+
+impl<'a> StoredShapes<'a> {
+    fn of(self, name: &str) -> Option<&'a [usize]> {
+        match self {
+            Self::Model(gguf) => gguf.tensor(name).map(|tensor| tensor.entry().shape.as_slice()),
+            Self::Adapter(adapter) => adapter.shape(name),
+        }
+    }
+}
+
 /// The origin of each tensor of the network.
-pub fn origins(gguf: &Gguf, draft: &Draft, architecture: &Architecture) -> Result<Vec<(String, Origin)>> {
-    let mut all = Origins { gguf, draft, architecture, of: Vec::new(), stored: String::new(), place: String::new() };
+pub fn origins(shapes: StoredShapes<'_>, draft: &Draft, architecture: &Architecture) -> Result<Vec<(String, Origin)>> {
+    let mut all = Origins { shapes, draft, architecture, of: Vec::new(), stored: String::new(), place: String::new() };
     all.beside_layers();
     let names = &draft.names;
     let prefix = names.network.prefixes.first().map_or("", |prefix| prefix.network);
@@ -65,7 +82,7 @@ pub fn origins(gguf: &Gguf, draft: &Draft, architecture: &Architecture) -> Resul
 }
 
 struct Origins<'a> {
-    gguf: &'a Gguf,
+    shapes: StoredShapes<'a>,
     draft: &'a Draft,
     architecture: &'a Architecture,
     of: Vec<(String, Origin)>,
@@ -86,16 +103,21 @@ impl Origins<'_> {
     }
 
     fn has(&self, stored: &str) -> bool {
-        self.gguf.tensor(&self.name(stored)).is_some()
+        self.shapes.of(&self.name(stored)).is_some()
+    }
+
+    /// Whether some of the network's matrices are there alone.
+    fn is_adapter(&self) -> bool {
+        matches!(self.shapes, StoredShapes::Adapter(_))
     }
 
     fn rows(&self, stored: &str) -> usize {
-        self.gguf.tensor(&self.name(stored)).and_then(|tensor| tensor.entry().shape.first().copied()).unwrap_or(0)
+        self.shapes.of(&self.name(stored)).and_then(|shape| shape.first().copied()).unwrap_or(0)
     }
 
     /// Whether a tensor of matrices has so many rows in all.
     fn holds_rows(&self, stored: &str, rows: usize) -> bool {
-        let shape = self.gguf.tensor(&self.name(stored)).map(|tensor| tensor.entry().shape.as_slice());
+        let shape = self.shapes.of(&self.name(stored));
         shape.is_some_and(|shape| matches!(*shape, [count, of_each, _] if count.checked_mul(of_each) == Some(rows)))
     }
 
@@ -129,7 +151,8 @@ impl Origins<'_> {
         }
         self.place = head.to_string();
         if let Some(head) = names.head {
-            if draft.tying == Tying::Separate {
+            // An adapter may change a matrix where it is the output's, and not where it is the embedding.
+            if draft.tying == Tying::Separate || self.is_adapter() {
                 self.add(&format!("{head}.weight"), Origin::whole("output.weight"));
             }
             if draft.biases.head {
@@ -285,7 +308,7 @@ impl Origins<'_> {
         }
         let (size, width, count) = (experts.intermediate_size, experts.width(), experts.count);
         // No list of as many names as a file asks for without holding them.
-        if !self.holds_rows("ffn_down_exps.weight", count.saturating_mul(width)) {
+        if !self.is_adapter() && !self.holds_rows("ffn_down_exps.weight", count.saturating_mul(width)) {
             let missing = experts.apart.map(|names| ExpertNames::of(names.down, 0));
             let missing = missing.map(|name| format!("{name}.weight")).or(experts.stacks.map(|(_, down)| down.to_string()));
             let all = Origin::rows(&self.name("ffn_down_exps.weight"), 0..count.saturating_mul(width));
@@ -330,7 +353,9 @@ impl Origins<'_> {
 
     /// An MLP beside experts, whose gate and up are two tensors, or one that goes by the name of up.
     fn shared_expert(&mut self, SharedExpertConfig { dense, gate }: &SharedExpertConfig) {
-        let is_fused = dense.gate.is_some() && !self.has("ffn_gate_shexp.weight");
+        let is_fused = dense.gate.is_some()
+            && !self.has("ffn_gate_shexp.weight")
+            && self.rows("ffn_up_shexp.weight") != dense.intermediate_size;
         let half = |part: usize| {
             let (stored, size) = (self.name("ffn_up_shexp.weight"), dense.intermediate_size);
             if is_fused { Origin::rows(&stored, part * size..(part + 1) * size) } else { Origin::whole(&stored) }

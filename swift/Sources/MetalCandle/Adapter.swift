@@ -14,7 +14,8 @@ public final class Adapter: Sendable {
 
     init(_ handle: Handle) { self.handle = handle }
 
-    /// Loads an adapter from a directory in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
+    /// Loads an adapter from a directory in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`; or from a `.gguf` file
+    /// that llama.cpp's converter made of one.
     ///
     /// - Parameters:
     ///   - directory: the adapter's files.

@@ -3,12 +3,12 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::super::build::Build;
-use super::super::header::Header;
+use super::super::header::{FileKind, Header};
 use super::*;
 
 fn metadata(file: &Build) -> Metadata {
     let bytes = file.bytes();
-    Header::read(Path::new("model.gguf"), &mut bytes.as_slice(), bytes.len() as u64).unwrap().metadata
+    Header::read(Path::new("model.gguf"), &mut bytes.as_slice(), bytes.len() as u64, FileKind::Model).unwrap().metadata
 }
 
 fn build(file: &Build) -> Result<Tokenizer> {
