@@ -187,25 +187,36 @@ struct InUse {
     kind: Type,
     address: u64,
     tried: usize,
+    /// Of these, within a list.
+    listed: usize,
     wrong: Vec<String>,
 }
 
 impl InUse {
     fn new(kind: Type, address: u64) -> Self {
-        Self { kind, address, tried: 0, wrong: Vec::new() }
+        Self { kind, address, tried: 0, listed: 0, wrong: Vec::new() }
     }
 
     fn give_to_each_function(&mut self) {
         for function in table().iter().filter(|function| function.returns == Returns::Status) {
             for (i, parameter) in function.parameters.iter().enumerate() {
-                let (Parameter::Handle(kind) | Parameter::Maybe(kind)) = *parameter else { continue };
+                let (is_list, kind) = match *parameter {
+                    Parameter::Handle(kind) | Parameter::Maybe(kind) => (false, kind),
+                    Parameter::MaybeHandles(kind) => (true, kind),
+                    _ => continue,
+                };
                 if kind != self.kind {
                     continue;
                 }
                 let mut arguments = Arguments::good(function);
-                arguments.words[i] = self.address;
+                if is_list {
+                    arguments.set_place(i, self.address);
+                } else {
+                    arguments.words[i] = self.address;
+                }
                 let (returned, message) = arguments.call(function, Failure::None);
                 self.tried += 1;
+                self.listed += usize::from(is_list);
                 if returned != mc_status::MC_ERROR_BUSY as u64 {
                     self.wrong.push(format!("{}: {returned} {message}", function.name));
                 }
@@ -232,6 +243,8 @@ fn what_a_call_changes_is_busy_to_each_function_that_gives_a_status() {
         assert!(returned < 16, "{name}: {returned} {message}");
         let in_use = in_use.borrow();
         assert!(in_use.tried > 0, "{name} changes nothing");
+        // One that is in a list of them, too.
+        assert!(kind != Type::Session || in_use.listed > 0, "mc_sessions_next was not tried");
         assert!(in_use.wrong.is_empty(), "{name}: {:#?}", in_use.wrong);
         assert_eq!(mc_live_objects(), kept, "{name} lost a handle");
     }

@@ -42,8 +42,10 @@ pub fn told<T>(result: metal_candle::Result<T>) -> Option<T> {
 
 /// How many kinds of errors there have been since this was last asked, of those that `seen` does not hold yet.
 pub fn new_errors(seen: &mut [bool]) -> usize {
-    let counts =
-        ERRORS.iter().zip(seen).map(|(count, seen)| count.swap(0, Ordering::Relaxed) > 0 && !std::mem::replace(seen, true));
+    let counts = ERRORS.iter().zip(seen).filter(|(count, _)| count.load(Ordering::Relaxed) > 0).map(|(count, seen)| {
+        count.store(0, Ordering::Relaxed);
+        !std::mem::replace(seen, true)
+    });
     counts.filter(|is_new| *is_new).count()
 }
 
@@ -73,7 +75,7 @@ pub fn put(path: &Path, bytes: &[u8]) {
 
 /// Computes a little with a model that an input has become.
 pub fn use_model(model: &Model) {
-    let options = GenerateOptions::default().max_tokens(3);
+    let options = GenerateOptions::default().max_tokens(2);
     match model.tokenizer() {
         Ok(_) => drop(told(model.generate("hi the", &options, None, &mut |_| std::ops::ControlFlow::Continue(())))),
         Err(_) => {

@@ -14,10 +14,11 @@ const WIDE: usize = 64;
 const HEADS: usize = 2;
 const POSITIONS: usize = 64;
 
-/// The bytes that stand for themselves in a tokenizer of bytes, pairs of them, and special tokens.
+/// Some bytes that stand for themselves in a tokenizer of bytes, pairs of them, and special tokens. Capitals and most bytes above ASCII are
+/// missing: reading a vocabulary takes longer than a step of the model.
 fn tokenizer() -> (Value, usize) {
     let mut vocabulary = serde_json::Map::new();
-    let letters = (33u32..=126).chain(161..=172).chain(174..=255).chain(256..=323).filter_map(char::from_u32);
+    let letters = ('!'..='~').filter(|letter| !letter.is_ascii_uppercase()).chain("ÃâĠĊ©Ģģĩ".chars());
     for letter in letters {
         vocabulary.insert(letter.to_string(), vocabulary.len().into());
     }
@@ -170,29 +171,61 @@ pub const SENTENCE: [(&str, &str); 5] = [
     ("tokenizer_config.json", r#"{"do_lower_case":true,"model_max_length":16}"#),
 ];
 
-/// GGUF files of the decoder, with its matrices in one type each: the name of the type and the file.
-pub fn ggufs() -> impl Iterator<Item = (&'static str, Vec<u8>)> {
-    // Name, number, values of a block, its bytes.
-    const TYPES: [(&str, u32, usize, usize); 7] = [
-        ("f32", 0, 1, 4),
-        ("f16", 1, 1, 2),
-        ("q4_0", 2, 32, 18),
-        ("q4_1", 3, 32, 20),
-        ("q5_0", 6, 32, 22),
-        ("q8_0", 8, 32, 34),
-        ("mxfp4", 39, 32, 17),
-    ];
-    TYPES.into_iter().map(|(name, number, block, bytes)| (name, gguf(number, block, bytes)))
+/// A few tokens in each of the files that stand in for tokenizer.json: a name, the tokenizer_config.json that names the class, the files as
+/// the target `vocabulary` wants them.
+pub fn vocabularies() -> [(&'static str, String, Vec<u8>); 3] {
+    let words = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n##a\n##b\nab\nhi\nthe\n";
+    let bytes = json!({"<|endoftext|>": 0, "a": 1, "b": 2, "Ġ": 3, "ab": 4, "Ã": 5, "©": 6, "Ġa": 7, "Ã©": 8});
+    let bytes = format!("{bytes}\0#version: 0.2\na b\nĠ a\nÃ ©\n");
+    let mut pieces = Vec::new();
+    // A message in a field: its number, its length, both below 128.
+    let mut add = |text: &str, score: f32, kind: u8| {
+        let piece = [&[0x0a, text.len() as u8], text.as_bytes(), &[0x15], &score.to_le_bytes(), &[0x18, kind]].concat();
+        pieces.extend([&[0x0a, piece.len() as u8], &piece[..]].concat());
+    };
+    [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("<x>", 4)].into_iter().for_each(|(text, kind)| add(text, 0.0, kind));
+    (0..=255u8).step_by(16).for_each(|byte| add(&format!("<0x{byte:02X}>"), 0.0, 6));
+    ["▁a", "ab", "▁", "a", "b"].into_iter().zip(0u8..).for_each(|(text, at)| add(text, -f32::from(at), 1));
+    // Byte pairs, with bytes for what has no piece; nothing is trimmed.
+    pieces.extend([0x12, 5, 0x18, 2, 0x98, 0x02, 1, 0x1a, 2, 0x20, 0]);
+    let class = |name: &str| json!({"tokenizer_class": name, "add_bos_token": true}).to_string();
+    [
+        ("words", class("BertTokenizer"), words.as_bytes().to_vec()),
+        ("bytes", class("GPT2Tokenizer"), bytes.into_bytes()),
+        ("pieces", class("LlamaTokenizer"), pieces),
+    ]
 }
 
-fn gguf(number: u32, block: usize, block_bytes: usize) -> Vec<u8> {
+/// GGUF files of the decoder, with its matrices in one type each: the name of the type and the file.
+pub fn ggufs() -> impl Iterator<Item = (&'static str, Vec<u8>)> {
+    // Name, number, values of a block, its bytes; the kind of tokenizer.
+    const TYPES: [(&str, u32, usize, usize, &str); 7] = [
+        ("f32", 0, 1, 4, "gpt2"),
+        ("f16", 1, 1, 2, "llama"),
+        ("q4_0", 2, 32, 18, "gemma4"),
+        ("q4_1", 3, 32, 20, "bert"),
+        ("q5_0", 6, 32, 22, "t5"),
+        ("q8_0", 8, 32, 34, "llama"),
+        ("mxfp4", 39, 32, 17, "no_vocab"),
+    ];
+    TYPES.into_iter().map(|(name, number, block, bytes, tokenizer)| (name, gguf(number, block, bytes, tokenizer)))
+}
+
+fn gguf(number: u32, block: usize, block_bytes: usize, kind: &str) -> Vec<u8> {
     let (tokenizer, vocabulary) = tokenizer();
-    let mut tokens: Vec<&str> =
-        tokenizer["model"]["vocab"].as_object().expect("a vocabulary").keys().map(String::as_str).collect();
+    let mut tokens: Vec<String> = tokenizer["model"]["vocab"].as_object().expect("a vocabulary").keys().cloned().collect();
     let added = tokenizer["added_tokens"].as_array().expect("a list");
-    tokens.extend(added.iter().filter_map(|token| token["content"].as_str()));
-    let merges: Vec<&str> = tokenizer["model"]["merges"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
-    let types: Vec<u32> = (0..vocabulary).map(|id| if id < vocabulary - added.len() { 1 } else { 3 }).collect();
+    tokens.extend(added.iter().filter_map(|token| token["content"].as_str()).map(str::to_string));
+    let mut merges: Vec<&str> =
+        tokenizer["model"]["merges"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+    let mut types: Vec<u32> = (0..vocabulary).map(|id| if id < vocabulary - added.len() { 1 } else { 3 }).collect();
+    // Spaces are other letters there, and one token stands for what has none.
+    if kind != "gpt2" {
+        tokens.iter_mut().for_each(|token| *token = token.replace('Ġ', "▁"));
+        merges.retain(|merge| !merge.contains('Ġ'));
+        (tokens[0], types[0]) = (if kind == "bert" { "[UNK]" } else { "<unk>" }.to_string(), 2);
+    }
+    let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
 
     let mut fields = Fields::default();
     fields.text("general.architecture", "qwen2");
@@ -208,10 +241,18 @@ fn gguf(number: u32, block: usize, block_bytes: usize) -> Vec<u8> {
     }
     fields.number("qwen2.attention.layer_norm_rms_epsilon", 6, 1e-6f32.to_bits());
     fields.number("qwen2.rope.freq_base", 6, 10_000f32.to_bits());
-    fields.text("tokenizer.ggml.model", "gpt2");
-    fields.text("tokenizer.ggml.pre", "qwen2");
+    fields.text("tokenizer.ggml.model", kind);
+    // The pattern of this one is compiled once for the process.
+    fields.text("tokenizer.ggml.pre", "gpt-2");
     fields.texts("tokenizer.ggml.tokens", &tokens);
-    fields.texts("tokenizer.ggml.merges", &merges);
+    if matches!(kind, "gpt2" | "gemma4") {
+        fields.texts("tokenizer.ggml.merges", &merges);
+    }
+    if matches!(kind, "llama" | "t5") {
+        fields.key("tokenizer.ggml.scores", 9);
+        fields.bytes.extend([6u32.to_le_bytes().as_slice(), &(tokens.len() as u64).to_le_bytes()].concat());
+        fields.bytes.extend((0..tokens.len()).flat_map(|id| (-(id as f32)).to_le_bytes()));
+    }
     fields.key("tokenizer.ggml.token_type", 9);
     fields.bytes.extend([5u32.to_le_bytes().as_slice(), &(types.len() as u64).to_le_bytes()].concat());
     fields.bytes.extend(types.iter().flat_map(|kind| kind.to_le_bytes()));

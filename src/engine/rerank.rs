@@ -259,7 +259,7 @@ impl Reranker {
             for change in changes {
                 let Some(module) = modules.get_mut(change.layer) else { continue };
                 let (weight, bias) = module.values()?;
-                let (weight, bias) = change.merged(weight, bias, scale);
+                let (weight, bias) = change.merged(weight, bias, scale)?;
                 *module = module.with_values(weight, bias, backend)?;
                 changed.insert(change.layer);
             }

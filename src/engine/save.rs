@@ -27,7 +27,7 @@ use crate::load::{
 };
 use crate::models;
 use crate::nn::{MIXES, Mix, Module, Part, Restored, Role, Tying};
-use crate::ops::{Format, zeros};
+use crate::ops::{Format, copied, zeros};
 
 /// The files that a model was read from, which a saved one takes from them what has not changed.
 #[derive(Debug, Clone)]
@@ -236,8 +236,7 @@ impl Model {
             if let Some((_, format, shape)) = tensors.iter_mut().find(|(own, ..)| own == name) {
                 *format = Format::F32;
                 let len = values.len() / rows_of(shape).max(1);
-                let rows: Box<Rows<'_>> =
-                    Box::new(move |rows: Range<usize>| Ok(values[rows.start * len..rows.end * len].to_vec()));
+                let rows: Box<Rows<'_>> = Box::new(move |rows: Range<usize>| copy(&values[rows.start * len..rows.end * len]));
                 all.insert(name.clone(), Rewrite { format: Format::F32, rows: Some(rows) });
             }
         }
@@ -316,7 +315,7 @@ impl Model {
             if changed.biases.contains(&module.linear)
                 && let Some(bias) = self.device().compute(|| Ok(network.module_bias(module)?))?
             {
-                let rows: Box<Rows<'_>> = Box::new(move |rows: Range<usize>| Ok(bias[rows].to_vec()));
+                let rows: Box<Rows<'_>> = Box::new(move |rows: Range<usize>| copy(&bias[rows]));
                 plan.rewrites.insert(format!("{stored}.bias"), Rewrite { format: Format::F32, rows: Some(rows) });
             }
         }
@@ -427,6 +426,15 @@ fn restore<'a>(tensors: &mut Vec<(String, Format, Vec<usize>)>, restored: &'a [R
         tensors.push((name.clone(), Format::finest(of_pieces).unwrap_or(Format::F32), one.shape.clone()));
     }
     restored
+}
+
+/// Some values of a tensor, as [`Rows`] gives them.
+fn copy(values: &[f32]) -> Result<Vec<f32>> {
+    let no_memory = |e| {
+        let message = format!("a copy of {} values does not fit the memory", values.len());
+        Error::new(ErrorKind::OutOfMemory, message).with_source(e)
+    };
+    copied(values).map_err(no_memory)
 }
 
 /// Rows of a stored tensor, as [`rows_of`] counts them.

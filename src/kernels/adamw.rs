@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::parallel::install;
 
 /// Values of a part: fewer do not pay for a second thread.
-const GRAIN: usize = 1 << 14;
+const GRAIN: usize = if cfg!(miri) { 1 << 6 } else { 1 << 14 };
 
 /// One step of the optimizer.
 pub struct AdamW {

@@ -456,7 +456,7 @@ impl Arguments {
 
     fn with(function: &Function, make: impl Fn(Type) -> *mut c_void) -> Self {
         let mut places: Vec<Box<u64>> = function.parameters.iter().map(|_| Box::new(UNTOUCHED)).collect();
-        let mut floats = vec![vec![0f32; 4096]; function.parameters.len()];
+        let mut floats: Vec<Vec<f32>> = Vec::new();
         let (mut words, mut handles, mut paths) = (Vec::new(), Vec::new(), Vec::new());
         for (i, parameter) in function.parameters.iter().enumerate() {
             words.push(match *parameter {
@@ -486,7 +486,10 @@ impl Arguments {
                     *places[i] = 0;
                     (&raw mut *places[i]) as u64
                 }
-                Parameter::Floats => floats[i].as_mut_ptr() as u64,
+                Parameter::Floats => {
+                    floats.push(vec![0f32; 4096]);
+                    floats.last_mut().map_or(0, |values| values.as_mut_ptr() as u64)
+                }
                 Parameter::Texts(text) => {
                     *places[i] = text.as_ptr() as u64;
                     (&raw mut *places[i]) as u64

@@ -71,6 +71,11 @@ pub fn text(returned: MaybeUninit<&c_char>) -> String {
 /// Where the one model of the program is: tiny-coder, unless it has said something else first.
 pub static MODEL: OnceLock<PathBuf> = OnceLock::new();
 
+/// A text that fits the context of the model.
+fn prompt() -> &'static str {
+    if model_directory().ends_with("tiny-coder") { PROMPT } else { "hi the" }
+}
+
 fn model_directory() -> &'static Path {
     MODEL.get_or_init(|| concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-coder").into())
 }
@@ -228,7 +233,7 @@ fn prompted_session() -> *mut mc_session {
                     let _ = mc_session_new(nn(model), max_context, nn(&raw mut session), null_mut());
                 }
             }
-            let _ = mc_session_append(nn(session), PROMPT.as_ptr().cast(), PROMPT.len(), null(), null_mut());
+            let _ = mc_session_append(nn(session), prompt().as_ptr().cast(), prompt().len(), null(), null_mut());
             mc_model_free(model);
         }
         session as usize
@@ -291,7 +296,8 @@ pub fn make(kind: Type) -> *mut c_void {
             }
             Type::Generation => {
                 let (model, options) = (model(), make(Type::GenerateOptions));
-                let _ = mc_generate(nn(model), PROMPT.as_ptr().cast(), PROMPT.len(), options.cast(), nn(place), null_mut());
+                let (text, len) = (prompt().as_ptr().cast(), prompt().len());
+                let _ = mc_generate(nn(model), text, len, options.cast(), nn(place), null_mut());
                 mc_model_free(model);
                 release(Type::GenerateOptions, options);
                 return out;

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use metal_candle::{LoraConfig, LoraTrainer, Session, TrainOptions};
+use metal_candle_fuzz::targets::vocabulary::{SETTINGS, VOCABULARIES};
 use metal_candle_fuzz::{as_input, decoder, micro, model_folder, scratch};
 
 type Failed = Box<dyn std::error::Error>;
@@ -45,7 +46,7 @@ fn main() -> Result<(), Failed> {
         corpus.put("tokenizer", name, &std::fs::read(folder.join("tokenizer.json"))?)?;
         let config = std::fs::read(folder.join("config.json"))?;
         let settings = std::fs::read(folder.join("tokenizer_config.json"))?;
-        let generation = br#"{"do_sample":true,"temperature":0.7,"top_k":20,"top_p":0.8,"eos_token_id":[236,237]}"#;
+        let generation = br#"{"do_sample":true,"temperature":0.7,"top_k":20,"top_p":0.8,"eos_token_id":[80,81]}"#;
         corpus.put("config", name, &[&config[..], b"\0", generation, b"\0", &settings].concat())?;
         let index = br#"{"weight_map":{"model.norm.weight":"model.safetensors"}}"#;
         corpus.put("config", &format!("{name}-index"), &[&config[..], b"\0\0\0\0\0", index].concat())?;
@@ -114,12 +115,30 @@ fn main() -> Result<(), Failed> {
     }
 
     let mut state = 1u64;
-    for (i, length) in [4, 20, 100, 500, 500, 2000].into_iter().enumerate() {
+    for (i, length) in [4, 20, 60, 100, 256, 256, 256, 256].into_iter().enumerate() {
         let bytes = (0..length).map(|_| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 56) as u8
         });
         corpus.put("calls", &format!("{i}"), &bytes.collect::<Vec<u8>>())?;
+    }
+
+    for (name, class, vocabulary) in micro::vocabularies() {
+        let kind = [if name == "words" {
+            0
+        } else if name == "bytes" {
+            1
+        } else {
+            2
+        }];
+        corpus.put("vocabulary", name, &[&kind[..], class.as_bytes(), b"\0\0\0", &vocabulary].concat())?;
+    }
+    // Directories whose vocabularies transformers has read.
+    for folder in std::fs::read_dir(golden.join("vocabularies"))?.flatten().filter(|entry| entry.path().is_dir()) {
+        let read = |name: &str| std::fs::read(folder.path().join(name)).unwrap_or_default();
+        let kind = VOCABULARIES.iter().position(|names| folder.path().join(names[0]).exists()).ok_or("a vocabulary")?;
+        let parts: Vec<_> = SETTINGS.iter().chain(VOCABULARIES[kind]).map(|name| read(name)).collect();
+        corpus.put("vocabulary", &folder.file_name().to_string_lossy(), &[&[kind as u8], &parts.join(&0)[..]].concat())?;
     }
 
     for path in references {

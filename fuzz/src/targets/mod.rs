@@ -13,12 +13,13 @@ pub mod sentence;
 pub mod session;
 pub mod template;
 pub mod tokenizer;
+pub mod vocabulary;
 
 /// What is done with an input.
 pub type Run = fn(&[u8]);
 
 /// All, by their names.
-pub const ALL: [(&str, Run); 13] = [
+pub const ALL: [(&str, Run); 14] = [
     ("adapter", adapter::run),
     ("calls", calls::run),
     ("checkpoint", checkpoint::run),
@@ -32,4 +33,5 @@ pub const ALL: [(&str, Run); 13] = [
     ("session", session::run),
     ("template", template::run),
     ("tokenizer", tokenizer::run),
+    ("vocabulary", vocabulary::run),
 ];

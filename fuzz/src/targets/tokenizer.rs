@@ -6,7 +6,12 @@ use metal_candle::Tokenizer;
 pub fn run(input: &[u8]) {
     let path = scratch().join("tokenizer.json");
     put(&path, input);
-    let Some(tokenizer) = told(Tokenizer::load(&path)) else { return };
+    if let Some(tokenizer) = told(Tokenizer::load(&path)) {
+        use_tokenizer(&tokenizer);
+    }
+}
+
+pub fn use_tokenizer(tokenizer: &Tokenizer) {
     for text in ["", "ab aabb  the\n\u{e9}\u{1F600} <s>", "\u{0}\u{301}\u{FFFD}"] {
         let Some(ids) = told(tokenizer.encode(text, true)) else { continue };
         told(tokenizer.decode(&ids, false));

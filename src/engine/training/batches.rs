@@ -2,12 +2,14 @@
 //! it then takes about as much time for each of them, and as little memory as it can.
 
 use std::borrow::Cow;
+use std::collections::TryReserveError;
 
 use super::super::dataset::Sample;
 use super::super::random::Random;
 use crate::engine::Model;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::Batch;
+use crate::ops::copied;
 
 /// Sequences that the network can take, with at least one target token.
 pub(super) struct BatchSequences<'a> {
@@ -37,8 +39,12 @@ impl<'a> BatchSequences<'a> {
                 let (expected, found) = (tokens.len(), mask.len());
                 return Err(Error::argument(format!("loss_mask: expected {expected} values, one a token, found {found}")));
             }
-            Some(mask) => mask.to_vec(),
-            None => vec![true; tokens.len()],
+            Some(mask) => copied(mask).map_err(|e| no_memory(mask.len(), e))?,
+            None => {
+                let mut all = room(tokens.len())?;
+                all.resize(tokens.len(), true);
+                all
+            }
         };
         offsets[..offsets.len() - 1].iter().for_each(|&first| targets[first] = false);
         if !targets.contains(&true) {
@@ -49,13 +55,19 @@ impl<'a> BatchSequences<'a> {
     }
 
     /// Some of a dataset's examples.
-    pub fn of(samples: &[Sample], which: &[usize]) -> Self {
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn of(samples: &[Sample], which: &[usize]) -> Result<Self> {
         let samples = || which.iter().map(|&i| &samples[i]);
-        Self {
-            ids: samples().flat_map(|sample| &sample.ids).copied().collect(),
-            lengths: samples().map(|sample| sample.ids.len()).collect(),
-            targets: samples().flat_map(|sample| &sample.targets).copied().collect(),
-        }
+        let lengths: Vec<usize> = samples().map(|sample| sample.ids.len()).collect();
+        let len = lengths.iter().sum();
+        let (mut ids, mut targets) = (room(len)?, room(len)?);
+        samples().for_each(|sample| {
+            ids.extend_from_slice(&sample.ids);
+            targets.extend_from_slice(&sample.targets);
+        });
+        Ok(Self { ids: ids.into(), lengths, targets })
     }
 
     /// What the network takes.
@@ -119,6 +131,17 @@ fn shuffle<T>(items: &mut [T], random: &mut Random) {
     for i in (1..items.len()).rev() {
         items.swap(i, random.below(i + 1));
     }
+}
+
+/// For one of each token.
+fn room<T>(tokens: usize) -> Result<Vec<T>> {
+    let mut room = Vec::new();
+    room.try_reserve_exact(tokens).map_err(|e| no_memory(tokens, e))?;
+    Ok(room)
+}
+
+fn no_memory(tokens: usize, source: TryReserveError) -> Error {
+    Error::new(ErrorKind::OutOfMemory, format!("a batch of {tokens} tokens does not fit the memory")).with_source(source)
 }
 
 #[cfg(test)]

@@ -251,7 +251,7 @@ impl LoraTrainer {
         let batches = batches(&lengths, self.options.batch_size, order);
         for (i, batch) in batches.iter().enumerate().skip(self.progress.position) {
             let ends_epoch = i + 1 == batches.len();
-            let sequences = BatchSequences::of(samples, batch);
+            let sequences = BatchSequences::of(samples, batch)?;
             let micro = self.micro_step(&sequences, ends_epoch)?;
             clock.tokens += sequences.tokens();
             let progress = &mut self.progress;
@@ -328,7 +328,7 @@ impl LoraTrainer {
         order.sort_by_key(|&i| std::cmp::Reverse(samples[i].ids.len()));
         let (mut sum, mut targets) = (0.0, 0);
         for batch in order.chunks(self.options.batch_size) {
-            let sequences = BatchSequences::of(samples, batch);
+            let sequences = BatchSequences::of(samples, batch)?;
             sum += self.loss(&sequences)?;
             targets += sequences.target_tokens();
         }

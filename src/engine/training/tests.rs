@@ -157,7 +157,7 @@ fn a_training_that_stopped_within_a_step_goes_on_bit_for_bit() {
     let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
     let order = batches::batches(&lengths, 2, Random::stream(options.seed, ORDER | 1));
     for (i, batch) in order.iter().take(3).enumerate() {
-        stopped.micro_step(&BatchSequences::of(&samples, batch), false).unwrap();
+        stopped.micro_step(&BatchSequences::of(&samples, batch).unwrap(), false).unwrap();
         stopped.progress.position = i + 1;
     }
     assert_eq!((stopped.progress.micro, stopped.progress.epoch, stopped.gradients.is_some()), (3, 1, true));

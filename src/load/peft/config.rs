@@ -6,7 +6,8 @@ use fancy_regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
 use super::CONFIG;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::kernels::copied;
 use crate::load::Json;
 use crate::nn::{Module, Role};
 
@@ -422,7 +423,11 @@ fn tokens(json: &Json) -> Result<Vec<(Option<String>, Vec<usize>)>> {
     const KEY: &str = "trainable_token_indices";
     let distinct = |json: &Json, key: &str| {
         let ids = json.counts(key, MAX_TOKEN)?.unwrap_or_default();
-        let mut sorted = ids.clone();
+        let no_memory = |e| {
+            let message = format!("{key}: a copy of {} ids does not fit the memory", ids.len());
+            Error::new(ErrorKind::OutOfMemory, message).with_source(e)
+        };
+        let mut sorted = copied(&ids).map_err(no_memory)?;
         sorted.sort_unstable();
         match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
             Some(pair) => Err(json.invalid(key, &format!("expected each token once, found {} twice", pair[0]))),

@@ -3,7 +3,8 @@
 
 use super::config::BiasKind;
 use super::{CONFIG, Naming, PREFIX, Reader, Stored, TENSORS, finite, lacks, read_matrix};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::kernels::copied;
 use crate::load::safetensors::Tensors;
 use crate::nn::{LinearId, Module, Part, Role, Weights};
 
@@ -62,9 +63,19 @@ impl HeadLayer {
 
 impl HeadChange {
     /// The layer's weight and bias with the change, of those that the model has.
-    pub fn merged(&self, weight: Vec<f32>, bias: Option<Vec<f32>>, scale: f32) -> (Vec<f32>, Option<Vec<f32>>) {
-        let mut weight = self.weight.clone().unwrap_or(weight);
-        let bias = self.bias.clone().or(bias);
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn merged(&self, weight: Vec<f32>, bias: Option<Vec<f32>>, scale: f32) -> Result<(Vec<f32>, Option<Vec<f32>>)> {
+        let copy = |values: &Vec<f32>| {
+            let no_memory = |e| {
+                let message = format!("{}: a copy of {} values does not fit the memory", self.path, values.len());
+                Error::new(ErrorKind::OutOfMemory, message).with_source(e)
+            };
+            copied(values).map_err(no_memory)
+        };
+        let mut weight = self.weight.as_ref().map(copy).transpose()?.unwrap_or(weight);
+        let bias = self.bias.as_ref().map(copy).transpose()?.or(bias);
         if let (Some(HeadDelta { rank, a, b, magnitude, scaling }), Some(inputs)) = (&self.delta, self.inputs) {
             let rows = weight.chunks_exact_mut(inputs).zip(b.chunks_exact(*rank)).enumerate();
             for (output, (row, b)) in rows {
@@ -77,15 +88,15 @@ impl HeadChange {
                 }
             }
         }
-        (weight, bias)
+        Ok((weight, bias))
     }
 
     /// As PEFT stores it.
-    pub(super) fn tensors(&self) -> Tensors<'_> {
+    pub(super) fn tensors<'a>(&'a self) -> Tensors<'a> {
         let mut tensors = Tensors::new();
-        let mut add = |field: &str, cols: Option<usize>, values: &'_ [f32]| {
+        let mut add = |field: &str, cols: Option<usize>, values: &'a [f32]| {
             let shape = cols.map_or(vec![values.len()], |cols| vec![values.len() / cols, cols]);
-            tensors.insert(format!("{PREFIX}{}.{field}", self.path), (shape, values.to_vec().into()));
+            tensors.insert(format!("{PREFIX}{}.{field}", self.path), (shape, values.into()));
         };
         // PEFT keeps a module that it changes within another one.
         let own = if self.delta.is_some() { "base_layer." } else { "" };
