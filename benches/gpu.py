@@ -2,6 +2,7 @@
 
     cargo build --release --features cuda
     python3 benches/gpu.py                     # all; --only decode,together,prefill
+    python3 benches/gpu.py --shape lfm2-1.2b   # of a hybrid, or qwen3.5-0.8b: without a peer
     python3 benches/gpu.py --shape tiny --rounds 2 --device cpu   # seconds: tests the benchmark, says nothing about speed
 
 It needs numpy, and torch for the peer; without torch, or a GPU that it knows, the peer is skipped with a line. The model is written to
@@ -18,12 +19,13 @@ import time
 import numpy as np
 
 import c_abi
-from make_model import CACHE, ROOT, SEED, Shape
+from make_model import CACHE, HYBRIDS, ROOT, SEED, Shape, make_model
 
 SHAPES = {
     "qwen2.5-0.5b": Shape(24, 896, 4864, 14, 2, 151936),
     "qwen2.5-7b": Shape(28, 3584, 18944, 28, 4, 152064, head_dim=128),
     "tiny": Shape(2, 128, 352, 2, 1, 1024),
+    **HYBRIDS,
 }
 # Name: (type, quantisation on loading), and what the kernels of a GPU make of it.
 WAYS = {
@@ -54,7 +56,8 @@ def main():
     prompt = draw.integers(0, shape.vocab_size, PROMPT).tolist()
     long = draw.integers(0, shape.vocab_size, PREFILL).tolist()
     rows, reference = [], None
-    if peer := torch_peer(directory, shape, args.device):
+    peer = torch_peer(directory, shape, args.device) if isinstance(shape, Shape) else None
+    if peer:
         rows += peer.measure(args, prompt, long)
         reference = peer.logits(long)
         peer.free()
@@ -77,7 +80,9 @@ def main():
 
 
 def written(name):
-    """The model's directory: config.json and one file of BF16, seeded; made if missing."""
+    """The model's directory: config.json and one file of BF16, seeded; made if missing. Of a hybrid the GGUF file."""
+    if name in HYBRIDS:
+        return make_model(name) / "model.gguf"
     shape, directory = SHAPES[name], CACHE / f"gpu-{name}"
     if (directory / "model.safetensors").exists():
         return directory
