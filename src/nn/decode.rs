@@ -18,6 +18,9 @@ impl Transformer {
     /// # Errors
     /// A failed device operation; what the kernels lack is the inner error.
     pub(super) fn new_decode_step(&self) -> Result<Option<std::result::Result<DecodeStep, Unsupported>>> {
+        if !DecodeStep::is_for(self.backend()) {
+            return Ok(None);
+        }
         match self.decoder_parts() {
             Ok(parts) => DecodeStep::new(&parts, self.backend()),
             Err(unsupported) => Ok(Some(Err(unsupported))),

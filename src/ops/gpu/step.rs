@@ -276,6 +276,11 @@ struct DeltaNetLaunch {
 }
 
 impl DecodeStep {
+    /// Whether a backend has kernels, whatever they lack of a network.
+    pub fn is_for(backend: &Backend) -> bool {
+        matches!(backend, Backend::Tensors(device) if Gpu::is_for(device))
+    }
+
     /// The step of a network on a backend; `None` where the backend has no kernels.
     ///
     /// # Errors
