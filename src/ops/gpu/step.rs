@@ -4,7 +4,8 @@
 //! Of several rows, of one sequence or of many, four share what is read of a matrix; a norm is then a launch of its own, and each row has
 //! its attention. What adapters add to a product of one row is made before it, `B A x`, and takes the place of its bias.
 //!
-//! Weights, keys and values are the tensors that prompts are evaluated with; of a step only the logits come back, or the best token.
+//! Weights, keys and values are the tensors that prompts are evaluated with, and states of fixed size become what kernels change in place
+//! (`state.rs`); of a step only the logits come back, or the best token.
 
 use std::f32::consts::FRAC_1_SQRT_2;
 use std::sync::{Mutex, PoisonError};
