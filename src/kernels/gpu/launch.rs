@@ -622,10 +622,10 @@ impl<'a> LaunchList<'a> {
                 "a delta net: expected up to {MOST_TAPS} taps and heads of up to {WIDEST_SCAN} values, found {taps} and {shape:?}"
             )
         }
-        let sizes = [heads, groups, key_dim, value_dim, *taps].map(|n| n as u32);
-        let params = [&sizes[..], &[length_eps.to_bits(), norm.eps.to_bits()]].concat();
+        let [heads, groups, keys, values, taps] = [heads, groups, key_dim, value_dim, *taps].map(|n| n as u32);
+        let params = [heads, groups, keys, values, taps, length_eps.to_bits(), norm.eps.to_bits()];
         let buffers = [inputs, position, conv.view(), bias.view(), rates.view(), norm.weight.view(), ring, state, out];
-        self.push(kernels.delta_net, [heads as u32, 1, 1], THREADS, &buffers, &params)
+        self.push(kernels.delta_net, [heads, 1, 1], THREADS, &buffers, &params)
     }
 
     /// Attention of one row, whose key and value the cache takes up.

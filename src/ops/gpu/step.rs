@@ -445,6 +445,7 @@ impl DecodeStep {
         Ok(())
     }
 
+    /// Of each row where it stands, once the sequences' states are found to be of one length.
     fn places(&self, sequences: &[StepSequence<'_>]) -> Result<Vec<RowPlace>> {
         let angles: usize = self.ropes.iter().map(|half| 4 * half).sum();
         let mut places = Vec::new();
